@@ -1,0 +1,22 @@
+# THE TABLE: one line a target. Every kernel source is compiled once per line, in the target's own namespace,
+# so that the linker can never merge AVX-512 code into what an AVX2 machine runs (tools/check_weak_symbols.py).
+set(FASTATTN_KERNEL_FLAGS -O3 -ffp-contract=off -fno-math-errno -fno-trapping-math -fno-exceptions -fno-rtti
+    -fno-lto -fno-threadsafe-statics -Wall -Wextra)
+
+function(fastattn_simd_target name)
+  add_library(fastattn_kernels_${name} OBJECT ${FASTATTN_KERNEL_SOURCES})
+  target_compile_definitions(fastattn_kernels_${name} PRIVATE FASTATTN_TARGET=${name} FASTATTN_TARGET_${name}=1)
+  target_compile_options(fastattn_kernels_${name} PRIVATE ${FASTATTN_KERNEL_FLAGS} ${ARGN})
+  target_include_directories(fastattn_kernels_${name} PRIVATE ${PROJECT_SOURCE_DIR}/csrc)
+  set_target_properties(fastattn_kernels_${name} PROPERTIES
+    POSITION_INDEPENDENT_CODE ON CXX_VISIBILITY_PRESET hidden VISIBILITY_INLINES_HIDDEN ON)
+  set_property(GLOBAL APPEND PROPERTY FASTATTN_TARGETS ${name})
+endfunction()
+
+fastattn_simd_target(scalar)
+if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
+  fastattn_simd_target(avx2 -mavx2 -mfma -mf16c)
+  fastattn_simd_target(avx512 -mavx512f -mavx512bw -mavx512vl -mavx512dq -mfma -mf16c -mprefer-vector-width=512)
+elseif(CMAKE_SYSTEM_PROCESSOR MATCHES "aarch64|arm64")
+  fastattn_simd_target(neon)
+endif()

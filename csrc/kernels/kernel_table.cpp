@@ -1,0 +1,27 @@
+#include "kernels/kernels.h"
+#include "kernels/kernel_list.h"
+
+namespace fastattn::FASTATTN_TARGET {
+
+#define FA_NAME_OF(x) #x
+#define FA_NAME(x) FA_NAME_OF(x)
+
+const KernelTable& kernel_table() {
+    static constexpr KernelTable table{
+        .target = FA_NAME(FASTATTN_TARGET),
+        .linear_f32 = linear_f32,
+        .layer_norm_f32 = layer_norm_f32,
+        .kv_store_f32 = kv_store_f32,
+        .attention_f32 = attention_f32,
+        .attention_probs_f32 = attention_probs_f32,
+        .softmax_f32 = softmax_f32,
+        .activation_f32 = activation_f32,
+        .add_f32 = add_f32,
+        .pool_f32 = pool_f32,
+        .l2_normalize_f32 = l2_normalize_f32,
+        .argmax_f32 = argmax_f32,
+    };
+    return table;
+}
+
+}  // namespace fastattn::FASTATTN_TARGET

@@ -1,0 +1,33 @@
+// Sixteen float lanes, whatever the hardware: one zmm, two ymm, four NEON registers or a plain array.
+// Because every target computes on the same sixteen lanes, every reduction has the same tree and every kernel,
+// written once on this header, gives the same bits on every target (docs/numerics.md).
+//
+// Each vec_<target>.h provides, in namespace fastattn::<target>:
+//   struct Vec, struct Mask
+//   constexpr int kTileVecs            vectors across n in the register tile of the matrix product
+//   zero() broadcast(float) load(p) load_partial(p, n) store(p, v) store_partial(p, v, n)   n in 0..16, rest is 0
+//   fma(a, b, c) = a * b + c, rounded once
+//   add sub mul div sqrt abs neg
+//   max(a, b) = a > b ? a : b      min(a, b) = a < b ? a : b      (a NaN in either gives b, as on x86)
+//   less(a, b) -> Mask, first_lanes(n) -> Mask, select(mask, a, b) = mask ? a : b, is_nan(a) -> Mask, any(mask)
+//   round_even(a)                      to the nearest integer, ties to even
+//   times_pow2(a, n)                   a * 2^n for integer-valued n in [-126, 127]: exponent arithmetic, one rounding
+//   reduce_add(v) reduce_max(v)        lanes i and i + 8, then i + 4, i + 2, i + 1
+#pragma once
+
+#define FASTATTN_LANES 16
+
+#if defined(FASTATTN_TARGET_avx512)
+#include "simd/vec_avx512.h"
+#elif defined(FASTATTN_TARGET_avx2)
+#include "simd/vec_avx2.h"
+#elif defined(FASTATTN_TARGET_neon)
+#include "simd/vec_neon.h"
+#else
+#include "simd/vec_scalar.h"
+#endif
+
+namespace fastattn::FASTATTN_TARGET {
+inline constexpr int kLanes = FASTATTN_LANES;
+inline constexpr int kTileRows = 6;
+}  // namespace fastattn::FASTATTN_TARGET

@@ -1,0 +1,57 @@
+"""The typed errors of fastattn. Every message names the argument or file, what was expected and what was found."""
+
+from __future__ import annotations
+
+
+class FastattnError(Exception):
+    """Base class of everything that fastattn raises on purpose."""
+
+
+class ModelFormatError(FastattnError, ValueError):
+    """A file of a checkpoint is malformed.
+
+    `path`, `tensor` and `offset` say where, as far as known; `code` is a short stable word for programs.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        path: str | None = None,
+        tensor: str | None = None,
+        offset: int | None = None,
+        code: str = "malformed",
+    ) -> None:
+        super().__init__(message)
+        self.path = path
+        self.tensor = tensor
+        self.offset = offset
+        self.code = code
+
+
+class ConfigError(FastattnError, ValueError):
+    """config.json asks for something unknown or unsupported, or does not fit the tensors."""
+
+
+class InputError(FastattnError, ValueError):
+    """An argument has the wrong value or shape."""
+
+
+class ContextLengthError(InputError):
+    """A text is longer than the model's context."""
+
+
+class DTypeError(FastattnError, TypeError):
+    """An array has a dtype that is not accepted, or an argument has the wrong type."""
+
+
+class NonFiniteError(FastattnError, FloatingPointError):
+    """NaN or infinity where a finite number is needed, as in logits that are to be sampled."""
+
+
+class OutOfMemory(FastattnError, MemoryError):  # noqa: N818 - the name says it
+    """Memory could not be had; the message says how much was planned."""
+
+
+class Cancelled(FastattnError):  # noqa: N818
+    """The call was cancelled from another thread."""

@@ -1,0 +1,104 @@
+"""The Program: a flat list of about fifteen kinds of op that every executor runs.
+
+A step is ragged: `n_tokens` packed tokens of `n_sequences` sequences, nothing padded. Every value of a Program is a
+float matrix whose rows are one of
+
+    "tokens"      one row a token of the step
+    "wanted"      one row a token in `Step.wanted` (the rows whose logits are asked for)
+    "sequences"   one row a sequence
+
+| kind            | inputs         | weights          | attrs                                                   | output    |
+|-----------------|----------------|------------------|---------------------------------------------------------|-----------|
+| embedding       |                | table            | index: "token_ids", "positions", "token_type_ids"       | tokens    |
+| add             | a, b           |                  |                                                         | as a      |
+| layer_norm      | x              | weight, bias     | eps                                                     | as x      |
+| linear          | x [, residual] | weight [, bias]  | activation, has_bias, has_residual                      | as x      |
+| activation      | x              |                  | activation                                              | as x      |
+| slice           | x              |                  | offset, width (a view of columns, no copy)              | as x      |
+| attention       | q, k, v        |                  | causal, layer, n_head, n_kv_head, head_dim, scale       | as q      |
+| attention_probs | q, k           |                  | the same; gives a list of [n_head, q_len, kv_len]       | (ragged)  |
+| gather_rows     | x (tokens)     |                  | which: "wanted", "first", "last" (of each sequence)     | by which  |
+| pool            | x (tokens)     |                  | pool: "mean", "max", "mean_sqrt_len"                    | sequences |
+| l2_normalize    | x              |                  | eps                                                     | as x      |
+
+`activation` is one of "none", "gelu_erf", "gelu_tanh", "relu", "tanh", "silu". A linear computes
+residual + activation(x @ weight.T + bias). Attention with causal=True reads and writes the KV cache of the step's
+sequences; without it, keys and values live for the step alone. `attention_probs` stands before its attention.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Rows = Literal["tokens", "wanted", "sequences"]
+Attr = int | float | str | bool
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """One matrix of a Program: which rows it has, and its width in columns (0 for attention_probs)."""
+
+    rows: Rows
+    width: int
+
+
+@dataclass(frozen=True, slots=True)
+class Weight:
+    """A parameter. `parts` are tensor names of the checkpoint, stacked along out_features (fused QKV has three).
+
+    use: "matrix" [out_features, in_features] (linear), "table" [rows, width] (embedding), "vector" [width].
+    A "matrix" may also be read as a "table" (tied embeddings): it is stored once, as a matrix.
+    transposed: the checkpoint holds [in_features, out_features] (GPT-2's Conv1D).
+    """
+
+    parts: tuple[str, ...]
+    use: Literal["matrix", "table", "vector"]
+    shape: tuple[int, ...]
+    transposed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Op:
+    """One operation. inputs and output are indices into Program.values; weights are keys of Program.weights."""
+
+    kind: str
+    inputs: tuple[int, ...]
+    output: int
+    weights: tuple[str, ...] = ()
+    attrs: Mapping[str, Attr] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """A traced model."""
+
+    values: tuple[Value, ...]
+    ops: tuple[Op, ...]
+    weights: Mapping[str, Weight]
+    outputs: Mapping[str, int]  # name -> value; more may be marked with `with_outputs`
+    n_layer: int  # attention layers, for the KV cache
+    n_kv_head: int
+    head_dim: int
+    max_positions: int
+    causal: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """The input of one run, already validated (`fastattn.models.inputs`).
+
+    token_ids, positions, token_type_ids: int32 [n_tokens]; cu_seqlens: int32 [n_sequences + 1], prefix sums of the
+    lengths; wanted: int32 [n_wanted], rows of the step in rising order; caches: one per sequence or None.
+    """
+
+    token_ids: NDArray[np.int32]
+    cu_seqlens: NDArray[np.int32]
+    positions: NDArray[np.int32]
+    wanted: NDArray[np.int32]
+    token_type_ids: NDArray[np.int32] | None = None
+    caches: tuple[object, ...] | None = None
