@@ -6,7 +6,6 @@ hangs after a fork.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
@@ -15,13 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastattn.errors import ConfigError, DTypeError, InputError, ModelFormatError
+from fastattn.jsonfile import read_json_object
 
 if TYPE_CHECKING:
     from tokenizers import Encoding as RawEncoding
     from tokenizers import Tokenizer as RawTokenizer
 
 MAX_TEXT_CHARS = 16 * 2**20  # a longer text is refused before it is tokenised
-_MAX_JSON_BYTES = 64 * 2**20
 _ROLES = ("bos", "eos", "pad", "cls", "sep", "mask", "unk")
 _DEFAULT_SPECIALS: dict[str, dict[str, str]] = {
     "gpt2": {"bos": "<|endoftext|>", "eos": "<|endoftext|>", "unk": "<|endoftext|>"},
@@ -378,10 +377,10 @@ def has_tokenizer(directory: Path) -> bool:
 
 def load_tokenizer(directory: Path) -> Tokenizer:
     """The tokenizer of a local directory."""
-    config = _read_json(directory / "tokenizer_config.json")
+    config = read_json_object(directory / "tokenizer_config.json")
     family = _family(directory, config)
     specials = dict(_DEFAULT_SPECIALS[family])
-    for source in (config, _read_json(directory / "special_tokens_map.json")):
+    for source in (config, read_json_object(directory / "special_tokens_map.json")):
         for role in _ROLES:
             content = _content(source.get(f"{role}_token"))
             if content is not None:
@@ -408,21 +407,6 @@ def load_tokenizer(directory: Path) -> Tokenizer:
     )
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file, {} where there is no file."""
-    if not path.is_file():
-        return {}
-    if path.stat().st_size > _MAX_JSON_BYTES:
-        raise ModelFormatError(f"{path}: expected at most {_MAX_JSON_BYTES} bytes", path=str(path), code="too_large")
-    try:
-        found = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise ModelFormatError(f"{path}: expected JSON: {error}", path=str(path), code="json") from error
-    if not isinstance(found, dict):
-        raise ModelFormatError(f"{path}: expected a JSON object, got {type(found).__name__}", path=str(path))
-    return found
-
-
 def _content(token: object) -> str | None:
     """A special token's text: written as a str or as {"content": str}."""
     if isinstance(token, dict):
@@ -431,7 +415,7 @@ def _content(token: object) -> str | None:
 
 
 def _family(directory: Path, config: Mapping[str, Any]) -> Family:
-    kind = str(config.get("tokenizer_class") or _read_json(directory / "config.json").get("model_type") or "").lower()
+    kind = str(config.get("tokenizer_class") or read_json_object(directory / "config.json").get("model_type") or "").lower()
     if "roberta" in kind:
         return "roberta"
     if "bert" in kind:
@@ -444,7 +428,7 @@ def _family(directory: Path, config: Mapping[str, Any]) -> Family:
 def _raw_from_json(path: Path) -> RawTokenizer:
     from tokenizers import Tokenizer as Raw
 
-    _read_json(path)
+    read_json_object(path)
     try:
         return Raw.from_file(str(path))
     except Exception as error:  # the library raises plain Exception
@@ -487,7 +471,7 @@ def _raw_byte_level(
     from tokenizers import Tokenizer as Raw
     from tokenizers import decoders, models, pre_tokenizers, processors
 
-    vocab = _read_json(directory / "vocab.json")
+    vocab = read_json_object(directory / "vocab.json")
     prefix_space = bool(config.get("add_prefix_space", False))
     try:
         raw = Raw(models.BPE.from_file(str(directory / "vocab.json"), str(directory / "merges.txt")))

@@ -53,6 +53,11 @@ class Detokenizer:
         self._ids.append(token_id)
         return self._window_text(final=False)
 
+    @property
+    def holds_back(self) -> bool:
+        """True inside a character: its other bytes are in tokens to come."""
+        return bool(self._utf8.getstate()[0]) or self._done < len(self._ids)
+
     def flush(self) -> str:
         """What is still held back; an unfinished character becomes U+FFFD."""
         if self._tokenizer.byte_level:
