@@ -361,7 +361,7 @@ class AutoTokenizer:
         """
         if Path(path).is_dir():
             return load_tokenizer(Path(path))
-        from fastattn.hub import resolve
+        from fastattn.checkpoint.hub import resolve
 
         directory = resolve(
             path, revision=revision, cache_dir=cache_dir, local_files_only=local_files_only, token=token

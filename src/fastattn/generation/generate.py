@@ -14,6 +14,7 @@ from fastattn.generation.options import DEFAULT_NEW_TOKENS, GenerationOptions
 from fastattn.generation.scheduler import FinishReason, Request, Scheduler
 from fastattn.generation.stopping import TextState
 from fastattn.graph.executor import Executor
+from fastattn.models.inputs import read_batch
 from fastattn.tokenizer import Tokenizer, check_text
 
 if TYPE_CHECKING:
@@ -256,4 +257,7 @@ def _vocab_size(model: LanguageModel) -> int:
 
 def _prompts(model: LanguageModel, ids: Any, attention_mask: Any) -> tuple[list[NDArray[np.int32]], bool]:
     """The prompts as int32 arrays, and whether the caller gave one sequence alone."""
-    raise NotImplementedError
+    batch = read_batch(
+        ids, attention_mask, vocab_size=_vocab_size(model), max_positions=model.executor.program.max_positions
+    )
+    return list(batch.ids), batch.layout == "single"

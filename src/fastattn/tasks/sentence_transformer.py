@@ -60,7 +60,7 @@ class SentenceTransformer:
     ) -> None:
         directory = Path(model_name_or_path)
         if not directory.is_dir():
-            from fastattn.hub import resolve
+            from fastattn.checkpoint.hub import resolve
 
             directory = resolve(
                 model_name_or_path,
