@@ -1,5 +1,9 @@
 #pragma once
+// GCC 12 takes the deliberately undefined operands inside these intrinsics for mistakes (GCC bug 105593).
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #include <immintrin.h>
+#pragma GCC diagnostic pop
 
 namespace fastattn::FASTATTN_TARGET {
 
