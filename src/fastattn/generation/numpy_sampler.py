@@ -6,7 +6,7 @@ Used with the float64 numpy executor and as the oracle of the C++ sampler. For e
    multiplied (Keskar et al. 2019, "CTRL");
 2. greedy (do_sample 0 or temperature 0): the highest logit, the first index on ties;
 3. division by the temperature; candidates in descending order of logit, ties by lower index;
-4. top-k: the first k candidates (0: all);
+4. top-k: the first k candidates and those tied with the last of them (0: all);
 5. weights exp(l - l_max) in float32; top-p: the shortest prefix whose weight, summed in that order in float64, reaches
    top_p of the total; at least one candidate (Holtzman et al. 2019, "The Curious Case of Neural Text Degeneration");
 6. min-p: candidates with a weight of at least min_p (the highest weight is 1);
@@ -96,8 +96,9 @@ def _sample_row(row: NDArray[np.floating[Any]], params: np.void, history: NDArra
         return int(scores.argmax())
     scores = scores / params["temperature"]
     order = np.argsort(-scores, kind="stable")
+    order = order[: np.count_nonzero(scores > -np.inf)]
     if 0 < params["top_k"] < len(order):
-        order = order[: params["top_k"]]
+        order = order[: np.count_nonzero(scores >= scores[order[params["top_k"] - 1]])]
     weights = np.exp((scores[order] - scores[order[0]]).astype(np.float32))
     running = np.cumsum(weights, dtype=np.float64)
     if params["top_p"] < 1:

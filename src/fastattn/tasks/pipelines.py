@@ -176,7 +176,7 @@ class TextClassificationPipeline:
         return results if top_k == "default" and isinstance(inputs, str) else results[0]
 
     def _activation(self) -> Activation:
-        problem = self.model.config.get("problem_type")
+        problem = self.model.config.problem_type
         if problem == "regression":
             return "none"
         return "sigmoid" if problem == "multi_label_classification" or len(self.model.id2label) == 1 else "softmax"

@@ -14,9 +14,12 @@ from numpy.typing import NDArray
 from fastattn.errors import ConfigError, DTypeError, InputError
 from fastattn.generation.generate import need_tokenizer
 from fastattn.generation.options import check_count
+from fastattn.graph.executor import Executor
+from fastattn.graph.rewrites import optimise, with_pooling
 from fastattn.jsonfile import read_json, read_json_object
 from fastattn.models.auto import AutoModel
-from fastattn.tasks.pooling import Pooling, normalized
+from fastattn.models.inputs import read_batch
+from fastattn.tasks.pooling import POOL_OPS, Pooling, normalized
 from fastattn.tokenizer import check_text, check_texts, is_list_like
 
 Vectors = NDArray[np.float32]
@@ -72,9 +75,11 @@ class SentenceTransformer:
         folder = _read_folder(directory)
         self.model = AutoModel.from_pretrained(folder.transformer, dtype=dtype, device=device, threads=threads)
         self.tokenizer = need_tokenizer(self.model, "SentenceTransformer")
+        self._hidden_size = self.model.config.hidden_size
         self._pooling = Pooling.from_config(
-            folder.pooling, where=folder.pooling_path, hidden_size=self.model.hidden_size
+            folder.pooling, where=folder.pooling_path, hidden_size=self._hidden_size
         )
+        self._pooled = self._pooled_executor()
         self._normalize = folder.normalize
         self._lower = folder.do_lower_case
         self.prompts = dict(folder.prompts if prompts is None else prompts)
@@ -96,7 +101,7 @@ class SentenceTransformer:
 
     def get_sentence_embedding_dimension(self) -> int:
         """Numbers in a vector."""
-        full = self.model.hidden_size * len(self._pooling.modes)
+        full = self._hidden_size * len(self._pooling.modes)
         return full if self.truncate_dim is None else min(full, self.truncate_dim)
 
     get_embedding_dimension = get_sentence_embedding_dimension
@@ -135,7 +140,7 @@ class SentenceTransformer:
         rows = self._rows(texts, prefix, batch_size, tokens=tokens, progress=bool(show_progress_bar))
         if tokens:
             return rows[0] if single else rows
-        vectors = np.stack(rows) if rows else np.zeros((0, self.model.hidden_size * len(self._pooling.modes)), np.float32)
+        vectors = np.stack(rows) if rows else np.zeros((0, self._hidden_size * len(self._pooling.modes)), np.float32)
         if self._normalize:
             vectors = normalized(vectors)
         if width is not None:
@@ -180,7 +185,16 @@ class SentenceTransformer:
 
     def close(self) -> None:
         """Give the model's memory back."""
+        if self._pooled is not None:
+            self._pooled.close()
         self.model.close()
+
+    def _pooled_executor(self) -> Executor | None:
+        """The model with the pooling as its last op, for a single mode that there is an op for."""
+        kind = POOL_OPS.get(self._pooling.modes[0]) if len(self._pooling.modes) == 1 else None
+        if kind is None or not self._pooling.include_prompt:
+            return None
+        return self.model.executor.with_program(optimise(with_pooling(self.model.traced, kind)))
 
     def _rows(
         self, texts: Sequence[str], prefix: str, batch_size: int, *, tokens: bool, progress: bool
@@ -194,15 +208,35 @@ class SentenceTransformer:
         rows: list[Vectors | None] = [None] * len(encoded)
         for start in range(0, len(order), batch_size):
             batch = order[start : start + batch_size]
-            output = self.model([encoded[i][0] for i in batch], token_type_ids=[encoded[i][1] for i in batch])
-            for i, states in zip(batch, output.last_hidden_state, strict=True):
-                rows[i] = states.astype(np.float32) if tokens else self._pooling(states, prompt_len=prompt_len)
+            ids, type_ids = [encoded[i][0] for i in batch], [encoded[i][1] for i in batch]
+            if self._pooled is not None and not tokens:
+                found: Sequence[NDArray[Any]] = self._run_pooled(self._pooled, ids, type_ids)
+            else:
+                found = self.model(ids, token_type_ids=type_ids).last_hidden_state
+                if not tokens:
+                    found = [self._pooling(states, prompt_len=prompt_len) for states in found]
+            for i, row in zip(batch, found, strict=True):
+                rows[i] = row.astype(np.float32)
             if progress:
                 done = min(start + batch_size, len(order))
                 print(f"\rencoded {done} of {len(order)}", end="", file=sys.stderr, flush=True)
         if progress:
             print(file=sys.stderr)
         return cast("list[Vectors]", rows)
+
+    def _run_pooled(
+        self, executor: Executor, ids: list[NDArray[np.int32]], type_ids: list[NDArray[np.int32]]
+    ) -> NDArray[Any]:
+        config = self.model.config
+        batch = read_batch(
+            ids,
+            None,
+            type_ids,
+            vocab_size=config.vocab_size,
+            max_positions=config.max_positions,
+            type_vocab_size=config.type_vocab_size,
+        )
+        return batch.restore_sequences(cast("NDArray[Any]", executor.run(batch.step())["embedding"]))
 
     def _ids(self, texts: Sequence[str]) -> list[tuple[NDArray[np.int32], NDArray[np.int32]]]:
         if self._lower:
