@@ -236,7 +236,8 @@ def require_weight_dtype(info: TensorInfo) -> None:
 
 def _to_float32(data: bytes, dtype: str) -> NDArray[np.float32]:
     if dtype == "BF16":
-        return (np.frombuffer(data, "<u2").astype(np.uint32) << np.uint32(16)).view(np.float32)
+        wide: NDArray[np.float32] = (np.frombuffer(data, "<u2").astype(np.uint32) << np.uint32(16)).view(np.float32)
+        return wide
     return np.frombuffer(data, "<f4" if dtype == "F32" else "<f2").astype(np.float32)
 
 

@@ -1,4 +1,4 @@
-"""JSON of files that somebody else wrote: no duplicate keys, no NaN, bounded depth, every failure a plain ValueError."""
+"""JSON of files that somebody else wrote: no duplicate keys, no NaN, bounded depth; every failure is a JsonError."""
 
 from __future__ import annotations
 

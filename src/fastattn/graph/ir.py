@@ -7,21 +7,21 @@ float matrix whose rows are one of
     "wanted"      one row a token in `Step.wanted` (the rows whose logits are asked for)
     "sequences"   one row a sequence
 
-| kind            | inputs         | weights          | attrs                                                   | output    |
-|-----------------|----------------|------------------|---------------------------------------------------------|-----------|
-| embedding       |                | table            | index: "token_ids", "positions", "token_type_ids";      | tokens    |
-|                 |                |                  | offset: table row = index + offset (RoBERTa positions)  |           |
-| add             | a, b           |                  |                                                         | as a      |
-| layer_norm      | x              | weight, bias     | eps                                                     | as x      |
-| linear          | x [, residual] | weight [, bias]  | activation, has_bias, has_residual                      | as x      |
-| activation      | x              |                  | activation                                              | as x      |
-| slice           | x              |                  | offset, width (a view of columns, no copy)              | as x      |
-| attention       | q, k, v        |                  | causal, layer, n_head, n_kv_head, head_dim, scale,      | as q      |
-|                 |                |                  | q_rows: "tokens", "wanted", "first", "last"             |           |
-| attention_probs | q, k           |                  | the same; gives a list of [n_head, q_len, kv_len]       | (ragged)  |
-| gather_rows     | x (tokens)     |                  | which: "wanted", "first", "last" (of each sequence)     | by which  |
-| pool            | x (tokens)     |                  | pool: "mean", "max", "mean_sqrt_len"                    | sequences |
-| l2_normalize    | x              |                  | eps                                                     | as x      |
+| kind            | inputs         | weights          | attrs                                              | output    |
+|-----------------|----------------|------------------|----------------------------------------------------|-----------|
+| embedding       |                | table            | index: "token_ids", "positions", "token_type_ids"; | tokens    |
+|                 |                |                  | offset: row = index + offset (RoBERTa's positions)  |           |
+| add             | a, b           |                  |                                                    | as a      |
+| layer_norm      | x              | weight, bias     | eps                                                | as x      |
+| linear          | x [, residual] | weight [, bias]  | activation, has_bias, has_residual                 | as x      |
+| activation      | x              |                  | activation                                         | as x      |
+| slice           | x              |                  | offset, width (a view of columns, no copy)         | as x      |
+| attention       | q, k, v        |                  | causal, layer, n_head, n_kv_head, head_dim, scale, | as q      |
+|                 |                |                  | q_rows: "tokens", "wanted", "first", "last"        |           |
+| attention_probs | q, k           |                  | the same; gives a list of [n_head, q_len, kv_len]  | (ragged)  |
+| gather_rows     | x (tokens)     |                  | which: "wanted", "first", "last" (of a sequence)    | by which  |
+| pool            | x (tokens)     |                  | pool: "mean", "max", "mean_sqrt_len"               | sequences |
+| l2_normalize    | x              |                  | eps                                                | as x      |
 
 `activation` is one of "none", "gelu_erf", "gelu_tanh", "relu", "tanh", "silu". A linear computes
 residual + activation(x @ weight.T + bias). Attention with causal=True reads and writes the KV cache of the step's

@@ -16,12 +16,12 @@ from fastattn.graph.ir import Op, Program, Step, Weight
 Float64 = NDArray[np.float64]
 Load = Callable[[str], NDArray[np.floating]]
 
-_erf = np.frompyfunc(math.erf, 1, 1)
+_erf = np.vectorize(math.erf, otypes=[np.float64])
 
 
 def gelu_erf(x: Float64) -> Float64:
     """x * Phi(x) (Hendrycks and Gimpel 2016)."""
-    phi: Float64 = 0.5 * (1.0 + _erf(x * math.sqrt(0.5)).astype(np.float64))
+    phi: Float64 = 0.5 * (1.0 + _erf(x * math.sqrt(0.5)))
     return x * phi
 
 
@@ -182,7 +182,8 @@ class _Run:
         self, program: Program, weights: Mapping[str, Float64], step: Step, caches: Sequence[NumpyCache]
     ) -> None:
         self.weights, self.step, self.caches = weights, step, caches
-        self.spans = list(zip(step.cu_seqlens[:-1].tolist(), step.cu_seqlens[1:].tolist(), strict=True))
+        bounds = [int(bound) for bound in step.cu_seqlens]
+        self.spans = list(zip(bounds[:-1], bounds[1:], strict=True))
         self.fresh: list[tuple[NumpyCache, int, Float64, Float64]] = []
         for sequence, (start, end) in enumerate(self.spans):
             total = end - start + (caches[sequence].length if caches else 0)
@@ -317,7 +318,8 @@ class _Run:
 def _heads(x: Float64, op: Op) -> Float64:
     """[rows, heads * head_dim] -> [heads, rows, head_dim]."""
     head_dim = int(op.attrs["head_dim"])
-    return x.reshape(len(x), x.shape[1] // head_dim, head_dim).transpose(1, 0, 2)
+    heads: Float64 = x.reshape(len(x), x.shape[1] // head_dim, head_dim).transpose(1, 0, 2)
+    return heads
 
 
 def _repeat(x: Float64, op: Op) -> Float64:
@@ -328,4 +330,5 @@ def _repeat(x: Float64, op: Op) -> Float64:
 def _join(x: Float64) -> Float64:
     """[heads, rows, head_dim] -> [rows, heads * head_dim]."""
     heads, rows, head_dim = x.shape
-    return x.transpose(1, 0, 2).reshape(rows, heads * head_dim)
+    joined: Float64 = x.transpose(1, 0, 2).reshape(rows, heads * head_dim)
+    return joined

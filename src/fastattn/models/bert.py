@@ -50,6 +50,7 @@ class BertConfig:
     eos_token_ids: tuple[int, ...]
     pad_token_id: int | None
     labels: tuple[str, ...]
+    problem_type: str | None
     model_type: str = "bert"
     position_offset: int = 0
 
@@ -82,6 +83,7 @@ def read_bert_config(c: ConfigReader, *, model_type: str, vocab_size: int = 3052
         eos_token_ids=c.eos(),
         pad_token_id=pad_token_id,
         labels=c.labels(),
+        problem_type=c.problem_type(),
         model_type=model_type,
         position_offset=offset,
     )

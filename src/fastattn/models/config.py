@@ -1,4 +1,4 @@
-"""Reading config.json: every option is understood, required to have the value that we compute, or known not to matter."""
+"""Reading config.json: an option is understood, or must have the value that we compute, or is known not to matter."""
 
 from __future__ import annotations
 
@@ -27,9 +27,21 @@ ACTIVATION_NAMES: Mapping[str, Activation] = {
 }
 
 # Options of any family that change nothing in what we compute: training, saving, generation, tokenizers, history.
-HARMLESS = frozenset(
-    ["_name_or_path", "_attn_implementation", "_commit_hash", "architectures", "auto_map", "bos_token_id", "chunk_size_feed_forward", "classifier_dropout", "cls_token_id", "custom_pipelines", "dtype", "eos_token_id", "finetuning_task", "gradient_checkpointing", "id2label", "initializer_range", "initializer_factor", "keys_to_ignore_at_inference", "label2id", "language_model", "mask_token_id", "model_type", "num_labels", "output_attentions", "output_hidden_states", "output_past", "pad_token_id", "prefix", "problem_type", "return_dict", "return_dict_in_generate", "sep_token_id", "task_specific_params", "tie_word_embeddings", "tokenizer_class", "torch_dtype", "torchscript", "transformers_version", "unk_token_id", "use_cache", "vocab_size", "bad_words_ids", "begin_suppress_tokens", "decoder_start_token_id", "diversity_penalty", "do_sample", "early_stopping", "encoder_no_repeat_ngram_size", "exponential_decay_length_penalty", "forced_bos_token_id", "forced_eos_token_id", "length_penalty", "max_length", "min_length", "no_repeat_ngram_size", "num_beam_groups", "num_beams", "num_return_sequences", "output_scores", "remove_invalid_values", "repetition_penalty", "suppress_tokens", "temperature", "top_k", "top_p", "typical_p", "sentence_transformers"]
-)
+_HARMLESS_WORDS = """
+    _name_or_path _attn_implementation _commit_hash architectures auto_map bos_token_id chunk_size_feed_forward
+    classifier_dropout cls_token_id custom_pipelines dtype eos_token_id finetuning_task gradient_checkpointing id2label
+    initializer_range initializer_factor keys_to_ignore_at_inference label2id language_model mask_token_id model_type
+    num_labels output_attentions output_hidden_states output_past pad_token_id prefix problem_type return_dict
+    return_dict_in_generate sep_token_id task_specific_params tf_legacy_loss tie_encoder_decoder tie_word_embeddings
+    tokenizer_class torch_dtype torchscript transformers_version trust_remote_code unk_token_id use_bfloat16 use_cache
+    vocab_size
+    bad_words_ids begin_suppress_tokens decoder_start_token_id diversity_penalty do_sample early_stopping
+    encoder_no_repeat_ngram_size exponential_decay_length_penalty forced_bos_token_id forced_eos_token_id length_penalty
+    max_length min_length no_repeat_ngram_size num_beam_groups num_beams num_return_sequences output_scores
+    remove_invalid_values repetition_penalty suppress_tokens temperature top_k top_p typical_p
+    sentence_transformers
+"""
+HARMLESS = frozenset(_HARMLESS_WORDS.split())
 # Options of any family of which we compute one value alone.
 REQUIRED: Mapping[str, tuple[object, ...]] = {
     "is_decoder": (False,),
@@ -38,8 +50,6 @@ REQUIRED: Mapping[str, tuple[object, ...]] = {
     "cross_attention_hidden_size": (None,),
     "pruned_heads": ({}, None),
     "quantization_config": (None,),
-    "tf_legacy_loss": (False, True),
-    "use_bfloat16": (False, True),
     "position_embedding_type": ("absolute", None),
     "adapters": (None,),
 }
@@ -141,6 +151,15 @@ class ConfigReader:
         except KeyError:
             raise self.error("id2label", f"the keys 0 to {len(names) - 1}") from None
 
+    def problem_type(self) -> str | None:
+        """What the scores of a classifier mean, as transformers says it."""
+        self._taken.add("problem_type")
+        value = self.raw.get("problem_type")
+        known = ("regression", "single_label_classification", "multi_label_classification")
+        if value is not None and value not in known:
+            raise self.error("problem_type", f"null or one of {', '.join(known)}")
+        return str(value) if value is not None else None
+
     def must_be(self, key: str, *allowed: object) -> None:
         """Refuse an option, where it is there, that has another value than the ones that we compute."""
         self._taken.add(key)
@@ -157,6 +176,6 @@ class ConfigReader:
         for key in ("auto_map", "trust_remote_code"):
             if key in self.raw:
                 _log.warning("config.json of %s: %s is ignored; no code of a checkpoint is run", self.family, key)
-        known = HARMLESS | self._taken | set(harmless.split()) | {"trust_remote_code"}
+        known = HARMLESS | self._taken | set(harmless.split())
         for key in sorted(set(self.raw) - known):
             _log.warning("config.json of %s: unknown option %s = %r is ignored", self.family, key, self.raw[key])

@@ -43,6 +43,7 @@ class DistilBertConfig:
     eos_token_ids: tuple[int, ...]
     pad_token_id: int | None
     labels: tuple[str, ...]
+    problem_type: str | None
     model_type: str = "distilbert"
 
     @property
@@ -74,6 +75,7 @@ def read_config(raw: Mapping[str, object]) -> DistilBertConfig:
         eos_token_ids=c.eos(),
         pad_token_id=c.optional_size("pad_token_id"),
         labels=c.labels(),
+        problem_type=c.problem_type(),
     )
     c.finish("attention_dropout dropout qa_dropout seq_classif_dropout sinusoidal_pos_embds tie_weights_")
     return config

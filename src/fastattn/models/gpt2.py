@@ -47,6 +47,7 @@ class Gpt2Config:
     eos_token_ids: tuple[int, ...]
     pad_token_id: int | None
     labels: tuple[str, ...]
+    problem_type: str | None
     model_type: str = "gpt2"
 
     @property
@@ -83,6 +84,7 @@ def read_config(raw: Mapping[str, object]) -> Gpt2Config:
         eos_token_ids=c.eos(),
         pad_token_id=c.optional_size("pad_token_id"),
         labels=c.labels(),
+        problem_type=c.problem_type(),
     )
     c.finish(
         "attn_pdrop embd_pdrop n_ctx resid_pdrop summary_activation summary_first_dropout summary_proj_to_labels "
