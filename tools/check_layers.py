@@ -61,14 +61,15 @@ def ranks(layers: tuple[tuple[str, ...], ...]) -> dict[str, int]:
 
 
 def python_uses(package: Path) -> Iterator[Use]:
-    """Every import of the package's own modules, relative or absolute."""
+    """Every import of the package's own modules, relative or absolute; a name that is no module is a public one."""
+    modules = {child.stem for child in package.iterdir()} | {"_core"}
     for path in sorted(package.rglob("*.py")):
         parts = path.relative_to(package).with_suffix("").parts
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"), str(path))):
             for name in imported(node, (package.name, *parts)):
                 target = name.split(".")
                 if target[0] == package.name:
-                    layer = target[1] if len(target) > 1 else "__init__"
+                    layer = target[1] if len(target) > 1 and target[1] in modules else "__init__"
                     yield Use(f"{path}:{getattr(node, 'lineno', 0)}", parts[0], layer)
 
 

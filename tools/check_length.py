@@ -1,6 +1,6 @@
 """Checks that no source file has more than 500 lines and no Python function more than 60.
 
-    python tools/check_length.py [ROOT]
+python tools/check_length.py [ROOT]
 """
 
 from __future__ import annotations

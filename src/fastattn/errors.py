@@ -49,9 +49,9 @@ class NonFiniteError(FastattnError, FloatingPointError):
     """NaN or infinity where a finite number is needed, as in logits that are to be sampled."""
 
 
-class OutOfMemory(FastattnError, MemoryError):  # noqa: N818 - the name says it
+class OutOfMemory(FastattnError, MemoryError):
     """Memory could not be had; the message says how much was planned."""
 
 
-class Cancelled(FastattnError):  # noqa: N818
+class Cancelled(FastattnError):
     """The call was cancelled from another thread."""
