@@ -62,7 +62,7 @@ def ranks(layers: tuple[tuple[str, ...], ...]) -> dict[str, int]:
 
 def python_uses(package: Path) -> Iterator[Use]:
     """Every import of the package's own modules, relative or absolute; a name that is no module is a public one."""
-    modules = {child.stem for child in package.iterdir()} | {"_core"}
+    modules = {child.stem for child in package.iterdir()} | set(ranks(PYTHON_LAYERS))
     for path in sorted(package.rglob("*.py")):
         parts = path.relative_to(package).with_suffix("").parts
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"), str(path))):

@@ -33,7 +33,7 @@ def write(root: Path, files: dict[str, str]) -> Path:
 
 GOOD = {
     "src/fastattn/__init__.py": "from fastattn.tasks.pipeline import pipeline\nfrom . import ops\n",
-    "src/fastattn/tasks/pipeline.py": "from fastattn.models import auto\nfrom ..errors import InputError\nimport numpy\n",
+    "src/fastattn/tasks/pipeline.py": "from fastattn.models import auto\nfrom ..errors import x\nimport numpy\n",
     "src/fastattn/models/auto.py": "import fastattn.graph.ir\nfrom fastattn import _core\nfrom . import bert\n",
     "csrc/bindings/module.cpp": '#include <pybind11/pybind11.h>\n#include "program/executor.h"\n#include <vector>\n',
     "csrc/kernels/linear.cpp": '#include "simd/vec.h"\n#include "linear.h"\n',
