@@ -25,10 +25,10 @@ BENCH_ARGS ?=
 
 demo: install
 	@echo; echo "== fastattn generate: the embedded story model =="
-	$(BIN)/fastattn generate --prompt "It was a dark and stormy night" --max-new-tokens 96 --seed 1
+	$(BIN)/fastattn generate -p "It was a dark and stormy night" -n 96 --seed 1
 	@echo; echo "== fastattn classify: the embedded sentiment model =="
 	@printf '%s\n' "A quiet film that stays with you for days ." "The plot is a mess and the jokes fall flat ." \
-	  "I laughed , I cried , I would see it again ." | $(BIN)/fastattn classify --prompt -
+	  "I laughed , I cried , I would see it again ." | $(BIN)/fastattn classify -p -
 
 install: $(S)/installed
 
@@ -78,7 +78,7 @@ check: $(S)/check-tools install
 	$(if $(wildcard src/fastattn/_core.pyi),cd $(S) && ../bin/python -m mypy.stubtest fastattn._core)
 
 bench: install $(S)/test-tools $(S)/reference
-	$(PY) -m pytest -q -m bench -o python_files='bench_*.py' benchmarks $(BENCH_ARGS)
+	$(PY) -m pytest -q -m bench -o python_files='bench_*.py' -o python_functions='bench_*' benchmarks $(BENCH_ARGS)
 	$(PY) benchmarks/percent_of_limit.py
 
 # The kernels cross-compiled for aarch64 and run under an emulator. Debian: g++-aarch64-linux-gnu qemu-user-static

@@ -18,14 +18,13 @@ from pathlib import Path
 
 # From the top down. What stands on one line is one layer.
 PYTHON_LAYERS = (
-    ("__init__", "__main__"),
-    ("cli",),
+    ("__init__", "__main__", "cli"),
     ("tasks",),
     ("generation",),
     ("models",),
     ("graph",),
     ("checkpoint",),
-    ("tokenizer", "ops", "errors", "runtime"),
+    ("tokenizer", "ops", "errors", "runtime", "hub", "jsonfile"),
     ("demo",),
     ("_core",),
 )
