@@ -7,23 +7,33 @@ float matrix whose rows are one of
     "wanted"      one row a token in `Step.wanted` (the rows whose logits are asked for)
     "sequences"   one row a sequence
 
-| kind            | inputs         | weights          | attrs                                                   | output    |
-|-----------------|----------------|------------------|---------------------------------------------------------|-----------|
-| embedding       |                | table            | index: "token_ids", "positions", "token_type_ids"       | tokens    |
-| add             | a, b           |                  |                                                         | as a      |
-| layer_norm      | x              | weight, bias     | eps                                                     | as x      |
-| linear          | x [, residual] | weight [, bias]  | activation, has_bias, has_residual                      | as x      |
-| activation      | x              |                  | activation                                              | as x      |
-| slice           | x              |                  | offset, width (a view of columns, no copy)              | as x      |
-| attention       | q, k, v        |                  | causal, layer, n_head, n_kv_head, head_dim, scale       | as q      |
-| attention_probs | q, k           |                  | the same; gives a list of [n_head, q_len, kv_len]       | (ragged)  |
-| gather_rows     | x (tokens)     |                  | which: "wanted", "first", "last" (of each sequence)     | by which  |
-| pool            | x (tokens)     |                  | pool: "mean", "max", "mean_sqrt_len"                    | sequences |
-| l2_normalize    | x              |                  | eps                                                     | as x      |
+| kind            | inputs         | weights          | attrs                                              | output    |
+|-----------------|----------------|------------------|----------------------------------------------------|-----------|
+| embedding       |                | table            | index: "token_ids", "positions", "token_type_ids"; | tokens    |
+|                 |                |                  | offset: row = index + offset (RoBERTa's positions)  |           |
+| add             | a, b           |                  |                                                    | as a      |
+| layer_norm      | x              | weight, bias     | eps                                                | as x      |
+| linear          | x [, residual] | weight [, bias]  | activation, has_bias, has_residual                 | as x      |
+| activation      | x              |                  | activation                                         | as x      |
+| slice           | x              |                  | offset, width (a view of columns, no copy)         | as x      |
+| attention       | q, k, v        |                  | causal, layer, n_head, n_kv_head, head_dim, scale, | as q      |
+|                 |                |                  | q_rows: "tokens", "wanted", "first", "last"        |           |
+| attention_probs | q, k           |                  | the same; gives a list of [n_head, q_len, kv_len]  | (ragged)  |
+| gather_rows     | x (tokens)     |                  | which: "wanted", "first", "last" (of a sequence)    | by which  |
+| pool            | x (tokens)     |                  | pool: "mean", "max", "mean_sqrt_len"               | sequences |
+| l2_normalize    | x              |                  | eps                                                | as x      |
 
 `activation` is one of "none", "gelu_erf", "gelu_tanh", "relu", "tanh", "silu". A linear computes
 residual + activation(x @ weight.T + bias). Attention with causal=True reads and writes the KV cache of the step's
-sequences; without it, keys and values live for the step alone. `attention_probs` stands before its attention.
+sequences; without it, keys and values live for the step alone. `attention_probs` stands before its attention, and reads
+what the cache held before the step together with the step's keys; its q_rows is always "tokens".
+
+Attention reads keys and values of all tokens, but its query rows may be a selection (`q_rows`, the same word as in the
+gather_rows that made q): row i of q is then the token `Step.wanted[i]`, or the first or last token of sequence i, and
+sees with causal=True the positions up to that token's own. An all-empty sequence gathers a row of zeros, pools to
+zeros, and a query that sees no key gives zeros. Where `Step.token_type_ids` is None, all of them are 0.
+
+Every op computes each row on its own, except attention (whose rows read their sequence's keys) and pool.
 """
 
 from __future__ import annotations
@@ -86,6 +96,7 @@ class Program:
     head_dim: int
     max_positions: int
     causal: bool
+    marks: Mapping[str, int] = field(default_factory=dict)  # values that `with_outputs` may turn into outputs
 
 
 @dataclass(frozen=True, slots=True)

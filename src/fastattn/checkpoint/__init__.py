@@ -1,0 +1,6 @@
+"""Files of a checkpoint -> validated tables of tensors. Knows no model."""
+
+from fastattn.checkpoint.checkpoint import Checkpoint, NonFinite, open_checkpoint, read_tensor
+from fastattn.checkpoint.safetensors import TensorInfo, read_header
+
+__all__ = ["Checkpoint", "NonFinite", "TensorInfo", "open_checkpoint", "read_header", "read_tensor"]

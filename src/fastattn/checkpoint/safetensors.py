@@ -1,0 +1,161 @@
+"""The safetensors header, read strictly: https://github.com/huggingface/safetensors#format
+
+8 bytes little-endian header length, that many bytes of JSON, then the data without holes. Nothing is allocated from a
+number in the file before that number has been checked against the file's size.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from fastattn.checkpoint.files import open_regular, read_at
+from fastattn.checkpoint.strict_json import JsonError, JsonValue, parse
+from fastattn.errors import ModelFormatError
+
+MAX_HEADER_BYTES = 100_000_000
+MAX_DIMS = 8
+MAX_SIZE = 2**63 - 1
+DTYPE_BITS: Mapping[str, int] = {
+    **{"BOOL": 8, "U8": 8, "I8": 8, "I16": 16, "U16": 16, "I32": 32, "U32": 32, "I64": 64, "U64": 64},
+    **{"F16": 16, "BF16": 16, "F32": 32, "F64": 64, "C64": 64},
+    **{"F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8},
+    **{"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6},
+}
+WEIGHT_DTYPES = ("F32", "F16", "BF16")
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """Where a tensor lies: `offset` is absolute in the file `path`, `nbytes` long, little-endian and row-major."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    path: Path
+    offset: int
+    nbytes: int
+
+
+def read_header(path: Path) -> dict[str, TensorInfo]:
+    """The tensors of one safetensors file by name. Raises ModelFormatError, or OSError where it is no regular file."""
+    with open_regular(path) as (descriptor, size):
+        head = read_at(descriptor, 8, 0)
+        if size < 8 or len(head) < 8:
+            raise _error(path, "file_too_small", f"expected at least 8 bytes, got {size}", offset=0)
+        length = int(struct.unpack("<Q", head)[0])
+        if length < 2:
+            raise _error(path, "header_length", f"expected a header of at least 2 bytes, got {length}", offset=0)
+        if length > MAX_HEADER_BYTES:
+            raise _error(
+                path,
+                "header_too_large",
+                f"expected a header of at most {MAX_HEADER_BYTES} bytes, got {length}",
+                offset=0,
+            )
+        if length > size - 8:
+            raise _error(path, "header_truncated", f"a header of {length} bytes in a file of {size} bytes", offset=0)
+        header = read_at(descriptor, length, 8)
+    if len(header) < length:
+        raise _error(path, "header_truncated", f"expected {length} bytes of header, got {len(header)}", offset=8)
+    return _tensors(path, _parse(path, header), data_start=8 + length, data_bytes=size - 8 - length)
+
+
+def _error(
+    path: Path, code: str, message: str, *, tensor: str | None = None, offset: int | None = None
+) -> ModelFormatError:
+    where = f"{path}: tensor {tensor!r}" if tensor is not None else f"{path}"
+    return ModelFormatError(f"{where}: {message}", path=str(path), tensor=tensor, offset=offset, code=code)
+
+
+def _parse(path: Path, header: bytes) -> dict[str, JsonValue]:
+    codes = {"json": "header_json", "utf8": "header_utf8", "depth": "header_depth", "duplicate_key": "duplicate_key"}
+    if header[:1] != b"{" and header[:3] != b"\xef\xbb\xbf":
+        raise _error(path, "header_start", f"expected the header to start with '{{', got {header[:1]!r}", offset=8)
+    try:
+        value = parse(header.rstrip(b" "))
+    except JsonError as error:
+        raise _error(path, codes[error.code], f"header: {error}", offset=8) from None
+    if not isinstance(value, dict):
+        raise _error(path, "header_json", "header: expected a JSON object", offset=8)
+    return value
+
+
+def _tensors(path: Path, header: dict[str, JsonValue], *, data_start: int, data_bytes: int) -> dict[str, TensorInfo]:
+    metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise _error(path, "metadata", "__metadata__: expected an object of strings", offset=8)
+    spans = {name: _span(path, name, entry) for name, entry in header.items()}
+    end, last = 0, "the header"
+    for name, (_, _, begin, stop) in sorted(spans.items(), key=lambda item: item[1][2:]):
+        if begin < end:
+            raise _error(
+                path, "overlap", f"starts at byte {begin} inside {last!r}", tensor=name, offset=data_start + begin
+            )
+        if begin > end:
+            raise _error(
+                path,
+                "hole",
+                f"expected to start at byte {end}, where {last!r} ends, got {begin}",
+                tensor=name,
+                offset=data_start + begin,
+            )
+        if stop > data_bytes:
+            raise _error(
+                path, "data_truncated", f"ends at byte {stop} of {data_bytes}", tensor=name, offset=data_start + begin
+            )
+        end, last = stop, name
+    if end < data_bytes:
+        raise _error(path, "trailing_bytes", f"{data_bytes - end} bytes after the last tensor", offset=data_start + end)
+    return {
+        name: TensorInfo(name, dtype, shape, path, data_start + begin, stop - begin)
+        for name, (dtype, shape, begin, stop) in spans.items()
+    }
+
+
+def _span(path: Path, name: str, entry: JsonValue) -> tuple[str, tuple[int, ...], int, int]:
+    """dtype, shape, begin and end of one header entry."""
+    _check_name(path, name)
+    if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
+        found = sorted(entry) if isinstance(entry, dict) else type(entry).__name__
+        raise _error(path, "entry", f"expected dtype, shape and data_offsets, got {found}", tensor=name)
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in DTYPE_BITS:
+        supported = ", ".join(WEIGHT_DTYPES)
+        raise _error(path, "dtype_unknown", f"dtype: expected one of {supported}, got {dtype!r}", tensor=name)
+    sizes = _integers(shape)
+    if sizes is None or len(sizes) > MAX_DIMS:
+        raise _error(path, "shape", f"shape: expected at most {MAX_DIMS} sizes, got {_short(shape)}", tensor=name)
+    bits = math.prod(sizes) * DTYPE_BITS[dtype]
+    if bits // 8 > MAX_SIZE:
+        raise _error(path, "size_overflow", f"shape {list(sizes)}: more than 2^63 bytes", tensor=name)
+    places = _integers(offsets)
+    if places is None or len(places) != 2 or places[0] > places[1]:
+        raise _error(path, "offsets", f"data_offsets: expected [begin, end], got {_short(offsets)}", tensor=name)
+    if bits % 8 or places[1] - places[0] != bits // 8:
+        expected = f"{dtype} {list(sizes)} to take {bits / 8:g} bytes"
+        raise _error(path, "span", f"expected {expected}, got {places[1] - places[0]}", tensor=name)
+    return dtype, sizes, places[0], places[1]
+
+
+def _check_name(path: Path, name: str) -> None:
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError:
+        raise _error(path, "header_utf8", f"expected a name in UTF-8, got {name!a}") from None
+
+
+def _integers(value: JsonValue) -> tuple[int, ...] | None:
+    """The numbers of a list of integers from 0 to 2^63 - 1; None for anything else."""
+    if not isinstance(value, list):
+        return None
+    numbers = tuple(item for item in value if type(item) is int and 0 <= item <= MAX_SIZE)
+    return numbers if len(numbers) == len(value) else None
+
+
+def _short(value: JsonValue) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."

@@ -1,0 +1,65 @@
+"""What runs a Program: the interface that the numpy and the C++ executor share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from numpy.typing import NDArray
+
+from fastattn.graph.ir import Program, Step
+
+Output = NDArray[Any] | list[NDArray[Any]]
+
+
+class Cache(Protocol):
+    """The keys and values of one sequence. After `close()` every use is an InputError."""
+
+    @property
+    def length(self) -> int:
+        """Positions held."""
+        ...
+
+    def truncate(self, length: int) -> None:
+        """Forget the positions from `length` on."""
+        ...
+
+    def fork(self) -> Cache:
+        """A second cache with the same contents, which then goes its own way (pages are shared until written)."""
+        ...
+
+    def close(self) -> None:
+        """Give the memory back."""
+        ...
+
+
+class Executor(Protocol):
+    """A Program with its weights in memory."""
+
+    @property
+    def program(self) -> Program: ...
+
+    def new_cache(self) -> Cache:
+        """An empty KV cache for one sequence."""
+        ...
+
+    def run(self, step: Step, outputs: Sequence[str] | None = None) -> dict[str, Output]:
+        """Run one step and return the outputs asked for (None: all of the Program's).
+
+        Every output is [rows, width], float32 from cpu and float64 from numpy; attention maps are a list with one
+        [n_head, q_len, kv_len] a sequence. `step.caches` advance by the tokens of their sequences; after an error they
+        are as they were.
+        """
+        ...
+
+    def with_program(self, program: Program) -> Executor:
+        """Another optimised Program of the same model over the same weights, which are not loaded a second time.
+
+        Its weights must be among this executor's. Caches of either can be used with both. Closing one does not close
+        the other.
+        """
+        ...
+
+    def close(self) -> None:
+        """Give the memory back."""
+        ...

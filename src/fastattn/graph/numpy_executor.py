@@ -1,0 +1,334 @@
+"""The specification: every op in float64 numpy, as plainly as it can be said. Never optimised."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastattn.errors import ContextLengthError, InputError
+from fastattn.graph.executor import Output
+from fastattn.graph.ir import Op, Program, Step, Weight
+
+Float64 = NDArray[np.float64]
+Load = Callable[[str], NDArray[np.floating]]
+
+_erf = np.vectorize(math.erf, otypes=[np.float64])
+
+
+def gelu_erf(x: Float64) -> Float64:
+    """x * Phi(x) (Hendrycks and Gimpel 2016)."""
+    phi: Float64 = 0.5 * (1.0 + _erf(x * math.sqrt(0.5)))
+    return x * phi
+
+
+def gelu_tanh(x: Float64) -> Float64:
+    """The tanh approximation of gelu, as in GPT-2."""
+    result: Float64 = 0.5 * x * (1.0 + np.tanh(math.sqrt(2.0 / math.pi) * (x + 0.044715 * x**3)))
+    return result
+
+
+def silu(x: Float64) -> Float64:
+    """x * sigmoid(x)."""
+    result: Float64 = x * np.exp(-np.logaddexp(0.0, -x))
+    return result
+
+
+ACTIVATIONS: Mapping[str, Callable[[Float64], Float64]] = {
+    "none": lambda x: x,
+    "gelu_erf": gelu_erf,
+    "gelu_tanh": gelu_tanh,
+    "relu": lambda x: np.maximum(x, 0.0),
+    "tanh": np.tanh,
+    "silu": silu,
+}
+
+
+def softmax(scores: Float64) -> Float64:
+    """Over the last axis; a row that sees nothing (all -inf, or empty) is 0."""
+    if scores.shape[-1] == 0:
+        return scores
+    top = scores.max(axis=-1, keepdims=True)
+    weights = np.exp(scores - np.where(np.isneginf(top), 0.0, top))
+    total = weights.sum(axis=-1, keepdims=True)
+    result: Float64 = weights / np.where(total == 0.0, 1.0, total)
+    return result
+
+
+class NumpyCache:
+    """Keys and values of one sequence: for every layer [length, n_kv_head * head_dim]."""
+
+    def __init__(self, owner: object, n_layer: int, width: int) -> None:
+        self._owner = owner
+        self._keys: list[Float64] = [np.zeros((0, width)) for _ in range(n_layer)]
+        self._values: list[Float64] = [np.zeros((0, width)) for _ in range(n_layer)]
+        self._lock = threading.Lock()
+        self._closed = False
+
+    @property
+    def length(self) -> int:
+        """Positions held."""
+        self._check()
+        return len(self._keys[0]) if self._keys else 0
+
+    def truncate(self, length: int) -> None:
+        """Forget the positions from `length` on."""
+        if not 0 <= length <= self.length:
+            raise InputError(f"length: expected 0 to {self.length}, got {length}")
+        self._keys = [keys[:length] for keys in self._keys]
+        self._values = [values[:length] for values in self._values]
+
+    def fork(self) -> NumpyCache:
+        """A second cache with the same contents."""
+        self._check()
+        other = NumpyCache(self._owner, 0, 0)
+        other._keys, other._values = list(self._keys), list(self._values)
+        return other
+
+    def close(self) -> None:
+        """Give the memory back."""
+        self._keys, self._values, self._closed = [], [], True
+
+    def _check(self) -> None:
+        if self._closed:
+            raise InputError("cache: expected an open KV cache, got one after close()")
+
+    def acquire(self, owner: object) -> None:
+        """Take the cache for one step."""
+        self._check()
+        if self._owner is not owner:
+            raise InputError("caches: expected KV caches of this model, got one of another model")
+        if not self._lock.acquire(blocking=False):
+            raise InputError("caches: a KV cache is in use by another call, or stands twice in one step")
+
+    def release(self) -> None:
+        """Give the cache back after the step."""
+        self._lock.release()
+
+    def past(self, layer: int) -> tuple[Float64, Float64]:
+        """Keys and values that were there before the step."""
+        return self._keys[layer], self._values[layer]
+
+    def extend(self, layer: int, keys: Float64, values: Float64) -> None:
+        """Hold these keys and values from now on (the past included)."""
+        self._keys[layer], self._values[layer] = keys, values
+
+
+class NumpyExecutor:
+    """Runs a Program in float64. `load` gives a tensor of the checkpoint by its name."""
+
+    def __init__(self, program: Program, load: Load) -> None:
+        self.program = program
+        self._owner = object()
+        self._weights = {key: _stack(weight, load) for key, weight in program.weights.items()}
+
+    def new_cache(self) -> NumpyCache:
+        """An empty KV cache for one sequence."""
+        return NumpyCache(self._owner, self.program.n_layer, self.program.n_kv_head * self.program.head_dim)
+
+    def with_program(self, program: Program) -> NumpyExecutor:
+        """Another Program over the same weights."""
+        other = NumpyExecutor.__new__(NumpyExecutor)
+        other.program, other._owner = program, self._owner
+        other._weights = {key: self._weights[key] for key in program.weights}
+        return other
+
+    def close(self) -> None:
+        """Give the memory back."""
+        self._weights = {}
+
+    def run(self, step: Step, outputs: Sequence[str] | None = None) -> dict[str, Output]:
+        """Run one step; see `fastattn.graph.executor.Executor`."""
+        names = tuple(self.program.outputs) if outputs is None else tuple(outputs)
+        for name in names:
+            if name not in self.program.outputs:
+                raise InputError(f"outputs: expected some of {sorted(self.program.outputs)}, got {name!r}")
+        taken: list[NumpyCache] = []
+        try:
+            for cache in step.caches or ():
+                if not isinstance(cache, NumpyCache):
+                    raise InputError(f"caches: expected KV caches of this executor, got {type(cache).__name__}")
+                cache.acquire(self._owner)
+                taken.append(cache)
+            return self._run(step, names, taken)
+        finally:
+            for cache in taken:
+                cache.release()
+
+    def _run(self, step: Step, names: tuple[str, ...], caches: list[NumpyCache]) -> dict[str, Output]:
+        run = _Run(self.program, self._weights, step, caches)
+        values: dict[int, Output] = {}
+        for op in self.program.ops:
+            values[op.output] = getattr(run, op.kind)(op, *(values[index] for index in op.inputs))
+        run.commit()
+        return {name: values[self.program.outputs[name]] for name in names}
+
+
+def _stack(weight: Weight, load: Load) -> Float64:
+    parts = [np.asarray(load(part), dtype=np.float64) for part in weight.parts]
+    whole: Float64 = np.concatenate([part.T if weight.transposed else part for part in parts])
+    if whole.shape != weight.shape:
+        raise InputError(f"{weight.parts[0]}: expected shape {list(weight.shape)}, got {list(whole.shape)}")
+    return whole
+
+
+class _Run:
+    """One step: a method for every kind of op."""
+
+    def __init__(
+        self, program: Program, weights: Mapping[str, Float64], step: Step, caches: Sequence[NumpyCache]
+    ) -> None:
+        self.weights, self.step, self.caches = weights, step, caches
+        bounds = [int(bound) for bound in step.cu_seqlens]
+        self.spans = list(zip(bounds[:-1], bounds[1:], strict=True))
+        self.fresh: list[tuple[NumpyCache, int, Float64, Float64]] = []
+        for sequence, (start, end) in enumerate(self.spans):
+            total = end - start + (caches[sequence].length if caches else 0)
+            if total > program.max_positions:
+                raise ContextLengthError(
+                    f"sequence {sequence}: {total} positions, but the model has {program.max_positions}"
+                )
+
+    def commit(self) -> None:
+        """Let the caches hold the keys and values of the step."""
+        for cache, layer, keys, values in self.fresh:
+            cache.extend(layer, keys, values)
+
+    def embedding(self, op: Op) -> Float64:
+        index = getattr(self.step, str(op.attrs["index"]))
+        if index is None:
+            index = np.zeros(len(self.step.token_ids), np.int32)
+        table = self.weights[op.weights[0]]
+        rows: Float64 = table[index + int(op.attrs["offset"])]
+        return rows
+
+    def add(self, op: Op, a: Float64, b: Float64) -> Float64:
+        return a + b
+
+    def layer_norm(self, op: Op, x: Float64) -> Float64:
+        weight, bias = (self.weights[key] for key in op.weights)
+        centred = x - x.mean(axis=1, keepdims=True)
+        variance = (centred**2).mean(axis=1, keepdims=True)
+        result: Float64 = centred / np.sqrt(variance + float(op.attrs["eps"])) * weight + bias
+        return result
+
+    def linear(self, op: Op, x: Float64, residual: Float64 | None = None) -> Float64:
+        y = x @ self.weights[op.weights[0]].T
+        if op.attrs["has_bias"]:
+            y = y + self.weights[op.weights[1]]
+        y = ACTIVATIONS[str(op.attrs["activation"])](y)
+        return y if residual is None else residual + y
+
+    def activation(self, op: Op, x: Float64) -> Float64:
+        return ACTIVATIONS[str(op.attrs["activation"])](x)
+
+    def slice(self, op: Op, x: Float64) -> Float64:
+        offset = int(op.attrs["offset"])
+        return x[:, offset : offset + int(op.attrs["width"])]
+
+    def attention(self, op: Op, q: Float64, k: Float64, v: Float64) -> Float64:
+        out = np.zeros_like(q)
+        for sequence, (rows, positions) in enumerate(self._queries(str(op.attrs["q_rows"]))):
+            keys, values = self._keys_and_values(op, sequence, k, v)
+            probs = self._probs(op, q[rows], positions, keys, len(keys) - self._length(sequence))
+            out[rows] = _join(probs @ _repeat(_heads(values, op), op))
+        return out
+
+    def attention_probs(self, op: Op, q: Float64, k: Float64) -> list[Float64]:
+        maps = []
+        for sequence, (rows, positions) in enumerate(self._queries("tokens")):
+            keys, _ = self._keys_and_values(op, sequence, k, None)
+            maps.append(self._probs(op, q[rows], positions, keys, len(keys) - self._length(sequence)))
+        return maps
+
+    def gather_rows(self, op: Op, x: Float64) -> Float64:
+        rows = np.zeros((0, x.shape[1]))
+        if op.attrs["which"] == "wanted":
+            return x[self.step.wanted]
+        for start, end in self.spans:
+            row = x[start:end][:1] if op.attrs["which"] == "first" else x[start:end][-1:]
+            rows = np.concatenate([rows, row if len(row) else np.zeros((1, x.shape[1]))])
+        return rows
+
+    def pool(self, op: Op, x: Float64) -> Float64:
+        rows = np.zeros((len(self.spans), x.shape[1]))
+        for sequence, (start, end) in enumerate(self.spans):
+            if end > start:
+                part = x[start:end]
+                kind = op.attrs["pool"]
+                total = part.sum(axis=0)
+                mean_sqrt = total / math.sqrt(end - start)
+                rows[sequence] = {"max": part.max(axis=0), "mean": total / (end - start), "mean_sqrt_len": mean_sqrt}[
+                    str(kind)
+                ]
+        return rows
+
+    def l2_normalize(self, op: Op, x: Float64) -> Float64:
+        norm = np.sqrt((x**2).sum(axis=1, keepdims=True))
+        result: Float64 = x / np.maximum(norm, float(op.attrs["eps"]))
+        return result
+
+    def _length(self, sequence: int) -> int:
+        start, end = self.spans[sequence]
+        return end - start
+
+    def _queries(self, q_rows: str) -> list[tuple[NDArray[np.intp], NDArray[np.intp]]]:
+        """For every sequence: the rows of q that are its queries, and their positions among its tokens of the step."""
+        queries = []
+        for sequence, (start, end) in enumerate(self.spans):
+            if q_rows == "tokens":
+                rows = np.arange(start, end)
+                positions = rows - start
+            elif q_rows == "wanted":
+                rows = np.flatnonzero((self.step.wanted >= start) & (self.step.wanted < end))
+                positions = self.step.wanted[rows].astype(np.intp) - start
+            else:
+                rows = np.arange(sequence, sequence + (end > start))
+                positions = np.full(len(rows), 0 if q_rows == "first" else end - start - 1)
+            queries.append((rows, positions))
+        return queries
+
+    def _keys_and_values(self, op: Op, sequence: int, k: Float64, v: Float64 | None) -> tuple[Float64, Float64]:
+        """All keys and values that a sequence may see, those of its cache first."""
+        start, end = self.spans[sequence]
+        keys = k[start:end]
+        values = keys if v is None else v[start:end]
+        if not (op.attrs["causal"] and self.caches):
+            return keys, values
+        layer = int(op.attrs["layer"])
+        past_keys, past_values = self.caches[sequence].past(layer)
+        keys, values = np.concatenate([past_keys, keys]), np.concatenate([past_values, values])
+        if v is not None:
+            self.fresh.append((self.caches[sequence], layer, keys, values))
+        return keys, values
+
+    def _probs(self, op: Op, q: Float64, positions: NDArray[np.intp], keys: Float64, past: int) -> Float64:
+        """[n_head, q_len, kv_len]: how much every query takes from every key."""
+        queries = _heads(q, op)
+        scores = float(op.attrs["scale"]) * (queries @ _repeat(_heads(keys, op), op).transpose(0, 2, 1))
+        if op.attrs["causal"]:
+            unseen = np.arange(len(keys)) > (positions + past)[:, None]
+            scores = np.where(unseen, -np.inf, scores)
+        return softmax(scores)
+
+
+def _heads(x: Float64, op: Op) -> Float64:
+    """[rows, heads * head_dim] -> [heads, rows, head_dim]."""
+    head_dim = int(op.attrs["head_dim"])
+    heads: Float64 = x.reshape(len(x), x.shape[1] // head_dim, head_dim).transpose(1, 0, 2)
+    return heads
+
+
+def _repeat(x: Float64, op: Op) -> Float64:
+    """Each key or value head once for every query head that shares it."""
+    return np.repeat(x, int(op.attrs["n_head"]) // int(op.attrs["n_kv_head"]), axis=0)
+
+
+def _join(x: Float64) -> Float64:
+    """[heads, rows, head_dim] -> [rows, heads * head_dim]."""
+    heads, rows, head_dim = x.shape
+    joined: Float64 = x.transpose(1, 0, 2).reshape(rows, heads * head_dim)
+    return joined

@@ -1,0 +1,292 @@
+"""Rewrites of a Program: each is a small function Program -> Program that changes the work, never a bit of the result.
+
+Every output element is computed by the same additions and multiplications in the same order before and after: fused
+epilogues only save a pass over memory, merged linears only put panels of weights side by side, and rows that nobody
+reads are left out. The weights' keys and parts do not depend on which outputs are asked for, so two optimised Programs
+of one model share one set of packed weights.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+from fastattn.graph.ir import Attr, Op, Program, Value, Weight
+from fastattn.graph.tensor import ROWS_OF, Pooling
+
+ROW_WISE = frozenset({"add", "layer_norm", "linear", "activation", "l2_normalize"})
+
+
+def optimise(program: Program) -> Program:
+    """All rewrites, in the order in which they help each other."""
+    program = replace(program, marks={})
+    for rewrite in (fuse_activation, fuse_residual, merge_qkv, sink_gathers, drop_dead):
+        program = rewrite(program)
+    return program
+
+
+def _readers(program: Program) -> dict[int, list[int]]:
+    """For every value the ops that read it; an output or a mark counts as a reader, -1."""
+    readers: dict[int, list[int]] = defaultdict(list)
+    for position, op in enumerate(program.ops):
+        for value in op.inputs:
+            readers[value].append(position)
+    for value in (*program.outputs.values(), *program.marks.values()):
+        readers[value].append(-1)
+    return readers
+
+
+def _writers(ops: Iterable[Op | None]) -> dict[int, int]:
+    return {op.output: position for position, op in enumerate(ops) if op is not None}
+
+
+def fuse_activation(program: Program) -> Program:
+    """linear, then an activation that alone reads it -> one linear with the activation in its epilogue."""
+    readers, writers = _readers(program), _writers(program.ops)
+    ops: list[Op | None] = list(program.ops)
+    for position, op in enumerate(program.ops):
+        if op.kind != "activation":
+            continue
+        source = writers[op.inputs[0]]
+        linear = ops[source]
+        if linear is None or linear.kind != "linear" or readers[linear.output] != [position]:
+            continue
+        if linear.attrs["activation"] == "none" and not linear.attrs["has_residual"]:
+            attrs = {**linear.attrs, "activation": op.attrs["activation"]}
+            ops[source], ops[position] = None, replace(linear, output=op.output, attrs=attrs)
+    return replace(program, ops=tuple(op for op in ops if op is not None))
+
+
+def fuse_residual(program: Program) -> Program:
+    """add(x, linear) where the add alone reads the linear -> one linear that adds x in its epilogue."""
+    readers, writers = _readers(program), _writers(program.ops)
+    ops: list[Op | None] = list(program.ops)
+    for position, op in enumerate(program.ops):
+        if op.kind != "add":
+            continue
+        for side in (1, 0):
+            source = writers[op.inputs[side]]
+            linear = ops[source]
+            if linear is None or linear.kind != "linear" or readers[linear.output] != [position]:
+                continue
+            if linear.attrs["has_residual"]:
+                continue
+            attrs = {**linear.attrs, "has_residual": True}
+            inputs = (*linear.inputs, op.inputs[1 - side])
+            ops[source], ops[position] = None, replace(linear, inputs=inputs, output=op.output, attrs=attrs)
+            break
+    return replace(program, ops=tuple(op for op in ops if op is not None))
+
+
+def merge_qkv(program: Program) -> Program:
+    """Three linears of one input that feed one attention as q, k, v -> one linear and three slices of its columns."""
+    writers = _writers(program.ops)
+    before: dict[int, list[Op]] = {}
+    replaced: set[int] = set()
+    values, weights = list(program.values), dict(program.weights)
+    for attention in program.ops:
+        if attention.kind != "attention":
+            continue
+        positions = [writers[value] for value in attention.inputs]
+        linears = [program.ops[position] for position in positions]
+        if len(set(positions)) < 3 or replaced.intersection(positions) or not _mergeable(program, linears):
+            continue
+        merged, output = _merge(program, linears, len(values), weights)
+        values.append(output)
+        before[min(positions)] = [merged, *_slices(program, linears, merged.output)]
+        replaced.update(positions)
+    ops: list[Op] = []
+    for position, op in enumerate(program.ops):
+        ops.extend(before.get(position, ()))
+        if position not in replaced:
+            ops.append(op)
+    used = {key for op in ops for key in op.weights}
+    kept = {key: weight for key, weight in weights.items() if key in used}
+    return replace(program, values=tuple(values), ops=tuple(ops), weights=kept)
+
+
+def _mergeable(program: Program, linears: Sequence[Op]) -> bool:
+    first = linears[0]
+    keys = [key for op in linears for key in op.weights]
+    users = [key for op in program.ops for key in op.weights if key in keys]
+    return (
+        all(op.kind == "linear" and op.inputs == first.inputs for op in linears)
+        and all(op.attrs == first.attrs and op.attrs["activation"] == "none" for op in linears)
+        and not first.attrs["has_residual"]
+        and len({program.weights[op.weights[0]].transposed for op in linears}) == 1
+        and len(users) == len(keys)
+    )
+
+
+def _merge(program: Program, linears: Sequence[Op], output: int, weights: dict[str, Weight]) -> tuple[Op, Value]:
+    """One linear over the stacked weights; `weights` gains the stacked ones."""
+    keys = []
+    for group in zip(*(op.weights for op in linears), strict=True):
+        sources = [program.weights[key] for key in group]
+        parts = tuple(part for source in sources for part in source.parts)
+        shape = (sum(source.shape[0] for source in sources), *sources[0].shape[1:])
+        keys.append("+".join(parts))
+        weights[keys[-1]] = replace(sources[0], parts=parts, shape=shape)
+    width = sum(program.values[op.output].width for op in linears)
+    merged = replace(linears[0], output=output, weights=tuple(keys))
+    return merged, replace(program.values[linears[0].output], width=width)
+
+
+def _slices(program: Program, linears: Sequence[Op], source: int) -> list[Op]:
+    slices, offset = [], 0
+    for op in linears:
+        width = program.values[op.output].width
+        attrs: dict[str, Attr] = {"offset": offset, "width": width}
+        slices.append(Op("slice", (source,), op.output, (), attrs))
+        offset += width
+    return slices
+
+
+def sink_gathers(program: Program) -> Program:
+    """Move gather_rows towards the inputs: a value of which only gathered rows are read is computed for those alone.
+
+    Attention still reads the keys and values of all tokens, but takes its queries from gathered rows.
+    """
+    return _Sink(program).run()
+
+
+class _Sink:
+    """One pass up (which rows of every value are read) and one pass down (the ops again, on those rows)."""
+
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        self.values: list[Value] = list(program.values)
+        self.ops: list[Op] = []
+        self.computed: dict[int, str] = {}  # old value -> the selection it is computed for
+        self.renamed: dict[tuple[int, str], int] = {}  # (old value, selection) -> value
+
+    def run(self) -> Program:
+        chosen = self.choose()
+        for op in self.program.ops:
+            if op.kind == "gather_rows":
+                self.rename(op, self.get(op.inputs[0], str(op.attrs["which"])))
+            elif op.kind == "slice":
+                self.emit(op, self.computed[op.inputs[0]])
+            else:
+                self.emit(op, chosen.get(op.output, self.natural(op.output)))
+        outputs = {name: self.get(value, self.natural(value)) for name, value in self.program.outputs.items()}
+        return replace(self.program, values=tuple(self.values), ops=tuple(self.ops), outputs=outputs)
+
+    def natural(self, value: int) -> str:
+        """The rows that a value has in the Program as it stands."""
+        return self.program.values[value].rows
+
+    def choose(self) -> dict[int, str]:
+        """For every value that may be computed on a selection of its rows, that selection."""
+        asked: dict[int, set[str]] = defaultdict(set)
+        chosen: dict[int, str] = {}
+        for value in (*self.program.outputs.values(), *self.program.marks.values()):
+            asked[value].add(self.natural(value))
+        for op in reversed(self.program.ops):
+            own, wish = self.natural(op.output), asked[op.output]
+            only = next(iter(wish)) if len(wish) == 1 else own
+            if op.kind == "gather_rows":
+                asked[op.inputs[0]].add(str(op.attrs["which"]))
+            elif op.kind == "attention" and op.attrs["q_rows"] == "tokens":
+                chosen[op.output] = only
+                asked[op.inputs[0]].add(only)
+                for value in op.inputs[1:]:
+                    asked[value].add(self.natural(value))
+            elif op.kind in ROW_WISE or op.kind == "slice":
+                chosen[op.output] = only
+                for value in op.inputs:
+                    asked[value].add(only)
+            else:
+                for value in op.inputs:
+                    asked[value].add(self.natural(value))
+        return chosen
+
+    def get(self, value: int, selection: str) -> int:
+        """The new value that holds these rows of an old value, gathering them if need be."""
+        known = self.renamed.get((value, selection))
+        if known is not None:
+            return known
+        source = self.renamed[(value, self.computed[value])]
+        self.values.append(Value(ROWS_OF[selection], self.values[source].width))
+        gathered = len(self.values) - 1
+        self.ops.append(Op("gather_rows", (source,), gathered, (), {"which": selection}))
+        self.renamed[(value, selection)] = gathered
+        return gathered
+
+    def rename(self, op: Op, value: int) -> None:
+        own = self.natural(op.output)
+        self.computed[op.output] = own
+        self.renamed[(op.output, own)] = value
+
+    def emit(self, op: Op, selection: str) -> None:
+        """The op again, computed for a selection of its rows."""
+        own = self.natural(op.output)
+        if selection == own:
+            inputs = tuple(self.get(value, self.natural(value)) for value in op.inputs)
+            self.ops.append(replace(op, inputs=inputs))
+            self.rename(op, op.output)
+            return
+        if op.kind == "attention":
+            q, k, v = op.inputs
+            inputs = (self.get(q, selection), self.get(k, self.natural(k)), self.get(v, self.natural(v)))
+            op = replace(op, attrs={**op.attrs, "q_rows": selection})
+        else:
+            inputs = tuple(self.get(value, selection) for value in op.inputs)
+        self.values[op.output] = replace(self.values[op.output], rows=ROWS_OF[selection])
+        self.ops.append(replace(op, inputs=inputs))
+        self.computed[op.output] = selection
+        self.renamed[(op.output, selection)] = op.output
+
+
+def drop_dead(program: Program) -> Program:
+    """Leave out ops whose outputs nobody reads, weights that nobody uses, and number the values anew."""
+    alive = {*program.outputs.values(), *program.marks.values()}
+    kept: list[Op] = []
+    for op in reversed(program.ops):
+        if op.output in alive:
+            alive.update(op.inputs)
+            kept.append(op)
+    kept.reverse()
+    number = {op.output: position for position, op in enumerate(kept)}
+    ops = tuple(replace(op, inputs=tuple(number[v] for v in op.inputs), output=number[op.output]) for op in kept)
+    used = {key for op in ops for key in op.weights}
+    return replace(
+        program,
+        values=tuple(program.values[op.output] for op in kept),
+        ops=ops,
+        weights={key: weight for key, weight in program.weights.items() if key in used},
+        outputs={name: number[value] for name, value in program.outputs.items()},
+        marks={name: number[value] for name, value in program.marks.items()},
+    )
+
+
+def with_outputs(program: Program, *, hidden_states: bool = False, attentions: bool = False) -> Program:
+    """A traced (not yet optimised) Program that also gives "hidden_states.<i>" and "attentions.<layer>"."""
+    outputs, values, ops = dict(program.outputs), list(program.values), list[Op]()
+    if hidden_states:
+        outputs.update(program.marks)
+    for op in program.ops:
+        if attentions and op.kind == "attention":
+            values.append(Value("tokens", 0))
+            ops.append(replace(op, kind="attention_probs", inputs=op.inputs[:2], output=len(values) - 1))
+            outputs[f"attentions.{op.attrs['layer']}"] = len(values) - 1
+        ops.append(op)
+    return replace(program, values=tuple(values), ops=tuple(ops), outputs=outputs)
+
+
+def with_pooling(program: Program, pooling: Pooling | str, *, normalize: bool = False, eps: float = 1e-12) -> Program:
+    """A traced encoder that gives one vector a sequence, "embedding", in place of its other outputs.
+
+    pooling: "mean", "max", "mean_sqrt_len" over the tokens of "last_hidden_state", or its "first" (CLS) or "last" row.
+    """
+    source = program.outputs["last_hidden_state"]
+    values, width = list(program.values), program.values[source].width
+    gather = pooling in ("first", "last")
+    values.append(Value("sequences", width))
+    op = Op("gather_rows", (source,), len(values) - 1, (), {"which": pooling})
+    ops = [*program.ops, op if gather else Op("pool", (source,), len(values) - 1, (), {"pool": pooling})]
+    if normalize:
+        values.append(Value("sequences", width))
+        ops.append(Op("l2_normalize", (len(values) - 2,), len(values) - 1, (), {"eps": eps}))
+    return replace(program, values=tuple(values), ops=tuple(ops), outputs={"embedding": len(values) - 1}, marks={})

@@ -1,0 +1,228 @@
+"""What all loaded models share: their executor, its variants with more outputs, and the way from ids to outputs."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastattn.checkpoint import TensorInfo, open_checkpoint, read_tensor
+from fastattn.checkpoint.hub import resolve
+from fastattn.errors import DTypeError, InputError
+from fastattn.graph.executor import Executor, Output
+from fastattn.graph.ir import Program
+from fastattn.graph.rewrites import optimise, with_outputs
+from fastattn.models.inputs import Batch, read_batch
+from fastattn.models.names import Task
+from fastattn.models.outputs import PerToken
+from fastattn.models.registry import BuiltModel, ModelConfig, build
+
+if TYPE_CHECKING:
+    from fastattn.tokenizer import Tokenizer
+    from typing_extensions import Self
+
+DTYPES: Mapping[str, tuple[str, ...]] = {"cpu": ("float32",), "numpy": ("float32", "float64")}
+
+
+def load_executor(
+    program: Program, tensors: Mapping[str, TensorInfo], *, dtype: str, device: str, threads: int | None
+) -> Executor:
+    """The executor of a device, with its weights read."""
+    if device == "numpy":
+        from fastattn.graph.numpy_executor import NumpyExecutor
+
+        return NumpyExecutor(program, lambda part: read_tensor(tensors[part]))
+    from fastattn.runtime import CpuExecutor
+
+    return cast(Executor, CpuExecutor(program, tensors, dtype=dtype, threads=threads))
+
+
+def load_model(
+    path_or_id: str | Path,
+    task: Task,
+    *,
+    dtype: str,
+    device: str,
+    threads: int | None,
+    revision: str | None,
+    cache_dir: str | Path | None,
+    local_files_only: bool,
+    token: str | None,
+) -> tuple[Path, BuiltModel, Executor]:
+    """Find, check and load a checkpoint; everything that can be refused is refused before weights are read."""
+    if device not in DTYPES:
+        raise InputError(f"device: expected one of {', '.join(DTYPES)}, got {device!r}")
+    if dtype not in DTYPES[device]:
+        raise InputError(f"dtype: expected one of {', '.join(DTYPES[device])} on {device}, got {dtype!r}")
+    if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int)):
+        raise DTypeError(f"threads: expected an integer or None, got {type(threads).__name__}")
+    if threads is not None and threads < 1:
+        raise InputError(f"threads: expected at least 1, got {threads}")
+    directory = resolve(
+        path_or_id, revision=revision, cache_dir=cache_dir, local_files_only=local_files_only, token=token
+    )
+    checkpoint = open_checkpoint(directory)
+    built = build(checkpoint.config, checkpoint.tensors, task)
+    executor = load_executor(built.program, built.tensors, dtype=dtype, device=device, threads=threads)
+    return directory, built, executor
+
+
+class Model:
+    """A loaded model. Calls from several threads are fine; `close` or a `with` block gives the memory back."""
+
+    def __init__(self, directory: Path, built: BuiltModel, executor: Executor) -> None:
+        self._directory, self._built = directory, built
+        self._executor: Executor | None = executor
+        self._variants: dict[tuple[bool, bool], Executor] = {(False, False): executor}
+        self._lock = threading.Lock()
+        self._tokenizer: Tokenizer | None = None
+        self._looked_for_tokenizer = False
+
+    @property
+    def config(self) -> ModelConfig:
+        """The options of the checkpoint, as the family's dataclass."""
+        return self._built.config
+
+    @property
+    def path(self) -> Path:
+        """The folder that the model was loaded from."""
+        return self._directory
+
+    @property
+    def executor(self) -> Executor:
+        """What runs the model's Program. Raises InputError after `close`."""
+        if self._executor is None:
+            raise InputError("model: expected an open model, got one after close()")
+        return self._executor
+
+    @property
+    def traced(self) -> Program:
+        """The Program as the model text says it, before the rewrites."""
+        return self._built.traced
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        """The tokenizer in the model's folder, read when first asked for; None where there is none."""
+        with self._lock:
+            if not self._looked_for_tokenizer:
+                from fastattn.tokenizer import has_tokenizer, load_tokenizer
+
+                self._tokenizer = load_tokenizer(self._directory) if has_tokenizer(self._directory) else None
+                self._looked_for_tokenizer = True
+            return self._tokenizer
+
+    @property
+    def bos_token_id(self) -> int | None:
+        """The token that starts a text."""
+        return self.config.bos_token_id
+
+    @property
+    def eos_token_ids(self) -> tuple[int, ...]:
+        """The tokens that end a text."""
+        return self.config.eos_token_ids
+
+    def close(self) -> None:
+        """Give the memory back; every use after that is an InputError."""
+        with self._lock:
+            for executor in self._variants.values():
+                executor.close()
+            self._variants, self._executor = {}, None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.config.model_type} from {str(self._directory)!r}>"
+
+    def _read(self, input_ids: object, attention_mask: object, token_type_ids: object) -> Batch:
+        config = self.config
+        return read_batch(
+            input_ids,
+            attention_mask,
+            token_type_ids,
+            vocab_size=config.vocab_size,
+            max_positions=config.max_positions,
+            type_vocab_size=config.type_vocab_size,
+        )
+
+    def _variant(self, hidden_states: bool, attentions: bool) -> Executor:
+        """The executor of the same model with more outputs; it shares the weights."""
+        executor = self.executor
+        with self._lock:
+            known = self._variants.get((hidden_states, attentions))
+            if known is None:
+                program = with_outputs(self.traced, hidden_states=hidden_states, attentions=attentions)
+                known = self._variants[(hidden_states, attentions)] = executor.with_program(optimise(program))
+            return known
+
+    def _run(self, batch: Batch, *, logits_to_keep: int, hidden_states: bool, attentions: bool) -> Results:
+        executor = self._variant(hidden_states, attentions)
+        if batch.n_tokens:
+            outputs = executor.run(batch.step(logits_to_keep))
+        else:
+            outputs = _empty_outputs(executor.program)
+        return Results(batch, executor.program, outputs, logits_to_keep)
+
+
+def _empty_outputs(program: Program) -> dict[str, Output]:
+    """What a step without tokens gives."""
+    outputs: dict[str, Output] = {}
+    for name, value in program.outputs.items():
+        width = program.values[value].width
+        outputs[name] = np.zeros((0, width), np.float32) if width else []
+    return outputs
+
+
+class Results:
+    """The outputs of one run, in the layout of the input."""
+
+    def __init__(self, batch: Batch, program: Program, outputs: Mapping[str, Output], logits_to_keep: int) -> None:
+        self._batch, self._program, self._outputs, self._keep = batch, program, outputs, logits_to_keep
+
+    def per_token(self, name: str) -> PerToken:
+        """An output with one row a token."""
+        return self._batch.restore_tokens(self._matrix(name))
+
+    def wanted(self, name: str) -> PerToken:
+        """An output with one row a wanted token."""
+        return self._batch.restore_wanted(self._matrix(name), self._keep)
+
+    def per_sequence(self, name: str) -> NDArray[Any] | None:
+        """An output with one row a sequence, [batch, width]; [width] for a 1-D input; None where there is none."""
+        if name not in self._outputs:
+            return None
+        rows = self._batch.restore_sequences(self._matrix(name))
+        return rows[0] if self._batch.layout == "single" else rows
+
+    def hidden_states(self) -> tuple[PerToken, ...] | None:
+        """All hidden states, where they were asked for."""
+        names = self._numbered("hidden_states")
+        return tuple(self.per_token(name) for name in names) or None
+
+    def attentions(self) -> tuple[PerToken, ...] | None:
+        """The attention maps of all layers, where they were asked for."""
+        heads = {
+            f"attentions.{op.attrs['layer']}": int(op.attrs["n_head"])
+            for op in self._program.ops
+            if op.attrs.get("q_rows")
+        }
+        maps = []
+        for name in self._numbered("attentions"):
+            found = cast("list[NDArray[Any]]", self._outputs[name])
+            dtype = found[0].dtype if found else np.dtype(np.float32)
+            maps.append(self._batch.restore_maps(found, heads[name], dtype))
+        return tuple(maps) or None
+
+    def _matrix(self, name: str) -> NDArray[Any]:
+        return cast("NDArray[Any]", self._outputs[name])
+
+    def _numbered(self, group: str) -> list[str]:
+        names = [name for name in self._outputs if name.startswith(f"{group}.")]
+        return sorted(names, key=lambda name: int(name.rpartition(".")[2]))

@@ -1,0 +1,138 @@
+"""BERT (Devlin et al. 2018) in the names of its checkpoints; MiniLM and most sentence encoders are this too."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from fastattn.graph.ir import Program
+from fastattn.graph.tensor import (
+    Activation,
+    Tensor,
+    Tokens,
+    Weights,
+    activate,
+    attention,
+    embedding,
+    gather_rows,
+    hidden_state,
+    layer_norm,
+    linear,
+)
+from fastattn.models.config import MAX_LAYERS, ConfigReader
+from fastattn.models.names import Layout, Task
+
+LAYOUT = Layout(prefixes=("bert.",))
+HEADS = (
+    "Model ForSequenceClassification ForMaskedLM ForPreTraining ForNextSentencePrediction ForTokenClassification "
+    "ForQuestionAnswering ForMultipleChoice"
+)
+ARCHITECTURES = tuple(f"Bert{head}" for head in HEADS.split())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BertConfig:
+    """The options of a BERT or RoBERTa, in the names of its config.json.
+
+    position_offset: the row of the position table that holds position 0 (RoBERTa: the padding id + 1).
+    """
+
+    vocab_size: int
+    hidden_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    intermediate_size: int
+    hidden_act: Activation
+    max_position_embeddings: int
+    type_vocab_size: int
+    layer_norm_eps: float
+    bos_token_id: int | None
+    eos_token_ids: tuple[int, ...]
+    pad_token_id: int | None
+    labels: tuple[str, ...]
+    problem_type: str | None
+    model_type: str = "bert"
+    position_offset: int = 0
+
+    @property
+    def max_positions(self) -> int:
+        return self.max_position_embeddings - self.position_offset
+
+
+def read_config(raw: Mapping[str, object]) -> BertConfig:
+    """config.json -> BertConfig. Raises ConfigError."""
+    return read_bert_config(ConfigReader(raw, "BERT"), model_type="bert")
+
+
+def read_bert_config(c: ConfigReader, *, model_type: str, vocab_size: int = 30522, roberta: bool = False) -> BertConfig:
+    """The options that BERT and RoBERTa share."""
+    hidden_size = c.size("hidden_size", 768)
+    pad_token_id = c.optional_size("pad_token_id")
+    offset = (1 if pad_token_id is None else pad_token_id) + 1 if roberta else 0
+    config = BertConfig(
+        vocab_size=c.size("vocab_size", vocab_size),
+        hidden_size=hidden_size,
+        num_hidden_layers=c.size("num_hidden_layers", 12, high=MAX_LAYERS),
+        num_attention_heads=c.heads(hidden_size, "hidden_size", "num_attention_heads", 12),
+        intermediate_size=c.size("intermediate_size", 3072),
+        hidden_act=c.activation("hidden_act", "gelu"),
+        max_position_embeddings=c.size("max_position_embeddings", 512, low=offset + 1),
+        type_vocab_size=c.size("type_vocab_size", 2),
+        layer_norm_eps=c.epsilon("layer_norm_eps", 1e-12),
+        bos_token_id=c.optional_size("bos_token_id"),
+        eos_token_ids=c.eos(),
+        pad_token_id=pad_token_id,
+        labels=c.labels(),
+        problem_type=c.problem_type(),
+        model_type=model_type,
+        position_offset=offset,
+    )
+    c.finish(
+        "attention_probs_dropout_prob directionality hidden_dropout_prob pooler_fc_size pooler_num_attention_heads "
+        "pooler_num_fc_layers pooler_size_per_head pooler_type"
+    )
+    return config
+
+
+def encoder(cfg: BertConfig, w: Weights, t: Tokens) -> Tensor:
+    """Hidden states of all tokens, [n_tokens, hidden_size]."""
+    d, eps = cfg.hidden_size, cfg.layer_norm_eps
+    e = w["embeddings"]
+    h = embedding(e["word_embeddings"], t.ids, cfg.vocab_size, d)
+    h = h + embedding(e["token_type_embeddings"], t.type_ids, cfg.type_vocab_size, d)
+    positions = cfg.max_position_embeddings
+    h = h + embedding(e["position_embeddings"], t.positions, positions, d, offset=cfg.position_offset)
+    h = hidden_state(layer_norm(h, e["LayerNorm"], eps))
+    for i in range(cfg.num_hidden_layers):
+        b = w[f"encoder.layer.{i}"]
+        q, k, v = (linear(h, b[f"attention.self.{name}"], d) for name in ("query", "key", "value"))
+        a = attention(q, k, v, layer=i, n_head=cfg.num_attention_heads, causal=False)
+        h = layer_norm(h + linear(a, b["attention.output.dense"], d), b["attention.output.LayerNorm"], eps)
+        m = activate(linear(h, b["intermediate.dense"], cfg.intermediate_size), cfg.hidden_act)
+        h = hidden_state(layer_norm(h + linear(m, b["output.dense"], d), b["output.LayerNorm"], eps))
+    return h
+
+
+def pooler(cfg: BertConfig, w: Weights, h: Tensor) -> Tensor:
+    """tanh of a linear over the first token ([CLS]), [n_sequences, hidden_size]."""
+    return activate(linear(gather_rows(h, "first"), w["pooler.dense"], cfg.hidden_size), "tanh")
+
+
+def build(cfg: BertConfig, w: Weights, task: Task) -> Program:
+    """The Program of a task: "last_hidden_state" and "pooler_output", or "logits" of every sequence."""
+    h = encoder(cfg, w, Tokens())
+    if task == "sequence-classification":
+        outputs = {"logits": linear(pooler(cfg, w, h), w["classifier"], len(cfg.labels))}
+    else:
+        outputs = {"last_hidden_state": h}
+        if w["pooler.dense"].has("weight"):
+            outputs["pooler_output"] = pooler(cfg, w, h)
+    return encoder_program(cfg, w, outputs)
+
+
+def encoder_program(cfg: BertConfig, w: Weights, outputs: Mapping[str, Tensor]) -> Program:
+    """What has been traced, with these outputs."""
+    head_dim = cfg.hidden_size // cfg.num_attention_heads
+    return w.tracer.program(
+        outputs, max_positions=cfg.max_positions, n_kv_head=cfg.num_attention_heads, head_dim=head_dim
+    )

@@ -1,0 +1,110 @@
+"""DistilBERT (Sanh et al. 2019) in the names of its checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from fastattn.graph.ir import Program
+from fastattn.graph.tensor import (
+    Activation,
+    Tensor,
+    Tokens,
+    Weights,
+    activate,
+    attention,
+    embedding,
+    gather_rows,
+    hidden_state,
+    layer_norm,
+    linear,
+)
+from fastattn.models.config import MAX_LAYERS, ConfigReader
+from fastattn.models.names import Layout, Task
+
+LAYOUT = Layout(prefixes=("distilbert.",))
+HEADS = "Model ForSequenceClassification ForMaskedLM ForTokenClassification ForQuestionAnswering ForMultipleChoice"
+ARCHITECTURES = tuple(f"DistilBert{head}" for head in HEADS.split())
+LAYER_NORM_EPS = 1e-12  # fixed in this family
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DistilBertConfig:
+    """The options of a DistilBERT, in the names of its config.json."""
+
+    vocab_size: int
+    dim: int
+    n_layers: int
+    n_heads: int
+    hidden_dim: int
+    activation: Activation
+    max_position_embeddings: int
+    bos_token_id: int | None
+    eos_token_ids: tuple[int, ...]
+    pad_token_id: int | None
+    labels: tuple[str, ...]
+    problem_type: str | None
+    model_type: str = "distilbert"
+
+    @property
+    def max_positions(self) -> int:
+        return self.max_position_embeddings
+
+    @property
+    def hidden_size(self) -> int:
+        return self.dim
+
+    @property
+    def type_vocab_size(self) -> int | None:
+        return None
+
+
+def read_config(raw: Mapping[str, object]) -> DistilBertConfig:
+    """config.json -> DistilBertConfig. Raises ConfigError."""
+    c = ConfigReader(raw, "DistilBERT")
+    dim = c.size("dim", 768)
+    config = DistilBertConfig(
+        vocab_size=c.size("vocab_size", 30522),
+        dim=dim,
+        n_layers=c.size("n_layers", 6, high=MAX_LAYERS),
+        n_heads=c.heads(dim, "dim", "n_heads", 12),
+        hidden_dim=c.size("hidden_dim", 3072),
+        activation=c.activation("activation", "gelu"),
+        max_position_embeddings=c.size("max_position_embeddings", 512),
+        bos_token_id=c.optional_size("bos_token_id"),
+        eos_token_ids=c.eos(),
+        pad_token_id=c.optional_size("pad_token_id"),
+        labels=c.labels(),
+        problem_type=c.problem_type(),
+    )
+    c.finish("attention_dropout dropout qa_dropout seq_classif_dropout sinusoidal_pos_embds tie_weights_")
+    return config
+
+
+def transformer(cfg: DistilBertConfig, w: Weights, t: Tokens) -> Tensor:
+    """Hidden states of all tokens, [n_tokens, dim]."""
+    d, e = cfg.dim, w["embeddings"]
+    h = embedding(e["word_embeddings"], t.ids, cfg.vocab_size, d)
+    h = h + embedding(e["position_embeddings"], t.positions, cfg.max_position_embeddings, d)
+    h = hidden_state(layer_norm(h, e["LayerNorm"], LAYER_NORM_EPS))
+    for i in range(cfg.n_layers):
+        b = w[f"transformer.layer.{i}"]
+        q, k, v = (linear(h, b[f"attention.{name}"], d) for name in ("q_lin", "k_lin", "v_lin"))
+        a = attention(q, k, v, layer=i, n_head=cfg.n_heads, causal=False)
+        h = layer_norm(h + linear(a, b["attention.out_lin"], d), b["sa_layer_norm"], LAYER_NORM_EPS)
+        m = linear(activate(linear(h, b["ffn.lin1"], cfg.hidden_dim), cfg.activation), b["ffn.lin2"], d)
+        h = hidden_state(layer_norm(h + m, b["output_layer_norm"], LAYER_NORM_EPS))
+    return h
+
+
+def build(cfg: DistilBertConfig, w: Weights, task: Task) -> Program:
+    """The Program of a task: "last_hidden_state", or "logits" of every sequence."""
+    h = transformer(cfg, w, Tokens())
+    if task == "sequence-classification":
+        x = activate(linear(gather_rows(h, "first"), w["pre_classifier"], cfg.dim), "relu")
+        outputs = {"logits": linear(x, w["classifier"], len(cfg.labels))}
+    else:
+        outputs = {"last_hidden_state": h}
+    return w.tracer.program(
+        outputs, max_positions=cfg.max_position_embeddings, n_kv_head=cfg.n_heads, head_dim=cfg.dim // cfg.n_heads
+    )

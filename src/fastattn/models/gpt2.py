@@ -1,0 +1,124 @@
+"""GPT-2 (Radford et al. 2019) in the names of its checkpoints; also distilgpt2, gpt2-medium, -large and -xl."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from fastattn.graph.ir import Program
+from fastattn.graph.tensor import (
+    Activation,
+    Tensor,
+    Tokens,
+    Weights,
+    activate,
+    attention,
+    embedding,
+    gather_rows,
+    hidden_state,
+    layer_norm,
+    linear,
+    split,
+    wanted_rows,
+)
+from fastattn.models.config import MAX_LAYERS, ConfigReader
+from fastattn.models.names import Layout, Task
+
+CONV1D = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
+LAYOUT = Layout(prefixes=("transformer.",), transposed=CONV1D)
+ARCHITECTURES = ("GPT2LMHeadModel", "GPT2Model", "GPT2ForSequenceClassification", "GPT2DoubleHeadsModel")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gpt2Config:
+    """The options of a GPT-2, in the names of its config.json."""
+
+    vocab_size: int
+    n_positions: int
+    n_embd: int
+    n_layer: int
+    n_head: int
+    n_inner: int
+    activation_function: Activation
+    layer_norm_epsilon: float
+    scale_attn_weights: bool
+    tie_word_embeddings: bool
+    bos_token_id: int | None
+    eos_token_ids: tuple[int, ...]
+    pad_token_id: int | None
+    labels: tuple[str, ...]
+    problem_type: str | None
+    model_type: str = "gpt2"
+
+    @property
+    def max_positions(self) -> int:
+        return self.n_positions
+
+    @property
+    def hidden_size(self) -> int:
+        return self.n_embd
+
+    @property
+    def type_vocab_size(self) -> int | None:
+        return None
+
+
+def read_config(raw: Mapping[str, object]) -> Gpt2Config:
+    """config.json -> Gpt2Config. Raises ConfigError."""
+    c = ConfigReader(raw, "GPT-2")
+    vocab_size, n_embd = c.size("vocab_size", 50257), c.size("n_embd", 768)
+    c.must_be("reorder_and_upcast_attn", False)
+    c.must_be("scale_attn_by_inverse_layer_idx", False)
+    config = Gpt2Config(
+        vocab_size=vocab_size,
+        n_positions=c.size("n_positions", 1024),
+        n_embd=n_embd,
+        n_layer=c.size("n_layer", 12, high=MAX_LAYERS),
+        n_head=c.heads(n_embd, "n_embd", "n_head", 12),
+        n_inner=c.size("n_inner", 4 * n_embd),
+        activation_function=c.activation("activation_function", "gelu_new"),
+        layer_norm_epsilon=c.epsilon("layer_norm_epsilon", 1e-5),
+        scale_attn_weights=c.flag("scale_attn_weights", True),
+        tie_word_embeddings=c.flag("tie_word_embeddings", True),
+        bos_token_id=c.optional_size("bos_token_id"),
+        eos_token_ids=c.eos(),
+        pad_token_id=c.optional_size("pad_token_id"),
+        labels=c.labels(),
+        problem_type=c.problem_type(),
+    )
+    c.finish(
+        "attn_pdrop embd_pdrop n_ctx resid_pdrop summary_activation summary_first_dropout summary_proj_to_labels "
+        "summary_type summary_use_proj"
+    )
+    return config
+
+
+def transformer(cfg: Gpt2Config, w: Weights, t: Tokens) -> Tensor:
+    """Hidden states of all tokens after the last norm, [n_tokens, n_embd]."""
+    d, eps = cfg.n_embd, cfg.layer_norm_epsilon
+    scale = None if cfg.scale_attn_weights else 1.0
+    h = embedding(w["wte"], t.ids, cfg.vocab_size, d) + embedding(w["wpe"], t.positions, cfg.n_positions, d)
+    for i in range(cfg.n_layer):
+        b = w[f"h.{i}"]
+        h = hidden_state(h)
+        q, k, v = split(linear(layer_norm(h, b["ln_1"], eps), b["attn.c_attn"], 3 * d), 3)
+        a = attention(q, k, v, layer=i, n_head=cfg.n_head, causal=True, scale=scale)
+        h = h + linear(a, b["attn.c_proj"], d)
+        m = activate(linear(layer_norm(h, b["ln_2"], eps), b["mlp.c_fc"], cfg.n_inner), cfg.activation_function)
+        h = h + linear(m, b["mlp.c_proj"], d)
+    return hidden_state(layer_norm(h, w["ln_f"], eps))
+
+
+def build(cfg: Gpt2Config, w: Weights, task: Task) -> Program:
+    """The Program of a task: "logits" of the wanted rows, "last_hidden_state", or "logits" of the last tokens."""
+    h = transformer(cfg, w, Tokens())
+    if task == "causal-lm":
+        head = w["lm_head"] if w["lm_head"].has("weight") else w["wte"]
+        outputs = {"logits": linear(wanted_rows(h), head, cfg.vocab_size, bias=False)}
+    elif task == "sequence-classification":
+        outputs = {"logits": linear(gather_rows(h, "last"), w["score"], len(cfg.labels), bias=False)}
+    else:
+        outputs = {"last_hidden_state": h}
+    return w.tracer.program(
+        outputs, max_positions=cfg.n_positions, n_kv_head=cfg.n_head, head_dim=cfg.n_embd // cfg.n_head
+    )

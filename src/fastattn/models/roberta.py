@@ -1,0 +1,35 @@
+"""RoBERTa (Liu et al. 2019): BERT with positions that start after the padding id, and a head of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from fastattn.graph.ir import Program
+from fastattn.graph.tensor import Tokens, Weights, activate, gather_rows, linear
+from fastattn.models.bert import HEADS, BertConfig, encoder, encoder_program, pooler, read_bert_config
+from fastattn.models.config import ConfigReader
+from fastattn.models.names import Layout, Task
+
+LAYOUT = Layout(prefixes=("roberta.",))
+ARCHITECTURES = tuple(f"{family}{head}" for family in ("Roberta", "XLMRoberta") for head in HEADS.split())
+
+
+def read_config(raw: Mapping[str, object]) -> BertConfig:
+    """config.json -> BertConfig. Raises ConfigError."""
+    return read_bert_config(
+        ConfigReader(raw, "RoBERTa"), model_type=str(raw.get("model_type", "roberta")), vocab_size=50265, roberta=True
+    )
+
+
+def build(cfg: BertConfig, w: Weights, task: Task) -> Program:
+    """The Program of a task: "last_hidden_state" and "pooler_output", or "logits" of every sequence."""
+    h = encoder(cfg, w, Tokens())
+    if task == "sequence-classification":
+        head = w["classifier"]
+        x = activate(linear(gather_rows(h, "first"), head["dense"], cfg.hidden_size), "tanh")
+        outputs = {"logits": linear(x, head["out_proj"], len(cfg.labels))}
+    else:
+        outputs = {"last_hidden_state": h}
+        if w["pooler.dense"].has("weight"):
+            outputs["pooler_output"] = pooler(cfg, w, h)
+    return encoder_program(cfg, w, outputs)
