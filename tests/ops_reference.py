@@ -75,18 +75,28 @@ def gelu_tanh(x: NDArray[Any], *, dtype: Any) -> NDArray[Any]:
     return dtype(0.5) * x * (1 + np.tanh(dtype(math.sqrt(2 / math.pi)) * (x + dtype(0.044715) * x * x * x)))
 
 
+def product(a: NDArray[Any], b: NDArray[Any]) -> NDArray[Any]:
+    """a @ b summed in order, term by term, as the formula is written (numpy.matmul sums in blocks)."""
+    if a.dtype == np.float64:
+        return np.matmul(a, b)
+    total = np.zeros((*np.broadcast_shapes(a.shape[:-2], b.shape[:-2]), a.shape[-2], b.shape[-1]), a.dtype)
+    for i in range(a.shape[-1]):
+        total += a[..., :, i : i + 1] * b[..., i : i + 1, :]
+    return total
+
+
 def attention(
     q: NDArray[Any], k: NDArray[Any], v: NDArray[Any], added: NDArray[Any] | None = None, *, scale: float, dtype: Any
 ) -> NDArray[Any]:
     """One kv head a query head; `added` is the additive mask. A row without any key is 0."""
-    scores = np.matmul(q.astype(dtype), np.swapaxes(k.astype(dtype), -1, -2)) * dtype(scale)
+    scores = product(q.astype(dtype), np.swapaxes(k.astype(dtype), -1, -2)) * dtype(scale)
     if added is not None:
         scores = scores + added.astype(dtype)
     highest = scores.max(-1, keepdims=True, initial=-np.inf)
     e = np.exp(scores - np.where(highest == -np.inf, dtype(0), highest))
     total = e.sum(-1, keepdims=True)
     probs = e / np.where(total == 0, dtype(1), total)
-    return np.matmul(probs, v.astype(dtype))
+    return product(probs, v.astype(dtype))
 
 
 def causal_mask(q_len: int, kv_len: int) -> NDArray[np.float32]:
