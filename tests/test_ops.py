@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-import ops_reference as ref
 from fastattn import ops
 from fastattn.errors import DTypeError, InputError
+from tests.reference import op_formulas as ref
 
 SIZES = [1, 2, 15, 16, 17, 33, 64, 65, 130]
 

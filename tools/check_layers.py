@@ -22,9 +22,10 @@ PYTHON_LAYERS = (
     ("tasks",),
     ("generation",),
     ("models",),
+    ("runtime",),
     ("graph",),
     ("checkpoint",),
-    ("tokenizer", "ops", "errors", "runtime", "hub", "jsonfile"),
+    ("tokenizer", "ops", "errors", "hub", "jsonfile"),
     ("demo",),
     ("_core",),
 )
