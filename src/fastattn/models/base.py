@@ -164,10 +164,7 @@ class Model:
 
     def _run(self, batch: Batch, *, logits_to_keep: int, hidden_states: bool, attentions: bool) -> Results:
         executor = self._variant(hidden_states, attentions)
-        if batch.n_tokens:
-            outputs = executor.run(batch.step(logits_to_keep))
-        else:
-            outputs = _empty_outputs(executor.program)
+        outputs = executor.run(batch.step(logits_to_keep)) if batch.n_tokens else _empty_outputs(executor.program)
         return Results(batch, executor.program, outputs, logits_to_keep)
 
 

@@ -272,7 +272,7 @@ def _as_array(value: object, name: str) -> Array:
     if hasattr(value, "__array__"):
         return np.asarray(value)
     if hasattr(value, "__dlpack__"):
-        return np.from_dlpack(value)  # type: ignore[arg-type]
+        return np.from_dlpack(value)
     raise DTypeError(f"{name}: expected an array or a list of integers, got {type(value).__name__}")
 
 
