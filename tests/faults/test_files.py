@@ -180,7 +180,8 @@ def test_fault_14_offsets(path: Path, offsets: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("shape", "offsets", "dtype"), [([3], [0, 8], "F32"), ([2], [0, 4], "F32"), ([3], [0, 2], "F4"), ([0], [0, 8], "F32")]
+    ("shape", "offsets", "dtype"),
+    [([3], [0, 8], "F32"), ([2], [0, 4], "F32"), ([3], [0, 2], "F4"), ([0], [0, 8], "F32")],
 )
 def test_fault_15_span_is_not_shape_times_dtype(path: Path, shape: Any, offsets: Any, dtype: str) -> None:
     assert refused(path, header({"a": entry(shape, offsets, dtype)}) + b"\0" * 8).code == "span"
@@ -203,7 +204,12 @@ def test_fault_18_trailing_bytes(path: Path) -> None:
 
 
 def test_fault_19_scalars_and_empty_tensors_are_fine(path: Path) -> None:
-    entries = {"s": entry([], [0, 4]), "e": entry([0, 768], [4, 4]), "f": entry([0], [4, 4]), "g": entry([5, 0], [0, 0])}
+    entries = {
+        "s": entry([], [0, 4]),
+        "e": entry([0, 768], [4, 4]),
+        "f": entry([0], [4, 4]),
+        "g": entry([5, 0], [0, 0]),
+    }
     path.write_bytes(header(entries) + b"\0" * 4)
     tensors = read_header(path)
     assert read_tensor(tensors["s"]).shape == ()
@@ -312,7 +318,9 @@ def test_fault_23_denormal_weights(tmp_path: Path, device: str) -> None:
 @pytest.mark.parametrize("dtype", ["F32", "F16", "BF16"])
 def test_fault_24_unaligned_data(path: Path, dtype: str) -> None:
     values = np.array([1.5, -2.0, 0.25, 3.0], np.float32)
-    data = {"F32": values, "F16": values.astype(np.float16), "BF16": (values.view(np.uint32) >> 16).astype(np.uint16)}[dtype]
+    data = {"F32": values, "F16": values.astype(np.float16), "BF16": (values.view(np.uint32) >> 16).astype(np.uint16)}[
+        dtype
+    ]
     raw_bytes = data.tobytes()
     entries = {"odd": entry([1], [0, 1], "U8"), "a": entry([4], [1, 1 + len(raw_bytes)], dtype)}
     for pad in range(4):

@@ -164,4 +164,6 @@ def test_fault_31_pickle_is_never_imported() -> None:
         if name.startswith("fastattn"):
             assert not hasattr(module, "pickle"), name
     source = Path(fastattn.checkpoint.__file__).parent
-    assert not any("import pickle" in file.read_text() or "torch.load" in file.read_text() for file in source.glob("*.py"))
+    assert not any(
+        "import pickle" in file.read_text() or "torch.load" in file.read_text() for file in source.glob("*.py")
+    )

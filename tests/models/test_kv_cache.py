@@ -28,7 +28,9 @@ def lm(tmp_path: Path, device: str) -> Iterator[CausalLM]:
 def feed(lm: CausalLM, chunks: Sequence[Sequence[int]], caches: Sequence[Any]) -> list[NDArray[Any]]:
     """Logits of all tokens of one step, one array a sequence."""
     ends = np.cumsum([0, *(len(chunk) for chunk in chunks)]).astype(np.int32)
-    positions = [np.arange(cache.length, cache.length + len(chunk)) for chunk, cache in zip(chunks, caches, strict=True)]
+    positions = [
+        np.arange(cache.length, cache.length + len(chunk)) for chunk, cache in zip(chunks, caches, strict=True)
+    ]
     step = Step(
         token_ids=np.concatenate([np.array(chunk, np.int32) for chunk in chunks]),
         cu_seqlens=ends,

@@ -39,7 +39,9 @@ def call(model: Any, ids: list[list[int]], **inputs: Any) -> Any:
     """The model's outputs for a dense batch, in float64, as numpy arrays (tuples of arrays where it has them)."""
     with torch.no_grad():
         out = model(
-            torch.tensor(ids), output_hidden_states=True, output_attentions=True,
+            torch.tensor(ids),
+            output_hidden_states=True,
+            output_attentions=True,
             **{name: torch.tensor(value) for name, value in inputs.items()},
         )
     return out

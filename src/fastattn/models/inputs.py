@@ -289,4 +289,5 @@ def _check_items(items: Sequence[object], name: str, booleans: bool) -> None:
                 continue
             raise DTypeError(f"{name}[{i}]: expected an integer, got {type(item).__name__}")
         if not -(2**63) <= item < 2**63:
-            raise InputError(f"{name}[{i}]: expected a number of 32 bits, got {item}")
+            found = item if abs(item) < 2**128 else f"one of {int(item).bit_length()} bits"
+            raise InputError(f"{name}[{i}]: expected an integer of 32 bits, got {found}")
