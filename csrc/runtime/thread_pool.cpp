@@ -4,10 +4,6 @@
 
 #include <chrono>
 
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
-
 namespace fastattn {
 namespace {
 
@@ -17,7 +13,7 @@ constexpr auto kPollPeriod = std::chrono::milliseconds(50);
 
 void relax() {
 #if defined(__x86_64__)
-    _mm_pause();
+    __builtin_ia32_pause();
 #elif defined(__aarch64__)
     asm volatile("yield");
 #endif
