@@ -209,14 +209,18 @@ class Tokenizer:
         add_special_tokens: bool = True,
         max_length: int | None = None,
     ) -> list[tuple[NDArray[np.int32], NDArray[np.int32]]]:
-        """(token ids, token type ids) of each text or pair, cut to max_length; the form that the tasks use."""
+        """(token ids, token type ids) of each text or pair, cut to max_length; the form that the tasks use.
+
+        Types are zeros where the checkpoint's tokenizer has none.
+        """
         out = []
         for i, item in enumerate(texts):
             first, second = item if isinstance(item, tuple) else (item, None)
             a = check_text(first, f"texts[{i}]")
             b = None if second is None else check_text(second, f"texts[{i}]")
             encoding = self._encode_pair(a, b, add_special_tokens=add_special_tokens, limit=max_length)
-            out.append((np.array(encoding.ids, dtype=np.int32), np.array(encoding.type_ids, dtype=np.int32)))
+            ids = np.array(encoding.ids, dtype=np.int32)
+            out.append((ids, np.array(encoding.type_ids, np.int32) if self._type_ids else np.zeros_like(ids)))
         return out
 
     def _pairs(self, text: object, text_pair: object, *, single: bool) -> list[tuple[str, str | None]]:
@@ -380,7 +384,9 @@ def has_tokenizer(directory: Path) -> bool:
 def load_tokenizer(directory: Path) -> Tokenizer:
     """The tokenizer of a local directory."""
     config = read_json_object(directory / "tokenizer_config.json")
-    family = _family(directory, config)
+    model_type = str(read_json_object(directory / "config.json").get("model_type") or "").lower()
+    kind = str(config.get("tokenizer_class") or "").lower() + " " + model_type
+    family = _family(directory, kind)
     specials = dict(_DEFAULT_SPECIALS[family])
     for source in (config, read_json_object(directory / "special_tokens_map.json")):
         for role in _ROLES:
@@ -398,12 +404,13 @@ def load_tokenizer(directory: Path) -> Tokenizer:
     _add_tokens(raw, config, specials, directory)
     longest = config.get("model_max_length")
     names = config.get("model_input_names")
-    kind = str(config.get("tokenizer_class") or "")
     return Tokenizer(
         raw,
         specials=specials,
         model_max_length=int(longest) if isinstance(longest, (int, float)) and 0 < longest < 2**31 else None,
-        type_ids="token_type_ids" in names if isinstance(names, list) else family == "bert" and "Distil" not in kind,
+        type_ids="token_type_ids" in names
+        if isinstance(names, list)
+        else family == "bert" and "distilbert" not in kind,
         padding_side="left" if config.get("padding_side") == "left" else "right",
         truncation_side="left" if config.get("truncation_side") == "left" else "right",
     )
@@ -416,17 +423,15 @@ def _content(token: object) -> str | None:
     return token if isinstance(token, str) else None
 
 
-def _family(directory: Path, config: Mapping[str, Any]) -> Family:
-    kind = str(
-        config.get("tokenizer_class") or read_json_object(directory / "config.json").get("model_type") or ""
-    ).lower()
-    if "roberta" in kind:
-        return "roberta"
-    if "bert" in kind:
+def _family(directory: Path, kind: str) -> Family:
+    """By the names in tokenizer_config.json and config.json, else by the files."""
+    for family in ("roberta", "bert", "gpt2"):  # in this order: "roberta" contains "bert"
+        if family in kind:
+            return cast(Family, family)
+    if (directory / "vocab.txt").is_file():
         return "bert"
-    if "gpt2" in kind:
-        return "gpt2"
-    return "bert" if (directory / "vocab.txt").is_file() else "gpt2"
+    model = read_json_object(directory / "tokenizer.json").get("model")
+    return "bert" if isinstance(model, dict) and model.get("type") == "WordPiece" else "gpt2"
 
 
 def _raw_from_json(path: Path) -> RawTokenizer:
