@@ -72,7 +72,7 @@ def activation(name: str, x: F64, reference: F64) -> F64:
         tail = np.array([math.erfc(abs(t) / math.sqrt(2)) / 2 for t in x.tolist()])
         exponent = -np.log2(np.maximum(tail, 2.0**-160))
         relative = NORMAL_TAIL_FIT / (np.sqrt(tail) + 1e-5) + math.log(2) * gamma(4) * exponent + EXP + 2 * U
-        return np.abs(x) * tail * np.expm1(relative) + ulp(reference) + SMALLEST
+        return np.abs(x) * tail * np.expm1(relative) + ulp(reference) + (1 + np.abs(x)) * SMALLEST
     raise ValueError(name)
 
 

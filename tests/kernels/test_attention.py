@@ -45,7 +45,7 @@ def test_against_float64(head_dim: int, shape: tuple[int, int, int], causal: boo
     scale = float(np.float32(head_dim**-0.5))
     options = {"scale": scale, "causal": causal, "q_position": q_position, "mask": mask}
     reference, probs = attention_reference(q, k, v, **options)
-    naive, naive_probs = attention_reference(q, k, v, dtype=np.float32, **options)
+    naive, _ = attention_reference(q, k, v, dtype=np.float32, **options)
     wide = [x.astype(np.float64) for x in (q, k, v)]
     wide_mask = None if mask is None else mask.astype(np.float64)
     bound = tolerances.attention(wide[0], wide[1], probs, wide[2], scale, wide_mask)
