@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -10,7 +11,8 @@ from fastattn.errors import ConfigError, FastattnError, InputError
 ALLOW_PATTERNS = (
     "config.json",
     "generation_config.json",
-    "*.safetensors",
+    "model.safetensors",
+    "model-*-of-*.safetensors",
     "model.safetensors.index.json",
     "tokenizer.json",
     "tokenizer_config.json",
@@ -23,6 +25,9 @@ ALLOW_PATTERNS = (
     "sentence_bert_config.json",
     "config_sentence_transformers.json",
     "*_Pooling/config.json",
+    "0_Transformer/*.json",
+    "0_Transformer/*.txt",
+    "0_Transformer/model.safetensors",
 )
 IGNORE_PATTERNS = ("onnx/*", "openvino/*", "coreml/*", "rust_model*", "original/*")
 
@@ -49,14 +54,14 @@ def resolve(
     """
     if not isinstance(path_or_id, str | Path):
         raise InputError(f"path_or_id: expected a folder or a hub id, got {type(path_or_id).__name__}")
-    path = Path(path_or_id).expanduser()
-    if path.is_dir():
-        return path
-    if path.exists():
-        raise NotADirectoryError(f"{path}: expected the folder of a model, got a file")
     name = str(path_or_id)
+    path = Path(os.path.expanduser(path_or_id))  # leaves an unknown ~user as it is
+    if name and path.is_dir():
+        return path
+    if name and path.exists():
+        raise NotADirectoryError(f"{path}: expected the folder of a model, got a file")
     if isinstance(path_or_id, Path) or not _HUB_ID.fullmatch(name) or ".." in name or "--" in name or len(name) > 96:
-        raise FileNotFoundError(f"{name}: no such folder, and no hub id (owner/name)")
+        raise FileNotFoundError(f"{name!r}: no such folder, and no hub id (owner/name)")
     return _download(name, revision, None if cache_dir is None else str(cache_dir), local_files_only, token)
 
 

@@ -10,7 +10,7 @@ float matrix whose rows are one of
 | kind            | inputs         | weights          | attrs                                              | output    |
 |-----------------|----------------|------------------|----------------------------------------------------|-----------|
 | embedding       |                | table            | index: "token_ids", "positions", "token_type_ids"; | tokens    |
-|                 |                |                  | offset: row = index + offset (RoBERTa's positions)  |           |
+|                 |                |                  | offset: row = index + offset (RoBERTa's positions) |           |
 | add             | a, b           |                  |                                                    | as a      |
 | layer_norm      | x              | weight, bias     | eps                                                | as x      |
 | linear          | x [, residual] | weight [, bias]  | activation, has_bias, has_residual                 | as x      |
@@ -19,7 +19,7 @@ float matrix whose rows are one of
 | attention       | q, k, v        |                  | causal, layer, n_head, n_kv_head, head_dim, scale, | as q      |
 |                 |                |                  | q_rows: "tokens", "wanted", "first", "last"        |           |
 | attention_probs | q, k           |                  | the same; gives a list of [n_head, q_len, kv_len]  | (ragged)  |
-| gather_rows     | x (tokens)     |                  | which: "wanted", "first", "last" (of a sequence)    | by which  |
+| gather_rows     | x (tokens)     |                  | which: "wanted", "first", "last" (of a sequence)   | by which  |
 | pool            | x (tokens)     |                  | pool: "mean", "max", "mean_sqrt_len"               | sequences |
 | l2_normalize    | x              |                  | eps                                                | as x      |
 

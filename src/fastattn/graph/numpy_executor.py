@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -183,7 +184,7 @@ class _Run:
     ) -> None:
         self.weights, self.step, self.caches = weights, step, caches
         bounds = [int(bound) for bound in step.cu_seqlens]
-        self.spans = list(zip(bounds[:-1], bounds[1:], strict=True))
+        self.spans = list(itertools.pairwise(bounds))
         self.fresh: list[tuple[NumpyCache, int, Float64, Float64]] = []
         for sequence, (start, end) in enumerate(self.spans):
             total = end - start + (caches[sequence].length if caches else 0)

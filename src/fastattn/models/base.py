@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from fastattn.checkpoint import TensorInfo, open_checkpoint, read_tensor
 from fastattn.checkpoint.hub import resolve
-from fastattn.errors import DTypeError, InputError
+from fastattn.errors import ConfigError, DTypeError, InputError
 from fastattn.graph.executor import Executor, Output
 from fastattn.graph.ir import Program
 from fastattn.graph.rewrites import optimise, with_outputs
@@ -106,13 +106,21 @@ class Model:
 
     @property
     def tokenizer(self) -> Tokenizer | None:
-        """The tokenizer in the model's folder, read when first asked for; None where there is none."""
+        """The tokenizer in the model's folder, read when first asked for; None where there is none.
+
+        Raises ConfigError where it has more tokens than the model.
+        """
         with self._lock:
             if not self._looked_for_tokenizer:
                 from fastattn.tokenizer import has_tokenizer, load_tokenizer
 
-                self._tokenizer = load_tokenizer(self._directory) if has_tokenizer(self._directory) else None
-                self._looked_for_tokenizer = True
+                found = load_tokenizer(self._directory) if has_tokenizer(self._directory) else None
+                if found is not None and len(found) > self.config.vocab_size:
+                    raise ConfigError(
+                        f"{self._directory}: the tokenizer has {len(found)} tokens, "
+                        f"but vocab_size of config.json is {self.config.vocab_size}"
+                    )
+                self._tokenizer, self._looked_for_tokenizer = found, True
             return self._tokenizer
 
     @property
@@ -164,10 +172,7 @@ class Model:
 
     def _run(self, batch: Batch, *, logits_to_keep: int, hidden_states: bool, attentions: bool) -> Results:
         executor = self._variant(hidden_states, attentions)
-        if batch.n_tokens:
-            outputs = executor.run(batch.step(logits_to_keep))
-        else:
-            outputs = _empty_outputs(executor.program)
+        outputs = executor.run(batch.step(logits_to_keep)) if batch.n_tokens else _empty_outputs(executor.program)
         return Results(batch, executor.program, outputs, logits_to_keep)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Mapping
 
 from fastattn.errors import ConfigError
@@ -87,12 +86,7 @@ class ConfigReader:
         """A finite number above 0 and below 1."""
         self._taken.add(key)
         value = self.raw.get(key, default)
-        if (
-            isinstance(value, bool)
-            or not isinstance(value, int | float)
-            or not math.isfinite(value)
-            or not 0 < value < 1
-        ):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1:  # NaN is neither
             raise self.error(key, "a number above 0 and below 1")
         return float(value)
 

@@ -272,7 +272,7 @@ def _as_array(value: object, name: str) -> Array:
     if hasattr(value, "__array__"):
         return np.asarray(value)
     if hasattr(value, "__dlpack__"):
-        return np.from_dlpack(value)  # type: ignore[arg-type]
+        return np.from_dlpack(value)
     raise DTypeError(f"{name}: expected an array or a list of integers, got {type(value).__name__}")
 
 
@@ -289,4 +289,5 @@ def _check_items(items: Sequence[object], name: str, booleans: bool) -> None:
                 continue
             raise DTypeError(f"{name}[{i}]: expected an integer, got {type(item).__name__}")
         if not -(2**63) <= item < 2**63:
-            raise InputError(f"{name}[{i}]: expected a number of 32 bits, got {item}")
+            found = item if abs(item) < 2**128 else f"one of {int(item).bit_length()} bits"
+            raise InputError(f"{name}[{i}]: expected an integer of 32 bits, got {found}")

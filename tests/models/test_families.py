@@ -1,0 +1,125 @@
+"""Every family, head and option against transformers in float64."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fastattn.models.auto import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
+from tests.reference.bounds import assert_close
+
+pytest.importorskip("torch")
+pytest.importorskip("transformers")
+from tests.reference import hf  # noqa: E402
+
+pytestmark = pytest.mark.torch
+
+GPT2 = {"vocab_size": 61, "n_positions": 32, "n_embd": 24, "n_head": 3, "n_layer": 2}
+BERT = {
+    "vocab_size": 61,
+    "hidden_size": 24,
+    "num_attention_heads": 3,
+    "num_hidden_layers": 2,
+    "intermediate_size": 40,
+    "max_position_embeddings": 24,
+}
+DISTIL = {"vocab_size": 61, "dim": 24, "n_heads": 3, "n_layers": 2, "hidden_dim": 40, "max_position_embeddings": 24}
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A transformers class, its options, and what the checkpoint is loaded as."""
+
+    name: str
+    model_class: str
+    base: dict[str, Any]
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+CASES = [
+    Case("gpt2", "GPT2LMHeadModel", GPT2),
+    Case(
+        "gpt2-odd-untied",
+        "GPT2LMHeadModel",
+        GPT2,
+        {"n_embd": 20, "n_head": 5, "n_layer": 3, "n_inner": 33, "tie_word_embeddings": False},
+    ),
+    Case("gpt2-relu", "GPT2LMHeadModel", GPT2, {"activation_function": "relu", "n_layer": 1, "n_head": 1}),
+    Case("gpt2-gelu-unscaled", "GPT2LMHeadModel", GPT2, {"activation_function": "gelu", "scale_attn_weights": False}),
+    Case("gpt2-silu", "GPT2LMHeadModel", GPT2, {"activation_function": "silu", "layer_norm_epsilon": 0.01}),
+    Case("gpt2-tanh", "GPT2LMHeadModel", GPT2, {"activation_function": "tanh", "vocab_size": 7}),
+    Case("gpt2-base", "GPT2Model", GPT2),
+    Case("gpt2-classify-5", "GPT2ForSequenceClassification", GPT2, {"num_labels": 5}),
+    Case("bert", "BertModel", BERT),
+    Case("bert-no-pooler", "BertModel", BERT, {"pooler": False, "type_vocab_size": 1}),
+    Case("bert-relu", "BertModel", BERT, {"hidden_act": "relu", "hidden_size": 20, "num_attention_heads": 5}),
+    Case("bert-classify-1", "BertForSequenceClassification", BERT, {"num_labels": 1, "hidden_act": "gelu_new"}),
+    Case("bert-classify-2", "BertForSequenceClassification", BERT, {"num_labels": 2, "type_vocab_size": 3}),
+    Case("bert-classify-5", "BertForSequenceClassification", BERT, {"num_labels": 5, "num_hidden_layers": 1}),
+    Case("minilm", "BertModel", BERT, {"intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 12}),
+    Case("distilbert", "DistilBertModel", DISTIL),
+    Case("distilbert-sinus", "DistilBertModel", DISTIL, {"sinusoidal_pos_embds": True, "activation": "relu"}),
+    Case("distilbert-classify-1", "DistilBertForSequenceClassification", DISTIL, {"num_labels": 1}),
+    Case("distilbert-classify-5", "DistilBertForSequenceClassification", DISTIL, {"num_labels": 5, "n_heads": 1}),
+    Case("roberta", "RobertaModel", BERT),
+    Case("roberta-no-pooler", "RobertaModel", BERT, {"pooler": False, "pad_token_id": 3}),
+    Case("roberta-classify-2", "RobertaForSequenceClassification", BERT, {"num_labels": 2, "type_vocab_size": 1}),
+    Case("roberta-classify-5", "RobertaForSequenceClassification", BERT, {"num_labels": 5, "pad_token_id": 0}),
+    Case("xlm-roberta", "XLMRobertaModel", BERT),
+    Case("bert-of-masked-lm", "BertForMaskedLM", BERT),
+    Case("roberta-of-masked-lm", "RobertaForMaskedLM", BERT),
+    Case("distilbert-of-masked-lm", "DistilBertForMaskedLM", DISTIL),
+]
+
+
+def auto_class(model_class: str) -> Any:
+    if model_class.endswith("ForSequenceClassification"):
+        return AutoModelForSequenceClassification
+    return AutoModelForCausalLM if model_class == "GPT2LMHeadModel" else AutoModel
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_all_outputs_equal_transformers(case: Case, tmp_path: Path, device: str, rng: np.random.Generator) -> None:
+    reference = hf.make(case.model_class, **{**case.base, **case.options})
+    model = auto_class(case.model_class).from_pretrained(hf.save(reference, tmp_path), device=device)
+    pad = reference.config.pad_token_id
+    low = 0 if pad is None else pad + 1
+    ids = rng.integers(low, reference.config.vocab_size, (1, 9))
+    inputs: dict[str, Any] = {}
+    if model.config.type_vocab_size:
+        inputs["token_type_ids"] = rng.integers(0, model.config.type_vocab_size, ids.shape)
+    backbone = reference.base_model if "MaskedLM" in case.model_class else reference
+    expected = hf.call(backbone, ids, **inputs)
+    found = model(ids, output_hidden_states=True, output_attentions=True, **inputs)
+    scale = max(float(np.abs(hf.array(state)).max()) for state in expected.hidden_states)
+    pairs = list(zip(found.hidden_states, expected.hidden_states, strict=True))
+    pairs += list(zip(found.attentions, expected.attentions, strict=True))
+    name = "last_hidden_state" if hasattr(found, "last_hidden_state") else "logits"
+    pairs.append((getattr(found, name), expected[name]))
+    if getattr(expected, "pooler_output", None) is not None and "MaskedLM" not in case.model_class:
+        pairs.append((found.pooler_output, expected.pooler_output))
+    for ours, theirs in pairs:
+        assert_close(ours, hf.array(theirs), model.traced, longest=9, scale=scale)
+    fast = getattr(model(ids, **inputs), name)
+    assert_close(fast, hf.array(expected[name]), model.traced, longest=9, scale=scale)
+    if case.options.get("pooler") is False:
+        assert found.pooler_output is None
+
+
+def test_xl_configs_trace() -> None:
+    """distilgpt2 to gpt2-xl are the same text with other numbers; no weights are needed to trace them."""
+    from fastattn.graph.rewrites import optimise
+    from fastattn.graph.tensor import Tracer, Weights
+    from fastattn.models import gpt2
+    from fastattn.models.names import ModelNames
+
+    for n_layer, n_embd, n_head in ((6, 768, 12), (24, 1024, 16), (36, 1280, 20), (48, 1600, 25)):
+        config = gpt2.read_config({"model_type": "gpt2", "n_layer": n_layer, "n_embd": n_embd, "n_head": n_head})
+        program = gpt2.build(config, Weights(Tracer(), ModelNames(gpt2.LAYOUT, {})), "causal-lm")
+        assert program.n_layer == n_layer
+        assert program.weights["h.0.mlp.c_fc.weight"].shape == (4 * n_embd, n_embd)
+        assert len(optimise(program).ops) == 10 * n_layer + 7

@@ -1,0 +1,123 @@
+"""Tokens fed in chunks over a KV cache give what one call over the whole text gives."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from fastattn.errors import ContextLengthError, InputError
+from fastattn.graph.ir import Step
+from fastattn.models.auto import AutoModelForCausalLM, CausalLM
+from tests.models.test_layouts import same
+from tests.reference.checkpoints import write_gpt2
+
+TEXT = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8]
+
+
+@pytest.fixture
+def lm(tmp_path: Path, device: str) -> Iterator[CausalLM]:
+    with AutoModelForCausalLM.from_pretrained(write_gpt2(tmp_path), device=device) as model:
+        yield model
+
+
+def feed(lm: CausalLM, chunks: Sequence[Sequence[int]], caches: Sequence[Any]) -> list[NDArray[Any]]:
+    """Logits of all tokens of one step, one array a sequence."""
+    ends = np.cumsum([0, *(len(chunk) for chunk in chunks)]).astype(np.int32)
+    positions = [
+        np.arange(cache.length, cache.length + len(chunk)) for chunk, cache in zip(chunks, caches, strict=True)
+    ]
+    step = Step(
+        token_ids=np.concatenate([np.array(chunk, np.int32) for chunk in chunks]),
+        cu_seqlens=ends,
+        positions=np.concatenate(positions).astype(np.int32),
+        wanted=np.arange(ends[-1], dtype=np.int32),
+        caches=tuple(caches),
+    )
+    logits = np.asarray(lm.executor.run(step, ["logits"])["logits"])
+    return np.split(logits, ends[1:-1])
+
+
+@pytest.mark.parametrize("size", [1, 5, 12])
+def test_chunks_equal_one_call(lm: CausalLM, device: str, size: int) -> None:
+    whole = np.asarray(lm(TEXT).logits)
+    cache = lm.new_cache()
+    parts = [feed(lm, [TEXT[start : start + size]], [cache])[0] for start in range(0, len(TEXT), size)]
+    assert cache.length == len(TEXT)
+    same(device, np.concatenate(parts), whole, lm)
+    cache.close()
+
+
+def test_mixed_steps(lm: CausalLM, device: str) -> None:
+    """One sequence decodes while another one's prompt is read."""
+    caches = [lm.new_cache(), lm.new_cache()]
+    feed(lm, [TEXT[:7]], caches[:1])
+    first, second = feed(lm, [TEXT[7:8], TEXT[:5]], caches)
+    same(device, first, np.asarray(lm(TEXT[:8], logits_to_keep=1).logits), lm)
+    same(device, second, np.asarray(lm(TEXT[:5]).logits), lm)
+    assert [cache.length for cache in caches] == [8, 5]
+
+
+def test_truncate_and_fork(lm: CausalLM, device: str) -> None:
+    cache = lm.new_cache()
+    feed(lm, [TEXT[:6]], [cache])
+    other = cache.fork()
+    cache.truncate(4)
+    assert (cache.length, other.length) == (4, 6)
+    same(device, feed(lm, [[7, 7]], [cache])[0], np.asarray(lm([*TEXT[:4], 7, 7], logits_to_keep=2).logits), lm)
+    same(device, feed(lm, [TEXT[6:]], [other])[0], np.asarray(lm(TEXT, logits_to_keep=6).logits), lm)
+    cache.close()
+    assert other.length == 12
+    with pytest.raises(InputError, match="length"):
+        other.truncate(13)
+
+
+def test_fault_45_a_cache_and_a_step_over_the_context(lm: CausalLM) -> None:
+    cache = lm.new_cache()
+    feed(lm, [TEXT], [cache])
+    with pytest.raises(ContextLengthError):
+        feed(lm, [[1, 2, 3, 4, 5]], [cache])
+    assert cache.length == len(TEXT)
+    feed(lm, [[1, 2, 3, 4]], [cache])
+    assert cache.length == 16
+
+
+def test_fault_49_caches_closed_foreign_or_twice(lm: CausalLM, tmp_path: Path, device: str) -> None:
+    closed = lm.new_cache()
+    closed.close()
+    with pytest.raises(InputError):
+        _ = closed.length
+    good = lm.new_cache()
+    with pytest.raises(InputError):
+        feed(lm, [[1], [2]], [good, good])
+    with AutoModelForCausalLM.from_pretrained(write_gpt2(tmp_path / "other", seed=1), device=device) as other:
+        foreign = other.new_cache()
+        with pytest.raises(InputError):
+            feed(lm, [[1]], [foreign])
+    assert good.length == 0
+    feed(lm, [[1]], [good])
+    assert good.length == 1
+
+
+def test_attention_maps_over_a_cache(lm: CausalLM, device: str) -> None:
+    """Rows of a map sum to one over all positions that were seen, the cached ones included."""
+    from dataclasses import replace
+
+    from fastattn.graph.rewrites import optimise, with_outputs
+
+    executor = lm.executor.with_program(optimise(with_outputs(lm.traced, attentions=True)))
+    cache = executor.new_cache()
+    ids = np.array(TEXT, np.int32)
+    step = Step(ids[:8], np.array([0, 8], np.int32), np.arange(8, dtype=np.int32), np.array([7], np.int32))
+    executor.run(replace(step, caches=(cache,)))
+    step = Step(ids[8:], np.array([0, 4], np.int32), np.arange(8, 12, dtype=np.int32), np.array([3], np.int32))
+    found = executor.run(replace(step, caches=(cache,)))
+    whole = lm(TEXT, output_attentions=True).attentions
+    assert whole is not None
+    for layer in range(2):
+        same(device, found[f"attentions.{layer}"][0], np.asarray(whole[layer])[:, 8:], lm)
+    assert cache.length == 12
