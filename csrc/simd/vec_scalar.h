@@ -72,9 +72,18 @@ FA_INLINE Vec neg(Vec a) {
     FA_EACH a.v[i] = -a.v[i];
     return a;
 }
+FA_INLINE Vec copysign(Vec a, Vec b) {
+    FA_EACH a.v[i] = __builtin_copysignf(a.v[i], b.v[i]);
+    return a;
+}
 FA_INLINE Mask less(Vec a, Vec b) {
     Mask r;
     FA_EACH r.m[i] = a.v[i] < b.v[i];
+    return r;
+}
+FA_INLINE Mask equal(Vec a, Vec b) {
+    Mask r;
+    FA_EACH r.m[i] = a.v[i] == b.v[i];
     return r;
 }
 FA_INLINE Mask is_nan(Vec a) {
@@ -99,6 +108,7 @@ FA_INLINE Vec times_pow2(Vec a, Vec n) {
     FA_EACH a.v[i] = __builtin_ldexpf(a.v[i], static_cast<int>(n.v[i]));
     return a;
 }
+FA_INLINE Vec times_pow2_wide(Vec a, Vec n) { return times_pow2(a, n); }
 FA_INLINE float reduce_add(Vec a) {
     for (int half = 8; half > 0; half /= 2)
         for (int i = 0; i < half; ++i) a.v[i] = a.v[i] + a.v[i + half];

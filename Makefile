@@ -1,0 +1,96 @@
+# make demo | test | check | bench | test-neon | clean          (needs Python >= 3.10, a C++20 compiler and make)
+PYTHON ?= python3
+VENV   ?= .venv
+# Where pip finds PyTorch for the reference tests; empty: the default index.
+# A CPU-only wheel, as https://download.pytorch.org/whl/cpu has them, saves gigabytes.
+TORCH       ?= torch==2.13.0
+TORCH_INDEX ?=
+export FASTATTN_DATA ?= $(if $(wildcard ../shared/data),$(abspath ../shared/data),)
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+export TOKENIZERS_PARALLELISM ?= false
+
+BIN := $(VENV)/bin
+PY  := $(BIN)/python
+PIP := $(PY) -m pip install --quiet
+# Stamps live in the virtual environment, so that they go when it goes.
+S   := $(VENV)/stamps
+
+CXX_FILES := $(wildcard csrc/*/*.h csrc/*/*.cpp)
+PACKAGED  := $(CXX_FILES) CMakeLists.txt $(wildcard cmake/*) pyproject.toml README.md LICENSE \
+             $(shell find src -type f -not -name '*.so' -not -path '*__pycache__*')
+BENCH_ARGS ?=
+
+.PHONY: demo test check bench test-neon install clean
+.DEFAULT_GOAL := demo
+
+demo: install
+	@echo; echo "== fastattn generate: the embedded story model =="
+	$(BIN)/fastattn generate -p "It was a dark and stormy night" -n 96 --seed 1
+	@echo; echo "== fastattn classify: the embedded sentiment model =="
+	@printf '%s\n' "A quiet film that stays with you for days ." "The plot is a mess and the jokes fall flat ." \
+	  "I laughed , I cried , I would see it again ." | $(BIN)/fastattn classify -p -
+
+install: $(S)/installed
+
+# A pip install per change of a packaged file. The build folder and the build tools stay, so ninja compiles only what
+# changed (with build isolation the paths of pybind11 and ninja would change each time, and all bindings with them).
+$(S)/installed: $(S)/build-tools $(PACKAGED)
+	@echo "building and installing fastattn (the first time takes a minute or two)"
+	$(PIP) --no-build-isolation .
+	@touch $@
+
+$(S)/build-tools: $(S)/venv
+	$(PIP) "scikit-build-core>=0.10" "pybind11>=3.1" "cmake>=3.22" ninja
+	@touch $@
+
+$(S)/venv:
+	@$(PYTHON) -c 'import sys; sys.exit("Python >= 3.10 is needed, this is " + sys.version if sys.version_info < (3, 10) else 0)'
+	$(PYTHON) -m venv $(VENV)
+	@mkdir -p $(S) && touch $@
+
+# PyTorch first and pinned: a dependency of transformers would otherwise choose another build of it.
+$(S)/reference: $(S)/venv
+	@if $(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$(TORCH)"; then \
+	  $(PIP) $$($(PY) tools/extra.py reference | grep -v '^torch$$'); echo yes > $@; \
+	else echo "NOTE: $(TORCH) cannot be had here; tests marked torch will be left out"; echo no > $@; fi
+
+$(S)/test-tools: $(S)/venv pyproject.toml
+	$(PIP) $$($(PY) tools/extra.py test)
+	@touch $@
+
+test: install $(S)/test-tools $(S)/reference
+	@if grep -q yes $(S)/reference; then $(PY) -m pytest -q $(TEST_ARGS); \
+	else echo "without PyTorch: tests marked torch are left out"; $(PY) -m pytest -q -m "not torch" $(TEST_ARGS); fi
+
+$(S)/check-tools: $(S)/venv tools/requirements-check.txt
+	$(PIP) -r tools/requirements-check.txt numpy tokenizers
+	@touch $@
+
+check: $(S)/check-tools install
+	$(BIN)/ruff format --check --quiet .
+	$(BIN)/ruff check --quiet .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run -Werror $(CXX_FILES)
+	$(BIN)/typos
+	$(PY) tools/check_layers.py
+	$(PY) tools/check_length.py
+	$(if $(wildcard tools/check_weak_symbols.py),$(PY) tools/check_weak_symbols.py build)
+	$(if $(wildcard src/fastattn/_core.pyi),cd $(S) && ../bin/python -m mypy.stubtest fastattn._core)
+
+bench: install $(S)/test-tools $(S)/reference
+	$(PY) -m pytest -q -m bench -o python_files='bench_*.py' -o python_functions='bench_*' benchmarks $(BENCH_ARGS)
+	$(PY) benchmarks/percent_of_limit.py
+
+# The kernels cross-compiled for aarch64 and run under an emulator. Debian: g++-aarch64-linux-gnu qemu-user-static
+QEMU := $(firstword $(shell command -v qemu-aarch64-static qemu-aarch64 2>/dev/null))
+AARCH64_CXX ?= aarch64-linux-gnu-g++
+test-neon: $(S)/build-tools
+	@command -v $(AARCH64_CXX) >/dev/null || { echo "test-neon needs $(AARCH64_CXX): apt-get install g++-aarch64-linux-gnu"; exit 1; }
+	@test -n "$(QEMU)" || { echo "test-neon needs qemu-aarch64: apt-get install qemu-user-static (or qemu-user)"; exit 1; }
+	PATH="$(abspath $(BIN)):$$PATH" cmake --preset neon -DCMAKE_CXX_COMPILER=$(AARCH64_CXX) > /dev/null
+	PATH="$(abspath $(BIN)):$$PATH" cmake --build build/neon
+	$(QEMU) build/neon/fastattn_native_tests
+
+clean:
+	rm -rf $(VENV) build dist .stamps .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

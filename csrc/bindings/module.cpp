@@ -1,0 +1,10 @@
+#include "bindings/bindings.h"
+
+PYBIND11_MODULE(_core, m) {
+    m.doc() = "C++ core of fastattn; the public interface is the package around it.";
+    fastattn::register_errors(m);
+    fastattn::register_runtime(m);
+    fastattn::register_ops(m);
+    fastattn::register_program(m);
+    fastattn::register_kernels(m);
+}

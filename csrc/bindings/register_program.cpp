@@ -1,0 +1,252 @@
+#include <pybind11/stl.h>
+
+#include <array>
+#include <map>
+
+#include "bindings/bindings.h"
+#include "program/executor.h"
+#include "program/sampler.h"
+
+namespace fastattn {
+namespace {
+
+template <class T>
+T lookup(const std::map<std::string, T>& table, const std::string& what, const std::string& name) {
+    const auto it = table.find(name);
+    if (it == table.end()) throw Error(ErrorKind::kConfig, "program: unknown " + what + " " + name);
+    return it->second;
+}
+
+Rows rows_from(const std::string& name) {
+    static const std::map<std::string, Rows> table{
+        {"tokens", Rows::kTokens}, {"wanted", Rows::kWanted}, {"sequences", Rows::kSequences}};
+    return lookup(table, "rows", name);
+}
+OpKind kind_from(const std::string& name) {
+    static const std::map<std::string, OpKind> table{{"embedding", OpKind::kEmbedding},
+                                                     {"add", OpKind::kAdd},
+                                                     {"layer_norm", OpKind::kLayerNorm},
+                                                     {"linear", OpKind::kLinear},
+                                                     {"activation", OpKind::kActivation},
+                                                     {"slice", OpKind::kSlice},
+                                                     {"attention", OpKind::kAttention},
+                                                     {"attention_probs", OpKind::kAttentionProbs},
+                                                     {"gather_rows", OpKind::kGatherRows},
+                                                     {"pool", OpKind::kPool},
+                                                     {"l2_normalize", OpKind::kL2Normalize}};
+    return lookup(table, "op", name);
+}
+Activation activation_from(const std::string& name) {
+    static const std::map<std::string, Activation> table{
+        {"none", Activation::kNone}, {"gelu_erf", Activation::kGeluErf}, {"gelu_tanh", Activation::kGeluTanh},
+        {"relu", Activation::kRelu}, {"tanh", Activation::kTanh},        {"silu", Activation::kSilu}};
+    return lookup(table, "activation", name);
+}
+Index index_from(const std::string& name) {
+    static const std::map<std::string, Index> table{{"token_ids", Index::kTokenIds},
+                                                    {"positions", Index::kPositions},
+                                                    {"token_type_ids", Index::kTokenTypeIds}};
+    return lookup(table, "index", name);
+}
+Gather gather_from(const std::string& name) {
+    static const std::map<std::string, Gather> table{{"tokens", Gather::kTokens},
+                                                     {"wanted", Gather::kWanted},
+                                                     {"first", Gather::kFirst},
+                                                     {"last", Gather::kLast}};
+    return lookup(table, "rows", name);
+}
+PoolKind pool_from(const std::string& name) {
+    static const std::map<std::string, PoolKind> table{
+        {"mean", PoolKind::kMean}, {"max", PoolKind::kMax}, {"mean_sqrt_len", PoolKind::kMeanSqrtLen}};
+    return lookup(table, "pool", name);
+}
+
+// attrs of one op into the fields of its kind; an attr that is not known is an error, never ignored.
+void read_attrs(const py::dict& attrs, OpSpec& op) {
+    for (const auto& [key, value] : attrs) {
+        const auto name = key.cast<std::string>();
+        if (name == "activation") op.activation = activation_from(value.cast<std::string>());
+        else if (name == "index") op.index = index_from(value.cast<std::string>());
+        else if (name == "which" || name == "q_rows") op.gather = gather_from(value.cast<std::string>());
+        else if (name == "pool") op.pool = pool_from(value.cast<std::string>());
+        else if (name == "has_bias") op.has_bias = value.cast<bool>();
+        else if (name == "has_residual") op.has_residual = value.cast<bool>();
+        else if (name == "causal") op.causal = value.cast<bool>();
+        else if (name == "offset") op.offset = op.index_offset = value.cast<int32_t>();
+        else if (name == "width") continue;  // the output's
+        else if (name == "layer") op.layer = value.cast<int32_t>();
+        else if (name == "n_head") op.n_head = value.cast<int32_t>();
+        else if (name == "n_kv_head") op.n_kv_head = value.cast<int32_t>();
+        else if (name == "head_dim") op.head_dim = value.cast<int32_t>();
+        else if (name == "eps") op.eps = value.cast<float>();
+        else if (name == "scale") op.scale = value.cast<float>();
+        else throw Error(ErrorKind::kConfig, "program: unknown attr " + name);
+    }
+}
+
+ProgramSpec spec_from(const py::dict& dict) {
+    ProgramSpec spec;
+    for (const auto& item : dict["values"]) {
+        const auto [rows, width] = item.cast<std::pair<std::string, int32_t>>();
+        spec.values.push_back({rows_from(rows), width});
+    }
+    for (const auto& item : dict["ops"]) {
+        const auto fields = item.cast<py::tuple>();
+        OpSpec op;
+        op.kind = kind_from(fields[0].cast<std::string>());
+        op.inputs = fields[1].cast<std::vector<int32_t>>();
+        op.output = fields[2].cast<int32_t>();
+        op.weights = fields[3].cast<std::vector<int32_t>>();
+        read_attrs(fields[4].cast<py::dict>(), op);
+        spec.ops.push_back(std::move(op));
+    }
+    spec.weights = dict["weights"].cast<std::vector<std::string>>();
+    spec.outputs = dict["outputs"].cast<std::vector<int32_t>>();
+    spec.n_layer = dict["n_layer"].cast<int32_t>();
+    spec.n_kv_head = dict["n_kv_head"].cast<int32_t>();
+    spec.head_dim = dict["head_dim"].cast<int32_t>();
+    spec.max_positions = dict["max_positions"].cast<int32_t>();
+    return spec;
+}
+
+void load(Engine& engine, const std::string& name, const std::string& use, const py::list& parts) {
+    static const std::map<std::string, Weight::Use> uses{
+        {"matrix", Weight::Use::kMatrix}, {"table", Weight::Use::kTable}, {"vector", Weight::Use::kVector}};
+    std::vector<TensorSource> sources;
+    for (const auto& part : parts) {
+        const auto [fd, offset, dtype, rows, columns, transposed, tensor] =
+            part.cast<std::tuple<int, int64_t, std::string, int64_t, int64_t, bool, std::string>>();
+        sources.push_back({fd, offset, dtype_from_name(dtype), rows, columns, transposed, tensor});
+    }
+    const Weight::Use as = lookup(uses, "use", use);
+    without_gil([&](const std::function<bool()>& poll) {
+        Engine::Running& running = engine.running();
+        const std::lock_guard lock(running.mutex);
+        engine.weights().add(name, as, sources, running.pool, poll);
+    });
+}
+
+StepInput step_from(const py::array& token_ids, const py::array& cu_seqlens, const py::array& positions,
+                    const py::array& wanted, const std::optional<py::array>& token_type_ids,
+                    const std::optional<std::vector<KvCache*>>& caches) {
+    StepInput step{.token_ids = data_of<int32_t>("token_ids", token_ids, 1),
+                   .positions = data_of<int32_t>("positions", positions, 1),
+                   .token_type_ids = token_type_ids ? data_of<int32_t>("token_type_ids", *token_type_ids, 1) : nullptr,
+                   .cu_seqlens = data_of<int32_t>("cu_seqlens", cu_seqlens, 1),
+                   .wanted = data_of<int32_t>("wanted", wanted, 1),
+                   .n_tokens = static_cast<int32_t>(token_ids.size()),
+                   .n_sequences = static_cast<int32_t>(cu_seqlens.size() - 1),
+                   .n_wanted = static_cast<int32_t>(wanted.size()),
+                   .caches = caches.value_or(std::vector<KvCache*>{})};
+    if (step.n_sequences < 0) throw Error(ErrorKind::kInput, "cu_seqlens: expected at least one number");
+    if (positions.size() != token_ids.size() || (token_type_ids && token_type_ids->size() != token_ids.size()))
+        throw Error(ErrorKind::kInput, "positions, token_type_ids: expected one a token");
+    for (const KvCache* cache : step.caches)
+        if (cache == nullptr) throw Error(ErrorKind::kInput, "caches: expected a cache for every sequence, got None");
+    return step;
+}
+
+// Elements of output `value`: rows x width, or every sequence's [n_head, q_len, kv_len].
+std::vector<py::ssize_t> output_shape(const Executor& executor, int32_t value, const StepInput& step) {
+    for (const auto& op : executor.spec().ops) {
+        if (op.output != value || op.kind != OpKind::kAttentionProbs) continue;
+        py::ssize_t total = 0;
+        for (int32_t s = 0; s < step.n_sequences; ++s) {
+            const py::ssize_t length = step.cu_seqlens[s + 1] - step.cu_seqlens[s];
+            total += op.n_head * length * (length + (step.caches.empty() ? 0 : step.caches[s]->length()));
+        }
+        return {total};
+    }
+    return {executor.rows_of(value, step), executor.spec().values[value].width};
+}
+
+py::list run(Executor& executor, const py::array& token_ids, const py::array& cu_seqlens, const py::array& positions,
+             const py::array& wanted, const std::optional<py::array>& token_type_ids,
+             const std::optional<std::vector<KvCache*>>& caches, const py::object& out) {
+    const StepInput step = step_from(token_ids, cu_seqlens, positions, wanted, token_type_ids, caches);
+    py::list arrays;
+    std::vector<float*> pointers;
+    for (size_t i = 0; i < executor.spec().outputs.size(); ++i) {
+        const auto shape = output_shape(executor, executor.spec().outputs[i], step);
+        py::array array;
+        if (out.is_none() || out.cast<py::sequence>()[i].is_none()) {
+            array = py::array_t<float>(shape);
+        } else {
+            array = out.cast<py::sequence>()[i].cast<py::array>();
+            if (std::vector<py::ssize_t>(array.shape(), array.shape() + array.ndim()) != shape)
+                throw Error(ErrorKind::kInput, "out: an array has the wrong shape");
+        }
+        pointers.push_back(writable<float>("out", array, static_cast<int>(shape.size())));
+        arrays.append(array);
+    }
+    without_gil([&](const std::function<bool()>& poll) { executor.run(step, pointers, poll); });
+    return arrays;
+}
+
+py::tuple sample_tokens(const py::array& logits, const py::array& params, const py::array& history,
+                        const py::array& history_offsets, bool logprobs) {
+    const float* data = data_of<float>("logits", logits, 2);
+    const auto n = static_cast<int32_t>(logits.shape(0)), vocab = static_cast<int32_t>(logits.shape(1));
+    if (params.itemsize() != sizeof(SampleParams) || params.size() != n || !(params.flags() & py::array::c_style))
+        throw Error(ErrorKind::kInput, "params: expected one SAMPLE_PARAMS record a row");
+    const int64_t* offsets = data_of<int64_t>("history_offsets", history_offsets, 1);
+    const int32_t* ids_before = data_of<int32_t>("history", history, 1);
+    if (history_offsets.size() != n + 1 || offsets[0] != 0 || offsets[n] != history.size())
+        throw Error(ErrorKind::kInput, "history_offsets: expected n + 1 numbers from 0 to the length of history");
+    for (int32_t i = 0; i < n; ++i)
+        if (offsets[i + 1] < offsets[i]) throw Error(ErrorKind::kInput, "history_offsets: expected rising numbers");
+    for (py::ssize_t i = 0; i < history.size(); ++i)
+        if (ids_before[i] < 0 || ids_before[i] >= vocab) throw Error(ErrorKind::kInput, "history: an id is out of range");
+    py::array_t<int32_t> ids(n);
+    py::array_t<float> chosen(logprobs ? n : 0);
+    const SampleArgs args{.logits = data,
+                          .n = n,
+                          .vocab = vocab,
+                          .params = static_cast<const SampleParams*>(params.data()),
+                          .history = ids_before,
+                          .history_offsets = offsets,
+                          .ids = ids.mutable_data(),
+                          .logprobs = logprobs ? chosen.mutable_data() : nullptr};
+    without_gil([&](const std::function<bool()>&) { sample(args); });
+    return py::make_tuple(ids, logprobs ? py::object(chosen) : py::none());
+}
+
+}  // namespace
+
+void register_program(py::module_& m) {
+    py::classh<Engine>(m, "Engine", "Weights, threads and lock of one model.")
+        .def(py::init<int>(), py::arg("threads"))
+        .def_property_readonly("threads", &Engine::threads)
+        .def_property_readonly("weight_bytes", [](Engine& engine) { return engine.weights().bytes(); })
+        .def("has", [](Engine& engine, const std::string& name) { return engine.weights().find(name) != nullptr; })
+        .def("load", load, py::arg("name"), py::arg("use"), py::arg("parts"))
+        .def("cancel", [](Engine& engine) { engine.running().pool.cancel(); });
+
+    py::classh<KvCache>(m, "Cache", "Keys and values of one sequence, in pages.")
+        .def_property_readonly("length", &KvCache::length)
+        .def_property_readonly("closed", &KvCache::closed)
+        .def("truncate", &KvCache::truncate, py::arg("length"))
+        .def("fork", &KvCache::fork)
+        .def("close", &KvCache::close);
+
+    py::classh<Executor>(m, "Executor", "Runs one Program.")
+        .def(py::init([](std::shared_ptr<Engine> engine, const py::dict& spec) {
+                 return std::make_unique<Executor>(std::move(engine), spec_from(spec));
+             }),
+             py::arg("engine"), py::arg("spec"))
+        .def("new_cache", [](Executor& executor) { return KvCache(executor.kv_pool()); })
+        .def_property_readonly("kv_bytes", [](Executor& executor) { return executor.kv_pool()->bytes(); })
+        .def_property_readonly("workspace_bytes", &Executor::workspace_bytes)
+        .def("run", run, py::arg("token_ids"), py::arg("cu_seqlens"), py::arg("positions"), py::arg("wanted"),
+             py::arg("token_type_ids") = py::none(), py::arg("caches") = py::none(), py::arg("out") = py::none());
+
+    m.def("sample", sample_tokens, py::arg("logits"), py::arg("params"), py::arg("history"), py::arg("history_offsets"),
+          py::arg("logprobs") = true);
+    m.def("philox", [](uint64_t key, uint64_t counter) {
+        uint32_t words[4];
+        philox(key, counter, words);
+        return std::array<uint32_t, 4>{words[0], words[1], words[2], words[3]};
+    });
+}
+
+}  // namespace fastattn

@@ -1,0 +1,83 @@
+#include <algorithm>
+#include <chrono>
+
+#include "bindings/bindings.h"
+#include "core/buffer.h"
+#include "runtime/cpu.h"
+#include "runtime/thread_pool.h"
+
+#include <pybind11/stl.h>
+
+namespace fastattn {
+namespace {
+
+#define FA_STRING_OF(x) #x
+#define FA_STRING(x) FA_STRING_OF(x)
+
+const char* compiler() {
+#if defined(__clang__)
+    return "clang " FA_STRING(__clang_major__) "." FA_STRING(__clang_minor__);
+#else
+    return "gcc " FA_STRING(__GNUC__) "." FA_STRING(__GNUC_MINOR__);
+#endif
+}
+
+double seconds_of(ThreadPool& pool, const std::function<void(Team&)>& body) {
+    const auto start = std::chrono::steady_clock::now();
+    pool.run(body);
+    return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
+// The machine's limits at this moment: rate of independent fused multiply-adds, and of reading fresh memory.
+py::dict measure_limits(int threads, double seconds, int64_t read_bytes) {
+    const KernelTable& kernels = active_kernels();
+    double fma_gflops = 0.0, read_gbps = 0.0;
+    without_gil([&](const std::function<bool()>&) {
+        ThreadPool pool(threads);
+        constexpr int64_t kIterations = 100'000;
+        std::vector<double> rates;
+        for (double spent = 0.0; spent < seconds / 2 || rates.size() < 3;) {
+            const double time = seconds_of(pool, [&](Team&) { kernels.measure_fma(kIterations); });
+            rates.push_back(threads * kernels.measure_fma_flops() * kIterations / time / 1e9);
+            spent += time;
+        }
+        std::nth_element(rates.begin(), rates.begin() + static_cast<long>(rates.size() / 2), rates.end());
+        fma_gflops = rates[rates.size() / 2];
+        static Buffer memory;  // kept: faulting it in again would cost more than the measurement
+        if (memory.bytes() < static_cast<size_t>(read_bytes)) {
+            memory = Buffer(static_cast<size_t>(read_bytes));
+            std::fill_n(memory.floats(), memory.bytes() / sizeof(float), 1.0f);
+        }
+        const int64_t part = read_bytes / 4 / threads;
+        rates.clear();
+        for (double spent = 0.0; spent < seconds / 2 || rates.size() < 3;) {
+            const double time = seconds_of(pool, [&](Team& team) {
+                kernels.measure_read(memory.floats() + team.index() * part, part);
+            });
+            rates.push_back(static_cast<double>(part) * threads * 4 / time / 1e9);
+            spent += time;
+        }
+        std::nth_element(rates.begin(), rates.begin() + static_cast<long>(rates.size() / 2), rates.end());
+        read_gbps = rates[rates.size() / 2];
+    });
+    py::dict result;
+    result["fma_gflops"] = fma_gflops;
+    result["read_gbps"] = read_gbps;
+    return result;
+}
+
+}  // namespace
+
+void register_runtime(py::module_& m) {
+    m.attr("version") = FASTATTN_VERSION;
+    m.attr("compiler") = compiler();
+    m.def("built_targets", built_targets);
+    m.def("available_targets", available_targets);
+    m.def("active_target", [] { return active_kernels().target; });
+    m.def("default_threads", default_threads);
+    m.def("measure_limits", measure_limits, py::arg("threads"), py::arg("seconds") = 0.2,
+          py::arg("read_bytes") = int64_t{1} << 29,
+          "The machine's limits with `threads` threads at this moment: {fma_gflops, read_gbps}, medians.");
+}
+
+}  // namespace fastattn

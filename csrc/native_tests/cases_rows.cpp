@@ -1,0 +1,140 @@
+// The kernels that work on rows: products, norms, softmax, activations, pooling.
+#include <limits>
+
+#include "native_tests/support.h"
+
+namespace fastattn::native_tests {
+namespace {
+
+constexpr int kSizes[] = {0, 1, 15, 16, 17, 35, 64, 100, 768};
+constexpr int kRowCounts[] = {0, 1, 3};
+constexpr Activation kActivations[] = {Activation::kNone, Activation::kGeluErf, Activation::kGeluTanh,
+                                       Activation::kRelu, Activation::kTanh,    Activation::kSilu};
+constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+constexpr float kSpecial[] = {kNan, kInfinity, -kInfinity, 0.0f, -0.0f, 1e-40f, -1e-40f, 1e30f, -1e30f};
+
+// Every ninth number or so becomes one of kSpecial.
+void add_specials(const GuardedBuffer& buffer, uint64_t stream) {
+    for (int64_t i = 0; i < buffer.size(); ++i) {
+        const uint64_t bits = bits_at(stream, static_cast<uint64_t>(i));
+        if (bits % 9 == 0) buffer.data()[i] = kSpecial[(bits >> 8) % std::size(kSpecial)];
+    }
+}
+
+void linear_case(const KernelTable& table, Record& record, int m, int k, int n, Activation activation, bool extras) {
+    const int panels = (n + kPanelWidth - 1) / kPanelWidth;
+    const GuardedBuffer a(int64_t{m} * k, 1), packed(int64_t{panels} * k * kPanelWidth, 2), bias(n, 3);
+    const GuardedBuffer residual(int64_t{m} * n, 4), c(int64_t{m} * n, 5), scratch(kLinearScratch, 6);
+    for (int64_t i = 0; i < packed.size(); ++i)
+        if (i / (int64_t{k} * kPanelWidth) * kPanelWidth + i % kPanelWidth >= n) packed.data()[i] = 0.0f;
+    table.linear_f32({.a = a.data(), .a_stride = k, .panels = packed.data(), .bias = extras ? bias.data() : nullptr,
+                      .residual = extras ? residual.data() : nullptr, .residual_stride = n, .c = c.data(), .c_stride = n,
+                      .scratch = scratch.data(), .m = m, .k = k, .n = n, .panel_begin = 0, .panel_end = panels,
+                      .activation = activation});
+    record.add(c.data(), c.size());
+}
+
+void linear(const KernelTable& table, Record& record) {
+    for (int m : {0, 1, 2, 5, 6, 7, 13})
+        for (int k : {0, 1, 17, 64})
+            for (int n : {1, 15, 16, 17, 35, 64, 65, 130}) linear_case(table, record, m, k, n, Activation::kNone, m % 2);
+    for (Activation activation : kActivations)
+        for (int m : {1, 7}) linear_case(table, record, m, 33, 100, activation, true);
+    linear_case(table, record, 2 * kLinearRowBlock + 5, 20, 70, Activation::kGeluErf, true);
+    linear_case(table, record, 9, 1500, 128, Activation::kNone, true);
+}
+
+void layer_norm(const KernelTable& table, Record& record) {
+    for (int rows : kRowCounts)
+        for (int n : kSizes)
+            for (int parts = 0; parts < 4; ++parts) {
+                const GuardedBuffer x(int64_t{rows} * n, 11), weight(n, 12), bias(n, 13), out(int64_t{rows} * n, 14);
+                table.layer_norm_f32({.x = x.data(), .x_stride = n, .weight = parts & 1 ? weight.data() : nullptr,
+                                      .bias = parts & 2 ? bias.data() : nullptr, .out = out.data(), .out_stride = n,
+                                      .rows = rows, .n = n, .eps = 1e-5f});
+                record.add(out.data(), out.size());
+            }
+}
+
+void softmax(const KernelTable& table, Record& record) {
+    for (bool log : {false, true})
+        for (bool special : {false, true})
+            for (int rows : kRowCounts)
+                for (int n : kSizes) {
+                    const GuardedBuffer x(int64_t{rows} * n, 21, 30.0f), out(int64_t{rows} * n, 22);
+                    if (special) add_specials(x, 23);
+                    table.softmax_f32({.x = x.data(), .x_stride = n, .out = out.data(), .out_stride = n, .rows = rows,
+                                       .n = n, .log = log});
+                    record.add(out.data(), out.size());
+                }
+}
+
+void activation(const KernelTable& table, Record& record) {
+    for (Activation activation : kActivations)
+        for (float factor : {1e-3f, 1.0f, 10.0f, 100.0f})
+            for (int n : kSizes) {
+                const GuardedBuffer x(n, 31, factor), out(n, 32);
+                add_specials(x, 33);
+                table.activation_f32({.x = x.data(), .y = nullptr, .out = out.data(), .n = n, .activation = activation});
+                record.add(out.data(), n);
+            }
+}
+
+void add(const KernelTable& table, Record& record) {
+    for (int n : kSizes) {
+        const GuardedBuffer x(n, 41), y(n, 42), out(n, 43);
+        add_specials(x, 44);
+        table.add_f32({.x = x.data(), .y = y.data(), .out = out.data(), .n = n, .activation = Activation::kNone});
+        record.add(out.data(), n);
+    }
+}
+
+void pool(const KernelTable& table, Record& record) {
+    for (PoolKind kind : {PoolKind::kMean, PoolKind::kMax, PoolKind::kMeanSqrtLen})
+        for (bool special : {false, true})
+            for (int rows : kRowCounts)
+                for (int n : kSizes) {
+                    const GuardedBuffer x(int64_t{rows} * n, 51), out(n, 52);
+                    if (special) add_specials(x, 53);
+                    table.pool_f32({.x = x.data(), .x_stride = n, .out = out.data(), .rows = rows, .n = n, .kind = kind});
+                    record.add(out.data(), n);
+                }
+}
+
+void l2_normalize(const KernelTable& table, Record& record) {
+    for (int rows : kRowCounts)
+        for (int n : kSizes) {
+            const GuardedBuffer x(int64_t{rows} * n, 61), out(int64_t{rows} * n, 62);
+            table.l2_normalize_f32({.x = x.data(), .x_stride = n, .out = out.data(), .out_stride = n, .rows = rows,
+                                    .n = n, .eps = 1e-12f});
+            record.add(out.data(), out.size());
+        }
+}
+
+void argmax(const KernelTable& table, Record& record) {
+    for (int n : kSizes)
+        for (int variant = 0; variant < 4; ++variant) {  // plain, ties, a NaN, nothing but -inf
+            const GuardedBuffer x(n, 71);
+            for (int i = 0; i < n; ++i) {
+                if (variant == 1) x.data()[i] = i % 5 == 3 ? 2.0f : -1.0f;
+                if (variant == 3) x.data()[i] = -kInfinity;
+            }
+            if (variant == 2 && n > 0) x.data()[n - 1] = kNan;
+            int32_t index = 0;
+            float value = 0;
+            table.argmax_f32({.x = x.data(), .n = n, .index = &index, .value = &value});
+            record.add(index);
+            record.add(&value, 1);
+        }
+}
+
+}  // namespace
+
+const std::vector<KernelCases> kRowCases = {
+    {"linear_f32", linear},   {"layer_norm_f32", layer_norm}, {"softmax_f32", softmax},
+    {"activation_f32", activation}, {"add_f32", add},         {"pool_f32", pool},
+    {"l2_normalize_f32", l2_normalize}, {"argmax_f32", argmax},
+};
+
+}  // namespace fastattn::native_tests

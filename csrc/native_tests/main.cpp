@@ -1,0 +1,33 @@
+// Every kernel of every target that this machine runs, on the same inputs, compared bit for bit with the scalar target.
+// Prints a hash for each, so that runs on different machines can be compared too.
+#include <cinttypes>
+#include <cstdio>
+
+#include "native_tests/support.h"
+#include "runtime/kernel_targets.h"
+
+int main() {
+    using namespace fastattn;
+    using namespace fastattn::native_tests;
+    int passed = 0, failed = 0;
+    for (const auto* group : {&kRowCases, &kAttentionCases})
+        for (const KernelCases& cases : *group) {
+            Record expected;
+            cases.run(scalar::kernel_table(), expected);
+            for (const KernelTable* table : runnable_kernel_tables()) {
+                Record record;
+                cases.run(*table, record);
+                const bool same = record == expected;
+                std::printf("%-20s %-8s %016" PRIx64 " %s\n", cases.kernel, table->target, record.hash(),
+                            same ? "passed" : "FAILED");
+                if (!same) {
+                    const int64_t at = record.first_difference(expected);
+                    std::printf("    word %" PRId64 ": %08x, scalar %08x\n", at, record.word(at), expected.word(at));
+                }
+                ++(same ? passed : failed);
+                std::fflush(stdout);
+            }
+        }
+    std::printf("%d passed, %d failed\n", passed, failed);
+    return failed == 0 ? 0 : 1;
+}

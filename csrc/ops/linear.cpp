@@ -1,0 +1,49 @@
+#include <algorithm>
+
+#include "ops/ops.h"
+
+namespace fastattn::ops {
+namespace {
+
+// Rows of one chunk: whole register tiles, at most a row block, and small enough for about twelve chunks a thread, since
+// the cores of a shared machine are not equally fast.
+int64_t rows_per_chunk(int64_t m, int64_t panels, int threads) {
+    const int64_t wanted_chunks = std::max<int64_t>(1, 12 * threads / std::max<int64_t>(panels, 1));
+    const int64_t blocks = std::max((m + kLinearRowBlock - 1) / kLinearRowBlock, std::min(wanted_chunks, m / 48));
+    const int64_t rows = (m + std::max<int64_t>(blocks, 1) - 1) / std::max<int64_t>(blocks, 1);
+    return std::min<int64_t>((rows + 5) / 6 * 6, kLinearRowBlock);
+}
+
+}  // namespace
+
+void linear(Team& team, const KernelTable& kernels, const LinearOp& op) {
+    const int64_t panels = (op.out.width + kPanelWidth - 1) / kPanelWidth;
+    const int64_t m = op.x.rows;
+    if (m == 0 || panels == 0) return;
+    const int64_t rows = rows_per_chunk(m, panels, team.size());
+    const int64_t row_chunks = (m + rows - 1) / rows;
+    // Few rows read their weights once, from memory: neighbouring panels in one chunk make one long stream.
+    const int64_t panels_per_chunk = row_chunks > 1 ? 1 : std::max<int64_t>(1, panels / (32 * team.size()));
+    const int64_t panel_chunks = (panels + panels_per_chunk - 1) / panels_per_chunk;
+    team.for_chunks(row_chunks * panel_chunks, [&](int64_t chunk) {
+        const int64_t row = chunk / panel_chunks * rows;
+        const int64_t panel = chunk % panel_chunks * panels_per_chunk;
+        kernels.linear_f32({.a = op.x.row(row),
+                            .a_stride = op.x.stride,
+                            .panels = op.panels,
+                            .bias = op.bias,
+                            .residual = op.residual.data ? op.residual.row(row) : nullptr,
+                            .residual_stride = op.residual.stride,
+                            .c = op.out.row(row),
+                            .c_stride = op.out.stride,
+                            .scratch = op.scratch[team.index()],
+                            .m = static_cast<int32_t>(std::min(rows, m - row)),
+                            .k = op.x.width,
+                            .n = op.out.width,
+                            .panel_begin = static_cast<int32_t>(panel),
+                            .panel_end = static_cast<int32_t>(std::min(panel + panels_per_chunk, panels)),
+                            .activation = op.activation});
+    });
+}
+
+}  // namespace fastattn::ops

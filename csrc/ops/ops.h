@@ -1,0 +1,66 @@
+// What the ops of a Program do across the threads of a region. An op checks nothing (the executor has) and knows no
+// instruction set; every thread of the region calls it, and a barrier follows before anyone reads its output.
+#pragma once
+#include <cstdint>
+
+#include "kernels/kernels.h"
+#include "runtime/thread_pool.h"
+
+namespace fastattn {
+
+// A matrix in the workspace or in the caller's memory.
+struct View {
+    float* data = nullptr;
+    int64_t rows = 0;
+    int64_t stride = 0;  // elements
+    int32_t width = 0;
+
+    float* row(int64_t i) const { return data + i * stride; }
+};
+
+namespace ops {
+
+struct LinearOp {
+    View x, out;
+    const float* panels;
+    const float* bias;       // or null
+    View residual;           // data null without
+    Activation activation;
+    float* const* scratch;   // a thread
+};
+void linear(Team& team, const KernelTable& kernels, const LinearOp& op);
+
+void layer_norm(Team& team, const KernelTable& kernels, View x, View out, const float* weight, const float* bias, float eps);
+void add(Team& team, const KernelTable& kernels, View a, View b, View out);
+void activation(Team& team, const KernelTable& kernels, View x, View out, Activation kind);
+void l2_normalize(Team& team, const KernelTable& kernels, View x, View out, float eps);
+
+// One sequence of an attention: its tokens are rows [token_begin, token_end) of k and v, at positions from `position` on.
+// Its query rows are [q_begin, q_end) of q; query_tokens, if not null, gives each row's token (row of the step).
+struct SequenceBlocks {
+    float* const* blocks;
+    int32_t token_begin, token_end, position;
+    int32_t q_begin, q_end;
+};
+
+struct AttentionOp {
+    View q, k, v, out;
+    const SequenceBlocks* sequences;
+    const int32_t* query_tokens;  // of q's rows, or null when q has a row a token
+    int32_t n_sequences;
+    int32_t n_head, n_kv_head, head_dim;
+    int64_t block_offset, head_offset;  // of the layer in a block, and of the next head
+    bool causal;
+    float scale;
+    float* const* scratch;
+    float* probs;  // attention_probs: the sequences' [n_head, q_len, kv_len] one behind the other, else null
+};
+void kv_store(Team& team, const KernelTable& kernels, const AttentionOp& op);
+void attention(Team& team, const KernelTable& kernels, const AttentionOp& op);
+void attention_probs(Team& team, const KernelTable& kernels, const AttentionOp& op);
+
+inline constexpr int64_t kScratchFloats =
+    kLinearScratch > kAttentionScratch ? kLinearScratch : kAttentionScratch;
+
+}  // namespace ops
+}  // namespace fastattn

@@ -1,0 +1,50 @@
+// Ops that work on each row alone.
+#include <algorithm>
+
+#include "ops/ops.h"
+
+namespace fastattn::ops {
+namespace {
+
+// Calls run(first_row, rows) in chunks of some ten thousand elements: microseconds, so that threads share evenly.
+template <class F>
+void for_rows(Team& team, const View& x, const F& run) {
+    if (x.rows == 0 || x.width == 0) return;
+    const int64_t rows = std::max<int64_t>(1, 16384 / x.width);
+    team.for_chunks((x.rows + rows - 1) / rows, [&](int64_t chunk) {
+        const int64_t first = chunk * rows;
+        run(first, static_cast<int32_t>(std::min(rows, x.rows - first)));
+    });
+}
+
+}  // namespace
+
+void layer_norm(Team& team, const KernelTable& kernels, View x, View out, const float* weight, const float* bias, float eps) {
+    for_rows(team, x, [&](int64_t first, int32_t rows) {
+        kernels.layer_norm_f32({.x = x.row(first), .x_stride = x.stride, .weight = weight, .bias = bias,
+                                .out = out.row(first), .out_stride = out.stride, .rows = rows, .n = x.width, .eps = eps});
+    });
+}
+
+void add(Team& team, const KernelTable& kernels, View a, View b, View out) {
+    for_rows(team, a, [&](int64_t first, int32_t rows) {
+        for (int64_t i = first; i < first + rows; ++i)
+            kernels.add_f32({.x = a.row(i), .y = b.row(i), .out = out.row(i), .n = a.width, .activation = {}});
+    });
+}
+
+void activation(Team& team, const KernelTable& kernels, View x, View out, Activation kind) {
+    for_rows(team, x, [&](int64_t first, int32_t rows) {
+        for (int64_t i = first; i < first + rows; ++i)
+            kernels.activation_f32({.x = x.row(i), .y = nullptr, .out = out.row(i), .n = x.width, .activation = kind});
+    });
+}
+
+void l2_normalize(Team& team, const KernelTable& kernels, View x, View out, float eps) {
+    for_rows(team, x, [&](int64_t first, int32_t rows) {
+        kernels.l2_normalize_f32({.x = x.row(first), .x_stride = x.stride, .out = out.row(first), .out_stride = out.stride,
+                                  .rows = rows, .n = x.width, .eps = eps});
+    });
+}
+
+}  // namespace fastattn::ops

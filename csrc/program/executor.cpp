@@ -1,0 +1,224 @@
+#include "program/executor.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "core/error.h"
+#include "runtime/cpu.h"
+
+namespace fastattn {
+namespace {
+
+[[noreturn]] void bad_input(const std::string& what) { throw Error(ErrorKind::kInput, what); }
+
+// Holds caches for one call, so that two threads never write to one.
+class CacheGuard {
+public:
+    explicit CacheGuard(const std::vector<KvCache*>& caches) {
+        for (KvCache* cache : caches) {
+            if (!cache->try_acquire()) {
+                release();
+                bad_input("caches: a cache is used by another call, or twice in this one");
+            }
+            held_.push_back(cache);
+        }
+    }
+    ~CacheGuard() { release(); }
+    CacheGuard(const CacheGuard&) = delete;
+    CacheGuard& operator=(const CacheGuard&) = delete;
+
+private:
+    void release() {
+        for (KvCache* cache : held_) cache->release();
+        held_.clear();
+    }
+    std::vector<KvCache*> held_;
+};
+
+const char* name_of(Index index) {
+    return index == Index::kTokenIds ? "token_ids" : index == Index::kPositions ? "positions" : "token_type_ids";
+}
+
+}  // namespace
+
+const int32_t* index_of(const StepInput& step, Index index) {
+    switch (index) {
+        case Index::kTokenIds: return step.token_ids;
+        case Index::kPositions: return step.positions;
+        case Index::kTokenTypeIds: return step.token_type_ids;
+    }
+    return nullptr;
+}
+
+Engine::Running& Engine::running() {
+    const std::lock_guard lock(start_mutex_);
+    if (running_ && running_->generation != fork_generation()) (void)running_.release();
+    if (!running_) running_ = std::make_unique<Running>(threads_);
+    return *running_;
+}
+
+Executor::Executor(std::shared_ptr<Engine> engine, ProgramSpec spec)
+    : engine_(std::move(engine)), spec_(std::move(spec)), kernels_(active_kernels()) {
+    check_spec();
+    check_weights();
+    kv_pool_ = std::make_shared<KvPool>(KvShape{spec_.n_layer, spec_.n_kv_head, spec_.head_dim});
+    plan();
+}
+
+int64_t Executor::rows_of(int32_t value, const StepInput& step) const {
+    switch (spec_.values[value].rows) {
+        case Rows::kTokens: return step.n_tokens;
+        case Rows::kWanted: return step.n_wanted;
+        case Rows::kSequences: return step.n_sequences;
+    }
+    return 0;
+}
+
+void Executor::check_step(const StepInput& step) const {
+    if (step.cu_seqlens[0] != 0 || step.cu_seqlens[step.n_sequences] != step.n_tokens)
+        bad_input("cu_seqlens: expected 0 first and n_tokens last");
+    for (int32_t s = 0; s < step.n_sequences; ++s)
+        if (step.cu_seqlens[s + 1] < step.cu_seqlens[s]) bad_input("cu_seqlens: expected rising numbers");
+    for (int32_t i = 0; i < step.n_wanted; ++i)
+        if (step.wanted[i] < (i > 0 ? step.wanted[i - 1] + 1 : 0) || step.wanted[i] >= step.n_tokens)
+            bad_input("wanted: expected rising rows of the step");
+    for (const auto& op : spec_.ops) {
+        if (op.kind != OpKind::kEmbedding) continue;
+        const int32_t* index = index_of(step, op.index);
+        const int64_t rows = weights_[op.weights[0]]->rows;
+        for (int32_t i = 0; i < step.n_tokens; ++i) {
+            const int64_t row = (index ? int64_t{index[i]} : 0) + op.index_offset;
+            if (row < 0 || row >= rows)
+                bad_input(std::string(name_of(op.index)) + ": expected 0 to " +
+                          std::to_string(rows - 1 - op.index_offset) + ", got " + std::to_string(row - op.index_offset) +
+                          " at token " + std::to_string(i));
+        }
+    }
+    if (step.caches.empty()) return;
+    if (step.caches.size() != static_cast<size_t>(step.n_sequences)) bad_input("caches: expected one a sequence");
+    for (int32_t s = 0; s < step.n_sequences; ++s) {
+        const KvCache& cache = *step.caches[s];
+        if (cache.closed()) bad_input("caches: a cache was closed");
+        const KvShape& shape = cache.pool()->shape();
+        if (shape.n_layer != spec_.n_layer || shape.n_kv_head != spec_.n_kv_head || shape.head_dim != spec_.head_dim)
+            bad_input("caches: a cache belongs to another model");
+        const int64_t length = int64_t{cache.length()} + step.cu_seqlens[s + 1] - step.cu_seqlens[s];
+        if (length > spec_.max_positions)
+            throw Error(ErrorKind::kContextLength, "sequence " + std::to_string(s) + ": " + std::to_string(length) +
+                                                       " positions, the model has " + std::to_string(spec_.max_positions));
+    }
+}
+
+View Executor::view(int32_t value) const {
+    const Place& place = places_[value];
+    View v = views_[place.parent];
+    v.data += place.column;
+    v.width = spec_.values[value].width;
+    return v;
+}
+
+// Addresses of everything the step touches. May allocate, so it runs before the region.
+void Executor::prepare(const StepInput& step, const std::vector<float*>& outputs) {
+    const int64_t rows[kRowKinds] = {step.n_tokens, step.n_wanted, step.n_sequences};
+    const int threads = engine_->threads();
+    int64_t floats = 0;
+    const auto take = [&floats](int64_t n) {
+        const int64_t at = floats;
+        floats += (n + 15) / 16 * 16;
+        return at;
+    };
+    const int64_t scratch_at = take(threads * ops::kScratchFloats);
+    std::vector<int64_t> slot_at;
+    for (const Slot& slot : slots_) slot_at.push_back(take(slot.stride * rows[static_cast<int>(slot.rows)]));
+    // Keys and values of sequences without a cache live for one layer.
+    const bool own = step.caches.empty() && spec_.n_layer > 0;
+    const int64_t block_floats = int64_t{2} * spec_.n_kv_head * kBlockLen * spec_.head_dim;
+    std::vector<int64_t> blocks_at;
+    for (int32_t s = 0; own && s < step.n_sequences; ++s) {
+        const int64_t blocks = (step.cu_seqlens[s + 1] - step.cu_seqlens[s] + kBlockLen - 1) / kBlockLen;
+        blocks_at.push_back(take(blocks * block_floats));
+    }
+    if (workspace_.bytes() < static_cast<size_t>(floats) * sizeof(float)) {
+        workspace_ = Buffer();  // give the old one back first
+        workspace_ = Buffer(static_cast<size_t>(floats) * sizeof(float));
+    }
+    float* base = workspace_.floats();
+    scratch_.clear();
+    for (int i = 0; i < threads; ++i) scratch_.push_back(base + scratch_at + i * ops::kScratchFloats);
+    views_.assign(spec_.values.size(), {});
+    for (size_t v = 0; v < spec_.values.size(); ++v) {
+        const Place& place = places_[v];
+        const ValueSpec& value = spec_.values[v];
+        if (place.parent != static_cast<int32_t>(v)) continue;
+        if (place.output >= 0)
+            views_[v] = {outputs[place.output], rows[static_cast<int>(value.rows)], value.width, value.width};
+        else if (place.slot >= 0)
+            views_[v] = {base + slot_at[place.slot], rows[static_cast<int>(value.rows)], slots_[place.slot].stride, value.width};
+    }
+    prepare_sequences(step, blocks_at);
+}
+
+void Executor::prepare_sequences(const StepInput& step, const std::vector<int64_t>& blocks_at) {
+    const auto n = static_cast<size_t>(step.n_sequences);
+    const int64_t block_floats = int64_t{2} * spec_.n_kv_head * kBlockLen * spec_.head_dim;
+    own_blocks_.assign(blocks_at.size(), {});
+    for (auto& sequences : sequences_) sequences.assign(n, {});
+    first_tokens_.assign(n, 0);
+    last_tokens_.assign(n, 0);
+    for (int32_t s = 0, w = 0; s < step.n_sequences; ++s) {
+        const int32_t begin = step.cu_seqlens[s], end = step.cu_seqlens[s + 1];
+        ops::SequenceBlocks sequence{.blocks = nullptr, .token_begin = begin, .token_end = end, .position = 0,
+                                     .q_begin = begin, .q_end = end};
+        if (!blocks_at.empty()) {
+            for (int32_t b = 0; b * kBlockLen < end - begin; ++b)
+                own_blocks_[s].push_back(workspace_.floats() + blocks_at[s] + b * block_floats);
+            sequence.blocks = own_blocks_[s].data();
+        } else if (!step.caches.empty()) {
+            step.caches[s]->reserve(end - begin);
+            sequence.blocks = step.caches[s]->blocks();
+            sequence.position = step.caches[s]->length();
+        }
+        sequences_[static_cast<int>(Gather::kTokens)][s] = sequence;
+        sequence.q_begin = w;
+        while (w < step.n_wanted && step.wanted[w] < end) ++w;
+        sequence.q_end = w;
+        sequences_[static_cast<int>(Gather::kWanted)][s] = sequence;
+        sequence.q_begin = s, sequence.q_end = s + 1;
+        sequences_[static_cast<int>(Gather::kFirst)][s] = sequence;
+        sequences_[static_cast<int>(Gather::kLast)][s] = sequence;
+        first_tokens_[s] = begin;
+        last_tokens_[s] = std::max(begin, end - 1);
+    }
+    query_tokens_[static_cast<int>(Gather::kWanted)] = step.wanted;
+    query_tokens_[static_cast<int>(Gather::kFirst)] = first_tokens_.data();
+    query_tokens_[static_cast<int>(Gather::kLast)] = last_tokens_.data();
+}
+
+void Executor::run(const StepInput& step, const std::vector<float*>& outputs, const std::function<bool()>& poll) {
+    Engine::Running& running = engine_->running();
+    const std::lock_guard lock(running.mutex);
+    check_step(step);
+    const CacheGuard guard(step.caches);
+    prepare(step, outputs);
+    const bool finished = running.pool.run(
+        [&](Team& team) {
+            for (const auto& op : spec_.ops) {
+                if (op.kind == OpKind::kSlice) continue;
+                run_op(op, team, step);  // does nothing once the region was stopped, but keeps the barriers in step
+                team.barrier();
+            }
+        },
+        poll);
+    if (!finished) throw Error(ErrorKind::kCancelled, "the call was cancelled");
+    for (size_t i = 0; i < spec_.outputs.size(); ++i) {  // slices, and values that are an output twice
+        const int32_t value = spec_.outputs[i];
+        if (places_[value].output == static_cast<int32_t>(i)) continue;
+        const View v = view(value);
+        for (int64_t row = 0; row < v.rows; ++row)
+            std::memcpy(outputs[i] + row * v.width, v.row(row), static_cast<size_t>(v.width) * sizeof(float));
+    }
+    for (int32_t s = 0; s < step.n_sequences && !step.caches.empty(); ++s)
+        step.caches[s]->advance(step.cu_seqlens[s + 1] - step.cu_seqlens[s]);
+}
+
+}  // namespace fastattn

@@ -1,0 +1,114 @@
+// Runs a Program: one parallel region a step, every buffer planned beforehand.
+#pragma once
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <vector>
+
+#include "core/buffer.h"
+#include "ops/ops.h"
+#include "program/kv_cache.h"
+#include "program/spec.h"
+#include "program/weights.h"
+#include "runtime/thread_pool.h"
+
+namespace fastattn {
+
+// What the executors of one model share: weights, threads, KV pages. One step runs at a time.
+class Engine {
+public:
+    explicit Engine(int threads) : threads_(threads) {}
+
+    int threads() const { return threads_; }
+    Weights& weights() { return weights_; }
+
+    // The pool and the lock of this process; made anew in the child of a fork, where the old threads do not exist.
+    struct Running {
+        explicit Running(int threads) : pool(threads), generation(fork_generation()) {}
+        std::mutex mutex;
+        ThreadPool pool;
+        uint64_t generation;
+    };
+    Running& running();
+
+private:
+    int threads_;
+    Weights weights_;
+    std::mutex start_mutex_;
+    std::unique_ptr<Running> running_;
+};
+
+// The input of one step; pointers stay valid during the call. Shapes as in src/fastattn/graph/ir.py.
+struct StepInput {
+    const int32_t* token_ids;
+    const int32_t* positions;
+    const int32_t* token_type_ids;  // or null
+    const int32_t* cu_seqlens;      // [n_sequences + 1]
+    const int32_t* wanted;          // [n_wanted]
+    int32_t n_tokens, n_sequences, n_wanted;
+    std::vector<KvCache*> caches;  // one a sequence, or empty
+};
+
+const int32_t* index_of(const StepInput& step, Index index);  // null: all zeros
+
+class Executor {
+public:
+    Executor(std::shared_ptr<Engine> engine, ProgramSpec spec);
+
+    const ProgramSpec& spec() const { return spec_; }
+    Engine& engine() { return *engine_; }
+    std::shared_ptr<KvPool> kv_pool() const { return kv_pool_; }
+    int64_t rows_of(int32_t value, const StepInput& step) const;
+
+    // Runs a step. outputs[i] receives output i of the spec, row-major and dense ([rows, width]; attention_probs: the
+    // sequences' [n_head, q_len, kv_len] one behind the other). Throws before any work, or Cancelled after it was stopped:
+    // caches then have their old length.
+    void run(const StepInput& step, const std::vector<float*>& outputs, const std::function<bool()>& poll);
+
+    int64_t workspace_bytes() const { return static_cast<int64_t>(workspace_.bytes()); }
+
+private:
+    struct Place {          // where a value lives
+        int32_t parent;     // itself, or the value that a slice looks into
+        int32_t column;     // first column within the parent
+        int32_t slot = -1;  // workspace slot of a parent; -1: an output, in the caller's memory
+        int32_t output = -1;
+    };
+    struct Slot {
+        Rows rows;
+        int64_t stride;
+    };
+
+    void check_spec() const;
+    void check_weights();
+    void plan();
+    void check_step(const StepInput& step) const;
+    void prepare(const StepInput& step, const std::vector<float*>& outputs);
+    View view(int32_t value) const;
+    void prepare_sequences(const StepInput& step, const std::vector<int64_t>& blocks_at);
+    void run_op(const OpSpec& op, Team& team, const StepInput& step) const;
+    void embedding(const OpSpec& op, Team& team, const StepInput& step) const;
+    void attention(const OpSpec& op, Team& team, const StepInput& step) const;
+    void gather_rows(const OpSpec& op, Team& team, const StepInput& step) const;
+    void pool(const OpSpec& op, Team& team, const StepInput& step) const;
+
+    std::shared_ptr<Engine> engine_;
+    ProgramSpec spec_;
+    std::vector<const Weight*> weights_;
+    std::shared_ptr<KvPool> kv_pool_;
+    std::vector<Place> places_;
+    std::vector<Slot> slots_;
+    const KernelTable& kernels_;
+    Buffer workspace_;
+    // Of the step that runs:
+    std::vector<View> views_;
+    // By the rows of q: each sequence's share of an attention, and each row's token (null for kTokens).
+    std::vector<ops::SequenceBlocks> sequences_[kGatherKinds];
+    const int32_t* query_tokens_[kGatherKinds] = {};
+    std::vector<int32_t> first_tokens_, last_tokens_;
+    std::vector<float*> scratch_;        // a thread
+    std::vector<std::vector<float*>> own_blocks_;
+};
+
+}  // namespace fastattn

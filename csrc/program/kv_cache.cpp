@@ -1,0 +1,80 @@
+#include "program/kv_cache.h"
+
+#include <cstring>
+
+#include "core/error.h"
+#include "kernels/kernels.h"
+
+namespace fastattn {
+
+std::shared_ptr<Buffer> KvPool::page() {
+    Buffer buffer;
+    {
+        const std::lock_guard lock(mutex_);
+        if (!free_.empty()) {
+            buffer = std::move(free_.back());
+            free_.pop_back();
+        } else {
+            buffer = Buffer(static_cast<size_t>(shape_.page_floats()) * sizeof(float));
+            ++n_pages_;
+            free_.reserve(static_cast<size_t>(n_pages_));  // so that giving a page back cannot fail
+        }
+    }
+    auto* held = new Buffer(std::move(buffer));
+    return {held, [self = shared_from_this()](Buffer* page) {
+                const std::lock_guard lock(self->mutex_);
+                self->free_.push_back(std::move(*page));
+                delete page;
+            }};
+}
+
+int64_t KvPool::bytes() const {
+    const std::lock_guard lock(mutex_);
+    return n_pages_ * shape_.page_floats() * static_cast<int64_t>(sizeof(float));
+}
+
+void KvCache::reserve(int32_t count) {
+    if (count == 0) return;
+    const auto first = static_cast<size_t>(length_ / kBlockLen);
+    const auto last = static_cast<size_t>((length_ + count - 1) / kBlockLen);
+    for (size_t b = first; b <= last; ++b) {
+        if (b < pages_.size() && pages_[b].use_count() == 1) continue;
+        std::shared_ptr<Buffer> page = pool_->page();
+        if (b < pages_.size()) {
+            std::memcpy(page->data(), pages_[b]->data(), page->bytes());
+            blocks_[b] = page->floats();
+            pages_[b] = std::move(page);
+        } else {
+            blocks_.push_back(page->floats());
+            pages_.push_back(std::move(page));
+        }
+    }
+}
+
+void KvCache::truncate(int32_t length) {
+    if (length < 0 || length > length_)
+        throw Error(ErrorKind::kInput, "length: expected 0 to " + std::to_string(length_) + ", got " + std::to_string(length));
+    length_ = length;
+    const auto keep = static_cast<size_t>((length + kBlockLen - 1) / kBlockLen);
+    if (keep < pages_.size()) {
+        pages_.resize(keep);
+        blocks_.resize(keep);
+    }
+}
+
+KvCache KvCache::fork() const {
+    KvCache other(pool_);
+    other.pages_ = pages_;
+    other.blocks_ = blocks_;
+    other.length_ = length_;
+    return other;
+}
+
+void KvCache::close() {
+    pages_.clear();
+    blocks_.clear();
+    length_ = 0;
+    pool_.reset();
+}
+
+}  // namespace fastattn

@@ -1,0 +1,67 @@
+// Keys and values of sequences in pages. A page holds kBlockLen positions of every layer and head, so that block b of a
+// sequence is page b. Pages are counted references: forked sequences share them until one writes.
+#pragma once
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <vector>
+
+#include "core/buffer.h"
+
+namespace fastattn {
+
+struct KvShape {
+    int32_t n_layer, n_kv_head, head_dim;
+
+    int64_t half_block() const { return int64_t{64} * head_dim; }  // floats of the keys (or values) of one head
+    int64_t k_offset(int layer, int head) const { return (int64_t{layer} * n_kv_head + head) * 2 * half_block(); }
+    int64_t v_offset(int layer, int head) const { return k_offset(layer, head) + half_block(); }
+    int64_t page_floats() const { return int64_t{n_layer} * n_kv_head * 2 * half_block(); }
+};
+
+// Keeps freed pages for the next sequence: page faults cost more than the memory is worth.
+class KvPool : public std::enable_shared_from_this<KvPool> {
+public:
+    explicit KvPool(KvShape shape) : shape_(shape) {}
+    const KvShape& shape() const { return shape_; }
+    std::shared_ptr<Buffer> page();
+    int64_t bytes() const;  // of all pages, in use or kept
+
+private:
+    KvShape shape_;
+    mutable std::mutex mutex_;
+    std::vector<Buffer> free_;
+    int64_t n_pages_ = 0;
+};
+
+class KvCache {
+public:
+    explicit KvCache(std::shared_ptr<KvPool> pool) : pool_(std::move(pool)) {}
+
+    int32_t length() const { return length_; }
+    bool closed() const { return pool_ == nullptr; }
+    const KvPool* pool() const { return pool_.get(); }
+
+    // Makes room for `count` more positions that nobody else shares, and gives the pages' addresses.
+    void reserve(int32_t count);
+    float* const* blocks() const { return blocks_.data(); }
+    void advance(int32_t count) { length_ += count; }
+
+    void truncate(int32_t length);
+    KvCache fork() const;
+    void close();
+
+    // One call may use a cache at a time.
+    bool try_acquire() { return !in_use_->exchange(true); }
+    void release() { in_use_->store(false); }
+
+private:
+    std::shared_ptr<KvPool> pool_;
+    std::vector<std::shared_ptr<Buffer>> pages_;
+    std::vector<float*> blocks_;
+    int32_t length_ = 0;
+    std::unique_ptr<std::atomic<bool>> in_use_ = std::make_unique<std::atomic<bool>>(false);
+};
+
+}  // namespace fastattn

@@ -1,0 +1,94 @@
+// One op of a Program on every thread of the region.
+#include <algorithm>
+#include <cstring>
+
+#include "program/executor.h"
+
+namespace fastattn {
+
+void Executor::run_op(const OpSpec& op, Team& team, const StepInput& step) const {
+    const auto weight = [&](size_t i) { return weights_[op.weights[i]]->data.floats(); };
+    switch (op.kind) {
+        case OpKind::kSlice: return;
+        case OpKind::kEmbedding: return embedding(op, team, step);
+        case OpKind::kGatherRows: return gather_rows(op, team, step);
+        case OpKind::kPool: return pool(op, team, step);
+        case OpKind::kAttention:
+        case OpKind::kAttentionProbs: return attention(op, team, step);
+        case OpKind::kAdd: return ops::add(team, kernels_, view(op.inputs[0]), view(op.inputs[1]), view(op.output));
+        case OpKind::kLayerNorm:
+            return ops::layer_norm(team, kernels_, view(op.inputs[0]), view(op.output), weight(0), weight(1), op.eps);
+        case OpKind::kActivation:
+            return ops::activation(team, kernels_, view(op.inputs[0]), view(op.output), op.activation);
+        case OpKind::kL2Normalize:
+            return ops::l2_normalize(team, kernels_, view(op.inputs[0]), view(op.output), op.eps);
+        case OpKind::kLinear:
+            return ops::linear(team, kernels_,
+                               {.x = view(op.inputs[0]),
+                                .out = view(op.output),
+                                .panels = weight(0),
+                                .bias = op.has_bias ? weight(1) : nullptr,
+                                .residual = op.has_residual ? view(op.inputs[1]) : View{},
+                                .activation = op.activation,
+                                .scratch = scratch_.data()});
+    }
+}
+
+void Executor::embedding(const OpSpec& op, Team& team, const StepInput& step) const {
+    const Weight& table = *weights_[op.weights[0]];
+    const View out = view(op.output);
+    const int32_t* index = index_of(step, op.index);
+    team.for_chunks(out.rows, [&](int64_t i) { read_row(table, (index ? index[i] : 0) + op.index_offset, out.row(i)); });
+}
+
+void Executor::gather_rows(const OpSpec& op, Team& team, const StepInput& step) const {
+    const View x = view(op.inputs[0]), out = view(op.output);
+    const int32_t* tokens = query_tokens_[static_cast<int>(op.gather)];
+    team.for_chunks(out.rows, [&](int64_t i) {
+        const bool empty = op.gather != Gather::kWanted && step.cu_seqlens[i] == step.cu_seqlens[i + 1];
+        const size_t bytes = static_cast<size_t>(out.width) * sizeof(float);
+        if (empty)
+            std::memset(out.row(i), 0, bytes);
+        else
+            std::memcpy(out.row(i), x.row(tokens[i]), bytes);
+    });
+}
+
+void Executor::pool(const OpSpec& op, Team& team, const StepInput& step) const {
+    const View x = view(op.inputs[0]), out = view(op.output);
+    team.for_chunks(out.rows, [&](int64_t s) {
+        kernels_.pool_f32({.x = x.row(step.cu_seqlens[s]), .x_stride = x.stride, .out = out.row(s),
+                           .rows = step.cu_seqlens[s + 1] - step.cu_seqlens[s], .n = x.width, .kind = op.pool});
+    });
+}
+
+void Executor::attention(const OpSpec& op, Team& team, const StepInput& step) const {
+    const bool probs = op.kind == OpKind::kAttentionProbs;
+    const KvShape shape{spec_.n_layer, spec_.n_kv_head, spec_.head_dim};
+    const auto rows = static_cast<int>(op.gather);
+    ops::AttentionOp args{.q = view(op.inputs[0]),
+                          .k = view(op.inputs[1]),
+                          // attention_probs has no values: it stores the keys twice, and its attention stores both again.
+                          .v = view(op.inputs[probs ? 1 : 2]),
+                          .out = view(op.output),
+                          .sequences = sequences_[rows].data(),
+                          .query_tokens = query_tokens_[rows],
+                          .n_sequences = step.n_sequences,
+                          .n_head = op.n_head,
+                          .n_kv_head = op.n_kv_head,
+                          .head_dim = op.head_dim,
+                          .block_offset = step.caches.empty() ? 0 : shape.k_offset(op.layer, 0),
+                          .head_offset = 2 * shape.half_block(),
+                          .causal = op.causal,
+                          .scale = op.scale,
+                          .scratch = scratch_.data(),
+                          .probs = probs ? view(op.output).data : nullptr};
+    ops::kv_store(team, kernels_, args);
+    team.barrier();
+    if (probs)
+        ops::attention_probs(team, kernels_, args);
+    else
+        ops::attention(team, kernels_, args);
+}
+
+}  // namespace fastattn

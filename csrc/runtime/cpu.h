@@ -1,0 +1,22 @@
+// What this CPU can do, which targets were built, and the kernel table in use.
+#pragma once
+#include <string>
+#include <vector>
+
+#include "kernels/kernels.h"
+
+namespace fastattn {
+
+std::vector<std::string> built_targets();      // best last
+std::vector<std::string> available_targets();  // built ones that this CPU can run, best last
+
+// The table of one target. Throws Error(kConfig) if it was not built or cannot run here.
+const KernelTable& kernels_of(const std::string& target);
+
+// The table in use: FASTATTN_FORCE_TARGET if set (an error if it cannot run), else the best available.
+const KernelTable& active_kernels();
+
+// Threads by default: CPUs in the affinity mask, at most the cgroup's CPU quota, at least 1.
+int default_threads();
+
+}  // namespace fastattn

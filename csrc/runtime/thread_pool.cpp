@@ -1,0 +1,133 @@
+#include "runtime/thread_pool.h"
+
+#include <pthread.h>
+
+#include <chrono>
+
+namespace fastattn {
+namespace {
+
+// Between two barriers of a step lie microseconds, between two steps tens of them: spin that long before sleeping.
+constexpr int kSpins = 4000;
+constexpr auto kPollPeriod = std::chrono::milliseconds(50);
+
+void relax() {
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    asm volatile("yield");
+#endif
+}
+
+// Waits until `word` differs from `old`.
+void wait_for_change(const std::atomic<uint32_t>& word, uint32_t old) {
+    for (int spin = 0; spin < kSpins; ++spin) {
+        if (word.load(std::memory_order_acquire) != old) return;
+        relax();
+    }
+    while (word.load(std::memory_order_acquire) == old) word.wait(old, std::memory_order_acquire);
+}
+
+std::atomic<uint64_t> forks{0};
+const int fork_handler = pthread_atfork(nullptr, nullptr, [] { forks.fetch_add(1, std::memory_order_relaxed); });
+
+}  // namespace
+
+uint64_t fork_generation() { return forks.load(std::memory_order_relaxed) + static_cast<uint64_t>(fork_handler); }
+
+struct Team::Shared {
+    struct alignas(64) Counter {
+        std::atomic<int64_t> value{0};
+    };
+    Counter counters[kCounters];  // of for_chunks since the last barrier; the last to arrive there clears them
+
+    alignas(64) std::atomic<uint32_t> arrived{0};
+    alignas(64) std::atomic<uint32_t> barrier_turn{0};
+    alignas(64) std::atomic<uint32_t> region{0};  // rises once a region; workers wait for it
+    std::atomic<bool> stop{false};
+    std::atomic<bool> quit{false};
+    const std::function<void(Team&)>* body = nullptr;
+    const std::function<bool()>* poll = nullptr;
+    std::chrono::steady_clock::time_point next_poll;
+    std::vector<std::thread> workers;
+    uint64_t generation = 0;
+
+    void clear_counters() {
+        for (auto& counter : counters) counter.value.store(0, std::memory_order_relaxed);
+    }
+
+    void run_body(int index, int size) noexcept {
+        Team team(*this, index, size);
+        (*body)(team);
+        team.barrier();
+    }
+};
+
+std::atomic<int64_t>& Team::next_counter() { return shared_.counters[phase_++ % kCounters].value; }
+
+bool Team::stopped() {
+    if (shared_.stop.load(std::memory_order_relaxed)) return true;
+    if (index_ == 0 && *shared_.poll) {
+        const auto now = std::chrono::steady_clock::now();
+        if (now >= shared_.next_poll) {
+            shared_.next_poll = now + kPollPeriod;
+            if ((*shared_.poll)()) shared_.stop.store(true);
+        }
+    }
+    return shared_.stop.load(std::memory_order_relaxed);
+}
+
+void Team::barrier() {
+    phase_ = 0;
+    const uint32_t turn = shared_.barrier_turn.load(std::memory_order_relaxed);
+    if (shared_.arrived.fetch_add(1, std::memory_order_acq_rel) == static_cast<uint32_t>(size_ - 1)) {
+        shared_.arrived.store(0, std::memory_order_relaxed);
+        shared_.clear_counters();
+        shared_.barrier_turn.store(turn + 1, std::memory_order_release);
+        if (size_ > 1) shared_.barrier_turn.notify_all();
+    } else {
+        wait_for_change(shared_.barrier_turn, turn);
+    }
+}
+
+ThreadPool::ThreadPool(int threads) : size_(threads), shared_(std::make_unique<Team::Shared>()) {
+    shared_->generation = fork_generation();
+    for (int index = 1; index < threads; ++index) {
+        shared_->workers.emplace_back([shared = shared_.get(), index, threads] {
+            for (uint32_t seen = 0;;) {
+                wait_for_change(shared->region, seen);
+                seen = shared->region.load(std::memory_order_acquire);
+                if (shared->quit.load()) return;
+                shared->run_body(index, threads);
+            }
+        });
+    }
+}
+
+ThreadPool::~ThreadPool() {
+    if (shared_->generation != fork_generation()) {
+        // In a forked child the threads do not exist: neither join nor destroy them.
+        (void)shared_.release();
+        return;
+    }
+    shared_->quit.store(true);
+    shared_->region.fetch_add(1, std::memory_order_release);
+    shared_->region.notify_all();
+    for (auto& worker : shared_->workers) worker.join();
+}
+
+bool ThreadPool::run(const std::function<void(Team&)>& body, const std::function<bool()>& poll) {
+    Team::Shared& shared = *shared_;
+    shared.body = &body;
+    shared.poll = &poll;
+    shared.next_poll = std::chrono::steady_clock::now() + kPollPeriod;
+    shared.stop.store(false);
+    shared.region.fetch_add(1, std::memory_order_release);
+    shared.region.notify_all();
+    shared.run_body(0, size_);
+    return !shared.stop.load();
+}
+
+void ThreadPool::cancel() { shared_->stop.store(true); }
+
+}  // namespace fastattn

@@ -1,0 +1,71 @@
+// One pool of threads per model. A parallel region runs one function on every thread; inside it, threads meet at cheap
+// barriers and take chunks of work from counters, so a whole model step is one region.
+#pragma once
+#include <atomic>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <thread>
+#include <vector>
+
+namespace fastattn {
+
+// What one thread knows of the region it runs in.
+class Team {
+public:
+    int index() const { return index_; }
+    int size() const { return size_; }
+
+    // All threads of the region wait for each other.
+    void barrier();
+
+    // Calls run(chunk) for chunks [0, n), each on one thread, in rising order per thread. All threads of the region must
+    // come here; they do not wait for each other at the end. After a cancel the remaining chunks are not run. At most
+    // kCounters calls between two barriers.
+    template <class F>
+    void for_chunks(int64_t n, const F& run) {
+        std::atomic<int64_t>& counter = next_counter();
+        for (int64_t chunk; (chunk = counter.fetch_add(1, std::memory_order_relaxed)) < n;) {
+            if (stopped()) return;
+            run(chunk);
+        }
+    }
+
+    bool stopped();
+
+private:
+    friend class ThreadPool;
+    static constexpr uint32_t kCounters = 8;
+    struct Shared;
+    Team(Shared& shared, int index, int size) : shared_(shared), index_(index), size_(size) {}
+    std::atomic<int64_t>& next_counter();
+    Shared& shared_;
+    int index_, size_;
+    uint32_t phase_ = 0;
+};
+
+class ThreadPool {
+public:
+    explicit ThreadPool(int threads);
+    ~ThreadPool();
+    ThreadPool(const ThreadPool&) = delete;
+    ThreadPool& operator=(const ThreadPool&) = delete;
+
+    int size() const { return size_; }
+
+    // Runs `body`, which must not throw, once on every thread; the caller is thread 0. `poll` is called by the caller
+    // every 50 ms or so; if it returns true the region stops. Returns false if it was stopped. One caller at a time.
+    bool run(const std::function<void(Team&)>& body, const std::function<bool()>& poll = {});
+
+    // Stops the region that is running, if any.
+    void cancel();
+
+private:
+    int size_;
+    std::unique_ptr<Team::Shared> shared_;
+};
+
+// Rises in the child of every fork: pools made before have no threads there and must be made anew.
+uint64_t fork_generation();
+
+}  // namespace fastattn

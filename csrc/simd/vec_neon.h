@@ -1,0 +1,137 @@
+#pragma once
+#include <arm_neon.h>
+
+#include <cstring>
+
+namespace fastattn::FASTATTN_TARGET {
+
+#define FA_INLINE static inline __attribute__((always_inline))
+
+struct Vec {
+    float32x4_t v[4];  // lanes 0-3, 4-7, 8-11, 12-15
+};
+struct Mask {
+    uint32x4_t m[4];  // all bits of a lane set or clear
+};
+
+inline constexpr int kTileVecs = 1;  // six rows of one Vec fill 24 of the 32 registers
+
+#define FA_EACH for (int i = 0; i < 4; ++i)
+
+FA_INLINE Mask first_lanes(int n) {
+    static constexpr int32_t kIota[4] = {0, 1, 2, 3};
+    const int32x4_t iota = vld1q_s32(kIota);
+    Mask r;
+    FA_EACH r.m[i] = vcltq_s32(iota, vdupq_n_s32(n - 4 * i));
+    return r;
+}
+FA_INLINE Vec broadcast(float x) {
+    Vec r;
+    FA_EACH r.v[i] = vdupq_n_f32(x);
+    return r;
+}
+FA_INLINE Vec zero() { return broadcast(0.0f); }
+FA_INLINE Vec load(const float* p) {
+    Vec r;
+    FA_EACH r.v[i] = vld1q_f32(p + 4 * i);
+    return r;
+}
+FA_INLINE void store(float* p, Vec a) { FA_EACH vst1q_f32(p + 4 * i, a.v[i]); }
+FA_INLINE Vec load_partial(const float* p, int n) {
+    float lanes[16] = {};
+    std::memcpy(lanes, p, sizeof(float) * static_cast<unsigned>(n));
+    return load(lanes);
+}
+FA_INLINE void store_partial(float* p, Vec a, int n) {
+    float lanes[16];
+    store(lanes, a);
+    std::memcpy(p, lanes, sizeof(float) * static_cast<unsigned>(n));
+}
+
+FA_INLINE Vec fma(Vec a, Vec b, Vec c) {
+    FA_EACH c.v[i] = vfmaq_f32(c.v[i], a.v[i], b.v[i]);
+    return c;
+}
+#define FA_BINARY(name, expression)    \
+    FA_INLINE Vec name(Vec a, Vec b) { \
+        FA_EACH a.v[i] = expression;   \
+        return a;                      \
+    }
+FA_BINARY(add, vaddq_f32(a.v[i], b.v[i]))
+FA_BINARY(sub, vsubq_f32(a.v[i], b.v[i]))
+FA_BINARY(mul, vmulq_f32(a.v[i], b.v[i]))
+FA_BINARY(div, vdivq_f32(a.v[i], b.v[i]))
+// Not vmaxq/vminq: they return NaN when either side is one and order the zeros.
+FA_BINARY(max, vbslq_f32(vcgtq_f32(a.v[i], b.v[i]), a.v[i], b.v[i]))
+FA_BINARY(min, vbslq_f32(vcltq_f32(a.v[i], b.v[i]), a.v[i], b.v[i]))
+FA_BINARY(copysign, vbslq_f32(vdupq_n_u32(0x80000000u), b.v[i], a.v[i]))
+#undef FA_BINARY
+#define FA_UNARY(name, expression) \
+    FA_INLINE Vec name(Vec a) {    \
+        FA_EACH a.v[i] = expression; \
+        return a;                  \
+    }
+FA_UNARY(sqrt, vsqrtq_f32(a.v[i]))
+FA_UNARY(abs, vabsq_f32(a.v[i]))
+FA_UNARY(neg, vnegq_f32(a.v[i]))
+FA_UNARY(round_even, vrndnq_f32(a.v[i]))
+#undef FA_UNARY
+
+FA_INLINE Mask less(Vec a, Vec b) {
+    Mask r;
+    FA_EACH r.m[i] = vcltq_f32(a.v[i], b.v[i]);
+    return r;
+}
+FA_INLINE Mask equal(Vec a, Vec b) {
+    Mask r;
+    FA_EACH r.m[i] = vceqq_f32(a.v[i], b.v[i]);
+    return r;
+}
+FA_INLINE Mask is_nan(Vec a) {
+    Mask r;
+    FA_EACH r.m[i] = vmvnq_u32(vceqq_f32(a.v[i], a.v[i]));
+    return r;
+}
+FA_INLINE bool any(Mask m) {
+    return vmaxvq_u32(vorrq_u32(vorrq_u32(m.m[0], m.m[1]), vorrq_u32(m.m[2], m.m[3]))) != 0;
+}
+FA_INLINE Vec select(Mask m, Vec a, Vec b) {
+    FA_EACH a.v[i] = vbslq_f32(m.m[i], a.v[i], b.v[i]);
+    return a;
+}
+
+FA_INLINE float32x4_t power_of_two(int32x4_t n) {  // n in [-126, 127]
+    return vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(n, vdupq_n_s32(127)), 23));
+}
+FA_INLINE Vec times_pow2(Vec a, Vec n) {
+    FA_EACH a.v[i] = vmulq_f32(a.v[i], power_of_two(vcvtq_s32_f32(n.v[i])));
+    return a;
+}
+FA_INLINE Vec times_pow2_wide(Vec a, Vec n) {
+    for (int i = 0; i < 4; ++i) {
+        const int32x4_t all = vcvtq_s32_f32(n.v[i]);
+        const int32x4_t half = vshrq_n_s32(all, 1);
+        // With a in [0.5, 2] the first product is exact, so the second one rounds once, denormal or not.
+        a.v[i] = vmulq_f32(vmulq_f32(a.v[i], power_of_two(half)), power_of_two(vsubq_s32(all, half)));
+    }
+    return a;
+}
+
+FA_INLINE float reduce_add(Vec a) {
+    const float32x4_t x = vaddq_f32(vaddq_f32(a.v[0], a.v[2]), vaddq_f32(a.v[1], a.v[3]));
+    const float32x2_t y = vadd_f32(vget_low_f32(x), vget_high_f32(x));
+    return vget_lane_f32(y, 0) + vget_lane_f32(y, 1);
+}
+FA_INLINE float reduce_max(Vec a) {
+    Vec x = a;
+    x.v[0] = vbslq_f32(vcgtq_f32(a.v[0], a.v[2]), a.v[0], a.v[2]);
+    x.v[1] = vbslq_f32(vcgtq_f32(a.v[1], a.v[3]), a.v[1], a.v[3]);
+    const float32x4_t y = vbslq_f32(vcgtq_f32(x.v[0], x.v[1]), x.v[0], x.v[1]);
+    const float32x2_t low = vget_low_f32(y), high = vget_high_f32(y);
+    const float32x2_t z = vbsl_f32(vcgt_f32(low, high), low, high);
+    const float p = vget_lane_f32(z, 0), q = vget_lane_f32(z, 1);
+    return p > q ? p : q;
+}
+#undef FA_EACH
+
+}  // namespace fastattn::FASTATTN_TARGET

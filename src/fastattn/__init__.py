@@ -1,0 +1,85 @@
+"""Transformer inference from Python at the limit of the machine: numpy in, numpy out, no PyTorch.
+
+Names are imported when they are first used, so that `import fastattn` costs little more than numpy.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from fastattn.errors import (
+    Cancelled,
+    ConfigError,
+    ContextLengthError,
+    DTypeError,
+    FastattnError,
+    InputError,
+    ModelFormatError,
+    NonFiniteError,
+    OutOfMemory,
+)
+
+if TYPE_CHECKING:
+    from fastattn import ops
+    from fastattn.generation.generate import GenerateOutput, TextStream
+    from fastattn.generation.options import GenerationOptions
+    from fastattn.models.auto import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
+    from fastattn.tasks.pipelines import pipeline
+    from fastattn.tasks.sentence_transformer import SentenceTransformer
+    from fastattn.tokenizer import AutoTokenizer, Tokenizer
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "AutoModel": "fastattn.models.auto",
+    "AutoModelForCausalLM": "fastattn.models.auto",
+    "AutoModelForSequenceClassification": "fastattn.models.auto",
+    "AutoTokenizer": "fastattn.tokenizer",
+    "Tokenizer": "fastattn.tokenizer",
+    "GenerateOutput": "fastattn.generation.generate",
+    "GenerationOptions": "fastattn.generation.options",
+    "TextStream": "fastattn.generation.generate",
+    "SentenceTransformer": "fastattn.tasks.sentence_transformer",
+    "pipeline": "fastattn.tasks.pipelines",
+}
+_MODULES = ("checkpoint", "generation", "graph", "models", "ops", "runtime", "tasks", "tokenizer")
+
+__all__ = [
+    "AutoModel",
+    "AutoModelForCausalLM",
+    "AutoModelForSequenceClassification",
+    "AutoTokenizer",
+    "Cancelled",
+    "ConfigError",
+    "ContextLengthError",
+    "DTypeError",
+    "FastattnError",
+    "GenerateOutput",
+    "GenerationOptions",
+    "InputError",
+    "ModelFormatError",
+    "NonFiniteError",
+    "OutOfMemory",
+    "SentenceTransformer",
+    "TextStream",
+    "Tokenizer",
+    "__version__",
+    "ops",
+    "pipeline",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        value = getattr(importlib.import_module(_HOME[name]), name)
+    elif name in _MODULES:
+        value = importlib.import_module(f"fastattn.{name}")
+    else:
+        raise AttributeError(f"module 'fastattn' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, *_MODULES})

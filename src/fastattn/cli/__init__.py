@@ -1,0 +1,5 @@
+"""The `fastattn` command."""
+
+from fastattn.cli.main import main
+
+__all__ = ["main"]

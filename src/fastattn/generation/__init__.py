@@ -1,0 +1,1 @@
+"""Requests, the scheduler, sampling options, stop conditions and streaming."""

@@ -1,0 +1,170 @@
+"""What a caller may ask of generation, checked in full before any work."""
+
+from __future__ import annotations
+
+import math
+import operator
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, SupportsFloat
+
+import numpy as np
+
+from fastattn.errors import DTypeError, InputError
+
+DEFAULT_NEW_TOKENS = 20
+GREEDY_BELOW = 1e-6  # a temperature under this is greedy: the scaled logits would leave float32
+_MAX_STOP_STRINGS = 1000
+_MAX_STOP_CHARS = 1000
+_INT32_MAX = 2**31 - 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationOptions:
+    """Options of `generate` and `stream`; every field is checked, InputError or DTypeError names the one that is wrong.
+
+    max_new_tokens: None is 20, or what the context still holds if that is less; 0 gives the prompt back.
+    min_new_tokens: the end-of-text ids are not drawn before this many tokens.
+    do_sample: draw; without it the highest logit is taken. temperature: under 1e-6 is greedy.
+    top_k: 0 is off, more than the vocabulary is off. top_p: 1 is off, 0 keeps one candidate. min_p: 0 is off.
+    repetition_penalty: 1 is off; over the ids of prompt and text.
+    seed: None draws one; an int s gives request i `request_seed(s, i)`; a list gives each request its own.
+    stop_strings: the text ends before the first of them.
+    eos_token_id: None is the checkpoint's, -1 is never, an int or several ints are those.
+    max_batch_size: how many sequences run at a time; results do not depend on it.
+    """
+
+    max_new_tokens: int | None = None
+    min_new_tokens: int = 0
+    do_sample: bool = False
+    temperature: float = 1.0
+    top_k: int | None = 50
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    seed: int | Sequence[int] | None = None
+    stop_strings: str | Sequence[str] | None = None
+    eos_token_id: int | Sequence[int] | None = None
+    max_batch_size: int = 32
+
+    def __post_init__(self) -> None:
+        new = None if self.max_new_tokens is None else check_count("max_new_tokens", self.max_new_tokens)
+        self._set("max_new_tokens", new)
+        self._set("min_new_tokens", check_count("min_new_tokens", self.min_new_tokens))
+        if new is not None and self.min_new_tokens > new:
+            raise InputError(f"min_new_tokens: expected at most max_new_tokens {new}, got {self.min_new_tokens}")
+        if not isinstance(self.do_sample, (bool, np.bool_)):
+            raise DTypeError(f"do_sample: expected bool, got {type(self.do_sample).__name__}")
+        self._set("temperature", _number("temperature", self.temperature, low=0.0))
+        self._set("top_k", 0 if self.top_k is None else check_count("top_k", self.top_k))
+        self._set("top_p", _number("top_p", self.top_p, low=0.0, high=1.0))
+        self._set("min_p", _number("min_p", self.min_p, low=0.0, high=1.0))
+        penalty = _number("repetition_penalty", self.repetition_penalty, low=0.0)
+        if not 1e-6 <= penalty <= 1e6:
+            raise InputError(f"repetition_penalty: expected 1e-6 to 1e6, got {penalty}")
+        self._set("repetition_penalty", penalty)
+        self._set("seed", _seeds(self.seed))
+        self._set("stop_strings", _stops(self.stop_strings))
+        self._set("eos_token_id", _eos(self.eos_token_id))
+        self._set("max_batch_size", check_count("max_batch_size", self.max_batch_size, low=1))
+
+    def _set(self, name: str, value: object) -> None:
+        object.__setattr__(self, name, value)
+
+    @property
+    def greedy(self) -> bool:
+        """True where no random number is drawn."""
+        return not self.do_sample or self.temperature < GREEDY_BELOW
+
+    def seeds(self, n_requests: int) -> list[int]:
+        """One seed a request."""
+        seed = self.seed
+        if seed is None:
+            seed = secrets.randbits(64)
+        if isinstance(seed, int):
+            return [request_seed(seed, i) for i in range(n_requests)]
+        if len(seed) != n_requests:
+            raise InputError(f"seed: expected {n_requests} seeds, one a request, got {len(seed)}")
+        return list(seed)
+
+    def stops(self) -> tuple[str, ...]:
+        """The stop strings."""
+        return self.stop_strings if isinstance(self.stop_strings, tuple) else ()
+
+    def eos_ids(self, of_checkpoint: Sequence[int]) -> frozenset[int]:
+        """The ids that end a text; an empty set: none does."""
+        if self.eos_token_id is None:
+            return frozenset(of_checkpoint)
+        if isinstance(self.eos_token_id, int):
+            return frozenset() if self.eos_token_id == -1 else frozenset((self.eos_token_id,))
+        return frozenset(self.eos_token_id)
+
+
+def request_seed(seed: int, index: int) -> int:
+    """The seed of request `index` of a batch with one seed: `seed` itself for the first, then SplitMix64's stream.
+
+    So request i of `generate(prompts, seed=s)` is repeated alone with `seed=request_seed(s, i)`.
+    """
+    if index == 0:
+        return seed
+    mask = 2**64 - 1
+    z = (seed + index * 0x9E3779B97F4A7C15) & mask
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & mask
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & mask
+    return z ^ (z >> 31)
+
+
+def check_count(name: str, value: Any, *, low: int = 0, high: int = _INT32_MAX) -> int:
+    """An int of any integer type in low..high; DTypeError or InputError naming the argument."""
+    if isinstance(value, (bool, np.bool_)):
+        raise DTypeError(f"{name}: expected int, got bool")
+    try:
+        found = operator.index(value)
+    except TypeError:
+        raise DTypeError(f"{name}: expected int, got {type(value).__name__}") from None
+    if not low <= found <= high:
+        raise InputError(f"{name}: expected {low} to {high}, got {found}")
+    return found
+
+
+def _number(name: str, value: Any, *, low: float, high: float = math.inf) -> float:
+    if isinstance(value, (bool, np.bool_, str, bytes)) or not isinstance(value, SupportsFloat):
+        raise DTypeError(f"{name}: expected float, got {type(value).__name__}")
+    found = float(value)
+    if not (math.isfinite(found) and low <= found <= high):
+        bounds = f"at least {low}" if math.isinf(high) else f"{low} to {high}"
+        raise InputError(f"{name}: expected {bounds}, got {found}")
+    return found
+
+
+def _seeds(seed: Any) -> int | tuple[int, ...] | None:
+    if seed is None:
+        return None
+    if isinstance(seed, (list, tuple, np.ndarray)) and np.ndim(seed) == 1:
+        return tuple(check_count(f"seed[{i}]", s, high=2**64 - 1) for i, s in enumerate(seed))
+    return check_count("seed", seed, high=2**64 - 1)
+
+
+def _stops(stops: Any) -> tuple[str, ...] | None:
+    if stops is None:
+        return None
+    texts = (stops,) if isinstance(stops, str) else stops
+    if isinstance(texts, (bytes, bytearray)) or not isinstance(texts, Sequence):
+        raise DTypeError(f"stop_strings: expected str or a list of str, got {type(stops).__name__}")
+    if len(texts) > _MAX_STOP_STRINGS:
+        raise InputError(f"stop_strings: expected at most {_MAX_STOP_STRINGS}, got {len(texts)}")
+    for i, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise DTypeError(f"stop_strings[{i}]: expected str, got {type(text).__name__}")
+        if not 1 <= len(text) <= _MAX_STOP_CHARS:
+            raise InputError(f"stop_strings[{i}]: expected 1 to {_MAX_STOP_CHARS} characters, got {len(text)}")
+    return tuple(texts)
+
+
+def _eos(eos: Any) -> int | tuple[int, ...] | None:
+    if eos is None:
+        return None
+    if isinstance(eos, (list, tuple, set, frozenset, np.ndarray)):
+        return tuple(check_count(f"eos_token_id[{i}]", e) for i, e in enumerate(eos))
+    return check_count("eos_token_id", eos, low=-1)

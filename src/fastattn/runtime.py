@@ -1,0 +1,181 @@
+"""The C++ executor, and what the machine offers it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastattn import _core
+from fastattn.checkpoint.files import open_regular
+from fastattn.checkpoint.safetensors import TensorInfo
+from fastattn.errors import ConfigError, InputError
+from fastattn.graph.executor import Output
+from fastattn.graph.ir import Program, Step, Weight
+
+SAMPLE_PARAMS = np.dtype(
+    [
+        ("temperature", "f4"),
+        ("top_p", "f4"),
+        ("min_p", "f4"),
+        ("repetition_penalty", "f4"),
+        ("top_k", "i4"),
+        ("do_sample", "i4"),
+        ("seed", "u8"),
+        ("counter", "u8"),
+    ]
+)
+
+
+def info() -> dict[str, Any]:
+    """Version, compiler, SIMD targets built, available and active, and threads by default."""
+    return {
+        "version": _core.version,
+        "compiler": _core.compiler,
+        "targets_built": _core.built_targets(),
+        "targets_available": _core.available_targets(),
+        "target_active": _core.active_target(),
+        "target_forced": os.environ.get("FASTATTN_FORCE_TARGET") or None,
+        "threads": _core.default_threads(),
+    }
+
+
+def sample(
+    logits: NDArray[np.float32],
+    params: NDArray[np.void],
+    history: NDArray[np.int32],
+    history_offsets: NDArray[np.int64],
+) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+    """Draw the next token of each row of logits [n, vocab]; the specification is `fastattn.generation.numpy_sampler`.
+
+    params: SAMPLE_PARAMS [n]. history: the ids of all rows, one behind the other, cut by history_offsets [n + 1].
+    Returns ids [n] and their log-probabilities [n]. Raises NonFiniteError naming the row.
+    """
+    ids, logprobs = _core.sample(logits, params, history, history_offsets)
+    return ids, logprobs
+
+
+class CpuExecutor:
+    """A Program in C++: one call runs a step on all threads with the GIL released."""
+
+    def __init__(
+        self, program: Program, tensors: Mapping[str, TensorInfo], *, dtype: str = "float32", threads: int | None = None
+    ) -> None:
+        if dtype != "float32":
+            raise ConfigError(f"dtype: expected float32, got {dtype!r}")
+        self._program = program
+        self._engine = _core.Engine(_core.default_threads() if threads is None else threads)
+        _load(self._engine, program, tensors)
+        self._executor: _core.Executor | None = _core.Executor(self._engine, _spec(program))
+
+    @property
+    def program(self) -> Program:
+        return self._program
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the packed weights."""
+        return int(self._engine.weight_bytes)
+
+    def new_cache(self) -> _core.Cache:
+        """An empty KV cache for one sequence."""
+        return self._open().new_cache()
+
+    def run(self, step: Step, outputs: Sequence[str] | None = None) -> dict[str, Output]:
+        """Run one step; see `fastattn.graph.executor.Executor`."""
+        arrays = self._open().run(
+            step.token_ids,
+            step.cu_seqlens,
+            step.positions,
+            step.wanted,
+            step.token_type_ids,
+            None if step.caches is None else list(step.caches),
+        )
+        wanted = self._program.outputs if outputs is None else outputs
+        named = dict(zip(self._program.outputs, arrays, strict=True))
+        return {name: self._shaped(name, named[name], step) for name in wanted}
+
+    def with_program(self, program: Program) -> CpuExecutor:
+        """Another Program over the same weights."""
+        self._open()
+        other = object.__new__(CpuExecutor)
+        other._program, other._engine = program, self._engine
+        other._executor = _core.Executor(self._engine, _spec(program))
+        return other
+
+    def cancel(self) -> None:
+        """Stop the step that runs in another thread, which then raises Cancelled."""
+        self._engine.cancel()
+
+    def close(self) -> None:
+        """Give the memory back; the weights go with the last executor that uses them."""
+        self._executor = None
+
+    def _open(self) -> _core.Executor:
+        if self._executor is None:
+            raise InputError("the model was closed")
+        return self._executor
+
+    def _shaped(self, name: str, array: NDArray[np.float32], step: Step) -> Output:
+        """Attention maps come as one flat array: cut them into [n_head, q_len, kv_len] a sequence."""
+        if array.ndim == 2:
+            return array
+        value = self._program.outputs[name]
+        n_head = next(int(op.attrs["n_head"]) for op in self._program.ops if op.output == value)
+        lengths = np.diff(step.cu_seqlens)
+        maps, at = [], 0
+        for i, q_len in enumerate(lengths.tolist()):
+            # Caches have advanced by q_len when this is called.
+            kv_len = q_len if step.caches is None else step.caches[i].length  # type: ignore[attr-defined]
+            size = n_head * q_len * kv_len
+            maps.append(array[at : at + size].reshape(n_head, q_len, kv_len))
+            at += size
+        return maps
+
+
+def _spec(program: Program) -> dict[str, Any]:
+    """The Program as plain lists for C++."""
+    names = list(program.weights)
+    index = {name: i for i, name in enumerate(names)}
+    return {
+        "values": [(value.rows, value.width) for value in program.values],
+        "ops": [
+            (op.kind, list(op.inputs), op.output, [index[name] for name in op.weights], dict(op.attrs))
+            for op in program.ops
+        ],
+        "weights": names,
+        "outputs": list(program.outputs.values()),
+        "n_layer": program.n_layer,
+        "n_kv_head": program.n_kv_head,
+        "head_dim": program.head_dim,
+        "max_positions": program.max_positions,
+    }
+
+
+def _load(engine: _core.Engine, program: Program, tensors: Mapping[str, TensorInfo]) -> None:
+    """Read every weight of the Program, each file opened once."""
+    with contextlib.ExitStack() as stack:
+        descriptors: dict[Any, int] = {}
+        for name, weight in program.weights.items():
+            parts = []
+            for part in weight.parts:
+                info = tensors[part]
+                if info.path not in descriptors:
+                    descriptors[info.path] = stack.enter_context(open_regular(info.path))[0]
+                rows, columns = _logical_shape(weight, info)
+                parts.append(
+                    (descriptors[info.path], info.offset, info.dtype, rows, columns, weight.transposed, info.name)
+                )
+            engine.load(name, weight.use, parts)
+
+
+def _logical_shape(weight: Weight, info: TensorInfo) -> tuple[int, int]:
+    """[out_features, in_features] of one part, whatever its order in the file; a vector has one column."""
+    if len(info.shape) == 1:
+        return info.shape[0], 1
+    rows, columns = info.shape
+    return (columns, rows) if weight.transposed else (rows, columns)

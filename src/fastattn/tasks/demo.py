@@ -1,0 +1,19 @@
+"""The two small models of our own that come with the package."""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+from typing import Literal
+
+from fastattn.errors import ConfigError
+
+_FOLDERS = {"text-generation": "gpt2-litbank", "text-classification": "bert-sst2"}
+
+
+def demo_model(task: Literal["text-generation", "text-classification"]) -> Path:
+    """The folder of the demo model for a task; ConfigError in an installation without it."""
+    folder = Path(str(resources.files("fastattn"))) / "demo" / _FOLDERS[task]
+    if not (folder / "config.json").is_file():
+        raise ConfigError(f"model: none named, and this installation has no demo model at {folder}; name a directory")
+    return folder

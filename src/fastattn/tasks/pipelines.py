@@ -1,0 +1,244 @@
+"""`pipeline(task)`: transformers' pipelines with transformers' output shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastattn.errors import ConfigError, DTypeError, InputError
+from fastattn.generation.generate import GenerationArgs, complete, need_tokenizer
+from fastattn.generation.options import GenerationOptions, check_count
+from fastattn.models.auto import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    CausalLM,
+    Encoder,
+    SequenceClassifier,
+)
+from fastattn.tasks.demo import demo_model
+from fastattn.tokenizer import AutoTokenizer, Tokenizer, check_text, is_list_like
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+Prediction: TypeAlias = dict[str, Any]
+Activation: TypeAlias = Literal["sigmoid", "softmax", "none"]
+TASKS = ("text-generation", "text-classification", "sentiment-analysis", "feature-extraction")
+_PIPELINE_NEW_TOKENS = 256
+
+
+@overload
+def pipeline(
+    task: Literal["text-generation"],
+    model: str | Path | CausalLM | None = None,
+    *,
+    tokenizer: str | Path | Tokenizer | None = None,
+    dtype: str = "float32",
+    device: str = "cpu",
+    threads: int | None = None,
+) -> TextGenerationPipeline: ...
+@overload
+def pipeline(
+    task: Literal["text-classification", "sentiment-analysis"],
+    model: str | Path | SequenceClassifier | None = None,
+    *,
+    tokenizer: str | Path | Tokenizer | None = None,
+    dtype: str = "float32",
+    device: str = "cpu",
+    threads: int | None = None,
+) -> TextClassificationPipeline: ...
+@overload
+def pipeline(
+    task: Literal["feature-extraction"],
+    model: str | Path | Encoder | None = None,
+    *,
+    tokenizer: str | Path | Tokenizer | None = None,
+    dtype: str = "float32",
+    device: str = "cpu",
+    threads: int | None = None,
+) -> FeatureExtractionPipeline: ...
+def pipeline(
+    task: str,
+    model: Any = None,
+    *,
+    tokenizer: str | Path | Tokenizer | None = None,
+    dtype: str = "float32",
+    device: str = "cpu",
+    threads: int | None = None,
+) -> Any:
+    """A callable for a task: "text-generation", "text-classification" ("sentiment-analysis") or "feature-extraction".
+
+    model: a directory, a hub id, a loaded model, or None for the small demo model that comes with fastattn.
+    tokenizer: None is the model's own. dtype, device and threads are for loading, as in `from_pretrained`.
+    """
+    if task not in TASKS:
+        raise InputError(f"task: expected one of {', '.join(TASKS)}, got {task!r}")
+    if model is None:
+        model = demo_model("text-generation" if task == "text-generation" else "text-classification")
+    if isinstance(tokenizer, (str, Path)):
+        tokenizer = AutoTokenizer.from_pretrained(tokenizer)
+    load = isinstance(model, (str, Path))
+    if task == "text-generation":
+        if load:
+            model = AutoModelForCausalLM.from_pretrained(model, dtype=dtype, device=device, threads=threads)
+        return TextGenerationPipeline(_checked(model, CausalLM), tokenizer)
+    if task == "feature-extraction":
+        if load:
+            model = AutoModel.from_pretrained(model, dtype=dtype, device=device, threads=threads)
+        return FeatureExtractionPipeline(_checked(model, Encoder), tokenizer)
+    if load:
+        model = AutoModelForSequenceClassification.from_pretrained(
+            model, dtype=dtype, device=device, threads=threads
+        )
+    return TextClassificationPipeline(_checked(model, SequenceClassifier), tokenizer)
+
+
+def _checked(model: Any, expected: type[Any]) -> Any:
+    if not isinstance(model, expected):
+        raise DTypeError(f"model: expected a path or a {expected.__name__}, got {type(model).__name__}")
+    return model
+
+
+class TextGenerationPipeline:
+    """Continues texts. As in transformers it samples at temperature 0.7 for up to 256 tokens unless told otherwise."""
+
+    def __init__(self, model: CausalLM, tokenizer: Tokenizer | None = None) -> None:
+        self.model = model
+        self.tokenizer = tokenizer or need_tokenizer(model, "text-generation")
+
+    def __call__(
+        self, text_inputs: Any, *, return_full_text: bool = True, **options: Unpack[GenerationArgs]
+    ) -> list[dict[str, str]] | list[list[dict[str, str]]]:
+        """[{"generated_text": ...}] for a str, a list of those for a list, array or Series of str.
+
+        return_full_text=False leaves the prompt away. `GenerationOptions` describes the options.
+        """
+        options.setdefault("do_sample", True)
+        if options["do_sample"]:
+            options.setdefault("temperature", 0.7)
+        checked = GenerationOptions(**options)
+        single = isinstance(text_inputs, str)
+        texts = [text_inputs] if single else _texts(text_inputs)
+        prompts = [self.tokenizer.encode(check_text(text, f"text_inputs[{i}]")) for i, text in enumerate(texts)]
+        requests = complete(
+            self.model, prompts, checked, tokenizer=self.tokenizer, default_new_tokens=_PIPELINE_NEW_TOKENS
+        )
+        out = []
+        for text, request in zip(texts, requests, strict=True):
+            new = "" if request.text is None else request.text.text
+            out.append([{"generated_text": text + new if return_full_text else new}])
+        return out[0] if single else out
+
+
+class TextClassificationPipeline:
+    """Labels texts or pairs of texts."""
+
+    def __init__(self, model: SequenceClassifier, tokenizer: Tokenizer | None = None) -> None:
+        self.model = model
+        self.tokenizer = tokenizer or need_tokenizer(model, "text-classification")
+
+    def __call__(
+        self,
+        inputs: Any,
+        *,
+        top_k: int | None | Literal["default"] = "default",
+        function_to_apply: Activation | None = None,
+        truncation: bool = False,
+        batch_size: int = 32,
+    ) -> Any:
+        """[{"label", "score"}, ...], one a text, for a str too.
+
+        A pair is {"text": ..., "text_pair": ...}. With top_k, even 1, each text gives a list of its top_k labels,
+        highest score first; None is all of them. Scores: sigmoid of one label or of a multi-label model, none of a
+        regression, else softmax; function_to_apply overrides that. Texts longer than the model's context are
+        refused unless truncation=True.
+        """
+        check_count("batch_size", batch_size, low=1)
+        if top_k is not None and top_k != "default":
+            check_count("top_k", top_k, low=1)
+        single = isinstance(inputs, (str, Mapping))
+        items = [_pair(item, i) for i, item in enumerate([inputs] if single else _texts(inputs))]
+        activation = function_to_apply or self._activation()
+        if activation not in ("sigmoid", "softmax", "none"):
+            raise InputError(f'function_to_apply: expected "sigmoid", "softmax" or "none", got {activation!r}')
+        limit = self.model.executor.program.max_positions if truncation else None
+        results: list[Any] = []
+        for ids, type_ids in _batches(self.tokenizer, items, batch_size, limit):
+            logits = self.model(ids, token_type_ids=type_ids).logits
+            results += [self._predictions(_activate(row, activation), top_k) for row in logits]
+        if not single:
+            return results
+        return results if top_k == "default" and isinstance(inputs, str) else results[0]
+
+    def _activation(self) -> Activation:
+        problem = self.model.config.problem_type
+        if problem == "regression":
+            return "none"
+        return "sigmoid" if problem == "multi_label_classification" or len(self.model.id2label) == 1 else "softmax"
+
+    def _predictions(self, scores: NDArray[np.floating[Any]], top_k: Any) -> Prediction | list[Prediction]:
+        order = np.argsort(-scores, kind="stable")
+        ranked = [{"label": self.model.id2label[int(i)], "score": float(scores[i])} for i in order]
+        return ranked[0] if top_k == "default" else ranked[:top_k]
+
+
+class FeatureExtractionPipeline:
+    """The last hidden states of texts."""
+
+    def __init__(self, model: Encoder, tokenizer: Tokenizer | None = None) -> None:
+        self.model = model
+        self.tokenizer = tokenizer or need_tokenizer(model, "feature-extraction")
+
+    def __call__(
+        self, inputs: Any, *, return_tensors: bool = False, truncation: bool = False, batch_size: int = 32
+    ) -> Any:
+        """Nested lists [1, seq_len, hidden_size], or with return_tensors=True such an array; a list in, a list out."""
+        check_count("batch_size", batch_size, low=1)
+        single = isinstance(inputs, str)
+        texts = [check_text(text, f"inputs[{i}]") for i, text in enumerate([inputs] if single else _texts(inputs))]
+        limit = self.model.executor.program.max_positions if truncation else None
+        results: list[Any] = []
+        for ids, type_ids in _batches(self.tokenizer, [(text, None) for text in texts], batch_size, limit):
+            states = self.model(ids, token_type_ids=type_ids).last_hidden_state
+            results += [rows[None] if return_tensors else [rows.tolist()] for rows in states]
+        return results[0] if single else results
+
+
+def _texts(inputs: object) -> list[Any]:
+    if not is_list_like(inputs):
+        raise DTypeError(f"inputs: expected str or a sequence of str, got {type(inputs).__name__}")
+    return list(cast("Iterable[Any]", inputs))
+
+
+def _pair(item: object, index: int) -> tuple[str, str | None]:
+    name = f"inputs[{index}]"
+    if isinstance(item, Mapping):
+        if not {"text"} <= set(item) <= {"text", "text_pair"}:
+            raise InputError(f'{name}: expected the keys "text" and "text_pair", got {sorted(map(str, item))}')
+        pair = item.get("text_pair")
+        return check_text(item["text"], name), None if pair is None else check_text(pair, name)
+    return check_text(item, name), None
+
+
+def _batches(
+    tokenizer: Tokenizer, items: Sequence[tuple[str, str | None]], batch_size: int, limit: int | None
+) -> Iterable[tuple[list[NDArray[np.int32]], list[NDArray[np.int32]]]]:
+    """Token ids and token type ids of `batch_size` texts at a time."""
+    for start in range(0, len(items), batch_size):
+        encoded = tokenizer.encode_batch(items[start : start + batch_size], max_length=limit)
+        yield [ids for ids, _ in encoded], [type_ids for _, type_ids in encoded]
+
+
+def _activate(row: NDArray[np.floating[Any]], activation: Activation) -> NDArray[np.floating[Any]]:
+    if activation == "none":
+        return row
+    wide = row.astype(np.float64)
+    if activation == "sigmoid":
+        return np.exp(-np.logaddexp(0.0, -wide))
+    weights = np.exp(wide - wide.max())
+    return cast("NDArray[np.floating[Any]]", weights / weights.sum())

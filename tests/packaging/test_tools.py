@@ -1,0 +1,106 @@
+"""The checks of tools/ find what they are for, and the pins of the tools agree."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def tool(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+def write(root: Path, files: dict[str, str]) -> Path:
+    for name, text in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    return root
+
+
+GOOD = {
+    "src/fastattn/__init__.py": "from fastattn.tasks.pipeline import pipeline\nfrom . import ops\n",
+    "src/fastattn/tasks/pipeline.py": "from fastattn.models import auto\nfrom ..errors import x\nimport numpy\n",
+    "src/fastattn/models/auto.py": "import fastattn.graph.ir\nfrom fastattn import _core\nfrom . import bert\n",
+    "csrc/bindings/module.cpp": '#include <pybind11/pybind11.h>\n#include "program/executor.h"\n#include <vector>\n',
+    "csrc/kernels/linear.cpp": '#include "simd/vec.h"\n#include "linear.h"\n',
+    "csrc/simd/vec.h": "#include <immintrin.h>\n",
+}
+
+
+def test_the_layers_of_this_checkout_are_right() -> None:
+    assert tool("check_layers").check(ROOT) == []
+
+
+def test_imports_and_includes_that_go_down_are_accepted(tmp_path: Path) -> None:
+    assert tool("check_layers").check(write(tmp_path, GOOD)) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    [
+        ("src/fastattn/graph/ir.py", "from fastattn.models import auto", "ir.py:1: graph uses models, which stands"),
+        ("src/fastattn/graph/ir.py", "from ..models.auto import x", "graph uses models"),
+        ("src/fastattn/graph/ir.py", "def f():\n    import fastattn.cli.main", "ir.py:2: graph uses cli"),
+        ("src/fastattn/errors.py", "if TYPE_CHECKING:\n    from fastattn import tasks", "errors uses tasks"),
+        ("src/fastattn/tasks/x.py", "from fastattn import pipeline", "tasks uses __init__"),
+        ("src/fastattn/extra/x.py", "from fastattn import ops", "'extra' is in no layer"),
+        ("csrc/core/buffer.h", '#include "ops/ops.h"', "core uses ops"),
+        ("csrc/ops/linear.cpp", "#include <pybind11/numpy.h>", "reserved for csrc/bindings"),
+        ("csrc/kernels/softmax.cpp", "#include <immintrin.h>", "reserved for csrc/simd"),
+        ("csrc/kernels/softmax.cpp", "  #  include <arm_neon.h>", "reserved for csrc/simd"),
+        ("csrc/other/x.h", '#include "core/error.h"', "'other' is in no layer"),
+    ],
+)
+def test_what_goes_up_is_found(tmp_path: Path, name: str, text: str, expected: str) -> None:
+    root = write(tmp_path, {**GOOD, name: text + "\n"})
+    layers = tool("check_layers")
+    (complaint,) = layers.check(root)
+    assert expected in complaint
+    assert layers.main([str(root)]) == 1
+
+
+def test_no_file_of_this_checkout_is_too_long() -> None:
+    assert tool("check_length").check(ROOT) == []
+
+
+def test_long_files_and_functions_are_found(tmp_path: Path) -> None:
+    length = tool("check_length")
+    body = "".join(f"    x{i} = {i}\n" for i in range(59))
+    root = write(tmp_path, {"src/a.py": f"def f():\n{body}", "csrc/ops/b.cpp": "\n" * 500})
+    assert length.check(root) == []
+    write(tmp_path, {"src/a.py": f"def f():\n{body}    y = 0\n", "csrc/ops/b.cpp": "\n" * 501})
+    found = length.check(root)
+    assert len(found) == 2
+    assert "function f has 61 lines" in found[0]
+    assert "b.cpp: 501 lines" in found[1]
+    assert length.main([str(root)]) == 1
+
+
+def test_pre_commit_uses_the_pinned_versions() -> None:
+    pins = dict(re.findall(r"^([\w-]+)==([\w.]+)$", (ROOT / "tools/requirements-check.txt").read_text(), re.MULTILINE))
+    hooks = dict(re.findall(r'"([\w-]+)==([\w.]+)"', (ROOT / ".pre-commit-config.yaml").read_text()))
+    assert pins
+    assert {name: hooks[name] for name in pins} == pins
+
+
+def test_extra_reads_the_optional_dependencies() -> None:
+    extra = tool("extra")
+    text = '[project.optional-dependencies]\na = ["x>=1",\n  "y"]\nab = ["z"]\n[tool]\na = ["no"]\n'
+    assert extra.requirements("a", text) == ["x>=1", "y"]
+    assert "pytest>=8" in extra.requirements("test", (ROOT / "pyproject.toml").read_text())
+    with pytest.raises(SystemExit):
+        extra.requirements("none", text)

@@ -1,0 +1,82 @@
+"""What is in the wheel and the sdist. The wheel is built from the build folder, so ninja has nothing to compile."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+WHEEL_LIMIT_BYTES = 12 * 10**6
+
+
+def run(*command: str, cwd: Path = ROOT) -> str:
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=1200, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def build_wheel(source: Path, folder: Path) -> Path:
+    pip = (sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation")
+    run(*pip, "--wheel-dir", str(folder), str(source))
+    (wheel,) = folder.glob("*.whl")
+    return wheel
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pytest.importorskip("scikit_build_core", reason="builds a wheel with the build tools of this environment")
+    return build_wheel(ROOT, tmp_path_factory.mktemp("wheel"))
+
+
+def test_the_wheel_is_small(wheel: Path) -> None:
+    size = wheel.stat().st_size
+    print(f"{wheel.name}: {size / 1e6:.2f} MB")
+    assert size < WHEEL_LIMIT_BYTES
+
+
+def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
+    names = zipfile.ZipFile(wheel).namelist()
+    tops = {name.split("/")[0] for name in names}
+    assert {top.split("-")[0] for top in tops} == {"fastattn"}
+    assert [name for name in names if re.fullmatch(r"fastattn/_core\.[\w.-]+\.so", name)]
+    assert "fastattn/py.typed" in names
+    assert any(name.endswith("licenses/LICENSE") for name in names)
+    assert not [name for name in names if re.search(r"\.(cpp|h|cc|o|pyc)$|/tests?/", name)]
+    tracked = {path.relative_to(ROOT / "src").as_posix() for path in (ROOT / "src/fastattn").rglob("*.py")}
+    assert {name for name in names if name.endswith(".py")} == tracked
+
+
+def test_the_wheel_asks_for_numpy_and_tokenizers_only(wheel: Path) -> None:
+    archive = zipfile.ZipFile(wheel)
+    (metadata,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+    required = re.findall(r"^Requires-Dist: (.*)$", archive.read(metadata).decode(), re.MULTILINE)
+    names = {re.split(r"[<>=~! ;\[]", line)[0] for line in required if "extra ==" not in line}
+    assert names == {"numpy", "tokenizers"}
+
+
+@pytest.mark.slow
+def test_the_sdist_builds_alone(tmp_path: Path) -> None:
+    """An sdist unpacked elsewhere gives a wheel that imports, from a compiler and the build tools alone."""
+    pytest.importorskip("scikit_build_core", reason="builds with the build tools of this environment")
+    code = f"from scikit_build_core.build import build_sdist; build_sdist({str(tmp_path)!r})"
+    run(sys.executable, "-c", code)
+    (archive,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(archive) as tar:
+        names = tar.getnames()
+        tar.extractall(tmp_path, filter="data")
+    assert not [name for name in names if re.search(r"\.so$|/build/|/tests/", name)]
+    made = build_wheel(tmp_path / archive.name.removesuffix(".tar.gz"), tmp_path / "wheel")
+    run(sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(tmp_path / "site"), str(made))
+    place = run(
+        sys.executable,
+        "-c",
+        f"import sys; sys.path.insert(0, {str(tmp_path / 'site')!r}); import fastattn; print(fastattn.__file__)",
+        cwd=tmp_path,
+    )
+    assert place.startswith(str(tmp_path / "site"))

@@ -1,0 +1,26 @@
+"""Fixtures of the task tests."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def data_folder() -> Path:
+    """The folder of real data beside the project, or the one in FASTATTN_DATA; skips where it is absent."""
+    named = os.environ.get("FASTATTN_DATA")
+    folder = Path(named) if named else Path(__file__).resolve().parents[2].parent / "shared" / "data"
+    if not (folder / "gpt2-tokenizer").is_dir():
+        pytest.skip(f"the data folder is not at {folder}; name it in FASTATTN_DATA")
+    return folder
+
+
+@pytest.fixture(params=["numpy", "cpu"])
+def device(request: pytest.FixtureRequest) -> str:
+    """Each device in turn; cpu skips where the extension is not built."""
+    if request.param == "cpu":
+        pytest.importorskip("fastattn.runtime", exc_type=ImportError)
+    return str(request.param)

@@ -1,0 +1,140 @@
+"""Pipelines: output shapes and values against transformers' own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import fastattn
+from fastattn.errors import ContextLengthError, DTypeError, InputError
+from tests.tasks.tiny import write_bert_model, write_gpt2_model
+
+pytestmark = pytest.mark.torch
+TEXTS = ["good film", "a cat, the dogs running!", "unknown", ""]
+
+
+@pytest.fixture(scope="module")
+def bert_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_bert_model(tmp_path_factory.mktemp("bert"), head=True)
+
+
+@pytest.fixture(scope="module")
+def gpt2_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_gpt2_model(tmp_path_factory.mktemp("gpt2"))
+
+
+def reference(task: str, folder: Path) -> Any:
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    return transformers.pipeline(task, model=str(folder), dtype=torch.float64, device="cpu")
+
+
+def shape_of(value: Any) -> Any:
+    """The nesting of lists and dicts, with floats as their type."""
+    if isinstance(value, list):
+        return [shape_of(item) for item in value]
+    if isinstance(value, dict):
+        return {key: item if isinstance(item, str) else type(item) for key, item in value.items()}
+    return type(value)
+
+
+def scores_of(value: Any) -> np.ndarray:
+    return np.array([item["score"] if isinstance(item, dict) else scores_of(item) for item in value])
+
+
+@pytest.mark.parametrize(
+    ("inputs", "options"),
+    [
+        ("good film", {}),
+        (TEXTS, {}),
+        ("good film", {"top_k": None}),
+        (TEXTS, {"top_k": None}),
+        ("good film", {"top_k": 1}),
+        (TEXTS, {"top_k": 2}),
+        (["good film"], {}),
+        ({"text": "good film", "text_pair": "a bad dog"}, {}),
+        ([{"text": "good film", "text_pair": "a bad dog"}, {"text": "good"}], {"top_k": None}),
+        ("good film", {"function_to_apply": "sigmoid", "top_k": None}),
+        ("good film", {"function_to_apply": "none", "top_k": None}),
+    ],
+)
+def test_text_classification(bert_folder: Path, device: str, inputs: Any, options: dict[str, Any]) -> None:
+    expected = reference("text-classification", bert_folder)(inputs, **options)
+    found = fastattn.pipeline("text-classification", bert_folder, device=device)(inputs, **options)
+    assert shape_of(found) == shape_of(expected)
+    exact, ours = (scores_of(x if isinstance(x, list) else [x]) for x in (expected, found))
+    assert np.abs(ours - exact).max() <= 64 * np.spacing(np.float32(max(1.0, np.abs(exact).max())))
+
+
+def test_classification_of_arrays(bert_folder: Path, device: str) -> None:
+    pandas = pytest.importorskip("pandas")
+    classifier = fastattn.pipeline("sentiment-analysis", bert_folder, device=device)
+    expected = classifier(TEXTS)
+    assert classifier(np.array(TEXTS)) == expected
+    assert classifier(pandas.Series(TEXTS, index=[5, 3, 2, 9])) == expected
+    assert classifier(tuple(TEXTS), batch_size=1) == expected
+    assert classifier([]) == []
+
+
+def test_one_label_and_regression(tmp_path: Path, device: str) -> None:
+    one = {"id2label": {0: "x"}, "label2id": {"x": 0}}
+    for name, problem in (("one", None), ("regression", "regression"), ("multi", "multi_label_classification")):
+        options = {**({} if name == "multi" else one), "problem_type": problem}
+        folder = write_bert_model(tmp_path / name, head=True, **options)
+        expected = reference("text-classification", folder)("good film", top_k=None)
+        found = fastattn.pipeline("text-classification", folder, device=device)("good film", top_k=None)
+        assert shape_of(found) == shape_of(expected)
+        exact = scores_of(expected)
+        assert np.abs(scores_of(found) - exact).max() <= 64 * np.spacing(np.float32(max(1.0, np.abs(exact).max())))
+
+
+def test_classification_refuses(bert_folder: Path, gpt2_folder: Path) -> None:
+    classifier = fastattn.pipeline("text-classification", bert_folder, device="numpy")
+    with pytest.raises(ContextLengthError):
+        classifier("good " * 100)
+    assert len(classifier("good " * 100, truncation=True)) == 1
+    with pytest.raises(DTypeError, match=r"inputs\[1\]"):
+        classifier(["good", None])
+    with pytest.raises(InputError, match="text_pair"):
+        classifier({"text": "a", "other": "b"})
+    with pytest.raises(InputError, match="task: expected one of"):
+        fastattn.pipeline("translation", bert_folder)  # type: ignore[call-overload]
+    with pytest.raises(DTypeError, match="CausalLM"):
+        fastattn.pipeline("text-generation", classifier.model)  # type: ignore[call-overload]
+
+
+def test_text_generation(gpt2_folder: Path, device: str) -> None:
+    expected = reference("text-generation", gpt2_folder)
+    found = fastattn.pipeline("text-generation", gpt2_folder, device=device)
+    options = {"max_new_tokens": 8, "do_sample": False}
+    assert found("the hello", **options) == expected("the hello", **options)
+    batch = ["the hello", "a", "in all"]
+    assert found(batch, **options) == expected(batch, **options)
+    new = found("the hello", return_full_text=False, **options)
+    assert new == expected("the hello", return_full_text=False, **options)
+    assert found([], **options) == []
+
+
+def test_text_generation_samples_until_the_context_is_full(gpt2_folder: Path) -> None:
+    generator = fastattn.pipeline("text-generation", gpt2_folder, device="numpy")
+    text = generator("the hello", seed=3, eos_token_id=-1)[0]["generated_text"]
+    assert text.startswith("the hello")
+    assert generator("the hello", seed=3, eos_token_id=-1)[0]["generated_text"] == text
+    assert generator("the hello", seed=4, eos_token_id=-1)[0]["generated_text"] != text
+    cut = generator("the hello", seed=3, eos_token_id=-1, stop_strings=[text[12:14]])[0]["generated_text"]
+    assert cut == text[: text.index(text[12:14], 9)]
+
+
+def test_feature_extraction(bert_folder: Path, device: str) -> None:
+    expected = reference("feature-extraction", bert_folder)
+    found = fastattn.pipeline("feature-extraction", bert_folder, device=device)
+    one, exact = np.array(found("good film")), np.array(expected("good film"))
+    assert one.shape == exact.shape == (1, 4, 32)
+    assert np.abs(one - exact).max() <= 64 * np.spacing(np.float32(np.abs(exact).max()))
+    many = found(TEXTS)
+    assert [np.shape(x) for x in many] == [np.shape(x) for x in expected(TEXTS)]
+    array = found("good film", return_tensors=True)
+    assert array.shape == (1, 4, 32)
+    assert array.tolist() == found("good film")

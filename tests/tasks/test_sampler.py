@@ -1,0 +1,125 @@
+"""The sampler: its specification in numpy, against transformers' filters, and the C++ one against it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fastattn.errors import NonFiniteError
+from fastattn.generation.numpy_sampler import SAMPLE_PARAMS, philox4x32, sample, uniform
+
+
+def params(n: int = 1, **values: Any) -> np.ndarray:
+    record = np.zeros(n, SAMPLE_PARAMS)
+    defaults = {"temperature": 1.0, "top_p": 1.0, "repetition_penalty": 1.0, "do_sample": 1}
+    for name, value in {**defaults, **values}.items():
+        record[name] = value
+    return record
+
+
+def draw(logits: np.ndarray, history: list[int] | None = None, **values: Any) -> list[int]:
+    n = len(logits)
+    past = np.array((history or []) * n, np.int32)
+    offsets = np.arange(n + 1, dtype=np.int64) * len(history or [])
+    return sample(logits, params(n, **values), past, offsets)[0].tolist()
+
+
+def test_philox_known_answers() -> None:
+    """From the Random123 distribution's kat_vectors."""
+    ones = 0xFFFFFFFF
+    assert philox4x32((0, 0), (0, 0, 0, 0)) == (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)
+    assert philox4x32((ones, ones), (ones,) * 4) == (0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD)
+    digits = philox4x32((0xA4093822, 0x299F31D0), (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344))
+    assert digits == (0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1)
+
+
+def test_uniform_is_in_range() -> None:
+    values = [uniform(seed, counter) for seed in range(50) for counter in range(50)]
+    assert 0 <= min(values) < 0.01
+    assert 0.99 < max(values) < 1
+    assert len(set(values)) > 2400
+
+
+def test_greedy_and_ties() -> None:
+    logits = np.array([[1.0, 3.0, 3.0, 2.0]])
+    assert draw(logits, do_sample=0) == [1]
+    assert draw(logits, temperature=0) == [1]
+    assert draw(logits, do_sample=0, history=[1], repetition_penalty=2) == [2]
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize(
+    ("top_k", "top_p", "min_p", "temperature"),
+    [(0, 1, 0, 1), (5, 1, 0, 1), (0, 0.7, 0, 1), (0, 1, 0.2, 1), (7, 0.8, 0.05, 0.6), (3, 0.9, 0, 2.5), (1, 0, 1, 1)],
+)
+def test_candidates_are_transformers(top_k: int, top_p: float, min_p: float, temperature: float) -> None:
+    """What can be drawn at all, found by drawing with many seeds, is what transformers' processors leave."""
+    torch = pytest.importorskip("torch")
+    process = pytest.importorskip("transformers").generation.logits_process
+    rng = np.random.default_rng(3)
+    logits = rng.normal(size=(1, 20)) * 1.5
+    history = [2, 3, 5]
+    scores = torch.from_numpy(logits)
+    warpers = [
+        process.RepetitionPenaltyLogitsProcessor(1.4),
+        process.TemperatureLogitsWarper(float(temperature)),
+        *([process.TopKLogitsWarper(top_k)] if top_k else []),
+        *([process.TopPLogitsWarper(float(top_p))] if top_p < 1 else []),
+        *([process.MinPLogitsWarper(float(min_p))] if min_p > 0 else []),
+    ]
+    for warper in warpers:
+        scores = warper(torch.tensor([history]), scores)
+    expected = scores.softmax(-1).numpy()[0]
+    n = 4000
+    drawn = draw(
+        np.repeat(logits, n, axis=0), history, top_k=top_k, top_p=top_p, min_p=min_p, temperature=temperature,
+        repetition_penalty=1.4, seed=np.arange(n),
+    )  # fmt: skip
+    counts = np.bincount(drawn, minlength=20)
+    assert (counts[expected == 0] == 0).all()
+    assert (counts[expected > 0.01] > 0).all()
+    spread = np.sqrt(n * expected * (1 - expected))
+    assert (np.abs(counts - n * expected) <= 5 * spread).all()  # five standard deviations of a binomial
+
+
+@pytest.mark.parametrize("bad", [[np.nan, 1.0], [np.inf, 1.0], [-np.inf, -np.inf]])
+def test_fault_56_non_finite(bad: list[float]) -> None:
+    logits = np.array([[0.0, 1.0], bad])
+    with pytest.raises(NonFiniteError, match=r"logits\[1\]"):
+        draw(logits)
+
+
+def test_minus_infinity_is_never_drawn() -> None:
+    logits = np.full((500, 8), -np.inf)
+    logits[:, [2, 5]] = 0
+    assert set(draw(logits, seed=np.arange(500))) == {2, 5}
+
+
+def test_the_compiled_sampler_follows_the_specification() -> None:
+    runtime = pytest.importorskip("fastattn.runtime", exc_type=ImportError)
+    rng = np.random.default_rng(8)
+    n, vocab = 400, 300
+    logits = (rng.normal(size=(n, vocab)) * 3).astype(np.float32)
+    record = params(n, seed=rng.integers(0, 2**63, n), counter=np.arange(n))
+    record["top_k"] = rng.choice([0, 1, 7, 50, 1000], n)
+    record["top_p"] = rng.choice([0, 0.5, 0.95, 1], n)
+    record["min_p"] = rng.choice([0, 0.05], n)
+    record["temperature"] = rng.choice([0, 0.5, 1, 1.7], n)
+    record["repetition_penalty"] = rng.choice([1, 1.3], n)
+    record["do_sample"] = rng.choice([0, 1], n, p=[0.2, 0.8])
+    lengths = rng.integers(0, 20, n)
+    history = rng.integers(0, vocab, lengths.sum()).astype(np.int32)
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    expected, expected_logprobs = sample(logits, record, history, offsets)
+    ids, logprobs = runtime.sample(logits, record, history, offsets)
+    # Borders between candidates are float32 sums: a draw may fall on the other side of one, once in some 10^5.
+    assert (ids == expected).sum() >= n - 1
+    same = ids == expected
+    bound = 16 * np.spacing(np.abs(expected_logprobs[same]).max())
+    assert np.abs(logprobs[same] - expected_logprobs[same]).max() <= bound
+    for bad in (np.nan, np.inf):
+        logits[3, 4] = bad
+        with pytest.raises(NonFiniteError, match="3"):
+            runtime.sample(logits, record, history, offsets)

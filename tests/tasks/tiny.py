@@ -1,0 +1,57 @@
+"""Tiny random checkpoints, saved by transformers, with the small tokenizers beside them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.tasks.tokenizers import write_bert, write_gpt2
+
+
+def write_gpt2_model(folder: Path) -> Path:
+    """A GPT-2 of 3 layers over the 266 ids of `write_gpt2`, 64 positions."""
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    torch.manual_seed(1)
+    config = transformers.GPT2Config(
+        vocab_size=266, n_positions=64, n_embd=32, n_layer=3, n_head=2, bos_token_id=265, eos_token_id=265,
+        initializer_range=0.3,
+    )  # fmt: skip
+    transformers.GPT2LMHeadModel(config).eval().save_pretrained(folder)
+    return write_gpt2(folder)
+
+
+def write_bert_model(folder: Path, *, head: bool, **options: Any) -> Path:
+    """A BERT of 2 layers over the words of `write_bert`; with a head of three labels or a pooler."""
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    torch.manual_seed(2)
+    write_bert(folder)
+    n_words = len((folder / "vocab.txt").read_text(encoding="utf-8").splitlines())
+    labels = {0: "bad", 1: "fair", 2: "good"}
+    config = transformers.BertConfig(
+        vocab_size=n_words, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
+        max_position_embeddings=64, initializer_range=0.3,
+        **{"id2label": labels, "label2id": {name: i for i, name in labels.items()}, **options},
+    )  # fmt: skip
+    kind = transformers.BertForSequenceClassification if head else transformers.BertModel
+    kind(config).eval().save_pretrained(folder)
+    return folder
+
+
+def write_sentence_model(folder: Path, *, normalize: bool = False, **pooling: Any) -> Path:
+    """The tiny BERT as a sentence-transformers folder."""
+    write_bert_model(folder, head=False)
+    kinds = [("", "Transformer"), ("1_Pooling", "Pooling")] + ([("2_Normalize", "Normalize")] if normalize else [])
+    modules = [
+        {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for i, (path, kind) in enumerate(kinds)
+    ]
+    (folder / "modules.json").write_text(json.dumps(modules))
+    (folder / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 16, "do_lower_case": False}))
+    for path, _ in kinds[1:]:
+        (folder / path).mkdir()
+    config = {"word_embedding_dimension": 32, **(pooling or {"pooling_mode_mean_tokens": True})}
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps(config))
+    return folder

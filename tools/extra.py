@@ -1,0 +1,27 @@
+"""Prints the requirements of one optional-dependency group of pyproject.toml, one a line (for the Makefile).
+
+    python tools/extra.py test
+
+Installing `.[test]` would build the project once more for a list of names.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def requirements(group: str, text: str) -> list[str]:
+    """The requirements of a group, read without tomllib, which Python 3.10 lacks."""
+    section = text.partition("[project.optional-dependencies]\n")[2].partition("\n[")[0]
+    found = re.search(rf"^{re.escape(group)}\s*=\s*\[(.*?)\]", section, re.DOTALL | re.MULTILINE)
+    if found is None:
+        raise SystemExit(f"pyproject.toml has no optional-dependency group {group!r}")
+    return re.findall(r'"([^"]+)"', found[1])
+
+
+if __name__ == "__main__":
+    print("\n".join(requirements(sys.argv[1], (ROOT / "pyproject.toml").read_text(encoding="utf-8"))))
