@@ -253,26 +253,19 @@ def bits_per_byte(model: GPT2LMHeadModel, novels: dict[str, tuple[np.ndarray, in
     result, all_bits, all_bytes = {}, 0.0, 0.0
     for name, (tokens, size) in novels.items():
         part = torch.from_numpy(tokens[: most or None].astype(np.int64))
-        nats = 0.0
-        starts = range(0, max(1, len(part) - half - 1), half)
-        for first in range(0, len(starts), 16):
-            for group in by_length([part[s : s + context + 1] for s in starts[first : first + 16]]):
-                losses = F.cross_entropy(model(group[:, :-1]).logits.transpose(1, 2), group[:, 1:], reduction="none")
-                nats += losses[:, half:].sum().item()
-                if first == 0 and group[0, 0] == part[0] and torch.equal(group[0], part[: group.shape[1]]):
-                    nats += losses[0, :half].sum().item()
-        share = size * (len(part) - 1) / (len(tokens) - 1)
-        result[name] = nats / math.log(2) / share
-        all_bits, all_bytes = all_bits + nats / math.log(2), all_bytes + share
+        count = len(part) - 1
+        fill = max(context - count, (context - count) % half)
+        inputs = F.pad(part[:-1], (0, fill)).unfold(0, context, half)
+        targets = F.pad(part[1:], (0, fill), value=-100).unfold(0, context, half).clone()
+        targets[1:, :half] = -100
+        bits = 0.0
+        for ids, wanted in zip(inputs.split(16), targets.split(16), strict=True):
+            logits = model(ids).logits
+            bits += F.cross_entropy(logits.flatten(0, 1), wanted.flatten(), reduction="sum").item() / math.log(2)
+        share = size * count / (len(tokens) - 1)
+        result[name] = bits / share
+        all_bits, all_bytes = all_bits + bits, all_bytes + share
     return {**result, "all": all_bits / all_bytes}
-
-
-def by_length(rows: list[torch.Tensor]) -> list[torch.Tensor]:
-    """Stack rows of equal length."""
-    groups: dict[int, list[torch.Tensor]] = {}
-    for row in rows:
-        groups.setdefault(len(row), []).append(row)
-    return [torch.stack(group) for group in groups.values()]
 
 
 # ---- export -----------------------------------------------------------------------------------------------------
