@@ -124,17 +124,15 @@ def choose_vocabulary(texts: list[str], novels: list[str], teacher: Tokenizer, s
     A word counts for its frequency in the review texts plus a little for that in the novels; a word outside the
     teacher's vocabulary must be frequent itself to get in, and otherwise counts for the pieces it is made of.
     """
-    normalize, split = normalizers.BertNormalizer(lowercase=True), pre_tokenizers.BertPreTokenizer()
-
-    def words(text: str) -> list[str]:
-        return [word for word, _ in split.pre_tokenize_str(normalize.normalize_str(text))]
-
-    reviews = Counter(word for text in texts for word in words(text))
-    prose = Counter(word for novel in novels for word in words(novel))
+    splitter = re.compile(r"[^\W_]+|[^\w\s]")
+    reviews = Counter(word for text in texts for word in splitter.findall(text.lower()))
+    prose = Counter(word for novel in novels for word in splitter.findall(novel.lower()))
     scale = 0.25 * reviews.total() / prose.total()
     score: Counter[str] = Counter()
     for word in reviews.keys() | prose.keys():
         weight = reviews[word] + scale * prose[word]
+        if weight < 0.5:
+            continue
         pieces = teacher.encode(word, add_special_tokens=False).tokens
         score[word] += weight
         if len(pieces) > 1:
