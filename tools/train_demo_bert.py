@@ -306,6 +306,7 @@ def export(student: BertForSequenceClassification, tokenizer: Tokenizer, out: Pa
     half = copy.deepcopy(student).half()
     assert all(torch.isfinite(p).all() for p in half.parameters()), "a weight does not fit float16"
     half.save_pretrained(out)
+    (out / "model.safetensors").chmod(0o644)
     compact = json.dumps(json.loads(tokenizer.to_str()), ensure_ascii=False, separators=(",", ":"))
     (out / "tokenizer.json").write_text(compact + "\n", encoding="utf-8")
     words = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])

@@ -41,8 +41,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--heads", type=int, default=4)
     parser.add_argument("--context", type=int, default=256)
-    parser.add_argument("--steps", type=int, default=2600)
-    parser.add_argument("--decay", type=int, default=900, help="last steps, over which the learning rate falls to 0")
+    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--decay", type=int, default=1200, help="last steps, over which the learning rate falls to 0")
     parser.add_argument("--warmup", type=int, default=100)
     parser.add_argument("--batch", type=int, default=16, help="windows of --context tokens in one step")
     parser.add_argument("--micro-batch", type=int, default=16)
@@ -52,7 +52,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--no-compile", action="store_true", help="do without torch.compile (slower, no C++ compiler)")
-    parser.add_argument("--save-every", type=int, default=100)
+    parser.add_argument("--save-every", type=int, default=200)
+    parser.add_argument("--score-tokens", type=int, default=0, help="per held-out novel at the end (0: all)")
     parser.add_argument("--export-only", action="store_true", help="score and write the last checkpoint; no training")
     return parser.parse_args()
 
@@ -227,7 +228,7 @@ def train(model: GPT2LMHeadModel, windows: Windows, held_out: dict, args: argpar
                 state = {"model": model.state_dict(), "optimizers": [o.state_dict() for o in optimizers]}
                 torch.save({**state, "step": step + 1}, checkpoint.with_suffix(".tmp"))
                 checkpoint.with_suffix(".tmp").replace(checkpoint)
-                record["held_out_bits_per_byte"] = round(bits_per_byte(model, held_out, most=8192)["all"], 4)
+                record["held_out_bits_per_byte"] = round(bits_per_byte(model, held_out, most=4096)["all"], 4)
             print(json.dumps(record), flush=True)
             with (args.work / "log.jsonl").open("a") as log:
                 log.write(json.dumps(record) + "\n")
@@ -283,6 +284,7 @@ def export(model: GPT2LMHeadModel, tokenizer: Tokenizer, out: Path) -> None:
         bos_token_id=0, eos_token_id=0, pad_token_id=0, do_sample=True, temperature=0.8, top_k=50
     )
     half.save_pretrained(out)
+    (out / "model.safetensors").chmod(0o644)
     compact = json.dumps(json.loads(tokenizer.to_str()), ensure_ascii=False, separators=(",", ":"))
     (out / "tokenizer.json").write_text(compact + "\n", encoding="utf-8")
     settings = {
@@ -315,7 +317,7 @@ def main() -> None:
     export(model, tokenizer, args.out)
     reloaded = GPT2LMHeadModel.from_pretrained(args.out, dtype=torch.float32).eval()
     for label, which in (("float32", model), ("float16 weights", reloaded)):
-        scores = {name: round(score, 4) for name, score in bits_per_byte(which, held_out).items()}
+        scores = {name: round(score, 4) for name, score in bits_per_byte(which, held_out, args.score_tokens).items()}
         print(f"held-out bits per byte, {label}: {json.dumps(scores)}", flush=True)
 
 
