@@ -74,7 +74,18 @@ def test_text_classification(bert_folder: Path, device: str, inputs: Any, option
 @pytest.mark.parametrize("write", [write_distilbert_model, write_roberta_model])
 def test_other_families(tmp_path: Path, device: str, write: Callable[[Path], Path]) -> None:
     folder = write(tmp_path / "m")
-    inputs = [{"text": "good film", "text_pair": "a bad dog"}, {"text": "the cat"}]
+    words = [
+        "good",
+        "bad",
+        "film",
+        "a cat",
+        "the dogs",
+        "running",
+        "great",
+        "unknown",
+    ]  # many: the largest error counts
+    inputs = [{"text": f"{a} {b}", "text_pair": f"{b}, {a}!"} for a in words for b in words]
+    inputs += [{"text": word} for word in words]
     found = fastattn.pipeline("text-classification", folder, device=device, threads=1)(inputs, top_k=None)
     exact, rough = (
         reference("text-classification", folder, dtype)(inputs, top_k=None) for dtype in ("float64", "float32")
