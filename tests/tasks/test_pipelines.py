@@ -15,6 +15,9 @@ from tests.tasks.bounds import assert_as_good_as, assert_same_bits
 from tests.tasks.tiny import write_bert_model, write_distilbert_model, write_gpt2_model, write_roberta_model
 
 pytestmark = pytest.mark.torch
+WORDS = ["good", "bad", "film", "a cat", "the dogs", "running", "great", "unknown"]
+# Many, as it is the largest error of all of them that is compared.
+MANY = [{"text": f"{a} {b}", "text_pair": f"{b}, {a}!"} for a in WORDS for b in WORDS] + [{"text": w} for w in WORDS]
 TEXTS = ["good film", "a cat, the dogs running!", "unknown", ""]
 
 
@@ -67,25 +70,21 @@ def test_text_classification(bert_folder: Path, device: str, inputs: Any, option
     expected = reference("text-classification", bert_folder)(inputs, **options)
     found = fastattn.pipeline("text-classification", bert_folder, device=device, threads=1)(inputs, **options)
     assert shape_of(found) == shape_of(expected)
-    rough = reference("text-classification", bert_folder, "float32")(inputs, **options)
-    assert_as_good_as(*(scores_of(x if isinstance(x, list) else [x]) for x in (found, expected, rough)))
+
+
+@pytest.mark.parametrize("function", [None, "sigmoid", "softmax", "none"])
+def test_scores(bert_folder: Path, device: str, function: Any) -> None:
+    options = {"function_to_apply": function, "top_k": None}
+    found = fastattn.pipeline("text-classification", bert_folder, device=device, threads=1)(MANY, **options)
+    exact, rough = (reference("text-classification", bert_folder, t)(MANY, **options) for t in ("float64", "float32"))
+    assert shape_of(found) == shape_of(exact)
+    assert_as_good_as(*(scores_of(x) for x in (found, exact, rough)))
 
 
 @pytest.mark.parametrize("write", [write_distilbert_model, write_roberta_model])
 def test_other_families(tmp_path: Path, device: str, write: Callable[[Path], Path]) -> None:
     folder = write(tmp_path / "m")
-    words = [
-        "good",
-        "bad",
-        "film",
-        "a cat",
-        "the dogs",
-        "running",
-        "great",
-        "unknown",
-    ]  # many: the largest error counts
-    inputs = [{"text": f"{a} {b}", "text_pair": f"{b}, {a}!"} for a in words for b in words]
-    inputs += [{"text": word} for word in words]
+    inputs = MANY
     found = fastattn.pipeline("text-classification", folder, device=device, threads=1)(inputs, top_k=None)
     exact, rough = (
         reference("text-classification", folder, dtype)(inputs, top_k=None) for dtype in ("float64", "float32")
@@ -111,11 +110,10 @@ def test_one_label_and_regression(tmp_path: Path, device: str) -> None:
     for name, problem in (("one", None), ("regression", "regression"), ("multi", "multi_label_classification")):
         options = {**({} if name == "multi" else one), "problem_type": problem}
         folder = write_bert_model(tmp_path / name, head=True, **options)
-        expected = reference("text-classification", folder)("good film", top_k=None)
-        found = fastattn.pipeline("text-classification", folder, device=device, threads=1)("good film", top_k=None)
-        assert shape_of(found) == shape_of(expected)
-        rough = reference("text-classification", folder, "float32")("good film", top_k=None)
-        assert_as_good_as(*(scores_of(x) for x in (found, expected, rough)))
+        found = fastattn.pipeline("text-classification", folder, device=device, threads=1)(MANY, top_k=None)
+        exact, rough = (reference("text-classification", folder, t)(MANY, top_k=None) for t in ("float64", "float32"))
+        assert shape_of(found) == shape_of(exact)
+        assert_as_good_as(*(scores_of(x) for x in (found, exact, rough)))
 
 
 def test_classification_refuses(bert_folder: Path, gpt2_folder: Path) -> None:
