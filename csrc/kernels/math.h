@@ -20,15 +20,15 @@ FA_INLINE Vec polynomial(Vec x, const float (&c)[N]) {
 
 // e^x, at most 1 ulp off: e^x = 2^n e^r with |r| <= ln(2) / 2.
 FA_INLINE Vec exp(Vec x) {
-    // e^r = 1 + r + r^2 P(r)
+    // e^r = 1 + r (1 + r P(r))
     constexpr float kExp[] = {0x1.fffffcp-2f, 0x1.555492p-3f, 0x1.5558aep-5f, 0x1.123988p-7f, 0x1.6a4f88p-10f};
     // Beyond these the result is 0 or inf anyway; the order of the operands lets a NaN through.
     x = min(broadcast(89.0f), max(broadcast(-104.0f), x));
     const Vec n = round_even(mul(x, broadcast(0x1.715476p+0f)));
     Vec r = fma(n, broadcast(-0x1.62e43p-1f), x);  // ln 2 in two parts, the first one short enough for n times it
     r = fma(n, broadcast(0x1.05c610p-29f), r);     // to be cancelled exactly
-    const Vec p = fma(mul(r, r), polynomial(r, kExp), r);
-    return times_pow2_wide(add(p, broadcast(1.0f)), n);
+    const Vec one = broadcast(1.0f);
+    return times_pow2_wide(fma(fma(polynomial(r, kExp), r, one), r, one), n);
 }
 
 // 2^x, x in [-160, 0]
