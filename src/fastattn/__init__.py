@@ -25,9 +25,10 @@ if TYPE_CHECKING:
     from fastattn.generation.generate import GenerateOutput, TextStream
     from fastattn.generation.options import GenerationOptions
     from fastattn.models.auto import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
+    from fastattn.models.auto_tokenizer import AutoTokenizer
     from fastattn.tasks.pipelines import pipeline
     from fastattn.tasks.sentence_transformer import SentenceTransformer
-    from fastattn.tokenizer import AutoTokenizer, Tokenizer
+    from fastattn.tokenizer import Tokenizer
 
 __version__ = "0.1.0"
 
@@ -35,7 +36,7 @@ _HOME = {
     "AutoModel": "fastattn.models.auto",
     "AutoModelForCausalLM": "fastattn.models.auto",
     "AutoModelForSequenceClassification": "fastattn.models.auto",
-    "AutoTokenizer": "fastattn.tokenizer",
+    "AutoTokenizer": "fastattn.models.auto_tokenizer",
     "Tokenizer": "fastattn.tokenizer",
     "GenerateOutput": "fastattn.generation.generate",
     "GenerationOptions": "fastattn.generation.options",

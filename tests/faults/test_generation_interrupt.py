@@ -16,7 +16,7 @@ SCRIPT = """
 import os, signal, sys, threading, time
 import fastattn
 
-model = fastattn.AutoModelForCausalLM.from_pretrained(sys.argv[1], device=sys.argv[2])
+model = fastattn.AutoModelForCausalLM.from_pretrained(sys.argv[1], threads=2)
 before = model.generate([1, 2, 3], max_new_tokens=5).tolist()
 sent = [0.0]
 
@@ -24,7 +24,7 @@ def interrupt():
     sent[0] = time.perf_counter()
     os.kill(os.getpid(), signal.SIGINT)
 
-worst = 0.0
+waits = []
 for work in ("prompts", "tokens", "stream"):
     for delay in (0.05, 0.13, 0.21):
         threading.Timer(delay, interrupt).start()
@@ -37,9 +37,9 @@ for work in ("prompts", "tokens", "stream"):
                 else:
                     list(model.stream([1, 2, 3], max_new_tokens=400, eos_token_id=-1))
         except KeyboardInterrupt:
-            worst = max(worst, time.perf_counter() - sent[0])
+            waits.append(time.perf_counter() - sent[0])
         assert model.generate([1, 2, 3], max_new_tokens=5).tolist() == before
-print(worst)
+print(*sorted(waits))
 """
 
 
@@ -50,18 +50,23 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests.tasks.tokenizers import write_gpt2
 
     torch.manual_seed(3)
-    config = transformers.GPT2Config(vocab_size=266, n_positions=512, n_embd=256, n_layer=6, n_head=4, eos_token_id=265)
+    config = transformers.GPT2Config(
+        vocab_size=266, n_positions=512, n_embd=256, n_layer=6, n_head=4, bos_token_id=265, eos_token_id=265
+    )
     folder = tmp_path_factory.mktemp("gpt2")
     transformers.GPT2LMHeadModel(config).save_pretrained(folder)
     return write_gpt2(folder)
 
 
-def test_fault_58_ctrl_c_and_go_on(folder: Path, device: str) -> None:
+def test_fault_58_ctrl_c_and_go_on(folder: Path) -> None:
+    pytest.importorskip("fastattn._core", exc_type=ImportError)
     sources = str(Path(fastattn.__file__).parents[1])
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(folder), device],
+        [sys.executable, "-c", SCRIPT, str(folder)],
         capture_output=True, text=True, timeout=60, env={**os.environ, "PYTHONPATH": sources}, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    if device == "cpu":
-        assert float(done.stdout) <= 0.1
+    waits = [float(seconds) for seconds in done.stdout.split()]
+    assert len(waits) == 9
+    assert waits[4] <= 0.1
+    assert waits[-1] <= 0.5  # on a machine that is busy with something else

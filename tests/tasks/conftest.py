@@ -16,11 +16,3 @@ def data_folder() -> Path:
     if not (folder / "gpt2-tokenizer").is_dir():
         pytest.skip(f"the data folder is not at {folder}; name it in FASTATTN_DATA")
     return folder
-
-
-@pytest.fixture(params=["numpy", "cpu"])
-def device(request: pytest.FixtureRequest) -> str:
-    """Each device in turn; cpu skips where the extension is not built."""
-    if request.param == "cpu":
-        pytest.importorskip("fastattn.runtime", exc_type=ImportError)
-    return str(request.param)

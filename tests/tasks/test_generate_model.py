@@ -110,3 +110,20 @@ def test_stop_string_cuts_the_same_text(model: CausalLM) -> None:
     stop = whole[len(whole) // 2 :][:2]
     cut = "".join(model.stream("the", max_new_tokens=40, do_sample=True, seed=1, stop_strings=[stop]))
     assert cut == whole[: whole.index(stop)]
+
+
+def test_several_threads_use_one_model(model: CausalLM, device: str) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    def work(i: int) -> GenerateOutput:
+        prompt = PROMPTS[i % len(PROMPTS)]
+        found = model.generate(prompt, do_sample=True, seed=i, max_new_tokens=15, return_dict_in_generate=True)
+        assert isinstance(found, GenerateOutput)
+        return found
+
+    alone = [work(i) for i in range(12)]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(work, range(12)))
+    for ours, theirs in zip(together, alone, strict=True):
+        assert ours.sequences[0].tolist() == theirs.sequences[0].tolist()
+        assert_same_bits(ours.logprobs[0], theirs.logprobs[0], device)

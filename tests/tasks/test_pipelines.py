@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 import fastattn
 from fastattn.errors import ContextLengthError, DTypeError, InputError
 from tests.tasks.bounds import assert_as_good_as, assert_same_bits
-from tests.tasks.tiny import write_bert_model, write_gpt2_model
+from tests.tasks.tiny import write_bert_model, write_distilbert_model, write_gpt2_model, write_roberta_model
 
 pytestmark = pytest.mark.torch
 TEXTS = ["good film", "a cat, the dogs running!", "unknown", ""]
@@ -68,6 +69,31 @@ def test_text_classification(bert_folder: Path, device: str, inputs: Any, option
     assert shape_of(found) == shape_of(expected)
     rough = reference("text-classification", bert_folder, "float32")(inputs, **options)
     assert_as_good_as(*(scores_of(x if isinstance(x, list) else [x]) for x in (found, expected, rough)))
+
+
+@pytest.mark.parametrize("write", [write_distilbert_model, write_roberta_model])
+def test_other_families(tmp_path: Path, device: str, write: Callable[[Path], Path]) -> None:
+    folder = write(tmp_path / "m")
+    words = [
+        "good",
+        "bad",
+        "film",
+        "a cat",
+        "the dogs",
+        "running",
+        "great",
+        "unknown",
+    ]  # many: the largest error counts
+    inputs = [{"text": f"{a} {b}", "text_pair": f"{b}, {a}!"} for a in words for b in words]
+    inputs += [{"text": word} for word in words]
+    found = fastattn.pipeline("text-classification", folder, device=device, threads=1)(inputs, top_k=None)
+    exact, rough = (
+        reference("text-classification", folder, dtype)(inputs, top_k=None) for dtype in ("float64", "float32")
+    )
+    assert shape_of(found) == shape_of(exact)
+    assert_as_good_as(*(scores_of(x) for x in (found, exact, rough)))
+    vectors = fastattn.SentenceTransformer(folder, device=device, threads=1).encode(["good film", "a"])
+    assert vectors.shape == (2, 32)
 
 
 def test_classification_of_arrays(bert_folder: Path, device: str) -> None:

@@ -16,7 +16,9 @@ from hypothesis import strategies as st
 
 from fastattn.errors import ConfigError, DTypeError, InputError, ModelFormatError
 from fastattn.generation.detokenizer import Detokenizer
-from fastattn.tokenizer import AutoTokenizer, Tokenizer, _longest_first, load_tokenizer
+from fastattn.models.auto_tokenizer import AutoTokenizer
+from fastattn.tokenizer import Tokenizer, load_tokenizer
+from fastattn.tokenizer.tokenizer import _longest_first
 from tests.tasks.tokenizers import write_bert, write_gpt2, write_roberta
 
 TEXTS = ["the hello", "", " \n\n", "Ünïcode 😁 cats", "a\0b", "<|endoftext|> the"]

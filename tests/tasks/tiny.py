@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.tasks.tokenizers import write_bert, write_gpt2
+from tests.tasks.tokenizers import write_bert, write_gpt2, write_roberta
 
 
 def write_gpt2_model(folder: Path) -> Path:
@@ -56,4 +56,32 @@ def write_sentence_model(folder: Path, *, normalize: bool = False, **pooling: An
         (folder / path).mkdir()
     config = {"word_embedding_dimension": 32, **(pooling or {"pooling_mode_mean_tokens": True})}
     (folder / "1_Pooling" / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def write_distilbert_model(folder: Path) -> Path:
+    """A DistilBERT of 2 layers with a head of two labels, over the words of `write_bert`; it has no token types."""
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    torch.manual_seed(4)
+    write_bert(folder)
+    (folder / "tokenizer_config.json").write_text(json.dumps({"do_lower_case": True, "model_max_length": 64}))
+    config = transformers.DistilBertConfig(
+        vocab_size=len((folder / "vocab.txt").read_text(encoding="utf-8").splitlines()), dim=32, n_layers=2, n_heads=2,
+        hidden_dim=64, max_position_embeddings=64, initializer_range=0.3, seq_classif_dropout=0.0,
+    )  # fmt: skip
+    transformers.DistilBertForSequenceClassification(config).eval().save_pretrained(folder)
+    return folder
+
+
+def write_roberta_model(folder: Path) -> Path:
+    """A RoBERTa of 2 layers with a head of two labels, over the ids of `write_roberta`."""
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    torch.manual_seed(5)
+    write_roberta(folder)
+    config = transformers.RobertaConfig(
+        vocab_size=len(json.loads((folder / "vocab.json").read_text(encoding="utf-8"))), hidden_size=32,
+        num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, max_position_embeddings=66,
+        type_vocab_size=1, initializer_range=0.3, bos_token_id=0, pad_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    transformers.RobertaForSequenceClassification(config).eval().save_pretrained(folder)
     return folder

@@ -20,8 +20,9 @@ from fastattn.models.auto import (
     Encoder,
     SequenceClassifier,
 )
+from fastattn.models.auto_tokenizer import AutoTokenizer
 from fastattn.tasks.demo import demo_model
-from fastattn.tokenizer import AutoTokenizer, Tokenizer, check_text, is_list_like
+from fastattn.tokenizer import Tokenizer, check_text, is_list_like
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

@@ -11,6 +11,7 @@ from typing import Any, Literal, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from fastattn.checkpoint.hub import resolve
 from fastattn.errors import ConfigError, InputError
 from fastattn.generation.generate import need_tokenizer
 from fastattn.generation.options import check_count
@@ -61,17 +62,13 @@ class SentenceTransformer:
         local_files_only: bool = False,
         token: str | None = None,
     ) -> None:
-        directory = Path(model_name_or_path)
-        if not directory.is_dir():
-            from fastattn.checkpoint.hub import resolve
-
-            directory = resolve(
-                model_name_or_path,
-                revision=revision,
-                cache_dir=cache_dir,
-                local_files_only=local_files_only,
-                token=token,
-            )
+        directory = resolve(
+            model_name_or_path,
+            revision=revision,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+            token=token,
+        )
         folder = _read_folder(directory)
         self.model = AutoModel.from_pretrained(folder.transformer, dtype=dtype, device=device, threads=threads)
         self.tokenizer = need_tokenizer(self.model, "SentenceTransformer")

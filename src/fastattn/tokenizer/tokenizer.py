@@ -1,4 +1,4 @@
-"""Text to token ids and back, over the `tokenizers` library (imported when the first tokenizer is loaded).
+"""The tokenizer of a checkpoint, over the `tokenizers` library (imported when the first one is loaded).
 
 Texts are encoded one at a time: the library's own thread pool is never started, so nothing is printed and nothing
 hangs after a fork.
@@ -7,66 +7,17 @@ hangs after a fork.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fastattn.errors import ConfigError, DTypeError, InputError, ModelFormatError
-from fastattn.jsonfile import read_json_object
+from fastattn.errors import DTypeError, InputError
+from fastattn.tokenizer.texts import check_text, check_texts, is_list_like
 
 if TYPE_CHECKING:
     from tokenizers import Encoding as RawEncoding
     from tokenizers import Tokenizer as RawTokenizer
-
-MAX_TEXT_CHARS = 16 * 2**20  # a longer text is refused before it is tokenised
-_ROLES = ("bos", "eos", "pad", "cls", "sep", "mask", "unk")
-_DEFAULT_SPECIALS: dict[str, dict[str, str]] = {
-    "gpt2": {"bos": "<|endoftext|>", "eos": "<|endoftext|>", "unk": "<|endoftext|>"},
-    "bert": {"cls": "[CLS]", "sep": "[SEP]", "pad": "[PAD]", "mask": "[MASK]", "unk": "[UNK]"},
-    "roberta": {
-        "bos": "<s>",
-        "eos": "</s>",
-        "cls": "<s>",
-        "sep": "</s>",
-        "pad": "<pad>",
-        "mask": "<mask>",
-        "unk": "<unk>",
-    },
-}
-Family: TypeAlias = Literal["gpt2", "bert", "roberta"]
-Truncation: TypeAlias = Literal["right", "left"]
-
-
-def check_text(text: object, name: str) -> str:
-    """`text` as a str that can be encoded: DTypeError if not a str, InputError for surrogates or too long a text."""
-    if not isinstance(text, str):
-        raise DTypeError(f"{name}: expected str, got {type(text).__name__}")
-    if len(text) > MAX_TEXT_CHARS:
-        raise InputError(f"{name}: expected at most {MAX_TEXT_CHARS} characters, got {len(text)}")
-    if not text.isascii():
-        try:
-            text.encode("utf-8")
-        except UnicodeEncodeError as error:
-            found = f"U+{ord(text[error.start]):04X}"
-            raise InputError(f"{name}: expected Unicode text, got a lone surrogate {found} at {error.start}") from None
-    return text
-
-
-def check_texts(texts: object, name: str) -> list[str]:
-    """A list, tuple, array or pandas Series of str, or another iterable, as a list of checked texts."""
-    if isinstance(texts, (str, bytes, bytearray, Mapping)) or not isinstance(texts, Iterable):
-        raise DTypeError(f"{name}: expected a sequence of str, got {type(texts).__name__}")
-    shape = getattr(texts, "shape", (0,))
-    if len(shape) != 1:
-        raise InputError(f"{name}: expected one dimension of str, got shape {tuple(shape)}")
-    return [check_text(text, f"{name}[{i}]") for i, text in enumerate(texts)]
-
-
-def is_list_like(value: object) -> bool:
-    """True for what holds several texts: list, tuple, ndarray, pandas Series and Index, but not str or Mapping."""
-    return isinstance(value, Iterable) and not isinstance(value, (str, bytes, bytearray, Mapping))
 
 
 class BatchEncoding(dict[str, Any]):
@@ -209,14 +160,18 @@ class Tokenizer:
         add_special_tokens: bool = True,
         max_length: int | None = None,
     ) -> list[tuple[NDArray[np.int32], NDArray[np.int32]]]:
-        """(token ids, token type ids) of each text or pair, cut to max_length; the form that the tasks use."""
+        """(token ids, token type ids) of each text or pair, cut to max_length; the form that the tasks use.
+
+        Types are zeros where the checkpoint's tokenizer has none.
+        """
         out = []
         for i, item in enumerate(texts):
             first, second = item if isinstance(item, tuple) else (item, None)
             a = check_text(first, f"texts[{i}]")
             b = None if second is None else check_text(second, f"texts[{i}]")
             encoding = self._encode_pair(a, b, add_special_tokens=add_special_tokens, limit=max_length)
-            out.append((np.array(encoding.ids, dtype=np.int32), np.array(encoding.type_ids, dtype=np.int32)))
+            ids = np.array(encoding.ids, dtype=np.int32)
+            out.append((ids, np.array(encoding.type_ids, np.int32) if self._type_ids else np.zeros_like(ids)))
         return out
 
     def _pairs(self, text: object, text_pair: object, *, single: bool) -> list[tuple[str, str | None]]:
@@ -334,192 +289,3 @@ def _longest_first(n_first: int, n_second: int, room: int) -> tuple[int, int]:
         short = room // 2
         long = short + room % 2
     return (short, long) if n_first <= n_second else (long, short)
-
-
-# -- loading ----------------------------------------------------------------------------------------------------
-
-
-class AutoTokenizer:
-    """Loads the tokenizer of a checkpoint directory."""
-
-    def __init__(self) -> None:
-        raise TypeError("AutoTokenizer is not made directly: call AutoTokenizer.from_pretrained(path)")
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        path: str | Path,
-        *,
-        revision: str | None = None,
-        cache_dir: str | Path | None = None,
-        local_files_only: bool = False,
-        token: str | None = None,
-    ) -> Tokenizer:
-        """The tokenizer of a directory or hub id: tokenizer.json, vocab.json + merges.txt, or vocab.txt.
-
-        ConfigError where there is none, ModelFormatError where a file is malformed.
-        """
-        if Path(path).is_dir():
-            return load_tokenizer(Path(path))
-        from fastattn.checkpoint.hub import resolve
-
-        directory = resolve(
-            path, revision=revision, cache_dir=cache_dir, local_files_only=local_files_only, token=token
-        )
-        return load_tokenizer(directory)
-
-
-def has_tokenizer(directory: Path) -> bool:
-    """True where `load_tokenizer` would find files."""
-    names = {
-        name for name in ("tokenizer.json", "vocab.json", "merges.txt", "vocab.txt") if (directory / name).is_file()
-    }
-    return bool(names & {"tokenizer.json", "vocab.txt"}) or names >= {"vocab.json", "merges.txt"}
-
-
-def load_tokenizer(directory: Path) -> Tokenizer:
-    """The tokenizer of a local directory."""
-    config = read_json_object(directory / "tokenizer_config.json")
-    family = _family(directory, config)
-    specials = dict(_DEFAULT_SPECIALS[family])
-    for source in (config, read_json_object(directory / "special_tokens_map.json")):
-        for role in _ROLES:
-            content = _content(source.get(f"{role}_token"))
-            if content is not None:
-                specials[role] = content
-    if (directory / "tokenizer.json").is_file():
-        raw = _raw_from_json(directory / "tokenizer.json")
-    elif (directory / "vocab.txt").is_file() and family == "bert":
-        raw = _raw_wordpiece(directory, config, specials)
-    elif (directory / "vocab.json").is_file() and (directory / "merges.txt").is_file():
-        raw = _raw_byte_level(directory, config, specials, family)
-    else:
-        raise ConfigError(f"{directory}: expected tokenizer.json, vocab.json and merges.txt, or vocab.txt; found none")
-    _add_tokens(raw, config, specials, directory)
-    longest = config.get("model_max_length")
-    names = config.get("model_input_names")
-    kind = str(config.get("tokenizer_class") or "")
-    return Tokenizer(
-        raw,
-        specials=specials,
-        model_max_length=int(longest) if isinstance(longest, (int, float)) and 0 < longest < 2**31 else None,
-        type_ids="token_type_ids" in names if isinstance(names, list) else family == "bert" and "Distil" not in kind,
-        padding_side="left" if config.get("padding_side") == "left" else "right",
-        truncation_side="left" if config.get("truncation_side") == "left" else "right",
-    )
-
-
-def _content(token: object) -> str | None:
-    """A special token's text: written as a str or as {"content": str}."""
-    if isinstance(token, dict):
-        token = token.get("content")
-    return token if isinstance(token, str) else None
-
-
-def _family(directory: Path, config: Mapping[str, Any]) -> Family:
-    kind = str(
-        config.get("tokenizer_class") or read_json_object(directory / "config.json").get("model_type") or ""
-    ).lower()
-    if "roberta" in kind:
-        return "roberta"
-    if "bert" in kind:
-        return "bert"
-    if "gpt2" in kind:
-        return "gpt2"
-    return "bert" if (directory / "vocab.txt").is_file() else "gpt2"
-
-
-def _raw_from_json(path: Path) -> RawTokenizer:
-    from tokenizers import Tokenizer as Raw
-
-    read_json_object(path)
-    try:
-        return Raw.from_file(str(path))
-    except Exception as error:  # the library raises plain Exception
-        raise ModelFormatError(f"{path}: expected a tokenizer: {error}", path=str(path), code="tokenizer") from error
-
-
-def _raw_wordpiece(directory: Path, config: Mapping[str, Any], specials: Mapping[str, str]) -> RawTokenizer:
-    """BERT's tokenizer from vocab.txt (one token a line)."""
-    from tokenizers import Tokenizer as Raw
-    from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
-
-    path = directory / "vocab.txt"
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except UnicodeDecodeError as error:
-        raise ModelFormatError(f"{path}: expected UTF-8: {error}", path=str(path), code="utf8") from error
-    tokens = [line.rstrip("\r") for line in (lines[:-1] if lines[-1] == "" else lines)]
-    vocab = {token: i for i, token in enumerate(tokens)}
-    for role in ("cls", "sep", "unk"):
-        if specials[role] not in vocab:
-            raise ConfigError(f"{path}: the {role} token {specials[role]!r} is not in the vocabulary")
-    raw = Raw(models.WordPiece(vocab, unk_token=specials["unk"], max_input_chars_per_word=100))
-    raw.normalizer = normalizers.BertNormalizer(
-        clean_text=True,
-        handle_chinese_chars=bool(config.get("tokenize_chinese_chars", True)),
-        strip_accents=config.get("strip_accents"),
-        lowercase=bool(config.get("do_lower_case", True)),
-    )
-    raw.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    cls, sep = specials["cls"], specials["sep"]
-    raw.post_processor = processors.BertProcessing((sep, vocab[sep]), (cls, vocab[cls]))
-    raw.decoder = decoders.WordPiece(prefix="##")
-    return raw
-
-
-def _raw_byte_level(
-    directory: Path, config: Mapping[str, Any], specials: Mapping[str, str], family: Family
-) -> RawTokenizer:
-    """GPT-2's or RoBERTa's tokenizer from vocab.json and merges.txt."""
-    from tokenizers import Tokenizer as Raw
-    from tokenizers import decoders, models, pre_tokenizers, processors
-
-    vocab = read_json_object(directory / "vocab.json")
-    prefix_space = bool(config.get("add_prefix_space", False))
-    try:
-        raw = Raw(models.BPE.from_file(str(directory / "vocab.json"), str(directory / "merges.txt")))
-    except Exception as error:  # the library raises plain Exception
-        path = str(directory / "merges.txt")
-        raise ModelFormatError(f"{path}: expected byte-pair merges: {error}", path=path, code="tokenizer") from error
-    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefix_space)
-    raw.decoder = decoders.ByteLevel()
-    if family == "roberta":
-        cls, sep = specials["cls"], specials["sep"]
-        for token in (cls, sep):
-            if token not in vocab:
-                raise ConfigError(f"{directory / 'vocab.json'}: the special token {token!r} is not in the vocabulary")
-        raw.post_processor = processors.RobertaProcessing(
-            (sep, vocab[sep]), (cls, vocab[cls]), trim_offsets=True, add_prefix_space=prefix_space
-        )
-    else:
-        raw.post_processor = processors.ByteLevel(trim_offsets=False)
-    return raw
-
-
-def _add_tokens(raw: RawTokenizer, config: Mapping[str, Any], specials: Mapping[str, str], directory: Path) -> None:
-    """Mark the special tokens, and add those that tokenizer_config.json adds, at the ids it names."""
-    from tokenizers import AddedToken
-
-    known = {token.content for token in raw.get_added_tokens_decoder().values()}
-    named = config.get("added_tokens_decoder")
-    entries = (
-        sorted(((int(i), e) for i, e in named.items()), key=lambda item: item[0]) if isinstance(named, dict) else []
-    )
-    for i, entry in entries:
-        content = _content(entry)
-        if content is None or content in known:
-            continue
-        flags = {
-            key: bool(entry.get(key, False)) for key in ("lstrip", "rstrip", "single_word", "normalized", "special")
-        }
-        add = raw.add_special_tokens if flags["special"] else raw.add_tokens
-        add([AddedToken(content, **flags)])
-        if raw.token_to_id(content) != i:
-            raise ConfigError(
-                f"{directory / 'tokenizer_config.json'}: added token {content!r} is {i} there, "
-                f"but {raw.token_to_id(content)} by the vocabulary"
-            )
-        known.add(content)
-    missing = [token for token in specials.values() if token not in known and raw.token_to_id(token) is not None]
-    raw.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in dict.fromkeys(missing)])

@@ -1,0 +1,188 @@
+"""The files of a tokenizer: tokenizer.json, vocab.json and merges.txt (byte-level BPE), or vocab.txt (WordPiece)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+from fastattn.errors import ConfigError, ModelFormatError
+from fastattn.jsonfile import read_json_object
+from fastattn.tokenizer.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer as RawTokenizer
+
+_ROLES = ("bos", "eos", "pad", "cls", "sep", "mask", "unk")
+_DEFAULT_SPECIALS: dict[str, dict[str, str]] = {
+    "gpt2": {"bos": "<|endoftext|>", "eos": "<|endoftext|>", "unk": "<|endoftext|>"},
+    "bert": {"cls": "[CLS]", "sep": "[SEP]", "pad": "[PAD]", "mask": "[MASK]", "unk": "[UNK]"},
+    "roberta": {
+        "bos": "<s>",
+        "eos": "</s>",
+        "cls": "<s>",
+        "sep": "</s>",
+        "pad": "<pad>",
+        "mask": "<mask>",
+        "unk": "<unk>",
+    },
+}
+Family: TypeAlias = Literal["gpt2", "bert", "roberta"]
+
+
+def has_tokenizer(directory: Path) -> bool:
+    """True where `load_tokenizer` would find files."""
+    names = {
+        name for name in ("tokenizer.json", "vocab.json", "merges.txt", "vocab.txt") if (directory / name).is_file()
+    }
+    return bool(names & {"tokenizer.json", "vocab.txt"}) or names >= {"vocab.json", "merges.txt"}
+
+
+def load_tokenizer(directory: Path) -> Tokenizer:
+    """The tokenizer of a local directory."""
+    config = read_json_object(directory / "tokenizer_config.json")
+    model_type = str(read_json_object(directory / "config.json").get("model_type") or "").lower()
+    kind = str(config.get("tokenizer_class") or "").lower() + " " + model_type
+    family = _family(directory, kind)
+    specials = dict(_DEFAULT_SPECIALS[family])
+    for source in (config, read_json_object(directory / "special_tokens_map.json")):
+        for role in _ROLES:
+            content = _content(source.get(f"{role}_token"))
+            if content is not None:
+                specials[role] = content
+    if (directory / "tokenizer.json").is_file():
+        raw = _raw_from_json(directory / "tokenizer.json")
+    elif (directory / "vocab.txt").is_file() and family == "bert":
+        raw = _raw_wordpiece(directory, config, specials)
+    elif (directory / "vocab.json").is_file() and (directory / "merges.txt").is_file():
+        raw = _raw_byte_level(directory, config, specials, family)
+    else:
+        raise ConfigError(f"{directory}: expected tokenizer.json, vocab.json and merges.txt, or vocab.txt; found none")
+    _add_tokens(raw, config, specials, directory)
+    longest = config.get("model_max_length")
+    names = config.get("model_input_names")
+    return Tokenizer(
+        raw,
+        specials=specials,
+        model_max_length=int(longest) if isinstance(longest, (int, float)) and 0 < longest < 2**31 else None,
+        type_ids="token_type_ids" in names
+        if isinstance(names, list)
+        else family == "bert" and "distilbert" not in kind,
+        padding_side="left" if config.get("padding_side") == "left" else "right",
+        truncation_side="left" if config.get("truncation_side") == "left" else "right",
+    )
+
+
+def _content(token: object) -> str | None:
+    """A special token's text: written as a str or as {"content": str}."""
+    if isinstance(token, dict):
+        token = token.get("content")
+    return token if isinstance(token, str) else None
+
+
+def _family(directory: Path, kind: str) -> Family:
+    """By the names in tokenizer_config.json and config.json, else by the files."""
+    names: tuple[Family, ...] = ("roberta", "bert", "gpt2")
+    for family in names:  # in this order: "roberta" contains "bert"
+        if family in kind:
+            return family
+    if (directory / "vocab.txt").is_file():
+        return "bert"
+    model = read_json_object(directory / "tokenizer.json").get("model")
+    return "bert" if isinstance(model, dict) and model.get("type") == "WordPiece" else "gpt2"
+
+
+def _raw_from_json(path: Path) -> RawTokenizer:
+    from tokenizers import Tokenizer as Raw
+
+    read_json_object(path)
+    try:
+        return Raw.from_file(str(path))
+    except Exception as error:  # the library raises plain Exception
+        raise ModelFormatError(f"{path}: expected a tokenizer: {error}", path=str(path), code="tokenizer") from error
+
+
+def _raw_wordpiece(directory: Path, config: Mapping[str, Any], specials: Mapping[str, str]) -> RawTokenizer:
+    """BERT's tokenizer from vocab.txt (one token a line)."""
+    from tokenizers import Tokenizer as Raw
+    from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
+
+    path = directory / "vocab.txt"
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise ModelFormatError(f"{path}: expected UTF-8: {error}", path=str(path), code="utf8") from error
+    tokens = [line.rstrip("\r") for line in (lines[:-1] if lines[-1] == "" else lines)]
+    vocab = {token: i for i, token in enumerate(tokens)}
+    for role in ("cls", "sep", "unk"):
+        if specials[role] not in vocab:
+            raise ConfigError(f"{path}: the {role} token {specials[role]!r} is not in the vocabulary")
+    raw = Raw(models.WordPiece(vocab, unk_token=specials["unk"], max_input_chars_per_word=100))
+    raw.normalizer = normalizers.BertNormalizer(
+        clean_text=True,
+        handle_chinese_chars=bool(config.get("tokenize_chinese_chars", True)),
+        strip_accents=config.get("strip_accents"),
+        lowercase=bool(config.get("do_lower_case", True)),
+    )
+    raw.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    cls, sep = specials["cls"], specials["sep"]
+    raw.post_processor = processors.BertProcessing((sep, vocab[sep]), (cls, vocab[cls]))
+    raw.decoder = decoders.WordPiece(prefix="##")
+    return raw
+
+
+def _raw_byte_level(
+    directory: Path, config: Mapping[str, Any], specials: Mapping[str, str], family: Family
+) -> RawTokenizer:
+    """GPT-2's or RoBERTa's tokenizer from vocab.json and merges.txt."""
+    from tokenizers import Tokenizer as Raw
+    from tokenizers import decoders, models, pre_tokenizers, processors
+
+    vocab = read_json_object(directory / "vocab.json")
+    prefix_space = bool(config.get("add_prefix_space", False))
+    try:
+        raw = Raw(models.BPE.from_file(str(directory / "vocab.json"), str(directory / "merges.txt")))
+    except Exception as error:  # the library raises plain Exception
+        path = str(directory / "merges.txt")
+        raise ModelFormatError(f"{path}: expected byte-pair merges: {error}", path=path, code="tokenizer") from error
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefix_space)
+    raw.decoder = decoders.ByteLevel()
+    if family == "roberta":
+        cls, sep = specials["cls"], specials["sep"]
+        for token in (cls, sep):
+            if token not in vocab:
+                raise ConfigError(f"{directory / 'vocab.json'}: the special token {token!r} is not in the vocabulary")
+        raw.post_processor = processors.RobertaProcessing(
+            (sep, vocab[sep]), (cls, vocab[cls]), trim_offsets=True, add_prefix_space=prefix_space
+        )
+    else:
+        raw.post_processor = processors.ByteLevel(trim_offsets=False)
+    return raw
+
+
+def _add_tokens(raw: RawTokenizer, config: Mapping[str, Any], specials: Mapping[str, str], directory: Path) -> None:
+    """Mark the special tokens, and add those that tokenizer_config.json adds, at the ids it names."""
+    from tokenizers import AddedToken
+
+    known = {token.content for token in raw.get_added_tokens_decoder().values()}
+    named = config.get("added_tokens_decoder")
+    entries = (
+        sorted(((int(i), e) for i, e in named.items()), key=lambda item: item[0]) if isinstance(named, dict) else []
+    )
+    for i, entry in entries:
+        content = _content(entry)
+        if content is None or content in known:
+            continue
+        flags = {
+            key: bool(entry.get(key, False)) for key in ("lstrip", "rstrip", "single_word", "normalized", "special")
+        }
+        add = raw.add_special_tokens if flags["special"] else raw.add_tokens
+        add([AddedToken(content, **flags)])
+        if raw.token_to_id(content) != i:
+            raise ConfigError(
+                f"{directory / 'tokenizer_config.json'}: added token {content!r} is {i} there, "
+                f"but {raw.token_to_id(content)} by the vocabulary"
+            )
+        known.add(content)
+    missing = [token for token in specials.values() if token not in known and raw.token_to_id(token) is not None]
+    raw.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in dict.fromkeys(missing)])

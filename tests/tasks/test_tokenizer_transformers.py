@@ -1,0 +1,81 @@
+"""The tokenizers against transformers' on the folders that transformers saves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fastattn.tokenizer import Tokenizer, load_tokenizer
+from tests.tasks.tokenizers import write_bert, write_gpt2, write_roberta
+
+pytestmark = pytest.mark.torch
+TEXTS = [
+    "the hello",
+    "A good film, the bad dogs!",
+    "",
+    "Ünïcode 😁  \n\n x",
+    "[MASK] good <mask> <|endoftext|>",
+    "don't",
+]
+KINDS: list[tuple[str, Callable[[Path], Path], str]] = [
+    ("GPT2Tokenizer", write_gpt2, "gpt2"),
+    ("RobertaTokenizer", write_roberta, "roberta"),
+    ("BertTokenizer", write_bert, "bert"),
+    ("DistilBertTokenizer", write_bert, "distilbert"),
+]
+
+
+@pytest.fixture(params=KINDS, ids=[kind[0] for kind in KINDS])
+def both(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Any, Tokenizer, Tokenizer]:
+    """transformers' tokenizer, ours from the folder that it saves, and ours from the vocabulary files."""
+    transformers = pytest.importorskip("transformers")
+    name, write, model_type = request.param
+    files = write(tmp_path / "files")
+    (files / "config.json").write_text(f'{{"model_type": "{model_type}"}}')
+    theirs = getattr(transformers, name).from_pretrained(files)
+    theirs.save_pretrained(tmp_path / "saved")
+    (tmp_path / "saved" / "config.json").write_text(f'{{"model_type": "{model_type}"}}')
+    return theirs, load_tokenizer(tmp_path / "saved"), load_tokenizer(files)
+
+
+def test_ids_of_texts_and_pairs(both: tuple[Any, Tokenizer, Tokenizer]) -> None:
+    theirs, *ours = both
+    for tokenizer in ours:
+        for text in TEXTS:
+            assert tokenizer.encode(text).tolist() == theirs.encode(text), text
+            assert tokenizer.encode(text, "the film").tolist() == theirs.encode(text, "the film"), text
+            expected = theirs.encode(text, add_special_tokens=False)
+            assert tokenizer.encode(text, add_special_tokens=False).tolist() == expected
+
+
+def test_fields(both: tuple[Any, Tokenizer, Tokenizer]) -> None:
+    theirs, *ours = both
+    for tokenizer in ours:
+        expected = dict(theirs("good film", "bad"))
+        found = tokenizer("good film", "bad")
+        assert dict(found) == {name: list(value) for name, value in expected.items()}
+        assert tokenizer.vocab_size == len(theirs)
+        for role in ("bos", "eos", "pad", "cls", "sep", "mask", "unk"):
+            assert getattr(tokenizer, f"{role}_token_id") == getattr(theirs, f"{role}_token_id"), role
+
+
+def test_truncation(both: tuple[Any, Tokenizer, Tokenizer]) -> None:
+    theirs, *ours = both
+    long = "the good film and the bad dogs " * 5
+    for tokenizer in ours:
+        for pair in (None, "a cat", long):
+            for length in (5, 8, 13, 40):
+                expected = theirs(long, pair, truncation=True, max_length=length)["input_ids"]
+                assert tokenizer(long, pair, truncation=True, max_length=length).input_ids == expected
+
+
+def test_decode(both: tuple[Any, Tokenizer, Tokenizer]) -> None:
+    theirs, *ours = both
+    for tokenizer in ours:
+        for text in TEXTS:
+            ids = theirs.encode(text)
+            for skip in (False, True):
+                assert tokenizer.decode(ids, skip_special_tokens=skip) == theirs.decode(ids, skip_special_tokens=skip)
