@@ -82,6 +82,18 @@ void Executor::check_step(const StepInput& step) const {
     for (int32_t i = 0; i < step.n_wanted; ++i)
         if (step.wanted[i] < (i > 0 ? step.wanted[i - 1] + 1 : 0) || step.wanted[i] >= step.n_tokens)
             bad_input("wanted: expected rising rows of the step");
+    if (!step.caches.empty() && step.caches.size() != static_cast<size_t>(step.n_sequences)) bad_input("caches: expected one a sequence");
+    for (int32_t s = 0; s < static_cast<int32_t>(step.caches.size()); ++s) {
+        const KvCache& cache = *step.caches[s];
+        cache.check_open();
+        const KvShape& shape = cache.pool()->shape();
+        if (shape.n_layer != spec_.n_layer || shape.n_kv_head != spec_.n_kv_head || shape.head_dim != spec_.head_dim)
+            bad_input("caches: a cache belongs to another model");
+        const int64_t length = int64_t{cache.length()} + step.cu_seqlens[s + 1] - step.cu_seqlens[s];
+        if (length > spec_.max_positions)
+            throw Error(ErrorKind::kContextLength, "sequence " + std::to_string(s) + ": " + std::to_string(length) +
+                                                       " positions, the model has " + std::to_string(spec_.max_positions));
+    }
     for (const auto& op : spec_.ops) {
         if (op.kind != OpKind::kEmbedding) continue;
         const int32_t* index = index_of(step, op.index);
@@ -93,19 +105,6 @@ void Executor::check_step(const StepInput& step) const {
                           std::to_string(rows - 1 - op.index_offset) + ", got " + std::to_string(row - op.index_offset) +
                           " at token " + std::to_string(i));
         }
-    }
-    if (step.caches.empty()) return;
-    if (step.caches.size() != static_cast<size_t>(step.n_sequences)) bad_input("caches: expected one a sequence");
-    for (int32_t s = 0; s < step.n_sequences; ++s) {
-        const KvCache& cache = *step.caches[s];
-        if (cache.closed()) bad_input("caches: a cache was closed");
-        const KvShape& shape = cache.pool()->shape();
-        if (shape.n_layer != spec_.n_layer || shape.n_kv_head != spec_.n_kv_head || shape.head_dim != spec_.head_dim)
-            bad_input("caches: a cache belongs to another model");
-        const int64_t length = int64_t{cache.length()} + step.cu_seqlens[s + 1] - step.cu_seqlens[s];
-        if (length > spec_.max_positions)
-            throw Error(ErrorKind::kContextLength, "sequence " + std::to_string(s) + ": " + std::to_string(length) +
-                                                       " positions, the model has " + std::to_string(spec_.max_positions));
     }
 }
 

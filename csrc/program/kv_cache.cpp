@@ -51,6 +51,10 @@ void KvCache::reserve(int32_t count) {
     }
 }
 
+void KvCache::check_open() const {
+    if (closed()) throw Error(ErrorKind::kInput, "cache: expected an open one, it was closed");
+}
+
 void KvCache::truncate(int32_t length) {
     if (length < 0 || length > length_)
         throw Error(ErrorKind::kInput, "length: expected 0 to " + std::to_string(length_) + ", got " + std::to_string(length));

@@ -50,11 +50,12 @@ public:
 
     void truncate(int32_t length);
     KvCache fork() const;
-    void close();
+    void close();  // every use afterwards is an error, a second close is none
 
     // One call may use a cache at a time.
     bool try_acquire() { return !in_use_->exchange(true); }
     void release() { in_use_->store(false); }
+    void check_open() const;  // throws Error(kInput) if closed
 
 private:
     std::shared_ptr<KvPool> pool_;

@@ -168,7 +168,7 @@ def test_fault_35_tokenizer_with_more_tokens(
         if fits:
             assert len(model.tokenizer) == size  # type: ignore[arg-type]
             return
-        with pytest.raises(ConfigError, match="the tokenizer has 32 tokens, but vocab_size of config.json is 31"):
+        with pytest.raises(ConfigError, match=r"the tokenizer has 32 tokens, but vocab_size of config\.json is 31"):
             _ = model.tokenizer
 
 

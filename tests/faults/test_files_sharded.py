@@ -31,7 +31,7 @@ def shard(directory: Path, weight_map: Any = None, **changes: Any) -> Path:
     (directory / FIRST).write_bytes(safetensors({name: tensors[name] for name in first}))
     (directory / SECOND).write_bytes(safetensors({name: tensors[name] for name in second}))
     if weight_map is None:
-        weight_map = {name: FIRST for name in names[::2]} | {name: SECOND for name in names[1::2]}
+        weight_map = dict.fromkeys(names[::2], FIRST) | dict.fromkeys(names[1::2], SECOND)
     (directory / INDEX_NAME).write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": weight_map}))
     return directory
 
@@ -110,7 +110,7 @@ def test_fault_29_a_tensor_in_two_shards(tmp_path: Path) -> None:
 
 def test_fault_29_an_unlisted_tensor_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     names = list(gpt2_tensors())
-    weight_map = {name: FIRST for name in names[::2]} | {name: SECOND for name in names[3::2]}
+    weight_map = dict.fromkeys(names[::2], FIRST) | dict.fromkeys(names[3::2], SECOND)
     with caplog.at_level(logging.WARNING, "fastattn"):
         checkpoint = open_checkpoint(shard(tmp_path, weight_map))
     assert names[1] in checkpoint.tensors
@@ -158,7 +158,7 @@ def test_fault_31_no_weights_at_all(tmp_path: Path) -> None:
 def test_fault_31_pickle_is_never_imported() -> None:
     """No module of ours names pickle; numpy imports it for itself."""
     import fastattn.checkpoint
-    import fastattn.models.auto  # noqa: F401
+    import fastattn.models.auto
 
     for name, module in sys.modules.items():
         if name.startswith("fastattn"):

@@ -115,7 +115,8 @@ def test_fault_43_empty_batch(lm: CausalLM, encoder: Encoder, classifier: Sequen
         "hello", b"hello", None, 7, 7.0, {1: 2}, {1, 2}, object(), [1, "a"], ["a", "b"], [None], [1, None], [b"x"],
         ["\ud800"], "\ud800", "a\0b", [[1], "ab"], [[1], 2], [1, [2]], [[1], None], [[1, [2]]], [1.0], [1, 2.5], [True],
         [1, True], [np.float32(1)], [np.bool_(True)], [[1], [2.0]], np.array([1.0]), np.array([True]), np.array(["a"]),
-        np.array([1, None]), np.array([1j]), np.zeros(2, [("a", "i4")]), [np.array([1.5])], np.array([1], "datetime64[s]"),
+        np.array([1, None]), np.array([1j]), np.zeros(2, [("a", "i4")]), [np.array([1.5])],
+        np.array([1], "datetime64[s]"),
     ],
     ids=lambda bad: ascii(bad)[:30],
 )  # fmt: skip

@@ -14,7 +14,7 @@ from tests.reference.bounds import assert_close
 
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
-from tests.reference import hf  # noqa: E402
+from tests.reference import hf
 
 pytestmark = pytest.mark.torch
 

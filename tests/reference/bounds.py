@@ -2,8 +2,8 @@
 
 Forward error to first order: an op with inner length k adds at most gamma_k = k * eps relative to the largest value it
 works on (Higham 2002, chapter 3), elementwise functions add the few ulp of the libm, and later ops pass an error on
-with the growth of the values themselves, which `scale` (the largest magnitude of any value) stands for. Two computations
-may each be off by that much.
+with the growth of the values themselves, which `scale` (the largest magnitude of any value) stands for. Two
+computations may each be off by that much.
 """
 
 from __future__ import annotations
