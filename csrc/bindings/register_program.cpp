@@ -223,7 +223,7 @@ void register_program(py::module_& m) {
         .def("cancel", [](Engine& engine) { engine.running().pool.cancel(); });
 
     py::classh<KvCache>(m, "Cache", "Keys and values of one sequence, in pages.")
-        .def_property_readonly("length", &KvCache::length)
+        .def_property_readonly("length", &KvCache::checked_length)
         .def_property_readonly("closed", &KvCache::closed)
         .def("truncate", &KvCache::truncate, py::arg("length"))
         .def("fork", &KvCache::fork)
