@@ -1,4 +1,4 @@
-# make demo | test | check | bench | test-neon | clean          (needs Python >= 3.10, a C++20 compiler and make)
+# make demo | test | check | format | bench | test-neon | clean          (needs Python >= 3.10, a C++20 compiler and make)
 PYTHON ?= python3
 VENV   ?= .venv
 # Where pip finds PyTorch for the reference tests; empty: the default index.
@@ -20,7 +20,7 @@ PACKAGED  := $(CXX_FILES) CMakeLists.txt $(wildcard cmake/*) pyproject.toml READ
              $(shell find src -type f -not -name '*.so' -not -path '*__pycache__*')
 BENCH_ARGS ?=
 
-.PHONY: demo test check bench test-neon install clean
+.PHONY: demo test check format bench test-neon install clean
 .DEFAULT_GOAL := demo
 
 demo: install
@@ -76,6 +76,12 @@ check: $(S)/check-tools install
 	$(PY) tools/check_length.py
 	$(if $(wildcard tools/check_weak_symbols.py),$(PY) tools/check_weak_symbols.py build)
 	$(if $(wildcard src/fastattn/_core.pyi),cd $(S) && ../bin/python -m mypy.stubtest fastattn._core)
+
+# Brings every file into the form that `make check` asks for.
+format: $(S)/check-tools
+	$(BIN)/ruff check --quiet --fix . || true
+	$(BIN)/ruff format --quiet .
+	$(BIN)/clang-format -i $(CXX_FILES)
 
 bench: install $(S)/test-tools $(S)/reference
 	$(PY) -m pytest -q -m bench -o python_files='bench_*.py' -o python_functions='bench_*' benchmarks $(BENCH_ARGS)

@@ -211,6 +211,18 @@ py::tuple sample_tokens(const py::array& logits, const py::array& params, const 
     return py::make_tuple(ids, logprobs ? py::object(chosen) : py::none());
 }
 
+// A cache outside of a step: refused while a step in another thread uses it.
+template <class F>
+auto use(KvCache& cache, const F& work) {
+    cache.check_open();
+    if (!cache.try_acquire()) throw Error(ErrorKind::kInput, "cache: it is used by a call in another thread");
+    struct Release {
+        KvCache& cache;
+        ~Release() { cache.release(); }
+    } release{cache};
+    return work();
+}
+
 }  // namespace
 
 void register_program(py::module_& m) {
@@ -223,11 +235,14 @@ void register_program(py::module_& m) {
         .def("cancel", [](Engine& engine) { engine.running().pool.cancel(); });
 
     py::classh<KvCache>(m, "Cache", "Keys and values of one sequence, in pages.")
-        .def_property_readonly("length", &KvCache::checked_length)
+        .def_property_readonly("length", [](KvCache& cache) { return use(cache, [&] { return cache.length(); }); })
         .def_property_readonly("closed", &KvCache::closed)
-        .def("truncate", &KvCache::truncate, py::arg("length"))
-        .def("fork", &KvCache::fork)
-        .def("close", &KvCache::close);
+        .def("truncate", [](KvCache& cache, int32_t length) { use(cache, [&] { cache.truncate(length); }); },
+             py::arg("length"))
+        .def("fork", [](KvCache& cache) { return use(cache, [&] { return cache.fork(); }); })
+        .def("close", [](KvCache& cache) {
+            if (!cache.closed()) use(cache, [&] { cache.close(); });
+        });
 
     py::classh<Executor>(m, "Executor", "Runs one Program.")
         .def(py::init([](std::shared_ptr<Engine> engine, const py::dict& spec) {

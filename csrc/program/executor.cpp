@@ -57,20 +57,11 @@ Engine::Running& Engine::running() {
     return *running_;
 }
 
-std::shared_ptr<KvPool> Engine::kv_pool(const KvShape& shape) {
-    const std::lock_guard lock(start_mutex_);
-    if (!kv_pool_) kv_pool_ = std::make_shared<KvPool>(shape);
-    const KvShape& known = kv_pool_->shape();
-    if (shape.n_layer != known.n_layer || shape.n_kv_head != known.n_kv_head || shape.head_dim != known.head_dim)
-        bad_input("program: expected the attention layers and heads of the model's first Program");
-    return kv_pool_;
-}
-
 Executor::Executor(std::shared_ptr<Engine> engine, ProgramSpec spec)
     : engine_(std::move(engine)), spec_(std::move(spec)), kernels_(active_kernels()) {
     check_spec();
     check_weights();
-    kv_pool_ = engine_->kv_pool(KvShape{spec_.n_layer, spec_.n_kv_head, spec_.head_dim});
+    kv_pool_ = std::make_shared<KvPool>(KvShape{spec_.n_layer, spec_.n_kv_head, spec_.head_dim});
     plan();
 }
 
@@ -91,7 +82,18 @@ void Executor::check_step(const StepInput& step) const {
     for (int32_t i = 0; i < step.n_wanted; ++i)
         if (step.wanted[i] < (i > 0 ? step.wanted[i - 1] + 1 : 0) || step.wanted[i] >= step.n_tokens)
             bad_input("wanted: expected rising rows of the step");
-    check_caches(step);
+    if (!step.caches.empty() && step.caches.size() != static_cast<size_t>(step.n_sequences)) bad_input("caches: expected one a sequence");
+    for (int32_t s = 0; s < static_cast<int32_t>(step.caches.size()); ++s) {
+        const KvCache& cache = *step.caches[s];
+        cache.check_open();
+        const KvShape& shape = cache.pool()->shape();
+        if (shape.n_layer != spec_.n_layer || shape.n_kv_head != spec_.n_kv_head || shape.head_dim != spec_.head_dim)
+            bad_input("caches: a cache belongs to another model");
+        const int64_t length = int64_t{cache.length()} + step.cu_seqlens[s + 1] - step.cu_seqlens[s];
+        if (length > spec_.max_positions)
+            throw Error(ErrorKind::kContextLength, "sequence " + std::to_string(s) + ": " + std::to_string(length) +
+                                                       " positions, the model has " + std::to_string(spec_.max_positions));
+    }
     for (const auto& op : spec_.ops) {
         if (op.kind != OpKind::kEmbedding) continue;
         const int32_t* index = index_of(step, op.index);
@@ -103,20 +105,6 @@ void Executor::check_step(const StepInput& step) const {
                           std::to_string(rows - 1 - op.index_offset) + ", got " + std::to_string(row - op.index_offset) +
                           " at token " + std::to_string(i));
         }
-    }
-}
-
-void Executor::check_caches(const StepInput& step) const {
-    if (step.caches.empty()) return;
-    if (step.caches.size() != static_cast<size_t>(step.n_sequences)) bad_input("caches: expected one a sequence");
-    for (int32_t s = 0; s < step.n_sequences; ++s) {
-        const KvCache& cache = *step.caches[s];
-        if (cache.closed()) bad_input("caches: a cache was closed");
-        if (cache.pool() != kv_pool_.get()) bad_input("caches: a cache belongs to another model");
-        const int64_t length = int64_t{cache.length()} + step.cu_seqlens[s + 1] - step.cu_seqlens[s];
-        if (length > spec_.max_positions)
-            throw Error(ErrorKind::kContextLength, "sequence " + std::to_string(s) + ": " + std::to_string(length) +
-                                                       " positions, the model has " + std::to_string(spec_.max_positions));
     }
 }
 
@@ -208,8 +196,8 @@ void Executor::prepare_sequences(const StepInput& step, const std::vector<int64_
 void Executor::run(const StepInput& step, const std::vector<float*>& outputs, const std::function<bool()>& poll) {
     Engine::Running& running = engine_->running();
     const std::lock_guard lock(running.mutex);
-    const CacheGuard guard(step.caches);  // before the checks: nobody may close a cache after them
     check_step(step);
+    const CacheGuard guard(step.caches);
     prepare(step, outputs);
     const bool finished = running.pool.run(
         [&](Team& team) {

@@ -32,13 +32,9 @@ public:
     };
     Running& running();
 
-    // The pages of all executors of this model, which also tell its caches from those of other models.
-    std::shared_ptr<KvPool> kv_pool(const KvShape& shape);
-
 private:
     int threads_;
     Weights weights_;
-    std::shared_ptr<KvPool> kv_pool_;
     std::mutex start_mutex_;
     std::unique_ptr<Running> running_;
 };
@@ -88,7 +84,6 @@ private:
     void check_weights();
     void plan();
     void check_step(const StepInput& step) const;
-    void check_caches(const StepInput& step) const;
     void prepare(const StepInput& step, const std::vector<float*>& outputs);
     View view(int32_t value) const;
     void prepare_sequences(const StepInput& step, const std::vector<int64_t>& blocks_at);

@@ -51,36 +51,11 @@ void KvCache::reserve(int32_t count) {
     }
 }
 
-namespace {
-
-// The cache for the time of one small change.
-class Use {
-public:
-    explicit Use(const KvCache& cache) : cache_(cache) {
-        if (!cache.try_acquire()) throw Error(ErrorKind::kInput, "cache: a step uses it in another thread");
-    }
-    Use(const Use&) = delete;
-    Use& operator=(const Use&) = delete;
-    ~Use() { cache_.release(); }
-
-private:
-    const KvCache& cache_;
-};
-
-}  // namespace
-
 void KvCache::check_open() const {
-    if (closed()) throw Error(ErrorKind::kInput, "cache: expected an open KV cache, got one after close()");
-}
-
-int32_t KvCache::checked_length() const {
-    check_open();
-    return length_;
+    if (closed()) throw Error(ErrorKind::kInput, "cache: expected an open one, it was closed");
 }
 
 void KvCache::truncate(int32_t length) {
-    const Use use(*this);
-    check_open();
     if (length < 0 || length > length_)
         throw Error(ErrorKind::kInput, "length: expected 0 to " + std::to_string(length_) + ", got " + std::to_string(length));
     length_ = length;
@@ -92,8 +67,6 @@ void KvCache::truncate(int32_t length) {
 }
 
 KvCache KvCache::fork() const {
-    const Use use(*this);
-    check_open();
     KvCache other(pool_);
     other.pages_ = pages_;
     other.blocks_ = blocks_;
@@ -102,7 +75,6 @@ KvCache KvCache::fork() const {
 }
 
 void KvCache::close() {
-    const Use use(*this);
     pages_.clear();
     blocks_.clear();
     length_ = 0;

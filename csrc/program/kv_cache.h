@@ -48,19 +48,16 @@ public:
     float* const* blocks() const { return blocks_.data(); }
     void advance(int32_t count) { length_ += count; }
 
-    // What users call. Each throws while a step uses the cache in another thread; all but close() throw after close().
-    int32_t checked_length() const;
     void truncate(int32_t length);
     KvCache fork() const;
-    void close();
+    void close();  // every use afterwards is an error, a second close is none
 
     // One call may use a cache at a time.
-    bool try_acquire() const { return !in_use_->exchange(true); }
-    void release() const { in_use_->store(false); }
+    bool try_acquire() { return !in_use_->exchange(true); }
+    void release() { in_use_->store(false); }
+    void check_open() const;  // throws Error(kInput) if closed
 
 private:
-    void check_open() const;
-
     std::shared_ptr<KvPool> pool_;
     std::vector<std::shared_ptr<Buffer>> pages_;
     std::vector<float*> blocks_;

@@ -132,7 +132,10 @@ def layer_norm(
 
 
 def softmax(input: Array, dim: int = -1, *, out: Array | None = None) -> Array:
-    """exp(x) / sum of exp(x) along `dim`, computed with the maximum taken off. -> as input."""
+    """exp(x) / sum of exp(x) along `dim`, computed with the maximum taken off. -> as input.
+
+    A row of -inf alone gives zeros (torch: NaN).
+    """
     return _give(_softmax(input, dim, log=False), out)
 
 

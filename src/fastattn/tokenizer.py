@@ -371,7 +371,9 @@ class AutoTokenizer:
 
 def has_tokenizer(directory: Path) -> bool:
     """True where `load_tokenizer` would find files."""
-    names = {name for name in ("tokenizer.json", "vocab.json", "merges.txt", "vocab.txt") if (directory / name).is_file()}
+    names = {
+        name for name in ("tokenizer.json", "vocab.json", "merges.txt", "vocab.txt") if (directory / name).is_file()
+    }
     return bool(names & {"tokenizer.json", "vocab.txt"}) or names >= {"vocab.json", "merges.txt"}
 
 
@@ -415,7 +417,9 @@ def _content(token: object) -> str | None:
 
 
 def _family(directory: Path, config: Mapping[str, Any]) -> Family:
-    kind = str(config.get("tokenizer_class") or read_json_object(directory / "config.json").get("model_type") or "").lower()
+    kind = str(
+        config.get("tokenizer_class") or read_json_object(directory / "config.json").get("model_type") or ""
+    ).lower()
     if "roberta" in kind:
         return "roberta"
     if "bert" in kind:
@@ -493,20 +497,22 @@ def _raw_byte_level(
     return raw
 
 
-def _add_tokens(
-    raw: RawTokenizer, config: Mapping[str, Any], specials: Mapping[str, str], directory: Path
-) -> None:
+def _add_tokens(raw: RawTokenizer, config: Mapping[str, Any], specials: Mapping[str, str], directory: Path) -> None:
     """Mark the special tokens, and add those that tokenizer_config.json adds, at the ids it names."""
     from tokenizers import AddedToken
 
     known = {token.content for token in raw.get_added_tokens_decoder().values()}
     named = config.get("added_tokens_decoder")
-    entries = sorted(((int(i), e) for i, e in named.items()), key=lambda item: item[0]) if isinstance(named, dict) else []
+    entries = (
+        sorted(((int(i), e) for i, e in named.items()), key=lambda item: item[0]) if isinstance(named, dict) else []
+    )
     for i, entry in entries:
         content = _content(entry)
         if content is None or content in known:
             continue
-        flags = {key: bool(entry.get(key, False)) for key in ("lstrip", "rstrip", "single_word", "normalized", "special")}
+        flags = {
+            key: bool(entry.get(key, False)) for key in ("lstrip", "rstrip", "single_word", "normalized", "special")
+        }
         add = raw.add_special_tokens if flags["special"] else raw.add_tokens
         add([AddedToken(content, **flags)])
         if raw.token_to_id(content) != i:

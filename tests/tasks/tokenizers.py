@@ -8,7 +8,24 @@ from pathlib import Path
 BYTES = [*range(33, 127), *range(161, 173), *range(174, 256)]
 LETTERS = {b: chr(b) for b in BYTES} | {b: chr(256 + i) for i, b in enumerate(sorted(set(range(256)) - set(BYTES)))}
 MERGES = ["Ġ t", "h e", "Ġt he", "i n", "Ġ a", "l l", "he ll", "hell o", "Ċ Ċ"]
-WORDS = ["good", "bad", "film", "great", "a", "cat", "dog", "the", "##s", "##ing", ".", ",", "!", "run", "un", "##known"]
+WORDS = [
+    "good",
+    "bad",
+    "film",
+    "great",
+    "a",
+    "cat",
+    "dog",
+    "the",
+    "##s",
+    "##ing",
+    ".",
+    ",",
+    "!",
+    "run",
+    "un",
+    "##known",
+]
 
 
 def write_gpt2(folder: Path) -> Path:

@@ -92,9 +92,7 @@ def classify(args: argparse.Namespace) -> int:
     if args.top_k < 0:
         raise InputError(f"--top-k: expected 0 or more, got {args.top_k}")
     texts = _texts(args, whole_stdin=False)
-    classifier = pipeline(
-        "text-classification", args.model, dtype=args.dtype, device=args.device, threads=args.threads
-    )
+    classifier = pipeline("text-classification", args.model, dtype=args.dtype, device=args.device, threads=args.threads)
     for text, labels in zip(texts, classifier(texts, top_k=args.top_k or None, truncation=args.truncate), strict=True):
         if args.json:
             print(json.dumps({"text": text, "labels": labels}))

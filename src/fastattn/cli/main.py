@@ -98,7 +98,9 @@ def _add_embed(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-m", "--model", metavar="DIR", help="a model's folder or hub id (the demo model)")
-    parser.add_argument("--threads", type=int, default=None, metavar="N", help="threads (all that this process may use)")
+    parser.add_argument(
+        "--threads", type=int, default=None, metavar="N", help="threads (all that this process may use)"
+    )
     parser.add_argument("--dtype", default="float32", help="how weights are held (float32)")
     parser.add_argument("--device", default="cpu", choices=("cpu", "numpy"), help="numpy is the float64 reference")
     parser.add_argument("--json", action="store_true", help="one JSON object a text")

@@ -108,9 +108,7 @@ def complete(
     default_new_tokens: int = DEFAULT_NEW_TOKENS,
 ) -> list[Request]:
     """Run every prompt to its end. With a tokenizer each request collects its text, which stop strings need."""
-    requests = make_requests(
-        model, prompts, options, tokenizer=tokenizer, default_new_tokens=default_new_tokens
-    )
+    requests = make_requests(model, prompts, options, tokenizer=tokenizer, default_new_tokens=default_new_tokens)
     with Scheduler(model.executor, requests, options, eos_ids=_eos_ids(model, options)) as scheduler:
         while not scheduler.done:
             scheduler.step()
@@ -198,7 +196,9 @@ def need_tokenizer(model: LanguageModel, what: str) -> Tokenizer:
     """The model's tokenizer; ConfigError where its directory has none."""
     tokenizer = model.tokenizer
     if tokenizer is None:
-        raise ConfigError(f"{what}: needs a tokenizer, and the model's directory has none; give token ids to generate()")
+        raise ConfigError(
+            f"{what}: needs a tokenizer, and the model's directory has none; give token ids to generate()"
+        )
     return tokenizer
 
 

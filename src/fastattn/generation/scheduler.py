@@ -1,5 +1,7 @@
-"""Runs many requests over one executor: each step holds the next token of every running sequence and, in what is left of
-the step's room, prompt tokens of new ones. A sequence that ends leaves at once and the next waiting request comes in.
+"""Runs many requests over one executor.
+
+Each step holds the next token of every running sequence and, in what is left of the step's room, prompt tokens of new
+ones. A sequence that ends leaves at once and the next waiting request comes in.
 
 A row of output depends on its own sequence alone and a draw on (seed, position) alone, so how requests share steps does
 not change what they say.

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from fastattn.errors import ConfigError, DTypeError, InputError
+from fastattn.errors import DTypeError, InputError
 from fastattn.generation.generate import GenerationArgs, complete, need_tokenizer
 from fastattn.generation.options import GenerationOptions, check_count
 from fastattn.models.auto import (
@@ -92,9 +92,7 @@ def pipeline(
             model = AutoModel.from_pretrained(model, dtype=dtype, device=device, threads=threads)
         return FeatureExtractionPipeline(_checked(model, Encoder), tokenizer)
     if load:
-        model = AutoModelForSequenceClassification.from_pretrained(
-            model, dtype=dtype, device=device, threads=threads
-        )
+        model = AutoModelForSequenceClassification.from_pretrained(model, dtype=dtype, device=device, threads=threads)
     return TextClassificationPipeline(_checked(model, SequenceClassifier), tokenizer)
 
 
@@ -146,7 +144,7 @@ class TextClassificationPipeline:
         self,
         inputs: Any,
         *,
-        top_k: int | None | Literal["default"] = "default",
+        top_k: int | Literal["default"] | None = "default",
         function_to_apply: Activation | None = None,
         truncation: bool = False,
         batch_size: int = 32,

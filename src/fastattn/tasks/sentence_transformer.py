@@ -11,7 +11,7 @@ from typing import Any, Literal, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from fastattn.errors import ConfigError, DTypeError, InputError
+from fastattn.errors import ConfigError, InputError
 from fastattn.generation.generate import need_tokenizer
 from fastattn.generation.options import check_count
 from fastattn.graph.executor import Executor
@@ -76,9 +76,7 @@ class SentenceTransformer:
         self.model = AutoModel.from_pretrained(folder.transformer, dtype=dtype, device=device, threads=threads)
         self.tokenizer = need_tokenizer(self.model, "SentenceTransformer")
         self._hidden_size = self.model.config.hidden_size
-        self._pooling = Pooling.from_config(
-            folder.pooling, where=folder.pooling_path, hidden_size=self._hidden_size
-        )
+        self._pooling = Pooling.from_config(folder.pooling, where=folder.pooling_path, hidden_size=self._hidden_size)
         self._pooled = self._pooled_executor()
         self._normalize = folder.normalize
         self._lower = folder.do_lower_case
@@ -127,9 +125,7 @@ class SentenceTransformer:
         """
         check_count("batch_size", batch_size, low=1)
         if output_value not in ("sentence_embedding", "token_embeddings"):
-            raise InputError(
-                f'output_value: expected "sentence_embedding" or "token_embeddings", got {output_value!r}'
-            )
+            raise InputError(f'output_value: expected "sentence_embedding" or "token_embeddings", got {output_value!r}')
         if precision != "float32":
             raise InputError(f'precision: expected "float32", got {precision!r}')
         width = self.truncate_dim if truncate_dim is None else check_count("truncate_dim", truncate_dim, low=1)
@@ -209,12 +205,7 @@ class SentenceTransformer:
         for start in range(0, len(order), batch_size):
             batch = order[start : start + batch_size]
             ids, type_ids = [encoded[i][0] for i in batch], [encoded[i][1] for i in batch]
-            if self._pooled is not None and not tokens:
-                found: Sequence[NDArray[Any]] = self._run_pooled(self._pooled, ids, type_ids)
-            else:
-                found = self.model(ids, token_type_ids=type_ids).last_hidden_state
-                if not tokens:
-                    found = [self._pooling(states, prompt_len=prompt_len) for states in found]
+            found = self._run(ids, type_ids, prompt_len=prompt_len, tokens=tokens)
             for i, row in zip(batch, found, strict=True):
                 rows[i] = row.astype(np.float32)
             if progress:
@@ -224,9 +215,13 @@ class SentenceTransformer:
             print(file=sys.stderr)
         return cast("list[Vectors]", rows)
 
-    def _run_pooled(
-        self, executor: Executor, ids: list[NDArray[np.int32]], type_ids: list[NDArray[np.int32]]
-    ) -> NDArray[Any]:
+    def _run(
+        self, ids: list[NDArray[np.int32]], type_ids: list[NDArray[np.int32]], *, prompt_len: int, tokens: bool
+    ) -> list[NDArray[Any]]:
+        """One step: a vector a text, or its token vectors."""
+        if self._pooled is None or tokens:
+            states = list(self.model(ids, token_type_ids=type_ids).last_hidden_state)
+            return states if tokens else [self._pooling(rows, prompt_len=prompt_len) for rows in states]
         config = self.model.config
         batch = read_batch(
             ids,
@@ -236,7 +231,8 @@ class SentenceTransformer:
             max_positions=config.max_positions,
             type_vocab_size=config.type_vocab_size,
         )
-        return batch.restore_sequences(cast("NDArray[Any]", executor.run(batch.step())["embedding"]))
+        vectors = self._pooled.run(batch.step())["embedding"] if batch.n_tokens else np.zeros((0, self._hidden_size))
+        return list(batch.restore_sequences(cast("NDArray[Any]", vectors)))
 
     def _ids(self, texts: Sequence[str]) -> list[tuple[NDArray[np.int32], NDArray[np.int32]]]:
         if self._lower:

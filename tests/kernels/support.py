@@ -1,0 +1,74 @@
+"""Arrays for the kernel tests, and the float64 formulas that the kernels are compared with."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+kernels = pytest.importorskip("fastattn._core").kernels
+
+TARGETS: list[str] = kernels.targets()
+BLOCK_LEN: int = kernels.BLOCK_LEN
+SIZES = (0, 1, 15, 16, 17, 35, 768)
+
+F32 = NDArray[np.float32]
+F64 = NDArray[np.float64]
+
+
+def random_array(seed: int, *shape: int, scale: float = 1.0, offset: int = 1) -> F32:
+    """Normal numbers at an address that is `offset` floats off the allocation's alignment."""
+    values = np.random.default_rng(seed).standard_normal(shape) * scale
+    flat = np.empty(values.size + offset, np.float32)[offset:]
+    flat[:] = values.ravel()
+    return flat.reshape(shape)
+
+
+def assert_same_bits(a: F32, b: F32) -> None:
+    """Equal bits; any NaN is equal to any other."""
+    __tracebackhide__ = True
+    assert a.shape == b.shape
+    different = (a.view(np.uint32) != b.view(np.uint32)) & ~(np.isnan(a) & np.isnan(b))
+    assert not different.any(), f"{different.sum()} of {a.size} differ, first at {np.argwhere(different)[0]}"
+
+
+def assert_within(result: F32, reference: F64, bound: F64) -> None:
+    __tracebackhide__ = True
+    assert result.shape == reference.shape
+    error = np.abs(result.astype(np.float64) - reference)
+    bad = ~(error <= bound)
+    if bad.any():
+        at = tuple(np.argwhere(bad)[0])
+        limit = np.broadcast_to(bound, error.shape)[at]
+        pytest.fail(f"{bad.sum()} of {bad.size} beyond the bound, first at {at}: {result[at]} vs {reference[at]}, "
+                    f"error {error[at]:.3e} > {limit:.3e}")  # fmt: skip
+
+
+def kv_blocks(k: F32, v: F32, *, target: str = "scalar", chunk: int | None = None, spare: int = 0) -> F32:
+    """Keys and values in KV blocks; whatever was not stored is NaN."""
+    kv_len, head_dim = k.shape
+    n_blocks = -(-(kv_len + spare) // BLOCK_LEN)
+    blocks = np.full((n_blocks, 2 * BLOCK_LEN * head_dim), np.nan, np.float32)
+    for begin in range(0, kv_len, chunk or max(kv_len, 1)):
+        end = min(begin + (chunk or kv_len), kv_len)
+        kernels.kv_store_f32(target, k[begin:end], v[begin:end], blocks, position=begin)
+    return blocks
+
+
+def attention_reference(
+    q: F32, k: F32, v: F32, *, scale: float, causal: bool, q_position: int, mask: F32 | None, dtype: type = np.float64
+) -> tuple[NDArray, NDArray]:
+    """Output and probabilities by the plain formula in `dtype`."""
+    scores = (q.astype(dtype) @ k.astype(dtype).T) * dtype(scale)
+    if mask is not None:
+        scores = scores + mask.astype(dtype)
+    if causal:
+        position = q_position + np.arange(len(q))[:, None]
+        scores = np.where(np.arange(len(k))[None, :] <= position, scores, dtype(-np.inf))
+    if scores.shape[1] == 0:
+        return np.zeros((len(q), v.shape[1]), dtype), scores
+    highest = scores.max(axis=1, keepdims=True)
+    weights = np.exp(scores - np.where(np.isfinite(highest), highest, dtype(0)))
+    total = weights.sum(axis=1, keepdims=True)
+    probs = weights / np.where(total == 0, dtype(1), total)
+    return probs @ v.astype(dtype), probs

@@ -1,0 +1,27 @@
+"""The bound that whole models are held to: no more than twice as far from float64 as PyTorch's float32 is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+
+def assert_as_good_as(found: Any, exact: Any, rough: Any) -> None:
+    """`found` is ours, `exact` float64 and `rough` float32 PyTorch; one float32 rounding of the result is free."""
+    ours, wide, single = (np.asarray(x, np.float64) for x in (found, exact, rough))
+    assert ours.shape == wide.shape == single.shape
+    if not ours.size:
+        return
+    rounding = float(np.spacing(np.float32(np.abs(wide).max())))
+    assert np.abs(ours - wide).max() <= 2 * np.abs(single - wide).max() + rounding
+
+
+def assert_same_bits(found: Any, expected: Any, device: str) -> None:
+    """The numerics contract: equal bits on every device but numpy, whose BLAS only comes close (float64 rounding)."""
+    ours, theirs = np.asarray(found), np.asarray(expected)
+    assert ours.shape == theirs.shape
+    if device != "numpy":
+        assert ours.tobytes() == theirs.tobytes()
+    else:
+        assert np.allclose(ours, theirs, rtol=np.finfo(np.float32).eps, atol=np.finfo(np.float32).eps)

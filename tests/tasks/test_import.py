@@ -1,0 +1,56 @@
+"""`import fastattn` is light and its names are all there."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import fastattn
+
+SOURCES = str(Path(fastattn.__file__).parents[1])
+
+
+def python(code: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={"PYTHONPATH": SOURCES},
+        check=True,
+    )
+    return done.stdout.strip()
+
+
+def test_import_loads_nothing_heavy() -> None:
+    loaded = python("import sys, fastattn; print(*sorted(m.split('.')[0] for m in sys.modules))").split()
+    assert not {"torch", "transformers", "tokenizers", "pandas", "safetensors", "huggingface_hub"} & set(loaded)
+
+
+def test_import_is_at_most_60_ms_over_numpys() -> None:
+    code = "import time, numpy; t = time.perf_counter(); import fastattn; print(time.perf_counter() - t)"
+    assert min(float(python(code)) for _ in range(5)) < 0.060
+
+
+@pytest.mark.parametrize("name", [name for name in fastattn.__all__ if name != "ops"])
+def test_public_names(name: str) -> None:
+    assert getattr(fastattn, name) is not None
+    assert name in dir(fastattn)
+
+
+def test_unknown_name() -> None:
+    with pytest.raises(AttributeError, match="nothing"):
+        fastattn.nothing  # noqa: B018
+
+
+def test_generation_needs_no_heavy_imports() -> None:
+    code = (
+        "import sys, fastattn; fastattn.pipeline; fastattn.SentenceTransformer; fastattn.AutoModel;"
+        "print(*sorted(m.split('.')[0] for m in sys.modules))"
+    )
+    loaded = python(code).split()
+    assert not {"torch", "transformers", "tokenizers", "pandas", "safetensors", "huggingface_hub"} & set(loaded)
+    assert "typing_extensions" not in loaded

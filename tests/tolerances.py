@@ -1,0 +1,118 @@
+"""Error bounds that the tests allow, derived from the number of roundings of each formula; no test has its own.
+
+U is the unit roundoff of float32. gamma(k) = k U / (1 - k U) bounds the relative error of k roundings in a row
+(Higham, Accuracy and Stability of Numerical Algorithms, section 3.1); an inner product of length k therefore differs
+from the exact one by at most gamma(k) |a| |b|. All bounds are float64 arrays, elementwise, for float64 references.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+F64 = NDArray[np.float64]
+
+U = 2.0**-24
+SMALLEST = 2.0**-149  # spacing of the denormal numbers
+LANES = 16
+BLOCK_LEN = 64
+
+# Largest relative errors of the fits that tools/fit_polynomials.py prints.
+EXP_FIT = 3.12e-9
+TANH_FIT = 4.53e-9
+NORMAL_TAIL_FIT = 3.53e-8
+# exp: its fit, two roundings of its argument's remainder (below ln(2) / 2), two of the polynomial, one of the sum.
+EXP = EXP_FIT + 3 * U
+
+
+def gamma(roundings: float) -> float:
+    return roundings * U / (1 - roundings * U)
+
+
+def ulp(x: F64) -> F64:
+    """Spacing of the float32 numbers at x."""
+    return np.spacing(np.abs(x).astype(np.float32)).astype(np.float64)
+
+
+def product(a: F64, weight: F64, *, extra_roundings: int = 0) -> F64:
+    """a @ weight.T, accumulated in any order."""
+    return gamma(a.shape[-1] + extra_roundings) * (np.abs(a) @ np.abs(weight).T) + SMALLEST
+
+
+def fused(reference: F64, naive: NDArray[np.float32], *, floor: F64 | float) -> F64:
+    """Twice the largest error that the plain float32 formula makes in the row, and at least `floor`."""
+    naive_error = np.abs(naive.astype(np.float64) - reference).max(axis=-1, keepdims=True, initial=0.0)
+    return np.broadcast_to(2 * naive_error + floor, reference.shape)
+
+
+def tree_sum_roundings(n: int) -> int:
+    """Additions that a term of a row sum goes through: one chain a lane, two levels of chains, four of lanes."""
+    return -(-n // LANES) + 6
+
+
+def activation(name: str, x: F64, reference: F64) -> F64:
+    """Bounds of csrc/kernels/math.h, formula by formula."""
+    if name in ("none", "relu"):
+        return np.zeros_like(x)
+    if name == "tanh":
+        # below 0.625 three roundings of a cubic term and one of the sum; above, 1 - 2 / (e + 1) with a last term < 0.45
+        return (TANH_FIT + 0.45 * (EXP + 2 * U) / 0.55 + 2 * U) * np.abs(reference) + SMALLEST
+    if name == "silu":
+        # where e^-x overflows (beyond 88.7) the result is 0: less than 2^-120 is lost
+        return (EXP + 3 * U) * np.abs(reference) + 2.0**-120
+    if name == "gelu_tanh":
+        # the exponent carries three roundings and two rounded constants; x / (1 + e^y) passes on at most all of it
+        y = math.sqrt(8 / math.pi) * (np.abs(x) + 0.044715 * np.abs(x) ** 3)
+        share = 1 / (1 + np.exp(np.clip(2 * x, -700, 700)))
+        return (gamma(5) * y * np.maximum(share, np.exp(-np.abs(y))) + EXP + 3 * U) * np.abs(reference) + 2.0**-120
+    if name == "gelu_erf":
+        # x Phi(x) = max(x, 0) - |x| tail: the tail's exponent is rounded like its value, and fitted as weighted there
+        tail = np.array([math.erfc(abs(t) / math.sqrt(2)) / 2 for t in x.tolist()])
+        exponent = -np.log2(np.maximum(tail, 2.0**-160))
+        relative = NORMAL_TAIL_FIT / (np.sqrt(tail) + 1e-5) + math.log(2) * gamma(4) * exponent + EXP + 2 * U
+        return np.abs(x) * tail * np.expm1(relative) + ulp(reference) + (1 + np.abs(x)) * SMALLEST
+    raise ValueError(name)
+
+
+def softmax(x: F64, reference: F64) -> F64:
+    """Relative: x - max is rounded before exp, in the term itself and in the terms of the sum."""
+    span = x.max(axis=-1, keepdims=True) - x.min(axis=-1, keepdims=True)
+    relative = 2 * (U * span + EXP) + gamma(tree_sum_roundings(x.shape[-1]) + 1)
+    return relative * reference + SMALLEST
+
+
+def log_softmax(x: F64, reference: F64) -> F64:
+    """(x - max) - log(sum): the sum's relative error, the log's own rounding and those of both differences."""
+    shifted = x - x.max(axis=-1, keepdims=True)
+    log_sum = np.abs(shifted - reference)
+    span = -shifted.min(axis=-1, keepdims=True)
+    relative_sum = U * span + EXP + gamma(tree_sum_roundings(x.shape[-1]))
+    return U * np.abs(shifted) + relative_sum + 3 * U * log_sum + U * np.abs(reference)
+
+
+def l2_normalize(n: int, reference: F64) -> F64:
+    """Half the relative error of the sum of squares, a square root and a division."""
+    return gamma(tree_sum_roundings(n) / 2 + 2) * np.abs(reference) + SMALLEST
+
+
+def pool(x: F64, *, kind: str) -> F64:
+    rows = max(x.shape[0], 1)
+    if kind == "max":
+        return np.zeros(x.shape[1])
+    return gamma(rows + 2) * np.abs(x).sum(axis=0) / (rows if kind == "mean" else math.sqrt(rows))
+
+
+def attention(q: F64, k: F64, probs: F64, v: F64, scale: float, mask: F64 | None = None) -> F64:
+    """A score's error moves its probability, and the sum, by that much; then the sums over positions and blocks."""
+    scores = np.abs(q) @ np.abs(k).T * abs(scale)
+    if mask is not None:
+        scores = scores + np.where(np.isfinite(mask), np.abs(mask), 0.0)
+    relative = 2 * np.expm1(gamma(q.shape[-1] + 4) * scores.max(axis=-1, keepdims=True, initial=0.0) * 2 + EXP)
+    blocks = -(-k.shape[0] // BLOCK_LEN)
+    return (relative + gamma(BLOCK_LEN + 6 * blocks + 12)) * (probs @ np.abs(v)) + SMALLEST
+
+
+def attention_probs(q: F64, k: F64, probs: F64, scale: float, mask: F64 | None = None) -> F64:
+    return attention(q, k, probs, np.eye(k.shape[0]), scale, mask)

@@ -1,0 +1,52 @@
+"""Fails if a kernel object compiled for a SIMD target defines a symbol that the linker may merge with another target's.
+
+    python tools/check_weak_symbols.py build/dev
+
+A weak function outside the target's namespace (an inline function of the standard library, say) exists once per target
+with different instructions; the linker keeps one of them, and an AVX2 machine may then run AVX-512 code.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+OBJECT_FOLDER = re.compile(r"fastattn_kernels_(\w+)\.dir")
+LOCAL_KINDS = "abdrtn?-"  # lower case in nm: not visible to the linker; u, v, w are weak or unique all the same
+
+
+def foreign_symbols(path: Path, target: str) -> list[str]:
+    """Symbols that `path` defines for other objects to see, outside namespace fastattn::<target>."""
+    listing = subprocess.run(["nm", "-C", "--defined-only", str(path)], check=True, capture_output=True, text=True)
+    found = []
+    for line in listing.stdout.splitlines():
+        _, kind, name = line.split(maxsplit=2)
+        if kind in LOCAL_KINDS:
+            continue
+        if f"fastattn::{target}::" not in name:
+            found.append(f"{kind} {name}")
+    return found
+
+
+def main(arguments: list[str]) -> int:
+    if len(arguments) != 1:
+        print(__doc__)
+        return 2
+    objects = sorted(Path(arguments[0]).rglob("*.o"))
+    kernels = [(path, match[1]) for path in objects if (match := OBJECT_FOLDER.search(str(path)))]
+    if not kernels:
+        print(f"{arguments[0]}: no kernel objects found")
+        return 2
+    failures = 0
+    for path, target in kernels:
+        for symbol in foreign_symbols(path, target):
+            print(f"{path}: {symbol} is outside fastattn::{target}")
+            failures += 1
+    print(f"{len(kernels)} objects, {failures} symbols outside their target's namespace")
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
