@@ -75,7 +75,7 @@ check: $(S)/check-tools install
 	$(PY) tools/check_layers.py
 	$(PY) tools/check_length.py
 	$(if $(wildcard tools/check_weak_symbols.py),$(PY) tools/check_weak_symbols.py build)
-	$(if $(wildcard src/fastattn/_core.pyi),cd $(S) && ../bin/python -m mypy.stubtest fastattn._core)
+	$(if $(wildcard src/fastattn/_core.pyi),cd $(S) && $(abspath $(PY)) -m mypy.stubtest --allowlist $(CURDIR)/tools/stubtest-allow.txt fastattn._core)
 
 # Brings every file into the form that `make check` asks for.
 format: $(S)/check-tools
@@ -87,15 +87,11 @@ bench: install $(S)/test-tools $(S)/reference
 	$(PY) -m pytest -q -m bench -o python_files='bench_*.py' -o python_functions='bench_*' benchmarks $(BENCH_ARGS)
 	$(PY) benchmarks/percent_of_limit.py
 
-# The kernels cross-compiled for aarch64 and run under an emulator. Debian: g++-aarch64-linux-gnu qemu-user-static
-QEMU := $(firstword $(shell command -v qemu-aarch64-static qemu-aarch64 2>/dev/null))
-AARCH64_CXX ?= aarch64-linux-gnu-g++
+# The kernels cross-compiled for aarch64 and run under an emulator; their results' hashes are compared with this machine's.
 test-neon: $(S)/build-tools
-	@command -v $(AARCH64_CXX) >/dev/null || { echo "test-neon needs $(AARCH64_CXX): apt-get install g++-aarch64-linux-gnu"; exit 1; }
-	@test -n "$(QEMU)" || { echo "test-neon needs qemu-aarch64: apt-get install qemu-user-static (or qemu-user)"; exit 1; }
-	PATH="$(abspath $(BIN)):$$PATH" cmake --preset neon -DCMAKE_CXX_COMPILER=$(AARCH64_CXX) > /dev/null
-	PATH="$(abspath $(BIN)):$$PATH" cmake --build build/neon
-	$(QEMU) build/neon/fastattn_native_tests
+	@for tool in aarch64-linux-gnu-g++ qemu-aarch64; do command -v $$tool > /dev/null || { \
+	  echo "test-neon needs $$tool; Debian: apt-get install g++-aarch64-linux-gnu qemu-user"; exit 1; }; done
+	PATH="$(abspath $(BIN)):$$PATH" tools/test_neon.sh
 
 clean:
 	rm -rf $(VENV) build dist .stamps .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks

@@ -24,8 +24,9 @@ PYTHON_LAYERS = (
     ("models",),
     ("runtime",),
     ("graph",),
+    ("tokenizer",),
     ("checkpoint",),
-    ("tokenizer", "ops", "errors", "hub", "jsonfile"),
+    ("ops", "errors", "jsonfile"),
     ("demo",),
     ("_core",),
 )

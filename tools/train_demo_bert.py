@@ -57,7 +57,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--layers", type=int, default=3)
     parser.add_argument("--heads", type=int, default=4)
     parser.add_argument("--intermediate", type=int, default=256)
-    parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--gold-weight", type=float, default=0.5, help="of the true labels' loss")
@@ -296,6 +296,7 @@ def train_student(
         print(f"student epoch {epoch + 1}: loss {total / len(rows):.4f}, dev accuracy {score:.4f}", flush=True)
         if score >= best:
             best, best_state = score, copy.deepcopy(student.state_dict())
+            export(student, tokenizer, args.out)
     assert best_state is not None
     student.load_state_dict(best_state)
 

@@ -1,5 +1,5 @@
 // _core.kernels: every kernel of every target, for tests/kernels. Nothing else uses it.
-#include "bindings/register_kernels.h"
+#include "bindings/bindings.h"
 
 #include <pybind11/numpy.h>
 #include <pybind11/stl.h>
@@ -8,20 +8,12 @@
 #include <string>
 #include <vector>
 
-#include "runtime/kernel_targets.h"
-
-namespace py = pybind11;
+#include "runtime/cpu.h"
 
 namespace fastattn {
 namespace {
 
 using MaybeArray = std::optional<py::array>;
-
-const KernelTable& table_of(const std::string& target) {
-    for (const KernelTable* table : runnable_kernel_tables())
-        if (target == table->target) return *table;
-    throw py::value_error("target: " + target + " is not built or does not run on this machine");
-}
 
 Activation activation_of(const std::string& name) {
     const char* names[] = {"none", "gelu_erf", "gelu_tanh", "relu", "tanh", "silu"};
@@ -64,7 +56,9 @@ Rows rows_of(const char* name, const MaybeArray& a, int rows, int n) {
     return a ? rows_of(name, *a, rows, n) : Rows{};
 }
 
-py::array_t<float> matrix(int rows, int n) { return py::array_t<float>(std::vector<py::ssize_t>{rows, n}); }
+py::array_t<float> matrix(int rows, int n) {
+    return py::array_t<float>(std::vector<py::ssize_t>{rows, n});
+}
 
 py::array linear_f32(const std::string& target, const py::array& a, const py::array& weight, const MaybeArray& bias,
                      const MaybeArray& residual, const std::string& activation) {
@@ -78,10 +72,21 @@ py::array linear_f32(const std::string& target, const py::array& a, const py::ar
             packed[(static_cast<size_t>(j / kPanelWidth) * x.n + k) * kPanelWidth + j % kPanelWidth] =
                 w.data[j * w.stride + k];
     auto out = matrix(x.rows, w.rows);
-    table_of(target).linear_f32({.a = x.data, .a_stride = x.stride, .panels = packed.data(), .bias = b.data,
-                                 .residual = r.data, .residual_stride = r.stride, .c = out.mutable_data(),
-                                 .c_stride = w.rows, .scratch = scratch.data(), .m = x.rows, .k = x.n, .n = w.rows,
-                                 .panel_begin = 0, .panel_end = panels, .activation = activation_of(activation)});
+    kernels_of(target).linear_f32({.a = x.data,
+                                   .a_stride = x.stride,
+                                   .panels = packed.data(),
+                                   .bias = b.data,
+                                   .residual = r.data,
+                                   .residual_stride = r.stride,
+                                   .c = out.mutable_data(),
+                                   .c_stride = w.rows,
+                                   .scratch = scratch.data(),
+                                   .m = x.rows,
+                                   .k = x.n,
+                                   .n = w.rows,
+                                   .panel_begin = 0,
+                                   .panel_end = panels,
+                                   .activation = activation_of(activation)});
     return out;
 }
 
@@ -89,10 +94,15 @@ py::array layer_norm_f32(const std::string& target, const py::array& x, const Ma
                          const MaybeArray& bias, float eps) {
     const Rows in = rows_of("x", x);
     auto out = matrix(in.rows, in.n);
-    table_of(target).layer_norm_f32({.x = in.data, .x_stride = in.stride,
-                                     .weight = rows_of("weight", weight, 1, in.n).data,
-                                     .bias = rows_of("bias", bias, 1, in.n).data, .out = out.mutable_data(),
-                                     .out_stride = in.n, .rows = in.rows, .n = in.n, .eps = eps});
+    kernels_of(target).layer_norm_f32({.x = in.data,
+                                       .x_stride = in.stride,
+                                       .weight = rows_of("weight", weight, 1, in.n).data,
+                                       .bias = rows_of("bias", bias, 1, in.n).data,
+                                       .out = out.mutable_data(),
+                                       .out_stride = in.n,
+                                       .rows = in.rows,
+                                       .n = in.n,
+                                       .eps = eps});
     return out;
 }
 
@@ -109,10 +119,16 @@ void kv_store_f32(const std::string& target, const py::array& k, const py::array
                   int position) {
     const Rows keys = rows_of("k", k), values = rows_of("v", v, keys.rows, keys.n);
     const auto pointers = blocks_of(blocks, keys.n, int64_t{position} + keys.rows);
-    table_of(target).kv_store_f32({.k = keys.data, .v = values.data, .k_stride = keys.stride,
-                                   .v_stride = values.stride, .blocks = pointers.data(), .k_offset = 0,
-                                   .v_offset = int64_t{kBlockLen} * keys.n, .rows = keys.rows, .position = position,
-                                   .head_dim = keys.n});
+    kernels_of(target).kv_store_f32({.k = keys.data,
+                                     .v = values.data,
+                                     .k_stride = keys.stride,
+                                     .v_stride = values.stride,
+                                     .blocks = pointers.data(),
+                                     .k_offset = 0,
+                                     .v_offset = int64_t{kBlockLen} * keys.n,
+                                     .rows = keys.rows,
+                                     .position = position,
+                                     .head_dim = keys.n});
 }
 
 struct AttentionCall {
@@ -126,10 +142,22 @@ AttentionCall attention_call(const py::array& q, const py::array& blocks, int kv
     const Rows queries = rows_of("q", q), m = rows_of("mask", mask, queries.rows, kv_len);
     if (queries.n > kMaxHeadDim) throw py::value_error("q: head_dim is too large");
     AttentionCall call{.blocks = blocks_of(blocks, queries.n, kv_len), .args = {}};
-    call.args = {.q = queries.data, .q_stride = queries.stride, .blocks = call.blocks.data(), .k_offset = 0,
-                 .v_offset = int64_t{kBlockLen} * queries.n, .mask = m.data, .mask_stride = m.stride, .out = nullptr,
-                 .out_stride = 0, .scratch = call.scratch.data(), .q_len = queries.rows, .q_position = q_position,
-                 .kv_len = kv_len, .head_dim = queries.n, .causal = causal, .scale = scale};
+    call.args = {.q = queries.data,
+                 .q_stride = queries.stride,
+                 .blocks = call.blocks.data(),
+                 .k_offset = 0,
+                 .v_offset = int64_t{kBlockLen} * queries.n,
+                 .mask = m.data,
+                 .mask_stride = m.stride,
+                 .out = nullptr,
+                 .out_stride = 0,
+                 .scratch = call.scratch.data(),
+                 .q_len = queries.rows,
+                 .q_position = q_position,
+                 .kv_len = kv_len,
+                 .head_dim = queries.n,
+                 .causal = causal,
+                 .scale = scale};
     return call;
 }
 
@@ -139,7 +167,7 @@ py::array attention_f32(const std::string& target, const py::array& q, const py:
     auto out = matrix(call.args.q_len, call.args.head_dim);
     call.args.out = out.mutable_data();
     call.args.out_stride = call.args.head_dim;
-    table_of(target).attention_f32(call.args);
+    kernels_of(target).attention_f32(call.args);
     return out;
 }
 
@@ -149,47 +177,61 @@ py::array attention_probs_f32(const std::string& target, const py::array& q, con
     auto out = matrix(call.args.q_len, kv_len);
     call.args.out = out.mutable_data();
     call.args.out_stride = kv_len;
-    table_of(target).attention_probs_f32({.attention = call.args});
+    kernels_of(target).attention_probs_f32({.attention = call.args});
     return out;
 }
 
 py::array softmax_f32(const std::string& target, const py::array& x, bool log) {
     const Rows in = rows_of("x", x);
     auto out = matrix(in.rows, in.n);
-    table_of(target).softmax_f32({.x = in.data, .x_stride = in.stride, .out = out.mutable_data(), .out_stride = in.n,
-                                  .rows = in.rows, .n = in.n, .log = log});
+    kernels_of(target).softmax_f32({.x = in.data,
+                                    .x_stride = in.stride,
+                                    .out = out.mutable_data(),
+                                    .out_stride = in.n,
+                                    .rows = in.rows,
+                                    .n = in.n,
+                                    .log = log});
     return out;
 }
 
 py::array activation_f32(const std::string& target, const py::array& x, const std::string& activation) {
     const Rows in = rows_of("x", x, 1);
     py::array_t<float> out(in.n);
-    table_of(target).activation_f32({.x = in.data, .y = nullptr, .out = out.mutable_data(), .n = in.n,
-                                     .activation = activation_of(activation)});
+    kernels_of(target).activation_f32(
+        {.x = in.data, .y = nullptr, .out = out.mutable_data(), .n = in.n, .activation = activation_of(activation)});
     return out;
 }
 
 py::array add_f32(const std::string& target, const py::array& x, const py::array& y) {
     const Rows a = rows_of("x", x, 1), b = rows_of("y", y, 1, a.n);
     py::array_t<float> out(a.n);
-    table_of(target).add_f32({.x = a.data, .y = b.data, .out = out.mutable_data(), .n = a.n,
-                              .activation = Activation::kNone});
+    kernels_of(target).add_f32(
+        {.x = a.data, .y = b.data, .out = out.mutable_data(), .n = a.n, .activation = Activation::kNone});
     return out;
 }
 
 py::array pool_f32(const std::string& target, const py::array& x, const std::string& kind) {
     const Rows in = rows_of("x", x);
     py::array_t<float> out(in.n);
-    table_of(target).pool_f32({.x = in.data, .x_stride = in.stride, .out = out.mutable_data(), .rows = in.rows,
-                               .n = in.n, .kind = pool_kind_of(kind)});
+    kernels_of(target).pool_f32({.x = in.data,
+                                 .x_stride = in.stride,
+                                 .out = out.mutable_data(),
+                                 .rows = in.rows,
+                                 .n = in.n,
+                                 .kind = pool_kind_of(kind)});
     return out;
 }
 
 py::array l2_normalize_f32(const std::string& target, const py::array& x, float eps) {
     const Rows in = rows_of("x", x);
     auto out = matrix(in.rows, in.n);
-    table_of(target).l2_normalize_f32({.x = in.data, .x_stride = in.stride, .out = out.mutable_data(),
-                                       .out_stride = in.n, .rows = in.rows, .n = in.n, .eps = eps});
+    kernels_of(target).l2_normalize_f32({.x = in.data,
+                                         .x_stride = in.stride,
+                                         .out = out.mutable_data(),
+                                         .out_stride = in.n,
+                                         .rows = in.rows,
+                                         .n = in.n,
+                                         .eps = eps});
     return out;
 }
 
@@ -197,14 +239,8 @@ py::tuple argmax_f32(const std::string& target, const py::array& x) {
     const Rows in = rows_of("x", x, 1);
     int32_t index = 0;
     float value = 0;
-    table_of(target).argmax_f32({.x = in.data, .n = in.n, .index = &index, .value = &value});
+    kernels_of(target).argmax_f32({.x = in.data, .n = in.n, .index = &index, .value = &value});
     return py::make_tuple(index, value);
-}
-
-std::vector<std::string> targets() {
-    std::vector<std::string> names;
-    for (const KernelTable* table : runnable_kernel_tables()) names.push_back(table->target);
-    return names;
 }
 
 }  // namespace
@@ -214,11 +250,11 @@ void register_kernels(py::module_& module) {
     const py::arg target("target"), x("x"), q("q"), blocks("blocks"), kv_len("kv_len");
     const auto none = py::none();
     m.attr("BLOCK_LEN") = kBlockLen;
-    m.def("targets", &targets, "Targets that this build has and this machine can run.");
+    m.def("targets", &available_targets, "Targets that this build has and this machine can run.");
     m.def("linear_f32", &linear_f32, target, py::arg("a"), py::arg("weight"), py::kw_only(), py::arg("bias") = none,
           py::arg("residual") = none, py::arg("activation") = "none");
-    m.def("layer_norm_f32", &layer_norm_f32, target, x, py::kw_only(), py::arg("weight") = none,
-          py::arg("bias") = none, py::arg("eps"));
+    m.def("layer_norm_f32", &layer_norm_f32, target, x, py::kw_only(), py::arg("weight") = none, py::arg("bias") = none,
+          py::arg("eps"));
     m.def("kv_store_f32", &kv_store_f32, target, py::arg("k"), py::arg("v"), blocks, py::kw_only(),
           py::arg("position"));
     m.def("attention_f32", &attention_f32, target, q, blocks, py::kw_only(), kv_len, py::arg("q_position") = 0,

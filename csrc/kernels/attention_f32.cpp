@@ -26,7 +26,8 @@ struct Tile {
 
 FA_INLINE Tile tile_in(const AttentionF32Args& args) {
     constexpr uintptr_t kCacheLine = 64;
-    float* p = reinterpret_cast<float*>((reinterpret_cast<uintptr_t>(args.scratch) + kCacheLine - 1) & ~(kCacheLine - 1));
+    float* p =
+        reinterpret_cast<float*>((reinterpret_cast<uintptr_t>(args.scratch) + kCacheLine - 1) & ~(kCacheLine - 1));
     const auto take = [&p](int64_t n) {
         float* taken = p;
         p += n;
@@ -47,11 +48,11 @@ FA_INLINE Tile tile_in(const AttentionF32Args& args) {
 }
 static_assert(kAttentionScratch >= kTileRows * (kBlockLen + 2 * kMaxHeadDim) + 6 * kLanes + 16);
 
-// sum[r, :] += sum over j in [begin, end), in order, of probs[r, j] * values[j, :], for kVecs vectors; from 0 if begin is 0.
-// `tail` is the number of lanes of the (only) vector when that is not a whole one.
+// sum[r, :] += sum over j in [begin, end), in order, of probs[r, j] * values[j, :], for kVecs vectors; from 0 if begin
+// is 0. `tail` is the number of lanes of the (only) vector when that is not a whole one.
 template <int kRows, int kVecs, bool kTail>
-FA_INLINE void value_tile(const float* probs, const float* values, int head_dim, int begin, int end, int tail, float* sum,
-                          int64_t stride) {
+FA_INLINE void value_tile(const float* probs, const float* values, int head_dim, int begin, int end, int tail,
+                          float* sum, int64_t stride) {
     Vec acc[kRows][kVecs];
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r)
@@ -154,7 +155,8 @@ FA_INLINE void attend_block(const AttentionF32Args& args, const Tile& t, int row
     // Causal rows of a tile see more and more of a block: the first one sees what all see.
     const int seen_by_all = visible_in_block(args, row, block);
     const int seen_by_last = visible_in_block(args, row + kRows - 1, block);
-    score_block<kRows>(args.q + row * args.q_stride, args.q_stride, keys, args.head_dim, args.scale, seen_by_last, t.scores);
+    score_block<kRows>(args.q + row * args.q_stride, args.q_stride, keys, args.head_dim, args.scale, seen_by_last,
+                       t.scores);
     for (int r = 0; r < kRows; ++r) {
         const int count = visible_in_block(args, row + r, block);
         const float* mask = args.mask ? args.mask + (row + r) * args.mask_stride + block * kBlockLen : nullptr;
@@ -167,8 +169,8 @@ FA_INLINE void attend_block(const AttentionF32Args& args, const Tile& t, int row
         const int count = visible_in_block(args, row + r, block);
         if (count == 0) continue;
         if (count > seen_by_all)
-            value_block<1>(t.scores + r * kBlockLen, values, args.head_dim, seen_by_all, count, t.block_sum + r * t.stride,
-                           t.stride);
+            value_block<1>(t.scores + r * kBlockLen, values, args.head_dim, seen_by_all, count,
+                           t.block_sum + r * t.stride, t.stride);
         merge_values(t, r);
     }
 }

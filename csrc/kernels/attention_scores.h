@@ -8,7 +8,9 @@ namespace fastattn::FASTATTN_TARGET {
 
 inline constexpr int kBlockVecs = kBlockLen / kLanes;
 
-FA_INLINE int clamp_to(int x, int high) { return x < 0 ? 0 : x < high ? x : high; }
+FA_INLINE int clamp_to(int x, int high) {
+    return x < 0 ? 0 : x < high ? x : high;
+}
 
 // Positions of block `block` that query row `row` sees.
 FA_INLINE int visible_in_block(const AttentionF32Args& args, int row, int block) {
@@ -26,7 +28,7 @@ FA_INLINE int visible_blocks(const AttentionF32Args& args, int row) {
 
 // scores[r, j] = scale * sum over d, in order, of q[r, d] * keys[d, j], for the positions of kVecs vectors
 template <int kRows, int kVecs>
-FA_INLINE void score_tile(const float* q,     // [kRows, head_dim]
+FA_INLINE void score_tile(const float* q,  // [kRows, head_dim]
                           int64_t q_stride,
                           const float* keys,  // [head_dim, kBlockLen]
                           int head_dim, float scale,
@@ -54,7 +56,8 @@ FA_INLINE void score_tile(const float* q,     // [kRows, head_dim]
         for (int c = 0; c < kVecs; ++c) store(scores + r * kBlockLen + c * kLanes, mul(sum[r][c], factor));
 }
 
-// Scores of the first `count` positions of a block (and of the rest of their last vector; later lanes stay as they are).
+// Scores of the first `count` positions of a block (and of the rest of their last vector; later lanes stay as they
+// are).
 template <int kRows>
 FA_INLINE void score_block(const float* q, int64_t q_stride, const float* keys, int head_dim, float scale, int count,
                            float* scores) {

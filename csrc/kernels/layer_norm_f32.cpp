@@ -51,9 +51,10 @@ void rows(const LayerNormF32Args& args) {
             store(out + i, normalize(load(x + i), kWeight ? load(args.weight + i) : zero(),
                                      kBias ? load(args.bias + i) : zero()));
         if (const int tail = n - i; tail > 0)
-            store_partial(out + i, normalize(load_partial(x + i, tail),
-                                             kWeight ? load_partial(args.weight + i, tail) : zero(),
-                                             kBias ? load_partial(args.bias + i, tail) : zero()), tail);
+            store_partial(out + i,
+                          normalize(load_partial(x + i, tail), kWeight ? load_partial(args.weight + i, tail) : zero(),
+                                    kBias ? load_partial(args.bias + i, tail) : zero()),
+                          tail);
     }
 }
 

@@ -1,8 +1,9 @@
 // The matrix product: rows of activations times packed panels of 64 columns.
 //
-// Each output element is one lane that accumulates over k in order with fused multiply-add, whatever the number of rows,
-// threads or the width of the machine (docs/numerics.md). Blocks of k keep a panel slice in cache; the partial sums wait
-// in `scratch` and are taken up again exactly where they stopped.
+// Each output element is one lane that accumulates over k in order with fused multiply-add, in sums of kSumBlock terms
+// that are added up in order, whatever the number of rows, threads or the width of the machine (docs/numerics.md;
+// docs/design/0005-blocked-sums.md says why not one sum). Blocks of k keep a panel slice in cache; the totals wait in
+// `scratch` and are taken up again exactly where they stopped.
 #include "kernels/kernel_list.h"
 #include "kernels/math.h"
 #include "simd/vec.h"
@@ -11,6 +12,8 @@ namespace fastattn::FASTATTN_TARGET {
 namespace {
 
 constexpr int kKBlock = 768;  // 192 KiB of a panel, read from L2 once per six rows; 96 to 384 measured 1 to 9 % slower
+constexpr int kSumBlock = 128;
+static_assert(kKBlock % kSumBlock == 0);
 constexpr int kVecsPerPanel = kPanelWidth / kLanes;
 
 // kRows x kTileVecs vectors of the output, over `k` steps, with the sums in registers.
@@ -65,20 +68,29 @@ FA_INLINE void finish_tile(const LinearF32Args& args, const Tile& t, Vec (&sum)[
 template <Activation kActivation, int kRows>
 void tile(const LinearF32Args& args, const Tile& t) {
     Vec sum[kRows][kTileVecs];
+    int k0 = 0;
+    do {
+        const int k = t.k - k0 < kSumBlock ? t.k - k0 : kSumBlock;
+        const bool first = t.first && k0 == 0;
+        const bool last = t.last && k0 + k == t.k;
 #pragma GCC unroll 8
-    for (int i = 0; i < kRows; ++i)
+        for (int i = 0; i < kRows; ++i)
 #pragma GCC unroll 8
-        for (int j = 0; j < kTileVecs; ++j)
-            sum[i][j] = t.first ? zero() : load(t.partial + i * kPanelWidth + j * kLanes);
-    multiply_tile<kRows>(t.a, args.a_stride, t.panel, t.k, sum);
-    if (t.last) {
-        finish_tile<kActivation, kRows>(args, t, sum);
-        return;
-    }
+            for (int j = 0; j < kTileVecs; ++j) sum[i][j] = zero();
+        multiply_tile<kRows>(t.a + k0, args.a_stride, t.panel + int64_t{k0} * kPanelWidth, k, sum);
+        if (!first)
 #pragma GCC unroll 8
-    for (int i = 0; i < kRows; ++i)
+            for (int i = 0; i < kRows; ++i)
 #pragma GCC unroll 8
-        for (int j = 0; j < kTileVecs; ++j) store(t.partial + i * kPanelWidth + j * kLanes, sum[i][j]);
+                for (int j = 0; j < kTileVecs; ++j)
+                    sum[i][j] = add(load(t.partial + i * kPanelWidth + j * kLanes), sum[i][j]);
+        if (last) return finish_tile<kActivation, kRows>(args, t, sum);
+#pragma GCC unroll 8
+        for (int i = 0; i < kRows; ++i)
+#pragma GCC unroll 8
+            for (int j = 0; j < kTileVecs; ++j) store(t.partial + i * kPanelWidth + j * kLanes, sum[i][j]);
+        k0 += k;
+    } while (k0 < t.k);
 }
 
 using TileFunction = void (*)(const LinearF32Args&, const Tile&);

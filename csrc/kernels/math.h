@@ -20,15 +20,15 @@ FA_INLINE Vec polynomial(Vec x, const float (&c)[N]) {
 
 // e^x, at most 1 ulp off: e^x = 2^n e^r with |r| <= ln(2) / 2.
 FA_INLINE Vec exp(Vec x) {
-    // e^r = 1 + r + r^2 P(r)
+    // e^r = 1 + r (1 + r P(r))
     constexpr float kExp[] = {0x1.fffffcp-2f, 0x1.555492p-3f, 0x1.5558aep-5f, 0x1.123988p-7f, 0x1.6a4f88p-10f};
     // Beyond these the result is 0 or inf anyway; the order of the operands lets a NaN through.
     x = min(broadcast(89.0f), max(broadcast(-104.0f), x));
     const Vec n = round_even(mul(x, broadcast(0x1.715476p+0f)));
     Vec r = fma(n, broadcast(-0x1.62e43p-1f), x);  // ln 2 in two parts, the first one short enough for n times it
     r = fma(n, broadcast(0x1.05c610p-29f), r);     // to be cancelled exactly
-    const Vec p = fma(mul(r, r), polynomial(r, kExp), r);
-    return times_pow2_wide(add(p, broadcast(1.0f)), n);
+    const Vec one = broadcast(1.0f);
+    return times_pow2_wide(fma(fma(polynomial(r, kExp), r, one), r, one), n);
 }
 
 // 2^x, x in [-160, 0]
@@ -77,7 +77,7 @@ FA_INLINE float log(float x) {
 // x Phi(x) = max(x, 0) - |x| (1 - Phi(|x|)): no cancellation on either side of 0, and the tail keeps its digits.
 FA_INLINE Vec gelu_erf(Vec x) {
     // 1 - Phi(t) = 2^-(1 + t P(t))
-    constexpr float kNormalTail[] = {0x1.26aeecp+0f,   0x1.d637cap-2f,  0x1.ae38f6p-5f,  -0x1.ceb9bcp-8f,
+    constexpr float kNormalTail[] = {0x1.26aeecp+0f,   0x1.d637cap-2f,  0x1.ae38f6p-5f,   -0x1.ceb9bcp-8f,
                                      0x1.79cc78p-14f,  0x1.f7bb48p-13f, -0x1.1a8006p-14f, 0x1.56cd7p-17f,
                                      -0x1.01da52p-20f, 0x1.dbeb1cp-25f, -0x1.ec5f6ep-30f, 0x1.b47ef8p-36f};
     const Vec t = min(broadcast(16.0f), abs(x));  // from 14.4 on the tail is below every float

@@ -10,8 +10,8 @@ namespace {
 struct Shape {
     int q_len, q_position, kv_len;
 };
-constexpr Shape kShapes[] = {{0, 0, 0},    {1, 0, 0},   {1, 0, 1},   {1, 63, 64}, {1, 64, 65}, {5, 0, 5},
-                             {6, 60, 66},  {7, 0, 7},   {13, 58, 71}, {16, 0, 16}, {70, 0, 70}, {3, 200, 203}};
+constexpr Shape kShapes[] = {{0, 0, 0},   {1, 0, 0}, {1, 0, 1},    {1, 63, 64}, {1, 64, 65}, {5, 0, 5},
+                             {6, 60, 66}, {7, 0, 7}, {13, 58, 71}, {16, 0, 16}, {70, 0, 70}, {3, 200, 203}};
 constexpr int kHeadDims[] = {1, 15, 16, 17, 32, 35, 64, 80, 128, 256};
 
 class Blocks {
@@ -27,9 +27,15 @@ public:
         for (int begin = 0; begin < kv_len;) {  // in uneven pieces, as steps of a generation come
             const int rows = begin + 37 < kv_len ? 37 : kv_len - begin;
             const int64_t offset = int64_t{begin} * head_dim;
-            table.kv_store_f32({.k = k.data() + offset, .v = v.data() + offset, .k_stride = head_dim,
-                                .v_stride = head_dim, .blocks = pointers_.data(), .k_offset = 0,
-                                .v_offset = int64_t{kBlockLen} * head_dim, .rows = rows, .position = begin,
+            table.kv_store_f32({.k = k.data() + offset,
+                                .v = v.data() + offset,
+                                .k_stride = head_dim,
+                                .v_stride = head_dim,
+                                .blocks = pointers_.data(),
+                                .k_offset = 0,
+                                .v_offset = int64_t{kBlockLen} * head_dim,
+                                .rows = rows,
+                                .position = begin,
                                 .head_dim = head_dim});
             begin += rows;
         }
@@ -61,12 +67,21 @@ void for_each_case(const KernelTable& table, Run run) {
                     for (int64_t i = 0; i < mask.size(); ++i)
                         if (bits_at(114, static_cast<uint64_t>(i)) % 4 == 0 || i < shape.kv_len)
                             mask.data()[i] = -std::numeric_limits<float>::infinity();  // all of the first row
-                    run(AttentionF32Args{.q = q.data(), .q_stride = head_dim, .blocks = blocks.pointers(),
-                                         .k_offset = 0, .v_offset = int64_t{kBlockLen} * head_dim,
-                                         .mask = masked ? mask.data() : nullptr, .mask_stride = shape.kv_len,
-                                         .out = nullptr, .out_stride = 0, .scratch = scratch.data(),
-                                         .q_len = shape.q_len, .q_position = shape.q_position,
-                                         .kv_len = shape.kv_len, .head_dim = head_dim, .causal = causal,
+                    run(AttentionF32Args{.q = q.data(),
+                                         .q_stride = head_dim,
+                                         .blocks = blocks.pointers(),
+                                         .k_offset = 0,
+                                         .v_offset = int64_t{kBlockLen} * head_dim,
+                                         .mask = masked ? mask.data() : nullptr,
+                                         .mask_stride = shape.kv_len,
+                                         .out = nullptr,
+                                         .out_stride = 0,
+                                         .scratch = scratch.data(),
+                                         .q_len = shape.q_len,
+                                         .q_position = shape.q_position,
+                                         .kv_len = shape.kv_len,
+                                         .head_dim = head_dim,
+                                         .causal = causal,
                                          .scale = 0.125f});
                 }
 }

@@ -28,9 +28,20 @@ void linear_case(const KernelTable& table, Record& record, int m, int k, int n, 
     const GuardedBuffer residual(int64_t{m} * n, 4), c(int64_t{m} * n, 5), scratch(kLinearScratch, 6);
     for (int64_t i = 0; i < packed.size(); ++i)
         if (i / (int64_t{k} * kPanelWidth) * kPanelWidth + i % kPanelWidth >= n) packed.data()[i] = 0.0f;
-    table.linear_f32({.a = a.data(), .a_stride = k, .panels = packed.data(), .bias = extras ? bias.data() : nullptr,
-                      .residual = extras ? residual.data() : nullptr, .residual_stride = n, .c = c.data(), .c_stride = n,
-                      .scratch = scratch.data(), .m = m, .k = k, .n = n, .panel_begin = 0, .panel_end = panels,
+    table.linear_f32({.a = a.data(),
+                      .a_stride = k,
+                      .panels = packed.data(),
+                      .bias = extras ? bias.data() : nullptr,
+                      .residual = extras ? residual.data() : nullptr,
+                      .residual_stride = n,
+                      .c = c.data(),
+                      .c_stride = n,
+                      .scratch = scratch.data(),
+                      .m = m,
+                      .k = k,
+                      .n = n,
+                      .panel_begin = 0,
+                      .panel_end = panels,
                       .activation = activation});
     record.add(c.data(), c.size());
 }
@@ -38,7 +49,8 @@ void linear_case(const KernelTable& table, Record& record, int m, int k, int n, 
 void linear(const KernelTable& table, Record& record) {
     for (int m : {0, 1, 2, 5, 6, 7, 13})
         for (int k : {0, 1, 17, 64})
-            for (int n : {1, 15, 16, 17, 35, 64, 65, 130}) linear_case(table, record, m, k, n, Activation::kNone, m % 2);
+            for (int n : {1, 15, 16, 17, 35, 64, 65, 130})
+                linear_case(table, record, m, k, n, Activation::kNone, m % 2);
     for (Activation activation : kActivations)
         for (int m : {1, 7}) linear_case(table, record, m, 33, 100, activation, true);
     linear_case(table, record, 2 * kLinearRowBlock + 5, 20, 70, Activation::kGeluErf, true);
@@ -50,9 +62,15 @@ void layer_norm(const KernelTable& table, Record& record) {
         for (int n : kSizes)
             for (int parts = 0; parts < 4; ++parts) {
                 const GuardedBuffer x(int64_t{rows} * n, 11), weight(n, 12), bias(n, 13), out(int64_t{rows} * n, 14);
-                table.layer_norm_f32({.x = x.data(), .x_stride = n, .weight = parts & 1 ? weight.data() : nullptr,
-                                      .bias = parts & 2 ? bias.data() : nullptr, .out = out.data(), .out_stride = n,
-                                      .rows = rows, .n = n, .eps = 1e-5f});
+                table.layer_norm_f32({.x = x.data(),
+                                      .x_stride = n,
+                                      .weight = parts & 1 ? weight.data() : nullptr,
+                                      .bias = parts & 2 ? bias.data() : nullptr,
+                                      .out = out.data(),
+                                      .out_stride = n,
+                                      .rows = rows,
+                                      .n = n,
+                                      .eps = 1e-5f});
                 record.add(out.data(), out.size());
             }
 }
@@ -64,8 +82,13 @@ void softmax(const KernelTable& table, Record& record) {
                 for (int n : kSizes) {
                     const GuardedBuffer x(int64_t{rows} * n, 21, 30.0f), out(int64_t{rows} * n, 22);
                     if (special) add_specials(x, 23);
-                    table.softmax_f32({.x = x.data(), .x_stride = n, .out = out.data(), .out_stride = n, .rows = rows,
-                                       .n = n, .log = log});
+                    table.softmax_f32({.x = x.data(),
+                                       .x_stride = n,
+                                       .out = out.data(),
+                                       .out_stride = n,
+                                       .rows = rows,
+                                       .n = n,
+                                       .log = log});
                     record.add(out.data(), out.size());
                 }
 }
@@ -76,7 +99,8 @@ void activation(const KernelTable& table, Record& record) {
             for (int n : kSizes) {
                 const GuardedBuffer x(n, 31, factor), out(n, 32);
                 add_specials(x, 33);
-                table.activation_f32({.x = x.data(), .y = nullptr, .out = out.data(), .n = n, .activation = activation});
+                table.activation_f32(
+                    {.x = x.data(), .y = nullptr, .out = out.data(), .n = n, .activation = activation});
                 record.add(out.data(), n);
             }
 }
@@ -97,7 +121,8 @@ void pool(const KernelTable& table, Record& record) {
                 for (int n : kSizes) {
                     const GuardedBuffer x(int64_t{rows} * n, 51), out(n, 52);
                     if (special) add_specials(x, 53);
-                    table.pool_f32({.x = x.data(), .x_stride = n, .out = out.data(), .rows = rows, .n = n, .kind = kind});
+                    table.pool_f32(
+                        {.x = x.data(), .x_stride = n, .out = out.data(), .rows = rows, .n = n, .kind = kind});
                     record.add(out.data(), n);
                 }
 }
@@ -106,8 +131,13 @@ void l2_normalize(const KernelTable& table, Record& record) {
     for (int rows : kRowCounts)
         for (int n : kSizes) {
             const GuardedBuffer x(int64_t{rows} * n, 61), out(int64_t{rows} * n, 62);
-            table.l2_normalize_f32({.x = x.data(), .x_stride = n, .out = out.data(), .out_stride = n, .rows = rows,
-                                    .n = n, .eps = 1e-12f});
+            table.l2_normalize_f32({.x = x.data(),
+                                    .x_stride = n,
+                                    .out = out.data(),
+                                    .out_stride = n,
+                                    .rows = rows,
+                                    .n = n,
+                                    .eps = 1e-12f});
             record.add(out.data(), out.size());
         }
 }
@@ -132,9 +162,14 @@ void argmax(const KernelTable& table, Record& record) {
 }  // namespace
 
 const std::vector<KernelCases> kRowCases = {
-    {"linear_f32", linear},   {"layer_norm_f32", layer_norm}, {"softmax_f32", softmax},
-    {"activation_f32", activation}, {"add_f32", add},         {"pool_f32", pool},
-    {"l2_normalize_f32", l2_normalize}, {"argmax_f32", argmax},
+    {"linear_f32", linear},
+    {"layer_norm_f32", layer_norm},
+    {"softmax_f32", softmax},
+    {"activation_f32", activation},
+    {"add_f32", add},
+    {"pool_f32", pool},
+    {"l2_normalize_f32", l2_normalize},
+    {"argmax_f32", argmax},
 };
 
 }  // namespace fastattn::native_tests

@@ -19,14 +19,18 @@ GuardedBuffer::GuardedBuffer(int64_t size, uint64_t stream, float factor) : size
     for (int64_t i = 0; i < size; ++i) data_[i] = factor * number_at(stream, static_cast<uint64_t>(i));
 }
 
-GuardedBuffer::~GuardedBuffer() { munmap(pages_, static_cast<size_t>(bytes_)); }
+GuardedBuffer::~GuardedBuffer() {
+    munmap(pages_, static_cast<size_t>(bytes_));
+}
 
 void Record::add_word(uint32_t word) {
     words_.push_back(word);
     hash_ = (hash_ ^ word) * 0x100000001b3u;
 }
 
-void Record::add(int32_t value) { add_word(static_cast<uint32_t>(value)); }
+void Record::add(int32_t value) {
+    add_word(static_cast<uint32_t>(value));
+}
 
 void Record::add(const float* values, int64_t n) {
     for (int64_t i = 0; i < n; ++i) {

@@ -57,11 +57,20 @@ Engine::Running& Engine::running() {
     return *running_;
 }
 
+std::shared_ptr<KvPool> Engine::kv_pool(const KvShape& shape) {
+    const std::lock_guard lock(start_mutex_);
+    if (!kv_pool_) kv_pool_ = std::make_shared<KvPool>(shape);
+    const KvShape& known = kv_pool_->shape();
+    if (shape.n_layer != known.n_layer || shape.n_kv_head != known.n_kv_head || shape.head_dim != known.head_dim)
+        bad_input("program: expected the attention layers and heads of the model's first Program");
+    return kv_pool_;
+}
+
 Executor::Executor(std::shared_ptr<Engine> engine, ProgramSpec spec)
     : engine_(std::move(engine)), spec_(std::move(spec)), kernels_(active_kernels()) {
     check_spec();
     check_weights();
-    kv_pool_ = std::make_shared<KvPool>(KvShape{spec_.n_layer, spec_.n_kv_head, spec_.head_dim});
+    kv_pool_ = engine_->kv_pool(KvShape{spec_.n_layer, spec_.n_kv_head, spec_.head_dim});
     plan();
 }
 
@@ -86,9 +95,7 @@ void Executor::check_step(const StepInput& step) const {
     for (int32_t s = 0; s < static_cast<int32_t>(step.caches.size()); ++s) {
         const KvCache& cache = *step.caches[s];
         cache.check_open();
-        const KvShape& shape = cache.pool()->shape();
-        if (shape.n_layer != spec_.n_layer || shape.n_kv_head != spec_.n_kv_head || shape.head_dim != spec_.head_dim)
-            bad_input("caches: a cache belongs to another model");
+        if (cache.pool() != kv_pool_.get()) bad_input("caches: a cache belongs to another model");
         const int64_t length = int64_t{cache.length()} + step.cu_seqlens[s + 1] - step.cu_seqlens[s];
         if (length > spec_.max_positions)
             throw Error(ErrorKind::kContextLength, "sequence " + std::to_string(s) + ": " + std::to_string(length) +
@@ -196,8 +203,8 @@ void Executor::prepare_sequences(const StepInput& step, const std::vector<int64_
 void Executor::run(const StepInput& step, const std::vector<float*>& outputs, const std::function<bool()>& poll) {
     Engine::Running& running = engine_->running();
     const std::lock_guard lock(running.mutex);
+    const CacheGuard guard(step.caches);  // before the checks: nobody may close a cache after them
     check_step(step);
-    const CacheGuard guard(step.caches);
     prepare(step, outputs);
     const bool finished = running.pool.run(
         [&](Team& team) {

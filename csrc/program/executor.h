@@ -32,9 +32,13 @@ public:
     };
     Running& running();
 
+    // The pages of all executors of this model, which also tell its caches from those of other models.
+    std::shared_ptr<KvPool> kv_pool(const KvShape& shape);
+
 private:
     int threads_;
     Weights weights_;
+    std::shared_ptr<KvPool> kv_pool_;
     std::mutex start_mutex_;
     std::unique_ptr<Running> running_;
 };

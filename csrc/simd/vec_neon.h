@@ -30,13 +30,17 @@ FA_INLINE Vec broadcast(float x) {
     FA_EACH r.v[i] = vdupq_n_f32(x);
     return r;
 }
-FA_INLINE Vec zero() { return broadcast(0.0f); }
+FA_INLINE Vec zero() {
+    return broadcast(0.0f);
+}
 FA_INLINE Vec load(const float* p) {
     Vec r;
     FA_EACH r.v[i] = vld1q_f32(p + 4 * i);
     return r;
 }
-FA_INLINE void store(float* p, Vec a) { FA_EACH vst1q_f32(p + 4 * i, a.v[i]); }
+FA_INLINE void store(float* p, Vec a) {
+    FA_EACH vst1q_f32(p + 4 * i, a.v[i]);
+}
 FA_INLINE Vec load_partial(const float* p, int n) {
     float lanes[16] = {};
     std::memcpy(lanes, p, sizeof(float) * static_cast<unsigned>(n));
@@ -66,10 +70,10 @@ FA_BINARY(max, vbslq_f32(vcgtq_f32(a.v[i], b.v[i]), a.v[i], b.v[i]))
 FA_BINARY(min, vbslq_f32(vcltq_f32(a.v[i], b.v[i]), a.v[i], b.v[i]))
 FA_BINARY(copysign, vbslq_f32(vdupq_n_u32(0x80000000u), b.v[i], a.v[i]))
 #undef FA_BINARY
-#define FA_UNARY(name, expression) \
-    FA_INLINE Vec name(Vec a) {    \
+#define FA_UNARY(name, expression)   \
+    FA_INLINE Vec name(Vec a) {      \
         FA_EACH a.v[i] = expression; \
-        return a;                  \
+        return a;                    \
     }
 FA_UNARY(sqrt, vsqrtq_f32(a.v[i]))
 FA_UNARY(abs, vabsq_f32(a.v[i]))

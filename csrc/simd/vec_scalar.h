@@ -28,7 +28,9 @@ FA_INLINE Vec broadcast(float x) {
     FA_EACH r.v[i] = x;
     return r;
 }
-FA_INLINE Vec zero() { return broadcast(0.0f); }
+FA_INLINE Vec zero() {
+    return broadcast(0.0f);
+}
 FA_INLINE Vec load(const float* p) {
     Vec r;
     std::memcpy(r.v, p, sizeof r.v);
@@ -39,7 +41,9 @@ FA_INLINE Vec load_partial(const float* p, int n) {
     for (int i = 0; i < n; ++i) r.v[i] = p[i];
     return r;
 }
-FA_INLINE void store(float* p, Vec a) { std::memcpy(p, a.v, sizeof a.v); }
+FA_INLINE void store(float* p, Vec a) {
+    std::memcpy(p, a.v, sizeof a.v);
+}
 FA_INLINE void store_partial(float* p, Vec a, int n) {
     for (int i = 0; i < n; ++i) p[i] = a.v[i];
 }
@@ -108,7 +112,9 @@ FA_INLINE Vec times_pow2(Vec a, Vec n) {
     FA_EACH a.v[i] = __builtin_ldexpf(a.v[i], static_cast<int>(n.v[i]));
     return a;
 }
-FA_INLINE Vec times_pow2_wide(Vec a, Vec n) { return times_pow2(a, n); }
+FA_INLINE Vec times_pow2_wide(Vec a, Vec n) {
+    return times_pow2(a, n);
+}
 FA_INLINE float reduce_add(Vec a) {
     for (int half = 8; half > 0; half /= 2)
         for (int i = 0; i < half; ++i) a.v[i] = a.v[i] + a.v[i + half];

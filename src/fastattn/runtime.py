@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -93,7 +93,7 @@ class CpuExecutor:
             step.positions,
             step.wanted,
             step.token_type_ids,
-            None if step.caches is None else list(step.caches),
+            None if step.caches is None else cast("list[_core.Cache]", list(step.caches)),
         )
         wanted = self._program.outputs if outputs is None else outputs
         named = dict(zip(self._program.outputs, arrays, strict=True))

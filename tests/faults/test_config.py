@@ -64,6 +64,18 @@ def test_fault_32_config_missing(tmp_path: Path) -> None:
         open_checkpoint(tmp_path)
 
 
+def test_fault_32_generation_config(tmp_path: Path) -> None:
+    """Its end-of-text ids win over those of config.json; broken, it is refused like config.json."""
+    file = write(tmp_path, GPT2, gpt2_tensors()) / "generation_config.json"
+    file.write_text('{"eos_token_id": [3, 5], "bos_token_id": null}')
+    with AutoModelForCausalLM.from_pretrained(tmp_path, device="numpy") as model:
+        assert (model.bos_token_id, model.eos_token_ids) == (0, (3, 5))
+    for text in ("{", "[]", '{"eos_token_id": "x"}', '{"eos_token_id": [-1]}', '{"eos_token_id": true}'):
+        file.write_text(text)
+        with pytest.raises(ConfigError):
+            AutoModelForCausalLM.from_pretrained(tmp_path, device="numpy")
+
+
 @pytest.mark.parametrize(
     "names",
     [

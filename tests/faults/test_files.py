@@ -398,3 +398,49 @@ def test_fault_27_no_directory(tmp_path: Path) -> None:
     for name in ("nowhere", "file"):
         with pytest.raises(OSError, match="expected a directory"):
             open_checkpoint(tmp_path / name)
+
+
+def test_faults_01_to_20_mutated_files_give_one_kind_of_error(path: Path, rng: np.random.Generator) -> None:
+    """Whatever bytes change, the parser answers with tensors inside the file or with ModelFormatError."""
+    whole = safetensors({"a": np.ones(5, np.float32), "b.c": np.ones((2, 3), np.float16)}, __metadata__={"k": "v"})
+    words = [
+        b'"',
+        b"{",
+        b"}",
+        b"[",
+        b"]",
+        b",",
+        b":",
+        b"-1",
+        b"1e9",
+        b"null",
+        b"9" * 19,
+        b"\\u",
+        b"\xff",
+        b"\0",
+        b"F16",
+        b" ",
+    ]
+    accepted, codes = 0, set()
+    for _ in range(300):
+        data = bytearray(whole)
+        for _ in range(int(rng.integers(1, 4))):
+            place, word = int(rng.integers(0, len(data))), words[int(rng.integers(0, len(words)))]
+            end = place + int(rng.integers(0, 3))
+            data[place:end] = word if rng.random() < 0.8 else b""
+            if rng.random() < 0.5:  # keep the length field true, so that the JSON is looked at
+                close = data.rfind(b"}}") + 2
+                data[:8] = struct.pack("<Q", max(0, close - 8))
+        path.write_bytes(data)
+        try:
+            tensors = read_header(path)
+        except ModelFormatError as error:
+            codes.add(error.code)
+            continue
+        accepted += 1
+        for info in tensors.values():
+            assert 0 <= info.offset <= info.offset + info.nbytes <= len(data)
+            if info.dtype in ("F32", "F16", "BF16"):
+                assert read_tensor(info).shape == info.shape
+    assert 0 < accepted < 300
+    assert "malformed" not in codes

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -40,6 +42,12 @@ def feed(lm: CausalLM, chunks: Sequence[Sequence[int]], caches: Sequence[Any]) -
     )
     logits = np.asarray(lm.executor.run(step, ["logits"])["logits"])
     return np.split(logits, ends[1:-1])
+
+
+def feed_one(lm: CausalLM, cache: Any) -> None:
+    """A step of one token over a cache, which is not asked for its length."""
+    one = np.zeros(1, np.int32)
+    lm.executor.run(Step(one, np.array([0, 1], np.int32), one, one, caches=(cache,)))
 
 
 @pytest.mark.parametrize("size", [1, 5, 12])
@@ -89,8 +97,10 @@ def test_fault_45_a_cache_and_a_step_over_the_context(lm: CausalLM) -> None:
 def test_fault_49_caches_closed_foreign_or_twice(lm: CausalLM, tmp_path: Path, device: str) -> None:
     closed = lm.new_cache()
     closed.close()
-    with pytest.raises(InputError):
-        _ = closed.length
+    closed.close()  # twice is fine
+    for use in (lambda: closed.length, closed.fork, lambda: closed.truncate(0), lambda: feed_one(lm, closed)):
+        with pytest.raises(InputError):
+            use()
     good = lm.new_cache()
     with pytest.raises(InputError):
         feed(lm, [[1], [2]], [good, good])
@@ -121,3 +131,29 @@ def test_attention_maps_over_a_cache(lm: CausalLM, device: str) -> None:
     for layer in range(2):
         same(device, found[f"attentions.{layer}"][0], np.asarray(whole[layer])[:, 8:], lm)
     assert cache.length == 12
+
+
+def test_fault_49_one_cache_in_many_threads(lm: CausalLM) -> None:
+    """Calls that lose the race get an InputError; the cache holds what the others fed, and nothing crashes."""
+    cache, fed = lm.new_cache(), []
+
+    def use(number: int) -> None:
+        for _ in range(40):
+            with contextlib.suppress(InputError):
+                if number == 0 and cache.length > 12:
+                    cache.truncate(0)
+                elif number == 1:
+                    cache.fork().close()
+                else:
+                    feed_one(lm, cache)
+                    fed.append(number)
+
+    threads = [threading.Thread(target=use, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert fed
+    assert 0 <= cache.length <= 16
+    feed_one(lm, fresh := lm.new_cache())
+    assert fresh.length == 1

@@ -20,6 +20,7 @@ from fastattn.checkpoint.strict_json import JsonError, JsonValue, parse
 from fastattn.errors import ConfigError, ModelFormatError
 
 CONFIG_NAME = "config.json"
+GENERATION_NAME = "generation_config.json"
 SINGLE_NAME = "model.safetensors"
 INDEX_NAME = "model.safetensors.index.json"
 SUMS_NAME = "SHA256SUMS"
@@ -101,12 +102,24 @@ def require_little_endian(byteorder: str = sys.byteorder) -> None:
 
 
 def read_config(directory: Path) -> dict[str, JsonValue]:
-    """config.json as a dict. Raises ConfigError."""
-    path = directory / CONFIG_NAME
+    """config.json as a dict. As in transformers, bos and eos ids of a generation_config.json win.
+
+    Raises ConfigError.
+    """
+    config = _read_object(directory / CONFIG_NAME)
+    if config is None:
+        raise ConfigError(f"{directory / CONFIG_NAME}: expected a config.json beside the weights, found none")
+    generation = _read_object(directory / GENERATION_NAME) or {}
+    ids = {key: generation[key] for key in ("bos_token_id", "eos_token_id") if generation.get(key) is not None}
+    return {**config, **ids}
+
+
+def _read_object(path: Path) -> dict[str, JsonValue] | None:
+    """A JSON object; None where there is no such file."""
     try:
         value = parse(_read_small(path, MAX_CONFIG_BYTES))
     except FileNotFoundError:
-        raise ConfigError(f"{path}: expected a config.json beside the weights, found none") from None
+        return None
     except (JsonError, ModelFormatError) as error:
         raise ConfigError(f"{path}: {error}") from None
     if not isinstance(value, dict):

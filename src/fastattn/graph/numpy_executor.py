@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -77,21 +78,33 @@ class NumpyCache:
 
     def truncate(self, length: int) -> None:
         """Forget the positions from `length` on."""
-        if not 0 <= length <= self.length:
-            raise InputError(f"length: expected 0 to {self.length}, got {length}")
-        self._keys = [keys[:length] for keys in self._keys]
-        self._values = [values[:length] for values in self._values]
+        with self._alone():
+            if not 0 <= length <= self.length:
+                raise InputError(f"length: expected 0 to {self.length}, got {length}")
+            self._keys = [keys[:length] for keys in self._keys]
+            self._values = [values[:length] for values in self._values]
 
     def fork(self) -> NumpyCache:
         """A second cache with the same contents."""
-        self._check()
-        other = NumpyCache(self._owner, 0, 0)
-        other._keys, other._values = list(self._keys), list(self._values)
-        return other
+        with self._alone():
+            self._check()
+            other = NumpyCache(self._owner, 0, 0)
+            other._keys, other._values = list(self._keys), list(self._values)
+            return other
 
     def close(self) -> None:
         """Give the memory back."""
-        self._keys, self._values, self._closed = [], [], True
+        with self._alone():
+            self._keys, self._values, self._closed = [], [], True
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        if not self._lock.acquire(blocking=False):
+            raise InputError("cache: a step uses it in another thread")
+        try:
+            yield
+        finally:
+            self._lock.release()
 
     def _check(self) -> None:
         if self._closed:
@@ -99,11 +112,13 @@ class NumpyCache:
 
     def acquire(self, owner: object) -> None:
         """Take the cache for one step."""
-        self._check()
         if self._owner is not owner:
             raise InputError("caches: expected KV caches of this model, got one of another model")
         if not self._lock.acquire(blocking=False):
             raise InputError("caches: a KV cache is in use by another call, or stands twice in one step")
+        if self._closed:
+            self._lock.release()
+            self._check()
 
     def release(self) -> None:
         """Give the cache back after the step."""

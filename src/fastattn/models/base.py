@@ -22,8 +22,9 @@ from fastattn.models.outputs import PerToken
 from fastattn.models.registry import BuiltModel, ModelConfig, build
 
 if TYPE_CHECKING:
-    from fastattn.tokenizer import Tokenizer
     from typing_extensions import Self
+
+    from fastattn.tokenizer import Tokenizer
 
 DTYPES: Mapping[str, tuple[str, ...]] = {"cpu": ("float32",), "numpy": ("float32", "float64")}
 

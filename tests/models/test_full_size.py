@@ -1,0 +1,77 @@
+"""The default configs at full size, random weights, against transformers: no more than twice PyTorch's float32 error.
+
+The float64 model of transformers is the reference; its float32 model is the naive float32 formula that sets the bound.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from fastattn.models.auto import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
+
+pytest.importorskip("torch")
+pytest.importorskip("transformers")
+import torch  # noqa: E402
+
+from tests.reference import hf  # noqa: E402
+
+pytestmark = [pytest.mark.torch, pytest.mark.slow]
+
+N_GREEDY = 64
+ENCODERS = [
+    ("BertForSequenceClassification", AutoModelForSequenceClassification),
+    ("BertModel", AutoModel),
+    ("DistilBertForSequenceClassification", AutoModelForSequenceClassification),
+    ("RobertaForSequenceClassification", AutoModelForSequenceClassification),
+]
+
+
+def errors(
+    reference: Any, ids: NDArray[np.int64], ours: NDArray[np.float32], output: str = "logits"
+) -> tuple[float, float]:
+    """(our error, PyTorch's float32 error) as root mean squares over all outputs, both against float64."""
+    with torch.no_grad():
+        exact = reference(torch.tensor(ids))[output].numpy()
+        reference.float()
+        naive = reference(torch.tensor(ids))[output].numpy().astype(np.float64)
+        reference.double()
+    return float(np.sqrt(np.mean((ours - exact) ** 2))), float(np.sqrt(np.mean((naive - exact) ** 2)))
+
+
+@pytest.mark.parametrize(("model_class", "auto"), ENCODERS, ids=lambda value: getattr(value, "__name__", value))
+def test_encoders(model_class: str, auto: Any, tmp_path: Path, rng: np.random.Generator) -> None:
+    reference = hf.make(model_class)
+    with auto.from_pretrained(hf.save(reference, tmp_path)) as model:
+        ids = rng.integers(5, reference.config.vocab_size, (2, 70))
+        out = model(ids)
+    output = "logits" if hasattr(out, "logits") else "last_hidden_state"
+    ours, naive = errors(reference, ids, np.asarray(getattr(out, output), np.float64), output)
+    assert ours <= 2 * naive, f"expected at most twice {naive:.3g}, got {ours:.3g}"
+
+
+def test_gpt2(tmp_path: Path, rng: np.random.Generator) -> None:
+    reference = hf.make("GPT2LMHeadModel")
+    with AutoModelForCausalLM.from_pretrained(hf.save(reference, tmp_path)) as model:
+        ids = rng.integers(0, reference.config.vocab_size, (2, 40))
+        ours, naive = errors(reference, ids, np.asarray(model(ids).logits, np.float64))
+        assert ours <= 2 * naive, f"expected at most twice {naive:.3g}, got {ours:.3g}"
+        prompt = ids[0, :16]
+        found = np.asarray(model.generate(prompt, max_new_tokens=N_GREEDY, eos_token_id=-1))
+        assert len(found) == len(prompt) + N_GREEDY
+        with torch.no_grad():
+            exact = reference(torch.tensor(found[None])).logits[0].numpy()
+        largest = np.abs(np.asarray(model(found).logits, np.float64) - exact).max()
+    # Greedy tokens are checked along our own text: each must be float64's choice wherever its margin is decisive, that
+    # is, larger than what two errors of the size just measured can turn round.
+    decisive = 0
+    for position in range(len(prompt) - 1, len(found) - 1):
+        second, first = np.sort(exact[position])[-2:]
+        if first - second > 2 * largest:
+            decisive += 1
+            assert found[position + 1] == exact[position].argmax()
+    assert decisive > N_GREEDY // 2
