@@ -16,7 +16,7 @@ from tests.tasks.tiny import write_bert_model, write_distilbert_model, write_gpt
 
 pytestmark = pytest.mark.torch
 WORDS = ["good", "bad", "film", "a cat", "the dogs", "running", "great", "unknown"]
-# Many, as it is the largest error of all of them that is compared.
+# Many, as errors are compared by their mean square.
 MANY = [{"text": f"{a} {b}", "text_pair": f"{b}, {a}!"} for a in WORDS for b in WORDS] + [{"text": w} for w in WORDS]
 TEXTS = ["good film", "a cat, the dogs running!", "unknown", ""]
 
