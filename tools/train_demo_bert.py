@@ -64,6 +64,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--dropout", type=float, default=0.1)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--score-only", action="store_true", help="score the models of an earlier run; no training")
     parser.add_argument("--test", action="store_true", help="score the SST-2 test sentences at the end, once")
     return parser.parse_args()
 
@@ -272,7 +273,7 @@ def train_student(
     """Match the teacher's logits (mean squared error) and the true labels where known (gold >= 0)."""
     dev_texts, dev_labels = load_sst2(args.data, "dev")
     rows, dev = ([e.ids[:128] for e in tokenizer.encode_batch(t)] for t in (texts, dev_texts))
-    rng, best, best_state = random.Random(args.seed), -1.0, None
+    rng, best = random.Random(args.seed), -1.0
     optimizer = torch.optim.AdamW(student.parameters(), lr=args.lr, weight_decay=0.01, fused=True)
     steps = args.epochs * -(-len(rows) // args.batch)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: min((s + 1) / 300, (steps - s) / (steps - 300)))
@@ -295,10 +296,9 @@ def train_student(
         score = accuracy(predict(student, dev, exact=True), dev_labels)
         print(f"student epoch {epoch + 1}: loss {total / len(rows):.4f}, dev accuracy {score:.4f}", flush=True)
         if score >= best:
-            best, best_state = score, copy.deepcopy(student.state_dict())
+            best = score
+            torch.save(student.state_dict(), args.work / "student.pt")
             export(student, tokenizer, args.out)
-    assert best_state is not None
-    student.load_state_dict(best_state)
 
 
 def export(student: BertForSequenceClassification, tokenizer: Tokenizer, out: Path) -> None:
@@ -317,18 +317,8 @@ def export(student: BertForSequenceClassification, tokenizer: Tokenizer, out: Pa
     (out / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n")
 
 
-def main() -> None:
-    """Teacher, distillation set, student, scores."""
-    args = parse_args()
-    torch.set_num_threads(args.threads)
-    torch.manual_seed(args.seed)
-    args.work.mkdir(parents=True, exist_ok=True)
-    folder = args.teacher or minilm_folder()
-    teacher, teacher_tokenizer = Teacher(folder), Tokenizer.from_file(str(folder / "tokenizer.json"))
-    teacher_tokenizer.no_padding()
-    teacher_tokenizer.enable_truncation(128)
-    fine_tune_teacher(teacher, teacher_tokenizer, args)
-
+def distil(teacher: Teacher, teacher_tokenizer: Tokenizer, args: argparse.Namespace) -> None:
+    """Make the distillation set and train the student on it."""
     sentences, labels = load_sst2(args.data, "train")
     novels = list(split_novels(load_novels(args.data))[0].values())
     texts = sentences + distillation_texts(sentences, novels, args)
@@ -342,16 +332,40 @@ def main() -> None:
     student = make_student(vocabulary, teacher, teacher_tokenizer, args)
     print(f"{sum(p.numel() for p in student.parameters()):,} parameters, {len(texts):,} texts", flush=True)
     train_student(student, tokenizer, texts, target, gold, args)
-    export(student, tokenizer, args.out)
 
-    reloaded = BertForSequenceClassification.from_pretrained(args.out, dtype=torch.float32)
+
+def score(teacher: Teacher, teacher_tokenizer: Tokenizer, args: argparse.Namespace) -> None:
+    """Accuracies of the teacher, of the student as trained (float32) and of the shipped float16 weights."""
+    shipped = BertForSequenceClassification.from_pretrained(args.out, dtype=torch.float32)
+    tokenizer = Tokenizer.from_file(str(args.out / "tokenizer.json"))
+    trained = copy.deepcopy(shipped)
+    trained.load_state_dict(torch.load(args.work / "student.pt", weights_only=True))
     for split in ("dev", "test") if args.test else ("dev",):
-        split_texts, split_labels = load_sst2(args.data, split)
-        ours, theirs = ([e.ids[:128] for e in t.encode_batch(split_texts)] for t in (tokenizer, teacher_tokenizer))
-        for name, model, rows in (
-            ("teacher", teacher, theirs), ("float32", student, ours), ("float16 weights", reloaded, ours)
-        ):  # fmt: skip
-            print(f"{split} accuracy, {name}: {accuracy(predict(model, rows, exact=True), split_labels):.4f}")
+        texts, labels = load_sst2(args.data, split)
+        rows = [e.ids[:128] for e in tokenizer.encode_batch(texts)]
+        teacher_logits = predict(teacher, [e.ids for e in teacher_tokenizer.encode_batch(texts)], exact=True)
+        before, after = (predict(model, rows, exact=True) for model in (trained, shipped))
+        print(f"{split} accuracy, teacher: {accuracy(teacher_logits, labels):.4f}")
+        print(f"{split} accuracy, float32 as trained: {accuracy(before, labels):.4f}")
+        print(f"{split} accuracy, float16 weights: {accuracy(after, labels):.4f}")
+        print(f"{split} largest logit difference by float16: {(before - after).abs().max():.4f}", flush=True)
+
+
+def main() -> None:
+    """Teacher, student, scores."""
+    args = parse_args()
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(args.seed)
+    args.work.mkdir(parents=True, exist_ok=True)
+    folder = args.teacher or minilm_folder()
+    teacher, teacher_tokenizer = Teacher(folder), Tokenizer.from_file(str(folder / "tokenizer.json"))
+    teacher_tokenizer.no_padding()
+    teacher_tokenizer.enable_truncation(128)
+    fine_tune_teacher(teacher, teacher_tokenizer, args)
+
+    if not args.score_only:
+        distil(teacher, teacher_tokenizer, args)
+    score(teacher, teacher_tokenizer, args)
 
 
 if __name__ == "__main__":
