@@ -1,6 +1,7 @@
 #include "program/executor.h"
 
 #include <algorithm>
+#include <chrono>
 #include <cstring>
 
 #include "core/error.h"
@@ -8,6 +9,8 @@
 
 namespace fastattn {
 namespace {
+
+constexpr int64_t kAloneBelow = 500'000;  // multiply-adds of a step: some ten microseconds, which waking threads can cost
 
 [[noreturn]] void bad_input(const std::string& what) { throw Error(ErrorKind::kInput, what); }
 
@@ -200,21 +203,35 @@ void Executor::prepare_sequences(const StepInput& step, const std::vector<int64_
     query_tokens_[static_cast<int>(Gather::kLast)] = last_tokens_.data();
 }
 
+int64_t Executor::multiply_adds(const StepInput& step) const {
+    int64_t total = 0;
+    for (const auto& op : spec_.ops)
+        if (op.kind == OpKind::kLinear)
+            total += rows_of(op.output, step) * spec_.values[op.inputs[0]].width * spec_.values[op.output].width;
+    return total;
+}
+
 void Executor::run(const StepInput& step, const std::vector<float*>& outputs, const std::function<bool()>& poll) {
     Engine::Running& running = engine_->running();
     const std::lock_guard lock(running.mutex);
     const CacheGuard guard(step.caches);  // before the checks: nobody may close a cache after them
     check_step(step);
     prepare(step, outputs);
-    const bool finished = running.pool.run(
-        [&](Team& team) {
-            for (const auto& op : spec_.ops) {
-                if (op.kind == OpKind::kSlice) continue;
-                run_op(op, team, step);  // does nothing once the region was stopped, but keeps the barriers in step
-                team.barrier();
-            }
-        },
-        poll);
+    const std::function<void(Team&)> body = [&](Team& team) {
+        using Clock = std::chrono::steady_clock;
+        const bool profiling = team.index() == 0 && !op_seconds_.empty();
+        Clock::time_point start = profiling ? Clock::now() : Clock::time_point{};
+        for (size_t i = 0; i < spec_.ops.size(); ++i) {
+            if (spec_.ops[i].kind == OpKind::kSlice) continue;
+            run_op(spec_.ops[i], team, step);  // does nothing once the region was stopped, but keeps the barriers in step
+            team.barrier();
+            if (!profiling) continue;
+            const Clock::time_point end = Clock::now();
+            op_seconds_[i] += std::chrono::duration<double>(end - start).count();
+            start = end;
+        }
+    };
+    const bool finished = multiply_adds(step) < kAloneBelow ? running.pool.run_alone(body, poll) : running.pool.run(body, poll);
     if (!finished) throw Error(ErrorKind::kCancelled, "the call was cancelled");
     for (size_t i = 0; i < spec_.outputs.size(); ++i) {  // slices, and values that are an output twice
         const int32_t value = spec_.outputs[i];

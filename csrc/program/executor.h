@@ -70,6 +70,10 @@ public:
     // caches then have their old length.
     void run(const StepInput& step, const std::vector<float*>& outputs, const std::function<bool()>& poll);
 
+    // Seconds spent in each op of the spec since profiling was switched on; empty while it is off.
+    void set_profiling(bool on) { op_seconds_.assign(on ? spec_.ops.size() : 0, 0.0); }
+    const std::vector<double>& op_seconds() const { return op_seconds_; }
+
     int64_t workspace_bytes() const { return static_cast<int64_t>(workspace_.bytes()); }
 
 private:
@@ -88,6 +92,7 @@ private:
     void check_weights();
     void plan();
     void check_step(const StepInput& step) const;
+    int64_t multiply_adds(const StepInput& step) const;  // of its linears
     void prepare(const StepInput& step, const std::vector<float*>& outputs);
     View view(int32_t value) const;
     void prepare_sequences(const StepInput& step, const std::vector<int64_t>& blocks_at);
@@ -105,6 +110,7 @@ private:
     std::vector<Slot> slots_;
     const KernelTable& kernels_;
     Buffer workspace_;
+    std::vector<double> op_seconds_;
     // Of the step that runs:
     std::vector<View> views_;
     // By the rows of q: each sequence's share of an attention, and each row's token (null for kTokens).

@@ -7,8 +7,10 @@
 namespace fastattn {
 namespace {
 
-// Between two barriers of a step lie microseconds, between two steps tens of them: spin that long before sleeping.
-constexpr int kSpins = 4000;
+// Between two barriers of a step lie microseconds, between two steps tens of them: spin that long, then offer the core to
+// whoever waits for it (on a busy machine that may be the thread waited for), then sleep.
+constexpr int kSpins = 2000;
+constexpr int kYields = 20;
 constexpr auto kPollPeriod = std::chrono::milliseconds(50);
 
 void relax() {
@@ -24,6 +26,10 @@ void wait_for_change(const std::atomic<uint32_t>& word, uint32_t old) {
     for (int spin = 0; spin < kSpins; ++spin) {
         if (word.load(std::memory_order_acquire) != old) return;
         relax();
+    }
+    for (int i = 0; i < kYields; ++i) {
+        if (word.load(std::memory_order_acquire) != old) return;
+        std::this_thread::yield();
     }
     while (word.load(std::memory_order_acquire) == old) word.wait(old, std::memory_order_acquire);
 }
@@ -117,14 +123,24 @@ ThreadPool::~ThreadPool() {
 }
 
 bool ThreadPool::run(const std::function<void(Team&)>& body, const std::function<bool()>& poll) {
+    return run_on(size_, body, poll);
+}
+
+bool ThreadPool::run_alone(const std::function<void(Team&)>& body, const std::function<bool()>& poll) {
+    return run_on(1, body, poll);
+}
+
+bool ThreadPool::run_on(int threads, const std::function<void(Team&)>& body, const std::function<bool()>& poll) {
     Team::Shared& shared = *shared_;
     shared.body = &body;
     shared.poll = &poll;
     shared.next_poll = std::chrono::steady_clock::now() + kPollPeriod;
     shared.stop.store(false);
-    shared.region.fetch_add(1, std::memory_order_release);
-    shared.region.notify_all();
-    shared.run_body(0, size_);
+    if (threads > 1) {
+        shared.region.fetch_add(1, std::memory_order_release);
+        shared.region.notify_all();
+    }
+    shared.run_body(0, threads);
     return !shared.stop.load();
 }
 

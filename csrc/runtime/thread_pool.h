@@ -57,10 +57,14 @@ public:
     // every 50 ms or so; if it returns true the region stops. Returns false if it was stopped. One caller at a time.
     bool run(const std::function<void(Team&)>& body, const std::function<bool()>& poll = {});
 
+    // The same on the calling thread alone, for work too small to be worth waking anyone.
+    bool run_alone(const std::function<void(Team&)>& body, const std::function<bool()>& poll = {});
+
     // Stops the region that is running, if any.
     void cancel();
 
 private:
+    bool run_on(int threads, const std::function<void(Team&)>& body, const std::function<bool()>& poll);
     int size_;
     std::unique_ptr<Team::Shared> shared_;
 };
