@@ -81,6 +81,7 @@ py::array linear_f32(const std::string& target, const py::array& a, const py::ar
                                    .c = out.mutable_data(),
                                    .c_stride = w.rows,
                                    .scratch = scratch.data(),
+                                   .next_panel = nullptr,
                                    .m = x.rows,
                                    .k = x.n,
                                    .n = w.rows,

@@ -23,7 +23,8 @@ struct LinearF32Args {
     int64_t residual_stride;
     float* c;  // [m, n], row stride c_stride
     int64_t c_stride;
-    float* scratch;  // linear_f32_scratch floats, owned by the calling thread
+    float* scratch;               // kLinearScratch floats, owned by the calling thread
+    const float* next_panel;      // a panel to bring into the cache meanwhile, or null
     int32_t m, k, n, panel_begin, panel_end;
     Activation activation;
 };
