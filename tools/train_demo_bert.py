@@ -130,7 +130,7 @@ def choose_vocabulary(texts: list[str], novels: list[str], teacher: Tokenizer, s
     prose = Counter(word for novel in novels for word in splitter.findall(novel.lower()))
     scale = 0.25 * reviews.total() / prose.total()
     score: Counter[str] = Counter()
-    for word in reviews.keys() | prose.keys():
+    for word in sorted(reviews.keys() | prose.keys()):
         weight = reviews[word] + scale * prose[word]
         if weight < 0.5:
             continue
