@@ -31,9 +31,8 @@ class Fastattn:
 
     def __init__(self, item: Work, threads: int) -> None:
         from fastattn.checkpoint import TensorInfo
-        from fastattn.runtime import CpuExecutor
-
         from fastattn.graph.ir import Op, Program, Step, Value, Weight
+        from fastattn.runtime import CpuExecutor
 
         m, n, k = item.lengths
         x, weights = matrices(item)

@@ -14,8 +14,9 @@ import lzma
 from pathlib import Path
 
 import numpy as np
-from demo_data import load_novels, split_novels
 from tokenizers import Tokenizer
+
+from demo_data import load_novels, split_novels
 
 ROOT = Path(__file__).resolve().parent.parent
 DISCOUNT = 0.75

@@ -30,9 +30,10 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from demo_data import load_novels, load_sst2, split_novels
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import BertConfig, BertForSequenceClassification, BertModel
+
+from demo_data import load_novels, load_sst2, split_novels
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 PAD, CLS, SEP = 0, 2, 3

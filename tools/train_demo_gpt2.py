@@ -22,9 +22,10 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from demo_data import load_novels, split_novels
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel
+
+from demo_data import load_novels, split_novels
 
 END_OF_TEXT = "<|endoftext|>"
 ROOT = Path(__file__).resolve().parent.parent

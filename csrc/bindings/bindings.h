@@ -21,11 +21,17 @@ void register_kernels(py::module_& m);
 template <class T>
 const char* dtype_name();
 template <>
-inline const char* dtype_name<float>() { return "float32"; }
+inline const char* dtype_name<float>() {
+    return "float32";
+}
 template <>
-inline const char* dtype_name<int32_t>() { return "int32"; }
+inline const char* dtype_name<int32_t>() {
+    return "int32";
+}
 template <>
-inline const char* dtype_name<int64_t>() { return "int64"; }
+inline const char* dtype_name<int64_t>() {
+    return "int64";
+}
 
 // Nothing is ever converted here: an array of another dtype, order or rank is an error that says what came.
 template <class T>

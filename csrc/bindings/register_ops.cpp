@@ -79,20 +79,27 @@ py::array product(const py::array& x, const py::array& b, bool k_major, const py
         float* room = runtime.room(scratch_floats + panels * kPanelWidth * k);
         const auto scratch = scratch_of(room, runtime.pool.size());
         float* packed = room + scratch_floats;
-        return runtime.pool.run([&](Team& team) {
-            team.for_chunks(panels, [&](int64_t panel) {
-                const int64_t first = panel * kPanelWidth, width = std::min<int64_t>(kPanelWidth, n - first);
-                if (k_major)
-                    for (int64_t p = 0; p < k; ++p)
-                        std::copy_n(w + p * n + first, width, packed + (panel * k + p) * kPanelWidth);
-                else
-                    pack_rows(w + first * k, width, k, packed, first);
-            });
-            team.barrier();
-            ops::linear(team, active_kernels(),
-                        {.x = view_of(a, m, k), .out = view_of(c, m, n), .panels = packed, .bias = bias_data,
-                         .residual = {}, .activation = Activation::kNone, .scratch = scratch.data()});
-        }, poll);
+        return runtime.pool.run(
+            [&](Team& team) {
+                team.for_chunks(panels, [&](int64_t panel) {
+                    const int64_t first = panel * kPanelWidth, width = std::min<int64_t>(kPanelWidth, n - first);
+                    if (k_major)
+                        for (int64_t p = 0; p < k; ++p)
+                            std::copy_n(w + p * n + first, width, packed + (panel * k + p) * kPanelWidth);
+                    else
+                        pack_rows(w + first * k, width, k, packed, first);
+                });
+                team.barrier();
+                ops::linear(team, active_kernels(),
+                            {.x = view_of(a, m, k),
+                             .out = view_of(c, m, n),
+                             .panels = packed,
+                             .bias = bias_data,
+                             .residual = {},
+                             .activation = Activation::kNone,
+                             .scratch = scratch.data()});
+            },
+            poll);
     });
     return result;
 }
@@ -114,7 +121,8 @@ py::array layer_norm(const py::array& x, const py::object& weight, const py::obj
     const View result = view_of(out.mutable_data(), rows, n);
     in_region([&](OpsRuntime& runtime, const std::function<bool()>& poll) {
         return runtime.pool.run(
-            [&](Team& team) { ops::layer_norm(team, active_kernels(), view_of(data, rows, n), result, w, b, eps); }, poll);
+            [&](Team& team) { ops::layer_norm(team, active_kernels(), view_of(data, rows, n), result, w, b, eps); },
+            poll);
     });
     return out;
 }
@@ -126,12 +134,19 @@ py::array softmax(const py::array& x, bool log) {
     float* result = out.mutable_data();
     if (rows == 0 || n == 0) return out;
     in_region([&](OpsRuntime& runtime, const std::function<bool()>& poll) {
-        return runtime.pool.run([&](Team& team) {
-            team.for_chunks(rows, [&](int64_t row) {
-                active_kernels().softmax_f32({.x = data + row * n, .x_stride = n, .out = result + row * n, .out_stride = n,
-                                              .rows = 1, .n = static_cast<int32_t>(n), .log = log});
-            });
-        }, poll);
+        return runtime.pool.run(
+            [&](Team& team) {
+                team.for_chunks(rows, [&](int64_t row) {
+                    active_kernels().softmax_f32({.x = data + row * n,
+                                                  .x_stride = n,
+                                                  .out = result + row * n,
+                                                  .out_stride = n,
+                                                  .rows = 1,
+                                                  .n = static_cast<int32_t>(n),
+                                                  .log = log});
+                });
+            },
+            poll);
     });
     return out;
 }
@@ -150,12 +165,17 @@ py::array activation(const py::array& x, const std::string& kind) {
     float* result = out.mutable_data();
     constexpr int64_t kChunk = 16384;
     in_region([&](OpsRuntime& runtime, const std::function<bool()>& poll) {
-        return runtime.pool.run([&](Team& team) {
-            team.for_chunks((n + kChunk - 1) / kChunk, [&](int64_t i) {
-                active_kernels().activation_f32({.x = data + i * kChunk, .y = nullptr, .out = result + i * kChunk,
-                                                 .n = std::min(kChunk, n - i * kChunk), .activation = which});
-            });
-        }, poll);
+        return runtime.pool.run(
+            [&](Team& team) {
+                team.for_chunks((n + kChunk - 1) / kChunk, [&](int64_t i) {
+                    active_kernels().activation_f32({.x = data + i * kChunk,
+                                                     .y = nullptr,
+                                                     .out = result + i * kChunk,
+                                                     .n = std::min(kChunk, n - i * kChunk),
+                                                     .activation = which});
+                });
+            },
+            poll);
     });
     return out;
 }
@@ -165,22 +185,40 @@ struct HeadShape {
     int64_t batch, n_head, n_kv_head, q_len, kv_len, head_dim;
 };
 
-void attention_head(const HeadShape& s, int64_t index, const float* q, const float* k, const float* v, const float* mask,
-                    const int64_t (&mask_strides)[2], bool causal, float scale, float* blocks_memory, float** blocks,
-                    float* scratch, float* out) {
+void attention_head(const HeadShape& s, int64_t index, const float* q, const float* k, const float* v,
+                    const float* mask, const int64_t (&mask_strides)[2], bool causal, float scale, float* blocks_memory,
+                    float** blocks, float* scratch, float* out) {
     const int64_t batch = index / s.n_head, head = index % s.n_head;
     const int64_t kv = batch * s.n_kv_head + head / (s.n_head / s.n_kv_head);
     const int64_t half = int64_t{kBlockLen} * s.head_dim;
     for (int64_t b = 0; b * kBlockLen < s.kv_len; ++b) blocks[b] = blocks_memory + b * 2 * half;
     const auto d = static_cast<int32_t>(s.head_dim);
-    active_kernels().kv_store_f32({.k = k + kv * s.kv_len * d, .v = v + kv * s.kv_len * d, .k_stride = d, .v_stride = d,
-                                   .blocks = blocks, .k_offset = 0, .v_offset = half,
-                                   .rows = static_cast<int32_t>(s.kv_len), .position = 0, .head_dim = d});
-    active_kernels().attention_f32(
-        {.q = q + index * s.q_len * d, .q_stride = d, .blocks = blocks, .k_offset = 0, .v_offset = half,
-         .mask = mask ? mask + batch * mask_strides[0] + head * mask_strides[1] : nullptr, .mask_stride = s.kv_len,
-         .out = out + index * s.q_len * d, .out_stride = d, .scratch = scratch, .q_len = static_cast<int32_t>(s.q_len),
-         .q_position = 0, .kv_len = static_cast<int32_t>(s.kv_len), .head_dim = d, .causal = causal, .scale = scale});
+    active_kernels().kv_store_f32({.k = k + kv * s.kv_len * d,
+                                   .v = v + kv * s.kv_len * d,
+                                   .k_stride = d,
+                                   .v_stride = d,
+                                   .blocks = blocks,
+                                   .k_offset = 0,
+                                   .v_offset = half,
+                                   .rows = static_cast<int32_t>(s.kv_len),
+                                   .position = 0,
+                                   .head_dim = d});
+    active_kernels().attention_f32({.q = q + index * s.q_len * d,
+                                    .q_stride = d,
+                                    .blocks = blocks,
+                                    .k_offset = 0,
+                                    .v_offset = half,
+                                    .mask = mask ? mask + batch * mask_strides[0] + head * mask_strides[1] : nullptr,
+                                    .mask_stride = s.kv_len,
+                                    .out = out + index * s.q_len * d,
+                                    .out_stride = d,
+                                    .scratch = scratch,
+                                    .q_len = static_cast<int32_t>(s.q_len),
+                                    .q_position = 0,
+                                    .kv_len = static_cast<int32_t>(s.kv_len),
+                                    .head_dim = d,
+                                    .causal = causal,
+                                    .scale = scale});
 }
 
 py::array attention(const py::array& q, const py::array& k, const py::array& v, const py::object& mask, bool causal,
@@ -198,8 +236,8 @@ py::array attention(const py::array& q, const py::array& k, const py::array& v, 
     if (!mask.is_none()) {
         const auto array = mask.cast<py::array>();
         mask_data = data_of<float>("attn_mask", array, 4);
-        if (array.shape(2) != s.q_len || array.shape(3) != s.kv_len || (array.shape(0) != 1 && array.shape(0) != s.batch) ||
-            (array.shape(1) != 1 && array.shape(1) != s.n_head))
+        if (array.shape(2) != s.q_len || array.shape(3) != s.kv_len ||
+            (array.shape(0) != 1 && array.shape(0) != s.batch) || (array.shape(1) != 1 && array.shape(1) != s.n_head))
             throw Error(ErrorKind::kInput, "attn_mask: expected [batch or 1, n_head or 1, q_len, kv_len]");
         mask_strides[1] = array.shape(1) == 1 ? 0 : s.q_len * s.kv_len;
         mask_strides[0] = array.shape(0) == 1 ? 0 : array.shape(1) * s.q_len * s.kv_len;
@@ -217,12 +255,15 @@ py::array attention(const py::array& q, const py::array& k, const py::array& v, 
         const auto scratch = scratch_of(room, threads);
         float* memory = room + threads * ops::kScratchFloats;
         std::vector<std::vector<float*>> blocks(threads, std::vector<float*>(n_blocks));
-        return runtime.pool.run([&](Team& team) {
-            team.for_chunks(s.batch * s.n_head, [&](int64_t index) {
-                attention_head(s, index, q_data, k_data, v_data, mask_data, mask_strides, causal, scale,
-                               memory + team.index() * per_thread, blocks[team.index()].data(), scratch[team.index()], result);
-            });
-        }, poll);
+        return runtime.pool.run(
+            [&](Team& team) {
+                team.for_chunks(s.batch * s.n_head, [&](int64_t index) {
+                    attention_head(s, index, q_data, k_data, v_data, mask_data, mask_strides, causal, scale,
+                                   memory + team.index() * per_thread, blocks[team.index()].data(),
+                                   scratch[team.index()], result);
+                });
+            },
+            poll);
     });
     return out;
 }
@@ -230,16 +271,23 @@ py::array attention(const py::array& q, const py::array& k, const py::array& v, 
 }  // namespace
 
 void register_ops(py::module_& m) {
-    m.def("linear", [](const py::array& x, const py::array& weight, const py::object& bias, const py::object& out) {
-        return product(x, weight, false, bias, out);
-    }, py::arg("x"), py::arg("weight"), py::arg("bias") = py::none(), py::arg("out") = py::none());
-    m.def("matmul", [](const py::array& a, const py::array& b, const py::object& out) {
-        return product(a, b, true, py::none(), out);
-    }, py::arg("a"), py::arg("b"), py::arg("out") = py::none());
+    m.def(
+        "linear",
+        [](const py::array& x, const py::array& weight, const py::object& bias, const py::object& out) {
+            return product(x, weight, false, bias, out);
+        },
+        py::arg("x"), py::arg("weight"), py::arg("bias") = py::none(), py::arg("out") = py::none());
+    m.def(
+        "matmul",
+        [](const py::array& a, const py::array& b, const py::object& out) {
+            return product(a, b, true, py::none(), out);
+        },
+        py::arg("a"), py::arg("b"), py::arg("out") = py::none());
     m.def("layer_norm", layer_norm, py::arg("x"), py::arg("weight"), py::arg("bias"), py::arg("eps"));
     m.def("softmax", softmax, py::arg("x"), py::arg("log"));
     m.def("activation", activation, py::arg("x"), py::arg("kind"));
-    m.def("attention", attention, py::arg("q"), py::arg("k"), py::arg("v"), py::arg("mask"), py::arg("causal"), py::arg("scale"));
+    m.def("attention", attention, py::arg("q"), py::arg("k"), py::arg("v"), py::arg("mask"), py::arg("causal"),
+          py::arg("scale"));
 }
 
 }  // namespace fastattn

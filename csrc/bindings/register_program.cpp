@@ -23,17 +23,13 @@ Rows rows_from(const std::string& name) {
     return lookup(table, "rows", name);
 }
 OpKind kind_from(const std::string& name) {
-    static const std::map<std::string, OpKind> table{{"embedding", OpKind::kEmbedding},
-                                                     {"add", OpKind::kAdd},
-                                                     {"layer_norm", OpKind::kLayerNorm},
-                                                     {"linear", OpKind::kLinear},
-                                                     {"activation", OpKind::kActivation},
-                                                     {"slice", OpKind::kSlice},
-                                                     {"attention", OpKind::kAttention},
-                                                     {"attention_probs", OpKind::kAttentionProbs},
-                                                     {"gather_rows", OpKind::kGatherRows},
-                                                     {"pool", OpKind::kPool},
-                                                     {"l2_normalize", OpKind::kL2Normalize}};
+    static const std::map<std::string, OpKind> table{
+        {"embedding", OpKind::kEmbedding},     {"add", OpKind::kAdd},
+        {"layer_norm", OpKind::kLayerNorm},    {"linear", OpKind::kLinear},
+        {"activation", OpKind::kActivation},   {"slice", OpKind::kSlice},
+        {"attention", OpKind::kAttention},     {"attention_probs", OpKind::kAttentionProbs},
+        {"gather_rows", OpKind::kGatherRows},  {"pool", OpKind::kPool},
+        {"l2_normalize", OpKind::kL2Normalize}};
     return lookup(table, "op", name);
 }
 Activation activation_from(const std::string& name) {
@@ -43,16 +39,13 @@ Activation activation_from(const std::string& name) {
     return lookup(table, "activation", name);
 }
 Index index_from(const std::string& name) {
-    static const std::map<std::string, Index> table{{"token_ids", Index::kTokenIds},
-                                                    {"positions", Index::kPositions},
-                                                    {"token_type_ids", Index::kTokenTypeIds}};
+    static const std::map<std::string, Index> table{
+        {"token_ids", Index::kTokenIds}, {"positions", Index::kPositions}, {"token_type_ids", Index::kTokenTypeIds}};
     return lookup(table, "index", name);
 }
 Gather gather_from(const std::string& name) {
-    static const std::map<std::string, Gather> table{{"tokens", Gather::kTokens},
-                                                     {"wanted", Gather::kWanted},
-                                                     {"first", Gather::kFirst},
-                                                     {"last", Gather::kLast}};
+    static const std::map<std::string, Gather> table{
+        {"tokens", Gather::kTokens}, {"wanted", Gather::kWanted}, {"first", Gather::kFirst}, {"last", Gather::kLast}};
     return lookup(table, "rows", name);
 }
 PoolKind pool_from(const std::string& name) {
@@ -65,22 +58,38 @@ PoolKind pool_from(const std::string& name) {
 void read_attrs(const py::dict& attrs, OpSpec& op) {
     for (const auto& [key, value] : attrs) {
         const auto name = key.cast<std::string>();
-        if (name == "activation") op.activation = activation_from(value.cast<std::string>());
-        else if (name == "index") op.index = index_from(value.cast<std::string>());
-        else if (name == "which" || name == "q_rows") op.gather = gather_from(value.cast<std::string>());
-        else if (name == "pool") op.pool = pool_from(value.cast<std::string>());
-        else if (name == "has_bias") op.has_bias = value.cast<bool>();
-        else if (name == "has_residual") op.has_residual = value.cast<bool>();
-        else if (name == "causal") op.causal = value.cast<bool>();
-        else if (name == "offset") op.offset = op.index_offset = value.cast<int32_t>();
-        else if (name == "width") continue;  // the output's
-        else if (name == "layer") op.layer = value.cast<int32_t>();
-        else if (name == "n_head") op.n_head = value.cast<int32_t>();
-        else if (name == "n_kv_head") op.n_kv_head = value.cast<int32_t>();
-        else if (name == "head_dim") op.head_dim = value.cast<int32_t>();
-        else if (name == "eps") op.eps = value.cast<float>();
-        else if (name == "scale") op.scale = value.cast<float>();
-        else throw Error(ErrorKind::kConfig, "program: unknown attr " + name);
+        if (name == "activation")
+            op.activation = activation_from(value.cast<std::string>());
+        else if (name == "index")
+            op.index = index_from(value.cast<std::string>());
+        else if (name == "which" || name == "q_rows")
+            op.gather = gather_from(value.cast<std::string>());
+        else if (name == "pool")
+            op.pool = pool_from(value.cast<std::string>());
+        else if (name == "has_bias")
+            op.has_bias = value.cast<bool>();
+        else if (name == "has_residual")
+            op.has_residual = value.cast<bool>();
+        else if (name == "causal")
+            op.causal = value.cast<bool>();
+        else if (name == "offset")
+            op.offset = op.index_offset = value.cast<int32_t>();
+        else if (name == "width")
+            continue;  // the output's
+        else if (name == "layer")
+            op.layer = value.cast<int32_t>();
+        else if (name == "n_head")
+            op.n_head = value.cast<int32_t>();
+        else if (name == "n_kv_head")
+            op.n_kv_head = value.cast<int32_t>();
+        else if (name == "head_dim")
+            op.head_dim = value.cast<int32_t>();
+        else if (name == "eps")
+            op.eps = value.cast<float>();
+        else if (name == "scale")
+            op.scale = value.cast<float>();
+        else
+            throw Error(ErrorKind::kConfig, "program: unknown attr " + name);
     }
 }
 
@@ -196,7 +205,8 @@ py::tuple sample_tokens(const py::array& logits, const py::array& params, const 
     for (int32_t i = 0; i < n; ++i)
         if (offsets[i + 1] < offsets[i]) throw Error(ErrorKind::kInput, "history_offsets: expected rising numbers");
     for (py::ssize_t i = 0; i < history.size(); ++i)
-        if (ids_before[i] < 0 || ids_before[i] >= vocab) throw Error(ErrorKind::kInput, "history: an id is out of range");
+        if (ids_before[i] < 0 || ids_before[i] >= vocab)
+            throw Error(ErrorKind::kInput, "history: an id is out of range");
     py::array_t<int32_t> ids(n);
     py::array_t<float> chosen(logprobs ? n : 0);
     const SampleArgs args{.logits = data,
@@ -237,8 +247,9 @@ void register_program(py::module_& m) {
     py::classh<KvCache>(m, "Cache", "Keys and values of one sequence, in pages.")
         .def_property_readonly("length", [](KvCache& cache) { return use(cache, [&] { return cache.length(); }); })
         .def_property_readonly("closed", &KvCache::closed)
-        .def("truncate", [](KvCache& cache, int32_t length) { use(cache, [&] { cache.truncate(length); }); },
-             py::arg("length"))
+        .def(
+            "truncate", [](KvCache& cache, int32_t length) { use(cache, [&] { cache.truncate(length); }); },
+            py::arg("length"))
         .def("fork", [](KvCache& cache) { return use(cache, [&] { return cache.fork(); }); })
         .def("close", [](KvCache& cache) {
             if (!cache.closed()) use(cache, [&] { cache.close(); });

@@ -51,9 +51,8 @@ py::dict measure_limits(int threads, double seconds, int64_t read_bytes) {
         const int64_t part = read_bytes / 4 / threads;
         rates.clear();
         for (double spent = 0.0; spent < seconds / 2 || rates.size() < 3;) {
-            const double time = seconds_of(pool, [&](Team& team) {
-                kernels.measure_read(memory.floats() + team.index() * part, part);
-            });
+            const double time = seconds_of(
+                pool, [&](Team& team) { kernels.measure_read(memory.floats() + team.index() * part, part); });
             rates.push_back(static_cast<double>(part) * threads * 4 / time / 1e9);
             spent += time;
         }

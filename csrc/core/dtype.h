@@ -18,9 +18,13 @@ inline DType dtype_from_name(std::string_view name) {
     throw Error(ErrorKind::kDtype, "dtype: expected F32, F16 or BF16, got " + std::string(name));
 }
 
-inline int64_t dtype_bytes(DType dtype) { return dtype == DType::kF32 ? 4 : 2; }
+inline int64_t dtype_bytes(DType dtype) {
+    return dtype == DType::kF32 ? 4 : 2;
+}
 
-inline float float_from_bf16(uint16_t x) { return std::bit_cast<float>(uint32_t{x} << 16); }
+inline float float_from_bf16(uint16_t x) {
+    return std::bit_cast<float>(uint32_t{x} << 16);
+}
 
 inline float float_from_f16(uint16_t x) {
     const uint32_t sign = uint32_t{x & 0x8000u} << 16;

@@ -5,7 +5,17 @@
 
 namespace fastattn {
 
-enum class ErrorKind { kInput, kDtype, kModelFormat, kConfig, kContextLength, kNonFinite, kOutOfMemory, kCancelled, kOs };
+enum class ErrorKind {
+    kInput,
+    kDtype,
+    kModelFormat,
+    kConfig,
+    kContextLength,
+    kNonFinite,
+    kOutOfMemory,
+    kCancelled,
+    kOs
+};
 
 class Error : public std::runtime_error {
 public:

@@ -1,5 +1,5 @@
-#include "kernels/kernels.h"
 #include "kernels/kernel_list.h"
+#include "kernels/kernels.h"
 
 namespace fastattn::FASTATTN_TARGET {
 

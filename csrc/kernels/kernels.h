@@ -17,18 +17,18 @@ enum class PoolKind : int32_t { kMean, kMax, kMeanSqrtLen };
 struct LinearF32Args {
     const float* a;  // [m, k], row stride a_stride
     int64_t a_stride;
-    const float* panels;  // [ceil(n / 64), k, 64], zero-padded
-    const float* bias;    // [n] or null
+    const float* panels;    // [ceil(n / 64), k, 64], zero-padded
+    const float* bias;      // [n] or null
     const float* residual;  // [m, n] or null; may be c
     int64_t residual_stride;
     float* c;  // [m, n], row stride c_stride
     int64_t c_stride;
-    float* scratch;               // kLinearScratch floats, owned by the calling thread
-    const float* next_panel;      // a panel to bring into the cache meanwhile, or null
+    float* scratch;           // kLinearScratch floats, owned by the calling thread
+    const float* next_panel;  // a panel to bring into the cache meanwhile, or null
     int32_t m, k, n, panel_begin, panel_end;
     Activation activation;
 };
-inline constexpr int kLinearRowBlock = 192;                                 // rows whose partial sums wait in scratch
+inline constexpr int kLinearRowBlock = 192;  // rows whose partial sums wait in scratch
 inline constexpr int64_t kLinearScratch = int64_t{kLinearRowBlock} * kPanelWidth;  // floats
 
 struct LayerNormF32Args {

@@ -70,8 +70,7 @@ FA_INLINE void finish_tile(const LinearF32Args& args, const Tile& t, Vec (&sum)[
             Vec y = sum[i][j];
             if (args.bias) y = add(y, bias);
             y = activate<kActivation>(y);
-            if (args.residual)
-                y = add(load_partial(args.residual + (t.row + i) * args.residual_stride + column, n), y);
+            if (args.residual) y = add(load_partial(args.residual + (t.row + i) * args.residual_stride + column, n), y);
             float* c = args.c + (t.row + i) * args.c_stride + column;
             if (n == kLanes)
                 store(c, y);

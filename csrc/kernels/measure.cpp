@@ -9,7 +9,9 @@ constexpr int kAccumulators = kTileVecs == 4 ? 16 : 6;  // enough to hide the la
 
 }  // namespace
 
-int32_t measure_fma_flops() { return kAccumulators * kLanes * 2; }
+int32_t measure_fma_flops() {
+    return kAccumulators * kLanes * 2;
+}
 
 float measure_fma(int64_t iterations) {
     Vec x = broadcast(1.0f), sum[kAccumulators];

@@ -5,7 +5,7 @@
 namespace fastattn::ops {
 namespace {
 
-constexpr int32_t kQueryRows = 96;    // of one chunk
+constexpr int32_t kQueryRows = 96;  // of one chunk
 constexpr int32_t kStoreRows = 256;
 
 struct Piece {
@@ -44,9 +44,13 @@ private:
     int64_t total_ = 0, first_ = 0;
 };
 
-int64_t half_block(const AttentionOp& op) { return int64_t{kBlockLen} * op.head_dim; }
+int64_t half_block(const AttentionOp& op) {
+    return int64_t{kBlockLen} * op.head_dim;
+}
 
-int64_t k_offset(const AttentionOp& op, int32_t kv_head) { return op.block_offset + kv_head * op.head_offset; }
+int64_t k_offset(const AttentionOp& op, int32_t kv_head) {
+    return op.block_offset + kv_head * op.head_offset;
+}
 
 AttentionF32Args head_args(const AttentionOp& op, const SequenceBlocks& s, int32_t head, int thread) {
     const int64_t offset = k_offset(op, head / (op.n_head / op.n_kv_head));
@@ -86,8 +90,9 @@ void for_runs(const AttentionOp& op, const SequenceBlocks& s, int32_t begin, int
 }  // namespace
 
 void kv_store(Team& team, const KernelTable& kernels, const AttentionOp& op) {
-    Pieces pieces(op, op.n_kv_head, kStoreRows, [](const SequenceBlocks& s) { return s.token_begin; },
-                  [](const SequenceBlocks& s) { return s.token_end; });
+    Pieces pieces(
+        op, op.n_kv_head, kStoreRows, [](const SequenceBlocks& s) { return s.token_begin; },
+        [](const SequenceBlocks& s) { return s.token_end; });
     team.for_chunks(pieces.count(), [&](int64_t chunk) {
         const Piece piece = pieces.at(chunk);
         const SequenceBlocks& s = op.sequences[piece.sequence];
@@ -107,8 +112,9 @@ void kv_store(Team& team, const KernelTable& kernels, const AttentionOp& op) {
 }
 
 void attention(Team& team, const KernelTable& kernels, const AttentionOp& op) {
-    Pieces pieces(op, op.n_head, kQueryRows, [](const SequenceBlocks& s) { return s.q_begin; },
-                  [](const SequenceBlocks& s) { return s.q_end; });
+    Pieces pieces(
+        op, op.n_head, kQueryRows, [](const SequenceBlocks& s) { return s.q_begin; },
+        [](const SequenceBlocks& s) { return s.q_end; });
     team.for_chunks(pieces.count(), [&](int64_t chunk) {
         const Piece piece = pieces.at(chunk);
         const SequenceBlocks& s = op.sequences[piece.sequence];

@@ -5,8 +5,8 @@
 namespace fastattn::ops {
 namespace {
 
-// Rows of one chunk: whole register tiles, at most a row block, and small enough for about twelve chunks a thread, since
-// the cores of a shared machine are not equally fast.
+// Rows of one chunk: whole register tiles, at most a row block, and small enough for about twelve chunks a thread,
+// since the cores of a shared machine are not equally fast.
 int64_t rows_per_chunk(int64_t m, int64_t panels, int threads) {
     const int64_t wanted_chunks = std::max<int64_t>(1, 12 * threads / std::max<int64_t>(panels, 1));
     const int64_t blocks = std::max((m + kLinearRowBlock - 1) / kLinearRowBlock, std::min(wanted_chunks, m / 48));

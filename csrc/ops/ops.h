@@ -23,20 +23,21 @@ namespace ops {
 struct LinearOp {
     View x, out;
     const float* panels;
-    const float* bias;       // or null
-    View residual;           // data null without
+    const float* bias;  // or null
+    View residual;      // data null without
     Activation activation;
-    float* const* scratch;   // a thread
+    float* const* scratch;  // a thread
 };
 void linear(Team& team, const KernelTable& kernels, const LinearOp& op);
 
-void layer_norm(Team& team, const KernelTable& kernels, View x, View out, const float* weight, const float* bias, float eps);
+void layer_norm(Team& team, const KernelTable& kernels, View x, View out, const float* weight, const float* bias,
+                float eps);
 void add(Team& team, const KernelTable& kernels, View a, View b, View out);
 void activation(Team& team, const KernelTable& kernels, View x, View out, Activation kind);
 void l2_normalize(Team& team, const KernelTable& kernels, View x, View out, float eps);
 
-// One sequence of an attention: its tokens are rows [token_begin, token_end) of k and v, at positions from `position` on.
-// Its query rows are [q_begin, q_end) of q; query_tokens, if not null, gives each row's token (row of the step).
+// One sequence of an attention: its tokens are rows [token_begin, token_end) of k and v, at positions from `position`
+// on. Its query rows are [q_begin, q_end) of q; query_tokens, if not null, gives each row's token (row of the step).
 struct SequenceBlocks {
     float* const* blocks;
     int32_t token_begin, token_end, position;
@@ -59,8 +60,7 @@ void kv_store(Team& team, const KernelTable& kernels, const AttentionOp& op);
 void attention(Team& team, const KernelTable& kernels, const AttentionOp& op);
 void attention_probs(Team& team, const KernelTable& kernels, const AttentionOp& op);
 
-inline constexpr int64_t kScratchFloats =
-    kLinearScratch > kAttentionScratch ? kLinearScratch : kAttentionScratch;
+inline constexpr int64_t kScratchFloats = kLinearScratch > kAttentionScratch ? kLinearScratch : kAttentionScratch;
 
 }  // namespace ops
 }  // namespace fastattn

@@ -19,10 +19,18 @@ void for_rows(Team& team, const View& x, const F& run) {
 
 }  // namespace
 
-void layer_norm(Team& team, const KernelTable& kernels, View x, View out, const float* weight, const float* bias, float eps) {
+void layer_norm(Team& team, const KernelTable& kernels, View x, View out, const float* weight, const float* bias,
+                float eps) {
     for_rows(team, x, [&](int64_t first, int32_t rows) {
-        kernels.layer_norm_f32({.x = x.row(first), .x_stride = x.stride, .weight = weight, .bias = bias,
-                                .out = out.row(first), .out_stride = out.stride, .rows = rows, .n = x.width, .eps = eps});
+        kernels.layer_norm_f32({.x = x.row(first),
+                                .x_stride = x.stride,
+                                .weight = weight,
+                                .bias = bias,
+                                .out = out.row(first),
+                                .out_stride = out.stride,
+                                .rows = rows,
+                                .n = x.width,
+                                .eps = eps});
     });
 }
 
@@ -42,8 +50,13 @@ void activation(Team& team, const KernelTable& kernels, View x, View out, Activa
 
 void l2_normalize(Team& team, const KernelTable& kernels, View x, View out, float eps) {
     for_rows(team, x, [&](int64_t first, int32_t rows) {
-        kernels.l2_normalize_f32({.x = x.row(first), .x_stride = x.stride, .out = out.row(first), .out_stride = out.stride,
-                                  .rows = rows, .n = x.width, .eps = eps});
+        kernels.l2_normalize_f32({.x = x.row(first),
+                                  .x_stride = x.stride,
+                                  .out = out.row(first),
+                                  .out_stride = out.stride,
+                                  .rows = rows,
+                                  .n = x.width,
+                                  .eps = eps});
     });
 }
 

@@ -10,9 +10,12 @@
 namespace fastattn {
 namespace {
 
-constexpr int64_t kAloneBelow = 500'000;  // multiply-adds of a step: some ten microseconds, which waking threads can cost
+constexpr int64_t kAloneBelow =
+    500'000;  // multiply-adds of a step: some ten microseconds, which waking threads can cost
 
-[[noreturn]] void bad_input(const std::string& what) { throw Error(ErrorKind::kInput, what); }
+[[noreturn]] void bad_input(const std::string& what) {
+    throw Error(ErrorKind::kInput, what);
+}
 
 // Holds caches for one call, so that two threads never write to one.
 class CacheGuard {
@@ -94,7 +97,8 @@ void Executor::check_step(const StepInput& step) const {
     for (int32_t i = 0; i < step.n_wanted; ++i)
         if (step.wanted[i] < (i > 0 ? step.wanted[i - 1] + 1 : 0) || step.wanted[i] >= step.n_tokens)
             bad_input("wanted: expected rising rows of the step");
-    if (!step.caches.empty() && step.caches.size() != static_cast<size_t>(step.n_sequences)) bad_input("caches: expected one a sequence");
+    if (!step.caches.empty() && step.caches.size() != static_cast<size_t>(step.n_sequences))
+        bad_input("caches: expected one a sequence");
     for (int32_t s = 0; s < static_cast<int32_t>(step.caches.size()); ++s) {
         const KvCache& cache = *step.caches[s];
         cache.check_open();
@@ -102,7 +106,8 @@ void Executor::check_step(const StepInput& step) const {
         const int64_t length = int64_t{cache.length()} + step.cu_seqlens[s + 1] - step.cu_seqlens[s];
         if (length > spec_.max_positions)
             throw Error(ErrorKind::kContextLength, "sequence " + std::to_string(s) + ": " + std::to_string(length) +
-                                                       " positions, the model has " + std::to_string(spec_.max_positions));
+                                                       " positions, the model has " +
+                                                       std::to_string(spec_.max_positions));
     }
     for (const auto& op : spec_.ops) {
         if (op.kind != OpKind::kEmbedding) continue;
@@ -112,8 +117,8 @@ void Executor::check_step(const StepInput& step) const {
             const int64_t row = (index ? int64_t{index[i]} : 0) + op.index_offset;
             if (row < 0 || row >= rows)
                 bad_input(std::string(name_of(op.index)) + ": expected 0 to " +
-                          std::to_string(rows - 1 - op.index_offset) + ", got " + std::to_string(row - op.index_offset) +
-                          " at token " + std::to_string(i));
+                          std::to_string(rows - 1 - op.index_offset) + ", got " +
+                          std::to_string(row - op.index_offset) + " at token " + std::to_string(i));
         }
     }
 }
@@ -162,7 +167,8 @@ void Executor::prepare(const StepInput& step, const std::vector<float*>& outputs
         if (place.output >= 0)
             views_[v] = {outputs[place.output], rows[static_cast<int>(value.rows)], value.width, value.width};
         else if (place.slot >= 0)
-            views_[v] = {base + slot_at[place.slot], rows[static_cast<int>(value.rows)], slots_[place.slot].stride, value.width};
+            views_[v] = {base + slot_at[place.slot], rows[static_cast<int>(value.rows)], slots_[place.slot].stride,
+                         value.width};
     }
     prepare_sequences(step, blocks_at);
 }
@@ -176,8 +182,8 @@ void Executor::prepare_sequences(const StepInput& step, const std::vector<int64_
     last_tokens_.assign(n, 0);
     for (int32_t s = 0, w = 0; s < step.n_sequences; ++s) {
         const int32_t begin = step.cu_seqlens[s], end = step.cu_seqlens[s + 1];
-        ops::SequenceBlocks sequence{.blocks = nullptr, .token_begin = begin, .token_end = end, .position = 0,
-                                     .q_begin = begin, .q_end = end};
+        ops::SequenceBlocks sequence{
+            .blocks = nullptr, .token_begin = begin, .token_end = end, .position = 0, .q_begin = begin, .q_end = end};
         if (!blocks_at.empty()) {
             for (int32_t b = 0; b * kBlockLen < end - begin; ++b)
                 own_blocks_[s].push_back(workspace_.floats() + blocks_at[s] + b * block_floats);
@@ -223,7 +229,8 @@ void Executor::run(const StepInput& step, const std::vector<float*>& outputs, co
         Clock::time_point start = profiling ? Clock::now() : Clock::time_point{};
         for (size_t i = 0; i < spec_.ops.size(); ++i) {
             if (spec_.ops[i].kind == OpKind::kSlice) continue;
-            run_op(spec_.ops[i], team, step);  // does nothing once the region was stopped, but keeps the barriers in step
+            run_op(spec_.ops[i], team,
+                   step);  // does nothing once the region was stopped, but keeps the barriers in step
             team.barrier();
             if (!profiling) continue;
             const Clock::time_point end = Clock::now();
@@ -231,7 +238,8 @@ void Executor::run(const StepInput& step, const std::vector<float*>& outputs, co
             start = end;
         }
     };
-    const bool finished = multiply_adds(step) < kAloneBelow ? running.pool.run_alone(body, poll) : running.pool.run(body, poll);
+    const bool finished =
+        multiply_adds(step) < kAloneBelow ? running.pool.run_alone(body, poll) : running.pool.run(body, poll);
     if (!finished) throw Error(ErrorKind::kCancelled, "the call was cancelled");
     for (size_t i = 0; i < spec_.outputs.size(); ++i) {  // slices, and values that are an output twice
         const int32_t value = spec_.outputs[i];

@@ -66,8 +66,8 @@ public:
     int64_t rows_of(int32_t value, const StepInput& step) const;
 
     // Runs a step. outputs[i] receives output i of the spec, row-major and dense ([rows, width]; attention_probs: the
-    // sequences' [n_head, q_len, kv_len] one behind the other). Throws before any work, or Cancelled after it was stopped:
-    // caches then have their old length.
+    // sequences' [n_head, q_len, kv_len] one behind the other). Throws before any work, or Cancelled after it was
+    // stopped: caches then have their old length.
     void run(const StepInput& step, const std::vector<float*>& outputs, const std::function<bool()>& poll);
 
     // Seconds spent in each op of the spec since profiling was switched on; empty while it is off.
@@ -117,7 +117,7 @@ private:
     std::vector<ops::SequenceBlocks> sequences_[kGatherKinds];
     const int32_t* query_tokens_[kGatherKinds] = {};
     std::vector<int32_t> first_tokens_, last_tokens_;
-    std::vector<float*> scratch_;        // a thread
+    std::vector<float*> scratch_;  // a thread
     std::vector<std::vector<float*>> own_blocks_;
 };
 

@@ -57,7 +57,8 @@ void KvCache::check_open() const {
 
 void KvCache::truncate(int32_t length) {
     if (length < 0 || length > length_)
-        throw Error(ErrorKind::kInput, "length: expected 0 to " + std::to_string(length_) + ", got " + std::to_string(length));
+        throw Error(ErrorKind::kInput,
+                    "length: expected 0 to " + std::to_string(length_) + ", got " + std::to_string(length));
     length_ = length;
     const auto keep = static_cast<size_t>((length + kBlockLen - 1) / kBlockLen);
     if (keep < pages_.size()) {

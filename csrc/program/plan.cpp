@@ -8,7 +8,9 @@
 namespace fastattn {
 namespace {
 
-[[noreturn]] void bad_spec(const std::string& what) { throw Error(ErrorKind::kConfig, "program: " + what); }
+[[noreturn]] void bad_spec(const std::string& what) {
+    throw Error(ErrorKind::kConfig, "program: " + what);
+}
 
 // Row strides that are a multiple of 1 KiB put the rows of a register tile into the same few cache sets.
 int64_t stride_for(int64_t width) {
@@ -39,7 +41,8 @@ void Executor::check_spec() const {
     for (const auto& op : spec_.ops) {
         for (const int32_t input : op.inputs)
             if (input < 0 || input >= n_values || !written[input]) bad_spec("an op reads a value before it is written");
-        if (op.output < 0 || op.output >= n_values || written[op.output]) bad_spec("a value is written twice or unknown");
+        if (op.output < 0 || op.output >= n_values || written[op.output])
+            bad_spec("a value is written twice or unknown");
         written[op.output] = true;
         if (op.kind == OpKind::kAttention || op.kind == OpKind::kAttentionProbs) {
             if (op.n_head < 1 || op.n_kv_head != spec_.n_kv_head || op.n_head % op.n_kv_head != 0 ||

@@ -38,7 +38,8 @@ void Executor::embedding(const OpSpec& op, Team& team, const StepInput& step) co
     const Weight& table = *weights_[op.weights[0]];
     const View out = view(op.output);
     const int32_t* index = index_of(step, op.index);
-    team.for_chunks(out.rows, [&](int64_t i) { read_row(table, (index ? index[i] : 0) + op.index_offset, out.row(i)); });
+    team.for_chunks(out.rows,
+                    [&](int64_t i) { read_row(table, (index ? index[i] : 0) + op.index_offset, out.row(i)); });
 }
 
 void Executor::gather_rows(const OpSpec& op, Team& team, const StepInput& step) const {
@@ -57,8 +58,12 @@ void Executor::gather_rows(const OpSpec& op, Team& team, const StepInput& step) 
 void Executor::pool(const OpSpec& op, Team& team, const StepInput& step) const {
     const View x = view(op.inputs[0]), out = view(op.output);
     team.for_chunks(out.rows, [&](int64_t s) {
-        kernels_.pool_f32({.x = x.row(step.cu_seqlens[s]), .x_stride = x.stride, .out = out.row(s),
-                           .rows = step.cu_seqlens[s + 1] - step.cu_seqlens[s], .n = x.width, .kind = op.pool});
+        kernels_.pool_f32({.x = x.row(step.cu_seqlens[s]),
+                           .x_stride = x.stride,
+                           .out = out.row(s),
+                           .rows = step.cu_seqlens[s + 1] - step.cu_seqlens[s],
+                           .n = x.width,
+                           .kind = op.pool});
     });
 }
 
@@ -66,23 +71,24 @@ void Executor::attention(const OpSpec& op, Team& team, const StepInput& step) co
     const bool probs = op.kind == OpKind::kAttentionProbs;
     const KvShape shape{spec_.n_layer, spec_.n_kv_head, spec_.head_dim};
     const auto rows = static_cast<int>(op.gather);
-    ops::AttentionOp args{.q = view(op.inputs[0]),
-                          .k = view(op.inputs[1]),
-                          // attention_probs has no values: it stores the keys twice, and its attention stores both again.
-                          .v = view(op.inputs[probs ? 1 : 2]),
-                          .out = view(op.output),
-                          .sequences = sequences_[rows].data(),
-                          .query_tokens = query_tokens_[rows],
-                          .n_sequences = step.n_sequences,
-                          .n_head = op.n_head,
-                          .n_kv_head = op.n_kv_head,
-                          .head_dim = op.head_dim,
-                          .block_offset = step.caches.empty() ? 0 : shape.k_offset(op.layer, 0),
-                          .head_offset = 2 * shape.half_block(),
-                          .causal = op.causal,
-                          .scale = op.scale,
-                          .scratch = scratch_.data(),
-                          .probs = probs ? view(op.output).data : nullptr};
+    ops::AttentionOp args{
+        .q = view(op.inputs[0]),
+        .k = view(op.inputs[1]),
+        // attention_probs has no values: it stores the keys twice, and its attention stores both again.
+        .v = view(op.inputs[probs ? 1 : 2]),
+        .out = view(op.output),
+        .sequences = sequences_[rows].data(),
+        .query_tokens = query_tokens_[rows],
+        .n_sequences = step.n_sequences,
+        .n_head = op.n_head,
+        .n_kv_head = op.n_kv_head,
+        .head_dim = op.head_dim,
+        .block_offset = step.caches.empty() ? 0 : shape.k_offset(op.layer, 0),
+        .head_offset = 2 * shape.half_block(),
+        .causal = op.causal,
+        .scale = op.scale,
+        .scratch = scratch_.data(),
+        .probs = probs ? view(op.output).data : nullptr};
     ops::kv_store(team, kernels_, args);
     team.barrier();
     if (probs)

@@ -29,8 +29,8 @@ public:
             const auto by_logit = [this](int32_t a, int32_t b) {
                 return logits_[a] > logits_[b] || (logits_[a] == logits_[b] && a < b);
             };
-            std::partial_sort(ids_.begin() + static_cast<long>(sorted_), ids_.begin() + static_cast<long>(end), ids_.end(),
-                              by_logit);
+            std::partial_sort(ids_.begin() + static_cast<long>(sorted_), ids_.begin() + static_cast<long>(end),
+                              ids_.end(), by_logit);
             sorted_ = end;
         }
         return ids_[rank];
@@ -77,8 +77,8 @@ public:
     // Of `id` under the logits as they came.
     float logprob(const float* logits, int32_t id) {
         const auto n = static_cast<int32_t>(probs_.size());
-        kernels_.softmax_f32({.x = logits, .x_stride = n, .out = probs_.data(), .out_stride = n, .rows = 1, .n = n,
-                              .log = true});
+        kernels_.softmax_f32(
+            {.x = logits, .x_stride = n, .out = probs_.data(), .out_stride = n, .rows = 1, .n = n, .log = true});
         return probs_[static_cast<size_t>(id)];
     }
 
@@ -96,12 +96,18 @@ private:
     int32_t argmax() const {
         int32_t index;
         float value;
-        kernels_.argmax_f32({.x = logits_.data(), .n = static_cast<int32_t>(logits_.size()), .index = &index, .value = &value});
+        kernels_.argmax_f32(
+            {.x = logits_.data(), .n = static_cast<int32_t>(logits_.size()), .index = &index, .value = &value});
         return index;
     }
     void softmax() {
         const auto n = static_cast<int32_t>(logits_.size());
-        kernels_.softmax_f32({.x = logits_.data(), .x_stride = n, .out = probs_.data(), .out_stride = n, .rows = 1, .n = n,
+        kernels_.softmax_f32({.x = logits_.data(),
+                              .x_stride = n,
+                              .out = probs_.data(),
+                              .out_stride = n,
+                              .rows = 1,
+                              .n = n,
                               .log = false});
     }
     // The shortest head of the ranking whose probabilities reach top_p of all; at least one.
@@ -162,7 +168,9 @@ void sample(const SampleArgs& args) {
         kernels.argmax_f32({.x = logits, .n = args.vocab, .index = &best, .value = &highest});
         if (best < 0 || !std::isfinite(highest))
             throw Error(ErrorKind::kNonFinite, "logits: expected finite numbers, got " +
-                                                   std::string(best < 0 ? "NaN" : highest > 0 ? "+inf" : "-inf only") +
+                                                   std::string(best < 0      ? "NaN"
+                                                               : highest > 0 ? "+inf"
+                                                                             : "-inf only") +
                                                    " in row " + std::to_string(row));
         const SampleParams& params = args.params[row];
         const int64_t begin = args.history_offsets[row], end = args.history_offsets[row + 1];

@@ -20,9 +20,10 @@ static_assert(sizeof(SampleParams) == 40);
 // Four random words of Philox4x32-10 (Salmon et al. 2011) for a key and a counter.
 void philox(uint64_t key, uint64_t counter, uint32_t (&out)[4]);
 
-// Draws one token for each row of logits [n, vocab]: repetition penalty over the row's history, then temperature, top-k,
-// top-p, min-p, and one draw by Philox. Candidates stand in order of falling logit, ties by rising id. Writes the id and
-// its log-softmax under the unprocessed logits. Throws Error(kNonFinite) naming the row for NaN, +inf or all -inf.
+// Draws one token for each row of logits [n, vocab]: repetition penalty over the row's history, then temperature,
+// top-k, top-p, min-p, and one draw by Philox. Candidates stand in order of falling logit, ties by rising id. Writes
+// the id and its log-softmax under the unprocessed logits. Throws Error(kNonFinite) naming the row for NaN, +inf or all
+// -inf.
 struct SampleArgs {
     const float* logits;
     int32_t n, vocab;
@@ -30,7 +31,7 @@ struct SampleArgs {
     const int32_t* history;          // ids of all rows, one behind the other
     const int64_t* history_offsets;  // [n + 1]
     int32_t* ids;
-    float* logprobs;                 // or null
+    float* logprobs;  // or null
 };
 void sample(const SampleArgs& args);
 

@@ -38,8 +38,8 @@ bool read_fully(const TensorSource& source, int64_t offset, int64_t bytes, std::
             if (got < 0)
                 failure.set(ErrorKind::kOs, "reading tensor " + source.name + ": " + std::strerror(errno));
             else
-                failure.set(ErrorKind::kModelFormat, "tensor " + source.name + ": the file ends " +
-                                                         std::to_string(bytes) + " bytes early");
+                failure.set(ErrorKind::kModelFormat,
+                            "tensor " + source.name + ": the file ends " + std::to_string(bytes) + " bytes early");
             return false;
         }
         bytes -= got, offset += got, out += got;
@@ -77,16 +77,18 @@ void load_rows(const TensorSource& source, float* out, ThreadPool& pool, const s
     const int64_t total = source.rows * source.columns;
     const int64_t chunks = (total + kStagingFloats - 1) / kStagingFloats;
     std::vector<Staging> stagings = staging_for(pool, std::min(total, kStagingFloats), source.dtype);
-    pool.run([&](Team& team) {
-        Staging& staging = stagings[team.index()];
-        team.for_chunks(chunks, [&](int64_t chunk) {
-            const int64_t first = chunk * kStagingFloats;
-            const int64_t n = std::min(kStagingFloats, total - first);
-            const int64_t size = dtype_bytes(source.dtype);
-            if (!read_fully(source, first * size, n * size, staging.raw.get(), failure)) return;
-            std::memcpy(out + first, staging.convert(n, source.dtype), static_cast<size_t>(n) * 4);
-        });
-    }, poll);
+    pool.run(
+        [&](Team& team) {
+            Staging& staging = stagings[team.index()];
+            team.for_chunks(chunks, [&](int64_t chunk) {
+                const int64_t first = chunk * kStagingFloats;
+                const int64_t n = std::min(kStagingFloats, total - first);
+                const int64_t size = dtype_bytes(source.dtype);
+                if (!read_fully(source, first * size, n * size, staging.raw.get(), failure)) return;
+                std::memcpy(out + first, staging.convert(n, source.dtype), static_cast<size_t>(n) * 4);
+            });
+        },
+        poll);
 }
 
 // Rows [first, first + n) of k-major data [n, columns]: each is one k of every panel.
@@ -98,7 +100,8 @@ void pack_k_major(const float* src, int64_t first_k, int64_t n, int64_t columns,
         const int64_t width = std::min<int64_t>(kPanelWidth - lane, columns - column);
         float* panel = panels + at / kPanelWidth * k * kPanelWidth + lane;
         for (int64_t i = 0; i < n; ++i)
-            std::memcpy(panel + (first_k + i) * kPanelWidth, src + i * columns + column, static_cast<size_t>(width) * 4);
+            std::memcpy(panel + (first_k + i) * kPanelWidth, src + i * columns + column,
+                        static_cast<size_t>(width) * 4);
         column += width;
     }
 }
@@ -112,19 +115,21 @@ void load_matrix(const TensorSource& source, float* panels, int64_t first_column
     const int64_t lines_per_chunk = std::clamp<int64_t>(kStagingFloats / length, 1, 64);
     const int64_t size = dtype_bytes(source.dtype);
     std::vector<Staging> stagings = staging_for(pool, lines_per_chunk * length, source.dtype);
-    pool.run([&](Team& team) {
-        Staging& staging = stagings[team.index()];
-        team.for_chunks((lines + lines_per_chunk - 1) / lines_per_chunk, [&](int64_t chunk) {
-            const int64_t first = chunk * lines_per_chunk;
-            const int64_t n = std::min(lines_per_chunk, lines - first);
-            if (!read_fully(source, first * length * size, n * length * size, staging.raw.get(), failure)) return;
-            const float* src = staging.convert(n * length, source.dtype);
-            if (source.transposed)
-                pack_k_major(src, first, n, length, source.columns, panels, first_column);
-            else
-                pack_rows(src, n, length, panels, first_column + first);
-        });
-    }, poll);
+    pool.run(
+        [&](Team& team) {
+            Staging& staging = stagings[team.index()];
+            team.for_chunks((lines + lines_per_chunk - 1) / lines_per_chunk, [&](int64_t chunk) {
+                const int64_t first = chunk * lines_per_chunk;
+                const int64_t n = std::min(lines_per_chunk, lines - first);
+                if (!read_fully(source, first * length * size, n * length * size, staging.raw.get(), failure)) return;
+                const float* src = staging.convert(n * length, source.dtype);
+                if (source.transposed)
+                    pack_k_major(src, first, n, length, source.columns, panels, first_column);
+                else
+                    pack_rows(src, n, length, panels, first_column + first);
+            });
+        },
+        poll);
 }
 
 }  // namespace

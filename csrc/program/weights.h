@@ -36,8 +36,8 @@ void read_row(const Weight& weight, int64_t row, float* out);
 class Weights {
 public:
     const Weight* find(const std::string& name) const;
-    const Weight& add(const std::string& name, Weight::Use use, const std::vector<TensorSource>& parts, ThreadPool& pool,
-                      const std::function<bool()>& poll);
+    const Weight& add(const std::string& name, Weight::Use use, const std::vector<TensorSource>& parts,
+                      ThreadPool& pool, const std::function<bool()>& poll);
     int64_t bytes() const;
 
 private:

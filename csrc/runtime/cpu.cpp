@@ -19,9 +19,13 @@ struct Target {
     bool (*runs_here)();
 };
 
-bool always() { return true; }
+bool always() {
+    return true;
+}
 #if FASTATTN_HAS_AVX2
-bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+bool has_avx2() {
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+}
 #endif
 #if FASTATTN_HAS_AVX512
 bool has_avx512() {
@@ -90,8 +94,8 @@ const KernelTable& kernels_of(const std::string& name) {
     for (const auto& target : kTargets) {
         if (name != target.name) continue;
         if (!target.runs_here())
-            throw Error(ErrorKind::kConfig, "SIMD target " + name + ": this CPU cannot run it; available: " +
-                                                joined(available_targets()));
+            throw Error(ErrorKind::kConfig,
+                        "SIMD target " + name + ": this CPU cannot run it; available: " + joined(available_targets()));
         return target.table();
     }
     throw Error(ErrorKind::kConfig, "SIMD target " + name + ": not built; built: " + joined(built_targets()));

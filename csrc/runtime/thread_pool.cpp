@@ -7,8 +7,8 @@
 namespace fastattn {
 namespace {
 
-// Between two barriers of a step lie microseconds, between two steps tens of them: spin that long, then offer the core to
-// whoever waits for it (on a busy machine that may be the thread waited for), then sleep.
+// Between two barriers of a step lie microseconds, between two steps tens of them: spin that long, then offer the core
+// to whoever waits for it (on a busy machine that may be the thread waited for), then sleep.
 constexpr int kSpins = 2000;
 constexpr int kYields = 20;
 constexpr auto kPollPeriod = std::chrono::milliseconds(50);
@@ -39,7 +39,9 @@ const int fork_handler = pthread_atfork(nullptr, nullptr, [] { forks.fetch_add(1
 
 }  // namespace
 
-uint64_t fork_generation() { return forks.load(std::memory_order_relaxed) + static_cast<uint64_t>(fork_handler); }
+uint64_t fork_generation() {
+    return forks.load(std::memory_order_relaxed) + static_cast<uint64_t>(fork_handler);
+}
 
 struct Team::Shared {
     struct alignas(64) Counter {
@@ -69,7 +71,9 @@ struct Team::Shared {
     }
 };
 
-std::atomic<int64_t>& Team::next_counter() { return shared_.counters[phase_++ % kCounters].value; }
+std::atomic<int64_t>& Team::next_counter() {
+    return shared_.counters[phase_++ % kCounters].value;
+}
 
 bool Team::stopped() {
     if (shared_.stop.load(std::memory_order_relaxed)) return true;
@@ -144,6 +148,8 @@ bool ThreadPool::run_on(int threads, const std::function<void(Team&)>& body, con
     return !shared.stop.load();
 }
 
-void ThreadPool::cancel() { shared_->stop.store(true); }
+void ThreadPool::cancel() {
+    shared_->stop.store(true);
+}
 
 }  // namespace fastattn

@@ -19,9 +19,9 @@ public:
     // All threads of the region wait for each other.
     void barrier();
 
-    // Calls run(chunk) for chunks [0, n), each on one thread, in rising order per thread. All threads of the region must
-    // come here; they do not wait for each other at the end. After a cancel the remaining chunks are not run. At most
-    // kCounters calls between two barriers.
+    // Calls run(chunk) for chunks [0, n), each on one thread, in rising order per thread. All threads of the region
+    // must come here; they do not wait for each other at the end. After a cancel the remaining chunks are not run. At
+    // most kCounters calls between two barriers.
     template <class F>
     void for_chunks(int64_t n, const F& run) {
         std::atomic<int64_t>& counter = next_counter();

@@ -16,9 +16,9 @@ from fastattn.models.auto import AutoModel, AutoModelForCausalLM, AutoModelForSe
 
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
-import torch  # noqa: E402
+import torch
 
-from tests.reference import hf  # noqa: E402
+from tests.reference import hf
 
 pytestmark = [pytest.mark.torch, pytest.mark.slow]
 
