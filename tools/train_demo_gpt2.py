@@ -1,6 +1,7 @@
 """Train the demo GPT-2 model on LitBank novels and write it as a Hugging Face directory.
 
-Run from the project root (see ``--help`` for all settings; the defaults reproduce the shipped model)::
+Run from the project root (see ``--help``; the defaults are the first round of the shipped model, the second round
+is in its model card)::
 
     python tools/train_demo_gpt2.py --data ../shared/data --work build/demo-gpt2
 
