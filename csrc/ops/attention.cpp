@@ -52,13 +52,18 @@ int64_t k_offset(const AttentionOp& op, int32_t kv_head) {
     return op.block_offset + kv_head * op.head_offset;
 }
 
-AttentionF32Args head_args(const AttentionOp& op, const SequenceBlocks& s, int32_t head, int thread) {
-    const int64_t offset = k_offset(op, head / (op.n_head / op.n_kv_head));
+// Where the keys of one head lie: the blocks, and the offset within a block.
+struct HeadPlace {
+    float* const* blocks;
+    int64_t offset;
+};
+
+AttentionF32Args head_args(const AttentionOp& op, const SequenceBlocks& s, HeadPlace place, int thread) {
     return {.q = nullptr,
             .q_stride = op.q.stride,
-            .blocks = s.blocks,
-            .k_offset = offset,
-            .v_offset = offset + half_block(op),
+            .blocks = place.blocks,
+            .k_offset = place.offset,
+            .v_offset = place.offset + half_block(op),
             .mask = nullptr,
             .mask_stride = 0,
             .out = nullptr,
@@ -87,7 +92,49 @@ void for_runs(const AttentionOp& op, const SequenceBlocks& s, int32_t begin, int
     }
 }
 
-}  // namespace
+// Keys and values of rows [begin, end) of the step into their blocks.
+void store(const KernelTable& kernels, const AttentionOp& op, const SequenceBlocks& s, HeadPlace place, int32_t kv_head,
+           int32_t begin, int32_t end) {
+    const int64_t column = int64_t{kv_head} * op.head_dim;
+    kernels.kv_store_f32({.k = op.k.row(begin) + column,
+                          .v = op.v.row(begin) + column,
+                          .k_stride = op.k.stride,
+                          .v_stride = op.v.stride,
+                          .blocks = place.blocks,
+                          .k_offset = place.offset,
+                          .v_offset = place.offset + half_block(op),
+                          .rows = end - begin,
+                          .position = s.position + begin - s.token_begin,
+                          .head_dim = op.head_dim});
+}
+
+// Query rows [begin, end) of one head.
+void attend(const KernelTable& kernels, const AttentionOp& op, const SequenceBlocks& s, HeadPlace place, int32_t head,
+            int32_t begin, int32_t end, int thread) {
+    AttentionF32Args args = head_args(op, s, place, thread);
+    const int64_t column = int64_t{head} * op.head_dim;
+    for_runs(op, s, begin, end, [&](int32_t first, int32_t last, int32_t position) {
+        args.q = op.q.row(first) + column;
+        args.out = op.out.row(first) + column;
+        args.q_len = last - first;
+        args.q_position = position;
+        kernels.attention_f32(args);
+    });
+}
+
+// All of one sequence's head on one thread.
+void attention_by_heads(Team& team, const KernelTable& kernels, const AttentionOp& op) {
+    const int32_t group = op.n_head / op.n_kv_head;
+    team.for_chunks(int64_t{op.n_sequences} * op.n_kv_head, [&](int64_t chunk) {
+        const SequenceBlocks& s = op.sequences[chunk / op.n_kv_head];
+        const auto kv_head = static_cast<int32_t>(chunk % op.n_kv_head);
+        const HeadPlace place = op.thread_blocks ? HeadPlace{op.thread_blocks[team.index()], 0}
+                                                 : HeadPlace{s.blocks, k_offset(op, kv_head)};
+        if (s.token_end > s.token_begin) store(kernels, op, s, place, kv_head, s.token_begin, s.token_end);
+        for (int32_t head = kv_head * group; head < (kv_head + 1) * group; ++head)
+            attend(kernels, op, s, place, head, s.q_begin, s.q_end, team.index());
+    });
+}
 
 void kv_store(Team& team, const KernelTable& kernels, const AttentionOp& op) {
     Pieces pieces(
@@ -96,41 +143,37 @@ void kv_store(Team& team, const KernelTable& kernels, const AttentionOp& op) {
     team.for_chunks(pieces.count(), [&](int64_t chunk) {
         const Piece piece = pieces.at(chunk);
         const SequenceBlocks& s = op.sequences[piece.sequence];
-        const int64_t offset = k_offset(op, piece.head);
-        const int64_t column = int64_t{piece.head} * op.head_dim;
-        kernels.kv_store_f32({.k = op.k.row(piece.begin) + column,
-                              .v = op.v.row(piece.begin) + column,
-                              .k_stride = op.k.stride,
-                              .v_stride = op.v.stride,
-                              .blocks = s.blocks,
-                              .k_offset = offset,
-                              .v_offset = offset + half_block(op),
-                              .rows = piece.end - piece.begin,
-                              .position = s.position + piece.begin - s.token_begin,
-                              .head_dim = op.head_dim});
+        store(kernels, op, s, {s.blocks, k_offset(op, piece.head)}, piece.head, piece.begin, piece.end);
     });
 }
 
-void attention(Team& team, const KernelTable& kernels, const AttentionOp& op) {
+void attention_by_rows(Team& team, const KernelTable& kernels, const AttentionOp& op) {
+    kv_store(team, kernels, op);
+    team.barrier();
     Pieces pieces(
         op, op.n_head, kQueryRows, [](const SequenceBlocks& s) { return s.q_begin; },
         [](const SequenceBlocks& s) { return s.q_end; });
     team.for_chunks(pieces.count(), [&](int64_t chunk) {
         const Piece piece = pieces.at(chunk);
         const SequenceBlocks& s = op.sequences[piece.sequence];
-        AttentionF32Args args = head_args(op, s, piece.head, team.index());
-        const int64_t column = int64_t{piece.head} * op.head_dim;
-        for_runs(op, s, piece.begin, piece.end, [&](int32_t begin, int32_t end, int32_t position) {
-            args.q = op.q.row(begin) + column;
-            args.out = op.out.row(begin) + column;
-            args.q_len = end - begin;
-            args.q_position = position;
-            kernels.attention_f32(args);
-        });
+        const HeadPlace place{s.blocks, k_offset(op, piece.head / (op.n_head / op.n_kv_head))};
+        attend(kernels, op, s, place, piece.head, piece.begin, piece.end, team.index());
     });
 }
 
+}  // namespace
+
+void attention(Team& team, const KernelTable& kernels, const AttentionOp& op) {
+    // Four chunks a thread even out what heads of unequal length cost.
+    if (int64_t{op.n_sequences} * op.n_kv_head >= int64_t{4} * team.size())
+        attention_by_heads(team, kernels, op);
+    else
+        attention_by_rows(team, kernels, op);
+}
+
 void attention_probs(Team& team, const KernelTable& kernels, const AttentionOp& op) {
+    kv_store(team, kernels, op);
+    team.barrier();
     team.for_chunks(int64_t{op.n_sequences} * op.n_head, [&](int64_t chunk) {
         const auto sequence = static_cast<int32_t>(chunk / op.n_head);
         const auto head = static_cast<int32_t>(chunk % op.n_head);
@@ -141,7 +184,8 @@ void attention_probs(Team& team, const KernelTable& kernels, const AttentionOp& 
                    (before.position + before.token_end - before.token_begin);
         }
         const SequenceBlocks& s = op.sequences[sequence];
-        AttentionF32Args args = head_args(op, s, head, team.index());
+        const HeadPlace place{s.blocks, k_offset(op, head / (op.n_head / op.n_kv_head))};
+        AttentionF32Args args = head_args(op, s, place, team.index());
         args.q_len = s.q_end - s.q_begin;
         if (args.q_len == 0) return;
         args.q = op.q.row(s.q_begin) + int64_t{head} * op.head_dim;

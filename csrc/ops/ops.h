@@ -54,9 +54,14 @@ struct AttentionOp {
     bool causal;
     float scale;
     float* const* scratch;
+    // A thread's own blocks for the keys and values of one head, when no cache keeps them; else null.
+    float* const* const* thread_blocks;
     float* probs;  // attention_probs: the sequences' [n_head, q_len, kv_len] one behind the other, else null
 };
-void kv_store(Team& team, const KernelTable& kernels, const AttentionOp& op);
+
+// Stores the keys and values of the step, then attends. Where there are heads enough for all threads, one thread does
+// both for a head, whose keys and values then stay in its cache; otherwise query rows are split, too, with a barrier
+// between.
 void attention(Team& team, const KernelTable& kernels, const AttentionOp& op);
 void attention_probs(Team& team, const KernelTable& kernels, const AttentionOp& op);
 

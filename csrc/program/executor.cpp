@@ -148,10 +148,14 @@ void Executor::prepare(const StepInput& step, const std::vector<float*>& outputs
     const bool own = step.caches.empty() && spec_.n_layer > 0;
     const int64_t block_floats = int64_t{2} * spec_.n_kv_head * kBlockLen * spec_.head_dim;
     std::vector<int64_t> blocks_at;
+    int64_t most_blocks = 0;
     for (int32_t s = 0; own && s < step.n_sequences; ++s) {
         const int64_t blocks = (step.cu_seqlens[s + 1] - step.cu_seqlens[s] + kBlockLen - 1) / kBlockLen;
         blocks_at.push_back(take(blocks * block_floats));
+        most_blocks = std::max(most_blocks, blocks);
     }
+    const int64_t head_block_floats = int64_t{2} * kBlockLen * spec_.head_dim;
+    const int64_t thread_blocks_at = take(threads * most_blocks * head_block_floats);
     if (workspace_.bytes() < static_cast<size_t>(floats) * sizeof(float)) {
         workspace_ = Buffer();  // give the old one back first
         workspace_ = Buffer(static_cast<size_t>(floats) * sizeof(float));
@@ -171,6 +175,13 @@ void Executor::prepare(const StepInput& step, const std::vector<float*>& outputs
                          value.width};
     }
     prepare_sequences(step, blocks_at);
+    own_thread_blocks_.assign(threads, {});
+    thread_blocks_.clear();
+    for (int i = 0; i < threads; ++i) {
+        for (int64_t b = 0; b < most_blocks; ++b)
+            own_thread_blocks_[i].push_back(base + thread_blocks_at + (i * most_blocks + b) * head_block_floats);
+        thread_blocks_.push_back(own_thread_blocks_[i].data());
+    }
 }
 
 void Executor::prepare_sequences(const StepInput& step, const std::vector<int64_t>& blocks_at) {

@@ -117,8 +117,10 @@ private:
     std::vector<ops::SequenceBlocks> sequences_[kGatherKinds];
     const int32_t* query_tokens_[kGatherKinds] = {};
     std::vector<int32_t> first_tokens_, last_tokens_;
-    std::vector<float*> scratch_;  // a thread
-    std::vector<std::vector<float*>> own_blocks_;
+    std::vector<float*> scratch_;                  // a thread
+    std::vector<std::vector<float*>> own_blocks_;  // a sequence
+    std::vector<std::vector<float*>> own_thread_blocks_;
+    std::vector<float* const*> thread_blocks_;
 };
 
 }  // namespace fastattn

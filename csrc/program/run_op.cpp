@@ -88,9 +88,8 @@ void Executor::attention(const OpSpec& op, Team& team, const StepInput& step) co
         .causal = op.causal,
         .scale = op.scale,
         .scratch = scratch_.data(),
+        .thread_blocks = step.caches.empty() ? thread_blocks_.data() : nullptr,
         .probs = probs ? view(op.output).data : nullptr};
-    ops::kv_store(team, kernels_, args);
-    team.barrier();
     if (probs)
         ops::attention_probs(team, kernels_, args);
     else
