@@ -3,7 +3,11 @@
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
+#include <cxxabi.h>
+#include <unistd.h>
+
 #include <exception>
+#include <functional>
 #include <string>
 
 #include "core/error.h"
@@ -54,19 +58,33 @@ T* writable(const char* name, py::array& array, int ndim) {
     return static_cast<T*>(array.mutable_data());
 }
 
+// Takes the GIL by `take`. When the interpreter shuts down, Python (before 3.14) ends threads that ask for the GIL by
+// unwinding their stacks, which no noexcept frame survives: such a thread waits here instead for the process to end.
+template <class F>
+auto take_gil(const F& take) {
+    try {
+        return take();
+    } catch (const abi::__forced_unwind&) {
+        for (;;) pause();
+    }
+}
+
 // Looks for signals while the GIL is released. After a true the Python error waits in `error`.
 struct SignalPoll {
     std::exception_ptr error;
 
     bool operator()() {
-        const py::gil_scoped_acquire gil;
-        if (PyErr_CheckSignals() == 0) return false;
-        try {
-            throw py::error_already_set();
-        } catch (...) {
-            error = std::current_exception();
+        const PyGILState_STATE state = take_gil([] { return PyGILState_Ensure(); });
+        const bool raised = PyErr_CheckSignals() != 0;
+        if (raised) {
+            try {
+                throw py::error_already_set();
+            } catch (...) {
+                error = std::current_exception();
+            }
         }
-        return true;
+        PyGILState_Release(state);
+        return raised;
     }
 };
 
@@ -74,13 +92,19 @@ struct SignalPoll {
 template <class F>
 void without_gil(const F& work) {
     SignalPoll poll;
+    std::exception_ptr error;
+    PyThreadState* state = PyEval_SaveThread();
     try {
-        const py::gil_scoped_release release;
         work(std::function<bool()>(std::ref(poll)));
-    } catch (const Error&) {
-        if (poll.error) std::rethrow_exception(poll.error);
-        throw;
+    } catch (...) {
+        error = std::current_exception();
     }
+    take_gil([state] {
+        PyEval_RestoreThread(state);
+        return 0;
+    });
+    if (poll.error) std::rethrow_exception(poll.error);
+    if (error) std::rethrow_exception(error);
 }
 
 }  // namespace fastattn

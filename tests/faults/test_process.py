@@ -1,0 +1,162 @@
+"""Faults 58 to 62 as far as they concern one process: forks, threads, memory limits, forced targets."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fastattn import _core
+from fastattn.errors import Cancelled, ConfigError
+from fastattn.models.auto import AutoModelForCausalLM
+from tests.reference.checkpoints import write_gpt2
+
+TEXT = [3, 1, 4, 1, 5, 9, 2, 6]
+PRELUDE = """
+import os, resource, sys
+import numpy as np
+import fastattn as fa
+lm = fa.AutoModelForCausalLM.from_pretrained(sys.argv[1], threads=2)
+"""
+
+
+def run_python(code: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run code in a process of its own, with the folder as its argument; it may take a minute on a busy machine."""
+    return subprocess.run(
+        [sys.executable, "-c", code, str(folder)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **environment},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+def wide(folder: Path) -> Path:
+    """A model large enough that its steps run on all threads."""
+    return write_gpt2(folder, vocab_size=300, n_positions=64, n_embd=192, n_layer=2, n_head=4)
+
+
+def test_fault_59_fork_after_native_work(tmp_path: Path) -> None:
+    code = (
+        PRELUDE
+        + """
+ids = np.arange(40, dtype=np.int32)
+before = lm(ids).logits
+child = os.fork()
+if child == 0:
+    same = np.array_equal(lm(ids).logits, before)
+    other = fa.ops.softmax(np.zeros((2, 3), np.float32)).shape == (2, 3)
+    os._exit(0 if same and other else 3)
+_, status = os.waitpid(child, 0)
+assert np.array_equal(lm(ids).logits, before)
+sys.exit(os.waitstatus_to_exitcode(status))
+"""
+    )
+    done = run_python(code, wide(tmp_path))
+    assert done.returncode == 0, done.stderr
+
+
+def test_fault_59_exit_while_threads_work(tmp_path: Path) -> None:
+    code = (
+        PRELUDE
+        + """
+import threading, time
+ids = np.arange(60, dtype=np.int32)
+def work():
+    while True:
+        lm(ids)
+threading.Thread(target=work, daemon=True).start()
+time.sleep(0.2)
+sys.exit(7)
+"""
+    )
+    done = run_python(code, wide(tmp_path))
+    assert done.returncode == 7, done.stderr
+
+
+def test_fault_60_address_space_limit(tmp_path: Path) -> None:
+    code = (
+        PRELUDE
+        + """
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + (24 << 20), resource.RLIM_INFINITY))
+caches = []
+try:
+    while True:
+        caches.append(lm(np.zeros((len(caches) + 1) * 40, np.int32).reshape(-1, 40)).logits)
+        if len(caches) > 2000:
+            sys.exit(5)
+except MemoryError as error:
+    caches.clear()
+    resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    lm(np.arange(10))
+    print(type(error).__name__)
+"""
+    )
+    done = run_python(code, wide(tmp_path))
+    assert done.returncode == 0, done.stderr
+
+
+def test_fault_62_many_threads_one_model(tmp_path: Path) -> None:
+    lm = AutoModelForCausalLM.from_pretrained(wide(tmp_path), threads=2)
+    texts = [np.arange(i % 7, i % 7 + 3 + i, dtype=np.int32) for i in range(32)]
+    expected = [lm(text).logits for text in texts]
+    wrong: list[int] = []
+
+    def work(i: int) -> None:
+        if not np.array_equal(lm(texts[i]).logits, expected[i]):
+            wrong.append(i)
+
+    threads = [threading.Thread(target=work, args=(i % 32,)) for i in range(64)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+
+
+def test_fault_62_affinity_is_honoured() -> None:
+    one = {min(os.sched_getaffinity(0))}
+    code = f"import os; os.sched_setaffinity(0, {one}); from fastattn import _core; print(_core.default_threads())"
+    assert run_python(code, Path()).stdout.strip() == "1"
+
+
+@pytest.mark.parametrize("target", ["neon", "sse9"])
+def test_fault_62_forced_target_that_cannot_run(target: str) -> None:
+    if target in _core.available_targets():
+        pytest.skip(f"{target} runs here")
+    code = "from fastattn import runtime\ntry: runtime.info()\nexcept Exception as e: print(type(e).__name__, e)"
+    out = run_python(code, Path(), FASTATTN_FORCE_TARGET=target).stdout
+    assert out.startswith(ConfigError.__name__)
+    assert target in out
+
+
+def test_cancel_from_another_thread(tmp_path: Path) -> None:
+    """The step ends with Cancelled, the cache is as before, and the model goes on."""
+    model = write_gpt2(tmp_path, vocab_size=5000, n_positions=1024, n_embd=384, n_layer=6, n_head=6)
+    lm = AutoModelForCausalLM.from_pretrained(model, threads=2)
+    batch = [np.arange(1000, dtype=np.int32)] * 8
+    outcome: list[str] = []
+    started = threading.Event()
+
+    def work() -> None:
+        started.set()
+        try:
+            lm(batch, logits_to_keep=1)
+            outcome.append("finished")
+        except Cancelled:
+            outcome.append("cancelled")
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    started.wait()
+    while thread.is_alive():
+        lm.executor.cancel()  # type: ignore[attr-defined]
+        thread.join(0.01)
+    assert outcome == ["cancelled"]
+    assert lm(TEXT).logits.shape == (len(TEXT), 5000)
