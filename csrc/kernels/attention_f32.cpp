@@ -182,6 +182,9 @@ __attribute__((noinline)) void attend_tile(const AttentionF32Args& args, const T
     store(t.block_max, broadcast(-kInf));
     store(t.row_total, zero());
     store(t.block_total, zero());
+    const int ahead = row + kRows;
+    prefetch_rows(args.q + ahead * args.q_stride, args.q_stride, clamp_to(args.q_len - ahead, kTileRows),
+                  args.head_dim);
     const int blocks = visible_blocks(args, row + kRows - 1);
     for (int block = 0; block < blocks; ++block) attend_block<kRows>(args, t, row, block);
     for (int r = 0; r < kRows; ++r) {

@@ -10,6 +10,10 @@ void kv_store_f32(const KvStoreF32Args& args) {
         // Rows up to the next multiple of kLanes together: they fill whole cache lines of the transposed keys.
         int count = kLanes - lane % kLanes;
         if (count > args.rows - row) count = args.rows - row;
+        const int ahead = row + count;
+        const int next = args.rows - ahead < kLanes ? args.rows - ahead : kLanes;
+        prefetch_rows(args.k + ahead * args.k_stride, args.k_stride, next, args.head_dim);
+        prefetch_rows(args.v + ahead * args.v_stride, args.v_stride, next, args.head_dim);
         float* block = args.blocks[position / kBlockLen];
         float* keys = block + args.k_offset + lane;
         float* values = block + args.v_offset + int64_t{lane} * args.head_dim;

@@ -24,7 +24,6 @@ struct Prefetch {
     int lines;  // every kPrefetchSteps steps of k
 };
 constexpr int kPrefetchSteps = 16;
-constexpr int kLineFloats = 16;
 
 // kRows x kTileVecs vectors of the output, over `k` steps, with the sums in registers.
 template <int kRows>

@@ -17,6 +17,8 @@
 //   i + 2, i + 1
 #pragma once
 
+#include <cstdint>
+
 #define FASTATTN_LANES 16
 
 #if defined(FASTATTN_TARGET_avx512)
@@ -32,4 +34,11 @@
 namespace fastattn::FASTATTN_TARGET {
 inline constexpr int kLanes = FASTATTN_LANES;
 inline constexpr int kTileRows = 6;
+inline constexpr int kLineFloats = 16;  // of a cache line
+
+// Rows of a head lie far apart and are a few lines each, too short for the hardware to see them coming.
+FA_INLINE void prefetch_rows(const float* p, int64_t stride, int rows, int width) {
+    for (int r = 0; r < rows; ++r)
+        for (int i = 0; i < width; i += kLineFloats) __builtin_prefetch(p + r * stride + i);
+}
 }  // namespace fastattn::FASTATTN_TARGET
