@@ -34,6 +34,10 @@ FA_INLINE void multiply_tile(const float* a, int64_t a_stride, const float* pane
         for (int line = 0; line < prefetch.lines && prefetch.next < prefetch.end; ++line, prefetch.next += kLineFloats)
             __builtin_prefetch(prefetch.next, 0, 2);
         for (int p = begin; p < end; ++p) {
+            // One row reads its weights once, at the rate of memory: ask for them 4 KiB ahead, across pages too.
+            if constexpr (kRows == 1)
+                for (int j = 0; j < kTileVecs; ++j)
+                    __builtin_prefetch(panel + int64_t{p + kPrefetchSteps} * kPanelWidth + j * kLineFloats);
             Vec b[kTileVecs];
 #pragma GCC unroll 8
             for (int j = 0; j < kTileVecs; ++j) b[j] = load(panel + int64_t{p} * kPanelWidth + j * kLanes);

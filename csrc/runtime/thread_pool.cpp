@@ -3,6 +3,10 @@
 #include <pthread.h>
 
 #include <chrono>
+#include <string>
+#include <system_error>
+
+#include "core/error.h"
 
 namespace fastattn {
 namespace {
@@ -102,15 +106,22 @@ void Team::barrier() {
 
 ThreadPool::ThreadPool(int threads) : size_(threads), shared_(std::make_unique<Team::Shared>()) {
     shared_->generation = fork_generation();
-    for (int index = 1; index < threads; ++index) {
-        shared_->workers.emplace_back([shared = shared_.get(), index, threads] {
-            for (uint32_t seen = 0;;) {
-                wait_for_change(shared->region, seen);
-                seen = shared->region.load(std::memory_order_acquire);
-                if (shared->quit.load()) return;
-                shared->run_body(index, threads);
-            }
-        });
+    try {
+        for (int index = 1; index < threads; ++index) {
+            shared_->workers.emplace_back([shared = shared_.get(), index, threads] {
+                for (uint32_t seen = 0;;) {
+                    wait_for_change(shared->region, seen);
+                    seen = shared->region.load(std::memory_order_acquire);
+                    if (shared->quit.load()) return;
+                    shared->run_body(index, threads);
+                }
+            });
+        }
+    } catch (const std::system_error&) {
+        const size_t started = shared_->workers.size() + 1;
+        stop_workers();
+        throw Error(ErrorKind::kOutOfMemory, "threads: expected to start " + std::to_string(threads) +
+                                                 ", the system gave " + std::to_string(started));
     }
 }
 
@@ -120,6 +131,10 @@ ThreadPool::~ThreadPool() {
         (void)shared_.release();
         return;
     }
+    stop_workers();
+}
+
+void ThreadPool::stop_workers() {
     shared_->quit.store(true);
     shared_->region.fetch_add(1, std::memory_order_release);
     shared_->region.notify_all();

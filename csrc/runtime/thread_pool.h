@@ -65,6 +65,7 @@ public:
 
 private:
     bool run_on(int threads, const std::function<void(Team&)>& body, const std::function<bool()>& poll);
+    void stop_workers();
     int size_;
     std::unique_ptr<Team::Shared> shared_;
 };

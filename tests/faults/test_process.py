@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from fastattn import _core
-from fastattn.errors import Cancelled, ConfigError
+from fastattn.errors import Cancelled, ConfigError, InputError
 from fastattn.models.auto import AutoModelForCausalLM
 from tests.reference.checkpoints import write_gpt2
 
@@ -160,3 +160,27 @@ def test_cancel_from_another_thread(tmp_path: Path) -> None:
         thread.join(0.01)
     assert outcome == ["cancelled"]
     assert lm(TEXT).logits.shape == (len(TEXT), 5000)
+
+
+@pytest.mark.parametrize("threads", [0, -1, 1025, 2**31, 2**70])
+def test_fault_62_number_of_threads(tmp_path: Path, threads: int) -> None:
+    with pytest.raises(InputError, match="threads"):
+        AutoModelForCausalLM.from_pretrained(write_gpt2(tmp_path), threads=threads)
+
+
+def test_fault_62_threads_that_cannot_start() -> None:
+    """The pool gives up with a typed error, and the threads it had started end."""
+    code = """
+import resource, threading
+from fastattn import _core
+from fastattn.errors import OutOfMemory
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + (256 << 20), resource.RLIM_INFINITY))
+try:
+    _core.measure_limits(1000, 0.01, 1 << 20)
+except OutOfMemory as error:
+    assert "threads" in str(error), error
+    print("refused")
+"""
+    done = run_python(code, Path())
+    assert done.stdout.strip() == "refused", done.stderr
