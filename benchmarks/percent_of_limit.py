@@ -5,10 +5,11 @@ rate (decode), both measured in the same rounds as the work; other libraries on 
     python benchmarks/percent_of_limit.py --against torch onnxruntime numpy      # with ratios
     python benchmarks/percent_of_limit.py --rows gpt2-decode --rounds 15 --seconds 0.2
 
-Rounds go limit, work, limit, work, ...; every library runs in a process of its own, and all others are stopped
-meanwhile, so that no idle thread pool spins. Figures are medians over all samples of all rounds. Everyone gets the same
-weights and token ids, and the results are compared. The table and all samples go to benchmarks/results/. "best" is the
-lowest time: on a shared machine, quote ratios and percents of one run, and never a rate alone.
+Turns go limit, work, limit, work, ...; every library runs in a process of its own, and all others are stopped
+meanwhile, so that no idle thread pool spins. A turn counts if the limits before and after it agree within 10 %; its
+percent is against their mean; figures are medians over the turns. Everyone gets the same weights and token ids, and the
+results are compared. The table and all samples go to benchmarks/results/. "best" is the lowest time: on a shared
+machine, quote ratios and percents of one run, and never a rate alone.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ import numpy as np
 from make_models import build
 from work import WORKS, Work
 
+STEADY = 0.1
 HERE = Path(__file__).resolve().parent
 LIBRARIES = ("fastattn", "torch", "onnxruntime", "numpy")
 CAN = {"torch": ("forward", "decode", "product"), "onnxruntime": ("forward", "decode"), "numpy": ("product",)}
@@ -75,21 +77,57 @@ class Worker:
         self.process.wait()
 
 
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """Some runs of one library, between two measurements of the limit."""
+
+    before: float
+    after: float
+    seconds: list[float]
+
+    @property
+    def steady(self) -> bool:
+        """Whether the machine was the same before and after; the cores of a shared one may change within seconds."""
+        return abs(self.before - self.after) <= STEADY * max(self.before, self.after)
+
+    @property
+    def limit(self) -> float:
+        return (self.before + self.after) / 2
+
+
 @dataclass(slots=True)
 class Row:
-    """All samples of one piece of work."""
+    """All turns of one piece of work."""
 
     work: Work
-    limits: list[float] = field(default_factory=list)
-    seconds: dict[str, list[float]] = field(default_factory=dict)
+    turns: dict[str, list[Turn]] = field(default_factory=dict)
     errors: dict[str, str] = field(default_factory=dict)
     results: dict[str, Any] = field(default_factory=dict)
 
+    def steady(self, library: str) -> list[Turn]:
+        """The turns that count: the steady ones, or all if there are none."""
+        turns = self.turns[library]
+        return [turn for turn in turns if turn.steady] or turns
+
+    def seconds(self, library: str) -> list[float]:
+        return [time for turn in self.steady(library) for time in turn.seconds]
+
+    def limit(self, library: str) -> float:
+        return statistics.median(turn.limit for turn in self.steady(library))
+
     def rate(self, library: str) -> float:
-        return self.work.cost() / statistics.median(self.seconds[library])
+        return self.work.cost() / statistics.median(self.seconds(library))
 
     def percent(self, library: str) -> float:
-        return 100 * self.rate(library) / statistics.median(self.limits)
+        """Median over the turns, each against its own limit."""
+        cost = self.work.cost()
+        return 100 * statistics.median(
+            cost / statistics.median(turn.seconds) / turn.limit for turn in self.steady(library)
+        )
+
+    def ratio(self, library: str) -> float:
+        """Time over ours, each as a share of the limit in its own turns, so that the machine's drift drops out."""
+        return self.percent("fastattn") / self.percent(library)
 
     def agreement(self, library: str) -> str:
         """Of a result with fastattn's."""
@@ -108,20 +146,27 @@ def libraries(work: Work, against: list[str]) -> list[str]:
 
 
 def measure(row: Row, workers: dict[str, Worker], options: argparse.Namespace) -> None:
+    """Turns in rotation until every library has `rounds` steady ones, or four times as many were tried."""
     from fastattn import _core
 
-    for _ in range(options.rounds):
+    def limit() -> float:
+        return float(_core.measure_limits(options.threads, 0.1)[row.work.limit])
+
+    before = limit()
+    for _ in range(4 * options.rounds):
         for library, worker in workers.items():
-            if library in row.errors:
+            turns = row.turns.setdefault(library, [])
+            if library in row.errors or sum(turn.steady for turn in turns) >= options.rounds:
                 continue
-            row.limits.append(_core.measure_limits(options.threads, 0.1)[row.work.limit])
             answer = worker.ask(work=row.work.name, seconds=options.seconds)
+            after = limit()
             if "error" in answer:
                 row.errors[library] = answer["error"]
                 continue
-            row.seconds.setdefault(library, []).extend(answer.pop("seconds"))
+            turns.append(Turn(before, after, answer.pop("seconds")))
             row.results[library] = answer
-    row.limits.append(_core.measure_limits(options.threads, 0.1)[row.work.limit])
+            before = after
+    row.turns = {library: turns for library, turns in row.turns.items() if turns}
 
 
 def table(rows: list[Row]) -> str:
@@ -131,15 +176,14 @@ def table(rows: list[Row]) -> str:
     ]
     for row in rows:
         unit = "GB/s" if row.work.limit == "read_gbps" else "GFLOP/s"
-        for library, seconds in row.seconds.items():
+        for library in row.turns:
+            seconds = row.seconds(library)
             ms, best = statistics.median(seconds) * 1e3, min(seconds) * 1e3
-            ratio = ""
-            if library != "fastattn" and "fastattn" in row.seconds:
-                ratio = f"{statistics.median(seconds) / statistics.median(row.seconds['fastattn']):.2f}x"
+            other = library != "fastattn" and "fastattn" in row.turns
             lines.append(
                 f"| {row.work.name} | {library} | {ms:.2f} ({best:.2f}) | {row.rate(library):.1f} {unit} "
-                f"| {statistics.median(row.limits):.1f} {unit} | {row.percent(library):.0f} % | {ratio} "
-                f"| {row.agreement(library) if library != 'fastattn' else ''} |"
+                f"| {row.limit(library):.1f} {unit} | {row.percent(library):.0f} % "
+                f"| {f'{row.ratio(library):.2f}x' if other else ''} | {row.agreement(library) if other else ''} |"
             )
         lines += [f"| {row.work.name} | {library} | {error} | | | | | |" for library, error in row.errors.items()]
     return "\n".join(lines) + "\n"
@@ -151,17 +195,15 @@ def ragged(rows: list[Row]) -> str:
     if not {"bert-ragged", "bert-8x128"} <= by_name.keys():
         return ""
     lines = []
-    for library in by_name["bert-ragged"].seconds:
-        cost = []
-        for name in ("bert-ragged", "bert-8x128"):
-            row = by_name[name]
-            if library in row.seconds:
-                cost.append(statistics.median(row.seconds[library]) / sum(row.work.lengths) * 1e6)
-        if len(cost) == 2:
-            lines.append(
-                f"{library}: a token of the ragged batch takes {cost[0]:.1f} us, one of 8x128 {cost[1]:.1f} us: "
-                f"{cost[0] / cost[1]:.2f}x\n"
-            )
+    for library in by_name["bert-ragged"].turns:
+        if library not in by_name["bert-8x128"].turns:
+            continue
+        # At the limit of the turns, in microseconds a token.
+        cost = [
+            row.work.cost() / (row.percent(library) / 100) / sum(row.work.lengths)
+            for row in (by_name["bert-ragged"], by_name["bert-8x128"])
+        ]
+        lines.append(f"{library}: a token of the ragged batch costs {cost[0] / cost[1]:.2f}x one of 8x128\n")
     return "".join(lines)
 
 
@@ -198,10 +240,20 @@ def save(rows: list[Row], options: argparse.Namespace) -> Path:
                 "work": row.work.name,
                 "limit": row.work.limit,
                 "cost": row.work.cost(),
-                "limits": [round(x, 2) for x in row.limits],
-                "percent": {library: round(row.percent(library), 1) for library in row.seconds},
-                "agreement": {library: row.agreement(library) for library in row.seconds if library != "fastattn"},
-                "seconds": {library: [round(s, 7) for s in taken] for library, taken in row.seconds.items()},
+                "percent": {library: round(row.percent(library), 1) for library in row.turns},
+                "ratio": {library: round(row.ratio(library), 3) for library in row.turns},
+                "agreement": {library: row.agreement(library) for library in row.turns if library != "fastattn"},
+                "turns": {
+                    library: [
+                        {
+                            "limit": [round(turn.before, 2), round(turn.after, 2)],
+                            "steady": turn.steady,
+                            "seconds": [round(time, 7) for time in turn.seconds],
+                        }
+                        for turn in turns
+                    ]
+                    for library, turns in row.turns.items()
+                },
                 "errors": row.errors,
             }
             for row in rows
