@@ -3,7 +3,12 @@
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
+#include <cxxabi.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
 #include <exception>
+#include <functional>
 #include <string>
 
 #include "core/error.h"
@@ -54,11 +59,35 @@ T* writable(const char* name, py::array& array, int ndim) {
     return static_cast<T*>(array.mutable_data());
 }
 
+// The GIL, given back for a scope. When the interpreter ends meanwhile, Python 3.13 and older end the thread that asks
+// for the GIL by unwinding its stack, which no destructor survives; the thread then sleeps for the rest of the process,
+// as Python 3.14 does it.
+class GilReleased {
+public:
+    GilReleased() : state_(PyEval_SaveThread()) {}
+    ~GilReleased() {
+        try {
+            PyEval_RestoreThread(state_);
+        } catch (abi::__forced_unwind&) {
+            for (;;) pause();
+        }
+    }
+    GilReleased(const GilReleased&) = delete;
+    GilReleased& operator=(const GilReleased&) = delete;
+
+private:
+    PyThreadState* state_;
+};
+
 // Looks for signals while the GIL is released. After a true the Python error waits in `error`.
 struct SignalPoll {
     std::exception_ptr error;
+    // Python runs signal handlers in the main thread alone. The others need not ask, and must not: in the middle of a
+    // region a thread cannot be ended because the interpreter is.
+    bool in_main_thread = syscall(SYS_gettid) == getpid();
 
     bool operator()() {
+        if (!in_main_thread) return false;
         const py::gil_scoped_acquire gil;
         if (PyErr_CheckSignals() == 0) return false;
         try {
@@ -75,7 +104,7 @@ template <class F>
 void without_gil(const F& work) {
     SignalPoll poll;
     try {
-        const py::gil_scoped_release release;
+        const GilReleased released;
         work(std::function<bool()>(std::ref(poll)));
     } catch (const Error&) {
         if (poll.error) std::rethrow_exception(poll.error);

@@ -3,6 +3,11 @@
 #include <pthread.h>
 
 #include <chrono>
+#include <string>
+#include <system_error>
+
+#include "core/error.h"
+#include "runtime/float_mode.h"
 
 namespace fastattn {
 namespace {
@@ -64,7 +69,15 @@ struct Team::Shared {
         for (auto& counter : counters) counter.value.store(0, std::memory_order_relaxed);
     }
 
+    void end_workers() {
+        quit.store(true);
+        region.fetch_add(1, std::memory_order_release);
+        region.notify_all();
+        for (auto& worker : workers) worker.join();
+    }
+
     void run_body(int index, int size) noexcept {
+        const DefaultFloatMode mode;
         Team team(*this, index, size);
         (*body)(team);
         team.barrier();
@@ -101,16 +114,22 @@ void Team::barrier() {
 }
 
 ThreadPool::ThreadPool(int threads) : size_(threads), shared_(std::make_unique<Team::Shared>()) {
+    if (threads < 1) throw Error(ErrorKind::kInput, "threads: expected at least 1, got " + std::to_string(threads));
     shared_->generation = fork_generation();
-    for (int index = 1; index < threads; ++index) {
-        shared_->workers.emplace_back([shared = shared_.get(), index, threads] {
-            for (uint32_t seen = 0;;) {
-                wait_for_change(shared->region, seen);
-                seen = shared->region.load(std::memory_order_acquire);
-                if (shared->quit.load()) return;
-                shared->run_body(index, threads);
-            }
-        });
+    try {
+        for (int index = 1; index < threads; ++index) {
+            shared_->workers.emplace_back([shared = shared_.get(), index, threads] {
+                for (uint32_t seen = 0;;) {
+                    wait_for_change(shared->region, seen);
+                    seen = shared->region.load(std::memory_order_acquire);
+                    if (shared->quit.load()) return;
+                    shared->run_body(index, threads);
+                }
+            });
+        }
+    } catch (const std::system_error& error) {  // the system has no thread more to give
+        shared_->end_workers();
+        throw Error(ErrorKind::kOs, "threads: could not start " + std::to_string(threads) + ": " + error.what());
     }
 }
 
@@ -120,10 +139,7 @@ ThreadPool::~ThreadPool() {
         (void)shared_.release();
         return;
     }
-    shared_->quit.store(true);
-    shared_->region.fetch_add(1, std::memory_order_release);
-    shared_->region.notify_all();
-    for (auto& worker : shared_->workers) worker.join();
+    shared_->end_workers();
 }
 
 bool ThreadPool::run(const std::function<void(Team&)>& body, const std::function<bool()>& poll) {

@@ -46,7 +46,7 @@ private:
 
 class ThreadPool {
 public:
-    explicit ThreadPool(int threads);
+    explicit ThreadPool(int threads);  // throws Error(kInput) below 1, Error(kOs) if the threads cannot be had
     ~ThreadPool();
     ThreadPool(const ThreadPool&) = delete;
     ThreadPool& operator=(const ThreadPool&) = delete;
