@@ -17,30 +17,6 @@ constexpr int64_t kAloneBelow =
     throw Error(ErrorKind::kInput, what);
 }
 
-// Holds caches for one call, so that two threads never write to one.
-class CacheGuard {
-public:
-    explicit CacheGuard(const std::vector<KvCache*>& caches) {
-        for (KvCache* cache : caches) {
-            if (!cache->try_acquire()) {
-                release();
-                bad_input("caches: a cache is used by another call, or twice in this one");
-            }
-            held_.push_back(cache);
-        }
-    }
-    ~CacheGuard() { release(); }
-    CacheGuard(const CacheGuard&) = delete;
-    CacheGuard& operator=(const CacheGuard&) = delete;
-
-private:
-    void release() {
-        for (KvCache* cache : held_) cache->release();
-        held_.clear();
-    }
-    std::vector<KvCache*> held_;
-};
-
 const char* name_of(Index index) {
     return index == Index::kTokenIds ? "token_ids" : index == Index::kPositions ? "positions" : "token_type_ids";
 }
@@ -231,7 +207,6 @@ int64_t Executor::multiply_adds(const StepInput& step) const {
 void Executor::run(const StepInput& step, const std::vector<float*>& outputs, const std::function<bool()>& poll) {
     Engine::Running& running = engine_->running();
     const std::lock_guard lock(running.mutex);
-    const CacheGuard guard(step.caches);  // before the checks: nobody may close a cache after them
     check_step(step);
     prepare(step, outputs);
     const std::function<void(Team&)> body = [&](Team& team) {

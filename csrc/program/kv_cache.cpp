@@ -82,4 +82,20 @@ void KvCache::close() {
     pool_.reset();
 }
 
+CacheGuard::CacheGuard(const std::vector<KvCache*>& caches) {
+    held_.reserve(caches.size());
+    for (KvCache* cache : caches) {
+        if (!cache->try_acquire()) {
+            release();
+            throw Error(ErrorKind::kInput, "caches: a cache is used by another call, or twice in this one");
+        }
+        held_.push_back(cache);
+    }
+}
+
+void CacheGuard::release() {
+    for (KvCache* cache : held_) cache->release();
+    held_.clear();
+}
+
 }  // namespace fastattn
