@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from fastattn.tokenizer import Tokenizer
 
+MAX_THREADS = 4096
 DTYPES: Mapping[str, tuple[str, ...]] = {"cpu": ("float32",), "numpy": ("float32", "float64")}
 
 
@@ -61,8 +62,8 @@ def load_model(
         raise InputError(f"dtype: expected one of {', '.join(DTYPES[device])} on {device}, got {dtype!r}")
     if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int)):
         raise DTypeError(f"threads: expected an integer or None, got {type(threads).__name__}")
-    if threads is not None and threads < 1:
-        raise InputError(f"threads: expected at least 1, got {threads}")
+    if threads is not None and not 1 <= threads <= MAX_THREADS:
+        raise InputError(f"threads: expected 1 to {MAX_THREADS}, got {threads}")
     directory = resolve(
         path_or_id, revision=revision, cache_dir=cache_dir, local_files_only=local_files_only, token=token
     )
