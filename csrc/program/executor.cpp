@@ -33,14 +33,14 @@ const int32_t* index_of(const StepInput& step, Index index) {
 }
 
 Engine::Running& Engine::running() {
-    const std::lock_guard lock(start_mutex_);
+    const std::lock_guard lock(start_mutex());
     if (running_ && running_->generation != fork_generation()) (void)running_.release();
     if (!running_) running_ = std::make_unique<Running>(threads_);
     return *running_;
 }
 
 std::shared_ptr<KvPool> Engine::kv_pool(const KvShape& shape) {
-    const std::lock_guard lock(start_mutex_);
+    const std::lock_guard lock(start_mutex());
     if (!kv_pool_) kv_pool_ = std::make_shared<KvPool>(shape);
     const KvShape& known = kv_pool_->shape();
     if (shape.n_layer != known.n_layer || shape.n_kv_head != known.n_kv_head || shape.head_dim != known.head_dim)

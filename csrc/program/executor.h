@@ -39,7 +39,6 @@ private:
     int threads_;
     Weights weights_;
     std::shared_ptr<KvPool> kv_pool_;
-    std::mutex start_mutex_;
     std::unique_ptr<Running> running_;
 };
 

@@ -39,10 +39,19 @@ void wait_for_change(const std::atomic<uint32_t>& word, uint32_t old) {
     while (word.load(std::memory_order_acquire) == old) word.wait(old, std::memory_order_acquire);
 }
 
+std::mutex starting;
 std::atomic<uint64_t> forks{0};
-const int fork_handler = pthread_atfork(nullptr, nullptr, [] { forks.fetch_add(1, std::memory_order_relaxed); });
+const int fork_handler = pthread_atfork([] { starting.lock(); }, [] { starting.unlock(); },
+                                        [] {
+                                            starting.unlock();
+                                            forks.fetch_add(1, std::memory_order_relaxed);
+                                        });
 
 }  // namespace
+
+std::mutex& start_mutex() {
+    return starting;
+}
 
 uint64_t fork_generation() {
     return forks.load(std::memory_order_relaxed) + static_cast<uint64_t>(fork_handler);

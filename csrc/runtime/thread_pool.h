@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <mutex>
 #include <thread>
 #include <vector>
 
@@ -71,5 +72,9 @@ private:
 
 // Rises in the child of every fork: pools made before have no threads there and must be made anew.
 uint64_t fork_generation();
+
+// Held while a pool that belongs to a process is looked up or made. A fork waits for it, so that no child finds it
+// locked by a thread that does not exist there.
+std::mutex& start_mutex();
 
 }  // namespace fastattn

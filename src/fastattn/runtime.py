@@ -87,6 +87,13 @@ class CpuExecutor:
 
     def run(self, step: Step, outputs: Sequence[str] | None = None) -> dict[str, Output]:
         """Run one step; see `fastattn.graph.executor.Executor`."""
+        wanted = self._program.outputs if outputs is None else outputs
+        for name in wanted:
+            if name not in self._program.outputs:
+                raise InputError(f"outputs: expected some of {sorted(self._program.outputs)}, got {name!r}")
+        for cache in step.caches or ():
+            if not isinstance(cache, _core.Cache):
+                raise InputError(f"caches: expected KV caches of this executor, got {type(cache).__name__}")
         arrays = self._open().run(
             step.token_ids,
             step.cu_seqlens,
@@ -95,7 +102,6 @@ class CpuExecutor:
             step.token_type_ids,
             None if step.caches is None else cast("list[_core.Cache]", list(step.caches)),
         )
-        wanted = self._program.outputs if outputs is None else outputs
         named = dict(zip(self._program.outputs, arrays, strict=True))
         return {name: self._shaped(name, named[name], step) for name in wanted}
 

@@ -172,3 +172,11 @@ def test_attention_maps_need_a_cache_for_every_sequence(tmp_path: Path) -> None:
         )
         with pytest.raises(InputError, match="one a sequence"):
             executor.run(step)
+
+
+def test_outputs_and_caches_that_are_none(lm: CausalLM) -> None:
+    one, cu_seqlens = np.zeros(1, np.int32), np.array([0, 1], np.int32)
+    with pytest.raises(InputError, match="outputs: expected some of"):
+        lm.executor.run(Step(one, cu_seqlens, one, one), ["nonsense"])
+    with pytest.raises(InputError, match="caches: expected KV caches of this executor, got str"):
+        lm.executor.run(Step(one, cu_seqlens, one, one, caches=("cache",)))
