@@ -112,6 +112,8 @@ class Model:
 
         Raises ConfigError where it has more tokens than the model.
         """
+        if self._looked_for_tokenizer:  # without the lock, as in _variant
+            return self._tokenizer
         with self._lock:
             if not self._looked_for_tokenizer:
                 from fastattn.tokenizer import has_tokenizer, load_tokenizer
@@ -165,6 +167,9 @@ class Model:
     def _variant(self, hidden_states: bool, attentions: bool) -> Executor:
         """The executor of the same model with more outputs; it shares the weights."""
         executor = self.executor
+        known = self._variants.get((hidden_states, attentions))
+        if known is not None:  # without the lock: a fork while another thread held it would leave it locked
+            return known
         with self._lock:
             known = self._variants.get((hidden_states, attentions))
             if known is None:
