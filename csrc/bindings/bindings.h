@@ -4,6 +4,7 @@
 #include <pybind11/pybind11.h>
 
 #include <cxxabi.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include <exception>
@@ -58,33 +59,43 @@ T* writable(const char* name, py::array& array, int ndim) {
     return static_cast<T*>(array.mutable_data());
 }
 
-// Takes the GIL by `take`. When the interpreter shuts down, Python (before 3.14) ends threads that ask for the GIL by
-// unwinding their stacks, which no noexcept frame survives: such a thread waits here instead for the process to end.
-template <class F>
-auto take_gil(const F& take) {
-    try {
-        return take();
-    } catch (const abi::__forced_unwind&) {
-        for (;;) pause();
+// The GIL, given back for a scope. When the interpreter ends meanwhile, Python 3.13 and older end the thread that asks
+// for the GIL by unwinding its stack, which no destructor survives; the thread then sleeps for the rest of the process,
+// as Python 3.14 does it.
+class GilReleased {
+public:
+    GilReleased() : state_(PyEval_SaveThread()) {}
+    ~GilReleased() {
+        try {
+            PyEval_RestoreThread(state_);
+        } catch (abi::__forced_unwind&) {
+            for (;;) pause();
+        }
     }
-}
+    GilReleased(const GilReleased&) = delete;
+    GilReleased& operator=(const GilReleased&) = delete;
+
+private:
+    PyThreadState* state_;
+};
 
 // Looks for signals while the GIL is released. After a true the Python error waits in `error`.
 struct SignalPoll {
     std::exception_ptr error;
+    // Python runs signal handlers in the main thread alone. The others need not ask, and must not: in the middle of a
+    // region a thread cannot be ended because the interpreter is.
+    bool in_main_thread = syscall(SYS_gettid) == getpid();
 
     bool operator()() {
-        const PyGILState_STATE state = take_gil([] { return PyGILState_Ensure(); });
-        const bool raised = PyErr_CheckSignals() != 0;
-        if (raised) {
-            try {
-                throw py::error_already_set();
-            } catch (...) {
-                error = std::current_exception();
-            }
+        if (!in_main_thread) return false;
+        const py::gil_scoped_acquire gil;
+        if (PyErr_CheckSignals() == 0) return false;
+        try {
+            throw py::error_already_set();
+        } catch (...) {
+            error = std::current_exception();
         }
-        PyGILState_Release(state);
-        return raised;
+        return true;
     }
 };
 
@@ -92,19 +103,13 @@ struct SignalPoll {
 template <class F>
 void without_gil(const F& work) {
     SignalPoll poll;
-    std::exception_ptr error;
-    PyThreadState* state = PyEval_SaveThread();
     try {
+        const GilReleased released;
         work(std::function<bool()>(std::ref(poll)));
-    } catch (...) {
-        error = std::current_exception();
+    } catch (const Error&) {
+        if (poll.error) std::rethrow_exception(poll.error);
+        throw;
     }
-    take_gil([state] {
-        PyEval_RestoreThread(state);
-        return 0;
-    });
-    if (poll.error) std::rethrow_exception(poll.error);
-    if (error) std::rethrow_exception(error);
 }
 
 }  // namespace fastattn

@@ -31,9 +31,8 @@ struct OpsRuntime {
 };
 
 OpsRuntime& ops_runtime() {
-    static std::mutex start;
     static OpsRuntime* runtime = nullptr;  // never destroyed: threads may still sleep in it when the process ends
-    const std::lock_guard lock(start);
+    const std::lock_guard lock(start_mutex());
     if (runtime == nullptr || runtime->generation != fork_generation()) runtime = new OpsRuntime;
     return *runtime;
 }

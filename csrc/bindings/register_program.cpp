@@ -152,6 +152,8 @@ StepInput step_from(const py::array& token_ids, const py::array& cu_seqlens, con
         throw Error(ErrorKind::kInput, "positions, token_type_ids: expected one a token");
     for (const KvCache* cache : step.caches)
         if (cache == nullptr) throw Error(ErrorKind::kInput, "caches: expected a cache for every sequence, got None");
+    if (caches && step.caches.size() != static_cast<size_t>(step.n_sequences))
+        throw Error(ErrorKind::kInput, "caches: expected one a sequence");
     return step;
 }
 
@@ -173,6 +175,7 @@ py::list run(Executor& executor, const py::array& token_ids, const py::array& cu
              const py::array& wanted, const std::optional<py::array>& token_type_ids,
              const std::optional<std::vector<KvCache*>>& caches, const py::object& out) {
     const StepInput step = step_from(token_ids, cu_seqlens, positions, wanted, token_type_ids, caches);
+    const CacheGuard guard(step.caches);
     py::list arrays;
     std::vector<float*> pointers;
     for (size_t i = 0; i < executor.spec().outputs.size(); ++i) {

@@ -17,30 +17,6 @@ constexpr int64_t kAloneBelow =
     throw Error(ErrorKind::kInput, what);
 }
 
-// Holds caches for one call, so that two threads never write to one.
-class CacheGuard {
-public:
-    explicit CacheGuard(const std::vector<KvCache*>& caches) {
-        for (KvCache* cache : caches) {
-            if (!cache->try_acquire()) {
-                release();
-                bad_input("caches: a cache is used by another call, or twice in this one");
-            }
-            held_.push_back(cache);
-        }
-    }
-    ~CacheGuard() { release(); }
-    CacheGuard(const CacheGuard&) = delete;
-    CacheGuard& operator=(const CacheGuard&) = delete;
-
-private:
-    void release() {
-        for (KvCache* cache : held_) cache->release();
-        held_.clear();
-    }
-    std::vector<KvCache*> held_;
-};
-
 const char* name_of(Index index) {
     return index == Index::kTokenIds ? "token_ids" : index == Index::kPositions ? "positions" : "token_type_ids";
 }
@@ -57,14 +33,14 @@ const int32_t* index_of(const StepInput& step, Index index) {
 }
 
 Engine::Running& Engine::running() {
-    const std::lock_guard lock(start_mutex_);
+    const std::lock_guard lock(start_mutex());
     if (running_ && running_->generation != fork_generation()) (void)running_.release();
     if (!running_) running_ = std::make_unique<Running>(threads_);
     return *running_;
 }
 
 std::shared_ptr<KvPool> Engine::kv_pool(const KvShape& shape) {
-    const std::lock_guard lock(start_mutex_);
+    const std::lock_guard lock(start_mutex());
     if (!kv_pool_) kv_pool_ = std::make_shared<KvPool>(shape);
     const KvShape& known = kv_pool_->shape();
     if (shape.n_layer != known.n_layer || shape.n_kv_head != known.n_kv_head || shape.head_dim != known.head_dim)
@@ -108,6 +84,10 @@ void Executor::check_step(const StepInput& step) const {
             throw Error(ErrorKind::kContextLength, "sequence " + std::to_string(s) + ": " + std::to_string(length) +
                                                        " positions, the model has " +
                                                        std::to_string(spec_.max_positions));
+        for (int32_t i = step.cu_seqlens[s]; i < step.cu_seqlens[s + 1]; ++i)
+            if (step.positions[i] != cache.length() + i - step.cu_seqlens[s])
+                bad_input("positions: expected to go on where the cache ends, at " + std::to_string(cache.length()) +
+                          ", in sequence " + std::to_string(s));
     }
     for (const auto& op : spec_.ops) {
         if (op.kind != OpKind::kEmbedding) continue;
@@ -231,7 +211,6 @@ int64_t Executor::multiply_adds(const StepInput& step) const {
 void Executor::run(const StepInput& step, const std::vector<float*>& outputs, const std::function<bool()>& poll) {
     Engine::Running& running = engine_->running();
     const std::lock_guard lock(running.mutex);
-    const CacheGuard guard(step.caches);  // before the checks: nobody may close a cache after them
     check_step(step);
     prepare(step, outputs);
     const std::function<void(Team&)> body = [&](Team& team) {

@@ -39,7 +39,6 @@ private:
     int threads_;
     Weights weights_;
     std::shared_ptr<KvPool> kv_pool_;
-    std::mutex start_mutex_;
     std::unique_ptr<Running> running_;
 };
 
@@ -67,7 +66,8 @@ public:
 
     // Runs a step. outputs[i] receives output i of the spec, row-major and dense ([rows, width]; attention_probs: the
     // sequences' [n_head, q_len, kv_len] one behind the other). Throws before any work, or Cancelled after it was
-    // stopped: caches then have their old length.
+    // stopped: caches then have their old length. The caller holds the caches (CacheGuard) from before it works out how
+    // large the outputs are: attention maps grow with the caches.
     void run(const StepInput& step, const std::vector<float*>& outputs, const std::function<bool()>& poll);
 
     // Seconds spent in each op of the spec since profiling was switched on; empty while it is off.

@@ -9,16 +9,20 @@ namespace fastattn {
 
 std::shared_ptr<Buffer> KvPool::page() {
     Buffer buffer;
+    bool found = false;
     {
         const std::lock_guard lock(mutex_);
         if (!free_.empty()) {
             buffer = std::move(free_.back());
             free_.pop_back();
-        } else {
-            buffer = Buffer(static_cast<size_t>(shape_.page_floats()) * sizeof(float));
-            ++n_pages_;
-            free_.reserve(static_cast<size_t>(n_pages_));  // so that giving a page back cannot fail
+            found = true;
         }
+    }
+    if (!found) {  // zeroed without the lock, which a fork would leave locked in the child
+        buffer = Buffer(static_cast<size_t>(shape_.page_floats()) * sizeof(float));
+        const std::lock_guard lock(mutex_);
+        free_.reserve(static_cast<size_t>(n_pages_ + 1));  // so that giving a page back cannot fail
+        ++n_pages_;
     }
     auto* held = new Buffer(std::move(buffer));
     return {held, [self = shared_from_this()](Buffer* page) {
@@ -80,6 +84,22 @@ void KvCache::close() {
     blocks_.clear();
     length_ = 0;
     pool_.reset();
+}
+
+CacheGuard::CacheGuard(const std::vector<KvCache*>& caches) {
+    held_.reserve(caches.size());
+    for (KvCache* cache : caches) {
+        if (!cache->try_acquire()) {
+            release();
+            throw Error(ErrorKind::kInput, "caches: a cache is used by another call, or twice in this one");
+        }
+        held_.push_back(cache);
+    }
+}
+
+void CacheGuard::release() {
+    for (KvCache* cache : held_) cache->release();
+    held_.clear();
 }
 
 }  // namespace fastattn

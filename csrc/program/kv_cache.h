@@ -65,4 +65,17 @@ private:
     std::unique_ptr<std::atomic<bool>> in_use_ = std::make_unique<std::atomic<bool>>(false);
 };
 
+// Holds caches for one call, so that two threads never write to one. Throws Error(kInput) if one is held already.
+class CacheGuard {
+public:
+    explicit CacheGuard(const std::vector<KvCache*>& caches);
+    ~CacheGuard() { release(); }
+    CacheGuard(const CacheGuard&) = delete;
+    CacheGuard& operator=(const CacheGuard&) = delete;
+
+private:
+    void release();
+    std::vector<KvCache*> held_;
+};
+
 }  // namespace fastattn

@@ -9,6 +9,7 @@
 
 #include "core/error.h"
 #include "runtime/cpu.h"
+#include "runtime/float_mode.h"
 
 namespace fastattn {
 namespace {
@@ -51,9 +52,11 @@ public:
         logits_.assign(logits, logits + logits_.size());
         penalise(params.repetition_penalty, history, n_history);
         if (params.do_sample == 0 || params.temperature == 0.0f) return argmax();
+        const int32_t highest = argmax();
         for (float& x : logits_) x /= params.temperature;
         const int32_t best = argmax();
-        if (!(logits_[static_cast<size_t>(best)] < std::numeric_limits<float>::infinity())) return best;
+        // Beyond float32 on either side there is nothing left to weigh: the highest logit, as with temperature 0.
+        if (!std::isfinite(logits_[static_cast<size_t>(best)])) return highest;
         Ranking ranking(logits_);
         size_t kept = ranking.size();
         if (params.top_k > 0 && static_cast<size_t>(params.top_k) < kept) {
@@ -159,6 +162,7 @@ void philox(uint64_t key, uint64_t counter, uint32_t (&out)[4]) {
 }
 
 void sample(const SampleArgs& args) {
+    const DefaultFloatMode mode;
     const KernelTable& kernels = active_kernels();
     RowSampler sampler(kernels, args.vocab);
     for (int32_t row = 0; row < args.n; ++row) {

@@ -71,13 +71,13 @@ std::vector<Staging> staging_for(const ThreadPool& pool, int64_t elements, DType
 
 constexpr int64_t kStagingFloats = int64_t{1} << 18;  // 1 MiB: small enough to stay in cache until it is packed
 
-// Row-major rows of a table or vector, straight to their place.
-void load_rows(const TensorSource& source, float* out, ThreadPool& pool, const std::function<bool()>& poll,
+// Row-major rows of a table or vector, straight to their place. False if it was stopped, as load_matrix.
+bool load_rows(const TensorSource& source, float* out, ThreadPool& pool, const std::function<bool()>& poll,
                Failure& failure) {
     const int64_t total = source.rows * source.columns;
     const int64_t chunks = (total + kStagingFloats - 1) / kStagingFloats;
     std::vector<Staging> stagings = staging_for(pool, std::min(total, kStagingFloats), source.dtype);
-    pool.run(
+    return pool.run(
         [&](Team& team) {
             Staging& staging = stagings[team.index()];
             team.for_chunks(chunks, [&](int64_t chunk) {
@@ -106,16 +106,16 @@ void pack_k_major(const float* src, int64_t first_k, int64_t n, int64_t columns,
     }
 }
 
-void load_matrix(const TensorSource& source, float* panels, int64_t first_column, ThreadPool& pool,
+bool load_matrix(const TensorSource& source, float* panels, int64_t first_column, ThreadPool& pool,
                  const std::function<bool()>& poll, Failure& failure) {
     // In the file: `lines` lines of `length` elements; a chunk is some whole lines.
     const int64_t lines = source.transposed ? source.columns : source.rows;
     const int64_t length = source.transposed ? source.rows : source.columns;
-    if (lines == 0 || length == 0) return;
+    if (lines == 0 || length == 0) return true;
     const int64_t lines_per_chunk = std::clamp<int64_t>(kStagingFloats / length, 1, 64);
     const int64_t size = dtype_bytes(source.dtype);
     std::vector<Staging> stagings = staging_for(pool, lines_per_chunk * length, source.dtype);
-    pool.run(
+    return pool.run(
         [&](Team& team) {
             Staging& staging = stagings[team.index()];
             team.for_chunks((lines + lines_per_chunk - 1) / lines_per_chunk, [&](int64_t chunk) {
@@ -184,16 +184,13 @@ const Weight& Weights::add(const std::string& name, Weight::Use use, const std::
     const int64_t stored_rows = panels ? (weight->rows + kPanelWidth - 1) / kPanelWidth * kPanelWidth : weight->rows;
     weight->data = Buffer(static_cast<size_t>(stored_rows * weight->columns) * sizeof(float));
     Failure failure;
-    bool stopped = false;
-    const std::function<bool()> watch = [&] { return stopped = poll && poll(); };
     int64_t first = 0;
     for (const auto& part : parts) {
-        if (panels)
-            load_matrix(part, weight->data.floats(), first, pool, watch, failure);
-        else
-            load_rows(part, weight->data.floats() + first * weight->columns, pool, watch, failure);
+        const bool finished =
+            panels ? load_matrix(part, weight->data.floats(), first, pool, poll, failure)
+                   : load_rows(part, weight->data.floats() + first * weight->columns, pool, poll, failure);
         failure.rethrow();
-        if (stopped) throw Error(ErrorKind::kCancelled, "loading was interrupted");
+        if (!finished) throw Error(ErrorKind::kCancelled, "loading was interrupted");
         first += part.rows;
     }
     return *(weights_[name] = std::move(weight));

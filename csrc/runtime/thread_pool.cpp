@@ -7,6 +7,7 @@
 #include <system_error>
 
 #include "core/error.h"
+#include "runtime/float_mode.h"
 
 namespace fastattn {
 namespace {
@@ -38,10 +39,19 @@ void wait_for_change(const std::atomic<uint32_t>& word, uint32_t old) {
     while (word.load(std::memory_order_acquire) == old) word.wait(old, std::memory_order_acquire);
 }
 
+std::mutex starting;
 std::atomic<uint64_t> forks{0};
-const int fork_handler = pthread_atfork(nullptr, nullptr, [] { forks.fetch_add(1, std::memory_order_relaxed); });
+const int fork_handler = pthread_atfork([] { starting.lock(); }, [] { starting.unlock(); },
+                                        [] {
+                                            starting.unlock();
+                                            forks.fetch_add(1, std::memory_order_relaxed);
+                                        });
 
 }  // namespace
+
+std::mutex& start_mutex() {
+    return starting;
+}
 
 uint64_t fork_generation() {
     return forks.load(std::memory_order_relaxed) + static_cast<uint64_t>(fork_handler);
@@ -68,7 +78,15 @@ struct Team::Shared {
         for (auto& counter : counters) counter.value.store(0, std::memory_order_relaxed);
     }
 
+    void end_workers() {
+        quit.store(true);
+        region.fetch_add(1, std::memory_order_release);
+        region.notify_all();
+        for (auto& worker : workers) worker.join();
+    }
+
     void run_body(int index, int size) noexcept {
+        const DefaultFloatMode mode;
         Team team(*this, index, size);
         (*body)(team);
         team.barrier();
@@ -105,6 +123,7 @@ void Team::barrier() {
 }
 
 ThreadPool::ThreadPool(int threads) : size_(threads), shared_(std::make_unique<Team::Shared>()) {
+    if (threads < 1) throw Error(ErrorKind::kInput, "threads: expected at least 1, got " + std::to_string(threads));
     shared_->generation = fork_generation();
     try {
         for (int index = 1; index < threads; ++index) {
@@ -119,7 +138,7 @@ ThreadPool::ThreadPool(int threads) : size_(threads), shared_(std::make_unique<T
         }
     } catch (const std::system_error&) {
         const size_t started = shared_->workers.size() + 1;
-        stop_workers();
+        shared_->end_workers();
         throw Error(ErrorKind::kOutOfMemory, "threads: expected to start " + std::to_string(threads) +
                                                  ", the system gave " + std::to_string(started));
     }
@@ -131,14 +150,7 @@ ThreadPool::~ThreadPool() {
         (void)shared_.release();
         return;
     }
-    stop_workers();
-}
-
-void ThreadPool::stop_workers() {
-    shared_->quit.store(true);
-    shared_->region.fetch_add(1, std::memory_order_release);
-    shared_->region.notify_all();
-    for (auto& worker : shared_->workers) worker.join();
+    shared_->end_workers();
 }
 
 bool ThreadPool::run(const std::function<void(Team&)>& body, const std::function<bool()>& poll) {

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <mutex>
 #include <thread>
 #include <vector>
 
@@ -46,7 +47,7 @@ private:
 
 class ThreadPool {
 public:
-    explicit ThreadPool(int threads);
+    explicit ThreadPool(int threads);  // throws Error(kInput) below 1, Error(kOs) if the threads cannot be had
     ~ThreadPool();
     ThreadPool(const ThreadPool&) = delete;
     ThreadPool& operator=(const ThreadPool&) = delete;
@@ -65,12 +66,15 @@ public:
 
 private:
     bool run_on(int threads, const std::function<void(Team&)>& body, const std::function<bool()>& poll);
-    void stop_workers();
     int size_;
     std::unique_ptr<Team::Shared> shared_;
 };
 
 // Rises in the child of every fork: pools made before have no threads there and must be made anew.
 uint64_t fork_generation();
+
+// Held while a pool that belongs to a process is looked up or made. A fork waits for it, so that no child finds it
+// locked by a thread that does not exist there.
+std::mutex& start_mutex();
 
 }  // namespace fastattn

@@ -19,6 +19,7 @@ Errors: DTypeError for a wrong type, InputError for a wrong shape or value.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from typing import Any, Literal, TypeAlias
 
@@ -286,7 +287,8 @@ def _array(name: str, array: Any, *, at_least: int = 0) -> Array:
     """The array as aligned, C-contiguous float32 of this machine's byte order: itself, or one copy."""
     if not isinstance(array, np.ndarray):
         raise DTypeError(f"{name}: expected a float32 numpy array, got {type(array).__name__}")
-    if isinstance(array, np.ma.MaskedArray):
+    masked = sys.modules.get("numpy.ma")  # np.ma would import it, and a fork meanwhile would hang in the child
+    if masked is not None and isinstance(array, masked.MaskedArray):
         raise DTypeError(f"{name}: expected a float32 numpy array, got a masked array; call .filled() first")
     if array.dtype.newbyteorder("=") != np.float32:
         raise DTypeError(

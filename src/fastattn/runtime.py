@@ -87,6 +87,13 @@ class CpuExecutor:
 
     def run(self, step: Step, outputs: Sequence[str] | None = None) -> dict[str, Output]:
         """Run one step; see `fastattn.graph.executor.Executor`."""
+        wanted = self._program.outputs if outputs is None else outputs
+        for name in wanted:
+            if name not in self._program.outputs:
+                raise InputError(f"outputs: expected some of {sorted(self._program.outputs)}, got {name!r}")
+        for cache in step.caches or ():
+            if not isinstance(cache, _core.Cache):
+                raise InputError(f"caches: expected KV caches of this executor, got {type(cache).__name__}")
         arrays = self._open().run(
             step.token_ids,
             step.cu_seqlens,
@@ -95,7 +102,6 @@ class CpuExecutor:
             step.token_type_ids,
             None if step.caches is None else cast("list[_core.Cache]", list(step.caches)),
         )
-        wanted = self._program.outputs if outputs is None else outputs
         named = dict(zip(self._program.outputs, arrays, strict=True))
         return {name: self._shaped(name, named[name], step) for name in wanted}
 
@@ -129,8 +135,8 @@ class CpuExecutor:
         lengths = np.diff(step.cu_seqlens)
         maps, at = [], 0
         for i, q_len in enumerate(lengths.tolist()):
-            # Caches have advanced by q_len when this is called.
-            kv_len = q_len if step.caches is None else step.caches[i].length  # type: ignore[attr-defined]
+            last = step.cu_seqlens[i + 1] - 1
+            kv_len = q_len if step.caches is None or q_len == 0 else int(step.positions[last]) + 1
             size = n_head * q_len * kv_len
             maps.append(array[at : at + size].reshape(n_head, q_len, kv_len))
             at += size

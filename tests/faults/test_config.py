@@ -331,6 +331,7 @@ def test_fault_40_code_of_a_checkpoint_is_never_run(tmp_path: Path, caplog: pyte
         ({"device": "gpu"}, "device"),
         ({"dtype": "int2"}, "dtype"),
         ({"threads": 0}, "threads"),
+        ({"threads": 2**40}, "threads"),
         ({"threads": 1.5}, "threads"),
     ],
 )

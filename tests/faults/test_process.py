@@ -61,24 +61,6 @@ sys.exit(os.waitstatus_to_exitcode(status))
     assert done.returncode == 0, done.stderr
 
 
-def test_fault_59_exit_while_threads_work(tmp_path: Path) -> None:
-    code = (
-        PRELUDE
-        + """
-import threading, time
-ids = np.arange(60, dtype=np.int32)
-def work():
-    while True:
-        lm(ids)
-threading.Thread(target=work, daemon=True).start()
-time.sleep(0.2)
-sys.exit(7)
-"""
-    )
-    done = run_python(code, wide(tmp_path))
-    assert done.returncode == 7, done.stderr
-
-
 def test_fault_60_address_space_limit(tmp_path: Path) -> None:
     code = (
         PRELUDE
@@ -166,21 +148,3 @@ def test_cancel_from_another_thread(tmp_path: Path) -> None:
 def test_fault_62_number_of_threads(tmp_path: Path, threads: int) -> None:
     with pytest.raises(InputError, match="threads"):
         AutoModelForCausalLM.from_pretrained(write_gpt2(tmp_path), threads=threads)
-
-
-def test_fault_62_threads_that_cannot_start() -> None:
-    """The pool gives up with a typed error, and the threads it had started end."""
-    code = """
-import resource, threading
-from fastattn import _core
-from fastattn.errors import OutOfMemory
-used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
-resource.setrlimit(resource.RLIMIT_AS, (used + (256 << 20), resource.RLIM_INFINITY))
-try:
-    _core.measure_limits(1000, 0.01, 1 << 20)
-except OutOfMemory as error:
-    assert "threads" in str(error), error
-    print("refused")
-"""
-    done = run_python(code, Path())
-    assert done.stdout.strip() == "refused", done.stderr

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from fastattn.errors import ContextLengthError, InputError
 from fastattn.graph.ir import Step
+from fastattn.graph.rewrites import optimise, with_outputs
 from fastattn.models.auto import AutoModelForCausalLM, CausalLM
 from tests.models.test_layouts import same
 from tests.reference.checkpoints import write_gpt2
@@ -157,3 +158,42 @@ def test_fault_49_one_cache_in_many_threads(lm: CausalLM) -> None:
     assert 0 <= cache.length <= 16
     feed_one(lm, fresh := lm.new_cache())
     assert fresh.length == 1
+
+
+def test_attention_maps_need_a_cache_for_every_sequence(tmp_path: Path) -> None:
+    """How large the maps are is worked out from the caches: too few of them must be refused before that."""
+    pytest.importorskip("fastattn._core", exc_type=ImportError)
+    with AutoModelForCausalLM.from_pretrained(write_gpt2(tmp_path)) as lm:
+        executor = lm.executor.with_program(optimise(with_outputs(lm.traced, attentions=True)))
+        ids = np.array([1, 2, 3, 4], np.int32)
+        cu_seqlens = np.array([0, 1, 2, 3, 4], np.int32)
+        step = Step(
+            ids, cu_seqlens, np.zeros(4, np.int32), np.arange(4, dtype=np.int32), caches=(executor.new_cache(),)
+        )
+        with pytest.raises(InputError, match="one a sequence"):
+            executor.run(step)
+
+
+def test_outputs_and_caches_that_are_none(lm: CausalLM) -> None:
+    one, cu_seqlens = np.zeros(1, np.int32), np.array([0, 1], np.int32)
+    with pytest.raises(InputError, match="outputs: expected some of"):
+        lm.executor.run(Step(one, cu_seqlens, one, one), ["nonsense"])
+    with pytest.raises(InputError, match="caches: expected KV caches of this executor, got str"):
+        lm.executor.run(Step(one, cu_seqlens, one, one, caches=("cache",)))
+
+
+def test_positions_and_caches_that_do_not_fit(lm: CausalLM, device: str) -> None:
+    """Only the C++ executor checks this: its memory depends on it."""
+    if device == "numpy":
+        return
+    cache = lm.new_cache()
+    feed(lm, [TEXT[:3]], [cache])
+    ids = np.array(TEXT[:2], np.int32)
+    ends, wanted = np.array([0, 2], np.int32), np.array([1], np.int32)
+    for positions, caches in (([0, 1], (cache,)), ([3, 5], (cache,)), ([0, 1], ())):
+        step = Step(
+            token_ids=ids, cu_seqlens=ends, positions=np.array(positions, np.int32), wanted=wanted, caches=caches
+        )
+        with pytest.raises(InputError, match="positions|caches"):
+            lm.executor.run(step)
+    assert cache.length == 3

@@ -67,6 +67,29 @@ def test_generate(gpt2: Path) -> None:
     assert greedy[0] == greedy[1]
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [("generate", "-m", "", "-p", "a"), ("generate", "-f", ""), ("embed", "-m", "", "-p", "a"), ("embed", "-f", "")],
+    ids=" ".join,
+)
+def test_an_empty_word_is_not_an_option_left_out(arguments: tuple[str, ...]) -> None:
+    """As from an unset variable of a shell: neither the demo model nor a traceback."""
+    done = run(*arguments)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_terminal_without_unicode(gpt2: Path) -> None:
+    """Text that the output cannot hold is a failure like others."""
+    done = subprocess.run(
+        command("generate", "-m", gpt2, "--device", "numpy", "-n", 1, "-p", "caf\u00e9"),
+        capture_output=True, text=True, timeout=60, env={**ENVIRONMENT, "PYTHONIOENCODING": "ascii"}, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr.startswith("fastattn: ")
+    assert len(done.stderr.splitlines()) == 1
+
+
 def test_classify(bert: Path, tmp_path: Path) -> None:
     (tmp_path / "lines.txt").write_text("good film\nbad dogs\n", encoding="utf-8")
     lines = run("classify", "-m", bert, "--device", "numpy", "-f", tmp_path / "lines.txt")

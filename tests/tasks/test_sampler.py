@@ -97,6 +97,18 @@ def test_minus_infinity_is_never_drawn() -> None:
     assert set(draw(logits, seed=np.arange(500))) == {2, 5}
 
 
+@pytest.mark.parametrize("top_p", [0.9, 1.0])
+@pytest.mark.parametrize("row", [[-3e38, -2e38, -3e38], [2e38, 3e38, 2.5e38]], ids=["low", "high"])
+def test_logits_that_leave_float32_give_the_highest(row: list[float], top_p: float) -> None:
+    """Divided by the temperature all are -inf, or several +inf: there is nothing to draw from."""
+    logits = np.array([row], np.float32)
+    record, none, offsets = params(temperature=0.5, top_p=top_p), np.zeros(0, np.int32), np.zeros(2, np.int64)
+    with np.errstate(over="ignore"):
+        assert sample(logits, record, none, offsets)[0].tolist() == [1]
+    runtime = pytest.importorskip("fastattn.runtime", exc_type=ImportError)
+    assert runtime.sample(logits, record, none, offsets)[0].tolist() == [1]
+
+
 def test_the_compiled_sampler_follows_the_specification() -> None:
     runtime = pytest.importorskip("fastattn.runtime", exc_type=ImportError)
     rng = np.random.default_rng(8)

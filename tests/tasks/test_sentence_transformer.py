@@ -12,6 +12,7 @@ import pytest
 
 import fastattn
 from fastattn.errors import ConfigError, DTypeError, InputError
+from fastattn.tasks.pooling import Pooling
 from tests.tasks.bounds import assert_as_good_as, assert_same_bits
 from tests.tasks.tiny import write_bert_model, write_sentence_model
 
@@ -173,3 +174,9 @@ def test_the_real_minilm(device: str) -> None:
     vectors = found.encode(texts)
     assert vectors.shape == (4, 384)
     exact.check(vectors, "encode", texts)
+
+
+@pytest.mark.parametrize("mode", [3, [], {}])
+def test_a_malformed_pooling_mode_is_refused(mode: object) -> None:
+    with pytest.raises(ConfigError, match="pooling_mode"):
+        Pooling.from_config({"pooling_mode": mode}, where="here", hidden_size=8)

@@ -139,6 +139,11 @@ def test_added_tokens(tmp_path: Path) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
     with pytest.raises(ConfigError, match="300"):
         load_tokenizer(folder)
+    for malformed in ({"x": {"content": "<pad>"}}, {"266": "<pad>"}, {"266": {"special": True}}):
+        config["added_tokens_decoder"] = malformed
+        (folder / "tokenizer_config.json").write_text(json.dumps(config))
+        with pytest.raises(ConfigError, match="added_tokens_decoder"):
+            load_tokenizer(folder)
 
 
 def test_pickles(bert: Tokenizer) -> None:

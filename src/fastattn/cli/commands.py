@@ -9,7 +9,7 @@ import platform
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -43,7 +43,6 @@ def info(args: argparse.Namespace) -> int:
 def generate(args: argparse.Namespace) -> int:
     """Continue prompts and say on stderr how fast."""
     from fastattn.models.auto import AutoModelForCausalLM
-    from fastattn.tasks.demo import demo_model
 
     options: GenerationArgs = {
         "max_new_tokens": args.max_tokens,
@@ -59,7 +58,7 @@ def generate(args: argparse.Namespace) -> int:
     checked = GenerationOptions(**options)
     prompts = _texts(args, whole_stdin=True)
     model = AutoModelForCausalLM.from_pretrained(
-        args.model or demo_model("text-generation"), dtype=args.dtype, device=args.device, threads=args.threads
+        _model(args, "text-generation"), dtype=args.dtype, device=args.device, threads=args.threads
     )
     tokenizer = need_tokenizer(model, "generate")
     begin, n_new = time.perf_counter(), 0
@@ -104,17 +103,16 @@ def classify(args: argparse.Namespace) -> int:
 
 def embed(args: argparse.Namespace) -> int:
     """Write the vectors of texts to a .npy file, or print one a line."""
-    from fastattn.tasks.demo import demo_model
     from fastattn.tasks.sentence_transformer import SentenceTransformer
 
-    if args.output and not Path(args.output).absolute().parent.is_dir():
+    if args.output is not None and not Path(args.output).absolute().parent.is_dir():
         raise InputError(f"--output: expected an existing folder, got {Path(args.output).parent}")
     texts = _texts(args, whole_stdin=False)
     model = SentenceTransformer(
-        args.model or demo_model("text-classification"), dtype=args.dtype, device=args.device, threads=args.threads
+        _model(args, "text-classification"), dtype=args.dtype, device=args.device, threads=args.threads
     )
     vectors = model.encode(texts, batch_size=args.batch_size, normalize_embeddings=args.normalize)
-    if args.output:
+    if args.output is not None:
         with open(args.output, "wb") as file:
             np.save(file, vectors)
         print(f"{args.output}: float32 {list(vectors.shape)}", file=sys.stderr)
@@ -125,9 +123,16 @@ def embed(args: argparse.Namespace) -> int:
     return 0
 
 
+def _model(args: argparse.Namespace, task: Literal["text-generation", "text-classification"]) -> str | Path:
+    """The model that was named, were it by an empty word, or the demo model of a task."""
+    from fastattn.tasks.demo import demo_model
+
+    return demo_model(task) if args.model is None else args.model
+
+
 def _texts(args: argparse.Namespace, *, whole_stdin: bool) -> list[str]:
     """The texts that the arguments name; '-' is standard input, as one text or line by line."""
-    if args.file:
+    if args.file is not None:
         return _lines(Path(args.file).read_text(encoding="utf-8"), args.file)
     texts = []
     for text in args.prompt:

@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Whoever read our output has seen enough. Python flushes stdout again at exit: give it somewhere to go.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except (FastattnError, OSError, UnicodeDecodeError, MemoryError) as error:
+    except (FastattnError, OSError, UnicodeError, MemoryError) as error:
         print(f"fastattn: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)
         return 1
     return code

@@ -5,7 +5,8 @@ Used with the float64 numpy executor and as the oracle of the C++ sampler. For e
 1. repetition penalty: the logit of every id in the row's history is divided by the penalty if positive, else
    multiplied (Keskar et al. 2019, "CTRL");
 2. greedy (do_sample 0 or temperature 0): the highest logit, the first index on ties;
-3. division by the temperature; candidates in descending order of logit, ties by lower index;
+3. division by the temperature (greedy where the highest logit then leaves the dtype); candidates in descending order of
+   logit, ties by lower index;
 4. top-k: the first k candidates and those tied with the last of them (0: all);
 5. weights exp(l - l_max) in float32; top-p: the shortest prefix whose weight, summed in that order in float64, reaches
    top_p of the total; at least one candidate (Holtzman et al. 2019, "The Curious Case of Neural Text Degeneration");
@@ -94,7 +95,10 @@ def _sample_row(row: NDArray[np.floating[Any]], params: np.void, history: NDArra
         scores[seen] = np.where(scores[seen] > 0, scores[seen] / penalty, scores[seen] * penalty)
     if not params["do_sample"] or params["temperature"] == 0:
         return int(scores.argmax())
+    highest = int(scores.argmax())
     scores = scores / params["temperature"]
+    if not np.isfinite(scores.max()):
+        return highest
     order = np.argsort(-scores, kind="stable")
     order = order[: np.count_nonzero(scores > -np.inf)]
     if 0 < params["top_k"] < len(order):

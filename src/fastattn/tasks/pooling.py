@@ -44,8 +44,10 @@ class Pooling:
         named = config.get("pooling_mode")
         if named is None:
             modes = tuple(mode for flag, mode in _FLAGS.items() if config.get(flag)) or ("mean",)
-        else:
+        elif isinstance(named, str) or (isinstance(named, list) and named):
             modes = (named,) if isinstance(named, str) else tuple(named)
+        else:
+            raise ConfigError(f"{where}: pooling_mode: expected a name or a list of names, got {named!r:.80}")
         for mode in modes:
             if mode not in _FLAGS.values():
                 raise ConfigError(f"{where}: pooling_mode: expected one of {', '.join(_FLAGS.values())}, got {mode!r}")

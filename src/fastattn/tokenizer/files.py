@@ -166,12 +166,18 @@ def _add_tokens(raw: RawTokenizer, config: Mapping[str, Any], specials: Mapping[
 
     known = {token.content for token in raw.get_added_tokens_decoder().values()}
     named = config.get("added_tokens_decoder")
-    entries = (
-        sorted(((int(i), e) for i, e in named.items()), key=lambda item: item[0]) if isinstance(named, dict) else []
-    )
-    for i, entry in entries:
+    numbered = named if isinstance(named, dict) else {}
+    path = directory / "tokenizer_config.json"
+    for key in numbered:
+        if not (key.isascii() and key.isdigit() and len(key) < 10):
+            raise ConfigError(f"{path}: added_tokens_decoder: expected ids as keys, got {key!r:.80}")
+    for i, entry in sorted((int(key), entry) for key, entry in numbered.items()):
         content = _content(entry)
-        if content is None or content in known:
+        if not isinstance(entry, dict) or content is None:
+            raise ConfigError(
+                f'{path}: added_tokens_decoder[{i}]: expected an object with "content", got {entry!r:.80}'
+            )
+        if content in known:
             continue
         flags = {
             key: bool(entry.get(key, False)) for key in ("lstrip", "rstrip", "single_word", "normalized", "special")
@@ -180,8 +186,7 @@ def _add_tokens(raw: RawTokenizer, config: Mapping[str, Any], specials: Mapping[
         add([AddedToken(content, **flags)])
         if raw.token_to_id(content) != i:
             raise ConfigError(
-                f"{directory / 'tokenizer_config.json'}: added token {content!r} is {i} there, "
-                f"but {raw.token_to_id(content)} by the vocabulary"
+                f"{path}: added token {content!r} is {i} there, but {raw.token_to_id(content)} by the vocabulary"
             )
         known.add(content)
     missing = [token for token in specials.values() if token not in known and raw.token_to_id(token) is not None]

@@ -1,0 +1,112 @@
+"""Threads that cannot be had, end, or are set up in an unusual way."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import fastattn
+from fastattn import ops
+from fastattn.errors import Cancelled, InputError
+
+_core = pytest.importorskip("fastattn._core", exc_type=ImportError)
+SOURCES = str(Path(fastattn.__file__).parents[1])
+
+
+def run_script(script: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True, text=True, timeout=60, env={**os.environ, "PYTHONPATH": SOURCES}, check=False,
+    )  # fmt: skip
+
+
+def test_fault_60_threads_that_cannot_start_are_an_error() -> None:
+    """Every thread reserves address space for its stack; the process may have little more than it uses."""
+    done = run_script(
+        """
+import resource
+from fastattn import _core
+from fastattn.errors import OutOfMemory
+
+engine = _core.Engine(500)
+resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))
+try:
+    engine.cancel()  # starts the threads
+except OutOfMemory as error:
+    print(error)
+"""
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("threads: expected to start 500")
+
+
+def test_no_threads_are_refused() -> None:
+    with pytest.raises(InputError, match="threads"):
+        _core.Engine(0).cancel()
+    with pytest.raises(InputError, match="threads"):
+        _core.measure_limits(0)
+
+
+def test_fault_62_the_interpreter_ends_during_a_call_of_a_daemon_thread() -> None:
+    done = run_script(
+        """
+import threading, time
+import numpy as np
+from fastattn import ops
+
+a = np.ones((1500, 1500), np.float32)
+started = threading.Event()
+
+def work():
+    while True:
+        ops.matmul(a, a)
+        started.set()
+
+threading.Thread(target=work, daemon=True).start()
+started.wait()
+print("end")
+"""
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "end\n", "")
+
+
+@pytest.mark.torch
+def test_fault_23_flush_to_zero_of_the_calling_thread_changes_nothing() -> None:
+    torch = pytest.importorskip("torch")
+    x = np.full((4000, 64), 1e-40, np.float32)
+    identity = np.eye(64, dtype=np.float32)
+    try:
+        assert torch.set_flush_denormal(True)
+        result = ops.linear(x, identity)
+        zero = torch.full((4,), 1e-40) * 1.0
+    finally:
+        torch.set_flush_denormal(False)
+    np.testing.assert_array_equal(result, x)
+    assert not zero.any()  # the caller's own setting was left alone
+
+
+def test_a_cancel_while_weights_are_read_is_not_a_weight(tmp_path: Path) -> None:
+    file = tmp_path / "weights"
+    rows, columns = 4096, 1024
+    np.ones((rows, columns), np.float32).tofile(file)
+    engine, done = _core.Engine(2), threading.Event()
+
+    def cancel() -> None:
+        while not done.is_set():
+            engine.cancel()
+
+    thread = threading.Thread(target=cancel)
+    thread.start()
+    try:
+        with open(file, "rb") as opened, pytest.raises(Cancelled):  # noqa: PT012
+            for i in range(200):
+                engine.load(f"w{i}", "matrix", [(opened.fileno(), 0, "F32", rows, columns, False, "w")])
+    finally:
+        done.set()
+        thread.join()
