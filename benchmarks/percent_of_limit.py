@@ -147,10 +147,12 @@ def libraries(work: Work, against: list[str]) -> list[str]:
 
 def measure(row: Row, workers: dict[str, Worker], options: argparse.Namespace) -> None:
     """Turns in rotation until every library has `rounds` steady ones, or four times as many were tried."""
-    from fastattn import _core
 
     def limit() -> float:
-        return float(_core.measure_limits(options.threads, 0.1)[row.work.limit])
+        answer = workers["fastattn"].ask(work=row.work.name, limit=True)
+        if "error" in answer:
+            raise SystemExit(f"{row.work.name}: measuring the limit: {answer['error']}")
+        return float(answer["limit"])
 
     before = limit()
     for _ in range(4 * options.rounds):

@@ -3,12 +3,16 @@
     python benchmarks/worker.py fastattn gpt2 2
 
 `{"work": name, "seconds": least}` is answered with `{"seconds": [...], "tokens" or "values": ...}`, or with "error".
+`{"work": name, "limit": true}` is answered by fastattn's worker with `{"limit": ...}`, the machine's rate at this moment:
+GFLOP/s of fused multiply-adds, or GB/s of reading the very weights that the work reads. (The same loop over another
+buffer may run at nearly twice or half that rate, depending on where in the machine its pages lie.)
 """
 
 from __future__ import annotations
 
 import json
 import os
+import statistics
 import sys
 import time
 from typing import Any
@@ -37,19 +41,34 @@ class Worker:
             begin = time.perf_counter()
             y = product.run()
             return time.perf_counter() - begin, {"values": y[0, :VALUES].tolist()}
-        if self.peer is None:
-            self.peer = peers.load(self.name, home() / self.model, self.threads)
+        peer = self.loaded()
         ids = item.inputs()
         if item.kind == "decode":
-            tokens, seconds = self.peer.decode(ids, item.n_new)
+            tokens, seconds = peer.decode(ids, item.n_new)
             return seconds / (item.n_new - 1), {"tokens": tokens}
         begin = time.perf_counter()
-        logits = self.peer.forward(ids)
+        logits = peer.forward(ids)
         return time.perf_counter() - begin, {"values": logits.reshape(-1)[:VALUES].tolist()}
+
+    def limit(self, item: Work) -> float:
+        """Rate of the machine at this moment, in the unit of the work's limit."""
+        from fastattn import _core
+
+        if item.limit == "fma_gflops":
+            return float(_core.measure_limits(self.threads, 0.1, 1 << 20)["fma_gflops"])
+        executor = self.loaded().model.executor  # type: ignore[attr-defined]
+        return float(executor.weight_bytes / statistics.median(executor.seconds_to_read() for _ in range(5)) / 1e9)
+
+    def loaded(self) -> peers.Peer:
+        if self.peer is None:
+            self.peer = peers.load(self.name, home() / self.model, self.threads)
+        return self.peer
 
     def answer(self, command: dict[str, Any]) -> dict[str, Any]:
         """Samples for at least so long, after one that is dropped."""
         item = WORKS[command["work"]]
+        if command.get("limit"):
+            return {"limit": self.limit(item)}
         if item.name not in self.warm:
             self.sample(item)
             self.warm.add(item.name)

@@ -244,6 +244,16 @@ void register_program(py::module_& m) {
         .def_property_readonly("threads", &Engine::threads)
         .def_property_readonly("weight_bytes", [](Engine& engine) { return engine.weights().bytes(); })
         .def("has", [](Engine& engine, const std::string& name) { return engine.weights().find(name) != nullptr; })
+        .def("seconds_to_read",
+             [](Engine& engine) {
+                 double seconds = 0.0;
+                 without_gil([&](const std::function<bool()>&) {
+                     Engine::Running& running = engine.running();
+                     const std::lock_guard lock(running.mutex);
+                     seconds = engine.weights().seconds_to_read(running.pool);
+                 });
+                 return seconds;
+             })
         .def("load", load, py::arg("name"), py::arg("use"), py::arg("parts"))
         .def("cancel", [](Engine& engine) { engine.running().pool.cancel(); });
 

@@ -4,11 +4,13 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <chrono>
 #include <cstring>
 #include <mutex>
 
 #include "core/error.h"
 #include "kernels/kernels.h"
+#include "runtime/cpu.h"
 
 namespace fastattn {
 namespace {
@@ -200,6 +202,26 @@ int64_t Weights::bytes() const {
     int64_t total = 0;
     for (const auto& [name, weight] : weights_) total += static_cast<int64_t>(weight->data.bytes());
     return total;
+}
+
+double Weights::seconds_to_read(ThreadPool& pool) const {
+    constexpr int64_t kChunk = int64_t{1} << 20;  // floats
+    struct Piece {
+        const float* data;
+        int64_t n;
+    };
+    std::vector<Piece> pieces;
+    for (const auto& [name, weight] : weights_) {
+        const auto n = static_cast<int64_t>(weight->data.bytes() / sizeof(float));
+        for (int64_t at = 0; at < n; at += kChunk) pieces.push_back({weight->data.floats() + at, std::min(kChunk, n - at)});
+    }
+    const KernelTable& kernels = active_kernels();
+    const auto start = std::chrono::steady_clock::now();
+    pool.run([&](Team& team) {
+        team.for_chunks(static_cast<int64_t>(pieces.size()),
+                        [&](int64_t i) { kernels.measure_read(pieces[i].data, pieces[i].n); });
+    });
+    return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 
 }  // namespace fastattn

@@ -40,6 +40,9 @@ public:
                       ThreadPool& pool, const std::function<bool()>& poll);
     int64_t bytes() const;
 
+    // Seconds to read every weight once, in order, on all threads: the least that a decode step can take.
+    double seconds_to_read(ThreadPool& pool) const;
+
 private:
     std::map<std::string, std::unique_ptr<Weight>> weights_;
 };

@@ -81,6 +81,10 @@ class CpuExecutor:
         """Bytes of the packed weights."""
         return int(self._engine.weight_bytes)
 
+    def seconds_to_read(self) -> float:
+        """Seconds that all threads now take to read every packed weight once: the least time of a decode step."""
+        return float(self._engine.seconds_to_read())
+
     def new_cache(self) -> _core.Cache:
         """An empty KV cache for one sequence."""
         return self._open().new_cache()
