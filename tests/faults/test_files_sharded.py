@@ -167,3 +167,9 @@ def test_fault_31_pickle_is_never_imported() -> None:
     assert not any(
         "import pickle" in file.read_text() or "torch.load" in file.read_text() for file in source.glob("*.py")
     )
+
+
+def test_a_single_file_wins_over_an_index(tmp_path: Path) -> None:
+    """As in transformers: an index left behind by an earlier save is not looked at."""
+    write_gpt2(shard(tmp_path, {"no": "shard.safetensors"}))
+    assert {info.path.name for info in open_checkpoint(tmp_path).tensors.values()} == {"model.safetensors"}

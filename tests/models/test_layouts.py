@@ -18,6 +18,7 @@ from fastattn.models.auto import (
     Encoder,
     SequenceClassifier,
 )
+from fastattn.errors import DTypeError
 from tests.reference.bounds import assert_close
 from tests.reference.checkpoints import write_bert, write_gpt2
 
@@ -174,3 +175,9 @@ def test_models_close(lm: CausalLM) -> None:
     lm.close()
     with pytest.raises(ValueError, match=r"after close"):
         lm([1])
+
+
+@pytest.mark.parametrize("option", ["output_hidden_states", "output_attentions"])
+def test_flags_are_bools(encoder: Encoder, option: str) -> None:
+    with pytest.raises(DTypeError, match=option):
+        encoder([[1, 2]], **{option: "yes"})  # type: ignore[arg-type]

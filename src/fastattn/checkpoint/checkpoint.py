@@ -137,11 +137,11 @@ def _read_small(path: Path, limit: int) -> bytes:
 
 
 def _read_tensors(directory: Path) -> dict[str, TensorInfo]:
+    single = directory / SINGLE_NAME
+    if single.is_symlink() or single.exists():  # before an index, as transformers does it
+        return read_header(single)
     if (directory / INDEX_NAME).exists():
         return _read_shards(directory)
-    single = directory / SINGLE_NAME
-    if single.is_symlink() or single.exists():
-        return read_header(single)
     others = sorted(entry.name for entry in directory.iterdir() if entry.suffix in OTHER_FORMATS)
     if others:
         hint = "convert it once with transformers: AutoModel.from_pretrained(directory).save_pretrained(new_directory)"

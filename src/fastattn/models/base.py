@@ -173,6 +173,9 @@ class Model:
             return known
 
     def _run(self, batch: Batch, *, logits_to_keep: int, hidden_states: bool, attentions: bool) -> Results:
+        for name, flag in (("output_hidden_states", hidden_states), ("output_attentions", attentions)):
+            if not isinstance(flag, bool):
+                raise DTypeError(f"{name}: expected True or False, got {type(flag).__name__}")
         executor = self._variant(hidden_states, attentions)
         outputs = executor.run(batch.step(logits_to_keep)) if batch.n_tokens else _empty_outputs(executor.program)
         return Results(batch, executor.program, outputs, logits_to_keep)
