@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from fastattn.checkpoint.files import open_regular, read_at
 from fastattn.checkpoint.safetensors import WEIGHT_DTYPES, TensorInfo, read_header
 from fastattn.checkpoint.strict_json import JsonError, JsonValue, parse
-from fastattn.errors import ConfigError, ModelFormatError
+from fastattn.errors import ConfigError, ModelFormatError, ModelNotFoundError
 
 CONFIG_NAME = "config.json"
 GENERATION_NAME = "generation_config.json"
@@ -150,7 +150,7 @@ def _read_tensors(directory: Path) -> dict[str, TensorInfo]:
             path=str(directory),
             code="other_format",
         )
-    raise FileNotFoundError(f"{directory}: expected {SINGLE_NAME} or {INDEX_NAME}, found neither")
+    raise ModelNotFoundError(f"{directory}: expected {SINGLE_NAME} or {INDEX_NAME}, found neither")
 
 
 def _read_shards(directory: Path) -> dict[str, TensorInfo]:
