@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from fastattn.checkpoint.hub import HubError, resolve
-from fastattn.errors import ConfigError, FastattnError
+from fastattn.errors import ConfigError, FastattnError, ModelNotFoundError
 from fastattn.models.auto import AutoModelForCausalLM
 from tests.reference.checkpoints import write_gpt2
 
@@ -183,7 +183,7 @@ def test_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_neither_folder_nor_id(name: str) -> None:
-    with pytest.raises(ModelNotFoundError, match="^no folder .* here, and it is no hub id"):
+    with pytest.raises(ModelNotFoundError, match=r"^no folder .* here, and it is no hub id"):
         resolve(name)
 
 

@@ -106,9 +106,9 @@ def test_refuses(folder: Path) -> None:
     with pytest.raises(InputError, match="max_seq_length"):
         model.max_seq_length = 65
     for bad in (None, "text", ["a", "b"], [None]):
-        with pytest.raises(DTypeError, match="^a: expected vectors of numbers"):
+        with pytest.raises(DTypeError, match=r"^a: expected vectors of numbers"):
             model.similarity(bad, np.ones((1, 3), np.float32))
-    with pytest.raises(InputError, match="^b: expected vectors of one length"):
+    with pytest.raises(InputError, match=r"^b: expected vectors of one length"):
         model.similarity(np.ones((1, 3), np.float32), [[1.0, 2.0, 3.0], [1.0]])
     with pytest.raises(InputError, match=r"^b: expected shape \[n, d\]"):
         model.similarity(np.ones((1, 3), np.float32), 3.0)
