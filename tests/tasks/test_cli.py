@@ -47,6 +47,7 @@ def test_info() -> None:
     assert done.returncode == 0
     assert f"version:            {fastattn.__version__}" in done.stdout
     assert json.loads(run("info", "--json").stdout)["version"] == fastattn.__version__
+    assert "None" not in done.stdout
     assert run("--version").stdout.strip() == f"fastattn {fastattn.__version__}"
 
 
@@ -128,7 +129,7 @@ def test_embed(tmp_path: Path) -> None:
             1,
             "text 1: a prompt of 1 tokens and -n 64 exceed the model's context of 64",
         ),
-        (("classify", "-m", "{gpt2}", "--device", "numpy", "-p", "a"), 1, ""),
+        (("classify", "-m", "{gpt2}", "--device", "numpy", "-p", "a"), 1, "this checkpoint has no classification head"),
         (("classify", "-f", "/no/such/file"), 1, "fastattn: /no/such/file: No such file or directory"),
         (("embed", "-m", "{gpt2}", "-f", "/dev/null"), 1, "/dev/null"),
     ],

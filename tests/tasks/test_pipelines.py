@@ -128,7 +128,7 @@ def test_classification_refuses(bert_folder: Path, gpt2_folder: Path) -> None:
         classifier({"text": "a", "other": "b"})
     with pytest.raises(InputError, match="task: expected one of"):
         fastattn.pipeline("translation", bert_folder)  # type: ignore[call-overload]
-    with pytest.raises(DTypeError, match="CausalLM"):
+    with pytest.raises(DTypeError, match="model: expected a path, a hub id or a loaded CausalLM, got SequenceCl"):
         fastattn.pipeline("text-generation", classifier.model)  # type: ignore[call-overload]
 
 
@@ -168,6 +168,15 @@ def test_a_table_is_no_list_of_texts(gpt2_folder: Path, bert_folder: Path) -> No
     features = fastattn.pipeline("feature-extraction", bert_folder, device="numpy", threads=1)
     with pytest.raises(InputError, match="inputs: expected one dimension of str, got a DataFrame"):
         features(frame)
+
+
+def test_what_objects_say_of_themselves(bert_folder: Path) -> None:
+    classifier = fastattn.pipeline("text-classification", bert_folder, device="numpy", threads=1)
+    model = f"<SequenceClassifier bert from {str(bert_folder)!r}>"
+    assert repr(classifier) == f"<TextClassificationPipeline of {model}>"
+    assert repr(classifier.tokenizer) == f"<Tokenizer WordPiece with {len(classifier.tokenizer)} tokens>"
+    vectors = fastattn.SentenceTransformer(bert_folder, device="numpy", threads=1)
+    assert repr(vectors) == f"<SentenceTransformer of {vectors.model!r}, 32 numbers, 64 tokens>"
 
 
 @pytest.mark.parametrize("name", ["max_length", "num_beams", "num_return_sequences"])

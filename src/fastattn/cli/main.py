@@ -8,11 +8,10 @@ import os
 import sys
 from collections.abc import Sequence
 
-from fastattn import __version__
+import fastattn
 from fastattn.cli.values import integer, number, some_text, stop_text
 from fastattn.errors import FastattnError
 
-_WHAT_IT_IS = "GPT-2- and BERT-family transformers from Python at the limit of the CPU, without PyTorch."
 _INT32_MAX = 2**31 - 1
 
 
@@ -67,8 +66,8 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="fastattn", description=_WHAT_IT_IS)
-    parser.add_argument("--version", action="version", version=f"fastattn {__version__}")
+    parser = argparse.ArgumentParser(prog="fastattn", description=fastattn.__doc__)
+    parser.add_argument("--version", action="version", version=f"fastattn {fastattn.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_info(commands)
     _add_generate(commands)

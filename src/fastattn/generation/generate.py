@@ -197,7 +197,7 @@ def need_tokenizer(model: LanguageModel, what: str) -> Tokenizer:
     tokenizer = model.tokenizer
     if tokenizer is None:
         raise ConfigError(
-            f"{what}: needs a tokenizer, and the model's directory has none; give token ids to generate()"
+            f"{what}: needs a tokenizer, and the model's directory has none; add one, or call the model with token ids"
         )
     return tokenizer
 

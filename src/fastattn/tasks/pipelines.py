@@ -99,7 +99,9 @@ def pipeline(
 
 def _checked(model: Any, expected: type[Any]) -> Any:
     if not isinstance(model, expected):
-        raise DTypeError(f"model: expected a path or a {expected.__name__}, got {type(model).__name__}")
+        raise DTypeError(
+            f"model: expected a path, a hub id or a loaded {expected.__name__}, got {type(model).__name__}"
+        )
     return model
 
 
@@ -109,6 +111,9 @@ class TextGenerationPipeline:
     def __init__(self, model: CausalLM, tokenizer: Tokenizer | None = None) -> None:
         self.model = model
         self.tokenizer = tokenizer or need_tokenizer(model, "text-generation")
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of {self.model!r}>"
 
     def __call__(
         self, text_inputs: Any, *, return_full_text: bool = True, **options: Unpack[GenerationArgs]
@@ -140,6 +145,9 @@ class TextClassificationPipeline:
     def __init__(self, model: SequenceClassifier, tokenizer: Tokenizer | None = None) -> None:
         self.model = model
         self.tokenizer = tokenizer or need_tokenizer(model, "text-classification")
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of {self.model!r}>"
 
     def __call__(
         self,
@@ -192,6 +200,9 @@ class FeatureExtractionPipeline:
     def __init__(self, model: Encoder, tokenizer: Tokenizer | None = None) -> None:
         self.model = model
         self.tokenizer = tokenizer or need_tokenizer(model, "feature-extraction")
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of {self.model!r}>"
 
     def __call__(
         self, inputs: Any, *, return_tensors: bool = False, truncation: bool = False, batch_size: int = 32

@@ -85,6 +85,10 @@ class SentenceTransformer:
         longest = folder.max_seq_length or min(self._context, self.tokenizer.model_max_length or self._context)
         self.max_seq_length = min(longest, self._context)
 
+    def __repr__(self) -> str:
+        size = self.get_sentence_embedding_dimension()
+        return f"<SentenceTransformer of {self.model!r}, {size} numbers, {self.max_seq_length} tokens>"
+
     @property
     def max_seq_length(self) -> int:
         """Tokens of a text at most, special tokens included; what is longer is cut."""

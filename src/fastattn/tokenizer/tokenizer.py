@@ -63,6 +63,9 @@ class Tokenizer:
         self.all_special_ids: frozenset[int] = frozenset(added | {i for i in ids.values() if i is not None})
         self.byte_level = type(raw.decoder).__name__ == "ByteLevel"
 
+    def __repr__(self) -> str:
+        return f"<Tokenizer {type(self.raw.model).__name__} with {self.vocab_size} tokens>"
+
     # -- vocabulary ---------------------------------------------------------------------------------------------
 
     @property
