@@ -15,6 +15,8 @@ import pytest
 
 import fastattn
 from fastattn.cli import main
+from fastattn.errors import NonFiniteError
+from fastattn.generation.generate import TextStream
 from tests.tasks.tiny import write_bert_model, write_gpt2_model, write_sentence_model
 
 pytestmark = pytest.mark.torch
@@ -179,22 +181,22 @@ def test_an_empty_standard_input_is_refused(command_name: str, source: tuple[str
 
 
 def test_what_is_no_utf8_is_named_by_line(tmp_path: Path) -> None:
-    (tmp_path / "bad.txt").write_bytes(b"caf\xc3\xa9\n\nb\xff")
+    (tmp_path / "bad.txt").write_bytes(b"r\xc3\xa9sum\n\nb\xff")
     done = run("classify", "-f", tmp_path / "bad.txt")
     assert done.returncode == 1
     assert done.stderr == f"fastattn: {tmp_path / 'bad.txt'} line 3: expected UTF-8, got invalid start byte\n"
 
 
 def test_a_locale_without_the_letters(bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    options = ("classify", "-m", bert, "--device", "numpy", "-p", "caf\u00e9\tau\nlait")
+    options = ("classify", "-m", bert, "--device", "numpy", "-p", "r\u00e9sum\tau\nlait")
     done = run(*options)
-    assert done.stdout.endswith("\tcaf\u00e9 au lait\n")
+    assert done.stdout.endswith("\tr\u00e9sum au lait\n")
     assert json.loads(run(*options, "--json").stdout)["text"] == options[-1]
     assert "\u00e9" in run(*options, "--json").stdout
     monkeypatch.setitem(ENVIRONMENT, "PYTHONIOENCODING", "ascii")
     done = run(*options)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.endswith("\tcaf\\xe9 au lait\n")
+    assert done.stdout.endswith("\tr\\xe9sum au lait\n")
     assert json.loads(run(*options, "--json").stdout)["text"] == options[-1]
 
 
@@ -209,6 +211,18 @@ def test_texts_longer_than_the_context(bert: Path, tmp_path: Path) -> None:
     cut = run("embed", *options)
     assert (cut.returncode, len(cut.stdout.splitlines())) == (0, 2)
     assert cut.stderr == f"cut to the model's 64 tokens: {where}\n"
+
+
+def test_an_error_in_the_middle_of_a_text_has_its_own_line(
+    gpt2: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def failing(self: TextStream) -> str:
+        raise NonFiniteError("logits[0]: nan")
+
+    monkeypatch.setattr(TextStream, "__next__", failing)
+    assert main(["generate", "-m", str(gpt2), "--device", "numpy", "-n", "4", "-p", "the"]) == 1
+    printed = capsys.readouterr()
+    assert (printed.out, printed.err) == ("the\n", "fastattn: logits[0]: nan\n")
 
 
 def test_an_empty_line_between_prompts(gpt2: Path) -> None:

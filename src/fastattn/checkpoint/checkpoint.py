@@ -76,7 +76,7 @@ def open_checkpoint(
     require_little_endian()
     directory = Path(path)
     if not directory.is_dir():
-        raise NotADirectoryError(f"{directory}: expected a directory with {CONFIG_NAME} and {SINGLE_NAME}")
+        raise ModelNotFoundError(f"{directory}: expected a directory with {CONFIG_NAME} and {SINGLE_NAME}")
     config = read_config(directory)
     tensors = _read_tensors(directory)
     if verify is not None:

@@ -113,8 +113,8 @@ def build(config: Mapping[str, object], tensors: Mapping[str, TensorInfo], task:
     names = resolve_names(tensors, family.layout)
     if task == "sequence-classification" and not any(name.startswith(_HEADS) for name in names.found):
         raise ConfigError(
-            f"this checkpoint has no classification head ({' or '.join(f'{head}weight' for head in _HEADS)} is missing); "
-            "AutoModel or `fastattn embed` use it without"
+            f"this checkpoint has no classification head ({' or '.join(f'{head}weight' for head in _HEADS)} is "
+            "missing); AutoModel or `fastattn embed` use it without"
         )
     traced = family.build(parsed, Weights(Tracer(), names), task)
     found = check_tensors(traced, names)
