@@ -25,17 +25,19 @@ BENCH_ARGS ?=
 
 demo: install
 	@echo; echo "== fastattn generate: the embedded story model =="
-	$(BIN)/fastattn generate -p "It was a dark and stormy night" -n 96 --seed 1
+	$(BIN)/fastattn generate -p "It was a dark and stormy night" -n 64 --seed 4
 	@echo; echo "== fastattn classify: the embedded sentiment model =="
-	@printf '%s\n' "A quiet film that stays with you for days ." "The plot is a mess and the jokes fall flat ." \
-	  "I laughed , I cried , I would see it again ." | $(BIN)/fastattn classify -p -
+	@printf '%s\n' "A quiet film that stays with you for days." "The plot is a mess and the jokes fall flat." \
+	  "I laughed, I cried, I would see it again." | $(BIN)/fastattn classify -f -
+	@echo; echo "Both are toys of 2.6M and 1.0M parameters, made to show that things run."
+	@echo "Next: $(BIN)/fastattn generate -m FOLDER -p TEXT with a model of your own; README.md has the rest."
 
 install: $(S)/installed
 
 # A pip install per change of a packaged file. The build folder and the build tools stay, so ninja compiles only what
 # changed (with build isolation the paths of pybind11 and ninja would change each time, and all bindings with them).
 $(S)/installed: $(S)/build-tools $(PACKAGED)
-	@echo "building and installing fastattn (the first time takes a minute or two)"
+	@echo "building and installing fastattn (the first time takes 2 to 5 minutes)"
 	$(PIP) --no-build-isolation .
 	@touch $@
 

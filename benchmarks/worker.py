@@ -3,9 +3,9 @@
     python benchmarks/worker.py fastattn gpt2 2
 
 `{"work": name, "seconds": least}` is answered with `{"seconds": [...], "tokens" or "values": ...}`, or with "error".
-`{"work": name, "limit": true}` is answered by fastattn's worker with `{"limit": ...}`, the machine's rate at this moment:
-GFLOP/s of fused multiply-adds, or GB/s of reading the very weights that the work reads. (The same loop over another
-buffer may run at nearly twice or half that rate, depending on where in the machine its pages lie.)
+`{"work": name, "limit": true}` is answered by fastattn's worker with `{"limit": ...}`, the machine's rate at this
+moment: GFLOP/s of fused multiply-adds, or GB/s of reading the very weights that the work reads. (The same loop over
+another buffer may run at nearly twice or half that rate, depending on where in the machine its pages lie.)
 """
 
 from __future__ import annotations

@@ -13,6 +13,8 @@ import fastattn
 
 
 def main() -> None:
+    if len(sys.argv) != 2:
+        sys.exit("usage: python examples/embed_pandas.py FOLDER")
     model = fastattn.SentenceTransformer(sys.argv[1])
     frame = pd.DataFrame(
         {

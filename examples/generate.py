@@ -26,8 +26,8 @@ def main() -> None:
     for text in tokenizer.batch_decode(ids, skip_special_tokens=True):
         print("-", text)
 
-    print("\nUp to the end of a sentence, as transformers' pipeline returns it:")
-    print(generator("The house", max_new_tokens=60, stop_strings=[".", "!", "?"], seed=3))
+    print("\nUp to the end of the paragraph (a stop string is no part of the text), in the form of transformers:")
+    print(generator("The house", max_new_tokens=100, stop_strings=["\n"], seed=3))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,4 @@
-"""Transformer inference from Python at the limit of the machine: numpy in, numpy out, no PyTorch.
-
-Names are imported when they are first used, so that `import fastattn` costs little more than numpy.
-"""
+"""GPT-2- and BERT-family transformers from Python at the limit of the CPU: numpy in, numpy out, no PyTorch."""
 
 from __future__ import annotations
 
@@ -14,8 +11,10 @@ from fastattn.errors import (
     ContextLengthError,
     DTypeError,
     FastattnError,
+    HubError,
     InputError,
     ModelFormatError,
+    ModelNotFoundError,
     NonFiniteError,
     OutOfMemory,
 )
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
+# Names are imported when they are first used, so that `import fastattn` costs little more than numpy.
 _HOME = {
     "AutoModel": "fastattn.models.auto",
     "AutoModelForCausalLM": "fastattn.models.auto",
@@ -58,8 +58,10 @@ __all__ = [
     "FastattnError",
     "GenerateOutput",
     "GenerationOptions",
+    "HubError",
     "InputError",
     "ModelFormatError",
+    "ModelNotFoundError",
     "NonFiniteError",
     "OutOfMemory",
     "SentenceTransformer",
@@ -83,4 +85,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__, *_MODULES})
+    return sorted({*__all__, *_MODULES, "errors"})

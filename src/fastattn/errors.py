@@ -38,7 +38,26 @@ class InputError(FastattnError, ValueError):
 
 
 class ContextLengthError(InputError):
-    """A text is longer than the model's context."""
+    """A text is longer than the model's context.
+
+    `index` says which one of several, `n_tokens` how long it is and `context` how long it may be, as far as known.
+    """
+
+    def __init__(
+        self, message: str, *, index: int | None = None, n_tokens: int | None = None, context: int | None = None
+    ) -> None:
+        super().__init__(message)
+        self.index = index
+        self.n_tokens = n_tokens
+        self.context = context
+
+
+class ModelNotFoundError(FastattnError, FileNotFoundError):
+    """There is no folder of a model, or no weights in it."""
+
+
+class HubError(FastattnError, OSError):
+    """A model could not be had from the hub; the message says what to do."""
 
 
 class DTypeError(FastattnError, TypeError):

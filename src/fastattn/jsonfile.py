@@ -18,7 +18,7 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
-        raise ModelFormatError(f"{path}: expected JSON: {error}", path=str(path), code="json") from error
+        raise ModelFormatError(f"{path}: invalid JSON: {error}", path=str(path), code="json") from error
 
 
 def read_json_object(path: Path) -> dict[str, Any]:

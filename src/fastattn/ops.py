@@ -33,6 +33,11 @@ Array: TypeAlias = NDArray[np.float32]
 
 __all__ = ["gelu", "layer_norm", "linear", "log_softmax", "matmul", "scaled_dot_product_attention", "softmax"]
 
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
+
+
 _MAX_HEAD_DIM = 256  # kMaxHeadDim of csrc/kernels/kernels.h
 _MAX_DIM = 2**31 - 1  # the kernels count rows and columns in int32
 

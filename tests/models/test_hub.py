@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from fastattn.checkpoint.hub import HubError, resolve
-from fastattn.errors import ConfigError, FastattnError
+from fastattn.errors import ConfigError, FastattnError, ModelNotFoundError
 from fastattn.models.auto import AutoModelForCausalLM
 from tests.reference.checkpoints import write_gpt2
 
@@ -143,7 +143,7 @@ def test_a_token(hub: Hub, tmp_path: Path) -> None:
 
 
 def test_no_such_repository(hub: Hub, tmp_path: Path) -> None:
-    with pytest.raises(HubError, match=r"tiny/other: no such folder, and no such public repository") as caught:
+    with pytest.raises(HubError, match=r"^no folder 'tiny/other' here, and no such public repository") as caught:
         resolve("tiny/other", cache_dir=tmp_path / "cache")
     assert isinstance(caught.value, (FastattnError, OSError))
 
@@ -183,13 +183,13 @@ def test_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_neither_folder_nor_id(name: str) -> None:
-    with pytest.raises(FileNotFoundError, match="no such folder, and no hub id"):
+    with pytest.raises(ModelNotFoundError, match=r"^no folder .* here, and it is no hub id"):
         resolve(name)
 
 
 def test_a_file_is_no_folder(tmp_path: Path) -> None:
     file = write_gpt2(tmp_path) / "model.safetensors"
-    with pytest.raises(NotADirectoryError, match="expected the folder of a model"):
+    with pytest.raises(ModelNotFoundError, match="expected the folder of a model"):
         resolve(file)
 
 

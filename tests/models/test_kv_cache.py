@@ -194,6 +194,6 @@ def test_positions_and_caches_that_do_not_fit(lm: CausalLM, device: str) -> None
         step = Step(
             token_ids=ids, cu_seqlens=ends, positions=np.array(positions, np.int32), wanted=wanted, caches=caches
         )
-        with pytest.raises(InputError, match="positions|caches"):
+        with pytest.raises(InputError, match=r"positions|caches"):
             lm.executor.run(step)
     assert cache.length == 3

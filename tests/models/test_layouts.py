@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from fastattn.errors import DTypeError
 from fastattn.models.auto import (
     AutoModel,
     AutoModelForCausalLM,
@@ -18,7 +19,6 @@ from fastattn.models.auto import (
     Encoder,
     SequenceClassifier,
 )
-from fastattn.errors import DTypeError
 from tests.reference.bounds import assert_close
 from tests.reference.checkpoints import write_bert, write_gpt2
 

@@ -54,6 +54,21 @@ def test_public_names_exist() -> None:
     assert set(fastattn.__all__) <= set(dir(fastattn))
 
 
+def test_one_sentence_says_what_it_is() -> None:
+    sentence = (fastattn.__doc__ or "").strip()
+    assert sentence
+    described = re.search(r'^description = "([^"]+)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    assert described is not None
+    assert described[1] + "." == sentence
+    assert sentence in " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    assert sentence in " ".join(python("from fastattn.cli import main; main(['--help'])").split())
+
+
+def test_dir_shows_the_public_names_alone() -> None:
+    assert not {"annotations", "importlib", "Any", "TYPE_CHECKING"} & set(dir(fastattn))
+    assert dir(fastattn.ops) == sorted(fastattn.ops.__all__)
+
+
 def test_the_version_is_said_once() -> None:
     in_pyproject = re.search(r'^version = "([^"]+)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
     assert in_pyproject is not None

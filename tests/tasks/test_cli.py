@@ -15,6 +15,8 @@ import pytest
 
 import fastattn
 from fastattn.cli import main
+from fastattn.errors import NonFiniteError
+from fastattn.generation.generate import TextStream
 from tests.tasks.tiny import write_bert_model, write_gpt2_model, write_sentence_model
 
 pytestmark = pytest.mark.torch
@@ -47,6 +49,7 @@ def test_info() -> None:
     assert done.returncode == 0
     assert f"version:            {fastattn.__version__}" in done.stdout
     assert json.loads(run("info", "--json").stdout)["version"] == fastattn.__version__
+    assert "None" not in done.stdout
     assert run("--version").stdout.strip() == f"fastattn {fastattn.__version__}"
 
 
@@ -125,14 +128,34 @@ def test_embed(tmp_path: Path) -> None:
         (("nothing",), 2, "invalid choice"),
         (("generate",), 2, "required"),
         (("generate", "-p", "a", "-f", "b"), 2, "not allowed with"),
-        (("generate", "-p", "a", "-n", "x"), 2, "invalid int"),
+        (("generate", "-p", "a", "-n", "x"), 2, "expected an integer, got 'x'"),
         (("generate", "-m", "/no/such/folder", "-p", "a"), 1, "/no/such/folder"),
-        (("generate", "-m", "{gpt2}", "--device", "numpy", "-p", "a", "-n", "-1"), 1, "max_new_tokens"),
-        (("generate", "-m", "{gpt2}", "--device", "numpy", "-p", "a", "--temp", "-1"), 1, "temperature"),
-        (("generate", "-m", "{gpt2}", "--device", "numpy", "-p", "a", "-n", "500"), 1, "context"),
-        (("generate", "-m", "{gpt2}", "--device", "numpy", "-p", "a", "--dtype", "float8"), 1, "dtype"),
-        (("classify", "-m", "{gpt2}", "--device", "numpy", "-p", "a"), 1, ""),
-        (("classify", "-f", "/no/such/file"), 1, "/no/such/file"),
+        (("generate", "-p", "a", "-n", "-1"), 2, "argument -n/--max-tokens: expected 0 to"),
+        (("generate", "-p", "a", "--seed", "-1"), 2, "argument --seed: expected 0 to"),
+        (("generate", "-p", "a", "--temp", "-1"), 2, "argument --temp: expected at least 0"),
+        (("generate", "-p", "a", "--temp", "nan"), 2, "argument --temp: expected a finite number"),
+        (("generate", "-p", "a", "--temp", "warm"), 2, "argument --temp: expected a number, got 'warm'"),
+        (("generate", "-p", "a", "--top-p", "2"), 2, "argument --top-p: expected 0 to 1"),
+        (("generate", "-p", "a", "--min-p", "2"), 2, "argument --min-p: expected 0 to 1"),
+        (("generate", "-p", "a", "--top-k", "-1"), 2, "argument --top-k: expected 0 to"),
+        (("generate", "-p", "a", "--repetition-penalty", "0"), 2, "argument --repetition-penalty: expected 1e-06 to"),
+        (("generate", "-p", "a", "--stop", ""), 2, "argument --stop: expected 1 to 1000 characters"),
+        (("generate", "-p", "a", "--threads", "0"), 2, "argument --threads: expected at least 1"),
+        (("generate", "-p", "a", "--dtype", "float8"), 2, "argument --dtype"),
+        (("generate", "-p", "a", "--dtype", "float64"), 2, "argument --dtype: float64 needs --device numpy"),
+        (("generate", "-p", "a", "-m", ""), 2, "argument -m/--model: expected a folder"),
+        (("generate", "-f", ""), 2, "argument -f/--file: expected a file"),
+        (("classify", "-p", "a", "--top-k", "-1"), 2, "argument --top-k: expected 0 to"),
+        (("embed", "-p", "a", "--batch-size", "0"), 2, "argument --batch-size: expected 1 to"),
+        (("embed", "-p", "a", "--json", "-o", "a.npy"), 2, "argument --json: not allowed with argument -o"),
+        (("embed", "-p", "a", "-o", ""), 2, "argument -o/--output: expected a file"),
+        (
+            ("generate", "-m", "{gpt2}", "--device", "numpy", "-p", "a", "-p", "the", "-n", "64"),
+            1,
+            "text 1: a prompt of 1 tokens and -n 64 exceed the model's context of 64",
+        ),
+        (("classify", "-m", "{gpt2}", "--device", "numpy", "-p", "a"), 1, "this checkpoint has no classification head"),
+        (("classify", "-f", "/no/such/file"), 1, "fastattn: /no/such/file: No such file or directory"),
         (("embed", "-m", "{gpt2}", "-f", "/dev/null"), 1, "/dev/null"),
     ],
 )
@@ -155,6 +178,81 @@ def test_exit_codes_of_the_process() -> None:
     assert run("nothing").returncode == 2
     done = run("generate", "-m", "/no/such/folder", "-p", "a")
     assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
+
+
+@pytest.mark.parametrize("command_name", ["generate", "classify", "embed"])
+def test_lines_of_standard_input_are_those_of_a_file(gpt2: Path, bert: Path, tmp_path: Path, command_name: str) -> None:
+    """Blank lines are left out, and a byte order mark is no part of the first text."""
+    model = gpt2 if command_name == "generate" else bert
+    options = [command_name, "-m", model, "--device", "numpy", "--json"]
+    options += ["--seed", 1, "-n", 3] if command_name == "generate" else []
+    text = "the\n\n  \nin all\n"
+    (tmp_path / "lines.txt").write_bytes(b"\xef\xbb\xbf" + text.encode())
+    from_file = run(*options, "-f", tmp_path / "lines.txt")
+    assert from_file.returncode == 0
+    assert len(from_file.stdout.splitlines()) == 2
+    assert run(*options, "-f", "-", stdin=text).stdout == from_file.stdout
+    assert run(*options, "-p", "the", "-p", "in all").stdout == from_file.stdout
+
+
+@pytest.mark.parametrize("source", [("-p", "-"), ("-f", "-")])
+@pytest.mark.parametrize("command_name", ["generate", "classify", "embed"])
+def test_an_empty_standard_input_is_refused(command_name: str, source: tuple[str, str]) -> None:
+    done = run(command_name, *source, stdin="\n\n")
+    assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (1, "", 1)
+    assert "standard input: expected a text" in done.stderr
+
+
+def test_what_is_no_utf8_is_named_by_line(tmp_path: Path) -> None:
+    (tmp_path / "bad.txt").write_bytes(b"r\xc3\xa9sum\n\nb\xff")
+    done = run("classify", "-f", tmp_path / "bad.txt")
+    assert done.returncode == 1
+    assert done.stderr == f"fastattn: {tmp_path / 'bad.txt'} line 3: expected UTF-8, got invalid start byte\n"
+
+
+def test_a_locale_without_the_letters(bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = ("classify", "-m", bert, "--device", "numpy", "-p", "r\u00e9sum\tau\nlait")
+    done = run(*options)
+    assert done.stdout.endswith("\tr\u00e9sum au lait\n")
+    assert json.loads(run(*options, "--json").stdout)["text"] == options[-1]
+    assert "\u00e9" in run(*options, "--json").stdout
+    monkeypatch.setitem(ENVIRONMENT, "PYTHONIOENCODING", "ascii")
+    done = run(*options)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.endswith("\tr\\xe9sum au lait\n")
+    assert json.loads(run(*options, "--json").stdout)["text"] == options[-1]
+
+
+def test_texts_longer_than_the_context(bert: Path, tmp_path: Path) -> None:
+    (tmp_path / "long.txt").write_text("good\n\n" + "good " * 100, encoding="utf-8")
+    options = ("-m", bert, "--device", "numpy", "-f", tmp_path / "long.txt")
+    refused = run("classify", *options)
+    assert refused.returncode == 1
+    where = f"{tmp_path / 'long.txt'} line 3"
+    assert refused.stderr == f"fastattn: {where}: 102 tokens, the model's context is 64; --truncate cuts it\n"
+    assert len(run("classify", *options, "--truncate").stdout.splitlines()) == 2
+    cut = run("embed", *options)
+    assert (cut.returncode, len(cut.stdout.splitlines())) == (0, 2)
+    assert cut.stderr == f"cut to the model's 64 tokens: {where}\n"
+
+
+def test_an_error_in_the_middle_of_a_text_has_its_own_line(
+    gpt2: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def failing(self: TextStream) -> str:
+        raise NonFiniteError("logits[0]: nan")
+
+    monkeypatch.setattr(TextStream, "__next__", failing)
+    assert main(["generate", "-m", str(gpt2), "--device", "numpy", "-n", "4", "-p", "the"]) == 1
+    printed = capsys.readouterr()
+    assert (printed.out, printed.err) == ("the\n", "fastattn: logits[0]: nan\n")
+
+
+def test_an_empty_line_between_prompts(gpt2: Path) -> None:
+    options = ("generate", "-m", gpt2, "--device", "numpy", "-n", 1, "--temp", 0, "-p", "the", "-p", "in")
+    streamed = run(*options)
+    assert "\n\nin" in streamed.stdout
+    assert run(*options, "--no-stream").stdout == streamed.stdout
 
 
 def test_a_closed_pipe_is_quiet(gpt2: Path) -> None:

@@ -118,8 +118,9 @@ def test_one_label_and_regression(tmp_path: Path, device: str) -> None:
 
 def test_classification_refuses(bert_folder: Path, gpt2_folder: Path) -> None:
     classifier = fastattn.pipeline("text-classification", bert_folder, device="numpy", threads=1)
-    with pytest.raises(ContextLengthError):
-        classifier("good " * 100)
+    with pytest.raises(ContextLengthError, match=r"inputs\[1\]: 102 tokens, the model's context is 64") as caught:
+        classifier(["good", "good " * 100], batch_size=1)
+    assert (caught.value.index, caught.value.n_tokens, caught.value.context) == (1, 102, 64)
     assert len(classifier("good " * 100, truncation=True)) == 1
     with pytest.raises(DTypeError, match=r"inputs\[1\]"):
         classifier(["good", None])
@@ -127,7 +128,7 @@ def test_classification_refuses(bert_folder: Path, gpt2_folder: Path) -> None:
         classifier({"text": "a", "other": "b"})
     with pytest.raises(InputError, match="task: expected one of"):
         fastattn.pipeline("translation", bert_folder)  # type: ignore[call-overload]
-    with pytest.raises(DTypeError, match="CausalLM"):
+    with pytest.raises(DTypeError, match="model: expected a path, a hub id or a loaded CausalLM, got SequenceCl"):
         fastattn.pipeline("text-generation", classifier.model)  # type: ignore[call-overload]
 
 
@@ -151,6 +152,38 @@ def test_text_generation_samples_until_the_context_is_full(gpt2_folder: Path) ->
     assert generator("the hello", seed=4, eos_token_id=-1)[0]["generated_text"] != text
     cut = generator("the hello", seed=3, eos_token_id=-1, stop_strings=[text[12:14]])[0]["generated_text"]
     assert cut == text[: text.index(text[12:14], 9)]
+
+
+def test_a_table_is_no_list_of_texts(gpt2_folder: Path, bert_folder: Path) -> None:
+    """Iterating over a DataFrame gives the names of its columns."""
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame({"text": TEXTS})
+    for task, folder in (("text-generation", gpt2_folder), ("text-classification", bert_folder)):
+        pipe: Any = fastattn.pipeline(task, folder, device="numpy", threads=1)  # type: ignore[call-overload]
+        for table in (frame, np.array([TEXTS])):
+            with pytest.raises(InputError, match="inputs: expected one dimension of str, got a"):
+                pipe(table)
+            with pytest.raises(InputError, match="text: expected one dimension of str, got a"):
+                pipe.tokenizer(table)
+    features = fastattn.pipeline("feature-extraction", bert_folder, device="numpy", threads=1)
+    with pytest.raises(InputError, match="inputs: expected one dimension of str, got a DataFrame"):
+        features(frame)
+
+
+def test_what_objects_say_of_themselves(bert_folder: Path) -> None:
+    classifier = fastattn.pipeline("text-classification", bert_folder, device="numpy", threads=1)
+    model = f"<SequenceClassifier bert from {str(bert_folder)!r}>"
+    assert repr(classifier) == f"<TextClassificationPipeline of {model}>"
+    assert repr(classifier.tokenizer) == f"<Tokenizer WordPiece with {len(classifier.tokenizer)} tokens>"
+    vectors = fastattn.SentenceTransformer(bert_folder, device="numpy", threads=1)
+    assert repr(vectors) == f"<SentenceTransformer of {vectors.model!r}, 32 numbers, 64 tokens>"
+
+
+@pytest.mark.parametrize("name", ["max_length", "num_beams", "num_return_sequences"])
+def test_unknown_options_of_generation(gpt2_folder: Path, name: str) -> None:
+    generator: Any = fastattn.pipeline("text-generation", gpt2_folder, device="numpy", threads=1)
+    with pytest.raises(InputError, match=rf"^unknown option {name}; known: max_new_tokens, .*seed"):
+        generator("the", **{name: 3})
 
 
 def test_feature_extraction(bert_folder: Path, device: str) -> None:

@@ -168,6 +168,8 @@ def test_bad_ids(gpt2: Tokenizer) -> None:
             gpt2.decode(ids)
     with pytest.raises(DTypeError):
         gpt2.decode([0.5])  # type: ignore[list-item]
+    with pytest.raises(InputError, match="ids: expected one dimension, got lists of several lengths"):
+        gpt2.decode([[1, 2], [3]])  # type: ignore[list-item]
     assert gpt2.decode([]) == ""
     assert gpt2.batch_decode([[97], [98]]) == ["a", "b"]
 

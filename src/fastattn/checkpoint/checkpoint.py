@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from fastattn.checkpoint.files import open_regular, read_at
 from fastattn.checkpoint.safetensors import WEIGHT_DTYPES, TensorInfo, read_header
 from fastattn.checkpoint.strict_json import JsonError, JsonValue, parse
-from fastattn.errors import ConfigError, ModelFormatError
+from fastattn.errors import ConfigError, ModelFormatError, ModelNotFoundError
 
 CONFIG_NAME = "config.json"
 GENERATION_NAME = "generation_config.json"
@@ -76,7 +76,7 @@ def open_checkpoint(
     require_little_endian()
     directory = Path(path)
     if not directory.is_dir():
-        raise NotADirectoryError(f"{directory}: expected a directory with {CONFIG_NAME} and {SINGLE_NAME}")
+        raise ModelNotFoundError(f"{directory}: expected a directory with {CONFIG_NAME} and {SINGLE_NAME}")
     config = read_config(directory)
     tensors = _read_tensors(directory)
     if verify is not None:
@@ -150,7 +150,7 @@ def _read_tensors(directory: Path) -> dict[str, TensorInfo]:
             path=str(directory),
             code="other_format",
         )
-    raise FileNotFoundError(f"{directory}: expected {SINGLE_NAME} or {INDEX_NAME}, found neither")
+    raise ModelNotFoundError(f"{directory}: expected {SINGLE_NAME} or {INDEX_NAME}, found neither")
 
 
 def _read_shards(directory: Path) -> dict[str, TensorInfo]:

@@ -6,7 +6,9 @@ import os
 import re
 from pathlib import Path
 
-from fastattn.errors import ConfigError, FastattnError, InputError
+from fastattn.errors import ConfigError, HubError, InputError, ModelNotFoundError
+
+__all__ = ["ALLOW_PATTERNS", "IGNORE_PATTERNS", "HubError", "resolve"]
 
 ALLOW_PATTERNS = (
     "config.json",
@@ -35,10 +37,6 @@ _PART = r"[A-Za-z0-9](?:[A-Za-z0-9_.\-]*[A-Za-z0-9])?"
 _HUB_ID = re.compile(rf"(?:{_PART}/)?{_PART}")
 
 
-class HubError(FastattnError, OSError):
-    """A model could not be had from the hub; the message says what to do."""
-
-
 def resolve(
     path_or_id: str | Path,
     *,
@@ -49,7 +47,7 @@ def resolve(
 ) -> Path:
     """The local folder of a model: `path_or_id` itself where it is one, else a snapshot from the hub.
 
-    Only the files that fastattn reads are fetched. Raises HubError, or FileNotFoundError for what is neither a folder
+    Only the files that fastattn reads are fetched. Raises HubError, or ModelNotFoundError for what is neither a folder
     nor looks like a hub id.
     """
     if not isinstance(path_or_id, str | Path):
@@ -59,9 +57,9 @@ def resolve(
     if name and path.is_dir():
         return path
     if name and path.exists():
-        raise NotADirectoryError(f"{path}: expected the folder of a model, got a file")
+        raise ModelNotFoundError(f"{path}: expected the folder of a model, got a file")
     if isinstance(path_or_id, Path) or not _HUB_ID.fullmatch(name) or ".." in name or "--" in name or len(name) > 96:
-        raise FileNotFoundError(f"{name!r}: no such folder, and no hub id (owner/name)")
+        raise ModelNotFoundError(f"no folder {name!r} here, and it is no hub id (owner/name) either")
     return _download(name, revision, None if cache_dir is None else str(cache_dir), local_files_only, token)
 
 
@@ -76,7 +74,7 @@ def _download(name: str, revision: str | None, cache_dir: str | None, local_only
         )
     except ImportError:
         raise ConfigError(
-            f'{name}: no such folder, and fetching it from the hub needs: pip install "fastattn[hub]"'
+            f'no folder {name!r} here, and fetching it from the hub needs: pip install "fastattn[hub]"'
         ) from None
     try:
         found = snapshot_download(
@@ -92,15 +90,17 @@ def _download(name: str, revision: str | None, cache_dir: str | None, local_only
         raise HubError(f"{name}: access must be asked for on the hub; then give token=") from None
     except RepositoryNotFoundError:
         raise HubError(
-            f"{name}: no such folder, and no such public repository on the hub (private: give token=)"
+            f"no folder {name!r} here, and no such public repository on the hub (private: give token=)"
         ) from None
     except RevisionNotFoundError:
         raise HubError(f"{name}: the hub has no revision {revision!r}") from None
     except LocalEntryNotFoundError as error:
         why = "local_files_only=True" if local_only else f"the hub cannot be reached ({_first_line(error)})"
-        raise HubError(f"{name}: not in the local cache, and {why}; give a local folder") from None
+        raise HubError(f"no folder {name!r} here, nothing in the local cache, and {why}; give a local folder") from None
     except OSError as error:
-        raise HubError(f"{name}: fetching from the hub failed ({_first_line(error)}); give a local folder") from error
+        raise HubError(
+            f"no folder {name!r} here, and fetching it from the hub failed ({_first_line(error)}); give a local folder"
+        ) from error
     return Path(found)
 
 

@@ -36,7 +36,7 @@ def parse(data: bytes) -> JsonValue:
     except JsonError:
         raise
     except (ValueError, RecursionError) as error:
-        raise JsonError(f"expected JSON, got {error}") from None
+        raise JsonError(f"invalid JSON: {error}") from None
     return value
 
 

@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import argparse
+import codecs
 import importlib.util
 import json
 import platform
 import sys
 import time
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fastattn import __version__
-from fastattn.errors import ConfigError, InputError
+from fastattn.cli.texts import Text, read_texts
+from fastattn.errors import ContextLengthError, InputError
 from fastattn.generation.generate import GenerationArgs, complete, need_tokenizer, stream
 from fastattn.generation.options import GenerationOptions
 
-_EXTRAS = ("safetensors", "huggingface_hub", "sklearn", "pandas")
+if TYPE_CHECKING:
+    from fastattn.models.auto import CausalLM
+
+_BETWEEN = "\n"  # an empty line between the texts of several prompts
+_EXTRAS = {"hub": "huggingface_hub"}  # extra of pyproject.toml -> the module that it brings
 
 
 def info(args: argparse.Namespace) -> int:
@@ -30,11 +37,13 @@ def info(args: argparse.Namespace) -> int:
         found |= runtime.info()
     except ImportError as error:
         found["extension"] = f"missing: {error}"
-    found["extras"] = [name for name in _EXTRAS if importlib.util.find_spec(name) is not None]
+    found["extras"] = [extra for extra, module in _EXTRAS.items() if importlib.util.find_spec(module) is not None]
     if args.json:
         print(json.dumps(found))
         return 0
     for name, value in found.items():
+        if value is None or value == []:
+            continue
         text = ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else value
         print(f"{name.replace('_', ' ') + ':':<20}{text}")
     return 0
@@ -56,48 +65,80 @@ def generate(args: argparse.Namespace) -> int:
         "stop_strings": args.stop or None,
     }
     checked = GenerationOptions(**options)
-    prompts = _texts(args, whole_stdin=True)
+    prompts = read_texts(args.prompt, args.file, whole_stdin=True)
     model = AutoModelForCausalLM.from_pretrained(
         _model(args, "text-generation"), dtype=args.dtype, device=args.device, threads=args.threads
     )
     tokenizer = need_tokenizer(model, "generate")
-    begin, n_new = time.perf_counter(), 0
+    ids = [tokenizer.encode(prompt.text) for prompt in prompts]
+    _check_lengths(prompts, ids, args.max_tokens, model.executor.program.max_positions)
+    begin = time.perf_counter()
     if args.stream and not args.json:
-        seeds = checked.seeds(len(prompts))
-        for prompt, seed in zip(prompts, seeds, strict=True):
-            options["seed"] = seed
-            with stream(model, prompt, **options) as pieces:
-                print(prompt, end="", flush=True)
-                for piece in pieces:
-                    print(piece, end="", flush=True)
-                print()
-                n_new += pieces.n_new_tokens
+        n_new = _stream(model, prompts, ids, options)
     else:
-        requests = complete(model, [tokenizer.encode(text) for text in prompts], checked, tokenizer=tokenizer)
-        for prompt, request in zip(prompts, requests, strict=True):
+        n_new = 0
+        requests = complete(model, ids, checked, tokenizer=tokenizer)
+        for i, (prompt, request) in enumerate(zip(prompts, requests, strict=True)):
             n_new += request.new_len
             text = "" if request.text is None else request.text.text
-            answer = {"prompt": prompt, "text": text, "finish_reason": request.finish_reason, "seed": request.seed}
-            print(json.dumps(answer | {"n_tokens": request.new_len}) if args.json else prompt + text)
+            if args.json:
+                answer = {"prompt": prompt.text, "text": text, "finish_reason": request.finish_reason}
+                print(_json(answer | {"seed": request.seed, "n_tokens": request.new_len}))
+            else:
+                print(f"{_BETWEEN if i else ''}{prompt.text}{text}")
     seconds = time.perf_counter() - begin
     print(f"{n_new} tokens in {seconds:.2f} s, {n_new / max(seconds, 1e-9):.1f} tokens/s", file=sys.stderr)
     return 0
+
+
+def _check_lengths(prompts: list[Text], ids: list[NDArray[np.int32]], n_new: int, context: int) -> None:
+    """Refuse a prompt that does not fit, before anything is printed."""
+    for prompt, tokens in zip(prompts, ids, strict=True):
+        n_prompt = max(1, len(tokens))  # an empty prompt starts from one id
+        if n_prompt + n_new > context:
+            raise ContextLengthError(
+                f"{prompt.where}: a prompt of {n_prompt} tokens and -n {n_new} exceed the model's context of {context}"
+            )
+
+
+def _stream(model: CausalLM, prompts: list[Text], ids: list[NDArray[np.int32]], options: GenerationArgs) -> int:
+    """Print texts as they come, one prompt after the other; returns the number of new tokens."""
+    n_new = 0
+    seeds = GenerationOptions(**options).seeds(len(prompts))
+    for i, (prompt, tokens, seed) in enumerate(zip(prompts, ids, seeds, strict=True)):
+        options["seed"] = seed
+        with stream(model, tokens, **options) as pieces:
+            print(f"{_BETWEEN if i else ''}{prompt.text}", end="", flush=True)
+            try:
+                for piece in pieces:
+                    print(piece, end="", flush=True)
+            finally:
+                print(flush=True)  # also before the message of an error
+            n_new += pieces.n_new_tokens
+    return n_new
 
 
 def classify(args: argparse.Namespace) -> int:
     """Print the labels of texts: `label<TAB>score<TAB>text`, or JSON."""
     from fastattn.tasks.pipelines import pipeline
 
-    if args.top_k < 0:
-        raise InputError(f"--top-k: expected 0 or more, got {args.top_k}")
-    texts = _texts(args, whole_stdin=False)
+    texts = read_texts(args.prompt, args.file, whole_stdin=False)
     classifier = pipeline("text-classification", args.model, dtype=args.dtype, device=args.device, threads=args.threads)
-    for text, labels in zip(texts, classifier(texts, top_k=args.top_k or None, truncation=args.truncate), strict=True):
+    try:
+        found = classifier([text.text for text in texts], top_k=args.top_k or None, truncation=args.truncate)
+    except ContextLengthError as error:
+        if error.index is None:
+            raise
+        raise ContextLengthError(
+            f"{texts[error.index].where}: {error.n_tokens} tokens, the model's context is {error.context}; "
+            "--truncate cuts it"
+        ) from None
+    for text, labels in zip(texts, found, strict=True):
         if args.json:
-            print(json.dumps({"text": text, "labels": labels}))
+            print(_json({"text": text.text, "labels": labels}))
         else:
             for item in labels:
-                print(f"{item['label']}\t{item['score']:.4f}\t{text}")
+                print(f"{item['label']}\t{item['score']:.4f}\t{' '.join(text.text.split())}")
     return 0
 
 
@@ -107,7 +148,8 @@ def embed(args: argparse.Namespace) -> int:
 
     if args.output is not None and not Path(args.output).absolute().parent.is_dir():
         raise InputError(f"--output: expected an existing folder, got {Path(args.output).parent}")
-    texts = _texts(args, whole_stdin=False)
+    named = read_texts(args.prompt, args.file, whole_stdin=False)
+    texts = [text.text for text in named]
     model = SentenceTransformer(
         _model(args, "text-classification"), dtype=args.dtype, device=args.device, threads=args.threads
     )
@@ -116,10 +158,15 @@ def embed(args: argparse.Namespace) -> int:
         with open(args.output, "wb") as file:
             np.save(file, vectors)
         print(f"{args.output}: float32 {list(vectors.shape)}", file=sys.stderr)
-        return 0
-    for text, vector in zip(texts, vectors, strict=True):
-        numbers = [float(x) for x in vector]
-        print(json.dumps({"text": text, "embedding": numbers}) if args.json else " ".join(f"{x:.6g}" for x in numbers))
+    else:
+        for text, vector in zip(texts, vectors, strict=True):
+            numbers = [float(x) for x in vector]
+            print(_json({"text": text, "embedding": numbers}) if args.json else " ".join(f"{x:.6g}" for x in numbers))
+    longest = model.max_seq_length
+    cut = [text.where for text, n in zip(named, model.count_tokens(texts), strict=True) if n > longest]
+    if cut:
+        more = f" and {len(cut) - 1} more" if len(cut) > 1 else ""
+        print(f"cut to the model's {longest} tokens: {cut[0]}{more}", file=sys.stderr)
     return 0
 
 
@@ -130,25 +177,6 @@ def _model(args: argparse.Namespace, task: Literal["text-generation", "text-clas
     return demo_model(task) if args.model is None else args.model
 
 
-def _texts(args: argparse.Namespace, *, whole_stdin: bool) -> list[str]:
-    """The texts that the arguments name; '-' is standard input, as one text or line by line."""
-    if args.file is not None:
-        return _lines(Path(args.file).read_text(encoding="utf-8"), args.file)
-    texts = []
-    for text in args.prompt:
-        if text != "-":
-            texts.append(text)
-        elif whole_stdin:
-            texts.append(sys.stdin.read().rstrip("\n"))
-        else:
-            texts += _lines(sys.stdin.read(), "standard input")
-    return texts
-
-
-def _lines(text: str, where: str) -> list[str]:
-    lines = text.split("\n")
-    if lines[-1] == "":
-        lines.pop()
-    if not lines:
-        raise ConfigError(f"{where}: expected a text a line, found none")
-    return [line.rstrip("\r") for line in lines]
+def _json(value: object) -> str:
+    """One line of JSON; letters as they are where standard output can hold them all."""
+    return json.dumps(value, ensure_ascii=codecs.lookup(sys.stdout.encoding or "ascii").name != "utf-8")

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Sequence
 
-from fastattn import __version__
+import fastattn
+from fastattn.cli.values import integer, number, some_text, stop_text
 from fastattn.errors import FastattnError
+
+_INT32_MAX = 2**31 - 1
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code (usage errors raise SystemExit(2), as argparse does)."""
     parser = _parser()
     args = parser.parse_args(argv)
+    _check_together(parser, args)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a locale without a letter of the text is no reason to stop
     try:
         code = _run(args)
         sys.stdout.flush()
@@ -26,9 +33,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (FastattnError, OSError, UnicodeError, MemoryError) as error:
-        print(f"fastattn: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)
+        print(f"fastattn: {_one_line(error)}", file=sys.stderr)
         return 1
     return code
+
+
+def _one_line(error: BaseException) -> str:
+    text = str(error)
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        text = f"{error.filename}: {error.strerror}"  # without [Errno 2]
+    return " ".join(text.split()) or type(error).__name__
+
+
+def _check_together(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """What one flag asks of another."""
+    if args.command == "embed" and args.json and args.output is not None:
+        parser.error("argument --json: not allowed with argument -o/--output, which writes no text")
+    if args.command != "info" and args.dtype == "float64" and args.device != "numpy":
+        parser.error("argument --dtype: float64 needs --device numpy")
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -44,8 +66,8 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="fastattn", description="Transformer inference at the limit of the machine.")
-    parser.add_argument("--version", action="version", version=f"fastattn {__version__}")
+    parser = argparse.ArgumentParser(prog="fastattn", description=fastattn.__doc__)
+    parser.add_argument("--version", action="version", version=f"fastattn {fastattn.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_info(commands)
     _add_generate(commands)
@@ -62,15 +84,26 @@ def _add_info(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
 def _add_generate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser("generate", help="continue texts")
     _add_model(parser)
-    _add_texts(parser, "a prompt; '-' reads one from standard input")
-    parser.add_argument("-n", "--max-tokens", type=int, default=64, metavar="N", help="new tokens at most (64)")
-    parser.add_argument("--temp", type=float, default=0.8, metavar="T", help="temperature, 0 is greedy (0.8)")
-    parser.add_argument("--top-p", type=float, default=0.95, metavar="P", help="1 is off (0.95)")
-    parser.add_argument("--top-k", type=int, default=50, metavar="K", help="0 is off (50)")
-    parser.add_argument("--min-p", type=float, default=0.0, metavar="P", help="0 is off (0)")
-    parser.add_argument("--repetition-penalty", type=float, default=1.0, metavar="R", help="1 is off (1)")
-    parser.add_argument("--seed", type=int, default=None, help="repeats a text; drawn unless given")
-    parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before this text; repeatable")
+    _add_texts(parser, "a prompt; '-' reads all of standard input as one prompt")
+    parser.add_argument(
+        "-n", "--max-tokens", type=integer(0, _INT32_MAX), default=64, metavar="N", help="new tokens at most (64)"
+    )
+    parser.add_argument("--temp", type=number(0), default=0.8, metavar="T", help="temperature, 0 is greedy (0.8)")
+    parser.add_argument("--top-p", type=number(0, 1), default=0.95, metavar="P", help="1 is off (0.95)")
+    parser.add_argument("--top-k", type=integer(0, _INT32_MAX), default=50, metavar="K", help="0 is off (50)")
+    parser.add_argument("--min-p", type=number(0, 1), default=0.0, metavar="P", help="0 is off (0)")
+    parser.add_argument("--repetition-penalty", type=number(1e-6, 1e6), default=1.0, metavar="R", help="1 is off (1)")
+    parser.add_argument(
+        "--seed",
+        type=integer(0, 2**64 - 1),
+        default=None,
+        metavar="S",
+        help="repeats a text: S itself is the first prompt's, the others get seeds made from it (--json prints them); "
+        "drawn unless given",
+    )
+    parser.add_argument(
+        "--stop", action="append", type=stop_text, default=[], metavar="TEXT", help="end before this text; repeatable"
+    )
     parser.add_argument(
         "--stream",
         action=argparse.BooleanOptionalAction,
@@ -83,7 +116,9 @@ def _add_classify(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     parser = commands.add_parser("classify", help="label texts")
     _add_model(parser)
     _add_texts(parser, "a text; '-' reads lines from standard input")
-    parser.add_argument("--top-k", type=int, default=1, metavar="K", help="labels of each text, 0 is all (1)")
+    parser.add_argument(
+        "--top-k", type=integer(0, _INT32_MAX), default=1, metavar="K", help="labels of each text, 0 is all (1)"
+    )
     parser.add_argument("--truncate", action="store_true", help="cut texts longer than the model's context")
 
 
@@ -91,17 +126,33 @@ def _add_embed(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser = commands.add_parser("embed", help="turn texts into vectors")
     _add_model(parser)
     _add_texts(parser, "a text; '-' reads lines from standard input")
-    parser.add_argument("-o", "--output", metavar="FILE.npy", help="write a float32 [n, d] array instead of text")
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=some_text("a file"),
+        metavar="FILE.npy",
+        help="write a float32 [n, d] array instead of text",
+    )
     parser.add_argument("--normalize", action="store_true", help="vectors of length 1")
-    parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="texts in a step (32)")
+    parser.add_argument(
+        "--batch-size", type=integer(1, _INT32_MAX), default=32, metavar="N", help="texts in a step (32)"
+    )
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("-m", "--model", metavar="DIR", help="a model's folder or hub id (the demo model)")
     parser.add_argument(
-        "--threads", type=int, default=None, metavar="N", help="threads (all that this process may use)"
+        "-m",
+        "--model",
+        type=some_text("a folder or a hub id"),
+        metavar="DIR",
+        help="a model's folder or hub id (the demo model)",
     )
-    parser.add_argument("--dtype", default="float32", help="how weights are held (float32)")
+    parser.add_argument(
+        "--threads", type=integer(1), default=None, metavar="N", help="threads (all that this process may use)"
+    )
+    parser.add_argument(
+        "--dtype", default="float32", choices=("float32", "float64"), help="how weights are held (float32)"
+    )
     parser.add_argument("--device", default="cpu", choices=("cpu", "numpy"), help="numpy is the float64 reference")
     parser.add_argument("--json", action="store_true", help="one JSON object a text")
 
@@ -109,4 +160,10 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
 def _add_texts(parser: argparse.ArgumentParser, what: str) -> None:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("-p", "--prompt", action="append", metavar="TEXT", help=f"{what}; repeatable")
-    source.add_argument("-f", "--file", metavar="FILE", help="a text a line")
+    source.add_argument(
+        "-f",
+        "--file",
+        type=some_text("a file"),
+        metavar="FILE",
+        help="a text a line, blank ones left out; '-' is standard input",
+    )

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastattn.errors import ConfigError, ContextLengthError, DTypeError, InputError
-from fastattn.generation.options import DEFAULT_NEW_TOKENS, GenerationOptions
+from fastattn.generation.options import DEFAULT_NEW_TOKENS, GenerationOptions, read_options
 from fastattn.generation.scheduler import FinishReason, Request, Scheduler
 from fastattn.generation.stopping import TextState
 from fastattn.graph.executor import Executor
@@ -82,7 +82,7 @@ def generate(
     such arrays, never padded. An end-of-text id is part of the result; a stop string is not: the result ends with the
     last token that lies wholly before it. An empty sequence starts from the checkpoint's bos (else eos) id.
     """
-    checked = GenerationOptions(**options)
+    checked = read_options(options)
     if isinstance(ids, (str, bytes)):
         raise DTypeError(f"ids: expected token ids, got {type(ids).__name__}; encode the text, or use stream()")
     prompts, single = _prompts(model, ids, attention_mask)
@@ -179,7 +179,7 @@ def stream(model: LanguageModel, text_or_ids: Any, **options: Unpack[GenerationA
     Arguments are checked here, before the first piece. A piece never ends inside a character, and what may become a
     stop string is held back until it is known. Special tokens give no text.
     """
-    checked = GenerationOptions(**options)
+    checked = read_options(options)
     tokenizer = need_tokenizer(model, "stream")
     if isinstance(text_or_ids, str):
         text_or_ids = tokenizer.encode(check_text(text_or_ids, "text"))
@@ -197,7 +197,7 @@ def need_tokenizer(model: LanguageModel, what: str) -> Tokenizer:
     tokenizer = model.tokenizer
     if tokenizer is None:
         raise ConfigError(
-            f"{what}: needs a tokenizer, and the model's directory has none; give token ids to generate()"
+            f"{what}: needs a tokenizer, and the model's directory has none; add one, or call the model with token ids"
         )
     return tokenizer
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import operator
 import secrets
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import Any, SupportsFloat
 
 import numpy as np
@@ -101,6 +101,16 @@ class GenerationOptions:
         return frozenset(self.eos_token_id)
 
 
+def read_options(options: Mapping[str, Any]) -> GenerationOptions:
+    """The options that a caller named; InputError for a name that is no option."""
+    known = [field.name for field in fields(GenerationOptions)]
+    for name in options:
+        if name not in known:
+            hint = "; max_new_tokens counts the new tokens alone" if name == "max_length" else ""
+            raise InputError(f"unknown option {name}; known: {', '.join(known)}{hint}")
+    return GenerationOptions(**options)
+
+
 def request_seed(seed: int, index: int) -> int:
     """The seed of request `index` of a batch with one seed: `seed` itself for the first, then SplitMix64's stream.
 
@@ -133,7 +143,8 @@ def _number(name: str, value: Any, *, low: float, high: float = math.inf) -> flo
         raise DTypeError(f"{name}: expected float, got {type(value).__name__}")
     found = float(value)
     if not (math.isfinite(found) and low <= found <= high):
-        bounds = f"at least {low}" if math.isinf(high) else f"{low} to {high}"
+        bounds = "a finite number of at least" if math.isinf(high) else "a finite number from"
+        bounds += f" {low}" if math.isinf(high) else f" {low} to {high}"
         raise InputError(f"{name}: expected {bounds}, got {found}")
     return found
 

@@ -51,6 +51,7 @@ class Family:
     build: Callable[[Any, Weights, Task], Program]
 
 
+_HEADS = ("classifier.", "score.")  # the names of a classification head's tensors begin with one of these
 _ENCODER_TASKS: tuple[Task, ...] = ("encoder", "sequence-classification")
 FAMILIES: Mapping[str, Family] = {
     "gpt2": Family(gpt2.ARCHITECTURES, gpt2.LAYOUT, TASKS, gpt2.read_config, gpt2.build),
@@ -94,10 +95,9 @@ def find_family(config: Mapping[str, object]) -> Family:
     for name, family in FAMILIES.items():
         if set(architectures) <= set(family.architectures) and model_type in (None, name):
             return family
-    supported = ", ".join(family.architectures[0] for family in FAMILIES.values())
     raise ConfigError(
         f"config.json: architectures {architectures!r:.200} of model_type {model_type!r:.80} are not supported; "
-        f"supported families: {supported}"
+        f"supported model types: {known}"
     )
 
 
@@ -111,6 +111,11 @@ def build(config: Mapping[str, object], tensors: Mapping[str, TensorInfo], task:
         )
     parsed = family.read_config(config)
     names = resolve_names(tensors, family.layout)
+    if task == "sequence-classification" and not any(name.startswith(_HEADS) for name in names.found):
+        raise ConfigError(
+            f"this checkpoint has no classification head ({' or '.join(f'{head}weight' for head in _HEADS)} is "
+            "missing); AutoModel or `fastattn embed` use it without"
+        )
     traced = family.build(parsed, Weights(Tracer(), names), task)
     found = check_tensors(traced, names)
     return BuiltModel(config=parsed, traced=traced, program=optimise(traced), tensors=found, task=task)

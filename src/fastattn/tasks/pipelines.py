@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from fastattn.errors import DTypeError, InputError
+from fastattn.errors import ContextLengthError, DTypeError, InputError
 from fastattn.generation.generate import GenerationArgs, complete, need_tokenizer
-from fastattn.generation.options import GenerationOptions, check_count
+from fastattn.generation.options import check_count, read_options
 from fastattn.models.auto import (
     AutoModel,
     AutoModelForCausalLM,
@@ -22,7 +22,7 @@ from fastattn.models.auto import (
 )
 from fastattn.models.auto_tokenizer import AutoTokenizer
 from fastattn.tasks.demo import demo_model
-from fastattn.tokenizer import Tokenizer, check_text, is_list_like
+from fastattn.tokenizer import Tokenizer, check_one_dimension, check_text, is_list_like
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -99,7 +99,9 @@ def pipeline(
 
 def _checked(model: Any, expected: type[Any]) -> Any:
     if not isinstance(model, expected):
-        raise DTypeError(f"model: expected a path or a {expected.__name__}, got {type(model).__name__}")
+        raise DTypeError(
+            f"model: expected a path, a hub id or a loaded {expected.__name__}, got {type(model).__name__}"
+        )
     return model
 
 
@@ -109,6 +111,9 @@ class TextGenerationPipeline:
     def __init__(self, model: CausalLM, tokenizer: Tokenizer | None = None) -> None:
         self.model = model
         self.tokenizer = tokenizer or need_tokenizer(model, "text-generation")
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of {self.model!r}>"
 
     def __call__(
         self, text_inputs: Any, *, return_full_text: bool = True, **options: Unpack[GenerationArgs]
@@ -120,9 +125,9 @@ class TextGenerationPipeline:
         options.setdefault("do_sample", True)
         if options["do_sample"]:
             options.setdefault("temperature", 0.7)
-        checked = GenerationOptions(**options)
+        checked = read_options(options)
         single = isinstance(text_inputs, str)
-        texts = [text_inputs] if single else _texts(text_inputs)
+        texts = [text_inputs] if single else _texts(text_inputs, "text_inputs")
         prompts = [self.tokenizer.encode(check_text(text, f"text_inputs[{i}]")) for i, text in enumerate(texts)]
         requests = complete(
             self.model, prompts, checked, tokenizer=self.tokenizer, default_new_tokens=_PIPELINE_NEW_TOKENS
@@ -140,6 +145,9 @@ class TextClassificationPipeline:
     def __init__(self, model: SequenceClassifier, tokenizer: Tokenizer | None = None) -> None:
         self.model = model
         self.tokenizer = tokenizer or need_tokenizer(model, "text-classification")
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of {self.model!r}>"
 
     def __call__(
         self,
@@ -165,9 +173,9 @@ class TextClassificationPipeline:
         activation = function_to_apply or self._activation()
         if activation not in ("sigmoid", "softmax", "none"):
             raise InputError(f'function_to_apply: expected "sigmoid", "softmax" or "none", got {activation!r}')
-        limit = self.model.executor.program.max_positions if truncation else None
+        context = self.model.executor.program.max_positions
         results: list[Any] = []
-        for ids, type_ids in _batches(self.tokenizer, items, batch_size, limit):
+        for ids, type_ids in _batches(self.tokenizer, items, batch_size, context, truncation=truncation):
             logits = self.model(ids, token_type_ids=type_ids).logits
             results += [self._predictions(_activate(row, activation), top_k) for row in logits]
         if not single:
@@ -193,6 +201,9 @@ class FeatureExtractionPipeline:
         self.model = model
         self.tokenizer = tokenizer or need_tokenizer(model, "feature-extraction")
 
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of {self.model!r}>"
+
     def __call__(
         self, inputs: Any, *, return_tensors: bool = False, truncation: bool = False, batch_size: int = 32
     ) -> Any:
@@ -200,17 +211,19 @@ class FeatureExtractionPipeline:
         check_count("batch_size", batch_size, low=1)
         single = isinstance(inputs, str)
         texts = [check_text(text, f"inputs[{i}]") for i, text in enumerate([inputs] if single else _texts(inputs))]
-        limit = self.model.executor.program.max_positions if truncation else None
+        context = self.model.executor.program.max_positions
         results: list[Any] = []
-        for ids, type_ids in _batches(self.tokenizer, [(text, None) for text in texts], batch_size, limit):
+        pairs = [(text, None) for text in texts]
+        for ids, type_ids in _batches(self.tokenizer, pairs, batch_size, context, truncation=truncation):
             states = self.model(ids, token_type_ids=type_ids).last_hidden_state
             results += [rows[None] if return_tensors else [rows.tolist()] for rows in states]
         return results[0] if single else results
 
 
-def _texts(inputs: object) -> list[Any]:
+def _texts(inputs: object, name: str = "inputs") -> list[Any]:
     if not is_list_like(inputs):
-        raise DTypeError(f"inputs: expected str or a sequence of str, got {type(inputs).__name__}")
+        raise DTypeError(f"{name}: expected str or a sequence of str, got {type(inputs).__name__}")
+    check_one_dimension(inputs, name)
     return list(cast("Iterable[Any]", inputs))
 
 
@@ -225,11 +238,19 @@ def _pair(item: object, index: int) -> tuple[str, str | None]:
 
 
 def _batches(
-    tokenizer: Tokenizer, items: Sequence[tuple[str, str | None]], batch_size: int, limit: int | None
+    tokenizer: Tokenizer, items: Sequence[tuple[str, str | None]], batch_size: int, context: int, *, truncation: bool
 ) -> Iterable[tuple[list[NDArray[np.int32]], list[NDArray[np.int32]]]]:
     """Token ids and token type ids of `batch_size` texts at a time."""
     for start in range(0, len(items), batch_size):
-        encoded = tokenizer.encode_batch(items[start : start + batch_size], max_length=limit)
+        encoded = tokenizer.encode_batch(items[start : start + batch_size], max_length=context if truncation else None)
+        for i, (ids, _) in enumerate(encoded, start):
+            if len(ids) > context:
+                raise ContextLengthError(
+                    f"inputs[{i}]: {len(ids)} tokens, the model's context is {context}; truncation=True cuts it",
+                    index=i,
+                    n_tokens=len(ids),
+                    context=context,
+                )
         yield [ids for ids, _ in encoded], [type_ids for _, type_ids in encoded]
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastattn.checkpoint.hub import resolve
-from fastattn.errors import ConfigError, InputError
+from fastattn.errors import ConfigError, DTypeError, InputError
 from fastattn.generation.generate import need_tokenizer
 from fastattn.generation.options import check_count
 from fastattn.graph.executor import Executor
@@ -85,6 +85,10 @@ class SentenceTransformer:
         longest = folder.max_seq_length or min(self._context, self.tokenizer.model_max_length or self._context)
         self.max_seq_length = min(longest, self._context)
 
+    def __repr__(self) -> str:
+        size = self.get_sentence_embedding_dimension()
+        return f"<SentenceTransformer of {self.model!r}, {size} numbers, {self.max_seq_length} tokens>"
+
     @property
     def max_seq_length(self) -> int:
         """Tokens of a text at most, special tokens included; what is longer is cut."""
@@ -144,6 +148,12 @@ class SentenceTransformer:
             return vectors[0]
         return vectors if convert_to_numpy else list(vectors)
 
+    def count_tokens(self, sentences: Any) -> list[int]:
+        """Tokens of each text, special ones and the default prompt included, before `encode` cuts it."""
+        prefix = self._prompt(None, None)
+        texts = [prefix + text for text in check_texts(sentences, "sentences")]
+        return [len(ids) for ids, _ in self._ids(texts, cut=False)]
+
     def encode_query(self, sentences: Any, *, batch_size: int = 32, normalize_embeddings: bool = False) -> Any:
         """`encode` with the prompt named "query", if there is one."""
         name = "query" if "query" in self.prompts else None
@@ -163,8 +173,8 @@ class SentenceTransformer:
 
         "euclidean" and "manhattan" are negative distances.
         """
-        first, second = (np.atleast_2d(np.asarray(x, np.float32)) for x in (a, b))
-        if first.ndim != 2 or second.ndim != 2 or first.shape[1] != second.shape[1]:
+        first, second = _rows_of(a, "a"), _rows_of(b, "b")
+        if first.shape[1] != second.shape[1]:
             raise InputError(f"b: expected [n, {first.shape[-1]}], as a has, got {list(second.shape)}")
         if self.similarity_fn_name == "cosine":
             first, second = normalized(first), normalized(second)
@@ -231,10 +241,10 @@ class SentenceTransformer:
         vectors = self._pooled.run(batch.step())["embedding"] if batch.n_tokens else np.zeros((0, self._hidden_size))
         return list(batch.restore_sequences(cast("NDArray[Any]", vectors)))
 
-    def _ids(self, texts: Sequence[str]) -> list[tuple[NDArray[np.int32], NDArray[np.int32]]]:
+    def _ids(self, texts: Sequence[str], *, cut: bool = True) -> list[tuple[NDArray[np.int32], NDArray[np.int32]]]:
         if self._lower:
             texts = [text.lower() for text in texts]
-        return self.tokenizer.encode_batch(texts, max_length=self.max_seq_length)
+        return self.tokenizer.encode_batch(texts, max_length=self.max_seq_length if cut else None)
 
     def _prompt(self, prompt: str | None, prompt_name: str | None) -> str:
         if prompt is not None:
@@ -246,6 +256,19 @@ class SentenceTransformer:
             known = ", ".join(sorted(self.prompts)) or "none"
             raise InputError(f"prompt_name: expected one of the model's prompts ({known}), got {name!r}")
         return self.prompts[name]
+
+
+def _rows_of(vectors: Any, name: str) -> Vectors:
+    """Vectors [n, d], or one vector [d], as float32 [n, d]."""
+    try:
+        array = np.asarray(vectors)
+    except ValueError:
+        raise InputError(f"{name}: expected vectors of one length, got several lengths") from None
+    if array.dtype.kind not in "fiu":
+        raise DTypeError(f"{name}: expected vectors of numbers, got {type(vectors).__name__} of {array.dtype}")
+    if array.ndim not in (1, 2):
+        raise InputError(f"{name}: expected shape [n, d] or [d], got {list(array.shape)}")
+    return cast(Vectors, np.atleast_2d(array.astype(np.float32)))
 
 
 def _read_folder(directory: Path) -> _Folder:

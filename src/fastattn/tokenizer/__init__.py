@@ -1,13 +1,14 @@
 """Text to token ids and back."""
 
 from fastattn.tokenizer.files import has_tokenizer, load_tokenizer
-from fastattn.tokenizer.texts import MAX_TEXT_CHARS, check_text, check_texts, is_list_like
+from fastattn.tokenizer.texts import MAX_TEXT_CHARS, check_one_dimension, check_text, check_texts, is_list_like
 from fastattn.tokenizer.tokenizer import BatchEncoding, Tokenizer
 
 __all__ = [
     "MAX_TEXT_CHARS",
     "BatchEncoding",
     "Tokenizer",
+    "check_one_dimension",
     "check_text",
     "check_texts",
     "has_tokenizer",

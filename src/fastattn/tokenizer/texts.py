@@ -28,10 +28,16 @@ def check_texts(texts: object, name: str) -> list[str]:
     """A list, tuple, array or pandas Series of str, or another iterable, as a list of checked texts."""
     if isinstance(texts, (str, bytes, bytearray, Mapping)) or not isinstance(texts, Iterable):
         raise DTypeError(f"{name}: expected a sequence of str, got {type(texts).__name__}")
+    check_one_dimension(texts, name)
+    return [check_text(text, f"{name}[{i}]") for i, text in enumerate(texts)]
+
+
+def check_one_dimension(texts: object, name: str) -> None:
+    """Refuse arrays of more dimensions and tables: iterating over a DataFrame gives the names of its columns."""
     shape = getattr(texts, "shape", (0,))
     if len(shape) != 1:
-        raise InputError(f"{name}: expected one dimension of str, got shape {tuple(shape)}")
-    return [check_text(text, f"{name}[{i}]") for i, text in enumerate(texts)]
+        kind = type(texts).__name__
+        raise InputError(f"{name}: expected one dimension of str, got a {kind} of shape {tuple(shape)}")
 
 
 def is_list_like(value: object) -> bool:

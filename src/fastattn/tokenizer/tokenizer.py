@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastattn.errors import DTypeError, InputError
-from fastattn.tokenizer.texts import check_text, check_texts, is_list_like
+from fastattn.tokenizer.texts import check_one_dimension, check_text, check_texts, is_list_like
 
 if TYPE_CHECKING:
     from tokenizers import Encoding as RawEncoding
@@ -63,6 +63,9 @@ class Tokenizer:
         self.all_special_ids: frozenset[int] = frozenset(added | {i for i in ids.values() if i is not None})
         self.byte_level = type(raw.decoder).__name__ == "ByteLevel"
 
+    def __repr__(self) -> str:
+        return f"<Tokenizer {type(self.raw.model).__name__} with {self.vocab_size} tokens>"
+
     # -- vocabulary ---------------------------------------------------------------------------------------------
 
     @property
@@ -90,7 +93,10 @@ class Tokenizer:
         return cast("list[int]", ids)
 
     def _checked_ids(self, ids: Sequence[int] | NDArray[np.integer[Any]]) -> list[int]:
-        array = np.asarray(ids)
+        try:
+            array = np.asarray(ids)
+        except ValueError:
+            raise InputError("ids: expected one dimension, got lists of several lengths; see batch_decode") from None
         if array.size == 0:
             return []
         if array.ndim != 1:
@@ -178,6 +184,7 @@ class Tokenizer:
         if single:
             pair = None if text_pair is None else check_text(text_pair, "text_pair")
             return [(check_text(text, "text"), pair)]
+        check_one_dimension(text, "text")
         items = list(cast("Iterable[object]", text))
         if text_pair is not None:
             seconds = check_texts(text_pair, "text_pair")

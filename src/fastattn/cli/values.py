@@ -1,0 +1,59 @@
+"""Types of arguments: a value out of range is a usage error (exit code 2) that names its flag."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable
+
+
+def integer(low: int, high: int | None = None) -> Callable[[str], int]:
+    """An integer from `low` on, or from `low` to `high`."""
+
+    def read(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"expected an integer, got {text!r}") from None
+        if value < low or (high is not None and value > high):
+            expected = f"at least {low}" if high is None else f"{low} to {high}"
+            raise argparse.ArgumentTypeError(f"expected {expected}, got {value}")
+        return value
+
+    return read
+
+
+def number(low: float, high: float = math.inf) -> Callable[[str], float]:
+    """A finite number from `low` on, or from `low` to `high`."""
+
+    def read(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"expected a number, got {text!r}") from None
+        if not math.isfinite(value):
+            raise argparse.ArgumentTypeError(f"expected a finite number, got {value}")
+        if not low <= value <= high:
+            expected = f"at least {low:g}" if math.isinf(high) else f"{low:g} to {high:g}"
+            raise argparse.ArgumentTypeError(f"expected {expected}, got {value:g}")
+        return value
+
+    return read
+
+
+def some_text(what: str) -> Callable[[str], str]:
+    """A text that is not empty."""
+
+    def read(text: str) -> str:
+        if not text.strip():
+            raise argparse.ArgumentTypeError(f"expected {what}, got an empty text")
+        return text
+
+    return read
+
+
+def stop_text(text: str) -> str:
+    """A stop string of 1 to 1000 characters; white space counts."""
+    if not 1 <= len(text) <= 1000:
+        raise argparse.ArgumentTypeError(f"expected 1 to 1000 characters, got {len(text)}")
+    return text
