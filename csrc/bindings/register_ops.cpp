@@ -93,6 +93,7 @@ py::array product(const py::array& x, const py::array& b, bool k_major, const py
                             {.x = view_of(a, m, k),
                              .out = view_of(c, m, n),
                              .panels = packed,
+                             .next = {},
                              .bias = bias_data,
                              .residual = {},
                              .activation = Activation::kNone,

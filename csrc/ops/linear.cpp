@@ -28,8 +28,12 @@ void linear(Team& team, const KernelTable& kernels, const LinearOp& op) {
     team.for_chunks(row_chunks * panel_chunks, [&](int64_t chunk) {
         const int64_t row = chunk / panel_chunks * rows;
         const int64_t panel = chunk % panel_chunks * panels_per_chunk;
-        // Threads take chunks in turn, so the panel after the next `size` ones is most likely this thread's next.
-        const int64_t next_panel = (panel + panels_per_chunk * team.size()) % panels;
+        // Threads take chunks in turn, so the panel after the next `size` ones is most likely this thread's next;
+        // behind the last panel of the last rows that is one of the next linear.
+        const int64_t next_panel = panel + panels_per_chunk * team.size();
+        const bool behind = next_panel >= panels && row + rows >= m;
+        const float* upcoming =
+            behind ? op.next.at(next_panel - panels) : op.panels + next_panel % panels * op.x.width * kPanelWidth;
         kernels.linear_f32({.a = op.x.row(row),
                             .a_stride = op.x.stride,
                             .panels = op.panels,
@@ -39,7 +43,7 @@ void linear(Team& team, const KernelTable& kernels, const LinearOp& op) {
                             .c = op.out.row(row),
                             .c_stride = op.out.stride,
                             .scratch = op.scratch[team.index()],
-                            .next_panel = op.panels + next_panel * op.x.width * kPanelWidth,
+                            .next_panel = upcoming,
                             .m = static_cast<int32_t>(std::min(rows, m - row)),
                             .k = op.x.width,
                             .n = op.out.width,

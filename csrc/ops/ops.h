@@ -20,9 +20,19 @@ struct View {
 
 namespace ops {
 
+// Packed weights: `count` panels of k rows.
+struct Panels {
+    const float* data = nullptr;
+    int64_t k = 0;
+    int64_t count = 0;
+
+    const float* at(int64_t panel) const { return panel < count ? data + panel * k * kPanelWidth : nullptr; }
+};
+
 struct LinearOp {
     View x, out;
     const float* panels;
+    Panels next;        // of the linear that comes after, whose first panels are brought into the cache; may be none
     const float* bias;  // or null
     View residual;      // data null without
     Activation activation;

@@ -97,6 +97,7 @@ private:
     View view(int32_t value) const;
     void prepare_sequences(const StepInput& step, const std::vector<int64_t>& blocks_at);
     void run_op(const OpSpec& op, Team& team, const StepInput& step) const;
+    ops::Panels next_panels(const OpSpec& op) const;  // of the next linear behind `op`, an element of spec_.ops
     void embedding(const OpSpec& op, Team& team, const StepInput& step) const;
     void attention(const OpSpec& op, Team& team, const StepInput& step) const;
     void gather_rows(const OpSpec& op, Team& team, const StepInput& step) const;

@@ -213,7 +213,8 @@ double Weights::seconds_to_read(ThreadPool& pool) const {
     std::vector<Piece> pieces;
     for (const auto& [name, weight] : weights_) {
         const auto n = static_cast<int64_t>(weight->data.bytes() / sizeof(float));
-        for (int64_t at = 0; at < n; at += kChunk) pieces.push_back({weight->data.floats() + at, std::min(kChunk, n - at)});
+        for (int64_t at = 0; at < n; at += kChunk)
+            pieces.push_back({weight->data.floats() + at, std::min(kChunk, n - at)});
     }
     const KernelTable& kernels = active_kernels();
     const auto start = std::chrono::steady_clock::now();
