@@ -40,7 +40,7 @@ class Worker:
             product = self.products[item.name]
             begin = time.perf_counter()
             y = product.run()
-            return time.perf_counter() - begin, {"values": y[0, :VALUES].tolist()}
+            return product.seconds(time.perf_counter() - begin), {"values": y[0, :VALUES].tolist()}
         peer = self.loaded()
         ids = item.inputs()
         if item.kind == "decode":

@@ -98,6 +98,7 @@ void Executor::plan() {
             places_[op.output].column = source.column + op.offset;
         }
         for (const int32_t input : op.inputs) last_use[places_[input].parent] = i;
+        last_use[places_[op.output].parent] = i;
     }
     for (size_t i = 0; i < spec_.outputs.size(); ++i) {
         Place& place = places_[spec_.outputs[i]];
@@ -131,6 +132,7 @@ void Executor::plan() {
             if (source.slot >= 0 && source.slot != place.slot && last_use[places_[input].parent] == i)
                 free[source.slot] = true;
         }
+        if (place.slot >= 0 && last_use[op.output] == i) free[place.slot] = true;  // nobody reads it
     }
 }
 

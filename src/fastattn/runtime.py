@@ -85,6 +85,14 @@ class CpuExecutor:
         """Seconds that all threads now take to read every packed weight once: the least time of a decode step."""
         return float(self._engine.seconds_to_read())
 
+    def set_profiling(self, on: bool) -> None:
+        """Count the seconds of every op from now on (from zero), or stop counting."""
+        self._open().set_profiling(on)
+
+    def op_seconds(self) -> list[float]:
+        """Seconds spent in each op of the Program since profiling was switched on; empty while it is off."""
+        return list(self._open().op_seconds)
+
     def new_cache(self) -> _core.Cache:
         """An empty KV cache for one sequence."""
         return self._open().new_cache()
