@@ -85,7 +85,7 @@ def test_an_empty_word_is_not_an_option_left_out(arguments: tuple[str, ...]) -> 
 def test_a_terminal_without_unicode(gpt2: Path) -> None:
     """Text that the output cannot hold is a failure like others."""
     done = subprocess.run(
-        command("generate", "-m", gpt2, "--device", "numpy", "-n", 1, "-p", "caf\u00e9"),
+        command("generate", "-m", gpt2, "--device", "numpy", "-n", 1, "-p", "\u00e9t\u00e9"),
         capture_output=True, text=True, timeout=60, env={**ENVIRONMENT, "PYTHONIOENCODING": "ascii"}, check=False,
     )  # fmt: skip
     assert done.returncode == 1
