@@ -11,13 +11,16 @@
 namespace fastattn::FASTATTN_TARGET {
 namespace {
 
-constexpr int kKBlock = 768;  // 192 KiB of a panel, read from L2 once per six rows; 96 to 384 measured 1 to 9 % slower
+constexpr int kKBlock =
+    768;  // 192 KiB of a panel, read from L2 once per six rows; blocks of 96 to 384 measured no faster
 constexpr int kSumBlock = 128;
 static_assert(kKBlock % kSumBlock == 0);
 constexpr int kVecsPerPanel = kPanelWidth / kLanes;
 
 // Brings the panel that this thread needs next from memory into L2, a few lines at a time between the multiplications.
-// Without it a thread waits for the first rows of every panel: 5 to 10 % of a product of 128 rows.
+// Without it a thread waits for the first rows of every panel. On two threads, percent of the FMA rate without and with
+// the prefetch across linears (benchmarks/percent_of_limit.py, neighbouring runs): 64x768x768 82 and 88, 128x2304x768
+// 83 and 90, 512x768x768 87 and 91.
 struct Prefetch {
     const float* next;
     const float* end;

@@ -12,10 +12,9 @@ import numpy as np
 import pytest
 
 import fastattn
-from fastattn import ops
+from fastattn import _core, ops
 from fastattn.errors import Cancelled, InputError
 
-_core = pytest.importorskip("fastattn._core", exc_type=ImportError)
 SOURCES = str(Path(fastattn.__file__).parents[1])
 
 
@@ -58,7 +57,7 @@ def test_fault_62_the_interpreter_ends_during_a_call_of_a_daemon_thread() -> Non
         """
 import threading, time
 import numpy as np
-from fastattn import ops
+from fastattn import _core, ops
 
 a = np.ones((1500, 1500), np.float32)
 started = threading.Event()

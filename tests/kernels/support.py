@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-kernels = pytest.importorskip("fastattn._core").kernels
+from fastattn import _core
+
+kernels = _core.kernels
 
 TARGETS: list[str] = kernels.targets()
 BLOCK_LEN: int = kernels.BLOCK_LEN

@@ -162,7 +162,6 @@ def test_fault_49_one_cache_in_many_threads(lm: CausalLM) -> None:
 
 def test_attention_maps_need_a_cache_for_every_sequence(tmp_path: Path) -> None:
     """How large the maps are is worked out from the caches: too few of them must be refused before that."""
-    pytest.importorskip("fastattn._core", exc_type=ImportError)
     with AutoModelForCausalLM.from_pretrained(write_gpt2(tmp_path)) as lm:
         executor = lm.executor.with_program(optimise(with_outputs(lm.traced, attentions=True)))
         ids = np.array([1, 2, 3, 4], np.int32)

@@ -35,7 +35,6 @@ def run(program: Program, built: BuiltModel) -> dict[str, Output]:
 
 @pytest.mark.parametrize("name", STEPS)
 def test_a_rewrite_changes_no_bit(name: str, built: BuiltModel) -> None:
-    pytest.importorskip("fastattn._core")
     expected, found = run(built.traced, built), run(getattr(rewrites, name)(built.traced), built)
     assert found.keys() == expected.keys()
     for output, value in expected.items():
@@ -44,7 +43,6 @@ def test_a_rewrite_changes_no_bit(name: str, built: BuiltModel) -> None:
 
 
 def test_more_outputs_change_no_bit(built: BuiltModel) -> None:
-    pytest.importorskip("fastattn._core")
     marked = with_outputs(built.traced, hidden_states=True, attentions=True)
     fast, unfused, fused = run(built.program, built), run(marked, built), run(optimise(marked), built)
     for output, value in fast.items():
