@@ -28,7 +28,10 @@ double seconds_of(ThreadPool& pool, const std::function<void(Team&)>& body) {
     return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 
-// The machine's limits at this moment: rate of independent fused multiply-adds, and of reading fresh memory.
+constexpr int64_t kLeastBytesRead = int64_t{1} << 28;  // of one measurement
+
+// The machine's limits at this moment: rate of independent fused multiply-adds, and of reading `read_bytes` of memory,
+// each thread its own part of them.
 py::dict measure_limits(int threads, double seconds, int64_t read_bytes) {
     const KernelTable& kernels = active_kernels();
     double fma_gflops = 0.0, read_gbps = 0.0;
@@ -49,11 +52,15 @@ py::dict measure_limits(int threads, double seconds, int64_t read_bytes) {
             std::fill_n(memory.floats(), memory.bytes() / sizeof(float), 1.0f);
         }
         const int64_t part = read_bytes / 4 / threads;
+        // What fits in a cache is read many times over: starting the threads takes some ten microseconds.
+        const int64_t passes = std::max<int64_t>(1, kLeastBytesRead / std::max<int64_t>(1, read_bytes));
         rates.clear();
         for (double spent = 0.0; spent < seconds / 2 || rates.size() < 3;) {
-            const double time = seconds_of(
-                pool, [&](Team& team) { kernels.measure_read(memory.floats() + team.index() * part, part); });
-            rates.push_back(static_cast<double>(part) * threads * 4 / time / 1e9);
+            const double time = seconds_of(pool, [&](Team& team) {
+                for (int64_t i = 0; i < passes; ++i)
+                    kernels.measure_read(memory.floats() + team.index() * part, part);
+            });
+            rates.push_back(static_cast<double>(part * passes) * threads * 4 / time / 1e9);
             spent += time;
         }
         std::nth_element(rates.begin(), rates.begin() + static_cast<long>(rates.size() / 2), rates.end());

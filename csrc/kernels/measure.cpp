@@ -25,7 +25,7 @@ float measure_fma(int64_t iterations) {
 }
 
 float measure_read(const float* p, int64_t n) {
-    constexpr int kStreams = 4;
+    constexpr int kStreams = kTileVecs == 4 ? 8 : 4;  // as above: at least 8 additions on their way, and no spills
     Vec sum[kStreams];
     for (auto& s : sum) s = zero();
     for (int64_t i = 0; i + kStreams * kLanes <= n; i += kStreams * kLanes)

@@ -68,6 +68,7 @@ class CpuExecutor:
         if dtype != "float32":
             raise ConfigError(f"dtype: expected float32, got {dtype!r}")
         self._program = program
+        self._dtype = dtype
         self._engine = _core.Engine(_core.default_threads() if threads is None else threads)
         _load(self._engine, program, tensors)
         self._executor: _core.Executor | None = _core.Executor(self._engine, _spec(program))
@@ -75,6 +76,16 @@ class CpuExecutor:
     @property
     def program(self) -> Program:
         return self._program
+
+    @property
+    def dtype(self) -> str:
+        """How the weight matrices are held."""
+        return self._dtype
+
+    @property
+    def threads(self) -> int:
+        """How many run a step."""
+        return int(self._engine.threads)
 
     @property
     def weight_bytes(self) -> int:
@@ -121,7 +132,7 @@ class CpuExecutor:
         """Another Program over the same weights."""
         self._open()
         other = object.__new__(CpuExecutor)
-        other._program, other._engine = program, self._engine
+        other._program, other._engine, other._dtype = program, self._engine, self._dtype
         other._executor = _core.Executor(self._engine, _spec(program))
         return other
 
