@@ -55,12 +55,18 @@ class Process:
             return {"error": self._death()}
         line = self._line(time.monotonic() + timeout)
         if line is None:
-            self.close()
-            return {"error": f"no answer within {timeout:.0f} s"}
+            self._process.kill()
+            self._process.wait()
+            return {"error": f"no answer within {timeout:g} s"}
         if not line:
             return {"error": self._death()}
         self._process.send_signal(signal.SIGSTOP)
-        answer: dict[str, Any] = json.loads(line)
+        try:
+            answer = json.loads(line)
+        except ValueError:
+            answer = None
+        if not isinstance(answer, dict):
+            return {"error": f"expected an answer in JSON, got {line.decode(errors='replace')[:80]!r}"}
         return answer
 
     def close(self) -> None:

@@ -11,6 +11,7 @@ from fastattn.bench.tables import markdown_table, quantity, text_table
 from fastattn.bench.turns import OURS, Row
 
 _LEAST_SHARE = 0.005  # of the time, to have a column of its own
+_UNSTEADY = "~ The machine was busy, or not the same before and after."
 
 
 def result_table(rows: Sequence[Row], *, markdown: bool = False) -> str:
@@ -25,14 +26,17 @@ def result_table(rows: Sequence[Row], *, markdown: bool = False) -> str:
             seconds, best = row.median(library), min(row.seconds(library))
             limit = row.limit(library)
             line = [row.name, *([library] if compared else []), quantity(seconds * 1e3), quantity(best * 1e3)]
-            line += [quantity(row.rate(library)), f"{row.percent(library):.0f} %", str(limit)]
+            about = "" if row.is_steady(library) else "~"
+            line += [quantity(row.rate(library)), f"{about}{row.percent(library):.0f} %", str(limit)]
             if compared:
                 other = library != OURS and OURS in row.turns
                 line += [f"{row.ratio(library):.2f}x" if other else "", str(row.agreement(library) or "")]
                 line[-1] = line[-1] if other else ""
             cells.append(line)
         cells += [[row.name, library, *[""] * (len(header) - 3), error] for library, error in row.errors.items()]
-    return markdown_table(header, cells) if markdown else text_table(header, cells, left=2 if compared else 1)
+    table = markdown_table(header, cells) if markdown else text_table(header, cells, left=2 if compared else 1)
+    steady = all(row.is_steady(library) for row in rows for library in row.turns)
+    return table if steady else f"{table}\n{_UNSTEADY}\n"
 
 
 def share_table(rows: Sequence[Row]) -> str:

@@ -8,7 +8,7 @@ of a shared machine, whose memory rate may halve within minutes, drops out of pe
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -98,6 +98,10 @@ class Row:
         """The turns that count: the steady ones, or all if there are none."""
         turns = self.turns[library]
         return [turn for turn in turns if turn.steady] or turns
+
+    def is_steady(self, library: str) -> bool:
+        """Whether any turn is: without one, percents and ratios say little."""
+        return any(turn.steady for turn in self.turns[library])
 
     def seconds(self, library: str) -> list[float]:
         """All samples that count."""
@@ -209,13 +213,3 @@ def measure(
             row.results[library] = answer
             before, at = after, at + 1
     row.turns = {library: turns for library, turns in row.turns.items() if turns}
-
-
-def unsteady(rows: Iterable[Row]) -> list[str]:
-    """Work of which some library had no steady turn, as `name (library)`: its percents and ratios say little."""
-    return [
-        f"{row.name} ({library})"
-        for row in rows
-        for library, turns in row.turns.items()
-        if not any(turn.steady for turn in turns)
-    ]

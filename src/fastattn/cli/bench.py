@@ -17,7 +17,6 @@ from fastattn.bench.picture import save
 from fastattn.bench.report import result_table, share_table
 from fastattn.bench.roofline import plot
 from fastattn.bench.run import ModelBench, Options, bench_model
-from fastattn.bench.turns import unsteady
 from fastattn.errors import InputError
 from fastattn.tasks.demo import demo_model
 
@@ -59,9 +58,6 @@ def model_text(bench: ModelBench, profile: bool) -> str:
     """The tables of one model."""
     head = f"{bench.name}, {bench.task}, {bench.parameters / 1e6:.1f} million parameters, {bench.dtype}, "
     parts = [head + f"{bench.threads} thread{'s' if bench.threads > 1 else ''}\n", result_table(bench.rows)]
-    drifting = unsteady(bench.rows)
-    if drifting:
-        parts.append(f"The machine was busy, or never the same before and after: {', '.join(drifting)}.\n")
     parts.append(share_table(bench.rows))
     if profile:
         parts += [f"{row.name}: {row.profile['text']}\n" for row in bench.rows if row.profile is not None]
