@@ -13,9 +13,11 @@ from numpy.typing import NDArray
 from fastattn import _core
 from fastattn.checkpoint.files import open_regular
 from fastattn.checkpoint.safetensors import TensorInfo
-from fastattn.errors import ConfigError, InputError
+from fastattn.errors import InputError
 from fastattn.graph.executor import Output
 from fastattn.graph.ir import Program, Step, Weight
+
+SMALL_MATRIX = 64  # rows of a panel: a smaller matrix is not quantised
 
 SAMPLE_PARAMS = np.dtype(
     [
@@ -65,11 +67,9 @@ class CpuExecutor:
     def __init__(
         self, program: Program, tensors: Mapping[str, TensorInfo], *, dtype: str = "float32", threads: int | None = None
     ) -> None:
-        if dtype != "float32":
-            raise ConfigError(f"dtype: expected float32, got {dtype!r}")
         self._program = program
         self._engine = _core.Engine(_core.default_threads() if threads is None else threads)
-        _load(self._engine, program, tensors)
+        _load(self._engine, program, tensors, weight_formats(program, dtype))
         self._executor: _core.Executor | None = _core.Executor(self._engine, _spec(program))
 
     @property
@@ -174,7 +174,28 @@ def _spec(program: Program) -> dict[str, Any]:
     }
 
 
-def _load(engine: _core.Engine, program: Program, tensors: Mapping[str, TensorInfo]) -> None:
+def weight_formats(program: Program, dtype: str, head_dtype: str | None = None) -> dict[str, str]:
+    """How each weight of a Program is kept in a dtype.
+
+    Vectors (biases, norms) and matrices of fewer than 64 rows (heads of classifiers) stay in float32: they cost nothing.
+    Tables have no int4, and are int8 then. head_dtype, if given, is that of the matrix that gives the logits, and of the
+    token embeddings that are tied to it.
+    """
+    head = {op.weights[0] for op in program.ops if op.kind == "linear" and op.output == program.outputs.get("logits")}
+    formats = {}
+    for name, weight in program.weights.items():
+        wanted = head_dtype if head_dtype is not None and name in head else dtype
+        if weight.use == "vector" or (weight.use == "matrix" and weight.shape[0] < SMALL_MATRIX):
+            wanted = "float32"
+        elif weight.use == "table" and wanted == "int4":
+            wanted = "int8"
+        formats[name] = wanted
+    return formats
+
+
+def _load(
+    engine: _core.Engine, program: Program, tensors: Mapping[str, TensorInfo], formats: Mapping[str, str]
+) -> None:
     """Read every weight of the Program, each file opened once."""
     with contextlib.ExitStack() as stack:
         descriptors: dict[Any, int] = {}
@@ -188,7 +209,7 @@ def _load(engine: _core.Engine, program: Program, tensors: Mapping[str, TensorIn
                 parts.append(
                     (descriptors[info.path], info.offset, info.dtype, rows, columns, weight.transposed, info.name)
                 )
-            engine.load(name, weight.use, parts)
+            engine.load(name, weight.use, formats[name], parts)
 
 
 def _logical_shape(weight: Weight, info: TensorInfo) -> tuple[int, int]:

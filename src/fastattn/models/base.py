@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from fastattn.tokenizer import Tokenizer
 
 MAX_THREADS = 1024
-DTYPES: Mapping[str, tuple[str, ...]] = {"cpu": ("float32",), "numpy": ("float32", "float64")}
+DTYPES: Mapping[str, tuple[str, ...]] = {"cpu": ("float32", "bfloat16", "int8", "int4"), "numpy": ("float32", "float64")}
 
 
 def load_executor(
