@@ -97,44 +97,60 @@ FA_INLINE Words offset_of(const LinearArgs& args, int column) {
     return mul_int(load_words(args.sums + column), broadcast_word(-kInt8Offset));
 }
 
-// The sums of `rows` rows and `columns` columns, from t.partial to c. A function of its own, not unrolled: a tile runs
-// through it once, and compiling it into every tile made the library several times larger and no faster.
-template <Format kFormat, Activation kActivation>
-__attribute__((noinline)) void finish_rows(const LinearArgs& args, const Tile& t, int rows, int columns) {
+// Rows of sums to c: kVecs whole vectors of columns, or one of `n` columns.
+template <Format kFormat, Activation kActivation, int kVecs, bool kPart>
+FA_INLINE void finish_columns(const LinearArgs& args, const Tile& t, int rows, int first, int n) {
     using Dot = typename Blocks<kFormat>::Dot;
-    for (int j = 0; j < columns; j += kLanes) {
-        const int column = t.column + j;
-        const int n = args.n - column < kLanes ? args.n - column : kLanes;
-        if (n <= 0) return;
-        const Vec bias = args.bias ? load_partial(args.bias + column, n) : zero();
-        for (int i = 0; i < rows; ++i) {
-            const typename Dot::Sum sum = Dot::load_sum(t.partial + i * kPanelWidth + j);
+    const int column = t.column + first;
+    Vec bias[kVecs], scale[kVecs];
+#pragma GCC unroll 4
+    for (int j = 0; j < kVecs; ++j) {
+        const float* from = args.bias + column + j * kLanes;
+        bias[j] = !args.bias ? zero() : kPart ? load_partial(from, n) : load(from);
+        if constexpr (Blocks<kFormat>::kInteger) scale[j] = load(args.scales + column + j * kLanes);
+    }
+    for (int i = 0; i < rows; ++i) {
+        float* c = args.c + (t.row + i) * args.c_stride + column;
+        const float* residual = args.residual + (t.row + i) * args.residual_stride + column;
+#pragma GCC unroll 4
+        for (int j = 0; j < kVecs; ++j) {
+            const typename Dot::Sum sum = Dot::load_sum(t.partial + i * kPanelWidth + first + j * kLanes);
             Vec y;
             if constexpr (Blocks<kFormat>::kInteger)
-                y = mul(mul(to_float(sum), broadcast(args.a_scales[t.row + i])), load(args.scales + column));
+                y = mul(mul(to_float(sum), broadcast(args.a_scales[t.row + i])), scale[j]);
             else
                 y = sum;
-            if (args.bias) y = add(y, bias);
+            if (args.bias) y = add(y, bias[j]);
             y = activate<kActivation>(y);
-            if (args.residual) y = add(load_partial(args.residual + (t.row + i) * args.residual_stride + column, n), y);
-            float* c = args.c + (t.row + i) * args.c_stride + column;
-            if (n == kLanes)
-                store(c, y);
-            else
+            if (args.residual) y = add(kPart ? load_partial(residual, n) : load(residual + j * kLanes), y);
+            if constexpr (kPart)
                 store_partial(c, y, n);
+            else
+                store(c + j * kLanes, y);
         }
     }
 }
 
+// The sums of `rows` rows and kVecs vectors of columns, from t.partial to c. A function of its own: a tile runs through
+// it once, and compiling it into every tile made the library several times larger and no faster.
+template <Format kFormat, Activation kActivation>
+__attribute__((noinline)) void finish_rows(const LinearArgs& args, const Tile& t, int rows) {
+    const int columns = args.n - t.column;
+    if (columns >= kTileVecs * kLanes)
+        return finish_columns<kFormat, kActivation, kTileVecs, false>(args, t, rows, 0, 0);
+    for (int j = 0; j < columns; j += kLanes)
+        finish_columns<kFormat, kActivation, 1, true>(args, t, rows, j, columns - j < kLanes ? columns - j : kLanes);
+}
+
 template <Format kFormat>
-FA_INLINE void finish(const LinearArgs& args, const Tile& t, int rows, int columns) {
+FA_INLINE void finish(const LinearArgs& args, const Tile& t, int rows) {
     switch (args.activation) {
-        case Activation::kNone: return finish_rows<kFormat, Activation::kNone>(args, t, rows, columns);
-        case Activation::kGeluErf: return finish_rows<kFormat, Activation::kGeluErf>(args, t, rows, columns);
-        case Activation::kGeluTanh: return finish_rows<kFormat, Activation::kGeluTanh>(args, t, rows, columns);
-        case Activation::kRelu: return finish_rows<kFormat, Activation::kRelu>(args, t, rows, columns);
-        case Activation::kTanh: return finish_rows<kFormat, Activation::kTanh>(args, t, rows, columns);
-        case Activation::kSilu: return finish_rows<kFormat, Activation::kSilu>(args, t, rows, columns);
+        case Activation::kNone: return finish_rows<kFormat, Activation::kNone>(args, t, rows);
+        case Activation::kGeluErf: return finish_rows<kFormat, Activation::kGeluErf>(args, t, rows);
+        case Activation::kGeluTanh: return finish_rows<kFormat, Activation::kGeluTanh>(args, t, rows);
+        case Activation::kRelu: return finish_rows<kFormat, Activation::kRelu>(args, t, rows);
+        case Activation::kTanh: return finish_rows<kFormat, Activation::kTanh>(args, t, rows);
+        case Activation::kSilu: return finish_rows<kFormat, Activation::kSilu>(args, t, rows);
     }
 }
 
@@ -166,7 +182,7 @@ void tile(const LinearArgs& args, const Tile& t, Prefetch& prefetch) {
 #pragma GCC unroll 8
             for (int j = 0; j < kTileVecs; ++j) Dot::store_sum(t.partial + i * kPanelWidth + j * kLanes, sum[i][j]);
     }
-    if (t.last) finish<kFormat>(args, t, kRows, kTileVecs * kLanes);
+    if (t.last) finish<kFormat>(args, t, kRows);
 }
 
 FA_INLINE int64_t panel_bytes(const LinearArgs& args, Format format) {
@@ -244,7 +260,7 @@ FA_INLINE void one_row_int4(const LinearArgs& args, const std::byte* panel, int 
                      .row = 0,
                      .column = column + j0 * kLanes};
         for (int j = 0; j < kTileVecs; ++j) store_words(t.partial + j * kLanes, sum[j]);
-        finish<Format::kInt4>(args, t, 1, kTileVecs * kLanes);
+        finish<Format::kInt4>(args, t, 1);
     }
 }
 
