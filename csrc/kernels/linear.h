@@ -159,6 +159,10 @@ void tile(const LinearArgs& args, const Tile& t, Prefetch& prefetch) {
     using Dot = typename Blocks<kFormat>::Dot;
     constexpr int kSumBlock = Blocks<kFormat>::kSum;
     typename Dot::Sum sum[kRows][kTileVecs];
+    if (t.last)  // ask for the lines of c, which are written at the end
+        for (int i = 0; i < kRows; ++i)
+            for (int j = 0; j < kTileVecs; ++j)
+                __builtin_prefetch(args.c + (t.row + i) * args.c_stride + t.column + j * kLanes, 1);
     for (int k0 = 0; k0 == 0 || k0 < t.words; k0 += kSumBlock) {
         const int words = t.words - k0 < kSumBlock ? t.words - k0 : kSumBlock;
         const bool first = t.first && k0 == 0;
