@@ -36,7 +36,11 @@ def bfloat16_bound(a: F32, weight: F32) -> tuple[F64, F64]:
     sum, each rounded, and may take denormal operands and sums as 0."""
     rounded_a, rounded = to_bfloat16(a).astype(np.float64), to_bfloat16(weight).astype(np.float64)
     bound = tolerances.product(rounded_a, rounded, extra_roundings=a.shape[1] + 1)
-    smallest = a.shape[1] * tolerances.SMALLEST_NORMAL * (1 + np.abs(rounded_a).max(initial=0) + np.abs(rounded).max(initial=0))
+    smallest = (
+        a.shape[1]
+        * tolerances.SMALLEST_NORMAL
+        * (1 + np.abs(rounded_a).max(initial=0) + np.abs(rounded).max(initial=0))
+    )
     return rounded_a @ rounded.T, bound + smallest
 
 

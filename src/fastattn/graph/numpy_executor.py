@@ -142,7 +142,7 @@ class NumpyCache:
 
 @dataclass(frozen=True, slots=True)
 class _Parameter:
-    """A weight: its values, and for a matrix of integers those integers."""
+    """A weight: its values (of a rounded one float32, which holds them all), and a matrix's integers."""
 
     form: str
     values: Floats
@@ -172,6 +172,15 @@ class NumpyExecutor:
         self._weights = {
             key: _parameter(weight, load, formats[key], precision) for key, weight in program.weights.items()
         }
+
+    def evaluate(self, op: Op, step: Step, *inputs: Floats) -> Output:
+        """One op of the Program on inputs of the caller's, without caches."""
+        result: Output = getattr(_Run(self.program, self._weights, step, []), op.kind)(op, *inputs)
+        return result
+
+    def values(self, key: str) -> Floats:
+        """A weight as it was rounded, [out_features, in_features] of a matrix."""
+        return self._weights[key].values
 
     def new_cache(self) -> NumpyCache:
         """An empty KV cache for one sequence."""
@@ -225,7 +234,7 @@ def _parameter(weight: Weight, load: Load, form: str, precision: type[np.floatin
         return _Parameter(form, whole.astype(precision))
     integers = quantise(whole.astype(np.float32), form) if form in ("int8", "int4") else None
     values = dequantise(whole.astype(np.float32), form) if integers is None else integers.floats()
-    return _Parameter(form, values.astype(precision), integers)
+    return _Parameter(form, values, integers)
 
 
 class _Run:
@@ -376,7 +385,7 @@ def _product(x: Floats, weight: _Parameter) -> Floats:
         total = rows.values.astype(np.float64) @ weight.integers.values.astype(np.float64).T
         y = total.astype(x.dtype) * rows.scales[:, None] * weight.integers.scales
     elif weight.form == "bfloat16":
-        y = to_bfloat16(x.astype(np.float32)).astype(x.dtype) @ weight.values.T
+        y = to_bfloat16(x.astype(np.float32)).astype(x.dtype) @ weight.values.T.astype(x.dtype)
     else:
         y = x @ weight.values.T
     return y
