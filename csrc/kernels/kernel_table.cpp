@@ -16,6 +16,7 @@ const KernelTable& kernel_table() {
         .linear = {linear_float32, linear_bfloat16, linear_int8, linear_int4},
         .quantize_bfloat16 = quantize_bfloat16,
         .quantize_int8 = quantize_int8,
+        .pack = {pack_float32, pack_bfloat16, pack_int8, pack_int4},
         .layer_norm_f32 = layer_norm_f32,
         .kv_store_f32 = kv_store_f32,
         .attention_f32 = attention_f32,

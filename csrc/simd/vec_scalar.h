@@ -162,7 +162,7 @@ FA_INLINE Words round_to_int(Vec a) {
     return r;
 }
 FA_INLINE Words add_int(Words a, Words b) {
-    FA_EACH a.v[i] += b.v[i];
+    FA_EACH a.v[i] = static_cast<int32_t>(static_cast<uint32_t>(a.v[i]) + static_cast<uint32_t>(b.v[i]));
     return a;
 }
 FA_INLINE Words max_unsigned(Words a, Words b) {
@@ -176,7 +176,7 @@ FA_INLINE Words magnitude_bits(Vec a) {
     return r;
 }
 FA_INLINE Words mul_int(Words a, Words b) {
-    FA_EACH a.v[i] *= b.v[i];
+    FA_EACH a.v[i] = static_cast<int32_t>(static_cast<uint32_t>(a.v[i]) * static_cast<uint32_t>(b.v[i]));
     return a;
 }
 
