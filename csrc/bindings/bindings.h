@@ -12,6 +12,7 @@
 #include <string>
 
 #include "core/error.h"
+#include "kernels/kernels.h"
 
 namespace fastattn {
 
@@ -111,5 +112,7 @@ void without_gil(const F& work) {
         throw;
     }
 }
+
+Format format_from(const std::string& name);  // throws Error(kConfig) for an unknown one
 
 }  // namespace fastattn

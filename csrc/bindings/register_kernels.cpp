@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "program/pack.h"
 #include "runtime/cpu.h"
 
 namespace fastattn {
@@ -60,34 +61,102 @@ py::array_t<float> matrix(int rows, int n) {
     return py::array_t<float>(std::vector<py::ssize_t>{rows, n});
 }
 
-py::array linear_f32(const std::string& target, const py::array& a, const py::array& weight, const MaybeArray& bias,
-                     const MaybeArray& residual, const std::string& activation) {
+// weight [n, k] as a matrix of a format, packed by rows or, from a transposed copy, by columns
+Weight packed_matrix(const KernelTable& kernels, const Rows& w, Format format, bool transposed = false) {
+    Weight weight;
+    weight.use = Weight::Use::kMatrix, weight.format = format, weight.rows = w.rows, weight.columns = w.n;
+    allocate(weight, "weight");
+    std::vector<float> values(static_cast<size_t>(w.rows) * static_cast<size_t>(w.n));
+    for (int64_t j = 0; j < w.rows; ++j)
+        for (int64_t p = 0; p < w.n; ++p) values[transposed ? p * w.rows + j : j * w.n + p] = w.data[j * w.stride + p];
+    if (transposed)
+        pack_columns(values.data(), w.rows, w.rows, kernels, weight, 0);
+    else
+        pack_rows(values.data(), w.n, w.rows, kernels, weight, 0);
+    return weight;
+}
+
+// x in words of int32 [rows, words], and scales [rows], which int8 alone has
+py::tuple quantize(const std::string& target, const py::array& x, const std::string& format) {
+    const Rows in = rows_of("x", x);
+    const Format kept = format_from(format);
+    const KernelTable& kernels = kernels_of(target);
+    const int32_t words = ops::words_of(kept, in.n);
+    py::array_t<int32_t> out(
+        {static_cast<py::ssize_t>(in.rows), static_cast<py::ssize_t>(ops::quantized_stride(words))});
+    py::array_t<float> scales(static_cast<py::ssize_t>(in.rows));
+    const QuantizeArgs args{.x = in.data,
+                            .x_stride = in.stride,
+                            .out = out.mutable_data(),
+                            .out_stride = ops::quantized_stride(words),
+                            .scales = scales.mutable_data(),
+                            .rows = in.rows,
+                            .n = in.n,
+                            .words = words,
+                            .offset = 0};
+    if (kept == Format::kBfloat16)
+        kernels.quantize_bfloat16(args);
+    else
+        kernels.quantize_int8(args);
+    return py::make_tuple(out[py::make_tuple(py::ellipsis(), py::slice(0, words, 1))], scales);
+}
+
+// weight [n, k] after it was packed in a format, as floats
+py::array dequantized(const std::string& target, const py::array& weight, const std::string& format, bool transposed) {
+    const Rows w = rows_of("weight", weight);
+    const Weight packed = packed_matrix(kernels_of(target), w, format_from(format), transposed);
+    auto out = matrix(w.rows, w.n);
+    for (int j = 0; j < w.rows; ++j) read_row(packed, j, out.mutable_data(j));
+    return out;
+}
+
+py::array linear(const std::string& target, const py::array& a, const py::array& weight, const MaybeArray& bias,
+                 const MaybeArray& residual, const std::string& activation, const std::string& format) {
     const Rows x = rows_of("a", a);
     const Rows w = rows_of("weight", weight, -1, x.n);
     const Rows b = rows_of("bias", bias, 1, w.rows), r = rows_of("residual", residual, x.rows, w.rows);
-    const int panels = (w.rows + kPanelWidth - 1) / kPanelWidth;
-    std::vector<float> packed(static_cast<size_t>(panels) * x.n * kPanelWidth), scratch(kLinearScratch);
-    for (int j = 0; j < w.rows; ++j)
-        for (int k = 0; k < x.n; ++k)
-            packed[(static_cast<size_t>(j / kPanelWidth) * x.n + k) * kPanelWidth + j % kPanelWidth] =
-                w.data[j * w.stride + k];
+    const KernelTable& kernels = kernels_of(target);
+    const Weight packed = packed_matrix(kernels, w, format_from(format));
+    const ops::Matrix panels = packed.matrix();
+    const int64_t stride = ops::quantized_stride(panels.words);
+    std::vector<int32_t> words(static_cast<size_t>(x.rows * stride));
+    std::vector<float> scales(static_cast<size_t>(x.rows)), scratch(kLinearScratch);
+    if (packed.format != Format::kFloat32) {
+        const QuantizeArgs args{.x = x.data,
+                                .x_stride = x.stride,
+                                .out = words.data(),
+                                .out_stride = stride,
+                                .scales = scales.data(),
+                                .rows = x.rows,
+                                .n = x.n,
+                                .words = panels.words,
+                                .offset = kernels.int8_offset};
+        if (packed.format == Format::kBfloat16)
+            kernels.quantize_bfloat16(args);
+        else
+            kernels.quantize_int8(args);
+    }
     auto out = matrix(x.rows, w.rows);
-    kernels_of(target).linear_f32({.a = x.data,
-                                   .a_stride = x.stride,
-                                   .panels = packed.data(),
-                                   .bias = b.data,
-                                   .residual = r.data,
-                                   .residual_stride = r.stride,
-                                   .c = out.mutable_data(),
-                                   .c_stride = w.rows,
-                                   .scratch = scratch.data(),
-                                   .next_panel = nullptr,
-                                   .m = x.rows,
-                                   .k = x.n,
-                                   .n = w.rows,
-                                   .panel_begin = 0,
-                                   .panel_end = panels,
-                                   .activation = activation_of(activation)});
+    const bool plain = packed.format == Format::kFloat32;
+    kernels.linear[static_cast<int>(packed.format)]({.a = plain ? static_cast<const void*>(x.data) : words.data(),
+                                                     .a_stride = plain ? x.stride : stride,
+                                                     .a_scales = scales.data(),
+                                                     .panels = panels.panels,
+                                                     .scales = panels.scales,
+                                                     .sums = panels.sums,
+                                                     .bias = b.data,
+                                                     .residual = r.data,
+                                                     .residual_stride = r.stride,
+                                                     .c = out.mutable_data(),
+                                                     .c_stride = w.rows,
+                                                     .scratch = scratch.data(),
+                                                     .next_panel = nullptr,
+                                                     .m = x.rows,
+                                                     .words = panels.words,
+                                                     .n = w.rows,
+                                                     .panel_begin = 0,
+                                                     .panel_end = static_cast<int32_t>(panels.count),
+                                                     .activation = activation_of(activation)});
     return out;
 }
 
@@ -252,8 +321,11 @@ void register_kernels(py::module_& module) {
     const auto none = py::none();
     m.attr("BLOCK_LEN") = kBlockLen;
     m.def("targets", &available_targets, "Targets that this build has and this machine can run.");
-    m.def("linear_f32", &linear_f32, target, py::arg("a"), py::arg("weight"), py::kw_only(), py::arg("bias") = none,
-          py::arg("residual") = none, py::arg("activation") = "none");
+    m.def("linear", &linear, target, py::arg("a"), py::arg("weight"), py::kw_only(), py::arg("bias") = none,
+          py::arg("residual") = none, py::arg("activation") = "none", py::arg("format") = "float32");
+    m.def("quantize", &quantize, target, x, py::arg("format"));
+    m.def("dequantized", &dequantized, target, py::arg("weight"), py::arg("format"), py::kw_only(),
+          py::arg("transposed") = false);
     m.def("layer_norm_f32", &layer_norm_f32, target, x, py::kw_only(), py::arg("weight") = none, py::arg("bias") = none,
           py::arg("eps"));
     m.def("kv_store_f32", &kv_store_f32, target, py::arg("k"), py::arg("v"), blocks, py::kw_only(),

@@ -5,7 +5,7 @@
 #include "bindings/bindings.h"
 #include "core/buffer.h"
 #include "ops/ops.h"
-#include "program/weights.h"
+#include "program/pack.h"
 #include "runtime/cpu.h"
 #include "runtime/thread_pool.h"
 
@@ -86,17 +86,21 @@ py::array product(const py::array& x, const py::array& b, bool k_major, const py
                         for (int64_t p = 0; p < k; ++p)
                             std::copy_n(w + p * n + first, width, packed + (panel * k + p) * kPanelWidth);
                     else
-                        pack_rows(w + first * k, width, k, packed, first);
+                        pack_float32(w + first * k, k, width, packed, first);
                 });
                 team.barrier();
                 ops::linear(team, active_kernels(),
                             {.x = view_of(a, m, k),
                              .out = view_of(c, m, n),
-                             .panels = packed,
+                             .weights = {.panels = reinterpret_cast<const std::byte*>(packed),
+                                         .words = static_cast<int32_t>(k),
+                                         .panel_bytes = k * kPanelWordBytes,
+                                         .count = panels},
                              .next = {},
                              .bias = bias_data,
                              .residual = {},
                              .activation = Activation::kNone,
+                             .quantized = {},
                              .scratch = scratch.data()});
             },
             poll);

@@ -54,6 +54,18 @@ PoolKind pool_from(const std::string& name) {
     return lookup(table, "pool", name);
 }
 
+}  // namespace
+
+Format format_from(const std::string& name) {
+    static const std::map<std::string, Format> table{{"float32", Format::kFloat32},
+                                                     {"bfloat16", Format::kBfloat16},
+                                                     {"int8", Format::kInt8},
+                                                     {"int4", Format::kInt4}};
+    return lookup(table, "format", name);
+}
+
+namespace {
+
 // attrs of one op into the fields of its kind; an attr that is not known is an error, never ignored.
 void read_attrs(const py::dict& attrs, OpSpec& op) {
     for (const auto& [key, value] : attrs) {
@@ -118,7 +130,8 @@ ProgramSpec spec_from(const py::dict& dict) {
     return spec;
 }
 
-void load(Engine& engine, const std::string& name, const std::string& use, const py::list& parts) {
+void load(Engine& engine, const std::string& name, const std::string& use, const std::string& format,
+          const py::list& parts) {
     static const std::map<std::string, Weight::Use> uses{
         {"matrix", Weight::Use::kMatrix}, {"table", Weight::Use::kTable}, {"vector", Weight::Use::kVector}};
     std::vector<TensorSource> sources;
@@ -128,10 +141,11 @@ void load(Engine& engine, const std::string& name, const std::string& use, const
         sources.push_back({fd, offset, dtype_from_name(dtype), rows, columns, transposed, tensor});
     }
     const Weight::Use as = lookup(uses, "use", use);
+    const Format kept = format_from(format);
     without_gil([&](const std::function<bool()>& poll) {
         Engine::Running& running = engine.running();
         const std::lock_guard lock(running.mutex);
-        engine.weights().add(name, as, sources, running.pool, poll);
+        engine.weights().add(name, as, kept, sources, running.pool, poll);
     });
 }
 
@@ -254,7 +268,7 @@ void register_program(py::module_& m) {
                  });
                  return seconds;
              })
-        .def("load", load, py::arg("name"), py::arg("use"), py::arg("parts"))
+        .def("load", load, py::arg("name"), py::arg("use"), py::arg("format"), py::arg("parts"))
         .def("cancel", [](Engine& engine) { engine.running().pool.cancel(); });
 
     py::classh<KvCache>(m, "Cache", "Keys and values of one sequence, in pages.")

@@ -28,24 +28,37 @@ double seconds_of(ThreadPool& pool, const std::function<void(Team&)>& body) {
     return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 
+double median(std::vector<double> values) {
+    const auto middle = values.begin() + static_cast<long>(values.size() / 2);
+    std::nth_element(values.begin(), middle, values.end());
+    return *middle;
+}
+
+// Operations a second of the multiply-adds of a format, in units of 1e9.
+double dot_rate(const KernelTable& kernels, Format format, ThreadPool& pool, double seconds) {
+    constexpr int64_t kIterations = 25'000;
+    const auto i = static_cast<size_t>(format);
+    std::vector<double> rates;
+    for (double spent = 0.0; spent < seconds || rates.size() < 3;) {
+        const double time = seconds_of(pool, [&](Team&) { kernels.measure_dot[i](kIterations); });
+        rates.push_back(static_cast<double>(pool.size()) * kernels.measure_dot_ops[i] * kIterations / time / 1e9);
+        spent += time;
+    }
+    return median(rates);
+}
+
 constexpr int64_t kLeastBytesRead = int64_t{1} << 28;  // of one measurement
 
-// The machine's limits at this moment: rate of independent fused multiply-adds, and of reading `read_bytes` of memory,
-// each thread its own part of them.
+// The machine's limits at this moment: rates of independent multiply-adds, and of reading `read_bytes` of memory, each
+// thread its own part of them.
 py::dict measure_limits(int threads, double seconds, int64_t read_bytes) {
     const KernelTable& kernels = active_kernels();
-    double fma_gflops = 0.0, read_gbps = 0.0;
+    double fma_gflops = 0.0, bf16_gflops = 0.0, int8_gops = 0.0, read_gbps = 0.0;
     without_gil([&](const std::function<bool()>&) {
         ThreadPool pool(threads);
-        constexpr int64_t kIterations = 100'000;
-        std::vector<double> rates;
-        for (double spent = 0.0; spent < seconds / 2 || rates.size() < 3;) {
-            const double time = seconds_of(pool, [&](Team&) { kernels.measure_fma(kIterations); });
-            rates.push_back(threads * kernels.measure_fma_flops() * kIterations / time / 1e9);
-            spent += time;
-        }
-        std::nth_element(rates.begin(), rates.begin() + static_cast<long>(rates.size() / 2), rates.end());
-        fma_gflops = rates[rates.size() / 2];
+        fma_gflops = dot_rate(kernels, Format::kFloat32, pool, seconds / 4);
+        bf16_gflops = dot_rate(kernels, Format::kBfloat16, pool, seconds / 4);
+        int8_gops = dot_rate(kernels, Format::kInt8, pool, seconds / 4);
         static Buffer memory;  // kept: faulting it in again would cost more than the measurement
         if (memory.bytes() < static_cast<size_t>(read_bytes)) {
             memory = Buffer(static_cast<size_t>(read_bytes));
@@ -54,8 +67,8 @@ py::dict measure_limits(int threads, double seconds, int64_t read_bytes) {
         const int64_t part = read_bytes / 4 / threads;
         // What fits in a cache is read many times over: starting the threads takes some ten microseconds.
         const int64_t passes = std::max<int64_t>(1, kLeastBytesRead / std::max<int64_t>(1, read_bytes));
-        rates.clear();
-        for (double spent = 0.0; spent < seconds / 2 || rates.size() < 3;) {
+        std::vector<double> rates;
+        for (double spent = 0.0; spent < seconds / 4 || rates.size() < 3;) {
             const double time = seconds_of(pool, [&](Team& team) {
                 for (int64_t i = 0; i < passes; ++i)
                     kernels.measure_read(memory.floats() + team.index() * part, part);
@@ -63,11 +76,12 @@ py::dict measure_limits(int threads, double seconds, int64_t read_bytes) {
             rates.push_back(static_cast<double>(part * passes) * threads * 4 / time / 1e9);
             spent += time;
         }
-        std::nth_element(rates.begin(), rates.begin() + static_cast<long>(rates.size() / 2), rates.end());
-        read_gbps = rates[rates.size() / 2];
+        read_gbps = median(rates);
     });
     py::dict result;
     result["fma_gflops"] = fma_gflops;
+    result["bf16_gflops"] = bf16_gflops;
+    result["int8_gops"] = int8_gops;
     result["read_gbps"] = read_gbps;
     return result;
 }
@@ -83,7 +97,8 @@ void register_runtime(py::module_& m) {
     m.def("default_threads", default_threads);
     m.def("measure_limits", measure_limits, py::arg("threads"), py::arg("seconds") = 0.2,
           py::arg("read_bytes") = int64_t{1} << 29,
-          "The machine's limits with `threads` threads at this moment: {fma_gflops, read_gbps}, medians.");
+          "The machine's limits with `threads` threads at this moment: {fma_gflops, bf16_gflops, int8_gops, "
+          "read_gbps}, medians.");
 }
 
 }  // namespace fastattn

@@ -12,24 +12,66 @@ inline constexpr int kBlockLen = 64;    // positions of a KV block
 enum class Activation : int32_t { kNone, kGeluErf, kGeluTanh, kRelu, kTanh, kSilu };
 enum class PoolKind : int32_t { kMean, kMax, kMeanSqrtLen };
 
-// c[i, j] = residual[i, j] + activation(bias[j] + sum over k, in order, of a[i, k] * b[k, j]); rows [0, m), columns of
-// panels [panel_begin, panel_end). Same arithmetic for every m.
-struct LinearF32Args {
-    const float* a;  // [m, k], row stride a_stride
-    int64_t a_stride;
-    const float* panels;    // [ceil(n / 64), k, 64], zero-padded
+// How the weights of a linear are kept. They come in words of 32 bits along k: one float32, two bfloat16, or four int8;
+// int4 unpacks to int8 on the way into the registers.
+enum class Format : int32_t { kFloat32, kBfloat16, kInt8, kInt4 };
+inline constexpr int kFormats = 4;
+inline constexpr int kInt4Group = 32;  // values along k that share an integer scale
+inline constexpr int64_t kWordBytes = 4;
+inline constexpr int64_t kPanelWordBytes = kPanelWidth * kWordBytes;  // of one word of every column of a panel
+// An int4 group of a panel: a scale a column, then for each of four words of the group every column's word, whose low
+// nibbles are that word and whose high nibbles are the word four behind it.
+inline constexpr int64_t kInt4GroupBytes = kPanelWidth + kInt4Group * kPanelWidth / 2;
+
+// c[i, j] = residual[i, j] + activation(bias[j] + sum over k of a[i, k] * b[k, j]); rows [0, m), columns of panels
+// [panel_begin, panel_end). Same arithmetic for every m. The sum is over k in order in float32 and bfloat16 (products
+// of bfloat16 are added in float32), and exact in int8 and int4, where it is then times a_scales[i] * scales[j].
+struct LinearArgs {
+    const void* a;          // [m, words]: floats, or what quantize_rows wrote
+    int64_t a_stride;       // words
+    const float* a_scales;  // int8, int4: [m]
+    const void* panels;     // [ceil(n / 64), words, 64] words, int4: groups; zero-padded
+    const float* scales;    // int8, int4: [n], padded to whole panels
+    const int32_t* sums;    // int8, int4: sums of the weights over k, padded like scales
     const float* bias;      // [n] or null
     const float* residual;  // [m, n] or null; may be c
     int64_t residual_stride;
     float* c;  // [m, n], row stride c_stride
     int64_t c_stride;
-    float* scratch;           // kLinearScratch floats, owned by the calling thread
-    const float* next_panel;  // a panel to bring into the cache meanwhile, or null
-    int32_t m, k, n, panel_begin, panel_end;
+    float* scratch;          // kLinearScratch floats, owned by the calling thread
+    const void* next_panel;  // a panel to bring into the cache meanwhile, or null
+    int32_t m, words, n, panel_begin, panel_end;
     Activation activation;
 };
 inline constexpr int kLinearRowBlock = 192;  // rows whose partial sums wait in scratch
-inline constexpr int64_t kLinearScratch = int64_t{kLinearRowBlock} * kPanelWidth;  // floats
+inline constexpr int kInt4Block = 128;       // words of an int4 panel that are unpacked at a time
+inline constexpr int64_t kLinearScratch = int64_t{kLinearRowBlock + kInt4Block} * kPanelWidth;  // floats
+
+// Rows of activations (or weights) in the format of a linear. int8 (and int4, whose activations are int8): a scale a
+// row, |x| max / 127, and round(x / scale) + offset; a row with NaN or infinity gets a NaN scale and zeros.
+struct QuantizeArgs {
+    const float* x;  // [rows, n]
+    int64_t x_stride;
+    void* out;           // [rows, words], zero behind n
+    int64_t out_stride;  // words; a multiple of 16, and as many may be written
+    float* scales;       // int8: [rows]
+    int32_t rows, n, words;
+    int32_t offset;  // int8: KernelTable::int8_offset for the `a` of a linear, 0 for weights
+};
+
+// Up to sixteen columns of weights as neighbouring columns of a panel (Format says how), zero behind k. int8 and int4:
+// a scale a column, |x| max / 127 and |x| max / 120; a column with NaN or infinity gets a NaN scale and zeros.
+struct PackArgs {
+    const float* x;    // [k, n]
+    int64_t x_stride;  // between rows of k
+    void* panel;       // [words, 64] words, int4: groups
+    float* scales;     // int8, int4: [n]
+    int32_t* sums;     // int8, int4: [n], sums of the integers over k
+    int32_t k, n, words;
+    int32_t lane;  // the panel's column of the first one; lane + n <= 64
+};
+inline constexpr int kMostInt4Scale = 15;  // of a group; -8 * 15 is an int8
+inline constexpr int kInt4Reach = 2;       // scales that are tried to either side of the one that holds the highest
 
 struct LayerNormF32Args {
     const float* x;  // [rows, n]
@@ -122,7 +164,11 @@ struct ArgmaxF32Args {
 
 struct KernelTable {
     const char* target;
-    void (*linear_f32)(const LinearF32Args&);
+    int32_t int8_offset;  // added to the int8 activations that its linears take
+    void (*linear[kFormats])(const LinearArgs&);
+    void (*quantize_bfloat16)(const QuantizeArgs&);
+    void (*quantize_int8)(const QuantizeArgs&);
+    void (*pack[kFormats])(const PackArgs&);
     void (*layer_norm_f32)(const LayerNormF32Args&);
     void (*kv_store_f32)(const KvStoreF32Args&);
     void (*attention_f32)(const AttentionF32Args&);
@@ -133,14 +179,18 @@ struct KernelTable {
     void (*pool_f32)(const PoolF32Args&);
     void (*l2_normalize_f32)(const RowsF32Args&);
     void (*argmax_f32)(const ArgmaxF32Args&);
-    float (*measure_fma)(int64_t iterations);  // measure_fma_flops operations an iteration
+    // Multiply-adds that depend on nothing, in the arithmetic of a format (int4: int8's): `measure_dot_ops` operations
+    // an iteration, two a multiply-add.
+    float (*measure_dot[kFormats])(int64_t iterations);
+    int32_t measure_dot_ops[kFormats];
     float (*measure_read)(const float* p, int64_t n);
-    int32_t (*measure_fma_flops)();
 };
 
 namespace scalar { const KernelTable& kernel_table(); }
 namespace avx2 { const KernelTable& kernel_table(); }
 namespace avx512 { const KernelTable& kernel_table(); }
+namespace avx512_vnni { const KernelTable& kernel_table(); }
+namespace avx512_bf16 { const KernelTable& kernel_table(); }
 namespace neon { const KernelTable& kernel_table(); }
 
 }  // namespace fastattn

@@ -1,6 +1,7 @@
 // What the ops of a Program do across the threads of a region. An op checks nothing (the executor has) and knows no
 // instruction set; every thread of the region calls it, and a barrier follows before anyone reads its output.
 #pragma once
+#include <cstddef>
 #include <cstdint>
 
 #include "kernels/kernels.h"
@@ -20,23 +21,40 @@ struct View {
 
 namespace ops {
 
-// Packed weights: `count` panels of k rows.
-struct Panels {
-    const float* data = nullptr;
-    int64_t k = 0;
-    int64_t count = 0;
+// Packed weights: `count` panels of 64 columns.
+struct Matrix {
+    Format format = Format::kFloat32;
+    const std::byte* panels = nullptr;  // null: no matrix
+    const float* scales = nullptr;      // int8, int4
+    const int32_t* sums = nullptr;
+    int32_t words = 0;  // along k
+    int64_t panel_bytes = 0, count = 0;
 
-    const float* at(int64_t panel) const { return panel < count ? data + panel * k * kPanelWidth : nullptr; }
+    const std::byte* at(int64_t panel) const { return panel < count ? panels + panel * panel_bytes : nullptr; }
 };
+
+// Words along k of a matrix with k columns.
+int32_t words_of(Format format, int64_t k);
+int64_t panel_bytes_of(Format format, int64_t k);
+
+// Activations in the format of a linear: rows of `stride` words, and their scales.
+struct Quantized {
+    int32_t* words = nullptr;
+    float* scales = nullptr;
+};
+inline int64_t quantized_stride(int64_t words) {
+    return (words + 15) / 16 * 16;
+}
 
 struct LinearOp {
     View x, out;
-    const float* panels;
-    Panels next;        // of the linear that comes after, whose first panels are brought into the cache; may be none
+    Matrix weights;
+    Matrix next;        // of the linear that comes after, whose first panels are brought into the cache; may be none
     const float* bias;  // or null
     View residual;      // data null without
     Activation activation;
-    float* const* scratch;  // a thread
+    Quantized quantized;    // room for x, shared by all threads; not for float32
+    float* const* scratch;  // a thread, kScratchFloats
 };
 void linear(Team& team, const KernelTable& kernels, const LinearOp& op);
 
@@ -75,7 +93,10 @@ struct AttentionOp {
 void attention(Team& team, const KernelTable& kernels, const AttentionOp& op);
 void attention_probs(Team& team, const KernelTable& kernels, const AttentionOp& op);
 
-inline constexpr int64_t kScratchFloats = kLinearScratch > kAttentionScratch ? kLinearScratch : kAttentionScratch;
+// So few activations are quantised by every thread for itself, which is cheaper than to meet.
+inline constexpr int64_t kAloneWords = 4096, kAloneRows = 16;
+inline constexpr int64_t kLinearOpScratch = kLinearScratch + kAloneWords + kAloneRows;
+inline constexpr int64_t kScratchFloats = kLinearOpScratch > kAttentionScratch ? kLinearOpScratch : kAttentionScratch;
 
 }  // namespace ops
 }  // namespace fastattn

@@ -92,12 +92,13 @@ private:
     void check_weights();
     void plan();
     void check_step(const StepInput& step) const;
-    int64_t multiply_adds(const StepInput& step) const;  // of its linears
+    int64_t quantized_words(const StepInput& step) const;  // of the largest input of a linear
+    int64_t multiply_adds(const StepInput& step) const;    // of its linears
     void prepare(const StepInput& step, const std::vector<float*>& outputs);
     View view(int32_t value) const;
     void prepare_sequences(const StepInput& step, const std::vector<int64_t>& blocks_at);
     void run_op(const OpSpec& op, Team& team, const StepInput& step) const;
-    ops::Panels next_panels(const OpSpec& op) const;  // of the next linear behind `op`, an element of spec_.ops
+    ops::Matrix next_matrix(const OpSpec& op) const;  // of the next linear behind `op`, an element of spec_.ops
     void embedding(const OpSpec& op, Team& team, const StepInput& step) const;
     void attention(const OpSpec& op, Team& team, const StepInput& step) const;
     void gather_rows(const OpSpec& op, Team& team, const StepInput& step) const;
@@ -118,6 +119,7 @@ private:
     std::vector<ops::SequenceBlocks> sequences_[kGatherKinds];
     const int32_t* query_tokens_[kGatherKinds] = {};
     std::vector<int32_t> first_tokens_, last_tokens_;
+    ops::Quantized quantized_;                     // room for the activations of one linear
     std::vector<float*> scratch_;                  // a thread
     std::vector<std::vector<float*>> own_blocks_;  // a sequence
     std::vector<std::vector<float*>> own_thread_blocks_;

@@ -26,21 +26,19 @@ void Executor::run_op(const OpSpec& op, Team& team, const StepInput& step) const
             return ops::linear(team, kernels_,
                                {.x = view(op.inputs[0]),
                                 .out = view(op.output),
-                                .panels = weight(0),
-                                .next = next_panels(op),
+                                .weights = weights_[op.weights[0]]->matrix(),
+                                .next = next_matrix(op),
                                 .bias = op.has_bias ? weight(1) : nullptr,
                                 .residual = op.has_residual ? view(op.inputs[1]) : View{},
                                 .activation = op.activation,
+                                .quantized = quantized_,
                                 .scratch = scratch_.data()});
     }
 }
 
-ops::Panels Executor::next_panels(const OpSpec& op) const {
-    for (const OpSpec* next = &op + 1; next != spec_.ops.data() + spec_.ops.size(); ++next) {
-        if (next->kind != OpKind::kLinear) continue;
-        const Weight& weight = *weights_[next->weights[0]];
-        return {weight.data.floats(), weight.columns, (weight.rows + kPanelWidth - 1) / kPanelWidth};
-    }
+ops::Matrix Executor::next_matrix(const OpSpec& op) const {
+    for (const OpSpec* next = &op + 1; next != spec_.ops.data() + spec_.ops.size(); ++next)
+        if (next->kind == OpKind::kLinear) return weights_[next->weights[0]]->matrix();
     return {};
 }
 

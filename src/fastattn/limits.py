@@ -8,20 +8,14 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from fastattn import _core
-from fastattn.graph.cost import Cost, StepShape, op_cost
+from fastattn.graph.cost import Cost, Formats, StepShape, op_cost, op_format
 from fastattn.graph.ir import Program
 
 # Names in `_core.measure_limits`, which end in _gflops or _gops (billions a second), _flops or _ops.
 _DTYPES: Mapping[str, str] = {"fma": "float32", "f32": "float32", "bf16": "bfloat16", "int8": "int8"}
 _BILLIONS: Mapping[str, float] = {"gflops": 1.0, "gops": 1.0, "flops": 1e-9, "ops": 1e-9}
-# Whose products a dtype uses, the fastest first; a build without one of them is measured by the next.
-_PRODUCTS: Mapping[str, tuple[str, ...]] = {
-    "float32": ("float32",),
-    "float64": ("float32",),
-    "bfloat16": ("bfloat16", "float32"),
-    "int8": ("int8", "float32"),
-    "int4": ("int8", "float32"),
-}
+# Whose rate bounds products with weights of a format.
+PRODUCTS: Mapping[str, str] = {"float32": "float32", "bfloat16": "bfloat16", "int8": "int8", "int4": "int8"}
 _SMALL_READ_BYTES = 1 << 20  # where the read rate is not asked for
 
 
@@ -45,10 +39,6 @@ class Limits:
     threads: int
     rates: Mapping[str, float]
     read_gbps: float
-
-    def products(self, dtype: str) -> str:
-        """The dtype whose measured rate bounds the products of a model of this dtype."""
-        return next(name for name in _PRODUCTS.get(dtype, ("float32",)) if name in self.rates)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,13 +85,13 @@ def measure_over(executor: Loaded, *, seconds: float = 0.1) -> Limits:
     return Limits(measured.threads, measured.rates, executor.weight_bytes / reading / 1e9)
 
 
-def op_least_time(kind: str, cost: Cost, dtype: str, limits: Limits) -> LeastTime:
-    """Of one op. Products with weights run at the rate of the model's dtype, attention at that of float32."""
-    rate = limits.rates[limits.products(dtype if kind == "linear" else "float32")]
+def least_time(cost: Cost, kept: str, limits: Limits) -> LeastTime:
+    """Of an op whose products are in a format (`fastattn.graph.cost.op_format`)."""
+    rate = limits.rates[PRODUCTS[kept]]
     return LeastTime(cost.operations / rate / 1e9, cost.bytes / limits.read_gbps / 1e9)
 
 
-def step_least_time(program: Program, shape: StepShape, dtype: str, limits: Limits) -> LeastTime:
+def step_least_time(program: Program, shape: StepShape, formats: Formats, limits: Limits) -> LeastTime:
     """Of a whole step."""
-    times = (op_least_time(op.kind, op_cost(program, op, shape, dtype), dtype, limits) for op in program.ops)
+    times = (least_time(op_cost(program, op, shape, formats), op_format(op, formats), limits) for op in program.ops)
     return sum(times, LeastTime(0.0, 0.0))

@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from fastattn import _core
 from fastattn.checkpoint.files import open_regular
 from fastattn.checkpoint.safetensors import TensorInfo
-from fastattn.errors import ConfigError, InputError
+from fastattn.errors import InputError
 from fastattn.graph.executor import Output
 from fastattn.graph.ir import Program, Step, Weight
+from fastattn.graph.quantise import weight_formats
 
 SAMPLE_PARAMS = np.dtype(
     [
@@ -65,12 +66,11 @@ class CpuExecutor:
     def __init__(
         self, program: Program, tensors: Mapping[str, TensorInfo], *, dtype: str = "float32", threads: int | None = None
     ) -> None:
-        if dtype != "float32":
-            raise ConfigError(f"dtype: expected float32, got {dtype!r}")
         self._program = program
         self._dtype = dtype
         self._engine = _core.Engine(_core.default_threads() if threads is None else threads)
-        _load(self._engine, program, tensors)
+        self._formats = weight_formats(program, dtype)
+        _load(self._engine, program, tensors, self._formats)
         self._executor: _core.Executor | None = _core.Executor(self._engine, _spec(program))
 
     @property
@@ -81,6 +81,11 @@ class CpuExecutor:
     def dtype(self) -> str:
         """How the weight matrices are held."""
         return self._dtype
+
+    @property
+    def formats(self) -> Mapping[str, str]:
+        """How each weight is held, by its name in the Program: "float32", "bfloat16", "int8" or "int4"."""
+        return self._formats
 
     @property
     def threads(self) -> int:
@@ -132,7 +137,8 @@ class CpuExecutor:
         """Another Program over the same weights."""
         self._open()
         other = object.__new__(CpuExecutor)
-        other._program, other._engine, other._dtype = program, self._engine, self._dtype
+        other._program, other._engine = program, self._engine
+        other._dtype, other._formats = self._dtype, self._formats
         other._executor = _core.Executor(self._engine, _spec(program))
         return other
 
@@ -185,7 +191,9 @@ def _spec(program: Program) -> dict[str, Any]:
     }
 
 
-def _load(engine: _core.Engine, program: Program, tensors: Mapping[str, TensorInfo]) -> None:
+def _load(
+    engine: _core.Engine, program: Program, tensors: Mapping[str, TensorInfo], formats: Mapping[str, str]
+) -> None:
     """Read every weight of the Program, each file opened once."""
     with contextlib.ExitStack() as stack:
         descriptors: dict[Any, int] = {}
@@ -199,7 +207,7 @@ def _load(engine: _core.Engine, program: Program, tensors: Mapping[str, TensorIn
                 parts.append(
                     (descriptors[info.path], info.offset, info.dtype, rows, columns, weight.transposed, info.name)
                 )
-            engine.load(name, weight.use, parts)
+            engine.load(name, weight.use, formats[name], parts)
 
 
 def _logical_shape(weight: Weight, info: TensorInfo) -> tuple[int, int]:

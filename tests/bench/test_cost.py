@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 import fastattn as fa
-from fastattn.errors import InputError
-from fastattn.graph.cost import Cost, StepShape, op_cost, step_cost
+from fastattn.graph.cost import Cost, StepShape, op_cost, op_format, step_cost
 from fastattn.graph.ir import Op, Program
 from tests.reference.checkpoints import write_bert, write_gpt2
 
@@ -33,9 +32,12 @@ def named(program: Program, kind: str, name: str = "") -> Op:
 def test_a_linear(gpt2: Program) -> None:
     op, shape = named(gpt2, "linear", "h.0.mlp.c_fc"), StepShape((3, 4))
     assert op_cost(gpt2, op, shape) == Cost(7 * 12 * 48, 12 * 48 * 4 + 48 * 4)
-    assert op_cost(gpt2, op, shape, "bfloat16").weight_bytes == 12 * 48 * 2 + 48 * 4
-    assert op_cost(gpt2, op, shape, "int8").weight_bytes == 12 * 48 + 48 * 4
-    assert op_cost(gpt2, op, shape, "int4").weight_bytes == 12 * 48 / 2 + 48 * 4
+    # Scales a row of int8 and int4, and a byte a group of 32 of int4; the bias is float32.
+    sizes = {"bfloat16": 12 * 48 * 2, "int8": 12 * 48 + 48 * 4, "int4": 12 * 48 * (1 / 2 + 1 / 32) + 48 * 4}
+    for kept, n_bytes in sizes.items():
+        assert op_cost(gpt2, op, shape, {op.weights[0]: kept}) == Cost(7 * 12 * 48, n_bytes + 48 * 4)
+        assert op_format(op, {op.weights[0]: kept}) == kept
+    assert op_format(op, {}) == "float32"
     head = named(gpt2, "linear", "wte")
     assert op_cost(gpt2, head, StepShape((3, 4), wanted=1)) == Cost(2 * 12 * 31, 12 * 31 * 4)
     assert op_cost(gpt2, head, StepShape((3, 4), wanted=0)) == Cost(7 * 12 * 31, 12 * 31 * 4)
@@ -45,6 +47,7 @@ def test_a_linear(gpt2: Program) -> None:
 def test_what_is_read_and_not_multiplied(gpt2: Program) -> None:
     shape = StepShape((3, 4))
     assert op_cost(gpt2, named(gpt2, "embedding", "wte"), shape) == Cost(0, 7 * 12 * 4)
+    assert op_cost(gpt2, named(gpt2, "embedding", "wte"), shape, {"wte.weight": "int8"}) == Cost(0, 7 * (12 + 4))
     assert op_cost(gpt2, named(gpt2, "layer_norm", "ln_f"), shape) == Cost(0, 2 * 12 * 4)
     assert op_cost(gpt2, named(gpt2, "add"), shape) == Cost()
 
@@ -95,9 +98,22 @@ def test_nothing_to_do_costs_nothing(gpt2: Program) -> None:
     assert step_cost(gpt2, StepShape((0,), (7,))).multiply_adds == 0
 
 
-def test_an_unknown_dtype(gpt2: Program) -> None:
-    with pytest.raises(InputError, match="dtype: expected one of .*float32.*, got 'float8'"):
-        step_cost(gpt2, StepShape((1,)), "float8")
+def test_attention_is_float32_in_every_dtype(gpt2: Program) -> None:
+    formats = dict.fromkeys(gpt2.weights, "int8")
+    op = named(gpt2, "attention")
+    assert op_format(op, formats) == "float32"
+    assert op_cost(gpt2, op, StepShape((2,), (5,)), formats) == op_cost(gpt2, op, StepShape((2,), (5,)))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8", "int4"])
+def test_what_is_counted_is_at_most_what_is_held(tmp_path: Path, dtype: str) -> None:
+    """A decode reads every matrix and vector, and a row of each table: never more than lies in memory."""
+    path = write_gpt2(tmp_path / "m", n_embd=96, vocab_size=200)
+    executor = fa.AutoModelForCausalLM.from_pretrained(path, dtype=dtype).executor
+    cost = step_cost(executor.program, StepShape((1,), (9,), wanted=1), executor.formats)  # type: ignore[attr-defined]
+    assert 0 < cost.weight_bytes <= executor.weight_bytes  # type: ignore[attr-defined]
+    full = step_cost(executor.program, StepShape((1,), (9,), wanted=1))
+    assert (cost.weight_bytes < full.weight_bytes) == (dtype != "float32")
 
 
 def test_attention_maps_read_keys_alone(tmp_path: Path) -> None:

@@ -64,6 +64,16 @@ def test_the_table(bert: fa.models.auto.SequenceClassifier) -> None:
     assert json.loads(json.dumps(found.as_dict()))["ops"][0]["op"] == found.ops[0].op
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8", "int4"])
+def test_other_dtypes(tmp_path: Path, dtype: str) -> None:
+    path = write_gpt2(tmp_path / "m", n_embd=96, vocab_size=200)
+    found = fa.AutoModelForCausalLM.from_pretrained(path, dtype=dtype).profile([1, 2, 3], decode=True, seconds=0.001)
+    assert found.dtype == dtype
+    assert found.percent > 0
+    ops = {op.op: op for op in found.ops}
+    assert ops["linear wte [200, 96]"].bytes < 200 * 96 * 4
+
+
 def test_rate_and_percent_of_an_op() -> None:
     op = OpProfile("linear a [2, 2]", 1, 2.0, 0.5, operations=6e9, bytes=1e9, limit_seconds=1.0, binds="compute")
     assert (op.rate, op.percent) == ("3.0 GFLOP/s", 50.0)

@@ -10,7 +10,7 @@ from fastattn.bench.machine import Machine, headline
 from fastattn.bench.picture import Plot, Point, Roof
 from fastattn.bench.run import ModelBench
 from fastattn.bench.turns import OURS, Row
-from fastattn.limits import Limits
+from fastattn.limits import PRODUCTS
 
 _NOTE = "A point's height is its percent of the limit that was measured before and after it, taken of the roof here."
 _NAMES = {"float32": "float32 multiply-add", "bfloat16": "bfloat16 dot product", "int8": "int8 dot product"}
@@ -25,11 +25,13 @@ def plot(benches: Sequence[ModelBench], machine: Machine | None, about: dict[str
         roofs += [Roof(_NAMES.get(n, n), gops=rate) for n, rate in machine.limits[threads].rates.items()]
         roofs += [Roof(read.place, gbps=read.gbps) for read in machine.reads[threads]]
     weights = [measured_rates(bench.rows)[1] for bench in benches]
-    same = [gbps for gbps in weights for roof in roofs if roof.name == "memory" and 2 / 3 < gbps / (roof.gbps or 0) < 1.5]
+    same = [
+        gbps for gbps in weights for roof in roofs if roof.name == "memory" and 2 / 3 < gbps / (roof.gbps or 0) < 1.5
+    ]
     roofs = [roof for roof in roofs if roof.name != "memory" or not same]  # the weights lie there: one line says it
     for bench in benches:
         rates, gbps = measured_rates(bench.rows)
-        product = Limits(bench.threads, rates, gbps).products(bench.dtype)
+        product = PRODUCTS[bench.dtype]
         roofs = [roof for roof in roofs if roof.name != _NAMES.get(product, product)]
         roofs.append(Roof(_NAMES.get(product, product), gops=rates[product], main=True))
         roofs.append(Roof(f"weights of {bench.name}", gbps=gbps, main=True))

@@ -21,6 +21,7 @@ from fastattn.checkpoint import open_checkpoint
 from fastattn.checkpoint.hub import resolve
 from fastattn.errors import BenchError, ConfigError, InputError
 from fastattn.graph.cost import Cost, step_cost
+from fastattn.graph.quantise import weight_formats
 from fastattn.models.base import DTYPES
 from fastattn.models.names import Task
 from fastattn.models.registry import BuiltModel, build, find_family
@@ -120,12 +121,13 @@ def bench_model(path_or_id: str | Path, options: Options, *, say: Callable[[str]
     with ExitStack() as stack:
         folder = options.keep or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fastattn-bench-")))
         job = Job(path, built.task, options.dtype, options.threads, folder / f"{path.name}-{fingerprint(path)}")
+        formats = weight_formats(built.program, options.dtype)
         workers = _start_all(bench, job, options, stack, say)
         for work in works:
             say(f"{bench.name}: {work.name}")
             row = _measure(work, built, options, workers)
             bench.rows.append(row)
-            bench.costs[work.name] = step_cost(built.program, work.shape(), options.dtype)
+            bench.costs[work.name] = step_cost(built.program, work.shape(), formats)
     return bench
 
 

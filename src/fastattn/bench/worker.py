@@ -84,9 +84,9 @@ class ModelRunner:
         shape = StepShape(tuple(given["q_lens"]), None if past is None else tuple(past), given["wanted"])
         executor = self.peer.executor
         limits = measure_over(executor)
-        cost = step_cost(executor.program, shape, self.job.dtype)
+        cost = step_cost(executor.program, shape, executor.formats)
         return {
-            **asdict(step_least_time(executor.program, shape, self.job.dtype, limits)),
+            **asdict(step_least_time(executor.program, shape, executor.formats, limits)),
             "operations": cost.operations,
             "bytes": cost.bytes,
         }

@@ -10,13 +10,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from fastattn.errors import InputError
 from fastattn.graph.ir import Op, Program
+from fastattn.graph.quantise import INT4_GROUP
 
-# Bytes of one element of a matrix as held in memory; scales of int8 and int4 are left out.
-WEIGHT_BYTES: Mapping[str, float] = {"float64": 8, "float32": 4, "bfloat16": 2, "int8": 1, "int4": 0.5}
-VECTOR_BYTES = 4  # biases and norms
-KV_BYTES = 4
+Formats = Mapping[str, str]  # weight -> "float32", "bfloat16", "int8" or "int4"
+
+# Bytes of an element of a weight and of a scale a row, by format; int4 has a byte of scale a group of 32, too.
+ELEMENT_BYTES: Mapping[str, float] = {"float32": 4, "bfloat16": 2, "int8": 1, "int4": 0.5 + 1 / INT4_GROUP}
+SCALE_BYTES: Mapping[str, int] = {"float32": 0, "bfloat16": 0, "int8": 4, "int4": 4}
+ALL_FLOAT32: Formats = {}
+FLOAT_BYTES = 4  # biases, norms, keys and values
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,31 +77,40 @@ class Cost:
         )
 
 
-def op_cost(program: Program, op: Op, shape: StepShape, dtype: str = "float32") -> Cost:
-    """Of one op in a step; `dtype` is that of the weight matrices. Raises InputError for an unknown dtype."""
-    if dtype not in WEIGHT_BYTES:
-        raise InputError(f"dtype: expected one of {', '.join(WEIGHT_BYTES)}, got {dtype!r}")
+def op_format(op: Op, formats: Formats) -> str:
+    """The format of an op's products: that of a linear's matrix, float32 for all others."""
+    return formats.get(op.weights[0], "float32") if op.kind == "linear" else "float32"
+
+
+def op_cost(program: Program, op: Op, shape: StepShape, formats: Formats = ALL_FLOAT32) -> Cost:
+    """Of one op in a step; formats: of the weights, as `weight_formats` gives them, float32 for those it leaves out."""
     width = program.values[op.output].width
     rows = shape.rows(program.values[op.output].rows)
     if op.kind == "linear" and rows:
         depth = program.values[op.inputs[0]].width
-        bias_bytes = width * VECTOR_BYTES if op.attrs["has_bias"] else 0
-        return Cost(rows * width * depth, width * depth * WEIGHT_BYTES[dtype] + bias_bytes)
+        bias_bytes = width * FLOAT_BYTES if op.attrs["has_bias"] else 0
+        return Cost(rows * width * depth, _weight_bytes(op, formats, width, depth) + bias_bytes)
     if op.kind == "embedding":
-        return Cost(weight_bytes=rows * width * WEIGHT_BYTES[dtype])
+        return Cost(weight_bytes=_weight_bytes(op, formats, rows, width))
     if op.kind == "layer_norm" and rows:
-        return Cost(weight_bytes=2 * width * VECTOR_BYTES)
+        return Cost(weight_bytes=2 * width * FLOAT_BYTES)
     if op.kind in ("attention", "attention_probs"):
         n_products = 2 if op.kind == "attention" else 1  # q k^T, and probabilities times v
         multiply_adds = n_products * seen_pairs(op, shape) * int(op.attrs["n_head"]) * int(op.attrs["head_dim"])
         kv_width = n_products * int(op.attrs["n_kv_head"]) * int(op.attrs["head_dim"])
-        return Cost(multiply_adds, kv_bytes=sum(shape.past_lens or ()) * kv_width * KV_BYTES)
+        return Cost(multiply_adds, kv_bytes=sum(shape.past_lens or ()) * kv_width * FLOAT_BYTES)
     return Cost()
 
 
-def step_cost(program: Program, shape: StepShape, dtype: str = "float32") -> Cost:
+def _weight_bytes(op: Op, formats: Formats, rows: int, width: int) -> float:
+    """Of some rows of a matrix or table."""
+    kept = formats.get(op.weights[0], "float32")
+    return rows * (width * ELEMENT_BYTES[kept] + SCALE_BYTES[kept])
+
+
+def step_cost(program: Program, shape: StepShape, formats: Formats = ALL_FLOAT32) -> Cost:
     """Of all ops of a step."""
-    return sum((op_cost(program, op, shape, dtype) for op in program.ops), Cost())
+    return sum((op_cost(program, op, shape, formats) for op in program.ops), Cost())
 
 
 def seen_pairs(op: Op, shape: StepShape) -> float:

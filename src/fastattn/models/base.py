@@ -28,7 +28,10 @@ if TYPE_CHECKING:
     from fastattn.tokenizer import Tokenizer
 
 MAX_THREADS = 1024
-DTYPES: Mapping[str, tuple[str, ...]] = {"cpu": ("float32",), "numpy": ("float32", "float64")}
+DTYPES: Mapping[str, tuple[str, ...]] = {
+    "cpu": ("float32", "bfloat16", "int8", "int4"),
+    "numpy": ("float32", "float64", "bfloat16", "int8", "int4"),
+}
 
 
 def load_executor(
@@ -38,7 +41,7 @@ def load_executor(
     if device == "numpy":
         from fastattn.graph.numpy_executor import NumpyExecutor
 
-        return NumpyExecutor(program, lambda part: read_tensor(tensors[part]))
+        return NumpyExecutor(program, lambda part: read_tensor(tensors[part]), dtype=dtype)
     from fastattn.runtime import CpuExecutor
 
     return cast(Executor, CpuExecutor(program, tensors, dtype=dtype, threads=threads))

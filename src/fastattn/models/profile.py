@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 
 from fastattn.errors import InputError
-from fastattn.graph.cost import Cost, StepShape, op_cost
+from fastattn.graph.cost import Cost, StepShape, op_cost, op_format
 from fastattn.graph.executor import Executor
 from fastattn.graph.ir import Op, Program, Step
-from fastattn.limits import LeastTime, Limits, measure_over, op_least_time
+from fastattn.limits import LeastTime, Limits, least_time, measure_over
 from fastattn.models.inputs import Batch
 from fastattn.runtime import CpuExecutor
 
@@ -131,7 +131,7 @@ def profile_step(executor: Executor, batch: Batch, *, decode: bool, seconds: flo
         own.close()
     count = f"{len(lengths)} sequence{'s' if len(lengths) > 1 else ''}"
     what = f"{count}, {'1 token each after ' if decode else ''}{sum(lengths)} tokens"
-    return _build(program, shape, executor.dtype, limits, what, wall, op_seconds)
+    return _build(executor, shape, limits, what, wall, op_seconds)
 
 
 def _median_run(executor: CpuExecutor, step: Step, decode: bool, seconds: float) -> tuple[float, list[float]]:
@@ -181,25 +181,26 @@ def _mean(a: Limits, b: Limits) -> Limits:
 
 
 def _build(
-    program: Program, shape: StepShape, dtype: str, limits: Limits, what: str, wall: float, op_seconds: Sequence[float]
+    executor: CpuExecutor, shape: StepShape, limits: Limits, what: str, wall: float, op_seconds: Sequence[float]
 ) -> Profile:
     """Ops of the same name in all layers become one row."""
+    program, formats = executor.program, executor.formats
     spent: dict[str, list[float]] = defaultdict(list)
     costs: dict[str, Cost] = defaultdict(Cost)
     least: dict[str, LeastTime] = defaultdict(lambda: LeastTime(0.0, 0.0))
     for op, seconds in zip(program.ops, op_seconds, strict=True):
         if op.kind == "slice":  # a view, no work
             continue
-        name, cost = op_name(program, op), op_cost(program, op, shape, dtype)
+        name, cost = op_name(program, op), op_cost(program, op, shape, formats)
         spent[name].append(seconds)
         costs[name] += cost
-        least[name] += op_least_time(op.kind, cost, dtype, limits)
+        least[name] += least_time(cost, op_format(op, formats), limits)
     rows = [_row(name, seconds, wall, costs[name], least[name]) for name, seconds in spent.items()]
     rows.sort(key=lambda row: -row.seconds)
     between = wall - sum(op_seconds)
     rows.append(OpProfile(_BETWEEN, 0, between, between / wall))
     whole = sum(least.values(), LeastTime(0.0, 0.0))
-    return Profile(what, dtype, wall, whole.seconds, whole.binds, limits, tuple(rows))
+    return Profile(what, executor.dtype, wall, whole.seconds, whole.binds, limits, tuple(rows))
 
 
 def _row(name: str, seconds: Sequence[float], wall: float, cost: Cost, least: LeastTime) -> OpProfile:
