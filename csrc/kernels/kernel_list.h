@@ -15,6 +15,8 @@ void add_f32(const ElementwiseF32Args&);
 void pool_f32(const PoolF32Args&);
 void l2_normalize_f32(const RowsF32Args&);
 void argmax_f32(const ArgmaxF32Args&);
+int32_t find_f32(const FindF32Args&);
+void exp_sum_f32(const ExpSumF32Args&);
 float measure_fma(int64_t iterations);
 float measure_read(const float* p, int64_t n);
 int32_t measure_fma_flops();

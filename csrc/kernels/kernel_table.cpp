@@ -20,6 +20,8 @@ const KernelTable& kernel_table() {
         .pool_f32 = pool_f32,
         .l2_normalize_f32 = l2_normalize_f32,
         .argmax_f32 = argmax_f32,
+        .find_f32 = find_f32,
+        .exp_sum_f32 = exp_sum_f32,
         .measure_fma = measure_fma,
         .measure_read = measure_read,
         .measure_fma_flops = measure_fma_flops,

@@ -120,6 +120,23 @@ struct ArgmaxF32Args {
     float* value;
 };
 
+// First index whose value is not below `threshold`, n if there is none. A NaN is not below anything.
+struct FindF32Args {
+    const float* x;  // [n]
+    int32_t n;
+    float threshold;
+};
+
+// sum = the softmax's sum of e^(x - shift), and its logarithm (0 for a sum of 0, as in log-softmax).
+struct ExpSumF32Args {
+    const float* x;  // [n]
+    float* out;      // [n], e^(x - shift), or null; x may be out
+    int32_t n;
+    float shift;
+    float* sum;
+    float* log_sum;
+};
+
 struct KernelTable {
     const char* target;
     void (*linear_f32)(const LinearF32Args&);
@@ -133,6 +150,8 @@ struct KernelTable {
     void (*pool_f32)(const PoolF32Args&);
     void (*l2_normalize_f32)(const RowsF32Args&);
     void (*argmax_f32)(const ArgmaxF32Args&);
+    int32_t (*find_f32)(const FindF32Args&);
+    void (*exp_sum_f32)(const ExpSumF32Args&);
     float (*measure_fma)(int64_t iterations);  // measure_fma_flops operations an iteration
     float (*measure_read)(const float* p, int64_t n);
     int32_t (*measure_fma_flops)();

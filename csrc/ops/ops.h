@@ -29,6 +29,24 @@ struct Panels {
     const float* at(int64_t panel) const { return panel < count ? data + panel * k * kPanelWidth : nullptr; }
 };
 
+// Takes the output of a linear tile by tile, each on the thread that computed it while it is in that thread's cache. Of
+// one row a thread's tiles come in rising order.
+class LinearSink {
+public:
+    static constexpr int64_t kTileFloats = 16384;
+    struct Tile {
+        View view;  // may be written to
+        int64_t row;
+        int32_t column;
+    };
+    virtual float* room(int thread) = 0;  // kTileFloats for a tile, where the output has no memory
+    virtual void take(int thread, const Tile& tile) = 0;
+
+protected:
+    ~LinearSink() = default;
+};
+static_assert(LinearSink::kTileFloats >= kLinearRowBlock * kPanelWidth);
+
 struct LinearOp {
     View x, out;
     const float* panels;
@@ -37,6 +55,7 @@ struct LinearOp {
     View residual;      // data null without
     Activation activation;
     float* const* scratch;  // a thread
+    LinearSink* sink = nullptr;  // with one, out.data may be null
 };
 void linear(Team& team, const KernelTable& kernels, const LinearOp& op);
 

@@ -10,7 +10,7 @@
 //   add sub mul div sqrt abs neg
 //   max(a, b) = a > b ? a : b      min(a, b) = a < b ? a : b      (a NaN in either gives b, as on x86)
 //   copysign(a, b)                     magnitude of a, sign of b
-//   less(a, b) -> Mask, equal(a, b) -> Mask, first_lanes(n) -> Mask, select(mask, a, b) = mask ? a : b, is_nan(a) ->
+//   less(a, b) -> Mask, not_less(a, b) -> Mask (also where either is NaN), equal(a, b) -> Mask, first_lanes(n) -> Mask, select(mask, a, b) = mask ? a : b, is_nan(a) ->
 //   Mask, any(mask) round_even(a)                      to the nearest integer, ties to even times_pow2(a, n) a * 2^n
 //   for integer-valued n in [-126, 127]: exponent arithmetic, one rounding times_pow2_wide(a, n)              the same
 //   for n in [-252, 254], but only for a in [0.5, 2] reduce_add(v) reduce_max(v)        lanes i and i + 8, then i + 4,

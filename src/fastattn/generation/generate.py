@@ -86,7 +86,13 @@ def generate(
     if isinstance(ids, (str, bytes)):
         raise DTypeError(f"ids: expected token ids, got {type(ids).__name__}; encode the text, or use stream()")
     prompts, single = _prompts(model, ids, attention_mask)
-    requests = complete(model, prompts, checked, tokenizer=model.tokenizer if checked.stops() else None)
+    requests = complete(
+        model,
+        prompts,
+        checked,
+        tokenizer=model.tokenizer if checked.stops() else None,
+        logprobs=bool(return_dict_in_generate),
+    )
     sequences = [np.array(request.ids, np.int32) for request in requests]
     if return_dict_in_generate:
         return GenerateOutput(
@@ -106,10 +112,12 @@ def complete(
     *,
     tokenizer: Tokenizer | None,
     default_new_tokens: int = DEFAULT_NEW_TOKENS,
+    logprobs: bool = False,
 ) -> list[Request]:
     """Run every prompt to its end. With a tokenizer each request collects its text, which stop strings need."""
     requests = make_requests(model, prompts, options, tokenizer=tokenizer, default_new_tokens=default_new_tokens)
-    with Scheduler(model.executor, requests, options, eos_ids=_eos_ids(model, options)) as scheduler:
+    eos_ids = _eos_ids(model, options)
+    with Scheduler(model.executor, requests, options, eos_ids=eos_ids, logprobs=logprobs) as scheduler:
         while not scheduler.done:
             scheduler.step()
     return requests
