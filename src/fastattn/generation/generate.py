@@ -268,4 +268,4 @@ def _prompts(model: LanguageModel, ids: Any, attention_mask: Any) -> tuple[list[
     batch = read_batch(
         ids, attention_mask, vocab_size=_vocab_size(model), max_positions=model.executor.program.max_positions
     )
-    return list(batch.ids), batch.layout == "single"
+    return batch.ids, batch.layout == "single"
