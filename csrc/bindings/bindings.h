@@ -39,6 +39,11 @@ inline const char* dtype_name<int64_t>() {
     return "int64";
 }
 
+template <>
+inline const char* dtype_name<uint8_t>() {
+    return "uint8";
+}
+
 // Nothing is ever converted here: an array of another dtype, order or rank is an error that says what came.
 template <class T>
 void check_array(const char* name, const py::array& array, int ndim) {

@@ -27,6 +27,8 @@ void argmax_f32(const ArgmaxF32Args&);
 float measure_float32(int64_t iterations);
 float measure_bfloat16(int64_t iterations);
 float measure_int8(int64_t iterations);
+int32_t find_f32(const FindF32Args&);
+void exp_sum_f32(const ExpSumF32Args&);
 float measure_read(const float* p, int64_t n);
 
 }  // namespace fastattn::FASTATTN_TARGET

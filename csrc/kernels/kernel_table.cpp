@@ -29,6 +29,8 @@ const KernelTable& kernel_table() {
         .argmax_f32 = argmax_f32,
         .measure_dot = {measure_float32, measure_bfloat16, measure_int8, measure_int8},
         .measure_dot_ops = {kSumOps, 2 * kSumOps, 4 * kSumOps, 4 * kSumOps},
+        .find_f32 = find_f32,
+        .exp_sum_f32 = exp_sum_f32,
         .measure_read = measure_read,
     };
     return table;

@@ -162,6 +162,23 @@ struct ArgmaxF32Args {
     float* value;
 };
 
+// First index whose value is not below `threshold`, n if there is none. A NaN is not below anything.
+struct FindF32Args {
+    const float* x;  // [n]
+    int32_t n;
+    float threshold;
+};
+
+// sum = the softmax's sum of e^(x - shift), and its logarithm (0 for a sum of 0, as in log-softmax).
+struct ExpSumF32Args {
+    const float* x;  // [n]
+    float* out;      // [n], e^(x - shift), or null; x may be out
+    int32_t n;
+    float shift;
+    float* sum;
+    float* log_sum;
+};
+
 struct KernelTable {
     const char* target;
     int32_t int8_offset;  // added to the int8 activations that its linears take
@@ -183,6 +200,8 @@ struct KernelTable {
     // an iteration, two a multiply-add.
     float (*measure_dot[kFormats])(int64_t iterations);
     int32_t measure_dot_ops[kFormats];
+    int32_t (*find_f32)(const FindF32Args&);
+    void (*exp_sum_f32)(const ExpSumF32Args&);
     float (*measure_read)(const float* p, int64_t n);
 };
 

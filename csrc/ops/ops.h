@@ -45,6 +45,23 @@ struct Quantized {
 inline int64_t quantized_stride(int64_t words) {
     return (words + 15) / 16 * 16;
 }
+// Takes the output of a linear tile by tile, each on the thread that computed it while it is in that thread's cache. Of
+// one row a thread's tiles come in rising order.
+class LinearSink {
+public:
+    static constexpr int64_t kTileFloats = 16384;
+    struct Tile {
+        View view;  // may be written to
+        int64_t row;
+        int32_t column;
+    };
+    virtual float* room(int thread) = 0;  // kTileFloats for a tile, where the output has no memory
+    virtual void take(int thread, const Tile& tile) = 0;
+
+protected:
+    ~LinearSink() = default;
+};
+static_assert(LinearSink::kTileFloats >= kLinearRowBlock * kPanelWidth);
 
 struct LinearOp {
     View x, out;
@@ -53,8 +70,9 @@ struct LinearOp {
     const float* bias;  // or null
     View residual;      // data null without
     Activation activation;
-    Quantized quantized;    // room for x, shared by all threads; not for float32
-    float* const* scratch;  // a thread, kScratchFloats
+    Quantized quantized;         // room for x, shared by all threads; not for float32
+    float* const* scratch;       // a thread, kScratchFloats
+    LinearSink* sink = nullptr;  // with one, out.data may be null
 };
 void linear(Team& team, const KernelTable& kernels, const LinearOp& op);
 

@@ -6,7 +6,7 @@
 
 namespace fastattn {
 
-void Executor::run_op(const OpSpec& op, Team& team, const StepInput& step) const {
+void Executor::run_op(const OpSpec& op, Team& team, const StepInput& step, Sampler* sampler) const {
     const auto weight = [&](size_t i) { return weights_[op.weights[i]]->data.floats(); };
     switch (op.kind) {
         case OpKind::kSlice: return;
@@ -32,7 +32,9 @@ void Executor::run_op(const OpSpec& op, Team& team, const StepInput& step) const
                                 .residual = op.has_residual ? view(op.inputs[1]) : View{},
                                 .activation = op.activation,
                                 .quantized = quantized_,
-                                .scratch = scratch_.data()});
+                                .scratch = scratch_.data(),
+
+                                .sink = &op == sampled_op_ ? sampler : nullptr});
     }
 }
 

@@ -83,6 +83,9 @@ FA_INLINE Vec min(Vec a, Vec b) {
 FA_INLINE Mask less(Vec a, Vec b) {
     return {_mm256_cmp_ps(a.lo, b.lo, _CMP_LT_OQ), _mm256_cmp_ps(a.hi, b.hi, _CMP_LT_OQ)};
 }
+FA_INLINE Mask not_less(Vec a, Vec b) {
+    return {_mm256_cmp_ps(a.lo, b.lo, _CMP_NLT_UQ), _mm256_cmp_ps(a.hi, b.hi, _CMP_NLT_UQ)};
+}
 FA_INLINE Mask equal(Vec a, Vec b) {
     return {_mm256_cmp_ps(a.lo, b.lo, _CMP_EQ_OQ), _mm256_cmp_ps(a.hi, b.hi, _CMP_EQ_OQ)};
 }

@@ -79,6 +79,9 @@ FA_INLINE Vec min(Vec a, Vec b) {
 FA_INLINE Mask less(Vec a, Vec b) {
     return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_LT_OQ)};
 }
+FA_INLINE Mask not_less(Vec a, Vec b) {
+    return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_NLT_UQ)};
+}
 FA_INLINE Mask equal(Vec a, Vec b) {
     return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_EQ_OQ)};
 }

@@ -86,6 +86,11 @@ FA_INLINE Mask less(Vec a, Vec b) {
     FA_EACH r.m[i] = vcltq_f32(a.v[i], b.v[i]);
     return r;
 }
+FA_INLINE Mask not_less(Vec a, Vec b) {
+    Mask r;
+    FA_EACH r.m[i] = vmvnq_u32(vcltq_f32(a.v[i], b.v[i]));
+    return r;
+}
 FA_INLINE Mask equal(Vec a, Vec b) {
     Mask r;
     FA_EACH r.m[i] = vceqq_f32(a.v[i], b.v[i]);

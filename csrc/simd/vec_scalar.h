@@ -85,6 +85,11 @@ FA_INLINE Mask less(Vec a, Vec b) {
     FA_EACH r.m[i] = a.v[i] < b.v[i];
     return r;
 }
+FA_INLINE Mask not_less(Vec a, Vec b) {
+    Mask r;
+    FA_EACH r.m[i] = !(a.v[i] < b.v[i]);
+    return r;
+}
 FA_INLINE Mask equal(Vec a, Vec b) {
     Mask r;
     FA_EACH r.m[i] = a.v[i] == b.v[i];

@@ -14,22 +14,10 @@ from fastattn import _core
 from fastattn.checkpoint.files import open_regular
 from fastattn.checkpoint.safetensors import TensorInfo
 from fastattn.errors import InputError
-from fastattn.graph.executor import Output
+from fastattn.graph.executor import Drawn, Output
 from fastattn.graph.ir import Program, Step, Weight
 from fastattn.graph.quantise import weight_formats
-
-SAMPLE_PARAMS = np.dtype(
-    [
-        ("temperature", "f4"),
-        ("top_p", "f4"),
-        ("min_p", "f4"),
-        ("repetition_penalty", "f4"),
-        ("top_k", "i4"),
-        ("do_sample", "i4"),
-        ("seed", "u8"),
-        ("counter", "u8"),
-    ]
-)
+from fastattn.graph.sampling import Sampling
 
 
 def info() -> dict[str, Any]:
@@ -102,19 +90,47 @@ class CpuExecutor:
         for name in wanted:
             if name not in self._program.outputs:
                 raise InputError(f"outputs: expected some of {sorted(self._program.outputs)}, got {name!r}")
-        for cache in step.caches or ():
-            if not isinstance(cache, _core.Cache):
-                raise InputError(f"caches: expected KV caches of this executor, got {type(cache).__name__}")
         arrays = self._open().run(
             step.token_ids,
             step.cu_seqlens,
             step.positions,
             step.wanted,
             step.token_type_ids,
-            None if step.caches is None else cast("list[_core.Cache]", list(step.caches)),
+            None if step.caches is None else _caches(step),
         )
         named = dict(zip(self._program.outputs, arrays, strict=True))
         return {name: self._shaped(name, named[name], step) for name in wanted}
+
+    def draw(self, step: Step, sampling: Sampling) -> Drawn:
+        """Run one step and draw in the same call; see `fastattn.graph.executor.DrawingExecutor`."""
+        return self._open().draw(
+            step.token_ids,
+            step.cu_seqlens,
+            step.positions,
+            step.wanted,
+            None if step.caches is None else _caches(step),
+            sampling.params,
+            sampling.history,
+            sampling.history_offsets,
+            sampling.suppressed,
+            sampling.suppress,
+            sampling.logprobs,
+        )
+
+    def decoding(self, step: Step, sampling: Sampling) -> CpuDecoding:
+        """Steps that feed every sequence what it drew; see `fastattn.graph.executor.DrawingExecutor`."""
+        loop = _core.Decoding(
+            self._open(),
+            step.token_ids,
+            _caches(step),
+            sampling.params,
+            sampling.history,
+            sampling.history_offsets,
+            sampling.suppressed,
+            sampling.suppress,
+            sampling.logprobs,
+        )
+        return CpuDecoding(self, loop)
 
     def with_program(self, program: Program) -> CpuExecutor:
         """Another Program over the same weights."""
@@ -154,6 +170,26 @@ class CpuExecutor:
         return maps
 
 
+class CpuDecoding:
+    """See `fastattn.graph.executor.Decoding`. Ends with the executor that it came from."""
+
+    def __init__(self, executor: CpuExecutor, loop: _core.Decoding) -> None:
+        self._executor, self._loop = executor, loop
+
+    def draw(self) -> Drawn:
+        """Run one step."""
+        self._executor._open()
+        return self._loop.draw()
+
+
+def _caches(step: Step) -> tuple[_core.Cache, ...]:
+    caches = step.caches or ()
+    for cache in caches:
+        if not isinstance(cache, _core.Cache):
+            raise InputError(f"caches: expected KV caches of this executor, got {type(cache).__name__}")
+    return cast("tuple[_core.Cache, ...]", caches)
+
+
 def _spec(program: Program) -> dict[str, Any]:
     """The Program as plain lists for C++."""
     names = list(program.weights)
@@ -166,11 +202,20 @@ def _spec(program: Program) -> dict[str, Any]:
         ],
         "weights": names,
         "outputs": list(program.outputs.values()),
+        "logits": _logits_of(program),
         "n_layer": program.n_layer,
         "n_kv_head": program.n_kv_head,
         "head_dim": program.head_dim,
         "max_positions": program.max_positions,
     }
+
+
+def _logits_of(program: Program) -> int:
+    """Which output tokens are drawn from; -1 where the Program is no language model's."""
+    value = program.outputs.get("logits")
+    if value is None or program.values[value].rows != "wanted":
+        return -1
+    return list(program.outputs).index("logits")
 
 
 def _load(

@@ -221,17 +221,20 @@ class Results:
 
     def attentions(self) -> tuple[PerToken, ...] | None:
         """The attention maps of all layers, where they were asked for."""
+        names = self._numbered("attentions")
+        if not names:
+            return None
         heads = {
             f"attentions.{op.attrs['layer']}": int(op.attrs["n_head"])
             for op in self._program.ops
             if op.attrs.get("q_rows")
         }
         maps = []
-        for name in self._numbered("attentions"):
+        for name in names:
             found = cast("list[NDArray[Any]]", self._outputs[name])
             dtype = found[0].dtype if found else np.dtype(np.float32)
             maps.append(self._batch.restore_maps(found, heads[name], dtype))
-        return tuple(maps) or None
+        return tuple(maps)
 
     def _matrix(self, name: str) -> NDArray[Any]:
         return cast("NDArray[Any]", self._outputs[name])
