@@ -212,7 +212,10 @@ void Executor::run(const StepInput& step, const std::vector<float*>& outputs, co
     Engine::Running& running = engine_->running();
     const std::lock_guard lock(running.mutex);
     check_step(step);
-    prepare(step, outputs);
+    {
+        const std::lock_guard no_fork(start_mutex());  // a child shall not find pages and buffers half made
+        prepare(step, outputs);
+    }
     const std::function<void(Team&)> body = [&](Team& team) {
         using Clock = std::chrono::steady_clock;
         const bool profiling = team.index() == 0 && !op_seconds_.empty();

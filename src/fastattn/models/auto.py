@@ -7,14 +7,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from fastattn.graph.executor import Cache
+from fastattn.graph.executor import Cache, Executor
 from fastattn.models.base import Model, load_model
 from fastattn.models.inputs import check_count
 from fastattn.models.outputs import Array, CausalLMOutput, EncoderOutput, SequenceClassifierOutput
+from fastattn.models.registry import BuiltModel
 
 
 class CausalLM(Model):
     """A model that gives logits of the next token. Made by `AutoModelForCausalLM.from_pretrained`."""
+
+    def __init__(self, directory: Path, built: BuiltModel, executor: Executor) -> None:
+        super().__init__(directory, built, executor)
+        _generation()  # imported now: a fork while a thread imports it later would leave the child waiting
 
     def __call__(
         self,
@@ -279,5 +284,5 @@ class AutoModelForSequenceClassification:
 
 
 def _generation() -> Any:
-    """The layer above this one, looked up when a user asks for text."""
+    """The layer above this one, looked up by name."""
     return importlib.import_module("fastattn.generation.generate")
