@@ -44,7 +44,7 @@ std::shared_ptr<KvPool> Engine::kv_pool(const KvShape& shape) {
     if (!kv_pool_) kv_pool_ = std::make_shared<KvPool>(shape);
     const KvShape& known = kv_pool_->shape();
     if (shape.n_layer != known.n_layer || shape.n_kv_head != known.n_kv_head || shape.head_dim != known.head_dim)
-        bad_input("program: expected the attention layers and heads of the model's first Program");
+        bad_spec("expected the attention layers and heads of the model's first Program");
     return kv_pool_;
 }
 
