@@ -57,8 +57,7 @@ def test_two_threads_measure_the_machine_at_once() -> None:
     rates: list[float] = []
 
     def measure(read_bytes: int) -> None:
-        for _ in range(20):
-            rates.append(_core.measure_limits(1, 0.0, read_bytes)["read_gbps"])
+        rates.extend(_core.measure_limits(1, 0.0, read_bytes)["read_gbps"] for _ in range(20))
 
     threads = [threading.Thread(target=measure, args=(size,)) for size in (1 << 16, 1 << 22, 1 << 24)]
     for thread in threads:
