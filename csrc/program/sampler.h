@@ -4,7 +4,7 @@
 
 namespace fastattn {
 
-// One record a row, laid out as the numpy dtype SAMPLE_PARAMS of fastattn.runtime.
+// One record a row, laid out as the numpy dtype SAMPLE_PARAMS of fastattn.generation.numpy_sampler.
 struct SampleParams {
     float temperature;         // 0: greedy
     float top_p;               // 1: off

@@ -17,19 +17,6 @@ from fastattn.errors import ConfigError, InputError
 from fastattn.graph.executor import Output
 from fastattn.graph.ir import Program, Step, Weight
 
-SAMPLE_PARAMS = np.dtype(
-    [
-        ("temperature", "f4"),
-        ("top_p", "f4"),
-        ("min_p", "f4"),
-        ("repetition_penalty", "f4"),
-        ("top_k", "i4"),
-        ("do_sample", "i4"),
-        ("seed", "u8"),
-        ("counter", "u8"),
-    ]
-)
-
 
 def info() -> dict[str, Any]:
     """Version, compiler, SIMD targets built, available and active, and threads by default."""
@@ -52,7 +39,7 @@ def sample(
 ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
     """Draw the next token of each row of logits [n, vocab]; the specification is `fastattn.generation.numpy_sampler`.
 
-    params: SAMPLE_PARAMS [n]. history: the ids of all rows, one behind the other, cut by history_offsets [n + 1].
+    params: its SAMPLE_PARAMS [n]. history: the ids of all rows, one behind the other, cut by history_offsets [n + 1].
     Returns ids [n] and their log-probabilities [n]. Raises NonFiniteError naming the row.
     """
     ids, logprobs = _core.sample(logits, params, history, history_offsets)
