@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "bindings/names.h"
 #include "program/pack.h"
 #include "runtime/cpu.h"
 
@@ -17,17 +18,7 @@ namespace {
 using MaybeArray = std::optional<py::array>;
 
 Activation activation_of(const std::string& name) {
-    const char* names[] = {"none", "gelu_erf", "gelu_tanh", "relu", "tanh", "silu"};
-    for (int i = 0; i < 6; ++i)
-        if (name == names[i]) return static_cast<Activation>(i);
-    throw py::value_error("activation: unknown name " + name);
-}
-
-PoolKind pool_kind_of(const std::string& name) {
-    const char* names[] = {"mean", "max", "mean_sqrt_len"};
-    for (int i = 0; i < 3; ++i)
-        if (name == names[i]) return static_cast<PoolKind>(i);
-    throw py::value_error("kind: unknown name " + name);
+    return value_of(kActivationNames, name, "activation", ErrorKind::kInput);
 }
 
 // A float32 array of one or two dimensions whose rows are contiguous; the distance between rows is free.
@@ -288,7 +279,7 @@ py::array pool_f32(const std::string& target, const py::array& x, const std::str
                                  .out = out.mutable_data(),
                                  .rows = in.rows,
                                  .n = in.n,
-                                 .kind = pool_kind_of(kind)});
+                                 .kind = value_of(kPoolNames, kind, "kind", ErrorKind::kInput)});
     return out;
 }
 

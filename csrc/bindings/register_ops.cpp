@@ -3,6 +3,7 @@
 #include <mutex>
 
 #include "bindings/bindings.h"
+#include "bindings/names.h"
 #include "core/buffer.h"
 #include "ops/ops.h"
 #include "program/pack.h"
@@ -158,13 +159,7 @@ py::array softmax(const py::array& x, bool log) {
 py::array activation(const py::array& x, const std::string& kind) {
     const float* data = data_of<float>("input", x, 1);
     const int64_t n = x.shape(0);
-    const Activation which = kind == "gelu_erf"    ? Activation::kGeluErf
-                             : kind == "gelu_tanh" ? Activation::kGeluTanh
-                             : kind == "relu"      ? Activation::kRelu
-                             : kind == "tanh"      ? Activation::kTanh
-                             : kind == "silu"      ? Activation::kSilu
-                                                   : Activation::kNone;
-    if (which == Activation::kNone) throw Error(ErrorKind::kInput, "kind: unknown activation " + kind);
+    const Activation which = value_of(kActivationNames, kind, "kind", ErrorKind::kInput);
     py::array_t<float> out(n);
     float* result = out.mutable_data();
     constexpr int64_t kChunk = 16384;

@@ -44,7 +44,7 @@ std::shared_ptr<KvPool> Engine::kv_pool(const KvShape& shape) {
     if (!kv_pool_) kv_pool_ = std::make_shared<KvPool>(shape);
     const KvShape& known = kv_pool_->shape();
     if (shape.n_layer != known.n_layer || shape.n_kv_head != known.n_kv_head || shape.head_dim != known.head_dim)
-        bad_input("program: expected the attention layers and heads of the model's first Program");
+        bad_spec("expected the attention layers and heads of the model's first Program");
     return kv_pool_;
 }
 
@@ -252,7 +252,10 @@ void Executor::run(const StepInput& step, const std::vector<float*>& outputs, co
     Engine::Running& running = engine_->running();
     const std::lock_guard lock(running.mutex);
     check_step(step);
-    prepare(step, outputs, nullptr);
+    {
+        const std::lock_guard no_fork(start_mutex());  // a child shall not find pages and buffers half made
+        prepare(step, outputs, nullptr);
+    }
     run_locked(step, outputs, nullptr, running, poll);
     advance(step);
 }
@@ -262,8 +265,11 @@ void Executor::draw(const StepInput& step, const SampleArgs& args, const std::fu
     const std::lock_guard lock(running.mutex);
     check_step(step);
     const std::vector<float*> outputs(spec_.outputs.size(), nullptr);
-    sampler_.begin(args, engine_->threads(), /*whole=*/sampled_op_ == nullptr);
-    prepare(step, outputs, &sampler_);
+    {
+        const std::lock_guard no_fork(start_mutex());
+        sampler_.begin(args, engine_->threads(), /*whole=*/sampled_op_ == nullptr);
+        prepare(step, outputs, &sampler_);
+    }
     run_locked(step, outputs, &sampler_, running, poll);
     sampler_.check();
     advance(step);

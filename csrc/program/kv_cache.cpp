@@ -18,7 +18,7 @@ std::shared_ptr<Buffer> KvPool::page() {
             found = true;
         }
     }
-    if (!found) {  // zeroed without the lock, which a fork would leave locked in the child
+    if (!found) {  // zeroed without the lock
         buffer = Buffer(static_cast<size_t>(shape_.page_floats()) * sizeof(float));
         const std::lock_guard lock(mutex_);
         free_.reserve(static_cast<size_t>(n_pages_ + 1));  // so that giving a page back cannot fail

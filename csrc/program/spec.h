@@ -60,4 +60,6 @@ struct ProgramSpec {
     int32_t n_layer = 0, n_kv_head = 0, head_dim = 0, max_positions = 0;
 };
 
+[[noreturn]] void bad_spec(const std::string& what);  // throws Error(kConfig)
+
 }  // namespace fastattn

@@ -41,7 +41,7 @@ def sample(
 ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
     """Draw the next token of each row of logits [n, vocab]; the specification is `fastattn.generation.numpy_sampler`.
 
-    params: SAMPLE_PARAMS [n]. history: the ids of all rows, one behind the other, cut by history_offsets [n + 1].
+    params: its SAMPLE_PARAMS [n]. history: the ids of all rows, one behind the other, cut by history_offsets [n + 1].
     Returns ids [n] and their log-probabilities [n]. Raises NonFiniteError naming the row.
     """
     ids, logprobs = _core.sample(logits, params, history, history_offsets)

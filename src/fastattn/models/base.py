@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -82,10 +81,10 @@ class Model:
     def __init__(self, directory: Path, built: BuiltModel, executor: Executor) -> None:
         self._directory, self._built = directory, built
         self._executor: Executor | None = executor
+        # No lock around these: a fork while another thread holds it would leave the child waiting. Two threads that
+        # need the same at once both make it, and one of them is kept.
         self._variants: dict[tuple[bool, bool], Executor] = {(False, False): executor}
-        self._lock = threading.Lock()
-        self._tokenizer: Tokenizer | None = None
-        self._looked_for_tokenizer = False
+        self._tokenizers: list[Tokenizer | None] = []
 
     @property
     def config(self) -> ModelConfig:
@@ -115,18 +114,17 @@ class Model:
 
         Raises ConfigError where it has more tokens than the model.
         """
-        with self._lock:
-            if not self._looked_for_tokenizer:
-                from fastattn.tokenizer import has_tokenizer, load_tokenizer
+        if not self._tokenizers:
+            from fastattn.tokenizer import has_tokenizer, load_tokenizer
 
-                found = load_tokenizer(self._directory) if has_tokenizer(self._directory) else None
-                if found is not None and len(found) > self.config.vocab_size:
-                    raise ConfigError(
-                        f"{self._directory}: the tokenizer has {len(found)} tokens, "
-                        f"but vocab_size of config.json is {self.config.vocab_size}"
-                    )
-                self._tokenizer, self._looked_for_tokenizer = found, True
-            return self._tokenizer
+            found = load_tokenizer(self._directory) if has_tokenizer(self._directory) else None
+            if found is not None and len(found) > self.config.vocab_size:
+                raise ConfigError(
+                    f"{self._directory}: the tokenizer has {len(found)} tokens, "
+                    f"but vocab_size of config.json is {self.config.vocab_size}"
+                )
+            self._tokenizers.append(found)
+        return self._tokenizers[0]
 
     @property
     def bos_token_id(self) -> int | None:
@@ -140,10 +138,9 @@ class Model:
 
     def close(self) -> None:
         """Give the memory back; every use after that is an InputError."""
-        with self._lock:
-            for executor in self._variants.values():
-                executor.close()
-            self._variants, self._executor = {}, None
+        variants, self._variants, self._executor = self._variants, {}, None
+        for executor in list(variants.values()):
+            executor.close()
 
     def __enter__(self) -> Self:
         return self
@@ -167,13 +164,12 @@ class Model:
 
     def _variant(self, hidden_states: bool, attentions: bool) -> Executor:
         """The executor of the same model with more outputs; it shares the weights."""
-        executor = self.executor
-        with self._lock:
-            known = self._variants.get((hidden_states, attentions))
-            if known is None:
-                program = with_outputs(self.traced, hidden_states=hidden_states, attentions=attentions)
-                known = self._variants[(hidden_states, attentions)] = executor.with_program(optimise(program))
-            return known
+        executor, variants = self.executor, self._variants
+        known = variants.get((hidden_states, attentions))
+        if known is None:
+            program = with_outputs(self.traced, hidden_states=hidden_states, attentions=attentions)
+            known = variants.setdefault((hidden_states, attentions), executor.with_program(optimise(program)))
+        return known
 
     def _run(self, batch: Batch, *, logits_to_keep: int, hidden_states: bool, attentions: bool) -> Results:
         for name, flag in (("output_hidden_states", hidden_states), ("output_attentions", attentions)):
