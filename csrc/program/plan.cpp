@@ -52,6 +52,8 @@ void Executor::check_spec() const {
             if (spec_.values[op.inputs[0]].width != op.n_head * op.head_dim ||
                 spec_.values[op.inputs[1]].width != op.n_kv_head * op.head_dim)
                 bad_spec("attention: q or k has the wrong width");
+            if (spec_.kv_format != Format::kFloat32 && !(op.scale > 0.0f))
+                bad_spec("attention: the scale must be positive unless kv_dtype is float32");
         }
         if (op.kind == OpKind::kSlice &&
             (op.offset < 0 || op.offset + spec_.values[op.output].width > spec_.values[op.inputs[0]].width))

@@ -57,6 +57,7 @@ struct ProgramSpec {
     std::vector<std::string> weights;
     std::vector<int32_t> outputs;
     int32_t n_layer = 0, n_kv_head = 0, head_dim = 0, max_positions = 0;
+    Format kv_format = Format::kFloat32;
 };
 
 }  // namespace fastattn

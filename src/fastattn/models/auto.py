@@ -179,6 +179,7 @@ class AutoModelForCausalLM:
         path_or_id: str | Path,
         *,
         dtype: str = "float32",
+        kv_dtype: str | None = None,
         device: str = "cpu",
         threads: int | None = None,
         revision: str | None = None,
@@ -188,6 +189,7 @@ class AutoModelForCausalLM:
     ) -> CausalLM:
         """A folder with config.json and model.safetensors, or a hub id (extra `hub`).
 
+        kv_dtype: how keys and values are kept: "float32", "bfloat16" or "int8"; None is like dtype (int8 beside int4).
         device: "cpu", or "numpy" for the float64 specification. threads: None is what the process may use.
         Raises ConfigError, ModelFormatError, OSError, InputError.
         """
@@ -196,6 +198,7 @@ class AutoModelForCausalLM:
                 path_or_id,
                 "causal-lm",
                 dtype=dtype,
+                kv_dtype=kv_dtype,
                 device=device,
                 threads=threads,
                 revision=revision,
@@ -215,6 +218,7 @@ class AutoModel:
         path_or_id: str | Path,
         *,
         dtype: str = "float32",
+        kv_dtype: str | None = None,
         device: str = "cpu",
         threads: int | None = None,
         revision: str | None = None,
@@ -224,6 +228,7 @@ class AutoModel:
     ) -> Encoder:
         """A folder with config.json and model.safetensors, or a hub id (extra `hub`).
 
+        kv_dtype: how keys and values are kept: "float32", "bfloat16" or "int8"; None is like dtype (int8 beside int4).
         device: "cpu", or "numpy" for the float64 specification. threads: None is what the process may use.
         Raises ConfigError, ModelFormatError, OSError, InputError.
         """
@@ -232,6 +237,7 @@ class AutoModel:
                 path_or_id,
                 "encoder",
                 dtype=dtype,
+                kv_dtype=kv_dtype,
                 device=device,
                 threads=threads,
                 revision=revision,
@@ -251,6 +257,7 @@ class AutoModelForSequenceClassification:
         path_or_id: str | Path,
         *,
         dtype: str = "float32",
+        kv_dtype: str | None = None,
         device: str = "cpu",
         threads: int | None = None,
         revision: str | None = None,
@@ -260,6 +267,7 @@ class AutoModelForSequenceClassification:
     ) -> SequenceClassifier:
         """A folder with config.json and model.safetensors, or a hub id (extra `hub`).
 
+        kv_dtype: how keys and values are kept: "float32", "bfloat16" or "int8"; None is like dtype (int8 beside int4).
         device: "cpu", or "numpy" for the float64 specification. threads: None is what the process may use.
         Raises ConfigError, ModelFormatError, OSError, InputError.
         """
@@ -268,6 +276,7 @@ class AutoModelForSequenceClassification:
                 path_or_id,
                 "sequence-classification",
                 dtype=dtype,
+                kv_dtype=kv_dtype,
                 device=device,
                 threads=threads,
                 revision=revision,
