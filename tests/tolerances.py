@@ -16,6 +16,7 @@ F64 = NDArray[np.float64]
 
 U = 2.0**-24
 SMALLEST = 2.0**-149  # spacing of the denormal numbers
+SMALLEST_NORMAL = 2.0**-126
 LANES = 16
 BLOCK_LEN = 64
 

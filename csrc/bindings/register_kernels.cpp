@@ -61,12 +61,18 @@ py::array_t<float> matrix(int rows, int n) {
     return py::array_t<float>(std::vector<py::ssize_t>{rows, n});
 }
 
-// weight [n, k] as a matrix of a format
-Weight packed_matrix(const Rows& w, Format format) {
+// weight [n, k] as a matrix of a format, packed by rows or, from a transposed copy, by columns
+Weight packed_matrix(const KernelTable& kernels, const Rows& w, Format format, bool transposed = false) {
     Weight weight;
     weight.use = Weight::Use::kMatrix, weight.format = format, weight.rows = w.rows, weight.columns = w.n;
     allocate(weight, "weight");
-    for (int j = 0; j < w.rows; ++j) pack_rows(w.data + j * w.stride, w.n, 1, weight, j);
+    std::vector<float> values(static_cast<size_t>(w.rows) * static_cast<size_t>(w.n));
+    for (int64_t j = 0; j < w.rows; ++j)
+        for (int64_t p = 0; p < w.n; ++p) values[transposed ? p * w.rows + j : j * w.n + p] = w.data[j * w.stride + p];
+    if (transposed)
+        pack_columns(values.data(), w.rows, w.rows, kernels, weight, 0);
+    else
+        pack_rows(values.data(), w.n, w.rows, kernels, weight, 0);
     return weight;
 }
 
@@ -96,9 +102,9 @@ py::tuple quantize(const std::string& target, const py::array& x, const std::str
 }
 
 // weight [n, k] after it was packed in a format, as floats
-py::array dequantized(const py::array& weight, const std::string& format) {
+py::array dequantized(const std::string& target, const py::array& weight, const std::string& format, bool transposed) {
     const Rows w = rows_of("weight", weight);
-    const Weight packed = packed_matrix(w, format_from(format));
+    const Weight packed = packed_matrix(kernels_of(target), w, format_from(format), transposed);
     auto out = matrix(w.rows, w.n);
     for (int j = 0; j < w.rows; ++j) read_row(packed, j, out.mutable_data(j));
     return out;
@@ -110,7 +116,7 @@ py::array linear(const std::string& target, const py::array& a, const py::array&
     const Rows w = rows_of("weight", weight, -1, x.n);
     const Rows b = rows_of("bias", bias, 1, w.rows), r = rows_of("residual", residual, x.rows, w.rows);
     const KernelTable& kernels = kernels_of(target);
-    const Weight packed = packed_matrix(w, format_from(format));
+    const Weight packed = packed_matrix(kernels, w, format_from(format));
     const ops::Matrix panels = packed.matrix();
     const int64_t stride = ops::quantized_stride(panels.words);
     std::vector<int32_t> words(static_cast<size_t>(x.rows * stride));
@@ -302,7 +308,8 @@ void register_kernels(py::module_& module) {
     m.def("linear", &linear, target, py::arg("a"), py::arg("weight"), py::kw_only(), py::arg("bias") = none,
           py::arg("residual") = none, py::arg("activation") = "none", py::arg("format") = "float32");
     m.def("quantize", &quantize, target, x, py::arg("format"));
-    m.def("dequantized", &dequantized, py::arg("weight"), py::arg("format"));
+    m.def("dequantized", &dequantized, target, py::arg("weight"), py::arg("format"), py::kw_only(),
+          py::arg("transposed") = false);
     m.def("layer_norm_f32", &layer_norm_f32, target, x, py::kw_only(), py::arg("weight") = none, py::arg("bias") = none,
           py::arg("eps"));
     m.def("kv_head_bytes", [](const std::string& name, int head_dim) {

@@ -278,7 +278,7 @@ FA_INLINE void exponentiate(const AttentionArgs& args, const Group& g, const Hea
 #pragma GCC unroll 4
         for (int c = 0; c < kVecs; ++c) {
             if constexpr (kFormat == Format::kBfloat16)
-                store_bf16_flushed(reinterpret_cast<uint16_t*>(scores) + c * kLanes, p[c]);
+                store_bf16(reinterpret_cast<uint16_t*>(scores) + c * kLanes, p[c]);
             else
                 store(scores + c * kLanes, p[c]);
         }

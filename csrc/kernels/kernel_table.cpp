@@ -4,7 +4,7 @@
 
 namespace fastattn::FASTATTN_TARGET {
 
-constexpr int kSumOps = 2 * kLanes * kMeasureSums;  // operations of one word a lane
+constexpr int kSumOps = 2 * kLanes * kMeasureSums * kMeasureSteps;  // operations of one word a lane
 
 #define FA_NAME_OF(x) #x
 #define FA_NAME(x) FA_NAME_OF(x)
@@ -16,6 +16,7 @@ const KernelTable& kernel_table() {
         .linear = {linear_float32, linear_bfloat16, linear_int8, linear_int4},
         .quantize_bfloat16 = quantize_bfloat16,
         .quantize_int8 = quantize_int8,
+        .pack = {pack_float32, pack_bfloat16, pack_int8, pack_int4},
         .layer_norm_f32 = layer_norm_f32,
         .kv_store = {kv_store_float32, kv_store_bfloat16, kv_store_int8},
         .attention = {attention_float32, attention_bfloat16, attention_int8},

@@ -60,6 +60,20 @@ struct QuantizeArgs {
     int32_t offset;  // int8: KernelTable::int8_offset for the `a` of a linear, 0 for weights
 };
 
+// Up to sixteen columns of weights as neighbouring columns of a panel (Format says how), zero behind k. int8 and int4:
+// a scale a column, |x| max / 127 and |x| max / 120; a column with NaN or infinity gets a NaN scale and zeros.
+struct PackArgs {
+    const float* x;    // [k, n]
+    int64_t x_stride;  // between rows of k
+    void* panel;       // [words, 64] words, int4: groups
+    float* scales;     // int8, int4: [n]
+    int32_t* sums;     // int8, int4: [n], sums of the integers over k
+    int32_t k, n, words;
+    int32_t lane;  // the panel's column of the first one; lane + n <= 64
+};
+inline constexpr int kMostInt4Scale = 15;  // of a group; -8 * 15 is an int8
+inline constexpr int kInt4Reach = 2;       // scales that are tried to either side of the one that holds the highest
+
 struct LayerNormF32Args {
     const float* x;  // [rows, n]
     int64_t x_stride;
@@ -161,6 +175,7 @@ struct KernelTable {
     void (*linear[kFormats])(const LinearArgs&);
     void (*quantize_bfloat16)(const QuantizeArgs&);
     void (*quantize_int8)(const QuantizeArgs&);
+    void (*pack[kFormats])(const PackArgs&);
     void (*layer_norm_f32)(const LayerNormF32Args&);
     void (*kv_store[kKvFormats])(const KvStoreArgs&);
     void (*attention[kKvFormats])(const AttentionArgs&);

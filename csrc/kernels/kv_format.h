@@ -108,7 +108,6 @@ FA_INLINE void load_four(const float* x, int n, Vec (&v)[4]) {
 
 // Rows [rows <= kLanes, n] as int8, `stride` words apart, zero behind n up to whole vectors.
 FA_INLINE RowScales quantize_rows(const float* x, int64_t x_stride, int rows, int n, int32_t* out, int64_t stride) {
-    const Words magnitude = broadcast_word(0x7fffffff);
     Words highest[kLanes];
     for (int r = 0; r < rows; ++r) {
         highest[r] = zero_words();
@@ -116,7 +115,7 @@ FA_INLINE RowScales quantize_rows(const float* x, int64_t x_stride, int rows, in
             Vec v[4];
             load_four(x + r * x_stride + i, n - i, v);
 #pragma GCC unroll 4
-            for (int c = 0; c < 4; ++c) highest[r] = max_unsigned(highest[r], and_words(as_words(v[c]), magnitude));
+            for (int c = 0; c < 4; ++c) highest[r] = max_unsigned(highest[r], magnitude_bits(v[c]));
         }
     }
     const RowScales scales = row_scales(max_rows_or_nan(highest, rows));

@@ -81,6 +81,7 @@ bool load_rows(const TensorSource& source, Weight& weight, int64_t first_row, Th
     const int64_t rows = std::clamp<int64_t>(kStagingFloats / source.columns, 1, source.rows);
     const int64_t size = source.columns * dtype_bytes(source.dtype);
     std::vector<Staging> stagings = staging_for(pool, rows * source.columns, source.dtype);
+    const KernelTable& kernels = active_kernels();
     return pool.run(
         [&](Team& team) {
             Staging& staging = stagings[team.index()];
@@ -88,7 +89,8 @@ bool load_rows(const TensorSource& source, Weight& weight, int64_t first_row, Th
                 const int64_t first = chunk * rows;
                 const int64_t n = std::min(rows, source.rows - first);
                 if (!read_fully(source, first * size, n * size, staging.raw.get(), failure)) return;
-                pack_table(staging.convert(n * source.columns, source.dtype), n, weight, first_row + first);
+                const float* src = staging.convert(n * source.columns, source.dtype);
+                pack_table(src, n, kernels, weight, first_row + first);
             });
         },
         poll);
@@ -103,6 +105,7 @@ bool load_matrix(const TensorSource& source, Weight& weight, int64_t first_colum
     const int64_t lines_per_chunk = std::clamp<int64_t>(kStagingFloats / length, 1, 64);
     const int64_t size = dtype_bytes(source.dtype);
     std::vector<Staging> stagings = staging_for(pool, lines_per_chunk * length, source.dtype);
+    const KernelTable& kernels = active_kernels();
     // The scale of a column is known when all of it was read, so lines along n wait until then.
     const bool wait = source.transposed && weight.format != Format::kFloat32;
     std::unique_ptr<float[]> whole(wait ? new float[static_cast<size_t>(lines * length)] : nullptr);
@@ -119,16 +122,13 @@ bool load_matrix(const TensorSource& source, Weight& weight, int64_t first_colum
                 else if (source.transposed)
                     pack_k_major(src, first, n, length, weight, first_column);
                 else
-                    pack_rows(src, length, n, weight, first_column + first);
+                    pack_rows(src, length, n, kernels, weight, first_column + first);
             });
             if (!wait) return;
             team.barrier();
-            std::vector<float> rows(static_cast<size_t>(kTransposed * lines));
-            team.for_chunks((length + kTransposed - 1) / kTransposed, [&](int64_t chunk) {
-                const int64_t first = chunk * kTransposed, n = std::min(kTransposed, length - first);
-                for (int64_t p = 0; p < lines; ++p)
-                    for (int64_t i = 0; i < n; ++i) rows[i * lines + p] = whole[p * length + first + i];
-                pack_rows(rows.data(), lines, n, weight, first_column + first);
+            team.for_chunks((length + kPanelWidth - 1) / kPanelWidth, [&](int64_t chunk) {
+                const int64_t first = chunk * kPanelWidth, n = std::min<int64_t>(kPanelWidth, length - first);
+                pack_columns(whole.get() + first, length, n, kernels, weight, first_column + first);
             });
         },
         poll);

@@ -21,10 +21,10 @@
 //   zero_words() broadcast_word(x) load_words(p) store_words(p, w) as_floats(w)
 //   to_float(w) round_to_int(v)        to the nearest, ties to even; v within the range of int32
 //   add_int(a, b) mul_int(a, b)        modulo 2^32
-//   as_words(v) and_words(a, b) or_words(a, b) shift_left<bits>(w) max_unsigned(a, b)
+//   as_words(v) and_words(a, b) or_words(a, b) shift_left<bits>(w)
 //   transpose(Words (&w)[16])          lane i of w[j] and lane j of w[i] change places
+//   magnitude_bits(v) max_unsigned(a, b)     of two magnitudes the higher; infinity is above all numbers, NaN above it
 //   load_bf16(p) -> Vec, store_bf16(p, v)    sixteen bfloat16, rounded to nearest even; NaN stays NaN
-//   store_bf16_flushed(p, v)           the same, but a denormal may become 0
 //   round_bf16(v) -> Words             the same as store_bf16, in the low half of each lane
 //   load_int8(p) -> Words, store_int8(p, w)    sixteen bytes; stores the low ones
 //   pack_int8(a, b, c, d) -> Words     their 64 numbers as bytes, in order; all within int8

@@ -162,6 +162,13 @@ FA_INLINE Words round_to_int(Vec a) {
 FA_INLINE Words add_int(Words a, Words b) {
     return {_mm256_add_epi32(a.lo, b.lo), _mm256_add_epi32(a.hi, b.hi)};
 }
+FA_INLINE Words max_unsigned(Words a, Words b) {
+    return {_mm256_max_epu32(a.lo, b.lo), _mm256_max_epu32(a.hi, b.hi)};
+}
+FA_INLINE Words magnitude_bits(Vec a) {
+    const __m256i bits = _mm256_set1_epi32(0x7fffffff);
+    return {_mm256_and_si256(_mm256_castps_si256(a.lo), bits), _mm256_and_si256(_mm256_castps_si256(a.hi), bits)};
+}
 FA_INLINE Words mul_int(Words a, Words b) {
     return {_mm256_mullo_epi32(a.lo, b.lo), _mm256_mullo_epi32(a.hi, b.hi)};
 }
@@ -178,9 +185,6 @@ FA_INLINE Words or_words(Words a, Words b) {
 template <int kBits>
 FA_INLINE Words shift_left(Words a) {
     return {_mm256_slli_epi32(a.lo, kBits), _mm256_slli_epi32(a.hi, kBits)};
-}
-FA_INLINE Words max_unsigned(Words a, Words b) {
-    return {_mm256_max_epu32(a.lo, b.lo), _mm256_max_epu32(a.hi, b.hi)};
 }
 FA_INLINE __m256i pack_int8(Words a, Words b) {  // 32 numbers
     const __m256i packed = _mm256_packs_epi16(_mm256_packs_epi32(a.lo, a.hi), _mm256_packs_epi32(b.lo, b.hi));
@@ -277,9 +281,6 @@ FA_INLINE void store_bf16(uint16_t* p, Vec a) {
     auto* at = reinterpret_cast<__m128i*>(p);
     _mm_storeu_si128(at, low_halves(bf16_bits(a.lo)));
     _mm_storeu_si128(at + 1, low_halves(bf16_bits(a.hi)));
-}
-FA_INLINE void store_bf16_flushed(uint16_t* p, Vec a) {
-    store_bf16(p, a);
 }
 
 inline constexpr int kInt8Offset = 0;

@@ -145,6 +145,12 @@ FA_INLINE Words round_to_int(Vec a) {
 FA_INLINE Words add_int(Words a, Words b) {
     return {_mm512_add_epi32(a.v, b.v)};
 }
+FA_INLINE Words max_unsigned(Words a, Words b) {
+    return {_mm512_max_epu32(a.v, b.v)};
+}
+FA_INLINE Words magnitude_bits(Vec a) {
+    return {_mm512_and_si512(_mm512_castps_si512(a.v), _mm512_set1_epi32(0x7fffffff))};
+}
 FA_INLINE Words mul_int(Words a, Words b) {
     return {_mm512_mullo_epi32(a.v, b.v)};
 }
@@ -161,9 +167,6 @@ FA_INLINE Words or_words(Words a, Words b) {
 template <int kBits>
 FA_INLINE Words shift_left(Words a) {
     return {_mm512_slli_epi32(a.v, kBits)};
-}
-FA_INLINE Words max_unsigned(Words a, Words b) {
-    return {_mm512_max_epu32(a.v, b.v)};
 }
 FA_INLINE Words pack_int8(Words a, Words b, Words c, Words d) {
     // Each 128-bit part of the packs holds four numbers of a, b, c and d: back into order.
@@ -224,6 +227,12 @@ FA_INLINE void store_int8(int8_t* p, Words a) {
 FA_INLINE Vec dot_bf16(Vec sum, Words a, Words b) {
     return {_mm512_dpbf16_ps(sum.v, reinterpret_cast<__m512bh>(a.v), reinterpret_cast<__m512bh>(b.v))};
 }
+FA_INLINE Words round_bf16(Vec a) {
+    return {_mm512_cvtepu16_epi32(reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(a.v)))};
+}
+FA_INLINE void store_bf16(uint16_t* p, Vec a) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(a.v)));
+}
 #else
 FA_INLINE Vec dot_bf16(Vec sum, Words a, Words b) {
     const __m512i high = _mm512_set1_epi32(static_cast<int>(0xffff0000u));
@@ -232,7 +241,6 @@ FA_INLINE Vec dot_bf16(Vec sum, Words a, Words b) {
     return {_mm512_fmadd_ps(_mm512_castsi512_ps(_mm512_and_si512(a.v, high)),
                             _mm512_castsi512_ps(_mm512_and_si512(b.v, high)), sum.v)};
 }
-#endif
 FA_INLINE Words round_bf16(Vec a) {
     const __m512i bits = _mm512_castps_si512(a.v), one = _mm512_set1_epi32(1);
     const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), one);
@@ -242,14 +250,6 @@ FA_INLINE Words round_bf16(Vec a) {
 }
 FA_INLINE void store_bf16(uint16_t* p, Vec a) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(round_bf16(a).v));
-}
-#if defined(__AVX512BF16__)
-FA_INLINE void store_bf16_flushed(uint16_t* p, Vec a) {
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(a.v)));
-}
-#else
-FA_INLINE void store_bf16_flushed(uint16_t* p, Vec a) {
-    store_bf16(p, a);
 }
 #endif
 

@@ -176,6 +176,16 @@ FA_INLINE Words add_int(Words a, Words b) {
     FA_EACH a.v[i] = vaddq_s32(a.v[i], b.v[i]);
     return a;
 }
+FA_INLINE Words max_unsigned(Words a, Words b) {
+    for (int i = 0; i < 4; ++i)
+        a.v[i] = vreinterpretq_s32_u32(vmaxq_u32(vreinterpretq_u32_s32(a.v[i]), vreinterpretq_u32_s32(b.v[i])));
+    return a;
+}
+FA_INLINE Words magnitude_bits(Vec a) {
+    Words r;
+    FA_EACH r.v[i] = vreinterpretq_s32_f32(vabsq_f32(a.v[i]));
+    return r;
+}
 FA_INLINE Words mul_int(Words a, Words b) {
     FA_EACH a.v[i] = vmulq_s32(a.v[i], b.v[i]);
     return a;
@@ -197,10 +207,6 @@ FA_INLINE Words or_words(Words a, Words b) {
 template <int kBits>
 FA_INLINE Words shift_left(Words a) {
     FA_EACH a.v[i] = vshlq_n_s32(a.v[i], kBits);
-    return a;
-}
-FA_INLINE Words max_unsigned(Words a, Words b) {
-    FA_EACH a.v[i] = vreinterpretq_s32_u32(vmaxq_u32(vreinterpretq_u32_s32(a.v[i]), vreinterpretq_u32_s32(b.v[i])));
     return a;
 }
 FA_INLINE int32x4_t pack_int8(Words a) {  // sixteen numbers
@@ -259,9 +265,6 @@ FA_INLINE Words round_bf16(Vec a) {
 FA_INLINE void store_bf16(uint16_t* p, Vec a) {
     const Words rounded = round_bf16(a);
     FA_EACH vst1_u16(p + 4 * i, vmovn_u32(vreinterpretq_u32_s32(rounded.v[i])));
-}
-FA_INLINE void store_bf16_flushed(uint16_t* p, Vec a) {
-    store_bf16(p, a);
 }
 FA_INLINE Words load_int8(const int8_t* p) {
     Words r;

@@ -162,11 +162,21 @@ FA_INLINE Words round_to_int(Vec a) {
     return r;
 }
 FA_INLINE Words add_int(Words a, Words b) {
-    FA_EACH a.v[i] += b.v[i];
+    FA_EACH a.v[i] = static_cast<int32_t>(static_cast<uint32_t>(a.v[i]) + static_cast<uint32_t>(b.v[i]));
     return a;
 }
+FA_INLINE Words max_unsigned(Words a, Words b) {
+    FA_EACH a.v[i] = static_cast<uint32_t>(a.v[i]) > static_cast<uint32_t>(b.v[i]) ? a.v[i] : b.v[i];
+    return a;
+}
+FA_INLINE Words magnitude_bits(Vec a) {
+    Words r;
+    std::memcpy(r.v, a.v, sizeof r.v);
+    FA_EACH r.v[i] &= 0x7fffffff;
+    return r;
+}
 FA_INLINE Words mul_int(Words a, Words b) {
-    FA_EACH a.v[i] *= b.v[i];
+    FA_EACH a.v[i] = static_cast<int32_t>(static_cast<uint32_t>(a.v[i]) * static_cast<uint32_t>(b.v[i]));
     return a;
 }
 
@@ -186,10 +196,6 @@ FA_INLINE Words or_words(Words a, Words b) {
 template <int kBits>
 FA_INLINE Words shift_left(Words a) {
     FA_EACH a.v[i] = static_cast<int32_t>(static_cast<uint32_t>(a.v[i]) << kBits);
-    return a;
-}
-FA_INLINE Words max_unsigned(Words a, Words b) {
-    FA_EACH a.v[i] = static_cast<uint32_t>(a.v[i]) > static_cast<uint32_t>(b.v[i]) ? a.v[i] : b.v[i];
     return a;
 }
 FA_INLINE Words pack_int8(Words a, Words b, Words c, Words d) {
@@ -241,9 +247,6 @@ FA_INLINE Words round_bf16(Vec a) {
 FA_INLINE void store_bf16(uint16_t* p, Vec a) {
     const Words rounded = round_bf16(a);
     FA_EACH p[i] = static_cast<uint16_t>(rounded.v[i]);
-}
-FA_INLINE void store_bf16_flushed(uint16_t* p, Vec a) {
-    store_bf16(p, a);
 }
 FA_INLINE Words load_int8(const int8_t* p) {
     Words r;

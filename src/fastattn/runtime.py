@@ -16,9 +16,9 @@ from fastattn.checkpoint.safetensors import TensorInfo
 from fastattn.errors import InputError
 from fastattn.graph.executor import Output
 from fastattn.graph.ir import Program, Step, Weight
+from fastattn.graph.quantise import weight_formats
 
 KV_DTYPES = ("float32", "bfloat16", "int8")
-SMALL_MATRIX = 64  # rows of a panel: a smaller matrix is not quantised
 
 SAMPLE_PARAMS = np.dtype(
     [
@@ -198,25 +198,6 @@ def _spec(program: Program, kv_dtype: str) -> dict[str, Any]:
         "max_positions": program.max_positions,
         "kv_dtype": kv_dtype,
     }
-
-
-def weight_formats(program: Program, dtype: str, head_dtype: str | None = None) -> dict[str, str]:
-    """How each weight of a Program is kept in a dtype.
-
-    Vectors (biases, norms) and matrices of fewer than 64 rows (heads of classifiers) stay in float32: they cost nothing.
-    Tables have no int4, and are int8 then. head_dtype, if given, is that of the matrix that gives the logits, and of the
-    token embeddings that are tied to it.
-    """
-    head = {op.weights[0] for op in program.ops if op.kind == "linear" and op.output == program.outputs.get("logits")}
-    formats = {}
-    for name, weight in program.weights.items():
-        wanted = head_dtype if head_dtype is not None and name in head else dtype
-        if weight.use == "vector" or (weight.use == "matrix" and weight.shape[0] < SMALL_MATRIX):
-            wanted = "float32"
-        elif weight.use == "table" and wanted == "int4":
-            wanted = "int8"
-        formats[name] = wanted
-    return formats
 
 
 def _load(

@@ -29,9 +29,8 @@ if TYPE_CHECKING:
 MAX_THREADS = 1024
 DTYPES: Mapping[str, tuple[str, ...]] = {
     "cpu": ("float32", "bfloat16", "int8", "int4"),
-    "numpy": ("float32", "float64"),
+    "numpy": ("float32", "float64", "bfloat16", "int8", "int4"),
 }
-
 KV_DTYPES: Mapping[str, tuple[str, ...]] = {"cpu": ("float32", "bfloat16", "int8"), "numpy": ()}
 
 
@@ -48,7 +47,7 @@ def load_executor(
     if device == "numpy":
         from fastattn.graph.numpy_executor import NumpyExecutor
 
-        return NumpyExecutor(program, lambda part: read_tensor(tensors[part]))
+        return NumpyExecutor(program, lambda part: read_tensor(tensors[part]), dtype=dtype)
     from fastattn.runtime import CpuExecutor
 
     return cast(Executor, CpuExecutor(program, tensors, dtype=dtype, kv_dtype=kv_dtype, threads=threads))
