@@ -118,6 +118,7 @@ void without_gil(const F& work) {
     }
 }
 
-Format format_from(const std::string& name);  // throws Error(kConfig) for an unknown one
+Format format_from(const std::string& name);     // throws Error(kConfig) for an unknown one
+Format kv_format_from(const std::string& name);  // and Error(kInput) for int4, which no KV block has
 
 }  // namespace fastattn

@@ -42,6 +42,13 @@ Format format_from(const std::string& name) {
     return value_of(names, name, "format", ErrorKind::kConfig);
 }
 
+Format kv_format_from(const std::string& name) {
+    const Format format = format_from(name);
+    if (static_cast<int>(format) >= kKvFormats)
+        throw Error(ErrorKind::kInput, "kv_dtype: expected float32, bfloat16 or int8, got " + name);
+    return format;
+}
+
 namespace {
 
 // attrs of one op into the fields of its kind; an attr that is not known is an error, never ignored.
@@ -106,6 +113,7 @@ ProgramSpec read_spec(const py::dict& dict) {
     spec.n_kv_head = dict["n_kv_head"].cast<int32_t>();
     spec.head_dim = dict["head_dim"].cast<int32_t>();
     spec.max_positions = dict["max_positions"].cast<int32_t>();
+    spec.kv_format = kv_format_from(dict["kv_dtype"].cast<std::string>());
     return spec;
 }
 

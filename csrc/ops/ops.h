@@ -82,10 +82,13 @@ void add(Team& team, const KernelTable& kernels, View a, View b, View out);
 void activation(Team& team, const KernelTable& kernels, View x, View out, Activation kind);
 void l2_normalize(Team& team, const KernelTable& kernels, View x, View out, float eps);
 
+// Bytes of a KV block that belong to one head.
+int64_t kv_head_bytes(Format format, int32_t head_dim);
+
 // One sequence of an attention: its tokens are rows [token_begin, token_end) of k and v, at positions from `position`
 // on. Its query rows are [q_begin, q_end) of q; query_tokens, if not null, gives each row's token (row of the step).
 struct SequenceBlocks {
-    float* const* blocks;
+    std::byte* const* blocks;
     int32_t token_begin, token_end, position;
     int32_t q_begin, q_end;
 };
@@ -96,12 +99,13 @@ struct AttentionOp {
     const int32_t* query_tokens;  // of q's rows, or null when q has a row a token
     int32_t n_sequences;
     int32_t n_head, n_kv_head, head_dim;
-    int64_t block_offset, head_offset;  // of the layer in a block, and of the next head
+    Format kv_format;
+    int64_t block_offset;  // bytes: of the layer in a block
     bool causal;
     float scale;
     float* const* scratch;
     // A thread's own blocks for the keys and values of one head, when no cache keeps them; else null.
-    float* const* const* thread_blocks;
+    std::byte* const* const* thread_blocks;
     float* probs;  // attention_probs: the sequences' [n_head, q_len, kv_len] one behind the other, else null
 };
 

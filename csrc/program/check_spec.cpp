@@ -142,6 +142,8 @@ private:
 
     void check_attention(const OpSpec& op) {
         const bool maps = op.kind == OpKind::kAttentionProbs;
+        if (spec_.kv_format != Format::kFloat32 && !(op.scale > 0.0f))
+            bad_spec("attention: the scale must be positive unless kv_dtype is float32");
         if (op.layer < 0 || op.layer >= spec_.n_layer)
             bad("expected a layer below " + std::to_string(spec_.n_layer) + ", got " + std::to_string(op.layer));
         if (op.n_kv_head != spec_.n_kv_head || op.head_dim != spec_.head_dim || op.n_head < 1 ||

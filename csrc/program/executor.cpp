@@ -42,9 +42,8 @@ Engine::Running& Engine::running() {
 std::shared_ptr<KvPool> Engine::kv_pool(const KvShape& shape) {
     const std::lock_guard lock(start_mutex());
     if (!kv_pool_) kv_pool_ = std::make_shared<KvPool>(shape);
-    const KvShape& known = kv_pool_->shape();
-    if (shape.n_layer != known.n_layer || shape.n_kv_head != known.n_kv_head || shape.head_dim != known.head_dim)
-        bad_spec("expected the attention layers and heads of the model's first Program");
+    if (shape != kv_pool_->shape())
+        bad_spec("expected the attention layers, heads and KV format of the model's first Program");
     return kv_pool_;
 }
 
@@ -52,7 +51,7 @@ Executor::Executor(std::shared_ptr<Engine> engine, ProgramSpec spec)
     : engine_(std::move(engine)), spec_(std::move(spec)), kernels_(active_kernels()), sampler_(kernels_) {
     check_spec();
     check_weights();
-    kv_pool_ = engine_->kv_pool(KvShape{spec_.n_layer, spec_.n_kv_head, spec_.head_dim});
+    kv_pool_ = engine_->kv_pool({spec_.kv_format, spec_.n_layer, spec_.n_kv_head, spec_.head_dim});
     plan();
 }
 
@@ -146,7 +145,7 @@ void Executor::prepare(const StepInput& step, const std::vector<float*>& outputs
     const int64_t scales_at = take(std::max({rows[0], rows[1], rows[2]}));
     // Keys and values of sequences without a cache live for one layer.
     const bool own = step.caches.empty() && spec_.n_layer > 0;
-    const int64_t block_floats = int64_t{2} * spec_.n_kv_head * kBlockLen * spec_.head_dim;
+    const int64_t block_floats = kv_pool_->shape().layer_bytes() / static_cast<int64_t>(sizeof(float));
     std::vector<int64_t> blocks_at;
     int64_t most_blocks = 0;
     for (int32_t s = 0; own && s < step.n_sequences; ++s) {
@@ -154,7 +153,7 @@ void Executor::prepare(const StepInput& step, const std::vector<float*>& outputs
         blocks_at.push_back(take(blocks * block_floats));
         most_blocks = std::max(most_blocks, blocks);
     }
-    const int64_t head_block_floats = int64_t{2} * kBlockLen * spec_.head_dim;
+    const int64_t head_block_floats = kv_pool_->shape().head_bytes() / static_cast<int64_t>(sizeof(float));
     const int64_t thread_blocks_at = take(threads * most_blocks * head_block_floats);
     const bool in_tiles = sampler != nullptr && sampled_op_ != nullptr;
     std::vector<int64_t> output_at(outputs.size());  // of those that nobody asked for
@@ -188,14 +187,15 @@ void Executor::prepare(const StepInput& step, const std::vector<float*>& outputs
     thread_blocks_.clear();
     for (int i = 0; i < threads; ++i) {
         for (int64_t b = 0; b < most_blocks; ++b)
-            own_thread_blocks_[i].push_back(base + thread_blocks_at + (i * most_blocks + b) * head_block_floats);
+            own_thread_blocks_[i].push_back(
+                reinterpret_cast<std::byte*>(base + thread_blocks_at + (i * most_blocks + b) * head_block_floats));
         thread_blocks_.push_back(own_thread_blocks_[i].data());
     }
 }
 
 void Executor::prepare_sequences(const StepInput& step, const std::vector<int64_t>& blocks_at) {
     const auto n = static_cast<size_t>(step.n_sequences);
-    const int64_t block_floats = int64_t{2} * spec_.n_kv_head * kBlockLen * spec_.head_dim;
+    const int64_t block_bytes = kv_pool_->shape().layer_bytes();
     own_blocks_.assign(blocks_at.size(), {});
     for (auto& sequences : sequences_) sequences.assign(n, {});
     first_tokens_.assign(n, 0);
@@ -206,7 +206,7 @@ void Executor::prepare_sequences(const StepInput& step, const std::vector<int64_
             .blocks = nullptr, .token_begin = begin, .token_end = end, .position = 0, .q_begin = begin, .q_end = end};
         if (!blocks_at.empty()) {
             for (int32_t b = 0; b * kBlockLen < end - begin; ++b)
-                own_blocks_[s].push_back(workspace_.floats() + blocks_at[s] + b * block_floats);
+                own_blocks_[s].push_back(workspace_.data() + blocks_at[s] * sizeof(float) + b * block_bytes);
             sequence.blocks = own_blocks_[s].data();
         } else if (!step.caches.empty()) {
             step.caches[s]->reserve(end - begin);

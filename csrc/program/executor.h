@@ -135,11 +135,11 @@ private:
     std::vector<ops::SequenceBlocks> sequences_[kGatherKinds];
     const int32_t* query_tokens_[kGatherKinds] = {};
     std::vector<int32_t> first_tokens_, last_tokens_;
-    ops::Quantized quantized_;                     // room for the activations of one linear
-    std::vector<float*> scratch_;                  // a thread
-    std::vector<std::vector<float*>> own_blocks_;  // a sequence
-    std::vector<std::vector<float*>> own_thread_blocks_;
-    std::vector<float* const*> thread_blocks_;
+    ops::Quantized quantized_;                         // room for the activations of one linear
+    std::vector<float*> scratch_;                      // a thread
+    std::vector<std::vector<std::byte*>> own_blocks_;  // a sequence
+    std::vector<std::vector<std::byte*>> own_thread_blocks_;
+    std::vector<std::byte* const*> thread_blocks_;
 };
 
 }  // namespace fastattn

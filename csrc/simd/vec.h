@@ -20,12 +20,18 @@
 //   zero_words() broadcast_word(x) load_words(p) store_words(p, w) as_floats(w)
 //   to_float(w) round_to_int(v)        to the nearest, ties to even; v within the range of int32
 //   add_int(a, b) mul_int(a, b)        modulo 2^32
+//   as_words(v) and_words(a, b) or_words(a, b) shift_left<bits>(w)
+//   transpose(Words (&w)[16])          lane i of w[j] and lane j of w[i] change places
 //   magnitude_bits(v) max_unsigned(a, b)     of two magnitudes the higher; infinity is above all numbers, NaN above it
 //   load_bf16(p) -> Vec, store_bf16(p, v)    sixteen bfloat16, rounded to nearest even; NaN stays NaN
+//   round_bf16(v) -> Words             the same as store_bf16, in the low half of each lane
 //   load_int8(p) -> Words, store_int8(p, w)    sixteen bytes; stores the low ones
+//   pack_int8(a, b, c, d) -> Words     their 64 numbers as bytes, in order; all within int8
+//   interleave_bytes(Words (&w)[4])    byte j of lane l of w[i] becomes what byte 16 i + l of w[j] was
 //   dot_bf16(sum, a, b)                sum + a[0] b[0] + a[1] b[1] in each lane; roundings are the target's own
 //   dot_int8(sum, a, b)                sum + a[0] b[0] + ... + a[3] b[3], exact; bytes in [-127, 127], to those of `a`
 //                                      kInt8Offset is added (so bytes of `a` in 0..127 without it are themselves)
+//   add_int8_offset(w)                 kInt8Offset added to every byte
 //   unpack_int4(w, low, high)          nibbles of each byte less 8, as int8
 //   scale_int8(w, scale)               the four bytes of each lane times its integer; products within int8
 #pragma once

@@ -19,6 +19,8 @@ from fastattn.graph.ir import Program, Step, Weight
 from fastattn.graph.quantise import weight_formats
 from fastattn.graph.sampling import Sampling
 
+KV_DTYPES = ("float32", "bfloat16", "int8")
+
 
 def info() -> dict[str, Any]:
     """Version, compiler, SIMD targets built, available and active, and threads by default."""
@@ -52,16 +54,35 @@ class CpuExecutor:
     """A Program in C++: one call runs a step on all threads with the GIL released."""
 
     def __init__(
-        self, program: Program, tensors: Mapping[str, TensorInfo], *, dtype: str = "float32", threads: int | None = None
+        self,
+        program: Program,
+        tensors: Mapping[str, TensorInfo],
+        *,
+        dtype: str = "float32",
+        kv_dtype: str | None = None,
+        threads: int | None = None,
     ) -> None:
         self._program = program
+        self._kv_dtype = default_kv_dtype(dtype) if kv_dtype is None else kv_dtype
+        if self._kv_dtype not in KV_DTYPES:
+            raise InputError(f"kv_dtype: expected one of {', '.join(KV_DTYPES)}, or None, got {kv_dtype!r}")
         self._engine = _core.Engine(_core.default_threads() if threads is None else threads)
         _load(self._engine, program, tensors, weight_formats(program, dtype))
-        self._executor: _core.Executor | None = _core.Executor(self._engine, _spec(program))
+        self._executor: _core.Executor | None = _core.Executor(self._engine, _spec(program, self._kv_dtype))
 
     @property
     def program(self) -> Program:
         return self._program
+
+    @property
+    def kv_dtype(self) -> str:
+        """How keys and values are kept."""
+        return self._kv_dtype
+
+    @property
+    def kv_bytes(self) -> int:
+        """Bytes of all pages of keys and values, in use or kept for the next sequence."""
+        return int(self._open().kv_bytes)
 
     @property
     def weight_bytes(self) -> int:
@@ -136,8 +157,8 @@ class CpuExecutor:
         """Another Program over the same weights."""
         self._open()
         other = object.__new__(CpuExecutor)
-        other._program, other._engine = program, self._engine
-        other._executor = _core.Executor(self._engine, _spec(program))
+        other._program, other._engine, other._kv_dtype = program, self._engine, self._kv_dtype
+        other._executor = _core.Executor(self._engine, _spec(program, self._kv_dtype))
         return other
 
     def cancel(self) -> None:
@@ -190,7 +211,12 @@ def _caches(step: Step) -> tuple[_core.Cache, ...]:
     return cast("tuple[_core.Cache, ...]", caches)
 
 
-def _spec(program: Program) -> dict[str, Any]:
+def default_kv_dtype(dtype: str) -> str:
+    """How keys and values are kept beside weights of a dtype, unless somebody says otherwise."""
+    return "int8" if dtype == "int4" else dtype
+
+
+def _spec(program: Program, kv_dtype: str) -> dict[str, Any]:
     """The Program as plain lists for C++."""
     names = list(program.weights)
     index = {name: i for i, name in enumerate(names)}
@@ -207,6 +233,7 @@ def _spec(program: Program) -> dict[str, Any]:
         "n_kv_head": program.n_kv_head,
         "head_dim": program.head_dim,
         "max_positions": program.max_positions,
+        "kv_dtype": kv_dtype,
     }
 
 

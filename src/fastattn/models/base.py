@@ -30,10 +30,17 @@ DTYPES: Mapping[str, tuple[str, ...]] = {
     "cpu": ("float32", "bfloat16", "int8", "int4"),
     "numpy": ("float32", "float64", "bfloat16", "int8", "int4"),
 }
+KV_DTYPES: Mapping[str, tuple[str, ...]] = {"cpu": ("float32", "bfloat16", "int8"), "numpy": ()}
 
 
 def load_executor(
-    program: Program, tensors: Mapping[str, TensorInfo], *, dtype: str, device: str, threads: int | None
+    program: Program,
+    tensors: Mapping[str, TensorInfo],
+    *,
+    dtype: str,
+    device: str,
+    threads: int | None,
+    kv_dtype: str | None = None,
 ) -> Executor:
     """The executor of a device, with its weights read."""
     if device == "numpy":
@@ -42,7 +49,7 @@ def load_executor(
         return NumpyExecutor(program, lambda part: read_tensor(tensors[part]), dtype=dtype)
     from fastattn.runtime import CpuExecutor
 
-    return cast(Executor, CpuExecutor(program, tensors, dtype=dtype, threads=threads))
+    return cast(Executor, CpuExecutor(program, tensors, dtype=dtype, kv_dtype=kv_dtype, threads=threads))
 
 
 def load_model(
@@ -50,6 +57,7 @@ def load_model(
     task: Task,
     *,
     dtype: str,
+    kv_dtype: str | None,
     device: str,
     threads: int | None,
     revision: str | None,
@@ -62,6 +70,11 @@ def load_model(
         raise InputError(f"device: expected one of {', '.join(DTYPES)}, got {device!r}")
     if dtype not in DTYPES[device]:
         raise InputError(f"dtype: expected one of {', '.join(DTYPES[device])} on {device}, got {dtype!r}")
+    if kv_dtype is not None and kv_dtype not in KV_DTYPES[device]:
+        known = ", ".join(KV_DTYPES[device])
+        raise InputError(
+            f"kv_dtype: expected None{f' or one of {known}' if known else ''} on {device}, got {kv_dtype!r}"
+        )
     if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int)):
         raise DTypeError(f"threads: expected an integer or None, got {type(threads).__name__}")
     if threads is not None and not 1 <= threads <= MAX_THREADS:
@@ -71,7 +84,9 @@ def load_model(
     )
     checkpoint = open_checkpoint(directory)
     built = build(checkpoint.config, checkpoint.tensors, task)
-    executor = load_executor(built.program, built.tensors, dtype=dtype, device=device, threads=threads)
+    executor = load_executor(
+        built.program, built.tensors, dtype=dtype, device=device, threads=threads, kv_dtype=kv_dtype
+    )
     return directory, built, executor
 
 
