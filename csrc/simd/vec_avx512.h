@@ -235,9 +235,6 @@ FA_INLINE Vec dot_bf16(Vec sum, Words a, Words b) {
 FA_INLINE Words round_bf16(Vec a) {
     return {_mm512_cvtepu16_epi32(reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(a.v)))};
 }
-FA_INLINE void store_bf16(uint16_t* p, Vec a) {
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(a.v)));
-}
 #else
 FA_INLINE Vec dot_bf16(Vec sum, Words a, Words b) {
     const __m512i high = _mm512_set1_epi32(static_cast<int>(0xffff0000u));
@@ -253,10 +250,11 @@ FA_INLINE Words round_bf16(Vec a) {
     const __m512i quiet = _mm512_or_si512(bits, _mm512_set1_epi32(0x400000));
     return {_mm512_srli_epi32(_mm512_mask_blend_epi32(is_nan(a).m, rounded, quiet), 16)};
 }
+#endif
+// Not the instruction of AVX512BF16, which takes denormals for 0: what is stored is the same on every target.
 FA_INLINE void store_bf16(uint16_t* p, Vec a) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(round_bf16(a).v));
 }
-#endif
 
 #if defined(__AVX512VNNI__)
 // The instruction takes unsigned bytes times signed ones: `a` is kept with 128 added.
