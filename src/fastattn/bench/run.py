@@ -20,8 +20,6 @@ from fastattn.bench.works import Work, choose, works_of
 from fastattn.checkpoint import open_checkpoint
 from fastattn.checkpoint.hub import resolve
 from fastattn.errors import BenchError, ConfigError, InputError
-from fastattn.graph.cost import Cost, step_cost
-from fastattn.graph.quantise import weight_formats
 from fastattn.models.base import DTYPES
 from fastattn.models.names import Task
 from fastattn.models.registry import BuiltModel, build, find_family
@@ -31,13 +29,14 @@ from fastattn.models.registry import BuiltModel, build, find_family
 class Options:
     """What to measure and how long.
 
-    threads: of every library; against: libraries, each by name or as "name:dtype"; works: names of work, None for all;
+    threads: of every library; dtype, kv_dtype: as of `from_pretrained`; against: libraries, each by name or as "name:dtype"; works: names of work, None for all;
     rounds: steady turns of each library; seconds: the least time of a turn; keep: where converted models stay, None for
     a temporary folder; timeout: seconds that a library may take for one answer or conversion.
     """
 
     threads: int
     dtype: str = "float32"
+    kv_dtype: str | None = None
     against: tuple[str, ...] = ()
     works: tuple[str, ...] | None = None
     rounds: int = 5
@@ -54,10 +53,10 @@ class ModelBench:
     path: Path
     task: Task
     dtype: str
+    kv_dtype: str | None
     threads: int
     parameters: int
     rows: list[Row] = field(default_factory=list)
-    costs: dict[str, Cost] = field(default_factory=dict)
     left_out: list[str] = field(default_factory=list)
 
     @property
@@ -72,10 +71,10 @@ class ModelBench:
             "path": str(self.path),
             "task": self.task,
             "dtype": self.dtype,
+            "kv_dtype": self.kv_dtype,
             "threads": self.threads,
             "parameters": self.parameters,
             "left_out": self.left_out,
-            "costs": {name: {**asdict(cost), "bytes": cost.bytes} for name, cost in self.costs.items()},
             "rows": rows_as_dicts(self.rows),
         }
 
@@ -117,17 +116,18 @@ def bench_model(path_or_id: str | Path, options: Options, *, say: Callable[[str]
     works = choose(works_of(built.task, built.config.max_positions), None if options.works is None
                    else list(options.works))  # fmt: skip
     parameters = sum(math.prod(info.shape) for info in {t.name: t for t in built.tensors.values()}.values())
-    bench = ModelBench(path.name, path, built.task, options.dtype, options.threads, parameters)
+    bench = ModelBench(
+        path.name, path, built.task, options.dtype, options.kv_dtype, options.threads, parameters
+    )
     with ExitStack() as stack:
         folder = options.keep or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fastattn-bench-")))
-        job = Job(path, built.task, options.dtype, options.threads, folder / f"{path.name}-{fingerprint(path)}")
-        formats = weight_formats(built.program, options.dtype)
+        job = Job(path, built.task, options.dtype, options.threads, folder / f"{path.name}-{fingerprint(path)}",
+                  options.kv_dtype)  # fmt: skip
         workers = _start_all(bench, job, options, stack, say)
         for work in works:
             say(f"{bench.name}: {work.name}")
             row = _measure(work, built, options, workers)
             bench.rows.append(row)
-            bench.costs[work.name] = step_cost(built.program, work.shape(), formats)
     return bench
 
 

@@ -82,6 +82,7 @@ def _options(args: argparse.Namespace, threads: int) -> Options:
     return Options(
         threads=threads,
         dtype=args.dtype,
+        kv_dtype=args.kv_dtype,
         against=args.against or (),
         works=tuple(name for name in args.works.split(",") if name) if args.works else None,
         rounds=args.rounds,

@@ -8,18 +8,34 @@ running the Program can be faster than this many operations or bytes at the mach
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from fastattn.graph.ir import Op, Program
 from fastattn.graph.quantise import INT4_GROUP
 
-Formats = Mapping[str, str]  # weight -> "float32", "bfloat16", "int8" or "int4"
 
-# Bytes of an element of a weight and of a scale a row, by format; int4 has a byte of scale a group of 32, too.
+# Bytes of an element, and of the scale of a row of a weight, a key or a value; int4 has a byte of scale a group, too.
 ELEMENT_BYTES: Mapping[str, float] = {"float32": 4, "bfloat16": 2, "int8": 1, "int4": 0.5 + 1 / INT4_GROUP}
 SCALE_BYTES: Mapping[str, int] = {"float32": 0, "bfloat16": 0, "int8": 4, "int4": 4}
-ALL_FLOAT32: Formats = {}
-FLOAT_BYTES = 4  # biases, norms, keys and values
+FLOAT_BYTES = 4  # biases and norms
+
+
+@dataclass(frozen=True, slots=True)
+class Formats:
+    """How numbers are held: "float32", "bfloat16", "int8" or "int4".
+
+    weights: by name in the Program, float32 for those left out; kv: keys and values, in the cache or not.
+    """
+
+    weights: Mapping[str, str] = field(default_factory=dict)
+    kv: str = "float32"
+
+    def weight(self, name: str) -> str:
+        """Of one weight."""
+        return self.weights.get(name, "float32")
+
+
+ALL_FLOAT32 = Formats()
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,12 +94,14 @@ class Cost:
 
 
 def op_format(op: Op, formats: Formats) -> str:
-    """The format of an op's products: that of a linear's matrix, float32 for all others."""
-    return formats.get(op.weights[0], "float32") if op.kind == "linear" else "float32"
+    """The format of an op's products: that of a linear's matrix, or of the keys and values of an attention."""
+    if op.kind == "linear":
+        return formats.weight(op.weights[0])
+    return formats.kv if op.kind in ("attention", "attention_probs") else "float32"
 
 
 def op_cost(program: Program, op: Op, shape: StepShape, formats: Formats = ALL_FLOAT32) -> Cost:
-    """Of one op in a step; formats: of the weights, as `weight_formats` gives them, float32 for those it leaves out."""
+    """Of one op in a step."""
     width = program.values[op.output].width
     rows = shape.rows(program.values[op.output].rows)
     if op.kind == "linear" and rows:
@@ -97,14 +115,15 @@ def op_cost(program: Program, op: Op, shape: StepShape, formats: Formats = ALL_F
     if op.kind in ("attention", "attention_probs"):
         n_products = 2 if op.kind == "attention" else 1  # q k^T, and probabilities times v
         multiply_adds = n_products * seen_pairs(op, shape) * int(op.attrs["n_head"]) * int(op.attrs["head_dim"])
-        kv_width = n_products * int(op.attrs["n_kv_head"]) * int(op.attrs["head_dim"])
-        return Cost(multiply_adds, kv_bytes=sum(shape.past_lens or ()) * kv_width * FLOAT_BYTES)
+        row_bytes = int(op.attrs["head_dim"]) * ELEMENT_BYTES[formats.kv] + SCALE_BYTES[formats.kv]
+        n_rows = n_products * int(op.attrs["n_kv_head"]) * sum(shape.past_lens or ())
+        return Cost(multiply_adds, kv_bytes=n_rows * row_bytes)
     return Cost()
 
 
 def _weight_bytes(op: Op, formats: Formats, rows: int, width: int) -> float:
     """Of some rows of a matrix or table."""
-    kept = formats.get(op.weights[0], "float32")
+    kept = formats.weight(op.weights[0])
     return rows * (width * ELEMENT_BYTES[kept] + SCALE_BYTES[kept])
 
 

@@ -22,7 +22,7 @@ Array = NDArray[Any]
 class Job:
     """What to load: a checkpoint's folder for a task, in a dtype, with so many threads.
 
-    folder: where a converted model may be kept; it is the same for all libraries.
+    folder: where a converted model may be kept; it is the same for all libraries. kv_dtype: fastattn's own.
     """
 
     path: Path
@@ -30,6 +30,7 @@ class Job:
     dtype: str
     threads: int
     folder: Path
+    kv_dtype: str | None = None
 
 
 class Peer(Protocol):
