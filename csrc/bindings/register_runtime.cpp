@@ -54,7 +54,8 @@ double dot_rate(const KernelTable& kernels, Format format, ThreadPool& pool, dou
 }
 
 // Bytes a second of reading a buffer. What is small is read many times in a region, as starting the threads takes some
-// ten microseconds, and every thread reads a part of its own again and again, so that it comes from that thread's cache.
+// ten microseconds, and every thread reads a part of its own again and again, so that it comes from that thread's
+// cache.
 double read_rate(const KernelTable& kernels, const Buffer& memory, ThreadPool& pool, double seconds,
                  const std::function<bool()>& poll) {
     constexpr int64_t kChunksPerThread = 8, kLeastBytes = int64_t{1} << 28;
