@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from fastattn.models.auto import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
     from fastattn.models.auto_tokenizer import AutoTokenizer
     from fastattn.tasks.pipelines import pipeline
+    from fastattn.tasks.quality import QualityReport, compare_dtypes
     from fastattn.tasks.sentence_transformer import SentenceTransformer
     from fastattn.tokenizer import Tokenizer
 
@@ -42,6 +43,8 @@ _HOME = {
     "GenerationOptions": "fastattn.generation.options",
     "TextStream": "fastattn.generation.generate",
     "SentenceTransformer": "fastattn.tasks.sentence_transformer",
+    "QualityReport": "fastattn.tasks.quality",
+    "compare_dtypes": "fastattn.tasks.quality",
     "pipeline": "fastattn.tasks.pipelines",
 }
 _MODULES = ("checkpoint", "generation", "graph", "models", "ops", "runtime", "tasks", "tokenizer")
@@ -64,10 +67,12 @@ __all__ = [
     "ModelNotFoundError",
     "NonFiniteError",
     "OutOfMemory",
+    "QualityReport",
     "SentenceTransformer",
     "TextStream",
     "Tokenizer",
     "__version__",
+    "compare_dtypes",
     "ops",
     "pipeline",
 ]

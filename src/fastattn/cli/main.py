@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 
 import fastattn
-from fastattn.cli.values import integer, number, some_text, stop_text
+from fastattn.cli.values import integer, names, number, some_text, stop_text
 from fastattn.errors import FastattnError
 
 _INT32_MAX = 2**31 - 1
@@ -49,7 +49,7 @@ def _check_together(parser: argparse.ArgumentParser, args: argparse.Namespace) -
     """What one flag asks of another."""
     if args.command == "embed" and args.json and args.output is not None:
         parser.error("argument --json: not allowed with argument -o/--output, which writes no text")
-    if args.command != "info" and args.dtype == "float64" and args.device != "numpy":
+    if getattr(args, "dtype", None) == "float64" and args.device != "numpy":
         parser.error("argument --dtype: float64 needs --device numpy")
 
 
@@ -61,6 +61,7 @@ def _run(args: argparse.Namespace) -> int:
         "generate": commands.generate,
         "classify": commands.classify,
         "embed": commands.embed,
+        "quality": commands.quality,
     }[args.command]
     return run(args)
 
@@ -73,6 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_generate(commands)
     _add_classify(commands)
     _add_embed(commands)
+    _add_quality(commands)
     return parser
 
 
@@ -137,6 +139,37 @@ def _add_embed(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument(
         "--batch-size", type=integer(1, _INT32_MAX), default=32, metavar="N", help="texts in a step (32)"
     )
+
+
+def _add_quality(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser("quality", help="what bfloat16, int8 and int4 cost, against float32")
+    parser.add_argument(
+        "-m",
+        "--model",
+        type=some_text("a folder or a hub id"),
+        metavar="DIR",
+        help="a model's folder or hub id (the demo model)",
+    )
+    parser.add_argument(
+        "--data",
+        type=some_text("a file"),
+        metavar="FILE",
+        help="a text a line; '-' is standard input (a chapter of a novel)",
+    )
+    parser.add_argument(
+        "--dtypes",
+        type=names("bfloat16", "int8", "int4"),
+        default=("bfloat16", "int8", "int4"),
+        metavar="A,B",
+        help="some of bfloat16,int8,int4 (all)",
+    )
+    parser.add_argument(
+        "--max-tokens", type=integer(2, _INT32_MAX), default=8192, metavar="N", help="tokens that are read (8192)"
+    )
+    parser.add_argument(
+        "--threads", type=integer(1), default=None, metavar="N", help="threads (all that this process may use)"
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON object")
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
