@@ -36,7 +36,7 @@ double median(std::vector<double> values) {
 
 // Operations a second of the multiply-adds of a format, in units of 1e9.
 double dot_rate(const KernelTable& kernels, Format format, ThreadPool& pool, double seconds) {
-    constexpr int64_t kIterations = 100'000;
+    constexpr int64_t kIterations = 25'000;
     const auto i = static_cast<size_t>(format);
     std::vector<double> rates;
     for (double spent = 0.0; spent < seconds || rates.size() < 3;) {

@@ -97,44 +97,75 @@ FA_INLINE Words offset_of(const LinearArgs& args, int column) {
     return mul_int(load_words(args.sums + column), broadcast_word(-kInt8Offset));
 }
 
-template <Format kFormat, Activation kActivation, int kRows>
-FA_INLINE void finish_tile(const LinearArgs& args, const Tile& t,
-                           typename Blocks<kFormat>::Dot::Sum (&sum)[kRows][kTileVecs]) {
-#pragma GCC unroll 8
-    for (int j = 0; j < kTileVecs; ++j) {
-        const int column = t.column + j * kLanes;
-        const int n = args.n - column < kLanes ? args.n - column : kLanes;
-        if (n <= 0) return;
-        const Vec bias = args.bias ? load_partial(args.bias + column, n) : zero();
-#pragma GCC unroll 8
-        for (int i = 0; i < kRows; ++i) {
+// Rows of sums to c: kVecs whole vectors of columns, or one of `n` columns.
+template <Format kFormat, Activation kActivation, int kVecs, bool kPart>
+FA_INLINE void finish_columns(const LinearArgs& args, const Tile& t, int rows, int first, int n) {
+    using Dot = typename Blocks<kFormat>::Dot;
+    const int column = t.column + first;
+    Vec bias[kVecs], scale[kVecs];
+#pragma GCC unroll 4
+    for (int j = 0; j < kVecs; ++j) {
+        const float* from = args.bias + column + j * kLanes;
+        bias[j] = !args.bias ? zero() : kPart ? load_partial(from, n) : load(from);
+        if constexpr (Blocks<kFormat>::kInteger) scale[j] = load(args.scales + column + j * kLanes);
+    }
+    for (int i = 0; i < rows; ++i) {
+        float* c = args.c + (t.row + i) * args.c_stride + column;
+        const float* residual = args.residual + (t.row + i) * args.residual_stride + column;
+#pragma GCC unroll 4
+        for (int j = 0; j < kVecs; ++j) {
+            const typename Dot::Sum sum = Dot::load_sum(t.partial + i * kPanelWidth + first + j * kLanes);
             Vec y;
             if constexpr (Blocks<kFormat>::kInteger)
-                y = mul(mul(to_float(sum[i][j]), broadcast(args.a_scales[t.row + i])), load(args.scales + column));
+                y = mul(mul(to_float(sum), broadcast(args.a_scales[t.row + i])), scale[j]);
             else
-                y = sum[i][j];
-            if (args.bias) y = add(y, bias);
+                y = sum;
+            if (args.bias) y = add(y, bias[j]);
             y = activate<kActivation>(y);
-            if (args.residual) y = add(load_partial(args.residual + (t.row + i) * args.residual_stride + column, n), y);
-            float* c = args.c + (t.row + i) * args.c_stride + column;
-            if (n == kLanes)
-                store(c, y);
-            else
+            if (args.residual) y = add(kPart ? load_partial(residual, n) : load(residual + j * kLanes), y);
+            if constexpr (kPart)
                 store_partial(c, y, n);
+            else
+                store(c + j * kLanes, y);
         }
     }
 }
 
-template <Format kFormat, Activation kActivation, int kRows>
+// The sums of `rows` rows and kVecs vectors of columns, from t.partial to c. A function of its own: a tile runs through
+// it once, and compiling it into every tile made the library several times larger and no faster.
+template <Format kFormat, Activation kActivation>
+__attribute__((noinline)) void finish_rows(const LinearArgs& args, const Tile& t, int rows) {
+    const int columns = args.n - t.column;
+    if (columns >= kTileVecs * kLanes)
+        return finish_columns<kFormat, kActivation, kTileVecs, false>(args, t, rows, 0, 0);
+    for (int j = 0; j < columns; j += kLanes)
+        finish_columns<kFormat, kActivation, 1, true>(args, t, rows, j, columns - j < kLanes ? columns - j : kLanes);
+}
+
+template <Format kFormat>
+FA_INLINE void finish(const LinearArgs& args, const Tile& t, int rows) {
+    switch (args.activation) {
+        case Activation::kNone: return finish_rows<kFormat, Activation::kNone>(args, t, rows);
+        case Activation::kGeluErf: return finish_rows<kFormat, Activation::kGeluErf>(args, t, rows);
+        case Activation::kGeluTanh: return finish_rows<kFormat, Activation::kGeluTanh>(args, t, rows);
+        case Activation::kRelu: return finish_rows<kFormat, Activation::kRelu>(args, t, rows);
+        case Activation::kTanh: return finish_rows<kFormat, Activation::kTanh>(args, t, rows);
+        case Activation::kSilu: return finish_rows<kFormat, Activation::kSilu>(args, t, rows);
+    }
+}
+
+template <Format kFormat, int kRows>
 void tile(const LinearArgs& args, const Tile& t, Prefetch& prefetch) {
     using Dot = typename Blocks<kFormat>::Dot;
     constexpr int kSumBlock = Blocks<kFormat>::kSum;
     typename Dot::Sum sum[kRows][kTileVecs];
-    int k0 = 0;
-    do {
+    if (t.last)  // ask for the lines of c, which are written at the end
+        for (int i = 0; i < kRows; ++i)
+            for (int j = 0; j < kTileVecs; ++j)
+                __builtin_prefetch(args.c + (t.row + i) * args.c_stride + t.column + j * kLanes, 1);
+    for (int k0 = 0; k0 == 0 || k0 < t.words; k0 += kSumBlock) {
         const int words = t.words - k0 < kSumBlock ? t.words - k0 : kSumBlock;
         const bool first = t.first && k0 == 0;
-        const bool last = t.last && k0 + words == t.words;
 #pragma GCC unroll 8
         for (int j = 0; j < kTileVecs; ++j) {
             typename Dot::Sum start = Dot::zero_sum();
@@ -150,13 +181,12 @@ void tile(const LinearArgs& args, const Tile& t, Prefetch& prefetch) {
 #pragma GCC unroll 8
                 for (int j = 0; j < kTileVecs; ++j)
                     sum[i][j] = Dot::add_sum(Dot::load_sum(t.partial + i * kPanelWidth + j * kLanes), sum[i][j]);
-        if (last) return finish_tile<kFormat, kActivation, kRows>(args, t, sum);
 #pragma GCC unroll 8
         for (int i = 0; i < kRows; ++i)
 #pragma GCC unroll 8
             for (int j = 0; j < kTileVecs; ++j) Dot::store_sum(t.partial + i * kPanelWidth + j * kLanes, sum[i][j]);
-        k0 += words;
-    } while (k0 < t.words);
+    }
+    if (t.last) finish<kFormat>(args, t, kRows);
 }
 
 FA_INLINE int64_t panel_bytes(const LinearArgs& args, Format format) {
@@ -196,13 +226,12 @@ FA_INLINE void unpack_panel(const std::byte* panel, int k0, int words, float* ou
 
 // One row of an int4 panel: nibbles are multiplied as they are, and each group's sum with its scale. Sums are exact, so
 // this gives what the unpacked panel would.
-template <Activation kActivation>
 FA_INLINE void one_row_int4(const LinearArgs& args, const std::byte* panel, int column) {
     constexpr int64_t kAhead = 4 * kInt4GroupBytes;
     const auto* a = static_cast<const int32_t*>(args.a);
     for (int j0 = 0; j0 < kVecsPerPanel; j0 += kTileVecs) {
-        Words sum[1][kTileVecs];
-        for (int j = 0; j < kTileVecs; ++j) sum[0][j] = offset_of(args, column + (j0 + j) * kLanes);
+        Words sum[kTileVecs];
+        for (int j = 0; j < kTileVecs; ++j) sum[j] = offset_of(args, column + (j0 + j) * kLanes);
         const std::byte* group = panel;
         for (int p = 0; p < args.words; p += kGroupWords, group += kInt4GroupBytes) {
             if (j0 == 0)
@@ -223,26 +252,26 @@ FA_INLINE void one_row_int4(const LinearArgs& args, const std::byte* panel, int 
             }
 #pragma GCC unroll 8
             for (int j = 0; j < kTileVecs; ++j)
-                sum[0][j] = add_int(
-                    sum[0][j], mul_int(dot[j], load_int8(reinterpret_cast<const int8_t*>(group) + (j0 + j) * kLanes)));
+                sum[j] = add_int(
+                    sum[j], mul_int(dot[j], load_int8(reinterpret_cast<const int8_t*>(group) + (j0 + j) * kLanes)));
         }
         const Tile t{.a = nullptr,
                      .panel = nullptr,
-                     .partial = nullptr,
+                     .partial = args.scratch,
                      .words = 0,
                      .first = true,
                      .last = true,
                      .row = 0,
                      .column = column + j0 * kLanes};
-        finish_tile<Format::kInt4, kActivation, 1>(args, t, sum);
+        for (int j = 0; j < kTileVecs; ++j) store_words(t.partial + j * kLanes, sum[j]);
+        finish<Format::kInt4>(args, t, 1);
     }
 }
 
-template <Format kFormat, Activation kActivation>
+template <Format kFormat>
 void linear(const LinearArgs& args) {
-    static constexpr TileFunction tiles[kTileRows] = {tile<kFormat, kActivation, 1>, tile<kFormat, kActivation, 2>,
-                                                      tile<kFormat, kActivation, 3>, tile<kFormat, kActivation, 4>,
-                                                      tile<kFormat, kActivation, 5>, tile<kFormat, kActivation, 6>};
+    static constexpr TileFunction tiles[kTileRows] = {tile<kFormat, 1>, tile<kFormat, 2>, tile<kFormat, 3>,
+                                                      tile<kFormat, 4>, tile<kFormat, 5>, tile<kFormat, 6>};
     static_assert(kTileRows == 6 && kLinearRowBlock % kTileRows == 0);
     constexpr int kKBlock = Blocks<kFormat>::kK;
     Prefetch prefetch = prefetch_of(args, kFormat);
@@ -251,7 +280,7 @@ void linear(const LinearArgs& args) {
         const std::byte* weights = static_cast<const std::byte*>(args.panels) + panel * panel_bytes(args, kFormat);
         if constexpr (kFormat == Format::kInt4)
             if (args.m == 1) {
-                one_row_int4<kActivation>(args, weights, panel * kPanelWidth);
+                one_row_int4(args, weights, panel * kPanelWidth);
                 continue;
             }
         for (int block = 0; block < args.m; block += kLinearRowBlock) {
@@ -282,18 +311,6 @@ void linear(const LinearArgs& args) {
                 k0 += words;
             } while (k0 < args.words);
         }
-    }
-}
-
-template <Format kFormat>
-void linear(const LinearArgs& args) {
-    switch (args.activation) {
-        case Activation::kNone: return linear<kFormat, Activation::kNone>(args);
-        case Activation::kGeluErf: return linear<kFormat, Activation::kGeluErf>(args);
-        case Activation::kGeluTanh: return linear<kFormat, Activation::kGeluTanh>(args);
-        case Activation::kRelu: return linear<kFormat, Activation::kRelu>(args);
-        case Activation::kTanh: return linear<kFormat, Activation::kTanh>(args);
-        case Activation::kSilu: return linear<kFormat, Activation::kSilu>(args);
     }
 }
 

@@ -1,5 +1,6 @@
 // Rows of floats in the words that the linears of bfloat16 and int8 take.
 #include "kernels/kernel_list.h"
+#include "kernels/math.h"
 #include "simd/vec.h"
 
 namespace fastattn::FASTATTN_TARGET {
@@ -9,21 +10,22 @@ FA_INLINE int lanes_left(int n, int i) {
     return n - i < kLanes ? n - i : kLanes;
 }
 
-// Highest magnitude of a row; NaN or infinity if it holds any.
+// Highest magnitude of a row, or NaN if it holds NaN or infinity.
 FA_INLINE float highest_magnitude(const float* x, int n) {
-    Vec highest = zero(), not_finite = zero();
+    constexpr int kStreams = 4;
+    Words highest[kStreams];
+    for (auto& h : highest) h = zero_words();
     int i = 0;
-    for (; i + kLanes <= n; i += kLanes) {
-        const Vec magnitude = abs(load(x + i));
-        highest = max(magnitude, highest);
-        not_finite = add(not_finite, sub(magnitude, magnitude));  // inf - inf is NaN, and NaN stays
-    }
-    if (i < n) {
-        const Vec magnitude = abs(load_partial(x + i, n - i));
-        highest = max(magnitude, highest);
-        not_finite = add(not_finite, sub(magnitude, magnitude));
-    }
-    return reduce_max(highest) + reduce_add(not_finite);
+    for (; i + kStreams * kLanes <= n; i += kStreams * kLanes)
+#pragma GCC unroll 4
+        for (int s = 0; s < kStreams; ++s)
+            highest[s] = max_unsigned(magnitude_bits(load(x + i + s * kLanes)), highest[s]);
+    for (; i < n; i += kLanes)
+        highest[0] = max_unsigned(magnitude_bits(load_partial(x + i, lanes_left(n, i))), highest[0]);
+    for (int s = 1; s < kStreams; ++s) highest[0] = max_unsigned(highest[s], highest[0]);
+    const Vec all = as_floats(highest[0]);
+    const float magnitude = reduce_max(all);
+    return any(is_nan(all)) || !(magnitude < kInf) ? __builtin_nanf("") : magnitude;
 }
 
 }  // namespace
@@ -32,25 +34,30 @@ void quantize_bfloat16(const QuantizeArgs& args) {
     for (int r = 0; r < args.rows; ++r) {
         const float* x = args.x + r * args.x_stride;
         auto* out = reinterpret_cast<uint16_t*>(static_cast<int32_t*>(args.out) + r * args.out_stride);
-        for (int i = 0; i < 2 * args.words; i += kLanes)
-            store_bf16(out + i, i < args.n ? load_partial(x + i, lanes_left(args.n, i)) : zero());
+        int i = 0;
+        for (; i + kLanes <= args.n; i += kLanes) store_bf16(out + i, load(x + i));
+        for (; i < 2 * args.words; i += kLanes)
+            store_bf16(out + i, i < args.n ? load_partial(x + i, args.n - i) : zero());
     }
 }
 
 void quantize_int8(const QuantizeArgs& args) {
+    const Words offset = broadcast_word(args.offset);
     for (int r = 0; r < args.rows; ++r) {
         const float* x = args.x + r * args.x_stride;
         auto* out = reinterpret_cast<int8_t*>(static_cast<int32_t*>(args.out) + r * args.out_stride);
         const float highest = highest_magnitude(x, args.n);
-        const bool finite = highest - highest == 0.0f;
-        // A row of denormals would give an infinite inverse: such a row is 0.
-        const float inverse = finite && highest > 0x1p-120f ? 127.0f / highest : 0.0f;
-        args.scales[r] = finite ? highest / 127.0f : __builtin_nanf("");
-        const Vec scale = broadcast(inverse);
-        const Words offset = broadcast_word(args.offset);
-        for (int i = 0; i < 4 * args.words; i += kLanes) {
+        args.scales[r] = highest / 127.0f;
+        // A row of denormals would give an infinite inverse: such a row is 0, as one that is not finite.
+        const bool usual = highest > 0x1p-120f;
+        const Vec inverse = broadcast(127.0f / highest);
+        int i = 0;
+        if (usual)
+            for (; i + kLanes <= args.n; i += kLanes)
+                store_int8(out + i, add_int(round_to_int(mul(load(x + i), inverse)), offset));
+        for (; i < 4 * args.words; i += kLanes) {
             Words q = zero_words();
-            if (i < args.n && inverse > 0.0f) q = round_to_int(mul(load_partial(x + i, lanes_left(args.n, i)), scale));
+            if (usual && i < args.n) q = round_to_int(mul(load_partial(x + i, args.n - i), inverse));
             store_int8(out + i, add_int(q, offset));
         }
     }

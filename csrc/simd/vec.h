@@ -21,6 +21,7 @@
 //   zero_words() broadcast_word(x) load_words(p) store_words(p, w) as_floats(w)
 //   to_float(w) round_to_int(v)        to the nearest, ties to even; v within the range of int32
 //   add_int(a, b) mul_int(a, b)        modulo 2^32
+//   magnitude_bits(v) max_unsigned(a, b)     of two magnitudes the higher; infinity is above all numbers, NaN above it
 //   load_bf16(p) -> Vec, store_bf16(p, v)    sixteen bfloat16, rounded to nearest even; NaN stays NaN
 //   load_int8(p) -> Words, store_int8(p, w)    sixteen bytes; stores the low ones
 //   dot_bf16(sum, a, b)                sum + a[0] b[0] + a[1] b[1] in each lane; roundings are the target's own

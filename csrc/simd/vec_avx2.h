@@ -162,6 +162,13 @@ FA_INLINE Words round_to_int(Vec a) {
 FA_INLINE Words add_int(Words a, Words b) {
     return {_mm256_add_epi32(a.lo, b.lo), _mm256_add_epi32(a.hi, b.hi)};
 }
+FA_INLINE Words max_unsigned(Words a, Words b) {
+    return {_mm256_max_epu32(a.lo, b.lo), _mm256_max_epu32(a.hi, b.hi)};
+}
+FA_INLINE Words magnitude_bits(Vec a) {
+    const __m256i bits = _mm256_set1_epi32(0x7fffffff);
+    return {_mm256_and_si256(_mm256_castps_si256(a.lo), bits), _mm256_and_si256(_mm256_castps_si256(a.hi), bits)};
+}
 FA_INLINE Words mul_int(Words a, Words b) {
     return {_mm256_mullo_epi32(a.lo, b.lo), _mm256_mullo_epi32(a.hi, b.hi)};
 }

@@ -143,6 +143,12 @@ FA_INLINE Words round_to_int(Vec a) {
 FA_INLINE Words add_int(Words a, Words b) {
     return {_mm512_add_epi32(a.v, b.v)};
 }
+FA_INLINE Words max_unsigned(Words a, Words b) {
+    return {_mm512_max_epu32(a.v, b.v)};
+}
+FA_INLINE Words magnitude_bits(Vec a) {
+    return {_mm512_and_si512(_mm512_castps_si512(a.v), _mm512_set1_epi32(0x7fffffff))};
+}
 FA_INLINE Words mul_int(Words a, Words b) {
     return {_mm512_mullo_epi32(a.v, b.v)};
 }
@@ -162,6 +168,9 @@ FA_INLINE void store_int8(int8_t* p, Words a) {
 FA_INLINE Vec dot_bf16(Vec sum, Words a, Words b) {
     return {_mm512_dpbf16_ps(sum.v, reinterpret_cast<__m512bh>(a.v), reinterpret_cast<__m512bh>(b.v))};
 }
+FA_INLINE void store_bf16(uint16_t* p, Vec a) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(a.v)));
+}
 #else
 FA_INLINE Vec dot_bf16(Vec sum, Words a, Words b) {
     const __m512i high = _mm512_set1_epi32(static_cast<int>(0xffff0000u));
@@ -170,7 +179,6 @@ FA_INLINE Vec dot_bf16(Vec sum, Words a, Words b) {
     return {_mm512_fmadd_ps(_mm512_castsi512_ps(_mm512_and_si512(a.v, high)),
                             _mm512_castsi512_ps(_mm512_and_si512(b.v, high)), sum.v)};
 }
-#endif
 FA_INLINE void store_bf16(uint16_t* p, Vec a) {
     const __m512i bits = _mm512_castps_si512(a.v), one = _mm512_set1_epi32(1);
     const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), one);
@@ -179,6 +187,7 @@ FA_INLINE void store_bf16(uint16_t* p, Vec a) {
     const __m512i word = _mm512_mask_blend_epi32(is_nan(a).m, rounded, quiet);
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(_mm512_srli_epi32(word, 16)));
 }
+#endif
 
 #if defined(__AVX512VNNI__)
 // The instruction takes unsigned bytes times signed ones: `a` is kept with 128 added.

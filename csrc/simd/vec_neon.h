@@ -176,6 +176,16 @@ FA_INLINE Words add_int(Words a, Words b) {
     FA_EACH a.v[i] = vaddq_s32(a.v[i], b.v[i]);
     return a;
 }
+FA_INLINE Words max_unsigned(Words a, Words b) {
+    for (int i = 0; i < 4; ++i)
+        a.v[i] = vreinterpretq_s32_u32(vmaxq_u32(vreinterpretq_u32_s32(a.v[i]), vreinterpretq_u32_s32(b.v[i])));
+    return a;
+}
+FA_INLINE Words magnitude_bits(Vec a) {
+    Words r;
+    FA_EACH r.v[i] = vreinterpretq_s32_f32(vabsq_f32(a.v[i]));
+    return r;
+}
 FA_INLINE Words mul_int(Words a, Words b) {
     FA_EACH a.v[i] = vmulq_s32(a.v[i], b.v[i]);
     return a;

@@ -165,6 +165,16 @@ FA_INLINE Words add_int(Words a, Words b) {
     FA_EACH a.v[i] = static_cast<int32_t>(static_cast<uint32_t>(a.v[i]) + static_cast<uint32_t>(b.v[i]));
     return a;
 }
+FA_INLINE Words max_unsigned(Words a, Words b) {
+    FA_EACH a.v[i] = static_cast<uint32_t>(a.v[i]) > static_cast<uint32_t>(b.v[i]) ? a.v[i] : b.v[i];
+    return a;
+}
+FA_INLINE Words magnitude_bits(Vec a) {
+    Words r;
+    std::memcpy(r.v, a.v, sizeof r.v);
+    FA_EACH r.v[i] &= 0x7fffffff;
+    return r;
+}
 FA_INLINE Words mul_int(Words a, Words b) {
     FA_EACH a.v[i] = static_cast<int32_t>(static_cast<uint32_t>(a.v[i]) * static_cast<uint32_t>(b.v[i]));
     return a;
