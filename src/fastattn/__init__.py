@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from fastattn.generation.options import GenerationOptions
     from fastattn.models.auto import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
     from fastattn.models.auto_tokenizer import AutoTokenizer
+    from fastattn.models.quantise import quantize
     from fastattn.tasks.pipelines import pipeline
     from fastattn.tasks.quality import QualityReport, compare_dtypes
     from fastattn.tasks.sentence_transformer import SentenceTransformer
@@ -46,6 +47,7 @@ _HOME = {
     "QualityReport": "fastattn.tasks.quality",
     "compare_dtypes": "fastattn.tasks.quality",
     "pipeline": "fastattn.tasks.pipelines",
+    "quantize": "fastattn.models.quantise",
 }
 _MODULES = ("checkpoint", "generation", "graph", "models", "ops", "runtime", "tasks", "tokenizer")
 
@@ -75,6 +77,7 @@ __all__ = [
     "compare_dtypes",
     "ops",
     "pipeline",
+    "quantize",
 ]
 
 

@@ -187,6 +187,17 @@ def quality(args: argparse.Namespace) -> int:
     return 0
 
 
+def quantize(args: argparse.Namespace) -> int:
+    """Write a quantised folder and say how large it is."""
+    from fastattn.models.quantise import quantize as write
+
+    begin = time.perf_counter()
+    folder = write(args.model, args.output, dtype=args.dtype, head_dtype=args.head_dtype, threads=args.threads)
+    size = (folder / "model.safetensors").stat().st_size
+    print(f"{folder}: {args.dtype}, {size / 1e6:.1f} MB in {time.perf_counter() - begin:.2f} s", file=sys.stderr)
+    return 0
+
+
 def _model(args: argparse.Namespace, task: Literal["text-generation", "text-classification"]) -> str | Path:
     """The model that was named, were it by an empty word, or the demo model of a task."""
     from fastattn.tasks.demo import demo_model

@@ -62,6 +62,7 @@ def _run(args: argparse.Namespace) -> int:
         "classify": commands.classify,
         "embed": commands.embed,
         "quality": commands.quality,
+        "quantize": commands.quantize,
     }[args.command]
     return run(args)
 
@@ -75,6 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_classify(commands)
     _add_embed(commands)
     _add_quality(commands)
+    _add_quantize(commands)
     return parser
 
 
@@ -172,6 +174,24 @@ def _add_quality(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--json", action="store_true", help="one JSON object")
 
 
+def _add_quantize(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser("quantize", help="write a model in bfloat16, int8 or int4 to a new folder")
+    parser.add_argument(
+        "model", type=some_text("a folder or a hub id"), metavar="DIR", help="a model's folder or hub id"
+    )
+    parser.add_argument("output", type=some_text("a folder"), metavar="OUT", help="a new or empty folder")
+    parser.add_argument("--dtype", required=True, choices=("bfloat16", "int8", "int4"), help="how weights are held")
+    parser.add_argument(
+        "--head-dtype",
+        default=None,
+        choices=("float32", "bfloat16", "int8", "int4"),
+        help="the same of the matrix that gives the logits (as --dtype)",
+    )
+    parser.add_argument(
+        "--threads", type=integer(1), default=None, metavar="N", help="threads (all that this process may use)"
+    )
+
+
 def _add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-m",
@@ -185,9 +205,9 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--dtype",
-        default="float32",
+        default=None,
         choices=("float32", "bfloat16", "int8", "int4", "float64"),
-        help="how weights are held (float32)",
+        help="how weights are held (a quantised model's own, else float32)",
     )
     parser.add_argument("--device", default="cpu", choices=("cpu", "numpy"), help="numpy is the float64 reference")
     parser.add_argument("--json", action="store_true", help="one JSON object a text")

@@ -178,7 +178,8 @@ class AutoModelForCausalLM:
         cls,
         path_or_id: str | Path,
         *,
-        dtype: str = "float32",
+        dtype: str | None = None,
+        head_dtype: str | None = None,
         device: str = "cpu",
         threads: int | None = None,
         revision: str | None = None,
@@ -188,6 +189,8 @@ class AutoModelForCausalLM:
     ) -> CausalLM:
         """A folder with config.json and model.safetensors, or a hub id (extra `hub`).
 
+        dtype: how weights are held, "float32", "bfloat16", "int8" or "int4" (activations are rounded with them); None
+        is that of a quantised checkpoint, else "float32". head_dtype: another for the matrix that gives the logits.
         device: "cpu", or "numpy" for the float64 specification. threads: None is what the process may use.
         Raises ConfigError, ModelFormatError, OSError, InputError.
         """
@@ -196,6 +199,7 @@ class AutoModelForCausalLM:
                 path_or_id,
                 "causal-lm",
                 dtype=dtype,
+                head_dtype=head_dtype,
                 device=device,
                 threads=threads,
                 revision=revision,
@@ -214,7 +218,8 @@ class AutoModel:
         cls,
         path_or_id: str | Path,
         *,
-        dtype: str = "float32",
+        dtype: str | None = None,
+        head_dtype: str | None = None,
         device: str = "cpu",
         threads: int | None = None,
         revision: str | None = None,
@@ -224,6 +229,8 @@ class AutoModel:
     ) -> Encoder:
         """A folder with config.json and model.safetensors, or a hub id (extra `hub`).
 
+        dtype: how weights are held, "float32", "bfloat16", "int8" or "int4" (activations are rounded with them); None
+        is that of a quantised checkpoint, else "float32". head_dtype: another for the matrix that gives the logits.
         device: "cpu", or "numpy" for the float64 specification. threads: None is what the process may use.
         Raises ConfigError, ModelFormatError, OSError, InputError.
         """
@@ -232,6 +239,7 @@ class AutoModel:
                 path_or_id,
                 "encoder",
                 dtype=dtype,
+                head_dtype=head_dtype,
                 device=device,
                 threads=threads,
                 revision=revision,
@@ -250,7 +258,8 @@ class AutoModelForSequenceClassification:
         cls,
         path_or_id: str | Path,
         *,
-        dtype: str = "float32",
+        dtype: str | None = None,
+        head_dtype: str | None = None,
         device: str = "cpu",
         threads: int | None = None,
         revision: str | None = None,
@@ -260,6 +269,8 @@ class AutoModelForSequenceClassification:
     ) -> SequenceClassifier:
         """A folder with config.json and model.safetensors, or a hub id (extra `hub`).
 
+        dtype: how weights are held, "float32", "bfloat16", "int8" or "int4" (activations are rounded with them); None
+        is that of a quantised checkpoint, else "float32". head_dtype: another for the matrix that gives the logits.
         device: "cpu", or "numpy" for the float64 specification. threads: None is what the process may use.
         Raises ConfigError, ModelFormatError, OSError, InputError.
         """
@@ -268,6 +279,7 @@ class AutoModelForSequenceClassification:
                 path_or_id,
                 "sequence-classification",
                 dtype=dtype,
+                head_dtype=head_dtype,
                 device=device,
                 threads=threads,
                 revision=revision,

@@ -39,7 +39,7 @@ def pipeline(
     model: str | Path | CausalLM | None = None,
     *,
     tokenizer: str | Path | Tokenizer | None = None,
-    dtype: str = "float32",
+    dtype: str | None = None,
     device: str = "cpu",
     threads: int | None = None,
 ) -> TextGenerationPipeline: ...
@@ -49,7 +49,7 @@ def pipeline(
     model: str | Path | SequenceClassifier | None = None,
     *,
     tokenizer: str | Path | Tokenizer | None = None,
-    dtype: str = "float32",
+    dtype: str | None = None,
     device: str = "cpu",
     threads: int | None = None,
 ) -> TextClassificationPipeline: ...
@@ -59,7 +59,7 @@ def pipeline(
     model: str | Path | Encoder | None = None,
     *,
     tokenizer: str | Path | Tokenizer | None = None,
-    dtype: str = "float32",
+    dtype: str | None = None,
     device: str = "cpu",
     threads: int | None = None,
 ) -> FeatureExtractionPipeline: ...
@@ -68,7 +68,7 @@ def pipeline(
     model: Any = None,
     *,
     tokenizer: str | Path | Tokenizer | None = None,
-    dtype: str = "float32",
+    dtype: str | None = None,
     device: str = "cpu",
     threads: int | None = None,
 ) -> Any:
