@@ -39,6 +39,11 @@ inline const char* dtype_name<int64_t>() {
     return "int64";
 }
 
+template <>
+inline const char* dtype_name<uint8_t>() {
+    return "uint8";
+}
+
 // Nothing is ever converted here: an array of another dtype, order or rank is an error that says what came.
 template <class T>
 void check_array(const char* name, const py::array& array, int ndim) {
@@ -113,6 +118,7 @@ void without_gil(const F& work) {
     }
 }
 
-Format format_from(const std::string& name);  // throws Error(kConfig) for an unknown one
+Format format_from(const std::string& name);     // throws Error(kConfig) for an unknown one
+Format kv_format_from(const std::string& name);  // and Error(kInput) for int4, which no KV block has
 
 }  // namespace fastattn

@@ -1,9 +1,10 @@
 #include <pybind11/stl.h>
 
 #include <array>
-#include <map>
 
 #include "bindings/bindings.h"
+#include "bindings/names.h"
+#include "program/decoding.h"
 #include "program/executor.h"
 #include "program/pack.h"
 #include "program/sampler.h"
@@ -11,58 +12,42 @@
 namespace fastattn {
 namespace {
 
-template <class T>
-T lookup(const std::map<std::string, T>& table, const std::string& what, const std::string& name) {
-    const auto it = table.find(name);
-    if (it == table.end()) throw Error(ErrorKind::kConfig, "program: unknown " + what + " " + name);
-    return it->second;
-}
+constexpr Named<Rows> kRowNames[] = {
+    {"tokens", Rows::kTokens}, {"wanted", Rows::kWanted}, {"sequences", Rows::kSequences}};
+constexpr Named<OpKind> kOpNames[] = {
+    {"embedding", OpKind::kEmbedding},     {"add", OpKind::kAdd},
+    {"layer_norm", OpKind::kLayerNorm},    {"linear", OpKind::kLinear},
+    {"activation", OpKind::kActivation},   {"slice", OpKind::kSlice},
+    {"attention", OpKind::kAttention},     {"attention_probs", OpKind::kAttentionProbs},
+    {"gather_rows", OpKind::kGatherRows},  {"pool", OpKind::kPool},
+    {"l2_normalize", OpKind::kL2Normalize}};
+constexpr Named<Index> kIndexNames[] = {
+    {"token_ids", Index::kTokenIds}, {"positions", Index::kPositions}, {"token_type_ids", Index::kTokenTypeIds}};
+constexpr Named<Gather> kGatherNames[] = {
+    {"tokens", Gather::kTokens}, {"wanted", Gather::kWanted}, {"first", Gather::kFirst}, {"last", Gather::kLast}};
+constexpr Named<Weight::Use> kUseNames[] = {
+    {"matrix", Weight::Use::kMatrix}, {"table", Weight::Use::kTable}, {"vector", Weight::Use::kVector}};
 
-Rows rows_from(const std::string& name) {
-    static const std::map<std::string, Rows> table{
-        {"tokens", Rows::kTokens}, {"wanted", Rows::kWanted}, {"sequences", Rows::kSequences}};
-    return lookup(table, "rows", name);
-}
-OpKind kind_from(const std::string& name) {
-    static const std::map<std::string, OpKind> table{
-        {"embedding", OpKind::kEmbedding},     {"add", OpKind::kAdd},
-        {"layer_norm", OpKind::kLayerNorm},    {"linear", OpKind::kLinear},
-        {"activation", OpKind::kActivation},   {"slice", OpKind::kSlice},
-        {"attention", OpKind::kAttention},     {"attention_probs", OpKind::kAttentionProbs},
-        {"gather_rows", OpKind::kGatherRows},  {"pool", OpKind::kPool},
-        {"l2_normalize", OpKind::kL2Normalize}};
-    return lookup(table, "op", name);
-}
-Activation activation_from(const std::string& name) {
-    static const std::map<std::string, Activation> table{
-        {"none", Activation::kNone}, {"gelu_erf", Activation::kGeluErf}, {"gelu_tanh", Activation::kGeluTanh},
-        {"relu", Activation::kRelu}, {"tanh", Activation::kTanh},        {"silu", Activation::kSilu}};
-    return lookup(table, "activation", name);
-}
-Index index_from(const std::string& name) {
-    static const std::map<std::string, Index> table{
-        {"token_ids", Index::kTokenIds}, {"positions", Index::kPositions}, {"token_type_ids", Index::kTokenTypeIds}};
-    return lookup(table, "index", name);
-}
-Gather gather_from(const std::string& name) {
-    static const std::map<std::string, Gather> table{
-        {"tokens", Gather::kTokens}, {"wanted", Gather::kWanted}, {"first", Gather::kFirst}, {"last", Gather::kLast}};
-    return lookup(table, "rows", name);
-}
-PoolKind pool_from(const std::string& name) {
-    static const std::map<std::string, PoolKind> table{
-        {"mean", PoolKind::kMean}, {"max", PoolKind::kMax}, {"mean_sqrt_len", PoolKind::kMeanSqrtLen}};
-    return lookup(table, "pool", name);
+template <class T, size_t n>
+T lookup(const Named<T> (&names)[n], const char* what, const py::handle& name) {
+    return value_of(names, name.cast<std::string>(), what, ErrorKind::kConfig);
 }
 
 }  // namespace
 
 Format format_from(const std::string& name) {
-    static const std::map<std::string, Format> table{{"float32", Format::kFloat32},
-                                                     {"bfloat16", Format::kBfloat16},
-                                                     {"int8", Format::kInt8},
-                                                     {"int4", Format::kInt4}};
-    return lookup(table, "format", name);
+    static constexpr Named<Format> names[] = {{"float32", Format::kFloat32},
+                                              {"bfloat16", Format::kBfloat16},
+                                              {"int8", Format::kInt8},
+                                              {"int4", Format::kInt4}};
+    return value_of(names, name, "format", ErrorKind::kConfig);
+}
+
+Format kv_format_from(const std::string& name) {
+    const Format format = format_from(name);
+    if (static_cast<int>(format) >= kKvFormats)
+        throw Error(ErrorKind::kInput, "kv_dtype: expected float32, bfloat16 or int8, got " + name);
+    return format;
 }
 
 namespace {
@@ -72,13 +57,13 @@ void read_attrs(const py::dict& attrs, OpSpec& op) {
     for (const auto& [key, value] : attrs) {
         const auto name = key.cast<std::string>();
         if (name == "activation")
-            op.activation = activation_from(value.cast<std::string>());
+            op.activation = lookup(kActivationNames, "program: activation", value);
         else if (name == "index")
-            op.index = index_from(value.cast<std::string>());
+            op.index = lookup(kIndexNames, "program: index", value);
         else if (name == "which" || name == "q_rows")
-            op.gather = gather_from(value.cast<std::string>());
+            op.gather = lookup(kGatherNames, "program: rows", value);
         else if (name == "pool")
-            op.pool = pool_from(value.cast<std::string>());
+            op.pool = lookup(kPoolNames, "program: pool", value);
         else if (name == "has_bias")
             op.has_bias = value.cast<bool>();
         else if (name == "has_residual")
@@ -106,16 +91,16 @@ void read_attrs(const py::dict& attrs, OpSpec& op) {
     }
 }
 
-ProgramSpec spec_from(const py::dict& dict) {
+ProgramSpec read_spec(const py::dict& dict) {
     ProgramSpec spec;
     for (const auto& item : dict["values"]) {
-        const auto [rows, width] = item.cast<std::pair<std::string, int32_t>>();
-        spec.values.push_back({rows_from(rows), width});
+        const auto [rows, width] = item.cast<std::pair<py::object, int32_t>>();
+        spec.values.push_back({lookup(kRowNames, "program: rows", rows), width});
     }
     for (const auto& item : dict["ops"]) {
         const auto fields = item.cast<py::tuple>();
         OpSpec op;
-        op.kind = kind_from(fields[0].cast<std::string>());
+        op.kind = lookup(kOpNames, "program: op", fields[0]);
         op.inputs = fields[1].cast<std::vector<int32_t>>();
         op.output = fields[2].cast<int32_t>();
         op.weights = fields[3].cast<std::vector<int32_t>>();
@@ -124,17 +109,25 @@ ProgramSpec spec_from(const py::dict& dict) {
     }
     spec.weights = dict["weights"].cast<std::vector<std::string>>();
     spec.outputs = dict["outputs"].cast<std::vector<int32_t>>();
+    spec.logits = dict["logits"].cast<int32_t>();
     spec.n_layer = dict["n_layer"].cast<int32_t>();
     spec.n_kv_head = dict["n_kv_head"].cast<int32_t>();
     spec.head_dim = dict["head_dim"].cast<int32_t>();
     spec.max_positions = dict["max_positions"].cast<int32_t>();
+    spec.kv_format = kv_format_from(dict["kv_dtype"].cast<std::string>());
     return spec;
 }
 
-Weight::Use use_from(const std::string& name) {
-    static const std::map<std::string, Weight::Use> table{
-        {"matrix", Weight::Use::kMatrix}, {"table", Weight::Use::kTable}, {"vector", Weight::Use::kVector}};
-    return lookup(table, "use", name);
+// What is missing or of another type is a ConfigError as well.
+ProgramSpec spec_from(const py::dict& dict) {
+    try {
+        return read_spec(dict);
+    } catch (const py::cast_error&) {
+        bad_spec("a field has another type than expected");
+    } catch (py::error_already_set& error) {
+        if (!error.matches(PyExc_LookupError) && !error.matches(PyExc_TypeError)) throw;
+        bad_spec(std::string("a field is missing or has another type than expected: ") + error.what());
+    }
 }
 
 void load(Engine& engine, const std::string& name, const std::string& use, const std::string& format,
@@ -145,7 +138,7 @@ void load(Engine& engine, const std::string& name, const std::string& use, const
             part.cast<std::tuple<int, int64_t, std::string, int64_t, int64_t, bool, std::string>>();
         sources.push_back({fd, offset, dtype_from_name(dtype), rows, columns, transposed, tensor});
     }
-    const Weight::Use as = use_from(use);
+    const Weight::Use as = value_of(kUseNames, use, "use", ErrorKind::kConfig);
     const Format kept = format_from(format);
     without_gil([&](const std::function<bool()>& poll) {
         Engine::Running& running = engine.running();
@@ -161,7 +154,7 @@ void load_packed(Engine& engine, const std::string& name, const std::string& use
         const auto [fd, offset, bytes, tensor] = part.cast<std::tuple<int, int64_t, int64_t, std::string>>();
         sources.push_back({fd, offset, bytes, tensor});
     }
-    const Weight::Use as = use_from(use);
+    const Weight::Use as = value_of(kUseNames, use, "use", ErrorKind::kConfig);
     const Format kept = format_from(format);
     without_gil([&](const std::function<bool()>& poll) {
         Engine::Running& running = engine.running();
@@ -172,7 +165,8 @@ void load_packed(Engine& engine, const std::string& name, const std::string& use
 
 std::array<int64_t, 3> packed_sizes(const std::string& use, const std::string& format, int64_t rows, int64_t columns) {
     Weight weight;
-    weight.use = use_from(use), weight.format = format_from(format), weight.rows = rows, weight.columns = columns;
+    weight.use = value_of(kUseNames, use, "use", ErrorKind::kConfig), weight.format = format_from(format),
+    weight.rows = rows, weight.columns = columns;
     return bytes_of(weight, use);
 }
 
@@ -210,18 +204,11 @@ StepInput step_from(const py::array& token_ids, const py::array& cu_seqlens, con
     return step;
 }
 
-// Elements of output `value`: rows x width, or every sequence's [n_head, q_len, kv_len].
+// [rows, width], or flat for attention maps, which are ragged.
 std::vector<py::ssize_t> output_shape(const Executor& executor, int32_t value, const StepInput& step) {
-    for (const auto& op : executor.spec().ops) {
-        if (op.output != value || op.kind != OpKind::kAttentionProbs) continue;
-        py::ssize_t total = 0;
-        for (int32_t s = 0; s < step.n_sequences; ++s) {
-            const py::ssize_t length = step.cu_seqlens[s + 1] - step.cu_seqlens[s];
-            total += op.n_head * length * (length + (step.caches.empty() ? 0 : step.caches[s]->length()));
-        }
-        return {total};
-    }
-    return {executor.rows_of(value, step), executor.spec().values[value].width};
+    const py::ssize_t width = executor.spec().values[value].width;
+    if (width == 0) return {executor.output_floats(value, step)};
+    return {executor.rows_of(value, step), width};
 }
 
 py::list run(Executor& executor, const py::array& token_ids, const py::array& cu_seqlens, const py::array& positions,
@@ -248,33 +235,116 @@ py::list run(Executor& executor, const py::array& token_ids, const py::array& cu
     return arrays;
 }
 
+// The arrays that tokens are drawn by, checked.
+struct Draws {
+    const SampleParams* params;
+    std::vector<const int32_t*> histories;
+    std::vector<int64_t> lengths, no_suppress;
+    const int32_t* suppressed = nullptr;
+    int32_t n_suppressed = 0;
+    const int64_t* suppress = nullptr;
+    int32_t n, vocab;
+
+    // The ids before the token of row i are history[offsets[i]:offsets[i + 1]].
+    Draws(int32_t n, int32_t vocab, const py::array& params, const py::array& history, const py::array& offsets)
+        : params(static_cast<const SampleParams*>(params.data())), no_suppress(n), n(n), vocab(vocab) {
+        if (params.itemsize() != sizeof(SampleParams) || params.size() != n || !(params.flags() & py::array::c_style))
+            throw Error(ErrorKind::kInput, "params: expected one SAMPLE_PARAMS record a row");
+        const int64_t* begins = data_of<int64_t>("history_offsets", offsets, 1);
+        const int32_t* ids = data_of<int32_t>("history", history, 1);
+        if (offsets.size() != n + 1 || begins[0] != 0 || begins[n] != history.size())
+            throw Error(ErrorKind::kInput, "history_offsets: expected n + 1 numbers from 0 to the length of history");
+        for (int32_t i = 0; i < n; ++i) {
+            if (begins[i + 1] < begins[i]) throw Error(ErrorKind::kInput, "history_offsets: expected rising numbers");
+            histories.push_back(ids + begins[i]);
+            lengths.push_back(begins[i + 1] - begins[i]);
+        }
+        for (py::ssize_t i = 0; i < history.size(); ++i)
+            if (ids[i] < 0 || ids[i] >= vocab) throw Error(ErrorKind::kInput, "history: an id is out of range");
+        suppress = no_suppress.data();
+    }
+    void suppress_ids(const std::optional<py::array>& ids, const std::optional<py::array>& counts) {
+        if (!ids || !counts) return;
+        suppressed = data_of<int32_t>("suppressed", *ids, 1);
+        n_suppressed = static_cast<int32_t>(ids->size());
+        suppress = data_of<int64_t>("suppress", *counts, 1);
+        if (counts->size() != n) throw Error(ErrorKind::kInput, "suppress: expected one number a row");
+    }
+    SampleArgs args(int32_t* ids, float* logprobs) const {
+        return {.n = n,
+                .vocab = vocab,
+                .params = params,
+                .histories = histories.data(),
+                .history_lengths = lengths.data(),
+                .suppressed = suppressed,
+                .n_suppressed = n_suppressed,
+                .suppress = suppress,
+                .ids = ids,
+                .logprobs = logprobs};
+    }
+};
+
 py::tuple sample_tokens(const py::array& logits, const py::array& params, const py::array& history,
                         const py::array& history_offsets, bool logprobs) {
     const float* data = data_of<float>("logits", logits, 2);
     const auto n = static_cast<int32_t>(logits.shape(0)), vocab = static_cast<int32_t>(logits.shape(1));
-    if (params.itemsize() != sizeof(SampleParams) || params.size() != n || !(params.flags() & py::array::c_style))
-        throw Error(ErrorKind::kInput, "params: expected one SAMPLE_PARAMS record a row");
-    const int64_t* offsets = data_of<int64_t>("history_offsets", history_offsets, 1);
-    const int32_t* ids_before = data_of<int32_t>("history", history, 1);
-    if (history_offsets.size() != n + 1 || offsets[0] != 0 || offsets[n] != history.size())
-        throw Error(ErrorKind::kInput, "history_offsets: expected n + 1 numbers from 0 to the length of history");
-    for (int32_t i = 0; i < n; ++i)
-        if (offsets[i + 1] < offsets[i]) throw Error(ErrorKind::kInput, "history_offsets: expected rising numbers");
-    for (py::ssize_t i = 0; i < history.size(); ++i)
-        if (ids_before[i] < 0 || ids_before[i] >= vocab)
-            throw Error(ErrorKind::kInput, "history: an id is out of range");
+    const Draws draws(n, vocab, params, history, history_offsets);
     py::array_t<int32_t> ids(n);
     py::array_t<float> chosen(logprobs ? n : 0);
-    const SampleArgs args{.logits = data,
-                          .n = n,
-                          .vocab = vocab,
-                          .params = static_cast<const SampleParams*>(params.data()),
-                          .history = ids_before,
-                          .history_offsets = offsets,
-                          .ids = ids.mutable_data(),
-                          .logprobs = logprobs ? chosen.mutable_data() : nullptr};
-    without_gil([&](const std::function<bool()>&) { sample(args); });
+    const SampleArgs args = draws.args(ids.mutable_data(), logprobs ? chosen.mutable_data() : nullptr);
+    without_gil([&](const std::function<bool()>&) { sample(data, args); });
     return py::make_tuple(ids, logprobs ? py::object(chosen) : py::none());
+}
+
+template <class T>
+py::list list_of(const std::vector<T>& values) {
+    py::list list(values.size());
+    for (size_t i = 0; i < values.size(); ++i) list[i] = values[i];
+    return list;
+}
+
+py::tuple result_of(const Decoding::Drawn& drawn) {
+    return py::make_tuple(list_of(drawn.ids),
+                          drawn.logprobs.empty() ? py::none() : py::object(list_of(drawn.logprobs)));
+}
+
+py::tuple draw(Executor& executor, const py::array& token_ids, const py::array& cu_seqlens, const py::array& positions,
+               const py::array& wanted, const std::optional<std::vector<KvCache*>>& caches, const py::array& params,
+               const py::array& history, const py::array& history_offsets, const std::optional<py::array>& suppressed,
+               const std::optional<py::array>& suppress, bool logprobs) {
+    const StepInput step = step_from(token_ids, cu_seqlens, positions, wanted, std::nullopt, caches);
+    const CacheGuard guard(step.caches);
+    Draws draws(step.n_wanted, executor.vocab(), params, history, history_offsets);
+    draws.suppress_ids(suppressed, suppress);
+    Decoding::Drawn drawn{std::vector<int32_t>(step.n_wanted), std::vector<float>(logprobs ? step.n_wanted : 0)};
+    const SampleArgs args = draws.args(drawn.ids.data(), logprobs ? drawn.logprobs.data() : nullptr);
+    without_gil([&](const std::function<bool()>& poll) { executor.draw(step, args, poll); });
+    return result_of(drawn);
+}
+
+std::unique_ptr<Decoding> new_decoding(std::shared_ptr<Executor> executor, const py::array& token_ids,
+                                       const std::vector<std::shared_ptr<KvCache>>& caches, const py::array& params,
+                                       const py::array& history, const py::array& history_offsets,
+                                       const std::optional<py::array>& suppressed,
+                                       const std::optional<py::array>& suppress, bool logprobs) {
+    const int32_t* ids = data_of<int32_t>("token_ids", token_ids, 1);
+    const auto n = static_cast<int32_t>(token_ids.size());
+    if (caches.size() != static_cast<size_t>(n)) throw Error(ErrorKind::kInput, "caches: expected one a sequence");
+    Draws draws(n, executor->vocab(), params, history, history_offsets);
+    draws.suppress_ids(suppressed, suppress);
+    std::vector<Decoding::Row> rows;
+    for (int32_t i = 0; i < n; ++i) {
+        if (caches[i] == nullptr)
+            throw Error(ErrorKind::kInput, "caches: expected a cache for every sequence, got None");
+        rows.push_back({.cache = caches[i],
+                        .token_id = ids[i],
+                        .params = draws.params[i],
+                        .history = {draws.histories[i], draws.histories[i] + draws.lengths[i]},
+                        .suppress = draws.suppress[i]});
+    }
+    return std::make_unique<Decoding>(std::move(executor), std::move(rows),
+                                      std::vector<int32_t>(draws.suppressed, draws.suppressed + draws.n_suppressed),
+                                      logprobs);
 }
 
 // A cache outside of a step: refused while a step in another thread uses it.
@@ -338,7 +408,20 @@ void register_program(py::module_& m) {
         .def_property_readonly("op_seconds", &Executor::op_seconds)
         .def_property_readonly("workspace_bytes", &Executor::workspace_bytes)
         .def("run", run, py::arg("token_ids"), py::arg("cu_seqlens"), py::arg("positions"), py::arg("wanted"),
-             py::arg("token_type_ids") = py::none(), py::arg("caches") = py::none(), py::arg("out") = py::none());
+             py::arg("token_type_ids") = py::none(), py::arg("caches") = py::none(), py::arg("out") = py::none())
+        .def("draw", draw, py::arg("token_ids"), py::arg("cu_seqlens"), py::arg("positions"), py::arg("wanted"),
+             py::arg("caches"), py::arg("params"), py::arg("history"), py::arg("history_offsets"),
+             py::arg("suppressed") = py::none(), py::arg("suppress") = py::none(), py::arg("logprobs") = false);
+
+    py::classh<Decoding>(m, "Decoding", "Sequences that are fed, step after step, what they drew.")
+        .def(py::init(&new_decoding), py::arg("executor"), py::arg("token_ids"), py::arg("caches"), py::arg("params"),
+             py::arg("history"), py::arg("history_offsets"), py::arg("suppressed") = py::none(),
+             py::arg("suppress") = py::none(), py::arg("logprobs") = false)
+        .def("draw", [](Decoding& decoding) {
+            Decoding::Drawn drawn;
+            without_gil([&](const std::function<bool()>& poll) { drawn = decoding.draw(poll); });
+            return result_of(drawn);
+        });
 
     m.def("sample", sample_tokens, py::arg("logits"), py::arg("params"), py::arg("history"), py::arg("history_offsets"),
           py::arg("logprobs") = true);

@@ -22,61 +22,85 @@ const char* compiler() {
 #endif
 }
 
-double seconds_of(ThreadPool& pool, const std::function<void(Team&)>& body) {
+double seconds_of(ThreadPool& pool, const std::function<void(Team&)>& body, const std::function<bool()>& poll) {
     const auto start = std::chrono::steady_clock::now();
-    pool.run(body);
+    if (!pool.run(body, poll)) throw Error(ErrorKind::kCancelled, "the measurement was interrupted");
     return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 
-double median(std::vector<double> values) {
-    const auto middle = values.begin() + static_cast<long>(values.size() / 2);
-    std::nth_element(values.begin(), middle, values.end());
+// The median rate of `work` units a region, over at least 3 regions and `seconds`.
+double median_rate(ThreadPool& pool, double work, double seconds, const std::function<void(Team&)>& body,
+                   const std::function<bool()>& poll) {
+    std::vector<double> rates;
+    for (double spent = 0.0; spent < seconds || rates.size() < 3;) {
+        const double time = seconds_of(pool, body, poll);
+        rates.push_back(work / time);
+        spent += time;
+    }
+    const auto middle = rates.begin() + static_cast<std::ptrdiff_t>(rates.size() / 2);
+    std::nth_element(rates.begin(), middle, rates.end());
     return *middle;
 }
 
-// Operations a second of the multiply-adds of a format, in units of 1e9.
-double dot_rate(const KernelTable& kernels, Format format, ThreadPool& pool, double seconds) {
-    constexpr int64_t kIterations = 25'000;
+// Operations a second of the multiply-adds of a format.
+double dot_rate(const KernelTable& kernels, Format format, ThreadPool& pool, double seconds,
+                const std::function<bool()>& poll) {
+    constexpr int64_t kChunksPerThread = 8, kIterations = 3'000;
     const auto i = static_cast<size_t>(format);
-    std::vector<double> rates;
-    for (double spent = 0.0; spent < seconds || rates.size() < 3;) {
-        const double time = seconds_of(pool, [&](Team&) { kernels.measure_dot[i](kIterations); });
-        rates.push_back(static_cast<double>(pool.size()) * kernels.measure_dot_ops[i] * kIterations / time / 1e9);
-        spent += time;
-    }
-    return median(rates);
+    const int64_t chunks = kChunksPerThread * pool.size();
+    return median_rate(
+        pool, static_cast<double>(chunks * kIterations * kernels.measure_dot_ops[i]), seconds,
+        [&](Team& team) { team.for_chunks(chunks, [&](int64_t) { kernels.measure_dot[i](kIterations); }); }, poll);
 }
 
 // The machine's limits at this moment: rates of independent multiply-adds, and of reading fresh memory.
 py::dict measure_limits(int threads, double seconds, int64_t read_bytes) {
     const KernelTable& kernels = active_kernels();
-    double fma_gflops = 0.0, bf16_gflops = 0.0, int8_gops = 0.0, read_gbps = 0.0;
-    without_gil([&](const std::function<bool()>&) {
+    constexpr int64_t kChunksPerThread = 8;
+    if (read_bytes < 0) throw Error(ErrorKind::kInput, "read_bytes: expected at least 0");
+    double fma_flops = 0.0, bf16_flops = 0.0, int8_ops = 0.0, read_bytes_rate = 0.0;
+    without_gil([&](const std::function<bool()>& poll) {
         ThreadPool pool(threads);
-        fma_gflops = dot_rate(kernels, Format::kFloat32, pool, seconds / 4);
-        bf16_gflops = dot_rate(kernels, Format::kBfloat16, pool, seconds / 4);
-        int8_gops = dot_rate(kernels, Format::kInt8, pool, seconds / 4);
-        static Buffer memory;  // kept: faulting it in again would cost more than the measurement
-        if (memory.bytes() < static_cast<size_t>(read_bytes)) {
-            memory = Buffer(static_cast<size_t>(read_bytes));
-            std::fill_n(memory.floats(), memory.bytes() / sizeof(float), 1.0f);
-        }
-        const int64_t part = read_bytes / 4 / threads;
-        std::vector<double> rates;
-        for (double spent = 0.0; spent < seconds / 4 || rates.size() < 3;) {
-            const double time = seconds_of(
-                pool, [&](Team& team) { kernels.measure_read(memory.floats() + team.index() * part, part); });
-            rates.push_back(static_cast<double>(part) * threads * 4 / time / 1e9);
-            spent += time;
-        }
-        read_gbps = median(rates);
+        fma_flops = dot_rate(kernels, Format::kFloat32, pool, seconds / 4, poll);
+        bf16_flops = dot_rate(kernels, Format::kBfloat16, pool, seconds / 4, poll);
+        int8_ops = dot_rate(kernels, Format::kInt8, pool, seconds / 4, poll);
+        const int64_t chunks = kChunksPerThread * threads;
+        const int64_t part = read_bytes / static_cast<int64_t>(sizeof(float)) / chunks;  // floats of a chunk
+        const Buffer memory(static_cast<size_t>(read_bytes));
+        const auto over_parts = [&](const auto& work) {
+            return [&memory, chunks, part, work](Team& team) {
+                team.for_chunks(chunks, [&](int64_t i) { work(memory.floats() + i * part); });
+            };
+        };
+        seconds_of(pool, over_parts([&](float* at) { std::fill_n(at, part, 1.0f); }), poll);
+        read_bytes_rate = median_rate(pool, static_cast<double>(chunks * part * 4), seconds / 4,
+                                      over_parts([&](float* at) { kernels.measure_read(at, part); }), poll);
     });
     py::dict result;
-    result["fma_gflops"] = fma_gflops;
-    result["bf16_gflops"] = bf16_gflops;
-    result["int8_gops"] = int8_gops;
-    result["read_gbps"] = read_gbps;
+    result["fma_gflops"] = fma_flops / 1e9;
+    result["bf16_gflops"] = bf16_flops / 1e9;
+    result["int8_gops"] = int8_ops / 1e9;
+    result["read_gbps"] = read_bytes_rate / 1e9;
     return result;
+}
+
+// Seconds that each of `rounds` regions took, with so many barriers and nothing else in it; before each the caller was
+// busy elsewhere for `rest` seconds.
+std::vector<double> measure_regions(int threads, int barriers, double rest, int rounds) {
+    std::vector<double> seconds;
+    without_gil([&](const std::function<bool()>& poll) {
+        ThreadPool pool(threads);
+        using Clock = std::chrono::steady_clock;
+        const std::function<void(Team&)> body = [barriers](Team& team) {
+            for (int i = 0; i < barriers; ++i) team.barrier();
+        };
+        for (int round = 0; round < rounds; ++round) {
+            for (const auto begin = Clock::now(); std::chrono::duration<double>(Clock::now() - begin).count() < rest;) {
+            }
+            seconds.push_back(seconds_of(pool, body, poll));
+        }
+    });
+    return seconds;
 }
 
 }  // namespace
@@ -92,6 +116,8 @@ void register_runtime(py::module_& m) {
           py::arg("read_bytes") = int64_t{1} << 29,
           "The machine's limits with `threads` threads at this moment: {fma_gflops, bf16_gflops, int8_gops, "
           "read_gbps}, medians.");
+    m.def("measure_regions", measure_regions, py::arg("threads"), py::arg("barriers") = 0, py::arg("rest") = 0.0,
+          py::arg("rounds") = 1, "Seconds of `rounds` empty parallel regions, each after `rest` seconds without one.");
 }
 
 }  // namespace fastattn

@@ -18,9 +18,9 @@ const KernelTable& kernel_table() {
         .quantize_int8 = quantize_int8,
         .pack = {pack_float32, pack_bfloat16, pack_int8, pack_int4},
         .layer_norm_f32 = layer_norm_f32,
-        .kv_store_f32 = kv_store_f32,
-        .attention_f32 = attention_f32,
-        .attention_probs_f32 = attention_probs_f32,
+        .kv_store = {kv_store_float32, kv_store_bfloat16, kv_store_int8},
+        .attention = {attention_float32, attention_bfloat16, attention_int8},
+        .attention_probs = {attention_probs_float32, attention_probs_bfloat16, attention_probs_int8},
         .softmax_f32 = softmax_f32,
         .activation_f32 = activation_f32,
         .add_f32 = add_f32,
@@ -29,6 +29,8 @@ const KernelTable& kernel_table() {
         .argmax_f32 = argmax_f32,
         .measure_dot = {measure_float32, measure_bfloat16, measure_int8, measure_int8},
         .measure_dot_ops = {kSumOps, 2 * kSumOps, 4 * kSumOps, 4 * kSumOps},
+        .find_f32 = find_f32,
+        .exp_sum_f32 = exp_sum_f32,
         .measure_read = measure_read,
     };
     return table;

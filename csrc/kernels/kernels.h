@@ -2,6 +2,7 @@
 // this header is shared between targets, so it must not define any function.
 // Strides and lengths are in elements. Unless said otherwise an output may be the same buffer as an input row by row.
 #pragma once
+#include <cstddef>
 #include <cstdint>
 
 namespace fastattn {
@@ -84,41 +85,47 @@ struct LayerNormF32Args {
     float eps;
 };
 
-// Rows of keys and values of one head into KV blocks: position p goes to block p / 64, lane p % 64.
-struct KvStoreF32Args {
+// Keys and values are kept in KV blocks of 64 positions, in one of the formats but int4. The part of a block that
+// belongs to a head holds words of 32 bits, `kKvGroup` elements each: keys [ceil(head_dim / group), 64], a word the
+// neighbouring elements of a position; values [64 / group, head_dim], a word the same element of neighbouring
+// positions; int8 then the scales of keys [64] and of values [64], floats.
+inline constexpr int kKvFormats = 3;
+inline constexpr int kKvGroup[kKvFormats] = {1, 2, 4};
+inline constexpr int kMaxHeadDim = 256;
+
+// Rows of keys and values of one head into KV blocks: position p goes to block p / 64. Nothing else is written, not
+// even the rest of a word, so that threads may store neighbouring positions.
+struct KvStoreArgs {
     const float* k;  // [rows, head_dim]
     const float* v;  // [rows, head_dim]
     int64_t k_stride, v_stride;
-    float* const* blocks;  // block b starts at blocks[b]
-    int64_t k_offset;      // blocks[b] + k_offset: keys transposed [head_dim, 64]
-    int64_t v_offset;      // blocks[b] + v_offset: values [64, head_dim]
+    std::byte* const* blocks;
+    int64_t offset;  // bytes: the head's part starts at blocks[b] + offset
     int32_t rows, position, head_dim;
 };
 
 // Softmax attention of some query rows of one head over the KV blocks of one sequence. Each block is reduced on its own
 // (its own maximum, sum and weighted values), then merged in block order, so that any split of the work gives the same
 // bits. Row r sits at position q_position + r; with causal it sees positions <= its own.
-struct AttentionF32Args {
+struct AttentionArgs {
     const float* q;  // [q_len, head_dim]
     int64_t q_stride;
-    const float* const* blocks;  // as in KvStoreF32Args
-    int64_t k_offset, v_offset;
-    const float* mask;  // [q_len, kv_len] added to the scaled scores, or null
+    const std::byte* const* blocks;  // as in KvStoreArgs
+    int64_t offset;
+    const float* mask;  // [q_len, kv_len] added to the scaled scores, or null; float32 alone
     int64_t mask_stride;
     float* out;  // [q_len, head_dim]; a row that sees nothing is 0
     int64_t out_stride;
     float* scratch;  // kAttentionScratch floats, owned by the calling thread
     int32_t q_len, q_position, kv_len, head_dim;
     bool causal;
-    float scale;
+    float scale;  // positive, or float32
 };
-inline constexpr int kMaxHeadDim = 256;
-inline constexpr int64_t kAttentionScratch = 16 * (kBlockLen + 2 * kMaxHeadDim + 64);  // floats
+inline constexpr int kAttentionRows = 16;  // query rows that go through a block together
+inline constexpr int64_t kAttentionScratch =
+    kAttentionRows * (kBlockLen + kMaxHeadDim + kMaxHeadDim / 2) + 16 * 16;  // floats
 
-// probs [q_len, kv_len] of the same attention, for those who ask for attention maps.
-struct AttentionProbsF32Args {
-    AttentionF32Args attention;  // out and out_stride name probs
-};
+// probs [q_len, kv_len] of the same attention, for those who ask for attention maps: `out` and `out_stride` name them.
 
 struct SoftmaxF32Args {
     const float* x;  // [rows, n]
@@ -162,6 +169,23 @@ struct ArgmaxF32Args {
     float* value;
 };
 
+// First index whose value is not below `threshold`, n if there is none. A NaN is not below anything.
+struct FindF32Args {
+    const float* x;  // [n]
+    int32_t n;
+    float threshold;
+};
+
+// sum = the softmax's sum of e^(x - shift), and its logarithm (0 for a sum of 0, as in log-softmax).
+struct ExpSumF32Args {
+    const float* x;  // [n]
+    float* out;      // [n], e^(x - shift), or null; x may be out
+    int32_t n;
+    float shift;
+    float* sum;
+    float* log_sum;
+};
+
 struct KernelTable {
     const char* target;
     int32_t int8_offset;  // added to the int8 activations that its linears take
@@ -170,9 +194,9 @@ struct KernelTable {
     void (*quantize_int8)(const QuantizeArgs&);
     void (*pack[kFormats])(const PackArgs&);
     void (*layer_norm_f32)(const LayerNormF32Args&);
-    void (*kv_store_f32)(const KvStoreF32Args&);
-    void (*attention_f32)(const AttentionF32Args&);
-    void (*attention_probs_f32)(const AttentionProbsF32Args&);
+    void (*kv_store[kKvFormats])(const KvStoreArgs&);
+    void (*attention[kKvFormats])(const AttentionArgs&);
+    void (*attention_probs[kKvFormats])(const AttentionArgs&);
     void (*softmax_f32)(const SoftmaxF32Args&);
     void (*activation_f32)(const ElementwiseF32Args&);
     void (*add_f32)(const ElementwiseF32Args&);
@@ -183,6 +207,8 @@ struct KernelTable {
     // an iteration, two a multiply-add.
     float (*measure_dot[kFormats])(int64_t iterations);
     int32_t measure_dot_ops[kFormats];
+    int32_t (*find_f32)(const FindF32Args&);
+    void (*exp_sum_f32)(const ExpSumF32Args&);
     float (*measure_read)(const float* p, int64_t n);
 };
 

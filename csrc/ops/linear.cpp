@@ -82,26 +82,46 @@ void linear(Team& team, const KernelTable& kernels, const LinearOp& op) {
         // behind the last panel of the last rows that is one of the next linear.
         const int64_t next_panel = panel + panels_per_chunk * team.size();
         const bool behind = next_panel >= panels && row + rows >= m;
-        kernels.linear[static_cast<int>(op.weights.format)](
-            {.a = a.words + row * a_stride,
-             .a_stride = a_stride,
-             .a_scales = a.scales ? a.scales + row : nullptr,
-             .panels = op.weights.panels,
-             .scales = op.weights.scales,
-             .sums = op.weights.sums,
-             .bias = op.bias,
-             .residual = op.residual.data ? op.residual.row(row) : nullptr,
-             .residual_stride = op.residual.stride,
-             .c = op.out.row(row),
-             .c_stride = op.out.stride,
-             .scratch = op.scratch[team.index()],
-             .next_panel = behind ? op.next.at(next_panel - panels) : op.weights.at(next_panel % panels),
-             .m = static_cast<int32_t>(std::min(rows, m - row)),
-             .words = op.weights.words,
-             .n = op.out.width,
-             .panel_begin = static_cast<int32_t>(panel),
-             .panel_end = static_cast<int32_t>(std::min(panel + panels_per_chunk, panels)),
-             .activation = op.activation});
+        const std::byte* upcoming = behind ? op.next.at(next_panel - panels) : op.weights.at(next_panel % panels);
+        const int64_t chunk_rows = std::min(rows, m - row), end = std::min(panel + panels_per_chunk, panels);
+        // A sink takes what fits its room.
+        const int64_t at_once =
+            op.sink ? std::max<int64_t>(1, LinearSink::kTileFloats / (chunk_rows * kPanelWidth)) : panels_per_chunk;
+        for (int64_t first = panel; first < end; first += at_once) {
+            const int64_t last = std::min(first + at_once, end);
+            View c{nullptr, chunk_rows, op.out.stride, op.out.width};
+            if (op.out.data != nullptr) {
+                c.data = op.out.row(row);
+            } else {
+                c.stride = at_once * kPanelWidth;
+                c.data = op.sink->room(team.index()) - first * kPanelWidth;  // column 0 would lie before the room
+            }
+            kernels.linear[static_cast<int>(op.weights.format)](
+                {.a = a.words + row * a_stride,
+                 .a_stride = a_stride,
+                 .a_scales = a.scales ? a.scales + row : nullptr,
+                 .panels = op.weights.panels,
+                 .scales = op.weights.scales,
+                 .sums = op.weights.sums,
+                 .bias = op.bias,
+                 .residual = op.residual.data ? op.residual.row(row) : nullptr,
+                 .residual_stride = op.residual.stride,
+                 .c = c.data,
+                 .c_stride = c.stride,
+                 .scratch = op.scratch[team.index()],
+                 .next_panel = last < end ? op.weights.at(last) : upcoming,
+                 .m = static_cast<int32_t>(chunk_rows),
+                 .words = op.weights.words,
+                 .n = op.out.width,
+                 .panel_begin = static_cast<int32_t>(first),
+                 .panel_end = static_cast<int32_t>(last),
+                 .activation = op.activation});
+            if (op.sink == nullptr) continue;
+            const int64_t column = first * kPanelWidth;
+            c.data += column;
+            c.width = static_cast<int32_t>(std::min<int64_t>(last * kPanelWidth, op.out.width) - column);
+            op.sink->take(team.index(), {.view = c, .row = row, .column = static_cast<int32_t>(column)});
+        }
     });
 }
 

@@ -45,6 +45,23 @@ struct Quantized {
 inline int64_t quantized_stride(int64_t words) {
     return (words + 15) / 16 * 16;
 }
+// Takes the output of a linear tile by tile, each on the thread that computed it while it is in that thread's cache. Of
+// one row a thread's tiles come in rising order.
+class LinearSink {
+public:
+    static constexpr int64_t kTileFloats = 16384;
+    struct Tile {
+        View view;  // may be written to
+        int64_t row;
+        int32_t column;
+    };
+    virtual float* room(int thread) = 0;  // kTileFloats for a tile, where the output has no memory
+    virtual void take(int thread, const Tile& tile) = 0;
+
+protected:
+    ~LinearSink() = default;
+};
+static_assert(LinearSink::kTileFloats >= kLinearRowBlock * kPanelWidth);
 
 struct LinearOp {
     View x, out;
@@ -53,8 +70,9 @@ struct LinearOp {
     const float* bias;  // or null
     View residual;      // data null without
     Activation activation;
-    Quantized quantized;    // room for x, shared by all threads; not for float32
-    float* const* scratch;  // a thread, kScratchFloats
+    Quantized quantized;         // room for x, shared by all threads; not for float32
+    float* const* scratch;       // a thread, kScratchFloats
+    LinearSink* sink = nullptr;  // with one, out.data may be null
 };
 void linear(Team& team, const KernelTable& kernels, const LinearOp& op);
 
@@ -64,10 +82,13 @@ void add(Team& team, const KernelTable& kernels, View a, View b, View out);
 void activation(Team& team, const KernelTable& kernels, View x, View out, Activation kind);
 void l2_normalize(Team& team, const KernelTable& kernels, View x, View out, float eps);
 
+// Bytes of a KV block that belong to one head.
+int64_t kv_head_bytes(Format format, int32_t head_dim);
+
 // One sequence of an attention: its tokens are rows [token_begin, token_end) of k and v, at positions from `position`
 // on. Its query rows are [q_begin, q_end) of q; query_tokens, if not null, gives each row's token (row of the step).
 struct SequenceBlocks {
-    float* const* blocks;
+    std::byte* const* blocks;
     int32_t token_begin, token_end, position;
     int32_t q_begin, q_end;
 };
@@ -78,12 +99,13 @@ struct AttentionOp {
     const int32_t* query_tokens;  // of q's rows, or null when q has a row a token
     int32_t n_sequences;
     int32_t n_head, n_kv_head, head_dim;
-    int64_t block_offset, head_offset;  // of the layer in a block, and of the next head
+    Format kv_format;
+    int64_t block_offset;  // bytes: of the layer in a block
     bool causal;
     float scale;
     float* const* scratch;
     // A thread's own blocks for the keys and values of one head, when no cache keeps them; else null.
-    float* const* const* thread_blocks;
+    std::byte* const* const* thread_blocks;
     float* probs;  // attention_probs: the sequences' [n_head, q_len, kv_len] one behind the other, else null
 };
 

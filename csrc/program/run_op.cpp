@@ -6,7 +6,7 @@
 
 namespace fastattn {
 
-void Executor::run_op(const OpSpec& op, Team& team, const StepInput& step) const {
+void Executor::run_op(const OpSpec& op, Team& team, const StepInput& step, Sampler* sampler) const {
     const auto weight = [&](size_t i) { return weights_[op.weights[i]]->data.floats(); };
     switch (op.kind) {
         case OpKind::kSlice: return;
@@ -32,7 +32,9 @@ void Executor::run_op(const OpSpec& op, Team& team, const StepInput& step) const
                                 .residual = op.has_residual ? view(op.inputs[1]) : View{},
                                 .activation = op.activation,
                                 .quantized = quantized_,
-                                .scratch = scratch_.data()});
+                                .scratch = scratch_.data(),
+
+                                .sink = &op == sampled_op_ ? sampler : nullptr});
     }
 }
 
@@ -77,7 +79,6 @@ void Executor::pool(const OpSpec& op, Team& team, const StepInput& step) const {
 
 void Executor::attention(const OpSpec& op, Team& team, const StepInput& step) const {
     const bool probs = op.kind == OpKind::kAttentionProbs;
-    const KvShape shape{spec_.n_layer, spec_.n_kv_head, spec_.head_dim};
     const auto rows = static_cast<int>(op.gather);
     ops::AttentionOp args{
         .q = view(op.inputs[0]),
@@ -91,8 +92,8 @@ void Executor::attention(const OpSpec& op, Team& team, const StepInput& step) co
         .n_head = op.n_head,
         .n_kv_head = op.n_kv_head,
         .head_dim = op.head_dim,
-        .block_offset = step.caches.empty() ? 0 : shape.k_offset(op.layer, 0),
-        .head_offset = 2 * shape.half_block(),
+        .kv_format = spec_.kv_format,
+        .block_offset = step.caches.empty() ? 0 : op.layer * kv_pool_->shape().layer_bytes(),
         .causal = op.causal,
         .scale = op.scale,
         .scratch = scratch_.data(),

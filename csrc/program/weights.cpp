@@ -146,7 +146,8 @@ const Weight* Weights::find(const std::string& name) const {
 const Weight& Weights::add(const std::string& name, Weight::Use use, Format format,
                            const std::vector<TensorSource>& parts, ThreadPool& pool,
                            const std::function<bool()>& poll) {
-    if (find(name) != nullptr) throw Error(ErrorKind::kConfig, "weight " + name + " is loaded already");
+    if (find(name) != nullptr)  // executors hold its address
+        throw Error(ErrorKind::kInput, "weight " + name + ": expected a new name, this one is loaded already");
     auto weight = std::make_unique<Weight>();
     weight->use = use;
     weight->format = format;

@@ -50,7 +50,7 @@ void read_row(const Weight& weight, int64_t row, float* out);
 class Weights {
 public:
     const Weight* find(const std::string& name) const;
-    // Throws Error(kConfig) for a name that is there already.
+    // Throws Error(kInput) for a name that is there already.
     const Weight& add(const std::string& name, Weight::Use use, Format format, const std::vector<TensorSource>& parts,
                       ThreadPool& pool, const std::function<bool()>& poll);
     // data, scales and sums (those that the format has) of a weight that was packed before, read straight into place.

@@ -3,6 +3,7 @@
 #include <sched.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstdlib>
 #include <fstream>
@@ -110,11 +111,15 @@ const KernelTable& kernels_of(const std::string& name) {
 }
 
 const KernelTable& active_kernels() {
-    static const KernelTable& table = []() -> const KernelTable& {
+    // No static with an initialiser that runs: a fork in the middle of it would leave the child waiting for its end.
+    static std::atomic<const KernelTable*> active{nullptr};
+    const KernelTable* table = active.load(std::memory_order_acquire);
+    if (table == nullptr) {
         const char* forced = std::getenv("FASTATTN_FORCE_TARGET");
-        return kernels_of(forced != nullptr && *forced != 0 ? forced : available_targets().back());
-    }();
-    return table;
+        table = &kernels_of(forced != nullptr && *forced != 0 ? forced : available_targets().back());
+        active.store(table, std::memory_order_release);  // two threads at once store the same
+    }
+    return *table;
 }
 
 int default_threads() {

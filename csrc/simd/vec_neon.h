@@ -86,6 +86,11 @@ FA_INLINE Mask less(Vec a, Vec b) {
     FA_EACH r.m[i] = vcltq_f32(a.v[i], b.v[i]);
     return r;
 }
+FA_INLINE Mask not_less(Vec a, Vec b) {
+    Mask r;
+    FA_EACH r.m[i] = vmvnq_u32(vcltq_f32(a.v[i], b.v[i]));
+    return r;
+}
 FA_INLINE Mask equal(Vec a, Vec b) {
     Mask r;
     FA_EACH r.m[i] = vceqq_f32(a.v[i], b.v[i]);
@@ -191,20 +196,80 @@ FA_INLINE Words mul_int(Words a, Words b) {
     return a;
 }
 
+FA_INLINE Words as_words(Vec a) {
+    Words r;
+    FA_EACH r.v[i] = vreinterpretq_s32_f32(a.v[i]);
+    return r;
+}
+FA_INLINE Words and_words(Words a, Words b) {
+    FA_EACH a.v[i] = vandq_s32(a.v[i], b.v[i]);
+    return a;
+}
+FA_INLINE Words or_words(Words a, Words b) {
+    FA_EACH a.v[i] = vorrq_s32(a.v[i], b.v[i]);
+    return a;
+}
+template <int kBits>
+FA_INLINE Words shift_left(Words a) {
+    FA_EACH a.v[i] = vshlq_n_s32(a.v[i], kBits);
+    return a;
+}
+FA_INLINE int32x4_t pack_int8(Words a) {  // sixteen numbers
+    const int16x8_t lo = vcombine_s16(vqmovn_s32(a.v[0]), vqmovn_s32(a.v[1]));
+    const int16x8_t hi = vcombine_s16(vqmovn_s32(a.v[2]), vqmovn_s32(a.v[3]));
+    return vreinterpretq_s32_s8(vcombine_s8(vqmovn_s16(lo), vqmovn_s16(hi)));
+}
+FA_INLINE Words pack_int8(Words a, Words b, Words c, Words d) {
+    return {{pack_int8(a), pack_int8(b), pack_int8(c), pack_int8(d)}};
+}
+FA_INLINE void interleave_bytes(Words (&w)[4]) {
+    Words out[4];
+    for (int i = 0; i < 4; ++i) {
+        const int8x16_t a = vreinterpretq_s8_s32(w[0].v[i]), b = vreinterpretq_s8_s32(w[1].v[i]);
+        const int8x16_t c = vreinterpretq_s8_s32(w[2].v[i]), d = vreinterpretq_s8_s32(w[3].v[i]);
+        const int8x16x2_t ab = vzipq_s8(a, b), cd = vzipq_s8(c, d);
+        for (int j = 0; j < 2; ++j) {
+            const int16x8x2_t x = vzipq_s16(vreinterpretq_s16_s8(ab.val[j]), vreinterpretq_s16_s8(cd.val[j]));
+            out[i].v[2 * j] = vreinterpretq_s32_s16(x.val[0]);
+            out[i].v[2 * j + 1] = vreinterpretq_s32_s16(x.val[1]);
+        }
+    }
+    for (int i = 0; i < 4; ++i) w[i] = out[i];
+}
+FA_INLINE void transpose(Words (&w)[16]) {
+    Words t[16];
+    for (int r = 0; r < 4; ++r)
+        for (int c = 0; c < 4; ++c) {  // four rows by four columns
+            const int32x4x2_t p = vtrnq_s32(w[4 * r].v[c], w[4 * r + 1].v[c]);
+            const int32x4x2_t q = vtrnq_s32(w[4 * r + 2].v[c], w[4 * r + 3].v[c]);
+            t[4 * c].v[r] = vcombine_s32(vget_low_s32(p.val[0]), vget_low_s32(q.val[0]));
+            t[4 * c + 1].v[r] = vcombine_s32(vget_low_s32(p.val[1]), vget_low_s32(q.val[1]));
+            t[4 * c + 2].v[r] = vcombine_s32(vget_high_s32(p.val[0]), vget_high_s32(q.val[0]));
+            t[4 * c + 3].v[r] = vcombine_s32(vget_high_s32(p.val[1]), vget_high_s32(q.val[1]));
+        }
+    for (int i = 0; i < 16; ++i) w[i] = t[i];
+}
+
 FA_INLINE Vec load_bf16(const uint16_t* p) {
     Vec r;
     FA_EACH r.v[i] = vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(p + 4 * i), 16));
     return r;
 }
-FA_INLINE void store_bf16(uint16_t* p, Vec a) {
+FA_INLINE Words round_bf16(Vec a) {
     const Mask nan = is_nan(a);
+    Words r;
     for (int i = 0; i < 4; ++i) {
         const uint32x4_t bits = vreinterpretq_u32_f32(a.v[i]);
         const uint32x4_t odd = vandq_u32(vshrq_n_u32(bits, 16), vdupq_n_u32(1));
         const uint32x4_t rounded = vaddq_u32(bits, vaddq_u32(odd, vdupq_n_u32(0x7fff)));
         const uint32x4_t quiet = vorrq_u32(bits, vdupq_n_u32(0x400000));
-        vst1_u16(p + 4 * i, vshrn_n_u32(vbslq_u32(nan.m[i], quiet, rounded), 16));
+        r.v[i] = vreinterpretq_s32_u32(vshrq_n_u32(vbslq_u32(nan.m[i], quiet, rounded), 16));
     }
+    return r;
+}
+FA_INLINE void store_bf16(uint16_t* p, Vec a) {
+    const Words rounded = round_bf16(a);
+    FA_EACH vst1_u16(p + 4 * i, vmovn_u32(vreinterpretq_u32_s32(rounded.v[i])));
 }
 FA_INLINE Words load_int8(const int8_t* p) {
     Words r;
@@ -232,6 +297,9 @@ FA_INLINE Vec dot_bf16(Vec sum, Words a, Words b) {
 }
 
 inline constexpr int kInt8Offset = 0;
+FA_INLINE Words add_int8_offset(Words a) {
+    return a;
+}
 FA_INLINE Words dot_int8(Words sum, Words a, Words b) {
     for (int i = 0; i < 4; ++i) {
         const int8x16_t x = vreinterpretq_s8_s32(a.v[i]), y = vreinterpretq_s8_s32(b.v[i]);

@@ -85,6 +85,11 @@ FA_INLINE Mask less(Vec a, Vec b) {
     FA_EACH r.m[i] = a.v[i] < b.v[i];
     return r;
 }
+FA_INLINE Mask not_less(Vec a, Vec b) {
+    Mask r;
+    FA_EACH r.m[i] = !(a.v[i] < b.v[i]);
+    return r;
+}
 FA_INLINE Mask equal(Vec a, Vec b) {
     Mask r;
     FA_EACH r.m[i] = a.v[i] == b.v[i];
@@ -180,6 +185,50 @@ FA_INLINE Words mul_int(Words a, Words b) {
     return a;
 }
 
+FA_INLINE Words as_words(Vec a) {
+    Words r;
+    std::memcpy(r.v, a.v, sizeof r.v);
+    return r;
+}
+FA_INLINE Words and_words(Words a, Words b) {
+    FA_EACH a.v[i] &= b.v[i];
+    return a;
+}
+FA_INLINE Words or_words(Words a, Words b) {
+    FA_EACH a.v[i] |= b.v[i];
+    return a;
+}
+template <int kBits>
+FA_INLINE Words shift_left(Words a) {
+    FA_EACH a.v[i] = static_cast<int32_t>(static_cast<uint32_t>(a.v[i]) << kBits);
+    return a;
+}
+FA_INLINE Words pack_int8(Words a, Words b, Words c, Words d) {
+    int8_t bytes[64];
+    for (int i = 0; i < 16; ++i) {
+        bytes[i] = static_cast<int8_t>(a.v[i]);
+        bytes[16 + i] = static_cast<int8_t>(b.v[i]);
+        bytes[32 + i] = static_cast<int8_t>(c.v[i]);
+        bytes[48 + i] = static_cast<int8_t>(d.v[i]);
+    }
+    return load_words(bytes);
+}
+FA_INLINE void interleave_bytes(Words (&w)[4]) {
+    int8_t in[4][64], out[256];
+    for (int j = 0; j < 4; ++j) std::memcpy(in[j], w[j].v, 64);
+    for (int i = 0; i < 64; ++i)
+        for (int j = 0; j < 4; ++j) out[4 * i + j] = in[j][i];
+    for (int i = 0; i < 4; ++i) std::memcpy(w[i].v, out + 64 * i, 64);
+}
+FA_INLINE void transpose(Words (&w)[16]) {
+    for (int i = 0; i < 16; ++i)
+        for (int j = 0; j < i; ++j) {
+            const int32_t x = w[i].v[j];
+            w[i].v[j] = w[j].v[i];
+            w[j].v[i] = x;
+        }
+}
+
 FA_INLINE float float_of_bf16(int32_t bits) {  // in the high half
     float x;
     std::memcpy(&x, &bits, sizeof x);
@@ -190,13 +239,19 @@ FA_INLINE Vec load_bf16(const uint16_t* p) {
     FA_EACH r.v[i] = static_cast<int32_t>(uint32_t{p[i]} << 16);
     return as_floats(r);
 }
-FA_INLINE void store_bf16(uint16_t* p, Vec a) {
+FA_INLINE Words round_bf16(Vec a) {
+    Words r;
     for (int i = 0; i < 16; ++i) {
         uint32_t bits;
         std::memcpy(&bits, &a.v[i], sizeof bits);
         const uint32_t word = a.v[i] != a.v[i] ? bits | 0x400000u : bits + 0x7fffu + ((bits >> 16) & 1u);
-        p[i] = static_cast<uint16_t>(word >> 16);
+        r.v[i] = static_cast<int32_t>(word >> 16);
     }
+    return r;
+}
+FA_INLINE void store_bf16(uint16_t* p, Vec a) {
+    const Words rounded = round_bf16(a);
+    FA_EACH p[i] = static_cast<uint16_t>(rounded.v[i]);
 }
 FA_INLINE Words load_int8(const int8_t* p) {
     Words r;
@@ -219,6 +274,9 @@ FA_INLINE Vec dot_bf16(Vec sum, Words a, Words b) {
 }
 
 inline constexpr int kInt8Offset = 0;
+FA_INLINE Words add_int8_offset(Words a) {
+    return a;
+}
 FA_INLINE Words dot_int8(Words sum, Words a, Words b) {
     int8_t x[64], y[64];
     std::memcpy(x, a.v, sizeof x);

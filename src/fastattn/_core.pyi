@@ -58,6 +58,20 @@ class Executor:
         caches: Sequence[Cache] | None = None,
         out: Any = None,
     ) -> list[Any]: ...
+    def draw(
+        self,
+        token_ids: _Ints,
+        cu_seqlens: _Ints,
+        positions: _Ints,
+        wanted: _Ints,
+        caches: Sequence[Cache] | None,
+        params: NDArray[np.void],
+        history: _Ints,
+        history_offsets: NDArray[np.int64],
+        suppressed: _Ints | None = None,
+        suppress: NDArray[np.int64] | None = None,
+        logprobs: bool = False,
+    ) -> tuple[list[int], list[float] | None]: ...
     @property
     def kv_bytes(self) -> int: ...
     @property
@@ -65,6 +79,23 @@ class Executor:
     def set_profiling(self, on: bool) -> None: ...
     @property
     def op_seconds(self) -> list[float]: ...
+
+class Decoding:
+    """Sequences that are fed, step after step, what they drew."""
+
+    def __init__(
+        self,
+        executor: Executor,
+        token_ids: _Ints,
+        caches: Sequence[Cache],
+        params: NDArray[np.void],
+        history: _Ints,
+        history_offsets: NDArray[np.int64],
+        suppressed: _Ints | None = None,
+        suppress: NDArray[np.int64] | None = None,
+        logprobs: bool = False,
+    ) -> None: ...
+    def draw(self) -> tuple[list[int], list[float] | None]: ...
 
 def activation(x: _Floats, kind: str) -> _Floats: ...
 def active_target() -> str: ...
@@ -76,6 +107,7 @@ def layer_norm(x: _Floats, weight: _Floats | None, bias: _Floats | None, eps: fl
 def linear(x: _Floats, weight: _Floats, bias: _Floats | None = None, out: _Floats | None = None) -> _Floats: ...
 def matmul(a: _Floats, b: _Floats, out: _Floats | None = None) -> _Floats: ...
 def measure_limits(threads: int, seconds: float = 0.2, read_bytes: int = ...) -> dict[str, float]: ...
+def measure_regions(threads: int, barriers: int = 0, rest: float = 0.0, rounds: int = 1) -> list[float]: ...
 def philox(arg0: int, arg1: int, /) -> list[int]: ...
 def sample(
     logits: _Floats, params: NDArray[np.void], history: _Ints, history_offsets: NDArray[np.int64], logprobs: bool = True

@@ -52,6 +52,22 @@ def test_no_threads_are_refused() -> None:
         _core.measure_limits(0)
 
 
+def test_two_threads_measure_the_machine_at_once() -> None:
+    """Each with memory of its own: a large one beside many small ones."""
+    rates: list[float] = []
+
+    def measure(read_bytes: int) -> None:
+        rates.extend(_core.measure_limits(1, 0.0, read_bytes)["read_gbps"] for _ in range(20))
+
+    threads = [threading.Thread(target=measure, args=(size,)) for size in (1 << 16, 1 << 22, 1 << 24)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(rates) == 60
+    assert min(rates) > 0
+
+
 def test_fault_62_the_interpreter_ends_during_a_call_of_a_daemon_thread() -> None:
     done = run_script(
         """
@@ -111,3 +127,15 @@ def test_a_cancel_while_weights_are_read_is_not_a_weight(form: str, transposed: 
     finally:
         done.set()
         thread.join()
+
+
+def test_a_weight_is_not_replaced(tmp_path: Path) -> None:
+    """Executors that are there hold the address of the first one."""
+    file = tmp_path / "weights"
+    np.arange(12, dtype=np.float32).tofile(file)
+    engine = _core.Engine(1)
+    with open(file, "rb") as opened:
+        engine.load("w", "vector", "float32", [(opened.fileno(), 0, "F32", 4, 1, False, "w")])
+        with pytest.raises(InputError, match="w: expected a new name"):
+            engine.load("w", "vector", "float32", [(opened.fileno(), 0, "F32", 12, 1, False, "w")])
+    assert engine.weight_bytes == 4 * 4

@@ -28,7 +28,7 @@ def check_every_op(built: BuiltModel, step: Step, dtype: str) -> None:
     program = every_value(built.program)
     longest = int(np.diff(step.cu_seqlens).max())
     exact = NumpyExecutor(program, lambda part: read_tensor(built.tensors[part]), dtype=dtype)
-    executor = load_executor(program, built.tensors, dtype=dtype, device="cpu", threads=2)
+    executor = load_executor(program, built.tensors, dtype=dtype, kv_dtype="float32", device="cpu", threads=2)
     found = executor.run(step)
     values = {index: np.asarray(found[name]) for name, index in program.outputs.items()}
     for op in program.ops:

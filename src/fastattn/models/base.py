@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -32,6 +31,7 @@ DTYPES: Mapping[str, tuple[str, ...]] = {
     "cpu": ("float32", "bfloat16", "int8", "int4"),
     "numpy": ("float32", "float64", "bfloat16", "int8", "int4"),
 }
+KV_DTYPES: Mapping[str, tuple[str, ...]] = {"cpu": ("float32", "bfloat16", "int8"), "numpy": ()}
 
 
 def load_executor(
@@ -41,6 +41,7 @@ def load_executor(
     dtype: str,
     device: str,
     threads: int | None,
+    kv_dtype: str | None = None,
     head_dtype: str | None = None,
     packed: Mapping[str, PackedWeight] | None = None,
 ) -> Executor:
@@ -51,7 +52,9 @@ def load_executor(
         return NumpyExecutor(program, lambda part: read_tensor(tensors[part]), dtype=dtype, head_dtype=head_dtype)
     from fastattn.runtime import CpuExecutor
 
-    executor = CpuExecutor(program, tensors, dtype=dtype, head_dtype=head_dtype, packed=packed, threads=threads)
+    executor = CpuExecutor(
+        program, tensors, dtype=dtype, kv_dtype=kv_dtype, head_dtype=head_dtype, packed=packed, threads=threads
+    )
     return cast(Executor, executor)
 
 
@@ -60,6 +63,7 @@ def load_model(
     task: Task,
     *,
     dtype: str | None,
+    kv_dtype: str | None,
     head_dtype: str | None,
     device: str,
     threads: int | None,
@@ -69,7 +73,7 @@ def load_model(
     token: str | None,
 ) -> tuple[Path, BuiltModel, Executor]:
     """Find, check and load a checkpoint; everything that can be refused is refused before weights are read."""
-    _check_options(dtype, head_dtype, device, threads)
+    _check_options(dtype, kv_dtype, head_dtype, device, threads)
     directory = resolve(
         path_or_id, revision=revision, cache_dir=cache_dir, local_files_only=local_files_only, token=token
     )
@@ -81,7 +85,8 @@ def load_model(
     executor = load_executor(
         built.program,
         built.tensors,
-        dtype=dtype or "float32",
+        dtype=(dtype if quantised is None else quantised.dtype) or "float32",
+        kv_dtype=kv_dtype,
         head_dtype=head_dtype,
         packed=None if quantised is None else quantised.weights,
         device=device,
@@ -90,12 +95,19 @@ def load_model(
     return directory, built, executor
 
 
-def _check_options(dtype: str | None, head_dtype: str | None, device: str, threads: int | None) -> None:
+def _check_options(
+    dtype: str | None, kv_dtype: str | None, head_dtype: str | None, device: str, threads: int | None
+) -> None:
     if device not in DTYPES:
         raise InputError(f"device: expected one of {', '.join(DTYPES)}, got {device!r}")
     for name, value in (("dtype", dtype), ("head_dtype", head_dtype)):
         if value is not None and value not in DTYPES[device]:
             raise InputError(f"{name}: expected one of {', '.join(DTYPES[device])} on {device}, got {value!r}")
+    if kv_dtype is not None and kv_dtype not in KV_DTYPES[device]:
+        known = ", ".join(KV_DTYPES[device])
+        raise InputError(
+            f"kv_dtype: expected None{f' or one of {known}' if known else ''} on {device}, got {kv_dtype!r}"
+        )
     if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int)):
         raise DTypeError(f"threads: expected an integer or None, got {type(threads).__name__}")
     if threads is not None and not 1 <= threads <= MAX_THREADS:
@@ -121,10 +133,10 @@ class Model:
     def __init__(self, directory: Path, built: BuiltModel, executor: Executor) -> None:
         self._directory, self._built = directory, built
         self._executor: Executor | None = executor
+        # No lock around these: a fork while another thread holds it would leave the child waiting. Two threads that
+        # need the same at once both make it, and one of them is kept.
         self._variants: dict[tuple[bool, bool], Executor] = {(False, False): executor}
-        self._lock = threading.Lock()
-        self._tokenizer: Tokenizer | None = None
-        self._looked_for_tokenizer = False
+        self._tokenizers: list[Tokenizer | None] = []
 
     @property
     def config(self) -> ModelConfig:
@@ -154,18 +166,17 @@ class Model:
 
         Raises ConfigError where it has more tokens than the model.
         """
-        with self._lock:
-            if not self._looked_for_tokenizer:
-                from fastattn.tokenizer import has_tokenizer, load_tokenizer
+        if not self._tokenizers:
+            from fastattn.tokenizer import has_tokenizer, load_tokenizer
 
-                found = load_tokenizer(self._directory) if has_tokenizer(self._directory) else None
-                if found is not None and len(found) > self.config.vocab_size:
-                    raise ConfigError(
-                        f"{self._directory}: the tokenizer has {len(found)} tokens, "
-                        f"but vocab_size of config.json is {self.config.vocab_size}"
-                    )
-                self._tokenizer, self._looked_for_tokenizer = found, True
-            return self._tokenizer
+            found = load_tokenizer(self._directory) if has_tokenizer(self._directory) else None
+            if found is not None and len(found) > self.config.vocab_size:
+                raise ConfigError(
+                    f"{self._directory}: the tokenizer has {len(found)} tokens, "
+                    f"but vocab_size of config.json is {self.config.vocab_size}"
+                )
+            self._tokenizers.append(found)
+        return self._tokenizers[0]
 
     @property
     def bos_token_id(self) -> int | None:
@@ -179,10 +190,9 @@ class Model:
 
     def close(self) -> None:
         """Give the memory back; every use after that is an InputError."""
-        with self._lock:
-            for executor in self._variants.values():
-                executor.close()
-            self._variants, self._executor = {}, None
+        variants, self._variants, self._executor = self._variants, {}, None
+        for executor in list(variants.values()):
+            executor.close()
 
     def __enter__(self) -> Self:
         return self
@@ -206,13 +216,12 @@ class Model:
 
     def _variant(self, hidden_states: bool, attentions: bool) -> Executor:
         """The executor of the same model with more outputs; it shares the weights."""
-        executor = self.executor
-        with self._lock:
-            known = self._variants.get((hidden_states, attentions))
-            if known is None:
-                program = with_outputs(self.traced, hidden_states=hidden_states, attentions=attentions)
-                known = self._variants[(hidden_states, attentions)] = executor.with_program(optimise(program))
-            return known
+        executor, variants = self.executor, self._variants
+        known = variants.get((hidden_states, attentions))
+        if known is None:
+            program = with_outputs(self.traced, hidden_states=hidden_states, attentions=attentions)
+            known = variants.setdefault((hidden_states, attentions), executor.with_program(optimise(program)))
+        return known
 
     def _run(self, batch: Batch, *, logits_to_keep: int, hidden_states: bool, attentions: bool) -> Results:
         for name, flag in (("output_hidden_states", hidden_states), ("output_attentions", attentions)):
@@ -260,17 +269,20 @@ class Results:
 
     def attentions(self) -> tuple[PerToken, ...] | None:
         """The attention maps of all layers, where they were asked for."""
+        names = self._numbered("attentions")
+        if not names:
+            return None
         heads = {
             f"attentions.{op.attrs['layer']}": int(op.attrs["n_head"])
             for op in self._program.ops
             if op.attrs.get("q_rows")
         }
         maps = []
-        for name in self._numbered("attentions"):
+        for name in names:
             found = cast("list[NDArray[Any]]", self._outputs[name])
             dtype = found[0].dtype if found else np.dtype(np.float32)
             maps.append(self._batch.restore_maps(found, heads[name], dtype))
-        return tuple(maps) or None
+        return tuple(maps)
 
     def _matrix(self, name: str) -> NDArray[Any]:
         return cast("NDArray[Any]", self._outputs[name])
