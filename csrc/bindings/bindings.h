@@ -12,6 +12,7 @@
 #include <string>
 
 #include "core/error.h"
+#include "kernels/kernels.h"
 
 namespace fastattn {
 
@@ -36,6 +37,11 @@ inline const char* dtype_name<int32_t>() {
 template <>
 inline const char* dtype_name<int64_t>() {
     return "int64";
+}
+
+template <>
+inline const char* dtype_name<uint8_t>() {
+    return "uint8";
 }
 
 // Nothing is ever converted here: an array of another dtype, order or rank is an error that says what came.
@@ -111,5 +117,8 @@ void without_gil(const F& work) {
         throw;
     }
 }
+
+Format format_from(const std::string& name);     // throws Error(kConfig) for an unknown one
+Format kv_format_from(const std::string& name);  // and Error(kInput) for int4, which no KV block has
 
 }  // namespace fastattn

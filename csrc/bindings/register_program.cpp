@@ -4,6 +4,7 @@
 
 #include "bindings/bindings.h"
 #include "bindings/names.h"
+#include "program/decoding.h"
 #include "program/executor.h"
 #include "program/sampler.h"
 
@@ -30,6 +31,25 @@ template <class T, size_t n>
 T lookup(const Named<T> (&names)[n], const char* what, const py::handle& name) {
     return value_of(names, name.cast<std::string>(), what, ErrorKind::kConfig);
 }
+
+}  // namespace
+
+Format format_from(const std::string& name) {
+    static constexpr Named<Format> names[] = {{"float32", Format::kFloat32},
+                                              {"bfloat16", Format::kBfloat16},
+                                              {"int8", Format::kInt8},
+                                              {"int4", Format::kInt4}};
+    return value_of(names, name, "format", ErrorKind::kConfig);
+}
+
+Format kv_format_from(const std::string& name) {
+    const Format format = format_from(name);
+    if (static_cast<int>(format) >= kKvFormats)
+        throw Error(ErrorKind::kInput, "kv_dtype: expected float32, bfloat16 or int8, got " + name);
+    return format;
+}
+
+namespace {
 
 // attrs of one op into the fields of its kind; an attr that is not known is an error, never ignored.
 void read_attrs(const py::dict& attrs, OpSpec& op) {
@@ -88,10 +108,12 @@ ProgramSpec read_spec(const py::dict& dict) {
     }
     spec.weights = dict["weights"].cast<std::vector<std::string>>();
     spec.outputs = dict["outputs"].cast<std::vector<int32_t>>();
+    spec.logits = dict["logits"].cast<int32_t>();
     spec.n_layer = dict["n_layer"].cast<int32_t>();
     spec.n_kv_head = dict["n_kv_head"].cast<int32_t>();
     spec.head_dim = dict["head_dim"].cast<int32_t>();
     spec.max_positions = dict["max_positions"].cast<int32_t>();
+    spec.kv_format = kv_format_from(dict["kv_dtype"].cast<std::string>());
     return spec;
 }
 
@@ -107,7 +129,8 @@ ProgramSpec spec_from(const py::dict& dict) {
     }
 }
 
-void load(Engine& engine, const std::string& name, const std::string& use, const py::list& parts) {
+void load(Engine& engine, const std::string& name, const std::string& use, const std::string& format,
+          const py::list& parts) {
     std::vector<TensorSource> sources;
     for (const auto& part : parts) {
         const auto [fd, offset, dtype, rows, columns, transposed, tensor] =
@@ -115,10 +138,11 @@ void load(Engine& engine, const std::string& name, const std::string& use, const
         sources.push_back({fd, offset, dtype_from_name(dtype), rows, columns, transposed, tensor});
     }
     const Weight::Use as = value_of(kUseNames, use, "use", ErrorKind::kConfig);
+    const Format kept = format_from(format);
     without_gil([&](const std::function<bool()>& poll) {
         Engine::Running& running = engine.running();
         const std::lock_guard lock(running.mutex);
-        engine.weights().add(name, as, sources, running.pool, poll);
+        engine.weights().add(name, as, kept, sources, running.pool, poll);
     });
 }
 
@@ -144,18 +168,11 @@ StepInput step_from(const py::array& token_ids, const py::array& cu_seqlens, con
     return step;
 }
 
-// Elements of output `value`: rows x width, or every sequence's [n_head, q_len, kv_len].
+// [rows, width], or flat for attention maps, which are ragged.
 std::vector<py::ssize_t> output_shape(const Executor& executor, int32_t value, const StepInput& step) {
-    for (const auto& op : executor.spec().ops) {
-        if (op.output != value || op.kind != OpKind::kAttentionProbs) continue;
-        py::ssize_t total = 0;
-        for (int32_t s = 0; s < step.n_sequences; ++s) {
-            const py::ssize_t length = step.cu_seqlens[s + 1] - step.cu_seqlens[s];
-            total += op.n_head * length * (length + (step.caches.empty() ? 0 : step.caches[s]->length()));
-        }
-        return {total};
-    }
-    return {executor.rows_of(value, step), executor.spec().values[value].width};
+    const py::ssize_t width = executor.spec().values[value].width;
+    if (width == 0) return {executor.output_floats(value, step)};
+    return {executor.rows_of(value, step), width};
 }
 
 py::list run(Executor& executor, const py::array& token_ids, const py::array& cu_seqlens, const py::array& positions,
@@ -182,33 +199,116 @@ py::list run(Executor& executor, const py::array& token_ids, const py::array& cu
     return arrays;
 }
 
+// The arrays that tokens are drawn by, checked.
+struct Draws {
+    const SampleParams* params;
+    std::vector<const int32_t*> histories;
+    std::vector<int64_t> lengths, no_suppress;
+    const int32_t* suppressed = nullptr;
+    int32_t n_suppressed = 0;
+    const int64_t* suppress = nullptr;
+    int32_t n, vocab;
+
+    // The ids before the token of row i are history[offsets[i]:offsets[i + 1]].
+    Draws(int32_t n, int32_t vocab, const py::array& params, const py::array& history, const py::array& offsets)
+        : params(static_cast<const SampleParams*>(params.data())), no_suppress(n), n(n), vocab(vocab) {
+        if (params.itemsize() != sizeof(SampleParams) || params.size() != n || !(params.flags() & py::array::c_style))
+            throw Error(ErrorKind::kInput, "params: expected one SAMPLE_PARAMS record a row");
+        const int64_t* begins = data_of<int64_t>("history_offsets", offsets, 1);
+        const int32_t* ids = data_of<int32_t>("history", history, 1);
+        if (offsets.size() != n + 1 || begins[0] != 0 || begins[n] != history.size())
+            throw Error(ErrorKind::kInput, "history_offsets: expected n + 1 numbers from 0 to the length of history");
+        for (int32_t i = 0; i < n; ++i) {
+            if (begins[i + 1] < begins[i]) throw Error(ErrorKind::kInput, "history_offsets: expected rising numbers");
+            histories.push_back(ids + begins[i]);
+            lengths.push_back(begins[i + 1] - begins[i]);
+        }
+        for (py::ssize_t i = 0; i < history.size(); ++i)
+            if (ids[i] < 0 || ids[i] >= vocab) throw Error(ErrorKind::kInput, "history: an id is out of range");
+        suppress = no_suppress.data();
+    }
+    void suppress_ids(const std::optional<py::array>& ids, const std::optional<py::array>& counts) {
+        if (!ids || !counts) return;
+        suppressed = data_of<int32_t>("suppressed", *ids, 1);
+        n_suppressed = static_cast<int32_t>(ids->size());
+        suppress = data_of<int64_t>("suppress", *counts, 1);
+        if (counts->size() != n) throw Error(ErrorKind::kInput, "suppress: expected one number a row");
+    }
+    SampleArgs args(int32_t* ids, float* logprobs) const {
+        return {.n = n,
+                .vocab = vocab,
+                .params = params,
+                .histories = histories.data(),
+                .history_lengths = lengths.data(),
+                .suppressed = suppressed,
+                .n_suppressed = n_suppressed,
+                .suppress = suppress,
+                .ids = ids,
+                .logprobs = logprobs};
+    }
+};
+
 py::tuple sample_tokens(const py::array& logits, const py::array& params, const py::array& history,
                         const py::array& history_offsets, bool logprobs) {
     const float* data = data_of<float>("logits", logits, 2);
     const auto n = static_cast<int32_t>(logits.shape(0)), vocab = static_cast<int32_t>(logits.shape(1));
-    if (params.itemsize() != sizeof(SampleParams) || params.size() != n || !(params.flags() & py::array::c_style))
-        throw Error(ErrorKind::kInput, "params: expected one SAMPLE_PARAMS record a row");
-    const int64_t* offsets = data_of<int64_t>("history_offsets", history_offsets, 1);
-    const int32_t* ids_before = data_of<int32_t>("history", history, 1);
-    if (history_offsets.size() != n + 1 || offsets[0] != 0 || offsets[n] != history.size())
-        throw Error(ErrorKind::kInput, "history_offsets: expected n + 1 numbers from 0 to the length of history");
-    for (int32_t i = 0; i < n; ++i)
-        if (offsets[i + 1] < offsets[i]) throw Error(ErrorKind::kInput, "history_offsets: expected rising numbers");
-    for (py::ssize_t i = 0; i < history.size(); ++i)
-        if (ids_before[i] < 0 || ids_before[i] >= vocab)
-            throw Error(ErrorKind::kInput, "history: an id is out of range");
+    const Draws draws(n, vocab, params, history, history_offsets);
     py::array_t<int32_t> ids(n);
     py::array_t<float> chosen(logprobs ? n : 0);
-    const SampleArgs args{.logits = data,
-                          .n = n,
-                          .vocab = vocab,
-                          .params = static_cast<const SampleParams*>(params.data()),
-                          .history = ids_before,
-                          .history_offsets = offsets,
-                          .ids = ids.mutable_data(),
-                          .logprobs = logprobs ? chosen.mutable_data() : nullptr};
-    without_gil([&](const std::function<bool()>&) { sample(args); });
+    const SampleArgs args = draws.args(ids.mutable_data(), logprobs ? chosen.mutable_data() : nullptr);
+    without_gil([&](const std::function<bool()>&) { sample(data, args); });
     return py::make_tuple(ids, logprobs ? py::object(chosen) : py::none());
+}
+
+template <class T>
+py::list list_of(const std::vector<T>& values) {
+    py::list list(values.size());
+    for (size_t i = 0; i < values.size(); ++i) list[i] = values[i];
+    return list;
+}
+
+py::tuple result_of(const Decoding::Drawn& drawn) {
+    return py::make_tuple(list_of(drawn.ids),
+                          drawn.logprobs.empty() ? py::none() : py::object(list_of(drawn.logprobs)));
+}
+
+py::tuple draw(Executor& executor, const py::array& token_ids, const py::array& cu_seqlens, const py::array& positions,
+               const py::array& wanted, const std::optional<std::vector<KvCache*>>& caches, const py::array& params,
+               const py::array& history, const py::array& history_offsets, const std::optional<py::array>& suppressed,
+               const std::optional<py::array>& suppress, bool logprobs) {
+    const StepInput step = step_from(token_ids, cu_seqlens, positions, wanted, std::nullopt, caches);
+    const CacheGuard guard(step.caches);
+    Draws draws(step.n_wanted, executor.vocab(), params, history, history_offsets);
+    draws.suppress_ids(suppressed, suppress);
+    Decoding::Drawn drawn{std::vector<int32_t>(step.n_wanted), std::vector<float>(logprobs ? step.n_wanted : 0)};
+    const SampleArgs args = draws.args(drawn.ids.data(), logprobs ? drawn.logprobs.data() : nullptr);
+    without_gil([&](const std::function<bool()>& poll) { executor.draw(step, args, poll); });
+    return result_of(drawn);
+}
+
+std::unique_ptr<Decoding> new_decoding(std::shared_ptr<Executor> executor, const py::array& token_ids,
+                                       const std::vector<std::shared_ptr<KvCache>>& caches, const py::array& params,
+                                       const py::array& history, const py::array& history_offsets,
+                                       const std::optional<py::array>& suppressed,
+                                       const std::optional<py::array>& suppress, bool logprobs) {
+    const int32_t* ids = data_of<int32_t>("token_ids", token_ids, 1);
+    const auto n = static_cast<int32_t>(token_ids.size());
+    if (caches.size() != static_cast<size_t>(n)) throw Error(ErrorKind::kInput, "caches: expected one a sequence");
+    Draws draws(n, executor->vocab(), params, history, history_offsets);
+    draws.suppress_ids(suppressed, suppress);
+    std::vector<Decoding::Row> rows;
+    for (int32_t i = 0; i < n; ++i) {
+        if (caches[i] == nullptr)
+            throw Error(ErrorKind::kInput, "caches: expected a cache for every sequence, got None");
+        rows.push_back({.cache = caches[i],
+                        .token_id = ids[i],
+                        .params = draws.params[i],
+                        .history = {draws.histories[i], draws.histories[i] + draws.lengths[i]},
+                        .suppress = draws.suppress[i]});
+    }
+    return std::make_unique<Decoding>(std::move(executor), std::move(rows),
+                                      std::vector<int32_t>(draws.suppressed, draws.suppressed + draws.n_suppressed),
+                                      logprobs);
 }
 
 // A cache outside of a step: refused while a step in another thread uses it.
@@ -241,7 +341,7 @@ void register_program(py::module_& m) {
                  });
                  return seconds;
              })
-        .def("load", load, py::arg("name"), py::arg("use"), py::arg("parts"))
+        .def("load", load, py::arg("name"), py::arg("use"), py::arg("format"), py::arg("parts"))
         .def("cancel", [](Engine& engine) { engine.running().pool.cancel(); });
 
     py::classh<KvCache>(m, "Cache", "Keys and values of one sequence, in pages.")
@@ -266,7 +366,20 @@ void register_program(py::module_& m) {
         .def_property_readonly("op_seconds", &Executor::op_seconds)
         .def_property_readonly("workspace_bytes", &Executor::workspace_bytes)
         .def("run", run, py::arg("token_ids"), py::arg("cu_seqlens"), py::arg("positions"), py::arg("wanted"),
-             py::arg("token_type_ids") = py::none(), py::arg("caches") = py::none(), py::arg("out") = py::none());
+             py::arg("token_type_ids") = py::none(), py::arg("caches") = py::none(), py::arg("out") = py::none())
+        .def("draw", draw, py::arg("token_ids"), py::arg("cu_seqlens"), py::arg("positions"), py::arg("wanted"),
+             py::arg("caches"), py::arg("params"), py::arg("history"), py::arg("history_offsets"),
+             py::arg("suppressed") = py::none(), py::arg("suppress") = py::none(), py::arg("logprobs") = false);
+
+    py::classh<Decoding>(m, "Decoding", "Sequences that are fed, step after step, what they drew.")
+        .def(py::init(&new_decoding), py::arg("executor"), py::arg("token_ids"), py::arg("caches"), py::arg("params"),
+             py::arg("history"), py::arg("history_offsets"), py::arg("suppressed") = py::none(),
+             py::arg("suppress") = py::none(), py::arg("logprobs") = false)
+        .def("draw", [](Decoding& decoding) {
+            Decoding::Drawn drawn;
+            without_gil([&](const std::function<bool()>& poll) { drawn = decoding.draw(poll); });
+            return result_of(drawn);
+        });
 
     m.def("sample", sample_tokens, py::arg("logits"), py::arg("params"), py::arg("history"), py::arg("history_offsets"),
           py::arg("logprobs") = true);

@@ -42,19 +42,29 @@ double median_rate(ThreadPool& pool, double work, double seconds, const std::fun
     return *middle;
 }
 
-// The machine's limits at this moment: rate of independent fused multiply-adds, and of reading fresh memory.
+// Operations a second of the multiply-adds of a format.
+double dot_rate(const KernelTable& kernels, Format format, ThreadPool& pool, double seconds,
+                const std::function<bool()>& poll) {
+    constexpr int64_t kChunksPerThread = 8, kIterations = 3'000;
+    const auto i = static_cast<size_t>(format);
+    const int64_t chunks = kChunksPerThread * pool.size();
+    return median_rate(
+        pool, static_cast<double>(chunks * kIterations * kernels.measure_dot_ops[i]), seconds,
+        [&](Team& team) { team.for_chunks(chunks, [&](int64_t) { kernels.measure_dot[i](kIterations); }); }, poll);
+}
+
+// The machine's limits at this moment: rates of independent multiply-adds, and of reading fresh memory.
 py::dict measure_limits(int threads, double seconds, int64_t read_bytes) {
     const KernelTable& kernels = active_kernels();
-    constexpr int64_t kChunksPerThread = 8, kIterations = 12'500;
+    constexpr int64_t kChunksPerThread = 8;
     if (read_bytes < 0) throw Error(ErrorKind::kInput, "read_bytes: expected at least 0");
-    double fma_flops = 0.0, read_bytes_rate = 0.0;
+    double fma_flops = 0.0, bf16_flops = 0.0, int8_ops = 0.0, read_bytes_rate = 0.0;
     without_gil([&](const std::function<bool()>& poll) {
         ThreadPool pool(threads);
+        fma_flops = dot_rate(kernels, Format::kFloat32, pool, seconds / 4, poll);
+        bf16_flops = dot_rate(kernels, Format::kBfloat16, pool, seconds / 4, poll);
+        int8_ops = dot_rate(kernels, Format::kInt8, pool, seconds / 4, poll);
         const int64_t chunks = kChunksPerThread * threads;
-        const double flops = static_cast<double>(chunks * kIterations * kernels.measure_fma_flops());
-        fma_flops = median_rate(
-            pool, flops, seconds / 2,
-            [&](Team& team) { team.for_chunks(chunks, [&](int64_t) { kernels.measure_fma(kIterations); }); }, poll);
         const int64_t part = read_bytes / static_cast<int64_t>(sizeof(float)) / chunks;  // floats of a chunk
         const Buffer memory(static_cast<size_t>(read_bytes));
         const auto over_parts = [&](const auto& work) {
@@ -63,11 +73,13 @@ py::dict measure_limits(int threads, double seconds, int64_t read_bytes) {
             };
         };
         seconds_of(pool, over_parts([&](float* at) { std::fill_n(at, part, 1.0f); }), poll);
-        read_bytes_rate = median_rate(pool, static_cast<double>(chunks * part * 4), seconds / 2,
+        read_bytes_rate = median_rate(pool, static_cast<double>(chunks * part * 4), seconds / 4,
                                       over_parts([&](float* at) { kernels.measure_read(at, part); }), poll);
     });
     py::dict result;
     result["fma_gflops"] = fma_flops / 1e9;
+    result["bf16_gflops"] = bf16_flops / 1e9;
+    result["int8_gops"] = int8_ops / 1e9;
     result["read_gbps"] = read_bytes_rate / 1e9;
     return result;
 }
@@ -103,7 +115,8 @@ void register_runtime(py::module_& m) {
     m.def("cpu_quota", cpu_quota, py::arg("root") = "", "CPUs that the cgroup allows; infinity without a quota.");
     m.def("measure_limits", measure_limits, py::arg("threads"), py::arg("seconds") = 0.2,
           py::arg("read_bytes") = int64_t{1} << 29,
-          "The machine's limits with `threads` threads at this moment: {fma_gflops, read_gbps}, medians.");
+          "The machine's limits with `threads` threads at this moment: {fma_gflops, bf16_gflops, int8_gops, "
+          "read_gbps}, medians.");
     m.def("measure_regions", measure_regions, py::arg("threads"), py::arg("barriers") = 0, py::arg("rest") = 0.0,
           py::arg("rounds") = 1, "Seconds of `rounds` empty parallel regions, each after `rest` seconds without one.");
 }

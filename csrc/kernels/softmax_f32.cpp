@@ -72,4 +72,11 @@ void softmax_f32(const SoftmaxF32Args& args) {
     }
 }
 
+void exp_sum_f32(const ExpSumF32Args& args) {
+    const float sum = args.out ? exponentials<true>(args.x, args.n, args.shift, args.out)
+                               : exponentials<false>(args.x, args.n, args.shift, nullptr);
+    *args.sum = sum;
+    *args.log_sum = sum == 0.0f ? 0.0f : log(sum);
+}
+
 }  // namespace fastattn::FASTATTN_TARGET

@@ -49,6 +49,9 @@ public:
             if (maps_[output] && given[output]) bad_spec("attention maps are an output twice");
             given[output] = true;
         }
+        if (spec_.logits < -1 || spec_.logits >= static_cast<int32_t>(spec_.outputs.size()) ||
+            (spec_.logits >= 0 && spec_.values[spec_.outputs[spec_.logits]].rows != Rows::kWanted))
+            bad_spec("logits: expected an output with a row for each wanted token");
         for (size_t value = 0; value < maps_.size(); ++value)
             if (maps_[value] && !given[value]) bad_spec("attention maps are no output");
     }
@@ -139,6 +142,8 @@ private:
 
     void check_attention(const OpSpec& op) {
         const bool maps = op.kind == OpKind::kAttentionProbs;
+        if (spec_.kv_format != Format::kFloat32 && !(op.scale > 0.0f))
+            bad_spec("attention: the scale must be positive unless kv_dtype is float32");
         if (op.layer < 0 || op.layer >= spec_.n_layer)
             bad("expected a layer below " + std::to_string(spec_.n_layer) + ", got " + std::to_string(op.layer));
         if (op.n_kv_head != spec_.n_kv_head || op.head_dim != spec_.head_dim || op.n_head < 1 ||

@@ -9,6 +9,7 @@
 #include "core/buffer.h"
 #include "ops/ops.h"
 #include "program/kv_cache.h"
+#include "program/sampler.h"
 #include "program/spec.h"
 #include "program/weights.h"
 #include "runtime/thread_pool.h"
@@ -62,7 +63,11 @@ public:
     const ProgramSpec& spec() const { return spec_; }
     Engine& engine() { return *engine_; }
     std::shared_ptr<KvPool> kv_pool() const { return kv_pool_; }
+    int32_t vocab() const;  // width of the logits; throws Error(kInput) where there are none
     int64_t rows_of(int32_t value, const StepInput& step) const;
+
+    // Numbers in output `value`: rows x width, or every sequence's [n_head, q_len, kv_len].
+    int64_t output_floats(int32_t value, const StepInput& step) const;
 
     // Runs a step. outputs[i] receives output i of the spec, row-major and dense ([rows, width]; attention_probs: the
     // sequences' [n_head, q_len, kv_len] one behind the other). Throws before any work, or Cancelled after it was
@@ -70,11 +75,15 @@ public:
     // large the outputs are: attention maps grow with the caches.
     void run(const StepInput& step, const std::vector<float*>& outputs, const std::function<bool()>& poll);
 
+    // Runs a step whose only result is a token for each wanted row, drawn from its logits in the same region. Throws as
+    // run does, and Error(kNonFinite).
+    void draw(const StepInput& step, const SampleArgs& args, const std::function<bool()>& poll);
+
     // Seconds spent in each op of the spec since profiling was switched on; empty while it is off.
     void set_profiling(bool on) { op_seconds_.assign(on ? spec_.ops.size() : 0, 0.0); }
     const std::vector<double>& op_seconds() const { return op_seconds_; }
 
-    int64_t workspace_bytes() const { return static_cast<int64_t>(workspace_.bytes()); }
+    int64_t workspace_bytes() const { return static_cast<int64_t>(workspace_.bytes()) + sampler_.bytes(); }
 
 private:
     struct Place {          // where a value lives
@@ -91,13 +100,19 @@ private:
     void check_spec() const;
     void check_weights();
     void plan();
+    const OpSpec* op_of_logits() const;
     void check_step(const StepInput& step) const;
-    int64_t multiply_adds(const StepInput& step) const;  // of its linears
-    void prepare(const StepInput& step, const std::vector<float*>& outputs);
+    int64_t quantized_words(const StepInput& step) const;  // of the largest input of a linear
+    static void advance(const StepInput& step);            // its caches
+    int64_t multiply_adds(const StepInput& step) const;    // of its linears
+    // Both with the model's lock held. outputs[i] null: nobody asked for it.
+    void run_locked(const StepInput& step, const std::vector<float*>& outputs, Sampler* sampler,
+                    Engine::Running& running, const std::function<bool()>& poll);
+    void prepare(const StepInput& step, const std::vector<float*>& outputs, const Sampler* sampler);
     View view(int32_t value) const;
     void prepare_sequences(const StepInput& step, const std::vector<int64_t>& blocks_at);
-    void run_op(const OpSpec& op, Team& team, const StepInput& step) const;
-    ops::Panels next_panels(const OpSpec& op) const;  // of the next linear behind `op`, an element of spec_.ops
+    void run_op(const OpSpec& op, Team& team, const StepInput& step, Sampler* sampler) const;
+    ops::Matrix next_matrix(const OpSpec& op) const;  // of the next linear behind `op`, an element of spec_.ops
     void embedding(const OpSpec& op, Team& team, const StepInput& step) const;
     void attention(const OpSpec& op, Team& team, const StepInput& step) const;
     void gather_rows(const OpSpec& op, Team& team, const StepInput& step) const;
@@ -112,16 +127,19 @@ private:
     const KernelTable& kernels_;
     Buffer workspace_;
     std::vector<double> op_seconds_;
+    const OpSpec* sampled_op_ = nullptr;  // the linear of the logits, if nothing else reads them
+    Sampler sampler_;
     // Of the step that runs:
     std::vector<View> views_;
     // By the rows of q: each sequence's share of an attention, and each row's token (null for kTokens).
     std::vector<ops::SequenceBlocks> sequences_[kGatherKinds];
     const int32_t* query_tokens_[kGatherKinds] = {};
     std::vector<int32_t> first_tokens_, last_tokens_;
-    std::vector<float*> scratch_;                  // a thread
-    std::vector<std::vector<float*>> own_blocks_;  // a sequence
-    std::vector<std::vector<float*>> own_thread_blocks_;
-    std::vector<float* const*> thread_blocks_;
+    ops::Quantized quantized_;                         // room for the activations of one linear
+    std::vector<float*> scratch_;                      // a thread
+    std::vector<std::vector<std::byte*>> own_blocks_;  // a sequence
+    std::vector<std::vector<std::byte*>> own_thread_blocks_;
+    std::vector<std::byte* const*> thread_blocks_;
 };
 
 }  // namespace fastattn

@@ -56,7 +56,21 @@ void Executor::check_weights() {
     }
 }
 
+// The linear whose output is the logits and nothing else, so that they need not be written.
+const OpSpec* Executor::op_of_logits() const {
+    if (spec_.logits < 0) return nullptr;
+    const int32_t value = spec_.outputs[static_cast<size_t>(spec_.logits)];
+    if (std::count(spec_.outputs.begin(), spec_.outputs.end(), value) > 1) return nullptr;
+    const OpSpec* found = nullptr;
+    for (const auto& op : spec_.ops) {
+        if (std::count(op.inputs.begin(), op.inputs.end(), value) > 0) return nullptr;
+        if (op.kind == OpKind::kLinear && op.output == value) found = &op;
+    }
+    return found;
+}
+
 void Executor::plan() {
+    sampled_op_ = op_of_logits();
     const size_t n = spec_.values.size();
     places_.resize(n);
     std::vector<size_t> last_use(n, 0);

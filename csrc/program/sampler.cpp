@@ -2,10 +2,11 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
+#include <iterator>
 #include <limits>
-#include <numeric>
+#include <new>
 #include <string>
-#include <vector>
 
 #include "core/error.h"
 #include "runtime/cpu.h"
@@ -14,176 +15,231 @@
 namespace fastattn {
 namespace {
 
-constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+constexpr float kLowest = std::numeric_limits<float>::lowest();
 
-// Candidates by falling logit, then rising id; only as much of the order as was asked for is worked out.
-class Ranking {
-public:
-    explicit Ranking(const std::vector<float>& logits) : logits_(logits) {
-        for (size_t i = 0; i < logits.size(); ++i)
-            if (logits[i] > kMinusInfinity) ids_.push_back(static_cast<int32_t>(i));
-    }
-    size_t size() const { return ids_.size(); }
-    int32_t operator[](size_t rank) {
-        while (rank >= sorted_) {
-            const size_t end = std::min(ids_.size(), std::max<size_t>(64, sorted_ * 4));
-            const auto by_logit = [this](int32_t a, int32_t b) {
-                return logits_[a] > logits_[b] || (logits_[a] == logits_[b] && a < b);
-            };
-            std::partial_sort(ids_.begin() + static_cast<long>(sorted_), ids_.begin() + static_cast<long>(end),
-                              ids_.end(), by_logit);
-            sorted_ = end;
-        }
-        return ids_[rank];
-    }
+float next_above(float x) {
+    return std::nextafter(x, kInfinity);
+}
 
-private:
-    const std::vector<float>& logits_;
-    std::vector<int32_t> ids_;
-    size_t sorted_ = 0;
-};
+void make_room(Buffer& buffer, int64_t floats) {
+    const size_t bytes = static_cast<size_t>(floats) * sizeof(float);
+    if (buffer.bytes() >= bytes) return;
+    buffer = Buffer();  // give the old one back first
+    buffer = Buffer(bytes);
+}
 
-class RowSampler {
-public:
-    RowSampler(const KernelTable& kernels, int32_t vocab)
-        : kernels_(kernels), logits_(static_cast<size_t>(vocab)), probs_(static_cast<size_t>(vocab)) {}
-
-    int32_t draw(const float* logits, const SampleParams& params, const int32_t* history, int64_t n_history) {
-        logits_.assign(logits, logits + logits_.size());
-        penalise(params.repetition_penalty, history, n_history);
-        if (params.do_sample == 0 || params.temperature == 0.0f) return argmax();
-        const int32_t highest = argmax();
-        for (float& x : logits_) x /= params.temperature;
-        const int32_t best = argmax();
-        // Beyond float32 on either side there is nothing left to weigh: the highest logit, as with temperature 0.
-        if (!std::isfinite(logits_[static_cast<size_t>(best)])) return highest;
-        Ranking ranking(logits_);
-        size_t kept = ranking.size();
-        if (params.top_k > 0 && static_cast<size_t>(params.top_k) < kept) {
-            const float last = logits_[static_cast<size_t>(ranking[static_cast<size_t>(params.top_k) - 1])];
-            kept = static_cast<size_t>(params.top_k);
-            while (kept < ranking.size() && logits_[static_cast<size_t>(ranking[kept])] == last) ++kept;
-            for (float& x : logits_)
-                if (x < last) x = kMinusInfinity;
-        }
-        softmax();
-        if (params.top_p < 1.0f) kept = nucleus(ranking, kept, params.top_p);
-        if (params.min_p > 0.0f) {
-            const float least = params.min_p * probs_[static_cast<size_t>(best)];
-            size_t n = 1;
-            while (n < kept && probs_[static_cast<size_t>(ranking[n])] >= least) ++n;
-            kept = n;
-        }
-        return pick(ranking, kept, params);
-    }
-
-    // Of `id` under the logits as they came.
-    float logprob(const float* logits, int32_t id) {
-        const auto n = static_cast<int32_t>(probs_.size());
-        kernels_.softmax_f32(
-            {.x = logits, .x_stride = n, .out = probs_.data(), .out_stride = n, .rows = 1, .n = n, .log = true});
-        return probs_[static_cast<size_t>(id)];
-    }
-
-private:
-    void penalise(float penalty, const int32_t* history, int64_t n) {
-        if (penalty == 1.0f) return;
-        seen_.assign(history, history + n);
-        std::sort(seen_.begin(), seen_.end());
-        seen_.erase(std::unique(seen_.begin(), seen_.end()), seen_.end());
-        for (const int32_t id : seen_) {
-            float& x = logits_[static_cast<size_t>(id)];
-            x = x < 0.0f ? x * penalty : x / penalty;
-        }
-    }
-    int32_t argmax() const {
-        int32_t index;
-        float value;
-        kernels_.argmax_f32(
-            {.x = logits_.data(), .n = static_cast<int32_t>(logits_.size()), .index = &index, .value = &value});
-        return index;
-    }
-    void softmax() {
-        const auto n = static_cast<int32_t>(logits_.size());
-        kernels_.softmax_f32({.x = logits_.data(),
-                              .x_stride = n,
-                              .out = probs_.data(),
-                              .out_stride = n,
-                              .rows = 1,
-                              .n = n,
-                              .log = false});
-    }
-    // The shortest head of the ranking whose probabilities reach top_p of all; at least one.
-    size_t nucleus(Ranking& ranking, size_t kept, float top_p) {
-        double sum = 0.0;
-        for (size_t rank = 0; rank < kept; ++rank) {
-            sum += probs_[static_cast<size_t>(ranking[rank])];
-            if (sum >= static_cast<double>(top_p)) return rank + 1;
-        }
-        return std::max<size_t>(kept, 1);
-    }
-    int32_t pick(Ranking& ranking, size_t kept, const SampleParams& params) {
-        double total = 0.0;
-        if (kept == ranking.size())  // rank order is not needed for the sum of all
-            total = std::accumulate(probs_.begin(), probs_.end(), 0.0);
-        else
-            for (size_t rank = 0; rank < kept; ++rank) total += probs_[static_cast<size_t>(ranking[rank])];
-        uint32_t words[4];
-        philox(params.seed, params.counter, words);
-        const double threshold = static_cast<double>(words[0] >> 8) * 0x1p-24 * total;
-        double sum = 0.0;
-        for (size_t rank = 0; rank < kept; ++rank) {
-            sum += probs_[static_cast<size_t>(ranking[rank])];
-            if (sum > threshold) return ranking[rank];
-        }
-        return ranking[kept - 1];
-    }
-
-    const KernelTable& kernels_;
-    std::vector<float> logits_, probs_;
-    std::vector<int32_t> seen_;
-};
+int64_t stride_of(int32_t vocab) {
+    return (int64_t{vocab} + 15) / 16 * 16;
+}
 
 }  // namespace
 
-void philox(uint64_t key, uint64_t counter, uint32_t (&out)[4]) {
-    uint32_t k0 = static_cast<uint32_t>(key), k1 = static_cast<uint32_t>(key >> 32);
-    uint32_t c[4] = {static_cast<uint32_t>(counter), static_cast<uint32_t>(counter >> 32), 0, 0};
-    for (int round = 0; round < 10; ++round) {
-        const uint64_t p0 = uint64_t{0xD2511F53u} * c[0];
-        const uint64_t p1 = uint64_t{0xCD9E8D57u} * c[2];
-        const uint32_t next[4] = {static_cast<uint32_t>(p1 >> 32) ^ c[1] ^ k0, static_cast<uint32_t>(p1),
-                                  static_cast<uint32_t>(p0 >> 32) ^ c[3] ^ k1, static_cast<uint32_t>(p0)};
-        std::copy(next, next + 4, c);
-        k0 += 0x9E3779B9u;
-        k1 += 0xBB67AE85u;
+void Sampler::begin(const SampleArgs& args, int threads, bool whole) {
+    args_ = args;
+    threads_ = threads;
+    keeps_ = whole || args.logprobs != nullptr;
+    for (int32_t row = 0; row < args.n; ++row) {
+        const SampleParams& params = args.params[row];
+        keeps_ |= params.repetition_penalty != 1.0f || !(params.greedy() || has_top_k(params));
     }
-    std::copy(c, c + 4, out);
+    if (keeps_)
+        make_room(logits_, args.n * stride_of(args.vocab));
+    else
+        make_room(rooms_, threads * kTileFloats);
+    const auto rows = static_cast<size_t>(args.n);
+    scans_.resize(std::max(scans_.size(), static_cast<size_t>(threads) * rows));
+    for (int thread = 0; thread < threads; ++thread)
+        for (size_t row = 0; row < rows; ++row)
+            reset(scans_[static_cast<size_t>(thread) * rows + row], args.params[row]);
+    if (worker_vocab_ != args.vocab || workers_.size() != static_cast<size_t>(threads)) {
+        workers_.assign(static_cast<size_t>(threads), Worker{Drawer(kernels_, args.vocab), {}, {}, {}});
+        worker_vocab_ = args.vocab;
+    }
+    if (n_least_ < rows) {
+        least_ = std::make_unique<std::atomic<float>[]>(rows);
+        n_least_ = rows;
+    }
+    for (size_t row = 0; row < rows; ++row) least_[row] = kLowest;
+    status_.assign(rows, Status::kFine);
+    out_of_memory_ = false;
 }
 
-void sample(const SampleArgs& args) {
-    const DefaultFloatMode mode;
-    const KernelTable& kernels = active_kernels();
-    RowSampler sampler(kernels, args.vocab);
-    for (int32_t row = 0; row < args.n; ++row) {
-        const float* logits = args.logits + int64_t{row} * args.vocab;
-        int32_t best;
-        float highest;
-        kernels.argmax_f32({.x = logits, .n = args.vocab, .index = &best, .value = &highest});
-        if (best < 0 || !std::isfinite(highest))
-            throw Error(ErrorKind::kNonFinite, "logits: expected finite numbers, got " +
-                                                   std::string(best < 0      ? "NaN"
-                                                               : highest > 0 ? "+inf"
-                                                                             : "-inf only") +
-                                                   " in row " + std::to_string(row));
-        const SampleParams& params = args.params[row];
-        const int64_t begin = args.history_offsets[row], end = args.history_offsets[row + 1];
-        const bool greedy = params.do_sample == 0 || params.temperature == 0.0f;
-        if (!(greedy && params.repetition_penalty == 1.0f))
-            best = sampler.draw(logits, params, args.history + begin, end - begin);
-        args.ids[row] = best;
-        if (args.logprobs != nullptr) args.logprobs[row] = sampler.logprob(logits, best);
+View Sampler::logits() const {
+    return {keeps_ ? logits_.floats() : nullptr, args_.n, stride_of(args_.vocab), args_.vocab};
+}
+
+float* Sampler::room(int thread) {
+    return rooms_.floats() + thread * kTileFloats;
+}
+
+void Sampler::reset(Scan& scan, const SampleParams& params) const {
+    scan.best = {-kInfinity, -1};
+    scan.nan = false;
+    scan.limit = std::max<size_t>(64, 2 * static_cast<size_t>(std::max(params.top_k, 0)));
+    scan.candidates.clear();
+}
+
+// Logits [n] of the ids from `column` on; ids come in rising order.
+void Sampler::look(Scan& scan, const float* logits, int32_t n, int32_t column, const SampleParams& params, bool collect,
+                   std::atomic<float>& least) const {
+    float threshold = collect ? least.load(std::memory_order_relaxed) : next_above(scan.best.logit);
+    for (int32_t i = 0;; ++i) {
+        i += kernels_.find_f32({.x = logits + i, .n = n - i, .threshold = threshold});
+        if (i >= n) return;
+        if (std::isnan(logits[i])) {
+            scan.nan = true;
+            return;
+        }
+        if (logits[i] > scan.best.logit) scan.best = {logits[i], column + i};
+        if (!collect) {
+            threshold = next_above(scan.best.logit);
+            continue;
+        }
+        scan.candidates.push_back({logits[i], column + i});
+        if (scan.candidates.size() < scan.limit) continue;
+        const float kept = thin_out(scan.candidates, static_cast<size_t>(params.top_k), params.temperature);
+        if (kept > least.load(std::memory_order_relaxed)) least.store(kept, std::memory_order_relaxed);
+        threshold = std::max(threshold, kept);
+        scan.limit = std::max(scan.limit, 2 * scan.candidates.size());  // many are on a level with the last
     }
+}
+
+void Sampler::take(int thread, const Tile& tile) {
+    const int32_t width = tile.view.width;
+    try {
+        for (int64_t i = 0; i < tile.view.rows; ++i) {
+            const int64_t row = tile.row + i;
+            const SampleParams& params = args_.params[row];
+            float* logits = tile.view.row(i);
+            for (int32_t j = 0; j < args_.n_suppressed && args_.suppress[row] > 0; ++j)
+                if (const int32_t at = args_.suppressed[j] - tile.column; at >= 0 && at < width)
+                    logits[at] = -kInfinity;
+            Scan& scan = scans_[static_cast<size_t>(thread * int64_t{args_.n} + row)];
+            if (!scan.nan)
+                look(scan, logits, width, tile.column, params,
+                     /*collect=*/has_top_k(params) && params.repetition_penalty == 1.0f, least_[row]);
+        }
+    } catch (const std::bad_alloc&) {
+        out_of_memory_ = true;
+    }
+}
+
+void Sampler::take_row(int thread, int32_t row, const float* logits) {
+    View to = this->logits();
+    to.data = to.row(row);
+    to.rows = 1;
+    std::memcpy(to.data, logits, static_cast<size_t>(args_.vocab) * sizeof(float));
+    take(thread, {.view = to, .row = row, .column = 0});
+}
+
+void Sampler::take_rows(Team& team, View logits) {
+    team.for_chunks(args_.n, [&](int64_t row) { take_row(team.index(), static_cast<int32_t>(row), logits.row(row)); });
+}
+
+void Sampler::finish(Team& team) {
+    team.for_chunks(args_.n, [&](int64_t row) { finish_row(team.index(), static_cast<int32_t>(row)); });
+}
+
+void Sampler::merge(int32_t row) {
+    Scan& all = scans_[static_cast<size_t>(row)];
+    for (int thread = 1; thread < threads_; ++thread) {
+        const Scan& other = scans_[static_cast<size_t>(thread * int64_t{args_.n} + row)];
+        all.nan |= other.nan;
+        const bool higher = other.best.logit > all.best.logit;
+        if (higher || (other.best.logit == all.best.logit && other.best.id < all.best.id)) all.best = other.best;
+        const float least = least_[static_cast<size_t>(row)];
+        std::copy_if(other.candidates.begin(), other.candidates.end(), std::back_inserter(all.candidates),
+                     [least](const Candidate& c) { return c.logit >= least; });
+    }
+}
+
+void Sampler::finish_row(int thread, int32_t row) {
+    try {
+        merge(row);
+        const Scan& scan = scans_[static_cast<size_t>(row)];
+        if (scan.nan)
+            status_[static_cast<size_t>(row)] = Status::kNan;
+        else if (!std::isfinite(scan.best.logit))
+            status_[static_cast<size_t>(row)] = scan.best.logit > 0 ? Status::kInfinite : Status::kEmpty;
+        else
+            args_.ids[row] = choose(thread, row, keeps_ ? logits().row(row) : nullptr);
+    } catch (const std::bad_alloc&) {
+        out_of_memory_ = true;
+    }
+}
+
+// `logits`: of the row, if they are kept; may be changed.
+int32_t Sampler::choose(int thread, int32_t row, float* logits) {
+    const SampleParams& params = args_.params[row];
+    Worker& worker = workers_[static_cast<size_t>(thread)];
+    Scan* scan = &scans_[static_cast<size_t>(row)];
+    const float highest = scan->best.logit;
+    float sum, log_sum = 0.0f;
+    if (args_.logprobs != nullptr)
+        kernels_.exp_sum_f32(
+            {.x = logits, .out = nullptr, .n = args_.vocab, .shift = highest, .sum = &sum, .log_sum = &log_sum});
+    worker.seen.clear();
+    if (params.repetition_penalty != 1.0f) {
+        penalise(worker, row, logits);
+        scan = &worker.scan;
+        reset(*scan, params);
+        std::atomic<float> least{kLowest};
+        look(*scan, logits, args_.vocab, 0, params, has_top_k(params), least);
+        if (scan->best.id < 0) scan->best.id = 0;  // the penalty made -inf of everything
+    }
+    int32_t id = scan->best.id;
+    if (has_top_k(params))
+        id = worker.drawer.from_candidates(scan->candidates, scan->best, params);
+    else if (!params.greedy())
+        id = worker.drawer.from_logits(logits, scan->best, params);
+    if (args_.logprobs != nullptr) {
+        float logit = logits[id];
+        for (const Candidate& seen : worker.seen)
+            if (seen.id == id) logit = seen.logit;
+        args_.logprobs[row] = logit - highest - log_sum;
+    }
+    return id;
+}
+
+void Sampler::penalise(Worker& worker, int32_t row, float* logits) const {
+    const float penalty = args_.params[row].repetition_penalty;
+    const int32_t* history = args_.histories[row];
+    worker.seen_bits.resize((static_cast<size_t>(args_.vocab) + 63) / 64);
+    worker.seen.reserve(static_cast<size_t>(args_.history_lengths[row]));  // nothing below may leave bits behind
+    for (int64_t i = 0; i < args_.history_lengths[row]; ++i) {
+        const int32_t id = history[i];
+        uint64_t& word = worker.seen_bits[static_cast<size_t>(id) / 64];
+        const uint64_t bit = uint64_t{1} << (id % 64);
+        if ((word & bit) != 0) continue;
+        word |= bit;
+        worker.seen.push_back({logits[id], id});
+        logits[id] = logits[id] < 0.0f ? logits[id] * penalty : logits[id] / penalty;
+    }
+    for (const Candidate& seen : worker.seen) worker.seen_bits[static_cast<size_t>(seen.id) / 64] = 0;
+}
+
+void Sampler::check() const {
+    if (out_of_memory_) throw Error(ErrorKind::kOutOfMemory, "sampling: could not allocate memory for candidates");
+    for (size_t row = 0; row < status_.size(); ++row) {
+        if (status_[row] == Status::kFine) continue;
+        const char* found = status_[row] == Status::kNan        ? "NaN"
+                            : status_[row] == Status::kInfinite ? "+inf"
+                                                                : "-inf only";
+        throw Error(ErrorKind::kNonFinite,
+                    std::string("logits: expected finite numbers, got ") + found + " in row " + std::to_string(row));
+    }
+}
+
+void sample(const float* logits, const SampleArgs& args) {
+    const DefaultFloatMode mode;
+    Sampler sampler(active_kernels());
+    sampler.begin(args, /*threads=*/1, /*whole=*/true);
+    for (int32_t row = 0; row < args.n; ++row) {
+        sampler.take_row(0, row, logits + int64_t{row} * args.vocab);
+        sampler.finish_row(0, row);
+    }
+    sampler.check();
 }
 
 }  // namespace fastattn

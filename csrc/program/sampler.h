@@ -1,38 +1,103 @@
-// Choosing next tokens from logits.
+// Choosing the next token of each row, while the linear that computes the logits runs.
 #pragma once
+#include <atomic>
 #include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "core/buffer.h"
+#include "ops/ops.h"
+#include "program/draw.h"
 
 namespace fastattn {
 
-// One record a row, laid out as the numpy dtype SAMPLE_PARAMS of fastattn.generation.numpy_sampler.
-struct SampleParams {
-    float temperature;         // 0: greedy
-    float top_p;               // 1: off
-    float min_p;               // 0: off
-    float repetition_penalty;  // 1: off
-    int32_t top_k;             // 0: off
-    int32_t do_sample;         // 0: greedy
-    uint64_t seed;
-    uint64_t counter;  // position of the token to be drawn, so that a text does not depend on how it was batched
-};
-static_assert(sizeof(SampleParams) == 40);
-
-// Four random words of Philox4x32-10 (Salmon et al. 2011) for a key and a counter.
-void philox(uint64_t key, uint64_t counter, uint32_t (&out)[4]);
-
-// Draws one token for each row of logits [n, vocab]: repetition penalty over the row's history, then temperature,
-// top-k, top-p, min-p, and one draw by Philox. Candidates stand in order of falling logit, ties by rising id. Writes
-// the id and its log-softmax under the unprocessed logits. Throws Error(kNonFinite) naming the row for NaN, +inf or all
-// -inf.
+// What to draw: repetition penalty over the row's history, then temperature, top-k, top-p, min-p, and one draw by
+// Philox. Candidates stand in order of falling logit, ties by rising id.
 struct SampleArgs {
-    const float* logits;
     int32_t n, vocab;
-    const SampleParams* params;      // [n]
-    const int32_t* history;          // ids of all rows, one behind the other
-    const int64_t* history_offsets;  // [n + 1]
-    int32_t* ids;
-    float* logprobs;  // or null
+    const SampleParams* params;  // [n]
+    // The ids before each row's token, for the penalty.
+    const int32_t* const* histories;  // [n] of [history_lengths[i]]
+    const int64_t* history_lengths;   // [n]
+    // Ids that count as -inf in the rows where `suppress` is above 0.
+    const int32_t* suppressed;  // [n_suppressed]
+    int32_t n_suppressed;
+    const int64_t* suppress;  // [n]
+    int32_t* ids;             // [n]
+    float* logprobs;          // [n], log-softmax of the ids under the logits without penalty; or null
 };
-void sample(const SampleArgs& args);
+
+// Looks at the logits of each tile while they are in the cache: for the highest, and with top-k for the candidates.
+// Only steps with a row that needs all its logits have them written to memory: for its log-probability, a penalty, or
+// when it draws without top-k.
+//
+// begin; then take and, behind a barrier, finish on the threads of a region; then check.
+class Sampler final : public ops::LinearSink {
+public:
+    explicit Sampler(const KernelTable& kernels) : kernels_(kernels) {}
+
+    // May allocate. `args` and what it points to stay valid up to check(). `whole`: the logits come from take_rows.
+    void begin(const SampleArgs& args, int threads, bool whole);
+
+    // [n, vocab], for the linear that computes them; without memory where no row needs them. take() changes them.
+    View logits() const;
+
+    float* room(int thread) override;
+    void take(int thread, const Tile& tile) override;
+    // The same for logits that are complete.
+    void take_row(int thread, int32_t row, const float* logits);
+    void take_rows(Team& team, View logits);
+
+    void finish(Team& team);
+    void finish_row(int thread, int32_t row);
+
+    // Throws Error(kNonFinite) naming the first row with NaN, +inf or nothing above -inf.
+    void check() const;
+
+    int64_t bytes() const { return static_cast<int64_t>(logits_.bytes() + rooms_.bytes()); }
+
+private:
+    // What one thread saw of a row.
+    struct Scan {
+        Candidate best;
+        bool nan;
+        size_t limit;  // so many candidates are thinned out
+        std::vector<Candidate> candidates;
+    };
+    struct Worker {
+        Drawer drawer;
+        Scan scan;                        // of a row after its penalty
+        std::vector<uint64_t> seen_bits;  // [vocab]
+        std::vector<Candidate> seen;      // ids of a row's history, each once, with their logits before the penalty
+    };
+    enum class Status : uint8_t { kFine, kNan, kInfinite, kEmpty };
+
+    void reset(Scan& scan, const SampleParams& params) const;
+    void look(Scan& scan, const float* logits, int32_t n, int32_t column, const SampleParams& params, bool collect,
+              std::atomic<float>& least) const;
+    void merge(int32_t row);  // what all threads saw, into the first one's
+    void penalise(Worker& worker, int32_t row, float* logits) const;
+    int32_t choose(int thread, int32_t row, float* logits);
+    bool has_top_k(const SampleParams& params) const {
+        return !params.greedy() && params.top_k > 0 && params.top_k < args_.vocab;
+    }
+
+    const KernelTable& kernels_;
+    SampleArgs args_{};
+    int threads_ = 0;
+    bool keeps_ = false;
+    Buffer logits_, rooms_;
+    std::vector<Scan> scans_;  // [threads, n]
+    // With top-k, from which logit on there may be candidates: what one thread found out, all can go by. [n]
+    std::unique_ptr<std::atomic<float>[]> least_;
+    size_t n_least_ = 0;
+    std::vector<Worker> workers_;
+    int32_t worker_vocab_ = -1;
+    std::vector<Status> status_;
+    std::atomic<bool> out_of_memory_ = false;
+};
+
+// The same for logits [n, vocab] that lie somewhere, on the calling thread.
+void sample(const float* logits, const SampleArgs& args);
 
 }  // namespace fastattn

@@ -34,6 +34,12 @@ bool has_avx512() {
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
 }
+bool has_avx512_vnni() {
+    return has_avx512() && __builtin_cpu_supports("avx512vnni");
+}
+bool has_avx512_bf16() {
+    return has_avx512_vnni() && __builtin_cpu_supports("avx512bf16");
+}
 #endif
 
 const Target kTargets[] = {
@@ -43,6 +49,8 @@ const Target kTargets[] = {
 #endif
 #if FASTATTN_HAS_AVX512
     {"avx512", avx512::kernel_table, has_avx512},
+    {"avx512_vnni", avx512_vnni::kernel_table, has_avx512_vnni},
+    {"avx512_bf16", avx512_bf16::kernel_table, has_avx512_bf16},
 #endif
 #if FASTATTN_HAS_NEON
     {"neon", neon::kernel_table, always},

@@ -22,7 +22,7 @@ class Engine:
     def cancel(self) -> None: ...
     def has(self, arg0: str, /) -> bool: ...
     def seconds_to_read(self) -> float: ...
-    def load(self, name: str, use: str, parts: list[Any]) -> None: ...
+    def load(self, name: str, use: str, format: str, parts: list[Any]) -> None: ...
     @property
     def threads(self) -> int: ...
     @property
@@ -54,6 +54,20 @@ class Executor:
         caches: Sequence[Cache] | None = None,
         out: Any = None,
     ) -> list[Any]: ...
+    def draw(
+        self,
+        token_ids: _Ints,
+        cu_seqlens: _Ints,
+        positions: _Ints,
+        wanted: _Ints,
+        caches: Sequence[Cache] | None,
+        params: NDArray[np.void],
+        history: _Ints,
+        history_offsets: NDArray[np.int64],
+        suppressed: _Ints | None = None,
+        suppress: NDArray[np.int64] | None = None,
+        logprobs: bool = False,
+    ) -> tuple[list[int], list[float] | None]: ...
     @property
     def kv_bytes(self) -> int: ...
     @property
@@ -61,6 +75,23 @@ class Executor:
     def set_profiling(self, on: bool) -> None: ...
     @property
     def op_seconds(self) -> list[float]: ...
+
+class Decoding:
+    """Sequences that are fed, step after step, what they drew."""
+
+    def __init__(
+        self,
+        executor: Executor,
+        token_ids: _Ints,
+        caches: Sequence[Cache],
+        params: NDArray[np.void],
+        history: _Ints,
+        history_offsets: NDArray[np.int64],
+        suppressed: _Ints | None = None,
+        suppress: NDArray[np.int64] | None = None,
+        logprobs: bool = False,
+    ) -> None: ...
+    def draw(self) -> tuple[list[int], list[float] | None]: ...
 
 def activation(x: _Floats, kind: str) -> _Floats: ...
 def active_target() -> str: ...

@@ -13,9 +13,13 @@ from numpy.typing import NDArray
 from fastattn import _core
 from fastattn.checkpoint.files import open_regular
 from fastattn.checkpoint.safetensors import TensorInfo
-from fastattn.errors import ConfigError, InputError
-from fastattn.graph.executor import Output
+from fastattn.errors import InputError
+from fastattn.graph.executor import Drawn, Output
 from fastattn.graph.ir import Program, Step, Weight
+from fastattn.graph.quantise import weight_formats
+from fastattn.graph.sampling import Sampling
+
+KV_DTYPES = ("float32", "bfloat16", "int8")
 
 
 def info() -> dict[str, Any]:
@@ -50,18 +54,35 @@ class CpuExecutor:
     """A Program in C++: one call runs a step on all threads with the GIL released."""
 
     def __init__(
-        self, program: Program, tensors: Mapping[str, TensorInfo], *, dtype: str = "float32", threads: int | None = None
+        self,
+        program: Program,
+        tensors: Mapping[str, TensorInfo],
+        *,
+        dtype: str = "float32",
+        kv_dtype: str | None = None,
+        threads: int | None = None,
     ) -> None:
-        if dtype != "float32":
-            raise ConfigError(f"dtype: expected float32, got {dtype!r}")
         self._program = program
+        self._kv_dtype = default_kv_dtype(dtype) if kv_dtype is None else kv_dtype
+        if self._kv_dtype not in KV_DTYPES:
+            raise InputError(f"kv_dtype: expected one of {', '.join(KV_DTYPES)}, or None, got {kv_dtype!r}")
         self._engine = _core.Engine(_core.default_threads() if threads is None else threads)
-        _load(self._engine, program, tensors)
-        self._executor: _core.Executor | None = _core.Executor(self._engine, _spec(program))
+        _load(self._engine, program, tensors, weight_formats(program, dtype))
+        self._executor: _core.Executor | None = _core.Executor(self._engine, _spec(program, self._kv_dtype))
 
     @property
     def program(self) -> Program:
         return self._program
+
+    @property
+    def kv_dtype(self) -> str:
+        """How keys and values are kept."""
+        return self._kv_dtype
+
+    @property
+    def kv_bytes(self) -> int:
+        """Bytes of all pages of keys and values, in use or kept for the next sequence."""
+        return int(self._open().kv_bytes)
 
     @property
     def weight_bytes(self) -> int:
@@ -90,26 +111,54 @@ class CpuExecutor:
         for name in wanted:
             if name not in self._program.outputs:
                 raise InputError(f"outputs: expected some of {sorted(self._program.outputs)}, got {name!r}")
-        for cache in step.caches or ():
-            if not isinstance(cache, _core.Cache):
-                raise InputError(f"caches: expected KV caches of this executor, got {type(cache).__name__}")
         arrays = self._open().run(
             step.token_ids,
             step.cu_seqlens,
             step.positions,
             step.wanted,
             step.token_type_ids,
-            None if step.caches is None else cast("list[_core.Cache]", list(step.caches)),
+            None if step.caches is None else _caches(step),
         )
         named = dict(zip(self._program.outputs, arrays, strict=True))
         return {name: self._shaped(name, named[name], step) for name in wanted}
+
+    def draw(self, step: Step, sampling: Sampling) -> Drawn:
+        """Run one step and draw in the same call; see `fastattn.graph.executor.DrawingExecutor`."""
+        return self._open().draw(
+            step.token_ids,
+            step.cu_seqlens,
+            step.positions,
+            step.wanted,
+            None if step.caches is None else _caches(step),
+            sampling.params,
+            sampling.history,
+            sampling.history_offsets,
+            sampling.suppressed,
+            sampling.suppress,
+            sampling.logprobs,
+        )
+
+    def decoding(self, step: Step, sampling: Sampling) -> CpuDecoding:
+        """Steps that feed every sequence what it drew; see `fastattn.graph.executor.DrawingExecutor`."""
+        loop = _core.Decoding(
+            self._open(),
+            step.token_ids,
+            _caches(step),
+            sampling.params,
+            sampling.history,
+            sampling.history_offsets,
+            sampling.suppressed,
+            sampling.suppress,
+            sampling.logprobs,
+        )
+        return CpuDecoding(self, loop)
 
     def with_program(self, program: Program) -> CpuExecutor:
         """Another Program over the same weights."""
         self._open()
         other = object.__new__(CpuExecutor)
-        other._program, other._engine = program, self._engine
-        other._executor = _core.Executor(self._engine, _spec(program))
+        other._program, other._engine, other._kv_dtype = program, self._engine, self._kv_dtype
+        other._executor = _core.Executor(self._engine, _spec(program, self._kv_dtype))
         return other
 
     def cancel(self) -> None:
@@ -142,7 +191,32 @@ class CpuExecutor:
         return maps
 
 
-def _spec(program: Program) -> dict[str, Any]:
+class CpuDecoding:
+    """See `fastattn.graph.executor.Decoding`. Ends with the executor that it came from."""
+
+    def __init__(self, executor: CpuExecutor, loop: _core.Decoding) -> None:
+        self._executor, self._loop = executor, loop
+
+    def draw(self) -> Drawn:
+        """Run one step."""
+        self._executor._open()
+        return self._loop.draw()
+
+
+def _caches(step: Step) -> tuple[_core.Cache, ...]:
+    caches = step.caches or ()
+    for cache in caches:
+        if not isinstance(cache, _core.Cache):
+            raise InputError(f"caches: expected KV caches of this executor, got {type(cache).__name__}")
+    return cast("tuple[_core.Cache, ...]", caches)
+
+
+def default_kv_dtype(dtype: str) -> str:
+    """How keys and values are kept beside weights of a dtype, unless somebody says otherwise."""
+    return "int8" if dtype == "int4" else dtype
+
+
+def _spec(program: Program, kv_dtype: str) -> dict[str, Any]:
     """The Program as plain lists for C++."""
     names = list(program.weights)
     index = {name: i for i, name in enumerate(names)}
@@ -154,14 +228,26 @@ def _spec(program: Program) -> dict[str, Any]:
         ],
         "weights": names,
         "outputs": list(program.outputs.values()),
+        "logits": _logits_of(program),
         "n_layer": program.n_layer,
         "n_kv_head": program.n_kv_head,
         "head_dim": program.head_dim,
         "max_positions": program.max_positions,
+        "kv_dtype": kv_dtype,
     }
 
 
-def _load(engine: _core.Engine, program: Program, tensors: Mapping[str, TensorInfo]) -> None:
+def _logits_of(program: Program) -> int:
+    """Which output tokens are drawn from; -1 where the Program is no language model's."""
+    value = program.outputs.get("logits")
+    if value is None or program.values[value].rows != "wanted":
+        return -1
+    return list(program.outputs).index("logits")
+
+
+def _load(
+    engine: _core.Engine, program: Program, tensors: Mapping[str, TensorInfo], formats: Mapping[str, str]
+) -> None:
     """Read every weight of the Program, each file opened once."""
     with contextlib.ExitStack() as stack:
         descriptors: dict[Any, int] = {}
@@ -175,7 +261,7 @@ def _load(engine: _core.Engine, program: Program, tensors: Mapping[str, TensorIn
                 parts.append(
                     (descriptors[info.path], info.offset, info.dtype, rows, columns, weight.transposed, info.name)
                 )
-            engine.load(name, weight.use, parts)
+            engine.load(name, weight.use, formats[name], parts)
 
 
 def _logical_shape(weight: Weight, info: TensorInfo) -> tuple[int, int]:

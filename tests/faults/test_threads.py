@@ -121,7 +121,7 @@ def test_a_cancel_while_weights_are_read_is_not_a_weight(tmp_path: Path) -> None
     try:
         with open(file, "rb") as opened, pytest.raises(Cancelled):  # noqa: PT012
             for i in range(200):
-                engine.load(f"w{i}", "matrix", [(opened.fileno(), 0, "F32", rows, columns, False, "w")])
+                engine.load(f"w{i}", "matrix", "float32", [(opened.fileno(), 0, "F32", rows, columns, False, "w")])
     finally:
         done.set()
         thread.join()
@@ -133,7 +133,7 @@ def test_a_weight_is_not_replaced(tmp_path: Path) -> None:
     np.arange(12, dtype=np.float32).tofile(file)
     engine = _core.Engine(1)
     with open(file, "rb") as opened:
-        engine.load("w", "vector", [(opened.fileno(), 0, "F32", 4, 1, False, "w")])
+        engine.load("w", "vector", "float32", [(opened.fileno(), 0, "F32", 4, 1, False, "w")])
         with pytest.raises(InputError, match="w: expected a new name"):
-            engine.load("w", "vector", [(opened.fileno(), 0, "F32", 12, 1, False, "w")])
+            engine.load("w", "vector", "float32", [(opened.fileno(), 0, "F32", 12, 1, False, "w")])
     assert engine.weight_bytes == 4 * 4

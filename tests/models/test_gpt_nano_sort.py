@@ -133,6 +133,16 @@ def test_it_sorts(directory: Path, device: str) -> None:
             assert ids[6:] == sorted(letters)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8", "int4"])
+def test_it_sorts_500_texts_in_every_dtype(directory: Path, dtype: str, rng: np.random.Generator) -> None:
+    texts = rng.integers(0, 3, (500, 6))
+    with AutoModelForCausalLM.from_pretrained(directory, dtype=dtype) as model:
+        found = np.stack(model.generate(list(texts), max_new_tokens=5, eos_token_id=-1))  # to the end of the context
+        last = np.asarray(model(found, logits_to_keep=1).logits)[:, 0].argmax(axis=1)
+    is_sorted = (np.c_[found[:, 6:], last] == np.sort(texts, axis=1)).all(axis=1)
+    assert is_sorted.sum() == 500
+
+
 def test_lm_head_of_its_own_is_used(directory: Path) -> None:
     """The fixture's lm_head is not its wte: fault 36."""
     raw = published("gpt-nano-sort-model.json")

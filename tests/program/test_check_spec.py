@@ -19,6 +19,7 @@ from fastattn.checkpoint import open_checkpoint
 from fastattn.errors import ConfigError, FastattnError
 from fastattn.graph.ir import Op, Program, Step, Value, Weight
 from fastattn.graph.numpy_executor import NumpyExecutor
+from fastattn.graph.quantise import weight_formats
 from fastattn.graph.rewrites import optimise, with_outputs, with_pooling
 from fastattn.models.registry import build
 from tests.program.test_rewrites import ragged_step
@@ -47,8 +48,9 @@ def loaded(folder: Path, family: str) -> Loaded:
     engine = _core.Engine(2)
     for program in (built.program, marked):  # the fused weights and those as they are in the file
         weights = {name: weight for name, weight in program.weights.items() if not engine.has(name)}
-        runtime._load(engine, Program((), (), weights, {}, 0, 0, 0, 0, False), built.tensors)
-    return Loaded(engine, tuple(runtime._spec(program) for program in programs))
+        part = Program((), (), weights, {}, 0, 0, 0, 0, False)
+        runtime._load(engine, part, built.tensors, weight_formats(part, "float32"))
+    return Loaded(engine, tuple(runtime._spec(program, "float32") for program in programs))
 
 
 @pytest.fixture(scope="module")
@@ -269,10 +271,10 @@ def test_a_linear_that_reads_columns_of_its_residual(tmp_path: Path, offset: int
         path = tmp_path / name
         single[name].tofile(path)
         with open(path, "rb") as file:
-            engine.load(name, weight.use, [(file.fileno(), 0, "F32", *weight.shape, False, name)])
+            engine.load(name, weight.use, "float32", [(file.fileno(), 0, "F32", *weight.shape, False, name)])
     ids = rng.integers(0, 31, 60).astype(np.int32)
     step = Step(ids, np.array([0, 60], np.int32), np.arange(60, dtype=np.int32), ids[:0])
     expected = NumpyExecutor(program, lambda part: single[part]).run(step)["y"]
-    executor = _core.Executor(engine, runtime._spec(program))
+    executor = _core.Executor(engine, runtime._spec(program, "float32"))
     (found,) = executor.run(step.token_ids, step.cu_seqlens, step.positions, step.wanted)
     assert_close(found, np.asarray(expected), program, longest=60)

@@ -66,9 +66,7 @@ def generate(args: argparse.Namespace) -> int:
     }
     checked = GenerationOptions(**options)
     prompts = read_texts(args.prompt, args.file, whole_stdin=True)
-    model = AutoModelForCausalLM.from_pretrained(
-        _model(args, "text-generation"), dtype=args.dtype, device=args.device, threads=args.threads
-    )
+    model = AutoModelForCausalLM.from_pretrained(_model(args, "text-generation"), **_loading(args))
     tokenizer = need_tokenizer(model, "generate")
     ids = [tokenizer.encode(prompt.text) for prompt in prompts]
     _check_lengths(prompts, ids, args.max_tokens, model.executor.program.max_positions)
@@ -123,7 +121,7 @@ def classify(args: argparse.Namespace) -> int:
     from fastattn.tasks.pipelines import pipeline
 
     texts = read_texts(args.prompt, args.file, whole_stdin=False)
-    classifier = pipeline("text-classification", args.model, dtype=args.dtype, device=args.device, threads=args.threads)
+    classifier = pipeline("text-classification", args.model, **_loading(args))
     try:
         found = classifier([text.text for text in texts], top_k=args.top_k or None, truncation=args.truncate)
     except ContextLengthError as error:
@@ -150,9 +148,7 @@ def embed(args: argparse.Namespace) -> int:
         raise InputError(f"--output: expected an existing folder, got {Path(args.output).parent}")
     named = read_texts(args.prompt, args.file, whole_stdin=False)
     texts = [text.text for text in named]
-    model = SentenceTransformer(
-        _model(args, "text-classification"), dtype=args.dtype, device=args.device, threads=args.threads
-    )
+    model = SentenceTransformer(_model(args, "text-classification"), **_loading(args))
     vectors = model.encode(texts, batch_size=args.batch_size, normalize_embeddings=args.normalize)
     if args.output is not None:
         with open(args.output, "wb") as file:
@@ -175,6 +171,10 @@ def _model(args: argparse.Namespace, task: Literal["text-generation", "text-clas
     from fastattn.tasks.demo import demo_model
 
     return demo_model(task) if args.model is None else args.model
+
+
+def _loading(args: argparse.Namespace) -> Any:
+    return {"dtype": args.dtype, "kv_dtype": args.kv_dtype, "device": args.device, "threads": args.threads}
 
 
 def _json(value: object) -> str:

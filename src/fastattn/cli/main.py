@@ -151,7 +151,13 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
         "--threads", type=integer(1), default=None, metavar="N", help="threads (all that this process may use)"
     )
     parser.add_argument(
-        "--dtype", default="float32", choices=("float32", "float64"), help="how weights are held (float32)"
+        "--dtype",
+        default="float32",
+        choices=("float32", "bfloat16", "int8", "int4", "float64"),
+        help="how weights are held (float32)",
+    )
+    parser.add_argument(
+        "--kv-dtype", choices=("float32", "bfloat16", "int8"), help="how keys and values are held (as the weights)"
     )
     parser.add_argument("--device", default="cpu", choices=("cpu", "numpy"), help="numpy is the float64 reference")
     parser.add_argument("--json", action="store_true", help="one JSON object a text")

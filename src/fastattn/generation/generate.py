@@ -86,7 +86,13 @@ def generate(
     if isinstance(ids, (str, bytes)):
         raise DTypeError(f"ids: expected token ids, got {type(ids).__name__}; encode the text, or use stream()")
     prompts, single = _prompts(model, ids, attention_mask)
-    requests = complete(model, prompts, checked, tokenizer=model.tokenizer if checked.stops() else None)
+    requests = complete(
+        model,
+        prompts,
+        checked,
+        tokenizer=model.tokenizer if checked.stops() else None,
+        logprobs=bool(return_dict_in_generate),
+    )
     sequences = [np.array(request.ids, np.int32) for request in requests]
     if return_dict_in_generate:
         return GenerateOutput(
@@ -106,10 +112,12 @@ def complete(
     *,
     tokenizer: Tokenizer | None,
     default_new_tokens: int = DEFAULT_NEW_TOKENS,
+    logprobs: bool = False,
 ) -> list[Request]:
     """Run every prompt to its end. With a tokenizer each request collects its text, which stop strings need."""
     requests = make_requests(model, prompts, options, tokenizer=tokenizer, default_new_tokens=default_new_tokens)
-    with Scheduler(model.executor, requests, options, eos_ids=_eos_ids(model, options)) as scheduler:
+    eos_ids = _eos_ids(model, options)
+    with Scheduler(model.executor, requests, options, eos_ids=eos_ids, logprobs=logprobs) as scheduler:
         while not scheduler.done:
             scheduler.step()
     return requests
@@ -260,4 +268,4 @@ def _prompts(model: LanguageModel, ids: Any, attention_mask: Any) -> tuple[list[
     batch = read_batch(
         ids, attention_mask, vocab_size=_vocab_size(model), max_positions=model.executor.program.max_positions
     )
-    return list(batch.ids), batch.layout == "single"
+    return batch.ids, batch.layout == "single"

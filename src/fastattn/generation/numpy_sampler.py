@@ -24,19 +24,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastattn.errors import NonFiniteError
+from fastattn.graph.sampling import SAMPLE_PARAMS as SAMPLE_PARAMS
 
-SAMPLE_PARAMS = np.dtype(
-    [
-        ("temperature", np.float32),
-        ("top_p", np.float32),
-        ("min_p", np.float32),
-        ("repetition_penalty", np.float32),
-        ("top_k", np.int32),
-        ("do_sample", np.int32),
-        ("seed", np.uint64),
-        ("counter", np.uint64),
-    ]
-)
 _MASK = 0xFFFFFFFF
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from numpy.typing import NDArray
 
 from fastattn.graph.ir import Program, Step
+from fastattn.graph.sampling import Sampling
 
 Output = NDArray[Any] | list[NDArray[Any]]
 
@@ -62,4 +63,31 @@ class Executor(Protocol):
 
     def close(self) -> None:
         """Give the memory back."""
+        ...
+
+
+Drawn = tuple[list[int], list[float] | None]
+
+
+class Decoding(Protocol):
+    """Sequences that are fed, step after step, the token that each of them drew."""
+
+    def draw(self) -> Drawn:
+        """Run one step: the ids, one a sequence, and their log-probabilities if they were asked for."""
+        ...
+
+
+@runtime_checkable
+class DrawingExecutor(Protocol):
+    """An executor that draws tokens itself, so that no logits leave it."""
+
+    def draw(self, step: Step, sampling: Sampling) -> Drawn:
+        """Run one step: an id for each wanted row and, if asked for, their log-probabilities.
+
+        Raises NonFiniteError naming the row. `step.caches` advance as with `run`.
+        """
+        ...
+
+    def decoding(self, step: Step, sampling: Sampling) -> Decoding:
+        """A loop whose first step is this one, of one token a sequence, each of them wanted."""
         ...

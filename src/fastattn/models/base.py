@@ -26,20 +26,30 @@ if TYPE_CHECKING:
     from fastattn.tokenizer import Tokenizer
 
 MAX_THREADS = 1024
-DTYPES: Mapping[str, tuple[str, ...]] = {"cpu": ("float32",), "numpy": ("float32", "float64")}
+DTYPES: Mapping[str, tuple[str, ...]] = {
+    "cpu": ("float32", "bfloat16", "int8", "int4"),
+    "numpy": ("float32", "float64", "bfloat16", "int8", "int4"),
+}
+KV_DTYPES: Mapping[str, tuple[str, ...]] = {"cpu": ("float32", "bfloat16", "int8"), "numpy": ()}
 
 
 def load_executor(
-    program: Program, tensors: Mapping[str, TensorInfo], *, dtype: str, device: str, threads: int | None
+    program: Program,
+    tensors: Mapping[str, TensorInfo],
+    *,
+    dtype: str,
+    device: str,
+    threads: int | None,
+    kv_dtype: str | None = None,
 ) -> Executor:
     """The executor of a device, with its weights read."""
     if device == "numpy":
         from fastattn.graph.numpy_executor import NumpyExecutor
 
-        return NumpyExecutor(program, lambda part: read_tensor(tensors[part]))
+        return NumpyExecutor(program, lambda part: read_tensor(tensors[part]), dtype=dtype)
     from fastattn.runtime import CpuExecutor
 
-    return cast(Executor, CpuExecutor(program, tensors, dtype=dtype, threads=threads))
+    return cast(Executor, CpuExecutor(program, tensors, dtype=dtype, kv_dtype=kv_dtype, threads=threads))
 
 
 def load_model(
@@ -47,6 +57,7 @@ def load_model(
     task: Task,
     *,
     dtype: str,
+    kv_dtype: str | None,
     device: str,
     threads: int | None,
     revision: str | None,
@@ -59,6 +70,11 @@ def load_model(
         raise InputError(f"device: expected one of {', '.join(DTYPES)}, got {device!r}")
     if dtype not in DTYPES[device]:
         raise InputError(f"dtype: expected one of {', '.join(DTYPES[device])} on {device}, got {dtype!r}")
+    if kv_dtype is not None and kv_dtype not in KV_DTYPES[device]:
+        known = ", ".join(KV_DTYPES[device])
+        raise InputError(
+            f"kv_dtype: expected None{f' or one of {known}' if known else ''} on {device}, got {kv_dtype!r}"
+        )
     if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int)):
         raise DTypeError(f"threads: expected an integer or None, got {type(threads).__name__}")
     if threads is not None and not 1 <= threads <= MAX_THREADS:
@@ -68,7 +84,9 @@ def load_model(
     )
     checkpoint = open_checkpoint(directory)
     built = build(checkpoint.config, checkpoint.tensors, task)
-    executor = load_executor(built.program, built.tensors, dtype=dtype, device=device, threads=threads)
+    executor = load_executor(
+        built.program, built.tensors, dtype=dtype, device=device, threads=threads, kv_dtype=kv_dtype
+    )
     return directory, built, executor
 
 
@@ -214,17 +232,20 @@ class Results:
 
     def attentions(self) -> tuple[PerToken, ...] | None:
         """The attention maps of all layers, where they were asked for."""
+        names = self._numbered("attentions")
+        if not names:
+            return None
         heads = {
             f"attentions.{op.attrs['layer']}": int(op.attrs["n_head"])
             for op in self._program.ops
             if op.attrs.get("q_rows")
         }
         maps = []
-        for name in self._numbered("attentions"):
+        for name in names:
             found = cast("list[NDArray[Any]]", self._outputs[name])
             dtype = found[0].dtype if found else np.dtype(np.float32)
             maps.append(self._batch.restore_maps(found, heads[name], dtype))
-        return tuple(maps) or None
+        return tuple(maps)
 
     def _matrix(self, name: str) -> NDArray[Any]:
         return cast("NDArray[Any]", self._outputs[name])

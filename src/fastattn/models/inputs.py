@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, Literal
 
 import numpy as np
@@ -25,14 +26,16 @@ MAX_TOKENS = 2**31 - 1
 class Batch:
     """Checked input, unpadded.
 
-    layout: "single" [seq_len], "dense" [batch, seq_len] or "ragged" (lists); ids: int32, one array a sequence with its
-    real tokens; type_ids: alike, or None; keep: where a mask was given, which of the positions are real tokens;
-    lengths: of the sequences with their padding; width: seq_len of a dense batch.
+    layout: "single" [seq_len], "dense" [batch, seq_len] or "ragged" (lists); token_ids: int32, the real tokens of all
+    sequences, one behind the other; counts: how many of each sequence; token_type_ids: like token_ids, or None; keep:
+    where a mask was given, which of the positions are real tokens; lengths: of the sequences with their padding; width:
+    seq_len of a dense batch.
     """
 
     layout: Layout
-    ids: tuple[NDArray[np.int32], ...]
-    type_ids: tuple[NDArray[np.int32], ...] | None
+    token_ids: NDArray[np.int32]
+    counts: tuple[int, ...]
+    token_type_ids: NDArray[np.int32] | None
     keep: tuple[NDArray[np.bool_], ...] | None
     lengths: tuple[int, ...]
     width: int
@@ -40,30 +43,43 @@ class Batch:
     @property
     def n_tokens(self) -> int:
         """Real tokens of all sequences."""
-        return sum(len(row) for row in self.ids)
+        return len(self.token_ids)
+
+    @property
+    def ids(self) -> list[NDArray[np.int32]]:
+        """The real tokens of each sequence."""
+        return [
+            self.token_ids[end - count : end] for count, end in zip(self.counts, accumulate(self.counts), strict=True)
+        ]
 
     def step(self, logits_to_keep: int = 0) -> Step:
         """One step over the sequences that are not empty, without caches; the last `logits_to_keep` rows of each
         sequence (0: all) are wanted."""
-        filled = [row for row in self.ids if len(row)]
-        lengths = np.array([len(row) for row in filled], np.int64)
-        ends = np.cumsum(lengths)
-        kept = np.minimum(lengths, logits_to_keep) if logits_to_keep else lengths
-        wanted = [np.arange(end - count, end, dtype=np.int32) for end, count in zip(ends, kept, strict=True)]
+        counts = [count for count in self.counts if count]
+        ends = list(accumulate(counts, initial=0))
+        rows = np.arange(ends[-1], dtype=np.int32)
+        positions = wanted = rows
+        if len(counts) > 1:
+            positions = rows - np.repeat(np.array(ends[:-1], np.int32), counts)
+        if logits_to_keep:
+            starts = [end - min(count, logits_to_keep) for count, end in zip(counts, ends[1:], strict=True)]
+            wanted = np.array(
+                [i for start, end in zip(starts, ends[1:], strict=True) for i in range(start, end)], np.int32
+            )
         return Step(
-            token_ids=_join(filled),
-            cu_seqlens=np.concatenate([[0], ends]).astype(np.int32),
-            positions=_join([np.arange(len(row), dtype=np.int32) for row in filled]),
-            wanted=_join(wanted),
-            token_type_ids=None if self.type_ids is None else _join([row for row in self.type_ids if len(row)]),
+            token_ids=self.token_ids,
+            cu_seqlens=np.array(ends, np.int32),
+            positions=positions,
+            wanted=wanted,
+            token_type_ids=self.token_type_ids,
         )
 
     def restore_tokens(self, rows: Array) -> Array | list[Array]:
         """[n_tokens, width] -> the layout of the input, zeros at masked positions."""
         restored, start = [], 0
-        for i, ids in enumerate(self.ids):
-            part = rows[start : start + len(ids)]
-            start += len(ids)
+        for i, count in enumerate(self.counts):
+            part = rows[start : start + count]
+            start += count
             if self.keep is not None:
                 whole = np.zeros((self.lengths[i], rows.shape[1]), rows.dtype)
                 whole[self.keep[i]] = part
@@ -78,8 +94,8 @@ class Batch:
         dense = self.layout == "dense"
         tall = min(logits_to_keep, self.width)
         restored, start = [], 0
-        for ids in self.ids:
-            count = min(len(ids), logits_to_keep)
+        for real in self.counts:
+            count = min(real, logits_to_keep)
             part = rows[start : start + count]
             start += count
             if dense and count < tall:
@@ -89,17 +105,17 @@ class Batch:
 
     def restore_sequences(self, rows: Array) -> Array:
         """[n_sequences, width]: zeros for a sequence without tokens."""
-        if len(rows) == len(self.ids):
+        if len(rows) == len(self.counts):
             return rows
-        restored = np.zeros((len(self.ids), rows.shape[1]), rows.dtype)
-        restored[[len(row) > 0 for row in self.ids]] = rows
+        restored = np.zeros((len(self.counts), rows.shape[1]), rows.dtype)
+        restored[[count > 0 for count in self.counts]] = rows
         return restored
 
     def restore_maps(self, maps: Sequence[Array], n_head: int, dtype: np.dtype[Any]) -> Array | list[Array]:
         """Attention maps [n_head, q_len, kv_len] in the layout of the input, zeros at masked positions."""
         restored, given = [], iter(maps)
-        for i, ids in enumerate(self.ids):
-            part = next(given) if len(ids) else np.zeros((n_head, 0, 0), dtype)
+        for i, count in enumerate(self.counts):
+            part = next(given) if count else np.zeros((n_head, 0, 0), dtype)
             if self.keep is not None:
                 whole = np.zeros((n_head, self.lengths[i], self.lengths[i]), dtype)
                 places = np.flatnonzero(self.keep[i])
@@ -149,19 +165,21 @@ def read_batch(
         limit = type_vocab_size or 1
         expected = f"a token type from 0 to {limit - 1}" if type_vocab_size else "0 (this model has no token types)"
         _check_range(types, "token_type_ids", layout, limit, expected, places)
-    for i, row in enumerate(rows):
-        if len(row) > max_positions:
+    counts = tuple(map(len, rows))
+    for i, count in enumerate(counts):
+        if count > max_positions:
             name = _place("input_ids", layout, i)
             raise ContextLengthError(
-                f"{name}: expected at most {max_positions} tokens, the model's context, got {len(row)}"
+                f"{name}: expected at most {max_positions} tokens, the model's context, got {count}"
             )
-    if sum(len(row) for row in rows) > MAX_TOKENS:
+    if sum(counts) > MAX_TOKENS:
         raise InputError(f"input_ids: expected at most {MAX_TOKENS} tokens in one call")
     has_types = types is not None and type_vocab_size is not None
     return Batch(
         layout=layout,
-        ids=tuple(row.astype(np.int32) for row in rows),
-        type_ids=tuple(row.astype(np.int32) for row in types) if has_types and types is not None else None,
+        token_ids=_join(rows),
+        counts=counts,
+        token_type_ids=_join(types) if has_types and types is not None else None,
         keep=keep,
         lengths=lengths,
         width=width,
@@ -177,8 +195,11 @@ def check_count(value: object, name: str) -> int:
     return int(value)
 
 
-def _join(rows: Sequence[NDArray[np.int32]]) -> NDArray[np.int32]:
-    return np.concatenate(rows) if rows else np.zeros(0, np.int32)
+def _join(rows: Sequence[Array]) -> NDArray[np.int32]:
+    """All of them as int32, which their values are known to fit, one behind the other."""
+    if len(rows) == 1:
+        return rows[0].astype(np.int32)
+    return np.concatenate([np.zeros(0, np.int32), *rows], dtype=np.int32, casting="unsafe")
 
 
 def _place(name: str, layout: Layout, row: int, column: int | None = None) -> str:
@@ -194,6 +215,10 @@ def _check_range(
     rows: Sequence[Array], name: str, layout: Layout, limit: int, expected: str, places: Sequence[Array] | None = None
 ) -> None:
     """Every value from 0 to limit - 1. `places` gives the columns that the values had before the mask."""
+    if rows and all(row.dtype == np.int64 for row in rows):  # in one go; a negative one is high without its sign
+        values = rows[0] if len(rows) == 1 else np.concatenate(rows)
+        if np.maximum.reduce(values.view(np.uint64), initial=0) < limit:
+            return
     for i, row in enumerate(rows):
         if not len(row) or (row.min() >= 0 and row.max() < limit):
             continue

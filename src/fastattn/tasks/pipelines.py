@@ -41,6 +41,7 @@ def pipeline(
     *,
     tokenizer: str | Path | Tokenizer | None = None,
     dtype: str = "float32",
+    kv_dtype: str | None = None,
     device: str = "cpu",
     threads: int | None = None,
 ) -> TextGenerationPipeline: ...
@@ -51,6 +52,7 @@ def pipeline(
     *,
     tokenizer: str | Path | Tokenizer | None = None,
     dtype: str = "float32",
+    kv_dtype: str | None = None,
     device: str = "cpu",
     threads: int | None = None,
 ) -> TextClassificationPipeline: ...
@@ -61,6 +63,7 @@ def pipeline(
     *,
     tokenizer: str | Path | Tokenizer | None = None,
     dtype: str = "float32",
+    kv_dtype: str | None = None,
     device: str = "cpu",
     threads: int | None = None,
 ) -> FeatureExtractionPipeline: ...
@@ -70,13 +73,14 @@ def pipeline(
     *,
     tokenizer: str | Path | Tokenizer | None = None,
     dtype: str = "float32",
+    kv_dtype: str | None = None,
     device: str = "cpu",
     threads: int | None = None,
 ) -> Any:
     """A callable for a task: "text-generation", "text-classification" ("sentiment-analysis") or "feature-extraction".
 
     model: a directory, a hub id, a loaded model, or None for the small demo model that comes with fastattn.
-    tokenizer: None is the model's own. dtype, device and threads are for loading, as in `from_pretrained`.
+    tokenizer: None is the model's own. dtype, kv_dtype, device and threads are for loading, as in `from_pretrained`.
     """
     if task not in TASKS:
         raise InputError(f"task: expected one of {', '.join(TASKS)}, got {task!r}")
@@ -85,16 +89,17 @@ def pipeline(
     if isinstance(tokenizer, (str, Path)):
         tokenizer = AutoTokenizer.from_pretrained(tokenizer)
     load = isinstance(model, (str, Path))
+    options: Any = {"dtype": dtype, "kv_dtype": kv_dtype, "device": device, "threads": threads}
     if task == "text-generation":
         if load:
-            model = AutoModelForCausalLM.from_pretrained(model, dtype=dtype, device=device, threads=threads)
+            model = AutoModelForCausalLM.from_pretrained(model, **options)
         return TextGenerationPipeline(_checked(model, CausalLM), tokenizer)
     if task == "feature-extraction":
         if load:
-            model = AutoModel.from_pretrained(model, dtype=dtype, device=device, threads=threads)
+            model = AutoModel.from_pretrained(model, **options)
         return FeatureExtractionPipeline(_checked(model, Encoder), tokenizer)
     if load:
-        model = AutoModelForSequenceClassification.from_pretrained(model, dtype=dtype, device=device, threads=threads)
+        model = AutoModelForSequenceClassification.from_pretrained(model, **options)
     return TextClassificationPipeline(_checked(model, SequenceClassifier), tokenizer)
 
 

@@ -53,6 +53,7 @@ class SentenceTransformer:
         model_name_or_path: str | Path,
         *,
         dtype: str = "float32",
+        kv_dtype: str | None = None,
         device: str = "cpu",
         threads: int | None = None,
         truncate_dim: int | None = None,
@@ -71,7 +72,9 @@ class SentenceTransformer:
             token=token,
         )
         folder = _read_folder(directory)
-        self.model = AutoModel.from_pretrained(folder.transformer, dtype=dtype, device=device, threads=threads)
+        self.model = AutoModel.from_pretrained(
+            folder.transformer, dtype=dtype, kv_dtype=kv_dtype, device=device, threads=threads
+        )
         self.tokenizer = need_tokenizer(self.model, "SentenceTransformer")
         self._hidden_size = self.model.config.hidden_size
         self._pooling = Pooling.from_config(folder.pooling, where=folder.pooling_path, hidden_size=self._hidden_size)

@@ -1,0 +1,45 @@
+// Sequences that are fed, step after step, the token that each of them drew in the last one.
+#pragma once
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <vector>
+
+#include "program/executor.h"
+
+namespace fastattn {
+
+class Decoding {
+public:
+    struct Row {
+        std::shared_ptr<KvCache> cache;
+        int32_t token_id;              // that is fed next
+        SampleParams params;           // of the next draw
+        std::vector<int32_t> history;  // what a repetition penalty looks at
+        int64_t suppress;              // for so many draws the suppressed ids count as -inf
+    };
+
+    Decoding(std::shared_ptr<Executor> executor, std::vector<Row> rows, std::vector<int32_t> suppressed, bool logprobs);
+
+    struct Drawn {
+        std::vector<int32_t> ids;     // [n]
+        std::vector<float> logprobs;  // [n], or empty where nobody asked for them
+    };
+    // One step. After an error all is as it was. Throws as Executor::draw does.
+    Drawn draw(const std::function<bool()>& poll);
+
+private:
+    std::shared_ptr<Executor> executor_;
+    std::vector<Row> rows_;
+    std::vector<int32_t> suppressed_;
+    bool logprobs_;
+    // Of a step:
+    std::vector<KvCache*> caches_;
+    std::vector<int32_t> sequence_ends_;  // 0, 1, 2 ..., n: the wanted rows, too
+    std::vector<int32_t> token_ids_, positions_;
+    std::vector<SampleParams> params_;
+    std::vector<const int32_t*> histories_;
+    std::vector<int64_t> history_lengths_, suppress_;
+};
+
+}  // namespace fastattn

@@ -1,0 +1,221 @@
+#include "program/draw.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+namespace fastattn {
+namespace {
+
+constexpr float kLowest = std::numeric_limits<float>::lowest();
+constexpr int kLanes = 16;  // of a sum over a row (docs/numerics.md)
+
+// Candidates by distance from the highest logit, so that only one bucket has to be sorted; e^-44 is below 2^-62.
+constexpr int kBuckets = 1024;
+constexpr float kBucketsPerUnit = (kBuckets - 1) / 44.0f;
+
+uint64_t weight_of(float probability) {
+    return static_cast<uint64_t>(static_cast<int64_t>(static_cast<double>(probability) * 0x1p62));
+}
+
+// The sum of a softmax over `n` logits of which only those of `candidates`, by rising id, are not -inf: the lanes and
+// the tree of the softmax kernel, without the zeros.
+float sum_of_lanes(const std::vector<Candidate>& candidates, const std::vector<float>& exponentials, int32_t n) {
+    float sums[2][kLanes] = {};
+    for (size_t i = 0; i < candidates.size(); ++i) {
+        const int32_t vec = candidates[i].id / kLanes;
+        const bool in_tail = vec == n / kLanes;
+        sums[in_tail ? 1 : vec % 2][candidates[i].id % kLanes] += exponentials[i];
+    }
+    for (int lane = 0; lane < kLanes; ++lane) sums[0][lane] += sums[1][lane];
+    for (int half = kLanes / 2; half > 0; half /= 2)
+        for (int lane = 0; lane < half; ++lane) sums[0][lane] += sums[0][lane + half];
+    return sums[0][0];
+}
+
+// Of `total`, the part that the row's random number stands for; what is drawn is the first candidate beyond it.
+uint64_t drawn_part(uint64_t total, const SampleParams& params) {
+    uint32_t words[4];
+    philox(params.seed, params.counter, words);
+    const uint64_t u = words[0] >> 8;  // of 2^24
+    return u * (total >> 24) + ((u * (total & 0xffffff)) >> 24);
+}
+
+// The least sum of weights that reaches top_p.
+uint64_t nucleus_limit(float top_p) {
+    return static_cast<uint64_t>(std::ceil(static_cast<double>(top_p) * 0x1p62));
+}
+
+// The lowest logit that the temperature puts on a level with `logit`. Where that is far away there is no telling.
+float lowest_level_with(float logit, float temperature) {
+    const float level = logit / temperature;
+    for (int step = 0; step < 8; ++step) {
+        const float below = std::nextafter(logit, -std::numeric_limits<float>::infinity());
+        if (below / temperature < level) return logit;
+        logit = below;
+    }
+    return kLowest;
+}
+
+}  // namespace
+
+void philox(uint64_t key, uint64_t counter, uint32_t (&out)[4]) {
+    uint32_t k0 = static_cast<uint32_t>(key), k1 = static_cast<uint32_t>(key >> 32);
+    uint32_t c[4] = {static_cast<uint32_t>(counter), static_cast<uint32_t>(counter >> 32), 0, 0};
+    for (int round = 0; round < 10; ++round) {
+        const uint64_t p0 = uint64_t{0xD2511F53u} * c[0];
+        const uint64_t p1 = uint64_t{0xCD9E8D57u} * c[2];
+        const uint32_t next[4] = {static_cast<uint32_t>(p1 >> 32) ^ c[1] ^ k0, static_cast<uint32_t>(p1),
+                                  static_cast<uint32_t>(p0 >> 32) ^ c[3] ^ k1, static_cast<uint32_t>(p0)};
+        std::copy(next, next + 4, c);
+        k0 += 0x9E3779B9u;
+        k1 += 0xBB67AE85u;
+    }
+    std::copy(c, c + 4, out);
+}
+
+float thin_out(std::vector<Candidate>& candidates, size_t k, float temperature) {
+    constexpr int kSteps = 128;
+    float low = candidates.front().logit, high = low;
+    for (const Candidate& c : candidates) low = std::min(low, c.logit), high = std::max(high, c.logit);
+    const float steps_per_unit = (kSteps - 1) / (high - low);
+    if (!std::isnormal(steps_per_unit)) return kLowest;  // all alike, or too far apart to be counted
+    const auto step_of = [&](float logit) { return static_cast<int>((logit - low) * steps_per_unit); };
+    uint32_t counts[kSteps + 1] = {};
+    for (const Candidate& c : candidates) ++counts[step_of(c.logit)];
+    int last = kSteps;
+    for (size_t kept = counts[last]; kept < k;) kept += counts[--last];
+    float least = high;
+    for (const Candidate& c : candidates)
+        if (step_of(c.logit) >= last) least = std::min(least, c.logit);
+    least = lowest_level_with(least, temperature);
+    std::erase_if(candidates, [least](const Candidate& c) { return c.logit < least; });
+    return least;
+}
+
+// Drops all that thin_out may drop.
+static void keep_highest(std::vector<Candidate>& candidates, size_t k, float temperature) {
+    thin_out(candidates, k, temperature);
+    const auto kth = candidates.begin() + static_cast<long>(k) - 1;
+    std::nth_element(candidates.begin(), kth, candidates.end(),
+                     [](const Candidate& a, const Candidate& b) { return a.logit > b.logit; });
+    const float level = kth->logit / temperature;
+    std::erase_if(candidates, [&](const Candidate& c) { return c.logit / temperature < level; });
+}
+
+int32_t Drawer::from_candidates(std::vector<Candidate>& candidates, Candidate best, const SampleParams& params) {
+    const float highest = best.logit / params.temperature;
+    // Beyond float32 on either side there is nothing left to weigh: the highest logit, as with temperature 0.
+    if (!std::isfinite(highest)) return best.id;
+    const auto k = static_cast<size_t>(params.top_k);
+    if (k < candidates.size()) keep_highest(candidates, k, params.temperature);
+    std::sort(candidates.begin(), candidates.end(), [](const Candidate& a, const Candidate& b) { return a.id < b.id; });
+    const size_t n = candidates.size();
+    probs_.resize(n);
+    for (size_t i = 0; i < n; ++i) probs_[i] = candidates[i].logit /= params.temperature;
+    float unused_sum, unused_log;
+    kernels_->exp_sum_f32({.x = probs_.data(),
+                           .out = probs_.data(),
+                           .n = static_cast<int32_t>(n),
+                           .shift = highest,
+                           .sum = &unused_sum,
+                           .log_sum = &unused_log});
+    const float sum = sum_of_lanes(candidates, probs_, vocab_);
+    ranked_.clear();
+    uint64_t total = 0;
+    float best_prob = 0.0f;
+    for (size_t i = 0; i < n; ++i) {
+        const float prob = probs_[i] / sum;
+        best_prob = std::max(best_prob, prob);
+        ranked_.push_back({candidates[i].logit, candidates[i].id, weight_of(prob)});
+        probs_[i] = prob;
+        total += ranked_.back().weight;
+    }
+    uint64_t least_total = total;  // of those that min_p keeps
+    if (params.min_p > 0.0f) {
+        least_total = 0;
+        for (const float prob : probs_)
+            if (prob >= params.min_p * best_prob) least_total += weight_of(prob);
+    }
+    std::sort(ranked_.begin(), ranked_.end(), [](const Ranked& a, const Ranked& b) {
+        return a.logit > b.logit || (a.logit == b.logit && a.id < b.id);
+    });
+    if (params.top_p < 1.0f) {
+        const Crossing nucleus = cross(ranked_, 0, nucleus_limit(params.top_p));
+        if (nucleus.id >= 0) total = nucleus.sum;
+    }
+    return cross(ranked_, 0, drawn_part(std::min(total, least_total), params) + 1).id;
+}
+
+int32_t Drawer::from_logits(const float* logits, Candidate best, const SampleParams& params) {
+    const float highest = best.logit / params.temperature;
+    if (!std::isfinite(highest)) return best.id;
+    if (params.temperature != 1.0f) {
+        scaled_.resize(static_cast<size_t>(vocab_));
+        for (int32_t i = 0; i < vocab_; ++i) scaled_[static_cast<size_t>(i)] = logits[i] / params.temperature;
+        logits = scaled_.data();
+    }
+    probs_.resize(static_cast<size_t>(vocab_));
+    kernels_->softmax_f32({.x = logits,
+                           .x_stride = vocab_,
+                           .out = probs_.data(),
+                           .out_stride = vocab_,
+                           .rows = 1,
+                           .n = vocab_,
+                           .log = false});
+    fill_buckets(logits, highest);
+    uint64_t total = 0;
+    for (const uint64_t bucket : buckets_) total += bucket;
+    uint64_t least_total = total;
+    if (params.min_p > 0.0f) {
+        least_total = 0;
+        const float least = params.min_p * probs_[static_cast<size_t>(best.id)];
+        for (const float prob : probs_)
+            if (prob >= least) least_total += weight_of(prob);
+    }
+    if (params.top_p < 1.0f) {
+        const Crossing nucleus = cross_buckets(logits, highest, nucleus_limit(params.top_p));
+        if (nucleus.id >= 0) total = nucleus.sum;
+    }
+    return cross_buckets(logits, highest, drawn_part(std::min(total, least_total), params) + 1).id;
+}
+
+Drawer::Crossing Drawer::cross(const std::vector<Ranked>& ranked, uint64_t before, uint64_t limit) {
+    for (const Ranked& candidate : ranked) {
+        before += candidate.weight;
+        if (before >= limit) return {before, candidate.id};
+    }
+    return {};
+}
+
+void Drawer::fill_buckets(const float* logits, float highest) {
+    buckets_.assign(kBuckets, 0);
+    for (int32_t i = 0; i < vocab_; ++i) {
+        const uint64_t weight = weight_of(probs_[static_cast<size_t>(i)]);
+        if (weight == 0) continue;
+        const auto bucket = static_cast<int32_t>((highest - logits[i]) * kBucketsPerUnit);
+        buckets_[static_cast<size_t>(std::min(bucket, kBuckets - 1))] += weight;
+    }
+}
+
+Drawer::Crossing Drawer::cross_buckets(const float* logits, float highest, uint64_t limit) {
+    uint64_t before = 0;
+    int bucket = 0;
+    while (bucket < kBuckets && before + buckets_[static_cast<size_t>(bucket)] < limit)
+        before += buckets_[static_cast<size_t>(bucket++)];
+    if (bucket == kBuckets) return {};
+    ranked_.clear();
+    for (int32_t i = 0; i < vocab_; ++i) {
+        const float at = (highest - logits[i]) * kBucketsPerUnit;
+        if (at < static_cast<float>(bucket) || (at >= static_cast<float>(bucket + 1) && bucket < kBuckets - 1))
+            continue;
+        const uint64_t weight = weight_of(probs_[static_cast<size_t>(i)]);
+        if (weight > 0) ranked_.push_back({logits[i], i, weight});
+    }
+    std::sort(ranked_.begin(), ranked_.end(), [](const Ranked& a, const Ranked& b) {
+        return a.logit > b.logit || (a.logit == b.logit && a.id < b.id);
+    });
+    return cross(ranked_, before, limit);
+}
+
+}  // namespace fastattn

@@ -1,0 +1,77 @@
+// Drawing one token from the logits of one row, on one thread.
+//
+// Weights are softmax probabilities as integers of 2^-62, so that their sums are exact: whatever order the candidates
+// come in, and however many are left out because their weight is 0, the same token is drawn.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "kernels/kernels.h"
+
+namespace fastattn {
+
+// One record a row, laid out as the numpy dtype SAMPLE_PARAMS of fastattn.graph.ir.
+struct SampleParams {
+    float temperature;         // 0: greedy
+    float top_p;               // 1: off
+    float min_p;               // 0: off
+    float repetition_penalty;  // 1: off
+    int32_t top_k;             // 0: off
+    int32_t do_sample;         // 0: greedy
+    uint64_t seed;
+    uint64_t counter;  // position of the token to be drawn, so that a text does not depend on how it was batched
+
+    bool greedy() const { return do_sample == 0 || temperature == 0.0f; }
+};
+static_assert(sizeof(SampleParams) == 40);
+
+// Four random words of Philox4x32-10 (Salmon et al. 2011) for a key and a counter.
+void philox(uint64_t key, uint64_t counter, uint32_t (&out)[4]);
+
+// An id and its logit, or that divided by the temperature.
+struct Candidate {
+    float logit;
+    int32_t id;
+};
+
+// Drops candidates that are not among the k highest, ties and those that the temperature puts on a level with the k-th
+// included: most of them, in one pass. Gives the logit from which on candidates were kept. Needs k in [1, size].
+float thin_out(std::vector<Candidate>& candidates, size_t k, float temperature);
+
+// What drawing needs besides the row; a thread's own.
+class Drawer {
+public:
+    Drawer(const KernelTable& kernels, int32_t vocab) : kernels_(&kernels), vocab_(vocab) {}
+
+    // From `candidates`, the only ones that may be drawn, whose logits are not divided by the temperature yet. `best`
+    // is the highest logit, with its first id. Changes `candidates`.
+    int32_t from_candidates(std::vector<Candidate>& candidates, Candidate best, const SampleParams& params);
+
+    // From all of logits [vocab].
+    int32_t from_logits(const float* logits, Candidate best, const SampleParams& params);
+
+private:
+    struct Ranked {
+        float logit;
+        int32_t id;
+        uint64_t weight;
+    };
+
+    // Where running sums of weights, in order of falling logit, ties by id, come to `limit`.
+    struct Crossing {
+        uint64_t sum = 0;  // up to and with `id`
+        int32_t id = -1;   // -1: nowhere
+    };
+    static Crossing cross(const std::vector<Ranked>& ranked, uint64_t before, uint64_t limit);
+    Crossing cross_buckets(const float* logits, float highest, uint64_t limit);
+    void fill_buckets(const float* logits, float highest);
+
+    const KernelTable* kernels_;
+    int32_t vocab_;
+    std::vector<float> scaled_, probs_;
+    std::vector<Ranked> ranked_;
+    std::vector<uint64_t> buckets_;
+};
+
+}  // namespace fastattn

@@ -1,0 +1,72 @@
+"""Requests as the arrays of a step, and drawing with executors that only give logits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastattn.generation import numpy_sampler
+from fastattn.generation.options import GenerationOptions
+from fastattn.generation.request import Request
+from fastattn.graph.executor import Drawn, Executor
+from fastattn.graph.ir import Step
+from fastattn.graph.sampling import SAMPLE_PARAMS, Sampling
+
+
+def step_of(chunks: Sequence[tuple[Request, int]]) -> Step:
+    """A step that feeds each request its next `count` ids; the last row is wanted where those are all of its ids."""
+    counts = [count for _, count in chunks]
+    whole = [request.fed + count == len(request.ids) for request, count in chunks]
+    ends = np.cumsum([0, *counts]).astype(np.int32)
+    return Step(
+        token_ids=np.array([i for r, n in chunks for i in r.ids[r.fed : r.fed + n]], np.int32),
+        cu_seqlens=ends,
+        positions=np.array([i for r, n in chunks for i in range(r.fed, r.fed + n)], np.int32),
+        wanted=(ends[1:] - 1)[whole].astype(np.int32),
+        caches=tuple(request.cache for request, _ in chunks),
+    )
+
+
+def sampling_of(
+    requests: Sequence[Request], options: GenerationOptions, *, eos_ids: frozenset[int], logprobs: bool
+) -> Sampling:
+    """How the next token of each request is drawn."""
+    params = np.zeros(len(requests), SAMPLE_PARAMS)
+    params["temperature"] = options.temperature
+    params["top_p"] = options.top_p
+    params["min_p"] = options.min_p
+    params["repetition_penalty"] = options.repetition_penalty
+    params["top_k"] = options.top_k
+    params["do_sample"] = not options.greedy
+    params["seed"] = [request.seed for request in requests]
+    params["counter"] = [len(request.ids) for request in requests]
+    histories = [request.ids if options.repetition_penalty != 1 else [] for request in requests]
+    suppressed = suppress = None
+    if eos_ids and any(request.new_len < options.min_new_tokens for request in requests):
+        suppressed = np.array(sorted(eos_ids), np.int32)
+        suppress = np.array([options.min_new_tokens - request.new_len for request in requests], np.int64)
+    return Sampling(
+        params=params,
+        history=np.array([i for ids in histories for i in ids], np.int32),
+        history_offsets=np.cumsum([0, *map(len, histories)], dtype=np.int64),
+        suppressed=suppressed,
+        suppress=suppress,
+        logprobs=logprobs,
+    )
+
+
+def draw_from_logits(executor: Executor, step: Step, sampling: Sampling) -> Drawn:
+    """What `DrawingExecutor.draw` does, for an executor that gives its logits."""
+    logits = cast("NDArray[np.floating[Any]]", executor.run(step, ["logits"])["logits"])
+    if sampling.suppress is not None and sampling.suppressed is not None:
+        logits = logits.copy()
+        logits[np.ix_(sampling.suppress > 0, sampling.suppressed)] = -np.inf
+    if logits.dtype == np.float64:
+        sample = numpy_sampler.sample
+    else:
+        from fastattn.runtime import sample
+    ids, logprobs = sample(logits, sampling.params, sampling.history, sampling.history_offsets)
+    return ids.tolist(), logprobs.tolist() if sampling.logprobs else None

@@ -1,0 +1,62 @@
+"""One sequence on its way."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
+
+from fastattn.generation.stopping import TextState
+from fastattn.graph.executor import Cache
+
+FinishReason: TypeAlias = Literal["eos", "stop_string", "length"]
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    """One sequence: `ids` is the prompt and what was drawn; `fed` of them are in the cache.
+
+    logprobs: of the drawn ids, where the scheduler was asked for them.
+    """
+
+    ids: list[int]
+    prompt_len: int
+    max_new_tokens: int
+    seed: int
+    text: TextState | None = None
+    logprobs: list[float] = field(default_factory=list)
+    finish_reason: FinishReason | None = None
+    cache: Cache | None = None
+    fed: int = 0
+
+    @property
+    def new_len(self) -> int:
+        """How many tokens were drawn."""
+        return len(self.ids) - self.prompt_len
+
+    def keep_new(self, count: int) -> None:
+        """Forget the drawn tokens after the first `count`."""
+        del self.ids[self.prompt_len + count :]
+        del self.logprobs[count:]
+
+    def append(self, token_id: int, *, is_end: bool) -> str:
+        """Add a drawn token, note whether it ends the request, and return the text that it made certain."""
+        self.ids.append(token_id)
+        piece = ""
+        if is_end:
+            self.finish_reason = "eos"
+        elif self.text is not None:
+            piece = self.text.push(token_id)
+            if self.text.stopped:
+                self.finish_reason = "stop_string"
+                self.keep_new(self.text.whole_tokens())
+        if self.finish_reason is None and len(self.ids) - self.prompt_len >= self.max_new_tokens:
+            self.finish_reason = "length"
+        if self.finish_reason is not None and self.text is not None:
+            piece += self.text.finish()
+        return piece
+
+    def close(self) -> None:
+        """Give the cache back."""
+        if self.cache is not None:
+            self.cache.close()
+            self.cache = None
