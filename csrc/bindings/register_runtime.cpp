@@ -123,7 +123,8 @@ void register_runtime(py::module_& m) {
     m.def("built_targets", built_targets);
     m.def("available_targets", available_targets);
     m.def("active_target", [] { return active_kernels().target; });
-    m.def("default_threads", default_threads);
+    m.def("default_threads", default_threads, "CPUs that this process may use: affinity and the cgroup's quota.");
+    m.def("cpu_quota", cpu_quota, py::arg("root") = "", "CPUs that the cgroup allows; infinity without a quota.");
     m.def("measure_limits", measure_limits, py::arg("threads"), py::arg("seconds") = 0.2,
           py::arg("read_bytes") = int64_t{1} << 29,
           "The machine's limits with `threads` threads at this moment: {fma_gflops, bf16_gflops, int8_gops, "

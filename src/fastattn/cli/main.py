@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 
 import fastattn
-from fastattn.cli.values import integer, number, some_text, stop_text
+from fastattn.cli.values import integer, names, number, some_text, stop_text
 from fastattn.errors import FastattnError
 
 _INT32_MAX = 2**31 - 1
@@ -50,19 +50,10 @@ def _check_together(parser: argparse.ArgumentParser, args: argparse.Namespace) -
     """What one flag asks of another."""
     if args.command == "embed" and args.json and args.output is not None:
         parser.error("argument --json: not allowed with argument -o/--output, which writes no text")
-    if args.command == "bench":
-        _check_bench(parser, args)
-    elif args.command != "info" and args.dtype == "float64" and args.device != "numpy":
-        parser.error("argument --dtype: float64 needs --device numpy")
-
-
-def _check_bench(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    from fastattn.models.base import DTYPES
-
-    if args.dtype not in DTYPES["cpu"]:
-        parser.error(f"argument --dtype: expected one of {', '.join(DTYPES['cpu'])}, got {args.dtype!r}")
-    if args.machine and (args.against or args.works):
+    if args.command == "bench" and args.machine and (args.against or args.works):
         parser.error("argument --machine: not allowed with --against or --works, which are about models")
+    if getattr(args, "dtype", None) == "float64" and args.device != "numpy":
+        parser.error("argument --dtype: float64 needs --device numpy")
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -77,6 +68,8 @@ def _run(args: argparse.Namespace) -> int:
         "generate": commands.generate,
         "classify": commands.classify,
         "embed": commands.embed,
+        "quality": commands.quality,
+        "quantize": commands.quantize,
     }[args.command]
     return run(args)
 
@@ -89,6 +82,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_generate(commands)
     _add_classify(commands)
     _add_embed(commands)
+    _add_quality(commands)
+    _add_quantize(commands)
     _add_bench(commands)
     return parser
 
@@ -168,7 +163,11 @@ def _add_bench(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "-m", "--model", type=some_text("a folder or a hub id"), metavar="DIR", help="a model's folder or hub id"
     )
     what.add_argument("--machine", action="store_true", help="the machine's limits alone")
-    parser.add_argument("--dtype", default="float32", help="how weights are held (float32)")
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16", "int8", "int4"),
+        help="how weights are held (a quantised model's own, else float32)",
+    )
     parser.add_argument(
         "--kv-dtype", choices=("float32", "bfloat16", "int8"), help="how keys and values are held (as the weights)"
     )
@@ -211,6 +210,55 @@ def _picture(text: str) -> str:
     return text
 
 
+def _add_quality(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser("quality", help="what bfloat16, int8 and int4 cost, against float32")
+    parser.add_argument(
+        "-m",
+        "--model",
+        type=some_text("a folder or a hub id"),
+        metavar="DIR",
+        help="a model's folder or hub id (the demo model)",
+    )
+    parser.add_argument(
+        "--data",
+        type=some_text("a file"),
+        metavar="FILE",
+        help="a text a line; '-' is standard input (a chapter of a novel)",
+    )
+    parser.add_argument(
+        "--dtypes",
+        type=names("bfloat16", "int8", "int4"),
+        default=("bfloat16", "int8", "int4"),
+        metavar="A,B",
+        help="some of bfloat16,int8,int4 (all)",
+    )
+    parser.add_argument(
+        "--max-tokens", type=integer(2, _INT32_MAX), default=8192, metavar="N", help="tokens that are read (8192)"
+    )
+    parser.add_argument(
+        "--threads", type=integer(1), default=None, metavar="N", help="threads (all that this process may use)"
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON object")
+
+
+def _add_quantize(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser("quantize", help="write a model in bfloat16, int8 or int4 to a new folder")
+    parser.add_argument(
+        "model", type=some_text("a folder or a hub id"), metavar="DIR", help="a model's folder or hub id"
+    )
+    parser.add_argument("output", type=some_text("a folder"), metavar="OUT", help="a new or empty folder")
+    parser.add_argument("--dtype", required=True, choices=("bfloat16", "int8", "int4"), help="how weights are held")
+    parser.add_argument(
+        "--head-dtype",
+        default=None,
+        choices=("float32", "bfloat16", "int8", "int4"),
+        help="the same of the matrix that gives the logits (as --dtype)",
+    )
+    parser.add_argument(
+        "--threads", type=integer(1), default=None, metavar="N", help="threads (all that this process may use)"
+    )
+
+
 def _add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-m",
@@ -224,9 +272,9 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--dtype",
-        default="float32",
+        default=None,
         choices=("float32", "bfloat16", "int8", "int4", "float64"),
-        help="how weights are held (float32)",
+        help="how weights are held (a quantised model's own, else float32)",
     )
     parser.add_argument(
         "--kv-dtype", choices=("float32", "bfloat16", "int8"), help="how keys and values are held (as the weights)"
