@@ -22,6 +22,7 @@ from fastattn.bench.works import works_of
 from fastattn.cli import main
 from fastattn.errors import BenchError, InputError
 from fastattn.graph.cost import step_cost
+from fastattn.models.quantise import quantize
 from tests.bench.test_process import SOON, broken_torch, wait_for
 from tests.reference.checkpoints import write_bert, write_gpt2
 
@@ -225,7 +226,9 @@ def test_our_own_dtypes_beside_each_other(gpt2: Path) -> None:
 @pytest.mark.parametrize(("dtype", "kv_dtype"), [("bfloat16", None), ("int8", "float32"), ("int4", None)])
 def test_other_dtypes(tmp_path: Path, dtype: str, kv_dtype: str | None) -> None:
     path = write_gpt2(tmp_path / "m", n_embd=96, vocab_size=200)
-    bench = bench_model(path, options(dtype=dtype, kv_dtype=kv_dtype, works=("decode-1",), against=("fastattn:float32",)))
+    bench = bench_model(
+        path, options(dtype=dtype, kv_dtype=kv_dtype, works=("decode-1",), against=("fastattn:float32",))
+    )
     assert (bench.dtype, bench.kv_dtype) == (dtype, kv_dtype or {"int4": "int8"}.get(dtype, dtype))
     (row,) = bench.rows
     assert list(row.turns) == ["fastattn", "fastattn:float32"]

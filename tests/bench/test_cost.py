@@ -47,7 +47,9 @@ def test_a_linear(gpt2: Program) -> None:
 def test_what_is_read_and_not_multiplied(gpt2: Program) -> None:
     shape = StepShape((3, 4))
     assert op_cost(gpt2, named(gpt2, "embedding", "wte"), shape) == Cost(0, 7 * 12 * 4)
-    assert op_cost(gpt2, named(gpt2, "embedding", "wte"), shape, Formats({"wte.weight": "int8"})) == Cost(0, 7 * (12 + 4))
+    assert op_cost(gpt2, named(gpt2, "embedding", "wte"), shape, Formats({"wte.weight": "int8"})) == Cost(
+        0, 7 * (12 + 4)
+    )
     assert op_cost(gpt2, named(gpt2, "layer_norm", "ln_f"), shape) == Cost(0, 2 * 12 * 4)
     assert op_cost(gpt2, named(gpt2, "add"), shape) == Cost()
 

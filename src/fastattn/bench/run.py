@@ -30,9 +30,10 @@ from fastattn.runtime import default_kv_dtype
 class Options:
     """What to measure and how long.
 
-    threads: of every library; dtype, kv_dtype: as of `from_pretrained`; against: libraries, each by name or as "name:dtype"; works: names of work, None for all;
-    rounds: steady turns of each library; seconds: the least time of a turn; keep: where converted models stay, None for
-    a temporary folder; timeout: seconds that a library may take for one answer or conversion.
+    threads: of every library; dtype, kv_dtype: as of `from_pretrained`; against: libraries, each by name or as
+    "name:dtype"; works: names of work, None for all; rounds: steady turns of each library; seconds: the least time of a
+    turn; keep: where converted models stay, None for a temporary folder; timeout: seconds that a library may take for
+    one answer or conversion.
     """
 
     threads: int
@@ -159,7 +160,7 @@ def bench_model(path_or_id: str | Path, options: Options, *, say: Callable[[str]
         if model.quantised is None:
             workers |= _start_others(bench, job, options, stack, say)
         else:
-            bench.left_out += [f"{name}: cannot read this quantised checkpoint" for name in options.against]
+            bench.left_out.extend(f"{name}: cannot read this quantised checkpoint" for name in options.against)
         for work in works:
             say(f"{bench.name}: {work.name}")
             row = _measure(work, built, options, workers)
