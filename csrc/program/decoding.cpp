@@ -6,10 +6,7 @@ namespace fastattn {
 
 Decoding::Decoding(std::shared_ptr<Executor> executor, std::vector<Row> rows, std::vector<int32_t> suppressed,
                    bool logprobs)
-    : executor_(std::move(executor)),
-      rows_(std::move(rows)),
-      suppressed_(std::move(suppressed)),
-      logprobs_(logprobs) {
+    : executor_(std::move(executor)), rows_(std::move(rows)), suppressed_(std::move(suppressed)), logprobs_(logprobs) {
     const size_t n = rows_.size();
     for (const Row& row : rows_) caches_.push_back(row.cache.get());
     sequence_ends_.resize(n + 1);

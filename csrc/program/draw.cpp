@@ -207,7 +207,8 @@ Drawer::Crossing Drawer::cross_buckets(const float* logits, float highest, uint6
     ranked_.clear();
     for (int32_t i = 0; i < vocab_; ++i) {
         const float at = (highest - logits[i]) * kBucketsPerUnit;
-        if (at < static_cast<float>(bucket) || (at >= static_cast<float>(bucket + 1) && bucket < kBuckets - 1)) continue;
+        if (at < static_cast<float>(bucket) || (at >= static_cast<float>(bucket + 1) && bucket < kBuckets - 1))
+            continue;
         const uint64_t weight = weight_of(probs_[static_cast<size_t>(i)]);
         if (weight > 0) ranked_.push_back({logits[i], i, weight});
     }

@@ -44,8 +44,8 @@ class Drawer {
 public:
     Drawer(const KernelTable& kernels, int32_t vocab) : kernels_(&kernels), vocab_(vocab) {}
 
-    // From `candidates`, the only ones that may be drawn, whose logits are not divided by the temperature yet. `best` is
-    // the highest logit, with its first id. Changes `candidates`.
+    // From `candidates`, the only ones that may be drawn, whose logits are not divided by the temperature yet. `best`
+    // is the highest logit, with its first id. Changes `candidates`.
     int32_t from_candidates(std::vector<Candidate>& candidates, Candidate best, const SampleParams& params);
 
     // From all of logits [vocab].
