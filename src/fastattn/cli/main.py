@@ -151,6 +151,55 @@ def _add_embed(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
 
 
+def _add_quality(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser("quality", help="what bfloat16, int8 and int4 cost, against float32")
+    parser.add_argument(
+        "-m",
+        "--model",
+        type=some_text("a folder or a hub id"),
+        metavar="DIR",
+        help="a model's folder or hub id (the demo model)",
+    )
+    parser.add_argument(
+        "--data",
+        type=some_text("a file"),
+        metavar="FILE",
+        help="a text a line; '-' is standard input (a chapter of a novel)",
+    )
+    parser.add_argument(
+        "--dtypes",
+        type=names("bfloat16", "int8", "int4"),
+        default=("bfloat16", "int8", "int4"),
+        metavar="A,B",
+        help="some of bfloat16,int8,int4 (all)",
+    )
+    parser.add_argument(
+        "--max-tokens", type=integer(2, _INT32_MAX), default=8192, metavar="N", help="tokens that are read (8192)"
+    )
+    parser.add_argument(
+        "--threads", type=integer(1), default=None, metavar="N", help="threads (all that this process may use)"
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON object")
+
+
+def _add_quantize(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser("quantize", help="write a model in bfloat16, int8 or int4 to a new folder")
+    parser.add_argument(
+        "model", type=some_text("a folder or a hub id"), metavar="DIR", help="a model's folder or hub id"
+    )
+    parser.add_argument("output", type=some_text("a folder"), metavar="OUT", help="a new or empty folder")
+    parser.add_argument("--dtype", required=True, choices=("bfloat16", "int8", "int4"), help="how weights are held")
+    parser.add_argument(
+        "--head-dtype",
+        default=None,
+        choices=("float32", "bfloat16", "int8", "int4"),
+        help="the same of the matrix that gives the logits (as --dtype)",
+    )
+    parser.add_argument(
+        "--threads", type=integer(1), default=None, metavar="N", help="threads (all that this process may use)"
+    )
+
+
 def _add_bench(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser(
         "bench",
@@ -208,55 +257,6 @@ def _picture(text: str) -> str:
     if not text.lower().endswith((".svg", ".html")):
         raise argparse.ArgumentTypeError(f"expected FILE.svg or FILE.html, got {text!r}")
     return text
-
-
-def _add_quality(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = commands.add_parser("quality", help="what bfloat16, int8 and int4 cost, against float32")
-    parser.add_argument(
-        "-m",
-        "--model",
-        type=some_text("a folder or a hub id"),
-        metavar="DIR",
-        help="a model's folder or hub id (the demo model)",
-    )
-    parser.add_argument(
-        "--data",
-        type=some_text("a file"),
-        metavar="FILE",
-        help="a text a line; '-' is standard input (a chapter of a novel)",
-    )
-    parser.add_argument(
-        "--dtypes",
-        type=names("bfloat16", "int8", "int4"),
-        default=("bfloat16", "int8", "int4"),
-        metavar="A,B",
-        help="some of bfloat16,int8,int4 (all)",
-    )
-    parser.add_argument(
-        "--max-tokens", type=integer(2, _INT32_MAX), default=8192, metavar="N", help="tokens that are read (8192)"
-    )
-    parser.add_argument(
-        "--threads", type=integer(1), default=None, metavar="N", help="threads (all that this process may use)"
-    )
-    parser.add_argument("--json", action="store_true", help="one JSON object")
-
-
-def _add_quantize(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = commands.add_parser("quantize", help="write a model in bfloat16, int8 or int4 to a new folder")
-    parser.add_argument(
-        "model", type=some_text("a folder or a hub id"), metavar="DIR", help="a model's folder or hub id"
-    )
-    parser.add_argument("output", type=some_text("a folder"), metavar="OUT", help="a new or empty folder")
-    parser.add_argument("--dtype", required=True, choices=("bfloat16", "int8", "int4"), help="how weights are held")
-    parser.add_argument(
-        "--head-dtype",
-        default=None,
-        choices=("float32", "bfloat16", "int8", "int4"),
-        help="the same of the matrix that gives the logits (as --dtype)",
-    )
-    parser.add_argument(
-        "--threads", type=integer(1), default=None, metavar="N", help="threads (all that this process may use)"
-    )
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
