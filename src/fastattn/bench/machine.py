@@ -19,7 +19,7 @@ from fastattn.limits import Limits
 DRAM_BYTES = 1 << 29  # at least; four times the largest cache, where that is more
 _SYSTEM = Path("/sys/devices/system/cpu")
 _LIBRARIES = ("numpy", "torch", "transformers", "onnxruntime", "ctranslate2", "openvino", "llama_cpp_python")
-_NAMES = {"float32": "float32 multiply-add", "bfloat16": "bfloat16 dot product", "int8": "int8 dot product"}
+RATE_NAMES = {"float32": "float32 multiply-add", "bfloat16": "bfloat16 dot product", "int8": "int8 dot product"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +72,7 @@ class Machine:
         for name in self.limits[counts[0]].rates:
             unit = "GOP/s" if name.startswith("int") else "GFLOP/s"
             cells = [f"{quantity(self.limits[n].rates[name])} {unit}" for n in counts]
-            rows.append([_NAMES.get(name, name), *cells])
+            rows.append([RATE_NAMES.get(name, name), *cells])
         places = list(dict.fromkeys(read.place for n in counts for read in self.reads[n]))
         for place in places:
             cells = []

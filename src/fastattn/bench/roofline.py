@@ -6,14 +6,13 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from fastattn.bench.machine import Machine, headline
+from fastattn.bench.machine import RATE_NAMES, Machine, headline
 from fastattn.bench.picture import Plot, Point, Roof
 from fastattn.bench.run import ModelBench
 from fastattn.bench.turns import OURS, Row
 from fastattn.limits import PRODUCTS
 
 _NOTE = "A point's height is its percent of the limit that was measured before and after it, taken of the roof here."
-_NAMES = {"float32": "float32 multiply-add", "bfloat16": "bfloat16 dot product", "int8": "int8 dot product"}
 
 
 def plot(benches: Sequence[ModelBench], machine: Machine | None, about: dict[str, Any]) -> Plot:
@@ -22,7 +21,7 @@ def plot(benches: Sequence[ModelBench], machine: Machine | None, about: dict[str
     points: list[Point] = []
     if machine is not None:
         threads = max(machine.limits)
-        roofs += [Roof(_NAMES.get(n, n), gops=rate) for n, rate in machine.limits[threads].rates.items()]
+        roofs += [Roof(RATE_NAMES.get(n, n), gops=rate) for n, rate in machine.limits[threads].rates.items()]
         roofs += [Roof(read.place, gbps=read.gbps) for read in machine.reads[threads]]
     weights = [measured_rates(bench.rows)[1] for bench in benches]
     same = [
@@ -32,8 +31,9 @@ def plot(benches: Sequence[ModelBench], machine: Machine | None, about: dict[str
     for bench in benches:
         rates, gbps = measured_rates(bench.rows)
         product = PRODUCTS[bench.dtype]
-        roofs = [roof for roof in roofs if roof.name != _NAMES.get(product, product)]
-        roofs.append(Roof(_NAMES.get(product, product), gops=rates[product], main=True))
+        name = RATE_NAMES[product]
+        roofs = [roof for roof in roofs if roof.name != name]
+        roofs.append(Roof(name, gops=rates[product], main=True))
         roofs.append(Roof(f"weights of {bench.name}", gbps=gbps, main=True))
         several = f"{bench.name} " if len(benches) > 1 else ""
         for row in bench.rows:

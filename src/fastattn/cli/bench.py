@@ -20,8 +20,6 @@ from fastattn.bench.run import ModelBench, Options, bench_model
 from fastattn.errors import InputError
 from fastattn.tasks.demo import demo_model
 
-_DEMOS = ("text-generation", "text-classification")
-
 
 def bench(args: argparse.Namespace) -> int:
     """Measure and print; everything that can be refused is refused before."""
@@ -32,7 +30,11 @@ def bench(args: argparse.Namespace) -> int:
     found = about()
     wants_machine = args.machine or args.model is None or args.picture is not None
     machine = measure_machine(threads) if wants_machine else None
-    paths: list[Any] = [] if args.machine else [args.model] if args.model else [demo_model(task) for task in _DEMOS]  # type: ignore[arg-type]
+    paths: list[str | Path] = []
+    if args.model is not None:
+        paths = [args.model]
+    elif not args.machine:
+        paths = [demo_model("text-generation"), demo_model("text-classification")]
     text = headline(found) + "\n"
     if machine is not None and args.model is None:
         text += "\n" + machine.table()

@@ -92,11 +92,11 @@ class Profile:
         return {**asdict(replace(self, ops=())), "ops": [asdict(op) for op in self.ops]}
 
     def __str__(self) -> str:
-        rates = "  ".join(f"{name} {rate:.0f} GFLOP/s" for name, rate in self.limits.rates.items())
+        rates = ", ".join(f"{name} {rate:.0f}" for name, rate in self.limits.rates.items())
         lines = [
             f"{self.what}, {self.dtype}, threads: {self.limits.threads}",
             f"{self.seconds * 1e3:.3f} ms, {self.percent:.0f} % of the limit, which is {self.binds}"
-            f" (measured: {rates}  weights {self.limits.read_gbps:.1f} GB/s)",
+            f" (measured: {rates} GFLOP/s; weights {self.limits.read_gbps:.1f} GB/s)",
             "",
             f"{'op':<44}{'count':>6}{'ms':>10}{'share':>8}{'rate':>17}{'of limit':>10}",
         ]
