@@ -164,8 +164,13 @@ int64_t kv_head_bytes(Format format, int32_t head_dim) {
 }
 
 void attention(Team& team, const KernelTable& kernels, const AttentionOp& op) {
+    bool short_ones = op.n_head == op.n_kv_head;  // which cannot be split further
+    for (int32_t i = 0; i < op.n_sequences && short_ones; ++i) {
+        const SequenceBlocks& s = op.sequences[i];
+        short_ones = s.q_end - s.q_begin <= kQueryRows && s.token_end - s.token_begin <= kStoreRows;
+    }
     // Four chunks a thread even out what heads of unequal length cost.
-    if (int64_t{op.n_sequences} * op.n_kv_head >= int64_t{4} * team.size())
+    if (short_ones || int64_t{op.n_sequences} * op.n_kv_head >= int64_t{4} * team.size())
         attention_by_heads(team, kernels, op);
     else
         attention_by_rows(team, kernels, op);

@@ -18,10 +18,6 @@ namespace {
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr float kLowest = std::numeric_limits<float>::lowest();
 
-float next_above(float x) {
-    return std::nextafter(x, kInfinity);
-}
-
 void make_room(Buffer& buffer, int64_t floats) {
     const size_t bytes = static_cast<size_t>(floats) * sizeof(float);
     if (buffer.bytes() >= bytes) return;
@@ -51,7 +47,9 @@ void Sampler::begin(const SampleArgs& args, int threads, bool whole) {
     scans_.resize(std::max(scans_.size(), static_cast<size_t>(threads) * rows));
     for (int thread = 0; thread < threads; ++thread)
         for (size_t row = 0; row < rows; ++row)
-            reset(scans_[static_cast<size_t>(thread) * rows + row], args.params[row]);
+            // With a penalty the candidates are known only when all logits are.
+            reset(scans_[static_cast<size_t>(thread) * rows + row], args.params[row],
+                  /*collects=*/args.params[row].repetition_penalty == 1.0f);
     if (worker_vocab_ != args.vocab || workers_.size() != static_cast<size_t>(threads)) {
         workers_.assign(static_cast<size_t>(threads), Worker{Drawer(kernels_, args.vocab), {}, {}, {}});
         worker_vocab_ = args.vocab;
@@ -73,17 +71,19 @@ float* Sampler::room(int thread) {
     return rooms_.floats() + thread * kTileFloats;
 }
 
-void Sampler::reset(Scan& scan, const SampleParams& params) const {
+void Sampler::reset(Scan& scan, const SampleParams& params, bool collects) const {
     scan.best = {-kInfinity, -1};
+    scan.above_best = kLowest;
     scan.nan = false;
+    scan.collects = collects && has_top_k(params);
     scan.limit = std::max<size_t>(64, 2 * static_cast<size_t>(std::max(params.top_k, 0)));
     scan.candidates.clear();
 }
 
 // Logits [n] of the ids from `column` on; ids come in rising order.
-void Sampler::look(Scan& scan, const float* logits, int32_t n, int32_t column, const SampleParams& params, bool collect,
+void Sampler::look(Scan& scan, const float* logits, int32_t n, int32_t column, const SampleParams& params,
                    std::atomic<float>& least) const {
-    float threshold = collect ? least.load(std::memory_order_relaxed) : next_above(scan.best.logit);
+    float threshold = scan.collects ? least.load(std::memory_order_relaxed) : scan.above_best;
     for (int32_t i = 0;; ++i) {
         i += kernels_.find_f32({.x = logits + i, .n = n - i, .threshold = threshold});
         if (i >= n) return;
@@ -91,9 +91,12 @@ void Sampler::look(Scan& scan, const float* logits, int32_t n, int32_t column, c
             scan.nan = true;
             return;
         }
-        if (logits[i] > scan.best.logit) scan.best = {logits[i], column + i};
-        if (!collect) {
-            threshold = next_above(scan.best.logit);
+        if (logits[i] > scan.best.logit) {
+            scan.best = {logits[i], column + i};
+            scan.above_best = std::nextafter(logits[i], kInfinity);
+        }
+        if (!scan.collects) {
+            threshold = scan.above_best;
             continue;
         }
         scan.candidates.push_back({logits[i], column + i});
@@ -116,9 +119,7 @@ void Sampler::take(int thread, const Tile& tile) {
                 if (const int32_t at = args_.suppressed[j] - tile.column; at >= 0 && at < width)
                     logits[at] = -kInfinity;
             Scan& scan = scans_[static_cast<size_t>(thread * int64_t{args_.n} + row)];
-            if (!scan.nan)
-                look(scan, logits, width, tile.column, params,
-                     /*collect=*/has_top_k(params) && params.repetition_penalty == 1.0f, least_[row]);
+            if (!scan.nan) look(scan, logits, width, tile.column, params, least_[row]);
         }
     } catch (const std::bad_alloc&) {
         out_of_memory_ = true;
@@ -183,9 +184,9 @@ int32_t Sampler::choose(int thread, int32_t row, float* logits) {
     if (params.repetition_penalty != 1.0f) {
         penalise(worker, row, logits);
         scan = &worker.scan;
-        reset(*scan, params);
+        reset(*scan, params, /*collects=*/true);
         std::atomic<float> least{kLowest};
-        look(*scan, logits, args_.vocab, 0, params, has_top_k(params), least);
+        look(*scan, logits, args_.vocab, 0, params, least);
         if (scan->best.id < 0) scan->best.id = 0;  // the penalty made -inf of everything
     }
     int32_t id = scan->best.id;

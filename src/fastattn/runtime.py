@@ -16,6 +16,7 @@ from fastattn.checkpoint.files import open_regular
 from fastattn.checkpoint.quantised import PackedWeight
 from fastattn.checkpoint.safetensors import TensorInfo
 from fastattn.errors import ConfigError, InputError
+from fastattn.graph.cost import Formats
 from fastattn.graph.executor import Drawn, Output
 from fastattn.graph.ir import Program, Step, Weight
 from fastattn.graph.quantise import weight_formats
@@ -67,19 +68,37 @@ class CpuExecutor:
         threads: int | None = None,
     ) -> None:
         self._program = program
+        self._dtype = dtype
         self._kv_dtype = default_kv_dtype(dtype) if kv_dtype is None else kv_dtype
         if self._kv_dtype not in KV_DTYPES:
             raise InputError(f"kv_dtype: expected one of {', '.join(KV_DTYPES)}, or None, got {kv_dtype!r}")
         self._engine = _core.Engine(_core.default_threads() if threads is None else threads)
         if packed is None:
-            _load(self._engine, program.weights, tensors, weight_formats(program, dtype, head_dtype))
+            self._formats = weight_formats(program, dtype, head_dtype)
+            _load(self._engine, program.weights, tensors, self._formats)
         else:
+            self._formats = {name: weight.form for name, weight in packed.items()}
             _load_packed(self._engine, program.weights, packed)
         self._executor: _core.Executor | None = _core.Executor(self._engine, _spec(program, self._kv_dtype))
 
     @property
     def program(self) -> Program:
         return self._program
+
+    @property
+    def dtype(self) -> str:
+        """How the weights were asked to be held."""
+        return self._dtype
+
+    @property
+    def formats(self) -> Formats:
+        """How each weight is held, and keys and values."""
+        return Formats(self._formats, self._kv_dtype)
+
+    @property
+    def threads(self) -> int:
+        """How many run a step."""
+        return int(self._engine.threads)
 
     @property
     def kv_dtype(self) -> str:
@@ -165,6 +184,7 @@ class CpuExecutor:
         self._open()
         other = object.__new__(CpuExecutor)
         other._program, other._engine, other._kv_dtype = program, self._engine, self._kv_dtype
+        other._dtype, other._formats = self._dtype, self._formats
         other._executor = _core.Executor(self._engine, _spec(program, self._kv_dtype))
         return other
 

@@ -1,4 +1,4 @@
-"""The sampler's specification, in numpy: what `fastattn.runtime.sample` computes, one row at a time.
+"""The sampler's specification, in numpy: what `fastattn.runtime` computes, one row at a time (with exact sums in 5 to 7).
 
 Used with the float64 numpy executor and as the oracle of the C++ sampler. For each row, in this order:
 

@@ -24,6 +24,7 @@ from fastattn.models.registry import BuiltModel, ModelConfig, build
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+    from fastattn.models.profile import Profile
     from fastattn.tokenizer import Tokenizer
 
 MAX_THREADS = 1024
@@ -187,6 +188,26 @@ class Model:
     def eos_token_ids(self) -> tuple[int, ...]:
         """The tokens that end a text."""
         return self.config.eos_token_ids
+
+    def profile(
+        self,
+        input_ids: object,
+        attention_mask: object = None,
+        token_type_ids: object = None,
+        *,
+        decode: bool = False,
+        seconds: float = 0.3,
+    ) -> Profile:
+        """Where the time goes: a table of the ops with their share, rate and percent of what the machine can do.
+
+        A language model's logits are those of each last token, as in `generate`. decode: the step of one token a
+        sequence after these prompts, from their KV caches. seconds: how long it is repeated (and at least 5 times);
+        the machine's limits are measured before and after. Raises InputError, DTypeError, ContextLengthError.
+        """
+        from fastattn.models.profile import profile_step
+
+        batch = self._read(input_ids, attention_mask, token_type_ids)
+        return profile_step(self.executor, batch, decode=decode, seconds=seconds)
 
     def close(self) -> None:
         """Give the memory back; every use after that is an InputError."""
