@@ -16,6 +16,7 @@ F64 = NDArray[np.float64]
 
 U = 2.0**-24
 SMALLEST = 2.0**-149  # spacing of the denormal numbers
+SMALLEST_NORMAL = 2.0**-126
 LANES = 16
 BLOCK_LEN = 64
 
@@ -23,6 +24,10 @@ BLOCK_LEN = 64
 EXP_FIT = 3.12e-9
 TANH_FIT = 4.53e-9
 NORMAL_TAIL_FIT = 3.53e-8
+EXP2_ROUGH_FIT = 1.02e-4
+# exp2_rough: its fit and three roundings.
+EXP2_ROUGH = EXP2_ROUGH_FIT + 3 * U
+BF16 = 2.0**-8  # unit roundoff of bfloat16
 # exp: its fit, two roundings of its argument's remainder (below ln(2) / 2), two of the polynomial, one of the sum.
 EXP = EXP_FIT + 3 * U
 
@@ -112,6 +117,37 @@ def attention(q: F64, k: F64, probs: F64, v: F64, scale: float, mask: F64 | None
     relative = 2 * np.expm1(gamma(q.shape[-1] + 4) * scores.max(axis=-1, keepdims=True, initial=0.0) * 2 + EXP)
     blocks = -(-k.shape[0] // BLOCK_LEN)
     return (relative + gamma(BLOCK_LEN + 6 * blocks + 12)) * (probs @ np.abs(v)) + SMALLEST
+
+
+def attention_rough(q: F64, k: F64, probs: F64, scale: float) -> F64:
+    """Relative, of the probabilities of bfloat16 and int8, against those of the same operands: [q_len, 1].
+
+    Scores are sums of exact products (of integers, even), with six roundings at most, among them those of the scale;
+    an error of a score is one of its own and of its neighbours' probabilities, and so is that of exp2_rough.
+    """
+    scores = (np.abs(q) @ np.abs(k).T * abs(scale)).max(axis=-1, keepdims=True, initial=0.0)
+    blocks = -(-k.shape[0] // BLOCK_LEN)
+    return 2 * np.expm1(2 * gamma(2 * q.shape[-1] + 6) * scores) + 4 * EXP2_ROUGH + gamma(BLOCK_LEN + 6 * blocks + 12)
+
+
+def attention_bfloat16(q: F64, k: F64, probs: F64, v: F64, scale: float) -> F64:
+    """q, k, v as bfloat16. A weight is rounded, and sums of products as well; the target may take denormals as 0."""
+    relative = attention_rough(q, k, probs, scale) + BF16 + gamma(2 * BLOCK_LEN)
+    return relative * (probs @ np.abs(v)) + k.shape[0] * 2.0**-125
+
+
+def attention_int8(q: F64, k: F64, probs: F64, v: F64, v_scales: F64, scale: float) -> F64:
+    """q, k, v as the int8 that they are. A weight times its value's scale is off by half a step of its block."""
+    relative = attention_rough(q, k, probs, scale)
+    bound = relative * (probs @ np.abs(v))
+    for begin in range(0, k.shape[0], BLOCK_LEN):
+        block = slice(begin, begin + BLOCK_LEN)
+        weights = probs[:, block] * v_scales[block]
+        step = weights.max(axis=-1, keepdims=True) / 127 * (1 + relative)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            bytes_ = np.where(v_scales[block, None] > 0, np.abs(v[block]) / v_scales[block, None], 0.0)
+        bound = bound + (0.5 + gamma(4) * 127) * step * ((weights > 0).astype(np.float64) @ bytes_)
+    return bound
 
 
 def attention_probs(q: F64, k: F64, probs: F64, scale: float, mask: F64 | None = None) -> F64:

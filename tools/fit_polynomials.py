@@ -100,6 +100,15 @@ FITS = (
         high=0.5,
         powers=(0, 1, 2, 3, 4, 5),
     ),
+    # The same for probabilities that are rounded to bfloat16 or int8
+    Fit(
+        name="kExp2Rough",
+        target=lambda r: (mpmath.power(2, r) - 1) / r,
+        weight=lambda r: abs(r) / mpmath.power(2, r),
+        low=-0.5,
+        high=0.5,
+        powers=(0, 1, 2),
+    ),
     # tanh(x) = x + x^3 P(x^2), relative error
     Fit(
         name="kTanh",

@@ -12,6 +12,7 @@
 #include <string>
 
 #include "core/error.h"
+#include "kernels/kernels.h"
 
 namespace fastattn {
 
@@ -116,5 +117,8 @@ void without_gil(const F& work) {
         throw;
     }
 }
+
+Format format_from(const std::string& name);     // throws Error(kConfig) for an unknown one
+Format kv_format_from(const std::string& name);  // and Error(kInput) for int4, which no KV block has
 
 }  // namespace fastattn

@@ -8,6 +8,8 @@
 #include <string>
 #include <vector>
 
+#include "bindings/names.h"
+#include "program/pack.h"
 #include "runtime/cpu.h"
 
 namespace fastattn {
@@ -16,17 +18,7 @@ namespace {
 using MaybeArray = std::optional<py::array>;
 
 Activation activation_of(const std::string& name) {
-    const char* names[] = {"none", "gelu_erf", "gelu_tanh", "relu", "tanh", "silu"};
-    for (int i = 0; i < 6; ++i)
-        if (name == names[i]) return static_cast<Activation>(i);
-    throw py::value_error("activation: unknown name " + name);
-}
-
-PoolKind pool_kind_of(const std::string& name) {
-    const char* names[] = {"mean", "max", "mean_sqrt_len"};
-    for (int i = 0; i < 3; ++i)
-        if (name == names[i]) return static_cast<PoolKind>(i);
-    throw py::value_error("kind: unknown name " + name);
+    return value_of(kActivationNames, name, "activation", ErrorKind::kInput);
 }
 
 // A float32 array of one or two dimensions whose rows are contiguous; the distance between rows is free.
@@ -60,34 +52,102 @@ py::array_t<float> matrix(int rows, int n) {
     return py::array_t<float>(std::vector<py::ssize_t>{rows, n});
 }
 
-py::array linear_f32(const std::string& target, const py::array& a, const py::array& weight, const MaybeArray& bias,
-                     const MaybeArray& residual, const std::string& activation) {
+// weight [n, k] as a matrix of a format, packed by rows or, from a transposed copy, by columns
+Weight packed_matrix(const KernelTable& kernels, const Rows& w, Format format, bool transposed = false) {
+    Weight weight;
+    weight.use = Weight::Use::kMatrix, weight.format = format, weight.rows = w.rows, weight.columns = w.n;
+    allocate(weight, "weight");
+    std::vector<float> values(static_cast<size_t>(w.rows) * static_cast<size_t>(w.n));
+    for (int64_t j = 0; j < w.rows; ++j)
+        for (int64_t p = 0; p < w.n; ++p) values[transposed ? p * w.rows + j : j * w.n + p] = w.data[j * w.stride + p];
+    if (transposed)
+        pack_columns(values.data(), w.rows, w.rows, kernels, weight, 0);
+    else
+        pack_rows(values.data(), w.n, w.rows, kernels, weight, 0);
+    return weight;
+}
+
+// x in words of int32 [rows, words], and scales [rows], which int8 alone has
+py::tuple quantize(const std::string& target, const py::array& x, const std::string& format) {
+    const Rows in = rows_of("x", x);
+    const Format kept = format_from(format);
+    const KernelTable& kernels = kernels_of(target);
+    const int32_t words = ops::words_of(kept, in.n);
+    py::array_t<int32_t> out(
+        {static_cast<py::ssize_t>(in.rows), static_cast<py::ssize_t>(ops::quantized_stride(words))});
+    py::array_t<float> scales(static_cast<py::ssize_t>(in.rows));
+    const QuantizeArgs args{.x = in.data,
+                            .x_stride = in.stride,
+                            .out = out.mutable_data(),
+                            .out_stride = ops::quantized_stride(words),
+                            .scales = scales.mutable_data(),
+                            .rows = in.rows,
+                            .n = in.n,
+                            .words = words,
+                            .offset = 0};
+    if (kept == Format::kBfloat16)
+        kernels.quantize_bfloat16(args);
+    else
+        kernels.quantize_int8(args);
+    return py::make_tuple(out[py::make_tuple(py::ellipsis(), py::slice(0, words, 1))], scales);
+}
+
+// weight [n, k] after it was packed in a format, as floats
+py::array dequantized(const std::string& target, const py::array& weight, const std::string& format, bool transposed) {
+    const Rows w = rows_of("weight", weight);
+    const Weight packed = packed_matrix(kernels_of(target), w, format_from(format), transposed);
+    auto out = matrix(w.rows, w.n);
+    for (int j = 0; j < w.rows; ++j) read_row(packed, j, out.mutable_data(j));
+    return out;
+}
+
+py::array linear(const std::string& target, const py::array& a, const py::array& weight, const MaybeArray& bias,
+                 const MaybeArray& residual, const std::string& activation, const std::string& format) {
     const Rows x = rows_of("a", a);
     const Rows w = rows_of("weight", weight, -1, x.n);
     const Rows b = rows_of("bias", bias, 1, w.rows), r = rows_of("residual", residual, x.rows, w.rows);
-    const int panels = (w.rows + kPanelWidth - 1) / kPanelWidth;
-    std::vector<float> packed(static_cast<size_t>(panels) * x.n * kPanelWidth), scratch(kLinearScratch);
-    for (int j = 0; j < w.rows; ++j)
-        for (int k = 0; k < x.n; ++k)
-            packed[(static_cast<size_t>(j / kPanelWidth) * x.n + k) * kPanelWidth + j % kPanelWidth] =
-                w.data[j * w.stride + k];
+    const KernelTable& kernels = kernels_of(target);
+    const Weight packed = packed_matrix(kernels, w, format_from(format));
+    const ops::Matrix panels = packed.matrix();
+    const int64_t stride = ops::quantized_stride(panels.words);
+    std::vector<int32_t> words(static_cast<size_t>(x.rows * stride));
+    std::vector<float> scales(static_cast<size_t>(x.rows)), scratch(kLinearScratch);
+    if (packed.format != Format::kFloat32) {
+        const QuantizeArgs args{.x = x.data,
+                                .x_stride = x.stride,
+                                .out = words.data(),
+                                .out_stride = stride,
+                                .scales = scales.data(),
+                                .rows = x.rows,
+                                .n = x.n,
+                                .words = panels.words,
+                                .offset = kernels.int8_offset};
+        if (packed.format == Format::kBfloat16)
+            kernels.quantize_bfloat16(args);
+        else
+            kernels.quantize_int8(args);
+    }
     auto out = matrix(x.rows, w.rows);
-    kernels_of(target).linear_f32({.a = x.data,
-                                   .a_stride = x.stride,
-                                   .panels = packed.data(),
-                                   .bias = b.data,
-                                   .residual = r.data,
-                                   .residual_stride = r.stride,
-                                   .c = out.mutable_data(),
-                                   .c_stride = w.rows,
-                                   .scratch = scratch.data(),
-                                   .next_panel = nullptr,
-                                   .m = x.rows,
-                                   .k = x.n,
-                                   .n = w.rows,
-                                   .panel_begin = 0,
-                                   .panel_end = panels,
-                                   .activation = activation_of(activation)});
+    const bool plain = packed.format == Format::kFloat32;
+    kernels.linear[static_cast<int>(packed.format)]({.a = plain ? static_cast<const void*>(x.data) : words.data(),
+                                                     .a_stride = plain ? x.stride : stride,
+                                                     .a_scales = scales.data(),
+                                                     .panels = panels.panels,
+                                                     .scales = panels.scales,
+                                                     .sums = panels.sums,
+                                                     .bias = b.data,
+                                                     .residual = r.data,
+                                                     .residual_stride = r.stride,
+                                                     .c = out.mutable_data(),
+                                                     .c_stride = w.rows,
+                                                     .scratch = scratch.data(),
+                                                     .next_panel = nullptr,
+                                                     .m = x.rows,
+                                                     .words = panels.words,
+                                                     .n = w.rows,
+                                                     .panel_begin = 0,
+                                                     .panel_end = static_cast<int32_t>(panels.count),
+                                                     .activation = activation_of(activation)});
     return out;
 }
 
@@ -107,78 +167,62 @@ py::array layer_norm_f32(const std::string& target, const py::array& x, const Ma
     return out;
 }
 
-// blocks [n_blocks, 2 * kBlockLen * head_dim]: keys, then values
-std::vector<float*> blocks_of(const py::array& blocks, int head_dim, int64_t positions) {
-    const Rows r = rows_of("blocks", blocks, -1, 2 * kBlockLen * head_dim);
-    if (positions > int64_t{r.rows} * kBlockLen) throw py::value_error("blocks: too few for the positions");
-    std::vector<float*> pointers;
-    for (int i = 0; i < r.rows; ++i) pointers.push_back(r.data + i * r.stride);
+// blocks [n_blocks, kv_head_bytes] of bytes
+std::vector<std::byte*> blocks_of(const py::array& blocks, Format format, int head_dim, int64_t positions) {
+    const int64_t bytes = ops::kv_head_bytes(format, head_dim);
+    if (!py::isinstance<py::array_t<uint8_t>>(blocks) || blocks.ndim() != 2 || blocks.shape(1) != bytes ||
+        !(blocks.flags() & py::array::c_style))
+        throw py::value_error("blocks: expected C-contiguous uint8 [n, " + std::to_string(bytes) + "]");
+    if (head_dim > kMaxHeadDim) throw py::value_error("head_dim is too large");
+    if (positions > blocks.shape(0) * kBlockLen) throw py::value_error("blocks: too few for the positions");
+    auto* data = static_cast<std::byte*>(const_cast<void*>(blocks.data()));
+    std::vector<std::byte*> pointers;
+    for (py::ssize_t i = 0; i < blocks.shape(0); ++i) pointers.push_back(data + i * bytes);
     return pointers;
 }
 
-void kv_store_f32(const std::string& target, const py::array& k, const py::array& v, const py::array& blocks,
-                  int position) {
+void kv_store(const std::string& target, const py::array& k, const py::array& v, const py::array& blocks, int position,
+              const std::string& format) {
     const Rows keys = rows_of("k", k), values = rows_of("v", v, keys.rows, keys.n);
-    const auto pointers = blocks_of(blocks, keys.n, int64_t{position} + keys.rows);
-    kernels_of(target).kv_store_f32({.k = keys.data,
-                                     .v = values.data,
-                                     .k_stride = keys.stride,
-                                     .v_stride = values.stride,
-                                     .blocks = pointers.data(),
-                                     .k_offset = 0,
-                                     .v_offset = int64_t{kBlockLen} * keys.n,
-                                     .rows = keys.rows,
-                                     .position = position,
-                                     .head_dim = keys.n});
+    const Format kept = kv_format_from(format);
+    const auto pointers = blocks_of(blocks, kept, keys.n, int64_t{position} + keys.rows);
+    kernels_of(target).kv_store[static_cast<int>(kept)]({.k = keys.data,
+                                                         .v = values.data,
+                                                         .k_stride = keys.stride,
+                                                         .v_stride = values.stride,
+                                                         .blocks = pointers.data(),
+                                                         .offset = 0,
+                                                         .rows = keys.rows,
+                                                         .position = position,
+                                                         .head_dim = keys.n});
 }
 
-struct AttentionCall {
-    std::vector<float*> blocks;
-    std::vector<float> scratch = std::vector<float>(kAttentionScratch);
-    AttentionF32Args args;
-};
-
-AttentionCall attention_call(const py::array& q, const py::array& blocks, int kv_len, int q_position, bool causal,
-                             float scale, const MaybeArray& mask) {
+// attention -> [q_len, head_dim], or its probs -> [q_len, kv_len]
+py::array attention(const std::string& target, const py::array& q, const py::array& blocks, int kv_len, int q_position,
+                    bool causal, float scale, const MaybeArray& mask, const std::string& format, bool probs) {
     const Rows queries = rows_of("q", q), m = rows_of("mask", mask, queries.rows, kv_len);
-    if (queries.n > kMaxHeadDim) throw py::value_error("q: head_dim is too large");
-    AttentionCall call{.blocks = blocks_of(blocks, queries.n, kv_len), .args = {}};
-    call.args = {.q = queries.data,
-                 .q_stride = queries.stride,
-                 .blocks = call.blocks.data(),
-                 .k_offset = 0,
-                 .v_offset = int64_t{kBlockLen} * queries.n,
-                 .mask = m.data,
-                 .mask_stride = m.stride,
-                 .out = nullptr,
-                 .out_stride = 0,
-                 .scratch = call.scratch.data(),
-                 .q_len = queries.rows,
-                 .q_position = q_position,
-                 .kv_len = kv_len,
-                 .head_dim = queries.n,
-                 .causal = causal,
-                 .scale = scale};
-    return call;
-}
-
-py::array attention_f32(const std::string& target, const py::array& q, const py::array& blocks, int kv_len,
-                        int q_position, bool causal, float scale, const MaybeArray& mask) {
-    AttentionCall call = attention_call(q, blocks, kv_len, q_position, causal, scale, mask);
-    auto out = matrix(call.args.q_len, call.args.head_dim);
-    call.args.out = out.mutable_data();
-    call.args.out_stride = call.args.head_dim;
-    kernels_of(target).attention_f32(call.args);
-    return out;
-}
-
-py::array attention_probs_f32(const std::string& target, const py::array& q, const py::array& blocks, int kv_len,
-                              int q_position, bool causal, float scale, const MaybeArray& mask) {
-    AttentionCall call = attention_call(q, blocks, kv_len, q_position, causal, scale, mask);
-    auto out = matrix(call.args.q_len, kv_len);
-    call.args.out = out.mutable_data();
-    call.args.out_stride = kv_len;
-    kernels_of(target).attention_probs_f32({.attention = call.args});
+    const Format kept = kv_format_from(format);
+    if (mask && kept != Format::kFloat32) throw py::value_error("mask: only with float32");
+    const auto pointers = blocks_of(blocks, kept, queries.n, kv_len);
+    std::vector<float> scratch(kAttentionScratch);
+    auto out = matrix(queries.rows, probs ? kv_len : queries.n);
+    const KernelTable& kernels = kernels_of(target);
+    (probs ? kernels.attention_probs
+           : kernels.attention)[static_cast<int>(kept)]({.q = queries.data,
+                                                         .q_stride = queries.stride,
+                                                         .blocks = pointers.data(),
+                                                         .offset = 0,
+                                                         .mask = m.data,
+                                                         .mask_stride = m.stride,
+                                                         .out = out.mutable_data(),
+                                                         .out_stride = probs ? kv_len : queries.n,
+                                                         .scratch = scratch.data(),
+                                                         .q_len = queries.rows,
+                                                         .q_position = q_position,
+                                                         .kv_len = kv_len,
+                                                         .head_dim = queries.n,
+                                                         .causal = causal,
+                                                         .scale = scale});
     return out;
 }
 
@@ -219,7 +263,7 @@ py::array pool_f32(const std::string& target, const py::array& x, const std::str
                                  .out = out.mutable_data(),
                                  .rows = in.rows,
                                  .n = in.n,
-                                 .kind = pool_kind_of(kind)});
+                                 .kind = value_of(kPoolNames, kind, "kind", ErrorKind::kInput)});
     return out;
 }
 
@@ -270,16 +314,26 @@ void register_kernels(py::module_& module) {
     const auto none = py::none();
     m.attr("BLOCK_LEN") = kBlockLen;
     m.def("targets", &available_targets, "Targets that this build has and this machine can run.");
-    m.def("linear_f32", &linear_f32, target, py::arg("a"), py::arg("weight"), py::kw_only(), py::arg("bias") = none,
-          py::arg("residual") = none, py::arg("activation") = "none");
+    m.def("linear", &linear, target, py::arg("a"), py::arg("weight"), py::kw_only(), py::arg("bias") = none,
+          py::arg("residual") = none, py::arg("activation") = "none", py::arg("format") = "float32");
+    m.def("quantize", &quantize, target, x, py::arg("format"));
+    m.def("dequantized", &dequantized, target, py::arg("weight"), py::arg("format"), py::kw_only(),
+          py::arg("transposed") = false);
     m.def("layer_norm_f32", &layer_norm_f32, target, x, py::kw_only(), py::arg("weight") = none, py::arg("bias") = none,
           py::arg("eps"));
-    m.def("kv_store_f32", &kv_store_f32, target, py::arg("k"), py::arg("v"), blocks, py::kw_only(),
-          py::arg("position"));
-    m.def("attention_f32", &attention_f32, target, q, blocks, py::kw_only(), kv_len, py::arg("q_position") = 0,
-          py::arg("causal") = false, py::arg("scale") = 1.0f, py::arg("mask") = none);
-    m.def("attention_probs_f32", &attention_probs_f32, target, q, blocks, py::kw_only(), kv_len,
-          py::arg("q_position") = 0, py::arg("causal") = false, py::arg("scale") = 1.0f, py::arg("mask") = none);
+    m.def("kv_head_bytes",
+          [](const std::string& name, int head_dim) { return ops::kv_head_bytes(kv_format_from(name), head_dim); });
+    m.def("kv_store", &kv_store, target, py::arg("k"), py::arg("v"), blocks, py::kw_only(), py::arg("position"),
+          py::arg("format") = "float32");
+    for (const bool probs : {false, true})
+        m.def(
+            probs ? "attention_probs" : "attention",
+            [probs](const std::string& name, const py::array& queries, const py::array& kv, int length, int position,
+                    bool causal, float scale, const MaybeArray& mask, const std::string& kept) {
+                return attention(name, queries, kv, length, position, causal, scale, mask, kept, probs);
+            },
+            target, q, blocks, py::kw_only(), kv_len, py::arg("q_position") = 0, py::arg("causal") = false,
+            py::arg("scale") = 1.0f, py::arg("mask") = none, py::arg("format") = "float32");
     m.def("softmax_f32", &softmax_f32, target, x, py::kw_only(), py::arg("log") = false);
     m.def("activation_f32", &activation_f32, target, x, py::kw_only(), py::arg("activation"));
     m.def("add_f32", &add_f32, target, x, py::arg("y"));

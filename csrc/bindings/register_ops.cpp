@@ -3,9 +3,10 @@
 #include <mutex>
 
 #include "bindings/bindings.h"
+#include "bindings/names.h"
 #include "core/buffer.h"
 #include "ops/ops.h"
-#include "program/weights.h"
+#include "program/pack.h"
 #include "runtime/cpu.h"
 #include "runtime/thread_pool.h"
 
@@ -86,17 +87,21 @@ py::array product(const py::array& x, const py::array& b, bool k_major, const py
                         for (int64_t p = 0; p < k; ++p)
                             std::copy_n(w + p * n + first, width, packed + (panel * k + p) * kPanelWidth);
                     else
-                        pack_rows(w + first * k, width, k, packed, first);
+                        pack_float32(w + first * k, k, width, packed, first);
                 });
                 team.barrier();
                 ops::linear(team, active_kernels(),
                             {.x = view_of(a, m, k),
                              .out = view_of(c, m, n),
-                             .panels = packed,
+                             .weights = {.panels = reinterpret_cast<const std::byte*>(packed),
+                                         .words = static_cast<int32_t>(k),
+                                         .panel_bytes = k * kPanelWordBytes,
+                                         .count = panels},
                              .next = {},
                              .bias = bias_data,
                              .residual = {},
                              .activation = Activation::kNone,
+                             .quantized = {},
                              .scratch = scratch.data()});
             },
             poll);
@@ -154,13 +159,7 @@ py::array softmax(const py::array& x, bool log) {
 py::array activation(const py::array& x, const std::string& kind) {
     const float* data = data_of<float>("input", x, 1);
     const int64_t n = x.shape(0);
-    const Activation which = kind == "gelu_erf"    ? Activation::kGeluErf
-                             : kind == "gelu_tanh" ? Activation::kGeluTanh
-                             : kind == "relu"      ? Activation::kRelu
-                             : kind == "tanh"      ? Activation::kTanh
-                             : kind == "silu"      ? Activation::kSilu
-                                                   : Activation::kNone;
-    if (which == Activation::kNone) throw Error(ErrorKind::kInput, "kind: unknown activation " + kind);
+    const Activation which = value_of(kActivationNames, kind, "kind", ErrorKind::kInput);
     py::array_t<float> out(n);
     float* result = out.mutable_data();
     constexpr int64_t kChunk = 16384;
@@ -186,39 +185,39 @@ struct HeadShape {
 };
 
 void attention_head(const HeadShape& s, int64_t index, const float* q, const float* k, const float* v,
-                    const float* mask, const int64_t (&mask_strides)[2], bool causal, float scale, float* blocks_memory,
-                    float** blocks, float* scratch, float* out) {
+                    const float* mask, const int64_t (&mask_strides)[2], bool causal, float scale,
+                    std::byte* blocks_memory, std::byte** blocks, float* scratch, float* out) {
     const int64_t batch = index / s.n_head, head = index % s.n_head;
     const int64_t kv = batch * s.n_kv_head + head / (s.n_head / s.n_kv_head);
-    const int64_t half = int64_t{kBlockLen} * s.head_dim;
-    for (int64_t b = 0; b * kBlockLen < s.kv_len; ++b) blocks[b] = blocks_memory + b * 2 * half;
+    constexpr int kFormat = static_cast<int>(Format::kFloat32);
     const auto d = static_cast<int32_t>(s.head_dim);
-    active_kernels().kv_store_f32({.k = k + kv * s.kv_len * d,
-                                   .v = v + kv * s.kv_len * d,
-                                   .k_stride = d,
-                                   .v_stride = d,
-                                   .blocks = blocks,
-                                   .k_offset = 0,
-                                   .v_offset = half,
-                                   .rows = static_cast<int32_t>(s.kv_len),
-                                   .position = 0,
-                                   .head_dim = d});
-    active_kernels().attention_f32({.q = q + index * s.q_len * d,
-                                    .q_stride = d,
-                                    .blocks = blocks,
-                                    .k_offset = 0,
-                                    .v_offset = half,
-                                    .mask = mask ? mask + batch * mask_strides[0] + head * mask_strides[1] : nullptr,
-                                    .mask_stride = s.kv_len,
-                                    .out = out + index * s.q_len * d,
-                                    .out_stride = d,
-                                    .scratch = scratch,
-                                    .q_len = static_cast<int32_t>(s.q_len),
-                                    .q_position = 0,
-                                    .kv_len = static_cast<int32_t>(s.kv_len),
-                                    .head_dim = d,
-                                    .causal = causal,
-                                    .scale = scale});
+    const int64_t block_bytes = ops::kv_head_bytes(Format::kFloat32, d);
+    for (int64_t b = 0; b * kBlockLen < s.kv_len; ++b) blocks[b] = blocks_memory + b * block_bytes;
+    active_kernels().kv_store[kFormat]({.k = k + kv * s.kv_len * d,
+                                        .v = v + kv * s.kv_len * d,
+                                        .k_stride = d,
+                                        .v_stride = d,
+                                        .blocks = blocks,
+                                        .offset = 0,
+                                        .rows = static_cast<int32_t>(s.kv_len),
+                                        .position = 0,
+                                        .head_dim = d});
+    active_kernels().attention[kFormat](
+        {.q = q + index * s.q_len * d,
+         .q_stride = d,
+         .blocks = blocks,
+         .offset = 0,
+         .mask = mask ? mask + batch * mask_strides[0] + head * mask_strides[1] : nullptr,
+         .mask_stride = s.kv_len,
+         .out = out + index * s.q_len * d,
+         .out_stride = d,
+         .scratch = scratch,
+         .q_len = static_cast<int32_t>(s.q_len),
+         .q_position = 0,
+         .kv_len = static_cast<int32_t>(s.kv_len),
+         .head_dim = d,
+         .causal = causal,
+         .scale = scale});
 }
 
 py::array attention(const py::array& q, const py::array& k, const py::array& v, const py::object& mask, bool causal,
@@ -250,17 +249,18 @@ py::array attention(const py::array& q, const py::array& k, const py::array& v, 
     in_region([&](OpsRuntime& runtime, const std::function<bool()>& poll) {
         const int threads = runtime.pool.size();
         const int64_t n_blocks = (s.kv_len + kBlockLen - 1) / kBlockLen;
-        const int64_t per_thread = n_blocks * 2 * kBlockLen * s.head_dim;
+        const int64_t per_thread = n_blocks * ops::kv_head_bytes(Format::kFloat32, static_cast<int32_t>(s.head_dim)) /
+                                   static_cast<int64_t>(sizeof(float));
         float* room = runtime.room(threads * (ops::kScratchFloats + per_thread));
         const auto scratch = scratch_of(room, threads);
         float* memory = room + threads * ops::kScratchFloats;
-        std::vector<std::vector<float*>> blocks(threads, std::vector<float*>(n_blocks));
+        std::vector<std::vector<std::byte*>> blocks(threads, std::vector<std::byte*>(n_blocks));
         return runtime.pool.run(
             [&](Team& team) {
                 team.for_chunks(s.batch * s.n_head, [&](int64_t index) {
                     attention_head(s, index, q_data, k_data, v_data, mask_data, mask_strides, causal, scale,
-                                   memory + team.index() * per_thread, blocks[team.index()].data(),
-                                   scratch[team.index()], result);
+                                   reinterpret_cast<std::byte*>(memory + team.index() * per_thread),
+                                   blocks[team.index()].data(), scratch[team.index()], result);
                 });
             },
             poll);

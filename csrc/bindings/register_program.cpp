@@ -1,72 +1,69 @@
 #include <pybind11/stl.h>
 
 #include <array>
-#include <map>
 
 #include "bindings/bindings.h"
+#include "bindings/names.h"
 #include "program/decoding.h"
 #include "program/executor.h"
+#include "program/pack.h"
 #include "program/sampler.h"
 
 namespace fastattn {
 namespace {
 
-template <class T>
-T lookup(const std::map<std::string, T>& table, const std::string& what, const std::string& name) {
-    const auto it = table.find(name);
-    if (it == table.end()) throw Error(ErrorKind::kConfig, "program: unknown " + what + " " + name);
-    return it->second;
+constexpr Named<Rows> kRowNames[] = {
+    {"tokens", Rows::kTokens}, {"wanted", Rows::kWanted}, {"sequences", Rows::kSequences}};
+constexpr Named<OpKind> kOpNames[] = {
+    {"embedding", OpKind::kEmbedding},     {"add", OpKind::kAdd},
+    {"layer_norm", OpKind::kLayerNorm},    {"linear", OpKind::kLinear},
+    {"activation", OpKind::kActivation},   {"slice", OpKind::kSlice},
+    {"attention", OpKind::kAttention},     {"attention_probs", OpKind::kAttentionProbs},
+    {"gather_rows", OpKind::kGatherRows},  {"pool", OpKind::kPool},
+    {"l2_normalize", OpKind::kL2Normalize}};
+constexpr Named<Index> kIndexNames[] = {
+    {"token_ids", Index::kTokenIds}, {"positions", Index::kPositions}, {"token_type_ids", Index::kTokenTypeIds}};
+constexpr Named<Gather> kGatherNames[] = {
+    {"tokens", Gather::kTokens}, {"wanted", Gather::kWanted}, {"first", Gather::kFirst}, {"last", Gather::kLast}};
+constexpr Named<Weight::Use> kUseNames[] = {
+    {"matrix", Weight::Use::kMatrix}, {"table", Weight::Use::kTable}, {"vector", Weight::Use::kVector}};
+
+template <class T, size_t n>
+T lookup(const Named<T> (&names)[n], const char* what, const py::handle& name) {
+    return value_of(names, name.cast<std::string>(), what, ErrorKind::kConfig);
 }
 
-Rows rows_from(const std::string& name) {
-    static const std::map<std::string, Rows> table{
-        {"tokens", Rows::kTokens}, {"wanted", Rows::kWanted}, {"sequences", Rows::kSequences}};
-    return lookup(table, "rows", name);
+}  // namespace
+
+Format format_from(const std::string& name) {
+    static constexpr Named<Format> names[] = {{"float32", Format::kFloat32},
+                                              {"bfloat16", Format::kBfloat16},
+                                              {"int8", Format::kInt8},
+                                              {"int4", Format::kInt4}};
+    return value_of(names, name, "format", ErrorKind::kConfig);
 }
-OpKind kind_from(const std::string& name) {
-    static const std::map<std::string, OpKind> table{
-        {"embedding", OpKind::kEmbedding},     {"add", OpKind::kAdd},
-        {"layer_norm", OpKind::kLayerNorm},    {"linear", OpKind::kLinear},
-        {"activation", OpKind::kActivation},   {"slice", OpKind::kSlice},
-        {"attention", OpKind::kAttention},     {"attention_probs", OpKind::kAttentionProbs},
-        {"gather_rows", OpKind::kGatherRows},  {"pool", OpKind::kPool},
-        {"l2_normalize", OpKind::kL2Normalize}};
-    return lookup(table, "op", name);
+
+Format kv_format_from(const std::string& name) {
+    const Format format = format_from(name);
+    if (static_cast<int>(format) >= kKvFormats)
+        throw Error(ErrorKind::kInput, "kv_dtype: expected float32, bfloat16 or int8, got " + name);
+    return format;
 }
-Activation activation_from(const std::string& name) {
-    static const std::map<std::string, Activation> table{
-        {"none", Activation::kNone}, {"gelu_erf", Activation::kGeluErf}, {"gelu_tanh", Activation::kGeluTanh},
-        {"relu", Activation::kRelu}, {"tanh", Activation::kTanh},        {"silu", Activation::kSilu}};
-    return lookup(table, "activation", name);
-}
-Index index_from(const std::string& name) {
-    static const std::map<std::string, Index> table{
-        {"token_ids", Index::kTokenIds}, {"positions", Index::kPositions}, {"token_type_ids", Index::kTokenTypeIds}};
-    return lookup(table, "index", name);
-}
-Gather gather_from(const std::string& name) {
-    static const std::map<std::string, Gather> table{
-        {"tokens", Gather::kTokens}, {"wanted", Gather::kWanted}, {"first", Gather::kFirst}, {"last", Gather::kLast}};
-    return lookup(table, "rows", name);
-}
-PoolKind pool_from(const std::string& name) {
-    static const std::map<std::string, PoolKind> table{
-        {"mean", PoolKind::kMean}, {"max", PoolKind::kMax}, {"mean_sqrt_len", PoolKind::kMeanSqrtLen}};
-    return lookup(table, "pool", name);
-}
+
+namespace {
 
 // attrs of one op into the fields of its kind; an attr that is not known is an error, never ignored.
 void read_attrs(const py::dict& attrs, OpSpec& op) {
     for (const auto& [key, value] : attrs) {
         const auto name = key.cast<std::string>();
         if (name == "activation")
-            op.activation = activation_from(value.cast<std::string>());
+            op.activation = lookup(kActivationNames, "program: activation", value);
         else if (name == "index")
-            op.index = index_from(value.cast<std::string>());
+            op.index = lookup(kIndexNames, "program: index", value);
         else if (name == "which" || name == "q_rows")
-            op.gather = gather_from(value.cast<std::string>());
+            op.gather = lookup(kGatherNames, "program: rows", value);
         else if (name == "pool")
-            op.pool = pool_from(value.cast<std::string>());
+            op.pool = lookup(kPoolNames, "program: pool", value);
         else if (name == "has_bias")
             op.has_bias = value.cast<bool>();
         else if (name == "has_residual")
@@ -94,16 +91,16 @@ void read_attrs(const py::dict& attrs, OpSpec& op) {
     }
 }
 
-ProgramSpec spec_from(const py::dict& dict) {
+ProgramSpec read_spec(const py::dict& dict) {
     ProgramSpec spec;
     for (const auto& item : dict["values"]) {
-        const auto [rows, width] = item.cast<std::pair<std::string, int32_t>>();
-        spec.values.push_back({rows_from(rows), width});
+        const auto [rows, width] = item.cast<std::pair<py::object, int32_t>>();
+        spec.values.push_back({lookup(kRowNames, "program: rows", rows), width});
     }
     for (const auto& item : dict["ops"]) {
         const auto fields = item.cast<py::tuple>();
         OpSpec op;
-        op.kind = kind_from(fields[0].cast<std::string>());
+        op.kind = lookup(kOpNames, "program: op", fields[0]);
         op.inputs = fields[1].cast<std::vector<int32_t>>();
         op.output = fields[2].cast<int32_t>();
         op.weights = fields[3].cast<std::vector<int32_t>>();
@@ -117,24 +114,72 @@ ProgramSpec spec_from(const py::dict& dict) {
     spec.n_kv_head = dict["n_kv_head"].cast<int32_t>();
     spec.head_dim = dict["head_dim"].cast<int32_t>();
     spec.max_positions = dict["max_positions"].cast<int32_t>();
+    spec.kv_format = kv_format_from(dict["kv_dtype"].cast<std::string>());
     return spec;
 }
 
-void load(Engine& engine, const std::string& name, const std::string& use, const py::list& parts) {
-    static const std::map<std::string, Weight::Use> uses{
-        {"matrix", Weight::Use::kMatrix}, {"table", Weight::Use::kTable}, {"vector", Weight::Use::kVector}};
+// What is missing or of another type is a ConfigError as well.
+ProgramSpec spec_from(const py::dict& dict) {
+    try {
+        return read_spec(dict);
+    } catch (const py::cast_error&) {
+        bad_spec("a field has another type than expected");
+    } catch (py::error_already_set& error) {
+        if (!error.matches(PyExc_LookupError) && !error.matches(PyExc_TypeError)) throw;
+        bad_spec(std::string("a field is missing or has another type than expected: ") + error.what());
+    }
+}
+
+void load(Engine& engine, const std::string& name, const std::string& use, const std::string& format,
+          const py::list& parts) {
     std::vector<TensorSource> sources;
     for (const auto& part : parts) {
         const auto [fd, offset, dtype, rows, columns, transposed, tensor] =
             part.cast<std::tuple<int, int64_t, std::string, int64_t, int64_t, bool, std::string>>();
         sources.push_back({fd, offset, dtype_from_name(dtype), rows, columns, transposed, tensor});
     }
-    const Weight::Use as = lookup(uses, "use", use);
+    const Weight::Use as = value_of(kUseNames, use, "use", ErrorKind::kConfig);
+    const Format kept = format_from(format);
     without_gil([&](const std::function<bool()>& poll) {
         Engine::Running& running = engine.running();
         const std::lock_guard lock(running.mutex);
-        engine.weights().add(name, as, sources, running.pool, poll);
+        engine.weights().add(name, as, kept, sources, running.pool, poll);
     });
+}
+
+void load_packed(Engine& engine, const std::string& name, const std::string& use, const std::string& format,
+                 int64_t rows, int64_t columns, const py::list& parts) {
+    std::vector<RawSource> sources;
+    for (const auto& part : parts) {
+        const auto [fd, offset, bytes, tensor] = part.cast<std::tuple<int, int64_t, int64_t, std::string>>();
+        sources.push_back({fd, offset, bytes, tensor});
+    }
+    const Weight::Use as = value_of(kUseNames, use, "use", ErrorKind::kConfig);
+    const Format kept = format_from(format);
+    without_gil([&](const std::function<bool()>& poll) {
+        Engine::Running& running = engine.running();
+        const std::lock_guard lock(running.mutex);
+        engine.weights().add_packed(name, as, kept, rows, columns, sources, running.pool, poll);
+    });
+}
+
+std::array<int64_t, 3> packed_sizes(const std::string& use, const std::string& format, int64_t rows, int64_t columns) {
+    Weight weight;
+    weight.use = value_of(kUseNames, use, "use", ErrorKind::kConfig), weight.format = format_from(format),
+    weight.rows = rows, weight.columns = columns;
+    return bytes_of(weight, use);
+}
+
+// data, scales and sums of a weight as bytes, as far as its format has them; copies.
+py::list packed(Engine& engine, const std::string& name) {
+    const Weight* weight = engine.weights().find(name);
+    if (weight == nullptr) throw Error(ErrorKind::kInput, "weight " + name + " is not there");
+    py::list arrays;
+    for (const Buffer* buffer : {&weight->data, &weight->scales, &weight->sums})
+        if (buffer == &weight->data || buffer->bytes() > 0)
+            arrays.append(py::array_t<uint8_t>(static_cast<py::ssize_t>(buffer->bytes()),
+                                               reinterpret_cast<const uint8_t*>(buffer->data())));
+    return arrays;
 }
 
 StepInput step_from(const py::array& token_ids, const py::array& cu_seqlens, const py::array& positions,
@@ -332,8 +377,14 @@ void register_program(py::module_& m) {
                  });
                  return seconds;
              })
-        .def("load", load, py::arg("name"), py::arg("use"), py::arg("parts"))
+        .def("load", load, py::arg("name"), py::arg("use"), py::arg("format"), py::arg("parts"))
+        .def("load_packed", load_packed, py::arg("name"), py::arg("use"), py::arg("format"), py::arg("rows"),
+             py::arg("columns"), py::arg("parts"))
+        .def("packed", packed, py::arg("name"))
         .def("cancel", [](Engine& engine) { engine.running().pool.cancel(); });
+
+    m.def("packed_sizes", packed_sizes, py::arg("use"), py::arg("format"), py::arg("rows"), py::arg("columns"),
+          "Bytes of data, scales and sums of a weight.");
 
     py::classh<KvCache>(m, "Cache", "Keys and values of one sequence, in pages.")
         .def_property_readonly("length", [](KvCache& cache) { return use(cache, [&] { return cache.length(); }); })

@@ -22,47 +22,97 @@ const char* compiler() {
 #endif
 }
 
-double seconds_of(ThreadPool& pool, const std::function<void(Team&)>& body) {
+double seconds_of(ThreadPool& pool, const std::function<void(Team&)>& body, const std::function<bool()>& poll) {
     const auto start = std::chrono::steady_clock::now();
-    pool.run(body);
+    if (!pool.run(body, poll)) throw Error(ErrorKind::kCancelled, "the measurement was interrupted");
     return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 
-// The machine's limits at this moment: rate of independent fused multiply-adds, and of reading fresh memory.
+// The median rate of `work` units a region, over at least 3 regions and `seconds`.
+double median_rate(ThreadPool& pool, double work, double seconds, const std::function<void(Team&)>& body,
+                   const std::function<bool()>& poll) {
+    std::vector<double> rates;
+    for (double spent = 0.0; spent < seconds || rates.size() < 3;) {
+        const double time = seconds_of(pool, body, poll);
+        rates.push_back(work / time);
+        spent += time;
+    }
+    const auto middle = rates.begin() + static_cast<std::ptrdiff_t>(rates.size() / 2);
+    std::nth_element(rates.begin(), middle, rates.end());
+    return *middle;
+}
+
+// Operations a second of the multiply-adds of a format.
+double dot_rate(const KernelTable& kernels, Format format, ThreadPool& pool, double seconds,
+                const std::function<bool()>& poll) {
+    constexpr int64_t kChunksPerThread = 8, kIterations = 3'000;
+    const auto i = static_cast<size_t>(format);
+    const int64_t chunks = kChunksPerThread * pool.size();
+    return median_rate(
+        pool, static_cast<double>(chunks * kIterations * kernels.measure_dot_ops[i]), seconds,
+        [&](Team& team) { team.for_chunks(chunks, [&](int64_t) { kernels.measure_dot[i](kIterations); }); }, poll);
+}
+
+// Bytes a second of reading a buffer. What is small is read many times in a region, as starting the threads takes some
+// ten microseconds, and every thread reads a part of its own again and again, so that it comes from that thread's
+// cache.
+double read_rate(const KernelTable& kernels, const Buffer& memory, ThreadPool& pool, double seconds,
+                 const std::function<bool()>& poll) {
+    constexpr int64_t kChunksPerThread = 8, kLeastBytes = int64_t{1} << 28;
+    const int64_t chunks = kChunksPerThread * pool.size();
+    const auto bytes = static_cast<int64_t>(memory.bytes());
+    const int64_t part = bytes / static_cast<int64_t>(sizeof(float)) / chunks;  // floats of a chunk
+    const int64_t passes = part > 0 ? std::max<int64_t>(1, kLeastBytes / bytes) : 1;
+    const auto fill = [&](int64_t i) { std::fill_n(memory.floats() + i * part, part, 1.0f); };
+    const auto read = [&](int64_t i) { kernels.measure_read(memory.floats() + i * part, part); };
+    seconds_of(pool, [&](Team& team) { team.for_chunks(chunks, fill); }, poll);
+    const auto once = [&](Team& team) { team.for_chunks(chunks, read); };
+    const auto again = [&](Team& team) {
+        const float* own = memory.floats() + team.index() * kChunksPerThread * part;
+        for (int64_t pass = 0; pass < passes; ++pass) kernels.measure_read(own, kChunksPerThread * part);
+    };
+    const auto work = static_cast<double>(passes * chunks * part * 4);
+    return passes == 1 ? median_rate(pool, work, seconds, once, poll) : median_rate(pool, work, seconds, again, poll);
+}
+
+// The machine's limits at this moment: rates of independent multiply-adds, and of reading `read_bytes` of memory.
 py::dict measure_limits(int threads, double seconds, int64_t read_bytes) {
     const KernelTable& kernels = active_kernels();
-    double fma_gflops = 0.0, read_gbps = 0.0;
-    without_gil([&](const std::function<bool()>&) {
+    if (read_bytes < 0) throw Error(ErrorKind::kInput, "read_bytes: expected at least 0");
+    double fma_flops = 0.0, bf16_flops = 0.0, int8_ops = 0.0, read_bytes_rate = 0.0;
+    without_gil([&](const std::function<bool()>& poll) {
         ThreadPool pool(threads);
-        constexpr int64_t kIterations = 100'000;
-        std::vector<double> rates;
-        for (double spent = 0.0; spent < seconds / 2 || rates.size() < 3;) {
-            const double time = seconds_of(pool, [&](Team&) { kernels.measure_fma(kIterations); });
-            rates.push_back(threads * kernels.measure_fma_flops() * kIterations / time / 1e9);
-            spent += time;
-        }
-        std::nth_element(rates.begin(), rates.begin() + static_cast<long>(rates.size() / 2), rates.end());
-        fma_gflops = rates[rates.size() / 2];
-        static Buffer memory;  // kept: faulting it in again would cost more than the measurement
-        if (memory.bytes() < static_cast<size_t>(read_bytes)) {
-            memory = Buffer(static_cast<size_t>(read_bytes));
-            std::fill_n(memory.floats(), memory.bytes() / sizeof(float), 1.0f);
-        }
-        const int64_t part = read_bytes / 4 / threads;
-        rates.clear();
-        for (double spent = 0.0; spent < seconds / 2 || rates.size() < 3;) {
-            const double time = seconds_of(
-                pool, [&](Team& team) { kernels.measure_read(memory.floats() + team.index() * part, part); });
-            rates.push_back(static_cast<double>(part) * threads * 4 / time / 1e9);
-            spent += time;
-        }
-        std::nth_element(rates.begin(), rates.begin() + static_cast<long>(rates.size() / 2), rates.end());
-        read_gbps = rates[rates.size() / 2];
+        fma_flops = dot_rate(kernels, Format::kFloat32, pool, seconds / 4, poll);
+        bf16_flops = dot_rate(kernels, Format::kBfloat16, pool, seconds / 4, poll);
+        int8_ops = dot_rate(kernels, Format::kInt8, pool, seconds / 4, poll);
+        const Buffer memory(static_cast<size_t>(read_bytes));
+        read_bytes_rate = read_rate(kernels, memory, pool, seconds / 4, poll);
     });
     py::dict result;
-    result["fma_gflops"] = fma_gflops;
-    result["read_gbps"] = read_gbps;
+    result["fma_gflops"] = fma_flops / 1e9;
+    result["bf16_gflops"] = bf16_flops / 1e9;
+    result["int8_gops"] = int8_ops / 1e9;
+    result["read_gbps"] = read_bytes_rate / 1e9;
     return result;
+}
+
+// Seconds that each of `rounds` regions took, with so many barriers and nothing else in it; before each the caller was
+// busy elsewhere for `rest` seconds.
+std::vector<double> measure_regions(int threads, int barriers, double rest, int rounds) {
+    std::vector<double> seconds;
+    without_gil([&](const std::function<bool()>& poll) {
+        ThreadPool pool(threads);
+        using Clock = std::chrono::steady_clock;
+        const std::function<void(Team&)> body = [barriers](Team& team) {
+            for (int i = 0; i < barriers; ++i) team.barrier();
+        };
+        for (int round = 0; round < rounds; ++round) {
+            for (const auto begin = Clock::now(); std::chrono::duration<double>(Clock::now() - begin).count() < rest;) {
+            }
+            seconds.push_back(seconds_of(pool, body, poll));
+        }
+    });
+    return seconds;
 }
 
 }  // namespace
@@ -73,10 +123,14 @@ void register_runtime(py::module_& m) {
     m.def("built_targets", built_targets);
     m.def("available_targets", available_targets);
     m.def("active_target", [] { return active_kernels().target; });
-    m.def("default_threads", default_threads);
+    m.def("default_threads", default_threads, "CPUs that this process may use: affinity and the cgroup's quota.");
+    m.def("cpu_quota", cpu_quota, py::arg("root") = "", "CPUs that the cgroup allows; infinity without a quota.");
     m.def("measure_limits", measure_limits, py::arg("threads"), py::arg("seconds") = 0.2,
           py::arg("read_bytes") = int64_t{1} << 29,
-          "The machine's limits with `threads` threads at this moment: {fma_gflops, read_gbps}, medians.");
+          "The machine's limits with `threads` threads at this moment: {fma_gflops, bf16_gflops, int8_gops, "
+          "read_gbps}, medians.");
+    m.def("measure_regions", measure_regions, py::arg("threads"), py::arg("barriers") = 0, py::arg("rest") = 0.0,
+          py::arg("rounds") = 1, "Seconds of `rounds` empty parallel regions, each after `rest` seconds without one.");
 }
 
 }  // namespace fastattn

@@ -2,6 +2,7 @@
 // this header is shared between targets, so it must not define any function.
 // Strides and lengths are in elements. Unless said otherwise an output may be the same buffer as an input row by row.
 #pragma once
+#include <cstddef>
 #include <cstdint>
 
 namespace fastattn {
@@ -12,24 +13,66 @@ inline constexpr int kBlockLen = 64;    // positions of a KV block
 enum class Activation : int32_t { kNone, kGeluErf, kGeluTanh, kRelu, kTanh, kSilu };
 enum class PoolKind : int32_t { kMean, kMax, kMeanSqrtLen };
 
-// c[i, j] = residual[i, j] + activation(bias[j] + sum over k, in order, of a[i, k] * b[k, j]); rows [0, m), columns of
-// panels [panel_begin, panel_end). Same arithmetic for every m.
-struct LinearF32Args {
-    const float* a;  // [m, k], row stride a_stride
-    int64_t a_stride;
-    const float* panels;    // [ceil(n / 64), k, 64], zero-padded
+// How the weights of a linear are kept. They come in words of 32 bits along k: one float32, two bfloat16, or four int8;
+// int4 unpacks to int8 on the way into the registers.
+enum class Format : int32_t { kFloat32, kBfloat16, kInt8, kInt4 };
+inline constexpr int kFormats = 4;
+inline constexpr int kInt4Group = 32;  // values along k that share an integer scale
+inline constexpr int64_t kWordBytes = 4;
+inline constexpr int64_t kPanelWordBytes = kPanelWidth * kWordBytes;  // of one word of every column of a panel
+// An int4 group of a panel: a scale a column, then for each of four words of the group every column's word, whose low
+// nibbles are that word and whose high nibbles are the word four behind it.
+inline constexpr int64_t kInt4GroupBytes = kPanelWidth + kInt4Group * kPanelWidth / 2;
+
+// c[i, j] = residual[i, j] + activation(bias[j] + sum over k of a[i, k] * b[k, j]); rows [0, m), columns of panels
+// [panel_begin, panel_end). Same arithmetic for every m. The sum is over k in order in float32 and bfloat16 (products
+// of bfloat16 are added in float32), and exact in int8 and int4, where it is then times a_scales[i] * scales[j].
+struct LinearArgs {
+    const void* a;          // [m, words]: floats, or what quantize_rows wrote
+    int64_t a_stride;       // words
+    const float* a_scales;  // int8, int4: [m]
+    const void* panels;     // [ceil(n / 64), words, 64] words, int4: groups; zero-padded
+    const float* scales;    // int8, int4: [n], padded to whole panels
+    const int32_t* sums;    // int8, int4: sums of the weights over k, padded like scales
     const float* bias;      // [n] or null
     const float* residual;  // [m, n] or null; may be c
     int64_t residual_stride;
     float* c;  // [m, n], row stride c_stride
     int64_t c_stride;
-    float* scratch;           // kLinearScratch floats, owned by the calling thread
-    const float* next_panel;  // a panel to bring into the cache meanwhile, or null
-    int32_t m, k, n, panel_begin, panel_end;
+    float* scratch;          // kLinearScratch floats, owned by the calling thread
+    const void* next_panel;  // a panel to bring into the cache meanwhile, or null
+    int32_t m, words, n, panel_begin, panel_end;
     Activation activation;
 };
 inline constexpr int kLinearRowBlock = 192;  // rows whose partial sums wait in scratch
-inline constexpr int64_t kLinearScratch = int64_t{kLinearRowBlock} * kPanelWidth;  // floats
+inline constexpr int kInt4Block = 128;       // words of an int4 panel that are unpacked at a time
+inline constexpr int64_t kLinearScratch = int64_t{kLinearRowBlock + kInt4Block} * kPanelWidth;  // floats
+
+// Rows of activations (or weights) in the format of a linear. int8 (and int4, whose activations are int8): a scale a
+// row, |x| max / 127, and round(x / scale) + offset; a row with NaN or infinity gets a NaN scale and zeros.
+struct QuantizeArgs {
+    const float* x;  // [rows, n]
+    int64_t x_stride;
+    void* out;           // [rows, words], zero behind n
+    int64_t out_stride;  // words; a multiple of 16, and as many may be written
+    float* scales;       // int8: [rows]
+    int32_t rows, n, words;
+    int32_t offset;  // int8: KernelTable::int8_offset for the `a` of a linear, 0 for weights
+};
+
+// Up to sixteen columns of weights as neighbouring columns of a panel (Format says how), zero behind k. int8 and int4:
+// a scale a column, |x| max / 127 and |x| max / 120; a column with NaN or infinity gets a NaN scale and zeros.
+struct PackArgs {
+    const float* x;    // [k, n]
+    int64_t x_stride;  // between rows of k
+    void* panel;       // [words, 64] words, int4: groups
+    float* scales;     // int8, int4: [n]
+    int32_t* sums;     // int8, int4: [n], sums of the integers over k
+    int32_t k, n, words;
+    int32_t lane;  // the panel's column of the first one; lane + n <= 64
+};
+inline constexpr int kMostInt4Scale = 15;  // of a group; -8 * 15 is an int8
+inline constexpr int kInt4Reach = 2;       // scales that are tried to either side of the one that holds the highest
 
 struct LayerNormF32Args {
     const float* x;  // [rows, n]
@@ -42,41 +85,47 @@ struct LayerNormF32Args {
     float eps;
 };
 
-// Rows of keys and values of one head into KV blocks: position p goes to block p / 64, lane p % 64.
-struct KvStoreF32Args {
+// Keys and values are kept in KV blocks of 64 positions, in one of the formats but int4. The part of a block that
+// belongs to a head holds words of 32 bits, `kKvGroup` elements each: keys [ceil(head_dim / group), 64], a word the
+// neighbouring elements of a position; values [64 / group, head_dim], a word the same element of neighbouring
+// positions; int8 then the scales of keys [64] and of values [64], floats.
+inline constexpr int kKvFormats = 3;
+inline constexpr int kKvGroup[kKvFormats] = {1, 2, 4};
+inline constexpr int kMaxHeadDim = 256;
+
+// Rows of keys and values of one head into KV blocks: position p goes to block p / 64. Nothing else is written, not
+// even the rest of a word, so that threads may store neighbouring positions.
+struct KvStoreArgs {
     const float* k;  // [rows, head_dim]
     const float* v;  // [rows, head_dim]
     int64_t k_stride, v_stride;
-    float* const* blocks;  // block b starts at blocks[b]
-    int64_t k_offset;      // blocks[b] + k_offset: keys transposed [head_dim, 64]
-    int64_t v_offset;      // blocks[b] + v_offset: values [64, head_dim]
+    std::byte* const* blocks;
+    int64_t offset;  // bytes: the head's part starts at blocks[b] + offset
     int32_t rows, position, head_dim;
 };
 
 // Softmax attention of some query rows of one head over the KV blocks of one sequence. Each block is reduced on its own
 // (its own maximum, sum and weighted values), then merged in block order, so that any split of the work gives the same
 // bits. Row r sits at position q_position + r; with causal it sees positions <= its own.
-struct AttentionF32Args {
+struct AttentionArgs {
     const float* q;  // [q_len, head_dim]
     int64_t q_stride;
-    const float* const* blocks;  // as in KvStoreF32Args
-    int64_t k_offset, v_offset;
-    const float* mask;  // [q_len, kv_len] added to the scaled scores, or null
+    const std::byte* const* blocks;  // as in KvStoreArgs
+    int64_t offset;
+    const float* mask;  // [q_len, kv_len] added to the scaled scores, or null; float32 alone
     int64_t mask_stride;
     float* out;  // [q_len, head_dim]; a row that sees nothing is 0
     int64_t out_stride;
     float* scratch;  // kAttentionScratch floats, owned by the calling thread
     int32_t q_len, q_position, kv_len, head_dim;
     bool causal;
-    float scale;
+    float scale;  // positive, or float32
 };
-inline constexpr int kMaxHeadDim = 256;
-inline constexpr int64_t kAttentionScratch = 16 * (kBlockLen + 2 * kMaxHeadDim + 64);  // floats
+inline constexpr int kAttentionRows = 16;  // query rows that go through a block together
+inline constexpr int64_t kAttentionScratch =
+    kAttentionRows * (kBlockLen + kMaxHeadDim + kMaxHeadDim / 2) + 16 * 16;  // floats
 
-// probs [q_len, kv_len] of the same attention, for those who ask for attention maps.
-struct AttentionProbsF32Args {
-    AttentionF32Args attention;  // out and out_stride name probs
-};
+// probs [q_len, kv_len] of the same attention, for those who ask for attention maps: `out` and `out_stride` name them.
 
 struct SoftmaxF32Args {
     const float* x;  // [rows, n]
@@ -139,27 +188,35 @@ struct ExpSumF32Args {
 
 struct KernelTable {
     const char* target;
-    void (*linear_f32)(const LinearF32Args&);
+    int32_t int8_offset;  // added to the int8 activations that its linears take
+    void (*linear[kFormats])(const LinearArgs&);
+    void (*quantize_bfloat16)(const QuantizeArgs&);
+    void (*quantize_int8)(const QuantizeArgs&);
+    void (*pack[kFormats])(const PackArgs&);
     void (*layer_norm_f32)(const LayerNormF32Args&);
-    void (*kv_store_f32)(const KvStoreF32Args&);
-    void (*attention_f32)(const AttentionF32Args&);
-    void (*attention_probs_f32)(const AttentionProbsF32Args&);
+    void (*kv_store[kKvFormats])(const KvStoreArgs&);
+    void (*attention[kKvFormats])(const AttentionArgs&);
+    void (*attention_probs[kKvFormats])(const AttentionArgs&);
     void (*softmax_f32)(const SoftmaxF32Args&);
     void (*activation_f32)(const ElementwiseF32Args&);
     void (*add_f32)(const ElementwiseF32Args&);
     void (*pool_f32)(const PoolF32Args&);
     void (*l2_normalize_f32)(const RowsF32Args&);
     void (*argmax_f32)(const ArgmaxF32Args&);
+    // Multiply-adds that depend on nothing, in the arithmetic of a format (int4: int8's): `measure_dot_ops` operations
+    // an iteration, two a multiply-add.
+    float (*measure_dot[kFormats])(int64_t iterations);
+    int32_t measure_dot_ops[kFormats];
     int32_t (*find_f32)(const FindF32Args&);
     void (*exp_sum_f32)(const ExpSumF32Args&);
-    float (*measure_fma)(int64_t iterations);  // measure_fma_flops operations an iteration
     float (*measure_read)(const float* p, int64_t n);
-    int32_t (*measure_fma_flops)();
 };
 
 namespace scalar { const KernelTable& kernel_table(); }
 namespace avx2 { const KernelTable& kernel_table(); }
 namespace avx512 { const KernelTable& kernel_table(); }
+namespace avx512_vnni { const KernelTable& kernel_table(); }
+namespace avx512_bf16 { const KernelTable& kernel_table(); }
 namespace neon { const KernelTable& kernel_table(); }
 
 }  // namespace fastattn

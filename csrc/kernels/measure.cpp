@@ -1,31 +1,43 @@
 // What the machine can do at best, for `fastattn bench` and the benchmarks: the yardstick next to every speed.
+#include "kernels/measure.h"
+#include "kernels/dot.h"
 #include "kernels/kernel_list.h"
-#include "simd/vec.h"
 
 namespace fastattn::FASTATTN_TARGET {
 namespace {
 
-constexpr int kAccumulators = kTileVecs == 4 ? 16 : 6;  // enough to hide the latency, few enough for the registers
+template <class Dot>
+FA_INLINE float measure(int64_t iterations) {
+    const Words x = broadcast_word(0x3f803f80);  // bfloat16 ones: no rounding is slow
+    typename Dot::Sum sum[kMeasureSums];
+    for (auto& s : sum) s = Dot::zero_sum();
+    for (int64_t i = 0; i < iterations; ++i) {
+        // As in a register tile: a few steps an iteration, or the compiler moves every sum back and forth.
+#pragma GCC unroll 4
+        for (int step = 0; step < kMeasureSteps; ++step)
+#pragma GCC unroll 16
+            for (int j = 0; j < kMeasureSums; ++j) sum[j] = Dot::step(sum[j], x, x);
+    }
+    for (int j = 1; j < kMeasureSums; ++j) sum[0] = Dot::add_sum(sum[0], sum[j]);
+    float lanes[kLanes];
+    Dot::store_sum(lanes, sum[0]);
+    return lanes[0];
+}
 
 }  // namespace
 
-int32_t measure_fma_flops() {
-    return kAccumulators * kLanes * 2;
+float measure_float32(int64_t iterations) {
+    return measure<DotFloat32>(iterations);
 }
-
-float measure_fma(int64_t iterations) {
-    Vec x = broadcast(1.0f), sum[kAccumulators];
-    for (auto& s : sum) s = zero();
-    for (int64_t i = 0; i < iterations; ++i) {
-#pragma GCC unroll 16
-        for (int j = 0; j < kAccumulators; ++j) sum[j] = fma(x, x, sum[j]);
-    }
-    for (int j = 1; j < kAccumulators; ++j) sum[0] = add(sum[0], sum[j]);
-    return reduce_add(sum[0]);
+float measure_bfloat16(int64_t iterations) {
+    return measure<DotBfloat16>(iterations);
+}
+float measure_int8(int64_t iterations) {
+    return measure<DotInt8>(iterations);
 }
 
 float measure_read(const float* p, int64_t n) {
-    constexpr int kStreams = 4;
+    constexpr int kStreams = kTileVecs == 4 ? 8 : 4;  // 8 or more additions on their way, and all in registers
     Vec sum[kStreams];
     for (auto& s : sum) s = zero();
     for (int64_t i = 0; i + kStreams * kLanes <= n; i += kStreams * kLanes)

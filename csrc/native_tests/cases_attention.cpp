@@ -3,6 +3,7 @@
 #include <memory>
 
 #include "native_tests/support.h"
+#include "ops/ops.h"
 
 namespace fastattn::native_tests {
 namespace {
@@ -14,94 +15,98 @@ constexpr Shape kShapes[] = {{0, 0, 0},   {1, 0, 0}, {1, 0, 1},    {1, 63, 64}, 
                              {6, 60, 66}, {7, 0, 7}, {13, 58, 71}, {16, 0, 16}, {70, 0, 70}, {3, 200, 203}};
 constexpr int kHeadDims[] = {1, 15, 16, 17, 32, 35, 64, 80, 128, 256};
 
+// int8 of a head_dim that is no multiple of four bytes, and bfloat16 of an odd one, have a part of a word at the end.
+template <Format kFormat>
 class Blocks {
 public:
     Blocks(const KernelTable& table, int kv_len, int head_dim) {
-        const int64_t floats = int64_t{2} * kBlockLen * head_dim;
+        const int64_t floats = ops::kv_head_bytes(kFormat, head_dim) / static_cast<int64_t>(sizeof(float));
         for (int i = 0; i < (kv_len + kBlockLen - 1) / kBlockLen; ++i) {
             buffers_.push_back(std::make_unique<GuardedBuffer>(floats, 100));
-            for (int64_t j = 0; j < floats; ++j) buffers_.back()->data()[j] = std::numeric_limits<float>::quiet_NaN();
-            pointers_.push_back(buffers_.back()->data());
+            std::memset(buffers_.back()->data(), 0xff, static_cast<size_t>(floats) * sizeof(float));  // NaN
+            pointers_.push_back(reinterpret_cast<std::byte*>(buffers_.back()->data()));
         }
         const GuardedBuffer k(int64_t{kv_len} * head_dim, 101), v(int64_t{kv_len} * head_dim, 102);
         for (int begin = 0; begin < kv_len;) {  // in uneven pieces, as steps of a generation come
             const int rows = begin + 37 < kv_len ? 37 : kv_len - begin;
             const int64_t offset = int64_t{begin} * head_dim;
-            table.kv_store_f32({.k = k.data() + offset,
-                                .v = v.data() + offset,
-                                .k_stride = head_dim,
-                                .v_stride = head_dim,
-                                .blocks = pointers_.data(),
-                                .k_offset = 0,
-                                .v_offset = int64_t{kBlockLen} * head_dim,
-                                .rows = rows,
-                                .position = begin,
-                                .head_dim = head_dim});
+            table.kv_store[static_cast<int>(kFormat)]({.k = k.data() + offset,
+                                                       .v = v.data() + offset,
+                                                       .k_stride = head_dim,
+                                                       .v_stride = head_dim,
+                                                       .blocks = pointers_.data(),
+                                                       .offset = 0,
+                                                       .rows = rows,
+                                                       .position = begin,
+                                                       .head_dim = head_dim});
             begin += rows;
         }
     }
-    float* const* pointers() const { return pointers_.data(); }
+    std::byte* const* pointers() const { return pointers_.data(); }
     void add_to(Record& record) const {
         for (const auto& buffer : buffers_) record.add(buffer->data(), buffer->size());
     }
 
 private:
     std::vector<std::unique_ptr<GuardedBuffer>> buffers_;
-    std::vector<float*> pointers_;
+    std::vector<std::byte*> pointers_;
 };
 
+template <Format kFormat>
 void kv_store(const KernelTable& table, Record& record) {
     for (int head_dim : kHeadDims)
-        for (const Shape& shape : kShapes) Blocks(table, shape.kv_len, head_dim).add_to(record);
+        for (const Shape& shape : kShapes) Blocks<kFormat>(table, shape.kv_len, head_dim).add_to(record);
 }
 
-template <class Run>
+template <Format kFormat, class Run>
 void for_each_case(const KernelTable& table, Run run) {
     for (int head_dim : kHeadDims)
         for (const Shape& shape : kShapes)
             for (bool causal : {false, true})
                 for (bool masked : {false, true}) {
-                    const Blocks blocks(table, shape.kv_len, head_dim);
+                    if (masked && kFormat != Format::kFloat32) continue;
+                    const Blocks<kFormat> blocks(table, shape.kv_len, head_dim);
                     const GuardedBuffer q(int64_t{shape.q_len} * head_dim, 111, 3.0f), scratch(kAttentionScratch, 112);
                     const GuardedBuffer mask(int64_t{shape.q_len} * shape.kv_len, 113);
                     for (int64_t i = 0; i < mask.size(); ++i)
                         if (bits_at(114, static_cast<uint64_t>(i)) % 4 == 0 || i < shape.kv_len)
                             mask.data()[i] = -std::numeric_limits<float>::infinity();  // all of the first row
-                    run(AttentionF32Args{.q = q.data(),
-                                         .q_stride = head_dim,
-                                         .blocks = blocks.pointers(),
-                                         .k_offset = 0,
-                                         .v_offset = int64_t{kBlockLen} * head_dim,
-                                         .mask = masked ? mask.data() : nullptr,
-                                         .mask_stride = shape.kv_len,
-                                         .out = nullptr,
-                                         .out_stride = 0,
-                                         .scratch = scratch.data(),
-                                         .q_len = shape.q_len,
-                                         .q_position = shape.q_position,
-                                         .kv_len = shape.kv_len,
-                                         .head_dim = head_dim,
-                                         .causal = causal,
-                                         .scale = 0.125f});
+                    run(AttentionArgs{.q = q.data(),
+                                      .q_stride = head_dim,
+                                      .blocks = blocks.pointers(),
+                                      .offset = 0,
+                                      .mask = masked ? mask.data() : nullptr,
+                                      .mask_stride = shape.kv_len,
+                                      .out = nullptr,
+                                      .out_stride = 0,
+                                      .scratch = scratch.data(),
+                                      .q_len = shape.q_len,
+                                      .q_position = shape.q_position,
+                                      .kv_len = shape.kv_len,
+                                      .head_dim = head_dim,
+                                      .causal = causal,
+                                      .scale = 0.125f});
                 }
 }
 
+template <Format kFormat>
 void attention(const KernelTable& table, Record& record) {
-    for_each_case(table, [&](AttentionF32Args args) {
+    for_each_case<kFormat>(table, [&](AttentionArgs args) {
         const GuardedBuffer out(int64_t{args.q_len} * args.head_dim, 115);
         args.out = out.data();
         args.out_stride = args.head_dim;
-        table.attention_f32(args);
+        table.attention[static_cast<int>(kFormat)](args);
         record.add(out.data(), out.size());
     });
 }
 
+template <Format kFormat>
 void attention_probs(const KernelTable& table, Record& record) {
-    for_each_case(table, [&](AttentionF32Args args) {
+    for_each_case<kFormat>(table, [&](AttentionArgs args) {
         const GuardedBuffer out(int64_t{args.q_len} * args.kv_len, 116);
         args.out = out.data();
         args.out_stride = args.kv_len;
-        table.attention_probs_f32({.attention = args});
+        table.attention_probs[static_cast<int>(kFormat)](args);
         record.add(out.data(), out.size());
     });
 }
@@ -109,9 +114,13 @@ void attention_probs(const KernelTable& table, Record& record) {
 }  // namespace
 
 const std::vector<KernelCases> kAttentionCases = {
-    {"kv_store_f32", kv_store},
-    {"attention_f32", attention},
-    {"attention_probs_f32", attention_probs},
+    {"kv_store_float32", kv_store<Format::kFloat32>},
+    {"attention_float32", attention<Format::kFloat32>},
+    {"attention_probs_float32", attention_probs<Format::kFloat32>},
+    {"kv_store_int8", kv_store<Format::kInt8>},
+    {"attention_int8", attention<Format::kInt8>},
+    {"attention_probs_int8", attention_probs<Format::kInt8>},
+    {"kv_store_bfloat16", kv_store<Format::kBfloat16>},
 };
 
 }  // namespace fastattn::native_tests

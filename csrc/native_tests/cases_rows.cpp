@@ -28,21 +28,21 @@ void linear_case(const KernelTable& table, Record& record, int m, int k, int n, 
     const GuardedBuffer residual(int64_t{m} * n, 4), c(int64_t{m} * n, 5), scratch(kLinearScratch, 6);
     for (int64_t i = 0; i < packed.size(); ++i)
         if (i / (int64_t{k} * kPanelWidth) * kPanelWidth + i % kPanelWidth >= n) packed.data()[i] = 0.0f;
-    table.linear_f32({.a = a.data(),
-                      .a_stride = k,
-                      .panels = packed.data(),
-                      .bias = extras ? bias.data() : nullptr,
-                      .residual = extras ? residual.data() : nullptr,
-                      .residual_stride = n,
-                      .c = c.data(),
-                      .c_stride = n,
-                      .scratch = scratch.data(),
-                      .m = m,
-                      .k = k,
-                      .n = n,
-                      .panel_begin = 0,
-                      .panel_end = panels,
-                      .activation = activation});
+    table.linear[0]({.a = a.data(),
+                     .a_stride = k,
+                     .panels = packed.data(),
+                     .bias = extras ? bias.data() : nullptr,
+                     .residual = extras ? residual.data() : nullptr,
+                     .residual_stride = n,
+                     .c = c.data(),
+                     .c_stride = n,
+                     .scratch = scratch.data(),
+                     .m = m,
+                     .words = k,
+                     .n = n,
+                     .panel_begin = 0,
+                     .panel_end = panels,
+                     .activation = activation});
     record.add(c.data(), c.size());
 }
 

@@ -3,6 +3,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <cstddef>
 #include <stdexcept>
 
 namespace fastattn::native_tests {
@@ -20,7 +21,7 @@ GuardedBuffer::GuardedBuffer(int64_t size, uint64_t stream, float factor) : size
 }
 
 GuardedBuffer::~GuardedBuffer() {
-    munmap(pages_, static_cast<size_t>(bytes_));
+    if (pages_ != nullptr) munmap(pages_, static_cast<size_t>(bytes_));
 }
 
 void Record::add_word(uint32_t word) {
@@ -30,6 +31,14 @@ void Record::add_word(uint32_t word) {
 
 void Record::add(int32_t value) {
     add_word(static_cast<uint32_t>(value));
+}
+
+void Record::add_words(const void* words, int64_t n) {
+    for (int64_t i = 0; i < n; ++i) {
+        uint32_t word;
+        std::memcpy(&word, static_cast<const std::byte*>(words) + 4 * i, sizeof word);
+        add_word(word);
+    }
 }
 
 void Record::add(const float* values, int64_t n) {

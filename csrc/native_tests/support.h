@@ -2,6 +2,7 @@
 #pragma once
 #include <cstdint>
 #include <cstring>
+#include <utility>
 #include <vector>
 
 #include "kernels/kernels.h"
@@ -24,6 +25,8 @@ inline float number_at(uint64_t stream, uint64_t i) {  // multiples of 2^-22 in 
 class GuardedBuffer {
 public:
     GuardedBuffer(int64_t size, uint64_t stream, float factor = 1.0f);
+    GuardedBuffer(GuardedBuffer&& other) noexcept
+        : data_(other.data_), pages_(std::exchange(other.pages_, nullptr)), bytes_(other.bytes_), size_(other.size_) {}
     GuardedBuffer(const GuardedBuffer&) = delete;
     GuardedBuffer& operator=(const GuardedBuffer&) = delete;
     ~GuardedBuffer();
@@ -41,6 +44,7 @@ class Record {
 public:
     void add(const float* values, int64_t n);
     void add(int32_t value);
+    void add_words(const void* words, int64_t n);  // bits that are no floats
     uint64_t hash() const { return hash_; }
     bool operator==(const Record& other) const { return words_ == other.words_; }
     // Where the first difference is, for the message.
@@ -57,8 +61,10 @@ private:
 struct KernelCases {
     const char* kernel;
     void (*run)(const KernelTable&, Record&);
+    bool bits_of_target = false;  // each target has its own: nothing but memory is checked here
 };
 extern const std::vector<KernelCases> kRowCases;        // cases_rows.cpp
+extern const std::vector<KernelCases> kFormatCases;     // cases_formats.cpp
 extern const std::vector<KernelCases> kAttentionCases;  // cases_attention.cpp
 
 }  // namespace fastattn::native_tests

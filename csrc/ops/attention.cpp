@@ -44,26 +44,21 @@ private:
     int64_t total_ = 0, first_ = 0;
 };
 
-int64_t half_block(const AttentionOp& op) {
-    return int64_t{kBlockLen} * op.head_dim;
+int64_t head_offset(const AttentionOp& op, int32_t kv_head) {
+    return op.block_offset + kv_head * kv_head_bytes(op.kv_format, op.head_dim);
 }
 
-int64_t k_offset(const AttentionOp& op, int32_t kv_head) {
-    return op.block_offset + kv_head * op.head_offset;
-}
-
-// Where the keys of one head lie: the blocks, and the offset within a block.
+// Where the keys and values of one head lie: the blocks, and the offset within a block.
 struct HeadPlace {
-    float* const* blocks;
+    std::byte* const* blocks;
     int64_t offset;
 };
 
-AttentionF32Args head_args(const AttentionOp& op, const SequenceBlocks& s, HeadPlace place, int thread) {
+AttentionArgs head_args(const AttentionOp& op, const SequenceBlocks& s, HeadPlace place, int thread) {
     return {.q = nullptr,
             .q_stride = op.q.stride,
             .blocks = place.blocks,
-            .k_offset = place.offset,
-            .v_offset = place.offset + half_block(op),
+            .offset = place.offset,
             .mask = nullptr,
             .mask_stride = 0,
             .out = nullptr,
@@ -96,29 +91,28 @@ void for_runs(const AttentionOp& op, const SequenceBlocks& s, int32_t begin, int
 void store(const KernelTable& kernels, const AttentionOp& op, const SequenceBlocks& s, HeadPlace place, int32_t kv_head,
            int32_t begin, int32_t end) {
     const int64_t column = int64_t{kv_head} * op.head_dim;
-    kernels.kv_store_f32({.k = op.k.row(begin) + column,
-                          .v = op.v.row(begin) + column,
-                          .k_stride = op.k.stride,
-                          .v_stride = op.v.stride,
-                          .blocks = place.blocks,
-                          .k_offset = place.offset,
-                          .v_offset = place.offset + half_block(op),
-                          .rows = end - begin,
-                          .position = s.position + begin - s.token_begin,
-                          .head_dim = op.head_dim});
+    kernels.kv_store[static_cast<int>(op.kv_format)]({.k = op.k.row(begin) + column,
+                                                      .v = op.v.row(begin) + column,
+                                                      .k_stride = op.k.stride,
+                                                      .v_stride = op.v.stride,
+                                                      .blocks = place.blocks,
+                                                      .offset = place.offset,
+                                                      .rows = end - begin,
+                                                      .position = s.position + begin - s.token_begin,
+                                                      .head_dim = op.head_dim});
 }
 
 // Query rows [begin, end) of one head.
 void attend(const KernelTable& kernels, const AttentionOp& op, const SequenceBlocks& s, HeadPlace place, int32_t head,
             int32_t begin, int32_t end, int thread) {
-    AttentionF32Args args = head_args(op, s, place, thread);
+    AttentionArgs args = head_args(op, s, place, thread);
     const int64_t column = int64_t{head} * op.head_dim;
     for_runs(op, s, begin, end, [&](int32_t first, int32_t last, int32_t position) {
         args.q = op.q.row(first) + column;
         args.out = op.out.row(first) + column;
         args.q_len = last - first;
         args.q_position = position;
-        kernels.attention_f32(args);
+        kernels.attention[static_cast<int>(op.kv_format)](args);
     });
 }
 
@@ -129,7 +123,7 @@ void attention_by_heads(Team& team, const KernelTable& kernels, const AttentionO
         const SequenceBlocks& s = op.sequences[chunk / op.n_kv_head];
         const auto kv_head = static_cast<int32_t>(chunk % op.n_kv_head);
         const HeadPlace place = op.thread_blocks ? HeadPlace{op.thread_blocks[team.index()], 0}
-                                                 : HeadPlace{s.blocks, k_offset(op, kv_head)};
+                                                 : HeadPlace{s.blocks, head_offset(op, kv_head)};
         if (s.token_end > s.token_begin) store(kernels, op, s, place, kv_head, s.token_begin, s.token_end);
         for (int32_t head = kv_head * group; head < (kv_head + 1) * group; ++head)
             attend(kernels, op, s, place, head, s.q_begin, s.q_end, team.index());
@@ -143,7 +137,7 @@ void kv_store(Team& team, const KernelTable& kernels, const AttentionOp& op) {
     team.for_chunks(pieces.count(), [&](int64_t chunk) {
         const Piece piece = pieces.at(chunk);
         const SequenceBlocks& s = op.sequences[piece.sequence];
-        store(kernels, op, s, {s.blocks, k_offset(op, piece.head)}, piece.head, piece.begin, piece.end);
+        store(kernels, op, s, {s.blocks, head_offset(op, piece.head)}, piece.head, piece.begin, piece.end);
     });
 }
 
@@ -156,12 +150,18 @@ void attention_by_rows(Team& team, const KernelTable& kernels, const AttentionOp
     team.for_chunks(pieces.count(), [&](int64_t chunk) {
         const Piece piece = pieces.at(chunk);
         const SequenceBlocks& s = op.sequences[piece.sequence];
-        const HeadPlace place{s.blocks, k_offset(op, piece.head / (op.n_head / op.n_kv_head))};
+        const HeadPlace place{s.blocks, head_offset(op, piece.head / (op.n_head / op.n_kv_head))};
         attend(kernels, op, s, place, piece.head, piece.begin, piece.end, team.index());
     });
 }
 
 }  // namespace
+
+int64_t kv_head_bytes(Format format, int32_t head_dim) {
+    const int64_t group = kKvGroup[static_cast<int>(format)];
+    const int64_t keys = (head_dim + group - 1) / group * kBlockLen, values = kBlockLen / group * head_dim;
+    return (keys + values + (format == Format::kInt8 ? 2 * kBlockLen : 0)) * kWordBytes;
+}
 
 void attention(Team& team, const KernelTable& kernels, const AttentionOp& op) {
     bool short_ones = op.n_head == op.n_kv_head;  // which cannot be split further
@@ -189,15 +189,15 @@ void attention_probs(Team& team, const KernelTable& kernels, const AttentionOp& 
                    (before.position + before.token_end - before.token_begin);
         }
         const SequenceBlocks& s = op.sequences[sequence];
-        const HeadPlace place{s.blocks, k_offset(op, head / (op.n_head / op.n_kv_head))};
-        AttentionF32Args args = head_args(op, s, place, team.index());
+        const HeadPlace place{s.blocks, head_offset(op, head / (op.n_head / op.n_kv_head))};
+        AttentionArgs args = head_args(op, s, place, team.index());
         args.q_len = s.q_end - s.q_begin;
         if (args.q_len == 0) return;
         args.q = op.q.row(s.q_begin) + int64_t{head} * op.head_dim;
         args.q_position = s.position;
         args.out = out + int64_t{head} * args.q_len * args.kv_len;
         args.out_stride = args.kv_len;
-        kernels.attention_probs_f32({args});
+        kernels.attention_probs[static_cast<int>(op.kv_format)](args);
     });
 }
 

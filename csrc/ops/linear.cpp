@@ -14,12 +14,62 @@ int64_t rows_per_chunk(int64_t m, int64_t panels, int threads) {
     return std::min<int64_t>((rows + 5) / 6 * 6, kLinearRowBlock);
 }
 
+void quantize(const KernelTable& kernels, const LinearOp& op, int64_t first, int64_t rows, const Quantized& out) {
+    const int64_t stride = quantized_stride(op.weights.words);
+    const QuantizeArgs args{.x = op.x.row(first),
+                            .x_stride = op.x.stride,
+                            .out = out.words + first * stride,
+                            .out_stride = stride,
+                            .scales = out.scales + first,
+                            .rows = static_cast<int32_t>(rows),
+                            .n = op.x.width,
+                            .words = op.weights.words,
+                            .offset = kernels.int8_offset};
+    if (op.weights.format == Format::kBfloat16)
+        kernels.quantize_bfloat16(args);
+    else
+        kernels.quantize_int8(args);
+}
+
+// x in the format of the weights, for this thread to read.
+Quantized quantized(Team& team, const KernelTable& kernels, const LinearOp& op) {
+    const int64_t m = op.x.rows, stride = quantized_stride(op.weights.words);
+    if (op.weights.format == Format::kFloat32) return {reinterpret_cast<int32_t*>(op.x.data), nullptr};
+    if (m <= kAloneRows && m * stride <= kAloneWords) {
+        float* own = op.scratch[team.index()] + kLinearScratch;
+        const Quantized out{reinterpret_cast<int32_t*>(own), own + kAloneWords};
+        quantize(kernels, op, 0, m, out);
+        return out;
+    }
+    const int64_t rows = std::max<int64_t>(1, 16384 / std::max(op.x.width, 1));
+    team.for_chunks((m + rows - 1) / rows, [&](int64_t chunk) {
+        quantize(kernels, op, chunk * rows, std::min(rows, m - chunk * rows), op.quantized);
+    });
+    team.barrier();
+    return op.quantized;
+}
+
 }  // namespace
 
+int32_t words_of(Format format, int64_t k) {
+    const int64_t words = format == Format::kFloat32    ? k
+                          : format == Format::kBfloat16 ? (k + 1) / 2
+                          : format == Format::kInt8     ? (k + 3) / 4
+                                                        : (k + kInt4Group - 1) / kInt4Group * (kInt4Group / 4);
+    return static_cast<int32_t>(words);
+}
+
+int64_t panel_bytes_of(Format format, int64_t k) {
+    const int64_t words = words_of(format, k);
+    return format == Format::kInt4 ? words / (kInt4Group / 4) * kInt4GroupBytes : words * kPanelWordBytes;
+}
+
 void linear(Team& team, const KernelTable& kernels, const LinearOp& op) {
-    const int64_t panels = (op.out.width + kPanelWidth - 1) / kPanelWidth;
+    const int64_t panels = op.weights.count;
     const int64_t m = op.x.rows;
     if (m == 0 || panels == 0) return;
+    const Quantized a = quantized(team, kernels, op);
+    const int64_t a_stride = op.weights.format == Format::kFloat32 ? op.x.stride : quantized_stride(op.weights.words);
     const int64_t rows = rows_per_chunk(m, panels, team.size());
     const int64_t row_chunks = (m + rows - 1) / rows;
     // Few rows read their weights once, from memory: neighbouring panels in one chunk make one long stream.
@@ -32,8 +82,7 @@ void linear(Team& team, const KernelTable& kernels, const LinearOp& op) {
         // behind the last panel of the last rows that is one of the next linear.
         const int64_t next_panel = panel + panels_per_chunk * team.size();
         const bool behind = next_panel >= panels && row + rows >= m;
-        const float* upcoming =
-            behind ? op.next.at(next_panel - panels) : op.panels + next_panel % panels * op.x.width * kPanelWidth;
+        const std::byte* upcoming = behind ? op.next.at(next_panel - panels) : op.weights.at(next_panel % panels);
         const int64_t chunk_rows = std::min(rows, m - row), end = std::min(panel + panels_per_chunk, panels);
         // A sink takes what fits its room.
         const int64_t at_once =
@@ -47,22 +96,26 @@ void linear(Team& team, const KernelTable& kernels, const LinearOp& op) {
                 c.stride = at_once * kPanelWidth;
                 c.data = op.sink->room(team.index()) - first * kPanelWidth;  // column 0 would lie before the room
             }
-            kernels.linear_f32({.a = op.x.row(row),
-                                .a_stride = op.x.stride,
-                                .panels = op.panels,
-                                .bias = op.bias,
-                                .residual = op.residual.data ? op.residual.row(row) : nullptr,
-                                .residual_stride = op.residual.stride,
-                                .c = c.data,
-                                .c_stride = c.stride,
-                                .scratch = op.scratch[team.index()],
-                                .next_panel = last < end ? op.panels + last * op.x.width * kPanelWidth : upcoming,
-                                .m = static_cast<int32_t>(chunk_rows),
-                                .k = op.x.width,
-                                .n = op.out.width,
-                                .panel_begin = static_cast<int32_t>(first),
-                                .panel_end = static_cast<int32_t>(last),
-                                .activation = op.activation});
+            kernels.linear[static_cast<int>(op.weights.format)](
+                {.a = a.words + row * a_stride,
+                 .a_stride = a_stride,
+                 .a_scales = a.scales ? a.scales + row : nullptr,
+                 .panels = op.weights.panels,
+                 .scales = op.weights.scales,
+                 .sums = op.weights.sums,
+                 .bias = op.bias,
+                 .residual = op.residual.data ? op.residual.row(row) : nullptr,
+                 .residual_stride = op.residual.stride,
+                 .c = c.data,
+                 .c_stride = c.stride,
+                 .scratch = op.scratch[team.index()],
+                 .next_panel = last < end ? op.weights.at(last) : upcoming,
+                 .m = static_cast<int32_t>(chunk_rows),
+                 .words = op.weights.words,
+                 .n = op.out.width,
+                 .panel_begin = static_cast<int32_t>(first),
+                 .panel_end = static_cast<int32_t>(last),
+                 .activation = op.activation});
             if (op.sink == nullptr) continue;
             const int64_t column = first * kPanelWidth;
             c.data += column;

@@ -42,9 +42,8 @@ Engine::Running& Engine::running() {
 std::shared_ptr<KvPool> Engine::kv_pool(const KvShape& shape) {
     const std::lock_guard lock(start_mutex());
     if (!kv_pool_) kv_pool_ = std::make_shared<KvPool>(shape);
-    const KvShape& known = kv_pool_->shape();
-    if (shape.n_layer != known.n_layer || shape.n_kv_head != known.n_kv_head || shape.head_dim != known.head_dim)
-        bad_input("program: expected the attention layers and heads of the model's first Program");
+    if (shape != kv_pool_->shape())
+        bad_spec("expected the attention layers, heads and KV format of the model's first Program");
     return kv_pool_;
 }
 
@@ -52,7 +51,7 @@ Executor::Executor(std::shared_ptr<Engine> engine, ProgramSpec spec)
     : engine_(std::move(engine)), spec_(std::move(spec)), kernels_(active_kernels()), sampler_(kernels_) {
     check_spec();
     check_weights();
-    kv_pool_ = engine_->kv_pool(KvShape{spec_.n_layer, spec_.n_kv_head, spec_.head_dim});
+    kv_pool_ = engine_->kv_pool({spec_.kv_format, spec_.n_layer, spec_.n_kv_head, spec_.head_dim});
     plan();
 }
 
@@ -142,9 +141,11 @@ void Executor::prepare(const StepInput& step, const std::vector<float*>& outputs
     const int64_t scratch_at = take(threads * ops::kScratchFloats);
     std::vector<int64_t> slot_at;
     for (const Slot& slot : slots_) slot_at.push_back(take(slot.stride * rows[static_cast<int>(slot.rows)]));
+    const int64_t quantized_at = take(quantized_words(step));
+    const int64_t scales_at = take(std::max({rows[0], rows[1], rows[2]}));
     // Keys and values of sequences without a cache live for one layer.
     const bool own = step.caches.empty() && spec_.n_layer > 0;
-    const int64_t block_floats = int64_t{2} * spec_.n_kv_head * kBlockLen * spec_.head_dim;
+    const int64_t block_floats = kv_pool_->shape().layer_bytes() / static_cast<int64_t>(sizeof(float));
     std::vector<int64_t> blocks_at;
     int64_t most_blocks = 0;
     for (int32_t s = 0; own && s < step.n_sequences; ++s) {
@@ -152,7 +153,7 @@ void Executor::prepare(const StepInput& step, const std::vector<float*>& outputs
         blocks_at.push_back(take(blocks * block_floats));
         most_blocks = std::max(most_blocks, blocks);
     }
-    const int64_t head_block_floats = int64_t{2} * kBlockLen * spec_.head_dim;
+    const int64_t head_block_floats = kv_pool_->shape().head_bytes() / static_cast<int64_t>(sizeof(float));
     const int64_t thread_blocks_at = take(threads * most_blocks * head_block_floats);
     const bool in_tiles = sampler != nullptr && sampled_op_ != nullptr;
     std::vector<int64_t> output_at(outputs.size());  // of those that nobody asked for
@@ -166,6 +167,7 @@ void Executor::prepare(const StepInput& step, const std::vector<float*>& outputs
     float* base = workspace_.floats();
     scratch_.clear();
     for (int i = 0; i < threads; ++i) scratch_.push_back(base + scratch_at + i * ops::kScratchFloats);
+    quantized_ = {reinterpret_cast<int32_t*>(base + quantized_at), base + scales_at};
     views_.assign(spec_.values.size(), {});
     for (size_t v = 0; v < spec_.values.size(); ++v) {
         const Place& place = places_[v];
@@ -185,14 +187,15 @@ void Executor::prepare(const StepInput& step, const std::vector<float*>& outputs
     thread_blocks_.clear();
     for (int i = 0; i < threads; ++i) {
         for (int64_t b = 0; b < most_blocks; ++b)
-            own_thread_blocks_[i].push_back(base + thread_blocks_at + (i * most_blocks + b) * head_block_floats);
+            own_thread_blocks_[i].push_back(
+                reinterpret_cast<std::byte*>(base + thread_blocks_at + (i * most_blocks + b) * head_block_floats));
         thread_blocks_.push_back(own_thread_blocks_[i].data());
     }
 }
 
 void Executor::prepare_sequences(const StepInput& step, const std::vector<int64_t>& blocks_at) {
     const auto n = static_cast<size_t>(step.n_sequences);
-    const int64_t block_floats = int64_t{2} * spec_.n_kv_head * kBlockLen * spec_.head_dim;
+    const int64_t block_bytes = kv_pool_->shape().layer_bytes();
     own_blocks_.assign(blocks_at.size(), {});
     for (auto& sequences : sequences_) sequences.assign(n, {});
     first_tokens_.assign(n, 0);
@@ -203,7 +206,7 @@ void Executor::prepare_sequences(const StepInput& step, const std::vector<int64_
             .blocks = nullptr, .token_begin = begin, .token_end = end, .position = 0, .q_begin = begin, .q_end = end};
         if (!blocks_at.empty()) {
             for (int32_t b = 0; b * kBlockLen < end - begin; ++b)
-                own_blocks_[s].push_back(workspace_.floats() + blocks_at[s] + b * block_floats);
+                own_blocks_[s].push_back(workspace_.data() + blocks_at[s] * sizeof(float) + b * block_bytes);
             sequence.blocks = own_blocks_[s].data();
         } else if (!step.caches.empty()) {
             step.caches[s]->reserve(end - begin);
@@ -226,6 +229,17 @@ void Executor::prepare_sequences(const StepInput& step, const std::vector<int64_
     query_tokens_[static_cast<int>(Gather::kLast)] = last_tokens_.data();
 }
 
+int64_t Executor::quantized_words(const StepInput& step) const {
+    int64_t most = 0;
+    for (const auto& op : spec_.ops) {
+        if (op.kind != OpKind::kLinear) continue;
+        const ops::Matrix matrix = weights_[op.weights[0]]->matrix();
+        if (matrix.format != Format::kFloat32)
+            most = std::max(most, rows_of(op.inputs[0], step) * ops::quantized_stride(matrix.words));
+    }
+    return most;
+}
+
 int64_t Executor::multiply_adds(const StepInput& step) const {
     int64_t total = 0;
     for (const auto& op : spec_.ops)
@@ -238,7 +252,10 @@ void Executor::run(const StepInput& step, const std::vector<float*>& outputs, co
     Engine::Running& running = engine_->running();
     const std::lock_guard lock(running.mutex);
     check_step(step);
-    prepare(step, outputs, nullptr);
+    {
+        const std::lock_guard no_fork(start_mutex());  // a child shall not find pages and buffers half made
+        prepare(step, outputs, nullptr);
+    }
     run_locked(step, outputs, nullptr, running, poll);
     advance(step);
 }
@@ -248,8 +265,11 @@ void Executor::draw(const StepInput& step, const SampleArgs& args, const std::fu
     const std::lock_guard lock(running.mutex);
     check_step(step);
     const std::vector<float*> outputs(spec_.outputs.size(), nullptr);
-    sampler_.begin(args, engine_->threads(), /*whole=*/sampled_op_ == nullptr);
-    prepare(step, outputs, &sampler_);
+    {
+        const std::lock_guard no_fork(start_mutex());
+        sampler_.begin(args, engine_->threads(), /*whole=*/sampled_op_ == nullptr);
+        prepare(step, outputs, &sampler_);
+    }
     run_locked(step, outputs, &sampler_, running, poll);
     sampler_.check();
     advance(step);

@@ -102,8 +102,9 @@ private:
     void plan();
     const OpSpec* op_of_logits() const;
     void check_step(const StepInput& step) const;
-    static void advance(const StepInput& step);  // its caches
-    int64_t multiply_adds(const StepInput& step) const;  // of its linears
+    int64_t quantized_words(const StepInput& step) const;  // of the largest input of a linear
+    static void advance(const StepInput& step);            // its caches
+    int64_t multiply_adds(const StepInput& step) const;    // of its linears
     // Both with the model's lock held. outputs[i] null: nobody asked for it.
     void run_locked(const StepInput& step, const std::vector<float*>& outputs, Sampler* sampler,
                     Engine::Running& running, const std::function<bool()>& poll);
@@ -111,7 +112,7 @@ private:
     View view(int32_t value) const;
     void prepare_sequences(const StepInput& step, const std::vector<int64_t>& blocks_at);
     void run_op(const OpSpec& op, Team& team, const StepInput& step, Sampler* sampler) const;
-    ops::Panels next_panels(const OpSpec& op) const;  // of the next linear behind `op`, an element of spec_.ops
+    ops::Matrix next_matrix(const OpSpec& op) const;  // of the next linear behind `op`, an element of spec_.ops
     void embedding(const OpSpec& op, Team& team, const StepInput& step) const;
     void attention(const OpSpec& op, Team& team, const StepInput& step) const;
     void gather_rows(const OpSpec& op, Team& team, const StepInput& step) const;
@@ -134,10 +135,11 @@ private:
     std::vector<ops::SequenceBlocks> sequences_[kGatherKinds];
     const int32_t* query_tokens_[kGatherKinds] = {};
     std::vector<int32_t> first_tokens_, last_tokens_;
-    std::vector<float*> scratch_;                  // a thread
-    std::vector<std::vector<float*>> own_blocks_;  // a sequence
-    std::vector<std::vector<float*>> own_thread_blocks_;
-    std::vector<float* const*> thread_blocks_;
+    ops::Quantized quantized_;                         // room for the activations of one linear
+    std::vector<float*> scratch_;                      // a thread
+    std::vector<std::vector<std::byte*>> own_blocks_;  // a sequence
+    std::vector<std::vector<std::byte*>> own_thread_blocks_;
+    std::vector<std::byte* const*> thread_blocks_;
 };
 
 }  // namespace fastattn

@@ -18,8 +18,8 @@ std::shared_ptr<Buffer> KvPool::page() {
             found = true;
         }
     }
-    if (!found) {  // zeroed without the lock, which a fork would leave locked in the child
-        buffer = Buffer(static_cast<size_t>(shape_.page_floats()) * sizeof(float));
+    if (!found) {  // zeroed without the lock
+        buffer = Buffer(static_cast<size_t>(shape_.page_bytes()));
         const std::lock_guard lock(mutex_);
         free_.reserve(static_cast<size_t>(n_pages_ + 1));  // so that giving a page back cannot fail
         ++n_pages_;
@@ -34,7 +34,7 @@ std::shared_ptr<Buffer> KvPool::page() {
 
 int64_t KvPool::bytes() const {
     const std::lock_guard lock(mutex_);
-    return n_pages_ * shape_.page_floats() * static_cast<int64_t>(sizeof(float));
+    return n_pages_ * shape_.page_bytes();
 }
 
 void KvCache::reserve(int32_t count) {
@@ -46,10 +46,10 @@ void KvCache::reserve(int32_t count) {
         std::shared_ptr<Buffer> page = pool_->page();
         if (b < pages_.size()) {
             std::memcpy(page->data(), pages_[b]->data(), page->bytes());
-            blocks_[b] = page->floats();
+            blocks_[b] = page->data();
             pages_[b] = std::move(page);
         } else {
-            blocks_.push_back(page->floats());
+            blocks_.push_back(page->data());
             pages_.push_back(std::move(page));
         }
     }

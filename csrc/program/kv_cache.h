@@ -8,16 +8,18 @@
 #include <vector>
 
 #include "core/buffer.h"
+#include "ops/ops.h"
 
 namespace fastattn {
 
 struct KvShape {
+    Format format;
     int32_t n_layer, n_kv_head, head_dim;
 
-    int64_t half_block() const { return int64_t{64} * head_dim; }  // floats of the keys (or values) of one head
-    int64_t k_offset(int layer, int head) const { return (int64_t{layer} * n_kv_head + head) * 2 * half_block(); }
-    int64_t v_offset(int layer, int head) const { return k_offset(layer, head) + half_block(); }
-    int64_t page_floats() const { return int64_t{n_layer} * n_kv_head * 2 * half_block(); }
+    int64_t head_bytes() const { return ops::kv_head_bytes(format, head_dim); }
+    int64_t layer_bytes() const { return n_kv_head * head_bytes(); }
+    int64_t page_bytes() const { return n_layer * layer_bytes(); }
+    bool operator==(const KvShape&) const = default;
 };
 
 // Keeps freed pages for the next sequence: page faults cost more than the memory is worth.
@@ -45,7 +47,7 @@ public:
 
     // Makes room for `count` more positions that nobody else shares, and gives the pages' addresses.
     void reserve(int32_t count);
-    float* const* blocks() const { return blocks_.data(); }
+    std::byte* const* blocks() const { return blocks_.data(); }
     void advance(int32_t count) { length_ += count; }
 
     void truncate(int32_t length);
@@ -60,7 +62,7 @@ public:
 private:
     std::shared_ptr<KvPool> pool_;
     std::vector<std::shared_ptr<Buffer>> pages_;
-    std::vector<float*> blocks_;
+    std::vector<std::byte*> blocks_;
     int32_t length_ = 0;
     std::unique_ptr<std::atomic<bool>> in_use_ = std::make_unique<std::atomic<bool>>(false);
 };

@@ -1,16 +1,11 @@
-// Checks of a Program and the plan of its workspace.
+// Checks of a Program's weights, and the plan of its workspace.
 #include <algorithm>
 #include <string>
 
-#include "core/error.h"
 #include "program/executor.h"
 
 namespace fastattn {
 namespace {
-
-[[noreturn]] void bad_spec(const std::string& what) {
-    throw Error(ErrorKind::kConfig, "program: " + what);
-}
 
 // Row strides that are a multiple of 1 KiB put the rows of a register tile into the same few cache sets.
 int64_t stride_for(int64_t width) {
@@ -27,7 +22,7 @@ std::vector<int32_t> takeover_candidates(const OpSpec& op) {
         case OpKind::kL2Normalize: return {op.inputs[0]};
         case OpKind::kLinear:
             // The residual is read element by element just before c is written; x is read by other columns later.
-            if (op.has_residual && op.inputs[1] != op.inputs[0]) return {op.inputs[1]};
+            if (op.has_residual) return {op.inputs[1]};
             return {};
         default: return {};
     }
@@ -35,42 +30,13 @@ std::vector<int32_t> takeover_candidates(const OpSpec& op) {
 
 }  // namespace
 
-void Executor::check_spec() const {
-    const auto n_values = static_cast<int32_t>(spec_.values.size());
-    std::vector<bool> written(spec_.values.size(), false);
-    for (const auto& op : spec_.ops) {
-        for (const int32_t input : op.inputs)
-            if (input < 0 || input >= n_values || !written[input]) bad_spec("an op reads a value before it is written");
-        if (op.output < 0 || op.output >= n_values || written[op.output])
-            bad_spec("a value is written twice or unknown");
-        written[op.output] = true;
-        if (op.kind == OpKind::kAttention || op.kind == OpKind::kAttentionProbs) {
-            if (op.n_head < 1 || op.n_kv_head != spec_.n_kv_head || op.n_head % op.n_kv_head != 0 ||
-                op.head_dim != spec_.head_dim || op.head_dim < 1 || op.head_dim > kMaxHeadDim || op.layer < 0 ||
-                op.layer >= spec_.n_layer)
-                bad_spec("attention: heads, head_dim (1 to 256) or layer do not fit");
-            if (spec_.values[op.inputs[0]].width != op.n_head * op.head_dim ||
-                spec_.values[op.inputs[1]].width != op.n_kv_head * op.head_dim)
-                bad_spec("attention: q or k has the wrong width");
-        }
-        if (op.kind == OpKind::kSlice &&
-            (op.offset < 0 || op.offset + spec_.values[op.output].width > spec_.values[op.inputs[0]].width))
-            bad_spec("slice: outside of its input");
-    }
-    for (const int32_t output : spec_.outputs)
-        if (output < 0 || output >= n_values || !written[output]) bad_spec("an output is never written");
-    if (spec_.logits >= static_cast<int32_t>(spec_.outputs.size()) ||
-        (spec_.logits >= 0 && spec_.values[spec_.outputs[spec_.logits]].rows != Rows::kWanted))
-        bad_spec("logits: expected an output with a row for each wanted token");
-}
-
 void Executor::check_weights() {
     for (const auto& name : spec_.weights) {
         weights_.push_back(engine_->weights().find(name));
         if (weights_.back() == nullptr) bad_spec("weight " + name + " is not loaded");
     }
     const auto expect = [&](const OpSpec& op, size_t i, Weight::Use use, int64_t rows, int64_t columns) {
-        const Weight& weight = *weights_.at(op.weights.at(i));
+        const Weight& weight = *weights_[op.weights[i]];
         if (weight.use != use || weight.rows != rows || weight.columns != columns)
             bad_spec("weight " + spec_.weights[op.weights[i]] + " does not fit its op");
     };
@@ -82,8 +48,10 @@ void Executor::check_weights() {
         } else if (op.kind == OpKind::kLayerNorm) {
             expect(op, 0, Weight::Use::kVector, width, 1);
             expect(op, 1, Weight::Use::kVector, width, 1);
-        } else if (op.kind == OpKind::kEmbedding && weights_.at(op.weights.at(0))->columns != width) {
-            bad_spec("weight " + spec_.weights[op.weights[0]] + " does not fit its op");
+        } else if (op.kind == OpKind::kEmbedding) {
+            const Weight& table = *weights_[op.weights[0]];
+            if (table.use == Weight::Use::kVector || table.columns != width)
+                bad_spec("weight " + spec_.weights[op.weights[0]] + " does not fit its op");
         }
     }
 }
@@ -130,6 +98,8 @@ void Executor::plan() {
         if (op.kind != OpKind::kSlice && op.kind != OpKind::kAttentionProbs && place.output < 0) {
             for (const int32_t input : takeover_candidates(op)) {
                 const Place& source = places_[input];
+                // x may look into its residual, whose other columns are read later.
+                if (op.kind == OpKind::kLinear && places_[op.inputs[0]].parent == input) continue;
                 if (place.slot < 0 && source.parent == input && source.slot >= 0 && last_use[input] == i &&
                     spec_.values[input].width == value.width && spec_.values[input].rows == value.rows)
                     place.slot = source.slot;

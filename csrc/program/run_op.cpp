@@ -26,22 +26,21 @@ void Executor::run_op(const OpSpec& op, Team& team, const StepInput& step, Sampl
             return ops::linear(team, kernels_,
                                {.x = view(op.inputs[0]),
                                 .out = view(op.output),
-                                .panels = weight(0),
-                                .next = next_panels(op),
+                                .weights = weights_[op.weights[0]]->matrix(),
+                                .next = next_matrix(op),
                                 .bias = op.has_bias ? weight(1) : nullptr,
                                 .residual = op.has_residual ? view(op.inputs[1]) : View{},
                                 .activation = op.activation,
+                                .quantized = quantized_,
                                 .scratch = scratch_.data(),
+
                                 .sink = &op == sampled_op_ ? sampler : nullptr});
     }
 }
 
-ops::Panels Executor::next_panels(const OpSpec& op) const {
-    for (const OpSpec* next = &op + 1; next != spec_.ops.data() + spec_.ops.size(); ++next) {
-        if (next->kind != OpKind::kLinear) continue;
-        const Weight& weight = *weights_[next->weights[0]];
-        return {weight.data.floats(), weight.columns, (weight.rows + kPanelWidth - 1) / kPanelWidth};
-    }
+ops::Matrix Executor::next_matrix(const OpSpec& op) const {
+    for (const OpSpec* next = &op + 1; next != spec_.ops.data() + spec_.ops.size(); ++next)
+        if (next->kind == OpKind::kLinear) return weights_[next->weights[0]]->matrix();
     return {};
 }
 
@@ -80,7 +79,6 @@ void Executor::pool(const OpSpec& op, Team& team, const StepInput& step) const {
 
 void Executor::attention(const OpSpec& op, Team& team, const StepInput& step) const {
     const bool probs = op.kind == OpKind::kAttentionProbs;
-    const KvShape shape{spec_.n_layer, spec_.n_kv_head, spec_.head_dim};
     const auto rows = static_cast<int>(op.gather);
     ops::AttentionOp args{
         .q = view(op.inputs[0]),
@@ -94,8 +92,8 @@ void Executor::attention(const OpSpec& op, Team& team, const StepInput& step) co
         .n_head = op.n_head,
         .n_kv_head = op.n_kv_head,
         .head_dim = op.head_dim,
-        .block_offset = step.caches.empty() ? 0 : shape.k_offset(op.layer, 0),
-        .head_offset = 2 * shape.half_block(),
+        .kv_format = spec_.kv_format,
+        .block_offset = step.caches.empty() ? 0 : op.layer * kv_pool_->shape().layer_bytes(),
         .causal = op.causal,
         .scale = op.scale,
         .scratch = scratch_.data(),

@@ -58,6 +58,9 @@ struct ProgramSpec {
     std::vector<int32_t> outputs;
     int32_t logits = -1;  // the output that tokens are drawn from, if there is one
     int32_t n_layer = 0, n_kv_head = 0, head_dim = 0, max_positions = 0;
+    Format kv_format = Format::kFloat32;
 };
+
+[[noreturn]] void bad_spec(const std::string& what);  // throws Error(kConfig)
 
 }  // namespace fastattn

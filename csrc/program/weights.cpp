@@ -10,6 +10,7 @@
 
 #include "core/error.h"
 #include "kernels/kernels.h"
+#include "program/pack.h"
 #include "runtime/cpu.h"
 
 namespace fastattn {
@@ -32,7 +33,9 @@ private:
     std::string message_;
 };
 
-bool read_fully(const TensorSource& source, int64_t offset, int64_t bytes, std::byte* out, Failure& failure) {
+// A TensorSource or RawSource.
+template <class Source>
+bool read_fully(const Source& source, int64_t offset, int64_t bytes, std::byte* out, Failure& failure) {
     while (bytes > 0) {
         const ssize_t got = pread(source.fd, out, static_cast<size_t>(bytes), source.offset + offset);
         if (got < 0 && errno == EINTR) continue;
@@ -73,42 +76,29 @@ std::vector<Staging> staging_for(const ThreadPool& pool, int64_t elements, DType
 
 constexpr int64_t kStagingFloats = int64_t{1} << 18;  // 1 MiB: small enough to stay in cache until it is packed
 
-// Row-major rows of a table or vector, straight to their place. False if it was stopped, as load_matrix.
-bool load_rows(const TensorSource& source, float* out, ThreadPool& pool, const std::function<bool()>& poll,
-               Failure& failure) {
-    const int64_t total = source.rows * source.columns;
-    const int64_t chunks = (total + kStagingFloats - 1) / kStagingFloats;
-    std::vector<Staging> stagings = staging_for(pool, std::min(total, kStagingFloats), source.dtype);
+// Row-major rows of a table or vector. False if it was stopped, as load_matrix.
+bool load_rows(const TensorSource& source, Weight& weight, int64_t first_row, ThreadPool& pool,
+               const std::function<bool()>& poll, Failure& failure) {
+    if (source.rows == 0 || source.columns == 0) return true;
+    const int64_t rows = std::clamp<int64_t>(kStagingFloats / source.columns, 1, source.rows);
+    const int64_t size = source.columns * dtype_bytes(source.dtype);
+    std::vector<Staging> stagings = staging_for(pool, rows * source.columns, source.dtype);
+    const KernelTable& kernels = active_kernels();
     return pool.run(
         [&](Team& team) {
             Staging& staging = stagings[team.index()];
-            team.for_chunks(chunks, [&](int64_t chunk) {
-                const int64_t first = chunk * kStagingFloats;
-                const int64_t n = std::min(kStagingFloats, total - first);
-                const int64_t size = dtype_bytes(source.dtype);
+            team.for_chunks((source.rows + rows - 1) / rows, [&](int64_t chunk) {
+                const int64_t first = chunk * rows;
+                const int64_t n = std::min(rows, source.rows - first);
                 if (!read_fully(source, first * size, n * size, staging.raw.get(), failure)) return;
-                std::memcpy(out + first, staging.convert(n, source.dtype), static_cast<size_t>(n) * 4);
+                const float* src = staging.convert(n * source.columns, source.dtype);
+                pack_table(src, n, kernels, weight, first_row + first);
             });
         },
         poll);
 }
 
-// Rows [first, first + n) of k-major data [n, columns]: each is one k of every panel.
-void pack_k_major(const float* src, int64_t first_k, int64_t n, int64_t columns, int64_t k, float* panels,
-                  int64_t first_column) {
-    for (int64_t column = 0; column < columns;) {
-        const int64_t at = first_column + column;
-        const int64_t lane = at % kPanelWidth;
-        const int64_t width = std::min<int64_t>(kPanelWidth - lane, columns - column);
-        float* panel = panels + at / kPanelWidth * k * kPanelWidth + lane;
-        for (int64_t i = 0; i < n; ++i)
-            std::memcpy(panel + (first_k + i) * kPanelWidth, src + i * columns + column,
-                        static_cast<size_t>(width) * 4);
-        column += width;
-    }
-}
-
-bool load_matrix(const TensorSource& source, float* panels, int64_t first_column, ThreadPool& pool,
+bool load_matrix(const TensorSource& source, Weight& weight, int64_t first_column, ThreadPool& pool,
                  const std::function<bool()>& poll, Failure& failure) {
     // In the file: `lines` lines of `length` elements; a chunk is some whole lines.
     const int64_t lines = source.transposed ? source.columns : source.rows;
@@ -117,6 +107,10 @@ bool load_matrix(const TensorSource& source, float* panels, int64_t first_column
     const int64_t lines_per_chunk = std::clamp<int64_t>(kStagingFloats / length, 1, 64);
     const int64_t size = dtype_bytes(source.dtype);
     std::vector<Staging> stagings = staging_for(pool, lines_per_chunk * length, source.dtype);
+    const KernelTable& kernels = active_kernels();
+    // The scale of a column is known when all of it was read, so lines along n wait until then.
+    const bool wait = source.transposed && weight.format != Format::kFloat32;
+    std::unique_ptr<float[]> whole(wait ? new float[static_cast<size_t>(lines * length)] : nullptr);
     return pool.run(
         [&](Team& team) {
             Staging& staging = stagings[team.index()];
@@ -125,10 +119,18 @@ bool load_matrix(const TensorSource& source, float* panels, int64_t first_column
                 const int64_t n = std::min(lines_per_chunk, lines - first);
                 if (!read_fully(source, first * length * size, n * length * size, staging.raw.get(), failure)) return;
                 const float* src = staging.convert(n * length, source.dtype);
-                if (source.transposed)
-                    pack_k_major(src, first, n, length, source.columns, panels, first_column);
+                if (wait)
+                    std::memcpy(whole.get() + first * length, src, static_cast<size_t>(n * length) * sizeof(float));
+                else if (source.transposed)
+                    pack_k_major(src, first, n, length, weight, first_column);
                 else
-                    pack_rows(src, n, length, panels, first_column + first);
+                    pack_rows(src, length, n, kernels, weight, first_column + first);
+            });
+            if (!wait) return;
+            team.barrier();
+            team.for_chunks((length + kPanelWidth - 1) / kPanelWidth, [&](int64_t chunk) {
+                const int64_t first = chunk * kPanelWidth, n = std::min<int64_t>(kPanelWidth, length - first);
+                pack_columns(whole.get() + first, length, n, kernels, weight, first_column + first);
             });
         },
         poll);
@@ -136,61 +138,31 @@ bool load_matrix(const TensorSource& source, float* panels, int64_t first_column
 
 }  // namespace
 
-void pack_rows(const float* src, int64_t rows, int64_t k, float* panels, int64_t first_column) {
-    // 16 x 16 blocks: both sides then stay within a few cache lines.
-    constexpr int64_t kTile = 16;
-    for (int64_t row = 0; row < rows;) {
-        const int64_t at = first_column + row;
-        const int64_t lane = at % kPanelWidth;
-        const int64_t width = std::min({kTile, kPanelWidth - lane, rows - row});
-        float* panel = panels + at / kPanelWidth * k * kPanelWidth + lane;
-        for (int64_t p0 = 0; p0 < k; p0 += kTile) {
-            const int64_t p1 = std::min(p0 + kTile, k);
-            if (width == kTile) {
-                for (int64_t p = p0; p < p1; ++p)
-                    for (int64_t i = 0; i < kTile; ++i) panel[p * kPanelWidth + i] = src[(row + i) * k + p];
-            } else {
-                for (int64_t p = p0; p < p1; ++p)
-                    for (int64_t i = 0; i < width; ++i) panel[p * kPanelWidth + i] = src[(row + i) * k + p];
-            }
-        }
-        row += width;
-    }
-}
-
-void read_row(const Weight& weight, int64_t row, float* out) {
-    if (weight.use == Weight::Use::kTable) {
-        std::memcpy(out, weight.data.floats() + row * weight.columns, static_cast<size_t>(weight.columns) * 4);
-        return;
-    }
-    const float* lane = weight.data.floats() + row / kPanelWidth * weight.columns * kPanelWidth + row % kPanelWidth;
-    for (int64_t p = 0; p < weight.columns; ++p) out[p] = lane[p * kPanelWidth];
-}
-
 const Weight* Weights::find(const std::string& name) const {
     const auto it = weights_.find(name);
     return it == weights_.end() ? nullptr : it->second.get();
 }
 
-const Weight& Weights::add(const std::string& name, Weight::Use use, const std::vector<TensorSource>& parts,
-                           ThreadPool& pool, const std::function<bool()>& poll) {
+const Weight& Weights::add(const std::string& name, Weight::Use use, Format format,
+                           const std::vector<TensorSource>& parts, ThreadPool& pool,
+                           const std::function<bool()>& poll) {
+    if (find(name) != nullptr)  // executors hold its address
+        throw Error(ErrorKind::kInput, "weight " + name + ": expected a new name, this one is loaded already");
     auto weight = std::make_unique<Weight>();
     weight->use = use;
+    weight->format = format;
     weight->columns = parts.empty() ? 0 : parts.front().columns;
     for (const auto& part : parts) {
         if (part.columns != weight->columns)
             throw Error(ErrorKind::kConfig, "weight " + name + ": its parts differ in width");
         weight->rows += part.rows;
     }
-    const bool panels = use == Weight::Use::kMatrix;
-    const int64_t stored_rows = panels ? (weight->rows + kPanelWidth - 1) / kPanelWidth * kPanelWidth : weight->rows;
-    weight->data = Buffer(static_cast<size_t>(stored_rows * weight->columns) * sizeof(float));
+    allocate(*weight, name);
     Failure failure;
     int64_t first = 0;
     for (const auto& part : parts) {
-        const bool finished =
-            panels ? load_matrix(part, weight->data.floats(), first, pool, poll, failure)
-                   : load_rows(part, weight->data.floats() + first * weight->columns, pool, poll, failure);
+        const bool finished = use == Weight::Use::kMatrix ? load_matrix(part, *weight, first, pool, poll, failure)
+                                                          : load_rows(part, *weight, first, pool, poll, failure);
         failure.rethrow();
         if (!finished) throw Error(ErrorKind::kCancelled, "loading was interrupted");
         first += part.rows;
@@ -198,9 +170,46 @@ const Weight& Weights::add(const std::string& name, Weight::Use use, const std::
     return *(weights_[name] = std::move(weight));
 }
 
+const Weight& Weights::add_packed(const std::string& name, Weight::Use use, Format format, int64_t rows,
+                                  int64_t columns, const std::vector<RawSource>& parts, ThreadPool& pool,
+                                  const std::function<bool()>& poll) {
+    constexpr int64_t kChunk = int64_t{4} << 20;  // bytes
+    if (find(name) != nullptr) throw Error(ErrorKind::kConfig, "weight " + name + " is loaded already");
+    auto weight = std::make_unique<Weight>();
+    weight->use = use, weight->format = format, weight->rows = rows, weight->columns = columns;
+    std::vector<int64_t> expected;
+    for (const int64_t bytes : bytes_of(*weight, name))
+        if (expected.empty() || bytes > 0) expected.push_back(bytes);
+    if (parts.size() != expected.size())
+        throw Error(ErrorKind::kModelFormat, "weight " + name + ": expected " + std::to_string(expected.size()) +
+                                                 " tensors, got " + std::to_string(parts.size()));
+    for (size_t i = 0; i < parts.size(); ++i)
+        if (parts[i].bytes != expected[i])
+            throw Error(ErrorKind::kModelFormat, "tensor " + parts[i].name + ": expected " +
+                                                     std::to_string(expected[i]) + " bytes, got " +
+                                                     std::to_string(parts[i].bytes));
+    allocate(*weight, name);
+    const Buffer* buffers[] = {&weight->data, &weight->scales, &weight->sums};
+    Failure failure;
+    for (size_t i = 0; i < parts.size(); ++i) {
+        const int64_t bytes = parts[i].bytes;
+        const bool finished = pool.run(
+            [&](Team& team) {
+                team.for_chunks((bytes + kChunk - 1) / kChunk, [&](int64_t chunk) {
+                    const int64_t first = chunk * kChunk;
+                    read_fully(parts[i], first, std::min(kChunk, bytes - first), buffers[i]->data() + first, failure);
+                });
+            },
+            poll);
+        failure.rethrow();
+        if (!finished) throw Error(ErrorKind::kCancelled, "loading was interrupted");
+    }
+    return *(weights_[name] = std::move(weight));
+}
+
 int64_t Weights::bytes() const {
     int64_t total = 0;
-    for (const auto& [name, weight] : weights_) total += static_cast<int64_t>(weight->data.bytes());
+    for (const auto& [name, weight] : weights_) total += weight->bytes();
     return total;
 }
 

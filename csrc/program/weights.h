@@ -10,6 +10,7 @@
 
 #include "core/buffer.h"
 #include "core/dtype.h"
+#include "ops/ops.h"
 #include "runtime/thread_pool.h"
 
 namespace fastattn {
@@ -24,10 +25,23 @@ struct TensorSource {
     std::string name;  // for messages
 };
 
+// Bytes in a file that are a part of a Weight as they are.
+struct RawSource {
+    int fd;
+    int64_t offset, bytes;
+    std::string name;  // for messages
+};
+
 struct Weight {
-    enum class Use { kMatrix, kTable, kVector } use;
+    enum class Use { kMatrix, kTable, kVector } use = Use::kMatrix;
+    Format format = Format::kFloat32;  // a table has no int4, a vector is float32
     int64_t rows = 0, columns = 0;
-    Buffer data;  // matrix: panels [ceil(rows / 64), columns, 64]; table: [rows, columns]; vector: [rows]
+    Buffer data;    // matrix: panels (kernels.h); table: [rows, columns] of its format; vector: [rows]
+    Buffer scales;  // int8, int4: [rows] floats, padded to whole panels
+    Buffer sums;    // int8, int4 matrix: [rows] int32 sums over k, padded
+
+    int64_t bytes() const { return static_cast<int64_t>(data.bytes() + scales.bytes() + sums.bytes()); }
+    ops::Matrix matrix() const;
 };
 
 // out [width] = row `row` of a table, or of a matrix used as one (tied embeddings).
@@ -36,8 +50,13 @@ void read_row(const Weight& weight, int64_t row, float* out);
 class Weights {
 public:
     const Weight* find(const std::string& name) const;
-    const Weight& add(const std::string& name, Weight::Use use, const std::vector<TensorSource>& parts,
+    // Throws Error(kInput) for a name that is there already.
+    const Weight& add(const std::string& name, Weight::Use use, Format format, const std::vector<TensorSource>& parts,
                       ThreadPool& pool, const std::function<bool()>& poll);
+    // data, scales and sums (those that the format has) of a weight that was packed before, read straight into place.
+    // Throws Error(kModelFormat) where their sizes do not fit.
+    const Weight& add_packed(const std::string& name, Weight::Use use, Format format, int64_t rows, int64_t columns,
+                             const std::vector<RawSource>& parts, ThreadPool& pool, const std::function<bool()>& poll);
     int64_t bytes() const;
 
     // Seconds to read every weight once, in order, on all threads: the least that a decode step can take.
@@ -46,8 +65,5 @@ public:
 private:
     std::map<std::string, std::unique_ptr<Weight>> weights_;
 };
-
-// Packs `rows` rows of a row-major [rows, k] matrix as columns [first_column, first_column + rows) of panels.
-void pack_rows(const float* src, int64_t rows, int64_t k, float* panels, int64_t first_column);
 
 }  // namespace fastattn

@@ -73,8 +73,9 @@ private:
 // Rises in the child of every fork: pools made before have no threads there and must be made anew.
 uint64_t fork_generation();
 
-// Held while a pool that belongs to a process is looked up or made. A fork waits for it, so that no child finds it
-// locked by a thread that does not exist there.
+// Held while a pool that belongs to a process is looked up or made, and while a step sets out its memory. A fork waits
+// for it, so that no child finds it locked, or what it guards half done, by a thread that does not exist there. Whoever
+// holds it must not wait for Python's GIL: a fork has that.
 std::mutex& start_mutex();
 
 }  // namespace fastattn

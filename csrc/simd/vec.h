@@ -10,18 +10,37 @@
 //   add sub mul div sqrt abs neg
 //   max(a, b) = a > b ? a : b      min(a, b) = a < b ? a : b      (a NaN in either gives b, as on x86)
 //   copysign(a, b)                     magnitude of a, sign of b
-//   less(a, b) -> Mask, not_less(a, b) -> Mask (also where either is NaN), equal(a, b) -> Mask, first_lanes(n) -> Mask, select(mask, a, b) = mask ? a : b, is_nan(a) ->
-//   Mask, any(mask) round_even(a)                      to the nearest integer, ties to even times_pow2(a, n) a * 2^n
-//   for integer-valued n in [-126, 127]: exponent arithmetic, one rounding times_pow2_wide(a, n)              the same
-//   for n in [-252, 254], but only for a in [0.5, 2] reduce_add(v) reduce_max(v)        lanes i and i + 8, then i + 4,
-//   i + 2, i + 1
+//   less(a, b) not_less(a, b) equal(a, b) -> Mask (not_less also where either is NaN), first_lanes(n) -> Mask,
+//   is_nan(a) -> Mask, any(mask) select(mask, a, b) = mask ? a : b round_even(a)                      to the nearest
+//   integer, ties to even times_pow2(a, n)                   a * 2^n for integer-valued n in [-126, 127]: exponent
+//   arithmetic, one rounding times_pow2_wide(a, n)              the same for n in [-252, 254], but only for a in [0.5,
+//   2] reduce_add(v) reduce_max(v)        lanes i and i + 8, then i + 4, i + 2, i + 1
+//
+//   struct Words                       sixteen lanes of 32 bits: an integer, two bfloat16 or four int8 each
+//   zero_words() broadcast_word(x) load_words(p) store_words(p, w) as_floats(w)
+//   to_float(w) round_to_int(v)        to the nearest, ties to even; v within the range of int32
+//   add_int(a, b) mul_int(a, b)        modulo 2^32
+//   as_words(v) and_words(a, b) or_words(a, b) shift_left<bits>(w)
+//   transpose(Words (&w)[16])          lane i of w[j] and lane j of w[i] change places
+//   magnitude_bits(v) max_unsigned(a, b)     of two magnitudes the higher; infinity is above all numbers, NaN above it
+//   load_bf16(p) -> Vec, store_bf16(p, v)    sixteen bfloat16, rounded to nearest even; NaN stays NaN
+//   round_bf16(v) -> Words             the same as store_bf16, in the low half of each lane
+//   load_int8(p) -> Words, store_int8(p, w)    sixteen bytes; stores the low ones
+//   pack_int8(a, b, c, d) -> Words     their 64 numbers as bytes, in order; all within int8
+//   interleave_bytes(Words (&w)[4])    byte j of lane l of w[i] becomes what byte 16 i + l of w[j] was
+//   dot_bf16(sum, a, b)                sum + a[0] b[0] + a[1] b[1] in each lane; roundings are the target's own
+//   dot_int8(sum, a, b)                sum + a[0] b[0] + ... + a[3] b[3], exact; bytes in [-127, 127], to those of `a`
+//                                      kInt8Offset is added (so bytes of `a` in 0..127 without it are themselves)
+//   add_int8_offset(w)                 kInt8Offset added to every byte
+//   unpack_int4(w, low, high)          nibbles of each byte less 8, as int8
+//   scale_int8(w, scale)               the four bytes of each lane times its integer; products within int8
 #pragma once
 
 #include <cstdint>
 
 #define FASTATTN_LANES 16
 
-#if defined(FASTATTN_TARGET_avx512)
+#if defined(FASTATTN_TARGET_avx512) || defined(FASTATTN_TARGET_avx512_vnni) || defined(FASTATTN_TARGET_avx512_bf16)
 #include "simd/vec_avx512.h"
 #elif defined(FASTATTN_TARGET_avx2)
 #include "simd/vec_avx2.h"

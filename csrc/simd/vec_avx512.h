@@ -118,4 +118,175 @@ FA_INLINE float reduce_max(Vec a) {
     return _mm_cvtss_f32(_mm_max_ss(y, _mm_shuffle_ps(y, y, 1)));
 }
 
+struct Words {
+    __m512i v;
+};
+
+FA_INLINE Words zero_words() {
+    return {_mm512_setzero_si512()};
+}
+FA_INLINE Words broadcast_word(int32_t x) {
+    return {_mm512_set1_epi32(x)};
+}
+FA_INLINE Words load_words(const void* p) {
+    return {_mm512_loadu_si512(p)};
+}
+FA_INLINE void store_words(void* p, Words a) {
+    _mm512_storeu_si512(p, a.v);
+}
+FA_INLINE Vec as_floats(Words a) {
+    return {_mm512_castsi512_ps(a.v)};
+}
+FA_INLINE Vec to_float(Words a) {
+    // Without this GCC 12 keeps sums of dot_int8 that are converted behind a loop in memory within it.
+    asm("" : "+v"(a.v));
+    return {_mm512_cvtepi32_ps(a.v)};
+}
+FA_INLINE Words round_to_int(Vec a) {
+    return {_mm512_cvtps_epi32(a.v)};
+}
+FA_INLINE Words add_int(Words a, Words b) {
+    return {_mm512_add_epi32(a.v, b.v)};
+}
+FA_INLINE Words max_unsigned(Words a, Words b) {
+    return {_mm512_max_epu32(a.v, b.v)};
+}
+FA_INLINE Words magnitude_bits(Vec a) {
+    return {_mm512_and_si512(_mm512_castps_si512(a.v), _mm512_set1_epi32(0x7fffffff))};
+}
+FA_INLINE Words mul_int(Words a, Words b) {
+    return {_mm512_mullo_epi32(a.v, b.v)};
+}
+
+FA_INLINE Words as_words(Vec a) {
+    return {_mm512_castps_si512(a.v)};
+}
+FA_INLINE Words and_words(Words a, Words b) {
+    return {_mm512_and_si512(a.v, b.v)};
+}
+FA_INLINE Words or_words(Words a, Words b) {
+    return {_mm512_or_si512(a.v, b.v)};
+}
+template <int kBits>
+FA_INLINE Words shift_left(Words a) {
+    return {_mm512_slli_epi32(a.v, kBits)};
+}
+FA_INLINE Words pack_int8(Words a, Words b, Words c, Words d) {
+    // Each 128-bit part of the packs holds four numbers of a, b, c and d: back into order.
+    const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    const __m512i packed = _mm512_packs_epi16(_mm512_packs_epi32(a.v, b.v), _mm512_packs_epi32(c.v, d.v));
+    return {_mm512_permutexvar_epi32(order, packed)};
+}
+FA_INLINE void interleave_bytes(Words (&w)[4]) {
+    const __m512i ab = _mm512_unpacklo_epi8(w[0].v, w[1].v), ab_ = _mm512_unpackhi_epi8(w[0].v, w[1].v);
+    const __m512i cd = _mm512_unpacklo_epi8(w[2].v, w[3].v), cd_ = _mm512_unpackhi_epi8(w[2].v, w[3].v);
+    // The j-th of these has, in its 128-bit part i, bytes 16 i + 4 j and the three behind.
+    const __m512i x0 = _mm512_unpacklo_epi16(ab, cd), x1 = _mm512_unpackhi_epi16(ab, cd);
+    const __m512i x2 = _mm512_unpacklo_epi16(ab_, cd_), x3 = _mm512_unpackhi_epi16(ab_, cd_);
+    const __m512i low = _mm512_shuffle_i32x4(x0, x1, 0x44), low_ = _mm512_shuffle_i32x4(x2, x3, 0x44);
+    const __m512i high = _mm512_shuffle_i32x4(x0, x1, 0xee), high_ = _mm512_shuffle_i32x4(x2, x3, 0xee);
+    w[0].v = _mm512_shuffle_i32x4(low, low_, 0x88);
+    w[1].v = _mm512_shuffle_i32x4(low, low_, 0xdd);
+    w[2].v = _mm512_shuffle_i32x4(high, high_, 0x88);
+    w[3].v = _mm512_shuffle_i32x4(high, high_, 0xdd);
+}
+FA_INLINE void transpose(Words (&w)[16]) {
+    __m512i a[16], b[16];
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; ++i) {  // pairs of rows
+        a[2 * i] = _mm512_unpacklo_epi32(w[2 * i].v, w[2 * i + 1].v);
+        a[2 * i + 1] = _mm512_unpackhi_epi32(w[2 * i].v, w[2 * i + 1].v);
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {  // fours of rows; b[4 i + j] has columns j, j + 4, j + 8, j + 12
+        b[4 * i] = _mm512_unpacklo_epi64(a[4 * i], a[4 * i + 2]);
+        b[4 * i + 1] = _mm512_unpackhi_epi64(a[4 * i], a[4 * i + 2]);
+        b[4 * i + 2] = _mm512_unpacklo_epi64(a[4 * i + 1], a[4 * i + 3]);
+        b[4 * i + 3] = _mm512_unpackhi_epi64(a[4 * i + 1], a[4 * i + 3]);
+    }
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; ++j) {
+        const __m512i low = _mm512_shuffle_i32x4(b[j], b[4 + j], 0x44),
+                      low_ = _mm512_shuffle_i32x4(b[8 + j], b[12 + j], 0x44);
+        const __m512i high = _mm512_shuffle_i32x4(b[j], b[4 + j], 0xee),
+                      high_ = _mm512_shuffle_i32x4(b[8 + j], b[12 + j], 0xee);
+        w[j].v = _mm512_shuffle_i32x4(low, low_, 0x88);
+        w[4 + j].v = _mm512_shuffle_i32x4(low, low_, 0xdd);
+        w[8 + j].v = _mm512_shuffle_i32x4(high, high_, 0x88);
+        w[12 + j].v = _mm512_shuffle_i32x4(high, high_, 0xdd);
+    }
+}
+
+FA_INLINE Vec load_bf16(const uint16_t* p) {
+    return {_mm512_castsi512_ps(
+        _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))), 16))};
+}
+FA_INLINE Words load_int8(const int8_t* p) {
+    return {_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))};
+}
+FA_INLINE void store_int8(int8_t* p, Words a) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(a.v));
+}
+
+#if defined(__AVX512BF16__)
+FA_INLINE Vec dot_bf16(Vec sum, Words a, Words b) {
+    return {_mm512_dpbf16_ps(sum.v, reinterpret_cast<__m512bh>(a.v), reinterpret_cast<__m512bh>(b.v))};
+}
+#else
+FA_INLINE Vec dot_bf16(Vec sum, Words a, Words b) {
+    const __m512i high = _mm512_set1_epi32(static_cast<int>(0xffff0000u));
+    sum.v = _mm512_fmadd_ps(_mm512_castsi512_ps(_mm512_slli_epi32(a.v, 16)),
+                            _mm512_castsi512_ps(_mm512_slli_epi32(b.v, 16)), sum.v);
+    return {_mm512_fmadd_ps(_mm512_castsi512_ps(_mm512_and_si512(a.v, high)),
+                            _mm512_castsi512_ps(_mm512_and_si512(b.v, high)), sum.v)};
+}
+#endif
+// Not the instruction of AVX512BF16, which takes denormals for 0: what is stored is the same on every target.
+FA_INLINE Words round_bf16(Vec a) {
+    const __m512i bits = _mm512_castps_si512(a.v), one = _mm512_set1_epi32(1);
+    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), one);
+    const __m512i rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+    const __m512i quiet = _mm512_or_si512(bits, _mm512_set1_epi32(0x400000));
+    return {_mm512_srli_epi32(_mm512_mask_blend_epi32(is_nan(a).m, rounded, quiet), 16)};
+}
+FA_INLINE void store_bf16(uint16_t* p, Vec a) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(round_bf16(a).v));
+}
+
+#if defined(__AVX512VNNI__)
+// The instruction takes unsigned bytes times signed ones: `a` is kept with 128 added.
+inline constexpr int kInt8Offset = 128;
+FA_INLINE Words dot_int8(Words sum, Words a, Words b) {
+    return {_mm512_dpbusd_epi32(sum.v, a.v, b.v)};
+}
+FA_INLINE Words add_int8_offset(Words a) {
+    return {_mm512_xor_si512(a.v, _mm512_set1_epi32(static_cast<int>(0x80808080u)))};
+}
+#else
+inline constexpr int kInt8Offset = 0;
+FA_INLINE Words add_int8_offset(Words a) {
+    return a;
+}
+FA_INLINE Words dot_int8(Words sum, Words a, Words b) {
+    // |a| * (b with the sign of a): two products of at most 127 * 127 never saturate 16 bits.
+    const __m512i signed_b = _mm512_mask_sub_epi8(b.v, _mm512_movepi8_mask(a.v), _mm512_setzero_si512(), b.v);
+    const __m512i pairs = _mm512_maddubs_epi16(_mm512_abs_epi8(a.v), signed_b);
+    return {_mm512_add_epi32(sum.v, _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)))};
+}
+#endif
+
+FA_INLINE Words scale_bytes(__m512i bytes, __m512i scale16) {
+    const __m512i high = _mm512_set1_epi16(static_cast<short>(0xff00));
+    const __m512i even = _mm512_andnot_si512(high, _mm512_mullo_epi16(bytes, scale16));
+    return {_mm512_or_si512(even, _mm512_mullo_epi16(_mm512_and_si512(bytes, high), scale16))};
+}
+FA_INLINE void unpack_int4(Words packed, Words& low, Words& high) {
+    const __m512i nibble = _mm512_set1_epi8(15), eight = _mm512_set1_epi8(8);
+    low.v = _mm512_sub_epi8(_mm512_and_si512(packed.v, nibble), eight);
+    high.v = _mm512_sub_epi8(_mm512_and_si512(_mm512_srli_epi16(packed.v, 4), nibble), eight);
+}
+FA_INLINE Words scale_int8(Words bytes, Words scale) {
+    return scale_bytes(bytes.v, _mm512_mask_blend_epi16(0xaaaaaaaa, scale.v, _mm512_slli_epi32(scale.v, 16)));
+}
+
 }  // namespace fastattn::FASTATTN_TARGET

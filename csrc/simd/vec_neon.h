@@ -141,6 +141,190 @@ FA_INLINE float reduce_max(Vec a) {
     const float p = vget_lane_f32(z, 0), q = vget_lane_f32(z, 1);
     return p > q ? p : q;
 }
+
+struct Words {
+    int32x4_t v[4];
+};
+
+FA_INLINE Words broadcast_word(int32_t x) {
+    Words r;
+    FA_EACH r.v[i] = vdupq_n_s32(x);
+    return r;
+}
+FA_INLINE Words zero_words() {
+    return broadcast_word(0);
+}
+FA_INLINE Words load_words(const void* p) {
+    Words r;
+    FA_EACH r.v[i] = vreinterpretq_s32_u8(vld1q_u8(static_cast<const uint8_t*>(p) + 16 * i));
+    return r;
+}
+FA_INLINE void store_words(void* p, Words a) {
+    FA_EACH vst1q_u8(static_cast<uint8_t*>(p) + 16 * i, vreinterpretq_u8_s32(a.v[i]));
+}
+FA_INLINE Vec as_floats(Words a) {
+    Vec r;
+    FA_EACH r.v[i] = vreinterpretq_f32_s32(a.v[i]);
+    return r;
+}
+FA_INLINE Vec to_float(Words a) {
+    Vec r;
+    FA_EACH r.v[i] = vcvtq_f32_s32(a.v[i]);
+    return r;
+}
+FA_INLINE Words round_to_int(Vec a) {
+    Words r;
+    FA_EACH r.v[i] = vcvtnq_s32_f32(a.v[i]);
+    return r;
+}
+FA_INLINE Words add_int(Words a, Words b) {
+    FA_EACH a.v[i] = vaddq_s32(a.v[i], b.v[i]);
+    return a;
+}
+FA_INLINE Words max_unsigned(Words a, Words b) {
+    for (int i = 0; i < 4; ++i)
+        a.v[i] = vreinterpretq_s32_u32(vmaxq_u32(vreinterpretq_u32_s32(a.v[i]), vreinterpretq_u32_s32(b.v[i])));
+    return a;
+}
+FA_INLINE Words magnitude_bits(Vec a) {
+    Words r;
+    FA_EACH r.v[i] = vreinterpretq_s32_f32(vabsq_f32(a.v[i]));
+    return r;
+}
+FA_INLINE Words mul_int(Words a, Words b) {
+    FA_EACH a.v[i] = vmulq_s32(a.v[i], b.v[i]);
+    return a;
+}
+
+FA_INLINE Words as_words(Vec a) {
+    Words r;
+    FA_EACH r.v[i] = vreinterpretq_s32_f32(a.v[i]);
+    return r;
+}
+FA_INLINE Words and_words(Words a, Words b) {
+    FA_EACH a.v[i] = vandq_s32(a.v[i], b.v[i]);
+    return a;
+}
+FA_INLINE Words or_words(Words a, Words b) {
+    FA_EACH a.v[i] = vorrq_s32(a.v[i], b.v[i]);
+    return a;
+}
+template <int kBits>
+FA_INLINE Words shift_left(Words a) {
+    FA_EACH a.v[i] = vshlq_n_s32(a.v[i], kBits);
+    return a;
+}
+FA_INLINE int32x4_t pack_int8(Words a) {  // sixteen numbers
+    const int16x8_t lo = vcombine_s16(vqmovn_s32(a.v[0]), vqmovn_s32(a.v[1]));
+    const int16x8_t hi = vcombine_s16(vqmovn_s32(a.v[2]), vqmovn_s32(a.v[3]));
+    return vreinterpretq_s32_s8(vcombine_s8(vqmovn_s16(lo), vqmovn_s16(hi)));
+}
+FA_INLINE Words pack_int8(Words a, Words b, Words c, Words d) {
+    return {{pack_int8(a), pack_int8(b), pack_int8(c), pack_int8(d)}};
+}
+FA_INLINE void interleave_bytes(Words (&w)[4]) {
+    Words out[4];
+    for (int i = 0; i < 4; ++i) {
+        const int8x16_t a = vreinterpretq_s8_s32(w[0].v[i]), b = vreinterpretq_s8_s32(w[1].v[i]);
+        const int8x16_t c = vreinterpretq_s8_s32(w[2].v[i]), d = vreinterpretq_s8_s32(w[3].v[i]);
+        const int8x16x2_t ab = vzipq_s8(a, b), cd = vzipq_s8(c, d);
+        for (int j = 0; j < 2; ++j) {
+            const int16x8x2_t x = vzipq_s16(vreinterpretq_s16_s8(ab.val[j]), vreinterpretq_s16_s8(cd.val[j]));
+            out[i].v[2 * j] = vreinterpretq_s32_s16(x.val[0]);
+            out[i].v[2 * j + 1] = vreinterpretq_s32_s16(x.val[1]);
+        }
+    }
+    for (int i = 0; i < 4; ++i) w[i] = out[i];
+}
+FA_INLINE void transpose(Words (&w)[16]) {
+    Words t[16];
+    for (int r = 0; r < 4; ++r)
+        for (int c = 0; c < 4; ++c) {  // four rows by four columns
+            const int32x4x2_t p = vtrnq_s32(w[4 * r].v[c], w[4 * r + 1].v[c]);
+            const int32x4x2_t q = vtrnq_s32(w[4 * r + 2].v[c], w[4 * r + 3].v[c]);
+            t[4 * c].v[r] = vcombine_s32(vget_low_s32(p.val[0]), vget_low_s32(q.val[0]));
+            t[4 * c + 1].v[r] = vcombine_s32(vget_low_s32(p.val[1]), vget_low_s32(q.val[1]));
+            t[4 * c + 2].v[r] = vcombine_s32(vget_high_s32(p.val[0]), vget_high_s32(q.val[0]));
+            t[4 * c + 3].v[r] = vcombine_s32(vget_high_s32(p.val[1]), vget_high_s32(q.val[1]));
+        }
+    for (int i = 0; i < 16; ++i) w[i] = t[i];
+}
+
+FA_INLINE Vec load_bf16(const uint16_t* p) {
+    Vec r;
+    FA_EACH r.v[i] = vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(p + 4 * i), 16));
+    return r;
+}
+FA_INLINE Words round_bf16(Vec a) {
+    const Mask nan = is_nan(a);
+    Words r;
+    for (int i = 0; i < 4; ++i) {
+        const uint32x4_t bits = vreinterpretq_u32_f32(a.v[i]);
+        const uint32x4_t odd = vandq_u32(vshrq_n_u32(bits, 16), vdupq_n_u32(1));
+        const uint32x4_t rounded = vaddq_u32(bits, vaddq_u32(odd, vdupq_n_u32(0x7fff)));
+        const uint32x4_t quiet = vorrq_u32(bits, vdupq_n_u32(0x400000));
+        r.v[i] = vreinterpretq_s32_u32(vshrq_n_u32(vbslq_u32(nan.m[i], quiet, rounded), 16));
+    }
+    return r;
+}
+FA_INLINE void store_bf16(uint16_t* p, Vec a) {
+    const Words rounded = round_bf16(a);
+    FA_EACH vst1_u16(p + 4 * i, vmovn_u32(vreinterpretq_u32_s32(rounded.v[i])));
+}
+FA_INLINE Words load_int8(const int8_t* p) {
+    Words r;
+    for (int i = 0; i < 2; ++i) {
+        const int16x8_t x = vmovl_s8(vld1_s8(p + 8 * i));
+        r.v[2 * i] = vmovl_s16(vget_low_s16(x));
+        r.v[2 * i + 1] = vmovl_s16(vget_high_s16(x));
+    }
+    return r;
+}
+FA_INLINE void store_int8(int8_t* p, Words a) {
+    for (int i = 0; i < 2; ++i)
+        vst1_s8(p + 8 * i, vmovn_s16(vcombine_s16(vmovn_s32(a.v[2 * i]), vmovn_s32(a.v[2 * i + 1]))));
+}
+
+FA_INLINE Vec dot_bf16(Vec sum, Words a, Words b) {
+    const int32x4_t high = vdupq_n_s32(static_cast<int32_t>(0xffff0000u));
+    for (int i = 0; i < 4; ++i) {
+        sum.v[i] = vfmaq_f32(sum.v[i], vreinterpretq_f32_s32(vshlq_n_s32(a.v[i], 16)),
+                             vreinterpretq_f32_s32(vshlq_n_s32(b.v[i], 16)));
+        sum.v[i] = vfmaq_f32(sum.v[i], vreinterpretq_f32_s32(vandq_s32(a.v[i], high)),
+                             vreinterpretq_f32_s32(vandq_s32(b.v[i], high)));
+    }
+    return sum;
+}
+
+inline constexpr int kInt8Offset = 0;
+FA_INLINE Words add_int8_offset(Words a) {
+    return a;
+}
+FA_INLINE Words dot_int8(Words sum, Words a, Words b) {
+    for (int i = 0; i < 4; ++i) {
+        const int8x16_t x = vreinterpretq_s8_s32(a.v[i]), y = vreinterpretq_s8_s32(b.v[i]);
+        const int32x4_t low = vpaddlq_s16(vmull_s8(vget_low_s8(x), vget_low_s8(y)));
+        const int32x4_t high = vpaddlq_s16(vmull_s8(vget_high_s8(x), vget_high_s8(y)));
+        sum.v[i] = vaddq_s32(sum.v[i], vpaddq_s32(low, high));
+    }
+    return sum;
+}
+FA_INLINE Words scale_int8(Words bytes, Words scale) {
+    for (int i = 0; i < 4; ++i) {
+        const int32x4_t all = vmulq_n_s32(vandq_s32(scale.v[i], vdupq_n_s32(255)), 0x01010101);
+        bytes.v[i] = vreinterpretq_s32_s8(vmulq_s8(vreinterpretq_s8_s32(bytes.v[i]), vreinterpretq_s8_s32(all)));
+    }
+    return bytes;
+}
+FA_INLINE void unpack_int4(Words packed, Words& low, Words& high) {
+    for (int i = 0; i < 4; ++i) {
+        const uint8x16_t x = vreinterpretq_u8_s32(packed.v[i]);
+        const int8x16_t lo = vreinterpretq_s8_u8(vandq_u8(x, vdupq_n_u8(15)));
+        const int8x16_t hi = vreinterpretq_s8_u8(vshrq_n_u8(x, 4));
+        low.v[i] = vreinterpretq_s32_s8(vsubq_s8(lo, vdupq_n_s8(8)));
+        high.v[i] = vreinterpretq_s32_s8(vsubq_s8(hi, vdupq_n_s8(8)));
+    }
+}
 #undef FA_EACH
 
 }  // namespace fastattn::FASTATTN_TARGET

@@ -130,6 +130,178 @@ FA_INLINE float reduce_max(Vec a) {
         for (int i = 0; i < half; ++i) a.v[i] = a.v[i] > a.v[i + half] ? a.v[i] : a.v[i + half];
     return a.v[0];
 }
+
+struct Words {
+    int32_t v[16];
+};
+
+FA_INLINE Words broadcast_word(int32_t x) {
+    Words r;
+    FA_EACH r.v[i] = x;
+    return r;
+}
+FA_INLINE Words zero_words() {
+    return broadcast_word(0);
+}
+FA_INLINE Words load_words(const void* p) {
+    Words r;
+    std::memcpy(r.v, p, sizeof r.v);
+    return r;
+}
+FA_INLINE void store_words(void* p, Words a) {
+    std::memcpy(p, a.v, sizeof a.v);
+}
+FA_INLINE Vec as_floats(Words a) {
+    Vec r;
+    std::memcpy(r.v, a.v, sizeof r.v);
+    return r;
+}
+FA_INLINE Vec to_float(Words a) {
+    Vec r;
+    FA_EACH r.v[i] = static_cast<float>(a.v[i]);
+    return r;
+}
+FA_INLINE Words round_to_int(Vec a) {
+    Words r;
+    FA_EACH r.v[i] = static_cast<int32_t>(__builtin_rintf(a.v[i]));
+    return r;
+}
+FA_INLINE Words add_int(Words a, Words b) {
+    FA_EACH a.v[i] = static_cast<int32_t>(static_cast<uint32_t>(a.v[i]) + static_cast<uint32_t>(b.v[i]));
+    return a;
+}
+FA_INLINE Words max_unsigned(Words a, Words b) {
+    FA_EACH a.v[i] = static_cast<uint32_t>(a.v[i]) > static_cast<uint32_t>(b.v[i]) ? a.v[i] : b.v[i];
+    return a;
+}
+FA_INLINE Words magnitude_bits(Vec a) {
+    Words r;
+    std::memcpy(r.v, a.v, sizeof r.v);
+    FA_EACH r.v[i] &= 0x7fffffff;
+    return r;
+}
+FA_INLINE Words mul_int(Words a, Words b) {
+    FA_EACH a.v[i] = static_cast<int32_t>(static_cast<uint32_t>(a.v[i]) * static_cast<uint32_t>(b.v[i]));
+    return a;
+}
+
+FA_INLINE Words as_words(Vec a) {
+    Words r;
+    std::memcpy(r.v, a.v, sizeof r.v);
+    return r;
+}
+FA_INLINE Words and_words(Words a, Words b) {
+    FA_EACH a.v[i] &= b.v[i];
+    return a;
+}
+FA_INLINE Words or_words(Words a, Words b) {
+    FA_EACH a.v[i] |= b.v[i];
+    return a;
+}
+template <int kBits>
+FA_INLINE Words shift_left(Words a) {
+    FA_EACH a.v[i] = static_cast<int32_t>(static_cast<uint32_t>(a.v[i]) << kBits);
+    return a;
+}
+FA_INLINE Words pack_int8(Words a, Words b, Words c, Words d) {
+    int8_t bytes[64];
+    for (int i = 0; i < 16; ++i) {
+        bytes[i] = static_cast<int8_t>(a.v[i]);
+        bytes[16 + i] = static_cast<int8_t>(b.v[i]);
+        bytes[32 + i] = static_cast<int8_t>(c.v[i]);
+        bytes[48 + i] = static_cast<int8_t>(d.v[i]);
+    }
+    return load_words(bytes);
+}
+FA_INLINE void interleave_bytes(Words (&w)[4]) {
+    int8_t in[4][64], out[256];
+    for (int j = 0; j < 4; ++j) std::memcpy(in[j], w[j].v, 64);
+    for (int i = 0; i < 64; ++i)
+        for (int j = 0; j < 4; ++j) out[4 * i + j] = in[j][i];
+    for (int i = 0; i < 4; ++i) std::memcpy(w[i].v, out + 64 * i, 64);
+}
+FA_INLINE void transpose(Words (&w)[16]) {
+    for (int i = 0; i < 16; ++i)
+        for (int j = 0; j < i; ++j) {
+            const int32_t x = w[i].v[j];
+            w[i].v[j] = w[j].v[i];
+            w[j].v[i] = x;
+        }
+}
+
+FA_INLINE float float_of_bf16(int32_t bits) {  // in the high half
+    float x;
+    std::memcpy(&x, &bits, sizeof x);
+    return x;
+}
+FA_INLINE Vec load_bf16(const uint16_t* p) {
+    Words r;
+    FA_EACH r.v[i] = static_cast<int32_t>(uint32_t{p[i]} << 16);
+    return as_floats(r);
+}
+FA_INLINE Words round_bf16(Vec a) {
+    Words r;
+    for (int i = 0; i < 16; ++i) {
+        uint32_t bits;
+        std::memcpy(&bits, &a.v[i], sizeof bits);
+        const uint32_t word = a.v[i] != a.v[i] ? bits | 0x400000u : bits + 0x7fffu + ((bits >> 16) & 1u);
+        r.v[i] = static_cast<int32_t>(word >> 16);
+    }
+    return r;
+}
+FA_INLINE void store_bf16(uint16_t* p, Vec a) {
+    const Words rounded = round_bf16(a);
+    FA_EACH p[i] = static_cast<uint16_t>(rounded.v[i]);
+}
+FA_INLINE Words load_int8(const int8_t* p) {
+    Words r;
+    FA_EACH r.v[i] = p[i];
+    return r;
+}
+FA_INLINE void store_int8(int8_t* p, Words a) {
+    FA_EACH p[i] = static_cast<int8_t>(a.v[i]);
+}
+
+FA_INLINE Vec dot_bf16(Vec sum, Words a, Words b) {
+    for (int i = 0; i < 16; ++i) {
+        const auto x = static_cast<uint32_t>(a.v[i]), y = static_cast<uint32_t>(b.v[i]);
+        sum.v[i] = __builtin_fmaf(float_of_bf16(static_cast<int32_t>(x << 16)),
+                                  float_of_bf16(static_cast<int32_t>(y << 16)), sum.v[i]);
+        sum.v[i] = __builtin_fmaf(float_of_bf16(static_cast<int32_t>(x & 0xffff0000u)),
+                                  float_of_bf16(static_cast<int32_t>(y & 0xffff0000u)), sum.v[i]);
+    }
+    return sum;
+}
+
+inline constexpr int kInt8Offset = 0;
+FA_INLINE Words add_int8_offset(Words a) {
+    return a;
+}
+FA_INLINE Words dot_int8(Words sum, Words a, Words b) {
+    int8_t x[64], y[64];
+    std::memcpy(x, a.v, sizeof x);
+    std::memcpy(y, b.v, sizeof y);
+    for (int i = 0; i < 16; ++i)
+        for (int j = 0; j < 4; ++j) sum.v[i] += int32_t{x[4 * i + j]} * int32_t{y[4 * i + j]};
+    return sum;
+}
+FA_INLINE Words scale_int8(Words bytes, Words scale) {
+    int8_t x[64];
+    std::memcpy(x, bytes.v, sizeof x);
+    for (int i = 0; i < 64; ++i) x[i] = static_cast<int8_t>(x[i] * scale.v[i / 4]);
+    return load_words(x);
+}
+FA_INLINE void unpack_int4(Words packed, Words& low, Words& high) {
+    uint8_t x[64];
+    int8_t lo[64], hi[64];
+    std::memcpy(x, packed.v, sizeof x);
+    for (int i = 0; i < 64; ++i) {
+        lo[i] = static_cast<int8_t>((x[i] & 15) - 8);
+        hi[i] = static_cast<int8_t>((x[i] >> 4) - 8);
+    }
+    low = load_words(lo);
+    high = load_words(hi);
+}
 #undef FA_EACH
 
 }  // namespace fastattn::FASTATTN_TARGET

@@ -52,6 +52,22 @@ def test_no_threads_are_refused() -> None:
         _core.measure_limits(0)
 
 
+def test_two_threads_measure_the_machine_at_once() -> None:
+    """Each with memory of its own: a large one beside many small ones."""
+    rates: list[float] = []
+
+    def measure(read_bytes: int) -> None:
+        rates.extend(_core.measure_limits(1, 0.0, read_bytes)["read_gbps"] for _ in range(20))
+
+    threads = [threading.Thread(target=measure, args=(size,)) for size in (1 << 16, 1 << 22, 1 << 24)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(rates) == 60
+    assert min(rates) > 0
+
+
 def test_fault_62_the_interpreter_ends_during_a_call_of_a_daemon_thread() -> None:
     done = run_script(
         """
@@ -90,7 +106,9 @@ def test_fault_23_flush_to_zero_of_the_calling_thread_changes_nothing() -> None:
     assert not zero.any()  # the caller's own setting was left alone
 
 
-def test_a_cancel_while_weights_are_read_is_not_a_weight(tmp_path: Path) -> None:
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("form", ["float32", "bfloat16", "int8", "int4"])
+def test_a_cancel_while_weights_are_read_is_not_a_weight(form: str, transposed: bool, tmp_path: Path) -> None:
     file = tmp_path / "weights"
     rows, columns = 4096, 1024
     np.ones((rows, columns), np.float32).tofile(file)
@@ -105,7 +123,19 @@ def test_a_cancel_while_weights_are_read_is_not_a_weight(tmp_path: Path) -> None
     try:
         with open(file, "rb") as opened, pytest.raises(Cancelled):  # noqa: PT012
             for i in range(200):
-                engine.load(f"w{i}", "matrix", [(opened.fileno(), 0, "F32", rows, columns, False, "w")])
+                engine.load(f"w{i}", "matrix", form, [(opened.fileno(), 0, "F32", rows, columns, transposed, "w")])
     finally:
         done.set()
         thread.join()
+
+
+def test_a_weight_is_not_replaced(tmp_path: Path) -> None:
+    """Executors that are there hold the address of the first one."""
+    file = tmp_path / "weights"
+    np.arange(12, dtype=np.float32).tofile(file)
+    engine = _core.Engine(1)
+    with open(file, "rb") as opened:
+        engine.load("w", "vector", "float32", [(opened.fileno(), 0, "F32", 4, 1, False, "w")])
+        with pytest.raises(InputError, match="w: expected a new name"):
+            engine.load("w", "vector", "float32", [(opened.fileno(), 0, "F32", 12, 1, False, "w")])
+    assert engine.weight_bytes == 4 * 4

@@ -46,14 +46,16 @@ def assert_within(result: F32, reference: F64, bound: F64) -> None:
                     f"error {error[at]:.3e} > {limit:.3e}")  # fmt: skip
 
 
-def kv_blocks(k: F32, v: F32, *, target: str = "scalar", chunk: int | None = None, spare: int = 0) -> F32:
-    """Keys and values in KV blocks; whatever was not stored is NaN."""
+def kv_blocks(
+    k: F32, v: F32, *, target: str = "scalar", format: str = "float32", chunk: int | None = None
+) -> NDArray[np.uint8]:
+    """Keys and values in KV blocks; whatever was not stored is NaN (and a byte of -1)."""
     kv_len, head_dim = k.shape
-    n_blocks = -(-(kv_len + spare) // BLOCK_LEN)
-    blocks = np.full((n_blocks, 2 * BLOCK_LEN * head_dim), np.nan, np.float32)
+    n_blocks = -(-kv_len // BLOCK_LEN)
+    blocks = np.full((n_blocks, kernels.kv_head_bytes(format, head_dim)), 0xFF, np.uint8)
     for begin in range(0, kv_len, chunk or max(kv_len, 1)):
         end = min(begin + (chunk or kv_len), kv_len)
-        kernels.kv_store_f32(target, k[begin:end], v[begin:end], blocks, position=begin)
+        kernels.kv_store(target, k[begin:end], v[begin:end], blocks, position=begin, format=format)
     return blocks
 
 

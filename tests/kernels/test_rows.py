@@ -101,7 +101,7 @@ def test_exp_down_to_the_smallest_number() -> None:
 @pytest.mark.parametrize("m", [0, 1, 6, 7])
 def test_linear(m: int, n: int, k: int) -> None:
     a, weight = random_array(1, m, k), random_array(2, n, k)
-    result = on_every_target(lambda target: kernels.linear_f32(target, a, weight))
+    result = on_every_target(lambda target: kernels.linear(target, a, weight))
     wide_a, wide_weight = a.astype(np.float64), weight.astype(np.float64)
     assert_within(result, wide_a @ wide_weight.T, tolerances.product(wide_a, wide_weight))
 
@@ -113,9 +113,9 @@ def test_linear_epilogue(activation: str) -> None:
     bias, residual = random_array(3, 150), random_array(4, 9, 150)
 
     def fused(target: str) -> F32:
-        return kernels.linear_f32(target, a, weight, bias=bias, residual=residual, activation=activation)
+        return kernels.linear(target, a, weight, bias=bias, residual=residual, activation=activation)
 
-    plain = kernels.linear_f32("scalar", a, weight) + bias
+    plain = kernels.linear("scalar", a, weight) + bias
     activated = kernels.activation_f32("scalar", plain.ravel(), activation=activation).reshape(plain.shape)
     assert_same_bits(on_every_target(fused), residual + activated)
 
@@ -123,13 +123,13 @@ def test_linear_epilogue(activation: str) -> None:
 def test_linear_row_depends_on_itself_alone() -> None:
     a, weight = random_array(1, 400, 129), random_array(2, 97, 129)
     for target in TARGETS:
-        together = kernels.linear_f32(target, a, weight)
+        together = kernels.linear(target, a, weight)
         for row in (0, 5, 6, 191, 192, 399):
-            assert_same_bits(kernels.linear_f32(target, a[row : row + 1], weight)[0], together[row])
+            assert_same_bits(kernels.linear(target, a[row : row + 1], weight)[0], together[row])
         poisoned = a.copy()
         poisoned[7, 3], poisoned[9, 0] = np.nan, np.inf
         others = np.delete(np.arange(400), [7, 9])
-        result = kernels.linear_f32(target, poisoned, weight)
+        result = kernels.linear(target, poisoned, weight)
         assert_same_bits(result[others], together[others])
         assert np.isnan(result[7]).all()
         assert not np.isfinite(result[9]).any()

@@ -12,13 +12,17 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from fastattn.checkpoint import open_checkpoint
+from fastattn.graph.ir import Step
 from fastattn.models.auto import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
+from fastattn.models.registry import build
 
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
 import torch
 
 from tests.reference import hf
+from tests.reference.op_by_op import check_every_op
 
 pytestmark = [pytest.mark.torch, pytest.mark.slow]
 
@@ -52,6 +56,18 @@ def test_encoders(model_class: str, auto: Any, tmp_path: Path, rng: np.random.Ge
     output = "logits" if hasattr(out, "logits") else "last_hidden_state"
     ours, naive = errors(reference, ids, np.asarray(getattr(out, output), np.float64), output)
     assert ours <= 2 * naive, f"expected at most twice {naive:.3g}, got {ours:.3g}"
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8", "int4"])
+@pytest.mark.parametrize(("model_class", "task"), [("GPT2LMHeadModel", "causal-lm"), ("BertModel", "encoder")])
+def test_every_op_of_a_dtype(model_class: str, task: Any, dtype: str, tmp_path: Path, rng: np.random.Generator) -> None:
+    """On the same inputs. Whole models are chaotic here: what one activation that rounds the other way changes grows up
+    to the error of the dtype itself within a few layers of random weights."""
+    checkpoint = open_checkpoint(hf.save(hf.make(model_class), tmp_path))
+    built = build(checkpoint.config, checkpoint.tensors, task)
+    ids, positions = rng.integers(5, built.config.vocab_size, 40).astype(np.int32), np.arange(40, dtype=np.int32)
+    step = Step(ids, np.array([0, 40], np.int32), positions, wanted=np.array([3, 39], np.int32))
+    check_every_op(built, step, dtype)
 
 
 def test_gpt2(tmp_path: Path, rng: np.random.Generator) -> None:

@@ -16,6 +16,7 @@ from fastattn.errors import ContextLengthError, InputError
 from fastattn.graph.ir import Step
 from fastattn.graph.rewrites import optimise, with_outputs
 from fastattn.models.auto import AutoModelForCausalLM, CausalLM
+from tests import tolerances
 from tests.models.test_layouts import same
 from tests.reference.checkpoints import write_gpt2
 
@@ -196,3 +197,58 @@ def test_positions_and_caches_that_do_not_fit(lm: CausalLM, device: str) -> None
         with pytest.raises(InputError, match=r"positions|caches"):
             lm.executor.run(step)
     assert cache.length == 3
+
+
+@pytest.mark.parametrize("kv_dtype", ["float32", "bfloat16", "int8"])
+def test_pages_are_as_large_as_their_dtype(tmp_path: Path, kv_dtype: str) -> None:
+    """64 positions of 2 layers with 2 heads of 16: keys and values, and a scale of each in int8."""
+    with AutoModelForCausalLM.from_pretrained(write_gpt2(tmp_path), kv_dtype=kv_dtype) as lm:
+        executor: Any = lm.executor
+        assert executor.kv_dtype == kv_dtype
+        head = lm.config.n_embd // lm.config.n_head
+        element = {"float32": 4, "bfloat16": 2, "int8": 1}[kv_dtype]
+        scale = 4 if kv_dtype == "int8" else 0
+        cache = lm.new_cache()
+        feed(lm, [TEXT], [cache])
+        expected = 64 * lm.config.n_layer * lm.config.n_head * 2 * (head * element + scale)
+        assert executor.kv_bytes == expected
+
+
+@pytest.mark.parametrize(("dtype", "kv_dtype"), [("float32", "float32"), ("bfloat16", "bfloat16"), ("int8", "int8"),
+                                                 ("int4", "int8")])  # fmt: skip
+def test_kv_dtype_follows_the_weights(tmp_path: Path, dtype: str, kv_dtype: str) -> None:
+    with AutoModelForCausalLM.from_pretrained(write_gpt2(tmp_path), dtype=dtype) as lm:
+        executor: Any = lm.executor
+        assert executor.kv_dtype == kv_dtype
+
+
+def test_caches_of_another_kv_dtype(tmp_path: Path) -> None:
+    with (
+        AutoModelForCausalLM.from_pretrained(write_gpt2(tmp_path), kv_dtype="int8") as lm,
+        AutoModelForCausalLM.from_pretrained(tmp_path) as other,
+        pytest.raises(InputError, match="another model"),
+    ):
+        feed(lm, [[1]], [other.new_cache()])
+
+
+@pytest.mark.parametrize("kv_dtype", ["int4", "float16", "INT8", "", 8, b"int8"])
+def test_kv_dtypes_that_are_none(tmp_path: Path, kv_dtype: Any) -> None:
+    with pytest.raises(InputError, match="kv_dtype: expected None or one of float32, bfloat16, int8 on cpu"):
+        AutoModelForCausalLM.from_pretrained(write_gpt2(tmp_path), kv_dtype=kv_dtype)
+
+
+def test_numpy_has_no_kv_dtype(tmp_path: Path) -> None:
+    """It keeps keys and values as they are: it is the specification."""
+    with pytest.raises(InputError, match="kv_dtype: expected None on numpy, got 'int8'"):
+        AutoModelForCausalLM.from_pretrained(write_gpt2(tmp_path), kv_dtype="int8", device="numpy")
+
+
+@pytest.mark.parametrize("kv_dtype", ["bfloat16", "int8"])
+def test_attention_maps_in_any_kv_dtype(tmp_path: Path, kv_dtype: str) -> None:
+    """Rows sum to one up to what exp2_rough is off, twice: in a weight and in their sum."""
+    with AutoModelForCausalLM.from_pretrained(write_gpt2(tmp_path), kv_dtype=kv_dtype) as lm:
+        maps = lm(TEXT, output_attentions=True).attentions
+        assert maps is not None
+        for layer in maps:
+            totals = np.asarray(layer, np.float64).sum(axis=-1)
+            assert (np.abs(totals - 1) <= 4 * tolerances.EXP2_ROUGH + tolerances.gamma(2 * len(TEXT))).all()

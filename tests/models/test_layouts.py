@@ -181,3 +181,9 @@ def test_models_close(lm: CausalLM) -> None:
 def test_flags_are_bools(encoder: Encoder, option: str) -> None:
     with pytest.raises(DTypeError, match=option):
         encoder([[1, 2]], **{option: "yes"})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("auto", [AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification])
+def test_models_are_loaded_by_from_pretrained_alone(auto: type[Any]) -> None:
+    with pytest.raises(TypeError, match=rf"{auto.__name__}\.from_pretrained"):
+        auto()

@@ -27,6 +27,14 @@ LENGTHS = (1, 2, 5, 6, 7, 15, 16, 17, 63, 64, 65, 127, 128, 129, 200, 300, 33, 3
            66, 70, 90, 250, 31)  # fmt: skip
 assert len(LENGTHS) == 33
 THREADS = (1, 2, 3)
+# Of weights, or of weights / keys and values where they are not as the weights suggest.
+DTYPES = ("float32", "bfloat16", "int8", "int4", "float32/bfloat16", "float32/int8", "int8/float32")
+SAME_ON_ALL_TARGETS = tuple(dtype for dtype in DTYPES if "bfloat16" not in dtype)
+
+
+def dtypes_of(name: str) -> dict[str, str | None]:
+    dtype, _, kv_dtype = name.partition("/")
+    return {"dtype": dtype, "kv_dtype": kv_dtype or None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,12 +44,12 @@ class Family:
     name: str
     auto: Any
 
-    def load(self, folder: Path, threads: int | None = 2) -> Model:
+    def load(self, folder: Path, threads: int | None = 2, *, dtype: str = "float32") -> Model:
         if self.name == "gpt2":
             write_gpt2(folder, **GPT2)
         else:
             write_bert(folder, **BERT)
-        model: Model = self.auto.from_pretrained(folder, threads=threads)
+        model: Model = self.auto.from_pretrained(folder, threads=threads, **dtypes_of(dtype))
         return model
 
 
@@ -56,6 +64,11 @@ FAMILIES = [
 def family(request: pytest.FixtureRequest) -> Family:
     found: Family = request.param
     return found
+
+
+@pytest.fixture(params=DTYPES)
+def dtype(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
 
 
 def texts(rng: np.random.Generator) -> list[NDArray[np.int32]]:
@@ -75,8 +88,8 @@ def assert_same(actual: Sequence[NDArray[np.float32]], expected: Sequence[NDArra
         np.testing.assert_array_equal(ours.view(np.uint32), theirs.view(np.uint32))
 
 
-def test_alone_in_a_batch_shuffled(family: Family, tmp_path: Path, rng: np.random.Generator) -> None:
-    model = family.load(tmp_path)
+def test_alone_in_a_batch_shuffled(family: Family, dtype: str, tmp_path: Path, rng: np.random.Generator) -> None:
+    model = family.load(tmp_path, dtype=dtype)
     batch = texts(rng)
     together = rows(model, batch)
     alone = [rows(model, [text])[0] for text in batch]
@@ -87,8 +100,8 @@ def test_alone_in_a_batch_shuffled(family: Family, tmp_path: Path, rng: np.rando
 
 
 @pytest.mark.parametrize("side", ["left", "right", "both"])
-def test_padded_at_the_door(family: Family, tmp_path: Path, rng: np.random.Generator, side: str) -> None:
-    model = family.load(tmp_path)
+def test_padded_at_the_door(family: Family, dtype: str, tmp_path: Path, rng: np.random.Generator, side: str) -> None:
+    model = family.load(tmp_path, dtype=dtype)
     batch = texts(rng)[:12]
     width = max(map(len, batch)) + 3
     ids = rng.integers(0, 131, (len(batch), width)).astype(np.int32)
@@ -103,9 +116,9 @@ def test_padded_at_the_door(family: Family, tmp_path: Path, rng: np.random.Gener
     assert_same(found, [rows(model, [text])[0] for text in batch])
 
 
-def test_threads(family: Family, tmp_path: Path, rng: np.random.Generator) -> None:
+def test_threads(family: Family, dtype: str, tmp_path: Path, rng: np.random.Generator) -> None:
     batch = texts(rng)
-    found = [rows(family.load(tmp_path, threads=threads), batch) for threads in THREADS]
+    found = [rows(family.load(tmp_path, threads=threads, dtype=dtype), batch) for threads in THREADS]
     for other in found[1:]:
         assert_same(other, found[0])
 
@@ -124,32 +137,33 @@ def feed(model: Any, cache: Any, ids: NDArray[np.int32]) -> NDArray[np.float32]:
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 64, 300])
-def test_chunks_and_cache(tmp_path: Path, rng: np.random.Generator, chunk: int) -> None:
-    model: Any = FAMILIES[0].load(tmp_path)
+def test_chunks_and_cache(dtype: str, tmp_path: Path, rng: np.random.Generator, chunk: int) -> None:
+    model: Any = FAMILIES[0].load(tmp_path, dtype=dtype)
     text = rng.integers(0, 131, 300).astype(np.int32)
     recomputed = rows(model, [text])[0]
     cache = model.new_cache()
     fed = np.concatenate([feed(model, cache, text[i : i + chunk]) for i in range(0, 300, chunk)])
     assert_same([fed], [recomputed])
-    cache.truncate(77)
-    branch = cache.fork()
-    assert_same([feed(model, cache, text[77:])], [recomputed[77:]])
-    assert_same([feed(model, branch, text[77:])], [recomputed[77:]])
+    for length in (77, 66, 64, 3):  # what is fed again shares words and blocks with what stayed
+        cache.truncate(length)
+        branch = cache.fork()
+        assert_same([feed(model, cache, text[length:])], [recomputed[length:]])
+        assert_same([feed(model, branch, text[length:])], [recomputed[length:]])
 
 
-def test_wanted_rows_only(tmp_path: Path, rng: np.random.Generator) -> None:
-    model = FAMILIES[0].load(tmp_path)
+def test_wanted_rows_only(dtype: str, tmp_path: Path, rng: np.random.Generator) -> None:
+    model = FAMILIES[0].load(tmp_path, dtype=dtype)
     batch = texts(rng)
     for keep in (1, 3):
         last = rows(model, batch, logits_to_keep=keep)
         assert_same(last, [row[-keep:] for row in rows(model, batch)])
 
 
-def test_rewrites_change_no_bit(family: Family, tmp_path: Path, rng: np.random.Generator) -> None:
+def test_rewrites_change_no_bit(family: Family, dtype: str, tmp_path: Path, rng: np.random.Generator) -> None:
     """The traced Program, op by op, and the optimised one."""
-    model = family.load(tmp_path)
+    model = family.load(tmp_path, dtype=dtype)
     built = model._built
-    plain = runtime.CpuExecutor(built.traced, built.tensors, threads=2)
+    plain = runtime.CpuExecutor(built.traced, built.tensors, threads=2, **dtypes_of(dtype))
     lengths = [5, 64, 1, 130]
     ends = np.cumsum([0, *lengths]).astype(np.int32)
     step = Step(
@@ -180,7 +194,7 @@ rng = np.random.default_rng(5)
 batch = [rng.integers(0, 131, n).astype(np.int32) for n in (1, 6, 17, 65)]
 digest = hashlib.sha256()
 for family in FAMILIES:
-    model = family.load(folder)
+    model = family.load(folder, dtype=sys.argv[2])
     for row in rows(model, batch):
         digest.update(row.tobytes())
     for options in ({}, {"do_sample": True, "temperature": 5.0}, {"do_sample": True, "top_k": 0, "top_p": 0.9}):
@@ -192,13 +206,14 @@ print(runtime.info()["target_active"], digest.hexdigest())
 """
 
 
-def test_targets(tmp_path: Path) -> None:
+@pytest.mark.parametrize("dtype", SAME_ON_ALL_TARGETS, indirect=True)
+def test_targets(dtype: str, tmp_path: Path) -> None:
     """scalar, avx2, avx512 (or scalar and neon) give the same bits, each in a process of its own."""
     digests = {}
     for target in _core.available_targets():
         environment = {**os.environ, "FASTATTN_FORCE_TARGET": target, "PYTHONPATH": os.pathsep.join(sys.path)}
         out = subprocess.run(
-            [sys.executable, "-c", OF_A_TARGET, str(tmp_path)],
+            [sys.executable, "-c", OF_A_TARGET, str(tmp_path), dtype],
             env=environment, check=True, capture_output=True, text=True,
         ).stdout.split()  # fmt: skip
         assert out[0] == target

@@ -9,6 +9,7 @@ import json
 import platform
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -66,9 +67,7 @@ def generate(args: argparse.Namespace) -> int:
     }
     checked = GenerationOptions(**options)
     prompts = read_texts(args.prompt, args.file, whole_stdin=True)
-    model = AutoModelForCausalLM.from_pretrained(
-        _model(args, "text-generation"), dtype=args.dtype, device=args.device, threads=args.threads
-    )
+    model = AutoModelForCausalLM.from_pretrained(_model(args, "text-generation"), **_loading(args))
     tokenizer = need_tokenizer(model, "generate")
     ids = [tokenizer.encode(prompt.text) for prompt in prompts]
     _check_lengths(prompts, ids, args.max_tokens, model.executor.program.max_positions)
@@ -123,7 +122,7 @@ def classify(args: argparse.Namespace) -> int:
     from fastattn.tasks.pipelines import pipeline
 
     texts = read_texts(args.prompt, args.file, whole_stdin=False)
-    classifier = pipeline("text-classification", args.model, dtype=args.dtype, device=args.device, threads=args.threads)
+    classifier = pipeline("text-classification", args.model, **_loading(args))
     try:
         found = classifier([text.text for text in texts], top_k=args.top_k or None, truncation=args.truncate)
     except ContextLengthError as error:
@@ -150,9 +149,7 @@ def embed(args: argparse.Namespace) -> int:
         raise InputError(f"--output: expected an existing folder, got {Path(args.output).parent}")
     named = read_texts(args.prompt, args.file, whole_stdin=False)
     texts = [text.text for text in named]
-    model = SentenceTransformer(
-        _model(args, "text-classification"), dtype=args.dtype, device=args.device, threads=args.threads
-    )
+    model = SentenceTransformer(_model(args, "text-classification"), **_loading(args))
     vectors = model.encode(texts, batch_size=args.batch_size, normalize_embeddings=args.normalize)
     if args.output is not None:
         with open(args.output, "wb") as file:
@@ -170,11 +167,42 @@ def embed(args: argparse.Namespace) -> int:
     return 0
 
 
+def quality(args: argparse.Namespace) -> int:
+    """Print what each dtype loses against float32."""
+    from fastattn.tasks.quality import compare_dtypes, table
+
+    texts = None if args.data is None else [text.text for text in read_texts(None, args.data, whole_stdin=False)]
+    model = _model(args, "text-generation")
+    report = compare_dtypes(model, texts, dtypes=args.dtypes, max_tokens=args.max_tokens, threads=args.threads)
+    if args.json:
+        print(_json(asdict(report)))
+        return 0
+    for line in table(report):
+        print(line)
+    print(f"{report.task}: {report.n_texts} texts, {report.n_tokens} tokens, model {report.model}", file=sys.stderr)
+    return 0
+
+
+def quantize(args: argparse.Namespace) -> int:
+    """Write a quantised folder and say how large it is."""
+    from fastattn.models.quantise import quantize as write
+
+    begin = time.perf_counter()
+    folder = write(args.model, args.output, dtype=args.dtype, head_dtype=args.head_dtype, threads=args.threads)
+    size = (folder / "model.safetensors").stat().st_size
+    print(f"{folder}: {args.dtype}, {size / 1e6:.1f} MB in {time.perf_counter() - begin:.2f} s", file=sys.stderr)
+    return 0
+
+
 def _model(args: argparse.Namespace, task: Literal["text-generation", "text-classification"]) -> str | Path:
     """The model that was named, were it by an empty word, or the demo model of a task."""
     from fastattn.tasks.demo import demo_model
 
     return demo_model(task) if args.model is None else args.model
+
+
+def _loading(args: argparse.Namespace) -> Any:
+    return {"dtype": args.dtype, "kv_dtype": args.kv_dtype, "device": args.device, "threads": args.threads}
 
 
 def _json(value: object) -> str:

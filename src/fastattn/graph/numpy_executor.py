@@ -1,4 +1,8 @@
-"""The specification: every op in float64 numpy, as plainly as it can be said. Never optimised."""
+"""The specification: every op in float64 numpy, as plainly as it can be said. Never optimised.
+
+In a dtype of quantised weights the operands of every linear are rounded as `fastattn.graph.quantise` says, and all else
+stays in float64.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,8 @@ import itertools
 import math
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,32 +20,33 @@ from numpy.typing import NDArray
 from fastattn.errors import ContextLengthError, InputError
 from fastattn.graph.executor import Output
 from fastattn.graph.ir import Op, Program, Step, Weight
+from fastattn.graph.quantise import Quantised, dequantise, quantise, to_bfloat16, to_int8, weight_formats
 
-Float64 = NDArray[np.float64]
+Floats = NDArray[np.floating[Any]]
 Load = Callable[[str], NDArray[np.floating]]
 
 _erf = np.vectorize(math.erf, otypes=[np.float64])
 
 
-def gelu_erf(x: Float64) -> Float64:
+def gelu_erf(x: Floats) -> Floats:
     """x * Phi(x) (Hendrycks and Gimpel 2016)."""
-    phi: Float64 = 0.5 * (1.0 + _erf(x * math.sqrt(0.5)))
+    phi: Floats = 0.5 * (1.0 + _erf(x * math.sqrt(0.5)))
     return x * phi
 
 
-def gelu_tanh(x: Float64) -> Float64:
+def gelu_tanh(x: Floats) -> Floats:
     """The tanh approximation of gelu, as in GPT-2."""
-    result: Float64 = 0.5 * x * (1.0 + np.tanh(math.sqrt(2.0 / math.pi) * (x + 0.044715 * x**3)))
+    result: Floats = 0.5 * x * (1.0 + np.tanh(math.sqrt(2.0 / math.pi) * (x + 0.044715 * x**3)))
     return result
 
 
-def silu(x: Float64) -> Float64:
+def silu(x: Floats) -> Floats:
     """x * sigmoid(x)."""
-    result: Float64 = x * np.exp(-np.logaddexp(0.0, -x))
+    result: Floats = x * np.exp(-np.logaddexp(0.0, -x))
     return result
 
 
-ACTIVATIONS: Mapping[str, Callable[[Float64], Float64]] = {
+ACTIVATIONS: Mapping[str, Callable[[Floats], Floats]] = {
     "none": lambda x: x,
     "gelu_erf": gelu_erf,
     "gelu_tanh": gelu_tanh,
@@ -49,14 +56,14 @@ ACTIVATIONS: Mapping[str, Callable[[Float64], Float64]] = {
 }
 
 
-def softmax(scores: Float64) -> Float64:
+def softmax(scores: Floats) -> Floats:
     """Over the last axis; a row that sees nothing (all -inf, or empty) is 0."""
     if scores.shape[-1] == 0:
         return scores
     top = scores.max(axis=-1, keepdims=True)
     weights = np.exp(scores - np.where(np.isneginf(top), 0.0, top))
     total = weights.sum(axis=-1, keepdims=True)
-    result: Float64 = weights / np.where(total == 0.0, 1.0, total)
+    result: Floats = weights / np.where(total == 0.0, 1.0, total)
     return result
 
 
@@ -65,8 +72,8 @@ class NumpyCache:
 
     def __init__(self, owner: object, n_layer: int, width: int) -> None:
         self._owner = owner
-        self._keys: list[Float64] = [np.zeros((0, width)) for _ in range(n_layer)]
-        self._values: list[Float64] = [np.zeros((0, width)) for _ in range(n_layer)]
+        self._keys: list[Floats] = [np.zeros((0, width)) for _ in range(n_layer)]
+        self._values: list[Floats] = [np.zeros((0, width)) for _ in range(n_layer)]
         self._lock = threading.Lock()
         self._closed = False
 
@@ -124,22 +131,56 @@ class NumpyCache:
         """Give the cache back after the step."""
         self._lock.release()
 
-    def past(self, layer: int) -> tuple[Float64, Float64]:
+    def past(self, layer: int) -> tuple[Floats, Floats]:
         """Keys and values that were there before the step."""
         return self._keys[layer], self._values[layer]
 
-    def extend(self, layer: int, keys: Float64, values: Float64) -> None:
+    def extend(self, layer: int, keys: Floats, values: Floats) -> None:
         """Hold these keys and values from now on (the past included)."""
         self._keys[layer], self._values[layer] = keys, values
 
 
-class NumpyExecutor:
-    """Runs a Program in float64. `load` gives a tensor of the checkpoint by its name."""
+@dataclass(frozen=True, slots=True)
+class _Parameter:
+    """A weight: its values (of a rounded one float32, which holds them all), and a matrix's integers."""
 
-    def __init__(self, program: Program, load: Load) -> None:
+    form: str
+    values: Floats
+    integers: Quantised | None = None
+
+
+class NumpyExecutor:
+    """Runs a Program in float64. `load` gives a tensor of the checkpoint by its name.
+
+    precision: what everything but rounded operands is computed in; float32 gives the naive formula that bounds of tests
+    are derived from.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        load: Load,
+        *,
+        dtype: str = "float32",
+        head_dtype: str | None = None,
+        precision: type[np.floating[Any]] = np.float64,
+    ) -> None:
         self.program = program
         self._owner = object()
-        self._weights = {key: _stack(weight, load) for key, weight in program.weights.items()}
+        self._precision = precision
+        formats = weight_formats(program, dtype, head_dtype)
+        self._weights = {
+            key: _parameter(weight, load, formats[key], precision) for key, weight in program.weights.items()
+        }
+
+    def evaluate(self, op: Op, step: Step, *inputs: Floats) -> Output:
+        """One op of the Program on inputs of the caller's, without caches."""
+        result: Output = getattr(_Run(self.program, self._weights, step, []), op.kind)(op, *inputs)
+        return result
+
+    def values(self, key: str) -> Floats:
+        """A weight as it was rounded, [out_features, in_features] of a matrix."""
+        return self._weights[key].values
 
     def new_cache(self) -> NumpyCache:
         """An empty KV cache for one sequence."""
@@ -148,7 +189,7 @@ class NumpyExecutor:
     def with_program(self, program: Program) -> NumpyExecutor:
         """Another Program over the same weights."""
         other = NumpyExecutor.__new__(NumpyExecutor)
-        other.program, other._owner = program, self._owner
+        other.program, other._owner, other._precision = program, self._owner, self._precision
         other._weights = {key: self._weights[key] for key in program.weights}
         return other
 
@@ -178,29 +219,34 @@ class NumpyExecutor:
         run = _Run(self.program, self._weights, step, caches)
         values: dict[int, Output] = {}
         for op in self.program.ops:
-            values[op.output] = getattr(run, op.kind)(op, *(values[index] for index in op.inputs))
+            result = getattr(run, op.kind)(op, *(values[index] for index in op.inputs))
+            values[op.output] = result if isinstance(result, list) else result.astype(self._precision, copy=False)
         run.commit()
         return {name: values[self.program.outputs[name]] for name in names}
 
 
-def _stack(weight: Weight, load: Load) -> Float64:
-    parts = [np.asarray(load(part), dtype=np.float64) for part in weight.parts]
-    whole: Float64 = np.concatenate([part.T if weight.transposed else part for part in parts])
+def _parameter(weight: Weight, load: Load, form: str, precision: type[np.floating[Any]]) -> _Parameter:
+    parts = [np.asarray(load(part)) for part in weight.parts]
+    whole = np.concatenate([part.T if weight.transposed else part for part in parts])
     if whole.shape != weight.shape:
         raise InputError(f"{weight.parts[0]}: expected shape {list(weight.shape)}, got {list(whole.shape)}")
-    return whole
+    if form == "float32":
+        return _Parameter(form, whole.astype(precision))
+    integers = quantise(whole.astype(np.float32), form) if form in ("int8", "int4") else None
+    values = dequantise(whole.astype(np.float32), form) if integers is None else integers.floats()
+    return _Parameter(form, values, integers)
 
 
 class _Run:
     """One step: a method for every kind of op."""
 
     def __init__(
-        self, program: Program, weights: Mapping[str, Float64], step: Step, caches: Sequence[NumpyCache]
+        self, program: Program, weights: Mapping[str, _Parameter], step: Step, caches: Sequence[NumpyCache]
     ) -> None:
         self.weights, self.step, self.caches = weights, step, caches
         bounds = [int(bound) for bound in step.cu_seqlens]
         self.spans = list(itertools.pairwise(bounds))
-        self.fresh: list[tuple[NumpyCache, int, Float64, Float64]] = []
+        self.fresh: list[tuple[NumpyCache, int, Floats, Floats]] = []
         for sequence, (start, end) in enumerate(self.spans):
             total = end - start + (caches[sequence].length if caches else 0)
             if total > program.max_positions:
@@ -213,39 +259,39 @@ class _Run:
         for cache, layer, keys, values in self.fresh:
             cache.extend(layer, keys, values)
 
-    def embedding(self, op: Op) -> Float64:
+    def embedding(self, op: Op) -> Floats:
         index = getattr(self.step, str(op.attrs["index"]))
         if index is None:
             index = np.zeros(len(self.step.token_ids), np.int32)
-        table = self.weights[op.weights[0]]
-        rows: Float64 = table[index + int(op.attrs["offset"])]
+        table = self.weights[op.weights[0]].values
+        rows: Floats = table[index + int(op.attrs["offset"])]
         return rows
 
-    def add(self, op: Op, a: Float64, b: Float64) -> Float64:
+    def add(self, op: Op, a: Floats, b: Floats) -> Floats:
         return a + b
 
-    def layer_norm(self, op: Op, x: Float64) -> Float64:
-        weight, bias = (self.weights[key] for key in op.weights)
+    def layer_norm(self, op: Op, x: Floats) -> Floats:
+        weight, bias = (self.weights[key].values for key in op.weights)
         centred = x - x.mean(axis=1, keepdims=True)
         variance = (centred**2).mean(axis=1, keepdims=True)
-        result: Float64 = centred / np.sqrt(variance + float(op.attrs["eps"])) * weight + bias
+        result: Floats = centred / np.sqrt(variance + float(op.attrs["eps"])) * weight + bias
         return result
 
-    def linear(self, op: Op, x: Float64, residual: Float64 | None = None) -> Float64:
-        y = x @ self.weights[op.weights[0]].T
+    def linear(self, op: Op, x: Floats, residual: Floats | None = None) -> Floats:
+        y = _product(x, self.weights[op.weights[0]])
         if op.attrs["has_bias"]:
-            y = y + self.weights[op.weights[1]]
+            y = y + self.weights[op.weights[1]].values
         y = ACTIVATIONS[str(op.attrs["activation"])](y)
         return y if residual is None else residual + y
 
-    def activation(self, op: Op, x: Float64) -> Float64:
+    def activation(self, op: Op, x: Floats) -> Floats:
         return ACTIVATIONS[str(op.attrs["activation"])](x)
 
-    def slice(self, op: Op, x: Float64) -> Float64:
+    def slice(self, op: Op, x: Floats) -> Floats:
         offset = int(op.attrs["offset"])
         return x[:, offset : offset + int(op.attrs["width"])]
 
-    def attention(self, op: Op, q: Float64, k: Float64, v: Float64) -> Float64:
+    def attention(self, op: Op, q: Floats, k: Floats, v: Floats) -> Floats:
         out = np.zeros_like(q)
         for sequence, (rows, positions) in enumerate(self._queries(str(op.attrs["q_rows"]))):
             keys, values = self._keys_and_values(op, sequence, k, v)
@@ -253,14 +299,14 @@ class _Run:
             out[rows] = _join(probs @ _repeat(_heads(values, op), op))
         return out
 
-    def attention_probs(self, op: Op, q: Float64, k: Float64) -> list[Float64]:
+    def attention_probs(self, op: Op, q: Floats, k: Floats) -> list[Floats]:
         maps = []
         for sequence, (rows, positions) in enumerate(self._queries("tokens")):
             keys, _ = self._keys_and_values(op, sequence, k, None)
             maps.append(self._probs(op, q[rows], positions, keys, len(keys) - self._length(sequence)))
         return maps
 
-    def gather_rows(self, op: Op, x: Float64) -> Float64:
+    def gather_rows(self, op: Op, x: Floats) -> Floats:
         rows = np.zeros((0, x.shape[1]))
         if op.attrs["which"] == "wanted":
             return x[self.step.wanted]
@@ -269,7 +315,7 @@ class _Run:
             rows = np.concatenate([rows, row if len(row) else np.zeros((1, x.shape[1]))])
         return rows
 
-    def pool(self, op: Op, x: Float64) -> Float64:
+    def pool(self, op: Op, x: Floats) -> Floats:
         rows = np.zeros((len(self.spans), x.shape[1]))
         for sequence, (start, end) in enumerate(self.spans):
             if end > start:
@@ -282,9 +328,9 @@ class _Run:
                 ]
         return rows
 
-    def l2_normalize(self, op: Op, x: Float64) -> Float64:
+    def l2_normalize(self, op: Op, x: Floats) -> Floats:
         norm = np.sqrt((x**2).sum(axis=1, keepdims=True))
-        result: Float64 = x / np.maximum(norm, float(op.attrs["eps"]))
+        result: Floats = x / np.maximum(norm, float(op.attrs["eps"]))
         return result
 
     def _length(self, sequence: int) -> int:
@@ -307,7 +353,7 @@ class _Run:
             queries.append((rows, positions))
         return queries
 
-    def _keys_and_values(self, op: Op, sequence: int, k: Float64, v: Float64 | None) -> tuple[Float64, Float64]:
+    def _keys_and_values(self, op: Op, sequence: int, k: Floats, v: Floats | None) -> tuple[Floats, Floats]:
         """All keys and values that a sequence may see, those of its cache first."""
         start, end = self.spans[sequence]
         keys = k[start:end]
@@ -321,7 +367,7 @@ class _Run:
             self.fresh.append((self.caches[sequence], layer, keys, values))
         return keys, values
 
-    def _probs(self, op: Op, q: Float64, positions: NDArray[np.intp], keys: Float64, past: int) -> Float64:
+    def _probs(self, op: Op, q: Floats, positions: NDArray[np.intp], keys: Floats, past: int) -> Floats:
         """[n_head, q_len, kv_len]: how much every query takes from every key."""
         queries = _heads(q, op)
         scores = float(op.attrs["scale"]) * (queries @ _repeat(_heads(keys, op), op).transpose(0, 2, 1))
@@ -331,20 +377,34 @@ class _Run:
         return softmax(scores)
 
 
-def _heads(x: Float64, op: Op) -> Float64:
+def _product(x: Floats, weight: _Parameter) -> Floats:
+    """x @ weight.T with both rounded to the weight's format; sums of integers are exact."""
+    y: Floats
+    if weight.integers is not None:
+        rows = to_int8(x.astype(np.float32))
+        total = rows.values.astype(np.float64) @ weight.integers.values.astype(np.float64).T
+        y = total.astype(x.dtype) * rows.scales[:, None] * weight.integers.scales
+    elif weight.form == "bfloat16":
+        y = to_bfloat16(x.astype(np.float32)).astype(x.dtype) @ weight.values.T.astype(x.dtype)
+    else:
+        y = x @ weight.values.T
+    return y
+
+
+def _heads(x: Floats, op: Op) -> Floats:
     """[rows, heads * head_dim] -> [heads, rows, head_dim]."""
     head_dim = int(op.attrs["head_dim"])
-    heads: Float64 = x.reshape(len(x), x.shape[1] // head_dim, head_dim).transpose(1, 0, 2)
+    heads: Floats = x.reshape(len(x), x.shape[1] // head_dim, head_dim).transpose(1, 0, 2)
     return heads
 
 
-def _repeat(x: Float64, op: Op) -> Float64:
+def _repeat(x: Floats, op: Op) -> Floats:
     """Each key or value head once for every query head that shares it."""
     return np.repeat(x, int(op.attrs["n_head"]) // int(op.attrs["n_kv_head"]), axis=0)
 
 
-def _join(x: Float64) -> Float64:
+def _join(x: Floats) -> Floats:
     """[heads, rows, head_dim] -> [rows, heads * head_dim]."""
     heads, rows, head_dim = x.shape
-    joined: Float64 = x.transpose(1, 0, 2).reshape(rows, heads * head_dim)
+    joined: Floats = x.transpose(1, 0, 2).reshape(rows, heads * head_dim)
     return joined

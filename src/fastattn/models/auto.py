@@ -5,16 +5,22 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Generic, TypeVar, cast
 
-from fastattn.graph.executor import Cache
+from fastattn.graph.executor import Cache, Executor
 from fastattn.models.base import Model, load_model
 from fastattn.models.inputs import check_count
+from fastattn.models.names import Task
 from fastattn.models.outputs import Array, CausalLMOutput, EncoderOutput, SequenceClassifierOutput
+from fastattn.models.registry import BuiltModel
 
 
 class CausalLM(Model):
     """A model that gives logits of the next token. Made by `AutoModelForCausalLM.from_pretrained`."""
+
+    def __init__(self, directory: Path, built: BuiltModel, executor: Executor) -> None:
+        super().__init__(directory, built, executor)
+        _generation()  # imported now: a fork while a thread imports it later would leave the child waiting
 
     def __call__(
         self,
@@ -170,114 +176,77 @@ class SequenceClassifier(Model):
         return SequenceClassifierOutput(logits, results.hidden_states(), results.attentions())
 
 
-class AutoModelForCausalLM:
+_Loaded = TypeVar("_Loaded", bound=Model)
+
+
+class _Auto(Generic[_Loaded]):
+    """What the classes below share: one way from a checkpoint to a model."""
+
+    _model: type[_Loaded]
+    _task: Task
+
+    def __init__(self) -> None:
+        name = type(self).__name__
+        raise TypeError(f"{name} is not made directly: call {name}.from_pretrained(path)")
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path_or_id: str | Path,
+        *,
+        dtype: str | None = None,
+        kv_dtype: str | None = None,
+        head_dtype: str | None = None,
+        device: str = "cpu",
+        threads: int | None = None,
+        revision: str | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+        token: str | None = None,
+    ) -> _Loaded:
+        """A folder with config.json and model.safetensors, or a hub id (extra `hub`).
+
+        dtype: how weights are held, "float32", "bfloat16", "int8" or "int4" (activations are rounded with them); None
+        is that of a quantised checkpoint, else "float32". kv_dtype: how keys and values are kept: "float32", "bfloat16"
+        or "int8"; None is like dtype (int8 beside int4). head_dtype: another dtype for the matrix that gives the logits.
+        device: "cpu", or "numpy" for the float64 specification. threads: None is what the process may use: the CPUs of
+        its affinity mask, at most the CPU quota of its cgroup. revision, cache_dir, local_files_only and token are for
+        hub ids, as in huggingface_hub. Raises ConfigError, ModelFormatError, OSError, InputError.
+        """
+        loaded = load_model(
+            path_or_id,
+            cls._task,
+            dtype=dtype,
+            kv_dtype=kv_dtype,
+            head_dtype=head_dtype,
+            device=device,
+            threads=threads,
+            revision=revision,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+            token=token,
+        )
+        return cls._model(*loaded)
+
+
+class AutoModelForCausalLM(_Auto[CausalLM]):
     """Loads GPT-2 checkpoints as language models."""
 
-    @classmethod
-    def from_pretrained(
-        cls,
-        path_or_id: str | Path,
-        *,
-        dtype: str = "float32",
-        device: str = "cpu",
-        threads: int | None = None,
-        revision: str | None = None,
-        cache_dir: str | Path | None = None,
-        local_files_only: bool = False,
-        token: str | None = None,
-    ) -> CausalLM:
-        """A folder with config.json and model.safetensors, or a hub id (extra `hub`).
-
-        device: "cpu", or "numpy" for the float64 specification. threads: None is what the process may use.
-        Raises ConfigError, ModelFormatError, OSError, InputError.
-        """
-        return CausalLM(
-            *load_model(
-                path_or_id,
-                "causal-lm",
-                dtype=dtype,
-                device=device,
-                threads=threads,
-                revision=revision,
-                cache_dir=cache_dir,
-                local_files_only=local_files_only,
-                token=token,
-            )
-        )
+    _model, _task = CausalLM, "causal-lm"
 
 
-class AutoModel:
+class AutoModel(_Auto[Encoder]):
     """Loads BERT, DistilBERT, RoBERTa and GPT-2 checkpoints without a head."""
 
-    @classmethod
-    def from_pretrained(
-        cls,
-        path_or_id: str | Path,
-        *,
-        dtype: str = "float32",
-        device: str = "cpu",
-        threads: int | None = None,
-        revision: str | None = None,
-        cache_dir: str | Path | None = None,
-        local_files_only: bool = False,
-        token: str | None = None,
-    ) -> Encoder:
-        """A folder with config.json and model.safetensors, or a hub id (extra `hub`).
-
-        device: "cpu", or "numpy" for the float64 specification. threads: None is what the process may use.
-        Raises ConfigError, ModelFormatError, OSError, InputError.
-        """
-        return Encoder(
-            *load_model(
-                path_or_id,
-                "encoder",
-                dtype=dtype,
-                device=device,
-                threads=threads,
-                revision=revision,
-                cache_dir=cache_dir,
-                local_files_only=local_files_only,
-                token=token,
-            )
-        )
+    _model, _task = Encoder, "encoder"
 
 
-class AutoModelForSequenceClassification:
+class AutoModelForSequenceClassification(_Auto[SequenceClassifier]):
     """Loads checkpoints with a classification head."""
 
-    @classmethod
-    def from_pretrained(
-        cls,
-        path_or_id: str | Path,
-        *,
-        dtype: str = "float32",
-        device: str = "cpu",
-        threads: int | None = None,
-        revision: str | None = None,
-        cache_dir: str | Path | None = None,
-        local_files_only: bool = False,
-        token: str | None = None,
-    ) -> SequenceClassifier:
-        """A folder with config.json and model.safetensors, or a hub id (extra `hub`).
-
-        device: "cpu", or "numpy" for the float64 specification. threads: None is what the process may use.
-        Raises ConfigError, ModelFormatError, OSError, InputError.
-        """
-        return SequenceClassifier(
-            *load_model(
-                path_or_id,
-                "sequence-classification",
-                dtype=dtype,
-                device=device,
-                threads=threads,
-                revision=revision,
-                cache_dir=cache_dir,
-                local_files_only=local_files_only,
-                token=token,
-            )
-        )
+    _model, _task = SequenceClassifier, "sequence-classification"
 
 
 def _generation() -> Any:
-    """The layer above this one, looked up when a user asks for text."""
+    """The layer above this one, looked up by name."""
     return importlib.import_module("fastattn.generation.generate")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 
 from fastattn.checkpoint import TensorInfo, open_checkpoint, read_tensor
 from fastattn.checkpoint.hub import resolve
+from fastattn.checkpoint.quantised import PackedWeight, Quantised
 from fastattn.errors import ConfigError, DTypeError, InputError
 from fastattn.graph.executor import Executor, Output
 from fastattn.graph.ir import Program
@@ -24,30 +24,48 @@ from fastattn.models.registry import BuiltModel, ModelConfig, build
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+    from fastattn.models.profile import Profile
     from fastattn.tokenizer import Tokenizer
 
 MAX_THREADS = 1024
-DTYPES: Mapping[str, tuple[str, ...]] = {"cpu": ("float32",), "numpy": ("float32", "float64")}
+DTYPES: Mapping[str, tuple[str, ...]] = {
+    "cpu": ("float32", "bfloat16", "int8", "int4"),
+    "numpy": ("float32", "float64", "bfloat16", "int8", "int4"),
+}
+KV_DTYPES: Mapping[str, tuple[str, ...]] = {"cpu": ("float32", "bfloat16", "int8"), "numpy": ()}
 
 
 def load_executor(
-    program: Program, tensors: Mapping[str, TensorInfo], *, dtype: str, device: str, threads: int | None
+    program: Program,
+    tensors: Mapping[str, TensorInfo],
+    *,
+    dtype: str,
+    device: str,
+    threads: int | None,
+    kv_dtype: str | None = None,
+    head_dtype: str | None = None,
+    packed: Mapping[str, PackedWeight] | None = None,
 ) -> Executor:
-    """The executor of a device, with its weights read."""
+    """The executor of a device, with its weights read; packed: those of a quantised directory."""
     if device == "numpy":
         from fastattn.graph.numpy_executor import NumpyExecutor
 
-        return NumpyExecutor(program, lambda part: read_tensor(tensors[part]))
+        return NumpyExecutor(program, lambda part: read_tensor(tensors[part]), dtype=dtype, head_dtype=head_dtype)
     from fastattn.runtime import CpuExecutor
 
-    return cast(Executor, CpuExecutor(program, tensors, dtype=dtype, threads=threads))
+    executor = CpuExecutor(
+        program, tensors, dtype=dtype, kv_dtype=kv_dtype, head_dtype=head_dtype, packed=packed, threads=threads
+    )
+    return cast(Executor, executor)
 
 
 def load_model(
     path_or_id: str | Path,
     task: Task,
     *,
-    dtype: str,
+    dtype: str | None,
+    kv_dtype: str | None,
+    head_dtype: str | None,
     device: str,
     threads: int | None,
     revision: str | None,
@@ -56,21 +74,58 @@ def load_model(
     token: str | None,
 ) -> tuple[Path, BuiltModel, Executor]:
     """Find, check and load a checkpoint; everything that can be refused is refused before weights are read."""
-    if device not in DTYPES:
-        raise InputError(f"device: expected one of {', '.join(DTYPES)}, got {device!r}")
-    if dtype not in DTYPES[device]:
-        raise InputError(f"dtype: expected one of {', '.join(DTYPES[device])} on {device}, got {dtype!r}")
-    if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int)):
-        raise DTypeError(f"threads: expected an integer or None, got {type(threads).__name__}")
-    if threads is not None and not 1 <= threads <= MAX_THREADS:
-        raise InputError(f"threads: expected 1 to {MAX_THREADS}, got {threads}")
+    _check_options(dtype, kv_dtype, head_dtype, device, threads)
     directory = resolve(
         path_or_id, revision=revision, cache_dir=cache_dir, local_files_only=local_files_only, token=token
     )
     checkpoint = open_checkpoint(directory)
+    quantised = checkpoint.quantised
+    if quantised is not None:
+        _check_quantised(directory, quantised, dtype, head_dtype, device)
     built = build(checkpoint.config, checkpoint.tensors, task)
-    executor = load_executor(built.program, built.tensors, dtype=dtype, device=device, threads=threads)
+    executor = load_executor(
+        built.program,
+        built.tensors,
+        dtype=(dtype if quantised is None else quantised.dtype) or "float32",
+        kv_dtype=kv_dtype,
+        head_dtype=head_dtype,
+        packed=None if quantised is None else quantised.weights,
+        device=device,
+        threads=threads,
+    )
     return directory, built, executor
+
+
+def _check_options(
+    dtype: str | None, kv_dtype: str | None, head_dtype: str | None, device: str, threads: int | None
+) -> None:
+    if device not in DTYPES:
+        raise InputError(f"device: expected one of {', '.join(DTYPES)}, got {device!r}")
+    for name, value in (("dtype", dtype), ("head_dtype", head_dtype)):
+        if value is not None and value not in DTYPES[device]:
+            raise InputError(f"{name}: expected one of {', '.join(DTYPES[device])} on {device}, got {value!r}")
+    if kv_dtype is not None and kv_dtype not in KV_DTYPES[device]:
+        known = ", ".join(KV_DTYPES[device])
+        raise InputError(
+            f"kv_dtype: expected None{f' or one of {known}' if known else ''} on {device}, got {kv_dtype!r}"
+        )
+    if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int)):
+        raise DTypeError(f"threads: expected an integer or None, got {type(threads).__name__}")
+    if threads is not None and not 1 <= threads <= MAX_THREADS:
+        raise InputError(f"threads: expected 1 to {MAX_THREADS}, got {threads}")
+
+
+def _check_quantised(
+    directory: Path, quantised: Quantised, dtype: str | None, head_dtype: str | None, device: str
+) -> None:
+    if device != "cpu":
+        raise ConfigError(f"{directory}: its weights are packed for device cpu; {device} needs the float checkpoint")
+    for name, asked, kept in (("dtype", dtype, quantised.dtype), ("head_dtype", head_dtype, quantised.head_dtype)):
+        if asked is not None and asked != kept:
+            raise ConfigError(
+                f"{directory}: {name}: this checkpoint is quantised to {kept}, expected None or that, got {asked!r}; "
+                "another one needs the float checkpoint"
+            )
 
 
 class Model:
@@ -79,10 +134,10 @@ class Model:
     def __init__(self, directory: Path, built: BuiltModel, executor: Executor) -> None:
         self._directory, self._built = directory, built
         self._executor: Executor | None = executor
+        # No lock around these: a fork while another thread holds it would leave the child waiting. Two threads that
+        # need the same at once both make it, and one of them is kept.
         self._variants: dict[tuple[bool, bool], Executor] = {(False, False): executor}
-        self._lock = threading.Lock()
-        self._tokenizer: Tokenizer | None = None
-        self._looked_for_tokenizer = False
+        self._tokenizers: list[Tokenizer | None] = []
 
     @property
     def config(self) -> ModelConfig:
@@ -112,18 +167,17 @@ class Model:
 
         Raises ConfigError where it has more tokens than the model.
         """
-        with self._lock:
-            if not self._looked_for_tokenizer:
-                from fastattn.tokenizer import has_tokenizer, load_tokenizer
+        if not self._tokenizers:
+            from fastattn.tokenizer import has_tokenizer, load_tokenizer
 
-                found = load_tokenizer(self._directory) if has_tokenizer(self._directory) else None
-                if found is not None and len(found) > self.config.vocab_size:
-                    raise ConfigError(
-                        f"{self._directory}: the tokenizer has {len(found)} tokens, "
-                        f"but vocab_size of config.json is {self.config.vocab_size}"
-                    )
-                self._tokenizer, self._looked_for_tokenizer = found, True
-            return self._tokenizer
+            found = load_tokenizer(self._directory) if has_tokenizer(self._directory) else None
+            if found is not None and len(found) > self.config.vocab_size:
+                raise ConfigError(
+                    f"{self._directory}: the tokenizer has {len(found)} tokens, "
+                    f"but vocab_size of config.json is {self.config.vocab_size}"
+                )
+            self._tokenizers.append(found)
+        return self._tokenizers[0]
 
     @property
     def bos_token_id(self) -> int | None:
@@ -135,12 +189,31 @@ class Model:
         """The tokens that end a text."""
         return self.config.eos_token_ids
 
+    def profile(
+        self,
+        input_ids: object,
+        attention_mask: object = None,
+        token_type_ids: object = None,
+        *,
+        decode: bool = False,
+        seconds: float = 0.3,
+    ) -> Profile:
+        """Where the time goes: a table of the ops with their share, rate and percent of what the machine can do.
+
+        A language model's logits are those of each last token, as in `generate`. decode: the step of one token a
+        sequence after these prompts, from their KV caches. seconds: how long it is repeated (and at least 5 times);
+        the machine's limits are measured before and after. Raises InputError, DTypeError, ContextLengthError.
+        """
+        from fastattn.models.profile import profile_step
+
+        batch = self._read(input_ids, attention_mask, token_type_ids)
+        return profile_step(self.executor, batch, decode=decode, seconds=seconds)
+
     def close(self) -> None:
         """Give the memory back; every use after that is an InputError."""
-        with self._lock:
-            for executor in self._variants.values():
-                executor.close()
-            self._variants, self._executor = {}, None
+        variants, self._variants, self._executor = self._variants, {}, None
+        for executor in list(variants.values()):
+            executor.close()
 
     def __enter__(self) -> Self:
         return self
@@ -164,13 +237,12 @@ class Model:
 
     def _variant(self, hidden_states: bool, attentions: bool) -> Executor:
         """The executor of the same model with more outputs; it shares the weights."""
-        executor = self.executor
-        with self._lock:
-            known = self._variants.get((hidden_states, attentions))
-            if known is None:
-                program = with_outputs(self.traced, hidden_states=hidden_states, attentions=attentions)
-                known = self._variants[(hidden_states, attentions)] = executor.with_program(optimise(program))
-            return known
+        executor, variants = self.executor, self._variants
+        known = variants.get((hidden_states, attentions))
+        if known is None:
+            program = with_outputs(self.traced, hidden_states=hidden_states, attentions=attentions)
+            known = variants.setdefault((hidden_states, attentions), executor.with_program(optimise(program)))
+        return known
 
     def _run(self, batch: Batch, *, logits_to_keep: int, hidden_states: bool, attentions: bool) -> Results:
         for name, flag in (("output_hidden_states", hidden_states), ("output_attentions", attentions)):

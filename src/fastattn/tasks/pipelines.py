@@ -22,6 +22,7 @@ from fastattn.models.auto import (
 )
 from fastattn.models.auto_tokenizer import AutoTokenizer
 from fastattn.tasks.demo import demo_model
+from fastattn.tasks.finite import check_finite
 from fastattn.tokenizer import Tokenizer, check_one_dimension, check_text, is_list_like
 
 if TYPE_CHECKING:
@@ -39,7 +40,8 @@ def pipeline(
     model: str | Path | CausalLM | None = None,
     *,
     tokenizer: str | Path | Tokenizer | None = None,
-    dtype: str = "float32",
+    dtype: str | None = None,
+    kv_dtype: str | None = None,
     device: str = "cpu",
     threads: int | None = None,
 ) -> TextGenerationPipeline: ...
@@ -49,7 +51,8 @@ def pipeline(
     model: str | Path | SequenceClassifier | None = None,
     *,
     tokenizer: str | Path | Tokenizer | None = None,
-    dtype: str = "float32",
+    dtype: str | None = None,
+    kv_dtype: str | None = None,
     device: str = "cpu",
     threads: int | None = None,
 ) -> TextClassificationPipeline: ...
@@ -59,7 +62,8 @@ def pipeline(
     model: str | Path | Encoder | None = None,
     *,
     tokenizer: str | Path | Tokenizer | None = None,
-    dtype: str = "float32",
+    dtype: str | None = None,
+    kv_dtype: str | None = None,
     device: str = "cpu",
     threads: int | None = None,
 ) -> FeatureExtractionPipeline: ...
@@ -68,14 +72,15 @@ def pipeline(
     model: Any = None,
     *,
     tokenizer: str | Path | Tokenizer | None = None,
-    dtype: str = "float32",
+    dtype: str | None = None,
+    kv_dtype: str | None = None,
     device: str = "cpu",
     threads: int | None = None,
 ) -> Any:
     """A callable for a task: "text-generation", "text-classification" ("sentiment-analysis") or "feature-extraction".
 
     model: a directory, a hub id, a loaded model, or None for the small demo model that comes with fastattn.
-    tokenizer: None is the model's own. dtype, device and threads are for loading, as in `from_pretrained`.
+    tokenizer: None is the model's own. dtype, kv_dtype, device and threads are for loading, as in `from_pretrained`.
     """
     if task not in TASKS:
         raise InputError(f"task: expected one of {', '.join(TASKS)}, got {task!r}")
@@ -84,16 +89,17 @@ def pipeline(
     if isinstance(tokenizer, (str, Path)):
         tokenizer = AutoTokenizer.from_pretrained(tokenizer)
     load = isinstance(model, (str, Path))
+    options: Any = {"dtype": dtype, "kv_dtype": kv_dtype, "device": device, "threads": threads}
     if task == "text-generation":
         if load:
-            model = AutoModelForCausalLM.from_pretrained(model, dtype=dtype, device=device, threads=threads)
+            model = AutoModelForCausalLM.from_pretrained(model, **options)
         return TextGenerationPipeline(_checked(model, CausalLM), tokenizer)
     if task == "feature-extraction":
         if load:
-            model = AutoModel.from_pretrained(model, dtype=dtype, device=device, threads=threads)
+            model = AutoModel.from_pretrained(model, **options)
         return FeatureExtractionPipeline(_checked(model, Encoder), tokenizer)
     if load:
-        model = AutoModelForSequenceClassification.from_pretrained(model, dtype=dtype, device=device, threads=threads)
+        model = AutoModelForSequenceClassification.from_pretrained(model, **options)
     return TextClassificationPipeline(_checked(model, SequenceClassifier), tokenizer)
 
 
@@ -163,7 +169,7 @@ class TextClassificationPipeline:
         A pair is {"text": ..., "text_pair": ...}. With top_k, even 1, each text gives a list of its top_k labels,
         highest score first; None is all of them. Scores: sigmoid of one label or of a multi-label model, none of a
         regression, else softmax; function_to_apply overrides that. Texts longer than the model's context are
-        refused unless truncation=True.
+        refused unless truncation=True. NonFiniteError: a score is NaN or infinite.
         """
         check_count("batch_size", batch_size, low=1)
         if top_k is not None and top_k != "default":
@@ -176,8 +182,10 @@ class TextClassificationPipeline:
         context = self.model.executor.program.max_positions
         results: list[Any] = []
         for ids, type_ids in _batches(self.tokenizer, items, batch_size, context, truncation=truncation):
-            logits = self.model(ids, token_type_ids=type_ids).logits
-            results += [self._predictions(_activate(row, activation), top_k) for row in logits]
+            for row in self.model(ids, token_type_ids=type_ids).logits:
+                scores = _activate(row, activation)
+                check_finite(scores, f"inputs[{len(results)}]", "scores")
+                results.append(self._predictions(scores, top_k))
         if not single:
             return results
         return results if top_k == "default" and isinstance(inputs, str) else results[0]
@@ -207,7 +215,10 @@ class FeatureExtractionPipeline:
     def __call__(
         self, inputs: Any, *, return_tensors: bool = False, truncation: bool = False, batch_size: int = 32
     ) -> Any:
-        """Nested lists [1, seq_len, hidden_size], or with return_tensors=True such an array; a list in, a list out."""
+        """Nested lists [1, seq_len, hidden_size], or with return_tensors=True such an array; a list in, a list out.
+
+        NonFiniteError: a number is NaN or infinite.
+        """
         check_count("batch_size", batch_size, low=1)
         single = isinstance(inputs, str)
         texts = [check_text(text, f"inputs[{i}]") for i, text in enumerate([inputs] if single else _texts(inputs))]
@@ -215,8 +226,9 @@ class FeatureExtractionPipeline:
         results: list[Any] = []
         pairs = [(text, None) for text in texts]
         for ids, type_ids in _batches(self.tokenizer, pairs, batch_size, context, truncation=truncation):
-            states = self.model(ids, token_type_ids=type_ids).last_hidden_state
-            results += [rows[None] if return_tensors else [rows.tolist()] for rows in states]
+            for rows in self.model(ids, token_type_ids=type_ids).last_hidden_state:
+                check_finite(rows, f"inputs[{len(results)}]", "hidden states")
+                results.append(rows[None] if return_tensors else [rows.tolist()])
         return results[0] if single else results
 
 
@@ -260,5 +272,8 @@ def _activate(row: NDArray[np.floating[Any]], activation: Activation) -> NDArray
     wide = row.astype(np.float64)
     if activation == "sigmoid":
         return np.exp(-np.logaddexp(0.0, -wide))
-    weights = np.exp(wide - wide.max())
+    top = wide.max()
+    if not np.isfinite(top):
+        return np.full_like(wide, np.nan)  # without numpy's warning
+    weights = np.exp(wide - top)
     return cast("NDArray[np.floating[Any]]", weights / weights.sum())

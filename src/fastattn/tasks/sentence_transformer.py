@@ -20,6 +20,7 @@ from fastattn.graph.rewrites import optimise, with_pooling
 from fastattn.jsonfile import read_json, read_json_object
 from fastattn.models.auto import AutoModel
 from fastattn.models.inputs import read_batch
+from fastattn.tasks.finite import check_finite
 from fastattn.tasks.pooling import POOL_OPS, Pooling, normalized
 from fastattn.tokenizer import check_text, check_texts, is_list_like
 
@@ -51,7 +52,8 @@ class SentenceTransformer:
         self,
         model_name_or_path: str | Path,
         *,
-        dtype: str = "float32",
+        dtype: str | None = None,
+        kv_dtype: str | None = None,
         device: str = "cpu",
         threads: int | None = None,
         truncate_dim: int | None = None,
@@ -70,7 +72,9 @@ class SentenceTransformer:
             token=token,
         )
         folder = _read_folder(directory)
-        self.model = AutoModel.from_pretrained(folder.transformer, dtype=dtype, device=device, threads=threads)
+        self.model = AutoModel.from_pretrained(
+            folder.transformer, dtype=dtype, kv_dtype=kv_dtype, device=device, threads=threads
+        )
         self.tokenizer = need_tokenizer(self.model, "SentenceTransformer")
         self._hidden_size = self.model.config.hidden_size
         self._pooling = Pooling.from_config(folder.pooling, where=folder.pooling_path, hidden_size=self._hidden_size)
@@ -123,6 +127,7 @@ class SentenceTransformer:
 
         output_value="token_embeddings" gives a float32 [n_tokens, hidden_size] for each text, and
         convert_to_numpy=False a list of vectors. A prompt (or the named one of `prompts`) is put before each text.
+        NonFiniteError: a number is NaN or infinite.
         """
         check_count("batch_size", batch_size, low=1)
         if output_value not in ("sentence_embedding", "token_embeddings"):
@@ -214,6 +219,7 @@ class SentenceTransformer:
             ids, type_ids = [encoded[i][0] for i in batch], [encoded[i][1] for i in batch]
             found = self._run(ids, type_ids, prompt_len=prompt_len, tokens=tokens)
             for i, row in zip(batch, found, strict=True):
+                check_finite(row, f"sentences[{i}]", "numbers")
                 rows[i] = row.astype(np.float32)
             if progress:
                 done = min(start + batch_size, len(order))

@@ -1,0 +1,34 @@
+// The names that Python gives to the values of an enum, each list once.
+#pragma once
+#include <cstddef>
+#include <string>
+
+#include "core/error.h"
+#include "kernels/kernels.h"
+
+namespace fastattn {
+
+template <class T>
+struct Named {
+    const char* name;
+    T value;
+};
+
+inline constexpr Named<Activation> kActivationNames[] = {
+    {"none", Activation::kNone}, {"gelu_erf", Activation::kGeluErf}, {"gelu_tanh", Activation::kGeluTanh},
+    {"relu", Activation::kRelu}, {"tanh", Activation::kTanh},        {"silu", Activation::kSilu}};
+inline constexpr Named<PoolKind> kPoolNames[] = {
+    {"mean", PoolKind::kMean}, {"max", PoolKind::kMax}, {"mean_sqrt_len", PoolKind::kMeanSqrtLen}};
+
+// Throws Error(kind) that begins with `what` and lists the known names.
+template <class T, size_t n>
+T value_of(const Named<T> (&names)[n], const std::string& name, const char* what, ErrorKind kind) {
+    std::string known;
+    for (const Named<T>& entry : names) {
+        if (name == entry.name) return entry.value;
+        known += (known.empty() ? "" : ", ") + std::string(entry.name);
+    }
+    throw Error(kind, std::string(what) + ": expected one of " + known + ", got " + name);
+}
+
+}  // namespace fastattn

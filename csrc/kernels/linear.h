@@ -1,0 +1,318 @@
+// The matrix product: rows of activations times packed panels of 64 columns, one template for every format.
+//
+// In float32 each output element is one lane that accumulates over k in order with fused multiply-add, in sums of
+// kSumBlock terms that are added up in order, whatever the number of rows, threads or the width of the machine
+// (docs/numerics.md; docs/design/0005-blocked-sums.md says why not one sum). bfloat16 does the same over pairs of k.
+// int8 sums are exact, so their order does not matter. Blocks of k keep a panel slice in cache; the totals wait in
+// `scratch` and are taken up again exactly where they stopped.
+#pragma once
+#include <cstddef>
+
+#include "kernels/dot.h"
+#include "kernels/kernel_list.h"
+#include "kernels/math.h"
+
+namespace fastattn::FASTATTN_TARGET {
+namespace {
+
+template <Format kFormat>
+struct Blocks {                     // in words
+    static constexpr int kK = 768;  // 192 KiB of a panel, read from L2 once per six rows; 96 to 384 measured no faster
+    static constexpr int kSum = 768;  // bfloat16: its own rounding is far above that of the sums
+    using Dot = DotBfloat16;
+    static constexpr bool kInteger = false;
+};
+template <>
+struct Blocks<Format::kFloat32> {
+    static constexpr int kK = 768, kSum = 128;
+    using Dot = DotFloat32;
+    static constexpr bool kInteger = false;
+};
+template <>
+struct Blocks<Format::kInt8> {
+    static constexpr int kK = 768, kSum = 768;
+    using Dot = DotInt8;
+    static constexpr bool kInteger = true;
+};
+template <>
+struct Blocks<Format::kInt4> {
+    static constexpr int kK = kInt4Block, kSum = kInt4Block;
+    using Dot = DotInt8;
+    static constexpr bool kInteger = true;
+};
+
+constexpr int kVecsPerPanel = kPanelWidth / kLanes;
+constexpr int kGroupWords = kInt4Group / 4;
+
+// Brings the panel that this thread needs next from memory into L2, a few lines at a time between the multiplications.
+// Without it a thread waits for the first rows of every panel. On two threads, percent of the FMA rate without and with
+// the prefetch across linears (benchmarks/percent_of_limit.py, neighbouring runs): 64x768x768 82 and 88, 128x2304x768
+// 83 and 90, 512x768x768 87 and 91.
+struct Prefetch {
+    const std::byte* next;
+    const std::byte* end;
+    int lines;  // every kPrefetchSteps words
+};
+constexpr int kPrefetchSteps = 16;
+constexpr int64_t kLineBytes = 64;
+
+// kRows x kTileVecs vectors of the output, over `words` words, with the sums in registers.
+template <class Dot, int kRows>
+FA_INLINE void multiply_tile(const int32_t* a, int64_t a_stride, const std::byte* panel, int words, Prefetch& prefetch,
+                             typename Dot::Sum (&sum)[kRows][kTileVecs]) {
+    for (int begin = 0; begin < words; begin += kPrefetchSteps) {
+        const int end = words - begin < kPrefetchSteps ? words : begin + kPrefetchSteps;
+        for (int line = 0; line < prefetch.lines && prefetch.next < prefetch.end; ++line, prefetch.next += kLineBytes)
+            __builtin_prefetch(prefetch.next, 0, 2);
+        for (int p = begin; p < end; ++p) {
+            // One row reads its weights once, at the rate of memory: ask for them 4 KiB ahead, across pages too.
+            if constexpr (kRows == 1)
+                for (int j = 0; j < kTileVecs; ++j)
+                    __builtin_prefetch(panel + int64_t{p + kPrefetchSteps} * kPanelWordBytes + j * kLineBytes);
+            Words b[kTileVecs];
+#pragma GCC unroll 8
+            for (int j = 0; j < kTileVecs; ++j)
+                b[j] = load_words(panel + int64_t{p} * kPanelWordBytes + j * kLineBytes);
+#pragma GCC unroll 8
+            for (int i = 0; i < kRows; ++i) {
+                const Words x = broadcast_word(a[i * a_stride + p]);
+#pragma GCC unroll 8
+                for (int j = 0; j < kTileVecs; ++j) sum[i][j] = Dot::step(sum[i][j], x, b[j]);
+            }
+        }
+    }
+}
+
+struct Tile {
+    const int32_t* a;        // first row, first word of this block
+    const std::byte* panel;  // first word of this block, first column of this tile
+    float* partial;          // [rows, 64] sums of this row block, first column of this tile
+    int words;
+    bool first, last;  // first or last block of k
+    int row, column;   // of the output
+};
+
+// The weights' sums, which int8_offset multiplied.
+FA_INLINE Words offset_of(const LinearArgs& args, int column) {
+    return mul_int(load_words(args.sums + column), broadcast_word(-kInt8Offset));
+}
+
+// Rows of sums to c: kVecs whole vectors of columns, or one of `n` columns.
+template <Format kFormat, Activation kActivation, int kVecs, bool kPart>
+FA_INLINE void finish_columns(const LinearArgs& args, const Tile& t, int rows, int first, int n) {
+    using Dot = typename Blocks<kFormat>::Dot;
+    const int column = t.column + first;
+    Vec bias[kVecs], scale[kVecs];
+#pragma GCC unroll 4
+    for (int j = 0; j < kVecs; ++j) {
+        const float* from = args.bias + column + j * kLanes;
+        bias[j] = !args.bias ? zero() : kPart ? load_partial(from, n) : load(from);
+        if constexpr (Blocks<kFormat>::kInteger) scale[j] = load(args.scales + column + j * kLanes);
+    }
+    for (int i = 0; i < rows; ++i) {
+        float* c = args.c + (t.row + i) * args.c_stride + column;
+        const float* residual = args.residual + (t.row + i) * args.residual_stride + column;
+#pragma GCC unroll 4
+        for (int j = 0; j < kVecs; ++j) {
+            const typename Dot::Sum sum = Dot::load_sum(t.partial + i * kPanelWidth + first + j * kLanes);
+            Vec y;
+            if constexpr (Blocks<kFormat>::kInteger)
+                y = mul(mul(to_float(sum), broadcast(args.a_scales[t.row + i])), scale[j]);
+            else
+                y = sum;
+            if (args.bias) y = add(y, bias[j]);
+            y = activate<kActivation>(y);
+            if (args.residual) y = add(kPart ? load_partial(residual, n) : load(residual + j * kLanes), y);
+            if constexpr (kPart)
+                store_partial(c, y, n);
+            else
+                store(c + j * kLanes, y);
+        }
+    }
+}
+
+// The sums of `rows` rows and kVecs vectors of columns, from t.partial to c. A function of its own: a tile runs through
+// it once, and compiling it into every tile made the library several times larger and no faster.
+template <Format kFormat, Activation kActivation>
+__attribute__((noinline)) void finish_rows(const LinearArgs& args, const Tile& t, int rows) {
+    const int columns = args.n - t.column;
+    if (columns >= kTileVecs * kLanes)
+        return finish_columns<kFormat, kActivation, kTileVecs, false>(args, t, rows, 0, 0);
+    for (int j = 0; j < columns; j += kLanes)
+        finish_columns<kFormat, kActivation, 1, true>(args, t, rows, j, columns - j < kLanes ? columns - j : kLanes);
+}
+
+template <Format kFormat>
+FA_INLINE void finish(const LinearArgs& args, const Tile& t, int rows) {
+    switch (args.activation) {
+        case Activation::kNone: return finish_rows<kFormat, Activation::kNone>(args, t, rows);
+        case Activation::kGeluErf: return finish_rows<kFormat, Activation::kGeluErf>(args, t, rows);
+        case Activation::kGeluTanh: return finish_rows<kFormat, Activation::kGeluTanh>(args, t, rows);
+        case Activation::kRelu: return finish_rows<kFormat, Activation::kRelu>(args, t, rows);
+        case Activation::kTanh: return finish_rows<kFormat, Activation::kTanh>(args, t, rows);
+        case Activation::kSilu: return finish_rows<kFormat, Activation::kSilu>(args, t, rows);
+    }
+}
+
+template <Format kFormat, int kRows>
+void tile(const LinearArgs& args, const Tile& t, Prefetch& prefetch) {
+    using Dot = typename Blocks<kFormat>::Dot;
+    constexpr int kSumBlock = Blocks<kFormat>::kSum;
+    typename Dot::Sum sum[kRows][kTileVecs];
+    if (t.last)  // ask for the lines of c, which are written at the end
+        for (int i = 0; i < kRows; ++i)
+            for (int j = 0; j < kTileVecs; ++j)
+                __builtin_prefetch(args.c + (t.row + i) * args.c_stride + t.column + j * kLanes, 1);
+    for (int k0 = 0; k0 == 0 || k0 < t.words; k0 += kSumBlock) {
+        const int words = t.words - k0 < kSumBlock ? t.words - k0 : kSumBlock;
+        const bool first = t.first && k0 == 0;
+#pragma GCC unroll 8
+        for (int j = 0; j < kTileVecs; ++j) {
+            typename Dot::Sum start = Dot::zero_sum();
+            if constexpr (Blocks<kFormat>::kInteger && kInt8Offset != 0)
+                if (first) start = offset_of(args, t.column + j * kLanes);
+#pragma GCC unroll 8
+            for (int i = 0; i < kRows; ++i) sum[i][j] = start;
+        }
+        multiply_tile<Dot, kRows>(t.a + k0, args.a_stride, t.panel + k0 * kPanelWordBytes, words, prefetch, sum);
+        if (!first)
+#pragma GCC unroll 8
+            for (int i = 0; i < kRows; ++i)
+#pragma GCC unroll 8
+                for (int j = 0; j < kTileVecs; ++j)
+                    sum[i][j] = Dot::add_sum(Dot::load_sum(t.partial + i * kPanelWidth + j * kLanes), sum[i][j]);
+#pragma GCC unroll 8
+        for (int i = 0; i < kRows; ++i)
+#pragma GCC unroll 8
+            for (int j = 0; j < kTileVecs; ++j) Dot::store_sum(t.partial + i * kPanelWidth + j * kLanes, sum[i][j]);
+    }
+    if (t.last) finish<kFormat>(args, t, kRows);
+}
+
+FA_INLINE int64_t panel_bytes(const LinearArgs& args, Format format) {
+    return format == Format::kInt4 ? args.words / kGroupWords * kInt4GroupBytes : args.words * kPanelWordBytes;
+}
+
+Prefetch prefetch_of(const LinearArgs& args, Format format) {
+    const int tiles = (args.m + kTileRows - 1) / kTileRows * (kVecsPerPanel / kTileVecs);
+    // A panel has panel_bytes / kLineBytes lines, and every tile walks over all its words.
+    const int lines = static_cast<int>(panel_bytes(args, format) / kLineBytes * kPrefetchSteps /
+                                       (args.words > 0 ? args.words : 1) / tiles) +
+                      1;
+    if (args.next_panel == nullptr || tiles < 4) return {nullptr, nullptr, 0};
+    const auto* next = static_cast<const std::byte*>(args.next_panel);
+    return {next, next + panel_bytes(args, format), lines};
+}
+
+using TileFunction = void (*)(const LinearArgs&, const Tile&, Prefetch&);
+
+// `words` words, from word k0 on, of an int4 panel as int8.
+FA_INLINE void unpack_panel(const std::byte* panel, int k0, int words, float* out) {
+    auto* to = reinterpret_cast<std::byte*>(out);
+    for (int p = 0; p < words; p += kGroupWords, to += kGroupWords * kPanelWordBytes) {
+        const std::byte* group = panel + (k0 + p) / kGroupWords * kInt4GroupBytes;
+        Words scale[kVecsPerPanel];
+        for (int j = 0; j < kVecsPerPanel; ++j)
+            scale[j] = load_int8(reinterpret_cast<const int8_t*>(group) + j * kLanes);
+        for (int w = 0; w < kGroupWords / 2; ++w)
+            for (int j = 0; j < kVecsPerPanel; ++j) {
+                Words low, high;
+                unpack_int4(load_words(group + kPanelWidth + w * kPanelWordBytes + j * kLineBytes), low, high);
+                store_words(to + w * kPanelWordBytes + j * kLineBytes, scale_int8(low, scale[j]));
+                store_words(to + (w + kGroupWords / 2) * kPanelWordBytes + j * kLineBytes, scale_int8(high, scale[j]));
+            }
+    }
+}
+
+// One row of an int4 panel: nibbles are multiplied as they are, and each group's sum with its scale. Sums are exact, so
+// this gives what the unpacked panel would.
+FA_INLINE void one_row_int4(const LinearArgs& args, const std::byte* panel, int column) {
+    constexpr int64_t kAhead = 4 * kInt4GroupBytes;
+    const auto* a = static_cast<const int32_t*>(args.a);
+    for (int j0 = 0; j0 < kVecsPerPanel; j0 += kTileVecs) {
+        Words sum[kTileVecs];
+        for (int j = 0; j < kTileVecs; ++j) sum[j] = offset_of(args, column + (j0 + j) * kLanes);
+        const std::byte* group = panel;
+        for (int p = 0; p < args.words; p += kGroupWords, group += kInt4GroupBytes) {
+            if (j0 == 0)
+                for (int64_t line = 0; line < kInt4GroupBytes; line += kLineBytes)
+                    __builtin_prefetch(group + kAhead + line);
+            Words dot[kTileVecs];
+            for (int j = 0; j < kTileVecs; ++j) dot[j] = zero_words();
+#pragma GCC unroll 4
+            for (int w = 0; w < kGroupWords / 2; ++w) {
+                const Words x = broadcast_word(a[p + w]), y = broadcast_word(a[p + w + kGroupWords / 2]);
+#pragma GCC unroll 8
+                for (int j = 0; j < kTileVecs; ++j) {
+                    Words low, high;
+                    unpack_int4(load_words(group + kPanelWidth + w * kPanelWordBytes + (j0 + j) * kLineBytes), low,
+                                high);
+                    dot[j] = dot_int8(dot_int8(dot[j], x, low), y, high);
+                }
+            }
+#pragma GCC unroll 8
+            for (int j = 0; j < kTileVecs; ++j)
+                sum[j] = add_int(
+                    sum[j], mul_int(dot[j], load_int8(reinterpret_cast<const int8_t*>(group) + (j0 + j) * kLanes)));
+        }
+        const Tile t{.a = nullptr,
+                     .panel = nullptr,
+                     .partial = args.scratch,
+                     .words = 0,
+                     .first = true,
+                     .last = true,
+                     .row = 0,
+                     .column = column + j0 * kLanes};
+        for (int j = 0; j < kTileVecs; ++j) store_words(t.partial + j * kLanes, sum[j]);
+        finish<Format::kInt4>(args, t, 1);
+    }
+}
+
+template <Format kFormat>
+void linear(const LinearArgs& args) {
+    static constexpr TileFunction tiles[kTileRows] = {tile<kFormat, 1>, tile<kFormat, 2>, tile<kFormat, 3>,
+                                                      tile<kFormat, 4>, tile<kFormat, 5>, tile<kFormat, 6>};
+    static_assert(kTileRows == 6 && kLinearRowBlock % kTileRows == 0);
+    constexpr int kKBlock = Blocks<kFormat>::kK;
+    Prefetch prefetch = prefetch_of(args, kFormat);
+    const auto* a = static_cast<const int32_t*>(args.a);
+    for (int panel = args.panel_begin; panel < args.panel_end; ++panel) {
+        const std::byte* weights = static_cast<const std::byte*>(args.panels) + panel * panel_bytes(args, kFormat);
+        if constexpr (kFormat == Format::kInt4)
+            if (args.m == 1) {
+                one_row_int4(args, weights, panel * kPanelWidth);
+                continue;
+            }
+        for (int block = 0; block < args.m; block += kLinearRowBlock) {
+            const int block_end = block + kLinearRowBlock < args.m ? block + kLinearRowBlock : args.m;
+            int k0 = 0;
+            do {
+                const int words = args.words - k0 < kKBlock ? args.words - k0 : kKBlock;
+                const std::byte* slice = weights + k0 * kPanelWordBytes;
+                if constexpr (kFormat == Format::kInt4) {
+                    float* unpacked = args.scratch + kLinearRowBlock * kPanelWidth;
+                    unpack_panel(weights, k0, words, unpacked);
+                    slice = reinterpret_cast<const std::byte*>(unpacked);
+                }
+                for (int row = block; row < block_end; row += kTileRows) {
+                    const int rows = block_end - row < kTileRows ? block_end - row : kTileRows;
+                    for (int j = 0; j < kVecsPerPanel; j += kTileVecs) {
+                        const Tile t{.a = a + row * args.a_stride + k0,
+                                     .panel = slice + j * kLineBytes,
+                                     .partial = args.scratch + (row - block) * kPanelWidth + j * kLanes,
+                                     .words = words,
+                                     .first = k0 == 0,
+                                     .last = k0 + words == args.words,
+                                     .row = row,
+                                     .column = panel * kPanelWidth + j * kLanes};
+                        tiles[rows - 1](args, t, prefetch);
+                    }
+                }
+                k0 += words;
+            } while (k0 < args.words);
+        }
+    }
+}
+
+}  // namespace
+}  // namespace fastattn::FASTATTN_TARGET

@@ -1,0 +1,192 @@
+#include "program/pack.h"
+
+#include <algorithm>
+#include <array>
+#include <cstring>
+#include <vector>
+
+#include "core/dtype.h"
+#include "core/error.h"
+
+namespace fastattn {
+namespace {
+
+constexpr int64_t kTile = 16;  // rows that are transposed and packed together
+
+// The blocks of neighbouring columns, none across two panels: work(column of the first, how many).
+template <class F>
+void for_column_blocks(int64_t first, int64_t n, const F& work) {
+    for (int64_t done = 0; done < n;) {
+        const int64_t lane = (first + done) % kPanelWidth;
+        const int64_t width = std::min({kTile, kPanelWidth - lane, n - done});
+        work(done, width);
+        done += width;
+    }
+}
+
+// x [k, n]: at most sixteen columns of a matrix, from column `first` on.
+void pack_block(const float* x, int64_t x_stride, int64_t n, const KernelTable& kernels, Weight& weight,
+                int64_t first) {
+    const int64_t k = weight.columns;
+    const bool scaled = weight.scales.bytes() > 0;
+    kernels.pack[static_cast<int>(weight.format)](
+        {.x = x,
+         .x_stride = x_stride,
+         .panel = weight.data.data() + first / kPanelWidth * ops::panel_bytes_of(weight.format, k),
+         .scales = scaled ? weight.scales.floats() + first : nullptr,
+         .sums = scaled ? reinterpret_cast<int32_t*>(weight.sums.floats()) + first : nullptr,
+         .k = static_cast<int32_t>(k),
+         .n = static_cast<int32_t>(n),
+         .words = ops::words_of(weight.format, k),
+         .lane = static_cast<int32_t>(first % kPanelWidth)});
+}
+
+}  // namespace
+
+void pack_float32(const float* src, int64_t k, int64_t n, float* panels, int64_t first) {
+    // 16 x 16 blocks: both sides then stay within a few cache lines.
+    for_column_blocks(first, n, [&](int64_t row, int64_t width) {
+        float* panel = panels + (first + row) / kPanelWidth * k * kPanelWidth + (first + row) % kPanelWidth;
+        for (int64_t p0 = 0; p0 < k; p0 += kTile)
+            for (int64_t p = p0; p < std::min(p0 + kTile, k); ++p)
+                for (int64_t i = 0; i < width; ++i) panel[p * kPanelWidth + i] = src[(row + i) * k + p];
+    });
+}
+
+std::array<int64_t, 3> bytes_of(const Weight& weight, const std::string& name) {
+    const bool matrix = weight.use == Weight::Use::kMatrix;
+    const bool table = weight.use == Weight::Use::kTable;
+    const bool scaled = weight.format == Format::kInt8 || weight.format == Format::kInt4;
+    if ((table && weight.format == Format::kInt4) || (!matrix && !table && weight.format != Format::kFloat32))
+        throw Error(ErrorKind::kConfig, "weight " + name + ": no such format for its use");
+    // A product of int8 over k sums at most 255 * 127 a term.
+    if (matrix && scaled && weight.columns > 65536)
+        throw Error(ErrorKind::kConfig, "weight " + name + ": int8 and int4 take at most 65536 input features");
+    const int64_t panels = (weight.rows + kPanelWidth - 1) / kPanelWidth;
+    const int64_t value_bytes = weight.format == Format::kFloat32 ? 4 : weight.format == Format::kBfloat16 ? 2 : 1;
+    return {matrix ? panels * ops::panel_bytes_of(weight.format, weight.columns)
+                   : weight.rows * weight.columns * value_bytes,
+            scaled ? panels * kPanelWidth * int64_t{sizeof(float)} : 0,
+            scaled && matrix ? panels * kPanelWidth * int64_t{sizeof(int32_t)} : 0};
+}
+
+void allocate(Weight& weight, const std::string& name) {
+    const auto [data, scales, sums] = bytes_of(weight, name);
+    weight.data = Buffer(static_cast<size_t>(data));
+    weight.scales = Buffer(static_cast<size_t>(scales));
+    weight.sums = Buffer(static_cast<size_t>(sums));
+}
+
+void pack_rows(const float* src, int64_t k, int64_t n, const KernelTable& kernels, Weight& weight, int64_t first) {
+    if (weight.format == Format::kFloat32) return pack_float32(src, k, n, weight.data.floats(), first);
+    std::vector<float> tile(static_cast<size_t>(k * kTile));
+    for_column_blocks(first, n, [&](int64_t row, int64_t width) {
+        for (int64_t p0 = 0; p0 < k; p0 += kTile)
+            for (int64_t i = 0; i < width; ++i)
+                for (int64_t p = p0; p < std::min(p0 + kTile, k); ++p) tile[p * kTile + i] = src[(row + i) * k + p];
+        pack_block(tile.data(), kTile, width, kernels, weight, first + row);
+    });
+}
+
+void pack_columns(const float* src, int64_t stride, int64_t n, const KernelTable& kernels, Weight& weight,
+                  int64_t first) {
+    for_column_blocks(first, n, [&](int64_t column, int64_t width) {
+        pack_block(src + column, stride, width, kernels, weight, first + column);
+    });
+}
+
+void pack_k_major(const float* src, int64_t first_k, int64_t n, int64_t columns, Weight& weight, int64_t first) {
+    const int64_t k = weight.columns;
+    for (int64_t column = 0; column < columns;) {
+        const int64_t at = first + column;
+        const int64_t lane = at % kPanelWidth;
+        const int64_t width = std::min<int64_t>(kPanelWidth - lane, columns - column);
+        float* panel = weight.data.floats() + at / kPanelWidth * k * kPanelWidth + lane;
+        for (int64_t i = 0; i < n; ++i)
+            std::memcpy(panel + (first_k + i) * kPanelWidth, src + i * columns + column,
+                        static_cast<size_t>(width) * 4);
+        column += width;
+    }
+}
+
+void pack_table(const float* src, int64_t n, const KernelTable& kernels, Weight& weight, int64_t first) {
+    const int64_t k = weight.columns;
+    if (weight.format == Format::kFloat32) {
+        std::memcpy(weight.data.floats() + first * k, src, static_cast<size_t>(n * k) * sizeof(float));
+        return;
+    }
+    const int64_t row_bytes = k * (weight.format == Format::kBfloat16 ? 2 : 1);
+    const int32_t n_words = ops::words_of(weight.format, k);
+    std::vector<int32_t> words(static_cast<size_t>(ops::quantized_stride(n_words)));
+    for (int64_t i = 0; i < n; ++i) {
+        float scale = 0.0f;
+        const QuantizeArgs args{.x = src + i * k,
+                                .x_stride = k,
+                                .out = words.data(),
+                                .out_stride = static_cast<int64_t>(words.size()),
+                                .scales = &scale,
+                                .rows = 1,
+                                .n = static_cast<int32_t>(k),
+                                .words = n_words,
+                                .offset = 0};
+        if (weight.format == Format::kBfloat16) {
+            kernels.quantize_bfloat16(args);
+        } else {
+            kernels.quantize_int8(args);
+            weight.scales.floats()[first + i] = scale;
+        }
+        std::memcpy(weight.data.data() + (first + i) * row_bytes, words.data(), static_cast<size_t>(row_bytes));
+    }
+}
+
+ops::Matrix Weight::matrix() const {
+    return {.format = format,
+            .panels = data.data(),
+            .scales = scales.floats(),
+            .sums = reinterpret_cast<const int32_t*>(sums.floats()),
+            .words = ops::words_of(format, columns),
+            .panel_bytes = ops::panel_bytes_of(format, columns),
+            .count = (rows + kPanelWidth - 1) / kPanelWidth};
+}
+
+void read_row(const Weight& weight, int64_t row, float* out) {
+    const int64_t k = weight.columns;
+    const std::byte* data = weight.data.data();
+    const bool matrix = weight.use == Weight::Use::kMatrix;
+    const float scale = weight.scales.bytes() > 0 ? weight.scales.floats()[row] : 1.0f;
+    const int64_t lane = row % kPanelWidth;
+    const std::byte* panel = data + row / kPanelWidth * ops::panel_bytes_of(weight.format, k);
+    // Where value p of the row lies, in a format of `size` bytes a value.
+    const auto at = [&](int64_t p, int64_t size) {
+        if (!matrix) return data + (row * k + p) * size;
+        const int64_t values = kWordBytes / size;
+        return panel + p / values * kPanelWordBytes + lane * kWordBytes + p % values * size;
+    };
+    switch (weight.format) {
+        case Format::kFloat32:
+            for (int64_t p = 0; p < k; ++p) std::memcpy(out + p, at(p, 4), 4);
+            return;
+        case Format::kBfloat16:
+            for (int64_t p = 0; p < k; ++p) {
+                uint16_t bits;
+                std::memcpy(&bits, at(p, 2), 2);
+                out[p] = float_from_bf16(bits);
+            }
+            return;
+        case Format::kInt8:
+            for (int64_t p = 0; p < k; ++p) out[p] = static_cast<float>(static_cast<int8_t>(*at(p, 1))) * scale;
+            return;
+        case Format::kInt4:
+            for (int64_t p = 0; p < k; ++p) {
+                const std::byte* group = panel + p / kInt4Group * kInt4GroupBytes;
+                const int64_t i = p % kInt4Group, half = kInt4Group / 2;
+                const auto both =
+                    std::to_integer<int>(group[kPanelWidth + i % half / 4 * kPanelWordBytes + lane * 4 + i % 4]);
+                const int q = (i < half ? both & 15 : both >> 4) - 8;
+                out[p] = static_cast<float>(q * static_cast<int8_t>(group[lane])) * scale;
+            }
+            return;
+    }
+}
+
+}  // namespace fastattn

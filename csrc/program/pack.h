@@ -1,0 +1,30 @@
+// From rows of floats to a Weight's own layout.
+#pragma once
+#include <array>
+#include <string>
+
+#include "program/weights.h"
+
+namespace fastattn {
+
+// Bytes of data, scales and sums. Throws Error(kConfig) where the format does not fit the use.
+std::array<int64_t, 3> bytes_of(const Weight& weight, const std::string& name);
+
+// Room for the weight's rows and columns in its format. Throws as bytes_of.
+void allocate(Weight& weight, const std::string& name);
+
+// src: [n, k] rows, as columns [first, first + n) of a matrix of k rows.
+void pack_rows(const float* src, int64_t k, int64_t n, const KernelTable& kernels, Weight& weight, int64_t first);
+void pack_float32(const float* src, int64_t k, int64_t n, float* panels, int64_t first);
+
+// src: [k, n], row stride `stride`, as the same columns.
+void pack_columns(const float* src, int64_t stride, int64_t n, const KernelTable& kernels, Weight& weight,
+                  int64_t first);
+
+// src: [n, columns], which are rows [first_k, first_k + n) of k of columns [first, first + columns); float32 only.
+void pack_k_major(const float* src, int64_t first_k, int64_t n, int64_t columns, Weight& weight, int64_t first);
+
+// src: [n, columns], as rows [first, first + n) of a table or vector.
+void pack_table(const float* src, int64_t n, const KernelTable& kernels, Weight& weight, int64_t first);
+
+}  // namespace fastattn

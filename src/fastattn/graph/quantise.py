@@ -1,0 +1,157 @@
+"""The number formats of weights and activations, as formulas: what csrc/kernels/quantize.cpp and pack.cpp do.
+
+Every operation is one of float32, rounded to nearest even, so the C++ gives these very bits on every target.
+
+    bfloat16  float32 with 16 bits of its 24 bits of mantissa cut off, rounded to nearest even
+    int8      a scale a row, the highest magnitude / 127
+    int4      a scale a row, and in each group of 32 along k an integer scale from -15 to 15; values are
+              scale * group scale * nibble, nibbles from -8 to 7
+
+A row with NaN or infinity has a NaN scale and zeros, and so gives NaN.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastattn.graph.ir import Program
+
+Float32 = NDArray[np.float32]
+
+SMALL_MATRIX = 64  # rows of a panel: a smaller matrix is not quantised
+INT4_GROUP = 32  # values along k that share an integer scale
+MOST_INT4_SCALE = 15  # -8 * 15 is an int8
+INT4_REACH = 2  # integer scales that are tried to either side
+_TINY = np.float32(2.0**-120)  # a row below it is 0: the inverse of its scale would overflow
+
+
+@dataclass(frozen=True, slots=True)
+class Quantised:
+    """Rows of integers with a scale a row: value [i, j] is values[i, j] * scales[i].
+
+    values: int8 [rows, n], of int4 the products of nibbles and group scales; scales: float32 [rows].
+    """
+
+    values: NDArray[np.int8]
+    scales: Float32
+
+    def floats(self) -> Float32:
+        """What the integers stand for, [rows, n]."""
+        with np.errstate(over="ignore"):  # the highest float32 of all may round up
+            result: Float32 = self.values.astype(np.float32) * self.scales[:, None]
+        return result
+
+
+def to_bfloat16(x: Float32) -> Float32:
+    """x rounded to bfloat16, still as float32; NaN stays NaN."""
+    bits = np.ascontiguousarray(x, np.float32).view(np.uint32)
+    rounded = bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))
+    kept = np.where(np.isnan(x), bits | np.uint32(0x400000), rounded) & np.uint32(0xFFFF0000)
+    result: Float32 = kept.view(np.float32)
+    return result
+
+
+def to_int8(x: Float32) -> Quantised:
+    """x [rows, n] as int8."""
+    highest, finite = _highest(x)
+    most = np.float32(127)
+    scales = np.where(finite, highest / most, np.float32(np.nan))
+    known = np.where(finite[:, None], x, np.float32(0))
+    return Quantised(np.rint(known * _inverse(highest, finite, most)[:, None]).astype(np.int8), scales)
+
+
+def to_int4(x: Float32) -> Quantised:
+    """x [rows, n] as int4."""
+    rows, n = x.shape
+    highest, finite = _highest(x)
+    most = np.float32(8 * MOST_INT4_SCALE)
+    scales = np.where(finite, highest / most, np.float32(np.nan))
+    column = np.where(finite, scales, np.float32(0))[:, None]
+    inverse = _inverse(highest, finite, most)[:, None]
+    groups = np.zeros((rows, -(-n // INT4_GROUP), INT4_GROUP), np.float32)
+    groups.reshape(rows, -1)[:, :n] = np.where(finite[:, None], x, np.float32(0))
+    best = _best_group_scales(groups, column, inverse)
+    values = (_nibbles(groups, inverse / best) * best[..., None]).reshape(rows, -1)[:, :n]
+    return Quantised(values.astype(np.int8), scales)
+
+
+def _best_group_scales(groups: Float32, column: Float32, inverse: Float32) -> Float32:
+    """Of the integer scales around the one that holds a group's highest magnitude, that with the least squared error.
+
+    Of equal ones the first. Its sign makes the highest a -8, of which there is no positive one.
+    """
+    top = groups.max(axis=2, initial=0.0)
+    bottom = (-groups).max(axis=2, initial=0.0)
+    sign = np.where(top < bottom, np.float32(1), np.float32(-1))
+    nearest = np.rint(np.maximum(top, bottom) * inverse * np.float32(0.125))
+    best = np.clip(nearest, 1, MOST_INT4_SCALE).astype(np.float32) * sign
+    least = np.full(best.shape, np.inf, np.float32)
+    for offset in range(-INT4_REACH, INT4_REACH + 1):
+        scale = np.clip(nearest + np.float32(offset), 1, MOST_INT4_SCALE).astype(np.float32) * sign
+        error = np.zeros(best.shape, np.float32)
+        differences = groups - _nibbles(groups, inverse / scale) * (column * scale)[..., None]
+        with np.errstate(over="ignore"):
+            for i in range(INT4_GROUP):
+                error = error + differences[..., i] * differences[..., i]
+        better = error < least
+        least, best = np.where(better, error, least), np.where(better, scale, best)
+    result: Float32 = best
+    return result
+
+
+def _nibbles(groups: Float32, factor: Float32) -> Float32:
+    result: Float32 = np.clip(np.rint(groups * factor[..., None]), -8, 7).astype(np.float32)
+    return result
+
+
+def _highest(x: Float32) -> tuple[Float32, NDArray[np.bool_]]:
+    """The highest magnitude of each row, and whether all of the row is finite (else the magnitude is 0)."""
+    finite: NDArray[np.bool_] = np.asarray(np.isfinite(x).all(axis=1))
+    highest = np.abs(np.where(finite[:, None], x, np.float32(0))).max(axis=1, initial=0.0)
+    return highest.astype(np.float32), finite
+
+
+def _inverse(highest: Float32, finite: NDArray[np.bool_], most: np.float32) -> Float32:
+    """What brings a row to magnitudes of at most `most`; 0 for a row that is 0 or too small."""
+    usable = finite & (highest > _TINY)
+    result: Float32 = np.where(usable, most / np.where(usable, highest, np.float32(1)), np.float32(0))
+    return result
+
+
+def dequantise(x: Float32, form: str) -> Float32:
+    """Weights [rows, n] as a format keeps them, as floats."""
+    if form == "float32":
+        return np.asarray(x, np.float32)
+    if form == "bfloat16":
+        return to_bfloat16(x)
+    return quantise(x, form).floats()
+
+
+def quantise(x: Float32, form: str) -> Quantised:
+    """x [rows, n] as "int8" or "int4"."""
+    return to_int8(x) if form == "int8" else to_int4(x)
+
+
+def weight_formats(program: Program, dtype: str, head_dtype: str | None = None) -> dict[str, str]:
+    """How each weight of a Program is kept in a dtype.
+
+    Vectors (biases, norms) and matrices of fewer than 64 rows (heads of classifiers) stay in float32: they cost
+    nothing. Tables have no int4, and are int8 then. head_dtype, if given, is that of the matrix that gives the logits,
+    and of the token embeddings that are tied to it.
+    """
+    head = {op.weights[0] for op in program.ops if op.kind == "linear" and op.output == program.outputs.get("logits")}
+    dtype = "float32" if dtype == "float64" else dtype  # as the checkpoint has it
+    formats = {}
+    for name, weight in program.weights.items():
+        wanted = head_dtype if head_dtype is not None and name in head else dtype
+        # of a part, so that stacking q, k and v changes nothing
+        small = weight.use == "matrix" and weight.shape[0] // len(weight.parts) < SMALL_MATRIX
+        if weight.use == "vector" or small:
+            wanted = "float32"
+        elif weight.use == "table" and wanted == "int4":
+            wanted = "int8"
+        formats[name] = wanted
+    return formats

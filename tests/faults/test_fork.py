@@ -1,0 +1,89 @@
+"""Fault 59: a fork while another thread is in the middle of native work, the very first of its process included."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.reference.checkpoints import write_gpt2
+
+# The parent has loaded everything and run nothing. Each child starts work in a thread and forks at a random moment of
+# it; the grandchild then does the same work. A grandchild that does not end is one that waits for a thread that it
+# does not have.
+SCRIPT = """
+import os, random, signal, sys, threading, time
+import numpy as np
+import fastattn as fa
+
+{setup}
+
+def grandchild_ends(delay):
+    started = threading.Event()
+
+    def first():
+        started.set()
+        work()
+
+    threading.Thread(target=first).start()
+    started.wait()
+    time.sleep(delay)
+    pid = os.fork()
+    if pid == 0:
+        signal.alarm(20)  # ends it, should it hang
+        work()
+        os._exit(0)
+    return os.waitpid(pid, 0)[1] == 0
+
+def ends(delay):
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0 if grandchild_ends(delay) else 1)
+    return os.waitpid(pid, 0)[1] == 0
+
+delays = random.Random(1)
+for i in range({tries}):
+    delay = delays.random() * {longest}
+    if not ends(delay):
+        sys.exit(f"try {{i}}: the grandchild forked after {{delay * 1e6:.0f}} us did not end")
+print("all ended")
+"""
+OPS = """
+from fastattn import ops
+x = np.ones((64, 64), np.float32)
+
+def work():
+    ops.matmul(x, x)
+"""
+MODEL = """
+lm = fa.AutoModelForCausalLM.from_pretrained(sys.argv[1], threads=2)
+
+def work():
+    lm(np.arange(40, dtype=np.int32), output_hidden_states=True)
+    lm.generate([1, 2, 3], max_new_tokens=4)
+"""
+
+
+def run_script(setup: str, folder: Path, *, tries: int, longest: float) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT.format(setup=setup, tries=tries, longest=longest), str(folder)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, "all ended\n"), done.stderr
+
+
+def test_fault_59_fork_in_the_first_op(tmp_path: Path) -> None:
+    run_script(OPS, tmp_path, tries=120, longest=4e-4)
+
+
+@pytest.mark.parametrize("longest", [2e-3, 2e-2])
+def test_fault_59_fork_in_the_first_step_of_a_model(tmp_path: Path, longest: float) -> None:
+    folder = write_gpt2(tmp_path, vocab_size=300, n_positions=64, n_embd=192, n_layer=2, n_head=4)
+    run_script(MODEL, folder, tries=80, longest=longest)

@@ -1,0 +1,131 @@
+"""bfloat16, int8 and int4 models: every op as the numpy executor says, whole models as close to it as float32 can be.
+
+Op by op, on the very inputs that the C++ had, only the roundings of float32 are left. In a whole model they can turn an
+activation's own rounding round, which moves the result far more than they do, though seldom in a model as small as
+these: so the naive float32 formula is run several times with other roundings, and its largest error counts.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from fastattn.checkpoint import open_checkpoint, read_tensor
+from fastattn.graph.executor import Executor
+from fastattn.graph.ir import Program, Step
+from fastattn.graph.numpy_executor import NumpyExecutor
+from fastattn.graph.quantise import weight_formats
+from fastattn.models.base import load_executor
+from fastattn.models.registry import BuiltModel, build
+from tests.reference.bounds import eps
+from tests.reference.op_by_op import check_every_op
+
+pytest.importorskip("torch")
+pytest.importorskip("transformers")
+from tests.reference import hf
+
+pytestmark = pytest.mark.torch
+
+DTYPES = ("bfloat16", "int8", "int4")
+# Widths that are no multiples of 4, of 32 or of 64, and matrices of more than 64 rows, so that all of them are rounded.
+GPT2 = {"vocab_size": 131, "n_positions": 140, "n_embd": 78, "n_head": 3, "n_layer": 2}
+BERT = {
+    "vocab_size": 131,
+    "hidden_size": 78,
+    "num_attention_heads": 3,
+    "num_hidden_layers": 2,
+    "intermediate_size": 101,
+    "max_position_embeddings": 140,
+}
+DISTIL = {"vocab_size": 131, "dim": 78, "n_heads": 3, "n_layers": 2, "hidden_dim": 101, "max_position_embeddings": 140}
+CASES: dict[str, tuple[str, Any, dict[str, Any]]] = {
+    "gpt2": ("GPT2LMHeadModel", "causal-lm", GPT2),
+    "gpt2-untied": ("GPT2LMHeadModel", "causal-lm", {**GPT2, "tie_word_embeddings": False, "n_inner": 101}),
+    "bert": ("BertModel", "encoder", BERT),
+    "bert-classify": ("BertForSequenceClassification", "sequence-classification", {**BERT, "num_labels": 3}),
+    "distilbert": ("DistilBertForSequenceClassification", "sequence-classification", DISTIL),
+    "roberta": ("RobertaForSequenceClassification", "sequence-classification", {**BERT, "num_labels": 5}),
+}
+LENGTHS = (1, 7, 130)
+N_NAIVE = 8
+N_ROUNDINGS = 8
+
+
+@pytest.fixture(params=CASES)
+def built(request: pytest.FixtureRequest, tmp_path: Path) -> BuiltModel:
+    model_class, task, options = CASES[request.param]
+    checkpoint = open_checkpoint(hf.save(hf.make(model_class, **options), tmp_path))
+    return build(checkpoint.config, checkpoint.tensors, task)
+
+
+def ragged(rng: np.random.Generator) -> Step:
+    ends = np.cumsum([0, *LENGTHS]).astype(np.int32)
+    return Step(
+        token_ids=rng.integers(5, 131, ends[-1]).astype(np.int32),
+        cu_seqlens=ends,
+        positions=np.concatenate([np.arange(n) for n in LENGTHS]).astype(np.int32),
+        wanted=np.arange(ends[-1], dtype=np.int32),
+    )
+
+
+def specification(built: BuiltModel, dtype: str) -> NumpyExecutor:
+    return NumpyExecutor(built.program, lambda part: read_tensor(built.tensors[part]), dtype=dtype)
+
+
+def weights_alone(program: Program, built: BuiltModel, dtype: str) -> Executor:
+    """Keys and values in float32, as the numpy executor has them."""
+    return load_executor(program, built.tensors, dtype=dtype, kv_dtype="float32", device="cpu", threads=2)
+
+
+def naive(built: BuiltModel, dtype: str, run: int) -> NumpyExecutor:
+    """The plain float32 formula; in all runs but the first, norms and biases are off by what N_ROUNDINGS come to."""
+    vectors = {part for weight in built.program.weights.values() if weight.use == "vector" for part in weight.parts}
+    rng = np.random.default_rng(run)
+
+    def load(part: str) -> NDArray[np.floating[Any]]:
+        tensor = read_tensor(built.tensors[part])
+        exact = part not in vectors or run == 0
+        return tensor if exact else tensor * (1 + N_ROUNDINGS * eps(np.float32) * rng.uniform(-1, 1, tensor.shape))
+
+    return NumpyExecutor(built.program, load, dtype=dtype, precision=np.float32)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_every_op(built: BuiltModel, dtype: str, rng: np.random.Generator) -> None:
+    formats = weight_formats(built.program, dtype)
+    assert {formats[op.weights[0]] for op in built.program.ops if op.kind == "linear"} >= {dtype}
+    check_every_op(built, ragged(rng), dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_whole_models(built: BuiltModel, dtype: str, rng: np.random.Generator) -> None:
+    step = ragged(rng)
+    found = weights_alone(built.program, built, dtype).run(step)
+    exact = specification(built, dtype).run(step)
+    runs = [naive(built, dtype, run).run(step) for run in range(N_NAIVE)]
+    for name, value in exact.items():
+        ours, theirs = distance(found[name], value), max(distance(run[name], value) for run in runs)
+        assert 0 < ours <= 2 * theirs, f"{name}: expected at most twice {theirs:.3g}, got {ours:.3g}"
+
+
+def distance(a: Any, b: Any) -> float:
+    """Root mean square of the differences."""
+    difference: NDArray[np.float64] = np.asarray(a, np.float64) - np.asarray(b, np.float64)
+    return float(np.sqrt(np.mean(difference**2)))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_dtype_shows(built: BuiltModel, dtype: str, rng: np.random.Generator) -> None:
+    """A model that was quietly kept in float32 would pass for a very good one: weights take the room they should."""
+    of_dtype, full = (
+        load_executor(built.program, built.tensors, dtype=name, device="cpu", threads=1) for name in (dtype, "float32")
+    )
+    bytes_of = {"bfloat16": 2, "int8": 1, "int4": 33 / 64}
+    matrices = sum(w.shape[0] * w.shape[1] for w in built.program.weights.values() if w.use == "matrix")
+    step = ragged(rng)
+    assert of_dtype.weight_bytes < full.weight_bytes - matrices * (4 - bytes_of[dtype]) / 2  # type: ignore[attr-defined]
+    assert any(distance(of_dtype.run(step)[name], value) > 0 for name, value in full.run(step).items())

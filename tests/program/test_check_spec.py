@@ -1,0 +1,280 @@
+"""A Program that the C++ executor cannot run is a ConfigError when it is given, never a crash when it is run."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fastattn import _core, runtime
+from fastattn.checkpoint import open_checkpoint
+from fastattn.errors import ConfigError, FastattnError
+from fastattn.graph.ir import Op, Program, Step, Value, Weight
+from fastattn.graph.numpy_executor import NumpyExecutor
+from fastattn.graph.quantise import weight_formats
+from fastattn.graph.rewrites import optimise, with_outputs, with_pooling
+from fastattn.models.registry import build
+from tests.program.test_rewrites import ragged_step
+from tests.reference.bounds import assert_close
+from tests.reference.checkpoints import write_bert, write_gpt2
+
+Spec = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A tiny model: its weights in C++, and Programs over them as C++ is given them."""
+
+    engine: _core.Engine
+    specs: tuple[Spec, ...]
+
+
+def loaded(folder: Path, family: str) -> Loaded:
+    writer, task = {"gpt2": (write_gpt2, "causal-lm"), "bert": (write_bert, "encoder")}[family]
+    checkpoint = open_checkpoint(writer(folder / family))
+    built = build(checkpoint.config, checkpoint.tensors, task)  # type: ignore[arg-type]
+    marked = with_outputs(built.traced, hidden_states=True, attentions=True)
+    programs = [built.program, optimise(marked), marked]
+    if task == "encoder":
+        programs += [optimise(with_pooling(built.traced, kind, normalize=True)) for kind in ("mean", "first")]
+    engine = _core.Engine(2)
+    for program in (built.program, marked):  # the fused weights and those as they are in the file
+        weights = {name: weight for name, weight in program.weights.items() if not engine.has(name)}
+        part = Program((), (), weights, {}, 0, 0, 0, 0, False)
+        runtime._load(engine, part.weights, built.tensors, weight_formats(part, "float32"))
+    return Loaded(engine, tuple(runtime._spec(program, "float32") for program in programs))
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> list[Loaded]:
+    folder = tmp_path_factory.mktemp("models")
+    return [loaded(folder, family) for family in ("gpt2", "bert")]
+
+
+def run(engine: _core.Engine, spec: Spec, *, cached: bool) -> list[Any]:
+    executor = _core.Executor(engine, spec)
+    step = ragged_step(np.random.default_rng(3))
+    caches = [executor.new_cache() for _ in range(3)] if cached else None
+    return executor.run(step.token_ids, step.cu_seqlens, step.positions, step.wanted, step.token_type_ids, caches)
+
+
+def test_the_programs_of_the_models_are_accepted(models: list[Loaded]) -> None:
+    for model in models:
+        for spec in model.specs:
+            for cached in (False, True):
+                assert len(run(model.engine, spec, cached=cached)) == len(spec["outputs"])
+
+
+NUMBERS = (-(2**31), -1, *range(8), 11, 12, 13, 20, 24, 36, 48, 257, 2**15, 2**31 - 1, 2**31, 2**62)
+KINDS = ("embedding", "add", "layer_norm", "linear", "activation", "slice", "attention", "attention_probs",
+         "gather_rows", "pool", "l2_normalize", "softmax")  # fmt: skip
+WORDS = ("tokens", "wanted", "sequences", "first", "last", "token_ids", "positions", "token_type_ids", "mean", "max",
+         "none", "relu", "")  # fmt: skip
+ATTRS = ("activation", "index", "which", "q_rows", "pool", "has_bias", "has_residual", "causal", "offset", "layer",
+         "n_head", "n_kv_head", "head_dim", "eps", "scale", "unheard")  # fmt: skip
+numbers = st.sampled_from(NUMBERS)
+small = st.integers(0, 40)
+anything = st.one_of(numbers, st.sampled_from(WORDS), st.booleans(), st.floats(), st.none(), st.just([]))
+
+
+def change_list(draw: Any, items: list[Any]) -> None:
+    """Another entry, one more or one less."""
+    what = draw(st.sampled_from(("set", "add", "drop", "swap")))
+    if what == "add" or not items:
+        items.append(draw(st.one_of(small, numbers)))
+    elif what == "drop":
+        items.pop(draw(st.integers(0, len(items) - 1)))
+    elif what == "swap":
+        items.reverse()
+    else:
+        items[draw(st.integers(0, len(items) - 1))] = draw(st.one_of(small, numbers))
+
+
+def change_op(draw: Any, spec: Spec) -> None:
+    index = draw(st.integers(0, len(spec["ops"]) - 1))
+    kind, inputs, output, weights, attrs = spec["ops"][index]
+    what = draw(st.sampled_from(("kind", "inputs", "output", "weights", "attr", "attr", "less", "drop", "twice")))
+    if what == "kind":
+        kind = draw(st.sampled_from(KINDS))
+    elif what == "inputs":
+        change_list(draw, inputs)
+    elif what == "output":
+        output = draw(st.one_of(small, numbers))
+    elif what == "weights":
+        change_list(draw, weights)
+    elif what == "attr":
+        own = [name for name in attrs if name != "width"]
+        attrs[draw(st.sampled_from([*own, *ATTRS]))] = draw(anything)
+    elif what == "less" and attrs:
+        attrs.pop(draw(st.sampled_from(sorted(attrs))))
+    elif what == "drop":
+        del spec["ops"][index]
+        return
+    elif what == "twice":
+        spec["ops"].insert(draw(st.integers(0, len(spec["ops"]))), copy.deepcopy(spec["ops"][index]))
+        return
+    spec["ops"][index] = (kind, inputs, output, weights, attrs)
+
+
+def change_value(draw: Any, spec: Spec) -> None:
+    index = draw(st.integers(0, len(spec["values"]) - 1))
+    rows, width = spec["values"][index]
+    if draw(st.booleans()):
+        rows = draw(st.sampled_from(("tokens", "wanted", "sequences", "else")))
+    else:
+        width = draw(st.one_of(small, numbers))
+    spec["values"][index] = (rows, width)
+
+
+def change_size(draw: Any, spec: Spec) -> None:
+    spec[draw(st.sampled_from(("n_layer", "n_kv_head", "head_dim", "max_positions")))] = draw(numbers)
+
+
+def change_names(draw: Any, spec: Spec) -> None:
+    if draw(st.booleans()):
+        change_list(draw, spec["outputs"])
+    else:
+        i, j = (draw(st.integers(0, len(spec["weights"]) - 1)) for _ in range(2))
+        spec["weights"][i] = spec["weights"][j]
+
+
+def drop_field(draw: Any, spec: Spec) -> None:
+    name = draw(st.sampled_from(sorted(spec)))
+    if draw(st.booleans()):
+        del spec[name]
+    else:
+        spec[name] = draw(anything)
+
+
+CHANGES: tuple[Callable[[Any, Spec], None], ...] = (
+    change_op, change_op, change_op, change_op, change_value, change_value, change_size, change_names, change_names,
+)  # fmt: skip
+
+
+@settings(max_examples=1500, deadline=None, derandomize=True, database=None)
+@given(data=st.data())
+def test_a_changed_program_is_refused_or_runs(models: list[Loaded], data: st.DataObject) -> None:
+    """Whatever is changed: a ConfigError, or a step that gives as many outputs, or an error of the step's own."""
+    model = data.draw(st.sampled_from(models))
+    spec = copy.deepcopy(data.draw(st.sampled_from(model.specs)))
+    for _ in range(data.draw(st.integers(1, 3))):
+        data.draw(st.sampled_from(CHANGES))(data.draw, spec)
+    if data.draw(st.integers(0, 19)) == 0:
+        drop_field(data.draw, spec)
+    try:
+        _core.Executor(model.engine, spec)
+    except ConfigError:
+        return
+    for cached in (False, True):
+        with contextlib.suppress(FastattnError):
+            assert len(run(model.engine, spec, cached=cached)) == len(spec["outputs"])
+
+
+def change_at(models: list[Loaded], kind: str, change: Callable[[list[Any], Spec], None]) -> tuple[_core.Engine, Spec]:
+    """A spec of which the first op of a kind was changed."""
+    for model in models:
+        for spec in model.specs:
+            for index, op in enumerate(spec["ops"]):
+                if op[0] == kind:
+                    changed = copy.deepcopy(spec)
+                    fields = list(changed["ops"][index])
+                    change(fields, changed)
+                    changed["ops"][index] = tuple(fields)
+                    return model.engine, changed
+    raise AssertionError(kind)
+
+
+def widen(fields: list[Any], spec: Spec) -> None:
+    rows, width = spec["values"][fields[2]]
+    spec["values"][fields[2]] = (rows, width + 1)
+
+
+def other_rows(fields: list[Any], spec: Spec) -> None:
+    rows, width = spec["values"][fields[2]]
+    spec["values"][fields[2]] = ("sequences" if rows == "tokens" else "tokens", width)
+
+
+def one_input_more(fields: list[Any], spec: Spec) -> None:
+    fields[1].append(0)
+
+
+def one_input_less(fields: list[Any], spec: Spec) -> None:
+    del fields[1][-1:]
+
+
+def one_weight_more(fields: list[Any], spec: Spec) -> None:
+    fields[3].append(0)
+
+
+def one_weight_less(fields: list[Any], spec: Spec) -> None:
+    del fields[3][-1:]
+
+
+@pytest.mark.parametrize("change", [widen, other_rows, one_input_more, one_input_less, one_weight_more])
+@pytest.mark.parametrize("kind", KINDS[:-1])
+def test_every_kind_of_op_is_checked(models: list[Loaded], kind: str, change: Any) -> None:
+    if change is one_input_less and kind == "embedding":
+        change = one_weight_less  # it has no inputs
+    engine, spec = change_at(models, kind, change)
+    with pytest.raises(ConfigError, match=r"^program: "):
+        _core.Executor(engine, spec)
+
+
+@pytest.mark.parametrize("kind", ["layer_norm", "linear", "embedding"])
+def test_a_weight_less_is_refused(models: list[Loaded], kind: str) -> None:
+    engine, spec = change_at(models, kind, one_weight_less)
+    with pytest.raises(ConfigError, match="weights, got"):
+        _core.Executor(engine, spec)
+
+
+def test_no_heads_are_refused(models: list[Loaded]) -> None:
+    engine, spec = change_at(models, "attention", lambda fields, spec: spec.update(n_kv_head=0))
+    with pytest.raises(ConfigError, match="at least one head"):
+        _core.Executor(engine, spec)
+
+
+@pytest.mark.parametrize("offset", [0, 8])
+def test_a_linear_that_reads_columns_of_its_residual(tmp_path: Path, offset: int) -> None:
+    """The result may not be written over the residual, since other columns of it are still to be read."""
+    rng, width, inner = np.random.default_rng(0), 200, 192
+    tensors = {"table": rng.normal(size=(31, width)), "matrix": rng.normal(size=(width, inner)) / inner**0.5}
+    single = {name: tensor.astype(np.float32) for name, tensor in tensors.items()}
+    program = Program(
+        values=(Value("tokens", width), Value("tokens", inner), Value("tokens", width), Value("tokens", width)),
+        ops=(
+            Op("embedding", (), 0, ("table",), {"index": "token_ids", "offset": 0}),
+            Op("slice", (0,), 1, (), {"offset": offset, "width": inner}),
+            Op("linear", (1, 0), 2, ("matrix",), {"activation": "none", "has_bias": False, "has_residual": True}),
+            Op("activation", (2,), 3, (), {"activation": "none"}),
+        ),
+        weights={
+            "table": Weight(("table",), "table", (31, width)),
+            "matrix": Weight(("matrix",), "matrix", (width, inner)),
+        },
+        outputs={"y": 3},
+        n_layer=0,
+        n_kv_head=1,
+        head_dim=1,
+        max_positions=100,
+        causal=False,
+    )
+    engine = _core.Engine(2)
+    for name, weight in program.weights.items():
+        path = tmp_path / name
+        single[name].tofile(path)
+        with open(path, "rb") as file:
+            engine.load(name, weight.use, "float32", [(file.fileno(), 0, "F32", *weight.shape, False, name)])
+    ids = rng.integers(0, 31, 60).astype(np.int32)
+    step = Step(ids, np.array([0, 60], np.int32), np.arange(60, dtype=np.int32), ids[:0])
+    expected = NumpyExecutor(program, lambda part: single[part]).run(step)["y"]
+    executor = _core.Executor(engine, runtime._spec(program, "float32"))
+    (found,) = executor.run(step.token_ids, step.cu_seqlens, step.positions, step.wanted)
+    assert_close(found, np.asarray(expected), program, longest=60)
