@@ -22,9 +22,10 @@ THREADS = 2
 def opened(library: str, model: str, name: str) -> tuple[Peer, Work, int]:
     """The library's model, the work of this name, and the size of its vocabulary."""
     pytest.importorskip("torch")
-    path, built = open_model(build(model))
+    built = open_model(build(model)).built
     work = next(work for work in works_of(built.task, built.config.max_positions) if work.name == name)
-    return load(library, Job(path, built.task, "float32", THREADS, Path())), work, built.config.vocab_size
+    job = Job(build(model), built.task, "float32", THREADS, Path())
+    return load(library, job), work, built.config.vocab_size
 
 
 @pytest.mark.parametrize("library", ["fastattn", "torch"])

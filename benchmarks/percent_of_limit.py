@@ -109,7 +109,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", nargs="+", default=[*MODELS, *PRODUCTS], metavar="ROW")
     parser.add_argument("--against", nargs="+", default=[], choices=OTHERS, metavar="LIBRARY")
-    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "int8", "int4"))
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=0.3, help="least time that a turn measures")
@@ -119,7 +119,7 @@ def arguments() -> argparse.Namespace:
         model, _, work = row.partition("/")
         if row in PRODUCTS or (model in MODELS and not work):
             continue
-        known = [w.name for w in works_of(open_model(build(model))[1].task, 10**6)] if model in MODELS else []
+        known = [w.name for w in works_of(open_model(build(model)).built.task, 10**6)] if model in MODELS else []
         if work not in known:
             parser.error(f"--rows: expected a model ({', '.join(MODELS)}), MODEL/WORK or a product, got {row!r}")
     return options

@@ -17,9 +17,12 @@ import pytest
 from fastattn.bench import libraries, machine, run
 from fastattn.bench.libraries import LIBRARIES
 from fastattn.bench.report import result_table
-from fastattn.bench.run import Options, bench_model, fingerprint
+from fastattn.bench.run import Options, bench_model, fingerprint, open_model
+from fastattn.bench.works import works_of
 from fastattn.cli import main
 from fastattn.errors import BenchError, InputError
+from fastattn.graph.cost import step_cost
+from fastattn.models.quantise import quantize
 from tests.bench.test_process import SOON, broken_torch, wait_for
 from tests.reference.checkpoints import write_bert, write_gpt2
 
@@ -78,9 +81,12 @@ def test_a_language_model(gpt2: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     for row in model["rows"]:
         ours = row["libraries"]["fastattn"]
         assert 0 < ours["best_s"] <= ours["median_s"]
-        assert ours["limit"]["operations"] == 2 * model["costs"][row["work"]]["multiply_adds"]
-        assert ours["limit"]["bytes"] == model["costs"][row["work"]]["bytes"]
         assert row["profile"]["ops"]
+    (decode,) = (row for row in model["rows"] if row["work"] == "decode-1")
+    program = open_model(gpt2).built.program
+    cost = step_cost(program, next(work for work in works_of("causal-lm", 16) if work.name == "decode-1").shape())
+    limit = decode["libraries"]["fastattn"]["limit"]
+    assert (limit["operations"], limit["bytes"]) == (cost.operations, cost.bytes)
     ElementTree.parse(picture)
     assert "decode-8" in picture.read_text()
 
@@ -110,7 +116,8 @@ def test_the_demo_models(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
         (("--against", "torch,tensorflow"), 2, "got 'tensorflow'"),
         (("--against", "torch:float8"), 2, "torch: expected a dtype of float32, bfloat16, got 'float8'"),
         (("--against", ","), 2, "argument --against: expected some of"),
-        (("--dtype", "float8"), 2, "argument --dtype: expected one of float32"),
+        (("--dtype", "float8"), 2, "argument --dtype: invalid choice: 'float8'"),
+        (("--kv-dtype", "int4"), 2, "argument --kv-dtype: invalid choice: 'int4'"),
         (("--machine", "-m", "x"), 2, "not allowed with argument"),
         (("--machine", "--against", "torch"), 2, "argument --machine: not allowed with"),
         (("--machine", "--works", "1x16"), 2, "argument --machine: not allowed with"),
@@ -214,6 +221,29 @@ def test_our_own_dtypes_beside_each_other(gpt2: Path) -> None:
     """ "fastattn:float32" is the same library again; with the dtype of the run there is nothing to compare."""
     bench = bench_model(gpt2, options(against=("fastattn:float32",), works=("decode-1",)))
     assert list(bench.rows[0].turns) == ["fastattn"]
+
+
+@pytest.mark.parametrize(("dtype", "kv_dtype"), [("bfloat16", None), ("int8", "float32"), ("int4", None)])
+def test_other_dtypes(tmp_path: Path, dtype: str, kv_dtype: str | None) -> None:
+    path = write_gpt2(tmp_path / "m", n_embd=96, vocab_size=200)
+    bench = bench_model(
+        path, options(dtype=dtype, kv_dtype=kv_dtype, works=("decode-1",), against=("fastattn:float32",))
+    )
+    assert (bench.dtype, bench.kv_dtype) == (dtype, kv_dtype or {"int4": "int8"}.get(dtype, dtype))
+    (row,) = bench.rows
+    assert list(row.turns) == ["fastattn", "fastattn:float32"]
+    assert row.limit("fastattn").bytes < 96 * 96 * 12 * 2 * 4  # of the float32 matrices alone
+
+
+def test_a_quantised_checkpoint(tmp_path: Path) -> None:
+    source = write_gpt2(tmp_path / "m", n_embd=96, vocab_size=200)
+    quantize(source, tmp_path / "q", dtype="int8")
+    bench = bench_model(tmp_path / "q", options(works=("decode-1",), against=("torch",)))
+    assert bench.dtype == "int8"
+    assert bench.left_out == ["torch: cannot read this quantised checkpoint"]
+    assert list(bench.rows[0].turns) == ["fastattn"]
+    with pytest.raises(InputError, match="is quantised to int8, got 'int4'"):
+        bench_model(tmp_path / "q", options(dtype="int4"))
 
 
 def test_refused_before_any_process(gpt2: Path, tmp_path: Path) -> None:

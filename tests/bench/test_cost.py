@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import fastattn as fa
-from fastattn.graph.cost import Cost, StepShape, op_cost, op_format, step_cost
+from fastattn.graph.cost import Cost, Formats, StepShape, op_cost, op_format, step_cost
 from fastattn.graph.ir import Op, Program
 from tests.reference.checkpoints import write_bert, write_gpt2
 
@@ -35,9 +35,9 @@ def test_a_linear(gpt2: Program) -> None:
     # Scales a row of int8 and int4, and a byte a group of 32 of int4; the bias is float32.
     sizes = {"bfloat16": 12 * 48 * 2, "int8": 12 * 48 + 48 * 4, "int4": 12 * 48 * (1 / 2 + 1 / 32) + 48 * 4}
     for kept, n_bytes in sizes.items():
-        assert op_cost(gpt2, op, shape, {op.weights[0]: kept}) == Cost(7 * 12 * 48, n_bytes + 48 * 4)
-        assert op_format(op, {op.weights[0]: kept}) == kept
-    assert op_format(op, {}) == "float32"
+        assert op_cost(gpt2, op, shape, Formats({op.weights[0]: kept})) == Cost(7 * 12 * 48, n_bytes + 48 * 4)
+        assert op_format(op, Formats({op.weights[0]: kept})) == kept
+    assert op_format(op, Formats()) == "float32"
     head = named(gpt2, "linear", "wte")
     assert op_cost(gpt2, head, StepShape((3, 4), wanted=1)) == Cost(2 * 12 * 31, 12 * 31 * 4)
     assert op_cost(gpt2, head, StepShape((3, 4), wanted=0)) == Cost(7 * 12 * 31, 12 * 31 * 4)
@@ -47,7 +47,9 @@ def test_a_linear(gpt2: Program) -> None:
 def test_what_is_read_and_not_multiplied(gpt2: Program) -> None:
     shape = StepShape((3, 4))
     assert op_cost(gpt2, named(gpt2, "embedding", "wte"), shape) == Cost(0, 7 * 12 * 4)
-    assert op_cost(gpt2, named(gpt2, "embedding", "wte"), shape, {"wte.weight": "int8"}) == Cost(0, 7 * (12 + 4))
+    assert op_cost(gpt2, named(gpt2, "embedding", "wte"), shape, Formats({"wte.weight": "int8"})) == Cost(
+        0, 7 * (12 + 4)
+    )
     assert op_cost(gpt2, named(gpt2, "layer_norm", "ln_f"), shape) == Cost(0, 2 * 12 * 4)
     assert op_cost(gpt2, named(gpt2, "add"), shape) == Cost()
 
@@ -98,11 +100,14 @@ def test_nothing_to_do_costs_nothing(gpt2: Program) -> None:
     assert step_cost(gpt2, StepShape((0,), (7,))).multiply_adds == 0
 
 
-def test_attention_is_float32_in_every_dtype(gpt2: Program) -> None:
-    formats = dict.fromkeys(gpt2.weights, "int8")
-    op = named(gpt2, "attention")
-    assert op_format(op, formats) == "float32"
-    assert op_cost(gpt2, op, StepShape((2,), (5,)), formats) == op_cost(gpt2, op, StepShape((2,), (5,)))
+def test_keys_and_values_have_a_format_of_their_own(gpt2: Program) -> None:
+    op, shape = named(gpt2, "attention"), StepShape((2,), (5,))
+    full = op_cost(gpt2, op, shape, Formats(dict.fromkeys(gpt2.weights, "int8")))
+    assert full == op_cost(gpt2, op, shape)
+    # Keys and values of 5 positions in 3 heads of 4 elements; int8 has a scale each.
+    for kept, n_bytes in {"float32": 4 * 4, "bfloat16": 4 * 2, "int8": 4 + 4}.items():
+        assert op_format(op, Formats(kv=kept)) == kept
+        assert op_cost(gpt2, op, shape, Formats(kv=kept)) == Cost(full.multiply_adds, 0, 2 * 3 * 5 * n_bytes)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8", "int4"])

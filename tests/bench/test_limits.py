@@ -9,7 +9,7 @@ import pytest
 
 from fastattn import limits
 from fastattn.errors import InputError
-from fastattn.graph.cost import ELEMENT_BYTES, Cost, StepShape, step_cost
+from fastattn.graph.cost import ELEMENT_BYTES, Cost, Formats, StepShape, step_cost
 from fastattn.graph.ir import Op, Program, Value, Weight
 from fastattn.limits import PRODUCTS, LeastTime, Limits, least_time, measure, step_least_time
 
@@ -86,10 +86,10 @@ def test_a_step_is_bound_by_its_sums() -> None:
     machine = Limits(1, {"float32": 1e-3}, 1e-3)
     shape = StepShape((3,))
     cost = step_cost(program, shape)
-    least = step_least_time(program, shape, {}, machine)
+    least = step_least_time(program, shape, Formats(), machine)
     assert cost == Cost(3 * (8 * 4 + 4 * 1000), 4 * (3 * 8 + 8 * 4 + 4 * 1000))
     # Sums of the same few integers over the same rate, in another order: equal up to their own roundings.
     assert least.compute_seconds == pytest.approx(cost.operations / 1e6, rel=len(program.ops) * 2.0**-50)
-    mixed = step_least_time(program, shape, {"b": "int8"}, Limits(1, {"float32": 1e-3, "int8": 4e-3}, 1e-3))
+    mixed = step_least_time(program, shape, Formats({"b": "int8"}), Limits(1, {"float32": 1e-3, "int8": 4e-3}, 1e-3))
     assert mixed.compute_seconds == pytest.approx(2 * 3 * (8 * 4 + 4 * 1000 / 4) / 1e6, rel=4 * 2.0**-50)
     assert least.memory_seconds == pytest.approx(cost.bytes / 1e6, rel=len(program.ops) * 2.0**-50)

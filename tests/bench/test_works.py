@@ -51,7 +51,7 @@ def test_every_context_holds_its_work(task: str, context: int) -> None:
 
 
 def test_a_decode_costs_the_mean_of_its_steps(tmp_path: Path) -> None:
-    _, built = open_model(write_gpt2(tmp_path / "m"))
+    built = open_model(write_gpt2(tmp_path / "m")).built
     work = Work("decode", "decode", (3, 5), n_new=9)
     steps = [StepShape((1, 1), (3 + t, 5 + t), wanted=1) for t in range(work.n_new - 1)]
     total = sum((step_cost(built.program, step) for step in steps), Cost())
@@ -63,13 +63,13 @@ def test_choosing() -> None:
     works = works_of("encoder", 512)
     assert choose(works, None) == works
     assert [work.name for work in choose(works, ["8x128", "1x16"])] == ["1x16", "8x128"]
-    with pytest.raises(InputError, match="works: expected some of 1x16, .*, got '2x16'"):
+    with pytest.raises(InputError, match=r"works: expected some of 1x16, .*, got '2x16'"):
         choose(works, ["2x16"])
 
 
 def test_the_head_that_a_checkpoint_has(tmp_path: Path) -> None:
-    assert open_model(write_gpt2(tmp_path / "gpt2"))[1].task == "causal-lm"
-    assert open_model(write_bert(tmp_path / "bert"))[1].task == "sequence-classification"
+    assert open_model(write_gpt2(tmp_path / "gpt2")).built.task == "causal-lm"
+    assert open_model(write_bert(tmp_path / "bert")).built.task == "sequence-classification"
     with pytest.raises(ConfigError, match="hidden_size"):
         open_model(_broken(tmp_path / "bad"))
 

@@ -23,19 +23,21 @@ from fastattn.errors import BenchError, ConfigError, InputError
 from fastattn.models.base import DTYPES
 from fastattn.models.names import Task
 from fastattn.models.registry import BuiltModel, build, find_family
+from fastattn.runtime import default_kv_dtype
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
     """What to measure and how long.
 
-    threads: of every library; dtype, kv_dtype: as of `from_pretrained`; against: libraries, each by name or as "name:dtype"; works: names of work, None for all;
-    rounds: steady turns of each library; seconds: the least time of a turn; keep: where converted models stay, None for
-    a temporary folder; timeout: seconds that a library may take for one answer or conversion.
+    threads: of every library; dtype, kv_dtype: as of `from_pretrained`; against: libraries, each by name or as
+    "name:dtype"; works: names of work, None for all; rounds: steady turns of each library; seconds: the least time of a
+    turn; keep: where converted models stay, None for a temporary folder; timeout: seconds that a library may take for
+    one answer or conversion.
     """
 
     threads: int
-    dtype: str = "float32"
+    dtype: str | None = None
     kv_dtype: str | None = None
     against: tuple[str, ...] = ()
     works: tuple[str, ...] | None = None
@@ -53,7 +55,7 @@ class ModelBench:
     path: Path
     task: Task
     dtype: str
-    kv_dtype: str | None
+    kv_dtype: str
     threads: int
     parameters: int
     rows: list[Row] = field(default_factory=list)
@@ -89,78 +91,29 @@ def check_libraries(names: Sequence[str]) -> None:
             raise InputError(f"{name}: expected a dtype of {', '.join(LIBRARIES[name].dtypes)}, got {dtype!r}")
 
 
-def open_model(path_or_id: str | Path) -> tuple[Path, BuiltModel]:
-    """The folder of a model and its Program, with the head that it has; no weight is read.
+@dataclass(frozen=True, slots=True)
+class OpenModel:
+    """A model before its weights are read; quantised: the dtype that its files are quantised to, if they are."""
+
+    path: Path
+    built: BuiltModel
+    quantised: str | None
+
+
+def open_model(path_or_id: str | Path) -> OpenModel:
+    """Find a model, and its Program with the head that it has.
 
     Raises ConfigError, ModelFormatError, ModelNotFoundError, HubError.
     """
     path = resolve(path_or_id)
     checkpoint = open_checkpoint(path)
-    if "causal-lm" in find_family(checkpoint.config).tasks:
-        return path, build(checkpoint.config, checkpoint.tensors, "causal-lm")
-    with contextlib.suppress(ConfigError):  # of a checkpoint without a head, too
-        return path, build(checkpoint.config, checkpoint.tensors, "sequence-classification")
-    return path, build(checkpoint.config, checkpoint.tensors, "encoder")
-
-
-def bench_model(path_or_id: str | Path, options: Options, *, say: Callable[[str], None] | None = None) -> ModelBench:
-    """Measure a model. `say` gets a line for each step of the way.
-
-    Raises InputError, BenchError and what opening the model raises. What fails in another library is in the result.
-    """
-    say = say or (lambda line: None)
-    check_libraries(options.against)
-    if options.dtype not in DTYPES["cpu"]:
-        raise InputError(f"dtype: expected one of {', '.join(DTYPES['cpu'])}, got {options.dtype!r}")
-    path, built = open_model(path_or_id)
-    works = choose(works_of(built.task, built.config.max_positions), None if options.works is None
-                   else list(options.works))  # fmt: skip
-    parameters = sum(math.prod(info.shape) for info in {t.name: t for t in built.tensors.values()}.values())
-    bench = ModelBench(
-        path.name, path, built.task, options.dtype, options.kv_dtype, options.threads, parameters
-    )
-    with ExitStack() as stack:
-        folder = options.keep or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fastattn-bench-")))
-        job = Job(path, built.task, options.dtype, options.threads, folder / f"{path.name}-{fingerprint(path)}",
-                  options.kv_dtype)  # fmt: skip
-        workers = _start_all(bench, job, options, stack, say)
-        for work in works:
-            say(f"{bench.name}: {work.name}")
-            row = _measure(work, built, options, workers)
-            bench.rows.append(row)
-    return bench
-
-
-def fingerprint(path: Path) -> str:
-    """A word for the files of a checkpoint: what was converted from others is not used for them."""
-    files = sorted([*path.glob("*.safetensors"), path / "config.json"])
-    found = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.exists()]
-    return hashlib.sha256(repr(found).encode()).hexdigest()[:12]
-
-
-def _start_all(
-    bench: ModelBench, job: Job, options: Options, stack: ExitStack, say: Callable[[str], None]
-) -> dict[str, Any]:
-    """A process for fastattn and for every library that is here and could convert the model."""
-    workers: dict[str, Any] = {OURS: _start(OURS, job, options.timeout, stack)}
-    for text in options.against:
-        name, _, dtype = text.partition(":")
-        dtype = dtype or options.dtype
-        label = name if dtype == options.dtype else f"{name}:{dtype}"
-        if label in workers:
-            continue
-        packages = missing(name)
-        if packages:
-            bench.left_out.append(f"{name}: not installed (pip install {' '.join(packages)})")
-            continue
-        say(f"{bench.name}: preparing {label}")
-        own = Job(job.path, job.task, dtype, job.threads, job.folder)
-        failure = process.convert_apart(name, own, options.timeout)
-        if failure is not None:
-            bench.left_out.append(f"{label}: {failure}")
-        else:
-            workers[label] = _start(name, own, options.timeout, stack)
-    return workers
+    quantised = None if checkpoint.quantised is None else checkpoint.quantised.dtype
+    task: Task = "causal-lm" if "causal-lm" in find_family(checkpoint.config).tasks else "encoder"
+    if task == "encoder":
+        with contextlib.suppress(ConfigError):  # of a checkpoint without a head, too
+            built = build(checkpoint.config, checkpoint.tensors, "sequence-classification")
+            return OpenModel(path, built, quantised)
+    return OpenModel(path, build(checkpoint.config, checkpoint.tensors, task), quantised)
 
 
 class _Patient:
@@ -180,7 +133,74 @@ def _start(library: str, job: Job, timeout: float, stack: ExitStack) -> _Patient
     return _Patient(worker, timeout)
 
 
-def _measure(work: Work, built: BuiltModel, options: Options, workers: dict[str, Any]) -> Row:
+def bench_model(path_or_id: str | Path, options: Options, *, say: Callable[[str], None] | None = None) -> ModelBench:
+    """Measure a model. `say` gets a line for each step of the way.
+
+    Raises InputError, BenchError and what opening the model raises. What fails in another library is in the result.
+    """
+    say = say or (lambda line: None)
+    check_libraries(options.against)
+    if options.dtype not in (None, *DTYPES["cpu"]):
+        raise InputError(f"dtype: expected one of {', '.join(DTYPES['cpu'])}, got {options.dtype!r}")
+    model = open_model(path_or_id)
+    path, built = model.path, model.built
+    if model.quantised is not None and options.dtype not in (None, model.quantised):
+        raise InputError(f"dtype: {path} is quantised to {model.quantised}, got {options.dtype!r}")
+    dtype = model.quantised or options.dtype or "float32"
+    works = choose(works_of(built.task, built.config.max_positions), None if options.works is None
+                   else list(options.works))  # fmt: skip
+    parameters = sum(math.prod(info.shape) for info in {t.name: t for t in built.tensors.values()}.values())
+    kv_dtype = options.kv_dtype or default_kv_dtype(dtype)
+    bench = ModelBench(path.name, path, built.task, dtype, kv_dtype, options.threads, parameters)
+    with ExitStack() as stack:
+        folder = options.keep or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fastattn-bench-")))
+        own = folder / f"{path.name}-{fingerprint(path)}"
+        job = Job(path, built.task, dtype, options.threads, own, kv_dtype)
+        workers = {OURS: _start(OURS, job, options.timeout, stack)}
+        if model.quantised is None:
+            workers |= _start_others(bench, job, options, stack, say)
+        else:
+            bench.left_out.extend(f"{name}: cannot read this quantised checkpoint" for name in options.against)
+        for work in works:
+            say(f"{bench.name}: {work.name}")
+            row = _measure(work, built, options, workers)
+            bench.rows.append(row)
+    return bench
+
+
+def fingerprint(path: Path) -> str:
+    """A word for the files of a checkpoint: what was converted from others is not used for them."""
+    files = sorted([*path.glob("*.safetensors"), path / "config.json"])
+    found = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.exists()]
+    return hashlib.sha256(repr(found).encode()).hexdigest()[:12]
+
+
+def _start_others(
+    bench: ModelBench, job: Job, options: Options, stack: ExitStack, say: Callable[[str], None]
+) -> dict[str, _Patient]:
+    """A process for every library that is here and could convert the model."""
+    workers: dict[str, _Patient] = {}
+    for text in options.against:
+        name, _, dtype = text.partition(":")
+        dtype = dtype or job.dtype
+        label = name if dtype == job.dtype else f"{name}:{dtype}"
+        if label in (OURS, *workers):
+            continue
+        packages = missing(name)
+        if packages:
+            bench.left_out.append(f"{name}: not installed (pip install {' '.join(packages)})")
+            continue
+        say(f"{bench.name}: preparing {label}")
+        own = Job(job.path, job.task, dtype, job.threads, job.folder)
+        failure = process.convert_apart(name, own, options.timeout)
+        if failure is not None:
+            bench.left_out.append(f"{label}: {failure}")
+        else:
+            workers[label] = _start(name, own, options.timeout, stack)
+    return workers
+
+
+def _measure(work: Work, built: BuiltModel, options: Options, workers: dict[str, _Patient]) -> Row:
     command = {
         "name": work.name,
         "kind": work.kind,

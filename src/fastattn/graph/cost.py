@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from fastattn.graph.ir import Op, Program
 from fastattn.graph.quantise import INT4_GROUP
 
-
 # Bytes of an element, and of the scale of a row of a weight, a key or a value; int4 has a byte of scale a group, too.
 ELEMENT_BYTES: Mapping[str, float] = {"float32": 4, "bfloat16": 2, "int8": 1, "int4": 0.5 + 1 / INT4_GROUP}
 SCALE_BYTES: Mapping[str, int] = {"float32": 0, "bfloat16": 0, "int8": 4, "int4": 4}
