@@ -123,7 +123,7 @@ def bench() -> ModelBench:
     limit = Limit(0.5, 1.0, 40e9, 10e9)
     row = Row("decode-1", "tokens", 1, {"fastattn": [Turn(limit, limit, [1.25])], "torch": [Turn(limit, limit, [2.0])]})
     row.profile = {"limits": {"rates": {"float32": 80.0}, "read_gbps": 10.0}}
-    return ModelBench("m", Path("m"), "causal-lm", "float32", 2, 1000, [row])
+    return ModelBench("m", Path("m"), "causal-lm", "float32", "float32", 2, 1000, [row])
 
 
 def test_points_of_a_row() -> None:
