@@ -53,6 +53,20 @@ def test_info() -> None:
     assert run("--version").stdout.strip() == f"fastattn {fastattn.__version__}"
 
 
+def test_kv_dtype(bert: Path) -> None:
+    """What the command says is what the library says with the same dtypes of keys and values."""
+    found = {}
+    for kv_dtype in (None, "float32", "int8"):
+        flags = () if kv_dtype is None else ("--kv-dtype", kv_dtype)
+        done = run("embed", "-m", bert, *flags, "--json", "-p", "the hello hello")
+        assert done.returncode == 0
+        found[kv_dtype] = np.array(json.loads(done.stdout)["embedding"], np.float32)
+        model = fastattn.SentenceTransformer(bert, kv_dtype=kv_dtype)
+        np.testing.assert_array_equal(found[kv_dtype], model.encode("the hello hello"))
+    np.testing.assert_array_equal(found[None], found["float32"])
+    assert (found["int8"] != found["float32"]).any()
+
+
 def test_generate(gpt2: Path) -> None:
     options = ("-m", gpt2, "--device", "numpy", "-n", 12, "--seed", 4)
     streamed = run("generate", *options, "-p", "the hello")
@@ -143,6 +157,8 @@ def test_embed(tmp_path: Path) -> None:
         (("generate", "-p", "a", "--stop", ""), 2, "argument --stop: expected 1 to 1000 characters"),
         (("generate", "-p", "a", "--threads", "0"), 2, "argument --threads: expected at least 1"),
         (("generate", "-p", "a", "--dtype", "float8"), 2, "argument --dtype"),
+        (("generate", "-p", "a", "--kv-dtype", "int4"), 2, "argument --kv-dtype"),
+        (("generate", "-p", "a", "--kv-dtype", "int8", "--device", "numpy"), 1, "kv_dtype: expected None on numpy"),
         (("generate", "-p", "a", "--dtype", "float64"), 2, "argument --dtype: float64 needs --device numpy"),
         (("generate", "-p", "a", "-m", ""), 2, "argument -m/--model: expected a folder"),
         (("generate", "-f", ""), 2, "argument -f/--file: expected a file"),
