@@ -208,7 +208,7 @@ class _Auto(Generic[_Loaded]):
 
         dtype: how weights are held, "float32", "bfloat16", "int8" or "int4" (activations are rounded with them); None
         is that of a quantised checkpoint, else "float32". kv_dtype: how keys and values are kept: "float32", "bfloat16"
-        or "int8"; None is like dtype (int8 beside int4). head_dtype: another dtype for the matrix that gives the logits.
+        or "int8"; None is like dtype (int8 beside int4). head_dtype: another one for the matrix that gives the logits.
         device: "cpu", or "numpy" for the float64 specification. threads: None is what the process may use: the CPUs of
         its affinity mask, at most the CPU quota of its cgroup. revision, cache_dir, local_files_only and token are for
         hub ids, as in huggingface_hub. Raises ConfigError, ModelFormatError, OSError, InputError.
