@@ -5,33 +5,42 @@ Both libraries share one process here; percent_of_limit.py gives each its own an
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-import peers
+from fastattn.bench.libraries import Job, Peer, load
+from fastattn.bench.run import open_model
+from fastattn.bench.works import Work, works_of
 from make_models import build
-from work import WORKS
 
 pytestmark = pytest.mark.bench
 THREADS = 2
 
 
-@pytest.mark.parametrize("library", ["fastattn", "torch"])
-@pytest.mark.parametrize("name", ["gpt2-prefill-512", "bert-1x128", "bert-8x128", "bert-ragged", "minilm-1x16"])
-def bench_forward(benchmark: Any, name: str, library: str) -> None:
+def opened(library: str, model: str, name: str) -> tuple[Peer, Work, int]:
+    """The library's model, the work of this name, and the size of its vocabulary."""
     pytest.importorskip("torch")
-    work = WORKS[name]
-    peer = peers.load(library, build(work.model), THREADS)
+    built = open_model(build(model)).built
+    work = next(work for work in works_of(built.task, built.config.max_positions) if work.name == name)
+    job = Job(build(model), built.task, "float32", THREADS, Path())
+    return load(library, job), work, built.config.vocab_size
+
+
+@pytest.mark.parametrize("library", ["fastattn", "torch"])
+@pytest.mark.parametrize(
+    "name", ["gpt2/prefill-512", "bert-base/1x128", "bert-base/8x128", "bert-base/ragged-32", "minilm-l6/1x16"]
+)
+def bench_forward(benchmark: Any, name: str, library: str) -> None:
+    peer, work, vocab_size = opened(library, *name.split("/"))
     benchmark.group = name
-    benchmark.pedantic(peer.forward, args=(work.inputs(),), rounds=5, warmup_rounds=1)
+    benchmark.pedantic(peer.forward, args=(work.ids(vocab_size),), rounds=5, warmup_rounds=1)
 
 
 @pytest.mark.parametrize("library", ["fastattn", "torch"])
 def bench_decode(benchmark: Any, library: str) -> None:
-    """32 tokens of prompt, then 64 new ones, the prefill included."""
-    pytest.importorskip("torch")
-    work = WORKS["gpt2-decode"]
-    peer = peers.load(library, build(work.model), THREADS)
-    benchmark.group = work.name
-    benchmark.pedantic(peer.decode, args=(work.inputs(), work.n_new), rounds=3, warmup_rounds=1)
+    """32 tokens of prompt, then the new ones, the prefill included."""
+    peer, work, vocab_size = opened(library, "gpt2", "decode-1")
+    benchmark.group = "gpt2/decode-1"
+    benchmark.pedantic(peer.decode, args=(work.ids(vocab_size), work.n_new), rounds=3, warmup_rounds=1)

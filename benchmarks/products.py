@@ -1,19 +1,26 @@
-"""Products on their own: LINEARS of them in one go, each with its own weights, x [m, k] @ weight [n, k].T -> [m, n]."""
+"""Products on their own: LINEARS of them in one go, each with its own weights, x [m, k] @ weight [n, k].T -> [m, n].
+
+A process of this, started by percent_of_limit.py, answers the commands of `fastattn.bench.worker`.
+"""
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
+import time
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from work import LINEARS, Work
+from fastattn.bench.worker import VALUES, Answer, Service, serve
+from fastattn.limits import measure_over
+from work import LINEARS, PRODUCTS, Product
 
 
-class Product(Protocol):
+class Runnable(Protocol):
     def run(self) -> NDArray[Any]:
         """Does all products; the result of the last."""
         ...
@@ -23,22 +30,22 @@ class Product(Protocol):
         ...
 
 
-def matrices(item: Work) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def matrices(item: Product) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """x [m, k] and weights [LINEARS, n, k], the same for everyone."""
-    m, n, k = item.lengths
     rng = np.random.default_rng(0)
-    return rng.standard_normal((m, k), dtype=np.float32), rng.standard_normal((LINEARS, n, k), dtype=np.float32)
+    x = rng.standard_normal((item.m, item.k), dtype=np.float32)
+    return x, rng.standard_normal((LINEARS, item.n, item.k), dtype=np.float32)
 
 
 class Fastattn:
     """A Program of one embedding, which copies the rows of x, and LINEARS linears: the path that models take."""
 
-    def __init__(self, item: Work, threads: int) -> None:
+    def __init__(self, item: Product, threads: int) -> None:
         from fastattn.checkpoint import TensorInfo
         from fastattn.graph.ir import Op, Program, Step, Value, Weight
         from fastattn.runtime import CpuExecutor
 
-        m, n, k = item.lengths
+        m, n, k = item.m, item.n, item.k
         x, weights = matrices(item)
         plain = {"activation": "none", "has_bias": False, "has_residual": False}
         ops = [Op("embedding", (), 0, ("x",), {"index": "token_ids"})]
@@ -79,7 +86,7 @@ class Fastattn:
 
 
 class Torch:
-    def __init__(self, item: Work, threads: int) -> None:
+    def __init__(self, item: Product, threads: int) -> None:
         os.environ["OMP_NUM_THREADS"] = str(threads)
         import torch
 
@@ -88,7 +95,7 @@ class Torch:
         x, weights = matrices(item)
         self.torch = torch
         self.x, self.weights = torch.from_numpy(x), [torch.from_numpy(w) for w in weights]
-        self.out = torch.empty(item.lengths[0], item.lengths[1])
+        self.out = torch.empty(item.m, item.n)
 
     def run(self) -> NDArray[Any]:
         for weight in self.weights:
@@ -101,9 +108,9 @@ class Torch:
 
 
 class Numpy:
-    def __init__(self, item: Work, threads: int) -> None:
+    def __init__(self, item: Product, threads: int) -> None:
         self.x, self.weights = matrices(item)
-        self.out = np.empty(item.lengths[:2], np.float32)
+        self.out = np.empty((item.m, item.n), np.float32)
 
     def run(self) -> NDArray[Any]:
         for weight in self.weights:
@@ -114,9 +121,42 @@ class Numpy:
         return elapsed
 
 
-PRODUCTS: dict[str, type[Any]] = {"fastattn": Fastattn, "torch": Torch, "numpy": Numpy}
+LIBRARIES: dict[str, type[Any]] = {"fastattn": Fastattn, "torch": Torch, "numpy": Numpy}
 
 
-def load(name: str, item: Work, threads: int) -> Product:
-    product: Product = PRODUCTS[name](item, threads)
-    return product
+class Runner:
+    """The commands of `fastattn.bench.worker`, for products; the last one stays loaded."""
+
+    def __init__(self, library: str, threads: int) -> None:
+        self.library, self.threads = library, threads
+        self.loaded: tuple[str, Any] = ("", None)
+
+    def product(self, name: str) -> Any:
+        if self.loaded[0] != name:
+            self.loaded = ("", None)
+            self.loaded = (name, LIBRARIES[self.library](PRODUCTS[name], self.threads))
+        return self.loaded[1]
+
+    def sample(self, command: Answer) -> tuple[float, Answer]:
+        product: Runnable = self.product(command["name"])
+        begin = time.perf_counter()
+        y = product.run()
+        return product.seconds(time.perf_counter() - begin), {"values": y[0, :VALUES].tolist()}
+
+    def limit(self, command: Answer) -> Answer:
+        item = PRODUCTS[command["name"]]
+        limits = measure_over(self.product(item.name).executor)
+        return {
+            "compute_seconds": item.operations / limits.rates["float32"] / 1e9,
+            "memory_seconds": item.weight_bytes / limits.read_gbps / 1e9,
+            "operations": item.operations,
+            "bytes": item.weight_bytes,
+        }
+
+    def profile(self, command: Answer) -> Answer:
+        raise NotImplementedError("products are not profiled")
+
+
+def main(arguments: str) -> None:
+    options = json.loads(arguments)
+    serve(Service(Runner(options["library"], options["threads"])).answer)

@@ -42,8 +42,8 @@ def read(path: Path, limit: int | None) -> pd.DataFrame:
     return pd.read_csv(path, sep="\t", header=None, names=["sentence", "label"], quoting=3, nrows=limit)
 
 
-def with_fastattn(folder: Path, threads: int | None) -> Encode:
-    return fastattn.SentenceTransformer(folder, threads=threads).encode
+def with_fastattn(folder: Path, threads: int | None, dtype: str) -> Encode:
+    return fastattn.SentenceTransformer(folder, threads=threads, dtype=dtype).encode
 
 
 def with_pytorch(folder: Path, threads: int | None) -> Encode:
@@ -74,11 +74,17 @@ def main() -> None:
     parser.add_argument("--model", type=Path, default=None, help="a sentence-transformers folder (all-MiniLM-L6-v2)")
     parser.add_argument("--limit", type=int, default=None, help="lines of each file at most")
     parser.add_argument("--threads", type=int, default=None, help="threads of each (all)")
+    parser.add_argument(
+        "--dtype",
+        default="float32",
+        choices=("float32", "bfloat16", "int8", "int4"),
+        help="fastattn's weights (float32)",
+    )
     args = parser.parse_args()
     folder = args.model or minilm_folder()
     train, test = read(args.data / "train.tsv", args.limit), read(args.data / "test.tsv", args.limit)
     print(f"{len(train)} sentences to train on, {len(test)} to test, model {folder}")
-    ours = report("fastattn", with_fastattn(folder, args.threads), train, test)
+    ours = report(f"fastattn {args.dtype}", with_fastattn(folder, args.threads, args.dtype), train, test)
     if importlib.util.find_spec("sentence_transformers") is None:
         print("sentence-transformers is not installed: nothing to compare with")
         return

@@ -19,9 +19,11 @@ from pathlib import Path
 # From the top down. What stands on one line is one layer.
 PYTHON_LAYERS = (
     ("__init__", "__main__", "cli"),
+    ("bench",),
     ("tasks",),
     ("generation",),
     ("models",),
+    ("limits",),
     ("runtime",),
     ("graph",),
     ("tokenizer",),

@@ -293,6 +293,24 @@ py::tuple argmax_f32(const std::string& target, const py::array& x) {
     return py::make_tuple(index, value);
 }
 
+int32_t find_f32(const std::string& target, const py::array& x, float threshold) {
+    const Rows in = rows_of("x", x, 1);
+    return kernels_of(target).find_f32({.x = in.data, .n = in.n, .threshold = threshold});
+}
+
+// (e^(x - shift), their sum, the sum when they are not written, its logarithm)
+py::tuple exp_sum_f32(const std::string& target, const py::array& x, float shift) {
+    const Rows in = rows_of("x", x, 1);
+    py::array_t<float> out(in.n);
+    float sum = 0, log_sum = 0;
+    kernels_of(target).exp_sum_f32(
+        {.x = in.data, .out = out.mutable_data(), .n = in.n, .shift = shift, .sum = &sum, .log_sum = &log_sum});
+    float sum_alone = 0;
+    kernels_of(target).exp_sum_f32(
+        {.x = in.data, .out = nullptr, .n = in.n, .shift = shift, .sum = &sum_alone, .log_sum = &log_sum});
+    return py::make_tuple(out, sum, sum_alone, log_sum);
+}
+
 }  // namespace
 
 void register_kernels(py::module_& module) {
@@ -328,6 +346,8 @@ void register_kernels(py::module_& module) {
     m.def("pool_f32", &pool_f32, target, x, py::kw_only(), py::arg("kind"));
     m.def("l2_normalize_f32", &l2_normalize_f32, target, x, py::kw_only(), py::arg("eps"));
     m.def("argmax_f32", &argmax_f32, target, x);
+    m.def("find_f32", &find_f32, target, x, py::kw_only(), py::arg("threshold"));
+    m.def("exp_sum_f32", &exp_sum_f32, target, x, py::kw_only(), py::arg("shift"));
 }
 
 }  // namespace fastattn

@@ -6,6 +6,7 @@
 #include "bindings/names.h"
 #include "program/decoding.h"
 #include "program/executor.h"
+#include "program/pack.h"
 #include "program/sampler.h"
 
 namespace fastattn {
@@ -144,6 +145,41 @@ void load(Engine& engine, const std::string& name, const std::string& use, const
         const std::lock_guard lock(running.mutex);
         engine.weights().add(name, as, kept, sources, running.pool, poll);
     });
+}
+
+void load_packed(Engine& engine, const std::string& name, const std::string& use, const std::string& format,
+                 int64_t rows, int64_t columns, const py::list& parts) {
+    std::vector<RawSource> sources;
+    for (const auto& part : parts) {
+        const auto [fd, offset, bytes, tensor] = part.cast<std::tuple<int, int64_t, int64_t, std::string>>();
+        sources.push_back({fd, offset, bytes, tensor});
+    }
+    const Weight::Use as = value_of(kUseNames, use, "use", ErrorKind::kConfig);
+    const Format kept = format_from(format);
+    without_gil([&](const std::function<bool()>& poll) {
+        Engine::Running& running = engine.running();
+        const std::lock_guard lock(running.mutex);
+        engine.weights().add_packed(name, as, kept, rows, columns, sources, running.pool, poll);
+    });
+}
+
+std::array<int64_t, 3> packed_sizes(const std::string& use, const std::string& format, int64_t rows, int64_t columns) {
+    Weight weight;
+    weight.use = value_of(kUseNames, use, "use", ErrorKind::kConfig), weight.format = format_from(format),
+    weight.rows = rows, weight.columns = columns;
+    return bytes_of(weight, use);
+}
+
+// data, scales and sums of a weight as bytes, as far as its format has them; copies.
+py::list packed(Engine& engine, const std::string& name) {
+    const Weight* weight = engine.weights().find(name);
+    if (weight == nullptr) throw Error(ErrorKind::kInput, "weight " + name + " is not there");
+    py::list arrays;
+    for (const Buffer* buffer : {&weight->data, &weight->scales, &weight->sums})
+        if (buffer == &weight->data || buffer->bytes() > 0)
+            arrays.append(py::array_t<uint8_t>(static_cast<py::ssize_t>(buffer->bytes()),
+                                               reinterpret_cast<const uint8_t*>(buffer->data())));
+    return arrays;
 }
 
 StepInput step_from(const py::array& token_ids, const py::array& cu_seqlens, const py::array& positions,
@@ -342,7 +378,13 @@ void register_program(py::module_& m) {
                  return seconds;
              })
         .def("load", load, py::arg("name"), py::arg("use"), py::arg("format"), py::arg("parts"))
+        .def("load_packed", load_packed, py::arg("name"), py::arg("use"), py::arg("format"), py::arg("rows"),
+             py::arg("columns"), py::arg("parts"))
+        .def("packed", packed, py::arg("name"))
         .def("cancel", [](Engine& engine) { engine.running().pool.cancel(); });
+
+    m.def("packed_sizes", packed_sizes, py::arg("use"), py::arg("format"), py::arg("rows"), py::arg("columns"),
+          "Bytes of data, scales and sums of a weight.");
 
     py::classh<KvCache>(m, "Cache", "Keys and values of one sequence, in pages.")
         .def_property_readonly("length", [](KvCache& cache) { return use(cache, [&] { return cache.length(); }); })

@@ -53,10 +53,31 @@ double dot_rate(const KernelTable& kernels, Format format, ThreadPool& pool, dou
         [&](Team& team) { team.for_chunks(chunks, [&](int64_t) { kernels.measure_dot[i](kIterations); }); }, poll);
 }
 
-// The machine's limits at this moment: rates of independent multiply-adds, and of reading fresh memory.
+// Bytes a second of reading a buffer. What is small is read many times in a region, as starting the threads takes some
+// ten microseconds, and every thread reads a part of its own again and again, so that it comes from that thread's
+// cache.
+double read_rate(const KernelTable& kernels, const Buffer& memory, ThreadPool& pool, double seconds,
+                 const std::function<bool()>& poll) {
+    constexpr int64_t kChunksPerThread = 8, kLeastBytes = int64_t{1} << 28;
+    const int64_t chunks = kChunksPerThread * pool.size();
+    const auto bytes = static_cast<int64_t>(memory.bytes());
+    const int64_t part = bytes / static_cast<int64_t>(sizeof(float)) / chunks;  // floats of a chunk
+    const int64_t passes = part > 0 ? std::max<int64_t>(1, kLeastBytes / bytes) : 1;
+    const auto fill = [&](int64_t i) { std::fill_n(memory.floats() + i * part, part, 1.0f); };
+    const auto read = [&](int64_t i) { kernels.measure_read(memory.floats() + i * part, part); };
+    seconds_of(pool, [&](Team& team) { team.for_chunks(chunks, fill); }, poll);
+    const auto once = [&](Team& team) { team.for_chunks(chunks, read); };
+    const auto again = [&](Team& team) {
+        const float* own = memory.floats() + team.index() * kChunksPerThread * part;
+        for (int64_t pass = 0; pass < passes; ++pass) kernels.measure_read(own, kChunksPerThread * part);
+    };
+    const auto work = static_cast<double>(passes * chunks * part * 4);
+    return passes == 1 ? median_rate(pool, work, seconds, once, poll) : median_rate(pool, work, seconds, again, poll);
+}
+
+// The machine's limits at this moment: rates of independent multiply-adds, and of reading `read_bytes` of memory.
 py::dict measure_limits(int threads, double seconds, int64_t read_bytes) {
     const KernelTable& kernels = active_kernels();
-    constexpr int64_t kChunksPerThread = 8;
     if (read_bytes < 0) throw Error(ErrorKind::kInput, "read_bytes: expected at least 0");
     double fma_flops = 0.0, bf16_flops = 0.0, int8_ops = 0.0, read_bytes_rate = 0.0;
     without_gil([&](const std::function<bool()>& poll) {
@@ -64,17 +85,8 @@ py::dict measure_limits(int threads, double seconds, int64_t read_bytes) {
         fma_flops = dot_rate(kernels, Format::kFloat32, pool, seconds / 4, poll);
         bf16_flops = dot_rate(kernels, Format::kBfloat16, pool, seconds / 4, poll);
         int8_ops = dot_rate(kernels, Format::kInt8, pool, seconds / 4, poll);
-        const int64_t chunks = kChunksPerThread * threads;
-        const int64_t part = read_bytes / static_cast<int64_t>(sizeof(float)) / chunks;  // floats of a chunk
         const Buffer memory(static_cast<size_t>(read_bytes));
-        const auto over_parts = [&](const auto& work) {
-            return [&memory, chunks, part, work](Team& team) {
-                team.for_chunks(chunks, [&](int64_t i) { work(memory.floats() + i * part); });
-            };
-        };
-        seconds_of(pool, over_parts([&](float* at) { std::fill_n(at, part, 1.0f); }), poll);
-        read_bytes_rate = median_rate(pool, static_cast<double>(chunks * part * 4), seconds / 4,
-                                      over_parts([&](float* at) { kernels.measure_read(at, part); }), poll);
+        read_bytes_rate = read_rate(kernels, memory, pool, seconds / 4, poll);
     });
     py::dict result;
     result["fma_gflops"] = fma_flops / 1e9;
@@ -111,7 +123,8 @@ void register_runtime(py::module_& m) {
     m.def("built_targets", built_targets);
     m.def("available_targets", available_targets);
     m.def("active_target", [] { return active_kernels().target; });
-    m.def("default_threads", default_threads);
+    m.def("default_threads", default_threads, "CPUs that this process may use: affinity and the cgroup's quota.");
+    m.def("cpu_quota", cpu_quota, py::arg("root") = "", "CPUs that the cgroup allows; infinity without a quota.");
     m.def("measure_limits", measure_limits, py::arg("threads"), py::arg("seconds") = 0.2,
           py::arg("read_bytes") = int64_t{1} << 29,
           "The machine's limits with `threads` threads at this moment: {fma_gflops, bf16_gflops, int8_gops, "

@@ -8,130 +8,125 @@
 //   underflowed to -0 would turn into +0. (Sums of probabilities may take such zeros: no term is negative. Neither can
 //   happen to the integers of int8.)
 #pragma once
-#include "kernels/attention_tiles.h"
+#include "kernels/attention_scores.h"
 
 namespace fastattn::FASTATTN_TARGET {
 namespace {
 
-template <int kVecs, class F>
-FA_INLINE auto in_pairs(const F& combine, const auto (&x)[kVecs]) {
-    if constexpr (kVecs == 1) return x[0];
-    if constexpr (kVecs == 2) return combine(x[0], x[1]);
-    if constexpr (kVecs == 3) return combine(combine(x[0], x[1]), x[2]);
-    if constexpr (kVecs == 4) return combine(combine(x[0], x[1]), combine(x[2], x[3]));
+// What the rows of a tile see of a block.
+template <int kRows>
+struct Seen {
+    int count[kRows];
+    int all;   // words of values that every row sees wholly (int8: all words that any row sees part of)
+    int last;  // words of which the last row sees anything
+};
+
+template <Format kFormat, int kRows>
+FA_INLINE Seen<kRows> seen_by(const AttentionArgs& args, int row, int block) {
+    constexpr int kPositions = kGroup<kFormat>;
+    Seen<kRows> seen;
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r) seen.count[r] = visible_in_block(args, row + r, block);
+    seen.last = (seen.count[kRows - 1] + kPositions - 1) / kPositions;
+    seen.all = kFormat == Format::kInt8 ? seen.last : seen.count[0] / kPositions;
+    return seen;
 }
 
-// The block's maximum of each row, in the exponent's units. Scores beyond what a row sees become -inf.
-template <Format kFormat, int kVecs>
-FA_INLINE void find_maxima(const AttentionArgs& args, const Group& g, int block) {
-    Words highest[kLanes];
-    const bool whole = args.mask == nullptr && visible_in_block(args, g.row, block) == kBlockLen;
-    for (int r = 0; r < g.rows; ++r) {
-        float* scores = g.scores + r * kBlockLen;
-        Vec s[kVecs];
-#pragma GCC unroll 4
-        for (int c = 0; c < kVecs; ++c) s[c] = load(scores + c * kLanes);
-        if (!whole) {
-            const int row = g.row + r, count = visible_in_block(args, row, block);
-#pragma GCC unroll 4
-            for (int c = 0; c < kVecs; ++c) {
-                const int lanes = clamp_to(count - c * kLanes, kLanes);
-                if constexpr (kFormat == Format::kFloat32)
-                    if (args.mask)
-                        s[c] = add(
-                            s[c],
-                            load_partial(args.mask + row * args.mask_stride + block * kBlockLen + c * kLanes, lanes));
-                s[c] = select(first_lanes(lanes), s[c], broadcast(-kInf));
-                store(scores + c * kLanes, s[c]);
-            }
+// Merges the block's values, weighted by the rows' probabilities, into their sums: kVecs vectors of elements from `d`
+// on. `lanes` is the number of elements of the (only) vector where that is not a whole one.
+template <Format kFormat, int kRows, int kVecs, bool kTail>
+FA_INLINE void value_tile(const Group& g, const HeadBlock<kFormat, const std::byte>& block, const Seen<kRows>& seen,
+                          int row, int d, int lanes, const std::byte* ahead) {
+    using Dot = typename Kv<kFormat>::Dot;
+    const auto* probs = reinterpret_cast<const int32_t*>(g.scores + row * kBlockLen);
+    const std::byte* values = block.values + d * kWordBytes;
+    typename Dot::Sum sum[kRows][kVecs];
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 8
+        for (int c = 0; c < kVecs; ++c) sum[r][c] = Dot::zero_sum();
+    const auto load_value = [&](int w, int c) {
+        const std::byte* from = values + w * block.value_stride + c * kLineBytes;
+        return kTail ? as_words(load_partial(reinterpret_cast<const float*>(from), lanes)) : load_words(from);
+    };
+    if constexpr (kTail)
+        for (int w = 0; w < seen.all; ++w) {
+            const Words value = load_value(w, 0);
+#pragma GCC unroll 8
+            for (int r = 0; r < kRows; ++r)
+                sum[r][0] = Dot::step(sum[r][0], broadcast_word(probs[r * kBlockLen + w]), value);
         }
-        highest[r] = as_words(in_pairs<kVecs>([](Vec a, Vec b) { return max(a, b); }, s));
-    }
-    Vec maxima = max_rows(highest, g.rows);
-    if constexpr (kFormat == Format::kInt8) maxima = mul(maxima, load(g.q_scale));
-    store(g.block_max, maxima);
-}
-
-// With nothing but -inf the shift is 0, so that the probabilities are 0 and not NaN. (A NaN score may hide from the
-// maximum, not from the sum.)
-FA_INLINE Vec shift_of(Vec highest) {
-    return select(equal(highest, broadcast(-kInf)), zero(), highest);
-}
-
-// Scores become e^(score - block_max), as words; and their sums.
-template <Format kFormat, int kVecs>
-FA_INLINE void exponentiate(const AttentionArgs& args, const Group& g, const HeadBlock<kFormat, const std::byte>& kv,
-                            int block) {
-    constexpr bool kInteger = kFormat == Format::kInt8;
-    alignas(64) float shift[kLanes];
-    store(shift, shift_of(load(g.block_max)));
-    const bool whole = visible_in_block(args, g.row, block) == kBlockLen;
-    Words total[kLanes], highest[kLanes];
-    const std::byte* value_scales = kv.value_scales();
-    for (int r = 0; r < g.rows; ++r) {
-        float* scores = g.scores + r * kBlockLen;
-        Vec p[kVecs];
-#pragma GCC unroll 4
-        for (int c = 0; c < kVecs; ++c) {
-            const Vec s = load(scores + c * kLanes);
-            p[c] = softmax_exp<kFormat>(kInteger ? fma(s, broadcast(g.q_scale[r]), broadcast(-shift[r]))
-                                                 : sub(s, broadcast(shift[r])));
-        }
-        total[r] = as_words(in_pairs<kVecs>([](Vec a, Vec b) { return add(a, b); }, p));
-        if constexpr (kInteger) {
-            Words bits[kVecs];
-            if (args.rows_per_head > 0 && r > 0 && (g.row + r) % args.rows_per_head == 0) value_scales += kv.bytes();
-#pragma GCC unroll 4
-            for (int c = 0; c < kVecs; ++c)
-                p[c] = mul(p[c], load(reinterpret_cast<const float*>(value_scales) + c * kLanes));
-            if (!whole) {  // what a row does not see may have any scale
-                const int count = visible_in_block(args, g.row + r, block);
-#pragma GCC unroll 4
+    else
+        multiply<Dot, kRows, kVecs>(probs, kBlockLen, values, block.value_stride, seen.all, ahead + d * kWordBytes,
+                                    sum);
+    if constexpr (kFormat != Format::kInt8)
+        for (int w = seen.all; w < seen.last; ++w) {  // rows see more and more of these
+            Words value[kVecs];
+#pragma GCC unroll 8
+            for (int c = 0; c < kVecs; ++c) value[c] = load_value(w, c);
+#pragma GCC unroll 8
+            for (int r = 0; r < kRows; ++r) {
+                const int positions = seen.count[r] - w * kGroup<kFormat>;
+                if (positions <= 0) continue;
+                const Words p = broadcast_word(probs[r * kBlockLen + w]);
+                const Words some = broadcast_word(positions < kGroup<kFormat> ? 0xffff : -1);
+#pragma GCC unroll 8
                 for (int c = 0; c < kVecs; ++c)
-                    p[c] = select(first_lanes(clamp_to(count - c * kLanes, kLanes)), p[c], zero());
+                    sum[r][c] =
+                        Dot::step(sum[r][c], p, kFormat == Format::kBfloat16 ? and_words(value[c], some) : value[c]);
             }
-#pragma GCC unroll 4
-            for (int c = 0; c < kVecs; ++c) bits[c] = as_words(p[c]);
-            highest[r] = in_pairs<kVecs>([](Words a, Words b) { return max_unsigned(a, b); }, bits);
         }
-#pragma GCC unroll 4
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r) {
+        const Vec old_factor = broadcast(g.old_factor[row + r]), block_factor = broadcast(g.block_factor[row + r]);
+        float* to = g.sum + (row + r) * g.stride + d;
+#pragma GCC unroll 8
         for (int c = 0; c < kVecs; ++c) {
-            if constexpr (kFormat == Format::kBfloat16)
-                store_bf16(reinterpret_cast<uint16_t*>(scores) + c * kLanes, p[c]);
+            Vec block_sum;
+            if constexpr (kFormat == Format::kInt8)
+                block_sum = to_float(sum[r][c]);
             else
-                store(scores + c * kLanes, p[c]);
-        }
-    }
-    store(g.block_total, add_rows(total, g.rows));
-    if constexpr (kInteger) {
-        const RowScales scales = row_scales(max_rows_or_nan(highest, g.rows));
-        store(g.prob_inverse, scales.inverse);
-        store(g.block_factor, scales.scale);
-        for (int r = 0; r < g.rows; ++r) {
-            float* scores = g.scores + r * kBlockLen;
-            const Vec inverse = broadcast(g.prob_inverse[r]);
-            Words q[4];
-#pragma GCC unroll 4
-            for (int c = 0; c < 4; ++c)
-                q[c] = c < kVecs ? round_to_int(mul(load(scores + c * kLanes), inverse)) : zero_words();
-            store_words(scores, pack_int8(q[0], q[1], q[2], q[3]));
+                block_sum = sum[r][c];
+            store(to + c * kLanes, fma(block_sum, block_factor, mul(load(to + c * kLanes), old_factor)));
         }
     }
 }
 
-// Merges the block into the maxima and totals of all rows, and leaves the two factors for the values. For a row that
-// has only -inf in the block (total 0) this changes nothing.
-template <Format kFormat>
-FA_INLINE void merge_totals(const Group& g) {
-    const Vec old_max = load(g.row_max), block_max = load(g.block_max);
-    const Vec new_max = max(old_max, block_max);
-    const Vec shift = shift_of(new_max);
-    const Vec old_factor = softmax_exp<kFormat>(sub(old_max, shift));
-    const Vec block_factor = softmax_exp<kFormat>(sub(block_max, shift));
-    store(g.row_max, new_max);
-    store(g.row_total, fma(load(g.block_total), block_factor, mul(load(g.row_total), old_factor)));
-    store(g.old_factor, old_factor);
-    store(g.block_factor, kFormat == Format::kInt8 ? mul(block_factor, load(g.block_factor)) : block_factor);
+template <Format kFormat, int kRows>
+FA_INLINE void value_rows(const AttentionArgs& args, const Group& g, const HeadBlock<kFormat, const std::byte>& kv,
+                          int row, int block, const std::byte* ahead) {
+    constexpr int kWide = kRows == 1 ? kBlockVecs : kTileVecs;
+    const Seen<kRows> seen = seen_by<kFormat, kRows>(args, g.row + row, block);
+    int d = 0;
+    for (; d + kWide * kLanes <= args.head_dim; d += kWide * kLanes)
+        value_tile<kFormat, kRows, kWide, false>(g, kv, seen, row, d, kLanes, ahead);
+    if constexpr (kWide > 2)
+        if (d + 2 * kLanes <= args.head_dim) {
+            value_tile<kFormat, kRows, 2, false>(g, kv, seen, row, d, kLanes, ahead);
+            d += 2 * kLanes;
+        }
+    if constexpr (kWide > 1)
+        if (d + kLanes <= args.head_dim) {
+            value_tile<kFormat, kRows, 1, false>(g, kv, seen, row, d, kLanes, ahead);
+            d += kLanes;
+        }
+    if (d < args.head_dim) value_tile<kFormat, kRows, 1, true>(g, kv, seen, row, d, args.head_dim - d, ahead);
+}
+
+// Calls run.template operator()<n>(row) for tiles of n rows.
+template <class F>
+FA_INLINE void for_tiles(int rows, const F& run) {
+    int row = 0;
+    for (; row + kTileRows <= rows; row += kTileRows) run.template operator()<kTileRows>(row);
+    static_assert(kTileRows == 6);
+    switch (rows - row) {
+        case 1: return run.template operator()<1>(row);
+        case 2: return run.template operator()<2>(row);
+        case 3: return run.template operator()<3>(row);
+        case 4: return run.template operator()<4>(row);
+        case 5: return run.template operator()<5>(row);
+        default: return;
+    }
 }
 
 // The part of the group's first head.

@@ -37,7 +37,7 @@ float measure_int8(int64_t iterations) {
 }
 
 float measure_read(const float* p, int64_t n) {
-    constexpr int kStreams = 4;
+    constexpr int kStreams = kTileVecs == 4 ? 8 : 4;  // 8 or more additions on their way, and all in registers
     Vec sum[kStreams];
     for (auto& s : sum) s = zero();
     for (int64_t i = 0; i + kStreams * kLanes <= n; i += kStreams * kLanes)

@@ -159,6 +159,32 @@ void argmax(const KernelTable& table, Record& record) {
         }
 }
 
+void find(const KernelTable& table, Record& record) {
+    for (int n : kSizes)
+        for (int variant = 0; variant < 4; ++variant) {  // often, at the end, a NaN at the end, nowhere
+            const GuardedBuffer x(n, 73);
+            if (variant > 0 && n > 0) x.data()[n - 1] = variant == 2 ? kNan : 9.0f;
+            const float threshold = variant == 0 ? 1.5f : variant == 3 ? kInfinity : 8.0f;
+            for (int i = 0; i <= n; ++i) {
+                i += table.find_f32({.x = x.data() + i, .n = n - i, .threshold = threshold});
+                record.add(i);
+            }
+        }
+}
+
+void exp_sum(const KernelTable& table, Record& record) {
+    for (int n : kSizes)
+        for (float factor : {1.0f, 60.0f}) {
+            const GuardedBuffer x(n, 74, factor), out(n, 75);
+            float sums[4];
+            table.exp_sum_f32({.x = x.data(), .out = nullptr, .n = n, .shift = 1.0f, .sum = sums, .log_sum = sums + 1});
+            table.exp_sum_f32(
+                {.x = x.data(), .out = out.data(), .n = n, .shift = 1.0f, .sum = sums + 2, .log_sum = sums + 3});
+            record.add(sums, 4);
+            record.add(out.data(), out.size());
+        }
+}
+
 }  // namespace
 
 const std::vector<KernelCases> kRowCases = {
@@ -170,6 +196,8 @@ const std::vector<KernelCases> kRowCases = {
     {"pool_f32", pool},
     {"l2_normalize_f32", l2_normalize},
     {"argmax_f32", argmax},
+    {"find_f32", find},
+    {"exp_sum_f32", exp_sum},
 };
 
 }  // namespace fastattn::native_tests

@@ -6,11 +6,14 @@
 namespace fastattn::ops {
 namespace {
 
-// Calls run(first_row, rows) in chunks of some ten thousand elements: microseconds, so that threads share evenly.
+// Calls run(first_row, rows) in chunks of at most some ten thousand elements: microseconds, so that threads share
+// evenly. Few rows make two chunks a thread, down to a thousand elements, which take about as long as taking a chunk.
 template <class F>
 void for_rows(Team& team, const View& x, const F& run) {
     if (x.rows == 0 || x.width == 0) return;
-    const int64_t rows = std::max<int64_t>(1, 16384 / x.width);
+    const int64_t most = std::max<int64_t>(1, 16384 / x.width), least = std::max<int64_t>(1, 1024 / x.width);
+    const int64_t chunks = int64_t{2} * team.size();
+    const int64_t rows = std::clamp((x.rows + chunks - 1) / chunks, least, most);
     team.for_chunks((x.rows + rows - 1) / rows, [&](int64_t chunk) {
         const int64_t first = chunk * rows;
         run(first, static_cast<int32_t>(std::min(rows, x.rows - first)));

@@ -12,6 +12,7 @@ constexpr int kLanes = 16;  // of a sum over a row (docs/numerics.md)
 
 // Candidates by distance from the highest logit, so that only one bucket has to be sorted; e^-44 is below 2^-62.
 constexpr int kBuckets = 1024;
+constexpr int kLook = 64;  // ids whose buckets are looked at together
 constexpr float kBucketsPerUnit = (kBuckets - 1) / 44.0f;
 
 uint64_t weight_of(float probability) {
@@ -75,21 +76,30 @@ void philox(uint64_t key, uint64_t counter, uint32_t (&out)[4]) {
 }
 
 float thin_out(std::vector<Candidate>& candidates, size_t k, float temperature) {
-    constexpr int kSteps = 128;
-    float low = candidates.front().logit, high = low;
-    for (const Candidate& c : candidates) low = std::min(low, c.logit), high = std::max(high, c.logit);
+    constexpr int kSteps = 64;
+    const size_t n = candidates.size();
+    float lows[4], highs[4];  // four at a time: each waits for the one before
+    for (size_t i = 0; i < 4; ++i) lows[i] = highs[i] = candidates[std::min(i, n - 1)].logit;
+    for (size_t i = 4; i < n; ++i) {
+        lows[i % 4] = std::min(lows[i % 4], candidates[i].logit);
+        highs[i % 4] = std::max(highs[i % 4], candidates[i].logit);
+    }
+    const float low = *std::min_element(lows, lows + 4), high = *std::max_element(highs, highs + 4);
     const float steps_per_unit = (kSteps - 1) / (high - low);
     if (!std::isnormal(steps_per_unit)) return kLowest;  // all alike, or too far apart to be counted
-    const auto step_of = [&](float logit) { return static_cast<int>((logit - low) * steps_per_unit); };
     uint32_t counts[kSteps + 1] = {};
-    for (const Candidate& c : candidates) ++counts[step_of(c.logit)];
+    for (const Candidate& c : candidates) ++counts[static_cast<int>((c.logit - low) * steps_per_unit)];
     int last = kSteps;
     for (size_t kept = counts[last]; kept < k;) kept += counts[--last];
-    float least = high;
-    for (const Candidate& c : candidates)
-        if (step_of(c.logit) >= last) least = std::min(least, c.logit);
-    least = lowest_level_with(least, temperature);
-    std::erase_if(candidates, [least](const Candidate& c) { return c.logit < least; });
+    // A little below the step, so that rounding puts nothing of it lower; at least k candidates are as high.
+    const float edge = low + (static_cast<float>(last) - 0.01f) / steps_per_unit;
+    const float least = lowest_level_with(edge, temperature);
+    size_t count = 0;  // no branch: which are kept cannot be foretold
+    for (const Candidate& c : candidates) {
+        candidates[count] = c;
+        count += c.logit >= least ? 1 : 0;
+    }
+    candidates.resize(count);
     return least;
 }
 
@@ -174,10 +184,10 @@ int32_t Drawer::from_logits(const float* logits, Candidate best, const SamplePar
             if (prob >= least) least_total += weight_of(prob);
     }
     if (params.top_p < 1.0f) {
-        const Crossing nucleus = cross_buckets(logits, highest, nucleus_limit(params.top_p));
+        const Crossing nucleus = cross_buckets(logits, nucleus_limit(params.top_p));
         if (nucleus.id >= 0) total = nucleus.sum;
     }
-    return cross_buckets(logits, highest, drawn_part(std::min(total, least_total), params) + 1).id;
+    return cross_buckets(logits, drawn_part(std::min(total, least_total), params) + 1).id;
 }
 
 Drawer::Crossing Drawer::cross(const std::vector<Ranked>& ranked, uint64_t before, uint64_t limit) {
@@ -189,28 +199,34 @@ Drawer::Crossing Drawer::cross(const std::vector<Ranked>& ranked, uint64_t befor
 }
 
 void Drawer::fill_buckets(const float* logits, float highest) {
-    buckets_.assign(kBuckets, 0);
+    places_.resize(static_cast<size_t>((vocab_ + kLook - 1) / kLook * kLook), kBuckets);
+    buckets_.assign(2 * kBuckets, 0);
+    uint16_t* places = places_.data();
+    const float* probs = probs_.data();
+    uint64_t* sums = buckets_.data();
     for (int32_t i = 0; i < vocab_; ++i) {
-        const uint64_t weight = weight_of(probs_[static_cast<size_t>(i)]);
-        if (weight == 0) continue;
-        const auto bucket = static_cast<int32_t>((highest - logits[i]) * kBucketsPerUnit);
-        buckets_[static_cast<size_t>(std::min(bucket, kBuckets - 1))] += weight;
+        const float at = std::min((highest - logits[i]) * kBucketsPerUnit, static_cast<float>(kBuckets - 1));
+        places[i] = static_cast<uint16_t>(at);
+        sums[places[i] + i % 2 * kBuckets] += weight_of(probs[i]);  // neighbours need not wait for each other
     }
+    for (int bucket = 0; bucket < kBuckets; ++bucket) sums[bucket] += sums[bucket + kBuckets];
+    buckets_.resize(kBuckets);
 }
 
-Drawer::Crossing Drawer::cross_buckets(const float* logits, float highest, uint64_t limit) {
+Drawer::Crossing Drawer::cross_buckets(const float* logits, uint64_t limit) {
     uint64_t before = 0;
     int bucket = 0;
     while (bucket < kBuckets && before + buckets_[static_cast<size_t>(bucket)] < limit)
         before += buckets_[static_cast<size_t>(bucket++)];
     if (bucket == kBuckets) return {};
     ranked_.clear();
-    for (int32_t i = 0; i < vocab_; ++i) {
-        const float at = (highest - logits[i]) * kBucketsPerUnit;
-        if (at < static_cast<float>(bucket) || (at >= static_cast<float>(bucket + 1) && bucket < kBuckets - 1))
-            continue;
-        const uint64_t weight = weight_of(probs_[static_cast<size_t>(i)]);
-        if (weight > 0) ranked_.push_back({logits[i], i, weight});
+    for (int32_t begin = 0; begin < vocab_; begin += kLook) {
+        const uint16_t* places = places_.data() + begin;
+        uint16_t found = 0;
+        for (int j = 0; j < kLook; ++j) found |= places[j] == bucket ? 1 : 0;
+        for (int j = 0; j < kLook && found != 0; ++j)
+            if (places[j] == bucket)
+                ranked_.push_back({logits[begin + j], begin + j, weight_of(probs_[static_cast<size_t>(begin + j)])});
     }
     std::sort(ranked_.begin(), ranked_.end(), [](const Ranked& a, const Ranked& b) {
         return a.logit > b.logit || (a.logit == b.logit && a.id < b.id);

@@ -35,8 +35,8 @@ struct Candidate {
     int32_t id;
 };
 
-// Drops candidates that are not among the k highest, ties and those that the temperature puts on a level with the k-th
-// included: most of them, in one pass. Gives the logit from which on candidates were kept. Needs k in [1, size].
+// Drops most of the candidates that are neither among the k highest nor put on a level with the k-th by the
+// temperature. Gives the logit from which on candidates were kept. Needs k in [1, size].
 float thin_out(std::vector<Candidate>& candidates, size_t k, float temperature);
 
 // What drawing needs besides the row; a thread's own.
@@ -64,14 +64,15 @@ private:
         int32_t id = -1;   // -1: nowhere
     };
     static Crossing cross(const std::vector<Ranked>& ranked, uint64_t before, uint64_t limit);
-    Crossing cross_buckets(const float* logits, float highest, uint64_t limit);
+    Crossing cross_buckets(const float* logits, uint64_t limit);
     void fill_buckets(const float* logits, float highest);
 
     const KernelTable* kernels_;
     int32_t vocab_;
     std::vector<float> scaled_, probs_;
     std::vector<Ranked> ranked_;
-    std::vector<uint64_t> buckets_;
+    std::vector<uint16_t> places_;   // of the vocabulary in the buckets
+    std::vector<uint64_t> buckets_;  // sums of weights
 };
 
 }  // namespace fastattn

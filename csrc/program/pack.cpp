@@ -1,6 +1,7 @@
 #include "program/pack.h"
 
 #include <algorithm>
+#include <array>
 #include <cstring>
 #include <vector>
 
@@ -52,25 +53,28 @@ void pack_float32(const float* src, int64_t k, int64_t n, float* panels, int64_t
     });
 }
 
-void allocate(Weight& weight, const std::string& name) {
+std::array<int64_t, 3> bytes_of(const Weight& weight, const std::string& name) {
     const bool matrix = weight.use == Weight::Use::kMatrix;
     const bool table = weight.use == Weight::Use::kTable;
     const bool scaled = weight.format == Format::kInt8 || weight.format == Format::kInt4;
     if ((table && weight.format == Format::kInt4) || (!matrix && !table && weight.format != Format::kFloat32))
         throw Error(ErrorKind::kConfig, "weight " + name + ": no such format for its use");
-    const int64_t panels = (weight.rows + kPanelWidth - 1) / kPanelWidth;
-    int64_t bytes = panels * ops::panel_bytes_of(weight.format, weight.columns);
-    if (!matrix)
-        bytes = weight.rows * weight.columns *
-                (weight.format == Format::kFloat32    ? 4
-                 : weight.format == Format::kBfloat16 ? 2
-                                                      : 1);
     // A product of int8 over k sums at most 255 * 127 a term.
     if (matrix && scaled && weight.columns > 65536)
         throw Error(ErrorKind::kConfig, "weight " + name + ": int8 and int4 take at most 65536 input features");
-    weight.data = Buffer(static_cast<size_t>(bytes));
-    if (scaled) weight.scales = Buffer(static_cast<size_t>(panels * kPanelWidth) * sizeof(float));
-    if (scaled && matrix) weight.sums = Buffer(static_cast<size_t>(panels * kPanelWidth) * sizeof(int32_t));
+    const int64_t panels = (weight.rows + kPanelWidth - 1) / kPanelWidth;
+    const int64_t value_bytes = weight.format == Format::kFloat32 ? 4 : weight.format == Format::kBfloat16 ? 2 : 1;
+    return {matrix ? panels * ops::panel_bytes_of(weight.format, weight.columns)
+                   : weight.rows * weight.columns * value_bytes,
+            scaled ? panels * kPanelWidth * int64_t{sizeof(float)} : 0,
+            scaled && matrix ? panels * kPanelWidth * int64_t{sizeof(int32_t)} : 0};
+}
+
+void allocate(Weight& weight, const std::string& name) {
+    const auto [data, scales, sums] = bytes_of(weight, name);
+    weight.data = Buffer(static_cast<size_t>(data));
+    weight.scales = Buffer(static_cast<size_t>(scales));
+    weight.sums = Buffer(static_cast<size_t>(sums));
 }
 
 void pack_rows(const float* src, int64_t k, int64_t n, const KernelTable& kernels, Weight& weight, int64_t first) {

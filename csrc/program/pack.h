@@ -1,12 +1,16 @@
 // From rows of floats to a Weight's own layout.
 #pragma once
+#include <array>
 #include <string>
 
 #include "program/weights.h"
 
 namespace fastattn {
 
-// Room for the weight's rows and columns in its format. Throws Error(kConfig) where the format does not fit the use.
+// Bytes of data, scales and sums. Throws Error(kConfig) where the format does not fit the use.
+std::array<int64_t, 3> bytes_of(const Weight& weight, const std::string& name);
+
+// Room for the weight's rows and columns in its format. Throws as bytes_of.
 void allocate(Weight& weight, const std::string& name);
 
 // src: [n, k] rows, as columns [first, first + n) of a matrix of k rows.

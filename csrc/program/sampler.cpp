@@ -18,10 +18,6 @@ namespace {
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr float kLowest = std::numeric_limits<float>::lowest();
 
-float next_above(float x) {
-    return std::nextafter(x, kInfinity);
-}
-
 void make_room(Buffer& buffer, int64_t floats) {
     const size_t bytes = static_cast<size_t>(floats) * sizeof(float);
     if (buffer.bytes() >= bytes) return;
@@ -31,6 +27,10 @@ void make_room(Buffer& buffer, int64_t floats) {
 
 int64_t stride_of(int32_t vocab) {
     return (int64_t{vocab} + 15) / 16 * 16;
+}
+
+bool is_higher(const Candidate& a, const Candidate& b) {
+    return a.logit > b.logit || (a.logit == b.logit && a.id < b.id);
 }
 
 }  // namespace
@@ -51,7 +51,9 @@ void Sampler::begin(const SampleArgs& args, int threads, bool whole) {
     scans_.resize(std::max(scans_.size(), static_cast<size_t>(threads) * rows));
     for (int thread = 0; thread < threads; ++thread)
         for (size_t row = 0; row < rows; ++row)
-            reset(scans_[static_cast<size_t>(thread) * rows + row], args.params[row]);
+            // With a penalty the candidates are known only when all logits are.
+            reset(scans_[static_cast<size_t>(thread) * rows + row], args.params[row],
+                  /*collects=*/args.params[row].repetition_penalty == 1.0f);
     if (worker_vocab_ != args.vocab || workers_.size() != static_cast<size_t>(threads)) {
         workers_.assign(static_cast<size_t>(threads), Worker{Drawer(kernels_, args.vocab), {}, {}, {}});
         worker_vocab_ = args.vocab;
@@ -73,31 +75,47 @@ float* Sampler::room(int thread) {
     return rooms_.floats() + thread * kTileFloats;
 }
 
-void Sampler::reset(Scan& scan, const SampleParams& params) const {
+void Sampler::reset(Scan& scan, const SampleParams& params, bool collects) const {
     scan.best = {-kInfinity, -1};
+    scan.above_best = kLowest;
     scan.nan = false;
+    scan.collects = collects && has_top_k(params);
     scan.limit = std::max<size_t>(64, 2 * static_cast<size_t>(std::max(params.top_k, 0)));
     scan.candidates.clear();
 }
 
 // Logits [n] of the ids from `column` on; ids come in rising order.
-void Sampler::look(Scan& scan, const float* logits, int32_t n, int32_t column, const SampleParams& params, bool collect,
-                   std::atomic<float>& least) const {
-    float threshold = collect ? least.load(std::memory_order_relaxed) : next_above(scan.best.logit);
+void Sampler::look(Scan& scan, const float* logits, int32_t n, int32_t column) const {
     for (int32_t i = 0;; ++i) {
-        i += kernels_.find_f32({.x = logits + i, .n = n - i, .threshold = threshold});
+        i += kernels_.find_f32({.x = logits + i, .n = n - i, .threshold = scan.above_best});
         if (i >= n) return;
         if (std::isnan(logits[i])) {
             scan.nan = true;
             return;
         }
         if (logits[i] > scan.best.logit) scan.best = {logits[i], column + i};
-        if (!collect) {
-            threshold = next_above(scan.best.logit);
-            continue;
+        scan.above_best = std::nextafter(scan.best.logit, kInfinity);
+    }
+}
+
+// The same with top-k.
+void Sampler::collect(Scan& scan, const float* logits, int32_t n, int32_t column, const SampleParams& params,
+                      std::atomic<float>& least) const {
+    float threshold = least.load(std::memory_order_relaxed);
+    for (int32_t i = 0;;) {
+        i += kernels_.find_f32({.x = logits + i, .n = n - i, .threshold = threshold});
+        if (i >= n) return;
+        // Candidates come in crowds at first, so some logits are written at a time, and those that count are kept.
+        const int32_t end = std::min(i + kCollected, n);
+        size_t count = scan.candidates.size();
+        scan.candidates.resize(count + kCollected);
+        for (; i < end; ++i) {
+            scan.candidates[count] = {logits[i], column + i};
+            count += logits[i] >= threshold ? 1 : 0;
+            scan.nan |= logits[i] != logits[i];
         }
-        scan.candidates.push_back({logits[i], column + i});
-        if (scan.candidates.size() < scan.limit) continue;
+        scan.candidates.resize(count);
+        if (count < scan.limit) continue;
         const float kept = thin_out(scan.candidates, static_cast<size_t>(params.top_k), params.temperature);
         if (kept > least.load(std::memory_order_relaxed)) least.store(kept, std::memory_order_relaxed);
         threshold = std::max(threshold, kept);
@@ -116,9 +134,10 @@ void Sampler::take(int thread, const Tile& tile) {
                 if (const int32_t at = args_.suppressed[j] - tile.column; at >= 0 && at < width)
                     logits[at] = -kInfinity;
             Scan& scan = scans_[static_cast<size_t>(thread * int64_t{args_.n} + row)];
-            if (!scan.nan)
-                look(scan, logits, width, tile.column, params,
-                     /*collect=*/has_top_k(params) && params.repetition_penalty == 1.0f, least_[row]);
+            if (scan.collects)
+                collect(scan, logits, width, tile.column, params, least_[row]);
+            else
+                look(scan, logits, width, tile.column);
         }
     } catch (const std::bad_alloc&) {
         out_of_memory_ = true;
@@ -141,17 +160,23 @@ void Sampler::finish(Team& team) {
     team.for_chunks(args_.n, [&](int64_t row) { finish_row(team.index(), static_cast<int32_t>(row)); });
 }
 
+// With top-k the highest logit is one of the candidates.
+void Sampler::find_best(Scan& scan) {
+    for (const Candidate& candidate : scan.candidates)
+        if (is_higher(candidate, scan.best)) scan.best = candidate;
+}
+
 void Sampler::merge(int32_t row) {
     Scan& all = scans_[static_cast<size_t>(row)];
     for (int thread = 1; thread < threads_; ++thread) {
         const Scan& other = scans_[static_cast<size_t>(thread * int64_t{args_.n} + row)];
         all.nan |= other.nan;
-        const bool higher = other.best.logit > all.best.logit;
-        if (higher || (other.best.logit == all.best.logit && other.best.id < all.best.id)) all.best = other.best;
+        if (is_higher(other.best, all.best)) all.best = other.best;
         const float least = least_[static_cast<size_t>(row)];
         std::copy_if(other.candidates.begin(), other.candidates.end(), std::back_inserter(all.candidates),
                      [least](const Candidate& c) { return c.logit >= least; });
     }
+    find_best(all);
 }
 
 void Sampler::finish_row(int thread, int32_t row) {
@@ -183,9 +208,13 @@ int32_t Sampler::choose(int thread, int32_t row, float* logits) {
     if (params.repetition_penalty != 1.0f) {
         penalise(worker, row, logits);
         scan = &worker.scan;
-        reset(*scan, params);
+        reset(*scan, params, /*collects=*/true);
         std::atomic<float> least{kLowest};
-        look(*scan, logits, args_.vocab, 0, params, has_top_k(params), least);
+        if (scan->collects)
+            collect(*scan, logits, args_.vocab, 0, params, least);
+        else
+            look(*scan, logits, args_.vocab, 0);
+        find_best(*scan);
         if (scan->best.id < 0) scan->best.id = 0;  // the penalty made -inf of everything
     }
     int32_t id = scan->best.id;

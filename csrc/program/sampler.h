@@ -57,10 +57,11 @@ public:
     int64_t bytes() const { return static_cast<int64_t>(logits_.bytes() + rooms_.bytes()); }
 
 private:
-    // What one thread saw of a row.
-    struct Scan {
+    // What one thread saw of a row; on cache lines of its own.
+    struct alignas(64) Scan {
         Candidate best;
-        bool nan;
+        float above_best;  // the next number
+        bool nan, collects;
         size_t limit;  // so many candidates are thinned out
         std::vector<Candidate> candidates;
     };
@@ -70,11 +71,14 @@ private:
         std::vector<uint64_t> seen_bits;  // [vocab]
         std::vector<Candidate> seen;      // ids of a row's history, each once, with their logits before the penalty
     };
+    static constexpr int32_t kCollected = 16;  // logits that are looked at together
     enum class Status : uint8_t { kFine, kNan, kInfinite, kEmpty };
 
-    void reset(Scan& scan, const SampleParams& params) const;
-    void look(Scan& scan, const float* logits, int32_t n, int32_t column, const SampleParams& params, bool collect,
-              std::atomic<float>& least) const;
+    void reset(Scan& scan, const SampleParams& params, bool collects) const;
+    void look(Scan& scan, const float* logits, int32_t n, int32_t column) const;
+    void collect(Scan& scan, const float* logits, int32_t n, int32_t column, const SampleParams& params,
+                 std::atomic<float>& least) const;
+    static void find_best(Scan& scan);
     void merge(int32_t row);  // what all threads saw, into the first one's
     void penalise(Worker& worker, int32_t row, float* logits) const;
     int32_t choose(int thread, int32_t row, float* logits);

@@ -33,7 +33,9 @@ private:
     std::string message_;
 };
 
-bool read_fully(const TensorSource& source, int64_t offset, int64_t bytes, std::byte* out, Failure& failure) {
+// A TensorSource or RawSource.
+template <class Source>
+bool read_fully(const Source& source, int64_t offset, int64_t bytes, std::byte* out, Failure& failure) {
     while (bytes > 0) {
         const ssize_t got = pread(source.fd, out, static_cast<size_t>(bytes), source.offset + offset);
         if (got < 0 && errno == EINTR) continue;
@@ -164,6 +166,43 @@ const Weight& Weights::add(const std::string& name, Weight::Use use, Format form
         failure.rethrow();
         if (!finished) throw Error(ErrorKind::kCancelled, "loading was interrupted");
         first += part.rows;
+    }
+    return *(weights_[name] = std::move(weight));
+}
+
+const Weight& Weights::add_packed(const std::string& name, Weight::Use use, Format format, int64_t rows,
+                                  int64_t columns, const std::vector<RawSource>& parts, ThreadPool& pool,
+                                  const std::function<bool()>& poll) {
+    constexpr int64_t kChunk = int64_t{4} << 20;  // bytes
+    if (find(name) != nullptr) throw Error(ErrorKind::kConfig, "weight " + name + " is loaded already");
+    auto weight = std::make_unique<Weight>();
+    weight->use = use, weight->format = format, weight->rows = rows, weight->columns = columns;
+    std::vector<int64_t> expected;
+    for (const int64_t bytes : bytes_of(*weight, name))
+        if (expected.empty() || bytes > 0) expected.push_back(bytes);
+    if (parts.size() != expected.size())
+        throw Error(ErrorKind::kModelFormat, "weight " + name + ": expected " + std::to_string(expected.size()) +
+                                                 " tensors, got " + std::to_string(parts.size()));
+    for (size_t i = 0; i < parts.size(); ++i)
+        if (parts[i].bytes != expected[i])
+            throw Error(ErrorKind::kModelFormat, "tensor " + parts[i].name + ": expected " +
+                                                     std::to_string(expected[i]) + " bytes, got " +
+                                                     std::to_string(parts[i].bytes));
+    allocate(*weight, name);
+    const Buffer* buffers[] = {&weight->data, &weight->scales, &weight->sums};
+    Failure failure;
+    for (size_t i = 0; i < parts.size(); ++i) {
+        const int64_t bytes = parts[i].bytes;
+        const bool finished = pool.run(
+            [&](Team& team) {
+                team.for_chunks((bytes + kChunk - 1) / kChunk, [&](int64_t chunk) {
+                    const int64_t first = chunk * kChunk;
+                    read_fully(parts[i], first, std::min(kChunk, bytes - first), buffers[i]->data() + first, failure);
+                });
+            },
+            poll);
+        failure.rethrow();
+        if (!finished) throw Error(ErrorKind::kCancelled, "loading was interrupted");
     }
     return *(weights_[name] = std::move(weight));
 }

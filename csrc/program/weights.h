@@ -25,6 +25,13 @@ struct TensorSource {
     std::string name;  // for messages
 };
 
+// Bytes in a file that are a part of a Weight as they are.
+struct RawSource {
+    int fd;
+    int64_t offset, bytes;
+    std::string name;  // for messages
+};
+
 struct Weight {
     enum class Use { kMatrix, kTable, kVector } use = Use::kMatrix;
     Format format = Format::kFloat32;  // a table has no int4, a vector is float32
@@ -46,6 +53,10 @@ public:
     // Throws Error(kInput) for a name that is there already.
     const Weight& add(const std::string& name, Weight::Use use, Format format, const std::vector<TensorSource>& parts,
                       ThreadPool& pool, const std::function<bool()>& poll);
+    // data, scales and sums (those that the format has) of a weight that was packed before, read straight into place.
+    // Throws Error(kModelFormat) where their sizes do not fit.
+    const Weight& add_packed(const std::string& name, Weight::Use use, Format format, int64_t rows, int64_t columns,
+                             const std::vector<RawSource>& parts, ThreadPool& pool, const std::function<bool()>& poll);
     int64_t bytes() const;
 
     // Seconds to read every weight once, in order, on all threads: the least that a decode step can take.

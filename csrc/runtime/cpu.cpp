@@ -4,10 +4,11 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cerrno>
 #include <cmath>
 #include <cstdlib>
 #include <fstream>
-#include <sstream>
+#include <memory>
 
 #include "core/error.h"
 
@@ -62,26 +63,31 @@ std::string joined(const std::vector<std::string>& names) {
     return text;
 }
 
-// The quota of the innermost cgroup that sets one, in CPUs; infinity without one. Version 2, then version 1.
-double cgroup_cpus() {
-    double cpus = INFINITY;
-    std::ifstream self("/proc/self/cgroup");
-    for (std::string line; std::getline(self, line);) {
-        if (line.rfind("0::", 0) != 0) continue;
-        for (std::string path = line.substr(3);; path = path.substr(0, path.rfind('/'))) {
-            std::ifstream file("/sys/fs/cgroup" + path + "/cpu.max");
-            std::string quota;
-            double period = 0;
-            if (file >> quota >> period && quota != "max" && period > 0)
-                cpus = std::min(cpus, std::atof(quota.c_str()) / period);
-            if (path.empty() || path == "/") break;
-        }
+bool has_word(const std::string& list, const std::string& word) {  // of a list with commas
+    return ("," + list + ",").find("," + word + ",") != std::string::npos;
+}
+
+// The least of limit(path) over a cgroup and those that it lies in. What stands in /proc may be the path on a host, of
+// which a container sees the end alone, as its root: names that are not there have no limit.
+template <class F>
+double least_quota(std::string path, const F& limit) {
+    for (double cpus = INFINITY;; path.erase(path.rfind('/'))) {
+        if (path == "/") path.clear();
+        cpus = std::min(cpus, limit(path));
+        if (path.find('/') == std::string::npos) return cpus;
     }
-    double quota = -1, period = 0;
-    std::ifstream("/sys/fs/cgroup/cpu/cpu.cfs_quota_us") >> quota;
-    std::ifstream("/sys/fs/cgroup/cpu/cpu.cfs_period_us") >> period;
-    if (quota > 0 && period > 0) cpus = std::min(cpus, quota / period);
-    return cpus;
+}
+
+// CPUs in the affinity mask. The mask of a kernel for many CPUs does not fit into a cpu_set_t of 1024.
+int affinity_cpus() {
+    for (size_t most = CPU_SETSIZE; most <= size_t{1} << 22; most *= 2) {
+        const std::unique_ptr<cpu_set_t, void (*)(cpu_set_t*)> set(CPU_ALLOC(most), [](cpu_set_t* p) { CPU_FREE(p); });
+        if (!set) break;
+        const size_t bytes = CPU_ALLOC_SIZE(most);
+        if (sched_getaffinity(0, bytes, set.get()) == 0) return CPU_COUNT_S(bytes, set.get());
+        if (errno != EINVAL) break;  // EINVAL: the kernel's is larger
+    }
+    return 1;
 }
 
 }  // namespace
@@ -122,13 +128,35 @@ const KernelTable& active_kernels() {
     return *table;
 }
 
+double cpu_quota(const std::string& root) {
+    const std::string mount = root + "/sys/fs/cgroup";
+    const auto limit_v2 = [&](const std::string& path) {
+        std::ifstream file(mount + path + "/cpu.max");
+        double quota = 0, period = 0;  // "max 100000" where there is no limit
+        return file >> quota >> period && quota > 0 && period > 0 ? quota / period : INFINITY;
+    };
+    const auto limit_v1 = [&](const std::string& path) {
+        double quota = -1, period = 0;
+        std::ifstream(mount + "/cpu" + path + "/cpu.cfs_quota_us") >> quota;
+        std::ifstream(mount + "/cpu" + path + "/cpu.cfs_period_us") >> period;
+        return quota > 0 && period > 0 ? quota / period : INFINITY;
+    };
+    double cpus = std::min(limit_v2(""), limit_v1(""));
+    std::ifstream self(root + "/proc/self/cgroup");
+    for (std::string line; std::getline(self, line);) {  // hierarchy:controllers:path
+        const size_t first = line.find(':'), second = line.find(':', first + 1);
+        if (first == std::string::npos || second == std::string::npos || line[second + 1] != '/') continue;
+        const std::string controllers = line.substr(first + 1, second - first - 1), path = line.substr(second + 1);
+        if (controllers.empty()) cpus = std::min(cpus, least_quota(path, limit_v2));
+        if (has_word(controllers, "cpu")) cpus = std::min(cpus, least_quota(path, limit_v1));
+    }
+    return cpus;
+}
+
 int default_threads() {
-    cpu_set_t set;
-    int cpus = 1;
-    if (sched_getaffinity(0, sizeof set, &set) == 0) cpus = CPU_COUNT(&set);
-    const double quota = cgroup_cpus();
-    if (quota < cpus) cpus = static_cast<int>(std::floor(quota));
-    return std::max(cpus, 1);
+    const int cpus = affinity_cpus();
+    const double quota = std::floor(cpu_quota());
+    return std::max(quota < cpus ? static_cast<int>(quota) : cpus, 1);
 }
 
 }  // namespace fastattn

@@ -232,9 +232,6 @@ FA_INLINE void store_int8(int8_t* p, Words a) {
 FA_INLINE Vec dot_bf16(Vec sum, Words a, Words b) {
     return {_mm512_dpbf16_ps(sum.v, reinterpret_cast<__m512bh>(a.v), reinterpret_cast<__m512bh>(b.v))};
 }
-FA_INLINE Words round_bf16(Vec a) {
-    return {_mm512_cvtepu16_epi32(reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(a.v)))};
-}
 #else
 FA_INLINE Vec dot_bf16(Vec sum, Words a, Words b) {
     const __m512i high = _mm512_set1_epi32(static_cast<int>(0xffff0000u));
@@ -243,6 +240,8 @@ FA_INLINE Vec dot_bf16(Vec sum, Words a, Words b) {
     return {_mm512_fmadd_ps(_mm512_castsi512_ps(_mm512_and_si512(a.v, high)),
                             _mm512_castsi512_ps(_mm512_and_si512(b.v, high)), sum.v)};
 }
+#endif
+// Not the instruction of AVX512BF16, which takes denormals for 0: what is stored is the same on every target.
 FA_INLINE Words round_bf16(Vec a) {
     const __m512i bits = _mm512_castps_si512(a.v), one = _mm512_set1_epi32(1);
     const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), one);
@@ -250,8 +249,6 @@ FA_INLINE Words round_bf16(Vec a) {
     const __m512i quiet = _mm512_or_si512(bits, _mm512_set1_epi32(0x400000));
     return {_mm512_srli_epi32(_mm512_mask_blend_epi32(is_nan(a).m, rounded, quiet), 16)};
 }
-#endif
-// Not the instruction of AVX512BF16, which takes denormals for 0: what is stored is the same on every target.
 FA_INLINE void store_bf16(uint16_t* p, Vec a) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(round_bf16(a).v));
 }

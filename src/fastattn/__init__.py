@@ -25,7 +25,9 @@ if TYPE_CHECKING:
     from fastattn.generation.options import GenerationOptions
     from fastattn.models.auto import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
     from fastattn.models.auto_tokenizer import AutoTokenizer
+    from fastattn.models.quantise import quantize
     from fastattn.tasks.pipelines import pipeline
+    from fastattn.tasks.quality import QualityReport, compare_dtypes
     from fastattn.tasks.sentence_transformer import SentenceTransformer
     from fastattn.tokenizer import Tokenizer
 
@@ -42,7 +44,10 @@ _HOME = {
     "GenerationOptions": "fastattn.generation.options",
     "TextStream": "fastattn.generation.generate",
     "SentenceTransformer": "fastattn.tasks.sentence_transformer",
+    "QualityReport": "fastattn.tasks.quality",
+    "compare_dtypes": "fastattn.tasks.quality",
     "pipeline": "fastattn.tasks.pipelines",
+    "quantize": "fastattn.models.quantise",
 }
 _MODULES = ("checkpoint", "generation", "graph", "models", "ops", "runtime", "tasks", "tokenizer")
 
@@ -64,12 +69,15 @@ __all__ = [
     "ModelNotFoundError",
     "NonFiniteError",
     "OutOfMemory",
+    "QualityReport",
     "SentenceTransformer",
     "TextStream",
     "Tokenizer",
     "__version__",
+    "compare_dtypes",
     "ops",
     "pipeline",
+    "quantize",
 ]
 
 

@@ -74,3 +74,7 @@ class OutOfMemory(FastattnError, MemoryError):
 
 class Cancelled(FastattnError):
     """The call was cancelled from another thread."""
+
+
+class BenchError(FastattnError):
+    """`fastattn bench` could not measure; the message says what failed."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -12,8 +13,10 @@ from numpy.typing import NDArray
 
 from fastattn import _core
 from fastattn.checkpoint.files import open_regular
+from fastattn.checkpoint.quantised import PackedWeight
 from fastattn.checkpoint.safetensors import TensorInfo
-from fastattn.errors import InputError
+from fastattn.errors import ConfigError, InputError
+from fastattn.graph.cost import Formats
 from fastattn.graph.executor import Drawn, Output
 from fastattn.graph.ir import Program, Step, Weight
 from fastattn.graph.quantise import weight_formats
@@ -60,19 +63,42 @@ class CpuExecutor:
         *,
         dtype: str = "float32",
         kv_dtype: str | None = None,
+        head_dtype: str | None = None,
+        packed: Mapping[str, PackedWeight] | None = None,
         threads: int | None = None,
     ) -> None:
         self._program = program
+        self._dtype = dtype
         self._kv_dtype = default_kv_dtype(dtype) if kv_dtype is None else kv_dtype
         if self._kv_dtype not in KV_DTYPES:
             raise InputError(f"kv_dtype: expected one of {', '.join(KV_DTYPES)}, or None, got {kv_dtype!r}")
         self._engine = _core.Engine(_core.default_threads() if threads is None else threads)
-        _load(self._engine, program, tensors, weight_formats(program, dtype))
+        if packed is None:
+            self._formats = weight_formats(program, dtype, head_dtype)
+            _load(self._engine, program.weights, tensors, self._formats)
+        else:
+            self._formats = {name: weight.form for name, weight in packed.items()}
+            _load_packed(self._engine, program.weights, packed)
         self._executor: _core.Executor | None = _core.Executor(self._engine, _spec(program, self._kv_dtype))
 
     @property
     def program(self) -> Program:
         return self._program
+
+    @property
+    def dtype(self) -> str:
+        """How the weights were asked to be held."""
+        return self._dtype
+
+    @property
+    def formats(self) -> Formats:
+        """How each weight is held, and keys and values."""
+        return Formats(self._formats, self._kv_dtype)
+
+    @property
+    def threads(self) -> int:
+        """How many run a step."""
+        return int(self._engine.threads)
 
     @property
     def kv_dtype(self) -> str:
@@ -158,6 +184,7 @@ class CpuExecutor:
         self._open()
         other = object.__new__(CpuExecutor)
         other._program, other._engine, other._kv_dtype = program, self._engine, self._kv_dtype
+        other._dtype, other._formats = self._dtype, self._formats
         other._executor = _core.Executor(self._engine, _spec(program, self._kv_dtype))
         return other
 
@@ -246,22 +273,68 @@ def _logits_of(program: Program) -> int:
 
 
 def _load(
-    engine: _core.Engine, program: Program, tensors: Mapping[str, TensorInfo], formats: Mapping[str, str]
+    engine: _core.Engine, weights: Mapping[str, Weight], tensors: Mapping[str, TensorInfo], formats: Mapping[str, str]
 ) -> None:
-    """Read every weight of the Program, each file opened once."""
+    """Read every weight, each file opened once."""
     with contextlib.ExitStack() as stack:
-        descriptors: dict[Any, int] = {}
-        for name, weight in program.weights.items():
+        opened = _Opened(stack)
+        for name, weight in weights.items():
             parts = []
             for part in weight.parts:
                 info = tensors[part]
-                if info.path not in descriptors:
-                    descriptors[info.path] = stack.enter_context(open_regular(info.path))[0]
                 rows, columns = _logical_shape(weight, info)
-                parts.append(
-                    (descriptors[info.path], info.offset, info.dtype, rows, columns, weight.transposed, info.name)
-                )
+                parts.append((opened[info.path], info.offset, info.dtype, rows, columns, weight.transposed, info.name))
             engine.load(name, weight.use, formats[name], parts)
+
+
+def _load_packed(engine: _core.Engine, weights: Mapping[str, Weight], packed: Mapping[str, PackedWeight]) -> None:
+    """Read every weight as it was packed."""
+    with contextlib.ExitStack() as stack:
+        opened = _Opened(stack)
+        for name, weight in weights.items():
+            found = packed.get(name)
+            fits = found is not None and found.shape == weight.shape and weight.use in _READ_AS[found.use]
+            if found is None or not fits:
+                got = "none" if found is None else f"a {found.use} {list(found.shape)}"
+                raise ConfigError(
+                    f"{name}: expected a {weight.use} {list(weight.shape)} in the quantised checkpoint, got {got}"
+                )
+            pieces = [(opened[info.path], info.offset, info.nbytes, info.name) for info in found.pieces]
+            engine.load_packed(name, found.use, found.form, weight.shape[0], _columns(weight), pieces)
+
+
+_READ_AS: Mapping[str, tuple[str, ...]] = {"matrix": ("matrix", "table"), "table": ("table",), "vector": ("vector",)}
+
+
+class _Opened(dict[Path, int]):
+    """Descriptors of files, opened when first asked for."""
+
+    def __init__(self, stack: contextlib.ExitStack) -> None:
+        super().__init__()
+        self._stack = stack
+
+    def __missing__(self, path: Path) -> int:
+        self[path] = self._stack.enter_context(open_regular(path))[0]
+        return self[path]
+
+
+def pack_weight(
+    name: str, weight: Weight, form: str, tensors: Mapping[str, TensorInfo], threads: int | None
+) -> list[NDArray[np.uint8]]:
+    """data, scales and sums of a weight in a format, as bytes, those that the format has."""
+    engine = _core.Engine(_core.default_threads() if threads is None else threads)
+    _load(engine, {name: weight}, tensors, {name: form})
+    return engine.packed(name)
+
+
+def packed_sizes(weight: Weight, form: str) -> tuple[int, ...]:
+    """Bytes of what `pack_weight` gives."""
+    sizes = _core.packed_sizes(weight.use, form, weight.shape[0], _columns(weight))
+    return tuple(sizes[:1] + [size for size in sizes[1:] if size])
+
+
+def _columns(weight: Weight) -> int:
+    return weight.shape[1] if len(weight.shape) > 1 else 1
 
 
 def _logical_shape(weight: Weight, info: TensorInfo) -> tuple[int, int]:

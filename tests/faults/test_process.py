@@ -102,12 +102,6 @@ def test_fault_62_many_threads_one_model(tmp_path: Path) -> None:
     assert wrong == []
 
 
-def test_fault_62_affinity_is_honoured() -> None:
-    one = {min(os.sched_getaffinity(0))}
-    code = f"import os; os.sched_setaffinity(0, {one}); from fastattn import _core; print(_core.default_threads())"
-    assert run_python(code, Path()).stdout.strip() == "1"
-
-
 @pytest.mark.parametrize("target", ["neon", "sse9"])
 def test_fault_62_forced_target_that_cannot_run(target: str) -> None:
     if target in _core.available_targets():

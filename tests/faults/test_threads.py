@@ -106,7 +106,9 @@ def test_fault_23_flush_to_zero_of_the_calling_thread_changes_nothing() -> None:
     assert not zero.any()  # the caller's own setting was left alone
 
 
-def test_a_cancel_while_weights_are_read_is_not_a_weight(tmp_path: Path) -> None:
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("form", ["float32", "bfloat16", "int8", "int4"])
+def test_a_cancel_while_weights_are_read_is_not_a_weight(form: str, transposed: bool, tmp_path: Path) -> None:
     file = tmp_path / "weights"
     rows, columns = 4096, 1024
     np.ones((rows, columns), np.float32).tofile(file)
@@ -121,7 +123,7 @@ def test_a_cancel_while_weights_are_read_is_not_a_weight(tmp_path: Path) -> None
     try:
         with open(file, "rb") as opened, pytest.raises(Cancelled):  # noqa: PT012
             for i in range(200):
-                engine.load(f"w{i}", "matrix", "float32", [(opened.fileno(), 0, "F32", rows, columns, False, "w")])
+                engine.load(f"w{i}", "matrix", form, [(opened.fileno(), 0, "F32", rows, columns, transposed, "w")])
     finally:
         done.set()
         thread.join()

@@ -274,3 +274,36 @@ def test_argmax_special(n: int) -> None:
             x[at] = np.nan
             assert kernels.argmax_f32(target, x)[0] == -1
         assert kernels.argmax_f32(target, np.empty(0, np.float32))[0] == -1
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    hnp.arrays(
+        np.float32, st.integers(0, 150), elements=st.floats(-3, 3, width=16) | st.sampled_from([np.nan, -np.inf])
+    ),
+    st.floats(-3, 3, width=16) | st.sampled_from([np.inf, -np.inf]),
+)
+def test_find(x: F32, threshold: float) -> None:
+    """The first value that is not below the threshold; a NaN is below nothing."""
+    found = np.flatnonzero(~(x < np.float32(threshold)))
+    for target in TARGETS:
+        assert kernels.find_f32(target, x, threshold=threshold) == (found[0] if found.size else len(x))
+
+
+@pytest.mark.parametrize("n", [*SIZES, 50257])
+def test_exp_sum(n: int) -> None:
+    """The softmax's own exponentials and sum: the quotient and the log-softmax have the same bits."""
+    x = random_array(n, n, scale=4)
+    shift = float(x.max()) if n else 0.0
+    results = [kernels.exp_sum_f32(target, x, shift=shift) for target in TARGETS]
+    for out, *sums in results:
+        assert_same_bits(out, results[0][0])
+        assert tuple(sums) == results[0][1:]
+    out, total, alone, log_total = results[0]
+    assert alone == total
+    if n:
+        assert_same_bits(out / np.float32(total), kernels.softmax_f32("scalar", x[None])[0])
+        logs = x - np.float32(shift) - np.float32(log_total)
+        assert_same_bits(logs, kernels.softmax_f32("scalar", x[None], log=True)[0])
+    else:
+        assert (total, log_total) == (0, 0)

@@ -7,7 +7,6 @@ these: so the naive float32 formula is run several times with other roundings, a
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +21,8 @@ from fastattn.graph.numpy_executor import NumpyExecutor
 from fastattn.graph.quantise import weight_formats
 from fastattn.models.base import load_executor
 from fastattn.models.registry import BuiltModel, build
-from tests.models.test_gpt_nano_sort import every_value
-from tests.reference.bounds import assert_close, eps
+from tests.reference.bounds import eps
+from tests.reference.op_by_op import check_every_op
 
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
@@ -97,21 +96,9 @@ def naive(built: BuiltModel, dtype: str, run: int) -> NumpyExecutor:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_every_op(built: BuiltModel, dtype: str, rng: np.random.Generator) -> None:
-    program, step = every_value(built.program), ragged(rng)
-    formats = weight_formats(program, dtype)
-    assert {formats[op.weights[0]] for op in program.ops if op.kind == "linear"} >= {dtype}
-    found = weights_alone(program, built, dtype).run(step)
-    values = {index: np.asarray(found[name], np.float64) for name, index in program.outputs.items()}
-    exact = specification(built, dtype)
-    for op in program.ops:
-        inputs = [values[index] for index in op.inputs]
-        expected = np.asarray(exact.evaluate(op, step, *inputs))
-        # the sums that cancel in a product are as large as its absolute values
-        scale = max((float(np.abs(value).max()) for value in [*inputs, expected]), default=0.0)
-        if op.kind == "linear":
-            scale = max(scale, float((np.abs(inputs[0]) @ np.abs(exact.values(op.weights[0])).T).max()))
-        alone = replace(program, ops=(op,))
-        assert_close(values[op.output].astype(np.float32), expected, alone, longest=max(LENGTHS), scale=scale)
+    formats = weight_formats(built.program, dtype)
+    assert {formats[op.weights[0]] for op in built.program.ops if op.kind == "linear"} >= {dtype}
+    check_every_op(built, ragged(rng), dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

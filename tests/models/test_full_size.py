@@ -12,11 +12,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from fastattn.checkpoint import open_checkpoint, read_tensor
+from fastattn.checkpoint import open_checkpoint
 from fastattn.graph.ir import Step
-from fastattn.graph.numpy_executor import NumpyExecutor
 from fastattn.models.auto import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
-from fastattn.models.base import load_executor
 from fastattn.models.registry import build
 
 pytest.importorskip("torch")
@@ -24,15 +22,16 @@ pytest.importorskip("transformers")
 import torch
 
 from tests.reference import hf
+from tests.reference.op_by_op import check_every_op
 
 pytestmark = [pytest.mark.torch, pytest.mark.slow]
 
 N_GREEDY = 64
 ENCODERS = [
-    ("BertForSequenceClassification", AutoModelForSequenceClassification, "sequence-classification"),
-    ("BertModel", AutoModel, "encoder"),
-    ("DistilBertForSequenceClassification", AutoModelForSequenceClassification, "sequence-classification"),
-    ("RobertaForSequenceClassification", AutoModelForSequenceClassification, "sequence-classification"),
+    ("BertForSequenceClassification", AutoModelForSequenceClassification),
+    ("BertModel", AutoModel),
+    ("DistilBertForSequenceClassification", AutoModelForSequenceClassification),
+    ("RobertaForSequenceClassification", AutoModelForSequenceClassification),
 ]
 
 
@@ -48,9 +47,7 @@ def errors(
     return float(np.sqrt(np.mean((ours - exact) ** 2))), float(np.sqrt(np.mean((naive - exact) ** 2)))
 
 
-@pytest.mark.parametrize(
-    ("model_class", "auto"), [case[:2] for case in ENCODERS], ids=lambda value: getattr(value, "__name__", value)
-)
+@pytest.mark.parametrize(("model_class", "auto"), ENCODERS, ids=lambda value: getattr(value, "__name__", value))
 def test_encoders(model_class: str, auto: Any, tmp_path: Path, rng: np.random.Generator) -> None:
     reference = hf.make(model_class)
     with auto.from_pretrained(hf.save(reference, tmp_path)) as model:
@@ -61,31 +58,16 @@ def test_encoders(model_class: str, auto: Any, tmp_path: Path, rng: np.random.Ge
     assert ours <= 2 * naive, f"expected at most twice {naive:.3g}, got {ours:.3g}"
 
 
-MODELS = [("GPT2LMHeadModel", "causal-lm"), *((name, task) for name, _, task in ENCODERS)]
-
-
 @pytest.mark.parametrize("dtype", ["bfloat16", "int8", "int4"])
-@pytest.mark.parametrize(("model_class", "task"), MODELS, ids=lambda value: value)
-def test_dtypes(model_class: str, task: Any, dtype: str, tmp_path: Path, rng: np.random.Generator) -> None:
-    """Against the numpy executor in the same dtype: no more than twice as far as its formula in float32 is."""
+@pytest.mark.parametrize(("model_class", "task"), [("GPT2LMHeadModel", "causal-lm"), ("BertModel", "encoder")])
+def test_every_op_of_a_dtype(model_class: str, task: Any, dtype: str, tmp_path: Path, rng: np.random.Generator) -> None:
+    """On the same inputs. Whole models are chaotic here: what one activation that rounds the other way changes grows up
+    to the error of the dtype itself within a few layers of random weights."""
     checkpoint = open_checkpoint(hf.save(hf.make(model_class), tmp_path))
     built = build(checkpoint.config, checkpoint.tensors, task)
-    ids = rng.integers(5, built.config.vocab_size, 40).astype(np.int32)
-    step = Step(ids, np.array([0, 40], np.int32), np.arange(40, dtype=np.int32), np.arange(40, dtype=np.int32))
-
-    def specification(precision: Any) -> dict[str, Any]:
-        return NumpyExecutor(
-            program, lambda part: read_tensor(built.tensors[part]), dtype=dtype, precision=precision
-        ).run(step)
-
-    program = built.program
-    exact, naive = specification(np.float64), specification(np.float32)
-    found = load_executor(program, built.tensors, dtype=dtype, device="cpu", threads=None).run(step)
-    for name, value in exact.items():
-        ours, theirs = (
-            float(np.sqrt(np.mean((np.asarray(out[name], np.float64) - value) ** 2))) for out in (found, naive)
-        )
-        assert ours <= 2 * theirs, f"{name}: expected at most twice {theirs:.3g}, got {ours:.3g}"
+    ids, positions = rng.integers(5, built.config.vocab_size, 40).astype(np.int32), np.arange(40, dtype=np.int32)
+    step = Step(ids, np.array([0, 40], np.int32), positions, wanted=np.array([3, 39], np.int32))
+    check_every_op(built, step, dtype)
 
 
 def test_gpt2(tmp_path: Path, rng: np.random.Generator) -> None:

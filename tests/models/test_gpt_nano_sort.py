@@ -8,7 +8,6 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,6 @@ import pytest
 from numpy.typing import NDArray
 
 from fastattn.checkpoint import open_checkpoint
-from fastattn.graph.ir import Program
 from fastattn.graph.numpy_executor import softmax
 from fastattn.models.auto import AutoModelForCausalLM
 from fastattn.models.base import load_executor
@@ -27,6 +25,7 @@ from fastattn.models.inputs import read_batch
 from fastattn.models.registry import build
 from tests.reference.bounds import assert_close, program_bound
 from tests.reference.checkpoints import write
+from tests.reference.op_by_op import every_value
 
 DATA = Path(__file__).parent / "data" / "gpt-nano-sort"
 
@@ -50,15 +49,6 @@ def directory(tmp_path: Path) -> Path:
     config |= {"model_type": "gpt2", "n_positions": raw["config"]["block_size"], "bos_token_id": None}
     tensors = {key: value for key, value in raw.items() if key != "config"}
     return write(tmp_path, config, {k: v.T.copy() if k.endswith(CONV1D) else v for k, v in tensors.items()})
-
-
-def every_value(program: Program) -> Program:
-    """The Program with each op's output as an output, named <kind>.<number among its kind>."""
-    outputs, count = {}, dict[str, int]()
-    for op in program.ops:
-        number = count[op.kind] = count.get(op.kind, -1) + 1
-        outputs[f"{op.kind}.{number}"] = op.output
-    return replace(program, outputs=outputs)
 
 
 # Published name -> value of the Program as traced; all of the first block but the last six.

@@ -49,7 +49,7 @@ def loaded(folder: Path, family: str) -> Loaded:
     for program in (built.program, marked):  # the fused weights and those as they are in the file
         weights = {name: weight for name, weight in program.weights.items() if not engine.has(name)}
         part = Program((), (), weights, {}, 0, 0, 0, 0, False)
-        runtime._load(engine, part, built.tensors, weight_formats(part, "float32"))
+        runtime._load(engine, part.weights, built.tensors, weight_formats(part, "float32"))
     return Loaded(engine, tuple(runtime._spec(program, "float32") for program in programs))
 
 

@@ -197,6 +197,11 @@ for family in FAMILIES:
     model = family.load(folder, dtype=sys.argv[2])
     for row in rows(model, batch):
         digest.update(row.tobytes())
+    for options in ({}, {"do_sample": True, "temperature": 5.0}, {"do_sample": True, "top_k": 0, "top_p": 0.9}):
+        if hasattr(model, "generate"):
+            drawn = model.generate(batch, max_new_tokens=20, seed=1, return_dict_in_generate=True, **options)
+            for row in (*drawn.sequences, *drawn.logprobs):
+                digest.update(row.tobytes())
 print(runtime.info()["target_active"], digest.hexdigest())
 """
 

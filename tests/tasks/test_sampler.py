@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -137,3 +139,72 @@ def test_the_compiled_sampler_follows_the_specification() -> None:
         logits[3, 4] = bad
         with pytest.raises(NonFiniteError, match="3"):
             runtime.sample(logits, record, history, offsets)
+
+
+def exact_draw(row: np.ndarray, params: np.void, history: np.ndarray) -> int:
+    """The draw with probabilities of the softmax kernel, in float32, and sums of them in integers of 2^-62."""
+    from fastattn._core import kernels
+
+    scores = row.copy()
+    seen = np.unique(history)
+    penalty = params["repetition_penalty"]
+    scores[seen] = np.where(scores[seen] < 0, scores[seen] * penalty, scores[seen] / penalty)
+    highest = int(scores.argmax())
+    if not params["do_sample"] or params["temperature"] == 0:
+        return highest
+    with np.errstate(over="ignore"):
+        scores /= params["temperature"]
+    if not np.isfinite(scores.max()):
+        return highest
+    order = np.lexsort((np.arange(len(scores)), -scores))
+    order = order[: np.count_nonzero(scores > -np.inf)]
+    if 0 < params["top_k"] < len(order):
+        scores[scores < scores[order[params["top_k"] - 1]]] = -np.inf
+        order = order[: np.count_nonzero(scores > -np.inf)]
+    probs = kernels.softmax_f32("scalar", scores[None])[0][order]
+    running = list(itertools.accumulate(int(Fraction(float(p)) * 2**62) for p in probs))
+    kept = len(order)
+    if params["top_p"] < 1:
+        limit = Fraction(float(params["top_p"])) * 2**62
+        kept = next((i + 1 for i, total in enumerate(running) if total >= limit), kept)
+    if params["min_p"] > 0:
+        kept = min(kept, int((probs >= params["min_p"] * probs[0]).sum()))
+    words = philox4x32((int(params["seed"]) & 0xFFFFFFFF, int(params["seed"]) >> 32), (int(params["counter"]), 0, 0, 0))
+    drawn = Fraction(words[0] >> 8, 2**24) * running[kept - 1]
+    return int(order[next(i for i, total in enumerate(running) if total > drawn)])
+
+
+@pytest.mark.parametrize("kind", ["normal", "ties", "equal", "holes", "far apart", "two groups"])
+def test_the_compiled_sampler_is_exact(kind: str) -> None:
+    """Ids are those of sums without rounding, in whatever order the kernels come across the candidates."""
+    from fastattn import runtime
+
+    rng = np.random.default_rng(11)
+    for vocab in (1, 2, 17, 64, 300):
+        n = 200
+        logits = rng.normal(size=(n, vocab)) * rng.choice([0.1, 1, 4], (n, 1))
+        if kind == "ties":
+            logits = np.round(logits)
+        elif kind == "equal":
+            logits[:] = 0.25
+        elif kind == "holes":
+            logits[rng.random(logits.shape) < 0.5] = -np.inf
+            logits[:, vocab // 2] = 1
+        elif kind == "far apart":
+            logits *= 1e37
+        elif kind == "two groups":
+            logits[:, : vocab // 2] += 42
+        record = params(n, seed=rng.integers(0, 2**64, n, dtype=np.uint64), counter=np.arange(n))
+        record["top_k"] = rng.choice([0, 1, 3, 50, 299], n)
+        record["top_p"] = rng.choice([0, 0.1, 0.5, 0.95, 0.9999999, 1], n)
+        record["min_p"] = rng.choice([0, 0, 0.05, 1], n)
+        record["temperature"] = rng.choice([0, 0.3, 1, 1.7, 1e20, 1e38], n)
+        record["repetition_penalty"] = rng.choice([1, 1, 1.3, 1e-6, 1e6], n)
+        record["do_sample"] = rng.choice([0, 1], n, p=[0.1, 0.9])
+        lengths = rng.integers(0, 9, n)
+        history = rng.integers(0, vocab, lengths.sum()).astype(np.int32)
+        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        rows = logits.astype(np.float32)
+        with np.errstate(over="ignore"):
+            expected = [exact_draw(rows[i], record[i], history[offsets[i] : offsets[i + 1]]) for i in range(n)]
+        assert runtime.sample(rows, record, history, offsets)[0].tolist() == expected

@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastattn.checkpoint.files import open_regular, read_at
-from fastattn.checkpoint.safetensors import WEIGHT_DTYPES, TensorInfo, read_header
+from fastattn.checkpoint.quantised import CONFIG_KEY, Quantised, is_quantised, read_quantised
+from fastattn.checkpoint.safetensors import NOT_THERE, WEIGHT_DTYPES, TensorInfo, read_header
 from fastattn.checkpoint.strict_json import JsonError, JsonValue, parse
 from fastattn.errors import ConfigError, ModelFormatError, ModelNotFoundError
 
@@ -45,23 +46,35 @@ class NonFinite:
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """What a directory holds. Nothing but headers has been read."""
+    """What a directory holds. Nothing but headers has been read.
+
+    quantised: the packed weights of a directory that `fastattn quantize` wrote; there `tensors` are those that they
+    were made from, which say their shapes alone.
+    """
 
     path: Path
     config: Mapping[str, JsonValue]
     tensors: Mapping[str, TensorInfo]
+    quantised: Quantised | None = None
 
     def read(self, name: str) -> NDArray[np.float32]:
-        """A tensor as float32 in its own shape. Raises ModelFormatError where its dtype is no weight's."""
+        """A tensor as float32 in its own shape. Raises ModelFormatError where its dtype is no weight's, ConfigError for
+        a quantised directory."""
+        self._need_floats()
         return read_tensor(self.tensors[name])
 
     def find_nonfinite(self) -> list[NonFinite]:
-        """Every tensor of weights that holds NaN or infinity."""
+        """Every tensor of weights that holds NaN or infinity. Raises ConfigError for a quantised directory."""
+        self._need_floats()
         found = []
         for info in self.tensors.values():
             if info.dtype in WEIGHT_DTYPES:
                 found.extend(_nonfinite(info))
         return found
+
+    def _need_floats(self) -> None:
+        if self.quantised is not None:
+            raise ConfigError(f"{self.path}: expected a float checkpoint, got a quantised one")
 
 
 def open_checkpoint(
@@ -78,10 +91,14 @@ def open_checkpoint(
     if not directory.is_dir():
         raise ModelNotFoundError(f"{directory}: expected a directory with {CONFIG_NAME} and {SINGLE_NAME}")
     config = read_config(directory)
-    tensors = _read_tensors(directory)
+    quantised = None
+    if is_quantised(config):
+        quantised = read_quantised(directory / SINGLE_NAME, config)
+        del config[CONFIG_KEY]
+    tensors = _read_tensors(directory) if quantised is None else dict(quantised.originals)
     if verify is not None:
         _verify(directory, {info.path for info in tensors.values()}, None if verify == "sha256" else verify)
-    checkpoint = Checkpoint(directory, config, tensors)
+    checkpoint = Checkpoint(directory, config, tensors, quantised)
     if check_finite and (bad := checkpoint.find_nonfinite()):
         listed = "; ".join(f"{item.tensor}{list(item.index)} = {item.value} ({item.count} in all)" for item in bad[:20])
         raise ModelFormatError(
@@ -262,7 +279,7 @@ def read_tensor(info: TensorInfo) -> NDArray[np.float32]:
 
 def same_data(a: TensorInfo, b: TensorInfo) -> bool:
     """Whether two tensors hold the same bytes in the same dtype and shape."""
-    if (a.dtype, a.shape) != (b.dtype, b.shape):
+    if (a.dtype, a.shape) != (b.dtype, b.shape) or NOT_THERE in (a.offset, b.offset):
         return False
     pairs = zip(_chunks(a, _READ_BYTES), _chunks(b, _READ_BYTES), strict=True)
     return (a.path, a.offset) == (b.path, b.offset) or all(left == right for left, right in pairs)

@@ -26,11 +26,15 @@ DTYPE_BITS: Mapping[str, int] = {
     **{"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6},
 }
 WEIGHT_DTYPES = ("F32", "F16", "BF16")
+NOT_THERE = -1
 
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """Where a tensor lies: `offset` is absolute in the file `path`, `nbytes` long, little-endian and row-major."""
+    """Where a tensor lies: `offset` is absolute in the file `path`, `nbytes` long, little-endian and row-major.
+
+    offset is NOT_THERE for one that only its shape is known of, as weights were made from it (`checkpoint.quantised`).
+    """
 
     name: str
     dtype: str
@@ -42,6 +46,11 @@ class TensorInfo:
 
 def read_header(path: Path) -> dict[str, TensorInfo]:
     """The tensors of one safetensors file by name. Raises ModelFormatError, or OSError where it is no regular file."""
+    return read_file(path)[0]
+
+
+def read_file(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
+    """The tensors of one safetensors file by name, and its metadata. Raises as `read_header`."""
     with open_regular(path) as (descriptor, size):
         head = read_at(descriptor, 8, 0)
         if size < 8 or len(head) < 8:
@@ -61,7 +70,9 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
         header = read_at(descriptor, length, 8)
     if len(header) < length:
         raise _error(path, "header_truncated", f"expected {length} bytes of header, got {len(header)}", offset=8)
-    return _tensors(path, _parse(path, header), data_start=8 + length, data_bytes=size - 8 - length)
+    entries = _parse(path, header)
+    metadata = _metadata(path, entries.pop("__metadata__", {}))
+    return _tensors(path, entries, data_start=8 + length, data_bytes=size - 8 - length), metadata
 
 
 def _error(
@@ -84,10 +95,14 @@ def _parse(path: Path, header: bytes) -> dict[str, JsonValue]:
     return value
 
 
-def _tensors(path: Path, header: dict[str, JsonValue], *, data_start: int, data_bytes: int) -> dict[str, TensorInfo]:
-    metadata = header.pop("__metadata__", {})
-    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+def _metadata(path: Path, value: JsonValue) -> dict[str, str]:
+    strings = {key: item for key, item in value.items() if isinstance(item, str)} if isinstance(value, dict) else {}
+    if strings != value:
         raise _error(path, "metadata", "__metadata__: expected an object of strings", offset=8)
+    return strings
+
+
+def _tensors(path: Path, header: dict[str, JsonValue], *, data_start: int, data_bytes: int) -> dict[str, TensorInfo]:
     spans = {name: _span(path, name, entry) for name, entry in header.items()}
     end, last = 0, "the header"
     for name, (_, _, begin, stop) in sorted(spans.items(), key=lambda item: item[1][2:]):

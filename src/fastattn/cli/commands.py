@@ -9,6 +9,7 @@ import json
 import platform
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -163,6 +164,33 @@ def embed(args: argparse.Namespace) -> int:
     if cut:
         more = f" and {len(cut) - 1} more" if len(cut) > 1 else ""
         print(f"cut to the model's {longest} tokens: {cut[0]}{more}", file=sys.stderr)
+    return 0
+
+
+def quality(args: argparse.Namespace) -> int:
+    """Print what each dtype loses against float32."""
+    from fastattn.tasks.quality import compare_dtypes, table
+
+    texts = None if args.data is None else [text.text for text in read_texts(None, args.data, whole_stdin=False)]
+    model = _model(args, "text-generation")
+    report = compare_dtypes(model, texts, dtypes=args.dtypes, max_tokens=args.max_tokens, threads=args.threads)
+    if args.json:
+        print(_json(asdict(report)))
+        return 0
+    for line in table(report):
+        print(line)
+    print(f"{report.task}: {report.n_texts} texts, {report.n_tokens} tokens, model {report.model}", file=sys.stderr)
+    return 0
+
+
+def quantize(args: argparse.Namespace) -> int:
+    """Write a quantised folder and say how large it is."""
+    from fastattn.models.quantise import quantize as write
+
+    begin = time.perf_counter()
+    folder = write(args.model, args.output, dtype=args.dtype, head_dtype=args.head_dtype, threads=args.threads)
+    size = (folder / "model.safetensors").stat().st_size
+    print(f"{folder}: {args.dtype}, {size / 1e6:.1f} MB in {time.perf_counter() - begin:.2f} s", file=sys.stderr)
     return 0
 
 

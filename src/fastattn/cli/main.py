@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 
 import fastattn
-from fastattn.cli.values import integer, number, some_text, stop_text
+from fastattn.cli.values import integer, names, number, some_text, stop_text
 from fastattn.errors import FastattnError
 
 _INT32_MAX = 2**31 - 1
@@ -19,6 +19,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code (usage errors raise SystemExit(2), as argparse does)."""
     parser = _parser()
     args = parser.parse_args(argv)
+    args.command_line = list(sys.argv[1:] if argv is None else argv)
     _check_together(parser, args)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a locale without a letter of the text is no reason to stop
@@ -49,11 +50,17 @@ def _check_together(parser: argparse.ArgumentParser, args: argparse.Namespace) -
     """What one flag asks of another."""
     if args.command == "embed" and args.json and args.output is not None:
         parser.error("argument --json: not allowed with argument -o/--output, which writes no text")
-    if args.command != "info" and args.dtype == "float64" and args.device != "numpy":
+    if args.command == "bench" and args.machine and (args.against or args.works):
+        parser.error("argument --machine: not allowed with --against or --works, which are about models")
+    if getattr(args, "dtype", None) == "float64" and args.device != "numpy":
         parser.error("argument --dtype: float64 needs --device numpy")
 
 
 def _run(args: argparse.Namespace) -> int:
+    if args.command == "bench":
+        from fastattn.cli.bench import bench
+
+        return bench(args)
     from fastattn.cli import commands
 
     run = {
@@ -61,6 +68,8 @@ def _run(args: argparse.Namespace) -> int:
         "generate": commands.generate,
         "classify": commands.classify,
         "embed": commands.embed,
+        "quality": commands.quality,
+        "quantize": commands.quantize,
     }[args.command]
     return run(args)
 
@@ -73,6 +82,9 @@ def _parser() -> argparse.ArgumentParser:
     _add_generate(commands)
     _add_classify(commands)
     _add_embed(commands)
+    _add_quality(commands)
+    _add_quantize(commands)
+    _add_bench(commands)
     return parser
 
 
@@ -139,6 +151,114 @@ def _add_embed(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
 
 
+def _add_quality(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser("quality", help="what bfloat16, int8 and int4 cost, against float32")
+    parser.add_argument(
+        "-m",
+        "--model",
+        type=some_text("a folder or a hub id"),
+        metavar="DIR",
+        help="a model's folder or hub id (the demo model)",
+    )
+    parser.add_argument(
+        "--data",
+        type=some_text("a file"),
+        metavar="FILE",
+        help="a text a line; '-' is standard input (a chapter of a novel)",
+    )
+    parser.add_argument(
+        "--dtypes",
+        type=names("bfloat16", "int8", "int4"),
+        default=("bfloat16", "int8", "int4"),
+        metavar="A,B",
+        help="some of bfloat16,int8,int4 (all)",
+    )
+    parser.add_argument(
+        "--max-tokens", type=integer(2, _INT32_MAX), default=8192, metavar="N", help="tokens that are read (8192)"
+    )
+    parser.add_argument(
+        "--threads", type=integer(1), default=None, metavar="N", help="threads (all that this process may use)"
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON object")
+
+
+def _add_quantize(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser("quantize", help="write a model in bfloat16, int8 or int4 to a new folder")
+    parser.add_argument(
+        "model", type=some_text("a folder or a hub id"), metavar="DIR", help="a model's folder or hub id"
+    )
+    parser.add_argument("output", type=some_text("a folder"), metavar="OUT", help="a new or empty folder")
+    parser.add_argument("--dtype", required=True, choices=("bfloat16", "int8", "int4"), help="how weights are held")
+    parser.add_argument(
+        "--head-dtype",
+        default=None,
+        choices=("float32", "bfloat16", "int8", "int4"),
+        help="the same of the matrix that gives the logits (as --dtype)",
+    )
+    parser.add_argument(
+        "--threads", type=integer(1), default=None, metavar="N", help="threads (all that this process may use)"
+    )
+
+
+def _add_bench(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "bench",
+        help="measure the machine, a model and other libraries",
+        description="Measures the machine's limits, and a model's work as a percent of them. Without -m: the machine "
+        "and the demo models.",
+    )
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument(
+        "-m", "--model", type=some_text("a folder or a hub id"), metavar="DIR", help="a model's folder or hub id"
+    )
+    what.add_argument("--machine", action="store_true", help="the machine's limits alone")
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16", "int8", "int4"),
+        help="how weights are held (a quantised model's own, else float32)",
+    )
+    parser.add_argument(
+        "--kv-dtype", choices=("float32", "bfloat16", "int8"), help="how keys and values are held (as the weights)"
+    )
+    parser.add_argument(
+        "--threads", type=integer(1, 1024), metavar="N", help="of every library (all that this process may use)"
+    )
+    parser.add_argument(
+        "--against",
+        type=_libraries,
+        metavar="LIBRARIES",
+        help="other libraries on the same work, each in a process of its own: torch,onnxruntime,ctranslate2,openvino,"
+        "llama_cpp; NAME:DTYPE for another dtype than --dtype",
+    )
+    parser.add_argument(
+        "--works", type=some_text("names"), metavar="NAMES", help="some of the work, by name: 8x128,1x16"
+    )
+    parser.add_argument("--rounds", type=integer(1, 1000), default=5, metavar="N", help="turns of each library (5)")
+    parser.add_argument(
+        "--seconds", type=number(0.001, 600), default=0.3, metavar="S", help="least time of a turn (0.3)"
+    )
+    parser.add_argument("--profile", action="store_true", help="a table of all ops for each work")
+    parser.add_argument(
+        "--json", nargs="?", const="-", type=some_text("a file"), metavar="FILE", help="figures and all samples as JSON"
+    )
+    parser.add_argument("--picture", type=_picture, metavar="FILE", help="a roofline plot: FILE.svg or FILE.html")
+    parser.add_argument(
+        "--keep", type=some_text("a folder"), metavar="DIR", help="where models converted for other libraries stay"
+    )
+
+
+def _libraries(text: str) -> tuple[str, ...]:
+    from fastattn.cli.bench import read_libraries
+
+    return read_libraries(text)
+
+
+def _picture(text: str) -> str:
+    if not text.lower().endswith((".svg", ".html")):
+        raise argparse.ArgumentTypeError(f"expected FILE.svg or FILE.html, got {text!r}")
+    return text
+
+
 def _add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-m",
@@ -152,9 +272,9 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--dtype",
-        default="float32",
+        default=None,
         choices=("float32", "bfloat16", "int8", "int4", "float64"),
-        help="how weights are held (float32)",
+        help="how weights are held (a quantised model's own, else float32)",
     )
     parser.add_argument(
         "--kv-dtype", choices=("float32", "bfloat16", "int8"), help="how keys and values are held (as the weights)"

@@ -52,6 +52,19 @@ def some_text(what: str) -> Callable[[str], str]:
     return read
 
 
+def names(*known: str) -> Callable[[str], tuple[str, ...]]:
+    """Names with commas between them, each one of those known."""
+
+    def read(text: str) -> tuple[str, ...]:
+        found = tuple(name.strip() for name in text.split(","))
+        for name in found:
+            if name not in known:
+                raise argparse.ArgumentTypeError(f"expected some of {','.join(known)}, got {name!r}")
+        return found
+
+    return read
+
+
 def stop_text(text: str) -> str:
     """A stop string of 1 to 1000 characters; white space counts."""
     if not 1 <= len(text) <= 1000:

@@ -40,7 +40,8 @@ class Quantised:
 
     def floats(self) -> Float32:
         """What the integers stand for, [rows, n]."""
-        result: Float32 = self.values.astype(np.float32) * self.scales[:, None]
+        with np.errstate(over="ignore"):  # the highest float32 of all may round up
+            result: Float32 = self.values.astype(np.float32) * self.scales[:, None]
         return result
 
 

@@ -194,8 +194,9 @@ class _Auto(Generic[_Loaded]):
         cls,
         path_or_id: str | Path,
         *,
-        dtype: str = "float32",
+        dtype: str | None = None,
         kv_dtype: str | None = None,
+        head_dtype: str | None = None,
         device: str = "cpu",
         threads: int | None = None,
         revision: str | None = None,
@@ -205,7 +206,9 @@ class _Auto(Generic[_Loaded]):
     ) -> _Loaded:
         """A folder with config.json and model.safetensors, or a hub id (extra `hub`).
 
-        kv_dtype: how keys and values are kept: "float32", "bfloat16" or "int8"; None is like dtype (int8 beside int4).
+        dtype: how weights are held, "float32", "bfloat16", "int8" or "int4" (activations are rounded with them); None
+        is that of a quantised checkpoint, else "float32". kv_dtype: how keys and values are kept: "float32", "bfloat16"
+        or "int8"; None is like dtype (int8 beside int4). head_dtype: another dtype for the matrix that gives the logits.
         device: "cpu", or "numpy" for the float64 specification. threads: None is what the process may use: the CPUs of
         its affinity mask, at most the CPU quota of its cgroup. revision, cache_dir, local_files_only and token are for
         hub ids, as in huggingface_hub. Raises ConfigError, ModelFormatError, OSError, InputError.
@@ -215,6 +218,7 @@ class _Auto(Generic[_Loaded]):
             cls._task,
             dtype=dtype,
             kv_dtype=kv_dtype,
+            head_dtype=head_dtype,
             device=device,
             threads=threads,
             revision=revision,

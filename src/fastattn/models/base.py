@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from fastattn.checkpoint import TensorInfo, open_checkpoint, read_tensor
 from fastattn.checkpoint.hub import resolve
+from fastattn.checkpoint.quantised import PackedWeight, Quantised
 from fastattn.errors import ConfigError, DTypeError, InputError
 from fastattn.graph.executor import Executor, Output
 from fastattn.graph.ir import Program
@@ -23,6 +24,7 @@ from fastattn.models.registry import BuiltModel, ModelConfig, build
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+    from fastattn.models.profile import Profile
     from fastattn.tokenizer import Tokenizer
 
 MAX_THREADS = 1024
@@ -41,23 +43,29 @@ def load_executor(
     device: str,
     threads: int | None,
     kv_dtype: str | None = None,
+    head_dtype: str | None = None,
+    packed: Mapping[str, PackedWeight] | None = None,
 ) -> Executor:
-    """The executor of a device, with its weights read."""
+    """The executor of a device, with its weights read; packed: those of a quantised directory."""
     if device == "numpy":
         from fastattn.graph.numpy_executor import NumpyExecutor
 
-        return NumpyExecutor(program, lambda part: read_tensor(tensors[part]), dtype=dtype)
+        return NumpyExecutor(program, lambda part: read_tensor(tensors[part]), dtype=dtype, head_dtype=head_dtype)
     from fastattn.runtime import CpuExecutor
 
-    return cast(Executor, CpuExecutor(program, tensors, dtype=dtype, kv_dtype=kv_dtype, threads=threads))
+    executor = CpuExecutor(
+        program, tensors, dtype=dtype, kv_dtype=kv_dtype, head_dtype=head_dtype, packed=packed, threads=threads
+    )
+    return cast(Executor, executor)
 
 
 def load_model(
     path_or_id: str | Path,
     task: Task,
     *,
-    dtype: str,
+    dtype: str | None,
     kv_dtype: str | None,
+    head_dtype: str | None,
     device: str,
     threads: int | None,
     revision: str | None,
@@ -66,10 +74,36 @@ def load_model(
     token: str | None,
 ) -> tuple[Path, BuiltModel, Executor]:
     """Find, check and load a checkpoint; everything that can be refused is refused before weights are read."""
+    _check_options(dtype, kv_dtype, head_dtype, device, threads)
+    directory = resolve(
+        path_or_id, revision=revision, cache_dir=cache_dir, local_files_only=local_files_only, token=token
+    )
+    checkpoint = open_checkpoint(directory)
+    quantised = checkpoint.quantised
+    if quantised is not None:
+        _check_quantised(directory, quantised, dtype, head_dtype, device)
+    built = build(checkpoint.config, checkpoint.tensors, task)
+    executor = load_executor(
+        built.program,
+        built.tensors,
+        dtype=(dtype if quantised is None else quantised.dtype) or "float32",
+        kv_dtype=kv_dtype,
+        head_dtype=head_dtype,
+        packed=None if quantised is None else quantised.weights,
+        device=device,
+        threads=threads,
+    )
+    return directory, built, executor
+
+
+def _check_options(
+    dtype: str | None, kv_dtype: str | None, head_dtype: str | None, device: str, threads: int | None
+) -> None:
     if device not in DTYPES:
         raise InputError(f"device: expected one of {', '.join(DTYPES)}, got {device!r}")
-    if dtype not in DTYPES[device]:
-        raise InputError(f"dtype: expected one of {', '.join(DTYPES[device])} on {device}, got {dtype!r}")
+    for name, value in (("dtype", dtype), ("head_dtype", head_dtype)):
+        if value is not None and value not in DTYPES[device]:
+            raise InputError(f"{name}: expected one of {', '.join(DTYPES[device])} on {device}, got {value!r}")
     if kv_dtype is not None and kv_dtype not in KV_DTYPES[device]:
         known = ", ".join(KV_DTYPES[device])
         raise InputError(
@@ -79,15 +113,19 @@ def load_model(
         raise DTypeError(f"threads: expected an integer or None, got {type(threads).__name__}")
     if threads is not None and not 1 <= threads <= MAX_THREADS:
         raise InputError(f"threads: expected 1 to {MAX_THREADS}, got {threads}")
-    directory = resolve(
-        path_or_id, revision=revision, cache_dir=cache_dir, local_files_only=local_files_only, token=token
-    )
-    checkpoint = open_checkpoint(directory)
-    built = build(checkpoint.config, checkpoint.tensors, task)
-    executor = load_executor(
-        built.program, built.tensors, dtype=dtype, device=device, threads=threads, kv_dtype=kv_dtype
-    )
-    return directory, built, executor
+
+
+def _check_quantised(
+    directory: Path, quantised: Quantised, dtype: str | None, head_dtype: str | None, device: str
+) -> None:
+    if device != "cpu":
+        raise ConfigError(f"{directory}: its weights are packed for device cpu; {device} needs the float checkpoint")
+    for name, asked, kept in (("dtype", dtype, quantised.dtype), ("head_dtype", head_dtype, quantised.head_dtype)):
+        if asked is not None and asked != kept:
+            raise ConfigError(
+                f"{directory}: {name}: this checkpoint is quantised to {kept}, expected None or that, got {asked!r}; "
+                "another one needs the float checkpoint"
+            )
 
 
 class Model:
@@ -150,6 +188,26 @@ class Model:
     def eos_token_ids(self) -> tuple[int, ...]:
         """The tokens that end a text."""
         return self.config.eos_token_ids
+
+    def profile(
+        self,
+        input_ids: object,
+        attention_mask: object = None,
+        token_type_ids: object = None,
+        *,
+        decode: bool = False,
+        seconds: float = 0.3,
+    ) -> Profile:
+        """Where the time goes: a table of the ops with their share, rate and percent of what the machine can do.
+
+        A language model's logits are those of each last token, as in `generate`. decode: the step of one token a
+        sequence after these prompts, from their KV caches. seconds: how long it is repeated (and at least 5 times);
+        the machine's limits are measured before and after. Raises InputError, DTypeError, ContextLengthError.
+        """
+        from fastattn.models.profile import profile_step
+
+        batch = self._read(input_ids, attention_mask, token_type_ids)
+        return profile_step(self.executor, batch, decode=decode, seconds=seconds)
 
     def close(self) -> None:
         """Give the memory back; every use after that is an InputError."""

@@ -52,7 +52,7 @@ class SentenceTransformer:
         self,
         model_name_or_path: str | Path,
         *,
-        dtype: str = "float32",
+        dtype: str | None = None,
         kv_dtype: str | None = None,
         device: str = "cpu",
         threads: int | None = None,

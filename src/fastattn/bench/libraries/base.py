@@ -1,0 +1,107 @@
+"""What a library has to be able to do, and what the adapters share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastattn.checkpoint import Checkpoint, open_checkpoint, read_tensor
+from fastattn.models.names import ModelNames, Task, resolve_names
+from fastattn.models.registry import find_family
+
+Ids = list[list[int]]
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What to load: a checkpoint's folder for a task, in a dtype, with so many threads.
+
+    folder: where a converted model may be kept; it is the same for all libraries. kv_dtype: fastattn's own.
+    """
+
+    path: Path
+    task: Task
+    dtype: str
+    threads: int
+    folder: Path
+    kv_dtype: str | None = None
+
+
+class Peer(Protocol):
+    """A loaded model of a library."""
+
+    def forward(self, ids: Ids) -> Array:
+        """float [n_sequences, width]: logits of each last token or of each sequence, or first hidden states."""
+        ...
+
+    def decode(self, ids: Ids, n_new: int) -> tuple[Ids, float]:
+        """Greedy tokens after prompts of one length, and the seconds from the first of them to the last."""
+        ...
+
+
+# Of a classifier: dense layer, last layer, activation between them.
+HEADS: Mapping[str, tuple[str, str, str]] = {
+    "bert": ("pooler.dense", "classifier", "tanh"),
+    "distilbert": ("pre_classifier", "classifier", "relu"),
+    "roberta": ("classifier.dense", "classifier.out_proj", "tanh"),
+    "xlm-roberta": ("classifier.dense", "classifier.out_proj", "tanh"),
+}
+
+
+class Unsupported(Exception):
+    """A library cannot do this; the message says what."""
+
+
+class Source:
+    """A checkpoint for those who write it in another format."""
+
+    def __init__(self, job: Job) -> None:
+        self.checkpoint: Checkpoint = open_checkpoint(job.path)
+        family = find_family(self.checkpoint.config)
+        self.config: Any = family.read_config(self.checkpoint.config)
+        self.task = job.task
+        self._names: ModelNames = resolve_names(self.checkpoint.tensors, family.layout)
+
+    @property
+    def model_type(self) -> str:
+        """ "gpt2", "bert", ..."""
+        return str(self.config.model_type)
+
+    def has(self, name: str) -> bool:
+        """Whether there is such a tensor, by the name that the model text uses."""
+        return self._names.has(name)
+
+    def __call__(self, name: str) -> NDArray[np.float32]:
+        """A tensor; matrices as [out_features, in_features]."""
+        array = read_tensor(self._names.get(name))
+        return np.ascontiguousarray(array.T) if self._names.transposed(name) else array
+
+    def head(self) -> Callable[[Array], Array]:
+        """The classification head in numpy: hidden states of first tokens [n, width] -> logits [n, labels]."""
+        dense, last, activation = HEADS[self.model_type]
+        first, second = self(f"{dense}.weight").T, self(f"{last}.weight").T
+        biases = self(f"{dense}.bias"), self(f"{last}.bias")
+
+        def run(hidden: Array) -> Array:
+            x = hidden @ first + biases[0]
+            x = np.tanh(x) if activation == "tanh" else np.maximum(x, 0)
+            logits: Array = x @ second + biases[1]
+            return logits
+
+        return run
+
+
+def pad(ids: Ids) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Ids and mask [n, longest], padded on the right."""
+    width = max(map(len, ids))
+    padded, mask = np.zeros((len(ids), width), np.int64), np.zeros((len(ids), width), np.int64)
+    for i, row in enumerate(ids):
+        padded[i, : len(row)] = row
+        mask[i, : len(row)] = 1
+    return padded, mask

@@ -1,0 +1,70 @@
+"""fastattn itself."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+
+from fastattn.bench.libraries.base import Array, Ids, Job
+from fastattn.generation.generate import make_requests
+from fastattn.generation.options import GenerationOptions
+from fastattn.generation.scheduler import Scheduler
+from fastattn.models.auto import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
+from fastattn.models.base import Model
+from fastattn.models.names import Task
+from fastattn.runtime import CpuExecutor
+
+_AUTO: dict[Task, Any] = {
+    "causal-lm": AutoModelForCausalLM,
+    "encoder": AutoModel,
+    "sequence-classification": AutoModelForSequenceClassification,
+}
+
+
+class Fastattn:
+    """A model behind the interface of all libraries."""
+
+    def __init__(self, job: Job) -> None:
+        self.task, self.dtype = job.task, job.dtype
+        self.model: Model = _AUTO[job.task].from_pretrained(
+            job.path, dtype=job.dtype, kv_dtype=job.kv_dtype, threads=job.threads
+        )
+
+    @property
+    def executor(self) -> CpuExecutor:
+        """What runs the model, with the weights that the read rate is measured over."""
+        executor = self.model.executor
+        assert isinstance(executor, CpuExecutor)
+        return executor
+
+    def forward(self, ids: Ids) -> Array:
+        """See `Peer`."""
+        model: Any = self.model
+        if self.task == "causal-lm":
+            return np.stack([rows[-1] for rows in model(ids, logits_to_keep=1).logits])
+        if self.task == "encoder":
+            return np.stack([rows[0] for rows in model(ids).last_hidden_state])
+        logits: Array = model(ids).logits
+        return logits
+
+    def decode(self, ids: Ids, n_new: int) -> tuple[Ids, float]:
+        """What `generate` does, with a look at the clock when every sequence has its first token."""
+        options = GenerationOptions(max_new_tokens=n_new, eos_token_id=-1, max_batch_size=len(ids))
+        model: Any = self.model
+        requests = make_requests(model, [np.array(row, np.int32) for row in ids], options, tokenizer=None)
+        with Scheduler(self.executor, requests, options, eos_ids=frozenset()) as scheduler:
+            while any(request.new_len == 0 for request in requests):
+                scheduler.step()
+            begin = time.perf_counter()
+            n_left = n_new - min(request.new_len for request in requests)
+            while not scheduler.done:
+                scheduler.step()
+            seconds = time.perf_counter() - begin
+        return [request.ids[request.prompt_len :] for request in requests], seconds * (n_new - 1) / max(n_left, 1)
+
+
+def load(job: Job) -> Fastattn:
+    """The model in a dtype. Raises FastattnError."""
+    return Fastattn(job)

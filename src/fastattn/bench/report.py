@@ -1,0 +1,97 @@
+"""Rows of measurements as tables and as JSON."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from fastattn.bench.tables import markdown_table, quantity, text_table
+from fastattn.bench.turns import OURS, Row
+
+_LEAST_SHARE = 0.005  # of the time, to have a column of its own
+_UNSTEADY = "~ The machine was busy, or not the same before and after."
+
+
+def result_table(rows: Sequence[Row], *, markdown: bool = False) -> str:
+    """Time, rate and percent of the limit of every library, and beside ours the ratio and the agreement."""
+    compared = any(len(row.turns) > 1 or row.errors for row in rows)
+    unit = "/".join(dict.fromkeys(row.unit for row in rows))
+    header = ["work", *(["library"] if compared else []), "ms", "best ms", f"{unit}/s", "of limit", "limit"]
+    header += ["time / ours", "agreement"] if compared else []
+    cells = []
+    for row in rows:
+        for library in row.turns:
+            seconds, best = row.median(library), min(row.seconds(library))
+            limit = row.limit(library)
+            line = [row.name, *([library] if compared else []), quantity(seconds * 1e3), quantity(best * 1e3)]
+            about = "" if row.is_steady(library) else "~"
+            line += [quantity(row.rate(library)), f"{about}{row.percent(library):.0f} %", str(limit)]
+            if compared:
+                other = library != OURS and OURS in row.turns
+                line += [f"{row.ratio(library):.2f}x" if other else "", str(row.agreement(library) or "")]
+                line[-1] = line[-1] if other else ""
+            cells.append(line)
+        cells += [[row.name, library, *[""] * (len(header) - 3), error] for library, error in row.errors.items()]
+    table = markdown_table(header, cells) if markdown else text_table(header, cells, left=2 if compared else 1)
+    steady = all(row.is_steady(library) for row in rows for library in row.turns)
+    return table if steady else f"{table}\n{_UNSTEADY}\n"
+
+
+def share_table(rows: Sequence[Row]) -> str:
+    """Where fastattn's time goes, by kind of op; empty where nothing was profiled."""
+    shares = {row.name: row.profile["shares"] for row in rows if row.profile is not None}
+    if not shares:
+        return ""
+    most: dict[str, float] = {}
+    for found in shares.values():
+        for kind, share in found.items():
+            most[kind] = max(most.get(kind, 0.0), share)
+    kinds = [kind for kind, share in sorted(most.items(), key=lambda item: -item[1]) if share >= _LEAST_SHARE]
+    cells = [[name, *(f"{found.get(kind, 0.0):.1%}" for kind in kinds)] for name, found in shares.items()]
+    return text_table(["share of the time", *kinds], cells)
+
+
+def rows_as_dicts(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """Figures and all samples, for JSON."""
+    return [
+        {
+            "work": row.name,
+            "unit": row.unit,
+            "count": row.count,
+            "libraries": {library: _figures(row, library) for library in row.turns},
+            "errors": row.errors,
+            "profile": row.profile and {name: value for name, value in row.profile.items() if name != "text"},
+        }
+        for row in rows
+    ]
+
+
+def _figures(row: Row, library: str) -> dict[str, Any]:
+    agreement = row.agreement(library) if library != OURS else None
+    limit = row.limit(library)
+    return {
+        "median_s": row.median(library),
+        "best_s": min(row.seconds(library)),
+        "per_second": row.rate(library),
+        "percent": round(row.percent(library), 2),
+        "binds": limit.binds,
+        "ratio": round(row.ratio(library), 4) if OURS in row.turns else None,
+        "agreement": agreement and {**asdict(agreement), "difference": _finite(agreement.difference)},
+        "limit": asdict(limit),
+        "turns": [
+            {
+                "limit_s": [turn.before.seconds, turn.after.seconds],
+                "steady": turn.steady,
+                "waited": round(turn.waited, 3),
+                "seconds": [round(seconds, 9) for seconds in turn.seconds],
+            }
+            for turn in row.turns[library]
+        ],
+    }
+
+
+def _finite(value: float | None) -> float | None:
+    """JSON has no infinity or NaN."""
+    return value if value is not None and math.isfinite(value) else None

@@ -1,0 +1,217 @@
+"""`fastattn bench -m DIR`: a model's work, by fastattn alone or in turns with other libraries."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import math
+import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fastattn.bench import process
+from fastattn.bench.libraries import LIBRARIES, Job, missing
+from fastattn.bench.report import rows_as_dicts
+from fastattn.bench.turns import OURS, Row, measure
+from fastattn.bench.works import Work, choose, works_of
+from fastattn.checkpoint import open_checkpoint
+from fastattn.checkpoint.hub import resolve
+from fastattn.errors import BenchError, ConfigError, InputError
+from fastattn.models.base import DTYPES
+from fastattn.models.names import Task
+from fastattn.models.registry import BuiltModel, build, find_family
+from fastattn.runtime import default_kv_dtype
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What to measure and how long.
+
+    threads: of every library; dtype, kv_dtype: as of `from_pretrained`; against: libraries, each by name or as
+    "name:dtype"; works: names of work, None for all; rounds: steady turns of each library; seconds: the least time of a
+    turn; keep: where converted models stay, None for a temporary folder; timeout: seconds that a library may take for
+    one answer or conversion.
+    """
+
+    threads: int
+    dtype: str | None = None
+    kv_dtype: str | None = None
+    against: tuple[str, ...] = ()
+    works: tuple[str, ...] | None = None
+    rounds: int = 5
+    seconds: float = 0.3
+    keep: Path | None = None
+    timeout: float = 900.0
+
+
+@dataclass(frozen=True, slots=True)
+class ModelBench:
+    """What was measured of one model. left_out: a line for each library that could not take part."""
+
+    name: str
+    path: Path
+    task: Task
+    dtype: str
+    kv_dtype: str
+    threads: int
+    parameters: int
+    rows: list[Row] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
+
+    @property
+    def unit(self) -> str:
+        """What is counted a second."""
+        return self.rows[0].unit if self.rows else "tokens"
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "model": self.name,
+            "path": str(self.path),
+            "task": self.task,
+            "dtype": self.dtype,
+            "kv_dtype": self.kv_dtype,
+            "threads": self.threads,
+            "parameters": self.parameters,
+            "left_out": self.left_out,
+            "rows": rows_as_dicts(self.rows),
+        }
+
+
+def check_libraries(names: Sequence[str]) -> None:
+    """Refuse what is no library or no dtype of one. Raises InputError."""
+    for text in names:
+        name, _, dtype = text.partition(":")
+        if name not in LIBRARIES:
+            raise InputError(f"expected some of {', '.join(n for n in LIBRARIES if n != OURS)}, got {name!r}")
+        if dtype and dtype not in LIBRARIES[name].dtypes:
+            raise InputError(f"{name}: expected a dtype of {', '.join(LIBRARIES[name].dtypes)}, got {dtype!r}")
+
+
+@dataclass(frozen=True, slots=True)
+class OpenModel:
+    """A model before its weights are read; quantised: the dtype that its files are quantised to, if they are."""
+
+    path: Path
+    built: BuiltModel
+    quantised: str | None
+
+
+def open_model(path_or_id: str | Path) -> OpenModel:
+    """Find a model, and its Program with the head that it has.
+
+    Raises ConfigError, ModelFormatError, ModelNotFoundError, HubError.
+    """
+    path = resolve(path_or_id)
+    checkpoint = open_checkpoint(path)
+    quantised = None if checkpoint.quantised is None else checkpoint.quantised.dtype
+    task: Task = "causal-lm" if "causal-lm" in find_family(checkpoint.config).tasks else "encoder"
+    if task == "encoder":
+        with contextlib.suppress(ConfigError):  # of a checkpoint without a head, too
+            built = build(checkpoint.config, checkpoint.tensors, "sequence-classification")
+            return OpenModel(path, built, quantised)
+    return OpenModel(path, build(checkpoint.config, checkpoint.tensors, task), quantised)
+
+
+class _Patient:
+    """A worker with the time that it may take for an answer."""
+
+    def __init__(self, worker: process.Process, timeout: float) -> None:
+        self._worker, self._timeout = worker, timeout
+
+    def ask(self, **command: Any) -> dict[str, Any]:
+        """See `process.Process`."""
+        return self._worker.ask(self._timeout, **command)
+
+
+def _start(library: str, job: Job, timeout: float, stack: ExitStack) -> _Patient:
+    worker = process.start(library, job)
+    stack.callback(worker.close)
+    return _Patient(worker, timeout)
+
+
+def bench_model(path_or_id: str | Path, options: Options, *, say: Callable[[str], None] | None = None) -> ModelBench:
+    """Measure a model. `say` gets a line for each step of the way.
+
+    Raises InputError, BenchError and what opening the model raises. What fails in another library is in the result.
+    """
+    say = say or (lambda line: None)
+    check_libraries(options.against)
+    if options.dtype not in (None, *DTYPES["cpu"]):
+        raise InputError(f"dtype: expected one of {', '.join(DTYPES['cpu'])}, got {options.dtype!r}")
+    model = open_model(path_or_id)
+    path, built = model.path, model.built
+    if model.quantised is not None and options.dtype not in (None, model.quantised):
+        raise InputError(f"dtype: {path} is quantised to {model.quantised}, got {options.dtype!r}")
+    dtype = model.quantised or options.dtype or "float32"
+    works = choose(works_of(built.task, built.config.max_positions), None if options.works is None
+                   else list(options.works))  # fmt: skip
+    parameters = sum(math.prod(info.shape) for info in {t.name: t for t in built.tensors.values()}.values())
+    kv_dtype = options.kv_dtype or default_kv_dtype(dtype)
+    bench = ModelBench(path.name, path, built.task, dtype, kv_dtype, options.threads, parameters)
+    with ExitStack() as stack:
+        folder = options.keep or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fastattn-bench-")))
+        own = folder / f"{path.name}-{fingerprint(path)}"
+        job = Job(path, built.task, dtype, options.threads, own, kv_dtype)
+        workers = {OURS: _start(OURS, job, options.timeout, stack)}
+        if model.quantised is None:
+            workers |= _start_others(bench, job, options, stack, say)
+        else:
+            bench.left_out.extend(f"{name}: cannot read this quantised checkpoint" for name in options.against)
+        for work in works:
+            say(f"{bench.name}: {work.name}")
+            row = _measure(work, built, options, workers)
+            bench.rows.append(row)
+    return bench
+
+
+def fingerprint(path: Path) -> str:
+    """A word for the files of a checkpoint: what was converted from others is not used for them."""
+    files = sorted([*path.glob("*.safetensors"), path / "config.json"])
+    found = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.exists()]
+    return hashlib.sha256(repr(found).encode()).hexdigest()[:12]
+
+
+def _start_others(
+    bench: ModelBench, job: Job, options: Options, stack: ExitStack, say: Callable[[str], None]
+) -> dict[str, _Patient]:
+    """A process for every library that is here and could convert the model."""
+    workers: dict[str, _Patient] = {}
+    for text in options.against:
+        name, _, dtype = text.partition(":")
+        dtype = dtype or job.dtype
+        label = name if dtype == job.dtype else f"{name}:{dtype}"
+        if label in (OURS, *workers):
+            continue
+        packages = missing(name)
+        if packages:
+            bench.left_out.append(f"{name}: not installed (pip install {' '.join(packages)})")
+            continue
+        say(f"{bench.name}: preparing {label}")
+        own = Job(job.path, job.task, dtype, job.threads, job.folder)
+        failure = process.convert_apart(name, own, options.timeout)
+        if failure is not None:
+            bench.left_out.append(f"{label}: {failure}")
+        else:
+            workers[label] = _start(name, own, options.timeout, stack)
+    return workers
+
+
+def _measure(work: Work, built: BuiltModel, options: Options, workers: dict[str, _Patient]) -> Row:
+    command = {
+        "name": work.name,
+        "kind": work.kind,
+        "ids": work.ids(built.config.vocab_size),
+        "n_new": work.n_new,
+        "shape": asdict(work.shape()),
+    }
+    row = Row(work.name, work.unit, work.count)
+    measure(row, workers, command, rounds=options.rounds, seconds=options.seconds)
+    profile = workers[OURS].ask(do="profile", **command)
+    if "error" in profile:
+        raise BenchError(f"{work.name}: {profile['error']}")
+    row.profile = profile
+    return row

@@ -1,0 +1,122 @@
+"""`fastattn bench`: the machine's limits, a model's work against them, and other libraries on the same work."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from fastattn import runtime
+from fastattn.bench.libraries import LIBRARIES
+from fastattn.bench.machine import Machine, about, headline, measure_machine
+from fastattn.bench.picture import save
+from fastattn.bench.report import result_table, share_table
+from fastattn.bench.roofline import plot
+from fastattn.bench.run import ModelBench, Options, bench_model
+from fastattn.errors import InputError
+from fastattn.tasks.demo import demo_model
+
+
+def bench(args: argparse.Namespace) -> int:
+    """Measure and print; everything that can be refused is refused before."""
+    for name in (args.json, args.picture, args.keep):
+        if name not in (None, "-") and not Path(name).absolute().parent.is_dir():
+            raise InputError(f"{name}: expected an existing folder, got {Path(name).parent}")
+    threads = args.threads or runtime.info()["threads"]
+    found = about()
+    wants_machine = args.machine or args.model is None or args.picture is not None
+    machine = measure_machine(threads) if wants_machine else None
+    paths: list[str | Path] = []
+    if args.model is not None:
+        paths = [args.model]
+    elif not args.machine:
+        paths = [demo_model("text-generation"), demo_model("text-classification")]
+    text = headline(found) + "\n"
+    if machine is not None and args.model is None:
+        text += "\n" + machine.table()
+    quiet = args.json == "-"
+    _show(text, quiet)
+    benches = []
+    for path in paths:
+        benches.append(bench_model(path, _options(args, threads), say=_progress))
+        _progress("")
+        part = "\n" + model_text(benches[-1], args.profile)
+        _show(part, quiet)
+        text += part
+        for line in benches[-1].left_out:
+            print(f"left out: {line}", file=sys.stderr)
+    if args.json is not None:
+        _write_json(args.json, _report(args, found, machine, benches))
+    if args.picture is not None:
+        save(plot(benches, machine, found), Path(args.picture), text)
+    return 0
+
+
+def model_text(bench: ModelBench, profile: bool) -> str:
+    """The tables of one model."""
+    head = f"{bench.name}, {bench.task}, {bench.parameters / 1e6:.1f} million parameters, {bench.dtype}, "
+    parts = [head + f"{bench.threads} thread{'s' if bench.threads > 1 else ''}\n", result_table(bench.rows)]
+    parts.append(share_table(bench.rows))
+    if profile:
+        parts += [f"{row.name}: {row.profile['text']}\n" for row in bench.rows if row.profile is not None]
+    return "\n".join(parts)
+
+
+def read_libraries(text: str) -> tuple[str, ...]:
+    """The value of --against. Raises ArgumentTypeError for a name that is none."""
+    from fastattn.bench.run import check_libraries
+
+    names = tuple(name.strip() for name in text.split(",") if name.strip())
+    try:
+        check_libraries(names)
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    if not names:
+        raise argparse.ArgumentTypeError(f"expected some of {', '.join(LIBRARIES)}, got none")
+    return names
+
+
+def _options(args: argparse.Namespace, threads: int) -> Options:
+    return Options(
+        threads=threads,
+        dtype=args.dtype,
+        kv_dtype=args.kv_dtype,
+        against=args.against or (),
+        works=tuple(name for name in args.works.split(",") if name) if args.works else None,
+        rounds=args.rounds,
+        seconds=args.seconds,
+        keep=Path(args.keep) if args.keep else None,
+    )
+
+
+def _report(
+    args: argparse.Namespace, found: dict[str, Any], machine: Machine | None, benches: Sequence[ModelBench]
+) -> dict[str, Any]:
+    return {
+        "command": shlex.join(["fastattn", *args.command_line]),
+        "machine": found,
+        "limits": machine.as_dict() if machine is not None else None,
+        "models": [bench.as_dict() for bench in benches],
+    }
+
+
+def _write_json(name: str, report: dict[str, Any]) -> None:
+    if name == "-":
+        print(json.dumps(report))
+    else:
+        Path(name).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+
+
+def _show(text: str, quiet: bool) -> None:
+    if not quiet:
+        print(text, end="", flush=True)
+
+
+def _progress(line: str) -> None:
+    """Where the work stands, for whoever watches."""
+    if sys.stderr.isatty():
+        print(f"\r\033[K{line}", end="", file=sys.stderr, flush=True)

@@ -1,0 +1,145 @@
+"""What a step has to do at least, counted from the Program op by op.
+
+Counted are the multiply-adds of products and attention, and the weights and cached keys and values that they read, each
+byte once. Norms, activations and what moves between ops are left out: they need not leave the caches. So no way of
+running the Program can be faster than this many operations or bytes at the machine's rate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from fastattn.graph.ir import Op, Program
+from fastattn.graph.quantise import INT4_GROUP
+
+# Bytes of an element, and of the scale of a row of a weight, a key or a value; int4 has a byte of scale a group, too.
+ELEMENT_BYTES: Mapping[str, float] = {"float32": 4, "bfloat16": 2, "int8": 1, "int4": 0.5 + 1 / INT4_GROUP}
+SCALE_BYTES: Mapping[str, int] = {"float32": 0, "bfloat16": 0, "int8": 4, "int4": 4}
+FLOAT_BYTES = 4  # biases and norms
+
+
+@dataclass(frozen=True, slots=True)
+class Formats:
+    """How numbers are held: "float32", "bfloat16", "int8" or "int4".
+
+    weights: by name in the Program, float32 for those left out; kv: keys and values, in the cache or not.
+    """
+
+    weights: Mapping[str, str] = field(default_factory=dict)
+    kv: str = "float32"
+
+    def weight(self, name: str) -> str:
+        """Of one weight."""
+        return self.weights.get(name, "float32")
+
+
+ALL_FLOAT32 = Formats()
+
+
+@dataclass(frozen=True, slots=True)
+class StepShape:
+    """The lengths of a step, on which its cost depends.
+
+    q_lens: new tokens of each sequence; past_lens: positions in its KV cache before the step (a mean over several
+    steps may be a fraction), None without caches; wanted: last rows of each sequence whose logits are asked for (0:
+    all).
+    """
+
+    q_lens: tuple[int, ...]
+    past_lens: tuple[float, ...] | None = None
+    wanted: int = 0
+
+    @property
+    def n_tokens(self) -> int:
+        """New tokens of all sequences."""
+        return sum(self.q_lens)
+
+    def rows(self, of: str) -> int:
+        """Rows of a value, by its kind of rows ("tokens", "wanted" or "sequences")."""
+        if of == "sequences":
+            return len(self.q_lens)
+        return self.n_tokens if of == "tokens" else sum(self.wanted_rows(n) for n in self.q_lens)
+
+    def wanted_rows(self, q_len: int) -> int:
+        """Of one sequence."""
+        return min(q_len, self.wanted) if self.wanted else q_len
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Multiply-adds, and bytes read of weights and of the KV cache."""
+
+    multiply_adds: float = 0.0
+    weight_bytes: float = 0.0
+    kv_bytes: float = 0.0
+
+    @property
+    def operations(self) -> float:
+        """A multiply-add counts as two."""
+        return 2 * self.multiply_adds
+
+    @property
+    def bytes(self) -> float:
+        """Of weights and cache together."""
+        return self.weight_bytes + self.kv_bytes
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(
+            self.multiply_adds + other.multiply_adds,
+            self.weight_bytes + other.weight_bytes,
+            self.kv_bytes + other.kv_bytes,
+        )
+
+
+def op_format(op: Op, formats: Formats) -> str:
+    """The format of an op's products: that of a linear's matrix, or of the keys and values of an attention."""
+    if op.kind == "linear":
+        return formats.weight(op.weights[0])
+    return formats.kv if op.kind in ("attention", "attention_probs") else "float32"
+
+
+def op_cost(program: Program, op: Op, shape: StepShape, formats: Formats = ALL_FLOAT32) -> Cost:
+    """Of one op in a step."""
+    width = program.values[op.output].width
+    rows = shape.rows(program.values[op.output].rows)
+    if op.kind == "linear" and rows:
+        depth = program.values[op.inputs[0]].width
+        bias_bytes = width * FLOAT_BYTES if op.attrs["has_bias"] else 0
+        return Cost(rows * width * depth, _weight_bytes(op, formats, width, depth) + bias_bytes)
+    if op.kind == "embedding":
+        return Cost(weight_bytes=_weight_bytes(op, formats, rows, width))
+    if op.kind == "layer_norm" and rows:
+        return Cost(weight_bytes=2 * width * FLOAT_BYTES)
+    if op.kind in ("attention", "attention_probs"):
+        n_products = 2 if op.kind == "attention" else 1  # q k^T, and probabilities times v
+        multiply_adds = n_products * seen_pairs(op, shape) * int(op.attrs["n_head"]) * int(op.attrs["head_dim"])
+        row_bytes = int(op.attrs["head_dim"]) * ELEMENT_BYTES[formats.kv] + SCALE_BYTES[formats.kv]
+        n_rows = n_products * int(op.attrs["n_kv_head"]) * sum(shape.past_lens or ())
+        return Cost(multiply_adds, kv_bytes=n_rows * row_bytes)
+    return Cost()
+
+
+def _weight_bytes(op: Op, formats: Formats, rows: int, width: int) -> float:
+    """Of some rows of a matrix or table."""
+    kept = formats.weight(op.weights[0])
+    return rows * (width * ELEMENT_BYTES[kept] + SCALE_BYTES[kept])
+
+
+def step_cost(program: Program, shape: StepShape, formats: Formats = ALL_FLOAT32) -> Cost:
+    """Of all ops of a step."""
+    return sum((op_cost(program, op, shape, formats) for op in program.ops), Cost())
+
+
+def seen_pairs(op: Op, shape: StepShape) -> float:
+    """Pairs of a query row and a position that it sees, of one head."""
+    total = 0.0
+    for q_len, past in zip(shape.q_lens, shape.past_lens or (0,) * len(shape.q_lens), strict=True):
+        if q_len == 0:
+            continue
+        kv_len = past + q_len
+        selection = op.attrs["q_rows"]
+        count = {"tokens": q_len, "wanted": shape.wanted_rows(q_len)}.get(str(selection), 1)
+        last_sees = past + 1 if selection == "first" else kv_len
+        total += count * (last_sees - (count - 1) / 2) if op.attrs["causal"] else count * kv_len
+    return total

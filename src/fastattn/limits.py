@@ -1,0 +1,97 @@
+"""The machine's limits: how fast it multiplies and reads at this moment, and the least time that a step can take."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from fastattn import _core
+from fastattn.graph.cost import Cost, Formats, StepShape, op_cost, op_format
+from fastattn.graph.ir import Program
+
+# Names in `_core.measure_limits`, which end in _gflops or _gops (billions a second), _flops or _ops.
+_DTYPES: Mapping[str, str] = {"fma": "float32", "f32": "float32", "bf16": "bfloat16", "int8": "int8"}
+_BILLIONS: Mapping[str, float] = {"gflops": 1.0, "gops": 1.0, "flops": 1e-9, "ops": 1e-9}
+# Whose rate bounds products with weights of a format.
+PRODUCTS: Mapping[str, str] = {"float32": "float32", "bfloat16": "bfloat16", "int8": "int8", "int4": "int8"}
+_SMALL_READ_BYTES = 1 << 20  # where the read rate is not asked for
+
+
+class Loaded(Protocol):
+    """Weights in memory, and the threads that read them: `fastattn.runtime.CpuExecutor`."""
+
+    @property
+    def threads(self) -> int: ...
+    @property
+    def weight_bytes(self) -> int: ...
+    def seconds_to_read(self) -> float: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Rates of `threads` threads at one moment.
+
+    rates: billions of operations a second by dtype, a multiply-add counted as two; read_gbps: GB/s of reading memory.
+    """
+
+    threads: int
+    rates: Mapping[str, float]
+    read_gbps: float
+
+
+@dataclass(frozen=True, slots=True)
+class LeastTime:
+    """The seconds that a step needs at least for its operations and for its bytes; the longer of the two binds."""
+
+    compute_seconds: float
+    memory_seconds: float
+
+    @property
+    def seconds(self) -> float:
+        """The limit."""
+        return max(self.compute_seconds, self.memory_seconds)
+
+    @property
+    def binds(self) -> str:
+        """ "compute" or "memory"."""
+        return "compute" if self.compute_seconds >= self.memory_seconds else "memory"
+
+    def __add__(self, other: LeastTime) -> LeastTime:
+        return LeastTime(
+            self.compute_seconds + other.compute_seconds,
+            self.memory_seconds + other.memory_seconds,
+        )
+
+
+def measure(threads: int, *, seconds: float = 0.2, read_bytes: int = 1 << 29) -> Limits:
+    """Measure now, for about `seconds`; the threads share `read_bytes`. Raises InputError for less than one thread."""
+    rates: dict[str, float] = {}
+    read_gbps = 0.0
+    for name, value in _core.measure_limits(threads, seconds, read_bytes).items():
+        kernel, _, unit = name.rpartition("_")
+        if unit == "gbps":
+            read_gbps = float(value)
+        elif unit in _BILLIONS:
+            rates[_DTYPES.get(kernel, kernel)] = float(value) * _BILLIONS[unit]
+    return Limits(threads, rates, read_gbps)
+
+
+def measure_over(executor: Loaded, *, seconds: float = 0.1) -> Limits:
+    """The same with the read rate of the very weights of a model, wherever they lie: in memory or in a cache."""
+    measured = measure(executor.threads, seconds=seconds, read_bytes=_SMALL_READ_BYTES)
+    reading = statistics.median(executor.seconds_to_read() for _ in range(5))
+    return Limits(measured.threads, measured.rates, executor.weight_bytes / reading / 1e9)
+
+
+def least_time(cost: Cost, kept: str, limits: Limits) -> LeastTime:
+    """Of an op whose products are in a format (`fastattn.graph.cost.op_format`)."""
+    rate = limits.rates[PRODUCTS[kept]]
+    return LeastTime(cost.operations / rate / 1e9, cost.bytes / limits.read_gbps / 1e9)
+
+
+def step_least_time(program: Program, shape: StepShape, formats: Formats, limits: Limits) -> LeastTime:
+    """Of a whole step."""
+    times = (least_time(op_cost(program, op, shape, formats), op_format(op, formats), limits) for op in program.ops)
+    return sum(times, LeastTime(0.0, 0.0))

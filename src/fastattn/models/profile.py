@@ -1,0 +1,221 @@
+"""Where the time of a step goes: `model.profile(input_ids)`."""
+
+from __future__ import annotations
+
+import math
+import re
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from fastattn.errors import InputError
+from fastattn.graph.cost import Cost, StepShape, op_cost, op_format
+from fastattn.graph.executor import Executor
+from fastattn.graph.ir import Op, Program, Step
+from fastattn.limits import LeastTime, Limits, least_time, measure_over
+from fastattn.models.inputs import Batch
+from fastattn.runtime import CpuExecutor
+
+_LEAST_RUNS = 5
+_BETWEEN = "(between ops)"
+_MULTIPLY = ("linear", "attention", "attention_probs")  # what the caches bind has no limit here
+
+
+@dataclass(frozen=True, slots=True)
+class OpProfile:
+    """One op of the model, all layers together, in one step.
+
+    seconds: spent in it; share: of the step; operations: two a multiply-add; bytes: of weights and KV cache;
+    limit_seconds: the least time at the measured rates (0 where only caches need to be read or written), and `binds`,
+    "compute" or "memory", says which.
+    """
+
+    op: str
+    count: int
+    seconds: float
+    share: float
+    operations: float = 0.0
+    bytes: float = 0.0
+    limit_seconds: float = 0.0
+    binds: str = ""
+
+    @property
+    def rate(self) -> str:
+        """What it reached of that which binds it: GFLOP/s of operations or GB/s of weights and cache."""
+        if not self.limit_seconds or not self.seconds:
+            return ""
+        if self.binds == "compute":
+            return f"{self.operations / self.seconds / 1e9:.1f} GFLOP/s"
+        return f"{self.bytes / self.seconds / 1e9:.1f} GB/s"
+
+    @property
+    def percent(self) -> float | None:
+        """Of the limit; None where there is none."""
+        return 100 * self.limit_seconds / self.seconds if self.limit_seconds and self.seconds else None
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """A step of a model, op by op; `print` shows it as a table.
+
+    seconds: the median step, from Python; ops: the slowest first, and what is spent between them; limits: of the
+    machine, before and after; limit_seconds, binds: as in OpProfile, for the whole step.
+    """
+
+    what: str
+    dtype: str
+    seconds: float
+    limit_seconds: float
+    binds: str
+    limits: Limits
+    ops: tuple[OpProfile, ...]
+
+    @property
+    def percent(self) -> float:
+        """The step's, of its limit."""
+        return 100 * self.limit_seconds / self.seconds
+
+    def shares(self) -> dict[str, float]:
+        """Share of the step by kind of op, the largest first."""
+        found: dict[str, float] = {}
+        for op in self.ops:
+            kind = "between" if op.op == _BETWEEN else op.op.split()[0]
+            found[kind] = found.get(kind, 0.0) + op.share
+        return dict(sorted(found.items(), key=lambda item: -item[1]))
+
+    def as_dict(self) -> dict[str, Any]:
+        """Everything, for JSON."""
+        return {**asdict(replace(self, ops=())), "ops": [asdict(op) for op in self.ops]}
+
+    def __str__(self) -> str:
+        rates = ", ".join(f"{name} {rate:.0f}" for name, rate in self.limits.rates.items())
+        lines = [
+            f"{self.what}, {self.dtype}, threads: {self.limits.threads}",
+            f"{self.seconds * 1e3:.3f} ms, {self.percent:.0f} % of the limit, which is {self.binds}"
+            f" (measured: {rates} GFLOP/s; weights {self.limits.read_gbps:.1f} GB/s)",
+            "",
+            f"{'op':<44}{'count':>6}{'ms':>10}{'share':>8}{'rate':>17}{'of limit':>10}",
+        ]
+        for op in self.ops:
+            percent = "" if op.percent is None else f"{op.percent:.0f} %"
+            lines.append(
+                f"{op.op:<44}{op.count or '':>6}{op.seconds * 1e3:>10.3f}{op.share:>8.1%}{op.rate:>17}{percent:>10}"
+            )
+        return "\n".join(lines)
+
+
+def profile_step(executor: Executor, batch: Batch, *, decode: bool, seconds: float) -> Profile:
+    """Run a step for at least `seconds`, and at least five times; see `Model.profile`."""
+    if not isinstance(executor, CpuExecutor):
+        raise InputError('profile: expected a model on device "cpu", got one on "numpy"')
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 < seconds < math.inf:
+        raise InputError(f"seconds: expected a number above 0, got {seconds!r}")
+    program = executor.program
+    if decode and not program.causal:
+        raise InputError("decode: expected a language model, got an encoder")
+    if batch.n_tokens == 0:
+        raise InputError("input_ids: expected at least one token")
+    lengths = tuple(len(row) for row in batch.ids if len(row))
+    shape = StepShape((1,) * len(lengths), lengths, 1) if decode else StepShape(lengths, None, 1)
+    # A Program of its own over the same weights: calls of other threads are not counted, and do not run slower.
+    own = executor.with_program(program)
+    try:
+        before = measure_over(executor)
+        wall, op_seconds = _median_run(own, batch.step(1), decode, seconds)
+        limits = _mean(before, measure_over(executor))
+    finally:
+        own.close()
+    count = f"{len(lengths)} sequence{'s' if len(lengths) > 1 else ''}"
+    what = f"{count}, {'1 token each after ' if decode else ''}{sum(lengths)} tokens"
+    return _build(executor, shape, limits, what, wall, op_seconds)
+
+
+def _median_run(executor: CpuExecutor, step: Step, decode: bool, seconds: float) -> tuple[float, list[float]]:
+    """Seconds of the median run and of its ops."""
+    prompts = np.diff(step.cu_seqlens).tolist()
+    if decode:
+        step = _fill(executor, step, prompts)
+    runs: list[tuple[float, list[float]]] = []
+    try:
+        begin = time.perf_counter()
+        while len(runs) <= _LEAST_RUNS or time.perf_counter() - begin < seconds:
+            executor.set_profiling(True)
+            start = time.perf_counter()
+            executor.run(step)
+            runs.append((time.perf_counter() - start, executor.op_seconds()))
+            for cache, length in zip(step.caches or (), prompts, strict=False):
+                cache.truncate(length)  # type: ignore[attr-defined]
+    finally:
+        for cache in step.caches or ():
+            cache.close()  # type: ignore[attr-defined]
+    runs = sorted(runs[1:])  # the first one had memory to find
+    return runs[len(runs) // 2]
+
+
+def _fill(executor: CpuExecutor, prompt: Step, lengths: Sequence[int]) -> Step:
+    """Reads the prompts into caches; the step after them, of one token each."""
+    n = len(lengths)
+    caches = tuple(executor.new_cache() for _ in range(n))
+    try:
+        executor.run(replace(prompt, caches=caches))
+    except BaseException:
+        for cache in caches:
+            cache.close()
+        raise
+    return Step(
+        token_ids=prompt.token_ids[prompt.cu_seqlens[1:] - 1],
+        cu_seqlens=np.arange(n + 1, dtype=np.int32),
+        positions=np.array(lengths, np.int32),
+        wanted=np.arange(n, dtype=np.int32),
+        caches=caches,
+    )
+
+
+def _mean(a: Limits, b: Limits) -> Limits:
+    rates = {name: (rate + b.rates[name]) / 2 for name, rate in a.rates.items()}
+    return Limits(a.threads, rates, (a.read_gbps + b.read_gbps) / 2)
+
+
+def _build(
+    executor: CpuExecutor, shape: StepShape, limits: Limits, what: str, wall: float, op_seconds: Sequence[float]
+) -> Profile:
+    """Ops of the same name in all layers become one row."""
+    program, formats = executor.program, executor.formats
+    spent: dict[str, list[float]] = defaultdict(list)
+    costs: dict[str, Cost] = defaultdict(Cost)
+    least: dict[str, LeastTime] = defaultdict(lambda: LeastTime(0.0, 0.0))
+    for op, seconds in zip(program.ops, op_seconds, strict=True):
+        if op.kind == "slice":  # a view, no work
+            continue
+        name, cost = op_name(program, op), op_cost(program, op, shape, formats)
+        spent[name].append(seconds)
+        costs[name] += cost
+        least[name] += least_time(cost, op_format(op, formats), limits)
+    rows = [_row(name, seconds, wall, costs[name], least[name]) for name, seconds in spent.items()]
+    rows.sort(key=lambda row: -row.seconds)
+    between = wall - sum(op_seconds)
+    rows.append(OpProfile(_BETWEEN, 0, between, between / wall))
+    whole = sum(least.values(), LeastTime(0.0, 0.0))
+    return Profile(what, executor.dtype, wall, whole.seconds, whole.binds, limits, tuple(rows))
+
+
+def _row(name: str, seconds: Sequence[float], wall: float, cost: Cost, least: LeastTime) -> OpProfile:
+    total = sum(seconds)
+    if name.split()[0] not in _MULTIPLY:
+        return OpProfile(name, len(seconds), total, total / wall)
+    return OpProfile(name, len(seconds), total, total / wall, cost.operations, cost.bytes, least.seconds, least.binds)
+
+
+def op_name(program: Program, op: Op) -> str:
+    """The kind, the name of the weight without its layer, and its [out_features, in_features]."""
+    if not op.weights:
+        return op.kind
+    first, *others = (part.removesuffix(".weight") for part in op.weights[0].split("+"))
+    short = re.split(r"\.\d+\.", first)[-1] + "".join(f"+{part.rpartition('.')[2]}" for part in others)
+    if op.kind != "linear":
+        return f"{op.kind} {short}"
+    return f"{op.kind} {short} [{program.values[op.output].width}, {program.values[op.inputs[0]].width}]"

@@ -1,0 +1,100 @@
+"""`quantize`: a checkpoint's weights, rounded and packed once, in a directory that loads in a fraction of the time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastattn.checkpoint import TensorInfo, open_checkpoint
+from fastattn.checkpoint.hub import resolve
+from fastattn.checkpoint.quantised import DTYPES, FORMATS, NewWeight, write_quantised
+from fastattn.errors import ConfigError, InputError
+from fastattn.graph.ir import Weight
+from fastattn.graph.quantise import weight_formats
+from fastattn.models.names import TASKS, Task
+from fastattn.models.registry import BuiltModel, build
+
+
+def quantize(
+    path_or_id: str | Path,
+    directory: str | Path,
+    *,
+    dtype: str,
+    head_dtype: str | None = None,
+    threads: int | None = None,
+) -> Path:
+    """Write the model of `path_or_id` in "bfloat16", "int8" or "int4" to a new directory, with its tokenizer.
+
+    head_dtype: another dtype for the matrix that gives the logits (and the token embeddings tied to it). What is loaded
+    from the directory gives the bits that `from_pretrained(path_or_id, dtype=dtype)` gives. Returns the directory.
+    Raises ConfigError, ModelFormatError, InputError, OSError.
+    """
+    if dtype not in DTYPES:
+        raise InputError(f"dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}")
+    if head_dtype is not None and head_dtype not in FORMATS:
+        raise InputError(f"head_dtype: expected None or one of {', '.join(FORMATS)}, got {head_dtype!r}")
+    source, target = resolve(path_or_id), Path(directory)
+    checkpoint = open_checkpoint(source)
+    if checkpoint.quantised is not None:
+        raise ConfigError(f"{source}: is quantised already; expected a float checkpoint")
+    weights: dict[str, Weight] = {}
+    formats: dict[str, str] = {}
+    tensors: dict[str, TensorInfo] = {}
+    for built in _every_task(checkpoint.config, checkpoint.tensors):
+        new = {name: weight for name, weight in built.program.weights.items() if name not in weights}
+        found = weight_formats(built.program, dtype, head_dtype)
+        weights |= new
+        formats |= {name: found[name] for name in new}
+        tensors |= built.tensors
+    planned = _plan(weights, formats)
+    write_quantised(
+        source,
+        target,
+        checkpoint.config,
+        dtype=dtype,
+        head_dtype=head_dtype,
+        shapes={info.name: info.shape for info in tensors.values()},
+        weights=planned,
+        pieces=_pieces(planned, weights, tensors, threads),
+    )
+    return target
+
+
+def _every_task(config: Mapping[str, object], tensors: Mapping[str, TensorInfo]) -> Iterator[BuiltModel]:
+    """What the checkpoint can be loaded as. A matrix can be read as a table as well, so the language model comes
+    before the one without a head."""
+    order: tuple[Task, ...] = ("causal-lm", "sequence-classification", "encoder")
+    assert set(order) == set(TASKS)
+    n_built, error = 0, None
+    for task in order:
+        try:
+            built = build(config, tensors, task)
+        except ConfigError as refused:
+            error = refused
+            continue
+        n_built += 1
+        yield built
+    if not n_built and error is not None:
+        raise error
+
+
+def _plan(weights: Mapping[str, Weight], formats: Mapping[str, str]) -> list[NewWeight]:
+    from fastattn.runtime import packed_sizes
+
+    return [
+        NewWeight(name, weight.use, formats[name], weight.shape, packed_sizes(weight, formats[name]))
+        for name, weight in weights.items()
+    ]
+
+
+def _pieces(
+    planned: list[NewWeight], weights: Mapping[str, Weight], tensors: Mapping[str, TensorInfo], threads: int | None
+) -> Iterator[list[NDArray[np.uint8]]]:
+    """One weight after the other, so that no more than one is in memory."""
+    from fastattn.runtime import pack_weight
+
+    for item in planned:
+        yield pack_weight(item.name, weights[item.name], item.form, tensors, threads)

@@ -1,0 +1,264 @@
+"""What bfloat16, int8 and int4 cost: each dtype of a model compared with its float32 on the same texts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastattn.checkpoint import open_checkpoint
+from fastattn.checkpoint.hub import resolve
+from fastattn.errors import ConfigError, InputError
+from fastattn.generation.generate import need_tokenizer
+from fastattn.generation.options import check_count
+from fastattn.models.auto import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    CausalLM,
+    Encoder,
+    SequenceClassifier,
+)
+from fastattn.models.names import Task
+from fastattn.models.registry import build
+from fastattn.tokenizer import check_texts
+
+AnyModel: TypeAlias = CausalLM | Encoder | SequenceClassifier
+Float64 = NDArray[np.float64]
+
+BASELINE = "float32"
+DTYPES = ("bfloat16", "int8", "int4")
+WINDOW = 256  # tokens of a text that a language model reads at once, at most
+_LOADERS: dict[str, Any] = {
+    "causal-lm": AutoModelForCausalLM,
+    "sequence-classification": AutoModelForSequenceClassification,
+    "encoder": AutoModel,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class DtypeQuality:
+    """One dtype of a model. What a kind of model does not have is None.
+
+    weight_bytes: of the packed weights. hidden_state_errors: for the embeddings and every layer, the root mean square
+    of the differences from float32 over that of the float32 values. Language models: perplexity of the next token;
+    bits_per_byte of the text; kl: mean divergence of the next-token distributions from float32's, in nats;
+    top1_agreement: share of positions with the same likeliest token. Encoders: cosine between a text's vectors (means
+    over tokens) of float32 and of this dtype, its mean and its lowest. Classifiers also label_agreement, the share of
+    texts with the same label.
+    """
+
+    dtype: str
+    weight_bytes: int
+    hidden_state_errors: tuple[float, ...]
+    perplexity: float | None = None
+    bits_per_byte: float | None = None
+    kl: float | None = None
+    top1_agreement: float | None = None
+    cosine: float | None = None
+    lowest_cosine: float | None = None
+    label_agreement: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class QualityReport:
+    """The dtypes of a model, float32 first. n_texts, n_tokens: what was read; task: as what the model was loaded."""
+
+    model: str
+    task: str
+    n_texts: int
+    n_tokens: int
+    dtypes: tuple[DtypeQuality, ...]
+
+
+def compare_dtypes(
+    path_or_id: str | Path,
+    texts: Sequence[str] | None = None,
+    *,
+    dtypes: Sequence[str] = DTYPES,
+    max_tokens: int = 8192,
+    threads: int | None = None,
+) -> QualityReport:
+    """Run a model in float32 and in each of `dtypes` on the same texts.
+
+    texts: None is a chapter of a novel that comes with fastattn. A language model reads them as one text, a line each,
+    in windows of up to 256 tokens; others read each on its own, cut to their context. max_tokens: nothing is read
+    beyond them. All dtypes are in memory together. Raises ConfigError, ModelFormatError, InputError, OSError.
+    """
+    for dtype in dtypes:
+        if dtype not in DTYPES:
+            raise InputError(f"dtypes: expected some of {', '.join(DTYPES)}, got {dtype!r}")
+    check_count("max_tokens", max_tokens, low=2)
+    lines = default_texts() if texts is None else check_texts(texts, "texts")
+    directory = resolve(path_or_id)
+    task = find_task(directory)
+    names = (BASELINE, *dict.fromkeys(dtypes))
+    models: dict[str, AnyModel] = {}
+    try:
+        for name in names:
+            models[name] = _LOADERS[task].from_pretrained(directory, dtype=name, threads=threads)
+        inputs, n_texts = _read(models[BASELINE], task, lines, max_tokens)
+        sums = {name: _Sums() for name in names}
+        for ids in inputs:
+            exact = _run(models[BASELINE], ids)
+            for name in names:
+                sums[name].add(exact, exact if name == BASELINE else _run(models[name], ids), ids)
+        n_bytes = sum(len(line.encode()) + 1 for line in lines[:n_texts])
+        n_tokens = sum(len(ids) for ids in inputs)
+        rows = tuple(
+            sums[name].result(name, models[name].executor.weight_bytes, n_bytes, n_tokens)  # type: ignore[attr-defined]
+            for name in names
+        )
+    finally:
+        for model in models.values():
+            model.close()
+    return QualityReport(str(path_or_id), task, n_texts, n_tokens, rows)
+
+
+def default_texts() -> list[str]:
+    """Paragraphs of George Eliot's "Silas Marner" (1861), which the demo models have not seen."""
+    path = Path(str(resources.files("fastattn"))) / "demo" / "silas_marner.txt"
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        raise ConfigError(f"texts: none given, and this installation has no {path}; give some") from None
+
+
+def find_task(directory: Path) -> Task:
+    """What a checkpoint can be loaded as: a classifier, else a language model, else an encoder."""
+    checkpoint = open_checkpoint(directory)
+    tasks: tuple[Task, ...] = ("sequence-classification", "causal-lm")
+    for task in tasks:
+        try:
+            build(checkpoint.config, checkpoint.tensors, task)
+        except ConfigError:
+            continue
+        return task
+    return "encoder"
+
+
+def _read(model: AnyModel, task: str, lines: list[str], max_tokens: int) -> tuple[list[NDArray[np.int32]], int]:
+    """The inputs of the model, and how many of the texts they hold."""
+    tokenizer = need_tokenizer(model, "quality")
+    context = model.executor.program.max_positions
+    inputs: list[NDArray[np.int32]] = []
+    room, n_texts = max_tokens, 0
+    for line in lines:
+        ids = tokenizer.encode(line + "\n") if task == "causal-lm" else tokenizer.encode(line)[:context]
+        if len(ids) > room:
+            break
+        inputs.append(ids)
+        room, n_texts = room - len(ids), n_texts + 1
+    if sum(len(ids) for ids in inputs) < 2:
+        raise InputError("texts: expected at least two tokens within max_tokens, found fewer")
+    if task == "causal-lm":
+        whole, width = np.concatenate(inputs), min(WINDOW, context)
+        inputs = [whole[at : at + width] for at in range(0, len(whole), width) if len(whole) - at > 1]
+    return [ids for ids in inputs if len(ids)], n_texts
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    states: list[Float64]
+    logits: Float64 | None
+
+
+def _run(model: AnyModel, ids: NDArray[np.int32]) -> _Run:
+    out: Any = model(ids, output_hidden_states=True)
+    logits = getattr(out, "logits", None)
+    states = [np.asarray(state, np.float64) for state in out.hidden_states]
+    return _Run(states, None if logits is None else np.asarray(logits, np.float64))
+
+
+@dataclass(slots=True)
+class _Sums:
+    """What the figures of a dtype are means of."""
+
+    differences: list[float] = field(default_factory=list)
+    squares: list[float] = field(default_factory=list)
+    nats: list[float] = field(default_factory=list)
+    divergences: list[float] = field(default_factory=list)
+    same_token: list[float] = field(default_factory=list)
+    same_label: list[float] = field(default_factory=list)
+    cosines: list[float] = field(default_factory=list)
+
+    def add(self, exact: _Run, found: _Run, ids: NDArray[np.int32]) -> None:
+        n_states = len(exact.states)
+        self.differences = self.differences or [0.0] * n_states
+        self.squares = self.squares or [0.0] * n_states
+        for i, (ours, theirs) in enumerate(zip(found.states, exact.states, strict=True)):
+            self.differences[i] += float(((ours - theirs) ** 2).sum())
+            self.squares[i] += float((theirs**2).sum())
+        if exact.logits is None or exact.logits.ndim == 1:
+            a, b = exact.states[-1].mean(axis=0), found.states[-1].mean(axis=0)
+            self.cosines.append(float(a @ b / max(float(np.linalg.norm(a) * np.linalg.norm(b)), 1e-300)))
+        if exact.logits is None or found.logits is None:
+            return
+        if exact.logits.ndim == 1:
+            self.same_label.append(float(exact.logits.argmax() == found.logits.argmax()))
+            return
+        reference, logs = log_softmax(exact.logits), log_softmax(found.logits)
+        self.nats += (-logs[np.arange(len(ids) - 1), ids[1:]]).tolist()
+        self.divergences += (np.exp(reference) * (reference - logs)).sum(axis=1).tolist()
+        self.same_token += (reference.argmax(axis=1) == logs.argmax(axis=1)).astype(float).tolist()
+
+    def result(self, dtype: str, weight_bytes: int, n_bytes: int, n_tokens: int) -> DtypeQuality:
+        nats = _mean(self.nats)
+        bytes_a_token = n_bytes / n_tokens
+        return DtypeQuality(
+            dtype=dtype,
+            weight_bytes=weight_bytes,
+            hidden_state_errors=tuple(
+                math.sqrt(d / s) if s else 0.0 for d, s in zip(self.differences, self.squares, strict=True)
+            ),
+            perplexity=None if nats is None else math.exp(min(nats, 700.0)),
+            bits_per_byte=None if nats is None else nats / math.log(2) / bytes_a_token,
+            kl=_mean(self.divergences),
+            top1_agreement=_mean(self.same_token),
+            cosine=_mean(self.cosines),
+            lowest_cosine=min(self.cosines, default=None),
+            label_agreement=_mean(self.same_label),
+        )
+
+
+def log_softmax(logits: Float64) -> Float64:
+    """Over the last axis."""
+    shifted = logits - logits.max(axis=-1, keepdims=True)
+    result: Float64 = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    return result
+
+
+def _mean(values: list[float]) -> float | None:
+    return math.fsum(values) / len(values) if values else None
+
+
+_COLUMNS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
+    ("weight_bytes", "weights", lambda value: f"{value / 1e6:.1f} MB"),
+    ("perplexity", "perplexity", lambda value: f"{value:.3f}"),
+    ("bits_per_byte", "bits/byte", lambda value: f"{value:.4f}"),
+    ("kl", "KL, nats", lambda value: f"{value:.2e}"),
+    ("top1_agreement", "top-1 same", lambda value: f"{value:.2%}"),
+    ("cosine", "cosine", lambda value: f"{value:.6f}"),
+    ("lowest_cosine", "lowest", lambda value: f"{value:.6f}"),
+    ("label_agreement", "label same", lambda value: f"{value:.2%}"),
+)
+
+
+def table(report: QualityReport) -> Iterator[str]:
+    """The report in lines of text: a row a dtype, then the error of every hidden state, float32's left out."""
+    shown = [column for column in _COLUMNS if getattr(report.dtypes[0], column[0]) is not None]
+    yield "".join([f"{'dtype':<10}", *(f"{title:>12}" for _, title, _ in shown)])
+    for row in report.dtypes:
+        yield "".join([f"{row.dtype:<10}", *(f"{show(getattr(row, name)):>12}" for name, _, show in shown)])
+    yield ""
+    others = report.dtypes[1:]
+    yield "".join([f"{'error of':<14}", *(f"{row.dtype:>10}" for row in others)])
+    for i in range(len(report.dtypes[0].hidden_state_errors)):
+        name = "embeddings" if i == 0 else f"layer {i}"
+        yield "".join([f"{name:<14}", *(f"{row.hidden_state_errors[i]:>10.4%}" for row in others)])
