@@ -167,9 +167,9 @@ py::array layer_norm_f32(const std::string& target, const py::array& x, const Ma
     return out;
 }
 
-// blocks [n_blocks, kv_head_bytes] of bytes
-std::vector<std::byte*> blocks_of(const py::array& blocks, Format format, int head_dim, int64_t positions) {
-    const int64_t bytes = ops::kv_head_bytes(format, head_dim);
+// blocks [n_blocks, heads * kv_head_bytes] of bytes
+std::vector<std::byte*> blocks_of(const py::array& blocks, Format format, int heads, int head_dim, int64_t positions) {
+    const int64_t bytes = heads * ops::kv_head_bytes(format, head_dim);
     if (!py::isinstance<py::array_t<uint8_t>>(blocks) || blocks.ndim() != 2 || blocks.shape(1) != bytes ||
         !(blocks.flags() & py::array::c_style))
         throw py::value_error("blocks: expected C-contiguous uint8 [n, " + std::to_string(bytes) + "]");
@@ -185,7 +185,7 @@ void kv_store(const std::string& target, const py::array& k, const py::array& v,
               const std::string& format) {
     const Rows keys = rows_of("k", k), values = rows_of("v", v, keys.rows, keys.n);
     const Format kept = kv_format_from(format);
-    const auto pointers = blocks_of(blocks, kept, keys.n, int64_t{position} + keys.rows);
+    const auto pointers = blocks_of(blocks, kept, 1, keys.n, int64_t{position} + keys.rows);
     kernels_of(target).kv_store[static_cast<int>(kept)]({.k = keys.data,
                                                          .v = values.data,
                                                          .k_stride = keys.stride,
@@ -199,11 +199,15 @@ void kv_store(const std::string& target, const py::array& k, const py::array& v,
 
 // attention -> [q_len, head_dim], or its probs -> [q_len, kv_len]
 py::array attention(const std::string& target, const py::array& q, const py::array& blocks, int kv_len, int q_position,
-                    bool causal, float scale, const MaybeArray& mask, const std::string& format, bool probs) {
+                    bool causal, float scale, const MaybeArray& mask, const std::string& format, int rows_per_head,
+                    bool probs) {
     const Rows queries = rows_of("q", q), m = rows_of("mask", mask, queries.rows, kv_len);
     const Format kept = kv_format_from(format);
     if (mask && kept != Format::kFloat32) throw py::value_error("mask: only with float32");
-    const auto pointers = blocks_of(blocks, kept, queries.n, kv_len);
+    if (rows_per_head < 0 || (rows_per_head > 0 && queries.rows % rows_per_head != 0))
+        throw py::value_error("rows_per_head: expected a divisor of the rows");
+    const int heads = rows_per_head > 0 ? queries.rows / rows_per_head : 1;
+    const auto pointers = blocks_of(blocks, kept, heads, queries.n, kv_len);
     std::vector<float> scratch(kAttentionScratch);
     auto out = matrix(queries.rows, probs ? kv_len : queries.n);
     const KernelTable& kernels = kernels_of(target);
@@ -221,6 +225,7 @@ py::array attention(const std::string& target, const py::array& q, const py::arr
                                                          .q_position = q_position,
                                                          .kv_len = kv_len,
                                                          .head_dim = queries.n,
+                                                         .rows_per_head = rows_per_head,
                                                          .causal = causal,
                                                          .scale = scale});
     return out;
@@ -329,11 +334,12 @@ void register_kernels(py::module_& module) {
         m.def(
             probs ? "attention_probs" : "attention",
             [probs](const std::string& name, const py::array& queries, const py::array& kv, int length, int position,
-                    bool causal, float scale, const MaybeArray& mask, const std::string& kept) {
-                return attention(name, queries, kv, length, position, causal, scale, mask, kept, probs);
+                    bool causal, float scale, const MaybeArray& mask, const std::string& kept, int rows_per_head) {
+                return attention(name, queries, kv, length, position, causal, scale, mask, kept, rows_per_head, probs);
             },
             target, q, blocks, py::kw_only(), kv_len, py::arg("q_position") = 0, py::arg("causal") = false,
-            py::arg("scale") = 1.0f, py::arg("mask") = none, py::arg("format") = "float32");
+            py::arg("scale") = 1.0f, py::arg("mask") = none, py::arg("format") = "float32",
+            py::arg("rows_per_head") = 0);
     m.def("softmax_f32", &softmax_f32, target, x, py::kw_only(), py::arg("log") = false);
     m.def("activation_f32", &activation_f32, target, x, py::kw_only(), py::arg("activation"));
     m.def("add_f32", &add_f32, target, x, py::arg("y"));

@@ -216,6 +216,7 @@ void attention_head(const HeadShape& s, int64_t index, const float* q, const flo
          .q_position = 0,
          .kv_len = static_cast<int32_t>(s.kv_len),
          .head_dim = d,
+         .rows_per_head = 0,
          .causal = causal,
          .scale = scale});
 }

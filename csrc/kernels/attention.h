@@ -36,7 +36,7 @@ FA_INLINE Seen<kRows> seen_by(const AttentionArgs& args, int row, int block) {
 // on. `lanes` is the number of elements of the (only) vector where that is not a whole one.
 template <Format kFormat, int kRows, int kVecs, bool kTail>
 FA_INLINE void value_tile(const Group& g, const HeadBlock<kFormat, const std::byte>& block, const Seen<kRows>& seen,
-                          int row, int d, int lanes, Ahead ahead) {
+                          int row, int d, int lanes, const std::byte* ahead) {
     using Dot = typename Kv<kFormat>::Dot;
     const auto* probs = reinterpret_cast<const int32_t*>(g.scores + row * kBlockLen);
     const std::byte* values = block.values + d * kWordBytes;
@@ -57,8 +57,8 @@ FA_INLINE void value_tile(const Group& g, const HeadBlock<kFormat, const std::by
                 sum[r][0] = Dot::step(sum[r][0], broadcast_word(probs[r * kBlockLen + w]), value);
         }
     else
-        multiply<Dot, kRows, kVecs>(probs, kBlockLen, values, block.value_stride, seen.all,
-                                    ahead.at + (values - block.keys), sum);
+        multiply<Dot, kRows, kVecs>(probs, kBlockLen, values, block.value_stride, seen.all, ahead + d * kWordBytes,
+                                    sum);
     if constexpr (kFormat != Format::kInt8)
         for (int w = seen.all; w < seen.last; ++w) {  // rows see more and more of these
             Words value[kVecs];
@@ -94,7 +94,7 @@ FA_INLINE void value_tile(const Group& g, const HeadBlock<kFormat, const std::by
 
 template <Format kFormat, int kRows>
 FA_INLINE void value_rows(const AttentionArgs& args, const Group& g, const HeadBlock<kFormat, const std::byte>& kv,
-                          int row, int block, Ahead ahead) {
+                          int row, int block, const std::byte* ahead) {
     constexpr int kWide = kRows == 1 ? kBlockVecs : kTileVecs;
     const Seen<kRows> seen = seen_by<kFormat, kRows>(args, g.row + row, block);
     int d = 0;
@@ -129,16 +129,49 @@ FA_INLINE void for_tiles(int rows, const F& run) {
     }
 }
 
+// The part of the group's first head.
 template <Format kFormat>
-FA_INLINE HeadBlock<kFormat, const std::byte> block_at(const AttentionArgs& args, int block) {
-    return HeadBlock<kFormat, const std::byte>::at(args.blocks[block] + args.offset, args.head_dim);
+FA_INLINE HeadBlock<kFormat, const std::byte> block_at(const AttentionArgs& args, const Group& g, int block) {
+    const auto of_args = HeadBlock<kFormat, const std::byte>::at(args.blocks[block] + args.offset, args.head_dim);
+    if (args.rows_per_head == 0) return of_args;
+    return HeadBlock<kFormat, const std::byte>::at(of_args.keys + g.row / args.rows_per_head * of_args.bytes(),
+                                                   args.head_dim);
 }
 
-// Scores of the group with a block, its maxima and its probabilities, of which the rows' totals know.
+// Calls run(kv, row, rows) for the rows of each KV head in the group, one head after the other.
+template <Format kFormat, class F>
+FA_INLINE void for_heads(const AttentionArgs& args, const Group& g, const HeadBlock<kFormat, const std::byte>& first,
+                         const F& run) {
+    if (args.rows_per_head == 0) return run(first, 0, g.rows);
+    for (int row = 0; row < g.rows;) {
+        const int head = (g.row + row) / args.rows_per_head - g.row / args.rows_per_head;
+        const int left = args.rows_per_head - (g.row + row) % args.rows_per_head;
+        const int rows = g.rows - row < left ? g.rows - row : left;
+        run(HeadBlock<kFormat, const std::byte>::at(first.keys + head * first.bytes(), args.head_dim), row, rows);
+        row += rows;
+    }
+}
+
+// Scores of the group with a block. Meanwhile its values come into the cache.
 template <Format kFormat>
-void score_block(const AttentionArgs& args, const Group& g, const HeadBlock<kFormat, const std::byte>& kv, int vecs,
-                 Ahead ahead) {
-    for_tiles(g.rows, [&]<int kRows>(int row) { score_rows<kFormat, kRows>(g, kv, args.scale, row, vecs, ahead); });
+void score_block(const AttentionArgs& args, const Group& g, const HeadBlock<kFormat, const std::byte>& first,
+                 int vecs) {
+    for_heads<kFormat>(args, g, first, [&](const auto& kv, int begin, int rows) {
+        for_tiles(rows, [&]<int kRows>(int row) {
+            score_rows<kFormat, kRows>(g, kv, args.scale, begin + row, vecs, kv.values);
+        });
+    });
+}
+
+// Merges the block's values into the sums of the group. Meanwhile the keys of the next block come into the cache.
+template <Format kFormat>
+void value_block(const AttentionArgs& args, const Group& g, const HeadBlock<kFormat, const std::byte>& first, int block,
+                 const std::byte* next) {
+    for_heads<kFormat>(args, g, first, [&](const auto& kv, int begin, int rows) {
+        const std::byte* ahead = next + (kv.keys - first.keys);
+        for_tiles(rows,
+                  [&]<int kRows>(int row) { value_rows<kFormat, kRows>(args, g, kv, begin + row, block, ahead); });
+    });
 }
 
 template <Format kFormat>
@@ -179,13 +212,13 @@ void attend(const AttentionArgs& args, Group& g) {
     // All rows of a group see something of the same blocks (see attention below).
     const int seen = visible(args, g.row + g.rows - 1), blocks = (seen + kBlockLen - 1) / kBlockLen;
     for (int block = 0; block < blocks; ++block) {
-        const auto kv = block_at<kFormat>(args, block);
-        const Ahead ahead{args.blocks[block + 1 < blocks ? block + 1 : block] + args.offset};
+        const auto kv = block_at<kFormat>(args, g, block);
+        const auto next = block + 1 < blocks ? block_at<kFormat>(args, g, block + 1) : kv;
         const int vecs = (clamp_to(seen - block * kBlockLen, kBlockLen) + kLanes - 1) / kLanes;
-        score_block<kFormat>(args, g, kv, vecs, ahead);
+        score_block<kFormat>(args, g, kv, vecs);
         find_maxima<kFormat>(args, g, block, vecs);
         exponentiate<kFormat>(args, g, kv, block, vecs);
-        for_tiles(g.rows, [&]<int kRows>(int row) { value_rows<kFormat, kRows>(args, g, kv, row, block, ahead); });
+        value_block<kFormat>(args, g, kv, block, next.keys);
     }
     const Vec one = broadcast(1.0f), total = load(g.row_total);
     const Vec divisor = select(equal(total, zero()), one, total);  // sees nothing: 0, not 0 / 0
@@ -214,7 +247,8 @@ void attention(const AttentionArgs& args) {
         g.row = row;
         // Causal groups end at multiples of their length, which divides that of a block: so their rows see the same
         // blocks, and something of each.
-        const int most = args.causal ? kAttentionRows - (args.q_position + row) % kAttentionRows : kAttentionRows;
+        const bool positions = args.causal && args.rows_per_head == 0;
+        const int most = positions ? kAttentionRows - (args.q_position + row) % kAttentionRows : kAttentionRows;
         g.rows = args.q_len - row < most ? args.q_len - row : most;
         attend<kFormat>(args, g);
     }
@@ -229,9 +263,9 @@ void probs_row(const AttentionArgs& args, Group g) {
     read_queries<kFormat>(args, g);
     const int seen = visible(args, g.row);
     for (int block = 0; block * kBlockLen < seen; ++block) {
-        const auto kv = block_at<kFormat>(args, block);
+        const auto kv = block_at<kFormat>(args, g, block);
         const int count = visible_in_block(args, g.row, block), vecs = (count + kLanes - 1) / kLanes;
-        score_block<kFormat>(args, g, kv, vecs, {args.blocks[block] + args.offset});
+        score_block<kFormat>(args, g, kv, vecs);
         find_maxima<kFormat>(args, g, block, vecs);
         for (int i = 0; i < count; i += kLanes)
             store_partial(probs + block * kBlockLen + i, load(g.scores + i), clamp_to(count - i, kLanes));

@@ -68,7 +68,7 @@ static_assert(kAttentionScratch >= kAttentionRows * (kBlockLen + kMaxRowWords + 
 
 // Positions that query row `row` sees.
 FA_INLINE int visible(const AttentionArgs& args, int row) {
-    const int own = args.q_position + row + 1;
+    const int own = args.q_position + (args.rows_per_head > 0 ? 0 : row) + 1;
     return args.causal && own < args.kv_len ? own : args.kv_len;
 }
 FA_INLINE int visible_in_block(const AttentionArgs& args, int row, int block) {
@@ -107,12 +107,8 @@ FA_INLINE void read_queries(const AttentionArgs& args, Group& g) {
     }
 }
 
-// The next block of a single row: it is read once, at the rate of memory. Null: none.
-struct Ahead {
-    const std::byte* at;
-};
-
-// sum[r, c] += sum over w of a[r, w] * b[w, c], for `words` words of kVecs vectors each, b_stride bytes apart.
+// sum[r, c] += sum over w of a[r, w] * b[w, c], for `words` words of kVecs vectors each, b_stride bytes apart. One row
+// reads its words once, at the rate of memory: `ahead` are those to ask for meanwhile, as many and as far apart.
 template <class Dot, int kRows, int kVecs>
 FA_INLINE void multiply(const int32_t* a, int64_t a_stride, const std::byte* b, int64_t b_stride, int words,
                         const std::byte* ahead, typename Dot::Sum (&sum)[kRows][kVecs]) {
@@ -144,7 +140,7 @@ struct ScoreDot : Kv<kFormat>::Dot {
 // scale. int8: without the row's factor.
 template <Format kFormat, int kRows, int kVecs>
 FA_INLINE void score_tile(const Group& g, const HeadBlock<kFormat, const std::byte>& block, float scale, int row,
-                          int column, Ahead ahead) {
+                          int column, const std::byte* ahead) {
     using Dot = typename Kv<kFormat>::Dot;
     const int32_t* q = g.q + row * g.q_stride;
     const std::byte* keys = block.keys + column * kWordBytes;
@@ -156,7 +152,7 @@ FA_INLINE void score_tile(const Group& g, const HeadBlock<kFormat, const std::by
 #pragma GCC unroll 8
         for (int c = 0; c < kVecs; ++c) sum[r][c] = start;
     }
-    multiply<ScoreDot<kFormat>, kRows, kVecs>(q, g.q_stride, keys, kKeyWordBytes, block.key_words, ahead.at, sum);
+    multiply<ScoreDot<kFormat>, kRows, kVecs>(q, g.q_stride, keys, kKeyWordBytes, block.key_words, ahead, sum);
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 8
@@ -175,7 +171,7 @@ FA_INLINE void score_tile(const Group& g, const HeadBlock<kFormat, const std::by
 // Scores with the positions of the first `vecs` vectors of a block.
 template <Format kFormat, int kRows>
 FA_INLINE void score_rows(const Group& g, const HeadBlock<kFormat, const std::byte>& block, float scale, int row,
-                          int vecs, Ahead ahead) {
+                          int vecs, const std::byte* ahead) {
     if constexpr (kRows == 1 || kTileVecs == kBlockVecs) {
         if (vecs == 4) return score_tile<kFormat, kRows, 4>(g, block, scale, row, 0, ahead);
         if (vecs == 3) return score_tile<kFormat, kRows, 3>(g, block, scale, row, 0, ahead);
@@ -239,12 +235,8 @@ FA_INLINE void exponentiate(const AttentionArgs& args, const Group& g, const Hea
     alignas(64) float shift[kLanes];
     store(shift, shift_of(load(g.block_max)));
     const bool whole = visible_in_block(args, g.row, block) == kBlockLen;
-    Vec value_scale[kVecs];
     Words total[kLanes], highest[kLanes];
-    if constexpr (kInteger)
-#pragma GCC unroll 4
-        for (int c = 0; c < kVecs; ++c)
-            value_scale[c] = load(reinterpret_cast<const float*>(kv.value_scales()) + c * kLanes);
+    const std::byte* value_scales = kv.value_scales();
     for (int r = 0; r < g.rows; ++r) {
         float* scores = g.scores + r * kBlockLen;
         Vec p[kVecs];
@@ -257,8 +249,10 @@ FA_INLINE void exponentiate(const AttentionArgs& args, const Group& g, const Hea
         total[r] = as_words(in_pairs<kVecs>([](Vec a, Vec b) { return add(a, b); }, p));
         if constexpr (kInteger) {
             Words bits[kVecs];
+            if (args.rows_per_head > 0 && r > 0 && (g.row + r) % args.rows_per_head == 0) value_scales += kv.bytes();
 #pragma GCC unroll 4
-            for (int c = 0; c < kVecs; ++c) p[c] = mul(p[c], value_scale[c]);
+            for (int c = 0; c < kVecs; ++c)
+                p[c] = mul(p[c], load(reinterpret_cast<const float*>(value_scales) + c * kLanes));
             if (!whole) {  // what a row does not see may have any scale
                 const int count = visible_in_block(args, g.row + r, block);
 #pragma GCC unroll 4

@@ -107,6 +107,9 @@ struct KvStoreArgs {
 // Softmax attention of some query rows of one head over the KV blocks of one sequence. Each block is reduced on its own
 // (its own maximum, sum and weighted values), then merged in block order, so that any split of the work gives the same
 // bits. Row r sits at position q_position + r; with causal it sees positions <= its own.
+//
+// With rows_per_head, rows are not positions but the query heads of one position, q_position: that many belong to one
+// KV head, and the next KV head's part of a block lies behind. A decode step reads blocks as one long stream this way.
 struct AttentionArgs {
     const float* q;  // [q_len, head_dim]
     int64_t q_stride;
@@ -118,6 +121,7 @@ struct AttentionArgs {
     int64_t out_stride;
     float* scratch;  // kAttentionScratch floats, owned by the calling thread
     int32_t q_len, q_position, kv_len, head_dim;
+    int32_t rows_per_head;  // or 0
     bool causal;
     float scale;  // positive, or float32
 };

@@ -55,6 +55,9 @@ struct HeadBlock {
     // int8: floats [kBlockLen] of keys, then of values
     Byte* key_scales() const { return values + kBlockLen / kGroup<kFormat> * value_stride; }
     Byte* value_scales() const { return key_scales() + kKeyWordBytes; }
+    int64_t bytes() const {
+        return value_scales() - keys + (kFormat == Format::kInt8 ? kKeyWordBytes : -kKeyWordBytes);
+    }
 };
 
 // Lane r of the result combines the lanes of w[r], in the tree of reduce_add.

@@ -84,6 +84,7 @@ void for_each_case(const KernelTable& table, Run run) {
                                       .q_position = shape.q_position,
                                       .kv_len = shape.kv_len,
                                       .head_dim = head_dim,
+                                      .rows_per_head = 0,
                                       .causal = causal,
                                       .scale = 0.125f});
                 }

@@ -7,6 +7,7 @@ namespace {
 
 constexpr int32_t kQueryRows = 96;  // of one chunk
 constexpr int32_t kStoreRows = 256;
+constexpr int32_t kChunksOfOneRow = 2;  // a thread: few, so that each reads a long piece of memory
 
 struct Piece {
     int32_t sequence, begin, end;  // rows of q, k or v
@@ -68,6 +69,7 @@ AttentionArgs head_args(const AttentionOp& op, const SequenceBlocks& s, HeadPlac
             .q_position = 0,
             .kv_len = s.position + s.token_end - s.token_begin,
             .head_dim = op.head_dim,
+            .rows_per_head = 0,
             .causal = op.causal,
             .scale = op.scale};
 }
@@ -102,6 +104,23 @@ void store(const KernelTable& kernels, const AttentionOp& op, const SequenceBloc
                                                       .head_dim = op.head_dim});
 }
 
+// One query row, all of its heads that belong to KV heads [begin, end).
+void attend_heads(const KernelTable& kernels, const AttentionOp& op, const SequenceBlocks& s, int32_t begin,
+                  int32_t end, int thread) {
+    AttentionArgs args = head_args(op, s, {s.blocks, head_offset(op, begin)}, thread);
+    const int32_t group = op.n_head / op.n_kv_head;
+    const int64_t column = int64_t{begin} * group * op.head_dim;
+    for_runs(op, s, s.q_begin, s.q_end, [&](int32_t row, int32_t, int32_t position) {
+        args.q = op.q.row(row) + column;
+        args.out = op.out.row(row) + column;
+        args.q_stride = args.out_stride = op.head_dim;
+        args.q_len = (end - begin) * group;
+        args.q_position = position;
+        args.rows_per_head = group;
+        kernels.attention[static_cast<int>(op.kv_format)](args);
+    });
+}
+
 // Query rows [begin, end) of one head.
 void attend(const KernelTable& kernels, const AttentionOp& op, const SequenceBlocks& s, HeadPlace place, int32_t head,
             int32_t begin, int32_t end, int thread) {
@@ -127,6 +146,23 @@ void attention_by_heads(Team& team, const KernelTable& kernels, const AttentionO
         if (s.token_end > s.token_begin) store(kernels, op, s, place, kv_head, s.token_begin, s.token_end);
         for (int32_t head = kv_head * group; head < (kv_head + 1) * group; ++head)
             attend(kernels, op, s, place, head, s.q_begin, s.q_end, team.index());
+    });
+}
+
+// The last query row of each sequence: a step of a generation. A thread takes several heads of a sequence, whose parts
+// of a block lie behind each other.
+void attention_of_one_row(Team& team, const KernelTable& kernels, const AttentionOp& op) {
+    const int64_t heads = int64_t{op.n_sequences} * op.n_kv_head;
+    const auto span =
+        static_cast<int32_t>(std::clamp<int64_t>(heads / (int64_t{kChunksOfOneRow} * team.size()), 1, op.n_kv_head));
+    const int32_t spans = (op.n_kv_head + span - 1) / span;
+    team.for_chunks(int64_t{op.n_sequences} * spans, [&](int64_t chunk) {
+        const SequenceBlocks& s = op.sequences[chunk / spans];
+        const auto begin = static_cast<int32_t>(chunk % spans) * span, end = std::min(begin + span, op.n_kv_head);
+        if (s.token_end > s.token_begin)
+            for (int32_t head = begin; head < end; ++head)
+                store(kernels, op, s, {s.blocks, head_offset(op, head)}, head, s.token_begin, s.token_end);
+        attend_heads(kernels, op, s, begin, end, team.index());
     });
 }
 
@@ -164,6 +200,11 @@ int64_t kv_head_bytes(Format format, int32_t head_dim) {
 }
 
 void attention(Team& team, const KernelTable& kernels, const AttentionOp& op) {
+    const auto one_row = [](const SequenceBlocks& s) {
+        return s.q_end - s.q_begin <= 1 && s.token_end - s.token_begin <= kQueryRows;
+    };
+    if (op.thread_blocks == nullptr && std::all_of(op.sequences, op.sequences + op.n_sequences, one_row))
+        return attention_of_one_row(team, kernels, op);
     bool short_ones = op.n_head == op.n_kv_head;  // which cannot be split further
     for (int32_t i = 0; i < op.n_sequences && short_ones; ++i) {
         const SequenceBlocks& s = op.sequences[i];

@@ -136,6 +136,23 @@ def test_row_alone_has_the_same_bits(data: st.DataObject) -> None:
 
 
 @pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("rows_per_head", [1, 2, 3, 20])
+def test_heads_of_one_position_have_the_bits_of_each_alone(target: str, format: str, rows_per_head: int) -> None:
+    head_dim, heads = 40, 7
+    for kv_len in (1, 63, 64, 65, 130):
+        q = random_array(7, heads * rows_per_head, head_dim)
+        kv = [(random_array(10 + i, kv_len, head_dim), random_array(20 + i, kv_len, head_dim)) for i in range(heads)]
+        blocks = [kv_blocks(k, v, target=target, format=format) for k, v in kv]
+        options: dict[str, Any] = {"kv_len": kv_len, "q_position": kv_len - 1, "causal": True, "format": format}
+        side_by_side = np.ascontiguousarray(np.concatenate(blocks, axis=1))
+        together = kernels.attention(target, q, side_by_side, rows_per_head=rows_per_head, **options)
+        for row in range(len(q)):
+            alone = kernels.attention(target, q[row : row + 1], blocks[row // rows_per_head], **options)
+            assert_same_bits(together[row], alone[0])
+
+
+@pytest.mark.parametrize("target", TARGETS)
 def test_causal_is_a_mask(target: str) -> None:
     """The same softmax; not the same bits, as a masked position adds 0 to a sum where a causal one is not touched."""
     q, k, v = _inputs(70, 70, 32)
