@@ -44,7 +44,8 @@ FA_INLINE Vec exp2_nonpositive(Vec x) {
 // -inf.
 FA_INLINE Vec exp2_rough(Vec x) {
     constexpr float kExp2Rough[] = {0x1.62f5fcp-1f, 0x1.f00c4ep-3f, 0x1.c2a1a4p-5f};
-    x = max(broadcast(-160.0f), x);
+    // Above 0 is only what rounding put there, of huge scores by a lot. The order of the operands lets a NaN through.
+    x = min(zero(), max(broadcast(-160.0f), x));
     const Vec n = round_even(x);
     const Vec r = sub(x, n);
     return times_pow2_wide(fma(polynomial(r, kExp2Rough), r, broadcast(1.0f)), n);
