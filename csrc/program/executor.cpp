@@ -48,7 +48,7 @@ std::shared_ptr<KvPool> Engine::kv_pool(const KvShape& shape) {
 }
 
 Executor::Executor(std::shared_ptr<Engine> engine, ProgramSpec spec)
-    : engine_(std::move(engine)), spec_(std::move(spec)), kernels_(active_kernels()), sampler_(kernels_) {
+    : engine_(std::move(engine)), spec_(std::move(spec)), kernels_(active_kernels()) {
     check_spec();
     check_weights();
     kv_pool_ = engine_->kv_pool({spec_.kv_format, spec_.n_layer, spec_.n_kv_head, spec_.head_dim});
@@ -267,11 +267,15 @@ void Executor::draw(const StepInput& step, const SampleArgs& args, const std::fu
     const std::vector<float*> outputs(spec_.outputs.size(), nullptr);
     {
         const std::lock_guard no_fork(start_mutex());
-        sampler_.begin(args, engine_->threads(), /*whole=*/sampled_op_ == nullptr);
-        prepare(step, outputs, &sampler_);
+        // Threads write to it all through a step: what a child finds of it may be half written.
+        if (sampler_generation_ != fork_generation()) (void)sampler_.release();
+        if (!sampler_) sampler_ = std::make_unique<Sampler>(kernels_);
+        sampler_generation_ = fork_generation();
+        sampler_->begin(args, engine_->threads(), /*whole=*/sampled_op_ == nullptr);
+        prepare(step, outputs, sampler_.get());
     }
-    run_locked(step, outputs, &sampler_, running, poll);
-    sampler_.check();
+    run_locked(step, outputs, sampler_.get(), running, poll);
+    sampler_->check();
     advance(step);
 }
 

@@ -83,7 +83,9 @@ public:
     void set_profiling(bool on) { op_seconds_.assign(on ? spec_.ops.size() : 0, 0.0); }
     const std::vector<double>& op_seconds() const { return op_seconds_; }
 
-    int64_t workspace_bytes() const { return static_cast<int64_t>(workspace_.bytes()) + sampler_.bytes(); }
+    int64_t workspace_bytes() const {
+        return static_cast<int64_t>(workspace_.bytes()) + (sampler_ ? sampler_->bytes() : 0);
+    }
 
 private:
     struct Place {          // where a value lives
@@ -128,7 +130,8 @@ private:
     Buffer workspace_;
     std::vector<double> op_seconds_;
     const OpSpec* sampled_op_ = nullptr;  // the linear of the logits, if nothing else reads them
-    Sampler sampler_;
+    std::unique_ptr<Sampler> sampler_;
+    uint64_t sampler_generation_ = 0;  // of the process that made it
     // Of the step that runs:
     std::vector<View> views_;
     // By the rows of q: each sequence's share of an attention, and each row's token (null for kTokens).

@@ -87,3 +87,51 @@ def test_fault_59_fork_in_the_first_op(tmp_path: Path) -> None:
 def test_fault_59_fork_in_the_first_step_of_a_model(tmp_path: Path, longest: float) -> None:
     folder = write_gpt2(tmp_path, vocab_size=300, n_positions=64, n_embd=192, n_layer=2, n_head=4)
     run_script(MODEL, folder, tries=80, longest=longest)
+
+
+DRAWING = """
+import os, signal, sys, threading, time
+import fastattn as fa
+
+lm = fa.AutoModelForCausalLM.from_pretrained(sys.argv[1], threads=2)
+options = {"max_new_tokens": 30, "do_sample": True, "seed": 3, "eos_token_id": -1}
+prompts = [[i, i + 1] for i in range(20)]
+
+def texts():
+    return [ids.tolist() for ids in lm.generate(prompts, **options)]
+
+expected = texts()
+done = threading.Event()
+
+def draw_on():
+    while not done.is_set():
+        texts()
+
+thread = threading.Thread(target=draw_on)
+thread.start()
+codes = []
+for _ in range(15):
+    pid = os.fork()
+    if pid == 0:
+        signal.alarm(20)
+        os._exit(0 if texts() == expected else 1)
+    codes.append(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+    time.sleep(0.003)
+done.set()
+thread.join()
+print(codes)
+"""
+
+
+def test_fault_59_fork_in_the_middle_of_a_text(tmp_path: Path) -> None:
+    """The child draws the same tokens, whatever the parent's threads were writing."""
+    folder = write_gpt2(tmp_path, vocab_size=300, n_positions=64, n_embd=192, n_layer=2, n_head=4)
+    done = subprocess.run(
+        [sys.executable, "-c", DRAWING, str(folder)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, f"{[0] * 15}\n"), done.stderr
