@@ -25,6 +25,7 @@ EXP_FIT = 3.12e-9
 TANH_FIT = 4.53e-9
 NORMAL_TAIL_FIT = 3.53e-8
 EXP2_ROUGH_FIT = 1.02e-4
+GELU_ROUGH_FIT = {"gelu_erf": 5.4e-7, "gelu_tanh": 5.3e-6}
 # exp2_rough: its fit and three roundings.
 EXP2_ROUGH = EXP2_ROUGH_FIT + 3 * U
 BF16 = 2.0**-8  # unit roundoff of bfloat16
@@ -79,6 +80,13 @@ def activation(name: str, x: F64, reference: F64) -> F64:
         relative = NORMAL_TAIL_FIT / (np.sqrt(tail) + 1e-5) + math.log(2) * gamma(4) * exponent + EXP + 2 * U
         return np.abs(x) * tail * np.expm1(relative) + ulp(reference) + (1 + np.abs(x)) * SMALLEST
     raise ValueError(name)
+
+
+def gelu_rough(name: str, x: F64, reference: F64) -> F64:
+    """Of the formats that round: the fit of the tail's exponent, which is rounded like its value, and exp2_rough."""
+    tail = np.abs(reference - np.maximum(x, 0))  # |x| P(X > |x|)
+    exponent = -np.log2(np.maximum(tail / np.maximum(np.abs(x), 1e-30), 2.0**-160))
+    return GELU_ROUGH_FIT[name] + tail * (EXP2_ROUGH + gamma(6) * exponent) + ulp(reference)
 
 
 def softmax(x: F64, reference: F64) -> F64:

@@ -75,6 +75,20 @@ def _upper_tail(t: mpmath.mpf) -> mpmath.mpf:
     return mpmath.erfc(t / mpmath.sqrt(2)) / 2
 
 
+def _tanh_tail(t: mpmath.mpf) -> mpmath.mpf:
+    """The same in gelu's approximation by tanh."""
+    return 1 / (1 + mpmath.exp(mpmath.sqrt(8 / mpmath.pi) * (t + mpmath.mpf("0.044715") * t**3)))
+
+
+def _exponent(tail: Function) -> Function:
+    return lambda t: (-mpmath.log(tail(t), 2) - 1) / t
+
+
+def _rough_weight(tail: Function) -> Function:
+    # The error of t tail(t); far out a little more than that, so that the tail goes on falling.
+    return lambda t: t * mpmath.log(2) * (t * tail(t) + mpmath.mpf("1e-4") * mpmath.power(tail(t), 0.25))
+
+
 def _tail_weight(t: mpmath.mpf) -> mpmath.mpf:
     # An error e of the exponent is a relative error ln(2) * e of the tail. gelu needs it small only where the tail is
     # not: the square root gives the far tail (1e-10 and below) relative errors of some 1e-3 and halves the degree.
@@ -130,11 +144,28 @@ FITS = (
     # P(X > t) = 2^-(1 + t P(t)) of the normal distribution
     Fit(
         name="kNormalTail",
-        target=lambda t: (-mpmath.log(_upper_tail(t), 2) - 1) / t,
+        target=_exponent(_upper_tail),
         weight=lambda t: t * _tail_weight(t),
         low=0.0,
         high=14.5,
         powers=tuple(range(12)),
+    ),
+    # The same, and gelu's approximation of it, for results that are rounded to bfloat16 or int8
+    Fit(
+        name="kNormalTailRough",
+        target=_exponent(_upper_tail),
+        weight=_rough_weight(_upper_tail),
+        low=0.0,
+        high=14.5,
+        powers=tuple(range(5)),
+    ),
+    Fit(
+        name="kTanhTailRough",
+        target=_exponent(_tanh_tail),
+        weight=_rough_weight(_tanh_tail),
+        low=0.0,
+        high=9.0,
+        powers=tuple(range(5)),
     ),
 )
 

@@ -244,11 +244,15 @@ py::array softmax_f32(const std::string& target, const py::array& x, bool log) {
     return out;
 }
 
-py::array activation_f32(const std::string& target, const py::array& x, const std::string& activation) {
+py::array activation_f32(const std::string& target, const py::array& x, const std::string& activation, bool rough) {
     const Rows in = rows_of("x", x, 1);
     py::array_t<float> out(in.n);
-    kernels_of(target).activation_f32(
-        {.x = in.data, .y = nullptr, .out = out.mutable_data(), .n = in.n, .activation = activation_of(activation)});
+    kernels_of(target).activation_f32({.x = in.data,
+                                       .y = nullptr,
+                                       .out = out.mutable_data(),
+                                       .n = in.n,
+                                       .activation = activation_of(activation),
+                                       .rough = rough});
     return out;
 }
 
@@ -341,7 +345,7 @@ void register_kernels(py::module_& module) {
             py::arg("scale") = 1.0f, py::arg("mask") = none, py::arg("format") = "float32",
             py::arg("rows_per_head") = 0);
     m.def("softmax_f32", &softmax_f32, target, x, py::kw_only(), py::arg("log") = false);
-    m.def("activation_f32", &activation_f32, target, x, py::kw_only(), py::arg("activation"));
+    m.def("activation_f32", &activation_f32, target, x, py::kw_only(), py::arg("activation"), py::arg("rough") = false);
     m.def("add_f32", &add_f32, target, x, py::arg("y"));
     m.def("pool_f32", &pool_f32, target, x, py::kw_only(), py::arg("kind"));
     m.def("l2_normalize_f32", &l2_normalize_f32, target, x, py::kw_only(), py::arg("eps"));

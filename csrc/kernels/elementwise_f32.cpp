@@ -5,23 +5,25 @@
 namespace fastattn::FASTATTN_TARGET {
 namespace {
 
-template <Activation A>
+template <Activation A, bool kRough = false>
 void activate_all(const ElementwiseF32Args& args) {
     int64_t i = 0;
     for (; i + 2 * kLanes <= args.n; i += 2 * kLanes) {
         const Vec a = load(args.x + i), b = load(args.x + i + kLanes);
-        store(args.out + i, activate<A>(a));
-        store(args.out + i + kLanes, activate<A>(b));
+        store(args.out + i, activate<A, kRough>(a));
+        store(args.out + i + kLanes, activate<A, kRough>(b));
     }
     for (; i < args.n; i += kLanes) {
         const int tail = args.n - i < kLanes ? static_cast<int>(args.n - i) : kLanes;
-        store_partial(args.out + i, activate<A>(load_partial(args.x + i, tail)), tail);
+        store_partial(args.out + i, activate<A, kRough>(load_partial(args.x + i, tail)), tail);
     }
 }
 
 }  // namespace
 
 void activation_f32(const ElementwiseF32Args& args) {
+    if (args.rough && args.activation == Activation::kGeluErf) return activate_all<Activation::kGeluErf, true>(args);
+    if (args.rough && args.activation == Activation::kGeluTanh) return activate_all<Activation::kGeluTanh, true>(args);
     switch (args.activation) {
         case Activation::kNone: return activate_all<Activation::kNone>(args);
         case Activation::kGeluErf: return activate_all<Activation::kGeluErf>(args);

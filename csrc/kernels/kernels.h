@@ -146,6 +146,7 @@ struct ElementwiseF32Args {
     float* out;      // [n]
     int64_t n;
     Activation activation;
+    bool rough = false;  // the gelus of the formats that round
 };
 
 struct PoolF32Args {

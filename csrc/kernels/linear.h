@@ -44,16 +44,17 @@ struct Blocks<Format::kInt4> {
 constexpr int kVecsPerPanel = kPanelWidth / kLanes;
 constexpr int kGroupWords = kInt4Group / 4;
 
-// Brings the panel that this thread needs next from memory into L2, a few lines at a time between the multiplications.
-// Without it a thread waits for the first rows of every panel. On two threads, percent of the FMA rate without and with
-// the prefetch across linears (benchmarks/percent_of_limit.py, neighbouring runs): 64x768x768 82 and 88, 128x2304x768
-// 83 and 90, 512x768x768 87 and 91.
+// Brings the panel that this thread needs next from memory into the caches, a few lines at a time between the
+// multiplications. Without it a thread waits for the first rows of every panel. On two threads, percent of the FMA rate
+// without and with the prefetch across linears (benchmarks/percent_of_limit.py, neighbouring runs): 64x768x768 82 and
+// 88, 128x2304x768 83 and 90, 512x768x768 87 and 91. Asking for L2 only was 1 to 2 % slower.
 struct Prefetch {
     const std::byte* next;
     const std::byte* end;
     int lines;  // every kPrefetchSteps words
 };
-constexpr int kPrefetchSteps = 16;
+constexpr int kPrefetchSteps = 8;
+constexpr int kAheadWords = 16;  // 4 KiB
 constexpr int64_t kLineBytes = 64;
 
 // kRows x kTileVecs vectors of the output, over `words` words, with the sums in registers.
@@ -63,12 +64,12 @@ FA_INLINE void multiply_tile(const int32_t* a, int64_t a_stride, const std::byte
     for (int begin = 0; begin < words; begin += kPrefetchSteps) {
         const int end = words - begin < kPrefetchSteps ? words : begin + kPrefetchSteps;
         for (int line = 0; line < prefetch.lines && prefetch.next < prefetch.end; ++line, prefetch.next += kLineBytes)
-            __builtin_prefetch(prefetch.next, 0, 2);
+            __builtin_prefetch(prefetch.next);
         for (int p = begin; p < end; ++p) {
             // One row reads its weights once, at the rate of memory: ask for them 4 KiB ahead, across pages too.
             if constexpr (kRows == 1)
                 for (int j = 0; j < kTileVecs; ++j)
-                    __builtin_prefetch(panel + int64_t{p + kPrefetchSteps} * kPanelWordBytes + j * kLineBytes);
+                    __builtin_prefetch(panel + int64_t{p + kAheadWords} * kPanelWordBytes + j * kLineBytes);
             Words b[kTileVecs];
 #pragma GCC unroll 8
             for (int j = 0; j < kTileVecs; ++j)
@@ -97,36 +98,67 @@ FA_INLINE Words offset_of(const LinearArgs& args, int column) {
     return mul_int(load_words(args.sums + column), broadcast_word(-kInt8Offset));
 }
 
+template <Format kFormat>
+using SumOf = typename Blocks<kFormat>::Dot::Sum;
+
+// What is the same for all rows of a vector of columns: `scale` of integer formats, `bias` or zeros.
+struct ColumnTerms {
+    Vec scale, bias;
+};
+
+template <Format kFormat>
+FA_INLINE ColumnTerms column_terms(const LinearArgs& args, int column, int n) {
+    ColumnTerms terms{zero(), zero()};
+    if (args.bias) terms.bias = n < kLanes ? load_partial(args.bias + column, n) : load(args.bias + column);
+    if constexpr (Blocks<kFormat>::kInteger) terms.scale = load(args.scales + column);
+    return terms;
+}
+
+// A sum to what the activation takes.
+template <Format kFormat>
+FA_INLINE Vec scaled(const LinearArgs& args, int row, SumOf<kFormat> sum, const ColumnTerms& terms) {
+    if constexpr (Blocks<kFormat>::kInteger)
+        return fma(mul(to_float(sum), broadcast(args.a_scales[row])), terms.scale, terms.bias);
+    else
+        return add(sum, terms.bias);
+}
+
 // Rows of sums to c: kVecs whole vectors of columns, or one of `n` columns.
 template <Format kFormat, Activation kActivation, int kVecs, bool kPart>
 FA_INLINE void finish_columns(const LinearArgs& args, const Tile& t, int rows, int first, int n) {
     using Dot = typename Blocks<kFormat>::Dot;
     const int column = t.column + first;
-    Vec bias[kVecs], scale[kVecs];
+    ColumnTerms terms[kVecs];
 #pragma GCC unroll 4
-    for (int j = 0; j < kVecs; ++j) {
-        const float* from = args.bias + column + j * kLanes;
-        bias[j] = !args.bias ? zero() : kPart ? load_partial(from, n) : load(from);
-        if constexpr (Blocks<kFormat>::kInteger) scale[j] = load(args.scales + column + j * kLanes);
-    }
+    for (int j = 0; j < kVecs; ++j) terms[j] = column_terms<kFormat>(args, column + j * kLanes, kPart ? n : kLanes);
     for (int i = 0; i < rows; ++i) {
         float* c = args.c + (t.row + i) * args.c_stride + column;
         const float* residual = args.residual + (t.row + i) * args.residual_stride + column;
 #pragma GCC unroll 4
         for (int j = 0; j < kVecs; ++j) {
-            const typename Dot::Sum sum = Dot::load_sum(t.partial + i * kPanelWidth + first + j * kLanes);
-            Vec y;
-            if constexpr (Blocks<kFormat>::kInteger)
-                y = mul(mul(to_float(sum), broadcast(args.a_scales[t.row + i])), scale[j]);
-            else
-                y = sum;
-            if (args.bias) y = add(y, bias[j]);
-            y = activate<kActivation>(y);
+            const auto sum = Dot::load_sum(t.partial + i * kPanelWidth + first + j * kLanes);
+            Vec y = activate<kActivation, kFormat != Format::kFloat32>(scaled<kFormat>(args, t.row + i, sum, terms[j]));
             if (args.residual) y = add(kPart ? load_partial(residual, n) : load(residual + j * kLanes), y);
             if constexpr (kPart)
                 store_partial(c, y, n);
             else
                 store(c + j * kLanes, y);
+        }
+    }
+}
+
+// The sums of a whole tile from registers to c, without an activation.
+template <Format kFormat, int kRows>
+FA_INLINE void finish_sums(const LinearArgs& args, const Tile& t, const SumOf<kFormat> (&sum)[kRows][kTileVecs]) {
+#pragma GCC unroll 8
+    for (int j = 0; j < kTileVecs; ++j) {
+        const int column = t.column + j * kLanes;
+        const ColumnTerms terms = column_terms<kFormat>(args, column, kLanes);
+#pragma GCC unroll 8
+        for (int i = 0; i < kRows; ++i) {
+            Vec y = scaled<kFormat>(args, t.row + i, sum[i][j], terms);
+            if (args.residual) y = add(load(args.residual + (t.row + i) * args.residual_stride + column), y);
+            store(args.c + (t.row + i) * args.c_stride + column, y);
         }
     }
 }
@@ -159,6 +191,7 @@ void tile(const LinearArgs& args, const Tile& t, Prefetch& prefetch) {
     using Dot = typename Blocks<kFormat>::Dot;
     constexpr int kSumBlock = Blocks<kFormat>::kSum;
     typename Dot::Sum sum[kRows][kTileVecs];
+    const bool whole = t.last && args.activation == Activation::kNone && args.n - t.column >= kTileVecs * kLanes;
     if (t.last)  // ask for the lines of c, which are written at the end
         for (int i = 0; i < kRows; ++i)
             for (int j = 0; j < kTileVecs; ++j)
@@ -181,6 +214,7 @@ void tile(const LinearArgs& args, const Tile& t, Prefetch& prefetch) {
 #pragma GCC unroll 8
                 for (int j = 0; j < kTileVecs; ++j)
                     sum[i][j] = Dot::add_sum(Dot::load_sum(t.partial + i * kPanelWidth + j * kLanes), sum[i][j]);
+        if (whole && k0 + words == t.words) return finish_sums<kFormat>(args, t, sum);
 #pragma GCC unroll 8
         for (int i = 0; i < kRows; ++i)
 #pragma GCC unroll 8
@@ -199,7 +233,8 @@ Prefetch prefetch_of(const LinearArgs& args, Format format) {
     const int lines = static_cast<int>(panel_bytes(args, format) / kLineBytes * kPrefetchSteps /
                                        (args.words > 0 ? args.words : 1) / tiles) +
                       1;
-    if (args.next_panel == nullptr || tiles < 4) return {nullptr, nullptr, 0};
+    // A single row asks for its own panel while it reads it.
+    if (args.next_panel == nullptr || args.m == 1) return {nullptr, nullptr, 0};
     const auto* next = static_cast<const std::byte*>(args.next_panel);
     return {next, next + panel_bytes(args, format), lines};
 }

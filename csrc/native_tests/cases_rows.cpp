@@ -99,9 +99,15 @@ void activation(const KernelTable& table, Record& record) {
             for (int n : kSizes) {
                 const GuardedBuffer x(n, 31, factor), out(n, 32);
                 add_specials(x, 33);
-                table.activation_f32(
-                    {.x = x.data(), .y = nullptr, .out = out.data(), .n = n, .activation = activation});
-                record.add(out.data(), n);
+                for (bool rough : {false, true}) {
+                    table.activation_f32({.x = x.data(),
+                                          .y = nullptr,
+                                          .out = out.data(),
+                                          .n = n,
+                                          .activation = activation,
+                                          .rough = rough});
+                    record.add(out.data(), n);
+                }
             }
 }
 

@@ -82,7 +82,7 @@ void linear(Team& team, const KernelTable& kernels, const LinearOp& op) {
         // behind the last panel of the last rows that is one of the next linear.
         const int64_t next_panel = panel + panels_per_chunk * team.size();
         const bool behind = next_panel >= panels && row + rows >= m;
-        const std::byte* upcoming = behind ? op.next.at(next_panel - panels) : op.weights.at(next_panel % panels);
+        const std::byte* upcoming = behind ? op.next.at(team.index()) : op.weights.at(next_panel % panels);
         const int64_t chunk_rows = std::min(rows, m - row), end = std::min(panel + panels_per_chunk, panels);
         // A sink takes what fits its room.
         const int64_t at_once =

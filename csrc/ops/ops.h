@@ -79,7 +79,7 @@ void linear(Team& team, const KernelTable& kernels, const LinearOp& op);
 void layer_norm(Team& team, const KernelTable& kernels, View x, View out, const float* weight, const float* bias,
                 float eps);
 void add(Team& team, const KernelTable& kernels, View a, View b, View out);
-void activation(Team& team, const KernelTable& kernels, View x, View out, Activation kind);
+void activation(Team& team, const KernelTable& kernels, View x, View out, Activation kind, bool rough);
 void l2_normalize(Team& team, const KernelTable& kernels, View x, View out, float eps);
 
 // Bytes of a KV block that belong to one head.

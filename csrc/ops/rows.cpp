@@ -44,10 +44,11 @@ void add(Team& team, const KernelTable& kernels, View a, View b, View out) {
     });
 }
 
-void activation(Team& team, const KernelTable& kernels, View x, View out, Activation kind) {
+void activation(Team& team, const KernelTable& kernels, View x, View out, Activation kind, bool rough) {
     for_rows(team, x, [&](int64_t first, int32_t rows) {
         for (int64_t i = first; i < first + rows; ++i)
-            kernels.activation_f32({.x = x.row(i), .y = nullptr, .out = out.row(i), .n = x.width, .activation = kind});
+            kernels.activation_f32(
+                {.x = x.row(i), .y = nullptr, .out = out.row(i), .n = x.width, .activation = kind, .rough = rough});
     });
 }
 

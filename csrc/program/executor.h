@@ -101,6 +101,7 @@ private:
 
     void check_spec() const;
     void check_weights();
+    void find_rough_activations();
     void plan();
     const OpSpec* op_of_logits() const;
     void check_step(const StepInput& step) const;

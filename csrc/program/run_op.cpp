@@ -19,7 +19,7 @@ void Executor::run_op(const OpSpec& op, Team& team, const StepInput& step, Sampl
         case OpKind::kLayerNorm:
             return ops::layer_norm(team, kernels_, view(op.inputs[0]), view(op.output), weight(0), weight(1), op.eps);
         case OpKind::kActivation:
-            return ops::activation(team, kernels_, view(op.inputs[0]), view(op.output), op.activation);
+            return ops::activation(team, kernels_, view(op.inputs[0]), view(op.output), op.activation, op.rough);
         case OpKind::kL2Normalize:
             return ops::l2_normalize(team, kernels_, view(op.inputs[0]), view(op.output), op.eps);
         case OpKind::kLinear:

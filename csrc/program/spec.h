@@ -45,6 +45,7 @@ struct OpSpec {
     int32_t index_offset = 0;
     Gather gather = Gather::kTokens;  // gather_rows: which; attention: the rows of q
     PoolKind pool = PoolKind::kMean;
+    bool rough = false;  // activation: of what a linear of a format that rounds gave; found by the executor
     bool has_bias = false, has_residual = false, causal = false;
     int32_t offset = 0;  // slice
     int32_t layer = 0, n_head = 0, n_kv_head = 0, head_dim = 0;

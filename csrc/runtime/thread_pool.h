@@ -25,8 +25,8 @@ public:
     // most kCounters calls between two barriers.
     template <class F>
     void for_chunks(int64_t n, const F& run) {
-        std::atomic<int64_t>& counter = next_counter();
-        for (int64_t chunk; (chunk = counter.fetch_add(1, std::memory_order_relaxed)) < n;) {
+        std::atomic<int64_t>& taken = next_counter();
+        for (int64_t chunk = index_; chunk < n; chunk = size_ + taken.fetch_add(1, std::memory_order_relaxed)) {
             if (stopped()) return;
             run(chunk);
         }

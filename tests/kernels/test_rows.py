@@ -15,6 +15,7 @@ from tests import tolerances
 from tests.kernels.support import F32, SIZES, TARGETS, assert_same_bits, assert_within, kernels, random_array
 
 ACTIVATIONS = ("none", "gelu_erf", "gelu_tanh", "relu", "tanh", "silu")
+ROUGH = ("gelu_erf", "gelu_tanh")
 
 
 def on_every_target(run: Callable[[str], F32]) -> F32:
@@ -53,6 +54,17 @@ def test_activation(activation: str) -> None:
     assert_within(result, reference, tolerances.activation(activation, x.astype(np.float64), reference))
 
 
+@pytest.mark.parametrize("activation", ROUGH)
+def test_rough_activation(activation: str) -> None:
+    x = np.concatenate([np.linspace(-110, 110, 4001), np.linspace(-7, 7, 8001), np.geomspace(1e-30, 1, 301)])
+    x = x.astype(np.float32)
+    reference = REFERENCES[activation](x.astype(np.float64))
+    bound = tolerances.gelu_rough(activation, x.astype(np.float64), reference)
+    assert bound.max() < 2.5e-5 + tolerances.ulp(x.astype(np.float64)).max()
+    result = on_every_target(lambda target: kernels.activation_f32(target, x, activation=activation, rough=True))
+    assert_within(result, reference, bound)
+
+
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("n", SIZES)
 def test_activation_sizes(activation: str, n: int) -> None:
@@ -62,11 +74,11 @@ def test_activation_sizes(activation: str, n: int) -> None:
     assert_within(result, reference, tolerances.activation(activation, x.astype(np.float64), reference))
 
 
-@pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_activation_limits(activation: str) -> None:
+@pytest.mark.parametrize(("activation", "rough"), [(a, False) for a in ACTIVATIONS] + [(a, True) for a in ROUGH])
+def test_activation_limits(activation: str, rough: bool) -> None:
     """Infinities and huge numbers give the limits, a NaN stays alone in its element, and a zero keeps its sign."""
     x = np.array([np.inf, 3e38, np.nan, 0.0, -0.0, -3e38, -np.inf, 1.0], np.float32)
-    result = on_every_target(lambda target: kernels.activation_f32(target, x, activation=activation))
+    result = on_every_target(lambda target: kernels.activation_f32(target, x, activation=activation, rough=rough))
     upper = {"tanh": (1.0, 1.0)}.get(activation, (np.inf, x[1]))
     lower = {"none": (x[5], -np.inf), "tanh": (-1.0, -1.0)}.get(activation, (0.0, 0.0))
     np.testing.assert_array_equal(result[:2], upper)

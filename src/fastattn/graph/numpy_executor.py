@@ -20,7 +20,15 @@ from numpy.typing import NDArray
 from fastattn.errors import ContextLengthError, InputError
 from fastattn.graph.executor import Output
 from fastattn.graph.ir import Op, Program, Step, Weight
-from fastattn.graph.quantise import Quantised, dequantise, quantise, to_bfloat16, to_int8, weight_formats
+from fastattn.graph.quantise import (
+    Quantised,
+    dequantise,
+    quantise,
+    rough_gelu,
+    to_bfloat16,
+    to_int8,
+    weight_formats,
+)
 
 Floats = NDArray[np.floating[Any]]
 Load = Callable[[str], NDArray[np.floating]]
@@ -237,6 +245,13 @@ def _parameter(weight: Weight, load: Load, form: str, precision: type[np.floatin
     return _Parameter(form, values, integers)
 
 
+def _activated(activation: str, x: Floats, form: str) -> Floats:
+    """The epilogue of a linear whose weights have this format: the gelus of the ones that round are rough."""
+    if form != "float32" and activation in ("gelu_erf", "gelu_tanh"):
+        return rough_gelu(activation, x)
+    return ACTIVATIONS[activation](x)
+
+
 class _Run:
     """One step: a method for every kind of op."""
 
@@ -244,6 +259,10 @@ class _Run:
         self, program: Program, weights: Mapping[str, _Parameter], step: Step, caches: Sequence[NumpyCache]
     ) -> None:
         self.weights, self.step, self.caches = weights, step, caches
+        self.sources: dict[int, Op] = {}  # by value, the op that computed its numbers
+        for op in program.ops:
+            passes_on = op.kind in ("slice", "gather_rows") and op.inputs[0] in self.sources
+            self.sources[op.output] = self.sources[op.inputs[0]] if passes_on else op
         bounds = [int(bound) for bound in step.cu_seqlens]
         self.spans = list(itertools.pairwise(bounds))
         self.fresh: list[tuple[NumpyCache, int, Floats, Floats]] = []
@@ -281,11 +300,14 @@ class _Run:
         y = _product(x, self.weights[op.weights[0]])
         if op.attrs["has_bias"]:
             y = y + self.weights[op.weights[1]].values
-        y = ACTIVATIONS[str(op.attrs["activation"])](y)
+        y = _activated(str(op.attrs["activation"]), y, self.weights[op.weights[0]].form)
         return y if residual is None else residual + y
 
     def activation(self, op: Op, x: Floats) -> Floats:
-        return ACTIVATIONS[str(op.attrs["activation"])](x)
+        source = self.sources.get(op.inputs[0])
+        behind_linear = source is not None and source.kind == "linear" and not source.attrs["has_residual"]
+        form = self.weights[source.weights[0]].form if source is not None and behind_linear else "float32"
+        return _activated(str(op.attrs["activation"]), x, form)
 
     def slice(self, op: Op, x: Floats) -> Floats:
         offset = int(op.attrs["offset"])

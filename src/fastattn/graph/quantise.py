@@ -13,6 +13,7 @@ A row with NaN or infinity has a NaN scale and zeros, and so gives NaN.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -133,6 +134,36 @@ def dequantise(x: Float32, form: str) -> Float32:
 def quantise(x: Float32, form: str) -> Quantised:
     """x [rows, n] as "int8" or "int4"."""
     return to_int8(x) if form == "int8" else to_int4(x)
+
+
+def _floats(*hexadecimal: str) -> tuple[float, ...]:
+    return tuple(float.fromhex(number) for number in hexadecimal)
+
+
+# tools/fit_polynomials.py: kNormalTailRough, kTanhTailRough, kExp2Rough
+_TAIL = {
+    "gelu_erf": _floats("0x1.26a7e4p+0", "0x1.d6a194p-2", "0x1.ab223ap-5", "-0x1.d7910cp-8", "0x1.ff3ce4p-12"),
+    "gelu_tanh": _floats("0x1.26778ep+0", "0x1.d8e8ap-2", "0x1.9ae8e4p-5", "-0x1.3d9d6cp-7", "0x1.1369d4p-9"),
+}
+_EXP2 = _floats("0x1.62f5fcp-1", "0x1.f00c4ep-3", "0x1.c2a1a4p-5")
+
+
+def rough_gelu(activation: str, x: NDArray[np.floating[Any]]) -> NDArray[np.floating[Any]]:
+    """gelu_erf or gelu_tanh as linears of a format that rounds have it, within 2.5e-5: max(x, 0) - |x| tail(|x|)."""
+    t = np.minimum(np.abs(x), 16).astype(x.dtype)
+    exponent = np.clip(-t * _polynomial(t, _TAIL[activation]), -160, 0)
+    whole = np.where(np.isnan(x), 0, np.rint(exponent))
+    part = exponent - whole
+    power = np.ldexp(1 + part * _polynomial(part, _EXP2), whole.astype(np.int32))
+    result: NDArray[np.floating[Any]] = np.maximum(x, 0) - t / 2 * power
+    return result
+
+
+def _polynomial(x: NDArray[np.floating[Any]], coefficients: tuple[float, ...]) -> NDArray[np.floating[Any]]:
+    result = np.full_like(x, coefficients[-1])
+    for coefficient in reversed(coefficients[:-1]):
+        result = result * x + x.dtype.type(coefficient)
+    return result
 
 
 def weight_formats(program: Program, dtype: str, head_dtype: str | None = None) -> dict[str, str]:
