@@ -102,7 +102,8 @@ py::array dequantized(const std::string& target, const py::array& weight, const 
 }
 
 py::array linear(const std::string& target, const py::array& a, const py::array& weight, const MaybeArray& bias,
-                 const MaybeArray& residual, const std::string& activation, const std::string& format) {
+                 const MaybeArray& residual, const std::string& activation, const std::string& format,
+                 bool bfloat16_output) {
     const Rows x = rows_of("a", a);
     const Rows w = rows_of("weight", weight, -1, x.n);
     const Rows b = rows_of("bias", bias, 1, w.rows), r = rows_of("residual", residual, x.rows, w.rows);
@@ -127,7 +128,9 @@ py::array linear(const std::string& target, const py::array& a, const py::array&
         else
             kernels.quantize_int8(args);
     }
-    auto out = matrix(x.rows, w.rows);
+    if (bfloat16_output && (packed.format != Format::kBfloat16 || w.rows % 16 != 0))
+        throw py::value_error("bfloat16_output: expected format bfloat16 and columns in sixteens");
+    const py::array out = bfloat16_output ? py::array(py::array_t<uint16_t>({x.rows, w.rows})) : matrix(x.rows, w.rows);
     const bool plain = packed.format == Format::kFloat32;
     kernels.linear[static_cast<int>(packed.format)]({.a = plain ? static_cast<const void*>(x.data) : words.data(),
                                                      .a_stride = plain ? x.stride : stride,
@@ -138,8 +141,8 @@ py::array linear(const std::string& target, const py::array& a, const py::array&
                                                      .bias = b.data,
                                                      .residual = r.data,
                                                      .residual_stride = r.stride,
-                                                     .c = out.mutable_data(),
-                                                     .c_stride = w.rows,
+                                                     .c = static_cast<float*>(const_cast<void*>(out.data())),
+                                                     .c_stride = bfloat16_output ? w.rows / 2 : w.rows,
                                                      .scratch = scratch.data(),
                                                      .next_panel = nullptr,
                                                      .m = x.rows,
@@ -147,7 +150,8 @@ py::array linear(const std::string& target, const py::array& a, const py::array&
                                                      .n = w.rows,
                                                      .panel_begin = 0,
                                                      .panel_end = static_cast<int32_t>(panels.count),
-                                                     .activation = activation_of(activation)});
+                                                     .activation = activation_of(activation),
+                                                     .c_bfloat16 = bfloat16_output});
     return out;
 }
 
@@ -324,7 +328,8 @@ void register_kernels(py::module_& module) {
     m.attr("BLOCK_LEN") = kBlockLen;
     m.def("targets", &available_targets, "Targets that this build has and this machine can run.");
     m.def("linear", &linear, target, py::arg("a"), py::arg("weight"), py::kw_only(), py::arg("bias") = none,
-          py::arg("residual") = none, py::arg("activation") = "none", py::arg("format") = "float32");
+          py::arg("residual") = none, py::arg("activation") = "none", py::arg("format") = "float32",
+          py::arg("bfloat16_output") = false);
     m.def("quantize", &quantize, target, x, py::arg("format"));
     m.def("dequantized", &dequantized, target, py::arg("weight"), py::arg("format"), py::kw_only(),
           py::arg("transposed") = false);

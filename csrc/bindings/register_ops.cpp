@@ -126,7 +126,7 @@ py::array layer_norm(const py::array& x, const py::object& weight, const py::obj
     const View result = view_of(out.mutable_data(), rows, n);
     in_region([&](OpsRuntime& runtime, const std::function<bool()>& poll) {
         return runtime.pool.run(
-            [&](Team& team) { ops::layer_norm(team, active_kernels(), view_of(data, rows, n), result, w, b, eps); },
+            [&](Team& team) { ops::layer_norm(team, active_kernels(), view_of(data, rows, n), result, w, b, eps, {}); },
             poll);
     });
     return out;

@@ -37,12 +37,13 @@ struct LinearArgs {
     const float* bias;      // [n] or null
     const float* residual;  // [m, n] or null; may be c
     int64_t residual_stride;
-    float* c;  // [m, n], row stride c_stride
+    float* c;  // [m, n], row stride c_stride floats; with c_bfloat16, bfloat16 in its place
     int64_t c_stride;
     float* scratch;          // kLinearScratch floats, owned by the calling thread
     const void* next_panel;  // a panel to bring into the cache meanwhile, or null
     int32_t m, words, n, panel_begin, panel_end;
     Activation activation;
+    bool c_bfloat16 = false;  // of a linear of bfloat16, for the next one: n % 16 == 0
 };
 inline constexpr int kLinearRowBlock = 192;  // rows whose partial sums wait in scratch
 inline constexpr int kInt4Block = 128;       // words of an int4 panel that are unpacked at a time

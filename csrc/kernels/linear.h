@@ -123,6 +123,14 @@ FA_INLINE Vec scaled(const LinearArgs& args, int row, SumOf<kFormat> sum, const 
         return add(sum, terms.bias);
 }
 
+template <Format kFormat>
+FA_INLINE void store_result(const LinearArgs& args, int row, int column, Vec y) {
+    float* c = args.c + row * args.c_stride;
+    if constexpr (kFormat == Format::kBfloat16)
+        if (args.c_bfloat16) return store_bf16(reinterpret_cast<uint16_t*>(c) + column, y);
+    store(c + column, y);
+}
+
 // Rows of sums to c: kVecs whole vectors of columns, or one of `n` columns.
 template <Format kFormat, Activation kActivation, int kVecs, bool kPart>
 FA_INLINE void finish_columns(const LinearArgs& args, const Tile& t, int rows, int first, int n) {
@@ -132,17 +140,16 @@ FA_INLINE void finish_columns(const LinearArgs& args, const Tile& t, int rows, i
 #pragma GCC unroll 4
     for (int j = 0; j < kVecs; ++j) terms[j] = column_terms<kFormat>(args, column + j * kLanes, kPart ? n : kLanes);
     for (int i = 0; i < rows; ++i) {
-        float* c = args.c + (t.row + i) * args.c_stride + column;
         const float* residual = args.residual + (t.row + i) * args.residual_stride + column;
 #pragma GCC unroll 4
         for (int j = 0; j < kVecs; ++j) {
             const auto sum = Dot::load_sum(t.partial + i * kPanelWidth + first + j * kLanes);
             Vec y = activate<kActivation, kFormat != Format::kFloat32>(scaled<kFormat>(args, t.row + i, sum, terms[j]));
             if (args.residual) y = add(kPart ? load_partial(residual, n) : load(residual + j * kLanes), y);
-            if constexpr (kPart)
-                store_partial(c, y, n);
+            if (kPart && n < kLanes)
+                store_partial(args.c + (t.row + i) * args.c_stride + column, y, n);
             else
-                store(c + j * kLanes, y);
+                store_result<kFormat>(args, t.row + i, column + j * kLanes, y);
         }
     }
 }
@@ -158,7 +165,7 @@ FA_INLINE void finish_sums(const LinearArgs& args, const Tile& t, const SumOf<kF
         for (int i = 0; i < kRows; ++i) {
             Vec y = scaled<kFormat>(args, t.row + i, sum[i][j], terms);
             if (args.residual) y = add(load(args.residual + (t.row + i) * args.residual_stride + column), y);
-            store(args.c + (t.row + i) * args.c_stride + column, y);
+            store_result<kFormat>(args, t.row + i, column, y);
         }
     }
 }
@@ -195,7 +202,8 @@ void tile(const LinearArgs& args, const Tile& t, Prefetch& prefetch) {
     if (t.last)  // ask for the lines of c, which are written at the end
         for (int i = 0; i < kRows; ++i)
             for (int j = 0; j < kTileVecs; ++j)
-                __builtin_prefetch(args.c + (t.row + i) * args.c_stride + t.column + j * kLanes, 1);
+                __builtin_prefetch(args.c + (t.row + i) * args.c_stride + ((t.column + j * kLanes) >> args.c_bfloat16),
+                                   1);
     for (int k0 = 0; k0 == 0 || k0 < t.words; k0 += kSumBlock) {
         const int words = t.words - k0 < kSumBlock ? t.words - k0 : kSumBlock;
         const bool first = t.first && k0 == 0;

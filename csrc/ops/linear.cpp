@@ -14,36 +14,21 @@ int64_t rows_per_chunk(int64_t m, int64_t panels, int threads) {
     return std::min<int64_t>((rows + 5) / 6 * 6, kLinearRowBlock);
 }
 
-void quantize(const KernelTable& kernels, const LinearOp& op, int64_t first, int64_t rows, const Quantized& out) {
-    const int64_t stride = quantized_stride(op.weights.words);
-    const QuantizeArgs args{.x = op.x.row(first),
-                            .x_stride = op.x.stride,
-                            .out = out.words + first * stride,
-                            .out_stride = stride,
-                            .scales = out.scales + first,
-                            .rows = static_cast<int32_t>(rows),
-                            .n = op.x.width,
-                            .words = op.weights.words,
-                            .offset = kernels.int8_offset};
-    if (op.weights.format == Format::kBfloat16)
-        kernels.quantize_bfloat16(args);
-    else
-        kernels.quantize_int8(args);
-}
-
 // x in the format of the weights, for this thread to read.
-Quantized quantized(Team& team, const KernelTable& kernels, const LinearOp& op) {
+Quantized rounded_x(Team& team, const KernelTable& kernels, const LinearOp& op) {
     const int64_t m = op.x.rows, stride = quantized_stride(op.weights.words);
     if (op.weights.format == Format::kFloat32) return {reinterpret_cast<int32_t*>(op.x.data), nullptr};
+    if (op.x_rounded) return op.quantized;
+    Rounded rounded{.format = op.weights.format, .words = op.weights.words, .to = op.quantized};
     if (m <= kAloneRows && m * stride <= kAloneWords) {
         float* own = op.scratch[team.index()] + kLinearScratch;
-        const Quantized out{reinterpret_cast<int32_t*>(own), own + kAloneWords};
-        quantize(kernels, op, 0, m, out);
-        return out;
+        rounded.to = {reinterpret_cast<int32_t*>(own), own + kAloneWords};
+        round_rows(kernels, op.x, 0, m, rounded);
+        return rounded.to;
     }
     const int64_t rows = std::max<int64_t>(1, 16384 / std::max(op.x.width, 1));
     team.for_chunks((m + rows - 1) / rows, [&](int64_t chunk) {
-        quantize(kernels, op, chunk * rows, std::min(rows, m - chunk * rows), op.quantized);
+        round_rows(kernels, op.x, chunk * rows, std::min(rows, m - chunk * rows), rounded);
     });
     team.barrier();
     return op.quantized;
@@ -68,7 +53,8 @@ void linear(Team& team, const KernelTable& kernels, const LinearOp& op) {
     const int64_t panels = op.weights.count;
     const int64_t m = op.x.rows;
     if (m == 0 || panels == 0) return;
-    const Quantized a = quantized(team, kernels, op);
+    const Quantized a = rounded_x(team, kernels, op);
+    const bool round = op.rounded.format != Format::kFloat32;
     const int64_t a_stride = op.weights.format == Format::kFloat32 ? op.x.stride : quantized_stride(op.weights.words);
     const int64_t rows = rows_per_chunk(m, panels, team.size());
     const int64_t row_chunks = (m + rows - 1) / rows;
@@ -90,7 +76,10 @@ void linear(Team& team, const KernelTable& kernels, const LinearOp& op) {
         for (int64_t first = panel; first < end; first += at_once) {
             const int64_t last = std::min(first + at_once, end);
             View c{nullptr, chunk_rows, op.out.stride, op.out.width};
-            if (op.out.data != nullptr) {
+            if (round) {
+                c.stride = quantized_stride(op.rounded.words);
+                c.data = reinterpret_cast<float*>(op.rounded.to.words) + row * c.stride;
+            } else if (op.out.data != nullptr) {
                 c.data = op.out.row(row);
             } else {
                 c.stride = at_once * kPanelWidth;
@@ -115,7 +104,8 @@ void linear(Team& team, const KernelTable& kernels, const LinearOp& op) {
                  .n = op.out.width,
                  .panel_begin = static_cast<int32_t>(first),
                  .panel_end = static_cast<int32_t>(last),
-                 .activation = op.activation});
+                 .activation = op.activation,
+                 .c_bfloat16 = round});
             if (op.sink == nullptr) continue;
             const int64_t column = first * kPanelWidth;
             c.data += column;

@@ -45,6 +45,14 @@ struct Quantized {
 inline int64_t quantized_stride(int64_t words) {
     return (words + 15) / 16 * 16;
 }
+
+// A copy of an op's output, rounded for the linear that reads it next.
+struct Rounded {
+    Format format = Format::kFloat32;  // float32: nobody wants one
+    int32_t words = 0;                 // along the output's width
+    Quantized to;
+};
+
 // Takes the output of a linear tile by tile, each on the thread that computed it while it is in that thread's cache. Of
 // one row a thread's tiles come in rising order.
 class LinearSink {
@@ -70,14 +78,20 @@ struct LinearOp {
     const float* bias;  // or null
     View residual;      // data null without
     Activation activation;
-    Quantized quantized;         // room for x, shared by all threads; not for float32
+    Quantized quantized;         // x or room for it, shared by all threads; not for float32
+    bool x_rounded = false;      // quantized holds x already, and x.data may be null
+    Rounded rounded{};           // bfloat16 with bfloat16 weights; in place of out, whose data may be null then
     float* const* scratch;       // a thread, kScratchFloats
     LinearSink* sink = nullptr;  // with one, out.data may be null
 };
 void linear(Team& team, const KernelTable& kernels, const LinearOp& op);
 
+// Rows [first, first + rows) of x to where `rounded` says.
+void round_rows(const KernelTable& kernels, View x, int64_t first, int64_t rows, const Rounded& rounded);
+
+// `rounded` beside out.
 void layer_norm(Team& team, const KernelTable& kernels, View x, View out, const float* weight, const float* bias,
-                float eps);
+                float eps, const Rounded& rounded);
 void add(Team& team, const KernelTable& kernels, View a, View b, View out);
 void activation(Team& team, const KernelTable& kernels, View x, View out, Activation kind, bool rough);
 void l2_normalize(Team& team, const KernelTable& kernels, View x, View out, float eps);

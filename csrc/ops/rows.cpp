@@ -23,7 +23,7 @@ void for_rows(Team& team, const View& x, const F& run) {
 }  // namespace
 
 void layer_norm(Team& team, const KernelTable& kernels, View x, View out, const float* weight, const float* bias,
-                float eps) {
+                float eps, const Rounded& rounded) {
     for_rows(team, x, [&](int64_t first, int32_t rows) {
         kernels.layer_norm_f32({.x = x.row(first),
                                 .x_stride = x.stride,
@@ -34,7 +34,25 @@ void layer_norm(Team& team, const KernelTable& kernels, View x, View out, const 
                                 .rows = rows,
                                 .n = x.width,
                                 .eps = eps});
+        if (rounded.format != Format::kFloat32) round_rows(kernels, out, first, rows, rounded);
     });
+}
+
+void round_rows(const KernelTable& kernels, View x, int64_t first, int64_t rows, const Rounded& rounded) {
+    const int64_t stride = quantized_stride(rounded.words);
+    const QuantizeArgs args{.x = x.row(first),
+                            .x_stride = x.stride,
+                            .out = rounded.to.words + first * stride,
+                            .out_stride = stride,
+                            .scales = rounded.to.scales + first,
+                            .rows = static_cast<int32_t>(rows),
+                            .n = x.width,
+                            .words = rounded.words,
+                            .offset = kernels.int8_offset};
+    if (rounded.format == Format::kBfloat16)
+        kernels.quantize_bfloat16(args);
+    else
+        kernels.quantize_int8(args);
 }
 
 void add(Team& team, const KernelTable& kernels, View a, View b, View out) {

@@ -142,7 +142,7 @@ void Executor::prepare(const StepInput& step, const std::vector<float*>& outputs
     const int64_t scratch_at = take(threads * ops::kScratchFloats);
     std::vector<int64_t> slot_at;
     for (const Slot& slot : slots_) slot_at.push_back(take(slot.stride * rows[static_cast<int>(slot.rows)]));
-    const int64_t quantized_at = take(quantized_words(step));
+    const int64_t quantized_at[] = {take(quantized_words(step, 0)), take(quantized_words(step, 1))};
     const int64_t scales_at = take(std::max({rows[0], rows[1], rows[2]}));
     // Keys and values of sequences without a cache live for one layer.
     const bool own = step.caches.empty() && spec_.n_layer > 0;
@@ -168,7 +168,8 @@ void Executor::prepare(const StepInput& step, const std::vector<float*>& outputs
     float* base = workspace_.floats();
     scratch_.clear();
     for (int i = 0; i < threads; ++i) scratch_.push_back(base + scratch_at + i * ops::kScratchFloats);
-    quantized_ = {reinterpret_cast<int32_t*>(base + quantized_at), base + scales_at};
+    for (int i = 0; i < 2; ++i)  // the second one is bfloat16's, which has no scales
+        quantized_[i] = {reinterpret_cast<int32_t*>(base + quantized_at[i]), base + scales_at};
     views_.assign(spec_.values.size(), {});
     for (size_t v = 0; v < spec_.values.size(); ++v) {
         const Place& place = places_[v];
@@ -182,6 +183,8 @@ void Executor::prepare(const StepInput& step, const std::vector<float*>& outputs
         else if (place.slot >= 0)
             views_[v] = {base + slot_at[place.slot], rows[static_cast<int>(value.rows)], slots_[place.slot].stride,
                          value.width};
+        else
+            views_[v] = {nullptr, rows[static_cast<int>(value.rows)], value.width, value.width};
     }
     prepare_sequences(step, blocks_at);
     own_thread_blocks_.assign(threads, {});
@@ -230,10 +233,11 @@ void Executor::prepare_sequences(const StepInput& step, const std::vector<int64_
     query_tokens_[static_cast<int>(Gather::kLast)] = last_tokens_.data();
 }
 
-int64_t Executor::quantized_words(const StepInput& step) const {
+int64_t Executor::quantized_words(const StepInput& step, int buffer) const {
     int64_t most = 0;
-    for (const auto& op : spec_.ops) {
-        if (op.kind != OpKind::kLinear) continue;
+    for (size_t i = 0; i < spec_.ops.size(); ++i) {
+        const OpSpec& op = spec_.ops[i];
+        if (op.kind != OpKind::kLinear || roundings_[i].buffer != buffer) continue;
         const ops::Matrix matrix = weights_[op.weights[0]]->matrix();
         if (matrix.format != Format::kFloat32)
             most = std::max(most, rows_of(op.inputs[0], step) * ops::quantized_stride(matrix.words));

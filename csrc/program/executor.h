@@ -94,6 +94,13 @@ private:
         int32_t slot = -1;  // workspace slot of a parent; -1: an output, in the caller's memory
         int32_t output = -1;
     };
+    // Who rounds the input of a linear, and in which of quantized_ it then lies.
+    struct Rounding {
+        int32_t reader = -1;   // of this op's output: the linear that finds it rounded
+        bool instead = false;  // nobody reads it as it was
+        bool done = false;     // of this linear's input: by the op before
+        int buffer = 0;        // of this linear's input
+    };
     struct Slot {
         Rows rows;
         int64_t stride;
@@ -103,11 +110,13 @@ private:
     void check_weights();
     void find_rough_activations();
     void plan();
+    void plan_rounding();
     const OpSpec* op_of_logits() const;
     void check_step(const StepInput& step) const;
-    int64_t quantized_words(const StepInput& step) const;  // of the largest input of a linear
-    static void advance(const StepInput& step);            // its caches
-    int64_t multiply_adds(const StepInput& step) const;    // of its linears
+    int64_t quantized_words(const StepInput& step, int buffer) const;  // of the largest input of a linear
+    ops::Rounded rounded(const OpSpec& op) const;                      // what `op` rounds for the linear behind it
+    static void advance(const StepInput& step);                        // its caches
+    int64_t multiply_adds(const StepInput& step) const;                // of its linears
     // Both with the model's lock held. outputs[i] null: nobody asked for it.
     void run_locked(const StepInput& step, const std::vector<float*>& outputs, Sampler* sampler,
                     Engine::Running& running, const std::function<bool()>& poll);
@@ -127,6 +136,7 @@ private:
     std::shared_ptr<KvPool> kv_pool_;
     std::vector<Place> places_;
     std::vector<Slot> slots_;
+    std::vector<Rounding> roundings_;  // an op
     const KernelTable& kernels_;
     Buffer workspace_;
     std::vector<double> op_seconds_;
@@ -139,7 +149,7 @@ private:
     std::vector<ops::SequenceBlocks> sequences_[kGatherKinds];
     const int32_t* query_tokens_[kGatherKinds] = {};
     std::vector<int32_t> first_tokens_, last_tokens_;
-    ops::Quantized quantized_;                         // room for the activations of one linear
+    ops::Quantized quantized_[2];                      // room for the rounded activations of one linear each
     std::vector<float*> scratch_;                      // a thread
     std::vector<std::vector<std::byte*>> own_blocks_;  // a sequence
     std::vector<std::vector<std::byte*>> own_thread_blocks_;

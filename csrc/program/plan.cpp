@@ -82,8 +82,32 @@ const OpSpec* Executor::op_of_logits() const {
     return found;
 }
 
+// A norm rounds its rows for the linear right behind it while they are in the cache. A linear of bfloat16 writes its
+// output as bfloat16, where a linear of bfloat16 is all that reads it. int8 cannot: its scale is known when the row is.
+void Executor::plan_rounding() {
+    roundings_.assign(spec_.ops.size(), {});
+    std::vector<int> uses(spec_.values.size(), 0);
+    for (const auto& op : spec_.ops)
+        for (const int32_t input : op.inputs) ++uses[input];
+    for (const int32_t output : spec_.outputs) ++uses[output];
+    const auto format = [&](const OpSpec& op) { return weights_[op.weights[0]]->matrix().format; };
+    for (size_t i = 0; i + 1 < spec_.ops.size(); ++i) {
+        const OpSpec &op = spec_.ops[i], &next = spec_.ops[i + 1];
+        if (next.kind != OpKind::kLinear || next.inputs[0] != op.output || format(next) == Format::kFloat32) continue;
+        const bool both_bfloat16 = op.kind == OpKind::kLinear && format(op) == Format::kBfloat16 &&
+                                   format(next) == Format::kBfloat16 && uses[op.output] == 1 &&
+                                   spec_.values[op.output].width % 16 == 0;
+        if (op.kind != OpKind::kLayerNorm && !both_bfloat16) continue;
+        roundings_[i].reader = static_cast<int32_t>(i) + 1;
+        roundings_[i].instead = both_bfloat16;
+        roundings_[i + 1].done = true;
+        roundings_[i + 1].buffer = both_bfloat16 ? 1 - roundings_[i].buffer : 0;
+    }
+}
+
 void Executor::plan() {
     sampled_op_ = op_of_logits();
+    plan_rounding();
     const size_t n = spec_.values.size();
     places_.resize(n);
     std::vector<size_t> last_use(n, 0);
@@ -108,7 +132,8 @@ void Executor::plan() {
         const OpSpec& op = spec_.ops[i];
         Place& place = places_[op.output];
         const ValueSpec& value = spec_.values[op.output];
-        if (op.kind != OpKind::kSlice && op.kind != OpKind::kAttentionProbs && place.output < 0) {
+        if (op.kind != OpKind::kSlice && op.kind != OpKind::kAttentionProbs && place.output < 0 &&
+            !roundings_[i].instead) {
             for (const int32_t input : takeover_candidates(op)) {
                 const Place& source = places_[input];
                 // x may look into its residual, whose other columns are read later.

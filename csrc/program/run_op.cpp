@@ -7,6 +7,7 @@
 namespace fastattn {
 
 void Executor::run_op(const OpSpec& op, Team& team, const StepInput& step, Sampler* sampler) const {
+    const Rounding& rounding = roundings_[&op - spec_.ops.data()];
     const auto weight = [&](size_t i) { return weights_[op.weights[i]]->data.floats(); };
     switch (op.kind) {
         case OpKind::kSlice: return;
@@ -17,7 +18,8 @@ void Executor::run_op(const OpSpec& op, Team& team, const StepInput& step, Sampl
         case OpKind::kAttentionProbs: return attention(op, team, step);
         case OpKind::kAdd: return ops::add(team, kernels_, view(op.inputs[0]), view(op.inputs[1]), view(op.output));
         case OpKind::kLayerNorm:
-            return ops::layer_norm(team, kernels_, view(op.inputs[0]), view(op.output), weight(0), weight(1), op.eps);
+            return ops::layer_norm(team, kernels_, view(op.inputs[0]), view(op.output), weight(0), weight(1), op.eps,
+                                   rounded(op));
         case OpKind::kActivation:
             return ops::activation(team, kernels_, view(op.inputs[0]), view(op.output), op.activation, op.rough);
         case OpKind::kL2Normalize:
@@ -31,11 +33,19 @@ void Executor::run_op(const OpSpec& op, Team& team, const StepInput& step, Sampl
                                 .bias = op.has_bias ? weight(1) : nullptr,
                                 .residual = op.has_residual ? view(op.inputs[1]) : View{},
                                 .activation = op.activation,
-                                .quantized = quantized_,
+                                .quantized = quantized_[rounding.buffer],
+                                .x_rounded = rounding.done,
+                                .rounded = rounded(op),
                                 .scratch = scratch_.data(),
-
                                 .sink = &op == sampled_op_ ? sampler : nullptr});
     }
+}
+
+ops::Rounded Executor::rounded(const OpSpec& op) const {
+    const int32_t reader = roundings_[&op - spec_.ops.data()].reader;
+    if (reader < 0) return {};
+    const ops::Matrix matrix = weights_[spec_.ops[reader].weights[0]]->matrix();
+    return {.format = matrix.format, .words = matrix.words, .to = quantized_[roundings_[reader].buffer]};
 }
 
 ops::Matrix Executor::next_matrix(const OpSpec& op) const {

@@ -161,6 +161,20 @@ def test_epilogue(form: str, activation: str) -> None:
         assert_same_bits(found, residual + activated.reshape(plain.shape))
 
 
+@pytest.mark.parametrize("m", [1, 6, 7, 400])
+@pytest.mark.parametrize("n", [16, 64, 80, 192])
+@pytest.mark.parametrize("activation", ["none", "gelu_erf"])
+def test_bfloat16_output(m: int, n: int, activation: str) -> None:
+    a, weight, bias = random_array(1, m, 70), random_array(2, n, 70), random_array(3, n)
+    a[0, 0] = np.nan
+    for target in TARGETS:
+        exact = kernels.linear(target, a, weight, bias=bias, activation=activation, format="bfloat16")
+        bits = kernels.linear(
+            target, a, weight, bias=bias, activation=activation, format="bfloat16", bfloat16_output=True
+        )
+        np.testing.assert_array_equal(bits.astype(np.uint32) << 16, to_bfloat16(exact).view(np.uint32))
+
+
 @pytest.mark.parametrize("form", FORMATS)
 def test_a_row_depends_on_itself_alone(form: str) -> None:
     a, weight = random_array(1, 400, 129), random_array(2, 97, 129)
