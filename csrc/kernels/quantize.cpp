@@ -53,8 +53,10 @@ void quantize_int8(const QuantizeArgs& args) {
         const Vec inverse = broadcast(127.0f / highest);
         int i = 0;
         if (usual)
-            for (; i + kLanes <= args.n; i += kLanes)
+            for (; i + kLanes <= args.n; i += kLanes) {
+                __builtin_prefetch(x + args.x_stride + i);  // the next row, which is read to its end first
                 store_int8(out + i, add_int(round_to_int(mul(load(x + i), inverse)), offset));
+            }
         for (; i < 4 * args.words; i += kLanes) {
             Words q = zero_words();
             if (usual && i < args.n) q = round_to_int(mul(load_partial(x + i, args.n - i), inverse));
