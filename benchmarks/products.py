@@ -1,4 +1,4 @@
-"""Products on their own: LINEARS of them in one go, each with its own weights, x [m, k] @ weight [n, k].T -> [m, n].
+"""Products on their own: LINEARS of them in one go, x [m, k] @ weight [n, k].T -> [m, n].
 
 A process of this, started by percent_of_limit.py, answers the commands of `fastattn.bench.worker`.
 """
@@ -31,14 +31,15 @@ class Runnable(Protocol):
 
 
 def matrices(item: Product) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """x [m, k] and weights [LINEARS, n, k], the same for everyone."""
+    """x [m, k] and all weights [weights, n, k], the same for everyone."""
     rng = np.random.default_rng(0)
     x = rng.standard_normal((item.m, item.k), dtype=np.float32)
-    return x, rng.standard_normal((LINEARS, item.n, item.k), dtype=np.float32)
+    return x, rng.standard_normal((item.weights, item.n, item.k), dtype=np.float32)
 
 
 class Fastattn:
-    """A Program of one embedding, which copies the rows of x, and LINEARS linears: the path that models take."""
+    """A Program of one embedding, which copies the rows of x, LINEARS linears and the first row of the last one's
+    result: the path that models take."""
 
     def __init__(self, item: Product, threads: int) -> None:
         from fastattn.checkpoint import TensorInfo
@@ -49,13 +50,14 @@ class Fastattn:
         x, weights = matrices(item)
         plain = {"activation": "none", "has_bias": False, "has_residual": False}
         ops = [Op("embedding", (), 0, ("x",), {"index": "token_ids"})]
-        ops += [Op("linear", (0,), i + 1, (f"w{i}",), plain) for i in range(LINEARS)]
+        ops += [Op("linear", (0,), i + 1, (f"w{i % item.weights}",), plain) for i in range(LINEARS)]
+        ops += [Op("gather_rows", (LINEARS,), LINEARS + 1, (), {"which": "wanted"})]
         program = Program(
-            values=(Value("tokens", k), *(Value("tokens", n) for _ in range(LINEARS))),
+            values=(Value("tokens", k), *(Value("tokens", n) for _ in range(LINEARS)), Value("wanted", n)),
             ops=tuple(ops),
             weights={"x": Weight(("x",), "table", (m, k))}
-            | {f"w{i}": Weight((f"w{i}",), "matrix", (n, k)) for i in range(LINEARS)},
-            outputs={"y": LINEARS},
+            | {f"w{i}": Weight((f"w{i}",), "matrix", (n, k)) for i in range(item.weights)},
+            outputs={"y": LINEARS + 1},
             n_layer=0,
             n_kv_head=1,
             head_dim=1,
@@ -73,7 +75,7 @@ class Fastattn:
             self.executor = CpuExecutor(program, infos, dtype="float32", threads=threads)
         ids = np.arange(m, dtype=np.int32)
         ends = np.array([0, m], np.int32)
-        self.step = Step(token_ids=ids, cu_seqlens=ends, positions=ids, wanted=ids[-1:])
+        self.step = Step(token_ids=ids, cu_seqlens=ends, positions=ids, wanted=ids[:1])
 
     def run(self) -> NDArray[Any]:
         self.executor.set_profiling(True)
@@ -81,8 +83,8 @@ class Fastattn:
         return y
 
     def seconds(self, elapsed: float) -> float:
-        """Without the copy of x and the pages of a new result array."""
-        return sum(self.executor.op_seconds()[1:])
+        """Without the copies of x and of a row."""
+        return sum(self.executor.op_seconds()[1:-1])
 
 
 class Torch:
@@ -98,8 +100,8 @@ class Torch:
         self.out = torch.empty(item.m, item.n)
 
     def run(self) -> NDArray[Any]:
-        for weight in self.weights:
-            self.torch.mm(self.x, weight.T, out=self.out)
+        for i in range(LINEARS):
+            self.torch.mm(self.x, self.weights[i % len(self.weights)].T, out=self.out)
         y: NDArray[Any] = self.out.numpy()
         return y
 
@@ -113,8 +115,8 @@ class Numpy:
         self.out = np.empty((item.m, item.n), np.float32)
 
     def run(self) -> NDArray[Any]:
-        for weight in self.weights:
-            np.matmul(self.x, weight.T, out=self.out)
+        for i in range(LINEARS):
+            np.matmul(self.x, self.weights[i % len(self.weights)].T, out=self.out)
         return self.out
 
     def seconds(self, elapsed: float) -> float:

@@ -6,20 +6,28 @@ import math
 from dataclasses import dataclass
 
 MODELS = ("gpt2", "bert-base", "minilm-l6")
-LINEARS = 48  # products of one sample, as many as GPT-2 and BERT-base have, each with weights of its own
+LINEARS = 48  # products of one sample, as many as GPT-2 and BERT-base have
+CACHED_BYTES = 10 << 20  # of weights that stay in a cache, beside the activations
 
 
 @dataclass(frozen=True, slots=True)
 class Product:
-    """LINEARS times x [m, k] @ weight [n, k].T."""
+    """LINEARS times x [m, k] @ weight [n, k].T, each with weights of its own, which then come from memory, or with as
+    many weights as stay in the cache, in turn."""
 
     m: int
     n: int
     k: int
+    cached: bool
 
     @property
     def name(self) -> str:
-        return f"product-{self.m}x{self.n}x{self.k}"
+        return f"product-{self.m}x{self.n}x{self.k}" + ("-cached" if self.cached else "")
+
+    @property
+    def weights(self) -> int:
+        """How many weights there are."""
+        return max(1, CACHED_BYTES // (4 * self.n * self.k)) if self.cached else LINEARS
 
     @property
     def operations(self) -> int:
@@ -27,9 +35,13 @@ class Product:
 
     @property
     def weight_bytes(self) -> int:
-        return 4 * LINEARS * self.n * self.k
+        """What is read of memory at least."""
+        return 0 if self.cached else 4 * LINEARS * self.n * self.k
 
 
 # n, k of the products in GPT-2 124M and BERT-base.
 SHAPES = ((2304, 768), (768, 768), (3072, 768), (768, 3072))
-PRODUCTS = {p.name: p for p in (Product(m, n, k) for m in (64, 128, 512, 1024) for n, k in SHAPES)}
+PRODUCTS = {
+    p.name: p
+    for p in (Product(m, n, k, cached) for cached in (False, True) for m in (64, 128, 512, 1024) for n, k in SHAPES)
+}
