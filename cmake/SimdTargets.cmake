@@ -1,7 +1,7 @@
 # THE TABLE: one line a target. Every kernel source is compiled once per line, in the target's own namespace,
 # so that the linker can never merge AVX-512 code into what an AVX2 machine runs (tools/check_weak_symbols.py).
 set(FASTATTN_KERNEL_FLAGS -O3 -ffp-contract=off -fno-math-errno -fno-trapping-math -fno-exceptions -fno-rtti
-    -fno-lto -fno-threadsafe-statics -Wall -Wextra)
+    -fno-lto -fno-strict-aliasing -fno-threadsafe-statics -Wall -Wextra)
 
 function(fastattn_simd_target name)
   add_library(fastattn_kernels_${name} OBJECT ${FASTATTN_KERNEL_SOURCES})

@@ -60,10 +60,11 @@ Weight packed_matrix(const KernelTable& kernels, const Rows& w, Format format, b
     std::vector<float> values(static_cast<size_t>(w.rows) * static_cast<size_t>(w.n));
     for (int64_t j = 0; j < w.rows; ++j)
         for (int64_t p = 0; p < w.n; ++p) values[transposed ? p * w.rows + j : j * w.n + p] = w.data[j * w.stride + p];
+    std::vector<float> room(static_cast<size_t>(pack_room(w.n)));
     if (transposed)
         pack_columns(values.data(), w.rows, w.rows, kernels, weight, 0);
     else
-        pack_rows(values.data(), w.n, w.rows, kernels, weight, 0);
+        pack_rows(values.data(), w.n, w.rows, kernels, weight, 0, room.data());
     return weight;
 }
 

@@ -8,6 +8,7 @@
 #include "ops/ops.h"
 #include "program/pack.h"
 #include "runtime/cpu.h"
+#include "runtime/owned_mutex.h"
 #include "runtime/thread_pool.h"
 
 namespace fastattn {
@@ -16,7 +17,7 @@ namespace {
 // Threads, lock and memory shared by all calls of this process; made anew in the child of a fork.
 struct OpsRuntime {
     OpsRuntime() : pool(default_threads()), generation(fork_generation()) {}
-    std::mutex mutex;
+    OwnedMutex mutex;
     ThreadPool pool;
     uint64_t generation;
     Buffer workspace;

@@ -404,7 +404,7 @@ void register_program(py::module_& m) {
              py::arg("engine"), py::arg("spec"))
         .def("new_cache", [](Executor& executor) { return KvCache(executor.kv_pool()); })
         .def_property_readonly("kv_bytes", [](Executor& executor) { return executor.kv_pool()->bytes(); })
-        .def("set_profiling", &Executor::set_profiling, py::arg("on"))
+        .def("set_profiling", &Executor::set_profiling, py::arg("on"), py::call_guard<py::gil_scoped_release>())
         .def_property_readonly("op_seconds", &Executor::op_seconds)
         .def_property_readonly("workspace_bytes", &Executor::workspace_bytes)
         .def("run", run, py::arg("token_ids"), py::arg("cu_seqlens"), py::arg("positions"), py::arg("wanted"),

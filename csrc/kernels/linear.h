@@ -236,13 +236,13 @@ FA_INLINE int64_t panel_bytes(const LinearArgs& args, Format format) {
 }
 
 Prefetch prefetch_of(const LinearArgs& args, Format format) {
+    // A single row asks for its own panel while it reads it.
+    if (args.next_panel == nullptr || args.m <= 1) return {nullptr, nullptr, 0};
     const int tiles = (args.m + kTileRows - 1) / kTileRows * (kVecsPerPanel / kTileVecs);
     // A panel has panel_bytes / kLineBytes lines, and every tile walks over all its words.
     const int lines = static_cast<int>(panel_bytes(args, format) / kLineBytes * kPrefetchSteps /
                                        (args.words > 0 ? args.words : 1) / tiles) +
                       1;
-    // A single row asks for its own panel while it reads it.
-    if (args.next_panel == nullptr || args.m == 1) return {nullptr, nullptr, 0};
     const auto* next = static_cast<const std::byte*>(args.next_panel);
     return {next, next + panel_bytes(args, format), lines};
 }

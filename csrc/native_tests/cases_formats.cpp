@@ -112,7 +112,8 @@ void pack(const KernelTable& table, Record& record) {
                 }
 }
 
-void linear_case(const KernelTable& table, Record& record, Format format, int m, int k, int n, bool extras) {
+void linear_case(const KernelTable& table, Record& record, Format format, int m, int k, int n, bool extras,
+                 Activation activation = Activation::kGeluTanh, bool c_bfloat16 = false) {
     const GuardedBuffer x(int64_t{m} * k, 31), weight(int64_t{k} * n, 32), bias(n, 33), c(int64_t{m} * n, 34);
     const GuardedBuffer residual(int64_t{m} * n, 35), scratch(kLinearScratch, 36);
     if (extras && m > 2) spoil(x, 2 * k);
@@ -128,7 +129,7 @@ void linear_case(const KernelTable& table, Record& record, Format format, int m,
                                             .residual = extras ? residual.data() : nullptr,
                                             .residual_stride = n,
                                             .c = c.data(),
-                                            .c_stride = n,
+                                            .c_stride = c_bfloat16 ? n / 2 : n,
                                             .scratch = scratch.data(),
                                             .next_panel = nullptr,
                                             .m = m,
@@ -136,8 +137,12 @@ void linear_case(const KernelTable& table, Record& record, Format format, int m,
                                             .n = n,
                                             .panel_begin = 0,
                                             .panel_end = (n + kPanelWidth - 1) / kPanelWidth,
-                                            .activation = extras ? Activation::kGeluTanh : Activation::kNone});
-    record.add(c.data(), c.size());
+                                            .activation = extras ? activation : Activation::kNone,
+                                            .c_bfloat16 = c_bfloat16});
+    if (c_bfloat16)
+        record.add_words(c.data(), int64_t{m} * n / 2);
+    else
+        record.add(c.data(), c.size());
 }
 
 template <Format kFormat>
@@ -145,6 +150,10 @@ void linear(const KernelTable& table, Record& record) {
     for (int m : {0, 1, 2, 5, 6, 7, 13})
         for (int k : kDepths)
             for (int n : {1, 15, 16, 17, 35, 64, 65, 130}) linear_case(table, record, kFormat, m, k, n, m % 2);
+    for (int n : {35, 64, 130}) linear_case(table, record, kFormat, 7, 33, n, true, Activation::kNone);
+    for (int n : {16, 64, 144})
+        for (Activation activation : {Activation::kNone, Activation::kGeluErf})
+            if (kFormat == Format::kBfloat16) linear_case(table, record, kFormat, 7, 33, n, true, activation, true);
     linear_case(table, record, kFormat, 2 * kLinearRowBlock + 5, 20, 70, true);
     linear_case(table, record, kFormat, 1, 6500, 128, true);
     linear_case(table, record, kFormat, 9, 6500, 128, true);

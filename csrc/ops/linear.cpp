@@ -59,7 +59,10 @@ void linear(Team& team, const KernelTable& kernels, const LinearOp& op) {
     const int64_t rows = rows_per_chunk(m, panels, team.size());
     const int64_t row_chunks = (m + rows - 1) / rows;
     // Few rows read their weights once, from memory: neighbouring panels in one chunk make one long stream.
-    const int64_t panels_per_chunk = row_chunks > 1 ? 1 : std::max<int64_t>(1, panels / (32 * team.size()));
+    const auto panels_of = [&](int64_t count) {
+        return row_chunks > 1 ? 1 : std::max<int64_t>(1, count / (32 * team.size()));
+    };
+    const int64_t panels_per_chunk = panels_of(panels);
     const int64_t panel_chunks = (panels + panels_per_chunk - 1) / panels_per_chunk;
     team.for_chunks(row_chunks * panel_chunks, [&](int64_t chunk) {
         const int64_t row = chunk / panel_chunks * rows;
@@ -68,7 +71,8 @@ void linear(Team& team, const KernelTable& kernels, const LinearOp& op) {
         // behind the last panel of the last rows that is one of the next linear.
         const int64_t next_panel = panel + panels_per_chunk * team.size();
         const bool behind = next_panel >= panels && row + rows >= m;
-        const std::byte* upcoming = behind ? op.next.at(team.index()) : op.weights.at(next_panel % panels);
+        const std::byte* upcoming =
+            behind ? op.next.at(team.index() * panels_of(op.next.count)) : op.weights.at(next_panel % panels);
         const int64_t chunk_rows = std::min(rows, m - row), end = std::min(panel + panels_per_chunk, panels);
         // A sink takes what fits its room.
         const int64_t at_once =

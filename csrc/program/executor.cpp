@@ -56,6 +56,11 @@ Executor::Executor(std::shared_ptr<Engine> engine, ProgramSpec spec)
     plan();
 }
 
+void Executor::set_profiling(bool on) {
+    const std::lock_guard lock(engine_->running().mutex);
+    op_seconds_.assign(on ? spec_.ops.size() : 0, 0.0);
+}
+
 int32_t Executor::vocab() const {
     if (spec_.logits < 0) bad_input("program: expected one that ends with logits of wanted tokens, to draw from");
     return spec_.values[spec_.outputs[spec_.logits]].width;
@@ -237,7 +242,7 @@ int64_t Executor::quantized_words(const StepInput& step, int buffer) const {
     int64_t most = 0;
     for (size_t i = 0; i < spec_.ops.size(); ++i) {
         const OpSpec& op = spec_.ops[i];
-        if (op.kind != OpKind::kLinear || roundings_[i].buffer != buffer) continue;
+        if (op.kind != OpKind::kLinear || roundings_[i].input_buffer != buffer) continue;
         const ops::Matrix matrix = weights_[op.weights[0]]->matrix();
         if (matrix.format != Format::kFloat32)
             most = std::max(most, rows_of(op.inputs[0], step) * ops::quantized_stride(matrix.words));

@@ -12,6 +12,7 @@
 #include "program/sampler.h"
 #include "program/spec.h"
 #include "program/weights.h"
+#include "runtime/owned_mutex.h"
 #include "runtime/thread_pool.h"
 
 namespace fastattn {
@@ -27,7 +28,7 @@ public:
     // The pool and the lock of this process; made anew in the child of a fork, where the old threads do not exist.
     struct Running {
         explicit Running(int threads) : pool(threads), generation(fork_generation()) {}
-        std::mutex mutex;
+        OwnedMutex mutex;
         ThreadPool pool;
         uint64_t generation;
     };
@@ -80,7 +81,7 @@ public:
     void draw(const StepInput& step, const SampleArgs& args, const std::function<bool()>& poll);
 
     // Seconds spent in each op of the spec since profiling was switched on; empty while it is off.
-    void set_profiling(bool on) { op_seconds_.assign(on ? spec_.ops.size() : 0, 0.0); }
+    void set_profiling(bool on);  // waits for the step that runs
     const std::vector<double>& op_seconds() const { return op_seconds_; }
 
     int64_t workspace_bytes() const {
@@ -96,10 +97,10 @@ private:
     };
     // Who rounds the input of a linear, and in which of quantized_ it then lies.
     struct Rounding {
-        int32_t reader = -1;   // of this op's output: the linear that finds it rounded
-        bool instead = false;  // nobody reads it as it was
-        bool done = false;     // of this linear's input: by the op before
-        int buffer = 0;        // of this linear's input
+        int32_t output_reader = -1;        // the linear that finds this op's output rounded
+        bool output_rounded_only = false;  // nobody reads it as it was
+        bool input_done = false;           // the op before rounded this linear's input
+        int input_buffer = 0;
     };
     struct Slot {
         Rows rows;

@@ -41,6 +41,8 @@ void KvCache::reserve(int32_t count) {
     if (count == 0) return;
     const auto first = static_cast<size_t>(length_ / kBlockLen);
     const auto last = static_cast<size_t>((length_ + count - 1) / kBlockLen);
+    blocks_.reserve(last + 1);  // so that both grow or neither
+    pages_.reserve(last + 1);
     for (size_t b = first; b <= last; ++b) {
         if (b < pages_.size() && pages_[b].use_count() == 1) continue;
         std::shared_ptr<Buffer> page = pool_->page();

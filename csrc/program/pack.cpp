@@ -77,14 +77,14 @@ void allocate(Weight& weight, const std::string& name) {
     weight.sums = Buffer(static_cast<size_t>(sums));
 }
 
-void pack_rows(const float* src, int64_t k, int64_t n, const KernelTable& kernels, Weight& weight, int64_t first) {
+void pack_rows(const float* src, int64_t k, int64_t n, const KernelTable& kernels, Weight& weight, int64_t first,
+               float* room) {
     if (weight.format == Format::kFloat32) return pack_float32(src, k, n, weight.data.floats(), first);
-    std::vector<float> tile(static_cast<size_t>(k * kTile));
     for_column_blocks(first, n, [&](int64_t row, int64_t width) {
         for (int64_t p0 = 0; p0 < k; p0 += kTile)
             for (int64_t i = 0; i < width; ++i)
-                for (int64_t p = p0; p < std::min(p0 + kTile, k); ++p) tile[p * kTile + i] = src[(row + i) * k + p];
-        pack_block(tile.data(), kTile, width, kernels, weight, first + row);
+                for (int64_t p = p0; p < std::min(p0 + kTile, k); ++p) room[p * kTile + i] = src[(row + i) * k + p];
+        pack_block(room, kTile, width, kernels, weight, first + row);
     });
 }
 
@@ -109,7 +109,7 @@ void pack_k_major(const float* src, int64_t first_k, int64_t n, int64_t columns,
     }
 }
 
-void pack_table(const float* src, int64_t n, const KernelTable& kernels, Weight& weight, int64_t first) {
+void pack_table(const float* src, int64_t n, const KernelTable& kernels, Weight& weight, int64_t first, float* room) {
     const int64_t k = weight.columns;
     if (weight.format == Format::kFloat32) {
         std::memcpy(weight.data.floats() + first * k, src, static_cast<size_t>(n * k) * sizeof(float));
@@ -117,13 +117,12 @@ void pack_table(const float* src, int64_t n, const KernelTable& kernels, Weight&
     }
     const int64_t row_bytes = k * (weight.format == Format::kBfloat16 ? 2 : 1);
     const int32_t n_words = ops::words_of(weight.format, k);
-    std::vector<int32_t> words(static_cast<size_t>(ops::quantized_stride(n_words)));
     for (int64_t i = 0; i < n; ++i) {
         float scale = 0.0f;
         const QuantizeArgs args{.x = src + i * k,
                                 .x_stride = k,
-                                .out = words.data(),
-                                .out_stride = static_cast<int64_t>(words.size()),
+                                .out = room,
+                                .out_stride = ops::quantized_stride(n_words),
                                 .scales = &scale,
                                 .rows = 1,
                                 .n = static_cast<int32_t>(k),
@@ -135,7 +134,7 @@ void pack_table(const float* src, int64_t n, const KernelTable& kernels, Weight&
             kernels.quantize_int8(args);
             weight.scales.floats()[first + i] = scale;
         }
-        std::memcpy(weight.data.data() + (first + i) * row_bytes, words.data(), static_cast<size_t>(row_bytes));
+        std::memcpy(weight.data.data() + (first + i) * row_bytes, room, static_cast<size_t>(row_bytes));
     }
 }
 

@@ -65,6 +65,7 @@ void Executor::find_rough_activations() {
         if (op.kind != OpKind::kActivation) continue;
         const OpSpec* from = source[op.inputs[0]];
         op.rough = from != nullptr && from->kind == OpKind::kLinear && !from->has_residual &&
+                   from->activation == Activation::kNone &&
                    weights_[from->weights[0]]->matrix().format != Format::kFloat32;
     }
 }
@@ -98,10 +99,10 @@ void Executor::plan_rounding() {
                                    format(next) == Format::kBfloat16 && uses[op.output] == 1 &&
                                    spec_.values[op.output].width % 16 == 0;
         if (op.kind != OpKind::kLayerNorm && !both_bfloat16) continue;
-        roundings_[i].reader = static_cast<int32_t>(i) + 1;
-        roundings_[i].instead = both_bfloat16;
-        roundings_[i + 1].done = true;
-        roundings_[i + 1].buffer = both_bfloat16 ? 1 - roundings_[i].buffer : 0;
+        roundings_[i].output_reader = static_cast<int32_t>(i) + 1;
+        roundings_[i].output_rounded_only = both_bfloat16;
+        roundings_[i + 1].input_done = true;
+        roundings_[i + 1].input_buffer = both_bfloat16 ? 1 - roundings_[i].input_buffer : 0;
     }
 }
 
@@ -133,7 +134,7 @@ void Executor::plan() {
         Place& place = places_[op.output];
         const ValueSpec& value = spec_.values[op.output];
         if (op.kind != OpKind::kSlice && op.kind != OpKind::kAttentionProbs && place.output < 0 &&
-            !roundings_[i].instead) {
+            !roundings_[i].output_rounded_only) {
             for (const int32_t input : takeover_candidates(op)) {
                 const Place& source = places_[input];
                 // x may look into its residual, whose other columns are read later.

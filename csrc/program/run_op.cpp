@@ -33,8 +33,8 @@ void Executor::run_op(const OpSpec& op, Team& team, const StepInput& step, Sampl
                                 .bias = op.has_bias ? weight(1) : nullptr,
                                 .residual = op.has_residual ? view(op.inputs[1]) : View{},
                                 .activation = op.activation,
-                                .quantized = quantized_[rounding.buffer],
-                                .x_rounded = rounding.done,
+                                .quantized = quantized_[rounding.input_buffer],
+                                .x_rounded = rounding.input_done,
                                 .rounded = rounded(op),
                                 .scratch = scratch_.data(),
                                 .sink = &op == sampled_op_ ? sampler : nullptr});
@@ -42,10 +42,10 @@ void Executor::run_op(const OpSpec& op, Team& team, const StepInput& step, Sampl
 }
 
 ops::Rounded Executor::rounded(const OpSpec& op) const {
-    const int32_t reader = roundings_[&op - spec_.ops.data()].reader;
+    const int32_t reader = roundings_[&op - spec_.ops.data()].output_reader;
     if (reader < 0) return {};
     const ops::Matrix matrix = weights_[spec_.ops[reader].weights[0]]->matrix();
-    return {.format = matrix.format, .words = matrix.words, .to = quantized_[roundings_[reader].buffer]};
+    return {.format = matrix.format, .words = matrix.words, .to = quantized_[roundings_[reader].input_buffer]};
 }
 
 ops::Matrix Executor::next_matrix(const OpSpec& op) const {

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <chrono>
+#include <cstdlib>
 #include <cstring>
 #include <mutex>
 
@@ -52,12 +53,27 @@ bool read_fully(const Source& source, int64_t offset, int64_t bytes, std::byte* 
     return true;
 }
 
+// Whether packed bytes, whole groups of int4, hold what our packing never writes: targets differ in what they make of
+// -128, and one row and many of scales above the highest.
+bool out_of_range(const std::byte* data, int64_t bytes, Format format) {
+    if (format == Format::kInt8) return std::memchr(data, 0x80, static_cast<size_t>(bytes)) != nullptr;
+    if (format != Format::kInt4) return false;
+    for (const std::byte* group = data; group < data + bytes; group += kInt4GroupBytes) {
+        const auto* scales = reinterpret_cast<const int8_t*>(group);
+        int highest = 0;
+        for (int j = 0; j < kPanelWidth; ++j) highest = std::max(highest, std::abs(int{scales[j]}));
+        if (highest > kMostInt4Scale) return true;
+    }
+    return false;
+}
+
 // A thread's staging memory: raw file bytes, and the same as floats when the file holds halves.
 struct Staging {
     std::unique_ptr<std::byte[]> raw;
     std::unique_ptr<float[]> floats;
+    std::unique_ptr<float[]> room;  // of what packs it
 
-    Staging(int64_t elements, DType dtype) {
+    Staging(int64_t elements, DType dtype, int64_t columns) : room(new float[static_cast<size_t>(pack_room(columns))]) {
         raw.reset(new std::byte[static_cast<size_t>(elements * dtype_bytes(dtype))]);
         if (dtype != DType::kF32) floats.reset(new float[static_cast<size_t>(elements)]);
     }
@@ -68,9 +84,9 @@ struct Staging {
     }
 };
 
-std::vector<Staging> staging_for(const ThreadPool& pool, int64_t elements, DType dtype) {
+std::vector<Staging> staging_for(const ThreadPool& pool, int64_t elements, const TensorSource& source) {
     std::vector<Staging> all;
-    for (int i = 0; i < pool.size(); ++i) all.emplace_back(elements, dtype);
+    for (int i = 0; i < pool.size(); ++i) all.emplace_back(elements, source.dtype, source.columns);
     return all;
 }
 
@@ -82,7 +98,7 @@ bool load_rows(const TensorSource& source, Weight& weight, int64_t first_row, Th
     if (source.rows == 0 || source.columns == 0) return true;
     const int64_t rows = std::clamp<int64_t>(kStagingFloats / source.columns, 1, source.rows);
     const int64_t size = source.columns * dtype_bytes(source.dtype);
-    std::vector<Staging> stagings = staging_for(pool, rows * source.columns, source.dtype);
+    std::vector<Staging> stagings = staging_for(pool, rows * source.columns, source);
     const KernelTable& kernels = active_kernels();
     return pool.run(
         [&](Team& team) {
@@ -92,7 +108,7 @@ bool load_rows(const TensorSource& source, Weight& weight, int64_t first_row, Th
                 const int64_t n = std::min(rows, source.rows - first);
                 if (!read_fully(source, first * size, n * size, staging.raw.get(), failure)) return;
                 const float* src = staging.convert(n * source.columns, source.dtype);
-                pack_table(src, n, kernels, weight, first_row + first);
+                pack_table(src, n, kernels, weight, first_row + first, staging.room.get());
             });
         },
         poll);
@@ -106,7 +122,7 @@ bool load_matrix(const TensorSource& source, Weight& weight, int64_t first_colum
     if (lines == 0 || length == 0) return true;
     const int64_t lines_per_chunk = std::clamp<int64_t>(kStagingFloats / length, 1, 64);
     const int64_t size = dtype_bytes(source.dtype);
-    std::vector<Staging> stagings = staging_for(pool, lines_per_chunk * length, source.dtype);
+    std::vector<Staging> stagings = staging_for(pool, lines_per_chunk * length, source);
     const KernelTable& kernels = active_kernels();
     // The scale of a column is known when all of it was read, so lines along n wait until then.
     const bool wait = source.transposed && weight.format != Format::kFloat32;
@@ -124,7 +140,7 @@ bool load_matrix(const TensorSource& source, Weight& weight, int64_t first_colum
                 else if (source.transposed)
                     pack_k_major(src, first, n, length, weight, first_column);
                 else
-                    pack_rows(src, length, n, kernels, weight, first_column + first);
+                    pack_rows(src, length, n, kernels, weight, first_column + first, staging.room.get());
             });
             if (!wait) return;
             team.barrier();
@@ -173,7 +189,7 @@ const Weight& Weights::add(const std::string& name, Weight::Use use, Format form
 const Weight& Weights::add_packed(const std::string& name, Weight::Use use, Format format, int64_t rows,
                                   int64_t columns, const std::vector<RawSource>& parts, ThreadPool& pool,
                                   const std::function<bool()>& poll) {
-    constexpr int64_t kChunk = int64_t{4} << 20;  // bytes
+    constexpr int64_t kChunk = (int64_t{4} << 20) / kInt4GroupBytes * kInt4GroupBytes;
     if (find(name) != nullptr) throw Error(ErrorKind::kConfig, "weight " + name + " is loaded already");
     auto weight = std::make_unique<Weight>();
     weight->use = use, weight->format = format, weight->rows = rows, weight->columns = columns;
@@ -197,7 +213,12 @@ const Weight& Weights::add_packed(const std::string& name, Weight::Use use, Form
             [&](Team& team) {
                 team.for_chunks((bytes + kChunk - 1) / kChunk, [&](int64_t chunk) {
                     const int64_t first = chunk * kChunk;
-                    read_fully(parts[i], first, std::min(kChunk, bytes - first), buffers[i]->data() + first, failure);
+                    const int64_t n = std::min(kChunk, bytes - first);
+                    std::byte* to = buffers[i]->data() + first;
+                    if (!read_fully(parts[i], first, n, to, failure)) return;
+                    if (i == 0 && out_of_range(to, n, format))
+                        failure.set(ErrorKind::kModelFormat, "tensor " + parts[i].name + ": holds no packed " +
+                                                                 (format == Format::kInt8 ? "int8" : "int4"));
                 });
             },
             poll);

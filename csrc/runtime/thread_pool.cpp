@@ -3,8 +3,8 @@
 #include <pthread.h>
 
 #include <chrono>
+#include <exception>
 #include <string>
-#include <system_error>
 
 #include "core/error.h"
 #include "runtime/float_mode.h"
@@ -115,7 +115,8 @@ void Team::barrier() {
     if (shared_.arrived.fetch_add(1, std::memory_order_acq_rel) == static_cast<uint32_t>(size_ - 1)) {
         shared_.arrived.store(0, std::memory_order_relaxed);
         shared_.clear_counters();
-        shared_.barrier_turn.store(turn + 1, std::memory_order_release);
+        // Not a release alone: notify_all looks who sleeps, and must not look before the store is seen.
+        shared_.barrier_turn.store(turn + 1, std::memory_order_seq_cst);
         if (size_ > 1) shared_.barrier_turn.notify_all();
     } else {
         wait_for_change(shared_.barrier_turn, turn);
@@ -125,6 +126,7 @@ void Team::barrier() {
 ThreadPool::ThreadPool(int threads) : size_(threads), shared_(std::make_unique<Team::Shared>()) {
     if (threads < 1) throw Error(ErrorKind::kInput, "threads: expected at least 1, got " + std::to_string(threads));
     shared_->generation = fork_generation();
+    shared_->workers.reserve(static_cast<size_t>(threads - 1));
     try {
         for (int index = 1; index < threads; ++index) {
             shared_->workers.emplace_back([shared = shared_.get(), index, threads] {
@@ -136,7 +138,7 @@ ThreadPool::ThreadPool(int threads) : size_(threads), shared_(std::make_unique<T
                 }
             });
         }
-    } catch (const std::system_error&) {
+    } catch (const std::exception&) {  // std::system_error, or no memory
         const size_t started = shared_->workers.size() + 1;
         shared_->end_workers();
         throw Error(ErrorKind::kOutOfMemory, "threads: expected to start " + std::to_string(threads) +

@@ -47,7 +47,7 @@ private:
 
 class ThreadPool {
 public:
-    explicit ThreadPool(int threads);  // throws Error(kInput) below 1, Error(kOs) if the threads cannot be had
+    explicit ThreadPool(int threads);  // throws Error(kInput) below 1, Error(kOutOfMemory) if the threads cannot be had
     ~ThreadPool();
     ThreadPool(const ThreadPool&) = delete;
     ThreadPool& operator=(const ThreadPool&) = delete;

@@ -10,11 +10,13 @@
 //   add sub mul div sqrt abs neg
 //   max(a, b) = a > b ? a : b      min(a, b) = a < b ? a : b      (a NaN in either gives b, as on x86)
 //   copysign(a, b)                     magnitude of a, sign of b
-//   less(a, b) not_less(a, b) equal(a, b) -> Mask (not_less also where either is NaN), first_lanes(n) -> Mask,
-//   is_nan(a) -> Mask, any(mask) select(mask, a, b) = mask ? a : b round_even(a)                      to the nearest
-//   integer, ties to even times_pow2(a, n)                   a * 2^n for integer-valued n in [-126, 127]: exponent
-//   arithmetic, one rounding times_pow2_wide(a, n)              the same for n in [-252, 254], but only for a in [0.5,
-//   2] reduce_add(v) reduce_max(v)        lanes i and i + 8, then i + 4, i + 2, i + 1
+//   less(a, b) not_less(a, b) equal(a, b) -> Mask     not_less also where either is NaN
+//   first_lanes(n) -> Mask, is_nan(a) -> Mask, any(mask)
+//   select(mask, a, b)                 mask ? a : b
+//   round_even(a)                      to the nearest integer, ties to even
+//   times_pow2(a, n)                   a * 2^n for integer-valued n in [-126, 127], by the exponent, rounded once
+//   times_pow2_wide(a, n)              the same for n in [-252, 254], but only for a in [0.5, 2]
+//   reduce_add(v) reduce_max(v)        lanes i and i + 8, then i + 4, i + 2, i + 1
 //
 //   struct Words                       sixteen lanes of 32 bits: an integer, two bfloat16 or four int8 each
 //   zero_words() broadcast_word(x) load_words(p) store_words(p, w) as_floats(w)

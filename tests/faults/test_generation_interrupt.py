@@ -69,3 +69,45 @@ def test_fault_58_ctrl_c_and_go_on(folder: Path) -> None:
     assert len(waits) == 9
     assert waits[4] <= 0.1
     assert waits[-1] <= 0.5  # on a machine that is busy with something else
+
+
+REENTER = """
+import signal, sys
+import fastattn
+
+model = fastattn.AutoModelForCausalLM.from_pretrained(sys.argv[1], threads=2)
+before = model.generate([1, 2, 3], max_new_tokens=400, eos_token_id=-1).tolist()
+seen = []
+
+def handler(*_):
+    for call in (lambda: model.generate([1, 2, 3], max_new_tokens=5), lambda: model([[1, 2, 3]])):
+        try:
+            call()
+            seen.append("ran")
+        except fastattn.errors.InputError as error:
+            seen.append(str(error))
+
+signal.signal(signal.SIGALRM, handler)
+signal.setitimer(signal.ITIMER_REAL, 0.02, 0.02)
+try:
+    while not any("signal handler" in text for text in seen):
+        model([[7] * 400] * 32)
+finally:
+    signal.setitimer(signal.ITIMER_REAL, 0)
+assert model.generate([1, 2, 3], max_new_tokens=400, eos_token_id=-1).tolist() == before
+print(*sorted(set(seen)), sep="\\n")
+"""
+
+
+def test_a_signal_handler_that_calls_the_model_of_its_step(folder: Path) -> None:
+    """A typed error where it cannot run, and no deadlock."""
+    sources = str(Path(fastattn.__file__).parents[1])
+    done = subprocess.run(
+        [sys.executable, "-c", REENTER, str(folder)],
+        capture_output=True, text=True, timeout=60, env={**os.environ, "PYTHONPATH": sources}, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert set(done.stdout.splitlines()) <= {
+        "ran",
+        "expected no call from a signal handler that interrupts a call of the same thread",
+    }

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import fastattn
+from fastattn.checkpoint.safetensors import read_file
 from fastattn.errors import ConfigError, FastattnError, ModelFormatError
 from fastattn.models.auto import AutoModelForCausalLM
 from tests.reference.checkpoints import write_gpt2
@@ -137,15 +138,19 @@ def test_a_float_file_in_a_quantised_directory(folder: Path, tmp_path: Path) -> 
 
 
 def test_any_byte_of_the_data_may_be_wrong(folder: Path) -> None:
-    """No byte of the weights can do more than give other numbers."""
+    """No byte of the weights can do more than give other numbers, or be refused."""
     path = folder / "model.safetensors"
     data = np.frombuffer(path.read_bytes(), np.uint8).copy()
     start = 8 + int(data[:8].view(np.uint64)[0])
     rng = np.random.default_rng(0)
-    for fill in (0, 255, 128, None):
+    for fill, refused in ((0, False), (255, False), (128, True), (None, True)):
         broken = data.copy()
         broken[start:] = rng.integers(0, 256, len(data) - start) if fill is None else fill
         path.write_bytes(broken.tobytes())
+        if refused:
+            with pytest.raises(ModelFormatError, match="holds no packed int4"):
+                load(folder)
+            continue
         with AutoModelForCausalLM.from_pretrained(folder) as model:
             assert np.asarray(model([1, 2, 3, 4, 5, 6, 7]).logits).shape == (7, 70)
 
@@ -156,3 +161,17 @@ def test_nothing_is_left_of_a_directory_that_could_not_be_written(tmp_path: Path
     with pytest.raises(FastattnError):
         fastattn.quantize(floats, tmp_path / "out", dtype="int8")
     assert not (tmp_path / "out" / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize(("dtype", "byte"), [("int4", 16), ("int4", 0x80), ("int8", 0x80)])
+def test_values_that_packing_never_writes(dtype: str, byte: int, tmp_path: Path) -> None:
+    """Group scales above 15, and -128, which one row and many, or two targets, would not multiply alike."""
+    folder = fastattn.quantize(write_gpt2(tmp_path / "floats", **SIZES), tmp_path / "out", dtype=dtype)
+    path = folder / "model.safetensors"
+    tensors, _ = read_file(path)
+    name = next(name for name in tensors if name.endswith("attn.c_attn.weight"))
+    data = bytearray(path.read_bytes())
+    data[tensors[name].offset + 3] = byte
+    path.write_bytes(data)
+    with pytest.raises(ModelFormatError, match=rf"{name}: holds no packed {dtype}"):
+        load(folder)

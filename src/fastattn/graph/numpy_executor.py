@@ -305,8 +305,10 @@ class _Run:
 
     def activation(self, op: Op, x: Floats) -> Floats:
         source = self.sources.get(op.inputs[0])
-        behind_linear = source is not None and source.kind == "linear" and not source.attrs["has_residual"]
-        form = self.weights[source.weights[0]].form if source is not None and behind_linear else "float32"
+        form = "float32"
+        if source is not None and source.kind == "linear":
+            plain = source.attrs["activation"] == "none" and not source.attrs["has_residual"]
+            form = self.weights[source.weights[0]].form if plain else form
         return _activated(str(op.attrs["activation"]), x, form)
 
     def slice(self, op: Op, x: Floats) -> Floats:

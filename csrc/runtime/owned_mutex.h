@@ -1,0 +1,32 @@
+// A mutex that says so, rather than wait for itself, when its owner locks it again. That happens to a step whose poll
+// runs a Python signal handler that starts another step.
+#pragma once
+#include <atomic>
+#include <mutex>
+#include <thread>
+
+#include "core/error.h"
+
+namespace fastattn {
+
+class OwnedMutex {
+public:
+    void lock() {
+        const std::thread::id self = std::this_thread::get_id();
+        if (owner_.load(std::memory_order_relaxed) == self)
+            throw Error(ErrorKind::kInput,
+                        "expected no call from a signal handler that interrupts a call of the same thread");
+        mutex_.lock();
+        owner_.store(self, std::memory_order_relaxed);
+    }
+    void unlock() {
+        owner_.store(std::thread::id(), std::memory_order_relaxed);
+        mutex_.unlock();
+    }
+
+private:
+    std::mutex mutex_;
+    std::atomic<std::thread::id> owner_{};
+};
+
+}  // namespace fastattn
