@@ -6,6 +6,7 @@ alone: left padding, right padding and holes give the same numbers.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -306,13 +307,21 @@ def _check_items(items: Sequence[object], name: str, booleans: bool) -> None:
     if set(map(type, items)) <= {int} and (not items or (min(items) >= -(2**63) and max(items) < 2**63)):  # type: ignore[type-var, operator]
         return
     for i, item in enumerate(items):
-        if isinstance(item, bool | np.bool_) and booleans:
+        is_bool = isinstance(item, bool | np.bool_) or str(getattr(item, "dtype", "")).endswith("bool")
+        if is_bool and booleans and getattr(item, "ndim", 0) == 0:
             continue
-        if isinstance(item, bool | np.bool_) or not isinstance(item, int | np.integer):
-            scalar = getattr(item, "ndim", None) == 0 and getattr(item, "__index__", None) is not None
-            if scalar and not isinstance(item, bool | np.bool_ | np.floating):
-                continue
-            raise DTypeError(f"{name}[{i}]: expected an integer, got {type(item).__name__}")
-        if not -(2**63) <= item < 2**63:
-            found = item if abs(item) < 2**128 else f"one of {int(item).bit_length()} bits"
+        try:
+            value = None if is_bool else operator.index(item)  # type: ignore[arg-type]
+        except TypeError:
+            value = None
+        if value is None:
+            raise DTypeError(f"{name}[{i}]: expected an integer, got {_kind(item)}")
+        if not -(2**63) <= value < 2**63:
+            found = value if abs(value) < 2**128 else f"one of {value.bit_length()} bits"
             raise InputError(f"{name}[{i}]: expected an integer of 32 bits, got {found}")
+
+
+def _kind(item: object) -> str:
+    """The type of an item, and of an array its dtype."""
+    kind, dtype = type(item).__name__, getattr(item, "dtype", None)
+    return kind if dtype is None or isinstance(item, np.generic) else f"{kind} of {dtype}"
