@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Generic, NoReturn, TypeVar, cast
 
 from fastattn.graph.executor import Cache, Executor
 from fastattn.models.base import Model, load_model
@@ -66,11 +66,12 @@ class CausalLM(Model):
         eos_token_id: int | Sequence[int] | None = None,
         max_batch_size: int = 32,
         return_dict_in_generate: bool = False,
+        **unknown: NoReturn,
     ) -> Any:
         """Continue token ids; see `fastattn.generation.generate`.
 
         [n_tokens] -> int32 [n_tokens + n_new]; several sequences -> a list of such arrays. eos_token_id: None is the
-        checkpoint's, -1 is never.
+        checkpoint's, -1 is never. InputError: an unknown option, such as max_length or num_beams.
         """
         return _generation().generate(
             self,
@@ -89,6 +90,7 @@ class CausalLM(Model):
             eos_token_id=eos_token_id,
             max_batch_size=max_batch_size,
             return_dict_in_generate=return_dict_in_generate,
+            **unknown,
         )
 
     def stream(
@@ -106,8 +108,12 @@ class CausalLM(Model):
         seed: int | None = None,
         stop_strings: str | Sequence[str] | None = None,
         eos_token_id: int | Sequence[int] | None = None,
+        **unknown: NoReturn,
     ) -> Any:
-        """Continue a text, or ids [n_tokens], piece by piece; see `fastattn.generation.stream`."""
+        """Continue a text, or ids [n_tokens], piece by piece; see `fastattn.generation.stream`.
+
+        InputError: an unknown option.
+        """
         return _generation().stream(
             self,
             text_or_ids,
@@ -122,6 +128,7 @@ class CausalLM(Model):
             seed=seed,
             stop_strings=stop_strings,
             eos_token_id=eos_token_id,
+            **unknown,
         )
 
 
