@@ -1,4 +1,4 @@
-"""Faults 41 to 48 and 50, as far as they concern token ids: every error names the place, and nothing is run before it."""
+"""Faults 41 to 48 and 50 of token ids: every error names the place, and nothing is run before it."""
 
 from __future__ import annotations
 
@@ -267,3 +267,11 @@ def test_fault_48_512_tokens_and_no_more(tmp_path: Path) -> None:
         assert np.asarray(model([1] * 512).last_hidden_state).shape == (512, 12)
         with pytest.raises(ContextLengthError, match="at most 512 tokens"):
             model([1] * 513)
+
+
+def test_threads_of_any_integer_type(tmp_path: Path, device: str) -> None:
+    with AutoModel.from_pretrained(write_bert(tmp_path), device=device, threads=np.int64(1)) as model:  # type: ignore[arg-type]
+        assert np.asarray(model([1]).last_hidden_state).shape == (1, 12)
+    for bad, error in ((np.bool_(True), DTypeError), (1.0, DTypeError), (np.int64(0), InputError)):
+        with pytest.raises(error, match="^threads: expected"):
+            AutoModel.from_pretrained(tmp_path, device=device, threads=bad)  # type: ignore[arg-type]
