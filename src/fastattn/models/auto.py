@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Generic, NoReturn, TypeVar, cast
+from typing import Any, Generic, Literal, NoReturn, TypeVar, cast
 
 from fastattn.graph.executor import Cache, Executor
 from fastattn.models.base import Model, load_model
@@ -210,15 +210,20 @@ class _Auto(Generic[_Loaded]):
         cache_dir: str | Path | None = None,
         local_files_only: bool = False,
         token: str | None = None,
+        verify: Literal["sha256"] | Mapping[str, str] | None = None,
+        check_finite: bool = False,
     ) -> _Loaded:
         """A folder with config.json and model.safetensors, or a hub id (extra `hub`).
 
         dtype: how weights are held, "float32", "bfloat16", "int8" or "int4" (activations are rounded with them); None
         is that of a quantised checkpoint, else "float32". kv_dtype: how keys and values are kept: "float32", "bfloat16"
-        or "int8"; None is like dtype (int8 beside int4). head_dtype: another one for the matrix that gives the logits.
+        or "int8"; None is like dtype (int8 beside int4). head_dtype: another one for the matrix that gives the logits;
+        nothing changes where there is none (AutoModel) or it is too small to be rounded (fewer than 64 rows).
         device: "cpu", or "numpy" for the float64 specification. threads: None is what the process may use: the CPUs of
         its affinity mask, at most the CPU quota of its cgroup. revision, cache_dir, local_files_only and token are for
-        hub ids, as in huggingface_hub. Raises ConfigError, ModelFormatError, OSError, InputError.
+        hub ids, as in huggingface_hub. verify: "sha256" compares the weight files with SHA256SUMS beside them or with
+        the names of the hub's blobs, a mapping gives the digests by file name. check_finite: refuse NaN and infinity
+        in the weights (of a float checkpoint). Raises ConfigError, ModelFormatError, OSError, InputError.
         """
         loaded = load_model(
             path_or_id,
@@ -232,6 +237,8 @@ class _Auto(Generic[_Loaded]):
             cache_dir=cache_dir,
             local_files_only=local_files_only,
             token=token,
+            verify=verify,
+            check_finite=check_finite,
         )
         return cls._model(*loaded)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,13 +72,15 @@ def load_model(
     cache_dir: str | Path | None,
     local_files_only: bool,
     token: str | None,
+    verify: Literal["sha256"] | Mapping[str, str] | None,
+    check_finite: bool,
 ) -> tuple[Path, BuiltModel, Executor]:
     """Find, check and load a checkpoint; everything that can be refused is refused before weights are read."""
     _check_options(dtype, kv_dtype, head_dtype, device, threads)
     directory = resolve(
         path_or_id, revision=revision, cache_dir=cache_dir, local_files_only=local_files_only, token=token
     )
-    checkpoint = open_checkpoint(directory)
+    checkpoint = open_checkpoint(directory, verify=verify, check_finite=check_finite)
     quantised = checkpoint.quantised
     if quantised is not None:
         _check_quantised(directory, quantised, dtype, head_dtype, device)

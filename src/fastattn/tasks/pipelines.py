@@ -42,8 +42,13 @@ def pipeline(
     tokenizer: str | Path | Tokenizer | None = None,
     dtype: str | None = None,
     kv_dtype: str | None = None,
+    head_dtype: str | None = None,
     device: str = "cpu",
     threads: int | None = None,
+    revision: str | None = None,
+    cache_dir: str | Path | None = None,
+    local_files_only: bool = False,
+    token: str | None = None,
 ) -> TextGenerationPipeline: ...
 @overload
 def pipeline(
@@ -53,8 +58,13 @@ def pipeline(
     tokenizer: str | Path | Tokenizer | None = None,
     dtype: str | None = None,
     kv_dtype: str | None = None,
+    head_dtype: str | None = None,
     device: str = "cpu",
     threads: int | None = None,
+    revision: str | None = None,
+    cache_dir: str | Path | None = None,
+    local_files_only: bool = False,
+    token: str | None = None,
 ) -> TextClassificationPipeline: ...
 @overload
 def pipeline(
@@ -64,8 +74,13 @@ def pipeline(
     tokenizer: str | Path | Tokenizer | None = None,
     dtype: str | None = None,
     kv_dtype: str | None = None,
+    head_dtype: str | None = None,
     device: str = "cpu",
     threads: int | None = None,
+    revision: str | None = None,
+    cache_dir: str | Path | None = None,
+    local_files_only: bool = False,
+    token: str | None = None,
 ) -> FeatureExtractionPipeline: ...
 def pipeline(
     task: str,
@@ -74,22 +89,33 @@ def pipeline(
     tokenizer: str | Path | Tokenizer | None = None,
     dtype: str | None = None,
     kv_dtype: str | None = None,
+    head_dtype: str | None = None,
     device: str = "cpu",
     threads: int | None = None,
+    revision: str | None = None,
+    cache_dir: str | Path | None = None,
+    local_files_only: bool = False,
+    token: str | None = None,
 ) -> Any:
     """A callable for a task: "text-generation", "text-classification" ("sentiment-analysis") or "feature-extraction".
 
     model: a directory, a hub id, a loaded model, or None for the small demo model that comes with fastattn.
-    tokenizer: None is the model's own. dtype, kv_dtype, device and threads are for loading, as in `from_pretrained`.
+    tokenizer: None is the model's own, else a directory, a hub id or a loaded one. The other options are for loading,
+    as in `from_pretrained`; revision is the model's, not the tokenizer's.
     """
     if task not in TASKS:
         raise InputError(f"task: expected one of {', '.join(TASKS)}, got {task!r}")
     if model is None:
         model = demo_model("text-generation" if task == "text-generation" else "text-classification")
     if isinstance(tokenizer, (str, Path)):
-        tokenizer = AutoTokenizer.from_pretrained(tokenizer)
+        tokenizer = AutoTokenizer.from_pretrained(
+            tokenizer, cache_dir=cache_dir, local_files_only=local_files_only, token=token
+        )
     load = isinstance(model, (str, Path))
-    options: Any = {"dtype": dtype, "kv_dtype": kv_dtype, "device": device, "threads": threads}
+    options: Any = {
+        "dtype": dtype, "kv_dtype": kv_dtype, "head_dtype": head_dtype, "device": device, "threads": threads,
+        "revision": revision, "cache_dir": cache_dir, "local_files_only": local_files_only, "token": token,
+    }  # fmt: skip
     if task == "text-generation":
         if load:
             model = AutoModelForCausalLM.from_pretrained(model, **options)
