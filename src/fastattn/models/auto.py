@@ -37,7 +37,7 @@ class CausalLM(Model):
         with logits_to_keep the rows stand at the right), a list of sequences a list of [seq_len, vocab_size].
         Raises DTypeError, InputError, ContextLengthError.
         """
-        keep = check_count(logits_to_keep, "logits_to_keep")
+        keep = check_count("logits_to_keep", logits_to_keep)
         batch = self._read(input_ids, attention_mask, token_type_ids)
         results = self._run(
             batch, logits_to_keep=keep, hidden_states=output_hidden_states, attentions=output_attentions

@@ -187,13 +187,17 @@ def read_batch(
     )
 
 
-def check_count(value: object, name: str) -> int:
-    """An integer from 0 to 2^31 - 1."""
-    if isinstance(value, bool) or not isinstance(value, int | np.integer):
-        raise DTypeError(f"{name}: expected an integer, got {type(value).__name__}")
-    if not 0 <= value < 2**31:
-        raise InputError(f"{name}: expected an integer from 0 to {2**31 - 1}, got {value}")
-    return int(value)
+def check_count(name: str, value: Any, *, low: int = 0, high: int = 2**31 - 1) -> int:
+    """An int of any integer type in low..high; DTypeError or InputError naming the argument."""
+    if isinstance(value, (bool, np.bool_)):
+        raise DTypeError(f"{name}: expected int, got bool")
+    try:
+        found = operator.index(value)
+    except TypeError:
+        raise DTypeError(f"{name}: expected int, got {type(value).__name__}") from None
+    if not low <= found <= high:
+        raise InputError(f"{name}: expected {low} to {high}, got {found}")
+    return found
 
 
 def _join(rows: Sequence[Array]) -> NDArray[np.int32]:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from fastattn.errors import ContextLengthError, DTypeError, InputError
 from fastattn.generation.generate import GenerationArgs, complete, need_tokenizer
-from fastattn.generation.options import check_count, read_options
+from fastattn.generation.options import read_options
 from fastattn.models.auto import (
     AutoModel,
     AutoModelForCausalLM,
@@ -21,6 +21,7 @@ from fastattn.models.auto import (
     SequenceClassifier,
 )
 from fastattn.models.auto_tokenizer import AutoTokenizer
+from fastattn.models.inputs import check_count
 from fastattn.tasks.demo import demo_model
 from fastattn.tasks.finite import check_finite
 from fastattn.tokenizer import Tokenizer, check_one_dimension, check_text, is_list_like

@@ -16,7 +16,6 @@ from fastattn.checkpoint import open_checkpoint
 from fastattn.checkpoint.hub import resolve
 from fastattn.errors import ConfigError, InputError
 from fastattn.generation.generate import need_tokenizer
-from fastattn.generation.options import check_count
 from fastattn.models.auto import (
     AutoModel,
     AutoModelForCausalLM,
@@ -25,6 +24,7 @@ from fastattn.models.auto import (
     Encoder,
     SequenceClassifier,
 )
+from fastattn.models.inputs import check_count
 from fastattn.models.names import Task
 from fastattn.models.registry import build
 from fastattn.tokenizer import check_texts
