@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,9 @@ from fastattn.models.inputs import check_count, read_batch
 from fastattn.tasks.finite import check_finite
 from fastattn.tasks.pooling import POOL_OPS, Pooling, normalized
 from fastattn.tokenizer import check_text, check_texts, is_list_like
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 Vectors = NDArray[np.float32]
 
@@ -44,7 +47,8 @@ class _Folder:
 class SentenceTransformer:
     """A sentence embedding model: a folder with modules.json, or a plain encoder folder, which is pooled by mean.
 
-    Texts longer than `max_seq_length` tokens are cut to it, as in sentence-transformers.
+    Texts longer than `max_seq_length` tokens are cut to it, as in sentence-transformers. `close` or a `with` block
+    gives the memory back.
     """
 
     def __init__(
@@ -195,6 +199,12 @@ class SentenceTransformer:
         if self._pooled is not None:
             self._pooled.close()
         self.model.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def _pooled_executor(self) -> Executor | None:
         """The model with the pooling as its last op, for a single mode that there is an op for."""
