@@ -50,19 +50,22 @@ $(S)/venv:
 	$(PYTHON) -m venv $(VENV)
 	@mkdir -p $(S) && touch $@
 
-# PyTorch first and pinned: a dependency of transformers would otherwise choose another build of it.
-$(S)/reference: $(S)/venv
-	@if $(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$(TORCH)"; then \
-	  $(PIP) $$($(PY) tools/extra.py reference | grep -v '^torch$$'); echo yes > $@; \
-	else echo "NOTE: $(TORCH) cannot be had here; tests marked torch will be left out"; echo no > $@; fi
+# PyTorch first and pinned: a dependency of transformers would otherwise choose another build of it. The stamp says that
+# all of them are there. Where they cannot be had, the other tests run all the same (not in CI), and the next run tries
+# again.
+$(S)/reference-packages: $(S)/venv pyproject.toml
+	@rm -f $@; others=$$($(PY) tools/extra.py reference | grep -v '^torch$$') && \
+	  $(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$(TORCH)" && $(PIP) $$others && touch $@ || { \
+	  echo "WARNING: $(TORCH) or other packages that tests compare with cannot be installed"; [ -z "$$CI" ]; }
 
 $(S)/test-tools: $(S)/venv pyproject.toml
 	$(PIP) $$($(PY) tools/extra.py test)
 	@touch $@
 
-test: install $(S)/test-tools $(S)/reference
-	@if grep -q yes $(S)/reference; then $(PY) -m pytest -q $(TEST_ARGS); \
-	else echo "without PyTorch: tests marked torch are left out"; $(PY) -m pytest -q -m "not torch" $(TEST_ARGS); fi
+test: install $(S)/test-tools $(S)/reference-packages
+	@if [ -e $(S)/reference-packages ]; then $(PY) -m pytest -q $(TEST_ARGS); \
+	else $(PY) -m pytest -q -m "not torch" $(TEST_ARGS); status=$$?; \
+	  echo "WARNING: comparisons with PyTorch and transformers were LEFT OUT, they cannot be installed"; exit $$status; fi
 
 $(S)/check-tools: $(S)/venv tools/requirements-check.txt
 	$(PIP) -r tools/requirements-check.txt numpy tokenizers
@@ -76,8 +79,8 @@ check: $(S)/check-tools install
 	$(BIN)/typos
 	$(PY) tools/check_layers.py
 	$(PY) tools/check_length.py
-	$(if $(wildcard tools/check_weak_symbols.py),$(PY) tools/check_weak_symbols.py build)
-	$(if $(wildcard src/fastattn/_core.pyi),cd $(S) && $(abspath $(PY)) -m mypy.stubtest --allowlist $(CURDIR)/tools/stubtest-allow.txt fastattn._core)
+	$(PY) tools/check_weak_symbols.py build
+	cd $(S) && $(abspath $(PY)) -m mypy.stubtest --allowlist $(CURDIR)/tools/stubtest-allow.txt fastattn._core
 
 # Brings every file into the form that `make check` asks for.
 format: $(S)/check-tools
@@ -85,7 +88,7 @@ format: $(S)/check-tools
 	$(BIN)/ruff format --quiet .
 	$(BIN)/clang-format -i $(CXX_FILES)
 
-bench: install $(S)/test-tools $(S)/reference
+bench: install $(S)/test-tools $(S)/reference-packages
 	$(PY) -m pytest -q -m bench -o python_files='bench_*.py' -o python_functions='bench_*' benchmarks $(BENCH_ARGS)
 	$(PY) benchmarks/percent_of_limit.py
 

@@ -59,7 +59,8 @@ def main() -> None:
         print(f"{name:10} median {statistics.median(taken):.3f}  best {min(taken):.3f}")
     peak = max(sample["peak"] for sample in samples)
     print(f"peak memory {peak / 1e6:.0f} MB, weights {weights / 1e6:.0f} MB")
-    print(f"allowed: 1.2 x weights + 120 MB = {(1.2 * weights + 120e6) / 1e6:.0f} MB")
+    factor = 1.15 if options.dtype == "float32" else 1.2
+    print(f"allowed: {factor} x weights + 120 MB = {(factor * weights + 120e6) / 1e6:.0f} MB")
 
 
 def quantized(path: Path, dtype: str) -> Path:

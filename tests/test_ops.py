@@ -73,6 +73,31 @@ def test_layer_norm(n: int) -> None:
         ref.assert_as_good_as_naive(ops.layer_norm(x, n, weight, bias), ref.layer_norm, x, weight, bias, eps=1e-5)
 
 
+@pytest.mark.parametrize("shape", [np.int64(16), [np.int32(16)], np.array([16]), (16,)])
+def test_layer_norm_over_axes_of_any_integer_type(shape: Any) -> None:
+    x = normal(3, 16)
+    expected = ops.layer_norm(x, 16, eps=0.5)
+    for eps in (0.5, np.float32(0.5), np.float64(0.5)):
+        np.testing.assert_array_equal(ops.layer_norm(x, shape, eps=eps), expected)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"normalized_shape": 3.0}, "normalized_shape: expected integers, got float"),
+        ({"normalized_shape": None}, "normalized_shape: expected integers, got NoneType"),
+        ({"normalized_shape": "3"}, "normalized_shape: expected integers, got str"),
+        ({"normalized_shape": [True]}, "normalized_shape: expected integers, got bool"),
+        ({"normalized_shape": 3, "eps": "a"}, "eps: expected a number, got str"),
+        ({"normalized_shape": 3, "eps": None}, "eps: expected a number, got NoneType"),
+        ({"normalized_shape": 3, "eps": True}, "eps: expected a number, got bool"),
+    ],
+)
+def test_layer_norm_refuses_other_types(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(DTypeError, match=f"^{message}$"):
+        ops.layer_norm(normal(2, 3), **arguments)
+
+
 def test_layer_norm_over_several_axes_is_that_over_one() -> None:
     x, w = normal(2, 3, 4, 5), normal(4, 5)
     flat = ops.layer_norm(x.reshape(2, 3, 20), [20], w.reshape(20), eps=1e-12)

@@ -120,7 +120,7 @@ def layer_norm(
     input [..., *normalized_shape], weight and bias of shape normalized_shape. -> as input.
     """
     x = _array("input", input, at_least=1)
-    shape = (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
+    shape = _normalized_shape(normalized_shape)
     if not shape or x.shape[-len(shape) :] != shape:
         raise InputError(f"normalized_shape: expected the last axes of input {x.shape}, got {shape}")
     parts = {"weight": weight, "bias": bias}
@@ -128,13 +128,23 @@ def layer_norm(
     for name, part in flat.items():
         if part is not None and part.shape != shape:
             raise InputError(f"{name}: expected shape {shape}, got {part.shape}")
+    if not isinstance(eps, int | float | np.floating | np.integer) or isinstance(eps, bool):
+        raise DTypeError(f"eps: expected a number, got {type(eps).__name__}")
     if not (math.isfinite(eps) and eps >= 0):
         raise InputError(f"eps: expected a finite number of at least 0, got {eps!r}")
     if x.size == 0:
         return _give(np.empty(x.shape, np.float32), out)
     w, b = (None if p is None else p.reshape(-1) for p in flat.values())
-    y = _core.layer_norm(x.reshape(-1, math.prod(shape)), w, b, eps)
+    y = _core.layer_norm(x.reshape(-1, math.prod(shape)), w, b, float(eps))
     return _give(y.reshape(x.shape), out)
+
+
+def _normalized_shape(value: Any) -> tuple[int, ...]:
+    axes = tuple(value) if isinstance(value, list | tuple | np.ndarray) and np.ndim(value) else (value,)
+    for axis in axes:
+        if isinstance(axis, bool) or not isinstance(axis, int | np.integer):
+            raise DTypeError(f"normalized_shape: expected integers, got {type(axis).__name__}")
+    return tuple(map(int, axes))
 
 
 def softmax(input: Array, dim: int = -1, *, out: Array | None = None) -> Array:

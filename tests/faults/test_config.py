@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from fastattn.checkpoint import open_checkpoint
-from fastattn.errors import ConfigError
+from fastattn.errors import ConfigError, InputError
 from fastattn.models.auto import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification, CausalLM
 from fastattn.models.config import HARMLESS, REQUIRED
 from fastattn.models.names import Task
@@ -74,6 +74,25 @@ def test_fault_32_generation_config(tmp_path: Path) -> None:
         file.write_text(text)
         with pytest.raises(ConfigError):
             AutoModelForCausalLM.from_pretrained(tmp_path, device="numpy")
+
+
+def test_fault_35_special_ids_that_no_token_has(tmp_path: Path, device: str, caplog: pytest.LogCaptureFixture) -> None:
+    """transformers loads them, and GPT2Config(vocab_size=31) has two; only an empty prompt would need one."""
+    config = {**GPT2, "bos_token_id": 31, "eos_token_id": [50256, 30], "pad_token_id": -1}
+    with caplog.at_level(logging.WARNING, "fastattn"):
+        model = AutoModelForCausalLM.from_pretrained(write(tmp_path, config, gpt2_tensors()), device=device)
+    for text in ("bos_token_id = 31", "eos_token_id = 50256", "pad_token_id = -1"):
+        assert f"{text} is ignored, vocab_size is 31" in caplog.text
+    with model:
+        assert (model.bos_token_id, model.eos_token_ids, model.config.pad_token_id) == (None, (30,), None)
+        assert model.generate([[]], max_new_tokens=1)[0][0] == 30
+    write(tmp_path, {**config, "eos_token_id": 31}, gpt2_tensors())
+    with AutoModelForCausalLM.from_pretrained(tmp_path, device=device) as model:
+        assert len(model.generate([1, 2], max_new_tokens=3)) == 5
+        with pytest.raises(InputError, match=r"^ids\[0\]: .* no bos or eos id to start from"):
+            model.generate([[]], max_new_tokens=1)
+    bert = {**BERT, "pad_token_id": 31, "bos_token_id": 31}
+    assert load(tmp_path, bert, bert_tensors()).config.pad_token_id is None
 
 
 @pytest.mark.parametrize(

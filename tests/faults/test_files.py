@@ -260,6 +260,9 @@ def test_fault_21_flipped_bits_load_unless_verified(tmp_path: Path) -> None:
         with pytest.raises(ModelFormatError, match=digest) as caught:
             open_checkpoint(directory, verify=verify)  # type: ignore[arg-type]
         assert caught.value.code == "sha256"
+        with pytest.raises(ModelFormatError, match=digest):
+            AutoModelForCausalLM.from_pretrained(directory, device="numpy", verify=verify)
+    AutoModelForCausalLM.from_pretrained(directory, device="numpy").close()
     (directory / "SHA256SUMS").unlink()
     with pytest.raises(ModelFormatError, match="SHA256SUMS") as caught:
         open_checkpoint(directory, verify="sha256")
@@ -293,6 +296,9 @@ def test_fault_22_nan_weights_load_and_are_found(tmp_path: Path) -> None:
     with pytest.raises(ModelFormatError, match=r"h.1.mlp.c_fc.weight\[3, 5\] = nan \(2 in all\)") as caught:
         open_checkpoint(directory, check_finite=True)
     assert caught.value.code == "not_finite"
+    with pytest.raises(ModelFormatError, match=r"h.1.mlp.c_fc.weight\[3, 5\] = nan"):
+        AutoModelForCausalLM.from_pretrained(directory, device="numpy", check_finite=True)
+    AutoModelForCausalLM.from_pretrained(directory, device="numpy").close()
 
 
 def test_fault_23_denormal_weights(tmp_path: Path, device: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,8 @@ import pytest
 
 from fastattn.errors import DTypeError, InputError
 from fastattn.generation.options import GenerationOptions
+from fastattn.models.auto import AutoModelForCausalLM
+from tests.reference.checkpoints import write_gpt2
 
 NAN, INF = float("nan"), float("inf")
 BAD_VALUES: list[tuple[str, Any]] = [
@@ -75,6 +78,15 @@ def test_fault_47_bad_type(name: str, value: Any) -> None:
 def test_fault_47_unknown_option() -> None:
     with pytest.raises(TypeError, match="num_beams"):
         GenerationOptions(num_beams=0)  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize("name", ["max_length", "num_beams", "num_return_sequences"])
+def test_fault_47_unknown_option_of_a_model(tmp_path: Path, device: str, name: str) -> None:
+    hint = ".*; max_new_tokens counts the new tokens alone$" if name == "max_length" else ""
+    with AutoModelForCausalLM.from_pretrained(write_gpt2(tmp_path), device=device) as model:
+        for call in (model.generate, model.stream):
+            with pytest.raises(InputError, match=f"^unknown option {name}; known: max_new_tokens, {hint}"):
+                call([1, 2], **{name: 0})
 
 
 @pytest.mark.parametrize(

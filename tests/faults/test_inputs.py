@@ -1,7 +1,8 @@
-"""Faults 41 to 48, as far as they concern token ids: every error names the place, and nothing is run before it."""
+"""Faults 41 to 48 and 50 of token ids: every error names the place, and nothing is run before it."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,13 @@ def test_fault_41_an_integer_of_thousands_of_digits() -> None:
         read([1, 10**10000])
 
 
+@pytest.mark.parametrize("bad", [np.array(-1), np.array(2**64 - 1, np.uint64)])
+def test_fault_41_an_array_without_axes_as_an_item(bad: Any) -> None:
+    with pytest.raises(InputError, match=rf"^input_ids\[1\]: expected .*, got {bad}$"):
+        read([1, bad])
+    assert read([np.array(3), np.array(4, np.uint64)]).ids[0].tolist() == [3, 4]
+
+
 def test_fault_41_the_model_says_so_too(lm: CausalLM) -> None:
     with pytest.raises(InputError, match=r"input_ids\[1\]"):
         lm([1, 31])
@@ -123,6 +131,30 @@ def test_fault_43_empty_batch(lm: CausalLM, encoder: Encoder, classifier: Sequen
 def test_fault_44_no_token_ids(bad: Any) -> None:
     with pytest.raises(DTypeError, match=r"^input_ids"):
         read(bad)
+
+
+@pytest.mark.parametrize("bad", [1.9, 2.0, True, 1j, "a", None, np.datetime64(1, "s")])
+def test_fault_50_an_array_without_axes_is_never_cut_to_an_integer(lm: CausalLM, bad: Any) -> None:
+    item = np.array(bad)
+    message = re.escape(f"input_ids[1]: expected an integer, got ndarray of {item.dtype}")
+    for call in (lm, lm.generate):
+        with pytest.raises(DTypeError, match=rf"^{message}$"):
+            call([1, item])
+    with pytest.raises(DTypeError, match=r"^input_ids\[0\]\[0\]: expected an integer"):
+        read([[item], [2]])
+
+
+@pytest.mark.torch
+def test_fault_50_a_tensor_without_axes_is_never_cut_to_an_integer() -> None:
+    torch = pytest.importorskip("torch")
+    assert read([torch.tensor(3), 4]).ids[0].tolist() == [3, 4]
+    for bad in (torch.tensor(1.7), torch.tensor(2.0), torch.tensor(True), torch.tensor(1, dtype=torch.bfloat16)):
+        with pytest.raises(DTypeError, match=rf"^input_ids\[0\]: expected an integer, got Tensor of {bad.dtype}"):
+            read([bad])
+    with pytest.raises(InputError, match=r"^input_ids\[0\]: .*, got -1$"):
+        read([torch.tensor(-1)])
+    mask = [torch.tensor(True), torch.tensor(False)]
+    assert read([3, 4], attention_mask=mask).ids[0].tolist() == [3]
 
 
 @pytest.mark.parametrize("bad", [np.zeros((1, 2, 3), int), np.array(5), [np.zeros((1, 2), int)]])
@@ -202,7 +234,7 @@ def test_fault_47_logits_to_keep(lm: CausalLM, bad: int) -> None:
     with pytest.raises(InputError, match=r"^logits_to_keep: expected"):
         lm([1], logits_to_keep=bad)
     for wrong in (1.0, True, "1", None):
-        with pytest.raises(DTypeError, match=r"^logits_to_keep: expected an integer"):
+        with pytest.raises(DTypeError, match=r"^logits_to_keep: expected int, got"):
             lm([1], logits_to_keep=wrong)  # type: ignore[arg-type]
 
 
@@ -235,3 +267,11 @@ def test_fault_48_512_tokens_and_no_more(tmp_path: Path) -> None:
         assert np.asarray(model([1] * 512).last_hidden_state).shape == (512, 12)
         with pytest.raises(ContextLengthError, match="at most 512 tokens"):
             model([1] * 513)
+
+
+def test_threads_of_any_integer_type(tmp_path: Path, device: str) -> None:
+    with AutoModel.from_pretrained(write_bert(tmp_path), device=device, threads=np.int64(1)) as model:  # type: ignore[arg-type]
+        assert np.asarray(model([1]).last_hidden_state).shape == (1, 12)
+    for bad, error in ((np.bool_(True), DTypeError), (1.0, DTypeError), (np.int64(0), InputError)):
+        with pytest.raises(error, match=r"^threads: expected"):
+            AutoModel.from_pretrained(tmp_path, device=device, threads=bad)  # type: ignore[arg-type]

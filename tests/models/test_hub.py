@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import fastattn
 from fastattn.checkpoint.hub import HubError, resolve
 from fastattn.errors import ConfigError, FastattnError, ModelNotFoundError
 from fastattn.models.auto import AutoModelForCausalLM
@@ -140,6 +142,34 @@ def test_a_token(hub: Hub, tmp_path: Path) -> None:
     with pytest.raises(HubError, match="token="):
         resolve("tiny/gpt2", cache_dir=tmp_path / "cache", token="wrong")
     assert resolve("tiny/gpt2", cache_dir=tmp_path / "cache", token="secret").is_dir()
+
+
+LOADERS: dict[str, Callable[..., Any]] = {
+    "from_pretrained": AutoModelForCausalLM.from_pretrained,
+    "pipeline": lambda name, **options: fastattn.pipeline("text-generation", name, **options),
+    "quantize": lambda name, **options: fastattn.quantize(name, options["cache_dir"] / "out", dtype="int8", **options),
+    "compare_dtypes": fastattn.compare_dtypes,
+    "SentenceTransformer": fastattn.SentenceTransformer,
+}
+
+
+@pytest.mark.parametrize("load", LOADERS.values(), ids=LOADERS.keys())
+def test_whatever_takes_a_hub_id_takes_its_options(hub: Hub, tmp_path: Path, load: Callable[..., Any]) -> None:
+    """Each one is refused for what is wrong with it, so it arrived; from a full cache nothing is fetched."""
+    with pytest.raises(HubError, match=r"no revision 'v9'"):
+        load("tiny/gpt2", cache_dir=tmp_path, revision="v9")
+    hub.token = "secret"
+    with pytest.raises(HubError, match=r"token="):
+        load("tiny/gpt2", cache_dir=tmp_path, token="wrong")
+    hub.asked.clear()
+    with pytest.raises(HubError):
+        load("tiny/gpt2", cache_dir=tmp_path, local_files_only=True)
+    hub.token = None
+    resolve("tiny/gpt2", cache_dir=tmp_path)
+    hub.asked.clear()
+    with contextlib.suppress(ConfigError):  # some then miss a tokenizer
+        load("tiny/gpt2", cache_dir=tmp_path, local_files_only=True)
+    assert not hub.asked
 
 
 def test_no_such_repository(hub: Hub, tmp_path: Path) -> None:

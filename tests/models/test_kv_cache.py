@@ -13,6 +13,8 @@ import pytest
 from numpy.typing import NDArray
 
 from fastattn.errors import ContextLengthError, InputError
+from fastattn.generation.options import GenerationOptions
+from fastattn.generation.scheduler import Request, Scheduler
 from fastattn.graph.ir import Step
 from fastattn.graph.rewrites import optimise, with_outputs
 from fastattn.models.auto import AutoModelForCausalLM, CausalLM
@@ -113,6 +115,26 @@ def test_fault_49_caches_closed_foreign_or_twice(lm: CausalLM, tmp_path: Path, d
     assert good.length == 0
     feed(lm, [[1]], [good])
     assert good.length == 1
+
+
+def test_fault_49_a_step_after_the_model_was_closed(lm: CausalLM) -> None:
+    options = GenerationOptions(max_new_tokens=4)
+    executor, requests = lm.executor, [Request([1, 2], 2, 4, 0)]
+    with Scheduler(executor, requests, options, eos_ids=frozenset()) as scheduler:
+        scheduler.step()
+        lm.close()
+        with pytest.raises(InputError, match="the model was closed"):
+            scheduler.step()
+    for use in (executor.new_cache, lambda: executor.with_program(executor.program)):
+        with pytest.raises(InputError, match="the model was closed"):
+            use()
+
+
+@pytest.mark.parametrize("bad", [-1, 31])
+def test_fault_41_ids_handed_to_an_executor(lm: CausalLM, bad: int) -> None:
+    """The same words from both: the door of a model checks ids before, its executor is open to everybody."""
+    with pytest.raises(InputError, match=rf"^token_ids: expected 0 to 30, got {bad} at token 1$"):
+        feed(lm, [[1, bad]], [lm.new_cache()])
 
 
 def test_attention_maps_over_a_cache(lm: CausalLM, device: str) -> None:

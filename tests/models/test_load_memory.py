@@ -1,4 +1,4 @@
-"""Memory while a checkpoint is loaded: at most 1.2 times what is kept, and what Python and the rest of us take."""
+"""Memory while a checkpoint is loaded: little more than what is kept, and what Python and the rest of us take."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from tests.reference.checkpoints import write_gpt2
 
 SHAPE = {"vocab_size": 20_000, "n_positions": 64, "n_embd": 768, "n_layer": 6, "n_head": 12}
 FLOAT_BYTES = 4 * (20_064 * 768 + 6 * 12 * 768 * 768)
+FACTORS = {"float32": 1.15, "bfloat16": 1.2, "int8": 1.2, "int4": 1.2}  # of the packed weights
 ALLOWANCE = 120_000_000
-DTYPES = ("float32", "bfloat16", "int8", "int4")
+DTYPES = tuple(FACTORS)
 
 PEAK = """
 import json, re, sys
@@ -45,12 +46,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_from_floats(folder: Path, dtype: str) -> None:
     found, weights = peak(folder, dtype)
-    assert found <= 1.2 * weights + ALLOWANCE
+    assert found <= FACTORS[dtype] * weights + ALLOWANCE
     if dtype == "int4":  # so that a load that holds all floats could not pass
-        assert FLOAT_BYTES + weights > 1.2 * weights + ALLOWANCE
+        assert FLOAT_BYTES + weights > FACTORS[dtype] * weights + ALLOWANCE
 
 
 @pytest.mark.parametrize("dtype", DTYPES[1:])
 def test_from_a_quantised_directory(folder: Path, dtype: str, tmp_path: Path) -> None:
     found, weights = peak(fastattn.quantize(folder, tmp_path / "out", dtype=dtype), dtype)
-    assert found <= 1.2 * weights + ALLOWANCE
+    assert found <= FACTORS[dtype] * weights + ALLOWANCE

@@ -67,6 +67,20 @@ def test_kv_dtype(bert: Path) -> None:
     assert (found["int8"] != found["float32"]).any()
 
 
+def test_head_dtype(gpt2: Path) -> None:
+    """The command and a pipeline hold the head as they are told: the texts are those of the model loaded so."""
+    sizes, prompt = {}, "the hello hello the"
+    for head_dtype in ("float32", "int4"):
+        options = ("-n", "40", "--temp", "0", "--no-stream", "--json", "-p", prompt)
+        done = run("generate", "-m", gpt2, "--head-dtype", head_dtype, *options)
+        assert done.returncode == 0, done.stderr
+        text = prompt + json.loads(done.stdout)["text"]
+        generator = fastattn.pipeline("text-generation", gpt2, head_dtype=head_dtype)
+        assert generator(prompt, do_sample=False, max_new_tokens=40) == [{"generated_text": text}]
+        sizes[head_dtype] = generator.model.executor.weight_bytes  # type: ignore[attr-defined]
+    assert sizes["int4"] < sizes["float32"]
+
+
 def test_generate(gpt2: Path) -> None:
     options = ("-m", gpt2, "--device", "numpy", "-n", 12, "--seed", 4)
     streamed = run("generate", *options, "-p", "the hello")

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from fastattn.errors import ConfigError, ContextLengthError, InputError, NonFiniteError
-from fastattn.generation.generate import GenerateOutput, generate, stream
+from fastattn.generation.generate import GenerateOutput, TextStream, generate, stream
 from fastattn.generation.options import GenerationOptions, request_seed
 from fastattn.generation.scheduler import Request, Scheduler
 from fastattn.tokenizer import Tokenizer, load_tokenizer
@@ -185,6 +187,58 @@ def test_closing_a_stream_ends_the_work(tokenizer: Tokenizer) -> None:
     del dropped
     assert model.executor.open_caches == 0
     assert len(model.executor.sizes) >= steps
+
+
+class Paused:
+    """Asks a stream for a piece in another thread, which waits in the middle of its step until `finish`."""
+
+    def __init__(self, model: ToyModel, pieces: TextStream) -> None:
+        self.pieces, self.found = pieces, ""
+        self.inside, self.go_on = threading.Event(), threading.Event()
+        self.logits_of, model.executor.logits_of = model.executor.logits_of, self.wait
+        self.thread = threading.Thread(target=self.run)
+        self.thread.start()
+        assert self.inside.wait(60)
+        model.executor.logits_of = self.logits_of
+
+    def wait(self, ids: list[int]) -> NDArray[np.float64]:
+        self.inside.set()
+        assert self.go_on.wait(60)
+        return self.logits_of(ids)
+
+    def run(self) -> None:
+        self.found = next(self.pieces)
+
+    def finish(self) -> str:
+        self.go_on.set()
+        self.thread.join(60)
+        assert not self.thread.is_alive()
+        return self.found
+
+
+def test_fault_49_a_stream_in_two_threads(tokenizer: Tokenizer) -> None:
+    model = ToyModel(tokenizer)
+    expected = list(stream(model, "the", max_new_tokens=30, do_sample=True, seed=3))
+    pieces = stream(model, "the", max_new_tokens=30, do_sample=True, seed=3)
+    found = [next(pieces)]
+    other = Paused(model, pieces)
+    for _ in range(2):
+        with pytest.raises(InputError, match=r"^stream: expected one thread at a time, .* in use by another thread"):
+            next(pieces)
+    assert model.executor.open_caches == 1
+    found += [other.finish(), *pieces]
+    assert found == expected
+
+
+def test_fault_49_a_stream_closed_by_another_thread(tokenizer: Tokenizer) -> None:
+    model = ToyModel(tokenizer)
+    expected = next(stream(model, "the", max_new_tokens=30))
+    with stream(model, "the", max_new_tokens=30) as pieces:
+        other = Paused(model, pieces)
+    assert model.executor.open_caches == 1  # of the step that is on its way
+    assert other.finish() == expected
+    assert model.executor.open_caches == 0
+    assert list(pieces) == []
 
 
 def test_stream_checks_before_the_first_piece(tokenizer: Tokenizer) -> None:

@@ -179,6 +179,21 @@ def test_what_objects_say_of_themselves(bert_folder: Path) -> None:
     assert repr(vectors) == f"<SentenceTransformer of {vectors.model!r}, 32 numbers, 64 tokens>"
 
 
+def test_a_with_block_gives_the_memory_back(gpt2_folder: Path, bert_folder: Path) -> None:
+    with fastattn.pipeline("text-generation", gpt2_folder, threads=1) as generator:
+        generator("the", max_new_tokens=1)
+    with fastattn.pipeline("text-classification", bert_folder, threads=1) as classifier:
+        classifier("good film")
+    with fastattn.pipeline("feature-extraction", bert_folder, threads=1) as extractor:
+        extractor("good film")
+    with fastattn.SentenceTransformer(bert_folder, threads=1) as vectors:
+        vectors.encode("good film")
+    calls = (lambda: generator("the", max_new_tokens=1), lambda: classifier("a"), lambda: extractor("a"))
+    for call in (*calls, lambda: vectors.encode("a")):
+        with pytest.raises(InputError, match="close"):
+            call()
+
+
 @pytest.mark.parametrize("name", ["max_length", "num_beams", "num_return_sequences"])
 def test_unknown_options_of_generation(gpt2_folder: Path, name: str) -> None:
     generator: Any = fastattn.pipeline("text-generation", gpt2_folder, device="numpy", threads=1)

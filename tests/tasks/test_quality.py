@@ -11,6 +11,7 @@ import pytest
 
 import fastattn
 from fastattn.errors import ConfigError, DTypeError, InputError
+from fastattn.models.auto import Encoder
 from fastattn.tasks.quality import default_texts
 from tests.reference.checkpoints import write_gpt2
 from tests.tasks.test_cli import run
@@ -57,13 +58,39 @@ def test_language_models(gpt2: Path) -> None:
 
 
 def test_several_windows_and_few_tokens(gpt2: Path) -> None:
-    """The context is 64: 60 lines are several windows, and max_tokens ends the reading with a whole line."""
+    """The context is 64: 60 lines are several windows, and max_tokens ends the reading, in the middle of a line."""
     report = fastattn.compare_dtypes(gpt2, TEXTS * 20, dtypes=["bfloat16"])
     assert report.n_texts == 60
     assert report.n_tokens > 128
     few = fastattn.compare_dtypes(gpt2, TEXTS * 20, dtypes=["bfloat16"], max_tokens=report.n_tokens // 2)
     assert 20 < few.n_texts < 40
-    assert few.n_tokens <= report.n_tokens // 2
+    assert few.n_tokens == report.n_tokens // 2
+
+
+def test_a_corpus_on_one_line(gpt2: Path) -> None:
+    """It is cut at max_tokens, and the bits a byte are those of the bytes that were read."""
+    tokenizer = fastattn.AutoTokenizer.from_pretrained(gpt2)
+    ids = tokenizer.encode(" ".join(TEXTS) + "\n")[:7]
+    report = fastattn.compare_dtypes(gpt2, [" ".join(TEXTS)], dtypes=["int8"], max_tokens=7)
+    assert (report.n_texts, report.n_tokens) == (1, 7)
+    baseline = report.dtypes[0]
+    assert baseline.perplexity is not None
+    nats = math.log(baseline.perplexity) * 7
+    assert baseline.bits_per_byte == pytest.approx(nats / math.log(2) / len(tokenizer.decode(ids).encode()))
+
+
+def test_long_texts_of_encoders_keep_their_last_special_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write_sentence_model(tmp_path)
+    tokenizer = fastattn.AutoTokenizer.from_pretrained(folder)
+    read: list[list[int]] = []
+    call = Encoder.__call__
+    monkeypatch.setattr(Encoder, "__call__", lambda self, ids, **o: read.append(ids.tolist()) or call(self, ids, **o))
+    report = fastattn.compare_dtypes(folder, ["the cat " * 200], dtypes=["int8"])
+    context = fastattn.AutoModel.from_pretrained(folder).config.max_positions
+    assert report.n_tokens == len(read[0]) == context
+    assert (read[0][0], read[0][-1]) == (tokenizer.cls_token_id, tokenizer.sep_token_id)
+    with pytest.raises(InputError, match=rf"^max_tokens: expected at least the {context} of the first text, got 5$"):
+        fastattn.compare_dtypes(folder, ["the cat " * 200], dtypes=["int8"], max_tokens=5)
 
 
 def test_encoders_and_classifiers(tmp_path: Path) -> None:

@@ -67,7 +67,9 @@ def generate(args: argparse.Namespace) -> int:
     }
     checked = GenerationOptions(**options)
     prompts = read_texts(args.prompt, args.file, whole_stdin=True)
-    model = AutoModelForCausalLM.from_pretrained(_model(args, "text-generation"), **_loading(args))
+    model = AutoModelForCausalLM.from_pretrained(
+        _model(args, "text-generation"), head_dtype=args.head_dtype, **_loading(args)
+    )
     tokenizer = need_tokenizer(model, "generate")
     ids = [tokenizer.encode(prompt.text) for prompt in prompts]
     _check_lengths(prompts, ids, args.max_tokens, model.executor.program.max_positions)

@@ -96,6 +96,11 @@ def _add_info(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
 def _add_generate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser("generate", help="continue texts")
     _add_model(parser)
+    parser.add_argument(
+        "--head-dtype",
+        choices=("float32", "bfloat16", "int8", "int4"),
+        help="how the matrix that gives the logits is held (as the weights)",
+    )
     _add_texts(parser, "a prompt; '-' reads all of standard input as one prompt")
     parser.add_argument(
         "-n", "--max-tokens", type=integer(0, _INT32_MAX), default=64, metavar="N", help="new tokens at most (64)"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypedDict
@@ -126,12 +127,16 @@ def complete(
 class TextStream(Iterator[str]):
     """Pieces of text as they come. `close`, leaving a `with` block or dropping the stream ends the work.
 
-    `token_ids` is the prompt and what was drawn so far; `finish_reason` is None until the end.
+    `token_ids` is the prompt and what was drawn so far; `finish_reason` is None until the end. One thread at a time
+    may ask for a piece: InputError says so to the other, and the stream goes on. Closed by another thread, it ends with
+    the piece that is on its way.
     """
 
     def __init__(self, scheduler: Scheduler, request: Request) -> None:
         self._scheduler = scheduler
         self._request = request
+        self._lock = threading.Lock()  # never waited for
+        self._closing = False
 
     @property
     def token_ids(self) -> NDArray[np.int32]:
@@ -157,14 +162,23 @@ class TextStream(Iterator[str]):
         return self
 
     def __next__(self) -> str:
+        if not self._lock.acquire(blocking=False):
+            raise InputError("stream: expected one thread at a time, got a call while it is in use by another thread")
         try:
-            while not self._scheduler.done:
-                for draw in self._scheduler.step():
-                    if draw.piece:
-                        return draw.piece
+            return self._next_piece()
         except BaseException:
-            self.close()
+            self._closing = True
             raise
+        finally:
+            self._lock.release()
+            if self._closing:
+                self.close()
+
+    def _next_piece(self) -> str:
+        while not self._scheduler.done:
+            for draw in self._scheduler.step():
+                if draw.piece:
+                    return draw.piece
         raise StopIteration
 
     def __enter__(self) -> TextStream:
@@ -177,8 +191,13 @@ class TextStream(Iterator[str]):
         self.close()
 
     def close(self) -> None:
-        """End the work and give its memory back; may be called twice."""
-        self._scheduler.close()
+        """End the work and give its memory back; may be called twice, and from any thread."""
+        self._closing = True
+        if self._lock.acquire(blocking=False):  # else whoever holds it closes on its way out
+            try:
+                self._scheduler.close()
+            finally:
+                self._lock.release()
 
 
 def stream(model: LanguageModel, text_or_ids: Any, **options: Unpack[GenerationArgs]) -> TextStream:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import operator
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -12,12 +11,12 @@ from typing import Any, SupportsFloat
 import numpy as np
 
 from fastattn.errors import DTypeError, InputError
+from fastattn.models.inputs import check_count
 
 DEFAULT_NEW_TOKENS = 20
 GREEDY_BELOW = 1e-6  # a temperature under this is greedy: the scaled logits would leave float32
 _MAX_STOP_STRINGS = 1000
 _MAX_STOP_CHARS = 1000
-_INT32_MAX = 2**31 - 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,19 +122,6 @@ def request_seed(seed: int, index: int) -> int:
     z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & mask
     z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & mask
     return z ^ (z >> 31)
-
-
-def check_count(name: str, value: Any, *, low: int = 0, high: int = _INT32_MAX) -> int:
-    """An int of any integer type in low..high; DTypeError or InputError naming the argument."""
-    if isinstance(value, (bool, np.bool_)):
-        raise DTypeError(f"{name}: expected int, got bool")
-    try:
-        found = operator.index(value)
-    except TypeError:
-        raise DTypeError(f"{name}: expected int, got {type(value).__name__}") from None
-    if not low <= found <= high:
-        raise InputError(f"{name}: expected {low} to {high}, got {found}")
-    return found
 
 
 def _number(name: str, value: Any, *, low: float, high: float = math.inf) -> float:

@@ -1,4 +1,4 @@
-"""The Program: a flat list of about fifteen kinds of op that every executor runs.
+"""The Program: a flat list of eleven kinds of op that every executor runs.
 
 A step is ragged: `n_tokens` packed tokens of `n_sequences` sequences, nothing padded. Every value of a Program is a
 float matrix whose rows are one of

@@ -177,33 +177,40 @@ class NumpyExecutor:
         self._owner = object()
         self._precision = precision
         formats = weight_formats(program, dtype, head_dtype)
-        self._weights = {
+        self._weights: Mapping[str, _Parameter] | None = {
             key: _parameter(weight, load, formats[key], precision) for key, weight in program.weights.items()
         }
 
     def evaluate(self, op: Op, step: Step, *inputs: Floats) -> Output:
         """One op of the Program on inputs of the caller's, without caches."""
-        result: Output = getattr(_Run(self.program, self._weights, step, []), op.kind)(op, *inputs)
+        result: Output = getattr(_Run(self.program, self._open(), step, []), op.kind)(op, *inputs)
         return result
 
     def values(self, key: str) -> Floats:
         """A weight as it was rounded, [out_features, in_features] of a matrix."""
-        return self._weights[key].values
+        return self._open()[key].values
 
     def new_cache(self) -> NumpyCache:
         """An empty KV cache for one sequence."""
+        self._open()
         return NumpyCache(self._owner, self.program.n_layer, self.program.n_kv_head * self.program.head_dim)
 
     def with_program(self, program: Program) -> NumpyExecutor:
         """Another Program over the same weights."""
+        weights = self._open()
         other = NumpyExecutor.__new__(NumpyExecutor)
         other.program, other._owner, other._precision = program, self._owner, self._precision
-        other._weights = {key: self._weights[key] for key in program.weights}
+        other._weights = {key: weights[key] for key in program.weights}
         return other
 
     def close(self) -> None:
         """Give the memory back."""
-        self._weights = {}
+        self._weights = None
+
+    def _open(self) -> Mapping[str, _Parameter]:
+        if self._weights is None:
+            raise InputError("the model was closed")
+        return self._weights
 
     def run(self, step: Step, outputs: Sequence[str] | None = None) -> dict[str, Output]:
         """Run one step; see `fastattn.graph.executor.Executor`."""
@@ -224,7 +231,7 @@ class NumpyExecutor:
                 cache.release()
 
     def _run(self, step: Step, names: tuple[str, ...], caches: list[NumpyCache]) -> dict[str, Output]:
-        run = _Run(self.program, self._weights, step, caches)
+        run = _Run(self.program, self._open(), step, caches)
         values: dict[int, Output] = {}
         for op in self.program.ops:
             result = getattr(run, op.kind)(op, *(values[index] for index in op.inputs))
@@ -279,11 +286,14 @@ class _Run:
             cache.extend(layer, keys, values)
 
     def embedding(self, op: Op) -> Floats:
-        index = getattr(self.step, str(op.attrs["index"]))
+        name, offset = str(op.attrs["index"]), int(op.attrs["offset"])
+        index = getattr(self.step, name)
         if index is None:
             index = np.zeros(len(self.step.token_ids), np.int32)
         table = self.weights[op.weights[0]].values
-        rows: Floats = table[index + int(op.attrs["offset"])]
+        for i in np.flatnonzero((index < -offset) | (index >= len(table) - offset)):
+            raise InputError(f"{name}: expected 0 to {len(table) - 1 - offset}, got {index[i]} at token {i}")
+        rows: Floats = table[index + offset]
         return rows
 
     def add(self, op: Op, a: Floats, b: Floats) -> Floats:

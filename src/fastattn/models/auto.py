@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Generic, Literal, NoReturn, TypeVar, cast
 
 from fastattn.graph.executor import Cache, Executor
 from fastattn.models.base import Model, load_model
@@ -37,7 +37,7 @@ class CausalLM(Model):
         with logits_to_keep the rows stand at the right), a list of sequences a list of [seq_len, vocab_size].
         Raises DTypeError, InputError, ContextLengthError.
         """
-        keep = check_count(logits_to_keep, "logits_to_keep")
+        keep = check_count("logits_to_keep", logits_to_keep)
         batch = self._read(input_ids, attention_mask, token_type_ids)
         results = self._run(
             batch, logits_to_keep=keep, hidden_states=output_hidden_states, attentions=output_attentions
@@ -66,11 +66,12 @@ class CausalLM(Model):
         eos_token_id: int | Sequence[int] | None = None,
         max_batch_size: int = 32,
         return_dict_in_generate: bool = False,
+        **unknown: NoReturn,
     ) -> Any:
         """Continue token ids; see `fastattn.generation.generate`.
 
         [n_tokens] -> int32 [n_tokens + n_new]; several sequences -> a list of such arrays. eos_token_id: None is the
-        checkpoint's, -1 is never.
+        checkpoint's, -1 is never. InputError: an unknown option, such as max_length or num_beams.
         """
         return _generation().generate(
             self,
@@ -89,6 +90,7 @@ class CausalLM(Model):
             eos_token_id=eos_token_id,
             max_batch_size=max_batch_size,
             return_dict_in_generate=return_dict_in_generate,
+            **unknown,
         )
 
     def stream(
@@ -106,8 +108,12 @@ class CausalLM(Model):
         seed: int | None = None,
         stop_strings: str | Sequence[str] | None = None,
         eos_token_id: int | Sequence[int] | None = None,
+        **unknown: NoReturn,
     ) -> Any:
-        """Continue a text, or ids [n_tokens], piece by piece; see `fastattn.generation.stream`."""
+        """Continue a text, or ids [n_tokens], piece by piece; see `fastattn.generation.stream`.
+
+        InputError: an unknown option.
+        """
         return _generation().stream(
             self,
             text_or_ids,
@@ -122,6 +128,7 @@ class CausalLM(Model):
             seed=seed,
             stop_strings=stop_strings,
             eos_token_id=eos_token_id,
+            **unknown,
         )
 
 
@@ -203,15 +210,20 @@ class _Auto(Generic[_Loaded]):
         cache_dir: str | Path | None = None,
         local_files_only: bool = False,
         token: str | None = None,
+        verify: Literal["sha256"] | Mapping[str, str] | None = None,
+        check_finite: bool = False,
     ) -> _Loaded:
         """A folder with config.json and model.safetensors, or a hub id (extra `hub`).
 
         dtype: how weights are held, "float32", "bfloat16", "int8" or "int4" (activations are rounded with them); None
         is that of a quantised checkpoint, else "float32". kv_dtype: how keys and values are kept: "float32", "bfloat16"
-        or "int8"; None is like dtype (int8 beside int4). head_dtype: another one for the matrix that gives the logits.
+        or "int8"; None is like dtype (int8 beside int4). head_dtype: another one for the matrix that gives the logits;
+        nothing changes where there is none (AutoModel) or it is too small to be rounded (fewer than 64 rows).
         device: "cpu", or "numpy" for the float64 specification. threads: None is what the process may use: the CPUs of
         its affinity mask, at most the CPU quota of its cgroup. revision, cache_dir, local_files_only and token are for
-        hub ids, as in huggingface_hub. Raises ConfigError, ModelFormatError, OSError, InputError.
+        hub ids, as in huggingface_hub. verify: "sha256" compares the weight files with SHA256SUMS beside them or with
+        the names of the hub's blobs, a mapping gives the digests by file name. check_finite: refuse NaN and infinity
+        in the weights (of a float checkpoint). Raises ConfigError, ModelFormatError, OSError, InputError.
         """
         loaded = load_model(
             path_or_id,
@@ -225,6 +237,8 @@ class _Auto(Generic[_Loaded]):
             cache_dir=cache_dir,
             local_files_only=local_files_only,
             token=token,
+            verify=verify,
+            check_finite=check_finite,
         )
         return cls._model(*loaded)
 

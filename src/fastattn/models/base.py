@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,13 +72,15 @@ def load_model(
     cache_dir: str | Path | None,
     local_files_only: bool,
     token: str | None,
+    verify: Literal["sha256"] | Mapping[str, str] | None,
+    check_finite: bool,
 ) -> tuple[Path, BuiltModel, Executor]:
     """Find, check and load a checkpoint; everything that can be refused is refused before weights are read."""
     _check_options(dtype, kv_dtype, head_dtype, device, threads)
     directory = resolve(
         path_or_id, revision=revision, cache_dir=cache_dir, local_files_only=local_files_only, token=token
     )
-    checkpoint = open_checkpoint(directory)
+    checkpoint = open_checkpoint(directory, verify=verify, check_finite=check_finite)
     quantised = checkpoint.quantised
     if quantised is not None:
         _check_quantised(directory, quantised, dtype, head_dtype, device)
@@ -109,7 +111,7 @@ def _check_options(
         raise InputError(
             f"kv_dtype: expected None{f' or one of {known}' if known else ''} on {device}, got {kv_dtype!r}"
         )
-    if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int)):
+    if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int | np.integer)):
         raise DTypeError(f"threads: expected an integer or None, got {type(threads).__name__}")
     if threads is not None and not 1 <= threads <= MAX_THREADS:
         raise InputError(f"threads: expected 1 to {MAX_THREADS}, got {threads}")

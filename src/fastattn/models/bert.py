@@ -66,11 +66,11 @@ def read_config(raw: Mapping[str, object]) -> BertConfig:
 
 def read_bert_config(c: ConfigReader, *, model_type: str, vocab_size: int = 30522, roberta: bool = False) -> BertConfig:
     """The options that BERT and RoBERTa share."""
-    hidden_size = c.size("hidden_size", 768)
-    pad_token_id = c.optional_size("pad_token_id")
-    offset = (1 if pad_token_id is None else pad_token_id) + 1 if roberta else 0
+    hidden_size, vocab_size = c.size("hidden_size", 768), c.size("vocab_size", vocab_size)
+    padding = c.optional_size("pad_token_id") if roberta else None
+    offset = (1 if padding is None else padding) + 1 if roberta else 0
     config = BertConfig(
-        vocab_size=c.size("vocab_size", vocab_size),
+        vocab_size=vocab_size,
         hidden_size=hidden_size,
         num_hidden_layers=c.size("num_hidden_layers", 12, high=MAX_LAYERS),
         num_attention_heads=c.heads(hidden_size, "hidden_size", "num_attention_heads", 12),
@@ -79,9 +79,9 @@ def read_bert_config(c: ConfigReader, *, model_type: str, vocab_size: int = 3052
         max_position_embeddings=c.size("max_position_embeddings", 512, low=offset + 1),
         type_vocab_size=c.size("type_vocab_size", 2),
         layer_norm_eps=c.epsilon("layer_norm_eps", 1e-12),
-        bos_token_id=c.optional_size("bos_token_id"),
-        eos_token_ids=c.eos(),
-        pad_token_id=pad_token_id,
+        bos_token_id=c.token_id("bos_token_id", vocab_size),
+        eos_token_ids=c.eos(vocab_size),
+        pad_token_id=c.token_id("pad_token_id", vocab_size),
         labels=c.labels(),
         problem_type=c.problem_type(),
         model_type=model_type,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from typing import Any
 
 from fastattn.errors import ConfigError
 from fastattn.graph.tensor import Activation
@@ -114,20 +115,25 @@ class ConfigReader:
         return heads
 
     def token_id(self, key: str, vocab_size: int) -> int | None:
-        """A token id below vocab_size, or None."""
-        value = self.optional_size(key)
-        if value is not None and value >= vocab_size:
-            raise self.error(key, f"a token id below vocab_size = {vocab_size}")
-        return value
+        """A token id, or None. As in transformers one that no token has (-1 is seen) does no harm: it is logged, and
+        None."""
+        value = self.optional_size(key, low=-MAX_SIZE)
+        return value if value is None or self._has_token(key, value, vocab_size) else None
 
-    def eos(self) -> tuple[int, ...]:
-        """eos_token_id: None, one id or a list of ids."""
+    def eos(self, vocab_size: int) -> tuple[int, ...]:
+        """eos_token_id: None, one id or a list of ids; those that no token has are logged and left out."""
         self._taken.add("eos_token_id")
         value = self.raw.get("eos_token_id")
-        ids = [] if value is None else value if isinstance(value, list) else [value]
+        ids: list[Any] = [] if value is None else value if isinstance(value, list) else [value]
         if not all(type(item) is int and 0 <= item <= MAX_SIZE for item in ids):
             raise self.error("eos_token_id", "a token id, a list of them or null")
-        return tuple(ids)
+        return tuple(item for item in ids if self._has_token("eos_token_id", item, vocab_size))
+
+    def _has_token(self, key: str, value: int, vocab_size: int) -> bool:
+        known = 0 <= value < vocab_size
+        if not known:
+            _log.warning("config.json of %s: %s = %d is ignored, vocab_size is %d", self.family, key, value, vocab_size)
+        return known
 
     def labels(self) -> tuple[str, ...]:
         """The names of the classes in order: id2label, else num_labels times LABEL_<i>, else two."""

@@ -62,18 +62,18 @@ class DistilBertConfig:
 def read_config(raw: Mapping[str, object]) -> DistilBertConfig:
     """config.json -> DistilBertConfig. Raises ConfigError."""
     c = ConfigReader(raw, "DistilBERT")
-    dim = c.size("dim", 768)
+    dim, vocab_size = c.size("dim", 768), c.size("vocab_size", 30522)
     config = DistilBertConfig(
-        vocab_size=c.size("vocab_size", 30522),
+        vocab_size=vocab_size,
         dim=dim,
         n_layers=c.size("n_layers", 6, high=MAX_LAYERS),
         n_heads=c.heads(dim, "dim", "n_heads", 12),
         hidden_dim=c.size("hidden_dim", 3072),
         activation=c.activation("activation", "gelu"),
         max_position_embeddings=c.size("max_position_embeddings", 512),
-        bos_token_id=c.optional_size("bos_token_id"),
-        eos_token_ids=c.eos(),
-        pad_token_id=c.optional_size("pad_token_id"),
+        bos_token_id=c.token_id("bos_token_id", vocab_size),
+        eos_token_ids=c.eos(vocab_size),
+        pad_token_id=c.token_id("pad_token_id", vocab_size),
         labels=c.labels(),
         problem_type=c.problem_type(),
     )

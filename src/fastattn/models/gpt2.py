@@ -80,9 +80,9 @@ def read_config(raw: Mapping[str, object]) -> Gpt2Config:
         layer_norm_epsilon=c.epsilon("layer_norm_epsilon", 1e-5),
         scale_attn_weights=c.flag("scale_attn_weights", True),
         tie_word_embeddings=c.flag("tie_word_embeddings", True),
-        bos_token_id=c.optional_size("bos_token_id"),
-        eos_token_ids=c.eos(),
-        pad_token_id=c.optional_size("pad_token_id"),
+        bos_token_id=c.token_id("bos_token_id", vocab_size),
+        eos_token_ids=c.eos(vocab_size),
+        pad_token_id=c.token_id("pad_token_id", vocab_size),
         labels=c.labels(),
         problem_type=c.problem_type(),
     )

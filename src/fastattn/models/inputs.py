@@ -6,6 +6,7 @@ alone: left padding, right padding and holes give the same numbers.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -186,13 +187,17 @@ def read_batch(
     )
 
 
-def check_count(value: object, name: str) -> int:
-    """An integer from 0 to 2^31 - 1."""
-    if isinstance(value, bool) or not isinstance(value, int | np.integer):
-        raise DTypeError(f"{name}: expected an integer, got {type(value).__name__}")
-    if not 0 <= value < 2**31:
-        raise InputError(f"{name}: expected an integer from 0 to {2**31 - 1}, got {value}")
-    return int(value)
+def check_count(name: str, value: Any, *, low: int = 0, high: int = 2**31 - 1) -> int:
+    """An int of any integer type in low..high; DTypeError or InputError naming the argument."""
+    if isinstance(value, (bool, np.bool_)):
+        raise DTypeError(f"{name}: expected int, got bool")
+    try:
+        found = operator.index(value)
+    except TypeError:
+        raise DTypeError(f"{name}: expected int, got {type(value).__name__}") from None
+    if not low <= found <= high:
+        raise InputError(f"{name}: expected {low} to {high}, got {found}")
+    return found
 
 
 def _join(rows: Sequence[Array]) -> NDArray[np.int32]:
@@ -306,13 +311,21 @@ def _check_items(items: Sequence[object], name: str, booleans: bool) -> None:
     if set(map(type, items)) <= {int} and (not items or (min(items) >= -(2**63) and max(items) < 2**63)):  # type: ignore[type-var, operator]
         return
     for i, item in enumerate(items):
-        if isinstance(item, bool | np.bool_) and booleans:
+        is_bool = isinstance(item, bool | np.bool_) or str(getattr(item, "dtype", "")).endswith("bool")
+        if is_bool and booleans and getattr(item, "ndim", 0) == 0:
             continue
-        if isinstance(item, bool | np.bool_) or not isinstance(item, int | np.integer):
-            scalar = getattr(item, "ndim", None) == 0 and getattr(item, "__index__", None) is not None
-            if scalar and not isinstance(item, bool | np.bool_ | np.floating):
-                continue
-            raise DTypeError(f"{name}[{i}]: expected an integer, got {type(item).__name__}")
-        if not -(2**63) <= item < 2**63:
-            found = item if abs(item) < 2**128 else f"one of {int(item).bit_length()} bits"
+        try:
+            value = None if is_bool else operator.index(item)  # type: ignore[arg-type]
+        except TypeError:
+            value = None
+        if value is None:
+            raise DTypeError(f"{name}[{i}]: expected an integer, got {_kind(item)}")
+        if not -(2**63) <= value < 2**63:
+            found = value if abs(value) < 2**128 else f"one of {value.bit_length()} bits"
             raise InputError(f"{name}[{i}]: expected an integer of 32 bits, got {found}")
+
+
+def _kind(item: object) -> str:
+    """The type of an item, and of an array its dtype."""
+    kind, dtype = type(item).__name__, getattr(item, "dtype", None)
+    return kind if dtype is None or isinstance(item, np.generic) else f"{kind} of {dtype}"

@@ -25,18 +25,24 @@ def quantize(
     dtype: str,
     head_dtype: str | None = None,
     threads: int | None = None,
+    revision: str | None = None,
+    cache_dir: str | Path | None = None,
+    local_files_only: bool = False,
+    token: str | None = None,
 ) -> Path:
     """Write the model of `path_or_id` in "bfloat16", "int8" or "int4" to a new directory, with its tokenizer.
 
     head_dtype: another dtype for the matrix that gives the logits (and the token embeddings tied to it). What is loaded
     from the directory gives the bits that `from_pretrained(path_or_id, dtype=dtype)` gives. Returns the directory.
+    revision, cache_dir, local_files_only and token are for hub ids.
     Raises ConfigError, ModelFormatError, InputError, OSError.
     """
     if dtype not in DTYPES:
         raise InputError(f"dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}")
     if head_dtype is not None and head_dtype not in FORMATS:
         raise InputError(f"head_dtype: expected None or one of {', '.join(FORMATS)}, got {head_dtype!r}")
-    source, target = resolve(path_or_id), Path(directory)
+    source = resolve(path_or_id, revision=revision, cache_dir=cache_dir, local_files_only=local_files_only, token=token)
+    target = Path(directory)
     checkpoint = open_checkpoint(source)
     if checkpoint.quantised is not None:
         raise ConfigError(f"{source}: is quantised already; expected a float checkpoint")

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from fastattn.errors import ContextLengthError, DTypeError, InputError
 from fastattn.generation.generate import GenerationArgs, complete, need_tokenizer
-from fastattn.generation.options import check_count, read_options
+from fastattn.generation.options import read_options
 from fastattn.models.auto import (
     AutoModel,
     AutoModelForCausalLM,
@@ -21,12 +21,14 @@ from fastattn.models.auto import (
     SequenceClassifier,
 )
 from fastattn.models.auto_tokenizer import AutoTokenizer
+from fastattn.models.base import Model
+from fastattn.models.inputs import check_count
 from fastattn.tasks.demo import demo_model
 from fastattn.tasks.finite import check_finite
 from fastattn.tokenizer import Tokenizer, check_one_dimension, check_text, is_list_like
 
 if TYPE_CHECKING:
-    from typing_extensions import Unpack
+    from typing_extensions import Self, Unpack
 
 Prediction: TypeAlias = dict[str, Any]
 Activation: TypeAlias = Literal["sigmoid", "softmax", "none"]
@@ -42,8 +44,13 @@ def pipeline(
     tokenizer: str | Path | Tokenizer | None = None,
     dtype: str | None = None,
     kv_dtype: str | None = None,
+    head_dtype: str | None = None,
     device: str = "cpu",
     threads: int | None = None,
+    revision: str | None = None,
+    cache_dir: str | Path | None = None,
+    local_files_only: bool = False,
+    token: str | None = None,
 ) -> TextGenerationPipeline: ...
 @overload
 def pipeline(
@@ -53,8 +60,13 @@ def pipeline(
     tokenizer: str | Path | Tokenizer | None = None,
     dtype: str | None = None,
     kv_dtype: str | None = None,
+    head_dtype: str | None = None,
     device: str = "cpu",
     threads: int | None = None,
+    revision: str | None = None,
+    cache_dir: str | Path | None = None,
+    local_files_only: bool = False,
+    token: str | None = None,
 ) -> TextClassificationPipeline: ...
 @overload
 def pipeline(
@@ -64,8 +76,13 @@ def pipeline(
     tokenizer: str | Path | Tokenizer | None = None,
     dtype: str | None = None,
     kv_dtype: str | None = None,
+    head_dtype: str | None = None,
     device: str = "cpu",
     threads: int | None = None,
+    revision: str | None = None,
+    cache_dir: str | Path | None = None,
+    local_files_only: bool = False,
+    token: str | None = None,
 ) -> FeatureExtractionPipeline: ...
 def pipeline(
     task: str,
@@ -74,22 +91,34 @@ def pipeline(
     tokenizer: str | Path | Tokenizer | None = None,
     dtype: str | None = None,
     kv_dtype: str | None = None,
+    head_dtype: str | None = None,
     device: str = "cpu",
     threads: int | None = None,
+    revision: str | None = None,
+    cache_dir: str | Path | None = None,
+    local_files_only: bool = False,
+    token: str | None = None,
 ) -> Any:
     """A callable for a task: "text-generation", "text-classification" ("sentiment-analysis") or "feature-extraction".
 
     model: a directory, a hub id, a loaded model, or None for the small demo model that comes with fastattn.
-    tokenizer: None is the model's own. dtype, kv_dtype, device and threads are for loading, as in `from_pretrained`.
+    tokenizer: None is the model's own, else a directory, a hub id or a loaded one. The other options are for loading,
+    as in `from_pretrained`; revision is the model's, not the tokenizer's.
+    `close` or a `with` block gives the memory back.
     """
     if task not in TASKS:
         raise InputError(f"task: expected one of {', '.join(TASKS)}, got {task!r}")
     if model is None:
         model = demo_model("text-generation" if task == "text-generation" else "text-classification")
     if isinstance(tokenizer, (str, Path)):
-        tokenizer = AutoTokenizer.from_pretrained(tokenizer)
+        tokenizer = AutoTokenizer.from_pretrained(
+            tokenizer, cache_dir=cache_dir, local_files_only=local_files_only, token=token
+        )
     load = isinstance(model, (str, Path))
-    options: Any = {"dtype": dtype, "kv_dtype": kv_dtype, "device": device, "threads": threads}
+    options: Any = {
+        "dtype": dtype, "kv_dtype": kv_dtype, "head_dtype": head_dtype, "device": device, "threads": threads,
+        "revision": revision, "cache_dir": cache_dir, "local_files_only": local_files_only, "token": token,
+    }  # fmt: skip
     if task == "text-generation":
         if load:
             model = AutoModelForCausalLM.from_pretrained(model, **options)
@@ -111,15 +140,34 @@ def _checked(model: Any, expected: type[Any]) -> Any:
     return model
 
 
-class TextGenerationPipeline:
+class _Pipeline:
+    """What all pipelines share."""
+
+    model: Model
+    tokenizer: Tokenizer
+
+    def close(self) -> None:
+        """Give the model's memory back, also that of a model that was handed over loaded."""
+        self.model.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of {self.model!r}>"
+
+
+class TextGenerationPipeline(_Pipeline):
     """Continues texts. As in transformers it samples at temperature 0.7 for up to 256 tokens unless told otherwise."""
+
+    model: CausalLM
 
     def __init__(self, model: CausalLM, tokenizer: Tokenizer | None = None) -> None:
         self.model = model
         self.tokenizer = tokenizer or need_tokenizer(model, "text-generation")
-
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} of {self.model!r}>"
 
     def __call__(
         self, text_inputs: Any, *, return_full_text: bool = True, **options: Unpack[GenerationArgs]
@@ -145,15 +193,14 @@ class TextGenerationPipeline:
         return out[0] if single else out
 
 
-class TextClassificationPipeline:
+class TextClassificationPipeline(_Pipeline):
     """Labels texts or pairs of texts."""
+
+    model: SequenceClassifier
 
     def __init__(self, model: SequenceClassifier, tokenizer: Tokenizer | None = None) -> None:
         self.model = model
         self.tokenizer = tokenizer or need_tokenizer(model, "text-classification")
-
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} of {self.model!r}>"
 
     def __call__(
         self,
@@ -202,15 +249,14 @@ class TextClassificationPipeline:
         return ranked[0] if top_k == "default" else ranked[:top_k]
 
 
-class FeatureExtractionPipeline:
+class FeatureExtractionPipeline(_Pipeline):
     """The last hidden states of texts."""
+
+    model: Encoder
 
     def __init__(self, model: Encoder, tokenizer: Tokenizer | None = None) -> None:
         self.model = model
         self.tokenizer = tokenizer or need_tokenizer(model, "feature-extraction")
-
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} of {self.model!r}>"
 
     def __call__(
         self, inputs: Any, *, return_tensors: bool = False, truncation: bool = False, batch_size: int = 32

@@ -16,7 +16,6 @@ from fastattn.checkpoint import open_checkpoint
 from fastattn.checkpoint.hub import resolve
 from fastattn.errors import ConfigError, InputError
 from fastattn.generation.generate import need_tokenizer
-from fastattn.generation.options import check_count
 from fastattn.models.auto import (
     AutoModel,
     AutoModelForCausalLM,
@@ -25,6 +24,7 @@ from fastattn.models.auto import (
     Encoder,
     SequenceClassifier,
 )
+from fastattn.models.inputs import check_count
 from fastattn.models.names import Task
 from fastattn.models.registry import build
 from fastattn.tokenizer import check_texts
@@ -84,41 +84,47 @@ def compare_dtypes(
     dtypes: Sequence[str] = DTYPES,
     max_tokens: int = 8192,
     threads: int | None = None,
+    revision: str | None = None,
+    cache_dir: str | Path | None = None,
+    local_files_only: bool = False,
+    token: str | None = None,
 ) -> QualityReport:
     """Run a model in float32 and in each of `dtypes` on the same texts.
 
     texts: None is a chapter of a novel that comes with fastattn. A language model reads them as one text, a line each,
     in windows of up to 256 tokens; others read each on its own, cut to their context. max_tokens: nothing is read
-    beyond them. All dtypes are in memory together. Raises ConfigError, ModelFormatError, InputError, OSError.
+    beyond them (a language model's last text is cut there). All dtypes are in memory together. revision, cache_dir,
+    local_files_only and token are for hub ids. Raises ConfigError, ModelFormatError, InputError, OSError.
     """
     for dtype in dtypes:
         if dtype not in DTYPES:
             raise InputError(f"dtypes: expected some of {', '.join(DTYPES)}, got {dtype!r}")
     check_count("max_tokens", max_tokens, low=2)
     lines = default_texts() if texts is None else check_texts(texts, "texts")
-    directory = resolve(path_or_id)
+    directory = resolve(
+        path_or_id, revision=revision, cache_dir=cache_dir, local_files_only=local_files_only, token=token
+    )
     task = find_task(directory)
     names = (BASELINE, *dict.fromkeys(dtypes))
     models: dict[str, AnyModel] = {}
     try:
         for name in names:
             models[name] = _LOADERS[task].from_pretrained(directory, dtype=name, threads=threads)
-        inputs, n_texts = _read(models[BASELINE], task, lines, max_tokens)
+        inputs = _read(models[BASELINE], task, lines, max_tokens)
         sums = {name: _Sums() for name in names}
-        for ids in inputs:
+        for ids in inputs.ids:
             exact = _run(models[BASELINE], ids)
             for name in names:
                 sums[name].add(exact, exact if name == BASELINE else _run(models[name], ids), ids)
-        n_bytes = sum(len(line.encode()) + 1 for line in lines[:n_texts])
-        n_tokens = sum(len(ids) for ids in inputs)
+        n_tokens = sum(len(ids) for ids in inputs.ids)
         rows = tuple(
-            sums[name].result(name, models[name].executor.weight_bytes, n_bytes, n_tokens)  # type: ignore[attr-defined]
+            sums[name].result(name, models[name].executor.weight_bytes, inputs.n_bytes, n_tokens)  # type: ignore[attr-defined]
             for name in names
         )
     finally:
         for model in models.values():
             model.close()
-    return QualityReport(str(path_or_id), task, n_texts, n_tokens, rows)
+    return QualityReport(str(path_or_id), task, inputs.n_texts, n_tokens, rows)
 
 
 def default_texts() -> list[str]:
@@ -143,24 +149,42 @@ def find_task(directory: Path) -> Task:
     return "encoder"
 
 
-def _read(model: AnyModel, task: str, lines: list[str], max_tokens: int) -> tuple[list[NDArray[np.int32]], int]:
-    """The inputs of the model, and how many of the texts they hold."""
+@dataclass(frozen=True, slots=True)
+class _Inputs:
+    """What is read: ids [n] of each call, how many texts they hold (the last one perhaps in part), and its bytes."""
+
+    ids: list[NDArray[np.int32]]
+    n_texts: int
+    n_bytes: int
+
+
+def _read(model: AnyModel, task: str, lines: list[str], max_tokens: int) -> _Inputs:
+    """Texts until max_tokens are read: a language model's last one is cut, another's is left out."""
     tokenizer = need_tokenizer(model, "quality")
     context = model.executor.program.max_positions
     inputs: list[NDArray[np.int32]] = []
-    room, n_texts = max_tokens, 0
+    room, n_bytes = max_tokens, 0
     for line in lines:
-        ids = tokenizer.encode(line + "\n") if task == "causal-lm" else tokenizer.encode(line)[:context]
+        text = line + "\n"
+        if task == "causal-lm":
+            ids = tokenizer.encode(text)
+            if len(ids) > room > 0:
+                text, ids = text[: tokenizer.offsets(text)[room - 1, 1]], ids[:room]
+        else:
+            ids = tokenizer.encode_batch([line], max_length=context)[0][0]
+            if not inputs and len(ids) > room:
+                raise InputError(f"max_tokens: expected at least the {len(ids)} of the first text, got {max_tokens}")
         if len(ids) > room:
             break
         inputs.append(ids)
-        room, n_texts = room - len(ids), n_texts + 1
+        room, n_bytes = room - len(ids), n_bytes + len(text.encode())
+    n_texts = len(inputs)
     if sum(len(ids) for ids in inputs) < 2:
-        raise InputError("texts: expected at least two tokens within max_tokens, found fewer")
+        raise InputError("texts: expected at least two tokens, found fewer")
     if task == "causal-lm":
         whole, width = np.concatenate(inputs), min(WINDOW, context)
         inputs = [whole[at : at + width] for at in range(0, len(whole), width) if len(whole) - at > 1]
-    return [ids for ids in inputs if len(ids)], n_texts
+    return _Inputs([ids for ids in inputs if len(ids)], n_texts, n_bytes)
 
 
 @dataclass(frozen=True, slots=True)

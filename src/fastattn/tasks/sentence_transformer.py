@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,15 +14,17 @@ from numpy.typing import NDArray
 from fastattn.checkpoint.hub import resolve
 from fastattn.errors import ConfigError, DTypeError, InputError
 from fastattn.generation.generate import need_tokenizer
-from fastattn.generation.options import check_count
 from fastattn.graph.executor import Executor
 from fastattn.graph.rewrites import optimise, with_pooling
 from fastattn.jsonfile import read_json, read_json_object
 from fastattn.models.auto import AutoModel
-from fastattn.models.inputs import read_batch
+from fastattn.models.inputs import check_count, read_batch
 from fastattn.tasks.finite import check_finite
 from fastattn.tasks.pooling import POOL_OPS, Pooling, normalized
 from fastattn.tokenizer import check_text, check_texts, is_list_like
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 Vectors = NDArray[np.float32]
 
@@ -45,7 +47,8 @@ class _Folder:
 class SentenceTransformer:
     """A sentence embedding model: a folder with modules.json, or a plain encoder folder, which is pooled by mean.
 
-    Texts longer than `max_seq_length` tokens are cut to it, as in sentence-transformers.
+    Texts longer than `max_seq_length` tokens are cut to it, as in sentence-transformers. `close` or a `with` block
+    gives the memory back.
     """
 
     def __init__(
@@ -196,6 +199,12 @@ class SentenceTransformer:
         if self._pooled is not None:
             self._pooled.close()
         self.model.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def _pooled_executor(self) -> Executor | None:
         """The model with the pooling as its last op, for a single mode that there is an op for."""
