@@ -23,10 +23,21 @@ IDS = [[3, 1, 4, 1, 5, 9, 2, 6], [7, 7, 130]]
 
 
 def write_floats(kind: str, folder: Path) -> Path:
+    if kind == "gpt2-classifier":
+        config = {"model_type": "gpt2", "pad_token_id": 0, "id2label": {str(i): str(i) for i in range(70)}, **GPT2}
+        score = np.random.default_rng(1).normal(size=(70, config["n_embd"])).astype(np.float32)
+        return write(folder, config, {**gpt2_tensors(config), "score.weight": score})
     return write_gpt2(folder, **GPT2) if kind == "gpt2" else write_bert(folder, **BERT)
 
 
-CASES = [("gpt2", AutoModelForCausalLM), ("bert", AutoModelForSequenceClassification), ("bert", AutoModel)]
+CASES = [
+    ("gpt2", AutoModelForCausalLM),
+    ("gpt2", AutoModel),
+    ("gpt2-classifier", AutoModel),
+    ("gpt2-classifier", AutoModelForSequenceClassification),
+    ("bert", AutoModelForSequenceClassification),
+    ("bert", AutoModel),
+]
 
 
 def outputs(model: Any) -> list[np.ndarray]:
