@@ -195,6 +195,16 @@ def test_fault_36_tied_or_not(tmp_path: Path) -> None:
     assert np.array_equal(run(tmp_path / "run", other), tied * 2)
 
 
+def test_fault_36_untied_without_a_head(tmp_path: Path) -> None:
+    """transformers would make up a random head, and wte is not what the config says."""
+    untied, tensors = {**GPT2, "tie_word_embeddings": False}, gpt2_tensors()
+    message = refused(tmp_path / "no", untied, tensors, "causal-lm")
+    assert message.startswith("lm_head.weight: expected this tensor in the checkpoint")
+    assert load(tmp_path / "no", untied, tensors, "encoder").program.weights["wte.weight"].use == "table"
+    same = load(tmp_path / "same", untied, {**tensors, "lm_head.weight": tensors["wte.weight"].copy()})
+    assert "lm_head.weight" not in same.program.weights
+
+
 def test_fault_37_orientation_is_pinned_by_the_architecture(tmp_path: Path) -> None:
     """attn.c_proj is square: a checkpoint with it the other way gives other numbers, and no shape can tell.
 

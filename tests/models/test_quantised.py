@@ -102,6 +102,17 @@ def test_untied_heads_are_kept_too(tmp_path: Path) -> None:
             np.testing.assert_array_equal(ours, theirs)
 
 
+def test_untied_heads_that_repeat_the_embeddings_are_kept_once(tmp_path: Path) -> None:
+    config = {"model_type": "gpt2", **GPT2, "tie_word_embeddings": False}
+    tensors = gpt2_tensors(config)
+    floats = write(tmp_path / "floats", config, {**tensors, "lm_head.weight": tensors["wte.weight"]})
+    folder = fastattn.quantize(floats, tmp_path / "out", dtype="int8")
+    for auto in (AutoModelForCausalLM, AutoModel):
+        with auto.from_pretrained(folder) as found, auto.from_pretrained(floats, dtype="int8") as expected:
+            for ours, theirs in zip(outputs(found), outputs(expected), strict=True):
+                np.testing.assert_array_equal(ours, theirs)
+
+
 def test_what_lies_beside_the_weights_comes_along(tmp_path: Path) -> None:
     floats = write_floats("bert", tmp_path / "floats")
     (floats / "tokenizer.json").write_text("{}")
