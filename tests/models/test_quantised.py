@@ -14,6 +14,7 @@ from fastattn.checkpoint import open_checkpoint
 from fastattn.checkpoint.safetensors import read_file
 from fastattn.errors import ConfigError, InputError
 from fastattn.models.auto import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
+from fastattn.runtime import pack_weight
 from tests.reference.checkpoints import gpt2_tensors, write, write_bert, write_gpt2
 
 DTYPES = ("bfloat16", "int8", "int4")
@@ -130,6 +131,50 @@ def test_what_lies_beside_the_weights_comes_along(tmp_path: Path) -> None:
         **config,
         "quantization_config": None,
     }
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
+@pytest.mark.parametrize("existed", [False, True])
+def test_a_failure_leaves_nothing(
+    error: type[BaseException], existed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    floats = write_floats("gpt2", tmp_path / "floats")
+    (floats / "1_Pooling").mkdir()
+    (floats / "1_Pooling" / "config.json").write_text("{}")
+    out = tmp_path / "out"
+    if existed:
+        out.mkdir()
+
+    def fails(name: str, *args: Any) -> Any:
+        if name == "ln_f.weight":
+            seen.extend(str(path.relative_to(out)) for path in out.rglob("*"))
+            raise error
+        return pack_weight(name, *args)
+
+    seen: list[str] = []
+    with monkeypatch.context() as patch:
+        patch.setattr("fastattn.runtime.pack_weight", fails)
+        with pytest.raises(error):
+            fastattn.quantize(floats, out, dtype="int8")
+    assert {"config.json", "1_Pooling/config.json", "model.safetensors.part"} <= set(seen)
+    assert out.exists() == existed
+    assert not existed or not any(out.iterdir())
+    with AutoModelForCausalLM.from_pretrained(fastattn.quantize(floats, out, dtype="int8")) as model:
+        assert np.isfinite(np.asarray(model([5]).logits)).all()
+
+
+def test_what_a_killed_process_left_is_written_over(tmp_path: Path) -> None:
+    floats, out = write_floats("gpt2", tmp_path / "floats"), tmp_path / "out"
+    out.mkdir()
+    for name in ("config.json", "model.safetensors.part"):
+        (out / name).write_bytes(b"{")
+    expected = fastattn.quantize(floats, tmp_path / "expected", dtype="int8")
+    folder = fastattn.quantize(floats, out, dtype="int8")
+    names = sorted(path.name for path in folder.iterdir())
+    assert names == sorted(path.name for path in expected.iterdir())
+    assert all((folder / name).read_bytes() == (expected / name).read_bytes() for name in names)
+    with pytest.raises(ConfigError, match="new or an empty folder"):
+        fastattn.quantize(floats, out, dtype="int8")
 
 
 def test_a_program_of_another_kind(tmp_path: Path) -> None:
