@@ -165,15 +165,15 @@ class Model:
     def tokenizer(self) -> Tokenizer | None:
         """The tokenizer in the model's folder, read when first asked for; None where there is none.
 
-        Raises ConfigError where it has more tokens than the model.
+        Raises ConfigError where it has ids that the model has not.
         """
         if not self._tokenizers:
             from fastattn.tokenizer import has_tokenizer, load_tokenizer
 
             found = load_tokenizer(self._directory) if has_tokenizer(self._directory) else None
-            if found is not None and len(found) > self.config.vocab_size:
+            if found is not None and found.id_limit > self.config.vocab_size:
                 raise ConfigError(
-                    f"{self._directory}: the tokenizer has {len(found)} tokens, "
+                    f"{self._directory}: the tokenizer has ids up to {found.id_limit - 1}, "
                     f"but vocab_size of config.json is {self.config.vocab_size}"
                 )
             self._tokenizers.append(found)
