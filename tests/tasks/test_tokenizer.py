@@ -77,6 +77,13 @@ def test_vocabularies_with_holes(tmp_path: Path) -> None:
         tokenizer.decode([last + 1])
 
 
+@pytest.mark.parametrize(("added", "message"), [({"<new>": 3}, "is 3 there, but"), ({"<new>": "3"}, "expected an id")])
+def test_added_tokens_that_do_not_fit(added: dict[str, object], message: str, tmp_path: Path) -> None:
+    (write_bert(tmp_path) / "added_tokens.json").write_text(json.dumps(added))
+    with pytest.raises(ConfigError, match=rf"added_tokens\.json: .*'<new>'.* {message}"):
+        load_tokenizer(tmp_path)
+
+
 def test_roberta_specials(tmp_path: Path) -> None:
     tokenizer = load_tokenizer(write_roberta(tmp_path))
     ids = tokenizer.encode("the", "hello")
