@@ -24,7 +24,7 @@ ALLOW_PATTERNS = (
     "vocab.txt",
     "merges.txt",
     "modules.json",
-    "sentence_bert_config.json",
+    "sentence_*_config.json",
     "config_sentence_transformers.json",
     "*_Pooling/config.json",
     "0_Transformer/*.json",

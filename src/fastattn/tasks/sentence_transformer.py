@@ -25,6 +25,11 @@ from fastattn.tasks.pooling import POOL_OPS, Pooling, normalized
 from fastattn.tokenizer import check_text, check_texts, is_list_like
 
 Vectors = NDArray[np.float32]
+# The settings of the transformer: sentence-transformers reads the first of these that is there and not empty.
+TRANSFORMER_CONFIGS = tuple(
+    f"sentence_{family}_config.json"
+    for family in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -296,7 +301,7 @@ def _read_folder(directory: Path) -> _Folder:
             seen.append(kind)
         if "Pooling" not in seen:
             raise ConfigError(f"{modules_path}: expected a Transformer and a Pooling module, got {seen}")
-    config = read_json_object(transformer / "sentence_bert_config.json")
+    config = next(filter(None, (read_json_object(transformer / name) for name in TRANSFORMER_CONFIGS)), {})
     longest = config.get("max_seq_length")
     similarity = settings.get("similarity_fn_name") or "cosine"
     if similarity not in ("cosine", "dot", "euclidean", "manhattan"):
