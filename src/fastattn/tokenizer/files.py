@@ -179,7 +179,8 @@ def _numbered_tokens(
 ) -> tuple[Path, list[tuple[int, AddedToken]]]:
     """The tokens that a file adds at the ids it names, and that file.
 
-    They are those of tokenizer_config.json; of older folders, which have no tokenizer.json either, of added_tokens.json.
+    They are those of tokenizer_config.json; of older folders, without them and without tokenizer.json, of
+    added_tokens.json.
     """
     path, named = directory / "tokenizer_config.json", config.get("added_tokens_decoder")
     if isinstance(named, dict):
