@@ -77,6 +77,38 @@ def test_fault_32_generation_config(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (
+            {"suppress_tokens": [3], "repetition_penalty": 1.2, "max_new_tokens": 40},
+            ["suppress_tokens", "repetition_penalty", "max_new_tokens"],
+        ),
+        ({"do_sample": True, "top_k": 5, "temperature": 0.7, "top_p": 1.0}, ["do_sample", "top_k", "temperature"]),
+        ({"do_sample": False, "top_k": 5, "temperature": 0.7}, []),
+        ({"eos_token_id": 3, "pad_token_id": 3, "transformers_version": "4.40.0", "use_cache": True}, []),
+        ({"suppress_tokens": [], "num_beams": 1, "max_new_tokens": None, "repetition_penalty": 1.0}, []),
+    ],
+)
+def test_fault_32_generation_options_that_are_not_applied(
+    options: dict[str, Any], named: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """They are named, once a load; what changes nothing is not, and where nothing is generated nothing is said."""
+    write(tmp_path, GPT2, gpt2_tensors())
+    asked: dict[str, Any] = {"max_new_tokens": 3, "eos_token_id": -1}
+    with AutoModelForCausalLM.from_pretrained(tmp_path, device="numpy") as model:
+        plain = np.asarray(model.generate([1, 2], **asked))
+    (tmp_path / "generation_config.json").write_text(json.dumps(options))
+    with caplog.at_level(logging.WARNING, "fastattn"), AutoModel.from_pretrained(tmp_path, device="numpy"):
+        assert not caplog.records
+        with AutoModelForCausalLM.from_pretrained(tmp_path, device="numpy") as model:
+            assert np.array_equal(np.asarray(model.generate([1, 2], **asked)), plain)
+    assert len(caplog.records) == bool(named)
+    for record in caplog.records:
+        said = record.getMessage().partition("not applied: ")[2].partition(";")[0]
+        assert [part.partition("=")[0] for part in said.split(", ")] == named
+
+
+@pytest.mark.parametrize(
     "names",
     [
         {"architectures": ["LlamaForCausalLM"]},
@@ -173,7 +205,9 @@ def test_fault_35_tokenizer_with_more_tokens(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int, fits: bool
 ) -> None:
     module = types.ModuleType("fastattn.tokenizer")
-    vars(module).update(has_tokenizer=lambda path: True, load_tokenizer=lambda path: types.SimpleNamespace(id_limit=size))
+    vars(module).update(
+        has_tokenizer=lambda path: True, load_tokenizer=lambda path: types.SimpleNamespace(id_limit=size)
+    )
     monkeypatch.setitem(sys.modules, "fastattn.tokenizer", module)
     directory = write(tmp_path, GPT2, gpt2_tensors())
     with AutoModelForCausalLM.from_pretrained(directory, device="numpy") as model:

@@ -52,8 +52,8 @@ def resolve(
 ) -> Path:
     """The local folder of a model: `path_or_id` itself where it is one, else a snapshot from the hub.
 
-    Only files that fit one of the patterns are fetched: all that fastattn reads, or TOKENIZER_PATTERNS. Raises HubError,
-    or ModelNotFoundError for what is neither a folder nor looks like a hub id.
+    Only files that fit one of the patterns are fetched: all that fastattn reads, or TOKENIZER_PATTERNS. Raises
+    HubError, or ModelNotFoundError for what is neither a folder nor looks like a hub id.
     """
     if not isinstance(path_or_id, str | Path):
         raise InputError(f"path_or_id: expected a folder or a hub id, got {type(path_or_id).__name__}")

@@ -16,6 +16,7 @@ from fastattn.errors import ConfigError, DTypeError, InputError
 from fastattn.graph.executor import Executor, Output
 from fastattn.graph.ir import Program
 from fastattn.graph.rewrites import optimise, with_outputs
+from fastattn.models.generation_config import warn_of_options
 from fastattn.models.inputs import Batch, read_batch
 from fastattn.models.names import Task
 from fastattn.models.outputs import PerToken
@@ -83,6 +84,8 @@ def load_model(
     if quantised is not None:
         _check_quantised(directory, quantised, dtype, head_dtype, device)
     built = build(checkpoint.config, checkpoint.tensors, task)
+    if task == "causal-lm":
+        warn_of_options(directory)
     executor = load_executor(
         built.program,
         built.tensors,
