@@ -96,6 +96,38 @@ def test_fault_35_special_ids_that_no_token_has(tmp_path: Path, device: str, cap
 
 
 @pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (
+            {"suppress_tokens": [3], "repetition_penalty": 1.2, "max_new_tokens": 40},
+            ["suppress_tokens", "repetition_penalty", "max_new_tokens"],
+        ),
+        ({"do_sample": True, "top_k": 5, "temperature": 0.7, "top_p": 1.0}, ["do_sample", "top_k", "temperature"]),
+        ({"do_sample": False, "top_k": 5, "temperature": 0.7}, []),
+        ({"eos_token_id": 3, "pad_token_id": 3, "transformers_version": "4.40.0", "use_cache": True}, []),
+        ({"suppress_tokens": [], "num_beams": 1, "max_new_tokens": None, "repetition_penalty": 1.0}, []),
+    ],
+)
+def test_fault_32_generation_options_that_are_not_applied(
+    options: dict[str, Any], named: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """They are named, once a load; what changes nothing is not, and where nothing is generated nothing is said."""
+    write(tmp_path, GPT2, gpt2_tensors())
+    asked: dict[str, Any] = {"max_new_tokens": 3, "eos_token_id": -1}
+    with AutoModelForCausalLM.from_pretrained(tmp_path, device="numpy") as model:
+        plain = np.asarray(model.generate([1, 2], **asked))
+    (tmp_path / "generation_config.json").write_text(json.dumps(options))
+    with caplog.at_level(logging.WARNING, "fastattn"), AutoModel.from_pretrained(tmp_path, device="numpy"):
+        assert not caplog.records
+        with AutoModelForCausalLM.from_pretrained(tmp_path, device="numpy") as model:
+            assert np.array_equal(np.asarray(model.generate([1, 2], **asked)), plain)
+    assert len(caplog.records) == bool(named)
+    for record in caplog.records:
+        said = record.getMessage().partition("not applied: ")[2].partition(";")[0]
+        assert [part.partition("=")[0] for part in said.split(", ")] == named
+
+
+@pytest.mark.parametrize(
     "names",
     [
         {"architectures": ["LlamaForCausalLM"]},
@@ -192,14 +224,16 @@ def test_fault_35_tokenizer_with_more_tokens(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int, fits: bool
 ) -> None:
     module = types.ModuleType("fastattn.tokenizer")
-    vars(module).update(has_tokenizer=lambda path: True, load_tokenizer=lambda path: range(size))
+    vars(module).update(
+        has_tokenizer=lambda path: True, load_tokenizer=lambda path: types.SimpleNamespace(id_limit=size)
+    )
     monkeypatch.setitem(sys.modules, "fastattn.tokenizer", module)
     directory = write(tmp_path, GPT2, gpt2_tensors())
     with AutoModelForCausalLM.from_pretrained(directory, device="numpy") as model:
         if fits:
-            assert len(model.tokenizer) == size  # type: ignore[arg-type]
+            assert model.tokenizer.id_limit == size  # type: ignore[union-attr]
             return
-        with pytest.raises(ConfigError, match=r"the tokenizer has 32 tokens, but vocab_size of config\.json is 31"):
+        with pytest.raises(ConfigError, match=r"the tokenizer has ids up to 31, but vocab_size of config\.json is 31"):
             _ = model.tokenizer
 
 
@@ -212,6 +246,16 @@ def test_fault_36_tied_or_not(tmp_path: Path) -> None:
     other = {**tensors, "lm_head.weight": wte * 2}
     assert "lm_head.weight" in load(tmp_path / "other", GPT2, other).program.weights
     assert np.array_equal(run(tmp_path / "run", other), tied * 2)
+
+
+def test_fault_36_untied_without_a_head(tmp_path: Path) -> None:
+    """transformers would make up a random head, and wte is not what the config says."""
+    untied, tensors = {**GPT2, "tie_word_embeddings": False}, gpt2_tensors()
+    message = refused(tmp_path / "no", untied, tensors, "causal-lm")
+    assert message.startswith("lm_head.weight: expected this tensor in the checkpoint")
+    assert load(tmp_path / "no", untied, tensors, "encoder").program.weights["wte.weight"].use == "table"
+    same = load(tmp_path / "same", untied, {**tensors, "lm_head.weight": tensors["wte.weight"].copy()})
+    assert "lm_head.weight" not in same.program.weights
 
 
 def test_fault_37_orientation_is_pinned_by_the_architecture(tmp_path: Path) -> None:

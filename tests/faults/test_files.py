@@ -18,6 +18,7 @@ import pytest
 
 from fastattn.checkpoint import open_checkpoint, read_header, read_tensor
 from fastattn.checkpoint.checkpoint import require_little_endian, require_weight_dtype
+from fastattn.checkpoint.strict_json import parse
 from fastattn.errors import ConfigError, ModelFormatError
 from fastattn.models.auto import AutoModelForCausalLM
 from fastattn.models.registry import build
@@ -103,6 +104,18 @@ def test_fault_06_trailing_spaces_are_legal(path: Path) -> None:
 )
 def test_fault_07_json_truncated_or_trailing(path: Path, text: bytes) -> None:
     assert refused(path, raw(text)).code in ("header_json", "header_utf8")
+
+
+@pytest.mark.parametrize("end", [b"", b"\\", b"\\n", b"[" * 40])
+def test_fault_07_a_string_that_never_ends(path: Path, end: bytes) -> None:
+    """Each of its escaped quotes could begin a string: time in the square of their number would be seconds."""
+    assert refused(path, raw(b'{"' + b'\\"' * 20_000 + end)).code == "header_json"
+
+
+@pytest.mark.parametrize("text", ['{"a": "#{\\\\", "b": ["#"]}', '{"a": "\\"#\\\\\\"#", "#": ["}"]}'])
+def test_fault_08_brackets_in_strings_are_no_nesting(text: str) -> None:
+    text = text.replace("#", "[" * 20)
+    assert parse(text.encode()) == json.loads(text)
 
 
 @pytest.mark.parametrize("text", [b'{"a":' + b"[" * 10**6, b'{"a":' * 17 + b"1" + b"}" * 17, b'{"a":' * 10**5])

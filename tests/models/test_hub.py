@@ -21,7 +21,9 @@ import fastattn
 from fastattn.checkpoint.hub import HubError, resolve
 from fastattn.errors import ConfigError, FastattnError, ModelNotFoundError
 from fastattn.models.auto import AutoModelForCausalLM
+from fastattn.models.auto_tokenizer import AutoTokenizer
 from tests.reference.checkpoints import write_gpt2
+from tests.tasks.tokenizers import write_gpt2 as write_tokenizer
 
 pytest.importorskip("huggingface_hub")
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -129,6 +131,22 @@ def test_a_hub_id_is_fetched_once_and_runs(hub: Hub, tmp_path: Path) -> None:
     found = resolve("tiny/gpt2", cache_dir=cache, local_files_only=True)
     assert (found / "config.json").is_file()
     assert not hub.asked
+
+
+def test_a_tokenizer_fetches_no_weights(hub: Hub, tmp_path: Path) -> None:
+    files = write_tokenizer(tmp_path / "tokenizer")
+    hub.files |= {file.name: file.read_bytes() for file in files.iterdir()} | {"added_tokens.json": b"{}"}
+    cache = tmp_path / "cache"
+    tokenizer = AutoTokenizer.from_pretrained("tiny/gpt2", cache_dir=cache)
+    assert np.array_equal(tokenizer.encode("the hello"), AutoTokenizer.from_pretrained(files).encode("the hello"))
+    got = {asked.rpartition("/")[2] for asked in hub.asked if "/resolve/" in asked}
+    assert got == {"added_tokens.json", "config.json", "merges.txt", "tokenizer_config.json", "vocab.json"}
+    assert len(AutoTokenizer.from_pretrained("tiny/gpt2", cache_dir=cache, local_files_only=True)) == len(tokenizer)
+    with pytest.raises((HubError, ModelNotFoundError)):  # by the version of huggingface_hub
+        AutoModelForCausalLM.from_pretrained("tiny/gpt2", cache_dir=cache, local_files_only=True)
+    with AutoModelForCausalLM.from_pretrained("tiny/gpt2", cache_dir=cache, device="numpy") as model:
+        assert np.isfinite(np.asarray(model([1, 2]).logits)).all()
+    assert len(AutoTokenizer.from_pretrained("tiny/gpt2", cache_dir=cache, local_files_only=True)) == len(tokenizer)
 
 
 def test_a_revision(hub: Hub, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from fastattn.checkpoint import open_checkpoint
 from fastattn.checkpoint.safetensors import read_file
 from fastattn.errors import ConfigError, InputError
 from fastattn.models.auto import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
+from fastattn.runtime import pack_weight
 from tests.reference.checkpoints import gpt2_tensors, write, write_bert, write_gpt2
 
 DTYPES = ("bfloat16", "int8", "int4")
@@ -23,10 +24,21 @@ IDS = [[3, 1, 4, 1, 5, 9, 2, 6], [7, 7, 130]]
 
 
 def write_floats(kind: str, folder: Path) -> Path:
+    if kind == "gpt2-classifier":
+        config = {"model_type": "gpt2", "pad_token_id": 0, "id2label": {str(i): str(i) for i in range(70)}, **GPT2}
+        score = np.random.default_rng(1).normal(size=(70, config["n_embd"])).astype(np.float32)
+        return write(folder, config, {**gpt2_tensors(config), "score.weight": score})
     return write_gpt2(folder, **GPT2) if kind == "gpt2" else write_bert(folder, **BERT)
 
 
-CASES = [("gpt2", AutoModelForCausalLM), ("bert", AutoModelForSequenceClassification), ("bert", AutoModel)]
+CASES = [
+    ("gpt2", AutoModelForCausalLM),
+    ("gpt2", AutoModel),
+    ("gpt2-classifier", AutoModel),
+    ("gpt2-classifier", AutoModelForSequenceClassification),
+    ("bert", AutoModelForSequenceClassification),
+    ("bert", AutoModel),
+]
 
 
 def outputs(model: Any) -> list[np.ndarray]:
@@ -91,6 +103,17 @@ def test_untied_heads_are_kept_too(tmp_path: Path) -> None:
             np.testing.assert_array_equal(ours, theirs)
 
 
+def test_untied_heads_that_repeat_the_embeddings_are_kept_once(tmp_path: Path) -> None:
+    config = {"model_type": "gpt2", **GPT2, "tie_word_embeddings": False}
+    tensors = gpt2_tensors(config)
+    floats = write(tmp_path / "floats", config, {**tensors, "lm_head.weight": tensors["wte.weight"]})
+    folder = fastattn.quantize(floats, tmp_path / "out", dtype="int8")
+    for auto in (AutoModelForCausalLM, AutoModel):
+        with auto.from_pretrained(folder) as found, auto.from_pretrained(floats, dtype="int8") as expected:
+            for ours, theirs in zip(outputs(found), outputs(expected), strict=True):
+                np.testing.assert_array_equal(ours, theirs)
+
+
 def test_what_lies_beside_the_weights_comes_along(tmp_path: Path) -> None:
     floats = write_floats("bert", tmp_path / "floats")
     (floats / "tokenizer.json").write_text("{}")
@@ -108,6 +131,50 @@ def test_what_lies_beside_the_weights_comes_along(tmp_path: Path) -> None:
         **config,
         "quantization_config": None,
     }
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
+@pytest.mark.parametrize("existed", [False, True])
+def test_a_failure_leaves_nothing(
+    error: type[BaseException], existed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    floats = write_floats("gpt2", tmp_path / "floats")
+    (floats / "1_Pooling").mkdir()
+    (floats / "1_Pooling" / "config.json").write_text("{}")
+    out = tmp_path / "out"
+    if existed:
+        out.mkdir()
+
+    def fails(name: str, *args: Any) -> Any:
+        if name == "ln_f.weight":
+            seen.extend(str(path.relative_to(out)) for path in out.rglob("*"))
+            raise error
+        return pack_weight(name, *args)
+
+    seen: list[str] = []
+    with monkeypatch.context() as patch:
+        patch.setattr("fastattn.runtime.pack_weight", fails)
+        with pytest.raises(error):
+            fastattn.quantize(floats, out, dtype="int8")
+    assert {"config.json", "1_Pooling/config.json", "model.safetensors.part"} <= set(seen)
+    assert out.exists() == existed
+    assert not existed or not any(out.iterdir())
+    with AutoModelForCausalLM.from_pretrained(fastattn.quantize(floats, out, dtype="int8")) as model:
+        assert np.isfinite(np.asarray(model([5]).logits)).all()
+
+
+def test_what_a_killed_process_left_is_written_over(tmp_path: Path) -> None:
+    floats, out = write_floats("gpt2", tmp_path / "floats"), tmp_path / "out"
+    out.mkdir()
+    for name in ("config.json", "model.safetensors.part"):
+        (out / name).write_bytes(b"{")
+    expected = fastattn.quantize(floats, tmp_path / "expected", dtype="int8")
+    folder = fastattn.quantize(floats, out, dtype="int8")
+    names = sorted(path.name for path in folder.iterdir())
+    assert names == sorted(path.name for path in expected.iterdir())
+    assert all((folder / name).read_bytes() == (expected / name).read_bytes() for name in names)
+    with pytest.raises(ConfigError, match="new or an empty folder"):
+        fastattn.quantize(floats, out, dtype="int8")
 
 
 def test_a_program_of_another_kind(tmp_path: Path) -> None:

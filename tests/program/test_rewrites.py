@@ -31,6 +31,9 @@ class AllNames:
     def has(self, name: str) -> bool:
         return name != "lm_head.weight"
 
+    def repeats(self, name: str) -> bool:
+        return False
+
     def transposed(self, name: str) -> bool:
         return bool(self.layout.transposed) and name.endswith(self.layout.transposed)
 

@@ -13,6 +13,7 @@ import pytest
 import fastattn
 from fastattn.errors import ConfigError, DTypeError, InputError
 from fastattn.tasks.pooling import Pooling
+from fastattn.tasks.sentence_transformer import TRANSFORMER_CONFIGS
 from tests.tasks.bounds import assert_as_good_as, assert_same_bits
 from tests.tasks.tiny import write_bert_model, write_sentence_model
 
@@ -72,6 +73,19 @@ def test_options_of_encode(folder: Path, device: str) -> None:
     for i, text in enumerate(TEXTS):
         exact.check(tokens[i], "encode", text, output_value="token_embeddings")
     assert max(len(rows) for rows in tokens) == found.max_seq_length == 16
+
+
+@pytest.mark.parametrize("name", TRANSFORMER_CONFIGS)
+def test_settings_under_the_names_of_other_families(name: str, tmp_path: Path) -> None:
+    """Of several that are not empty the first counts."""
+    module = pytest.importorskip("sentence_transformers")
+    folder = write_sentence_model(tmp_path / "m")
+    (folder / "sentence_bert_config.json").write_text("{}")
+    (folder / name).write_text('{"max_seq_length": 7}')
+    for later in TRANSFORMER_CONFIGS[TRANSFORMER_CONFIGS.index(name) + 1 :]:
+        (folder / later).write_text('{"max_seq_length": 9}')
+    found = fastattn.SentenceTransformer(folder, device="numpy").max_seq_length
+    assert found == module.SentenceTransformer(str(folder), device="cpu").max_seq_length == 7
 
 
 def test_fault_43_nothing_to_encode(folder: Path, device: str) -> None:

@@ -60,6 +60,30 @@ def test_bert_specials_and_types(bert: Tokenizer) -> None:
     assert (bert.cls_token, bert.sep_token, bert.mask_token) == ("[CLS]", "[SEP]", "[MASK]")
 
 
+def test_vocabularies_with_holes(tmp_path: Path) -> None:
+    """A line that is there twice: its first id has no token, and the last id is above the number of tokens."""
+    path = write_bert(tmp_path) / "vocab.txt"
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([*lines[:7], lines[5], *lines[7:], "last"]) + "\n")
+    tokenizer = load_tokenizer(tmp_path)
+    last = len(lines) + 1
+    assert (tokenizer.vocab_size, tokenizer.id_limit) == (last, last + 1)
+    assert tokenizer.encode("last a").tolist()[1:-1] == [last, 7]
+    assert tokenizer.decode([last, 5, 7]) == "last a"
+    assert tokenizer.convert_ids_to_tokens([last, 7]) == ["last", "a"]
+    with pytest.raises(InputError, match=r"ids\[1\]: expected an id of the vocabulary, got 5, which has no token"):
+        tokenizer.convert_ids_to_tokens([last, 5])
+    with pytest.raises(InputError, match=rf"ids\[0\]: expected 0 to {last}, got {last + 1}"):
+        tokenizer.decode([last + 1])
+
+
+@pytest.mark.parametrize(("added", "message"), [({"<new>": 3}, "is 3 there, but"), ({"<new>": "3"}, "expected an id")])
+def test_added_tokens_that_do_not_fit(added: dict[str, object], message: str, tmp_path: Path) -> None:
+    (write_bert(tmp_path) / "added_tokens.json").write_text(json.dumps(added))
+    with pytest.raises(ConfigError, match=rf"added_tokens\.json: .*'<new>'.* {message}"):
+        load_tokenizer(tmp_path)
+
+
 def test_roberta_specials(tmp_path: Path) -> None:
     tokenizer = load_tokenizer(write_roberta(tmp_path))
     ids = tokenizer.encode("the", "hello")

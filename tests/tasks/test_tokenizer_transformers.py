@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,34 @@ def test_ids_of_texts_and_pairs(both: tuple[Any, Tokenizer, Tokenizer]) -> None:
             assert tokenizer.encode(text, "the film").tolist() == theirs.encode(text, "the film"), text
             expected = theirs.encode(text, add_special_tokens=False)
             assert tokenizer.encode(text, add_special_tokens=False).tolist() == expected
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=[kind[0] for kind in KINDS])
+@pytest.mark.parametrize("newer", [False, True])
+def test_added_tokens_of_older_folders(
+    kind: tuple[str, Callable[[Path], Path], str], newer: bool, tmp_path: Path
+) -> None:
+    """added_tokens.json is read where tokenizer_config.json says nothing of added tokens."""
+    transformers = pytest.importorskip("transformers")
+    name, write, model_type = kind
+    files = write(tmp_path)
+    (files / "config.json").write_text(json.dumps({"model_type": model_type}))
+    n_tokens = load_tokenizer(files).vocab_size
+    added = {"<new>": n_tokens, "FooBar": n_tokens + 1, "[X]": n_tokens + 2, "two words": n_tokens + 3}
+    (files / "added_tokens.json").write_text(json.dumps(added))
+    (files / "special_tokens_map.json").write_text(json.dumps({"extra_special_tokens": ["[X]"]}))
+    if newer:
+        config = json.loads((files / "tokenizer_config.json").read_text())
+        config["added_tokens_decoder"] = {n_tokens: {"content": "<new>", "special": True}}
+        (files / "tokenizer_config.json").write_text(json.dumps(config))
+    theirs, ours = getattr(transformers, name).from_pretrained(files), load_tokenizer(files)
+    assert len(theirs) == ours.vocab_size == n_tokens + (1 if newer else len(added))
+    for text in ["the <new> hello", "foobar FooBar  FooBars a[X]a [x] <NEW>", "hellotwo words", "Two Words <new>"]:
+        ids = ours.encode(text).tolist()
+        assert ids == theirs.encode(text), text
+        assert n_tokens <= max(ids) or newer
+        for skip in (False, True):
+            assert ours.decode(ids, skip_special_tokens=skip) == theirs.decode(ids, skip_special_tokens=skip), text
 
 
 def test_fields(both: tuple[Any, Tokenizer, Tokenizer]) -> None:

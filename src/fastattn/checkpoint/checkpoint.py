@@ -126,9 +126,14 @@ def read_config(directory: Path) -> dict[str, JsonValue]:
     config = _read_object(directory / CONFIG_NAME)
     if config is None:
         raise ConfigError(f"{directory / CONFIG_NAME}: expected a config.json beside the weights, found none")
-    generation = _read_object(directory / GENERATION_NAME) or {}
+    generation = read_generation_config(directory)
     ids = {key: generation[key] for key in ("bos_token_id", "eos_token_id") if generation.get(key) is not None}
     return {**config, **ids}
+
+
+def read_generation_config(directory: Path) -> dict[str, JsonValue]:
+    """generation_config.json as a dict, {} where there is none. Raises ConfigError."""
+    return _read_object(directory / GENERATION_NAME) or {}
 
 
 def _read_object(path: Path) -> dict[str, JsonValue] | None:

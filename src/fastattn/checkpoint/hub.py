@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from fastattn.errors import ConfigError, HubError, InputError, ModelNotFoundError
 
-__all__ = ["ALLOW_PATTERNS", "IGNORE_PATTERNS", "HubError", "resolve"]
+__all__ = ["ALLOW_PATTERNS", "IGNORE_PATTERNS", "TOKENIZER_PATTERNS", "HubError", "resolve"]
 
-ALLOW_PATTERNS = (
+TOKENIZER_PATTERNS = (
     "config.json",
-    "generation_config.json",
-    "model.safetensors",
-    "model-*-of-*.safetensors",
-    "model.safetensors.index.json",
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -23,8 +20,15 @@ ALLOW_PATTERNS = (
     "vocab.json",
     "vocab.txt",
     "merges.txt",
+)
+ALLOW_PATTERNS = (
+    *TOKENIZER_PATTERNS,
+    "generation_config.json",
+    "model.safetensors",
+    "model-*-of-*.safetensors",
+    "model.safetensors.index.json",
     "modules.json",
-    "sentence_bert_config.json",
+    "sentence_*_config.json",
     "config_sentence_transformers.json",
     "*_Pooling/config.json",
     "0_Transformer/*.json",
@@ -44,11 +48,12 @@ def resolve(
     cache_dir: str | Path | None = None,
     local_files_only: bool = False,
     token: str | None = None,
+    patterns: Sequence[str] = ALLOW_PATTERNS,
 ) -> Path:
     """The local folder of a model: `path_or_id` itself where it is one, else a snapshot from the hub.
 
-    Only the files that fastattn reads are fetched. Raises HubError, or ModelNotFoundError for what is neither a folder
-    nor looks like a hub id.
+    Only files that fit one of the patterns are fetched: all that fastattn reads, or TOKENIZER_PATTERNS. Raises
+    HubError, or ModelNotFoundError for what is neither a folder nor looks like a hub id.
     """
     if not isinstance(path_or_id, str | Path):
         raise InputError(f"path_or_id: expected a folder or a hub id, got {type(path_or_id).__name__}")
@@ -60,10 +65,17 @@ def resolve(
         raise ModelNotFoundError(f"{path}: expected the folder of a model, got a file")
     if isinstance(path_or_id, Path) or not _HUB_ID.fullmatch(name) or ".." in name or "--" in name or len(name) > 96:
         raise ModelNotFoundError(f"no folder {name!r} here, and it is no hub id (owner/name) either")
-    return _download(name, revision, None if cache_dir is None else str(cache_dir), local_files_only, token)
+    return _download(name, revision, None if cache_dir is None else str(cache_dir), local_files_only, token, patterns)
 
 
-def _download(name: str, revision: str | None, cache_dir: str | None, local_only: bool, token: str | None) -> Path:
+def _download(
+    name: str,
+    revision: str | None,
+    cache_dir: str | None,
+    local_only: bool,
+    token: str | None,
+    patterns: Sequence[str],
+) -> Path:
     try:
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import (
@@ -83,7 +95,7 @@ def _download(name: str, revision: str | None, cache_dir: str | None, local_only
             cache_dir=cache_dir,
             local_files_only=local_only,
             token=token,
-            allow_patterns=list(ALLOW_PATTERNS),
+            allow_patterns=list(patterns),
             ignore_patterns=list(IGNORE_PATTERNS),
         )
     except GatedRepoError:

@@ -7,6 +7,7 @@ tensors that the weights were made from, and how each is kept. Knows no model.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import struct
@@ -31,6 +32,7 @@ USES = ("matrix", "table", "vector")
 _METADATA_KEY = "fastattn"
 _PIECES = ("", ".scales", ".sums")
 _ALIGNMENT = 64
+_FINISHED, _UNFINISHED = "model.safetensors", "model.safetensors.part"
 _MAX_COPIED_BYTES = 256 << 20
 _COPIED = (".json", ".txt", ".model", ".jinja", ".md", ".bpe", ".tiktoken")
 
@@ -147,26 +149,54 @@ def write_quantised(
     weights: Sequence[NewWeight],
     pieces: Iterable[Sequence[NDArray[np.uint8]]],
 ) -> None:
-    """Write a directory that does not exist yet, or is empty: config.json, model.safetensors and what lies beside them.
+    """Write a directory that is new or empty: config.json, model.safetensors and what lies beside them.
 
-    pieces: those of each weight, in order. A failure leaves no model.safetensors. Raises OSError, ConfigError.
+    pieces: those of each weight, in order. A failure removes what was written; what is left of a process that was
+    killed is written over. Raises OSError, ConfigError.
     """
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+    unfinished, created = directory / _UNFINISHED, not directory.exists()
+    if not created and not _is_free(directory):
         raise ConfigError(f"{directory}: expected a new or an empty folder")
-    directory.mkdir(parents=True, exist_ok=True)
-    _copy_others(source, directory)
+    copies = {path: directory / path.relative_to(source) for path in _others(source)}
     section = {"quant_method": METHOD, "version": VERSION, "dtype": dtype, "head_dtype": head_dtype}
     text = json.dumps({**config, CONFIG_KEY: section}, indent=2, ensure_ascii=False)
-    (directory / "config.json").write_text(text + "\n", encoding="utf-8")
-    unfinished = directory / "model.safetensors.part"
-    with open(unfinished, "wb") as file:
-        file.write(_header(shapes, weights))
-        for weight, arrays in zip(weights, pieces, strict=True):
-            if tuple(array.nbytes for array in arrays) != weight.sizes:
-                raise AssertionError(f"{weight.name}: the sizes differ from those of the header")
-            for array in arrays:
-                file.write(array.data)
-    unfinished.rename(directory / "model.safetensors")
+    written = [unfinished, directory / "config.json", *copies.values()]
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with open(unfinished, "wb") as file:  # before all others: it marks them as ours
+            written[1].write_text(text + "\n", encoding="utf-8")
+            for path, target in copies.items():
+                target.parent.mkdir(exist_ok=True)
+                shutil.copyfile(path, target)
+            file.write(_header(shapes, weights))
+            for weight, arrays in zip(weights, pieces, strict=True):
+                if tuple(array.nbytes for array in arrays) != weight.sizes:
+                    raise AssertionError(f"{weight.name}: the sizes differ from those of the header")
+                for array in arrays:
+                    file.write(array.data)
+        unfinished.rename(directory / _FINISHED)
+    except BaseException:
+        _remove(directory, written, created)
+        raise
+
+
+def _is_free(directory: Path) -> bool:
+    """Whether a folder is empty, or holds what is left of a `write_quantised` that was killed."""
+    if not directory.is_dir():
+        return False
+    names = {path.name for path in directory.iterdir()}
+    return not names or (_UNFINISHED in names and _FINISHED not in names)
+
+
+def _remove(directory: Path, written: Sequence[Path], created: bool) -> None:
+    """Remove these files, the folders that are empty then, and the directory if it was created for them."""
+    folders = {path.parent for path in written} - {directory}
+    with contextlib.suppress(OSError):  # the failure that led here is the one to be seen
+        for path in written:
+            path.unlink(missing_ok=True)
+    for folder in (*folders, *([directory] if created else [])):
+        with contextlib.suppress(OSError):  # not empty, or never made
+            folder.rmdir()
 
 
 def _header(shapes: Mapping[str, Sequence[int]], weights: Sequence[NewWeight]) -> bytes:
@@ -185,15 +215,8 @@ def _header(shapes: Mapping[str, Sequence[int]], weights: Sequence[NewWeight]) -
     return struct.pack("<Q", len(text)) + text
 
 
-def _copy_others(source: Path, directory: Path) -> None:
-    """Tokenizers, generation_config.json, folders of a sentence-transformers model: what is small and no weights."""
-    for path in _others(source):
-        target = directory / path.relative_to(source)
-        target.parent.mkdir(exist_ok=True)
-        shutil.copyfile(path, target)
-
-
 def _others(source: Path) -> Iterator[Path]:
+    """Tokenizers, generation_config.json, folders of a sentence-transformers model: what is small and no weights."""
     for path in sorted((*source.glob("*"), *source.glob("*/*"))):
         of_weights = path == source / "config.json" or path.name.endswith(".safetensors.index.json")
         if not of_weights and path.suffix in _COPIED and path.is_file() and path.stat().st_size <= _MAX_COPIED_BYTES:

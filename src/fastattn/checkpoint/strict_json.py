@@ -7,7 +7,8 @@ import re
 
 MAX_DEPTH = 16
 
-_TOKENS = re.compile(r'"(?:[^"\\]|\\.)*"|[\[\]{}]', re.DOTALL)
+# No pattern of a whole string: on one that never ends it would be tried again from every quote in it.
+_TOKENS = re.compile(r'\\.|["\[\]{}]', re.DOTALL)
 
 JsonValue = dict[str, "JsonValue"] | list["JsonValue"] | str | int | float | bool | None
 
@@ -41,11 +42,15 @@ def parse(data: bytes) -> JsonValue:
 
 
 def check_depth(text: str) -> None:
-    """Refuse nesting deeper than MAX_DEPTH, without recursion."""
-    depth = 0
+    """Refuse nesting deeper than MAX_DEPTH, without recursion and in time linear in the text."""
+    depth, in_string = 0, False
     for token in _TOKENS.finditer(text):
         first = text[token.start()]
-        if first in "[{":
+        if first == '"':
+            in_string = not in_string
+        elif in_string:
+            continue
+        elif first in "[{":
             depth += 1
             if depth > MAX_DEPTH:
                 raise JsonError(f"expected nesting of at most {MAX_DEPTH}, got more", "depth")

@@ -22,9 +22,12 @@ ROWS_OF: Mapping[str, Rows] = {"tokens": "tokens", "wanted": "wanted", "first": 
 
 
 class Names(Protocol):
-    """What a trace may ask of a checkpoint: which tensors there are, and which are held as [in, out]."""
+    """What a trace may ask of a checkpoint: which tensors there are, which only repeat another one, and which are held
+    as [in, out]."""
 
     def has(self, name: str) -> bool: ...
+
+    def repeats(self, name: str) -> bool: ...
 
     def transposed(self, name: str) -> bool: ...
 
@@ -147,6 +150,10 @@ class Weights:
     def has(self, name: str) -> bool:
         """Whether the checkpoint holds this tensor."""
         return self.names.has(self.path(name))
+
+    def repeats(self, name: str) -> bool:
+        """Whether the checkpoint holds this tensor, but as a copy of another one; `has` says no then."""
+        return self.names.repeats(self.path(name))
 
     def vector(self, name: str, width: int) -> str:
         return self.tracer.weight(Weight((self.path(name),), "vector", (width,)))

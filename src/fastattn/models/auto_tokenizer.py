@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fastattn.checkpoint.hub import resolve
+from fastattn.checkpoint.hub import TOKENIZER_PATTERNS, resolve
 from fastattn.tokenizer import Tokenizer, load_tokenizer
 
 
@@ -26,9 +26,15 @@ class AutoTokenizer:
     ) -> Tokenizer:
         """The tokenizer of a directory or hub id: tokenizer.json, vocab.json + merges.txt, or vocab.txt.
 
+        Of a hub id the weights are not fetched.
         ConfigError where there is none, ModelFormatError where a file is malformed.
         """
         directory = resolve(
-            path, revision=revision, cache_dir=cache_dir, local_files_only=local_files_only, token=token
+            path,
+            revision=revision,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+            token=token,
+            patterns=TOKENIZER_PATTERNS,
         )
         return load_tokenizer(directory)

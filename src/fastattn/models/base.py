@@ -16,6 +16,7 @@ from fastattn.errors import ConfigError, DTypeError, InputError
 from fastattn.graph.executor import Executor, Output
 from fastattn.graph.ir import Program
 from fastattn.graph.rewrites import optimise, with_outputs
+from fastattn.models.generation_config import warn_of_options
 from fastattn.models.inputs import Batch, read_batch
 from fastattn.models.names import Task
 from fastattn.models.outputs import PerToken
@@ -85,6 +86,8 @@ def load_model(
     if quantised is not None:
         _check_quantised(directory, quantised, dtype, head_dtype, device)
     built = build(checkpoint.config, checkpoint.tensors, task)
+    if task == "causal-lm":
+        warn_of_options(directory)
     executor = load_executor(
         built.program,
         built.tensors,
@@ -167,15 +170,15 @@ class Model:
     def tokenizer(self) -> Tokenizer | None:
         """The tokenizer in the model's folder, read when first asked for; None where there is none.
 
-        Raises ConfigError where it has more tokens than the model.
+        Raises ConfigError where it has ids that the model has not.
         """
         if not self._tokenizers:
             from fastattn.tokenizer import has_tokenizer, load_tokenizer
 
             found = load_tokenizer(self._directory) if has_tokenizer(self._directory) else None
-            if found is not None and len(found) > self.config.vocab_size:
+            if found is not None and found.id_limit > self.config.vocab_size:
                 raise ConfigError(
-                    f"{self._directory}: the tokenizer has {len(found)} tokens, "
+                    f"{self._directory}: the tokenizer has ids up to {found.id_limit - 1}, "
                     f"but vocab_size of config.json is {self.config.vocab_size}"
                 )
             self._tokenizers.append(found)

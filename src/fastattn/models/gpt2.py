@@ -111,9 +111,12 @@ def transformer(cfg: Gpt2Config, w: Weights, t: Tokens) -> Tensor:
 
 def build(cfg: Gpt2Config, w: Weights, task: Task) -> Program:
     """The Program of a task: "logits" of the wanted rows, "last_hidden_state", or "logits" of the last tokens."""
+    head = w["lm_head"]
+    if not head.has("weight") and (cfg.tie_word_embeddings or head.repeats("weight")):
+        head = w["wte"]
+        head.matrix(cfg.vocab_size, cfg.n_embd)  # for every task, so that a dtype rounds it in one way
     h = transformer(cfg, w, Tokens())
     if task == "causal-lm":
-        head = w["lm_head"] if w["lm_head"].has("weight") else w["wte"]
         outputs = {"logits": linear(wanted_rows(h), head, cfg.vocab_size, bias=False)}
     elif task == "sequence-classification":
         outputs = {"logits": linear(gather_rows(h, "last"), w["score"], len(cfg.labels), bias=False)}

@@ -39,6 +39,10 @@ class ModelNames:
         """Whether the checkpoint holds a tensor for this name."""
         return name in self.found and name not in self.hidden
 
+    def repeats(self, name: str) -> bool:
+        """Whether its tensor for this name only repeats another one: `has` says no then."""
+        return name in self.hidden
+
     def transposed(self, name: str) -> bool:
         """Whether it holds it as [in_features, out_features]."""
         return name.endswith(self.layout.transposed) if self.layout.transposed else False

@@ -13,7 +13,7 @@ from fastattn.checkpoint.hub import resolve
 from fastattn.checkpoint.quantised import DTYPES, FORMATS, NewWeight, write_quantised
 from fastattn.errors import ConfigError, InputError
 from fastattn.graph.ir import Weight
-from fastattn.graph.quantise import weight_formats
+from fastattn.graph.quantise import tied_embeddings, weight_formats
 from fastattn.models.names import TASKS, Task
 from fastattn.models.registry import BuiltModel, build
 
@@ -46,12 +46,15 @@ def quantize(
     checkpoint = open_checkpoint(source)
     if checkpoint.quantised is not None:
         raise ConfigError(f"{source}: is quantised already; expected a float checkpoint")
+    config = dict(checkpoint.config)
     weights: dict[str, Weight] = {}
     formats: dict[str, str] = {}
     tensors: dict[str, TensorInfo] = {}
     for built in _every_task(checkpoint.config, checkpoint.tensors):
         new = {name: weight for name, weight in built.program.weights.items() if name not in weights}
         found = weight_formats(built.program, dtype, head_dtype)
+        if tied_embeddings(built.program) and config.get("tie_word_embeddings") is False:
+            config["tie_word_embeddings"] = True  # the checkpoint has them twice, this directory once
         weights |= new
         formats |= {name: found[name] for name in new}
         tensors |= built.tensors
@@ -59,7 +62,7 @@ def quantize(
     write_quantised(
         source,
         target,
-        checkpoint.config,
+        config,
         dtype=dtype,
         head_dtype=head_dtype,
         shapes={info.name: info.shape for info in tensors.values()},

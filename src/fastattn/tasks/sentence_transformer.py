@@ -27,6 +27,11 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 Vectors = NDArray[np.float32]
+# The settings of the transformer: sentence-transformers reads the first of these that is there and not empty.
+TRANSFORMER_CONFIGS = tuple(
+    f"sentence_{family}_config.json"
+    for family in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -305,7 +310,7 @@ def _read_folder(directory: Path) -> _Folder:
             seen.append(kind)
         if "Pooling" not in seen:
             raise ConfigError(f"{modules_path}: expected a Transformer and a Pooling module, got {seen}")
-    config = read_json_object(transformer / "sentence_bert_config.json")
+    config = next(filter(None, (read_json_object(transformer / name) for name in TRANSFORMER_CONFIGS)), {})
     longest = config.get("max_seq_length")
     similarity = settings.get("similarity_fn_name") or "cosine"
     if similarity not in ("cosine", "dot", "euclidean", "manhattan"):

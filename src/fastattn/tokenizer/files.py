@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -11,6 +11,7 @@ from fastattn.jsonfile import read_json_object
 from fastattn.tokenizer.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
+    from tokenizers import AddedToken
     from tokenizers import Tokenizer as RawTokenizer
 
 _ROLES = ("bos", "eos", "pad", "cls", "sep", "mask", "unk")
@@ -45,7 +46,8 @@ def load_tokenizer(directory: Path) -> Tokenizer:
     kind = str(config.get("tokenizer_class") or "").lower() + " " + model_type
     family = _family(directory, kind)
     specials = dict(_DEFAULT_SPECIALS[family])
-    for source in (config, read_json_object(directory / "special_tokens_map.json")):
+    special_map = read_json_object(directory / "special_tokens_map.json")
+    for source in (config, special_map):
         for role in _ROLES:
             content = _content(source.get(f"{role}_token"))
             if content is not None:
@@ -58,7 +60,8 @@ def load_tokenizer(directory: Path) -> Tokenizer:
         raw = _raw_byte_level(directory, config, specials, family)
     else:
         raise ConfigError(f"{directory}: expected tokenizer.json, vocab.json and merges.txt, or vocab.txt; found none")
-    _add_tokens(raw, config, specials, directory)
+    path, numbered = _numbered_tokens(directory, config, {*specials.values(), *_extra_specials(config, special_map)})
+    _add_tokens(raw, specials, path, numbered)
     longest = config.get("model_max_length")
     names = config.get("model_input_names")
     return Tokenizer(
@@ -160,34 +163,82 @@ def _raw_byte_level(
     return raw
 
 
-def _add_tokens(raw: RawTokenizer, config: Mapping[str, Any], specials: Mapping[str, str], directory: Path) -> None:
-    """Mark the special tokens, and add those that tokenizer_config.json adds, at the ids it names."""
+def _extra_specials(*sources: Mapping[str, Any]) -> Iterator[str]:
+    """The special tokens that have no role."""
+    for source in sources:
+        for key in ("additional_special_tokens", "extra_special_tokens"):
+            listed = source.get(key)
+            for token in listed if isinstance(listed, list) else ():
+                content = _content(token)
+                if content is not None:
+                    yield content
+
+
+def _numbered_tokens(
+    directory: Path, config: Mapping[str, Any], specials: Set[str]
+) -> tuple[Path, list[tuple[int, AddedToken]]]:
+    """The tokens that a file adds at the ids it names, and that file.
+
+    They are those of tokenizer_config.json; of older folders, without them and without tokenizer.json, of
+    added_tokens.json.
+    """
+    path, named = directory / "tokenizer_config.json", config.get("added_tokens_decoder")
+    if isinstance(named, dict):
+        return path, _decoder_tokens(path, named)
+    path = directory / "added_tokens.json"
+    if (directory / "tokenizer.json").is_file():  # which has them all
+        return path, []
+    return path, _legacy_tokens(path, read_json_object(path), specials)
+
+
+def _decoder_tokens(path: Path, named: Mapping[str, Any]) -> list[tuple[int, AddedToken]]:
     from tokenizers import AddedToken
 
-    known = {token.content for token in raw.get_added_tokens_decoder().values()}
-    named = config.get("added_tokens_decoder")
-    numbered = named if isinstance(named, dict) else {}
-    path = directory / "tokenizer_config.json"
-    for key in numbered:
+    for key in named:
         if not (key.isascii() and key.isdigit() and len(key) < 10):
             raise ConfigError(f"{path}: added_tokens_decoder: expected ids as keys, got {key!r:.80}")
-    for i, entry in sorted((int(key), entry) for key, entry in numbered.items()):
+    tokens = []
+    for i, entry in sorted((int(key), entry) for key, entry in named.items()):
         content = _content(entry)
         if not isinstance(entry, dict) or content is None:
             raise ConfigError(
                 f'{path}: added_tokens_decoder[{i}]: expected an object with "content", got {entry!r:.80}'
             )
-        if content in known:
-            continue
         flags = {
             key: bool(entry.get(key, False)) for key in ("lstrip", "rstrip", "single_word", "normalized", "special")
         }
-        add = raw.add_special_tokens if flags["special"] else raw.add_tokens
-        add([AddedToken(content, **flags)])
-        if raw.token_to_id(content) != i:
-            raise ConfigError(
-                f"{path}: added token {content!r} is {i} there, but {raw.token_to_id(content)} by the vocabulary"
-            )
-        known.add(content)
+        tokens.append((i, AddedToken(content, **flags)))
+    return tokens
+
+
+def _legacy_tokens(path: Path, named: Mapping[str, Any], specials: Set[str]) -> list[tuple[int, AddedToken]]:
+    """added_tokens.json: token to id. As in transformers, one that is not special is looked for in normalised text."""
+    from tokenizers import AddedToken
+
+    for content, i in named.items():
+        if type(i) is not int or not 0 <= i < 2**31:
+            raise ConfigError(f"{path}: {content!r:.80}: expected an id, got {i!r:.80}")
+    return [
+        (i, AddedToken(content, normalized=content not in specials, special=content in specials))
+        for content, i in sorted(named.items(), key=lambda item: item[1])
+    ]
+
+
+def _add_tokens(
+    raw: RawTokenizer, specials: Mapping[str, str], path: Path, numbered: Sequence[tuple[int, AddedToken]]
+) -> None:
+    """Mark the special tokens, and add those that a file adds, at the ids it names."""
+    from tokenizers import AddedToken
+
+    known = {token.content for token in raw.get_added_tokens_decoder().values()}
+    for i, token in numbered:
+        if token.content in known:
+            continue
+        add = raw.add_special_tokens if token.special else raw.add_tokens
+        add([token])
+        found = raw.token_to_id(token.content)
+        if found != i:
+            raise ConfigError(f"{path}: added token {token.content!r} is {i} there, but {found} by the vocabulary")
+        known.add(token.content)
     missing = [token for token in specials.values() if token not in known and raw.token_to_id(token) is not None]
     raw.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in dict.fromkeys(missing)])

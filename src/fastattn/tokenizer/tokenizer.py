@@ -61,6 +61,8 @@ class Tokenizer:
         self.unk_token, self.unk_token_id = known.get("unk"), ids.get("unk")
         added = {i for i, token in raw.get_added_tokens_decoder().items() if token.special}
         self.all_special_ids: frozenset[int] = frozenset(added | {i for i in ids.values() if i is not None})
+        # one more than the highest id: above the number of tokens where the vocabulary has holes
+        self.id_limit = 1 + max(raw.get_vocab(with_added_tokens=True).values(), default=-1)
         self.byte_level = type(raw.decoder).__name__ == "ByteLevel"
 
     def __repr__(self) -> str:
@@ -81,8 +83,14 @@ class Tokenizer:
         return self.raw.get_vocab(with_added_tokens=True)
 
     def convert_ids_to_tokens(self, ids: Sequence[int] | NDArray[np.integer[Any]]) -> list[str]:
-        """The tokens as they stand in the vocabulary (byte-level ones with their letters for bytes)."""
-        return [cast(str, self.raw.id_to_token(i)) for i in self._checked_ids(ids)]
+        """The tokens as they stand in the vocabulary (byte-level ones with their letters for bytes).
+
+        Raises InputError for an id outside the vocabulary, DTypeError."""
+        tokens = [self.raw.id_to_token(i) for i in self._checked_ids(ids)]
+        if None in tokens:
+            at = tokens.index(None)
+            raise InputError(f"ids[{at}]: expected an id of the vocabulary, got {ids[at]}, which has no token")
+        return cast("list[str]", tokens)
 
     def convert_tokens_to_ids(self, tokens: Sequence[str]) -> list[int]:
         """The ids of tokens; a token outside the vocabulary is an InputError."""
@@ -103,10 +111,9 @@ class Tokenizer:
             raise InputError(f"ids: expected one dimension, got shape {array.shape}")
         if array.dtype.kind not in "iu":
             raise DTypeError(f"ids: expected integers, got {array.dtype}")
-        known = self.vocab_size
-        bad = np.flatnonzero((array < 0) | (array >= known))
+        bad = np.flatnonzero((array < 0) | (array >= self.id_limit))
         if bad.size:
-            raise InputError(f"ids[{bad[0]}]: expected 0 to {known - 1}, got {array[bad[0]]}")
+            raise InputError(f"ids[{bad[0]}]: expected 0 to {self.id_limit - 1}, got {array[bad[0]]}")
         return cast("list[int]", array.tolist())
 
     # -- text to ids --------------------------------------------------------------------------------------------
@@ -267,7 +274,7 @@ class Tokenizer:
     # -- ids to text --------------------------------------------------------------------------------------------
 
     def decode(self, ids: Sequence[int] | NDArray[np.integer[Any]], *, skip_special_tokens: bool = False) -> str:
-        """The text of token ids [n_tokens]; bytes that are no UTF-8 become U+FFFD."""
+        """The text of token ids [n_tokens]; bytes that are no UTF-8 become U+FFFD, ids without a token nothing."""
         return self.raw.decode(self._checked_ids(ids), skip_special_tokens=skip_special_tokens)
 
     def batch_decode(
