@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import threading
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -279,6 +280,27 @@ def test_fault_45_context() -> None:
     assert len(generate(model, full[:60], max_new_tokens=4)) == 64
     assert len(generate(model, full[:60])) == 64
     assert len(generate(model, full, max_new_tokens=0)) == 64
+
+
+@pytest.mark.parametrize("truncate", ["left", "right"])
+def test_fault_45_a_prompt_that_may_be_cut(truncate: Literal["left", "right"]) -> None:
+    model = ToyModel()
+    long = [int(i) for i in np.arange(100) * 7 % 32]
+
+    def kept(room: int) -> list[int]:
+        return long[-room:] if truncate == "left" else long[:room]
+
+    for new, room in ((5, 59), (0, 64), (None, 44)):
+        found = generate(model, [long, long[:3]], max_new_tokens=new, truncate=truncate)
+        expected = generate(model, [kept(room), long[:3]], max_new_tokens=20 if new is None else new)
+        for ours, theirs in zip(found, expected, strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+    assert len(generate(model, long[:60], truncate=truncate)) == 64  # what fits is not cut
+    assert generate(model, long[:60], truncate=truncate).tolist()[:60] == long[:60]
+    with pytest.raises(ContextLengthError, match="context"):
+        generate(model, long, max_new_tokens=64, truncate=truncate)
+    with pytest.raises(InputError, match="truncate: expected 'left', 'right' or None, got 'middle'"):
+        generate(model, long, truncate="middle")  # type: ignore[typeddict-item]
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])

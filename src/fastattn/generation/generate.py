@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,6 +50,7 @@ class GenerationArgs(TypedDict, total=False):
     seed: int | Sequence[int] | None
     stop_strings: str | Sequence[str] | None
     eos_token_id: int | Sequence[int] | None
+    truncate: Literal["left", "right"] | None
     max_batch_size: int
 
 
@@ -86,7 +88,7 @@ def generate(
     checked = read_options(options)
     if isinstance(ids, (str, bytes)):
         raise DTypeError(f"ids: expected token ids, got {type(ids).__name__}; encode the text, or use stream()")
-    prompts, single = _prompts(model, ids, attention_mask)
+    prompts, single = _prompts(model, ids, attention_mask, checked)
     requests = complete(
         model,
         prompts,
@@ -212,7 +214,7 @@ def stream(model: LanguageModel, text_or_ids: Any, **options: Unpack[GenerationA
         text_or_ids = tokenizer.encode(check_text(text_or_ids, "text"))
     elif isinstance(text_or_ids, (bytes, bytearray)):
         raise DTypeError(f"text: expected str or token ids, got {type(text_or_ids).__name__}")
-    prompts, single = _prompts(model, text_or_ids, None)
+    prompts, single = _prompts(model, text_or_ids, None, checked)
     if not single:
         raise InputError("ids: stream takes one sequence [n_tokens]; use generate() for several")
     request = make_requests(model, prompts, checked, tokenizer=tokenizer)[0]
@@ -246,7 +248,11 @@ def make_requests(
         start = prompt.tolist() or [_start_id(model, f"ids[{i}]")]
         wanted = options.max_new_tokens
         if wanted is None:
-            wanted = max(1, options.min_new_tokens, min(default_new_tokens, context - len(start)))
+            left = context - len(start)
+            if left < 1 and options.truncate is not None:
+                left = context - 1
+            wanted = max(1, options.min_new_tokens, min(default_new_tokens, left))
+        start = options.cut(start, context - wanted)
         if len(start) + wanted > context:
             raise ContextLengthError(
                 f"ids[{i}]: expected prompt and max_new_tokens to fit the context of {context} positions, "
@@ -282,9 +288,10 @@ def _vocab_size(model: LanguageModel) -> int:
     return program.values[program.outputs["logits"]].width
 
 
-def _prompts(model: LanguageModel, ids: Any, attention_mask: Any) -> tuple[list[NDArray[np.int32]], bool]:
+def _prompts(
+    model: LanguageModel, ids: Any, attention_mask: Any, options: GenerationOptions
+) -> tuple[list[NDArray[np.int32]], bool]:
     """The prompts as int32 arrays, and whether the caller gave one sequence alone."""
-    batch = read_batch(
-        ids, attention_mask, vocab_size=_vocab_size(model), max_positions=model.executor.program.max_positions
-    )
+    context = model.executor.program.max_positions if options.truncate is None else sys.maxsize
+    batch = read_batch(ids, attention_mask, vocab_size=_vocab_size(model), max_positions=context)
     return batch.ids, batch.layout == "single"

@@ -6,7 +6,7 @@ import math
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, SupportsFloat
+from typing import Any, Literal, SupportsFloat
 
 import numpy as np
 
@@ -31,6 +31,8 @@ class GenerationOptions:
     seed: None draws one; an int s gives request i `request_seed(s, i)`; a list gives each request its own.
     stop_strings: the text ends before the first of them.
     eos_token_id: None is the checkpoint's, -1 is never, an int or several ints are those.
+    truncate: "left" or "right" cuts a prompt on that side where it does not fit the context beside the new tokens; None
+        refuses it.
     max_batch_size: how many sequences run at a time; results do not depend on it.
     """
 
@@ -45,6 +47,7 @@ class GenerationOptions:
     seed: int | Sequence[int] | None = None
     stop_strings: str | Sequence[str] | None = None
     eos_token_id: int | Sequence[int] | None = None
+    truncate: Literal["left", "right"] | None = None
     max_batch_size: int = 32
 
     def __post_init__(self) -> None:
@@ -66,10 +69,18 @@ class GenerationOptions:
         self._set("seed", _seeds(self.seed))
         self._set("stop_strings", _stops(self.stop_strings))
         self._set("eos_token_id", _eos(self.eos_token_id))
+        if self.truncate not in (None, "left", "right"):
+            raise InputError(f"truncate: expected 'left', 'right' or None, got {self.truncate!r:.40}")
         self._set("max_batch_size", check_count("max_batch_size", self.max_batch_size, low=1))
 
     def _set(self, name: str, value: object) -> None:
         object.__setattr__(self, name, value)
+
+    def cut(self, prompt: list[int], room: int) -> list[int]:
+        """The prompt, or as much of it as `truncate` leaves in `room` positions."""
+        if self.truncate is None or len(prompt) <= room or room < 1:
+            return prompt
+        return prompt[-room:] if self.truncate == "left" else prompt[:room]
 
     @property
     def greedy(self) -> bool:

@@ -64,6 +64,7 @@ class CausalLM(Model):
         seed: int | Sequence[int] | None = None,
         stop_strings: str | Sequence[str] | None = None,
         eos_token_id: int | Sequence[int] | None = None,
+        truncate: Literal["left", "right"] | None = None,
         max_batch_size: int = 32,
         return_dict_in_generate: bool = False,
         **unknown: NoReturn,
@@ -88,6 +89,7 @@ class CausalLM(Model):
             seed=seed,
             stop_strings=stop_strings,
             eos_token_id=eos_token_id,
+            truncate=truncate,
             max_batch_size=max_batch_size,
             return_dict_in_generate=return_dict_in_generate,
             **unknown,
@@ -108,6 +110,7 @@ class CausalLM(Model):
         seed: int | None = None,
         stop_strings: str | Sequence[str] | None = None,
         eos_token_id: int | Sequence[int] | None = None,
+        truncate: Literal["left", "right"] | None = None,
         **unknown: NoReturn,
     ) -> Any:
         """Continue a text, or ids [n_tokens], piece by piece; see `fastattn.generation.stream`.
@@ -128,6 +131,7 @@ class CausalLM(Model):
             seed=seed,
             stop_strings=stop_strings,
             eos_token_id=eos_token_id,
+            truncate=truncate,
             **unknown,
         )
 
