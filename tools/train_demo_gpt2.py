@@ -282,9 +282,7 @@ def export(model: GPT2LMHeadModel, tokenizer: Tokenizer, out: Path) -> None:
     half = half.half()
     assert all(torch.isfinite(p).all() for p in half.parameters()), "a weight does not fit float16"
     half.config.use_cache = True
-    half.generation_config = GenerationConfig(
-        bos_token_id=0, eos_token_id=0, pad_token_id=0, do_sample=True, temperature=0.8, top_k=50
-    )
+    half.generation_config = GenerationConfig(bos_token_id=0, eos_token_id=0, pad_token_id=0)
     half.save_pretrained(out)
     (out / "model.safetensors").chmod(0o644)
     compact = json.dumps(json.loads(tokenizer.to_str()), ensure_ascii=False, separators=(",", ":"))

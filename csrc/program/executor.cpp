@@ -312,8 +312,12 @@ void Executor::run_locked(const StepInput& step, const std::vector<float*>& outp
         }
         sampler->finish(team);
     };
-    const bool finished =
-        multiply_adds(step) < kAloneBelow ? running.pool.run_alone(body, poll) : running.pool.run(body, poll);
+    const int64_t work = multiply_adds(step);
+    const bool small = work < kAloneBelow, alone = small || running.pace.alone(step.n_tokens);
+    const auto begin = std::chrono::steady_clock::now();
+    const bool finished = alone ? running.pool.run_alone(body, poll) : running.pool.run(body, poll);
+    const std::chrono::duration<double> took = std::chrono::steady_clock::now() - begin;
+    if (!small && finished && running.pool.size() > 1) running.pace.took(step.n_tokens, work, took.count(), alone);
     if (!finished) throw Error(ErrorKind::kCancelled, "the call was cancelled");
     for (size_t i = 0; i < spec_.outputs.size(); ++i) {  // slices, and values that are an output twice
         const int32_t value = spec_.outputs[i];

@@ -13,6 +13,7 @@
 #include "program/spec.h"
 #include "program/weights.h"
 #include "runtime/owned_mutex.h"
+#include "runtime/pace.h"
 #include "runtime/thread_pool.h"
 
 namespace fastattn {
@@ -31,6 +32,7 @@ public:
         OwnedMutex mutex;
         ThreadPool pool;
         uint64_t generation;
+        Pace pace;
     };
     Running& running();
 

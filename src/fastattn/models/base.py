@@ -104,6 +104,9 @@ def load_model(
 def _check_options(
     dtype: str | None, kv_dtype: str | None, head_dtype: str | None, device: str, threads: int | None
 ) -> None:
+    for name, text in (("dtype", dtype), ("kv_dtype", kv_dtype), ("head_dtype", head_dtype), ("device", device)):
+        if text is not None and not isinstance(text, str):  # a numpy dtype equals its name
+            raise DTypeError(f"{name}: expected str, got {type(text).__name__}")
     if device not in DTYPES:
         raise InputError(f"device: expected one of {', '.join(DTYPES)}, got {device!r}")
     for name, value in (("dtype", dtype), ("head_dtype", head_dtype)):

@@ -37,9 +37,9 @@ def quantize(
     revision, cache_dir, local_files_only and token are for hub ids.
     Raises ConfigError, ModelFormatError, InputError, OSError.
     """
-    if dtype not in DTYPES:
+    if not isinstance(dtype, str) or dtype not in DTYPES:
         raise InputError(f"dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}")
-    if head_dtype is not None and head_dtype not in FORMATS:
+    if head_dtype is not None and (not isinstance(head_dtype, str) or head_dtype not in FORMATS):
         raise InputError(f"head_dtype: expected None or one of {', '.join(FORMATS)}, got {head_dtype!r}")
     source = resolve(path_or_id, revision=revision, cache_dir=cache_dir, local_files_only=local_files_only, token=token)
     target = Path(directory)

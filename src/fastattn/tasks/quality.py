@@ -97,7 +97,7 @@ def compare_dtypes(
     local_files_only and token are for hub ids. Raises ConfigError, ModelFormatError, InputError, OSError.
     """
     for dtype in dtypes:
-        if dtype not in DTYPES:
+        if not isinstance(dtype, str) or dtype not in DTYPES:
             raise InputError(f"dtypes: expected some of {', '.join(DTYPES)}, got {dtype!r}")
     check_count("max_tokens", max_tokens, low=2)
     lines = default_texts() if texts is None else check_texts(texts, "texts")
