@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -104,15 +104,12 @@ def load_model(
 def _check_options(
     dtype: str | None, kv_dtype: str | None, head_dtype: str | None, device: str, threads: int | None
 ) -> None:
-    for name, text in (("dtype", dtype), ("kv_dtype", kv_dtype), ("head_dtype", head_dtype), ("device", device)):
-        if text is not None and not isinstance(text, str):  # a numpy dtype equals its name
-            raise DTypeError(f"{name}: expected str, got {type(text).__name__}")
-    if device not in DTYPES:
+    if not _is_one_of(device, DTYPES):
         raise InputError(f"device: expected one of {', '.join(DTYPES)}, got {device!r}")
     for name, value in (("dtype", dtype), ("head_dtype", head_dtype)):
-        if value is not None and value not in DTYPES[device]:
+        if value is not None and not _is_one_of(value, DTYPES[device]):
             raise InputError(f"{name}: expected one of {', '.join(DTYPES[device])} on {device}, got {value!r}")
-    if kv_dtype is not None and kv_dtype not in KV_DTYPES[device]:
+    if kv_dtype is not None and not _is_one_of(kv_dtype, KV_DTYPES[device]):
         known = ", ".join(KV_DTYPES[device])
         raise InputError(
             f"kv_dtype: expected None{f' or one of {known}' if known else ''} on {device}, got {kv_dtype!r}"
@@ -121,6 +118,11 @@ def _check_options(
         raise DTypeError(f"threads: expected an integer or None, got {type(threads).__name__}")
     if threads is not None and not 1 <= threads <= MAX_THREADS:
         raise InputError(f"threads: expected 1 to {MAX_THREADS}, got {threads}")
+
+
+def _is_one_of(name: object, names: Collection[str]) -> bool:
+    """Whether a str is one of the names. (A numpy dtype equals its name.)"""
+    return isinstance(name, str) and name in names
 
 
 def _check_quantised(
