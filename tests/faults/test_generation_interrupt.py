@@ -58,14 +58,19 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_gpt2(folder)
 
 
-def test_fault_58_ctrl_c_and_go_on(folder: Path) -> None:
+def output_of(script: str, folder: Path) -> str:
+    """What a process prints that runs the script on a model."""
     sources = str(Path(fastattn.__file__).parents[1])
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(folder)],
+        [sys.executable, "-c", script, str(folder)],
         capture_output=True, text=True, timeout=60, env={**os.environ, "PYTHONPATH": sources}, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    waits = [float(seconds) for seconds in done.stdout.split()]
+    return done.stdout
+
+
+def test_fault_58_ctrl_c_and_go_on(folder: Path) -> None:
+    waits = [float(seconds) for seconds in output_of(SCRIPT, folder).split()]
     assert len(waits) == 9
     assert waits[4] <= 0.1
     assert waits[-1] <= 0.5  # on a machine that is busy with something else
@@ -101,13 +106,7 @@ print(*sorted(set(seen)), sep="\\n")
 
 def test_a_signal_handler_that_calls_the_model_of_its_step(folder: Path) -> None:
     """A typed error where it cannot run, and no deadlock."""
-    sources = str(Path(fastattn.__file__).parents[1])
-    done = subprocess.run(
-        [sys.executable, "-c", REENTER, str(folder)],
-        capture_output=True, text=True, timeout=60, env={**os.environ, "PYTHONPATH": sources}, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert set(done.stdout.splitlines()) <= {
+    assert set(output_of(REENTER, folder).splitlines()) <= {
         "ran",
         "expected no call from a signal handler that interrupts a call of the same thread",
     }

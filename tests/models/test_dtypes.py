@@ -127,5 +127,5 @@ def test_the_dtype_shows(built: BuiltModel, dtype: str, rng: np.random.Generator
     bytes_of = {"bfloat16": 2, "int8": 1, "int4": 33 / 64}
     matrices = sum(w.shape[0] * w.shape[1] for w in built.program.weights.values() if w.use == "matrix")
     step = ragged(rng)
-    assert of_dtype.weight_bytes < full.weight_bytes - matrices * (4 - bytes_of[dtype]) / 2  # type: ignore[attr-defined]
+    assert of_dtype.weight_bytes < full.weight_bytes - matrices * (4 - bytes_of[dtype]) / 2
     assert any(distance(of_dtype.run(step)[name], value) > 0 for name, value in full.run(step).items())

@@ -77,7 +77,7 @@ def test_head_dtype(gpt2: Path) -> None:
         text = prompt + json.loads(done.stdout)["text"]
         generator = fastattn.pipeline("text-generation", gpt2, head_dtype=head_dtype)
         assert generator(prompt, do_sample=False, max_new_tokens=40) == [{"generated_text": text}]
-        sizes[head_dtype] = generator.model.executor.weight_bytes  # type: ignore[attr-defined]
+        sizes[head_dtype] = generator.model.executor.weight_bytes
     assert sizes["int4"] < sizes["float32"]
 
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from fastattn.bench.tables import quantity
 from fastattn.errors import BenchError
+from fastattn.limits import LeastTime
 
 OURS = "fastattn"
 STEADY = 0.1
@@ -28,23 +29,11 @@ class Worker(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Limit:
+class Limit(LeastTime):
     """The least time of a sample at one moment; operations (two a multiply-add) and bytes are what it costs."""
 
-    compute_seconds: float
-    memory_seconds: float
     operations: float
     bytes: float
-
-    @property
-    def seconds(self) -> float:
-        """What it takes at least."""
-        return max(self.compute_seconds, self.memory_seconds)
-
-    @property
-    def binds(self) -> str:
-        """ "compute" or "memory"."""
-        return "compute" if self.compute_seconds >= self.memory_seconds else "memory"
 
     def __str__(self) -> str:
         if self.binds == "memory":

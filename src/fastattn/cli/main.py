@@ -158,13 +158,7 @@ def _add_embed(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def _add_quality(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser("quality", help="what bfloat16, int8 and int4 cost, against float32")
-    parser.add_argument(
-        "-m",
-        "--model",
-        type=some_text("a folder or a hub id"),
-        metavar="DIR",
-        help="a model's folder or hub id (the demo model)",
-    )
+    _add_model_name(parser)
     parser.add_argument(
         "--data",
         type=some_text("a file"),
@@ -264,7 +258,7 @@ def _picture(text: str) -> str:
     return text
 
 
-def _add_model(parser: argparse.ArgumentParser) -> None:
+def _add_model_name(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-m",
         "--model",
@@ -272,6 +266,10 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="a model's folder or hub id (the demo model)",
     )
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    _add_model_name(parser)
     parser.add_argument(
         "--threads", type=integer(1), default=None, metavar="N", help="threads (all that this process may use)"
     )

@@ -40,6 +40,11 @@ class Executor(Protocol):
     @property
     def program(self) -> Program: ...
 
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the weights in memory."""
+        ...
+
     def new_cache(self) -> Cache:
         """An empty KV cache for one sequence."""
         ...

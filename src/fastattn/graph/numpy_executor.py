@@ -186,6 +186,11 @@ class NumpyExecutor:
         result: Output = getattr(_Run(self.program, self._open(), step, []), op.kind)(op, *inputs)
         return result
 
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the arrays of the weights."""
+        return sum(int(weight.values.nbytes) for weight in self._open().values())
+
     def values(self, key: str) -> Floats:
         """A weight as it was rounded, [out_features, in_features] of a matrix."""
         return self._open()[key].values

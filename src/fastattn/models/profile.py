@@ -14,7 +14,7 @@ import numpy as np
 
 from fastattn.errors import InputError
 from fastattn.graph.cost import Cost, StepShape, op_cost, op_format
-from fastattn.graph.executor import Executor
+from fastattn.graph.executor import Cache, Executor
 from fastattn.graph.ir import Op, Program, Step
 from fastattn.limits import LeastTime, Limits, least_time, measure_over
 from fastattn.models.inputs import Batch
@@ -137,8 +137,9 @@ def profile_step(executor: Executor, batch: Batch, *, decode: bool, seconds: flo
 def _median_run(executor: CpuExecutor, step: Step, decode: bool, seconds: float) -> tuple[float, list[float]]:
     """Seconds of the median run and of its ops."""
     prompts = np.diff(step.cu_seqlens).tolist()
+    caches: tuple[Cache, ...] = ()
     if decode:
-        step = _fill(executor, step, prompts)
+        step, caches = _fill(executor, step, prompts)
     runs: list[tuple[float, list[float]]] = []
     try:
         begin = time.perf_counter()
@@ -147,17 +148,17 @@ def _median_run(executor: CpuExecutor, step: Step, decode: bool, seconds: float)
             start = time.perf_counter()
             executor.run(step)
             runs.append((time.perf_counter() - start, executor.op_seconds()))
-            for cache, length in zip(step.caches or (), prompts, strict=False):
-                cache.truncate(length)  # type: ignore[attr-defined]
+            for cache, length in zip(caches, prompts, strict=False):
+                cache.truncate(length)
     finally:
-        for cache in step.caches or ():
-            cache.close()  # type: ignore[attr-defined]
+        for cache in caches:
+            cache.close()
     runs = sorted(runs[1:])  # the first one had memory to find
     return runs[len(runs) // 2]
 
 
-def _fill(executor: CpuExecutor, prompt: Step, lengths: Sequence[int]) -> Step:
-    """Reads the prompts into caches; the step after them, of one token each."""
+def _fill(executor: CpuExecutor, prompt: Step, lengths: Sequence[int]) -> tuple[Step, tuple[Cache, ...]]:
+    """Reads the prompts into caches; the step after them, of one token each, and those caches."""
     n = len(lengths)
     caches = tuple(executor.new_cache() for _ in range(n))
     try:
@@ -166,13 +167,14 @@ def _fill(executor: CpuExecutor, prompt: Step, lengths: Sequence[int]) -> Step:
         for cache in caches:
             cache.close()
         raise
-    return Step(
+    after = Step(
         token_ids=prompt.token_ids[prompt.cu_seqlens[1:] - 1],
         cu_seqlens=np.arange(n + 1, dtype=np.int32),
         positions=np.array(lengths, np.int32),
         wanted=np.arange(n, dtype=np.int32),
         caches=caches,
     )
+    return after, caches
 
 
 def _mean(a: Limits, b: Limits) -> Limits:

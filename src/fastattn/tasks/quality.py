@@ -118,8 +118,7 @@ def compare_dtypes(
                 sums[name].add(exact, exact if name == BASELINE else _run(models[name], ids), ids)
         n_tokens = sum(len(ids) for ids in inputs.ids)
         rows = tuple(
-            sums[name].result(name, models[name].executor.weight_bytes, inputs.n_bytes, n_tokens)  # type: ignore[attr-defined]
-            for name in names
+            sums[name].result(name, models[name].executor.weight_bytes, inputs.n_bytes, n_tokens) for name in names
         )
     finally:
         for model in models.values():
