@@ -19,6 +19,8 @@ struct CUstream_st;  // what cudaStream_t points to
 
 namespace fastattn::cuda {
 
+// Compiled for the emulation, a launch hands its work to submit() of native_tests/emulated_stream.h, so that the
+// executor's graphs can be captured and replayed there too.
 using Stream = CUstream_st*;
 
 // Types of rows, weights and KV pages in device memory. tf32 is no type: it is float32 that cuBLASLt multiplies so.
