@@ -4,6 +4,8 @@
 
 #include "bindings/bindings.h"
 #include "bindings/names.h"
+#include "bindings/read_spec.h"
+#include "bindings/step_arrays.h"
 #include "program/decoding.h"
 #include "program/executor.h"
 #include "program/pack.h"
@@ -12,123 +14,8 @@
 namespace fastattn {
 namespace {
 
-constexpr Named<Rows> kRowNames[] = {
-    {"tokens", Rows::kTokens}, {"wanted", Rows::kWanted}, {"sequences", Rows::kSequences}};
-constexpr Named<OpKind> kOpNames[] = {
-    {"embedding", OpKind::kEmbedding},     {"add", OpKind::kAdd},
-    {"layer_norm", OpKind::kLayerNorm},    {"linear", OpKind::kLinear},
-    {"activation", OpKind::kActivation},   {"slice", OpKind::kSlice},
-    {"attention", OpKind::kAttention},     {"attention_probs", OpKind::kAttentionProbs},
-    {"gather_rows", OpKind::kGatherRows},  {"pool", OpKind::kPool},
-    {"l2_normalize", OpKind::kL2Normalize}};
-constexpr Named<Index> kIndexNames[] = {
-    {"token_ids", Index::kTokenIds}, {"positions", Index::kPositions}, {"token_type_ids", Index::kTokenTypeIds}};
-constexpr Named<Gather> kGatherNames[] = {
-    {"tokens", Gather::kTokens}, {"wanted", Gather::kWanted}, {"first", Gather::kFirst}, {"last", Gather::kLast}};
 constexpr Named<Weight::Use> kUseNames[] = {
     {"matrix", Weight::Use::kMatrix}, {"table", Weight::Use::kTable}, {"vector", Weight::Use::kVector}};
-
-template <class T, size_t n>
-T lookup(const Named<T> (&names)[n], const char* what, const py::handle& name) {
-    return value_of(names, name.cast<std::string>(), what, ErrorKind::kConfig);
-}
-
-}  // namespace
-
-Format format_from(const std::string& name) {
-    static constexpr Named<Format> names[] = {{"float32", Format::kFloat32},
-                                              {"bfloat16", Format::kBfloat16},
-                                              {"int8", Format::kInt8},
-                                              {"int4", Format::kInt4}};
-    return value_of(names, name, "format", ErrorKind::kConfig);
-}
-
-Format kv_format_from(const std::string& name) {
-    const Format format = format_from(name);
-    if (static_cast<int>(format) >= kKvFormats)
-        throw Error(ErrorKind::kInput, "kv_dtype: expected float32, bfloat16 or int8, got " + name);
-    return format;
-}
-
-namespace {
-
-// attrs of one op into the fields of its kind; an attr that is not known is an error, never ignored.
-void read_attrs(const py::dict& attrs, OpSpec& op) {
-    for (const auto& [key, value] : attrs) {
-        const auto name = key.cast<std::string>();
-        if (name == "activation")
-            op.activation = lookup(kActivationNames, "program: activation", value);
-        else if (name == "index")
-            op.index = lookup(kIndexNames, "program: index", value);
-        else if (name == "which" || name == "q_rows")
-            op.gather = lookup(kGatherNames, "program: rows", value);
-        else if (name == "pool")
-            op.pool = lookup(kPoolNames, "program: pool", value);
-        else if (name == "has_bias")
-            op.has_bias = value.cast<bool>();
-        else if (name == "has_residual")
-            op.has_residual = value.cast<bool>();
-        else if (name == "causal")
-            op.causal = value.cast<bool>();
-        else if (name == "offset")
-            op.offset = op.index_offset = value.cast<int32_t>();
-        else if (name == "width")
-            continue;  // the output's
-        else if (name == "layer")
-            op.layer = value.cast<int32_t>();
-        else if (name == "n_head")
-            op.n_head = value.cast<int32_t>();
-        else if (name == "n_kv_head")
-            op.n_kv_head = value.cast<int32_t>();
-        else if (name == "head_dim")
-            op.head_dim = value.cast<int32_t>();
-        else if (name == "eps")
-            op.eps = value.cast<float>();
-        else if (name == "scale")
-            op.scale = value.cast<float>();
-        else
-            throw Error(ErrorKind::kConfig, "program: unknown attr " + name);
-    }
-}
-
-ProgramSpec read_spec(const py::dict& dict) {
-    ProgramSpec spec;
-    for (const auto& item : dict["values"]) {
-        const auto [rows, width] = item.cast<std::pair<py::object, int32_t>>();
-        spec.values.push_back({lookup(kRowNames, "program: rows", rows), width});
-    }
-    for (const auto& item : dict["ops"]) {
-        const auto fields = item.cast<py::tuple>();
-        OpSpec op;
-        op.kind = lookup(kOpNames, "program: op", fields[0]);
-        op.inputs = fields[1].cast<std::vector<int32_t>>();
-        op.output = fields[2].cast<int32_t>();
-        op.weights = fields[3].cast<std::vector<int32_t>>();
-        read_attrs(fields[4].cast<py::dict>(), op);
-        spec.ops.push_back(std::move(op));
-    }
-    spec.weights = dict["weights"].cast<std::vector<std::string>>();
-    spec.outputs = dict["outputs"].cast<std::vector<int32_t>>();
-    spec.logits = dict["logits"].cast<int32_t>();
-    spec.n_layer = dict["n_layer"].cast<int32_t>();
-    spec.n_kv_head = dict["n_kv_head"].cast<int32_t>();
-    spec.head_dim = dict["head_dim"].cast<int32_t>();
-    spec.max_positions = dict["max_positions"].cast<int32_t>();
-    spec.kv_format = kv_format_from(dict["kv_dtype"].cast<std::string>());
-    return spec;
-}
-
-// What is missing or of another type is a ConfigError as well.
-ProgramSpec spec_from(const py::dict& dict) {
-    try {
-        return read_spec(dict);
-    } catch (const py::cast_error&) {
-        bad_spec("a field has another type than expected");
-    } catch (py::error_already_set& error) {
-        if (!error.matches(PyExc_LookupError) && !error.matches(PyExc_TypeError)) throw;
-        bad_spec(std::string("a field is missing or has another type than expected: ") + error.what());
-    }
-}
 
 void load(Engine& engine, const std::string& name, const std::string& use, const std::string& format,
           const py::list& parts) {
@@ -185,18 +72,8 @@ py::list packed(Engine& engine, const std::string& name) {
 StepInput step_from(const py::array& token_ids, const py::array& cu_seqlens, const py::array& positions,
                     const py::array& wanted, const std::optional<py::array>& token_type_ids,
                     const std::optional<std::vector<KvCache*>>& caches) {
-    StepInput step{.token_ids = data_of<int32_t>("token_ids", token_ids, 1),
-                   .positions = data_of<int32_t>("positions", positions, 1),
-                   .token_type_ids = token_type_ids ? data_of<int32_t>("token_type_ids", *token_type_ids, 1) : nullptr,
-                   .cu_seqlens = data_of<int32_t>("cu_seqlens", cu_seqlens, 1),
-                   .wanted = data_of<int32_t>("wanted", wanted, 1),
-                   .n_tokens = static_cast<int32_t>(token_ids.size()),
-                   .n_sequences = static_cast<int32_t>(cu_seqlens.size() - 1),
-                   .n_wanted = static_cast<int32_t>(wanted.size()),
-                   .caches = caches.value_or(std::vector<KvCache*>{})};
-    if (step.n_sequences < 0) throw Error(ErrorKind::kInput, "cu_seqlens: expected at least one number");
-    if (positions.size() != token_ids.size() || (token_type_ids && token_type_ids->size() != token_ids.size()))
-        throw Error(ErrorKind::kInput, "positions, token_type_ids: expected one a token");
+    const StepInput step{arrays_from(token_ids, cu_seqlens, positions, wanted, token_type_ids),
+                         caches.value_or(std::vector<KvCache*>{})};
     for (const KvCache* cache : step.caches)
         if (cache == nullptr) throw Error(ErrorKind::kInput, "caches: expected a cache for every sequence, got None");
     if (caches && step.caches.size() != static_cast<size_t>(step.n_sequences))
@@ -234,55 +111,6 @@ py::list run(Executor& executor, const py::array& token_ids, const py::array& cu
     without_gil([&](const std::function<bool()>& poll) { executor.run(step, pointers, poll); });
     return arrays;
 }
-
-// The arrays that tokens are drawn by, checked.
-struct Draws {
-    const SampleParams* params;
-    std::vector<const int32_t*> histories;
-    std::vector<int64_t> lengths, no_suppress;
-    const int32_t* suppressed = nullptr;
-    int32_t n_suppressed = 0;
-    const int64_t* suppress = nullptr;
-    int32_t n, vocab;
-
-    // The ids before the token of row i are history[offsets[i]:offsets[i + 1]].
-    Draws(int32_t n, int32_t vocab, const py::array& params, const py::array& history, const py::array& offsets)
-        : params(static_cast<const SampleParams*>(params.data())), no_suppress(n), n(n), vocab(vocab) {
-        if (params.itemsize() != sizeof(SampleParams) || params.size() != n || !(params.flags() & py::array::c_style))
-            throw Error(ErrorKind::kInput, "params: expected one SAMPLE_PARAMS record a row");
-        const int64_t* begins = data_of<int64_t>("history_offsets", offsets, 1);
-        const int32_t* ids = data_of<int32_t>("history", history, 1);
-        if (offsets.size() != n + 1 || begins[0] != 0 || begins[n] != history.size())
-            throw Error(ErrorKind::kInput, "history_offsets: expected n + 1 numbers from 0 to the length of history");
-        for (int32_t i = 0; i < n; ++i) {
-            if (begins[i + 1] < begins[i]) throw Error(ErrorKind::kInput, "history_offsets: expected rising numbers");
-            histories.push_back(ids + begins[i]);
-            lengths.push_back(begins[i + 1] - begins[i]);
-        }
-        for (py::ssize_t i = 0; i < history.size(); ++i)
-            if (ids[i] < 0 || ids[i] >= vocab) throw Error(ErrorKind::kInput, "history: an id is out of range");
-        suppress = no_suppress.data();
-    }
-    void suppress_ids(const std::optional<py::array>& ids, const std::optional<py::array>& counts) {
-        if (!ids || !counts) return;
-        suppressed = data_of<int32_t>("suppressed", *ids, 1);
-        n_suppressed = static_cast<int32_t>(ids->size());
-        suppress = data_of<int64_t>("suppress", *counts, 1);
-        if (counts->size() != n) throw Error(ErrorKind::kInput, "suppress: expected one number a row");
-    }
-    SampleArgs args(int32_t* ids, float* logprobs) const {
-        return {.n = n,
-                .vocab = vocab,
-                .params = params,
-                .histories = histories.data(),
-                .history_lengths = lengths.data(),
-                .suppressed = suppressed,
-                .n_suppressed = n_suppressed,
-                .suppress = suppress,
-                .ids = ids,
-                .logprobs = logprobs};
-    }
-};
 
 py::tuple sample_tokens(const py::array& logits, const py::array& params, const py::array& history,
                         const py::array& history_offsets, bool logprobs) {

@@ -1,9 +1,8 @@
-// Whether a Program is one that the executor can run: shapes, rows and counts of every op, before any memory is
-// planned.
+// Whether a Program is one that an executor can run: shapes, rows and counts of every op, before any memory is planned.
 #include <string>
 
 #include "core/error.h"
-#include "program/executor.h"
+#include "program/spec.h"
 
 namespace fastattn {
 namespace {
@@ -175,8 +174,8 @@ void bad_spec(const std::string& what) {
     throw Error(ErrorKind::kConfig, "program: " + what);
 }
 
-void Executor::check_spec() const {
-    Checker(spec_).check();
+void check_spec(const ProgramSpec& spec) {
+    Checker(spec).check();
 }
 
 }  // namespace fastattn

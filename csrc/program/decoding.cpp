@@ -42,16 +42,15 @@ Decoding::Drawn Decoding::draw(const std::function<bool()>& poll) {
                           .suppress = suppress_.data(),
                           .ids = drawn.ids.data(),
                           .logprobs = logprobs_ ? drawn.logprobs.data() : nullptr};
-    executor_->draw({.token_ids = token_ids_.data(),
-                     .positions = positions_.data(),
-                     .token_type_ids = nullptr,
-                     .cu_seqlens = sequence_ends_.data(),
-                     .wanted = sequence_ends_.data(),
-                     .n_tokens = count,
-                     .n_sequences = count,
-                     .n_wanted = count,
-                     .caches = caches_},
-                    args, poll);
+    const StepArrays arrays{.token_ids = token_ids_.data(),
+                            .positions = positions_.data(),
+                            .token_type_ids = nullptr,
+                            .cu_seqlens = sequence_ends_.data(),
+                            .wanted = sequence_ends_.data(),
+                            .n_tokens = count,
+                            .n_sequences = count,
+                            .n_wanted = count};
+    executor_->draw({arrays, caches_}, args, poll);
     for (size_t i = 0; i < n; ++i) {
         Row& row = rows_[i];
         row.token_id = drawn.ids[i];

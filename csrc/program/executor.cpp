@@ -17,20 +17,7 @@ constexpr int64_t kAloneBelow =
     throw Error(ErrorKind::kInput, what);
 }
 
-const char* name_of(Index index) {
-    return index == Index::kTokenIds ? "token_ids" : index == Index::kPositions ? "positions" : "token_type_ids";
-}
-
 }  // namespace
-
-const int32_t* index_of(const StepInput& step, Index index) {
-    switch (index) {
-        case Index::kTokenIds: return step.token_ids;
-        case Index::kPositions: return step.positions;
-        case Index::kTokenTypeIds: return step.token_type_ids;
-    }
-    return nullptr;
-}
 
 Engine::Running& Engine::running() {
     const std::lock_guard lock(start_mutex());
@@ -49,7 +36,7 @@ std::shared_ptr<KvPool> Engine::kv_pool(const KvShape& shape) {
 
 Executor::Executor(std::shared_ptr<Engine> engine, ProgramSpec spec)
     : engine_(std::move(engine)), spec_(std::move(spec)), kernels_(active_kernels()) {
-    check_spec();
+    check_spec(spec_);
     check_weights();
     find_rough_activations();
     kv_pool_ = engine_->kv_pool({spec_.kv_format, spec_.n_layer, spec_.n_kv_head, spec_.head_dim});
@@ -76,41 +63,16 @@ int64_t Executor::rows_of(int32_t value, const StepInput& step) const {
 }
 
 void Executor::check_step(const StepInput& step) const {
-    if (step.cu_seqlens[0] != 0 || step.cu_seqlens[step.n_sequences] != step.n_tokens)
-        bad_input("cu_seqlens: expected 0 first and n_tokens last");
-    for (int32_t s = 0; s < step.n_sequences; ++s)
-        if (step.cu_seqlens[s + 1] < step.cu_seqlens[s]) bad_input("cu_seqlens: expected rising numbers");
-    for (int32_t i = 0; i < step.n_wanted; ++i)
-        if (step.wanted[i] < (i > 0 ? step.wanted[i - 1] + 1 : 0) || step.wanted[i] >= step.n_tokens)
-            bad_input("wanted: expected rising rows of the step");
+    check_lengths(step);
     if (!step.caches.empty() && step.caches.size() != static_cast<size_t>(step.n_sequences))
         bad_input("caches: expected one a sequence");
     for (int32_t s = 0; s < static_cast<int32_t>(step.caches.size()); ++s) {
         const KvCache& cache = *step.caches[s];
         cache.check_open();
         if (cache.pool() != kv_pool_.get()) bad_input("caches: a cache belongs to another model");
-        const int64_t length = int64_t{cache.length()} + step.cu_seqlens[s + 1] - step.cu_seqlens[s];
-        if (length > spec_.max_positions)
-            throw Error(ErrorKind::kContextLength, "sequence " + std::to_string(s) + ": " + std::to_string(length) +
-                                                       " positions, the model has " +
-                                                       std::to_string(spec_.max_positions));
-        for (int32_t i = step.cu_seqlens[s]; i < step.cu_seqlens[s + 1]; ++i)
-            if (step.positions[i] != cache.length() + i - step.cu_seqlens[s])
-                bad_input("positions: expected to go on where the cache ends, at " + std::to_string(cache.length()) +
-                          ", in sequence " + std::to_string(s));
+        check_continues(spec_, step, s, cache.length());
     }
-    for (const auto& op : spec_.ops) {
-        if (op.kind != OpKind::kEmbedding) continue;
-        const int32_t* index = index_of(step, op.index);
-        const int64_t rows = weights_[op.weights[0]]->rows;
-        for (int32_t i = 0; i < step.n_tokens; ++i) {
-            const int64_t row = (index ? int64_t{index[i]} : 0) + op.index_offset;
-            if (row < 0 || row >= rows)
-                bad_input(std::string(name_of(op.index)) + ": expected 0 to " +
-                          std::to_string(rows - 1 - op.index_offset) + ", got " +
-                          std::to_string(row - op.index_offset) + " at token " + std::to_string(i));
-        }
-    }
+    check_ids(spec_, step, [this](int32_t weight) { return weights_[weight]->rows; });
 }
 
 int64_t Executor::output_floats(int32_t value, const StepInput& step) const {

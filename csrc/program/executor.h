@@ -11,6 +11,7 @@
 #include "program/kv_cache.h"
 #include "program/sampler.h"
 #include "program/spec.h"
+#include "program/step.h"
 #include "program/weights.h"
 #include "runtime/owned_mutex.h"
 #include "runtime/pace.h"
@@ -46,18 +47,10 @@ private:
     std::unique_ptr<Running> running_;
 };
 
-// The input of one step; pointers stay valid during the call. Shapes as in src/fastattn/graph/ir.py.
-struct StepInput {
-    const int32_t* token_ids;
-    const int32_t* positions;
-    const int32_t* token_type_ids;  // or null
-    const int32_t* cu_seqlens;      // [n_sequences + 1]
-    const int32_t* wanted;          // [n_wanted]
-    int32_t n_tokens, n_sequences, n_wanted;
+// The input of one step.
+struct StepInput : StepArrays {
     std::vector<KvCache*> caches;  // one a sequence, or empty
 };
-
-const int32_t* index_of(const StepInput& step, Index index);  // null: all zeros
 
 class Executor {
 public:
@@ -109,7 +102,6 @@ private:
         int64_t stride;
     };
 
-    void check_spec() const;
     void check_weights();
     void find_rough_activations();
     void plan();

@@ -63,5 +63,6 @@ struct ProgramSpec {
 };
 
 [[noreturn]] void bad_spec(const std::string& what);  // throws Error(kConfig)
+void check_spec(const ProgramSpec& spec);             // throws Error(kConfig) that names the op
 
 }  // namespace fastattn

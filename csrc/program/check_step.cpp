@@ -1,0 +1,66 @@
+// Whether the arrays of a step fit the Program.
+#include <string>
+
+#include "core/error.h"
+#include "program/step.h"
+
+namespace fastattn {
+namespace {
+
+[[noreturn]] void bad_input(const std::string& what) {
+    throw Error(ErrorKind::kInput, what);
+}
+
+const char* name_of(Index index) {
+    return index == Index::kTokenIds ? "token_ids" : index == Index::kPositions ? "positions" : "token_type_ids";
+}
+
+}  // namespace
+
+const int32_t* index_of(const StepArrays& step, Index index) {
+    switch (index) {
+        case Index::kTokenIds: return step.token_ids;
+        case Index::kPositions: return step.positions;
+        case Index::kTokenTypeIds: return step.token_type_ids;
+    }
+    return nullptr;
+}
+
+void check_lengths(const StepArrays& step) {
+    if (step.cu_seqlens[0] != 0 || step.cu_seqlens[step.n_sequences] != step.n_tokens)
+        bad_input("cu_seqlens: expected 0 first and n_tokens last");
+    for (int32_t s = 0; s < step.n_sequences; ++s)
+        if (step.cu_seqlens[s + 1] < step.cu_seqlens[s]) bad_input("cu_seqlens: expected rising numbers");
+    for (int32_t i = 0; i < step.n_wanted; ++i)
+        if (step.wanted[i] < (i > 0 ? step.wanted[i - 1] + 1 : 0) || step.wanted[i] >= step.n_tokens)
+            bad_input("wanted: expected rising rows of the step");
+}
+
+void check_ids(const ProgramSpec& spec, const StepArrays& step, const std::function<int64_t(int32_t)>& table_rows) {
+    for (const auto& op : spec.ops) {
+        if (op.kind != OpKind::kEmbedding) continue;
+        const int32_t* index = index_of(step, op.index);
+        const int64_t rows = table_rows(op.weights[0]);
+        for (int32_t i = 0; i < step.n_tokens; ++i) {
+            const int64_t row = (index ? int64_t{index[i]} : 0) + op.index_offset;
+            if (row < 0 || row >= rows)
+                bad_input(std::string(name_of(op.index)) + ": expected 0 to " +
+                          std::to_string(rows - 1 - op.index_offset) + ", got " +
+                          std::to_string(row - op.index_offset) + " at token " + std::to_string(i));
+        }
+    }
+}
+
+void check_continues(const ProgramSpec& spec, const StepArrays& step, int32_t s, int32_t cached) {
+    const int32_t begin = step.cu_seqlens[s], end = step.cu_seqlens[s + 1];
+    const int64_t length = int64_t{cached} + end - begin;
+    if (length > spec.max_positions)
+        throw Error(ErrorKind::kContextLength, "sequence " + std::to_string(s) + ": " + std::to_string(length) +
+                                                   " positions, the model has " + std::to_string(spec.max_positions));
+    for (int32_t i = begin; i < end; ++i)
+        if (step.positions[i] != cached + i - begin)
+            bad_input("positions: expected to go on where the cache ends, at " + std::to_string(cached) +
+                      ", in sequence " + std::to_string(s));
+}
+
+}  // namespace fastattn
