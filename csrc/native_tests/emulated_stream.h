@@ -12,7 +12,8 @@ struct CUstream_st {
 
 namespace fastattn::cuda {
 
-// `work` holds copies of its arguments: a captured graph runs it later, again and again. A null stream captures nothing.
+// `work` holds copies of its arguments: a captured graph runs it later, again and again. A null stream captures
+// nothing.
 inline void submit(Stream stream, std::function<void()> work) {
     if (stream != nullptr && stream->captured != nullptr)
         stream->captured->push_back(std::move(work));

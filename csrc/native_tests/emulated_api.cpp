@@ -1,0 +1,122 @@
+// cuda_api.h over the memory of the host, for tests: device memory is memory of the host that starts as noise, and
+// what is launched is run by the thread that launches it.
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <new>
+#include <vector>
+
+#include "core/error.h"
+#include "cuda/cuda_api.h"
+#include "native_tests/emulated_stream.h"
+
+namespace fastattn::cuda {
+namespace {
+
+constexpr int64_t kMemoryBytes = int64_t{256} << 20;  // of the emulated GPU
+constexpr int kNoise = 0xff;                          // floats of it are NaN, ids -1: nobody may count on them
+int64_t allocated = 0;
+
+std::byte* allocate(int64_t bytes) {
+    auto* data = static_cast<std::byte*>(std::aligned_alloc(256, static_cast<size_t>((bytes + 255) / 256 * 256)));
+    if (data == nullptr) throw std::bad_alloc();
+    std::memset(data, kNoise, static_cast<size_t>(bytes));
+    return data;
+}
+
+}  // namespace
+
+Device open_device() {
+    return {.name = "emulated",
+            .major = kLeastMajor,
+            .minor = 0,
+            .memory_bytes = kMemoryBytes,
+            .free_bytes = kMemoryBytes - allocated,
+            .driver = 0,
+            .runtime = 0};
+}
+
+DeviceBuffer::DeviceBuffer(int64_t bytes) : bytes_(bytes) {
+    if (bytes == 0) return;
+    if (allocated + bytes > kMemoryBytes)
+        throw Error(ErrorKind::kOutOfMemory,
+                    "cuda: cudaMalloc of " + std::to_string(bytes) + " bytes failed: the emulated memory is full");
+    data_ = allocate(bytes);
+    allocated += bytes;
+}
+
+DeviceBuffer::~DeviceBuffer() {
+    std::free(data_);
+    if (data_ != nullptr) allocated -= bytes_;
+}
+
+PinnedBuffer::PinnedBuffer(int64_t bytes) : bytes_(bytes) {
+    if (bytes > 0) data_ = allocate(bytes);
+}
+
+PinnedBuffer::~PinnedBuffer() {
+    std::free(data_);
+}
+
+OwnStream::OwnStream() : stream_(new CUstream_st) {}
+
+OwnStream::~OwnStream() {
+    delete stream_;
+}
+
+bool OwnStream::wait(const std::function<bool()>& poll) const {
+    return !poll();
+}
+
+using Launches = std::vector<std::function<void()>>;
+
+Graph::Graph(Stream stream, const std::function<void()>& launches) {
+    auto noted = std::make_unique<Launches>();
+    stream->captured = noted.get();
+    try {
+        launches();
+    } catch (...) {
+        stream->captured = nullptr;
+        throw;
+    }
+    stream->captured = nullptr;
+    graph_ = noted.release();
+}
+
+Graph::~Graph() {
+    delete static_cast<Launches*>(graph_);
+}
+
+void Graph::launch(Stream) const {
+    for (const auto& work : *static_cast<const Launches*>(graph_)) work();
+}
+
+void copy_to_device(void* to, const void* from, int64_t bytes, Stream stream) {
+    submit(stream, [=] { std::memcpy(to, from, static_cast<size_t>(bytes)); });
+}
+
+void copy_to_host(void* to, const void* from, int64_t bytes, Stream stream) {
+    submit(stream, [=] { std::memcpy(to, from, static_cast<size_t>(bytes)); });
+}
+
+void copy_on_device(void* to, const void* from, int64_t bytes, Stream stream) {
+    submit(stream, [=] { std::memcpy(to, from, static_cast<size_t>(bytes)); });
+}
+
+void copy_rows_to_host(void* to, const void* from, int64_t from_stride_bytes, int64_t width_bytes, int64_t rows,
+                       Stream stream) {
+    submit(stream, [=] {
+        for (int64_t row = 0; row < rows; ++row)
+            std::memcpy(static_cast<std::byte*>(to) + row * width_bytes,
+                        static_cast<const std::byte*>(from) + row * from_stride_bytes,
+                        static_cast<size_t>(width_bytes));
+    });
+}
+
+void clear(void* to, int64_t bytes, Stream stream) {
+    submit(stream, [=] { std::memset(to, 0, static_cast<size_t>(bytes)); });
+}
+
+void check_launch(const char*) {}
+
+}  // namespace fastattn::cuda
