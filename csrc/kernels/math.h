@@ -117,15 +117,18 @@ FA_INLINE Vec gelu_rough(Vec x, const float (&tail)[N]) {
     return fma(mul(t, broadcast(-0.5f)), power, max(zero(), x));
 }
 
-inline constexpr float kNormalTailRough[] = {0x1.26a7e4p+0f, 0x1.d6a194p-2f, 0x1.ab223ap-5f, -0x1.d7910cp-8f,
-                                             0x1.ff3ce4p-12f};
-inline constexpr float kTanhTailRough[] = {0x1.26778ep+0f, 0x1.d8e8ap-2f, 0x1.9ae8e4p-5f, -0x1.3d9d6cp-7f,
-                                           0x1.1369d4p-9f};
-
 template <Activation A, bool kRough = false>
 FA_INLINE Vec activate(Vec x) {
-    if constexpr (kRough && A == Activation::kGeluErf) return gelu_rough(x, kNormalTailRough);
-    if constexpr (kRough && A == Activation::kGeluTanh) return gelu_rough(x, kTanhTailRough);
+    if constexpr (kRough && A == Activation::kGeluErf) {
+        constexpr float kNormalTailRough[] = {0x1.26a7e4p+0f, 0x1.d6a194p-2f, 0x1.ab223ap-5f, -0x1.d7910cp-8f,
+                                              0x1.ff3ce4p-12f};
+        return gelu_rough(x, kNormalTailRough);
+    }
+    if constexpr (kRough && A == Activation::kGeluTanh) {
+        constexpr float kTanhTailRough[] = {0x1.26778ep+0f, 0x1.d8e8ap-2f, 0x1.9ae8e4p-5f, -0x1.3d9d6cp-7f,
+                                            0x1.1369d4p-9f};
+        return gelu_rough(x, kTanhTailRough);
+    }
     if constexpr (A == Activation::kGeluErf) return gelu_erf(x);
     if constexpr (A == Activation::kGeluTanh) return gelu_tanh(x);
     if constexpr (A == Activation::kRelu) return max(zero(), x);

@@ -42,6 +42,10 @@
 
 #define FASTATTN_LANES 16
 
+#if defined(FASTATTN_TARGET_cuda_lane)  // one lane, and only what kernels/math.h needs
+#include "simd/vec_cuda.h"
+#else
+
 #if defined(FASTATTN_TARGET_avx512) || defined(FASTATTN_TARGET_avx512_vnni) || defined(FASTATTN_TARGET_avx512_bf16)
 #include "simd/vec_avx512.h"
 #elif defined(FASTATTN_TARGET_avx2)
@@ -63,3 +67,5 @@ FA_INLINE void prefetch_rows(const float* p, int64_t stride, int rows, int width
         for (int i = 0; i < width; i += kLineFloats) __builtin_prefetch(p + r * stride + i);
 }
 }  // namespace fastattn::FASTATTN_TARGET
+
+#endif

@@ -17,6 +17,12 @@
 
 struct CUstream_st;  // what cudaStream_t points to
 
+#ifdef __CUDACC__
+#define FA_ANYWHERE __host__ __device__ constexpr
+#else
+#define FA_ANYWHERE constexpr
+#endif
+
 namespace fastattn::cuda {
 
 // Compiled for the emulation, a launch hands its work to submit() of native_tests/emulated_stream.h, so that the
@@ -25,11 +31,11 @@ using Stream = CUstream_st*;
 
 // Types of rows, weights and KV pages in device memory. tf32 is no type: it is float32 that cuBLASLt multiplies so.
 enum class Type : int32_t { kFloat32, kBfloat16, kFloat16 };
-constexpr int64_t bytes_of(Type type) {
+FA_ANYWHERE int64_t bytes_of(Type type) {
     return type == Type::kFloat32 ? 4 : 2;
 }
 // Width of a row of 16-bit elements or of a KV page: whole units of 16 bytes in every type.
-constexpr int64_t row_elements(int64_t width) {
+FA_ANYWHERE int64_t row_elements(int64_t width) {
     return (width + 7) / 8 * 8;
 }
 
@@ -115,6 +121,7 @@ struct LinearArgs {
     const float* residual;  // [rows, n] or null; may be out.data
     int64_t residual_stride;
     Activation activation;
+    bool rough = false;  // the gelus of the formats that round
     Rows rows;
     int32_t n, k;
     Output out;
@@ -129,6 +136,7 @@ struct EpilogueArgs {
     const float* residual;  // [rows, n] or null; may be out.data
     int64_t residual_stride;
     Activation activation;
+    bool rough = false;
     Rows rows;
     int32_t n;
     Output out;
@@ -139,6 +147,7 @@ struct ActivationArgs {
     const float* x;  // [rows, width]
     int64_t x_stride;
     Activation activation;
+    bool rough = false;
     Rows rows;
     int32_t width;
     Output out;
@@ -181,10 +190,10 @@ void launch_l2_normalize(const L2NormalizeArgs& args, Stream stream);
 
 // Keys and values lie in pages of kBlockLen positions. A page holds for every layer, for every KV head: keys
 // [kBlockLen, row_elements(head_dim)], then values of the same shape, in one of the types.
-constexpr int64_t kv_head_bytes(Type type, int32_t head_dim) {
+FA_ANYWHERE int64_t kv_head_bytes(Type type, int32_t head_dim) {
     return 2 * kBlockLen * row_elements(head_dim) * bytes_of(type);
 }
-constexpr int64_t kv_layer_bytes(Type type, int32_t n_kv_head, int32_t head_dim) {
+FA_ANYWHERE int64_t kv_layer_bytes(Type type, int32_t n_kv_head, int32_t head_dim) {
     return n_kv_head * kv_head_bytes(type, head_dim);
 }
 
@@ -248,7 +257,7 @@ void launch_attention_prefill(const AttentionArgs& args, Stream stream);
 
 // For steps in which every sequence has at most one query row: blocks are spread over the device, then merged.
 void launch_attention_decode(const AttentionArgs& args, Stream stream);
-constexpr int64_t decode_partial_floats(int64_t most_rows, int64_t n_head, int64_t most_positions, int64_t head_dim) {
+FA_ANYWHERE int64_t decode_partial_floats(int64_t most_rows, int64_t n_head, int64_t most_positions, int64_t head_dim) {
     return most_rows * n_head * ((most_positions + kBlockLen - 1) / kBlockLen) * (head_dim + 2);
 }
 
@@ -302,7 +311,7 @@ struct SampleRowsArgs {
     int32_t* status;          // [rows], SampleStatus
 };
 void launch_sample(const SampleRowsArgs& args, Stream stream);
-constexpr int64_t sample_scratch_floats(int64_t most_rows, int64_t vocab) {
+FA_ANYWHERE int64_t sample_scratch_floats(int64_t most_rows, int64_t vocab) {
     return 2 * most_rows * ((vocab + 15) / 16 * 16);
 }
 

@@ -1,0 +1,81 @@
+// The functions of kernels/math.h on one float, the same bits as on the CPU, and writing of results.
+#pragma once
+#include "cuda/kernels/device.h"
+
+#define FASTATTN_TARGET cuda_lane
+#define FASTATTN_TARGET_cuda_lane 1
+#include "kernels/math.h"
+#undef FASTATTN_TARGET
+
+namespace fastattn::cuda {
+
+namespace math = fastattn::cuda_lane;
+inline constexpr float kInf = math::kInf;
+
+template <bool kRough>
+FA_DEVICE float activate_as(float x, Activation activation) {
+    switch (activation) {
+        case Activation::kNone: return x;
+        case Activation::kGeluErf: return math::activate<Activation::kGeluErf, kRough>(x);
+        case Activation::kGeluTanh: return math::activate<Activation::kGeluTanh, kRough>(x);
+        case Activation::kRelu: return math::activate<Activation::kRelu>(x);
+        case Activation::kTanh: return math::activate<Activation::kTanh>(x);
+        case Activation::kSilu: return math::activate<Activation::kSilu>(x);
+    }
+    return x;
+}
+FA_DEVICE float activate(float x, Activation activation, bool rough) {
+    return rough ? activate_as<true>(x, activation) : activate_as<false>(x, activation);
+}
+
+FA_DEVICE uint16_t round_to(Type type, float x) {
+    return static_cast<uint16_t>(type == Type::kBfloat16 ? round_pair<Bf16>(x, 0.0f) : round_pair<F16>(x, 0.0f));
+}
+FA_DEVICE uint32_t round_pair_to(Type type, float low, float high) {
+    return type == Type::kBfloat16 ? round_pair<Bf16>(low, high) : round_pair<F16>(low, high);
+}
+
+// Element i of a row of `type`.
+FA_DEVICE float read(const void* row, int64_t i, Type type) {
+    if (type == Type::kFloat32) return static_cast<const float*>(row)[i];
+    const uint16_t bits = static_cast<const uint16_t*>(row)[i];
+    return type == Type::kBfloat16 ? float_of(Bf16{bits}) : float_of(F16{bits});
+}
+
+// Column i of a row of `width`; the thread of the last column clears what stands behind it.
+FA_DEVICE void write(const Output& out, int64_t row, int i, int width, float x) {
+    if (out.data != nullptr) out.data[row * out.stride + i] = x;
+    if (out.rounded == nullptr) return;
+    uint16_t* to = static_cast<uint16_t*>(out.rounded) + row * out.rounded_stride;
+    to[i] = round_to(out.type, x);
+    if (i == width - 1)
+        for (int j = width; j < row_elements(width); ++j) to[j] = 0;
+}
+
+// Four columns at once, from a multiple of four on, of rows that start at multiples of 16 bytes.
+struct Four {
+    float x[4];
+};
+FA_DEVICE Four load_four(const float* p) {
+    const Words16 words = load_16(p);
+    return {{float_from_word(words.x), float_from_word(words.y), float_from_word(words.z), float_from_word(words.w)}};
+}
+FA_DEVICE void write_four(const Output& out, int64_t row, int i, int width, const Four& v) {
+    if (out.data != nullptr)
+        store_16(out.data + row * out.stride + i, {word_of(v.x[0]), word_of(v.x[1]), word_of(v.x[2]), word_of(v.x[3])});
+    if (out.rounded == nullptr) return;
+    uint32_t* to = reinterpret_cast<uint32_t*>(static_cast<uint16_t*>(out.rounded) + row * out.rounded_stride + i);
+    to[0] = round_pair_to(out.type, v.x[0], v.x[1]);
+    to[1] = round_pair_to(out.type, v.x[2], v.x[3]);
+    if (i + 4 == width && width % 8 != 0) to[2] = to[3] = 0;
+}
+
+// Whether the rows of a launch may be read and written by fours.
+inline bool by_four(const void* p, int64_t stride) {
+    return reinterpret_cast<uintptr_t>(p) % 16 == 0 && stride % 4 == 0;
+}
+inline bool by_four(const Output& out, int32_t width) {
+    return width % 4 == 0 && by_four(out.data, out.stride);
+}
+
+}  // namespace fastattn::cuda
