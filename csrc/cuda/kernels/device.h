@@ -1,6 +1,6 @@
 // Everything that a kernel uses of CUDA, by our own names. Kernels are compiled twice: by nvcc, and by g++ against
-// csrc/native_tests/cuda_emulation.h, which has the same names (it is included on the command line and defines
-// FASTATTN_CUDA_EMULATION). So their logic and their numbers are tested where there is no GPU.
+// csrc/native_tests/cuda_emulation.h, which has the same names (the macro FASTATTN_CUDA_EMULATION names it). So their
+// logic and their numbers are tested where there is no GPU.
 //
 // Compile with --fmad=false: a multiply-add is one only where the source says fma, as on the CPU.
 //
@@ -37,6 +37,9 @@
 
 #define FA_DEVICE __device__ __forceinline__
 #define FA_KERNEL(threads) static __global__ void __launch_bounds__(threads)
+#else
+#define FA_DEVICE inline
+#define FA_KERNEL(threads) static void
 #endif
 
 namespace fastattn::cuda {

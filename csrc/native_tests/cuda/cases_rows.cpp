@@ -1,0 +1,329 @@
+// Kernels of rows: the CPU's bits, in float32 and rounded, of any width and alignment.
+#include "native_tests/cuda/testing.h"
+
+namespace fastattn::cuda::tests {
+namespace {
+
+constexpr int kWidths[] = {1, 3, 4, 15, 16, 20, 35, 64, 68, 100, 128, 255, 256, 260, 768};
+constexpr int kRows = 19, kMostRows = 24;  // more room than rows: a bucket
+
+const KernelTable& cpu() {
+    return scalar::kernel_table();
+}
+
+// Runs an op with outputs of either kind and with rows that can and cannot be read by fours. `expected` [kRows, width];
+// `run(x stride offset, out)`.
+struct Outputs {
+    Outputs(int width, Type type, bool aligned)
+        : width(width),
+          stride(aligned ? (width + 3) / 4 * 4 : width + 1),
+          data(kMostRows * int64_t{stride}),
+          rounded(kMostRows * row_elements(width)),
+          output{.data = data.data(),
+                 .stride = stride,
+                 .rounded = rounded.data(),
+                 .rounded_stride = row_elements(width),
+                 .type = type} {}
+
+    void check(Check& check, const std::string& what, const float* expected, int rows = kRows) const {
+        const int64_t rounded_width = row_elements(width);
+        for (int row = 0; row < rows; ++row) {
+            check.same(what, data.data() + row * stride, expected + row * width, width);
+            std::vector<uint16_t> bits(static_cast<size_t>(rounded_width), 0);
+            for (int i = 0; i < width; ++i)
+                bits[static_cast<size_t>(i)] = tests::rounded(output.type, expected[row * width + i]);
+            check.same(what + " rounded", rounded.data() + row * rounded_width, bits.data(), rounded_width);
+        }
+        // Nothing behind the rows is touched.
+        for (int64_t i = int64_t{rows} * stride; i < data.size(); ++i)
+            check.that(what + ": wrote behind the last row", std::isnan(data[i]));
+        for (int64_t i = rows * rounded_width; i < rounded.size(); ++i)
+            check.that(what + ": wrote behind the last rounded row", rounded[i] == 0xffff);
+    }
+
+    int width, stride;
+    Memory<float> data;
+    Memory<uint16_t> rounded;
+    Output output;
+};
+
+// For all widths, alignments and types: run(x, x_stride, width, out) against expected(x row, out row).
+void for_rows(Check& check, const std::string& what, const std::function<void(const float*, int64_t, int, Output)>& run,
+              const std::function<void(const float*, float*, int)>& expect) {
+    for (const int width : kWidths)
+        for (const bool aligned : {true, false}) {
+            const int64_t stride = aligned ? (width + 3) / 4 * 4 : width + 1;
+            const Memory<float> x(kRows * stride + 1, /*stream=*/1, 3.0f);
+            const float* from = x.data() + (aligned ? 0 : 1);
+            std::vector<float> expected(static_cast<size_t>(kRows * width));
+            for (int row = 0; row < kRows; ++row) expect(from + row * stride, expected.data() + row * width, width);
+            for (const Type type : {Type::kBfloat16, Type::kFloat16}) {
+                const Outputs out(width, type, aligned);
+                run(from, stride, width, out.output);
+                out.check(check, what + " of width " + std::to_string(width), expected.data());
+            }
+        }
+}
+
+const Memory<int32_t> kCount = {kRows};
+const cuda::Rows kRowCount{.count = kCount.data(), .most = kMostRows};
+
+void layer_norm(Check& check) {
+    const Memory<float> weight(1024, 2), bias(1024, 3);
+    for (const bool affine : {true, false})
+        for_rows(
+            check, "layer_norm",
+            [&](const float* x, int64_t stride, int width, Output out) {
+                launch_layer_norm({.x = x,
+                                   .x_stride = stride,
+                                   .weight = affine ? weight.data() : nullptr,
+                                   .bias = affine ? bias.data() : nullptr,
+                                   .eps = 1e-5f,
+                                   .rows = kRowCount,
+                                   .width = width,
+                                   .out = out},
+                                  nullptr);
+            },
+            [&](const float* x, float* out, int width) {
+                cpu().layer_norm_f32({.x = x,
+                                      .x_stride = width,
+                                      .weight = affine ? weight.data() : nullptr,
+                                      .bias = affine ? bias.data() : nullptr,
+                                      .out = out,
+                                      .out_stride = width,
+                                      .rows = 1,
+                                      .n = width,
+                                      .eps = 1e-5f});
+            });
+}
+
+void l2_normalize(Check& check) {
+    for_rows(
+        check, "l2_normalize",
+        [](const float* x, int64_t stride, int width, Output out) {
+            launch_l2_normalize(
+                {.x = x, .x_stride = stride, .eps = 1e-12f, .rows = kRowCount, .width = width, .out = out}, nullptr);
+        },
+        [](const float* x, float* out, int width) {
+            cpu().l2_normalize_f32(
+                {.x = x, .x_stride = width, .out = out, .out_stride = width, .rows = 1, .n = width, .eps = 1e-12f});
+        });
+}
+
+constexpr Activation kActivations[] = {Activation::kNone, Activation::kGeluErf, Activation::kGeluTanh,
+                                       Activation::kRelu, Activation::kTanh,    Activation::kSilu};
+
+void activation(Check& check) {
+    for (const Activation kind : kActivations)
+        for (const bool rough : {false, true})
+            for_rows(
+                check, "activation " + std::to_string(static_cast<int>(kind)),
+                [&](const float* x, int64_t stride, int width, Output out) {
+                    launch_activation({.x = x,
+                                       .x_stride = stride,
+                                       .activation = kind,
+                                       .rough = rough,
+                                       .rows = kRowCount,
+                                       .width = width,
+                                       .out = out},
+                                      nullptr);
+                },
+                [&](const float* x, float* out, int width) {
+                    cpu().activation_f32(
+                        {.x = x, .y = nullptr, .out = out, .n = width, .activation = kind, .rough = rough});
+                });
+}
+
+// The polynomials over the whole range of floats, numbers that are none included.
+void activation_range(Check& check) {
+    constexpr int kNumbers = 1 << 15;
+    Memory<float> x(kNumbers);
+    for (int i = 0; i < kNumbers; ++i) x[i] = std::bit_cast<float>(static_cast<uint32_t>(i) << 17 | 0x5a5a);
+    Memory<float> got(kNumbers), expected(kNumbers);
+    for (const Activation kind : kActivations)
+        for (const bool rough : {false, true}) {
+            launch_activation({.x = x.data(),
+                               .x_stride = kNumbers,
+                               .activation = kind,
+                               .rough = rough,
+                               .rows = {.count = nullptr, .most = 1},
+                               .width = kNumbers,
+                               .out = {.data = got.data(), .stride = kNumbers}},
+                              nullptr);
+            cpu().activation_f32({.x = x.data(),
+                                  .y = nullptr,
+                                  .out = expected.data(),
+                                  .n = kNumbers,
+                                  .activation = kind,
+                                  .rough = rough});
+            check.same("activation " + std::to_string(static_cast<int>(kind)), got.data(), expected.data(), kNumbers);
+        }
+}
+
+void round(Check& check) {
+    for_rows(
+        check, "round",
+        [](const float* x, int64_t stride, int width, Output out) {
+            launch_round({.x = x, .x_stride = stride, .rows = kRowCount, .width = width, .out = out}, nullptr);
+        },
+        [](const float* x, float* out, int width) { std::copy(x, x + width, out); });
+}
+
+void add(Check& check) {
+    for_rows(
+        check, "add",
+        [](const float* x, int64_t stride, int width, Output out) {
+            launch_add(
+                {.a = x, .a_stride = stride, .b = x, .b_stride = stride, .rows = kRowCount, .width = width, .out = out},
+                nullptr);
+        },
+        [](const float* x, float* out, int width) {
+            cpu().add_f32({.x = x, .y = x, .out = out, .n = width, .activation = Activation::kNone});
+        });
+}
+
+void epilogue(Check& check) {
+    const Memory<float> bias(1024, 2), residual(kMostRows * 1024, 4);
+    for (const bool whole : {true, false})
+        for (const Activation kind : kActivations) {
+            int row = 0;
+            for_rows(
+                check, "epilogue",
+                [&](const float* x, int64_t stride, int width, Output out) {
+                    row = 0;
+                    launch_epilogue({.product = x,
+                                     .product_stride = stride,
+                                     .bias = whole ? bias.data() : nullptr,
+                                     .residual = whole ? residual.data() : nullptr,
+                                     .residual_stride = 1024,
+                                     .activation = kind,
+                                     .rows = kRowCount,
+                                     .n = width,
+                                     .out = out},
+                                    nullptr);
+                },
+                [&](const float* x, float* out, int width) {
+                    for (int i = 0; i < width; ++i) out[i] = whole ? x[i] + bias[i] : x[i];
+                    cpu().activation_f32({.x = out, .y = nullptr, .out = out, .n = width, .activation = kind});
+                    for (int i = 0; whole && i < width; ++i) out[i] += residual[row * 1024 + i];
+                    ++row;
+                });
+            (void)row;
+        }
+}
+
+void gather(Check& check) {
+    for (const int width : kWidths) {
+        const Memory<float> x(7 * width, 1);
+        const Memory<int32_t> index = {3, 3, -1, 0, 6, -1, 5, 1, 2, 4, 0, 1, 2, 3, 4, 5, 6, -1, 0};
+        std::vector<float> expected;
+        for (int row = 0; row < kRows; ++row)
+            for (int i = 0; i < width; ++i) expected.push_back(index[row] < 0 ? 0.0f : x[index[row] * width + i]);
+        const Outputs out(width, Type::kBfloat16, /*aligned=*/true);
+        launch_gather({.x = x.data(),
+                       .x_stride = width,
+                       .index = index.data(),
+                       .rows = kRowCount,
+                       .width = width,
+                       .out = out.output},
+                      nullptr);
+        out.check(check, "gather of width " + std::to_string(width), expected.data());
+    }
+}
+
+void embedding(Check& check) {
+    constexpr int kTableRows = 11;
+    for (const int width : kWidths)
+        for (const Type type : {Type::kFloat32, Type::kBfloat16, Type::kFloat16})
+            for (int n_tables = 1; n_tables <= 3; ++n_tables) {
+                const int64_t stride = row_elements(width);
+                const Memory<float> plain(kTableRows * stride, 1), positions(kTableRows * stride, 2);
+                Memory<uint16_t> tokens(kTableRows * stride);
+                for (int64_t i = 0; i < tokens.size(); ++i) tokens[i] = tests::rounded(type, plain[i]);
+                Memory<int32_t> ids(kRows), places(kRows);
+                for (int row = 0; row < kRows; ++row) {
+                    ids[row] = static_cast<int32_t>(bits_at(5, static_cast<uint64_t>(row)) % kTableRows);
+                    places[row] = row % 9;
+                }
+                const bool wide = type == Type::kFloat32;
+                const void* data = wide ? static_cast<const void*>(plain.data()) : tokens.data();
+                EmbeddingArgs args{.tables = {{data, type, stride, ids.data(), 0},
+                                              {positions.data(), Type::kFloat32, stride, places.data(), 2},
+                                              {positions.data(), Type::kFloat32, stride, nullptr, 1}},
+                                   .n_tables = n_tables,
+                                   .rows = kRowCount,
+                                   .width = width,
+                                   .out = nullptr,
+                                   .out_stride = stride};
+                Memory<float> out(kMostRows * stride);
+                args.out = out.data();
+                launch_embedding(args, nullptr);
+                for (int row = 0; row < kRows; ++row)
+                    for (int i = 0; i < width; ++i) {
+                        float expected = held(type, plain[ids[row] * stride + i]);
+                        if (n_tables > 1) expected += positions[(places[row] + 2) * stride + i];
+                        if (n_tables > 2) expected += positions[stride + i];
+                        check.same("embedding", &out[row * stride + i], &expected, 1);
+                    }
+            }
+}
+
+void pool(Check& check) {
+    const Memory<int32_t> cu_seqlens = {0, 5, 5, 6, 40}, count = {4};
+    for (const int width : kWidths)
+        for (const PoolKind kind : {PoolKind::kMean, PoolKind::kMax, PoolKind::kMeanSqrtLen}) {
+            Memory<float> x(40 * width, 1);
+            x[7 * width] = std::numeric_limits<float>::quiet_NaN();
+            std::vector<float> expected(static_cast<size_t>(4 * width));
+            for (int s = 0; s < 4; ++s)
+                cpu().pool_f32({.x = x.data() + cu_seqlens[s] * width,
+                                .x_stride = width,
+                                .out = expected.data() + s * width,
+                                .rows = cu_seqlens[s + 1] - cu_seqlens[s],
+                                .n = width,
+                                .kind = kind});
+            const Outputs out(width, Type::kFloat16, /*aligned=*/false);
+            launch_pool({.x = x.data(),
+                         .x_stride = width,
+                         .cu_seqlens = cu_seqlens.data(),
+                         .kind = kind,
+                         .sequences = {.count = count.data(), .most = kMostRows},
+                         .width = width,
+                         .out = out.output},
+                        nullptr);
+            out.check(check, "pool of width " + std::to_string(width), expected.data(), /*rows=*/4);
+        }
+}
+
+// The 16-bit roundings of the emulation itself: every number of the type stays, and ties go to even.
+void roundings(Check& check) {
+    for (const Type type : {Type::kBfloat16, Type::kFloat16})
+        for (uint32_t bits = 0; bits < 0x7c00; ++bits) {
+            const auto low = static_cast<uint16_t>(bits), high = static_cast<uint16_t>(bits + 1);
+            const double a = to_double(type, low), b = to_double(type, high);
+            if (!std::isfinite(b)) break;
+            const auto middle = static_cast<float>((a + b) / 2);  // exact: one more bit than the type has
+            const uint16_t even = bits % 2 == 0 ? low : high;
+            const uint16_t got[] = {rounded(type, static_cast<float>(a)), rounded(type, middle),
+                                    rounded(type, std::nextafter(middle, 0.0f)),
+                                    rounded(type, std::nextafter(middle, 1e38f))};
+            const uint16_t expected[] = {low, even, low, high};
+            check.same("rounding", got, expected, 4);
+        }
+}
+
+}  // namespace
+
+const std::vector<Case> kRowCases = {{"roundings", roundings},
+                                     {"embedding", embedding},
+                                     {"add", add},
+                                     {"layer_norm", layer_norm},
+                                     {"round", round},
+                                     {"epilogue", epilogue},
+                                     {"activation", activation},
+                                     {"activation_range", activation_range},
+                                     {"gather", gather},
+                                     {"pool", pool},
+                                     {"l2_normalize", l2_normalize}};
+
+}  // namespace fastattn::cuda::tests
