@@ -38,7 +38,8 @@ Executor::Executor(std::shared_ptr<Engine> engine, ProgramSpec spec)
     : engine_(std::move(engine)), spec_(std::move(spec)), kernels_(active_kernels()) {
     check_spec(spec_);
     check_weights();
-    find_rough_activations();
+    find_rough_activations(spec_,
+                           [this](int32_t weight) { return weights_[weight]->matrix().format != Format::kFloat32; });
     kv_pool_ = engine_->kv_pool({spec_.kv_format, spec_.n_layer, spec_.n_kv_head, spec_.head_dim});
     plan();
 }

@@ -103,7 +103,6 @@ private:
     };
 
     void check_weights();
-    void find_rough_activations();
     void plan();
     void plan_rounding();
     const OpSpec* op_of_logits() const;

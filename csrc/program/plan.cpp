@@ -56,20 +56,6 @@ void Executor::check_weights() {
     }
 }
 
-// An activation behind a linear of a format that rounds is what it would be in that linear's epilogue.
-void Executor::find_rough_activations() {
-    std::vector<const OpSpec*> source(spec_.values.size(), nullptr);  // the op that computed a value
-    for (auto& op : spec_.ops) {
-        const bool passes_on = op.kind == OpKind::kSlice || op.kind == OpKind::kGatherRows;
-        source[op.output] = passes_on ? source[op.inputs[0]] : &op;
-        if (op.kind != OpKind::kActivation) continue;
-        const OpSpec* from = source[op.inputs[0]];
-        op.rough = from != nullptr && from->kind == OpKind::kLinear && !from->has_residual &&
-                   from->activation == Activation::kNone &&
-                   weights_[from->weights[0]]->matrix().format != Format::kFloat32;
-    }
-}
-
 // The linear whose output is the logits and nothing else, so that they need not be written.
 const OpSpec* Executor::op_of_logits() const {
     if (spec_.logits < 0) return nullptr;

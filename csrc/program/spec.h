@@ -1,6 +1,7 @@
 // The op list as the Python side traced it (src/fastattn/graph/ir.py), validated.
 #pragma once
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -45,7 +46,7 @@ struct OpSpec {
     int32_t index_offset = 0;
     Gather gather = Gather::kTokens;  // gather_rows: which; attention: the rows of q
     PoolKind pool = PoolKind::kMean;
-    bool rough = false;  // activation: of what a linear of a format that rounds gave; found by the executor
+    bool rough = false;  // activation: of what a linear of a format that rounds gave; find_rough_activations
     bool has_bias = false, has_residual = false, causal = false;
     int32_t offset = 0;  // slice
     int32_t layer = 0, n_head = 0, n_kv_head = 0, head_dim = 0;
@@ -64,5 +65,8 @@ struct ProgramSpec {
 
 [[noreturn]] void bad_spec(const std::string& what);  // throws Error(kConfig)
 void check_spec(const ProgramSpec& spec);             // throws Error(kConfig) that names the op
+
+// Sets OpSpec::rough; rounds: whether a linear of this weight rounds its operands.
+void find_rough_activations(ProgramSpec& spec, const std::function<bool(int32_t weight)>& rounds);
 
 }  // namespace fastattn

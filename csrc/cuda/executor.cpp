@@ -1,0 +1,383 @@
+#include "cuda/executor.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "core/error.h"
+
+namespace fastattn::cuda {
+namespace {
+
+constexpr size_t kMostGraphs = 64;
+
+[[noreturn]] void bad_input(const std::string& what) {
+    throw Error(ErrorKind::kInput, what);
+}
+
+// Waits for what was launched when a step ends with an error, so that nothing of it runs into the next one.
+class Settle {
+public:
+    explicit Settle(const OwnStream& stream) : stream_(stream) {}
+    ~Settle() {
+        if (done_) return;
+        try {
+            (void)stream_.wait([] { return false; });
+        } catch (const Error&) {  // the first error is the one to tell
+        }
+    }
+    Settle(const Settle&) = delete;
+    Settle& operator=(const Settle&) = delete;
+    void done() { done_ = true; }
+
+private:
+    const OwnStream& stream_;
+    bool done_ = false;
+};
+
+std::vector<int32_t> starts_of(const StepInput& step) {
+    std::vector<int32_t> starts;
+    for (const KvCache* cache : step.caches) starts.push_back(cache->length());
+    return starts;
+}
+
+}  // namespace
+
+Executor::Executor(std::shared_ptr<Engine> engine, ProgramSpec spec, Type kv_type)
+    : engine_(std::move(engine)), spec_(std::move(spec)), kv_type_(kv_type) {
+    engine_->check_process();
+    check_spec(spec_);
+    check_weights();
+    find_rough_activations(
+        spec_, [this](int32_t weight) { return weights_[static_cast<size_t>(weight)]->type != Type::kFloat32; });
+    std::vector<Type> types;
+    for (const Weight* weight : weights_) types.push_back(weight->type);
+    plan_ = std::make_unique<Plan>(spec_, std::move(types));
+    kv_pool_ = engine_->kv_pool({kv_type_, spec_.n_layer, spec_.n_kv_head, spec_.head_dim});
+    prepare_products();
+}
+
+void Executor::check_weights() {
+    for (const auto& name : spec_.weights) {
+        weights_.push_back(engine_->find(name));
+        if (weights_.back() == nullptr) bad_spec("weight " + name + " is not loaded");
+    }
+    const auto expect = [&](const OpSpec& op, size_t i, Use use, int64_t rows, int64_t columns) {
+        const Weight& weight = *weights_[static_cast<size_t>(op.weights[i])];
+        const bool fits = weight.use == use && weight.rows == rows && weight.columns == columns &&
+                          (use != Use::kVector || weight.type == Type::kFloat32);
+        if (!fits) bad_spec("weight " + spec_.weights[static_cast<size_t>(op.weights[i])] + " does not fit its op");
+    };
+    for (const auto& op : spec_.ops) {
+        const int64_t width = spec_.values[static_cast<size_t>(op.output)].width;
+        if (op.kind == OpKind::kLinear) {
+            expect(op, 0, Use::kMatrix, width, spec_.values[static_cast<size_t>(op.inputs[0])].width);
+            if (op.has_bias) expect(op, 1, Use::kVector, width, 1);
+        } else if (op.kind == OpKind::kLayerNorm) {
+            expect(op, 0, Use::kVector, width, 1);
+            expect(op, 1, Use::kVector, width, 1);
+        } else if (op.kind == OpKind::kEmbedding) {
+            const Weight& table = *weights_[static_cast<size_t>(op.weights[0])];
+            if (table.use == Use::kVector || table.columns != width)
+                bad_spec("weight " + spec_.weights[static_cast<size_t>(op.weights[0])] + " does not fit its op");
+        }
+    }
+}
+
+// Whether cuBLASLt computes the product of a linear is settled here, once for every number of rows.
+void Executor::prepare_products() {
+    by_library_.assign(spec_.ops.size(), false);
+    CublasLt* library = engine_->library();
+    for (size_t i = 0; i < spec_.ops.size() && library != nullptr; ++i) {
+        const OpSpec& op = spec_.ops[i];
+        if (op.kind != OpKind::kLinear) continue;
+        const Weight& weight = *weights_[static_cast<size_t>(op.weights[0])];
+        const Place& x = plan_->places()[static_cast<size_t>(op.inputs[0])];
+        // Columns of a wider value start anywhere; algorithms want rows at multiples of 16 bytes.
+        if (weight.type == Type::kFloat32 && x.column != 0) continue;
+        const ValueSpec& value = spec_.values[static_cast<size_t>(op.output)];
+        const int64_t width =
+            spec_.values[static_cast<size_t>(weight.type == Type::kFloat32 ? x.parent : op.inputs[0])].width;
+        by_library_[i] = library->prepare({.x = nullptr,
+                                           .x_stride = row_elements(width),
+                                           .weight = nullptr,
+                                           .weight_stride = weight.stride,
+                                           .product = nullptr,
+                                           .product_stride = row_elements(value.width),
+                                           .type = weight.type,
+                                           .m = 0,
+                                           .n = weight.rows,
+                                           .k = weight.columns});
+    }
+}
+
+int32_t Executor::vocab() const {
+    if (spec_.logits < 0) bad_input("program: expected one that ends with logits of wanted tokens, to draw from");
+    return spec_.values[static_cast<size_t>(spec_.outputs[static_cast<size_t>(spec_.logits)])].width;
+}
+
+size_t Executor::graphs() const {
+    return static_cast<size_t>(
+        std::count_if(graphs_.begin(), graphs_.end(), [](const auto& entry) { return entry.second.has_value(); }));
+}
+
+int64_t Executor::rows_of(int32_t value, const StepInput& step) const {
+    switch (spec_.values[static_cast<size_t>(value)].rows) {
+        case fastattn::Rows::kTokens: return step.n_tokens;
+        case fastattn::Rows::kWanted: return step.n_wanted;
+        case fastattn::Rows::kSequences: return step.n_sequences;
+    }
+    return 0;
+}
+
+int64_t Executor::output_floats(int32_t value, const StepInput& step) const {
+    for (const auto& op : spec_.ops) {
+        if (op.output != value || op.kind != OpKind::kAttentionProbs) continue;
+        int64_t total = 0;
+        for (int32_t s = 0; s < step.n_sequences; ++s) {
+            const int64_t length = step.cu_seqlens[s + 1] - step.cu_seqlens[s];
+            const int64_t start = step.caches.empty() ? 0 : step.caches[static_cast<size_t>(s)]->length();
+            total += op.n_head * length * (length + start);
+        }
+        return total;
+    }
+    return rows_of(value, step) * spec_.values[static_cast<size_t>(value)].width;
+}
+
+void Executor::check(const StepInput& step) const {
+    engine_->check_process();
+    check_lengths(step);
+    if (!step.caches.empty() && step.caches.size() != static_cast<size_t>(step.n_sequences))
+        bad_input("caches: expected one a sequence");
+    for (int32_t s = 0; s < static_cast<int32_t>(step.caches.size()); ++s) {
+        const KvCache& cache = *step.caches[static_cast<size_t>(s)];
+        cache.check_open();
+        if (cache.pool() != kv_pool_.get()) bad_input("caches: a cache belongs to another model");
+        check_continues(spec_, step, s, cache.length());
+    }
+    check_ids(spec_, step, [this](int32_t weight) { return weights_[static_cast<size_t>(weight)]->rows; });
+}
+
+Executor::Running Executor::start(const StepInput& step, int64_t more_staging) {
+    engine_->begin_step();
+    const std::vector<int32_t> starts = starts_of(step);
+    std::vector<std::vector<int32_t>> pages_of;
+    for (int32_t s = 0; s < static_cast<int32_t>(step.caches.size()); ++s) {
+        KvCache& cache = *step.caches[static_cast<size_t>(s)];
+        cache.reserve(step.cu_seqlens[s + 1] - step.cu_seqlens[s], engine_->stream());
+        std::vector<int32_t>& pages = pages_of.emplace_back();
+        for (const KvPool::Page& page : cache.pages()) pages.push_back(*page);
+    }
+    const Sizes sizes = bucket_of(sizes_of(step, starts));
+    Running running{.sizes = sizes,
+                    .layout = StepLayout(sizes),
+                    .workspace = Workspace(*plan_, spec_, sizes, kv_pool_->shape().layer_bytes()),
+                    .base = nullptr,
+                    .arrays = nullptr,
+                    .maps = {},
+                    .map_offsets = nullptr};
+    running.base = engine_->workspace(running.workspace.bytes);
+    running.arrays = reinterpret_cast<const int32_t*>(running.base + running.workspace.step);
+    const int64_t bytes = running.layout.words * int64_t{sizeof(int32_t)};
+    std::byte* staging = engine_->staging(bytes + more_staging);
+    fill_step(running.layout, sizes, step, starts, pages_of, reinterpret_cast<int32_t*>(staging));
+    copy_to_device(running.base + running.workspace.step, staging, bytes, engine_->stream().get());
+    place_maps(step, running);
+    return running;
+}
+
+// Attention maps are as large as the step makes them, so they have memory of their own.
+void Executor::place_maps(const StepInput& step, Running& running) {
+    std::vector<int64_t> offsets;
+    int64_t floats = 0;
+    for (const OpSpec& op : spec_.ops) {
+        if (op.kind != OpKind::kAttentionProbs) continue;
+        running.maps.push_back({op.output, floats});
+        for (int32_t s = 0; s < running.sizes.sequences; ++s) {
+            offsets.push_back(floats);
+            if (s >= step.n_sequences) continue;
+            const int64_t length = step.cu_seqlens[s + 1] - step.cu_seqlens[s];
+            const int64_t start = step.caches.empty() ? 0 : step.caches[static_cast<size_t>(s)]->length();
+            floats += op.n_head * length * (length + start);
+        }
+    }
+    if (offsets.empty()) return;
+    const auto offset_bytes = static_cast<int64_t>(offsets.size() * sizeof(int64_t));
+    std::byte* memory = engine_->maps(align(offset_bytes) + floats * int64_t{sizeof(float)});
+    copy_to_device(memory, offsets.data(), offset_bytes, engine_->stream().get());
+    (void)engine_->stream().wait([] { return false; });  // `offsets` ends here
+    running.map_offsets = reinterpret_cast<const int64_t*>(memory);
+    running.map_floats = reinterpret_cast<float*>(memory + align(offset_bytes));
+}
+
+void Executor::launch(const Running& running) {
+    const auto launches = [&] {
+        for (const OpSpec& op : spec_.ops) launch_op(op, running);
+    };
+    if (running.sizes.tokens > kGraphTokens || !running.maps.empty()) return launches();
+    if (graphs_base_ != running.base || graphs_moves_ != kv_pool_->moves() || graphs_.size() >= kMostGraphs)
+        graphs_.clear();
+    graphs_base_ = running.base, graphs_moves_ = kv_pool_->moves();
+    const auto [found, is_new] = graphs_.try_emplace(running.sizes);
+    // The first step of a size is launched as it is: what libraries load when it is first used, they cannot load while
+    // something is captured. And a size that never comes again needs no graph.
+    if (is_new) return launches();
+    if (!found->second) found->second.emplace(engine_->stream().get(), launches);
+    found->second->launch(engine_->stream().get());
+}
+
+void Executor::copy_outputs(const StepInput& step, const Running& running, const std::vector<float*>& outputs) {
+    const Stream stream = engine_->stream().get();
+    for (size_t i = 0; i < spec_.outputs.size(); ++i) {
+        if (outputs[i] == nullptr) continue;
+        const int32_t value = spec_.outputs[i];
+        const auto map = std::find_if(running.maps.begin(), running.maps.end(),
+                                      [value](const auto& map) { return map.first == value; });
+        if (map != running.maps.end()) {
+            copy_to_host(outputs[i], running.map_floats + map->second,
+                         output_floats(value, step) * int64_t{sizeof(float)}, stream);
+            continue;
+        }
+        const View from = view(value, running);
+        copy_rows_to_host(outputs[i], from.data, from.stride * int64_t{sizeof(float)},
+                          spec_.values[static_cast<size_t>(value)].width * int64_t{sizeof(float)}, rows_of(value, step),
+                          stream);
+    }
+}
+
+void Executor::run(const StepInput& step, const std::vector<float*>& outputs, const std::function<bool()>& poll) {
+    const std::lock_guard lock(engine_->mutex());
+    check(step);
+    Settle settle(engine_->stream());
+    const Running running = start(step, 0);
+    launch(running);
+    copy_outputs(step, running, outputs);
+    engine_->finish_step(poll);
+    settle.done();
+    advance(step);
+}
+
+// What drawing needs on the device: what is copied there, then what comes back, then scratch. Offsets in bytes.
+struct Executor::DrawLayout {
+    int64_t params, lengths, suppress, suppressed, histories, inputs;
+    int64_t ids, status, logprobs, scratch, bytes;
+    int64_t history_stride = 0;
+    bool plain = true;  // greedy without anything else: no more than the highest logit is looked for
+
+    explicit DrawLayout(const SampleArgs& args) {
+        bool penalty = false;
+        for (int32_t row = 0; row < args.n; ++row) {
+            const SampleParams& params_of = args.params[row];
+            const bool looks_back = params_of.repetition_penalty != 1.0f;
+            penalty = penalty || looks_back;
+            if (looks_back) history_stride = std::max(history_stride, args.history_lengths[row]);
+            plain = plain && params_of.greedy() && (args.n_suppressed == 0 || args.suppress[row] <= 0);
+        }
+        plain = plain && !penalty && args.logprobs == nullptr;
+        int64_t at = 0;
+        const auto take = [&at](int64_t count, int64_t size) {
+            const int64_t begin = at;
+            at += align(count * size);
+            return begin;
+        };
+        const int64_t n = args.n;
+        params = take(n, sizeof(SampleParams)), lengths = take(n, 4), suppress = take(n, 4);
+        suppressed = take(args.n_suppressed, 4), histories = take(n * history_stride, 4);
+        inputs = plain ? 0 : at;
+        ids = take(n, 4), status = take(n, 4), logprobs = take(n, 4);
+        scratch = take(plain ? 0 : sample_scratch_floats(n, args.vocab), 4);
+        bytes = at;
+    }
+};
+
+void Executor::fill_draw(const DrawLayout& layout, const SampleArgs& args, std::byte* to) {
+    std::memcpy(to + layout.params, args.params, static_cast<size_t>(args.n) * sizeof(SampleParams));
+    if (args.n_suppressed > 0)
+        std::memcpy(to + layout.suppressed, args.suppressed, static_cast<size_t>(args.n_suppressed) * sizeof(int32_t));
+    auto* lengths = reinterpret_cast<int32_t*>(to + layout.lengths);
+    auto* suppress = reinterpret_cast<int32_t*>(to + layout.suppress);
+    auto* histories = reinterpret_cast<int32_t*>(to + layout.histories);
+    for (int32_t row = 0; row < args.n; ++row) {
+        const bool looks_back = args.params[row].repetition_penalty != 1.0f;
+        lengths[row] = looks_back ? static_cast<int32_t>(args.history_lengths[row]) : 0;
+        suppress[row] = args.suppress[row] > 0 ? 1 : 0;
+        std::copy_n(args.histories[row], lengths[row], histories + row * layout.history_stride);
+    }
+}
+
+void Executor::draw(const StepInput& step, const SampleArgs& args, const std::function<bool()>& poll) {
+    const std::lock_guard lock(engine_->mutex());
+    check(step);
+    const DrawLayout layout(args);
+    Settle settle(engine_->stream());
+    const int64_t results = layout.scratch - layout.ids;
+    const Running running = start(step, layout.inputs + results + kAlignment);
+    const Stream stream = engine_->stream().get();
+    std::byte* device = engine_->drawing(layout.bytes);
+    // Behind the step's arrays, which the stream may not have read yet.
+    std::byte* host = engine_->staging(0) + align(running.layout.words * int64_t{sizeof(int32_t)});
+    if (layout.inputs > 0) {
+        fill_draw(layout, args, host);
+        copy_to_device(device, host, layout.inputs, stream);
+    }
+    launch(running);
+    launch_draw(layout, args, view(spec_.outputs[static_cast<size_t>(spec_.logits)], running), device);
+    std::byte* back = host + layout.inputs;
+    copy_to_host(back, device + layout.ids, results, stream);
+    engine_->finish_step(poll);
+    settle.done();
+    const auto* status = reinterpret_cast<const int32_t*>(back + layout.status - layout.ids);
+    for (int32_t row = 0; row < args.n; ++row)
+        if (status[row] != static_cast<int32_t>(SampleStatus::kFine)) refuse_row(row, SampleStatus{status[row]});
+    std::memcpy(args.ids, back, static_cast<size_t>(args.n) * sizeof(int32_t));
+    if (args.logprobs != nullptr)
+        std::memcpy(args.logprobs, back + layout.logprobs - layout.ids, static_cast<size_t>(args.n) * sizeof(float));
+    advance(step);
+}
+
+void Executor::refuse_row(int32_t row, SampleStatus status) {
+    const char* found = status == SampleStatus::kNan ? "NaN" : status == SampleStatus::kInfinite ? "+inf" : "-inf only";
+    throw Error(ErrorKind::kNonFinite,
+                std::string("logits: expected finite numbers, got ") + found + " in row " + std::to_string(row));
+}
+
+void Executor::launch_draw(const DrawLayout& layout, const SampleArgs& args, View logits, std::byte* device) {
+    const Stream stream = engine_->stream().get();
+    const Rows rows{.count = nullptr, .most = args.n};
+    const auto ints = [device](int64_t offset) { return reinterpret_cast<int32_t*>(device + offset); };
+    const auto floats = [device](int64_t offset) { return reinterpret_cast<float*>(device + offset); };
+    if (args.n == 0) return;
+    if (layout.plain) {
+        launch_argmax({.logits = logits.data,
+                       .logits_stride = logits.stride,
+                       .rows = rows,
+                       .vocab = args.vocab,
+                       .ids = ints(layout.ids),
+                       .status = ints(layout.status)},
+                      stream);
+        return check_launch("argmax");
+    }
+    launch_sample({.logits = logits.data,
+                   .logits_stride = logits.stride,
+                   .rows = rows,
+                   .vocab = args.vocab,
+                   .params = reinterpret_cast<const SampleParams*>(device + layout.params),
+                   .histories = layout.history_stride > 0 ? ints(layout.histories) : nullptr,
+                   .history_lengths = ints(layout.lengths),
+                   .history_stride = layout.history_stride,
+                   .suppressed = ints(layout.suppressed),
+                   .n_suppressed = args.n_suppressed,
+                   .suppress = args.n_suppressed > 0 ? ints(layout.suppress) : nullptr,
+                   .scratch = floats(layout.scratch),
+                   .ids = ints(layout.ids),
+                   .logprobs = args.logprobs != nullptr ? floats(layout.logprobs) : nullptr,
+                   .status = ints(layout.status)},
+                  stream);
+    check_launch("sample");
+}
+
+void Executor::advance(const StepInput& step) {
+    for (int32_t s = 0; s < static_cast<int32_t>(step.caches.size()); ++s)
+        step.caches[static_cast<size_t>(s)]->advance(step.cu_seqlens[s + 1] - step.cu_seqlens[s]);
+}
+
+}  // namespace fastattn::cuda

@@ -1,0 +1,166 @@
+// Runs a Program on the GPU: a stream a model, a graph for each size of a small step, memory within a budget.
+#pragma once
+#include <atomic>
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "cuda/cublas_lt.h"
+#include "cuda/device_memory.h"
+#include "cuda/plan.h"
+#include "program/sampler.h"
+#include "program/spec.h"
+#include "program/step.h"
+
+namespace fastattn::cuda {
+
+enum class Use { kMatrix, kTable, kVector };
+
+// A parameter in device memory: rows of row_elements(columns), zeros behind the columns; a vector is one row.
+struct Weight {
+    Use use;
+    Type type;
+    int64_t rows, columns, stride;
+    Allocation data;
+};
+
+struct EngineOptions {
+    int64_t budget_bytes = 0;  // 0: what is free when the model is loaded, less a reserve
+    bool tf32 = false;         // whether cuBLASLt may multiply float32 so
+    bool library = true;       // whether products may be cuBLASLt's at all
+    std::vector<std::string> library_paths;
+};
+
+// What the executors of one model share: device, stream, weights, pages. One step runs at a time.
+class Engine {
+public:
+    explicit Engine(const EngineOptions& options);
+
+    const Device& device() const { return device_; }
+    const Budget& budget() const { return *budget_; }
+    const OwnStream& stream() const { return stream_; }
+    CublasLt* library() const { return library_.get(); }
+    const std::string& why_no_library() const { return why_no_library_; }
+    std::mutex& mutex() { return mutex_; }
+    void check_process() const;  // throws Error(kConfig) in a forked child
+
+    // data: [rows, columns] of the type, dense. Throws Error(kInput) for a name that is there already.
+    void load(const std::string& name, Use use, Type type, int64_t rows, int64_t columns, const void* data);
+    const Weight* find(const std::string& name) const;
+    int64_t weight_bytes() const;
+
+    std::shared_ptr<KvPool> kv_pool(const KvShape& shape);
+
+    // Memory of the step that runs. Growing gives the old one back first. With the lock held.
+    std::byte* workspace(int64_t bytes) { return grown(workspace_, bytes, "the workspace of a step"); }
+    std::byte* drawing(int64_t bytes) { return grown(drawing_, bytes, "drawing tokens"); }
+    std::byte* maps(int64_t bytes) { return grown(maps_, bytes, "attention maps"); }
+    std::byte* staging(int64_t bytes);  // pinned memory of the host
+    int64_t workspace_bytes() const { return workspace_.bytes() + drawing_.bytes() + maps_.bytes(); }
+
+    void cancel() { cancelled_ = true; }
+    void begin_step() { cancelled_ = false; }
+    // Waits for the stream. Throws Error(kCancelled) where it was cancelled meanwhile.
+    void finish_step(const std::function<bool()>& poll);
+
+private:
+    std::byte* grown(Allocation& memory, int64_t bytes, const char* what);
+
+    Device device_;
+    int64_t process_;
+    std::shared_ptr<Budget> budget_;
+    OwnStream stream_;
+    std::string why_no_library_;
+    std::unique_ptr<CublasLt> library_;
+    std::mutex mutex_;
+    std::atomic<bool> cancelled_ = false;
+    std::map<std::string, Weight> weights_;
+    std::shared_ptr<KvPool> kv_pool_;
+    Allocation workspace_, drawing_, maps_;
+    PinnedBuffer staging_;
+};
+
+struct StepInput : StepArrays {
+    std::vector<KvCache*> caches;  // one a sequence, or empty
+};
+
+class Executor {
+public:
+    Executor(std::shared_ptr<Engine> engine, ProgramSpec spec, Type kv_type);
+
+    const ProgramSpec& spec() const { return spec_; }
+    Engine& engine() { return *engine_; }
+    std::shared_ptr<KvPool> kv_pool() const { return kv_pool_; }
+    int32_t vocab() const;  // width of the logits; throws Error(kInput) where there are none
+    size_t graphs() const;  // captured so far
+
+    // Numbers in output `value`: rows x width, or every sequence's [n_head, q_len, kv_len].
+    int64_t output_floats(int32_t value, const StepInput& step) const;
+    int64_t rows_of(int32_t value, const StepInput& step) const;
+
+    // As the C++ executor's (program/executor.h). outputs[i] null: not asked for.
+    void run(const StepInput& step, const std::vector<float*>& outputs, const std::function<bool()>& poll);
+    void draw(const StepInput& step, const SampleArgs& args, const std::function<bool()>& poll);
+
+private:
+    struct View {  // of a value as float32
+        float* data;
+        int64_t stride;
+    };
+    // The step that runs: where its arrays and values lie.
+    struct Running {
+        Sizes sizes;
+        StepLayout layout;
+        Workspace workspace;
+        std::byte* base;
+        const int32_t* arrays;
+        std::vector<std::pair<int32_t, int64_t>> maps;  // values, and where in map_floats they start
+        const int64_t* map_offsets;                     // [maps, sequences]
+        float* map_floats = nullptr;
+        const int32_t* of(int64_t offset) const { return arrays + offset; }
+    };
+
+    void check_weights();
+    void check(const StepInput& step) const;
+    void prepare_products();
+    Running start(const StepInput& step, int64_t more_staging);
+    void place_maps(const StepInput& step, Running& running);
+    void launch(const Running& running);
+    void copy_outputs(const StepInput& step, const Running& running, const std::vector<float*>& outputs);
+    static void advance(const StepInput& step);
+
+    struct DrawLayout;
+    static void fill_draw(const DrawLayout& layout, const SampleArgs& args, std::byte* to);
+    void launch_draw(const DrawLayout& layout, const SampleArgs& args, View logits, std::byte* device);
+    [[noreturn]] static void refuse_row(int32_t row, SampleStatus status);
+
+    // One op (run_op.cpp).
+    void launch_op(const OpSpec& op, const Running& running);
+    void embedding(const OpSpec& op, const Running& running);
+    void linear(const OpSpec& op, const Running& running);
+    void attention(const OpSpec& op, const Running& running);
+    ProductArgs product_of(const OpSpec& op, const Running& running) const;
+    Rows rows(const Running& running, fastattn::Rows kind) const;
+    View view(int32_t value, const Running& running) const;
+    Output output(int32_t value, const Running& running) const;
+    const float* vector(const OpSpec& op, size_t i) const;
+
+    std::shared_ptr<Engine> engine_;
+    ProgramSpec spec_;
+    Type kv_type_;
+    std::vector<const Weight*> weights_;
+    std::unique_ptr<Plan> plan_;
+    std::vector<bool> by_library_;  // ops whose product is cuBLASLt's
+    std::shared_ptr<KvPool> kv_pool_;
+    // Graphs know addresses: all of them go when one of these changes.
+    std::map<Sizes, std::optional<Graph>> graphs_;  // empty: that size came once
+    const std::byte* graphs_base_ = nullptr;
+    int64_t graphs_moves_ = 0;
+};
+
+}  // namespace fastattn::cuda

@@ -1,0 +1,123 @@
+// How a Program lies in device memory, and what of a step's size its launches depend on. Plain C++: no CUDA here.
+#pragma once
+#include <compare>
+#include <cstdint>
+#include <vector>
+
+#include "cuda/kernels/kernels.h"
+#include "program/spec.h"
+#include "program/step.h"
+
+namespace fastattn::cuda {
+
+inline constexpr int kRowKinds = fastattn::kRowKinds;
+inline constexpr int64_t kAlignment = 256;  // bytes, of everything in the workspace
+inline constexpr int64_t align(int64_t bytes) {
+    return (bytes + kAlignment - 1) / kAlignment * kAlignment;
+}
+
+// Upper bounds of a step: grids, memory and graphs are made for them, the kernels read how many there are.
+struct Sizes {
+    int32_t tokens = 0, wanted = 0, sequences = 0;
+    int32_t sequence_tokens = 0;  // the most tokens of one sequence in this step
+    int32_t sequence_wanted = 0;
+    int32_t positions = 0;  // of the longest sequence, with its cache
+    bool cached = false;
+
+    int32_t rows(fastattn::Rows kind) const {
+        return kind == fastattn::Rows::kTokens ? tokens : kind == fastattn::Rows::kWanted ? wanted : sequences;
+    }
+    int32_t pages() const { return (positions + kBlockLen - 1) / kBlockLen; }  // of the longest sequence
+    auto operator<=>(const Sizes&) const = default;
+};
+
+// starts: positions before the step, one a sequence; empty without caches.
+Sizes sizes_of(const StepArrays& step, const std::vector<int32_t>& starts);
+
+// The most query rows of one sequence in an attention whose q has these rows.
+int32_t most_queries(const Sizes& sizes, Gather gather);
+
+inline constexpr int32_t kGraphTokens = 64;  // steps up to so many tokens are captured
+
+// The sizes of the graph that runs steps of these: each rounded up to a power of two, positions to whole pages of a
+// power of two. So a batch that decodes has one graph for each doubling of its length. Steps with more than
+// kGraphTokens have no graph; their sizes are rounded up so far that neighbours share a workspace.
+Sizes bucket_of(const Sizes& sizes);
+
+// Where a value lives. A slice looks into its parent from `column` on.
+struct Place {
+    int32_t parent = -1, column = 0;
+    int32_t slot = -1;     // as float32; -1: nobody reads it so
+    int32_t rounded = -1;  // the slot of the rows that linears of a 16-bit type read, or -1
+    Type rounded_type = Type::kFloat32;
+};
+
+// Memory that values share one after the other.
+struct Slot {
+    fastattn::Rows rows;
+    int64_t row_bytes;  // a multiple of 16
+};
+
+class Plan {
+public:
+    // weight_types: one a weight of the spec.
+    Plan(const ProgramSpec& spec, std::vector<Type> weight_types);
+
+    const std::vector<Place>& places() const { return places_; }
+    const std::vector<Slot>& slots() const { return slots_; }
+    Type weight_type(int32_t weight) const { return weight_types_[static_cast<size_t>(weight)]; }
+    // Whether a linear finds its rows rounded; if not it rounds them first.
+    bool input_rounded(const OpSpec& op) const;
+    // Whether the bare product of a linear needs memory of its own: its output is rounded only, or lies on the
+    // residual.
+    bool product_apart(const OpSpec& op) const;
+
+private:
+    void find_places(const ProgramSpec& spec);
+    void find_readers(const ProgramSpec& spec);
+    void find_slots(const ProgramSpec& spec);
+    bool can_take_over(const ProgramSpec& spec, const OpSpec& op) const;
+    int32_t slot_for(fastattn::Rows rows, int64_t row_bytes);
+
+    std::vector<Type> weight_types_;
+    std::vector<Place> places_;
+    std::vector<Slot> slots_;
+    std::vector<bool> reads_floats_, reads_rounded_;  // by value: whether it has to be there as such
+    std::vector<bool> free_;                          // slots, while they are given out
+};
+
+// The arrays of a step in one piece of memory, copied to the device at once. Offsets in int32 from its start.
+struct StepLayout {
+    int64_t counts;                                // tokens, wanted, sequences, by fastattn::Rows
+    int64_t token_ids, positions, token_type_ids;  // [tokens]
+    int64_t cu_seqlens;                            // [sequences + 1]
+    int64_t starts;                                // [sequences]
+    int64_t wanted;                                // [wanted]
+    int64_t wanted_begin;                          // [sequences + 1]: which of them belong to a sequence
+    int64_t one_each;                              // [sequences + 1]: 0, 1, 2 ...
+    int64_t first, last;                           // [sequences]: tokens, -1 in an empty sequence
+    int64_t first_query, last_query;               // the same, but the sequence's begin where it is empty
+    int64_t pages;                                 // [sequences, sizes.pages()]
+    int64_t words;                                 // of all
+
+    explicit StepLayout(const Sizes& sizes);
+};
+
+// Writes the arrays of a step at `to`. pages_of: the numbers of a sequence's pages; without caches sequences take pages
+// one behind the other.
+void fill_step(const StepLayout& layout, const Sizes& sizes, const StepArrays& step, const std::vector<int32_t>& starts,
+               const std::vector<std::vector<int32_t>>& pages_of, int32_t* to);
+
+// Pages of one layer that a step without caches needs.
+int64_t own_pages(const Sizes& sizes);
+
+// The workspace of steps of some sizes. Offsets in bytes.
+struct Workspace {
+    std::vector<int64_t> slots;
+    int64_t round = 0, product = 0, partials = 0, own_pages = 0, step = 0;
+    int64_t bytes = 0;
+
+    Workspace(const Plan& plan, const ProgramSpec& spec, const Sizes& sizes, int64_t kv_layer_bytes);
+};
+
+}  // namespace fastattn::cuda
