@@ -11,6 +11,7 @@
 //   sync_threads() sync_warp()
 //   shuffle(x, lane) shuffle_xor(x, mask)    x of another lane; all lanes of the warp call it
 //   ballot(condition)                 a bit a lane
+//   count_bits(x) lowest_bit(x)       the latter of a number that is not 0
 //   add_shared(p, x)                  atomic, of uint32_t or uint64_t in shared memory
 //   load_16(p) store_16(p, v)         16 bytes at once, as Words16
 //   copy_async_16(to, from) copy_async_commit() copy_async_wait<groups>()
@@ -100,6 +101,9 @@ FA_DEVICE uint32_t ballot(bool condition) {
 }
 FA_DEVICE int count_bits(uint32_t x) {
     return __popc(x);
+}
+FA_DEVICE int lowest_bit(uint32_t x) {
+    return __ffs(static_cast<int>(x)) - 1;
 }
 FA_DEVICE void add_shared(uint32_t* p, uint32_t x) {
     atomicAdd(p, x);

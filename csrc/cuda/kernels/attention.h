@@ -1,0 +1,149 @@
+// What the attention kernels share: which sequence and positions a query row has, where keys and values lie, and how a
+// block of 64 positions is merged into a row.
+#pragma once
+#include "cuda/kernels/device_math.h"
+
+namespace fastattn::cuda {
+
+// The sequence that row `row` belongs to: begin[s] <= row < begin[s + 1]. Needs row < begin[n].
+FA_DEVICE int sequence_of(const int32_t* begin, int n, int row) {
+    int low = 0, high = n - 1;
+    while (low < high) {
+        const int middle = (low + high) / 2;
+        if (begin[middle + 1] <= row)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    return low;
+}
+
+// One sequence of a step, as its query rows need it.
+struct Sequence {
+    int token_begin, start, kv_len;
+    const int32_t* table;
+};
+FA_DEVICE Sequence sequence_at(const Sequences& sequences, const KvPages& pages, int s) {
+    const int begin = sequences.cu_seqlens[s], start = sequences.start == nullptr ? 0 : sequences.start[s];
+    return {begin, start, start + sequences.cu_seqlens[s + 1] - begin, pages.table + s * pages.table_stride};
+}
+
+// Positions that query row `row` sees. A row whose token is none (-1) sees nothing.
+FA_DEVICE int visible(const AttentionArgs& args, const Sequence& sequence, int row) {
+    const int token = args.query_tokens == nullptr ? row : args.query_tokens[row];
+    if (token < 0) return 0;
+    return args.causal ? sequence.start + token - sequence.token_begin + 1 : sequence.kv_len;
+}
+
+// Keys of block `block` for a KV head; values lie kBlockLen rows behind.
+FA_DEVICE const std::byte* keys_at(const KvPages& pages, const Sequence& sequence, int head, int block) {
+    return pages.pool + sequence.table[block] * pages.page_bytes + pages.layer_offset +
+           head * kv_head_bytes(pages.type, pages.head_dim);
+}
+
+// A tile of query rows: [begin, end) of sequence `sequence`.
+struct RowTile {
+    int sequence, begin, end;  // sequence -1: there is no such tile
+};
+
+// Tile `index` of tiles of kRows rows that never hold rows of two sequences. All lanes of a warp call it. The last
+// tiles of a sequence come first: with causal they take longest.
+template <int kRows>
+FA_DEVICE RowTile find_tile(const int32_t* q_begin, int n_sequences, int index) {
+    for (int base = 0; base < n_sequences; base += kWarp) {
+        const int s = base + lane();
+        const int rows = s < n_sequences ? q_begin[s + 1] - q_begin[s] : 0, tiles = (rows + kRows - 1) / kRows;
+        int up_to = tiles;  // and with this lane's
+#pragma unroll
+        for (int distance = 1; distance < kWarp; distance *= 2) {
+            const int before = shuffle(up_to, lane() - distance);
+            if (lane() >= distance) up_to += before;
+        }
+        const uint32_t beyond = ballot(up_to > index);
+        if (beyond == 0) {
+            index -= shuffle(up_to, kWarp - 1);
+            continue;
+        }
+        const int found = lowest_bit(beyond);
+        const int of_sequence = shuffle(tiles, found), in_sequence = index - shuffle(up_to, found) + of_sequence;
+        const int begin = q_begin[base + found] + (of_sequence - 1 - in_sequence) * kRows;
+        const int last = q_begin[base + found + 1];
+        return {base + found, begin, begin + kRows < last ? begin + kRows : last};
+    }
+    return {-1, 0, 0};
+}
+// How many tiles there may be.
+template <int kRows>
+int64_t most_tiles(const AttentionArgs& args) {
+    const int64_t apart = args.rows.most / kRows + args.sequences.rows.most;
+    return apart < args.rows.most ? apart : args.rows.most;
+}
+
+// e^x in float32, 2^x in 16 bits, whose queries hold the factor log2(e).
+template <bool kFloat32>
+FA_DEVICE float softmax_exp(float x) {
+    return kFloat32 ? math::exp(x) : exp2_fast(x);
+}
+// What is subtracted from scores: with nothing but -inf it is 0, so that probabilities are 0 and not NaN.
+FA_DEVICE float shift_of(float highest) {
+    return highest == -kInf ? 0.0f : highest;
+}
+
+// A row's maximum and total so far. `merge` takes a block's, and leaves the factors for the values of both.
+template <bool kFloat32>
+struct Running {
+    float highest = -kInf, total = 0.0f;
+    float old_factor, block_factor;
+
+    FA_DEVICE void merge(float block_highest, float block_total) {
+        const float now = math::max(highest, block_highest), shift = shift_of(now);
+        old_factor = softmax_exp<kFloat32>(highest - shift);
+        block_factor = softmax_exp<kFloat32>(block_highest - shift);
+        total = math::fma(block_total, block_factor, total * old_factor);
+        highest = now;
+    }
+    FA_DEVICE float merged(float sum, float block_sum) const {
+        return math::fma(block_sum, block_factor, sum * old_factor);
+    }
+    FA_DEVICE float divided(float sum) const {
+        const float divisor = total == 0.0f ? 1.0f : total;  // sees nothing: 0, not 0 / 0
+        return kFloat32 ? sum / divisor : sum * (1.0f / divisor);
+    }
+};
+
+// A block of 64 scores, one a thread of two warps: e^(score - highest) of the thread's own, and the block's sum of them
+// in the order of csrc/kernels: positions l and l + 16, then both warps, then the tree over sixteen. `room`: 34 floats
+// of shared memory. The highest and the total are everyone's.
+struct BlockSums {
+    float highest, p, total;
+};
+template <bool kFloat32>
+FA_DEVICE BlockSums sum_block(float score, float* room) {
+    BlockSums sums{score, 0.0f, 0.0f};
+#pragma unroll
+    for (int mask : {16, 8, 4, 2, 1}) sums.highest = math::max(sums.highest, shuffle_xor(sums.highest, mask));
+    if (lane() == 0) room[warp()] = sums.highest;
+    sync_threads();
+    sums.highest = math::max(room[0], room[1]);
+    sums.p = softmax_exp<kFloat32>(score - shift_of(sums.highest));
+    const float pair = sums.p + shuffle_xor(sums.p, 16);
+    if (lane() < 16) room[2 + warp() * 16 + lane()] = pair;
+    sync_threads();
+    sums.total = room[2 + lane() % 16] + room[2 + 16 + lane() % 16];
+#pragma unroll
+    for (int mask : {8, 4, 2, 1}) sums.total += shuffle_xor(sums.total, mask);
+    return sums;
+}
+inline constexpr int kBlockSumFloats = 34;
+
+// Decode: a block's share of a row is its weighted values [head_dim], its maximum and its total.
+FA_DEVICE int64_t partial_at(const AttentionArgs& args, int64_t row, int head, int block) {
+    const int64_t blocks = (args.sequences.most_positions + kBlockLen - 1) / kBlockLen;
+    return ((row * args.n_head + head) * blocks + block) * (args.pages.head_dim + 2);
+}
+
+// Of one type each.
+void launch_prefill_float32(const AttentionArgs& args, Stream stream);
+void launch_decode_float32(const AttentionArgs& args, Stream stream);
+
+}  // namespace fastattn::cuda

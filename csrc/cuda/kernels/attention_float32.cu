@@ -1,0 +1,280 @@
+// Attention over pages of float32, with the CPU's bits: a score is one sum over head_dim in order, and within a block a
+// value is one sum over the positions that the row sees, in order (csrc/kernels/attention.h).
+#include "cuda/kernels/attention.h"
+
+namespace fastattn::cuda {
+namespace {
+
+constexpr int kChunk = 64;          // of head_dim that goes through shared memory at a time
+constexpr int kPitch = kChunk + 4;  // floats: eight rows of 16 bytes then lie in different banks
+constexpr int kSide = 16;           // threads across positions, or across elements of a value
+constexpr int kVectors = kBlockLen / kSide;
+
+// Rows [0, rows) of a tile [kBlockLen, kPitch]: elements d to d + kChunk - 1 of rows of keys or values. What lies
+// behind is 0.
+template <int kThreads>
+FA_DEVICE void copy_tile(float* tile, const float* from, int64_t row, int d, int rows, int head_dim) {
+    for (int unit = thread_id(); unit < kBlockLen * kChunk / 4; unit += kThreads) {
+        const int r = unit / (kChunk / 4), i = unit % (kChunk / 4) * 4;
+        float* to = tile + r * kPitch + i;
+        if (r < rows && d + i < head_dim)
+            copy_async_16(to, from + r * row + d + i);
+        else
+            store_16(to, {0, 0, 0, 0});
+    }
+    copy_async_commit();
+}
+
+// A block of kRows x 4 threads; a thread has the scores of four rows with every sixteenth position, then four rows of
+// four neighbouring elements of the values. kDim: head_dim, rounded up to whole chunks.
+template <int kDim, int kRows>
+struct Prefill {
+    static constexpr int kThreads = kRows / 4 * kSide;
+    static constexpr int kChunks = kDim / kChunk;
+    static constexpr int kQPitch = kDim + 4;
+    static constexpr int64_t kSharedBytes = (kRows * kQPitch + kRows * kPitch + 2 * kBlockLen * kPitch) * sizeof(float);
+};
+
+template <int kDim, int kRows>
+FA_KERNEL((Prefill<kDim, kRows>::kThreads))
+prefill_float32(const AttentionArgs args) {
+    using Shape = Prefill<kDim, kRows>;
+    constexpr int kThreads = Shape::kThreads, kChunks = Shape::kChunks;
+    const RowTile tile = find_tile<kRows>(args.q_begin, count_of(args.sequences.rows), block_x());
+    if (tile.sequence < 0) return;
+    const KvPages& pages = args.pages;
+    const Sequence sequence = sequence_at(args.sequences, pages, tile.sequence);
+    const int head = block_y(), kv_head = head / (args.n_head / pages.n_kv_head), head_dim = pages.head_dim;
+    const int64_t row_width = row_elements(head_dim);
+    float* q = reinterpret_cast<float*>(shared_memory());                 // [kRows, kQPitch]
+    float* probs = q + kRows * Shape::kQPitch;                            // [kRows, kPitch]
+    float* keys = probs + kRows * kPitch;                                 // [kBlockLen, kPitch]
+    float* values = keys + kBlockLen * kPitch;                            // the same
+    const int tx = thread_id() % kSide, first = thread_id() / kSide * 4;  // the thread's place and its first row
+
+    const auto copy_keys = [&](int block, int chunk) {
+        const float* from = reinterpret_cast<const float*>(keys_at(pages, sequence, kv_head, block));
+        copy_tile<kThreads>(keys, from, row_width, chunk * kChunk, sequence.kv_len - block * kBlockLen, head_dim);
+    };
+    const auto copy_values = [&](int block, int chunk) {
+        const float* from =
+            reinterpret_cast<const float*>(keys_at(pages, sequence, kv_head, block)) + kBlockLen * row_width;
+        copy_tile<kThreads>(values, from, row_width, chunk * kChunk, sequence.kv_len - block * kBlockLen, head_dim);
+    };
+
+    int seen[4], most_seen = 0;  // positions: of the thread's rows, and of the tile's last
+#pragma unroll
+    for (int r = 0; r < 4; ++r)
+        seen[r] = tile.begin + first + r < tile.end ? visible(args, sequence, tile.begin + first + r) : 0;
+    most_seen = visible(args, sequence, tile.end - 1);
+    const int blocks = (most_seen + kBlockLen - 1) / kBlockLen;
+    if (blocks > 0) copy_keys(0, 0);
+    for (int i = thread_id(); i < kRows * kDim; i += kThreads) {
+        const int r = i / kDim, d = i % kDim;
+        const bool there = tile.begin + r < tile.end && d < head_dim;
+        q[r * Shape::kQPitch + d] = there ? args.q[(tile.begin + r) * args.q_stride + head * head_dim + d] : 0.0f;
+    }
+
+    Running<true> running[4];
+    float sum[4][4 * kChunks] = {};  // of values: rows, elements 64 chunk + 4 tx to 64 chunk + 4 tx + 3
+    for (int block = 0; block < blocks; ++block) {
+        float score[4][kVectors] = {};
+#pragma unroll
+        for (int chunk = 0; chunk < kChunks; ++chunk) {
+            copy_async_wait<0>();
+            sync_threads();
+            // The values come while scores are computed.
+            if (chunk == kChunks - 1) copy_values(block, 0);
+            const int depth = head_dim - chunk * kChunk < kChunk ? (head_dim - chunk * kChunk + 3) / 4 : kChunk / 4;
+            for (int i = 0; i < depth; ++i) {
+                Four a[4], b[kVectors];
+#pragma unroll
+                for (int r = 0; r < 4; ++r) a[r] = load_four(q + (first + r) * Shape::kQPitch + chunk * kChunk + 4 * i);
+#pragma unroll
+                for (int c = 0; c < kVectors; ++c) b[c] = load_four(keys + (tx + kSide * c) * kPitch + 4 * i);
+#pragma unroll
+                for (int r = 0; r < 4; ++r)
+#pragma unroll
+                    for (int c = 0; c < kVectors; ++c)
+#pragma unroll
+                        for (int j = 0; j < 4; ++j) score[r][c] = math::fma(a[r].x[j], b[c].x[j], score[r][c]);
+            }
+            if (chunk < kChunks - 1) {
+                sync_threads();
+                copy_keys(block, chunk + 1);
+            }
+        }
+#pragma unroll
+        for (int r = 0; r < 4; ++r) {
+            const int count = seen[r] - block * kBlockLen;
+            float highest = -kInf;
+#pragma unroll
+            for (int c = 0; c < kVectors; ++c) {
+                score[r][c] = tx + kSide * c < count ? score[r][c] * args.scale : -kInf;
+                highest = math::max(highest, score[r][c]);
+            }
+#pragma unroll
+            for (int mask : {8, 4, 2, 1}) highest = math::max(highest, shuffle_xor(highest, mask));
+            const float shift = shift_of(highest);
+            float p[kVectors];
+#pragma unroll
+            for (int c = 0; c < kVectors; ++c) {
+                p[c] = math::exp(score[r][c] - shift);
+                probs[(first + r) * kPitch + tx + kSide * c] = p[c];
+            }
+            float total = (p[0] + p[1]) + (p[2] + p[3]);
+#pragma unroll
+            for (int mask : {8, 4, 2, 1}) total += shuffle_xor(total, mask);
+            if (count > 0) running[r].merge(highest, total);
+        }
+#pragma unroll
+        for (int chunk = 0; chunk < kChunks; ++chunk) {
+            copy_async_wait<0>();
+            sync_threads();
+            // The keys of the next block come while values are added up.
+            if (chunk == kChunks - 1 && block + 1 < blocks) copy_keys(block + 1, 0);
+            float part[4][4] = {};
+            int least = kBlockLen, most = 0;
+            int count[4];
+#pragma unroll
+            for (int r = 0; r < 4; ++r) {
+                count[r] = seen[r] - block * kBlockLen;
+                if (count[r] > kBlockLen) count[r] = kBlockLen;
+                least = count[r] < least ? count[r] : least;
+                most = count[r] > most ? count[r] : most;
+            }
+            int position = 0;
+            for (; position + 4 <= least; position += 4) {
+                Four p[4];
+#pragma unroll
+                for (int r = 0; r < 4; ++r) p[r] = load_four(probs + (first + r) * kPitch + position);
+#pragma unroll
+                for (int j = 0; j < 4; ++j) {
+                    const Four v = load_four(values + (position + j) * kPitch + 4 * tx);
+#pragma unroll
+                    for (int r = 0; r < 4; ++r)
+#pragma unroll
+                        for (int c = 0; c < 4; ++c) part[r][c] = math::fma(p[r].x[j], v.x[c], part[r][c]);
+                }
+            }
+            for (; position < most; ++position) {  // a row that does not see a position does not multiply it in
+                const Four v = load_four(values + position * kPitch + 4 * tx);
+#pragma unroll
+                for (int r = 0; r < 4; ++r) {
+                    if (position >= count[r]) continue;
+                    const float p = probs[(first + r) * kPitch + position];
+#pragma unroll
+                    for (int c = 0; c < 4; ++c) part[r][c] = math::fma(p, v.x[c], part[r][c]);
+                }
+            }
+#pragma unroll
+            for (int r = 0; r < 4; ++r)
+#pragma unroll
+                for (int c = 0; c < 4; ++c)
+                    if (count[r] > 0) sum[r][4 * chunk + c] = running[r].merged(sum[r][4 * chunk + c], part[r][c]);
+            if (chunk < kChunks - 1) {
+                sync_threads();
+                copy_values(block, chunk + 1);
+            }
+        }
+    }
+#pragma unroll
+    for (int r = 0; r < 4; ++r) {
+        const int row = tile.begin + first + r;
+        if (row >= tile.end) continue;
+#pragma unroll
+        for (int i = 0; i < 4 * kChunks; ++i) {
+            const int d = i / 4 * kChunk + 4 * tx + i % 4;
+            if (d < head_dim)
+                write(args.out, row, head * head_dim + d, args.n_head * head_dim, running[r].divided(sum[r][i]));
+        }
+    }
+}
+
+template <int kDim, int kRows>
+void launch_prefill(const AttentionArgs& args, Stream stream) {
+    using Shape = Prefill<kDim, kRows>;
+    launch("attention_prefill_float32", prefill_float32<kDim, kRows>, {most_tiles<kRows>(args), args.n_head},
+           Shape::kThreads, Shape::kSharedBytes, args, stream);
+}
+
+// Decode: a block of positions, for all query heads of a KV head. Scores: a thread a position. Values: a thread an
+// element.
+constexpr int kDecodeThreads = 64;
+static_assert(kDecodeThreads == kBlockLen);
+FA_ANYWHERE int key_pitch(int head_dim) {
+    return (head_dim + 3) / 4 * 4 + 4;
+}
+
+FA_KERNEL(kDecodeThreads)
+decode_float32(const AttentionArgs args) {
+    const KvPages& pages = args.pages;
+    const int s = block_y() / pages.n_kv_head, kv_head = block_y() % pages.n_kv_head, block = block_x();
+    if (s >= count_of(args.sequences.rows) || args.q_begin[s] == args.q_begin[s + 1]) return;
+    const Sequence sequence = sequence_at(args.sequences, pages, s);
+    const int row = args.q_begin[s], count = visible(args, sequence, row) - block * kBlockLen;
+    if (count <= 0) return;
+    const int head_dim = pages.head_dim, pitch = key_pitch(head_dim), group = args.n_head / pages.n_kv_head;
+    const int t = thread_id(), positions = count < kBlockLen ? count : kBlockLen;
+    const int64_t row_width = row_elements(head_dim);
+    const float* from = reinterpret_cast<const float*>(keys_at(pages, sequence, kv_head, block));
+    float* keys = reinterpret_cast<float*>(shared_memory());  // [kBlockLen, pitch]
+    float* q = keys + kBlockLen * pitch;                      // [pitch]
+    float* probs = q + pitch;                                 // [kBlockLen]
+    float* room = probs + kBlockLen;                          // [kBlockSumFloats]
+
+    const int units = pitch / 4 - 1;
+    for (int unit = t; unit < positions * units; unit += kDecodeThreads)
+        copy_async_16(keys + unit / units * pitch + unit % units * 4,
+                      from + unit / units * row_width + unit % units * 4);
+    copy_async_commit();
+    for (int g = 0; g < group; ++g) {
+        const int head = kv_head * group + g;
+        for (int d = t; d < 4 * units; d += kDecodeThreads)
+            q[d] = d < head_dim ? args.q[row * args.q_stride + head * head_dim + d] : 0.0f;
+        copy_async_wait<0>();
+        sync_threads();
+        float score = 0.0f;
+        if (t < positions)
+            for (int d = 0; d < 4 * units; d += 4) {
+                const Four a = load_four(q + d), b = load_four(keys + t * pitch + d);
+#pragma unroll
+                for (int j = 0; j < 4; ++j) score = math::fma(a.x[j], b.x[j], score);
+            }
+        score = t < positions ? score * args.scale : -kInf;
+        const BlockSums sums = sum_block<true>(score, room);
+        probs[t] = sums.p;
+        float* partial = args.partials + partial_at(args, row, head, block);
+        if (t == 0) {
+            partial[head_dim] = sums.highest;
+            partial[head_dim + 1] = sums.total;
+        }
+        sync_threads();
+        const float* values = from + kBlockLen * row_width;
+        for (int d = t; d < head_dim; d += kDecodeThreads) {
+            float sum = 0.0f;
+#pragma unroll 16
+            for (int position = 0; position < positions; ++position)
+                sum = math::fma(probs[position], values[position * row_width + d], sum);
+            partial[d] = sum;
+        }
+        sync_threads();  // before the next head's query and probabilities
+    }
+}
+
+}  // namespace
+
+void launch_prefill_float32(const AttentionArgs& args, Stream stream) {
+    if (args.pages.head_dim <= 64) return launch_prefill<64, 64>(args, stream);
+    if (args.pages.head_dim <= 128) return launch_prefill<128, 64>(args, stream);
+    launch_prefill<256, 32>(args, stream);
+}
+
+void launch_decode_float32(const AttentionArgs& args, Stream stream) {
+    const int64_t floats = (kBlockLen + 1) * key_pitch(args.pages.head_dim) + kBlockLen + kBlockSumFloats;
+    const Grid grid{divide_up(args.sequences.most_positions, kBlockLen),
+                    int64_t{args.sequences.rows.most} * args.pages.n_kv_head};
+    launch("attention_decode_float32", decode_float32, grid, kDecodeThreads, floats * 4, args, stream);
+}
+
+}  // namespace fastattn::cuda

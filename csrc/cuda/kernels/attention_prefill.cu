@@ -1,0 +1,107 @@
+// Attention over pages of 16-bit types for many query rows: 64 rows of a sequence and one head by four warps, block
+// after block of 64 positions.
+#include "cuda/kernels/attention_mma.h"
+
+namespace fastattn::cuda {
+namespace {
+
+constexpr int kPrefillRows = 64;
+constexpr int kPrefillThreads = kPrefillRows / kWarpRows * kWarp;
+
+template <class T, int kDim>
+FA_KERNEL(kPrefillThreads)
+attention_prefill(const AttentionArgs args) {
+    constexpr int kPitch = MmaShape<T, kDim>::kPitch;
+    const RowTile tile = find_tile<kPrefillRows>(args.q_begin, count_of(args.sequences.rows), block_x());
+    if (tile.sequence < 0) return;
+    const KvPages& pages = args.pages;
+    const Sequence sequence = sequence_at(args.sequences, pages, tile.sequence);
+    const int head = block_y(), kv_head = head / (args.n_head / pages.n_kv_head), head_dim = pages.head_dim;
+    const int row_width = static_cast<int>(row_elements(head_dim));
+    uint16_t* q = reinterpret_cast<uint16_t*>(shared_memory());  // [kPrefillRows, kPitch]
+    uint16_t* keys = q + kPrefillRows * kPitch;                  // [kBlockLen, kPitch]
+    uint16_t* values = keys + kBlockLen * kPitch;                // the same
+
+    const auto copy = [&](uint16_t* tile_of, int block, int64_t rows_behind) {
+        const std::byte* from = keys_at(pages, sequence, kv_head, block) + rows_behind * row_width * 2;
+        copy_block<T, kDim, kPrefillThreads>(tile_of, from, sequence.kv_len - block * kBlockLen, row_width);
+    };
+    const int blocks = (visible(args, sequence, tile.end - 1) + kBlockLen - 1) / kBlockLen;
+    if (blocks > 0) copy(keys, 0, 0);
+    for (int i = thread_id(); i < kPrefillRows * kDim / 2; i += kPrefillThreads) {
+        const int r = i / (kDim / 2), d = i % (kDim / 2) * 2;
+        uint32_t pair = 0;
+        if (tile.begin + r < tile.end)
+            pair = query_pair<T>(args.q + (tile.begin + r) * args.q_stride + head * head_dim, d, head_dim,
+                                 args.scale * kLog2E);
+        *reinterpret_cast<uint32_t*>(q + r * kPitch + d) = pair;
+    }
+
+    // The lane's rows, and what they see.
+    const int first = tile.begin + warp() * kWarpRows + lane() / 4;
+    int seen[2];
+#pragma unroll
+    for (int i = 0; i < 2; ++i) seen[i] = first + 8 * i < tile.end ? visible(args, sequence, first + 8 * i) : 0;
+    Running<false> running[2];
+    float sum[kDim / 8][4] = {};
+    for (int block = 0; block < blocks; ++block) {
+        copy_async_wait<0>();
+        sync_threads();
+        copy(values, block, kBlockLen);  // while scores are computed
+        float score[kScoreTiles][4], highest[2], total[2];
+        score_block<T, kDim>(q + warp() * kWarpRows * kPitch, keys, head_dim, score);
+        const int count[2] = {seen[0] - block * kBlockLen, seen[1] - block * kBlockLen};
+        uint32_t probs[kBlockLen / 16][4];
+        probabilities<T>(score, count, highest, total, probs);
+#pragma unroll
+        for (int i = 0; i < 2; ++i)
+            if (count[i] > 0) running[i].merge(highest[i], total[i]);
+        copy_async_wait<0>();
+        sync_threads();
+        if (block + 1 < blocks) copy(keys, block + 1, 0);  // while values are added up
+        weigh_values<T, kDim>(probs, values, head_dim, [&](int n, const float (&part)[4]) {
+#pragma unroll
+            for (int i = 0; i < 4; ++i)
+                if (count[i / 2] > 0) sum[n][i] = running[i / 2].merged(sum[n][i], part[i]);
+        });
+    }
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+        if (first + 8 * i >= tile.end) continue;
+#pragma unroll
+        for (int n = 0; n < kDim / 8; ++n)
+#pragma unroll
+            for (int j = 0; j < 2; ++j) {
+                const int d = 8 * n + lane() % 4 * 2 + j;
+                if (d < head_dim)
+                    write(args.out, first + 8 * i, head * head_dim + d, args.n_head * head_dim,
+                          running[i].divided(sum[n][2 * i + j]));
+            }
+    }
+}
+
+template <class T, int kDim>
+void launch_prefill(const AttentionArgs& args, Stream stream) {
+    launch("attention_prefill", attention_prefill<T, kDim>, {most_tiles<kPrefillRows>(args), args.n_head},
+           kPrefillThreads, MmaShape<T, kDim>::bytes(kPrefillRows), args, stream);
+}
+
+template <class T>
+void launch_prefill(const AttentionArgs& args, Stream stream) {
+    if (args.pages.head_dim <= 32) return launch_prefill<T, 32>(args, stream);
+    if (args.pages.head_dim <= 64) return launch_prefill<T, 64>(args, stream);
+    if (args.pages.head_dim <= 128) return launch_prefill<T, 128>(args, stream);
+    launch_prefill<T, 256>(args, stream);
+}
+
+}  // namespace
+
+void launch_attention_prefill(const AttentionArgs& args, Stream stream) {
+    switch (args.pages.type) {
+        case Type::kFloat32: return launch_prefill_float32(args, stream);
+        case Type::kBfloat16: return launch_prefill<Bf16>(args, stream);
+        case Type::kFloat16: return launch_prefill<F16>(args, stream);
+    }
+}
+
+}  // namespace fastattn::cuda
