@@ -17,6 +17,7 @@
 #include <type_traits>
 
 #include "core/dtype.h"
+#include "native_tests/emulated_stream.h"
 
 namespace fastattn::cuda::emulation {
 
@@ -101,6 +102,9 @@ inline uint32_t ballot(bool condition) {
 }
 inline int count_bits(uint32_t x) {
     return __builtin_popcount(x);
+}
+inline int lowest_bit(uint32_t x) {
+    return __builtin_ctz(x);
 }
 template <class T>
 void add_shared(T* p, T x) {
@@ -199,18 +203,20 @@ inline float square_root(float x) {
 
 template <class Args>
 void launch(const char* name, void (*kernel)(Args), Grid grid, int threads, int64_t shared_bytes, const Args& args,
-            Stream) {
+            Stream stream) {
     struct Call {
         void (*kernel)(Args);
-        const Args* args;
-    } call{kernel, &args};
-    emulation::run(
-        name, grid, threads, shared_bytes,
-        [](const void* data) {
-            const auto* c = static_cast<const Call*>(data);
-            c->kernel(*c->args);
-        },
-        &call);
+        Args args;
+    };
+    submit(stream, [=, call = Call{kernel, args}] {
+        emulation::run(
+            name, grid, threads, shared_bytes,
+            [](const void* data) {
+                const auto* c = static_cast<const Call*>(data);
+                c->kernel(c->args);
+            },
+            &call);
+    });
 }
 
 }  // namespace fastattn::cuda

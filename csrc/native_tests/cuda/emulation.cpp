@@ -1,4 +1,5 @@
 // The scheduler behind native_tests/cuda_emulation.h.
+#include <setjmp.h>
 #include <ucontext.h>
 
 #include <cstdio>
@@ -30,8 +31,11 @@ struct Copy {
     const void* from;
 };
 
+// Enters a fiber with its stack; afterwards a jump is enough, which asks nothing of the system.
 struct Fiber {
     ucontext_t context;
+    jmp_buf place_left;
+    bool started = false;
     std::unique_ptr<char[]> stack;
     Current place;
     const Barrier* waits_for = nullptr;
@@ -52,6 +56,7 @@ struct Warp {
 };
 
 ucontext_t scheduler;
+jmp_buf scheduler_left;
 std::vector<Fiber> fibers;
 std::vector<Warp> warps;
 Barrier whole_block;
@@ -59,6 +64,16 @@ int n_threads = 0, n_live = 0, running = 0;
 const char* kernel_name = "";
 void (*body)(const void*) = nullptr;
 const void* body_data = nullptr;
+
+void enter(Fiber& fiber) {
+    if (_setjmp(scheduler_left) != 0) return;
+    if (fiber.started) _longjmp(fiber.place_left, 1);
+    fiber.started = true;
+    swapcontext(&scheduler, &fiber.context);
+}
+void leave(Fiber& fiber) {
+    if (_setjmp(fiber.place_left) == 0) _longjmp(scheduler_left, 1);
+}
 
 void fiber_main() {
     body(body_data);
@@ -71,7 +86,7 @@ void fiber_main() {
         whole_block.arrived = 0;
         ++whole_block.generation;
     }
-    swapcontext(&fiber.context, &scheduler);
+    leave(fiber);
 }
 
 void wait_for(const Barrier& barrier, uint64_t generation) {
@@ -79,7 +94,7 @@ void wait_for(const Barrier& barrier, uint64_t generation) {
     Fiber& fiber = fibers[static_cast<size_t>(running)];
     fiber.waits_for = &barrier;
     fiber.generation = generation;
-    swapcontext(&fiber.context, &scheduler);
+    leave(fiber);
     fiber.waits_for = nullptr;
 }
 
@@ -99,7 +114,7 @@ void run_block(int threads, int x, int y, unsigned char* shared) {
         Fiber& fiber = fibers[static_cast<size_t>(t)];
         fiber.place = {t, x, y, shared};
         fiber.waits_for = nullptr;
-        fiber.done = false;
+        fiber.done = fiber.started = false;
         fiber.exchanges = 0;
         fiber.copies.clear();
         fiber.groups.clear();
@@ -118,7 +133,7 @@ void run_block(int threads, int x, int y, unsigned char* shared) {
             if (!fiber.ready()) continue;
             moved = true;
             current = fiber.place;
-            swapcontext(&scheduler, &fiber.context);
+            enter(fiber);
         }
         if (!moved) fail("all threads wait for others");
     }

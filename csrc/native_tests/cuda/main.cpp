@@ -19,41 +19,42 @@ static std::string shown(T x) {
     return text;
 }
 
-void Check::same(const std::string& what, const float* got, const float* expected, int64_t n) {
+void Check::same(std::string_view what, const float* got, const float* expected, int64_t n) {
     for (int64_t i = 0; i < n; ++i) {
         ++compared_;
         if (std::memcmp(got + i, expected + i, sizeof(float)) == 0) continue;
         if (std::isnan(got[i]) && std::isnan(expected[i])) continue;
-        failure(what + ", element " + std::to_string(i) + ": expected " + shown(expected[i]) + ", got " +
+        failure(std::string(what) + ", element " + std::to_string(i) + ": expected " + shown(expected[i]) + ", got " +
                 shown(got[i]));
     }
 }
-void Check::same(const std::string& what, const uint16_t* got, const uint16_t* expected, int64_t n) {
+void Check::same(std::string_view what, const uint16_t* got, const uint16_t* expected, int64_t n) {
     for (int64_t i = 0; i < n; ++i) {
         ++compared_;
         if (got[i] != expected[i])
-            failure(what + ", element " + std::to_string(i) + ": expected bits " + std::to_string(expected[i]) +
+            failure(std::string(what) + ", element " + std::to_string(i) + ": expected bits " +
+                    std::to_string(expected[i]) + ", got " + std::to_string(got[i]));
+    }
+}
+void Check::same(std::string_view what, const int32_t* got, const int32_t* expected, int64_t n) {
+    for (int64_t i = 0; i < n; ++i) {
+        ++compared_;
+        if (got[i] != expected[i])
+            failure(std::string(what) + ", element " + std::to_string(i) + ": expected " + std::to_string(expected[i]) +
                     ", got " + std::to_string(got[i]));
     }
 }
-void Check::same(const std::string& what, const int32_t* got, const int32_t* expected, int64_t n) {
-    for (int64_t i = 0; i < n; ++i) {
-        ++compared_;
-        if (got[i] != expected[i])
-            failure(what + ", element " + std::to_string(i) + ": expected " + std::to_string(expected[i]) + ", got " +
-                    std::to_string(got[i]));
-    }
-}
-void Check::within(const std::string& what, double got, double expected, double bound) {
+void Check::within(std::string_view what, double got, double expected, double bound) {
     ++compared_;
     const double error = std::fabs(got - expected);
     if (bound > 0.0) worst_ = std::max(worst_, error / bound);
     if (!(error <= bound))
-        failure(what + ": expected " + shown(expected) + " within " + shown(bound) + ", got " + shown(got));
+        failure(std::string(what) + ": expected " + shown(expected) + " within " + shown(bound) + ", got " +
+                shown(got));
 }
-void Check::that(const std::string& what, bool condition) {
+void Check::that(std::string_view what, bool condition) {
     ++compared_;
-    if (!condition) failure(what);
+    if (!condition) failure(std::string(what));
 }
 
 }  // namespace fastattn::cuda::tests

@@ -5,6 +5,7 @@
 #include <functional>
 #include <limits>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "cuda/kernels/device.h"
@@ -64,11 +65,11 @@ private:
 class Check {
 public:
     // Bit for bit; any NaN is the same as another.
-    void same(const std::string& what, const float* got, const float* expected, int64_t n);
-    void same(const std::string& what, const uint16_t* got, const uint16_t* expected, int64_t n);
-    void same(const std::string& what, const int32_t* got, const int32_t* expected, int64_t n);
-    void within(const std::string& what, double got, double expected, double bound);
-    void that(const std::string& what, bool condition);
+    void same(std::string_view what, const float* got, const float* expected, int64_t n);
+    void same(std::string_view what, const uint16_t* got, const uint16_t* expected, int64_t n);
+    void same(std::string_view what, const int32_t* got, const int32_t* expected, int64_t n);
+    void within(std::string_view what, double got, double expected, double bound);
+    void that(std::string_view what, bool condition);
 
     int64_t compared() const { return compared_; }
     int64_t failed() const { return failed_; }

@@ -1,0 +1,67 @@
+// Steps of attention for the tests: sequences with a past, their pages, and what comes of each kernel.
+#pragma once
+#include "native_tests/cuda/testing.h"
+#include "ops/ops.h"
+
+namespace fastattn::cuda::tests {
+
+// A sequence: `id` decides its numbers, so that it is the same one in any step.
+struct Part {
+    int id, start, tokens;
+};
+struct Shape {
+    Type type;
+    int head_dim, n_head, n_kv_head;
+    int q_width() const { return n_head * head_dim; }
+    int kv_width() const { return n_kv_head * head_dim; }
+};
+constexpr float kScale = 0.3f;
+
+enum class Kernel { kPrefill, kDecode };
+
+// Element i of the query, key or value (which: 0, 1, 2) of a position.
+inline float number_of(const Shape& shape, int id, int which, int position, int i) {
+    const auto stream = static_cast<uint64_t>(1000 + 3 * id + which);
+    const int width = which == 0 ? shape.q_width() : shape.kv_width();
+    return number_at(stream, static_cast<uint64_t>(position) * static_cast<uint64_t>(width) + static_cast<uint64_t>(i));
+}
+
+class Step {
+public:
+    // Pages hold the past of each sequence, stored in uneven pieces. `room`: how many more sequences and tokens the
+    // launches allow for.
+    Step(const Shape& shape, const std::vector<Part>& parts, int room = 3);
+
+    const Shape& shape() const { return shape_; }
+    const std::vector<Part>& parts() const { return parts_; }
+    int n_tokens() const { return n_tokens_; }
+
+    // Attention of query rows: a row a token, or those of `query_tokens` (rows q_begin[s] to q_begin[s + 1] of sequence
+    // s). [rows, n_head * head_dim]
+    std::vector<float> attention(Kernel kernel, bool causal) const;
+    std::vector<float> attention(Kernel kernel, bool causal, const std::vector<int32_t>& query_tokens,
+                                 const std::vector<int32_t>& q_begin) const;
+    // [n_head, tokens, kv_len] of each sequence, one behind the other.
+    std::vector<float> probs(bool causal) const;
+
+    // What a page holds of a position, as floats; `values`: else keys.
+    float stored(const Part& part, int position, int head, int d, bool values) const;
+    // Every element of a page that no position has is as it was.
+    void check_untouched(Check& check) const;
+
+private:
+    void store(const std::vector<Part>& pieces) const;
+    Sequences sequences(const Memory<int32_t>& cu_seqlens, const Memory<int32_t>& start, int most_positions) const;
+    KvPages pages() const;
+
+    Shape shape_;
+    std::vector<Part> parts_;
+    int room_, n_tokens_ = 0;
+    int64_t pages_each_ = 0, page_bytes_, layer_offset_;
+    Memory<int32_t> count_, token_count_;
+    std::vector<int32_t> cu_seqlens_, start_;
+    Memory<int32_t> table_;
+    mutable Memory<unsigned char> pool_;
+};
+
+}  // namespace fastattn::cuda::tests
