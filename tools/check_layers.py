@@ -4,7 +4,7 @@
 
 Python: every `import` of fastattn inside src/fastattn, wherever it stands in a file (in functions and under
 TYPE_CHECKING too). C++: every quoted #include inside csrc. Folders on one line of the list may use each other.
-Also: pybind11 is included in csrc/bindings only, and headers with intrinsics in csrc/simd only.
+Also: pybind11 is included in csrc/bindings only, headers with intrinsics in csrc/simd and CUDA's in csrc/cuda only.
 """
 
 from __future__ import annotations
@@ -24,17 +24,19 @@ PYTHON_LAYERS = (
     ("generation",),
     ("models",),
     ("limits",),
+    ("cuda",),
     ("runtime",),
     ("graph",),
     ("tokenizer",),
     ("checkpoint",),
     ("ops", "errors", "jsonfile"),
     ("demo",),
-    ("_core",),
+    ("_core", "_cuda"),
 )
 CPP_LAYERS = (
     ("native_tests",),
     ("bindings",),
+    ("cuda",),
     ("program",),
     ("ops",),
     ("runtime",),
@@ -46,6 +48,7 @@ CPP_LAYERS = (
 RESERVED = (
     (re.compile(r"[<\"]pybind11/"), "bindings"),
     (re.compile(r"[<\"](\w*intrin|arm_neon|arm_sve|x86gprintrin)\.h[>\"]"), "simd"),
+    (re.compile(r"[<\"]cuda(_\w+)?\.h[>\"]"), "cuda"),
 )
 INCLUDE = re.compile(r"^\s*#\s*include\s*([<\"][^>\"]+[>\"])", re.MULTILINE)
 
@@ -91,7 +94,7 @@ def imported(node: ast.AST, module: tuple[str, ...]) -> list[str]:
 
 def cpp_uses(csrc: Path) -> Iterator[Use]:
     """Every quoted include of csrc's own headers, and every include that is reserved for one folder."""
-    for path in sorted([*csrc.rglob("*.h"), *csrc.rglob("*.cpp")]):
+    for path in sorted([*csrc.rglob("*.h"), *csrc.rglob("*.cpp"), *csrc.rglob("*.cu")]):
         text = path.read_text(encoding="utf-8")
         folder = path.relative_to(csrc).parts[0]
         for found in INCLUDE.finditer(text):

@@ -1,5 +1,6 @@
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstring>
 
 #include "core/error.h"
@@ -12,7 +13,8 @@ namespace {
 constexpr int64_t kReserveBytes = int64_t{512} << 20;
 
 int64_t budget_of(const EngineOptions& options, const Device& device) {
-    return options.budget_bytes > 0 ? options.budget_bytes : device.free_bytes - kReserveBytes;
+    if (options.budget_bytes > 0) return options.budget_bytes;
+    return std::max(device.free_bytes - kReserveBytes, device.free_bytes / 2);
 }
 
 }  // namespace

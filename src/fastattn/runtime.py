@@ -79,7 +79,7 @@ class CpuExecutor:
         else:
             self._formats = {name: weight.form for name, weight in packed.items()}
             _load_packed(self._engine, program.weights, packed)
-        self._executor: _core.Executor | None = _core.Executor(self._engine, _spec(program, self._kv_dtype))
+        self._executor: _core.Executor | None = _core.Executor(self._engine, spec_of(program, self._kv_dtype))
 
     @property
     def program(self) -> Program:
@@ -146,7 +146,7 @@ class CpuExecutor:
             None if step.caches is None else _caches(step),
         )
         named = dict(zip(self._program.outputs, arrays, strict=True))
-        return {name: self._shaped(name, named[name], step) for name in wanted}
+        return {name: shaped(self._program, name, named[name], step) for name in wanted}
 
     def draw(self, step: Step, sampling: Sampling) -> Drawn:
         """Run one step and draw in the same call; see `fastattn.graph.executor.DrawingExecutor`."""
@@ -185,7 +185,7 @@ class CpuExecutor:
         other = object.__new__(CpuExecutor)
         other._program, other._engine, other._kv_dtype = program, self._engine, self._kv_dtype
         other._dtype, other._formats = self._dtype, self._formats
-        other._executor = _core.Executor(self._engine, _spec(program, self._kv_dtype))
+        other._executor = _core.Executor(self._engine, spec_of(program, self._kv_dtype))
         return other
 
     def cancel(self) -> None:
@@ -201,22 +201,6 @@ class CpuExecutor:
             raise InputError("the model was closed")
         return self._executor
 
-    def _shaped(self, name: str, array: NDArray[np.float32], step: Step) -> Output:
-        """Attention maps come as one flat array: cut them into [n_head, q_len, kv_len] a sequence."""
-        if array.ndim == 2:
-            return array
-        value = self._program.outputs[name]
-        n_head = next(int(op.attrs["n_head"]) for op in self._program.ops if op.output == value)
-        lengths = np.diff(step.cu_seqlens)
-        maps, at = [], 0
-        for i, q_len in enumerate(lengths.tolist()):
-            last = step.cu_seqlens[i + 1] - 1
-            kv_len = q_len if step.caches is None or q_len == 0 else int(step.positions[last]) + 1
-            size = n_head * q_len * kv_len
-            maps.append(array[at : at + size].reshape(n_head, q_len, kv_len))
-            at += size
-        return maps
-
 
 class CpuDecoding:
     """See `fastattn.graph.executor.Decoding`. Ends with the executor that it came from."""
@@ -228,6 +212,23 @@ class CpuDecoding:
         """Run one step."""
         self._executor._open()
         return self._loop.draw()
+
+
+def shaped(program: Program, name: str, array: NDArray[np.float32], step: Step) -> Output:
+    """Attention maps come from C++ as one flat array: cut them into [n_head, q_len, kv_len] a sequence."""
+    if array.ndim == 2:
+        return array
+    value = program.outputs[name]
+    n_head = next(int(op.attrs["n_head"]) for op in program.ops if op.output == value)
+    lengths = np.diff(step.cu_seqlens)
+    maps, at = [], 0
+    for i, q_len in enumerate(lengths.tolist()):
+        last = step.cu_seqlens[i + 1] - 1
+        kv_len = q_len if step.caches is None or q_len == 0 else int(step.positions[last]) + 1
+        size = n_head * q_len * kv_len
+        maps.append(array[at : at + size].reshape(n_head, q_len, kv_len))
+        at += size
+    return maps
 
 
 def _caches(step: Step) -> tuple[_core.Cache, ...]:
@@ -243,8 +244,8 @@ def default_kv_dtype(dtype: str) -> str:
     return "int8" if dtype == "int4" else dtype
 
 
-def _spec(program: Program, kv_dtype: str) -> dict[str, Any]:
-    """The Program as plain lists for C++."""
+def spec_of(program: Program, kv_dtype: str) -> dict[str, Any]:
+    """The Program as plain lists, for C++."""
     names = list(program.weights)
     index = {name: i for i, name in enumerate(names)}
     return {

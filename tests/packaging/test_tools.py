@@ -62,6 +62,9 @@ def test_imports_and_includes_that_go_down_are_accepted(tmp_path: Path) -> None:
         ("csrc/ops/linear.cpp", "#include <pybind11/numpy.h>", "reserved for csrc/bindings"),
         ("csrc/kernels/softmax.cpp", "#include <immintrin.h>", "reserved for csrc/simd"),
         ("csrc/kernels/softmax.cpp", "  #  include <arm_neon.h>", "reserved for csrc/simd"),
+        ("csrc/program/plan.cpp", "#include <cuda_runtime.h>", "reserved for csrc/cuda"),
+        ("csrc/program/plan.cpp", '#include "cuda/plan.h"', "program uses cuda"),
+        ("csrc/cuda/kernels/pool.cu", '#include "bindings/bindings.h"', "cuda uses bindings"),
         ("csrc/other/x.h", '#include "core/error.h"', "'other' is in no layer"),
     ],
 )

@@ -31,9 +31,14 @@ if TYPE_CHECKING:
 MAX_THREADS = 1024
 DTYPES: Mapping[str, tuple[str, ...]] = {
     "cpu": ("float32", "bfloat16", "int8", "int4"),
+    "cuda": ("float32", "tf32", "bfloat16", "float16"),
     "numpy": ("float32", "float64", "bfloat16", "int8", "int4"),
 }
-KV_DTYPES: Mapping[str, tuple[str, ...]] = {"cpu": ("float32", "bfloat16", "int8"), "numpy": ()}
+KV_DTYPES: Mapping[str, tuple[str, ...]] = {
+    "cpu": ("float32", "bfloat16", "int8"),
+    "cuda": ("float32", "bfloat16", "float16"),
+    "numpy": (),
+}
 
 
 def load_executor(
@@ -52,6 +57,11 @@ def load_executor(
         from fastattn.graph.numpy_executor import NumpyExecutor
 
         return NumpyExecutor(program, lambda part: read_tensor(tensors[part]), dtype=dtype, head_dtype=head_dtype)
+    if device == "cuda":
+        from fastattn.cuda import CudaExecutor
+
+        found = CudaExecutor(program, tensors, dtype=dtype, kv_dtype=kv_dtype, head_dtype=head_dtype)
+        return cast(Executor, found)
     from fastattn.runtime import CpuExecutor
 
     executor = CpuExecutor(
@@ -78,6 +88,10 @@ def load_model(
 ) -> tuple[Path, BuiltModel, Executor]:
     """Find, check and load a checkpoint; everything that can be refused is refused before weights are read."""
     _check_options(dtype, kv_dtype, head_dtype, device, threads)
+    if device == "cuda":
+        from fastattn.cuda import require_device
+
+        require_device()
     directory = resolve(
         path_or_id, revision=revision, cache_dir=cache_dir, local_files_only=local_files_only, token=token
     )
@@ -107,17 +121,21 @@ def _check_options(
     if not _is_one_of(device, DTYPES):
         raise InputError(f"device: expected one of {', '.join(DTYPES)}, got {device!r}")
     for name, value in (("dtype", dtype), ("head_dtype", head_dtype)):
-        if value is not None and not _is_one_of(value, DTYPES[device]):
-            raise InputError(f"{name}: expected one of {', '.join(DTYPES[device])} on {device}, got {value!r}")
+        # tf32 is how float32 is multiplied, for all weights alike.
+        known = tuple(known for known in DTYPES[device] if name == "dtype" or known != "tf32")
+        if value is not None and not _is_one_of(value, known):
+            raise InputError(f"{name}: expected one of {', '.join(known)} on {device}, got {value!r}")
     if kv_dtype is not None and not _is_one_of(kv_dtype, KV_DTYPES[device]):
-        known = ", ".join(KV_DTYPES[device])
+        names = ", ".join(KV_DTYPES[device])
         raise InputError(
-            f"kv_dtype: expected None{f' or one of {known}' if known else ''} on {device}, got {kv_dtype!r}"
+            f"kv_dtype: expected None{f' or one of {names}' if names else ''} on {device}, got {kv_dtype!r}"
         )
     if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int | np.integer)):
         raise DTypeError(f"threads: expected an integer or None, got {type(threads).__name__}")
     if threads is not None and not 1 <= threads <= MAX_THREADS:
         raise InputError(f"threads: expected 1 to {MAX_THREADS}, got {threads}")
+    if threads is not None and device == "cuda":
+        raise InputError(f"threads: expected None on cuda, got {threads}")
 
 
 def _is_one_of(name: object, names: Collection[str]) -> bool:

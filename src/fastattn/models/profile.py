@@ -111,7 +111,7 @@ class Profile:
 def profile_step(executor: Executor, batch: Batch, *, decode: bool, seconds: float) -> Profile:
     """Run a step for at least `seconds`, and at least five times; see `Model.profile`."""
     if not isinstance(executor, CpuExecutor):
-        raise InputError('profile: expected a model on device "cpu", got one on "numpy"')
+        raise InputError(f'profile: expected a model on device "cpu", got one of {type(executor).__name__}')
     if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 < seconds < math.inf:
         raise InputError(f"seconds: expected a number above 0, got {seconds!r}")
     program = executor.program

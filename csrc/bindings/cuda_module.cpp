@@ -1,0 +1,177 @@
+// fastattn._cuda: the CUDA executor. Importing it touches no driver; asking for a device does.
+#include <pybind11/stl.h>
+
+#include <cstring>
+
+#include "bindings/bindings.h"
+#include "bindings/names.h"
+#include "bindings/read_spec.h"
+#include "bindings/step_arrays.h"
+#include "cuda/executor.h"
+
+#ifndef FASTATTN_CUDA_MODULE
+#define FASTATTN_CUDA_MODULE _cuda
+#endif
+
+namespace fastattn::cuda {
+namespace {
+
+constexpr Named<Type> kTypeNames[] = {
+    {"float32", Type::kFloat32}, {"bfloat16", Type::kBfloat16}, {"float16", Type::kFloat16}};
+constexpr Named<Use> kUseNames[] = {{"matrix", Use::kMatrix}, {"table", Use::kTable}, {"vector", Use::kVector}};
+
+py::dict device_info() {
+    const Device device = open_device();
+    py::dict info;
+    info["name"] = device.name;
+    info["compute_capability"] = py::make_tuple(device.major, device.minor);
+    info["memory_bytes"] = device.memory_bytes;
+    info["free_bytes"] = device.free_bytes;
+    info["driver"] = device.driver;
+    info["runtime"] = device.runtime;
+    return info;
+}
+
+// array: [rows, columns] as they are kept; 16-bit types as uint16 bits.
+void load(Engine& engine, const std::string& name, const std::string& use, const std::string& format,
+          const py::array& array) {
+    const Type type = value_of(kTypeNames, format, "format", ErrorKind::kConfig);
+    const Use as = value_of(kUseNames, use, "use", ErrorKind::kConfig);
+    if (array.ndim() != 2 || array.itemsize() != bytes_of(type) || !(array.flags() & py::array::c_style) ||
+        (type == Type::kFloat32) != (array.dtype().kind() == 'f'))
+        throw Error(ErrorKind::kDtype, name + ": expected C-contiguous " +
+                                           (type == Type::kFloat32 ? "float32" : "uint16 bits of " + format) +
+                                           " with 2 dimensions, got " + py::str(array.dtype()).cast<std::string>() +
+                                           " with " + std::to_string(array.ndim()));
+    const int64_t rows = array.shape(0), columns = array.shape(1);
+    const void* data = array.data();
+    without_gil([&](const std::function<bool()>&) { engine.load(name, as, type, rows, columns, data); });
+}
+
+StepInput step_from(const py::array& token_ids, const py::array& cu_seqlens, const py::array& positions,
+                    const py::array& wanted, const std::optional<py::array>& token_type_ids,
+                    const std::optional<std::vector<KvCache*>>& caches) {
+    StepInput step{arrays_from(token_ids, cu_seqlens, positions, wanted, token_type_ids),
+                   caches.value_or(std::vector<KvCache*>{})};
+    for (const KvCache* cache : step.caches)
+        if (cache == nullptr) throw Error(ErrorKind::kInput, "caches: expected a cache for every sequence, got None");
+    if (caches && step.caches.size() != static_cast<size_t>(step.n_sequences))
+        throw Error(ErrorKind::kInput, "caches: expected one a sequence");
+    return step;
+}
+
+// The outputs whose `wanted_outputs` is set: [rows, width], or flat for attention maps, which are ragged; None else.
+py::list run(Executor& executor, const py::array& token_ids, const py::array& cu_seqlens, const py::array& positions,
+             const py::array& wanted, const std::optional<py::array>& token_type_ids,
+             const std::optional<std::vector<KvCache*>>& caches, const std::vector<bool>& wanted_outputs) {
+    const StepInput step = step_from(token_ids, cu_seqlens, positions, wanted, token_type_ids, caches);
+    const CacheGuard guard(step.caches);
+    const std::vector<int32_t>& outputs = executor.spec().outputs;
+    if (wanted_outputs.size() != outputs.size())
+        throw Error(ErrorKind::kInput, "wanted_outputs: expected one an output");
+    py::list arrays;
+    std::vector<float*> pointers;
+    for (size_t i = 0; i < outputs.size(); ++i) {
+        pointers.push_back(nullptr);
+        if (!wanted_outputs[i]) {
+            arrays.append(py::none());
+            continue;
+        }
+        const py::ssize_t width = executor.spec().values[static_cast<size_t>(outputs[i])].width;
+        const std::vector<py::ssize_t> shape =
+            width == 0 ? std::vector<py::ssize_t>{executor.output_floats(outputs[i], step)}
+                       : std::vector<py::ssize_t>{executor.rows_of(outputs[i], step), width};
+        py::array_t<float> array(shape);
+        pointers.back() = array.mutable_data();
+        arrays.append(array);
+    }
+    without_gil([&](const std::function<bool()>& poll) { executor.run(step, pointers, poll); });
+    return arrays;
+}
+
+py::tuple draw(Executor& executor, const py::array& token_ids, const py::array& cu_seqlens, const py::array& positions,
+               const py::array& wanted, const std::optional<std::vector<KvCache*>>& caches, const py::array& params,
+               const py::array& history, const py::array& history_offsets, const std::optional<py::array>& suppressed,
+               const std::optional<py::array>& suppress, bool logprobs) {
+    const StepInput step = step_from(token_ids, cu_seqlens, positions, wanted, std::nullopt, caches);
+    const CacheGuard guard(step.caches);
+    Draws draws(step.n_wanted, executor.vocab(), params, history, history_offsets);
+    draws.suppress_ids(suppressed, suppress);
+    std::vector<int32_t> ids(static_cast<size_t>(step.n_wanted));
+    std::vector<float> chosen(logprobs ? ids.size() : 0);
+    const SampleArgs args = draws.args(ids.data(), logprobs ? chosen.data() : nullptr);
+    without_gil([&](const std::function<bool()>& poll) { executor.draw(step, args, poll); });
+    return py::make_tuple(ids, logprobs ? py::cast(chosen) : py::none());
+}
+
+// A cache outside of a step: refused while a step in another thread uses it.
+template <class F>
+auto use(KvCache& cache, const F& work) {
+    cache.check_open();
+    const CacheGuard guard({&cache});
+    return work();
+}
+
+void register_engine(py::module_& m) {
+    py::classh<Engine>(m, "Engine", "Device, stream and weights of one model.")
+        .def(py::init([](int64_t budget_bytes, bool tf32, bool library, const std::vector<std::string>& paths) {
+                 return std::make_unique<Engine>(EngineOptions{budget_bytes, tf32, library, paths});
+             }),
+             py::kw_only(), py::arg("budget_bytes") = 0, py::arg("tf32") = false, py::arg("library") = true,
+             py::arg("library_paths") = std::vector<std::string>{})
+        .def("load", load, py::arg("name"), py::arg("use"), py::arg("format"), py::arg("array"))
+        .def_property_readonly("weight_bytes", &Engine::weight_bytes)
+        .def_property_readonly("workspace_bytes", &Engine::workspace_bytes)
+        .def_property_readonly("budget_bytes", [](const Engine& engine) { return engine.budget().bytes(); })
+        .def_property_readonly("used_bytes", [](const Engine& engine) { return engine.budget().used(); })
+        .def_property_readonly("library",
+                               [](const Engine& engine) -> std::optional<std::string> {
+                                   if (engine.library() == nullptr) return std::nullopt;
+                                   return engine.library()->path();
+                               })
+        .def_property_readonly("why_no_library", &Engine::why_no_library)
+        .def("cancel", &Engine::cancel);
+}
+
+void register_cache(py::module_& m) {
+    py::classh<KvCache>(m, "Cache", "Keys and values of one sequence, in pages of device memory.")
+        .def_property_readonly("length", [](KvCache& cache) { return use(cache, [&] { return cache.length(); }); })
+        .def_property_readonly("closed", &KvCache::closed)
+        .def(
+            "truncate", [](KvCache& cache, int32_t length) { use(cache, [&] { cache.truncate(length); }); },
+            py::arg("length"))
+        .def("fork", [](KvCache& cache) { return use(cache, [&] { return cache.fork(); }); })
+        .def("close", [](KvCache& cache) {
+            if (!cache.closed()) use(cache, [&] { cache.close(); });
+        });
+}
+
+void register_executor(py::module_& m) {
+    py::classh<Executor>(m, "Executor", "Runs one Program.")
+        .def(py::init([](std::shared_ptr<Engine> engine, const py::dict& spec, const std::string& kv_dtype) {
+                 const Type type = value_of(kTypeNames, kv_dtype, "kv_dtype", ErrorKind::kInput);
+                 return std::make_unique<Executor>(std::move(engine), spec_from(spec), type);
+             }),
+             py::arg("engine"), py::arg("spec"), py::arg("kv_dtype"))
+        .def("new_cache", [](Executor& executor) { return KvCache(executor.kv_pool()); })
+        .def_property_readonly("kv_bytes", [](Executor& executor) { return executor.kv_pool()->bytes(); })
+        .def_property_readonly("graphs", &Executor::graphs)
+        .def("run", run, py::arg("token_ids"), py::arg("cu_seqlens"), py::arg("positions"), py::arg("wanted"),
+             py::arg("token_type_ids"), py::arg("caches"), py::arg("wanted_outputs"))
+        .def("draw", draw, py::arg("token_ids"), py::arg("cu_seqlens"), py::arg("positions"), py::arg("wanted"),
+             py::arg("caches"), py::arg("params"), py::arg("history"), py::arg("history_offsets"),
+             py::arg("suppressed") = py::none(), py::arg("suppress") = py::none(), py::arg("logprobs") = false);
+}
+
+}  // namespace
+}  // namespace fastattn::cuda
+
+PYBIND11_MODULE(FASTATTN_CUDA_MODULE, m) {
+    m.doc() = "The CUDA executor of fastattn; the public interface is the package around it.";
+    fastattn::register_errors(m);
+    m.def("device_info", &fastattn::cuda::device_info,
+          "The GPU that a model would run on. Raises ConfigError where there is none.");
+    fastattn::cuda::register_engine(m);
+    fastattn::cuda::register_cache(m);
+    fastattn::cuda::register_executor(m);
+}

@@ -1,0 +1,311 @@
+"""The CUDA executor. Its extension is loaded, and a driver asked for, only when somebody wants device="cuda"."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastattn.checkpoint.checkpoint import read_tensor
+from fastattn.checkpoint.safetensors import TensorInfo
+from fastattn.errors import ConfigError, FastattnError, InputError
+from fastattn.graph.cost import Formats
+from fastattn.graph.executor import Drawn, Output
+from fastattn.graph.ir import Program, Step, Weight
+from fastattn.graph.quantise import to_bfloat16, weight_formats
+from fastattn.graph.sampling import Sampling
+from fastattn.runtime import shaped, spec_of
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+DTYPES = ("float32", "tf32", "bfloat16", "float16")
+KV_DTYPES = ("float32", "bfloat16", "float16")
+MEMORY_VARIABLE = "FASTATTN_CUDA_MEMORY_MB"
+# Where the wheels nvidia-cublas and nvidia-cublas-cu12 put it, inside the package `nvidia`.
+_LIBRARIES = ("cu13/lib/libcublasLt.so.13", "cublas/lib/libcublasLt.so.12")
+
+
+def extension() -> ModuleType:
+    """The module fastattn._cuda. Raises ConfigError where this build has none."""
+    try:
+        return importlib.import_module("fastattn._cuda")
+    except ImportError as error:
+        found = "one without" if isinstance(error, ModuleNotFoundError) else str(error)
+        raise ConfigError(
+            f'device: expected a build of fastattn with CUDA for "cuda", got {found}; install it where nvcc 12.4 or '
+            'newer is found (-C cmake.define.FASTATTN_CUDA=ON insists on it), or use device="cpu"'
+        ) from None
+
+
+def require_device() -> dict[str, Any]:
+    """The GPU that models run on: name, compute_capability, memory_bytes, free_bytes, driver, runtime.
+
+    Raises ConfigError that says what to do where there is no extension, no driver, no GPU, or one that is too old.
+    """
+    info: dict[str, Any] = extension().device_info()
+    return info
+
+
+def describe() -> str:
+    """The GPU, or why there is none, in a line."""
+    try:
+        found = require_device()
+    except FastattnError as error:
+        return f"not usable: {error}"
+    major, minor = found["compute_capability"]
+    return f"{found['name']}, compute capability {major}.{minor}, {found['memory_bytes'] / 2**30:.0f} GiB"
+
+
+class CudaExecutor:
+    """A Program on the first GPU that is visible; see `fastattn.graph.executor.Executor`.
+
+    budget_bytes: of device memory that weights, keys and values and workspaces may take together; None is what the
+    environment variable FASTATTN_CUDA_MEMORY_MB says, else what is free now less 512 MiB. library: whether products may
+    be computed by cuBLASLt, where it is installed; the built-in kernel is slower, and float32 then has the CPU's bits.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        tensors: Mapping[str, TensorInfo],
+        *,
+        dtype: str = "float32",
+        kv_dtype: str | None = None,
+        head_dtype: str | None = None,
+        budget_bytes: int | None = None,
+        library: bool = True,
+    ) -> None:
+        if dtype not in DTYPES:
+            raise InputError(f"dtype: expected one of {', '.join(DTYPES)} on cuda, got {dtype!r}")
+        weights = "float32" if dtype == "tf32" else dtype
+        self._dtype, self._kv_dtype = dtype, weights if kv_dtype is None else kv_dtype
+        if self._kv_dtype not in KV_DTYPES:
+            raise InputError(f"kv_dtype: expected None or one of {', '.join(KV_DTYPES)} on cuda, got {kv_dtype!r}")
+        self._module, self._program = extension(), program
+        self._engine = self._module.Engine(
+            budget_bytes=_budget() if budget_bytes is None else budget_bytes,
+            tf32=dtype == "tf32",
+            library=library,
+            library_paths=_library_paths(),
+        )
+        self._formats = weight_formats(program, weights, head_dtype)
+        for name, weight in program.weights.items():
+            form = self._formats[name]
+            self._engine.load(name, weight.use, form, _converted(name, _read(weight, tensors), form))
+        self._executor: Any = self._new_executor(program)
+
+    def _new_executor(self, program: Program) -> Any:
+        # The format of the spec is the C++ executor's; this one has its own types.
+        return self._module.Executor(self._engine, spec_of(program, "float32"), self._kv_dtype)
+
+    @property
+    def program(self) -> Program:
+        return self._program
+
+    @property
+    def dtype(self) -> str:
+        """How the weights were asked to be held."""
+        return self._dtype
+
+    @property
+    def kv_dtype(self) -> str:
+        """How keys and values are kept."""
+        return self._kv_dtype
+
+    @property
+    def formats(self) -> Formats:
+        """How each weight is held, and keys and values."""
+        return Formats(self._formats, self._kv_dtype)
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the weights in device memory."""
+        return int(self._engine.weight_bytes)
+
+    @property
+    def kv_bytes(self) -> int:
+        """Bytes of all pages of keys and values, in use or kept for the next sequence."""
+        return int(self._open().kv_bytes)
+
+    @property
+    def budget_bytes(self) -> int:
+        """Bytes of device memory that the model may take."""
+        return int(self._engine.budget_bytes)
+
+    @property
+    def used_bytes(self) -> int:
+        """Bytes of it that are taken."""
+        return int(self._engine.used_bytes)
+
+    @property
+    def library(self) -> str | None:
+        """The file of cuBLASLt that computes products; None: the built-in kernel does."""
+        path: str | None = self._engine.library
+        return path
+
+    def new_cache(self) -> Any:
+        """An empty KV cache for one sequence."""
+        return self._open().new_cache()
+
+    def run(self, step: Step, outputs: Sequence[str] | None = None) -> dict[str, Output]:
+        """Run one step; see `fastattn.graph.executor.Executor`."""
+        wanted = tuple(self._program.outputs) if outputs is None else tuple(outputs)
+        for name in wanted:
+            if name not in self._program.outputs:
+                raise InputError(f"outputs: expected some of {sorted(self._program.outputs)}, got {name!r}")
+        arrays = self._open().run(
+            step.token_ids,
+            step.cu_seqlens,
+            step.positions,
+            step.wanted,
+            step.token_type_ids,
+            self._caches(step),
+            [name in wanted for name in self._program.outputs],
+        )
+        named = dict(zip(self._program.outputs, arrays, strict=True))
+        return {name: shaped(self._program, name, named[name], step) for name in wanted}
+
+    def draw(self, step: Step, sampling: Sampling) -> Drawn:
+        """Run one step and draw on the GPU; see `fastattn.graph.executor.DrawingExecutor`."""
+        drawn: Drawn = self._open().draw(
+            step.token_ids,
+            step.cu_seqlens,
+            step.positions,
+            step.wanted,
+            self._caches(step),
+            sampling.params,
+            sampling.history,
+            sampling.history_offsets,
+            sampling.suppressed,
+            sampling.suppress,
+            sampling.logprobs,
+        )
+        return drawn
+
+    def decoding(self, step: Step, sampling: Sampling) -> CudaDecoding:
+        """Steps that feed every sequence what it drew; see `fastattn.graph.executor.DrawingExecutor`."""
+        return CudaDecoding(self, step, sampling)
+
+    def with_program(self, program: Program) -> CudaExecutor:
+        """Another Program over the same weights."""
+        self._open()
+        other = object.__new__(CudaExecutor)
+        other._module, other._engine, other._program = self._module, self._engine, program
+        other._dtype, other._kv_dtype, other._formats = self._dtype, self._kv_dtype, self._formats
+        other._executor = other._new_executor(program)
+        return other
+
+    def cancel(self) -> None:
+        """Let the step that runs in another thread raise Cancelled, when the GPU has done it."""
+        self._engine.cancel()
+
+    def close(self) -> None:
+        """Give the memory back; the weights go with the last executor that uses them."""
+        self._executor = None
+
+    def _open(self) -> Any:
+        if self._executor is None:
+            raise InputError("the model was closed")
+        return self._executor
+
+    def _caches(self, step: Step) -> tuple[Any, ...] | None:
+        for cache in step.caches or ():
+            if not isinstance(cache, self._module.Cache):
+                raise InputError(f"caches: expected KV caches of this executor, got {type(cache).__name__}")
+        return step.caches
+
+
+class CudaDecoding:
+    """See `fastattn.graph.executor.Decoding`. Ends with the executor that it came from."""
+
+    def __init__(self, executor: CudaExecutor, step: Step, sampling: Sampling) -> None:
+        self._executor, self._step, self._sampling = executor, step, sampling
+        n = len(step.token_ids)
+        if step.caches is None or len(step.caches) != n:
+            raise InputError(f"caches: expected one a sequence, got {len(step.caches or ())} for {n} tokens")
+        self._params = sampling.params.copy()
+        self._suppress = None if sampling.suppress is None else sampling.suppress.copy()
+        begins = sampling.history_offsets.tolist()
+        self._histories = [sampling.history[begins[i] : begins[i + 1]].tolist() for i in range(n)]
+        self._looks_back: NDArray[np.bool_] = np.asarray(self._params["repetition_penalty"] != 1)
+
+    def draw(self) -> Drawn:
+        """Run one step. After an error all is as it was."""
+        sampling, step = self._sampling, self._step
+        drawn = self._executor.draw(
+            step,
+            Sampling(
+                params=self._params,
+                history=np.array([i for ids in self._histories for i in ids], np.int32),
+                history_offsets=np.cumsum([0, *map(len, self._histories)], dtype=np.int64),
+                suppressed=sampling.suppressed,
+                suppress=self._suppress,
+                logprobs=sampling.logprobs,
+            ),
+        )
+        self._params["counter"] += np.uint64(1)
+        for i in np.flatnonzero(self._looks_back).tolist():
+            self._histories[i].append(drawn[0][i])
+        if self._suppress is not None:
+            self._suppress -= self._suppress > 0
+        self._step = Step(
+            token_ids=np.array(drawn[0], np.int32),
+            cu_seqlens=step.cu_seqlens,
+            positions=step.positions + np.int32(1),
+            wanted=step.wanted,
+            caches=step.caches,
+        )
+        return drawn
+
+
+def _budget() -> int:
+    """Bytes that the environment allows; 0 where it says nothing."""
+    text = os.environ.get(MEMORY_VARIABLE, "")
+    if not text:
+        return 0
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise InputError(f"{MEMORY_VARIABLE}: expected a number of MiB from 1 on, got {text!r}")
+    return int(text) << 20
+
+
+def _library_paths() -> list[str]:
+    """Files of cuBLASLt in the wheels of the extra `cuda`."""
+    try:
+        spec = importlib.util.find_spec("nvidia")
+    except (ImportError, ValueError):
+        return []
+    folders = [] if spec is None else list(spec.submodule_search_locations or ())
+    return [str(path) for folder in folders for name in _LIBRARIES if (path := Path(folder, name)).is_file()]
+
+
+def _read(weight: Weight, tensors: Mapping[str, TensorInfo]) -> NDArray[np.float32]:
+    """All parts of a weight as [out_features, in_features]; a vector has one column."""
+    parts = []
+    for part in weight.parts:
+        array = read_tensor(tensors[part])
+        parts.append(array.reshape(-1, 1) if array.ndim == 1 else array.T if weight.transposed else array)
+    return np.ascontiguousarray(parts[0] if len(parts) == 1 else np.concatenate(parts))
+
+
+def _converted(name: str, values: NDArray[np.float32], form: str) -> NDArray[Any]:
+    """Weights as the GPU keeps them: float32, or the bits of 16-bit floats as uint16."""
+    if form == "float32":
+        return values
+    if form == "bfloat16":
+        bits: NDArray[np.uint16] = (to_bfloat16(values).view(np.uint32) >> np.uint32(16)).astype(np.uint16)
+        return bits
+    with np.errstate(over="ignore"):
+        halves = values.astype(np.float16)
+    if (np.isinf(halves) & np.isfinite(values)).any():
+        raise ConfigError(
+            f"{name}: expected weights within float16's 65504, got a magnitude of {np.abs(values).max():g}; "
+            "use bfloat16 or float32"
+        )
+    return halves.view(np.uint16)
