@@ -40,6 +40,9 @@ endif()
 
 if(build_cuda)
   find_package(CUDAToolkit REQUIRED)
+  if(NOT DEFINED CMAKE_CUDA20_STANDARD_COMPILE_OPTION)  # CMake before 3.26 does not know it of newer nvccs
+    set(CMAKE_CUDA20_STANDARD_COMPILE_OPTION -std=c++20)
+  endif()
   python_add_library(_cuda MODULE WITH_SOABI ${FASTATTN_CUDA_BINDINGS} ${FASTATTN_CUDA_SOURCES} ${FASTATTN_CUDA_KERNELS})
   set(codes "")
   foreach(gpu IN LISTS FASTATTN_CUDA_TARGETS)
@@ -55,7 +58,7 @@ if(build_cuda)
   target_include_directories(_cuda PRIVATE csrc)
   target_link_libraries(_cuda PRIVATE pybind11::headers CUDA::cudart_static ${CMAKE_DL_LIBS} Threads::Threads)
   set_target_properties(_cuda PROPERTIES CXX_VISIBILITY_PRESET hidden CUDA_VISIBILITY_PRESET hidden
-    CUDA_STANDARD 20 CUDA_STANDARD_REQUIRED ON CUDA_RUNTIME_LIBRARY Static)
+    CUDA_STANDARD 20 CUDA_STANDARD_REQUIRED ON CUDA_EXTENSIONS OFF CUDA_RUNTIME_LIBRARY Static)
   install(TARGETS _cuda DESTINATION fastattn)
 endif()
 

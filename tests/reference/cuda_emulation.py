@@ -1,7 +1,7 @@
 """The CUDA executor over an emulated GPU: the same C++ and the same kernels, compiled by the C++ compiler.
 
-`fastattn._cuda` and this module have one source but for `csrc/cuda/cuda_api.cpp`, so what runs here is all of the host's
-logic and the arithmetic of every kernel; not what a real GPU does with it.
+`fastattn._cuda` and this module have one source but for `csrc/cuda/cuda_api.cpp`, so what runs here is all of the
+host's logic and the arithmetic of every kernel; not what a real GPU does with it.
 """
 
 from __future__ import annotations

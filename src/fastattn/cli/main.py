@@ -54,6 +54,8 @@ def _check_together(parser: argparse.ArgumentParser, args: argparse.Namespace) -
         parser.error("argument --machine: not allowed with --against or --works, which are about models")
     if getattr(args, "dtype", None) == "float64" and args.device != "numpy":
         parser.error("argument --dtype: float64 needs --device numpy")
+    if getattr(args, "dtype", None) in ("float16", "tf32") and args.device != "cuda":
+        parser.error(f"argument --dtype: {args.dtype} needs --device cuda")
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -217,7 +219,9 @@ def _add_bench(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="how weights are held (a quantised model's own, else float32)",
     )
     parser.add_argument(
-        "--kv-dtype", choices=("float32", "bfloat16", "int8"), help="how keys and values are held (as the weights)"
+        "--kv-dtype",
+        choices=("float32", "bfloat16", "int8", "float16"),
+        help="how keys and values are held (as the weights)",
     )
     parser.add_argument(
         "--threads", type=integer(1, 1024), metavar="N", help="of every library (all that this process may use)"
@@ -276,13 +280,17 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dtype",
         default=None,
-        choices=("float32", "bfloat16", "int8", "int4", "float64"),
+        choices=("float32", "bfloat16", "int8", "int4", "float64", "float16", "tf32"),
         help="how weights are held (a quantised model's own, else float32)",
     )
     parser.add_argument(
-        "--kv-dtype", choices=("float32", "bfloat16", "int8"), help="how keys and values are held (as the weights)"
+        "--kv-dtype",
+        choices=("float32", "bfloat16", "int8", "float16"),
+        help="how keys and values are held (as the weights)",
     )
-    parser.add_argument("--device", default="cpu", choices=("cpu", "numpy"), help="numpy is the float64 reference")
+    parser.add_argument(
+        "--device", default="cpu", choices=("cpu", "cuda", "numpy"), help="numpy is the float64 reference"
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object a text")
 
 
