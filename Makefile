@@ -15,7 +15,7 @@ PIP := $(PY) -m pip install --quiet
 # Stamps live in the virtual environment, so that they go when it goes.
 S   := $(VENV)/stamps
 
-CXX_FILES := $(wildcard csrc/*/*.h csrc/*/*.cpp)
+CXX_FILES := $(wildcard $(foreach kind,h cpp cu,csrc/*/*.$(kind) csrc/*/*/*.$(kind)))
 PACKAGED  := $(CXX_FILES) CMakeLists.txt $(wildcard cmake/*) pyproject.toml README.md LICENSE \
              $(shell find src -type f -not -name '*.so' -not -path '*__pycache__*')
 BENCH_ARGS ?=
@@ -80,7 +80,9 @@ check: $(S)/check-tools install
 	$(PY) tools/check_layers.py
 	$(PY) tools/check_length.py
 	$(PY) tools/check_weak_symbols.py build
-	cd $(S) && $(abspath $(PY)) -m mypy.stubtest --allowlist $(CURDIR)/tools/stubtest-allow.txt fastattn._core
+	cd $(S) && $(abspath $(PY)) -m mypy.stubtest --allowlist $(CURDIR)/tools/stubtest-allow.txt \
+	  --ignore-unused-allowlist fastattn._core $$($(abspath $(PY)) -c \
+	  "import importlib.util as u; print('fastattn._cuda' if u.find_spec('fastattn._cuda') else '')")
 
 # Brings every file into the form that `make check` asks for.
 format: $(S)/check-tools

@@ -84,7 +84,8 @@ if(FASTATTN_CUDA_EMULATION)
 
   file(GLOB sources CONFIGURE_DEPENDS csrc/native_tests/cuda/*.cpp)
   list(FILTER sources EXCLUDE REGEX "/emulation\\.cpp$")
-  add_executable(fastattn_cuda_tests EXCLUDE_FROM_ALL ${sources} $<TARGET_OBJECTS:fastattn_cuda_emulated> ${objects})
+  add_executable(fastattn_cuda_tests EXCLUDE_FROM_ALL ${sources} csrc/cuda/plan.cpp csrc/native_tests/support.cpp
+    $<TARGET_OBJECTS:fastattn_cuda_emulated> ${objects})
   target_include_directories(fastattn_cuda_tests PRIVATE csrc)
   target_compile_definitions(fastattn_cuda_tests PRIVATE
     $<TARGET_PROPERTY:fastattn_engine,INTERFACE_COMPILE_DEFINITIONS>

@@ -68,7 +68,7 @@ int main(int argc, char** argv) {
         Order order;
     } const orders[] = {{"forward", Order::kForward}, {"backward", Order::kBackward}, {"shuffled", Order::kShuffled}};
     int64_t passed = 0, failed = 0;
-    for (const auto* group : {&kRowCases, &kLinearCases, &kAttentionCases, &kSamplingCases})
+    for (const auto* group : {&kRowCases, &kLinearCases, &kAttentionCases, &kSamplingCases, &kPlanCases})
         for (const Case& test : *group) {
             bool wanted = argc == 1;
             for (int i = 1; i < argc; ++i) wanted |= std::strcmp(argv[i], test.name) == 0;

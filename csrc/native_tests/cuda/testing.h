@@ -90,5 +90,6 @@ extern const std::vector<Case> kRowCases;        // cases_rows.cpp
 extern const std::vector<Case> kLinearCases;     // cases_linear.cpp
 extern const std::vector<Case> kAttentionCases;  // cases_attention.cpp
 extern const std::vector<Case> kSamplingCases;   // cases_sampling.cpp
+extern const std::vector<Case> kPlanCases;       // cases_plan.cpp
 
 }  // namespace fastattn::cuda::tests

@@ -1,0 +1,280 @@
+// The plan of memory and steps (cuda/plan.h), which has no kernel: random Programs and ragged steps.
+#include "cuda/plan.h"
+
+#include <algorithm>
+#include <set>
+
+#include "native_tests/cuda/testing.h"
+
+namespace fastattn::cuda::tests {
+namespace {
+
+using ValueRows = fastattn::Rows;
+
+// Numbers of one stream, one behind the other.
+class Numbers {
+public:
+    explicit Numbers(uint64_t stream) : stream_(stream) {}
+    int32_t below(int32_t n) { return static_cast<int32_t>(bits_at(stream_, count_++) % static_cast<uint64_t>(n)); }
+
+private:
+    uint64_t stream_, count_ = 0;
+};
+
+// A Program that reads what it likes of the values before it, with weights of every type.
+struct RandomProgram {
+    ProgramSpec spec;
+    std::vector<Type> types;
+
+    explicit RandomProgram(uint64_t stream) {
+        Numbers numbers(stream);
+        add(numbers, {.kind = OpKind::kEmbedding}, ValueRows::kTokens, 24);
+        for (int i = 0; i < 40; ++i) grow(numbers);
+        for (int i = 0; i < 3; ++i) spec.outputs.push_back(numbers.below(static_cast<int32_t>(spec.values.size())));
+        spec.outputs.push_back(static_cast<int32_t>(spec.values.size()) - 1);
+    }
+
+private:
+    int32_t weight(Numbers& numbers) {
+        types.push_back(static_cast<Type>(numbers.below(3)));
+        spec.weights.push_back("w" + std::to_string(types.size()));
+        return static_cast<int32_t>(types.size()) - 1;
+    }
+    void add(Numbers& numbers, OpSpec op, ValueRows rows, int32_t width) {
+        if (op.kind == OpKind::kEmbedding || op.kind == OpKind::kLinear) op.weights = {weight(numbers)};
+        op.output = static_cast<int32_t>(spec.values.size());
+        spec.values.push_back({rows, width});
+        spec.ops.push_back(std::move(op));
+    }
+    void grow(Numbers& numbers) {
+        // Mostly of the newest values, so that older ones end.
+        const auto n = static_cast<int32_t>(spec.values.size());
+        const int32_t x = n - 1 - numbers.below(std::min(n, 5));
+        const ValueSpec of = spec.values[static_cast<size_t>(x)];
+        std::vector<int32_t> alike;
+        for (int32_t v = 0; v < n; ++v)
+            if (spec.values[static_cast<size_t>(v)].rows == of.rows &&
+                spec.values[static_cast<size_t>(v)].width == of.width)
+                alike.push_back(v);
+        const int32_t other = alike[static_cast<size_t>(numbers.below(static_cast<int32_t>(alike.size())))];
+        switch (numbers.below(7)) {
+            case 0: return add(numbers, {.kind = OpKind::kAdd, .inputs = {x, other}}, of.rows, of.width);
+            case 1: return add(numbers, {.kind = OpKind::kLayerNorm, .inputs = {x}}, of.rows, of.width);
+            case 2: return add(numbers, {.kind = OpKind::kActivation, .inputs = {x}}, of.rows, of.width);
+            case 3: {
+                OpSpec slice{.kind = OpKind::kSlice, .inputs = {x}};
+                slice.offset = of.width / 3;
+                return add(numbers, slice, of.rows, std::max(1, of.width / 2));
+            }
+            case 4: {
+                if (of.rows != ValueRows::kTokens) return;
+                OpSpec gather{.kind = OpKind::kGatherRows, .inputs = {x}};
+                gather.gather = Gather::kWanted;
+                return add(numbers, gather, ValueRows::kWanted, of.width);
+            }
+            case 5: return add(numbers, {.kind = OpKind::kLinear, .inputs = {x}}, of.rows, 8 + numbers.below(40));
+            default: {
+                OpSpec linear{.kind = OpKind::kLinear, .inputs = {x, other}};
+                linear.has_residual = true;
+                return add(numbers, linear, of.rows, of.width);
+            }
+        }
+    }
+};
+
+// Runs a plan with names of values in place of numbers: whoever reads must find what it asked for.
+void check_values(Check& check, const RandomProgram& program, const Plan& plan) {
+    struct Content {
+        int32_t value = -1;
+        bool rounded = false;
+        bool operator==(const Content&) const = default;
+    };
+    const ProgramSpec& spec = program.spec;
+    std::vector<Content> memory(plan.slots().size());
+    const auto place = [&](int32_t value) { return plan.places()[static_cast<size_t>(value)]; };
+    const auto holds = [&](int32_t value, const char* who) {
+        const int32_t parent = place(value).parent, slot = place(parent).slot;
+        check.that(who, slot >= 0 && memory[static_cast<size_t>(slot)] == Content{parent, false});
+    };
+    for (const OpSpec& op : spec.ops) {
+        const bool linear = op.kind == OpKind::kLinear;
+        for (size_t i = 0; i < op.inputs.size(); ++i) {
+            if (linear && i == 0 && plan.input_rounded(op)) {
+                const Place& from = place(op.inputs[0]);
+                check.that("a linear finds its rows rounded, in its type",
+                           from.rounded_type == plan.weight_type(op.weights[0]) &&
+                               memory[static_cast<size_t>(from.rounded)] == Content{op.inputs[0], true});
+                continue;
+            }
+            if (op.kind != OpKind::kSlice) holds(op.inputs[i], "an op finds its input");
+        }
+        const Place& out = place(op.output);
+        if (op.kind == OpKind::kSlice) {
+            check.that("a slice has no memory", out.slot < 0 && out.rounded < 0);
+            continue;
+        }
+        check.that("an op writes something", out.slot >= 0 || out.rounded >= 0);
+        check.that("rows and rounded rows lie apart", out.slot != out.rounded || out.slot < 0);
+        for (const int32_t input : op.inputs) {
+            const Place& from = place(place(input).parent);
+            // Only what is read row by row before it is written may be written over.
+            const bool same = (out.slot >= 0 && (out.slot == from.slot || out.slot == from.rounded)) ||
+                              (out.rounded >= 0 && (out.rounded == from.slot || out.rounded == from.rounded));
+            const bool may = out.slot == from.slot && out.slot >= 0 &&
+                             (op.kind == OpKind::kLayerNorm || (linear && op.has_residual && input == op.inputs[1] &&
+                                                                place(op.inputs[0]).parent != place(input).parent));
+            check.that("an op writes over no input that it still reads",
+                       !same || may || place(input).parent == op.output);
+        }
+        for (const auto& [slot, rounded] : {std::pair{out.slot, false}, std::pair{out.rounded, true}}) {
+            if (slot < 0) continue;
+            const Slot& of = plan.slots()[static_cast<size_t>(slot)];
+            const ValueSpec& value = spec.values[static_cast<size_t>(op.output)];
+            const Type type = rounded ? out.rounded_type : Type::kFloat32;
+            check.that("a slot is large enough",
+                       of.rows == value.rows && of.row_bytes >= row_elements(value.width) * bytes_of(type));
+            memory[static_cast<size_t>(slot)] = {op.output, rounded};
+        }
+    }
+    for (const int32_t output : spec.outputs) holds(output, "an output is there at the end");
+}
+
+void run_plans(Check& check) {
+    for (uint64_t stream = 0; stream < 200; ++stream) {
+        const RandomProgram program(stream);
+        const Plan plan(program.spec, program.types);
+        check_values(check, program, plan);
+        const Sizes sizes = bucket_of({.tokens = 5 + static_cast<int32_t>(stream),
+                                       .wanted = 3,
+                                       .sequences = 2,
+                                       .sequence_tokens = 4,
+                                       .sequence_wanted = 2,
+                                       .positions = 70});
+        const Workspace workspace(plan, program.spec, sizes, 1000);
+        std::vector<std::pair<int64_t, int64_t>> pieces;  // begin, bytes
+        for (size_t s = 0; s < plan.slots().size(); ++s)
+            pieces.push_back({workspace.slots[s], plan.slots()[s].row_bytes * sizes.rows(plan.slots()[s].rows)});
+        for (const OpSpec& op : program.spec.ops) {
+            if (op.kind != OpKind::kLinear) continue;
+            const ValueSpec &x = program.spec.values[static_cast<size_t>(op.inputs[0])],
+                            &out = program.spec.values[static_cast<size_t>(op.output)];
+            const Type type = plan.weight_type(op.weights[0]);
+            if (type != Type::kFloat32 && !plan.input_rounded(op))
+                pieces.push_back({workspace.round, row_elements(x.width) * bytes_of(type) * sizes.rows(x.rows)});
+            if (plan.product_apart(op))
+                pieces.push_back({workspace.product, row_elements(out.width) * 4 * sizes.rows(out.rows)});
+        }
+        pieces.push_back({workspace.step, StepLayout(sizes).words * 4});
+        for (const auto& [begin, bytes] : pieces) {
+            check.that("a piece is aligned and inside", begin % kAlignment == 0 && begin + bytes <= workspace.bytes);
+            for (const auto& [other, more] : pieces)
+                check.that("pieces do not overlap", begin == other || begin + bytes <= other || other + more <= begin);
+        }
+    }
+}
+
+void run_buckets(Check& check) {
+    Numbers numbers(1);
+    for (int i = 0; i < 2000; ++i) {
+        Sizes sizes{.tokens = numbers.below(200),
+                    .wanted = numbers.below(50),
+                    .sequences = numbers.below(70),
+                    .sequence_tokens = numbers.below(100),
+                    .sequence_wanted = numbers.below(9),
+                    .positions = numbers.below(2000),
+                    .cached = i % 2 == 0};
+        const Sizes bucket = bucket_of(sizes);
+        check.that("a bucket holds its sizes",
+                   bucket.tokens >= sizes.tokens && bucket.wanted >= sizes.wanted &&
+                       bucket.sequences >= sizes.sequences && bucket.sequence_tokens >= sizes.sequence_tokens &&
+                       bucket.sequence_wanted >= sizes.sequence_wanted && bucket.positions >= sizes.positions &&
+                       bucket.cached == sizes.cached && bucket.positions % kBlockLen == 0);
+        check.that("a bucket is its own", bucket_of(bucket) == bucket || sizes.tokens > kGraphTokens);
+        check.that("one query a sequence stays one", sizes.sequence_tokens != 1 || bucket.sequence_tokens == 1);
+    }
+    std::set<Sizes> graphs;  // of a text that grows to 1024 positions, a token at a time
+    for (int32_t position = 0; position < 1024; ++position)
+        graphs.insert(bucket_of({.tokens = 1,
+                                 .wanted = 1,
+                                 .sequences = 1,
+                                 .sequence_tokens = 1,
+                                 .sequence_wanted = 1,
+                                 .positions = position + 1,
+                                 .cached = true}));
+    check.that("a text of 1024 positions has five graphs", graphs.size() == 5);
+}
+
+void run_steps(Check& check) {
+    Numbers numbers(2);
+    for (int i = 0; i < 300; ++i) {
+        std::vector<int32_t> ids, positions, wanted, ends{0}, starts;
+        std::vector<std::vector<int32_t>> pages;
+        const bool cached = i % 2 == 0;
+        const int32_t n = numbers.below(6);
+        for (int32_t s = 0; s < n; ++s) {
+            const int32_t length = numbers.below(4) == 0 ? 0 : numbers.below(150), start = numbers.below(100);
+            if (cached) starts.push_back(start);
+            pages.emplace_back();
+            for (int32_t b = 0; b * kBlockLen < start + length; ++b) pages.back().push_back(numbers.below(1000));
+            for (int32_t t = 0; t < length; ++t) {
+                if (numbers.below(3) == 0) wanted.push_back(static_cast<int32_t>(ids.size()));
+                ids.push_back(numbers.below(500)), positions.push_back(t);
+            }
+            ends.push_back(static_cast<int32_t>(ids.size()));
+        }
+        const StepArrays step{.token_ids = ids.data(),
+                              .positions = positions.data(),
+                              .token_type_ids = nullptr,
+                              .cu_seqlens = ends.data(),
+                              .wanted = wanted.data(),
+                              .n_tokens = static_cast<int32_t>(ids.size()),
+                              .n_sequences = n,
+                              .n_wanted = static_cast<int32_t>(wanted.size())};
+        const Sizes sizes = bucket_of(sizes_of(step, starts));
+        const StepLayout layout(sizes);
+        std::vector<int32_t> words(static_cast<size_t>(layout.words), -7);
+        fill_step(layout, sizes, step, starts, pages, words.data());
+        const auto at = [&](int64_t offset, int64_t j) { return words[static_cast<size_t>(offset + j)]; };
+        check.that("counts", at(layout.counts, 0) == step.n_tokens && at(layout.counts, 1) == step.n_wanted &&
+                                 at(layout.counts, 2) == n);
+        check.same("token_ids", words.data() + layout.token_ids, ids.data(), step.n_tokens);
+        check.same("wanted", words.data() + layout.wanted, wanted.data(), step.n_wanted);
+        check.that("no -7 is left", std::count(words.begin(), words.end(), -7) == 0);
+        std::set<int32_t> own;
+        for (int32_t s = 0; s < sizes.sequences; ++s) {
+            const int32_t begin = at(layout.cu_seqlens, s), end = at(layout.cu_seqlens, s + 1);
+            const int32_t first = at(layout.wanted_begin, s), last = at(layout.wanted_begin, s + 1);
+            if (s >= n) {
+                check.that("sequences behind the last are empty", begin == end && first == last);
+                continue;
+            }
+            check.that("cu_seqlens", begin == ends[static_cast<size_t>(s)] && end == ends[static_cast<size_t>(s) + 1]);
+            const auto rows =
+                std::count_if(wanted.begin(), wanted.end(), [&](int32_t w) { return w >= begin && w < end; });
+            check.that("wanted rows of a sequence", last - first == rows);
+            for (int32_t w = first; w < last; ++w)
+                check.that("a wanted row",
+                           wanted[static_cast<size_t>(w)] >= begin && wanted[static_cast<size_t>(w)] < end);
+            const bool empty = begin == end;
+            check.that("first and last",
+                       at(layout.first, s) == (empty ? -1 : begin) && at(layout.last, s) == (empty ? -1 : end - 1));
+            check.that("one each", at(layout.one_each, s) == s && at(layout.one_each, s + 1) == s + 1);
+            const int32_t* table = words.data() + layout.pages + int64_t{s} * sizes.pages();
+            const auto& expected = pages[static_cast<size_t>(s)];
+            if (cached) {
+                check.that("start", at(layout.starts, s) == starts[static_cast<size_t>(s)]);
+                check.same("pages", table, expected.data(), static_cast<int64_t>(expected.size()));
+                continue;
+            }
+            for (int32_t b = 0; b * kBlockLen < end - begin; ++b)
+                check.that("an own page is nobody else's",
+                           own.insert(table[b]).second && table[b] >= 0 && table[b] < own_pages(sizes));
+        }
+    }
+}
+
+}  // namespace
+
+const std::vector<Case> kPlanCases = {{"plan", run_plans}, {"plan_buckets", run_buckets}, {"plan_steps", run_steps}};
+
+}  // namespace fastattn::cuda::tests

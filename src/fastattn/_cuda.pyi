@@ -1,0 +1,83 @@
+"""The CUDA executor (csrc/bindings/cuda_module.cpp). Importing it touches no driver; `make check` compares this stub with
+the extension where there is one."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+_Ints = NDArray[np.int32]
+
+class Engine:
+    """Device, stream and weights of one model."""
+
+    def __init__(
+        self,
+        *,
+        budget_bytes: int = 0,
+        tf32: bool = False,
+        library: bool = True,
+        library_paths: Sequence[str] = [],
+    ) -> None: ...
+    def load(self, name: str, use: str, format: str, array: NDArray[Any]) -> None: ...
+    def cancel(self) -> None: ...
+    @property
+    def weight_bytes(self) -> int: ...
+    @property
+    def workspace_bytes(self) -> int: ...
+    @property
+    def budget_bytes(self) -> int: ...
+    @property
+    def used_bytes(self) -> int: ...
+    @property
+    def library(self) -> str | None: ...
+    @property
+    def why_no_library(self) -> str: ...
+
+class Cache:
+    """Keys and values of one sequence, in pages of device memory."""
+
+    def close(self) -> None: ...
+    def fork(self) -> Cache: ...
+    def truncate(self, length: int) -> None: ...
+    @property
+    def closed(self) -> bool: ...
+    @property
+    def length(self) -> int: ...
+
+class Executor:
+    """Runs one Program."""
+
+    def __init__(self, engine: Engine, spec: dict[str, Any], kv_dtype: str) -> None: ...
+    def new_cache(self) -> Cache: ...
+    def run(
+        self,
+        token_ids: _Ints,
+        cu_seqlens: _Ints,
+        positions: _Ints,
+        wanted: _Ints,
+        token_type_ids: _Ints | None,
+        caches: Sequence[Cache] | None,
+        wanted_outputs: Sequence[bool],
+    ) -> list[NDArray[np.float32] | None]: ...
+    def draw(
+        self,
+        token_ids: _Ints,
+        cu_seqlens: _Ints,
+        positions: _Ints,
+        wanted: _Ints,
+        caches: Sequence[Cache] | None,
+        params: NDArray[np.void],
+        history: _Ints,
+        history_offsets: NDArray[np.int64],
+        suppressed: _Ints | None = None,
+        suppress: NDArray[np.int64] | None = None,
+        logprobs: bool = False,
+    ) -> tuple[list[int], list[float] | None]: ...
+    @property
+    def graphs(self) -> int: ...
+    @property
+    def kv_bytes(self) -> int: ...
+
+def device_info() -> dict[str, Any]: ...
