@@ -178,15 +178,18 @@ prefill_float32(const AttentionArgs args) {
             }
         }
     }
+    const int width = args.n_head * head_dim;
 #pragma unroll
     for (int r = 0; r < 4; ++r) {
         const int row = tile.begin + first + r;
         if (row >= tile.end) continue;
 #pragma unroll
-        for (int i = 0; i < 4 * kChunks; ++i) {
-            const int d = i / 4 * kChunk + 4 * tx + i % 4;
-            if (d < head_dim)
-                write(args.out, row, head * head_dim + d, args.n_head * head_dim, running[r].divided(sum[r][i]));
+        for (int chunk = 0; chunk < kChunks; ++chunk) {
+            const int d = chunk * kChunk + 4 * tx;
+            Four v;
+#pragma unroll
+            for (int c = 0; c < 4; ++c) v.x[c] = running[r].divided(sum[r][4 * chunk + c]);
+            write_some(args.out, row, head * head_dim + d, width, v, head_dim - d);
         }
     }
 }

@@ -65,18 +65,26 @@ attention_prefill(const AttentionArgs args) {
                 if (count[i / 2] > 0) sum[n][i] = running[i / 2].merged(sum[n][i], part[i]);
         });
     }
+    // Through shared memory, so that rows are written 16 bytes at a time.
+    constexpr int kOutPitch = kDim + 4;
+    static_assert(kPrefillRows * kOutPitch * 2 <= (kPrefillRows + 2 * kBlockLen) * kPitch);
+    float* out = reinterpret_cast<float*>(shared_memory());
+    sync_threads();
 #pragma unroll
-    for (int i = 0; i < 2; ++i) {
-        if (first + 8 * i >= tile.end) continue;
+    for (int i = 0; i < 2; ++i)
 #pragma unroll
         for (int n = 0; n < kDim / 8; ++n)
 #pragma unroll
-            for (int j = 0; j < 2; ++j) {
-                const int d = 8 * n + lane() % 4 * 2 + j;
-                if (d < head_dim)
-                    write(args.out, first + 8 * i, head * head_dim + d, args.n_head * head_dim,
-                          running[i].divided(sum[n][2 * i + j]));
-            }
+            for (int j = 0; j < 2; ++j)
+                out[(warp() * kWarpRows + lane() / 4 + 8 * i) * kOutPitch + 8 * n + lane() % 4 * 2 + j] =
+                    running[i].divided(sum[n][2 * i + j]);
+    sync_threads();
+    const int width = args.n_head * head_dim;
+    for (int i = 4 * thread_id(); i < kPrefillRows * kDim; i += 4 * kPrefillThreads) {
+        const int r = i / kDim, d = i % kDim;
+        if (tile.begin + r >= tile.end || d >= head_dim) continue;
+        write_some(args.out, tile.begin + r, head * head_dim + d, width, load_four(out + r * kOutPitch + d),
+                   head_dim - d);
     }
 }
 

@@ -5,6 +5,7 @@
 // Compile with --fmad=false: a multiply-add is one only where the source says fma, as on the CPU.
 //
 //   FA_DEVICE                         a function of a kernel, inlined
+//   FA_BOTH                           one of the host, too
 //   FA_KERNEL(threads)                a kernel, launched with that many threads a block
 //   thread_id() block_x() block_y()   lane() and warp() follow from thread_id()
 //   shared_memory()                   of the block, aligned to 16 bytes; its size is an argument of launch
@@ -37,9 +38,11 @@
 #include "core/error.h"
 
 #define FA_DEVICE __device__ __forceinline__
+#define FA_BOTH inline __host__ __device__
 #define FA_KERNEL(threads) static __global__ void __launch_bounds__(threads)
 #else
 #define FA_DEVICE inline
+#define FA_BOTH inline
 #define FA_KERNEL(threads) static void
 #endif
 

@@ -71,11 +71,19 @@ FA_DEVICE void write_four(const Output& out, int64_t row, int i, int width, cons
 }
 
 // Whether the rows of a launch may be read and written by fours.
-inline bool by_four(const void* p, int64_t stride) {
+FA_BOTH bool by_four(const void* p, int64_t stride) {
     return reinterpret_cast<uintptr_t>(p) % 16 == 0 && stride % 4 == 0;
 }
-inline bool by_four(const Output& out, int32_t width) {
+FA_BOTH bool by_four(const Output& out, int32_t width) {
     return width % 4 == 0 && by_four(out.data, out.stride);
+}
+
+// The first n of four columns, by fours where rows and column allow it.
+FA_DEVICE void write_some(const Output& out, int64_t row, int i, int width, const Four& v, int n) {
+    if (n >= 4 && i % 4 == 0 && by_four(out, width)) return write_four(out, row, i, width, v);
+#pragma unroll
+    for (int j = 0; j < 4; ++j)
+        if (j < n) write(out, row, i + j, width, v.x[j]);
 }
 
 }  // namespace fastattn::cuda

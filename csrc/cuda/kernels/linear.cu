@@ -8,11 +8,49 @@
 namespace fastattn::cuda {
 namespace {
 
-FA_DEVICE void finish(const LinearArgs& args, int64_t row, int column, float sum) {
-    if (args.bias) sum += args.bias[column];
-    sum = activate(sum, args.activation, args.rough);
-    if (args.residual) sum += args.residual[row * args.residual_stride + column];
-    write(args.out, row, column, args.n, sum);
+// `fours`: bias, residual and output can be read and written by fours.
+struct LinearCall {
+    LinearArgs args;
+    bool fours;
+};
+
+FA_DEVICE Four four_or_fewer(const float* p, int n, bool fours) {
+    if (fours) return load_four(p);
+    Four v{};
+#pragma unroll
+    for (int j = 0; j < 4; ++j)
+        if (j < n) v.x[j] = p[j];
+    return v;
+}
+
+// Sums [kRows, kColumns] in shared memory, rows kColumns + 4 apart, become the output from row `row_begin` and column
+// `column_begin` on.
+template <class Tile>
+FA_DEVICE void finish_tile(const LinearCall& call, const float* sums, int row_begin, int column_begin, int count) {
+    const LinearArgs& args = call.args;
+    constexpr int kUnits = Tile::kColumns / 4;
+    for (int unit = thread_id(); unit < Tile::kRows * kUnits; unit += Tile::kThreads) {
+        const int64_t row = row_begin + unit / kUnits;
+        const int i = unit % kUnits * 4, column = column_begin + i, left = args.n - column;
+        if (row >= count || left <= 0) continue;
+        Four v = load_four(sums + unit / kUnits * (Tile::kColumns + 4) + i), bias{}, residual{};
+        if (args.bias) bias = four_or_fewer(args.bias + column, left, call.fours);
+        if (args.residual)
+            residual = four_or_fewer(args.residual + row * args.residual_stride + column, left, call.fours);
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+            if (args.bias) v.x[j] += bias.x[j];
+            v.x[j] = activate(v.x[j], args.activation, args.rough);
+            if (args.residual) v.x[j] += residual.x[j];
+        }
+        if (call.fours) {
+            write_four(args.out, row, column, args.n, v);
+        } else {
+#pragma unroll
+            for (int j = 0; j < 4; ++j)
+                if (j < left) write(args.out, row, column + j, args.n, v.x[j]);
+        }
+    }
 }
 
 // A tile of kRows x kColumns of the output by kThreads; k goes through shared memory kDepth elements at a time, of
@@ -70,13 +108,16 @@ constexpr int kSumTerms = 128;       // of a sum that starts at 0
 
 template <class Tile>
 constexpr int64_t shared_bytes_float32() {
-    return int64_t{Tile::kStages} * (Tile::kRows + Tile::kColumns) * kFloatPitch * 4;
+    constexpr int64_t kBytes = int64_t{Tile::kStages} * (Tile::kRows + Tile::kColumns) * kFloatPitch * 4;
+    static_assert(kBytes >= Tile::kRows * (Tile::kColumns + 4) * 4);
+    return kBytes;
 }
 
 // A thread has four rows, and four columns that lie kColumns / 4 apart.
 template <class Tile, bool kFour>
 FA_KERNEL(Tile::kThreads)
-linear_float32(const LinearArgs args) {
+linear_float32(const LinearCall call) {
+    const LinearArgs& args = call.args;
     static_assert(Tile::kRows * Tile::kColumns == 16 * Tile::kThreads);
     constexpr int kPieceFloats = (Tile::kRows + Tile::kColumns) * kFloatPitch, kAcross = Tile::kColumns / 4;
     const int count = count_of(args.rows), row_begin = block_y() * Tile::kRows,
@@ -128,26 +169,29 @@ linear_float32(const LinearArgs args) {
                 sum[r][c] = 0.0f;
             }
     });
+    sync_threads();  // everybody is done with the operands, in whose place the sums go
 #pragma unroll
     for (int r = 0; r < 4; ++r)
 #pragma unroll
-        for (int c = 0; c < 4; ++c) {
-            const int row = row_begin + first + r, column = column_begin + across + kAcross * c;
-            if (row < count && column < args.n) finish(args, row, column, total[r][c]);
-        }
+        for (int c = 0; c < 4; ++c) shared[(first + r) * (Tile::kColumns + 4) + across + kAcross * c] = total[r][c];
+    sync_threads();
+    finish_tile<Tile>(call, shared, row_begin, column_begin, count);
 }
 
 constexpr int kHalfPitch = 32 + 8;
 
 template <class Tile>
 constexpr int64_t shared_bytes_mma() {
-    return int64_t{Tile::kStages} * (Tile::kRows + Tile::kColumns) * kHalfPitch * 2;
+    constexpr int64_t kBytes = int64_t{Tile::kStages} * (Tile::kRows + Tile::kColumns) * kHalfPitch * 2;
+    static_assert(kBytes >= Tile::kRows * (Tile::kColumns + 4) * 4);
+    return kBytes;
 }
 
 // A warp has sixteen rows and kWarpColumns columns.
 template <class T, class Tile, int kWarpColumns>
 FA_KERNEL(Tile::kThreads)
-linear_mma(const LinearArgs args) {
+linear_mma(const LinearCall call) {
+    const LinearArgs& args = call.args;
     static_assert(Tile::kRows / 16 * (Tile::kColumns / kWarpColumns) * kWarp == Tile::kThreads);
     constexpr int kPieceElements = (Tile::kRows + Tile::kColumns) * kHalfPitch, kTiles = kWarpColumns / 8;
     const int count = count_of(args.rows), row_begin = block_y() * Tile::kRows,
@@ -182,17 +226,24 @@ linear_mma(const LinearArgs args) {
             }
         }
     });
+    float* sums = reinterpret_cast<float*>(shared);
+    sync_threads();  // everybody is done with the operands, in whose place the sums go
 #pragma unroll
     for (int n = 0; n < kTiles; ++n)
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-            const int row = row_begin + warp_row + lane() / 4 + i / 2 * 8;
-            const int column = column_begin + warp_column + 8 * n + lane() % 4 * 2 + i % 2;
-            if (row < count && column < args.n) finish(args, row, column, sum[n][i]);
+            const int row = warp_row + lane() / 4 + i / 2 * 8, column = warp_column + 8 * n + lane() % 4 * 2 + i % 2;
+            sums[row * (Tile::kColumns + 4) + column] = sum[n][i];
         }
+    sync_threads();
+    finish_tile<Tile>(call, sums, row_begin, column_begin, count);
 }
 
 constexpr int kFewRows = 16;
+
+LinearCall call_of(const LinearArgs& args) {
+    return {args, by_four(args.out, args.n) && by_four(args.bias, 0) && by_four(args.residual, args.residual_stride)};
+}
 
 template <class Tile>
 Grid grid_of(const LinearArgs& args) {
@@ -203,7 +254,7 @@ template <class Tile>
 void launch_float32(const LinearArgs& args, Stream stream) {
     const bool fours = args.k % 4 == 0 && by_four(args.x, args.x_stride) && by_four(args.weight, args.weight_stride);
     launch("linear_float32", fours ? linear_float32<Tile, true> : linear_float32<Tile, false>, grid_of<Tile>(args),
-           Tile::kThreads, shared_bytes_float32<Tile>(), args, stream);
+           Tile::kThreads, shared_bytes_float32<Tile>(), call_of(args), stream);
 }
 
 template <class T>
@@ -211,11 +262,11 @@ void launch_mma(const LinearArgs& args, Stream stream) {
     using Few = TileOf<kFewRows, 64, 128, 4>;
     using Many = TileOf<64, 64, 128, 3>;
     if (args.rows.most <= kFewRows)
-        launch("linear_mma", linear_mma<T, Few, 16>, grid_of<Few>(args), Few::kThreads, shared_bytes_mma<Few>(), args,
-               stream);
+        launch("linear_mma", linear_mma<T, Few, 16>, grid_of<Few>(args), Few::kThreads, shared_bytes_mma<Few>(),
+               call_of(args), stream);
     else
         launch("linear_mma", linear_mma<T, Many, 64>, grid_of<Many>(args), Many::kThreads, shared_bytes_mma<Many>(),
-               args, stream);
+               call_of(args), stream);
 }
 
 }  // namespace
