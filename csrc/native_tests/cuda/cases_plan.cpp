@@ -46,6 +46,12 @@ private:
         spec.values.push_back({rows, width});
         spec.ops.push_back(std::move(op));
     }
+    int32_t newest(Numbers& numbers, ValueRows rows) {
+        std::vector<int32_t> found;
+        for (auto v = static_cast<int32_t>(spec.values.size()) - 1; v >= 0 && found.size() < 4; --v)
+            if (spec.values[static_cast<size_t>(v)].rows == rows) found.push_back(v);
+        return found[static_cast<size_t>(numbers.below(static_cast<int32_t>(found.size())))];
+    }
     void grow(Numbers& numbers) {
         // Mostly of the newest values, so that older ones end.
         const auto n = static_cast<int32_t>(spec.values.size());
@@ -73,10 +79,11 @@ private:
                 return add(numbers, gather, ValueRows::kWanted, of.width);
             }
             case 5: return add(numbers, {.kind = OpKind::kLinear, .inputs = {x}}, of.rows, 8 + numbers.below(40));
-            default: {
-                OpSpec linear{.kind = OpKind::kLinear, .inputs = {x, other}};
+            default: {  // also of a slice of the residual
+                const int32_t residual = numbers.below(2) == 0 ? other : newest(numbers, of.rows);
+                OpSpec linear{.kind = OpKind::kLinear, .inputs = {x, residual}};
                 linear.has_residual = true;
-                return add(numbers, linear, of.rows, of.width);
+                return add(numbers, linear, of.rows, spec.values[static_cast<size_t>(residual)].width);
             }
         }
     }
