@@ -21,6 +21,12 @@ private:
     uint64_t stream_, count_ = 0;
 };
 
+OpSpec op_of(OpKind kind, std::vector<int32_t> inputs) {
+    OpSpec op;
+    op.kind = kind, op.inputs = std::move(inputs);
+    return op;
+}
+
 // A Program that reads what it likes of the values before it, with weights of every type.
 struct RandomProgram {
     ProgramSpec spec;
@@ -28,7 +34,7 @@ struct RandomProgram {
 
     explicit RandomProgram(uint64_t stream) {
         Numbers numbers(stream);
-        add(numbers, {.kind = OpKind::kEmbedding}, ValueRows::kTokens, 24);
+        add(numbers, op_of(OpKind::kEmbedding, {}), ValueRows::kTokens, 24);
         for (int i = 0; i < 40; ++i) grow(numbers);
         for (int i = 0; i < 3; ++i) spec.outputs.push_back(numbers.below(static_cast<int32_t>(spec.values.size())));
         spec.outputs.push_back(static_cast<int32_t>(spec.values.size()) - 1);
@@ -64,24 +70,24 @@ private:
                 alike.push_back(v);
         const int32_t other = alike[static_cast<size_t>(numbers.below(static_cast<int32_t>(alike.size())))];
         switch (numbers.below(7)) {
-            case 0: return add(numbers, {.kind = OpKind::kAdd, .inputs = {x, other}}, of.rows, of.width);
-            case 1: return add(numbers, {.kind = OpKind::kLayerNorm, .inputs = {x}}, of.rows, of.width);
-            case 2: return add(numbers, {.kind = OpKind::kActivation, .inputs = {x}}, of.rows, of.width);
+            case 0: return add(numbers, op_of(OpKind::kAdd, {x, other}), of.rows, of.width);
+            case 1: return add(numbers, op_of(OpKind::kLayerNorm, {x}), of.rows, of.width);
+            case 2: return add(numbers, op_of(OpKind::kActivation, {x}), of.rows, of.width);
             case 3: {
-                OpSpec slice{.kind = OpKind::kSlice, .inputs = {x}};
+                OpSpec slice = op_of(OpKind::kSlice, {x});
                 slice.offset = of.width / 3;
                 return add(numbers, slice, of.rows, std::max(1, of.width / 2));
             }
             case 4: {
                 if (of.rows != ValueRows::kTokens) return;
-                OpSpec gather{.kind = OpKind::kGatherRows, .inputs = {x}};
+                OpSpec gather = op_of(OpKind::kGatherRows, {x});
                 gather.gather = Gather::kWanted;
                 return add(numbers, gather, ValueRows::kWanted, of.width);
             }
-            case 5: return add(numbers, {.kind = OpKind::kLinear, .inputs = {x}}, of.rows, 8 + numbers.below(40));
+            case 5: return add(numbers, op_of(OpKind::kLinear, {x}), of.rows, 8 + numbers.below(40));
             default: {  // also of a slice of the residual
                 const int32_t residual = numbers.below(2) == 0 ? other : newest(numbers, of.rows);
-                OpSpec linear{.kind = OpKind::kLinear, .inputs = {x, residual}};
+                OpSpec linear = op_of(OpKind::kLinear, {x, residual});
                 linear.has_residual = true;
                 return add(numbers, linear, of.rows, spec.values[static_cast<size_t>(residual)].width);
             }

@@ -223,11 +223,13 @@ class _Auto(Generic[_Loaded]):
         is that of a quantised checkpoint, else "float32". kv_dtype: how keys and values are kept: "float32", "bfloat16"
         or "int8"; None is like dtype (int8 beside int4). head_dtype: another one for the matrix that gives the logits;
         nothing changes where there is none (AutoModel) or it is too small to be rounded (fewer than 64 rows).
-        device: "cpu", or "numpy" for the float64 specification. threads: None is what the process may use: the CPUs of
+        device: "cpu", "numpy" for the float64 specification, or "cuda", a preview: dtype "float32", "tf32", "bfloat16"
+        or "float16", kv_dtype one of these but tf32, threads None. threads: None is what the process may use: the CPUs of
         its affinity mask, at most the CPU quota of its cgroup. revision, cache_dir, local_files_only and token are for
         hub ids, as in huggingface_hub. verify: "sha256" compares the weight files with SHA256SUMS beside them or with
         the names of the hub's blobs, a mapping gives the digests by file name. check_finite: refuse NaN and infinity
-        in the weights (of a float checkpoint). Raises ConfigError, ModelFormatError, OSError, InputError.
+        in the weights (of a float checkpoint). Raises ConfigError (also for a GPU that is not there), ModelFormatError,
+        OSError, InputError, OutOfMemory.
         """
         loaded = load_model(
             path_or_id,
