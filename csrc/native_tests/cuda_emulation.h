@@ -5,8 +5,9 @@
 // - shared memory is NaN before a block starts, and asynchronous copies arrive only when somebody waits for them;
 // - lanes that meet at different operations, or with lanes that have left, end the run; so do a wait for ever and an
 //   address of 16 bytes that is not aligned.
-// What it does not show: races between two barriers that every order survives, and the rounding inside of a tensor core
-// (here: sixteen products added exactly, then rounded once with the sum).
+// What it does not show: races between two barriers that every order survives; a barrier of a warp that is missing
+// beside a shuffle or an mma, where all lanes meet here; and the rounding inside of a tensor core (here: sixteen
+// products added exactly, then rounded once with the sum).
 //
 // Included by csrc/cuda/kernels/device.h, by the macro FASTATTN_CUDA_EMULATION.
 #pragma once

@@ -54,7 +54,7 @@ void as_cpu(Check& check) {
     size_t part = 0;  // of all parameters another one each time: the emulation takes its time
     for (const int vocab : kVocabs)
         for (const Logits& kind : kLogits) {
-            constexpr size_t kParts = 11;
+            constexpr size_t kParts = 19;
             std::vector<SampleParams> every;
             for (size_t i = part++ % kParts; i < all.size(); i += kParts) every.push_back(all[i]);
             const auto rows = static_cast<int>(every.size());

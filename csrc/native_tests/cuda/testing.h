@@ -39,7 +39,7 @@ template <class T>
 class Memory {
 public:
     explicit Memory(int64_t size) : units_(static_cast<size_t>((size * sizeof(T) + 15) / 16)), size_(size) {
-        std::memset(static_cast<void*>(units_.data()), 0xff, units_.size() * sizeof(Words16));
+        if (!units_.empty()) std::memset(static_cast<void*>(units_.data()), 0xff, units_.size() * sizeof(Words16));
     }
     Memory(int64_t size, uint64_t stream, float factor = 1.0f) : Memory(size) {
         for (int64_t i = 0; i < size; ++i) (*this)[i] = factor * number_at(stream, static_cast<uint64_t>(i));
