@@ -57,8 +57,6 @@ KvPool::Page KvPool::page(const OwnStream& stream) {
         *number = free_.back();
         free_.pop_back();
     }
-    // Pages are read in whole blocks: a NaN that another sequence left behind its end would show as 0 * NaN.
-    clear(memory_.data() + *number * shape_.page_bytes(), shape_.page_bytes(), stream.get());
     return {number.release(), [self = shared_from_this()](const int32_t* page) {
                 const std::lock_guard lock(self->mutex_);
                 self->free_.push_back(*page);

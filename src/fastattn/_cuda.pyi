@@ -1,5 +1,5 @@
-"""The CUDA executor (csrc/bindings/cuda_module.cpp). Importing it touches no driver; `make check` compares this stub with
-the extension where there is one."""
+"""The CUDA executor (csrc/bindings/cuda_module.cpp). Importing it touches no driver; `make check` compares this stub
+with the extension where there is one."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -38,6 +38,10 @@ def info(args: argparse.Namespace) -> int:
         found |= runtime.info()
     except ImportError as error:
         found["extension"] = f"missing: {error}"
+    if importlib.util.find_spec("fastattn._cuda") is not None:
+        from fastattn import cuda
+
+        found["cuda"] = cuda.describe()
     found["extras"] = [extra for extra, module in _EXTRAS.items() if importlib.util.find_spec(module) is not None]
     if args.json:
         print(json.dumps(found))

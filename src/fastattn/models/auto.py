@@ -224,12 +224,12 @@ class _Auto(Generic[_Loaded]):
         or "int8"; None is like dtype (int8 beside int4). head_dtype: another one for the matrix that gives the logits;
         nothing changes where there is none (AutoModel) or it is too small to be rounded (fewer than 64 rows).
         device: "cpu", "numpy" for the float64 specification, or "cuda", a preview: dtype "float32", "tf32", "bfloat16"
-        or "float16", kv_dtype one of these but tf32, threads None. threads: None is what the process may use: the CPUs of
-        its affinity mask, at most the CPU quota of its cgroup. revision, cache_dir, local_files_only and token are for
-        hub ids, as in huggingface_hub. verify: "sha256" compares the weight files with SHA256SUMS beside them or with
-        the names of the hub's blobs, a mapping gives the digests by file name. check_finite: refuse NaN and infinity
-        in the weights (of a float checkpoint). Raises ConfigError (also for a GPU that is not there), ModelFormatError,
-        OSError, InputError, OutOfMemory.
+        or "float16", kv_dtype one of these but tf32, threads None. threads: None is what the process may use: the CPUs
+        of its affinity mask, at most the CPU quota of its cgroup. revision, cache_dir, local_files_only and token are
+        for hub ids, as in huggingface_hub. verify: "sha256" compares the weight files with SHA256SUMS beside them or
+        with the names of the hub's blobs, a mapping gives the digests by file name. check_finite: refuse NaN and
+        infinity in the weights (of a float checkpoint). Raises ConfigError (also for a GPU that is not there),
+        ModelFormatError, OSError, InputError, OutOfMemory.
         """
         loaded = load_model(
             path_or_id,
