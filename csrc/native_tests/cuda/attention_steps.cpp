@@ -165,14 +165,25 @@ std::vector<float> Step::probs(bool causal) const {
     return {out.data(), out.data() + floats};
 }
 
-float Step::stored(const Part& part, int position, int head, int d, bool values) const {
+// A head's part of the page of a position.
+unsigned char* Step::head_at(const Part& part, int position, int head) const {
     const auto s = std::find_if(parts_.begin(), parts_.end(), [&](const Part& p) { return p.id == part.id; });
     const int64_t page = table_[(s - parts_.begin()) * pages_each_ + position / kBlockLen];
-    const unsigned char* at =
-        pool_.data() + page * page_bytes_ + layer_offset_ + head * kv_head_bytes(shape_.type, shape_.head_dim);
+    return pool_.data() + page * page_bytes_ + layer_offset_ + head * kv_head_bytes(shape_.type, shape_.head_dim);
+}
+
+float Step::stored(const Part& part, int position, int head, int d, bool values) const {
+    const unsigned char* at = head_at(part, position, head);
     const int64_t element = (position % kBlockLen + (values ? kBlockLen : 0)) * row_elements(shape_.head_dim) + d;
     if (shape_.type == Type::kFloat32) return reinterpret_cast<const float*>(at)[element];
     return static_cast<float>(to_double(shape_.type, reinterpret_cast<const uint16_t*>(at)[element]));
+}
+
+void Step::poison(const Part& part, int position) {
+    const int64_t row_bytes = row_elements(shape_.head_dim) * bytes_of(shape_.type);
+    for (int head = 0; head < shape_.n_kv_head; ++head)
+        for (const int row : {position % kBlockLen, kBlockLen + position % kBlockLen})
+            std::memset(head_at(part, position, head) + row * row_bytes, 0xff, static_cast<size_t>(row_bytes));
 }
 
 void Step::check_untouched(Check& check) const {

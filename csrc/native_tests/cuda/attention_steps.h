@@ -46,11 +46,14 @@ public:
 
     // What a page holds of a position, as floats; `values`: else keys.
     float stored(const Part& part, int position, int head, int d, bool values) const;
+    // Key and value of a position become NaN.
+    void poison(const Part& part, int position);
     // Every element of a page that no position has is as it was.
     void check_untouched(Check& check) const;
 
 private:
     void store(const std::vector<Part>& pieces) const;
+    unsigned char* head_at(const Part& part, int position, int head) const;
     Sequences sequences(const Memory<int32_t>& cu_seqlens, const Memory<int32_t>& start, int most_positions) const;
     KvPages pages() const;
 

@@ -321,6 +321,29 @@ void many_sequences(Check& check) {
     }
 }
 
+// A NaN reaches what sees it and no other sequence. In float32 it reaches no earlier row either; in 16 bits no row of
+// an earlier block.
+void nan_stays(Check& check) {
+    for (const Type type : kTypes) {
+        const Shape shape{type, 20, 1, 1};
+        Step step(shape, kRagged);
+        const std::vector<float> before = step.attention(Kernel::kPrefill, /*causal=*/true);
+        const Part& part = kRagged[3];
+        constexpr int kPosition = 195, kFirstRow = 14;  // 195 is the fourth of a block; part 3 begins at row 14
+        step.poison(part, kPosition);
+        const std::vector<float> after = step.attention(Kernel::kPrefill, /*causal=*/true);
+        const int poisoned = kFirstRow + kPosition - part.start, end = kFirstRow + part.tokens;
+        for (int row = 0; row < step.n_tokens(); ++row) {
+            const float* got = after.data() + row * shape.q_width();
+            if (row >= poisoned && row < end)
+                for (int d = 0; d < shape.q_width(); ++d) check.that("a row that sees NaN", std::isnan(got[d]));
+            else if (type == Type::kFloat32 || row < poisoned - kPosition % kBlockLen || row >= end)
+                check.same(name_of(shape, "a row that does not see NaN"), got, before.data() + row * shape.q_width(),
+                           shape.q_width());
+        }
+    }
+}
+
 }  // namespace
 
 const std::vector<Case> kAttentionCases = {{"kv_store", kv_store},
@@ -332,6 +355,7 @@ const std::vector<Case> kAttentionCases = {{"kv_store", kv_store},
                                            {"attention_chunks_as_at_once", chunks_as_at_once},
                                            {"attention_decode_as_prefill", decode_as_prefill},
                                            {"attention_selected_rows", selected_rows},
-                                           {"attention_many_sequences", many_sequences}};
+                                           {"attention_many_sequences", many_sequences},
+                                           {"attention_nan_stays", nan_stays}};
 
 }  // namespace fastattn::cuda::tests
