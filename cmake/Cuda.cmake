@@ -84,6 +84,10 @@ if(FASTATTN_CUDA_EMULATION)
   target_link_libraries(_cuda_emulated PRIVATE pybind11::headers ${CMAKE_DL_LIBS} Threads::Threads)
   set_target_properties(_cuda_emulated PROPERTIES CXX_VISIBILITY_PRESET hidden)
 
+  add_library(fake_cublas_lt MODULE EXCLUDE_FROM_ALL csrc/native_tests/fake_cublas_lt.cpp)
+  target_compile_options(fake_cublas_lt PRIVATE -O2 -ffp-contract=off -Wall -Wextra)
+  target_include_directories(fake_cublas_lt PRIVATE csrc)
+
   file(GLOB sources CONFIGURE_DEPENDS csrc/native_tests/cuda/*.cpp)
   list(FILTER sources EXCLUDE REGEX "/emulation\\.cpp$")
   add_executable(fastattn_cuda_tests EXCLUDE_FROM_ALL ${sources} csrc/cuda/plan.cpp csrc/native_tests/support.cpp

@@ -19,7 +19,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "build" / "cuda-emulation"
-TARGETS = ("_cuda_emulated", "fastattn_cuda_tests")
+TARGETS = ("_cuda_emulated", "fake_cublas_lt", "fastattn_cuda_tests")
 
 
 def _tool(name: str) -> str:
@@ -64,3 +64,8 @@ def emulated_module() -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def fake_library() -> str:
+    """A file with the functions of cuBLASLt that the executor uses, for the emulated GPU."""
+    return str(build() / "libfake_cublas_lt.so")

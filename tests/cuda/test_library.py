@@ -1,0 +1,91 @@
+"""Products by cuBLASLt, for which a library of our own stands in: how it is found, what it is asked for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import fastattn.cuda
+from fastattn.checkpoint import open_checkpoint
+from fastattn.cuda import CudaExecutor
+from fastattn.models.base import load_executor
+from fastattn.models.registry import BuiltModel, build
+from tests.cuda.test_models import BERT, CASES, GPT2, equal, ragged
+from tests.reference.checkpoints import write_bert, write_gpt2
+from tests.reference.cuda_emulation import emulated_module, fake_library
+
+LIBRARIES = {"gpt2": (write_gpt2, "causal-lm", {**GPT2, "vocab_size": 132}), "bert": CASES["bert"]}
+
+
+@pytest.fixture(params=LIBRARIES)
+def built(request: pytest.FixtureRequest, tmp_path: Path) -> BuiltModel:
+    write, task, options = LIBRARIES[request.param]
+    checkpoint = open_checkpoint(write(tmp_path, **options))
+    return build(checkpoint.config, checkpoint.tensors, task)
+
+
+@pytest.fixture
+def library(monkeypatch: pytest.MonkeyPatch) -> str:
+    path = fake_library()
+    monkeypatch.setattr(fastattn.cuda, "extension", emulated_module)
+    monkeypatch.setattr(fastattn.cuda, "_library_paths", lambda: ["/nowhere/libcublasLt.so.13", path])
+    return path
+
+
+def test_float32_has_the_bits_of_the_cpu(library: str, built: BuiltModel, rng: np.random.Generator) -> None:
+    """Products, and what the executor does around them: bias, activation, residual, rounding; with and without graphs.
+
+    Matrices with an odd number of rows have no algorithm here, and so get the built-in kernel.
+    """
+    ours = CudaExecutor(built.program, built.tensors)
+    assert ours.library == library
+    theirs = load_executor(built.program, built.tensors, dtype="float32", device="cpu", threads=1)
+    for lengths in ((1, 7, 0, 70), (5, 0, 3), (1, 1)):
+        step = ragged(rng, lengths)
+        expected = theirs.run(step)
+        for _ in range(3):
+            equal(ours.run(step), expected)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "tf32"])
+def test_other_types(library: str, built: BuiltModel, rng: np.random.Generator, dtype: str) -> None:
+    """As near to the built-in kernel as another order of sums is; tf32 rounds the operands as float16 does."""
+    step = ragged(rng)
+    ours = CudaExecutor(built.program, built.tensors, dtype=dtype, kv_dtype="float32").run(step)
+    other = "float16" if dtype == "tf32" else dtype
+    alike = CudaExecutor(built.program, built.tensors, dtype=other, kv_dtype="float32", library=False).run(step)
+    exact = CudaExecutor(built.program, built.tensors, library=False).run(step)
+    for name, value in exact.items():
+        ours_off, alike_off = (_rms(found[name], value) for found in (ours, alike))
+        assert 0 < ours_off < 2 * alike_off
+        assert alike_off < 2 * ours_off
+
+
+def _rms(a: Any, b: Any) -> float:
+    return float(np.sqrt(np.mean((np.asarray(a, np.float64) - np.asarray(b, np.float64)) ** 2)))
+
+
+def test_without_the_library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What cannot be loaded, or has not the functions, is passed over."""
+    monkeypatch.setattr(fastattn.cuda, "extension", emulated_module)
+    module: Any = emulated_module()
+    monkeypatch.setattr(fastattn.cuda, "_library_paths", lambda: [str(tmp_path / "no.so"), module.__file__])
+    checkpoint = open_checkpoint(write_bert(tmp_path / "bert", **BERT))
+    found = build(checkpoint.config, checkpoint.tensors, "encoder")
+    executor = CudaExecutor(found.program, found.tensors)
+    assert executor.library is None
+    why = executor._engine.why_no_library
+    assert "no.so: cannot open" in why
+    assert "functions are missing" in why or "undefined symbol" in why
+
+
+def test_the_wheels_are_looked_through(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("cu13/lib/libcublasLt.so.13", "cublas/lib/libcublasLt.so.12"):
+        path = tmp_path / "nvidia" / name
+        path.parent.mkdir(parents=True)
+        path.touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    assert [Path(path).name for path in fastattn.cuda._library_paths()] == ["libcublasLt.so.13", "libcublasLt.so.12"]
