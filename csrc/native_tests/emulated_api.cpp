@@ -14,7 +14,7 @@ namespace fastattn::cuda {
 namespace {
 
 constexpr int64_t kMemoryBytes = int64_t{1} << 30;  // of the emulated GPU
-constexpr int kNoise = 0xff;                          // floats of it are NaN, ids -1: nobody may count on them
+constexpr int kNoise = 0xff;                        // floats of it are NaN, ids -1: nobody may count on them
 int64_t allocated = 0;
 
 std::byte* allocate(int64_t bytes) {
