@@ -12,8 +12,9 @@ constexpr int kVectors = kBlockLen / kSide;
 
 // Rows [0, rows) of a tile [kBlockLen, kPitch]: elements d to d + kChunk - 1 of rows of keys or values. What lies
 // behind is 0.
-template <int kThreads>
+template <int kThreads, int kUnroll>
 FA_DEVICE void copy_tile(float* tile, const float* from, int64_t row, int d, int rows, int head_dim) {
+#pragma unroll kUnroll
     for (int unit = thread_id(); unit < kBlockLen * kChunk / 4; unit += kThreads) {
         const int r = unit / (kChunk / 4), i = unit % (kChunk / 4) * 4;
         float* to = tile + r * kPitch + i;
@@ -40,6 +41,7 @@ FA_KERNEL((Prefill<kDim, kRows>::kThreads))
 prefill_float32(const AttentionArgs args) {
     using Shape = Prefill<kDim, kRows>;
     constexpr int kThreads = Shape::kThreads, kChunks = Shape::kChunks;
+    constexpr int kUnroll = kDim == 64 ? 2 : 4;  // as much as registers allow without a spill
     const RowTile tile = find_tile<kRows>(args.q_begin, count_of(args.sequences.rows), block_x());
     if (tile.sequence < 0) return;
     const KvPages& pages = args.pages;
@@ -54,12 +56,14 @@ prefill_float32(const AttentionArgs args) {
 
     const auto copy_keys = [&](int block, int chunk) {
         const float* from = reinterpret_cast<const float*>(keys_at(pages, sequence, kv_head, block));
-        copy_tile<kThreads>(keys, from, row_width, chunk * kChunk, sequence.kv_len - block * kBlockLen, head_dim);
+        copy_tile<kThreads, kUnroll>(keys, from, row_width, chunk * kChunk, sequence.kv_len - block * kBlockLen,
+                                     head_dim);
     };
     const auto copy_values = [&](int block, int chunk) {
         const float* from =
             reinterpret_cast<const float*>(keys_at(pages, sequence, kv_head, block)) + kBlockLen * row_width;
-        copy_tile<kThreads>(values, from, row_width, chunk * kChunk, sequence.kv_len - block * kBlockLen, head_dim);
+        copy_tile<kThreads, kUnroll>(values, from, row_width, chunk * kChunk, sequence.kv_len - block * kBlockLen,
+                                     head_dim);
     };
 
     int seen[4], most_seen = 0;  // positions: of the thread's rows, and of the tile's last
