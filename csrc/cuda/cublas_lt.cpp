@@ -111,11 +111,20 @@ std::unique_ptr<CublasLt> CublasLt::load(const std::vector<std::string>& paths, 
                                          const std::shared_ptr<Budget>& budget, std::string& why) {
     std::vector<std::string> candidates = paths;
     candidates.insert(candidates.end(), std::begin(kNames), std::end(kNames));
+    const auto passed_over = [&why](const std::string& reason) { why += (why.empty() ? "" : "; ") + reason; };
     for (const std::string& path : candidates) {
         auto library = std::make_unique<Library>();
-        if (library->open(path)) return std::unique_ptr<CublasLt>(new CublasLt(std::move(library), path, tf32, budget));
-        const char* error = dlerror();
-        why += (why.empty() ? "" : "; ") + std::string(error != nullptr ? error : path + ": functions are missing");
+        if (!library->open(path)) {
+            const char* error = dlerror();
+            passed_over(error != nullptr ? error : path + ": functions are missing");
+            continue;
+        }
+        try {
+            return std::unique_ptr<CublasLt>(new CublasLt(std::move(library), path, tf32, budget));
+        } catch (const Error& error) {  // one that is too new for the driver, say; another may do
+            if (error.kind() != ErrorKind::kOs) throw;
+            passed_over(path + ": " + error.what());
+        }
     }
     return nullptr;
 }

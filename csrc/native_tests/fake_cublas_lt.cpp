@@ -2,6 +2,7 @@
 // what the executor must never ask for, and sums in the CPU's order, so that whole models have the CPU's bits.
 #include <cmath>
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
 
 #include "core/dtype.h"
@@ -9,7 +10,7 @@
 
 namespace {
 
-constexpr int kSuccess = 0, kInvalid = 7, kNotSupported = 15;
+constexpr int kSuccess = 0, kNotInitialized = 1, kInvalid = 7, kNotSupported = 15;
 constexpr int64_t kSum = 128;  // terms that are summed on their own (docs/numerics.md)
 constexpr uint64_t kGood = 3;  // the only algorithm that takes every number of rows
 
@@ -72,7 +73,7 @@ int end(void* handle) {
 #define API extern "C" __attribute__((visibility("default"))) int
 
 API cublasLtCreate(void** handle) {
-    return make<int>(handle, 1);
+    return std::getenv("FAKE_CUBLAS_LT_FAILS") != nullptr ? kNotInitialized : make<int>(handle, 1);
 }
 API cublasLtDestroy(void* handle) {
     return end<int>(handle);

@@ -82,6 +82,17 @@ def test_without_the_library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     assert "functions are missing" in why or "undefined symbol" in why
 
 
+def test_a_library_that_does_not_start(
+    library: str, built: BuiltModel, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAKE_CUBLAS_LT_FAILS", "1")
+    executor = CudaExecutor(built.program, built.tensors)
+    assert executor.library is None
+    assert "cublasLtCreate failed with status 1" in executor._engine.why_no_library
+    step = ragged(rng)
+    equal(executor.run(step), CudaExecutor(built.program, built.tensors, library=False).run(step))
+
+
 def test_the_wheels_are_looked_through(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in ("cu13/lib/libcublasLt.so.13", "cublas/lib/libcublasLt.so.12"):
         path = tmp_path / "nvidia" / name
