@@ -64,15 +64,13 @@ void linear(Team& team, const KernelTable& kernels, const LinearOp& op) {
     };
     const int64_t panels_per_chunk = panels_of(panels);
     const int64_t panel_chunks = (panels + panels_per_chunk - 1) / panels_per_chunk;
-    team.for_chunks(row_chunks * panel_chunks, [&](int64_t chunk) {
+    team.for_chunks_ahead(row_chunks * panel_chunks, [&](int64_t chunk, int64_t next) {
         const int64_t row = chunk / panel_chunks * rows;
         const int64_t panel = chunk % panel_chunks * panels_per_chunk;
-        // Threads take chunks in turn, so the panel after the next `size` ones is most likely this thread's next;
-        // behind the last panel of the last rows that is one of the next linear.
-        const int64_t next_panel = panel + panels_per_chunk * team.size();
-        const bool behind = next_panel >= panels && row + rows >= m;
-        const std::byte* upcoming =
-            behind ? op.next.at(team.index() * panels_of(op.next.count)) : op.weights.at(next_panel % panels);
+        // Behind the last chunk comes the next linear, where each thread begins with the chunk of its own number.
+        const std::byte* upcoming = next < row_chunks * panel_chunks
+                                        ? op.weights.at(next % panel_chunks * panels_per_chunk)
+                                        : op.next.at(team.index() * panels_of(op.next.count));
         const int64_t chunk_rows = std::min(rows, m - row), end = std::min(panel + panels_per_chunk, panels);
         // A sink takes what fits its room.
         const int64_t at_once =
