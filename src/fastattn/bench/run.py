@@ -110,7 +110,7 @@ def open_model(path_or_id: str | Path) -> OpenModel:
     Raises ConfigError, ModelFormatError, ModelNotFoundError, HubError.
     """
     path = resolve(path_or_id)
-    checkpoint = open_checkpoint(path)
+    checkpoint = open_checkpoint(path, check_config=find_family)
     task: Task = "causal-lm" if "causal-lm" in find_family(checkpoint.config).tasks else "encoder"
     if task == "encoder":
         with contextlib.suppress(ConfigError):  # of a checkpoint without a head, too
