@@ -25,6 +25,7 @@ from fastattn.graph.cost import step_cost
 from fastattn.models.quantise import quantize
 from tests.bench.test_process import SOON, broken_torch, wait_for
 from tests.reference.checkpoints import write_bert, write_gpt2
+from tests.reference.command import assert_refused
 
 QUICK = ("--rounds", "1", "--seconds", "0.001", "--threads", "2")
 
@@ -140,17 +141,8 @@ def test_the_demo_models(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
 def test_exit_codes_of_bench(
     bert: Path, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], code: int, words: str
 ) -> None:
-    try:
-        found: object = main(["bench", *(argument.replace("{bert}", str(bert)) for argument in arguments)])
-    except SystemExit as stop:
-        found = stop.code
-    printed = capsys.readouterr()
-    assert found == code
-    assert words in printed.err
-    if code == 1:
-        assert len(printed.err.splitlines()) == 1
-    else:
-        assert printed.err.startswith("usage: fastattn bench ")
+    found = ["bench", *(argument.replace("{bert}", str(bert)) for argument in arguments)]
+    assert_refused(capsys, found, code=code, words=words, usage="bench")
 
 
 def test_work_of_one_of_the_demo_models(capsys: pytest.CaptureFixture[str]) -> None:

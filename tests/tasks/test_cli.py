@@ -18,6 +18,7 @@ import fastattn
 from fastattn.cli import main
 from fastattn.errors import NonFiniteError
 from fastattn.generation.generate import TextStream
+from tests.reference.command import assert_refused
 from tests.tasks.tiny import write_bert_model, write_gpt2_model, write_sentence_model
 
 pytestmark = pytest.mark.torch
@@ -199,19 +200,9 @@ def test_embed(tmp_path: Path) -> None:
 def test_exit_codes(
     gpt2: Path, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], code: int, words: str
 ) -> None:
-    try:
-        found: object = main([argument.replace("{gpt2}", str(gpt2)) for argument in arguments])
-    except SystemExit as stop:
-        found = stop.code
-    printed = capsys.readouterr()
-    assert found == code
-    assert words in printed.err
-    assert printed.out == ""
-    if code == 1:
-        assert len(printed.err.splitlines()) == 1
-    else:  # the usage of the command that it is about
-        name = arguments[0] if arguments and arguments[0] in COMMANDS else "[-h]"
-        assert printed.err.startswith(f"usage: fastattn {name} ")
+    usage = arguments[0] if arguments and arguments[0] in COMMANDS else "[-h]"  # of the command that it is about
+    found = [argument.replace("{gpt2}", str(gpt2)) for argument in arguments]
+    assert assert_refused(capsys, found, code=code, words=words, usage=usage) == ""
 
 
 def test_exit_codes_of_the_process() -> None:
