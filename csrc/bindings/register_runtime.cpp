@@ -29,12 +29,14 @@ double seconds_of(ThreadPool& pool, const std::function<void(Team&)>& body, cons
     return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 
-// The mean rate of `work` units a region, over at least 3 regions and `seconds`. Not the median: what interrupts a
-// thread now and then (a timer, the host) takes its share of the work that is measured, too.
+// The mean rate of `work` units a region, over at least 3 regions and `seconds`, behind one that is not counted. Not
+// the median: what interrupts a thread now and then (a timer, the host) takes its share of the work that is measured,
+// too.
 double mean_rate(ThreadPool& pool, double work, double seconds, const std::function<void(Team&)>& body,
                  const std::function<bool()>& poll) {
     double spent = 0.0;
     int regions = 0;
+    seconds_of(pool, body, poll);
     for (; spent < seconds || regions < 3; ++regions) spent += seconds_of(pool, body, poll);
     return regions * work / spent;
 }
@@ -42,7 +44,7 @@ double mean_rate(ThreadPool& pool, double work, double seconds, const std::funct
 // Operations a second of the multiply-adds of a format.
 double dot_rate(const KernelTable& kernels, Format format, ThreadPool& pool, double seconds,
                 const std::function<bool()>& poll) {
-    constexpr int64_t kChunksPerThread = 8, kIterations = 3'000;
+    constexpr int64_t kChunksPerThread = 64, kIterations = 4'000;  // some milliseconds, as long as a step
     const auto i = static_cast<size_t>(format);
     const int64_t chunks = kChunksPerThread * pool.size();
     return mean_rate(
