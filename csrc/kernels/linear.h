@@ -44,14 +44,14 @@ struct Blocks<Format::kInt4> {
 constexpr int kVecsPerPanel = kPanelWidth / kLanes;
 constexpr int kGroupWords = kInt4Group / 4;
 
-// Brings the panel that this thread needs next from memory into the caches, a few bytes with every word that is
-// multiplied. Without it a thread waits for the first rows of every panel. On two threads, percent of the FMA rate
+// Brings the slice of a panel that this thread needs next from memory into the caches, a few bytes with every word that
+// is multiplied. Without it a thread waits for the first rows of every panel. On two threads, percent of the FMA rate
 // without and with the prefetch across linears (benchmarks/percent_of_limit.py, neighbouring runs): 64x768x768 82 and
 // 88, 128x2304x768 83 and 90, 512x768x768 87 and 91. Asking for L2 only was 1 to 2 % slower, and so was asking for
 // several lines every eight words, in a loop of its own.
 struct Prefetch {
     const std::byte* next;
-    int64_t step;  // bytes a word, rounded up: what lies behind the panel may be asked for, too
+    int64_t step;  // bytes a word, rounded up: what lies behind the slice may be asked for, too
     int lines;     // that a step touches
 };
 constexpr int kAheadWords = 16;  // 4 KiB
@@ -236,14 +236,29 @@ FA_INLINE int64_t panel_bytes(const LinearArgs& args, Format format) {
     return format == Format::kInt4 ? args.words / kGroupWords * kInt4GroupBytes : args.words * kPanelWordBytes;
 }
 
-Prefetch prefetch_of(const LinearArgs& args, Format format) {
+// Bytes from a panel's begin to word k.
+FA_INLINE int64_t bytes_to(Format format, int k) {
+    return format == Format::kInt4 ? k / kGroupWords * kInt4GroupBytes : k * kPanelWordBytes;
+}
+
+// What is asked for while `rows` rows go over words [k0, k0 + words) of a panel: its next words, or the first ones of
+// the panel behind it. No more than a slice, which has room in the cache beside the one that is being multiplied.
+template <Format kFormat>
+FA_INLINE Prefetch prefetch_of(const LinearArgs& args, int panel, int k0, int words, int rows) {
+    constexpr int kKBlock = Blocks<kFormat>::kK;
+    const auto* weights = static_cast<const std::byte*>(args.panels) + panel * panel_bytes(args, kFormat);
+    int left = args.words - k0 - words;
+    const std::byte* next = weights + bytes_to(kFormat, k0 + words);
+    if (left == 0) {
+        left = args.words;
+        if (panel + 1 == args.panel_end) next = static_cast<const std::byte*>(args.next_panel);
+    }
     // A single row asks for its own panel while it reads it.
-    if (args.next_panel == nullptr || args.m <= 1) return {static_cast<const std::byte*>(args.panels), 0, 0};
-    const int tiles = (args.m + kTileRows - 1) / kTileRows * (kVecsPerPanel / kTileVecs);
-    const int64_t words = int64_t{args.words > 0 ? args.words : 1} * tiles;
-    const int64_t step = (panel_bytes(args, format) + words - 1) / words;
-    return {static_cast<const std::byte*>(args.next_panel), step,
-            static_cast<int>((step + kLineBytes - 1) / kLineBytes)};
+    if (next == nullptr || args.m <= 1) return {weights, 0, 0};
+    const int tiles = (rows + kTileRows - 1) / kTileRows * (kVecsPerPanel / kTileVecs);
+    const int64_t steps = int64_t{words > 0 ? words : 1} * tiles;
+    const int64_t step = (bytes_to(kFormat, left < kKBlock ? left : kKBlock) + steps - 1) / steps;
+    return {next, step, static_cast<int>((step + kLineBytes - 1) / kLineBytes)};
 }
 
 using TileFunction = void (*)(const LinearArgs&, const Tile&, Prefetch&);
@@ -316,7 +331,6 @@ void linear(const LinearArgs& args) {
                                                       tile<kFormat, 4>, tile<kFormat, 5>, tile<kFormat, 6>};
     static_assert(kTileRows == 6 && kLinearRowBlock % kTileRows == 0);
     constexpr int kKBlock = Blocks<kFormat>::kK;
-    Prefetch prefetch = prefetch_of(args, kFormat);
     const auto* a = static_cast<const int32_t*>(args.a);
     for (int panel = args.panel_begin; panel < args.panel_end; ++panel) {
         const std::byte* weights = static_cast<const std::byte*>(args.panels) + panel * panel_bytes(args, kFormat);
@@ -331,6 +345,7 @@ void linear(const LinearArgs& args) {
             do {
                 const int words = args.words - k0 < kKBlock ? args.words - k0 : kKBlock;
                 const std::byte* slice = weights + k0 * kPanelWordBytes;
+                Prefetch prefetch = prefetch_of<kFormat>(args, panel, k0, words, block_end - block);
                 if constexpr (kFormat == Format::kInt4) {
                     float* unpacked = args.scratch + kLinearRowBlock * kPanelWidth;
                     unpack_panel(weights, k0, words, unpacked);
