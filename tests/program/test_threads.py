@@ -34,12 +34,14 @@ def test_a_worker_on_the_cpu_of_the_caller_leaves_it_and_may_use_all_as_before(t
         seen = set()
         try:
             os.sched_setaffinity(0, {here})  # of the calling thread alone
-            for _ in range(20):
+            for _ in range(100):  # where something else slows them, steps leave the worker for a while
                 os.sched_setaffinity(worker, {here})
                 os.sched_setaffinity(worker, allowed)
                 np.testing.assert_array_equal(model(ids).logits, expected)
                 seen.add(cpu_of(worker))
                 assert os.sched_getaffinity(worker) == allowed
+                if seen - {here}:
+                    break
         finally:
             os.sched_setaffinity(0, allowed)
         assert seen - {here}
