@@ -1,5 +1,6 @@
 """Sentence vectors of a pandas column, and the nearest sentences to a question.
 
+pip install pandas
 python examples/embed_pandas.py FOLDER    # a sentence-transformers folder, such as all-MiniLM-L6-v2
 """
 
@@ -7,9 +8,12 @@ from __future__ import annotations
 
 import sys
 
-import pandas as pd
-
 import fastattn
+
+try:
+    import pandas as pd
+except ImportError:
+    sys.exit("examples/embed_pandas.py needs pandas: pip install pandas")
 
 
 def main() -> None:

@@ -29,27 +29,25 @@ double seconds_of(ThreadPool& pool, const std::function<void(Team&)>& body, cons
     return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 
-// The median rate of `work` units a region, over at least 3 regions and `seconds`.
-double median_rate(ThreadPool& pool, double work, double seconds, const std::function<void(Team&)>& body,
-                   const std::function<bool()>& poll) {
-    std::vector<double> rates;
-    for (double spent = 0.0; spent < seconds || rates.size() < 3;) {
-        const double time = seconds_of(pool, body, poll);
-        rates.push_back(work / time);
-        spent += time;
-    }
-    const auto middle = rates.begin() + static_cast<std::ptrdiff_t>(rates.size() / 2);
-    std::nth_element(rates.begin(), middle, rates.end());
-    return *middle;
+// The mean rate of `work` units a region, over at least 3 regions and `seconds`, behind one that is not counted. Not
+// the median: what interrupts a thread now and then (a timer, the host) takes its share of the work that is measured,
+// too.
+double mean_rate(ThreadPool& pool, double work, double seconds, const std::function<void(Team&)>& body,
+                 const std::function<bool()>& poll) {
+    double spent = 0.0;
+    int regions = 0;
+    seconds_of(pool, body, poll);
+    for (; spent < seconds || regions < 3; ++regions) spent += seconds_of(pool, body, poll);
+    return regions * work / spent;
 }
 
 // Operations a second of the multiply-adds of a format.
 double dot_rate(const KernelTable& kernels, Format format, ThreadPool& pool, double seconds,
                 const std::function<bool()>& poll) {
-    constexpr int64_t kChunksPerThread = 8, kIterations = 3'000;
+    constexpr int64_t kChunksPerThread = 64, kIterations = 4'000;  // some milliseconds, as long as a step
     const auto i = static_cast<size_t>(format);
     const int64_t chunks = kChunksPerThread * pool.size();
-    return median_rate(
+    return mean_rate(
         pool, static_cast<double>(chunks * kIterations * kernels.measure_dot_ops[i]), seconds,
         [&](Team& team) { team.for_chunks(chunks, [&](int64_t) { kernels.measure_dot[i](kIterations); }); }, poll);
 }
@@ -73,7 +71,7 @@ double read_rate(const KernelTable& kernels, const Buffer& memory, ThreadPool& p
         for (int64_t pass = 0; pass < passes; ++pass) kernels.measure_read(own, kChunksPerThread * part);
     };
     const auto work = static_cast<double>(passes * chunks * part * 4);
-    return passes == 1 ? median_rate(pool, work, seconds, once, poll) : median_rate(pool, work, seconds, again, poll);
+    return passes == 1 ? mean_rate(pool, work, seconds, once, poll) : mean_rate(pool, work, seconds, again, poll);
 }
 
 // The machine's limits at this moment: rates of independent multiply-adds, and of reading `read_bytes` of memory.

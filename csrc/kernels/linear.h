@@ -44,16 +44,16 @@ struct Blocks<Format::kInt4> {
 constexpr int kVecsPerPanel = kPanelWidth / kLanes;
 constexpr int kGroupWords = kInt4Group / 4;
 
-// Brings the panel that this thread needs next from memory into the caches, a few lines at a time between the
-// multiplications. Without it a thread waits for the first rows of every panel. On two threads, percent of the FMA rate
+// Brings the slice of a panel that this thread needs next from memory into the caches, a few bytes with every word that
+// is multiplied. Without it a thread waits for the first rows of every panel. On two threads, percent of the FMA rate
 // without and with the prefetch across linears (benchmarks/percent_of_limit.py, neighbouring runs): 64x768x768 82 and
-// 88, 128x2304x768 83 and 90, 512x768x768 87 and 91. Asking for L2 only was 1 to 2 % slower.
+// 88, 128x2304x768 83 and 90, 512x768x768 87 and 91. Asking for L2 only was 1 to 2 % slower, and so was asking for
+// several lines every eight words, in a loop of its own.
 struct Prefetch {
     const std::byte* next;
-    const std::byte* end;
-    int lines;  // every kPrefetchSteps words
+    int64_t step;  // bytes a word, rounded up: what lies behind the slice may be asked for, too
+    int lines;     // that a step touches
 };
-constexpr int kPrefetchSteps = 8;
 constexpr int kAheadWords = 16;  // 4 KiB
 constexpr int64_t kLineBytes = 64;
 
@@ -61,27 +61,28 @@ constexpr int64_t kLineBytes = 64;
 template <class Dot, int kRows>
 FA_INLINE void multiply_tile(const int32_t* a, int64_t a_stride, const std::byte* panel, int words, Prefetch& prefetch,
                              typename Dot::Sum (&sum)[kRows][kTileVecs]) {
-    for (int begin = 0; begin < words; begin += kPrefetchSteps) {
-        const int end = words - begin < kPrefetchSteps ? words : begin + kPrefetchSteps;
-        for (int line = 0; line < prefetch.lines && prefetch.next < prefetch.end; ++line, prefetch.next += kLineBytes)
-            __builtin_prefetch(prefetch.next);
-        for (int p = begin; p < end; ++p) {
-            // One row reads its weights once, at the rate of memory: ask for them 4 KiB ahead, across pages too.
-            if constexpr (kRows == 1)
-                for (int j = 0; j < kTileVecs; ++j)
-                    __builtin_prefetch(panel + int64_t{p + kAheadWords} * kPanelWordBytes + j * kLineBytes);
-            Words b[kTileVecs];
-#pragma GCC unroll 8
+    const std::byte* ahead = prefetch.next;
+    const int64_t step = prefetch.step;
+    const int lines = prefetch.lines;
+    for (int p = 0; p < words; ++p) {
+        if constexpr (kRows == 1) {
             for (int j = 0; j < kTileVecs; ++j)
-                b[j] = load_words(panel + int64_t{p} * kPanelWordBytes + j * kLineBytes);
+                __builtin_prefetch(panel + int64_t{p + kAheadWords} * kPanelWordBytes + j * kLineBytes);
+        } else {
+            for (int line = 0; line < lines; ++line) __builtin_prefetch(ahead + line * kLineBytes);
+            ahead += step;
+        }
+        Words b[kTileVecs];
 #pragma GCC unroll 8
-            for (int i = 0; i < kRows; ++i) {
-                const Words x = broadcast_word(a[i * a_stride + p]);
+        for (int j = 0; j < kTileVecs; ++j) b[j] = load_words(panel + int64_t{p} * kPanelWordBytes + j * kLineBytes);
 #pragma GCC unroll 8
-                for (int j = 0; j < kTileVecs; ++j) sum[i][j] = Dot::step(sum[i][j], x, b[j]);
-            }
+        for (int i = 0; i < kRows; ++i) {
+            const Words x = broadcast_word(a[i * a_stride + p]);
+#pragma GCC unroll 8
+            for (int j = 0; j < kTileVecs; ++j) sum[i][j] = Dot::step(sum[i][j], x, b[j]);
         }
     }
+    prefetch.next = ahead;
 }
 
 struct Tile {
@@ -235,16 +236,29 @@ FA_INLINE int64_t panel_bytes(const LinearArgs& args, Format format) {
     return format == Format::kInt4 ? args.words / kGroupWords * kInt4GroupBytes : args.words * kPanelWordBytes;
 }
 
-Prefetch prefetch_of(const LinearArgs& args, Format format) {
+// Bytes from a panel's begin to word k.
+FA_INLINE int64_t bytes_to(Format format, int k) {
+    return format == Format::kInt4 ? k / kGroupWords * kInt4GroupBytes : k * kPanelWordBytes;
+}
+
+// What is asked for while `rows` rows go over words [k0, k0 + words) of a panel: its next words, or the first ones of
+// the panel behind it. No more than a slice, which has room in the cache beside the one that is being multiplied.
+template <Format kFormat>
+FA_INLINE Prefetch prefetch_of(const LinearArgs& args, int panel, int k0, int words, int rows) {
+    constexpr int kKBlock = Blocks<kFormat>::kK;
+    const auto* weights = static_cast<const std::byte*>(args.panels) + panel * panel_bytes(args, kFormat);
+    int left = args.words - k0 - words;
+    const std::byte* next = weights + bytes_to(kFormat, k0 + words);
+    if (left == 0) {
+        left = args.words;
+        if (panel + 1 == args.panel_end) next = static_cast<const std::byte*>(args.next_panel);
+    }
     // A single row asks for its own panel while it reads it.
-    if (args.next_panel == nullptr || args.m <= 1) return {nullptr, nullptr, 0};
-    const int tiles = (args.m + kTileRows - 1) / kTileRows * (kVecsPerPanel / kTileVecs);
-    // A panel has panel_bytes / kLineBytes lines, and every tile walks over all its words.
-    const int lines = static_cast<int>(panel_bytes(args, format) / kLineBytes * kPrefetchSteps /
-                                       (args.words > 0 ? args.words : 1) / tiles) +
-                      1;
-    const auto* next = static_cast<const std::byte*>(args.next_panel);
-    return {next, next + panel_bytes(args, format), lines};
+    if (next == nullptr || args.m <= 1) return {weights, 0, 0};
+    const int tiles = (rows + kTileRows - 1) / kTileRows * (kVecsPerPanel / kTileVecs);
+    const int64_t steps = int64_t{words > 0 ? words : 1} * tiles;
+    const int64_t step = (bytes_to(kFormat, left < kKBlock ? left : kKBlock) + steps - 1) / steps;
+    return {next, step, static_cast<int>((step + kLineBytes - 1) / kLineBytes)};
 }
 
 using TileFunction = void (*)(const LinearArgs&, const Tile&, Prefetch&);
@@ -317,7 +331,6 @@ void linear(const LinearArgs& args) {
                                                       tile<kFormat, 4>, tile<kFormat, 5>, tile<kFormat, 6>};
     static_assert(kTileRows == 6 && kLinearRowBlock % kTileRows == 0);
     constexpr int kKBlock = Blocks<kFormat>::kK;
-    Prefetch prefetch = prefetch_of(args, kFormat);
     const auto* a = static_cast<const int32_t*>(args.a);
     for (int panel = args.panel_begin; panel < args.panel_end; ++panel) {
         const std::byte* weights = static_cast<const std::byte*>(args.panels) + panel * panel_bytes(args, kFormat);
@@ -332,6 +345,7 @@ void linear(const LinearArgs& args) {
             do {
                 const int words = args.words - k0 < kKBlock ? args.words - k0 : kKBlock;
                 const std::byte* slice = weights + k0 * kPanelWordBytes;
+                Prefetch prefetch = prefetch_of<kFormat>(args, panel, k0, words, block_end - block);
                 if constexpr (kFormat == Format::kInt4) {
                     float* unpacked = args.scratch + kLinearRowBlock * kPanelWidth;
                     unpack_panel(weights, k0, words, unpacked);

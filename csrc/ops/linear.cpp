@@ -14,6 +14,41 @@ int64_t rows_per_chunk(int64_t m, int64_t panels, int threads) {
     return std::min<int64_t>((rows + 5) / 6 * 6, kLinearRowBlock);
 }
 
+struct Chunk {
+    int64_t row, rows, panel;
+};
+
+// Chunks of a linear: some panels times a block of rows, one row block after the other. The last ones are cut in two by
+// rows, so that threads that are not equally fast end together; the halves of a panel go to one thread, as a rule.
+class Chunks {
+public:
+    Chunks(int64_t m, int64_t rows, int64_t panels, int64_t panels_per_chunk, int64_t threads)
+        : m_(m), rows_(rows), panels_per_chunk_(panels_per_chunk), threads_(threads) {
+        across_ = (panels + panels_per_chunk - 1) / panels_per_chunk;
+        whole_ = (m + rows - 1) / rows * across_;
+        if (panels_per_chunk > 1 || m < kLeastCut) return;
+        halves_ = std::min<int64_t>(2, whole_ / threads) * threads;
+        whole_ -= halves_;
+    }
+    int64_t count() const { return whole_ + 2 * halves_; }
+    Chunk at(int64_t i) const {
+        if (i < whole_) return block(i);
+        i -= whole_;
+        Chunk chunk = block(whole_ + i / (2 * threads_) * threads_ + i % threads_);
+        const int64_t first = std::min((chunk.rows / 2 + 5) / 6 * 6, chunk.rows);
+        return i / threads_ % 2 == 0 ? Chunk{chunk.row, first, chunk.panel}
+                                     : Chunk{chunk.row + first, chunk.rows - first, chunk.panel};
+    }
+
+private:
+    static constexpr int64_t kLeastCut = 24;  // rows; fewer take less time than their panel
+    Chunk block(int64_t i) const {
+        const int64_t row = i / across_ * rows_;
+        return {row, std::min(rows_, m_ - row), i % across_ * panels_per_chunk_};
+    }
+    int64_t m_, rows_, panels_per_chunk_, threads_, across_, whole_, halves_ = 0;
+};
+
 // x in the format of the weights, for this thread to read.
 Quantized rounded_x(Team& team, const KernelTable& kernels, const LinearOp& op) {
     const int64_t m = op.x.rows, stride = quantized_stride(op.weights.words);
@@ -63,17 +98,14 @@ void linear(Team& team, const KernelTable& kernels, const LinearOp& op) {
         return row_chunks > 1 ? 1 : std::max<int64_t>(1, count / (32 * team.size()));
     };
     const int64_t panels_per_chunk = panels_of(panels);
-    const int64_t panel_chunks = (panels + panels_per_chunk - 1) / panels_per_chunk;
-    team.for_chunks(row_chunks * panel_chunks, [&](int64_t chunk) {
-        const int64_t row = chunk / panel_chunks * rows;
-        const int64_t panel = chunk % panel_chunks * panels_per_chunk;
-        // Threads take chunks in turn, so the panel after the next `size` ones is most likely this thread's next;
-        // behind the last panel of the last rows that is one of the next linear.
-        const int64_t next_panel = panel + panels_per_chunk * team.size();
-        const bool behind = next_panel >= panels && row + rows >= m;
-        const std::byte* upcoming =
-            behind ? op.next.at(team.index() * panels_of(op.next.count)) : op.weights.at(next_panel % panels);
-        const int64_t chunk_rows = std::min(rows, m - row), end = std::min(panel + panels_per_chunk, panels);
+    const Chunks chunks(m, rows, panels, panels_per_chunk, team.size());
+    team.for_chunks_ahead(chunks.count(), [&](int64_t i, int64_t next) {
+        const auto [row, chunk_rows, panel] = chunks.at(i);
+        if (chunk_rows == 0) return;
+        // Behind the last chunk comes the next linear, where each thread begins with the chunk of its own number.
+        const std::byte* upcoming = next < chunks.count() ? op.weights.at(chunks.at(next).panel)
+                                                          : op.next.at(team.index() * panels_of(op.next.count));
+        const int64_t end = std::min(panel + panels_per_chunk, panels);
         // A sink takes what fits its room.
         const int64_t at_once =
             op.sink ? std::max<int64_t>(1, LinearSink::kTileFloats / (chunk_rows * kPanelWidth)) : panels_per_chunk;

@@ -1,6 +1,9 @@
 #include "runtime/thread_pool.h"
 
 #include <pthread.h>
+#if defined(__linux__)
+#include <sched.h>
+#endif
 
 #include <chrono>
 #include <exception>
@@ -16,6 +19,7 @@ namespace {
 // to whoever waits for it (on a busy machine that may be the thread waited for), then sleep.
 constexpr int kSpins = 2000;
 constexpr int kYields = 20;
+constexpr double kLongRegion = 0.002;  // seconds
 constexpr auto kPollPeriod = std::chrono::milliseconds(50);
 
 void relax() {
@@ -37,6 +41,27 @@ void wait_for_change(const std::atomic<uint32_t>& word, uint32_t old) {
         std::this_thread::yield();
     }
     while (word.load(std::memory_order_acquire) == old) word.wait(old, std::memory_order_acquire);
+}
+
+// The CPU that the calling thread runs on; -1: not known.
+int current_cpu() {
+#if defined(__linux__)
+    return sched_getcpu();
+#else
+    return -1;
+#endif
+}
+
+// Moves the calling thread from `cpu` to another one that it may use, if there are at least `wanted`.
+void leave_cpu([[maybe_unused]] int cpu, [[maybe_unused]] int wanted) {
+#if defined(__linux__)
+    cpu_set_t allowed;
+    if (sched_getaffinity(0, sizeof allowed, &allowed) != 0 || CPU_COUNT(&allowed) < wanted) return;
+    cpu_set_t others = allowed;
+    CPU_CLR(cpu, &others);
+    if (CPU_COUNT(&others) > 0 && sched_setaffinity(0, sizeof others, &others) == 0)
+        sched_setaffinity(0, sizeof allowed, &allowed);
+#endif
 }
 
 std::mutex starting;
@@ -61,6 +86,11 @@ struct Team::Shared {
     struct alignas(64) Counter {
         std::atomic<int64_t> value{0};
     };
+    struct alignas(64) Cpu {
+        std::atomic<int> number{-1};
+    };
+    std::vector<Cpu> cpus;        // where each thread began its last region
+    double last_seconds = 0.0;    // that the last region took
     Counter counters[kCounters];  // of for_chunks since the last barrier; the last to arrive there clears them
 
     alignas(64) std::atomic<uint32_t> arrived{0};
@@ -85,8 +115,21 @@ struct Team::Shared {
         for (auto& worker : workers) worker.join();
     }
 
+    // A worker that finds itself on the CPU of the caller, or of the worker before it, moves away: each would get half
+    // of it. Most kernels see to that themselves, within milliseconds; that of a small virtual machine may leave two
+    // busy threads together for seconds. Short regions stay: beside a program that is busy on the other CPU they would
+    // wait for its time slices, longer than for each other.
+    void part(int index, int size) {
+        const int cpu = current_cpu();
+        cpus[index].number.store(cpu, std::memory_order_relaxed);
+        if (index == 0 || cpu < 0 || last_seconds < kLongRegion) return;
+        for (const int other : {0, index - 1})
+            if (cpus[other].number.load(std::memory_order_relaxed) == cpu) return leave_cpu(cpu, size);
+    }
+
     void run_body(int index, int size) noexcept {
         const DefaultFloatMode mode;
+        if (index > 0) part(index, size);
         Team team(*this, index, size);
         (*body)(team);
         team.barrier();
@@ -127,6 +170,7 @@ ThreadPool::ThreadPool(int threads) : size_(threads), shared_(std::make_unique<T
     if (threads < 1) throw Error(ErrorKind::kInput, "threads: expected at least 1, got " + std::to_string(threads));
     shared_->generation = fork_generation();
     shared_->workers.reserve(static_cast<size_t>(threads - 1));
+    shared_->cpus = std::vector<Team::Shared::Cpu>(static_cast<size_t>(threads));
     try {
         for (int index = 1; index < threads; ++index) {
             shared_->workers.emplace_back([shared = shared_.get(), index, threads] {
@@ -167,13 +211,17 @@ bool ThreadPool::run_on(int threads, const std::function<void(Team&)>& body, con
     Team::Shared& shared = *shared_;
     shared.body = &body;
     shared.poll = &poll;
-    shared.next_poll = std::chrono::steady_clock::now() + kPollPeriod;
+    const auto start = std::chrono::steady_clock::now();
+    shared.next_poll = start + kPollPeriod;
     shared.stop.store(false);
     if (threads > 1) {
+        shared.part(0, threads);
         shared.region.fetch_add(1, std::memory_order_release);
         shared.region.notify_all();
     }
     shared.run_body(0, threads);
+    // All others have left the body: they wait for the next region.
+    shared.last_seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
     return !shared.stop.load();
 }
 

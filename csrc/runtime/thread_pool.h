@@ -32,6 +32,21 @@ public:
         }
     }
 
+    // The same as run(chunk, next), where `next` is the chunk that this thread runs afterwards: surely so but for the
+    // last ones, which nobody keeps waiting that another thread could run. n or above: none.
+    template <class F>
+    void for_chunks_ahead(int64_t n, const F& run) {
+        std::atomic<int64_t>& taken = next_counter();
+        const auto take = [&] { return size_ + taken.fetch_add(1, std::memory_order_relaxed); };
+        for (int64_t chunk = index_; chunk < n;) {
+            if (stopped()) return;
+            const bool sure = chunk + 2 * size_ < n;
+            const int64_t next = sure ? take() : chunk + size_;
+            run(chunk, next);
+            chunk = sure ? next : take();
+        }
+    }
+
     bool stopped();
 
 private:

@@ -25,6 +25,7 @@ from fastattn.graph.cost import step_cost
 from fastattn.models.quantise import quantize
 from tests.bench.test_process import SOON, broken_torch, wait_for
 from tests.reference.checkpoints import write_bert, write_gpt2
+from tests.reference.command import assert_refused
 
 QUICK = ("--rounds", "1", "--seconds", "0.001", "--threads", "2")
 
@@ -131,21 +132,25 @@ def test_the_demo_models(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
         (("--json", "/no/such/folder/x.json"), 1, "/no/such/folder/x.json: expected an existing folder"),
         (("--picture", "/no/such/folder/x.svg"), 1, "/no/such/folder/x.svg: expected an existing folder"),
         (("--keep", "/no/such/folder/x"), 1, "/no/such/folder/x: expected an existing folder"),
-        (("-m", "{bert}", "--works", "8x512"), 1, "works: expected some of 1x16, 8x16, ragged-32, got '8x512'"),
+        (("-m", "{bert}", "--works", "8x512"), 2, "--works: expected some of 1x16,8x16,ragged-32, got '8x512'"),
+        (("--works", "nope"), 2, "--works: expected some of prefill-256,"),
+        (("--works", ","), 2, "--works: expected names, got ','"),
+        (("--head-dtype", "int2"), 2, "argument --head-dtype: invalid choice: 'int2'"),
     ],
 )
-def test_exit_codes(
+def test_exit_codes_of_bench(
     bert: Path, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], code: int, words: str
 ) -> None:
-    try:
-        found: object = main(["bench", *(argument.replace("{bert}", str(bert)) for argument in arguments)])
-    except SystemExit as stop:
-        found = stop.code
-    printed = capsys.readouterr()
-    assert found == code
-    assert words in printed.err
-    if code == 1:
-        assert len(printed.err.splitlines()) == 1
+    found = ["bench", *(argument.replace("{bert}", str(bert)) for argument in arguments)]
+    assert_refused(capsys, found, code=code, words=words, usage="bench")
+
+
+def test_work_of_one_of_the_demo_models(capsys: pytest.CaptureFixture[str]) -> None:
+    """The other one is left out."""
+    assert main(["bench", "--works", "1x16", *QUICK]) == 0
+    printed = capsys.readouterr().out
+    assert "bert-sst2" in printed
+    assert "gpt2-litbank" not in printed
 
 
 def test_a_library_that_is_not_installed(
@@ -235,6 +240,18 @@ def test_other_dtypes(tmp_path: Path, dtype: str, kv_dtype: str | None) -> None:
     assert row.limit("fastattn").bytes < 96 * 96 * 12 * 2 * 4  # of the float32 matrices alone
 
 
+def test_head_dtype(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The head alone is held, and counted, in its dtype."""
+    path, found = write_gpt2(tmp_path / "m", n_embd=96, vocab_size=200), {}
+    for head_dtype in (None, "int8"):
+        flags = () if head_dtype is None else ("--head-dtype", head_dtype)
+        assert main(["bench", "-m", str(path), "--works", "decode-1", "--json", *flags, *QUICK]) == 0
+        (model,) = json.loads(capsys.readouterr().out)["models"]
+        assert (model["dtype"], model["head_dtype"]) == ("float32", head_dtype)
+        found[head_dtype] = model["rows"][0]["libraries"]["fastattn"]["limit"]["bytes"]
+    assert 200 * 96 < found[None] - found["int8"] < 200 * 96 * 4
+
+
 def test_a_quantised_checkpoint(tmp_path: Path) -> None:
     source = write_gpt2(tmp_path / "m", n_embd=96, vocab_size=200)
     quantize(source, tmp_path / "q", dtype="int8")
@@ -244,6 +261,8 @@ def test_a_quantised_checkpoint(tmp_path: Path) -> None:
     assert list(bench.rows[0].turns) == ["fastattn"]
     with pytest.raises(InputError, match="is quantised to int8, got 'int4'"):
         bench_model(tmp_path / "q", options(dtype="int4"))
+    with pytest.raises(InputError, match=r"head_dtype: .* is quantised to None, got 'int4'"):
+        bench_model(tmp_path / "q", options(head_dtype="int4"))
 
 
 def test_refused_before_any_process(gpt2: Path, tmp_path: Path) -> None:
@@ -251,6 +270,8 @@ def test_refused_before_any_process(gpt2: Path, tmp_path: Path) -> None:
         bench_model(gpt2, options(against=("tensorflow",)))
     with pytest.raises(InputError, match="dtype: expected one of float32"):
         bench_model(gpt2, options(dtype="float8"))
+    with pytest.raises(InputError, match="head_dtype: expected one of float32"):
+        bench_model(gpt2, options(head_dtype="float8"))
     with pytest.raises(InputError, match="works"):
         bench_model(gpt2, options(works=("nothing",)))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,10 +19,10 @@ from tests.tasks.tiny import write_bert_model, write_distilbert_model, write_gpt
 OTHERS = [name for name in LIBRARIES if name != OURS]
 
 
-def compared(path: Path, library: str, **options: object) -> ModelBench:
+def compared(path: Path, library: str, **options: Any) -> ModelBench:
     if missing(library):
         pytest.skip(f"{library} is not installed")
-    chosen = Options(threads=1, rounds=1, seconds=0.001, against=(library,), **options)  # type: ignore[arg-type]
+    chosen = Options(threads=1, rounds=1, seconds=0.001, against=(library,), **options)
     return bench_model(path, chosen)
 
 

@@ -11,6 +11,7 @@ import pytest
 import fastattn as fa
 from fastattn.errors import ContextLengthError, InputError
 from fastattn.models.profile import OpProfile
+from fastattn.runtime import CpuExecutor
 from tests.reference.checkpoints import write_bert, write_gpt2
 
 
@@ -87,7 +88,8 @@ def test_the_model_is_as_it_was(gpt2: fa.models.auto.CausalLM) -> None:
     before = gpt2.generate([1, 2, 3], max_new_tokens=5, eos_token_id=-1)
     gpt2.profile([[1, 2, 3]] * 3, decode=True, seconds=0.001)
     assert np.array_equal(gpt2.generate([1, 2, 3], max_new_tokens=5, eos_token_id=-1), before)
-    assert gpt2.executor.op_seconds() == []  # type: ignore[attr-defined]
+    assert isinstance(gpt2.executor, CpuExecutor)
+    assert gpt2.executor.op_seconds() == []
 
 
 def test_masks_and_types_are_accepted(bert: fa.models.auto.SequenceClassifier) -> None:

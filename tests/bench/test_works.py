@@ -10,6 +10,7 @@ from fastattn.bench.run import open_model
 from fastattn.bench.works import MOST_NEW_TOKENS, Work, choose, works_of
 from fastattn.errors import ConfigError, InputError
 from fastattn.graph.cost import Cost, StepShape, step_cost
+from fastattn.models.names import Task
 from tests.reference.checkpoints import write_bert, write_gpt2
 
 
@@ -35,8 +36,8 @@ def test_an_encoder() -> None:
 
 @pytest.mark.parametrize("context", [1, 2, 3, 4, 16, 17, 64, 100, 512, 933, 1024, 8192])
 @pytest.mark.parametrize("task", ["causal-lm", "encoder"])
-def test_every_context_holds_its_work(task: str, context: int) -> None:
-    works = works_of(task, context)  # type: ignore[arg-type]
+def test_every_context_holds_its_work(task: Task, context: int) -> None:
+    works = works_of(task, context)
     assert works
     assert len({work.name for work in works}) == len(works)
     for work in works:

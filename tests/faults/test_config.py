@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+import fastattn
+from fastattn.bench.run import open_model
 from fastattn.checkpoint import open_checkpoint
 from fastattn.errors import ConfigError, InputError
 from fastattn.models.auto import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification, CausalLM
@@ -62,6 +64,24 @@ def test_fault_32_config_missing(tmp_path: Path) -> None:
     (tmp_path / "config.json").unlink()
     with pytest.raises(ConfigError, match=r"config\.json"):
         open_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("weights", ["none", "pytorch_model.bin", "model.safetensors"])
+def test_fault_32_another_architecture_is_named_first(tmp_path: Path, weights: str) -> None:
+    """Whatever lies beside config.json: safetensors would not help."""
+    config = {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    if weights != "none":
+        (tmp_path / weights).write_bytes(b"")
+    out = tmp_path / "out"
+    for call in (
+        lambda: AutoModelForCausalLM.from_pretrained(tmp_path),
+        lambda: fastattn.quantize(tmp_path, out, dtype="int8"),
+        lambda: fastattn.compare_dtypes(tmp_path),
+        lambda: open_model(tmp_path),
+    ):
+        with pytest.raises(ConfigError, match=r"architectures \['LlamaForCausalLM'\] of model_type 'llama'"):
+            call()
 
 
 def test_fault_32_generation_config(tmp_path: Path) -> None:
@@ -231,7 +251,8 @@ def test_fault_35_tokenizer_with_more_tokens(
     directory = write(tmp_path, GPT2, gpt2_tensors())
     with AutoModelForCausalLM.from_pretrained(directory, device="numpy") as model:
         if fits:
-            assert model.tokenizer.id_limit == size  # type: ignore[union-attr]
+            assert model.tokenizer is not None
+            assert model.tokenizer.id_limit == size
             return
         with pytest.raises(ConfigError, match=r"the tokenizer has ids up to 31, but vocab_size of config\.json is 31"):
             _ = model.tokenizer

@@ -41,6 +41,8 @@ BAD_VALUES: list[tuple[str, Any]] = [
     ("eos_token_id", -2),
     ("eos_token_id", [1, -1]),
     ("max_batch_size", 0),
+    ("nan", "ignore"),
+    ("nan", None),
 ]
 BAD_TYPES: list[tuple[str, Any]] = [
     ("max_new_tokens", 1.0),
@@ -109,6 +111,8 @@ def test_fault_47_unknown_option_of_a_model(tmp_path: Path, device: str, name: s
         ("stop_strings", ()),
         ("eos_token_id", -1),
         ("eos_token_id", np.int32(4)),
+        ("nan", "finite"),
+        ("nan", "propagate"),
     ],
 )
 def test_fault_47_defined_edges(name: str, value: Any) -> None:

@@ -270,7 +270,7 @@ def test_fault_48_512_tokens_and_no_more(tmp_path: Path) -> None:
 
 
 def test_threads_of_any_integer_type(tmp_path: Path, device: str) -> None:
-    with AutoModel.from_pretrained(write_bert(tmp_path), device=device, threads=np.int64(1)) as model:  # type: ignore[arg-type]
+    with AutoModel.from_pretrained(write_bert(tmp_path), device=device, threads=np.int64(1)) as model:
         assert np.asarray(model([1]).last_hidden_state).shape == (1, 12)
     for bad, error in ((np.bool_(True), DTypeError), (1.0, DTypeError), (np.int64(0), InputError)):
         with pytest.raises(error, match=r"^threads: expected"):

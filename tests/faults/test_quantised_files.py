@@ -10,13 +10,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 import fastattn
+from fastattn.checkpoint.quantised import read_quantised
 from fastattn.checkpoint.safetensors import read_file
 from fastattn.errors import ConfigError, FastattnError, ModelFormatError
+from fastattn.graph.quantise import INT4_GROUP, MOST_INT4_SCALE
 from fastattn.models.auto import AutoModelForCausalLM
 from tests.reference.checkpoints import write_gpt2
 
+IDS = [1, 2, 3, 4, 5, 6, 7]
+INT4_SCALES = 64  # bytes at the begin of a group of a panel: a scale for each of its columns
+INT4_GROUP_BYTES = INT4_SCALES + INT4_GROUP * INT4_SCALES // 2
 SIZES = {"vocab_size": 70, "n_positions": 16, "n_embd": 72, "n_layer": 1, "n_head": 3}
 
 
@@ -152,7 +158,45 @@ def test_any_byte_of_the_data_may_be_wrong(folder: Path) -> None:
                 load(folder)
             continue
         with AutoModelForCausalLM.from_pretrained(folder) as model:
-            assert np.asarray(model([1, 2, 3, 4, 5, 6, 7]).logits).shape == (7, 70)
+            assert np.asarray(model(IDS).logits).shape == (7, 70)
+
+
+def random_as_packed(rng: np.random.Generator, form: str, size: int) -> NDArray[np.uint8]:
+    """Random bytes of what packing can write as a weight's data."""
+    if form == "int8":
+        return rng.integers(-127, 128, size, np.int8).view(np.uint8)
+    data = rng.integers(0, 256, size, np.uint8)
+    if form == "int4":
+        scales = data.reshape(-1, INT4_GROUP_BYTES)[:, :INT4_SCALES]
+        scales[...] = rng.integers(-MOST_INT4_SCALE, MOST_INT4_SCALE + 1, scales.shape, np.int8).view(np.uint8)
+    return data
+
+
+@pytest.mark.parametrize(
+    ("dtype", "everything"), [("int4", False), ("int8", False), ("int4", True), ("int8", True), ("bfloat16", True)]
+)
+def test_random_weights_that_could_have_been_packed(dtype: str, everything: bool, tmp_path: Path) -> None:
+    """They load and run. `everything`: so are scales, sums and vectors, any bits, which may give NaN."""
+    folder = fastattn.quantize(write_gpt2(tmp_path / "floats", **SIZES), tmp_path / "out", dtype=dtype)
+    path, rng = folder / "model.safetensors", np.random.default_rng(0)
+    with AutoModelForCausalLM.from_pretrained(folder) as model:
+        before = np.asarray(model(IDS).logits)
+    data = np.frombuffer(path.read_bytes(), np.uint8).copy()
+    packed = read_quantised(path, json.loads((folder / "config.json").read_text())).weights
+    assert dtype in {weight.form for weight in packed.values()}
+    for weight in packed.values():
+        values, *others = weight.pieces
+        if everything or weight.form in ("int8", "int4"):
+            at = slice(values.offset, values.offset + values.nbytes)
+            data[at] = random_as_packed(rng, weight.form, values.nbytes)
+        for piece in others if everything else ():
+            data[piece.offset : piece.offset + piece.nbytes] = rng.integers(0, 256, piece.nbytes, np.uint8)
+    path.write_bytes(data.tobytes())
+    with AutoModelForCausalLM.from_pretrained(folder) as model:
+        after = np.asarray(model(IDS).logits)
+    assert after.shape == before.shape == (len(IDS), SIZES["vocab_size"])
+    assert (after != before).any()
+    assert everything or np.isfinite(after).all()
 
 
 def test_nothing_is_left_of_a_directory_that_could_not_be_written(tmp_path: Path) -> None:

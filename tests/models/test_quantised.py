@@ -82,7 +82,9 @@ def test_head_dtype_keeps_the_head_and_its_embeddings(tmp_path: Path) -> None:
     tables = []
     for head_dtype in (None, "float32"):
         with AutoModelForCausalLM.from_pretrained(floats, dtype="int4", head_dtype=head_dtype) as model:
-            tables.append(np.asarray(model([5], output_hidden_states=True).hidden_states[0]))  # type: ignore[index]
+            states = model([5], output_hidden_states=True).hidden_states
+            assert states is not None
+            tables.append(np.asarray(states[0]))
     raw = gpt2_tensors({**GPT2, "n_inner": None})
     expected = raw["wte.weight"][5] + raw["wpe.weight"][0]
     coarse, fine = (np.abs(table - expected).max() for table in tables)
@@ -181,7 +183,8 @@ def test_a_program_of_another_kind(tmp_path: Path) -> None:
     """A language model's directory is an encoder, too; what was never there is a ConfigError."""
     folder = fastattn.quantize(write_floats("gpt2", tmp_path / "floats"), tmp_path / "out", dtype="int8")
     with AutoModel.from_pretrained(folder) as encoder, AutoModelForCausalLM.from_pretrained(folder) as lm:
-        states = [model(IDS[0], output_hidden_states=True).hidden_states[-1] for model in (encoder, lm)]  # type: ignore[operator]
+        models: tuple[Any, ...] = (encoder, lm)
+        states = [model(IDS[0], output_hidden_states=True).hidden_states[-1] for model in models]
         np.testing.assert_array_equal(*(np.asarray(state) for state in states))
     with pytest.raises(ConfigError, match="no classification head"):
         AutoModelForSequenceClassification.from_pretrained(folder)

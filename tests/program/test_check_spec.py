@@ -21,6 +21,7 @@ from fastattn.graph.ir import Op, Program, Step, Value, Weight
 from fastattn.graph.numpy_executor import NumpyExecutor
 from fastattn.graph.quantise import weight_formats
 from fastattn.graph.rewrites import optimise, with_outputs, with_pooling
+from fastattn.models.names import Task
 from fastattn.models.registry import build
 from tests.program.test_rewrites import ragged_step
 from tests.reference.bounds import assert_close
@@ -38,9 +39,10 @@ class Loaded:
 
 
 def loaded(folder: Path, family: str) -> Loaded:
-    writer, task = {"gpt2": (write_gpt2, "causal-lm"), "bert": (write_bert, "encoder")}[family]
+    models: dict[str, tuple[Any, Task]] = {"gpt2": (write_gpt2, "causal-lm"), "bert": (write_bert, "encoder")}
+    writer, task = models[family]
     checkpoint = open_checkpoint(writer(folder / family))
-    built = build(checkpoint.config, checkpoint.tensors, task)  # type: ignore[arg-type]
+    built = build(checkpoint.config, checkpoint.tensors, task)
     marked = with_outputs(built.traced, hidden_states=True, attentions=True)
     programs = [built.program, optimise(marked), marked]
     if task == "encoder":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -40,10 +41,10 @@ class AllNames:
 
 def trace(family: str, task: Task) -> Program:
     """A tiny model of a family, not optimised."""
-    module = {"gpt2": gpt2, "bert": bert, "distilbert": distilbert, "roberta": roberta}[family]
+    module: Any = {"gpt2": gpt2, "bert": bert, "distilbert": distilbert, "roberta": roberta}[family]
     raw = {"gpt2": GPT2, "bert": BERT, "distilbert": DISTIL, "roberta": {**BERT, "pad_token_id": 1}}[family]
-    config = module.read_config({**raw, "model_type": family})  # type: ignore[attr-defined]
-    program: Program = module.build(config, Weights(Tracer(), AllNames(module.LAYOUT)), task)  # type: ignore[attr-defined]
+    config = module.read_config({**raw, "model_type": family})
+    program: Program = module.build(config, Weights(Tracer(), AllNames(module.LAYOUT)), task)
     return program
 
 

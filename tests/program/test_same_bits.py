@@ -75,9 +75,9 @@ def texts(rng: np.random.Generator) -> list[NDArray[np.int32]]:
     return [rng.integers(0, 131, n).astype(np.int32) for n in LENGTHS]
 
 
-def rows(model: Model, batch: Any, **options: Any) -> list[NDArray[np.float32]]:
+def rows(model: Any, batch: Any, **options: Any) -> list[NDArray[np.float32]]:
     """What the model says of every sequence: logits or hidden states."""
-    out = model(batch, **options)  # type: ignore[operator]
+    out = model(batch, **options)
     found = out.logits if hasattr(out, "logits") else out.last_hidden_state
     return list(found)
 

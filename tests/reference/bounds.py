@@ -8,6 +8,8 @@ computations may each be off by that much.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -16,9 +18,9 @@ from fastattn.graph.ir import Op, Program
 FUNCTION_ULPS = 8  # exp, tanh, erf, sqrt and division, each within a few ulp
 
 
-def eps(dtype: object) -> float:
+def eps(dtype: Any) -> float:
     """Half the distance from 1 to the next number."""
-    return float(np.finfo(np.dtype(dtype)).eps) / 2  # type: ignore[arg-type, call-overload]
+    return float(np.finfo(np.dtype(dtype)).eps) / 2
 
 
 def inner_length(program: Program, op: Op, longest: int) -> int:

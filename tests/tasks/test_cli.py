@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -17,9 +18,11 @@ import fastattn
 from fastattn.cli import main
 from fastattn.errors import NonFiniteError
 from fastattn.generation.generate import TextStream
+from tests.reference.command import assert_refused
 from tests.tasks.tiny import write_bert_model, write_gpt2_model, write_sentence_model
 
 pytestmark = pytest.mark.torch
+COMMANDS = ("generate", "classify", "embed")
 SOURCES = str(Path(fastattn.__file__).parents[1])
 ENVIRONMENT = {**os.environ, "PYTHONPATH": SOURCES, "PYTHONWARNINGS": "error"}
 
@@ -179,7 +182,11 @@ def test_embed(tmp_path: Path) -> None:
         (("classify", "-p", "a", "--top-k", "-1"), 2, "argument --top-k: expected 0 to"),
         (("embed", "-p", "a", "--batch-size", "0"), 2, "argument --batch-size: expected 1 to"),
         (("embed", "-p", "a", "--json", "-o", "a.npy"), 2, "argument --json: not allowed with argument -o"),
-        (("embed", "-p", "a", "-o", ""), 2, "argument -o/--output: expected a file"),
+        (("embed", "-p", "a", "-o", ""), 2, "argument -o/--output: expected FILE.npy, got ''"),
+        (("embed", "-p", "a", "-o", "x.txt"), 2, "argument -o/--output: expected FILE.npy, got 'x.txt'"),
+        (("generate", "-p", "a", "--nope"), 2, "unrecognized arguments: --nope"),
+        (("--nope", "generate", "-p", "a"), 2, "unrecognized arguments: --nope"),
+        (("generate", "-p", "a", "--truncate", "middle"), 2, "argument --truncate: invalid choice: 'middle'"),
         (
             ("generate", "-m", "{gpt2}", "--device", "numpy", "-p", "a", "-p", "the", "-n", "64"),
             1,
@@ -193,16 +200,9 @@ def test_embed(tmp_path: Path) -> None:
 def test_exit_codes(
     gpt2: Path, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], code: int, words: str
 ) -> None:
-    try:
-        found: object = main([argument.replace("{gpt2}", str(gpt2)) for argument in arguments])
-    except SystemExit as stop:
-        found = stop.code
-    printed = capsys.readouterr()
-    assert found == code
-    assert words in printed.err
-    if code == 1:
-        assert len(printed.err.splitlines()) == 1
-        assert printed.out == ""
+    usage = arguments[0] if arguments and arguments[0] in COMMANDS else "[-h]"  # of the command that it is about
+    found = [argument.replace("{gpt2}", str(gpt2)) for argument in arguments]
+    assert assert_refused(capsys, found, code=code, words=words, usage=usage) == ""
 
 
 def test_exit_codes_of_the_process() -> None:
@@ -265,6 +265,21 @@ def test_texts_longer_than_the_context(bert: Path, tmp_path: Path) -> None:
     cut = run("embed", *options)
     assert (cut.returncode, len(cut.stdout.splitlines())) == (0, 2)
     assert cut.stderr == f"cut to the model's 64 tokens: {where}\n"
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("stream", ["--stream", "--no-stream"])
+def test_prompts_longer_than_the_context(gpt2: Path, side: Literal["left", "right"], stream: str) -> None:
+    prompt = "the hello " * 40
+    options = ("generate", "-m", gpt2, "--device", "numpy", "--temp", 0, stream, "-p", prompt, "--truncate", side)
+    done = run(*options, "-n", 5)
+    assert done.returncode == 0, done.stderr
+    generator = fastattn.pipeline("text-generation", gpt2, device="numpy")
+    expected = generator(prompt, do_sample=False, max_new_tokens=5, truncate=side)
+    assert done.stdout == expected[0]["generated_text"] + "\n"
+    refused = run(*options, "-n", 64)
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert "exceed the model's context of 64" in refused.stderr
 
 
 def test_an_error_in_the_middle_of_a_text_has_its_own_line(

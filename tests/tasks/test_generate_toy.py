@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import threading
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -27,8 +27,15 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
     return load_tokenizer(write_gpt2(tmp_path_factory.mktemp("gpt2")))
 
 
-def details(model: ToyModel, ids: object, **options: object) -> GenerateOutput:
-    found = generate(model, ids, return_dict_in_generate=True, **options)  # type: ignore[arg-type]
+def one(model: ToyModel, ids: object, **options: Any) -> list[int]:
+    """What one sequence becomes."""
+    found = generate(model, ids, **options)
+    assert isinstance(found, np.ndarray)
+    return [int(token_id) for token_id in found]
+
+
+def details(model: ToyModel, ids: object, **options: Any) -> GenerateOutput:
+    found = generate(model, ids, return_dict_in_generate=True, **options)
     assert isinstance(found, GenerateOutput)
     assert model.executor.open_caches == 0
     return found
@@ -55,8 +62,7 @@ def test_schedule_does_not_matter(do_sample: bool, batch: int, tokens: int) -> N
     model = ToyModel()
     options = GenerationOptions(do_sample=do_sample, max_new_tokens=9, seed=7, max_batch_size=batch)
     alone = [
-        generate(model, ids, do_sample=do_sample, max_new_tokens=9, seed=request_seed(7, i)).tolist()  # type: ignore[union-attr]
-        for i, ids in enumerate(PROMPTS)
+        one(model, ids, do_sample=do_sample, max_new_tokens=9, seed=request_seed(7, i)) for i, ids in enumerate(PROMPTS)
     ]
     requests = [Request(list(ids), len(ids), 9, seed) for ids, seed in zip(PROMPTS, options.seeds(5), strict=True)]
     model.executor.sizes.clear()
@@ -82,8 +88,8 @@ def test_seeds() -> None:
     again = details(model, PROMPTS[::-1], do_sample=True, seed=whole.seeds[::-1], max_new_tokens=12)
     assert [s.tolist() for s in again.sequences[::-1]] == [s.tolist() for s in whole.sequences]
     drawn = details(model, [1, 2], do_sample=True, max_new_tokens=12)
-    repeated = generate(model, [1, 2], do_sample=True, max_new_tokens=12, seed=drawn.seeds)
-    assert drawn.sequences[0].tolist() == repeated.tolist()  # type: ignore[union-attr]
+    repeated = one(model, [1, 2], do_sample=True, max_new_tokens=12, seed=drawn.seeds)
+    assert drawn.sequences[0].tolist() == repeated
     with pytest.raises(InputError, match="seed: expected 5 seeds"):
         generate(model, PROMPTS, seed=[1, 2])
 
@@ -107,7 +113,7 @@ def test_eos() -> None:
     assert found.sequences[0].tolist() == [1, 2, 20, 21]
     assert found.finish_reasons == ["eos"]
     model.eos_token_ids = (22, 5)
-    assert generate(model, [1, 2], max_new_tokens=8).tolist() == [1, 2, 20, 21, 22]  # type: ignore[union-attr]
+    assert one(model, [1, 2], max_new_tokens=8) == [1, 2, 20, 21, 22]
     assert len(generate(model, [1, 2], max_new_tokens=8, eos_token_id=-1)) == 10
     found = details(model, [1, 2], eos_token_id=[7, 20], max_new_tokens=8)
     assert found.sequences[0].tolist() == [1, 2, 20]
@@ -164,10 +170,10 @@ def test_stop_strings_need_a_tokenizer() -> None:
 
 def test_stream(tokenizer: Tokenizer) -> None:
     model = ToyModel(tokenizer)
-    ids = generate(model, tokenizer.encode("the hello"), max_new_tokens=30, do_sample=True, seed=3)
+    ids = one(model, tokenizer.encode("the hello"), max_new_tokens=30, do_sample=True, seed=3)
     pieces = stream(model, "the hello", max_new_tokens=30, do_sample=True, seed=3)
     collected = list(pieces)
-    assert "".join(collected) == tokenizer.decode(ids[len(tokenizer.encode("the hello")) :], skip_special_tokens=True)  # type: ignore[call-overload]
+    assert "".join(collected) == tokenizer.decode(ids[len(tokenizer.encode("the hello")) :], skip_special_tokens=True)
     assert all(collected)
     assert pieces.finish_reason == "length"
     assert pieces.n_new_tokens == 30
@@ -256,8 +262,7 @@ def test_stream_checks_before_the_first_piece(tokenizer: Tokenizer) -> None:
 def test_repetition_penalty() -> None:
     model = ToyModel()
     model.executor.logits_of = lambda ids: np.linspace(1, 1.3, 32)
-    found = generate(model, [1, 2], repetition_penalty=2.0, max_new_tokens=30)
-    assert len(set(found.tolist())) == 32  # type: ignore[union-attr]
+    assert len(set(one(model, [1, 2], repetition_penalty=2.0, max_new_tokens=30))) == 32
 
 
 def test_fault_42_empty_prompt() -> None:

@@ -19,6 +19,7 @@ from fastattn.bench.turns import OURS, Row, measure
 from fastattn.bench.works import Work, choose, works_of
 from fastattn.checkpoint import open_checkpoint
 from fastattn.checkpoint.hub import resolve
+from fastattn.checkpoint.quantised import Quantised
 from fastattn.errors import BenchError, ConfigError, InputError
 from fastattn.models.base import DTYPES
 from fastattn.models.names import Task
@@ -30,15 +31,16 @@ from fastattn.runtime import default_kv_dtype
 class Options:
     """What to measure and how long.
 
-    threads: of every library; dtype, kv_dtype: as of `from_pretrained`; against: libraries, each by name or as
-    "name:dtype"; works: names of work, None for all; rounds: steady turns of each library; seconds: the least time of a
-    turn; keep: where converted models stay, None for a temporary folder; timeout: seconds that a library may take for
-    one answer or conversion.
+    threads: of every library; dtype, kv_dtype, head_dtype: as of `from_pretrained`; against: libraries, each by name or
+    as "name:dtype"; works: names of work, None for all; rounds: steady turns of each library; seconds: the least time
+    of a turn; keep: where converted models stay, None for a temporary folder; timeout: seconds that a library may take
+    for one answer or conversion.
     """
 
     threads: int
     dtype: str | None = None
     kv_dtype: str | None = None
+    head_dtype: str | None = None
     against: tuple[str, ...] = ()
     works: tuple[str, ...] | None = None
     rounds: int = 5
@@ -60,6 +62,7 @@ class ModelBench:
     parameters: int
     rows: list[Row] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
+    head_dtype: str | None = None
 
     @property
     def unit(self) -> str:
@@ -74,6 +77,7 @@ class ModelBench:
             "task": self.task,
             "dtype": self.dtype,
             "kv_dtype": self.kv_dtype,
+            "head_dtype": self.head_dtype,
             "threads": self.threads,
             "parameters": self.parameters,
             "left_out": self.left_out,
@@ -93,11 +97,11 @@ def check_libraries(names: Sequence[str]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class OpenModel:
-    """A model before its weights are read; quantised: the dtype that its files are quantised to, if they are."""
+    """A model before its weights are read; quantised: what its files are quantised to, if they are."""
 
     path: Path
     built: BuiltModel
-    quantised: str | None
+    quantised: Quantised | None
 
 
 def open_model(path_or_id: str | Path) -> OpenModel:
@@ -106,14 +110,22 @@ def open_model(path_or_id: str | Path) -> OpenModel:
     Raises ConfigError, ModelFormatError, ModelNotFoundError, HubError.
     """
     path = resolve(path_or_id)
-    checkpoint = open_checkpoint(path)
-    quantised = None if checkpoint.quantised is None else checkpoint.quantised.dtype
+    checkpoint = open_checkpoint(path, check_config=find_family)
     task: Task = "causal-lm" if "causal-lm" in find_family(checkpoint.config).tasks else "encoder"
     if task == "encoder":
         with contextlib.suppress(ConfigError):  # of a checkpoint without a head, too
             built = build(checkpoint.config, checkpoint.tensors, "sequence-classification")
-            return OpenModel(path, built, quantised)
-    return OpenModel(path, build(checkpoint.config, checkpoint.tensors, task), quantised)
+            return OpenModel(path, built, checkpoint.quantised)
+    return OpenModel(path, build(checkpoint.config, checkpoint.tensors, task), checkpoint.quantised)
+
+
+def works_in(path_or_id: str | Path) -> list[Work]:
+    """All work that there is for a model. Raises what `open_model` raises."""
+    return _works_of(open_model(path_or_id).built)
+
+
+def _works_of(built: BuiltModel) -> list[Work]:
+    return works_of(built.task, built.config.max_positions)
 
 
 class _Patient:
@@ -140,22 +152,17 @@ def bench_model(path_or_id: str | Path, options: Options, *, say: Callable[[str]
     """
     say = say or (lambda line: None)
     check_libraries(options.against)
-    if options.dtype not in (None, *DTYPES["cpu"]):
-        raise InputError(f"dtype: expected one of {', '.join(DTYPES['cpu'])}, got {options.dtype!r}")
     model = open_model(path_or_id)
     path, built = model.path, model.built
-    if model.quantised is not None and options.dtype not in (None, model.quantised):
-        raise InputError(f"dtype: {path} is quantised to {model.quantised}, got {options.dtype!r}")
-    dtype = model.quantised or options.dtype or "float32"
-    works = choose(works_of(built.task, built.config.max_positions), None if options.works is None
-                   else list(options.works))  # fmt: skip
+    dtype, head_dtype = _dtypes(model, options)
+    works = choose(_works_of(built), None if options.works is None else list(options.works))
     parameters = sum(math.prod(info.shape) for info in {t.name: t for t in built.tensors.values()}.values())
     kv_dtype = options.kv_dtype or default_kv_dtype(dtype)
-    bench = ModelBench(path.name, path, built.task, dtype, kv_dtype, options.threads, parameters)
+    bench = ModelBench(path.name, path, built.task, dtype, kv_dtype, options.threads, parameters, head_dtype=head_dtype)
     with ExitStack() as stack:
         folder = options.keep or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fastattn-bench-")))
         own = folder / f"{path.name}-{fingerprint(path)}"
-        job = Job(path, built.task, dtype, options.threads, own, kv_dtype)
+        job = Job(path, built.task, dtype, options.threads, own, kv_dtype, head_dtype)
         workers = {OURS: _start(OURS, job, options.timeout, stack)}
         if model.quantised is None:
             workers |= _start_others(bench, job, options, stack, say)
@@ -166,6 +173,18 @@ def bench_model(path_or_id: str | Path, options: Options, *, say: Callable[[str]
             row = _measure(work, built, options, workers)
             bench.rows.append(row)
     return bench
+
+
+def _dtypes(model: OpenModel, options: Options) -> tuple[str, str | None]:
+    """dtype and head_dtype, checked."""
+    for name, asked in (("dtype", options.dtype), ("head_dtype", options.head_dtype)):
+        if asked not in (None, *DTYPES["cpu"]):
+            raise InputError(f"{name}: expected one of {', '.join(DTYPES['cpu'])}, got {asked!r}")
+        if model.quantised is not None and asked not in (None, kept := getattr(model.quantised, name)):
+            raise InputError(f"{name}: {model.path} is quantised to {kept}, got {asked!r}")
+    if model.quantised is not None:
+        return model.quantised.dtype, model.quantised.head_dtype
+    return options.dtype or "float32", options.head_dtype
 
 
 def fingerprint(path: Path) -> str:

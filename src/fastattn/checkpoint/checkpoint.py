@@ -6,7 +6,7 @@ import hashlib
 import logging
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -78,12 +78,17 @@ class Checkpoint:
 
 
 def open_checkpoint(
-    path: str | Path, *, verify: Literal["sha256"] | Mapping[str, str] | None = None, check_finite: bool = False
+    path: str | Path,
+    *,
+    verify: Literal["sha256"] | Mapping[str, str] | None = None,
+    check_finite: bool = False,
+    check_config: Callable[[Mapping[str, JsonValue]], object] | None = None,
 ) -> Checkpoint:
     """Read config.json and the headers of a directory.
 
     verify: "sha256" compares every weight file with SHA256SUMS in the directory, or with the name of its blob in a
     Hugging Face cache; a mapping gives the digests by file name. check_finite: refuse NaN and infinity in the weights.
+    check_config: raises for a config.json that is of no use, before weights are looked for.
     Raises ConfigError (config.json), ModelFormatError (weights), OSError (not there, not readable).
     """
     require_little_endian()
@@ -91,6 +96,8 @@ def open_checkpoint(
     if not directory.is_dir():
         raise ModelNotFoundError(f"{directory}: expected a directory with {CONFIG_NAME} and {SINGLE_NAME}")
     config = read_config(directory)
+    if check_config is not None:
+        check_config(config)
     quantised = None
     if is_quantised(config):
         quantised = read_quantised(directory / SINGLE_NAME, config)

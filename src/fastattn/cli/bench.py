@@ -16,7 +16,7 @@ from fastattn.bench.machine import Machine, about, headline, measure_machine
 from fastattn.bench.picture import save
 from fastattn.bench.report import result_table, share_table
 from fastattn.bench.roofline import plot
-from fastattn.bench.run import ModelBench, Options, bench_model
+from fastattn.bench.run import ModelBench, Options, bench_model, works_in
 from fastattn.errors import InputError
 from fastattn.tasks.demo import demo_model
 
@@ -26,23 +26,20 @@ def bench(args: argparse.Namespace) -> int:
     for name in (args.json, args.picture, args.keep):
         if name not in (None, "-") and not Path(name).absolute().parent.is_dir():
             raise InputError(f"{name}: expected an existing folder, got {Path(name).parent}")
+    paths = _models(args)
+    works = _works(args, paths)
     threads = args.threads or runtime.info()["threads"]
     found = about()
     wants_machine = args.machine or args.model is None or args.picture is not None
     machine = measure_machine(threads) if wants_machine else None
-    paths: list[str | Path] = []
-    if args.model is not None:
-        paths = [args.model]
-    elif not args.machine:
-        paths = [demo_model("text-generation"), demo_model("text-classification")]
     text = headline(found) + "\n"
     if machine is not None and args.model is None:
         text += "\n" + machine.table()
     quiet = args.json == "-"
     _show(text, quiet)
     benches = []
-    for path in paths:
-        benches.append(bench_model(path, _options(args, threads), say=_progress))
+    for path, names in works.items():
+        benches.append(bench_model(path, _options(args, threads, names), say=_progress))
         _progress("")
         part = "\n" + model_text(benches[-1], args.profile)
         _show(part, quiet)
@@ -59,6 +56,7 @@ def bench(args: argparse.Namespace) -> int:
 def model_text(bench: ModelBench, profile: bool) -> str:
     """The tables of one model."""
     head = f"{bench.name}, {bench.task}, {bench.parameters / 1e6:.1f} million parameters, {bench.dtype}, "
+    head += f"head {bench.head_dtype}, " if bench.head_dtype is not None else ""
     parts = [head + f"{bench.threads} thread{'s' if bench.threads > 1 else ''}\n", result_table(bench.rows)]
     parts.append(share_table(bench.rows))
     if profile:
@@ -80,13 +78,33 @@ def read_libraries(text: str) -> tuple[str, ...]:
     return names
 
 
-def _options(args: argparse.Namespace, threads: int) -> Options:
+def _models(args: argparse.Namespace) -> list[str | Path]:
+    if args.model is not None:
+        return [args.model]
+    return [] if args.machine else [demo_model("text-generation"), demo_model("text-classification")]
+
+
+def _works(args: argparse.Namespace, paths: Sequence[str | Path]) -> dict[str | Path, tuple[str, ...] | None]:
+    """The work of each model, None for all of it; without the models that have none of what was asked for."""
+    if args.works is None:
+        return dict.fromkeys(paths)
+    known = {path: [work.name for work in works_in(path)] for path in paths}
+    every = list(dict.fromkeys(name for names in known.values() for name in names))
+    for name in args.works:
+        if name not in every:
+            args.parser.error(f"argument --works: expected some of {','.join(every)}, got {name!r}")
+    chosen = {path: tuple(name for name in args.works if name in names) for path, names in known.items()}
+    return {path: names for path, names in chosen.items() if names}
+
+
+def _options(args: argparse.Namespace, threads: int, works: tuple[str, ...] | None) -> Options:
     return Options(
         threads=threads,
         dtype=args.dtype,
         kv_dtype=args.kv_dtype,
+        head_dtype=args.head_dtype,
         against=args.against or (),
-        works=tuple(name for name in args.works.split(",") if name) if args.works else None,
+        works=works,
         rounds=args.rounds,
         seconds=args.seconds,
         keep=Path(args.keep) if args.keep else None,

@@ -68,6 +68,7 @@ def generate(args: argparse.Namespace) -> int:
         "repetition_penalty": args.repetition_penalty,
         "seed": args.seed,
         "stop_strings": args.stop or None,
+        "truncate": args.truncate,
     }
     checked = GenerationOptions(**options)
     prompts = read_texts(args.prompt, args.file, whole_stdin=True)
@@ -76,7 +77,7 @@ def generate(args: argparse.Namespace) -> int:
     )
     tokenizer = need_tokenizer(model, "generate")
     ids = [tokenizer.encode(prompt.text) for prompt in prompts]
-    _check_lengths(prompts, ids, args.max_tokens, model.executor.program.max_positions)
+    _check_lengths(prompts, ids, args, model.executor.program.max_positions)
     begin = time.perf_counter()
     if args.stream and not args.json:
         n_new = _stream(model, prompts, ids, options)
@@ -96,11 +97,12 @@ def generate(args: argparse.Namespace) -> int:
     return 0
 
 
-def _check_lengths(prompts: list[Text], ids: list[NDArray[np.int32]], n_new: int, context: int) -> None:
-    """Refuse a prompt that does not fit, before anything is printed."""
+def _check_lengths(prompts: list[Text], ids: list[NDArray[np.int32]], args: argparse.Namespace, context: int) -> None:
+    """Refuse a prompt that does not fit and cannot be cut, before anything is printed."""
+    n_new, cuts = args.max_tokens, args.truncate is not None and args.max_tokens < context
     for prompt, tokens in zip(prompts, ids, strict=True):
         n_prompt = max(1, len(tokens))  # an empty prompt starts from one id
-        if n_prompt + n_new > context:
+        if n_prompt + n_new > context and not cuts:
             raise ContextLengthError(
                 f"{prompt.where}: a prompt of {n_prompt} tokens and -n {n_new} exceed the model's context of {context}"
             )

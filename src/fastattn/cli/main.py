@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 
 import fastattn
-from fastattn.cli.values import integer, names, number, some_text, stop_text
+from fastattn.cli.values import file_name, integer, names, number, some_names, some_text, stop_text
 from fastattn.errors import FastattnError
 
 _INT32_MAX = 2**31 - 1
@@ -18,9 +18,13 @@ _INT32_MAX = 2**31 - 1
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code (usage errors raise SystemExit(2), as argparse does)."""
     parser = _parser()
-    args = parser.parse_args(argv)
-    args.command_line = list(sys.argv[1:] if argv is None else argv)
-    _check_together(parser, args)
+    words = list(sys.argv[1:] if argv is None else argv)
+    args, unknown = parser.parse_known_args(words)
+    if unknown:
+        before = words[: words.index(args.command)]
+        (parser if unknown[0] in before else args.parser).error(f"unrecognized arguments: {' '.join(unknown)}")
+    args.command_line = words
+    _check_together(args)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a locale without a letter of the text is no reason to stop
     try:
@@ -46,8 +50,9 @@ def _one_line(error: BaseException) -> str:
     return " ".join(text.split()) or type(error).__name__
 
 
-def _check_together(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+def _check_together(args: argparse.Namespace) -> None:
     """What one flag asks of another."""
+    parser: argparse.ArgumentParser = args.parser
     if args.command == "embed" and args.json and args.output is not None:
         parser.error("argument --json: not allowed with argument -o/--output, which writes no text")
     if args.command == "bench" and args.machine and (args.against or args.works):
@@ -87,6 +92,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_quality(commands)
     _add_quantize(commands)
     _add_bench(commands)
+    for command in commands.choices.values():
+        command.set_defaults(parser=command)  # for errors that are found later, with the usage of the command
     return parser
 
 
@@ -98,11 +105,7 @@ def _add_info(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
 def _add_generate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser("generate", help="continue texts")
     _add_model(parser)
-    parser.add_argument(
-        "--head-dtype",
-        choices=("float32", "bfloat16", "int8", "int4"),
-        help="how the matrix that gives the logits is held (as the weights)",
-    )
+    _add_head_dtype(parser)
     _add_texts(parser, "a prompt; '-' reads all of standard input as one prompt")
     parser.add_argument(
         "-n", "--max-tokens", type=integer(0, _INT32_MAX), default=64, metavar="N", help="new tokens at most (64)"
@@ -122,6 +125,9 @@ def _add_generate(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     )
     parser.add_argument(
         "--stop", action="append", type=stop_text, default=[], metavar="TEXT", help="end before this text; repeatable"
+    )
+    parser.add_argument(
+        "--truncate", choices=("left", "right"), help="cut prompts that do not fit the context beside -n, on this side"
     )
     parser.add_argument(
         "--stream",
@@ -148,7 +154,7 @@ def _add_embed(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument(
         "-o",
         "--output",
-        type=some_text("a file"),
+        type=file_name(".npy"),
         metavar="FILE.npy",
         help="write a float32 [n, d] array instead of text",
     )
@@ -190,12 +196,7 @@ def _add_quantize(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     )
     parser.add_argument("output", type=some_text("a folder"), metavar="OUT", help="a new or empty folder")
     parser.add_argument("--dtype", required=True, choices=("bfloat16", "int8", "int4"), help="how weights are held")
-    parser.add_argument(
-        "--head-dtype",
-        default=None,
-        choices=("float32", "bfloat16", "int8", "int4"),
-        help="the same of the matrix that gives the logits (as --dtype)",
-    )
+    _add_head_dtype(parser)
     parser.add_argument(
         "--threads", type=integer(1), default=None, metavar="N", help="threads (all that this process may use)"
     )
@@ -223,6 +224,7 @@ def _add_bench(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         choices=("float32", "bfloat16", "int8", "float16"),
         help="how keys and values are held (as the weights)",
     )
+    _add_head_dtype(parser)
     parser.add_argument(
         "--threads", type=integer(1, 1024), metavar="N", help="of every library (all that this process may use)"
     )
@@ -233,9 +235,7 @@ def _add_bench(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="other libraries on the same work, each in a process of its own: torch,onnxruntime,ctranslate2,openvino,"
         "llama_cpp; NAME:DTYPE for another dtype than --dtype",
     )
-    parser.add_argument(
-        "--works", type=some_text("names"), metavar="NAMES", help="some of the work, by name: 8x128,1x16"
-    )
+    parser.add_argument("--works", type=some_names, metavar="NAMES", help="some of the work, by name: 8x128,1x16")
     parser.add_argument("--rounds", type=integer(1, 1000), default=5, metavar="N", help="turns of each library (5)")
     parser.add_argument(
         "--seconds", type=number(0.001, 600), default=0.3, metavar="S", help="least time of a turn (0.3)"
@@ -244,7 +244,9 @@ def _add_bench(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument(
         "--json", nargs="?", const="-", type=some_text("a file"), metavar="FILE", help="figures and all samples as JSON"
     )
-    parser.add_argument("--picture", type=_picture, metavar="FILE", help="a roofline plot: FILE.svg or FILE.html")
+    parser.add_argument(
+        "--picture", type=file_name(".svg", ".html"), metavar="FILE", help="a roofline plot: FILE.svg or FILE.html"
+    )
     parser.add_argument(
         "--keep", type=some_text("a folder"), metavar="DIR", help="where models converted for other libraries stay"
     )
@@ -256,10 +258,12 @@ def _libraries(text: str) -> tuple[str, ...]:
     return read_libraries(text)
 
 
-def _picture(text: str) -> str:
-    if not text.lower().endswith((".svg", ".html")):
-        raise argparse.ArgumentTypeError(f"expected FILE.svg or FILE.html, got {text!r}")
-    return text
+def _add_head_dtype(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--head-dtype",
+        choices=("float32", "bfloat16", "int8", "int4"),
+        help="how the matrix that gives the logits is held (as the weights)",
+    )
 
 
 def _add_model_name(parser: argparse.ArgumentParser) -> None:

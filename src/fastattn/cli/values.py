@@ -65,6 +65,25 @@ def names(*known: str) -> Callable[[str], tuple[str, ...]]:
     return read
 
 
+def some_names(text: str) -> tuple[str, ...]:
+    """Names with commas between them, at least one."""
+    found = tuple(name.strip() for name in text.split(",") if name.strip())
+    if not found:
+        raise argparse.ArgumentTypeError(f"expected names, got {text!r}")
+    return found
+
+
+def file_name(*endings: str) -> Callable[[str], str]:
+    """The name of a file with one of these endings."""
+
+    def read(text: str) -> str:
+        if not text.lower().endswith(endings):
+            raise argparse.ArgumentTypeError(f"expected {' or '.join('FILE' + e for e in endings)}, got {text!r}")
+        return text
+
+    return read
+
+
 def stop_text(text: str) -> str:
     """A stop string of 1 to 1000 characters; white space counts."""
     if not 1 <= len(text) <= 1000:

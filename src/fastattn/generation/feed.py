@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fastattn.generation import numpy_sampler
-from fastattn.generation.options import GenerationOptions
+from fastattn.generation.options import GenerationOptions, NanPolicy
 from fastattn.generation.request import Request
 from fastattn.graph.executor import Drawn, Executor
 from fastattn.graph.ir import Step
 from fastattn.graph.sampling import SAMPLE_PARAMS, Sampling
+
+Logits: TypeAlias = NDArray[np.floating[Any]]  # [n_wanted, vocab]
 
 
 def step_of(chunks: Sequence[tuple[Request, int]]) -> Step:
@@ -58,15 +60,39 @@ def sampling_of(
     )
 
 
-def draw_from_logits(executor: Executor, step: Step, sampling: Sampling) -> Drawn:
-    """What `DrawingExecutor.draw` does, for an executor that gives its logits."""
-    logits = cast("NDArray[np.floating[Any]]", executor.run(step, ["logits"])["logits"])
+def draw_from_logits(executor: Executor, step: Step, sampling: Sampling, *, nan: NanPolicy = "raise") -> Drawn:
+    """What `DrawingExecutor.draw` does, for an executor that gives its logits; `nan` as in `GenerationOptions`."""
+    logits = cast("Logits", executor.run(step, ["logits"])["logits"])
     if sampling.suppress is not None and sampling.suppressed is not None:
         logits = logits.copy()
         logits[np.ix_(sampling.suppress > 0, sampling.suppressed)] = -np.inf
+    unclean = _unclean(logits) if nan == "propagate" else None
+    if nan != "raise":
+        logits = _cleaned(logits, nan, sampling)
     if logits.dtype == np.float64:
         sample = numpy_sampler.sample
     else:
         from fastattn.runtime import sample
     ids, logprobs = sample(logits, sampling.params, sampling.history, sampling.history_offsets)
+    if unclean is not None:
+        logprobs[unclean] = np.nan
     return ids.tolist(), logprobs.tolist() if sampling.logprobs else None
+
+
+def _unclean(logits: Logits) -> NDArray[np.bool_]:
+    """Which rows the samplers refuse."""
+    low = np.isneginf(logits)
+    return np.asarray(~(np.isfinite(logits) | low).all(axis=1) | low.all(axis=1))
+
+
+def _cleaned(logits: Logits, nan: NanPolicy, sampling: Sampling) -> Logits:
+    """Rows that the samplers take, but for those of -inf alone where the policy is "finite"."""
+    infinite = -np.inf if nan == "finite" else np.finfo(logits.dtype).max
+    rows: Logits = np.nan_to_num(logits, nan=-np.inf, posinf=infinite, neginf=-np.inf)
+    if nan == "propagate":
+        for i in np.flatnonzero(np.isneginf(rows).all(axis=1)):
+            allowed = np.ones(rows.shape[1], np.bool_)
+            if sampling.suppress is not None and sampling.suppress[i] > 0:
+                allowed[sampling.suppressed] = False
+            rows[i, allowed.argmax()] = 0
+    return rows

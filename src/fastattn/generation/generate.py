@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastattn.errors import ConfigError, ContextLengthError, DTypeError, InputError
-from fastattn.generation.options import DEFAULT_NEW_TOKENS, GenerationOptions, read_options
+from fastattn.generation.options import DEFAULT_NEW_TOKENS, GenerationOptions, NanPolicy, read_options
 from fastattn.generation.scheduler import FinishReason, Request, Scheduler
 from fastattn.generation.stopping import TextState
 from fastattn.graph.executor import Executor
@@ -52,6 +52,7 @@ class GenerationArgs(TypedDict, total=False):
     eos_token_id: int | Sequence[int] | None
     truncate: Literal["left", "right"] | None
     max_batch_size: int
+    nan: NanPolicy
 
 
 @dataclass(frozen=True, slots=True)

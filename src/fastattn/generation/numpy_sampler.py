@@ -63,7 +63,8 @@ def sample(
         row = logits[i]
         if np.isnan(row).any() or np.isposinf(row).any() or not np.isfinite(row).any():
             raise NonFiniteError(f"logits[{i}]: expected finite numbers or -inf, got {_first_bad(row)}")
-        chosen = _sample_row(row, params[i], history[history_offsets[i] : history_offsets[i + 1]])
+        with np.errstate(over="ignore"):  # by a penalty or temperature below 1
+            chosen = _sample_row(row, params[i], history[history_offsets[i] : history_offsets[i + 1]])
         wide = row.astype(np.float64)
         highest = wide.max()
         ids[i] = chosen

@@ -6,7 +6,7 @@ import math
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Literal, SupportsFloat
+from typing import Any, Literal, SupportsFloat, TypeAlias
 
 import numpy as np
 
@@ -15,6 +15,8 @@ from fastattn.models.inputs import check_count
 
 DEFAULT_NEW_TOKENS = 20
 GREEDY_BELOW = 1e-6  # a temperature under this is greedy: the scaled logits would leave float32
+NanPolicy: TypeAlias = Literal["raise", "finite", "propagate"]
+NAN_POLICIES = ("raise", "finite", "propagate")
 _MAX_STOP_STRINGS = 1000
 _MAX_STOP_CHARS = 1000
 
@@ -34,6 +36,10 @@ class GenerationOptions:
     truncate: "left" or "right" cuts a prompt on that side where it does not fit the context beside the new tokens; None
         refuses it.
     max_batch_size: how many sequences run at a time; results do not depend on it.
+    nan: what becomes of a row of logits with NaN or +inf, or of -inf alone. "raise" raises NonFiniteError. "finite"
+        draws from the finite logits and raises NonFiniteError only where there are none. "propagate" never raises: NaN
+        counts as -inf, +inf as the largest number, of -inf alone the lowest id that may be drawn is taken, and the
+        log-probability of the token is NaN.
     """
 
     max_new_tokens: int | None = None
@@ -49,6 +55,7 @@ class GenerationOptions:
     eos_token_id: int | Sequence[int] | None = None
     truncate: Literal["left", "right"] | None = None
     max_batch_size: int = 32
+    nan: NanPolicy = "raise"
 
     def __post_init__(self) -> None:
         new = None if self.max_new_tokens is None else check_count("max_new_tokens", self.max_new_tokens)
@@ -72,6 +79,8 @@ class GenerationOptions:
         if self.truncate not in (None, "left", "right"):
             raise InputError(f"truncate: expected 'left', 'right' or None, got {self.truncate!r:.40}")
         self._set("max_batch_size", check_count("max_batch_size", self.max_batch_size, low=1))
+        if self.nan not in NAN_POLICIES:
+            raise InputError(f"nan: expected 'raise', 'finite' or 'propagate', got {self.nan!r:.40}")
 
     def _set(self, name: str, value: object) -> None:
         object.__setattr__(self, name, value)

@@ -13,10 +13,13 @@ from collections import deque
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from fastattn.errors import NonFiniteError
 from fastattn.generation.feed import draw_from_logits, sampling_of, step_of
 from fastattn.generation.options import GenerationOptions
 from fastattn.generation.request import FinishReason, Request
 from fastattn.graph.executor import Decoding, DrawingExecutor, Drawn, Executor
+from fastattn.graph.ir import Step
+from fastattn.graph.sampling import Sampling
 
 __all__ = ["STEP_TOKENS", "Draw", "FinishReason", "Request", "Scheduler"]
 
@@ -83,9 +86,7 @@ class Scheduler:
         if self._decoding is None:
             ids, logprobs = self._first_step()
         else:
-            ids, logprobs = self._decoding.draw()
-            for request in self._rows:
-                request.fed += 1
+            ids, logprobs = self._next_step(self._decoding)
         if logprobs is not None:
             for request, logprob in zip(self._rows, logprobs, strict=True):
                 request.logprobs.append(logprob)
@@ -110,16 +111,40 @@ class Scheduler:
         sampling = sampling_of(rows, self._options, eos_ids=self._eos, logprobs=self._logprobs)
         self._rows = rows
         repeats = len(step.token_ids) == len(rows) == len(self._running)
-        if self._drawing is None:
-            drawn = draw_from_logits(self._executor, step, sampling)
-        elif repeats:
-            self._decoding = self._drawing.decoding(step, sampling)
-            drawn = self._decoding.draw()
-        else:
-            drawn = self._drawing.draw(step, sampling)
+        drawn = self._draw(step, sampling, repeats=repeats)
         for request, count in chunks:
             request.fed += count
         return drawn
+
+    def _next_step(self, decoding: Decoding) -> Drawn:
+        """A step of the requests of the last one."""
+        try:
+            drawn = decoding.draw()
+        except NonFiniteError:
+            if self._options.nan == "raise":
+                raise
+            self._draw_from_logits_from_now_on()
+            return self._first_step()
+        for request in self._rows:
+            request.fed += 1
+        return drawn
+
+    def _draw(self, step: Step, sampling: Sampling, *, repeats: bool) -> Drawn:
+        try:
+            if self._drawing is not None and repeats:
+                self._decoding = self._drawing.decoding(step, sampling)
+                return self._decoding.draw()
+            if self._drawing is not None:
+                return self._drawing.draw(step, sampling)
+        except NonFiniteError:  # the caches are as they were
+            if self._options.nan == "raise":
+                raise
+            self._draw_from_logits_from_now_on()
+        return draw_from_logits(self._executor, step, sampling, nan=self._options.nan)
+
+    def _draw_from_logits_from_now_on(self) -> None:
+        """What was not finite may be in keys and values, and is seen at every step then: no use in trying first."""
+        self._drawing = self._decoding = None
 
     def _takes_more(self) -> bool:
         """Whether a request waits that could run."""

@@ -78,7 +78,10 @@ class Decoding(Protocol):
     """Sequences that are fed, step after step, the token that each of them drew."""
 
     def draw(self) -> Drawn:
-        """Run one step: the ids, one a sequence, and their log-probabilities if they were asked for."""
+        """Run one step: the ids, one a sequence, and their log-probabilities if they were asked for.
+
+        After an error all is as it was.
+        """
         ...
 
 
@@ -89,7 +92,7 @@ class DrawingExecutor(Protocol):
     def draw(self, step: Step, sampling: Sampling) -> Drawn:
         """Run one step: an id for each wanted row and, if asked for, their log-probabilities.
 
-        Raises NonFiniteError naming the row. `step.caches` advance as with `run`.
+        Raises NonFiniteError naming the row. `step.caches` advance as with `run`, and are as they were after an error.
         """
         ...
 

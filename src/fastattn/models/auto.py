@@ -65,6 +65,7 @@ class CausalLM(Model):
         stop_strings: str | Sequence[str] | None = None,
         eos_token_id: int | Sequence[int] | None = None,
         truncate: Literal["left", "right"] | None = None,
+        nan: Literal["raise", "finite", "propagate"] = "raise",
         max_batch_size: int = 32,
         return_dict_in_generate: bool = False,
         **unknown: NoReturn,
@@ -90,6 +91,7 @@ class CausalLM(Model):
             stop_strings=stop_strings,
             eos_token_id=eos_token_id,
             truncate=truncate,
+            nan=nan,
             max_batch_size=max_batch_size,
             return_dict_in_generate=return_dict_in_generate,
             **unknown,
@@ -111,6 +113,7 @@ class CausalLM(Model):
         stop_strings: str | Sequence[str] | None = None,
         eos_token_id: int | Sequence[int] | None = None,
         truncate: Literal["left", "right"] | None = None,
+        nan: Literal["raise", "finite", "propagate"] = "raise",
         **unknown: NoReturn,
     ) -> Any:
         """Continue a text, or ids [n_tokens], piece by piece; see `fastattn.generation.stream`.
@@ -132,6 +135,7 @@ class CausalLM(Model):
             stop_strings=stop_strings,
             eos_token_id=eos_token_id,
             truncate=truncate,
+            nan=nan,
             **unknown,
         )
 

@@ -20,7 +20,7 @@ from fastattn.models.generation_config import warn_of_options
 from fastattn.models.inputs import Batch, read_batch
 from fastattn.models.names import Task
 from fastattn.models.outputs import PerToken
-from fastattn.models.registry import BuiltModel, ModelConfig, build
+from fastattn.models.registry import BuiltModel, ModelConfig, build, find_family
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -95,7 +95,7 @@ def load_model(
     directory = resolve(
         path_or_id, revision=revision, cache_dir=cache_dir, local_files_only=local_files_only, token=token
     )
-    checkpoint = open_checkpoint(directory, verify=verify, check_finite=check_finite)
+    checkpoint = open_checkpoint(directory, verify=verify, check_finite=check_finite, check_config=find_family)
     quantised = checkpoint.quantised
     if quantised is not None:
         _check_quantised(directory, quantised, dtype, head_dtype, device)

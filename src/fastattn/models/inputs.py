@@ -10,7 +10,7 @@ import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any, Literal
+from typing import Any, Literal, SupportsIndex, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -308,14 +308,16 @@ def _as_array(value: object, name: str) -> Array:
 
 def _check_items(items: Sequence[object], name: str, booleans: bool) -> None:
     """Integers that fit in 64 bits."""
-    if set(map(type, items)) <= {int} and (not items or (min(items) >= -(2**63) and max(items) < 2**63)):  # type: ignore[type-var, operator]
-        return
+    if set(map(type, items)) <= {int}:
+        integers = cast("Sequence[int]", items)
+        if not integers or (min(integers) >= -(2**63) and max(integers) < 2**63):
+            return
     for i, item in enumerate(items):
         is_bool = isinstance(item, bool | np.bool_) or str(getattr(item, "dtype", "")).endswith("bool")
         if is_bool and booleans and getattr(item, "ndim", 0) == 0:
             continue
         try:
-            value = None if is_bool else operator.index(item)  # type: ignore[arg-type]
+            value = None if is_bool else operator.index(cast(SupportsIndex, item))
         except TypeError:
             value = None
         if value is None:

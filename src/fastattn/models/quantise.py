@@ -15,7 +15,7 @@ from fastattn.errors import ConfigError, InputError
 from fastattn.graph.ir import Weight
 from fastattn.graph.quantise import tied_embeddings, weight_formats
 from fastattn.models.names import TASKS, Task
-from fastattn.models.registry import BuiltModel, build
+from fastattn.models.registry import BuiltModel, build, find_family
 
 
 def quantize(
@@ -43,7 +43,7 @@ def quantize(
         raise InputError(f"head_dtype: expected None or one of {', '.join(FORMATS)}, got {head_dtype!r}")
     source = resolve(path_or_id, revision=revision, cache_dir=cache_dir, local_files_only=local_files_only, token=token)
     target = Path(directory)
-    checkpoint = open_checkpoint(source)
+    checkpoint = open_checkpoint(source, check_config=find_family)
     if checkpoint.quantised is not None:
         raise ConfigError(f"{source}: is quantised already; expected a float checkpoint")
     config = dict(checkpoint.config)

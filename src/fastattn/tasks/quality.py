@@ -26,7 +26,7 @@ from fastattn.models.auto import (
 )
 from fastattn.models.inputs import check_count
 from fastattn.models.names import Task
-from fastattn.models.registry import build
+from fastattn.models.registry import build, find_family
 from fastattn.tokenizer import check_texts
 
 AnyModel: TypeAlias = CausalLM | Encoder | SequenceClassifier
@@ -137,7 +137,7 @@ def default_texts() -> list[str]:
 
 def find_task(directory: Path) -> Task:
     """What a checkpoint can be loaded as: a classifier, else a language model, else an encoder."""
-    checkpoint = open_checkpoint(directory)
+    checkpoint = open_checkpoint(directory, check_config=find_family)
     tasks: tuple[Task, ...] = ("sequence-classification", "causal-lm")
     for task in tasks:
         try:

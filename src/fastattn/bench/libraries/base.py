@@ -22,7 +22,8 @@ Array = NDArray[Any]
 class Job:
     """What to load: a checkpoint's folder for a task, in a dtype, with so many threads.
 
-    folder: where a converted model may be kept; it is the same for all libraries. kv_dtype: fastattn's own.
+    folder: where a converted model may be kept; it is the same for all libraries. kv_dtype, head_dtype:
+    fastattn's own.
     """
 
     path: Path
@@ -31,6 +32,7 @@ class Job:
     threads: int
     folder: Path
     kv_dtype: str | None = None
+    head_dtype: str | None = None
 
 
 class Peer(Protocol):

@@ -29,7 +29,7 @@ class Fastattn:
     def __init__(self, job: Job) -> None:
         self.task, self.dtype = job.task, job.dtype
         self.model: Model = _AUTO[job.task].from_pretrained(
-            job.path, dtype=job.dtype, kv_dtype=job.kv_dtype, threads=job.threads
+            job.path, dtype=job.dtype, kv_dtype=job.kv_dtype, head_dtype=job.head_dtype, threads=job.threads
         )
 
     @property

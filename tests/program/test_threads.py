@@ -1,0 +1,47 @@
+"""Threads of a model on the CPUs of the machine."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fastattn import AutoModelForCausalLM
+from tests.reference.checkpoints import write_gpt2
+
+TASKS = Path("/proc/self/task")
+
+
+def cpu_of(thread: int) -> int:
+    """The CPU that a thread of this process ran on last (field 39 of `stat`)."""
+    return int((TASKS / str(thread) / "stat").read_text().rpartition(")")[2].split()[36])
+
+
+@pytest.mark.skipif(not TASKS.is_dir(), reason="there is no /proc")
+def test_a_worker_on_the_cpu_of_the_caller_leaves_it_and_may_use_all_as_before(tmp_path: Path) -> None:
+    allowed = os.sched_getaffinity(0)
+    if len(allowed) < 2:
+        pytest.skip("this process may use one CPU")
+    before = {task.name for task in TASKS.iterdir()}
+    folder = write_gpt2(tmp_path, n_embd=256, n_head=4, n_layer=4, n_positions=1024)
+    ids = np.arange(1000) % 31  # long enough to be worth it
+    with AutoModelForCausalLM.from_pretrained(folder, threads=2) as model:
+        expected = np.asarray(model(ids).logits)
+        (worker,) = (int(task.name) for task in TASKS.iterdir() if task.name not in before)
+        here = min(allowed)
+        seen = set()
+        try:
+            os.sched_setaffinity(0, {here})  # of the calling thread alone
+            for _ in range(100):  # where something else slows them, steps leave the worker for a while
+                os.sched_setaffinity(worker, {here})
+                os.sched_setaffinity(worker, allowed)
+                np.testing.assert_array_equal(model(ids).logits, expected)
+                seen.add(cpu_of(worker))
+                assert os.sched_getaffinity(worker) == allowed
+                if seen - {here}:
+                    break
+        finally:
+            os.sched_setaffinity(0, allowed)
+        assert seen - {here}
