@@ -113,7 +113,8 @@ auto use(KvCache& cache, const F& work) {
 }
 
 void register_engine(py::module_& m) {
-    py::classh<Engine>(m, "Engine", "Device, stream and weights of one model.")
+    // Local: tests load this module and that of the emulation into one process.
+    py::classh<Engine>(m, "Engine", py::module_local(), "Device, stream and weights of one model.")
         .def(py::init([](int64_t budget_bytes, bool tf32, bool library, const std::vector<std::string>& paths) {
                  return std::make_unique<Engine>(EngineOptions{budget_bytes, tf32, library, paths});
              }),
@@ -134,7 +135,7 @@ void register_engine(py::module_& m) {
 }
 
 void register_cache(py::module_& m) {
-    py::classh<KvCache>(m, "Cache", "Keys and values of one sequence, in pages of device memory.")
+    py::classh<KvCache>(m, "Cache", py::module_local(), "Keys and values of one sequence, in pages of device memory.")
         .def_property_readonly("length", [](KvCache& cache) { return use(cache, [&] { return cache.length(); }); })
         .def_property_readonly("closed", &KvCache::closed)
         .def(
@@ -147,7 +148,7 @@ void register_cache(py::module_& m) {
 }
 
 void register_executor(py::module_& m) {
-    py::classh<Executor>(m, "Executor", "Runs one Program.")
+    py::classh<Executor>(m, "Executor", py::module_local(), "Runs one Program.")
         .def(py::init([](std::shared_ptr<Engine> engine, const py::dict& spec, const std::string& kv_dtype) {
                  const Type type = value_of(kTypeNames, kv_dtype, "kv_dtype", ErrorKind::kInput);
                  return std::make_unique<Executor>(std::move(engine), spec_from(spec), type);

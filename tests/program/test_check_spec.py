@@ -52,7 +52,7 @@ def loaded(folder: Path, family: str) -> Loaded:
         weights = {name: weight for name, weight in program.weights.items() if not engine.has(name)}
         part = Program((), (), weights, {}, 0, 0, 0, 0, False)
         runtime._load(engine, part.weights, built.tensors, weight_formats(part, "float32"))
-    return Loaded(engine, tuple(runtime._spec(program, "float32") for program in programs))
+    return Loaded(engine, tuple(runtime.spec_of(program, "float32") for program in programs))
 
 
 @pytest.fixture(scope="module")
@@ -277,6 +277,6 @@ def test_a_linear_that_reads_columns_of_its_residual(tmp_path: Path, offset: int
     ids = rng.integers(0, 31, 60).astype(np.int32)
     step = Step(ids, np.array([0, 60], np.int32), np.arange(60, dtype=np.int32), ids[:0])
     expected = NumpyExecutor(program, lambda part: single[part]).run(step)["y"]
-    executor = _core.Executor(engine, runtime._spec(program, "float32"))
+    executor = _core.Executor(engine, runtime.spec_of(program, "float32"))
     (found,) = executor.run(step.token_ids, step.cu_seqlens, step.positions, step.wanted)
     assert_close(found, np.asarray(expected), program, longest=60)
