@@ -253,9 +253,9 @@ FA_INLINE Prefetch prefetch_of(const LinearArgs& args, int panel, int k0, int wo
         left = args.words;
         if (panel + 1 == args.panel_end) next = static_cast<const std::byte*>(args.next_panel);
     }
-    // A single row asks for its own panel while it reads it.
-    if (next == nullptr || args.m <= 1) return {weights, 0, 0};
-    const int tiles = (rows + kTileRows - 1) / kTileRows * (kVecsPerPanel / kTileVecs);
+    // A tile of a single row asks for its own panel while it reads it.
+    if (next == nullptr || rows <= 1) return {weights, 0, 0};
+    const int tiles = (rows + kTileRows - 2) / kTileRows * (kVecsPerPanel / kTileVecs);
     const int64_t steps = int64_t{words > 0 ? words : 1} * tiles;
     const int64_t step = (bytes_to(kFormat, left < kKBlock ? left : kKBlock) + steps - 1) / steps;
     return {next, step, static_cast<int>((step + kLineBytes - 1) / kLineBytes)};
