@@ -45,10 +45,9 @@ constexpr int kVecsPerPanel = kPanelWidth / kLanes;
 constexpr int kGroupWords = kInt4Group / 4;
 
 // Brings the slice of a panel that this thread needs next from memory into the caches, a few bytes with every word that
-// is multiplied. Without it a thread waits for the first rows of every panel. On two threads, percent of the FMA rate
-// without and with the prefetch across linears (benchmarks/percent_of_limit.py, neighbouring runs): 64x768x768 82 and
-// 88, 128x2304x768 83 and 90, 512x768x768 87 and 91. Asking for L2 only was 1 to 2 % slower, and so was asking for
-// several lines every eight words, in a loop of its own.
+// is multiplied. Without it a thread waits for the first rows of every panel: 64x768x768 reached 82 % of the FMA rate
+// where it reached 88 with the first version of this, in neighbouring runs of two threads (benchmarks/
+// percent_of_limit.py). Asking for several lines every eight words, in a loop of its own, was 1 to 2 % slower.
 struct Prefetch {
     const std::byte* next;
     int64_t step;  // bytes a word, rounded up: what lies behind the slice may be asked for, too

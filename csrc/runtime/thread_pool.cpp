@@ -117,8 +117,8 @@ struct Team::Shared {
 
     // A worker that finds itself on the CPU of the caller, or of the worker before it, moves away: each would get half
     // of it. Most kernels see to that themselves, within milliseconds; that of a small virtual machine may leave two
-    // busy threads together for seconds. Short regions stay: beside a program that is busy on the other CPU they would
-    // wait for its time slices, longer than for each other.
+    // busy threads together for seconds. After a short region it stays: beside a program that is busy on the other CPU
+    // short ones would wait for its time slices, longer than for each other.
     void part(int index, int size) {
         const int cpu = current_cpu();
         cpus[index].number.store(cpu, std::memory_order_relaxed);

@@ -32,8 +32,8 @@ public:
         }
     }
 
-    // The same as run(chunk, next), where `next` is the chunk that this thread runs afterwards: surely so but for the
-    // last ones, which nobody keeps waiting that another thread could run. n or above: none.
+    // The same as run(chunk, next), where `next` is the chunk that this thread runs afterwards, n or above: none.
+    // Surely so but for the last 2 * size() ones: those are taken when they are run, so that threads end together.
     template <class F>
     void for_chunks_ahead(int64_t n, const F& run) {
         std::atomic<int64_t>& taken = next_counter();

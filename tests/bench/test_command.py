@@ -261,7 +261,7 @@ def test_a_quantised_checkpoint(tmp_path: Path) -> None:
     assert list(bench.rows[0].turns) == ["fastattn"]
     with pytest.raises(InputError, match="is quantised to int8, got 'int4'"):
         bench_model(tmp_path / "q", options(dtype="int4"))
-    with pytest.raises(InputError, match=r"head_dtype: .* is quantised to None, got 'int4'"):
+    with pytest.raises(InputError, match=r"head_dtype: .* is quantised with that of its weights, got 'int4'"):
         bench_model(tmp_path / "q", options(head_dtype="int4"))
 
 

@@ -1,4 +1,5 @@
-"""Threads of a model on the CPUs of the machine."""
+"""Threads of a model on the CPUs of the machine. A kernel that balances parts them by itself, so what is tested is that
+being parted by us changes neither results nor what a thread may use."""
 
 from __future__ import annotations
 
@@ -20,7 +21,7 @@ def cpu_of(thread: int) -> int:
 
 
 @pytest.mark.skipif(not TASKS.is_dir(), reason="there is no /proc")
-def test_a_worker_on_the_cpu_of_the_caller_leaves_it_and_may_use_all_as_before(tmp_path: Path) -> None:
+def test_a_worker_that_starts_on_the_cpu_of_the_caller_may_use_all_of_them_afterwards(tmp_path: Path) -> None:
     allowed = os.sched_getaffinity(0)
     if len(allowed) < 2:
         pytest.skip("this process may use one CPU")

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import fastattn
-from fastattn.errors import ConfigError, DTypeError, InputError
+from fastattn.errors import ConfigError, DTypeError, InputError, NonFiniteError
 from fastattn.models.auto import Encoder
 from fastattn.tasks.quality import default_texts
 from tests.reference.checkpoints import write_gpt2
@@ -129,6 +130,19 @@ def test_refuses(gpt2: Path, tmp_path: Path) -> None:
         fastattn.compare_dtypes(gpt2, [3])  # type: ignore[list-item]
     with pytest.raises(ConfigError, match="tokenizer"):
         fastattn.compare_dtypes(write_gpt2(tmp_path), TEXTS)
+
+
+def test_refuses_what_has_no_float32_to_compare_with(gpt2: Path, tmp_path: Path) -> None:
+    packed = fastattn.quantize(gpt2, tmp_path / "int8", dtype="int8")
+    with pytest.raises(ConfigError, match="expected the float checkpoint, to compare with, got one quantised to int8"):
+        fastattn.compare_dtypes(packed, TEXTS)
+    broken = tmp_path / "nan"
+    shutil.copytree(gpt2, broken)
+    data = bytearray((broken / "model.safetensors").read_bytes())
+    data[-4:] = np.float32(np.nan).tobytes()
+    (broken / "model.safetensors").write_bytes(data)
+    with pytest.raises(NonFiniteError, match="texts: expected finite float32 values from the model, got nan"):
+        fastattn.compare_dtypes(broken, TEXTS)
 
 
 def test_the_text_of_the_package_is_there() -> None:

@@ -181,7 +181,8 @@ def _dtypes(model: OpenModel, options: Options) -> tuple[str, str | None]:
         if asked not in (None, *DTYPES["cpu"]):
             raise InputError(f"{name}: expected one of {', '.join(DTYPES['cpu'])}, got {asked!r}")
         if model.quantised is not None and asked not in (None, kept := getattr(model.quantised, name)):
-            raise InputError(f"{name}: {model.path} is quantised to {kept}, got {asked!r}")
+            held = f"is quantised to {kept}" if kept is not None else "is quantised with that of its weights"
+            raise InputError(f"{name}: {model.path} {held}, got {asked!r}")
     if model.quantised is not None:
         return model.quantised.dtype, model.quantised.head_dtype
     return options.dtype or "float32", options.head_dtype

@@ -103,8 +103,10 @@ def _check_lengths(prompts: list[Text], ids: list[NDArray[np.int32]], args: argp
     for prompt, tokens in zip(prompts, ids, strict=True):
         n_prompt = max(1, len(tokens))  # an empty prompt starts from one id
         if n_prompt + n_new > context and not cuts:
+            alone = "; -n alone does, so that no cut of the prompt helps" if n_new >= context else ""
             raise ContextLengthError(
-                f"{prompt.where}: a prompt of {n_prompt} tokens and -n {n_new} exceed the model's context of {context}"
+                f"{prompt.where}: a prompt of {n_prompt} tokens and -n {n_new} exceed the model's context of "
+                f"{context}{alone}"
             )
 
 

@@ -27,6 +27,7 @@ from fastattn.models.auto import (
 from fastattn.models.inputs import check_count
 from fastattn.models.names import Task
 from fastattn.models.registry import build, find_family
+from fastattn.tasks.finite import check_finite
 from fastattn.tokenizer import check_texts
 
 AnyModel: TypeAlias = CausalLM | Encoder | SequenceClassifier
@@ -94,7 +95,9 @@ def compare_dtypes(
     texts: None is a chapter of a novel that comes with fastattn. A language model reads them as one text, a line each,
     in windows of up to 256 tokens; others read each on its own, cut to their context. max_tokens: nothing is read
     beyond them (a language model's last text is cut there). All dtypes are in memory together. revision, cache_dir,
-    local_files_only and token are for hub ids. Raises ConfigError, ModelFormatError, InputError, OSError.
+    local_files_only and token are for hub ids. Raises ConfigError (also for a quantised directory, which has no float32
+    to compare with), ModelFormatError, InputError, OSError; NonFiniteError where the float32 model gives NaN or
+    infinity.
     """
     for dtype in dtypes:
         if not isinstance(dtype, str) or dtype not in DTYPES:
@@ -114,6 +117,7 @@ def compare_dtypes(
         sums = {name: _Sums() for name in names}
         for ids in inputs.ids:
             exact = _run(models[BASELINE], ids)
+            check_finite(exact.states[-1] if exact.logits is None else exact.logits, "texts", f"{BASELINE} values")
             for name in names:
                 sums[name].add(exact, exact if name == BASELINE else _run(models[name], ids), ids)
         n_tokens = sum(len(ids) for ids in inputs.ids)
@@ -138,6 +142,9 @@ def default_texts() -> list[str]:
 def find_task(directory: Path) -> Task:
     """What a checkpoint can be loaded as: a classifier, else a language model, else an encoder."""
     checkpoint = open_checkpoint(directory, check_config=find_family)
+    if checkpoint.quantised is not None:
+        kept = checkpoint.quantised.dtype
+        raise ConfigError(f"{directory}: expected the float checkpoint, to compare with, got one quantised to {kept}")
     tasks: tuple[Task, ...] = ("sequence-classification", "causal-lm")
     for task in tasks:
         try:
