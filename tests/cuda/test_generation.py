@@ -198,13 +198,15 @@ def test_decoding_goes_on_after_an_error(ours: CausalLM) -> None:
     step = Step(zero + 5, np.array([0, 1], np.int32), zero + 198, zero, caches=(cache,))
     params = np.zeros(1, SAMPLE_PARAMS)
     params["temperature"] = params["top_p"] = params["repetition_penalty"] = 1
-    loop = ours.executor.decoding(step, Sampling(params, zero[:0], np.zeros(2, np.int64)))  # type: ignore[attr-defined]
+    executor = ours.executor
+    assert isinstance(executor, CudaExecutor)
+    loop = executor.decoding(step, Sampling(params, zero[:0], np.zeros(2, np.int64)))
     drawn = [loop.draw()[0] for _ in range(2)]
     for _ in range(2):
         with pytest.raises(ContextLengthError):
             loop.draw()
     cache.truncate(198)
-    assert ours.executor.decoding(step, Sampling(params, zero[:0], np.zeros(2, np.int64))).draw()[0] == drawn[0]  # type: ignore[attr-defined]
+    assert executor.decoding(step, Sampling(params, zero[:0], np.zeros(2, np.int64))).draw()[0] == drawn[0]
 
 
 def test_batches_of_every_size(ours: CausalLM, theirs: CausalLM) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from fastattn import AutoModelForCausalLM
+from fastattn.graph.ir import Step
 from tests.reference.checkpoints import write_gpt2
 
 TASKS = Path("/proc/self/task")
@@ -46,3 +47,24 @@ def test_a_worker_that_starts_on_the_cpu_of_the_caller_may_use_all_of_them_after
         finally:
             os.sched_setaffinity(0, allowed)
         assert seen - {here}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8", "int4"])
+def test_no_cut_of_the_work_changes_a_bit(dtype: str, tmp_path: Path) -> None:
+    """Linears of 2, 6 and 8 panels are cut into chunks by rows, panels and threads, some of them without rows; rows fed
+    20 at a time are not cut at all."""
+    folder = write_gpt2(tmp_path, n_embd=128, n_head=2, n_layer=1, n_positions=1024)
+    ids = (np.arange(1024) * 7 % 31).astype(np.int32)
+    with AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, threads=1) as model:
+        cache, rows = model.executor.new_cache(), []
+        for at in range(0, len(ids), 20):
+            part = ids[at : at + 20]
+            count = np.arange(len(part), dtype=np.int32)
+            step = Step(part, np.array([0, len(part)], np.int32), count + at, count, caches=(cache,))
+            rows.append(np.asarray(model.executor.run(step, ["logits"])["logits"]))
+        cache.close()
+    expected = np.concatenate(rows)
+    for threads in (1, 2, 3, 5):
+        with AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, threads=threads) as model:
+            for n in (1, 23, 24, 25, 31, 61, 193, 367, 1024):
+                np.testing.assert_array_equal(model(ids[:n]).logits, expected[:n])
