@@ -29,7 +29,9 @@ PYTHON_LAYERS = (
     ("graph",),
     ("tokenizer",),
     ("checkpoint",),
-    ("ops", "errors", "jsonfile"),
+    ("ops", "settings", "jsonfile"),
+    ("checks",),
+    ("errors",),
     ("demo",),
     ("_core", "_cuda"),
 )

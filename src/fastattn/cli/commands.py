@@ -76,7 +76,7 @@ def generate(args: argparse.Namespace) -> int:
         _model(args, "text-generation"), head_dtype=args.head_dtype, **_loading(args)
     )
     tokenizer = need_tokenizer(model, "generate")
-    ids = [tokenizer.encode(prompt.text) for prompt in prompts]
+    ids = [np.array(tokenizer.encode(prompt.text), np.int32) for prompt in prompts]
     _check_lengths(prompts, ids, args, model.executor.program.max_positions)
     begin = time.perf_counter()
     if args.stream and not args.json:

@@ -212,7 +212,7 @@ def stream(model: LanguageModel, text_or_ids: Any, **options: Unpack[GenerationA
     checked = read_options(options)
     tokenizer = need_tokenizer(model, "stream")
     if isinstance(text_or_ids, str):
-        text_or_ids = tokenizer.encode(check_text(text_or_ids, "text"))
+        text_or_ids = np.array(tokenizer.encode(check_text(text_or_ids, "text")), np.int32)
     elif isinstance(text_or_ids, (bytes, bytearray)):
         raise DTypeError(f"text: expected str or token ids, got {type(text_or_ids).__name__}")
     prompts, single = _prompts(model, text_or_ids, None, checked)

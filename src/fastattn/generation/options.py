@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import math
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Literal, SupportsFloat, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
 from fastattn.errors import DTypeError, InputError
-from fastattn.models.inputs import check_count
+from fastattn.checks import check_count, check_flag, check_number
 
 DEFAULT_NEW_TOKENS = 20
 GREEDY_BELOW = 1e-6  # a temperature under this is greedy: the scaled logits would leave float32
@@ -63,13 +62,12 @@ class GenerationOptions:
         self._set("min_new_tokens", check_count("min_new_tokens", self.min_new_tokens))
         if new is not None and self.min_new_tokens > new:
             raise InputError(f"min_new_tokens: expected at most max_new_tokens {new}, got {self.min_new_tokens}")
-        if not isinstance(self.do_sample, (bool, np.bool_)):
-            raise DTypeError(f"do_sample: expected bool, got {type(self.do_sample).__name__}")
-        self._set("temperature", _number("temperature", self.temperature, low=0.0))
+        self._set("do_sample", check_flag("do_sample", self.do_sample))
+        self._set("temperature", check_number("temperature", self.temperature, low=0.0))
         self._set("top_k", 0 if self.top_k is None else check_count("top_k", self.top_k))
-        self._set("top_p", _number("top_p", self.top_p, low=0.0, high=1.0))
-        self._set("min_p", _number("min_p", self.min_p, low=0.0, high=1.0))
-        penalty = _number("repetition_penalty", self.repetition_penalty, low=0.0)
+        self._set("top_p", check_number("top_p", self.top_p, low=0.0, high=1.0))
+        self._set("min_p", check_number("min_p", self.min_p, low=0.0, high=1.0))
+        penalty = check_number("repetition_penalty", self.repetition_penalty, low=0.0)
         if not 1e-6 <= penalty <= 1e6:
             raise InputError(f"repetition_penalty: expected 1e-6 to 1e6, got {penalty}")
         self._set("repetition_penalty", penalty)
@@ -142,17 +140,6 @@ def request_seed(seed: int, index: int) -> int:
     z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & mask
     z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & mask
     return z ^ (z >> 31)
-
-
-def _number(name: str, value: Any, *, low: float, high: float = math.inf) -> float:
-    if isinstance(value, (bool, np.bool_, str, bytes)) or not isinstance(value, SupportsFloat):
-        raise DTypeError(f"{name}: expected float, got {type(value).__name__}")
-    found = float(value)
-    if not (math.isfinite(found) and low <= found <= high):
-        bounds = "a finite number of at least" if math.isinf(high) else "a finite number from"
-        bounds += f" {low}" if math.isinf(high) else f" {low} to {high}"
-        raise InputError(f"{name}: expected {bounds}, got {found}")
-    return found
 
 
 def _seeds(seed: Any) -> int | tuple[int, ...] | None:

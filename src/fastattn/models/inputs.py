@@ -187,19 +187,6 @@ def read_batch(
     )
 
 
-def check_count(name: str, value: Any, *, low: int = 0, high: int = 2**31 - 1) -> int:
-    """An int of any integer type in low..high; DTypeError or InputError naming the argument."""
-    if isinstance(value, (bool, np.bool_)):
-        raise DTypeError(f"{name}: expected int, got bool")
-    try:
-        found = operator.index(value)
-    except TypeError:
-        raise DTypeError(f"{name}: expected int, got {type(value).__name__}") from None
-    if not low <= found <= high:
-        raise InputError(f"{name}: expected {low} to {high}, got {found}")
-    return found
-
-
 def _join(rows: Sequence[Array]) -> NDArray[np.int32]:
     """All of them as int32, which their values are known to fit, one behind the other."""
     if len(rows) == 1:

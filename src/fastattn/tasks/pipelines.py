@@ -22,7 +22,7 @@ from fastattn.models.auto import (
 )
 from fastattn.models.auto_tokenizer import AutoTokenizer
 from fastattn.models.base import Model
-from fastattn.models.inputs import check_count
+from fastattn.checks import check_count
 from fastattn.tasks.demo import demo_model
 from fastattn.tasks.finite import check_finite
 from fastattn.tokenizer import Tokenizer, check_one_dimension, check_text, is_list_like
@@ -182,7 +182,8 @@ class TextGenerationPipeline(_Pipeline):
         checked = read_options(options)
         single = isinstance(text_inputs, str)
         texts = [text_inputs] if single else _texts(text_inputs, "text_inputs")
-        prompts = [self.tokenizer.encode(check_text(text, f"text_inputs[{i}]")) for i, text in enumerate(texts)]
+        encoded = [self.tokenizer.encode(check_text(text, f"text_inputs[{i}]")) for i, text in enumerate(texts)]
+        prompts = [np.array(ids, np.int32) for ids in encoded]
         requests = complete(
             self.model, prompts, checked, tokenizer=self.tokenizer, default_new_tokens=_PIPELINE_NEW_TOKENS
         )

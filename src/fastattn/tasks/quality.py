@@ -24,7 +24,7 @@ from fastattn.models.auto import (
     Encoder,
     SequenceClassifier,
 )
-from fastattn.models.inputs import check_count
+from fastattn.checks import check_count
 from fastattn.models.names import Task
 from fastattn.models.registry import build, find_family
 from fastattn.tasks.finite import check_finite
@@ -173,7 +173,7 @@ def _read(model: AnyModel, task: str, lines: list[str], max_tokens: int) -> _Inp
     for line in lines:
         text = line + "\n"
         if task == "causal-lm":
-            ids = tokenizer.encode(text)
+            ids = np.array(tokenizer.encode(text), np.int32)
             if len(ids) > room > 0:
                 text, ids = text[: tokenizer.offsets(text)[room - 1, 1]], ids[:room]
         else:

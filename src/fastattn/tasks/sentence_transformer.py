@@ -18,7 +18,8 @@ from fastattn.graph.executor import Executor
 from fastattn.graph.rewrites import optimise, with_pooling
 from fastattn.jsonfile import read_json, read_json_object
 from fastattn.models.auto import AutoModel
-from fastattn.models.inputs import check_count, read_batch
+from fastattn.checks import check_count
+from fastattn.models.inputs import read_batch
 from fastattn.tasks.finite import check_finite
 from fastattn.tasks.pooling import POOL_OPS, Pooling, normalized
 from fastattn.tokenizer import check_text, check_texts, is_list_like

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from fastattn.errors import ConfigError, ModelFormatError
 from fastattn.jsonfile import read_json_object
+from fastattn.tokenizer.options import TokenizerOptions
 from fastattn.tokenizer.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -64,16 +65,17 @@ def load_tokenizer(directory: Path) -> Tokenizer:
     _add_tokens(raw, specials, path, numbered)
     longest = config.get("model_max_length")
     names = config.get("model_input_names")
-    return Tokenizer(
-        raw,
-        specials=specials,
+    columns = names if isinstance(names, list) else ["input_ids", "attention_mask"]
+    if not isinstance(names, list) and family == "bert" and "distilbert" not in kind:
+        columns.append("token_type_ids")
+    options = TokenizerOptions(
+        special_tokens=specials,
         model_max_length=int(longest) if isinstance(longest, (int, float)) and 0 < longest < 2**31 else None,
-        type_ids="token_type_ids" in names
-        if isinstance(names, list)
-        else family == "bert" and "distilbert" not in kind,
+        model_input_names=tuple(columns),
         padding_side="left" if config.get("padding_side") == "left" else "right",
         truncation_side="left" if config.get("truncation_side") == "left" else "right",
     )
+    return Tokenizer(raw, options)
 
 
 def _content(token: object) -> str | None:

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastattn.errors import DTypeError, InputError
+from fastattn.tokenizer.options import TokenizerOptions
 from fastattn.tokenizer.texts import check_one_dimension, check_text, check_texts, is_list_like
 
 if TYPE_CHECKING:
@@ -33,24 +34,16 @@ class BatchEncoding(dict[str, Any]):
 class Tokenizer:
     """A tokenizer of a checkpoint. Made by `AutoTokenizer.from_pretrained`; immutable, usable from several threads."""
 
-    def __init__(
-        self,
-        raw: RawTokenizer,
-        *,
-        specials: Mapping[str, str],
-        model_max_length: int | None = None,
-        type_ids: bool = False,
-        padding_side: str = "right",
-        truncation_side: str = "right",
-    ) -> None:
+    def __init__(self, raw: RawTokenizer, options: TokenizerOptions) -> None:
         raw.no_padding()
         raw.no_truncation()
         self.raw = raw
-        self.model_max_length = model_max_length
-        self.padding_side = padding_side
-        self.truncation_side = truncation_side
-        self._type_ids = type_ids
-        known = {role: token for role, token in specials.items() if raw.token_to_id(token) is not None}
+        self.options = options
+        self.model_max_length = options.model_max_length
+        self.padding_side = options.padding_side
+        self.truncation_side = options.truncation_side
+        self._type_ids = options.type_ids
+        known = {role: token for role, token in options.special_tokens.items() if raw.token_to_id(token) is not None}
         ids = {role: raw.token_to_id(token) for role, token in known.items()}
         self.bos_token, self.bos_token_id = known.get("bos"), ids.get("bos")
         self.eos_token, self.eos_token_id = known.get("eos"), ids.get("eos")
@@ -122,11 +115,10 @@ class Tokenizer:
         """The tokens of a text, without special ones."""
         return list(self._raw_encode(check_text(text, "text"), None, add_special_tokens=False).tokens)
 
-    def encode(self, text: str, text_pair: str | None = None, *, add_special_tokens: bool = True) -> NDArray[np.int32]:
-        """Token ids of a text or a pair: int32 [n_tokens]."""
+    def encode(self, text: str, text_pair: str | None = None, *, add_special_tokens: bool = True) -> list[int]:
+        """Token ids of a text or a pair."""
         pair = None if text_pair is None else check_text(text_pair, "text_pair")
-        encoding = self._raw_encode(check_text(text, "text"), pair, add_special_tokens=add_special_tokens)
-        return np.array(encoding.ids, dtype=np.int32)
+        return list(self._raw_encode(check_text(text, "text"), pair, add_special_tokens=add_special_tokens).ids)
 
     def offsets(self, text: str, text_pair: str | None = None, *, add_special_tokens: bool = True) -> NDArray[np.int32]:
         """Where each token of `encode` lies in its text: int32 [n_tokens, 2], begin and end in characters."""

@@ -1,0 +1,151 @@
+"""Argument checks: one function per kind of argument, and bounded quotes for messages.
+
+Every message reads `name: expected X, got Y`. DTypeError means the wrong type, InputError the wrong value.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import operator
+import os
+from collections.abc import Collection, Iterable, Mapping
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fastattn.errors import DTypeError, InputError
+
+MAX_QUOTE_CHARS = 80
+_MAX_INTEGER_BITS = 128
+
+
+def quote(value: object, limit: int = MAX_QUOTE_CHARS) -> str:
+    """A value for an error message: one line of printable characters, at most about `limit` of them.
+
+    Large containers and integers are summarized without formatting all of them.
+    """
+    text = _quote(value, limit, depth=2)
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def check_flag(name: str, value: object) -> bool:
+    """True or False (also numpy's). Raises DTypeError for anything else: a str is never a flag."""
+    if isinstance(value, (bool, np.bool_)):
+        return bool(value)
+    raise DTypeError(f"{name}: expected True or False, got {_found(value)}")
+
+
+def check_count(name: str, value: Any, *, low: int = 0, high: int = 2**31 - 1) -> int:
+    """An int of any integer type from `low` to `high`. Raises DTypeError, InputError."""
+    if isinstance(value, (bool, np.bool_)):
+        raise DTypeError(f"{name}: expected int, got bool")
+    try:
+        found = operator.index(value)
+    except TypeError:
+        raise DTypeError(f"{name}: expected int, got {_found(value)}") from None
+    if not low <= found <= high:
+        raise InputError(f"{name}: expected {low} to {high}, got {quote(found)}")
+    return found
+
+
+def check_number(name: str, value: Any, *, low: float = -math.inf, high: float = math.inf) -> float:
+    """A finite real number from `low` to `high` as a float. Raises DTypeError, InputError.
+
+    Accepts int, float, numpy's scalars of both, and arrays of them without axes.
+    """
+    if isinstance(value, np.ndarray) and value.ndim == 0:
+        value = value[()]
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, float, np.integer, np.floating)):
+        raise DTypeError(f"{name}: expected a number, got {_found(value)}")
+    try:
+        found = float(value)
+    except OverflowError:
+        found = math.inf
+    if not (math.isfinite(found) and low <= found <= high):
+        bounds = f" from {low} to {high}" if math.isfinite(high) else f" of at least {low}" if math.isfinite(low) else ""
+        raise InputError(f"{name}: expected a finite number{bounds}, got {quote(value)}")
+    return found
+
+
+def check_choice(name: str, value: object, choices: Collection[str]) -> str:
+    """One of a few names. Raises DTypeError for what is not a str, InputError with the closest name."""
+    expected = ", ".join(repr(choice) for choice in choices)
+    if not isinstance(value, str):
+        raise DTypeError(f"{name}: expected one of {expected}, got {_found(value)}")
+    if value not in choices:
+        raise InputError(f"{name}: expected one of {expected}, got {quote(value)}{closest(value, choices)}")
+    return str(value)
+
+
+def check_str(name: str, value: object) -> str:
+    """A str. Raises DTypeError."""
+    if not isinstance(value, str):
+        raise DTypeError(f"{name}: expected str, got {_found(value)}")
+    return value
+
+
+def check_path(name: str, value: object) -> Path:
+    """A str or path object as a Path. Raises DTypeError, InputError for an empty one or one with a NUL character."""
+    if not isinstance(value, (str, os.PathLike)):
+        raise DTypeError(f"{name}: expected a path, got {_found(value)}")
+    text = os.fspath(value)
+    if not isinstance(text, str):
+        raise DTypeError(f"{name}: expected a path of str, got one of {type(text).__name__}")
+    if not text or "\0" in text:
+        raise InputError(f"{name}: expected a path, got {quote(text)}")
+    return Path(text)
+
+
+def closest(name: str, known: Iterable[str]) -> str:
+    """`; did you mean 'X'?` for a misspelled name, "" where nothing is close."""
+    found = difflib.get_close_matches(name[:100], list(known), n=1)
+    return f"; did you mean {found[0]!r}?" if found else ""
+
+
+def check_keywords(found: Iterable[str], known: Collection[str], where: str) -> None:
+    """Refuse keywords that are not known, with the closest known name. Raises InputError."""
+    for name in found:
+        if name not in known:
+            raise InputError(f"{where}: unknown keyword {quote(name)}{closest(name, known)}")
+
+
+def _found(value: object) -> str:
+    """The type of a value, with the value where it is short."""
+    kind = type(value).__name__
+    if isinstance(value, np.ndarray):
+        return f"{kind} of {value.dtype} with shape {quote(value.shape)}"
+    short = value is not None and isinstance(value, (str, int, float, np.generic))
+    return f"{kind} {quote(value)}" if short else kind
+
+
+def _quote(value: object, limit: int, *, depth: int) -> str:
+    if isinstance(value, (str, bytes, bytearray)):
+        return repr(value if len(value) <= limit else value[:limit])
+    if isinstance(value, int) and value.bit_length() > _MAX_INTEGER_BITS:
+        return f"an integer of {value.bit_length()} bits"
+    if value is None or isinstance(value, (bool, int, float, complex)):
+        return repr(value)
+    if isinstance(value, np.generic):
+        return str(value)[:limit]
+    if isinstance(value, np.ndarray):
+        return f"an array of {value.dtype} with shape {list(value.shape)[:8]}"
+    if isinstance(value, (list, tuple, set, frozenset, Mapping)):
+        return _quote_items(value, limit, depth)
+    return f"a {type(value).__name__}"
+
+
+def _quote_items(value: Collection[Any], limit: int, depth: int) -> str:
+    brackets = "{}" if isinstance(value, (Mapping, set, frozenset)) else "()" if isinstance(value, tuple) else "[]"
+    if depth == 0:
+        return f"{brackets[0]}...{brackets[1]}"
+    shown = []
+    for item in islice(value, 8):
+        text = _quote(item, limit, depth=depth - 1)
+        if isinstance(value, Mapping):
+            text += f": {_quote(value[item], limit, depth=depth - 1)}"
+        shown.append(text)
+    more = ", ..." if len(value) > len(shown) else ""
+    return f"{brackets[0]}{', '.join(shown)}{more}{brackets[1]}"

@@ -1,0 +1,135 @@
+"""Reads a JSON object of settings: each key is used, known to change nothing, or named in a warning or an error."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from fastattn.checks import quote
+from fastattn.errors import ConfigError
+
+_log = logging.getLogger("fastattn")
+_Default = TypeVar("_Default")
+_MAX_NAMES = 20
+
+
+class Settings:
+    """Takes the settings of one file key by key and checks the type of each; `finish` names the keys nobody took.
+
+    A key that is missing or null gives the default. Every method raises ConfigError for a value of the wrong type.
+    """
+
+    def __init__(self, where: str | Path, values: Mapping[str, Any]) -> None:
+        self.where = str(where)
+        self.values = values
+        self._taken: set[str] = set()
+
+    def __contains__(self, key: str) -> bool:
+        return self.values.get(key) is not None
+
+    def error(self, key: str, expected: str) -> ConfigError:
+        """The error for a key whose value is not `expected`."""
+        return ConfigError(f"{self.where}: {key}: expected {expected}, got {quote(self.values.get(key))}")
+
+    def raw(self, key: str) -> Any:
+        """The unchecked value, None where it is missing; the key counts as used."""
+        self._taken.add(key)
+        return self.values.get(key)
+
+    def flag(self, key: str, default: _Default) -> bool | _Default:
+        """true or false."""
+        value = self.raw(key)
+        if value is None:
+            return default
+        if not isinstance(value, bool):
+            raise self.error(key, "true or false")
+        return value
+
+    def count(self, key: str, default: _Default, *, low: int = 0, high: int = 2**31 - 1) -> int | _Default:
+        """An integer from `low` to `high`."""
+        value = self.raw(key)
+        if value is None:
+            return default
+        if type(value) is not int or not low <= value <= high:
+            raise self.error(key, f"an integer from {low} to {high}")
+        return value
+
+    def number(self, key: str, default: _Default) -> float | _Default:
+        """A number."""
+        value = self.raw(key)
+        if value is None:
+            return default
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise self.error(key, "a number")
+        return float(value)
+
+    def text(self, key: str, default: _Default) -> str | _Default:
+        """A string of valid Unicode."""
+        value = self.raw(key)
+        if value is None:
+            return default
+        if not _is_text(value):
+            raise self.error(key, "a string")
+        return str(value)
+
+    def choice(self, key: str, choices: Collection[str], default: _Default) -> str | _Default:
+        """One of a few strings."""
+        value = self.text(key, None)
+        if value is None:
+            return default
+        if value not in choices:
+            raise self.error(key, f"one of {', '.join(choices)}")
+        return value
+
+    def texts(self, key: str) -> tuple[str, ...]:
+        """A list of strings, () where it is missing."""
+        value = self.raw(key)
+        if value is None:
+            return ()
+        if not isinstance(value, list) or not all(_is_text(item) for item in value):
+            raise self.error(key, "a list of strings")
+        return tuple(value)
+
+    def table(self, key: str) -> Mapping[str, Any]:
+        """An object, {} where it is missing."""
+        value = self.raw(key)
+        if value is None:
+            return {}
+        if not isinstance(value, dict):
+            raise self.error(key, "an object")
+        return value
+
+    def text_table(self, key: str) -> Mapping[str, str]:
+        """An object of strings, {} where it is missing."""
+        value = self.table(key)
+        if not all(_is_text(name) and _is_text(item) for name, item in value.items()):
+            raise self.error(key, "an object of strings")
+        return value
+
+    def ignore(self, *keys: str) -> None:
+        """Count keys as known: they change nothing here."""
+        self._taken.update(keys)
+
+    def unused(self) -> list[str]:
+        """The keys with a value that nobody took."""
+        return sorted(key for key, value in self.values.items() if value is not None and key not in self._taken)
+
+    def finish(self) -> None:
+        """Log one warning that names the keys nobody took."""
+        names = self.unused()
+        if names:
+            shown = ", ".join(quote(name, 60) for name in names[:_MAX_NAMES])
+            more = f" and {len(names) - _MAX_NAMES} more" if len(names) > _MAX_NAMES else ""
+            _log.warning("%s: unknown settings are ignored: %s%s", self.where, shown, more)
+
+
+def _is_text(value: object) -> bool:
+    if not isinstance(value, str):
+        return False
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -1,0 +1,38 @@
+"""What the files of a tokenizer say besides the pipeline of the `tokenizers` library itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+Side = Literal["left", "right"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenizerOptions:
+    """Settings that `Tokenizer` applies around the library's tokenizer, with transformers' defaults.
+
+    class_name: transformers' class without "Fast", None where no file names one.
+    special_tokens: role ("bos", "eos", "unk", "sep", "pad", "cls", "mask") to token.
+    named_special_tokens: the special tokens of a model with names of its own ("image" for `image_token`), to token.
+    extra_special_tokens: special tokens without a role.
+    model_max_length: None is no limit.
+    model_input_names: the columns of an encoding that the model takes.
+    """
+
+    class_name: str | None = None
+    special_tokens: Mapping[str, str] = field(default_factory=dict)
+    named_special_tokens: Mapping[str, str] = field(default_factory=dict)
+    extra_special_tokens: tuple[str, ...] = ()
+    model_max_length: int | None = None
+    model_input_names: tuple[str, ...] = ("input_ids", "token_type_ids", "attention_mask")
+    padding_side: Side = "right"
+    truncation_side: Side = "right"
+    split_special_tokens: bool = False
+    clean_up_tokenization_spaces: bool = False
+
+    @property
+    def type_ids(self) -> bool:
+        """Whether the model takes token type ids."""
+        return "token_type_ids" in self.model_input_names
