@@ -65,7 +65,9 @@ def check_number(name: str, value: Any, *, low: float = -math.inf, high: float =
     except OverflowError:
         found = math.inf
     if not (math.isfinite(found) and low <= found <= high):
-        bounds = f" from {low} to {high}" if math.isfinite(high) else f" of at least {low}" if math.isfinite(low) else ""
+        bounds = (
+            f" from {low} to {high}" if math.isfinite(high) else f" of at least {low}" if math.isfinite(low) else ""
+        )
         raise InputError(f"{name}: expected a finite number{bounds}, got {quote(value)}")
     return found
 

@@ -9,8 +9,8 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
-from fastattn.errors import DTypeError, InputError
 from fastattn.checks import check_count, check_flag, check_number
+from fastattn.errors import DTypeError, InputError
 
 DEFAULT_NEW_TOKENS = 20
 GREEDY_BELOW = 1e-6  # a temperature under this is greedy: the scaled logits would leave float32

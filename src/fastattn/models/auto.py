@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Generic, Literal, NoReturn, TypeVar, cast
 
+from fastattn.checks import check_count
 from fastattn.graph.executor import Cache, Executor
 from fastattn.models.base import Model, load_model
-from fastattn.checks import check_count
 from fastattn.models.names import Task
 from fastattn.models.outputs import Array, CausalLMOutput, EncoderOutput, SequenceClassifierOutput
 from fastattn.models.registry import BuiltModel

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from fastattn.checks import check_count
 from fastattn.errors import ContextLengthError, DTypeError, InputError
 from fastattn.generation.generate import GenerationArgs, complete, need_tokenizer
 from fastattn.generation.options import read_options
@@ -22,7 +23,6 @@ from fastattn.models.auto import (
 )
 from fastattn.models.auto_tokenizer import AutoTokenizer
 from fastattn.models.base import Model
-from fastattn.checks import check_count
 from fastattn.tasks.demo import demo_model
 from fastattn.tasks.finite import check_finite
 from fastattn.tokenizer import Tokenizer, check_one_dimension, check_text, is_list_like

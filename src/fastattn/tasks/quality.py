@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from fastattn.checkpoint import open_checkpoint
 from fastattn.checkpoint.hub import resolve
+from fastattn.checks import check_count
 from fastattn.errors import ConfigError, InputError
 from fastattn.generation.generate import need_tokenizer
 from fastattn.models.auto import (
@@ -24,7 +25,6 @@ from fastattn.models.auto import (
     Encoder,
     SequenceClassifier,
 )
-from fastattn.checks import check_count
 from fastattn.models.names import Task
 from fastattn.models.registry import build, find_family
 from fastattn.tasks.finite import check_finite

@@ -12,13 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastattn.checkpoint.hub import resolve
+from fastattn.checks import check_count
 from fastattn.errors import ConfigError, DTypeError, InputError
 from fastattn.generation.generate import need_tokenizer
 from fastattn.graph.executor import Executor
 from fastattn.graph.rewrites import optimise, with_pooling
 from fastattn.jsonfile import read_json, read_json_object
 from fastattn.models.auto import AutoModel
-from fastattn.checks import check_count
 from fastattn.models.inputs import read_batch
 from fastattn.tasks.finite import check_finite
 from fastattn.tasks.pooling import POOL_OPS, Pooling, normalized
