@@ -15,11 +15,11 @@ def test_plain_exceptions_and_panics() -> None:
     from tokenizers import Tokenizer, models, normalizers
 
     from_str = Tokenizer.from_str
-    with pytest.raises(ModelFormatError, match=r"^a/tokenizer\.json: expected a tokenizer; .*column 5") as caught:
-        with file_errors("a/tokenizer.json"):
-            exec("call(text)", {"__name__": "fastattn.x", "call": from_str, "text": '{"a":1}'})
+    message = r"^a/tokenizer\.json: expected a tokenizer; .*column 5"
+    with pytest.raises(ModelFormatError, match=message) as caught, file_errors("a/tokenizer.json"):
+        exec("call(text)", {"__name__": "fastattn.x", "call": from_str, "text": '{"a":1}'})
     assert (caught.value.path, caught.value.code) == ("a/tokenizer.json", "tokenizer")
-    with pytest.raises(InputError, match="EmptyVocabulary|empty"), library_errors(InputError):
+    with pytest.raises(InputError, match="vocabulary is empty"), library_errors(InputError):
         exec("call([], 0)", {"__name__": "fastattn.x", "call": models.Unigram})
     with pytest.raises(InputError, match="charsmap"), library_errors(InputError):
         exec("call(b'abc')", {"__name__": "fastattn.x", "call": normalizers.Precompiled})
