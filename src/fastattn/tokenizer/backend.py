@@ -52,6 +52,8 @@ def assemble(
     if raw is None:
         assert parts is not None
         raw = raw_of_parts(parts)
+        if parts.first_post is not None:
+            raw.post_processor = parts.first_post(raw)
     if found.post_processor is not None:
         raw.post_processor = found.post_processor
     add_bos, add_eos, explicit = _bos_and_eos(draft.settings, from_json=from_json)

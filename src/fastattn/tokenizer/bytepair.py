@@ -104,7 +104,11 @@ def _clip(draft: Draft, vocab: Vocabulary, tokens: Tokens) -> Parts:
     words = pre_tokenizers.Split(Regex(_CLIP_WORDS), behavior="removed", invert=True)
     spaces = [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
     # The decoder also does what CLIPTokenizer does after it: ends of words become spaces, none around the text.
-    texts = [decoders.ByteLevel(), decoders.Replace("</w>", " "), decoders.Replace(Regex(r"\A\s+|\s+\z"), "")]
+    texts = [
+        decoders.ByteLevel(),
+        decoders.Replace("</w>", " "),
+        decoders.Replace(Regex(r"\A[\s\x1c-\x1f]+|[\s\x1c-\x1f]+\z"), ""),
+    ]
     return Parts(
         model=_model(vocab, continuing_subword_prefix="", end_of_word_suffix="</w>", fuse_unk=False, unk_token=unk),
         normalizer=normalizers.Sequence(spaces),
@@ -244,5 +248,6 @@ CLASSES = (
         {"eos": "</s>", "unk": "<unk>"},
         "spiece.model",
         additional=lambda draft, found, tokens: found or [],
+        post_init=True,
     ),
 )

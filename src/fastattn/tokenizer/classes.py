@@ -26,8 +26,7 @@ ALIASES = {
     alias: name
     for name, aliases in {
         "BertTokenizer": (
-            "ElectraTokenizer LayoutLMTokenizer LxmertTokenizer MobileBertTokenizer SqueezeBertTokenizer "
-            "ConvBertTokenizer DPRContextEncoderTokenizer DPRQuestionEncoderTokenizer"
+            "ElectraTokenizer LayoutLMTokenizer LxmertTokenizer MobileBertTokenizer SqueezeBertTokenizer"
         ),
         "RobertaTokenizer": "BartTokenizer LEDTokenizer LongformerTokenizer MvpTokenizer",
         "LlamaTokenizer": "Phi3Tokenizer",

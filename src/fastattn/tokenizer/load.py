@@ -35,6 +35,7 @@ from fastattn.tokenizer.vocabulary import (
 )
 
 _log = logging.getLogger("fastattn")
+_ANY_SCORES = (("a", 0.0), ("b", 0.0))  # for parts of which the post-processor alone is used
 _Loaded = tuple[RawTokenizer, TokenizerOptions, Path]
 _GENERIC = TokenizerClass(name=classes.GENERIC, kind="", file="tokenizer.model", build=lambda *_: _no_parts())
 # Known settings that change nothing here: names of files, of other libraries' options, and of classes' options that
@@ -146,8 +147,8 @@ def _load(folder: Folder, settings: Settings, entry: TokenizerClass, name: str |
         path = folder.path("tokenizer.json")
         return _from_json(draft, entry, path)
     model = _sentencepiece(folder, entry)
-    if entry is _GENERIC:
-        return _generic_sentencepiece(draft, model)
+    if entry is _GENERIC or (entry.follows_file and model is not None):
+        return _generic_sentencepiece(draft, entry, model)
     if model is not None:
         _use_control_pieces(draft, model)
     tokens = _tokens(draft, entry)
@@ -160,11 +161,11 @@ def _load(folder: Folder, settings: Settings, entry: TokenizerClass, name: str |
 
 def _from_json(draft: Draft, entry: TokenizerClass, path: Path) -> _Loaded:
     tokens = _tokens(draft, entry)
-    if entry is _GENERIC:
+    if entry is _GENERIC or entry.follows_file:
         raw = raw_from_json(draft)
         with file_errors(path):
-            found = JsonSettings.of(raw)
-            raw, options = assemble(draft, entry, tokens, found, raw=raw, from_json=True)
+            parts = None if entry is _GENERIC else entry.build(draft, Vocabulary(path=path, scores=_ANY_SCORES), tokens)
+            raw, options = assemble(draft, entry, tokens, JsonSettings.of(raw), raw=raw, parts=parts, from_json=True)
         return raw, options, path
     vocab = from_tokenizer_json(draft.folder, entry.kind or "Unigram")
     with file_errors(path):
@@ -174,13 +175,14 @@ def _from_json(draft: Draft, entry: TokenizerClass, path: Path) -> _Loaded:
     return raw, options, path
 
 
-def _generic_sentencepiece(draft: Draft, model: SentencePieceModel | None) -> _Loaded:
+def _generic_sentencepiece(draft: Draft, entry: TokenizerClass, model: SentencePieceModel | None) -> _Loaded:
     if model is None:
         raise _no_files(draft.folder, "tokenizer.json, tokenizer.model, vocab.json and merges.txt, or vocab.txt")
     _use_control_pieces(draft, model)
     defaults = {"bos": (model.bos_id, model.bos_piece), "eos": (model.eos_id, model.eos_piece)}
     defaults["unk"] = (model.unk_id, model.unk_piece)
-    tokens: dict[str, Token | None] = {role: piece for role, (i, piece) in defaults.items() if i >= 0}
+    tokens: dict[str, Token | None] = {**entry.tokens}
+    tokens.update({role: piece for role, (i, piece) in defaults.items() if i >= 0})
     tokens.update(draft.roles)
     user_defined = {piece.text for piece in model.pieces if piece.kind == USER_DEFINED}
     draft.additional = [token for token in draft.additional or () if str(token) not in user_defined]
@@ -188,7 +190,7 @@ def _generic_sentencepiece(draft: Draft, model: SentencePieceModel | None) -> _L
     if model.add_dummy_prefix:
         draft.added = {i: _not_normalized(token) for i, token in draft.added.items()}
     with file_errors(model.path):
-        raw, options = assemble(draft, _GENERIC, tokens, JsonSettings(), raw=raw, from_json=False)
+        raw, options = assemble(draft, entry, tokens, JsonSettings(), raw=raw, from_json=False)
     return raw, options, model.path
 
 

@@ -26,8 +26,9 @@ Flags: TypeAlias = Mapping[str, bool]
 class Parts:
     """The pipeline of a tokenizer.
 
-    post: makes the post-processor when all special tokens have their ids; None leaves the one of tokenizer.json, or
-    else one that adds `bos` and `eos` where `add_bos_token` and `add_eos_token` say so.
+    post: makes the post-processor when all special tokens have their ids, whatever tokenizer.json says; None leaves the
+    one of tokenizer.json, or else one that adds `bos` and `eos` where `add_bos_token` and `add_eos_token` say so.
+    first_post: makes one that counts where tokenizer.json has none and neither of these settings is there.
     """
 
     model: Any
@@ -35,6 +36,7 @@ class Parts:
     decoder: Any
     normalizer: Any = None
     post: Callable[[RawTokenizer], Any] | None = None
+    first_post: Callable[[RawTokenizer], Any] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +46,8 @@ class TokenizerClass:
     kind: the kind of model; "" where tokenizer.json or the SentencePiece file decides.
     file: the vocabulary file where there is no tokenizer.json ("vocab.json" comes with merges.txt).
     tokens: role to default token. wrap: roles whose plain strings become tokens with these flags.
+    follows_file: tokenizer.json, or the SentencePiece file, is used as it is; only special tokens, the input names and
+    `post` are the class's.
     scores: the Unigram vocabulary that the class makes of a SentencePiece model.
     additional: makes `additional_special_tokens` of those in the files.
     always_post: the post-processor of `bos` and `eos` replaces the one of tokenizer.json.
@@ -63,6 +67,7 @@ class TokenizerClass:
     additional: Callable[[Draft, list[Token] | None, Tokens], list[Token]] | None = None
     input_names: Sequence[str] = ("input_ids", "attention_mask")
     padding_side: Side = "right"
+    follows_file: bool = False
     always_post: bool = False
     post_init: bool = False
     mark_specials: bool = False

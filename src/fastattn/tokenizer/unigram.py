@@ -122,7 +122,7 @@ def _albert(draft: Draft, vocab: Vocabulary, tokens: Tokens) -> Parts:
         model=_model(vocab, 1),
         normalizer=normalizers.Sequence([*steps, *_precompiled(vocab)]),
         **_spaces(_scheme(draft), words=True),
-        post=post,
+        first_post=post,
     )
 
 
@@ -354,7 +354,14 @@ CLASSES = (
     ),
     _unigram("BarthezTokenizer", _barthez, {**_FAIRSEQ_TOKENS}, "sentencepiece.bpe.model", wrap={"mask": _STRIP_LEFT}),
     _unigram("AlbertTokenizer", _albert, {**_ALBERT_TOKENS}, "spiece.model"),
-    _unigram("FNetTokenizer", _albert, {**_ALBERT_TOKENS}, "spiece.model", input_names=("input_ids", "token_type_ids")),
+    _unigram(
+        "FNetTokenizer",
+        _albert,
+        {**_ALBERT_TOKENS},
+        "spiece.model",
+        input_names=("input_ids", "token_type_ids"),
+        follows_file=True,
+    ),
     _unigram(
         "DebertaV2Tokenizer",
         _deberta_v2,
