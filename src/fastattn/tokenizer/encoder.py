@@ -64,12 +64,18 @@ class Encoder:
         split_special_tokens: bool = False,
         words: bool = False,
         truncation: Truncation | None = None,
+        overflow: bool = False,
     ) -> RawEncoding:
-        """The encoding of a text or pair; `words`: the texts are lists of words. Raises InputError."""
+        """The encoding of a text or pair; `words`: the texts are lists of words. Raises InputError.
+
+        overflow: the parts that truncation cuts off are wanted, with right token types.
+        """
         plain = self._splitting if split_special_tokens else self._plain
         with library_errors(lambda reason: InputError(f"{name}: the tokenizer refuses it: {reason}")):
             a = plain.encode(first, is_pretokenized=words, add_special_tokens=False)
             b = None if second is None else plain.encode(second, is_pretokenized=words, add_special_tokens=False)
+            if b is not None and overflow and truncation is not None:
+                b = _with_type(b, 1)
             if truncation is not None:
                 n_special = self.n_special(pair=b is not None) if add_special_tokens else 0
                 truncate(a, b, truncation, n_special=n_special, name=name)
@@ -110,3 +116,14 @@ def shared_copy(raw: RawTokenizer) -> RawTokenizer:
     content = json.loads(raw.to_str())
     content["post_processor"] = None
     return Raw.from_str(json.dumps(content))
+
+
+def _with_type(encoding: RawEncoding, type_id: int) -> RawEncoding:
+    """An encoding with another token type: the parts of a pair that are cut off keep the type they have before."""
+    from tokenizers import Encoding
+
+    state = json.loads(encoding.__getstate__())
+    state["type_ids"] = [type_id] * len(state["type_ids"])
+    changed = Encoding()
+    changed.__setstate__(json.dumps(state).encode())
+    return changed
