@@ -13,7 +13,7 @@ from fastattn.checks import check_count, check_flag, check_str, closest, quote
 from fastattn.errors import DTypeError, InputError
 from fastattn.tokenizer.call import read_side
 from fastattn.tokenizer.encoder import Encoder
-from fastattn.tokenizer.ids import read_ids, read_sequences
+from fastattn.tokenizer.ids import is_sequence, read_ids, read_sequences
 from fastattn.tokenizer.options import Side, TokenizerOptions
 from fastattn.tokenizer.special_tokens import (
     EXTRA,
@@ -70,22 +70,24 @@ class TokenizerBase:
     cls_token, cls_token_id = RoleToken("cls"), RoleId("cls")
     mask_token, mask_token_id = RoleToken("mask"), RoleId("mask")
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name != "_state":
-            settable = [key for key in dir(type(self)) if _is_settable(getattr(type(self), key, None))]
-            if name not in settable:
-                raise AttributeError(f"Tokenizer: {quote(name)} cannot be set{closest(name, settable)}")
-        object.__setattr__(self, name, value)
+    if not TYPE_CHECKING:  # type checkers know the attributes there are
 
-    def __getattr__(self, name: str) -> Any:
-        if not name.startswith("_"):
-            base = name.removesuffix("_id")
-            named = self._state.options.named_special_tokens
-            token = named.get(base, named.get(base.removesuffix("_token")) if base.endswith("_token") else None)
-            if token is not None:
-                return token if base == name else self.convert_tokens_to_ids(token)
-        hint = f"; {_ELSEWHERE[name]}" if name in _ELSEWHERE else closest(name, dir(type(self)))
-        raise AttributeError(f"Tokenizer has no attribute {quote(name)}{hint}")
+        def __setattr__(self, name: str, value: Any) -> None:
+            if name != "_state":
+                settable = [key for key in dir(type(self)) if _is_settable(getattr(type(self), key, None))]
+                if name not in settable:
+                    raise AttributeError(f"Tokenizer: {quote(name)} cannot be set{closest(name, settable)}")
+            object.__setattr__(self, name, value)
+
+        def __getattr__(self, name: str) -> Any:
+            if not name.startswith("_"):
+                base = name.removesuffix("_id")
+                named = self._state.options.named_special_tokens
+                token = named.get(base, named.get(base.removesuffix("_token")) if base.endswith("_token") else None)
+                if token is not None:
+                    return token if base == name else self.convert_tokens_to_ids(token)
+            hint = f"; {_ELSEWHERE[name]}" if name in _ELSEWHERE else closest(name, dir(type(self)))
+            raise AttributeError(f"Tokenizer has no attribute {quote(name)}{hint}")
 
     # -- settings -----------------------------------------------------------------------------------------------
 
@@ -240,7 +242,7 @@ class TokenizerBase:
         rows, batched = read_sequences("ids", ids)
         if batched:
             raise InputError("ids: expected one sequence of ids, got several")
-        if not isinstance(ids, (list, tuple)) and not hasattr(type(ids), "__len__"):
+        if not is_sequence(ids):
             return self.raw.id_to_token(rows[0][0])
         omitted = set(self.all_special_ids) if skip else set()
         return [self.raw.id_to_token(i) for i in rows[0] if i not in omitted]

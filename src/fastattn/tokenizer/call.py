@@ -116,10 +116,11 @@ def read_limits(
     stride = check_count("stride", arguments.get("stride", 0))
     multiple = _optional(arguments, "pad_to_multiple_of", lambda name, value: check_count(name, value, low=1))
     side = _optional(arguments, "padding_side", read_side) or options.padding_side
-    padding = read_padding("padding", arguments.get("padding", False))
+    asked = arguments.get("padding", False)
+    padding = read_padding("padding", asked)
     chosen = arguments.get("truncation")
-    if chosen is None and length is not None and padding == DO_NOT_PAD:
-        chosen = True  # max_length alone means truncation
+    if chosen is None and length is not None and padding == DO_NOT_PAD and not isinstance(asked, (str, Enum)):
+        chosen = True  # max_length alone means truncation; with padding="do_not_pad" it does not, as in transformers
     strategy = read_truncation("truncation", chosen)
     verbose = check_flag("verbose", arguments.get("verbose", True))
     if verbose and length is not None and padding == "longest" and strategy == DO_NOT_TRUNCATE:
