@@ -289,7 +289,7 @@ def test_strings_and_numbers_are_no_flags(bert: Tokenizer, name: str, value: Any
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"trunctation": True}, "unknown keyword 'trunctation'; did you mean 'truncation'"),
+        ({"truncate": True}, "unknown keyword 'truncate'; did you mean 'truncation'"),
         ({"return_tensor": "np"}, "did you mean 'return_tensors'"),
         ({"pad_to_max_length": True}, "unknown keyword 'pad_to_max_length'"),
         ({"return_tensors": "pt"}, "expected \"np\" or None, got 'pt'; fastattn takes lists and NumPy arrays"),
