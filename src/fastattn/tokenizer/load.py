@@ -28,6 +28,7 @@ from fastattn.tokenizer.sentencepiece import (
 )
 from fastattn.tokenizer.vocabulary import (
     Vocabulary,
+    check_tokenizer_json,
     from_tokenizer_json,
     from_vocab_json,
     from_vocab_txt,
@@ -135,17 +136,19 @@ def load_raw(folder: Folder, settings: Settings) -> _Loaded:
         entry = classes.class_of_files(folder) if name is None else None
     if entry is None and not from_json and not classes.is_generic(name) and name is not None:
         raise classes.refuse(folder, name)
-    _warn_of_code(settings, name, known=entry is not None or classes.is_generic(name))
+    if entry is None and not classes.is_generic(name):
+        _warn_of_class(folder, settings, name or "")
     loaded = _load(folder, settings, entry or _GENERIC, entry.name if entry else name, from_json=from_json)
     _finish(settings)
     return loaded
 
 
 def _load(folder: Folder, settings: Settings, entry: TokenizerClass, name: str | None, *, from_json: bool) -> _Loaded:
+    if from_json:
+        check_tokenizer_json(folder.path("tokenizer.json"), folder.json("tokenizer.json"))
     draft = read_draft(folder, name or "", settings, from_json=from_json)
     if from_json:
-        path = folder.path("tokenizer.json")
-        return _from_json(draft, entry, path)
+        return _from_json(draft, entry, folder.path("tokenizer.json"))
     model = _sentencepiece(folder, entry)
     if entry is _GENERIC or (entry.follows_file and model is not None):
         return _generic_sentencepiece(draft, entry, model)
@@ -262,11 +265,13 @@ def _tokenizer_file(settings: Settings) -> str:
     return "tokenizer.json"
 
 
-def _warn_of_code(settings: Settings, name: str | None, *, known: bool) -> None:
-    if "auto_map" in settings and not known:
-        _log.warning(
-            "%s: the code that auto_map names is not run; %s is read as its files say", settings.where, name or "it"
-        )
+def _warn_of_class(folder: Folder, settings: Settings, name: str) -> None:
+    """Say so where transformers would do more than tokenizer.json says."""
+    path = folder.path("tokenizer.json")
+    if "auto_map" in settings:
+        _log.warning("%s: the code that auto_map names is not run; %s is used as it is", settings.where, path)
+    elif classes.has_rules(name):
+        _log.warning("%s: the rules of %s are not known here; the file is used as it is", path, name)
 
 
 def _finish(settings: Settings) -> None:

@@ -67,10 +67,9 @@ def from_vocab_json(folder: Folder) -> Vocabulary | None:
 
 
 def from_tokenizer_json(folder: Folder, kind: str) -> Vocabulary:
-    """The vocabulary in tokenizer.json, whose model must be of this kind."""
+    """The vocabulary in a tokenizer.json that was checked before; its model must be of this kind."""
     path = folder.path("tokenizer.json")
     content = folder.json("tokenizer.json")
-    check_tokenizer_json(path, content)
     model = content["model"]
     vocab = model["vocab"]
     charsmap = _charsmap(path, content.get("normalizer"))
