@@ -314,10 +314,15 @@ def test_a_vocabulary_far_smaller_than_the_model(tmp_path: Path, caplog: pytest.
 
 def test_nothing_to_read(tmp_path: Path) -> None:
     assert not has_tokenizer(tmp_path)
-    with pytest.raises(ConfigError, match=r"expected tokenizer\.json, tokenizer\.model, .* found none"):
+    with pytest.raises(
+        ConfigError, match=r"expected tokenizer\.json, tokenizer\.model, .* found no file of a tokenizer"
+    ):
         load_tokenizer(tmp_path)
     write_json(tmp_path / "config.json", {"model_type": "xlm-roberta"})
     with pytest.raises(ConfigError, match=r"expected tokenizer\.json or sentencepiece\.bpe\.model, as XLMRoberta"):
+        load_tokenizer(tmp_path)
+    (tmp_path / "spiece.model").write_bytes(b"")
+    with pytest.raises(ConfigError, match=r"; found spiece\.model, which this tokenizer class does not read"):
         load_tokenizer(tmp_path)
     (tmp_path / "tekken.json").write_text("{}")
     assert has_tokenizer(tmp_path)
