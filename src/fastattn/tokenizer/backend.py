@@ -191,6 +191,8 @@ def _options(
     padding_side = found.padding["direction"] if found.padding else cls.padding_side
     truncation_side = found.truncation["direction"] if found.truncation else "right"
     names = settings.texts("model_input_names") if "model_input_names" in settings else tuple(cls.input_names)
+    if settings.flag("return_token_type_ids", False) and cls.name == "CodeGenTokenizer":
+        names = (*names, "token_type_ids")
     return TokenizerOptions(
         class_name=draft.class_name or None,
         special_tokens={role: str(tokens[role]) for role in ROLES if tokens.get(role) is not None},
