@@ -77,7 +77,7 @@ CHANGES: dict[str, Callable[[Any], object]] = {
         t.add_special_tokens({"extra_special_tokens": ["xyz", "<new>"]}, replace_extra_special_tokens=False),
     ),
     "several": lambda t: t.add_special_tokens({"pad_token": "<p>", "sep_token": "<new>", "bos_token": "good"}),
-    "tokens": lambda t: t.add_tokens(["xyz", "XYZ", "<new>", "good"]),
+    "tokens": lambda t: t.add_tokens(["xyz", "<new>", "good"]),
     "one token": lambda t: t.add_tokens("xyz"),
     "special ones": lambda t: t.add_tokens(["xyz", "<new>"], special_tokens=True),
     "with flags": lambda t: t.add_tokens(
@@ -109,6 +109,18 @@ def test_attributes(both: Both) -> None:
     assert dict(ours(TEXTS, truncation=True, padding="max_length")) == dict(
         theirs(TEXTS, truncation=True, padding="max_length")
     )
+
+
+def test_bos_and_eos_of_texts(both: Both) -> None:
+    theirs, ours = both
+    for tokenizer in both:
+        tokenizer.bos_token = tokenizer.eos_token = "good" if "good" in theirs.get_vocab() else "d"
+        tokenizer.add_bos_token = True
+    check_same(theirs, ours)
+    for tokenizer in both:
+        tokenizer.add_eos_token = True
+    check_same(theirs, ours)
+    assert (ours.add_bos_token, ours.add_eos_token) == (theirs.add_bos_token, theirs.add_eos_token) == (True, True)
 
 
 KEYWORDS: list[dict[str, Any]] = [

@@ -164,6 +164,24 @@ class TokenizerBase:
         self._change(split_special_tokens=check_flag("split_special_tokens", value))
 
     @property
+    def add_bos_token(self) -> bool:
+        """Whether texts begin with bos_token; setting it replaces the special tokens of texts, as in transformers."""
+        return self._state.options.add_bos_token
+
+    @add_bos_token.setter
+    def add_bos_token(self, value: bool) -> None:
+        self._set_ends(add_bos_token=check_flag("add_bos_token", value))
+
+    @property
+    def add_eos_token(self) -> bool:
+        """Whether texts end with eos_token; setting it replaces the special tokens of texts, as in transformers."""
+        return self._state.options.add_eos_token
+
+    @add_eos_token.setter
+    def add_eos_token(self, value: bool) -> None:
+        self._set_ends(add_eos_token=check_flag("add_eos_token", value))
+
+    @property
     def name_or_path(self) -> str:
         """The folder or hub id that the tokenizer was loaded from."""
         return self._state.options.name_or_path
@@ -363,6 +381,15 @@ class TokenizerBase:
         if token is not None:
             self._known_token(f"{role}_token", token)
         self._state = State(self._state.encoder, with_role(self._state.options, role, token))
+
+    def _set_ends(self, **flags: Any) -> None:
+        options, ends = replace(self._state.options, **flags), {}
+        for role, wanted in (("bos", options.add_bos_token), ("eos", options.add_eos_token)):
+            if wanted and role not in self._state.ids:
+                raise InputError(f"add_{role}_token: this tokenizer has no {role}_token; set it first")
+            if wanted:
+                ends[role] = (self._state.tokens[role], self._state.ids[role])
+        self._state = State(self._state.encoder.with_ends(**ends), options)
 
     def _known_token(self, name: str, token: str) -> str:
         if self.raw.token_to_id(token) is None:

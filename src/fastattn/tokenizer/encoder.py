@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fastattn.errors import InputError
 from fastattn.tokenizer.library import library_errors
@@ -93,10 +93,18 @@ class Encoder:
             count = raw.add_special_tokens(list(tokens)) if special else raw.add_tokens(list(tokens))
         return Encoder(raw), int(count)
 
-    def with_post_processor(self, post_processor: Any) -> Encoder:
-        """An encoder that adds other special tokens."""
+    def with_ends(self, bos: tuple[str, int] | None = None, eos: tuple[str, int] | None = None) -> Encoder:
+        """An encoder whose only special tokens are `bos` before and `eos` after each text."""
+        from tokenizers.processors import TemplateProcessing
+
+        def side(text: str, kind: int) -> list[str]:
+            before, after = ([f"{token[0]}:{kind}"] if token else [] for token in (bos, eos))
+            return [*before, f"{text}:{kind}", *after]
+
         raw = shared_copy(self.raw)
-        raw.post_processor = post_processor
+        special = list(dict.fromkeys(token for token in (bos, eos) if token))
+        single, pair = side("$A", 0), [*side("$A", 0), *side("$B", 1)]
+        raw.post_processor = TemplateProcessing(single=single, pair=pair, special_tokens=special)
         return Encoder(raw)
 
 

@@ -11,11 +11,12 @@ from numpy.typing import NDArray
 
 from fastattn.checks import quote
 from fastattn.errors import DTypeError, InputError
+from fastattn.tokenizer.texts import unwrap
 
 MAX_IDS = 2**26  # more ids in one call are refused before any is read
 _MAX_ID = 2**32 - 1
 # In this order, as in transformers: a space before punctuation and English contractions goes.
-_CLEAN_UP = (
+CLEAN_UP = (
     (" .", "."), (" ?", "?"), (" !", "!"), (" ,", ","), (" ' ", "'"), (" n't", "n't"), (" 'm", "'m"), (" 's", "'s"),
     (" 've", "'ve"), (" 're", "'re"),
 )  # fmt: skip
@@ -70,7 +71,7 @@ def read_ids(name: str, value: Any) -> list[int]:
 
 def clean_up(text: str) -> str:
     """Text without the spaces that WordPiece leaves before punctuation and contractions."""
-    for found, replacement in _CLEAN_UP:
+    for found, replacement in CLEAN_UP:
         text = text.replace(found, replacement)
     return text
 
@@ -80,7 +81,7 @@ def _read_item(name: str, item: Any) -> int:
         raise InputError(f"{name}: expected an int, got a sequence; decode a list of sequences of ids, not a mixture")
     if not isinstance(item, (bool, np.bool_)):
         try:
-            return operator.index(item)
+            return operator.index(unwrap(item))
         except TypeError:
             pass
     raise DTypeError(f"{name}: expected an int, got {type(item).__name__}")
