@@ -18,8 +18,8 @@ import pytest
 
 from fastattn.checkpoint import open_checkpoint, read_header, read_tensor
 from fastattn.checkpoint.checkpoint import require_little_endian, require_weight_dtype
-from fastattn.checkpoint.strict_json import parse
 from fastattn.errors import ConfigError, ModelFormatError
+from fastattn.jsonfile import parse_strict
 from fastattn.models.auto import AutoModelForCausalLM
 from fastattn.models.registry import build
 from tests.reference.checkpoints import GPT2, gpt2_tensors, header, safetensors, write, write_gpt2
@@ -115,7 +115,7 @@ def test_fault_07_a_string_that_never_ends(path: Path, end: bytes) -> None:
 @pytest.mark.parametrize("text", ['{"a": "#{\\\\", "b": ["#"]}', '{"a": "\\"#\\\\\\"#", "#": ["}"]}'])
 def test_fault_08_brackets_in_strings_are_no_nesting(text: str) -> None:
     text = text.replace("#", "[" * 20)
-    assert parse(text.encode()) == json.loads(text)
+    assert parse_strict(text.encode()) == json.loads(text)
 
 
 @pytest.mark.parametrize("text", [b'{"a":' + b"[" * 10**6, b'{"a":' * 17 + b"1" + b"}" * 17, b'{"a":' * 10**5])

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from fastattn.checkpoint import open_checkpoint
-from fastattn.checkpoint.checkpoint import INDEX_NAME, MAX_INDEX_BYTES
+from fastattn.checkpoint.index import INDEX_LIMITS, INDEX_NAME
 from fastattn.errors import ModelFormatError
 from fastattn.models.auto import AutoModelForCausalLM
 from tests.reference.checkpoints import GPT2, gpt2_tensors, safetensors, write_gpt2
@@ -123,7 +123,7 @@ def test_fault_30_an_index_of_200_mb(tmp_path: Path) -> None:
         file.truncate(200_000_000)
     error = refused(tmp_path)
     assert error.code == "file_too_large"
-    assert str(MAX_INDEX_BYTES) in str(error)
+    assert str(INDEX_LIMITS.n_bytes) in str(error)
 
 
 def test_fault_30_a_million_entries(tmp_path: Path) -> None:

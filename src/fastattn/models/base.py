@@ -95,23 +95,29 @@ def load_model(
     directory = resolve(
         path_or_id, revision=revision, cache_dir=cache_dir, local_files_only=local_files_only, token=token
     )
-    checkpoint = open_checkpoint(directory, verify=verify, check_finite=check_finite, check_config=find_family)
-    quantised = checkpoint.quantised
-    if quantised is not None:
-        _check_quantised(directory, quantised, dtype, head_dtype, device)
-    built = build(checkpoint.config, checkpoint.tensors, task)
-    if task == "causal-lm":
-        warn_of_options(directory)
-    executor = load_executor(
-        built.program,
-        built.tensors,
-        dtype=(dtype if quantised is None else quantised.dtype) or "float32",
-        kv_dtype=kv_dtype,
-        head_dtype=head_dtype,
-        packed=None if quantised is None else quantised.weights,
-        device=device,
-        threads=threads,
-    )
+    opened = open_checkpoint(directory, verify=verify, check_finite=check_finite, check_config=find_family)
+    with opened as checkpoint:
+        quantised = checkpoint.quantised
+        if quantised is not None:
+            _check_quantised(directory, quantised, dtype, head_dtype, device)
+        built = build(checkpoint.config, checkpoint.tensors, task)
+        if task == "causal-lm":
+            warn_of_options(directory)
+        executor = load_executor(
+            built.program,
+            built.tensors,
+            dtype=(dtype if quantised is None else quantised.dtype) or "float32",
+            kv_dtype=kv_dtype,
+            head_dtype=head_dtype,
+            packed=None if quantised is None else quantised.weights,
+            device=device,
+            threads=threads,
+        )
+        try:
+            checkpoint.check_unchanged()
+        except BaseException:
+            executor.close()
+            raise
     return directory, built, executor
 
 
