@@ -126,16 +126,14 @@ def check_limits(data: bytes, limits: JsonLimits) -> None:
     structure = text[~in_string].tobytes().translate(None, _NOT_STRUCTURE)
     n_opened = structure.count(b"[") + structure.count(b"{")
     n_values = structure.count(b",") + n_opened
+    if n_opened > limits.depth:
+        brackets = np.frombuffer(structure.translate(None, b","), np.uint8)[: 2 * limits.n_values]
+        opened = (brackets == ord("[")) | (brackets == ord("{"))
+        if np.cumsum(np.where(opened, np.int8(1), np.int8(-1)), dtype=np.int32).max() > limits.depth:
+            raise JsonError(f"expected nesting of at most {limits.depth}, got more", "depth")
+    # What is left out above is refused here, or closes more brackets than were opened, where the parser stops.
     if n_values > limits.n_values:
         raise JsonError(f"expected at most {limits.n_values} values, got at least {n_values}", "too_large")
-    if n_opened <= limits.depth:
-        return
-    brackets = np.frombuffer(structure.translate(None, b","), np.uint8)
-    if len(brackets) > 2 * n_opened:
-        raise JsonError("invalid JSON: more brackets are closed than opened")
-    opened = (brackets == ord("[")) | (brackets == ord("{"))
-    if np.cumsum(np.where(opened, np.int8(1), np.int8(-1)), dtype=np.int32).max() > limits.depth:
-        raise JsonError(f"expected nesting of at most {limits.depth}, got more", "depth")
 
 
 def _unique(pairs: list[tuple[str, JsonValue]]) -> dict[str, JsonValue]:

@@ -263,7 +263,7 @@ def read_tensor(info: TensorInfo) -> NDArray[np.float32]:
     dtype = np.dtype(_NUMPY_DTYPES[info.dtype])
     result = np.empty(info.nbytes // dtype.itemsize, np.float32)
     at = 0
-    with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinity, which check_finite finds
+    with np.errstate(over="ignore", invalid="ignore"):  # infinity and NaN are what check_finite finds
         for chunk in _chunks(info, _READ_BYTES):
             values = np.frombuffer(chunk, dtype)
             part = result[at : at + len(values)]
