@@ -98,7 +98,7 @@ def _copy(root: Path, name: str, folder: NewFolder, files: FileSet) -> str | Non
     """Copy one file. Returns why not, None where it was copied."""
     real = Path(os.path.realpath(root / name))
     if not _may_read(root, real):
-        return "a link out of the folder"
+        return "a link that is not followed"
     try:
         file = files.open(real, follow_links=False)
     except OSError as error:
