@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -258,21 +258,40 @@ _NUMPY_DTYPES: Mapping[str, str] = {"F16": "<f2", "BF16": "<u2", "F32": "<f4", "
 
 
 def read_tensor(info: TensorInfo) -> NDArray[np.float32]:
-    """A tensor as float32 in its own shape; float64 is rounded to the nearest."""
+    """A tensor as float32 in its own shape; float64 is rounded to the nearest.
+
+    Raises ModelFormatError, ConfigError for a number in float64 that float32 cannot hold, OSError.
+    """
     require_weight_dtype(info)
     dtype = np.dtype(_NUMPY_DTYPES[info.dtype])
     result = np.empty(info.nbytes // dtype.itemsize, np.float32)
     at = 0
-    with np.errstate(over="ignore", invalid="ignore"):  # infinity and NaN are what check_finite finds
-        for chunk in _chunks(info, _READ_BYTES):
-            values = np.frombuffer(chunk, dtype)
-            part = result[at : at + len(values)]
-            if info.dtype == "BF16":
-                np.left_shift(values, np.uint32(16), out=part.view(np.uint32), dtype=np.uint32)
-            else:
-                part[...] = values
-            at += len(values)
+    for chunk in _chunks(info, _READ_BYTES):
+        values = np.frombuffer(chunk, dtype)
+        _to_float32(values, result[at : at + len(values)])
+        if info.dtype == "F64":
+            _require_range(info, values, result[at : at + len(values)])
+        at += len(values)
     return result.reshape(info.shape)
+
+
+def _to_float32(values: NDArray[Any], result: NDArray[np.float32]) -> None:
+    """Convert; uint16 is taken as bfloat16."""
+    if values.dtype == np.uint16:
+        np.left_shift(values, np.uint32(16), out=result.view(np.uint32), dtype=np.uint32)
+    else:
+        with np.errstate(over="ignore", invalid="ignore"):  # the caller looks for infinity; NaN stays NaN
+            result[...] = values
+
+
+def _require_range(info: TensorInfo, values: NDArray[np.float64], rounded: NDArray[np.float32]) -> None:
+    beyond = np.flatnonzero(np.isinf(rounded))
+    beyond = beyond[np.isfinite(values[beyond])]
+    if len(beyond):
+        raise ConfigError(
+            f"{info.path}: tensor {quote(info.name)}: expected float64 numbers within the range of float32, "
+            f"got {values[beyond[0]]:g}"
+        )
 
 
 def same_data(a: TensorInfo, b: TensorInfo) -> bool:
