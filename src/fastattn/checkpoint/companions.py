@@ -35,7 +35,7 @@ COPIED = (
 _WRITTEN = ("config.json",)
 _OF_WEIGHTS = (
     *("*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json", "*.pt", "*.pth", "*.ckpt", "*.h5"),
-    *("*.msgpack", "*.gguf", "*.onnx", "*.onnx_data", "*.ot", "*.tflite", "*.mlmodel", "SHA256SUMS"),
+    *("*.msgpack", "*.gguf", "*.onnx", "*.onnx_data", "*.tflite", "*.mlmodel", "rust_model*", "SHA256SUMS"),
 )
 _NOT_REGULAR = (errno.EINVAL, errno.EISDIR, errno.ELOOP, errno.ENOENT, errno.ENXIO, errno.ENODEV, errno.ENOTDIR)
 _CHUNK_BYTES = 4 << 20
