@@ -18,7 +18,7 @@ from fastattn.checks import check_choice, check_count, check_path
 from fastattn.errors import ConfigError
 from fastattn.graph.ir import Weight
 from fastattn.graph.quantise import tied_embeddings, weight_formats
-from fastattn.models.base import MAX_THREADS
+from fastattn.models.load_options import MAX_THREADS
 from fastattn.models.names import TASKS, Task
 from fastattn.models.registry import BuiltModel, build, find_family
 
