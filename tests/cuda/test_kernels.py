@@ -13,9 +13,7 @@ ORDERS = 3
 
 
 def run(*arguments: str) -> str:
-    done = subprocess.run(
-        [build() / "fastattn_cuda_tests", *arguments], capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([build() / "fastattn_cuda_tests", *arguments], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
     return done.stdout
 
