@@ -34,7 +34,7 @@ def grandchild_ends(delay):
     time.sleep(delay)
     pid = os.fork()
     if pid == 0:
-        signal.alarm(20)  # ends it, should it hang
+        signal.alarm(300)  # ends it, should it hang
         work()
         os._exit(0)
     return os.waitpid(pid, 0)[1] == 0
@@ -114,7 +114,7 @@ codes = []
 for _ in range(15):
     pid = os.fork()
     if pid == 0:
-        signal.alarm(20)
+        signal.alarm(300)
         os._exit(0 if texts() == expected else 1)
     codes.append(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
     time.sleep(0.003)
