@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.reference.checkpoints import write_gpt2
+from tests.reference.hang import HANG_SECONDS
 
 # The parent has loaded everything and run nothing. Each child starts work in a thread and forks at a random moment of
 # it; the grandchild then does the same work. A grandchild that does not end is one that waits for a thread that it
@@ -33,7 +34,7 @@ def grandchild_ends(delay):
     time.sleep(delay)
     pid = os.fork()
     if pid == 0:
-        signal.alarm(20)  # ends it, should it hang
+        signal.alarm(300)  # ends it, should it hang
         work()
         os._exit(0)
     return os.waitpid(pid, 0)[1] == 0
@@ -73,7 +74,7 @@ def run_script(setup: str, folder: Path, *, tries: int, longest: float) -> None:
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=HANG_SECONDS,
         check=False,
     )
     assert (done.returncode, done.stdout) == (0, "all ended\n"), done.stderr
@@ -113,7 +114,7 @@ codes = []
 for _ in range(15):
     pid = os.fork()
     if pid == 0:
-        signal.alarm(20)
+        signal.alarm(300)
         os._exit(0 if texts() == expected else 1)
     codes.append(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
     time.sleep(0.003)
@@ -131,7 +132,7 @@ def test_fault_59_fork_in_the_middle_of_a_text(tmp_path: Path) -> None:
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=HANG_SECONDS,
         check=False,
     )
     assert (done.returncode, done.stdout) == (0, f"{[0] * 15}\n"), done.stderr

@@ -15,6 +15,7 @@ from fastattn import _core
 from fastattn.errors import Cancelled, ConfigError, InputError
 from fastattn.models.auto import AutoModelForCausalLM
 from tests.reference.checkpoints import write_gpt2
+from tests.reference.hang import HANG_SECONDS
 
 TEXT = [3, 1, 4, 1, 5, 9, 2, 6]
 PRELUDE = """
@@ -32,7 +33,7 @@ def run_python(code: str, folder: Path, **environment: str) -> subprocess.Comple
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **environment},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=HANG_SECONDS,
     )
 
 
