@@ -68,5 +68,5 @@ def test_a_number_beyond_float32_is_an_error_and_no_infinity(
 
 
 def test_a_file_that_ends_early_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(ModelFormatError, match="layer.weight: the file ends "):
+    with pytest.raises(ModelFormatError, match=r"layer\.weight: the file ends "):
         packed(np.ones(ROWS * COLUMNS - 1), tmp_path, "table", "float32")
