@@ -17,7 +17,7 @@ from fastattn.tokenizer.vocabulary import check_tokens
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 UNIGRAM, BPE = 1, 2
 _MAX_PIECES = 2**21
-_MAX_SPLITS = 10**8
+_MAX_SPLITS = 5 * 10**7
 
 
 @dataclass(frozen=True, slots=True)
