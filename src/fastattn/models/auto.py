@@ -294,7 +294,7 @@ class SequenceClassifier(Model):
     ) -> Any:
         """Logits [batch, num_labels], [num_labels] for a 1-D input.
 
-        GPT-2's are those of the last token that is not padding (`config.pad_token_id`), as in transformers.
+        GPT-2's are those of the last token that is neither masked nor padding (`config.pad_token_id`).
         position_ids, return_dict and others: as of CausalLM. A sequence without tokens is refused.
         Raises DTypeError, InputError, ContextLengthError.
         """
