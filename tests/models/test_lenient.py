@@ -297,3 +297,45 @@ def test_a_family_s_own_names_of_options() -> None:
     reader = ConfigReader({"n_embd": 7, "hidden_size": 12}, "GPT-2", gpt2.NAMES)
     assert reader.size("n_embd") == 12  # as in transformers
     assert reader.unused() == []
+
+
+ODD_VALUES: list[Any] = [
+    "x" * 200_000, "\ud800", "a\nb", [["x" * 200_000]], {"k" * 200_000: 1}, 10**300, -1, 1e300, True, [], {}, None,
+    ["\ud800"] * 1000, {"\ud800": "\ud800"}, {"0": "\ud800"},
+]  # fmt: skip
+
+
+def refusal(read: Any, base: Mapping[str, Any], key: str, value: Any) -> str:
+    """What ConfigError says of a value; "" where it is read."""
+    try:
+        read({**base, key: value})
+    except ConfigError as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_any_value_of_any_option(family: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Is read, or refused by one short line that names the option."""
+    base = FAMILIES[family][0]
+    read: Any = {"gpt2": gpt2, "bert": bert, "distilbert": distilbert, "roberta": roberta}[family].read_config
+    keys = {*base, "id2label", "label2id", "num_labels", "problem_type", "pad_token_id", "eos_token_id", "auto_map"}
+    keys |= {
+        "is_decoder",
+        "pruned_heads",
+        "tie_word_embeddings",
+        "output_attentions",
+        "hidden_act",
+        "activation",
+        "what",
+    }
+    keys |= {"position_embedding_type", "return_dict", "layer_norm_eps", "layer_norm_epsilon", "activation_function"}
+    refused = [(key, text) for key in sorted(keys) for value in ODD_VALUES if (text := refusal(read, base, key, value))]
+    assert len(refused) > 10 * len(base)
+    for key, text in refused:
+        assert key in text or key in ("hidden_size", "dim", "n_embd")
+        assert len(text) < 500
+        assert text.isprintable()
+    for message in messages(caplog):
+        assert len(message) < 2500
+        assert message.isprintable()

@@ -327,7 +327,7 @@ class _Auto(Generic[_Loaded]):
     @classmethod
     def from_pretrained(
         cls,
-        path_or_id: str | Path,
+        path_or_id: str | Path | None = None,
         *,
         dtype: Any = None,
         kv_dtype: Any = None,
@@ -374,8 +374,9 @@ class _Auto(Generic[_Loaded]):
             "verify": verify,
             "check_finite": check_finite,
         }
+        source = others.pop("pretrained_model_name_or_path", None) if path_or_id is None else path_or_id
         options, hub = read_options(given, others)
-        built, executor, origin = load_model(find_folder(path_or_id, hub), cls._task, options, str(path_or_id))
+        built, executor, origin = load_model(find_folder(source, hub), cls._task, options, str(source))
         return cls._model(origin.directory, built, executor, origin=origin)
 
 
