@@ -191,6 +191,10 @@ def test_what_a_model_says_of_itself(tmp_path: Path, device: str) -> None:
         for bad in ("mps", "int8", 7, object()):
             with pytest.raises(InputError, match=r"^to: expected .* load it with from_pretrained"):
                 model.to(bad)
+        for name, hint in (("half", "from_pretrained"), ("train", "inference"), ("parameters", "num_parameters")):
+            with pytest.raises(AttributeError, match=rf"^CausalLM has no '{name}'; .*{hint}"):
+                getattr(model, name)
+        assert not hasattr(model, "something")
         config = model.config
         assert (config.hidden_size, config.num_hidden_layers, config.num_attention_heads) == (12, 2, 3)
         assert (config.max_position_embeddings, config.vocab_size, config.eos_token_id) == (16, 31, 0)
