@@ -237,9 +237,8 @@ class StaticEmbedding:
 
     def encode(self, texts: Sequence[str], truncation: Truncation, task: Task | None) -> Encoded:
         """Token ids of each text without special tokens, cut as tokenizer.json says."""
-        return self.tokenizer.encode_batch(
-            texts, add_special_tokens=False, max_length=self.tokenizer.options.model_max_length
-        )
+        limit = self.tokenizer.options.model_max_length if truncation.enabled else None
+        return self.tokenizer.encode_batch(texts, add_special_tokens=False, max_length=limit)
 
     def preprocess(self, texts: Sequence[str], truncation: Truncation, task: Task | None) -> dict[str, NDArray[Any]]:
         """input_ids [n_tokens] of all texts, and the offsets [n_texts] where each begins."""
