@@ -42,13 +42,17 @@ def file_errors(path: Path | str) -> contextlib.AbstractContextManager[None]:
 
 def is_library_error(error: BaseException) -> bool:
     """True for an error that the library raised itself, false for one from a signal handler or from memory limits."""
-    kind = type(error)
-    if kind.__name__ == "PanicException" and kind.__module__ == "pyo3_runtime":
+    if is_panic(error):
         return True
-    if kind not in _PLAIN_ERRORS:
+    if type(error) not in _PLAIN_ERRORS:
         return False
     # The library has no Python frames: its errors start in the frame that called it. A handler has its own frame.
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
     return trace is not None and str(trace.tb_frame.f_globals.get("__name__", "")).startswith("fastattn.")
+
+
+def is_panic(error: BaseException) -> bool:
+    """True for the exception of code in Rust that panics."""
+    return type(error).__name__ == "PanicException" and type(error).__module__ == "pyo3_runtime"
