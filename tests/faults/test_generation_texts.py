@@ -32,8 +32,9 @@ def test_fault_44_not_a_text(tokenizer: Tokenizer, bad: Any) -> None:
 
 
 def test_fault_44_list_for_a_text(tokenizer: Tokenizer) -> None:
+    assert tokenizer.encode(["good"]) == [tokenizer.encode("good")]
     with pytest.raises(DTypeError, match="expected str, got list"):
-        tokenizer.encode(["good"])  # type: ignore[arg-type]
+        tokenizer.tokenize(["good"])  # type: ignore[arg-type]
     with pytest.raises(InputError, match="pair"):
         tokenizer([["a", "b", "c"]])
 

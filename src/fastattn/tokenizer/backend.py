@@ -90,12 +90,11 @@ def raw_of_parts(parts: Parts) -> RawTokenizer:
 
 
 def _bos_and_eos(settings: Settings, *, from_json: bool) -> tuple[bool, bool, bool]:
-    """add_bos_token, add_eos_token, and whether a file has one of them: they count only without tokenizer.json."""
+    """add_bos_token, add_eos_token, and whether one is given: those of files count only without tokenizer.json."""
     names = ("add_bos_token", "add_eos_token")
-    add_bos, add_eos = (settings.flag(name, False) for name in names)
-    if from_json:
-        return False, False, False
-    return add_bos, add_eos, any(name in settings.values for name in names)
+    given = [name for name in names if name in (settings.overrides if from_json else settings.values)]
+    add_bos, add_eos = (settings.flag(name, False) and name in given for name in names)
+    return add_bos, add_eos, bool(given)
 
 
 def _in_order(tokens: Tokens, draft: Draft) -> list[Token]:

@@ -83,7 +83,10 @@ def _read_extra(draft: Draft) -> None:
 
 
 def _read_special_tokens_map(draft: Draft) -> None:
-    settings = Settings(draft.folder.path("special_tokens_map.json"), draft.folder.json("special_tokens_map.json"))
+    overrides = {key for key in draft.settings.overrides if draft.settings.values[key]}
+    entries = draft.folder.json("special_tokens_map.json")
+    values = {key: value for key, value in entries.items() if key not in overrides}
+    settings = Settings(draft.folder.path("special_tokens_map.json"), values)
     for key in settings.values:
         if key == "extra_special_tokens":
             if isinstance(settings.raw(key), dict):

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+from fastattn.checks import quote
+from fastattn.errors import InputError
 from fastattn.settings import Settings
 from fastattn.tokenizer.folder import Folder
 from fastattn.tokenizer.tokenizer import Tokenizer
@@ -26,13 +30,22 @@ def has_tokenizer(directory: Path) -> bool:
     return all((directory / name).is_file() for name in ("vocab.json", "merges.txt"))
 
 
-def load_tokenizer(directory: Path) -> Tokenizer:
-    """The tokenizer of a local directory. Raises ConfigError, ModelFormatError."""
+def load_tokenizer(directory: Path, overrides: Mapping[str, Any] | None = None) -> Tokenizer:
+    """The tokenizer of a local directory. Raises ConfigError, ModelFormatError.
+
+    overrides: values in place of those of the files, of checked types. Raises InputError for one that the tokenizer
+    does not use.
+    """
     from fastattn.tokenizer.health import check_health  # these import the tokenizers library
     from fastattn.tokenizer.load import load_raw
 
-    folder = Folder(directory)
-    settings = Settings(folder.path("tokenizer_config.json"), folder.json("tokenizer_config.json"))
+    folder, given = Folder(directory), dict(overrides or {})
+    values = {**folder.json("tokenizer_config.json"), **given}
+    settings = Settings(folder.path("tokenizer_config.json"), values, overrides=given)
     raw, options, path = load_raw(folder, settings)
+    for name in given:
+        if name not in settings.read:
+            kind = f" ({options.class_name})" if options.class_name else ""
+            raise InputError(f"{name}: the tokenizer of {quote(str(directory))}{kind} does not use this setting")
     check_health(raw, folder, path)
     return Tokenizer(raw, options)

@@ -33,6 +33,7 @@ class TokenizerOptions:
     split_special_tokens: bool = False
     clean_up_tokenization_spaces: bool = False
     clean_up_spaces_of_bpe: bool = False
+    name_or_path: str = ""
 
     @property
     def type_ids(self) -> bool:
