@@ -16,11 +16,12 @@ from numpy.typing import NDArray
 from fastattn.checks import check_count, check_flag, check_keywords, check_path, check_str, quote
 from fastattn.errors import DTypeError, InputError
 from fastattn.models.auto import Encoder
+from fastattn.models.load_options import check_target
 from fastattn.tasks.sentence.encoders import InputModule, Task, Transformer, Truncation
 from fastattn.tasks.sentence.encoding import EncodeMethods, EncodeOptions, to_tensors
 from fastattn.tasks.sentence.features import SENTENCE, TOKENS, Features, Float, Module
 from fastattn.tasks.sentence.folder import ModelSettings, read_folder
-from fastattn.tasks.sentence.loading import is_cpu, read_processing_kwargs
+from fastattn.tasks.sentence.loading import read_processing_kwargs
 from fastattn.tasks.sentence.modules import normalized
 from fastattn.tasks.sentence.names import find_folder
 from fastattn.tasks.sentence.pooling import Pooling
@@ -97,7 +98,7 @@ class SentenceTransformer(EncodeMethods):
         options = LoadOptions(
             dtype=dtype,
             kv_dtype=kv_dtype,
-            device="cpu" if is_cpu(device) else device,
+            device=device,
             threads=threads,
             trust_remote_code=check_flag("trust_remote_code", trust_remote_code),
             model_kwargs=model_kwargs,
@@ -113,7 +114,7 @@ class SentenceTransformer(EncodeMethods):
         )
         folder = read_folder(path)
         self._read(folder.settings, given, default_prompt_name)
-        self._device, self._stack = str(options.device), load_stack(folder, options)
+        self._stack = load_stack(folder, options)
 
     def _read(self, settings: ModelSettings, given: Mapping[str, str | None], default_prompt_name: str | None) -> None:
         """Merge the caller's settings with those of the folder: the caller's count."""
@@ -161,18 +162,24 @@ class SentenceTransformer(EncodeMethods):
     @property
     def device(self) -> str:
         """Where the model runs."""
-        return self._device
+        return self._first.auto_model.device if isinstance(self._first, Transformer) else "cpu"
+
+    @property
+    def dtype(self) -> str:
+        """How the weights are stored."""
+        return self._first.auto_model.dtype if isinstance(self._first, Transformer) else "float32"
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer of this model alone; its `model_max_length` is `max_seq_length`."""
+        """The tokenizer of this model alone; its `model_max_length` is `max_seq_length`.
+
+        Settable, also to a tokenizer of transformers or tokenizers. Raises DTypeError.
+        """
         return self._first.tokenizer
 
     @tokenizer.setter
     def tokenizer(self, tokenizer: Tokenizer) -> None:
-        if not isinstance(tokenizer, Tokenizer):
-            raise DTypeError(f"tokenizer: expected a Tokenizer of fastattn, got {type(tokenizer).__name__}")
-        self._first.tokenizer = tokenizer
+        self._first.tokenizer = Tokenizer.from_object(tokenizer)
 
     @property
     def max_seq_length(self) -> int | float:
@@ -230,11 +237,8 @@ class SentenceTransformer(EncodeMethods):
         return self
 
     def to(self, device: Any) -> Self:
-        """The model itself, for the device that it is on. Raises InputError for another."""
-        if str(device) not in (self.device, f"{self.device}:0"):
-            raise InputError(
-                f"device: this model is on {self.device!r}; load it again with device={quote(str(device))}"
-            )
+        """The model itself, for the device and dtype that it has. Raises InputError for others."""
+        check_target(device, self.device, self.dtype)
         return self
 
     # -- texts to vectors ---------------------------------------------------------------------------------------

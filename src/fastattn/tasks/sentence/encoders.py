@@ -24,9 +24,9 @@ from fastattn.tasks.sentence.files import (
     is_integer,
     read_floats,
     read_integers,
-    read_settings,
 )
 from fastattn.tokenizer import Tokenizer
+from fastattn.tokenizer.folder import Folder
 from fastattn.tokenizer.library import file_errors
 from fastattn.tokenizer.options import Side, TokenizerOptions
 
@@ -104,15 +104,14 @@ class Transformer:
     @property
     def max_seq_length(self) -> int:
         """Tokens of a text at most, special tokens included; longer texts are cut."""
-        limit = self.tokenizer.model_max_length
-        return self._context if limit is None else int(min(limit, self._context))
+        return min(self.tokenizer.model_max_length, self._context)
 
     @max_seq_length.setter
     def max_seq_length(self, length: int | None) -> None:
         """None is the context of the model. Raises DTypeError, InputError."""
-        if length is not None:
-            length = check_count("max_seq_length", length, low=1, high=self._context)
-        self.tokenizer.model_max_length = self._context if length is None else length
+        high = self._context
+        limit = high if length is None else check_count("max_seq_length", length, low=1, high=high)
+        self.tokenizer.model_max_length = limit
 
     def get_embedding_dimension(self) -> int:
         """Width of the token vectors."""
@@ -270,11 +269,15 @@ def read_static_embedding(folder: Path) -> StaticEmbedding:
     """A StaticEmbedding of sentence-transformers or of model2vec. Raises ConfigError, ModelFormatError."""
     from tokenizers import Tokenizer as RawTokenizer
 
-    path = folder / "tokenizer.json"
-    if not read_settings(path, needed_by="module StaticEmbedding").values:
-        raise ConfigError(f"{path}: expected the tokenizer of module StaticEmbedding, got an empty object")
+    from fastattn.tokenizer.vocabulary import check_tokenizer_json  # imports the tokenizers library
+
+    files = Folder(folder)
+    path, text = files.path("tokenizer.json"), files.text("tokenizer.json")
+    if text is None:
+        raise ConfigError(f"{path}: expected the tokenizer of module StaticEmbedding, found no such file")
+    check_tokenizer_json(path, files.json("tokenizer.json"))
     with file_errors(path):
-        raw = RawTokenizer.from_file(str(path))
+        raw = RawTokenizer.from_str(text)
     cut = raw.truncation or {}
     side: Side = "left" if cut.get("direction") == "left" else "right"
     columns = ("input_ids",)

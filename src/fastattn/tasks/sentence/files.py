@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastattn.checkpoint import TensorInfo, read_header, read_tensor
-from fastattn.checkpoint.files import open_regular, read_at
 from fastattn.checks import quote
 from fastattn.errors import ConfigError, ModelFormatError
 from fastattn.jsonfile import read_json
@@ -100,8 +99,9 @@ def read_integers(info: TensorInfo) -> NDArray[np.int64]:
             path=str(info.path),
             tensor=info.name,
         )
-    with open_regular(info.path) as (descriptor, _):
-        data = read_at(descriptor, info.nbytes, info.offset)
+    with open(info.path, "rb") as file:
+        file.seek(info.offset)
+        data = file.read(info.nbytes)
     if len(data) != info.nbytes:
         raise ModelFormatError(f"{info.path}: the file became shorter while it was read", path=str(info.path))
     return np.frombuffer(data, _INTEGERS[info.dtype]).astype(np.int64).reshape(info.shape)

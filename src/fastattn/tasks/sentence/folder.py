@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
@@ -226,8 +226,6 @@ def _transformer_settings(settings: Settings) -> TransformerSettings:
         options=options,
     )
     settings.finish()
-    if found.options.model_max_length is not None:
-        found = replace(found, max_seq_length=found.options.model_max_length)
     return found
 
 

@@ -6,17 +6,18 @@ The caller gives them, or a file of the folder. Each key is used, has a value th
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fastattn.checks import check_choice, check_count, check_flag, closest, quote
 from fastattn.errors import ConfigError, DTypeError, InputError
 from fastattn.tasks.sentence.encoders import Truncation
+from fastattn.tokenizer.overrides import TokenizerSettings, read_overrides
 
 # Values of these change no vector: they say how files are found, what is returned besides, or how torch computes.
 _WORDS = """
-    cache_dir clean_up_tokenization_spaces code_revision force_download local_files_only low_cpu_mem_usage
-    offload_folder padding_side proxies resume_download revision token use_auth_token use_cache use_fast weights_only
+    cache_dir code_revision force_download local_files_only low_cpu_mem_usage
+    offload_folder proxies resume_download revision token use_auth_token use_cache use_fast weights_only
 """
 _ANY_VALUE = frozenset(_WORDS.split())
 _HARMLESS: Mapping[str, tuple[object, ...]] = {
@@ -41,13 +42,11 @@ _CPU = ("cpu", "cpu:0")
 class TransformerOptions:
     """What the keyword dictionaries say about the Transformer module.
 
-    dtype: as `AutoModel.from_pretrained` takes it. model_max_length: tokens of a text at most, in place of the limits
-    in the files.
+    dtype: as `AutoModel.from_pretrained` takes it. tokenizer: settings in place of those of tokenizer_config.json.
     """
 
     dtype: Any = None
-    model_max_length: int | None = None
-    truncation_side: str | None = None
+    tokenizer: Mapping[str, Any] = field(default_factory=dict)
 
 
 def is_cpu(device: object) -> bool:
@@ -76,16 +75,17 @@ def read_model_kwargs(where: str, values: object, options: TransformerOptions) -
 
 
 def read_processor_kwargs(where: str, values: object, options: TransformerOptions) -> TransformerOptions:
-    """processor_kwargs: model_max_length and truncation_side are used. Raises DTypeError, InputError."""
+    """processor_kwargs: the settings that `AutoTokenizer.from_pretrained` takes. Raises DTypeError, InputError."""
     found = _dictionary(where, values)
-    length, side = found.pop("model_max_length", None), found.pop("truncation_side", None)
-    if length is not None:
-        options = replace(options, model_max_length=check_count(f"{where}: model_max_length", length, low=1))
-    if side is not None:
-        side = check_choice(f"{where}: truncation_side", side, ("left", "right"))
-        options = replace(options, truncation_side=side)
-    _refuse(where, found, ("model_max_length", "truncation_side"))
-    return options
+    names = TokenizerSettings.__annotations__
+    settings = {key: found.pop(key) for key in list(found) if key in names or _is_token(key, found[key])}
+    _refuse(where, found, tuple(names))
+    return replace(options, tokenizer={**options.tokenizer, **read_overrides(settings, ())})
+
+
+def _is_token(key: object, value: object) -> bool:
+    """Whether a setting names a special token of the model's own, as image_token="<image>"."""
+    return isinstance(key, str) and key.endswith("_token") and key != "use_auth_token" and isinstance(value, str)
 
 
 def read_config_kwargs(where: str, values: object) -> None:

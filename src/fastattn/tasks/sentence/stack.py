@@ -32,6 +32,7 @@ from fastattn.tasks.sentence.folder import (
 )
 from fastattn.tasks.sentence.loading import (
     TransformerOptions,
+    is_cpu,
     read_config_kwargs,
     read_model_kwargs,
     read_processor_kwargs,
@@ -39,7 +40,6 @@ from fastattn.tasks.sentence.loading import (
 from fastattn.tasks.sentence.modules import read_dense, read_layer_norm, read_normalize
 from fastattn.tasks.sentence.pooling import POOL_OPS, Pooling, read_pooling
 from fastattn.tokenizer import Tokenizer, has_tokenizer, load_tokenizer
-from fastattn.tokenizer.options import Side
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -175,23 +175,19 @@ def _load_transformer(folder: Path, settings: TransformerSettings, options: Load
             f"{folder / 'config.json'}: auto_map names code of the model, which is never run; "
             "load it with trust_remote_code=False where its architecture is a known one"
         )
-    given = read_model_kwargs("model_kwargs", options.model_kwargs, TransformerOptions())
+    given = read_model_kwargs("model_kwargs", options.model_kwargs, settings.options)
     given = read_processor_kwargs("processor_kwargs", options.processor_kwargs, given)
+    overrides = dict(given.tokenizer)
+    if settings.max_seq_length is not None:
+        overrides.setdefault("model_max_length", settings.max_seq_length)
     if not has_tokenizer(folder):
         raise ConfigError(f"{folder}: expected a tokenizer beside the model, found none; add its tokenizer.json")
-    tokenizer = load_tokenizer(folder)
-    side = given.truncation_side or settings.options.truncation_side
-    if side is not None:
-        tokenizer.truncation_side = cast(Side, side)
-    longest = given.model_max_length or settings.max_seq_length
-    if longest is not None:
-        tokenizer.model_max_length = longest
+    tokenizer = load_tokenizer(folder, overrides)
     if settings.do_lower_case:
-        _lower(tokenizer)
-    dtypes = (options.dtype, given.dtype, settings.options.dtype)
+        tokenizer = _lowercase(tokenizer)
     model = AutoModel.from_pretrained(
         folder,
-        dtype=next((dtype for dtype in dtypes if dtype is not None), None),
+        dtype=given.dtype if options.dtype is None else options.dtype,
         kv_dtype=options.kv_dtype,
         device=options.device,
         threads=options.threads,
@@ -201,27 +197,28 @@ def _load_transformer(folder: Path, settings: TransformerSettings, options: Load
     return transformer
 
 
-def _lower(tokenizer: Tokenizer) -> None:
-    """Lowercase as the first step of the normalizer; special tokens in a text stay as they are."""
+def _lowercase(tokenizer: Tokenizer) -> Tokenizer:
+    """With lowercase as the first step of the normalizer; special tokens in a text stay as they are."""
     from tokenizers import normalizers
 
-    own: Any = tokenizer.raw.normalizer
+    raw = tokenizer.raw
+    own: Any = raw.normalizer
     steps: list[Any] = [] if own is None else [own]
     if isinstance(own, normalizers.Sequence):
         steps = [*cast("Sequence[Any]", own)]
     if not any(isinstance(step, normalizers.Lowercase) for step in steps):
-        tokenizer.raw.normalizer = normalizers.Sequence([normalizers.Lowercase(), *steps])
+        raw.normalizer = normalizers.Sequence([normalizers.Lowercase(), *steps])
+    return Tokenizer(raw, tokenizer.options)
 
 
 def _check_static_options(options: LoadOptions) -> None:
     """A StaticEmbedding is float32 on the CPU, without limits of its own."""
     given = read_model_kwargs("model_kwargs", options.model_kwargs, TransformerOptions())
     given = read_processor_kwargs("processor_kwargs", options.processor_kwargs, given)
-    for name, value in (("model_max_length", given.model_max_length), ("truncation_side", given.truncation_side)):
-        if value is not None:
-            raise InputError(f"processor_kwargs: {name}: expected none for a StaticEmbedding, got {quote(value)}")
+    for name, value in given.tokenizer.items():
+        raise InputError(f"processor_kwargs: {name}: expected none for a StaticEmbedding, got {quote(value)}")
     for dtype in (options.dtype, given.dtype):
         if dtype is not None and str(dtype).rpartition(".")[2] not in ("float32", "auto"):
             raise InputError(f"dtype: expected float32 for a StaticEmbedding, got {quote(str(dtype))}")
-    if options.device not in ("cpu", "numpy"):
+    if options.device != "numpy" and not is_cpu(options.device):
         raise InputError(f"device: expected cpu for a StaticEmbedding, got {quote(options.device)}")
