@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -136,6 +137,12 @@ class SentenceTransformer(EncodeMethods):
         size, longest = self.get_embedding_dimension(), self.max_seq_length
         what = repr(self._first.auto_model if isinstance(self._first, Transformer) else self._first)
         return f"<SentenceTransformer of {what}, {size} numbers, {longest} tokens>"
+
+    def __copy__(self) -> Self:
+        """Another model over the same weights; closing one does not close the other."""
+        found = object.__new__(type(self))
+        found.__dict__.update(self.__dict__ | {"_stack": copy.copy(self._stack), "prompts": dict(self.prompts)})
+        return found
 
     # -- modules ------------------------------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -95,6 +96,13 @@ class Transformer:
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_pooled": {}}
+
+    def __copy__(self) -> Self:
+        """Another one over the same weights, with settings of its own; closing one does not close the other."""
+        found = object.__new__(type(self))
+        parts = {"auto_model": copy.copy(self.auto_model), "tokenizer": copy.copy(self.tokenizer)}
+        found.__dict__.update(self.__getstate__() | parts)
+        return found
 
     @property
     def model(self) -> Encoder:
@@ -209,12 +217,10 @@ class StaticEmbedding:
     def __repr__(self) -> str:
         return f"StaticEmbedding({self.num_embeddings} vectors of width {self.embedding_dim})"
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        """A copy with its own tokenizer over the same vectors, which nothing changes."""
-        import copy
-
-        found = type(self)(copy.deepcopy(self.tokenizer, memo), self.embedding)
-        found._closed = self._closed
+    def __copy__(self) -> Self:
+        """Another one over the same vectors, which nothing changes."""
+        found = object.__new__(type(self))
+        found.__dict__.update(self.__dict__ | {"tokenizer": copy.copy(self.tokenizer)})
         return found
 
     @property

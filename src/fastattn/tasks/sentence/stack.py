@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from fastattn.checks import quote
 from fastattn.errors import ConfigError, InputError
@@ -41,6 +42,9 @@ from fastattn.tasks.sentence.modules import read_dense, read_layer_norm, read_no
 from fastattn.tasks.sentence.pooling import POOL_OPS, Pooling, read_pooling
 from fastattn.tokenizer import Tokenizer, has_tokenizer, load_tokenizer
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadOptions:
@@ -73,6 +77,15 @@ class Stack:
         if level != "sentences":
             raise ConfigError(f"{where}: expected one sentence_embedding per text, got one per token")
         self.known, self.width = widths.known, width  # 0: there is no sentence embedding
+
+    def __copy__(self) -> Self:
+        """The same modules with settings of their own; nothing changes the weights, which are shared."""
+        found = object.__new__(type(self))
+        found.__dict__.update(self.__dict__ | {"first": copy.copy(self.first), "later": list(self.later)})
+        return found
+
+    def __deepcopy__(self, _: object) -> Self:
+        return self.__copy__()
 
     def __len__(self) -> int:
         return 1 + len(self.later)
