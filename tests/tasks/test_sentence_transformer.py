@@ -16,28 +16,12 @@ from fastattn.settings import Settings
 from fastattn.tasks.sentence.folder import TRANSFORMER_CONFIGS
 from fastattn.tasks.sentence.pooling import read_pooling
 from tests.tasks.bounds import assert_as_good_as, assert_same_bits
+from tests.tasks.sentence_reference import Reference
 from tests.tasks.tiny import write_bert_model, write_sentence_model
 
 pytestmark = pytest.mark.torch
 TEXTS = ["good film", "the cat, a dog running!", "", "bad " * 40, "a"]
 MODES = ["cls_token", "max_tokens", "mean_tokens", "mean_sqrt_len_tokens", "weightedmean_tokens", "lasttoken"]
-
-
-class Reference:
-    """sentence-transformers on the same folder, in float64 and in float32."""
-
-    def __init__(self, folder: Path) -> None:
-        torch = pytest.importorskip("torch")
-        torch.set_num_threads(1)
-        module = pytest.importorskip("sentence_transformers")
-        self.exact, self.rough = (
-            module.SentenceTransformer(str(folder), device="cpu", model_kwargs={"dtype": dtype})
-            for dtype in (torch.float64, torch.float32)
-        )
-
-    def check(self, found: np.ndarray, method: str, *args: Any, **options: Any) -> None:
-        exact, rough = (getattr(model, method)(*args, **options) for model in (self.exact, self.rough))
-        assert_as_good_as(found, exact, rough)
 
 
 @pytest.fixture(scope="module")
