@@ -302,11 +302,12 @@ class SentenceTransformer(EncodeMethods):
         encoded = self._first.encode([prefix + text for text in texts], truncation, options.task)
         order = sorted(range(len(encoded)), key=lambda i: -len(encoded[i][0]))
         rows: list[Any] = [None] * len(encoded)
-        tokens = options.output_value != "sentence_embedding"
         for start in _steps(len(order), options.batch_size, show=options.progress):
             batch = order[start : start + options.batch_size]
             where = [f"sentences[{i}]" for i in batch]
-            found = self._stack.run([encoded[i] for i in batch], where, prompt_len=prompt_len, tokens=tokens)
+            found = self._stack.run(
+                [encoded[i] for i in batch], where, prompt_len=prompt_len, output=options.output_value
+            )
             self._finish(found, options)
             for place, i in enumerate(batch):
                 if options.output_value is None:

@@ -32,6 +32,9 @@ class Features:
     tokens: dict[str, list[Float]] = field(default_factory=dict)
     sentences: dict[str, Rows] = field(default_factory=dict)
 
+    def __contains__(self, name: str) -> bool:
+        return name in self.sentences or name in self.tokens
+
     def transform(self, source: str, target: str, function: Callable[[Rows], Rows]) -> None:
         """Apply a function of rows to one feature and store the result, replacing what has that name."""
         if source in self.sentences:

@@ -103,9 +103,7 @@ class Normalize:
 
     def __call__(self, features: Features) -> None:
         """Normalize each row."""
-        source = self.module_input_name
-        if source in features.sentences or source in features.tokens:
-            features.transform(source, self.module_output_name, normalized)
+        features.transform(self.module_input_name, self.module_output_name, normalized)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

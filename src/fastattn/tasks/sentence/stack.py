@@ -18,7 +18,7 @@ from fastattn.tasks.sentence.encoders import (
     Transformer,
     read_static_embedding,
 )
-from fastattn.tasks.sentence.features import SENTENCE, Features, Float, Module, Widths
+from fastattn.tasks.sentence.features import SENTENCE, TOKENS, Features, Float, Module, Widths
 from fastattn.tasks.sentence.files import read_settings
 from fastattn.tasks.sentence.folder import (
     INPUT_MODULES,
@@ -98,28 +98,35 @@ class Stack:
         """Use another module in the place of one."""
         self.later = [new if module is old else module for module in self.later]
 
-    def run(self, encoded: Encoded, where: Sequence[str], *, prompt_len: int, tokens: bool) -> Features:
-        """The features of a batch; tokens: with the token embeddings, which are not computed where nothing needs them.
+    def run(self, encoded: Encoded, where: Sequence[str], *, prompt_len: int, output: str | None) -> Features:
+        """The features of a batch: "sentence_embedding", "token_embeddings" (at least these), or all of them for None.
 
         Raises InputError, NonFiniteError.
         """
         features = Features(where, prompt_len)
-        later = list(self.later)
-        for module in later:
+        modules = list(self.later)
+        op = self._pooling_op(prompt_len) if output != TOKENS else None
+        if output == TOKENS:
+            modules = [module for module in modules if not isinstance(module, Pooling)]
+        self._check_tokens(modules, encoded, where)
+        if op is None or output is None:
+            self.first.run(encoded, features)
+        if op is not None and isinstance(self.first, Transformer):  # also where the tokens are known: the same bits
+            self.first.run_pooled(encoded, features, op)
+            del modules[0]
+        _check_finite(features)
+        for module in modules:
+            if module.reads in features:
+                module(features)
+        _check_finite(features)
+        return features
+
+    @staticmethod
+    def _check_tokens(modules: Sequence[Module], encoded: Encoded, where: Sequence[str]) -> None:
+        for module in modules:
             if isinstance(module, Pooling):
                 for (ids, _), name in zip(encoded, where, strict=True):
                     module.check_tokens(len(ids), name)
-        op = None if tokens else self._pooling_op(prompt_len)
-        if op is not None and isinstance(self.first, Transformer):
-            self.first.run_pooled(encoded, features, op)
-            del later[0]
-        else:
-            self.first.run(encoded, features)
-        _check_finite(features)
-        for module in later:
-            module(features)
-        _check_finite(features)
-        return features
 
     def _pooling_op(self, prompt_len: int) -> str | None:
         """The op of a Program that does the pooling, where it comes first and nothing after it reads tokens."""
