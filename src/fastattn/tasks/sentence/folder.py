@@ -38,6 +38,7 @@ TRANSFORMER_CONFIGS = tuple(
     f"sentence_{family}_config.json"
     for family in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
 )
+_MAX_PATH_CHARS = 200
 _MODEL_TYPE = "SentenceTransformer"
 # What the transformer computes: the only task, and for texts the only method and output of it.
 _TASK = "feature-extraction"
@@ -165,7 +166,7 @@ def _kind(entry: Settings) -> str:
 def _is_inside(folder: str) -> bool:
     """Whether a path is relative and stays inside, read as a path of POSIX and as one of Windows."""
     path = PureWindowsPath(folder)
-    return not path.anchor and ".." not in path.parts and "\0" not in folder
+    return len(folder) <= _MAX_PATH_CHARS and not path.anchor and ".." not in path.parts and "\0" not in folder
 
 
 def _model_settings(settings: Settings) -> ModelSettings:
