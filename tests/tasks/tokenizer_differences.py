@@ -29,7 +29,7 @@ def _settings(ours: Tokenizer, theirs: Any) -> Iterator[str]:
     raw, options = ours.raw, ours.options
     standard = [f"{role}_token" for role in ROLES]
     longest = theirs.model_max_length
-    pairs = {
+    pairs: dict[str, tuple[Any, Any]] = {
         "roles": (dict(options.special_tokens), {r: t for r in ROLES if (t := getattr(theirs, f"{r}_token"))}),
         "extra": (set(options.extra_special_tokens), set(theirs.extra_special_tokens)),
         "named": (
@@ -53,6 +53,8 @@ def _settings(ours: Tokenizer, theirs: Any) -> Iterator[str]:
             [theirs.num_special_tokens_to_add(pair) for pair in (False, True)],
         ),
     }
+    for name in ("special_tokens_map", "all_special_tokens", "all_special_ids", "vocab_size"):
+        pairs[name] = (getattr(ours, name), getattr(theirs, name))
     for name, (found, expected) in pairs.items():
         if found != expected:
             yield f"{name}: {found!r:.300}, not {expected!r:.300}"
@@ -90,6 +92,9 @@ def _texts(ours: Tokenizer, theirs: Any, texts: Sequence[str]) -> Iterator[str]:
                 if list(map(tuple, expected[name]) if name == "offset_mapping" else expected[name]) != column:
                     yield f"{name} of {text!r:.80} and {pair!r:.80}: {column}, not {expected[name]}"
         yield from _decoded(ours, theirs, found.ids)
+        encoding, expected = ours(text, pair), theirs(text, pair)
+        if dict(encoding) != dict(expected):
+            yield f"call with {text!r:.80} and {pair!r:.80}: {dict(encoding)}, not {dict(expected)}"
 
 
 def _decoded(ours: Tokenizer, theirs: Any, ids: list[int]) -> Iterator[str]:
@@ -98,6 +103,9 @@ def _decoded(ours: Tokenizer, theirs: Any, ids: list[int]) -> Iterator[str]:
         expected = theirs.decode(ids, skip_special_tokens=skip, clean_up_tokenization_spaces=False)
         if found != expected:
             yield f"text of {ids}: {found!r}, not {expected!r}"
+        found, expected = (tokenizer.decode(ids, skip_special_tokens=skip) for tokenizer in (ours, theirs))
+        if found != expected:
+            yield f"decode({ids}): {found!r}, not {expected!r}"
 
 
 def _random_ids(ours: Tokenizer, theirs: Any) -> Iterator[str]:

@@ -7,7 +7,7 @@ import logging
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from fastattn.tokenizer import Tokenizer
 
 _log = logging.getLogger("fastattn")
+_Types = TypeVar("_Types")
 
 
 class Model:
@@ -173,6 +174,10 @@ class Model:
             f"; it is the tokenizer's token {quote(token)}: the tokenizer has ids up to {tokenizer.id_limit - 1}, but "
             f"vocab_size of config.json is {self.config.vocab_size}"
         )
+
+    def types_of(self, tokenizer: Tokenizer, type_ids: _Types) -> _Types | None:
+        """The token types that a tokenizer made, for a call: None where it or the model has no types."""
+        return type_ids if tokenizer.options.type_ids and self.config.type_vocab_size is not None else None
 
     def profile(
         self,
