@@ -16,8 +16,8 @@ from tests.reference.command import ENVIRONMENT
 
 # Modules that the command, its workers or Python itself import.
 NAMES = ("json", "numpy", "fastattn", "sitecustomize", "usercustomize", "tokenizers", "tqdm", "shtab", "safetensors",
-         "huggingface_hub", "torch", "argparse", "encodings", "site", "ctypes", "signal", "tempfile", "nvidia", "conftest",
-         "__main__", "config", "tokenizer", "modeling_custom", "setup")  # fmt: skip
+         "huggingface_hub", "torch", "argparse", "encodings", "site", "ctypes", "signal", "tempfile", "nvidia",
+         "conftest", "__main__", "config", "tokenizer", "modeling_custom", "setup")  # fmt: skip
 
 
 @pytest.fixture

@@ -21,6 +21,7 @@ from fastattn.bench.works import Work, choose, works_of
 from fastattn.checkpoint import open_checkpoint
 from fastattn.checkpoint.hub import resolve
 from fastattn.checkpoint.quantised import Quantised
+from fastattn.checks import closest, quote
 from fastattn.errors import BenchError, ConfigError, InputError
 from fastattn.models.base import DTYPES
 from fastattn.models.names import Task
@@ -94,9 +95,10 @@ def check_libraries(names: Sequence[str]) -> None:
     for text in names:
         name, _, dtype = text.partition(":")
         if name not in LIBRARIES:
-            raise InputError(f"expected some of {', '.join(n for n in LIBRARIES if n != OURS)}, got {name!r}")
+            others = [other for other in LIBRARIES if other != OURS]
+            raise InputError(f"expected some of {', '.join(others)}, got {quote(name)}{closest(name, others)}")
         if dtype and dtype not in LIBRARIES[name].dtypes:
-            raise InputError(f"{name}: expected a dtype of {', '.join(LIBRARIES[name].dtypes)}, got {dtype!r}")
+            raise InputError(f"{name}: expected a dtype of {', '.join(LIBRARIES[name].dtypes)}, got {quote(dtype)}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,7 +232,7 @@ def _dtypes(model: OpenModel, options: Options) -> tuple[str, str | None]:
         if asked not in (None, *DTYPES["cpu"]):
             raise InputError(f"{name}: expected one of {', '.join(DTYPES['cpu'])}, got {asked!r}")
         if model.quantised is not None and asked not in (None, kept := getattr(model.quantised, name)):
-            held = f"is quantised to {kept}" if kept is not None else "is quantised with that of its weights"
+            held = f"is quantized to {kept}" if kept is not None else "is quantized with that of its weights"
             raise InputError(f"{name}: {model.path} {held}, got {asked!r}")
     if model.quantised is not None:
         return model.quantised.dtype, model.quantised.head_dtype
