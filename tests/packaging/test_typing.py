@@ -57,7 +57,7 @@ TYPED = {
 UNKNOWN = [
     "from fastattn import AutoModelForCausalLn",
     "from fastattn import Pipeline",
-    "import fastattn\nfastattn.pipelin",
+    "import fastattn\nfastattn.pipeline_of",
     "import fastattn as fa\nfa.AutoModel.from_pretraned('folder')",
     "import fastattn as fa\nfa.SentenceTransformer('folder').encod('a')",
     "from fastattn import *\nAutoModelX",

@@ -142,7 +142,7 @@ def test_embed(tmp_path: Path) -> None:
     ("arguments", "code", "words"),
     [
         (("nothing",), 2, "unknown command 'nothing'; expected info, generate,"),
-        (("genrate", "-p", "a"), 2, "unknown command 'genrate'; did you mean 'generate'?"),
+        (("generatee", "-p", "a"), 2, "unknown command 'generatee'; did you mean 'generate'?"),
         (("x" * 100_000,), 2, "unknown command 'xxx"),
         (("generate",), 2, "required"),
         (("generate", "-p", "a", "-f", "b"), 2, "not allowed with"),
@@ -172,12 +172,12 @@ def test_embed(tmp_path: Path) -> None:
         (("embed", "-p", "a", "-o", ""), 2, "argument -o/--output: expected FILE.npy, got ''"),
         (("embed", "-p", "a", "-o", "x.txt"), 2, "argument -o/--output: expected FILE.npy, got 'x.txt'"),
         (("generate", "-p", "a", "--nope"), 2, "unknown option '--nope'"),
-        (("generate", "--promt", "a"), 2, "unknown option '--promt'; did you mean '--prompt'?"),
+        (("generate", "--promptt", "a"), 2, "unknown option '--promptt'; did you mean '--prompt'?"),
         (("generate", "-p", "a", "--max-tokns=3"), 2, "unknown option '--max-tokns'; did you mean '--max-tokens'?"),
         (("embed", "-x", "-p", "a"), 2, "unknown option '-x'"),
         (("generate", "-p", "a", "b"), 2, "unexpected argument 'b'"),
         (("--nope", "generate", "-p", "a"), 2, "unknown option '--nope'"),
-        (("generate", "-p", "a", "--truncate", "midle"), 2, "argument --truncate: expected left, right, got 'midle'"),
+        (("generate", "-p", "a", "--truncate", "middel"), 2, "argument --truncate: expected left, right, got 'middel'"),
         (("embed", "-p", "a", "--dtype", "float3"), 2, "got 'float3'; did you mean 'float32'?"),
         (("completion", "tcsh"), 2, "expected bash, zsh, fish, got 'tcsh'"),
         (

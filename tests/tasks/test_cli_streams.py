@@ -194,10 +194,10 @@ def test_fastattn_alone_prints_its_help() -> None:
 
 
 def test_a_usage_error_has_two_lines() -> None:
-    done = run("embed", "--batch-sise", 3, "-p", "a")
+    done = run("embed", "--batchsize", 3, "-p", "a")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == (
-        "fastattn embed: unknown option '--batch-sise'; did you mean '--batch-size'?\ntry `fastattn embed --help`\n"
+        "fastattn embed: unknown option '--batchsize'; did you mean '--batch-size'?\ntry `fastattn embed --help`\n"
     )
 
 
