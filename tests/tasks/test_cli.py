@@ -177,7 +177,11 @@ def test_embed(tmp_path: Path) -> None:
         (("embed", "-x", "-p", "a"), 2, "unknown option '-x'"),
         (("generate", "-p", "a", "b"), 2, "unexpected argument 'b'"),
         (("--nope", "generate", "-p", "a"), 2, "unknown option '--nope'"),
-        (("generate", "-p", "a", "--truncate", "midddle"), 2, "argument --truncate: expected left, right, got 'midddle'"),
+        (
+            ("generate", "-p", "a", "--truncate", "midddle"),
+            2,
+            "argument --truncate: expected left, right, got 'midddle'",
+        ),
         (("embed", "-p", "a", "--dtype", "float3"), 2, "got 'float3'; did you mean 'float32'?"),
         (("completion", "tcsh"), 2, "expected bash, zsh, fish, got 'tcsh'"),
         (
