@@ -19,11 +19,14 @@ class Settings:
     """Takes the settings of one file key by key and checks the type of each; `finish` names the keys nobody took.
 
     A key that is missing or null gives the default. Every method raises ConfigError for a value of the wrong type.
+    overrides: the keys whose values come from a caller, not from the file. read: the keys whose values were asked for.
     """
 
-    def __init__(self, where: str | Path, values: Mapping[str, Any]) -> None:
+    def __init__(self, where: str | Path, values: Mapping[str, Any], *, overrides: Collection[str] = ()) -> None:
         self.where = str(where)
         self.values = values
+        self.overrides = frozenset(overrides)
+        self.read: set[str] = set()
         self._taken: set[str] = set()
 
     def __contains__(self, key: str) -> bool:
@@ -36,6 +39,7 @@ class Settings:
     def raw(self, key: str) -> Any:
         """The unchecked value, None where it is missing; the key counts as used."""
         self._taken.add(key)
+        self.read.add(key)
         return self.values.get(key)
 
     def flag(self, key: str, default: _Default) -> bool | _Default:

@@ -144,7 +144,7 @@ def test_min_new_tokens() -> None:
 def test_stop_strings(tokenizer: Tokenizer, stops: list[str], text: str | None) -> None:
     said = "hello world 😁é. "
     model = ToyModel(tokenizer)
-    ids = tokenizer.encode(said).tolist()
+    ids = tokenizer.encode(said)
     model.always_say(ids, prompt_len=1)
     found = details(model, [5], stop_strings=stops, max_new_tokens=len(ids))
     expected = said if text is None else text

@@ -18,7 +18,7 @@ from fastattn.errors import ConfigError, DTypeError, InputError, ModelFormatErro
 from fastattn.generation.detokenizer import Detokenizer
 from fastattn.models.auto_tokenizer import AutoTokenizer
 from fastattn.tokenizer import Tokenizer, load_tokenizer
-from fastattn.tokenizer.tokenizer import _longest_first
+from fastattn.tokenizer.truncation import longest_first
 from tests.tasks.tokenizers import write_bert, write_gpt2, write_roberta
 
 TEXTS = ["the hello", "", " \n\n", "Ünïcode 😁 cats", "a\0b", "<|endoftext|> the"]
@@ -37,15 +37,14 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
 @pytest.mark.parametrize("text", TEXTS)
 def test_gpt2_round_trip(gpt2: Tokenizer, text: str) -> None:
     ids = gpt2.encode(text)
-    assert ids.dtype == np.int32
-    assert ids.ndim == 1
+    assert all(type(i) is int for i in ids)
     assert gpt2.decode(ids) == text
 
 
 def test_gpt2_special_tokens(gpt2: Tokenizer) -> None:
     assert gpt2.eos_token_id == gpt2.bos_token_id == gpt2.vocab_size - 1 == 265
     assert gpt2.pad_token_id is None
-    assert gpt2.encode("<|endoftext|>").tolist() == [265]
+    assert gpt2.encode("<|endoftext|>") == [265]
     assert gpt2.decode([265, 104], skip_special_tokens=True) == gpt2.decode([104])
 
 
@@ -67,21 +66,12 @@ def test_vocabularies_with_holes(tmp_path: Path) -> None:
     path.write_text("\n".join([*lines[:7], lines[5], *lines[7:], "last"]) + "\n")
     tokenizer = load_tokenizer(tmp_path)
     last = len(lines) + 1
-    assert (tokenizer.vocab_size, tokenizer.id_limit) == (last, last + 1)
-    assert tokenizer.encode("last a").tolist()[1:-1] == [last, 7]
+    assert (len(tokenizer), tokenizer.id_limit) == (last, last + 1)
+    assert tokenizer.encode("last a")[1:-1] == [last, 7]
     assert tokenizer.decode([last, 5, 7]) == "last a"
     assert tokenizer.convert_ids_to_tokens([last, 7]) == ["last", "a"]
-    with pytest.raises(InputError, match=r"ids\[1\]: expected an id of the vocabulary, got 5, which has no token"):
-        tokenizer.convert_ids_to_tokens([last, 5])
-    with pytest.raises(InputError, match=rf"ids\[0\]: expected 0 to {last}, got {last + 1}"):
-        tokenizer.decode([last + 1])
-
-
-@pytest.mark.parametrize(("added", "message"), [({"<new>": 3}, "is 3 there, but"), ({"<new>": "3"}, "expected an id")])
-def test_added_tokens_that_do_not_fit(added: dict[str, object], message: str, tmp_path: Path) -> None:
-    (write_bert(tmp_path) / "added_tokens.json").write_text(json.dumps(added))
-    with pytest.raises(ConfigError, match=rf"added_tokens\.json: .*'<new>'.* {message}"):
-        load_tokenizer(tmp_path)
+    assert tokenizer.convert_ids_to_tokens([last, 5]) == ["last", None]
+    assert tokenizer.decode([last + 1, 7]) == "a"
 
 
 def test_roberta_specials(tmp_path: Path) -> None:
@@ -94,13 +84,13 @@ def test_roberta_specials(tmp_path: Path) -> None:
 
 
 def test_batches_and_arrays(bert: Tokenizer) -> None:
-    assert bert(["good", "bad film"]).input_ids == [bert.encode("good").tolist(), bert.encode("bad film").tolist()]
+    assert bert(["good", "bad film"]).input_ids == [bert.encode("good"), bert.encode("bad film")]
     padded = bert(np.array(["good", "bad film"]), padding=True, return_tensors="np")
     assert padded.input_ids.shape == (2, 4)
     assert padded.attention_mask.tolist() == [[1, 1, 1, 0], [1, 1, 1, 1]]
     assert padded.input_ids[0, 3] == bert.pad_token_id
     assert bert("good", return_tensors="np").input_ids.shape == (1, 3)
-    assert bert([("good", "bad")]).input_ids == [bert.encode("good", "bad").tolist()]
+    assert bert([("good", "bad")]).input_ids == [bert.encode("good", "bad")]
     assert bert([], return_tensors="np").input_ids.shape == (0, 0)
     with pytest.raises(InputError, match="padding=True"):
         bert(["good", "bad film"], return_tensors="np")
@@ -125,7 +115,7 @@ def test_longest_first_is_the_librarys(n_first: int, n_second: int, room: int) -
     raw.pre_tokenizer = Whitespace()
     raw.enable_truncation(max_length=room)
     ids = raw.encode("x " * n_first, "y " * n_second).ids
-    assert _longest_first(n_first, n_second, room) == (ids.count(0), ids.count(1))
+    assert longest_first(n_first, n_second, room) == (ids.count(0), ids.count(1))
 
 
 def test_offsets(gpt2: Tokenizer, bert: Tokenizer) -> None:
@@ -146,7 +136,7 @@ def test_loads_tokenizer_json_without_its_truncation(tmp_path: Path, bert: Token
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     again = AutoTokenizer.from_pretrained(tmp_path)
     text = "good film , bad dogs and cats"
-    assert again.encode(text).tolist() == bert.encode(text).tolist()
+    assert again.encode(text) == bert.encode(text)
     assert again("good").token_type_ids == [0, 0, 0]
 
 
@@ -157,12 +147,8 @@ def test_added_tokens(tmp_path: Path) -> None:
     config["pad_token"] = {"content": "<pad>"}
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
     tokenizer = load_tokenizer(folder)
-    assert tokenizer.encode("a<pad>").tolist() == [97, 266]
+    assert tokenizer.encode("a<pad>") == [97, 266]
     assert tokenizer.pad_token_id == 266
-    config["added_tokens_decoder"] = {"300": {"content": "<pad>", "special": True}}
-    (folder / "tokenizer_config.json").write_text(json.dumps(config))
-    with pytest.raises(ConfigError, match="300"):
-        load_tokenizer(folder)
     for malformed in ({"x": {"content": "<pad>"}}, {"266": "<pad>"}, {"266": {"special": True}}):
         config["added_tokens_decoder"] = malformed
         (folder / "tokenizer_config.json").write_text(json.dumps(config))
@@ -172,7 +158,7 @@ def test_added_tokens(tmp_path: Path) -> None:
 
 def test_pickles(bert: Tokenizer) -> None:
     again = pickle.loads(pickle.dumps(bert))
-    assert again.encode("good film").tolist() == bert.encode("good film").tolist()
+    assert again.encode("good film") == bert.encode("good film")
 
 
 def test_nothing_to_load(tmp_path: Path) -> None:
@@ -187,13 +173,12 @@ def test_nothing_to_load(tmp_path: Path) -> None:
 
 
 def test_bad_ids(gpt2: Tokenizer) -> None:
-    for ids in ([-1], [266], [2**40]):
+    for ids in ([-1], [2**40], np.array([-100])):
         with pytest.raises(InputError, match=r"ids\[0\]"):
             gpt2.decode(ids)
     with pytest.raises(DTypeError):
-        gpt2.decode([0.5])  # type: ignore[list-item]
-    with pytest.raises(InputError, match="ids: expected one dimension, got lists of several lengths"):
-        gpt2.decode([[1, 2], [3]])  # type: ignore[list-item]
+        gpt2.decode([0.5])
+    assert gpt2.decode([97, 266, 98]) == "ab"
     assert gpt2.decode([]) == ""
     assert gpt2.batch_decode([[97], [98]]) == ["a", "b"]
 
@@ -213,7 +198,7 @@ def test_pieces_are_the_decoded_text_bert(bert: Tokenizer, ids: list[int]) -> No
 
 
 def test_no_half_character(gpt2: Tokenizer) -> None:
-    pieces = _pieces(gpt2, gpt2.encode("a😁é").tolist(), True)
+    pieces = _pieces(gpt2, gpt2.encode("a😁é"), True)
     assert [piece for piece in pieces if piece] == ["a", "😁", "é"]
 
 

@@ -38,7 +38,7 @@ class Detokenizer:
 
     def __init__(self, tokenizer: Tokenizer, *, skip_special_tokens: bool = True) -> None:
         self._tokenizer = tokenizer
-        self._skip = tokenizer.all_special_ids if skip_special_tokens else frozenset()
+        self._skip = tokenizer.skipped_ids if skip_special_tokens else frozenset()
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._ids: list[int] = []  # for other decoders: a window, of which `_done` tokens are already text
         self._done = 0

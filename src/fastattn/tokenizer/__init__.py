@@ -1,8 +1,16 @@
 """Text to token ids and back."""
 
+from fastattn.tokenizer.batch_encoding import BatchEncoding
 from fastattn.tokenizer.files import has_tokenizer, load_tokenizer
-from fastattn.tokenizer.texts import MAX_TEXT_CHARS, check_one_dimension, check_text, check_texts, is_list_like
-from fastattn.tokenizer.tokenizer import BatchEncoding, Tokenizer
+from fastattn.tokenizer.texts import (
+    MAX_TEXT_CHARS,
+    check_one_dimension,
+    check_text,
+    check_texts,
+    is_list_like,
+    read_items,
+)
+from fastattn.tokenizer.tokenizer import Tokenizer
 
 __all__ = [
     "MAX_TEXT_CHARS",
@@ -14,4 +22,5 @@ __all__ = [
     "has_tokenizer",
     "is_list_like",
     "load_tokenizer",
+    "read_items",
 ]

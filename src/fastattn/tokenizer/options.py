@@ -19,6 +19,7 @@ class TokenizerOptions:
     extra_special_tokens: special tokens without a role.
     model_max_length: None is no limit.
     model_input_names: the columns of an encoding that the model takes.
+    clean_up_tokenization_spaces: for decoding; a BPE tokenizer ignores it, unless clean_up_spaces_of_bpe.
     """
 
     class_name: str | None = None
@@ -31,6 +32,8 @@ class TokenizerOptions:
     truncation_side: Side = "right"
     split_special_tokens: bool = False
     clean_up_tokenization_spaces: bool = False
+    clean_up_spaces_of_bpe: bool = False
+    name_or_path: str = ""
 
     @property
     def type_ids(self) -> bool:

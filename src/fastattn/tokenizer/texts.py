@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, KeysView, Mapping, Sequence, Set
+from itertools import islice
+from typing import Any
 
+import numpy as np
+
+from fastattn.checks import quote
 from fastattn.errors import DTypeError, InputError
 
-MAX_TEXT_CHARS = 16 * 2**20  # a longer text is refused before it is tokenised
+MAX_TEXT_CHARS = 16 * 2**20  # a longer text is refused before it is tokenized
+MAX_TEXTS = 2**24  # more texts in one call are refused before any is read
+_NOT_SEQUENCES = (str, bytes, bytearray, memoryview, Mapping)
 
 
 def check_text(text: object, name: str) -> str:
-    """`text` as a str that can be encoded: DTypeError if not a str, InputError for surrogates or too long a text."""
+    """`text` as a str that can be encoded: DTypeError if not a str, InputError for surrogates or too long a text.
+
+    A scalar of Arrow counts as the value it holds.
+    """
     if not isinstance(text, str):
-        raise DTypeError(f"{name}: expected str, got {type(text).__name__}")
+        text = _unwrap(text)
+        if not isinstance(text, str):
+            raise DTypeError(f"{name}: expected str, got {_kind(text)}")
     if len(text) > MAX_TEXT_CHARS:
         raise InputError(f"{name}: expected at most {MAX_TEXT_CHARS} characters, got {len(text)}")
     if not text.isascii():
@@ -21,25 +33,105 @@ def check_text(text: object, name: str) -> str:
         except UnicodeEncodeError as error:
             found = f"U+{ord(text[error.start]):04X}"
             raise InputError(f"{name}: expected Unicode text, got a lone surrogate {found} at {error.start}") from None
-    return text
+    return text if type(text) is str else str.__str__(text)
 
 
 def check_texts(texts: object, name: str) -> list[str]:
-    """A list, tuple, array or pandas Series of str, or another iterable, as a list of checked texts."""
-    if isinstance(texts, (str, bytes, bytearray, Mapping)) or not isinstance(texts, Iterable):
-        raise DTypeError(f"{name}: expected a sequence of str, got {type(texts).__name__}")
-    check_one_dimension(texts, name)
-    return [check_text(text, f"{name}[{i}]") for i, text in enumerate(texts)]
+    """A sequence of str (see `read_items`), or an iterator over them, as a list of checked texts."""
+    return check_items(read_items(texts, name), name, texts)
+
+
+def check_items(items: Sequence[object], name: str, source: object) -> list[str]:
+    """The items of `source` as checked texts; for a Series, errors name its row."""
+    labels = _row_labels(source)
+    out = []
+    for i, item in enumerate(items):
+        where = f"{name}[{i}]"
+        if labels is not None and not isinstance(item, str):
+            where += f" (row {quote(labels[i])})"
+        out.append(check_text(item, where))
+    return out
+
+
+def read_items(sequence: object, name: str) -> list[Any]:
+    """The items of a sequence, not checked yet.
+
+    A sequence is a list, tuple, array of one dimension, Series, column of a data set, Arrow array, anything else with
+    `__len__` and `__getitem__`, or an iterator. Raises DTypeError for a str, bytes, a mapping or a set, InputError
+    for tables, arrays of other dimensions, and more than MAX_TEXTS items; nothing is read before the length is known.
+    """
+    if not is_list_like(sequence):
+        raise DTypeError(f"{name}: expected a sequence of str, got {_kind(sequence)}")
+    if isinstance(sequence, Set) and not isinstance(sequence, KeysView):
+        raise DTypeError(f"{name}: expected a sequence of str, got {type(sequence).__name__}, which has no order")
+    check_one_dimension(sequence, name)
+    length = _length(sequence)
+    if length is not None and length > MAX_TEXTS:
+        raise _too_many(name, length)
+    items = list(islice(_iterate(sequence, length), MAX_TEXTS + 1))
+    if len(items) > MAX_TEXTS:
+        raise _too_many(name, None)
+    return items
 
 
 def check_one_dimension(texts: object, name: str) -> None:
     """Refuse arrays of more dimensions and tables: iterating over a DataFrame gives the names of its columns."""
-    shape = getattr(texts, "shape", (0,))
-    if len(shape) != 1:
+    shape = getattr(texts, "shape", None)
+    if isinstance(shape, tuple) and len(shape) != 1:
         kind = type(texts).__name__
-        raise InputError(f"{name}: expected one dimension of str, got a {kind} of shape {tuple(shape)}")
+        raise InputError(f"{name}: expected one dimension of str, got a {kind} of shape {quote(shape)}")
 
 
 def is_list_like(value: object) -> bool:
-    """True for what holds several texts: list, tuple, ndarray, pandas Series and Index, but not str or Mapping."""
-    return isinstance(value, Iterable) and not isinstance(value, (str, bytes, bytearray, Mapping))
+    """True for what holds several texts: anything to iterate over, or with `__len__` and `__getitem__`.
+
+    False for str, bytes and mappings.
+    """
+    if isinstance(value, _NOT_SEQUENCES):
+        return False
+    if hasattr(value, "as_py"):  # a scalar of Arrow
+        return False
+    return isinstance(value, Iterable) or _is_indexable(value)
+
+
+def _is_indexable(value: object) -> bool:
+    return all(hasattr(type(value), method) for method in ("__len__", "__getitem__"))
+
+
+def _iterate(sequence: Any, length: int | None) -> Iterator[Any]:
+    if isinstance(sequence, Iterable):
+        return iter(sequence)
+    return (sequence[i] for i in range(length or 0))
+
+
+def _length(sequence: Any) -> int | None:
+    """The number of items; None for iterators."""
+    return len(sequence) if hasattr(type(sequence), "__len__") else None
+
+
+def _too_many(name: str, found: int | None) -> InputError:
+    end = "more" if found is None else str(found)
+    return InputError(f"{name}: expected at most {MAX_TEXTS} texts in one call, got {end}; split them into parts")
+
+
+def _unwrap(value: Any) -> object:
+    """The Python value of a scalar of Arrow."""
+    as_py = getattr(value, "as_py", None)
+    return as_py() if callable(as_py) else value
+
+
+def _row_labels(texts: Any) -> Any:
+    """The index of a pandas Series where it is not just 0, 1, 2."""
+    index = getattr(texts, "index", None)
+    if index is None or callable(index) or type(index).__name__ == "RangeIndex" or not _is_indexable(index):
+        return None
+    return index
+
+
+def _kind(value: object) -> str:
+    """The type of a value, or the value itself where it is a missing one or a number."""
+    kind = type(value).__name__
+    if value is None or kind in ("NAType", "NaTType", "MaskedConstant") or value != value:
+        shown = "None" if value is None else "a missing value" if isinstance(value, np.ma.core.MaskedConstant) else None
+        return f"{shown or f'{kind} {value!s:.20}'}; fill or drop missing texts"
+    return f"{kind} {quote(value)}" if isinstance(value, (int, float)) else kind

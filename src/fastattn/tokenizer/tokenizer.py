@@ -6,292 +6,308 @@ hangs after a fork.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Literal, cast
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fastattn.checks import check_count, check_flag, check_keywords
 from fastattn.errors import DTypeError, InputError
-from fastattn.tokenizer.options import TokenizerOptions
-from fastattn.tokenizer.texts import check_one_dimension, check_text, check_texts, is_list_like
+from fastattn.tokenizer.base import State, TokenizerBase
+from fastattn.tokenizer.batch_encoding import BatchEncoding
+from fastattn.tokenizer.call import Call, CallArgs, EncodeArgs, PaddingArg, read_call
+from fastattn.tokenizer.encode import encode_call, pad_encoded
+from fastattn.tokenizer.encoder import Encoder
+from fastattn.tokenizer.ids import MAX_IDS, clean_up, read_sequences
+from fastattn.tokenizer.inputs import read_pairs
+from fastattn.tokenizer.library import library_errors
+from fastattn.tokenizer.options import Side, TokenizerOptions
+from fastattn.tokenizer.texts import check_text, check_texts, is_list_like
+from fastattn.tokenizer.truncation import DO_NOT_TRUNCATE, Truncation, read_truncation
 
 if TYPE_CHECKING:
-    from tokenizers import Encoding as RawEncoding
     from tokenizers import Tokenizer as RawTokenizer
+    from typing_extensions import Self, Unpack
+
+_CLEAN_UP = "clean_up_tokenization_spaces"
 
 
-class BatchEncoding(dict[str, Any]):
-    """What a tokenizer returns: a dict with attribute access (`encoding.input_ids`)."""
+class Tokenizer(TokenizerBase):
+    """A tokenizer of a checkpoint, with the methods and arguments of transformers' fast tokenizers.
 
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return self[name]
-        except KeyError:
-            raise AttributeError(name) from None
-
-
-class Tokenizer:
-    """A tokenizer of a checkpoint. Made by `AutoTokenizer.from_pretrained`; immutable, usable from several threads."""
+    Made by `AutoTokenizer.from_pretrained`, or by `Tokenizer.from_object` from one of another library. It pickles and
+    copies by content. Several threads can use one tokenizer: the arguments of a call belong to that call alone. Setting
+    an attribute (`pad_token`, `model_max_length`, ...) or adding tokens replaces the settings as a whole: a call that
+    has started in another thread finishes with the old ones, and of two changes at the same time one can be lost.
+    """
 
     def __init__(self, raw: RawTokenizer, options: TokenizerOptions) -> None:
-        raw.no_padding()
-        raw.no_truncation()
-        self.raw = raw
-        self.options = options
-        self.model_max_length = options.model_max_length
-        self.padding_side = options.padding_side
-        self.truncation_side = options.truncation_side
-        self._type_ids = options.type_ids
-        known = {role: token for role, token in options.special_tokens.items() if raw.token_to_id(token) is not None}
-        ids = {role: raw.token_to_id(token) for role, token in known.items()}
-        self.bos_token, self.bos_token_id = known.get("bos"), ids.get("bos")
-        self.eos_token, self.eos_token_id = known.get("eos"), ids.get("eos")
-        self.pad_token, self.pad_token_id = known.get("pad"), ids.get("pad")
-        self.cls_token, self.cls_token_id = known.get("cls"), ids.get("cls")
-        self.sep_token, self.sep_token_id = known.get("sep"), ids.get("sep")
-        self.mask_token, self.mask_token_id = known.get("mask"), ids.get("mask")
-        self.unk_token, self.unk_token_id = known.get("unk"), ids.get("unk")
-        added = {i for i, token in raw.get_added_tokens_decoder().items() if token.special}
-        self.all_special_ids: frozenset[int] = frozenset(added | {i for i in ids.values() if i is not None})
-        # one more than the highest id: above the number of tokens where the vocabulary has holes
-        self.id_limit = 1 + max(raw.get_vocab(with_added_tokens=True).values(), default=-1)
-        self.byte_level = type(raw.decoder).__name__ == "ByteLevel"
+        """Takes over `raw`; its padding and truncation are turned off."""
+        self._state = State(Encoder(raw), options)
+
+    @classmethod
+    def from_object(cls, tokenizer: object, name: str = "tokenizer") -> Tokenizer:
+        """A tokenizer with the content and settings of a transformers or tokenizers object; one of ours as it is.
+
+        Later changes of the object change nothing here. Raises DTypeError for anything else, such as a tokenizer of
+        transformers that is written in Python; `name` is the argument in its message.
+        """
+        from fastattn.tokenizer.objects import convert_object
+
+        return tokenizer if isinstance(tokenizer, Tokenizer) else cls(*convert_object(tokenizer, name))
 
     def __repr__(self) -> str:
-        return f"<Tokenizer {type(self.raw.model).__name__} with {self.vocab_size} tokens>"
+        return f"<Tokenizer {type(self.raw.model).__name__} with {len(self)} tokens>"
 
-    # -- vocabulary ---------------------------------------------------------------------------------------------
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _restore, (self.raw.to_str(), self.options)
 
-    @property
-    def vocab_size(self) -> int:
-        """Number of tokens, the added ones included."""
-        return self.raw.get_vocab_size(with_added_tokens=True)
+    def __copy__(self) -> Self:
+        copy = object.__new__(type(self))
+        copy._state = self._state  # never changed, only replaced
+        return copy
 
-    def __len__(self) -> int:
-        return self.vocab_size
-
-    def get_vocab(self) -> dict[str, int]:
-        """Token to id."""
-        return self.raw.get_vocab(with_added_tokens=True)
-
-    def convert_ids_to_tokens(self, ids: Sequence[int] | NDArray[np.integer[Any]]) -> list[str]:
-        """The tokens as they stand in the vocabulary (byte-level ones with their letters for bytes).
-
-        Raises InputError for an id outside the vocabulary, DTypeError."""
-        tokens = [self.raw.id_to_token(i) for i in self._checked_ids(ids)]
-        if None in tokens:
-            at = tokens.index(None)
-            raise InputError(f"ids[{at}]: expected an id of the vocabulary, got {ids[at]}, which has no token")
-        return cast("list[str]", tokens)
-
-    def convert_tokens_to_ids(self, tokens: Sequence[str]) -> list[int]:
-        """The ids of tokens; a token outside the vocabulary is an InputError."""
-        ids = [self.raw.token_to_id(check_text(token, "tokens")) for token in tokens]
-        for token, i in zip(tokens, ids, strict=True):
-            if i is None:
-                raise InputError(f"tokens: {token!r} is not in the vocabulary")
-        return cast("list[int]", ids)
-
-    def _checked_ids(self, ids: Sequence[int] | NDArray[np.integer[Any]]) -> list[int]:
-        try:
-            array = np.asarray(ids)
-        except ValueError:
-            raise InputError("ids: expected one dimension, got lists of several lengths; see batch_decode") from None
-        if array.size == 0:
-            return []
-        if array.ndim != 1:
-            raise InputError(f"ids: expected one dimension, got shape {array.shape}")
-        if array.dtype.kind not in "iu":
-            raise DTypeError(f"ids: expected integers, got {array.dtype}")
-        bad = np.flatnonzero((array < 0) | (array >= self.id_limit))
-        if bad.size:
-            raise InputError(f"ids[{bad[0]}]: expected 0 to {self.id_limit - 1}, got {array[bad[0]]}")
-        return cast("list[int]", array.tolist())
+    def __deepcopy__(self, _: object) -> Self:
+        return self.__copy__()
 
     # -- text to ids --------------------------------------------------------------------------------------------
 
-    def tokenize(self, text: str) -> list[str]:
-        """The tokens of a text, without special ones."""
-        return list(self._raw_encode(check_text(text, "text"), None, add_special_tokens=False).tokens)
+    def tokenize(self, text: str, pair: str | None = None, **options: Unpack[EncodeArgs]) -> list[str]:
+        """The tokens of a text or pair, without special ones unless add_special_tokens=True."""
+        if is_list_like(text) and not options.get("is_split_into_words"):
+            raise DTypeError(f"text: expected str, got {type(text).__name__}")
+        options.setdefault("add_special_tokens", False)
+        state = self._state
+        return encode_call(state, self._read(state, options, "tokenize"), "text", text, pair).tokens()
 
-    def encode(self, text: str, text_pair: str | None = None, *, add_special_tokens: bool = True) -> list[int]:
-        """Token ids of a text or a pair."""
-        pair = None if text_pair is None else check_text(text_pair, "text_pair")
-        return list(self._raw_encode(check_text(text, "text"), pair, add_special_tokens=add_special_tokens).ids)
+    @overload
+    def encode(
+        self, text: str, text_pair: str | None = None, *, return_tensors: None = None, **options: Unpack[EncodeArgs]
+    ) -> list[int]: ...
+    @overload
+    def encode(
+        self,
+        text: Any,
+        text_pair: Any = None,
+        *,
+        return_tensors: Literal["np"] | None = None,
+        **options: Unpack[EncodeArgs],
+    ) -> Any: ...
+    def encode(
+        self, text: Any, text_pair: Any = None, *, return_tensors: Any = None, **options: Unpack[EncodeArgs]
+    ) -> Any:
+        """Token ids of a text or pair: a list of int, or an int64 array [1, n_tokens] with return_tensors="np".
+
+        A list of texts gives a list of lists. The options are those of a call of the tokenizer.
+        """
+        state = self._state
+        call = self._read(state, {"return_tensors": return_tensors, **options}, "encode")
+        return encode_call(state, call, "text", text, text_pair)["input_ids"]
 
     def offsets(self, text: str, text_pair: str | None = None, *, add_special_tokens: bool = True) -> NDArray[np.int32]:
         """Where each token of `encode` lies in its text: int32 [n_tokens, 2], begin and end in characters."""
-        pair = None if text_pair is None else check_text(text_pair, "text_pair")
-        encoding = self._raw_encode(check_text(text, "text"), pair, add_special_tokens=add_special_tokens)
-        return np.array(encoding.offsets, dtype=np.int32).reshape(-1, 2)
+        state, given = self._state, {"add_special_tokens": add_special_tokens, "return_offsets_mapping": True}
+        call = self._read(state, given, "offsets")
+        encoding = encode_call(state, call, "text", check_text(text, "text"), text_pair)
+        return np.array(encoding["offset_mapping"], dtype=np.int32).reshape(-1, 2)
 
     def __call__(
         self,
-        text: object,
-        text_pair: object = None,
-        *,
-        add_special_tokens: bool = True,
-        padding: bool | Literal["longest", "max_length", "do_not_pad"] = False,
-        truncation: bool = False,
-        max_length: int | None = None,
-        return_tensors: Literal["np"] | None = None,
-        return_token_type_ids: bool | None = None,
-        return_offsets_mapping: bool = False,
+        text: Any = None,
+        text_pair: Any = None,
+        text_target: Any = None,
+        text_pair_target: Any = None,
+        **options: Unpack[CallArgs],
     ) -> BatchEncoding:
-        """Encode a text, a list (array, Series) of texts, or pairs: `(a, b)` tuples in a list, or `text_pair`.
+        """Encode a text, a pair, or a sequence of texts or pairs, as transformers does.
 
-        Returns input_ids, attention_mask and, where the checkpoint's tokenizer has them, token_type_ids: lists like
-        transformers', or with return_tensors="np" int32 arrays [n_texts, seq_len] (texts of different lengths then
-        need padding=True). Nothing is cut unless truncation=True.
+        text: a str, or a sequence of str (list, array, Series, column of a data set, iterator); inside a sequence a
+        tuple or list of two str is a pair. With is_split_into_words=True each text is a sequence of words.
+        text_pair: the second text, or as many of them as there are texts. text_target: texts whose ids become the
+        column "labels".
+        padding: True or "longest", "max_length", False. truncation: True or "longest_first", "only_first",
+        "only_second", False; max_length alone means True, and without it model_max_length is the limit. The other
+        options are in `CallArgs`.
+        Returns lists like transformers', or with return_tensors="np" int64 arrays [n_texts, seq_len] (texts of
+        different lengths then need padding=True). Raises DTypeError, InputError.
         """
-        if return_tensors not in (None, "np"):
-            raise InputError(f'return_tensors: expected "np" or None, got {return_tensors!r}')
-        single = not is_list_like(text)
-        pairs = self._pairs(text, text_pair, single=single)
-        limit = self._limit(truncation=truncation, max_length=max_length)
-        encodings = [self._encode_pair(a, b, add_special_tokens=add_special_tokens, limit=limit) for a, b in pairs]
-        type_ids = self._type_ids if return_token_type_ids is None else return_token_type_ids
-        out = self._columns(encodings, type_ids=type_ids, offsets=return_offsets_mapping)
-        self._pad(out, padding=padding, max_length=max_length)
-        if return_tensors == "np":
-            return BatchEncoding({name: _stack(name, rows) for name, rows in out.items()})
-        return BatchEncoding({name: rows[0] if single else rows for name, rows in out.items()})
+        state = self._state
+        call = self._read(state, options, "Tokenizer")
+        if text is None and text_target is None:
+            raise DTypeError("text: expected str or a sequence of them, got None")
+        target = None
+        if text_target is not None:
+            for_target = replace(call, truncation=call.target_truncation, padding=call.target_padding)
+            target = encode_call(state, for_target, "text_target", text_target, text_pair_target)
+            if text is None:
+                return target
+        encoding = encode_call(state, call, "text", text, text_pair)
+        if target is not None:
+            encoding["labels"] = target["input_ids"]
+        return encoding
 
     def encode_batch(
         self,
-        texts: Sequence[str] | Sequence[tuple[str, str | None]],
+        texts: Any,
         *,
         add_special_tokens: bool = True,
         max_length: int | None = None,
+        truncation: bool | str = True,
     ) -> list[tuple[NDArray[np.int32], NDArray[np.int32]]]:
         """(token ids, token type ids) of each text or pair, cut to max_length; the form that the tasks use.
 
-        Types are zeros where the checkpoint's tokenizer has none.
+        texts: a sequence of str and of pairs (text, second text or None). truncation: transformers' strategies; with
+        max_length=None nothing is cut. Types are zeros where the model takes none. Raises DTypeError, InputError.
         """
+        state, special = self._state, check_flag("add_special_tokens", add_special_tokens)
+        strategy = read_truncation("truncation", truncation)
+        cut = None
+        if max_length is not None:
+            length = check_count("max_length", max_length, low=1)
+            cut = Truncation(max_length=length, strategy=strategy, side=state.options.truncation_side)
+            cut = None if strategy == DO_NOT_TRUNCATE else cut
         out = []
-        for i, item in enumerate(texts):
-            first, second = item if isinstance(item, tuple) else (item, None)
-            a = check_text(first, f"texts[{i}]")
-            b = None if second is None else check_text(second, f"texts[{i}]")
-            encoding = self._encode_pair(a, b, add_special_tokens=add_special_tokens, limit=max_length)
+        for i, (first, second) in enumerate(read_pairs("texts", texts)):
+            encoding = state.encoder.encode(
+                first,
+                second,
+                name=f"texts[{i}]",
+                add_special_tokens=special,
+                split_special_tokens=state.options.split_special_tokens,
+                truncation=cut,
+            )
             ids = np.array(encoding.ids, dtype=np.int32)
-            out.append((ids, np.array(encoding.type_ids, np.int32) if self._type_ids else np.zeros_like(ids)))
+            types = np.array(encoding.type_ids, np.int32) if state.options.type_ids else np.zeros_like(ids)
+            out.append((ids, types))
         return out
 
-    def _pairs(self, text: object, text_pair: object, *, single: bool) -> list[tuple[str, str | None]]:
-        if single:
-            pair = None if text_pair is None else check_text(text_pair, "text_pair")
-            return [(check_text(text, "text"), pair)]
-        check_one_dimension(text, "text")
-        items = list(cast("Iterable[object]", text))
-        if text_pair is not None:
-            seconds = check_texts(text_pair, "text_pair")
-            firsts = check_texts(items, "text")
-            if len(firsts) != len(seconds):
-                raise InputError(f"text_pair: expected {len(firsts)} texts, as text has, got {len(seconds)}")
-            return list(zip(firsts, seconds, strict=True))
-        pairs: list[tuple[str, str | None]] = []
-        for i, item in enumerate(items):
-            if isinstance(item, (tuple, list)):
-                if len(item) != 2:
-                    raise InputError(f"text[{i}]: expected a str or a pair of them, got {len(item)} items")
-                pairs.append((check_text(item[0], f"text[{i}][0]"), check_text(item[1], f"text[{i}][1]")))
-            else:
-                pairs.append((check_text(item, f"text[{i}]"), None))
-        return pairs
+    def num_special_tokens_to_add(self, pair: bool = False) -> int:
+        """The number of special tokens that a text or pair gets."""
+        return self._state.encoder.n_special(pair=check_flag("pair", pair))
 
-    def _limit(self, *, truncation: bool, max_length: int | None) -> int | None:
-        if max_length is not None and (isinstance(max_length, bool) or not isinstance(max_length, (int, np.integer))):
-            raise DTypeError(f"max_length: expected int or None, got {type(max_length).__name__}")
-        if max_length is not None and max_length < 1:
-            raise InputError(f"max_length: expected at least 1, got {max_length}")
-        if not truncation:
-            return None
-        limit = max_length or self.model_max_length
-        if limit is None:
-            raise InputError("max_length: needed with truncation=True, as the tokenizer names no model_max_length")
-        return int(limit)
+    @property
+    def max_len_single_sentence(self) -> int:
+        """`model_max_length` without the special tokens of a text."""
+        return self.model_max_length - self.num_special_tokens_to_add()
 
-    def _encode_pair(self, text: str, pair: str | None, *, add_special_tokens: bool, limit: int | None) -> RawEncoding:
-        if limit is None:
-            return self._raw_encode(text, pair, add_special_tokens=add_special_tokens)
-        first = self._raw_encode(text, None, add_special_tokens=False)
-        second = None if pair is None else self._raw_encode(pair, None, add_special_tokens=False)
-        room = limit
-        if add_special_tokens:
-            room -= self.raw.num_special_tokens_to_add(second is not None)
-        if room < 0:
-            raise InputError(f"max_length: expected room for the special tokens, got {limit}")
-        n_first, n_second = _longest_first(len(first.ids), 0 if second is None else len(second.ids), room)
-        first.truncate(n_first, direction=self.truncation_side)
-        if second is not None:
-            second.truncate(n_second, direction=self.truncation_side)
-        return self.raw.post_process(first, second, add_special_tokens)
+    @property
+    def max_len_sentences_pair(self) -> int:
+        """`model_max_length` without the special tokens of a pair."""
+        return self.model_max_length - self.num_special_tokens_to_add(pair=True)
 
-    def _raw_encode(self, text: str, pair: str | None, *, add_special_tokens: bool) -> RawEncoding:
-        try:
-            return self.raw.encode(text, pair, add_special_tokens=add_special_tokens)
-        except Exception as error:  # the library raises plain Exception, as for a missing unk token
-            raise InputError(f"text: the tokenizer refuses it: {error}") from error
+    def pad(
+        self,
+        encoded_inputs: Any,
+        padding: PaddingArg = True,
+        max_length: int | None = None,
+        pad_to_multiple_of: int | None = None,
+        padding_side: Side | None = None,
+        return_attention_mask: bool | None = None,
+        return_tensors: Literal["np"] | None = None,
+        verbose: bool = True,
+    ) -> BatchEncoding:
+        """Pad an encoding, a dict of columns, or a list of such dicts, to one length; see `fastattn.tokenizer.pad`."""
+        options: CallArgs = {
+            "padding": padding,
+            "max_length": max_length,
+            "pad_to_multiple_of": pad_to_multiple_of,
+            "padding_side": padding_side,
+            "return_attention_mask": return_attention_mask,
+            "return_tensors": return_tensors,
+            "verbose": verbose,
+            "truncation": False,
+        }
+        return pad_encoded(encoded_inputs, self._read(self._state, options, "pad"))
 
-    def _columns(self, encodings: list[RawEncoding], *, type_ids: bool, offsets: bool) -> dict[str, list[list[Any]]]:
-        out: dict[str, list[list[Any]]] = {"input_ids": [list(e.ids) for e in encodings]}
-        if type_ids:
-            out["token_type_ids"] = [list(e.type_ids) for e in encodings]
-        out["attention_mask"] = [[1] * len(e.ids) for e in encodings]
-        if offsets:
-            out["offset_mapping"] = [list(e.offsets) for e in encodings]
-        return out
+    def apply_chat_template(self, *_: object, **__: object) -> NoReturn:
+        """Not supported: raises InputError."""
+        raise InputError(
+            "apply_chat_template: chat templates are not supported; write the prompt as one str, as the model's page "
+            "describes it, and encode that"
+        )
 
-    def _pad(self, out: dict[str, list[list[Any]]], *, padding: bool | str, max_length: int | None) -> None:
-        if padding is False or padding == "do_not_pad":
-            return
-        if padding not in (True, "longest", "max_length"):
-            raise InputError(f'padding: expected True, False, "longest" or "max_length", got {padding!r}')
-        if self.pad_token_id is None:
-            raise InputError("padding: this tokenizer has no pad token; give ragged lists to the models instead")
-        width = max((len(row) for row in out["input_ids"]), default=0)
-        if padding == "max_length":
-            target = max_length or self.model_max_length
-            if target is None:
-                raise InputError('max_length: needed with padding="max_length"')
-            width = max(width, target)
-        fill: dict[str, Any] = {"input_ids": self.pad_token_id, "offset_mapping": (0, 0)}
-        for name, rows in out.items():
-            for i, row in enumerate(rows):
-                missing = [fill.get(name, 0)] * (width - len(row))
-                rows[i] = missing + row if self.padding_side == "left" else row + missing
+    def _read(self, state: State, options: Mapping[str, Any], where: str) -> Call:
+        return read_call(options, state.options, state.ids.get("pad"), where)
 
     # -- ids to text --------------------------------------------------------------------------------------------
 
-    def decode(self, ids: Sequence[int] | NDArray[np.integer[Any]], *, skip_special_tokens: bool = False) -> str:
-        """The text of token ids [n_tokens]; bytes that are no UTF-8 become U+FFFD, ids without a token nothing."""
-        return self.raw.decode(self._checked_ids(ids), skip_special_tokens=skip_special_tokens)
+    def decode(
+        self,
+        token_ids: Any,
+        skip_special_tokens: bool = False,
+        *,
+        clean_up_tokenization_spaces: bool | None = None,
+        **unused: Any,
+    ) -> Any:
+        """The text of token ids (an int, a sequence [n_tokens] or an encoding), or the texts of several sequences.
+
+        Bytes that are no UTF-8 become U+FFFD, ids without a token nothing. clean_up_tokenization_spaces: remove the
+        spaces before punctuation; None is the tokenizer's setting; a BPE tokenizer ignores it, as in transformers.
+        Raises DTypeError, InputError.
+        """
+        skip = check_flag("skip_special_tokens", skip_special_tokens)
+        check_keywords(unused, ("use_source_tokenizer", "spaces_between_special_tokens"), "decode")
+        state, clean = self._state, clean_up_tokenization_spaces
+        clean = state.options.clean_up_tokenization_spaces if clean is None else check_flag(_CLEAN_UP, clean)
+        if clean and type(state.encoder.raw.model).__name__ == "BPE" and not state.options.clean_up_spaces_of_bpe:
+            clean = False
+        rows, batched = read_sequences("token_ids", token_ids)
+        texts = []
+        with library_errors(lambda reason: InputError(f"token_ids: the tokenizer refuses them: {reason}")):
+            for row in rows:
+                text = state.encoder.raw.decode(row, skip_special_tokens=skip)
+                texts.append(clean_up(text) if clean else text)
+        return texts if batched else texts[0]
 
     def batch_decode(
-        self, ids: Iterable[Sequence[int] | NDArray[np.integer[Any]]], *, skip_special_tokens: bool = False
+        self,
+        sequences: Any,
+        skip_special_tokens: bool = False,
+        clean_up_tokenization_spaces: bool | None = None,
+        **unused: Any,
     ) -> list[str]:
-        """`decode` of each item."""
-        return [self.decode(row, skip_special_tokens=skip_special_tokens) for row in ids]
+        """`decode` of each item, as a list."""
+        if isinstance(sequences, Iterator):
+            sequences = list(islice(sequences, MAX_IDS))
+        if _is_empty(sequences):
+            return []
+        texts = self.decode(
+            sequences, skip_special_tokens, clean_up_tokenization_spaces=clean_up_tokenization_spaces, **unused
+        )
+        return [texts] if isinstance(texts, str) else texts
+
+    def convert_tokens_to_string(self, tokens: Sequence[str]) -> str:
+        """The text of tokens, as they stand in the vocabulary."""
+        if not is_list_like(tokens):
+            raise DTypeError(f"tokens: expected a list of str, got {type(tokens).__name__}")
+        texts, decoder = check_texts(tokens, "tokens"), self.raw.decoder
+        if decoder is None:
+            return " ".join(texts)
+        with library_errors(lambda reason: InputError(f"tokens: the tokenizer refuses them: {reason}")):
+            return str(decoder.decode(texts))
+
+    def clean_up_tokenization(self, text: str) -> str:
+        """A text without the spaces before punctuation and contractions."""
+        return clean_up(check_text(text, "text"))
+
+    def save_pretrained(self, save_directory: str | Path, **unused: Any) -> tuple[str, ...]:
+        """Write tokenizer.json and tokenizer_config.json, which fastattn and transformers load. Returns their paths."""
+        from fastattn.tokenizer.saving import save
+
+        check_keywords(unused, ("legacy_format",), "save_pretrained")
+        return save(self.raw, self.options, self.special_tokens_map, save_directory)
 
 
-def _stack(name: str, rows: list[list[Any]]) -> NDArray[np.int32]:
-    if not rows:
-        return np.zeros((0, 0), np.int32)
-    lengths = {len(row) for row in rows}
-    if len(lengths) > 1:
-        raise InputError(f"{name}: texts have {min(lengths)} to {max(lengths)} tokens; an array needs padding=True")
-    return np.array(rows, dtype=np.int32)
+def _is_empty(sequences: Any) -> bool:
+    return not isinstance(sequences, Mapping) and hasattr(type(sequences), "__len__") and len(sequences) == 0
 
 
-def _longest_first(n_first: int, n_second: int, room: int) -> tuple[int, int]:
-    """Lengths after cutting the longer of two sequences first, as the tokenizers library does."""
-    if n_first + n_second <= room:
-        return n_first, n_second
-    short, long = min(n_first, n_second), max(n_first, n_second)
-    long = short if short > room else max(short, room - short)
-    if short + long > room:
-        short = room // 2
-        long = short + room % 2
-    return (short, long) if n_first <= n_second else (long, short)
+def _restore(content: str, options: TokenizerOptions) -> Tokenizer:
+    """The tokenizer that `Tokenizer.__reduce__` describes."""
+    from tokenizers import Tokenizer as Raw
+
+    return Tokenizer(Raw.from_str(content), options)

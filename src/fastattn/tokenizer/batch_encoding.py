@@ -1,0 +1,210 @@
+"""What a call of the tokenizer returns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+from fastattn.checks import check_count, closest, quote
+from fastattn.errors import DTypeError, InputError
+from fastattn.tokenizer.padding import to_array
+
+if TYPE_CHECKING:
+    from tokenizers import Encoding as RawEncoding
+
+_Item = TypeVar("_Item")
+
+
+class TokenSpan(NamedTuple):
+    """The tokens from `start` to before `end`."""
+
+    start: int
+    end: int
+
+
+class CharSpan(NamedTuple):
+    """The characters from `start` to before `end`."""
+
+    start: int
+    end: int
+
+
+class BatchEncoding(dict[str, Any]):
+    """Columns by name, as a dict and as attributes (`encoding.input_ids`), and where tokens lie in the texts.
+
+    As in transformers, `encoding[0]` is the library's Encoding of the first row (without padding), and a slice gives
+    the rows of each column. Methods with an index of a row take the token, word or character alone where the batch
+    has one row.
+    """
+
+    def __init__(
+        self,
+        columns: Mapping[str, Any],
+        encodings: Sequence[RawEncoding] | None = None,
+        pads: Sequence[tuple[int, int]] | None = None,
+        pad_token: str | None = None,
+    ) -> None:
+        """pads: (left, right), the number of pads around each encoding."""
+        super().__init__(columns)
+        self.__dict__["_encodings"] = None if encodings is None else list(encodings)
+        self.__dict__["_pads"] = list(pads) if pads is not None else [(0, 0)] * len(encodings or ())
+        self.__dict__["_pad_token"] = pad_token
+
+    def __getitem__(self, item: Any) -> Any:
+        if isinstance(item, str):
+            return super().__getitem__(item)
+        if isinstance(item, slice):
+            if self._encodings is not None:
+                return self._encodings[item]
+            return {name: column[item] for name, column in self.items()}
+        return self._encoding(item)[0]
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        try:
+            return super().__getitem__(name)
+        except KeyError:
+            raise AttributeError(f"BatchEncoding has no column {quote(name)}{closest(name, self)}") from None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return BatchEncoding, (dict(self), self._encodings, self._pads, self._pad_token)
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """The columns."""
+        return dict(self)
+
+    @property
+    def encodings(self) -> list[RawEncoding] | None:
+        """The library's Encoding of each row, without padding; None after `pad`."""
+        found: list[RawEncoding] | None = self._encodings
+        return found
+
+    @property
+    def is_fast(self) -> bool:
+        """Whether the methods that relate tokens to the text work."""
+        return self._encodings is not None
+
+    @property
+    def n_sequences(self) -> int | None:
+        """1 for texts, 2 for pairs, None where it is not known."""
+        return int(self._encodings[0].n_sequences) if self._encodings else None
+
+    def tokens(self, batch_index: int = 0) -> list[str]:
+        """The tokens of a row."""
+        encoding, left, right = self._encoding(batch_index)
+        pad = self._pad_token or ""
+        return _padded(encoding.tokens, left, right, pad)
+
+    def word_ids(self, batch_index: int = 0) -> list[int | None]:
+        """The word that each token of a row belongs to, None for special tokens."""
+        encoding, left, right = self._encoding(batch_index)
+        return _padded(encoding.word_ids, left, right, None)
+
+    def sequence_ids(self, batch_index: int = 0) -> list[int | None]:
+        """0 for tokens of the first text, 1 for those of the second, None for special tokens."""
+        encoding, left, right = self._encoding(batch_index)
+        return _padded(encoding.sequence_ids, left, right, None)
+
+    def token_to_sequence(self, batch_or_token_index: int, token_index: int | None = None) -> int | None:
+        """0 for a token of the first text, 1 for one of the second, None for a special token."""
+        encoding, token, _ = self._token(batch_or_token_index, token_index)
+        return None if token is None else encoding.token_to_sequence(token)
+
+    def token_to_word(self, batch_or_token_index: int, token_index: int | None = None) -> int | None:
+        """The word that a token belongs to, None for a special token."""
+        encoding, token, _ = self._token(batch_or_token_index, token_index)
+        found = None if token is None else encoding.token_to_word(token)
+        return found[1] if isinstance(found, tuple) else found
+
+    def token_to_chars(self, batch_or_token_index: int, token_index: int | None = None) -> CharSpan | None:
+        """The characters of a token, None for a special token."""
+        encoding, token, _ = self._token(batch_or_token_index, token_index)
+        found: Any = None if token is None else encoding.token_to_chars(token)
+        return None if found is None else CharSpan(*found)
+
+    def word_to_tokens(
+        self, batch_or_word_index: int, word_index: int | None = None, sequence_index: int = 0
+    ) -> TokenSpan | None:
+        """The tokens of a word, None where it has none."""
+        encoding, left, word = self._position("word_index", batch_or_word_index, word_index)
+        found = encoding.word_to_tokens(word, _sequence(sequence_index))
+        return None if found is None else TokenSpan(found[0] + left, found[1] + left)
+
+    def word_to_chars(
+        self, batch_or_word_index: int, word_index: int | None = None, sequence_index: int = 0
+    ) -> CharSpan | None:
+        """The characters of a word, None where there is no such word."""
+        encoding, _, word = self._position("word_index", batch_or_word_index, word_index)
+        found = encoding.word_to_chars(word, _sequence(sequence_index))
+        return None if found is None else CharSpan(*found)
+
+    def char_to_token(
+        self, batch_or_char_index: int, char_index: int | None = None, sequence_index: int = 0
+    ) -> int | None:
+        """The token of a character, None for one without a token, such as a space."""
+        encoding, left, char = self._position("char_index", batch_or_char_index, char_index)
+        found = encoding.char_to_token(char, _sequence(sequence_index))
+        return None if found is None else found + left
+
+    def char_to_word(
+        self, batch_or_char_index: int, char_index: int | None = None, sequence_index: int = 0
+    ) -> int | None:
+        """The word of a character."""
+        encoding, _, char = self._position("char_index", batch_or_char_index, char_index)
+        return encoding.char_to_word(char, _sequence(sequence_index))
+
+    def convert_to_tensors(self, tensor_type: str | None = None, prepend_batch_axis: bool = False) -> BatchEncoding:
+        """Turn the columns into int64 arrays in place ("np"; None changes nothing). Raises InputError."""
+        from fastattn.tokenizer.call import read_tensors
+
+        if read_tensors(tensor_type):
+            arrays = {
+                name: to_array(name, [column] if prepend_batch_axis else column)
+                for name, column in self.items()
+                if isinstance(column, (list, tuple))
+            }
+            self.update(arrays)
+        return self
+
+    def to(self, device: Any, **_: Any) -> BatchEncoding:
+        """Returns itself: the models take lists and arrays on any device."""
+        return self
+
+    def _encoding(self, row: Any) -> tuple[RawEncoding, int, int]:
+        """The encoding of a row, and the number of pads left and right of it."""
+        encodings = self._encodings
+        if encodings is None:
+            raise InputError(
+                "BatchEncoding: rows and tokens are known after a call of the tokenizer, not after pad(); "
+                'use a column by name, such as encoding["input_ids"]'
+            )
+        n_rows = len(encodings)
+        if isinstance(row, bool):
+            raise DTypeError("batch_index: expected int, got bool")
+        i = check_count("batch_index", row, low=-n_rows, high=n_rows - 1)
+        return encodings[i], *self._pads[i]
+
+    def _position(self, name: str, row_or_index: int, index: int | None) -> tuple[RawEncoding, int, int]:
+        """The encoding, its left pads, and the index of a word or character."""
+        row, position = (0, row_or_index) if index is None else (row_or_index, index)
+        encoding, left, _ = self._encoding(row)
+        return encoding, left, check_count(name, position)
+
+    def _token(self, row_or_index: int, index: int | None) -> tuple[RawEncoding, int | None, int]:
+        """The encoding, the index of a token in it (None for a pad), and the left pads."""
+        row, position = (0, row_or_index) if index is None else (row_or_index, index)
+        encoding, left, right = self._encoding(row)
+        n_tokens = len(encoding.ids) + left + right
+        found = check_count("token_index", position, low=-n_tokens)
+        token = (found if found >= 0 else found + n_tokens) - left
+        return encoding, token if 0 <= token < len(encoding.ids) else None, left
+
+
+def _padded(items: Sequence[_Item], left: int, right: int, pad: _Item) -> list[_Item]:
+    return [pad] * left + list(items) + [pad] * right
+
+
+def _sequence(index: int) -> int:
+    return check_count("sequence_index", index, high=1)

@@ -1,0 +1,123 @@
+"""The table of tokenizer classes, and which of them a folder has.
+
+The class is the one of tokenizer_config.json, else of config.json, else the default of the model type, with the
+exceptions of transformers 5 (`AutoTokenizer.from_pretrained`).
+"""
+
+from __future__ import annotations
+
+import logging
+
+from fastattn.checks import quote
+from fastattn.errors import ConfigError
+from fastattn.settings import Settings
+from fastattn.tokenizer import bytepair, unigram, wordpiece
+from fastattn.tokenizer.folder import Folder
+from fastattn.tokenizer.model_types import CLASS_OF_MODEL_TYPE, WRONG_CLASS_IN_FILES
+from fastattn.tokenizer.parts import TokenizerClass
+
+_log = logging.getLogger("fastattn")
+GENERIC = "PreTrainedTokenizerFast"
+CLASSES: dict[str, TokenizerClass] = {
+    entry.name: entry for entry in (*wordpiece.CLASSES, *bytepair.CLASSES, *unigram.CLASSES)
+}
+# Names of the same class. PreTrainedTokenizerFast follows its file alone.
+ALIASES = {
+    alias: name
+    for name, aliases in {
+        "BertTokenizer": (
+            "ElectraTokenizer LayoutLMTokenizer LxmertTokenizer MobileBertTokenizer SqueezeBertTokenizer"
+        ),
+        "RobertaTokenizer": "BartTokenizer LEDTokenizer LongformerTokenizer MvpTokenizer",
+        "LlamaTokenizer": "Phi3Tokenizer",
+        GENERIC: "PreTrainedTokenizer TokenizersBackend PythonBackend BloomTokenizer",
+    }.items()
+    for alias in aliases.split()
+}
+# Classes with rules that no pipeline of the tokenizers library can follow.
+REFUSED = {
+    "BertJapaneseTokenizer": "it splits words with MeCab or another program for Japanese",
+    "BertweetTokenizer": "it rewrites tweets by rules of its own before it splits words (bpe.codes)",
+    "PhobertTokenizer": "it reads words that were segmented before and merges of its own format (bpe.codes)",
+    "MarianTokenizer": "it joins two SentencePiece files and vocab.json by rules of its own",
+    "RoFormerTokenizer": "it splits words with jieba",
+    "CpmTokenizer": "it splits words with jieba",
+    "CpmAntTokenizer": "it splits words with jieba",
+    "XLMTokenizer": "it splits words with Moses and other programs",
+    "FlaubertTokenizer": "it splits words with Moses",
+    "FSMTTokenizer": "it splits words with Moses",
+    "BioGptTokenizer": "it splits words with Moses",
+    "GPTNeoXJapaneseTokenizer": "it splits Japanese by rules of its own",
+    "TapasTokenizer": "it reads tables",
+    "CanineTokenizer": "its ids are characters, without a vocabulary",
+    "ByT5Tokenizer": "its ids are bytes, without a vocabulary",
+    "PerceiverTokenizer": "its ids are bytes, without a vocabulary",
+}
+
+
+def find_class_name(folder: Folder, settings: Settings) -> str | None:
+    """The name of the tokenizer class without "Fast", None where no file says anything. Raises ConfigError."""
+    config = Settings(folder.path("config.json"), folder.json("config.json"))
+    declared = settings.text("tokenizer_class", None) or config.text("tokenizer_class", None)
+    model_type = config.text("model_type", None) or ""
+    usual = CLASS_OF_MODEL_TYPE.get(model_type)
+    if not declared:
+        return usual
+    name = _canonical(declared)
+    if model_type in WRONG_CLASS_IN_FILES and "auto_map" not in settings:
+        return usual or GENERIC
+    if name == "LlamaTokenizer" and usual != "LlamaTokenizer" and _is_byte_level(folder):
+        return GENERIC
+    if usual == "TokenizersBackend" and "auto_map" not in settings:
+        return GENERIC
+    return name
+
+
+def _canonical(name: str) -> str:
+    stripped = name.removesuffix("Fast")
+    return ALIASES.get(stripped, stripped)
+
+
+def find_class(name: str | None) -> TokenizerClass | None:
+    """The entry of a class in the table, None for one that follows its file alone or is not known."""
+    return None if name is None else CLASSES.get(_canonical(name))
+
+
+def is_generic(name: str | None) -> bool:
+    """True for the class that follows its file alone."""
+    return name is None or _canonical(name) in (GENERIC, "PreTrainedTokenizer")
+
+
+def has_rules(name: str) -> bool:
+    """True for a class of transformers that is not in the table, and may do more than its tokenizer.json says."""
+    return name in REFUSED or name in CLASS_OF_MODEL_TYPE.values()
+
+
+def class_of_files(folder: Folder) -> TokenizerClass | None:
+    """The class that files have where nothing names one: with a warning, as it is a guess by their names."""
+    name = "BertTokenizer" if folder.has("vocab.txt") else None
+    if folder.has("vocab.json", "merges.txt"):
+        name = "GPT2Tokenizer"
+    if name is None:
+        return None
+    _log.warning(
+        "%s: no file names the tokenizer class; %s is taken because of the names of the files. To be sure, set "
+        '"tokenizer_class" in tokenizer_config.json',
+        folder.directory,
+        name,
+    )
+    return CLASSES[name]
+
+
+def refuse(folder: Folder, name: str) -> ConfigError:
+    """The error for a class that is not supported and has no tokenizer.json."""
+    reason = REFUSED.get(name, "its rules are not known here")
+    return ConfigError(
+        f"{folder.directory}: {quote(name)[1:-1]} is not supported: {reason}. Save a tokenizer.json with transformers "
+        f"(PreTrainedTokenizerFast(tokenizer_object=...).save_pretrained(folder)) or use another tokenizer"
+    )
+
+
+def _is_byte_level(folder: Folder) -> bool:
+    """Llama 3 and others name LlamaTokenizer, and have a byte-level tokenizer.json."""
+    return '"ByteLevel"' in (folder.text("tokenizer.json") or "")

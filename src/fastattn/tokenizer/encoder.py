@@ -1,0 +1,112 @@
+"""The library's tokenizer, used without changing it: truncation, padding and special tokens are arguments of a call.
+
+The library keeps its truncation, padding and `encode_special_tokens` in the tokenizer itself, so two threads with
+different arguments would disturb each other. Here a text goes through a copy without a post-processor, is cut as an
+`Encoding`, and gets its special tokens from `post_process` of the original. The copies share the vocabulary.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from fastattn.errors import InputError
+from fastattn.tokenizer.library import library_errors
+from fastattn.tokenizer.truncation import Truncation, truncate
+
+if TYPE_CHECKING:
+    from tokenizers import AddedToken
+    from tokenizers import Encoding as RawEncoding
+    from tokenizers import Tokenizer as RawTokenizer
+
+
+class Encoder:
+    """The library's tokenizer and its vocabulary. It is never changed: `with_tokens` gives a new one."""
+
+    def __init__(self, raw: RawTokenizer) -> None:
+        """Takes over `raw`, without its padding and truncation."""
+        from tokenizers.processors import TemplateProcessing
+
+        raw.no_padding()
+        raw.no_truncation()
+        raw.encode_special_tokens = False
+        if raw.post_processor is None:
+            raw.post_processor = TemplateProcessing(single="$A:0", pair="$A:0 $B:1", special_tokens=[])
+        self.raw = raw
+        self._plain = shared_copy(raw)
+        self._splitting = shared_copy(raw)
+        self._splitting.encode_special_tokens = True
+
+    @cached_property
+    def added_tokens(self) -> dict[int, AddedToken]:
+        """The added tokens by id."""
+        return dict(sorted(self.raw.get_added_tokens_decoder().items()))
+
+    @cached_property
+    def special_ids(self) -> frozenset[int]:
+        """The ids that decoding with skip_special_tokens omits."""
+        return frozenset(i for i, token in self.added_tokens.items() if token.special)
+
+    @cached_property
+    def id_limit(self) -> int:
+        """One more than the highest id: above the number of tokens where the vocabulary has holes."""
+        return 1 + max(self.raw.get_vocab(with_added_tokens=True).values(), default=-1)
+
+    def encode(
+        self,
+        first: str | Sequence[str],
+        second: str | Sequence[str] | None = None,
+        *,
+        name: str = "text",
+        add_special_tokens: bool = True,
+        split_special_tokens: bool = False,
+        words: bool = False,
+        truncation: Truncation | None = None,
+    ) -> RawEncoding:
+        """The encoding of a text or pair; `words`: the texts are lists of words. Raises InputError."""
+        plain = self._splitting if split_special_tokens else self._plain
+        with library_errors(lambda reason: InputError(f"{name}: the tokenizer refuses it: {reason}")):
+            a = plain.encode(first, is_pretokenized=words, add_special_tokens=False)
+            b = None if second is None else plain.encode(second, is_pretokenized=words, add_special_tokens=False)
+            if truncation is not None:
+                n_special = self.n_special(pair=b is not None) if add_special_tokens else 0
+                truncate(a, b, truncation, n_special=n_special, name=name)
+            return self.raw.post_process(a, b, add_special_tokens)
+
+    def n_special(self, *, pair: bool) -> int:
+        """The number of special tokens that a text or pair gets."""
+        return int(self.raw.num_special_tokens_to_add(pair))
+
+    def with_tokens(self, tokens: Sequence[AddedToken], *, special: bool) -> tuple[Encoder, int]:
+        """An encoder with more tokens, and how many of them are new."""
+        raw = shared_copy(self.raw)
+        raw.post_processor = self.raw.post_processor
+        with library_errors(lambda reason: InputError(f"tokens: the tokenizer refuses them: {reason}")):
+            count = raw.add_special_tokens(list(tokens)) if special else raw.add_tokens(list(tokens))
+        return Encoder(raw), int(count)
+
+    def with_post_processor(self, post_processor: Any) -> Encoder:
+        """An encoder that adds other special tokens."""
+        raw = shared_copy(self.raw)
+        raw.post_processor = post_processor
+        return Encoder(raw)
+
+
+def shared_copy(raw: RawTokenizer) -> RawTokenizer:
+    """A tokenizer with the same vocabulary (shared), rules and added tokens, without the post-processor."""
+    from tokenizers import Tokenizer as Raw
+
+    copy = Raw(raw.model)
+    for part in ("normalizer", "pre_tokenizer", "decoder"):
+        found = getattr(raw, part)
+        if found is not None:
+            setattr(copy, part, found)
+    added = raw.get_added_tokens_decoder()
+    copy.add_tokens([added[i] for i in sorted(added)])
+    if copy.get_added_tokens_decoder() == added:
+        return copy
+    content = json.loads(raw.to_str())
+    content["post_processor"] = None
+    return Raw.from_str(json.dumps(content))

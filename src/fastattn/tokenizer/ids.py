@@ -1,0 +1,122 @@
+"""Token ids as people pass them for decoding, and the clean-up of decoded text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastattn.checks import quote
+from fastattn.errors import DTypeError, InputError
+
+MAX_IDS = 2**26  # more ids in one call are refused before any is read
+_MAX_ID = 2**32 - 1
+# In this order, as in transformers: a space before punctuation and English contractions goes.
+_CLEAN_UP = (
+    (" .", "."), (" ?", "?"), (" !", "!"), (" ,", ","), (" ' ", "'"), (" n't", "n't"), (" 'm", "'m"), (" 's", "'s"),
+    (" 've", "'ve"), (" 're", "'re"),
+)  # fmt: skip
+
+
+def read_sequences(name: str, value: Any) -> tuple[list[list[int]], bool]:
+    """Rows of ids, and whether `value` is a batch: a sequence of sequences.
+
+    `value` is an int, a sequence of ints (list, tuple, array, tensor), a sequence of those, or an encoding with
+    "input_ids". Raises DTypeError, InputError.
+    """
+    if isinstance(value, Mapping):
+        if "input_ids" not in value:
+            raise InputError(f"{name}: expected token ids, got a mapping without input_ids")
+        return read_sequences(name, value["input_ids"])
+    shape = getattr(value, "shape", None)
+    if isinstance(shape, tuple):
+        array = _to_numpy(name, value)
+        if array.ndim < 2:
+            return [_checked(name, array.reshape(-1))], False
+        if array.ndim > 2:
+            raise InputError(f"{name}: expected at most two dimensions, got shape {quote(array.shape)}")
+        return [_checked(f"{name}[{i}]", row) for i, row in enumerate(array)], True
+    if not isinstance(value, (list, tuple)):
+        return [read_ids(name, [value] if _is_scalar(value) else value)], False
+    if value and _is_sequence(value[0]):
+        _check_length(name, len(value))
+        rows = [read_ids(f"{name}[{i}]", row) for i, row in enumerate(value)]
+        return rows, True
+    return [read_ids(name, value)], False
+
+
+def read_ids(name: str, value: Any) -> list[int]:
+    """A sequence of token ids of one dimension. Raises DTypeError, InputError."""
+    if isinstance(value, (str, bytes, Mapping)) or not _is_sequence(value):
+        found = f"{type(value).__name__} {quote(value)}" if isinstance(value, (str, float)) else type(value).__name__
+        raise DTypeError(f"{name}: expected token ids, got {found}")
+    if isinstance(getattr(value, "shape", None), tuple):
+        array = _to_numpy(name, value)
+    else:
+        _check_length(name, len(value))
+        if not all(type(item) is int for item in value):
+            for i, item in enumerate(value):
+                _check_item(f"{name}[{i}]", item)
+        if any(not 0 <= item <= _MAX_ID for item in value):
+            bad = next(i for i, item in enumerate(value) if not 0 <= item <= _MAX_ID)
+            raise _out_of_range(f"{name}[{bad}]", value[bad])
+        return [int(item) for item in value]
+    if array.ndim != 1:
+        raise InputError(f"{name}: expected one dimension, got shape {quote(array.shape)}")
+    return _checked(name, array)
+
+
+def clean_up(text: str) -> str:
+    """Text without the spaces that WordPiece leaves before punctuation and contractions."""
+    for found, replacement in _CLEAN_UP:
+        text = text.replace(found, replacement)
+    return text
+
+
+def _check_item(name: str, item: Any) -> None:
+    if _is_sequence(item):
+        raise InputError(f"{name}: expected an int, got a sequence; decode a list of sequences of ids, not a mixture")
+    if isinstance(item, (bool, np.bool_)) or not _is_scalar(item):
+        raise DTypeError(f"{name}: expected integers, got {type(item).__name__}")
+
+
+def _is_scalar(value: Any) -> bool:
+    """True for an int of Python, NumPy or another library."""
+    return not isinstance(value, (bool, np.bool_, float)) and hasattr(type(value), "__index__")
+
+
+def _is_sequence(value: Any) -> bool:
+    shape = getattr(value, "shape", None)
+    if isinstance(shape, tuple):
+        return len(shape) > 0
+    return all(hasattr(type(value), method) for method in ("__len__", "__getitem__"))
+
+
+def _to_numpy(name: str, value: Any) -> NDArray[Any]:
+    """An array or tensor as a NumPy array, its size checked first."""
+    size = 1
+    for length in value.shape:
+        size *= int(length)
+    _check_length(name, max(size, *value.shape) if value.shape else 1)
+    array = np.asarray(value)
+    if array.size and array.dtype.kind not in "iu":
+        raise DTypeError(f"{name}: expected integers, got {array.dtype}")
+    return array
+
+
+def _checked(name: str, array: NDArray[Any]) -> list[int]:
+    bad = np.flatnonzero((array < 0) | (array > _MAX_ID))
+    if bad.size:
+        raise _out_of_range(f"{name}[{bad[0]}]", array[bad[0]])
+    return [int(i) for i in array.tolist()]
+
+
+def _check_length(name: str, length: int) -> None:
+    if length > MAX_IDS:
+        raise InputError(f"{name}: expected at most {MAX_IDS} ids in one call, got {length}")
+
+
+def _out_of_range(name: str, found: Any) -> InputError:
+    return InputError(f"{name}: expected an id of 0 or more, got {quote(int(found))}")

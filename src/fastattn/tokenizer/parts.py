@@ -1,0 +1,114 @@
+"""What a tokenizer class is made of: the record of a class and the pieces that its builder returns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+from tokenizers import AddedToken, processors
+
+from fastattn.errors import ConfigError
+from fastattn.tokenizer.draft import Draft, Token
+from fastattn.tokenizer.options import Side
+from fastattn.tokenizer.sentencepiece import SentencePieceModel
+from fastattn.tokenizer.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer as RawTokenizer
+
+Tokens: TypeAlias = Mapping[str, "Token | None"]
+Build: TypeAlias = "Callable[[Draft, Vocabulary, Tokens], Parts]"
+Flags: TypeAlias = Mapping[str, bool]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """The pipeline of a tokenizer.
+
+    post: makes the post-processor when all special tokens have their ids, whatever tokenizer.json says; None leaves the
+    one of tokenizer.json, or else one that adds `bos` and `eos` where `add_bos_token` and `add_eos_token` say so.
+    first_post: makes one that counts where tokenizer.json has none and neither of these settings is there.
+    """
+
+    model: Any
+    pre_tokenizer: Any
+    decoder: Any
+    normalizer: Any = None
+    post: Callable[[RawTokenizer], Any] | None = None
+    first_post: Callable[[RawTokenizer], Any] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenizerClass:
+    """One tokenizer class of transformers.
+
+    kind: the kind of model; "" where tokenizer.json or the SentencePiece file decides.
+    file: the vocabulary file where there is no tokenizer.json ("vocab.json" comes with merges.txt).
+    tokens: role to default token. wrap: roles whose plain strings become tokens with these flags.
+    follows_file: tokenizer.json, or the SentencePiece file, is used as it is; only special tokens, the input names and
+    `post` are the class's.
+    scores: the Unigram vocabulary that the class makes of a SentencePiece model.
+    additional: makes `additional_special_tokens` of those in the files.
+    always_post: the post-processor of `bos` and `eos` replaces the one of tokenizer.json.
+    post_init: special tokens are marked again at the end; without tokenizer.json, `post` of the parts is then lost, as
+    in transformers.
+    mark_specials: special tokens are added again as special at the end.
+    extra_names: special tokens whatever the files say.
+    """
+
+    name: str
+    kind: Literal["WordPiece", "BPE", "Unigram", ""]
+    file: str
+    build: Build
+    tokens: Mapping[str, str | None] = field(default_factory=dict)
+    wrap: Mapping[str, Flags] = field(default_factory=dict)
+    scores: Callable[[SentencePieceModel, Tokens, Draft], list[tuple[str, float]]] | None = None
+    additional: Callable[[Draft, list[Token] | None, Tokens], list[Token]] | None = None
+    input_names: Sequence[str] = ("input_ids", "attention_mask")
+    padding_side: Side = "right"
+    follows_file: bool = False
+    always_post: bool = False
+    post_init: bool = False
+    mark_specials: bool = False
+    extra_names: Sequence[str] = ()
+
+    def all_tokens(self, draft: Draft) -> dict[str, Token | None]:
+        """The tokens by role: those of the files, else the defaults."""
+        found: dict[str, Token | None] = {**self.tokens, **draft.roles}
+        for role, flags in self.wrap.items():
+            token = found.get(role)
+            if isinstance(token, str):
+                found[role] = AddedToken(token, **flags)
+        return found
+
+
+def needed(draft: Draft, tokens: Tokens, role: str) -> str:
+    """The text of a token that the class cannot do without."""
+    token = tokens.get(role)
+    if token is None:
+        raise ConfigError(
+            f"{draft.settings.where}: {role}_token: expected a token, as {draft.class_name} uses it, got none"
+        )
+    return str(token)
+
+
+def token_id(raw: RawTokenizer, token: str) -> int:
+    """The id of a token that was added before."""
+    found = raw.token_to_id(token)
+    if found is None:
+        raise ConfigError(f"the special token {token!r:.80} has no id")
+    return found
+
+
+def template(single: str, pair: str, *tokens: str) -> Callable[[RawTokenizer], Any]:
+    """A post-processor that puts tokens around texts, in the syntax of the tokenizers library."""
+    return lambda raw: processors.TemplateProcessing(
+        single=single, pair=pair, special_tokens=[(token, token_id(raw, token)) for token in dict.fromkeys(tokens)]
+    )
+
+
+def cls_sep_template(cls: str, sep: str, *, cls_type: int = 0) -> Callable[[RawTokenizer], Any]:
+    """BERT's: `[CLS] A [SEP]` and `[CLS] A [SEP] B [SEP]`, the second text with type 1."""
+    single = f"{cls}:{cls_type} $A:0 {sep}:0"
+    return template(single, f"{single} $B:1 {sep}:1", cls, sep)

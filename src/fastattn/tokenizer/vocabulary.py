@@ -1,0 +1,214 @@
+"""Vocabularies and merges: vocab.txt, vocab.json, merges.txt and the model of a tokenizer.json, checked."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fastattn.checks import quote
+from fastattn.errors import ModelFormatError
+from fastattn.tokenizer.folder import Folder, format_error
+
+# The tokenizers library walks its prefix tree recursively when it frees it: a token of 200,000 characters ends the
+# process. The longest token of a published vocabulary that we know has 256 characters.
+MAX_TOKEN_CHARS = 1000
+MAX_ID = 2**31 - 1
+# Characters that Rust's `trim_end` removes.
+_RUST_SPACES = (
+    "\t\n\x0b\x0c\r \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a"
+    "\u2028\u2029\u202f\u205f\u3000"
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Vocabulary:
+    """What a model of the tokenizers library is made of.
+
+    ids: token to id (WordPiece, BPE). scores: tokens with their scores, in the order of their ids (Unigram).
+    charsmap: the precompiled normalization table of a SentencePiece model.
+    unk_id: the unknown token of a SentencePiece model; None where the file is not one.
+    """
+
+    path: Path
+    ids: Mapping[str, int] = field(default_factory=dict)
+    merges: Sequence[tuple[str, str]] = ()
+    scores: Sequence[tuple[str, float]] = ()
+    charsmap: bytes | None = None
+    unk_id: int | None = None
+
+
+def from_vocab_txt(folder: Folder, name: str = "vocab.txt") -> Vocabulary | None:
+    """One token per line, read as the tokenizers library reads it.
+
+    Spaces at the end of a line and Windows line ends are no part of the token. The last of several equal lines counts.
+    """
+    text = folder.text(name)
+    if text is None:
+        return None
+    lines = text.split("\n")
+    if lines[-1] == "":
+        lines.pop()
+    tokens = [line.rstrip(_RUST_SPACES) for line in lines]
+    check_tokens(folder.path(name), tokens)
+    return Vocabulary(path=folder.path(name), ids={token: i for i, token in enumerate(tokens)})
+
+
+def from_vocab_json(folder: Folder) -> Vocabulary | None:
+    """vocab.json (token to id) and merges.txt. None where one of them is missing."""
+    if folder.read("vocab.json") is None or folder.read("merges.txt") is None:
+        return None
+    path = folder.path("vocab.json")
+    return Vocabulary(path=path, ids=check_ids(path, folder.json("vocab.json")), merges=_merges_txt(folder))
+
+
+def from_tokenizer_json(folder: Folder, kind: str) -> Vocabulary:
+    """The vocabulary in a tokenizer.json that was checked before; its model must be of this kind."""
+    path = folder.path("tokenizer.json")
+    content = folder.json("tokenizer.json")
+    model = content["model"]
+    vocab = model["vocab"]
+    charsmap = _charsmap(path, content.get("normalizer"))
+    if isinstance(vocab, list):
+        if kind != "Unigram":
+            raise _wrong_kind(path, "Unigram", kind)
+        return Vocabulary(path=path, scores=[(token, float(score)) for token, score in vocab], charsmap=charsmap)
+    merges = [_merge(path, merge) for merge in model.get("merges", ())]
+    found = model.get("type") or ("BPE" if "merges" in model else "WordPiece")
+    if found != kind:
+        raise _wrong_kind(path, str(found), kind)
+    return Vocabulary(path=path, ids=vocab, merges=merges, charsmap=charsmap)
+
+
+def check_tokenizer_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Check what the tokenizers library does not: types, lengths of tokens, ranges of ids. Raises ModelFormatError."""
+    model = content.get("model")
+    if not isinstance(model, dict):
+        raise format_error(path, f'expected a tokenizer with an object "model", got {quote(model)}')
+    vocab = model.get("vocab")
+    if isinstance(vocab, list):
+        for entry in vocab:
+            if not (isinstance(entry, list) and len(entry) == 2 and isinstance(entry[0], str) and _is_number(entry[1])):
+                raise format_error(path, f"model.vocab: expected pairs of token and score, got {quote(entry)}")
+        check_tokens(path, [token for token, _ in vocab])
+    elif isinstance(vocab, dict):
+        check_ids(path, vocab)
+    else:
+        raise format_error(path, f"expected a tokenizer with model.vocab, got {quote(vocab)}")
+    if not isinstance(model.get("merges", []), list):
+        raise format_error(path, f"model.merges: expected a list, got {quote(model['merges'])}")
+    added = content.get("added_tokens") or []
+    if not isinstance(added, list):
+        raise format_error(path, f"added_tokens: expected a list, got {quote(added)}")
+    for entry in added:
+        if not (isinstance(entry, dict) and isinstance(entry.get("content"), str) and _is_id(entry.get("id"))):
+            raise format_error(path, f"added_tokens: expected objects with id and content, got {quote(entry)}")
+    check_tokens(path, [entry["content"] for entry in added])
+
+
+def post_processor_json(content: Mapping[str, Any]) -> str:
+    """tokenizer.json with the smallest vocabulary that loads: it gives post-processor, padding and truncation alone."""
+    model = dict(content["model"])
+    if isinstance(model["vocab"], list):
+        model.update(vocab=[["<unk>", 0.0]], unk_id=0)
+    else:
+        model["vocab"] = {}
+        if "merges" in model:
+            model["merges"] = []
+    return json.dumps({**content, "model": model, "added_tokens": []})
+
+
+def check_tokens(path: Path, tokens: Sequence[str]) -> None:
+    """Every token must be valid Unicode of at most MAX_TOKEN_CHARS characters."""
+    longest = max(tokens, key=len, default="")
+    if len(longest) > MAX_TOKEN_CHARS:
+        raise format_error(
+            path,
+            f"expected tokens of at most {MAX_TOKEN_CHARS} characters, got one of {len(longest)}: {quote(longest)}",
+        )
+    try:
+        "\n".join(tokens).encode("utf-8")
+    except UnicodeEncodeError:
+        bad = next(token for token in tokens if not _is_unicode(token))
+        raise format_error(path, f"expected tokens of valid Unicode, got a lone surrogate in {quote(bad)}") from None
+
+
+def check_ids(path: Path, vocab: Mapping[str, Any]) -> Mapping[str, int]:
+    """The same vocabulary, where every token and every id is valid."""
+    check_tokens(path, list(vocab))
+    for token, i in vocab.items():
+        if not _is_id(i):
+            raise format_error(path, f"{quote(token)}: expected an id from 0 to {MAX_ID}, got {quote(i)}")
+    return vocab
+
+
+def _merges_txt(folder: Folder) -> list[tuple[str, str]]:
+    """One merge per line: two tokens with a space between them. Blank lines at the end are skipped."""
+    path = folder.path("merges.txt")
+    lines = (folder.text("merges.txt") or "").split("\n")
+    while lines and not lines[-1].strip():
+        lines.pop()
+    merges = []
+    for number, line in enumerate(lines, 1):
+        if line.startswith("#version"):
+            continue
+        parts = line.removesuffix("\r").split(" ")
+        if len(parts) != 2:
+            raise format_error(path, f"line {number}: expected two tokens and a space between them, got {quote(line)}")
+        merges.append((parts[0], parts[1]))
+    check_tokens(path, [token for merge in merges for token in merge])
+    return merges
+
+
+def _merge(path: Path, merge: object) -> tuple[str, str]:
+    parts = merge.split(" ") if isinstance(merge, str) else merge
+    if not (isinstance(parts, list) and len(parts) == 2 and all(isinstance(part, str) for part in parts)):
+        raise format_error(path, f"model.merges: expected pairs of tokens, got {quote(merge)}")
+    return parts[0], parts[1]
+
+
+def _charsmap(path: Path, normalizer: object) -> bytes | None:
+    """The table of the first Precompiled normalizer."""
+    for entry in _steps(normalizer):
+        encoded = entry.get("precompiled_charsmap")
+        if entry.get("type") == "Precompiled" and encoded is not None:
+            try:
+                return base64.b64decode(encoded, validate=True)
+            except (TypeError, ValueError, binascii.Error):
+                raise format_error(path, f"precompiled_charsmap: expected base64, got {quote(encoded)}") from None
+    return None
+
+
+def _steps(normalizer: object) -> Iterable[Mapping[str, Any]]:
+    if not isinstance(normalizer, dict):
+        return ()
+    steps = normalizer.get("normalizers") if normalizer.get("type") == "Sequence" else [normalizer]
+    return [step for step in steps if isinstance(step, dict)] if isinstance(steps, list) else ()
+
+
+def _wrong_kind(path: Path, found: str, expected: str) -> ModelFormatError:
+    return format_error(
+        path,
+        f"expected a {expected} model, as its tokenizer class uses, got {quote(found)}; "
+        'set "tokenizer_class" of tokenizer_config.json to "PreTrainedTokenizerFast" to use the file as it is',
+    )
+
+
+def _is_id(value: object) -> bool:
+    return type(value) is int and 0 <= value <= MAX_ID
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
