@@ -259,7 +259,7 @@ def make_requests(
                 f"ids[{i}]: expected prompt and max_new_tokens to fit the context of {context} positions, "
                 f"got {len(start)} + {wanted}"
             )
-        text = None if tokenizer is None else TextState(tokenizer, options.stops())
+        text = None if tokenizer is None else TextState(tokenizer, options.stops(), prompt=start)
         request = Request(start, len(start), wanted, seed, text)
         if wanted == 0:
             request.finish_reason = "length"

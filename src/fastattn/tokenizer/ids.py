@@ -14,7 +14,7 @@ from fastattn.errors import DTypeError, InputError
 MAX_IDS = 2**26  # more ids in one call are refused before any is read
 _MAX_ID = 2**32 - 1
 # In this order, as in transformers: a space before punctuation and English contractions goes.
-_CLEAN_UP = (
+CLEAN_UP = (
     (" .", "."), (" ?", "?"), (" !", "!"), (" ,", ","), (" ' ", "'"), (" n't", "n't"), (" 'm", "'m"), (" 's", "'s"),
     (" 've", "'ve"), (" 're", "'re"),
 )  # fmt: skip
@@ -70,7 +70,7 @@ def read_ids(name: str, value: Any) -> list[int]:
 
 def clean_up(text: str) -> str:
     """Text without the spaces that WordPiece leaves before punctuation and contractions."""
-    for found, replacement in _CLEAN_UP:
+    for found, replacement in CLEAN_UP:
         text = text.replace(found, replacement)
     return text
 
