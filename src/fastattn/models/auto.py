@@ -5,44 +5,91 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Generic, Literal, NoReturn, TypeVar, cast
+from typing import Any, Generic, Literal, NoReturn, TypeVar, cast, overload
 
 from fastattn.checks import check_count
 from fastattn.graph.executor import Cache, Executor
-from fastattn.models.base import Model, load_model
+from fastattn.models.base import Model
+from fastattn.models.load_options import read_options
+from fastattn.models.loading import find_folder, load_model
 from fastattn.models.names import Task
-from fastattn.models.outputs import Array, CausalLMOutput, EncoderOutput, SequenceClassifierOutput
+from fastattn.models.outputs import Array, CausalLMOutput, EncoderOutput, SequenceClassifierOutput, finish_output
 from fastattn.models.registry import BuiltModel
+from fastattn.models.reload import Origin, Shared
 
 
 class CausalLM(Model):
     """A model that gives logits of the next token. Made by `AutoModelForCausalLM.from_pretrained`."""
 
-    def __init__(self, directory: Path, built: BuiltModel, executor: Executor) -> None:
-        super().__init__(directory, built, executor)
+    def __init__(
+        self,
+        directory: Path,
+        built: BuiltModel,
+        executor: Executor,
+        *,
+        origin: Origin | None = None,
+        shared: Shared | None = None,
+    ) -> None:
+        super().__init__(directory, built, executor, origin=origin, shared=shared)
         _generation()  # imported now: a fork while a thread imports it later would leave the child waiting
 
+    @overload
     def __call__(
         self,
-        input_ids: object,
+        input_ids: object = ...,
+        attention_mask: object = ...,
+        token_type_ids: object = ...,
+        logits_to_keep: int = ...,
+        output_hidden_states: bool | None = ...,
+        output_attentions: bool | None = ...,
+        *,
+        position_ids: object = ...,
+        return_dict: Literal[True] | None = ...,
+        **others: Any,
+    ) -> CausalLMOutput: ...
+    @overload
+    def __call__(
+        self,
+        input_ids: object = ...,
+        attention_mask: object = ...,
+        token_type_ids: object = ...,
+        logits_to_keep: int = ...,
+        output_hidden_states: bool | None = ...,
+        output_attentions: bool | None = ...,
+        *,
+        position_ids: object = ...,
+        return_dict: Literal[False],
+        **others: Any,
+    ) -> tuple[Any, ...]: ...
+    def __call__(
+        self,
+        input_ids: object = None,
         attention_mask: object = None,
         token_type_ids: object = None,
         logits_to_keep: int = 0,
-        output_hidden_states: bool = False,
-        output_attentions: bool = False,
-    ) -> CausalLMOutput:
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        *,
+        position_ids: object = None,
+        return_dict: bool | None = None,
+        **others: Any,
+    ) -> Any:
         """Logits of every token, or with logits_to_keep=n of the last n real tokens of each sequence alone.
 
         A 1-D input gives [seq_len, vocab_size], a 2-D one [batch, seq_len, vocab_size] (zeros at masked positions;
         with logits_to_keep the rows stand at the right), a list of sequences a list of [seq_len, vocab_size].
+        token_type_ids add the embeddings of the tokens with these ids, as in transformers. position_ids: None counts
+        the real tokens of each sequence. return_dict=False gives the output's tuple. Others of transformers' keywords
+        are accepted where they change nothing (`use_cache`, None), and refused otherwise.
         Raises DTypeError, InputError, ContextLengthError.
         """
         keep = check_count("logits_to_keep", logits_to_keep)
-        batch = self._read(input_ids, attention_mask, token_type_ids)
+        batch = self._read(input_ids, attention_mask, token_type_ids, position_ids, others)
         results = self._run(
             batch, logits_to_keep=keep, hidden_states=output_hidden_states, attentions=output_attentions
         )
-        return CausalLMOutput(results.wanted("logits"), results.hidden_states(), results.attentions())
+        output = CausalLMOutput(results.wanted("logits"), results.hidden_states(), results.attentions())
+        return finish_output(output, return_dict)
 
     def new_cache(self) -> Cache:
         """An empty KV cache for one sequence, for `executor.run`."""
@@ -143,26 +190,60 @@ class CausalLM(Model):
 class Encoder(Model):
     """A model that gives hidden states. Made by `AutoModel.from_pretrained`."""
 
+    @overload
     def __call__(
         self,
-        input_ids: object,
+        input_ids: object = ...,
+        attention_mask: object = ...,
+        token_type_ids: object = ...,
+        output_hidden_states: bool | None = ...,
+        output_attentions: bool | None = ...,
+        *,
+        position_ids: object = ...,
+        return_dict: Literal[True] | None = ...,
+        **others: Any,
+    ) -> EncoderOutput: ...
+    @overload
+    def __call__(
+        self,
+        input_ids: object = ...,
+        attention_mask: object = ...,
+        token_type_ids: object = ...,
+        output_hidden_states: bool | None = ...,
+        output_attentions: bool | None = ...,
+        *,
+        position_ids: object = ...,
+        return_dict: Literal[False],
+        **others: Any,
+    ) -> tuple[Any, ...]: ...
+    def __call__(
+        self,
+        input_ids: object = None,
         attention_mask: object = None,
         token_type_ids: object = None,
-        output_hidden_states: bool = False,
-        output_attentions: bool = False,
-    ) -> EncoderOutput:
-        """The last hidden state of every token and, where the checkpoint has a pooler, its output a sequence.
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        *,
+        position_ids: object = None,
+        return_dict: bool | None = None,
+        **others: Any,
+    ) -> Any:
+        """The last hidden state of every token and, where the checkpoint has a pooler, its output for every sequence.
 
-        Raises DTypeError, InputError, ContextLengthError.
+        position_ids, return_dict and others: as of CausalLM. A sequence without tokens is refused where the checkpoint
+        has a pooler. Raises DTypeError, InputError, ContextLengthError.
         """
-        batch = self._read(input_ids, attention_mask, token_type_ids)
-        results = self._run(batch, logits_to_keep=0, hidden_states=output_hidden_states, attentions=output_attentions)
-        return EncoderOutput(
+        batch = self._read(input_ids, attention_mask, token_type_ids, position_ids, others)
+        if "pooler_output" in self.traced.outputs:
+            batch.need_tokens("pooler_output is that of the first token")
+        results = self._run(batch, hidden_states=output_hidden_states, attentions=output_attentions)
+        output = EncoderOutput(
             results.per_token("last_hidden_state"),
             results.per_sequence("pooler_output"),
             results.hidden_states(),
             results.attentions(),
         )
+        return finish_output(output, return_dict)
 
 
 class SequenceClassifier(Model):
@@ -173,22 +254,61 @@ class SequenceClassifier(Model):
         """The names of the classes."""
         return dict(enumerate(self.config.labels))
 
+    @overload
     def __call__(
         self,
-        input_ids: object,
+        input_ids: object = ...,
+        attention_mask: object = ...,
+        token_type_ids: object = ...,
+        output_hidden_states: bool | None = ...,
+        output_attentions: bool | None = ...,
+        *,
+        position_ids: object = ...,
+        return_dict: Literal[True] | None = ...,
+        **others: Any,
+    ) -> SequenceClassifierOutput: ...
+    @overload
+    def __call__(
+        self,
+        input_ids: object = ...,
+        attention_mask: object = ...,
+        token_type_ids: object = ...,
+        output_hidden_states: bool | None = ...,
+        output_attentions: bool | None = ...,
+        *,
+        position_ids: object = ...,
+        return_dict: Literal[False],
+        **others: Any,
+    ) -> tuple[Any, ...]: ...
+    def __call__(
+        self,
+        input_ids: object = None,
         attention_mask: object = None,
         token_type_ids: object = None,
-        output_hidden_states: bool = False,
-        output_attentions: bool = False,
-    ) -> SequenceClassifierOutput:
-        """Logits [batch, num_labels], [num_labels] for a 1-D input; zeros for a sequence without tokens.
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        *,
+        position_ids: object = None,
+        return_dict: bool | None = None,
+        **others: Any,
+    ) -> Any:
+        """Logits [batch, num_labels], [num_labels] for a 1-D input.
 
+        GPT-2's are those of the last token that is not padding (`config.pad_token_id`), as in transformers.
+        position_ids, return_dict and others: as of CausalLM. A sequence without tokens is refused.
         Raises DTypeError, InputError, ContextLengthError.
         """
-        batch = self._read(input_ids, attention_mask, token_type_ids)
-        results = self._run(batch, logits_to_keep=0, hidden_states=output_hidden_states, attentions=output_attentions)
+        batch = self._read(input_ids, attention_mask, token_type_ids, position_ids, others)
+        batch.need_tokens("the classes are those of one of its tokens")
+        results = self._run(
+            batch,
+            hidden_states=output_hidden_states,
+            attentions=output_attentions,
+            wanted=batch.last_rows(self.config.pad_token_id),
+        )
         logits = cast(Array, results.per_sequence("logits"))
-        return SequenceClassifierOutput(logits, results.hidden_states(), results.attentions())
+        output = SequenceClassifierOutput(logits, results.hidden_states(), results.attentions())
+        return finish_output(output, return_dict)
 
 
 _Loaded = TypeVar("_Loaded", bound=Model)
@@ -209,48 +329,54 @@ class _Auto(Generic[_Loaded]):
         cls,
         path_or_id: str | Path,
         *,
-        dtype: str | None = None,
-        kv_dtype: str | None = None,
-        head_dtype: str | None = None,
-        device: str = "cpu",
+        dtype: Any = None,
+        kv_dtype: Any = None,
+        head_dtype: Any = None,
+        device: Any = "cpu",
         threads: int | None = None,
         revision: str | None = None,
         cache_dir: str | Path | None = None,
         local_files_only: bool = False,
-        token: str | None = None,
+        token: str | bool | None = None,
         verify: Literal["sha256"] | Mapping[str, str] | None = None,
         check_finite: bool = False,
+        **others: Any,
     ) -> _Loaded:
         """A folder with config.json and model.safetensors, or a hub id (extra `hub`).
 
-        dtype: how weights are held, "float32", "bfloat16", "int8" or "int4" (activations are rounded with them); None
-        is that of a quantised checkpoint, else "float32". kv_dtype: how keys and values are kept: "float32", "bfloat16"
-        or "int8"; None is like dtype (int8 beside int4). head_dtype: another one for the matrix that gives the logits;
-        nothing changes where there is none (AutoModel) or it is too small to be rounded (fewer than 64 rows).
-        device: "cpu", "numpy" for the float64 specification, or "cuda", a preview: dtype "float32", "tf32", "bfloat16"
-        or "float16", kv_dtype one of these but tf32, threads None. threads: None is what the process may use: the CPUs
-        of its affinity mask, at most the CPU quota of its cgroup. revision, cache_dir, local_files_only and token are
-        for hub ids, as in huggingface_hub. verify: "sha256" compares the weight files with SHA256SUMS beside them or
-        with the names of the hub's blobs, a mapping gives the digests by file name. check_finite: refuse NaN and
-        infinity in the weights (of a float checkpoint). Raises ConfigError (also for a GPU that is not there),
-        ModelFormatError, OSError, InputError, OutOfMemory.
+        dtype: how weights are stored, "float32", "bfloat16", "int8" or "int4" (activations are rounded with them), also
+        as numpy's or torch's dtype; None and "auto" are that of a quantized checkpoint, else "float32". "float16" is
+        computed in float32 on the CPU, which loses nothing. kv_dtype: how keys and values are stored: "float32",
+        "bfloat16" or "int8"; None is like dtype (int8 beside int4). head_dtype: another one for the matrix that gives
+        the logits; nothing changes where there is none (AutoModel) or it is too small to be rounded (fewer than 64
+        rows). device: "cpu" (also -1 and "auto"), "numpy" for the float64 specification, or "cuda", a preview: dtype
+        "float32", "tf32", "bfloat16" or "float16", kv_dtype one of these but tf32, threads None. threads: None is what
+        the process may use: the CPUs of its affinity mask, at most the CPU quota of its cgroup. revision, cache_dir,
+        local_files_only and token are for hub ids, as in huggingface_hub. verify: "sha256" compares the weight files
+        with SHA256SUMS beside them or with the names of the hub's blobs, a mapping gives the digests by file name.
+        check_finite: refuse NaN and infinity in the weights (of a float checkpoint).
+
+        others: transformers' subfolder, torch_dtype and device_map (for dtype and device); num_labels, id2label,
+        label2id, problem_type, pad_token_id, output_hidden_states and output_attentions, which replace those of
+        config.json; and its other keywords with the values that change nothing here. Raises ConfigError (also for a
+        GPU that is not there), ModelFormatError, OSError, InputError, DTypeError, OutOfMemory.
         """
-        loaded = load_model(
-            path_or_id,
-            cls._task,
-            dtype=dtype,
-            kv_dtype=kv_dtype,
-            head_dtype=head_dtype,
-            device=device,
-            threads=threads,
-            revision=revision,
-            cache_dir=cache_dir,
-            local_files_only=local_files_only,
-            token=token,
-            verify=verify,
-            check_finite=check_finite,
-        )
-        return cls._model(*loaded)
+        given = {
+            "dtype": dtype,
+            "kv_dtype": kv_dtype,
+            "head_dtype": head_dtype,
+            "device": device,
+            "threads": threads,
+            "revision": revision,
+            "cache_dir": cache_dir,
+            "local_files_only": local_files_only,
+            "token": token,
+            "verify": verify,
+            "check_finite": check_finite,
+        }
+        options, hub = read_options(given, others)
+        built, executor, origin = load_model(find_folder(path_or_id, hub), cls._task, options, str(path_or_id))
+        return cls._model(origin.directory, built, executor, origin=origin)
 
 
 class AutoModelForCausalLM(_Auto[CausalLM]):

@@ -2,25 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import copy
+import logging
+import math
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fastattn.checkpoint import TensorInfo, open_checkpoint, read_tensor
-from fastattn.checkpoint.hub import resolve
-from fastattn.checkpoint.quantised import PackedWeight, Quantised
-from fastattn.errors import ConfigError, DTypeError, InputError
-from fastattn.graph.executor import Executor, Output
+from fastattn.checks import check_flag, quote
+from fastattn.errors import FastattnError, InputError
+from fastattn.graph.executor import Executor
 from fastattn.graph.ir import Program
 from fastattn.graph.rewrites import optimise, with_outputs
-from fastattn.models.generation_config import warn_of_options
-from fastattn.models.inputs import Batch, read_batch
-from fastattn.models.names import Task
-from fastattn.models.outputs import PerToken
-from fastattn.models.registry import BuiltModel, ModelConfig, build, find_family
+from fastattn.models.calls import check_call_keywords
+from fastattn.models.inputs import Batch, read_model_batch
+from fastattn.models.load_options import DTYPES as DTYPES
+from fastattn.models.load_options import check_target
+from fastattn.models.loading import load_executor as load_executor
+from fastattn.models.loading import load_model
+from fastattn.models.registry import BuiltModel, ModelConfig
+from fastattn.models.reload import (
+    Origin,
+    Recipe,
+    Shared,
+    check_unchanged,
+    find_shared,
+    recipe_of,
+    remember,
+    verify_files,
+)
+from fastattn.models.results import Results, empty_outputs
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -28,144 +42,35 @@ if TYPE_CHECKING:
     from fastattn.models.profile import Profile
     from fastattn.tokenizer import Tokenizer
 
-MAX_THREADS = 1024
-DTYPES: Mapping[str, tuple[str, ...]] = {
-    "cpu": ("float32", "bfloat16", "int8", "int4"),
-    "cuda": ("float32", "tf32", "bfloat16", "float16"),
-    "numpy": ("float32", "float64", "bfloat16", "int8", "int4"),
-}
-KV_DTYPES: Mapping[str, tuple[str, ...]] = {
-    "cpu": ("float32", "bfloat16", "int8"),
-    "cuda": ("float32", "bfloat16", "float16"),
-    "numpy": (),
-}
-
-
-def load_executor(
-    program: Program,
-    tensors: Mapping[str, TensorInfo],
-    *,
-    dtype: str,
-    device: str,
-    threads: int | None,
-    kv_dtype: str | None = None,
-    head_dtype: str | None = None,
-    packed: Mapping[str, PackedWeight] | None = None,
-) -> Executor:
-    """The executor of a device, with its weights read; packed: those of a quantised directory."""
-    if device == "numpy":
-        from fastattn.graph.numpy_executor import NumpyExecutor
-
-        return NumpyExecutor(program, lambda part: read_tensor(tensors[part]), dtype=dtype, head_dtype=head_dtype)
-    if device == "cuda":
-        from fastattn.cuda import CudaExecutor
-
-        found = CudaExecutor(program, tensors, dtype=dtype, kv_dtype=kv_dtype, head_dtype=head_dtype)
-        return cast(Executor, found)
-    from fastattn.runtime import CpuExecutor
-
-    executor = CpuExecutor(
-        program, tensors, dtype=dtype, kv_dtype=kv_dtype, head_dtype=head_dtype, packed=packed, threads=threads
-    )
-    return cast(Executor, executor)
-
-
-def load_model(
-    path_or_id: str | Path,
-    task: Task,
-    *,
-    dtype: str | None,
-    kv_dtype: str | None,
-    head_dtype: str | None,
-    device: str,
-    threads: int | None,
-    revision: str | None,
-    cache_dir: str | Path | None,
-    local_files_only: bool,
-    token: str | None,
-    verify: Literal["sha256"] | Mapping[str, str] | None,
-    check_finite: bool,
-) -> tuple[Path, BuiltModel, Executor]:
-    """Find, check and load a checkpoint; everything that can be refused is refused before weights are read."""
-    _check_options(dtype, kv_dtype, head_dtype, device, threads)
-    if device == "cuda":
-        from fastattn.cuda import require_device
-
-        require_device()
-    directory = resolve(
-        path_or_id, revision=revision, cache_dir=cache_dir, local_files_only=local_files_only, token=token
-    )
-    checkpoint = open_checkpoint(directory, verify=verify, check_finite=check_finite, check_config=find_family)
-    quantised = checkpoint.quantised
-    if quantised is not None:
-        _check_quantised(directory, quantised, dtype, head_dtype, device)
-    built = build(checkpoint.config, checkpoint.tensors, task)
-    if task == "causal-lm":
-        warn_of_options(directory)
-    executor = load_executor(
-        built.program,
-        built.tensors,
-        dtype=(dtype if quantised is None else quantised.dtype) or "float32",
-        kv_dtype=kv_dtype,
-        head_dtype=head_dtype,
-        packed=None if quantised is None else quantised.weights,
-        device=device,
-        threads=threads,
-    )
-    return directory, built, executor
-
-
-def _check_options(
-    dtype: str | None, kv_dtype: str | None, head_dtype: str | None, device: str, threads: int | None
-) -> None:
-    if not _is_one_of(device, DTYPES):
-        raise InputError(f"device: expected one of {', '.join(DTYPES)}, got {device!r}")
-    for name, value in (("dtype", dtype), ("head_dtype", head_dtype)):
-        # tf32 is how float32 is multiplied, for all weights alike.
-        known = tuple(known for known in DTYPES[device] if name == "dtype" or known != "tf32")
-        if value is not None and not _is_one_of(value, known):
-            raise InputError(f"{name}: expected one of {', '.join(known)} on {device}, got {value!r}")
-    if kv_dtype is not None and not _is_one_of(kv_dtype, KV_DTYPES[device]):
-        names = ", ".join(KV_DTYPES[device])
-        raise InputError(
-            f"kv_dtype: expected None{f' or one of {names}' if names else ''} on {device}, got {kv_dtype!r}"
-        )
-    if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int | np.integer)):
-        raise DTypeError(f"threads: expected an integer or None, got {type(threads).__name__}")
-    if threads is not None and not 1 <= threads <= MAX_THREADS:
-        raise InputError(f"threads: expected 1 to {MAX_THREADS}, got {threads}")
-    if threads is not None and device == "cuda":
-        raise InputError(f"threads: expected None on cuda, got {threads}")
-
-
-def _is_one_of(name: object, names: Collection[str]) -> bool:
-    """Whether a str is one of the names. (A numpy dtype equals its name.)"""
-    return isinstance(name, str) and name in names
-
-
-def _check_quantised(
-    directory: Path, quantised: Quantised, dtype: str | None, head_dtype: str | None, device: str
-) -> None:
-    if device != "cpu":
-        raise ConfigError(f"{directory}: its weights are packed for device cpu; {device} needs the float checkpoint")
-    for name, asked, kept in (("dtype", dtype, quantised.dtype), ("head_dtype", head_dtype, quantised.head_dtype)):
-        if asked is not None and asked != kept:
-            raise ConfigError(
-                f"{directory}: {name}: this checkpoint is quantised to {kept}, expected None or that, got {asked!r}; "
-                "another one needs the float checkpoint"
-            )
+_log = logging.getLogger("fastattn")
+_Types = TypeVar("_Types")
 
 
 class Model:
-    """A loaded model. Calls from several threads are fine; `close` or a `with` block gives the memory back."""
+    """A loaded model. Calls from several threads are fine; `close` or a `with` block frees the memory.
 
-    def __init__(self, directory: Path, built: BuiltModel, executor: Executor) -> None:
-        self._directory, self._built = directory, built
+    A copy shares the weights with the original, and either can be closed without the other. A pickle holds the path,
+    the options and the SHA-256 of the files, and loads the model again, once per process.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        built: BuiltModel,
+        executor: Executor,
+        *,
+        origin: Origin | None = None,
+        shared: Shared | None = None,
+    ) -> None:
+        self._directory, self._built, self._origin, self._shared = directory, built, origin, shared
         self._executor: Executor | None = executor
         # No lock around these: a fork while another thread holds it would leave the child waiting. Two threads that
-        # need the same at once both make it, and one of them is kept.
-        self._variants: dict[tuple[bool, bool], Executor] = {(False, False): executor}
+        # need the same at once both make it, and one of them is used.
+        self._variants: dict[tuple[bool, bool, bool], Executor] = {(False, False, False): executor}
         self._tokenizers: list[Tokenizer | None] = []
+        self._warned: set[str] = set()
+
+    # -- what it is -------------------------------------------------------------------------------------------------
 
     @property
     def config(self) -> ModelConfig:
@@ -176,6 +81,29 @@ class Model:
     def path(self) -> Path:
         """The folder that the model was loaded from."""
         return self._directory
+
+    @property
+    def name_or_path(self) -> str:
+        """The folder or hub id that was given to from_pretrained."""
+        return str(self._directory) if self._origin is None else self._origin.name
+
+    @property
+    def device(self) -> str:
+        """ "cpu", "cuda" or "numpy"."""
+        return "cpu" if self._origin is None else self._origin.options.device
+
+    @property
+    def dtype(self) -> str:
+        """How the weights are stored: "float32", "bfloat16", "int8", ..."""
+        return str(getattr(self.executor, "dtype", "float32"))
+
+    def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
+        """The number of weights; tied ones count once. exclude_embeddings: without the tables of embeddings."""
+        check_flag("only_trainable", only_trainable)
+        program = self.traced
+        tables = {op.weights[0] for op in program.ops if op.kind == "embedding"}
+        left_out = tables if check_flag("exclude_embeddings", exclude_embeddings) else set()
+        return sum(math.prod(weight.shape) for name, weight in program.weights.items() if name not in left_out)
 
     @property
     def executor(self) -> Executor:
@@ -193,18 +121,12 @@ class Model:
     def tokenizer(self) -> Tokenizer | None:
         """The tokenizer in the model's folder, read when first asked for; None where there is none.
 
-        Raises ConfigError where it has ids that the model has not.
+        It may have more tokens than the model; an id that the model does not have is an error when it comes up.
         """
         if not self._tokenizers:
             from fastattn.tokenizer import has_tokenizer, load_tokenizer
 
-            found = load_tokenizer(self._directory) if has_tokenizer(self._directory) else None
-            if found is not None and found.id_limit > self.config.vocab_size:
-                raise ConfigError(
-                    f"{self._directory}: the tokenizer has ids up to {found.id_limit - 1}, "
-                    f"but vocab_size of config.json is {self.config.vocab_size}"
-                )
-            self._tokenizers.append(found)
+            self._tokenizers.append(load_tokenizer(self._directory) if has_tokenizer(self._directory) else None)
         return self._tokenizers[0]
 
     @property
@@ -216,6 +138,46 @@ class Model:
     def eos_token_ids(self) -> tuple[int, ...]:
         """The tokens that end a text."""
         return self.config.eos_token_ids
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.config.model_type} from {str(self._directory)!r}>"
+
+    # -- what torch's modules have ----------------------------------------------------------------------------------
+
+    def eval(self) -> Self:
+        """The model itself: it is always in this mode."""
+        return self
+
+    def to(self, *args: Any, device: Any = None, dtype: Any = None) -> Self:
+        """The model itself, where it is on that device and in that dtype. Raises InputError: load it there instead."""
+        for value in (*args, device, dtype):
+            if value is not None:
+                check_target(value, self.device, self.dtype)
+        return self
+
+    def cpu(self) -> Self:
+        """The model itself, where it is on the CPU. Raises InputError."""
+        return self.to("cpu")
+
+    # -- use --------------------------------------------------------------------------------------------------------
+
+    def explain_id(self, token_id: int) -> str:
+        """What an id that the model does not have may be, for an error message; "" where nothing is known."""
+        tokenizer = self._tokenizers[0] if self._tokenizers else None
+        if tokenizer is None or not self.config.vocab_size <= token_id < tokenizer.id_limit:
+            return ""
+        try:
+            token = tokenizer.convert_ids_to_tokens([token_id])[0]
+        except FastattnError:
+            return ""
+        return (
+            f"; it is the tokenizer's token {quote(token)}: the tokenizer has ids up to {tokenizer.id_limit - 1}, but "
+            f"vocab_size of config.json is {self.config.vocab_size}"
+        )
+
+    def types_of(self, tokenizer: Tokenizer, type_ids: _Types) -> _Types | None:
+        """The token types that a tokenizer made, for a call: None where it or the model has no types."""
+        return type_ids if tokenizer.options.type_ids and self.config.type_vocab_size is not None else None
 
     def profile(
         self,
@@ -235,11 +197,14 @@ class Model:
         from fastattn.models.profile import profile_step
 
         batch = self._read(input_ids, attention_mask, token_type_ids)
-        return profile_step(self.executor, batch, decode=decode, seconds=seconds)
+        types = self._adds_types(batch)
+        if check_flag("decode", decode) and types:
+            raise InputError("token_type_ids: expected None with decode=True")
+        return profile_step(self._variant(False, False, types), batch, decode=decode, seconds=seconds)
 
     def close(self) -> None:
-        """Give the memory back; every use after that is an InputError."""
-        variants, self._variants, self._executor = self._variants, {}, None
+        """Free the memory; every use after that is an InputError. Copies stay open."""
+        variants, self._variants, self._executor, self._shared = self._variants, {}, None, None
         for executor in list(variants.values()):
             executor.close()
 
@@ -249,93 +214,132 @@ class Model:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.config.model_type} from {str(self._directory)!r}>"
+    # -- copies and pickles -----------------------------------------------------------------------------------------
 
-    def _read(self, input_ids: object, attention_mask: object, token_type_ids: object) -> Batch:
-        config = self.config
-        return read_batch(
-            input_ids,
-            attention_mask,
-            token_type_ids,
-            vocab_size=config.vocab_size,
-            max_positions=config.max_positions,
-            type_vocab_size=config.type_vocab_size,
+    def __copy__(self) -> Self:
+        other = self._over(self._share())
+        other._tokenizers = list(self._tokenizers)
+        return other
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        other = self._over(self._share())
+        memo[id(self)] = other
+        other._tokenizers = copy.deepcopy(self._tokenizers, memo)
+        return other
+
+    def __reduce__(self) -> tuple[Callable[[Recipe], Model], tuple[Recipe]]:
+        shared = self._share()
+        recipe = recipe_of(self._built.task, self._origin)
+        remember(recipe, shared)
+        return type(self)._load_again, (recipe,)
+
+    @classmethod
+    def _load_again(cls, recipe: Recipe) -> Self:
+        """The model of a pickle: over weights that this process has already, or loaded from the folder."""
+        shared = find_shared(recipe)
+        if shared is None:
+            verify_files(recipe)
+            built, executor, origin = load_model(Path(recipe.directory), recipe.task, recipe.options, recipe.name)
+            check_unchanged(recipe, origin)
+            shared = Shared(origin.directory, built, executor, origin)
+            remember(recipe, shared)
+        return cls._over(shared)
+
+    def _share(self) -> Shared:
+        """The weights, in a form that copies can hold."""
+        executor = self.executor
+        if self._shared is None:
+            self._shared = Shared(
+                self._directory, self._built, executor.with_program(self._built.program), self._origin
+            )
+        return self._shared
+
+    @classmethod
+    def _over(cls, shared: Shared) -> Self:
+        """Another model over the same weights."""
+        executor = shared.root.with_program(shared.built.program)
+        return cls(shared.directory, shared.built, executor, origin=shared.origin, shared=shared)
+
+    # -- from ids to outputs ----------------------------------------------------------------------------------------
+
+    def _read(
+        self,
+        input_ids: object,
+        attention_mask: object,
+        token_type_ids: object,
+        position_ids: object = None,
+        others: Mapping[str, Any] | None = None,
+    ) -> Batch:
+        """The input of a call, checked."""
+        check_call_keywords(others or {}, type(self).__name__)
+        batch = read_model_batch(
+            self.config, input_ids, attention_mask, token_type_ids, position_ids, explain=self.explain_id
         )
+        if self.config.type_vocab_size is None and token_type_ids is not None and _any(token_type_ids):
+            self._warn("token_type_ids are ignored: this model has no token types")
+        pad = self.config.pad_token_id
+        if attention_mask is None and pad is not None and _may_be_padded(input_ids, batch) and batch.touches(pad):
+            self._warn(
+                f"input_ids begin or end with pad_token_id {pad}, and there is no attention_mask: as in transformers, "
+                "padding is read as text; give an attention_mask, or lists of different lengths"
+            )
+        return batch
 
-    def _variant(self, hidden_states: bool, attentions: bool) -> Executor:
-        """The executor of the same model with more outputs; it shares the weights."""
-        executor, variants = self.executor, self._variants
-        known = variants.get((hidden_states, attentions))
+    def _warn(self, message: str) -> None:
+        """Log a warning, once per model."""
+        if message not in self._warned:
+            self._warned.add(message)
+            _log.warning("%s: %s", self._directory, message)
+
+    def _adds_types(self, batch: Batch) -> bool:
+        """Whether the batch needs the Program that adds token types."""
+        return batch.token_type_ids is not None and self._built.trace_with_types is not None
+
+    def _variant(self, hidden_states: bool, attentions: bool, types: bool = False) -> Executor:
+        """The executor of the same model with more outputs or inputs; it shares the weights."""
+        executor, variants, key = self.executor, self._variants, (hidden_states, attentions, types)
+        known = variants.get(key)
         if known is None:
-            program = with_outputs(self.traced, hidden_states=hidden_states, attentions=attentions)
-            known = variants.setdefault((hidden_states, attentions), executor.with_program(optimise(program)))
+            trace = self._built.trace_with_types
+            traced = trace() if types and trace is not None else self.traced
+            program = with_outputs(traced, hidden_states=hidden_states, attentions=attentions)
+            known = variants.setdefault(key, executor.with_program(optimise(program)))
         return known
 
-    def _run(self, batch: Batch, *, logits_to_keep: int, hidden_states: bool, attentions: bool) -> Results:
-        for name, flag in (("output_hidden_states", hidden_states), ("output_attentions", attentions)):
-            if not isinstance(flag, bool):
-                raise DTypeError(f"{name}: expected True or False, got {type(flag).__name__}")
-        executor = self._variant(hidden_states, attentions)
-        outputs = executor.run(batch.step(logits_to_keep)) if batch.n_tokens else _empty_outputs(executor.program)
+    def _run(
+        self,
+        batch: Batch,
+        *,
+        hidden_states: bool | None,
+        attentions: bool | None,
+        logits_to_keep: int = 0,
+        wanted: NDArray[np.int32] | None = None,
+    ) -> Results:
+        config = self.config
+        flags = (
+            _flag("output_hidden_states", hidden_states, config.output_hidden_states),
+            _flag("output_attentions", attentions, config.output_attentions),
+        )
+        executor = self._variant(*flags, self._adds_types(batch))
+        step = batch.step(logits_to_keep, wanted=wanted)
+        outputs = executor.run(step) if batch.n_tokens else empty_outputs(executor.program)
         return Results(batch, executor.program, outputs, logits_to_keep)
 
 
-def _empty_outputs(program: Program) -> dict[str, Output]:
-    """What a step without tokens gives."""
-    outputs: dict[str, Output] = {}
-    for name, value in program.outputs.items():
-        width = program.values[value].width
-        outputs[name] = np.zeros((0, width), np.float32) if width else []
-    return outputs
+def _flag(name: str, value: bool | None, default: bool) -> bool:
+    return default if value is None else check_flag(name, value)
 
 
-class Results:
-    """The outputs of one run, in the layout of the input."""
+def _may_be_padded(input_ids: object, batch: Batch) -> bool:
+    """Whether rows have one length, so that they may have been padded to it: a 2-D array, or equally long lists. Lists
+    of arrays are not what tokenizers give."""
+    if batch.layout != "ragged":
+        return True
+    first = input_ids[0] if isinstance(input_ids, list | tuple) and input_ids else None
+    return isinstance(first, list | tuple) and len(set(batch.counts)) == 1
 
-    def __init__(self, batch: Batch, program: Program, outputs: Mapping[str, Output], logits_to_keep: int) -> None:
-        self._batch, self._program, self._outputs, self._keep = batch, program, outputs, logits_to_keep
 
-    def per_token(self, name: str) -> PerToken:
-        """An output with one row a token."""
-        return self._batch.restore_tokens(self._matrix(name))
-
-    def wanted(self, name: str) -> PerToken:
-        """An output with one row a wanted token."""
-        return self._batch.restore_wanted(self._matrix(name), self._keep)
-
-    def per_sequence(self, name: str) -> NDArray[Any] | None:
-        """An output with one row a sequence, [batch, width]; [width] for a 1-D input; None where there is none."""
-        if name not in self._outputs:
-            return None
-        rows = self._batch.restore_sequences(self._matrix(name))
-        return rows[0] if self._batch.layout == "single" else rows
-
-    def hidden_states(self) -> tuple[PerToken, ...] | None:
-        """All hidden states, where they were asked for."""
-        names = self._numbered("hidden_states")
-        return tuple(self.per_token(name) for name in names) or None
-
-    def attentions(self) -> tuple[PerToken, ...] | None:
-        """The attention maps of all layers, where they were asked for."""
-        names = self._numbered("attentions")
-        if not names:
-            return None
-        heads = {
-            f"attentions.{op.attrs['layer']}": int(op.attrs["n_head"])
-            for op in self._program.ops
-            if op.attrs.get("q_rows")
-        }
-        maps = []
-        for name in names:
-            found = cast("list[NDArray[Any]]", self._outputs[name])
-            dtype = found[0].dtype if found else np.dtype(np.float32)
-            maps.append(self._batch.restore_maps(found, heads[name], dtype))
-        return tuple(maps)
-
-    def _matrix(self, name: str) -> NDArray[Any]:
-        return cast("NDArray[Any]", self._outputs[name])
-
-    def _numbered(self, group: str) -> list[str]:
-        names = [name for name in self._outputs if name.startswith(f"{group}.")]
-        return sorted(names, key=lambda name: int(name.rpartition(".")[2]))
+def _any(types: object) -> bool:
+    """Whether token types, already checked, are not all 0."""
+    rows = types if isinstance(types, list | tuple) else [types]
+    return any(bool(np.any(np.asarray(row))) for row in rows)

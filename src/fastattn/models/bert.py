@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from fastattn.graph.ir import Program
 from fastattn.graph.tensor import (
@@ -19,10 +20,17 @@ from fastattn.graph.tensor import (
     layer_norm,
     linear,
 )
-from fastattn.models.config import MAX_LAYERS, ConfigReader
+from fastattn.models.config import MAX_LAYERS, CommonConfig, ConfigReader, unchangeable
 from fastattn.models.names import Layout, Task
 
-LAYOUT = Layout(prefixes=("bert.",))
+# What a checkpoint may hold besides: buffers, and the heads of other tasks.
+UNUSED = (r"embeddings\.(position_ids|token_type_ids)", r"(cls|classifier|lm_head|pooler|qa_outputs)\..*")
+LAYOUT = Layout(
+    prefixes=("bert.",),
+    anchor="embeddings.position_embeddings.weight",
+    tied=("embeddings.word_embeddings.weight", "cls.predictions.decoder.weight"),
+    unused=UNUSED,
+)
 HEADS = (
     "Model ForSequenceClassification ForMaskedLM ForPreTraining ForNextSentencePrediction ForTokenClassification "
     "ForQuestionAnswering ForMultipleChoice"
@@ -30,14 +38,11 @@ HEADS = (
 ARCHITECTURES = tuple(f"Bert{head}" for head in HEADS.split())
 
 
+@unchangeable
 @dataclass(frozen=True, slots=True, kw_only=True)
-class BertConfig:
-    """The options of a BERT or RoBERTa, in the names of its config.json.
+class BertConfig(CommonConfig):
+    """The options of a BERT or RoBERTa, in the names of its config.json."""
 
-    position_offset: the row of the position table that holds position 0 (RoBERTa: the padding id + 1).
-    """
-
-    vocab_size: int
     hidden_size: int
     num_hidden_layers: int
     num_attention_heads: int
@@ -46,13 +51,6 @@ class BertConfig:
     max_position_embeddings: int
     type_vocab_size: int
     layer_norm_eps: float
-    bos_token_id: int | None
-    eos_token_ids: tuple[int, ...]
-    pad_token_id: int | None
-    labels: tuple[str, ...]
-    problem_type: str | None
-    model_type: str = "bert"
-    position_offset: int = 0
 
     @property
     def max_positions(self) -> int:
@@ -61,31 +59,24 @@ class BertConfig:
 
 def read_config(raw: Mapping[str, object]) -> BertConfig:
     """config.json -> BertConfig. Raises ConfigError."""
-    return read_bert_config(ConfigReader(raw, "BERT"), model_type="bert")
+    c = ConfigReader(raw, "BERT")
+    return read_bert_config(c, c.common("bert", c.size("vocab_size", 30522), pad=0))
 
 
-def read_bert_config(c: ConfigReader, *, model_type: str, vocab_size: int = 30522, roberta: bool = False) -> BertConfig:
+def read_bert_config(c: ConfigReader, common: Mapping[str, Any], position_offset: int = 0) -> BertConfig:
     """The options that BERT and RoBERTa share."""
-    hidden_size, vocab_size = c.size("hidden_size", 768), c.size("vocab_size", vocab_size)
-    padding = c.optional_size("pad_token_id") if roberta else None
-    offset = (1 if padding is None else padding) + 1 if roberta else 0
+    hidden_size = c.size("hidden_size", 768)
     config = BertConfig(
-        vocab_size=vocab_size,
         hidden_size=hidden_size,
         num_hidden_layers=c.size("num_hidden_layers", 12, high=MAX_LAYERS),
         num_attention_heads=c.heads(hidden_size, "hidden_size", "num_attention_heads", 12),
         intermediate_size=c.size("intermediate_size", 3072),
         hidden_act=c.activation("hidden_act", "gelu"),
-        max_position_embeddings=c.size("max_position_embeddings", 512, low=offset + 1),
+        max_position_embeddings=c.size("max_position_embeddings", 512, low=position_offset + 1),
         type_vocab_size=c.size("type_vocab_size", 2),
         layer_norm_eps=c.epsilon("layer_norm_eps", 1e-12),
-        bos_token_id=c.token_id("bos_token_id", vocab_size),
-        eos_token_ids=c.eos(vocab_size),
-        pad_token_id=c.token_id("pad_token_id", vocab_size),
-        labels=c.labels(),
-        problem_type=c.problem_type(),
-        model_type=model_type,
-        position_offset=offset,
+        position_offset=position_offset,
+        **common,
     )
     c.finish(
         "attention_probs_dropout_prob directionality hidden_dropout_prob pooler_fc_size pooler_num_attention_heads "

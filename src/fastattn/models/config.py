@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
-from fastattn.errors import ConfigError
+from fastattn.checks import closest, quote
+from fastattn.errors import ConfigError, InputError
 from fastattn.graph.tensor import Activation
+from fastattn.models.labels import Labels, read_labels
+from fastattn.settings import Settings
 
 MAX_SIZE = 2**31 - 1
 MAX_LAYERS = 1000
@@ -29,12 +33,11 @@ ACTIVATION_NAMES: Mapping[str, Activation] = {
 # Options of any family that change nothing in what we compute: training, saving, generation, tokenizers, history.
 _HARMLESS_WORDS = """
     _name_or_path _attn_implementation _commit_hash architectures auto_map bos_token_id chunk_size_feed_forward
-    classifier_dropout cls_token_id custom_pipelines dtype eos_token_id finetuning_task gradient_checkpointing id2label
-    initializer_range initializer_factor keys_to_ignore_at_inference label2id language_model mask_token_id model_type
-    num_labels output_attentions output_hidden_states output_past pad_token_id prefix problem_type return_dict
-    return_dict_in_generate sep_token_id task_specific_params tf_legacy_loss tie_encoder_decoder tie_word_embeddings
-    tokenizer_class torch_dtype torchscript transformers_version trust_remote_code unk_token_id use_bfloat16 use_cache
-    vocab_size
+    classifier_dropout cls_token_id custom_pipelines dtype eos_token_id finetuning_task gradient_checkpointing
+    initializer_range initializer_factor keys_to_ignore_at_inference language_model mask_token_id model_type
+    output_past prefix return_dict return_dict_in_generate sep_token_id task_specific_params tf_legacy_loss
+    tie_encoder_decoder tie_word_embeddings tokenizer_class torch_dtype torchscript transformers_version
+    trust_remote_code unk_token_id use_bfloat16 use_cache vocab_size
     bad_words_ids begin_suppress_tokens decoder_start_token_id diversity_penalty do_sample early_stopping
     encoder_no_repeat_ngram_size exponential_decay_length_penalty forced_bos_token_id forced_eos_token_id length_penalty
     max_length min_length no_repeat_ngram_size num_beam_groups num_beams num_return_sequences output_scores
@@ -44,65 +47,107 @@ _HARMLESS_WORDS = """
 HARMLESS = frozenset(_HARMLESS_WORDS.split())
 # Options of any family of which we compute one value alone.
 REQUIRED: Mapping[str, tuple[object, ...]] = {
-    "is_decoder": (False,),
-    "is_encoder_decoder": (False,),
-    "add_cross_attention": (False,),
+    "is_decoder": (False, None),
+    "is_encoder_decoder": (False, None),
+    "add_cross_attention": (False, None),
     "cross_attention_hidden_size": (None,),
     "pruned_heads": ({}, None),
     "quantization_config": (None,),
     "position_embedding_type": ("absolute", None),
     "adapters": (None,),
+    "per_layer_config": (None,),
+    "tie_last_hidden_states": (None, True),
 }
 
 _log = logging.getLogger("fastattn")
+_MAX_NAMED = 20
+_Config = TypeVar("_Config", bound=type)
 
 
-class ConfigReader:
-    """Takes the options of a config.json one by one; `finish` refuses what is left and not harmless."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CommonConfig:
+    """What the configs of all families have, in transformers' names.
 
-    def __init__(self, raw: Mapping[str, object], family: str) -> None:
-        self.raw = raw
+    eos_token_ids: all ids that end a text; labels: the names of the classes in order; label2id: as the file says, else
+    the inverse of labels; output_hidden_states, output_attentions: the defaults of a call; position_offset: the row of
+    the position table that holds position 0 (RoBERTa: the padding id + 1).
+    """
+
+    vocab_size: int
+    bos_token_id: int | None
+    eos_token_ids: tuple[int, ...]
+    pad_token_id: int | None
+    labels: tuple[str, ...]
+    label2id: Mapping[str, int]
+    problem_type: str | None
+    output_hidden_states: bool
+    output_attentions: bool
+    architectures: tuple[str, ...]
+    model_type: str
+    position_offset: int = 0
+
+    @property
+    def eos_token_id(self) -> int | list[int] | None:
+        """None, one id or a list of ids, as in transformers."""
+        ids = self.eos_token_ids
+        return None if not ids else ids[0] if len(ids) == 1 else list(ids)
+
+    @property
+    def num_labels(self) -> int:
+        """The number of classes."""
+        return len(self.labels)
+
+    @property
+    def id2label(self) -> Mapping[int, str]:
+        """The names of the classes by number."""
+        return dict(enumerate(self.labels))
+
+
+def unchangeable(config: _Config) -> _Config:
+    """A class decorator: setting an attribute of a loaded model's config says what to do instead."""
+
+    def refuse(self: object, name: str, value: object) -> None:
+        raise InputError(
+            f"config.{quote(name)[1:-1]}: expected no change after loading, got {quote(value)}; num_labels, id2label, "
+            "label2id, problem_type, pad_token_id and the output_ options can be given to from_pretrained"
+        )
+
+    setters: Callable[..., None] = refuse
+    type.__setattr__(config, "__setattr__", setters)
+    return config
+
+
+class ConfigReader(Settings):
+    """Takes the options of a config.json one by one; `finish` names what is left and not known to be harmless.
+
+    names: a family's own names of options by transformers' common ones; as there, the common name wins.
+    """
+
+    def __init__(self, raw: Mapping[str, Any], family: str, names: Mapping[str, str] | None = None) -> None:
+        renamed = {own: raw[common] for common, own in (names or {}).items() if common in raw}
+        super().__init__(f"config.json of {family}", {**raw, **renamed})
         self.family = family
-        self._taken: set[str] = set()
-
-    def error(self, key: str, expected: str) -> ConfigError:
-        """The error for an option with a value that is not `expected`."""
-        return ConfigError(f"config.json of {self.family}: {key}: expected {expected}, got {self.raw.get(key)!r:.80}")
+        self._taken.update(names or ())
 
     def size(self, key: str, default: int | None = None, *, low: int = 1, high: int = MAX_SIZE) -> int:
         """An integer from `low` to `high`. Without a default it must be there."""
-        self._taken.add(key)
-        value = self.raw.get(key, default)
+        value = self.raw(key)
         if value is None and default is not None:
             value = default
         if type(value) is not int or not low <= value <= high:
             raise self.error(key, f"an integer from {low} to {high}")
         return value
 
-    def optional_size(self, key: str, *, low: int = 0) -> int | None:
-        """An integer from `low` on, or None."""
-        return None if self.raw.get(key) is None else self.size(key, low=low)
-
     def epsilon(self, key: str, default: float) -> float:
         """A finite number above 0 and below 1."""
-        self._taken.add(key)
-        value = self.raw.get(key, default)
+        value = self.raw(key) if key in self.values else default
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1:  # NaN is neither
             raise self.error(key, "a number above 0 and below 1")
         return float(value)
 
-    def flag(self, key: str, default: bool) -> bool:
-        """true or false."""
-        self._taken.add(key)
-        value = self.raw.get(key, default)
-        if not isinstance(value, bool):
-            raise self.error(key, "true or false")
-        return value
-
     def activation(self, key: str, default: str) -> Activation:
         """An activation function by transformers' name."""
-        self._taken.add(key)
-        value = self.raw.get(key, default)
+        value = self.raw(key) if key in self.values else default
         if not isinstance(value, str) or value not in ACTIVATION_NAMES:
             raise self.error(key, f"one of {', '.join(sorted(ACTIVATION_NAMES))}")
         return ACTIVATION_NAMES[value]
@@ -114,68 +159,94 @@ class ConfigReader:
             raise self.error(heads_key, f"a divisor of {width_key} = {width}")
         return heads
 
-    def token_id(self, key: str, vocab_size: int) -> int | None:
+    def common(
+        self,
+        model_type: str,
+        vocab_size: int,
+        *,
+        bos: int | None = None,
+        eos: int | None = None,
+        pad: int | None = None,
+    ) -> dict[str, Any]:
+        """The fields of CommonConfig. bos, eos and pad: the ids of the family's config class in transformers, for a
+        file without them."""
+        labels = self.labels()
+        architectures = self.raw("architectures")
+        return {
+            "model_type": model_type,
+            "vocab_size": vocab_size,
+            "bos_token_id": self.token_id("bos_token_id", vocab_size, bos),
+            "eos_token_ids": self.eos(vocab_size, eos),
+            "pad_token_id": self.token_id("pad_token_id", vocab_size, pad),
+            "labels": labels.names,
+            "label2id": labels.ids,
+            "problem_type": self.problem_type(),
+            "output_hidden_states": self.flag("output_hidden_states", False),
+            "output_attentions": self.flag("output_attentions", False),
+            "architectures": tuple(architectures) if isinstance(architectures, list) else (),
+        }
+
+    def token_id(self, key: str, vocab_size: int, default: int | None = None) -> int | None:
         """A token id, or None. As in transformers one that no token has (-1 is seen) does no harm: it is logged, and
         None."""
-        value = self.optional_size(key, low=-MAX_SIZE)
-        return value if value is None or self._has_token(key, value, vocab_size) else None
+        if key not in self.values:
+            return default if default is not None and default < vocab_size else None
+        value = self.count(key, None, low=-MAX_SIZE)
+        return None if value is None else next(iter(self._known(key, [value], vocab_size)), None)
 
-    def eos(self, vocab_size: int) -> tuple[int, ...]:
+    def eos(self, vocab_size: int, default: int | None = None) -> tuple[int, ...]:
         """eos_token_id: None, one id or a list of ids; those that no token has are logged and left out."""
-        self._taken.add("eos_token_id")
-        value = self.raw.get("eos_token_id")
+        value = self.raw("eos_token_id")
+        if "eos_token_id" not in self.values:
+            return () if default is None or default >= vocab_size else (default,)
         ids: list[Any] = [] if value is None else value if isinstance(value, list) else [value]
         if not all(type(item) is int and 0 <= item <= MAX_SIZE for item in ids):
             raise self.error("eos_token_id", "a token id, a list of them or null")
-        return tuple(item for item in ids if self._has_token("eos_token_id", item, vocab_size))
+        return tuple(self._known("eos_token_id", ids, vocab_size))
 
-    def _has_token(self, key: str, value: int, vocab_size: int) -> bool:
-        known = 0 <= value < vocab_size
-        if not known:
-            _log.warning("config.json of %s: %s = %d is ignored, vocab_size is %d", self.family, key, value, vocab_size)
-        return known
+    def _known(self, key: str, ids: list[int], vocab_size: int) -> list[int]:
+        """The ids that tokens have; the others are logged."""
+        others = [value for value in ids if not 0 <= value < vocab_size]
+        if others:
+            shown = quote(others[0] if len(others) == 1 else others)
+            _log.warning("%s: %s = %s is ignored, vocab_size is %d", self.where, key, shown, vocab_size)
+        return [value for value in ids if 0 <= value < vocab_size]
 
-    def labels(self) -> tuple[str, ...]:
-        """The names of the classes in order: id2label, else num_labels times LABEL_<i>, else two."""
-        self._taken.update(("id2label", "label2id", "num_labels"))
-        names = self.raw.get("id2label")
-        if names is None:
-            count = self.size("num_labels", 2)
-            if count > 1_000_000:
-                raise self.error("num_labels", "at most 1000000")
-            return tuple(f"LABEL_{i}" for i in range(count))
-        if not isinstance(names, dict) or not names:
-            raise self.error("id2label", "an object of names by class number")
-        try:
-            return tuple(str(names[str(i)]) for i in range(len(names)))
-        except KeyError:
-            raise self.error("id2label", f"the keys 0 to {len(names) - 1}") from None
+    def labels(self) -> Labels:
+        """The names of the classes, see `read_labels`."""
+        return read_labels(self)
 
     def problem_type(self) -> str | None:
-        """What the scores of a classifier mean, as transformers says it."""
-        self._taken.add("problem_type")
-        value = self.raw.get("problem_type")
+        """What the scores of a classifier mean, as transformers says it; a name that it does not know means nothing."""
+        value = self.text("problem_type", None)
         known = ("regression", "single_label_classification", "multi_label_classification")
-        if value is not None and value not in known:
-            raise self.error("problem_type", f"null or one of {', '.join(known)}")
-        return str(value) if value is not None else None
+        if value is None or value in known:
+            return value
+        hint = closest(value, known)
+        _log.warning("%s: problem_type = %s is ignored, it is none of transformers'%s", self.where, quote(value), hint)
+        return None
 
     def must_be(self, key: str, *allowed: object) -> None:
         """Refuse an option, where it is there, that has another value than the ones that we compute."""
-        self._taken.add(key)
-        if key in self.raw and not any(type(self.raw[key]) is type(v) and self.raw[key] == v for v in allowed):
-            values = " or ".join(repr(value) for value in allowed)
-            raise ConfigError(
-                f"config.json of {self.family}: {key} = {self.raw[key]!r:.80} is unsupported; supported: {values}"
-            )
+        value = self.raw(key)
+        if key in self.values and not any(type(value) is type(v) and value == v for v in allowed):
+            values = " or ".join(repr(item) for item in allowed)
+            raise ConfigError(f"{self.where}: {key} = {quote(value)} is unsupported; supported: {values}")
 
     def finish(self, harmless: str = "") -> None:
         """Check the options that every family shares, and log the ones that nobody knows."""
         for key, allowed in REQUIRED.items():
             self.must_be(key, *allowed)
         for key in ("auto_map", "trust_remote_code"):
-            if key in self.raw:
-                _log.warning("config.json of %s: %s is ignored; no code of a checkpoint is run", self.family, key)
-        known = HARMLESS | self._taken | set(harmless.split())
-        for key in sorted(set(self.raw) - known):
-            _log.warning("config.json of %s: unknown option %s = %r is ignored", self.family, key, self.raw[key])
+            if self.values.get(key):
+                _log.warning("%s: %s is ignored; no code of a checkpoint is run", self.where, key)
+        if self.values.get("return_dict") is False:
+            _log.warning("%s: return_dict = False is ignored; outputs can be indexed like tuples", self.where)
+        self.ignore(*HARMLESS, *harmless.split())
+        names = self.unused()
+        if names:
+            shown = ", ".join(
+                f"{quote(name, 40)[1:-1]} = {quote(self.values[name], 40)}" for name in names[:_MAX_NAMED]
+            )
+            more = f" and {len(names) - _MAX_NAMED} more" if len(names) > _MAX_NAMED else ""
+            _log.warning("%s: unknown options are ignored: %s%s", self.where, shown, more)

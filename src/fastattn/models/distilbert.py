@@ -19,32 +19,38 @@ from fastattn.graph.tensor import (
     layer_norm,
     linear,
 )
-from fastattn.models.config import MAX_LAYERS, ConfigReader
+from fastattn.models.config import MAX_LAYERS, CommonConfig, ConfigReader, unchangeable
 from fastattn.models.names import Layout, Task
 
-LAYOUT = Layout(prefixes=("distilbert.",))
+LAYOUT = Layout(
+    prefixes=("distilbert.",),
+    anchor="embeddings.position_embeddings.weight",
+    tied=("embeddings.word_embeddings.weight", "vocab_projector.weight"),
+    unused=(
+        r"embeddings\.position_ids",
+        r"(classifier|pre_classifier|qa_outputs|vocab_layer_norm|vocab_projector|vocab_transform)\..*",
+    ),
+)
 HEADS = "Model ForSequenceClassification ForMaskedLM ForTokenClassification ForQuestionAnswering ForMultipleChoice"
 ARCHITECTURES = tuple(f"DistilBert{head}" for head in HEADS.split())
 LAYER_NORM_EPS = 1e-12  # fixed in this family
 
 
+# transformers' common names of options.
+NAMES = {"hidden_size": "dim", "num_attention_heads": "n_heads", "num_hidden_layers": "n_layers"}
+
+
+@unchangeable
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DistilBertConfig:
+class DistilBertConfig(CommonConfig):
     """The options of a DistilBERT, in the names of its config.json."""
 
-    vocab_size: int
     dim: int
     n_layers: int
     n_heads: int
     hidden_dim: int
     activation: Activation
     max_position_embeddings: int
-    bos_token_id: int | None
-    eos_token_ids: tuple[int, ...]
-    pad_token_id: int | None
-    labels: tuple[str, ...]
-    problem_type: str | None
-    model_type: str = "distilbert"
 
     @property
     def max_positions(self) -> int:
@@ -55,27 +61,31 @@ class DistilBertConfig:
         return self.dim
 
     @property
+    def num_hidden_layers(self) -> int:
+        return self.n_layers
+
+    @property
+    def num_attention_heads(self) -> int:
+        return self.n_heads
+
+    @property
     def type_vocab_size(self) -> int | None:
+        """None: there are no token types."""
         return None
 
 
 def read_config(raw: Mapping[str, object]) -> DistilBertConfig:
     """config.json -> DistilBertConfig. Raises ConfigError."""
-    c = ConfigReader(raw, "DistilBERT")
+    c = ConfigReader(raw, "DistilBERT", NAMES)
     dim, vocab_size = c.size("dim", 768), c.size("vocab_size", 30522)
     config = DistilBertConfig(
-        vocab_size=vocab_size,
         dim=dim,
         n_layers=c.size("n_layers", 6, high=MAX_LAYERS),
         n_heads=c.heads(dim, "dim", "n_heads", 12),
         hidden_dim=c.size("hidden_dim", 3072),
         activation=c.activation("activation", "gelu"),
         max_position_embeddings=c.size("max_position_embeddings", 512),
-        bos_token_id=c.token_id("bos_token_id", vocab_size),
-        eos_token_ids=c.eos(vocab_size),
-        pad_token_id=c.token_id("pad_token_id", vocab_size),
-        labels=c.labels(),
-        problem_type=c.problem_type(),
+        **c.common("distilbert", vocab_size, pad=0),
     )
     c.finish("attention_dropout dropout qa_dropout seq_classif_dropout sinusoidal_pos_embds tie_weights_")
     return config

@@ -14,26 +14,40 @@ from fastattn.graph.tensor import (
     activate,
     attention,
     embedding,
-    gather_rows,
     hidden_state,
     layer_norm,
     linear,
     split,
     wanted_rows,
 )
-from fastattn.models.config import MAX_LAYERS, ConfigReader
+from fastattn.models.config import MAX_LAYERS, CommonConfig, ConfigReader, unchangeable
 from fastattn.models.names import Layout, Task
 
 CONV1D = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
-LAYOUT = Layout(prefixes=("transformer.",), transposed=CONV1D)
+LAYOUT = Layout(
+    prefixes=("transformer.",),
+    transposed=CONV1D,
+    anchor="wpe.weight",
+    tied=("wte.weight", "lm_head.weight"),
+    unused=(r"h\.\d+\.attn\.(bias|masked_bias)", r"(lm_head|score|multiple_choice_head)\..*"),
+)
 ARCHITECTURES = ("GPT2LMHeadModel", "GPT2Model", "GPT2ForSequenceClassification", "GPT2DoubleHeadsModel")
 
 
+# transformers' common names of options.
+NAMES = {
+    "hidden_size": "n_embd",
+    "max_position_embeddings": "n_positions",
+    "num_attention_heads": "n_head",
+    "num_hidden_layers": "n_layer",
+}
+
+
+@unchangeable
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Gpt2Config:
+class Gpt2Config(CommonConfig):
     """The options of a GPT-2, in the names of its config.json."""
 
-    vocab_size: int
     n_positions: int
     n_embd: int
     n_layer: int
@@ -43,15 +57,13 @@ class Gpt2Config:
     layer_norm_epsilon: float
     scale_attn_weights: bool
     tie_word_embeddings: bool
-    bos_token_id: int | None
-    eos_token_ids: tuple[int, ...]
-    pad_token_id: int | None
-    labels: tuple[str, ...]
-    problem_type: str | None
-    model_type: str = "gpt2"
 
     @property
     def max_positions(self) -> int:
+        return self.n_positions
+
+    @property
+    def max_position_embeddings(self) -> int:
         return self.n_positions
 
     @property
@@ -59,18 +71,26 @@ class Gpt2Config:
         return self.n_embd
 
     @property
-    def type_vocab_size(self) -> int | None:
-        return None
+    def num_hidden_layers(self) -> int:
+        return self.n_layer
+
+    @property
+    def num_attention_heads(self) -> int:
+        return self.n_head
+
+    @property
+    def type_vocab_size(self) -> int:
+        """Token types are ids: their embeddings are those of the tokens."""
+        return self.vocab_size
 
 
 def read_config(raw: Mapping[str, object]) -> Gpt2Config:
     """config.json -> Gpt2Config. Raises ConfigError."""
-    c = ConfigReader(raw, "GPT-2")
+    c = ConfigReader(raw, "GPT-2", NAMES)
     vocab_size, n_embd = c.size("vocab_size", 50257), c.size("n_embd", 768)
     c.must_be("reorder_and_upcast_attn", False)
     c.must_be("scale_attn_by_inverse_layer_idx", False)
     config = Gpt2Config(
-        vocab_size=vocab_size,
         n_positions=c.size("n_positions", 1024),
         n_embd=n_embd,
         n_layer=c.size("n_layer", 12, high=MAX_LAYERS),
@@ -80,11 +100,7 @@ def read_config(raw: Mapping[str, object]) -> Gpt2Config:
         layer_norm_epsilon=c.epsilon("layer_norm_epsilon", 1e-5),
         scale_attn_weights=c.flag("scale_attn_weights", True),
         tie_word_embeddings=c.flag("tie_word_embeddings", True),
-        bos_token_id=c.token_id("bos_token_id", vocab_size),
-        eos_token_ids=c.eos(vocab_size),
-        pad_token_id=c.token_id("pad_token_id", vocab_size),
-        labels=c.labels(),
-        problem_type=c.problem_type(),
+        **c.common("gpt2", vocab_size, bos=50256, eos=50256),
     )
     c.finish(
         "attn_pdrop embd_pdrop n_ctx resid_pdrop summary_activation summary_first_dropout summary_proj_to_labels "
@@ -93,11 +109,16 @@ def read_config(raw: Mapping[str, object]) -> Gpt2Config:
     return config
 
 
-def transformer(cfg: Gpt2Config, w: Weights, t: Tokens) -> Tensor:
-    """Hidden states of all tokens after the last norm, [n_tokens, n_embd]."""
+def transformer(cfg: Gpt2Config, w: Weights, t: Tokens, *, types: bool = False) -> Tensor:
+    """Hidden states of all tokens after the last norm, [n_tokens, n_embd].
+
+    types: add the embeddings of the token types, which are rows of the same table.
+    """
     d, eps = cfg.n_embd, cfg.layer_norm_epsilon
     scale = None if cfg.scale_attn_weights else 1.0
     h = embedding(w["wte"], t.ids, cfg.vocab_size, d) + embedding(w["wpe"], t.positions, cfg.n_positions, d)
+    if types:
+        h = h + embedding(w["wte"], t.type_ids, cfg.vocab_size, d)
     for i in range(cfg.n_layer):
         b = w[f"h.{i}"]
         h = hidden_state(h)
@@ -109,17 +130,21 @@ def transformer(cfg: Gpt2Config, w: Weights, t: Tokens) -> Tensor:
     return hidden_state(layer_norm(h, w["ln_f"], eps))
 
 
-def build(cfg: Gpt2Config, w: Weights, task: Task) -> Program:
-    """The Program of a task: "logits" of the wanted rows, "last_hidden_state", or "logits" of the last tokens."""
+def build(cfg: Gpt2Config, w: Weights, task: Task, *, types: bool = False) -> Program:
+    """The Program of a task: "logits" of the wanted rows, or "last_hidden_state".
+
+    A classifier's logits are those of one wanted row per sequence: as in transformers the last token that is not
+    padding. types: with token types.
+    """
     head = w["lm_head"]
     if not head.has("weight") and (cfg.tie_word_embeddings or head.repeats("weight")):
         head = w["wte"]
         head.matrix(cfg.vocab_size, cfg.n_embd)  # for every task, so that a dtype rounds it in one way
-    h = transformer(cfg, w, Tokens())
+    h = transformer(cfg, w, Tokens(), types=types)
     if task == "causal-lm":
         outputs = {"logits": linear(wanted_rows(h), head, cfg.vocab_size, bias=False)}
     elif task == "sequence-classification":
-        outputs = {"logits": linear(gather_rows(h, "last"), w["score"], len(cfg.labels), bias=False)}
+        outputs = {"logits": linear(wanted_rows(h), w["score"], len(cfg.labels), bias=False)}
     else:
         outputs = {"last_hidden_state": h}
     return w.tracer.program(

@@ -1,4 +1,4 @@
-"""The door: whatever people pass as token ids becomes a ragged step, or a typed error that names the place.
+"""Input validation: whatever people pass as token ids becomes a ragged step, or a typed error that names the place.
 
 Masked positions leave here and come back as zeros on the way out, so a row of output depends on its own real tokens
 alone: left padding, right padding and holes give the same numbers.
@@ -6,21 +6,32 @@ alone: left padding, right padding and holes give the same numbers.
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any, Literal, SupportsIndex, cast
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fastattn.errors import ContextLengthError, DTypeError, InputError
+from fastattn.errors import ContextLengthError, InputError
 from fastattn.graph.ir import Step
+from fastattn.models.sequences import Array, Layout, check_range, place, read_beside, read_sequences
 
-Layout = Literal["single", "dense", "ragged"]
-Array = NDArray[Any]
-MAX_TOKENS = 2**31 - 1
+Explain = Callable[[int], str]
+
+
+class InputConfig(Protocol):
+    """What the options of a model say about its input."""
+
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def max_positions(self) -> int: ...
+    @property
+    def position_offset(self) -> int: ...
+    @property
+    def type_vocab_size(self) -> int | None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,9 +39,9 @@ class Batch:
     """Checked input, unpadded.
 
     layout: "single" [seq_len], "dense" [batch, seq_len] or "ragged" (lists); token_ids: int32, the real tokens of all
-    sequences, one behind the other; counts: how many of each sequence; token_type_ids: like token_ids, or None; keep:
+    sequences, one after the other; counts: how many of each sequence; token_type_ids: like token_ids, or None; keep:
     where a mask was given, which of the positions are real tokens; lengths: of the sequences with their padding; width:
-    seq_len of a dense batch.
+    seq_len of a dense batch; positions: like token_ids, None where they count the tokens of each sequence from 0.
     """
 
     layout: Layout
@@ -40,6 +51,7 @@ class Batch:
     keep: tuple[NDArray[np.bool_], ...] | None
     lengths: tuple[int, ...]
     width: int
+    positions: NDArray[np.int32] | None = None
 
     @property
     def n_tokens(self) -> int:
@@ -53,16 +65,43 @@ class Batch:
             self.token_ids[end - count : end] for count, end in zip(self.counts, accumulate(self.counts), strict=True)
         ]
 
-    def step(self, logits_to_keep: int = 0) -> Step:
-        """One step over the sequences that are not empty, without caches; the last `logits_to_keep` rows of each
-        sequence (0: all) are wanted."""
+    def need_tokens(self, why: str) -> None:
+        """Refuse a sequence without tokens. Raises InputError."""
+        for i, count in enumerate(self.counts):
+            if not count:
+                masked = ", all of them masked" if self.lengths[i] else ""
+                name = place("input_ids", self.layout, i)
+                raise InputError(f"{name}: expected at least one token, got {self.lengths[i]}{masked}; {why}")
+
+    def last_rows(self, padding_id: int | None) -> NDArray[np.int32]:
+        """Of each sequence that is not empty the row of its last token that is not padding, as in transformers' GPT-2
+        classifier; of a sequence of padding alone the first."""
+        counts = np.array([count for count in self.counts if count], np.int64)
+        ends = np.cumsum(counts)
+        if padding_id is None or not len(ends):
+            return (ends - 1).astype(np.int32, copy=False)
+        real = np.where(self.token_ids != padding_id, np.arange(len(self.token_ids)), -1)
+        rows: NDArray[np.int32] = np.maximum(np.maximum.reduceat(real, ends - counts), ends - counts).astype(np.int32)
+        return rows
+
+    def touches(self, token_id: int) -> bool:
+        """Whether a sequence begins or ends with a token."""
+        ends = np.cumsum([count for count in self.counts if count])
+        edges = np.concatenate([ends - 1, ends[:-1], [0]]).astype(np.intp)
+        return bool(len(ends)) and bool((self.token_ids[edges] == token_id).any())
+
+    def step(self, logits_to_keep: int = 0, *, wanted: NDArray[np.int32] | None = None) -> Step:
+        """One step over the sequences that are not empty, without caches. The rows `wanted` are, or the last
+        `logits_to_keep` of each sequence (0: all)."""
         counts = [count for count in self.counts if count]
         ends = list(accumulate(counts, initial=0))
         rows = np.arange(ends[-1], dtype=np.int32)
-        positions = wanted = rows
-        if len(counts) > 1:
+        positions = rows if self.positions is None else self.positions
+        if len(counts) > 1 and self.positions is None:
             positions = rows - np.repeat(np.array(ends[:-1], np.int32), counts)
-        if logits_to_keep:
+        if wanted is None and not logits_to_keep:
+            wanted = rows
+        if wanted is None:
             starts = [end - min(count, logits_to_keep) for count, end in zip(counts, ends[1:], strict=True)]
             wanted = np.array(
                 [i for start, end in zip(starts, ends[1:], strict=True) for i in range(start, end)], np.int32
@@ -133,188 +172,120 @@ class Batch:
         return np.stack(parts) if parts else np.zeros((0, *shape), dtype)
 
 
+def read_model_batch(
+    config: InputConfig,
+    input_ids: object,
+    attention_mask: object = None,
+    token_type_ids: object = None,
+    position_ids: object = None,
+    *,
+    explain: Explain | None = None,
+) -> Batch:
+    """`read_batch` for a model, with the positions that it gives its tokens."""
+    return read_batch(
+        input_ids,
+        attention_mask,
+        token_type_ids,
+        position_ids,
+        vocab_size=config.vocab_size,
+        max_positions=config.max_positions,
+        type_vocab_size=config.type_vocab_size,
+        position_offset=config.position_offset,
+        explain=explain,
+    )
+
+
 def read_batch(
     input_ids: object,
     attention_mask: object = None,
     token_type_ids: object = None,
+    position_ids: object = None,
     *,
     vocab_size: int,
     max_positions: int,
     type_vocab_size: int | None = None,
+    position_offset: int = 0,
+    explain: Explain | None = None,
 ) -> Batch:
     """Check and unpad token ids.
 
     input_ids: integers [seq_len] or [batch, seq_len] as an array or anything with __array__ or __dlpack__, a flat list,
-    or a list of sequences of any lengths. attention_mask (1: token, 0: padding) and token_type_ids: of the same shape.
-    type_vocab_size None: the model has no token types, and accepts zeros alone.
+    or a list of sequences of any lengths. attention_mask (1: token, 0: padding; also booleans and floats),
+    token_type_ids and position_ids: of the same shape; position_ids also [1, seq_len]. type_vocab_size None: the model
+    has no token types, and ignores them. position_offset: the row of position 0 in a table of position_offset +
+    max_positions rows, which position_ids count; of RoBERTa, where it is the padding id + 1, tokens with the padding id
+    have row position_offset - 1 and are not counted. explain: what an id that the model does not have may be.
     Raises DTypeError, InputError, ContextLengthError.
     """
-    layout, rows, width = _sequences(input_ids, "input_ids")
-    masks = _beside(attention_mask, "attention_mask", rows, layout)
-    types = _beside(token_type_ids, "token_type_ids", rows, layout)
+    layout, rows, width = read_sequences(input_ids, "input_ids")
+    if attention_mask is None:
+        _check_context(rows, layout, max_positions)
+    masks = read_beside(attention_mask, "attention_mask", rows, layout)
+    types = read_beside(token_type_ids, "token_type_ids", rows, layout)
+    positions = read_beside(position_ids, "position_ids", rows, layout)
     keep: tuple[NDArray[np.bool_], ...] | None = None
     lengths = tuple(len(row) for row in rows)
     if masks is not None:
-        _check_range(masks, "attention_mask", layout, 2, "0 or 1")
+        check_range(masks, "attention_mask", layout, 2, "0 or 1")
         keep = tuple(mask.astype(np.bool_) for mask in masks)
         rows = [row[kept] for row, kept in zip(rows, keep, strict=True)]
+        _check_context(rows, layout, max_positions)
     places = [np.flatnonzero(kept) for kept in keep] if keep is not None else None
-    _check_range(rows, "input_ids", layout, vocab_size, f"a token id from 0 to {vocab_size - 1}", places)
-    if types is not None:
-        if keep is not None:
-            types = [row[kept] for row, kept in zip(types, keep, strict=True)]
-        limit = type_vocab_size or 1
-        expected = f"a token type from 0 to {limit - 1}" if type_vocab_size else "0 (this model has no token types)"
-        _check_range(types, "token_type_ids", layout, limit, expected, places)
+    expected = f"a token id from 0 to {vocab_size - 1}"
+    check_range(rows, "input_ids", layout, vocab_size, expected, places, explain)
+    if types is not None and type_vocab_size is not None:
+        types = _kept(types, keep)
+        expected = f"a token type from 0 to {type_vocab_size - 1}"
+        check_range(types, "token_type_ids", layout, type_vocab_size, expected, places)
+    if positions is not None:
+        positions = _kept(positions, keep)
+        limit = position_offset + max_positions
+        check_range(positions, "position_ids", layout, limit, f"a position from 0 to {limit - 1}", places)
+    token_ids = _join(rows)
     counts = tuple(map(len, rows))
-    for i, count in enumerate(counts):
-        if count > max_positions:
-            name = _place("input_ids", layout, i)
-            raise ContextLengthError(
-                f"{name}: expected at most {max_positions} tokens, the model's context, got {count}"
-            )
-    if sum(counts) > MAX_TOKENS:
-        raise InputError(f"input_ids: expected at most {MAX_TOKENS} tokens in one call")
-    has_types = types is not None and type_vocab_size is not None
     return Batch(
         layout=layout,
-        token_ids=_join(rows),
+        token_ids=token_ids,
         counts=counts,
-        token_type_ids=_join(types) if has_types and types is not None else None,
+        token_type_ids=_join(types) if types is not None and type_vocab_size is not None else None,
         keep=keep,
         lengths=lengths,
         width=width,
+        positions=_positions(token_ids, counts, None if positions is None else _join(positions), position_offset),
     )
 
 
+def _check_context(rows: Sequence[Array], layout: Layout, max_positions: int) -> None:
+    for i, row in enumerate(rows):
+        if len(row) > max_positions:
+            name = place("input_ids", layout, i)
+            raise ContextLengthError(
+                f"{name}: expected at most {max_positions} tokens, the model's context, got {len(row)}"
+            )
+
+
+def _kept(rows: Sequence[Array], keep: Sequence[Array] | None) -> list[Array]:
+    """What stands beside the real tokens."""
+    return list(rows) if keep is None else [row[kept] for row, kept in zip(rows, keep, strict=True)]
+
+
+def _positions(
+    token_ids: NDArray[np.int32], counts: Sequence[int], given: NDArray[np.int32] | None, offset: int
+) -> NDArray[np.int32] | None:
+    """Positions by which the rows offset + position of the table are read; None counts the tokens of each sequence."""
+    if given is not None:
+        return np.subtract(given, offset, dtype=np.int32)
+    if not offset or not (token_ids == offset - 1).any():
+        return None
+    real = (token_ids != offset - 1).astype(np.int32)
+    ends = np.cumsum(counts)
+    counted = np.concatenate([np.cumsum(real[end - n : end]) for end, n in zip(ends, counts, strict=True)])
+    positions: NDArray[np.int32] = np.where(real == 1, counted - 1, -1).astype(np.int32)
+    return positions
+
+
 def _join(rows: Sequence[Array]) -> NDArray[np.int32]:
-    """All of them as int32, which their values are known to fit, one behind the other."""
+    """All of them as int32, which their values are known to fit, one after the other."""
     if len(rows) == 1:
         return rows[0].astype(np.int32)
     return np.concatenate([np.zeros(0, np.int32), *rows], dtype=np.int32, casting="unsafe")
-
-
-def _place(name: str, layout: Layout, row: int, column: int | None = None) -> str:
-    """input_ids[3], input_ids[1, 3] or, in a list of sequences, input_ids[1][3]."""
-    if column is None:
-        return name if layout == "single" else f"{name}[{row}]"
-    if layout == "single":
-        return f"{name}[{column}]"
-    return f"{name}[{row}, {column}]" if layout == "dense" else f"{name}[{row}][{column}]"
-
-
-def _check_range(
-    rows: Sequence[Array], name: str, layout: Layout, limit: int, expected: str, places: Sequence[Array] | None = None
-) -> None:
-    """Every value from 0 to limit - 1. `places` gives the columns that the values had before the mask."""
-    if rows and all(row.dtype == np.int64 for row in rows):  # in one go; a negative one is high without its sign
-        values = rows[0] if len(rows) == 1 else np.concatenate(rows)
-        if np.maximum.reduce(values.view(np.uint64), initial=0) < limit:
-            return
-    for i, row in enumerate(rows):
-        if not len(row) or (row.min() >= 0 and row.max() < limit):
-            continue
-        bad = int(np.flatnonzero((row < 0) | (row >= limit))[0])
-        column = bad if places is None else int(places[i][bad])
-        raise InputError(f"{_place(name, layout, i, column)}: expected {expected}, got {row[bad]}")
-
-
-def _beside(value: object, name: str, rows: Sequence[Array], layout: Layout) -> list[Array] | None:
-    """A mask or token types: one number for every token id."""
-    if value is None:
-        return None
-    found_layout, found, _ = _sequences(value, name, booleans=name == "attention_mask")
-    single = (layout == "single") == (found_layout == "single")
-    if not single or [len(row) for row in found] != [len(row) for row in rows]:
-        expected, got = _shape(layout, rows), _shape(found_layout, found)
-        raise InputError(f"{name}: expected the shape of input_ids, {expected}, got {got}")
-    return found
-
-
-def _shape(layout: Layout, rows: Sequence[Array]) -> str:
-    lengths = [len(row) for row in rows]
-    if layout == "single":
-        return str(lengths)
-    if len(set(lengths)) == 1:
-        return str([len(rows), lengths[0]])
-    shown = ", ".join(map(str, lengths[:8])) + (", ..." if len(lengths) > 8 else "")
-    return f"{len(rows)} sequences of lengths {shown}"
-
-
-def _sequences(value: object, name: str, *, booleans: bool = False) -> tuple[Layout, list[Array], int]:
-    """Layout, one int64 or uint64 array a sequence, and the width of a dense batch."""
-    if isinstance(value, list | tuple):
-        kinds = set(map(type, value))
-        if value and not any(_is_sequence(item) for item in value):
-            return "single", [_integers(value, name, booleans)], 0
-        rows = []
-        for i, item in enumerate(value):
-            if not _is_sequence(item):
-                others = ", ".join(sorted(kind.__name__ for kind in kinds))
-                raise DTypeError(f"{name}[{i}]: expected a sequence of integers like the others, got {others}")
-            rows.append(_integers(item, f"{name}[{i}]", booleans))
-        return "ragged", rows, 0
-    array = _integers(value, name, booleans, dims=(1, 2))
-    if array.ndim == 1:
-        return "single", [array], 0
-    return "dense", list(array), array.shape[1]
-
-
-def _is_sequence(item: object) -> bool:
-    if isinstance(item, list | tuple):
-        return True
-    if isinstance(item, np.generic | int | float | str | bytes):
-        return False
-    return getattr(item, "ndim", 1) > 0 and (hasattr(item, "__array__") or hasattr(item, "__dlpack__"))
-
-
-def _integers(value: object, name: str, booleans: bool, dims: tuple[int, ...] = (1,)) -> Array:
-    """An integer array as it is; lists are converted after a look at every item."""
-    if isinstance(value, list | tuple):
-        _check_items(value, name, booleans)
-        array: Array = np.array([int(item) for item in value], dtype=np.int64)
-        return array
-    array = _as_array(value, name)
-    if array.dtype.kind not in ("iub" if booleans else "iu"):
-        raise DTypeError(f"{name}: expected an array of integers, got {array.dtype}")
-    if array.ndim not in dims:
-        shape = " or ".join("[seq_len]" if d == 1 else "[batch, seq_len]" for d in dims)
-        raise InputError(f"{name}: expected {shape}, got shape {list(array.shape)}")
-    return array.astype(np.int64) if array.dtype.kind == "b" else array
-
-
-def _as_array(value: object, name: str) -> Array:
-    if isinstance(value, str | bytes | dict | set | frozenset) or value is None:
-        raise DTypeError(f"{name}: expected token ids (integers), got {type(value).__name__}; encode texts first")
-    if hasattr(value, "__array__"):
-        return np.asarray(value)
-    if hasattr(value, "__dlpack__"):
-        return np.from_dlpack(value)
-    raise DTypeError(f"{name}: expected an array or a list of integers, got {type(value).__name__}")
-
-
-def _check_items(items: Sequence[object], name: str, booleans: bool) -> None:
-    """Integers that fit in 64 bits."""
-    if set(map(type, items)) <= {int}:
-        integers = cast("Sequence[int]", items)
-        if not integers or (min(integers) >= -(2**63) and max(integers) < 2**63):
-            return
-    for i, item in enumerate(items):
-        is_bool = isinstance(item, bool | np.bool_) or str(getattr(item, "dtype", "")).endswith("bool")
-        if is_bool and booleans and getattr(item, "ndim", 0) == 0:
-            continue
-        try:
-            value = None if is_bool else operator.index(cast(SupportsIndex, item))
-        except TypeError:
-            value = None
-        if value is None:
-            raise DTypeError(f"{name}[{i}]: expected an integer, got {_kind(item)}")
-        if not -(2**63) <= value < 2**63:
-            found = value if abs(value) < 2**128 else f"one of {value.bit_length()} bits"
-            raise InputError(f"{name}[{i}]: expected an integer of 32 bits, got {found}")
-
-
-def _kind(item: object) -> str:
-    """The type of an item, and of an array its dtype."""
-    kind, dtype = type(item).__name__, getattr(item, "dtype", None)
-    return kind if dtype is None or isinstance(item, np.generic) else f"{kind} of {dtype}"

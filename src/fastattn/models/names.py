@@ -2,28 +2,38 @@
 
 from __future__ import annotations
 
+import logging
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from fastattn.checkpoint.checkpoint import require_weight_dtype, same_data
 from fastattn.checkpoint.safetensors import TensorInfo
+from fastattn.checks import quote
 from fastattn.errors import ConfigError
 from fastattn.graph.ir import Program
 
 Task = Literal["causal-lm", "encoder", "sequence-classification"]
 TASKS: tuple[Task, ...] = ("causal-lm", "encoder", "sequence-classification")
+HEADS = ("classifier.", "score.")  # the names of a classification head's tensors begin with one of these
+_log = logging.getLogger("fastattn")
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
     """How a family's checkpoints differ from the names and orientations that the model text uses.
 
-    prefixes: may stand before every name. transposed: names that end so are held as [in_features, out_features].
+    prefixes: may stand before every name. transposed: names that end so are stored as [in_features, out_features].
+    anchor: a tensor that every checkpoint has, which shows what else stands before the names. tied: the token
+    embeddings, and the name that a file may have them under instead. unused: patterns of names without use here.
     """
 
     prefixes: tuple[str, ...] = ()
     transposed: tuple[str, ...] = ()
+    anchor: str = ""
+    tied: tuple[str, str] | None = None
+    unused: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,25 +64,65 @@ class ModelNames:
             prefixes = " or ".join(repr(prefix) for prefix in ("", *self.layout.prefixes))
             raise ConfigError(f"{name}: expected this tensor in the checkpoint (prefix {prefixes}), found none")
         if len(candidates) > 1:
-            raise ConfigError(f"{name}: ambiguous, the checkpoint holds {' and '.join(t.name for t in candidates)}")
+            names = " and ".join(quote(info.name) for info in candidates[:4])
+            raise ConfigError(f"{name}: ambiguous, the checkpoint holds {names}")
         return candidates[0]
 
+    def unexpected(self, used: Mapping[str, TensorInfo]) -> list[str]:
+        """The tensors of the checkpoint that a model does not use, apart from those known to have no use."""
+        known = {info.name for info in used.values()}
+        patterns = [re.compile(pattern) for pattern in self.layout.unused]
+        return [
+            info.name
+            for name, candidates in self.found.items()
+            for info in candidates
+            if info.name not in known
+            and name not in self.hidden
+            and not any(pattern.fullmatch(name) for pattern in patterns)
+        ]
 
-def resolve_names(tensors: Mapping[str, TensorInfo], layout: Layout) -> ModelNames:
-    """Sort the tensors of a checkpoint by the names that the model text uses."""
+
+def resolve_names(tensors: Mapping[str, TensorInfo], layout: Layout, *, tied: bool = True) -> ModelNames:
+    """Sort the tensors of a checkpoint by the names that the model text uses.
+
+    tied: the token embeddings may have the name of the output matrix, as config.json says.
+    """
     found: dict[str, tuple[TensorInfo, ...]] = {}
+    outer = _outer_prefix(tensors, layout)
     for name, info in tensors.items():
-        plain = next((name[len(p) :] for p in layout.prefixes if name.startswith(p)), name)
+        plain = name.removeprefix(outer)
+        plain = next((plain[len(p) :] for p in layout.prefixes if plain.startswith(p)), plain)
         for old, new in ((".gamma", ".weight"), (".beta", ".bias")):
             if plain.endswith(old):
                 plain = plain[: -len(old)] + new
         found[plain] = (*found.get(plain, ()), info)
     hidden = set()
+    if layout.tied is not None:
+        embeddings, head = layout.tied
+        if tied and embeddings not in found and head in found:
+            found[embeddings] = found[head]
+            hidden.add(head)
     if "lm_head.weight" in found and "wte.weight" in found:
         pair = found["lm_head.weight"][0], found["wte.weight"][0]
         if same_data(*pair):
             hidden.add("lm_head.weight")
     return ModelNames(layout, found, frozenset(hidden))
+
+
+def _outer_prefix(tensors: Mapping[str, TensorInfo], layout: Layout) -> str:
+    """What stands before all names of the model besides the family's own prefix, as "module." of a model that was saved
+    from inside another; "" where nothing does, or more than one thing."""
+    if not layout.anchor:
+        return ""
+    befores = {name[: -len(layout.anchor)] for name in tensors if name.endswith(layout.anchor)}
+    if "" in befores or befores.intersection(layout.prefixes) or len(befores) != 1:
+        return ""
+    before = befores.pop()
+    if not before.endswith("."):
+        return ""
+    outer = next((before.removesuffix(p) for p in layout.prefixes if before.endswith(p)), before)
+    _log.warning("the names of the checkpoint's tensors begin with %s; they are read without it", quote(outer))
+    return outer
 
 
 def check_tensors(program: Program, names: ModelNames) -> dict[str, TensorInfo]:
@@ -88,8 +138,19 @@ def check_tensors(program: Program, names: ModelNames) -> dict[str, TensorInfo]:
         expected = weight.shape[::-1] if weight.transposed else weight.shape
         if info.shape != expected:
             raise ConfigError(
-                f"{info.name}: expected shape {list(expected)} from config.json, got {list(info.shape)} in {info.path}"
+                f"{quote(info.name)[1:-1]}: expected shape {list(expected)} from config.json, got {list(info.shape)} "
+                f"in {info.path}{_why_of_shape(weight.parts[0], expected, info.shape)}"
             )
         require_weight_dtype(info)
         tensors[weight.parts[0]] = info
     return tensors
+
+
+def _why_of_shape(name: str, expected: tuple[int, ...], found: tuple[int, ...]) -> str:
+    """What to do about a classifier with another number of classes than config.json names."""
+    if not name.startswith(HEADS) or len(expected) != len(found) or expected[1:] != found[1:]:
+        return ""
+    return (
+        f"; the classifier has {found[0]} classes, num_labels and id2label of config.json say {expected[0]} (2 where "
+        f"neither is there): load it with num_labels={found[0]}"
+    )

@@ -1,23 +1,78 @@
 """What a model returns.
 
 The layout follows the input: a 1-D input gives arrays without a batch axis, a 2-D one stacked arrays with zeros at
-masked positions, a list of sequences gives lists with one array a sequence. Arrays are float32 (device "numpy":
+masked positions, a list of sequences gives lists with one array per sequence. Arrays are float32 (device "numpy":
 float64).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, SupportsIndex, overload
 
 from numpy.typing import NDArray
+
+from fastattn.checks import check_flag, closest, quote
 
 Array = NDArray[Any]
 PerToken = Array | list[Array]
 
+# What transformers' outputs have and ours have not, and what to use instead.
+_ABSENT = {
+    "loss": "no loss is computed: compute it from the logits",
+    "past_key_values": "no cache is returned: `generate` and `stream` use one",
+    "cache": "no cache is returned: `generate` and `stream` use one",
+    "cross_attentions": "these models have no cross attention",
+}
 
-@dataclass(frozen=True, slots=True)
-class CausalLMOutput:
+
+class ModelOutput(Mapping[str, Any]):
+    """Access as in transformers: `out.logits`, `out["logits"]`, `out[0]`, `out[:2]`, `out.to_tuple()`.
+
+    Fields that are None are left out. As in a dict, iterating gives the names.
+    """
+
+    __slots__ = ()
+
+    @overload
+    def __getitem__(self, key: str | SupportsIndex) -> Any: ...
+    @overload
+    def __getitem__(self, key: slice) -> tuple[Any, ...]: ...
+    def __getitem__(self, key: str | SupportsIndex | slice) -> Any:
+        if isinstance(key, str):
+            if key in self._names():
+                return getattr(self, key)
+            raise KeyError(key)
+        return self.to_tuple()[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names())
+
+    def __len__(self) -> int:
+        return len(self._names())
+
+    if not TYPE_CHECKING:  # a type checker would take every name for known
+
+        def __getattr__(self, name: str) -> Any:
+            known = [field.name for field in fields(type(self))]
+            why = f"; {_ABSENT[name]}" if name in _ABSENT else closest(name, known)
+            raise AttributeError(f"{type(self).__name__} has no {quote(name)}{why}")
+
+    __eq__ = object.__eq__  # arrays have no single truth value
+    __hash__ = object.__hash__
+
+    def to_tuple(self) -> tuple[Any, ...]:
+        """The fields that are not None, in order."""
+        return tuple(getattr(self, name) for name in self._names())
+
+    def _names(self) -> list[str]:
+        names = [field.name for field in fields(type(self))]  # type: ignore[arg-type]
+        return [name for name in names if getattr(self, name) is not None]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CausalLMOutput(ModelOutput):
     """logits [batch, seq_len, vocab_size]; hidden_states: n_layer + 1 of [batch, seq_len, n_embd], the embeddings
     first, the last one after the last norm; attentions: n_layer of [batch, n_head, seq_len, seq_len]."""
 
@@ -26,8 +81,8 @@ class CausalLMOutput:
     attentions: tuple[PerToken, ...] | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class EncoderOutput:
+@dataclass(frozen=True, slots=True, eq=False)
+class EncoderOutput(ModelOutput):
     """last_hidden_state [batch, seq_len, hidden_size]; pooler_output [batch, hidden_size] where the checkpoint has a
     pooler; hidden_states and attentions as in CausalLMOutput."""
 
@@ -37,11 +92,18 @@ class EncoderOutput:
     attentions: tuple[PerToken, ...] | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class SequenceClassifierOutput:
+@dataclass(frozen=True, slots=True, eq=False)
+class SequenceClassifierOutput(ModelOutput):
     """logits [batch, num_labels], or [num_labels] for a 1-D input; hidden_states and attentions as in
     CausalLMOutput."""
 
     logits: Array
     hidden_states: tuple[PerToken, ...] | None = None
     attentions: tuple[PerToken, ...] | None = None
+
+
+def finish_output(output: ModelOutput, return_dict: bool | None) -> Any:
+    """The output, or with return_dict=False its tuple. Raises DTypeError."""
+    if return_dict is None or check_flag("return_dict", return_dict):
+        return output
+    return output.to_tuple()

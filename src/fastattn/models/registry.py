@@ -2,59 +2,92 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 from fastattn.checkpoint.safetensors import TensorInfo
+from fastattn.checks import closest, quote
 from fastattn.errors import ConfigError
 from fastattn.graph.ir import Program
 from fastattn.graph.rewrites import optimise
 from fastattn.graph.tensor import Tracer, Weights
 from fastattn.models import bert, distilbert, gpt2, roberta
-from fastattn.models.names import TASKS, Layout, Task, check_tensors, resolve_names
+from fastattn.models.names import HEADS, TASKS, Layout, ModelNames, Task, check_tensors, resolve_names
+
+_MAX_NAMED = 8
+_log = logging.getLogger("fastattn")
 
 
 class ModelConfig(Protocol):
-    """What the configs of all families have in common."""
+    """What the configs of all families have in common; `CommonConfig` describes it."""
 
     @property
     def model_type(self) -> str: ...
+    @property
+    def architectures(self) -> tuple[str, ...]: ...
     @property
     def vocab_size(self) -> int: ...
     @property
     def hidden_size(self) -> int: ...
     @property
+    def num_hidden_layers(self) -> int: ...
+    @property
+    def num_attention_heads(self) -> int: ...
+    @property
+    def max_position_embeddings(self) -> int: ...
+    @property
     def max_positions(self) -> int: ...
+    @property
+    def position_offset(self) -> int: ...
     @property
     def type_vocab_size(self) -> int | None: ...
     @property
     def bos_token_id(self) -> int | None: ...
     @property
+    def eos_token_id(self) -> int | list[int] | None: ...
+    @property
     def eos_token_ids(self) -> tuple[int, ...]: ...
     @property
     def pad_token_id(self) -> int | None: ...
     @property
+    def num_labels(self) -> int: ...
+    @property
     def labels(self) -> tuple[str, ...]: ...
     @property
+    def id2label(self) -> Mapping[int, str]: ...
+    @property
+    def label2id(self) -> Mapping[str, int]: ...
+    @property
     def problem_type(self) -> str | None: ...
+    @property
+    def output_hidden_states(self) -> bool: ...
+    @property
+    def output_attentions(self) -> bool: ...
 
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """One file of this folder."""
+    """One file of this folder.
+
+    build_with_types: `build` for a call with token types, of a family that has them in such calls alone.
+    """
 
     architectures: tuple[str, ...]
     layout: Layout
     tasks: tuple[Task, ...]
     read_config: Callable[[Mapping[str, object]], ModelConfig]
     build: Callable[[Any, Weights, Task], Program]
+    build_with_types: Callable[[Any, Weights, Task], Program] | None = None
 
 
-_HEADS = ("classifier.", "score.")  # the names of a classification head's tensors begin with one of these
 _ENCODER_TASKS: tuple[Task, ...] = ("encoder", "sequence-classification")
 FAMILIES: Mapping[str, Family] = {
-    "gpt2": Family(gpt2.ARCHITECTURES, gpt2.LAYOUT, TASKS, gpt2.read_config, gpt2.build),
+    "gpt2": Family(
+        gpt2.ARCHITECTURES, gpt2.LAYOUT, TASKS, gpt2.read_config, gpt2.build, partial(gpt2.build, types=True)
+    ),
     "bert": Family(bert.ARCHITECTURES, bert.LAYOUT, _ENCODER_TASKS, bert.read_config, bert.build),
     "distilbert": Family(
         distilbert.ARCHITECTURES, distilbert.LAYOUT, _ENCODER_TASKS, distilbert.read_config, distilbert.build
@@ -69,7 +102,8 @@ class BuiltModel:
     """A model before its weights are read.
 
     traced: the Program as the model text says it, for `with_outputs` and `with_pooling`; program: the same optimised;
-    tensors: the tensor of every weight part; config: the family's dataclass.
+    tensors: the tensor of every weight part; config: the family's dataclass; trace_with_types: gives `traced` for calls
+    with token types, where those have a Program of their own; unexpected: the checkpoint's tensors without use.
     """
 
     config: ModelConfig
@@ -77,27 +111,39 @@ class BuiltModel:
     program: Program
     tensors: Mapping[str, TensorInfo]
     task: Task
+    unexpected: tuple[str, ...] = ()
+    trace_with_types: Callable[[], Program] | None = None
 
 
 def find_family(config: Mapping[str, object]) -> Family:
-    """The family of a config.json by `architectures`, else by `model_type`. Raises ConfigError."""
+    """The family of a config.json: as in transformers by `model_type`, where it is missing by `architectures`.
+
+    Raises ConfigError. Nothing is logged; `build` does that.
+    """
+    return FAMILIES[_model_type(config)]
+
+
+def _model_type(config: Mapping[str, object]) -> str:
     model_type, architectures = config.get("model_type"), config.get("architectures")
     known = ", ".join(FAMILIES)
-    if architectures is None and model_type is None:
+    if architectures is not None and (
+        not isinstance(architectures, list) or not all(isinstance(name, str) for name in architectures)
+    ):
+        raise ConfigError(f"config.json: architectures: expected a list of names, got {quote(architectures)}")
+    if isinstance(model_type, str) and model_type in FAMILIES:
+        return model_type
+    if model_type is not None:
+        named = f"architectures {quote(architectures)} of model_type {quote(model_type)} are not supported"
+        hint = closest(model_type, FAMILIES) if isinstance(model_type, str) else ""
+        raise ConfigError(f"config.json: {named}; supported model types: {known}{hint}")
+    if not architectures:
         raise ConfigError(f"config.json: expected model_type ({known}) or architectures, found neither")
-    if architectures is None or architectures == []:
-        family = FAMILIES.get(model_type) if isinstance(model_type, str) else None
-        if family is None:
-            raise ConfigError(f"config.json: model_type: expected one of {known}, got {model_type!r:.80}")
-        return family
-    if not isinstance(architectures, list) or not all(isinstance(name, str) for name in architectures):
-        raise ConfigError(f"config.json: architectures: expected a list of names, got {architectures!r:.80}")
     for name, family in FAMILIES.items():
-        if set(architectures) <= set(family.architectures) and model_type in (None, name):
-            return family
+        if set(architectures) <= set(family.architectures):
+            return name
     raise ConfigError(
-        f"config.json: architectures {architectures!r:.200} of model_type {model_type!r:.80} are not supported; "
-        f"supported model types: {known}"
+        f"config.json: expected model_type ({known}), found none, and architectures {quote(architectures)} are not "
+        "known"
     )
 
 
@@ -105,17 +151,62 @@ def build(config: Mapping[str, object], tensors: Mapping[str, TensorInfo], task:
     """Trace a model for a task and find its tensors; allocates nothing. Raises ConfigError, ModelFormatError."""
     family = find_family(config)
     if task not in family.tasks:
-        raise ConfigError(
-            f"config.json: model_type {config.get('model_type')!r} cannot be used for {task}; "
-            f"expected one of {', '.join(family.tasks)}"
-        )
+        raise ConfigError(_wrong_task(str(_model_type(config)), task, family))
     parsed = family.read_config(config)
-    names = resolve_names(tensors, family.layout)
-    if task == "sequence-classification" and not any(name.startswith(_HEADS) for name in names.found):
-        raise ConfigError(
-            f"this checkpoint has no classification head ({' or '.join(f'{head}weight' for head in _HEADS)} is "
-            "missing); AutoModel or `fastattn embed` use it without"
-        )
+    names = resolve_names(tensors, family.layout, tied=config.get("tie_word_embeddings") is not False)
+    if task == "sequence-classification":
+        _check_classifier(names, parsed)
     traced = family.build(parsed, Weights(Tracer(), names), task)
     found = check_tensors(traced, names)
-    return BuiltModel(config=parsed, traced=traced, program=optimise(traced), tensors=found, task=task)
+    with_types = family.build_with_types
+    return BuiltModel(
+        config=parsed,
+        traced=traced,
+        program=optimise(traced),
+        tensors=found,
+        task=task,
+        unexpected=tuple(names.unexpected(found)),
+        trace_with_types=None if with_types is None else lambda: with_types(parsed, Weights(Tracer(), names), task),
+    )
+
+
+_CLASSES: Mapping[Task, str] = {
+    "causal-lm": "AutoModelForCausalLM",
+    "encoder": "AutoModel",
+    "sequence-classification": "AutoModelForSequenceClassification",
+}
+
+
+def _wrong_task(model_type: str, task: Task, family: Family) -> str:
+    others = " or ".join(_CLASSES[other] for other in family.tasks)
+    return (
+        f"config.json: model_type {model_type!r} cannot be used for {task} ({_CLASSES[task]}): it has no such head; "
+        f"use {others}"
+    )
+
+
+def _check_classifier(names: ModelNames, config: ModelConfig) -> None:
+    if not any(name.startswith(HEADS) for name in names.found):
+        raise ConfigError(
+            f"this checkpoint has no classification head ({' or '.join(f'{head}weight' for head in HEADS)} is "
+            "missing); AutoModel or `fastattn embed` use it without"
+        )
+    if config.problem_type == "single_label_classification" and config.num_labels == 1:
+        raise ConfigError(
+            'config.json: problem_type: expected "regression" or "multi_label_classification" for one class, got '
+            '"single_label_classification"; load it with problem_type='
+        )
+
+
+def warn_of_unused(config: Mapping[str, object], built: BuiltModel, where: object) -> None:
+    """Log what a checkpoint has and the model does not use: classes of its own, layers beyond those of config.json."""
+    listed = config.get("architectures")
+    known = FAMILIES[_model_type(config)].architectures
+    others = [name for name in listed if name not in known] if isinstance(listed, list) else []
+    if others:
+        family = quote(config.get("model_type"))
+        _log.warning("%s: architectures %s are not known; loaded as model_type %s", where, quote(others), family)
+    if built.unexpected:
+        shown = ", ".join(quote(name, 60) for name in built.unexpected[:_MAX_NAMED])
+        more = f" and {len(built.unexpected) - _MAX_NAMED} more" if len(built.unexpected) > _MAX_NAMED else ""
+        _log.warning("%s: the model of config.json does not use the tensors %s%s", where, shown, more)

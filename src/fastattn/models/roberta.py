@@ -6,19 +6,26 @@ from collections.abc import Mapping
 
 from fastattn.graph.ir import Program
 from fastattn.graph.tensor import Tokens, Weights, activate, gather_rows, linear
-from fastattn.models.bert import HEADS, BertConfig, encoder, encoder_program, pooler, read_bert_config
+from fastattn.models.bert import HEADS, UNUSED, BertConfig, encoder, encoder_program, pooler, read_bert_config
 from fastattn.models.config import ConfigReader
 from fastattn.models.names import Layout, Task
 
-LAYOUT = Layout(prefixes=("roberta.",))
+LAYOUT = Layout(
+    prefixes=("roberta.",),
+    anchor="embeddings.position_embeddings.weight",
+    tied=("embeddings.word_embeddings.weight", "lm_head.decoder.weight"),
+    unused=UNUSED,
+)
 ARCHITECTURES = tuple(f"{family}{head}" for family in ("Roberta", "XLMRoberta") for head in HEADS.split())
 
 
 def read_config(raw: Mapping[str, object]) -> BertConfig:
     """config.json -> BertConfig. Raises ConfigError."""
-    return read_bert_config(
-        ConfigReader(raw, "RoBERTa"), model_type=str(raw.get("model_type", "roberta")), vocab_size=50265, roberta=True
-    )
+    c = ConfigReader(raw, "RoBERTa")
+    model_type = "xlm-roberta" if raw.get("model_type") == "xlm-roberta" else "roberta"
+    vocab_size = c.size("vocab_size", 50265 if model_type == "roberta" else 30522)
+    padding = c.count("pad_token_id", 1)
+    return read_bert_config(c, c.common(model_type, vocab_size, bos=0, eos=2, pad=1), padding + 1)
 
 
 def build(cfg: BertConfig, w: Weights, task: Task) -> Program:

@@ -230,7 +230,8 @@ class TextClassificationPipeline(_Pipeline):
         context = self.model.executor.program.max_positions
         results: list[Any] = []
         for ids, type_ids in _batches(self.tokenizer, items, batch_size, context, truncation=truncation):
-            for row in self.model(ids, token_type_ids=type_ids).logits:
+            types = self.model.types_of(self.tokenizer, type_ids)
+            for row in self.model(ids, token_type_ids=types).logits:
                 scores = _activate(row, activation)
                 check_finite(scores, f"inputs[{len(results)}]", "scores")
                 results.append(self._predictions(scores, top_k))
@@ -273,7 +274,8 @@ class FeatureExtractionPipeline(_Pipeline):
         results: list[Any] = []
         pairs = [(text, None) for text in texts]
         for ids, type_ids in _batches(self.tokenizer, pairs, batch_size, context, truncation=truncation):
-            for rows in self.model(ids, token_type_ids=type_ids).last_hidden_state:
+            types = self.model.types_of(self.tokenizer, type_ids)
+            for rows in self.model(ids, token_type_ids=types).last_hidden_state:
                 check_finite(rows, f"inputs[{len(results)}]", "hidden states")
                 results.append(rows[None] if return_tensors else [rows.tolist()])
         return results[0] if single else results

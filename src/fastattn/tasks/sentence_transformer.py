@@ -19,7 +19,7 @@ from fastattn.graph.executor import Executor
 from fastattn.graph.rewrites import optimise, with_pooling
 from fastattn.jsonfile import read_json, read_json_object
 from fastattn.models.auto import AutoModel
-from fastattn.models.inputs import read_batch
+from fastattn.models.inputs import read_model_batch
 from fastattn.tasks.finite import check_finite
 from fastattn.tasks.pooling import POOL_OPS, Pooling, normalized
 from fastattn.tokenizer import check_text, check_texts, is_list_like
@@ -248,17 +248,10 @@ class SentenceTransformer:
     ) -> list[NDArray[Any]]:
         """One step: a vector a text, or its token vectors."""
         if self._pooled is None or tokens:
-            states = list(self.model(ids, token_type_ids=type_ids).last_hidden_state)
+            types = self.model.types_of(self.tokenizer, type_ids)
+            states = list(self.model(ids, token_type_ids=types).last_hidden_state)
             return states if tokens else [self._pooling(rows, prompt_len=prompt_len) for rows in states]
-        config = self.model.config
-        batch = read_batch(
-            ids,
-            None,
-            type_ids,
-            vocab_size=config.vocab_size,
-            max_positions=config.max_positions,
-            type_vocab_size=config.type_vocab_size,
-        )
+        batch = read_model_batch(self.model.config, ids, None, type_ids, explain=self.model.explain_id)
         vectors = self._pooled.run(batch.step())["embedding"] if batch.n_tokens else np.zeros((0, self._hidden_size))
         return list(batch.restore_sequences(cast("NDArray[Any]", vectors)))
 

@@ -1,0 +1,89 @@
+"""The classes of a classifier: num_labels, id2label and label2id of config.json, resolved as transformers does."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from fastattn.checks import quote
+from fastattn.settings import Settings
+
+MAX_LABELS = 1_000_000
+_log = logging.getLogger("fastattn")
+
+
+@dataclass(frozen=True, slots=True)
+class Labels:
+    """names: of the classes in order; ids: class numbers by name, as the file says, else the inverse of names."""
+
+    names: tuple[str, ...]
+    ids: Mapping[str, int]
+
+
+def read_labels(settings: Settings) -> Labels:
+    """As in transformers: id2label names the classes, else num_labels counts them (2 where neither is there). Where the
+    two differ, num_labels wins and the names are LABEL_<i>; that is logged, and so are classes without a name.
+
+    Raises ConfigError.
+    """
+    count = settings.count("num_labels", None, high=MAX_LABELS)
+    listed = settings.raw("id2label")
+    ids = _read_ids(settings)
+    if listed is None:
+        return _numbered(2 if count is None else count)
+    names = _read_names(settings)
+    if count is not None and count != len(names):
+        _log.warning(
+            "%s: num_labels is %d, but id2label has %d names; the names are LABEL_0 to LABEL_%d",
+            settings.where,
+            count,
+            len(names),
+            count - 1,
+        )
+        return _numbered(count)
+    unnamed = [i for i in range(len(names)) if names.get(i) is None]
+    if unnamed:
+        _log.warning(
+            "%s: id2label: expected names for the keys 0 to %d, got the keys %s; class %d is named LABEL_%d",
+            settings.where,
+            len(names) - 1,
+            quote(sorted(names)),
+            unnamed[0],
+            unnamed[0],
+        )
+    ordered = tuple(name if (name := names.get(i)) is not None else f"LABEL_{i}" for i in range(len(names)))
+    return Labels(ordered, ids if ids is not None else {name: i for i, name in enumerate(ordered)})
+
+
+def _numbered(count: int) -> Labels:
+    names = tuple(f"LABEL_{i}" for i in range(count))
+    return Labels(names, {name: i for i, name in enumerate(names)})
+
+
+def _read_names(settings: Settings) -> dict[int, str | None]:
+    """id2label with its keys as numbers; names that are null count, too."""
+    listed = settings.raw("id2label")
+    if not isinstance(listed, dict) or len(listed) > MAX_LABELS:
+        raise settings.error("id2label", f"an object of at most {MAX_LABELS} names by class number")
+    names: dict[int, str | None] = {}
+    for key, name in listed.items():
+        if not (key.isascii() and key.strip().isdigit() and len(key) < 12):
+            raise settings.error("id2label", "class numbers as keys")
+        if name is not None and not isinstance(name, (str, int, float)):
+            raise settings.error("id2label", "names as values")
+        names[int(key)] = None if name is None else str(name)
+    return names
+
+
+def _read_ids(settings: Settings) -> dict[str, int] | None:
+    """label2id, None where it is missing; numbers may be written as strings."""
+    listed = settings.table("label2id")
+    ids: dict[str, int] = {}
+    for name, value in listed.items():
+        if type(value) is not int and not (isinstance(value, str) and value.isascii() and value.isdigit()):
+            raise settings.error("label2id", "class numbers as values")
+        if isinstance(value, str) and len(value) > 12:
+            raise settings.error("label2id", "class numbers as values")
+        ids[name] = int(value)
+    return ids or None

@@ -1,0 +1,277 @@
+"""The options of `from_pretrained`: their types are checked here, and transformers' spellings become ours."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from fastattn.checks import check_choice, check_count, check_flag, check_path, check_str, quote
+from fastattn.errors import DTypeError, InputError
+from fastattn.models.load_keywords import check_unused, take
+
+MAX_THREADS = 1024
+DTYPES: Mapping[str, tuple[str, ...]] = {
+    "cpu": ("float32", "bfloat16", "int8", "int4"),
+    "cuda": ("float32", "tf32", "bfloat16", "float16"),
+    "numpy": ("float32", "float64", "bfloat16", "int8", "int4"),
+}
+KV_DTYPES: Mapping[str, tuple[str, ...]] = {
+    "cpu": ("float32", "bfloat16", "int8"),
+    "cuda": ("float32", "bfloat16", "float16"),
+    "numpy": (),
+}
+# torch's other names.
+_DTYPE_NAMES: Mapping[str, str] = {
+    "float": "float32",
+    "fp32": "float32",
+    "half": "float16",
+    "fp16": "float16",
+    "bf16": "bfloat16",
+    "double": "float64",
+}
+# device_map: how transformers may spread a model; on one device they are all the same.
+_DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadOptions:
+    """How a model is loaded from its folder, checked; `from_pretrained` describes the options.
+
+    overrides: keys of config.json and the values that replace those of the file.
+    """
+
+    dtype: str | None = None
+    kv_dtype: str | None = None
+    head_dtype: str | None = None
+    device: str = "cpu"
+    threads: int | None = None
+    verify: str | Mapping[str, str] | None = None
+    check_finite: bool = False
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HubOptions:
+    """Where a hub id is looked up; subfolder: the folder inside the repository, or inside a local folder."""
+
+    revision: str | None = None
+    cache_dir: Path | None = None
+    local_files_only: bool = False
+    token: str | None = None
+    subfolder: str = ""
+
+
+def read_options(given: Mapping[str, Any], others: Mapping[str, Any]) -> tuple[LoadOptions, HubOptions]:
+    """Check the options of `from_pretrained`. given: its own; others: the keywords that only transformers has.
+
+    Raises InputError, DTypeError.
+    """
+    asked = dict(given)
+    rest = dict(others)
+    _merge(asked, rest, "dtype", "torch_dtype")
+    _merge(asked, rest, "device", "device_map")
+    _merge(asked, rest, "token", "use_auth_token")
+    device = _device(asked["device"])
+    options = LoadOptions(
+        dtype=_dtype("dtype", asked["dtype"], device),
+        kv_dtype=_kv_dtype(asked["kv_dtype"], device),
+        head_dtype=_dtype("head_dtype", asked["head_dtype"], device),
+        device=device,
+        threads=_threads(asked["threads"], device),
+        verify=_digests(asked["verify"]),
+        check_finite=check_flag("check_finite", asked["check_finite"]),
+        overrides=_overrides(asked, rest),
+    )
+    hub = HubOptions(
+        revision=None if asked["revision"] is None else check_str("revision", asked["revision"]),
+        cache_dir=None if asked["cache_dir"] is None else check_path("cache_dir", asked["cache_dir"]),
+        local_files_only=check_flag("local_files_only", asked["local_files_only"]),
+        token=_token(asked["token"]),
+        subfolder=_subfolder(take(rest, "subfolder", "")),
+    )
+    check_unused(rest, given)
+    return options, hub
+
+
+def check_target(value: Any, device: str, dtype: str) -> None:
+    """What `model.to` is given: the device or dtype that the model has. Raises InputError."""
+    if _dtype_name(value) == dtype:
+        return
+    try:
+        found = _device(value)
+    except (InputError, DTypeError):
+        found = None
+    if found != device:
+        raise InputError(
+            f"to: expected {device!r} or {dtype!r}, which the model has, got {quote(value)}; load it with "
+            "from_pretrained(..., device=, dtype=)"
+        )
+
+
+def _merge(asked: dict[str, Any], rest: dict[str, Any], name: str, other: str) -> None:
+    """Let `other` stand for `name`. Both are fine where they say the same."""
+    value = take(rest, other, None)
+    if value is None:
+        return
+    default = "cpu" if name == "device" else None
+    if asked[name] not in (None, default) and asked[name] != value:
+        raise InputError(f"{other}: expected none beside {name}={quote(asked[name])}, got {quote(value)}")
+    asked[name] = value
+
+
+def _device(value: Any) -> str:
+    """ "cpu", "cuda" or "numpy", from what transformers and torch call them as well."""
+    if isinstance(value, Mapping):
+        found = {_device(item) for item in value.values()}
+        if len(found) != 1:
+            raise InputError(f"device_map: expected one device for the whole model, got {quote(value)}")
+        return found.pop()
+    if value is None or (isinstance(value, str) and value in _DEVICE_MAPS):
+        return "cpu"
+    if isinstance(value, (int, np.integer)) and not isinstance(value, bool):
+        name = "cpu" if value == -1 else f"cuda:{int(value)}"
+    else:
+        name = str(value) if type(value).__module__ == "torch" else value
+    if name in ("cpu:0", "cuda:0"):
+        name = name[:-2]
+    if isinstance(name, str) and name.startswith("cuda:"):
+        raise InputError(f"device: expected the first visible GPU, cuda:0, got {quote(value)}")
+    return check_choice("device", name, DTYPES)
+
+
+def _dtype(name: str, value: Any, device: str) -> str | None:
+    """A dtype's name from a str, or from numpy's or torch's dtype. "auto" and "float16" on the CPU: see the docstring
+    of `from_pretrained`."""
+    if value is None:
+        return None
+    found = _dtype_name(value)
+    if found == "auto":
+        return None
+    if found == "float16" and device != "cuda":
+        return "float32"
+    # tf32 is how float32 is multiplied, for all weights alike.
+    known = tuple(known for known in DTYPES[device] if name == "dtype" or known != "tf32")
+    if found not in known:
+        raise _unknown_dtype(name, value if found is None else found, (*known, "auto"), device)
+    return found
+
+
+def _dtype_name(value: Any) -> str | None:
+    if isinstance(value, str):
+        name = value.removeprefix("torch.")
+        return _DTYPE_NAMES.get(name, name)
+    if type(value).__module__ == "torch":
+        return str(value).removeprefix("torch.")
+    if isinstance(value, np.dtype):
+        return str(value.name)
+    if isinstance(value, type) and issubclass(value, np.generic):
+        return str(np.dtype(value).name)
+    return None
+
+
+def _unknown_dtype(name: str, value: Any, known: Collection[str], device: str) -> Exception:
+    expected = f"{name}: expected one of {', '.join(known)} on {device}"
+    if not isinstance(value, str):
+        return DTypeError(f"{expected}, got {quote(value)}")
+    hint = ""
+    if value == "float64":
+        hint = '; device="numpy" computes in float64'
+    elif device == "cpu" and value in ("uint8", "fp8", "float8_e4m3fn", "nf4", "fp4"):
+        hint = "; int8 and int4 are the small ones"
+    return InputError(f"{expected}, got {quote(value)}{hint}")
+
+
+def _kv_dtype(value: Any, device: str) -> str | None:
+    if value is None:
+        return None
+    found, known = _dtype_name(value), KV_DTYPES[device]
+    if found not in known:
+        names = f" or one of {', '.join(known)}" if known else ""
+        raise InputError(f"kv_dtype: expected None{names} on {device}, got {quote(value)}")
+    return found
+
+
+def _threads(value: Any, device: str) -> int | None:
+    if value is None:
+        return None
+    found = check_count("threads", value, low=1, high=MAX_THREADS)
+    if device == "cuda":
+        raise InputError(f"threads: expected None on cuda, got {found}")
+    return found
+
+
+def _digests(value: Any) -> str | Mapping[str, str] | None:
+    """None, "sha256" or SHA-256 by file name."""
+    if value is None or (isinstance(value, str) and value == "sha256"):
+        return value
+    if isinstance(value, str):
+        raise InputError(f'verify: expected None, "sha256" or a mapping of file names to digests, got {quote(value)}')
+    if not isinstance(value, Mapping):
+        raise DTypeError(f'verify: expected None, "sha256" or a mapping of file names to digests, got {quote(value)}')
+    for name, digest in value.items():
+        if not isinstance(name, str) or not isinstance(digest, str) or not re.fullmatch("[0-9a-fA-F]{64}", digest):
+            raise InputError(
+                f"verify: expected file names with SHA-256 of 64 hexadecimal digits, got {quote(name)}: {quote(digest)}"
+            )
+    return dict(value)
+
+
+def _token(value: Any) -> str | None:
+    """A token of the hub. As in huggingface_hub, True is the stored one, and so is None."""
+    if value is None or value is True:
+        return None
+    if not isinstance(value, str):
+        raise DTypeError(f"token: expected str or None, got {type(value).__name__}")
+    return value
+
+
+def _subfolder(value: Any) -> str:
+    name = "" if value is None else check_str("subfolder", value)
+    parts = PurePosixPath(name).parts
+    if name.startswith("/") or ".." in parts or "\0" in name or "\\" in name:
+        raise InputError(f"subfolder: expected a folder inside the model's, got {quote(name)}")
+    return "/".join(part for part in parts if part != ".")
+
+
+def _overrides(asked: Mapping[str, Any], rest: dict[str, Any]) -> dict[str, Any]:
+    """What replaces keys of config.json, as JSON has it."""
+    found: dict[str, Any] = {}
+    if (count := take(rest, "num_labels", None)) is not None:
+        found["num_labels"] = check_count("num_labels", count, low=1, high=1_000_000)
+    if (names := take(rest, "id2label", None)) is not None:
+        found["id2label"] = _id2label(names)
+        if found.setdefault("num_labels", len(names)) != len(names):
+            raise InputError(f"id2label: expected num_labels={found['num_labels']} names, got {len(names)}")
+    if (ids := take(rest, "label2id", None)) is not None:
+        found["label2id"] = _label2id(ids)
+    if (problem := take(rest, "problem_type", None)) is not None:
+        kinds = ("regression", "single_label_classification", "multi_label_classification")
+        found["problem_type"] = check_choice("problem_type", problem, kinds)
+    if (pad := take(rest, "pad_token_id", None)) is not None:
+        found["pad_token_id"] = check_count("pad_token_id", pad)
+    for name in ("output_hidden_states", "output_attentions"):
+        if (flag := take(rest, name, None)) is not None:
+            found[name] = check_flag(name, flag)
+    return found
+
+
+def _id2label(names: Any) -> dict[str, str]:
+    if not isinstance(names, Mapping) or not names:
+        raise DTypeError(f"id2label: expected a mapping of class numbers to names, got {quote(names)}")
+    return {
+        str(check_count("id2label", int(key) if isinstance(key, str) and key.isdecimal() else key)): check_str(
+            f"id2label[{quote(key)}]", name
+        )
+        for key, name in names.items()
+    }
+
+
+def _label2id(ids: Any) -> dict[str, int]:
+    if not isinstance(ids, Mapping):
+        raise DTypeError(f"label2id: expected a mapping of names to class numbers, got {quote(ids)}")
+    return {check_str("label2id", name): check_count(f"label2id[{quote(name)}]", i) for name, i in ids.items()}

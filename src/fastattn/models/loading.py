@@ -1,0 +1,129 @@
+"""From a folder or hub id to a traced model and its executor."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal, cast
+
+from fastattn.checkpoint import TensorInfo, open_checkpoint, read_tensor
+from fastattn.checkpoint.checkpoint import SINGLE_NAME
+from fastattn.checkpoint.hub import ALLOW_PATTERNS, resolve
+from fastattn.checkpoint.quantised import PackedWeight, Quantised
+from fastattn.checkpoint.strict_json import JsonValue
+from fastattn.errors import ConfigError, ModelNotFoundError
+from fastattn.graph.executor import Executor
+from fastattn.graph.ir import Program
+from fastattn.models.generation_config import warn_of_options
+from fastattn.models.load_options import HubOptions, LoadOptions
+from fastattn.models.names import Task
+from fastattn.models.registry import BuiltModel, build, find_family, warn_of_unused
+from fastattn.models.reload import Origin, stamp_files
+
+
+def load_executor(
+    program: Program,
+    tensors: Mapping[str, TensorInfo],
+    *,
+    dtype: str,
+    device: str,
+    threads: int | None,
+    kv_dtype: str | None = None,
+    head_dtype: str | None = None,
+    packed: Mapping[str, PackedWeight] | None = None,
+) -> Executor:
+    """The executor of a device, with its weights read; packed: those of a quantised directory."""
+    if device == "numpy":
+        from fastattn.graph.numpy_executor import NumpyExecutor
+
+        return NumpyExecutor(program, lambda part: read_tensor(tensors[part]), dtype=dtype, head_dtype=head_dtype)
+    if device == "cuda":
+        from fastattn.cuda import CudaExecutor
+
+        found = CudaExecutor(program, tensors, dtype=dtype, kv_dtype=kv_dtype, head_dtype=head_dtype)
+        return cast(Executor, found)
+    from fastattn.runtime import CpuExecutor
+
+    executor = CpuExecutor(
+        program, tensors, dtype=dtype, kv_dtype=kv_dtype, head_dtype=head_dtype, packed=packed, threads=threads
+    )
+    return cast(Executor, executor)
+
+
+def find_folder(path_or_id: str | Path, hub: HubOptions) -> Path:
+    """The local folder of a model, and of its subfolder. Raises ModelNotFoundError, HubError."""
+    inside = f"{hub.subfolder}/" if hub.subfolder else ""
+    folder = resolve(
+        path_or_id,
+        revision=hub.revision,
+        cache_dir=hub.cache_dir,
+        local_files_only=hub.local_files_only,
+        token=hub.token,
+        patterns=[f"{inside}{pattern}" for pattern in ALLOW_PATTERNS],
+    )
+    if hub.subfolder and not (folder / hub.subfolder).is_dir():
+        raise ModelNotFoundError(f"{folder / hub.subfolder}: expected the subfolder of a model, found none")
+    return folder / hub.subfolder if hub.subfolder else folder
+
+
+def load_model(directory: Path, task: Task, options: LoadOptions, name: str) -> tuple[BuiltModel, Executor, Origin]:
+    """Check and load a checkpoint; everything that can be refused is refused before weights are read.
+
+    name: what the caller named it.
+    """
+    if options.device == "cuda":
+        from fastattn.cuda import require_device
+
+        require_device()
+    checkpoint = open_checkpoint(
+        directory,
+        verify=cast("Literal['sha256'] | Mapping[str, str] | None", options.verify),
+        check_finite=options.check_finite,
+        check_config=find_family,
+    )
+    quantised = checkpoint.quantised
+    if quantised is not None:
+        _check_quantised(directory, quantised, options)
+    weights = {info.path for info in checkpoint.tensors.values()} or {directory / SINGLE_NAME}
+    directory = Path(os.path.abspath(directory))
+    origin = Origin(directory, name, replace(options, verify=None), stamp_files(directory, weights))
+    config = override(checkpoint.config, options.overrides)
+    built = build(config, checkpoint.tensors, task)
+    warn_of_unused(config, built, directory)
+    if task == "causal-lm":
+        warn_of_options(directory)
+    executor = load_executor(
+        built.program,
+        built.tensors,
+        dtype=(options.dtype if quantised is None else quantised.dtype) or "float32",
+        kv_dtype=options.kv_dtype,
+        head_dtype=options.head_dtype,
+        packed=None if quantised is None else quantised.weights,
+        device=options.device,
+        threads=options.threads,
+    )
+    return built, executor, origin
+
+
+def override(config: Mapping[str, JsonValue], overrides: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
+    """config.json with some keys replaced. New names of classes leave the old numbers of classes without meaning."""
+    dropped = {"label2id"} if "id2label" in overrides else set()
+    return {**{key: value for key, value in config.items() if key not in dropped}, **overrides}
+
+
+def _check_quantised(directory: Path, quantised: Quantised, options: LoadOptions) -> None:
+    device = options.device
+    if device != "cpu":
+        raise ConfigError(f"{directory}: its weights are packed for device cpu; {device} needs the float checkpoint")
+    asked_and_stored = (
+        ("dtype", options.dtype, quantised.dtype),
+        ("head_dtype", options.head_dtype, quantised.head_dtype),
+    )
+    for name, asked, stored in asked_and_stored:
+        if asked is not None and asked != stored:
+            raise ConfigError(
+                f"{directory}: {name}: this checkpoint is quantised to {stored}, expected None or that, got {asked!r}; "
+                "another one needs the float checkpoint"
+            )
