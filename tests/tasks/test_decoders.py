@@ -17,10 +17,10 @@ from fastattn.tokenizer import Tokenizer
 from fastattn.tokenizer.options import TokenizerOptions
 
 TOKENS = [
-    "a", "b", "ab", "ba", "aa", " ", "  ", " a", "a ", "▁", "▁▁", "▁a", "a▁b", "▁▁b", "##a", "##b", "##", "a##", "##b ##", "a</w>",
-    "</w>", "b</w>a", "</", "w>", ".", " .", "!", "'", "n't", "'s", "'", "do", "not", "|", "<pad>", "a<pad>b", "|a|",
-    "<0x61>", "<0xE4>", "<0xBD>", "<0xA0>", "<0xF0>", "<0x9F>", "<0x98>", "<0x81>", "<0x20>", "<0xzz>", "<0x+f>",
-    "Ġa", "Ġ", "ä", "½", "ł", "ð", "Ł", "ĺ", "ģ", "Ã", "©", "é", "你", "\ufffd", "日本", "x\ny", "\n", "Ċ",
+    "a", "b", "ab", "ba", "aa", " ", "  ", " a", "a ", "▁", "▁▁", "▁a", "a▁b", "▁▁b", "##a", "##b", "##", "a##", "##b ##",
+    "a</w>", "</w>", "b</w>a", "</", "w>", ".", " .", "!", "'", "n't", "'s", "'", "do", "not", "|", "<pad>", "|a|",
+    "a<pad>b", "<0x61>", "<0xE4>", "<0xBD>", "<0xA0>", "<0xF0>", "<0x9F>", "<0x98>", "<0x81>", "<0x20>", "<0xzz>",
+    "<0x+f>", "Ġa", "Ġ", "ä", "½", "ł", "ð", "Ł", "ĺ", "ģ", "Ã", "©", "é", "你", "\ufffd", "日本", "x\ny", "\n", "Ċ",
 ]  # fmt: skip
 SIMPLE: dict[str, Any] = {
     "none": None,
@@ -43,9 +43,9 @@ SEQUENCES: dict[str, Any] = {
     "Llama": decoders.Sequence(LLAMA),
     "Gemma": decoders.Sequence(LLAMA[:3]),
     "CLIP": decoders.Sequence([decoders.ByteLevel(), decoders.Replace("</w>", " "), decoders.Strip(" ", 1, 1)]),
-    "nested": decoders.Sequence([decoders.Sequence([decoders.WordPiece()]), decoders.Fuse(), decoders.Replace("ba", "")]),
+    "nested": decoders.Sequence([decoders.Sequence([decoders.WordPiece(), LLAMA[2]]), decoders.Replace("ba", "")]),
     "strip both ends": decoders.Sequence([decoders.Fuse(), decoders.Strip("a", 2, 1), decoders.Replace("aab", "aaa")]),
-    "after everything": decoders.Sequence([decoders.Fuse(), decoders.Replace(Regex("a.*b"), "c"), decoders.Strip(" ", 1, 0)]),
+    "after everything": decoders.Sequence([*[decoders.Fuse(), decoders.Replace(Regex("a.*b"), "c")], LLAMA[3]]),
     "words, then one text": decoders.Sequence([decoders.Fuse(), decoders.WordPiece()]),
 }  # fmt: skip
 DECODERS = {**SIMPLE, **SEQUENCES}

@@ -15,7 +15,8 @@ FinishReason: TypeAlias = Literal["eos", "stop_string", "length"]
 class Request:
     """One sequence: `ids` is the prompt and what was drawn; `fed` of them are in the cache.
 
-    logprobs: of the drawn ids, where the scheduler was asked for them.
+    min_new_tokens: no end-of-text id is drawn before them. logprobs: of the drawn ids, where the scheduler was asked
+    for them.
     """
 
     ids: list[int]
@@ -23,6 +24,7 @@ class Request:
     max_new_tokens: int
     seed: int
     text: TextState | None = None
+    min_new_tokens: int = 0
     logprobs: list[float] = field(default_factory=list)
     finish_reason: FinishReason | None = None
     cache: Cache | None = None

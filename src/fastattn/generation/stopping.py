@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from fastattn.generation.decoders import length_of_beginning
 from fastattn.generation.detokenizer import Detokenizer
@@ -30,7 +31,7 @@ class TextState:
         self.stopped = False
         self._tokenizer = tokenizer
         self._prompt = list(prompt)
-        self._options = {
+        self._options: dict[str, Any] = {
             "skip_special_tokens": skip_special_tokens,
             "clean_up_tokenization_spaces": clean_up_tokenization_spaces,
         }
