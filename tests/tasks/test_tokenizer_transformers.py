@@ -36,6 +36,7 @@ def both(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Any, Tokenizer
     name, write, model_type = request.param
     files = write(tmp_path / "files")
     (files / "config.json").write_text(f'{{"model_type": "{model_type}"}}')
+    (files / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": name, "model_max_length": 64}))
     theirs = getattr(transformers, name).from_pretrained(files)
     theirs.save_pretrained(tmp_path / "saved")
     (tmp_path / "saved" / "config.json").write_text(f'{{"model_type": "{model_type}"}}')

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tokenizers import AddedToken, processors
@@ -76,7 +76,8 @@ def assemble(
         texts = dict.fromkeys(str(token) for token in [*named, *extra])
         raw.add_tokens([AddedToken(token, special=True) for token in texts])
     extra += [token for token in cls.extra_names if token not in map(str, extra)]
-    return raw, _options(draft, cls, tokens, extra, found)
+    options = _options(draft, cls, tokens, extra, found)
+    return raw, replace(options, add_bos_token=add_bos, add_eos_token=add_eos)
 
 
 def raw_of_parts(parts: Parts) -> RawTokenizer:
@@ -191,6 +192,8 @@ def _options(
     padding_side = found.padding["direction"] if found.padding else cls.padding_side
     truncation_side = found.truncation["direction"] if found.truncation else "right"
     names = settings.texts("model_input_names") if "model_input_names" in settings else tuple(cls.input_names)
+    if settings.flag("return_token_type_ids", False) and cls.name == "CodeGenTokenizer":
+        names = (*names, "token_type_ids")
     return TokenizerOptions(
         class_name=draft.class_name or None,
         special_tokens={role: str(tokens[role]) for role in ROLES if tokens.get(role) is not None},

@@ -50,6 +50,19 @@ def _gpt2(draft: Draft, vocab: Vocabulary, tokens: Tokens) -> Parts:
     return Parts(**_byte_level(draft, vocab))
 
 
+def _codegen(draft: Draft, vocab: Vocabulary, tokens: Tokens) -> Parts:
+    post = processors.ByteLevel(add_prefix_space=True, use_regex=True, trim_offsets=False)
+    return Parts(**_byte_level(draft, vocab), first_post=lambda raw: post)
+
+
+def _cohere(draft: Draft, vocab: Vocabulary, tokens: Tokens) -> Parts:
+    parts = _byte_level(draft, vocab)
+    parts["pre_tokenizer"] = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), parts["pre_tokenizer"]]
+    )
+    return Parts(**parts, normalizer=normalizers.NFC())
+
+
 def _blenderbot(draft: Draft, vocab: Vocabulary, tokens: Tokens) -> Parts:
     return Parts(**_byte_level(draft, vocab, add_prefix_space=True))
 
@@ -192,6 +205,22 @@ def _bpe(
 
 CLASSES = (
     _bpe("GPT2Tokenizer", _gpt2, {"bos": _END, "eos": _END, "unk": _END, "pad": None}),
+    _bpe("CodeGenTokenizer", _codegen, {"bos": _END, "eos": _END, "unk": _END, "pad": None}),
+    _bpe(
+        "CohereTokenizer",
+        _cohere,
+        {
+            "bos": "<BOS_TOKEN>",
+            "eos": "<|END_OF_TURN_TOKEN|>",
+            "unk": "<UNK>",
+            "sep": "<SEP>",
+            "pad": "<PAD>",
+            "cls": "<CLS>",
+            "mask": "<MASK_TOKEN>",
+        },
+        padding_side="left",
+        post_init=True,
+    ),
     _bpe("RobertaTokenizer", _roberta, _FAIRSEQ_TOKENS),
     _bpe(
         "BlenderbotTokenizer",

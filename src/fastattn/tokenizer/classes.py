@@ -88,6 +88,11 @@ def is_generic(name: str | None) -> bool:
     return name is None or _canonical(name) in (GENERIC, "PreTrainedTokenizer")
 
 
+def has_rules(name: str) -> bool:
+    """True for a class of transformers that is not in the table, and may do more than its tokenizer.json says."""
+    return name in REFUSED or name in CLASS_OF_MODEL_TYPE.values()
+
+
 def class_of_files(folder: Folder) -> TokenizerClass | None:
     """The class that files have where nothing names one: with a warning, as it is a guess by their names."""
     name = "BertTokenizer" if folder.has("vocab.txt") else None

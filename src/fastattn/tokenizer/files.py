@@ -9,25 +9,15 @@ from typing import Any
 from fastattn.checks import quote
 from fastattn.errors import InputError
 from fastattn.settings import Settings
-from fastattn.tokenizer.folder import Folder
+from fastattn.tokenizer.folder import VOCABULARY_FILES, Folder
 from fastattn.tokenizer.tokenizer import Tokenizer
-
-SENTENCEPIECE_FILES = (
-    "sentencepiece.bpe.model",
-    "spiece.model",
-    "spm.model",
-    "sentencepiece.model",
-    "tokenizer.model",
-    "source.spm",
-)
-_VOCABULARY_FILES = ("tokenizer.json", "vocab.txt", *SENTENCEPIECE_FILES, "bpe.codes", "tekken.json", "tiktoken.model")
 
 
 def has_tokenizer(directory: Path) -> bool:
     """True where a folder has files of a tokenizer, whether `load_tokenizer` can read them or not."""
-    if any((directory / name).is_file() for name in _VOCABULARY_FILES):
-        return True
-    return all((directory / name).is_file() for name in ("vocab.json", "merges.txt"))
+    folder = Folder(directory)
+    alone = [name for name in VOCABULARY_FILES if name not in ("vocab.json", "merges.txt")]
+    return any(folder.has(name) for name in alone) or folder.has("vocab.json", "merges.txt")
 
 
 def load_tokenizer(directory: Path, overrides: Mapping[str, Any] | None = None) -> Tokenizer:

@@ -12,6 +12,21 @@ from fastattn.checks import quote
 from fastattn.errors import ModelFormatError
 
 MAX_FILE_BYTES = 64 * 2**20
+VOCABULARY_FILES = (
+    "tokenizer.json",
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+    "sentencepiece.bpe.model",
+    "sentencepiece.model",
+    "spiece.model",
+    "spm.model",
+    "tokenizer.model",
+    "source.spm",
+    "bpe.codes",
+    "tekken.json",
+    "tiktoken.model",
+)
 
 
 class Folder:

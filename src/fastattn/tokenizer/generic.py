@@ -12,13 +12,11 @@ from fastattn.tokenizer.draft import Draft
 from fastattn.tokenizer.folder import format_error
 from fastattn.tokenizer.library import file_errors
 from fastattn.tokenizer.sentencepiece import BPE, UNIGRAM, USER_DEFINED, SentencePieceModel, merges_by_score
-from fastattn.tokenizer.vocabulary import check_tokenizer_json
 
 
 def raw_from_json(draft: Draft) -> RawTokenizer:
-    """The tokenizer that tokenizer.json describes. Raises ModelFormatError."""
+    """The tokenizer that a tokenizer.json, checked before, describes. Raises ModelFormatError."""
     path = draft.folder.path("tokenizer.json")
-    check_tokenizer_json(path, draft.folder.json("tokenizer.json"))
     text = draft.folder.text("tokenizer.json") or ""
     with file_errors(path):
         return RawTokenizer.from_str(text)

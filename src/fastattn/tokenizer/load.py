@@ -14,8 +14,9 @@ from fastattn.settings import Settings
 from fastattn.tokenizer import classes
 from fastattn.tokenizer.backend import JsonSettings, assemble
 from fastattn.tokenizer.draft import Draft, Token, read_draft
-from fastattn.tokenizer.folder import Folder
+from fastattn.tokenizer.folder import VOCABULARY_FILES, Folder
 from fastattn.tokenizer.generic import raw_from_json, raw_from_sentencepiece
+from fastattn.tokenizer.known_settings import finish
 from fastattn.tokenizer.library import file_errors
 from fastattn.tokenizer.options import TokenizerOptions
 from fastattn.tokenizer.parts import Parts, TokenizerClass
@@ -28,6 +29,7 @@ from fastattn.tokenizer.sentencepiece import (
 )
 from fastattn.tokenizer.vocabulary import (
     Vocabulary,
+    check_tokenizer_json,
     from_tokenizer_json,
     from_vocab_json,
     from_vocab_txt,
@@ -38,92 +40,6 @@ _log = logging.getLogger("fastattn")
 _ANY_SCORES = (("a", 0.0), ("b", 0.0))  # for parts of which the post-processor alone is used
 _Loaded = tuple[RawTokenizer, TokenizerOptions, Path]
 _GENERIC = TokenizerClass(name=classes.GENERIC, kind="", file="tokenizer.model", build=lambda *_: _no_parts())
-# Known settings that change nothing here: names of files, of other libraries' options, and of classes' options that
-# matter to other classes only or to no result (as in transformers 5).
-_WITHOUT_EFFECT = [
-    "tokenizer_class",
-    "name_or_path",
-    "special_tokens_map_file",
-    "tokenizer_file",
-    "vocab_file",
-    "merges_file",
-    "added_tokens_file",
-    "full_tokenizer_file",
-    "auto_map",
-    "backend",
-    "is_local",
-    "local_files_only",
-    "processor_class",
-    "chat_template",
-    "response_template",
-    "response_schema",
-    "chat_control_tokens",
-    "verbose",
-    "errors",
-    "device_map",
-    "use_default_system_prompt",
-    "from_slow",
-    "use_fast",
-    "trust_remote_code",
-    "transformers_version",
-    "tokenizer_version",
-    "files_loaded",
-    "max_length",
-    "stride",
-    "truncation_strategy",
-    "truncation",
-    "padding",
-    "pad_to_multiple_of",
-    "pad_token_type_id",
-    "remove_space",
-    "spaces_between_special_tokens",
-    "init_inputs",
-    "model_specific_special_tokens",
-    "slow_tokenizer_class",
-    "sp_model_kwargs",
-    "do_basic_tokenize",
-    "never_split",
-    "model_type",
-    "do_lower_case",
-    "strip_accents",
-    "tokenize_chinese_chars",
-    "add_prefix_space",
-    "trim_offsets",
-    "keep_accents",
-    "split_by_punct",
-    "legacy",
-    "unk_id",
-    "extra_ids",
-    "clean_text",
-    "wordpieces_prefix",
-    "src_lang",
-    "tgt_lang",
-    "offset",
-    "mask_token_sent",
-    "fast_tokenizer_files",
-    "additional_special_tokens",
-    "extra_special_tokens",
-    "return_token_type_ids",
-    "fix_mistral_regex",
-    "add_eos_token",
-    "add_bos_token",
-    "added_tokens_decoder",
-    "max_len",
-    "model_max_length",
-    "padding_side",
-    "truncation_side",
-    "model_input_names",
-    "split_special_tokens",
-    "clean_up_tokenization_spaces",
-]
-# Settings that transformers 5 ignores, although they once changed results.
-_IGNORED_BY_TRANSFORMERS: dict[str, object] = {
-    "do_basic_tokenize": True,
-    "never_split": [],
-    "sp_model_kwargs": {},
-    "init_inputs": [],
-    "fix_mistral_regex": False,
-}
 
 
 def load_raw(folder: Folder, settings: Settings) -> _Loaded:
@@ -135,17 +51,19 @@ def load_raw(folder: Folder, settings: Settings) -> _Loaded:
         entry = classes.class_of_files(folder) if name is None else None
     if entry is None and not from_json and not classes.is_generic(name) and name is not None:
         raise classes.refuse(folder, name)
-    _warn_of_code(settings, name, known=entry is not None or classes.is_generic(name))
+    if entry is None and not classes.is_generic(name):
+        _warn_of_class(folder, settings, name or "")
     loaded = _load(folder, settings, entry or _GENERIC, entry.name if entry else name, from_json=from_json)
-    _finish(settings)
+    finish(settings)
     return loaded
 
 
 def _load(folder: Folder, settings: Settings, entry: TokenizerClass, name: str | None, *, from_json: bool) -> _Loaded:
+    if from_json:
+        check_tokenizer_json(folder.path("tokenizer.json"), folder.json("tokenizer.json"))
     draft = read_draft(folder, name or "", settings, from_json=from_json)
     if from_json:
-        path = folder.path("tokenizer.json")
-        return _from_json(draft, entry, path)
+        return _from_json(draft, entry, folder.path("tokenizer.json"))
     model = _sentencepiece(folder, entry)
     if entry is _GENERIC or (entry.follows_file and model is not None):
         return _generic_sentencepiece(draft, entry, model)
@@ -241,7 +159,9 @@ def _no_files(folder: Folder, wanted: str) -> ConfigError:
                 f"{folder.path(name)}: files of this kind are not supported. Save a tokenizer.json with transformers: "
                 "AutoTokenizer.from_pretrained(folder).save_pretrained(folder)"
             )
-    return ConfigError(f"{folder.directory}: expected {wanted}; found none that can be read")
+    others = [name for name in VOCABULARY_FILES if folder.has(name)]
+    found = f"{', '.join(others)}, which this tokenizer class does not read" if others else "no file of a tokenizer"
+    return ConfigError(f"{folder.directory}: expected {wanted}; found {found}")
 
 
 def _use_control_pieces(draft: Draft, model: SentencePieceModel) -> None:
@@ -262,23 +182,13 @@ def _tokenizer_file(settings: Settings) -> str:
     return "tokenizer.json"
 
 
-def _warn_of_code(settings: Settings, name: str | None, *, known: bool) -> None:
-    if "auto_map" in settings and not known:
-        _log.warning(
-            "%s: the code that auto_map names is not run; %s is read as its files say", settings.where, name or "it"
-        )
-
-
-def _finish(settings: Settings) -> None:
-    settings.ignore(*_WITHOUT_EFFECT)
-    ignored = [
-        key
-        for key, default in _IGNORED_BY_TRANSFORMERS.items()
-        if settings.values.get(key) is not None and settings.values[key] != default
-    ]
-    if ignored:
-        _log.warning("%s: ignored, as in transformers 5: %s", settings.where, ", ".join(ignored))
-    settings.finish()
+def _warn_of_class(folder: Folder, settings: Settings, name: str) -> None:
+    """Say so where transformers would do more than tokenizer.json says."""
+    path = folder.path("tokenizer.json")
+    if "auto_map" in settings:
+        _log.warning("%s: the code that auto_map names is not run; %s is used as it is", settings.where, path)
+    elif classes.has_rules(name):
+        _log.warning("%s: the rules of %s are not known here; the file is used as it is", path, name)
 
 
 def _not_normalized(token: AddedToken) -> AddedToken:

@@ -60,17 +60,16 @@ def from_vocab_txt(folder: Folder, name: str = "vocab.txt") -> Vocabulary | None
 
 def from_vocab_json(folder: Folder) -> Vocabulary | None:
     """vocab.json (token to id) and merges.txt. None where one of them is missing."""
-    if not folder.has("vocab.json", "merges.txt"):
+    if folder.read("vocab.json") is None or folder.read("merges.txt") is None:
         return None
     path = folder.path("vocab.json")
     return Vocabulary(path=path, ids=check_ids(path, folder.json("vocab.json")), merges=_merges_txt(folder))
 
 
 def from_tokenizer_json(folder: Folder, kind: str) -> Vocabulary:
-    """The vocabulary in tokenizer.json, whose model must be of this kind."""
+    """The vocabulary in a tokenizer.json that was checked before; its model must be of this kind."""
     path = folder.path("tokenizer.json")
     content = folder.json("tokenizer.json")
-    check_tokenizer_json(path, content)
     model = content["model"]
     vocab = model["vocab"]
     charsmap = _charsmap(path, content.get("normalizer"))
