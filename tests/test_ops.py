@@ -84,13 +84,14 @@ def test_layer_norm_over_axes_of_any_integer_type(shape: Any) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"normalized_shape": 3.0}, "normalized_shape: expected integers, got float"),
-        ({"normalized_shape": None}, "normalized_shape: expected integers, got NoneType"),
-        ({"normalized_shape": "3"}, "normalized_shape: expected integers, got str"),
-        ({"normalized_shape": [True]}, "normalized_shape: expected integers, got bool"),
-        ({"normalized_shape": 3, "eps": "a"}, "eps: expected a number, got str"),
+        ({"normalized_shape": 3.0}, "normalized_shape: expected int, got float 3.0"),
+        ({"normalized_shape": None}, "normalized_shape: expected int, got NoneType"),
+        ({"normalized_shape": "3"}, "normalized_shape: expected int, got str '3'"),
+        ({"normalized_shape": [True]}, "normalized_shape: expected int, got bool"),
+        ({"normalized_shape": np.array([[3]])}, r"normalized_shape: expected int, got ndarray of int64 .*"),
+        ({"normalized_shape": 3, "eps": "a"}, "eps: expected a number, got str 'a'"),
         ({"normalized_shape": 3, "eps": None}, "eps: expected a number, got NoneType"),
-        ({"normalized_shape": 3, "eps": True}, "eps: expected a number, got bool"),
+        ({"normalized_shape": 3, "eps": True}, "eps: expected a number, got bool True"),
     ],
 )
 def test_layer_norm_refuses_other_types(arguments: dict[str, Any], message: str) -> None:
@@ -193,7 +194,7 @@ def test_scale() -> None:
     q = normal(1, 2, 4, 16)
     default = ops.scaled_dot_product_attention(q, q, q)
     np.testing.assert_array_equal(default, ops.scaled_dot_product_attention(q, q, q, scale=0.25))
-    with pytest.raises(InputError, match="scale: expected a finite number, got nan"):
+    with pytest.raises(InputError, match=r"scale: expected a finite number from .*, got nan"):
         ops.scaled_dot_product_attention(q, q, q, scale=float("nan"))
     with pytest.raises(DTypeError, match="scale"):
         ops.scaled_dot_product_attention(q, q, q, scale="1")  # type: ignore[arg-type]
@@ -210,9 +211,9 @@ def test_scale() -> None:
         (lambda x: ops.layer_norm(x, 4), r"normalized_shape: expected the last axes of input \(2, 3\), got \(4,\)"),
         (lambda x: ops.layer_norm(x, ()), r"normalized_shape"),
         (lambda x: ops.layer_norm(x, 3, normal(2)), r"weight: expected shape \(3,\), got \(2,\)"),
-        (lambda x: ops.layer_norm(x, 3, eps=-1.0), r"eps: expected a finite number of at least 0, got -1.0"),
+        (lambda x: ops.layer_norm(x, 3, eps=-1.0), r"eps: expected a finite number from 0 to .*, got -1.0"),
         (lambda x: ops.softmax(x, 2), r"dim: expected -2 to 1, got 2"),
-        (lambda x: ops.gelu(x, "exact"), r'approximate: expected "none" or "tanh", got \'exact\''),
+        (lambda x: ops.gelu(x, "exact"), "approximate: expected one of 'none', 'tanh', got 'exact'"),
         (lambda x: ops.scaled_dot_product_attention(x, x, x, dropout_p=0.1), r"dropout_p: expected 0"),
         (lambda x: ops.scaled_dot_product_attention(x, x, x, x @ x.T, is_causal=True), r"attn_mask: expected None"),
         (lambda x: ops.scaled_dot_product_attention(x, x, x, normal(3, 3)), r"attn_mask: expected a shape that"),

@@ -29,7 +29,7 @@ PYTHON_LAYERS = (
     ("graph",),
     ("tokenizer",),
     ("checkpoint",),
-    ("ops", "settings", "jsonfile"),
+    ("ops", "settings", "jsonfile", "files"),
     ("checks",),
     ("errors",),
     ("demo",),

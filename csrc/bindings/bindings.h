@@ -1,4 +1,4 @@
-// Shared by the register_*.cpp files: checked access to numpy arrays, and interruption by signals.
+// Shared by the register_*.cpp files: modules, checked access to numpy arrays, and interruption by signals.
 #pragma once
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
@@ -23,6 +23,31 @@ void register_runtime(py::module_& m);
 void register_ops(py::module_& m);
 void register_program(py::module_& m);
 void register_kernels(py::module_& m);
+
+// Sets ImportError in a sub-interpreter: threads, locks and signals here are those of one interpreter.
+inline bool in_main_interpreter(const char* name) {
+    if (PyInterpreterState_Get() == PyInterpreterState_Main()) return true;
+    PyErr_Format(PyExc_ImportError, "%s: expected the main interpreter, got a sub-interpreter; use a process instead",
+                 name);
+    return false;
+}
+
+// FASTATTN_MODULE(name, m) { ... } is PYBIND11_MODULE(name, m) { ... } for the main interpreter alone. pybind11's own
+// entry point asks for the GIL before it looks where it is, and in a sub-interpreter of Python 3.11 waits for itself.
+#define FASTATTN_MODULE_AS(name, checked, variable)                                 \
+    extern "C" PYBIND11_EXPORT PyObject* PyInit_##checked();                        \
+    extern "C" PYBIND11_EXPORT PyObject* PyInit_##name() {                          \
+        return fastattn::in_main_interpreter(#name) ? PyInit_##checked() : nullptr; \
+    }                                                                               \
+    PYBIND11_MODULE(checked, variable)
+#define FASTATTN_MODULE_OF(name, variable) FASTATTN_MODULE_AS(name, name##_in_main, variable)
+#define FASTATTN_MODULE(name, variable) FASTATTN_MODULE_OF(name, variable)
+
+// Looks up numpy's C interface, which pybind11 would do in the first call with an array. It releases the GIL meanwhile
+// without the care of GilReleased below.
+inline void look_up_numpy() {
+    (void)py::dtype::of<float>();
+}
 
 template <class T>
 const char* dtype_name();
@@ -90,12 +115,16 @@ struct SignalPoll {
     std::exception_ptr error;
     // Python runs signal handlers in the main thread alone. The others need not ask, and must not: in the middle of a
     // region a thread cannot be ended because the interpreter is.
-    bool in_main_thread = syscall(SYS_gettid) == getpid();
+    pid_t process = getpid();
+    bool in_main_thread = syscall(SYS_gettid) == process;
+
+    // A handler forked, and this is the child: what the other threads were doing cannot be finished here.
+    bool forked() const { return getpid() != process; }
 
     bool operator()() {
         if (!in_main_thread) return false;
         const py::gil_scoped_acquire gil;
-        if (PyErr_CheckSignals() == 0) return false;
+        if (PyErr_CheckSignals() == 0) return forked();
         try {
             throw py::error_already_set();
         } catch (...) {
@@ -114,6 +143,10 @@ void without_gil(const F& work) {
         work(std::function<bool()>(std::ref(poll)));
     } catch (const Error&) {
         if (poll.error) std::rethrow_exception(poll.error);
+        if (poll.forked())
+            throw Error(ErrorKind::kCancelled,
+                        "the process forked in a signal handler during the call, and its child cannot finish the call; "
+                        "call again, or end the child in the handler");
         throw;
     }
 }

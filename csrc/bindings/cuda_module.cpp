@@ -5,6 +5,7 @@
 
 #include "bindings/bindings.h"
 #include "bindings/names.h"
+#include "bindings/objects.h"
 #include "bindings/read_spec.h"
 #include "bindings/step_arrays.h"
 #include "cuda/executor.h"
@@ -114,13 +115,16 @@ auto use(KvCache& cache, const F& work) {
 
 void register_engine(py::module_& m) {
     // Local: tests load this module and that of the emulation into one process.
-    py::classh<Engine>(m, "Engine", py::module_local(), "Device, stream and weights of one model.")
-        .def(py::init([](int64_t budget_bytes, bool tf32, bool library, const std::vector<std::string>& paths) {
-                 return std::make_unique<Engine>(EngineOptions{budget_bytes, tf32, library, paths});
-             }),
-             py::kw_only(), py::arg("budget_bytes") = 0, py::arg("tf32") = false, py::arg("library") = true,
-             py::arg("library_paths") = std::vector<std::string>{})
-        .def("load", load, py::arg("name"), py::arg("use"), py::arg("format"), py::arg("array"))
+    py::classh<Engine> engine(m, "Engine", py::module_local(), careful_new(),
+                              "Device, stream and weights of one model.");
+    def_init(
+        engine,
+        +[](int64_t budget_bytes, bool tf32, bool library, const std::vector<std::string>& paths) {
+            return std::make_shared<Engine>(EngineOptions{budget_bytes, tf32, library, paths});
+        },
+        py::kw_only(), py::arg("budget_bytes") = 0, py::arg("tf32") = false, py::arg("library") = true,
+        py::arg("library_paths") = std::vector<std::string>{});
+    engine.def("load", load, py::arg("name"), py::arg("use"), py::arg("format"), py::arg("array"))
         .def_property_readonly("weight_bytes", &Engine::weight_bytes)
         .def_property_readonly("workspace_bytes", &Engine::workspace_bytes)
         .def_property_readonly("budget_bytes", [](const Engine& engine) { return engine.budget().bytes(); })
@@ -135,26 +139,33 @@ void register_engine(py::module_& m) {
 }
 
 void register_cache(py::module_& m) {
-    py::classh<KvCache>(m, "Cache", py::module_local(), "Keys and values of one sequence, in pages of device memory.")
+    py::classh<KvCache>(m, "Cache", py::module_local(), careful_new(),
+                        "Keys and values of one sequence, in pages of device memory.")
         .def_property_readonly("length", [](KvCache& cache) { return use(cache, [&] { return cache.length(); }); })
         .def_property_readonly("closed", &KvCache::closed)
         .def(
             "truncate", [](KvCache& cache, int32_t length) { use(cache, [&] { cache.truncate(length); }); },
             py::arg("length"))
-        .def("fork", [](KvCache& cache) { return use(cache, [&] { return cache.fork(); }); })
+        .def("fork",
+             [](KvCache& cache) {
+                 return object_of(use(cache, [&] { return std::make_shared<KvCache>(cache.fork()); }));
+             })
         .def("close", [](KvCache& cache) {
             if (!cache.closed()) use(cache, [&] { cache.close(); });
         });
 }
 
 void register_executor(py::module_& m) {
-    py::classh<Executor>(m, "Executor", py::module_local(), "Runs one Program.")
-        .def(py::init([](std::shared_ptr<Engine> engine, const py::dict& spec, const std::string& kv_dtype) {
-                 const Type type = value_of(kTypeNames, kv_dtype, "kv_dtype", ErrorKind::kInput);
-                 return std::make_unique<Executor>(std::move(engine), spec_from(spec), type);
-             }),
-             py::arg("engine"), py::arg("spec"), py::arg("kv_dtype"))
-        .def("new_cache", [](Executor& executor) { return KvCache(executor.kv_pool()); })
+    py::classh<Executor> executor(m, "Executor", py::module_local(), careful_new(), "Runs one Program.");
+    def_init(
+        executor,
+        +[](std::shared_ptr<Engine> engine, const py::dict& spec, const std::string& kv_dtype) {
+            const Type type = value_of(kTypeNames, kv_dtype, "kv_dtype", ErrorKind::kInput);
+            return std::make_shared<Executor>(std::move(engine), spec_from(spec), type);
+        },
+        py::arg("engine"), py::arg("spec"), py::arg("kv_dtype"));
+    executor
+        .def("new_cache", [](Executor& executor) { return object_of(std::make_shared<KvCache>(executor.kv_pool())); })
         .def_property_readonly("kv_bytes", [](Executor& executor) { return executor.kv_pool()->bytes(); })
         .def_property_readonly("graphs", &Executor::graphs)
         .def("run", run, py::arg("token_ids"), py::arg("cu_seqlens"), py::arg("positions"), py::arg("wanted"),
@@ -167,8 +178,9 @@ void register_executor(py::module_& m) {
 }  // namespace
 }  // namespace fastattn::cuda
 
-PYBIND11_MODULE(FASTATTN_CUDA_MODULE, m) {
+FASTATTN_MODULE(FASTATTN_CUDA_MODULE, m) {
     m.doc() = "The CUDA executor of fastattn; the public interface is the package around it.";
+    fastattn::look_up_numpy();
     fastattn::register_errors(m);
     m.def("device_info", &fastattn::cuda::device_info,
           "The GPU that a model would run on. Raises ConfigError where there is none.");

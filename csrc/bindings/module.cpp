@@ -1,7 +1,8 @@
 #include "bindings/bindings.h"
 
-PYBIND11_MODULE(_core, m) {
+FASTATTN_MODULE(_core, m) {
     m.doc() = "C++ core of fastattn; the public interface is the package around it.";
+    fastattn::look_up_numpy();
     fastattn::register_errors(m);
     fastattn::register_runtime(m);
     fastattn::register_ops(m);

@@ -1,3 +1,5 @@
+#include <string_view>
+
 #include "bindings/bindings.h"
 
 namespace fastattn {
@@ -29,6 +31,10 @@ void register_errors(py::module_&) {
             const py::object type = name ? py::object(py::module_::import("fastattn.errors").attr(name))
                                          : py::reinterpret_borrow<py::object>(PyExc_OSError);
             py::set_error(type, error.what());
+        } catch (const std::runtime_error& error) {
+            // What pybind11 says where Python has no memory for a list, a tuple, a dict.
+            if (std::string_view(error.what()).rfind("Could not allocate ", 0) != 0) throw;
+            PyErr_NoMemory();
         }
     });
 }

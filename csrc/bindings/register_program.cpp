@@ -4,6 +4,7 @@
 
 #include "bindings/bindings.h"
 #include "bindings/names.h"
+#include "bindings/objects.h"
 #include "bindings/read_spec.h"
 #include "bindings/step_arrays.h"
 #include "program/decoding.h"
@@ -124,10 +125,23 @@ py::tuple sample_tokens(const py::array& logits, const py::array& params, const 
     return py::make_tuple(ids, logprobs ? py::object(chosen) : py::none());
 }
 
+PyObject* number_of(int32_t value) {
+    return PyLong_FromLong(value);
+}
+PyObject* number_of(float value) {
+    return PyFloat_FromDouble(value);
+}
+
+// py::list would say RuntimeError where there is no memory.
 template <class T>
 py::list list_of(const std::vector<T>& values) {
-    py::list list(values.size());
-    for (size_t i = 0; i < values.size(); ++i) list[i] = values[i];
+    auto list = py::reinterpret_steal<py::list>(PyList_New(static_cast<py::ssize_t>(values.size())));
+    if (!list) throw py::error_already_set();
+    for (size_t i = 0; i < values.size(); ++i) {
+        PyObject* number = number_of(values[i]);
+        if (number == nullptr) throw py::error_already_set();
+        PyList_SET_ITEM(list.ptr(), static_cast<py::ssize_t>(i), number);
+    }
     return list;
 }
 
@@ -150,7 +164,7 @@ py::tuple draw(Executor& executor, const py::array& token_ids, const py::array& 
     return result_of(drawn);
 }
 
-std::unique_ptr<Decoding> new_decoding(std::shared_ptr<Executor> executor, const py::array& token_ids,
+std::shared_ptr<Decoding> new_decoding(std::shared_ptr<Executor> executor, const py::array& token_ids,
                                        const std::vector<std::shared_ptr<KvCache>>& caches, const py::array& params,
                                        const py::array& history, const py::array& history_offsets,
                                        const std::optional<py::array>& suppressed,
@@ -170,7 +184,7 @@ std::unique_ptr<Decoding> new_decoding(std::shared_ptr<Executor> executor, const
                         .history = {draws.histories[i], draws.histories[i] + draws.lengths[i]},
                         .suppress = draws.suppress[i]});
     }
-    return std::make_unique<Decoding>(std::move(executor), std::move(rows),
+    return std::make_shared<Decoding>(std::move(executor), std::move(rows),
                                       std::vector<int32_t>(draws.suppressed, draws.suppressed + draws.n_suppressed),
                                       logprobs);
 }
@@ -190,9 +204,9 @@ auto use(KvCache& cache, const F& work) {
 }  // namespace
 
 void register_program(py::module_& m) {
-    py::classh<Engine>(m, "Engine", "Weights, threads and lock of one model.")
-        .def(py::init<int>(), py::arg("threads"))
-        .def_property_readonly("threads", &Engine::threads)
+    py::classh<Engine> engine(m, "Engine", careful_new(), "Weights, threads and lock of one model.");
+    def_init(engine, +[](int threads) { return std::make_shared<Engine>(threads); }, py::arg("threads"));
+    engine.def_property_readonly("threads", &Engine::threads)
         .def_property_readonly("weight_bytes", [](Engine& engine) { return engine.weights().bytes(); })
         .def("has", [](Engine& engine, const std::string& name) { return engine.weights().find(name) != nullptr; })
         .def("seconds_to_read",
@@ -214,25 +228,36 @@ void register_program(py::module_& m) {
     m.def("packed_sizes", packed_sizes, py::arg("use"), py::arg("format"), py::arg("rows"), py::arg("columns"),
           "Bytes of data, scales and sums of a weight.");
 
-    py::classh<KvCache>(m, "Cache", "Keys and values of one sequence, in pages.")
+    py::classh<KvCache>(m, "Cache", careful_new(), "Keys and values of one sequence, in pages.")
         .def_property_readonly("length", [](KvCache& cache) { return use(cache, [&] { return cache.length(); }); })
         .def_property_readonly("closed", &KvCache::closed)
         .def(
             "truncate", [](KvCache& cache, int32_t length) { use(cache, [&] { cache.truncate(length); }); },
             py::arg("length"))
-        .def("fork", [](KvCache& cache) { return use(cache, [&] { return cache.fork(); }); })
+        .def("fork",
+             [](KvCache& cache) {
+                 return object_of(use(cache, [&] { return std::make_shared<KvCache>(cache.fork()); }));
+             })
         .def("close", [](KvCache& cache) {
             if (!cache.closed()) use(cache, [&] { cache.close(); });
         });
 
-    py::classh<Executor>(m, "Executor", "Runs one Program.")
-        .def(py::init([](std::shared_ptr<Engine> engine, const py::dict& spec) {
-                 return std::make_unique<Executor>(std::move(engine), spec_from(spec));
-             }),
-             py::arg("engine"), py::arg("spec"))
-        .def("new_cache", [](Executor& executor) { return KvCache(executor.kv_pool()); })
+    py::classh<Executor> executor(m, "Executor", careful_new(), "Runs one Program.");
+    def_init(
+        executor,
+        +[](std::shared_ptr<Engine> engine, const py::dict& spec) {
+            return std::make_shared<Executor>(std::move(engine), spec_from(spec));
+        },
+        py::arg("engine"), py::arg("spec"));
+    executor
+        .def("new_cache", [](Executor& executor) { return object_of(std::make_shared<KvCache>(executor.kv_pool())); })
         .def_property_readonly("kv_bytes", [](Executor& executor) { return executor.kv_pool()->bytes(); })
-        .def("set_profiling", &Executor::set_profiling, py::arg("on"), py::call_guard<py::gil_scoped_release>())
+        .def(
+            "set_profiling",
+            [](Executor& executor, bool on) {
+                without_gil([&](const std::function<bool()>&) { executor.set_profiling(on); });
+            },
+            py::arg("on"))
         .def_property_readonly("op_seconds", &Executor::op_seconds)
         .def_property_readonly("workspace_bytes", &Executor::workspace_bytes)
         .def("run", run, py::arg("token_ids"), py::arg("cu_seqlens"), py::arg("positions"), py::arg("wanted"),
@@ -241,15 +266,16 @@ void register_program(py::module_& m) {
              py::arg("caches"), py::arg("params"), py::arg("history"), py::arg("history_offsets"),
              py::arg("suppressed") = py::none(), py::arg("suppress") = py::none(), py::arg("logprobs") = false);
 
-    py::classh<Decoding>(m, "Decoding", "Sequences that are fed, step after step, what they drew.")
-        .def(py::init(&new_decoding), py::arg("executor"), py::arg("token_ids"), py::arg("caches"), py::arg("params"),
+    py::classh<Decoding> decoding(m, "Decoding", careful_new(),
+                                  "Sequences that are fed, step after step, what they drew.");
+    def_init(decoding, &new_decoding, py::arg("executor"), py::arg("token_ids"), py::arg("caches"), py::arg("params"),
              py::arg("history"), py::arg("history_offsets"), py::arg("suppressed") = py::none(),
-             py::arg("suppress") = py::none(), py::arg("logprobs") = false)
-        .def("draw", [](Decoding& decoding) {
-            Decoding::Drawn drawn;
-            without_gil([&](const std::function<bool()>& poll) { drawn = decoding.draw(poll); });
-            return result_of(drawn);
-        });
+             py::arg("suppress") = py::none(), py::arg("logprobs") = false);
+    decoding.def("draw", [](Decoding& decoding) {
+        Decoding::Drawn drawn;
+        without_gil([&](const std::function<bool()>& poll) { drawn = decoding.draw(poll); });
+        return result_of(drawn);
+    });
 
     m.def("sample", sample_tokens, py::arg("logits"), py::arg("params"), py::arg("history"), py::arg("history_offsets"),
           py::arg("logprobs") = true);

@@ -2,6 +2,7 @@
 #include <chrono>
 
 #include "bindings/bindings.h"
+#include "bindings/objects.h"
 #include "core/buffer.h"
 #include "runtime/cpu.h"
 #include "runtime/pace.h"
@@ -124,9 +125,9 @@ void register_runtime(py::module_& m) {
     m.def("active_target", [] { return active_kernels().target; });
     m.def("default_threads", default_threads, "CPUs that this process may use: affinity and the cgroup's quota.");
     m.def("cpu_quota", cpu_quota, py::arg("root") = "", "CPUs that the cgroup allows; infinity without a quota.");
-    py::class_<Pace>(m, "Pace", "Whether steps run on all threads or alone.")
-        .def(py::init<>())
-        .def("alone", &Pace::alone, py::arg("rows"))
+    py::classh<Pace> pace(m, "Pace", careful_new(), "Whether steps run on all threads or alone.");
+    def_init(pace, +[] { return std::make_shared<Pace>(); });
+    pace.def("alone", &Pace::alone, py::arg("rows"))
         .def("took", &Pace::took, py::arg("rows"), py::arg("work"), py::arg("seconds"), py::arg("alone"));
     m.def("measure_limits", measure_limits, py::arg("threads"), py::arg("seconds") = 0.2,
           py::arg("read_bytes") = int64_t{1} << 29,

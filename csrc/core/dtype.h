@@ -1,6 +1,7 @@
 // Element types of checkpoints, and their conversion to float32.
 #pragma once
 #include <bit>
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <string_view>
@@ -9,17 +10,24 @@
 
 namespace fastattn {
 
-enum class DType { kF32, kF16, kBF16 };
+enum class DType { kF32, kF16, kBF16, kF64 };
 
 inline DType dtype_from_name(std::string_view name) {
     if (name == "F32") return DType::kF32;
     if (name == "F16") return DType::kF16;
     if (name == "BF16") return DType::kBF16;
-    throw Error(ErrorKind::kDtype, "dtype: expected F32, F16 or BF16, got " + std::string(name));
+    if (name == "F64") return DType::kF64;
+    throw Error(ErrorKind::kDtype, "dtype: expected F64, F32, F16 or BF16, got " + std::string(name.substr(0, 40)));
 }
 
 inline int64_t dtype_bytes(DType dtype) {
-    return dtype == DType::kF32 ? 4 : 2;
+    return dtype == DType::kF64 ? 8 : dtype == DType::kF32 ? 4 : 2;
+}
+
+inline double load_f64(const std::byte* src, int64_t i) {
+    double x;
+    std::memcpy(&x, src + 8 * i, 8);
+    return x;
 }
 
 inline float float_from_bf16(uint16_t x) {
@@ -35,10 +43,14 @@ inline float float_from_f16(uint16_t x) {
     return std::bit_cast<float>(std::bit_cast<uint32_t>(scaled) | sign);
 }
 
-// n elements of `dtype` at `src` (any alignment) to floats.
+// n elements of `dtype` at `src` (any alignment) to floats. float64 is rounded to the nearest float32, ties to even.
 inline void to_float(const std::byte* src, DType dtype, int64_t n, float* dst) {
     if (dtype == DType::kF32) {
         std::memcpy(dst, src, static_cast<size_t>(n) * 4);
+        return;
+    }
+    if (dtype == DType::kF64) {
+        for (int64_t i = 0; i < n; ++i) dst[i] = static_cast<float>(load_f64(src, i));
         return;
     }
     for (int64_t i = 0; i < n; ++i) {
@@ -46,6 +58,16 @@ inline void to_float(const std::byte* src, DType dtype, int64_t n, float* dst) {
         std::memcpy(&x, src + 2 * i, 2);
         dst[i] = dtype == DType::kF16 ? float_from_f16(x) : float_from_bf16(x);
     }
+}
+
+// Whether one of n finite numbers in float64 at `src` became infinite in float32 at `floats`; `found` is then that one.
+inline bool beyond_float32(const std::byte* src, const float* floats, int64_t n, double* found) {
+    for (int64_t i = 0; i < n; ++i)
+        if (std::isinf(floats[i]) && std::isfinite(load_f64(src, i))) {
+            *found = load_f64(src, i);
+            return true;
+        }
+    return false;
 }
 
 }  // namespace fastattn

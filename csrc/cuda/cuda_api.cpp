@@ -129,6 +129,7 @@ bool OwnStream::wait(const std::function<bool()>& poll) const {
         if (now - polled < kPollEvery) continue;
         polled = now;
         stopped = stopped || poll();
+        if (!mine()) return false;  // poll forked, and a child has no GPU
     }
 }
 

@@ -8,24 +8,24 @@
 namespace fastattn {
 
 std::shared_ptr<Buffer> KvPool::page() {
-    Buffer buffer;
+    auto held = std::make_unique<Buffer>();  // before a page is taken, so that a failure loses none
     bool found = false;
     {
         const std::lock_guard lock(mutex_);
         if (!free_.empty()) {
-            buffer = std::move(free_.back());
+            *held = std::move(free_.back());
             free_.pop_back();
             found = true;
         }
     }
     if (!found) {  // zeroed without the lock
-        buffer = Buffer(static_cast<size_t>(shape_.page_bytes()));
+        *held = Buffer(static_cast<size_t>(shape_.page_bytes()));
         const std::lock_guard lock(mutex_);
         free_.reserve(static_cast<size_t>(n_pages_ + 1));  // so that giving a page back cannot fail
         ++n_pages_;
     }
-    auto* held = new Buffer(std::move(buffer));
-    return {held, [self = shared_from_this()](Buffer* page) {
+    // Should this fail, it hands the page to the function, which puts it back.
+    return {held.release(), [self = shared_from_this()](Buffer* page) {
                 const std::lock_guard lock(self->mutex_);
                 self->free_.push_back(std::move(*page));
                 delete page;

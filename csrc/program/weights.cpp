@@ -5,9 +5,11 @@
 #include <algorithm>
 #include <cerrno>
 #include <chrono>
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <mutex>
+#include <new>
 
 #include "core/error.h"
 #include "kernels/kernels.h"
@@ -20,16 +22,26 @@ namespace {
 // The first failure of a parallel load; the message is written under the lock and read after the region.
 class Failure {
 public:
-    void set(ErrorKind kind, std::string message) {
+    // message() -> std::string. Nothing may throw inside a region, so a message for which there is no memory is one,
+    // too.
+    template <class F>
+    void set(ErrorKind kind, const F& message) noexcept {
         const std::lock_guard lock(mutex_);
-        if (message_.empty()) kind_ = kind, message_ = std::move(message);
+        if (failed_) return;
+        failed_ = true, kind_ = kind;
+        try {
+            message_ = message();
+        } catch (const std::bad_alloc&) {
+            kind_ = ErrorKind::kOutOfMemory;
+        }
     }
     void rethrow() const {
-        if (!message_.empty()) throw Error(kind_, message_);
+        if (failed_) throw Error(kind_, message_.empty() ? "loading: could not allocate memory" : message_);
     }
 
 private:
     std::mutex mutex_;
+    bool failed_ = false;
     ErrorKind kind_{};
     std::string message_;
 };
@@ -41,11 +53,14 @@ bool read_fully(const Source& source, int64_t offset, int64_t bytes, std::byte* 
         const ssize_t got = pread(source.fd, out, static_cast<size_t>(bytes), source.offset + offset);
         if (got < 0 && errno == EINTR) continue;
         if (got <= 0) {
+            const int error = errno;
             if (got < 0)
-                failure.set(ErrorKind::kOs, "reading tensor " + source.name + ": " + std::strerror(errno));
+                failure.set(ErrorKind::kOs,
+                            [&] { return "reading tensor " + source.name + ": " + std::strerror(error); });
             else
-                failure.set(ErrorKind::kModelFormat,
-                            "tensor " + source.name + ": the file ends " + std::to_string(bytes) + " bytes early");
+                failure.set(ErrorKind::kModelFormat, [&] {
+                    return "tensor " + source.name + ": the file ends " + std::to_string(bytes) + " bytes early";
+                });
             return false;
         }
         bytes -= got, offset += got, out += got;
@@ -67,7 +82,7 @@ bool out_of_range(const std::byte* data, int64_t bytes, Format format) {
     return false;
 }
 
-// A thread's staging memory: raw file bytes, and the same as floats when the file holds halves.
+// A thread's staging memory: raw file bytes, and the same as floats when the file holds another type.
 struct Staging {
     std::unique_ptr<std::byte[]> raw;
     std::unique_ptr<float[]> floats;
@@ -77,10 +92,18 @@ struct Staging {
         raw.reset(new std::byte[static_cast<size_t>(elements * dtype_bytes(dtype))]);
         if (dtype != DType::kF32) floats.reset(new float[static_cast<size_t>(elements)]);
     }
-    const float* convert(int64_t n, DType dtype) {
-        if (dtype == DType::kF32) return reinterpret_cast<const float*>(raw.get());
-        to_float(raw.get(), dtype, n, floats.get());
-        return floats.get();
+    // The first n elements of `raw` as floats; null after a number in float64 that float32 cannot hold.
+    const float* convert(int64_t n, const TensorSource& source, Failure& failure) {
+        if (source.dtype == DType::kF32) return reinterpret_cast<const float*>(raw.get());
+        to_float(raw.get(), source.dtype, n, floats.get());
+        double found;
+        if (source.dtype != DType::kF64 || !beyond_float32(raw.get(), floats.get(), n, &found)) return floats.get();
+        failure.set(ErrorKind::kConfig, [&] {
+            char number[32];
+            std::snprintf(number, sizeof number, "%g", found);
+            return "tensor " + source.name + ": expected float64 numbers within the range of float32, got " + number;
+        });
+        return nullptr;
     }
 };
 
@@ -107,7 +130,8 @@ bool load_rows(const TensorSource& source, Weight& weight, int64_t first_row, Th
                 const int64_t first = chunk * rows;
                 const int64_t n = std::min(rows, source.rows - first);
                 if (!read_fully(source, first * size, n * size, staging.raw.get(), failure)) return;
-                const float* src = staging.convert(n * source.columns, source.dtype);
+                const float* src = staging.convert(n * source.columns, source, failure);
+                if (src == nullptr) return;
                 pack_table(src, n, kernels, weight, first_row + first, staging.room.get());
             });
         },
@@ -134,7 +158,8 @@ bool load_matrix(const TensorSource& source, Weight& weight, int64_t first_colum
                 const int64_t first = chunk * lines_per_chunk;
                 const int64_t n = std::min(lines_per_chunk, lines - first);
                 if (!read_fully(source, first * length * size, n * length * size, staging.raw.get(), failure)) return;
-                const float* src = staging.convert(n * length, source.dtype);
+                const float* src = staging.convert(n * length, source, failure);
+                if (src == nullptr) return;
                 if (wait)
                     std::memcpy(whole.get() + first * length, src, static_cast<size_t>(n * length) * sizeof(float));
                 else if (source.transposed)
@@ -217,8 +242,10 @@ const Weight& Weights::add_packed(const std::string& name, Weight::Use use, Form
                     std::byte* to = buffers[i]->data() + first;
                     if (!read_fully(parts[i], first, n, to, failure)) return;
                     if (i == 0 && out_of_range(to, n, format))
-                        failure.set(ErrorKind::kModelFormat, "tensor " + parts[i].name + ": holds no packed " +
-                                                                 (format == Format::kInt8 ? "int8" : "int4"));
+                        failure.set(ErrorKind::kModelFormat, [&] {
+                            return "tensor " + parts[i].name + ": holds no packed " +
+                                   (format == Format::kInt8 ? "int8" : "int4");
+                        });
                 });
             },
             poll);

@@ -147,9 +147,18 @@ bool Team::stopped() {
         if (now >= shared_.next_poll) {
             shared_.next_poll = now + kPollPeriod;
             if ((*shared_.poll)()) shared_.stop.store(true);
+            if (shared_.generation != fork_generation()) go_on_alone();
         }
     }
     return shared_.stop.load(std::memory_order_relaxed);
+}
+
+// A signal handler forked, and this is the child: the other threads do not exist here, and what they were writing is
+// half done. The region ends without them.
+void Team::go_on_alone() {
+    shared_.stop.store(true);
+    shared_.arrived.store(0);
+    size_ = 1;
 }
 
 void Team::barrier() {

@@ -55,6 +55,7 @@ private:
     struct Shared;
     Team(Shared& shared, int index, int size) : shared_(shared), index_(index), size_(size) {}
     std::atomic<int64_t>& next_counter();
+    void go_on_alone();
     Shared& shared_;
     int index_, size_;
     uint32_t phase_ = 0;
@@ -70,7 +71,8 @@ public:
     int size() const { return size_; }
 
     // Runs `body`, which must not throw, once on every thread; the caller is thread 0. `poll` is called by the caller
-    // every 50 ms or so; if it returns true the region stops. Returns false if it was stopped. One caller at a time.
+    // every 50 ms or so; if it returns true the region stops. Returns false if it was stopped, as it is in the child of
+    // a fork that `poll` made: the other threads do not exist there. One caller at a time.
     bool run(const std::function<void(Team&)>& body, const std::function<bool()>& poll = {});
 
     // The same on the calling thread alone, for work too small to be worth waking anyone.

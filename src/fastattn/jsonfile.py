@@ -1,31 +1,187 @@
-"""Small JSON files that come with a model (tokenizers, modules): bounded, and typed errors that name the file."""
+"""JSON of files that somebody else wrote: bounded in size, values and depth, with typed errors that name the file.
+
+The bounds are checked by a few passes of C code before anything is built, so that a hostile file costs no more than
+reading it.
+"""
 
 from __future__ import annotations
 
 import json
+import logging
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from fastattn.checks import quote
 from fastattn.errors import ModelFormatError
+from fastattn.files import FileSet, SourceFile
 
-_MAX_BYTES = 64 * 2**20
+JsonValue = dict[str, "JsonValue"] | list["JsonValue"] | str | int | float | bool | None
+
+_BOM = "\ufeff"
+_OTHER_ENCODINGS = ((b"\xff\xfe", "UTF-16"), (b"\xfe\xff", "UTF-16"))
+_NOT_STRUCTURE = bytes(byte for byte in range(256) if byte not in b",[]{}")
+_log = logging.getLogger("fastattn")
 
 
-def read_json(path: Path) -> Any:
-    """The value in a JSON file of at most 64 MiB."""
-    if path.stat().st_size > _MAX_BYTES:
-        raise ModelFormatError(f"{path}: expected at most {_MAX_BYTES} bytes", path=str(path), code="too_large")
+@dataclass(frozen=True, slots=True)
+class JsonLimits:
+    """The largest text that is parsed. n_values counts keys with their values, items of lists, and the containers."""
+
+    n_bytes: int
+    n_values: int
+    depth: int
+
+
+# The largest published tokenizer.json take 33 MB and two million values (Gemma: 262,144 tokens, 580,604 merges).
+TOKENIZER_LIMITS = JsonLimits(n_bytes=64 << 20, n_values=4_000_000, depth=100)
+# A config.json is some kilobytes; with the names of 100,000 classes, twice, it takes 6 MB and 200,000 values.
+CONFIG_LIMITS = JsonLimits(n_bytes=16 << 20, n_values=500_000, depth=16)
+
+
+class JsonError(ValueError):
+    """Not the JSON that was expected; `code` is a short stable word."""
+
+    def __init__(self, message: str, code: str = "json") -> None:
+        super().__init__(message)
+        self.code = code
+
+
+def parse_strict(data: bytes, limits: JsonLimits = CONFIG_LIMITS) -> JsonValue:
+    """The value of UTF-8 JSON text as the standard has it: no byte order mark, duplicate key, NaN or infinity.
+
+    Raises JsonError.
+    """
+    text = _decode(data)
+    if text.startswith(_BOM):
+        raise JsonError("expected no byte order mark", "utf8")
+    check_limits(data, limits)
+    return _load(text, unique=_unique, constant=_no_constant)
+
+
+def parse_lenient(data: bytes, where: str, limits: JsonLimits = CONFIG_LIMITS) -> JsonValue:
+    """The value of JSON text as Python reads it: NaN and infinity are numbers, and the last of duplicate keys counts.
+
+    A byte order mark is skipped. Duplicate keys with different values are logged with `where`. Raises JsonError.
+    """
+    text = _decode(data).removeprefix(_BOM)
+    check_limits(data, limits)
+    duplicates: list[str] = []
+
+    def last(pairs: list[tuple[str, JsonValue]]) -> dict[str, JsonValue]:
+        result = dict(pairs)
+        if len(result) < len(pairs):
+            duplicates.extend(key for key, value in pairs if not _same(result[key], value))
+        return result
+
+    value = _load(text, unique=last, constant=float)
+    if duplicates:
+        names = ", ".join(quote(name, 60) for name in dict.fromkeys(duplicates[:20]))
+        _log.warning("%s: duplicate keys, the last one counts: %s", where, names)
+    return value
+
+
+def _same(a: JsonValue, b: JsonValue) -> bool:
+    return type(a) is type(b) and (a == b or (a != a and b != b))
+
+
+def _decode(data: bytes) -> str:
+    for start, name in _OTHER_ENCODINGS:
+        if data.startswith(start):
+            raise JsonError(f"expected UTF-8, got {name}; save the file as UTF-8", "utf8")
     try:
-        return json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise ModelFormatError(f"{path}: invalid JSON: {error}", path=str(path), code="json") from error
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise JsonError(f"expected UTF-8, got {error.reason} at byte {error.start}", "utf8") from None
+    if "\0" in text:
+        raise JsonError(f"expected text, got NUL at character {text.index(chr(0))}", "utf8")
+    return text
 
 
-def read_json_object(path: Path) -> dict[str, Any]:
-    """The object in a JSON file, {} where there is no file."""
-    if not path.is_file():
+def _load(text: str, *, unique: Any, constant: Any) -> JsonValue:
+    try:
+        value: JsonValue = json.loads(text, object_pairs_hook=unique, parse_constant=constant)
+    except json.JSONDecodeError as error:
+        raise JsonError(f"invalid JSON: {error}") from None
+    except ValueError as error:  # of an integer with thousands of digits; all others pass, as those of signal handlers
+        if type(error) is not ValueError or "integer string conversion" not in str(error):
+            raise
+        raise JsonError("invalid JSON: an integer has too many digits") from None
+    return value
+
+
+def check_limits(data: bytes, limits: JsonLimits) -> None:
+    """Refuse text with too many bytes or values or too deep nesting, without a step of Python per character.
+
+    Raises JsonError.
+    """
+    if len(data) > limits.n_bytes:
+        raise JsonError(f"expected at most {limits.n_bytes} bytes, got {len(data)}", "too_large")
+    if b"\\" in data:  # escaped quotes end no string; a run of backslashes begins with one that is not escaped
+        data = data.replace(b"\\\\", b"").replace(b'\\"', b"")
+    text = np.frombuffer(data, np.uint8)
+    in_string = np.bitwise_xor.accumulate(text == ord('"'))
+    structure = text[~in_string].tobytes().translate(None, _NOT_STRUCTURE)
+    n_opened = structure.count(b"[") + structure.count(b"{")
+    n_values = structure.count(b",") + n_opened
+    if n_opened > limits.depth:
+        brackets = np.frombuffer(structure.translate(None, b","), np.uint8)[: 2 * limits.n_values]
+        opened = (brackets == ord("[")) | (brackets == ord("{"))
+        if np.cumsum(np.where(opened, np.int8(1), np.int8(-1)), dtype=np.int32).max() > limits.depth:
+            raise JsonError(f"expected nesting of at most {limits.depth}, got more", "depth")
+    # What is left out above is refused here, or closes more brackets than were opened, where the parser stops.
+    if n_values > limits.n_values:
+        raise JsonError(f"expected at most {limits.n_values} values, got at least {n_values}", "too_large")
+
+
+def _unique(pairs: list[tuple[str, JsonValue]]) -> dict[str, JsonValue]:
+    result = dict(pairs)
+    if len(result) < len(pairs):
+        seen: set[str] = set()
+        for key, _ in pairs:
+            if key in seen:
+                raise JsonError(f"duplicate key {quote(key)}", "duplicate_key")
+            seen.add(key)
+    return result
+
+
+def _no_constant(name: str) -> JsonValue:
+    raise JsonError(f"expected JSON numbers, got {name}")
+
+
+def read_bounded(file: SourceFile, limit: int) -> bytes:
+    """The bytes of a file of at most `limit`. Raises ModelFormatError."""
+    if file.size > limit:
+        raise ModelFormatError(
+            f"{file.path}: expected at most {limit} bytes, got {file.size}", path=str(file.path), code="file_too_large"
+        )
+    return file.read(file.size)
+
+
+def read_json(path: Path, *, files: FileSet | None = None, limits: JsonLimits = TOKENIZER_LIMITS) -> Any:
+    """The value in a JSON file, read as `parse_lenient` says. files: the set that the file belongs to, if to one.
+
+    Raises ModelFormatError, OSError.
+    """
+    with FileSet() as own:
+        file = (own if files is None else files).open(path)
+        data = read_bounded(file, limits.n_bytes)
+    try:
+        return parse_lenient(data, str(path), limits)
+    except JsonError as error:
+        raise ModelFormatError(f"{path}: {error}", path=str(path), code=error.code) from None
+
+
+def read_json_object(
+    path: Path, *, files: FileSet | None = None, limits: JsonLimits = TOKENIZER_LIMITS
+) -> dict[str, Any]:
+    """The object in a JSON file, {} where there is no file. Raises ModelFormatError, OSError."""
+    try:
+        found = read_json(path, files=files, limits=limits)
+    except FileNotFoundError:
         return {}
-    found = read_json(path)
     if not isinstance(found, dict):
         raise ModelFormatError(f"{path}: expected a JSON object, got {type(found).__name__}", path=str(path))
     return found

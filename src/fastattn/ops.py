@@ -13,11 +13,13 @@ It may share memory with the inputs: the result is as if it had been computed as
 NaN and infinity propagate within their own row (softmax, layer_norm), element (gelu), output row or column (linear,
 matmul) or query row (attention).
 
-Errors: DTypeError for a wrong type, InputError for a wrong shape or value.
+Errors: DTypeError for a wrong type, InputError for a wrong shape or value, MemoryError where there is no room for a
+result. All arguments are checked before an array is copied or a result computed; `out` is as before after an error.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 import sys
 from collections.abc import Sequence
@@ -27,6 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastattn import _core
+from fastattn.checks import check_choice, check_count, check_flag, check_number, quote
 from fastattn.errors import DTypeError, InputError
 
 Array: TypeAlias = NDArray[np.float32]
@@ -40,6 +43,10 @@ def __dir__() -> list[str]:
 
 _MAX_HEAD_DIM = 256  # kMaxHeadDim of csrc/kernels/kernels.h
 _MAX_DIM = 2**31 - 1  # the kernels count rows and columns in int32
+_MAX_AXES = 64  # of a numpy array
+_MAX_BYTES = 2**63 - 1
+_MAX_FLOAT32 = float(np.finfo(np.float32).max)
+_KINDS = {"none": "gelu_erf", "tanh": "gelu_tanh"}
 
 
 def linear(input: Array, weight: Array, bias: Array | None = None, *, out: Array | None = None) -> Array:
@@ -50,25 +57,28 @@ def linear(input: Array, weight: Array, bias: Array | None = None, *, out: Array
     """
     x, w = _array("input", input, at_least=1), _array("weight", weight, at_least=1)
     if w.ndim > 2:
-        raise InputError(f"weight: expected [out_features, in_features] or [in_features], got shape {w.shape}")
+        raise InputError(f"weight: expected [out_features, in_features] or [in_features], got shape {_shape(w.shape)}")
     if x.shape[-1] != w.shape[-1]:
         raise InputError(
-            f"weight: expected in_features {x.shape[-1]}, the last axis of input {x.shape}, got shape {w.shape}"
+            f"weight: expected in_features {x.shape[-1]}, the last axis of input {_shape(x.shape)}, "
+            f"got shape {_shape(w.shape)}"
         )
     b = None if bias is None else _array("bias", bias)
     if b is not None and b.shape != w.shape[:-1]:
-        raise InputError(f"bias: expected shape {w.shape[:-1]}, got {b.shape}")
+        raise InputError(f"bias: expected shape {w.shape[:-1]}, got {_shape(b.shape)}")
     shape = (*x.shape[:-1], *w.shape[:-1])
-    direct = _direct_out(out, shape, (x, w, b))
+    _check_result(shape, out)
     n, k = math.prod(w.shape[:-1]), w.shape[-1]
     m = math.prod(x.shape[:-1])
-    if direct is not None and m and n and k:
-        _core.linear(x.reshape(m, k), w.reshape(n, k), None if b is None else b.reshape(n), direct.reshape(m, n))
-        return direct
+    flat_bias = None if b is None else _dense(b).reshape(n)
     if m and n and k:
-        y: Array = _core.linear(x.reshape(m, k), w.reshape(n, k), None if b is None else b.reshape(n), None)
+        direct = _direct_out(out, (x, w, b))
+        target = None if direct is None else direct.reshape(m, n)
+        y: Array = _core.linear(_dense(x).reshape(m, k), _dense(w).reshape(n, k), flat_bias, target)
+        if direct is not None:
+            return direct
     else:
-        y = np.zeros((m, n), np.float32) + (0 if b is None else b.reshape(n))
+        y = np.zeros((m, n), np.float32) + (0 if flat_bias is None else flat_bias)
     return _give(y.reshape(shape), out)
 
 
@@ -83,10 +93,13 @@ def matmul(input: Array, other: Array, *, out: Array | None = None) -> Array:
     b2 = b if columns else b[:, np.newaxis]
     (m, k), n = a2.shape[-2:], b2.shape[-1]
     if b2.shape[-2] != k:
-        raise InputError(f"other: expected {k} rows, the last axis of input {a.shape}, got shape {b.shape}")
+        raise InputError(
+            f"other: expected {k} rows, the last axis of input {_shape(a.shape)}, got shape {_shape(b.shape)}"
+        )
     batch = _broadcast("other", a2.shape[:-2], b2.shape[:-2])
-    y = _batched_product(a2, b2, batch, (m, k, n))
     shape = (*batch, *((m,) if rows else ()), *((n,) if columns else ()))
+    _check_result(shape, out)
+    y = _batched_product(a2, b2, batch, (m, k, n))
     return _give(y.reshape(shape), out)
 
 
@@ -96,13 +109,13 @@ def _batched_product(a: Array, b: Array, batch: tuple[int, ...], mkn: tuple[int,
     if not (count and m and n and k):
         return np.zeros((*batch, m, n), np.float32)
     if math.prod(b.shape[:-2]) == 1:  # one matrix for all: one product
-        wide = np.ascontiguousarray(np.broadcast_to(a, (*batch, m, k))).reshape(count * m, k)
-        one: Array = _core.matmul(wide, b.reshape(k, n))
+        wide = _dense(np.broadcast_to(a, (*batch, m, k))).reshape(count * m, k)
+        one: Array = _core.matmul(wide, _dense(b).reshape(k, n))
         return one
     y = np.empty((*batch, m, n), np.float32)
     a_all, b_all = np.broadcast_to(a, (*batch, m, k)), np.broadcast_to(b, (*batch, k, n))
-    for i in np.ndindex(batch):
-        y[i] = _core.matmul(np.ascontiguousarray(a_all[i]), np.ascontiguousarray(b_all[i]))
+    for i in itertools.product(*map(range, batch)):
+        y[i] = _core.matmul(_dense(a_all[i]), _dense(b_all[i]))
     return y
 
 
@@ -122,29 +135,27 @@ def layer_norm(
     x = _array("input", input, at_least=1)
     shape = _normalized_shape(normalized_shape)
     if not shape or x.shape[-len(shape) :] != shape:
-        raise InputError(f"normalized_shape: expected the last axes of input {x.shape}, got {shape}")
+        raise InputError(f"normalized_shape: expected the last axes of input {_shape(x.shape)}, got {_shape(shape)}")
     parts = {"weight": weight, "bias": bias}
     flat = {name: None if p is None else _array(name, p) for name, p in parts.items()}
     for name, part in flat.items():
         if part is not None and part.shape != shape:
-            raise InputError(f"{name}: expected shape {shape}, got {part.shape}")
-    if not isinstance(eps, int | float | np.floating | np.integer) or isinstance(eps, bool):
-        raise DTypeError(f"eps: expected a number, got {type(eps).__name__}")
-    if not (math.isfinite(eps) and eps >= 0):
-        raise InputError(f"eps: expected a finite number of at least 0, got {eps!r}")
+            raise InputError(f"{name}: expected shape {_shape(shape)}, got {_shape(part.shape)}")
+    added = check_number("eps", eps, low=0, high=_MAX_FLOAT32)
+    _check_result(x.shape, out)
     if x.size == 0:
         return _give(np.empty(x.shape, np.float32), out)
-    w, b = (None if p is None else p.reshape(-1) for p in flat.values())
-    y = _core.layer_norm(x.reshape(-1, math.prod(shape)), w, b, float(eps))
+    w, b = (None if p is None else _dense(p).reshape(-1) for p in flat.values())
+    y = _core.layer_norm(_dense(x).reshape(-1, math.prod(shape)), w, b, added)
     return _give(y.reshape(x.shape), out)
 
 
 def _normalized_shape(value: Any) -> tuple[int, ...]:
-    axes = tuple(value) if isinstance(value, list | tuple | np.ndarray) and np.ndim(value) else (value,)
-    for axis in axes:
-        if isinstance(axis, bool) or not isinstance(axis, int | np.integer):
-            raise DTypeError(f"normalized_shape: expected integers, got {type(axis).__name__}")
-    return tuple(map(int, axes))
+    many = isinstance(value, list | tuple) or (isinstance(value, np.ndarray) and value.ndim == 1)
+    if many and len(value) > _MAX_AXES:
+        raise InputError(f"normalized_shape: expected at most {_MAX_AXES} axes, got {len(value)}")
+    axes = tuple(value) if many else (value,)
+    return tuple(check_count("normalized_shape", axis, high=_MAX_DIM) for axis in axes)
 
 
 def softmax(input: Array, dim: int = -1, *, out: Array | None = None) -> Array:
@@ -152,24 +163,24 @@ def softmax(input: Array, dim: int = -1, *, out: Array | None = None) -> Array:
 
     A row of -inf alone gives zeros (torch: NaN).
     """
-    return _give(_softmax(input, dim, log=False), out)
+    return _softmax(input, dim, out, log=False)
 
 
 def log_softmax(input: Array, dim: int = -1, *, out: Array | None = None) -> Array:
     """The logarithm of softmax along `dim`, computed without taking the logarithm of a small number. -> as input."""
-    return _give(_softmax(input, dim, log=True), out)
+    return _softmax(input, dim, out, log=True)
 
 
-def _softmax(input: Array, dim: int, *, log: bool) -> Array:
+def _softmax(input: Array, dim: int, out: Array | None, *, log: bool) -> Array:
     x = _array("input", input)
-    axis = _axis(dim, x.ndim)
+    axes = max(x.ndim, 1)  # torch takes dim 0 and -1 of a scalar
+    axis = check_count("dim", dim, low=-axes, high=axes - 1) % axes
+    _check_result(x.shape, out)
     if x.size == 0:
-        return np.empty(x.shape, np.float32)
-    if x.ndim == 0:
-        x = x.reshape(1)
-    moved = np.ascontiguousarray(np.moveaxis(x, axis, -1))
+        return _give(np.empty(x.shape, np.float32), out)
+    moved = _dense(np.moveaxis(x.reshape(x.shape or (1,)), axis, -1))
     y = _core.softmax(moved.reshape(-1, moved.shape[-1]), log).reshape(moved.shape)
-    return np.ascontiguousarray(np.moveaxis(y, -1, axis)).reshape(input.shape)
+    return _give(np.ascontiguousarray(np.moveaxis(y, -1, axis)).reshape(x.shape), out)
 
 
 def gelu(input: Array, approximate: Literal["none", "tanh"] = "none", *, out: Array | None = None) -> Array:
@@ -178,12 +189,11 @@ def gelu(input: Array, approximate: Literal["none", "tanh"] = "none", *, out: Ar
     approximate: "none" uses erf, as BERT does; "tanh" the tanh formula, as GPT-2 does.
     """
     x = _array("input", input)
-    kinds = {"none": "gelu_erf", "tanh": "gelu_tanh"}
-    if approximate not in kinds:
-        raise InputError(f'approximate: expected "none" or "tanh", got {approximate!r}')
+    kind = _KINDS[check_choice("approximate", approximate, _KINDS)]
+    _check_result(x.shape, out)
     if x.size == 0:
         return _give(np.empty(x.shape, np.float32), out)
-    return _give(_core.activation(x.reshape(-1), kinds[approximate]).reshape(x.shape), out)
+    return _give(_core.activation(_dense(x).reshape(-1), kind).reshape(x.shape), out)
 
 
 def scaled_dot_product_attention(
@@ -212,14 +222,16 @@ def scaled_dot_product_attention(
     """
     q, k, v = (_array(n, a, at_least=2) for n, a in (("query", query), ("key", key), ("value", value)))
     _check_attention(q, k, v)
-    if dropout_p != 0:
-        raise InputError(f"dropout_p: expected 0 (inference only), got {dropout_p!r}")
-    if is_causal and attn_mask is not None:
+    if check_number("dropout_p", dropout_p) != 0:
+        raise InputError(f"dropout_p: expected 0 (inference only), got {quote(dropout_p)}")
+    causal = check_flag("is_causal", is_causal)
+    if causal and attn_mask is not None:
         raise InputError("attn_mask: expected None with is_causal=True, got an array")
     head_dim, value_dim = q.shape[-1], v.shape[-1]
     factor = _scale(scale, head_dim)
-    lead, kv_lead = _attention_axes(q, k, v, enable_gqa=enable_gqa)
+    lead, kv_lead = _attention_axes(q, k, v, enable_gqa=check_flag("enable_gqa", enable_gqa))
     shape = (*lead, q.shape[-2], value_dim)
+    _check_result(shape, out)
     mask = None if attn_mask is None else _mask(attn_mask, (*lead, q.shape[-2], k.shape[-2]))
     if math.prod(shape) == 0:
         return _give(np.empty(shape, np.float32), out)
@@ -228,19 +240,23 @@ def scaled_dot_product_attention(
     # Zero columns change no score and no output, so that one kernel serves value_dim != head_dim.
     width = max(head_dim, value_dim)
     y = _core.attention(
-        _heads(q, lead, width), _heads(k, kv_lead, width), _heads(v, kv_lead, width), mask, bool(is_causal), factor
+        _heads(q, lead, width), _heads(k, kv_lead, width), _heads(v, kv_lead, width), mask, causal, factor
     )
     return _give(np.ascontiguousarray(y[..., :value_dim]).reshape(shape), out)
 
 
 def _check_attention(q: Array, k: Array, v: Array) -> None:
     if k.shape[-1] != q.shape[-1]:
-        raise InputError(f"key: expected head_dim {q.shape[-1]} of query {q.shape}, got shape {k.shape}")
+        raise InputError(
+            f"key: expected head_dim {q.shape[-1]} of query {_shape(q.shape)}, got shape {_shape(k.shape)}"
+        )
     if v.shape[-2] != k.shape[-2]:
-        raise InputError(f"value: expected kv_len {k.shape[-2]} of key {k.shape}, got shape {v.shape}")
+        raise InputError(f"value: expected kv_len {k.shape[-2]} of key {_shape(k.shape)}, got shape {_shape(v.shape)}")
     for name, array in (("query", q), ("value", v)):
         if array.shape[-1] > _MAX_HEAD_DIM:
-            raise InputError(f"{name}: expected a last axis of at most {_MAX_HEAD_DIM}, got shape {array.shape}")
+            raise InputError(
+                f"{name}: expected a last axis of at most {_MAX_HEAD_DIM}, got shape {_shape(array.shape)}"
+            )
 
 
 def _attention_axes(q: Array, k: Array, v: Array, *, enable_gqa: bool) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -250,10 +266,11 @@ def _attention_axes(q: Array, k: Array, v: Array, *, enable_gqa: bool) -> tuple[
         lead = _broadcast("key", q.shape[:-2], kv)
         return lead, lead
     if min(q.ndim, k.ndim, v.ndim) < 3:
-        raise InputError(f"enable_gqa: expected a head axis, got query {q.shape}, key {k.shape}, value {v.shape}")
+        shapes = f"query {_shape(q.shape)}, key {_shape(k.shape)}, value {_shape(v.shape)}"
+        raise InputError(f"enable_gqa: expected a head axis, got {shapes}")
     n_head, n_kv_head = q.shape[-3], k.shape[-3]
     if v.shape[-3] != n_kv_head:
-        raise InputError(f"value: expected {n_kv_head} heads as key {k.shape} has, got shape {v.shape}")
+        raise InputError(f"value: expected {n_kv_head} heads as key {_shape(k.shape)} has, got shape {_shape(v.shape)}")
     if n_kv_head == 0 or n_head % n_kv_head:
         raise InputError(f"key: expected a number of heads that divides query's {n_head}, got {n_kv_head}")
     batch = _broadcast("key", q.shape[:-3], _broadcast("value", k.shape[:-3], v.shape[:-3]))
@@ -266,7 +283,7 @@ def _heads(x: Array, lead: tuple[int, ...], width: int) -> Array:
     y = np.broadcast_to(x, (*lead, length, dim)).reshape((*_batch_heads(lead), length, dim))
     if dim < width:
         y = np.pad(y, ((0, 0), (0, 0), (0, 0), (0, width - dim)))
-    return np.ascontiguousarray(y)
+    return _dense(y)
 
 
 def _batch_heads(lead: tuple[int, ...]) -> tuple[int, int]:
@@ -275,95 +292,107 @@ def _batch_heads(lead: tuple[int, ...]) -> tuple[int, int]:
 
 def _mask(mask: Any, shape: tuple[int, ...]) -> Array:
     """The mask as additive float32 [batch or 1, n_head or 1, q_len, kv_len]."""
-    if not isinstance(mask, np.ndarray):
-        raise DTypeError(f"attn_mask: expected a bool or float32 numpy array, got {type(mask).__name__}")
-    is_bool = mask.dtype == np.bool_
-    added = np.where(mask, np.float32(0), np.float32(-np.inf)) if is_bool else _array("attn_mask", mask)
-    if added.ndim > len(shape) or _try_broadcast(added.shape, shape) != shape:
-        raise InputError(f"attn_mask: expected a shape that broadcasts to {shape}, got {mask.shape}")
-    lead = (1,) * (len(shape) - added.ndim) + added.shape[:-2]
+    _check_plain("attn_mask", mask, "a bool or float32")
+    if mask.dtype != np.bool_:
+        _array("attn_mask", mask)
+    if mask.ndim > len(shape) or _try_broadcast(mask.shape, shape) != shape:
+        raise InputError(f"attn_mask: expected a shape that broadcasts to {_shape(shape)}, got {_shape(mask.shape)}")
+    lead = (1,) * (len(shape) - mask.ndim) + mask.shape[:-2]
     one = all(n == 1 for n in lead[: len(shape) - 3])
     full = (*((1,) * (len(shape) - 3) if one else shape[:-3]), *lead[max(len(shape) - 3, 0) : len(shape) - 2])
-    y = np.broadcast_to(added, (*full, *shape[-2:])).reshape((*_batch_heads(full), *shape[-2:]))
-    return np.ascontiguousarray(y)
+    y = np.broadcast_to(mask, (*full, *shape[-2:])).reshape((*_batch_heads(full), *shape[-2:]))
+    return _dense(np.where(y, np.float32(0), np.float32(-np.inf)) if mask.dtype == np.bool_ else y)
 
 
 def _scale(scale: float | None, head_dim: int) -> float:
     if scale is None:
         return 1.0 / math.sqrt(head_dim) if head_dim else 1.0
-    if isinstance(scale, bool) or not isinstance(scale, int | float | np.floating | np.integer):
-        raise DTypeError(f"scale: expected a number or None, got {type(scale).__name__}")
-    if not math.isfinite(scale):
-        raise InputError(f"scale: expected a finite number, got {scale!r}")
-    return float(scale)
+    return check_number("scale", scale, low=-_MAX_FLOAT32, high=_MAX_FLOAT32)
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    """A shape for an error message."""
+    return str(shape) if len(shape) <= 8 else f"{str(shape[:8])[:-1]}, ...) of {len(shape)} axes"
+
+
+def _check_plain(name: str, array: Any, expected: str) -> None:
+    """Refuse what is no array, and an array whose mask would be lost."""
+    if not isinstance(array, np.ndarray):
+        raise DTypeError(f"{name}: expected {expected} numpy array, got {type(array).__name__}")
+    masked = sys.modules.get("numpy.ma")  # np.ma would import it, and a fork meanwhile would hang in the child
+    if masked is not None and isinstance(array, masked.MaskedArray):
+        raise DTypeError(f"{name}: expected {expected} numpy array, got a masked array; call .filled() first")
 
 
 def _array(name: str, array: Any, *, at_least: int = 0) -> Array:
-    """The array as aligned, C-contiguous float32 of this machine's byte order: itself, or one copy."""
-    if not isinstance(array, np.ndarray):
-        raise DTypeError(f"{name}: expected a float32 numpy array, got {type(array).__name__}")
-    masked = sys.modules.get("numpy.ma")  # np.ma would import it, and a fork meanwhile would hang in the child
-    if masked is not None and isinstance(array, masked.MaskedArray):
-        raise DTypeError(f"{name}: expected a float32 numpy array, got a masked array; call .filled() first")
+    """The array once its type and lengths are checked. Any layout, and either byte order; see `_dense`."""
+    _check_plain(name, array, "a float32")
     if array.dtype.newbyteorder("=") != np.float32:
         raise DTypeError(
-            f"{name}: expected float32, got {array.dtype} {array.shape}; convert it with .astype(numpy.float32)"
+            f"{name}: expected float32, got {_dtype(array)} {_shape(array.shape)}; "
+            "convert it with .astype(numpy.float32)"
         )
     if array.ndim < at_least:
-        raise InputError(f"{name}: expected at least {at_least} axes, got shape {array.shape}")
+        raise InputError(f"{name}: expected at least {at_least} axes, got shape {_shape(array.shape)}")
     if any(n > _MAX_DIM for n in array.shape):
-        raise InputError(f"{name}: expected axes of at most {_MAX_DIM}, got shape {array.shape}")
-    return np.require(array, np.float32, ("C", "A")).view(np.ndarray)
+        raise InputError(f"{name}: expected axes of at most {_MAX_DIM}, got shape {_shape(array.shape)}")
+    plain: Array = array.view(np.ndarray)
+    return plain
 
 
-def _axis(dim: int, ndim: int) -> int:
-    if isinstance(dim, bool) or not isinstance(dim, int | np.integer):
-        raise DTypeError(f"dim: expected an integer, got {type(dim).__name__}")
-    axes = max(ndim, 1)  # torch takes dim 0 and -1 of a scalar
-    if not -axes <= dim < axes:
-        raise InputError(f"dim: expected {-axes} to {axes - 1}, got {dim}")
-    return int(dim) % axes
+def _dtype(array: NDArray[Any]) -> str:
+    """A dtype for an error message."""
+    fields = array.dtype.names
+    return str(array.dtype) if fields is None else f"a record of {len(fields)} fields"
+
+
+def _dense(array: Array) -> Array:
+    """The array as aligned, C-contiguous float32 of this machine's byte order: itself, or one copy."""
+    dense: Array = np.require(array, np.float32, ("C", "A"))
+    return dense
 
 
 def _try_broadcast(a: tuple[int, ...], b: tuple[int, ...]) -> tuple[int, ...] | None:
-    try:
-        return np.broadcast_shapes(a, b)
-    except ValueError:
+    """The shape that both broadcast to; numpy.broadcast_shapes takes no more than 32 axes."""
+    ones = (1,) * abs(len(a) - len(b))
+    a, b = (ones + a, b) if len(a) < len(b) else (a, ones + b)
+    if any(n != m and 1 not in (n, m) for n, m in zip(a, b, strict=True)):
         return None
+    return tuple(m if n == 1 else n for n, m in zip(a, b, strict=True))
 
 
 def _broadcast(name: str, a: tuple[int, ...], b: tuple[int, ...]) -> tuple[int, ...]:
     shape = _try_broadcast(a, b)
     if shape is None:
-        raise InputError(f"{name}: expected leading axes that broadcast with {a}, got {b}")
+        raise InputError(f"{name}: expected leading axes that broadcast with {_shape(a)}, got {_shape(b)}")
     return shape
 
 
-def _check_out(out: Any, shape: tuple[int, ...]) -> None:
-    if not isinstance(out, np.ndarray):
-        raise DTypeError(f"out: expected a float32 numpy array, got {type(out).__name__}")
+def _check_result(shape: tuple[int, ...], out: Any) -> None:
+    """Refuse a result that no array can hold, and an `out` that cannot take it."""
+    if math.prod(shape) * 4 > _MAX_BYTES:
+        raise InputError(f"input: expected a result of at most {_MAX_BYTES} bytes, got shape {_shape(shape)}")
+    if out is None:
+        return
+    _check_plain("out", out, "a float32")
     if out.dtype != np.float32:
-        raise DTypeError(f"out: expected float32, got {out.dtype}")
+        raise DTypeError(f"out: expected float32, got {_dtype(out)}")
     if out.shape != shape:
-        raise InputError(f"out: expected shape {shape}, got {out.shape}")
+        raise InputError(f"out: expected shape {_shape(shape)}, got {_shape(out.shape)}")
     if not out.flags.writeable:
         raise InputError("out: expected a writable array, got a read-only one")
 
 
-def _direct_out(out: Array | None, shape: tuple[int, ...], inputs: tuple[Array | None, ...]) -> Array | None:
-    """`out` if a kernel may write into it: the result's shape, C-contiguous, aligned, no memory shared with inputs."""
-    if out is None:
+def _direct_out(out: Array | None, inputs: tuple[Array | None, ...]) -> Array | None:
+    """`out` if a kernel may write into it: C-contiguous, aligned, no memory shared with inputs."""
+    if out is None or not (out.flags.c_contiguous and out.flags.aligned):
         return None
-    _check_out(out, shape)
-    plain = out.flags.c_contiguous and out.flags.aligned
-    shared = any(x is not None and np.may_share_memory(out, x) for x in inputs)
-    return out if plain and not shared else None
+    return None if any(x is not None and np.may_share_memory(out, x) for x in inputs) else out
 
 
 def _give(result: Array, out: Array | None) -> Array:
     """The result, in `out` if there is one."""
     if out is None:
         return result
-    _check_out(out, result.shape)
     np.copyto(out, result)
     return out

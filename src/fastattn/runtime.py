@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastattn import _core
-from fastattn.checkpoint.files import open_regular
 from fastattn.checkpoint.quantised import PackedWeight
 from fastattn.checkpoint.safetensors import TensorInfo
 from fastattn.errors import ConfigError, InputError
@@ -284,7 +283,7 @@ def _load(
             for part in weight.parts:
                 info = tensors[part]
                 rows, columns = _logical_shape(weight, info)
-                parts.append((opened[info.path], info.offset, info.dtype, rows, columns, weight.transposed, info.name))
+                parts.append((opened[info], info.offset, info.dtype, rows, columns, weight.transposed, info.name))
             engine.load(name, weight.use, formats[name], parts)
 
 
@@ -300,23 +299,24 @@ def _load_packed(engine: _core.Engine, weights: Mapping[str, Weight], packed: Ma
                 raise ConfigError(
                     f"{name}: expected a {weight.use} {list(weight.shape)} in the quantised checkpoint, got {got}"
                 )
-            pieces = [(opened[info.path], info.offset, info.nbytes, info.name) for info in found.pieces]
+            pieces = [(opened[info], info.offset, info.nbytes, info.name) for info in found.pieces]
             engine.load_packed(name, found.use, found.form, weight.shape[0], _columns(weight), pieces)
 
 
 _READ_AS: Mapping[str, tuple[str, ...]] = {"matrix": ("matrix", "table"), "table": ("table",), "vector": ("vector",)}
 
 
-class _Opened(dict[Path, int]):
-    """Descriptors of files, opened when first asked for."""
+class _Opened:
+    """Descriptors of the files that tensors are in, opened when first asked for."""
 
     def __init__(self, stack: contextlib.ExitStack) -> None:
-        super().__init__()
         self._stack = stack
+        self._descriptors: dict[Path, int] = {}
 
-    def __missing__(self, path: Path) -> int:
-        self[path] = self._stack.enter_context(open_regular(path))[0]
-        return self[path]
+    def __getitem__(self, info: TensorInfo) -> int:
+        if info.path not in self._descriptors:
+            self._descriptors[info.path] = self._stack.enter_context(info.opened())
+        return self._descriptors[info.path]
 
 
 def pack_weight(

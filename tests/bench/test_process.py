@@ -19,9 +19,10 @@ from fastattn.bench import process
 from fastattn.bench.libraries import Job
 from fastattn.bench.process import Process, command_of, convert_apart, start
 from tests.reference.checkpoints import write_gpt2
+from tests.reference.hang import HANG_SECONDS
 
 ECHO = "import sys\nfor line in sys.stdin: print(line, end='', flush=True)"
-SOON = 60.0
+SOON = float(HANG_SECONDS)
 
 
 @contextmanager

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from decimal import Decimal
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -290,3 +292,159 @@ def test_57_an_array_that_is_being_read_cannot_be_resized() -> None:
     with pytest.raises(ValueError, match="resize"):
         array.resize((1, 1))
     assert ops.softmax(view).shape == (63, 64)
+
+
+class TestArraysWithoutMemory:
+    """Lengths are checked before anything is copied, allocated or iterated: each of these would take terabytes."""
+
+    LONG = 2**40
+
+    def broadcast(self, value: Any, *shape: int) -> NDArray[Any]:
+        return np.broadcast_to(value, shape)
+
+    @every_op
+    def test_53_a_long_axis_is_refused(self, op: Call) -> None:
+        with pytest.raises(InputError, match="expected axes of at most 2147483647, got shape"):
+            op(self.broadcast(np.float32(1), self.LONG, 16))
+
+    def test_53_shapes_are_compared_before_a_copy(self) -> None:
+        x, wide = example(), self.broadcast(np.float32(1), 2**30, 2**30)
+        calls: list[Callable[[], Any]] = [
+            lambda: ops.linear(wide, x),
+            lambda: ops.linear(x, wide),
+            lambda: ops.matmul(wide, x),
+            lambda: ops.layer_norm(wide, 16),
+            lambda: ops.layer_norm(x, 16, wide),
+            lambda: ops.softmax(wide, 2),
+            lambda: ops.scaled_dot_product_attention(x, wide, wide),
+            lambda: ops.scaled_dot_product_attention(x, x, x, wide),
+            lambda: ops.scaled_dot_product_attention(x, x, x, self.broadcast(np.True_, self.LONG, 8)),
+            lambda: ops.gelu(wide, out=x),
+            lambda: ops.softmax(wide, out=x),
+            lambda: ops.layer_norm(x, self.broadcast(np.int64(16), self.LONG)),
+            lambda: ops.layer_norm(x, [16] * 65),
+        ]
+        for i, call in enumerate(calls):
+            with pytest.raises(InputError) as caught:
+                call()
+            assert len(str(caught.value)) < 200, i
+
+    @pytest.mark.parametrize("shape", [np.empty((2**25, 0), np.int64), np.zeros((1, 1), np.int64)])
+    def test_53_normalized_shape_has_one_axis(self, shape: Any) -> None:
+        with pytest.raises(DTypeError, match=r"^normalized_shape: expected int, got ndarray of int64 with shape"):
+            ops.layer_norm(example(), shape)
+
+    def test_53_a_result_that_no_array_can_hold(self) -> None:
+        rows, columns = np.empty((2**31 - 1, 0), np.float32), np.empty((0, 2**31 - 1), np.float32)
+        for call in (lambda: ops.matmul(rows, columns), lambda: ops.linear(rows, rows)):
+            with pytest.raises(InputError, match="expected a result of at most"):
+                call()
+
+    def test_54_many_empty_rows(self) -> None:
+        x = np.empty((2**25, 0), np.float32)
+        assert ops.softmax(x).shape == x.shape
+        assert ops.gelu(x).shape == x.shape
+        assert ops.layer_norm(x, 0).shape == x.shape
+
+
+@pytest.mark.skipif(int(np.__version__.split(".")[0]) < 2, reason="numpy 1 has at most 32 axes")
+def test_51_arrays_of_many_axes() -> None:
+    """numpy's own broadcasting of shapes takes at most 32."""
+    x = example()
+    many = x.reshape(*(1,) * 30, 2, *(1,) * 30, 4, 16)
+    for found, expected in [
+        (ops.matmul(many, x.T), ops.matmul(x, x.T)),
+        (ops.linear(many, x), ops.linear(x, x)),
+        (ops.softmax(many), ops.softmax(x)),
+        (ops.layer_norm(many, 16), ops.layer_norm(x, 16)),
+    ]:
+        np.testing.assert_array_equal(found, expected.reshape(found.shape))
+    in_four = x.reshape(2, 1, 4, 16)
+    mask = np.tri(4, dtype=bool).reshape(*(1,) * 60, 4, 4)
+    np.testing.assert_array_equal(
+        ops.scaled_dot_product_attention(many, many, many, mask).reshape(in_four.shape),
+        ops.scaled_dot_product_attention(in_four, in_four, in_four, is_causal=True),
+    )
+    with pytest.raises(InputError, match=r"other: expected 16 rows, .* of 63 axes, got shape"):
+        ops.matmul(many, many[..., :3])
+
+
+def kind_of(value: Any) -> str:
+    return type(value).__name__
+
+
+FLAGS: list[Any] = ["1", "", 1, 0, None, 1.0, [], object(), np.array(True), np.array([True, False]), float("nan")]
+
+
+@pytest.mark.parametrize("value", FLAGS, ids=kind_of)
+@pytest.mark.parametrize("name", ["is_causal", "enable_gqa"])
+def test_50_a_flag_is_true_or_false(name: str, value: Any) -> None:
+    x = example()[np.newaxis]
+    with pytest.raises(DTypeError, match=f"^{name}: expected True or False, got "):
+        ops.scaled_dot_product_attention(x, x, x, **{name: value})
+    for flag in (False, np.False_):
+        plain = ops.scaled_dot_product_attention(x, x, x, **{name: flag})
+        np.testing.assert_array_equal(plain, ops.scaled_dot_product_attention(x, x, x))
+
+
+NO_NUMBERS: list[tuple[Any, type[Exception]]] = [
+    *((value, DTypeError) for value in ("1e-5", Decimal(1), Fraction(1, 2), 1j, True, b"1", [0.5], object())),
+    *((np.array(value), DTypeError) for value in ([0.5], "a", None, True)),
+    *((value, InputError) for value in (10**400, -(10**400), float("nan"), float("inf"), 1e39, np.array(np.inf))),
+]
+
+
+@pytest.mark.parametrize(("value", "error"), NO_NUMBERS, ids=kind_of)
+def test_50_scale_and_eps_are_numbers_of_float32(value: Any, error: type[Exception]) -> None:
+    x = example()
+    with pytest.raises(error, match=r"^scale: expected a (finite )?number") as of_scale:
+        ops.scaled_dot_product_attention(x, x, x, scale=value)
+    with pytest.raises(error, match=r"^eps: expected a (finite )?number") as of_eps:
+        ops.layer_norm(x, 16, eps=value)
+    with pytest.raises((DTypeError, InputError), match=r"^dropout_p: expected "):
+        ops.scaled_dot_product_attention(x, x, x, dropout_p=value)
+    assert max(len(str(of_scale.value)), len(str(of_eps.value))) < 200
+
+
+@pytest.mark.parametrize("value", [0.5, np.float16(0.5), np.float64(0.5), np.longdouble(0.5), np.array(0.5)])
+def test_50_numbers_of_any_type(value: Any) -> None:
+    x = example()
+    expected = ops.scaled_dot_product_attention(x, x, x, scale=0.5)
+    np.testing.assert_array_equal(ops.scaled_dot_product_attention(x, x, x, scale=value), expected)
+    np.testing.assert_array_equal(ops.layer_norm(x, 16, eps=value), ops.layer_norm(x, 16, eps=0.5))
+
+
+@pytest.mark.parametrize("value", ["0", 0.0, None, True, [0], np.array([1]), np.array(0.0), object()], ids=kind_of)
+def test_50_dim_is_an_integer(value: Any) -> None:
+    with pytest.raises(DTypeError, match=r"^dim: expected int, got "):
+        ops.softmax(example(), value)
+    for dim in (1, np.int8(1), np.uint64(1), np.array(1)):
+        np.testing.assert_array_equal(ops.softmax(example(), dim), ops.softmax(example()))  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"^dim: expected -2 to 1, got an integer of 1329 bits"):
+        ops.softmax(example(), 10**400)
+
+
+@pytest.mark.parametrize("value", [None, 1, [], {}, b"none", np.array("none"), np.array(["none", "tanh"])], ids=kind_of)
+def test_50_approximate_is_a_name(value: Any) -> None:
+    with pytest.raises(DTypeError, match=r"^approximate: expected one of 'none', 'tanh', got "):
+        ops.gelu(example(), value)
+
+
+def test_50_messages_are_bounded() -> None:
+    record = np.dtype([(f"field{i}", np.float32) for i in range(5000)])
+    bad: list[Callable[[], Any]] = [
+        lambda: ops.gelu(np.zeros(2, record)),
+        lambda: ops.gelu(example(), "x" * 10**6),  # type: ignore[arg-type]
+        lambda: ops.softmax(example(), "x" * 10**6),  # type: ignore[arg-type]
+        lambda: ops.gelu(example(), out=np.zeros(2, record)),  # type: ignore[arg-type]
+        lambda: ops.layer_norm(example(), 10**400),
+    ]
+    for call in bad:
+        with pytest.raises((DTypeError, InputError)) as caught:
+            call()
+        assert len(str(caught.value)) < 200
+
+
+def test_52_a_masked_array_takes_no_result() -> None:
+    with pytest.raises(DTypeError, match=r"^out: expected a float32 numpy array, got a masked array"):
+        ops.gelu(example(), out=np.ma.zeros((8, 16), np.float32))

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from fastattn import _core
+from tests.reference.hang import HANG_SECONDS
 
 # The kernel's answer on a machine with 4096 CPUs: a mask that does not fit is EINVAL.
 MANY_CPUS = """
@@ -36,7 +37,7 @@ def threads_in_child(setup: str = "", **environment: str) -> int:
     done = subprocess.run(
         [sys.executable, "-c", code],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **environment},
-        capture_output=True, text=True, timeout=60, check=True,
+        capture_output=True, text=True, timeout=HANG_SECONDS, check=True,
     )  # fmt: skip
     return int(done.stdout)
 
@@ -55,7 +56,7 @@ def test_affinity(count: int) -> None:
 def test_more_cpus_than_a_cpu_set_holds(tmp_path: Path) -> None:
     (tmp_path / "many.c").write_text(MANY_CPUS)
     library = tmp_path / "many.so"
-    subprocess.run(["cc", "-shared", "-fPIC", "-o", library, tmp_path / "many.c"], check=True, timeout=60)
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", library, tmp_path / "many.c"], check=True, timeout=HANG_SECONDS)
     assert threads_in_child(LD_PRELOAD=str(library)) == allowed(1500)
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
 import os
 import struct
-import time
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -15,16 +15,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from fastattn.checkpoint import open_checkpoint, read_header, read_tensor
 from fastattn.checkpoint.checkpoint import require_little_endian, require_weight_dtype
-from fastattn.checkpoint.strict_json import parse
 from fastattn.errors import ConfigError, ModelFormatError
+from fastattn.jsonfile import parse_strict
 from fastattn.models.auto import AutoModelForCausalLM
 from fastattn.models.registry import build
 from tests.reference.checkpoints import GPT2, gpt2_tensors, header, safetensors, write, write_gpt2
+from tests.reference.steps import count_calls
 
-MAX_SECONDS = 0.05
+MAX_CALLS = 1000
 MAX_EXTRA_BYTES = 1 << 20
 
 
@@ -38,23 +40,27 @@ def raw(text: bytes, data: bytes = b"\0" * 8) -> bytes:
 
 
 def refused(path: Path, data: bytes) -> ModelFormatError:
-    """The error for a file, which must come quickly and without much memory."""
+    """The error for a file, which must come after few steps and without much memory."""
     path.write_bytes(data)
     tracemalloc.start()
-    start = time.perf_counter()
     try:
         with pytest.raises(ModelFormatError) as caught:
             read_header(path)
-        seconds, (_, peak) = time.perf_counter() - start, tracemalloc.get_traced_memory()
+        _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
+
+    def again() -> None:
+        with contextlib.suppress(ModelFormatError):
+            read_header(path)
+
+    assert count_calls(again) < MAX_CALLS  # and each call of C code is linear
     error = caught.value
     assert str(path) in str(error)
     assert error.path == str(path)
     length = struct.unpack("<Q", data[:8])[0] if len(data) >= 8 else 0
     header_bytes = min(length, len(data))
     assert peak < MAX_EXTRA_BYTES + 16 * header_bytes
-    assert seconds < MAX_SECONDS + 1e-6 * header_bytes  # tracemalloc is slow on large headers
     return error
 
 
@@ -108,14 +114,14 @@ def test_fault_07_json_truncated_or_trailing(path: Path, text: bytes) -> None:
 
 @pytest.mark.parametrize("end", [b"", b"\\", b"\\n", b"[" * 40])
 def test_fault_07_a_string_that_never_ends(path: Path, end: bytes) -> None:
-    """Each of its escaped quotes could begin a string: time in the square of their number would be seconds."""
+    """Each of its escaped quotes could begin a string; nothing is tried again from each."""
     assert refused(path, raw(b'{"' + b'\\"' * 20_000 + end)).code == "header_json"
 
 
 @pytest.mark.parametrize("text", ['{"a": "#{\\\\", "b": ["#"]}', '{"a": "\\"#\\\\\\"#", "#": ["}"]}'])
 def test_fault_08_brackets_in_strings_are_no_nesting(text: str) -> None:
     text = text.replace("#", "[" * 20)
-    assert parse(text.encode()) == json.loads(text)
+    assert parse_strict(text.encode()) == json.loads(text)
 
 
 @pytest.mark.parametrize("text", [b'{"a":' + b"[" * 10**6, b'{"a":' * 17 + b"1" + b"}" * 17, b'{"a":' * 10**5])
@@ -142,10 +148,18 @@ def test_fault_10_metadata_not_strings(path: Path, metadata: Any) -> None:
     assert refused(path, header({"__metadata__": metadata, "a": entry()}) + b"\0" * 8).code == "metadata"
 
 
-@pytest.mark.parametrize("metadata", [{}, {"__metadata__": {}}, {"__metadata__": {"format": "pt"}}])
+@pytest.mark.parametrize(
+    "metadata", [{}, {"__metadata__": {}}, {"__metadata__": {"format": "pt"}}, {"__metadata__": None}]
+)
 def test_fault_10_metadata_missing_or_fine(path: Path, metadata: dict[str, Any]) -> None:
     path.write_bytes(header({**metadata, "a": entry()}) + b"\0" * 8)
     assert list(read_header(path)) == ["a"]
+
+
+@pytest.mark.parametrize("metadata", [{"\ud800": "x"}, {"format": "\udfff"}, {"fastattn": "{}\ud800"}])
+def test_fault_10_metadata_no_unicode(path: Path, metadata: dict[str, str]) -> None:
+    """As in the safetensors library: half of a surrogate pair is no text."""
+    assert refused(path, header({"__metadata__": metadata, "a": entry()}) + b"\0" * 8).code == "header_utf8"
 
 
 @pytest.mark.parametrize("dtype", ["F31", "f32", "", 7, None, "float32"])
@@ -155,7 +169,7 @@ def test_fault_11_dtype_unknown(path: Path, dtype: Any) -> None:
     assert "F32, F16, BF16" in str(error)
 
 
-@pytest.mark.parametrize(("dtype", "shape"), [("F8_E4M3", [8]), ("F4", [16]), ("I8", [8]), ("I64", [1]), ("F64", [1])])
+@pytest.mark.parametrize(("dtype", "shape"), [("F8_E4M3", [8]), ("F4", [16]), ("I8", [8]), ("I64", [1]), ("C64", [1])])
 def test_fault_11_dtype_known_but_no_weight(path: Path, dtype: str, shape: list[int]) -> None:
     path.write_bytes(header({"a": entry(shape, dtype=dtype)}) + b"\0" * 8)
     info = read_header(path)["a"]  # a mask or position ids may have it
@@ -167,7 +181,7 @@ def test_fault_11_dtype_known_but_no_weight(path: Path, dtype: str, shape: list[
 
 def test_fault_11_a_model_with_such_a_weight(tmp_path: Path) -> None:
     tensors = gpt2_tensors()
-    tensors["ln_f.bias"] = tensors["ln_f.bias"].astype(np.float64)
+    tensors["ln_f.bias"] = tensors["ln_f.bias"].astype(np.int64)
     checkpoint = open_checkpoint(write(tmp_path, GPT2, tensors))
     with pytest.raises(ModelFormatError) as caught:
         build(checkpoint.config, checkpoint.tensors, "causal-lm")
@@ -334,12 +348,15 @@ def test_fault_23_denormal_weights(tmp_path: Path, device: str) -> None:
     assert np.abs(found - normal * scale).max() <= 12 * hidden * tiny / 2 + 12 * grid
 
 
-@pytest.mark.parametrize("dtype", ["F32", "F16", "BF16"])
+@pytest.mark.parametrize("dtype", ["F32", "F16", "BF16", "F64"])
 def test_fault_24_unaligned_data(path: Path, dtype: str) -> None:
     values = np.array([1.5, -2.0, 0.25, 3.0], np.float32)
-    data = {"F32": values, "F16": values.astype(np.float16), "BF16": (values.view(np.uint32) >> 16).astype(np.uint16)}[
-        dtype
-    ]
+    data: NDArray[Any] = {
+        "F32": values,
+        "F16": values.astype(np.float16),
+        "BF16": (values.view(np.uint32) >> 16).astype(np.uint16),
+        "F64": values.astype(np.float64),
+    }[dtype]
     raw_bytes = data.tobytes()
     entries = {"odd": entry([1], [0, 1], "U8"), "a": entry([4], [1, 1 + len(raw_bytes)], dtype)}
     for pad in range(4):
@@ -395,11 +412,9 @@ def test_fault_27_no_regular_file(tmp_path: Path, make: Callable[[Path], None], 
     directory = write_gpt2(tmp_path)
     (directory / name).unlink()
     make(directory / name)
-    start = time.perf_counter()
     expected: tuple[type[Exception], ...] = (OSError,) if name != "config.json" else (OSError, ConfigError)
     with pytest.raises(expected):
-        open_checkpoint(directory)
-    assert time.perf_counter() - start < 1
+        open_checkpoint(directory)  # and returns, where a FIFO or a device would be read for ever
 
 
 def test_fault_27_no_permission(tmp_path: Path) -> None:

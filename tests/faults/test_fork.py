@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.reference.checkpoints import write_gpt2
+from tests.reference.hang import HANG_SECONDS
 
 # The parent has loaded everything and run nothing. Each child starts work in a thread and forks at a random moment of
 # it; the grandchild then does the same work. A grandchild that does not end is one that waits for a thread that it
@@ -33,7 +34,7 @@ def grandchild_ends(delay):
     time.sleep(delay)
     pid = os.fork()
     if pid == 0:
-        signal.alarm(20)  # ends it, should it hang
+        signal.alarm(300)  # ends it, should it hang
         work()
         os._exit(0)
     return os.waitpid(pid, 0)[1] == 0
@@ -73,7 +74,7 @@ def run_script(setup: str, folder: Path, *, tries: int, longest: float) -> None:
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=HANG_SECONDS,
         check=False,
     )
     assert (done.returncode, done.stdout) == (0, "all ended\n"), done.stderr
@@ -113,7 +114,7 @@ codes = []
 for _ in range(15):
     pid = os.fork()
     if pid == 0:
-        signal.alarm(20)
+        signal.alarm(300)
         os._exit(0 if texts() == expected else 1)
     codes.append(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
     time.sleep(0.003)
@@ -131,7 +132,77 @@ def test_fault_59_fork_in_the_middle_of_a_text(tmp_path: Path) -> None:
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=HANG_SECONDS,
         check=False,
     )
     assert (done.returncode, done.stdout) == (0, f"{[0] * 15}\n"), done.stderr
+
+
+IN_HANDLER = """
+import os, signal, sys
+import numpy as np
+import fastattn as fa
+from fastattn.errors import Cancelled
+
+threads, nested, what = int(sys.argv[2]), sys.argv[3] == "nested", sys.argv[4]
+lm = fa.AutoModelForCausalLM.from_pretrained(sys.argv[1], threads=threads)
+text = np.arange(100, dtype=np.int32)
+expected = lm(text, logits_to_keep=1).logits
+parent, children, found = os.getpid(), [], []
+x = np.ones((512, 512), np.float32)
+
+def works():
+    return np.array_equal(lm(text, logits_to_keep=1).logits, expected) and fa.ops.matmul(x, x)[0, 0] == 512
+
+def fork(*_):
+    children.append(os.fork())
+    if children[-1] == 0:
+        signal.alarm(60)  # ends it, should it hang
+        if nested:
+            found.append(works())
+
+def call():
+    if what == "step":
+        lm([text] * 4, logits_to_keep=1)
+    elif what == "op":
+        fa.ops.matmul(x, x)
+    elif what == "generate":
+        lm.generate([1, 2, 3], max_new_tokens=50, eos_token_id=-1)
+    else:
+        fa.AutoModelForCausalLM.from_pretrained(sys.argv[1], threads=threads)
+
+call()
+outcome = "none" if works() else "wrong"
+signal.signal(signal.SIGALRM, fork)
+signal.setitimer(signal.ITIMER_REAL, 0.02)
+while not children:  # the signal comes in the middle of a call, sooner or later
+    try:
+        call()
+        outcome = "finished"
+    except Cancelled as error:
+        outcome = "cancelled"
+        if "forked in a signal handler" not in str(error):
+            raise
+if os.getpid() != parent:
+    os._exit(0 if works() and all(found) else 1)
+if outcome != "finished" or not works():
+    sys.exit(f"in the parent: {outcome}")
+print(os.waitstatus_to_exitcode(os.waitpid(children[0], 0)[1]))
+"""
+
+
+@pytest.mark.parametrize("nested", ["plain", "nested"])
+@pytest.mark.parametrize("what", ["step", "op", "generate", "load"])
+def test_fault_59_fork_in_a_signal_handler_during_a_call(tmp_path: Path, what: str, nested: str) -> None:
+    """The child's call finishes or raises Cancelled, and the model works there, even in the handler."""
+    folder = write_gpt2(tmp_path, vocab_size=2000, n_positions=128, n_embd=192, n_layer=4, n_head=4)
+    for threads in ("1", "2", "2"):
+        done = subprocess.run(
+            [sys.executable, "-c", IN_HANDLER, str(folder), threads, nested, what],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        assert (done.returncode, done.stdout) == (0, "0\n"), done.stderr

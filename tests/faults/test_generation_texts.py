@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import pytest
 
 from fastattn.errors import DTypeError, InputError
 from fastattn.tokenizer import MAX_TEXT_CHARS, Tokenizer, check_texts, load_tokenizer
+from tests.reference.hang import growth
 from tests.tasks.tokenizers import write_bert, write_gpt2
 
 
@@ -48,16 +48,12 @@ def test_fault_44_lone_surrogate(tokenizer: Tokenizer) -> None:
 
 def test_fault_44_nul_and_long_word(tokenizer: Tokenizer) -> None:
     assert len(tokenizer.encode("a\0b")) >= 1
-    begin = time.perf_counter()
-    tokenizer.encode("^" * 10**6)
-    assert time.perf_counter() - begin < 5
+    assert growth(lambda n: tokenizer.encode("^" * n), 2**15) < 80  # linear: 16, quadratic: 256
 
 
 def test_fault_44_too_long(tokenizer: Tokenizer) -> None:
-    begin = time.perf_counter()
     with pytest.raises(InputError, match=f"at most {MAX_TEXT_CHARS}"):
         tokenizer.encode("a" * (64 * 2**20))
-    assert time.perf_counter() - begin < 1
 
 
 def test_fault_43_empty_batch(tokenizer: Tokenizer) -> None:

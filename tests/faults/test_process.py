@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from fastattn import _core
 from fastattn.errors import Cancelled, ConfigError, InputError
 from fastattn.models.auto import AutoModelForCausalLM
 from tests.reference.checkpoints import write_gpt2
+from tests.reference.hang import HANG_SECONDS
 
 TEXT = [3, 1, 4, 1, 5, 9, 2, 6]
 PRELUDE = """
@@ -32,7 +34,7 @@ def run_python(code: str, folder: Path, **environment: str) -> subprocess.Comple
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **environment},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=HANG_SECONDS,
     )
 
 
@@ -110,6 +112,65 @@ def test_fault_62_forced_target_that_cannot_run(target: str) -> None:
     out = run_python(code, Path(), FASTATTN_FORCE_TARGET=target).stdout
     assert out.startswith(ConfigError.__name__)
     assert target in out
+
+
+SUB_INTERPRETER = """
+import importlib.util, sys
+import _xxsubinterpreters as interpreters
+
+{before}
+code = '''
+import importlib.util
+spec = importlib.util.spec_from_file_location({name!r}, {path!r})
+try:
+    spec.loader.exec_module(importlib.util.module_from_spec(spec))
+except ImportError as error:
+    print(error, flush=True)
+'''
+interpreters.run_string(interpreters.create(), code)
+"""
+
+
+@pytest.mark.parametrize("before", ["", "import fastattn.ops"])
+@pytest.mark.parametrize("name", ["_core", "_cuda"])
+def test_fault_62_import_in_a_sub_interpreter(name: str, before: str) -> None:
+    pytest.importorskip("_xxsubinterpreters")  # its name until Python 3.12
+    spec = importlib.util.find_spec(f"fastattn.{name}")
+    if spec is None:
+        pytest.skip("this build has no CUDA extension")
+    code = SUB_INTERPRETER.format(name=f"fastattn.{name}", path=spec.origin, before=before)
+    done = run_python(code, Path())
+    expected = f"{name}: expected the main interpreter, got a sub-interpreter; use a process instead\n"
+    assert (done.returncode, done.stdout, done.stderr) == (0, expected, "")
+
+
+DAEMON = """
+import sys, threading
+import numpy as np
+import fastattn as fa
+
+{setup}
+threading.Thread(target=work, daemon=True).start()
+"""
+DAEMON_WORKS = {
+    "first op": "def work(): fa.ops.softmax(np.ones((8, 8), np.float32))",
+    "ops": "def work():\n    while True: fa.ops.softmax(np.ones((64, 64), np.float32))",
+    "first load": "def work(): fa.AutoModelForCausalLM.from_pretrained(sys.argv[1], threads=2)([[1, 2, 3]])",
+    "loads": "def work():\n    while True: fa.AutoModelForCausalLM.from_pretrained(sys.argv[1])",
+    "texts": (
+        "lm = fa.AutoModelForCausalLM.from_pretrained(sys.argv[1], threads=2)\n"
+        "def work():\n    while True: lm.generate([1, 2, 3], max_new_tokens=8)"
+    ),
+}
+
+
+@pytest.mark.parametrize("work", DAEMON_WORKS)
+def test_fault_62_the_interpreter_ends_during_a_call_of_a_daemon_thread(tmp_path: Path, work: str) -> None:
+    """No abort, whatever the thread is doing. A first op used to abort two runs in three."""
+    folder = write_gpt2(tmp_path)
+    for _ in range(10):
+        done = run_python(DAEMON.format(setup=DAEMON_WORKS[work]), folder)
+        assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 def test_cancel_from_another_thread(tmp_path: Path) -> None:

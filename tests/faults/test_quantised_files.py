@@ -84,16 +84,16 @@ def test_a_file_that_was_cut(folder: Path, missing: int) -> None:
 
 
 def test_a_file_that_is_cut_after_its_header_was_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from fastattn.models import base
+    from fastattn.models import loading
 
-    build = base.build
+    build = loading.build
 
     def cut_and_build(*args: Any) -> Any:
         path = folder / "model.safetensors"
         path.write_bytes(path.read_bytes()[:-5000])
         return build(*args)
 
-    monkeypatch.setattr(base, "build", cut_and_build)
+    monkeypatch.setattr(loading, "build", cut_and_build)
     with pytest.raises(ModelFormatError, match="bytes early"):
         load(folder)
 

@@ -14,6 +14,7 @@ import pytest
 import fastattn
 from fastattn import _core, ops
 from fastattn.errors import Cancelled, InputError
+from tests.reference.hang import HANG_SECONDS
 
 SOURCES = str(Path(fastattn.__file__).parents[1])
 
@@ -21,7 +22,7 @@ SOURCES = str(Path(fastattn.__file__).parents[1])
 def run_script(script: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-c", script],
-        capture_output=True, text=True, timeout=60, env={**os.environ, "PYTHONPATH": SOURCES}, check=False,
+        capture_output=True, text=True, timeout=HANG_SECONDS, env={**os.environ, "PYTHONPATH": SOURCES}, check=False,
     )  # fmt: skip
 
 

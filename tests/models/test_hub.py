@@ -5,9 +5,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import logging
+import signal
 import subprocess
 import sys
 import threading
+import time
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -19,7 +23,7 @@ import pytest
 
 import fastattn
 from fastattn.checkpoint.hub import HubError, resolve
-from fastattn.errors import ConfigError, FastattnError, ModelNotFoundError
+from fastattn.errors import ConfigError, DTypeError, FastattnError, InputError, ModelNotFoundError
 from fastattn.models.auto import AutoModelForCausalLM
 from fastattn.models.auto_tokenizer import AutoTokenizer
 from tests.reference.checkpoints import write_gpt2
@@ -38,6 +42,7 @@ class Hub:
     files: dict[str, bytes]
     token: str | None = None
     asked: list[str] = field(default_factory=list)
+    fault: Callable[[Any], None] | None = None  # answers in place of the hub, given the request's handler
 
 
 def handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
@@ -58,6 +63,8 @@ def handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
 
         def do_GET(self) -> None:
             path = self.path.split("?")[0]
+            if hub.fault is not None:
+                return hub.fault(self)
             hub.asked.append(f"{self.command} {path}")
             if hub.token and self.headers.get("Authorization") != f"Bearer {hub.token}":
                 return self.answer(401, X_Error_Code="RepoNotFound")
@@ -213,6 +220,177 @@ def test_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         resolve("tiny/gpt2", cache_dir=tmp_path)
 
 
+def test_offline_with_a_cache(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_waits: None) -> None:
+    from huggingface_hub import constants
+
+    expected = resolve("tiny/gpt2", cache_dir=tmp_path)
+    hub.asked.clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(constants, "HF_HUB_OFFLINE", True)
+        assert resolve("tiny/gpt2", cache_dir=tmp_path) == expected
+    assert not hub.asked
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # nobody listens
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    assert resolve("tiny/gpt2", cache_dir=tmp_path) == expected
+    with pytest.raises(HubError, match="give a local folder"):
+        resolve("tiny/other", cache_dir=tmp_path)
+
+
+def html(handler: Any) -> None:
+    """A login page of a proxy."""
+    handler.answer(200, b"<html><body>Please log in</body></html>", Content_Type="text/html")
+
+
+def drop(handler: Any) -> None:
+    """A connection that is closed in the middle of a line."""
+    handler.wfile.write(b"HTTP/1.1 20")
+    handler.wfile.flush()
+    handler.connection.shutdown(2)
+    handler.close_connection = True
+
+
+def odd(body: bytes) -> Callable[[Any], None]:
+    return lambda handler: handler.answer(200, body, Content_Type="application/json")
+
+
+def status(code: int) -> Callable[[Any], None]:
+    return lambda handler: handler.answer(code, b"no")
+
+
+def redirects(handler: Any) -> None:
+    handler.answer(302, Location=handler.path)
+
+
+FAULTS: dict[str, Callable[[Any], None]] = {
+    "html": html,
+    "dropped": drop,
+    "list": odd(b"[]"),
+    "object": odd(b"{}"),
+    "string": odd(b'"x"'),
+    "null": odd(b"null"),
+    "cut": odd(b'{"id": "tiny/gpt2", "sha":'),
+    "not unicode": odd(b"\xff\xfe{"),
+    "no sha": odd(b'{"id": "tiny/gpt2", "siblings": []}'),
+    "siblings of numbers": odd(b'{"id": "tiny/gpt2", "sha": "0123", "siblings": [1]}'),
+    "500": status(500),
+    "403": status(403),
+    "418": status(418),
+    "redirects": redirects,
+}
+
+
+@pytest.fixture
+def no_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The library waits between its tries."""
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("cached", [False, True])
+def test_a_hub_that_does_not_work(
+    hub: Hub, tmp_path: Path, fault: str, cached: bool, caplog: pytest.LogCaptureFixture, no_waits: None
+) -> None:
+    """An error that says what to do, or the copy in the cache where there is one, with a warning."""
+    cache = tmp_path / "cache"
+    if cached:
+        expected = resolve("tiny/gpt2", cache_dir=cache)
+    hub.fault = FAULTS[fault]
+    if cached:
+        assert resolve("tiny/gpt2", cache_dir=cache) == expected
+        return
+    with pytest.raises(HubError) as caught:
+        resolve("tiny/gpt2", cache_dir=cache)
+    assert "give a local folder" in str(caught.value) or "token=" in str(caught.value)
+    assert len(str(caught.value)) < 500
+    assert str(caught.value).isprintable()
+
+
+def test_the_copy_in_the_cache_is_said(
+    hub: Hub, tmp_path: Path, caplog: pytest.LogCaptureFixture, no_waits: None
+) -> None:
+    expected = resolve("tiny/gpt2", cache_dir=tmp_path)
+    hub.fault = html
+    with caplog.at_level(logging.WARNING, "fastattn"):
+        assert resolve("tiny/gpt2", cache_dir=tmp_path) == expected
+    (record,) = [record for record in caplog.records if record.name == "fastattn"]
+    assert record.getMessage().startswith("tiny/gpt2: fetching from the hub failed (JSONDecodeError")
+    assert record.getMessage().endswith("the copy in the local cache is used")
+
+
+def test_a_download_that_breaks_off(hub: Hub, tmp_path: Path, no_waits: None) -> None:
+    """The list of files comes, and no file."""
+    hub.files = {name: data for name, data in hub.files.items() if name == "config.json"}
+    served = hub.files["config.json"]
+    hub.files["config.json"] = served
+
+    class Broken(bytes):
+        def __len__(self) -> int:
+            return 10_000  # more than comes
+
+    hub.files["config.json"] = Broken(served)
+    with pytest.raises(HubError, match="give a local folder"):
+        resolve("tiny/gpt2", cache_dir=tmp_path)
+
+
+@pytest.mark.parametrize("token", ["hf_abcdefghijklmnop", "a secret of another kind"])
+def test_a_token_is_in_no_message(
+    hub: Hub, tmp_path: Path, token: str, monkeypatch: pytest.MonkeyPatch, no_waits: None
+) -> None:
+    """Whatever the hub echoes; nor is one of the environment."""
+
+    def echo(handler: Any) -> None:
+        sent = str(handler.headers.get("Authorization"))
+        handler.answer(418, sent.encode(), X_Error_Message=f"no {sent} {token}", X_Error_Code=token)
+
+    hub.fault = echo
+    for options in ({"token": token}, {}):
+        monkeypatch.setenv("HF_TOKEN", token)
+        with pytest.raises(HubError) as caught:
+            resolve("tiny/gpt2", cache_dir=tmp_path, **options)  # type: ignore[arg-type]
+        shown = "".join(traceback.format_exception(caught.value))
+        assert token not in shown
+
+
+def test_interrupts_and_memory_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a signal handler raises is no fault of the hub, whatever its type."""
+    import huggingface_hub
+
+    class Alarm(Exception):
+        pass
+
+    def handle(*_: object) -> None:
+        raise raised[0]
+
+    raised: list[BaseException] = []
+    previous = signal.signal(signal.SIGUSR1, handle)
+    try:
+        for error in (TimeoutError("late"), ValueError("late"), KeyError("late"), Alarm(), KeyboardInterrupt()):
+            raised[:] = [error]
+
+            def fetch(*_: Any, **__: Any) -> None:
+                signal.raise_signal(signal.SIGUSR1)
+
+            monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
+            with pytest.raises(type(error)) as caught:
+                resolve("tiny/gpt2", cache_dir=tmp_path)
+            assert caught.value is error
+    finally:
+        signal.signal(signal.SIGUSR1, previous)
+
+    def fails(*_: Any, **__: Any) -> None:
+        raise raised[0]
+
+    for error in (MemoryError(), RecursionError(), ZeroDivisionError()):
+        raised[:] = [error]
+        monkeypatch.setattr(huggingface_hub, "snapshot_download", fails)
+        with pytest.raises(type(error)):
+            resolve("tiny/gpt2", cache_dir=tmp_path)
+    for error in (TimeoutError("timed out"), ConnectionResetError(), OSError(28, "no space"), ValueError("odd")):
+        raised[:] = [error]
+        with pytest.raises(HubError, match="give a local folder"):
+            resolve("tiny/gpt2", cache_dir=tmp_path)
+
+
 @pytest.mark.parametrize(
     "name",
     [
@@ -226,13 +404,44 @@ def test_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "",
         "a//b",
         "a..b/c",
+        "foo.git",
+        "owner/foo.git",
+        "owner/foo.",
+        "-a/b",
+        "a--b",
+        "a/b\n",
+        "\u00e9/b",
+        "\ud800/b",
+        "x" * 5000,
+        "a/" * 5000,
+        "n\n" * 100_000,
+        "~" + "x" * 100_000,
         "x" * 200,
         "a\0b",
     ],
 )
 def test_neither_folder_nor_id(name: str) -> None:
-    with pytest.raises(ModelNotFoundError, match=r"^no folder .* here, and it is no hub id"):
-        resolve(name)
+    for given in (name, Path(name)) if name else (name,):
+        with pytest.raises(ModelNotFoundError, match=r"^no folder .* here, and it is no hub id") as caught:
+            resolve(given)
+        assert len(str(caught.value)) < 300
+        assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"revision": 7}, "revision: expected str"),
+        ({"cache_dir": 7}, "cache_dir: expected a path"),
+        ({"cache_dir": ""}, "cache_dir: expected a path"),
+        ({"local_files_only": "false"}, "local_files_only: expected True or False"),
+        ({"token": 7}, "token: expected str, True, False or None"),
+        ({"token": ["secret"]}, "token: expected str, True, False or None, got list$"),
+    ],
+)
+def test_options_of_the_wrong_type(tmp_path: Path, options: dict[str, Any], match: str) -> None:
+    with pytest.raises((DTypeError, InputError), match=match):
+        resolve("tiny/gpt2", **{"cache_dir": tmp_path, **options})
 
 
 def test_a_file_is_no_folder(tmp_path: Path) -> None:

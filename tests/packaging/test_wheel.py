@@ -11,12 +11,14 @@ from pathlib import Path
 
 import pytest
 
+from tests.reference.hang import HANG_SECONDS
+
 ROOT = Path(__file__).resolve().parents[2]
 WHEEL_LIMIT_BYTES = 12 * 10**6
 
 
 def run(*command: str, cwd: Path = ROOT) -> str:
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=1200, check=False)
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=HANG_SECONDS, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

@@ -37,6 +37,17 @@ BERT: Mapping[str, Any] = {
     "id2label": {"0": "a", "1": "b", "2": "c"},
 }
 
+DISTILBERT: Mapping[str, Any] = {
+    "model_type": "distilbert",
+    "architectures": ["DistilBertModel"],
+    "vocab_size": 31,
+    "dim": 12,
+    "n_layers": 2,
+    "n_heads": 3,
+    "hidden_dim": 20,
+    "max_position_embeddings": 16,
+}
+
 
 def header(entries: Mapping[str, Any], *, pad: int = 0) -> bytes:
     """The length and the JSON of a safetensors header."""
@@ -106,6 +117,24 @@ def bert_tensors(config: Mapping[str, Any] = BERT, seed: int = 0) -> dict[str, N
     return {f"bert.{name}": tensor for name, tensor in tensors.items()} | classifier
 
 
+def distilbert_tensors(config: Mapping[str, Any] = DISTILBERT, seed: int = 0) -> dict[str, NDArray[Any]]:
+    """Random weights in DistilBERT's names, without a head."""
+    rng, d, inner = np.random.default_rng(seed), config["dim"], config["hidden_dim"]
+    sizes = {"word": "vocab_size", "position": "max_position_embeddings"}
+    tensors = {
+        f"embeddings.{name}_embeddings.weight": rng.normal(size=(config[key], d)).astype(np.float32)
+        for name, key in sizes.items()
+    }
+    tensors |= _vectors(rng, "embeddings.LayerNorm", d)
+    for i in range(config["n_layers"]):
+        layer = f"transformer.layer.{i}"
+        for name in ("q_lin", "k_lin", "v_lin", "out_lin"):
+            tensors |= _linear(rng, f"{layer}.attention.{name}", d, d, d)
+        tensors |= _vectors(rng, f"{layer}.sa_layer_norm", d) | _vectors(rng, f"{layer}.output_layer_norm", d)
+        tensors |= _linear(rng, f"{layer}.ffn.lin1", inner, d, inner) | _linear(rng, f"{layer}.ffn.lin2", d, inner, d)
+    return tensors
+
+
 def write(directory: Path, config: Mapping[str, Any] | bytes, tensors: Mapping[str, NDArray[Any]] | bytes) -> Path:
     """A directory with config.json and model.safetensors."""
     directory.mkdir(parents=True, exist_ok=True)
@@ -126,3 +155,9 @@ def write_bert(directory: Path, seed: int = 0, **options: Any) -> Path:
     """A tiny BERT with a classifier and some options of its own."""
     config = {**BERT, **options}
     return write(directory, config, bert_tensors(config, seed))
+
+
+def write_distilbert(directory: Path, seed: int = 0, **options: Any) -> Path:
+    """A tiny DistilBERT with some options of its own."""
+    config = {**DISTILBERT, **options}
+    return write(directory, config, distilbert_tensors(config, seed))

@@ -19,6 +19,7 @@ from fastattn.checkpoint import open_checkpoint, read_tensor
 from fastattn.errors import NonFiniteError
 from fastattn.tasks.demo import demo_model
 from tests.reference.checkpoints import safetensors
+from tests.reference.hang import HANG_SECONDS
 
 BROKEN = "sad"  # its word embedding is broken, no other word's
 Break = Callable[..., Path]
@@ -102,5 +103,5 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     sources = str(Path(fastattn.__file__).parents[1])
     return subprocess.run(
         [sys.executable, "-W", "error", "-m", "fastattn", *arguments],
-        capture_output=True, text=True, timeout=60, env={**os.environ, "PYTHONPATH": sources}, check=False,
+        capture_output=True, text=True, timeout=HANG_SECONDS, env={**os.environ, "PYTHONPATH": sources}, check=False,
     )  # fmt: skip

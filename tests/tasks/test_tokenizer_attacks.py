@@ -116,13 +116,36 @@ def with_json_of_generic(folder: Path) -> dict[str, Any]:
     return content
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "nul", "[" * 100_000, '{"a": NaN', "\ufeff{}", "\0"])
+@pytest.mark.parametrize("text", ["", "{", "[]", "nul", "[" * 100_000, "[[]]" * 100_000, '{"a": NaN', "\0"])
 @pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json"])
 def test_no_json_objects(text: str, name: str, tmp_path: Path) -> None:
     folder = write_gpt2(tmp_path)
     (folder / name).write_text(text, encoding="utf-8")
     with pytest.raises(ModelFormatError, match=re.escape(name)):
         load_tokenizer(folder)
+
+
+def test_json_of_many_values(tmp_path: Path) -> None:
+    """Refused before it is parsed, which would take gigabytes."""
+    (tmp_path / "tokenizer.json").write_text("[" + "[]," * 5_000_000 + "[]]")
+    with pytest.raises(ModelFormatError, match=r"tokenizer\.json: expected at most 4000000 values"):
+        load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["vocab.txt", "tokenizer_config.json", "config.json", "special_tokens_map.json"])
+def test_files_replaced_while_they_are_read(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write_bert(tmp_path)
+    from fastattn.tokenizer import health
+
+    def replace(*_: object) -> None:
+        content = (folder / name).read_bytes() if (folder / name).exists() else b"{}"
+        (folder / "new").write_bytes(content)
+        (folder / "new").replace(folder / name)
+
+    monkeypatch.setattr(health, "check_health", replace)
+    with pytest.raises(ModelFormatError, match=rf"{name}: .*changed") as caught:
+        load_tokenizer(folder)
+    assert caught.value.code == "changed"
 
 
 def test_messages_are_bounded(tmp_path: Path) -> None:

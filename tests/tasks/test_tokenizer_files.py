@@ -288,6 +288,17 @@ def test_vocab_txt_as_in_transformers(tmp_path: Path) -> None:
         assert ours.raw.encode("good zz yy films").ids == theirs.encode("good zz yy films")
 
 
+def test_byte_order_marks_of_json_files(tmp_path: Path) -> None:
+    folder = write_gpt2(tmp_path)
+    expected = load_tokenizer(folder).encode("the hello")
+    load_tokenizer(folder).raw.save(str(folder / "tokenizer.json"))
+    for name in ("vocab.json", "tokenizer_config.json", "tokenizer.json"):
+        (folder / name).write_bytes(b"\xef\xbb\xbf" + (folder / name).read_bytes())
+    assert load_tokenizer(folder).encode("the hello") == expected
+    (folder / "tokenizer.json").unlink()
+    assert load_tokenizer(folder).encode("the hello") == expected
+
+
 # -- health -----------------------------------------------------------------------------------------------------------
 
 

@@ -120,7 +120,7 @@ void as_cpu(Check& check) {
 
 // The seed and the counter alone decide what is drawn: over many counters ids come as often as they should.
 void frequencies(Check& check) {
-    constexpr int kVocab = 4, kDraws = 4096;
+    constexpr int kVocab = 4, kDraws = 1024;
     const float probabilities[kVocab] = {0.5f, 0.25f, 0.125f, 0.125f};
     Memory<float> logits(kDraws * kVocab), scratch(sample_scratch_floats(kDraws, kVocab));
     std::vector<SampleParams> params;

@@ -59,7 +59,7 @@ void Check::that(std::string_view what, bool condition) {
 
 }  // namespace fastattn::cuda::tests
 
-// Arguments: names of cases to run, or none for all.
+// Arguments: names of cases to run, none for all, or --list to print the names.
 int main(int argc, char** argv) {
     using namespace fastattn::cuda;
     using namespace fastattn::cuda::tests;
@@ -67,9 +67,11 @@ int main(int argc, char** argv) {
         const char* name;
         Order order;
     } const orders[] = {{"forward", Order::kForward}, {"backward", Order::kBackward}, {"shuffled", Order::kShuffled}};
+    const bool list = argc == 2 && std::strcmp(argv[1], "--list") == 0;
     int64_t passed = 0, failed = 0;
     for (const auto* group : {&kRowCases, &kLinearCases, &kAttentionCases, &kSamplingCases, &kPlanCases})
         for (const Case& test : *group) {
+            if (list) std::puts(test.name);
             bool wanted = argc == 1;
             for (int i = 1; i < argc; ++i) wanted |= std::strcmp(argv[i], test.name) == 0;
             if (!wanted) continue;
@@ -84,6 +86,7 @@ int main(int argc, char** argv) {
                 ++(fine ? passed : failed);
             }
         }
+    if (list) return 0;
     std::printf("%" PRId64 " passed, %" PRId64 " failed\n", passed, failed);
     return failed == 0 && passed > 0 ? 0 : 1;
 }

@@ -110,13 +110,13 @@ def open_model(path_or_id: str | Path) -> OpenModel:
     Raises ConfigError, ModelFormatError, ModelNotFoundError, HubError.
     """
     path = resolve(path_or_id)
-    checkpoint = open_checkpoint(path, check_config=find_family)
-    task: Task = "causal-lm" if "causal-lm" in find_family(checkpoint.config).tasks else "encoder"
-    if task == "encoder":
-        with contextlib.suppress(ConfigError):  # of a checkpoint without a head, too
-            built = build(checkpoint.config, checkpoint.tensors, "sequence-classification")
-            return OpenModel(path, built, checkpoint.quantised)
-    return OpenModel(path, build(checkpoint.config, checkpoint.tensors, task), checkpoint.quantised)
+    with open_checkpoint(path, check_config=find_family) as checkpoint:
+        task: Task = "causal-lm" if "causal-lm" in find_family(checkpoint.config).tasks else "encoder"
+        if task == "encoder":
+            with contextlib.suppress(ConfigError):  # of a checkpoint without a head, too
+                built = build(checkpoint.config, checkpoint.tensors, "sequence-classification")
+                return OpenModel(path, built, checkpoint.quantised)
+        return OpenModel(path, build(checkpoint.config, checkpoint.tensors, task), checkpoint.quantised)
 
 
 def works_in(path_or_id: str | Path) -> list[Work]:

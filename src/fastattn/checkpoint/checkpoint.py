@@ -2,36 +2,34 @@
 
 from __future__ import annotations
 
-import hashlib
-import logging
-import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fastattn.checkpoint.files import open_regular, read_at
+from fastattn.checkpoint.digests import check_verify, verify_files
+from fastattn.checkpoint.index import INDEX_NAME, read_shards
 from fastattn.checkpoint.quantised import CONFIG_KEY, Quantised, is_quantised, read_quantised
-from fastattn.checkpoint.safetensors import NOT_THERE, WEIGHT_DTYPES, TensorInfo, read_header
-from fastattn.checkpoint.strict_json import JsonError, JsonValue, parse
+from fastattn.checkpoint.safetensors import NOT_THERE, WEIGHT_DTYPES, TensorInfo, read_source
+from fastattn.checks import check_flag, quote
 from fastattn.errors import ConfigError, ModelFormatError, ModelNotFoundError
+from fastattn.files import FileSet, SourceFile, read_at
+from fastattn.jsonfile import CONFIG_LIMITS, JsonValue, read_json
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 CONFIG_NAME = "config.json"
 GENERATION_NAME = "generation_config.json"
 SINGLE_NAME = "model.safetensors"
-INDEX_NAME = "model.safetensors.index.json"
-SUMS_NAME = "SHA256SUMS"
-MAX_CONFIG_BYTES = 16 << 20
-MAX_INDEX_BYTES = 64 << 20
-MAX_INDEX_ENTRIES = 100_000
 OTHER_FORMATS = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".gguf", ".onnx")
 
 _READ_BYTES = 16 << 20
-_log = logging.getLogger("fastattn")
+_MAX_SHOWN = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,18 +42,21 @@ class NonFinite:
     count: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Checkpoint:
     """What a directory holds. Nothing but headers has been read.
 
     quantised: the packed weights of a directory that `fastattn quantize` wrote; there `tensors` are those that they
-    were made from, which say their shapes alone.
+    were made from, which say their shapes alone. Each file is opened once and stays open until `close` or the end of a
+    `with` block, so that headers and data are of the same file. Tensors can be read after that, too: a file that was
+    replaced since is a ModelFormatError (code "changed").
     """
 
     path: Path
     config: Mapping[str, JsonValue]
     tensors: Mapping[str, TensorInfo]
     quantised: Quantised | None = None
+    files: FileSet = field(default_factory=FileSet, compare=False)
 
     def read(self, name: str) -> NDArray[np.float32]:
         """A tensor as float32 in its own shape. Raises ModelFormatError where its dtype is no weight's, ConfigError for
@@ -71,6 +72,24 @@ class Checkpoint:
             if info.dtype in WEIGHT_DTYPES:
                 found.extend(_nonfinite(info))
         return found
+
+    def check_unchanged(self) -> None:
+        """Raise ModelFormatError (code "changed") where a file was replaced or written to since it was opened."""
+        self.files.check_unchanged()
+
+    def close(self) -> None:
+        """Close the files."""
+        self.files.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        kind = "" if self.quantised is None else f", quantized to {self.quantised.dtype}"
+        return f"<Checkpoint {str(self.path)!r}: {len(self.tensors)} tensors{kind}>"
 
     def _need_floats(self) -> None:
         if self.quantised is not None:
@@ -89,32 +108,55 @@ def open_checkpoint(
     verify: "sha256" compares every weight file with SHA256SUMS in the directory, or with the name of its blob in a
     Hugging Face cache; a mapping gives the digests by file name. check_finite: refuse NaN and infinity in the weights.
     check_config: raises for a config.json that is of no use, before weights are looked for.
-    Raises ConfigError (config.json), ModelFormatError (weights), OSError (not there, not readable).
+    Raises InputError, DTypeError (arguments), ConfigError (config.json), ModelFormatError (weights), OSError (not
+    there, not readable).
     """
     require_little_endian()
+    check_finite = check_flag("check_finite", check_finite)
+    digests = None if verify is None else check_verify(verify)
     directory = Path(path)
     if not directory.is_dir():
         raise ModelNotFoundError(f"{directory}: expected a directory with {CONFIG_NAME} and {SINGLE_NAME}")
-    config = read_config(directory)
-    if check_config is not None:
-        check_config(config)
-    quantised = None
-    if is_quantised(config):
-        quantised = read_quantised(directory / SINGLE_NAME, config)
-        del config[CONFIG_KEY]
-    tensors = _read_tensors(directory) if quantised is None else dict(quantised.originals)
-    if verify is not None:
-        _verify(directory, {info.path for info in tensors.values()}, None if verify == "sha256" else verify)
-    checkpoint = Checkpoint(directory, config, tensors, quantised)
-    if check_finite and (bad := checkpoint.find_nonfinite()):
-        listed = "; ".join(f"{item.tensor}{list(item.index)} = {item.value} ({item.count} in all)" for item in bad[:20])
-        raise ModelFormatError(
-            f"{directory}: expected finite weights, got {listed}",
-            path=str(directory),
-            tensor=bad[0].tensor,
-            code="not_finite",
-        )
+    files = FileSet()
+    try:
+        config = read_config(directory, files=files)
+        if check_config is not None:
+            check_config(config)
+        quantised = None
+        if is_quantised(config):
+            quantised = read_quantised(directory / SINGLE_NAME, config, files=files)
+            del config[CONFIG_KEY]
+        tensors = _read_tensors(directory, files) if quantised is None else dict(quantised.originals)
+        checkpoint = Checkpoint(directory, config, tensors, quantised, files)
+        if verify is not None:
+            verify_files(directory, _weight_files(checkpoint), digests, files)
+        if check_finite:
+            _refuse_nonfinite(checkpoint)
+    except BaseException:
+        files.close()
+        raise
     return checkpoint
+
+
+def _weight_files(checkpoint: Checkpoint) -> list[SourceFile]:
+    paths = {info.path for info in checkpoint.tensors.values()}
+    return [checkpoint.files.open(path) for path in paths]
+
+
+def _refuse_nonfinite(checkpoint: Checkpoint) -> None:
+    bad = checkpoint.find_nonfinite()
+    if not bad:
+        return
+    listed = "; ".join(
+        f"{_shown(item.tensor)}{list(item.index)} = {item.value} ({item.count} in all)" for item in bad[:_MAX_SHOWN]
+    )
+    more = f"; {len(bad) - _MAX_SHOWN} more tensors" if len(bad) > _MAX_SHOWN else ""
+    raise ModelFormatError(
+        f"{checkpoint.path}: expected finite weights, got {listed}{more}",
+        path=str(checkpoint.path),
+        tensor=bad[0].tensor,
+        code="not_finite",
+    )
 
 
 def require_little_endian(byteorder: str = sys.byteorder) -> None:
@@ -125,138 +167,73 @@ def require_little_endian(byteorder: str = sys.byteorder) -> None:
         )
 
 
-def read_config(directory: Path) -> dict[str, JsonValue]:
+def read_config(directory: Path, *, files: FileSet | None = None) -> dict[str, JsonValue]:
     """config.json as a dict. As in transformers, bos and eos ids of a generation_config.json win; its padding id, for
     generation alone, becomes "generation_pad_token_id", which is null where that file names none.
 
-    Raises ConfigError.
+    files: the set that the files are read as a part of. Raises ConfigError.
     """
-    config = _read_object(directory / CONFIG_NAME)
+    config = _read_object(directory / CONFIG_NAME, files)
     if config is None:
         raise ConfigError(f"{directory / CONFIG_NAME}: expected a config.json beside the weights, found none")
-    generation = read_generation_config(directory)
+    generation = read_generation_config(directory, files=files)
     ids = {key: generation[key] for key in ("bos_token_id", "eos_token_id") if generation.get(key) is not None}
     pad = {"generation_pad_token_id": generation.get("pad_token_id")} if generation else {}
     return {**config, **ids, **pad}
 
 
-def read_generation_config(directory: Path) -> dict[str, JsonValue]:
+def read_generation_config(directory: Path, *, files: FileSet | None = None) -> dict[str, JsonValue]:
     """generation_config.json as a dict, {} where there is none. Raises ConfigError."""
-    return _read_object(directory / GENERATION_NAME) or {}
+    return _read_object(directory / GENERATION_NAME, files) or {}
 
 
-def _read_object(path: Path) -> dict[str, JsonValue] | None:
+def _read_object(path: Path, files: FileSet | None) -> dict[str, JsonValue] | None:
     """A JSON object; None where there is no such file."""
     try:
-        value = parse(_read_small(path, MAX_CONFIG_BYTES))
+        value = read_json(path, files=files, limits=CONFIG_LIMITS)
     except FileNotFoundError:
         return None
-    except (JsonError, ModelFormatError) as error:
-        raise ConfigError(f"{path}: {error}") from None
+    except ModelFormatError as error:
+        if error.code == "changed":
+            raise
+        raise ConfigError(str(error)) from None
     if not isinstance(value, dict):
         raise ConfigError(f"{path}: expected a JSON object, got {type(value).__name__}")
     return value
 
 
-def _read_small(path: Path, limit: int) -> bytes:
-    with open_regular(path) as (descriptor, size):
-        if size > limit:
-            raise ModelFormatError(
-                f"{path}: expected at most {limit} bytes, got {size}", path=str(path), code="file_too_large"
-            )
-        return read_at(descriptor, size, 0)
-
-
-def _read_tensors(directory: Path) -> dict[str, TensorInfo]:
+def _read_tensors(directory: Path, files: FileSet) -> dict[str, TensorInfo]:
     single = directory / SINGLE_NAME
     if single.is_symlink() or single.exists():  # before an index, as transformers does it
-        return read_header(single)
+        return read_source(files.open(single))[0]
+    files.expect_missing(single)
     if (directory / INDEX_NAME).exists():
-        return _read_shards(directory)
+        return read_shards(directory, files)
     others = sorted(entry.name for entry in directory.iterdir() if entry.suffix in OTHER_FORMATS)
     if others:
         hint = "convert it once with transformers: AutoModel.from_pretrained(directory).save_pretrained(new_directory)"
         raise ModelFormatError(
-            f"{directory}: expected {SINGLE_NAME}, found only {', '.join(others[:5])}; {hint}",
+            f"{directory}: expected {SINGLE_NAME}, found only {', '.join(map(_shown, others[:_MAX_SHOWN]))}; {hint}",
             path=str(directory),
             code="other_format",
         )
     raise ModelNotFoundError(f"{directory}: expected {SINGLE_NAME} or {INDEX_NAME}, found neither")
 
 
-def _read_shards(directory: Path) -> dict[str, TensorInfo]:
-    weight_map = _read_index(directory / INDEX_NAME)
-    tensors: dict[str, TensorInfo] = {}
-    for shard in sorted(set(weight_map.values())):
-        path = directory / shard
-        try:
-            found = read_header(path)
-        except FileNotFoundError:
-            raise ModelFormatError(
-                f"{path}: listed in {INDEX_NAME}, but missing", path=str(path), code="shard"
-            ) from None
-        for name, info in found.items():
-            listed = weight_map.get(name)
-            if name in tensors or (listed is not None and listed != shard):
-                other = tensors[name].path.name if name in tensors else listed
-                raise ModelFormatError(
-                    f"{path}: tensor {name!r} is also in {other}", path=str(path), tensor=name, code="shard_twice"
-                )
-            if listed is None:
-                _log.warning("%s: tensor %r is not listed in %s", path, name, INDEX_NAME)
-            tensors[name] = info
-    for name, shard in weight_map.items():
-        if name not in tensors:
-            raise ModelFormatError(
-                f"{directory / shard}: tensor {name!r} is listed in {INDEX_NAME}, but not there",
-                path=str(directory / shard),
-                tensor=name,
-                code="shard_missing_tensor",
-            )
-    return tensors
-
-
-def _read_index(path: Path) -> dict[str, str]:
-    """weight_map: tensor name -> file name, with every file name a single harmless basename."""
-    data = _read_small(path, MAX_INDEX_BYTES)
-    if data.count(b'"') > 4 * MAX_INDEX_ENTRIES:
-        raise ModelFormatError(
-            f"{path}: expected at most {MAX_INDEX_ENTRIES} entries", path=str(path), code="index_too_large"
-        )
-    try:
-        value = parse(data)
-    except JsonError as error:
-        raise ModelFormatError(f"{path}: {error}", path=str(path), code="index_json") from None
-    weight_map = value.get("weight_map") if isinstance(value, dict) else None
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise ModelFormatError(f"{path}: expected a weight_map of names to files", path=str(path), code="index_json")
-    checked: dict[str, str] = {}
-    for name, shard in weight_map.items():
-        if not isinstance(shard, str) or not _is_shard_name(shard):
-            raise ModelFormatError(
-                f"{path}: weight_map[{name!r}]: expected the name of a .safetensors file beside the index, "
-                f"got {shard!r:.80}",
-                path=str(path),
-                tensor=name,
-                code="shard_name",
-            )
-        checked[name] = shard
-    return checked
-
-
-def _is_shard_name(name: str) -> bool:
-    """One basename, judged by its text alone: in a Hugging Face cache the file itself is a symlink elsewhere."""
-    return re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,200}\.safetensors", name) is not None
+def _shown(name: str) -> str:
+    """A name for a message, without quotes where it is a plain one."""
+    return name if len(name) <= 60 and name.isprintable() and name.isascii() else quote(name)
 
 
 def _chunks(info: TensorInfo, size: int) -> Iterator[bytes]:
-    with open_regular(info.path) as (descriptor, _):
+    with info.opened() as descriptor:
         done = 0
         while done < info.nbytes:
-            chunk = read_at(descriptor, min(size, info.nbytes - done), info.offset + done)
-            if not chunk:
+            wanted = min(size, info.nbytes - done)
+            chunk = read_at(descriptor, wanted, info.offset + done)
+            if len(chunk) < wanted:
                 raise ModelFormatError(
-                    f"{info.path}: tensor {info.name!r}: the file became shorter while it was read",
+                    f"{info.path}: tensor {quote(info.name)}: the file became shorter while it was read",
                     path=str(info.path),
                     tensor=info.name,
                     offset=info.offset + done,
@@ -270,7 +247,8 @@ def require_weight_dtype(info: TensorInfo) -> None:
     """Refuse a tensor whose dtype is known but no weight's (integers, 8-bit floats, ...)."""
     if info.dtype not in WEIGHT_DTYPES:
         raise ModelFormatError(
-            f"{info.path}: tensor {info.name!r}: dtype: expected one of {', '.join(WEIGHT_DTYPES)}, got {info.dtype}",
+            f"{info.path}: tensor {quote(info.name)}: dtype: expected one of {', '.join(WEIGHT_DTYPES)}, "
+            f"got {info.dtype}",
             path=str(info.path),
             tensor=info.name,
             offset=info.offset,
@@ -278,17 +256,44 @@ def require_weight_dtype(info: TensorInfo) -> None:
         )
 
 
-def _to_float32(data: bytes, dtype: str) -> NDArray[np.float32]:
-    if dtype == "BF16":
-        wide: NDArray[np.float32] = (np.frombuffer(data, "<u2").astype(np.uint32) << np.uint32(16)).view(np.float32)
-        return wide
-    return np.frombuffer(data, "<f4" if dtype == "F32" else "<f2").astype(np.float32)
+_NUMPY_DTYPES: Mapping[str, str] = {"F16": "<f2", "BF16": "<u2", "F32": "<f4", "F64": "<f8"}
 
 
 def read_tensor(info: TensorInfo) -> NDArray[np.float32]:
-    """A tensor as float32 in its own shape."""
+    """A tensor as float32 in its own shape; float64 is rounded to the nearest.
+
+    Raises ModelFormatError, ConfigError for a number in float64 that float32 cannot hold, OSError.
+    """
     require_weight_dtype(info)
-    return _to_float32(b"".join(_chunks(info, _READ_BYTES)), info.dtype).reshape(info.shape)
+    dtype = np.dtype(_NUMPY_DTYPES[info.dtype])
+    result = np.empty(info.nbytes // dtype.itemsize, np.float32)
+    at = 0
+    for chunk in _chunks(info, _READ_BYTES):
+        values = np.frombuffer(chunk, dtype)
+        _to_float32(values, result[at : at + len(values)])
+        if info.dtype == "F64":
+            _require_range(info, values, result[at : at + len(values)])
+        at += len(values)
+    return result.reshape(info.shape)
+
+
+def _to_float32(values: NDArray[Any], result: NDArray[np.float32]) -> None:
+    """Convert; uint16 is taken as bfloat16."""
+    if values.dtype == np.uint16:
+        np.left_shift(values, np.uint32(16), out=result.view(np.uint32), dtype=np.uint32)
+    else:
+        with np.errstate(over="ignore", invalid="ignore"):  # the caller looks for infinity; NaN stays NaN
+            result[...] = values
+
+
+def _require_range(info: TensorInfo, values: NDArray[np.float64], rounded: NDArray[np.float32]) -> None:
+    beyond = np.flatnonzero(np.isinf(rounded))
+    beyond = beyond[np.isfinite(values[beyond])]
+    if len(beyond):
+        raise ConfigError(
+            f"{info.path}: tensor {quote(info.name)}: expected float64 numbers within the range of float32, "
+            f"got {values[beyond[0]]:g}"
+        )
 
 
 def same_data(a: TensorInfo, b: TensorInfo) -> bool:
@@ -306,36 +311,3 @@ def _nonfinite(info: TensorInfo) -> list[NonFinite]:
         return []
     index = tuple(int(i) for i in np.unravel_index(int(bad[0]), info.shape))
     return [NonFinite(info.name, index, float(values.reshape(-1)[bad[0]]), len(bad))]
-
-
-def _verify(directory: Path, files: set[Path], digests: Mapping[str, str] | None) -> None:
-    known = _known_digests(directory, files) if digests is None else digests
-    for path in sorted(files):
-        expected = known.get(path.name)
-        if expected is None:
-            raise ModelFormatError(
-                f"{path}: verify: expected its SHA-256 in {SUMS_NAME}, found none",
-                path=str(path),
-                code="sha256_unknown",
-            )
-        digest = hashlib.sha256()
-        with open_regular(path) as (descriptor, size):
-            for offset in range(0, size, _READ_BYTES):
-                digest.update(read_at(descriptor, _READ_BYTES, offset))
-        if digest.hexdigest() != expected.lower():
-            raise ModelFormatError(
-                f"{path}: expected SHA-256 {expected.lower()}, got {digest.hexdigest()}", path=str(path), code="sha256"
-            )
-
-
-def _known_digests(directory: Path, files: set[Path]) -> dict[str, str]:
-    """From SHA256SUMS (sha256sum's format), else from the names of the blobs in a Hugging Face cache."""
-    digests = {path.name: path.resolve().name for path in files if re.fullmatch("[0-9a-f]{64}", path.resolve().name)}
-    sums = directory / SUMS_NAME
-    if sums.exists():
-        lines = _read_small(sums, MAX_CONFIG_BYTES).decode("utf-8", "replace").splitlines()
-        for line in lines:
-            match = re.fullmatch(r"([0-9a-fA-F]{64}) [ *](.+)", line)
-            if match:
-                digests[match[2]] = match[1]
-    return digests

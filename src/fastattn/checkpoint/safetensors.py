@@ -6,17 +6,21 @@ number in the file before that number has been checked against the file's size.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import struct
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from fastattn.checkpoint.files import open_regular, read_at
-from fastattn.checkpoint.strict_json import JsonError, JsonValue, parse
+from fastattn.checks import quote
 from fastattn.errors import ModelFormatError
+from fastattn.files import SourceFile, open_regular
+from fastattn.jsonfile import JsonError, JsonLimits, JsonValue, parse_strict
 
-MAX_HEADER_BYTES = 100_000_000
+# The format allows headers of 100 MB. Those of published files take less than 1 MB, and one of 100,000 matrices takes
+# 14 MB and 800,000 values; the rest is room for metadata.
+HEADER_LIMITS = JsonLimits(n_bytes=32 << 20, n_values=1_000_000, depth=16)
 MAX_DIMS = 8
 MAX_SIZE = 2**63 - 1
 DTYPE_BITS: Mapping[str, int] = {
@@ -25,7 +29,7 @@ DTYPE_BITS: Mapping[str, int] = {
     **{"F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8},
     **{"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6},
 }
-WEIGHT_DTYPES = ("F32", "F16", "BF16")
+WEIGHT_DTYPES = ("F32", "F16", "BF16", "F64")
 NOT_THERE = -1
 
 
@@ -34,6 +38,7 @@ class TensorInfo:
     """Where a tensor lies: `offset` is absolute in the file `path`, `nbytes` long, little-endian and row-major.
 
     offset is NOT_THERE for one that only its shape is known of, as weights were made from it (`checkpoint.quantised`).
+    source: the file as its header was read, None for a tensor that no header described.
     """
 
     name: str
@@ -42,6 +47,17 @@ class TensorInfo:
     path: Path
     offset: int
     nbytes: int
+    source: SourceFile | None = field(default=None, repr=False, compare=False)
+
+    @contextlib.contextmanager
+    def opened(self) -> Iterator[int]:
+        """A descriptor of the file whose header was read. Raises ModelFormatError where it was replaced, OSError."""
+        if self.source is not None:
+            with self.source.opened() as descriptor:
+                yield descriptor
+        else:
+            with open_regular(self.path) as (descriptor, _):
+                yield descriptor
 
 
 def read_header(path: Path) -> dict[str, TensorInfo]:
@@ -51,70 +67,91 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
 
 def read_file(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
     """The tensors of one safetensors file by name, and its metadata. Raises as `read_header`."""
-    with open_regular(path) as (descriptor, size):
-        head = read_at(descriptor, 8, 0)
-        if size < 8 or len(head) < 8:
-            raise _error(path, "file_too_small", f"expected at least 8 bytes, got {size}", offset=0)
-        length = int(struct.unpack("<Q", head)[0])
-        if length < 2:
-            raise _error(path, "header_length", f"expected a header of at least 2 bytes, got {length}", offset=0)
-        if length > MAX_HEADER_BYTES:
-            raise _error(
-                path,
-                "header_too_large",
-                f"expected a header of at most {MAX_HEADER_BYTES} bytes, got {length}",
-                offset=0,
-            )
-        if length > size - 8:
-            raise _error(path, "header_truncated", f"a header of {length} bytes in a file of {size} bytes", offset=0)
-        header = read_at(descriptor, length, 8)
+    source = SourceFile(path)
+    try:
+        return read_source(source)
+    finally:
+        source.close()
+
+
+def read_source(file: SourceFile) -> tuple[dict[str, TensorInfo], dict[str, str]]:
+    """The tensors of an open safetensors file by name, and its metadata. Raises ModelFormatError."""
+    path, size, head = file.path, file.size, file.read(8)
+    if size < 8 or len(head) < 8:
+        raise _error(path, "file_too_small", f"expected at least 8 bytes, got {size}", offset=0)
+    length = int(struct.unpack("<Q", head)[0])
+    if length < 2:
+        raise _error(path, "header_length", f"expected a header of at least 2 bytes, got {length}", offset=0)
+    if length > HEADER_LIMITS.n_bytes:
+        message = f"expected a header of at most {HEADER_LIMITS.n_bytes} bytes, got {length}"
+        raise _error(path, "header_too_large", message, offset=0)
+    if length > size - 8:
+        raise _error(path, "header_truncated", f"a header of {length} bytes in a file of {size} bytes", offset=0)
+    header = file.read(length, 8)
     if len(header) < length:
         raise _error(path, "header_truncated", f"expected {length} bytes of header, got {len(header)}", offset=8)
     entries = _parse(path, header)
-    metadata = _metadata(path, entries.pop("__metadata__", {}))
-    return _tensors(path, entries, data_start=8 + length, data_bytes=size - 8 - length), metadata
+    metadata = _metadata(path, entries.pop("__metadata__", None))
+    return _tensors(file, entries, data_start=8 + length), metadata
 
 
 def _error(
     path: Path, code: str, message: str, *, tensor: str | None = None, offset: int | None = None
 ) -> ModelFormatError:
-    where = f"{path}: tensor {tensor!r}" if tensor is not None else f"{path}"
+    where = f"{path}: tensor {quote(tensor)}" if tensor is not None else f"{path}"
     return ModelFormatError(f"{where}: {message}", path=str(path), tensor=tensor, offset=offset, code=code)
 
 
 def _parse(path: Path, header: bytes) -> dict[str, JsonValue]:
-    codes = {"json": "header_json", "utf8": "header_utf8", "depth": "header_depth", "duplicate_key": "duplicate_key"}
+    codes = {"json": "header_json", "utf8": "header_utf8", "depth": "header_depth", "too_large": "header_too_large"}
     if header[:1] != b"{" and header[:3] != b"\xef\xbb\xbf":
         raise _error(path, "header_start", f"expected the header to start with '{{', got {header[:1]!r}", offset=8)
     try:
-        value = parse(header.rstrip(b" "))
+        value = parse_strict(header.rstrip(b" "), HEADER_LIMITS)
     except JsonError as error:
-        raise _error(path, codes[error.code], f"header: {error}", offset=8) from None
+        raise _error(path, codes.get(error.code, error.code), f"header: {error}", offset=8) from None
     if not isinstance(value, dict):
         raise _error(path, "header_json", "header: expected a JSON object", offset=8)
     return value
 
 
 def _metadata(path: Path, value: JsonValue) -> dict[str, str]:
+    """Metadata as strings; null is none, as in the safetensors library."""
+    if value is None:
+        return {}
     strings = {key: item for key, item in value.items() if isinstance(item, str)} if isinstance(value, dict) else {}
     if strings != value:
         raise _error(path, "metadata", "__metadata__: expected an object of strings", offset=8)
+    for key, item in strings.items():
+        if not (is_text(key) and is_text(item)):
+            message = f"__metadata__: expected strings of valid Unicode, got {quote(key)}: {quote(item)}"
+            raise _error(path, "header_utf8", message, offset=8)
     return strings
 
 
-def _tensors(path: Path, header: dict[str, JsonValue], *, data_start: int, data_bytes: int) -> dict[str, TensorInfo]:
+def is_text(value: str) -> bool:
+    """Whether a string is valid Unicode: escapes of JSON can write half of a surrogate pair."""
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _tensors(file: SourceFile, header: dict[str, JsonValue], *, data_start: int) -> dict[str, TensorInfo]:
+    path, data_bytes = file.path, file.size - data_start
     spans = {name: _span(path, name, entry) for name, entry in header.items()}
     end, last = 0, "the header"
     for name, (_, _, begin, stop) in sorted(spans.items(), key=lambda item: item[1][2:]):
         if begin < end:
             raise _error(
-                path, "overlap", f"starts at byte {begin} inside {last!r}", tensor=name, offset=data_start + begin
+                path, "overlap", f"starts at byte {begin} inside {quote(last)}", tensor=name, offset=data_start + begin
             )
         if begin > end:
             raise _error(
                 path,
                 "hole",
-                f"expected to start at byte {end}, where {last!r} ends, got {begin}",
+                f"expected to start at byte {end}, where {quote(last)} ends, got {begin}",
                 tensor=name,
                 offset=data_start + begin,
             )
@@ -126,41 +163,35 @@ def _tensors(path: Path, header: dict[str, JsonValue], *, data_start: int, data_
     if end < data_bytes:
         raise _error(path, "trailing_bytes", f"{data_bytes - end} bytes after the last tensor", offset=data_start + end)
     return {
-        name: TensorInfo(name, dtype, shape, path, data_start + begin, stop - begin)
+        name: TensorInfo(name, dtype, shape, path, data_start + begin, stop - begin, file)
         for name, (dtype, shape, begin, stop) in spans.items()
     }
 
 
 def _span(path: Path, name: str, entry: JsonValue) -> tuple[str, tuple[int, ...], int, int]:
     """dtype, shape, begin and end of one header entry."""
-    _check_name(path, name)
+    if not is_text(name):
+        raise _error(path, "header_utf8", f"expected a name in UTF-8, got {quote(name)}")
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
-        found = sorted(entry) if isinstance(entry, dict) else type(entry).__name__
+        found = quote(sorted(entry)) if isinstance(entry, dict) else type(entry).__name__
         raise _error(path, "entry", f"expected dtype, shape and data_offsets, got {found}", tensor=name)
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPE_BITS:
         supported = ", ".join(WEIGHT_DTYPES)
-        raise _error(path, "dtype_unknown", f"dtype: expected one of {supported}, got {dtype!r}", tensor=name)
+        raise _error(path, "dtype_unknown", f"dtype: expected one of {supported}, got {quote(dtype)}", tensor=name)
     sizes = _integers(shape)
     if sizes is None or len(sizes) > MAX_DIMS:
-        raise _error(path, "shape", f"shape: expected at most {MAX_DIMS} sizes, got {_short(shape)}", tensor=name)
+        raise _error(path, "shape", f"shape: expected at most {MAX_DIMS} sizes, got {quote(shape)}", tensor=name)
     bits = math.prod(sizes) * DTYPE_BITS[dtype]
     if bits // 8 > MAX_SIZE:
-        raise _error(path, "size_overflow", f"shape {list(sizes)}: more than 2^63 bytes", tensor=name)
+        raise _error(path, "size_overflow", f"shape {quote(list(sizes), 200)}: more than 2^63 bytes", tensor=name)
     places = _integers(offsets)
     if places is None or len(places) != 2 or places[0] > places[1]:
-        raise _error(path, "offsets", f"data_offsets: expected [begin, end], got {_short(offsets)}", tensor=name)
+        raise _error(path, "offsets", f"data_offsets: expected [begin, end], got {quote(offsets)}", tensor=name)
     if bits % 8 or places[1] - places[0] != bits // 8:
         expected = f"{dtype} {list(sizes)} to take {bits / 8:g} bytes"
         raise _error(path, "span", f"expected {expected}, got {places[1] - places[0]}", tensor=name)
     return dtype, sizes, places[0], places[1]
-
-
-def _check_name(path: Path, name: str) -> None:
-    try:
-        name.encode("utf-8")
-    except UnicodeEncodeError:
-        raise _error(path, "header_utf8", f"expected a name in UTF-8, got {name!a}") from None
 
 
 def _integers(value: JsonValue) -> tuple[int, ...] | None:
@@ -169,8 +200,3 @@ def _integers(value: JsonValue) -> tuple[int, ...] | None:
         return None
     numbers = tuple(item for item in value if type(item) is int and 0 <= item <= MAX_SIZE)
     return numbers if len(numbers) == len(value) else None
-
-
-def _short(value: JsonValue) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."

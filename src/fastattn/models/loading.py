@@ -6,16 +6,16 @@ import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
-from fastattn.checkpoint import TensorInfo, open_checkpoint, read_tensor
+from fastattn.checkpoint import Checkpoint, TensorInfo, open_checkpoint, read_tensor
 from fastattn.checkpoint.checkpoint import SINGLE_NAME
 from fastattn.checkpoint.hub import ALLOW_PATTERNS, resolve
 from fastattn.checkpoint.quantised import PackedWeight, Quantised
-from fastattn.checkpoint.strict_json import JsonValue
 from fastattn.errors import ConfigError, ModelNotFoundError
 from fastattn.graph.executor import Executor
 from fastattn.graph.ir import Program
+from fastattn.jsonfile import JsonValue
 from fastattn.models.generation_config import warn_of_options
 from fastattn.models.load_options import HubOptions, LoadOptions
 from fastattn.models.names import Task
@@ -52,7 +52,7 @@ def load_executor(
     return cast(Executor, executor)
 
 
-def find_folder(path_or_id: str | Path, hub: HubOptions) -> Path:
+def find_folder(path_or_id: Any, hub: HubOptions) -> Path:
     """The local folder of a model, and of its subfolder. Raises ModelNotFoundError, HubError."""
     inside = f"{hub.subfolder}/" if hub.subfolder else ""
     folder = resolve(
@@ -77,12 +77,19 @@ def load_model(directory: Path, task: Task, options: LoadOptions, name: str) -> 
         from fastattn.cuda import require_device
 
         require_device()
-    checkpoint = open_checkpoint(
+    opened = open_checkpoint(
         directory,
         verify=cast("Literal['sha256'] | Mapping[str, str] | None", options.verify),
         check_finite=options.check_finite,
         check_config=find_family,
     )
+    with opened as checkpoint:
+        return _load_opened(checkpoint, directory, task, options, name)
+
+
+def _load_opened(
+    checkpoint: Checkpoint, directory: Path, task: Task, options: LoadOptions, name: str
+) -> tuple[BuiltModel, Executor, Origin]:
     quantised = checkpoint.quantised
     if quantised is not None:
         _check_quantised(directory, quantised, options)
@@ -104,6 +111,11 @@ def load_model(directory: Path, task: Task, options: LoadOptions, name: str) -> 
         device=options.device,
         threads=options.threads,
     )
+    try:
+        checkpoint.check_unchanged()
+    except BaseException:
+        executor.close()
+        raise
     return built, executor, origin
 
 

@@ -8,12 +8,17 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from fastattn.checkpoint import TensorInfo, open_checkpoint
+from fastattn.checkpoint import Checkpoint, TensorInfo, open_checkpoint
+from fastattn.checkpoint.companions import copy_companions
 from fastattn.checkpoint.hub import resolve
-from fastattn.checkpoint.quantised import DTYPES, FORMATS, NewWeight, write_quantised
-from fastattn.errors import ConfigError, InputError
+from fastattn.checkpoint.new_folder import NewFolder, new_folder
+from fastattn.checkpoint.quantised import DTYPES, FORMATS
+from fastattn.checkpoint.quantised_writer import NewWeight, write_quantised
+from fastattn.checks import check_choice, check_count, check_path
+from fastattn.errors import ConfigError
 from fastattn.graph.ir import Weight
 from fastattn.graph.quantise import tied_embeddings, weight_formats
+from fastattn.models.load_options import MAX_THREADS
 from fastattn.models.names import TASKS, Task
 from fastattn.models.registry import BuiltModel, build, find_family
 
@@ -30,22 +35,31 @@ def quantize(
     local_files_only: bool = False,
     token: str | None = None,
 ) -> Path:
-    """Write the model of `path_or_id` in "bfloat16", "int8" or "int4" to a new directory, with its tokenizer.
+    """Write the model of `path_or_id` in "bfloat16", "int8" or "int4" to a new or empty directory, with its tokenizer.
 
     head_dtype: another dtype for the matrix that gives the logits (and the token embeddings tied to it). What is loaded
     from the directory gives the bits that `from_pretrained(path_or_id, dtype=dtype)` gives. Returns the directory.
-    revision, cache_dir, local_files_only and token are for hub ids.
-    Raises ConfigError, ModelFormatError, InputError, OSError.
+    Beside the weights only regular files with known names are copied (`fastattn.checkpoint.companions.COPIED`); a
+    warning names the others. The directory appears when all is written; of two processes that write the same one, one
+    wins and the other gets a ConfigError. revision, cache_dir, local_files_only and token are for hub ids.
+    Raises ConfigError, ModelFormatError, InputError, DTypeError, OSError.
     """
-    if not isinstance(dtype, str) or dtype not in DTYPES:
-        raise InputError(f"dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}")
-    if head_dtype is not None and (not isinstance(head_dtype, str) or head_dtype not in FORMATS):
-        raise InputError(f"head_dtype: expected None or one of {', '.join(FORMATS)}, got {head_dtype!r}")
+    dtype = check_choice("dtype", dtype, DTYPES)
+    head_dtype = None if head_dtype is None else check_choice("head_dtype", head_dtype, FORMATS)
+    threads = None if threads is None else check_count("threads", threads, low=1, high=MAX_THREADS)
+    target = check_path("directory", directory)
     source = resolve(path_or_id, revision=revision, cache_dir=cache_dir, local_files_only=local_files_only, token=token)
-    target = Path(directory)
-    checkpoint = open_checkpoint(source, check_config=find_family)
-    if checkpoint.quantised is not None:
-        raise ConfigError(f"{source}: is quantised already; expected a float checkpoint")
+    with open_checkpoint(source, check_config=find_family) as checkpoint, new_folder(target) as folder:
+        if checkpoint.quantised is not None:
+            raise ConfigError(f"{source}: is quantised already; expected a float checkpoint")
+        _write(checkpoint, folder, dtype, head_dtype, threads)
+        copy_companions(source, folder, checkpoint.files)
+        checkpoint.check_unchanged()
+    return target
+
+
+def _write(checkpoint: Checkpoint, folder: NewFolder, dtype: str, head_dtype: str | None, threads: int | None) -> None:
+    """Quantize the weights of a checkpoint, and write them and its config.json."""
     config = dict(checkpoint.config)
     weights: dict[str, Weight] = {}
     formats: dict[str, str] = {}
@@ -60,8 +74,7 @@ def quantize(
         tensors |= built.tensors
     planned = _plan(weights, formats)
     write_quantised(
-        source,
-        target,
+        folder,
         config,
         dtype=dtype,
         head_dtype=head_dtype,
@@ -69,7 +82,6 @@ def quantize(
         weights=planned,
         pieces=_pieces(planned, weights, tensors, threads),
     )
-    return target
 
 
 def _every_task(config: Mapping[str, object], tensors: Mapping[str, TensorInfo]) -> Iterator[BuiltModel]:

@@ -141,17 +141,19 @@ def default_texts() -> list[str]:
 
 def find_task(directory: Path) -> Task:
     """What a checkpoint can be loaded as: a classifier, else a language model, else an encoder."""
-    checkpoint = open_checkpoint(directory, check_config=find_family)
-    if checkpoint.quantised is not None:
-        kept = checkpoint.quantised.dtype
-        raise ConfigError(f"{directory}: expected the float checkpoint, to compare with, got one quantised to {kept}")
     tasks: tuple[Task, ...] = ("sequence-classification", "causal-lm")
-    for task in tasks:
-        try:
-            build(checkpoint.config, checkpoint.tensors, task)
-        except ConfigError:
-            continue
-        return task
+    with open_checkpoint(directory, check_config=find_family) as checkpoint:
+        if checkpoint.quantised is not None:
+            kept = checkpoint.quantised.dtype
+            raise ConfigError(
+                f"{directory}: expected the float checkpoint, to compare with, got one quantised to {kept}"
+            )
+        for task in tasks:
+            try:
+                build(checkpoint.config, checkpoint.tensors, task)
+            except ConfigError:
+                continue
+            return task
     return "encoder"
 
 

@@ -29,13 +29,15 @@ def load_tokenizer(directory: Path, overrides: Mapping[str, Any] | None = None) 
     from fastattn.tokenizer.health import check_health  # these import the tokenizers library
     from fastattn.tokenizer.load import load_raw
 
-    folder, given = Folder(directory), dict(overrides or {})
-    values = {**folder.json("tokenizer_config.json"), **given}
-    settings = Settings(folder.path("tokenizer_config.json"), values, overrides=given)
-    raw, options, path = load_raw(folder, settings)
-    for name in given:
-        if name not in settings.read:
-            kind = f" ({options.class_name})" if options.class_name else ""
-            raise InputError(f"{name}: the tokenizer of {quote(str(directory))}{kind} does not use this setting")
-    check_health(raw, folder, path)
+    given = dict(overrides or {})
+    with Folder(directory) as folder:
+        values = {**folder.json("tokenizer_config.json"), **given}
+        settings = Settings(folder.path("tokenizer_config.json"), values, overrides=given)
+        raw, options, path = load_raw(folder, settings)
+        for name in given:
+            if name not in settings.read:
+                kind = f" ({options.class_name})" if options.class_name else ""
+                raise InputError(f"{name}: the tokenizer of {quote(str(directory))}{kind} does not use this setting")
+        check_health(raw, folder, path)
+        folder.check_unchanged()
     return Tokenizer(raw, options)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from fastattn.checkpoint.files import open_regular, read_at
 from fastattn.checks import quote
 from fastattn.errors import ModelFormatError
+from fastattn.files import FileSet
+from fastattn.jsonfile import TOKENIZER_LIMITS, JsonError, parse_lenient, read_bounded
 
-MAX_FILE_BYTES = 64 * 2**20
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
 VOCABULARY_FILES = (
     "tokenizer.json",
     "vocab.txt",
@@ -27,15 +29,26 @@ VOCABULARY_FILES = (
     "tekken.json",
     "tiktoken.model",
 )
+_BOM = "\ufeff"
 
 
 class Folder:
-    """The files of a directory by name. A file that is missing is None, or {} where an object is wanted."""
+    """The files of a directory by name. A file that is missing is None, or {} where an object is wanted.
+
+    A `with` block closes the files. Every method raises ModelFormatError, which names the file.
+    """
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
+        self._files = FileSet()
         self._bytes: dict[str, bytes | None] = {}
         self._objects: dict[str, Mapping[str, Any]] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._files.close()
 
     def path(self, name: str) -> Path:
         """The path of a file, for messages."""
@@ -46,37 +59,47 @@ class Folder:
         return all((self.directory / name).is_file() for name in names)
 
     def read(self, name: str) -> bytes | None:
-        """The content of a file. Raises ModelFormatError for what is no regular file of at most 64 MiB."""
+        """The content of a regular file of at most 64 MiB."""
         if name not in self._bytes:
-            self._bytes[name] = read_bounded(self.directory / name)
+            self._bytes[name] = self._read(self.directory / name)
         return self._bytes[name]
 
     def text(self, name: str) -> str | None:
-        """The content of a UTF-8 file without a byte order mark."""
+        """The content of a UTF-8 file, without the byte order mark that a JSON file may have."""
         data = self.read(name)
-        return None if data is None else _decoded(self.directory / name, data)
+        if data is None:
+            return None
+        path = self.directory / name
+        try:
+            text = data.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise format_error(path, f"expected UTF-8, got {error.reason} at byte {error.start}", "utf8") from None
+        if not text.startswith(_BOM):
+            return text
+        if not name.endswith(".json"):
+            raise format_error(path, "expected no byte order mark; save the file as UTF-8 without one", "utf8")
+        return text.removeprefix(_BOM)
 
     def json(self, name: str) -> Mapping[str, Any]:
         """The object in a JSON file."""
         if name not in self._objects:
-            text = self.text(name)
-            self._objects[name] = {} if text is None else _parsed(self.directory / name, text)
+            data = self.read(name)
+            self._objects[name] = {} if data is None else _object(self.directory / name, data)
         return self._objects[name]
 
+    def check_unchanged(self) -> None:
+        """Refuse a folder with a file that was replaced, written to, removed or added since it was asked for."""
+        self._files.check_unchanged()
 
-def read_bounded(path: Path) -> bytes | None:
-    """A regular file of at most 64 MiB, None where there is none. Raises ModelFormatError."""
-    try:
-        with open_regular(path) as (descriptor, size):
-            if size > MAX_FILE_BYTES:
-                raise format_error(path, f"expected at most {MAX_FILE_BYTES} bytes, got {size}", "too_large")
-            return read_at(descriptor, size, 0)
-    except FileNotFoundError:
-        if path.is_symlink():
-            raise format_error(path, "expected a file, got a link to a file that is missing", "file") from None
-        return None
-    except OSError as error:
-        raise format_error(path, f"cannot be read: {error.strerror or error}", "file") from error
+    def _read(self, path: Path) -> bytes | None:
+        try:
+            return read_bounded(self._files.open(path), TOKENIZER_LIMITS.n_bytes)
+        except FileNotFoundError:
+            if path.is_symlink():
+                raise format_error(path, "expected a file, got a link to a file that is missing", "file") from None
+            return None
+        except OSError as error:
+            raise format_error(path, f"cannot be read: {error.strerror or error}", "file") from error
 
 
 def format_error(path: Path | str, problem: str, code: str = "tokenizer") -> ModelFormatError:
@@ -84,21 +107,11 @@ def format_error(path: Path | str, problem: str, code: str = "tokenizer") -> Mod
     return ModelFormatError(f"{path}: {problem}", path=str(path), code=code)
 
 
-def _decoded(path: Path, data: bytes) -> str:
+def _object(path: Path, data: bytes) -> Mapping[str, Any]:
     try:
-        text = data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise format_error(path, f"expected UTF-8, got {error.reason} at byte {error.start}", "utf8") from None
-    if text.startswith("\ufeff"):
-        raise format_error(path, "expected no byte order mark; save the file as UTF-8 without one", "utf8")
-    return text
-
-
-def _parsed(path: Path, text: str) -> Mapping[str, Any]:
-    try:
-        found = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise format_error(path, f"invalid JSON: {quote(str(error), 200)}", "json") from None
+        found = parse_lenient(data, str(path), TOKENIZER_LIMITS)
+    except JsonError as error:
+        raise format_error(path, quote(str(error), 200)[1:-1], error.code) from None
     if not isinstance(found, dict):
         raise format_error(path, f"expected a JSON object, got {type(found).__name__}")
     return found

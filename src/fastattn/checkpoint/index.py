@@ -1,0 +1,91 @@
+"""The index of a sharded checkpoint, and the headers of its shards."""
+
+from __future__ import annotations
+
+import logging
+import re
+from pathlib import Path
+
+from fastattn.checkpoint.safetensors import TensorInfo, is_text, read_source
+from fastattn.checks import quote
+from fastattn.errors import ModelFormatError
+from fastattn.files import FileSet
+from fastattn.jsonfile import JsonError, JsonLimits, parse_lenient, read_bounded
+from fastattn.settings import Settings
+
+INDEX_NAME = "model.safetensors.index.json"
+MAX_INDEX_ENTRIES = 100_000
+MAX_SHARDS = 500  # each is open while the checkpoint loads; a process may often open no more than 1,024 files
+# Names and file names of published indexes take at most 160 bytes an entry.
+INDEX_LIMITS = JsonLimits(n_bytes=32 << 20, n_values=MAX_INDEX_ENTRIES + 1000, depth=16)
+_MAX_LOGGED = 20
+_log = logging.getLogger("fastattn")
+
+
+def read_shards(directory: Path, files: FileSet) -> dict[str, TensorInfo]:
+    """The tensors of all shards that the index of a folder lists. Raises ModelFormatError, OSError."""
+    weight_map = _read_index(directory / INDEX_NAME, files)
+    tensors: dict[str, TensorInfo] = {}
+    unlisted: list[str] = []
+    for shard in sorted(set(weight_map.values())):
+        for name, info in _read_shard(directory / shard, files).items():
+            listed = weight_map.get(name)
+            if name in tensors or (listed is not None and listed != shard):
+                other = tensors[name].path.name if name in tensors else listed
+                raise _error(directory / shard, "shard_twice", f"tensor {quote(name)} is also in {other}", name)
+            if listed is None:
+                unlisted.append(name)
+            tensors[name] = info
+    for name, shard in weight_map.items():
+        if name not in tensors:
+            message = f"tensor {quote(name)} is listed in {INDEX_NAME}, but not there"
+            raise _error(directory / shard, "shard_missing_tensor", message, name)
+    if unlisted:
+        shown = ", ".join(quote(name) for name in unlisted[:_MAX_LOGGED])
+        more = f" and {len(unlisted) - _MAX_LOGGED} more" if len(unlisted) > _MAX_LOGGED else ""
+        _log.warning("%s: tensors of the shards that are not listed in %s: %s%s", directory, INDEX_NAME, shown, more)
+    return tensors
+
+
+def _read_shard(path: Path, files: FileSet) -> dict[str, TensorInfo]:
+    try:
+        return read_source(files.open(path))[0]
+    except FileNotFoundError:
+        raise _error(path, "shard", f"listed in {INDEX_NAME}, but missing") from None
+
+
+def _read_index(path: Path, files: FileSet) -> dict[str, str]:
+    """weight_map: tensor name -> file name, with every file name a single harmless basename."""
+    try:
+        value = parse_lenient(read_bounded(files.open(path), INDEX_LIMITS.n_bytes), str(path), INDEX_LIMITS)
+    except JsonError as error:
+        code = "index_too_large" if error.code == "too_large" else "index_json"
+        raise _error(path, code, str(error)) from None
+    settings = Settings(path, value if isinstance(value, dict) else {})
+    weight_map = settings.raw("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise _error(path, "index_json", "expected a weight_map of names to files")
+    settings.ignore("metadata")
+    settings.finish()
+    if len(weight_map) > MAX_INDEX_ENTRIES:
+        raise _error(path, "index_too_large", f"expected at most {MAX_INDEX_ENTRIES} entries, got {len(weight_map)}")
+    for name, shard in weight_map.items():
+        if not isinstance(shard, str) or not _is_shard_name(shard) or not is_text(name):
+            message = (
+                f"weight_map[{quote(name)}]: expected the name of a .safetensors file beside the index, "
+                f"got {quote(shard)}"
+            )
+            raise _error(path, "shard_name", message, name)
+    n_shards = len(set(weight_map.values()))
+    if n_shards > MAX_SHARDS:
+        raise _error(path, "index_too_large", f"expected at most {MAX_SHARDS} shards, got {n_shards}")
+    return weight_map
+
+
+def _is_shard_name(name: str) -> bool:
+    """One basename, judged by its text alone: in a Hugging Face cache the file itself is a symlink elsewhere."""
+    return re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,200}\.safetensors", name) is not None
+
+
+def _error(path: Path, code: str, message: str, tensor: str | None = None) -> ModelFormatError:
+    return ModelFormatError(f"{path}: {message}", path=str(path), tensor=tensor, code=code)

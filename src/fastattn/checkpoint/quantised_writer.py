@@ -1,0 +1,67 @@
+"""Writes the files of a quantised directory; `checkpoint.quantised` reads them."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastattn.checkpoint.new_folder import NewFolder
+from fastattn.checkpoint.quantised import CONFIG_KEY, METADATA_KEY, METHOD, PIECES, VERSION
+
+_ALIGNMENT = 64
+
+
+@dataclass(frozen=True, slots=True)
+class NewWeight:
+    """A weight to be written: its pieces are asked for when it is its turn, so that one is in memory at a time."""
+
+    name: str
+    use: str
+    form: str
+    shape: tuple[int, ...]
+    sizes: tuple[int, ...]  # bytes of the pieces
+
+
+def write_quantised(
+    folder: NewFolder,
+    config: Mapping[str, Any],
+    *,
+    dtype: str,
+    head_dtype: str | None,
+    shapes: Mapping[str, Sequence[int]],
+    weights: Sequence[NewWeight],
+    pieces: Iterable[Sequence[NDArray[np.uint8]]],
+) -> None:
+    """Write config.json and model.safetensors. pieces: those of each weight, in order. Raises OSError."""
+    section = {"quant_method": METHOD, "version": VERSION, "dtype": dtype, "head_dtype": head_dtype}
+    with folder.create("config.json") as file:
+        file.write(json.dumps({**config, CONFIG_KEY: section}, indent=2).encode() + b"\n")
+    with folder.create("model.safetensors") as file:
+        file.write(_header(shapes, weights))
+        for weight, arrays in zip(weights, pieces, strict=True):
+            if tuple(array.nbytes for array in arrays) != weight.sizes:
+                raise AssertionError(f"{weight.name}: the sizes differ from those of the header")
+            for array in arrays:
+                file.write(array.data)
+
+
+def _header(shapes: Mapping[str, Sequence[int]], weights: Sequence[NewWeight]) -> bytes:
+    said = {
+        "shapes": {name: list(shape) for name, shape in shapes.items()},
+        "weights": {w.name: {"use": w.use, "format": w.form, "shape": list(w.shape)} for w in weights},
+    }
+    entries: dict[str, Any] = {"__metadata__": {"format": METHOD, METADATA_KEY: json.dumps(said)}}
+    at = 0
+    for weight in weights:
+        for suffix, size in zip(PIECES, weight.sizes, strict=False):
+            entries[weight.name + suffix] = {"dtype": "U8", "shape": [size], "data_offsets": [at, at + size]}
+            at += size
+    text = json.dumps(entries).encode()
+    text += b" " * (-(8 + len(text)) % _ALIGNMENT)
+    return struct.pack("<Q", len(text)) + text
