@@ -17,9 +17,9 @@ from fastattn.tokenizer import Tokenizer
 from fastattn.tokenizer.options import TokenizerOptions
 
 TOKENS = [
-    "a", "b", "ab", "ba", "aa", " ", "  ", " a", "a ", "▁", "▁▁", "▁a", "a▁b", "▁▁b", "##a", "##b", "##", "a##", "##b ##",
-    "a</w>", "</w>", "b</w>a", "</", "w>", ".", " .", "!", "'", "n't", "'s", "'", "do", "not", "|", "<pad>", "|a|",
-    "a<pad>b", "<0x61>", "<0xE4>", "<0xBD>", "<0xA0>", "<0xF0>", "<0x9F>", "<0x98>", "<0x81>", "<0x20>", "<0xzz>",
+    "a", "b", "ab", "ba", "aa", " ", "  ", " a", "a ", "▁", "▁▁", "▁a", "a▁b", "▁▁b", "##a", "##b", "##", "a##",
+    "##b ##", "a</w>", "</w>", "b</w>a", "</", "w>", ".", " .", "!", "'", "n't", "'s", "'", "do", "not", "|", "<pad>",
+    "|a|", "a<pad>", "<0x61>", "<0xE4>", "<0xBD>", "<0xA0>", "<0xF0>", "<0x9F>", "<0x98>", "<0x81>", "<0x20>", "<0xzz>",
     "<0x+f>", "Ġa", "Ġ", "ä", "½", "ł", "ð", "Ł", "ĺ", "ģ", "Ã", "©", "é", "你", "\ufffd", "日本", "x\ny", "\n", "Ċ",
 ]  # fmt: skip
 SIMPLE: dict[str, Any] = {
@@ -80,7 +80,7 @@ def test_pieces_are_the_end_of_the_whole_text(
         return
     detokenizer = Detokenizer(tokenizer, prompt, skip_special_tokens=skip)
     pieces = [detokenizer.push(token_id) for token_id in new]
-    pieces.append(detokenizer.finish())
+    pieces.append(detokenizer.flush())
     assert "".join(pieces) == whole[len(base) :]
 
 
@@ -89,7 +89,7 @@ def test_random_sequences_of_decoders(parts: list[Any], ids: list[int]) -> None:
     raw = make_raw(decoders.Sequence(parts))
     tokenizer = Tokenizer(raw, TokenizerOptions())
     detokenizer = Detokenizer(tokenizer)
-    pieces = [detokenizer.push(token_id) for token_id in ids] + [detokenizer.finish()]
+    pieces = [detokenizer.push(token_id) for token_id in ids] + [detokenizer.flush()]
     assert "".join(pieces) == tokenizer.decode(ids, skip_special_tokens=True)
 
 
@@ -113,7 +113,7 @@ def test_when_text_is_certain(name: str, prompt: list[str], new: list[str], piec
     tokenizer = Tokenizer(raw, TokenizerOptions())
     ids = [raw.token_to_id(token) for token in new]
     detokenizer = Detokenizer(tokenizer, [raw.token_to_id(token) for token in prompt])
-    assert [*(detokenizer.push(token_id) for token_id in ids), detokenizer.finish()] == pieces
+    assert [*(detokenizer.push(token_id) for token_id in ids), detokenizer.flush()] == pieces
 
 
 def test_the_first_half_of_a_character_in_the_prompt_is_the_prompts() -> None:
@@ -123,7 +123,7 @@ def test_the_first_half_of_a_character_in_the_prompt_is_the_prompts() -> None:
     ids = [raw.token_to_id(token) for token in ("a", "ð", "Ł", "ĺ", "ģ", "b")]
     assert tokenizer.decode(ids[:2]) == "a\ufffd"
     detokenizer = Detokenizer(tokenizer, ids[:2])
-    assert "".join([*(detokenizer.push(token_id) for token_id in ids[2:]), detokenizer.finish()]) == "b"
+    assert "".join([*(detokenizer.push(token_id) for token_id in ids[2:]), detokenizer.flush()]) == "b"
     assert tokenizer.decode(ids)[2:] == "b"
 
 
@@ -174,7 +174,7 @@ def test_a_decoder_written_in_python_waits_for_the_last_token() -> None:
     raw = make_raw(decoders.Decoder.custom(Backwards()))
     tokenizer = Tokenizer(raw, TokenizerOptions())
     detokenizer = Detokenizer(tokenizer)
-    assert [detokenizer.push(0), detokenizer.push(1), detokenizer.finish()] == ["", "", tokenizer.decode([0, 1])]
+    assert [detokenizer.push(0), detokenizer.push(1), detokenizer.flush()] == ["", "", tokenizer.decode([0, 1])]
 
 
 @given(text=st.text("ab", max_size=12), of=st.text("ab", min_size=1, max_size=6))

@@ -12,7 +12,7 @@ from fastattn.tokenizer.library import library_errors
 
 
 class Detokenizer:
-    """`push` each new token id and get the text that is now certain; `finish` gives the rest.
+    """`push` each new token id and get the text that is now certain; `flush` gives the rest.
 
     All pieces together are `decode(prompt + new)[len(decode(prompt)):]`, decoded by the tokenizer with
     skip_special_tokens and clean_up_tokenization_spaces (None: the tokenizer's setting). The work for a token does not
@@ -47,7 +47,7 @@ class Detokenizer:
         """The new text that `token_id` makes certain, often one piece of a word, sometimes ""."""
         return self._advance((token_id,))
 
-    def finish(self) -> str:
+    def flush(self) -> str:
         """What is left at the end; an unfinished character becomes U+FFFD."""
         return self._advance((), last=True)
 

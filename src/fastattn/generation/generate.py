@@ -213,7 +213,7 @@ def make_requests(
     requests = []
     for i, prompt in enumerate(prompts):
         whole = prompt if len(prompt) else np.array([start_id(model, options, f"input_ids[{i}]")], np.int32)
-        length = len(whole) if lengths is None else max(1, lengths[i])
+        length = len(whole) if lengths is None or not len(prompt) else lengths[i]
         lowest, highest = options.new_tokens(length, context, default_new_tokens)
         start: list[int] = options.cut(whole, context - highest).tolist()
         if len(start) + highest > context:

@@ -56,7 +56,7 @@ class TextState:
 
     def finish(self) -> str:
         """The rest of the text, at the end of a request. It can complete a stop string, too."""
-        piece = "" if self.stopped else self._add(self._detokenizer.finish())
+        piece = "" if self.stopped else self._add(self._detokenizer.flush())
         held, self._held = self._held, ""
         return piece + self._emit(held)
 

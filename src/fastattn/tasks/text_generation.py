@@ -153,7 +153,7 @@ class TextGenerationPipeline(Pipeline[CausalLM]):
         )
         n_texts = call.options.num_return_sequences
         out = [
-            [_record(text, request, call) for request in requests[i * n_texts : (i + 1) * n_texts]]
+            [self._record(text, request, call) for request in requests[i * n_texts : (i + 1) * n_texts]]
             for i, text in enumerate(texts)
         ]
         return out[0] if single else out
@@ -184,6 +184,15 @@ class TextGenerationPipeline(Pipeline[CausalLM]):
                 f"tokenizer, got {n_new}"
             )
         return ids[n_new - longest :]
+
+    def _record(self, text: str, request: Request, call: _Call) -> GeneratedText | GeneratedIds:
+        if call.returns == "ids":
+            return {"generated_token_ids": list(request.ids)}
+        new = "" if request.text is None else request.text.text
+        if not text and not call.skip_special_tokens:  # as in transformers, what an empty prompt starts from is new
+            start = request.ids[: request.prompt_len]
+            new = self.tokenizer.decode(start) + new
+        return {"generated_text": text + new if call.returns == "full_text" else new}
 
     def _read(self, options: Mapping[str, Any]) -> _Call:
         """The arguments of a call, checked."""
@@ -253,10 +262,3 @@ def _read_generation(merged: dict[str, Any]) -> GenerationOptions:
     if chosen["do_sample"] is True and chosen.get("temperature") is None:
         chosen["temperature"] = TEMPERATURE
     return read_options(chosen, "text-generation", also=_NAMES)
-
-
-def _record(text: str, request: Request, call: _Call) -> GeneratedText | GeneratedIds:
-    if call.returns == "ids":
-        return {"generated_token_ids": list(request.ids)}
-    new = "" if request.text is None else request.text.text
-    return {"generated_text": text + new if call.returns == "full_text" else new}
