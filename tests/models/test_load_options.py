@@ -118,8 +118,8 @@ def test_objects_of_torch() -> None:
         ({"quantization_config": {"bits": 4}}, InputError, "quantization_config: expected None"),
         ({"variant": "fp16"}, InputError, "variant: expected None, got 'fp16'"),
         ({"use_safetensors": 1}, InputError, "use_safetensors: expected None or True, got 1"),
-        ({"theads": 2}, InputError, "unknown keyword 'theads'; did you mean 'threads'"),
-        ({"torch_dtpe": "int8"}, InputError, "unknown keyword 'torch_dtpe'; did you mean 'torch_dtype'"),
+        ({"thread": 2}, InputError, "unknown keyword 'thread'; did you mean 'threads'"),
+        ({"torch_dtyp": "int8"}, InputError, "unknown keyword 'torch_dtyp'; did you mean 'torch_dtype'"),
         ({"n_layer": 6}, InputError, "unknown keyword 'n_layer'; config.json says what the model is"),
         ({"x" * 10_000: 1}, InputError, "unknown keyword 'xxx"),
         ({"variant": "y\n" * 10_000}, InputError, "variant: expected None"),
@@ -191,6 +191,10 @@ def test_what_a_model_says_of_itself(tmp_path: Path, device: str) -> None:
         for bad in ("mps", "int8", 7, object()):
             with pytest.raises(InputError, match=r"^to: expected .* load it with from_pretrained"):
                 model.to(bad)
+        for name, hint in (("half", "from_pretrained"), ("train", "inference"), ("parameters", "num_parameters")):
+            with pytest.raises(AttributeError, match=rf"^CausalLM has no '{name}'; .*{hint}"):
+                getattr(model, name)
+        assert not hasattr(model, "something")
         config = model.config
         assert (config.hidden_size, config.num_hidden_layers, config.num_attention_heads) == (12, 2, 3)
         assert (config.max_position_embeddings, config.vocab_size, config.eos_token_id) == (16, 31, 0)

@@ -31,7 +31,7 @@ KINDS: dict[str, Callable[[Path], Path]] = {
     "RobertaTokenizer": write_roberta,
     "PreTrainedTokenizerFast": write_metaspace,
 }
-CALLS = settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+CALLS = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 def texts() -> st.SearchStrategy[str]:

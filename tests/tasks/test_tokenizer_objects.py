@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -195,3 +196,32 @@ def test_saved_folders_load_in_transformers(both: Both, tmp_path: Path) -> None:
     ours.save_pretrained(tmp_path / "saved")
     check_same(transformers.AutoTokenizer.from_pretrained(tmp_path / "saved"), ours)
     check_same(ours, AutoTokenizer.from_pretrained(tmp_path / "saved"))
+
+
+@pytest.mark.parametrize(
+    "name", ["CLIPTokenizer", "T5Tokenizer", "LlamaTokenizer", "DebertaV2Tokenizer", "XLNetTokenizer"]
+)
+def test_copies_of_other_classes(name: str, tmp_path: Path) -> None:
+    """Pickled, saved, and made from transformers' object, a tokenizer encodes and decodes as before."""
+    transformers = pytest.importorskip("transformers")
+    pytest.importorskip("sentencepiece")
+    from tests.tasks.tokenizer_folders import KINDS, Maker, make_texts
+
+    maker = Maker(tmp_path)
+    folder = maker.files(next(kind for kind in KINDS if kind.name == name))
+    theirs, ours = transformers.AutoTokenizer.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    ours.save_pretrained(tmp_path / "saved")
+    copies = [
+        ours,
+        pickle.loads(pickle.dumps(ours)),
+        Tokenizer.from_object(theirs),
+        AutoTokenizer.from_pretrained(tmp_path / "saved"),
+    ]
+    for text in make_texts(25):
+        ids = theirs.encode(text)
+        for options in ({}, {"max_length": 7, "truncation": True, "return_overflowing_tokens": True}):
+            expected = dict(theirs(text, "two words", return_offsets_mapping=True, **options))
+            for tokenizer in copies:
+                assert dict(tokenizer(text, "two words", return_offsets_mapping=True, **options)) == expected, text
+        for skip in (False, True):
+            assert {tokenizer.decode(ids, skip) for tokenizer in copies} == {theirs.decode(ids, skip)}, text

@@ -301,6 +301,8 @@ def test_strings_and_numbers_are_no_flags(bert: Tokenizer, name: str, value: Any
         ({"truncation": True, "max_length": 1}, "expected room for the 2 special tokens, got 1"),
         ({"truncation": True, "max_length": 5, "stride": 3}, "stride: expected less than the 3 tokens"),
         ({"truncation": True, "max_length": 5, "padding": True, "pad_to_multiple_of": 4}, "a divisor of max_length"),
+        ({"padding": "max_length", "max_length": 2**31 - 1}, "padding: expected at most 67108864 ids in one batch"),
+        ({"padding": True, "pad_to_multiple_of": 2**31 - 1}, "got 1 rows of 2147483647"),
         ({"truncation": "only_second", "max_length": 4}, '"only_second" needs a pair'),
     ],
 )

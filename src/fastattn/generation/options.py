@@ -16,6 +16,7 @@ from fastattn.generation.keywords import check_unused, from_generation_config
 from fastattn.models.sequences import MAX_SEQUENCES
 
 DEFAULT_NEW_TOKENS = 20
+RANDOM_SEED_BITS = 53
 GREEDY_BELOW = 1e-6  # a temperature under this is greedy: the scaled logits would leave float32
 NanPolicy: TypeAlias = Literal["raise", "finite", "propagate"]
 NAN_POLICIES = ("raise", "finite", "propagate")
@@ -133,10 +134,10 @@ class GenerationOptions:
         return not self.do_sample or self.temperature < GREEDY_BELOW
 
     def seeds(self, n_requests: int) -> list[int]:
-        """One seed a request."""
+        """One seed per request; random ones are exact in JSON readers that have only doubles, as in JavaScript."""
         seed = self.seed
         if seed is None:
-            seed = secrets.randbits(53)  # exact in JSON readers that use doubles
+            return [secrets.randbits(RANDOM_SEED_BITS) for _ in range(n_requests)]
         if isinstance(seed, int):
             return [request_seed(seed, i) for i in range(n_requests)]
         if len(seed) != n_requests:
