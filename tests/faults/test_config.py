@@ -245,6 +245,7 @@ def test_fault_35_tokenizer_with_more_tokens(tmp_path: Path) -> None:
     raw = tokenizers.Tokenizer(tokenizers.models.WordLevel({f"w{i}": i for i in range(31)}, unk_token="w0"))
     raw.add_special_tokens(["[PAD]"])
     raw.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
     directory = write(tmp_path, GPT2, gpt2_tensors())
     with AutoModelForCausalLM.from_pretrained(directory, device="numpy") as model:
         with pytest.raises(InputError, match=r"^input_ids\[1\]: expected a token id from 0 to 30, got 31$"):

@@ -141,11 +141,11 @@ def test_everything_is_fused() -> None:
 def test_the_last_layer_runs_for_the_rows_that_are_read(family: str, task: Task) -> None:
     program = optimise(trace(family, task))
     q_rows = [op.attrs["q_rows"] for op in program.ops if op.kind == "attention"]
-    selection = {"causal-lm": "wanted", "sequence-classification": "last" if family == "gpt2" else "first"}[task]
+    selection = "wanted" if family == "gpt2" else "first"
     assert q_rows == ["tokens", selection]
     last = max(i for i, op in enumerate(program.ops) if op.kind == "attention")
     for op in program.ops[last:]:
-        assert program.values[op.output].rows == ("wanted" if task == "causal-lm" else "sequences")
+        assert program.values[op.output].rows == ("wanted" if family == "gpt2" else "sequences")
 
 
 def test_a_value_that_is_an_output_is_not_sunk() -> None:

@@ -165,6 +165,17 @@ def test_options(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("key", "value"), [("cls_token", None), ("cls_token", ""), ("sep_token", None), ("unk_token", None)]
+)
+def test_tokens_that_the_class_needs(key: str, value: object, tmp_path: Path) -> None:
+    folder = set_config(write_bert(tmp_path), **{key: value})
+    with pytest.raises(
+        ConfigError, match=rf"tokenizer_config\.json: {key}: expected a token, as BertTokenizer uses it"
+    ):
+        load_tokenizer(folder)
+
+
+@pytest.mark.parametrize(
     ("key", "value", "message"),
     [
         ("strip_accents", "x", "expected true or false"),

@@ -13,6 +13,7 @@ from fastattn.checks import check_count, check_flag, check_number
 from fastattn.errors import DTypeError, InputError
 
 DEFAULT_NEW_TOKENS = 20
+RANDOM_SEED_BITS = 53
 GREEDY_BELOW = 1e-6  # a temperature under this is greedy: the scaled logits would leave float32
 NanPolicy: TypeAlias = Literal["raise", "finite", "propagate"]
 NAN_POLICIES = ("raise", "finite", "propagate")
@@ -95,10 +96,10 @@ class GenerationOptions:
         return not self.do_sample or self.temperature < GREEDY_BELOW
 
     def seeds(self, n_requests: int) -> list[int]:
-        """One seed a request."""
+        """One seed per request; random ones are exact in JSON readers that have only doubles, as in JavaScript."""
         seed = self.seed
         if seed is None:
-            seed = secrets.randbits(64)
+            return [secrets.randbits(RANDOM_SEED_BITS) for _ in range(n_requests)]
         if isinstance(seed, int):
             return [request_seed(seed, i) for i in range(n_requests)]
         if len(seed) != n_requests:

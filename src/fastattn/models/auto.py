@@ -294,7 +294,7 @@ class SequenceClassifier(Model):
     ) -> Any:
         """Logits [batch, num_labels], [num_labels] for a 1-D input.
 
-        GPT-2's are those of the last token that is not padding (`config.pad_token_id`), as in transformers.
+        GPT-2's are those of the last token that is neither masked nor padding (`config.pad_token_id`).
         position_ids, return_dict and others: as of CausalLM. A sequence without tokens is refused.
         Raises DTypeError, InputError, ContextLengthError.
         """
@@ -327,7 +327,7 @@ class _Auto(Generic[_Loaded]):
     @classmethod
     def from_pretrained(
         cls,
-        path_or_id: str | Path,
+        path_or_id: str | Path | None = None,
         *,
         dtype: Any = None,
         kv_dtype: Any = None,
@@ -374,8 +374,9 @@ class _Auto(Generic[_Loaded]):
             "verify": verify,
             "check_finite": check_finite,
         }
+        source = others.pop("pretrained_model_name_or_path", None) if path_or_id is None else path_or_id
         options, hub = read_options(given, others)
-        built, executor, origin = load_model(find_folder(path_or_id, hub), cls._task, options, str(path_or_id))
+        built, executor, origin = load_model(find_folder(source, hub), cls._task, options, str(source))
         return cls._model(origin.directory, built, executor, origin=origin)
 
 

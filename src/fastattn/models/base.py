@@ -44,6 +44,21 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("fastattn")
 _Types = TypeVar("_Types")
+# What torch's modules have, and what to use instead.
+_INSTEAD = {
+    "bfloat16": 'load it with from_pretrained(..., dtype="bfloat16")',
+    "cuda": 'load it with from_pretrained(..., device="cuda")',
+    "forward": "call the model itself",
+    "get_input_embeddings": "read them with fastattn.checkpoint.open_checkpoint(model.path)",
+    "half": 'load it with from_pretrained(..., dtype="bfloat16")',
+    "named_parameters": "read them with fastattn.checkpoint.open_checkpoint(model.path)",
+    "parameters": "read them with fastattn.checkpoint.open_checkpoint(model.path), count them with num_parameters()",
+    "quantize": "use fastattn.quantize(model.path, directory, dtype=)",
+    "resize_token_embeddings": "resize them with transformers, and save the model",
+    "save_pretrained": "the files are in model.path; fastattn.quantize writes smaller ones",
+    "state_dict": "read the weights with fastattn.checkpoint.open_checkpoint(model.path)",
+    "train": "models are for inference",
+}
 
 
 class Model:
@@ -143,6 +158,12 @@ class Model:
         return f"<{type(self).__name__} {self.config.model_type} from {str(self._directory)!r}>"
 
     # -- what torch's modules have ----------------------------------------------------------------------------------
+
+    if not TYPE_CHECKING:  # a type checker would take every name for known
+
+        def __getattr__(self, name: str) -> Any:
+            hint = f"; {_INSTEAD[name]}" if name in _INSTEAD else ""
+            raise AttributeError(f"{type(self).__name__} has no {quote(name)}{hint}")
 
     def eval(self) -> Self:
         """The model itself: it is always in this mode."""

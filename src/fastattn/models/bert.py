@@ -33,7 +33,7 @@ LAYOUT = Layout(
 )
 HEADS = (
     "Model ForSequenceClassification ForMaskedLM ForPreTraining ForNextSentencePrediction ForTokenClassification "
-    "ForQuestionAnswering ForMultipleChoice"
+    "ForQuestionAnswering ForMultipleChoice ForCausalLM LMHeadModel"
 )
 ARCHITECTURES = tuple(f"Bert{head}" for head in HEADS.split())
 

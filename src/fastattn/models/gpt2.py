@@ -29,9 +29,10 @@ LAYOUT = Layout(
     transposed=CONV1D,
     anchor="wpe.weight",
     tied=("wte.weight", "lm_head.weight"),
-    unused=(r"h\.\d+\.attn\.(bias|masked_bias)", r"(lm_head|score|multiple_choice_head)\..*"),
+    unused=(r"h\.\d+\.attn\.(bias|masked_bias)", r"(lm_head|score|classifier|qa_outputs|multiple_choice_head)\..*"),
 )
-ARCHITECTURES = ("GPT2LMHeadModel", "GPT2Model", "GPT2ForSequenceClassification", "GPT2DoubleHeadsModel")
+HEADS = "Model LMHeadModel DoubleHeadsModel ForSequenceClassification ForTokenClassification ForQuestionAnswering"
+ARCHITECTURES = tuple(f"GPT2{head}" for head in HEADS.split())
 
 
 # transformers' common names of options.

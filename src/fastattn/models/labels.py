@@ -6,6 +6,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from fastattn.checkpoint.safetensors import is_text
 from fastattn.checks import quote
 from fastattn.settings import Settings
 
@@ -70,7 +71,7 @@ def _read_names(settings: Settings) -> dict[int, str | None]:
     for key, name in listed.items():
         if not (key.isascii() and key.strip().isdigit() and len(key) < 12):
             raise settings.error("id2label", "class numbers as keys")
-        if name is not None and not isinstance(name, (str, int, float)):
+        if not (name is None or isinstance(name, (int, float)) or (isinstance(name, str) and is_text(name))):
             raise settings.error("id2label", "names as values")
         names[int(key)] = None if name is None else str(name)
     return names

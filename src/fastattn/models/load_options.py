@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -10,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from fastattn.checkpoint.digests import check_verify
 from fastattn.checks import check_choice, check_count, check_flag, check_path, check_str, quote
 from fastattn.errors import DTypeError, InputError
 from fastattn.models.load_keywords import check_unused, take
@@ -77,13 +77,15 @@ def read_options(given: Mapping[str, Any], others: Mapping[str, Any]) -> tuple[L
     _merge(asked, rest, "device", "device_map")
     _merge(asked, rest, "token", "use_auth_token")
     device = _device(asked["device"])
+    if asked["verify"] is not None:
+        check_verify(asked["verify"])
     options = LoadOptions(
         dtype=_dtype("dtype", asked["dtype"], device),
         kv_dtype=_kv_dtype(asked["kv_dtype"], device),
         head_dtype=_dtype("head_dtype", asked["head_dtype"], device),
         device=device,
         threads=_threads(asked["threads"], device),
-        verify=_digests(asked["verify"]),
+        verify=asked["verify"],
         check_finite=check_flag("check_finite", asked["check_finite"]),
         overrides=_overrides(asked, rest),
     )
@@ -203,22 +205,6 @@ def _threads(value: Any, device: str) -> int | None:
     if device == "cuda":
         raise InputError(f"threads: expected None on cuda, got {found}")
     return found
-
-
-def _digests(value: Any) -> str | Mapping[str, str] | None:
-    """None, "sha256" or SHA-256 by file name."""
-    if value is None or (isinstance(value, str) and value == "sha256"):
-        return value
-    if isinstance(value, str):
-        raise InputError(f'verify: expected None, "sha256" or a mapping of file names to digests, got {quote(value)}')
-    if not isinstance(value, Mapping):
-        raise DTypeError(f'verify: expected None, "sha256" or a mapping of file names to digests, got {quote(value)}')
-    for name, digest in value.items():
-        if not isinstance(name, str) or not isinstance(digest, str) or not re.fullmatch("[0-9a-fA-F]{64}", digest):
-            raise InputError(
-                f"verify: expected file names with SHA-256 of 64 hexadecimal digits, got {quote(name)}: {quote(digest)}"
-            )
-    return dict(value)
 
 
 def _token(value: Any) -> str | None:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 from fastattn.checkpoint import Checkpoint, TensorInfo, open_checkpoint, read_tensor
 from fastattn.checkpoint.checkpoint import SINGLE_NAME
@@ -52,7 +52,7 @@ def load_executor(
     return cast(Executor, executor)
 
 
-def find_folder(path_or_id: str | Path, hub: HubOptions) -> Path:
+def find_folder(path_or_id: Any, hub: HubOptions) -> Path:
     """The local folder of a model, and of its subfolder. Raises ModelNotFoundError, HubError."""
     inside = f"{hub.subfolder}/" if hub.subfolder else ""
     folder = resolve(

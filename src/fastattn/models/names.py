@@ -62,7 +62,9 @@ class ModelNames:
         candidates = self.found.get(name, ())
         if not candidates:
             prefixes = " or ".join(repr(prefix) for prefix in ("", *self.layout.prefixes))
-            raise ConfigError(f"{name}: expected this tensor in the checkpoint (prefix {prefixes}), found none")
+            others = [other for other in self.found if other.endswith(f".{name}")]
+            hint = f"; it holds {' and '.join(quote(other) for other in others[:2])}" if others else ""
+            raise ConfigError(f"{name}: expected this tensor in the checkpoint (prefix {prefixes}), found none{hint}")
         if len(candidates) > 1:
             names = " and ".join(quote(info.name) for info in candidates[:4])
             raise ConfigError(f"{name}: ambiguous, the checkpoint holds {names}")
@@ -151,6 +153,6 @@ def _why_of_shape(name: str, expected: tuple[int, ...], found: tuple[int, ...]) 
     if not name.startswith(HEADS) or len(expected) != len(found) or expected[1:] != found[1:]:
         return ""
     return (
-        f"; the classifier has {found[0]} classes, num_labels and id2label of config.json say {expected[0]} (2 where "
-        f"neither is there): load it with num_labels={found[0]}"
+        f"; the classifier has {found[0]} classes, but num_labels and id2label say {expected[0]} (2 where neither is "
+        f"there): load it with num_labels={found[0]}"
     )

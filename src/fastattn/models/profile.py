@@ -58,7 +58,7 @@ class OpProfile:
         return 100 * self.limit_seconds / self.seconds if self.limit_seconds and self.seconds else None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Profile:
     """A step of a model, op by op; `print` shows it as a table.
 
@@ -90,6 +90,12 @@ class Profile:
     def as_dict(self) -> dict[str, Any]:
         """Everything, for JSON."""
         return {**asdict(replace(self, ops=())), "ops": [asdict(op) for op in self.ops]}
+
+    def __repr__(self) -> str:
+        return (
+            f"<Profile of {self.what}, {self.dtype}: {self.seconds * 1e3:.3f} ms, {self.percent:.0f} % of the limit, "
+            f"{len(self.ops)} rows>"
+        )
 
     def __str__(self) -> str:
         rates = ", ".join(f"{name} {rate:.0f}" for name, rate in self.limits.rates.items())

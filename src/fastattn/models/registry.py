@@ -157,7 +157,10 @@ def build(config: Mapping[str, object], tensors: Mapping[str, TensorInfo], task:
     if task == "sequence-classification":
         _check_classifier(names, parsed)
     traced = family.build(parsed, Weights(Tracer(), names), task)
-    found = check_tensors(traced, names)
+    try:
+        found = check_tensors(traced, names)
+    except ConfigError as error:
+        raise ConfigError(f"{error}{_other_head(parsed, task)}") from None
     with_types = family.build_with_types
     return BuiltModel(
         config=parsed,
@@ -183,6 +186,14 @@ def _wrong_task(model_type: str, task: Task, family: Family) -> str:
         f"config.json: model_type {model_type!r} cannot be used for {task} ({_CLASSES[task]}): it has no such head; "
         f"use {others}"
     )
+
+
+def _other_head(config: ModelConfig, task: Task) -> str:
+    """Why a classifier may not fit: the checkpoint has another kind of head."""
+    ending = "ForSequenceClassification"
+    if task != "sequence-classification" or any(name.endswith(ending) for name in config.architectures):
+        return ""
+    return f"; architectures of config.json is {quote(list(config.architectures))}" if config.architectures else ""
 
 
 def _check_classifier(names: ModelNames, config: ModelConfig) -> None:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from fastattn.graph.executor import Executor
     from fastattn.models.registry import BuiltModel
 
-CONFIG_FILES = ("config.json", "generation_config.json")
+CONFIG_FILES = ("config.json", "generation_config.json", "model.safetensors.index.json")
 _ABSENT = "absent"  # the digest of a file that was not there
 _READ_BYTES = 16 << 20
 Stamp = tuple[int, int, int, int]  # device, inode, bytes, time of the last change

@@ -148,7 +148,8 @@ def _as_array(value: object, name: str) -> Array:
             "model(encoding)"
         )
     if isinstance(value, str | bytes | set | frozenset) or value is None:
-        raise DTypeError(f"{name}: expected token ids (integers), got {type(value).__name__}; encode texts first")
+        expected, hint = ("token ids (integers)", "; encode texts first") if name == "input_ids" else ("integers", "")
+        raise DTypeError(f"{name}: expected {expected}, got {type(value).__name__}{hint}")
     if isinstance(value, np.ma.MaskedArray):
         raise DTypeError(
             f"{name}: expected an array of integers, got a masked array; give the model "

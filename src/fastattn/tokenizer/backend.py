@@ -7,18 +7,19 @@ added depend on it.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tokenizers import AddedToken, processors
 from tokenizers import Tokenizer as RawTokenizer
 
 from fastattn.checks import quote
+from fastattn.errors import ConfigError
 from fastattn.settings import Settings
 from fastattn.tokenizer.draft import ROLES, Draft, Token
 from fastattn.tokenizer.options import Side, TokenizerOptions
-from fastattn.tokenizer.parts import Parts, TokenizerClass, Tokens
+from fastattn.tokenizer.parts import MissingTokenError, Parts, TokenizerClass, Tokens
 
 _log = logging.getLogger("fastattn")
 _MAX_NAMES = 5
@@ -53,7 +54,7 @@ def assemble(
         assert parts is not None
         raw = raw_of_parts(parts)
         if parts.first_post is not None:
-            raw.post_processor = parts.first_post(raw)
+            raw.post_processor = _made(draft, parts.first_post, raw)
     if found.post_processor is not None:
         raw.post_processor = found.post_processor
     add_bos, add_eos, explicit = _bos_and_eos(draft.settings, from_json=from_json)
@@ -67,7 +68,7 @@ def assemble(
     if update or cls.always_post:
         raw.post_processor = plain(raw)
     if parts is not None and parts.post is not None:
-        raw.post_processor = parts.post(raw)
+        raw.post_processor = _made(draft, parts.post, raw)
     if cls.post_init:
         _mark_all(raw, named, extra)
         if update:
@@ -76,7 +77,16 @@ def assemble(
         texts = dict.fromkeys(str(token) for token in [*named, *extra])
         raw.add_tokens([AddedToken(token, special=True) for token in texts])
     extra += [token for token in cls.extra_names if token not in map(str, extra)]
-    return raw, _options(draft, cls, tokens, extra, found)
+    options = _options(draft, cls, tokens, extra, found)
+    return raw, replace(options, add_bos_token=add_bos, add_eos_token=add_eos)
+
+
+def _made(draft: Draft, make: Callable[[RawTokenizer], Any], raw: RawTokenizer) -> Any:
+    """A post-processor. Raises ConfigError, which names the file, where a token of it has no id."""
+    try:
+        return make(raw)
+    except MissingTokenError as error:
+        raise ConfigError(f"{draft.settings.where}: {draft.class_name}: {error}") from None
 
 
 def raw_of_parts(parts: Parts) -> RawTokenizer:

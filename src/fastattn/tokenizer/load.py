@@ -47,12 +47,13 @@ def load_raw(folder: Folder, settings: Settings) -> _Loaded:
     name = classes.find_class_name(folder, settings)
     entry = classes.find_class(name)
     from_json = folder.read(_tokenizer_file(settings)) is not None
-    if entry is None and not from_json and (name is None or classes.is_generic(name)) and not folder.has(_GENERIC.file):
-        entry = classes.class_of_files(folder) if name is None else None
-    if entry is None and not from_json and not classes.is_generic(name) and name is not None:
-        raise classes.refuse(folder, name)
-    if entry is None and not classes.is_generic(name):
-        _warn_of_class(folder, settings, name or "")
+    if entry is None and name is None:
+        if not from_json and not folder.has(_GENERIC.file):
+            entry = classes.class_of_files(folder)
+    elif entry is None and name is not None and not classes.is_generic(name):
+        if not from_json:
+            raise classes.refuse(folder, name)
+        _warn_of_class(folder, settings, name)
     loaded = _load(folder, settings, entry or _GENERIC, entry.name if entry else name, from_json=from_json)
     finish(settings)
     return loaded

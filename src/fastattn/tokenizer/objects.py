@@ -47,6 +47,10 @@ def _copy(raw: RawTokenizer, name: str) -> RawTokenizer:
     with library_errors(lambda reason: InputError(f"{name}: the tokenizer cannot be copied: {reason}")):
         copy = shared_copy(raw)
         copy.post_processor = raw.post_processor
+        if "decode" in getattr(raw, "__dict__", {}):  # CLIPTokenizer replaces the method
+            from fastattn.tokenizer.bytepair import clip_decoder
+
+            copy.decoder = clip_decoder(str(getattr(raw.model, "end_of_word_suffix", None) or "</w>"))
         return copy
 
 

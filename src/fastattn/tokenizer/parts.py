@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from tokenizers import AddedToken, processors
 
+from fastattn.checks import quote
 from fastattn.errors import ConfigError
 from fastattn.tokenizer.draft import Draft, Token
 from fastattn.tokenizer.options import Side
@@ -86,18 +87,22 @@ class TokenizerClass:
 def needed(draft: Draft, tokens: Tokens, role: str) -> str:
     """The text of a token that the class cannot do without."""
     token = tokens.get(role)
-    if token is None:
+    if token is None or not str(token):
         raise ConfigError(
             f"{draft.settings.where}: {role}_token: expected a token, as {draft.class_name} uses it, got none"
         )
     return str(token)
 
 
+class MissingTokenError(ConfigError):
+    """A special token that no file has and nothing added."""
+
+
 def token_id(raw: RawTokenizer, token: str) -> int:
-    """The id of a token that was added before."""
+    """The id of a token that was added before. Raises MissingTokenError."""
     found = raw.token_to_id(token)
     if found is None:
-        raise ConfigError(f"the special token {token!r:.80} has no id")
+        raise MissingTokenError(f"the special token {quote(token)} is not in the vocabulary")
     return found
 
 

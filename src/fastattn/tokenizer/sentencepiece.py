@@ -17,7 +17,7 @@ from fastattn.tokenizer.vocabulary import check_tokens
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 UNIGRAM, BPE = 1, 2
 _MAX_PIECES = 2**21
-_MAX_SPLITS = 10**8
+_MAX_SPLITS = 5 * 10**7
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,16 +70,13 @@ def parse_model(path: Path, data: bytes) -> SentencePieceModel:
 def merges_by_id(vocab: dict[str, int], path: Path) -> list[tuple[str, str]]:
     """BPE merges of a vocabulary without scores: every split of a token into two tokens, in the order of ids."""
     _check_splits(path, vocab)
-    merges: list[tuple[int, int, int, str, str]] = []
-    for token, i in vocab.items():
-        local = [
-            (vocab[token[:at]], vocab[token[at:]], at)
-            for at in range(1, len(token))
-            if token[:at] in vocab and token[at:] in vocab
-        ]
-        merges.extend((i, at, len(token) - at, token[:at], token[at:]) for _, _, at in sorted(local))
-    merges.sort(key=lambda merge: merge[:3])
-    return [(left, right) for *_, left, right in merges]
+    merges = [
+        (i, at, token[:at], token[at:])
+        for token, i in vocab.items()
+        for at in range(1, len(token))
+        if token[:at] in vocab and token[at:] in vocab
+    ]
+    return [(left, right) for _, _, left, right in sorted(merges)]
 
 
 def merges_by_score(model: SentencePieceModel, vocab: dict[str, int]) -> list[tuple[str, str]]:

@@ -91,6 +91,15 @@ class Tokenizer(TokenizerBase):
     @overload
     def encode(
         self,
+        text: list[str] | tuple[str, ...],
+        text_pair: list[str] | tuple[str, ...] | None = None,
+        *,
+        return_tensors: None = None,
+        **options: Unpack[EncodeArgs],
+    ) -> list[list[int]]: ...
+    @overload
+    def encode(
+        self,
         text: Any,
         text_pair: Any = None,
         *,
@@ -235,6 +244,33 @@ class Tokenizer(TokenizerBase):
 
     # -- ids to text --------------------------------------------------------------------------------------------
 
+    @overload
+    def decode(
+        self,
+        token_ids: int | Sequence[int],
+        skip_special_tokens: bool = False,
+        *,
+        clean_up_tokenization_spaces: bool | None = None,
+        **unused: Any,
+    ) -> str: ...
+    @overload
+    def decode(
+        self,
+        token_ids: Sequence[Sequence[int]],
+        skip_special_tokens: bool = False,
+        *,
+        clean_up_tokenization_spaces: bool | None = None,
+        **unused: Any,
+    ) -> list[str]: ...
+    @overload
+    def decode(
+        self,
+        token_ids: Any,
+        skip_special_tokens: bool = False,
+        *,
+        clean_up_tokenization_spaces: bool | None = None,
+        **unused: Any,
+    ) -> Any: ...
     def decode(
         self,
         token_ids: Any,

@@ -77,7 +77,7 @@ def from_tokenizer_json(folder: Folder, kind: str) -> Vocabulary:
         if kind != "Unigram":
             raise _wrong_kind(path, "Unigram", kind)
         return Vocabulary(path=path, scores=[(token, float(score)) for token, score in vocab], charsmap=charsmap)
-    merges = [_merge(path, merge) for merge in model.get("merges", ())]
+    merges = _merges(path, model.get("merges", ()))
     found = model.get("type") or ("BPE" if "merges" in model else "WordPiece")
     if found != kind:
         raise _wrong_kind(path, str(found), kind)
@@ -140,10 +140,11 @@ def check_tokens(path: Path, tokens: Sequence[str]) -> None:
 def check_ids(path: Path, vocab: Mapping[str, Any]) -> Mapping[str, int]:
     """The same vocabulary, where every token and every id is valid."""
     check_tokens(path, list(vocab))
-    for token, i in vocab.items():
-        if not _is_id(i):
-            raise format_error(path, f"{quote(token)}: expected an id from 0 to {MAX_ID}, got {quote(i)}")
-    return vocab
+    ids = vocab.values()
+    if set(map(type, ids)) <= {int} and min(ids, default=0) >= 0 and max(ids, default=0) <= MAX_ID:
+        return vocab
+    token, i = next((token, i) for token, i in vocab.items() if not _is_id(i))
+    raise format_error(path, f"{quote(token)}: expected an id from 0 to {MAX_ID}, got {quote(i)}")
 
 
 def _merges_txt(folder: Folder) -> list[tuple[str, str]]:
@@ -164,11 +165,15 @@ def _merges_txt(folder: Folder) -> list[tuple[str, str]]:
     return merges
 
 
-def _merge(path: Path, merge: object) -> tuple[str, str]:
-    parts = merge.split(" ") if isinstance(merge, str) else merge
-    if not (isinstance(parts, list) and len(parts) == 2 and all(isinstance(part, str) for part in parts)):
-        raise format_error(path, f"model.merges: expected pairs of tokens, got {quote(merge)}")
-    return parts[0], parts[1]
+def _merges(path: Path, merges: Iterable[Any]) -> list[tuple[str, str]]:
+    """Merges written as lists of two tokens, or as two tokens with a space between them."""
+    pairs = []
+    for merge in merges:
+        parts = merge.split(" ") if type(merge) is str else merge
+        if type(parts) is not list or len(parts) != 2 or type(parts[0]) is not str or type(parts[1]) is not str:
+            raise format_error(path, f"model.merges: expected pairs of tokens, got {quote(merge)}")
+        pairs.append((parts[0], parts[1]))
+    return pairs
 
 
 def _charsmap(path: Path, normalizer: object) -> bytes | None:
