@@ -157,7 +157,7 @@ def works():
 def fork(*_):
     children.append(os.fork())
     if children[-1] == 0:
-        signal.alarm(60)  # ends it, should it hang
+        signal.alarm(300)  # ends it, should it hang
         if nested:
             found.append(works())
 
@@ -202,7 +202,7 @@ def test_fault_59_fork_in_a_signal_handler_during_a_call(tmp_path: Path, what: s
             env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=HANG_SECONDS,
             check=False,
         )
         assert (done.returncode, done.stdout) == (0, "0\n"), done.stderr
