@@ -24,7 +24,8 @@ from fastattn.cli.streams import emit, say
 from fastattn.cli.texts import Text, read_texts
 from fastattn.errors import ContextLengthError, InputError
 from fastattn.generation.generate import GenerationArgs, complete, need_tokenizer, stream
-from fastattn.generation.options import GenerationOptions
+from fastattn.generation.options import read_options
+from fastattn.generation.prompts import encode_prompt
 
 if TYPE_CHECKING:
     from fastattn.models.auto import CausalLM
@@ -76,13 +77,13 @@ def generate(args: argparse.Namespace) -> int:
         "stop_strings": args.stop or None,
         "truncate": args.truncate,
     }
-    checked = GenerationOptions(**options)
+    checked = read_options(options, "generate")
     prompts = read_texts(args.prompt, args.file, whole_stdin=True, skip_blank=args.skip_blank)
     model = AutoModelForCausalLM.from_pretrained(
         _model(args, "text-generation"), head_dtype=args.head_dtype, **_loading(args)
     )
     tokenizer = need_tokenizer(model, "generate")
-    ids = [np.array(tokenizer.encode(prompt.text), np.int32) for prompt in prompts]
+    ids = [encode_prompt(tokenizer, prompt.text, prompt.where) for prompt in prompts]
     _check_lengths(prompts, ids, args, model.executor.program.max_positions)
     begin = time.perf_counter()
     if args.stream and not args.json:
@@ -119,7 +120,7 @@ def _check_lengths(prompts: list[Text], ids: list[NDArray[np.int32]], args: argp
 def _stream(model: CausalLM, prompts: list[Text], ids: list[NDArray[np.int32]], options: GenerationArgs) -> int:
     """Print texts as they come, one prompt after the other; returns the number of new tokens."""
     n_new = 0
-    seeds = GenerationOptions(**options).seeds(len(prompts))
+    seeds = read_options(options, "generate").seeds(len(prompts))
     for i, (prompt, tokens, seed) in enumerate(zip(prompts, ids, seeds, strict=True)):
         options["seed"] = seed
         with stream(model, tokens, **options) as pieces:
