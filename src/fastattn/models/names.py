@@ -116,10 +116,10 @@ def _outer_prefix(tensors: Mapping[str, TensorInfo], layout: Layout) -> str:
     from inside another; "" where nothing does, or more than one thing."""
     if not layout.anchor:
         return ""
-    befores = {name[: -len(layout.anchor)] for name in tensors if name.endswith(layout.anchor)}
-    if "" in befores or befores.intersection(layout.prefixes) or len(befores) != 1:
+    starts = {name[: -len(layout.anchor)] for name in tensors if name.endswith(layout.anchor)}
+    if "" in starts or starts.intersection(layout.prefixes) or len(starts) != 1:
         return ""
-    before = befores.pop()
+    before = starts.pop()
     if not before.endswith("."):
         return ""
     outer = next((before.removesuffix(p) for p in layout.prefixes if before.endswith(p)), before)
