@@ -41,8 +41,8 @@ $(S)/installed: $(S)/build-tools $(PACKAGED)
 	$(PIP) --no-build-isolation .
 	@touch $@
 
-$(S)/build-tools: $(S)/venv
-	$(PIP) "scikit-build-core>=0.10" "pybind11>=3.1" "cmake>=3.22" ninja
+$(S)/build-tools: $(S)/venv pyproject.toml
+	$(PIP) "scikit-build-core>=0.10" "pybind11>=3.1" "hatch-fancy-pypi-readme>=24.1" "cmake>=3.22" ninja
 	@touch $@
 
 $(S)/venv:

@@ -21,7 +21,9 @@ import fastattn
 from make_models import build
 
 CHILD = """
-import json, resource, sys, time
+import sys
+sys.path = [folder for folder in sys.path if folder]  # not the current directory, which -c puts first
+import json, resource, time
 begin = time.perf_counter()
 import fastattn as fa
 imported = time.perf_counter()

@@ -59,7 +59,9 @@ class Worker:
     """This file in a process of its own, over one source folder."""
 
     def __init__(self, src: Path, model: str, threads: int | None) -> None:
-        code = f"import sys; sys.path[:0] = {[str(src), str(Path(__file__).parent)]!r}; import decode_steps as d; "
+        # Without the current directory, which -c puts first.
+        code = f"import sys; sys.path[:] = {[str(src), str(Path(__file__).parent)]!r} + [p for p in sys.path if p]; "
+        code += "import decode_steps as d; "
         code += f"d.worker({model!r}, {threads!r})"
         self.process = subprocess.Popen(
             [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True

@@ -105,7 +105,7 @@ class Running:
     def rate(self, seconds: float) -> float:
         """Tokens a second of all models together."""
         busy = [
-            subprocess.Popen([sys.executable, "-c", "while True: pass"])
+            subprocess.Popen([sys.executable, "-I", "-c", "while True: pass"])
             for _ in os.sched_getaffinity(0)
             if self.case.busy
         ]

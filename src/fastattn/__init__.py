@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
+import sys
+from typing import TYPE_CHECKING
 
+from fastattn import errors
 from fastattn.errors import (
     Cancelled,
     ConfigError,
@@ -20,16 +22,17 @@ from fastattn.errors import (
 )
 
 if TYPE_CHECKING:
-    from fastattn import ops
+    from fastattn import generation, ops
     from fastattn.generation.generate import GenerateOutput, TextStream
     from fastattn.generation.options import GenerationOptions
     from fastattn.models.auto import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
     from fastattn.models.auto_tokenizer import AutoTokenizer
     from fastattn.models.quantise import quantize
+    from fastattn.ops import scaled_dot_product_attention
     from fastattn.tasks.pipelines import pipeline
     from fastattn.tasks.quality import QualityReport, compare_dtypes
     from fastattn.tasks.sentence_transformer import SentenceTransformer
-    from fastattn.tokenizer import Tokenizer
+    from fastattn.tokenizer import BatchEncoding, Tokenizer
 
 __version__ = "0.1.0"
 
@@ -39,6 +42,7 @@ _HOME = {
     "AutoModelForCausalLM": "fastattn.models.auto",
     "AutoModelForSequenceClassification": "fastattn.models.auto",
     "AutoTokenizer": "fastattn.models.auto_tokenizer",
+    "BatchEncoding": "fastattn.tokenizer",
     "Tokenizer": "fastattn.tokenizer",
     "GenerateOutput": "fastattn.generation.generate",
     "GenerationOptions": "fastattn.generation.options",
@@ -48,7 +52,9 @@ _HOME = {
     "compare_dtypes": "fastattn.tasks.quality",
     "pipeline": "fastattn.tasks.pipelines",
     "quantize": "fastattn.models.quantise",
+    "scaled_dot_product_attention": "fastattn.ops",
 }
+# Modules that `fastattn.NAME` imports; only `errors`, `generation` and `ops` are public.
 _MODULES = ("checkpoint", "generation", "graph", "models", "ops", "runtime", "tasks", "tokenizer")
 
 __all__ = [
@@ -56,6 +62,7 @@ __all__ = [
     "AutoModelForCausalLM",
     "AutoModelForSequenceClassification",
     "AutoTokenizer",
+    "BatchEncoding",
     "Cancelled",
     "ConfigError",
     "ContextLengthError",
@@ -75,22 +82,29 @@ __all__ = [
     "Tokenizer",
     "__version__",
     "compare_dtypes",
+    "errors",
+    "generation",
     "ops",
     "pipeline",
     "quantize",
+    "scaled_dot_product_attention",
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name in _HOME:
-        value = getattr(importlib.import_module(_HOME[name]), name)
-    elif name in _MODULES:
-        value = importlib.import_module(f"fastattn.{name}")
-    else:
-        raise AttributeError(f"module 'fastattn' has no attribute {name!r}")
-    globals()[name] = value
-    return value
+if not TYPE_CHECKING:  # a type checker would take every unknown name for one of type Any
+
+    def __getattr__(name: str) -> object:
+        if name in _HOME:
+            value = getattr(importlib.import_module(_HOME[name]), name)
+        elif name in _MODULES:
+            value = importlib.import_module(f"fastattn.{name}")
+        else:
+            raise AttributeError(
+                f"module 'fastattn' has no attribute {name!r:.80}", name=name, obj=sys.modules[__name__]
+            )
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*__all__, *_MODULES, "errors"})
+    return sorted(__all__)

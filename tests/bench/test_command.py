@@ -56,7 +56,7 @@ def test_the_machine(capsys: pytest.CaptureFixture[str]) -> None:
     assert "memory read" in printed.out
     assert "1 thread" in printed.out
     assert "2 threads" in printed.out
-    assert printed.err == ""
+    assert printed.err == "measuring the limits of the machine, about 4 s\n"
     assert main(["bench", "--machine", "--json", *QUICK]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["command"].startswith("fastattn bench --machine --json")
@@ -117,8 +117,11 @@ def test_the_demo_models(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
         (("--against", "torch,tensorflow"), 2, "got 'tensorflow'"),
         (("--against", "torch:float8"), 2, "torch: expected a dtype of float32, bfloat16, got 'float8'"),
         (("--against", ","), 2, "argument --against: expected some of"),
-        (("--dtype", "float8"), 2, "argument --dtype: invalid choice: 'float8'"),
-        (("--kv-dtype", "int4"), 2, "argument --kv-dtype: invalid choice: 'int4'"),
+        (("--against", "torhc"), 2, "got 'torhc'; did you mean 'torch'?"),
+        (("--dtype", "float8"), 2, "argument --dtype: expected float32, bfloat16, int8, int4, got 'float8'"),
+        (("--kv-dtype", "int4"), 2, "argument --kv-dtype: expected float32, bfloat16, int8, float16, got 'int4'"),
+        (("--max-seconds", "0"), 2, "argument --max-seconds: expected 1 to 604800, got 0"),
+        (("--rouns", "3"), 2, "unknown option '--rouns'; did you mean '--rounds'?"),
         (("--machine", "-m", "x"), 2, "not allowed with argument"),
         (("--machine", "--against", "torch"), 2, "argument --machine: not allowed with"),
         (("--machine", "--works", "1x16"), 2, "argument --machine: not allowed with"),
@@ -129,13 +132,13 @@ def test_the_demo_models(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
         (("--rounds", "0"), 2, "argument --rounds: expected 1 to 1000, got 0"),
         (("--seconds", "0"), 2, "argument --seconds: expected 0.001 to 600, got 0"),
         (("-m", "/no/such/folder"), 1, "/no/such/folder"),
-        (("--json", "/no/such/folder/x.json"), 1, "/no/such/folder/x.json: expected an existing folder"),
-        (("--picture", "/no/such/folder/x.svg"), 1, "/no/such/folder/x.svg: expected an existing folder"),
-        (("--keep", "/no/such/folder/x"), 1, "/no/such/folder/x: expected an existing folder"),
+        (("--json", "/no/such/folder/x.json"), 1, "/no/such/folder/x.json: expected a file in an existing folder"),
+        (("--picture", "/no/such/folder/x.svg"), 1, "/no/such/folder/x.svg: expected a file in an existing folder"),
+        (("--keep", "/no/such/folder/x"), 1, "/no/such/folder/x: expected a file in an existing folder"),
         (("-m", "{bert}", "--works", "8x512"), 2, "--works: expected some of 1x16,8x16,ragged-32, got '8x512'"),
         (("--works", "nope"), 2, "--works: expected some of prefill-256,"),
         (("--works", ","), 2, "--works: expected names, got ','"),
-        (("--head-dtype", "int2"), 2, "argument --head-dtype: invalid choice: 'int2'"),
+        (("--head-dtype", "int2"), 2, "argument --head-dtype: expected float32, bfloat16, int8, int4, got 'int2'"),
     ],
 )
 def test_exit_codes_of_bench(
@@ -160,7 +163,7 @@ def test_a_library_that_is_not_installed(
     monkeypatch.setattr(libraries, "LIBRARIES", {**LIBRARIES, "llama_cpp": absent})
     assert main(["bench", "-m", str(bert), "--against", "llama_cpp", "--works", "1x16", *QUICK]) == 0
     printed = capsys.readouterr()
-    assert printed.err == "left out: llama_cpp: not installed (pip install no-such-package)\n"
+    assert printed.err.endswith("\nleft out: llama_cpp: not installed (pip install no-such-package)\n")
     assert "\n1x16 " in printed.out
 
 
@@ -257,11 +260,11 @@ def test_a_quantised_checkpoint(tmp_path: Path) -> None:
     quantize(source, tmp_path / "q", dtype="int8")
     bench = bench_model(tmp_path / "q", options(works=("decode-1",), against=("torch",)))
     assert bench.dtype == "int8"
-    assert bench.left_out == ["torch: cannot read this quantised checkpoint"]
+    assert bench.left_out == ["torch: cannot read this quantized checkpoint"]
     assert list(bench.rows[0].turns) == ["fastattn"]
-    with pytest.raises(InputError, match="is quantised to int8, got 'int4'"):
+    with pytest.raises(InputError, match="is quantized to int8, got 'int4'"):
         bench_model(tmp_path / "q", options(dtype="int4"))
-    with pytest.raises(InputError, match=r"head_dtype: .* is quantised with that of its weights, got 'int4'"):
+    with pytest.raises(InputError, match=r"head_dtype: .* is quantized with that of its weights, got 'int4'"):
         bench_model(tmp_path / "q", options(head_dtype="int4"))
 
 

@@ -107,7 +107,7 @@ def test_fault_35_special_ids_that_no_token_has(tmp_path: Path, device: str, cap
     write(tmp_path, {**config, "eos_token_id": 31}, gpt2_tensors())
     with AutoModelForCausalLM.from_pretrained(tmp_path, device=device) as model:
         assert len(model.generate([1, 2], max_new_tokens=3)) == 5
-        with pytest.raises(InputError, match=r"^ids\[0\]: .* no bos or eos id to start from"):
+        with pytest.raises(InputError, match=r"^input_ids\[0\]: .* no bos or eos id to start from"):
             model.generate([[]], max_new_tokens=1)
     bert = {**BERT, "pad_token_id": 31, "bos_token_id": 31}
     assert load(tmp_path, bert, bert_tensors()).config.pad_token_id is None

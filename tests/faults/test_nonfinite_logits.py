@@ -148,7 +148,7 @@ def test_fault_56_policies_of_models_streams_and_pipelines() -> None:
         assert list(model.stream("Once upon a time", max_new_tokens=5, nan="propagate")) == expected
         pipe("Once upon a time", max_new_tokens=5, nan="finite")
         for call in (model.stream, pipe):
-            with pytest.raises(InputError, match="nan: expected 'raise', 'finite' or 'propagate', got 'no'"):
+            with pytest.raises(InputError, match="nan: expected one of 'raise', 'finite', 'propagate', got 'no'"):
                 call("Once upon a time", nan="no")
         with pytest.raises(InputError, match="nan: expected"):
             model.generate([1, 2], nan="no")

@@ -54,6 +54,16 @@ def test_public_names_exist() -> None:
     assert set(fastattn.__all__) <= set(dir(fastattn))
 
 
+def test_an_unknown_name_is_an_error() -> None:
+    with pytest.raises(AttributeError, match="module 'fastattn' has no attribute 'AutoModelForCausalLn'") as caught:
+        fastattn.AutoModelForCausalLn  # type: ignore[attr-defined]  # noqa: B018
+    assert (caught.value.name, caught.value.obj) == ("AutoModelForCausalLn", fastattn)
+    with pytest.raises(AttributeError) as caught:
+        getattr(fastattn, "x" * 10**6)
+    assert len(str(caught.value)) < 200
+    assert not hasattr(fastattn, "")
+
+
 def test_one_sentence_says_what_it_is() -> None:
     sentence = (fastattn.__doc__ or "").strip()
     assert sentence
@@ -65,7 +75,12 @@ def test_one_sentence_says_what_it_is() -> None:
 
 
 def test_dir_shows_the_public_names_alone() -> None:
-    assert not {"annotations", "importlib", "Any", "TYPE_CHECKING"} & set(dir(fastattn))
+    """In a fresh process, and after internal modules were imported."""
+    code = "import fastattn; print(dir(fastattn) == sorted(fastattn.__all__))"
+    assert python(code) == "True\n"
+    assert python(f"import fastattn.cli, fastattn.models.auto, fastattn.runtime; {code}") == "True\n"
+    for name in ("models", "runtime", "checkpoint", "graph", "annotations", "importlib", "sys", "TYPE_CHECKING"):
+        assert name not in dir(fastattn)
     assert dir(fastattn.ops) == sorted(fastattn.ops.__all__)
 
 

@@ -7,6 +7,8 @@ import subprocess
 import sys
 import tarfile
 import zipfile
+from email import message_from_bytes
+from email.message import Message
 from pathlib import Path
 
 import pytest
@@ -54,12 +56,51 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     assert {name for name in names if name.endswith(".py")} == tracked
 
 
-def test_the_wheel_asks_for_numpy_and_tokenizers_only(wheel: Path) -> None:
-    archive = zipfile.ZipFile(wheel)
-    (metadata,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
-    required = re.findall(r"^Requires-Dist: (.*)$", archive.read(metadata).decode(), re.MULTILINE)
+@pytest.fixture(scope="session")
+def metadata(tmp_path_factory: pytest.TempPathFactory) -> Message:
+    """What a wheel says about itself, without building one."""
+    pytest.importorskip("scikit_build_core", reason="asks the build tools of this environment")
+    pytest.importorskip("hatch_fancy_pypi_readme", reason="asks the build tools of this environment")
+    folder = tmp_path_factory.mktemp("metadata")
+    code = f"from scikit_build_core.build import prepare_metadata_for_build_wheel as m; m({str(folder)!r})"
+    run(sys.executable, "-c", code)
+    (file,) = folder.glob("*.dist-info/METADATA")
+    return message_from_bytes(file.read_bytes())
+
+
+@pytest.fixture(scope="session")
+def index_readme(metadata: Message) -> str:
+    text = metadata.get_payload(decode=True)
+    assert isinstance(text, bytes)
+    return text.decode()
+
+
+def test_the_wheel_asks_for_numpy_tokenizers_and_tqdm_only(metadata: Message) -> None:
+    required = metadata.get_all("Requires-Dist") or []
     names = {re.split(r"[<>=~! ;\[]", line)[0] for line in required if "extra ==" not in line}
-    assert names == {"numpy", "tokenizers"}
+    assert names == {"numpy", "tokenizers", "tqdm"}
+
+
+def test_what_an_index_shows(metadata: Message, index_readme: str) -> None:
+    assert metadata["Author"] == "The fastattn authors"
+    assert metadata.get_all("Project-URL") == ["Homepage, https://pypi.org/project/fastattn/"]
+    classifiers = set(metadata.get_all("Classifier") or [])
+    assert {f"Programming Language :: Python :: 3.{minor}" for minor in range(10, 15)} <= classifiers
+    assert "Typing :: Typed" in classifiers
+    assert metadata["Description-Content-Type"] == "text/markdown"
+    assert index_readme.startswith("# fastattn\n")
+    assert "`docs/numerics.md`" in index_readme
+
+
+def test_no_link_of_an_index_leads_nowhere(index_readme: str) -> None:
+    """Links to files of the checkout become text; others and the headings of the page are absolute."""
+    checkout = (ROOT / "README.md").read_text(encoding="utf-8")
+    relative = [link for link in re.findall(r"\]\(([^)]*)\)", checkout) if not link.startswith(("https://", "#"))]
+    assert relative
+    for link in re.findall(r"\]\(([^)]*)\)", index_readme):
+        assert link.startswith(("https://", "#"))
+    for link in relative:
+        assert f"`{link.partition('#')[0]}`" in index_readme
 
 
 @pytest.mark.slow

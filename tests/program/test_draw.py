@@ -332,7 +332,10 @@ class LogitsOnly:
     def __init__(self, model: CausalLM) -> None:
         self.executor: Any = self
         self.program, self.run, self.new_cache = model.executor.program, model.executor.run, model.new_cache
-        self.tokenizer, self.bos_token_id, self.eos_token_ids = None, None, (5,)
+        self.tokenizer, self.bos_token_id, self.eos_token_ids, self.pad_token_id = None, None, (5,), None
+
+    def explain_id(self, token_id: int) -> str:
+        return ""
 
 
 @pytest.mark.parametrize(

@@ -1,18 +1,39 @@
-"""The `fastattn` command in this process."""
+"""The `fastattn` command, in this process and in others."""
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 
+import fastattn
 from fastattn.cli import main
+
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(fastattn.__file__).parents[1]), "PYTHONWARNINGS": "error"}
+
+
+def command(*arguments: object) -> list[str]:
+    """The words of a process of its own."""
+    return [sys.executable, "-m", "fastattn", *map(str, arguments)]
+
+
+def run(*arguments: object, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    """The command in a process of its own."""
+    return subprocess.run(
+        command(*arguments), input=stdin, capture_output=True, text=True, timeout=600, env=ENVIRONMENT, check=False
+    )
 
 
 def assert_refused(
     capsys: pytest.CaptureFixture[str], arguments: Sequence[str], *, code: int, words: str, usage: str
 ) -> str:
-    """It ends with an exit code and says `words`: 1 is one line on stderr, 2 a usage that begins with `usage`.
+    """It ends with an exit code and says `words`: 1 is one line on stderr, 2 a line and a hint about `usage`.
+
+    usage: the command that the error is about, "" for that of the whole command.
 
     Returns what it wrote to stdout.
     """
@@ -26,5 +47,8 @@ def assert_refused(
     if code == 1:
         assert len(printed.err.splitlines()) == 1
     else:
-        assert printed.err.startswith(f"usage: fastattn {usage} ")
+        prog = f"fastattn {usage}".strip()
+        line, hint = printed.err.splitlines()
+        assert line.startswith(f"{prog}: ")
+        assert hint == f"try `{prog} --help`"
     return printed.out

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Literal
 
@@ -18,23 +15,11 @@ import fastattn
 from fastattn.cli import main
 from fastattn.errors import NonFiniteError
 from fastattn.generation.generate import TextStream
-from tests.reference.command import assert_refused
+from tests.reference.command import ENVIRONMENT, assert_refused, command, run
 from tests.tasks.tiny import write_bert_model, write_gpt2_model, write_sentence_model
 
 pytestmark = pytest.mark.torch
-COMMANDS = ("generate", "classify", "embed")
-SOURCES = str(Path(fastattn.__file__).parents[1])
-ENVIRONMENT = {**os.environ, "PYTHONPATH": SOURCES, "PYTHONWARNINGS": "error"}
-
-
-def command(*arguments: object) -> list[str]:
-    return [sys.executable, "-m", "fastattn", *map(str, arguments)]
-
-
-def run(*arguments: object, stdin: str = "") -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command(*arguments), input=stdin, capture_output=True, text=True, timeout=60, env=ENVIRONMENT, check=False
-    )
+COMMANDS = ("generate", "classify", "embed", "completion")
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +95,7 @@ def test_an_empty_word_is_not_an_option_left_out(arguments: tuple[str, ...]) -> 
     """As from an unset variable of a shell: neither the demo model nor a traceback."""
     done = run(*arguments)
     assert (done.returncode, done.stdout) == (2, "")
-    assert "error: argument" in done.stderr
+    assert ": argument -" in done.stderr
     assert "Traceback" not in done.stderr
 
 
@@ -156,10 +141,12 @@ def test_embed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
-        ((), 2, "required"),
-        (("nothing",), 2, "invalid choice"),
+        (("nothing",), 2, "unknown command 'nothing'; expected info, generate,"),
+        (("generatee", "-p", "a"), 2, "unknown command 'generatee'; did you mean 'generate'?"),
+        (("x" * 100_000,), 2, "unknown command 'xxx"),
         (("generate",), 2, "required"),
         (("generate", "-p", "a", "-f", "b"), 2, "not allowed with"),
+        (("classify", "--skip-blank", "-p", " "), 1, "-p/--prompt: expected a text, got blank ones only"),
         (("generate", "-p", "a", "-n", "x"), 2, "expected an integer, got 'x'"),
         (("generate", "-m", "/no/such/folder", "-p", "a"), 1, "/no/such/folder"),
         (("generate", "-p", "a", "-n", "-1"), 2, "argument -n/--max-tokens: expected 0 to"),
@@ -184,9 +171,19 @@ def test_embed(tmp_path: Path) -> None:
         (("embed", "-p", "a", "--json", "-o", "a.npy"), 2, "argument --json: not allowed with argument -o"),
         (("embed", "-p", "a", "-o", ""), 2, "argument -o/--output: expected FILE.npy, got ''"),
         (("embed", "-p", "a", "-o", "x.txt"), 2, "argument -o/--output: expected FILE.npy, got 'x.txt'"),
-        (("generate", "-p", "a", "--nope"), 2, "unrecognized arguments: --nope"),
-        (("--nope", "generate", "-p", "a"), 2, "unrecognized arguments: --nope"),
-        (("generate", "-p", "a", "--truncate", "middle"), 2, "argument --truncate: invalid choice: 'middle'"),
+        (("generate", "-p", "a", "--nope"), 2, "unknown option '--nope'"),
+        (("generate", "--promptt", "a"), 2, "unknown option '--promptt'; did you mean '--prompt'?"),
+        (("generate", "-p", "a", "--max-tokns=3"), 2, "unknown option '--max-tokns'; did you mean '--max-tokens'?"),
+        (("embed", "-x", "-p", "a"), 2, "unknown option '-x'"),
+        (("generate", "-p", "a", "b"), 2, "unexpected argument 'b'"),
+        (("--nope", "generate", "-p", "a"), 2, "unknown option '--nope'"),
+        (
+            ("generate", "-p", "a", "--truncate", "midddle"),
+            2,
+            "argument --truncate: expected left, right, got 'midddle'",
+        ),
+        (("embed", "-p", "a", "--dtype", "float3"), 2, "got 'float3'; did you mean 'float32'?"),
+        (("completion", "tcsh"), 2, "expected bash, zsh, fish, got 'tcsh'"),
         (
             ("generate", "-m", "{gpt2}", "--device", "numpy", "-p", "a", "-p", "the", "-n", "64"),
             1,
@@ -200,7 +197,7 @@ def test_embed(tmp_path: Path) -> None:
 def test_exit_codes(
     gpt2: Path, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], code: int, words: str
 ) -> None:
-    usage = arguments[0] if arguments and arguments[0] in COMMANDS else "[-h]"  # of the command that it is about
+    usage = arguments[0] if arguments[0] in COMMANDS else ""  # the command that it is about
     found = [argument.replace("{gpt2}", str(gpt2)) for argument in arguments]
     assert assert_refused(capsys, found, code=code, words=words, usage=usage) == ""
 
@@ -209,29 +206,6 @@ def test_exit_codes_of_the_process() -> None:
     assert run("nothing").returncode == 2
     done = run("generate", "-m", "/no/such/folder", "-p", "a")
     assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
-
-
-@pytest.mark.parametrize("command_name", ["generate", "classify", "embed"])
-def test_lines_of_standard_input_are_those_of_a_file(gpt2: Path, bert: Path, tmp_path: Path, command_name: str) -> None:
-    """Blank lines are left out, and a byte order mark is no part of the first text."""
-    model = gpt2 if command_name == "generate" else bert
-    options = [command_name, "-m", model, "--device", "numpy", "--json"]
-    options += ["--seed", 1, "-n", 3] if command_name == "generate" else []
-    text = "the\n\n  \nin all\n"
-    (tmp_path / "lines.txt").write_bytes(b"\xef\xbb\xbf" + text.encode())
-    from_file = run(*options, "-f", tmp_path / "lines.txt")
-    assert from_file.returncode == 0
-    assert len(from_file.stdout.splitlines()) == 2
-    assert run(*options, "-f", "-", stdin=text).stdout == from_file.stdout
-    assert run(*options, "-p", "the", "-p", "in all").stdout == from_file.stdout
-
-
-@pytest.mark.parametrize("source", [("-p", "-"), ("-f", "-")])
-@pytest.mark.parametrize("command_name", ["generate", "classify", "embed"])
-def test_an_empty_standard_input_is_refused(command_name: str, source: tuple[str, str]) -> None:
-    done = run(command_name, *source, stdin="\n\n")
-    assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (1, "", 1)
-    assert "standard input: expected a text" in done.stderr
 
 
 def test_what_is_no_utf8_is_named_by_line(tmp_path: Path) -> None:
@@ -258,12 +232,12 @@ def test_texts_longer_than_the_context(bert: Path, tmp_path: Path) -> None:
     (tmp_path / "long.txt").write_text("good\n\n" + "good " * 100, encoding="utf-8")
     options = ("-m", bert, "--device", "numpy", "-f", tmp_path / "long.txt")
     refused = run("classify", *options)
-    assert refused.returncode == 1
+    assert (refused.returncode, refused.stdout) == (1, "")
     where = f"{tmp_path / 'long.txt'} line 3"
     assert refused.stderr == f"fastattn: {where}: 102 tokens, the model's context is 64; --truncate cuts it\n"
-    assert len(run("classify", *options, "--truncate").stdout.splitlines()) == 2
+    assert len(run("classify", *options, "--truncate").stdout.splitlines()) == 3
     cut = run("embed", *options)
-    assert (cut.returncode, len(cut.stdout.splitlines())) == (0, 2)
+    assert (cut.returncode, len(cut.stdout.splitlines())) == (0, 3)
     assert cut.stderr == f"cut to the model's 64 tokens: {where}\n"
 
 
@@ -312,9 +286,8 @@ def test_a_closed_pipe_is_quiet(gpt2: Path) -> None:
         process.stdout.close()
         errors = process.stderr.read().decode()
         process.wait(timeout=30)
-    assert "Traceback" not in errors
-    assert "Broken" not in errors
-    assert process.returncode in (0, 1)
+    assert errors == ""
+    assert process.returncode == 0
 
 
 def test_fault_58_ctrl_c(gpt2: Path, tmp_path: Path) -> None:
@@ -327,10 +300,7 @@ def test_fault_58_ctrl_c(gpt2: Path, tmp_path: Path) -> None:
         assert process.stdout is not None
         assert process.stderr is not None
         assert process.stdout.read(20)
-        begin = time.perf_counter()
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=30)
-        seconds = time.perf_counter() - begin
     assert process.returncode == 130
-    assert b"Traceback" not in errors
-    assert seconds < 2  # the end of the interpreter included; the 100 ms of a step are tested with the executor
+    assert errors == b"\n"

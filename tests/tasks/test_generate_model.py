@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fastattn.generation.generate import GenerateOutput
 from fastattn.generation.options import request_seed
 from fastattn.models.auto import AutoModelForCausalLM, CausalLM
+from fastattn.models.outputs import GenerateOutput
 from tests.tasks.bounds import assert_same_bits
 from tests.tasks.tiny import write_gpt2_model
 

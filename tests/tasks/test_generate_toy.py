@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import re
 import threading
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from fastattn.errors import ConfigError, ContextLengthError, InputError, NonFiniteError
-from fastattn.generation.generate import GenerateOutput, TextStream, generate, stream
+from fastattn.errors import ConfigError, ContextLengthError, DTypeError, InputError, NonFiniteError
+from fastattn.generation.generate import TextStream, generate, stream
 from fastattn.generation.options import GenerationOptions, request_seed
 from fastattn.generation.scheduler import Request, Scheduler
+from fastattn.models.outputs import GenerateOutput
 from fastattn.tokenizer import Tokenizer, load_tokenizer
 from tests.tasks.tokenizers import write_gpt2
 from tests.tasks.toy import ToyModel
@@ -267,7 +267,7 @@ def test_repetition_penalty() -> None:
 
 def test_fault_42_empty_prompt() -> None:
     model = ToyModel()
-    with pytest.raises(InputError, match=re.escape("ids[1]: expected at least one id")):
+    with pytest.raises(InputError, match=re.escape("input_ids[1]: expected at least one id")):
         generate(model, [[1], []])
     model.eos_token_ids = (9,)
     assert generate(model, [[1], []], max_new_tokens=2)[1][0] == 9
@@ -304,7 +304,7 @@ def test_fault_45_a_prompt_that_may_be_cut(truncate: Literal["left", "right"]) -
     assert generate(model, long[:60], truncate=truncate).tolist()[:60] == long[:60]
     with pytest.raises(ContextLengthError, match="context"):
         generate(model, long, max_new_tokens=64, truncate=truncate)
-    with pytest.raises(InputError, match="truncate: expected 'left', 'right' or None, got 'middle'"):
+    with pytest.raises(InputError, match="truncate: expected one of 'left', 'right', got 'middle'"):
         generate(model, long, truncate="middle")  # type: ignore[typeddict-item]
 
 
@@ -345,6 +345,9 @@ def test_fault_58_interrupted(tokenizer: Tokenizer, error: type[BaseException]) 
     assert len(generate(model, [1], max_new_tokens=10)) == 11
 
 
-def test_texts_are_not_ids(tmp_path: Path) -> None:
-    with pytest.raises(TypeError, match="encode the text"):
-        generate(ToyModel(), "text")
+def test_texts_are_not_ids() -> None:
+    for text in ("text", b"text", ["text", "more"]):
+        with pytest.raises(DTypeError, match=r"^input_ids: expected token ids, got .*; encode the text .* stream\(\)"):
+            generate(ToyModel(), text)
+    with pytest.raises(DTypeError, match=r"call generate\(\*\*encoding\)"):
+        generate(ToyModel(), {"input_ids": [1]})

@@ -194,13 +194,6 @@ def test_a_with_block_gives_the_memory_back(gpt2_folder: Path, bert_folder: Path
             call()
 
 
-@pytest.mark.parametrize("name", ["max_length", "num_beams", "num_return_sequences"])
-def test_unknown_options_of_generation(gpt2_folder: Path, name: str) -> None:
-    generator: Any = fastattn.pipeline("text-generation", gpt2_folder, device="numpy", threads=1)
-    with pytest.raises(InputError, match=rf"^unknown option {name}; known: max_new_tokens, .*seed"):
-        generator("the", **{name: 3})
-
-
 def test_feature_extraction(bert_folder: Path, device: str) -> None:
     expected = reference("feature-extraction", bert_folder)
     found = fastattn.pipeline("feature-extraction", bert_folder, device=device, threads=1)

@@ -35,6 +35,7 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
 def test_language_models(gpt2: Path) -> None:
     report = fastattn.compare_dtypes(gpt2, TEXTS, dtypes=["int4"])
     assert (report.task, report.n_texts) == ("causal-lm", 3)
+    assert repr(report) == f"<QualityReport of '{gpt2}' as causal-lm: float32, int4 on {report.n_tokens} tokens>"
     models = [fastattn.AutoModelForCausalLM.from_pretrained(gpt2, dtype=name) for name in ("float32", "int4")]
     tokenizer = models[0].tokenizer
     assert tokenizer is not None
@@ -120,7 +121,7 @@ def test_encoders_and_classifiers(tmp_path: Path) -> None:
 
 
 def test_refuses(gpt2: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="dtypes: expected some of bfloat16, int8, int4, got 'int2'"):
+    with pytest.raises(InputError, match=r"dtypes\[0\]: expected one of 'bfloat16', 'int8', 'int4', got 'int2'"):
         fastattn.compare_dtypes(gpt2, TEXTS, dtypes=["int2"])
     with pytest.raises(InputError, match="max_tokens"):
         fastattn.compare_dtypes(gpt2, TEXTS, max_tokens=1)

@@ -12,31 +12,16 @@ import pytest
 
 import fastattn
 from fastattn.errors import ConfigError, DTypeError, InputError
-from fastattn.tasks.pooling import Pooling
-from fastattn.tasks.sentence_transformer import TRANSFORMER_CONFIGS
+from fastattn.settings import Settings
+from fastattn.tasks.sentence.folder import TRANSFORMER_CONFIGS
+from fastattn.tasks.sentence.pooling import read_pooling
 from tests.tasks.bounds import assert_as_good_as, assert_same_bits
+from tests.tasks.sentence_reference import Reference
 from tests.tasks.tiny import write_bert_model, write_sentence_model
 
 pytestmark = pytest.mark.torch
 TEXTS = ["good film", "the cat, a dog running!", "", "bad " * 40, "a"]
 MODES = ["cls_token", "max_tokens", "mean_tokens", "mean_sqrt_len_tokens", "weightedmean_tokens", "lasttoken"]
-
-
-class Reference:
-    """sentence-transformers on the same folder, in float64 and in float32."""
-
-    def __init__(self, folder: Path) -> None:
-        torch = pytest.importorskip("torch")
-        torch.set_num_threads(1)
-        module = pytest.importorskip("sentence_transformers")
-        self.exact, self.rough = (
-            module.SentenceTransformer(str(folder), device="cpu", model_kwargs={"dtype": dtype})
-            for dtype in (torch.float64, torch.float32)
-        )
-
-    def check(self, found: np.ndarray, method: str, *args: Any, **options: Any) -> None:
-        exact, rough = (getattr(model, method)(*args, **options) for model in (self.exact, self.rough))
-        assert_as_good_as(found, exact, rough)
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +97,7 @@ def test_fault_44_no_texts(folder: Path, bad: Any) -> None:
 def test_refuses(folder: Path) -> None:
     model = fastattn.SentenceTransformer(folder, device="numpy")
     options: list[dict[str, Any]] = [
-        {"batch_size": 0}, {"precision": "int8"}, {"output_value": "all"}, {"prompt_name": "query"},
+        {"batch_size": 0}, {"precision": "int8"}, {"output_value": "all"}, {"prompt_name": "passage"},
         {"truncate_dim": 0},
     ]  # fmt: skip
     for option in options:
@@ -181,7 +166,8 @@ def test_progress_goes_to_stderr(folder: Path, capsys: pytest.CaptureFixture[str
     fastattn.SentenceTransformer(folder, device="numpy").encode(TEXTS, batch_size=2, show_progress_bar=True)
     printed = capsys.readouterr()
     assert printed.out == ""
-    assert printed.err.endswith("encoded 5 of 5\n")
+    assert "Batches: 100%" in printed.err
+    assert "3/3" in printed.err
 
 
 def test_the_real_minilm(device: str) -> None:
@@ -200,4 +186,4 @@ def test_the_real_minilm(device: str) -> None:
 @pytest.mark.parametrize("mode", [3, [], {}])
 def test_a_malformed_pooling_mode_is_refused(mode: object) -> None:
     with pytest.raises(ConfigError, match="pooling_mode"):
-        Pooling.from_config({"pooling_mode": mode}, where="here", hidden_size=8)
+        read_pooling(Settings("here", {"embedding_dimension": 8, "pooling_mode": mode}))

@@ -62,3 +62,25 @@ def write_bert(folder: Path) -> Path:
         json.dumps({"tokenizer_class": "BertTokenizer", "do_lower_case": True, "model_max_length": 64})
     )
     return folder
+
+
+def write_metaspace(folder: Path) -> Path:
+    """A Unigram tokenizer.json with Metaspace, a template with </s> and token types of its own. 40 ids or so."""
+    from tokenizers import Tokenizer as Raw
+    from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
+
+    folder.mkdir(parents=True, exist_ok=True)
+    letters = [(letter, -6.0 - i / 100) for i, letter in enumerate("abcdefghijklmnopqrstuvwxyz.,!é你好мир")]
+    words = [("▁the", -3.0), ("▁hello", -4.0), ("▁good", -4.5), ("film", -4.0), ("▁", -4.0), ("s", -3.0)]
+    raw = Raw(models.Unigram([("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *words, *letters], unk_id=2))
+    raw.normalizer = normalizers.NFKC()
+    raw.pre_tokenizer = pre_tokenizers.Metaspace()
+    raw.decoder = decoders.Metaspace()
+    raw.add_special_tokens(["<pad>", "</s>", "<unk>"])
+    raw.post_processor = processors.TemplateProcessing(
+        single="$A:0 </s>:0", pair="$A:0 </s>:0 $B:1 </s>:1", special_tokens=[("</s>", 1)]
+    )
+    raw.save(str(folder / "tokenizer.json"))
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": "<pad>", "eos_token": "</s>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps({**config, "unk_token": "<unk>"}))
+    return folder

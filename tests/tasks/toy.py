@@ -96,10 +96,14 @@ class ToyModel:
     """What `generate` and `stream` take."""
 
     def __init__(self, tokenizer: Tokenizer | None = None, vocab_size: int = 32, max_positions: int = 64) -> None:
-        self.executor = ToyExecutor(tokenizer.vocab_size if tokenizer else vocab_size, max_positions)
+        self.executor = ToyExecutor(len(tokenizer) if tokenizer else vocab_size, max_positions)
         self.tokenizer = tokenizer
         self.bos_token_id: int | None = None
         self.eos_token_ids: tuple[int, ...] = ()
+        self.pad_token_id: int | None = None
+
+    def explain_id(self, token_id: int) -> str:
+        return ""
 
     def always_say(self, ids: Sequence[int], prompt_len: int) -> None:
         """From now on the texts after prompts of `prompt_len` are `ids`, over and over."""

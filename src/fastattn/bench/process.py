@@ -16,6 +16,7 @@ from dataclasses import asdict
 from typing import Any
 
 from fastattn.bench.libraries import Job
+from fastattn.errors import BenchError
 
 # A library's own variable for its threads; numpy only glues, and a pool of its own would take cores.
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
@@ -24,8 +25,15 @@ _START = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from {module}
 
 
 def command_of(module: str, arguments: str) -> list[str]:
-    """A Python process that calls `main(arguments)` of a module, with this process's search path."""
-    return [sys.executable, "-c", _START.format(module=module), json.dumps(sys.path), arguments]
+    """A Python process that calls `main(arguments)` of a module, with this process's search path.
+
+    -I keeps the current directory off the path, where a file such as json.py of a downloaded model would be imported.
+    For the same reason only the absolute folders of this process's path are passed on.
+    """
+    if not sys.executable:
+        raise BenchError("this process does not know its Python executable, so it cannot start others")
+    path = [entry for entry in sys.path if os.path.isabs(entry)]
+    return [sys.executable, "-I", "-c", _START.format(module=module), json.dumps(path), arguments]
 
 
 class Process:

@@ -17,6 +17,7 @@ _NOTE = "A point's height is its percent of the limit that was measured before a
 
 def plot(benches: Sequence[ModelBench], machine: Machine | None, about: dict[str, Any]) -> Plot:
     """Roofs of the machine (where it was measured) and of the models' own limits, and a point for each work."""
+    benches = [bench for bench in benches if any(row.profile is not None for row in bench.rows)]
     roofs: list[Roof] = []
     points: list[Point] = []
     if machine is not None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fastattn.bench import process
+from fastattn.bench.budget import Budget, OutOfTime
 from fastattn.bench.libraries import LIBRARIES, Job, missing
 from fastattn.bench.report import rows_as_dicts
 from fastattn.bench.turns import OURS, Row, measure
@@ -20,11 +21,15 @@ from fastattn.bench.works import Work, choose, works_of
 from fastattn.checkpoint import open_checkpoint
 from fastattn.checkpoint.hub import resolve
 from fastattn.checkpoint.quantised import Quantised
+from fastattn.checks import closest, quote
 from fastattn.errors import BenchError, ConfigError, InputError
 from fastattn.models.base import DTYPES
 from fastattn.models.names import Task
 from fastattn.models.registry import BuiltModel, build, find_family
 from fastattn.runtime import default_kv_dtype
+
+_LIMIT_SECONDS = 0.15  # of one measurement of the limits, about
+_PROFILE_SECONDS = 0.5  # of one profile, about
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,14 +95,15 @@ def check_libraries(names: Sequence[str]) -> None:
     for text in names:
         name, _, dtype = text.partition(":")
         if name not in LIBRARIES:
-            raise InputError(f"expected some of {', '.join(n for n in LIBRARIES if n != OURS)}, got {name!r}")
+            others = [other for other in LIBRARIES if other != OURS]
+            raise InputError(f"expected some of {', '.join(others)}, got {quote(name)}{closest(name, others)}")
         if dtype and dtype not in LIBRARIES[name].dtypes:
-            raise InputError(f"{name}: expected a dtype of {', '.join(LIBRARIES[name].dtypes)}, got {dtype!r}")
+            raise InputError(f"{name}: expected a dtype of {', '.join(LIBRARIES[name].dtypes)}, got {quote(dtype)}")
 
 
 @dataclass(frozen=True, slots=True)
 class OpenModel:
-    """A model before its weights are read; quantised: what its files are quantised to, if they are."""
+    """A model before its weights are read; quantised: what its files are quantized to, if they are."""
 
     path: Path
     built: BuiltModel
@@ -131,26 +137,49 @@ def _works_of(built: BuiltModel) -> list[Work]:
 class _Patient:
     """A worker with the time that it may take for an answer."""
 
-    def __init__(self, worker: process.Process, timeout: float) -> None:
-        self._worker, self._timeout = worker, timeout
+    def __init__(self, worker: process.Process, timeout: float, budget: Budget) -> None:
+        self._worker, self._timeout, self._budget = worker, timeout, budget
 
     def ask(self, **command: Any) -> dict[str, Any]:
-        """See `process.Process`."""
-        return self._worker.ask(self._timeout, **command)
+        """See `process.Process`. Raises OutOfTime where the budget ends first."""
+        self._budget.check()
+        answer = self._worker.ask(min(self._timeout, self._budget.left()), **command)
+        if "error" in answer:
+            self._budget.check()
+        return answer
 
 
-def _start(library: str, job: Job, timeout: float, stack: ExitStack) -> _Patient:
-    worker = process.start(library, job)
-    stack.callback(worker.close)
-    return _Patient(worker, timeout)
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """What the steps of `bench_model` share."""
+
+    options: Options
+    budget: Budget
+    stack: ExitStack
+    say: Callable[[str], None]
+
+    def start(self, library: str, job: Job) -> _Patient:
+        worker = process.start(library, job)
+        self.stack.callback(worker.close)
+        return _Patient(worker, self.options.timeout, self.budget)
 
 
-def bench_model(path_or_id: str | Path, options: Options, *, say: Callable[[str], None] | None = None) -> ModelBench:
-    """Measure a model. `say` gets a line for each step of the way.
+def bench_model(
+    path_or_id: str | Path,
+    options: Options,
+    *,
+    say: Callable[[str], None] | None = None,
+    step: Callable[[int, int], object] | None = None,
+    budget: Budget | None = None,
+) -> ModelBench:
+    """Measure a model.
+
+    say: gets a line for each step of the way; step: gets how many pieces of work of how many are done. After the end of
+    `budget` the result has what was measured until then, and names the rest in `left_out`.
 
     Raises InputError, BenchError and what opening the model raises. What fails in another library is in the result.
     """
-    say = say or (lambda line: None)
+    say, step, budget = say or (lambda line: None), step or (lambda done, total: None), budget or Budget()
     check_libraries(options.against)
     model = open_model(path_or_id)
     path, built = model.path, model.built
@@ -159,20 +188,42 @@ def bench_model(path_or_id: str | Path, options: Options, *, say: Callable[[str]
     parameters = sum(math.prod(info.shape) for info in {t.name: t for t in built.tensors.values()}.values())
     kv_dtype = options.kv_dtype or default_kv_dtype(dtype)
     bench = ModelBench(path.name, path, built.task, dtype, kv_dtype, options.threads, parameters, head_dtype=head_dtype)
+    say(f"{bench.name}: {plan(works, options, budget)}")
     with ExitStack() as stack:
         folder = options.keep or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fastattn-bench-")))
         own = folder / f"{path.name}-{fingerprint(path)}"
         job = Job(path, built.task, dtype, options.threads, own, kv_dtype, head_dtype)
-        workers = {OURS: _start(OURS, job, options.timeout, stack)}
-        if model.quantised is None:
-            workers |= _start_others(bench, job, options, stack, say)
-        else:
-            bench.left_out.extend(f"{name}: cannot read this quantised checkpoint" for name in options.against)
-        for work in works:
-            say(f"{bench.name}: {work.name}")
-            row = _measure(work, built, options, workers)
-            bench.rows.append(row)
+        run = _Run(options, budget, stack, say)
+        try:
+            workers = {OURS: run.start(OURS, job)}
+            if model.quantised is None:
+                workers |= _start_others(bench, job, run)
+            else:
+                bench.left_out.extend(f"{name}: cannot read this quantized checkpoint" for name in options.against)
+            for i, work in enumerate(works):
+                step(i, len(works))
+                say(f"{bench.name}: {work.name} ({i + 1} of {len(works)})")
+                _measure(bench, work, built, options, workers)
+        except OutOfTime as error:
+            done = [row.name for row in bench.rows]
+            bench.left_out.extend(f"{work.name}: {error}" for work in works if work.name not in done)
+            if done and (turns := len(bench.rows[-1].turns[OURS])) < options.rounds:
+                bench.left_out.append(f"{done[-1]}: {error}, with {turns} of {options.rounds} turns")
+        step(len(works), len(works))
     return bench
+
+
+def plan(works: Sequence[Work], options: Options, budget: Budget) -> str:
+    """What will be measured, and about how long that takes on a machine that is not busy."""
+    libraries = 1 + len(options.against)
+    turn_seconds = options.seconds + _LIMIT_SECONDS
+    seconds = len(works) * (options.rounds * libraries * turn_seconds + _PROFILE_SECONDS) + libraries
+    pieces = f"{len(works)} piece{'s' if len(works) != 1 else ''} of work"
+    if libraries > 1:
+        pieces += f" by {libraries} libraries"
+    at_most = f", at most {math.ceil(budget.left())} s" if math.isfinite(budget.left()) else ""
+    loading = " after loading the model" if libraries == 1 else " after loading and converting the model"
+    return f"{pieces}, about {math.ceil(seconds)} s{loading}{at_most}"
 
 
 def _dtypes(model: OpenModel, options: Options) -> tuple[str, str | None]:
@@ -181,7 +232,7 @@ def _dtypes(model: OpenModel, options: Options) -> tuple[str, str | None]:
         if asked not in (None, *DTYPES["cpu"]):
             raise InputError(f"{name}: expected one of {', '.join(DTYPES['cpu'])}, got {asked!r}")
         if model.quantised is not None and asked not in (None, kept := getattr(model.quantised, name)):
-            held = f"is quantised to {kept}" if kept is not None else "is quantised with that of its weights"
+            held = f"is quantized to {kept}" if kept is not None else "is quantized with that of its weights"
             raise InputError(f"{name}: {model.path} {held}, got {asked!r}")
     if model.quantised is not None:
         return model.quantised.dtype, model.quantised.head_dtype
@@ -195,12 +246,10 @@ def fingerprint(path: Path) -> str:
     return hashlib.sha256(repr(found).encode()).hexdigest()[:12]
 
 
-def _start_others(
-    bench: ModelBench, job: Job, options: Options, stack: ExitStack, say: Callable[[str], None]
-) -> dict[str, _Patient]:
-    """A process for every library that is here and could convert the model."""
+def _start_others(bench: ModelBench, job: Job, run: _Run) -> dict[str, _Patient]:
+    """A process for every library that is installed and could convert the model."""
     workers: dict[str, _Patient] = {}
-    for text in options.against:
+    for text in run.options.against:
         name, _, dtype = text.partition(":")
         dtype = dtype or job.dtype
         label = name if dtype == job.dtype else f"{name}:{dtype}"
@@ -210,17 +259,20 @@ def _start_others(
         if packages:
             bench.left_out.append(f"{name}: not installed (pip install {' '.join(packages)})")
             continue
-        say(f"{bench.name}: preparing {label}")
+        run.say(f"{bench.name}: preparing {label}")
+        run.budget.check()
         own = Job(job.path, job.task, dtype, job.threads, job.folder)
-        failure = process.convert_apart(name, own, options.timeout)
+        failure = process.convert_apart(name, own, min(run.options.timeout, run.budget.left()))
         if failure is not None:
+            run.budget.check()
             bench.left_out.append(f"{label}: {failure}")
         else:
-            workers[label] = _start(name, own, options.timeout, stack)
+            workers[label] = run.start(name, own)
     return workers
 
 
-def _measure(work: Work, built: BuiltModel, options: Options, workers: dict[str, _Patient]) -> Row:
+def _measure(bench: ModelBench, work: Work, built: BuiltModel, options: Options, workers: dict[str, _Patient]) -> None:
+    """Add the row of a piece of work, as soon as it has a turn of ours. Raises BenchError, OutOfTime."""
     command = {
         "name": work.name,
         "kind": work.kind,
@@ -229,9 +281,12 @@ def _measure(work: Work, built: BuiltModel, options: Options, workers: dict[str,
         "shape": asdict(work.shape()),
     }
     row = Row(work.name, work.unit, work.count)
-    measure(row, workers, command, rounds=options.rounds, seconds=options.seconds)
+    try:
+        measure(row, workers, command, rounds=options.rounds, seconds=options.seconds)
+    finally:
+        if row.turns.get(OURS):
+            bench.rows.append(row)
     profile = workers[OURS].ask(do="profile", **command)
     if "error" in profile:
         raise BenchError(f"{work.name}: {profile['error']}")
     row.profile = profile
-    return row

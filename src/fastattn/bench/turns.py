@@ -8,7 +8,7 @@ of a shared machine, whose memory rate may halve within minutes, drops out of pe
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -185,6 +185,21 @@ def measure(
             raise BenchError(f"{row.name}: measuring the limit: {answer['error']}")
         return Limit(**answer)
 
+    try:
+        _rotate(row, workers, command, limit, rounds=rounds, seconds=seconds)
+    finally:  # also of a run that ends early
+        row.turns = {library: turns for library, turns in row.turns.items() if turns}
+
+
+def _rotate(
+    row: Row,
+    workers: Mapping[str, Worker],
+    command: Mapping[str, Any],
+    limit: Callable[[], Limit],
+    *,
+    rounds: int,
+    seconds: float,
+) -> None:
     before, at = limit(), 0
     for _ in range(4 * rounds):
         for library, worker in workers.items():
@@ -201,4 +216,3 @@ def measure(
             turns.append(Turn(before, after, answer.pop("seconds"), answer.pop("waited", 0.0), at))
             row.results[library] = answer
             before, at = after, at + 1
-    row.turns = {library: turns for library, turns in row.turns.items() if turns}

@@ -168,7 +168,8 @@ def require_little_endian(byteorder: str = sys.byteorder) -> None:
 
 
 def read_config(directory: Path, *, files: FileSet | None = None) -> dict[str, JsonValue]:
-    """config.json as a dict. As in transformers, bos and eos ids of a generation_config.json win.
+    """config.json as a dict. As in transformers, bos and eos ids of a generation_config.json win; its padding id, for
+    generation alone, becomes "generation_pad_token_id", which is null where that file names none.
 
     files: the set that the files are read as a part of. Raises ConfigError.
     """
@@ -177,7 +178,8 @@ def read_config(directory: Path, *, files: FileSet | None = None) -> dict[str, J
         raise ConfigError(f"{directory / CONFIG_NAME}: expected a config.json beside the weights, found none")
     generation = read_generation_config(directory, files=files)
     ids = {key: generation[key] for key in ("bos_token_id", "eos_token_id") if generation.get(key) is not None}
-    return {**config, **ids}
+    pad = {"generation_pad_token_id": generation.get("pad_token_id")} if generation else {}
+    return {**config, **ids, **pad}
 
 
 def read_generation_config(directory: Path, *, files: FileSet | None = None) -> dict[str, JsonValue]:

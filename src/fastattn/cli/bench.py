@@ -5,47 +5,62 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from fastattn import runtime
+from fastattn.bench.budget import Budget
 from fastattn.bench.libraries import LIBRARIES
 from fastattn.bench.machine import Machine, about, headline, measure_machine
 from fastattn.bench.picture import save
 from fastattn.bench.report import result_table, share_table
 from fastattn.bench.roofline import plot
 from fastattn.bench.run import ModelBench, Options, bench_model, works_in
-from fastattn.errors import InputError
+from fastattn.checks import closest, quote
+from fastattn.cli.progress import Reporter
+from fastattn.cli.streams import emit, say
+from fastattn.errors import BenchError, InputError
 from fastattn.tasks.demo import demo_model
+
+RATE_SECONDS = 0.2  # for each rate of the machine
+MACHINE_SECONDS = 2.0  # for all of them with one number of threads, about
 
 
 def bench(args: argparse.Namespace) -> int:
     """Measure and print; everything that can be refused is refused before."""
     for name in (args.json, args.picture, args.keep):
         if name not in (None, "-") and not Path(name).absolute().parent.is_dir():
-            raise InputError(f"{name}: expected an existing folder, got {Path(name).parent}")
+            raise InputError(f"{name}: expected a file in an existing folder, but there is no {Path(name).parent}")
+    budget = Budget(args.max_seconds)
     paths = _models(args)
     works = _works(args, paths)
     threads = args.threads or runtime.info()["threads"]
     found = about()
-    wants_machine = args.machine or args.model is None or args.picture is not None
-    machine = measure_machine(threads) if wants_machine else None
-    text = headline(found) + "\n"
-    if machine is not None and args.model is None:
-        text += "\n" + machine.table()
     quiet = args.json == "-"
+    text = headline(found) + "\n"
     _show(text, quiet)
+    wants_machine = args.machine or args.model is None or args.picture is not None
+    if wants_machine:
+        say(f"measuring the limits of the machine, about {2 * MACHINE_SECONDS:g} s")
+    seconds = min(RATE_SECONDS, args.max_seconds * RATE_SECONDS / (4 * MACHINE_SECONDS))
+    machine = measure_machine(threads, seconds=seconds) if wants_machine else None
+    if machine is not None and args.model is None:
+        _show("\n" + machine.table(), quiet)
+        text += "\n" + machine.table()
     benches = []
     for path, names in works.items():
-        benches.append(bench_model(path, _options(args, threads, names), say=_progress))
-        _progress("")
-        part = "\n" + model_text(benches[-1], args.profile)
-        _show(part, quiet)
-        text += part
+        with Reporter() as report:
+            options = _options(args, threads, names)
+            benches.append(bench_model(path, options, say=report.say, step=report.step, budget=budget))
+        if benches[-1].rows:
+            part = "\n" + model_text(benches[-1], args.profile)
+            _show(part, quiet)
+            text += part
         for line in benches[-1].left_out:
-            print(f"left out: {line}", file=sys.stderr)
+            say(f"left out: {line}")
+    if benches and not any(bench.rows for bench in benches):
+        raise BenchError(f"--max-seconds {args.max_seconds:g}: too short to measure anything; allow more")
     if args.json is not None:
         _write_json(args.json, _report(args, found, machine, benches))
     if args.picture is not None:
@@ -92,7 +107,8 @@ def _works(args: argparse.Namespace, paths: Sequence[str | Path]) -> dict[str | 
     every = list(dict.fromkeys(name for names in known.values() for name in names))
     for name in args.works:
         if name not in every:
-            args.parser.error(f"argument --works: expected some of {','.join(every)}, got {name!r}")
+            expected = f"expected some of {','.join(every)}, got {quote(name)}{closest(name, every)}"
+            args.parser.error(f"argument --works: {expected}")
     chosen = {path: tuple(name for name in args.works if name in names) for path, names in known.items()}
     return {path: names for path, names in chosen.items() if names}
 
@@ -124,17 +140,11 @@ def _report(
 
 def _write_json(name: str, report: dict[str, Any]) -> None:
     if name == "-":
-        print(json.dumps(report))
+        emit(json.dumps(report))
     else:
         Path(name).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 
 def _show(text: str, quiet: bool) -> None:
     if not quiet:
-        print(text, end="", flush=True)
-
-
-def _progress(line: str) -> None:
-    """Where the work stands, for whoever watches."""
-    if sys.stderr.isatty():
-        print(f"\r\033[K{line}", end="", file=sys.stderr, flush=True)
+        emit(text, end="", flush=True)

@@ -9,6 +9,7 @@ import json
 import platform
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -17,16 +18,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastattn import __version__
+from fastattn.checks import quote
+from fastattn.cli.progress import on_terminal, progress
+from fastattn.cli.streams import emit, say
 from fastattn.cli.texts import Text, read_texts
 from fastattn.errors import ContextLengthError, InputError
 from fastattn.generation.generate import GenerationArgs, complete, need_tokenizer, stream
-from fastattn.generation.options import GenerationOptions
+from fastattn.generation.options import read_options
+from fastattn.generation.prompts import encode_prompt
 
 if TYPE_CHECKING:
     from fastattn.models.auto import CausalLM
 
 _BETWEEN = "\n"  # an empty line between the texts of several prompts
-_EXTRAS = {"hub": "huggingface_hub"}  # extra of pyproject.toml -> the module that it brings
+_EXTRAS = {"hub": "huggingface_hub", "completion": "shtab"}  # extra of pyproject.toml -> a module of it
+_PART_TEXTS = 256  # the steps of a progress bar
+_MAX_EXACT_INTEGER = 2**53 - 1  # the largest that readers of JSON in double precision store exactly
 
 
 def info(args: argparse.Namespace) -> int:
@@ -44,13 +51,13 @@ def info(args: argparse.Namespace) -> int:
         found["cuda"] = cuda.describe()
     found["extras"] = [extra for extra, module in _EXTRAS.items() if importlib.util.find_spec(module) is not None]
     if args.json:
-        print(json.dumps(found))
+        emit(json.dumps(found))
         return 0
     for name, value in found.items():
         if value is None or value == []:
             continue
         text = ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else value
-        print(f"{name.replace('_', ' ') + ':':<20}{text}")
+        emit(f"{name.replace('_', ' ') + ':':<20}{text}")
     return 0
 
 
@@ -70,13 +77,13 @@ def generate(args: argparse.Namespace) -> int:
         "stop_strings": args.stop or None,
         "truncate": args.truncate,
     }
-    checked = GenerationOptions(**options)
-    prompts = read_texts(args.prompt, args.file, whole_stdin=True)
+    checked = read_options(options, "generate")
+    prompts = read_texts(args.prompt, args.file, whole_stdin=True, skip_blank=args.skip_blank)
     model = AutoModelForCausalLM.from_pretrained(
         _model(args, "text-generation"), head_dtype=args.head_dtype, **_loading(args)
     )
     tokenizer = need_tokenizer(model, "generate")
-    ids = [np.array(tokenizer.encode(prompt.text), np.int32) for prompt in prompts]
+    ids = [encode_prompt(tokenizer, prompt.text, prompt.where) for prompt in prompts]
     _check_lengths(prompts, ids, args, model.executor.program.max_positions)
     begin = time.perf_counter()
     if args.stream and not args.json:
@@ -89,11 +96,11 @@ def generate(args: argparse.Namespace) -> int:
             text = "" if request.text is None else request.text.text
             if args.json:
                 answer = {"prompt": prompt.text, "text": text, "finish_reason": request.finish_reason}
-                print(_json(answer | {"seed": request.seed, "n_tokens": request.new_len}))
+                emit(_json(answer | {"seed": _exact(request.seed), "n_tokens": request.new_len}))
             else:
-                print(f"{_BETWEEN if i else ''}{prompt.text}{text}")
+                emit(f"{_BETWEEN if i else ''}{prompt.text}{text}")
     seconds = time.perf_counter() - begin
-    print(f"{n_new} tokens in {seconds:.2f} s, {n_new / max(seconds, 1e-9):.1f} tokens/s", file=sys.stderr)
+    say(f"{n_new} tokens in {seconds:.2f} s, {n_new / max(seconds, 1e-9):.1f} tokens/s")
     return 0
 
 
@@ -113,16 +120,16 @@ def _check_lengths(prompts: list[Text], ids: list[NDArray[np.int32]], args: argp
 def _stream(model: CausalLM, prompts: list[Text], ids: list[NDArray[np.int32]], options: GenerationArgs) -> int:
     """Print texts as they come, one prompt after the other; returns the number of new tokens."""
     n_new = 0
-    seeds = GenerationOptions(**options).seeds(len(prompts))
+    seeds = read_options(options, "generate").seeds(len(prompts))
     for i, (prompt, tokens, seed) in enumerate(zip(prompts, ids, seeds, strict=True)):
         options["seed"] = seed
         with stream(model, tokens, **options) as pieces:
-            print(f"{_BETWEEN if i else ''}{prompt.text}", end="", flush=True)
+            emit(f"{_BETWEEN if i else ''}{prompt.text}", end="", flush=True)
             try:
                 for piece in pieces:
-                    print(piece, end="", flush=True)
+                    emit(piece, end="", flush=True)
             finally:
-                print(flush=True)  # also before the message of an error
+                emit(flush=True)  # also before the message of an error
             n_new += pieces.n_new_tokens
     return n_new
 
@@ -131,76 +138,109 @@ def classify(args: argparse.Namespace) -> int:
     """Print the labels of texts: `label<TAB>score<TAB>text`, or JSON."""
     from fastattn.tasks.pipelines import pipeline
 
-    texts = read_texts(args.prompt, args.file, whole_stdin=False)
+    texts = read_texts(args.prompt, args.file, whole_stdin=False, skip_blank=args.skip_blank)
     classifier = pipeline("text-classification", args.model, **_loading(args))
-    try:
-        found = classifier([text.text for text in texts], top_k=args.top_k or None, truncation=args.truncate)
-    except ContextLengthError as error:
-        if error.index is None:
-            raise
-        raise ContextLengthError(
-            f"{texts[error.index].where}: {error.n_tokens} tokens, the model's context is {error.context}; "
-            "--truncate cuts it"
-        ) from None
-    for text, labels in zip(texts, found, strict=True):
+
+    def run(part: list[Text]) -> list[Any]:
+        try:
+            found: Any = classifier([text.text for text in part], top_k=args.top_k or None, truncation=args.truncate)
+        except ContextLengthError as error:
+            if error.index is None:
+                raise
+            raise ContextLengthError(
+                f"{part[error.index].where}: {error.n_tokens} tokens, the model's context is {error.context}; "
+                "--truncate cuts it"
+            ) from None
+        return list(found)
+
+    for text, labels in zip(texts, _in_parts(texts, run, _PART_TEXTS), strict=True):
         if args.json:
-            print(_json({"text": text.text, "labels": labels}))
+            emit(_json({"text": text.text, "labels": labels}))
         else:
             for item in labels:
-                print(f"{item['label']}\t{item['score']:.4f}\t{' '.join(text.text.split())}")
+                emit(f"{item['label']}\t{item['score']:.4f}\t{' '.join(text.text.split())}")
     return 0
 
 
 def embed(args: argparse.Namespace) -> int:
-    """Write the vectors of texts to a .npy file, or print one a line."""
+    """Write the vectors of texts to a .npy file, or print one per line."""
     from fastattn.tasks.sentence_transformer import SentenceTransformer
 
     if args.output is not None and not Path(args.output).absolute().parent.is_dir():
-        raise InputError(f"--output: expected an existing folder, got {Path(args.output).parent}")
-    named = read_texts(args.prompt, args.file, whole_stdin=False)
-    texts = [text.text for text in named]
+        raise InputError(f"--output: expected an existing folder, got {quote(str(Path(args.output).parent))}")
+    texts = read_texts(args.prompt, args.file, whole_stdin=False, skip_blank=args.skip_blank)
     model = SentenceTransformer(_model(args, "text-classification"), **_loading(args))
-    vectors = model.encode(texts, batch_size=args.batch_size, normalize_embeddings=args.normalize)
+
+    def run(part: list[Text]) -> list[Any]:
+        plain = [text.text for text in part]
+        return list(model.encode(plain, batch_size=args.batch_size, normalize_embeddings=args.normalize))
+
+    vectors = _in_parts(texts, run, max(_PART_TEXTS, args.batch_size))
     if args.output is not None:
-        with open(args.output, "wb") as file:
-            np.save(file, vectors)
-        print(f"{args.output}: float32 {list(vectors.shape)}", file=sys.stderr)
+        _save(args.output, np.stack(vectors))
     else:
         for text, vector in zip(texts, vectors, strict=True):
             numbers = [float(x) for x in vector]
-            print(_json({"text": text, "embedding": numbers}) if args.json else " ".join(f"{x:.6g}" for x in numbers))
+            as_text = " ".join(f"{x:.6g}" for x in numbers)
+            emit(_json({"text": text.text, "embedding": numbers}) if args.json else as_text)
     longest = model.max_seq_length
-    cut = [text.where for text, n in zip(named, model.count_tokens(texts), strict=True) if n > longest]
+    counts = model.count_tokens([text.text for text in texts])
+    cut = [text.where for text, n in zip(texts, counts, strict=True) if n > longest]
     if cut:
         more = f" and {len(cut) - 1} more" if len(cut) > 1 else ""
-        print(f"cut to the model's {longest} tokens: {cut[0]}{more}", file=sys.stderr)
+        say(f"cut to the model's {longest} tokens: {cut[0]}{more}")
     return 0
+
+
+def _in_parts(texts: list[Text], run: Callable[[list[Text]], list[Any]], part: int) -> list[Any]:
+    """The results of all texts, in one call, or in parts behind a progress bar where someone may watch.
+
+    A result depends on its own text alone, so both give the same.
+    """
+    if not on_terminal():
+        return run(texts)
+    found: list[Any] = []
+    with progress(len(texts), "texts") as done:
+        for i in range(0, len(texts), part):
+            found += run(texts[i : i + part])
+            done(len(found) - i)
+    return found
+
+
+def _save(path: str, vectors: NDArray[Any]) -> None:
+    with open(path, "wb") as file:
+        try:
+            np.save(file, vectors)
+        except OSError as error:  # numpy's names neither the file nor the reason
+            raise InputError(f"{path}: cannot be written: {error.strerror or error}") from None
+    say(f"{path}: {vectors.dtype} {list(vectors.shape)}")
 
 
 def quality(args: argparse.Namespace) -> int:
     """Print what each dtype loses against float32."""
     from fastattn.tasks.quality import compare_dtypes, table
 
-    texts = None if args.data is None else [text.text for text in read_texts(None, args.data, whole_stdin=False)]
+    data = None if args.data is None else read_texts(None, args.data, whole_stdin=False, skip_blank=True)
+    texts = None if data is None else [text.text for text in data]
     model = _model(args, "text-generation")
     report = compare_dtypes(model, texts, dtypes=args.dtypes, max_tokens=args.max_tokens, threads=args.threads)
     if args.json:
-        print(_json(asdict(report)))
+        emit(_json(asdict(report)))
         return 0
     for line in table(report):
-        print(line)
-    print(f"{report.task}: {report.n_texts} texts, {report.n_tokens} tokens, model {report.model}", file=sys.stderr)
+        emit(line)
+    say(f"{report.task}: {report.n_texts} texts, {report.n_tokens} tokens, model {report.model}")
     return 0
 
 
 def quantize(args: argparse.Namespace) -> int:
-    """Write a quantised folder and say how large it is."""
+    """Write a quantized folder and say how large it is."""
     from fastattn.models.quantise import quantize as write
 
     begin = time.perf_counter()
     folder = write(args.model, args.output, dtype=args.dtype, head_dtype=args.head_dtype, threads=args.threads)
     size = (folder / "model.safetensors").stat().st_size
-    print(f"{folder}: {args.dtype}, {size / 1e6:.1f} MB in {time.perf_counter() - begin:.2f} s", file=sys.stderr)
+    say(f"{folder}: {args.dtype}, {size / 1e6:.1f} MB in {time.perf_counter() - begin:.2f} s")
     return 0
 
 
@@ -216,5 +256,10 @@ def _loading(args: argparse.Namespace) -> Any:
 
 
 def _json(value: object) -> str:
-    """One line of JSON; letters as they are where standard output can hold them all."""
+    """One line of JSON; letters as they are where standard output can encode them all."""
     return json.dumps(value, ensure_ascii=codecs.lookup(sys.stdout.encoding or "ascii").name != "utf-8")
+
+
+def _exact(seed: int) -> int | str:
+    """A seed for JSON: as a string where a reader in double precision, such as JavaScript, would round it."""
+    return seed if seed <= _MAX_EXACT_INTEGER else str(seed)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-import sys
+import codecs
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from typing import BinaryIO
 
+from fastattn.cli import streams
 from fastattn.errors import InputError
 from fastattn.tokenizer import check_text
+from fastattn.tokenizer.texts import MAX_TEXT_CHARS
+
+_MAX_BYTES = 4 * MAX_TEXT_CHARS  # the longest text that `check_text` accepts, in UTF-8
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,46 +23,85 @@ class Text:
     where: str
 
 
-def read_texts(arguments: list[str] | None, file: str | None, *, whole_stdin: bool) -> list[Text]:
-    """The texts that the arguments name, in order.
+def read_texts(
+    arguments: list[str] | None, file: str | None, *, whole_stdin: bool, skip_blank: bool = False
+) -> list[Text]:
+    r"""The texts that the arguments name, in order.
 
-    `-f FILE` is a text a line, `-f -` the same from standard input. `-p -` is standard input too: one whole text with
-    `whole_stdin`, else a text a line. Blank lines are left out. Raises InputError, OSError.
+    `-f FILE` is one text per line, `-f -` reads the lines from standard input. `-p -` is standard input too: one whole
+    text with `whole_stdin`, else one text per line. Lines end with \n or \r\n, and the last one may have no end. A
+    blank line is a text like any other, so that results match lines; `skip_blank` omits the blank ones.
+
+    Raises InputError, OSError.
     """
     if file is not None:
-        return _lines(*_read(file))
+        return _read_lines(file, skip_blank)
     texts: list[Text] = []
     for i, argument in enumerate(arguments or []):
-        if argument != "-":
+        if argument == "-":
+            texts += [_read_whole()] if whole_stdin else _read_lines("-", skip_blank)
+        elif not (skip_blank and not argument.strip()):
             texts.append(Text(check_text(argument, f"text {i + 1}"), f"text {i + 1}"))
-        elif not whole_stdin:
-            texts += _lines(*_read("-"))
-        else:
-            text, where = _read("-")
-            text = text.rstrip("\r\n")
-            if not text:
-                raise InputError(f"{where}: expected a text, found none")
-            texts.append(Text(check_text(text, where), where))
-    return texts
-
-
-def _read(file: str) -> tuple[str, str]:
-    """A file of UTF-8, with or without a byte order mark, and its name."""
-    where = "standard input" if file == "-" else file
-    data = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
-    try:
-        return data.decode("utf-8-sig"), where
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise InputError(f"{where} line {line}: expected UTF-8, got {error.reason}") from None
-
-
-def _lines(text: str, where: str) -> list[Text]:
-    texts = []
-    for i, line in enumerate(text.split("\n")):
-        if line.strip():
-            here = f"{where} line {i + 1}"
-            texts.append(Text(check_text(line.rstrip("\r"), here), here))
     if not texts:
-        raise InputError(f"{where}: expected a text a line, found none")
+        raise InputError("-p/--prompt: expected a text, got blank ones only")
     return texts
+
+
+def _read_whole() -> Text:
+    """All of standard input as one text, without the line ends after it."""
+    data = _read(streams.input_bytes(), _MAX_BYTES + 1, "standard input")
+    if len(data) > _MAX_BYTES:
+        raise InputError(f"standard input: expected at most {_MAX_BYTES} bytes, got more")
+    text = _decode(data.removeprefix(codecs.BOM_UTF8), "standard input", first_line=1).rstrip("\r\n")
+    if not text:
+        raise InputError("standard input: expected a text, found none")
+    return Text(check_text(text, "standard input"), "standard input")
+
+
+def _read_lines(file: str, skip_blank: bool) -> list[Text]:
+    """One text per line of a file, or of standard input."""
+    if file == "-":
+        found = list(_lines(streams.input_bytes(), "standard input", skip_blank))
+    else:
+        with open(file, "rb") as stream:
+            found = list(_lines(stream, file, skip_blank))
+    if not found:
+        where = "standard input" if file == "-" else file
+        raise InputError(f"{where}: expected one text per line, found none")
+    return found
+
+
+def _lines(stream: BinaryIO, where: str, skip_blank: bool) -> Iterator[Text]:
+    number = 0
+    while line := _read(stream, _MAX_BYTES + 2, where, line=True):
+        number += 1
+        here = f"{where} line {number}"
+        if number == 1:
+            line = line.removeprefix(codecs.BOM_UTF8)
+            if not line:  # a byte order mark and nothing else
+                return
+        if line.endswith(b"\n"):
+            line = line[:-2] if line.endswith(b"\r\n") else line[:-1]
+        elif len(line) > _MAX_BYTES:
+            raise InputError(f"{here}: expected at most {_MAX_BYTES} bytes, got more")
+        text = _decode(line, where, first_line=number)
+        if text.strip() or not skip_blank:
+            yield Text(check_text(text, here), here)
+
+
+def _read(stream: BinaryIO, limit: int, where: str, *, line: bool = False) -> bytes:
+    """A line, or everything, up to a limit. Raises InputError where the stream cannot be read."""
+    try:
+        return stream.readline(limit) if line else stream.read(limit)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else "it cannot be read"
+        raise InputError(f"{where}: {reason}") from None
+
+
+def _decode(data: bytes, where: str, *, first_line: int) -> str:
+    """UTF-8 as text. Raises InputError that names the line."""
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = first_line + data.count(b"\n", 0, error.start)
+        raise InputError(f"{where} line {line}: expected UTF-8, got {error.reason}") from None

@@ -6,6 +6,8 @@ import argparse
 import math
 from collections.abc import Callable
 
+from fastattn.checks import closest, quote
+
 
 def integer(low: int, high: int | None = None) -> Callable[[str], int]:
     """An integer from `low` on, or from `low` to `high`."""
@@ -14,10 +16,10 @@ def integer(low: int, high: int | None = None) -> Callable[[str], int]:
         try:
             value = int(text)
         except ValueError:
-            raise argparse.ArgumentTypeError(f"expected an integer, got {text!r}") from None
+            raise argparse.ArgumentTypeError(f"expected an integer, got {quote(text)}") from None
         if value < low or (high is not None and value > high):
             expected = f"at least {low}" if high is None else f"{low} to {high}"
-            raise argparse.ArgumentTypeError(f"expected {expected}, got {value}")
+            raise argparse.ArgumentTypeError(f"expected {expected}, got {quote(value)}")
         return value
 
     return read
@@ -30,7 +32,7 @@ def number(low: float, high: float = math.inf) -> Callable[[str], float]:
         try:
             value = float(text)
         except ValueError:
-            raise argparse.ArgumentTypeError(f"expected a number, got {text!r}") from None
+            raise argparse.ArgumentTypeError(f"expected a number, got {quote(text)}") from None
         if not math.isfinite(value):
             raise argparse.ArgumentTypeError(f"expected a finite number, got {value}")
         if not low <= value <= high:
@@ -59,7 +61,8 @@ def names(*known: str) -> Callable[[str], tuple[str, ...]]:
         found = tuple(name.strip() for name in text.split(","))
         for name in found:
             if name not in known:
-                raise argparse.ArgumentTypeError(f"expected some of {','.join(known)}, got {name!r}")
+                found_none = f"got {quote(name)}{closest(name, known)}"
+                raise argparse.ArgumentTypeError(f"expected some of {','.join(known)}, {found_none}")
         return found
 
     return read
@@ -69,7 +72,7 @@ def some_names(text: str) -> tuple[str, ...]:
     """Names with commas between them, at least one."""
     found = tuple(name.strip() for name in text.split(",") if name.strip())
     if not found:
-        raise argparse.ArgumentTypeError(f"expected names, got {text!r}")
+        raise argparse.ArgumentTypeError(f"expected names, got {quote(text)}")
     return found
 
 
@@ -78,7 +81,7 @@ def file_name(*endings: str) -> Callable[[str], str]:
 
     def read(text: str) -> str:
         if not text.lower().endswith(endings):
-            raise argparse.ArgumentTypeError(f"expected {' or '.join('FILE' + e for e in endings)}, got {text!r}")
+            raise argparse.ArgumentTypeError(f"expected {' or '.join('FILE' + e for e in endings)}, got {quote(text)}")
         return text
 
     return read

@@ -47,9 +47,9 @@ def sampling_of(
     params["counter"] = [len(request.ids) for request in requests]
     histories = [request.ids if options.repetition_penalty != 1 else [] for request in requests]
     suppressed = suppress = None
-    if eos_ids and any(request.new_len < options.min_new_tokens for request in requests):
+    if eos_ids and any(request.new_len < request.min_new_tokens for request in requests):
         suppressed = np.array(sorted(eos_ids), np.int32)
-        suppress = np.array([options.min_new_tokens - request.new_len for request in requests], np.int64)
+        suppress = np.array([request.min_new_tokens - request.new_len for request in requests], np.int64)
     return Sampling(
         params=params,
         history=np.array([i for ids in histories for i in ids], np.int32),

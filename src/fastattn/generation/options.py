@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
-from fastattn.checks import check_count, check_flag, check_number
+from fastattn.checks import check_choice, check_count, check_flag, check_number
 from fastattn.errors import DTypeError, InputError
+from fastattn.generation.keywords import check_unused, from_generation_config
+from fastattn.models.sequences import MAX_SEQUENCES
 
 DEFAULT_NEW_TOKENS = 20
+RANDOM_SEED_BITS = 53
 GREEDY_BELOW = 1e-6  # a temperature under this is greedy: the scaled logits would leave float32
 NanPolicy: TypeAlias = Literal["raise", "finite", "propagate"]
 NAN_POLICIES = ("raise", "finite", "propagate")
+SIDES = ("left", "right")
+_MAX_EOS_IDS = 65536
 _MAX_STOP_STRINGS = 1000
 _MAX_STOP_CHARS = 1000
 
@@ -26,12 +32,19 @@ class GenerationOptions:
 
     max_new_tokens: None is 20, or what the context still holds if that is less; 0 gives the prompt back.
     min_new_tokens: the end-of-text ids are not drawn before this many tokens.
+    max_length, min_length: the same, counted with the prompt (in an array, with its padding); max_new_tokens and
+        min_new_tokens win.
     do_sample: draw; without it the highest logit is taken. temperature: under 1e-6 is greedy.
     top_k: 0 is off, more than the vocabulary is off. top_p: 1 is off, 0 keeps one candidate. min_p: 0 is off.
     repetition_penalty: 1 is off; over the ids of prompt and text.
-    seed: None draws one; an int s gives request i `request_seed(s, i)`; a list gives each request its own.
+    seed: None draws one; an int s gives request i `request_seed(s, i)`; a list gives each request its own. A request
+        is one text: with num_return_sequences=n those of prompt p are p * n to p * n + n - 1.
     stop_strings: the text ends before the first of them.
     eos_token_id: None is the checkpoint's, -1 is never, an int or several ints are those.
+    bos_token_id: what an empty prompt starts from; None is the checkpoint's bos, else its eos.
+    pad_token_id: the id of padding in prompts without attention_mask; None is the checkpoint's, and no id is padding
+        that is also one of eos.
+    num_return_sequences: texts for each prompt, one after the other; more than 1 with do_sample=True alone.
     truncate: "left" or "right" cuts a prompt on that side where it does not fit the context beside the new tokens; None
         refuses it.
     max_batch_size: how many sequences run at a time; results do not depend on it.
@@ -55,39 +68,65 @@ class GenerationOptions:
     truncate: Literal["left", "right"] | None = None
     max_batch_size: int = 32
     nan: NanPolicy = "raise"
+    max_length: int | None = None
+    min_length: int = 0
+    bos_token_id: int | None = None
+    pad_token_id: int | None = None
+    num_return_sequences: int = 1
 
     def __post_init__(self) -> None:
-        new = None if self.max_new_tokens is None else check_count("max_new_tokens", self.max_new_tokens)
-        self._set("max_new_tokens", new)
-        self._set("min_new_tokens", check_count("min_new_tokens", self.min_new_tokens))
-        if new is not None and self.min_new_tokens > new:
-            raise InputError(f"min_new_tokens: expected at most max_new_tokens {new}, got {self.min_new_tokens}")
+        for name in ("max_new_tokens", "max_length", "bos_token_id", "pad_token_id"):
+            value = getattr(self, name)
+            self._set(name, None if value is None else check_count(name, value))
+        for name, low in (("min_new_tokens", 0), ("min_length", 0), ("max_batch_size", 1), ("num_return_sequences", 1)):
+            self._set(name, check_count(name, getattr(self, name), low=low))
+        if self.max_new_tokens is not None and self.min_new_tokens > self.max_new_tokens:
+            raise InputError(
+                f"min_new_tokens: expected at most max_new_tokens {self.max_new_tokens}, got {self.min_new_tokens}"
+            )
         self._set("do_sample", check_flag("do_sample", self.do_sample))
         self._set("temperature", check_number("temperature", self.temperature, low=0.0))
         self._set("top_k", 0 if self.top_k is None else check_count("top_k", self.top_k))
         self._set("top_p", check_number("top_p", self.top_p, low=0.0, high=1.0))
         self._set("min_p", check_number("min_p", self.min_p, low=0.0, high=1.0))
-        penalty = check_number("repetition_penalty", self.repetition_penalty, low=0.0)
-        if not 1e-6 <= penalty <= 1e6:
-            raise InputError(f"repetition_penalty: expected 1e-6 to 1e6, got {penalty}")
-        self._set("repetition_penalty", penalty)
+        self._set("repetition_penalty", check_number("repetition_penalty", self.repetition_penalty, low=1e-6, high=1e6))
         self._set("seed", _seeds(self.seed))
         self._set("stop_strings", _stops(self.stop_strings))
         self._set("eos_token_id", _eos(self.eos_token_id))
-        if self.truncate not in (None, "left", "right"):
-            raise InputError(f"truncate: expected 'left', 'right' or None, got {self.truncate!r:.40}")
-        self._set("max_batch_size", check_count("max_batch_size", self.max_batch_size, low=1))
-        if self.nan not in NAN_POLICIES:
-            raise InputError(f"nan: expected 'raise', 'finite' or 'propagate', got {self.nan!r:.40}")
+        if self.truncate is not None:
+            check_choice("truncate", self.truncate, SIDES)
+        check_choice("nan", self.nan, NAN_POLICIES)
+        if self.num_return_sequences > 1 and self.greedy:
+            raise InputError(
+                f"num_return_sequences: expected 1 without do_sample=True, got {self.num_return_sequences}; greedy "
+                "search gives the same text each time"
+            )
 
     def _set(self, name: str, value: object) -> None:
         object.__setattr__(self, name, value)
 
-    def cut(self, prompt: list[int], room: int) -> list[int]:
+    def cut(self, prompt: NDArray[np.int32], room: int) -> NDArray[np.int32]:
         """The prompt, or as much of it as `truncate` leaves in `room` positions."""
         if self.truncate is None or len(prompt) <= room or room < 1:
             return prompt
         return prompt[-room:] if self.truncate == "left" else prompt[:room]
+
+    def new_tokens(self, length: int, context: int, default: int) -> tuple[int, int]:
+        """The lowest and highest number of new tokens after a prompt of `length`. Raises InputError."""
+        lowest = self.min_new_tokens or max(0, self.min_length - length)
+        if self.max_new_tokens is not None:
+            return min(lowest, self.max_new_tokens), self.max_new_tokens
+        if self.max_length is not None:
+            if self.max_length <= length:
+                raise InputError(
+                    f"max_length: expected more than the {length} tokens of the prompt, which it counts, too, got "
+                    f"{self.max_length}; max_new_tokens counts the new tokens alone"
+                )
+            return min(lowest, self.max_length - length), self.max_length - length
+        left = context - length
+        if left < 1 and self.truncate is not None:
+            left = context - 1
+        return lowest, max(1, lowest, min(default, left))
 
     @property
     def greedy(self) -> bool:
@@ -95,10 +134,10 @@ class GenerationOptions:
         return not self.do_sample or self.temperature < GREEDY_BELOW
 
     def seeds(self, n_requests: int) -> list[int]:
-        """One seed a request."""
+        """One seed per request; random ones are exact in JSON readers that have only doubles, as in JavaScript."""
         seed = self.seed
         if seed is None:
-            seed = secrets.randbits(64)
+            return [secrets.randbits(RANDOM_SEED_BITS) for _ in range(n_requests)]
         if isinstance(seed, int):
             return [request_seed(seed, i) for i in range(n_requests)]
         if len(seed) != n_requests:
@@ -118,14 +157,18 @@ class GenerationOptions:
         return frozenset(self.eos_token_id)
 
 
-def read_options(options: Mapping[str, Any]) -> GenerationOptions:
-    """The options that a caller named; InputError for a name that is no option."""
+def read_options(options: Mapping[str, Any], where: str, *, also: Collection[str] = ()) -> GenerationOptions:
+    """The options that a caller named. None is the default, and a `generation_config` holds options, too.
+
+    also: names that the caller takes itself, for the hints of messages. Raises InputError, DTypeError.
+    """
+    given = {**from_generation_config(options.get("generation_config")), **options}
+    given.pop("generation_config", None)
     known = [field.name for field in fields(GenerationOptions)]
-    for name in options:
-        if name not in known:
-            hint = "; max_new_tokens counts the new tokens alone" if name == "max_length" else ""
-            raise InputError(f"unknown option {name}; known: {', '.join(known)}{hint}")
-    return GenerationOptions(**options)
+    check_unused({name: value for name, value in given.items() if name not in known}, (*known, *also), where)
+    return GenerationOptions(
+        **{name: given[name] for name in known if name in given and (given[name] is not None or name == "top_k")}
+    )
 
 
 def request_seed(seed: int, index: int) -> int:
@@ -145,19 +188,18 @@ def request_seed(seed: int, index: int) -> int:
 def _seeds(seed: Any) -> int | tuple[int, ...] | None:
     if seed is None:
         return None
-    if isinstance(seed, (list, tuple, np.ndarray)) and np.ndim(seed) == 1:
-        return tuple(check_count(f"seed[{i}]", s, high=2**64 - 1) for i, s in enumerate(seed))
-    return check_count("seed", seed, high=2**64 - 1)
+    items = _items("seed", seed, MAX_SEQUENCES)
+    if items is None:
+        return check_count("seed", seed, high=2**64 - 1)
+    return tuple(check_count(f"seed[{i}]", item, high=2**64 - 1) for i, item in enumerate(items))
 
 
 def _stops(stops: Any) -> tuple[str, ...] | None:
     if stops is None:
         return None
-    texts = (stops,) if isinstance(stops, str) else stops
-    if isinstance(texts, (bytes, bytearray)) or not isinstance(texts, Sequence):
+    texts = (stops,) if isinstance(stops, str) else _items("stop_strings", stops, _MAX_STOP_STRINGS)
+    if texts is None:
         raise DTypeError(f"stop_strings: expected str or a list of str, got {type(stops).__name__}")
-    if len(texts) > _MAX_STOP_STRINGS:
-        raise InputError(f"stop_strings: expected at most {_MAX_STOP_STRINGS}, got {len(texts)}")
     for i, text in enumerate(texts):
         if not isinstance(text, str):
             raise DTypeError(f"stop_strings[{i}]: expected str, got {type(text).__name__}")
@@ -169,6 +211,24 @@ def _stops(stops: Any) -> tuple[str, ...] | None:
 def _eos(eos: Any) -> int | tuple[int, ...] | None:
     if eos is None:
         return None
-    if isinstance(eos, (list, tuple, set, frozenset, np.ndarray)):
-        return tuple(check_count(f"eos_token_id[{i}]", e) for i, e in enumerate(eos))
-    return check_count("eos_token_id", eos, low=-1)
+    items = _items("eos_token_id", eos, _MAX_EOS_IDS)
+    if items is None:
+        return check_count("eos_token_id", eos, low=-1)
+    return tuple(check_count(f"eos_token_id[{i}]", item) for i, item in enumerate(items))
+
+
+def _items(name: str, value: Any, most: int) -> Collection[Any] | None:
+    """The items of a list, tuple, set, range, or array of one dimension; None for anything else.
+
+    The length is checked first: an array may be broadcast from one number, and then have more items than memory.
+    """
+    shape = getattr(value, "shape", None)
+    if isinstance(value, (list, tuple, set, frozenset, range)):
+        length = len(value)
+    elif isinstance(shape, tuple) and len(shape) == 1:
+        length = int(shape[0])
+    else:
+        return None
+    if length > most:
+        raise InputError(f"{name}: expected at most {most} of them, got {length}")
+    return value if isinstance(value, Collection) and shape is None else list(value)

@@ -15,7 +15,8 @@ FinishReason: TypeAlias = Literal["eos", "stop_string", "length"]
 class Request:
     """One sequence: `ids` is the prompt and what was drawn; `fed` of them are in the cache.
 
-    logprobs: of the drawn ids, where the scheduler was asked for them.
+    min_new_tokens: no end-of-text id is drawn before them. logprobs: of the drawn ids, where the scheduler was asked
+    for them.
     """
 
     ids: list[int]
@@ -23,6 +24,7 @@ class Request:
     max_new_tokens: int
     seed: int
     text: TextState | None = None
+    min_new_tokens: int = 0
     logprobs: list[float] = field(default_factory=list)
     finish_reason: FinishReason | None = None
     cache: Cache | None = None
@@ -41,22 +43,21 @@ class Request:
     def append(self, token_id: int, *, is_end: bool) -> str:
         """Add a drawn token, note whether it ends the request, and return the text that it made certain."""
         self.ids.append(token_id)
-        piece = ""
+        piece = "" if self.text is None else self.text.push(token_id)
         if is_end:
             self.finish_reason = "eos"
-        elif self.text is not None:
-            piece = self.text.push(token_id)
+        elif self.new_len >= self.max_new_tokens:
+            self.finish_reason = "length"
+        if self.text is not None:
+            if self.finish_reason is not None or self.text.stopped:
+                piece += self.text.finish()
             if self.text.stopped:
                 self.finish_reason = "stop_string"
-                self.keep_new(self.text.whole_tokens())
-        if self.finish_reason is None and len(self.ids) - self.prompt_len >= self.max_new_tokens:
-            self.finish_reason = "length"
-        if self.finish_reason is not None and self.text is not None:
-            piece += self.text.finish()
+                self.keep_new(self.text.whole_tokens(self.ids[self.prompt_len :]))
         return piece
 
     def close(self) -> None:
-        """Give the cache back."""
+        """Free the cache."""
         if self.cache is not None:
             self.cache.close()
             self.cache = None

@@ -3,58 +3,96 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
+from fastattn.generation.decoders import length_of_beginning
 from fastattn.generation.detokenizer import Detokenizer
 from fastattn.tokenizer import Tokenizer
+
+_MAX_STEPS_BACK = 16
 
 
 class TextState:
     """Collects a request's new text; a stop string ends it, also one that spans several tokens.
 
-    `push` and `finish` return the text that no later token can take back.
+    prompt: the ids before the new ones, which the border between the two texts depends on. The other arguments are
+    those of `Detokenizer`. `push` and `finish` return the text that no later token can take back.
     """
 
-    def __init__(self, tokenizer: Tokenizer, stop_strings: Sequence[str] = ()) -> None:
-        self.text = ""
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        stop_strings: Sequence[str] = (),
+        *,
+        prompt: Sequence[int] = (),
+        skip_special_tokens: bool = True,
+        clean_up_tokenization_spaces: bool | None = None,
+    ) -> None:
         self.stopped = False
-        self._detokenizer = Detokenizer(tokenizer)
+        self._tokenizer = tokenizer
+        self._prompt = list(prompt)
+        self._options: dict[str, Any] = {
+            "skip_special_tokens": skip_special_tokens,
+            "clean_up_tokenization_spaces": clean_up_tokenization_spaces,
+        }
+        self._detokenizer = Detokenizer(
+            tokenizer,
+            self._prompt,
+            skip_special_tokens=skip_special_tokens,
+            clean_up_tokenization_spaces=clean_up_tokenization_spaces,
+        )
         self._stops = tuple(stop_strings)
-        self._longest = max(map(len, self._stops), default=0)
-        self._prefixes = {stop[:n] for stop in self._stops for n in range(1, len(stop))}
-        self._emitted = 0
-        self._borders: list[int | None] = []  # characters after each token; None where a character is unfinished
+        self._pieces: list[str] = []
+        self._held = ""  # certain text that may be the beginning of a stop string
+
+    @property
+    def text(self) -> str:
+        """The text so far, up to the stop string."""
+        return "".join([*self._pieces, self._held])
 
     def push(self, token_id: int) -> str:
         """Add a token: the text that is certain now. `stopped` is set if a stop string is complete."""
-        searched = max(0, len(self.text) - self._longest + 1)
-        self.text += self._detokenizer.push(token_id)
-        self._borders.append(None if self._detokenizer.holds_back else len(self.text))
-        found = [at for at in (self.text.find(stop, searched) for stop in self._stops) if at >= 0]
-        if found:
-            self.text = self.text[: min(found)]
-            self.stopped = True
-            return self._emit(len(self.text))
-        return self._emit(len(self.text) - self._possible_stop())
+        return self._add(self._detokenizer.push(token_id))
 
     def finish(self) -> str:
-        """The rest of the text, at the end of a request."""
-        if not self.stopped:
-            self.text += self._detokenizer.flush()
-        return self._emit(len(self.text))
+        """The rest of the text, at the end of a request. It can complete a stop string, too."""
+        piece = "" if self.stopped else self._add(self._detokenizer.flush())
+        held, self._held = self._held, ""
+        return piece + self._emit(held)
 
-    def whole_tokens(self) -> int:
+    def whole_tokens(self, new_ids: Sequence[int]) -> int:
         """After a stop: how many of the new tokens lie wholly before the stop string."""
-        kept = [i + 1 for i, border in enumerate(self._borders) if border is not None and border <= len(self.text)]
-        return max(kept, default=0)
+        text = self.text
+        hidden = len(self._decode([])) if self._prompt else 0
+        low, high = 0, len(new_ids)
+        while low < high:  # the last token that ends no later than the text
+            middle = (low + high + 1) // 2
+            if len(self._decode(new_ids[:middle])) - hidden <= len(text):
+                low = middle
+            else:
+                high = middle - 1
+        steps = 0
+        while low and not text.startswith(self._decode(new_ids[:low])[hidden:]):  # inside a character
+            steps += 1
+            low = low - 1 if steps <= _MAX_STEPS_BACK else low // 2
+        return low
 
-    def _possible_stop(self) -> int:
-        """Length of the longest end of the text that may become a stop string."""
-        for n in range(min(self._longest - 1, len(self.text)), 0, -1):
-            if self.text[-n:] in self._prefixes:
-                return n
-        return 0
+    def _decode(self, new_ids: Sequence[int]) -> str:
+        return str(self._tokenizer.decode([*self._prompt, *new_ids], **self._options))
 
-    def _emit(self, end: int) -> str:
-        piece = self.text[self._emitted : end]
-        self._emitted = max(self._emitted, end)
+    def _add(self, text: str) -> str:
+        """Take certain text and return what cannot belong to a stop string."""
+        text = self._held + text
+        found = [at for at in map(text.find, self._stops) if at >= 0]
+        if found:
+            self.stopped = True
+            self._held = ""
+            return self._emit(text[: min(found)])
+        held = max((length_of_beginning(text, stop) for stop in self._stops), default=0)
+        self._held = text[len(text) - held :]
+        return self._emit(text[: len(text) - held])
+
+    def _emit(self, piece: str) -> str:
+        if piece:
+            self._pieces.append(piece)
         return piece

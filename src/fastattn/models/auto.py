@@ -5,17 +5,35 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Generic, Literal, NoReturn, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeAlias, TypeVar, cast, overload
+
+import numpy as np
+from numpy.typing import NDArray
 
 from fastattn.checks import check_count
 from fastattn.graph.executor import Cache, Executor
 from fastattn.models.base import Model
+from fastattn.models.generate_args import GenerateArgs, GenerationArgs
 from fastattn.models.load_options import read_options
 from fastattn.models.loading import find_folder, load_model
 from fastattn.models.names import Task
-from fastattn.models.outputs import Array, CausalLMOutput, EncoderOutput, SequenceClassifierOutput, finish_output
+from fastattn.models.outputs import (
+    Array,
+    CausalLMOutput,
+    EncoderOutput,
+    GenerateOutput,
+    SequenceClassifierOutput,
+    finish_output,
+)
 from fastattn.models.registry import BuiltModel
 from fastattn.models.reload import Origin, Shared
+from fastattn.models.text_stream import TextStream
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+OneAxis: TypeAlias = "np.ndarray[tuple[int], np.dtype[np.integer[Any]]]"
+TwoAxes: TypeAlias = "np.ndarray[tuple[int, int], np.dtype[np.integer[Any]]]"
 
 
 class CausalLM(Model):
@@ -95,96 +113,76 @@ class CausalLM(Model):
         """An empty KV cache for one sequence, for `executor.run`."""
         return self.executor.new_cache()
 
+    @property
+    def pad_token_id(self) -> int | None:
+        """The token that `generate` takes for padding."""
+        return self.config.generation_pad_token_id
+
+    @overload
     def generate(
         self,
-        input_ids: object,
+        input_ids: Sequence[int] | OneAxis,
         *,
-        attention_mask: object = None,
-        max_new_tokens: int | None = None,
-        min_new_tokens: int = 0,
-        do_sample: bool = False,
-        temperature: float = 1.0,
-        top_k: int | None = 50,
-        top_p: float = 1.0,
-        min_p: float = 0.0,
-        repetition_penalty: float = 1.0,
-        seed: int | Sequence[int] | None = None,
-        stop_strings: str | Sequence[str] | None = None,
-        eos_token_id: int | Sequence[int] | None = None,
-        truncate: Literal["left", "right"] | None = None,
-        nan: Literal["raise", "finite", "propagate"] = "raise",
-        max_batch_size: int = 32,
-        return_dict_in_generate: bool = False,
-        **unknown: NoReturn,
+        return_dict_in_generate: Literal[False] | None = ...,
+        num_return_sequences: Literal[1] | None = ...,
+        **options: Unpack[GenerateArgs],
+    ) -> NDArray[np.int32]: ...
+    @overload
+    def generate(
+        self,
+        input_ids: Sequence[Sequence[int]] | Sequence[NDArray[np.integer[Any]]] | TwoAxes,
+        *,
+        return_dict_in_generate: Literal[False] | None = ...,
+        num_return_sequences: int | None = ...,
+        **options: Unpack[GenerateArgs],
+    ) -> list[NDArray[np.int32]]: ...
+    @overload
+    def generate(
+        self,
+        input_ids: object = ...,
+        *,
+        return_dict_in_generate: Literal[True],
+        num_return_sequences: int | None = ...,
+        **options: Unpack[GenerateArgs],
+    ) -> GenerateOutput: ...
+    @overload
+    def generate(
+        self,
+        input_ids: object = ...,
+        *,
+        return_dict_in_generate: bool | None = ...,
+        num_return_sequences: int | None = ...,
+        **options: Unpack[GenerateArgs],
+    ) -> NDArray[np.int32] | list[NDArray[np.int32]] | GenerateOutput: ...
+    def generate(
+        self,
+        input_ids: object = None,
+        *,
+        return_dict_in_generate: bool | None = None,
+        num_return_sequences: int | None = None,
+        **options: Unpack[GenerateArgs],
     ) -> Any:
-        """Continue token ids; see `fastattn.generation.generate`.
+        """Continue token ids; `fastattn.GenerationOptions` describes the options.
 
-        [n_tokens] -> int32 [n_tokens + n_new]; several sequences -> a list of such arrays. eos_token_id: None is the
-        checkpoint's, -1 is never. InputError: an unknown option, such as max_length or num_beams.
+        [n_tokens] -> int32 [n_tokens + n_new]; several sequences, or num_return_sequences > 1 -> a list of such arrays.
+        return_dict_in_generate=True gives a GenerateOutput. Without attention_mask the padding id of the checkpoint is
+        padding, as in transformers. Raises DTypeError, InputError (also for an unknown option), ContextLengthError.
         """
         return _generation().generate(
             self,
             input_ids,
-            attention_mask=attention_mask,
-            max_new_tokens=max_new_tokens,
-            min_new_tokens=min_new_tokens,
-            do_sample=do_sample,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            min_p=min_p,
-            repetition_penalty=repetition_penalty,
-            seed=seed,
-            stop_strings=stop_strings,
-            eos_token_id=eos_token_id,
-            truncate=truncate,
-            nan=nan,
-            max_batch_size=max_batch_size,
             return_dict_in_generate=return_dict_in_generate,
-            **unknown,
+            num_return_sequences=num_return_sequences,
+            **options,
         )
 
-    def stream(
-        self,
-        text_or_ids: object,
-        *,
-        max_new_tokens: int | None = None,
-        min_new_tokens: int = 0,
-        do_sample: bool = False,
-        temperature: float = 1.0,
-        top_k: int | None = 50,
-        top_p: float = 1.0,
-        min_p: float = 0.0,
-        repetition_penalty: float = 1.0,
-        seed: int | None = None,
-        stop_strings: str | Sequence[str] | None = None,
-        eos_token_id: int | Sequence[int] | None = None,
-        truncate: Literal["left", "right"] | None = None,
-        nan: Literal["raise", "finite", "propagate"] = "raise",
-        **unknown: NoReturn,
-    ) -> Any:
-        """Continue a text, or ids [n_tokens], piece by piece; see `fastattn.generation.stream`.
+    def stream(self, text_or_ids: object, **options: Unpack[GenerationArgs]) -> TextStream:
+        """Continue a text, or ids [n_tokens], piece by piece; `for` and `async for` give the pieces.
 
-        InputError: an unknown option.
+        Together they are `decode(prompt + new)[len(decode(prompt)):]`, without special tokens.
+        `fastattn.GenerationOptions` describes the options. Raises DTypeError, InputError, ContextLengthError.
         """
-        return _generation().stream(
-            self,
-            text_or_ids,
-            max_new_tokens=max_new_tokens,
-            min_new_tokens=min_new_tokens,
-            do_sample=do_sample,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            min_p=min_p,
-            repetition_penalty=repetition_penalty,
-            seed=seed,
-            stop_strings=stop_strings,
-            eos_token_id=eos_token_id,
-            truncate=truncate,
-            nan=nan,
-            **unknown,
-        )
+        return cast(TextStream, _generation().stream(self, text_or_ids, **options))
 
 
 class Encoder(Model):

@@ -70,15 +70,17 @@ _Config = TypeVar("_Config", bound=type)
 class CommonConfig:
     """What the configs of all families have, in transformers' names.
 
-    eos_token_ids: all ids that end a text; labels: the names of the classes in order; label2id: as the file says, else
-    the inverse of labels; output_hidden_states, output_attentions: the defaults of a call; position_offset: the row of
-    the position table that holds position 0 (RoBERTa: the padding id + 1).
+    eos_token_ids: all ids that end a text; generation_pad_token_id: the padding id of `generate`; labels: the names of
+    the classes in order; label2id: as the file says, else the inverse of labels; output_hidden_states,
+    output_attentions: the defaults of a call; position_offset: the row of the position table that holds position 0
+    (RoBERTa: the padding id + 1).
     """
 
     vocab_size: int
     bos_token_id: int | None
     eos_token_ids: tuple[int, ...]
     pad_token_id: int | None
+    generation_pad_token_id: int | None
     labels: tuple[str, ...]
     label2id: Mapping[str, int]
     problem_type: str | None
@@ -174,12 +176,14 @@ class ConfigReader(Settings):
         file without them."""
         labels = self.labels()
         architectures = self.raw("architectures")
+        pad_id = self.token_id("pad_token_id", vocab_size, pad)
         return {
             "model_type": model_type,
             "vocab_size": vocab_size,
             "bos_token_id": self.token_id("bos_token_id", vocab_size, bos),
             "eos_token_ids": self.eos(vocab_size, eos),
-            "pad_token_id": self.token_id("pad_token_id", vocab_size, pad),
+            "pad_token_id": pad_id,
+            "generation_pad_token_id": self.token_id("generation_pad_token_id", vocab_size, pad_id),
             "labels": labels.names,
             "label2id": labels.ids,
             "problem_type": self.problem_type(),

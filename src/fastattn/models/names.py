@@ -115,10 +115,10 @@ def _outer_prefix(tensors: Mapping[str, TensorInfo], layout: Layout) -> str:
     from inside another; "" where nothing does, or more than one thing."""
     if not layout.anchor:
         return ""
-    starts = {name[: -len(layout.anchor)] for name in tensors if name.endswith(layout.anchor)}
-    if "" in starts or starts.intersection(layout.prefixes) or len(starts) != 1:
+    prefixes = {name[: -len(layout.anchor)] for name in tensors if name.endswith(layout.anchor)}
+    if "" in prefixes or prefixes.intersection(layout.prefixes) or len(prefixes) != 1:
         return ""
-    before = starts.pop()
+    before = prefixes.pop()
     if not before.endswith("."):
         return ""
     return next((before.removesuffix(p) for p in layout.prefixes if before.endswith(p)), before)

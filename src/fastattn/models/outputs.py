@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, SupportsIndex, overload
+from typing import TYPE_CHECKING, Any, Literal, SupportsIndex, overload
 
+import numpy as np
 from numpy.typing import NDArray
 
 from fastattn.checks import check_flag, closest, quote
@@ -100,6 +101,22 @@ class SequenceClassifierOutput(ModelOutput):
     logits: Array
     hidden_states: tuple[PerToken, ...] | None = None
     attentions: tuple[PerToken, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class GenerateOutput(ModelOutput):
+    """What `generate(..., return_dict_in_generate=True)` returns, one item for each request.
+
+    sequences: prompt and new tokens, int32; finish_reasons: "eos", "stop_string" or "length"; logprobs: of the new
+    tokens under the unprocessed logits, float32; seeds: what repeats each request alone; texts: the new text, exactly
+    up to the stop string (None where no stop strings were given).
+    """
+
+    sequences: list[NDArray[np.int32]]
+    finish_reasons: list[Literal["eos", "stop_string", "length"]]
+    logprobs: list[NDArray[np.float32]]
+    seeds: list[int]
+    texts: list[str] | None = None
 
 
 def finish_output(output: ModelOutput, return_dict: bool | None) -> Any:

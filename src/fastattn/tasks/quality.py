@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from fastattn.checkpoint import open_checkpoint
 from fastattn.checkpoint.hub import resolve
-from fastattn.checks import check_count
-from fastattn.errors import ConfigError, InputError
-from fastattn.generation.generate import need_tokenizer
+from fastattn.checks import check_choice, check_count, quote
+from fastattn.errors import ConfigError, DTypeError, InputError
+from fastattn.generation.prompts import need_tokenizer
 from fastattn.models.auto import (
     AutoModel,
     AutoModelForCausalLM,
@@ -67,7 +67,7 @@ class DtypeQuality:
     label_agreement: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class QualityReport:
     """The dtypes of a model, float32 first. n_texts, n_tokens: what was read; task: as what the model was loaded."""
 
@@ -76,6 +76,10 @@ class QualityReport:
     n_texts: int
     n_tokens: int
     dtypes: tuple[DtypeQuality, ...]
+
+    def __repr__(self) -> str:
+        names = ", ".join(row.dtype for row in self.dtypes)
+        return f"<QualityReport of {quote(self.model)} as {self.task}: {names} on {self.n_tokens} tokens>"
 
 
 def compare_dtypes(
@@ -99,9 +103,10 @@ def compare_dtypes(
     to compare with), ModelFormatError, InputError, OSError; NonFiniteError where the float32 model gives NaN or
     infinity.
     """
-    for dtype in dtypes:
-        if not isinstance(dtype, str) or dtype not in DTYPES:
-            raise InputError(f"dtypes: expected some of {', '.join(DTYPES)}, got {dtype!r}")
+    if isinstance(dtypes, str) or not isinstance(dtypes, Sequence):
+        raise DTypeError(f"dtypes: expected a list of {', '.join(DTYPES)}, got {quote(dtypes)}")
+    for i, dtype in enumerate(dtypes):
+        check_choice(f"dtypes[{i}]", dtype, DTYPES)
     check_count("max_tokens", max_tokens, low=2)
     lines = default_texts() if texts is None else check_texts(texts, "texts")
     directory = resolve(

@@ -2,209 +2,406 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, Literal, cast
+import copy
+import logging
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fastattn.checkpoint.hub import resolve
-from fastattn.checks import check_count
-from fastattn.errors import ConfigError, DTypeError, InputError
-from fastattn.generation.generate import need_tokenizer
-from fastattn.graph.executor import Executor
-from fastattn.graph.rewrites import optimise, with_pooling
-from fastattn.jsonfile import read_json, read_json_object
-from fastattn.models.auto import AutoModel
-from fastattn.models.inputs import read_model_batch
-from fastattn.tasks.finite import check_finite
-from fastattn.tasks.pooling import POOL_OPS, Pooling, normalized
-from fastattn.tokenizer import check_text, check_texts, is_list_like
+from fastattn.checks import check_count, check_flag, check_keywords, check_path, check_str, quote
+from fastattn.errors import DTypeError, InputError
+from fastattn.models.auto import Encoder
+from fastattn.models.load_options import check_target
+from fastattn.tasks.sentence.encoders import InputModule, Task, Transformer, Truncation
+from fastattn.tasks.sentence.encoding import EncodeMethods, EncodeOptions, to_tensors
+from fastattn.tasks.sentence.features import SENTENCE, TOKENS, Features, Float, Module
+from fastattn.tasks.sentence.folder import ModelSettings, read_folder
+from fastattn.tasks.sentence.loading import read_processing_kwargs
+from fastattn.tasks.sentence.modules import normalized
+from fastattn.tasks.sentence.names import find_folder
+from fastattn.tasks.sentence.pooling import Pooling
+from fastattn.tasks.sentence.similarity import (
+    Similarity,
+    check_similarity,
+    quantize_vectors,
+    similarity,
+    similarity_pairwise,
+)
+from fastattn.tasks.sentence.stack import LoadOptions, load_stack
+from fastattn.tokenizer import Tokenizer, check_text, check_texts, is_list_like
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-Vectors = NDArray[np.float32]
-# The settings of the transformer: sentence-transformers reads the first of these that is there and not empty.
-TRANSFORMER_CONFIGS = tuple(
-    f"sentence_{family}_config.json"
-    for family in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
-)
+_KEYWORDS = (
+    "device", "prompts", "default_prompt_name", "similarity_fn_name", "truncate_dim", "dtype", "kv_dtype", "threads",
+    "cache_folder", "cache_dir", "revision", "local_files_only", "token", "use_auth_token", "trust_remote_code",
+    "model_kwargs", "processor_kwargs", "tokenizer_kwargs", "config_kwargs", "backend", "modules", "model_card_data",
+)  # fmt: skip
+_log = logging.getLogger("fastattn")
 
 
-@dataclass(frozen=True, slots=True)
-class _Folder:
-    """What a model folder says, apart from the transformer itself."""
-
-    transformer: Path
-    pooling: Mapping[str, Any]
-    pooling_path: str
-    normalize: bool
-    max_seq_length: int | None
-    do_lower_case: bool
-    prompts: Mapping[str, str]
-    default_prompt_name: str | None
-    similarity: str
-
-
-class SentenceTransformer:
+class SentenceTransformer(EncodeMethods):
     """A sentence embedding model: a folder with modules.json, or a plain encoder folder, which is pooled by mean.
 
-    Texts longer than `max_seq_length` tokens are cut to it, as in sentence-transformers. `close` or a `with` block
-    gives the memory back.
+    Texts longer than `max_seq_length` tokens are cut to it, as in sentence-transformers. `model[i]` is the i-th module.
+    `close` or a `with` block frees the memory.
     """
+
+    _similarity: Similarity | None
 
     def __init__(
         self,
         model_name_or_path: str | Path,
         *,
-        dtype: str | None = None,
-        kv_dtype: str | None = None,
-        device: str = "cpu",
-        threads: int | None = None,
-        truncate_dim: int | None = None,
+        modules: None = None,
+        device: Any = "cpu",
         prompts: Mapping[str, str] | None = None,
         default_prompt_name: str | None = None,
+        cache_folder: str | Path | None = None,
+        trust_remote_code: bool = False,
         revision: str | None = None,
-        cache_dir: str | Path | None = None,
         local_files_only: bool = False,
-        token: str | None = None,
+        token: bool | str | None = None,
+        use_auth_token: bool | str | None = None,
+        model_kwargs: Mapping[str, Any] | None = None,
+        processor_kwargs: Mapping[str, Any] | None = None,
+        tokenizer_kwargs: Mapping[str, Any] | None = None,
+        config_kwargs: Mapping[str, Any] | None = None,
+        model_card_data: object = None,
+        backend: Literal["torch"] = "torch",
+        similarity_fn_name: Similarity | None = None,
+        truncate_dim: int | None = None,
+        dtype: Any = None,
+        kv_dtype: str | None = None,
+        threads: int | None = None,
+        cache_dir: str | Path | None = None,
+        **unknown: NoReturn,
     ) -> None:
-        directory = resolve(
+        """Load a folder or a hub id; a name without an owner is one of sentence-transformers.
+
+        dtype, kv_dtype, device, threads: as in `AutoModel.from_pretrained`. prompts: added to those of the folder, in
+        place of those with the same name. cache_folder or cache_dir, revision, local_files_only, token: for hub ids.
+        model_kwargs, processor_kwargs (or tokenizer_kwargs), config_kwargs: "dtype", "model_max_length" and
+        "truncation_side" are used, other keys accepted where they change nothing. Code of a model is never run.
+        Raises ConfigError, ModelFormatError, ModelNotFoundError, HubError, InputError, DTypeError.
+        """
+        _refuse_parts(unknown, modules, backend)
+        self.similarity_fn_name = similarity_fn_name
+        self.truncate_dim = truncate_dim
+        given = _check_prompts({} if prompts is None else prompts)
+        options = LoadOptions(
+            dtype=dtype,
+            kv_dtype=kv_dtype,
+            device=device,
+            threads=threads,
+            trust_remote_code=check_flag("trust_remote_code", trust_remote_code),
+            model_kwargs=model_kwargs,
+            processor_kwargs=_one_of("processor_kwargs", processor_kwargs, "tokenizer_kwargs", tokenizer_kwargs),
+            config_kwargs=config_kwargs,
+        )
+        path = find_folder(
             model_name_or_path,
             revision=revision,
-            cache_dir=cache_dir,
-            local_files_only=local_files_only,
-            token=token,
+            cache_dir=_cache(cache_folder, cache_dir),
+            local_files_only=check_flag("local_files_only", local_files_only),
+            token=_one_of("token", token, "use_auth_token", use_auth_token),
         )
-        folder = _read_folder(directory)
-        self.model = AutoModel.from_pretrained(
-            folder.transformer, dtype=dtype, kv_dtype=kv_dtype, device=device, threads=threads
-        )
-        self.tokenizer = need_tokenizer(self.model, "SentenceTransformer")
-        self._hidden_size = self.model.config.hidden_size
-        self._pooling = Pooling.from_config(folder.pooling, where=folder.pooling_path, hidden_size=self._hidden_size)
-        self._pooled = self._pooled_executor()
-        self._normalize = folder.normalize
-        self._lower = folder.do_lower_case
-        self.prompts = dict(folder.prompts if prompts is None else prompts)
-        self.default_prompt_name = default_prompt_name or folder.default_prompt_name
-        self.truncate_dim = None if truncate_dim is None else check_count("truncate_dim", truncate_dim, low=1)
-        self.similarity_fn_name = folder.similarity
-        self._context = self.model.executor.program.max_positions
-        longest = folder.max_seq_length or min(self._context, self.tokenizer.model_max_length or self._context)
-        self.max_seq_length = min(longest, self._context)
+        folder = read_folder(path)
+        self._read(folder.settings, given, default_prompt_name)
+        self._stack = load_stack(folder, options)
+
+    def _read(self, settings: ModelSettings, given: Mapping[str, str | None], default_prompt_name: str | None) -> None:
+        """Merge the caller's settings with those of the folder: the caller's count."""
+        prompts: dict[str, str | None] = {"query": None, "document": None, **given}
+        for key, saved in settings.prompts.items():
+            if prompts.get(key) is None:
+                prompts[key] = saved
+        self.prompts = {key: text or "" for key, text in prompts.items()}
+        name = settings.default_prompt_name if default_prompt_name is None else default_prompt_name
+        self.default_prompt_name = None if name is None else check_str("default_prompt_name", name)
+        if name is not None and name not in self.prompts:
+            raise InputError(f"default_prompt_name: {_expected_prompt(self.prompts, name)}")
+        if self._similarity is None:
+            self._similarity = check_similarity(settings.similarity_fn_name)
+        if self.truncate_dim is None:
+            self.truncate_dim = settings.truncate_dim
 
     def __repr__(self) -> str:
-        size = self.get_sentence_embedding_dimension()
-        return f"<SentenceTransformer of {self.model!r}, {size} numbers, {self.max_seq_length} tokens>"
+        size, longest = self.get_embedding_dimension(), self.max_seq_length
+        what = repr(self._first.auto_model if isinstance(self._first, Transformer) else self._first)
+        return f"<SentenceTransformer of {what}, {size} numbers, {longest} tokens>"
+
+    def __copy__(self) -> Self:
+        """Another model over the same weights; closing one does not close the other."""
+        found = object.__new__(type(self))
+        found.__dict__.update(self.__dict__ | {"_stack": copy.copy(self._stack), "prompts": dict(self.prompts)})
+        return found
+
+    # -- modules ------------------------------------------------------------------------------------------------
 
     @property
-    def max_seq_length(self) -> int:
-        """Tokens of a text at most, special tokens included; what is longer is cut."""
-        return self._max_seq_length
+    def _first(self) -> InputModule:
+        return self._stack.first
+
+    def __len__(self) -> int:
+        return len(self._stack)
+
+    def __getitem__(self, index: int) -> InputModule | Module:
+        return self._stack[index]
+
+    def __iter__(self) -> Iterator[InputModule | Module]:
+        return iter([self._stack[i] for i in range(len(self._stack))])
+
+    def _first_module(self) -> InputModule:
+        """The first module, by a name that much code uses."""
+        return self._first
+
+    @property
+    def model(self) -> Encoder:
+        """The transformer. Raises InputError where the model has none (StaticEmbedding)."""
+        if not isinstance(self._first, Transformer):
+            raise InputError("model: this SentenceTransformer has no transformer, its vectors are those of its tokens")
+        return self._first.auto_model
+
+    @property
+    def device(self) -> str:
+        """Where the model runs."""
+        return self._first.auto_model.device if isinstance(self._first, Transformer) else "cpu"
+
+    @property
+    def dtype(self) -> str:
+        """How the weights are stored."""
+        return self._first.auto_model.dtype if isinstance(self._first, Transformer) else "float32"
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer of this model alone; its `model_max_length` is `max_seq_length`.
+
+        Settable, also to a tokenizer of transformers or tokenizers. Raises DTypeError.
+        """
+        return self._first.tokenizer
+
+    @tokenizer.setter
+    def tokenizer(self, tokenizer: Tokenizer) -> None:
+        self._first.tokenizer = Tokenizer.from_object(tokenizer)
+
+    @property
+    def max_seq_length(self) -> int | float:
+        """Tokens of a text at most, special tokens included; longer texts are cut. Infinite for a StaticEmbedding.
+
+        Settable from 1 to the model's context, or None for the context.
+        """
+        return self._first.max_seq_length
 
     @max_seq_length.setter
-    def max_seq_length(self, length: int) -> None:
-        self._max_seq_length = check_count("max_seq_length", length, low=1, high=self._context)
+    def max_seq_length(self, length: int | None) -> None:
+        self._first.max_seq_length = length
 
-    def get_sentence_embedding_dimension(self) -> int:
-        """Numbers in a vector."""
-        full = self._hidden_size * len(self._pooling.modes)
+    def get_max_seq_length(self) -> int | float:
+        """`max_seq_length`."""
+        return self.max_seq_length
+
+    @property
+    def truncate_dim(self) -> int | None:
+        """Numbers of a vector that `encode` returns, None for all of them."""
+        return self._truncate_dim
+
+    @truncate_dim.setter
+    def truncate_dim(self, size: int | None) -> None:
+        self._truncate_dim = None if size is None else check_count("truncate_dim", size, low=1)
+
+    @contextmanager
+    def truncate_embeddings(self, truncate_dim: int | None) -> Iterator[None]:
+        """Another `truncate_dim` inside a `with` block."""
+        before, self.truncate_dim = self.truncate_dim, truncate_dim
+        try:
+            yield
+        finally:
+            self.truncate_dim = before
+
+    truncate_sentence_embeddings = truncate_embeddings
+
+    def get_embedding_dimension(self) -> int:
+        """Numbers in a vector of `encode`."""
+        full = self._stack.width or self._first.get_embedding_dimension()
         return full if self.truncate_dim is None else min(full, self.truncate_dim)
 
-    get_embedding_dimension = get_sentence_embedding_dimension
+    get_sentence_embedding_dimension = get_embedding_dimension
 
-    def encode(
+    def set_pooling_include_prompt(self, include_prompt: bool) -> None:
+        """Whether the tokens of a prompt count in the first Pooling module."""
+        flag = check_flag("include_prompt", include_prompt)
+        for module in self._stack.later:
+            if isinstance(module, Pooling):
+                self._stack.replace(module, replace(module, include_prompt=flag))
+                return
+
+    def eval(self) -> Self:
+        """The model itself: it never trains."""
+        return self
+
+    def to(self, device: Any) -> Self:
+        """The model itself, for the device and dtype that it has. Raises InputError for others."""
+        check_target(device, self.device, self.dtype)
+        return self
+
+    # -- texts to vectors ---------------------------------------------------------------------------------------
+
+    def preprocess(
         self,
-        sentences: Any,
-        prompt_name: str | None = None,
+        inputs: object,
         prompt: str | None = None,
-        batch_size: int = 32,
-        show_progress_bar: bool | None = None,
-        output_value: Literal["sentence_embedding", "token_embeddings"] = "sentence_embedding",
-        precision: Literal["float32"] = "float32",
-        convert_to_numpy: bool = True,
         *,
-        normalize_embeddings: bool = False,
-        truncate_dim: int | None = None,
-    ) -> Any:
-        """Vectors of texts: float32 [n, d] for a list, array or Series of str, [d] for a str, in the order given.
+        task: Task | None = None,
+        processing_kwargs: Mapping[str, Any] | None = None,
+    ) -> dict[str, NDArray[Any]]:
+        """The arrays that the first module reads: token ids, masks and token types [n_texts, seq_len], padded.
 
-        output_value="token_embeddings" gives a float32 [n_tokens, hidden_size] for each text, and
-        convert_to_numpy=False a list of vectors. A prompt (or the named one of `prompts`) is put before each text.
-        NonFiniteError: a number is NaN or infinite.
+        A StaticEmbedding has input_ids [n_tokens] of all texts and the offsets [n_texts] where each begins.
         """
-        check_count("batch_size", batch_size, low=1)
-        if output_value not in ("sentence_embedding", "token_embeddings"):
-            raise InputError(f'output_value: expected "sentence_embedding" or "token_embeddings", got {output_value!r}')
-        if precision != "float32":
-            raise InputError(f'precision: expected "float32", got {precision!r}')
-        width = self.truncate_dim if truncate_dim is None else check_count("truncate_dim", truncate_dim, low=1)
-        prefix = self._prompt(prompt, prompt_name)
+        texts = check_texts(inputs, "inputs")
+        prefix = "" if prompt is None else check_text(prompt, "prompt")
+        truncation = read_processing_kwargs("processing_kwargs", processing_kwargs, self._truncation)
+        return self._first.preprocess([prefix + text for text in texts], truncation, task)
+
+    def tokenize(self, texts: object) -> dict[str, NDArray[Any]]:
+        """`preprocess` without a prompt."""
+        return self.preprocess(texts)
+
+    def count_tokens(self, sentences: object) -> list[int]:
+        """Tokens of each text, special ones and the default prompt included, before `encode` cuts it."""
+        prefix = self._resolve_prompt(None, None)
+        texts = [prefix + text for text in check_texts(sentences, "sentences")]
+        return [len(ids) for ids, _ in self._first.encode(texts, Truncation(enabled=False), None)]
+
+    def _encode(self, sentences: object, options: EncodeOptions) -> Any:
         single = not is_list_like(sentences)
         texts = [check_text(sentences, "sentences")] if single else check_texts(sentences, "sentences")
-        tokens = output_value == "token_embeddings"
-        rows = self._rows(texts, prefix, batch_size, tokens=tokens, progress=bool(show_progress_bar))
-        if tokens:
-            return rows[0] if single else rows
-        vectors = np.stack(rows) if rows else np.zeros((0, self._hidden_size * len(self._pooling.modes)), np.float32)
-        if self._normalize:
-            vectors = normalized(vectors)
-        if width is not None:
-            vectors = np.ascontiguousarray(vectors[:, :width])
-        if normalize_embeddings:
-            vectors = normalized(vectors)
-        if single:
-            return vectors[0]
-        return vectors if convert_to_numpy else list(vectors)
+        self._check_output(options.output_value)
+        rows = self._rows(texts, options)
+        if options.output_value == "sentence_embedding":
+            nothing = np.zeros((0, self._stack.width), np.float32)[:, : self._width(options)]
+            full = np.stack(rows) if rows else nothing
+            vectors = quantize_vectors(full, options.precision)
+            listed = not (options.as_array or options.tensor)
+            found: Any = vectors[0] if single else list(vectors) if listed else vectors
+        else:
+            if options.precision != "float32":
+                raise InputError('precision: expected "float32" for the features of tokens')
+            found = rows[0] if single else rows
+        return to_tensors(found) if options.tensor else found
 
-    def count_tokens(self, sentences: Any) -> list[int]:
-        """Tokens of each text, special ones and the default prompt included, before `encode` cuts it."""
-        prefix = self._prompt(None, None)
-        texts = [prefix + text for text in check_texts(sentences, "sentences")]
-        return [len(ids) for ids, _ in self._ids(texts, cut=False)]
+    def _rows(self, texts: Sequence[str], options: EncodeOptions) -> list[Any]:
+        """What the caller asked for of each text. Texts of like length share a step, the result is in their order."""
+        prefix = self._resolve_prompt(options.prompt, options.prompt_name)
+        prompt_len = self._prompt_len(prefix)
+        truncation = read_processing_kwargs("processing_kwargs", options.processing_kwargs, self._truncation)
+        encoded = self._first.encode([prefix + text for text in texts], truncation, options.task)
+        order = sorted(range(len(encoded)), key=lambda i: -len(encoded[i][0]))
+        rows: list[Any] = [None] * len(encoded)
+        for start in _steps(len(order), options.batch_size, show=options.progress):
+            batch = order[start : start + options.batch_size]
+            where = [f"sentences[{i}]" for i in batch]
+            found = self._stack.run(
+                [encoded[i] for i in batch], where, prompt_len=prompt_len, output=options.output_value
+            )
+            self._finish(found, options)
+            for place, i in enumerate(batch):
+                if options.output_value is None:
+                    rows[i] = self._all_features(encoded[i], found, place)
+                else:
+                    rows[i] = _row(found, options.output_value, place)
+        return rows
 
-    def encode_query(self, sentences: Any, *, batch_size: int = 32, normalize_embeddings: bool = False) -> Any:
-        """`encode` with the prompt named "query", if there is one."""
-        name = "query" if "query" in self.prompts else None
-        return self.encode(
-            sentences, prompt_name=name, batch_size=batch_size, normalize_embeddings=normalize_embeddings
-        )
+    def _width(self, options: EncodeOptions) -> int | None:
+        return self.truncate_dim if options.truncate_dim is None else options.truncate_dim
 
-    def encode_document(self, sentences: Any, *, batch_size: int = 32, normalize_embeddings: bool = False) -> Any:
-        """`encode` with the prompt named "document", "passage" or "corpus", if there is one."""
-        name = next((name for name in ("document", "passage", "corpus") if name in self.prompts), None)
-        return self.encode(
-            sentences, prompt_name=name, batch_size=batch_size, normalize_embeddings=normalize_embeddings
-        )
+    def _finish(self, features: Features, options: EncodeOptions) -> None:
+        """Cut the vectors to truncate_dim, then normalize them."""
+        width = self._width(options)
+        if width is not None and SENTENCE in features.sentences:
+            features.sentences[SENTENCE] = np.ascontiguousarray(features.sentences[SENTENCE][:, :width])
+        if options.normalize and options.output_value == "sentence_embedding":
+            features.sentences[SENTENCE] = normalized(features.sentences[SENTENCE])
 
-    def similarity(self, a: Any, b: Any) -> Vectors:
-        """Scores [n_a, n_b] of vectors [n_a, d] and [n_b, d] by the model's function, cosine unless it names another.
+    def _all_features(self, encoded: Any, features: Features, place: int) -> dict[str, Any]:
+        ids, type_ids = encoded
+        found: dict[str, Any] = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+        if self.tokenizer.options.type_ids:
+            found["token_type_ids"] = type_ids
+        for name in (*features.tokens, *features.sentences):
+            found[name] = _row(features, name, place)
+        return found
+
+    def _check_output(self, output: str | None) -> None:
+        """Refuse what no module gives."""
+        known = self._stack.known
+        if output == SENTENCE and output not in known:
+            raise InputError(
+                "output_value: no module of this model gives a sentence embedding, as Pooling does; "
+                'use output_value="token_embeddings"'
+            )
+        if output == TOKENS and known.get(TOKENS, ("sentences", 0))[0] != "tokens":
+            raise InputError("output_value: this model has no token embeddings that depend on the text")
+
+    @property
+    def _truncation(self) -> Truncation:
+        return self._first.truncation
+
+    def _prompt_len(self, prefix: str) -> int:
+        """Tokens of the prompt that a Pooling module leaves out, without a special token at the end."""
+        if not prefix or all(module.include_prompt for module in self._stack.later if isinstance(module, Pooling)):
+            return 0
+        ids, _ = self._first.encode([prefix], self._truncation, None)[0]
+        closing = bool(len(ids)) and int(ids[-1]) in self.tokenizer.all_special_ids
+        return len(ids) - int(closing)
+
+    def _resolve_prompt(self, prompt: str | None, prompt_name: str | None) -> str:
+        """The text before each text: the prompt, the one with that name, or the default one."""
+        if prompt is not None:
+            if prompt_name is not None:
+                _log.warning("encode: prompt is given, so prompt_name %s is ignored", quote(prompt_name))
+            return prompt
+        name = self.default_prompt_name if prompt_name is None else prompt_name
+        if name is None:
+            return ""
+        if name not in self.prompts:
+            which = "default_prompt_name" if prompt_name is None else "prompt_name"
+            raise InputError(f"{which}: {_expected_prompt(self.prompts, name)}")
+        return check_text(self.prompts[name], f"prompts[{quote(name)}]")
+
+    # -- similarity ---------------------------------------------------------------------------------------------
+
+    @property
+    def similarity_fn_name(self) -> Similarity:
+        """The similarity function: "cosine" unless the folder or the caller names another. Settable."""
+        return self._similarity or "cosine"
+
+    @similarity_fn_name.setter
+    def similarity_fn_name(self, name: object) -> None:
+        self._similarity = check_similarity(name)
+
+    def similarity(self, a: object, b: object) -> Float:
+        """Scores [n_a, n_b] of vectors [n_a, d] and [n_b, d] by the model's similarity function.
 
         "euclidean" and "manhattan" are negative distances.
         """
-        first, second = _rows_of(a, "a"), _rows_of(b, "b")
-        if first.shape[1] != second.shape[1]:
-            raise InputError(f"b: expected [n, {first.shape[-1]}], as a has, got {list(second.shape)}")
-        if self.similarity_fn_name == "cosine":
-            first, second = normalized(first), normalized(second)
-        if self.similarity_fn_name in ("cosine", "dot"):
-            return cast(Vectors, first @ second.T)
-        order = 2 if self.similarity_fn_name == "euclidean" else 1
-        scores = np.empty((len(first), len(second)), np.float32)
-        for i, row in enumerate(first):
-            scores[i] = -np.linalg.norm(second - row, ord=order, axis=1)
-        return scores
+        return similarity(self.similarity_fn_name, a, b)
+
+    def similarity_pairwise(self, a: object, b: object) -> Float:
+        """Scores [n] of the vectors [n, d] and [n, d] with the same number."""
+        return similarity_pairwise(self.similarity_fn_name, a, b)
 
     def close(self) -> None:
-        """Give the model's memory back."""
-        if self._pooled is not None:
-            self._pooled.close()
-        self.model.close()
+        """Free the model's memory; every use after that is an InputError."""
+        self._first.close()
 
     def __enter__(self) -> Self:
         return self
@@ -212,128 +409,57 @@ class SentenceTransformer:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _pooled_executor(self) -> Executor | None:
-        """The model with the pooling as its last op, for a single mode that there is an op for."""
-        kind = POOL_OPS.get(self._pooling.modes[0]) if len(self._pooling.modes) == 1 else None
-        if kind is None or not self._pooling.include_prompt:
-            return None
-        return self.model.executor.with_program(optimise(with_pooling(self.model.traced, kind)))
 
-    def _rows(
-        self, texts: Sequence[str], prefix: str, batch_size: int, *, tokens: bool, progress: bool
-    ) -> list[Vectors]:
-        """A vector a text, or its token vectors. Texts of like length share a step, the result is in their order."""
-        prompt_len = 0
-        if prefix and not self._pooling.include_prompt:
-            prompt_len = len(self._ids([prefix])[0][0]) - 1  # the closing special token is not part of the prompt
-        encoded = self._ids([prefix + text for text in texts])
-        order = sorted(range(len(encoded)), key=lambda i: -len(encoded[i][0]))
-        rows: list[Vectors | None] = [None] * len(encoded)
-        for start in range(0, len(order), batch_size):
-            batch = order[start : start + batch_size]
-            ids, type_ids = [encoded[i][0] for i in batch], [encoded[i][1] for i in batch]
-            found = self._run(ids, type_ids, prompt_len=prompt_len, tokens=tokens)
-            for i, row in zip(batch, found, strict=True):
-                check_finite(row, f"sentences[{i}]", "numbers")
-                rows[i] = row.astype(np.float32)
-            if progress:
-                done = min(start + batch_size, len(order))
-                print(f"\rencoded {done} of {len(order)}", end="", file=sys.stderr, flush=True)
-        if progress:
-            print(file=sys.stderr)
-        return cast("list[Vectors]", rows)
+def _steps(n: int, size: int, *, show: bool) -> Any:
+    """Where each batch starts, with a bar on standard error where it is shown."""
+    starts = range(0, n, size)
+    if not show:
+        return starts
+    from tqdm.auto import tqdm
 
-    def _run(
-        self, ids: list[NDArray[np.int32]], type_ids: list[NDArray[np.int32]], *, prompt_len: int, tokens: bool
-    ) -> list[NDArray[Any]]:
-        """One step: a vector a text, or its token vectors."""
-        if self._pooled is None or tokens:
-            types = self.model.types_of(self.tokenizer, type_ids)
-            states = list(self.model(ids, token_type_ids=types).last_hidden_state)
-            return states if tokens else [self._pooling(rows, prompt_len=prompt_len) for rows in states]
-        batch = read_model_batch(self.model.config, ids, None, type_ids, explain=self.model.explain_id)
-        vectors = self._pooled.run(batch.step())["embedding"] if batch.n_tokens else np.zeros((0, self._hidden_size))
-        return list(batch.restore_sequences(cast("NDArray[Any]", vectors)))
-
-    def _ids(self, texts: Sequence[str], *, cut: bool = True) -> list[tuple[NDArray[np.int32], NDArray[np.int32]]]:
-        if self._lower:
-            texts = [text.lower() for text in texts]
-        return self.tokenizer.encode_batch(texts, max_length=self.max_seq_length if cut else None)
-
-    def _prompt(self, prompt: str | None, prompt_name: str | None) -> str:
-        if prompt is not None:
-            return check_text(prompt, "prompt")
-        name = prompt_name or self.default_prompt_name
-        if name is None:
-            return ""
-        if name not in self.prompts:
-            known = ", ".join(sorted(self.prompts)) or "none"
-            raise InputError(f"prompt_name: expected one of the model's prompts ({known}), got {name!r}")
-        return self.prompts[name]
+    return tqdm(starts, desc="Batches")
 
 
-def _rows_of(vectors: Any, name: str) -> Vectors:
-    """Vectors [n, d], or one vector [d], as float32 [n, d]."""
-    try:
-        array = np.asarray(vectors)
-    except ValueError:
-        raise InputError(f"{name}: expected vectors of one length, got several lengths") from None
-    if array.dtype.kind not in "fiu":
-        raise DTypeError(f"{name}: expected vectors of numbers, got {type(vectors).__name__} of {array.dtype}")
-    if array.ndim not in (1, 2):
-        raise InputError(f"{name}: expected shape [n, d] or [d], got {list(array.shape)}")
-    return cast(Vectors, np.atleast_2d(array.astype(np.float32)))
+def _row(features: Features, name: str, place: int) -> NDArray[Any]:
+    if name in features.sentences:
+        return cast("NDArray[Any]", features.sentences[name][place])
+    return np.asarray(features.tokens[name][place], np.float32)
 
 
-def _read_folder(directory: Path) -> _Folder:
-    modules_path = directory / "modules.json"
-    settings = read_json_object(directory / "config_sentence_transformers.json")
-    transformer, pooling, pooling_path, normalize = directory, cast("Mapping[str, Any]", {}), str(directory), False
-    if modules_path.is_file():
-        seen: list[str] = []
-        for kind, path in _modules(modules_path):
-            if kind == "Transformer" and not seen:
-                transformer = directory / path
-            elif kind == "Pooling" and seen == ["Transformer"]:
-                pooling_path = str(directory / path / "config.json")
-                pooling = read_json_object(directory / path / "config.json")
-            elif kind == "Normalize" and "Pooling" in seen:
-                normalize = True
-            else:
-                raise ConfigError(f"{modules_path}: module {kind} after {seen or 'nothing'} is not supported")
-            seen.append(kind)
-        if "Pooling" not in seen:
-            raise ConfigError(f"{modules_path}: expected a Transformer and a Pooling module, got {seen}")
-    config = next(filter(None, (read_json_object(transformer / name) for name in TRANSFORMER_CONFIGS)), {})
-    longest = config.get("max_seq_length")
-    similarity = settings.get("similarity_fn_name") or "cosine"
-    if similarity not in ("cosine", "dot", "euclidean", "manhattan"):
-        raise ConfigError(f"{directory}: similarity_fn_name: {similarity!r} is not supported")
-    prompts = settings.get("prompts") or {}
-    return _Folder(
-        transformer=transformer,
-        pooling=pooling,
-        pooling_path=pooling_path,
-        normalize=normalize,
-        max_seq_length=longest if isinstance(longest, int) and longest > 0 else None,
-        do_lower_case=bool(config.get("do_lower_case", False)),
-        prompts={str(k): v for k, v in prompts.items() if isinstance(v, str)} if isinstance(prompts, dict) else {},
-        default_prompt_name=settings.get("default_prompt_name"),
-        similarity=similarity,
+def _refuse_parts(unknown: Mapping[str, object], modules: object, backend: object) -> None:
+    """Refuse unknown keywords and what this class does not load models from."""
+    check_keywords(unknown, _KEYWORDS, "SentenceTransformer")
+    if modules is not None:
+        raise InputError("modules: expected None, because a model is loaded from a folder; save its modules first")
+    if backend != "torch":
+        raise InputError(f'backend: expected "torch", which changes nothing here, got {quote(backend)}')
+
+
+def _expected_prompt(prompts: Mapping[str, str], name: object) -> str:
+    return f"expected one of the prompts {quote(sorted(prompts))}, got {quote(name)}"
+
+
+def _check_prompts(prompts: object) -> dict[str, str | None]:
+    """The prompts of a caller: names to texts; None is no text. Raises DTypeError, InputError."""
+    if not isinstance(prompts, Mapping):
+        raise DTypeError(f"prompts: expected a dictionary of names to texts, got {type(prompts).__name__}")
+    for name, text in prompts.items():
+        check_str("prompts: a name", name)
+        if text is not None:
+            check_text(text, f"prompts[{quote(name)}]")
+    return dict(prompts)
+
+
+def _one_of(name: str, value: Any, other: str, other_value: Any) -> Any:
+    """The value of an argument that has two names."""
+    if value is not None and other_value is not None:
+        raise InputError(f"{other}: expected no value beside {name}, which is another name of it")
+    return other_value if value is None else value
+
+
+def _cache(cache_folder: str | Path | None, cache_dir: str | Path | None) -> Path | None:
+    """The folder of downloaded models; like sentence-transformers' it can be named in the environment."""
+    found = _one_of("cache_dir", cache_dir, "cache_folder", cache_folder) or os.environ.get(
+        "SENTENCE_TRANSFORMERS_HOME"
     )
-
-
-def _modules(path: Path) -> list[tuple[str, str]]:
-    """(kind, folder) of each module, in order; a folder is one name inside the model's own."""
-    entries = read_json(path)
-    if not isinstance(entries, list):
-        raise ConfigError(f"{path}: expected a list of modules, got {type(entries).__name__}")
-    modules = []
-    for entry in entries:
-        if not isinstance(entry, dict) or not isinstance(entry.get("type"), str):
-            raise ConfigError(f'{path}: expected objects with "type" and "path", got {entry!r}')
-        folder = entry.get("path", "")
-        if not isinstance(folder, str) or len(PurePosixPath(folder).parts) > 1 or folder in ("..", "/"):
-            raise ConfigError(f"{path}: path: expected the name of a folder, got {folder!r}")
-        modules.append((entry["type"].rsplit(".", 1)[-1], folder))
-    return modules
+    return check_path("cache_dir", found) if found else None

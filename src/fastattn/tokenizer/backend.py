@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tokenizers import AddedToken, processors
@@ -77,7 +77,8 @@ def assemble(
         texts = dict.fromkeys(str(token) for token in [*named, *extra])
         raw.add_tokens([AddedToken(token, special=True) for token in texts])
     extra += [token for token in cls.extra_names if token not in map(str, extra)]
-    return raw, _options(draft, cls, tokens, extra, found)
+    options = _options(draft, cls, tokens, extra, found)
+    return raw, replace(options, add_bos_token=add_bos, add_eos_token=add_eos)
 
 
 def _made(draft: Draft, make: Callable[[RawTokenizer], Any], raw: RawTokenizer) -> Any:

@@ -13,7 +13,7 @@ from fastattn.checks import check_count, check_flag, check_str, closest, quote
 from fastattn.errors import DTypeError, InputError
 from fastattn.tokenizer.call import read_side
 from fastattn.tokenizer.encoder import Encoder
-from fastattn.tokenizer.ids import read_ids, read_sequences
+from fastattn.tokenizer.ids import is_sequence, read_ids, read_sequences
 from fastattn.tokenizer.options import Side, TokenizerOptions
 from fastattn.tokenizer.special_tokens import (
     EXTRA,
@@ -70,22 +70,24 @@ class TokenizerBase:
     cls_token, cls_token_id = RoleToken("cls"), RoleId("cls")
     mask_token, mask_token_id = RoleToken("mask"), RoleId("mask")
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name != "_state":
-            settable = [key for key in dir(type(self)) if _is_settable(getattr(type(self), key, None))]
-            if name not in settable:
-                raise AttributeError(f"Tokenizer: {quote(name)} cannot be set{closest(name, settable)}")
-        object.__setattr__(self, name, value)
+    if not TYPE_CHECKING:  # type checkers know the attributes there are
 
-    def __getattr__(self, name: str) -> Any:
-        if not name.startswith("_"):
-            base = name.removesuffix("_id")
-            named = self._state.options.named_special_tokens
-            token = named.get(base, named.get(base.removesuffix("_token")) if base.endswith("_token") else None)
-            if token is not None:
-                return token if base == name else self.convert_tokens_to_ids(token)
-        hint = f"; {_ELSEWHERE[name]}" if name in _ELSEWHERE else closest(name, dir(type(self)))
-        raise AttributeError(f"Tokenizer has no attribute {quote(name)}{hint}")
+        def __setattr__(self, name: str, value: Any) -> None:
+            if name != "_state":
+                settable = [key for key in dir(type(self)) if _is_settable(getattr(type(self), key, None))]
+                if name not in settable:
+                    raise AttributeError(f"Tokenizer: {quote(name)} cannot be set{closest(name, settable)}")
+            object.__setattr__(self, name, value)
+
+        def __getattr__(self, name: str) -> Any:
+            if not name.startswith("_"):
+                base = name.removesuffix("_id")
+                named = self._state.options.named_special_tokens
+                token = named.get(base, named.get(base.removesuffix("_token")) if base.endswith("_token") else None)
+                if token is not None:
+                    return token if base == name else self.convert_tokens_to_ids(token)
+            hint = f"; {_ELSEWHERE[name]}" if name in _ELSEWHERE else closest(name, dir(type(self)))
+            raise AttributeError(f"Tokenizer has no attribute {quote(name)}{hint}")
 
     # -- settings -----------------------------------------------------------------------------------------------
 
@@ -160,6 +162,24 @@ class TokenizerBase:
     @split_special_tokens.setter
     def split_special_tokens(self, value: bool) -> None:
         self._change(split_special_tokens=check_flag("split_special_tokens", value))
+
+    @property
+    def add_bos_token(self) -> bool:
+        """Whether texts begin with bos_token; setting it replaces the special tokens of texts, as in transformers."""
+        return self._state.options.add_bos_token
+
+    @add_bos_token.setter
+    def add_bos_token(self, value: bool) -> None:
+        self._set_ends(add_bos_token=check_flag("add_bos_token", value))
+
+    @property
+    def add_eos_token(self) -> bool:
+        """Whether texts end with eos_token; setting it replaces the special tokens of texts, as in transformers."""
+        return self._state.options.add_eos_token
+
+    @add_eos_token.setter
+    def add_eos_token(self, value: bool) -> None:
+        self._set_ends(add_eos_token=check_flag("add_eos_token", value))
 
     @property
     def name_or_path(self) -> str:
@@ -240,7 +260,7 @@ class TokenizerBase:
         rows, batched = read_sequences("ids", ids)
         if batched:
             raise InputError("ids: expected one sequence of ids, got several")
-        if not isinstance(ids, (list, tuple)) and not hasattr(type(ids), "__len__"):
+        if not is_sequence(ids):
             return self.raw.id_to_token(rows[0][0])
         omitted = set(self.all_special_ids) if skip else set()
         return [self.raw.id_to_token(i) for i in rows[0] if i not in omitted]
@@ -361,6 +381,15 @@ class TokenizerBase:
         if token is not None:
             self._known_token(f"{role}_token", token)
         self._state = State(self._state.encoder, with_role(self._state.options, role, token))
+
+    def _set_ends(self, **flags: Any) -> None:
+        options, ends = replace(self._state.options, **flags), {}
+        for role, wanted in (("bos", options.add_bos_token), ("eos", options.add_eos_token)):
+            if wanted and role not in self._state.ids:
+                raise InputError(f"add_{role}_token: this tokenizer has no {role}_token; set it first")
+            if wanted:
+                ends[role] = (self._state.tokens[role], self._state.ids[role])
+        self._state = State(self._state.encoder.with_ends(**ends), options)
 
     def _known_token(self, name: str, token: str) -> str:
         if self.raw.token_to_id(token) is None:

@@ -116,21 +116,21 @@ def _clip(draft: Draft, vocab: Vocabulary, tokens: Tokens) -> Parts:
     bos, eos, unk = (needed(draft, tokens, role) for role in ("bos", "eos", "unk"))
     words = pre_tokenizers.Split(Regex(_CLIP_WORDS), behavior="removed", invert=True)
     spaces = [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
-    # The decoder also does what CLIPTokenizer does after it: ends of words become spaces, none around the text.
-    texts = [
-        decoders.ByteLevel(),
-        decoders.Replace("</w>", " "),
-        decoders.Replace(Regex(r"\A[\s\x1c-\x1f]+|[\s\x1c-\x1f]+\z"), ""),
-    ]
     return Parts(
         model=_model(vocab, continuing_subword_prefix="", end_of_word_suffix="</w>", fuse_unk=False, unk_token=unk),
         normalizer=normalizers.Sequence(spaces),
         pre_tokenizer=pre_tokenizers.Sequence([words, pre_tokenizers.ByteLevel(add_prefix_space=False)]),
-        decoder=decoders.Sequence(texts),
+        decoder=clip_decoder("</w>"),
         post=lambda raw: processors.RobertaProcessing(
             (eos, token_id(raw, eos)), (bos, token_id(raw, bos)), False, False
         ),
     )
+
+
+def clip_decoder(end_of_word: str) -> Any:
+    """Decodes bytes, and does what CLIPTokenizer does after that: ends of words become spaces, none around the text."""
+    ends = Regex(r"\A[\s\x1c-\x1f]+|[\s\x1c-\x1f]+\z")
+    return decoders.Sequence([decoders.ByteLevel(), decoders.Replace(end_of_word, " "), decoders.Replace(ends, "")])
 
 
 def _qwen(words: str, draft: Draft, vocab: Vocabulary) -> Parts:

@@ -75,7 +75,6 @@ def read_call(arguments: Mapping[str, Any], options: TokenizerOptions, pad_id: i
     check_keywords(arguments, CallArgs.__annotations__, where)
     optional = {name: value for name, value in arguments.items() if value is not None}
     flags = _Flags(optional)
-    flags.take("verbose", True)
     truncation, padding = read_limits(arguments, options, pad_id)
     target, target_padding = truncation, padding
     if "max_target_length" in optional:
@@ -117,16 +116,18 @@ def read_limits(
     stride = check_count("stride", arguments.get("stride", 0))
     multiple = _optional(arguments, "pad_to_multiple_of", lambda name, value: check_count(name, value, low=1))
     side = _optional(arguments, "padding_side", read_side) or options.padding_side
-    padding = read_padding("padding", arguments.get("padding", False))
+    asked = arguments.get("padding", False)
+    padding = read_padding("padding", asked)
     chosen = arguments.get("truncation")
-    if chosen is None and length is not None and padding == DO_NOT_PAD:
-        chosen = True  # max_length alone means truncation
+    if chosen is None and length is not None and padding == DO_NOT_PAD and not isinstance(asked, (str, Enum)):
+        chosen = True  # max_length alone means truncation; with padding="do_not_pad" it does not, as in transformers
     strategy = read_truncation("truncation", chosen)
-    if length is not None and padding == "longest" and strategy == DO_NOT_TRUNCATE:
+    verbose = check_flag("verbose", arguments.get("verbose", True))
+    if verbose and length is not None and padding == "longest" and strategy == DO_NOT_TRUNCATE:
         _log.warning('max_length is ignored: padding=True pads to the longest text; see padding="max_length"')
     limit: int | None = options.model_max_length if length is None else length
     if limit is None:
-        strategy, padding = _without_limit(strategy, padding)
+        strategy, padding = _without_limit(strategy, padding, verbose=verbose)
     cut = None
     if strategy != DO_NOT_TRUNCATE and limit is not None:
         if stride >= limit:
@@ -148,10 +149,10 @@ def read_limits(
     return cut, Padding(pad_id=pad_id, length=width, multiple=multiple or 1, side=side)
 
 
-def _without_limit(strategy: str, padding: str) -> tuple[str, str]:
+def _without_limit(strategy: str, padding: str, *, verbose: bool) -> tuple[str, str]:
     """As in transformers, a tokenizer without a limit cuts nothing and pads to no limit."""
     for name, asked in (("truncation", strategy != DO_NOT_TRUNCATE), ("padding", padding == "max_length")):
-        if asked:
+        if asked and verbose:
             _log.warning("%s is ignored: the tokenizer has no model_max_length; pass max_length", name)
     return DO_NOT_TRUNCATE, DO_NOT_PAD if padding == "max_length" else padding
 
@@ -172,7 +173,7 @@ def read_tensors(value: object) -> bool:
 
 
 def read_side(name: str, value: object) -> Side:
-    """ "left" or "right"."""
+    """A side, "left" or "right". Raises DTypeError, InputError."""
     return "left" if check_choice(name, value, SIDES) == "left" else "right"
 
 

@@ -51,6 +51,7 @@ def _encode_all(state: State, call: Call, name: str, inputs: Inputs) -> tuple[li
             split_special_tokens=call.split_special_tokens,
             words=call.words,
             truncation=call.truncation,
+            overflow=call.overflow,
         )
         parts = [encoding, *encoding.overflowing] if call.overflow else [encoding]
         rows += parts

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fastattn.errors import InputError
 from fastattn.tokenizer.library import library_errors
@@ -64,12 +64,18 @@ class Encoder:
         split_special_tokens: bool = False,
         words: bool = False,
         truncation: Truncation | None = None,
+        overflow: bool = False,
     ) -> RawEncoding:
-        """The encoding of a text or pair; `words`: the texts are lists of words. Raises InputError."""
+        """The encoding of a text or pair; `words`: the texts are lists of words. Raises InputError.
+
+        overflow: the parts that truncation cuts off are wanted, with right token types.
+        """
         plain = self._splitting if split_special_tokens else self._plain
         with library_errors(lambda reason: InputError(f"{name}: the tokenizer refuses it: {reason}")):
             a = plain.encode(first, is_pretokenized=words, add_special_tokens=False)
             b = None if second is None else plain.encode(second, is_pretokenized=words, add_special_tokens=False)
+            if b is not None and overflow and truncation is not None:
+                b = _with_type(b, 1)
             if truncation is not None:
                 n_special = self.n_special(pair=b is not None) if add_special_tokens else 0
                 truncate(a, b, truncation, n_special=n_special, name=name)
@@ -87,10 +93,18 @@ class Encoder:
             count = raw.add_special_tokens(list(tokens)) if special else raw.add_tokens(list(tokens))
         return Encoder(raw), int(count)
 
-    def with_post_processor(self, post_processor: Any) -> Encoder:
-        """An encoder that adds other special tokens."""
+    def with_ends(self, bos: tuple[str, int] | None = None, eos: tuple[str, int] | None = None) -> Encoder:
+        """An encoder whose only special tokens are `bos` before and `eos` after each text."""
+        from tokenizers.processors import TemplateProcessing
+
+        def side(text: str, kind: int) -> list[str]:
+            before, after = ([f"{token[0]}:{kind}"] if token else [] for token in (bos, eos))
+            return [*before, f"{text}:{kind}", *after]
+
         raw = shared_copy(self.raw)
-        raw.post_processor = post_processor
+        special = list(dict.fromkeys(token for token in (bos, eos) if token))
+        single, pair = side("$A", 0), [*side("$A", 0), *side("$B", 1)]
+        raw.post_processor = TemplateProcessing(single=single, pair=pair, special_tokens=special)
         return Encoder(raw)
 
 
@@ -110,3 +124,14 @@ def shared_copy(raw: RawTokenizer) -> RawTokenizer:
     content = json.loads(raw.to_str())
     content["post_processor"] = None
     return Raw.from_str(json.dumps(content))
+
+
+def _with_type(encoding: RawEncoding, type_id: int) -> RawEncoding:
+    """An encoding with another token type: the parts of a pair that are cut off keep the type they have before."""
+    from tokenizers import Encoding
+
+    state = json.loads(encoding.__getstate__())
+    state["type_ids"] = [type_id] * len(state["type_ids"])
+    changed = Encoding()
+    changed.__setstate__(json.dumps(state).encode())
+    return changed

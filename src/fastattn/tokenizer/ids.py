@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,11 +11,12 @@ from numpy.typing import NDArray
 
 from fastattn.checks import quote
 from fastattn.errors import DTypeError, InputError
+from fastattn.tokenizer.texts import unwrap
 
 MAX_IDS = 2**26  # more ids in one call are refused before any is read
 _MAX_ID = 2**32 - 1
 # In this order, as in transformers: a space before punctuation and English contractions goes.
-_CLEAN_UP = (
+CLEAN_UP = (
     (" .", "."), (" ?", "?"), (" !", "!"), (" ,", ","), (" ' ", "'"), (" n't", "n't"), (" 'm", "'m"), (" 's", "'s"),
     (" 've", "'ve"), (" 're", "'re"),
 )  # fmt: skip
@@ -39,8 +41,9 @@ def read_sequences(name: str, value: Any) -> tuple[list[list[int]], bool]:
             raise InputError(f"{name}: expected at most two dimensions, got shape {quote(array.shape)}")
         return [_checked(f"{name}[{i}]", row) for i, row in enumerate(array)], True
     if not isinstance(value, (list, tuple)):
-        return [read_ids(name, [value] if _is_scalar(value) else value)], False
-    if value and _is_sequence(value[0]):
+        scalar = hasattr(type(value), "__index__") and not is_sequence(value)
+        return [read_ids(name, [value] if scalar else value)], False
+    if value and is_sequence(value[0]):
         _check_length(name, len(value))
         rows = [read_ids(f"{name}[{i}]", row) for i, row in enumerate(value)]
         return rows, True
@@ -49,20 +52,18 @@ def read_sequences(name: str, value: Any) -> tuple[list[list[int]], bool]:
 
 def read_ids(name: str, value: Any) -> list[int]:
     """A sequence of token ids of one dimension. Raises DTypeError, InputError."""
-    if isinstance(value, (str, bytes, Mapping)) or not _is_sequence(value):
+    if isinstance(value, (str, bytes, Mapping)) or not is_sequence(value):
         found = f"{type(value).__name__} {quote(value)}" if isinstance(value, (str, float)) else type(value).__name__
         raise DTypeError(f"{name}: expected token ids, got {found}")
     if isinstance(getattr(value, "shape", None), tuple):
         array = _to_numpy(name, value)
     else:
         _check_length(name, len(value))
-        if not all(type(item) is int for item in value):
-            for i, item in enumerate(value):
-                _check_item(f"{name}[{i}]", item)
-        if any(not 0 <= item <= _MAX_ID for item in value):
-            bad = next(i for i, item in enumerate(value) if not 0 <= item <= _MAX_ID)
-            raise _out_of_range(f"{name}[{bad}]", value[bad])
-        return [int(item) for item in value]
+        ids = [item if type(item) is int else _read_item(f"{name}[{i}]", item) for i, item in enumerate(value)]
+        bad = next((i for i, item in enumerate(ids) if not 0 <= item <= _MAX_ID), None)
+        if bad is not None:
+            raise _out_of_range(f"{name}[{bad}]", ids[bad])
+        return ids
     if array.ndim != 1:
         raise InputError(f"{name}: expected one dimension, got shape {quote(array.shape)}")
     return _checked(name, array)
@@ -70,24 +71,24 @@ def read_ids(name: str, value: Any) -> list[int]:
 
 def clean_up(text: str) -> str:
     """Text without the spaces that WordPiece leaves before punctuation and contractions."""
-    for found, replacement in _CLEAN_UP:
+    for found, replacement in CLEAN_UP:
         text = text.replace(found, replacement)
     return text
 
 
-def _check_item(name: str, item: Any) -> None:
-    if _is_sequence(item):
+def _read_item(name: str, item: Any) -> int:
+    if is_sequence(item):
         raise InputError(f"{name}: expected an int, got a sequence; decode a list of sequences of ids, not a mixture")
-    if isinstance(item, (bool, np.bool_)) or not _is_scalar(item):
-        raise DTypeError(f"{name}: expected integers, got {type(item).__name__}")
+    if not isinstance(item, (bool, np.bool_)):
+        try:
+            return operator.index(unwrap(item))
+        except TypeError:
+            pass
+    raise DTypeError(f"{name}: expected an int, got {type(item).__name__}")
 
 
-def _is_scalar(value: Any) -> bool:
-    """True for an int of Python, NumPy or another library."""
-    return not isinstance(value, (bool, np.bool_, float)) and hasattr(type(value), "__index__")
-
-
-def _is_sequence(value: Any) -> bool:
+def is_sequence(value: Any) -> bool:
+    """True for what has a length and items, such as a list or an array with axes."""
     shape = getattr(value, "shape", None)
     if isinstance(shape, tuple):
         return len(shape) > 0

@@ -19,6 +19,7 @@ class TokenizerOptions:
     extra_special_tokens: special tokens without a role.
     model_max_length: None is no limit.
     model_input_names: the columns of an encoding that the model takes.
+    add_bos_token, add_eos_token: what the files or the user say; the post-processor is what counts.
     clean_up_tokenization_spaces: for decoding; a BPE tokenizer ignores it, unless clean_up_spaces_of_bpe.
     """
 
@@ -33,6 +34,8 @@ class TokenizerOptions:
     split_special_tokens: bool = False
     clean_up_tokenization_spaces: bool = False
     clean_up_spaces_of_bpe: bool = False
+    add_bos_token: bool = False
+    add_eos_token: bool = False
     name_or_path: str = ""
 
     @property

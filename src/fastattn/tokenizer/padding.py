@@ -13,6 +13,7 @@ from fastattn.checks import check_choice, check_flag, quote
 from fastattn.errors import DTypeError, InputError
 from fastattn.tokenizer.options import Side
 
+MAX_IDS = 2**26  # more ids in one batch, pads included, are refused
 DO_NOT_PAD = "do_not_pad"
 STRATEGIES = ("longest", "max_length", DO_NOT_PAD)
 _FILL: Mapping[str, Any] = {
@@ -36,6 +37,10 @@ class Padding:
 
     def pad(self, columns: dict[str, list[list[Any]]], width: int) -> list[tuple[int, int]]:
         """Pad the known columns in place. Returns (left, right), the number of pads, of each row."""
+        if width * len(columns["input_ids"]) > MAX_IDS:
+            raise InputError(
+                f"padding: expected at most {MAX_IDS} ids in one batch, got {len(columns['input_ids'])} rows of {width}"
+            )
         counts = [max(width - len(row), 0) for row in columns["input_ids"]]
         for name, rows in columns.items():
             fill = self.pad_id if name == "input_ids" else _FILL.get(name)

@@ -12,7 +12,7 @@ from fastattn.checks import quote
 from fastattn.errors import DTypeError, InputError
 
 MAX_TEXT_CHARS = 16 * 2**20  # a longer text is refused before it is tokenized
-MAX_TEXTS = 2**24  # more texts in one call are refused before any is read
+MAX_TEXTS = 2**26  # more texts in one call are refused before any is read
 _NOT_SEQUENCES = (str, bytes, bytearray, memoryview, Mapping)
 
 
@@ -22,7 +22,7 @@ def check_text(text: object, name: str) -> str:
     A scalar of Arrow counts as the value it holds.
     """
     if not isinstance(text, str):
-        text = _unwrap(text)
+        text = unwrap(text)
         if not isinstance(text, str):
             raise DTypeError(f"{name}: expected str, got {_kind(text)}")
     if len(text) > MAX_TEXT_CHARS:
@@ -114,7 +114,7 @@ def _too_many(name: str, found: int | None) -> InputError:
     return InputError(f"{name}: expected at most {MAX_TEXTS} texts in one call, got {end}; split them into parts")
 
 
-def _unwrap(value: Any) -> object:
+def unwrap(value: Any) -> Any:
     """The Python value of a scalar of Arrow."""
     as_py = getattr(value, "as_py", None)
     return as_py() if callable(as_py) else value

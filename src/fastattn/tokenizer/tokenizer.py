@@ -91,6 +91,15 @@ class Tokenizer(TokenizerBase):
     @overload
     def encode(
         self,
+        text: list[str] | tuple[str, ...],
+        text_pair: list[str] | tuple[str, ...] | None = None,
+        *,
+        return_tensors: None = None,
+        **options: Unpack[EncodeArgs],
+    ) -> list[list[int]]: ...
+    @overload
+    def encode(
+        self,
         text: Any,
         text_pair: Any = None,
         *,
@@ -210,7 +219,11 @@ class Tokenizer(TokenizerBase):
         return_tensors: Literal["np"] | None = None,
         verbose: bool = True,
     ) -> BatchEncoding:
-        """Pad an encoding, a dict of columns, or a list of such dicts, to one length; see `fastattn.tokenizer.pad`."""
+        """Pad an encoding, a dict of columns, or a list of such dicts, to one length.
+
+        The arguments are those of a call. Columns of arrays give arrays. Columns that are not those of an encoding,
+        such as labels, stay as they are, as in transformers.
+        """
         options: CallArgs = {
             "padding": padding,
             "max_length": max_length,
@@ -235,6 +248,33 @@ class Tokenizer(TokenizerBase):
 
     # -- ids to text --------------------------------------------------------------------------------------------
 
+    @overload
+    def decode(
+        self,
+        token_ids: int | Sequence[int],
+        skip_special_tokens: bool = False,
+        *,
+        clean_up_tokenization_spaces: bool | None = None,
+        **unused: Any,
+    ) -> str: ...
+    @overload
+    def decode(
+        self,
+        token_ids: Sequence[Sequence[int]],
+        skip_special_tokens: bool = False,
+        *,
+        clean_up_tokenization_spaces: bool | None = None,
+        **unused: Any,
+    ) -> list[str]: ...
+    @overload
+    def decode(
+        self,
+        token_ids: Any,
+        skip_special_tokens: bool = False,
+        *,
+        clean_up_tokenization_spaces: bool | None = None,
+        **unused: Any,
+    ) -> Any: ...
     def decode(
         self,
         token_ids: Any,
@@ -272,7 +312,7 @@ class Tokenizer(TokenizerBase):
     ) -> list[str]:
         """`decode` of each item, as a list."""
         if isinstance(sequences, Iterator):
-            sequences = list(islice(sequences, MAX_IDS))
+            sequences = list(islice(sequences, MAX_IDS + 1))
         if _is_empty(sequences):
             return []
         texts = self.decode(

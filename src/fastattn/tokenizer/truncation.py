@@ -53,6 +53,10 @@ def truncate(
     room = truncation.max_length - n_special
     if room < 0:
         raise InputError(f"max_length: expected room for the {n_special} special tokens, got {truncation.max_length}")
+    if truncation.stride and truncation.stride >= room:
+        raise InputError(
+            f"stride: expected less than the {room} tokens that max_length leaves for a text, got {truncation.stride}"
+        )
     n_first, n_second = len(first.ids), 0 if second is None else len(second.ids)
     if n_first + n_second <= room:
         return

@@ -1,0 +1,255 @@
+"""The commands and their options."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import TypeAlias
+
+import fastattn
+from fastattn.cli.completion import SHELLS
+from fastattn.cli.parsing import CommandParser
+from fastattn.cli.values import file_name, integer, names, number, some_names, some_text, stop_text
+
+INT32_MAX = 2**31 - 1
+MAX_BENCH_SECONDS = 600
+_DTYPES = ("float32", "bfloat16", "int8", "int4")
+_KV_DTYPES = ("float32", "bfloat16", "int8", "float16")
+_Commands: TypeAlias = "argparse._SubParsersAction[CommandParser]"
+
+
+def build_parser() -> tuple[CommandParser, dict[str, CommandParser]]:
+    """The parser of the whole command, and the one of each command by name."""
+    parser = CommandParser(
+        prog="fastattn", description=fastattn.__doc__, epilog="Options of a command: fastattn COMMAND --help"
+    )
+    parser.add_argument("--version", action="version", version=f"fastattn {fastattn.__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=CommandParser)
+    add: tuple[Callable[[_Commands], None], ...] = (
+        _add_info, _add_generate, _add_classify, _add_embed, _add_quality, _add_quantize, _add_bench, _add_completion
+    )  # fmt: skip
+    for add_command in add:
+        add_command(commands)
+    by_name = dict(commands.choices)
+    for command in by_name.values():
+        command.set_defaults(parser=command)  # for errors that are found later
+    by_name["completion"].set_defaults(root=parser, commands=by_name)
+    return parser, by_name
+
+
+def _add_info(commands: _Commands) -> None:
+    parser = commands.add_parser("info", help="show version, compiler, SIMD targets, threads and extras")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def _add_generate(commands: _Commands) -> None:
+    parser = commands.add_parser("generate", help="continue texts")
+    _add_model(parser)
+    _add_head_dtype(parser)
+    _add_texts(parser, "a prompt; '-' reads all of standard input as one prompt")
+    parser.add_argument(
+        "-n", "--max-tokens", type=integer(0, INT32_MAX), default=64, metavar="N", help="at most N new tokens (64)"
+    )
+    parser.add_argument("--temp", type=number(0), default=0.8, metavar="T", help="temperature; 0 is greedy (0.8)")
+    parser.add_argument("--top-p", type=number(0, 1), default=0.95, metavar="P", help="1 is off (0.95)")
+    parser.add_argument("--top-k", type=integer(0, INT32_MAX), default=50, metavar="K", help="0 is off (50)")
+    parser.add_argument("--min-p", type=number(0, 1), default=0.0, metavar="P", help="0 is off (0)")
+    parser.add_argument("--repetition-penalty", type=number(1e-6, 1e6), default=1.0, metavar="R", help="1 is off (1)")
+    parser.add_argument(
+        "--seed",
+        type=integer(0, 2**64 - 1),
+        metavar="S",
+        help="repeat a text: the first prompt gets S, the others get seeds derived from it; --json prints them, as a "
+        "string from 2^53 on (a random seed)",
+    )
+    parser.add_argument(
+        "--stop", action="append", type=stop_text, default=[], metavar="TEXT", help="end before this text; repeatable"
+    )
+    parser.add_argument(
+        "--truncate", choices=("left", "right"), help="cut prompts that do not fit the context beside -n, on this side"
+    )
+    parser.add_argument(
+        "--stream",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="print text as it comes, one prompt after the other (--no-stream: all prompts in one batch)",
+    )
+
+
+def _add_classify(commands: _Commands) -> None:
+    parser = commands.add_parser("classify", help="label texts")
+    _add_model(parser)
+    _add_texts(parser, "a text; '-' reads lines from standard input")
+    parser.add_argument(
+        "--top-k", type=integer(0, INT32_MAX), default=1, metavar="K", help="print K labels per text; 0 is all (1)"
+    )
+    parser.add_argument("--truncate", action="store_true", help="cut texts longer than the model's context")
+
+
+def _add_embed(commands: _Commands) -> None:
+    parser = commands.add_parser("embed", help="turn texts into vectors")
+    _add_model(parser)
+    _add_texts(parser, "a text; '-' reads lines from standard input")
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=file_name(".npy"),
+        metavar="FILE.npy",
+        help="write a float32 [n, d] array instead of text; row i is line i",
+    )
+    parser.add_argument("--normalize", action="store_true", help="scale vectors to length 1")
+    parser.add_argument("--batch-size", type=integer(1, INT32_MAX), default=32, metavar="N", help="texts per step (32)")
+
+
+def _add_quality(commands: _Commands) -> None:
+    parser = commands.add_parser("quality", help="measure what bfloat16, int8 and int4 lose against float32")
+    _add_model_name(parser)
+    parser.add_argument(
+        "--data",
+        type=some_text("a file"),
+        metavar="FILE",
+        help="one text per line; '-' is standard input (a chapter of a novel)",
+    )
+    parser.add_argument(
+        "--dtypes",
+        type=names("bfloat16", "int8", "int4"),
+        default=("bfloat16", "int8", "int4"),
+        metavar="A,B",
+        help="some of bfloat16,int8,int4 (all)",
+    )
+    parser.add_argument(
+        "--max-tokens", type=integer(2, INT32_MAX), default=8192, metavar="N", help="read at most N tokens (8192)"
+    )
+    _add_threads(parser)
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def _add_quantize(commands: _Commands) -> None:
+    parser = commands.add_parser("quantize", help="write a model in bfloat16, int8 or int4 to a new folder")
+    parser.add_argument(
+        "model", type=some_text("a folder or a hub id"), metavar="DIR", help="a model's folder or hub id"
+    )
+    parser.add_argument("output", type=some_text("a folder"), metavar="OUT", help="a new or empty folder")
+    parser.add_argument("--dtype", required=True, choices=_DTYPES[1:], help="how weights are stored")
+    _add_head_dtype(parser)
+    _add_threads(parser)
+
+
+def _add_bench(commands: _Commands) -> None:
+    parser = commands.add_parser(
+        "bench",
+        help="measure the machine, a model and other libraries",
+        description="Measure the machine's limits, and how close a model comes to them. Without -m: the machine and "
+        "the demo models.",
+    )
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument(
+        "-m", "--model", type=some_text("a folder or a hub id"), metavar="DIR", help="a model's folder or hub id"
+    )
+    what.add_argument("--machine", action="store_true", help="measure only the machine's limits")
+    parser.add_argument(
+        "--dtype", choices=_DTYPES, help="how weights are stored (a quantized model's own, else float32)"
+    )
+    parser.add_argument("--kv-dtype", choices=_KV_DTYPES, help="how keys and values are stored (as the weights)")
+    _add_head_dtype(parser)
+    parser.add_argument(
+        "--threads", type=integer(1, 1024), metavar="N", help="threads of every library (all that this process may use)"
+    )
+    parser.add_argument(
+        "--against",
+        type=_libraries,
+        metavar="LIBRARIES",
+        help="run other libraries on the same work, each in its own process: torch,onnxruntime,ctranslate2,openvino,"
+        "llama_cpp; NAME:DTYPE for another dtype than --dtype",
+    )
+    parser.add_argument("--works", type=some_names, metavar="NAMES", help="measure only this work, by name: 8x128,1x16")
+    parser.add_argument("--rounds", type=integer(1, 1000), default=5, metavar="N", help="turns of each library (5)")
+    parser.add_argument(
+        "--seconds", type=number(0.001, 600), default=0.3, metavar="S", help="least time of a turn (0.3)"
+    )
+    parser.add_argument(
+        "--max-seconds",
+        type=number(1, 7 * 86400),
+        default=MAX_BENCH_SECONDS,
+        metavar="S",
+        help=f"stop after S seconds in total and print what was measured ({MAX_BENCH_SECONDS})",
+    )
+    parser.add_argument("--profile", action="store_true", help="print a table of all ops for each work")
+    parser.add_argument(
+        "--json", nargs="?", const="-", type=some_text("a file"), metavar="FILE", help="figures and all samples as JSON"
+    )
+    parser.add_argument(
+        "--picture",
+        type=file_name(".svg", ".html"),
+        metavar="FILE",
+        help="write a roofline plot: FILE.svg or FILE.html",
+    )
+    parser.add_argument(
+        "--keep", type=some_text("a folder"), metavar="DIR", help="where to store models converted for other libraries"
+    )
+
+
+def _add_completion(commands: _Commands) -> None:
+    parser = commands.add_parser(
+        "completion",
+        help="print a completion script for bash, zsh or fish",
+        description="Print a script that completes commands, options and values. It needs pip install "
+        '"fastattn[completion]". bash: fastattn completion bash > '
+        "~/.local/share/bash-completion/completions/fastattn; zsh: ... > _fastattn in a folder of $fpath; fish: ... > "
+        "~/.config/fish/completions/fastattn.fish",
+    )
+    parser.add_argument("shell", choices=SHELLS, help="the shell")
+
+
+def _libraries(text: str) -> tuple[str, ...]:
+    from fastattn.cli.bench import read_libraries
+
+    return read_libraries(text)
+
+
+def _add_head_dtype(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--head-dtype", choices=_DTYPES, help="how the matrix that gives the logits is stored (as the weights)"
+    )
+
+
+def _add_threads(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--threads", type=integer(1), metavar="N", help="threads (all that this process may use)")
+
+
+def _add_model_name(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "-m",
+        "--model",
+        type=some_text("a folder or a hub id"),
+        metavar="DIR",
+        help="a model's folder or hub id (the demo model)",
+    )
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    _add_model_name(parser)
+    _add_threads(parser)
+    parser.add_argument(
+        "--dtype",
+        choices=(*_DTYPES, "float64", "float16", "tf32"),
+        help="how weights are stored (a quantized model's own, else float32)",
+    )
+    parser.add_argument("--kv-dtype", choices=_KV_DTYPES, help="how keys and values are stored (as the weights)")
+    parser.add_argument(
+        "--device", default="cpu", choices=("cpu", "cuda", "numpy"), help="numpy is the float64 reference (cpu)"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object per text")
+
+
+def _add_texts(parser: argparse.ArgumentParser, what: str) -> None:
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("-p", "--prompt", action="append", metavar="TEXT", help=f"{what}; repeatable")
+    source.add_argument(
+        "-f",
+        "--file",
+        type=some_text("a file"),
+        metavar="FILE",
+        help="one text per line; '-' is standard input. A blank line is a text, so that results match lines",
+    )
+    parser.add_argument("--skip-blank", action="store_true", help="omit blank lines")

@@ -1,0 +1,64 @@
+"""Parsing of command lines: usage errors are one line and a hint, and name the closest command, option or value."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Collection, Sequence
+from typing import Any, NoReturn
+
+from fastattn.checks import closest, quote
+from fastattn.cli import streams
+
+_MAX_MESSAGE_CHARS = 400
+_NEGATIVE_NUMBER = re.compile(r"-\.?\d")
+
+
+class CommandParser(argparse.ArgumentParser):
+    """A parser whose usage errors have two lines: what is wrong, and which help to read."""
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong and end with exit code 2."""
+        line = " ".join(message.split())
+        if len(line) > _MAX_MESSAGE_CHARS:
+            line = line[: _MAX_MESSAGE_CHARS - 3] + "..."
+        streams.say(f"{self.prog}: {line}\ntry `{self.prog} --help`")
+        raise SystemExit(2)
+
+    def option_strings(self) -> list[str]:
+        """All options, as they are written: -m, --model, ..."""
+        return [name for action in self._actions for name in action.option_strings]
+
+    def check_options(self, words: Sequence[str]) -> None:
+        """Refuse the first option that this parser does not know, before argparse complains about what is missing."""
+        known = self.option_strings()
+        for word in words:
+            if word == "--":
+                return
+            if not word.startswith("-") or word == "-" or " " in word or _NEGATIVE_NUMBER.match(word):
+                continue
+            name = word.partition("=")[0] if word.startswith("--") else word[:2]
+            if not any(option.startswith(name) for option in known):
+                shown = word.partition("=")[0]
+                self.error(f"unknown option {quote(shown)}{closest(shown, known)}")
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        """A choice of argparse's, with the closest one in the message."""
+        if action.choices is not None and value not in action.choices:
+            choices = [str(choice) for choice in action.choices]
+            expected = f"expected {', '.join(choices)}, got {quote(value)}{closest(str(value), choices)}"
+            raise argparse.ArgumentError(action, expected)
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        """Help and version go to standard output; argparse itself would drop an error of writing them."""
+        streams.emit(message, end="", flush=True)
+
+
+def unknown_command(parser: CommandParser, word: str, commands: Collection[str]) -> NoReturn:
+    """The usage error of a command that does not exist."""
+    parser.error(f"unknown command {quote(word)}{closest(word, commands) or '; expected ' + ', '.join(commands)}")
+
+
+def unexpected(parser: CommandParser, words: Sequence[str]) -> NoReturn:
+    """The usage error of words that no argument takes."""
+    parser.error(f"unexpected argument {quote(words[0])}")

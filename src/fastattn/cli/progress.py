@@ -1,0 +1,58 @@
+"""A progress bar on standard error, on a terminal only."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from fastattn.cli.streams import say
+
+
+def on_terminal() -> bool:
+    """True where someone may watch standard error."""
+    return sys.stderr is not None and not sys.stderr.closed and sys.stderr.isatty()
+
+
+@contextmanager
+def progress(total: int, unit: str) -> Iterator[Callable[[int], object]]:
+    """A bar over `total` things, as a function that counts what was done; it does nothing where nobody watches."""
+    if not on_terminal():
+        yield lambda count: None
+        return
+    from tqdm import tqdm
+
+    with tqdm(total=total, unit=f" {unit}", delay=0.5, leave=False, dynamic_ncols=True) as bar:
+        yield bar.update
+
+
+class Reporter:
+    """Says what a long command is doing: plain lines, and on a terminal a bar with the latest line."""
+
+    def __init__(self) -> None:
+        self._bar: Any = None
+
+    def __enter__(self) -> Reporter:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+    def say(self, line: str) -> None:
+        """A line about what comes now."""
+        if self._bar is not None:
+            self._bar.set_description_str(line)
+        else:
+            say(line)
+
+    def step(self, done: int, total: int) -> None:
+        """How much is done."""
+        if self._bar is None and on_terminal():
+            from tqdm import tqdm
+
+            self._bar = tqdm(total=total, leave=False, dynamic_ncols=True, bar_format="{desc} {bar} {elapsed}")
+        if self._bar is not None:
+            self._bar.update(done - self._bar.n)

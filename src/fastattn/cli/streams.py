@@ -1,0 +1,115 @@
+"""Standard input, output and error, which may be closed, full or no longer read.
+
+`emit` writes results and raises OutputError where they cannot be written. `say` writes messages; a message that cannot
+be written is dropped, and the command goes on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import sys
+from typing import IO, Any, BinaryIO
+
+from fastattn.errors import FastattnError, InputError
+
+
+class OutputError(FastattnError, OSError):
+    """Standard output cannot be written. `broken_pipe`: its reader has gone."""
+
+    def __init__(self, cause: OSError | ValueError | None) -> None:
+        self.broken_pipe = isinstance(cause, BrokenPipeError)
+        if isinstance(cause, OSError) and cause.strerror and cause.errno != errno.EBADF:
+            super().__init__(f"standard output: {cause.strerror}")
+        else:
+            super().__init__("standard output is closed")
+
+
+def prepare() -> None:
+    """Make the three standard descriptors usable; for a process of our own.
+
+    /dev/null is opened under each one that is closed. Otherwise the next file that the process opens gets its number,
+    and what a library prints goes into that file. (Python has set `sys.stdin`, `sys.stdout` or `sys.stderr` to None by
+    then.) Non-blocking ones, which some programs leave behind, become blocking: a read would end early.
+    """
+    for descriptor in (0, 1, 2):
+        if not _is_open(descriptor):
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number, which is this one
+        elif not os.get_blocking(descriptor):
+            os.set_blocking(descriptor, True)
+
+
+def _is_open(descriptor: int) -> bool:
+    try:
+        os.fstat(descriptor)
+    except OSError:
+        return False
+    return True
+
+
+def check_output() -> None:
+    """Raise OutputError where standard output is closed, before a command does its work."""
+    if sys.stdout is None or sys.stdout.closed:
+        raise OutputError(None)
+
+
+def emit(text: str = "", *, end: str = "\n", flush: bool = False) -> None:
+    """Write to standard output. Raises OutputError."""
+    check_output()
+    try:
+        sys.stdout.write(text + end)
+        if flush:
+            sys.stdout.flush()
+    except (OSError, ValueError) as error:  # ValueError: a file that another part of the process has closed
+        raise OutputError(error) from error
+
+
+def flush() -> None:
+    """Write what `emit` has buffered. Raises OutputError."""
+    if sys.stdout is not None:
+        try:
+            sys.stdout.flush()
+        except (OSError, ValueError) as error:
+            raise OutputError(error) from error
+
+
+def say(text: str) -> None:
+    """Write a line to standard error, if it can be written."""
+    if sys.stderr is not None:
+        with contextlib.suppress(OSError, ValueError):
+            sys.stderr.write(text + "\n")
+            sys.stderr.flush()
+
+
+def settle() -> None:
+    """Empty the buffers of both outputs, so that Python's own flush at the end of the process cannot fail."""
+    for stream in (sys.stdout, sys.stderr):
+        if stream is None or stream.closed:
+            continue
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            _discard(stream)
+
+
+def _discard(stream: IO[Any]) -> None:
+    """Point the stream's descriptor at /dev/null."""
+    with contextlib.suppress(OSError, ValueError):  # a stream without a descriptor
+        target = stream.fileno()
+        null = os.open(os.devnull, os.O_WRONLY)
+        try:
+            os.dup2(null, target)
+        finally:
+            os.close(null)
+        stream.flush()
+
+
+def input_bytes() -> BinaryIO:
+    """Standard input as bytes. Raises InputError where it is closed or cannot be read."""
+    stream = sys.stdin
+    if stream is None or stream.closed:
+        raise InputError("standard input is closed")
+    if not stream.readable():
+        raise InputError("standard input: expected a stream to read from, got one that is open for writing only")
+    return stream.buffer

@@ -1,0 +1,341 @@
+"""The decoders of the `tokenizers` library as streams: tokens in, and out the text that later tokens cannot change.
+
+`make_stages` splits a decoder into stages. Each stage takes what the one before it gives, and all pieces together are
+what the library's decoder gives for all tokens at once. At first a piece is a whole token; after a decoder that joins
+its tokens (Fuse, ByteLevel) it is a part of one long text. Every stage handles a token in constant time and stores a
+bounded amount of text, with two exceptions. ByteFallback decodes a run of byte tokens as a unit, so it waits for the
+end of the run. A decoder whose output can depend on all tokens (a regular expression over the joined text, a decoder
+written in Python) waits for the last token.
+"""
+
+from __future__ import annotations
+
+import codecs
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer as RawTokenizer
+    from tokenizers.decoders import Decoder
+
+
+class Stage(Protocol):
+    """One step of decoding."""
+
+    def push(self, pieces: Iterable[str]) -> list[str]:
+        """Take more input and return the output that it makes certain."""
+        ...
+
+    def finish(self) -> list[str]:
+        """After the last input: the output that is left."""
+        ...
+
+
+def make_stages(raw: RawTokenizer) -> list[Stage]:
+    """The stages that together do what `raw.decode` does to the tokens of its ids."""
+    if raw.decoder is None:
+        return [Join()]
+    try:
+        found: Mapping[str, Any] = json.loads(raw.decoder.__getstate__())
+    except Exception as error:  # the library's error for a decoder written in Python
+        if type(error) is not Exception:
+            raise
+        return [Whole(raw.decoder)]
+    parts = list(_flatten(found))
+    stages: list[Stage] = []
+    joined = False
+    for i, part in enumerate(parts):
+        stage = _joined_stage(part) if joined else _token_stage(part)
+        if stage is None:
+            return [*stages, Whole(make_decoder({"type": "Sequence", "decoders": parts[i:]}), joined=joined)]
+        stages.append(stage)
+        joined = joined or part["type"] in ("Fuse", "ByteLevel")
+    return stages
+
+
+def _flatten(decoder: Mapping[str, Any]) -> Iterable[Mapping[str, Any]]:
+    if decoder["type"] != "Sequence":
+        yield decoder
+        return
+    for part in decoder["decoders"]:
+        yield from _flatten(part)
+
+
+def make_decoder(state: Mapping[str, Any]) -> Decoder:
+    """A decoder of the library from its JSON."""
+    from tokenizers import decoders
+
+    decoder = decoders.Fuse()
+    decoder.__setstate__(json.dumps(state).encode())  # becomes a decoder of any type
+    return decoder
+
+
+def _token_stage(part: Mapping[str, Any]) -> Stage | None:
+    """The stage of a decoder that gets tokens; None where only all of them together can be decoded."""
+    kind = part["type"]
+    if kind in ("Replace", "Strip"):
+        return EachToken(make_decoder(part))
+    if kind in ("WordPiece", "Metaspace"):
+        return FirstDiffers(make_decoder(part))
+    if kind == "BPEDecoder":
+        return LastDiffers(make_decoder(part))
+    if kind == "CTC":
+        return WithoutRepeats(make_decoder(part))
+    if kind == "ByteFallback":
+        return ByteRuns(make_decoder(part))
+    if kind == "ByteLevel":
+        return Utf8()
+    return Through() if kind == "Fuse" else None
+
+
+def _joined_stage(part: Mapping[str, Any]) -> Stage | None:
+    """The stage of a decoder that gets one long text in parts."""
+    kind = part["type"]
+    if kind == "Fuse":
+        return Through()
+    if kind == "Strip":
+        return StripEnds(make_decoder(part), part["content"], part["start"], part["stop"])
+    if kind == "Replace" and part["pattern"].get("String"):
+        return ReplaceText(part["pattern"]["String"], part["content"])
+    return None
+
+
+class Through:
+    """Gives what it gets."""
+
+    def push(self, pieces: Iterable[str]) -> list[str]:
+        return list(pieces)
+
+    def finish(self) -> list[str]:
+        return []
+
+
+class Join:
+    """Tokens with a space between them: a tokenizer without a decoder."""
+
+    def __init__(self) -> None:
+        self._space = ""
+
+    def push(self, pieces: Iterable[str]) -> list[str]:
+        out = []
+        for piece in pieces:
+            out.append(self._space + piece)
+            self._space = " "
+        return out
+
+    def finish(self) -> list[str]:
+        return []
+
+
+class EachToken:
+    """A decoder that treats each token alone."""
+
+    def __init__(self, decoder: Decoder) -> None:
+        self._decoder = decoder
+
+    def push(self, pieces: Iterable[str]) -> list[str]:
+        return [self._decoder.decode([piece]) for piece in pieces]
+
+    def finish(self) -> list[str]:
+        return []
+
+
+class FirstDiffers:
+    """A decoder that treats each token alone, and the first one in its own way."""
+
+    def __init__(self, decoder: Decoder) -> None:
+        self._decoder = decoder
+        self._before: tuple[str, ...] = ()
+
+    def push(self, pieces: Iterable[str]) -> list[str]:
+        out = []
+        for piece in pieces:
+            out.append(self._decoder.decode([*self._before, piece]))
+            self._before = ("",)  # the decoders of this kind give "" for it
+        return out
+
+    def finish(self) -> list[str]:
+        return []
+
+
+class LastDiffers:
+    """A decoder that treats each token alone, and the last one in its own way."""
+
+    def __init__(self, decoder: Decoder) -> None:
+        self._decoder = decoder
+        self._last: str | None = None
+
+    def push(self, pieces: Iterable[str]) -> list[str]:
+        out = []
+        for piece in pieces:
+            if self._last is not None:
+                out.append(self._decoder.decode([self._last, ""]))
+            self._last = piece
+        return out
+
+    def finish(self) -> list[str]:
+        return [] if self._last is None else [self._decoder.decode([self._last])]
+
+
+class WithoutRepeats:
+    """A CTC decoder: of equal tokens in a row the first alone counts."""
+
+    def __init__(self, decoder: Decoder) -> None:
+        self._decoder = decoder
+        self._last: str | None = None
+
+    def push(self, pieces: Iterable[str]) -> list[str]:
+        out = []
+        for piece in pieces:
+            if piece != self._last:
+                out.append(self._decoder.decode([piece]))
+            self._last = piece
+        return [text for text in out if text]
+
+    def finish(self) -> list[str]:
+        return []
+
+
+class ByteRuns:
+    """ByteFallback: a run of tokens like <0xE4> is text if all of it is UTF-8, else one U+FFFD for each byte."""
+
+    def __init__(self, decoder: Decoder) -> None:
+        self._decoder = decoder
+        self._run = bytearray()
+
+    def push(self, pieces: Iterable[str]) -> list[str]:
+        out = []
+        for piece in pieces:
+            if self._is_byte(piece):
+                self._run.append(int(piece[3:5], 16))
+            else:
+                out += self.finish()
+                out.append(piece)
+        return out
+
+    def finish(self) -> list[str]:
+        run, self._run = self._run, bytearray()
+        try:
+            return [run.decode()] if run else []
+        except UnicodeDecodeError:
+            return ["\ufffd"] * len(run)
+
+    def _is_byte(self, piece: str) -> bool:
+        return piece.startswith("<0x") and self._decoder.decode([piece]) != piece
+
+
+class Utf8:
+    """ByteLevel: every token is bytes, and all of them together are UTF-8."""
+
+    def __init__(self) -> None:
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def push(self, pieces: Iterable[str]) -> list[str]:
+        return [self._decoder.decode(b"".join(map(token_bytes, pieces)))]
+
+    def finish(self) -> list[str]:
+        return [self._decoder.decode(b"", final=True)]
+
+
+class ReplaceText:
+    """Replaces a text in one long text, from left to right."""
+
+    def __init__(self, old: str, new: str) -> None:
+        self._old = old
+        self._new = new
+        self._held = ""  # what may be the beginning of `old`
+
+    def push(self, pieces: Iterable[str]) -> list[str]:
+        *found, rest = (self._held + "".join(pieces)).split(self._old)
+        begin = len(rest) - length_of_beginning(rest, self._old)
+        self._held = rest[begin:]
+        return [self._new.join([*found, rest[:begin]])]
+
+    def finish(self) -> list[str]:
+        held, self._held = self._held, ""
+        return [held]
+
+
+class StripEnds:
+    """Removes up to `start` and `stop` characters from the ends of one long text where they are `content`."""
+
+    def __init__(self, decoder: Decoder, content: str, start: int, stop: int) -> None:
+        self._decoder = decoder
+        self._content = content
+        self._start = start
+        self._stop = stop
+        self._begun = False  # the beginning is certain, and done
+        self._held = ""
+
+    def push(self, pieces: Iterable[str]) -> list[str]:
+        text = self._held + "".join(pieces)
+        if not self._begun:
+            if len(text) < self._start + self._stop:
+                self._held = text
+                return []
+            self._begun = True
+            ends = text[: self._start]
+            text = ends.lstrip(self._content) + text[self._start :]
+        at = len(text) - self._stop
+        self._held = text[at:]
+        return [text[:at]]
+
+    def finish(self) -> list[str]:
+        if not self._begun:  # both ends may meet
+            return [self._decoder.decode([self._held])]
+        return [self._held.rstrip(self._content)]
+
+
+class Whole:
+    """A decoder whose output can change with every token: nothing is certain before the last one."""
+
+    def __init__(self, decoder: Decoder, *, joined: bool = False) -> None:
+        self._decoder = decoder
+        self._joined = joined
+        self._pieces: list[str] = []
+
+    def push(self, pieces: Iterable[str]) -> list[str]:
+        self._pieces += pieces
+        return []
+
+    def finish(self) -> list[str]:
+        return [self._decoder.decode(["".join(self._pieces)] if self._joined else self._pieces)]
+
+
+def length_of_beginning(text: str, of: str) -> int:
+    """Length of the longest end of `text` that is a beginning of `of`, but not all of it."""
+    at = text.find(of[0], max(0, len(text) - len(of) + 1))
+    while at >= 0:
+        if of.startswith(text[at:]):
+            return len(text) - at
+        at = text.find(of[0], at + 1)
+    return 0
+
+
+@lru_cache(maxsize=1)
+def _byte_of_letter() -> Mapping[str, int]:
+    """GPT-2's letters for bytes: printable Latin-1 stands for itself, the other 68 bytes for U+0100 and on."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    letters = {chr(b): b for b in printable}
+    others = [b for b in range(256) if b not in set(printable)]
+    letters.update({chr(256 + i): b for i, b in enumerate(others)})
+    return letters
+
+
+def token_bytes(token: str) -> bytes:
+    """The bytes of a byte-level token; a token with a letter outside the table stands for its own UTF-8."""
+    table = _byte_of_letter()
+    try:
+        return bytes(table[letter] for letter in token)
+    except KeyError:
+        return token.encode("utf-8")
+
+
+def run_stages(stages: Sequence[Stage], pieces: Iterable[str], *, last: bool = False) -> str:
+    """Push tokens through all stages; with last=True also what is left in them."""
+    out = list(pieces)
+    for stage in stages:
+        out = stage.push(out) + (stage.finish() if last else [])
+    return "".join(out)

@@ -1,0 +1,139 @@
+"""From what a caller gives as a prompt to the ids that generation starts from."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastattn.checks import quote
+from fastattn.errors import ConfigError, DTypeError, InputError
+from fastattn.generation.options import GenerationOptions
+from fastattn.graph.executor import Executor
+from fastattn.models.inputs import Batch, read_batch
+from fastattn.tokenizer import Tokenizer, check_text
+
+_log = logging.getLogger("fastattn")
+
+
+class LanguageModel(Protocol):
+    """What generation needs of a model."""
+
+    @property
+    def executor(self) -> Executor: ...
+    @property
+    def tokenizer(self) -> Tokenizer | None: ...
+    @property
+    def bos_token_id(self) -> int | None: ...
+    @property
+    def eos_token_ids(self) -> Sequence[int]: ...
+    @property
+    def pad_token_id(self) -> int | None: ...
+    def explain_id(self, token_id: int) -> str: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Prompts:
+    """ids: int32, the real tokens of each prompt; lengths: as max_length counts them; single: the caller gave one
+    sequence alone."""
+
+    ids: list[NDArray[np.int32]]
+    lengths: list[int]
+    single: bool
+
+
+def read_prompts(model: LanguageModel, ids: Any, attention_mask: Any, options: GenerationOptions) -> Prompts:
+    """Check token ids. Without attention_mask, padding is inferred from the padding id, as in transformers.
+
+    Raises DTypeError, InputError, ContextLengthError.
+    """
+    _refuse_texts(ids)
+    context = model.executor.program.max_positions if options.truncate is None else sys.maxsize
+    batch = read_batch(
+        ids, attention_mask, vocab_size=vocab_size(model), max_positions=context, explain=model.explain_id
+    )
+    rows = batch.ids if attention_mask is not None else _without_padding(model, batch, options)
+    # In a rectangle transformers counts the padding, too: every row gets the same number of new tokens.
+    lengths = [batch.width] * len(rows) if batch.layout == "dense" else list(map(len, rows))
+    return Prompts(rows, lengths, batch.layout == "single")
+
+
+def _refuse_texts(ids: Any) -> None:
+    first = ids[0] if isinstance(ids, (list, tuple)) and ids else ids
+    if isinstance(first, (str, bytes, bytearray)):
+        what = type(ids).__name__ if first is ids else f"{type(ids).__name__} of {type(first).__name__}"
+        raise DTypeError(
+            f"input_ids: expected token ids, got {what}; encode the text with the tokenizer's encode(), or use "
+            'stream() or pipeline("text-generation")'
+        )
+    if isinstance(ids, Mapping) or hasattr(ids, "keys"):
+        raise DTypeError(
+            f"input_ids: expected token ids, got {type(ids).__name__}; call generate(**encoding) instead of "
+            "generate(encoding)"
+        )
+
+
+def _without_padding(model: LanguageModel, batch: Batch, options: GenerationOptions) -> list[NDArray[np.int32]]:
+    """The rows without their padding, where an id is known to be padding; a warning where it may be."""
+    eos = options.eos_ids(model.eos_token_ids)
+    pad = model.pad_token_id if options.pad_token_id is None else options.pad_token_id
+    if pad is not None and pad not in eos:
+        return [row[row != pad] for row in batch.ids]
+    maybe = pad if pad is not None else next(iter(model.eos_token_ids), None)
+    if maybe is not None and batch.layout == "dense" and len(batch.counts) > 1 and batch.touches(maybe):
+        _log.warning(
+            "input_ids: rows begin or end with id %d, which is also an id of eos, and there is no attention_mask: they "
+            "are read as text; give an attention_mask, or lists of different lengths",
+            maybe,
+        )
+    return batch.ids
+
+
+def encode_prompt(tokenizer: Tokenizer, text: object, name: str, **options: Any) -> NDArray[np.int32]:
+    """The ids of a text. Only an empty text may have none. Raises DTypeError, InputError."""
+    checked = check_text(text, name)
+    ids = np.array(tokenizer.encode(checked, **options), np.int32)
+    if checked and not len(ids):
+        raise InputError(f"{name}: expected a text of at least one token, got {quote(checked)}, which encodes to none")
+    return ids
+
+
+def need_tokenizer(model: Any, what: str) -> Tokenizer:
+    """The model's tokenizer; ConfigError where its folder has none."""
+    tokenizer: Tokenizer | None = model.tokenizer
+    if tokenizer is None:
+        raise ConfigError(
+            f"{what}: needs a tokenizer, and the model's folder has none; add one, or call the model with token ids"
+        )
+    return tokenizer
+
+
+def start_id(model: LanguageModel, options: GenerationOptions, name: str) -> int:
+    """What an empty prompt starts from."""
+    limit = vocab_size(model)
+    if options.bos_token_id is not None and options.bos_token_id >= limit:
+        raise InputError(f"bos_token_id: expected 0 to {limit - 1}, got {options.bos_token_id}")
+    for token_id in (options.bos_token_id, model.bos_token_id, *model.eos_token_ids):
+        if token_id is not None:
+            return token_id
+    raise InputError(f"{name}: expected at least one id, as the checkpoint has no bos or eos id to start from")
+
+
+def eos_ids(model: LanguageModel, options: GenerationOptions) -> frozenset[int]:
+    """The ids that end a text. Raises InputError for one that the model does not have."""
+    ids, limit = options.eos_ids(model.eos_token_ids), vocab_size(model)
+    for i in ids if options.eos_token_id is not None else ():
+        if i >= limit:
+            raise InputError(f"eos_token_id: expected -1 to {limit - 1}, got {i}")
+    return frozenset(i for i in ids if i < limit)
+
+
+def vocab_size(model: LanguageModel) -> int:
+    """The number of ids that the model has."""
+    program = model.executor.program
+    return program.values[program.outputs["logits"]].width

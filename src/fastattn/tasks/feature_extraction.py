@@ -1,0 +1,112 @@
+"""The pipeline "feature-extraction"."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastattn.checks import check_flag, check_keywords
+from fastattn.errors import InputError
+from fastattn.models.auto import Encoder
+from fastattn.tasks.finite import check_finite
+from fastattn.tasks.pipeline_base import Pipeline
+from fastattn.tasks.pipeline_inputs import (
+    BatchArgs,
+    EncodeArgs,
+    Encoding,
+    batches,
+    merge_kwargs,
+    read_batch_size,
+    read_encoding,
+    read_texts,
+)
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+Features: TypeAlias = list[list[list[float]]]  # [1, seq_len, hidden_size]
+FeatureArray: TypeAlias = NDArray[np.floating[Any]]  # the same
+Many: TypeAlias = "list[Any] | tuple[Any, ...] | NDArray[Any]"
+Tensors: TypeAlias = Literal[True, "np"]
+
+
+class TokenizeArgs(EncodeArgs, BatchArgs, total=False):
+    """Arguments of a call besides return_tensors. tokenize_kwargs: a mapping of those of EncodeArgs."""
+
+    tokenize_kwargs: Mapping[str, Any] | None
+
+
+class FeatureExtractionArgs(TokenizeArgs, total=False):
+    """Arguments of a call of `FeatureExtractionPipeline`."""
+
+    return_tensors: bool | Literal["np"] | None
+
+
+_NAMES = ("return_tensors", "tokenize_kwargs", *EncodeArgs.__annotations__, *BatchArgs.__annotations__)
+
+
+class FeatureExtractionPipeline(Pipeline[Encoder]):
+    """The last hidden states of texts."""
+
+    task: ClassVar[str] = "feature-extraction"
+
+    def __init__(self, model: Encoder, tokenizer: object = None, **defaults: Unpack[FeatureExtractionArgs]) -> None:
+        super().__init__(model, tokenizer, **defaults)
+        self._read({})
+
+    @overload
+    def __call__(
+        self, inputs: str, *, return_tensors: Literal[False] | None = ..., **options: Unpack[TokenizeArgs]
+    ) -> Features: ...
+    @overload
+    def __call__(self, inputs: str, *, return_tensors: Tensors, **options: Unpack[TokenizeArgs]) -> FeatureArray: ...
+    @overload
+    def __call__(
+        self, inputs: Many, *, return_tensors: Literal[False] | None = ..., **options: Unpack[TokenizeArgs]
+    ) -> list[Features]: ...
+    @overload
+    def __call__(
+        self, inputs: Many, *, return_tensors: Tensors, **options: Unpack[TokenizeArgs]
+    ) -> list[FeatureArray]: ...
+    @overload
+    def __call__(
+        self, inputs: object, *, return_tensors: bool | Literal["np"] | None = ..., **options: Unpack[TokenizeArgs]
+    ) -> Features | FeatureArray | list[Features] | list[FeatureArray]: ...
+    def __call__(self, inputs: Any, *, return_tensors: Any = None, **options: Unpack[TokenizeArgs]) -> Any:
+        """Nested lists [1, seq_len, hidden_size], or with return_tensors=True such an array; a sequence in, a list out.
+
+        inputs: a str or a sequence of str (also an iterator). Texts longer than the model's context are refused unless
+        truncation=True; max_length cuts them shorter. Raises DTypeError, InputError, ContextLengthError;
+        NonFiniteError: a number is NaN or infinite.
+        """
+        tensors, encoding, batch_size = self._read({**options, "return_tensors": return_tensors})
+        texts, single = read_texts(inputs, "inputs")
+        context = self.model.executor.program.max_positions
+        results: list[Any] = []
+        items = [(text, None) for text in texts]
+        for ids, type_ids in batches(self.tokenizer, items, encoding, batch_size=batch_size, context=context):
+            types = self.model.types_of(self.tokenizer, type_ids)
+            for rows in self.model(ids, token_type_ids=types).last_hidden_state:
+                check_finite(rows, f"inputs[{len(results)}]", "hidden states")
+                results.append(rows[None] if tensors else [rows.tolist()])
+        return results[0] if single else results
+
+    def _read(self, options: Mapping[str, Any]) -> tuple[bool, Encoding, int | None]:
+        """The arguments of a call, checked."""
+        merged = self._merged(options)
+        merge_kwargs(merged, "tokenize_kwargs")
+        tensors = merged.pop("return_tensors", False)
+        if isinstance(tensors, str):
+            if tensors != "np":
+                raise InputError(
+                    f'return_tensors: expected True, False or "np", got {tensors!r:.40}; results are NumPy arrays: use '
+                    "torch.from_numpy or the like for another library"
+                )
+            tensors = True
+        found = check_flag("return_tensors", tensors)
+        encoding, batch_size = read_encoding(merged, padding_shows=True), read_batch_size(merged)
+        check_keywords(merged, _NAMES, self.task)
+        return found, encoding, batch_size

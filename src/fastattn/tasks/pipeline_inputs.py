@@ -1,0 +1,181 @@
+"""What pipelines are given: texts and pairs of texts, and how to tokenize them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypedDict
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastattn.checks import check_count, check_flag, check_keywords, quote
+from fastattn.errors import ContextLengthError, DTypeError, InputError
+from fastattn.tokenizer import Tokenizer, check_text, is_list_like
+from fastattn.tokenizer.call import PaddingArg, TruncationArg
+from fastattn.tokenizer.padding import DO_NOT_PAD, read_padding
+from fastattn.tokenizer.texts import check_items, read_items
+from fastattn.tokenizer.truncation import DO_NOT_TRUNCATE, read_truncation
+
+Pair = tuple[str, str | None]
+Ids = list[NDArray[np.int32]]
+DEFAULT_BATCH_SIZE = 32
+
+
+class EncodeArgs(TypedDict, total=False):
+    """How a pipeline tokenizes its texts, in transformers' words.
+
+    padding: nothing is padded, so that it changes nothing. max_length alone means truncation, too.
+    """
+
+    truncation: TruncationArg
+    max_length: int | None
+    padding: PaddingArg | None
+    add_special_tokens: bool | None
+
+
+class BatchArgs(TypedDict, total=False):
+    """batch_size: texts that run together; results do not depend on it. num_workers changes nothing."""
+
+    batch_size: int | None
+    num_workers: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Encoding:
+    """The checked arguments of `EncodeArgs`. max_length: as given."""
+
+    strategy: str = DO_NOT_TRUNCATE
+    max_length: int | None = None
+    add_special_tokens: bool = True
+
+    @property
+    def cuts(self) -> bool:
+        """Whether long texts are cut."""
+        return self.strategy != DO_NOT_TRUNCATE
+
+    def limit(self, tokenizer: Tokenizer, context: int) -> int | None:
+        """Tokens of a text at most; None where nothing is cut."""
+        if not self.cuts:
+            return None
+        return min(tokenizer.model_max_length, context) if self.max_length is None else self.max_length
+
+
+def read_encoding(options: dict[str, Any], *, padding_shows: bool = False) -> Encoding:
+    """Take the arguments of `EncodeArgs` out of `options`. Raises InputError, DTypeError.
+
+    padding_shows: padding to a fixed length would change the shape of a result, and is refused.
+    """
+    given = {name: options.pop(name, None) for name in EncodeArgs.__annotations__}
+    padding = read_padding("padding", False if given["padding"] is None else given["padding"])
+    if padding_shows and padding == "max_length":
+        raise InputError('padding: expected True, "longest" or False, got "max_length"; results have no padding')
+    length, chosen = given["max_length"], given["truncation"]
+    length = None if length is None else check_count("max_length", length, low=1)
+    if chosen is None and length is not None and padding == DO_NOT_PAD:
+        chosen = True
+    special = given["add_special_tokens"]
+    return Encoding(
+        strategy=read_truncation("truncation", chosen),
+        max_length=length,
+        add_special_tokens=True if special is None else check_flag("add_special_tokens", special),
+    )
+
+
+def read_batch_size(options: dict[str, Any]) -> int | None:
+    """Take batch_size and num_workers out of `options`. Raises InputError, DTypeError."""
+    size, workers = options.pop("batch_size", None), options.pop("num_workers", None)
+    if workers is not None:
+        check_count("num_workers", workers)
+    return None if size is None else check_count("batch_size", size, low=1)
+
+
+def merge_kwargs(options: dict[str, Any], name: str) -> None:
+    """Replace a mapping of tokenizer arguments by its items. Raises InputError, DTypeError."""
+    inner = options.pop(name, None)
+    if inner is None:
+        return
+    if not isinstance(inner, Mapping):
+        raise DTypeError(f"{name}: expected a mapping of arguments, got {type(inner).__name__}")
+    check_keywords(map(str, inner), EncodeArgs.__annotations__, name)
+    for key, value in inner.items():
+        if options.get(key) is not None:
+            raise InputError(f"{key}: expected it once, got it as a keyword and in {name}")
+        options[key] = value
+
+
+def read_texts(inputs: object, name: str) -> tuple[list[str], bool]:
+    """Texts, and whether it was one str alone. Raises DTypeError, InputError."""
+    if isinstance(inputs, str) or not is_list_like(inputs):
+        if isinstance(inputs, Mapping):
+            raise _no_mapping(name, inputs)
+        return [check_text(inputs, name)], True
+    items = read_items(inputs, name)
+    for i, item in enumerate(items):
+        first = item[0] if isinstance(item, (list, tuple)) and item else item
+        if isinstance(first, Mapping):
+            raise _no_mapping(f"{name}[{i}]", first)
+    return check_items(items, name, inputs), False
+
+
+def _no_mapping(name: str, found: Mapping[Any, Any]) -> DTypeError:
+    if "role" in found or "content" in found:
+        return DTypeError(
+            f"{name}: expected str, got a message of a chat; chat templates are not supported: write the prompt as one "
+            "text"
+        )
+    return DTypeError(f"{name}: expected str, got {type(found).__name__} {quote(found)}")
+
+
+def read_pairs(inputs: object, name: str) -> tuple[list[Pair], bool]:
+    """Texts and pairs, and whether it was one alone: a str, or a mapping with "text" and "text_pair".
+
+    In a sequence a tuple or list of two str is a pair, too. Raises DTypeError, InputError.
+    """
+    if isinstance(inputs, (str, Mapping)) or not is_list_like(inputs):
+        return [_read_pair(inputs, name)], True
+    items = read_items(inputs, name)
+    if any(isinstance(item, (Mapping, list, tuple)) for item in items):
+        return [_read_pair(item, f"{name}[{i}]") for i, item in enumerate(items)], False
+    return [(text, None) for text in check_items(items, name, inputs)], False
+
+
+def _read_pair(item: object, name: str) -> Pair:
+    if isinstance(item, Mapping):
+        if not {"text"} <= set(item) <= {"text", "text_pair"}:
+            raise InputError(f'{name}: expected the keys "text" and "text_pair", got {quote(sorted(map(str, item)))}')
+        pair = item.get("text_pair")
+        return check_text(item["text"], name), None if pair is None else check_text(pair, name) or None
+    if isinstance(item, list) and len(item) == 1 and isinstance(item[0], (list, tuple)):
+        item = item[0]  # an old form of transformers
+    if isinstance(item, (list, tuple)):
+        if len(item) != 2:
+            raise InputError(
+                f"{name}: expected a str or a pair of them, got {len(item)} items; a pair is "
+                '{"text": ..., "text_pair": ...}'
+            )
+        return check_text(item[0], f"{name}[0]"), check_text(item[1], f"{name}[1]") or None
+    return check_text(item, name), None
+
+
+def batches(
+    tokenizer: Tokenizer, items: Sequence[Pair], encoding: Encoding, *, batch_size: int | None, context: int
+) -> Iterator[tuple[Ids, Ids]]:
+    """Token ids and token type ids of `batch_size` texts at a time. Raises ContextLengthError."""
+    size, limit = batch_size or DEFAULT_BATCH_SIZE, encoding.limit(tokenizer, context)
+    for start in range(0, len(items), size):
+        encoded = tokenizer.encode_batch(
+            items[start : start + size],
+            add_special_tokens=encoding.add_special_tokens,
+            max_length=limit,
+            truncation=encoding.strategy,
+        )
+        for i, (ids, _) in enumerate(encoded, start):
+            if len(ids) > context:
+                raise ContextLengthError(
+                    f"inputs[{i}]: {len(ids)} tokens, the model's context is {context}; truncation=True cuts it",
+                    index=i,
+                    n_tokens=len(ids),
+                    context=context,
+                )
+        yield [ids for ids, _ in encoded], [type_ids for _, type_ids in encoded]

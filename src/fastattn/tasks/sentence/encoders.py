@@ -1,0 +1,310 @@
+"""The modules that texts enter: Transformer and StaticEmbedding."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastattn.checks import check_count, quote
+from fastattn.errors import ConfigError, InputError, ModelFormatError
+from fastattn.graph.executor import Executor
+from fastattn.graph.rewrites import optimise, with_pooling
+from fastattn.models.auto import Encoder
+from fastattn.models.inputs import read_model_batch
+from fastattn.tasks.sentence.features import SENTENCE, TOKENS, Features, Rows, Widths
+from fastattn.tasks.sentence.files import (
+    WEIGHTS_NAME,
+    find_weights,
+    is_integer,
+    read_floats,
+    read_integers,
+)
+from fastattn.tokenizer import Tokenizer
+from fastattn.tokenizer.folder import Folder
+from fastattn.tokenizer.library import file_errors
+from fastattn.tokenizer.options import Side, TokenizerOptions
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+Ids: TypeAlias = "NDArray[np.int32]"
+Encoded: TypeAlias = "list[tuple[Ids, Ids]]"
+Task: TypeAlias = Literal["query", "document"]
+
+
+@dataclass(frozen=True, slots=True)
+class Truncation:
+    """How texts are cut: whether, and to how many tokens where it is not max_seq_length (by the task of a text)."""
+
+    enabled: bool = True
+    max_length: int | None = None
+    query_length: int | None = None
+    document_length: int | None = None
+
+    def length(self, task: Task | None) -> int | None:
+        """The tokens that a text of a task is cut to, None for max_seq_length."""
+        if self.max_length is not None:
+            return self.max_length
+        return self.query_length if task == "query" else self.document_length if task == "document" else None
+
+
+class InputModule(Protocol):
+    """A module that turns texts into features."""
+
+    tokenizer: Tokenizer
+    truncation: Truncation
+
+    @property
+    def max_seq_length(self) -> int | float: ...
+    @max_seq_length.setter
+    def max_seq_length(self, length: int | None) -> None: ...
+    def get_embedding_dimension(self) -> int: ...
+    def start(self, widths: Widths) -> None: ...
+    def encode(self, texts: Sequence[str], truncation: Truncation, task: Task | None) -> Encoded: ...
+    def run(self, encoded: Encoded, features: Features) -> None: ...
+    def preprocess(
+        self, texts: Sequence[str], truncation: Truncation, task: Task | None
+    ) -> dict[str, NDArray[Any]]: ...
+    def close(self) -> None: ...
+
+
+class Transformer:
+    """The transformer model and its tokenizer.
+
+    The tokenizer belongs to this object alone: `tokenizer.model_max_length` and `max_seq_length` are one setting.
+    """
+
+    def __init__(
+        self, model: Encoder, tokenizer: Tokenizer, *, do_lower_case: bool = False, truncation: Truncation | None = None
+    ) -> None:
+        self.auto_model = model
+        self.tokenizer = tokenizer
+        self.do_lower_case = do_lower_case
+        self.truncation = truncation or Truncation()
+        self._context = model.executor.program.max_positions
+        self._pooled: dict[str, Executor] = {}
+
+    def __repr__(self) -> str:
+        return f"Transformer({self.auto_model!r}, max_seq_length={self.max_seq_length})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_pooled": {}}
+
+    def __copy__(self) -> Self:
+        """Another one over the same weights, with settings of its own; closing one does not close the other."""
+        found = object.__new__(type(self))
+        parts = {"auto_model": copy.copy(self.auto_model), "tokenizer": copy.copy(self.tokenizer)}
+        found.__dict__.update(self.__getstate__() | parts)
+        return found
+
+    @property
+    def model(self) -> Encoder:
+        """The transformer model."""
+        return self.auto_model
+
+    @property
+    def max_seq_length(self) -> int:
+        """Tokens of a text at most, special tokens included; longer texts are cut."""
+        return min(self.tokenizer.model_max_length, self._context)
+
+    @max_seq_length.setter
+    def max_seq_length(self, length: int | None) -> None:
+        """None is the context of the model. Raises DTypeError, InputError."""
+        high = self._context
+        limit = high if length is None else check_count("max_seq_length", length, low=1, high=high)
+        self.tokenizer.model_max_length = limit
+
+    def get_embedding_dimension(self) -> int:
+        """Width of the token vectors."""
+        return self.auto_model.config.hidden_size
+
+    get_word_embedding_dimension = get_embedding_dimension
+
+    def start(self, widths: Widths) -> None:
+        """Record the output."""
+        widths.put(TOKENS, "tokens", self.get_embedding_dimension())
+
+    def encode(self, texts: Sequence[str], truncation: Truncation, task: Task | None) -> Encoded:
+        """(token ids, token type ids) of each text."""
+        return self.tokenizer.encode_batch(texts, max_length=self._limit(truncation, task))
+
+    def preprocess(self, texts: Sequence[str], truncation: Truncation, task: Task | None) -> dict[str, NDArray[Any]]:
+        """The padded arrays of the tokenizer."""
+        limit = self._limit(truncation, task)
+        return self.tokenizer(texts, padding=True, truncation=limit is not None, max_length=limit, return_tensors="np")
+
+    def _limit(self, truncation: Truncation, task: Task | None) -> int | None:
+        """The tokens that a text is cut to, None where it is not cut."""
+        if not truncation.enabled:
+            return None
+        return min(truncation.length(task) or self.max_seq_length, self._context)
+
+    def run(self, encoded: Encoded, features: Features) -> None:
+        """Compute the token vectors."""
+        self._check_ids(encoded, features.where)
+        ids, types = self._columns(encoded)
+        features.tokens[TOKENS] = list(self.auto_model(ids, token_type_ids=types).last_hidden_state)
+
+    def run_pooled(self, encoded: Encoded, features: Features, op: str) -> None:
+        """Compute one vector per text with the pooling as an op of the model, which gives no token vectors back."""
+        self._check_ids(encoded, features.where)
+        ids, types = self._columns(encoded)
+        batch = read_model_batch(self.auto_model.config, ids, None, types)
+        executor = self._pooled_executor(op)
+        if batch.n_tokens:
+            vectors = cast("NDArray[Any]", executor.run(batch.step())["embedding"])
+        else:
+            vectors = np.zeros((0, self.get_embedding_dimension()), np.float32)
+        features.sentences[SENTENCE] = batch.restore_sequences(vectors).astype(np.float32)
+
+    def close(self) -> None:
+        """Free the model's memory."""
+        pooled, self._pooled = self._pooled, {}
+        for executor in pooled.values():
+            executor.close()
+        self.auto_model.close()
+
+    def _columns(self, encoded: Encoded) -> tuple[list[Ids], list[Ids] | None]:
+        """The ids, and the token types where tokenizer and model have them."""
+        return [ids for ids, _ in encoded], self.auto_model.types_of(self.tokenizer, [types for _, types in encoded])
+
+    def _pooled_executor(self, op: str) -> Executor:
+        own = self.auto_model.executor  # raises where the model is closed
+        known = self._pooled.get(op)
+        if known is None:
+            program = optimise(with_pooling(self.auto_model.traced, op))
+            known = self._pooled.setdefault(op, own.with_program(program))
+        return known
+
+    def _check_ids(self, encoded: Encoded, where: Sequence[str]) -> None:
+        """Refuse tokens that the tokenizer has and the model does not."""
+        size = self.auto_model.config.vocab_size
+        if self.tokenizer.id_limit <= size:
+            return
+        for (ids, _), name in zip(encoded, where, strict=True):
+            bad = ids[ids >= size]
+            if bad.size:
+                token = self.tokenizer.raw.id_to_token(int(bad[0]))
+                raise InputError(
+                    f"{name}: token {quote(token)} has id {bad[0]}, but vocab_size of the model is {size}; "
+                    "use the tokenizer that belongs to the model"
+                )
+
+
+class StaticEmbedding:
+    """The mean of one vector per token; the vectors do not depend on their neighbors.
+
+    embedding: float32 [num_embeddings, embedding_dim].
+    """
+
+    def __init__(self, tokenizer: Tokenizer, embedding: Rows) -> None:
+        self.tokenizer = tokenizer
+        self.embedding = embedding
+        self.num_embeddings, self.embedding_dim = embedding.shape
+        self.truncation = Truncation()
+        self._closed = False
+
+    def __repr__(self) -> str:
+        return f"StaticEmbedding({self.num_embeddings} vectors of width {self.embedding_dim})"
+
+    def __copy__(self) -> Self:
+        """Another one over the same vectors, which nothing changes."""
+        found = object.__new__(type(self))
+        found.__dict__.update(self.__dict__ | {"tokenizer": copy.copy(self.tokenizer)})
+        return found
+
+    @property
+    def max_seq_length(self) -> float:
+        """No limit."""
+        return math.inf
+
+    @max_seq_length.setter
+    def max_seq_length(self, length: int | None) -> None:
+        raise InputError("max_seq_length: a StaticEmbedding has no limit that could be set; cut the texts instead")
+
+    def get_embedding_dimension(self) -> int:
+        """Width of the vectors."""
+        return int(self.embedding_dim)
+
+    def start(self, widths: Widths) -> None:
+        """Record the output."""
+        widths.put(SENTENCE, "sentences", self.get_embedding_dimension())
+
+    def encode(self, texts: Sequence[str], truncation: Truncation, task: Task | None) -> Encoded:
+        """Token ids of each text without special tokens, cut as tokenizer.json says."""
+        limit = self.tokenizer.options.model_max_length if truncation.enabled else None
+        return self.tokenizer.encode_batch(texts, add_special_tokens=False, max_length=limit)
+
+    def preprocess(self, texts: Sequence[str], truncation: Truncation, task: Task | None) -> dict[str, NDArray[Any]]:
+        """input_ids [n_tokens] of all texts, and the offsets [n_texts] where each begins."""
+        ids = [ids for ids, _ in self.encode(texts, truncation, task)]
+        ends = np.cumsum([0, *(len(row) for row in ids)])
+        return {"input_ids": np.concatenate([np.zeros(0, np.int32), *ids]), "offsets": ends[:-1]}
+
+    def run(self, encoded: Encoded, features: Features) -> None:
+        """Compute the vectors: zeros for a text without tokens."""
+        if self._closed:
+            raise InputError("model: expected an open model, got one after close()")
+        vectors = np.zeros((len(encoded), self.embedding_dim), np.float32)
+        for i, (ids, _) in enumerate(encoded):
+            bad = ids[ids >= self.num_embeddings]
+            if bad.size:
+                raise InputError(
+                    f"{features.where[i]}: token id {bad[0]} has no vector; the model has {self.num_embeddings}"
+                )
+            if len(ids):
+                vectors[i] = self.embedding[ids].sum(axis=0, dtype=np.float64) / len(ids)
+        features.sentences[SENTENCE] = vectors
+
+    def close(self) -> None:
+        """Free the vectors."""
+        self._closed, self.embedding = True, np.zeros((0, self.embedding_dim), np.float32)
+
+
+def read_static_embedding(folder: Path) -> StaticEmbedding:
+    """A StaticEmbedding of sentence-transformers or of model2vec. Raises ConfigError, ModelFormatError."""
+    from tokenizers import Tokenizer as RawTokenizer
+
+    from fastattn.tokenizer.vocabulary import check_tokenizer_json  # imports the tokenizers library
+
+    files = Folder(folder)
+    path, text = files.path("tokenizer.json"), files.text("tokenizer.json")
+    if text is None:
+        raise ConfigError(f"{path}: expected the tokenizer of module StaticEmbedding, found no such file")
+    check_tokenizer_json(path, files.json("tokenizer.json"))
+    with file_errors(path):
+        raw = RawTokenizer.from_str(text)
+    cut = raw.truncation or {}
+    side: Side = "left" if cut.get("direction") == "left" else "right"
+    columns = ("input_ids",)
+    options = TokenizerOptions(model_max_length=cut.get("max_length"), truncation_side=side, model_input_names=columns)
+    return StaticEmbedding(Tokenizer(raw, options), _vectors(folder))
+
+
+def _vectors(folder: Path) -> Rows:
+    """The matrix with one row per token id."""
+    tensors = find_weights(folder, "module StaticEmbedding")
+    path = folder / WEIGHTS_NAME
+    name = "embedding.weight" if "embedding.weight" in tensors else "embeddings"
+    if name not in tensors or len(tensors[name].shape) != 2:
+        raise ModelFormatError(f"{path}: expected a matrix embedding.weight or embeddings", path=str(path))
+    info = tensors[name]
+    scaled = is_integer(info) and "weights" in tensors
+    vectors = read_integers(info).astype(np.float32) if scaled else read_floats(info)
+    if name == "embeddings":  # model2vec: a row and a factor for each token
+        if "mapping" in tensors:
+            mapping = read_integers(tensors["mapping"])
+            if mapping.ndim != 1 or ((mapping < 0) | (mapping >= len(vectors))).any():
+                raise ModelFormatError(f"{path}: mapping: expected rows of embeddings", path=str(path))
+            vectors = vectors[mapping]
+        if "weights" in tensors:
+            vectors = vectors * read_floats(tensors["weights"], (len(vectors),))[:, None]
+    vectors.setflags(write=False)
+    return vectors

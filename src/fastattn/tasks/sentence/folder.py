@@ -1,0 +1,270 @@
+"""The folder of a sentence-transformers model: modules.json, config_sentence_transformers.json, settings of modules.
+
+https://github.com/huggingface/sentence-transformers (release 6.2) is the reference for what each file means.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path, PureWindowsPath
+from typing import Any
+
+from fastattn.checks import closest, quote
+from fastattn.errors import ConfigError
+from fastattn.settings import Settings
+from fastattn.tasks.sentence.encoders import Truncation
+from fastattn.tasks.sentence.files import read_optional_json, read_settings
+from fastattn.tasks.sentence.loading import (
+    TransformerOptions,
+    from_file,
+    read_config_kwargs,
+    read_model_kwargs,
+    read_processing_kwargs,
+    read_processor_kwargs,
+)
+
+MODULES_NAME = "modules.json"
+SETTINGS_NAME = "config_sentence_transformers.json"
+SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")
+INPUT_MODULES = ("Transformer", "StaticEmbedding")
+MODULES = (*INPUT_MODULES, "Pooling", "Dense", "Normalize", "LayerNorm")
+_HOMES = ("sentence_transformers.models.", "sentence_transformers.sentence_transformer.modules.",
+          "sentence_transformers.base.modules.")  # fmt: skip
+# The settings of the transformer: sentence-transformers reads the first of these that is there and not empty.
+TRANSFORMER_CONFIGS = tuple(
+    f"sentence_{family}_config.json"
+    for family in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
+)
+_MAX_PATH_CHARS = 200
+_MODEL_TYPE = "SentenceTransformer"
+# What the transformer computes: the only task, and for texts the only method and output of it.
+_TASK = "feature-extraction"
+_TEXT_METHOD = {"method": "forward", "method_output_name": "last_hidden_state"}
+_log = logging.getLogger("fastattn")
+
+
+@dataclass(frozen=True, slots=True)
+class ModuleEntry:
+    """One entry of modules.json: the kind of module and its folder inside the model's."""
+
+    kind: str
+    folder: Path
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSettings:
+    """config_sentence_transformers.json."""
+
+    prompts: Mapping[str, str | None]
+    default_prompt_name: str | None = None
+    similarity_fn_name: str | None = None
+    truncate_dim: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TransformerSettings:
+    """The settings of the Transformer module. max_seq_length: None is the limit of tokenizer and model."""
+
+    max_seq_length: int | None = None
+    do_lower_case: bool = False
+    truncation: Truncation = field(default_factory=Truncation)
+    options: TransformerOptions = field(default_factory=TransformerOptions)
+
+
+@dataclass(frozen=True, slots=True)
+class Folder:
+    """A model folder. entries: the modules in order, None where the folder is a plain transformer."""
+
+    path: Path
+    entries: tuple[ModuleEntry, ...] | None
+    settings: ModelSettings
+
+
+def read_folder(directory: Path) -> Folder:
+    """The modules and settings of a folder. Raises ConfigError, ModelFormatError."""
+    plain = Folder(directory, None, ModelSettings({}))
+    value = read_optional_json(directory / MODULES_NAME)
+    if value is None:
+        ignored = [name for name in (SETTINGS_NAME, *TRANSFORMER_CONFIGS) if (directory / name).is_file()]
+        if ignored:
+            _log.warning(
+                "%s: there is no %s, so %s is not read, as in sentence-transformers",
+                directory, MODULES_NAME, ", ".join(ignored),
+            )  # fmt: skip
+        return plain
+    settings = read_settings(directory / SETTINGS_NAME)
+    kind = settings.text("model_type", _MODEL_TYPE)
+    if kind != _MODEL_TYPE:
+        # As in sentence-transformers: the modules and prompts of another kind of model do not apply.
+        _log.warning(
+            "%s: model_type is %s, not %s: its transformer is used with the default pooling",
+            settings.where, quote(kind), _MODEL_TYPE,
+        )  # fmt: skip
+        return plain
+    return Folder(directory, _entries(directory, value), _model_settings(settings))
+
+
+def module_paths(directory: Path) -> list[str]:
+    """The folders that modules.json names inside the model's, [] where there is no such file."""
+    value = read_optional_json(directory / MODULES_NAME)
+    entries = () if value is None else _entries(directory, value)
+    return sorted({str(entry.folder.relative_to(directory)) for entry in entries if entry.folder != directory})
+
+
+def default_pooling(config: Mapping[str, Any]) -> str:
+    """The pooling of a plain transformer: its last token for a causal language model, else the mean."""
+    names = config.get("architectures")
+    first = names[0] if isinstance(names, list) and names else None
+    causal = isinstance(first, str) and first.endswith("ForCausalLM") and config.get("is_causal", True)
+    return "lasttoken" if causal else "mean"
+
+
+def _entries(directory: Path, value: object) -> tuple[ModuleEntry, ...]:
+    path = directory / MODULES_NAME
+    if not isinstance(value, list) or not value:
+        raise ConfigError(f"{path}: expected a list of modules, got {quote(value)}")
+    entries, names = [], set()
+    for i, item in enumerate(value):
+        if not isinstance(item, dict):
+            raise ConfigError(f'{path}: expected objects with "type" and "path", got {quote(item)}')
+        entry = Settings(f"{path}: module {i}", item)
+        entry.ignore("idx")
+        name = entry.text("name", str(i))
+        if name in names:  # sentence-transformers would replace the first one
+            raise entry.error("name", "another name than the modules before it have")
+        names.add(name)
+        kind = _kind(entry)
+        folder = entry.text("path", None)
+        if folder is None or not _is_inside(folder):
+            raise entry.error("path", "the name of a folder inside the model's")
+        if entry.texts("kwargs"):
+            raise entry.error("kwargs", "no keywords, because its modules take none")
+        entry.finish()
+        entries.append(ModuleEntry(kind, directory / folder))
+    return tuple(entries)
+
+
+def _kind(entry: Settings) -> str:
+    """The class of a module: the last part of its type."""
+    kind = entry.text("type", None)
+    if kind is None:
+        raise entry.error("type", "the class of a module")
+    name = kind.rpartition(".")[2]
+    if not kind.startswith("sentence_transformers."):
+        raise ConfigError(f"{entry.where}: type {quote(kind)}: the module is code of the model, which is never run")
+    if not kind.startswith(_HOMES) or name not in MODULES:
+        raise ConfigError(
+            f"{entry.where}: type {quote(kind)}: module {quote(name)} is not supported; supported: "
+            f"{', '.join(MODULES)}{closest(name, MODULES)}"
+        )
+    return name
+
+
+def _is_inside(folder: str) -> bool:
+    """Whether a path is relative and stays inside, read as a path of POSIX and as one of Windows."""
+    path = PureWindowsPath(folder)
+    return len(folder) <= _MAX_PATH_CHARS and not path.anchor and ".." not in path.parts and "\0" not in folder
+
+
+def _model_settings(settings: Settings) -> ModelSettings:
+    prompts = settings.table("prompts")
+    if not all(text is None or isinstance(text, str) for text in prompts.values()):
+        raise settings.error("prompts", "an object of strings")
+    similarity = settings.text("similarity_fn_name", None)
+    if similarity is not None and similarity not in SIMILARITIES:
+        _log.warning("%s: similarity_fn_name %s is not supported: cosine is used", settings.where, quote(similarity))
+        similarity = None
+    settings.ignore("__version__")
+    found = ModelSettings(
+        prompts=prompts,
+        default_prompt_name=settings.text("default_prompt_name", None),
+        similarity_fn_name=similarity,
+        truncate_dim=settings.count("truncate_dim", None, low=1),
+    )
+    settings.finish()
+    return found
+
+
+def read_transformer_settings(folder: Path) -> TransformerSettings:
+    """sentence_bert_config.json or the first of its other names that is not empty. Raises ConfigError."""
+    for name in TRANSFORMER_CONFIGS:
+        settings = read_settings(folder / name)
+        if settings.values:
+            return _transformer_settings(settings)
+    return TransformerSettings()
+
+
+def _transformer_settings(settings: Settings) -> TransformerSettings:
+    where, options = settings.where, TransformerOptions()
+    for old, new, read in (
+        ("model_args", "model_kwargs", read_model_kwargs),
+        ("tokenizer_args", "processor_kwargs", read_processor_kwargs),
+    ):
+        for key in (new, old):  # the old name counts, as in sentence-transformers
+            options = from_file(f"{where}: {key}", read, _without_trust(settings.table(key)), options)
+    for key in ("config_kwargs", "config_args"):
+        from_file(f"{where}: {key}", read_config_kwargs, _without_trust(settings.table(key)))
+    truncation = Truncation(
+        query_length=settings.count("query_length", None, low=1),
+        document_length=settings.count("document_length", None, low=1),
+    )
+    key = "processing_kwargs"
+    truncation = from_file(f"{where}: {key}", read_processing_kwargs, settings.table(key), truncation)
+    settings.choice("transformer_task", (_TASK,), _TASK)
+    _check_modalities(settings)
+    for key in ("query_expansion", "tokenizer_name_or_path"):
+        if settings.raw(key) is not None:
+            raise settings.error(key, "null, the only value that is supported")
+    settings.flag("unpad_inputs", None)
+    settings.ignore("unpad_inputs", "cache_dir")
+    found = TransformerSettings(
+        max_seq_length=settings.count("max_seq_length", None, low=1),
+        do_lower_case=settings.flag("do_lower_case", False),
+        truncation=truncation,
+        options=options,
+    )
+    settings.finish()
+    return found
+
+
+def _without_trust(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Files cannot set trust_remote_code."""
+    return {key: value for key, value in values.items() if key != "trust_remote_code"}
+
+
+def _check_modalities(settings: Settings) -> None:
+    """modality_config and module_output_name: texts must give the last hidden state as token embeddings."""
+    config = settings.table("modality_config")
+    if not config:
+        return
+    if "message" in config:
+        raise settings.error("modality_config", "no messages, because chat templates are not supported")
+    if config.get("text") != _TEXT_METHOD:
+        raise settings.error("modality_config", f'"text": {quote(_TEXT_METHOD, 200)}')
+    output = settings.text("module_output_name", None)
+    if output != "token_embeddings":
+        raise settings.error("module_output_name", "token_embeddings")
+
+
+def check_no_adapter(folder: Path) -> None:
+    """Refuse a folder with an adapter, which sentence-transformers adds to the weights. Raises ConfigError."""
+    path = folder / "adapter_config.json"
+    if os.path.lexists(path):
+        raise ConfigError(
+            f"{path}: adapters are not supported; merge it into the weights with peft: model.merge_and_unload()"
+        )
+
+
+def check_no_chat_template(folder: Path) -> None:
+    """Refuse a plain folder with a chat template, which sentence-transformers applies to each text."""
+    config = read_settings(folder / "tokenizer_config.json")
+    if "chat_template" in config or any(
+        (folder / name).is_file() for name in ("chat_template.jinja", "chat_template.json")
+    ):
+        raise ConfigError(
+            f"{folder}: chat templates are not supported, and sentence-transformers applies the one of this tokenizer; "
+            f"add a {MODULES_NAME}, or remove the template"
+        )

@@ -1,0 +1,159 @@
+"""The keyword dictionaries of sentence-transformers: model_kwargs, processor_kwargs, config_kwargs, processing_kwargs.
+
+The caller gives them, or a file of the folder. Each key is used, has a value that changes nothing here, or is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from fastattn.checks import check_choice, check_count, check_flag, closest, quote
+from fastattn.errors import ConfigError, DTypeError, InputError
+from fastattn.tasks.sentence.encoders import Truncation
+from fastattn.tokenizer.overrides import TokenizerSettings, read_overrides
+
+# Values of these change no vector: they say how files are found, what is returned besides, or how torch computes.
+_WORDS = """
+    cache_dir code_revision force_download local_files_only low_cpu_mem_usage
+    offload_folder proxies resume_download revision token use_auth_token use_cache use_fast weights_only
+"""
+_ANY_VALUE = frozenset(_WORDS.split())
+_HARMLESS: Mapping[str, tuple[object, ...]] = {
+    "add_pooling_layer": (True, False),
+    "attn_implementation": (None, "eager", "sdpa"),
+    "backend": (None, "torch"),
+    "gguf_file": (None,),
+    "max_memory": (None,),
+    "output_attentions": (False, None),
+    "output_hidden_states": (False, None),
+    "quantization_config": (None,),
+    "return_dict": (True, None),
+    "subfolder": ("", None),
+    "trust_remote_code": (False, None),
+    "use_safetensors": (True, None),
+    "variant": (None,),
+}
+_CPU = ("cpu", "cpu:0")
+
+
+@dataclass(frozen=True, slots=True)
+class TransformerOptions:
+    """What the keyword dictionaries say about the Transformer module.
+
+    dtype: as `AutoModel.from_pretrained` takes it. tokenizer: settings in place of those of tokenizer_config.json.
+    """
+
+    dtype: Any = None
+    tokenizer: Mapping[str, Any] = field(default_factory=dict)
+
+
+def is_cpu(device: object) -> bool:
+    """Whether a device as torch, transformers or sentence-transformers name it is the CPU."""
+    return device is None or (type(device) is int and device == -1) or str(device) in _CPU
+
+
+def read_model_kwargs(where: str, values: object, options: TransformerOptions) -> TransformerOptions:
+    """model_kwargs: dtype or torch_dtype is used. Raises DTypeError, InputError."""
+    found = _dictionary(where, values)
+    for key in ("dtype", "torch_dtype"):
+        value = found.pop(key, None)
+        if value is not None:
+            options = replace(options, dtype=value)
+    device_map = found.pop("device_map", None)
+    devices = list(device_map.values()) if isinstance(device_map, Mapping) else [device_map]
+    if not all(device == "auto" or is_cpu(device) for device in devices):
+        raise InputError(f"{where}: device_map: expected None, 'auto' or 'cpu', got {quote(device_map)}; see device=")
+    for key in ("provider", "file_name", "export"):
+        if found.pop(key, None) is not None:
+            raise InputError(
+                f"{where}: {key}: expected no option of onnx or openvino; the weights are model.safetensors"
+            )
+    _refuse(where, found, ("dtype", "torch_dtype", "device_map"))
+    return options
+
+
+def read_processor_kwargs(where: str, values: object, options: TransformerOptions) -> TransformerOptions:
+    """processor_kwargs: the settings that `AutoTokenizer.from_pretrained` takes. Raises DTypeError, InputError."""
+    found = _dictionary(where, values)
+    names = TokenizerSettings.__annotations__
+    settings = {key: found.pop(key) for key in list(found) if key in names or _is_token(key, found[key])}
+    _refuse(where, found, tuple(names))
+    return replace(options, tokenizer={**options.tokenizer, **read_overrides(settings, ())})
+
+
+def _is_token(key: object, value: object) -> bool:
+    """Whether a setting names a special token of the model's own, as image_token="<image>"."""
+    return isinstance(key, str) and key.endswith("_token") and key != "use_auth_token" and isinstance(value, str)
+
+
+def read_config_kwargs(where: str, values: object) -> None:
+    """config_kwargs: nothing of it is used. Raises DTypeError, InputError."""
+    _refuse(where, _dictionary(where, values), ())
+
+
+def read_processing_kwargs(where: str, values: object, truncation: Truncation) -> Truncation:
+    """processing_kwargs: "truncation" and "max_length" of "text" and "common" are used. Raises DTypeError, InputError.
+
+    Padding changes nothing; settings of images, audio, video and chat templates do not concern texts.
+    """
+    found = _dictionary(where, values)
+    for group in ("text", "common"):
+        inside = f"{where}: {group}"
+        settings = _dictionary(inside, found.pop(group, None))
+        if "truncation" in settings:
+            enabled = _truncation(f"{inside}: truncation", settings.pop("truncation"))
+            truncation = replace(truncation, enabled=enabled)
+        if "max_length" in settings:
+            length = settings.pop("max_length")
+            if length is not None:
+                length = check_count(f"{inside}: max_length", length, low=1)
+            truncation = replace(truncation, max_length=length)
+        for key in ("padding", "pad_to_multiple_of", "padding_side", "return_tensors", "verbose"):
+            settings.pop(key, None)
+        _refuse(inside, settings, ("truncation", "max_length"))
+    for group in ("image", "audio", "video", "chat_template"):
+        found.pop(group, None)
+    for key in found:
+        raise InputError(f"{where}: unknown key {quote(key)}{closest(str(key), ('text', 'common'))}")
+    return truncation
+
+
+def _truncation(name: str, value: object) -> bool:
+    """Whether a text is cut; a text alone is cut alike by all strategies but "only_second"."""
+    if value is None:
+        return False
+    if isinstance(value, str):
+        return check_choice(name, value, ("longest_first", "only_first", "do_not_truncate")) != "do_not_truncate"
+    return check_flag(name, value)
+
+
+def _dictionary(where: str, values: object) -> dict[Any, Any]:
+    if values is None:
+        return {}
+    if not isinstance(values, Mapping):
+        raise DTypeError(f"{where}: expected a dictionary or None, got {type(values).__name__}")
+    return dict(values)
+
+
+def _refuse(where: str, found: Mapping[Any, Any], used: tuple[str, ...]) -> None:
+    """Refuse the keys that are left and have an effect in sentence-transformers."""
+    for key, value in found.items():
+        if key in _ANY_VALUE:
+            continue
+        allowed = _HARMLESS.get(key) if isinstance(key, str) else None
+        if allowed is None:
+            near = closest(key, (*used, *_HARMLESS, *_ANY_VALUE)) if isinstance(key, str) else ""
+            raise InputError(f"{where}: {quote(key)} is not supported{near}")
+        if not any(type(value) is type(known) and value == known for known in allowed):
+            names = " or ".join(quote(known) for known in allowed)
+            raise InputError(f"{where}: {key}: expected {names}, got {quote(value)}")
+
+
+def from_file(where: str, read: Callable[..., Any], values: object, *rest: Any) -> Any:
+    """`read` for a dictionary of a file: its errors become ConfigError."""
+    try:
+        return read(where, values, *rest)
+    except (DTypeError, InputError) as error:
+        raise ConfigError(str(error)) from None

@@ -1,0 +1,244 @@
+"""The modules of a model in order: read from a folder, and run on a batch of texts."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from fastattn.checks import quote
+from fastattn.errors import ConfigError, InputError
+from fastattn.models.auto import AutoModel
+from fastattn.tasks.finite import check_finite
+from fastattn.tasks.sentence.encoders import (
+    Encoded,
+    InputModule,
+    Transformer,
+    read_static_embedding,
+)
+from fastattn.tasks.sentence.features import SENTENCE, TOKENS, Features, Float, Module, Widths
+from fastattn.tasks.sentence.files import read_settings
+from fastattn.tasks.sentence.folder import (
+    INPUT_MODULES,
+    MODULES_NAME,
+    Folder,
+    ModuleEntry,
+    TransformerSettings,
+    check_no_adapter,
+    check_no_chat_template,
+    default_pooling,
+    read_transformer_settings,
+)
+from fastattn.tasks.sentence.loading import (
+    TransformerOptions,
+    is_cpu,
+    read_config_kwargs,
+    read_model_kwargs,
+    read_processor_kwargs,
+)
+from fastattn.tasks.sentence.modules import read_dense, read_layer_norm, read_normalize
+from fastattn.tasks.sentence.pooling import POOL_OPS, Pooling, read_pooling
+from fastattn.tokenizer import Tokenizer, has_tokenizer, load_tokenizer
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadOptions:
+    """How the modules are loaded. dtype, kv_dtype, device, threads: as `AutoModel.from_pretrained` takes them."""
+
+    dtype: Any = None
+    kv_dtype: str | None = None
+    device: Any = "cpu"
+    threads: int | None = None
+    trust_remote_code: bool = False
+    model_kwargs: object = None
+    processor_kwargs: object = None
+    config_kwargs: object = None
+
+
+class Stack:
+    """The modules of a model: the first one reads texts, each of the others reads features of those before it."""
+
+    def __init__(self, first: InputModule, later: Sequence[Module], where: str | Path) -> None:
+        self.first = first
+        self.later = list(later)
+        widths = Widths()
+        first.start(widths)
+        try:
+            for module in self.later:
+                module.check(widths)
+        except ConfigError as error:
+            raise ConfigError(f"{where}: {error}") from None
+        level, width = widths.known.get(SENTENCE, ("sentences", 0))
+        if level != "sentences":
+            raise ConfigError(f"{where}: expected one sentence_embedding per text, got one per token")
+        self.known, self.width = widths.known, width  # 0: there is no sentence embedding
+
+    def __copy__(self) -> Self:
+        """The same modules with settings of their own; nothing changes the weights, which are shared."""
+        found = object.__new__(type(self))
+        found.__dict__.update(self.__dict__ | {"first": copy.copy(self.first), "later": list(self.later)})
+        return found
+
+    def __deepcopy__(self, _: object) -> Self:
+        return self.__copy__()
+
+    def __len__(self) -> int:
+        return 1 + len(self.later)
+
+    def __getitem__(self, index: int) -> InputModule | Module:
+        modules: list[InputModule | Module] = [self.first, *self.later]
+        return modules[index]
+
+    def replace(self, old: Module, new: Module) -> None:
+        """Use another module in the place of one."""
+        self.later = [new if module is old else module for module in self.later]
+
+    def run(self, encoded: Encoded, where: Sequence[str], *, prompt_len: int, output: str | None) -> Features:
+        """The features of a batch: "sentence_embedding", "token_embeddings" (at least these), or all of them for None.
+
+        Raises InputError, NonFiniteError.
+        """
+        features = Features(where, prompt_len)
+        modules = list(self.later)
+        op = self._pooling_op(prompt_len) if output != TOKENS else None
+        if output == TOKENS:
+            modules = [module for module in modules if not isinstance(module, Pooling)]
+        self._check_tokens(modules, encoded, where)
+        if op is None or output is None:
+            self.first.run(encoded, features)
+        if op is not None and isinstance(self.first, Transformer):  # also where the tokens are known: the same bits
+            self.first.run_pooled(encoded, features, op)
+            del modules[0]
+        _check_finite(features)
+        for module in modules:
+            if module.reads in features:
+                module(features)
+        _check_finite(features)
+        return features
+
+    @staticmethod
+    def _check_tokens(modules: Sequence[Module], encoded: Encoded, where: Sequence[str]) -> None:
+        for module in modules:
+            if isinstance(module, Pooling):
+                for (ids, _), name in zip(encoded, where, strict=True):
+                    module.check_tokens(len(ids), name)
+
+    def _pooling_op(self, prompt_len: int) -> str | None:
+        """The op of a Program that does the pooling, where it comes first and nothing after it reads tokens."""
+        pooling = self.later[0] if self.later else None
+        if not isinstance(pooling, Pooling) or len(pooling.modes) != 1 or (prompt_len and not pooling.include_prompt):
+            return None
+        sentence = {SENTENCE}
+        for module in self.later[1:]:
+            if module.reads not in sentence:
+                return None
+            sentence.add(getattr(module, "module_output_name", SENTENCE))
+        return POOL_OPS.get(pooling.modes[0])
+
+
+def _check_finite(features: Features) -> None:
+    found: list[Sequence[Float]] = [*features.sentences.values(), *features.tokens.values()]  # type: ignore[list-item]
+    for rows in found:
+        for row, where in zip(rows, features.where, strict=True):
+            check_finite(row, where, "numbers")
+
+
+def load_stack(folder: Folder, options: LoadOptions) -> Stack:
+    """Load the modules of a folder. Raises ConfigError, ModelFormatError, InputError, DTypeError."""
+    read_config_kwargs("config_kwargs", options.config_kwargs)
+    if folder.entries is None:
+        return _plain_stack(folder.path, options)
+    first, *rest = folder.entries
+    path = folder.path / MODULES_NAME
+    if first.kind not in INPUT_MODULES:
+        raise ConfigError(f"{path}: expected one of {', '.join(INPUT_MODULES)} as the first module, got {first.kind}")
+    for entry in rest:
+        if entry.kind in INPUT_MODULES:
+            raise ConfigError(f"{path}: expected {entry.kind} as the first module alone, got it after {first.kind}")
+    if first.kind == "StaticEmbedding":
+        _check_static_options(options)
+        start: InputModule = read_static_embedding(first.folder)
+    else:
+        start = _load_transformer(first.folder, read_transformer_settings(first.folder), options)
+    try:
+        return Stack(start, [_read_module(entry, options) for entry in rest], path)
+    except BaseException:
+        start.close()
+        raise
+
+
+def _plain_stack(path: Path, options: LoadOptions) -> Stack:
+    check_no_chat_template(path)
+    start = _load_transformer(path, TransformerSettings(), options)
+    mode = default_pooling(read_settings(path / "config.json").values)
+    return Stack(start, [Pooling(start.get_embedding_dimension(), mode)], path)
+
+
+def _read_module(entry: ModuleEntry, options: LoadOptions) -> Module:
+    if entry.kind == "Pooling":
+        return read_pooling(read_settings(entry.folder / "config.json", needed_by="module Pooling"))
+    if entry.kind == "Dense":
+        return read_dense(entry.folder, trust_remote_code=options.trust_remote_code)
+    return read_layer_norm(entry.folder) if entry.kind == "LayerNorm" else read_normalize(entry.folder)
+
+
+def _load_transformer(folder: Path, settings: TransformerSettings, options: LoadOptions) -> Transformer:
+    check_no_adapter(folder)
+    config = read_settings(folder / "config.json").values
+    if options.trust_remote_code and config.get("auto_map"):
+        raise ConfigError(
+            f"{folder / 'config.json'}: auto_map names code of the model, which is never run; "
+            "load it with trust_remote_code=False where its architecture is a known one"
+        )
+    given = read_model_kwargs("model_kwargs", options.model_kwargs, settings.options)
+    given = read_processor_kwargs("processor_kwargs", options.processor_kwargs, given)
+    overrides = dict(given.tokenizer)
+    if settings.max_seq_length is not None:
+        overrides.setdefault("model_max_length", settings.max_seq_length)
+    if not has_tokenizer(folder):
+        raise ConfigError(f"{folder}: expected a tokenizer beside the model, found none; add its tokenizer.json")
+    tokenizer = load_tokenizer(folder, overrides)
+    if settings.do_lower_case:
+        tokenizer = _lowercase(tokenizer)
+    model = AutoModel.from_pretrained(
+        folder,
+        dtype=given.dtype if options.dtype is None else options.dtype,
+        kv_dtype=options.kv_dtype,
+        device=options.device,
+        threads=options.threads,
+    )
+    transformer = Transformer(model, tokenizer, do_lower_case=settings.do_lower_case, truncation=settings.truncation)
+    transformer.max_seq_length = transformer.max_seq_length  # the context where the tokenizer allows more
+    return transformer
+
+
+def _lowercase(tokenizer: Tokenizer) -> Tokenizer:
+    """With lowercase as the first step of the normalizer; special tokens in a text stay as they are."""
+    from tokenizers import normalizers
+
+    raw = tokenizer.raw
+    own: Any = raw.normalizer
+    steps: list[Any] = [] if own is None else [own]
+    if isinstance(own, normalizers.Sequence):
+        steps = [*cast("Sequence[Any]", own)]
+    if not any(isinstance(step, normalizers.Lowercase) for step in steps):
+        raw.normalizer = normalizers.Sequence([normalizers.Lowercase(), *steps])
+    return Tokenizer(raw, tokenizer.options)
+
+
+def _check_static_options(options: LoadOptions) -> None:
+    """A StaticEmbedding is float32 on the CPU, without limits of its own."""
+    given = read_model_kwargs("model_kwargs", options.model_kwargs, TransformerOptions())
+    given = read_processor_kwargs("processor_kwargs", options.processor_kwargs, given)
+    for name, value in given.tokenizer.items():
+        raise InputError(f"processor_kwargs: {name}: expected none for a StaticEmbedding, got {quote(value)}")
+    for dtype in (options.dtype, given.dtype):
+        if dtype is not None and str(dtype).rpartition(".")[2] not in ("float32", "auto"):
+            raise InputError(f"dtype: expected float32 for a StaticEmbedding, got {quote(str(dtype))}")
+    if options.device != "numpy" and not is_cpu(options.device):
+        raise InputError(f"device: expected cpu for a StaticEmbedding, got {quote(options.device)}")

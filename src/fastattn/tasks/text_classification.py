@@ -1,0 +1,176 @@
+"""The pipeline "text-classification"."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias, TypedDict, cast, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastattn.checks import check_choice, check_count, check_flag, check_keywords
+from fastattn.errors import InputError
+from fastattn.models.auto import SequenceClassifier
+from fastattn.tasks.finite import check_finite
+from fastattn.tasks.pipeline_base import Pipeline
+from fastattn.tasks.pipeline_inputs import (
+    BatchArgs,
+    EncodeArgs,
+    Encoding,
+    batches,
+    read_batch_size,
+    read_encoding,
+    read_pairs,
+)
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+Activation: TypeAlias = Literal["sigmoid", "softmax", "none", "default"]
+Many: TypeAlias = "list[Any] | tuple[Any, ...] | NDArray[Any]"
+_ACTIVATIONS = ("sigmoid", "softmax", "none", "default")
+
+
+class Prediction(TypedDict):
+    """A label of a text and its score."""
+
+    label: str
+    score: float
+
+
+class ScoreArgs(EncodeArgs, BatchArgs, total=False):
+    """Arguments of a call besides top_k. return_all_scores: an old name; False alone."""
+
+    function_to_apply: Activation | None
+    return_all_scores: Literal[False] | None
+
+
+class TextClassificationArgs(ScoreArgs, total=False):
+    """Arguments of a call of `TextClassificationPipeline`."""
+
+    top_k: int | None
+
+
+_NAMES = ("top_k", "function_to_apply", *EncodeArgs.__annotations__, *BatchArgs.__annotations__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Call:
+    """The checked arguments of a call. legacy: no top_k was named, and a text gives one label without a list."""
+
+    activation: Activation
+    legacy: bool
+    top_k: int | None
+    encoding: Encoding
+    batch_size: int | None
+
+
+class TextClassificationPipeline(Pipeline[SequenceClassifier]):
+    """Labels texts or pairs of texts."""
+
+    task: ClassVar[str] = "text-classification"
+
+    def __init__(
+        self, model: SequenceClassifier, tokenizer: object = None, **defaults: Unpack[TextClassificationArgs]
+    ) -> None:
+        super().__init__(model, tokenizer, **defaults)
+        self._read({})
+
+    @overload
+    def __call__(self, inputs: str, *, top_k: int | None = ..., **options: Unpack[ScoreArgs]) -> list[Prediction]: ...
+    @overload
+    def __call__(self, inputs: Mapping[str, str], **options: Unpack[ScoreArgs]) -> Prediction: ...
+    @overload
+    def __call__(
+        self, inputs: Mapping[str, str], *, top_k: int | None, **options: Unpack[ScoreArgs]
+    ) -> list[Prediction]: ...
+    @overload
+    def __call__(self, inputs: Many, **options: Unpack[ScoreArgs]) -> list[Prediction]: ...
+    @overload
+    def __call__(self, inputs: Many, *, top_k: int | None, **options: Unpack[ScoreArgs]) -> list[list[Prediction]]: ...
+    @overload
+    def __call__(
+        self, inputs: object, *, top_k: int | None = ..., **options: Unpack[ScoreArgs]
+    ) -> Prediction | list[Prediction] | list[list[Prediction]]: ...
+    def __call__(self, inputs: Any, *, top_k: Any = "default", **options: Unpack[ScoreArgs]) -> Any:
+        """[{"label", "score"}, ...], one for each text, for a str too.
+
+        inputs: a str, a pair {"text": ..., "text_pair": ...}, or a sequence of those (also an iterator); in a sequence
+        a tuple of two str is a pair, too. With top_k, even 1, each text gives a list of its top_k labels, highest score
+        first; None is all of them. Scores: sigmoid of one label or of a multi-label model, none of a regression, else
+        softmax; function_to_apply overrides that. Texts longer than the model's context are refused unless
+        truncation=True (or one of transformers' strategies); max_length cuts them shorter. Results do not depend on
+        batch_size, and padding changes nothing. Raises DTypeError, InputError, ContextLengthError; NonFiniteError: a
+        score is NaN or infinite.
+        """
+        given: dict[str, Any] = {**options}
+        if not (isinstance(top_k, str) and top_k in ("default", "")):
+            given["top_k"] = top_k
+        call = self._read(given)
+        items, single = read_pairs(inputs, "inputs")
+        context = self.model.executor.program.max_positions
+        results: list[Any] = []
+        for ids, type_ids in batches(self.tokenizer, items, call.encoding, batch_size=call.batch_size, context=context):
+            types = self.model.types_of(self.tokenizer, type_ids)
+            for row in self.model(ids, token_type_ids=types).logits:
+                scores = _activate(row, call.activation)
+                check_finite(scores, f"inputs[{len(results)}]", "scores")
+                results.append(self._predictions(scores, call))
+        if not single:
+            return results
+        # As in transformers, where a top_k of the pipeline itself leaves this list around the one of labels.
+        return results if isinstance(inputs, str) and "top_k" not in given else results[0]
+
+    def _read(self, options: Mapping[str, Any]) -> _Call:
+        """The arguments of a call, checked."""
+        merged = self._merged(options)
+        if "top_k" in options:
+            merged["top_k"] = options["top_k"]
+        all_scores = merged.pop("return_all_scores", None)
+        if all_scores is not None and check_flag("return_all_scores", all_scores):
+            raise InputError("return_all_scores: expected None or False, got True; top_k=None gives all scores")
+        legacy = "top_k" not in merged
+        top_k = merged.pop("top_k", None)
+        function = merged.pop("function_to_apply", None)
+        if isinstance(function, Enum):
+            function = function.value
+        if isinstance(function, str):
+            function = check_choice("function_to_apply", function.lower(), _ACTIVATIONS)
+        elif function is not None:
+            check_choice("function_to_apply", function, _ACTIVATIONS)
+        call = _Call(
+            activation=self._activation() if function in (None, "default") else cast(Activation, function),
+            legacy=legacy,
+            top_k=None if top_k is None else check_count("top_k", top_k),
+            encoding=read_encoding(merged),
+            batch_size=read_batch_size(merged),
+        )
+        check_keywords(merged, _NAMES, self.task)
+        return call
+
+    def _activation(self) -> Activation:
+        problem = self.model.config.problem_type
+        if problem == "regression":
+            return "none"
+        return "sigmoid" if problem == "multi_label_classification" or len(self.model.id2label) == 1 else "softmax"
+
+    def _predictions(self, scores: NDArray[np.floating[Any]], call: _Call) -> Prediction | list[Prediction]:
+        order = np.argsort(-scores, kind="stable")
+        labels = self.model.id2label
+        ranked: list[Prediction] = [{"label": labels[int(i)], "score": float(scores[i])} for i in order]
+        return ranked[0] if call.legacy else ranked[: call.top_k]
+
+
+def _activate(row: NDArray[np.floating[Any]], activation: Activation) -> NDArray[np.floating[Any]]:
+    if activation == "none":
+        return row
+    wide = row.astype(np.float64)
+    if activation == "sigmoid":
+        return np.exp(-np.logaddexp(0.0, -wide))
+    top = wide.max()
+    if not np.isfinite(top):
+        return np.full_like(wide, np.nan)  # without numpy's warning
+    weights = np.exp(wide - top)
+    return cast("NDArray[np.floating[Any]]", weights / weights.sum())

@@ -1,0 +1,264 @@
+"""The pipeline "text-generation"."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias, TypedDict, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastattn.checks import check_choice, check_flag, check_str, quote
+from fastattn.errors import InputError
+from fastattn.generation.generate import StreamerFeed, complete
+from fastattn.generation.keywords import from_generation_config
+from fastattn.generation.options import GenerationOptions, read_options
+from fastattn.generation.prompts import encode_prompt
+from fastattn.generation.request import Request
+from fastattn.models.auto import CausalLM
+from fastattn.models.generate_args import GenerationArgs
+from fastattn.tasks.pipeline_base import Pipeline
+from fastattn.tasks.pipeline_inputs import Encoding, merge_kwargs, read_batch_size, read_encoding, read_texts
+from fastattn.tokenizer.call import PaddingArg, TruncationArg
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+NEW_TOKENS = 256  # by default, as in transformers
+TEMPERATURE = 0.7  # the same
+Many: TypeAlias = "list[Any] | tuple[Any, ...] | NDArray[Any]"
+Prompt: TypeAlias = NDArray[np.int32]
+
+
+class GeneratedText(TypedDict):
+    """A text with its continuation, or the continuation alone."""
+
+    generated_text: str
+
+
+class GeneratedIds(TypedDict):
+    """The token ids of a prompt and its continuation."""
+
+    generated_token_ids: list[int]
+
+
+class PromptArgs(GenerationArgs, total=False):
+    """Arguments of a call besides return_tensors.
+
+    max_length: also cuts the prompt, as in transformers. stop_sequence: another name of stop_strings.
+    tokenizer_encode_kwargs: a mapping of truncation, max_length, padding and add_special_tokens.
+    handle_long_generation: "hole" cuts the beginning of a prompt that leaves no room for the new tokens.
+    """
+
+    num_return_sequences: int | None
+    return_full_text: bool | None
+    return_text: bool | None
+    clean_up_tokenization_spaces: bool | None
+    skip_special_tokens: bool | None
+    prefix: str | None
+    handle_long_generation: Literal["hole"] | None
+    stop_sequence: str | list[str] | None
+    truncation: TruncationArg
+    padding: PaddingArg | None
+    add_special_tokens: bool | None
+    tokenizer_encode_kwargs: Mapping[str, Any] | None
+    batch_size: int | None
+    num_workers: int | None
+    streamer: Any
+
+
+class TextGenerationArgs(PromptArgs, total=False):
+    """Arguments of a call of `TextGenerationPipeline`."""
+
+    return_tensors: bool | None
+
+
+_OF_CHATS = "chat templates are not supported: write the prompt as one text"
+_REFUSED = {
+    "return_type": "use return_full_text or return_tensors",
+    "continue_final_message": _OF_CHATS,
+    "tools": _OF_CHATS,
+    "documents": _OF_CHATS,
+    "return_dict_in_generate": "use model.generate",
+}
+_NAMES = tuple(name for args in (TextGenerationArgs, PromptArgs) for name in args.__annotations__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Call:
+    """The checked arguments of a call."""
+
+    options: GenerationOptions
+    encoding: Encoding
+    returns: Literal["full_text", "new_text", "ids"]
+    skip_special_tokens: bool
+    clean_up_tokenization_spaces: bool | None
+    prefix: str
+    hole: bool
+    streamer: Any
+
+
+class TextGenerationPipeline(Pipeline[CausalLM]):
+    """Continues texts. As in transformers it samples at temperature 0.7 for up to 256 tokens unless told otherwise."""
+
+    task: ClassVar[str] = "text-generation"
+
+    def __init__(self, model: CausalLM, tokenizer: object = None, **defaults: Unpack[TextGenerationArgs]) -> None:
+        super().__init__(model, tokenizer, **defaults)
+        self._read({})
+
+    @overload
+    def __call__(
+        self, text_inputs: str, *, return_tensors: Literal[False] | None = ..., **options: Unpack[PromptArgs]
+    ) -> list[GeneratedText]: ...
+    @overload
+    def __call__(
+        self, text_inputs: str, *, return_tensors: Literal[True], **options: Unpack[PromptArgs]
+    ) -> list[GeneratedIds]: ...
+    @overload
+    def __call__(
+        self, text_inputs: Many, *, return_tensors: Literal[False] | None = ..., **options: Unpack[PromptArgs]
+    ) -> list[list[GeneratedText]]: ...
+    @overload
+    def __call__(
+        self, text_inputs: Many, *, return_tensors: Literal[True], **options: Unpack[PromptArgs]
+    ) -> list[list[GeneratedIds]]: ...
+    @overload
+    def __call__(
+        self, text_inputs: object, *, return_tensors: bool | None = ..., **options: Unpack[PromptArgs]
+    ) -> list[GeneratedText] | list[GeneratedIds] | list[list[GeneratedText]] | list[list[GeneratedIds]]: ...
+    def __call__(self, text_inputs: Any, *, return_tensors: Any = None, **options: Unpack[PromptArgs]) -> Any:
+        """[{"generated_text": ...}] for a str, a list of those for a sequence of str (also an iterator).
+
+        The text is the prompt and then `decode(prompt + new)[len(decode(prompt)):]`; return_full_text=False omits the
+        prompt, return_tensors=True gives {"generated_token_ids": ...} instead. num_return_sequences=n gives n of them
+        for each text. `GenerationOptions` describes the options, `PromptArgs` the others. A text ends before a stop
+        string. Raises DTypeError, InputError, ContextLengthError, NonFiniteError.
+        """
+        call = self._read({**options, "return_tensors": return_tensors})
+        texts, single = read_texts(text_inputs, "text_inputs")
+        prompts = [self._encode(text, f"text_inputs[{i}]", call) for i, text in enumerate(texts)]
+        hidden = len(self._encode_prefix(call)) if call.prefix else 0
+        requests = complete(
+            self.model,
+            prompts,
+            call.options,
+            tokenizer=self.tokenizer,
+            lengths=[len(prompt) - hidden for prompt in prompts],  # as in transformers, without the prefix
+            default_new_tokens=NEW_TOKENS,
+            skip_special_tokens=call.skip_special_tokens,
+            clean_up_tokenization_spaces=call.clean_up_tokenization_spaces,
+            feed=None if call.streamer is None else StreamerFeed(call.streamer, prompts, call.options),
+        )
+        n_texts = call.options.num_return_sequences
+        out = [
+            [self._record(text, request, call) for request in requests[i * n_texts : (i + 1) * n_texts]]
+            for i, text in enumerate(texts)
+        ]
+        return out[0] if single else out
+
+    def _encode_prefix(self, call: _Call) -> list[int]:
+        return self.tokenizer.encode(call.prefix, add_special_tokens=False)
+
+    def _encode(self, text: str, name: str, call: _Call) -> Prompt:
+        """The ids of a prompt, cut as the call says."""
+        context = self.model.executor.program.max_positions
+        cut: dict[str, Any] = {}
+        limit = call.encoding.limit(self.tokenizer, context)
+        if limit is not None:
+            cut = {"truncation": call.encoding.strategy, "max_length": limit}
+        special = call.encoding.add_special_tokens
+        ids = encode_prompt(self.tokenizer, call.prefix + text, name, add_special_tokens=special, **cut)
+        if not call.hole:
+            return ids
+        longest, options = min(self.tokenizer.model_max_length, context), call.options
+        n_new = NEW_TOKENS if options.max_new_tokens is None else options.max_new_tokens
+        if options.max_new_tokens is None and options.max_length is not None:
+            n_new = options.max_length - len(ids)
+        if len(ids) + n_new <= longest:
+            return ids
+        if n_new >= longest:
+            raise InputError(
+                f'handle_long_generation: "hole" expected fewer than {longest} new tokens, the limit of model and '
+                f"tokenizer, got {n_new}"
+            )
+        return ids[n_new - longest :]
+
+    def _record(self, text: str, request: Request, call: _Call) -> GeneratedText | GeneratedIds:
+        if call.returns == "ids":
+            return {"generated_token_ids": list(request.ids)}
+        new = "" if request.text is None else request.text.text
+        if not text and not call.skip_special_tokens:  # as in transformers, what an empty prompt starts from is new
+            start = request.ids[: request.prompt_len]
+            new = self.tokenizer.decode(start) + new
+        return {"generated_text": text + new if call.returns == "full_text" else new}
+
+    def _read(self, options: Mapping[str, Any]) -> _Call:
+        """The arguments of a call, checked."""
+        merged = self._merged(options)
+        encoding = _read_encoding(merged)
+        for name, instead in _REFUSED.items():
+            value = merged.pop(name, None)
+            if value is not None and value is not False:
+                raise InputError(f"{name}: expected None, got {quote(value)}; {instead}")
+        returns = _read_returns(merged)
+        clean = merged.pop("clean_up_tokenization_spaces", None)
+        skip = merged.pop("skip_special_tokens", None)
+        prefix, hole = merged.pop("prefix", None), merged.pop("handle_long_generation", None)
+        if hole is not None:
+            check_choice("handle_long_generation", hole, ("hole",))
+        return _Call(
+            encoding=encoding,
+            returns=returns,
+            skip_special_tokens=True if skip is None else check_flag("skip_special_tokens", skip),
+            clean_up_tokenization_spaces=None if clean is None else check_flag("clean_up_tokenization_spaces", clean),
+            prefix="" if prefix is None else check_str("prefix", prefix),
+            hole=hole is not None,
+            streamer=merged.pop("streamer", None),
+            options=_read_generation(merged),
+        )
+
+
+def _read_encoding(merged: dict[str, Any]) -> Encoding:
+    """How prompts are tokenized. A max_length counts for generation as well, so it stays."""
+    length = merged.get("max_length")
+    inner = merged.get("tokenizer_encode_kwargs")
+    if isinstance(inner, Mapping) and "max_length" in inner:
+        merged.pop("max_length", None)  # that of the tokenizer wins
+    merge_kwargs(merged, "tokenizer_encode_kwargs")
+    encoding = read_encoding(merged)
+    if length is not None:
+        merged["max_length"] = length
+    return encoding
+
+
+def _read_returns(merged: dict[str, Any]) -> Literal["full_text", "new_text", "ids"]:
+    """What a record holds."""
+    given = {name: merged.pop(name, None) for name in ("return_full_text", "return_tensors", "return_text")}
+    full, ids, text = (None if value is None else check_flag(name, value) for name, value in given.items())
+    if full is not None and text is not None:
+        raise InputError("return_text: expected None beside return_full_text, got both")
+    if ids and (full is not None or text):
+        raise InputError("return_tensors: expected None beside return_full_text and return_text, got both")
+    if ids:
+        return "ids"
+    return "new_text" if full is False else "full_text"
+
+
+def _read_generation(merged: dict[str, Any]) -> GenerationOptions:
+    """The options of generation, with the defaults of the pipeline. Raises InputError for what is left."""
+    stop = merged.pop("stop_sequence", None)
+    if stop is not None:
+        if merged.get("stop_strings") is not None:
+            raise InputError("stop_sequence: expected None beside stop_strings, which is the same")
+        merged["stop_strings"] = stop
+    batch_size = read_batch_size(merged)
+    if batch_size is not None and merged.get("max_batch_size") is None:
+        merged["max_batch_size"] = batch_size
+    chosen = {**from_generation_config(merged.pop("generation_config", None)), **merged}
+    if chosen.get("do_sample") is None:
+        chosen["do_sample"] = True
+    if chosen["do_sample"] is True and chosen.get("temperature") is None:
+        chosen["temperature"] = TEMPERATURE
+    return read_options(chosen, "text-generation", also=_NAMES)

@@ -1,0 +1,115 @@
+"""What a type checker sees of the public names: results have types, and an unknown name is an error."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import fastattn
+
+pytest.importorskip("mypy", reason="mypy is in the extra test")
+SOURCES = Path(fastattn.__file__).resolve().parents[1]
+
+SETUP = """
+import numpy as np
+import fastattn as fa
+
+generator = fa.pipeline("text-generation")
+classifier = fa.pipeline("text-classification")
+extractor = fa.pipeline("feature-extraction")
+tokenizer = fa.AutoTokenizer.from_pretrained("folder")
+causal_lm = fa.AutoModelForCausalLM.from_pretrained("folder")
+encoder = fa.AutoModel.from_pretrained("folder")
+sequence_classifier = fa.AutoModelForSequenceClassification.from_pretrained("folder")
+st = fa.SentenceTransformer("folder")
+array = np.zeros((1, 2, 3, 4), np.float32)
+"""
+# Expressions, and what their type has to begin with.
+TYPED = {
+    "generator": "fastattn.tasks.pipelines.TextGenerationPipeline",
+    "classifier": "fastattn.tasks.pipelines.TextClassificationPipeline",
+    "extractor": "fastattn.tasks.pipelines.FeatureExtractionPipeline",
+    "generator('a')": "list[dict[str, str]]",
+    "generator(['a', 'b'])": "list[",
+    "tokenizer": "fastattn.tokenizer.tokenizer.Tokenizer",
+    "tokenizer.encode('a')": "list[int]",
+    "tokenizer('a')": "fastattn.",
+    "tokenizer.decode([1])": "str",
+    "causal_lm": "fastattn.models.auto.CausalLM",
+    "causal_lm([1])": "fastattn.models.outputs.CausalLMOutput",
+    "causal_lm([1]).logits": "numpy.ndarray[",
+    "encoder([1]).last_hidden_state": "numpy.ndarray[",
+    "sequence_classifier([1]).logits": "numpy.ndarray[",
+    "st.similarity(array, array)": "numpy.ndarray[",
+    "fa.scaled_dot_product_attention(array, array, array)": "numpy.ndarray[",
+    "fa.ops.gelu(array)": "numpy.ndarray[",
+    "fa.compare_dtypes('folder')": "fastattn.tasks.quality.QualityReport",
+    "fa.quantize('folder', 'out', dtype='int8')": "pathlib.Path",
+    "fa.generation.request_seed(1, 2)": "int",
+    "fa.errors.InputError('a')": "fastattn.errors.InputError",
+    "fa.__version__": "str",
+}
+UNKNOWN = [
+    "from fastattn import AutoModelForCausalLn",
+    "from fastattn import Pipeline",
+    "import fastattn\nfastattn.pipeline_of",
+    "import fastattn as fa\nfa.AutoModel.from_pretraned('folder')",
+    "import fastattn as fa\nfa.SentenceTransformer('folder').encod('a')",
+    "from fastattn import *\nAutoModelX",
+]
+
+
+def check(folder: Path, code: str) -> list[str]:
+    """mypy's lines for a module that uses fastattn."""
+    (folder / "sample.py").write_text(code)
+    command = [sys.executable, "-m", "mypy", "--strict", "--config-file=", "--cache-dir", folder.parent / "cache"]
+    environment = {**os.environ, "MYPYPATH": str(SOURCES)}
+    done = subprocess.run(
+        [*command, "--no-error-summary", "sample.py"], cwd=folder, env=environment, capture_output=True, text=True,
+        timeout=600, check=False,
+    )  # fmt: skip
+    assert done.returncode in (0, 1), done.stdout + done.stderr
+    return done.stdout.splitlines()
+
+
+@pytest.fixture(scope="module")
+def revealed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("mypy") / "typed"
+    folder.mkdir()
+    code = SETUP + "".join(f"reveal_type({expression})\n" for expression in TYPED)
+    lines = [line for line in check(folder, code) if line.startswith("sample.py:")]  # not those about our own files
+    found = [match[1] for line in lines if (match := re.search(r'Revealed type is "(.*)"$', line))]
+    assert [line for line in lines if "Revealed type" not in line] == []
+    assert len(found) == len(TYPED)
+    return dict(zip(TYPED, found, strict=True))
+
+
+@pytest.mark.parametrize("expression", TYPED)
+def test_results_have_types(revealed: dict[str, str], expression: str) -> None:
+    assert revealed[expression].replace("builtins.", "").startswith(TYPED[expression])
+
+
+@pytest.fixture(scope="module")
+def unknown(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """One line of mypy's for each sample; all in one run."""
+    folder = tmp_path_factory.mktemp("mypy") / "unknown"
+    folder.mkdir()
+    for i, code in enumerate(UNKNOWN):
+        (folder / f"unknown_{i}.py").write_text(code + "\n")
+    imports = "".join(f"import unknown_{i}\n" for i in range(len(UNKNOWN)))
+    return check(folder, imports)
+
+
+@pytest.mark.parametrize("i", range(len(UNKNOWN)), ids=lambda i: UNKNOWN[i].replace("\n", "; "))
+def test_an_unknown_name_is_an_error(unknown: list[str], i: int) -> None:
+    (line,) = (line for line in unknown if line.startswith(f"unknown_{i}.py:") and ": error:" in line)
+    assert re.search(r"has no attribute|is not defined", line)
+
+
+def test_the_types_are_those_of_this_checkout() -> None:
+    assert (SOURCES / "fastattn" / "py.typed").exists()

@@ -1,0 +1,383 @@
+"""The arguments of pipelines: transformers' results with each, or a typed error that says what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import fastattn
+from fastattn.errors import DTypeError, FastattnError, InputError
+from tests.tasks.test_pipelines import reference
+from tests.tasks.tiny import write_bert_model, write_gpt2_model
+
+pytestmark = pytest.mark.torch
+DIGITS = 4  # of scores that are compared; both sides compute in float64
+PROMPT = "the hello in all the"
+TEXT = "good film, a bad dog running"
+PAIR = {"text": "good", "text_pair": "bad"}
+
+
+@pytest.fixture(scope="module")
+def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_gpt2_model(tmp_path_factory.mktemp("gpt2"))
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_bert_model(tmp_path_factory.mktemp("classifier"), head=True)
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_bert_model(tmp_path_factory.mktemp("encoder"), head=False)
+
+
+@pytest.fixture(scope="module")
+def theirs(gpt2: Path, classifier: Path, encoder: Path) -> dict[str, Any]:
+    folders = {"text-generation": gpt2, "text-classification": classifier, "feature-extraction": encoder}
+    return {task: reference(task, folder) for task, folder in folders.items()}
+
+
+@pytest.fixture(scope="module")
+def ours(gpt2: Path, classifier: Path, encoder: Path) -> dict[str, Any]:
+    folders = {"text-generation": gpt2, "text-classification": classifier, "feature-extraction": encoder}
+    return {task: fastattn.pipeline(task, folder, device="numpy") for task, folder in folders.items()}  # type: ignore[call-overload]
+
+
+def rounded(value: Any) -> Any:
+    """Results with their floats rounded, and tensors as lists."""
+    if isinstance(value, float):
+        return round(value, DIGITS)
+    if isinstance(value, dict):
+        return {key: rounded(item) for key, item in value.items()}
+    if hasattr(value, "tolist"):
+        return rounded(value.tolist())
+    return [rounded(item) for item in value] if isinstance(value, list) else value
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"return_full_text": False},
+        {"return_tensors": True},
+        {"return_text": True},
+        {"return_text": False},
+        {"prefix": "hello "},
+        {"prefix": "hello ", "return_full_text": False},
+        {"clean_up_tokenization_spaces": True},
+        {"clean_up_tokenization_spaces": False},
+        {"skip_special_tokens": False},
+        {"handle_long_generation": "hole"},
+        {"truncation": True, "tokenizer_encode_kwargs": {"max_length": 2}},
+        {"truncation": True},
+        {"padding": False},
+        {"add_special_tokens": True},
+        {"num_return_sequences": 1},
+        {"batch_size": 2},
+        {"num_workers": 0},
+        {"use_cache": False, "num_beams": 1, "length_penalty": 1.0, "early_stopping": False},
+        {"temperature": None, "top_p": None},
+        {"pad_token_id": 0},
+        {"eos_token_id": 5},
+        {"repetition_penalty": 1.3},
+        {"tokenizer_encode_kwargs": {"truncation": True, "max_length": 2}},
+        {"min_new_tokens": 3},
+        {"max_new_tokens": None, "max_length": 12},
+        {"max_new_tokens": None, "max_length": 12, "prefix": "hello a "},
+        {"max_new_tokens": None, "max_length": 14, "min_length": 12},
+    ],
+)
+@pytest.mark.parametrize("inputs", [PROMPT, "", [PROMPT], [PROMPT, "a"]])
+def test_text_generation(theirs: dict[str, Any], ours: dict[str, Any], inputs: Any, options: dict[str, Any]) -> None:
+    given = {"do_sample": False, "max_new_tokens": 6, **options}
+    given = {name: value for name, value in given.items() if value is not None or name == "temperature"}
+    alone = {"batch_size": 1} if "batch_size" in options else {}  # its padding needs a pad token
+    expected = theirs["text-generation"](inputs, **{**given, **alone})
+    assert ours["text-generation"](inputs, **given) == expected
+
+
+def test_a_hole_for_long_generation(theirs: dict[str, Any], ours: dict[str, Any]) -> None:
+    options = {"do_sample": False, "max_new_tokens": 10, "handle_long_generation": "hole"}
+    text = "the hello in all " * 12
+    assert ours["text-generation"](text, **options) == theirs["text-generation"](text, **options)
+    with pytest.raises(InputError, match='handle_long_generation: "hole" expected fewer than 64 new tokens'):
+        ours["text-generation"](text, handle_long_generation="hole")
+
+
+def test_several_texts_for_each_prompt(ours: dict[str, Any]) -> None:
+    options = {"max_new_tokens": 5, "seed": 3, "num_return_sequences": 2}
+    single = ours["text-generation"](PROMPT, **options)
+    assert [list(record) for record in single] == [["generated_text"]] * 2
+    assert single[0] != single[1]
+    many = ours["text-generation"]([PROMPT, "a"], **options)
+    assert many[0] == single
+    assert [len(records) for records in many] == [2, 2]
+
+
+@pytest.mark.parametrize(
+    "inputs",
+    [
+        TEXT, "", [TEXT], [TEXT, "good"], PAIR, [PAIR, {"text": "x"}], [[["good", "bad"]]], [""],
+        {"text": "good", "text_pair": ""}, {"text": "good", "text_pair": None},
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("options", [{}, {"top_k": None}, {"top_k": 1}, {"top_k": 2}, {"top_k": 0}])
+def test_text_classification(theirs: dict[str, Any], ours: dict[str, Any], inputs: Any, options: Any) -> None:
+    expected = theirs["text-classification"](inputs, **options)
+    assert rounded(ours["text-classification"](inputs, **options)) == rounded(expected)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"function_to_apply": "softmax"},
+        {"function_to_apply": "SIGMOID"},
+        {"function_to_apply": "none"},
+        {"truncation": True},
+        {"truncation": "only_first", "max_length": 4},
+        {"truncation": "do_not_truncate"},
+        {"max_length": 4, "truncation": True},
+        {"max_length": 4},
+        {"padding": True},
+        {"padding": "max_length", "max_length": 20},
+        {"padding": "max_length", "max_length": 4, "truncation": True},
+        {"batch_size": 4, "num_workers": 0},
+        {"add_special_tokens": False},
+        {"return_all_scores": False},
+        {"top_k": 100},
+    ],
+)
+def test_arguments_of_classification(theirs: dict[str, Any], ours: dict[str, Any], options: dict[str, Any]) -> None:
+    for inputs in (TEXT, PAIR, [TEXT, "good"]):
+        kept = {name: value for name, value in options.items() if name != "return_all_scores"}
+        if isinstance(inputs, dict) and options.get("truncation") == "only_first":
+            continue  # the pair's second text alone is longer
+        expected = theirs["text-classification"](inputs, **kept)
+        assert rounded(ours["text-classification"](inputs, **options)) == rounded(expected)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"top_k": None},
+        {"top_k": 1},
+        {"function_to_apply": "none"},
+        {"truncation": True, "max_length": 3},
+        {"batch_size": 2},
+    ],
+)
+def test_arguments_of_the_pipeline_itself(classifier: Path, options: dict[str, Any]) -> None:
+    transformers, torch = pytest.importorskip("transformers"), pytest.importorskip("torch")
+    expected = transformers.pipeline("text-classification", model=str(classifier), dtype=torch.float64, **options)
+    found: Any = fastattn.pipeline("text-classification", classifier, device="numpy", **options)
+    for inputs in (TEXT, [TEXT, "good"]):
+        for call in ({}, {"top_k": 2}, {"top_k": None}):
+            assert rounded(found(inputs, **call)) == rounded(expected(inputs, **call))
+
+
+def test_generation_arguments_of_the_pipeline_itself(gpt2: Path) -> None:
+    found = fastattn.pipeline("text-generation", gpt2, device="numpy", max_new_tokens=4, do_sample=False)
+    plain = fastattn.pipeline("text-generation", gpt2, device="numpy")
+    assert found(PROMPT) == plain(PROMPT, max_new_tokens=4, do_sample=False)
+    assert found(PROMPT, max_new_tokens=6) == plain(PROMPT, max_new_tokens=6, do_sample=False)
+    with pytest.raises(InputError, match=r"top_p: expected a finite number from 0.0 to 1.0, got 2"):
+        fastattn.pipeline("text-generation", gpt2, device="numpy", top_p=2)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"return_tensors": True},
+        {"truncation": True},
+        {"tokenize_kwargs": {"truncation": True, "max_length": 4}},
+        {"tokenize_kwargs": {"padding": True}},
+        {"tokenize_kwargs": {"add_special_tokens": False}},
+    ],
+)
+@pytest.mark.parametrize("inputs", [TEXT, ["good", "bad dog"]])
+def test_feature_extraction(theirs: dict[str, Any], ours: dict[str, Any], inputs: Any, options: dict[str, Any]) -> None:
+    expected = theirs["feature-extraction"](inputs, **options)
+    found = ours["feature-extraction"](inputs, **options)
+    assert rounded(found) == rounded(expected)
+    if "return_tensors" in options:
+        assert isinstance(found[0] if isinstance(inputs, list) else found, np.ndarray)
+
+
+REFUSED: list[tuple[str, dict[str, Any], str]] = [
+    ("text-generation", {"max_newtokens": 3}, "text-generation: unknown option 'max_newtokens'; did you mean 'max_new"),
+    ("text-generation", {"return_ful_text": False}, "text-generation: unknown .* mean 'return_full_text'"),
+    ("text-generation", {"return_full_text": "false"}, "return_full_text: expected True or False, got str 'false'"),
+    ("text-generation", {"return_full_text": True, "return_tensors": True}, "return_tensors: expected None beside"),
+    ("text-generation", {"return_full_text": True, "return_text": True}, "return_text: expected None beside"),
+    ("text-generation", {"return_type": 1}, "return_type: .*; use return_full_text"),
+    ("text-generation", {"handle_long_generation": "x"}, "handle_long_generation: expected one of 'hole', got 'x'"),
+    ("text-generation", {"num_beams": 2}, "num_beams: expected None or 1, got 2; there is no beam search"),
+    ("text-generation", {"prefix": 3}, "prefix: expected str, got int 3"),
+    ("text-generation", {"truncation": "true"}, "truncation: expected one of"),
+    ("text-generation", {"batch_size": "8"}, "batch_size: expected int, got str '8'"),
+    ("text-generation", {"tools": [1]}, "tools: .*; chat templates are not supported"),
+    ("text-generation", {"stop_sequence": "a", "stop_strings": "b"}, "stop_sequence: expected None beside"),
+    ("text-generation", {"tokenizer_encode_kwargs": {"x": 1}}, "tokenizer_encode_kwargs: unknown keyword 'x'"),
+    ("text-classification", {"topk": 2}, "text-classification: unknown keyword 'topk'; did you mean 'top_k'"),
+    ("text-classification", {"top_k": 1.5}, "top_k: expected int, got float 1.5"),
+    ("text-classification", {"top_k": -1}, "top_k: expected 0 to"),
+    ("text-classification", {"function_to_apply": "x"}, "function_to_apply: expected one of 'sigmoid'"),
+    ("text-classification", {"function_to_apply": 1}, "function_to_apply: expected one of 'sigmoid'"),
+    ("text-classification", {"truncation": "false"}, "truncation: expected one of"),
+    ("text-classification", {"truncation": 1}, "truncation: expected True or False, got int 1"),
+    ("text-classification", {"padding": "true"}, "padding: expected one of"),
+    ("text-classification", {"return_all_scores": True}, "return_all_scores: .*; top_k=None gives all scores"),
+    ("text-classification", {"batch_size": 0}, "batch_size: expected 1 to"),
+    ("text-classification", {"max_length": 10**400}, "max_length: expected 1 to"),
+    ("feature-extraction", {"return_tensors": "pt"}, "return_tensors: .*torch.from_numpy"),
+    ("feature-extraction", {"return_tensors": 1}, "return_tensors: expected True or False, got int 1"),
+    ("feature-extraction", {"padding": "max_length"}, "padding: .* results have no padding"),
+    ("feature-extraction", {"tokenize_kwargs": {"padding": True}, "padding": True}, "padding: expected it once"),
+    ("feature-extraction", {"tokenize_kwargs": [1]}, "tokenize_kwargs: expected a mapping of arguments, got list"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("task", "options", "message"), REFUSED)
+def test_arguments_that_are_refused(ours: dict[str, Any], task: str, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(FastattnError, match=f"^{message}"):
+        ours[task](TEXT, **options)
+
+
+LOADING: list[tuple[dict[str, Any], str]] = [
+    ({"dtyp": "int8"}, "pipeline\\('text-classification'\\): unknown keyword 'dtyp'; did you mean 'dtype'"),
+    ({"framework": "tf"}, "framework: expected one of 'pt', got 'tf'"),
+    ({"config": {}}, "config: .*; config.json of the folder is used"),
+    ({"feature_extractor": "x"}, "feature_extractor: .*; these tasks take texts alone"),
+    ({"model_kwargs": [1]}, "model_kwargs: expected a mapping, got list"),
+    ({"model_kwargs": {"dtype": "int8"}, "dtype": "int8"}, "'dtype': expected it once"),
+    ({"device": "tpu"}, "device: expected one of"),
+    ({"tokenizer": 42}, "tokenizer: expected a folder, a hub id, a Tokenizer, or a tokenizer of transformers"),
+    ({"tokenizer": ""}, "tokenizer: expected a path"),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), LOADING)
+def test_loading_options_that_are_refused(classifier: Path, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(FastattnError, match=f"^{message}"):
+        fastattn.pipeline("text-classification", classifier, **options)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"device": -1},
+        {"device": "cpu"},
+        {"device_map": "auto"},
+        {"torch_dtype": "float32"},
+        {"dtype": "auto"},
+        {"framework": "pt", "use_fast": True, "trust_remote_code": False, "config": None},
+        {"model_kwargs": {"dtype": "float32", "low_cpu_mem_usage": True}},
+        {"num_workers": 2, "batch_size": 8},
+    ],
+)
+def test_loading_options_that_change_nothing(classifier: Path, options: dict[str, Any]) -> None:
+    expected = fastattn.pipeline("text-classification", classifier, threads=1)(TEXT)
+    assert fastattn.pipeline("text-classification", classifier, threads=1, **options)(TEXT) == expected
+
+
+def test_options_beside_a_loaded_model(classifier: Path) -> None:
+    model = fastattn.AutoModelForSequenceClassification.from_pretrained(classifier, threads=1)
+    pipe = fastattn.pipeline("text-classification", model, device=-1, dtype="float32")
+    assert pipe.model is model
+    for options in ({"dtype": "int8"}, {"device": "cuda"}, {"threads": 2}, {"revision": "x"}):
+        with pytest.raises(InputError, match="from_pretrained"):
+            fastattn.pipeline("text-classification", model, **options)  # type: ignore[call-overload]
+
+
+def test_a_task_is_needed(classifier: Path) -> None:
+    with pytest.raises(InputError, match=r"^task: expected one of 'text-generation', .*; a model does not say"):
+        fastattn.pipeline(model=classifier)  # type: ignore[call-overload]
+    with pytest.raises(InputError, match=r"^task: .*did you mean 'text-classification'"):
+        fastattn.pipeline("text-clasification", classifier)  # type: ignore[call-overload]
+    with pytest.raises(DTypeError, match=r"^task: expected one of"):
+        fastattn.pipeline(3, classifier)  # type: ignore[call-overload]
+    transformers = pytest.importorskip("transformers")
+    theirs = transformers.AutoModelForSequenceClassification.from_pretrained(classifier)
+    with pytest.raises(DTypeError, match=r"loaded SequenceClassifier, got Bert.*; pass the folder"):
+        fastattn.pipeline("text-classification", theirs)
+
+
+# -- inputs -----------------------------------------------------------------------------------------------------------
+
+
+class Column:
+    """A sequence with __len__ and __getitem__ alone."""
+
+    def __init__(self, items: list[Any]) -> None:
+        self.items = items
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, i: int) -> Any:
+        if i >= len(self.items):
+            raise IndexError
+        return self.items[i]
+
+
+def test_sequences_of_texts(ours: dict[str, Any]) -> None:
+    texts = ["good film", "a bad dog", "unknown"]
+
+    def generator() -> Iterator[str]:
+        yield from texts
+
+    for task, options in (("text-classification", {}), ("feature-extraction", {}), ("text-generation", {"seed": 1})):
+        expected = ours[task](texts, **options)
+        for inputs in (tuple(texts), Column(texts), generator(), iter(texts), np.array(texts), map(str, texts)):
+            found = ours[task](inputs, **options)
+            assert isinstance(found, list)
+            assert found == expected
+        assert ours[task]([], **options) == []
+
+
+def test_pairs(ours: dict[str, Any]) -> None:
+    classify = ours["text-classification"]
+    expected = classify([PAIR, {"text": "x"}])
+    assert classify([("good", "bad"), "x"]) == expected
+    assert classify(Column([["good", "bad"], {"text": "x", "text_pair": None}])) == expected
+    assert classify(pair for pair in [PAIR, "x"]) == expected
+
+
+@pytest.mark.parametrize(
+    ("task", "inputs", "message"),
+    [
+        (
+            "text-generation",
+            [{"role": "user", "content": "x"}],
+            r"text_inputs\[0\]: .*chat templates are not supported",
+        ),
+        ("text-generation", [[{"role": "user", "content": "x"}]], r"text_inputs\[0\]: .*a message of a chat"),
+        ("text-generation", {"text": "x"}, "text_inputs: expected str, got dict"),
+        ("text-generation", [["a", "b"]], r"text_inputs\[0\]: expected str, got list"),
+        ("text-generation", 3, "text_inputs: expected str, got int 3"),
+        ("text-generation", None, "text_inputs: expected str, got None"),
+        ("text-generation", b"x", "text_inputs: expected str, got bytes"),
+        ("text-classification", [("a", "b", "c")], r"inputs\[0\]: expected a str or a pair of them, got 3 items"),
+        ("text-classification", [{"text": "a", "label": "b"}], r"inputs\[0\]: expected the keys"),
+        ("text-classification", {"a", "b"}, "inputs: expected a sequence of str, got set, which has no order"),
+        ("text-classification", [("a", 3)], r"inputs\[0\]\[1\]: expected str, got int 3"),
+        ("feature-extraction", [float("nan")], r"inputs\[0\]: expected str, got float nan"),
+    ],
+)
+def test_inputs_that_are_refused(ours: dict[str, Any], task: str, inputs: Any, message: str) -> None:
+    with pytest.raises(FastattnError, match=f"^{message}"):
+        ours[task](inputs)
+
+
+def test_a_missing_text_of_a_series_names_its_row(ours: dict[str, Any]) -> None:
+    pandas = pytest.importorskip("pandas")
+    series = pandas.Series(["good", None, "bad"], index=["x", "y", "z"])
+    for task in ours:
+        with pytest.raises(DTypeError, match=r"\[1\] \(row 'y'\): expected str, got (None|float nan)"):
+            ours[task](series)
