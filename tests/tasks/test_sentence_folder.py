@@ -31,7 +31,7 @@ from tests.tasks.sentence_folders import (
 from tests.tasks.sentence_reference import Reference
 
 __all__ = ["hub"]  # a fixture
-ODD: list[Any] = [3, -1, 1.5, True, "text", "x" * 200_000, [], [[]], {}, {"a": {}}, [None], "\ud800", 10**400]
+ODD: list[Any] = [None, 3, -1, 1.5, True, "text", "x" * 200_000, [], [[]], {}, {"a": {}}, [None], "\ud800", 10**400]
 
 
 @pytest.fixture

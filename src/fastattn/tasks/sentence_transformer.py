@@ -159,6 +159,10 @@ class SentenceTransformer(EncodeMethods):
     def __iter__(self) -> Iterator[InputModule | Module]:
         return iter([self._stack[i] for i in range(len(self._stack))])
 
+    def _first_module(self) -> InputModule:
+        """The first module, by a name that much code uses."""
+        return self._first
+
     @property
     def model(self) -> Encoder:
         """The transformer. Raises InputError where the model has none (StaticEmbedding)."""

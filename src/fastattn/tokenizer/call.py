@@ -173,7 +173,7 @@ def read_tensors(value: object) -> bool:
 
 
 def read_side(name: str, value: object) -> Side:
-    """ "left" or "right"."""
+    """A side, "left" or "right". Raises DTypeError, InputError."""
     return "left" if check_choice(name, value, SIDES) == "left" else "right"
 
 

@@ -58,11 +58,12 @@ def _options_of_transformers(tokenizer: Any) -> TokenizerOptions:
     known = {f"{role}_token": role for role in ROLES}
     tokens = {str(key): str(token) for key, token in tokenizer.special_tokens_map.items() if isinstance(token, str)}
     limit = tokenizer.model_max_length
+    extra = getattr(tokenizer, "extra_special_tokens", None) or getattr(tokenizer, "additional_special_tokens", None)
     return TokenizerOptions(
         class_name=type(tokenizer).__name__.removesuffix("Fast"),
         special_tokens={known[key]: token for key, token in tokens.items() if key in known},
         named_special_tokens={key: token for key, token in tokens.items() if key not in known},
-        extra_special_tokens=tuple(str(token) for token in getattr(tokenizer, "extra_special_tokens", None) or ()),
+        extra_special_tokens=tuple(str(token) for token in extra or ()),
         model_max_length=int(limit) if limit is not None and limit <= _LARGEST_LIMIT else None,
         model_input_names=tuple(tokenizer.model_input_names),
         padding_side=read_side("tokenizer.padding_side", tokenizer.padding_side),

@@ -219,7 +219,11 @@ class Tokenizer(TokenizerBase):
         return_tensors: Literal["np"] | None = None,
         verbose: bool = True,
     ) -> BatchEncoding:
-        """Pad an encoding, a dict of columns, or a list of such dicts, to one length; see `fastattn.tokenizer.pad`."""
+        """Pad an encoding, a dict of columns, or a list of such dicts, to one length.
+
+        The arguments are those of a call. Columns of arrays give arrays. Columns that are not those of an encoding,
+        such as labels, stay as they are, as in transformers.
+        """
         options: CallArgs = {
             "padding": padding,
             "max_length": max_length,
@@ -308,7 +312,7 @@ class Tokenizer(TokenizerBase):
     ) -> list[str]:
         """`decode` of each item, as a list."""
         if isinstance(sequences, Iterator):
-            sequences = list(islice(sequences, MAX_IDS))
+            sequences = list(islice(sequences, MAX_IDS + 1))
         if _is_empty(sequences):
             return []
         texts = self.decode(

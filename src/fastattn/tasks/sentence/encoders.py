@@ -17,7 +17,7 @@ from fastattn.errors import ConfigError, InputError, ModelFormatError
 from fastattn.graph.executor import Executor
 from fastattn.graph.rewrites import optimise, with_pooling
 from fastattn.models.auto import Encoder
-from fastattn.models.inputs import read_batch
+from fastattn.models.inputs import read_model_batch
 from fastattn.tasks.sentence.features import SENTENCE, TOKENS, Features, Rows, Widths
 from fastattn.tasks.sentence.files import (
     WEIGHTS_NAME,
@@ -149,21 +149,14 @@ class Transformer:
     def run(self, encoded: Encoded, features: Features) -> None:
         """Compute the token vectors."""
         self._check_ids(encoded, features.where)
-        ids, type_ids = [ids for ids, _ in encoded], [types for _, types in encoded]
-        features.tokens[TOKENS] = list(self.auto_model(ids, token_type_ids=type_ids).last_hidden_state)
+        ids, types = self._columns(encoded)
+        features.tokens[TOKENS] = list(self.auto_model(ids, token_type_ids=types).last_hidden_state)
 
     def run_pooled(self, encoded: Encoded, features: Features, op: str) -> None:
-        """Compute one vector per text with the pooling as an op of the model, which gives no token vectors back."""
+        """Compute one vector per text with the pooling as an op of the model, which returns no token vectors."""
         self._check_ids(encoded, features.where)
-        config = self.auto_model.config
-        batch = read_batch(
-            [ids for ids, _ in encoded],
-            None,
-            [types for _, types in encoded],
-            vocab_size=config.vocab_size,
-            max_positions=config.max_positions,
-            type_vocab_size=config.type_vocab_size,
-        )
+        ids, types = self._columns(encoded)
+        batch = read_model_batch(self.auto_model.config, ids, None, types)
         executor = self._pooled_executor(op)
         if batch.n_tokens:
             vectors = cast("NDArray[Any]", executor.run(batch.step())["embedding"])
@@ -177,6 +170,10 @@ class Transformer:
         for executor in pooled.values():
             executor.close()
         self.auto_model.close()
+
+    def _columns(self, encoded: Encoded) -> tuple[list[Ids], list[Ids] | None]:
+        """The ids, and the token types where tokenizer and model have them."""
+        return [ids for ids, _ in encoded], self.auto_model.types_of(self.tokenizer, [types for _, types in encoded])
 
     def _pooled_executor(self, op: str) -> Executor:
         own = self.auto_model.executor  # raises where the model is closed

@@ -26,9 +26,12 @@ def read_optional_json(path: Path) -> Any:
     if not os.path.lexists(path):
         return None
     try:
-        return read_json(path)
+        value = read_json(path)
     except OSError as error:
         raise ConfigError(f"{path}: expected a readable file, got: {error.strerror or type(error).__name__}") from error
+    if value is None:
+        raise ConfigError(f"{path}: expected settings, got null")
+    return value
 
 
 def read_settings(path: Path, *, needed_by: str | None = None) -> Settings:

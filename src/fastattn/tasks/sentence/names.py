@@ -8,7 +8,6 @@ import re
 from pathlib import Path
 
 from fastattn.checkpoint.hub import resolve
-from fastattn.checks import check_str
 from fastattn.tasks.sentence.folder import module_paths
 
 ORGANIZATION = "sentence-transformers"
@@ -52,11 +51,10 @@ def find_folder(
 ) -> Path:
     """The local folder of a model, with the folders of all its modules. Raises HubError, ModelNotFoundError."""
     name = full_name(name)
-    secret = None if token is None or isinstance(token, bool) else check_str("token", token)  # None is the stored one
 
     def found(**patterns: tuple[str, ...]) -> Path:
         return resolve(
-            name, revision=revision, cache_dir=cache_dir, local_files_only=local_files_only, token=secret, **patterns
+            name, revision=revision, cache_dir=cache_dir, local_files_only=local_files_only, token=token, **patterns
         )
 
     folder = found()
