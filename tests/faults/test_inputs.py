@@ -154,6 +154,11 @@ def test_fault_50_a_tensor_without_axes_is_never_cut_to_an_integer() -> None:
             read([bad])
     with pytest.raises(InputError, match=r"^input_ids\[0\]: .*, got -1$"):
         read([torch.tensor(-1)])
+    ones = torch.ones(2, dtype=torch.bfloat16)
+    for mask in (ones, torch.ones(2, requires_grad=True), torch.ones(2, device="meta")):
+        with pytest.raises(DTypeError, match=r"^attention_mask: .* a tensor that numpy cannot read .*\.long\(\)$"):
+            read([3, 4], attention_mask=mask)
+    assert read([3, 4], attention_mask=ones.half()).n_tokens == 2
     mask = [torch.tensor(True), torch.tensor(False)]
     assert read([3, 4], attention_mask=mask).ids[0].tolist() == [3]
 

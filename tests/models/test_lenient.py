@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+import fastattn
 from fastattn.errors import ConfigError
 from fastattn.models import bert, distilbert, gpt2, roberta
 from fastattn.models.auto import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
@@ -86,7 +87,20 @@ def test_names_of_a_model_inside_another(
     expected = run(tmp_path / "a", family)
     inside = {f"{outer}{name}": tensor for name, tensor in FAMILIES[family][1]().items()}
     assert np.array_equal(run(tmp_path / "b", family, None, inside), expected)
-    assert messages(caplog) == [f"the names of the checkpoint's tensors begin with {outer!r}; they are read without it"]
+    assert messages(caplog) == [f"{tmp_path / 'b'}: names of tensors begin with {outer!r}; they are read without it"]
+
+
+def test_such_files_are_quantized_too(tmp_path: Path) -> None:
+    config = {**GPT2, "vocab_size": 131, "n_embd": 96}
+    tensors = gpt2_tensors(config)
+    renamed = {f"module.{'lm_head.weight' if name == 'wte.weight' else name}": t for name, t in tensors.items()}
+    folder = fastattn.quantize(write(tmp_path / "a", config, renamed), tmp_path / "b", dtype="int8")
+    write(tmp_path / "c", config, tensors)
+    with (
+        AutoModelForCausalLM.from_pretrained(folder) as small,
+        AutoModelForCausalLM.from_pretrained(tmp_path / "c", dtype="int8") as expected,
+    ):
+        assert np.array_equal(small([1, 2, 3]).logits, expected([1, 2, 3]).logits)
 
 
 def test_two_models_in_one_file_are_not_guessed_at(tmp_path: Path) -> None:

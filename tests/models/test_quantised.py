@@ -189,5 +189,5 @@ def test_a_numpy_dtype_is_no_name(tmp_path: Path) -> None:
     wrong: Any = np.dtype("int8")
     with pytest.raises(DTypeError, match="dtype: expected one of"):
         fastattn.quantize(floats, tmp_path / "out", dtype=wrong)
-    with pytest.raises((InputError, DTypeError), match="dtypes: expected"):
+    with pytest.raises((InputError, DTypeError), match=r"dtypes\[0\]: expected"):
         fastattn.compare_dtypes(floats, ["a text"], dtypes=[wrong])

@@ -73,7 +73,7 @@ REFUSED: list[tuple[str, Any, str]] = [
     ("streamer", print, "streamer: expected an object with put and end"),
     ("tokenizer", 3, "tokenizer: expected"),
     ("max_newtokens", 3, "generate: unknown option 'max_newtokens'; did you mean 'max_new_tokens'"),
-    ("atention_mask", [1], "generate: unknown option 'atention_mask'; did you mean 'attention_mask'"),
+    ("attention_mas", [1], "generate: unknown option 'attention_mas'; did you mean 'attention_mask'"),
     ("whatever", 3, "generate: unknown option 'whatever'; see GenerationOptions"),
     ("return_dict_in_generate", "yes", "return_dict_in_generate: expected True or False"),
     ("inputs", [1], "inputs: expected None beside input_ids"),

@@ -211,7 +211,7 @@ def test_feature_extraction(theirs: dict[str, Any], ours: dict[str, Any], inputs
 
 REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("text-generation", {"max_newtokens": 3}, "text-generation: unknown option 'max_newtokens'; did you mean 'max_new"),
-    ("text-generation", {"return_ful_text": False}, "text-generation: unknown .* mean 'return_full_text'"),
+    ("text-generation", {"return_fulltext": False}, "text-generation: unknown .* mean 'return_full_text'"),
     ("text-generation", {"return_full_text": "false"}, "return_full_text: expected True or False, got str 'false'"),
     ("text-generation", {"return_full_text": True, "return_tensors": True}, "return_tensors: expected None beside"),
     ("text-generation", {"return_full_text": True, "return_text": True}, "return_text: expected None beside"),
@@ -299,13 +299,22 @@ def test_a_task_is_needed(classifier: Path) -> None:
     with pytest.raises(InputError, match=r"^task: expected one of 'text-generation', .*; a model does not say"):
         fastattn.pipeline(model=classifier)  # type: ignore[call-overload]
     with pytest.raises(InputError, match=r"^task: .*did you mean 'text-classification'"):
-        fastattn.pipeline("text-clasification", classifier)  # type: ignore[call-overload]
+        fastattn.pipeline("text-classify", classifier)  # type: ignore[call-overload]
     with pytest.raises(DTypeError, match=r"^task: expected one of"):
         fastattn.pipeline(3, classifier)  # type: ignore[call-overload]
     transformers = pytest.importorskip("transformers")
     theirs = transformers.AutoModelForSequenceClassification.from_pretrained(classifier)
     with pytest.raises(DTypeError, match=r"loaded SequenceClassifier, got Bert.*; pass the folder"):
         fastattn.pipeline("text-classification", theirs)
+
+
+def test_a_tokenizer_of_another_model(classifier: Path, gpt2: Path) -> None:
+    model = fastattn.AutoModelForSequenceClassification.from_pretrained(classifier, threads=1)
+    pipe = fastattn.pipeline("text-classification", model, tokenizer=gpt2)
+    with pytest.raises(
+        InputError, match=r"^inputs\[1\]: the tokenizer gives id 263 for 'hello', but the model has ids"
+    ):
+        pipe(["", "hello"], add_special_tokens=False)
 
 
 # -- inputs -----------------------------------------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,7 +16,6 @@ from fastattn.graph.ir import Program
 Task = Literal["causal-lm", "encoder", "sequence-classification"]
 TASKS: tuple[Task, ...] = ("causal-lm", "encoder", "sequence-classification")
 HEADS = ("classifier.", "score.")  # the names of a classification head's tensors begin with one of these
-_log = logging.getLogger("fastattn")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +42,7 @@ class ModelNames:
     layout: Layout
     found: Mapping[str, tuple[TensorInfo, ...]]
     hidden: frozenset[str] = frozenset()  # duplicates of another tensor, as if they were not there
+    outer: str = ""  # what stands before all names besides the family's prefix
 
     def has(self, name: str) -> bool:
         """Whether the checkpoint holds a tensor for this name."""
@@ -108,7 +107,7 @@ def resolve_names(tensors: Mapping[str, TensorInfo], layout: Layout, *, tied: bo
         pair = found["lm_head.weight"][0], found["wte.weight"][0]
         if same_data(*pair):
             hidden.add("lm_head.weight")
-    return ModelNames(layout, found, frozenset(hidden))
+    return ModelNames(layout, found, frozenset(hidden), outer)
 
 
 def _outer_prefix(tensors: Mapping[str, TensorInfo], layout: Layout) -> str:
@@ -116,15 +115,13 @@ def _outer_prefix(tensors: Mapping[str, TensorInfo], layout: Layout) -> str:
     from inside another; "" where nothing does, or more than one thing."""
     if not layout.anchor:
         return ""
-    befores = {name[: -len(layout.anchor)] for name in tensors if name.endswith(layout.anchor)}
-    if "" in befores or befores.intersection(layout.prefixes) or len(befores) != 1:
+    prefixes = {name[: -len(layout.anchor)] for name in tensors if name.endswith(layout.anchor)}
+    if "" in prefixes or prefixes.intersection(layout.prefixes) or len(prefixes) != 1:
         return ""
-    before = befores.pop()
+    before = prefixes.pop()
     if not before.endswith("."):
         return ""
-    outer = next((before.removesuffix(p) for p in layout.prefixes if before.endswith(p)), before)
-    _log.warning("the names of the checkpoint's tensors begin with %s; they are read without it", quote(outer))
-    return outer
+    return next((before.removesuffix(p) for p in layout.prefixes if before.endswith(p)), before)
 
 
 def check_tensors(program: Program, names: ModelNames) -> dict[str, TensorInfo]:

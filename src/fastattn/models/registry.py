@@ -105,7 +105,8 @@ class BuiltModel:
 
     traced: the Program as the model text says it, for `with_outputs` and `with_pooling`; program: the same optimised;
     tensors: the tensor of every weight part; config: the family's dataclass; trace_with_types: gives `traced` for calls
-    with token types, where those have a Program of their own; unexpected: the checkpoint's tensors without use.
+    with token types, where those have a Program of their own; unexpected: the checkpoint's tensors without use;
+    outer_prefix: what its names begin with besides the family's prefix.
     """
 
     config: ModelConfig
@@ -114,6 +115,7 @@ class BuiltModel:
     tensors: Mapping[str, TensorInfo]
     task: Task
     unexpected: tuple[str, ...] = ()
+    outer_prefix: str = ""
     trace_with_types: Callable[[], Program] | None = None
 
 
@@ -171,6 +173,7 @@ def build(config: Mapping[str, object], tensors: Mapping[str, TensorInfo], task:
         tensors=found,
         task=task,
         unexpected=tuple(names.unexpected(found)),
+        outer_prefix=names.outer,
         trace_with_types=None if with_types is None else lambda: with_types(parsed, Weights(Tracer(), names), task),
     )
 
@@ -219,6 +222,8 @@ def warn_of_unused(config: Mapping[str, object], built: BuiltModel, where: objec
     if others:
         family = quote(config.get("model_type"))
         _log.warning("%s: architectures %s are not known; loaded as model_type %s", where, quote(others), family)
+    if built.outer_prefix:
+        _log.warning("%s: names of tensors begin with %s; they are read without it", where, quote(built.outer_prefix))
     if built.unexpected:
         shown = ", ".join(quote(name, 60) for name in built.unexpected[:_MAX_NAMED])
         more = f" and {len(built.unexpected) - _MAX_NAMED} more" if len(built.unexpected) > _MAX_NAMED else ""

@@ -13,6 +13,7 @@ from typing import Any, Literal, SupportsIndex, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from fastattn.checks import quote
 from fastattn.errors import DTypeError, InputError
 
 Layout = Literal["single", "dense", "ragged"]
@@ -155,11 +156,25 @@ def _as_array(value: object, name: str) -> Array:
             f"{name}: expected an array of integers, got a masked array; give the model "
             "input_ids=a.filled(0) and attention_mask=~numpy.ma.getmaskarray(a)"
         )
+    if type(value).__module__ == "torch":
+        return _from_torch(value, name)
     if hasattr(value, "__array__"):
         return np.asarray(value)
     if hasattr(value, "__dlpack__"):
         return np.from_dlpack(value)
     raise DTypeError(f"{name}: expected an array or a list of integers, got {type(value).__name__}")
+
+
+def _from_torch(tensor: Any, name: str) -> Array:
+    """A tensor in main memory, of a dtype that numpy has."""
+    try:
+        return np.asarray(tensor)
+    except (TypeError, RuntimeError) as error:  # another device, bfloat16, a gradient
+        why = quote(str(error).partition("\n")[0], 160)[1:-1]
+        raise DTypeError(
+            f"{name}: expected an array of integers, got a tensor that numpy cannot read ({why}); give it "
+            f"{name}.detach().cpu().long()"
+        ) from None
 
 
 def _check_items(items: Sequence[object], name: str, mask: bool) -> None:

@@ -84,10 +84,9 @@ class FeatureExtractionPipeline(Pipeline[Encoder]):
         """
         tensors, encoding, batch_size = self._read({**options, "return_tensors": return_tensors})
         texts, single = read_texts(inputs, "inputs")
-        context = self.model.executor.program.max_positions
         results: list[Any] = []
         items = [(text, None) for text in texts]
-        for ids, type_ids in batches(self.tokenizer, items, encoding, batch_size=batch_size, context=context):
+        for ids, type_ids in batches(self.model, self.tokenizer, items, encoding, batch_size=batch_size):
             types = self.model.types_of(self.tokenizer, type_ids)
             for rows in self.model(ids, token_type_ids=types).last_hidden_state:
                 check_finite(rows, f"inputs[{len(results)}]", "hidden states")

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from fastattn.checks import check_count, check_flag, check_keywords, quote
 from fastattn.errors import ContextLengthError, DTypeError, InputError
+from fastattn.models.base import Model
 from fastattn.tokenizer import Tokenizer, check_text, is_list_like
 from fastattn.tokenizer.call import PaddingArg, TruncationArg
 from fastattn.tokenizer.padding import DO_NOT_PAD, read_padding
@@ -159,9 +160,10 @@ def _read_pair(item: object, name: str) -> Pair:
 
 
 def batches(
-    tokenizer: Tokenizer, items: Sequence[Pair], encoding: Encoding, *, batch_size: int | None, context: int
+    model: Model, tokenizer: Tokenizer, items: Sequence[Pair], encoding: Encoding, *, batch_size: int | None
 ) -> Iterator[tuple[Ids, Ids]]:
-    """Token ids and token type ids of `batch_size` texts at a time. Raises ContextLengthError."""
+    """Token ids and token type ids of `batch_size` texts at a time. Raises ContextLengthError, InputError."""
+    context = model.executor.program.max_positions
     size, limit = batch_size or DEFAULT_BATCH_SIZE, encoding.limit(tokenizer, context)
     for start in range(0, len(items), size):
         encoded = tokenizer.encode_batch(
@@ -178,4 +180,16 @@ def batches(
                     n_tokens=len(ids),
                     context=context,
                 )
+            check_fits(model, tokenizer, ids, f"inputs[{i}]")
         yield [ids for ids, _ in encoded], [type_ids for _, type_ids in encoded]
+
+
+def check_fits(model: Model, tokenizer: Tokenizer, ids: NDArray[np.int32], name: str) -> None:
+    """Refuse ids of a tokenizer that the model does not have. Raises InputError."""
+    highest, n_ids = int(ids.max(initial=0)), model.config.vocab_size
+    if highest >= n_ids:
+        token = quote(tokenizer.convert_ids_to_tokens(highest))
+        raise InputError(
+            f"{name}: the tokenizer gives id {highest} for {token}, but the model has ids up to {n_ids - 1}; is the "
+            "tokenizer that of the model?"
+        )

@@ -110,9 +110,8 @@ class TextClassificationPipeline(Pipeline[SequenceClassifier]):
             given["top_k"] = top_k
         call = self._read(given)
         items, single = read_pairs(inputs, "inputs")
-        context = self.model.executor.program.max_positions
         results: list[Any] = []
-        for ids, type_ids in batches(self.tokenizer, items, call.encoding, batch_size=call.batch_size, context=context):
+        for ids, type_ids in batches(self.model, self.tokenizer, items, call.encoding, batch_size=call.batch_size):
             types = self.model.types_of(self.tokenizer, type_ids)
             for row in self.model(ids, token_type_ids=types).logits:
                 scores = _activate(row, call.activation)

@@ -19,7 +19,14 @@ from fastattn.generation.request import Request
 from fastattn.models.auto import CausalLM
 from fastattn.models.generate_args import GenerationArgs
 from fastattn.tasks.pipeline_base import Pipeline
-from fastattn.tasks.pipeline_inputs import Encoding, merge_kwargs, read_batch_size, read_encoding, read_texts
+from fastattn.tasks.pipeline_inputs import (
+    Encoding,
+    check_fits,
+    merge_kwargs,
+    read_batch_size,
+    read_encoding,
+    read_texts,
+)
 from fastattn.tokenizer.call import PaddingArg, TruncationArg
 
 if TYPE_CHECKING:
@@ -170,6 +177,7 @@ class TextGenerationPipeline(Pipeline[CausalLM]):
             cut = {"truncation": call.encoding.strategy, "max_length": limit}
         special = call.encoding.add_special_tokens
         ids = encode_prompt(self.tokenizer, call.prefix + text, name, add_special_tokens=special, **cut)
+        check_fits(self.model, self.tokenizer, ids, name)
         if not call.hole:
             return ids
         longest, options = min(self.tokenizer.model_max_length, context), call.options

@@ -153,7 +153,7 @@ class Transformer:
         features.tokens[TOKENS] = list(self.auto_model(ids, token_type_ids=types).last_hidden_state)
 
     def run_pooled(self, encoded: Encoded, features: Features, op: str) -> None:
-        """Compute one vector per text with the pooling as an op of the model, which gives no token vectors back."""
+        """Compute one vector per text with the pooling as an op of the model, which returns no token vectors."""
         self._check_ids(encoded, features.where)
         ids, types = self._columns(encoded)
         batch = read_model_batch(self.auto_model.config, ids, None, types)
