@@ -9,6 +9,7 @@ import difflib
 import math
 import operator
 import os
+import sys
 from collections.abc import Collection, Iterable, Mapping
 from itertools import islice
 from pathlib import Path
@@ -112,6 +113,15 @@ def check_keywords(found: Iterable[str], known: Collection[str], where: str) -> 
     for name in found:
         if name not in known:
             raise InputError(f"{where}: unknown keyword {quote(name)}{closest(name, known)}")
+
+
+def is_masked(value: object) -> bool:
+    """Whether a value is an array with a mask.
+
+    Does not import numpy.ma, as numpy does when it is first named: a fork meanwhile would hang in the child.
+    """
+    masked_array = getattr(sys.modules.get("numpy.ma"), "MaskedArray", None)
+    return masked_array is not None and isinstance(value, masked_array)
 
 
 def _found(value: object) -> str:
