@@ -102,6 +102,15 @@ def check_path(name: str, value: object) -> Path:
     return Path(text)
 
 
+def is_masked_array(value: object) -> bool:
+    """Whether a value is a numpy masked array.
+
+    Naming `np.ma` would import it, and a process that another thread forks meanwhile would wait for that import.
+    """
+    masked_array = getattr(sys.modules.get("numpy.ma"), "MaskedArray", None)  # none while another thread imports it
+    return masked_array is not None and isinstance(value, masked_array)
+
+
 def closest(name: str, known: Iterable[str]) -> str:
     """`; did you mean 'X'?` for a misspelled name, "" where nothing is close."""
     found = difflib.get_close_matches(name[:100], list(known), n=1)
@@ -113,15 +122,6 @@ def check_keywords(found: Iterable[str], known: Collection[str], where: str) -> 
     for name in found:
         if name not in known:
             raise InputError(f"{where}: unknown keyword {quote(name)}{closest(name, known)}")
-
-
-def is_masked(value: object) -> bool:
-    """Whether a value is an array with a mask.
-
-    Does not import numpy.ma, as numpy does when it is first named: a fork meanwhile would hang in the child.
-    """
-    masked_array = getattr(sys.modules.get("numpy.ma"), "MaskedArray", None)
-    return masked_array is not None and isinstance(value, masked_array)
 
 
 def _found(value: object) -> str:

@@ -28,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastattn import _core
-from fastattn.checks import check_choice, check_count, check_flag, check_number, is_masked, quote
+from fastattn.checks import check_choice, check_count, check_flag, check_number, is_masked_array, quote
 from fastattn.errors import DTypeError, InputError
 
 Array: TypeAlias = NDArray[np.float32]
@@ -318,7 +318,7 @@ def _check_plain(name: str, array: Any, expected: str) -> None:
     """Refuse what is no array, and an array whose mask would be lost."""
     if not isinstance(array, np.ndarray):
         raise DTypeError(f"{name}: expected {expected} numpy array, got {type(array).__name__}")
-    if is_masked(array):
+    if is_masked_array(array):
         raise DTypeError(f"{name}: expected {expected} numpy array, got a masked array; call .filled() first")
 
 
