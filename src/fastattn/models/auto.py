@@ -345,14 +345,14 @@ class _Auto(Generic[_Loaded]):
         dtype: how weights are stored, "float32", "bfloat16", "int8" or "int4" (activations are rounded with them), also
         as numpy's or torch's dtype; None and "auto" are that of a quantized checkpoint, else "float32". "float16" is
         computed in float32 on the CPU, which loses nothing. kv_dtype: how keys and values are stored: "float32",
-        "bfloat16" or "int8"; None and "auto" are like dtype (int8 beside int4). head_dtype: another one for the matrix that gives
-        the logits; nothing changes where there is none (AutoModel) or it is too small to be rounded (fewer than 64
-        rows). device: "cpu" (also None, -1 and "auto"), "numpy" for the float64 specification, or "cuda", a preview: dtype
-        "float32", "tf32", "bfloat16" or "float16", kv_dtype one of these but tf32, threads None. threads: None is what
-        the process may use: the CPUs of its affinity mask, at most the CPU quota of its cgroup. revision, cache_dir,
-        local_files_only and token are for hub ids, as in huggingface_hub. verify: "sha256" compares the weight files
-        with SHA256SUMS beside them or with the names of the hub's blobs, a mapping gives the digests by file name.
-        check_finite: refuse NaN and infinity in the weights (of a float checkpoint).
+        "bfloat16" or "int8"; None and "auto" are like dtype (int8 beside int4). head_dtype: another one for the matrix
+        that gives the logits; nothing changes where there is none (AutoModel) or it is too small to be rounded (fewer
+        than 64 rows). device: "cpu" (also None, -1 and "auto"), "numpy" for the float64 specification, or "cuda", a
+        preview: dtype "float32", "tf32", "bfloat16" or "float16", kv_dtype one of these but tf32, threads None.
+        threads: None is what the process may use: the CPUs of its affinity mask, at most the CPU quota of its cgroup.
+        revision, cache_dir, local_files_only and token are for hub ids, as in huggingface_hub. verify: "sha256"
+        compares the weight files with SHA256SUMS beside them or with the names of the hub's blobs, a mapping gives the
+        digests by file name. check_finite: refuse NaN and infinity in the weights (of a float checkpoint).
 
         others: transformers' subfolder, torch_dtype and device_map (for dtype and device); num_labels, id2label,
         label2id, problem_type, pad_token_id, output_hidden_states and output_attentions, which replace those of

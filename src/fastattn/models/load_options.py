@@ -117,9 +117,7 @@ def check_target(value: Any, device: str, dtype: str) -> None:
         )
 
 
-def _merge(
-    asked: dict[str, Any], rest: dict[str, Any], name: str, other: str, normal: Callable[[Any], object]
-) -> None:
+def _merge(asked: dict[str, Any], rest: dict[str, Any], name: str, other: str, normal: Callable[[Any], object]) -> None:
     """Let `other` stand for `name`. Both are fine where they say the same. normal: one form for all spellings."""
     value = rest.pop(other, None)
     if value is None:
@@ -247,7 +245,7 @@ def _overrides(asked: Mapping[str, Any], rest: dict[str, Any]) -> dict[str, Any]
     if (pad := rest.pop("pad_token_id", None)) is not None:
         found["pad_token_id"] = check_count("pad_token_id", pad)
     for name in ("output_hidden_states", "output_attentions"):
-        if (flag := take(rest, name, None)) is not None:
+        if (flag := rest.pop(name, None)) is not None:
             found[name] = check_flag(name, flag)
     return found
 

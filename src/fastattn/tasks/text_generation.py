@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias, TypedDict, 
 import numpy as np
 from numpy.typing import NDArray
 
-from fastattn.checks import check_choice, check_flag, check_str, quote
+from fastattn.checks import Neutral, check_choice, check_flag, check_neutral, check_str
 from fastattn.errors import InputError
 from fastattn.generation.generate import StreamerFeed, complete
 from fastattn.generation.keywords import with_generation_config
@@ -82,12 +82,12 @@ class TextGenerationArgs(PromptArgs, total=False):
 
 
 _OF_CHATS = "chat templates are not supported: write the prompt as one text"
-_REFUSED = {
-    "return_type": "use return_full_text or return_tensors",
-    "continue_final_message": _OF_CHATS,
-    "tools": _OF_CHATS,
-    "documents": _OF_CHATS,
-    "return_dict_in_generate": "use model.generate",
+_REFUSED: Mapping[str, Neutral] = {
+    "return_type": Neutral((False,), "use return_full_text or return_tensors"),
+    "continue_final_message": Neutral((False,), _OF_CHATS),
+    "tools": Neutral((False,), _OF_CHATS),
+    "documents": Neutral((False,), _OF_CHATS),
+    "return_dict_in_generate": Neutral((False,), "use model.generate"),
 }
 _NAMES = tuple(name for args in (TextGenerationArgs, PromptArgs) for name in args.__annotations__)
 
@@ -208,10 +208,8 @@ class TextGenerationPipeline(Pipeline[CausalLM]):
         """The arguments of a call, checked."""
         merged = self._merged(options)
         encoding = _read_encoding(merged)
-        for name, instead in _REFUSED.items():
-            value = merged.pop(name, None)
-            if value is not None and value is not False:
-                raise InputError(f"{name}: expected None, got {quote(value)}; {instead}")
+        others = {name: merged.pop(name) for name in _REFUSED if name in merged}
+        check_neutral(others, _REFUSED, self.task, ())
         returns = _read_returns(merged)
         clean = merged.pop("clean_up_tokenization_spaces", None)
         skip = merged.pop("skip_special_tokens", None)
