@@ -86,7 +86,6 @@ def test_objects_of_torch() -> None:
         ({"head_dtype": "tf32", "device": "cuda"}, InputError, "head_dtype: expected"),
         ({"kv_dtype": 16}, DTypeError, "kv_dtype: expected None or one of"),
         ({"device": "cpu", "device_map": "cuda"}, InputError, "device_map: expected None or the same as device"),
-        ({"threads": 2, "device": "numpy"}, InputError, "threads: expected None on numpy"),
         ({"kv_dtype": "int4"}, InputError, "kv_dtype: expected None or one of"),
         ({"device": "gpu"}, InputError, "device: expected one of 'cpu', 'cuda', 'numpy', got 'gpu'"),
         ({"device": "mps"}, InputError, "device: expected"),
@@ -137,6 +136,14 @@ def test_refused(given: dict[str, Any], error: type[FastattnError], words: str) 
         options(**given)
     assert len(str(caught.value)) < 300
     assert "\n" not in str(caught.value)
+
+
+def test_threads_on_numpy(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, "fastattn"):
+        assert options(device="numpy").threads is None
+        assert not caplog.records
+        options(device="numpy", threads=3)
+    assert [record.getMessage() for record in caplog.records] == ["threads: ignored on device numpy, got 3"]
 
 
 @pytest.mark.parametrize("name", ["token", "use_auth_token"])

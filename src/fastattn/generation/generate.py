@@ -22,7 +22,7 @@ from fastattn.generation.prompts import (
 )
 from fastattn.generation.scheduler import Request, Scheduler
 from fastattn.generation.stopping import TextState
-from fastattn.models.generate_args import GenerateArgs, GenerationArgs
+from fastattn.models.generate_args import GenerateArgs, GenerationArgs, Streamer
 from fastattn.models.outputs import GenerateOutput
 from fastattn.models.sequences import MAX_SEQUENCES
 from fastattn.models.text_stream import TextStream
@@ -110,7 +110,7 @@ _ARGUMENTS = (
 class StreamerFeed:
     """Gives a streamer of transformers the prompt before the first new token, each new token, and the end."""
 
-    def __init__(self, streamer: Any, prompts: Sequence[NDArray[np.int32]], options: GenerationOptions) -> None:
+    def __init__(self, streamer: Streamer, prompts: Sequence[NDArray[np.int32]], options: GenerationOptions) -> None:
         """Raises DTypeError, InputError: a streamer takes one sequence."""
         for name in ("put", "end"):
             if not callable(getattr(streamer, name, None)):

@@ -153,13 +153,15 @@ class TextClassificationPipeline(Pipeline[SequenceClassifier]):
         problem = self.model.config.problem_type
         if problem == "regression":
             return "none"
-        return "sigmoid" if problem == "multi_label_classification" or len(self.model.id2label) == 1 else "softmax"
+        return "sigmoid" if problem == "multi_label_classification" or len(self.model.config.labels) == 1 else "softmax"
 
     def _predictions(self, scores: NDArray[np.floating[Any]], call: _Call) -> Prediction | list[Prediction]:
-        order = np.argsort(-scores, kind="stable")
-        labels = self.model.id2label
-        ranked: list[Prediction] = [{"label": labels[int(i)], "score": float(scores[i])} for i in order]
-        return ranked[0] if call.legacy else ranked[: call.top_k]
+        labels = self.model.config.labels
+        if call.legacy:
+            best = int(np.argmax(scores))
+            return {"label": labels[best], "score": float(scores[best])}
+        order = np.argsort(-scores, kind="stable")[: call.top_k]
+        return [{"label": labels[i], "score": float(scores[i])} for i in order]
 
 
 def _activate(row: NDArray[np.floating[Any]], activation: Activation) -> NDArray[np.floating[Any]]:

@@ -17,7 +17,7 @@ from fastattn.generation.options import GenerationOptions, read_options
 from fastattn.generation.prompts import encode_prompt
 from fastattn.generation.request import Request
 from fastattn.models.auto import CausalLM
-from fastattn.models.generate_args import GenerationArgs
+from fastattn.models.generate_args import GenerationArgs, Streamer
 from fastattn.tasks.pipeline_base import Pipeline
 from fastattn.tasks.pipeline_inputs import (
     Encoding,
@@ -72,7 +72,7 @@ class PromptArgs(GenerationArgs, total=False):
     tokenizer_encode_kwargs: Mapping[str, Any] | None
     batch_size: int | None
     num_workers: int | None
-    streamer: Any
+    streamer: Streamer | None
 
 
 class TextGenerationArgs(PromptArgs, total=False):
@@ -103,7 +103,7 @@ class _Call:
     clean_up_tokenization_spaces: bool | None
     prefix: str
     hole: bool
-    streamer: Any
+    streamer: Streamer | None
 
 
 class TextGenerationPipeline(Pipeline[CausalLM]):
@@ -153,7 +153,7 @@ class TextGenerationPipeline(Pipeline[CausalLM]):
             prompts,
             call.options,
             names=names,
-            tokenizer=self.tokenizer,
+            tokenizer=self.tokenizer if call.returns != "ids" or call.options.stops() else None,
             lengths=[len(prompt) - hidden for prompt in prompts],  # as in transformers, without the prefix
             default_new_tokens=NEW_TOKENS,
             skip_special_tokens=call.skip_special_tokens,
