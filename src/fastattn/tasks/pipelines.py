@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypedDict, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict, overload
 
 from fastattn.checks import Neutral, check_choice, check_flag, check_keywords, check_neutral, check_path, quote
 from fastattn.errors import DTypeError, InputError
@@ -150,7 +150,8 @@ _KINDS: Mapping[str, type[Pipeline[Any]]] = {
     "sentiment-analysis": TextClassificationPipeline,
     "feature-extraction": FeatureExtractionPipeline,
 }
-_MODELS: Mapping[type[Pipeline[Any]], tuple[type[Model], Any]] = {
+_Auto: TypeAlias = "type[AutoModelForCausalLM] | type[AutoModelForSequenceClassification] | type[AutoModel]"
+_MODELS: Mapping[type[Pipeline[Any]], tuple[type[Model], _Auto]] = {
     TextGenerationPipeline: (CausalLM, AutoModelForCausalLM),
     TextClassificationPipeline: (SequenceClassifier, AutoModelForSequenceClassification),
     FeatureExtractionPipeline: (Encoder, AutoModel),

@@ -20,6 +20,7 @@ from fastattn.tasks.pipeline_inputs import (
     EncodeArgs,
     Encoding,
     batches,
+    names_of,
     read_batch_size,
     read_encoding,
     read_pairs,
@@ -110,12 +111,15 @@ class TextClassificationPipeline(Pipeline[SequenceClassifier]):
             given["top_k"] = top_k
         call = self._read(given)
         items, single = read_pairs(inputs, "inputs")
+        names = names_of("inputs", len(items), single=single)
         results: list[Any] = []
-        for ids, type_ids in batches(self.model, self.tokenizer, items, call.encoding, batch_size=call.batch_size):
+        for ids, type_ids in batches(
+            self.model, self.tokenizer, items, call.encoding, batch_size=call.batch_size, names=names
+        ):
             types = self.model.types_of(self.tokenizer, type_ids)
             for row in self.model(ids, token_type_ids=types).logits:
                 scores = _activate(row, call.activation)
-                check_finite(scores, f"inputs[{len(results)}]", "scores")
+                check_finite(scores, names[len(results)], "scores")
                 results.append(self._predictions(scores, call))
         if not single:
             return results

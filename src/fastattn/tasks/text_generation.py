@@ -23,6 +23,7 @@ from fastattn.tasks.pipeline_inputs import (
     Encoding,
     check_fits,
     merge_kwargs,
+    names_of,
     read_batch_size,
     read_encoding,
     read_texts,
@@ -145,7 +146,7 @@ class TextGenerationPipeline(Pipeline[CausalLM]):
         """
         call = self._read({**options, "return_tensors": return_tensors})
         texts, single = read_texts(text_inputs, "text_inputs")
-        names = ["text_inputs"] if single else [f"text_inputs[{i}]" for i in range(len(texts))]
+        names = names_of("text_inputs", len(texts), single=single)
         prompts = [self._encode(text, name, call) for text, name in zip(texts, names, strict=True)]
         hidden = len(self._encode_prefix(call)) if call.prefix else 0
         requests = complete(
