@@ -146,6 +146,7 @@ def test_text_classification(theirs: dict[str, Any], ours: dict[str, Any], input
         {"truncation": "do_not_truncate"},
         {"max_length": 4, "truncation": True},
         {"max_length": 4},
+        {"padding": "do_not_pad", "max_length": 4},
         {"padding": True},
         {"padding": "max_length", "max_length": 20},
         {"padding": "max_length", "max_length": 4, "truncation": True},
@@ -200,6 +201,7 @@ def test_generation_arguments_of_the_pipeline_itself(gpt2: Path) -> None:
         {"truncation": True},
         {"tokenize_kwargs": {"truncation": True, "max_length": 4}},
         {"tokenize_kwargs": {"padding": True}},
+        {"tokenize_kwargs": {"padding": "do_not_pad", "max_length": 4}},
         {"tokenize_kwargs": {"add_special_tokens": False}},
     ],
 )
