@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from fastattn.checks import closest, quote
 from fastattn.errors import ConfigError, InputError
 from fastattn.graph.tensor import Activation
-from fastattn.models.labels import Labels, read_labels
+from fastattn.models.labels import Labels, LabelTable, read_labels
 from fastattn.settings import Settings
 
 MAX_SIZE = 2**31 - 1
@@ -105,7 +105,7 @@ class CommonConfig:
     @property
     def id2label(self) -> Mapping[int, str]:
         """The names of the classes by number."""
-        return dict(enumerate(self.labels))
+        return LabelTable(enumerate(self.labels))
 
 
 def unchangeable(config: _Config) -> _Config:
@@ -186,7 +186,7 @@ class ConfigReader(Settings):
             "pad_token_id": pad_id,
             "generation_pad_token_id": self.token_id("generation_pad_token_id", vocab_size, pad_id),
             "labels": labels.names,
-            "label2id": labels.ids,
+            "label2id": LabelTable(labels.ids),
             "problem_type": self.problem_type(),
             "output_hidden_states": self.flag("output_hidden_states", False),
             "output_attentions": self.flag("output_attentions", False),

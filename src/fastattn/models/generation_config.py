@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 
 from fastattn.checkpoint.checkpoint import read_generation_config
-from fastattn.checks import is_neutral
+from fastattn.checks import is_neutral, quote
 from fastattn.models.generation_keywords import KEYWORDS, OPTIONS
 
 # Options that change what transformers generates.
@@ -24,22 +24,38 @@ _OF_SAMPLING = """
 _log = logging.getLogger("fastattn")
 
 
-def warn_of_options(directory: Path) -> None:
-    """Log a warning that names the options of generation_config.json that transformers would apply and we do not.
+def warn_of_options(directory: Path, config: Mapping[str, object]) -> None:
+    """Log what transformers would take from generation_config.json, or without one from config.json, and we do not.
 
-    Raises ConfigError for a broken file.
+    config: config.json, with the ids of generation_config.json in it. Raises ConfigError for a broken file.
     """
-    found = read_generation_config(directory)
+    found: Mapping[str, object] = read_generation_config(directory)
+    name = "generation_config.json"
+    if found and found.get("eos_token_id") is None and config.get("eos_token_id") is not None:
+        _log.warning(
+            "%s: %s names no eos_token_id; texts end at that of config.json (in transformers they do not)",
+            directory,
+            name,
+        )
+    if not found and not (directory / name).exists():
+        found, name = config, "config.json"
     names = f"{_CHANGING} {_OF_SAMPLING}" if found.get("do_sample") is True else _CHANGING
     neutral = {name: (OPTIONS.get(name) or KEYWORDS[name]).values for name in names.split()}
     said = [
-        f"{name}={json.dumps(value):.60}"
-        for name, value in found.items()
-        if name in neutral and not is_neutral(value, neutral[name], empty=True)
+        f"{option}={quote(value)}"
+        for option, value in found.items()
+        if option in neutral and not is_neutral(value, neutral[option], empty=True)
     ]
     if said:
         _log.warning(
-            "%s: generation_config.json: not applied: %s; give generate and stream those that you want",
+            "%s: %s: not applied: %s; pass those that you want to generate, stream or the pipeline",
             directory,
+            name,
             ", ".join(said),
+        )
+    if config.get("prefix"):
+        _log.warning(
+            "%s: config.json: prefix %s is not put before prompts; give the text-generation pipeline prefix=",
+            directory,
+            quote(config["prefix"]),
         )

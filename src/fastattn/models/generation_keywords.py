@@ -44,6 +44,7 @@ KEYWORDS: Mapping[str, Neutral] = {
     "length_penalty": Neutral(check=check_number),  # of beam search only
     "low_memory": Neutral(check=check_flag),
     "renormalize_logits": Neutral(check=check_flag),
+    "trust_remote_code": Neutral((False,), "no code of a checkpoint is run"),
     "use_cache": Neutral(check=check_flag),
     "use_model_defaults": Neutral(check=check_flag),
     "assistant_confidence_threshold": Neutral((0.4,), _NO_DRAFTS),

@@ -5,13 +5,17 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NoReturn, TypeVar
 
 from fastattn.checkpoint.safetensors import is_text
 from fastattn.checks import quote
+from fastattn.errors import InputError
 from fastattn.settings import Settings
 
 MAX_LABELS = 1_000_000
 _log = logging.getLogger("fastattn")
+_Key = TypeVar("_Key")
+_Value = TypeVar("_Value")
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,3 +92,24 @@ def _read_ids(settings: Settings) -> dict[str, int] | None:
             raise settings.error("label2id", "class numbers as values")
         ids[name] = int(value)
     return ids or None
+
+
+class LabelTable(dict[_Key, _Value]):
+    """The names or numbers of the classes of a loaded model: a dict that refuses changes. Raises InputError."""
+
+    def _refuse(self, *_: object, **__: object) -> NoReturn:
+        raise InputError(
+            "config: expected no change after loading; give id2label and label2id to from_pretrained, as in "
+            'from_pretrained(folder, id2label={0: "NEGATIVE", 1: "POSITIVE"})'
+        )
+
+    __setitem__ = __delitem__ = __ior__ = clear = pop = popitem = setdefault = update = _refuse
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (LabelTable, (dict(self),))
+
+    def __copy__(self) -> LabelTable[_Key, _Value]:
+        return self
+
+    def __deepcopy__(self, memo: object) -> LabelTable[_Key, _Value]:
+        return self

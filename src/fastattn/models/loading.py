@@ -105,7 +105,7 @@ def _load_opened(
     built = build(config, checkpoint.tensors, task)
     warn_of_unused(config, built, directory)
     if task == "causal-lm":
-        warn_of_options(directory)
+        warn_of_options(directory, config)
     executor = load_executor(
         built.program,
         built.tensors,
