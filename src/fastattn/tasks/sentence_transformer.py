@@ -184,13 +184,14 @@ class SentenceTransformer(EncodeMethods):
     def tokenizer(self) -> Tokenizer:
         """The tokenizer of this model alone; its `model_max_length` is `max_seq_length`.
 
-        Settable, also to a tokenizer of transformers or tokenizers. Raises DTypeError.
+        Settable, also to a tokenizer of transformers or tokenizers: the model gets a copy, which makes letters
+        lowercase where do_lower_case of the folder says so. Raises DTypeError.
         """
         return self._first.tokenizer
 
     @tokenizer.setter
     def tokenizer(self, tokenizer: Tokenizer) -> None:
-        self._first.tokenizer = Tokenizer.from_object(tokenizer)
+        self._first.tokenizer = copy.copy(Tokenizer.from_object(tokenizer))
 
     @property
     def max_seq_length(self) -> int | float:

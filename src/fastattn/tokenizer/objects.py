@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastattn.errors import DTypeError, InputError
 from fastattn.tokenizer.call import read_side
-from fastattn.tokenizer.encoder import shared_copy
+from fastattn.tokenizer.encoder import full_copy
 from fastattn.tokenizer.library import library_errors
 from fastattn.tokenizer.options import TokenizerOptions
 from fastattn.tokenizer.special_tokens import ROLES
@@ -45,8 +45,7 @@ def convert_object(tokenizer: object, name: str) -> tuple[RawTokenizer, Tokenize
 
 def _copy(raw: RawTokenizer, name: str) -> RawTokenizer:
     with library_errors(lambda reason: InputError(f"{name}: the tokenizer cannot be copied: {reason}")):
-        copy = shared_copy(raw)
-        copy.post_processor = raw.post_processor
+        copy = full_copy(raw)
         if "decode" in getattr(raw, "__dict__", {}):  # CLIPTokenizer replaces the method
             from fastattn.tokenizer.bytepair import clip_decoder
 

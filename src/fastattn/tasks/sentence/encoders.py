@@ -27,6 +27,7 @@ from fastattn.tasks.sentence.files import (
     read_integers,
 )
 from fastattn.tokenizer import Tokenizer
+from fastattn.tokenizer.encoder import full_copy
 from fastattn.tokenizer.folder import Folder
 from fastattn.tokenizer.library import file_errors
 from fastattn.tokenizer.options import Side, TokenizerOptions
@@ -85,8 +86,8 @@ class Transformer:
         self, model: Encoder, tokenizer: Tokenizer, *, do_lower_case: bool = False, truncation: Truncation | None = None
     ) -> None:
         self.auto_model = model
-        self.tokenizer = tokenizer
         self.do_lower_case = do_lower_case
+        self.tokenizer = tokenizer
         self.truncation = truncation or Truncation()
         self._context = model.executor.program.max_positions
         self._pooled: dict[str, Executor] = {}
@@ -100,9 +101,18 @@ class Transformer:
     def __copy__(self) -> Self:
         """Another one over the same weights, with settings of its own; closing one does not close the other."""
         found = object.__new__(type(self))
-        parts = {"auto_model": copy.copy(self.auto_model), "tokenizer": copy.copy(self.tokenizer)}
+        parts = {"auto_model": copy.copy(self.auto_model), "_tokenizer": copy.copy(self.tokenizer)}
         found.__dict__.update(self.__getstate__() | parts)
         return found
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer; with `do_lower_case` also one that is set makes letters lowercase."""
+        return self._tokenizer
+
+    @tokenizer.setter
+    def tokenizer(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = _lowercase(tokenizer) if self.do_lower_case else tokenizer
 
     @property
     def model(self) -> Encoder:
@@ -198,6 +208,20 @@ class Transformer:
                 )
 
 
+def _lowercase(tokenizer: Tokenizer) -> Tokenizer:
+    """With lowercase as the first step of the normalizer; special tokens in a text stay as they are."""
+    from tokenizers import normalizers
+
+    raw = full_copy(tokenizer.raw)
+    own: Any = raw.normalizer
+    steps: list[Any] = [] if own is None else [own]
+    if isinstance(own, normalizers.Sequence):
+        steps = [*cast("Sequence[Any]", own)]
+    if not any(isinstance(step, normalizers.Lowercase) for step in steps):
+        raw.normalizer = normalizers.Sequence([normalizers.Lowercase(), *steps])
+    return Tokenizer(raw, tokenizer.options)
+
+
 class StaticEmbedding:
     """The mean of one vector per token; the vectors do not depend on their neighbors.
 
@@ -274,13 +298,14 @@ def read_static_embedding(folder: Path) -> StaticEmbedding:
 
     from fastattn.tokenizer.vocabulary import check_tokenizer_json  # imports the tokenizers library
 
-    files = Folder(folder)
-    path, text = files.path("tokenizer.json"), files.text("tokenizer.json")
-    if text is None:
-        raise ConfigError(f"{path}: expected the tokenizer of module StaticEmbedding, found no such file")
-    check_tokenizer_json(path, files.json("tokenizer.json"))
-    with file_errors(path):
-        raw = RawTokenizer.from_str(text)
+    with Folder(folder) as files:
+        path, text = files.path("tokenizer.json"), files.text("tokenizer.json")
+        if text is None:
+            raise ConfigError(f"{path}: expected the tokenizer of module StaticEmbedding, found no such file")
+        check_tokenizer_json(path, files.json("tokenizer.json"))
+        with file_errors(path):
+            raw = RawTokenizer.from_str(text)
+        files.check_unchanged()
     cut = raw.truncation or {}
     side: Side = "left" if cut.get("direction") == "left" else "right"
     columns = ("input_ids",)

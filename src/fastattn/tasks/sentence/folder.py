@@ -94,6 +94,9 @@ def read_folder(directory: Path) -> Folder:
                 "%s: there is no %s, so %s is not read, as in sentence-transformers",
                 directory, MODULES_NAME, ", ".join(ignored),
             )  # fmt: skip
+        pooling = default_pooling(read_settings(directory / "config.json").values)
+        hint = "; this copy of a hub repository may be incomplete" if is_snapshot(directory) else ""
+        _log.warning("%s: there is no %s: %s pooling is used%s", directory, MODULES_NAME, pooling, hint)
         return plain
     settings = read_settings(directory / SETTINGS_NAME)
     kind = settings.text("model_type", _MODEL_TYPE)
@@ -105,6 +108,11 @@ def read_folder(directory: Path) -> Folder:
         )  # fmt: skip
         return plain
     return Folder(directory, _entries(directory, value), _model_settings(settings))
+
+
+def is_snapshot(folder: Path) -> bool:
+    """Whether a folder is a commit in the cache of the hub."""
+    return folder.parent.name == "snapshots"
 
 
 def module_paths(directory: Path) -> list[str]:

@@ -14,20 +14,21 @@ from fastattn.errors import ConfigError, DTypeError, InputError
 from fastattn.tasks.sentence.encoders import Truncation
 from fastattn.tokenizer.overrides import TokenizerSettings, read_overrides
 
-# Values of these change no vector: they say how files are found, what is returned besides, or how torch computes.
-_WORDS = """
-    cache_dir code_revision force_download local_files_only low_cpu_mem_usage
-    offload_folder proxies resume_download revision token use_auth_token use_cache use_fast weights_only
-"""
+# Values of these change no vector: they say what is returned besides, or how torch computes.
+_WORDS = "code_revision low_cpu_mem_usage offload_folder resume_download use_cache use_fast weights_only"
 _ANY_VALUE = frozenset(_WORDS.split())
+# How a hub id is looked up: the whole folder is, at once.
+_OF_THE_FOLDER = ("cache_dir", "local_files_only", "revision", "token", "use_auth_token")
 _HARMLESS: Mapping[str, tuple[object, ...]] = {
     "add_pooling_layer": (True, False),
     "attn_implementation": (None, "eager", "sdpa"),
     "backend": (None, "torch"),
+    "force_download": (None, False),
     "gguf_file": (None,),
     "max_memory": (None,),
     "output_attentions": (False, None),
     "output_hidden_states": (False, None),
+    "proxies": (None,),
     "quantization_config": (None,),
     "return_dict": (True, None),
     "subfolder": ("", None),
@@ -142,9 +143,13 @@ def _refuse(where: str, found: Mapping[Any, Any], used: tuple[str, ...]) -> None
     for key, value in found.items():
         if key in _ANY_VALUE:
             continue
+        if key in _OF_THE_FOLDER:
+            if value is not None and value is not False:  # the value may be a token, so it is not shown
+                raise InputError(f"{where}: {key}: expected None; give {key} to SentenceTransformer itself")
+            continue
         allowed = _HARMLESS.get(key) if isinstance(key, str) else None
         if allowed is None:
-            near = closest(key, (*used, *_HARMLESS, *_ANY_VALUE)) if isinstance(key, str) else ""
+            near = closest(key, (*used, *_HARMLESS, *_ANY_VALUE, *_OF_THE_FOLDER)) if isinstance(key, str) else ""
             raise InputError(f"{where}: {quote(key)} is not supported{near}")
         if not any(type(value) is type(known) and value == known for known in allowed):
             names = " or ".join(quote(known) for known in allowed)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from fastattn.checks import quote
 from fastattn.errors import ConfigError, InputError
@@ -40,7 +40,7 @@ from fastattn.tasks.sentence.loading import (
 )
 from fastattn.tasks.sentence.modules import read_dense, read_layer_norm, read_normalize
 from fastattn.tasks.sentence.pooling import POOL_OPS, Pooling, read_pooling
-from fastattn.tokenizer import Tokenizer, has_tokenizer, load_tokenizer
+from fastattn.tokenizer import has_tokenizer, load_tokenizer
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -165,18 +165,23 @@ def load_stack(folder: Folder, options: LoadOptions) -> Stack:
         start: InputModule = read_static_embedding(first.folder)
     else:
         start = _load_transformer(first.folder, read_transformer_settings(first.folder), options)
-    try:
-        return Stack(start, [_read_module(entry, options) for entry in rest], path)
-    except BaseException:
-        start.close()
-        raise
+    return _stack_of(start, lambda: [_read_module(entry, options) for entry in rest], path)
 
 
 def _plain_stack(path: Path, options: LoadOptions) -> Stack:
     check_no_chat_template(path)
-    start = _load_transformer(path, TransformerSettings(), options)
     mode = default_pooling(read_settings(path / "config.json").values)
-    return Stack(start, [Pooling(start.get_embedding_dimension(), mode)], path)
+    start = _load_transformer(path, TransformerSettings(), options)
+    return _stack_of(start, lambda: [Pooling(start.get_embedding_dimension(), mode)], path)
+
+
+def _stack_of(start: InputModule, read_later: Callable[[], Sequence[Module]], where: Path) -> Stack:
+    """A Stack; its first module, which is open, is closed where anything fails."""
+    try:
+        return Stack(start, read_later(), where)
+    except BaseException:
+        start.close()
+        raise
 
 
 def _read_module(entry: ModuleEntry, options: LoadOptions) -> Module:
@@ -203,8 +208,6 @@ def _load_transformer(folder: Path, settings: TransformerSettings, options: Load
     if not has_tokenizer(folder):
         raise ConfigError(f"{folder}: expected a tokenizer beside the model, found none; add its tokenizer.json")
     tokenizer = load_tokenizer(folder, overrides)
-    if settings.do_lower_case:
-        tokenizer = _lowercase(tokenizer)
     model = AutoModel.from_pretrained(
         folder,
         dtype=given.dtype if options.dtype is None else options.dtype,
@@ -212,23 +215,13 @@ def _load_transformer(folder: Path, settings: TransformerSettings, options: Load
         device=options.device,
         threads=options.threads,
     )
-    transformer = Transformer(model, tokenizer, do_lower_case=settings.do_lower_case, truncation=settings.truncation)
-    transformer.max_seq_length = transformer.max_seq_length  # the context where the tokenizer allows more
-    return transformer
-
-
-def _lowercase(tokenizer: Tokenizer) -> Tokenizer:
-    """With lowercase as the first step of the normalizer; special tokens in a text stay as they are."""
-    from tokenizers import normalizers
-
-    raw = tokenizer.raw
-    own: Any = raw.normalizer
-    steps: list[Any] = [] if own is None else [own]
-    if isinstance(own, normalizers.Sequence):
-        steps = [*cast("Sequence[Any]", own)]
-    if not any(isinstance(step, normalizers.Lowercase) for step in steps):
-        raw.normalizer = normalizers.Sequence([normalizers.Lowercase(), *steps])
-    return Tokenizer(raw, tokenizer.options)
+    try:
+        found = Transformer(model, tokenizer, do_lower_case=settings.do_lower_case, truncation=settings.truncation)
+        found.max_seq_length = found.max_seq_length  # the context where the tokenizer allows more
+    except BaseException:
+        model.close()
+        raise
+    return found
 
 
 def _check_static_options(options: LoadOptions) -> None:
