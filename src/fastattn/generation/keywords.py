@@ -116,14 +116,34 @@ def check_unused(keywords: Mapping[str, Any], ours: Collection[str], where: str)
             raise InputError(f"{where}: unknown option {quote(name)}{hint or '; see GenerationOptions'}")
 
 
-def from_generation_config(config: Any) -> dict[str, Any]:
-    """The options that a GenerationConfig of transformers, or a mapping, sets. Raises DTypeError."""
+def with_generation_config(options: Mapping[str, Any], *, ours: Collection[str] = ()) -> dict[str, Any]:
+    """The options with those of their `generation_config`, which count where no keyword says otherwise.
+
+    None says nothing, but for top_k, where it is "off". ours: see `_from_generation_config`.
+    Raises DTypeError, InputError.
+    """
+    found = _from_generation_config(options.get("generation_config"), ours)
+    for name, value in options.items():
+        if name != "generation_config" and (value is not None or name not in found or name == "top_k"):
+            found[name] = value
+    return found
+
+
+def _from_generation_config(config: Any, ours: Collection[str]) -> dict[str, Any]:
+    """The options that a GenerationConfig of transformers, or a mapping, sets.
+
+    return_dict_in_generate is left out where it is not one of `ours`: only the form of `generate`'s result depends on
+    it. Raises DTypeError, InputError.
+    """
     if config is None:
         return {}
     as_dict = getattr(config, "to_diff_dict", None)
     found = as_dict() if callable(as_dict) else config
     if not isinstance(found, Mapping) or not all(isinstance(name, str) for name in found):
         raise DTypeError(f"generation_config: expected a GenerationConfig or a mapping, got {quote(config)}")
+    if "return_dict_in_generate" not in ours and found.get("return_dict_in_generate") is not None:
+        check_flag("return_dict_in_generate", found["return_dict_in_generate"])
+        found = {name: value for name, value in found.items() if name != "return_dict_in_generate"}
     return {
         name: value
         for name, value in found.items()

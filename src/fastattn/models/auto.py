@@ -330,7 +330,7 @@ class _Auto(Generic[_Loaded]):
         dtype: Any = None,
         kv_dtype: Any = None,
         head_dtype: Any = None,
-        device: Any = "cpu",
+        device: Any = None,
         threads: int | None = None,
         revision: str | None = None,
         cache_dir: str | Path | None = None,
@@ -345,9 +345,9 @@ class _Auto(Generic[_Loaded]):
         dtype: how weights are stored, "float32", "bfloat16", "int8" or "int4" (activations are rounded with them), also
         as numpy's or torch's dtype; None and "auto" are that of a quantized checkpoint, else "float32". "float16" is
         computed in float32 on the CPU, which loses nothing. kv_dtype: how keys and values are stored: "float32",
-        "bfloat16" or "int8"; None is like dtype (int8 beside int4). head_dtype: another one for the matrix that gives
+        "bfloat16" or "int8"; None and "auto" are like dtype (int8 beside int4). head_dtype: another one for the matrix that gives
         the logits; nothing changes where there is none (AutoModel) or it is too small to be rounded (fewer than 64
-        rows). device: "cpu" (also -1 and "auto"), "numpy" for the float64 specification, or "cuda", a preview: dtype
+        rows). device: "cpu" (also None, -1 and "auto"), "numpy" for the float64 specification, or "cuda", a preview: dtype
         "float32", "tf32", "bfloat16" or "float16", kv_dtype one of these but tf32, threads None. threads: None is what
         the process may use: the CPUs of its affinity mask, at most the CPU quota of its cgroup. revision, cache_dir,
         local_files_only and token are for hub ids, as in huggingface_hub. verify: "sha256" compares the weight files

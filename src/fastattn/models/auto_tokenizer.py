@@ -33,7 +33,7 @@ class AutoTokenizer:
         revision: str | None = None,
         cache_dir: str | Path | None = None,
         local_files_only: bool = False,
-        token: str | None = None,
+        token: str | bool | None = None,
         subfolder: str = "",
         use_fast: bool = True,
         trust_remote_code: bool = False,

@@ -49,11 +49,6 @@ _REFUSED: Mapping[str, tuple[tuple[object, ...], str]] = {
 }
 
 
-def take(keywords: dict[str, Any], name: str, default: Any) -> Any:
-    """Remove a keyword and return its value."""
-    return keywords.pop(name, default)
-
-
 def check_unused(keywords: Mapping[str, Any], ours: Collection[str]) -> None:
     """Refuse what would change something, and names that nobody knows. Raises InputError."""
     for name, value in keywords.items():

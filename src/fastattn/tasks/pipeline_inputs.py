@@ -13,10 +13,10 @@ from fastattn.checks import check_count, check_flag, check_keywords, quote
 from fastattn.errors import ContextLengthError, DTypeError, InputError
 from fastattn.models.base import Model
 from fastattn.tokenizer import Tokenizer, check_text, is_list_like
-from fastattn.tokenizer.call import PaddingArg, TruncationArg
-from fastattn.tokenizer.padding import DO_NOT_PAD, read_padding
+from fastattn.tokenizer.call import PaddingArg, TruncationArg, read_strategy
+from fastattn.tokenizer.padding import read_padding
 from fastattn.tokenizer.texts import check_items, read_items
-from fastattn.tokenizer.truncation import DO_NOT_TRUNCATE, read_truncation
+from fastattn.tokenizer.truncation import DO_NOT_TRUNCATE
 
 Pair = tuple[str, str | None]
 Ids = list[NDArray[np.int32]]
@@ -68,16 +68,13 @@ def read_encoding(options: dict[str, Any], *, padding_shows: bool = False) -> En
     padding_shows: padding to a fixed length would change the shape of a result, and is refused.
     """
     given = {name: options.pop(name, None) for name in EncodeArgs.__annotations__}
-    padding = read_padding("padding", False if given["padding"] is None else given["padding"])
-    if padding_shows and padding == "max_length":
+    padding = False if given["padding"] is None else given["padding"]
+    if padding_shows and read_padding("padding", padding) == "max_length":
         raise InputError('padding: expected True, "longest" or False, got "max_length"; results have no padding')
-    length, chosen = given["max_length"], given["truncation"]
-    length = None if length is None else check_count("max_length", length, low=1)
-    if chosen is None and length is not None and padding == DO_NOT_PAD:
-        chosen = True
+    length = None if given["max_length"] is None else check_count("max_length", given["max_length"], low=1)
     special = given["add_special_tokens"]
     return Encoding(
-        strategy=read_truncation("truncation", chosen),
+        strategy=read_strategy(given["truncation"], length, padding),
         max_length=length,
         add_special_tokens=True if special is None else check_flag("add_special_tokens", special),
     )

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from fastattn.checks import check_choice, check_flag, check_str, quote
 from fastattn.errors import InputError
 from fastattn.generation.generate import StreamerFeed, complete
-from fastattn.generation.keywords import from_generation_config
+from fastattn.generation.keywords import with_generation_config
 from fastattn.generation.options import GenerationOptions, read_options
 from fastattn.generation.prompts import encode_prompt
 from fastattn.generation.request import Request
@@ -145,12 +145,14 @@ class TextGenerationPipeline(Pipeline[CausalLM]):
         """
         call = self._read({**options, "return_tensors": return_tensors})
         texts, single = read_texts(text_inputs, "text_inputs")
-        prompts = [self._encode(text, f"text_inputs[{i}]", call) for i, text in enumerate(texts)]
+        names = ["text_inputs"] if single else [f"text_inputs[{i}]" for i in range(len(texts))]
+        prompts = [self._encode(text, name, call) for text, name in zip(texts, names, strict=True)]
         hidden = len(self._encode_prefix(call)) if call.prefix else 0
         requests = complete(
             self.model,
             prompts,
             call.options,
+            names=names,
             tokenizer=self.tokenizer,
             lengths=[len(prompt) - hidden for prompt in prompts],  # as in transformers, without the prefix
             default_new_tokens=NEW_TOKENS,
@@ -264,9 +266,9 @@ def _read_generation(merged: dict[str, Any]) -> GenerationOptions:
     batch_size = read_batch_size(merged)
     if batch_size is not None and merged.get("max_batch_size") is None:
         merged["max_batch_size"] = batch_size
-    chosen = {**from_generation_config(merged.pop("generation_config", None)), **merged}
+    chosen = with_generation_config(merged)
     if chosen.get("do_sample") is None:
         chosen["do_sample"] = True
-    if chosen["do_sample"] is True and chosen.get("temperature") is None:
+    if check_flag("do_sample", chosen["do_sample"]) and chosen.get("temperature") is None:
         chosen["temperature"] = TEMPERATURE
     return read_options(chosen, "text-generation", also=_NAMES)
