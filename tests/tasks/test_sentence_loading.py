@@ -43,7 +43,9 @@ def test_keywords_of_the_hub_are_those_of_the_class(folder: Path, keyword: str) 
     fastattn.SentenceTransformer(folder, threads=1, **neutral).close()
     for key, value in zip(HUB_KEYS, ("cache", True, "v2", "hf_secret", True), strict=True):
         given: Any = {keyword: {key: value}}
-        with pytest.raises(InputError, match=f"{key}: expected None; give {key} to SentenceTransformer itself") as found:
+        with pytest.raises(
+            InputError, match=f"{key}: expected None; give {key} to SentenceTransformer itself"
+        ) as found:
             fastattn.SentenceTransformer(folder, threads=1, **given)
         assert "hf_secret" not in str(found.value)
 
@@ -142,10 +144,5 @@ def test_a_model_is_closed_where_loading_fails(tmp_path: Path, monkeypatch: pyte
 def test_the_files_of_a_static_embedding_are_closed(tmp_path: Path) -> None:
     folder = write_static(tmp_path / "m")
     fastattn.SentenceTransformer(folder).close()
-    descriptors = []
-    for name in os.listdir("/proc/self/fd"):
-        try:
-            descriptors.append(os.readlink(f"/proc/self/fd/{name}"))
-        except OSError:
-            continue
-    assert str(folder / "tokenizer.json") not in descriptors
+    opened = [os.path.realpath(f"/proc/self/fd/{name}") for name in os.listdir("/proc/self/fd")]
+    assert str((folder / "tokenizer.json").resolve()) not in opened

@@ -6,8 +6,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from fastattn.checkpoint.safetensors import is_text
-from fastattn.checks import quote
+from fastattn.checks import is_text, quote
 from fastattn.settings import Settings
 
 MAX_LABELS = 1_000_000

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from fastattn.checks import check_count, check_flag, check_keywords, check_path, check_str, quote
+from fastattn.checks import check_count, check_flag, check_keywords, check_path, check_str, one_of, quote
 from fastattn.errors import DTypeError, InputError
 from fastattn.models.auto import Encoder
 from fastattn.models.load_options import check_target
@@ -103,7 +103,7 @@ class SentenceTransformer(EncodeMethods):
             threads=threads,
             trust_remote_code=check_flag("trust_remote_code", trust_remote_code),
             model_kwargs=model_kwargs,
-            processor_kwargs=_one_of("processor_kwargs", processor_kwargs, "tokenizer_kwargs", tokenizer_kwargs),
+            processor_kwargs=one_of("processor_kwargs", processor_kwargs, "tokenizer_kwargs", tokenizer_kwargs),
             config_kwargs=config_kwargs,
         )
         path = find_folder(
@@ -111,7 +111,7 @@ class SentenceTransformer(EncodeMethods):
             revision=revision,
             cache_dir=_cache(cache_folder, cache_dir),
             local_files_only=check_flag("local_files_only", local_files_only),
-            token=_one_of("token", token, "use_auth_token", use_auth_token),
+            token=one_of("token", token, "use_auth_token", use_auth_token),
         )
         folder = read_folder(path)
         self._read(folder.settings, given, default_prompt_name)
@@ -451,16 +451,7 @@ def _check_prompts(prompts: object) -> dict[str, str | None]:
     return dict(prompts)
 
 
-def _one_of(name: str, value: Any, other: str, other_value: Any) -> Any:
-    """The value of an argument that has two names."""
-    if value is not None and other_value is not None:
-        raise InputError(f"{other}: expected no value beside {name}, which is another name of it")
-    return other_value if value is None else value
-
-
 def _cache(cache_folder: str | Path | None, cache_dir: str | Path | None) -> Path | None:
     """The folder of downloaded models; like sentence-transformers' it can be named in the environment."""
-    found = _one_of("cache_dir", cache_dir, "cache_folder", cache_folder) or os.environ.get(
-        "SENTENCE_TRANSFORMERS_HOME"
-    )
+    found = one_of("cache_dir", cache_dir, "cache_folder", cache_folder) or os.environ.get("SENTENCE_TRANSFORMERS_HOME")
     return check_path("cache_dir", found) if found else None

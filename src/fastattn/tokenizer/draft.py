@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 
 from tokenizers import AddedToken
 
-from fastattn.checks import quote
+from fastattn.checks import is_text, quote
 from fastattn.errors import ConfigError
 from fastattn.settings import Settings
 from fastattn.tokenizer.folder import Folder
@@ -192,12 +192,8 @@ def _check_content(path: str, key: str, content: str) -> str:
         raise ConfigError(
             f"{path}: {quote(key)}: expected a token of at most {MAX_TOKEN_CHARS} characters, got {len(content)}"
         )
-    try:
-        content.encode("utf-8")
-    except UnicodeEncodeError:
-        raise ConfigError(
-            f"{path}: {quote(key)}: expected valid Unicode, got a lone surrogate in {quote(content)}"
-        ) from None
+    if not is_text(content):
+        raise ConfigError(f"{path}: {quote(key)}: expected valid Unicode, got a lone surrogate in {quote(content)}")
     return content
 
 

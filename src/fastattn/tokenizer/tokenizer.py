@@ -291,10 +291,8 @@ class Tokenizer(TokenizerBase):
         """
         skip = check_flag("skip_special_tokens", skip_special_tokens)
         check_keywords(unused, ("use_source_tokenizer", "spaces_between_special_tokens"), "decode")
-        state, clean = self._state, clean_up_tokenization_spaces
-        clean = state.options.clean_up_tokenization_spaces if clean is None else check_flag(_CLEAN_UP, clean)
-        if clean and type(state.encoder.raw.model).__name__ == "BPE" and not state.options.clean_up_spaces_of_bpe:
-            clean = False
+        state, chosen = self._state, clean_up_tokenization_spaces
+        clean = _cleans_up(state, None if chosen is None else check_flag(_CLEAN_UP, chosen))
         rows, batched = read_sequences("token_ids", token_ids)
         texts = []
         with library_errors(lambda reason: InputError(f"token_ids: the tokenizer refuses them: {reason}")):
@@ -302,6 +300,10 @@ class Tokenizer(TokenizerBase):
                 text = state.encoder.raw.decode(row, skip_special_tokens=skip)
                 texts.append(clean_up(text) if clean else text)
         return texts if batched else texts[0]
+
+    def cleans_up(self, chosen: bool | None = None) -> bool:
+        """Whether `decode` removes spaces before punctuation, with `chosen` as clean_up_tokenization_spaces."""
+        return _cleans_up(self._state, chosen)
 
     def batch_decode(
         self,
@@ -340,6 +342,11 @@ class Tokenizer(TokenizerBase):
 
         check_keywords(unused, ("legacy_format",), "save_pretrained")
         return save(self.raw, self.options, self.special_tokens_map, save_directory)
+
+
+def _cleans_up(state: State, chosen: bool | None) -> bool:
+    clean = state.options.clean_up_tokenization_spaces if chosen is None else chosen
+    return clean and (type(state.encoder.raw.model).__name__ != "BPE" or state.options.clean_up_spaces_of_bpe)
 
 
 def _is_empty(sequences: Any) -> bool:

@@ -11,6 +11,7 @@ from typing import Any
 
 from fastattn.checks import check_choice, check_count, check_flag, closest, quote
 from fastattn.errors import ConfigError, DTypeError, InputError
+from fastattn.models.load_options import read_device
 from fastattn.tasks.sentence.encoders import Truncation
 from fastattn.tokenizer.overrides import TokenizerSettings, read_overrides
 
@@ -36,7 +37,6 @@ _HARMLESS: Mapping[str, tuple[object, ...]] = {
     "use_safetensors": (True, None),
     "variant": (None,),
 }
-_CPU = ("cpu", "cpu:0")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +50,12 @@ class TransformerOptions:
     tokenizer: Mapping[str, Any] = field(default_factory=dict)
 
 
-def is_cpu(device: object) -> bool:
-    """Whether a device as torch, transformers or sentence-transformers name it is the CPU."""
-    return device is None or (type(device) is int and device == -1) or str(device) in _CPU
+def is_on(device: object, *names: str) -> bool:
+    """Whether a device, in any spelling that `AutoModel.from_pretrained` takes, is one of those named."""
+    try:
+        return read_device(device) in names
+    except (DTypeError, InputError):
+        return False
 
 
 def read_model_kwargs(where: str, values: object, options: TransformerOptions) -> TransformerOptions:
@@ -63,8 +66,7 @@ def read_model_kwargs(where: str, values: object, options: TransformerOptions) -
         if value is not None:
             options = replace(options, dtype=value)
     device_map = found.pop("device_map", None)
-    devices = list(device_map.values()) if isinstance(device_map, Mapping) else [device_map]
-    if not all(device == "auto" or is_cpu(device) for device in devices):
+    if not is_on(device_map, "cpu"):
         raise InputError(f"{where}: device_map: expected None, 'auto' or 'cpu', got {quote(device_map)}; see device=")
     for key in ("provider", "file_name", "export"):
         if found.pop(key, None) is not None:

@@ -33,7 +33,7 @@ from fastattn.tasks.sentence.folder import (
 )
 from fastattn.tasks.sentence.loading import (
     TransformerOptions,
-    is_cpu,
+    is_on,
     read_config_kwargs,
     read_model_kwargs,
     read_processor_kwargs,
@@ -233,5 +233,5 @@ def _check_static_options(options: LoadOptions) -> None:
     for dtype in (options.dtype, given.dtype):
         if dtype is not None and str(dtype).rpartition(".")[2] not in ("float32", "auto"):
             raise InputError(f"dtype: expected float32 for a StaticEmbedding, got {quote(str(dtype))}")
-    if options.device != "numpy" and not is_cpu(options.device):
+    if not is_on(options.device, "cpu", "numpy"):
         raise InputError(f"device: expected cpu for a StaticEmbedding, got {quote(options.device)}")
