@@ -18,7 +18,7 @@ from fastattn.checks import check_count, check_flag, check_keywords, check_path,
 from fastattn.errors import DTypeError, InputError
 from fastattn.models.auto import Encoder
 from fastattn.models.load_options import check_target
-from fastattn.tasks.sentence.encoders import InputModule, Task, Transformer, Truncation
+from fastattn.tasks.sentence.encoders import InputModule, TextTask, TextTruncation, Transformer
 from fastattn.tasks.sentence.encoding import EncodeMethods, EncodeOptions, to_tensors
 from fastattn.tasks.sentence.features import SENTENCE, TOKENS, Features, Float, Module
 from fastattn.tasks.sentence.folder import ModelSettings, read_folder
@@ -33,7 +33,7 @@ from fastattn.tasks.sentence.similarity import (
     similarity,
     similarity_pairwise,
 )
-from fastattn.tasks.sentence.stack import LoadOptions, load_stack
+from fastattn.tasks.sentence.stack import StackOptions, load_stack
 from fastattn.tokenizer import Tokenizer, check_text, check_texts, is_list_like
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ class SentenceTransformer(EncodeMethods):
         self.similarity_fn_name = similarity_fn_name
         self.truncate_dim = truncate_dim
         given = _check_prompts({} if prompts is None else prompts)
-        options = LoadOptions(
+        options = StackOptions(
             dtype=dtype,
             kv_dtype=kv_dtype,
             device=device,
@@ -260,7 +260,7 @@ class SentenceTransformer(EncodeMethods):
         inputs: object,
         prompt: str | None = None,
         *,
-        task: Task | None = None,
+        task: TextTask | None = None,
         processing_kwargs: Mapping[str, Any] | None = None,
     ) -> dict[str, NDArray[Any]]:
         """The arrays that the first module reads: token ids, masks and token types [n_texts, seq_len], padded.
@@ -280,7 +280,7 @@ class SentenceTransformer(EncodeMethods):
         """Tokens of each text, special ones and the default prompt included, before `encode` cuts it."""
         prefix = self._resolve_prompt(None, None)
         texts = [prefix + text for text in check_texts(sentences, "sentences")]
-        return [len(ids) for ids, _ in self._first.encode(texts, Truncation(enabled=False), None)]
+        return [len(ids) for ids, _ in self._first.encode(texts, TextTruncation(enabled=False), None)]
 
     def _encode(self, sentences: object, options: EncodeOptions) -> Any:
         single = not is_list_like(sentences)
@@ -353,7 +353,7 @@ class SentenceTransformer(EncodeMethods):
             raise InputError("output_value: this model has no token embeddings that depend on the text")
 
     @property
-    def _truncation(self) -> Truncation:
+    def _truncation(self) -> TextTruncation:
         return self._first.truncation
 
     def _prompt_len(self, prefix: str) -> int:

@@ -13,10 +13,8 @@ from typing import Any
 from fastattn.checks import is_text, quote
 from fastattn.errors import ModelFormatError
 from fastattn.tokenizer.folder import Folder, format_error
+from fastattn.tokenizer.limits import MAX_TOKEN_CHARS
 
-# The tokenizers library walks its prefix tree recursively when it frees it: a token of 200,000 characters ends the
-# process. The longest token of a published vocabulary that we know has 256 characters.
-MAX_TOKEN_CHARS = 1000
 MAX_ID = 2**31 - 1
 # Characters that Rust's `trim_end` removes.
 _RUST_SPACES = (

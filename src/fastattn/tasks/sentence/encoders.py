@@ -37,11 +37,11 @@ if TYPE_CHECKING:
 
 Ids: TypeAlias = "NDArray[np.int32]"
 Encoded: TypeAlias = "list[tuple[Ids, Ids]]"
-Task: TypeAlias = Literal["query", "document"]
+TextTask: TypeAlias = Literal["query", "document"]
 
 
 @dataclass(frozen=True, slots=True)
-class Truncation:
+class TextTruncation:
     """How texts are cut: whether, and to how many tokens where it is not max_seq_length (by the task of a text)."""
 
     enabled: bool = True
@@ -49,7 +49,7 @@ class Truncation:
     query_length: int | None = None
     document_length: int | None = None
 
-    def length(self, task: Task | None) -> int | None:
+    def length(self, task: TextTask | None) -> int | None:
         """The tokens that a text of a task is cut to, None for max_seq_length."""
         if self.max_length is not None:
             return self.max_length
@@ -60,7 +60,7 @@ class InputModule(Protocol):
     """A module that turns texts into features."""
 
     tokenizer: Tokenizer
-    truncation: Truncation
+    truncation: TextTruncation
 
     @property
     def max_seq_length(self) -> int | float: ...
@@ -68,10 +68,10 @@ class InputModule(Protocol):
     def max_seq_length(self, length: int | None) -> None: ...
     def get_embedding_dimension(self) -> int: ...
     def start(self, widths: Widths) -> None: ...
-    def encode(self, texts: Sequence[str], truncation: Truncation, task: Task | None) -> Encoded: ...
+    def encode(self, texts: Sequence[str], truncation: TextTruncation, task: TextTask | None) -> Encoded: ...
     def run(self, encoded: Encoded, features: Features) -> None: ...
     def preprocess(
-        self, texts: Sequence[str], truncation: Truncation, task: Task | None
+        self, texts: Sequence[str], truncation: TextTruncation, task: TextTask | None
     ) -> dict[str, NDArray[Any]]: ...
     def close(self) -> None: ...
 
@@ -83,12 +83,17 @@ class Transformer:
     """
 
     def __init__(
-        self, model: Encoder, tokenizer: Tokenizer, *, do_lower_case: bool = False, truncation: Truncation | None = None
+        self,
+        model: Encoder,
+        tokenizer: Tokenizer,
+        *,
+        do_lower_case: bool = False,
+        truncation: TextTruncation | None = None,
     ) -> None:
         self.auto_model = model
         self.do_lower_case = do_lower_case
         self.tokenizer = tokenizer
-        self.truncation = truncation or Truncation()
+        self.truncation = truncation or TextTruncation()
         self._context = model.executor.program.max_positions
         self._pooled: dict[str, Executor] = {}
 
@@ -141,16 +146,18 @@ class Transformer:
         """Record the output."""
         widths.put(TOKENS, "tokens", self.get_embedding_dimension())
 
-    def encode(self, texts: Sequence[str], truncation: Truncation, task: Task | None) -> Encoded:
+    def encode(self, texts: Sequence[str], truncation: TextTruncation, task: TextTask | None) -> Encoded:
         """(token ids, token type ids) of each text."""
-        return self.tokenizer.encode_batch(texts, max_length=self._limit(truncation, task))
+        return self.tokenizer.encode_pairs(_alone(texts), max_length=self._limit(truncation, task))
 
-    def preprocess(self, texts: Sequence[str], truncation: Truncation, task: Task | None) -> dict[str, NDArray[Any]]:
+    def preprocess(
+        self, texts: Sequence[str], truncation: TextTruncation, task: TextTask | None
+    ) -> dict[str, NDArray[Any]]:
         """The padded arrays of the tokenizer."""
         limit = self._limit(truncation, task)
         return self.tokenizer(texts, padding=True, truncation=limit is not None, max_length=limit, return_tensors="np")
 
-    def _limit(self, truncation: Truncation, task: Task | None) -> int | None:
+    def _limit(self, truncation: TextTruncation, task: TextTask | None) -> int | None:
         """The tokens that a text is cut to, None where it is not cut."""
         if not truncation.enabled:
             return None
@@ -208,6 +215,11 @@ class Transformer:
                 )
 
 
+def _alone(texts: Sequence[str]) -> list[tuple[str, None]]:
+    """Texts without a second one."""
+    return [(text, None) for text in texts]
+
+
 def _lowercase(tokenizer: Tokenizer) -> Tokenizer:
     """With lowercase as the first step of the normalizer; special tokens in a text stay as they are."""
     from tokenizers import normalizers
@@ -232,7 +244,7 @@ class StaticEmbedding:
         self.tokenizer = tokenizer
         self.embedding = embedding
         self.num_embeddings, self.embedding_dim = embedding.shape
-        self.truncation = Truncation()
+        self.truncation = TextTruncation()
         self._closed = False
 
     def __repr__(self) -> str:
@@ -261,12 +273,14 @@ class StaticEmbedding:
         """Record the output."""
         widths.put(SENTENCE, "sentences", self.get_embedding_dimension())
 
-    def encode(self, texts: Sequence[str], truncation: Truncation, task: Task | None) -> Encoded:
+    def encode(self, texts: Sequence[str], truncation: TextTruncation, task: TextTask | None) -> Encoded:
         """Token ids of each text without special tokens, cut as tokenizer.json says."""
         limit = self.tokenizer.options.model_max_length if truncation.enabled else None
-        return self.tokenizer.encode_batch(texts, add_special_tokens=False, max_length=limit)
+        return self.tokenizer.encode_pairs(_alone(texts), add_special_tokens=False, max_length=limit)
 
-    def preprocess(self, texts: Sequence[str], truncation: Truncation, task: Task | None) -> dict[str, NDArray[Any]]:
+    def preprocess(
+        self, texts: Sequence[str], truncation: TextTruncation, task: TextTask | None
+    ) -> dict[str, NDArray[Any]]:
         """input_ids [n_tokens] of all texts, and the offsets [n_texts] where each begins."""
         ids = [ids for ids, _ in self.encode(texts, truncation, task)]
         ends = np.cumsum([0, *(len(row) for row in ids)])

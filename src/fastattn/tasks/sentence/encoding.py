@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from fastattn.checks import check_choice, check_count, check_flag, check_keywords, check_str, quote
 from fastattn.errors import InputError
-from fastattn.tasks.sentence.encoders import Task
+from fastattn.tasks.sentence.encoders import TextTask
 from fastattn.tasks.sentence.loading import is_on
 from fastattn.tasks.sentence.similarity import PRECISIONS
 from fastattn.tokenizer import check_text
@@ -43,7 +43,7 @@ class EncodeOptions:
     tensor: bool
     normalize: bool
     truncate_dim: int | None
-    task: Task | None
+    task: TextTask | None
     processing_kwargs: object
 
 
@@ -79,7 +79,7 @@ class EncodeMethods(ABC):
         chunk_size: int | None = ...,
         *,
         inputs: object = ...,
-        task: Task | None = ...,
+        task: TextTask | None = ...,
         processing_kwargs: Mapping[str, Any] | None = ...,
     ) -> NDArray[Any]: ...
 
@@ -102,7 +102,7 @@ class EncodeMethods(ABC):
         chunk_size: int | None = ...,
         *,
         inputs: object = ...,
-        task: Task | None = ...,
+        task: TextTask | None = ...,
         processing_kwargs: Mapping[str, Any] | None = ...,
     ) -> Any: ...
 
@@ -124,7 +124,7 @@ class EncodeMethods(ABC):
         chunk_size: int | None = None,
         *,
         inputs: object = None,
-        task: Task | None = None,
+        task: TextTask | None = None,
         processing_kwargs: Mapping[str, Any] | None = None,
         **unknown: NoReturn,
     ) -> Any:
@@ -380,7 +380,7 @@ def _options(
         tensor=tensor,
         normalize=check_flag("normalize_embeddings", normalize_embeddings),
         truncate_dim=None if truncate_dim is None else check_count("truncate_dim", truncate_dim, low=1),
-        task=cast("Task | None", task),
+        task=cast("TextTask | None", task),
         processing_kwargs=processing_kwargs,
     )
 

@@ -15,7 +15,7 @@ from typing import Any
 from fastattn.checks import closest, quote
 from fastattn.errors import ConfigError
 from fastattn.settings import Settings
-from fastattn.tasks.sentence.encoders import Truncation
+from fastattn.tasks.sentence.encoders import TextTruncation
 from fastattn.tasks.sentence.files import read_optional_json, read_settings
 from fastattn.tasks.sentence.loading import (
     TransformerOptions,
@@ -70,12 +70,12 @@ class TransformerSettings:
 
     max_seq_length: int | None = None
     do_lower_case: bool = False
-    truncation: Truncation = field(default_factory=Truncation)
+    truncation: TextTruncation = field(default_factory=TextTruncation)
     options: TransformerOptions = field(default_factory=TransformerOptions)
 
 
 @dataclass(frozen=True, slots=True)
-class Folder:
+class ModelFolder:
     """A model folder. entries: the modules in order, None where the folder is a plain transformer."""
 
     path: Path
@@ -83,9 +83,9 @@ class Folder:
     settings: ModelSettings
 
 
-def read_folder(directory: Path) -> Folder:
+def read_folder(directory: Path) -> ModelFolder:
     """The modules and settings of a folder. Raises ConfigError, ModelFormatError."""
-    plain = Folder(directory, None, ModelSettings({}))
+    plain = ModelFolder(directory, None, ModelSettings({}))
     value = read_optional_json(directory / MODULES_NAME)
     if value is None:
         ignored = [name for name in (SETTINGS_NAME, *TRANSFORMER_CONFIGS) if (directory / name).is_file()]
@@ -107,7 +107,7 @@ def read_folder(directory: Path) -> Folder:
             settings.where, quote(kind), _MODEL_TYPE,
         )  # fmt: skip
         return plain
-    return Folder(directory, _entries(directory, value), _model_settings(settings))
+    return ModelFolder(directory, _entries(directory, value), _model_settings(settings))
 
 
 def is_snapshot(folder: Path) -> bool:
@@ -215,7 +215,7 @@ def _transformer_settings(settings: Settings) -> TransformerSettings:
             options = from_file(f"{where}: {key}", read, _without_trust(settings.table(key)), options)
     for key in ("config_kwargs", "config_args"):
         from_file(f"{where}: {key}", read_config_kwargs, _without_trust(settings.table(key)))
-    truncation = Truncation(
+    truncation = TextTruncation(
         query_length=settings.count("query_length", None, low=1),
         document_length=settings.count("document_length", None, low=1),
     )

@@ -12,7 +12,7 @@ from typing import Any
 from fastattn.checks import check_choice, check_count, check_flag, closest, quote
 from fastattn.errors import ConfigError, DTypeError, InputError
 from fastattn.models.load_options import read_device
-from fastattn.tasks.sentence.encoders import Truncation
+from fastattn.tasks.sentence.encoders import TextTruncation
 from fastattn.tokenizer.overrides import TokenizerSettings, read_overrides
 
 # Values of these change no vector: they say what is returned besides, or how torch computes.
@@ -96,7 +96,7 @@ def read_config_kwargs(where: str, values: object) -> None:
     _refuse(where, _dictionary(where, values), ())
 
 
-def read_processing_kwargs(where: str, values: object, truncation: Truncation) -> Truncation:
+def read_processing_kwargs(where: str, values: object, truncation: TextTruncation) -> TextTruncation:
     """processing_kwargs: "truncation" and "max_length" of "text" and "common" are used. Raises DTypeError, InputError.
 
     Padding changes nothing; settings of images, audio, video and chat templates do not concern texts.

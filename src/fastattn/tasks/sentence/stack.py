@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from fastattn.checks import quote
 from fastattn.errors import ConfigError, InputError
 from fastattn.models.auto import AutoModel
@@ -23,7 +25,7 @@ from fastattn.tasks.sentence.files import read_settings
 from fastattn.tasks.sentence.folder import (
     INPUT_MODULES,
     MODULES_NAME,
-    Folder,
+    ModelFolder,
     ModuleEntry,
     TransformerSettings,
     check_no_adapter,
@@ -47,7 +49,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LoadOptions:
+class StackOptions:
     """How the modules are loaded. dtype, kv_dtype, device, threads: as `AutoModel.from_pretrained` takes them."""
 
     dtype: Any = None
@@ -115,10 +117,13 @@ class Stack:
             self.first.run_pooled(encoded, features, op)
             del modules[0]
         _check_finite(features)
+        changed = False
         for module in modules:
             if module.reads in features:
                 module(features)
-        _check_finite(features)
+                changed = True
+        if changed:
+            _check_finite(features)
         return features
 
     @staticmethod
@@ -144,11 +149,13 @@ class Stack:
 def _check_finite(features: Features) -> None:
     found: list[Sequence[Float]] = [*features.sentences.values(), *features.tokens.values()]  # type: ignore[list-item]
     for rows in found:
+        if isinstance(rows, np.ndarray) and np.isfinite(rows).all():
+            continue
         for row, where in zip(rows, features.where, strict=True):
             check_finite(row, where, "numbers")
 
 
-def load_stack(folder: Folder, options: LoadOptions) -> Stack:
+def load_stack(folder: ModelFolder, options: StackOptions) -> Stack:
     """Load the modules of a folder. Raises ConfigError, ModelFormatError, InputError, DTypeError."""
     read_config_kwargs("config_kwargs", options.config_kwargs)
     if folder.entries is None:
@@ -168,7 +175,7 @@ def load_stack(folder: Folder, options: LoadOptions) -> Stack:
     return _stack_of(start, lambda: [_read_module(entry, options) for entry in rest], path)
 
 
-def _plain_stack(path: Path, options: LoadOptions) -> Stack:
+def _plain_stack(path: Path, options: StackOptions) -> Stack:
     check_no_chat_template(path)
     mode = default_pooling(read_settings(path / "config.json").values)
     start = _load_transformer(path, TransformerSettings(), options)
@@ -184,7 +191,7 @@ def _stack_of(start: InputModule, read_later: Callable[[], Sequence[Module]], wh
         raise
 
 
-def _read_module(entry: ModuleEntry, options: LoadOptions) -> Module:
+def _read_module(entry: ModuleEntry, options: StackOptions) -> Module:
     if entry.kind == "Pooling":
         return read_pooling(read_settings(entry.folder / "config.json", needed_by="module Pooling"))
     if entry.kind == "Dense":
@@ -192,7 +199,7 @@ def _read_module(entry: ModuleEntry, options: LoadOptions) -> Module:
     return read_layer_norm(entry.folder) if entry.kind == "LayerNorm" else read_normalize(entry.folder)
 
 
-def _load_transformer(folder: Path, settings: TransformerSettings, options: LoadOptions) -> Transformer:
+def _load_transformer(folder: Path, settings: TransformerSettings, options: StackOptions) -> Transformer:
     check_no_adapter(folder)
     config = read_settings(folder / "config.json").values
     if options.trust_remote_code and config.get("auto_map"):
@@ -224,7 +231,7 @@ def _load_transformer(folder: Path, settings: TransformerSettings, options: Load
     return found
 
 
-def _check_static_options(options: LoadOptions) -> None:
+def _check_static_options(options: StackOptions) -> None:
     """A StaticEmbedding is float32 on the CPU, without limits of its own."""
     given = read_model_kwargs("model_kwargs", options.model_kwargs, TransformerOptions())
     given = read_processor_kwargs("processor_kwargs", options.processor_kwargs, given)
