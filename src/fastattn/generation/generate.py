@@ -22,7 +22,7 @@ from fastattn.generation.prompts import (
 )
 from fastattn.generation.scheduler import Request, Scheduler
 from fastattn.generation.stopping import TextState
-from fastattn.models.generate_args import GenerateArgs, GenerationArgs
+from fastattn.models.generate_args import GenerateArgs, GenerationArgs, Streamer
 from fastattn.models.outputs import GenerateOutput
 from fastattn.models.sequences import MAX_SEQUENCES
 from fastattn.models.text_stream import TextStream
@@ -110,7 +110,7 @@ _ARGUMENTS = (
 class StreamerFeed:
     """Gives a streamer of transformers the prompt before the first new token, each new token, and the end."""
 
-    def __init__(self, streamer: Any, prompts: Sequence[NDArray[np.int32]], options: GenerationOptions) -> None:
+    def __init__(self, streamer: Streamer, prompts: Sequence[NDArray[np.int32]], options: GenerationOptions) -> None:
         """Raises DTypeError, InputError: a streamer takes one sequence."""
         for name in ("put", "end"):
             if not callable(getattr(streamer, name, None)):
@@ -141,8 +141,8 @@ def complete(
     prompts: Sequence[NDArray[np.int32]],
     options: GenerationOptions,
     *,
-    names: Sequence[str],
     tokenizer: Tokenizer | None,
+    names: Sequence[str] | None = None,
     lengths: Sequence[int] | None = None,
     default_new_tokens: int = DEFAULT_NEW_TOKENS,
     logprobs: bool = False,
@@ -152,7 +152,8 @@ def complete(
 ) -> list[Request]:
     """Run every prompt to its end. With a tokenizer each request collects its text, which stop strings need.
 
-    names: of the prompts, for messages. lengths: of the prompts as max_length counts them; None is their number of ids.
+    names: of the prompts, for messages; None is input_ids[i].
+    lengths: of the prompts as max_length counts them; None is their number of ids.
     """
     requests = make_requests(
         model,
@@ -203,8 +204,8 @@ def make_requests(
     prompts: Sequence[NDArray[np.int32]],
     options: GenerationOptions,
     *,
-    names: Sequence[str],
     tokenizer: Tokenizer | None,
+    names: Sequence[str] | None = None,
     lengths: Sequence[int] | None = None,
     default_new_tokens: int = DEFAULT_NEW_TOKENS,
     skip_special_tokens: bool = True,
@@ -215,6 +216,7 @@ def make_requests(
     if len(prompts) * n_texts > MAX_SEQUENCES:
         raise InputError(f"num_return_sequences: expected at most {MAX_SEQUENCES} texts in one call, got more")
     seeds = options.seeds(len(prompts) * n_texts)
+    names = [f"input_ids[{i}]" for i in range(len(prompts))] if names is None else names
     requests = []
     for i, prompt in enumerate(prompts):
         whole = prompt if len(prompt) else np.array([start_id(model, options, names[i])], np.int32)

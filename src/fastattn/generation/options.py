@@ -10,9 +10,10 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from fastattn.checks import check_choice, check_count, check_flag, check_number
+from fastattn.checks import check_choice, check_count, check_flag, check_neutral, check_number
 from fastattn.errors import DTypeError, InputError
-from fastattn.generation.keywords import check_unused, with_generation_config
+from fastattn.generation.keywords import with_generation_config
+from fastattn.models.generation_keywords import KEYWORDS
 from fastattn.models.sequences import MAX_SEQUENCES
 
 DEFAULT_NEW_TOKENS = 20
@@ -164,7 +165,8 @@ def read_options(options: Mapping[str, Any], where: str, *, also: Collection[str
     """
     given = with_generation_config(options)
     known = [field.name for field in fields(GenerationOptions)]
-    check_unused({name: value for name, value in given.items() if name not in known}, (*known, *also), where)
+    others = {name: value for name, value in given.items() if name not in known}
+    check_neutral(others, KEYWORDS, where, (*known, *also), hint="; see GenerationOptions", empty=True)
     return GenerationOptions(
         **{name: given[name] for name in known if name in given and (given[name] is not None or name == "top_k")}
     )

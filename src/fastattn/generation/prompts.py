@@ -22,13 +22,18 @@ from fastattn.tokenizer import Tokenizer, check_text
 _log = logging.getLogger("fastattn")
 
 
-class LanguageModel(Protocol):
+class HasTokenizer(Protocol):
+    """What may have a tokenizer."""
+
+    @property
+    def tokenizer(self) -> Tokenizer | None: ...
+
+
+class LanguageModel(HasTokenizer, Protocol):
     """What generation needs of a model."""
 
     @property
     def executor(self) -> Executor: ...
-    @property
-    def tokenizer(self) -> Tokenizer | None: ...
     @property
     def bos_token_id(self) -> int | None: ...
     @property
@@ -108,9 +113,9 @@ def encode_prompt(tokenizer: Tokenizer, text: object, name: str, **options: Any)
     return ids
 
 
-def need_tokenizer(model: Any, what: str) -> Tokenizer:
+def need_tokenizer(model: HasTokenizer, what: str) -> Tokenizer:
     """The model's tokenizer; ConfigError where its folder has none."""
-    tokenizer: Tokenizer | None = model.tokenizer
+    tokenizer = model.tokenizer
     if tokenizer is None:
         raise ConfigError(
             f"{what}: needs a tokenizer, and the model's folder has none; add one, or call the model with token ids"

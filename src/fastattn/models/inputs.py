@@ -259,8 +259,9 @@ def read_batch(
 def _check_context(name: str, rows: Sequence[Array], layout: Layout, max_positions: int) -> None:
     for i, row in enumerate(rows):
         if len(row) > max_positions:
+            where = place(name, layout, i)
             raise ContextLengthError(
-                f"{place(name, layout, i)}: expected at most {max_positions} tokens, the model's context, got {len(row)}",
+                f"{where}: expected at most {max_positions} tokens, the model's context, got {len(row)}",
                 index=i,
                 n_tokens=len(row),
                 context=max_positions,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -10,15 +11,18 @@ from typing import Any
 import numpy as np
 
 from fastattn.checkpoint.digests import check_verify
+from fastattn.checkpoint.quantised import FORMATS
 from fastattn.checks import check_choice, check_count, check_flag, check_path, check_str, quote
 from fastattn.errors import DTypeError, InputError
+from fastattn.models.config import PROBLEM_TYPES
 from fastattn.models.load_keywords import check_unused
 
+_log = logging.getLogger("fastattn")
 MAX_THREADS = 1024
 DTYPES: Mapping[str, tuple[str, ...]] = {
-    "cpu": ("float32", "bfloat16", "int8", "int4"),
+    "cpu": FORMATS,
     "cuda": ("float32", "tf32", "bfloat16", "float16"),
-    "numpy": ("float32", "float64", "bfloat16", "int8", "int4"),
+    "numpy": (*FORMATS, "float64"),
 }
 KV_DTYPES: Mapping[str, tuple[str, ...]] = {
     "cpu": ("float32", "bfloat16", "int8"),
@@ -228,8 +232,10 @@ def _threads(value: Any, device: str) -> int | None:
     if value is None:
         return None
     found = check_count("threads", value, low=1, high=MAX_THREADS)
-    if device != "cpu":
-        raise InputError(f"threads: expected None on {device}, got {found}")
+    if device == "cuda":
+        raise InputError(f"threads: expected None on cuda, got {found}")
+    if device == "numpy":
+        _log.warning("threads: ignored on device numpy, got %d", found)
     return found
 
 
@@ -253,8 +259,7 @@ def _overrides(asked: Mapping[str, Any], rest: dict[str, Any]) -> dict[str, Any]
     if (ids := rest.pop("label2id", None)) is not None:
         found["label2id"] = _label2id(ids)
     if (problem := rest.pop("problem_type", None)) is not None:
-        kinds = ("regression", "single_label_classification", "multi_label_classification")
-        found["problem_type"] = check_choice("problem_type", problem, kinds)
+        found["problem_type"] = check_choice("problem_type", problem, PROBLEM_TYPES)
     if (pad := rest.pop("pad_token_id", None)) is not None:
         found["pad_token_id"] = check_count("pad_token_id", pad)
     for name in ("output_hidden_states", "output_attentions"):

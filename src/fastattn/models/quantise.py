@@ -33,7 +33,7 @@ def quantize(
     revision: str | None = None,
     cache_dir: str | Path | None = None,
     local_files_only: bool = False,
-    token: str | None = None,
+    token: str | bool | None = None,
 ) -> Path:
     """Write the model of `path_or_id` in "bfloat16", "int8" or "int4" to a new or empty directory, with its tokenizer.
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypedDict, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict, overload
 
-from fastattn.checks import check_choice, check_flag, check_keywords, check_path, quote
+from fastattn.checks import Neutral, check_choice, check_flag, check_keywords, check_neutral, check_path, quote
 from fastattn.errors import DTypeError, InputError
 from fastattn.models.auto import (
     AutoModel,
@@ -150,7 +150,8 @@ _KINDS: Mapping[str, type[Pipeline[Any]]] = {
     "sentiment-analysis": TextClassificationPipeline,
     "feature-extraction": FeatureExtractionPipeline,
 }
-_MODELS: Mapping[type[Pipeline[Any]], tuple[type[Model], Any]] = {
+_Auto: TypeAlias = "type[AutoModelForCausalLM] | type[AutoModelForSequenceClassification] | type[AutoModel]"
+_MODELS: Mapping[type[Pipeline[Any]], tuple[type[Model], _Auto]] = {
     TextGenerationPipeline: (CausalLM, AutoModelForCausalLM),
     TextClassificationPipeline: (SequenceClassifier, AutoModelForSequenceClassification),
     FeatureExtractionPipeline: (Encoder, AutoModel),
@@ -161,14 +162,14 @@ _CALL_ARGS: Mapping[type[Pipeline[Any]], tuple[Any, ...]] = {
     FeatureExtractionPipeline: (FeatureExtractionArgs, TokenizeArgs, EncodeArgs, BatchArgs),
 }
 # What transformers' pipelines take besides text, and what to do instead.
-_REFUSED: Mapping[str, str] = {
-    "config": "config.json of the folder is used",
-    "feature_extractor": "these tasks take texts alone",
-    "image_processor": "these tasks take texts alone",
-    "processor": "these tasks take texts alone; give the tokenizer",
-    "pipeline_class": "leave it out",
-    "binary_output": "results are Python objects and NumPy arrays",
-    "assistant_model": "there is no assisted generation",
+_REFUSED: Mapping[str, Neutral] = {
+    "config": Neutral((False,), "config.json of the folder is used"),
+    "feature_extractor": Neutral((False,), "these tasks take only texts"),
+    "image_processor": Neutral((False,), "these tasks take only texts"),
+    "processor": Neutral((False,), "these tasks take only texts; give the tokenizer"),
+    "pipeline_class": Neutral((False,), "leave it out"),
+    "binary_output": Neutral((False,), "results are Python objects and NumPy arrays"),
+    "assistant_model": Neutral((False,), "there is no assisted generation"),
 }
 
 
@@ -178,10 +179,8 @@ def _split(options: Mapping[str, Any], kind: type[Pipeline[Any]]) -> tuple[dict[
     framework = given.pop("framework", None)
     if framework is not None:
         check_choice("framework", framework, ("pt",))
-    for name, instead in _REFUSED.items():
-        value = given.pop(name, None)
-        if value is not None and value is not False:
-            raise InputError(f"{name}: expected None, got {quote(value)}; {instead}")
+    others = {name: given.pop(name) for name in _REFUSED if name in given}
+    check_neutral(others, _REFUSED, f"pipeline({kind.task!r})", ())
     more = given.pop("model_kwargs", None)
     if more is not None and not isinstance(more, Mapping):
         raise DTypeError(f"model_kwargs: expected a mapping, got {type(more).__name__}")
