@@ -130,9 +130,7 @@ def test_named_prompts(tmp_path: Path, device: str, include_prompt: bool) -> Non
 
 def test_normalize_module_and_plain_folder(tmp_path: Path, device: str) -> None:
     folder = write_sentence_model(tmp_path / "m", normalize=True)
-    Reference(folder).check(
-        fastattn.SentenceTransformer(folder, device=device).encode(TEXTS), "encode", TEXTS
-    )
+    Reference(folder).check(fastattn.SentenceTransformer(folder, device=device).encode(TEXTS), "encode", TEXTS)
     plain = write_bert_model(tmp_path / "plain", head=False)
     Reference(plain).check(fastattn.SentenceTransformer(plain, device=device).encode(TEXTS), "encode", TEXTS)
 
