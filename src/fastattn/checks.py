@@ -10,7 +10,7 @@ import math
 import operator
 import os
 import sys
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -116,6 +116,30 @@ def closest(name: str, known: Iterable[str]) -> str:
     """`; did you mean 'X'?` for a misspelled name, "" where nothing is close."""
     found = difflib.get_close_matches(name[:100], list(known), n=1)
     return f"; did you mean {found[0]!r}?" if found else ""
+
+
+def one_of(name: str, value: Any, other: str, other_value: Any) -> Any:
+    """The value of an argument that has two names. Raises InputError where both are given."""
+    if value is not None and other_value is not None:
+        raise InputError(f"{other}: expected no value beside {name}, which is another name of it")
+    return other_value if value is None else value
+
+
+def is_text(value: object) -> bool:
+    """Whether a value is a str of valid Unicode, which has no lone surrogates."""
+    if not isinstance(value, str):
+        return False
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def shown_names(names: Sequence[object], limit: int = 20) -> str:
+    """Names for a message, quoted; of many the first ones, and how many more there are."""
+    shown = ", ".join(quote(name, 60) for name in names[:limit])
+    return f"{shown} and {len(names) - limit} more" if len(names) > limit else shown
 
 
 def check_keywords(found: Iterable[str], known: Collection[str], where: str) -> None:

@@ -7,12 +7,11 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from fastattn.checks import quote
+from fastattn.checks import is_text, quote, shown_names
 from fastattn.errors import ConfigError
 
 _log = logging.getLogger("fastattn")
 _Default = TypeVar("_Default")
-_MAX_NAMES = 20
 
 
 class Settings:
@@ -74,7 +73,7 @@ class Settings:
         value = self.raw(key)
         if value is None:
             return default
-        if not _is_text(value):
+        if not is_text(value):
             raise self.error(key, "a string")
         return str(value)
 
@@ -92,7 +91,7 @@ class Settings:
         value = self.raw(key)
         if value is None:
             return ()
-        if not isinstance(value, list) or not all(_is_text(item) for item in value):
+        if not isinstance(value, list) or not all(is_text(item) for item in value):
             raise self.error(key, "a list of strings")
         return tuple(value)
 
@@ -108,7 +107,7 @@ class Settings:
     def text_table(self, key: str) -> Mapping[str, str]:
         """An object of strings, {} where it is missing."""
         value = self.table(key)
-        if not all(_is_text(name) and _is_text(item) for name, item in value.items()):
+        if not all(is_text(name) and is_text(item) for name, item in value.items()):
             raise self.error(key, "an object of strings")
         return value
 
@@ -124,16 +123,4 @@ class Settings:
         """Log one warning that names the keys nobody took."""
         names = self.unused()
         if names:
-            shown = ", ".join(quote(name, 60) for name in names[:_MAX_NAMES])
-            more = f" and {len(names) - _MAX_NAMES} more" if len(names) > _MAX_NAMES else ""
-            _log.warning("%s: unknown settings are ignored: %s%s", self.where, shown, more)
-
-
-def _is_text(value: object) -> bool:
-    if not isinstance(value, str):
-        return False
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
+            _log.warning("%s: unknown settings are ignored: %s", self.where, shown_names(names))

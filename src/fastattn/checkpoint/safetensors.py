@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fastattn.checks import quote
+from fastattn.checks import is_text, quote
 from fastattn.errors import ModelFormatError
 from fastattn.files import SourceFile, open_regular
 from fastattn.jsonfile import JsonError, JsonLimits, JsonValue, parse_strict
@@ -127,15 +127,6 @@ def _metadata(path: Path, value: JsonValue) -> dict[str, str]:
             message = f"__metadata__: expected strings of valid Unicode, got {quote(key)}: {quote(item)}"
             raise _error(path, "header_utf8", message, offset=8)
     return strings
-
-
-def is_text(value: str) -> bool:
-    """Whether a string is valid Unicode: escapes of JSON can write half of a surrogate pair."""
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _tensors(file: SourceFile, header: dict[str, JsonValue], *, data_start: int) -> dict[str, TensorInfo]:

@@ -8,7 +8,7 @@ from fastattn.errors import InputError
 from fastattn.generation.decoders import ReplaceText, make_stages, run_stages
 from fastattn.tokenizer import Tokenizer
 from fastattn.tokenizer.ids import CLEAN_UP
-from fastattn.tokenizer.library import library_errors
+from fastattn.tokenizer.library import is_library_error, reason_of
 
 
 class Detokenizer:
@@ -30,7 +30,7 @@ class Detokenizer:
         self._raw = tokenizer.raw
         self._skip = tokenizer.skipped_ids if skip_special_tokens else frozenset()
         self._stages = make_stages(self._raw)
-        if cleans_up(tokenizer, clean_up_tokenization_spaces):
+        if tokenizer.cleans_up(clean_up_tokenization_spaces):
             self._stages += [ReplaceText(old, new) for old, new in CLEAN_UP]
         self._hidden = 0  # characters of the text to come that are the prompt's
         if prompt:
@@ -53,16 +53,14 @@ class Detokenizer:
 
     def _advance(self, ids: Sequence[int], *, last: bool = False) -> str:
         tokens = [self._raw.id_to_token(i) for i in ids if i not in self._skip]
-        with library_errors(lambda reason: InputError(f"token_ids: the tokenizer refuses them: {reason}")):
+        try:  # a context manager would take longer than the stages, for each token
             text = run_stages(self._stages, [token for token in tokens if token is not None], last=last)
+        except BaseException as error:
+            if not is_library_error(error):
+                raise
+            raise InputError(f"token_ids: the tokenizer refuses them: {reason_of(error)}") from error
         if self._hidden:
             hidden = min(self._hidden, len(text))
             self._hidden -= hidden
             text = text[hidden:]
         return text
-
-
-def cleans_up(tokenizer: Tokenizer, chosen: bool | None) -> bool:
-    """Whether `Tokenizer.decode` removes spaces before punctuation."""
-    clean = tokenizer.options.clean_up_tokenization_spaces if chosen is None else chosen
-    return clean and (type(tokenizer.raw.model).__name__ != "BPE" or tokenizer.options.clean_up_spaces_of_bpe)

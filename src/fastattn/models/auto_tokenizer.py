@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastattn.checkpoint.hub import TOKENIZER_PATTERNS, resolve
-from fastattn.checks import check_flag, check_str, quote
-from fastattn.errors import InputError, ModelNotFoundError
+from fastattn.checkpoint.hub import TOKENIZER_PATTERNS
+from fastattn.checks import check_flag, one_of, quote
+from fastattn.errors import InputError
+from fastattn.models.load_options import read_hub_options
+from fastattn.models.loading import find_folder
 from fastattn.tokenizer import Tokenizer, load_tokenizer
 from fastattn.tokenizer.overrides import TokenizerSettings, read_overrides
 
@@ -15,7 +17,8 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 _KEYWORDS = (
-    "revision", "cache_dir", "local_files_only", "token", "subfolder", "use_fast", "trust_remote_code",
+    "pretrained_model_name_or_path", "revision", "cache_dir", "local_files_only", "token", "use_auth_token",
+    "subfolder", "use_fast", "trust_remote_code", "force_download", "proxies", "resume_download",
 )  # fmt: skip
 
 
@@ -28,15 +31,20 @@ class AutoTokenizer:
     @classmethod
     def from_pretrained(
         cls,
-        path: str | Path,
+        path: str | Path | None = None,
         *,
+        pretrained_model_name_or_path: str | Path | None = None,
         revision: str | None = None,
         cache_dir: str | Path | None = None,
         local_files_only: bool = False,
         token: str | bool | None = None,
-        subfolder: str = "",
-        use_fast: bool = True,
-        trust_remote_code: bool = False,
+        use_auth_token: str | bool | None = None,
+        subfolder: str | None = "",
+        use_fast: bool | None = True,
+        trust_remote_code: bool | None = None,
+        force_download: bool | None = False,
+        proxies: None = None,
+        resume_download: object = None,
         **settings: Unpack[TokenizerSettings],
     ) -> Tokenizer:
         """The tokenizer of a directory or hub id: tokenizer.json, or the older files of a known tokenizer class.
@@ -44,36 +52,29 @@ class AutoTokenizer:
         settings: in place of those of tokenizer_config.json, such as pad_token="<pad>", padding_side="left",
         model_max_length=512, do_lower_case=False. use_fast and trust_remote_code change nothing: every tokenizer is
         fast, and code in a folder is never run. Of a hub id the weights are not fetched.
+        pretrained_model_name_or_path, use_auth_token: transformers' names of path and token.
         Raises ConfigError where there is no tokenizer, ModelFormatError where a file is malformed, InputError for an
         unknown setting or one that the tokenizer does not use.
         """
-        check_flag("use_fast", use_fast)
-        check_flag("trust_remote_code", trust_remote_code)
+        for name, value in (("use_fast", use_fast), ("trust_remote_code", trust_remote_code)):
+            if value is not None:
+                check_flag(name, value)
         given: Any = settings
         overrides = read_overrides(given, _KEYWORDS)
-        folder = _read_subfolder(subfolder)
-        directory = resolve(
-            path,
+        if not (force_download is None or force_download is False):
+            check_flag("force_download", force_download)
+            raise InputError("force_download: expected False; delete the model from the cache to download it again")
+        if proxies:
+            raise InputError(f"proxies: expected None, got {quote(proxies)}; set HTTPS_PROXY in the environment")
+        source = one_of("path", path, "pretrained_model_name_or_path", pretrained_model_name_or_path)
+        hub = read_hub_options(
             revision=revision,
             cache_dir=cache_dir,
             local_files_only=local_files_only,
-            token=token,
-            patterns=[f"{folder}/{pattern}" if folder else pattern for pattern in TOKENIZER_PATTERNS],
+            token=one_of("token", token, "use_auth_token", use_auth_token),
+            subfolder=subfolder,
         )
-        if folder:
-            directory = directory / folder
-            if not directory.is_dir():
-                raise ModelNotFoundError(f"subfolder: there is no folder {directory}")
+        directory = find_folder(source, hub, TOKENIZER_PATTERNS)
         tokenizer = load_tokenizer(directory, overrides)
-        tokenizer.name_or_path = str(path)
+        tokenizer.name_or_path = str(source)
         return tokenizer
-
-
-def _read_subfolder(subfolder: str | None) -> str:
-    """A relative path that stays inside its folder, "" for none."""
-    if subfolder is None:
-        return ""
-    parts = PurePosixPath(check_str("subfolder", subfolder)).parts
-    if ".." in parts or "\0" in subfolder or subfolder.startswith("/"):
-        raise InputError(f"subfolder: expected the name of a folder inside the model's, got {quote(subfolder)}")
-    return "/".join(parts)

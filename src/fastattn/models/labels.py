@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NoReturn, TypeVar
 
-from fastattn.checkpoint.safetensors import is_text
-from fastattn.checks import quote
+from fastattn.checks import is_text, quote
 from fastattn.errors import InputError
 from fastattn.settings import Settings
 

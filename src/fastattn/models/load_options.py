@@ -80,9 +80,9 @@ def read_options(given: Mapping[str, Any], others: Mapping[str, Any]) -> tuple[L
     if asked["device"] is not None and _spreads(rest.get("device_map")):
         del rest["device_map"]  # the device says which one
     _merge(asked, rest, "dtype", "torch_dtype", _dtype_name)
-    _merge(asked, rest, "device", "device_map", _device)
+    _merge(asked, rest, "device", "device_map", read_device)
     _merge(asked, rest, "token", "use_auth_token", lambda value: value)
-    device = _device(asked["device"])
+    device = read_device(asked["device"])
     if asked["verify"] is not None:
         check_verify(asked["verify"])
     options = LoadOptions(
@@ -95,15 +95,28 @@ def read_options(given: Mapping[str, Any], others: Mapping[str, Any]) -> tuple[L
         check_finite=check_flag("check_finite", asked["check_finite"]),
         overrides=_overrides(asked, rest),
     )
-    hub = HubOptions(
-        revision=None if asked["revision"] is None else check_str("revision", asked["revision"]),
-        cache_dir=None if asked["cache_dir"] is None else check_path("cache_dir", asked["cache_dir"]),
-        local_files_only=check_flag("local_files_only", asked["local_files_only"]),
+    hub = read_hub_options(
+        revision=asked["revision"],
+        cache_dir=asked["cache_dir"],
+        local_files_only=asked["local_files_only"],
         token=asked["token"],
-        subfolder=_subfolder(rest.pop("subfolder", "")),
+        subfolder=rest.pop("subfolder", ""),
     )
     check_unused(rest, given)
     return options, hub
+
+
+def read_hub_options(
+    *, revision: Any, cache_dir: Any, local_files_only: Any, token: Any, subfolder: Any = ""
+) -> HubOptions:
+    """Check where a hub id is looked up; `resolve` checks the token. Raises InputError, DTypeError."""
+    return HubOptions(
+        revision=None if revision is None else check_str("revision", revision),
+        cache_dir=None if cache_dir is None else check_path("cache_dir", cache_dir),
+        local_files_only=check_flag("local_files_only", local_files_only),
+        token=token,
+        subfolder=_subfolder(subfolder),
+    )
 
 
 def check_target(value: Any, device: str, dtype: str) -> None:
@@ -111,7 +124,7 @@ def check_target(value: Any, device: str, dtype: str) -> None:
     if _dtype_name(value) == dtype:
         return
     try:
-        found = _device(value)
+        found = read_device(value)
     except (InputError, DTypeError):
         found = None
     if found != device:
@@ -138,10 +151,10 @@ def _spreads(device_map: object) -> bool:
     return isinstance(device_map, str) and device_map in _DEVICE_MAPS
 
 
-def _device(value: Any) -> str:
+def read_device(value: Any) -> str:
     """ "cpu", "cuda" or "numpy", from what transformers and torch call them as well."""
     if isinstance(value, Mapping):
-        found = {_device(item) for item in value.values()}
+        found = {read_device(item) for item in value.values()}
         if len(found) != 1:
             raise InputError(f"device_map: expected one device for the whole model, got {quote(value)}")
         return found.pop()

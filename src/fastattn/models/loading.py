@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -52,8 +52,11 @@ def load_executor(
     return cast(Executor, executor)
 
 
-def find_folder(path_or_id: Any, hub: HubOptions) -> Path:
-    """The local folder of a model, and of its subfolder. Raises ModelNotFoundError, HubError."""
+def find_folder(path_or_id: Any, hub: HubOptions, patterns: Sequence[str] = ALLOW_PATTERNS) -> Path:
+    """The local folder of a model, and of its subfolder; patterns: the files that are fetched from the hub.
+
+    Raises ModelNotFoundError, HubError, InputError, DTypeError.
+    """
     inside = f"{hub.subfolder}/" if hub.subfolder else ""
     folder = resolve(
         path_or_id,
@@ -61,7 +64,7 @@ def find_folder(path_or_id: Any, hub: HubOptions) -> Path:
         cache_dir=hub.cache_dir,
         local_files_only=hub.local_files_only,
         token=hub.token,
-        patterns=[f"{inside}{pattern}" for pattern in ALLOW_PATTERNS],
+        patterns=[f"{inside}{pattern}" for pattern in patterns],
     )
     if hub.subfolder and not (folder / hub.subfolder).is_dir():
         raise ModelNotFoundError(f"{folder / hub.subfolder}: expected the subfolder of a model, found none")

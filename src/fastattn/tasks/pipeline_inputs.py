@@ -172,11 +172,11 @@ def batches(
     context = model.executor.program.max_positions
     size, limit = batch_size or DEFAULT_BATCH_SIZE, encoding.limit(tokenizer, context)
     for start in range(0, len(items), size):
-        encoded = tokenizer.encode_batch(
+        encoded = tokenizer.encode_pairs(
             items[start : start + size],
             add_special_tokens=encoding.add_special_tokens,
             max_length=limit,
-            truncation=encoding.strategy,
+            strategy=encoding.strategy,
         )
         for i, (ids, _) in enumerate(encoded, start):
             if len(ids) > context:

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from fastattn.checks import check_count, check_flag, check_keywords, check_path, check_str, quote
+from fastattn.checks import check_count, check_flag, check_keywords, check_path, check_str, one_of, quote
 from fastattn.errors import DTypeError, InputError
 from fastattn.models.auto import Encoder
 from fastattn.models.load_options import check_target
-from fastattn.tasks.sentence.encoders import InputModule, Task, Transformer, Truncation
+from fastattn.tasks.sentence.encoders import InputModule, TextTask, TextTruncation, Transformer
 from fastattn.tasks.sentence.encoding import EncodeMethods, EncodeOptions, to_tensors
 from fastattn.tasks.sentence.features import SENTENCE, TOKENS, Features, Float, Module
 from fastattn.tasks.sentence.folder import ModelSettings, read_folder
@@ -33,7 +33,7 @@ from fastattn.tasks.sentence.similarity import (
     similarity,
     similarity_pairwise,
 )
-from fastattn.tasks.sentence.stack import LoadOptions, load_stack
+from fastattn.tasks.sentence.stack import StackOptions, load_stack
 from fastattn.tokenizer import Tokenizer, check_text, check_texts, is_list_like
 
 if TYPE_CHECKING:
@@ -96,14 +96,14 @@ class SentenceTransformer(EncodeMethods):
         self.similarity_fn_name = similarity_fn_name
         self.truncate_dim = truncate_dim
         given = _check_prompts({} if prompts is None else prompts)
-        options = LoadOptions(
+        options = StackOptions(
             dtype=dtype,
             kv_dtype=kv_dtype,
             device=device,
             threads=threads,
             trust_remote_code=check_flag("trust_remote_code", trust_remote_code),
             model_kwargs=model_kwargs,
-            processor_kwargs=_one_of("processor_kwargs", processor_kwargs, "tokenizer_kwargs", tokenizer_kwargs),
+            processor_kwargs=one_of("processor_kwargs", processor_kwargs, "tokenizer_kwargs", tokenizer_kwargs),
             config_kwargs=config_kwargs,
         )
         path = find_folder(
@@ -111,7 +111,7 @@ class SentenceTransformer(EncodeMethods):
             revision=revision,
             cache_dir=_cache(cache_folder, cache_dir),
             local_files_only=check_flag("local_files_only", local_files_only),
-            token=_one_of("token", token, "use_auth_token", use_auth_token),
+            token=one_of("token", token, "use_auth_token", use_auth_token),
         )
         folder = read_folder(path)
         self._read(folder.settings, given, default_prompt_name)
@@ -184,13 +184,14 @@ class SentenceTransformer(EncodeMethods):
     def tokenizer(self) -> Tokenizer:
         """The tokenizer of this model alone; its `model_max_length` is `max_seq_length`.
 
-        Settable, also to a tokenizer of transformers or tokenizers. Raises DTypeError.
+        Settable, also to a tokenizer of transformers or tokenizers: the model gets a copy, which makes letters
+        lowercase where do_lower_case of the folder says so. Raises DTypeError.
         """
         return self._first.tokenizer
 
     @tokenizer.setter
     def tokenizer(self, tokenizer: Tokenizer) -> None:
-        self._first.tokenizer = Tokenizer.from_object(tokenizer)
+        self._first.tokenizer = copy.copy(Tokenizer.from_object(tokenizer))
 
     @property
     def max_seq_length(self) -> int | float:
@@ -259,7 +260,7 @@ class SentenceTransformer(EncodeMethods):
         inputs: object,
         prompt: str | None = None,
         *,
-        task: Task | None = None,
+        task: TextTask | None = None,
         processing_kwargs: Mapping[str, Any] | None = None,
     ) -> dict[str, NDArray[Any]]:
         """The arrays that the first module reads: token ids, masks and token types [n_texts, seq_len], padded.
@@ -279,7 +280,7 @@ class SentenceTransformer(EncodeMethods):
         """Tokens of each text, special ones and the default prompt included, before `encode` cuts it."""
         prefix = self._resolve_prompt(None, None)
         texts = [prefix + text for text in check_texts(sentences, "sentences")]
-        return [len(ids) for ids, _ in self._first.encode(texts, Truncation(enabled=False), None)]
+        return [len(ids) for ids, _ in self._first.encode(texts, TextTruncation(enabled=False), None)]
 
     def _encode(self, sentences: object, options: EncodeOptions) -> Any:
         single = not is_list_like(sentences)
@@ -352,7 +353,7 @@ class SentenceTransformer(EncodeMethods):
             raise InputError("output_value: this model has no token embeddings that depend on the text")
 
     @property
-    def _truncation(self) -> Truncation:
+    def _truncation(self) -> TextTruncation:
         return self._first.truncation
 
     def _prompt_len(self, prefix: str) -> int:
@@ -450,16 +451,7 @@ def _check_prompts(prompts: object) -> dict[str, str | None]:
     return dict(prompts)
 
 
-def _one_of(name: str, value: Any, other: str, other_value: Any) -> Any:
-    """The value of an argument that has two names."""
-    if value is not None and other_value is not None:
-        raise InputError(f"{other}: expected no value beside {name}, which is another name of it")
-    return other_value if value is None else value
-
-
 def _cache(cache_folder: str | Path | None, cache_dir: str | Path | None) -> Path | None:
     """The folder of downloaded models; like sentence-transformers' it can be named in the environment."""
-    found = _one_of("cache_dir", cache_dir, "cache_folder", cache_folder) or os.environ.get(
-        "SENTENCE_TRANSFORMERS_HOME"
-    )
+    found = one_of("cache_dir", cache_dir, "cache_folder", cache_folder) or os.environ.get("SENTENCE_TRANSFORMERS_HOME")
     return check_path("cache_dir", found) if found else None

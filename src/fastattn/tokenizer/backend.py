@@ -17,7 +17,8 @@ from tokenizers import Tokenizer as RawTokenizer
 from fastattn.checks import quote
 from fastattn.errors import ConfigError
 from fastattn.settings import Settings
-from fastattn.tokenizer.draft import ROLES, Draft, Token
+from fastattn.tokenizer.draft import Draft, Token
+from fastattn.tokenizer.limits import ROLES
 from fastattn.tokenizer.options import Side, TokenizerOptions
 from fastattn.tokenizer.parts import MissingTokenError, Parts, TokenizerClass, Tokens
 

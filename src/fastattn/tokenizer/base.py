@@ -14,10 +14,10 @@ from fastattn.errors import DTypeError, InputError
 from fastattn.tokenizer.call import read_side
 from fastattn.tokenizer.encoder import Encoder
 from fastattn.tokenizer.ids import is_sequence, read_ids, read_sequences
+from fastattn.tokenizer.limits import LARGEST_LIMIT, NO_LIMIT, ROLES
 from fastattn.tokenizer.options import Side, TokenizerOptions
 from fastattn.tokenizer.special_tokens import (
     EXTRA,
-    ROLES,
     RoleId,
     RoleToken,
     read_special_tokens,
@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     from tokenizers import AddedToken
     from tokenizers import Tokenizer as RawTokenizer
 
-NO_LIMIT = int(1e30)  # model_max_length of a tokenizer without a limit, as in transformers
-_LARGEST_LIMIT = int(1e20)
 _ELSEWHERE = {
     "encode_plus": "call the tokenizer: tok(text)",
     "batch_encode_plus": "call the tokenizer: tok(texts)",
@@ -114,7 +112,7 @@ class TokenizerBase:
         limit = None
         if value is not None:
             limit = check_count("model_max_length", value, low=1, high=NO_LIMIT)
-        self._change(model_max_length=limit if limit is None or limit <= _LARGEST_LIMIT else None)
+        self._change(model_max_length=limit if limit is None or limit <= LARGEST_LIMIT else None)
 
     @property
     def padding_side(self) -> Side:
@@ -199,11 +197,6 @@ class TokenizerBase:
     def is_fast(self) -> bool:
         """True: the tokenizer is one of the `tokenizers` library."""
         return True
-
-    @property
-    def byte_level(self) -> bool:
-        """Whether tokens are bytes, each written as one letter."""
-        return type(self.raw.decoder).__name__ == "ByteLevel"
 
     # -- vocabulary ---------------------------------------------------------------------------------------------
 

@@ -8,19 +8,10 @@ from typing import Any
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, processors
 
 from fastattn.tokenizer.draft import Draft
-from fastattn.tokenizer.parts import Parts, TokenizerClass, Tokens, needed, template, token_id
+from fastattn.tokenizer.parts import FAIRSEQ_TOKENS, Parts, TokenizerClass, Tokens, needed, template, token_id
 from fastattn.tokenizer.vocabulary import Vocabulary
 
 _END = "<|endoftext|>"
-_FAIRSEQ_TOKENS = {
-    "bos": "<s>",
-    "eos": "</s>",
-    "unk": "<unk>",
-    "sep": "</s>",
-    "pad": "<pad>",
-    "cls": "<s>",
-    "mask": "<mask>",
-}
 _CLIP_WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 _QWEN_WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
@@ -221,11 +212,11 @@ CLASSES = (
         padding_side="left",
         post_init=True,
     ),
-    _bpe("RobertaTokenizer", _roberta, _FAIRSEQ_TOKENS),
+    _bpe("RobertaTokenizer", _roberta, FAIRSEQ_TOKENS),
     _bpe(
         "BlenderbotTokenizer",
         _blenderbot,
-        _FAIRSEQ_TOKENS,
+        FAIRSEQ_TOKENS,
         wrap={"mask": {"lstrip": True, "rstrip": False, "normalized": False}},
     ),
     _bpe(

@@ -12,15 +12,14 @@ from typing import Any, TypeAlias
 
 from tokenizers import AddedToken
 
-from fastattn.checks import quote
+from fastattn.checks import is_text, quote
 from fastattn.errors import ConfigError
 from fastattn.settings import Settings
 from fastattn.tokenizer.folder import Folder
-from fastattn.tokenizer.vocabulary import MAX_ID, MAX_TOKEN_CHARS
+from fastattn.tokenizer.limits import ADDED_TOKEN_FLAGS, MAX_TOKEN_CHARS, ROLES
+from fastattn.tokenizer.vocabulary import MAX_ID
 
 Token: TypeAlias = "str | AddedToken"
-ROLES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
-_FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
 
 @dataclass(slots=True)
@@ -180,7 +179,7 @@ def _added_token(path: str, key: str, entry: object) -> AddedToken:
         raise ConfigError(f'{path}: {key}: expected an object with "content", got {quote(entry)}')
     flags = {name: value for name, value in entry.items() if name not in ("content", "__type")}
     for name, value in flags.items():
-        if name not in _FLAGS:
+        if name not in ADDED_TOKEN_FLAGS:
             raise ConfigError(f"{path}: {key}: unknown flag {quote(name)} of a token")
         if not isinstance(value, bool):
             raise ConfigError(f"{path}: {key}: {name}: expected true or false, got {quote(value)}")
@@ -192,12 +191,8 @@ def _check_content(path: str, key: str, content: str) -> str:
         raise ConfigError(
             f"{path}: {quote(key)}: expected a token of at most {MAX_TOKEN_CHARS} characters, got {len(content)}"
         )
-    try:
-        content.encode("utf-8")
-    except UnicodeEncodeError:
-        raise ConfigError(
-            f"{path}: {quote(key)}: expected valid Unicode, got a lone surrogate in {quote(content)}"
-        ) from None
+    if not is_text(content):
+        raise ConfigError(f"{path}: {quote(key)}: expected valid Unicode, got a lone surrogate in {quote(content)}")
     return content
 
 

@@ -36,8 +36,13 @@ class Encoder:
             raw.post_processor = TemplateProcessing(single="$A:0", pair="$A:0 $B:1", special_tokens=[])
         self.raw = raw
         self._plain = shared_copy(raw)
-        self._splitting = shared_copy(raw)
-        self._splitting.encode_special_tokens = True
+
+    @cached_property
+    def _splitting(self) -> RawTokenizer:
+        """Like `_plain`, but a special token in a text is split like other text."""
+        found = shared_copy(self.raw)
+        found.encode_special_tokens = True
+        return found
 
     @cached_property
     def added_tokens(self) -> dict[int, AddedToken]:
@@ -74,11 +79,12 @@ class Encoder:
         with library_errors(lambda reason: InputError(f"{name}: the tokenizer refuses it: {reason}")):
             a = plain.encode(first, is_pretokenized=words, add_special_tokens=False)
             b = None if second is None else plain.encode(second, is_pretokenized=words, add_special_tokens=False)
-            if b is not None and overflow and truncation is not None:
+        if truncation is not None:
+            if b is not None and overflow:
                 b = _with_type(b, 1)
-            if truncation is not None:
-                n_special = self.n_special(pair=b is not None) if add_special_tokens else 0
-                truncate(a, b, truncation, n_special=n_special, name=name)
+            n_special = self.n_special(pair=b is not None) if add_special_tokens else 0
+            truncate(a, b, truncation, n_special=n_special, name=name)
+        with library_errors(lambda reason: InputError(f"{name}: the tokenizer refuses it: {reason}")):
             return self.raw.post_process(a, b, add_special_tokens)
 
     def n_special(self, *, pair: bool) -> int:
@@ -87,8 +93,7 @@ class Encoder:
 
     def with_tokens(self, tokens: Sequence[AddedToken], *, special: bool) -> tuple[Encoder, int]:
         """An encoder with more tokens, and how many of them are new."""
-        raw = shared_copy(self.raw)
-        raw.post_processor = self.raw.post_processor
+        raw = full_copy(self.raw)
         with library_errors(lambda reason: InputError(f"tokens: the tokenizer refuses them: {reason}")):
             count = raw.add_special_tokens(list(tokens)) if special else raw.add_tokens(list(tokens))
         return Encoder(raw), int(count)
@@ -124,6 +129,13 @@ def shared_copy(raw: RawTokenizer) -> RawTokenizer:
     content = json.loads(raw.to_str())
     content["post_processor"] = None
     return Raw.from_str(json.dumps(content))
+
+
+def full_copy(raw: RawTokenizer) -> RawTokenizer:
+    """A tokenizer with the same vocabulary (shared), rules, added tokens and post-processor."""
+    copy = shared_copy(raw)
+    copy.post_processor = raw.post_processor
+    return copy
 
 
 def _with_type(encoding: RawEncoding, type_id: int) -> RawEncoding:

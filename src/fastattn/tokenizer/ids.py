@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from fastattn.checks import quote
 from fastattn.errors import DTypeError, InputError
+from fastattn.tokenizer.limits import MAX_IDS
 from fastattn.tokenizer.texts import unwrap
 
-MAX_IDS = 2**26  # more ids in one call are refused before any is read
 _MAX_ID = 2**32 - 1
 # In this order, as in transformers: a space before punctuation and English contractions goes.
 CLEAN_UP = (

@@ -26,7 +26,7 @@ def library_errors(make_error: Callable[[str], FastattnError]) -> Iterator[None]
     except BaseException as error:
         if not is_library_error(error):
             raise
-        raise make_error(quote(str(error), _MAX_REASON_CHARS)) from error
+        raise make_error(reason_of(error)) from error
 
 
 def file_errors(path: Path | str) -> contextlib.AbstractContextManager[None]:
@@ -51,6 +51,11 @@ def is_library_error(error: BaseException) -> bool:
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
     return trace is not None and str(trace.tb_frame.f_globals.get("__name__", "")).startswith("fastattn.")
+
+
+def reason_of(error: BaseException) -> str:
+    """What the library says, on one line."""
+    return quote(str(error), _MAX_REASON_CHARS)
 
 
 def is_panic(error: BaseException) -> bool:

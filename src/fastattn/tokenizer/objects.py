@@ -7,15 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from fastattn.errors import DTypeError, InputError
 from fastattn.tokenizer.call import read_side
-from fastattn.tokenizer.encoder import shared_copy
+from fastattn.tokenizer.encoder import full_copy
 from fastattn.tokenizer.library import library_errors
+from fastattn.tokenizer.limits import LARGEST_LIMIT, ROLES
 from fastattn.tokenizer.options import TokenizerOptions
-from fastattn.tokenizer.special_tokens import ROLES
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as RawTokenizer
-
-_LARGEST_LIMIT = 1e20
 
 
 def convert_object(tokenizer: object, name: str) -> tuple[RawTokenizer, TokenizerOptions]:
@@ -45,8 +43,7 @@ def convert_object(tokenizer: object, name: str) -> tuple[RawTokenizer, Tokenize
 
 def _copy(raw: RawTokenizer, name: str) -> RawTokenizer:
     with library_errors(lambda reason: InputError(f"{name}: the tokenizer cannot be copied: {reason}")):
-        copy = shared_copy(raw)
-        copy.post_processor = raw.post_processor
+        copy = full_copy(raw)
         if "decode" in getattr(raw, "__dict__", {}):  # CLIPTokenizer replaces the method
             from fastattn.tokenizer.bytepair import clip_decoder
 
@@ -64,7 +61,7 @@ def _options_of_transformers(tokenizer: Any) -> TokenizerOptions:
         special_tokens={known[key]: token for key, token in tokens.items() if key in known},
         named_special_tokens={key: token for key, token in tokens.items() if key not in known},
         extra_special_tokens=tuple(str(token) for token in extra or ()),
-        model_max_length=int(limit) if limit is not None and limit <= _LARGEST_LIMIT else None,
+        model_max_length=int(limit) if limit is not None and limit <= LARGEST_LIMIT else None,
         model_input_names=tuple(tokenizer.model_input_names),
         padding_side=read_side("tokenizer.padding_side", tokenizer.padding_side),
         truncation_side=read_side("tokenizer.truncation_side", tokenizer.truncation_side),

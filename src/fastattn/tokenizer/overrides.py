@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any, TypedDict
 from fastattn.checks import check_count, check_flag, check_keywords, check_str
 from fastattn.errors import DTypeError
 from fastattn.tokenizer.call import read_side
+from fastattn.tokenizer.limits import ADDED_TOKEN_FLAGS, NO_LIMIT, ROLES
 from fastattn.tokenizer.options import Side
-from fastattn.tokenizer.special_tokens import EXTRA, ROLES, token_text
+from fastattn.tokenizer.special_tokens import EXTRA, token_text
 
 if TYPE_CHECKING:
     from tokenizers import AddedToken
 
-_NO_LIMIT = int(1e30)
 _FLAGS = (
     "add_bos_token",
     "add_eos_token",
@@ -27,7 +27,6 @@ _FLAGS = (
     "tokenize_chinese_chars",
     "trim_offsets",
 )
-_ADDED_TOKEN_FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
 
 class TokenizerSettings(TypedDict, total=False):
@@ -75,7 +74,7 @@ def _read(name: str, value: Any) -> Any:
     if name in ("padding_side", "truncation_side"):
         return read_side(name, value)
     if name == "model_max_length":
-        return None if value is None else check_count(name, value, low=1, high=_NO_LIMIT)
+        return None if value is None else check_count(name, value, low=1, high=NO_LIMIT)
     if name == "model_input_names":
         return [check_str(f"{name}[{i}]", item) for i, item in enumerate(_list(name, value))]
     if name == EXTRA and isinstance(value, Mapping):
@@ -96,4 +95,4 @@ def _token(name: str, value: Any) -> str | dict[str, Any]:
     content = token_text(name, value)
     if isinstance(value, str):
         return content
-    return {"content": content, **{flag: bool(getattr(value, flag)) for flag in _ADDED_TOKEN_FLAGS}}
+    return {"content": content, **{flag: bool(getattr(value, flag)) for flag in ADDED_TOKEN_FLAGS}}

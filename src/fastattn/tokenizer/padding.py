@@ -11,9 +11,9 @@ import numpy as np
 
 from fastattn.checks import check_choice, check_flag, quote
 from fastattn.errors import DTypeError, InputError
+from fastattn.tokenizer.limits import MAX_IDS
 from fastattn.tokenizer.options import Side
 
-MAX_IDS = 2**26  # more ids in one batch, pads included, are refused
 DO_NOT_PAD = "do_not_pad"
 STRATEGIES = ("longest", "max_length", DO_NOT_PAD)
 _FILL: Mapping[str, Any] = {

@@ -21,6 +21,16 @@ if TYPE_CHECKING:
 Tokens: TypeAlias = Mapping[str, "Token | None"]
 Build: TypeAlias = "Callable[[Draft, Vocabulary, Tokens], Parts]"
 Flags: TypeAlias = Mapping[str, bool]
+# The special tokens of RoBERTa and of the other models that were made with fairseq.
+FAIRSEQ_TOKENS = {
+    "bos": "<s>",
+    "eos": "</s>",
+    "unk": "<unk>",
+    "sep": "</s>",
+    "pad": "<pad>",
+    "cls": "<s>",
+    "mask": "<mask>",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

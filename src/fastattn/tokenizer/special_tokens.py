@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 from fastattn.checks import check_count, closest, quote
 from fastattn.errors import DTypeError, InputError
+from fastattn.tokenizer.limits import MAX_TOKEN_CHARS, ROLES
 from fastattn.tokenizer.options import TokenizerOptions
 from fastattn.tokenizer.texts import check_text
 
@@ -16,9 +17,7 @@ if TYPE_CHECKING:
 
     from fastattn.tokenizer.base import TokenizerBase
 
-ROLES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 EXTRA = "extra_special_tokens"
-MAX_TOKEN_CHARS = 1000  # the library takes quadratic time and deep recursion for long tokens
 
 
 class RoleToken:

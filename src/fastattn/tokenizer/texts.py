@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, KeysView, Mapping, Sequence, Set
 from itertools import islice
 from typing import Any
 
-from fastattn.checks import is_masked_array, quote
+from fastattn.checks import is_masked_array, is_text, quote
 from fastattn.errors import DTypeError, InputError
 
 MAX_TEXT_CHARS = 16 * 2**20  # a longer text is refused before it is tokenized
@@ -25,12 +25,10 @@ def check_text(text: object, name: str) -> str:
             raise DTypeError(f"{name}: expected str, got {_kind(text)}")
     if len(text) > MAX_TEXT_CHARS:
         raise InputError(f"{name}: expected at most {MAX_TEXT_CHARS} characters, got {len(text)}")
-    if not text.isascii():
-        try:
-            text.encode("utf-8")
-        except UnicodeEncodeError as error:
-            found = f"U+{ord(text[error.start]):04X}"
-            raise InputError(f"{name}: expected Unicode text, got a lone surrogate {found} at {error.start}") from None
+    if not text.isascii() and not is_text(text):
+        place = next(i for i, char in enumerate(text) if not is_text(char))
+        found = f"U+{ord(text[place]):04X}"
+        raise InputError(f"{name}: expected Unicode text, got a lone surrogate {found} at {place}")
     return text if type(text) is str else str.__str__(text)
 
 

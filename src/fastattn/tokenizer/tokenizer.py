@@ -6,7 +6,7 @@ hangs after a fork.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -22,9 +22,10 @@ from fastattn.tokenizer.batch_encoding import BatchEncoding
 from fastattn.tokenizer.call import Call, CallArgs, EncodeArgs, PaddingArg, read_call
 from fastattn.tokenizer.encode import encode_call, pad_encoded
 from fastattn.tokenizer.encoder import Encoder
-from fastattn.tokenizer.ids import MAX_IDS, clean_up, read_sequences
+from fastattn.tokenizer.ids import clean_up, read_sequences
 from fastattn.tokenizer.inputs import read_pairs
 from fastattn.tokenizer.library import library_errors
+from fastattn.tokenizer.limits import MAX_IDS
 from fastattn.tokenizer.options import Side, TokenizerOptions
 from fastattn.tokenizer.texts import check_text, check_texts, is_list_like
 from fastattn.tokenizer.truncation import DO_NOT_TRUNCATE, Truncation, read_truncation
@@ -167,25 +168,37 @@ class Tokenizer(TokenizerBase):
         max_length: int | None = None,
         truncation: bool | str = True,
     ) -> list[tuple[NDArray[np.int32], NDArray[np.int32]]]:
-        """(token ids, token type ids) of each text or pair, cut to max_length; the form that the tasks use.
+        """(token ids, token type ids) of each text or pair, cut to max_length.
 
         texts: a sequence of str and of pairs (text, second text or None). truncation: transformers' strategies; with
         max_length=None nothing is cut. Types are zeros where the model takes none. Raises DTypeError, InputError.
         """
-        state, special = self._state, check_flag("add_special_tokens", add_special_tokens)
-        strategy = read_truncation("truncation", truncation)
-        cut = None
-        if max_length is not None:
-            length = check_count("max_length", max_length, low=1)
-            cut = Truncation(max_length=length, strategy=strategy, side=state.options.truncation_side)
-            cut = None if strategy == DO_NOT_TRUNCATE else cut
+        return self.encode_pairs(
+            read_pairs("texts", texts),
+            add_special_tokens=check_flag("add_special_tokens", add_special_tokens),
+            max_length=None if max_length is None else check_count("max_length", max_length, low=1),
+            strategy=read_truncation("truncation", truncation),
+        )
+
+    def encode_pairs(
+        self,
+        pairs: Iterable[tuple[str, str | None]],
+        *,
+        add_special_tokens: bool = True,
+        max_length: int | None = None,
+        strategy: str = "longest_first",
+    ) -> list[tuple[NDArray[np.int32], NDArray[np.int32]]]:
+        """`encode_batch` for texts and arguments that were checked before; the form that the tasks use."""
+        state, cut = self._state, None
+        if max_length is not None and strategy != DO_NOT_TRUNCATE:
+            cut = Truncation(max_length=max_length, strategy=strategy, side=state.options.truncation_side)
         out = []
-        for i, (first, second) in enumerate(read_pairs("texts", texts)):
+        for i, (first, second) in enumerate(pairs):
             encoding = state.encoder.encode(
                 first,
                 second,
                 name=f"texts[{i}]",
-                add_special_tokens=special,
+                add_special_tokens=add_special_tokens,
                 split_special_tokens=state.options.split_special_tokens,
                 truncation=cut,
             )
@@ -291,10 +304,8 @@ class Tokenizer(TokenizerBase):
         """
         skip = check_flag("skip_special_tokens", skip_special_tokens)
         check_keywords(unused, ("use_source_tokenizer", "spaces_between_special_tokens"), "decode")
-        state, clean = self._state, clean_up_tokenization_spaces
-        clean = state.options.clean_up_tokenization_spaces if clean is None else check_flag(_CLEAN_UP, clean)
-        if clean and type(state.encoder.raw.model).__name__ == "BPE" and not state.options.clean_up_spaces_of_bpe:
-            clean = False
+        state, chosen = self._state, clean_up_tokenization_spaces
+        clean = _cleans_up(state, None if chosen is None else check_flag(_CLEAN_UP, chosen))
         rows, batched = read_sequences("token_ids", token_ids)
         texts = []
         with library_errors(lambda reason: InputError(f"token_ids: the tokenizer refuses them: {reason}")):
@@ -302,6 +313,10 @@ class Tokenizer(TokenizerBase):
                 text = state.encoder.raw.decode(row, skip_special_tokens=skip)
                 texts.append(clean_up(text) if clean else text)
         return texts if batched else texts[0]
+
+    def cleans_up(self, chosen: bool | None = None) -> bool:
+        """Whether `decode` removes spaces before punctuation, with `chosen` as clean_up_tokenization_spaces."""
+        return _cleans_up(self._state, chosen)
 
     def batch_decode(
         self,
@@ -340,6 +355,11 @@ class Tokenizer(TokenizerBase):
 
         check_keywords(unused, ("legacy_format",), "save_pretrained")
         return save(self.raw, self.options, self.special_tokens_map, save_directory)
+
+
+def _cleans_up(state: State, chosen: bool | None) -> bool:
+    clean = state.options.clean_up_tokenization_spaces if chosen is None else chosen
+    return clean and (type(state.encoder.raw.model).__name__ != "BPE" or state.options.clean_up_spaces_of_bpe)
 
 
 def _is_empty(sequences: Any) -> bool:

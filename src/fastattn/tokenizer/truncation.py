@@ -57,7 +57,7 @@ def truncate(
         raise InputError(
             f"stride: expected less than the {room} tokens that max_length leaves for a text, got {truncation.stride}"
         )
-    n_first, n_second = len(first.ids), 0 if second is None else len(second.ids)
+    n_first, n_second = len(first), 0 if second is None else len(second)
     if n_first + n_second <= room:
         return
     if room == 0:
@@ -97,7 +97,7 @@ def _what_is_left(name: str, which: str, n_tokens: int, room: int) -> int:
 
 
 def _cut(encoding: RawEncoding, n_tokens: int, truncation: Truncation) -> None:
-    if n_tokens >= len(encoding.ids):
+    if n_tokens >= len(encoding):
         return
     if n_tokens and truncation.stride >= n_tokens:
         raise InputError(f"stride: expected less than the {n_tokens} tokens of a part, got {truncation.stride}")

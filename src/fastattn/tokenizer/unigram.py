@@ -10,19 +10,10 @@ from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, pro
 from fastattn.errors import ConfigError
 from fastattn.tokenizer.draft import Draft, Token
 from fastattn.tokenizer.languages import MBART50_LANGUAGES, MBART_LANGUAGES
-from fastattn.tokenizer.parts import Parts, TokenizerClass, Tokens, cls_sep_template, needed, token_id
+from fastattn.tokenizer.parts import FAIRSEQ_TOKENS, Parts, TokenizerClass, Tokens, cls_sep_template, needed, token_id
 from fastattn.tokenizer.sentencepiece import SentencePieceModel
 from fastattn.tokenizer.vocabulary import Vocabulary
 
-_FAIRSEQ_TOKENS = {
-    "bos": "<s>",
-    "eos": "</s>",
-    "unk": "<unk>",
-    "sep": "</s>",
-    "pad": "<pad>",
-    "cls": "<s>",
-    "mask": "<mask>",
-}
 _ALBERT_TOKENS = {
     "bos": "[CLS]",
     "eos": "[SEP]",
@@ -341,18 +332,18 @@ def _unigram(name: str, build: Any, tokens: dict[str, str | None], file: str, **
 
 CLASSES = (
     _unigram(
-        "XLMRobertaTokenizer", _xlm_roberta, {**_FAIRSEQ_TOKENS}, "sentencepiece.bpe.model", scores=_fairseq_scores()
+        "XLMRobertaTokenizer", _xlm_roberta, {**FAIRSEQ_TOKENS}, "sentencepiece.bpe.model", scores=_fairseq_scores()
     ),
     _unigram(
         "CamembertTokenizer",
         _camembert,
-        {**_FAIRSEQ_TOKENS},
+        {**FAIRSEQ_TOKENS},
         "sentencepiece.bpe.model",
         wrap={"mask": {"lstrip": True, "special": True}},
         scores=_camembert_scores,
         additional=_defaults("<s>NOTUSED", "</s>NOTUSED", "<unk>NOTUSED"),
     ),
-    _unigram("BarthezTokenizer", _barthez, {**_FAIRSEQ_TOKENS}, "sentencepiece.bpe.model", wrap={"mask": _STRIP_LEFT}),
+    _unigram("BarthezTokenizer", _barthez, {**FAIRSEQ_TOKENS}, "sentencepiece.bpe.model", wrap={"mask": _STRIP_LEFT}),
     _unigram("AlbertTokenizer", _albert, {**_ALBERT_TOKENS}, "spiece.model"),
     _unigram(
         "FNetTokenizer",
@@ -380,7 +371,7 @@ CLASSES = (
     _unigram(
         "BigBirdTokenizer",
         _big_bird,
-        {**_FAIRSEQ_TOKENS, "sep": "[SEP]", "mask": "[MASK]", "cls": "[CLS]"},
+        {**FAIRSEQ_TOKENS, "sep": "[SEP]", "mask": "[MASK]", "cls": "[CLS]"},
         "spiece.model",
         wrap={
             **{role: {"lstrip": False, "rstrip": False} for role in ("bos", "eos", "unk", "pad", "cls", "sep")},
@@ -391,7 +382,7 @@ CLASSES = (
     _unigram(
         "XLNetTokenizer",
         _xlnet,
-        {**_FAIRSEQ_TOKENS, "sep": "<sep>", "cls": "<cls>"},
+        {**FAIRSEQ_TOKENS, "sep": "<sep>", "cls": "<cls>"},
         "spiece.model",
         wrap={"mask": _STRIP_LEFT},
         additional=_defaults("<eop>", "<eod>"),
@@ -400,7 +391,7 @@ CLASSES = (
     _unigram(
         "MBartTokenizer",
         _mbart,
-        {**_FAIRSEQ_TOKENS},
+        {**FAIRSEQ_TOKENS},
         "sentencepiece.bpe.model",
         wrap={"mask": _STRIP_LEFT},
         scores=_fairseq_scores(*MBART_LANGUAGES),
@@ -409,7 +400,7 @@ CLASSES = (
     _unigram(
         "MBart50Tokenizer",
         _mbart50,
-        {role: token for role, token in _FAIRSEQ_TOKENS.items() if role != "bos"},
+        {role: token for role, token in FAIRSEQ_TOKENS.items() if role != "bos"},
         "sentencepiece.bpe.model",
         wrap={"mask": _STRIP_LEFT},
         scores=_mbart50_scores,
@@ -419,7 +410,7 @@ CLASSES = (
     _unigram(
         "XGLMTokenizer",
         _xglm,
-        {role: token for role, token in _FAIRSEQ_TOKENS.items() if role != "mask"},
+        {role: token for role, token in FAIRSEQ_TOKENS.items() if role != "mask"},
         "",
         additional=_xglm_additional,
     ),

@@ -10,13 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fastattn.checks import quote
+from fastattn.checks import is_text, quote
 from fastattn.errors import ModelFormatError
 from fastattn.tokenizer.folder import Folder, format_error
+from fastattn.tokenizer.limits import MAX_TOKEN_CHARS
 
-# The tokenizers library walks its prefix tree recursively when it frees it: a token of 200,000 characters ends the
-# process. The longest token of a published vocabulary that we know has 256 characters.
-MAX_TOKEN_CHARS = 1000
 MAX_ID = 2**31 - 1
 # Characters that Rust's `trim_end` removes.
 _RUST_SPACES = (
@@ -130,11 +128,9 @@ def check_tokens(path: Path, tokens: Sequence[str]) -> None:
             path,
             f"expected tokens of at most {MAX_TOKEN_CHARS} characters, got one of {len(longest)}: {quote(longest)}",
         )
-    try:
-        "\n".join(tokens).encode("utf-8")
-    except UnicodeEncodeError:
-        bad = next(token for token in tokens if not _is_unicode(token))
-        raise format_error(path, f"expected tokens of valid Unicode, got a lone surrogate in {quote(bad)}") from None
+    if not is_text("\n".join(tokens)):
+        bad = next(token for token in tokens if not is_text(token))
+        raise format_error(path, f"expected tokens of valid Unicode, got a lone surrogate in {quote(bad)}")
 
 
 def check_ids(path: Path, vocab: Mapping[str, Any]) -> Mapping[str, int]:
@@ -209,11 +205,3 @@ def _is_id(value: object) -> bool:
 
 def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True

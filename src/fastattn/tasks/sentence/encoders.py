@@ -27,6 +27,7 @@ from fastattn.tasks.sentence.files import (
     read_integers,
 )
 from fastattn.tokenizer import Tokenizer
+from fastattn.tokenizer.encoder import full_copy
 from fastattn.tokenizer.folder import Folder
 from fastattn.tokenizer.library import file_errors
 from fastattn.tokenizer.options import Side, TokenizerOptions
@@ -36,11 +37,11 @@ if TYPE_CHECKING:
 
 Ids: TypeAlias = "NDArray[np.int32]"
 Encoded: TypeAlias = "list[tuple[Ids, Ids]]"
-Task: TypeAlias = Literal["query", "document"]
+TextTask: TypeAlias = Literal["query", "document"]
 
 
 @dataclass(frozen=True, slots=True)
-class Truncation:
+class TextTruncation:
     """How texts are cut: whether, and to how many tokens where it is not max_seq_length (by the task of a text)."""
 
     enabled: bool = True
@@ -48,7 +49,7 @@ class Truncation:
     query_length: int | None = None
     document_length: int | None = None
 
-    def length(self, task: Task | None) -> int | None:
+    def length(self, task: TextTask | None) -> int | None:
         """The tokens that a text of a task is cut to, None for max_seq_length."""
         if self.max_length is not None:
             return self.max_length
@@ -59,7 +60,7 @@ class InputModule(Protocol):
     """A module that turns texts into features."""
 
     tokenizer: Tokenizer
-    truncation: Truncation
+    truncation: TextTruncation
 
     @property
     def max_seq_length(self) -> int | float: ...
@@ -67,10 +68,10 @@ class InputModule(Protocol):
     def max_seq_length(self, length: int | None) -> None: ...
     def get_embedding_dimension(self) -> int: ...
     def start(self, widths: Widths) -> None: ...
-    def encode(self, texts: Sequence[str], truncation: Truncation, task: Task | None) -> Encoded: ...
+    def encode(self, texts: Sequence[str], truncation: TextTruncation, task: TextTask | None) -> Encoded: ...
     def run(self, encoded: Encoded, features: Features) -> None: ...
     def preprocess(
-        self, texts: Sequence[str], truncation: Truncation, task: Task | None
+        self, texts: Sequence[str], truncation: TextTruncation, task: TextTask | None
     ) -> dict[str, NDArray[Any]]: ...
     def close(self) -> None: ...
 
@@ -82,12 +83,17 @@ class Transformer:
     """
 
     def __init__(
-        self, model: Encoder, tokenizer: Tokenizer, *, do_lower_case: bool = False, truncation: Truncation | None = None
+        self,
+        model: Encoder,
+        tokenizer: Tokenizer,
+        *,
+        do_lower_case: bool = False,
+        truncation: TextTruncation | None = None,
     ) -> None:
         self.auto_model = model
-        self.tokenizer = tokenizer
         self.do_lower_case = do_lower_case
-        self.truncation = truncation or Truncation()
+        self.tokenizer = tokenizer
+        self.truncation = truncation or TextTruncation()
         self._context = model.executor.program.max_positions
         self._pooled: dict[str, Executor] = {}
 
@@ -100,9 +106,18 @@ class Transformer:
     def __copy__(self) -> Self:
         """Another one over the same weights, with settings of its own; closing one does not close the other."""
         found = object.__new__(type(self))
-        parts = {"auto_model": copy.copy(self.auto_model), "tokenizer": copy.copy(self.tokenizer)}
+        parts = {"auto_model": copy.copy(self.auto_model), "_tokenizer": copy.copy(self.tokenizer)}
         found.__dict__.update(self.__getstate__() | parts)
         return found
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer; with `do_lower_case` also one that is set makes letters lowercase."""
+        return self._tokenizer
+
+    @tokenizer.setter
+    def tokenizer(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = _lowercase(tokenizer) if self.do_lower_case else tokenizer
 
     @property
     def model(self) -> Encoder:
@@ -131,16 +146,18 @@ class Transformer:
         """Record the output."""
         widths.put(TOKENS, "tokens", self.get_embedding_dimension())
 
-    def encode(self, texts: Sequence[str], truncation: Truncation, task: Task | None) -> Encoded:
+    def encode(self, texts: Sequence[str], truncation: TextTruncation, task: TextTask | None) -> Encoded:
         """(token ids, token type ids) of each text."""
-        return self.tokenizer.encode_batch(texts, max_length=self._limit(truncation, task))
+        return self.tokenizer.encode_pairs(_alone(texts), max_length=self._limit(truncation, task))
 
-    def preprocess(self, texts: Sequence[str], truncation: Truncation, task: Task | None) -> dict[str, NDArray[Any]]:
+    def preprocess(
+        self, texts: Sequence[str], truncation: TextTruncation, task: TextTask | None
+    ) -> dict[str, NDArray[Any]]:
         """The padded arrays of the tokenizer."""
         limit = self._limit(truncation, task)
         return self.tokenizer(texts, padding=True, truncation=limit is not None, max_length=limit, return_tensors="np")
 
-    def _limit(self, truncation: Truncation, task: Task | None) -> int | None:
+    def _limit(self, truncation: TextTruncation, task: TextTask | None) -> int | None:
         """The tokens that a text is cut to, None where it is not cut."""
         if not truncation.enabled:
             return None
@@ -198,6 +215,25 @@ class Transformer:
                 )
 
 
+def _alone(texts: Sequence[str]) -> list[tuple[str, None]]:
+    """Texts without a second one."""
+    return [(text, None) for text in texts]
+
+
+def _lowercase(tokenizer: Tokenizer) -> Tokenizer:
+    """With lowercase as the first step of the normalizer; special tokens in a text stay as they are."""
+    from tokenizers import normalizers
+
+    raw = full_copy(tokenizer.raw)
+    own: Any = raw.normalizer
+    steps: list[Any] = [] if own is None else [own]
+    if isinstance(own, normalizers.Sequence):
+        steps = [*cast("Sequence[Any]", own)]
+    if not any(isinstance(step, normalizers.Lowercase) for step in steps):
+        raw.normalizer = normalizers.Sequence([normalizers.Lowercase(), *steps])
+    return Tokenizer(raw, tokenizer.options)
+
+
 class StaticEmbedding:
     """The mean of one vector per token; the vectors do not depend on their neighbors.
 
@@ -208,7 +244,7 @@ class StaticEmbedding:
         self.tokenizer = tokenizer
         self.embedding = embedding
         self.num_embeddings, self.embedding_dim = embedding.shape
-        self.truncation = Truncation()
+        self.truncation = TextTruncation()
         self._closed = False
 
     def __repr__(self) -> str:
@@ -237,12 +273,14 @@ class StaticEmbedding:
         """Record the output."""
         widths.put(SENTENCE, "sentences", self.get_embedding_dimension())
 
-    def encode(self, texts: Sequence[str], truncation: Truncation, task: Task | None) -> Encoded:
+    def encode(self, texts: Sequence[str], truncation: TextTruncation, task: TextTask | None) -> Encoded:
         """Token ids of each text without special tokens, cut as tokenizer.json says."""
         limit = self.tokenizer.options.model_max_length if truncation.enabled else None
-        return self.tokenizer.encode_batch(texts, add_special_tokens=False, max_length=limit)
+        return self.tokenizer.encode_pairs(_alone(texts), add_special_tokens=False, max_length=limit)
 
-    def preprocess(self, texts: Sequence[str], truncation: Truncation, task: Task | None) -> dict[str, NDArray[Any]]:
+    def preprocess(
+        self, texts: Sequence[str], truncation: TextTruncation, task: TextTask | None
+    ) -> dict[str, NDArray[Any]]:
         """input_ids [n_tokens] of all texts, and the offsets [n_texts] where each begins."""
         ids = [ids for ids, _ in self.encode(texts, truncation, task)]
         ends = np.cumsum([0, *(len(row) for row in ids)])
@@ -274,13 +312,14 @@ def read_static_embedding(folder: Path) -> StaticEmbedding:
 
     from fastattn.tokenizer.vocabulary import check_tokenizer_json  # imports the tokenizers library
 
-    files = Folder(folder)
-    path, text = files.path("tokenizer.json"), files.text("tokenizer.json")
-    if text is None:
-        raise ConfigError(f"{path}: expected the tokenizer of module StaticEmbedding, found no such file")
-    check_tokenizer_json(path, files.json("tokenizer.json"))
-    with file_errors(path):
-        raw = RawTokenizer.from_str(text)
+    with Folder(folder) as files:
+        path, text = files.path("tokenizer.json"), files.text("tokenizer.json")
+        if text is None:
+            raise ConfigError(f"{path}: expected the tokenizer of module StaticEmbedding, found no such file")
+        check_tokenizer_json(path, files.json("tokenizer.json"))
+        with file_errors(path):
+            raw = RawTokenizer.from_str(text)
+        files.check_unchanged()
     cut = raw.truncation or {}
     side: Side = "left" if cut.get("direction") == "left" else "right"
     columns = ("input_ids",)

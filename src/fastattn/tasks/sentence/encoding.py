@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from fastattn.checks import check_choice, check_count, check_flag, check_keywords, check_str, quote
 from fastattn.errors import InputError
-from fastattn.tasks.sentence.encoders import Task
-from fastattn.tasks.sentence.loading import is_cpu
+from fastattn.tasks.sentence.encoders import TextTask
+from fastattn.tasks.sentence.loading import is_on
 from fastattn.tasks.sentence.similarity import PRECISIONS
 from fastattn.tokenizer import check_text
 
@@ -43,7 +43,7 @@ class EncodeOptions:
     tensor: bool
     normalize: bool
     truncate_dim: int | None
-    task: Task | None
+    task: TextTask | None
     processing_kwargs: object
 
 
@@ -79,7 +79,7 @@ class EncodeMethods(ABC):
         chunk_size: int | None = ...,
         *,
         inputs: object = ...,
-        task: Task | None = ...,
+        task: TextTask | None = ...,
         processing_kwargs: Mapping[str, Any] | None = ...,
     ) -> NDArray[Any]: ...
 
@@ -102,7 +102,7 @@ class EncodeMethods(ABC):
         chunk_size: int | None = ...,
         *,
         inputs: object = ...,
-        task: Task | None = ...,
+        task: TextTask | None = ...,
         processing_kwargs: Mapping[str, Any] | None = ...,
     ) -> Any: ...
 
@@ -124,7 +124,7 @@ class EncodeMethods(ABC):
         chunk_size: int | None = None,
         *,
         inputs: object = None,
-        task: Task | None = None,
+        task: TextTask | None = None,
         processing_kwargs: Mapping[str, Any] | None = None,
         **unknown: NoReturn,
     ) -> Any:
@@ -226,7 +226,7 @@ class EncodeMethods(ABC):
         """`encode` with task="query" and, where no prompt is given, the one named "query"."""
         check_keywords(unknown, _KEYWORDS, "encode_query")
         if prompt_name is None and prompt is None:
-            prompt_name = next((name for name in ("query",) if name in self.prompts), None)
+            prompt_name = "query" if "query" in self.prompts else None
         return self.encode(
             sentences,
             prompt_name,
@@ -380,7 +380,7 @@ def _options(
         tensor=tensor,
         normalize=check_flag("normalize_embeddings", normalize_embeddings),
         truncate_dim=None if truncate_dim is None else check_count("truncate_dim", truncate_dim, low=1),
-        task=cast("Task | None", task),
+        task=cast("TextTask | None", task),
         processing_kwargs=processing_kwargs,
     )
 
@@ -394,7 +394,7 @@ def _the_texts(sentences: object, inputs: object) -> object:
 def _check_place(own: str, device: object, pool: object, chunk_size: object) -> None:
     """Accept where the model runs already: one process uses all threads."""
     for place in device if isinstance(device, (list, tuple)) else [device]:
-        if place is not None and str(place) not in (own, f"{own}:0") and not (own == "cpu" and is_cpu(place)):
+        if place is not None and not is_on(place, own):
             raise InputError(
                 f"device: this model is on {own!r}, got {quote(str(place))}; name the device when you load it"
             )

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from fastattn.checkpoint import TensorInfo, read_header, read_tensor
 from fastattn.checks import quote
 from fastattn.errors import ConfigError, ModelFormatError
+from fastattn.files import read_at
 from fastattn.jsonfile import read_json
 from fastattn.settings import Settings
 
@@ -102,9 +103,8 @@ def read_integers(info: TensorInfo) -> NDArray[np.int64]:
             path=str(info.path),
             tensor=info.name,
         )
-    with open(info.path, "rb") as file:
-        file.seek(info.offset)
-        data = file.read(info.nbytes)
+    with info.opened() as descriptor:
+        data = read_at(descriptor, info.nbytes, info.offset)
     if len(data) != info.nbytes:
         raise ModelFormatError(f"{info.path}: the file became shorter while it was read", path=str(info.path))
     return np.frombuffer(data, _INTEGERS[info.dtype]).astype(np.int64).reshape(info.shape)

@@ -15,7 +15,7 @@ from typing import Any
 from fastattn.checks import closest, quote
 from fastattn.errors import ConfigError
 from fastattn.settings import Settings
-from fastattn.tasks.sentence.encoders import Truncation
+from fastattn.tasks.sentence.encoders import TextTruncation
 from fastattn.tasks.sentence.files import read_optional_json, read_settings
 from fastattn.tasks.sentence.loading import (
     TransformerOptions,
@@ -70,12 +70,12 @@ class TransformerSettings:
 
     max_seq_length: int | None = None
     do_lower_case: bool = False
-    truncation: Truncation = field(default_factory=Truncation)
+    truncation: TextTruncation = field(default_factory=TextTruncation)
     options: TransformerOptions = field(default_factory=TransformerOptions)
 
 
 @dataclass(frozen=True, slots=True)
-class Folder:
+class ModelFolder:
     """A model folder. entries: the modules in order, None where the folder is a plain transformer."""
 
     path: Path
@@ -83,9 +83,9 @@ class Folder:
     settings: ModelSettings
 
 
-def read_folder(directory: Path) -> Folder:
+def read_folder(directory: Path) -> ModelFolder:
     """The modules and settings of a folder. Raises ConfigError, ModelFormatError."""
-    plain = Folder(directory, None, ModelSettings({}))
+    plain = ModelFolder(directory, None, ModelSettings({}))
     value = read_optional_json(directory / MODULES_NAME)
     if value is None:
         ignored = [name for name in (SETTINGS_NAME, *TRANSFORMER_CONFIGS) if (directory / name).is_file()]
@@ -94,6 +94,9 @@ def read_folder(directory: Path) -> Folder:
                 "%s: there is no %s, so %s is not read, as in sentence-transformers",
                 directory, MODULES_NAME, ", ".join(ignored),
             )  # fmt: skip
+        pooling = default_pooling(read_settings(directory / "config.json").values)
+        hint = "; this copy of a hub repository may be incomplete" if is_snapshot(directory) else ""
+        _log.warning("%s: there is no %s: %s pooling is used%s", directory, MODULES_NAME, pooling, hint)
         return plain
     settings = read_settings(directory / SETTINGS_NAME)
     kind = settings.text("model_type", _MODEL_TYPE)
@@ -104,7 +107,12 @@ def read_folder(directory: Path) -> Folder:
             settings.where, quote(kind), _MODEL_TYPE,
         )  # fmt: skip
         return plain
-    return Folder(directory, _entries(directory, value), _model_settings(settings))
+    return ModelFolder(directory, _entries(directory, value), _model_settings(settings))
+
+
+def is_snapshot(folder: Path) -> bool:
+    """Whether a folder is a commit in the cache of the hub."""
+    return folder.parent.name == "snapshots"
 
 
 def module_paths(directory: Path) -> list[str]:
@@ -207,7 +215,7 @@ def _transformer_settings(settings: Settings) -> TransformerSettings:
             options = from_file(f"{where}: {key}", read, _without_trust(settings.table(key)), options)
     for key in ("config_kwargs", "config_args"):
         from_file(f"{where}: {key}", read_config_kwargs, _without_trust(settings.table(key)))
-    truncation = Truncation(
+    truncation = TextTruncation(
         query_length=settings.count("query_length", None, low=1),
         document_length=settings.count("document_length", None, low=1),
     )

@@ -11,23 +11,25 @@ from typing import Any
 
 from fastattn.checks import check_choice, check_count, check_flag, closest, quote
 from fastattn.errors import ConfigError, DTypeError, InputError
-from fastattn.tasks.sentence.encoders import Truncation
+from fastattn.models.load_options import read_device
+from fastattn.tasks.sentence.encoders import TextTruncation
 from fastattn.tokenizer.overrides import TokenizerSettings, read_overrides
 
-# Values of these change no vector: they say how files are found, what is returned besides, or how torch computes.
-_WORDS = """
-    cache_dir code_revision force_download local_files_only low_cpu_mem_usage
-    offload_folder proxies resume_download revision token use_auth_token use_cache use_fast weights_only
-"""
+# Values of these change no vector: they say what is returned besides, or how torch computes.
+_WORDS = "code_revision low_cpu_mem_usage offload_folder resume_download use_cache use_fast weights_only"
 _ANY_VALUE = frozenset(_WORDS.split())
+# How a hub id is looked up: the whole folder is, at once.
+_OF_THE_FOLDER = ("cache_dir", "local_files_only", "revision", "token", "use_auth_token")
 _HARMLESS: Mapping[str, tuple[object, ...]] = {
     "add_pooling_layer": (True, False),
     "attn_implementation": (None, "eager", "sdpa"),
     "backend": (None, "torch"),
+    "force_download": (None, False),
     "gguf_file": (None,),
     "max_memory": (None,),
     "output_attentions": (False, None),
     "output_hidden_states": (False, None),
+    "proxies": (None,),
     "quantization_config": (None,),
     "return_dict": (True, None),
     "subfolder": ("", None),
@@ -35,7 +37,6 @@ _HARMLESS: Mapping[str, tuple[object, ...]] = {
     "use_safetensors": (True, None),
     "variant": (None,),
 }
-_CPU = ("cpu", "cpu:0")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +50,12 @@ class TransformerOptions:
     tokenizer: Mapping[str, Any] = field(default_factory=dict)
 
 
-def is_cpu(device: object) -> bool:
-    """Whether a device as torch, transformers or sentence-transformers name it is the CPU."""
-    return device is None or (type(device) is int and device == -1) or str(device) in _CPU
+def is_on(device: object, *names: str) -> bool:
+    """Whether a device, in any spelling that `AutoModel.from_pretrained` takes, is one of those named."""
+    try:
+        return read_device(device) in names
+    except (DTypeError, InputError):
+        return False
 
 
 def read_model_kwargs(where: str, values: object, options: TransformerOptions) -> TransformerOptions:
@@ -62,8 +66,7 @@ def read_model_kwargs(where: str, values: object, options: TransformerOptions) -
         if value is not None:
             options = replace(options, dtype=value)
     device_map = found.pop("device_map", None)
-    devices = list(device_map.values()) if isinstance(device_map, Mapping) else [device_map]
-    if not all(device == "auto" or is_cpu(device) for device in devices):
+    if not is_on(device_map, "cpu"):
         raise InputError(f"{where}: device_map: expected None, 'auto' or 'cpu', got {quote(device_map)}; see device=")
     for key in ("provider", "file_name", "export"):
         if found.pop(key, None) is not None:
@@ -93,7 +96,7 @@ def read_config_kwargs(where: str, values: object) -> None:
     _refuse(where, _dictionary(where, values), ())
 
 
-def read_processing_kwargs(where: str, values: object, truncation: Truncation) -> Truncation:
+def read_processing_kwargs(where: str, values: object, truncation: TextTruncation) -> TextTruncation:
     """processing_kwargs: "truncation" and "max_length" of "text" and "common" are used. Raises DTypeError, InputError.
 
     Padding changes nothing; settings of images, audio, video and chat templates do not concern texts.
@@ -142,9 +145,13 @@ def _refuse(where: str, found: Mapping[Any, Any], used: tuple[str, ...]) -> None
     for key, value in found.items():
         if key in _ANY_VALUE:
             continue
+        if key in _OF_THE_FOLDER:
+            if value is not None and value is not False:  # the value may be a token, so it is not shown
+                raise InputError(f"{where}: {key}: expected None; give {key} to SentenceTransformer itself")
+            continue
         allowed = _HARMLESS.get(key) if isinstance(key, str) else None
         if allowed is None:
-            near = closest(key, (*used, *_HARMLESS, *_ANY_VALUE)) if isinstance(key, str) else ""
+            near = closest(key, (*used, *_HARMLESS, *_ANY_VALUE, *_OF_THE_FOLDER)) if isinstance(key, str) else ""
             raise InputError(f"{where}: {quote(key)} is not supported{near}")
         if not any(type(value) is type(known) and value == known for known in allowed):
             names = " or ".join(quote(known) for known in allowed)

@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 from fastattn.checkpoint.hub import resolve
-from fastattn.tasks.sentence.folder import module_paths
+from fastattn.tasks.sentence.folder import is_snapshot, module_paths
 
 ORGANIZATION = "sentence-transformers"
 # Models of the hub without an owner in their name.
@@ -52,13 +52,18 @@ def find_folder(
     """The local folder of a model, with the folders of all its modules. Raises HubError, ModelNotFoundError."""
     name = full_name(name)
 
-    def found(**patterns: tuple[str, ...]) -> Path:
+    def found(revision: str | None, **patterns: tuple[str, ...]) -> Path:
         return resolve(
             name, revision=revision, cache_dir=cache_dir, local_files_only=local_files_only, token=token, **patterns
         )
 
-    folder = found()
+    folder = found(revision)
     modules = module_paths(folder) if not Path(name).expanduser().is_dir() else []
-    if modules:  # the folders have any names, which modules.json alone knows
-        found(patterns=tuple(f"{glob.escape(module)}/{file}" for module in modules for file in _MODULE_FILES))
-    return folder
+    if not modules:
+        return folder
+    # The folders have any names, which modules.json alone knows. Their files must be of the same commit, also where the
+    # branch moves between the two requests.
+    commit = folder.name if is_snapshot(folder) else revision
+    return found(
+        commit, patterns=tuple(f"{glob.escape(module)}/{file}" for module in modules for file in _MODULE_FILES)
+    )

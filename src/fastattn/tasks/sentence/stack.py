@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from fastattn.checks import quote
 from fastattn.errors import ConfigError, InputError
@@ -23,7 +25,7 @@ from fastattn.tasks.sentence.files import read_settings
 from fastattn.tasks.sentence.folder import (
     INPUT_MODULES,
     MODULES_NAME,
-    Folder,
+    ModelFolder,
     ModuleEntry,
     TransformerSettings,
     check_no_adapter,
@@ -33,21 +35,21 @@ from fastattn.tasks.sentence.folder import (
 )
 from fastattn.tasks.sentence.loading import (
     TransformerOptions,
-    is_cpu,
+    is_on,
     read_config_kwargs,
     read_model_kwargs,
     read_processor_kwargs,
 )
 from fastattn.tasks.sentence.modules import read_dense, read_layer_norm, read_normalize
 from fastattn.tasks.sentence.pooling import POOL_OPS, Pooling, read_pooling
-from fastattn.tokenizer import Tokenizer, has_tokenizer, load_tokenizer
+from fastattn.tokenizer import has_tokenizer, load_tokenizer
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LoadOptions:
+class StackOptions:
     """How the modules are loaded. dtype, kv_dtype, device, threads: as `AutoModel.from_pretrained` takes them."""
 
     dtype: Any = None
@@ -115,10 +117,13 @@ class Stack:
             self.first.run_pooled(encoded, features, op)
             del modules[0]
         _check_finite(features)
+        changed = False
         for module in modules:
             if module.reads in features:
                 module(features)
-        _check_finite(features)
+                changed = True
+        if changed:
+            _check_finite(features)
         return features
 
     @staticmethod
@@ -144,11 +149,13 @@ class Stack:
 def _check_finite(features: Features) -> None:
     found: list[Sequence[Float]] = [*features.sentences.values(), *features.tokens.values()]  # type: ignore[list-item]
     for rows in found:
+        if isinstance(rows, np.ndarray) and np.isfinite(rows).all():
+            continue
         for row, where in zip(rows, features.where, strict=True):
             check_finite(row, where, "numbers")
 
 
-def load_stack(folder: Folder, options: LoadOptions) -> Stack:
+def load_stack(folder: ModelFolder, options: StackOptions) -> Stack:
     """Load the modules of a folder. Raises ConfigError, ModelFormatError, InputError, DTypeError."""
     read_config_kwargs("config_kwargs", options.config_kwargs)
     if folder.entries is None:
@@ -165,21 +172,26 @@ def load_stack(folder: Folder, options: LoadOptions) -> Stack:
         start: InputModule = read_static_embedding(first.folder)
     else:
         start = _load_transformer(first.folder, read_transformer_settings(first.folder), options)
+    return _stack_of(start, lambda: [_read_module(entry, options) for entry in rest], path)
+
+
+def _plain_stack(path: Path, options: StackOptions) -> Stack:
+    check_no_chat_template(path)
+    mode = default_pooling(read_settings(path / "config.json").values)
+    start = _load_transformer(path, TransformerSettings(), options)
+    return _stack_of(start, lambda: [Pooling(start.get_embedding_dimension(), mode)], path)
+
+
+def _stack_of(start: InputModule, read_later: Callable[[], Sequence[Module]], where: Path) -> Stack:
+    """A Stack; its first module, which is open, is closed where anything fails."""
     try:
-        return Stack(start, [_read_module(entry, options) for entry in rest], path)
+        return Stack(start, read_later(), where)
     except BaseException:
         start.close()
         raise
 
 
-def _plain_stack(path: Path, options: LoadOptions) -> Stack:
-    check_no_chat_template(path)
-    start = _load_transformer(path, TransformerSettings(), options)
-    mode = default_pooling(read_settings(path / "config.json").values)
-    return Stack(start, [Pooling(start.get_embedding_dimension(), mode)], path)
-
-
-def _read_module(entry: ModuleEntry, options: LoadOptions) -> Module:
+def _read_module(entry: ModuleEntry, options: StackOptions) -> Module:
     if entry.kind == "Pooling":
         return read_pooling(read_settings(entry.folder / "config.json", needed_by="module Pooling"))
     if entry.kind == "Dense":
@@ -187,7 +199,7 @@ def _read_module(entry: ModuleEntry, options: LoadOptions) -> Module:
     return read_layer_norm(entry.folder) if entry.kind == "LayerNorm" else read_normalize(entry.folder)
 
 
-def _load_transformer(folder: Path, settings: TransformerSettings, options: LoadOptions) -> Transformer:
+def _load_transformer(folder: Path, settings: TransformerSettings, options: StackOptions) -> Transformer:
     check_no_adapter(folder)
     config = read_settings(folder / "config.json").values
     if options.trust_remote_code and config.get("auto_map"):
@@ -203,8 +215,6 @@ def _load_transformer(folder: Path, settings: TransformerSettings, options: Load
     if not has_tokenizer(folder):
         raise ConfigError(f"{folder}: expected a tokenizer beside the model, found none; add its tokenizer.json")
     tokenizer = load_tokenizer(folder, overrides)
-    if settings.do_lower_case:
-        tokenizer = _lowercase(tokenizer)
     model = AutoModel.from_pretrained(
         folder,
         dtype=given.dtype if options.dtype is None else options.dtype,
@@ -212,26 +222,16 @@ def _load_transformer(folder: Path, settings: TransformerSettings, options: Load
         device=options.device,
         threads=options.threads,
     )
-    transformer = Transformer(model, tokenizer, do_lower_case=settings.do_lower_case, truncation=settings.truncation)
-    transformer.max_seq_length = transformer.max_seq_length  # the context where the tokenizer allows more
-    return transformer
+    try:
+        found = Transformer(model, tokenizer, do_lower_case=settings.do_lower_case, truncation=settings.truncation)
+        found.max_seq_length = found.max_seq_length  # the context where the tokenizer allows more
+    except BaseException:
+        model.close()
+        raise
+    return found
 
 
-def _lowercase(tokenizer: Tokenizer) -> Tokenizer:
-    """With lowercase as the first step of the normalizer; special tokens in a text stay as they are."""
-    from tokenizers import normalizers
-
-    raw = tokenizer.raw
-    own: Any = raw.normalizer
-    steps: list[Any] = [] if own is None else [own]
-    if isinstance(own, normalizers.Sequence):
-        steps = [*cast("Sequence[Any]", own)]
-    if not any(isinstance(step, normalizers.Lowercase) for step in steps):
-        raw.normalizer = normalizers.Sequence([normalizers.Lowercase(), *steps])
-    return Tokenizer(raw, tokenizer.options)
-
-
-def _check_static_options(options: LoadOptions) -> None:
+def _check_static_options(options: StackOptions) -> None:
     """A StaticEmbedding is float32 on the CPU, without limits of its own."""
     given = read_model_kwargs("model_kwargs", options.model_kwargs, TransformerOptions())
     given = read_processor_kwargs("processor_kwargs", options.processor_kwargs, given)
@@ -240,5 +240,5 @@ def _check_static_options(options: LoadOptions) -> None:
     for dtype in (options.dtype, given.dtype):
         if dtype is not None and str(dtype).rpartition(".")[2] not in ("float32", "auto"):
             raise InputError(f"dtype: expected float32 for a StaticEmbedding, got {quote(str(dtype))}")
-    if options.device != "numpy" and not is_cpu(options.device):
+    if not is_on(options.device, "cpu", "numpy"):
         raise InputError(f"device: expected cpu for a StaticEmbedding, got {quote(options.device)}")
