@@ -107,6 +107,12 @@ def closest(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {found[0]!r}?" if found else ""
 
 
+def shown_names(names: Iterable[str], total: int, limit: int = 20, *, separator: str = ", ") -> str:
+    """The first `limit` of `total` names for a message, and how many more there are. The caller quotes the names."""
+    more = f" and {total - limit} more" if total > limit else ""
+    return separator.join(islice(names, limit)) + more
+
+
 def check_keywords(found: Iterable[str], known: Collection[str], where: str) -> None:
     """Refuse keywords that are not known, with the closest known name. Raises InputError."""
     for name in found:

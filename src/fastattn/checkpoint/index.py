@@ -6,14 +6,14 @@ import logging
 import re
 from pathlib import Path
 
+from fastattn.checkpoint.file_names import INDEX_NAME
 from fastattn.checkpoint.safetensors import TensorInfo, is_text, read_source
-from fastattn.checks import quote
+from fastattn.checks import quote, shown_names
 from fastattn.errors import ModelFormatError
 from fastattn.files import FileSet
 from fastattn.jsonfile import JsonError, JsonLimits, parse_lenient, read_bounded
 from fastattn.settings import Settings
 
-INDEX_NAME = "model.safetensors.index.json"
 MAX_INDEX_ENTRIES = 100_000
 MAX_SHARDS = 500  # each is open while the checkpoint loads; a process may often open no more than 1,024 files
 # Names and file names of published indexes take at most 160 bytes an entry.
@@ -41,9 +41,8 @@ def read_shards(directory: Path, files: FileSet) -> dict[str, TensorInfo]:
             message = f"tensor {quote(name)} is listed in {INDEX_NAME}, but not there"
             raise _error(directory / shard, "shard_missing_tensor", message, name)
     if unlisted:
-        shown = ", ".join(quote(name) for name in unlisted[:_MAX_LOGGED])
-        more = f" and {len(unlisted) - _MAX_LOGGED} more" if len(unlisted) > _MAX_LOGGED else ""
-        _log.warning("%s: tensors of the shards that are not listed in %s: %s%s", directory, INDEX_NAME, shown, more)
+        shown = shown_names(map(quote, unlisted), len(unlisted), _MAX_LOGGED)
+        _log.warning("%s: tensors of the shards that are not listed in %s: %s", directory, INDEX_NAME, shown)
     return tensors
 
 

@@ -59,7 +59,7 @@ class Executor(Protocol):
         ...
 
     def with_program(self, program: Program) -> Executor:
-        """Another optimised Program of the same model over the same weights, which are not loaded a second time.
+        """Another optimized Program of the same model over the same weights, which are not loaded a second time.
 
         Its weights must be among this executor's. Caches of either can be used with both. Closing one does not close
         the other.

@@ -1,6 +1,6 @@
-"""The specification: every op in float64 numpy, as plainly as it can be said. Never optimised.
+"""The specification: every op in float64 numpy, as plainly as it can be said. Never optimized.
 
-In a dtype of quantised weights the operands of every linear are rounded as `fastattn.graph.quantise` says, and all else
+In a dtype of quantized weights the operands of every linear are rounded as `fastattn.graph.quantise` says, and all else
 stays in float64.
 """
 

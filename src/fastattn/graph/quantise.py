@@ -22,7 +22,7 @@ from fastattn.graph.ir import Program
 
 Float32 = NDArray[np.float32]
 
-SMALL_MATRIX = 64  # rows of a panel: a smaller matrix is not quantised
+SMALL_MATRIX = 64  # rows of a panel: a smaller matrix is not quantized
 INT4_GROUP = 32  # values along k that share an integer scale
 MOST_INT4_SCALE = 15  # -8 * 15 is an int8
 INT4_REACH = 2  # integer scales that are tried to either side

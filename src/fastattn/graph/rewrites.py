@@ -2,7 +2,7 @@
 
 Every output element is computed by the same additions and multiplications in the same order before and after: fused
 epilogues only save a pass over memory, merged linears only put panels of weights side by side, and rows that nobody
-reads are left out. The weights' keys and parts do not depend on which outputs are asked for, so two optimised Programs
+reads are left out. The weights' keys and parts do not depend on which outputs are asked for, so two optimized Programs
 of one model share one set of packed weights.
 """
 
@@ -262,7 +262,7 @@ def drop_dead(program: Program) -> Program:
 
 
 def with_outputs(program: Program, *, hidden_states: bool = False, attentions: bool = False) -> Program:
-    """A traced (not yet optimised) Program that also gives "hidden_states.<i>" and "attentions.<layer>"."""
+    """A traced (not yet optimized) Program that also gives "hidden_states.<i>" and "attentions.<layer>"."""
     outputs, values, ops = dict(program.outputs), list(program.values), list[Op]()
     if hidden_states:
         outputs.update(program.marks)
