@@ -43,8 +43,8 @@ class Checkpoint:
     """What a directory holds. Nothing but headers has been read.
 
     quantised: the packed weights of a directory that `fastattn quantize` wrote; there `tensors` are those that they
-    were made from, which say their shapes alone. Each file is opened once and stays open until `close` or the end of a
-    `with` block, so that headers and data are of the same file. Tensors can be read after that, too: a file that was
+    were made from, which give only their shapes. Each file is opened once and stays open until `close` or the end of a
+    `with` block, so that headers and data are of the same file. Tensors can also be read after that: a file that was
     replaced since is a ModelFormatError (code "changed").
     """
 
@@ -165,7 +165,7 @@ def require_little_endian(byteorder: str = sys.byteorder) -> None:
 
 def read_config(directory: Path, *, files: FileSet | None = None) -> dict[str, JsonValue]:
     """config.json as a dict. As in transformers, bos and eos ids of a generation_config.json win; its padding id, for
-    generation alone, becomes "generation_pad_token_id", which is null where that file names none.
+    generation only, becomes "generation_pad_token_id", which is null where that file names none.
 
     files: the set that the files are read as a part of. Raises ConfigError.
     """

@@ -82,7 +82,7 @@ def _read_index(path: Path, files: FileSet) -> dict[str, str]:
 
 
 def _is_shard_name(name: str) -> bool:
-    """One basename, judged by its text alone: in a Hugging Face cache the file itself is a symlink elsewhere."""
+    """One basename, judged only by its text: in a Hugging Face cache the file itself is a symlink elsewhere."""
     return re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,200}\.safetensors", name) is not None
 
 
