@@ -18,7 +18,8 @@ _MAX_NAMES = 20
 class Settings:
     """Takes the settings of one file key by key and checks the type of each; `finish` names the keys nobody took.
 
-    A key that is missing or null gives the default. Every method raises ConfigError for a value of the wrong type.
+    A key that is missing or null gives the default; `epsilon` and `activation` of ConfigReader refuse null, as
+    transformers does. Every method raises ConfigError for a value of the wrong type.
     overrides: the keys whose values come from a caller, not from the file. read: the keys whose values were asked for.
     """
 

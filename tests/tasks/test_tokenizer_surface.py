@@ -466,7 +466,7 @@ def test_bos_as_a_keyword_applies_to_tokenizer_json(gpt2: Tokenizer, tmp_path: P
         ({"use_fast": "yes"}, DTypeError, "use_fast: expected True or False"),
         ({"extra_special_tokens": "a"}, DTypeError, "extra_special_tokens: expected a list"),
         ({"subfolder": "../x"}, InputError, "subfolder: expected the name of a folder inside"),
-        ({"subfolder": "x"}, ModelNotFoundError, "subfolder: there is no folder"),
+        ({"subfolder": "x"}, ModelNotFoundError, "subfolder: expected a folder inside the model"),
     ],
 )
 def test_refused_keywords(tmp_path: Path, options: Any, kind: type[FastattnError], message: str) -> None:

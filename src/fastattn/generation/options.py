@@ -119,8 +119,8 @@ class GenerationOptions:
         if self.max_length is not None:
             if self.max_length <= length:
                 raise InputError(
-                    f"max_length: expected more than the {length} tokens of the prompt, which it counts, too, got "
-                    f"{self.max_length}; max_new_tokens counts the new tokens alone"
+                    f"max_length: expected more than the {length} tokens of the prompt, which count too, got "
+                    f"{self.max_length}; give max_new_tokens, which counts only new tokens"
                 )
             return min(lowest, self.max_length - length), self.max_length - length
         left = context - length
@@ -141,7 +141,7 @@ class GenerationOptions:
         if isinstance(seed, int):
             return [request_seed(seed, i) for i in range(n_requests)]
         if len(seed) != n_requests:
-            raise InputError(f"seed: expected {n_requests} seeds, one a request, got {len(seed)}")
+            raise InputError(f"seed: expected {n_requests} seeds, one per request, got {len(seed)}")
         return list(seed)
 
     def stops(self) -> tuple[str, ...]:

@@ -42,7 +42,7 @@ def _writers(ops: Iterable[Op | None]) -> dict[int, int]:
 
 
 def fuse_activation(program: Program) -> Program:
-    """linear, then an activation, its only reader, -> one linear with the activation in its epilogue."""
+    """linear, then an activation that is its only reader -> one linear with the activation in its epilogue."""
     readers, writers = _readers(program), _writers(program.ops)
     ops: list[Op | None] = list(program.ops)
     for position, op in enumerate(program.ops):

@@ -22,8 +22,8 @@ ROWS_OF: Mapping[str, Rows] = {"tokens": "tokens", "wanted": "wanted", "first": 
 
 
 class Names(Protocol):
-    """What a trace may ask of a checkpoint: which tensors there are, which only repeat another one, and which are stored
-    as [in, out]."""
+    """What a trace may ask of a checkpoint: which tensors there are, which only repeat another one, and which are
+    stored as [in, out]."""
 
     def has(self, name: str) -> bool: ...
 

@@ -63,7 +63,9 @@ class AutoTokenizer:
         if folder:
             directory = directory / folder
             if not directory.is_dir():
-                raise ModelNotFoundError(f"subfolder: there is no folder {directory}")
+                raise ModelNotFoundError(
+                    f"subfolder: expected a folder inside the model's, found no {quote(str(directory), 200)}"
+                )
         tokenizer = load_tokenizer(directory, overrides)
         tokenizer.name_or_path = str(path)
         return tokenizer
