@@ -53,8 +53,8 @@ class Executor(Protocol):
         """Run one step and return the outputs asked for (None: all of the Program's).
 
         Every output is [rows, width], float32 from cpu and float64 from numpy; attention maps are a list with one
-        [n_head, q_len, kv_len] for each sequence. `step.caches` advance by the tokens of their sequences; after an error
-        they are as they were.
+        [n_head, q_len, kv_len] for each sequence. `step.caches` advance by the tokens of their sequences; after an
+        error they are as they were.
         """
         ...
 

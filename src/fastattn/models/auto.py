@@ -245,7 +245,7 @@ class Encoder(Model):
 
 
 class SequenceClassifier(Model):
-    """A model that gives one row of logits per sequence. Made by `AutoModelForSequenceClassification.from_pretrained`."""
+    """A model that gives one row of logits per sequence, made by `AutoModelForSequenceClassification`."""
 
     @property
     def id2label(self) -> Mapping[int, str]:

@@ -204,8 +204,8 @@ def _other_head(config: ModelConfig, task: Task) -> str:
 def _check_classifier(names: ModelNames, config: ModelConfig) -> None:
     if not any(name.startswith(HEADS) for name in names.found):
         raise ConfigError(
-            f"the checkpoint: expected a classification head ({' or '.join(f'{head}weight' for head in HEADS)}), got "
-            "none; load it with AutoModel or `fastattn embed`"
+            f"this checkpoint has no classification head ({' or '.join(f'{head}weight' for head in HEADS)} is "
+            "missing); load it with AutoModel or `fastattn embed`"
         )
     if config.problem_type == "single_label_classification" and config.num_labels == 1:
         raise ConfigError(
