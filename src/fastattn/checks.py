@@ -9,6 +9,7 @@ import difflib
 import math
 import operator
 import os
+import sys
 from collections.abc import Collection, Iterable, Mapping
 from itertools import islice
 from pathlib import Path
@@ -99,6 +100,15 @@ def check_path(name: str, value: object) -> Path:
     if not text or "\0" in text:
         raise InputError(f"{name}: expected a path, got {quote(text)}")
     return Path(text)
+
+
+def is_masked_array(value: object) -> bool:
+    """Whether a value is a numpy masked array.
+
+    Naming `np.ma` would import it, and a process that another thread forks meanwhile would wait for that import.
+    """
+    masked_array = getattr(sys.modules.get("numpy.ma"), "MaskedArray", None)  # none while another thread imports it
+    return masked_array is not None and isinstance(value, masked_array)
 
 
 def closest(name: str, known: Iterable[str]) -> str:

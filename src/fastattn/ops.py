@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import sys
 from collections.abc import Sequence
 from typing import Any, Literal, TypeAlias
 
@@ -29,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastattn import _core
-from fastattn.checks import check_choice, check_count, check_flag, check_number, quote
+from fastattn.checks import check_choice, check_count, check_flag, check_number, is_masked_array, quote
 from fastattn.errors import DTypeError, InputError
 
 Array: TypeAlias = NDArray[np.float32]
@@ -319,8 +318,7 @@ def _check_plain(name: str, array: Any, expected: str) -> None:
     """Refuse what is no array, and an array whose mask would be lost."""
     if not isinstance(array, np.ndarray):
         raise DTypeError(f"{name}: expected {expected} numpy array, got {type(array).__name__}")
-    masked = sys.modules.get("numpy.ma")  # np.ma would import it, and a fork meanwhile would hang in the child
-    if masked is not None and isinstance(array, masked.MaskedArray):
+    if is_masked_array(array):
         raise DTypeError(f"{name}: expected {expected} numpy array, got a masked array; call .filled() first")
 
 

@@ -90,13 +90,17 @@ def test_cuda_is_not_loaded_unasked(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"dtype": "int8"}, InputError, "dtype: expected one of float32, tf32, bfloat16, float16 on cuda, got 'int8'"),
+        (
+            {"dtype": "int8"},
+            InputError,
+            "dtype: expected one of float32, tf32, bfloat16, float16, auto on cuda, got 'int8'",
+        ),
         ({"dtype": "int4"}, InputError, "on cuda, got 'int4'"),
-        ({"head_dtype": "tf32"}, InputError, "head_dtype: expected one of float32, bfloat16, float16 on cuda"),
+        ({"head_dtype": "tf32"}, InputError, "head_dtype: expected one of float32, bfloat16, float16, auto on cuda"),
         ({"kv_dtype": "int8"}, InputError, "kv_dtype: expected None or one of float32, bfloat16, float16 on cuda"),
         ({"threads": 2}, InputError, "threads: expected None on cuda, got 2"),
-        ({"threads": "2"}, DTypeError, "threads: expected an integer or None"),
-        ({"device": "cuda:1"}, InputError, "device: expected one of cpu, cuda, numpy, got 'cuda:1'"),
+        ({"threads": "2"}, DTypeError, "threads: expected int, got str '2'"),
+        ({"device": "cuda:1"}, InputError, "device: expected the first visible GPU, cuda:0, got 'cuda:1'"),
         ({"device": "cpu", "dtype": "tf32"}, InputError, "on cpu, got 'tf32'"),
     ],
 )

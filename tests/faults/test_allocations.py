@@ -14,6 +14,7 @@ import pytest
 
 from fastattn import _core
 from tests.reference.checkpoints import write_gpt2
+from tests.reference.hang import HANG_SECONDS
 
 PRELUDE = """
 import ctypes, gc, shutil, sys
@@ -109,7 +110,7 @@ def preloaded(folder: Path) -> Path:
     library = folder / "failing_allocations.so"
     source = Path(__file__).with_name("failing_allocations.cpp")
     flags = ["-std=c++17", "-O1", "-shared", "-fPIC"]
-    subprocess.run(["c++", *flags, "-o", library, source, "-ldl"], check=True, timeout=120)
+    subprocess.run(["c++", *flags, "-o", library, source, "-ldl"], check=True, timeout=HANG_SECONDS)
     return library
 
 
@@ -156,7 +157,7 @@ def test_fault_60_an_object_for_which_python_has_no_memory(tmp_path: Path) -> No
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=HANG_SECONDS,
         check=False,
     )
     assert (done.returncode, done.stdout) == (0, "all failed as they should\n"), done.stderr
@@ -172,7 +173,7 @@ def test_fault_60_each_allocation_that_fails(tmp_path: Path) -> None:
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "LD_PRELOAD": str(library)},
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=HANG_SECONDS,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr

@@ -157,7 +157,7 @@ def works():
 def fork(*_):
     children.append(os.fork())
     if children[-1] == 0:
-        signal.alarm(60)  # ends it, should it hang
+        signal.alarm(300)  # ends it, should it hang
         if nested:
             found.append(works())
 
@@ -202,7 +202,43 @@ def test_fault_59_fork_in_a_signal_handler_during_a_call(tmp_path: Path, what: s
             env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=HANG_SECONDS,
             check=False,
         )
         assert (done.returncode, done.stdout) == (0, "0\n"), done.stderr
+
+
+NO_IMPORT = """
+import sys
+import numpy as np
+import fastattn as fa
+
+lm = fa.AutoModelForCausalLM.from_pretrained(sys.argv[1], threads=2)
+{first}
+before = set(sys.modules)
+lm(np.arange(9, dtype=np.int32), output_hidden_states=True)
+lm([[1, 2], [3]])
+{second}
+print(sorted(set(sys.modules) - before))
+"""
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("", ""),
+        ("lm.generate", "lm.generate([1, 2, 3], max_new_tokens=2)"),
+        ("fa.ops", "fa.ops.softmax(np.ones((2, 3), np.float32))"),
+    ],
+)
+def test_fault_59_a_call_imports_nothing(tmp_path: Path, first: str, second: str) -> None:
+    """A child of a fork waits for ever for a module that another thread was importing."""
+    done = subprocess.run(
+        [sys.executable, "-c", NO_IMPORT.format(first=first, second=second), str(write_gpt2(tmp_path))],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        timeout=HANG_SECONDS,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, "[]\n"), done.stderr

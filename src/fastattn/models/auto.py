@@ -15,7 +15,7 @@ from fastattn.graph.executor import Cache, Executor
 from fastattn.models.base import Model
 from fastattn.models.generate_args import GenerateArgs, GenerationArgs
 from fastattn.models.load_options import read_options
-from fastattn.models.loading import find_folder, load_model
+from fastattn.models.loading import check_device, find_folder, load_model
 from fastattn.models.names import Task
 from fastattn.models.outputs import (
     Array,
@@ -374,6 +374,7 @@ class _Auto(Generic[_Loaded]):
         }
         source = others.pop("pretrained_model_name_or_path", None) if path_or_id is None else path_or_id
         options, hub = read_options(given, others)
+        check_device(options)  # before a folder is looked for, or fetched
         built, executor, origin = load_model(find_folder(source, hub), cls._task, options, str(source))
         return cls._model(origin.directory, built, executor, origin=origin)
 

@@ -68,15 +68,20 @@ def find_folder(path_or_id: Any, hub: HubOptions) -> Path:
     return folder / hub.subfolder if hub.subfolder else folder
 
 
+def check_device(options: LoadOptions) -> None:
+    """Raises ConfigError where the device of the options is a GPU that cannot be used."""
+    if options.device == "cuda":
+        from fastattn.cuda import require_device
+
+        require_device()
+
+
 def load_model(directory: Path, task: Task, options: LoadOptions, name: str) -> tuple[BuiltModel, Executor, Origin]:
     """Check and load a checkpoint; everything that can be refused is refused before weights are read.
 
     name: what the caller named it.
     """
-    if options.device == "cuda":
-        from fastattn.cuda import require_device
-
-        require_device()
+    check_device(options)
     opened = open_checkpoint(
         directory,
         verify=cast("Literal['sha256'] | Mapping[str, str] | None", options.verify),

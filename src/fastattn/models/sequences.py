@@ -13,7 +13,7 @@ from typing import Any, Literal, SupportsIndex, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from fastattn.checks import quote
+from fastattn.checks import is_masked_array, quote
 from fastattn.errors import DTypeError, InputError
 
 Layout = Literal["single", "dense", "ragged"]
@@ -151,7 +151,7 @@ def _as_array(value: object, name: str) -> Array:
     if isinstance(value, str | bytes | set | frozenset) or value is None:
         expected, hint = ("token ids (integers)", "; encode texts first") if name == "input_ids" else ("integers", "")
         raise DTypeError(f"{name}: expected {expected}, got {type(value).__name__}{hint}")
-    if isinstance(value, np.ma.MaskedArray):
+    if is_masked_array(value):
         raise DTypeError(
             f"{name}: expected an array of integers, got a masked array; give the model "
             "input_ids=a.filled(0) and attention_mask=~numpy.ma.getmaskarray(a)"

@@ -6,9 +6,7 @@ from collections.abc import Iterable, Iterator, KeysView, Mapping, Sequence, Set
 from itertools import islice
 from typing import Any
 
-import numpy as np
-
-from fastattn.checks import quote
+from fastattn.checks import is_masked_array, quote
 from fastattn.errors import DTypeError, InputError
 
 MAX_TEXT_CHARS = 16 * 2**20  # a longer text is refused before it is tokenized
@@ -132,6 +130,6 @@ def _kind(value: object) -> str:
     """The type of a value, or the value itself where it is a missing one or a number."""
     kind = type(value).__name__
     if value is None or kind in ("NAType", "NaTType", "MaskedConstant") or value != value:
-        shown = "None" if value is None else "a missing value" if isinstance(value, np.ma.core.MaskedConstant) else None
+        shown = "None" if value is None else "a missing value" if is_masked_array(value) else None
         return f"{shown or f'{kind} {value!s:.20}'}; fill or drop missing texts"
     return f"{kind} {quote(value)}" if isinstance(value, (int, float)) else kind
