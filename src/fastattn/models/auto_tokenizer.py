@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -28,12 +29,12 @@ class AutoTokenizer:
     @classmethod
     def from_pretrained(
         cls,
-        path: str | Path,
+        path: str | os.PathLike[str],
         *,
         revision: str | None = None,
         cache_dir: str | Path | None = None,
         local_files_only: bool = False,
-        token: str | None = None,
+        token: str | bool | None = None,
         subfolder: str = "",
         use_fast: bool = True,
         trust_remote_code: bool = False,
@@ -67,7 +68,7 @@ class AutoTokenizer:
                     f"subfolder: expected a folder inside the model's, found no {quote(str(directory), 200)}"
                 )
         tokenizer = load_tokenizer(directory, overrides)
-        tokenizer.name_or_path = str(path)
+        tokenizer.name_or_path = os.fspath(path)
         return tokenizer
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
@@ -83,7 +84,7 @@ class QualityReport:
 
 
 def compare_dtypes(
-    path_or_id: str | Path,
+    path_or_id: str | os.PathLike[str],
     texts: Sequence[str] | None = None,
     *,
     dtypes: Sequence[str] = DTYPES,
@@ -132,7 +133,7 @@ def compare_dtypes(
     finally:
         for model in models.values():
             model.close()
-    return QualityReport(str(path_or_id), task, inputs.n_texts, n_tokens, rows)
+    return QualityReport(os.fspath(path_or_id), task, inputs.n_texts, n_tokens, rows)
 
 
 def default_texts() -> list[str]:
