@@ -10,7 +10,8 @@ import math
 import operator
 import os
 import sys
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -128,6 +129,64 @@ def check_keywords(found: Iterable[str], known: Collection[str], where: str) -> 
     for name in found:
         if name not in known:
             raise InputError(f"{where}: unknown keyword {quote(name)}{closest(name, known)}")
+
+
+@dataclass(frozen=True, slots=True)
+class Neutral:
+    """The values of a keyword of another library that change nothing here, besides None.
+
+    instead: what to do in place of any other value. check: raises for what is no value of the keyword; all others are
+    accepted then.
+    """
+
+    values: tuple[object, ...] = ()
+    instead: str = "leave it out"
+    check: Callable[[str, Any], object] | None = None
+
+
+def is_neutral(value: Any, values: Iterable[object], *, empty: bool = False) -> bool:
+    """Whether a value is None, one of `values` or, where `empty` says so, an empty collection.
+
+    Numbers of all types are compared by value, and a bool is no number.
+    """
+    if value is None or (empty and isinstance(value, (list, tuple, dict)) and not value):
+        return True
+    return any(_is_same(value, item) for item in values)
+
+
+def check_neutral(
+    keywords: Mapping[str, Any],
+    table: Mapping[str, Neutral],
+    where: str,
+    known: Iterable[str],
+    *,
+    hint: str = "",
+    empty: bool = False,
+) -> None:
+    """Refuse keywords with a value that would change something, and unknown ones with the closest name.
+
+    known: the names that the caller takes itself; hint: for an unknown name that is close to none;
+    empty: whether an empty collection changes nothing.
+    Raises InputError, and what the checks of the table raise.
+    """
+    for name, value in keywords.items():
+        entry = table.get(name)
+        if entry is None:
+            near = closest(name, (*known, *table)) or hint
+            raise InputError(f"{where}: unknown keyword {quote(name)}{near}")
+        if entry.check is not None:
+            if value is not None:
+                entry.check(name, value)
+        elif not is_neutral(value, entry.values, empty=empty):
+            expected = " or ".join(repr(item) for item in (None, *entry.values[:3]))
+            raise InputError(f"{name}: expected {expected}, got {quote(value)}; {entry.instead}")
+
+
+def _is_same(value: Any, item: object) -> bool:
+    if isinstance(value, (bool, np.bool_)) or isinstance(item, bool):
+        return isinstance(value, (bool, np.bool_)) and isinstance(item, bool) and bool(value) == item
+    kinds = (str,) if isinstance(item, str) else (int, float, np.integer, np.floating)
+    return isinstance(value, kinds) and bool(value == item)
 
 
 def _found(value: object) -> str:

@@ -116,12 +116,12 @@ def test_fault_47_unknown_option() -> None:
     ("name", "value", "message"),
     [
         ("num_beams", 2, "num_beams: expected None or 1, got 2; there is no beam search"),
-        ("num_beam", 1, "(generate|stream): unknown option 'num_beam'; did you mean 'num_beams'?"),
-        ("max_tokens", 1, "(generate|stream): unknown option 'max_tokens'; did you mean 'max_new_tokens'?"),
+        ("num_beam", 1, "(generate|stream): unknown keyword 'num_beam'; did you mean 'num_beams'?"),
+        ("max_tokens", 1, "(generate|stream): unknown keyword 'max_tokens'; did you mean 'max_new_tokens'?"),
         ("num_return_sequences", 2, "num_return_sequences: expected 1"),
         ("token_type_ids", [0, 0], "token_type_ids: expected None, got .*; generate takes no token types"),
         ("use_cache", "no", "use_cache: expected True or False, got str 'no'"),
-        ("q" * 200_000, 1, "(generate|stream): unknown option 'qqqq"),
+        ("q" * 200_000, 1, "(generate|stream): unknown keyword 'qqqq"),
     ],
 )
 def test_fault_47_unknown_option_of_a_model(tmp_path: Path, device: str, name: str, value: Any, message: str) -> None:

@@ -179,6 +179,16 @@ LOADERS: dict[str, Callable[..., Any]] = {
 }
 
 
+@pytest.mark.parametrize("name", ["token", "use_auth_token"])
+def test_the_tokenizer_of_a_pipeline_may_be_a_hub_id(hub: Hub, tmp_path: Path, name: str) -> None:
+    files = write_tokenizer(tmp_path / "tokenizer")
+    hub.files |= {file.name: file.read_bytes() for file in files.iterdir()}
+    hub.token = "secret"
+    options: Any = {"tokenizer": "tiny/gpt2", "cache_dir": tmp_path / "cache", name: "secret"}
+    with fastattn.pipeline("text-generation", **options) as pipe:
+        assert pipe.tokenizer.encode("the hello") == AutoTokenizer.from_pretrained(files).encode("the hello")
+
+
 @pytest.mark.parametrize("load", LOADERS.values(), ids=LOADERS.keys())
 def test_whatever_takes_a_hub_id_takes_its_options(hub: Hub, tmp_path: Path, load: Callable[..., Any]) -> None:
     """Each one is refused for what is wrong with it, so it arrived; from a full cache nothing is fetched."""

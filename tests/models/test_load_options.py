@@ -15,7 +15,7 @@ from fastattn.models.load_options import LoadOptions, read_options
 from tests.reference.checkpoints import write_bert, write_gpt2
 
 DEFAULTS: dict[str, Any] = {
-    "dtype": None, "kv_dtype": None, "head_dtype": None, "device": "cpu", "threads": None, "revision": None,
+    "dtype": None, "kv_dtype": None, "head_dtype": None, "device": None, "threads": None, "revision": None,
     "cache_dir": None, "local_files_only": False, "token": None, "verify": None, "check_finite": False,
 }  # fmt: skip
 
@@ -78,8 +78,14 @@ def test_objects_of_torch() -> None:
         ({"dtype": 7}, DTypeError, "dtype: expected"),
         ({"dtype": float}, DTypeError, "dtype: expected"),
         ({"dtype": ["int8"]}, DTypeError, "dtype: expected"),
-        ({"dtype": "int8", "torch_dtype": "int4"}, InputError, "torch_dtype: expected none beside dtype='int8'"),
+        (
+            {"dtype": "int8", "torch_dtype": "int4"},
+            InputError,
+            "torch_dtype: expected None or the same as dtype, got 'int8'",
+        ),
         ({"head_dtype": "tf32", "device": "cuda"}, InputError, "head_dtype: expected"),
+        ({"kv_dtype": 16}, DTypeError, "kv_dtype: expected None or one of"),
+        ({"device": "cpu", "device_map": "cuda"}, InputError, "device_map: expected None or the same as device"),
         ({"kv_dtype": "int4"}, InputError, "kv_dtype: expected None or one of"),
         ({"device": "gpu"}, InputError, "device: expected one of 'cpu', 'cuda', 'numpy', got 'gpu'"),
         ({"device": "mps"}, InputError, "device: expected"),
@@ -101,7 +107,6 @@ def test_objects_of_torch() -> None:
         ({"check_finite": "false"}, DTypeError, "check_finite: expected True or False"),
         ({"local_files_only": 1}, DTypeError, "local_files_only: expected True or False"),
         ({"revision": 7}, DTypeError, "revision: expected str"),
-        ({"token": 7}, DTypeError, "token: expected str or None, got int"),
         ({"cache_dir": 7}, DTypeError, "cache_dir: expected a path"),
         ({"subfolder": "../x"}, InputError, "subfolder: expected a folder inside"),
         ({"subfolder": "/x"}, InputError, "subfolder: expected a folder inside"),
@@ -133,10 +138,51 @@ def test_refused(given: dict[str, Any], error: type[FastattnError], words: str) 
     assert "\n" not in str(caught.value)
 
 
-def test_a_secret_is_not_shown() -> None:
-    with pytest.raises(DTypeError) as caught:
-        options(token=["hf_secret"])
+def test_threads_on_numpy(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, "fastattn"):
+        assert options(device="numpy").threads is None
+        assert not caplog.records
+        options(device="numpy", threads=3)
+    assert [record.getMessage() for record in caplog.records] == ["threads: ignored on device numpy, got 3"]
+
+
+@pytest.mark.parametrize("name", ["token", "use_auth_token"])
+def test_a_token_may_be_a_flag_and_is_not_shown(tmp_path: Path, name: str) -> None:
+    folder = write_gpt2(tmp_path)
+    for value in ("hf_secret", True, False, None):
+        AutoModelForCausalLM.from_pretrained(folder, **{name: value}).close()
+    with pytest.raises(DTypeError, match=r"^token: expected str, True, False or None, got list") as caught:
+        AutoModelForCausalLM.from_pretrained(folder, **{name: ["hf_secret"]})
     assert "hf_secret" not in str(caught.value)
+    with pytest.raises(InputError, match=r"^use_auth_token: expected None or the same as token$"):
+        AutoModelForCausalLM.from_pretrained(folder, token="hf_secret", use_auth_token="hf_another")
+
+
+@pytest.mark.parametrize(
+    ("given", "dtype", "device"),
+    [
+        ({"dtype": "fp32", "torch_dtype": "float32"}, "float32", "cpu"),
+        ({"dtype": np.float32, "torch_dtype": "torch.float32"}, "float32", "cpu"),
+        ({"device": "cpu", "device_map": {"": -1}}, None, "cpu"),
+        ({"device": 0, "device_map": "cuda:0"}, None, "cuda"),
+        ({"device": "cuda", "device_map": "auto"}, None, "cuda"),
+        ({"device": "numpy", "device_map": "sequential"}, None, "numpy"),
+    ],
+)
+def test_two_names_that_say_the_same(given: dict[str, Any], dtype: str | None, device: str) -> None:
+    found = options(**given)
+    assert (found.dtype, found.device) == (dtype, device)
+
+
+@pytest.mark.parametrize(
+    ("value", "device", "found"),
+    [
+        ("auto", "cpu", None), ("auto", "numpy", None), ("float16", "cpu", "float32"), (np.float16, "cpu", "float32"),
+        ("float16", "cuda", "float16"), ("bf16", "cpu", "bfloat16"),
+    ],
+)  # fmt: skip
+def test_dtypes_of_keys_and_values(value: Any, device: str, found: str | None) -> None:
+    assert options(kv_dtype=value, device=device).kv_dtype == found
 
 
 def test_what_changes_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

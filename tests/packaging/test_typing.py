@@ -31,10 +31,10 @@ array = np.zeros((1, 2, 3, 4), np.float32)
 """
 # Expressions, and what their type has to begin with.
 TYPED = {
-    "generator": "fastattn.tasks.pipelines.TextGenerationPipeline",
-    "classifier": "fastattn.tasks.pipelines.TextClassificationPipeline",
-    "extractor": "fastattn.tasks.pipelines.FeatureExtractionPipeline",
-    "generator('a')": "list[dict[str, str]]",
+    "generator": "fastattn.tasks.text_generation.TextGenerationPipeline",
+    "classifier": "fastattn.tasks.text_classification.TextClassificationPipeline",
+    "extractor": "fastattn.tasks.feature_extraction.FeatureExtractionPipeline",
+    "generator('a')": "list[TypedDict(fastattn.tasks.text_generation.GeneratedText",
     "generator(['a', 'b'])": "list[",
     "tokenizer": "fastattn.tokenizer.tokenizer.Tokenizer",
     "tokenizer.encode('a')": "list[int]",
@@ -46,6 +46,13 @@ TYPED = {
     "encoder([1]).last_hidden_state": "numpy.ndarray[",
     "sequence_classifier([1]).logits": "numpy.ndarray[",
     "st.similarity(array, array)": "numpy.ndarray[",
+    "causal_lm.generate([1])": "numpy.ndarray[",
+    "causal_lm.generate([[1], [2]])": "list[numpy.ndarray[",
+    "causal_lm.stream('a')": "fastattn.",
+    "classifier('a')": "list[",
+    "extractor('a')": "list[",
+    "st.encode('a')": "numpy.ndarray[",
+    "st.encode(['a', 'b'])": "numpy.ndarray[",
     "fa.scaled_dot_product_attention(array, array, array)": "numpy.ndarray[",
     "fa.ops.gelu(array)": "numpy.ndarray[",
     "fa.compare_dtypes('folder')": "fastattn.tasks.quality.QualityReport",

@@ -20,7 +20,7 @@ WHEEL_LIMIT_BYTES = 12 * 10**6
 
 
 def run(*command: str, cwd: Path = ROOT) -> str:
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=HANG_SECONDS, check=False)
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=6 * HANG_SECONDS, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

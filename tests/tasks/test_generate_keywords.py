@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fastattn.errors import DTypeError, InputError
+from fastattn.errors import ContextLengthError, DTypeError, InputError
 from fastattn.generation.generate import generate, stream
 from fastattn.generation.options import GenerationOptions, read_options, request_seed
 from fastattn.models.auto import AutoModelForCausalLM, CausalLM
@@ -72,9 +72,9 @@ REFUSED: list[tuple[str, Any, str]] = [
     ("generation_config", 3, "generation_config: expected a GenerationConfig or a mapping, got 3"),
     ("streamer", print, "streamer: expected an object with put and end"),
     ("tokenizer", 3, "tokenizer: expected"),
-    ("max_newtokens", 3, "generate: unknown option 'max_newtokens'; did you mean 'max_new_tokens'"),
-    ("attention_mas", [1], "generate: unknown option 'attention_mas'; did you mean 'attention_mask'"),
-    ("whatever", 3, "generate: unknown option 'whatever'; see GenerationOptions"),
+    ("max_newtokens", 3, "generate: unknown keyword 'max_newtokens'; did you mean 'max_new_tokens'"),
+    ("attention_mas", [1], "generate: unknown keyword 'attention_mas'; did you mean 'attention_mask'"),
+    ("whatever", 3, "generate: unknown keyword 'whatever'; see GenerationOptions"),
     ("return_dict_in_generate", "yes", "return_dict_in_generate: expected True or False"),
     ("inputs", [1], "inputs: expected None beside input_ids"),
 ]  # fmt: skip
@@ -205,6 +205,58 @@ def test_a_generation_config_is_a_set_of_options() -> None:
         read_options({"generation_config": {"num_beams": 3}}, "generate")
 
 
+def test_a_generation_config_counts_in_generate() -> None:
+    model = ToyModel()
+    config: dict[str, Any] = {
+        "num_return_sequences": 3, "return_dict_in_generate": True, "do_sample": True, "max_new_tokens": 2, "seed": 5,
+    }  # fmt: skip
+    found = generate(model, PROMPT, generation_config=config)
+    expected = generate(model, PROMPT, num_return_sequences=3, do_sample=True, max_new_tokens=2, seed=5)
+    assert isinstance(found, GenerateOutput)
+    assert [ids.tolist() for ids in found.sequences] == [ids.tolist() for ids in expected]  # type: ignore[union-attr]
+    assert len(found.sequences) == 3
+    for none in (None, 1):
+        got = generate(
+            model, PROMPT, generation_config=config, num_return_sequences=none, return_dict_in_generate=False
+        )
+        assert len(got) == (3 if none is None else 6)  # a list of three, or one array
+    for name in ("temperature", "max_new_tokens", "do_sample"):  # None says nothing
+        read = read_options({"generation_config": {**config, "temperature": 0.5}, name: None}, "stream")
+        assert (read.temperature, read.max_new_tokens, read.do_sample) == (0.5, 2, True)
+    with pytest.raises(DTypeError, match=r"^return_dict_in_generate: expected True or False"):
+        read_options({"generation_config": {"return_dict_in_generate": "yes"}}, "stream")
+
+
+def test_messages_name_the_argument() -> None:
+    from fastattn.tokenizer import Tokenizer
+    from fastattn.tokenizer.options import TokenizerOptions
+    from tests.tasks.test_decoders import RAW
+
+    model = ToyModel(Tokenizer(RAW["Metaspace"], TokenizerOptions()))
+    with pytest.raises(ContextLengthError, match=r"^input_ids: expected prompt and max_new_tokens"):
+        generate(model, [1] * 60, max_new_tokens=5)
+    with pytest.raises(ContextLengthError, match=r"^input_ids\[1\]: expected prompt") as caught:
+        generate(model, [[1], [1] * 60], max_new_tokens=5)
+    assert (caught.value.index, caught.value.n_tokens, caught.value.context) == (1, 60, 64)
+    with pytest.raises(ContextLengthError, match=r"^input_ids\[1\]: expected at most 64 tokens") as caught:
+        generate(model, [[1], [1] * 65])
+    assert (caught.value.index, caught.value.n_tokens, caught.value.context) == (1, 65, 64)
+    with pytest.raises(ContextLengthError, match=r"^text_or_ids: expected at most 64 tokens"):
+        stream(model, [1] * 65)
+    with pytest.raises(ContextLengthError, match=r"^text_or_ids: expected prompt"):
+        stream(model, [1] * 60, max_new_tokens=5)
+    with pytest.raises(InputError, match=r"^text_or_ids: expected one sequence"):
+        stream(model, [[1], [2]])
+    with pytest.raises(InputError, match=r"^text_or_ids\[0\]: expected a token id"):
+        stream(model, [10**6])
+
+
+@pytest.mark.parametrize("seed", [{5, 9}, frozenset({5, 9})])
+def test_seeds_have_an_order(seed: Any) -> None:
+    with pytest.raises(DTypeError, match=r"^seed: expected an int or a list of them, got (frozen)?set, which has no"):
+        GenerationOptions(seed=seed)
+
+
 class Streamer:
     """What transformers' streamers are."""
 
@@ -240,7 +292,7 @@ def test_stream_takes_the_same_keywords() -> None:
     model = ToyModel(Tokenizer(RAW["Metaspace"], TokenizerOptions()))
     expected = "".join(stream(model, PROMPT, max_new_tokens=6))
     assert "".join(stream(model, PROMPT, max_length=10, use_cache=True, num_beams=1)) == expected
-    with pytest.raises(InputError, match="stream: unknown option 'max_newtokens'; did you mean 'max_new_tokens'"):
+    with pytest.raises(InputError, match="stream: unknown keyword 'max_newtokens'; did you mean 'max_new_tokens'"):
         stream(model, PROMPT, max_newtokens=3)  # type: ignore[call-arg]
 
 

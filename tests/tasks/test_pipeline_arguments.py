@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ import numpy as np
 import pytest
 
 import fastattn
-from fastattn.errors import DTypeError, FastattnError, InputError
+from fastattn.errors import ContextLengthError, DTypeError, FastattnError, InputError, ModelFormatError
 from tests.tasks.test_pipelines import reference
 from tests.tasks.tiny import write_bert_model, write_gpt2_model
 
@@ -73,6 +75,7 @@ def rounded(value: Any) -> Any:
         {"clean_up_tokenization_spaces": False},
         {"skip_special_tokens": False},
         {"handle_long_generation": "hole"},
+        {"tokenizer_encode_kwargs": {"padding": "do_not_pad", "max_length": 2}},
         {"truncation": True, "tokenizer_encode_kwargs": {"max_length": 2}},
         {"truncation": True},
         {"padding": False},
@@ -143,6 +146,7 @@ def test_text_classification(theirs: dict[str, Any], ours: dict[str, Any], input
         {"truncation": "do_not_truncate"},
         {"max_length": 4, "truncation": True},
         {"max_length": 4},
+        {"padding": "do_not_pad", "max_length": 4},
         {"padding": True},
         {"padding": "max_length", "max_length": 20},
         {"padding": "max_length", "max_length": 4, "truncation": True},
@@ -197,6 +201,7 @@ def test_generation_arguments_of_the_pipeline_itself(gpt2: Path) -> None:
         {"truncation": True},
         {"tokenize_kwargs": {"truncation": True, "max_length": 4}},
         {"tokenize_kwargs": {"padding": True}},
+        {"tokenize_kwargs": {"padding": "do_not_pad", "max_length": 4}},
         {"tokenize_kwargs": {"add_special_tokens": False}},
     ],
 )
@@ -210,7 +215,7 @@ def test_feature_extraction(theirs: dict[str, Any], ours: dict[str, Any], inputs
 
 
 REFUSED: list[tuple[str, dict[str, Any], str]] = [
-    ("text-generation", {"max_newtokens": 3}, "text-generation: unknown option 'max_newtokens'; did you mean 'max_new"),
+    ("text-generation", {"max_newtokens": 3}, "text-generation: unknown keyword 'max_newtokens'; did you mean 'max"),
     ("text-generation", {"return_fulltext": False}, "text-generation: unknown .* mean 'return_full_text'"),
     ("text-generation", {"return_full_text": "false"}, "return_full_text: expected True or False, got str 'false'"),
     ("text-generation", {"return_full_text": True, "return_tensors": True}, "return_tensors: expected None beside"),
@@ -253,7 +258,11 @@ LOADING: list[tuple[dict[str, Any], str]] = [
     ({"dtyp": "int8"}, "pipeline\\('text-classification'\\): unknown keyword 'dtyp'; did you mean 'dtype'"),
     ({"framework": "tf"}, "framework: expected one of 'pt', got 'tf'"),
     ({"config": {}}, "config: .*; config.json of the folder is used"),
-    ({"feature_extractor": "x"}, "feature_extractor: .*; these tasks take texts alone"),
+    ({"feature_extractor": "x"}, "feature_extractor: .*; these tasks take only texts"),
+    ({"use_fast": "nonsense"}, "use_fast: expected True or False"),
+    ({"verify": "sha1"}, "verify: expected"),
+    ({"check_finite": "no"}, "check_finite: expected True or False"),
+    ({"subfolder": "../x"}, "subfolder: expected a folder inside"),
     ({"model_kwargs": [1]}, "model_kwargs: expected a mapping, got list"),
     ({"model_kwargs": {"dtype": "int8"}, "dtype": "int8"}, "'dtype': expected it once"),
     ({"device": "tpu"}, "device: expected one of"),
@@ -279,11 +288,42 @@ def test_loading_options_that_are_refused(classifier: Path, options: dict[str, A
         {"framework": "pt", "use_fast": True, "trust_remote_code": False, "config": None},
         {"model_kwargs": {"dtype": "float32", "low_cpu_mem_usage": True}},
         {"num_workers": 2, "batch_size": 8},
+        {"check_finite": True, "subfolder": "", "use_fast": False, "use_auth_token": False},
     ],
 )
 def test_loading_options_that_change_nothing(classifier: Path, options: dict[str, Any]) -> None:
     expected = fastattn.pipeline("text-classification", classifier, threads=1)(TEXT)
     assert fastattn.pipeline("text-classification", classifier, threads=1, **options)(TEXT) == expected
+
+
+def test_a_subfolder_and_its_digests(classifier: Path, tmp_path: Path) -> None:
+    shutil.copytree(classifier, tmp_path / "inside")
+    digest = hashlib.sha256((classifier / "model.safetensors").read_bytes()).hexdigest()
+    expected = fastattn.pipeline("text-classification", classifier)(TEXT)
+    found = fastattn.pipeline("text-classification", tmp_path, subfolder="inside", verify={"model.safetensors": digest})
+    assert found(TEXT) == expected
+    with pytest.raises(ModelFormatError):
+        fastattn.pipeline("text-classification", classifier, verify={"model.safetensors": "0" * 64})
+
+
+def test_a_generation_config_with_the_form_of_a_result(gpt2: Path) -> None:
+    pipe = fastattn.pipeline("text-generation", gpt2, do_sample=False)
+    config = {"max_new_tokens": 3, "return_dict_in_generate": True}
+    assert pipe(PROMPT, generation_config=config) == pipe(PROMPT, max_new_tokens=3)
+
+
+def test_a_flag_of_numpy_samples_as_true_does(gpt2: Path) -> None:
+    pipe = fastattn.pipeline("text-generation", gpt2, seed=3, max_new_tokens=20)
+    assert pipe(PROMPT, do_sample=np.True_) == pipe(PROMPT, do_sample=True) == pipe(PROMPT, temperature=0.7)
+    assert pipe(PROMPT, do_sample=True) != pipe(PROMPT, temperature=1.0)
+
+
+def test_messages_name_the_text(gpt2: Path) -> None:
+    pipe = fastattn.pipeline("text-generation", gpt2)
+    with pytest.raises(ContextLengthError, match=r"^text_inputs: expected prompt and max_new_tokens"):
+        pipe("the hello " * 8, max_new_tokens=63)
+    with pytest.raises(ContextLengthError, match=r"^text_inputs\[1\]: expected prompt"):
+        pipe(["a", "the hello " * 8], max_new_tokens=62)
 
 
 def test_options_beside_a_loaded_model(classifier: Path) -> None:

@@ -156,7 +156,7 @@ def test_a_text_that_encodes_to_nothing() -> None:
     model = ToyModel(small_tokenizer(normalizers.Replace("x", "")))
     model.bos_token_id = 1
     with pytest.raises(
-        InputError, match=r"^text: expected a text of at least one token, got 'xx', which encodes to no"
+        InputError, match=r"^text_or_ids: expected a text of at least one token, got 'xx', which encodes to no"
     ):
         stream(model, "xx")
     assert stream(model, "").token_ids.tolist() == [1]

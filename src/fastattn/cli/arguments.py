@@ -10,11 +10,13 @@ import fastattn
 from fastattn.cli.completion import SHELLS
 from fastattn.cli.parsing import CommandParser
 from fastattn.cli.values import file_name, integer, names, number, some_names, some_text, stop_text
+from fastattn.models.load_options import DTYPES, KV_DTYPES
 
 INT32_MAX = 2**31 - 1
 MAX_BENCH_SECONDS = 600
-_DTYPES = ("float32", "bfloat16", "int8", "int4")
-_KV_DTYPES = ("float32", "bfloat16", "int8", "float16")
+_DTYPES = DTYPES["cpu"]
+_ALL_DTYPES = tuple(dict.fromkeys(name for names in DTYPES.values() for name in names))
+_KV_DTYPES = tuple(dict.fromkeys(name for names in KV_DTYPES.values() for name in names))
 _Commands: TypeAlias = "argparse._SubParsersAction[CommandParser]"
 
 
@@ -232,7 +234,7 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     _add_threads(parser)
     parser.add_argument(
         "--dtype",
-        choices=(*_DTYPES, "float64", "float16", "tf32"),
+        choices=_ALL_DTYPES,
         help="how weights are stored (a quantized model's own, else float32)",
     )
     parser.add_argument("--kv-dtype", choices=_KV_DTYPES, help="how keys and values are stored (as the weights)")

@@ -90,7 +90,7 @@ def generate(args: argparse.Namespace) -> int:
         n_new = _stream(model, prompts, ids, options)
     else:
         n_new = 0
-        requests = complete(model, ids, checked, tokenizer=tokenizer)
+        requests = complete(model, ids, checked, names=[prompt.where for prompt in prompts], tokenizer=tokenizer)
         for i, (prompt, request) in enumerate(zip(prompts, requests, strict=True)):
             n_new += request.new_len
             text = "" if request.text is None else request.text.text

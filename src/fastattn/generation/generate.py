@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from fastattn.checks import check_flag
 from fastattn.errors import ContextLengthError, DTypeError, InputError
+from fastattn.generation.keywords import with_generation_config
 from fastattn.generation.options import DEFAULT_NEW_TOKENS, GenerationOptions, read_options
 from fastattn.generation.prompts import (
     LanguageModel,
@@ -21,7 +22,7 @@ from fastattn.generation.prompts import (
 )
 from fastattn.generation.scheduler import Request, Scheduler
 from fastattn.generation.stopping import TextState
-from fastattn.models.generate_args import GenerateArgs, GenerationArgs
+from fastattn.models.generate_args import GenerateArgs, GenerationArgs, Streamer
 from fastattn.models.outputs import GenerateOutput
 from fastattn.models.sequences import MAX_SEQUENCES
 from fastattn.models.text_stream import TextStream
@@ -60,14 +61,14 @@ def generate(
     checkpoint's bos (else eos) id. Keywords of transformers that change nothing here are accepted.
     Raises DTypeError, InputError, ContextLengthError, NonFiniteError.
     """
-    given: dict[str, Any] = {**options, "num_return_sequences": num_return_sequences}
+    own = {"return_dict_in_generate": return_dict_in_generate, "num_return_sequences": num_return_sequences}
+    given = with_generation_config({**options, **own}, ours=_ARGUMENTS)
     mask, streamer, chosen = (given.pop(name, None) for name in ("attention_mask", "streamer", "tokenizer"))
     inputs = given.pop("inputs", None)
     if inputs is not None and ids is not None:
         raise InputError("inputs: expected None beside input_ids, which is the same")
-    wants_output = check_flag(
-        "return_dict_in_generate", False if return_dict_in_generate is None else return_dict_in_generate
-    )
+    wanted = given.pop("return_dict_in_generate", None)
+    wants_output = False if wanted is None else check_flag("return_dict_in_generate", wanted)
     checked = read_options(given, "generate", also=_ARGUMENTS)
     prompts = read_prompts(model, inputs if ids is None else ids, mask, checked)
     tokenizer = None
@@ -77,6 +78,7 @@ def generate(
         model,
         prompts.ids,
         checked,
+        names=prompts.names,
         tokenizer=tokenizer,
         lengths=prompts.lengths,
         logprobs=wants_output,
@@ -108,7 +110,7 @@ _ARGUMENTS = (
 class StreamerFeed:
     """Gives a streamer of transformers the prompt before the first new token, each new token, and the end."""
 
-    def __init__(self, streamer: Any, prompts: Sequence[NDArray[np.int32]], options: GenerationOptions) -> None:
+    def __init__(self, streamer: Streamer, prompts: Sequence[NDArray[np.int32]], options: GenerationOptions) -> None:
         """Raises DTypeError, InputError: a streamer takes one sequence."""
         for name in ("put", "end"):
             if not callable(getattr(streamer, name, None)):
@@ -140,6 +142,7 @@ def complete(
     options: GenerationOptions,
     *,
     tokenizer: Tokenizer | None,
+    names: Sequence[str] | None = None,
     lengths: Sequence[int] | None = None,
     default_new_tokens: int = DEFAULT_NEW_TOKENS,
     logprobs: bool = False,
@@ -149,12 +152,14 @@ def complete(
 ) -> list[Request]:
     """Run every prompt to its end. With a tokenizer each request collects its text, which stop strings need.
 
+    names: of the prompts, for messages; None is input_ids[i].
     lengths: of the prompts as max_length counts them; None is their number of ids.
     """
     requests = make_requests(
         model,
         prompts,
         options,
+        names=names,
         tokenizer=tokenizer,
         lengths=lengths,
         default_new_tokens=default_new_tokens,
@@ -184,13 +189,13 @@ def stream(model: LanguageModel, text_or_ids: Any, **options: Unpack[GenerationA
         raise InputError("num_return_sequences: expected 1, got more; call stream once for each text")
     tokenizer = need_tokenizer(model, "stream")
     if isinstance(text_or_ids, str):
-        text_or_ids = encode_prompt(tokenizer, text_or_ids, "text")
+        text_or_ids = encode_prompt(tokenizer, text_or_ids, "text_or_ids")
     elif isinstance(text_or_ids, (bytes, bytearray)):
-        raise DTypeError(f"text: expected str or token ids, got {type(text_or_ids).__name__}")
-    prompts = read_prompts(model, text_or_ids, None, checked)
+        raise DTypeError(f"text_or_ids: expected str or token ids, got {type(text_or_ids).__name__}")
+    prompts = read_prompts(model, text_or_ids, None, checked, name="text_or_ids")
     if not prompts.single:
-        raise InputError("ids: stream takes one sequence [n_tokens]; use generate() for several")
-    request = make_requests(model, prompts.ids, checked, tokenizer=tokenizer)[0]
+        raise InputError("text_or_ids: expected one sequence [n_tokens], got several; use generate() for several")
+    request = make_requests(model, prompts.ids, checked, names=prompts.names, tokenizer=tokenizer)[0]
     return TextStream(Scheduler(model.executor, [request], checked, eos_ids=eos_ids(model, checked)), request)
 
 
@@ -200,6 +205,7 @@ def make_requests(
     options: GenerationOptions,
     *,
     tokenizer: Tokenizer | None,
+    names: Sequence[str] | None = None,
     lengths: Sequence[int] | None = None,
     default_new_tokens: int = DEFAULT_NEW_TOKENS,
     skip_special_tokens: bool = True,
@@ -210,15 +216,16 @@ def make_requests(
     if len(prompts) * n_texts > MAX_SEQUENCES:
         raise InputError(f"num_return_sequences: expected at most {MAX_SEQUENCES} texts in one call, got more")
     seeds = options.seeds(len(prompts) * n_texts)
+    names = [f"input_ids[{i}]" for i in range(len(prompts))] if names is None else names
     requests = []
     for i, prompt in enumerate(prompts):
-        whole = prompt if len(prompt) else np.array([start_id(model, options, f"input_ids[{i}]")], np.int32)
+        whole = prompt if len(prompt) else np.array([start_id(model, options, names[i])], np.int32)
         length = len(whole) if lengths is None or not len(prompt) else lengths[i]
         lowest, highest = options.new_tokens(length, context, default_new_tokens)
         start: list[int] = options.cut(whole, context - highest).tolist()
         if len(start) + highest > context:
             raise ContextLengthError(
-                f"input_ids[{i}]: expected prompt and max_new_tokens to fit the context of {context} positions, "
+                f"{names[i]}: expected prompt and max_new_tokens to fit the context of {context} positions, "
                 f"got {len(start)} + {highest}",
                 index=i,
                 n_tokens=len(start),

@@ -10,9 +10,10 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from fastattn.checks import check_choice, check_count, check_flag, check_number
+from fastattn.checks import check_choice, check_count, check_flag, check_neutral, check_number
 from fastattn.errors import DTypeError, InputError
-from fastattn.generation.keywords import check_unused, from_generation_config
+from fastattn.generation.keywords import with_generation_config
+from fastattn.models.generation_keywords import KEYWORDS
 from fastattn.models.sequences import MAX_SEQUENCES
 
 DEFAULT_NEW_TOKENS = 20
@@ -141,7 +142,7 @@ class GenerationOptions:
         if isinstance(seed, int):
             return [request_seed(seed, i) for i in range(n_requests)]
         if len(seed) != n_requests:
-            raise InputError(f"seed: expected {n_requests} seeds, one per request, got {len(seed)}")
+            raise InputError(f"seed: expected {n_requests} seeds, one for each request, got {len(seed)}")
         return list(seed)
 
     def stops(self) -> tuple[str, ...]:
@@ -162,10 +163,10 @@ def read_options(options: Mapping[str, Any], where: str, *, also: Collection[str
 
     also: names that the caller takes itself, for the hints of messages. Raises InputError, DTypeError.
     """
-    given = {**from_generation_config(options.get("generation_config")), **options}
-    given.pop("generation_config", None)
+    given = with_generation_config(options)
     known = [field.name for field in fields(GenerationOptions)]
-    check_unused({name: value for name, value in given.items() if name not in known}, (*known, *also), where)
+    others = {name: value for name, value in given.items() if name not in known}
+    check_neutral(others, KEYWORDS, where, (*known, *also), hint="; see GenerationOptions", empty=True)
     return GenerationOptions(
         **{name: given[name] for name in known if name in given and (given[name] is not None or name == "top_k")}
     )
@@ -188,6 +189,8 @@ def request_seed(seed: int, index: int) -> int:
 def _seeds(seed: Any) -> int | tuple[int, ...] | None:
     if seed is None:
         return None
+    if isinstance(seed, (set, frozenset)):
+        raise DTypeError(f"seed: expected an int or a list of them, got {type(seed).__name__}, which has no order")
     items = _items("seed", seed, MAX_SEQUENCES)
     if items is None:
         return check_count("seed", seed, high=2**64 - 1)

@@ -16,18 +16,24 @@ from fastattn.errors import ConfigError, DTypeError, InputError
 from fastattn.generation.options import GenerationOptions
 from fastattn.graph.executor import Executor
 from fastattn.models.inputs import Batch, read_batch
+from fastattn.models.sequences import place
 from fastattn.tokenizer import Tokenizer, check_text
 
 _log = logging.getLogger("fastattn")
 
 
-class LanguageModel(Protocol):
+class HasTokenizer(Protocol):
+    """What may have a tokenizer."""
+
+    @property
+    def tokenizer(self) -> Tokenizer | None: ...
+
+
+class LanguageModel(HasTokenizer, Protocol):
     """What generation needs of a model."""
 
     @property
     def executor(self) -> Executor: ...
-    @property
-    def tokenizer(self) -> Tokenizer | None: ...
     @property
     def bos_token_id(self) -> int | None: ...
     @property
@@ -39,41 +45,45 @@ class LanguageModel(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Prompts:
-    """ids: int32, the real tokens of each prompt; lengths: as max_length counts them; single: the caller gave one
-    sequence alone."""
+    """ids: int32, the real tokens of each prompt; names: of the prompts, for messages; lengths: as max_length counts
+    them; single: the caller gave one sequence, not a list of one."""
 
     ids: list[NDArray[np.int32]]
+    names: list[str]
     lengths: list[int]
     single: bool
 
 
-def read_prompts(model: LanguageModel, ids: Any, attention_mask: Any, options: GenerationOptions) -> Prompts:
+def read_prompts(
+    model: LanguageModel, ids: Any, attention_mask: Any, options: GenerationOptions, *, name: str = "input_ids"
+) -> Prompts:
     """Check token ids. Without attention_mask, padding is inferred from the padding id, as in transformers.
 
-    Raises DTypeError, InputError, ContextLengthError.
+    name: of the ids, for messages. Raises DTypeError, InputError, ContextLengthError.
     """
-    _refuse_texts(ids)
+    _refuse_texts(ids, name)
     context = model.executor.program.max_positions if options.truncate is None else sys.maxsize
     batch = read_batch(
-        ids, attention_mask, vocab_size=vocab_size(model), max_positions=context, explain=model.explain_id
+        ids, attention_mask, vocab_size=vocab_size(model), max_positions=context, explain=model.explain_id, name=name
     )
     rows = batch.ids if attention_mask is not None else _without_padding(model, batch, options)
     # In a rectangle transformers counts the padding, too: every row gets the same number of new tokens.
     lengths = [batch.width] * len(rows) if batch.layout == "dense" else list(map(len, rows))
-    return Prompts(rows, lengths, batch.layout == "single")
+    names = [place(name, batch.layout, i) for i in range(len(rows))]
+    return Prompts(rows, names, lengths, batch.layout == "single")
 
 
-def _refuse_texts(ids: Any) -> None:
+def _refuse_texts(ids: Any, name: str) -> None:
     first = ids[0] if isinstance(ids, (list, tuple)) and ids else ids
     if isinstance(first, (str, bytes, bytearray)):
         what = type(ids).__name__ if first is ids else f"{type(ids).__name__} of {type(first).__name__}"
         raise DTypeError(
-            f"input_ids: expected token ids, got {what}; encode the text with the tokenizer's encode(), or use "
+            f"{name}: expected token ids, got {what}; encode the text with the tokenizer's encode(), or use "
             'stream() or pipeline("text-generation")'
         )
     if isinstance(ids, Mapping) or hasattr(ids, "keys"):
         raise DTypeError(
-            f"input_ids: expected token ids, got {type(ids).__name__}; call generate(**encoding) instead of "
+            f"{name}: expected token ids, got {type(ids).__name__}; call generate(**encoding) instead of "
             "generate(encoding)"
         )
 
@@ -103,9 +113,9 @@ def encode_prompt(tokenizer: Tokenizer, text: object, name: str, **options: Any)
     return ids
 
 
-def need_tokenizer(model: Any, what: str) -> Tokenizer:
+def need_tokenizer(model: HasTokenizer, what: str) -> Tokenizer:
     """The model's tokenizer; ConfigError where its folder has none."""
-    tokenizer: Tokenizer | None = model.tokenizer
+    tokenizer = model.tokenizer
     if tokenizer is None:
         raise ConfigError(
             f"{what}: needs a tokenizer, and the model's folder has none; add one, or call the model with token ids"

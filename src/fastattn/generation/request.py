@@ -1,14 +1,12 @@
-"""One sequence on its way."""
+"""One sequence that is being generated."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
 
 from fastattn.generation.stopping import TextState
 from fastattn.graph.executor import Cache
-
-FinishReason: TypeAlias = Literal["eos", "stop_string", "length"]
+from fastattn.models.outputs import FinishReason
 
 
 @dataclass(slots=True, eq=False)

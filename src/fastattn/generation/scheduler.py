@@ -16,12 +16,12 @@ from typing import NamedTuple
 from fastattn.errors import NonFiniteError
 from fastattn.generation.feed import draw_from_logits, sampling_of, step_of
 from fastattn.generation.options import GenerationOptions
-from fastattn.generation.request import FinishReason, Request
+from fastattn.generation.request import Request
 from fastattn.graph.executor import Decoding, DrawingExecutor, Drawn, Executor
 from fastattn.graph.ir import Step
 from fastattn.graph.sampling import Sampling
 
-__all__ = ["STEP_TOKENS", "Draw", "FinishReason", "Request", "Scheduler"]
+__all__ = ["STEP_TOKENS", "Draw", "Request", "Scheduler"]
 
 STEP_TOKENS = 1024  # tokens of one step at most, so that its memory is bounded
 

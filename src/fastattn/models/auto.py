@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, Literal, TypeAlias, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeAlias, TypeVar, cast, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -182,7 +182,7 @@ class CausalLM(Model):
         Together they are `decode(prompt + new)[len(decode(prompt)):]`, without special tokens.
         `fastattn.GenerationOptions` describes the options. Raises DTypeError, InputError, ContextLengthError.
         """
-        return cast(TextStream, _generation().stream(self, text_or_ids, **options))
+        return _generation().stream(self, text_or_ids, **options)
 
 
 class Encoder(Model):
@@ -245,7 +245,10 @@ class Encoder(Model):
 
 
 class SequenceClassifier(Model):
-    """A model that gives one row of logits per sequence, made by `AutoModelForSequenceClassification`."""
+    """A model that gives one row of logits for each sequence.
+
+    Made by `AutoModelForSequenceClassification.from_pretrained`.
+    """
 
     @property
     def id2label(self) -> Mapping[int, str]:
@@ -330,7 +333,7 @@ class _Auto(Generic[_Loaded]):
         dtype: Any = None,
         kv_dtype: Any = None,
         head_dtype: Any = None,
-        device: Any = "cpu",
+        device: Any = None,
         threads: int | None = None,
         revision: str | None = None,
         cache_dir: str | Path | None = None,
@@ -345,14 +348,14 @@ class _Auto(Generic[_Loaded]):
         dtype: how weights are stored, "float32", "bfloat16", "int8" or "int4" (activations are rounded with them), also
         as numpy's or torch's dtype; None and "auto" are that of a quantized checkpoint, else "float32". "float16" is
         computed in float32 on the CPU, which loses nothing. kv_dtype: how keys and values are stored: "float32",
-        "bfloat16" or "int8"; None is like dtype (int8 beside int4). head_dtype: another one for the matrix that gives
-        the logits; nothing changes where there is none (AutoModel) or it is too small to be rounded (fewer than 64
-        rows). device: "cpu" (also -1 and "auto"), "numpy" for the float64 specification, or "cuda", a preview: dtype
-        "float32", "tf32", "bfloat16" or "float16", kv_dtype one of these but tf32, threads None. threads: None is what
-        the process may use: the CPUs of its affinity mask, at most the CPU quota of its cgroup. revision, cache_dir,
-        local_files_only and token are for hub ids, as in huggingface_hub. verify: "sha256" compares the weight files
-        with SHA256SUMS beside them or with the names of the hub's blobs, a mapping gives the digests by file name.
-        check_finite: refuse NaN and infinity in the weights (of a float checkpoint).
+        "bfloat16" or "int8"; None and "auto" are like dtype (int8 beside int4). head_dtype: another one for the matrix
+        that gives the logits; nothing changes where there is none (AutoModel) or it is too small to be rounded (fewer
+        than 64 rows). device: "cpu" (also None, -1 and "auto"), "numpy" for the float64 specification, or "cuda", a
+        preview: dtype "float32", "tf32", "bfloat16" or "float16", kv_dtype one of these but tf32, threads None.
+        threads: on the CPU; None is what the process may use: the CPUs of its affinity mask, at most the CPU quota of
+        its cgroup. revision, cache_dir, local_files_only and token are for hub ids, as in huggingface_hub. verify:
+        "sha256" compares the weight files with SHA256SUMS beside them or with the names of the hub's blobs, a mapping
+        gives the digests by file name. check_finite: refuse NaN and infinity in the weights (of a float checkpoint).
 
         others: transformers' subfolder, torch_dtype and device_map (for dtype and device); num_labels, id2label,
         label2id, problem_type, pad_token_id, output_hidden_states and output_attentions, which replace those of
@@ -397,6 +400,21 @@ class AutoModelForSequenceClassification(_Auto[SequenceClassifier]):
     _model, _task = SequenceClassifier, "sequence-classification"
 
 
-def _generation() -> Any:
+class _Generation(Protocol):
+    """What is used of the layer above this one."""
+
+    def generate(
+        self,
+        model: CausalLM,
+        ids: object,
+        *,
+        return_dict_in_generate: bool | None,
+        num_return_sequences: int | None,
+        **options: Unpack[GenerateArgs],
+    ) -> NDArray[np.int32] | list[NDArray[np.int32]] | GenerateOutput: ...
+    def stream(self, model: CausalLM, text_or_ids: object, **options: Unpack[GenerationArgs]) -> TextStream: ...
+
+
+def _generation() -> _Generation:
     """The layer above this one, looked up by name."""
-    return importlib.import_module("fastattn.generation.generate")
+    return cast(_Generation, importlib.import_module("fastattn.generation.generate"))

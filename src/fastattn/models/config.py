@@ -15,6 +15,7 @@ from fastattn.settings import Settings
 
 MAX_SIZE = 2**31 - 1
 MAX_LAYERS = 1000
+PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
 
 # transformers' names. gelu_fast writes sqrt(2 / pi) with ten digits, which is the same function in float32.
 ACTIVATION_NAMES: Mapping[str, Activation] = {
@@ -225,10 +226,9 @@ class ConfigReader(Settings):
     def problem_type(self) -> str | None:
         """What the scores of a classifier mean, as transformers says it; a name that it does not know means nothing."""
         value = self.text("problem_type", None)
-        known = ("regression", "single_label_classification", "multi_label_classification")
-        if value is None or value in known:
+        if value is None or value in PROBLEM_TYPES:
             return value
-        hint = closest(value, known)
+        hint = closest(value, PROBLEM_TYPES)
         _log.warning("%s: problem_type = %s is ignored, it is none of transformers'%s", self.where, quote(value), hint)
         return None
 

@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, Protocol, TypedDict
+
+
+class Streamer(Protocol):
+    """What a streamer of transformers is."""
+
+    def put(self, value: Any) -> object: ...
+    def end(self) -> object: ...
 
 
 class GenerationArgs(TypedDict, total=False):
@@ -56,5 +63,5 @@ class GenerateArgs(GenerationArgs, total=False):
 
     inputs: Any
     attention_mask: Any
-    streamer: Any
+    streamer: Streamer | None
     tokenizer: Any

@@ -4,50 +4,23 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
 from pathlib import Path
 
 from fastattn.checkpoint.checkpoint import read_generation_config
+from fastattn.checks import is_neutral
+from fastattn.models.generation_keywords import KEYWORDS, OPTIONS
 
-# Options that change what transformers generates, each with the values that change nothing; null and [] never do.
-_CHANGING: Mapping[str, tuple[object, ...]] = {
-    "bad_words_ids": (),
-    "begin_suppress_tokens": (),
-    "constraints": (),
-    "do_sample": (False,),
-    "dola_layers": (),
-    "exponential_decay_length_penalty": (),
-    "force_words_ids": (),
-    "forced_bos_token_id": (),
-    "forced_eos_token_id": (),
-    "guidance_scale": (1,),
-    "max_length": (20,),
-    "max_new_tokens": (20,),
-    "max_time": (),
-    "min_length": (0,),
-    "min_new_tokens": (0,),
-    "no_repeat_ngram_size": (0,),
-    "num_beams": (1,),
-    "num_return_sequences": (1,),
-    "penalty_alpha": (0,),
-    "repetition_penalty": (1,),
-    "sequence_bias": (),
-    "stop_strings": (),
-    "suppress_tokens": (),
-    "token_healing": (False,),
-    "watermarking_config": (),
-}
-# The same of options that only matter where tokens are drawn.
-_OF_SAMPLING: Mapping[str, tuple[object, ...]] = {
-    "epsilon_cutoff": (0,),
-    "eta_cutoff": (0,),
-    "min_p": (0,),
-    "temperature": (1,),
-    "top_h": (),
-    "top_k": (50,),
-    "top_p": (1,),
-    "typical_p": (1,),
-}
+# Options that change what transformers generates.
+_CHANGING = """
+    bad_words_ids begin_suppress_tokens constraints do_sample dola_layers exponential_decay_length_penalty
+    force_words_ids forced_bos_token_id forced_eos_token_id guidance_scale max_length max_new_tokens max_time
+    min_length min_new_tokens no_repeat_ngram_size num_beams num_return_sequences penalty_alpha
+    repetition_penalty sequence_bias stop_strings suppress_tokens token_healing watermarking_config
+"""
+# Options that only matter where tokens are drawn.
+_OF_SAMPLING = """
+    epsilon_cutoff eta_cutoff min_p temperature top_h top_k top_p typical_p
+"""
 _log = logging.getLogger("fastattn")
 
 
@@ -57,12 +30,12 @@ def warn_of_options(directory: Path) -> None:
     Raises ConfigError for a broken file.
     """
     found = read_generation_config(directory)
-    tables = (_CHANGING, _OF_SAMPLING) if found.get("do_sample") is True else (_CHANGING,)
-    neutral = {name: values for table in tables for name, values in table.items()}
+    names = f"{_CHANGING} {_OF_SAMPLING}" if found.get("do_sample") is True else _CHANGING
+    neutral = {name: (OPTIONS.get(name) or KEYWORDS[name]).values for name in names.split()}
     said = [
         f"{name}={json.dumps(value):.60}"
         for name, value in found.items()
-        if name in neutral and value not in (None, [], {}, *neutral[name])
+        if name in neutral and not is_neutral(value, neutral[name], empty=True)
     ]
     if said:
         _log.warning(

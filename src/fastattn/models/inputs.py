@@ -206,6 +206,7 @@ def read_batch(
     type_vocab_size: int | None = None,
     position_offset: int = 0,
     explain: Explain | None = None,
+    name: str = "input_ids",
 ) -> Batch:
     """Check and unpad token ids.
 
@@ -214,12 +215,12 @@ def read_batch(
     token_type_ids and position_ids: of the same shape; position_ids also [1, seq_len]. type_vocab_size None: the model
     has no token types, and ignores them. position_offset: the row of position 0 in a table of position_offset +
     max_positions rows, which position_ids count; of RoBERTa, where it is the padding id + 1, tokens with the padding id
-    have row position_offset - 1 and are not counted. explain: what an id that the model does not have may be.
-    Raises DTypeError, InputError, ContextLengthError.
+    have row position_offset - 1 and are not counted. explain: what an id that the model does not have may be. name: of
+    input_ids, for messages. Raises DTypeError, InputError, ContextLengthError.
     """
-    layout, rows, width = read_sequences(input_ids, "input_ids")
+    layout, rows, width = read_sequences(input_ids, name)
     if attention_mask is None:
-        _check_context(rows, layout, max_positions)
+        _check_context(name, rows, layout, max_positions)
     masks = read_beside(attention_mask, "attention_mask", rows, layout)
     types = read_beside(token_type_ids, "token_type_ids", rows, layout)
     positions = read_beside(position_ids, "position_ids", rows, layout)
@@ -229,10 +230,10 @@ def read_batch(
         check_range(masks, "attention_mask", layout, 2, "0 or 1")
         keep = tuple(mask.astype(np.bool_) for mask in masks)
         rows = [row[kept] for row, kept in zip(rows, keep, strict=True)]
-        _check_context(rows, layout, max_positions)
+        _check_context(name, rows, layout, max_positions)
     places = [np.flatnonzero(kept) for kept in keep] if keep is not None else None
     expected = f"a token id from 0 to {vocab_size - 1}"
-    check_range(rows, "input_ids", layout, vocab_size, expected, places, explain)
+    check_range(rows, name, layout, vocab_size, expected, places, explain)
     if types is not None and type_vocab_size is not None:
         types = _kept(types, keep)
         expected = f"a token type from 0 to {type_vocab_size - 1}"
@@ -255,12 +256,15 @@ def read_batch(
     )
 
 
-def _check_context(rows: Sequence[Array], layout: Layout, max_positions: int) -> None:
+def _check_context(name: str, rows: Sequence[Array], layout: Layout, max_positions: int) -> None:
     for i, row in enumerate(rows):
         if len(row) > max_positions:
-            name = place("input_ids", layout, i)
+            where = place(name, layout, i)
             raise ContextLengthError(
-                f"{name}: expected at most {max_positions} tokens, the model's context, got {len(row)}"
+                f"{where}: expected at most {max_positions} tokens, the model's context, got {len(row)}",
+                index=i,
+                n_tokens=len(row),
+                context=max_positions,
             )
 
 

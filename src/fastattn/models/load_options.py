@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import logging
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -10,15 +11,18 @@ from typing import Any
 import numpy as np
 
 from fastattn.checkpoint.digests import check_verify
+from fastattn.checkpoint.quantised import FORMATS
 from fastattn.checks import check_choice, check_count, check_flag, check_path, check_str, quote
 from fastattn.errors import DTypeError, InputError
-from fastattn.models.load_keywords import check_unused, take
+from fastattn.models.config import PROBLEM_TYPES
+from fastattn.models.load_keywords import check_unused
 
+_log = logging.getLogger("fastattn")
 MAX_THREADS = 1024
 DTYPES: Mapping[str, tuple[str, ...]] = {
-    "cpu": ("float32", "bfloat16", "int8", "int4"),
+    "cpu": FORMATS,
     "cuda": ("float32", "tf32", "bfloat16", "float16"),
-    "numpy": ("float32", "float64", "bfloat16", "int8", "int4"),
+    "numpy": (*FORMATS, "float64"),
 }
 KV_DTYPES: Mapping[str, tuple[str, ...]] = {
     "cpu": ("float32", "bfloat16", "int8"),
@@ -62,7 +66,7 @@ class HubOptions:
     revision: str | None = None
     cache_dir: Path | None = None
     local_files_only: bool = False
-    token: str | None = None
+    token: str | bool | None = None
     subfolder: str = ""
 
 
@@ -73,9 +77,11 @@ def read_options(given: Mapping[str, Any], others: Mapping[str, Any]) -> tuple[L
     """
     asked = dict(given)
     rest = dict(others)
-    _merge(asked, rest, "dtype", "torch_dtype")
-    _merge(asked, rest, "device", "device_map")
-    _merge(asked, rest, "token", "use_auth_token")
+    if asked["device"] is not None and _spreads(rest.get("device_map")):
+        del rest["device_map"]  # the device says which one
+    _merge(asked, rest, "dtype", "torch_dtype", _dtype_name)
+    _merge(asked, rest, "device", "device_map", _device)
+    _merge(asked, rest, "token", "use_auth_token", lambda value: value)
     device = _device(asked["device"])
     if asked["verify"] is not None:
         check_verify(asked["verify"])
@@ -93,8 +99,8 @@ def read_options(given: Mapping[str, Any], others: Mapping[str, Any]) -> tuple[L
         revision=None if asked["revision"] is None else check_str("revision", asked["revision"]),
         cache_dir=None if asked["cache_dir"] is None else check_path("cache_dir", asked["cache_dir"]),
         local_files_only=check_flag("local_files_only", asked["local_files_only"]),
-        token=_token(asked["token"]),
-        subfolder=_subfolder(take(rest, "subfolder", "")),
+        token=asked["token"],
+        subfolder=_subfolder(rest.pop("subfolder", "")),
     )
     check_unused(rest, given)
     return options, hub
@@ -115,15 +121,21 @@ def check_target(value: Any, device: str, dtype: str) -> None:
         )
 
 
-def _merge(asked: dict[str, Any], rest: dict[str, Any], name: str, other: str) -> None:
-    """Let `other` stand for `name`. Both are fine where they say the same."""
-    value = take(rest, other, None)
+def _merge(asked: dict[str, Any], rest: dict[str, Any], name: str, other: str, normal: Callable[[Any], object]) -> None:
+    """Let `other` stand for `name`. Both are fine where they say the same. normal: one form for all spellings."""
+    value = rest.pop(other, None)
     if value is None:
         return
-    default = "cpu" if name == "device" else None
-    if asked[name] not in (None, default) and asked[name] != value:
-        raise InputError(f"{other}: expected none beside {name}={quote(asked[name])}, got {quote(value)}")
-    asked[name] = value
+    if asked[name] is None:
+        asked[name] = value
+    elif normal(asked[name]) != normal(value):
+        shown = "" if name == "token" else f", got {quote(asked[name])} and {quote(value)}"
+        raise InputError(f"{other}: expected None or the same as {name}{shown}")
+
+
+def _spreads(device_map: object) -> bool:
+    """Whether a device_map leaves the devices to transformers."""
+    return isinstance(device_map, str) and device_map in _DEVICE_MAPS
 
 
 def _device(value: Any) -> str:
@@ -133,7 +145,7 @@ def _device(value: Any) -> str:
         if len(found) != 1:
             raise InputError(f"device_map: expected one device for the whole model, got {quote(value)}")
         return found.pop()
-    if value is None or (isinstance(value, str) and value in _DEVICE_MAPS):
+    if value is None or _spreads(value):
         return "cpu"
     if isinstance(value, (int, np.integer)) and not isinstance(value, bool):
         name = "cpu" if value == -1 else f"cuda:{int(value)}"
@@ -192,9 +204,14 @@ def _kv_dtype(value: Any, device: str) -> str | None:
     if value is None:
         return None
     found, known = _dtype_name(value), KV_DTYPES[device]
+    if found == "auto":
+        return None
+    if found == "float16" and device == "cpu":
+        return "float32"
     if found not in known:
         names = f" or one of {', '.join(known)}" if known else ""
-        raise InputError(f"kv_dtype: expected None{names} on {device}, got {quote(value)}")
+        kind = DTypeError if found is None else InputError
+        raise kind(f"kv_dtype: expected None{names} on {device}, got {quote(value)}")
     return found
 
 
@@ -204,16 +221,9 @@ def _threads(value: Any, device: str) -> int | None:
     found = check_count("threads", value, low=1, high=MAX_THREADS)
     if device == "cuda":
         raise InputError(f"threads: expected None on cuda, got {found}")
+    if device == "numpy":
+        _log.warning("threads: ignored on device numpy, got %d", found)
     return found
-
-
-def _token(value: Any) -> str | None:
-    """A token of the hub. As in huggingface_hub, True is the stored one, and so is None."""
-    if value is None or value is True:
-        return None
-    if not isinstance(value, str):
-        raise DTypeError(f"token: expected str or None, got {type(value).__name__}")
-    return value
 
 
 def _subfolder(value: Any) -> str:
@@ -227,21 +237,20 @@ def _subfolder(value: Any) -> str:
 def _overrides(asked: Mapping[str, Any], rest: dict[str, Any]) -> dict[str, Any]:
     """What replaces keys of config.json, as JSON has it."""
     found: dict[str, Any] = {}
-    if (count := take(rest, "num_labels", None)) is not None:
+    if (count := rest.pop("num_labels", None)) is not None:
         found["num_labels"] = check_count("num_labels", count, low=1, high=1_000_000)
-    if (names := take(rest, "id2label", None)) is not None:
+    if (names := rest.pop("id2label", None)) is not None:
         found["id2label"] = _id2label(names)
         if found.setdefault("num_labels", len(names)) != len(names):
             raise InputError(f"id2label: expected num_labels={found['num_labels']} names, got {len(names)}")
-    if (ids := take(rest, "label2id", None)) is not None:
+    if (ids := rest.pop("label2id", None)) is not None:
         found["label2id"] = _label2id(ids)
-    if (problem := take(rest, "problem_type", None)) is not None:
-        kinds = ("regression", "single_label_classification", "multi_label_classification")
-        found["problem_type"] = check_choice("problem_type", problem, kinds)
-    if (pad := take(rest, "pad_token_id", None)) is not None:
+    if (problem := rest.pop("problem_type", None)) is not None:
+        found["problem_type"] = check_choice("problem_type", problem, PROBLEM_TYPES)
+    if (pad := rest.pop("pad_token_id", None)) is not None:
         found["pad_token_id"] = check_count("pad_token_id", pad)
     for name in ("output_hidden_states", "output_attentions"):
-        if (flag := take(rest, name, None)) is not None:
+        if (flag := rest.pop(name, None)) is not None:
             found[name] = check_flag(name, flag)
     return found
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, Literal, SupportsIndex, overload
+from typing import TYPE_CHECKING, Any, Literal, SupportsIndex, TypeAlias, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,7 @@ from fastattn.checks import check_flag, closest, quote
 
 Array = NDArray[Any]
 PerToken = Array | list[Array]
+FinishReason: TypeAlias = Literal["eos", "stop_string", "length"]
 
 # What transformers' outputs have and ours have not, and what to use instead.
 _ABSENT = {
@@ -113,7 +114,7 @@ class GenerateOutput(ModelOutput):
     """
 
     sequences: list[NDArray[np.int32]]
-    finish_reasons: list[Literal["eos", "stop_string", "length"]]
+    finish_reasons: list[FinishReason]
     logprobs: list[NDArray[np.float32]]
     seeds: list[int]
     texts: list[str] | None = None

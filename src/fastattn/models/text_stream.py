@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fastattn.errors import InputError
-
-FinishReason = Literal["eos", "stop_string", "length"]
+from fastattn.models.outputs import FinishReason
 
 
 class Draw(Protocol):

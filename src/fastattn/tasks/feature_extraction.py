@@ -19,6 +19,7 @@ from fastattn.tasks.pipeline_inputs import (
     Encoding,
     batches,
     merge_kwargs,
+    names_of,
     read_batch_size,
     read_encoding,
     read_texts,
@@ -84,12 +85,13 @@ class FeatureExtractionPipeline(Pipeline[Encoder]):
         """
         tensors, encoding, batch_size = self._read({**options, "return_tensors": return_tensors})
         texts, single = read_texts(inputs, "inputs")
+        names = names_of("inputs", len(texts), single=single)
         results: list[Any] = []
         items = [(text, None) for text in texts]
-        for ids, type_ids in batches(self.model, self.tokenizer, items, encoding, batch_size=batch_size):
+        for ids, type_ids in batches(self.model, self.tokenizer, items, encoding, batch_size=batch_size, names=names):
             types = self.model.types_of(self.tokenizer, type_ids)
             for rows in self.model(ids, token_type_ids=types).last_hidden_state:
-                check_finite(rows, f"inputs[{len(results)}]", "hidden states")
+                check_finite(rows, names[len(results)], "hidden states")
                 results.append(rows[None] if tensors else [rows.tolist()])
         return results[0] if single else results
 

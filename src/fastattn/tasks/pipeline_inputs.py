@@ -13,10 +13,11 @@ from fastattn.checks import check_count, check_flag, check_keywords, quote
 from fastattn.errors import ContextLengthError, DTypeError, InputError
 from fastattn.models.base import Model
 from fastattn.tokenizer import Tokenizer, check_text, is_list_like
-from fastattn.tokenizer.call import PaddingArg, TruncationArg
-from fastattn.tokenizer.padding import DO_NOT_PAD, read_padding
+from fastattn.tokenizer.call import PaddingArg, TruncationArg, read_strategy
+from fastattn.tokenizer.inputs import text_or_pair
+from fastattn.tokenizer.padding import read_padding
 from fastattn.tokenizer.texts import check_items, read_items
-from fastattn.tokenizer.truncation import DO_NOT_TRUNCATE, read_truncation
+from fastattn.tokenizer.truncation import DO_NOT_TRUNCATE
 
 Pair = tuple[str, str | None]
 Ids = list[NDArray[np.int32]]
@@ -68,16 +69,13 @@ def read_encoding(options: dict[str, Any], *, padding_shows: bool = False) -> En
     padding_shows: padding to a fixed length would change the shape of a result, and is refused.
     """
     given = {name: options.pop(name, None) for name in EncodeArgs.__annotations__}
-    padding = read_padding("padding", False if given["padding"] is None else given["padding"])
-    if padding_shows and padding == "max_length":
+    padding = False if given["padding"] is None else given["padding"]
+    if padding_shows and read_padding("padding", padding) == "max_length":
         raise InputError('padding: expected True, "longest" or False, got "max_length"; results have no padding')
-    length, chosen = given["max_length"], given["truncation"]
-    length = None if length is None else check_count("max_length", length, low=1)
-    if chosen is None and length is not None and padding == DO_NOT_PAD:
-        chosen = True
+    length = None if given["max_length"] is None else check_count("max_length", given["max_length"], low=1)
     special = given["add_special_tokens"]
     return Encoding(
-        strategy=read_truncation("truncation", chosen),
+        strategy=read_strategy(given["truncation"], length, padding),
         max_length=length,
         add_special_tokens=True if special is None else check_flag("add_special_tokens", special),
     )
@@ -119,6 +117,11 @@ def read_texts(inputs: object, name: str) -> tuple[list[str], bool]:
     return check_items(items, name, inputs), False
 
 
+def names_of(name: str, count: int, *, single: bool) -> list[str]:
+    """How messages name each of the texts that an argument holds."""
+    return [name] if single else [f"{name}[{i}]" for i in range(count)]
+
+
 def _no_mapping(name: str, found: Mapping[Any, Any]) -> DTypeError:
     if "role" in found or "content" in found:
         return DTypeError(
@@ -149,20 +152,23 @@ def _read_pair(item: object, name: str) -> Pair:
         return check_text(item["text"], name), None if pair is None else check_text(pair, name) or None
     if isinstance(item, list) and len(item) == 1 and isinstance(item[0], (list, tuple)):
         item = item[0]  # an old form of transformers
-    if isinstance(item, (list, tuple)):
-        if len(item) != 2:
-            raise InputError(
-                f"{name}: expected a str or a pair of them, got {len(item)} items; a pair is "
-                '{"text": ..., "text_pair": ...}'
-            )
-        return check_text(item[0], f"{name}[0]"), check_text(item[1], f"{name}[1]") or None
-    return check_text(item, name), None
+    first, second = text_or_pair(name, item, 'a pair is {"text": ..., "text_pair": ...}')
+    return first, second or None
 
 
 def batches(
-    model: Model, tokenizer: Tokenizer, items: Sequence[Pair], encoding: Encoding, *, batch_size: int | None
+    model: Model,
+    tokenizer: Tokenizer,
+    items: Sequence[Pair],
+    encoding: Encoding,
+    *,
+    batch_size: int | None,
+    names: Sequence[str],
 ) -> Iterator[tuple[Ids, Ids]]:
-    """Token ids and token type ids of `batch_size` texts at a time. Raises ContextLengthError, InputError."""
+    """Token ids and token type ids of `batch_size` texts at a time. names: of the texts, for messages.
+
+    Raises ContextLengthError, InputError.
+    """
     context = model.executor.program.max_positions
     size, limit = batch_size or DEFAULT_BATCH_SIZE, encoding.limit(tokenizer, context)
     for start in range(0, len(items), size):
@@ -175,12 +181,12 @@ def batches(
         for i, (ids, _) in enumerate(encoded, start):
             if len(ids) > context:
                 raise ContextLengthError(
-                    f"inputs[{i}]: {len(ids)} tokens, the model's context is {context}; truncation=True cuts it",
+                    f"{names[i]}: {len(ids)} tokens, the model's context is {context}; truncation=True cuts it",
                     index=i,
                     n_tokens=len(ids),
                     context=context,
                 )
-            check_fits(model, tokenizer, ids, f"inputs[{i}]")
+            check_fits(model, tokenizer, ids, names[i])
         yield [ids for ids, _ in encoded], [type_ids for _, type_ids in encoded]
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypedDict, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict, overload
 
-from fastattn.checks import check_choice, check_keywords, check_path, quote
+from fastattn.checks import Neutral, check_choice, check_flag, check_keywords, check_neutral, check_path, quote
 from fastattn.errors import DTypeError, InputError
 from fastattn.models.auto import (
     AutoModel,
@@ -18,6 +18,7 @@ from fastattn.models.auto import (
 )
 from fastattn.models.auto_tokenizer import AutoTokenizer
 from fastattn.models.base import Model
+from fastattn.models.load_keywords import check_unused
 from fastattn.tasks.demo import demo_model
 from fastattn.tasks.feature_extraction import FeatureExtractionArgs, FeatureExtractionPipeline, TokenizeArgs
 from fastattn.tasks.pipeline_base import Pipeline, check_model
@@ -51,7 +52,7 @@ class LoadArgs(TypedDict, total=False):
     """Options for loading, as in `from_pretrained`.
 
     tokenizer: None is the model's own, else a folder, a hub id, a loaded one, or one of transformers or tokenizers.
-    revision is the model's, not the tokenizer's. model_kwargs: more options for the model.
+    revision and subfolder are the model's, not the tokenizer's. model_kwargs: more options for the model.
     """
 
     tokenizer: Any
@@ -69,6 +70,9 @@ class LoadArgs(TypedDict, total=False):
     trust_remote_code: bool | None
     use_fast: bool | None
     use_auth_token: str | bool | None
+    verify: Literal["sha256"] | Mapping[str, str] | None
+    check_finite: bool | None
+    subfolder: str | None
     model_kwargs: Mapping[str, Any] | None
     framework: Literal["pt"] | None
 
@@ -118,14 +122,15 @@ def pipeline(task: Any = None, model: Any = None, **options: Any) -> Any:
     if model is None:
         model = demo_model("text-generation" if kind is TextGenerationPipeline else "text-classification")
     if isinstance(model, (str, Path)):
-        check_path("model", model)
+        check_path("model", model)  # a Path made of it would not be taken for a hub id
     tokenizer = loading.pop("tokenizer", None)
     if tokenizer is not None and not isinstance(tokenizer, (str, Path)):
         tokenizer = Tokenizer.from_object(tokenizer)
     elif tokenizer is not None:
-        names = ("cache_dir", "local_files_only", "token")
-        given: dict[str, Any] = {name: loading[name] for name in names if name in loading}
-        tokenizer = AutoTokenizer.from_pretrained(check_path("tokenizer", tokenizer), **given)
+        check_path("tokenizer", tokenizer)
+        given: dict[str, Any] = {name: loading[name] for name in ("cache_dir", "local_files_only") if name in loading}
+        token = loading.get("token", loading.get("use_auth_token"))
+        tokenizer = AutoTokenizer.from_pretrained(tokenizer, token=token, **given)
     expected, auto = _MODELS[kind]
     if not isinstance(model, (str, Path)):
         loaded = check_model(model, expected)
@@ -145,7 +150,8 @@ _KINDS: Mapping[str, type[Pipeline[Any]]] = {
     "sentiment-analysis": TextClassificationPipeline,
     "feature-extraction": FeatureExtractionPipeline,
 }
-_MODELS: Mapping[type[Pipeline[Any]], tuple[type[Model], Any]] = {
+_Auto: TypeAlias = "type[AutoModelForCausalLM] | type[AutoModelForSequenceClassification] | type[AutoModel]"
+_MODELS: Mapping[type[Pipeline[Any]], tuple[type[Model], _Auto]] = {
     TextGenerationPipeline: (CausalLM, AutoModelForCausalLM),
     TextClassificationPipeline: (SequenceClassifier, AutoModelForSequenceClassification),
     FeatureExtractionPipeline: (Encoder, AutoModel),
@@ -156,14 +162,14 @@ _CALL_ARGS: Mapping[type[Pipeline[Any]], tuple[Any, ...]] = {
     FeatureExtractionPipeline: (FeatureExtractionArgs, TokenizeArgs, EncodeArgs, BatchArgs),
 }
 # What transformers' pipelines take besides text, and what to do instead.
-_REFUSED: Mapping[str, str] = {
-    "config": "config.json of the folder is used",
-    "feature_extractor": "these tasks take texts alone",
-    "image_processor": "these tasks take texts alone",
-    "processor": "these tasks take texts alone; give the tokenizer",
-    "pipeline_class": "leave it out",
-    "binary_output": "results are Python objects and NumPy arrays",
-    "assistant_model": "there is no assisted generation",
+_REFUSED: Mapping[str, Neutral] = {
+    "config": Neutral((False,), "config.json of the folder is used"),
+    "feature_extractor": Neutral((False,), "these tasks take only texts"),
+    "image_processor": Neutral((False,), "these tasks take only texts"),
+    "processor": Neutral((False,), "these tasks take only texts; give the tokenizer"),
+    "pipeline_class": Neutral((False,), "leave it out"),
+    "binary_output": Neutral((False,), "results are Python objects and NumPy arrays"),
+    "assistant_model": Neutral((False,), "there is no assisted generation"),
 }
 
 
@@ -173,14 +179,14 @@ def _split(options: Mapping[str, Any], kind: type[Pipeline[Any]]) -> tuple[dict[
     framework = given.pop("framework", None)
     if framework is not None:
         check_choice("framework", framework, ("pt",))
-    for name, instead in _REFUSED.items():
-        value = given.pop(name, None)
-        if value is not None and value is not False:
-            raise InputError(f"{name}: expected None, got {quote(value)}; {instead}")
+    others = {name: given.pop(name) for name in _REFUSED if name in given}
+    check_neutral(others, _REFUSED, f"pipeline({kind.task!r})", ())
     more = given.pop("model_kwargs", None)
     if more is not None and not isinstance(more, Mapping):
         raise DTypeError(f"model_kwargs: expected a mapping, got {type(more).__name__}")
-    given.pop("use_fast", None)  # every tokenizer is
+    use_fast = given.pop("use_fast", None)
+    if use_fast is not None:
+        check_flag("use_fast", use_fast)  # every tokenizer is
     loading = {name: given.pop(name) for name in LoadArgs.__annotations__ if name in given}
     loading = {name: value for name, value in loading.items() if value is not None}
     for name, value in (more or {}).items():
@@ -200,5 +206,9 @@ def _check_as_loaded(model: Model, loading: Mapping[str, Any]) -> None:
             model.to(dtype=None if value == "auto" else value)
         elif name in ("device", "device_map"):
             model.to(device=value)
+        elif name not in LoadArgs.__annotations__:
+            check_unused({name: value}, LoadArgs.__annotations__)
+        elif (name, value) in (("check_finite", False), ("subfolder", "")):
+            continue
         elif name not in ("cache_dir", "local_files_only", "token", "trust_remote_code", "use_auth_token"):
             raise InputError(f"{quote(name)}: expected None beside a loaded model; give it to from_pretrained")

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from fastattn.checkpoint import open_checkpoint
 from fastattn.checkpoint.hub import resolve
+from fastattn.checkpoint.quantised import DTYPES
 from fastattn.checks import check_choice, check_count, quote
 from fastattn.errors import ConfigError, DTypeError, InputError
 from fastattn.generation.prompts import need_tokenizer
@@ -35,9 +36,8 @@ AnyModel: TypeAlias = CausalLM | Encoder | SequenceClassifier
 Float64 = NDArray[np.float64]
 
 BASELINE = "float32"
-DTYPES = ("bfloat16", "int8", "int4")
 WINDOW = 256  # tokens of a text that a language model reads at once, at most
-_LOADERS: dict[str, Any] = {
+_LOADERS: dict[Task, type[AutoModelForCausalLM] | type[AutoModelForSequenceClassification] | type[AutoModel]] = {
     "causal-lm": AutoModelForCausalLM,
     "sequence-classification": AutoModelForSequenceClassification,
     "encoder": AutoModel,

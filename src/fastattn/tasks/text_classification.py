@@ -20,6 +20,7 @@ from fastattn.tasks.pipeline_inputs import (
     EncodeArgs,
     Encoding,
     batches,
+    names_of,
     read_batch_size,
     read_encoding,
     read_pairs,
@@ -110,12 +111,15 @@ class TextClassificationPipeline(Pipeline[SequenceClassifier]):
             given["top_k"] = top_k
         call = self._read(given)
         items, single = read_pairs(inputs, "inputs")
+        names = names_of("inputs", len(items), single=single)
         results: list[Any] = []
-        for ids, type_ids in batches(self.model, self.tokenizer, items, call.encoding, batch_size=call.batch_size):
+        for ids, type_ids in batches(
+            self.model, self.tokenizer, items, call.encoding, batch_size=call.batch_size, names=names
+        ):
             types = self.model.types_of(self.tokenizer, type_ids)
             for row in self.model(ids, token_type_ids=types).logits:
                 scores = _activate(row, call.activation)
-                check_finite(scores, f"inputs[{len(results)}]", "scores")
+                check_finite(scores, names[len(results)], "scores")
                 results.append(self._predictions(scores, call))
         if not single:
             return results
@@ -153,13 +157,15 @@ class TextClassificationPipeline(Pipeline[SequenceClassifier]):
         problem = self.model.config.problem_type
         if problem == "regression":
             return "none"
-        return "sigmoid" if problem == "multi_label_classification" or len(self.model.id2label) == 1 else "softmax"
+        return "sigmoid" if problem == "multi_label_classification" or len(self.model.config.labels) == 1 else "softmax"
 
     def _predictions(self, scores: NDArray[np.floating[Any]], call: _Call) -> Prediction | list[Prediction]:
-        order = np.argsort(-scores, kind="stable")
-        labels = self.model.id2label
-        ranked: list[Prediction] = [{"label": labels[int(i)], "score": float(scores[i])} for i in order]
-        return ranked[0] if call.legacy else ranked[: call.top_k]
+        labels = self.model.config.labels
+        if call.legacy:
+            best = int(np.argmax(scores))
+            return {"label": labels[best], "score": float(scores[best])}
+        order = np.argsort(-scores, kind="stable")[: call.top_k]
+        return [{"label": labels[i], "score": float(scores[i])} for i in order]
 
 
 def _activate(row: NDArray[np.floating[Any]], activation: Activation) -> NDArray[np.floating[Any]]:

@@ -9,20 +9,21 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias, TypedDict, 
 import numpy as np
 from numpy.typing import NDArray
 
-from fastattn.checks import check_choice, check_flag, check_str, quote
+from fastattn.checks import Neutral, check_choice, check_flag, check_neutral, check_str
 from fastattn.errors import InputError
 from fastattn.generation.generate import StreamerFeed, complete
-from fastattn.generation.keywords import from_generation_config
+from fastattn.generation.keywords import with_generation_config
 from fastattn.generation.options import GenerationOptions, read_options
 from fastattn.generation.prompts import encode_prompt
 from fastattn.generation.request import Request
 from fastattn.models.auto import CausalLM
-from fastattn.models.generate_args import GenerationArgs
+from fastattn.models.generate_args import GenerationArgs, Streamer
 from fastattn.tasks.pipeline_base import Pipeline
 from fastattn.tasks.pipeline_inputs import (
     Encoding,
     check_fits,
     merge_kwargs,
+    names_of,
     read_batch_size,
     read_encoding,
     read_texts,
@@ -72,7 +73,7 @@ class PromptArgs(GenerationArgs, total=False):
     tokenizer_encode_kwargs: Mapping[str, Any] | None
     batch_size: int | None
     num_workers: int | None
-    streamer: Any
+    streamer: Streamer | None
 
 
 class TextGenerationArgs(PromptArgs, total=False):
@@ -82,12 +83,12 @@ class TextGenerationArgs(PromptArgs, total=False):
 
 
 _OF_CHATS = "chat templates are not supported: write the prompt as one text"
-_REFUSED = {
-    "return_type": "use return_full_text or return_tensors",
-    "continue_final_message": _OF_CHATS,
-    "tools": _OF_CHATS,
-    "documents": _OF_CHATS,
-    "return_dict_in_generate": "use model.generate",
+_REFUSED: Mapping[str, Neutral] = {
+    "return_type": Neutral((False,), "use return_full_text or return_tensors"),
+    "continue_final_message": Neutral((False,), _OF_CHATS),
+    "tools": Neutral((False,), _OF_CHATS),
+    "documents": Neutral((False,), _OF_CHATS),
+    "return_dict_in_generate": Neutral((False,), "use model.generate"),
 }
 _NAMES = tuple(name for args in (TextGenerationArgs, PromptArgs) for name in args.__annotations__)
 
@@ -103,7 +104,7 @@ class _Call:
     clean_up_tokenization_spaces: bool | None
     prefix: str
     hole: bool
-    streamer: Any
+    streamer: Streamer | None
 
 
 class TextGenerationPipeline(Pipeline[CausalLM]):
@@ -145,13 +146,15 @@ class TextGenerationPipeline(Pipeline[CausalLM]):
         """
         call = self._read({**options, "return_tensors": return_tensors})
         texts, single = read_texts(text_inputs, "text_inputs")
-        prompts = [self._encode(text, f"text_inputs[{i}]", call) for i, text in enumerate(texts)]
+        names = names_of("text_inputs", len(texts), single=single)
+        prompts = [self._encode(text, name, call) for text, name in zip(texts, names, strict=True)]
         hidden = len(self._encode_prefix(call)) if call.prefix else 0
         requests = complete(
             self.model,
             prompts,
             call.options,
-            tokenizer=self.tokenizer,
+            names=names,
+            tokenizer=self.tokenizer if call.returns != "ids" or call.options.stops() else None,
             lengths=[len(prompt) - hidden for prompt in prompts],  # as in transformers, without the prefix
             default_new_tokens=NEW_TOKENS,
             skip_special_tokens=call.skip_special_tokens,
@@ -206,10 +209,8 @@ class TextGenerationPipeline(Pipeline[CausalLM]):
         """The arguments of a call, checked."""
         merged = self._merged(options)
         encoding = _read_encoding(merged)
-        for name, instead in _REFUSED.items():
-            value = merged.pop(name, None)
-            if value is not None and value is not False:
-                raise InputError(f"{name}: expected None, got {quote(value)}; {instead}")
+        others = {name: merged.pop(name) for name in _REFUSED if name in merged}
+        check_neutral(others, _REFUSED, self.task, ())
         returns = _read_returns(merged)
         clean = merged.pop("clean_up_tokenization_spaces", None)
         skip = merged.pop("skip_special_tokens", None)
@@ -264,9 +265,9 @@ def _read_generation(merged: dict[str, Any]) -> GenerationOptions:
     batch_size = read_batch_size(merged)
     if batch_size is not None and merged.get("max_batch_size") is None:
         merged["max_batch_size"] = batch_size
-    chosen = {**from_generation_config(merged.pop("generation_config", None)), **merged}
+    chosen = with_generation_config(merged)
     if chosen.get("do_sample") is None:
         chosen["do_sample"] = True
-    if chosen["do_sample"] is True and chosen.get("temperature") is None:
+    if check_flag("do_sample", chosen["do_sample"]) and chosen.get("temperature") is None:
         chosen["temperature"] = TEMPERATURE
     return read_options(chosen, "text-generation", also=_NAMES)

@@ -118,10 +118,7 @@ def read_limits(
     side = _optional(arguments, "padding_side", read_side) or options.padding_side
     asked = arguments.get("padding", False)
     padding = read_padding("padding", asked)
-    chosen = arguments.get("truncation")
-    if chosen is None and length is not None and padding == DO_NOT_PAD and not isinstance(asked, (str, Enum)):
-        chosen = True  # max_length alone means truncation; with padding="do_not_pad" it does not, as in transformers
-    strategy = read_truncation("truncation", chosen)
+    strategy = read_strategy(arguments.get("truncation"), length, asked)
     verbose = check_flag("verbose", arguments.get("verbose", True))
     if verbose and length is not None and padding == "longest" and strategy == DO_NOT_TRUNCATE:
         _log.warning('max_length is ignored: padding=True pads to the longest text; see padding="max_length"')
@@ -147,6 +144,15 @@ def read_limits(
         )
     width = limit if padding == "max_length" else None
     return cut, Padding(pad_id=pad_id, length=width, multiple=multiple or 1, side=side)
+
+
+def read_strategy(truncation: object, max_length: int | None, padding: object) -> str:
+    """How a call cuts texts. As in transformers max_length alone means truncation, and beside padding="do_not_pad" it
+    does not. Raises DTypeError, InputError."""
+    unpadded = read_padding("padding", padding) == DO_NOT_PAD and not isinstance(padding, (str, Enum))
+    if truncation is None and max_length is not None and unpadded:
+        truncation = True
+    return read_truncation("truncation", truncation)
 
 
 def _without_limit(strategy: str, padding: str, *, verbose: bool) -> tuple[str, str]:

@@ -35,7 +35,7 @@ def read_pairs(name: str, texts: Any) -> list[tuple[str, str | None]]:
         if isinstance(item, (tuple, list)) and len(item) == 2 and item[1] is None:
             pairs.append((check_text(item[0], f"{name}[{i}]"), None))
         else:
-            pairs.append(_text_or_pair(f"{name}[{i}]", item))
+            pairs.append(text_or_pair(f"{name}[{i}]", item))
     return pairs
 
 
@@ -55,17 +55,18 @@ def _read_texts(name: str, text: Any, text_pair: Any) -> Inputs:
     items = read_items(text, name)
     if not any(isinstance(item, (tuple, list)) for item in items):
         return Inputs([(item, None) for item in check_items(items, name, text)], batched=True)
-    return Inputs([_text_or_pair(f"{name}[{i}]", item) for i, item in enumerate(items)], batched=True)
+    return Inputs([text_or_pair(f"{name}[{i}]", item) for i, item in enumerate(items)], batched=True)
 
 
-def _text_or_pair(name: str, item: Any) -> tuple[str, str | None]:
+_WORDS = "is_split_into_words=True reads a list as the words of one text"
+
+
+def text_or_pair(name: str, item: Any, hint: str = _WORDS) -> tuple[str, str | None]:
+    """A text, or a list or tuple of two. Raises DTypeError, InputError, with a hint for another number of texts."""
     if not isinstance(item, (tuple, list)):
         return check_text(item, name), None
     if len(item) != 2:
-        raise InputError(
-            f"{name}: expected a str or a pair of them, got {len(item)} items; "
-            "is_split_into_words=True reads a list as the words of one text"
-        )
+        raise InputError(f"{name}: expected a str or a pair of them, got {len(item)} items; {hint}")
     return check_text(item[0], f"{name}[0]"), check_text(item[1], f"{name}[1]")
 
 

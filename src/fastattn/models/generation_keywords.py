@@ -1,0 +1,115 @@
+"""The keywords of transformers' `generate` that are not options here, and the values that change nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from fastattn.checks import Neutral, check_flag, check_number
+
+_OF_BEAMS = "there is no beam search: use do_sample=True, or greedy search"
+_NO_PROCESSORS = "logits cannot be changed by code: call the model, and draw from its logits"
+_LIMITED = "use temperature, top_k, top_p, min_p and repetition_penalty"
+_LOGPROBS = "use return_dict_in_generate=True, which gives the log-probabilities of the new tokens"
+_CALL = "call the model with the ids that generate returned"
+_NO_DRAFTS = "there is no assisted generation; leave it out"
+_NO_CACHES = "generate makes its own cache; give the whole prompt"
+_CACHES = ("dynamic", "dynamic_full", "static", "offloaded", "offloaded_static", "hybrid", "sliding_window")
+
+
+def _check_early_stopping(name: str, value: Any) -> None:
+    if value != "never":
+        check_flag(name, value)
+
+
+# The options of `GenerationOptions`, with the defaults of transformers.
+OPTIONS: Mapping[str, Neutral] = {
+    "do_sample": Neutral((False,)),
+    "max_length": Neutral((20,)),
+    "max_new_tokens": Neutral((20,)),
+    "min_length": Neutral((0,)),
+    "min_new_tokens": Neutral((0,)),
+    "min_p": Neutral((0,)),
+    "num_return_sequences": Neutral((1,)),
+    "repetition_penalty": Neutral((1,)),
+    "stop_strings": Neutral(),
+    "temperature": Neutral((1,)),
+    "top_k": Neutral((50,)),
+    "top_p": Neutral((1,)),
+}
+KEYWORDS: Mapping[str, Neutral] = {
+    "disable_compile": Neutral(check=check_flag),
+    "early_stopping": Neutral(check=_check_early_stopping),  # of beam search only
+    "is_assistant": Neutral(check=check_flag),
+    "length_penalty": Neutral(check=check_number),  # of beam search only
+    "low_memory": Neutral(check=check_flag),
+    "renormalize_logits": Neutral(check=check_flag),
+    "use_cache": Neutral(check=check_flag),
+    "use_model_defaults": Neutral(check=check_flag),
+    "assistant_confidence_threshold": Neutral((0.4,), _NO_DRAFTS),
+    "assistant_early_exit": Neutral((), _NO_DRAFTS),
+    "assistant_ensemble_weight": Neutral((), _NO_DRAFTS),
+    "assistant_lookbehind": Neutral((10,), _NO_DRAFTS),
+    "assistant_model": Neutral((), _NO_DRAFTS),
+    "assistant_tokenizer": Neutral((), _NO_DRAFTS),
+    "bad_words_ids": Neutral((), _LIMITED),
+    "begin_suppress_tokens": Neutral((), _LIMITED),
+    "cache": Neutral((), _NO_CACHES),
+    "cache_config": Neutral((), "load the model with kv_dtype= for smaller keys and values"),
+    "cache_implementation": Neutral(_CACHES, "load the model with kv_dtype= for smaller keys and values"),
+    "cache_position": Neutral((), _NO_CACHES),
+    "compile_config": Neutral((), "nothing is compiled; leave it out"),
+    "constraints": Neutral((), _OF_BEAMS),
+    "custom_generate": Neutral((), "no code of a checkpoint is run"),
+    "decoder_input_ids": Neutral((), "give input_ids"),
+    "decoder_start_token_id": Neutral((), "these models have no decoder of their own; give input_ids"),
+    "diversity_penalty": Neutral((0,), _OF_BEAMS),
+    "dola_layers": Neutral((), _LIMITED),
+    "encoder_no_repeat_ngram_size": Neutral((0,), _LIMITED),
+    "encoder_repetition_penalty": Neutral((1,), "use repetition_penalty"),
+    "epsilon_cutoff": Neutral((0,), _LIMITED),
+    "eta_cutoff": Neutral((0,), _LIMITED),
+    "exponential_decay_length_penalty": Neutral((), "use max_new_tokens and eos_token_id"),
+    "force_words_ids": Neutral((), _OF_BEAMS),
+    "forced_bos_token_id": Neutral((), "put the id at the end of the prompt"),
+    "forced_eos_token_id": Neutral((), "add the id to the result"),
+    "guidance_scale": Neutral((1,), _LIMITED),
+    "inputs_embeds": Neutral((), "give input_ids"),
+    "labels": Neutral((), "no loss is computed; leave it out"),
+    "logits_processor": Neutral((), _NO_PROCESSORS),
+    "logits_to_keep": Neutral((0, 1), "generate computes the logits that it draws from"),
+    "max_cache_len": Neutral((), "the cache grows as needed; leave it out"),
+    "max_matching_ngram_size": Neutral((), _NO_DRAFTS),
+    "max_time": Neutral((), "use stream, and close it when the time is over"),
+    "negative_prompt_attention_mask": Neutral((), _LIMITED),
+    "negative_prompt_ids": Neutral((), _LIMITED),
+    "no_repeat_ngram_size": Neutral((0,), "use repetition_penalty"),
+    "num_assistant_tokens": Neutral((20,), _NO_DRAFTS),
+    "num_assistant_tokens_schedule": Neutral(("constant",), _NO_DRAFTS),
+    "num_beam_groups": Neutral((1,), _OF_BEAMS),
+    "num_beams": Neutral((1,), _OF_BEAMS),
+    "output_attentions": Neutral((False,), _CALL),
+    "output_hidden_states": Neutral((False,), _CALL),
+    "output_logits": Neutral((False,), _LOGPROBS),
+    "output_scores": Neutral((False,), _LOGPROBS),
+    "past_key_values": Neutral((), _NO_CACHES),
+    "penalty_alpha": Neutral((0,), _LIMITED),
+    "position_ids": Neutral((), "positions count the tokens of each sequence; mark padding with attention_mask"),
+    "prefill_chunk_size": Neutral((), "long prompts are read in parts anyway; leave it out"),
+    "prefix_allowed_tokens_fn": Neutral((), _NO_PROCESSORS),
+    "prompt_lookup_num_tokens": Neutral((), _NO_DRAFTS),
+    "remove_invalid_values": Neutral((False,), 'use nan="finite"'),
+    "return_legacy_cache": Neutral((False,), _NO_CACHES),
+    "sequence_bias": Neutral((), _LIMITED),
+    "speculation_type": Neutral((), _NO_DRAFTS),
+    "stopping_criteria": Neutral((), "use stop_strings and eos_token_id, or stream and close it"),
+    "suppress_tokens": Neutral((), _LIMITED),
+    "synced_gpus": Neutral((False,), "a model runs on one device"),
+    "target_lookbehind": Neutral((10,), _NO_DRAFTS),
+    "token_healing": Neutral((False,), "leave it out"),
+    "token_type_ids": Neutral((), "generate takes no token types: give it input_ids and attention_mask alone"),
+    "top_h": Neutral((), _LIMITED),
+    "typical_p": Neutral((1,), _LIMITED),
+    "use_mtp": Neutral((False,), _NO_DRAFTS),
+    "watermarking_config": Neutral((), _LIMITED),
+}
