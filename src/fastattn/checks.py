@@ -10,7 +10,7 @@ import math
 import operator
 import os
 import sys
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -136,10 +136,10 @@ def is_text(value: object) -> bool:
     return True
 
 
-def shown_names(names: Sequence[object], limit: int = 20) -> str:
-    """Names for a message, quoted; of many the first ones, and how many more there are."""
-    shown = ", ".join(quote(name, 60) for name in names[:limit])
-    return f"{shown} and {len(names) - limit} more" if len(names) > limit else shown
+def shown_names(names: Iterable[str], total: int, limit: int = 20, *, separator: str = ", ") -> str:
+    """The first `limit` of `total` names for a message, and how many more there are. The caller quotes the names."""
+    more = f" and {total - limit} more" if total > limit else ""
+    return separator.join(islice(names, limit)) + more
 
 
 def check_keywords(found: Iterable[str], known: Collection[str], where: str) -> None:

@@ -111,17 +111,17 @@ class CudaExecutor:
 
     @property
     def dtype(self) -> str:
-        """How the weights were asked to be held."""
+        """The dtype that was asked for the weights."""
         return self._dtype
 
     @property
     def kv_dtype(self) -> str:
-        """How keys and values are kept."""
+        """The format of keys and values."""
         return self._kv_dtype
 
     @property
     def formats(self) -> Formats:
-        """How each weight is held, and keys and values."""
+        """The formats of each weight, and of keys and values."""
         return Formats(self._formats, self._kv_dtype)
 
     @property
@@ -131,7 +131,7 @@ class CudaExecutor:
 
     @property
     def kv_bytes(self) -> int:
-        """Bytes of all pages of keys and values, in use or kept for the next sequence."""
+        """Bytes of all pages of keys and values, in use or free for the next sequence."""
         return int(self._open().kv_bytes)
 
     @property
@@ -207,7 +207,7 @@ class CudaExecutor:
         self._engine.cancel()
 
     def close(self) -> None:
-        """Give the memory back; the weights go with the last executor that uses them."""
+        """Free the memory; the weights are freed with the last executor that uses them."""
         self._executor = None
 
     def _open(self) -> Any:
@@ -229,7 +229,7 @@ class CudaDecoding:
         self._executor, self._step, self._sampling = executor, step, sampling
         n = len(step.token_ids)
         if step.caches is None or len(step.caches) != n:
-            raise InputError(f"caches: expected one a sequence, got {len(step.caches or ())} for {n} tokens")
+            raise InputError(f"caches: expected one per sequence, got {len(step.caches or ())} for {n} tokens")
         self._params = sampling.params.copy()
         self._suppress = None if sampling.suppress is None else sampling.suppress.copy()
         begins = sampling.history_offsets.tolist()

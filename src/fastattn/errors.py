@@ -57,7 +57,7 @@ class ModelNotFoundError(FastattnError, FileNotFoundError):
 
 
 class HubError(FastattnError, OSError):
-    """A model could not be had from the hub; the message says what to do."""
+    """A model could not be fetched from the hub; the message says what to do."""
 
 
 class DTypeError(FastattnError, TypeError):
@@ -69,7 +69,7 @@ class NonFiniteError(FastattnError, FloatingPointError):
 
 
 class OutOfMemory(FastattnError, MemoryError):
-    """Memory could not be had; the message says how much was planned."""
+    """Memory could not be allocated; the message says how much was planned."""
 
 
 class Cancelled(FastattnError):

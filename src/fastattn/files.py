@@ -194,7 +194,15 @@ class FileSet:
         self.close()
 
 
-def changed(path: Path) -> ModelFormatError:
-    """The error for a file that is not the one that was read before."""
-    message = f"{path}: expected the file to stay the same, but it was changed while the folder was read; load it again"
+def identity_of(path: Path) -> FileIdentity | None:
+    """The identity of the file at a path, None where there is none."""
+    try:
+        return FileIdentity.of(os.stat(path))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def changed(path: Path, since: str = "it was opened", *, advice: str = "load it again") -> ModelFormatError:
+    """The error (code "changed") for a file that is not the one that was read before."""
+    message = f"{path}: expected the file as it was when {since}, got another; {advice}"
     return ModelFormatError(message, path=str(path), code="changed")

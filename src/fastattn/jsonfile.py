@@ -172,16 +172,3 @@ def read_json(path: Path, *, files: FileSet | None = None, limits: JsonLimits = 
         return parse_lenient(data, str(path), limits)
     except JsonError as error:
         raise ModelFormatError(f"{path}: {error}", path=str(path), code=error.code) from None
-
-
-def read_json_object(
-    path: Path, *, files: FileSet | None = None, limits: JsonLimits = TOKENIZER_LIMITS
-) -> dict[str, Any]:
-    """The object in a JSON file, {} where there is no file. Raises ModelFormatError, OSError."""
-    try:
-        found = read_json(path, files=files, limits=limits)
-    except FileNotFoundError:
-        return {}
-    if not isinstance(found, dict):
-        raise ModelFormatError(f"{path}: expected a JSON object, got {type(found).__name__}", path=str(path))
-    return found

@@ -45,7 +45,7 @@ def sample(
 ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
     """Draw the next token of each row of logits [n, vocab]; the specification is `fastattn.generation.numpy_sampler`.
 
-    params: its SAMPLE_PARAMS [n]. history: the ids of all rows, one behind the other, cut by history_offsets [n + 1].
+    params: its SAMPLE_PARAMS [n]. history: the ids of all rows, one after the other, cut by history_offsets [n + 1].
     Returns ids [n] and their log-probabilities [n]. Raises NonFiniteError naming the row.
     """
     ids, logprobs = _core.sample(logits, params, history, history_offsets)
@@ -86,12 +86,12 @@ class CpuExecutor:
 
     @property
     def dtype(self) -> str:
-        """How the weights were asked to be held."""
+        """The dtype that was asked for the weights."""
         return self._dtype
 
     @property
     def formats(self) -> Formats:
-        """How each weight is held, and keys and values."""
+        """The formats of each weight, and of keys and values."""
         return Formats(self._formats, self._kv_dtype)
 
     @property
@@ -101,12 +101,12 @@ class CpuExecutor:
 
     @property
     def kv_dtype(self) -> str:
-        """How keys and values are kept."""
+        """The format of keys and values."""
         return self._kv_dtype
 
     @property
     def kv_bytes(self) -> int:
-        """Bytes of all pages of keys and values, in use or kept for the next sequence."""
+        """Bytes of all pages of keys and values, in use or free for the next sequence."""
         return int(self._open().kv_bytes)
 
     @property
@@ -192,7 +192,7 @@ class CpuExecutor:
         self._engine.cancel()
 
     def close(self) -> None:
-        """Give the memory back; the weights go with the last executor that uses them."""
+        """Free the memory; the weights are freed with the last executor that uses them."""
         self._executor = None
 
     def _open(self) -> _core.Executor:
@@ -214,7 +214,7 @@ class CpuDecoding:
 
 
 def shaped(program: Program, name: str, array: NDArray[np.float32], step: Step) -> Output:
-    """Attention maps come from C++ as one flat array: cut them into [n_head, q_len, kv_len] a sequence."""
+    """Attention maps come from C++ as one flat array: cut them into [n_head, q_len, kv_len] for each sequence."""
     if array.ndim == 2:
         return array
     value = program.outputs[name]
@@ -239,7 +239,7 @@ def _caches(step: Step) -> tuple[_core.Cache, ...]:
 
 
 def default_kv_dtype(dtype: str) -> str:
-    """How keys and values are kept beside weights of a dtype, unless somebody says otherwise."""
+    """The format of keys and values beside weights of a dtype, where none is asked for."""
     return "int8" if dtype == "int4" else dtype
 
 
@@ -297,7 +297,7 @@ def _load_packed(engine: _core.Engine, weights: Mapping[str, Weight], packed: Ma
             if found is None or not fits:
                 got = "none" if found is None else f"a {found.use} {list(found.shape)}"
                 raise ConfigError(
-                    f"{name}: expected a {weight.use} {list(weight.shape)} in the quantised checkpoint, got {got}"
+                    f"{name}: expected a {weight.use} {list(weight.shape)} in the quantized checkpoint, got {got}"
                 )
             pieces = [(opened[info], info.offset, info.nbytes, info.name) for info in found.pieces]
             engine.load_packed(name, found.use, found.form, weight.shape[0], _columns(weight), pieces)

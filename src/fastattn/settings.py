@@ -17,7 +17,8 @@ _Default = TypeVar("_Default")
 class Settings:
     """Takes the settings of one file key by key and checks the type of each; `finish` names the keys nobody took.
 
-    A key that is missing or null gives the default. Every method raises ConfigError for a value of the wrong type.
+    A key that is missing or null gives the default; `epsilon` and `activation` of ConfigReader refuse null, as
+    transformers does. Every method raises ConfigError for a value of the wrong type.
     overrides: the keys whose values come from a caller, not from the file. read: the keys whose values were asked for.
     """
 
@@ -123,4 +124,8 @@ class Settings:
         """Log one warning that names the keys nobody took."""
         names = self.unused()
         if names:
-            _log.warning("%s: unknown settings are ignored: %s", self.where, shown_names(names))
+            _log.warning(
+                "%s: unknown settings are ignored: %s",
+                self.where,
+                shown_names((quote(name, 60) for name in names), len(names)),
+            )

@@ -57,7 +57,7 @@ def edit_header(folder: Path, change: Callable[[dict[str, Any], dict[str, Any]],
 @pytest.mark.parametrize("version", [0, 2, "1", 1.0, True, None])
 def test_another_version(folder: Path, version: Any) -> None:
     edit_config(folder, version=version)
-    with pytest.raises(ConfigError, match=r"version: expected 1, got .*quantise the float checkpoint again"):
+    with pytest.raises(ConfigError, match=r"version: expected 1, got .*quantize the float checkpoint again"):
         load(folder)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import logging
@@ -390,12 +391,20 @@ def test_interrupts_and_memory_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     def fails(*_: Any, **__: Any) -> None:
         raise raised[0]
 
-    for error in (MemoryError(), RecursionError(), ZeroDivisionError()):
+    passed = (MemoryError(), RecursionError(), ZeroDivisionError())
+    mistakes = (KeyError("x"), TypeError("x"), AttributeError("x"), AssertionError("x"), IndexError("x"))
+    disk = (OSError(errno.ENOSPC, "no space"), PermissionError(errno.EACCES, "no"))
+    for error in (*passed, *mistakes, *disk):
         raised[:] = [error]
         monkeypatch.setattr(huggingface_hub, "snapshot_download", fails)
         with pytest.raises(type(error)):
             resolve("tiny/gpt2", cache_dir=tmp_path)
-    for error in (TimeoutError("timed out"), ConnectionResetError(), OSError(28, "no space"), ValueError("odd")):
+    for error in (
+        TimeoutError("timed out"),
+        ConnectionResetError(),
+        OSError(errno.EIO, "read error"),
+        ValueError("odd"),
+    ):
         raised[:] = [error]
         with pytest.raises(HubError, match="give a local folder"):
             resolve("tiny/gpt2", cache_dir=tmp_path)

@@ -149,11 +149,11 @@ def test_refuses(tmp_path: Path) -> None:
     floats = write_floats("gpt2", tmp_path / "floats")
     folder = fastattn.quantize(floats, tmp_path / "out", dtype="int8")
     for options in ({"dtype": "float32"}, {"dtype": "int4"}, {"head_dtype": "float32"}):
-        with pytest.raises(ConfigError, match=r"quantised to (int8|None), expected None or that, got"):
+        with pytest.raises(ConfigError, match=r"quantized to (int8|None), expected None or that, got"):
             AutoModelForCausalLM.from_pretrained(folder, **options)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="numpy needs the float checkpoint"):
         AutoModelForCausalLM.from_pretrained(folder, device="numpy")
-    with pytest.raises(ConfigError, match="quantised already"):
+    with pytest.raises(ConfigError, match="expected a float checkpoint, got one quantized to int8"):
         fastattn.quantize(folder, tmp_path / "again", dtype="int8")
     with pytest.raises(ConfigError, match="new or an empty folder"):
         fastattn.quantize(floats, folder, dtype="int8")
@@ -174,7 +174,7 @@ def test_refuses(tmp_path: Path) -> None:
     for read in (checkpoint.find_nonfinite, lambda: checkpoint.read("wte.weight")):
         with pytest.raises(ConfigError, match="expected a float checkpoint"):
             read()
-    with pytest.raises(ConfigError, match="quantised to int8"):
+    with pytest.raises(ConfigError, match="quantized to int8"):
         fastattn.compare_dtypes(folder, ["a"])
 
 

@@ -193,7 +193,6 @@ def test_a_relative_folder_is_found_from_elsewhere(tmp_path: Path, monkeypatch: 
 
 SCRIPT = """
 import builtins, pickle, sys
-from fastattn.checkpoint import files
 opened = []
 import fastattn.models.reload as reload
 digest = reload._sha256

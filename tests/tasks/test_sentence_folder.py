@@ -10,7 +10,15 @@ from typing import Any
 import pytest
 
 import fastattn
-from fastattn.errors import ConfigError, FastattnError, HubError, InputError, ModelFormatError, ModelNotFoundError
+from fastattn.errors import (
+    ConfigError,
+    DTypeError,
+    FastattnError,
+    HubError,
+    InputError,
+    ModelFormatError,
+    ModelNotFoundError,
+)
 from fastattn.tasks.sentence.folder import MODULES
 from fastattn.tasks.sentence.names import full_name
 from tests.models.test_hub import COMMIT, Hub, hub
@@ -275,7 +283,7 @@ def test_short_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert full_name("all-MiniLM-L6-v2") == "all-MiniLM-L6-v2"
     with pytest.raises(ModelNotFoundError):
         fastattn.SentenceTransformer(tmp_path / "nowhere")
-    with pytest.raises(InputError):
+    with pytest.raises(DTypeError):
         fastattn.SentenceTransformer(None)  # type: ignore[arg-type]
 
 

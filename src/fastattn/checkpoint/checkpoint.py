@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastattn.checkpoint.digests import check_verify, verify_files
-from fastattn.checkpoint.index import INDEX_NAME, read_shards
+from fastattn.checkpoint.file_names import CONFIG_NAME, GENERATION_NAME, INDEX_NAME, OTHER_FORMATS, SINGLE_NAME
+from fastattn.checkpoint.index import read_shards
 from fastattn.checkpoint.quantised import CONFIG_KEY, Quantised, is_quantised, read_quantised
 from fastattn.checkpoint.safetensors import NOT_THERE, WEIGHT_DTYPES, TensorInfo, read_source
 from fastattn.checks import check_flag, quote
@@ -22,11 +23,6 @@ from fastattn.jsonfile import CONFIG_LIMITS, JsonValue, read_json
 
 if TYPE_CHECKING:
     from typing_extensions import Self
-
-CONFIG_NAME = "config.json"
-GENERATION_NAME = "generation_config.json"
-SINGLE_NAME = "model.safetensors"
-OTHER_FORMATS = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".gguf", ".onnx")
 
 _READ_BYTES = 16 << 20
 _MAX_SHOWN = 5
@@ -47,8 +43,8 @@ class Checkpoint:
     """What a directory holds. Nothing but headers has been read.
 
     quantised: the packed weights of a directory that `fastattn quantize` wrote; there `tensors` are those that they
-    were made from, which say their shapes alone. Each file is opened once and stays open until `close` or the end of a
-    `with` block, so that headers and data are of the same file. Tensors can be read after that, too: a file that was
+    were made from, which give only their shapes. Each file is opened once and stays open until `close` or the end of a
+    `with` block, so that headers and data are of the same file. Tensors can also be read after that: a file that was
     replaced since is a ModelFormatError (code "changed").
     """
 
@@ -60,12 +56,12 @@ class Checkpoint:
 
     def read(self, name: str) -> NDArray[np.float32]:
         """A tensor as float32 in its own shape. Raises ModelFormatError where its dtype is no weight's, ConfigError for
-        a quantised directory."""
+        a quantized directory."""
         self._need_floats()
         return read_tensor(self.tensors[name])
 
     def find_nonfinite(self) -> list[NonFinite]:
-        """Every tensor of weights that holds NaN or infinity. Raises ConfigError for a quantised directory."""
+        """Every tensor of weights that holds NaN or infinity. Raises ConfigError for a quantized directory."""
         self._need_floats()
         found = []
         for info in self.tensors.values():
@@ -93,7 +89,7 @@ class Checkpoint:
 
     def _need_floats(self) -> None:
         if self.quantised is not None:
-            raise ConfigError(f"{self.path}: expected a float checkpoint, got a quantised one")
+            raise ConfigError(f"{self.path}: expected a float checkpoint, got one quantized to {self.quantised.dtype}")
 
 
 def open_checkpoint(
@@ -169,7 +165,7 @@ def require_little_endian(byteorder: str = sys.byteorder) -> None:
 
 def read_config(directory: Path, *, files: FileSet | None = None) -> dict[str, JsonValue]:
     """config.json as a dict. As in transformers, bos and eos ids of a generation_config.json win; its padding id, for
-    generation alone, becomes "generation_pad_token_id", which is null where that file names none.
+    generation only, becomes "generation_pad_token_id", which is null where that file names none.
 
     files: the set that the files are read as a part of. Raises ConfigError.
     """

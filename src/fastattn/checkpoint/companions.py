@@ -1,4 +1,4 @@
-"""The files beside the weights that a quantised directory takes over: known names, regular files, of bounded size."""
+"""The files beside the weights that a quantized directory takes over: known names, regular files, of bounded size."""
 
 from __future__ import annotations
 
@@ -10,24 +10,21 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from fastattn.checkpoint.hub import TOKENIZER_PATTERNS
+from fastattn.checkpoint.file_names import GENERATION_NAME, MODULE_FILES, SENTENCE_FILES, TOKENIZER_FILES
 from fastattn.checkpoint.new_folder import NewFolder
-from fastattn.checks import quote
+from fastattn.checks import quote, shown_names
 from fastattn.files import FileSet, SourceFile, read_at
 
 MAX_COPIED_BYTES = 256 << 20
 MAX_COPIED_FILES = 200
 # config.json and the weights are written anew.
 COPIED = (
-    *(name for name in TOKENIZER_PATTERNS if name != "config.json"),
+    *TOKENIZER_FILES,
     "chat_template.json",
     "additional_chat_templates/*.jinja",
-    "generation_config.json",
-    "modules.json",
-    "sentence_*_config.json",
-    "config_sentence_transformers.json",
-    "[0-9]*_*/config.json",
-    "[0-9]*_*/model.safetensors",
+    GENERATION_NAME,
+    *SENTENCE_FILES,
+    *MODULE_FILES,
     "README.md",
     "LICENSE*",
     "NOTICE*",
@@ -66,9 +63,8 @@ def copy_companions(source: Path, folder: NewFolder, files: FileSet) -> list[str
         else:
             left_out[name] = why
     if left_out:
-        shown = ", ".join(f"{quote(name)} ({why})" for name, why in list(left_out.items())[:_MAX_NAMES])
-        more = f" and {len(left_out) - _MAX_NAMES} more" if len(left_out) > _MAX_NAMES else ""
-        _log.warning("%s: not copied to the new folder: %s%s", source, shown, more)
+        shown = shown_names((f"{quote(name)} ({why})" for name, why in left_out.items()), len(left_out), _MAX_NAMES)
+        _log.warning("%s: not copied to the new folder: %s", source, shown)
     return list(left_out)
 
 

@@ -52,14 +52,15 @@ def verify_files(
             raise ModelFormatError(
                 f"{path}: verify: expected its SHA-256 in {where}, found none", path=str(path), code="sha256_unknown"
             )
-        found = _digest(source)
+        found = file_digest(source)
         if found != expected.lower():
             raise ModelFormatError(
                 f"{path}: expected SHA-256 {expected.lower()}, got {found}", path=str(path), code="sha256"
             )
 
 
-def _digest(source: SourceFile) -> str:
+def file_digest(source: SourceFile) -> str:
+    """The SHA-256 of a file, in hexadecimal. Raises OSError."""
     digest = hashlib.sha256()
     with source.opened() as descriptor:
         for offset in range(0, source.size, _READ_BYTES):

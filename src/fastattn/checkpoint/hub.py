@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import re
@@ -12,52 +13,44 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fastattn.checkpoint.file_names import (
+    CONFIG_NAME,
+    GENERATION_NAME,
+    INDEX_NAME,
+    MODULE_FILES,
+    OTHER_FORMATS,
+    SENTENCE_FILES,
+    SINGLE_NAME,
+    TOKENIZER_FILES,
+    VOCABULARY_FILES,
+)
 from fastattn.checks import check_flag, check_path, check_str, quote
-from fastattn.errors import ConfigError, DTypeError, HubError, InputError, ModelNotFoundError
+from fastattn.errors import ConfigError, DTypeError, HubError, ModelNotFoundError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 __all__ = ["ALLOW_PATTERNS", "IGNORE_PATTERNS", "TOKENIZER_PATTERNS", "HubError", "resolve"]
 
-TOKENIZER_PATTERNS = (
-    "config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-    "bpe.codes",
-    "sentencepiece.bpe.model",
-    "sentencepiece.model",
-    "spiece.model",
-    "spm.model",
-    "tokenizer.model",
-    "source.spm",
-    "target.spm",
-    "chat_template.jinja",
-)
+TOKENIZER_PATTERNS = (CONFIG_NAME, *TOKENIZER_FILES)
 ALLOW_PATTERNS = (
     *TOKENIZER_PATTERNS,
-    "generation_config.json",
-    "model.safetensors",
+    GENERATION_NAME,
+    SINGLE_NAME,
     "model-*-of-*.safetensors",
-    "model.safetensors.index.json",
-    "modules.json",
-    "sentence_*_config.json",
-    "config_sentence_transformers.json",
-    "[0-9]*_*/config.json",
+    INDEX_NAME,
+    *SENTENCE_FILES,
+    *MODULE_FILES,
     "0_*/*.json",
     "0_*/*.txt",
     "0_*/*.model",
-    "[0-9]*_*/model.safetensors",
 )
 IGNORE_PATTERNS = ("onnx/*", "openvino/*", "coreml/*", "rust_model*", "original/*")
 
 _PART = r"[A-Za-z0-9_](?:[A-Za-z0-9_.\-]*[A-Za-z0-9_])?"
 _HUB_ID = re.compile(rf"(?:{_PART}/)?{_PART}")
+_SHARD = re.compile(r"model-\d+-of-(\d{1,9})\.safetensors")
+_OF_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
 _MAX_ID_CHARS = 96
 _MAX_REASON_CHARS = 200
 _TOKEN = re.compile(r"hf_[A-Za-z0-9]{8,}|(?i:(?<=bearer )\S+)")
@@ -90,40 +83,42 @@ class _Request:
 
 
 def resolve(
-    path_or_id: str | Path,
+    path_or_id: str | os.PathLike[str],
     *,
+    name: str = "path_or_id",
     revision: str | None = None,
-    cache_dir: str | Path | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
     local_files_only: bool = False,
     token: str | bool | None = None,
     patterns: Sequence[str] = ALLOW_PATTERNS,
 ) -> Path:
     """The local folder of a model: `path_or_id` itself where it is one, else a snapshot from the hub.
 
-    Only files that fit one of the patterns are fetched: all that fastattn reads, or TOKENIZER_PATTERNS. A snapshot in
-    the cache is used where the hub cannot be reached. Raises HubError, DTypeError or InputError for an argument, or
-    ModelNotFoundError for what is neither a folder nor looks like a hub id.
+    name: the caller's name of this argument, for messages. Only files that fit one of the patterns are fetched: all
+    that fastattn reads, or TOKENIZER_PATTERNS. A snapshot in the cache is used where the hub cannot be reached. Raises
+    HubError, DTypeError or InputError for an argument, or ModelNotFoundError for what is neither a folder nor looks
+    like a hub id.
     """
-    if not isinstance(path_or_id, str | Path):
-        raise InputError(f"path_or_id: expected a folder or a hub id, got {type(path_or_id).__name__}")
+    given = os.fspath(path_or_id) if isinstance(path_or_id, str | os.PathLike) else None
+    if not isinstance(given, str):
+        raise DTypeError(f"{name}: expected a folder or a hub id, got {type(path_or_id).__name__}")
     if token is not None and not isinstance(token, str | bool):  # the value is not shown
         raise DTypeError(f"token: expected str, True, False or None, got {type(token).__name__}")
     request = _Request(
-        str(path_or_id),
+        given,
         None if revision is None else check_str("revision", revision),
         None if cache_dir is None else str(check_path("cache_dir", cache_dir)),
         check_flag("local_files_only", local_files_only),
         token,
         patterns,
     )
-    name = request.name
-    path = Path(os.path.expanduser(path_or_id))  # leaves an unknown ~user as it is
-    if name and os.path.isdir(path):
+    path = Path(os.path.expanduser(given))  # leaves an unknown ~user as it is
+    if given and os.path.isdir(path):
         return path
-    if name and os.path.exists(path):
-        raise ModelNotFoundError(f"{path}: expected the folder of a model, got a file")
-    if isinstance(path_or_id, Path) or not _is_hub_id(name):
-        raise ModelNotFoundError(f"no folder {quote(name)} here, and it is no hub id (owner/name) either")
+    if given and os.path.exists(path):
+        raise ModelNotFoundError(f"{name}: expected the folder of a model, got the file {quote(str(path), 200)}")
+    if not isinstance(path_or_id, str) or not _is_hub_id(given):
+        raise ModelNotFoundError(f"no folder {quote(given)} here, and it is no hub id (owner/name) either")
     return _fetch(request)
 
 
@@ -142,7 +137,10 @@ def _fetch(request: _Request) -> Path:
             f'no folder {request.name!r} here, and fetching it from the hub needs: pip install "fastattn[hub]"'
         ) from None
     try:
-        return _download(snapshot_download, request)
+        found = _download(snapshot_download, request)
+        if not request.local_only or _is_complete(found, request.patterns):
+            return found
+        raise HubError("the copy in the local cache lacks files")
     except Exception as error:
         if not _is_of_hub(error):
             raise
@@ -180,26 +178,57 @@ def _download(snapshot_download: Callable[..., str], request: _Request) -> Path:
 
 
 def _cached(snapshot_download: Callable[..., str], request: _Request) -> Path | None:
-    """The snapshot in the local cache, None where there is none."""
+    """The snapshot in the local cache, None where there is none, or one that lacks files."""
     try:
-        return _download(snapshot_download, replace(request, local_only=True))
+        found = _download(snapshot_download, replace(request, local_only=True))
     except Exception as error:
         if not _is_of_hub(error):
             raise
         return None
+    return found if _is_complete(found, request.patterns) else None
+
+
+def _is_complete(folder: Path, patterns: Sequence[str]) -> bool:
+    """Whether a snapshot of the cache holds a model, where the patterns ask for one, or else a vocabulary.
+
+    Other programs, or a download that was interrupted, leave snapshots with a part of the files.
+    """
+    inside = next((name.removesuffix(SINGLE_NAME) for name in patterns if name.endswith(SINGLE_NAME)), None)
+    if inside is not None and f"{inside}{CONFIG_NAME}" in patterns:
+        root = folder / inside
+        if (root / "modules.json").exists():  # of sentence-transformers: a module may have the weights
+            return _has_weights(root) or any(map(_has_weights, root.glob("*/")))
+        return (root / CONFIG_NAME).exists() and _has_weights(root)
+    names = [name for name in patterns if name.rpartition("/")[2] in VOCABULARY_FILES]
+    return not names or any((folder / name).exists() for name in names)
+
+
+def _has_weights(folder: Path) -> bool:
+    """Whether a folder has all its files of weights, also of a format that is refused later, with what to do."""
+    if not folder.is_dir():
+        return False
+    names = os.listdir(folder)
+    shards = [match for match in map(_SHARD.fullmatch, names) if match is not None]
+    whole = bool(shards) and len(shards) >= int(shards[0][1])
+    return (
+        SINGLE_NAME in names or (INDEX_NAME in names and whole) or any(name.endswith(OTHER_FORMATS) for name in names)
+    )
 
 
 def _is_of_hub(error: Exception) -> bool:
-    """Whether an exception says that fetching failed, and is not one of a signal handler or of memory.
+    """Whether an exception says that fetching failed, and is not one of a signal handler, of memory or of the disk.
 
-    Beside the libraries' own exceptions: those of sockets and files, and what broken JSON in an answer, or JSON of
-    another form, leads to.
+    Beside the libraries' own exceptions: those of sockets and files, and, from inside the libraries, what an answer
+    of another form leads to.
     """
-    library = type(error).__module__.partition(".")[0]
-    if library in _LIBRARIES:
+    if type(error).__module__.partition(".")[0] in _LIBRARIES or type(error) is HubError:
         return True
-    odd_answer = type(error) in (KeyError, TypeError, AttributeError, AssertionError, IndexError)
-    return (isinstance(error, OSError | ValueError) or odd_answer) and not _is_of_signal_handler(error)
+    if _is_of_signal_handler(error) or (isinstance(error, OSError) and error.errno in _OF_DISK):
+        return False
+    if type(error) in (KeyError, TypeError, AttributeError, AssertionError, IndexError):
+        modules = (frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__))
+        return any(module.partition(".")[0] in _LIBRARIES for module in modules)
+    return isinstance(error, OSError | ValueError)
 
 
 def _is_of_signal_handler(error: Exception) -> bool:
@@ -215,11 +244,17 @@ def _refusal(error: Exception, request: _Request) -> HubError | None:
 
     name = request.name
     if isinstance(error, errors.GatedRepoError):
-        return HubError(f"{name}: access must be asked for on the hub; then give token=")
+        return HubError(
+            f"{name}: expected a repository that you may read, got a gated one; ask for access, give token="
+        )
     if isinstance(error, errors.RepositoryNotFoundError):
-        return HubError(f"no folder {name!r} here, and no such public repository on the hub (private: give token=)")
+        return HubError(
+            f"no folder {name!r} here, and no such public repository on the hub; for a private one give token="
+        )
     if isinstance(error, errors.RevisionNotFoundError):
-        return HubError(f"{name}: the hub has no revision {quote(request.revision)}; give another one, or none")
+        return HubError(
+            f"revision: expected one of {name}, but the hub has no revision {quote(request.revision)}; give another one"
+        )
     return None
 
 

@@ -6,14 +6,14 @@ import logging
 import re
 from pathlib import Path
 
+from fastattn.checkpoint.file_names import INDEX_NAME
 from fastattn.checkpoint.safetensors import TensorInfo, read_source
-from fastattn.checks import is_text, quote
+from fastattn.checks import is_text, quote, shown_names
 from fastattn.errors import ModelFormatError
 from fastattn.files import FileSet
 from fastattn.jsonfile import JsonError, JsonLimits, parse_lenient, read_bounded
 from fastattn.settings import Settings
 
-INDEX_NAME = "model.safetensors.index.json"
 MAX_INDEX_ENTRIES = 100_000
 MAX_SHARDS = 500  # each is open while the checkpoint loads; a process may often open no more than 1,024 files
 # Names and file names of published indexes take at most 160 bytes an entry.
@@ -41,9 +41,8 @@ def read_shards(directory: Path, files: FileSet) -> dict[str, TensorInfo]:
             message = f"tensor {quote(name)} is listed in {INDEX_NAME}, but not there"
             raise _error(directory / shard, "shard_missing_tensor", message, name)
     if unlisted:
-        shown = ", ".join(quote(name) for name in unlisted[:_MAX_LOGGED])
-        more = f" and {len(unlisted) - _MAX_LOGGED} more" if len(unlisted) > _MAX_LOGGED else ""
-        _log.warning("%s: tensors of the shards that are not listed in %s: %s%s", directory, INDEX_NAME, shown, more)
+        shown = shown_names(map(quote, unlisted), len(unlisted), _MAX_LOGGED)
+        _log.warning("%s: tensors of the shards that are not listed in %s: %s", directory, INDEX_NAME, shown)
     return tensors
 
 
@@ -83,7 +82,7 @@ def _read_index(path: Path, files: FileSet) -> dict[str, str]:
 
 
 def _is_shard_name(name: str) -> bool:
-    """One basename, judged by its text alone: in a Hugging Face cache the file itself is a symlink elsewhere."""
+    """One basename, judged only by its text: in a Hugging Face cache the file itself is a symlink elsewhere."""
     return re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,200}\.safetensors", name) is not None
 
 

@@ -1,8 +1,8 @@
-"""A directory of quantised weights: packed as the C++ executor keeps them, so that loading is reading.
+"""A directory of quantized weights: packed as the C++ executor stores them, so that loading is reading.
 
 config.json is the model's with a `quantization_config` of ours. model.safetensors holds, for a weight of the Program,
 `<weight>` (bytes), and of int8 and int4 `<weight>.scales` and `<weight>.sums`; its metadata says the shapes of the
-tensors that the weights were made from, and how each is kept. Knows no model.
+tensors that the weights were made from, and how each is stored. Knows no model.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class PackedWeight:
 
 @dataclass(frozen=True, slots=True)
 class Quantised:
-    """What a quantised directory holds: originals are the tensors that a model is traced with, which are not there."""
+    """What a quantized directory holds: originals are the tensors that a model is traced with, which are not there."""
 
     dtype: str
     head_dtype: str | None
@@ -50,13 +50,13 @@ class Quantised:
 
 
 def is_quantised(config: Mapping[str, JsonValue]) -> bool:
-    """Whether a config.json says that the weights are quantised by fastattn; others are not ours to read."""
+    """Whether a config.json says that the weights are quantized by fastattn; others are not ours to read."""
     section = config.get(CONFIG_KEY)
     return isinstance(section, dict) and section.get("quant_method") == METHOD
 
 
 def read_quantised(path: Path, config: Mapping[str, JsonValue], *, files: FileSet | None = None) -> Quantised:
-    """The headers of a quantised file. files: the set that it belongs to.
+    """The headers of a quantized file. files: the set that it belongs to.
 
     Raises ConfigError for another version, ModelFormatError.
     """
@@ -91,7 +91,7 @@ def _check_version(section: Mapping[str, JsonValue]) -> None:
     if type(version) is not int or version != VERSION:
         raise ConfigError(
             f"config.json: {CONFIG_KEY}: version: expected {VERSION}, got {quote(version)}; "
-            "quantise the float checkpoint again with this fastattn"
+            "quantize the float checkpoint again with this fastattn"
         )
 
 

@@ -120,8 +120,8 @@ class GenerationOptions:
         if self.max_length is not None:
             if self.max_length <= length:
                 raise InputError(
-                    f"max_length: expected more than the {length} tokens of the prompt, which it counts, too, got "
-                    f"{self.max_length}; max_new_tokens counts the new tokens alone"
+                    f"max_length: expected more than the {length} tokens of the prompt, which count too, got "
+                    f"{self.max_length}; give max_new_tokens, which counts only new tokens"
                 )
             return min(lowest, self.max_length - length), self.max_length - length
         left = context - length

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from fastattn.graph.ir import Op, Program
 from fastattn.graph.quantise import INT4_GROUP
 
-# Bytes of an element, and of the scale of a row of a weight, a key or a value; int4 has a byte of scale a group, too.
+# Bytes of an element, and of the scale of a row of a weight, a key or a value; int4 also has a byte of scale per group.
 ELEMENT_BYTES: Mapping[str, float] = {"float32": 4, "bfloat16": 2, "int8": 1, "int4": 0.5 + 1 / INT4_GROUP}
 SCALE_BYTES: Mapping[str, int] = {"float32": 0, "bfloat16": 0, "int8": 4, "int4": 4}
 FLOAT_BYTES = 4  # biases and norms
@@ -21,7 +21,7 @@ FLOAT_BYTES = 4  # biases and norms
 
 @dataclass(frozen=True, slots=True)
 class Formats:
-    """How numbers are held: "float32", "bfloat16", "int8" or "int4".
+    """The formats of numbers: "float32", "bfloat16", "int8" or "int4".
 
     weights: by name in the Program, float32 for those left out; kv: keys and values, in the cache or not.
     """

@@ -18,7 +18,7 @@ class Cache(Protocol):
 
     @property
     def length(self) -> int:
-        """Positions held."""
+        """Positions that are stored."""
         ...
 
     def truncate(self, length: int) -> None:
@@ -30,7 +30,7 @@ class Cache(Protocol):
         ...
 
     def close(self) -> None:
-        """Give the memory back."""
+        """Free the memory."""
         ...
 
 
@@ -53,13 +53,13 @@ class Executor(Protocol):
         """Run one step and return the outputs asked for (None: all of the Program's).
 
         Every output is [rows, width], float32 from cpu and float64 from numpy; attention maps are a list with one
-        [n_head, q_len, kv_len] a sequence. `step.caches` advance by the tokens of their sequences; after an error they
-        are as they were.
+        [n_head, q_len, kv_len] for each sequence. `step.caches` advance by the tokens of their sequences; after an
+        error they are as they were.
         """
         ...
 
     def with_program(self, program: Program) -> Executor:
-        """Another optimised Program of the same model over the same weights, which are not loaded a second time.
+        """Another optimized Program of the same model over the same weights, which are not loaded a second time.
 
         Its weights must be among this executor's. Caches of either can be used with both. Closing one does not close
         the other.
@@ -67,7 +67,7 @@ class Executor(Protocol):
         ...
 
     def close(self) -> None:
-        """Give the memory back."""
+        """Free the memory."""
         ...
 
 
@@ -78,7 +78,7 @@ class Decoding(Protocol):
     """Sequences that are fed, step after step, the token that each of them drew."""
 
     def draw(self) -> Drawn:
-        """Run one step: the ids, one a sequence, and their log-probabilities if they were asked for.
+        """Run one step: the ids, one per sequence, and their log-probabilities if they were asked for.
 
         After an error all is as it was.
         """
@@ -97,5 +97,5 @@ class DrawingExecutor(Protocol):
         ...
 
     def decoding(self, step: Step, sampling: Sampling) -> Decoding:
-        """A loop whose first step is this one, of one token a sequence, each of them wanted."""
+        """A loop whose first step is this one, of one token per sequence, each of them wanted."""
         ...

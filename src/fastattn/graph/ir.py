@@ -3,9 +3,9 @@
 A step is ragged: `n_tokens` packed tokens of `n_sequences` sequences, nothing padded. Every value of a Program is a
 float matrix whose rows are one of
 
-    "tokens"      one row a token of the step
-    "wanted"      one row a token in `Step.wanted` (the rows whose logits are asked for)
-    "sequences"   one row a sequence
+    "tokens"      one row per token of the step
+    "wanted"      one row per token in `Step.wanted` (the rows whose logits are asked for)
+    "sequences"   one row per sequence
 
 | kind            | inputs         | weights          | attrs                                              | output    |
 |-----------------|----------------|------------------|----------------------------------------------------|-----------|
@@ -25,8 +25,8 @@ float matrix whose rows are one of
 
 `activation` is one of "none", "gelu_erf", "gelu_tanh", "relu", "tanh", "silu". A linear computes
 residual + activation(x @ weight.T + bias). Attention with causal=True reads and writes the KV cache of the step's
-sequences; without it, keys and values live for the step alone. `attention_probs` stands before its attention, and reads
-what the cache held before the step together with the step's keys; its q_rows is always "tokens".
+sequences; without it, keys and values live for the step only. `attention_probs` stands before its attention, and reads
+what the cache stored before the step together with the step's keys; its q_rows is always "tokens".
 
 Attention reads keys and values of all tokens, but its query rows may be a selection (`q_rows`, the same word as in the
 gather_rows that made q): row i of q is then the token `Step.wanted[i]`, or the first or last token of sequence i, and

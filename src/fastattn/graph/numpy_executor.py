@@ -1,6 +1,6 @@
-"""The specification: every op in float64 numpy, as plainly as it can be said. Never optimised.
+"""The specification: every op in float64 numpy, as plainly as it can be said. Never optimized.
 
-In a dtype of quantised weights the operands of every linear are rounded as `fastattn.graph.quantise` says, and all else
+In a dtype of quantized weights the operands of every linear are rounded as `fastattn.graph.quantise` says, and all else
 stays in float64.
 """
 
@@ -87,7 +87,7 @@ class NumpyCache:
 
     @property
     def length(self) -> int:
-        """Positions held."""
+        """Positions that are stored."""
         self._check()
         return len(self._keys[0]) if self._keys else 0
 
@@ -108,7 +108,7 @@ class NumpyCache:
             return other
 
     def close(self) -> None:
-        """Give the memory back."""
+        """Free the memory."""
         with self._alone():
             self._keys, self._values, self._closed = [], [], True
 
@@ -209,7 +209,7 @@ class NumpyExecutor:
         return other
 
     def close(self) -> None:
-        """Give the memory back."""
+        """Free the memory."""
         self._weights = None
 
     def _open(self) -> Mapping[str, _Parameter]:

@@ -22,7 +22,7 @@ from fastattn.graph.ir import Program
 
 Float32 = NDArray[np.float32]
 
-SMALL_MATRIX = 64  # rows of a panel: a smaller matrix is not quantised
+SMALL_MATRIX = 64  # rows of a panel: a smaller matrix is not quantized
 INT4_GROUP = 32  # values along k that share an integer scale
 MOST_INT4_SCALE = 15  # -8 * 15 is an int8
 INT4_REACH = 2  # integer scales that are tried to either side
@@ -173,12 +173,12 @@ def tied_embeddings(program: Program) -> set[str]:
 
 
 def weight_formats(program: Program, dtype: str, head_dtype: str | None = None) -> dict[str, str]:
-    """How each weight of a Program is kept in a dtype.
+    """The format of each weight of a Program in a dtype.
 
     Vectors (biases, norms) and matrices of fewer than 64 rows (heads of classifiers) stay in float32: they cost
     nothing. Tables have no int4, and are int8 then. head_dtype, if given, is that of the matrix that gives the logits,
     and of token embeddings that are tied to a head, also in the Program of a task that has another head or none: so a
-    checkpoint's weight is kept in one way, whatever it is loaded as.
+    checkpoint's weight is stored in one way, whatever it is loaded as.
     """
     head = {op.weights[0] for op in program.ops if op.kind == "linear" and op.output == program.outputs.get("logits")}
     head |= tied_embeddings(program)

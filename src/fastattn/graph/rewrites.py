@@ -2,7 +2,7 @@
 
 Every output element is computed by the same additions and multiplications in the same order before and after: fused
 epilogues only save a pass over memory, merged linears only put panels of weights side by side, and rows that nobody
-reads are left out. The weights' keys and parts do not depend on which outputs are asked for, so two optimised Programs
+reads are left out. The weights' keys and parts do not depend on which outputs are asked for, so two optimized Programs
 of one model share one set of packed weights.
 """
 
@@ -42,7 +42,7 @@ def _writers(ops: Iterable[Op | None]) -> dict[int, int]:
 
 
 def fuse_activation(program: Program) -> Program:
-    """linear, then an activation that alone reads it -> one linear with the activation in its epilogue."""
+    """linear, then an activation that is its only reader -> one linear with the activation in its epilogue."""
     readers, writers = _readers(program), _writers(program.ops)
     ops: list[Op | None] = list(program.ops)
     for position, op in enumerate(program.ops):
@@ -59,7 +59,7 @@ def fuse_activation(program: Program) -> Program:
 
 
 def fuse_residual(program: Program) -> Program:
-    """add(x, linear) where the add alone reads the linear -> one linear that adds x in its epilogue."""
+    """add(x, linear) where only the add reads the linear -> one linear that adds x in its epilogue."""
     readers, writers = _readers(program), _writers(program.ops)
     ops: list[Op | None] = list(program.ops)
     for position, op in enumerate(program.ops):
@@ -144,7 +144,7 @@ def _slices(program: Program, linears: Sequence[Op], source: int) -> list[Op]:
 
 
 def sink_gathers(program: Program) -> Program:
-    """Move gather_rows towards the inputs: a value of which only gathered rows are read is computed for those alone.
+    """Move gather_rows towards the inputs: a value of which only gathered rows are read is computed only for those.
 
     Attention still reads the keys and values of all tokens, but takes its queries from gathered rows.
     """
@@ -262,7 +262,7 @@ def drop_dead(program: Program) -> Program:
 
 
 def with_outputs(program: Program, *, hidden_states: bool = False, attentions: bool = False) -> Program:
-    """A traced (not yet optimised) Program that also gives "hidden_states.<i>" and "attentions.<layer>"."""
+    """A traced (not yet optimized) Program that also gives "hidden_states.<i>" and "attentions.<layer>"."""
     outputs, values, ops = dict(program.outputs), list(program.values), list[Op]()
     if hidden_states:
         outputs.update(program.marks)
@@ -276,7 +276,7 @@ def with_outputs(program: Program, *, hidden_states: bool = False, attentions: b
 
 
 def with_pooling(program: Program, pooling: Pooling | str, *, normalize: bool = False, eps: float = 1e-12) -> Program:
-    """A traced encoder that gives one vector a sequence, "embedding", in place of its other outputs.
+    """A traced encoder that gives one vector per sequence, "embedding", in place of its other outputs.
 
     pooling: "mean", "max", "mean_sqrt_len" over the tokens of "last_hidden_state", or its "first" (CLS) or "last" row.
     """

@@ -1,7 +1,7 @@
 """Symbolic tensors: a model written as functions over them, called once, records a Program.
 
 Nothing is computed here. `Tokens` stands for the ragged step, `Weights` for the checkpoint by its own names, `Tensor`
-for a matrix with one row a token (or a wanted token, or a sequence); the functions below append one Op each.
+for a matrix with one row per token (or per wanted token, or per sequence); the functions below append one Op each.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ ROWS_OF: Mapping[str, Rows] = {"tokens": "tokens", "wanted": "wanted", "first": 
 
 
 class Names(Protocol):
-    """What a trace may ask of a checkpoint: which tensors there are, which only repeat another one, and which are held
-    as [in, out]."""
+    """What a trace may ask of a checkpoint: which tensors there are, which only repeat another one, and which are
+    stored as [in, out]."""
 
     def has(self, name: str) -> bool: ...
 
@@ -245,7 +245,7 @@ def wanted_rows(x: Tensor) -> Tensor:
 
 
 def pool(x: Tensor, pooling: Pooling) -> Tensor:
-    """One row a sequence: the mean or maximum of its rows, or their sum over the square root of their number."""
+    """One row per sequence: the mean or maximum of its rows, or their sum over the square root of their number."""
     return x.tracer.emit("pool", (x,), "sequences", x.width, attrs={"pool": pooling})
 
 

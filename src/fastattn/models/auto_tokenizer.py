@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +32,7 @@ class AutoTokenizer:
     @classmethod
     def from_pretrained(
         cls,
-        path: str | Path | None = None,
+        path: str | os.PathLike[str] | None = None,
         *,
         pretrained_model_name_or_path: str | Path | None = None,
         revision: str | None = None,

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from fastattn.checks import closest, quote
+from fastattn.checks import closest, quote, shown_names
 from fastattn.errors import ConfigError, InputError
 from fastattn.graph.tensor import Activation
 from fastattn.models.labels import Labels, LabelTable, read_labels
@@ -251,8 +251,6 @@ class ConfigReader(Settings):
         self.ignore(*HARMLESS, *harmless.split())
         names = self.unused()
         if names:
-            shown = ", ".join(
-                f"{quote(name, 40)[1:-1]} = {quote(self.values[name], 40)}" for name in names[:_MAX_NAMED]
-            )
-            more = f" and {len(names) - _MAX_NAMED} more" if len(names) > _MAX_NAMED else ""
-            _log.warning("%s: unknown options are ignored: %s%s", self.where, shown, more)
+            options = (f"{quote(name, 40)[1:-1]} = {quote(self.values[name], 40)}" for name in names)
+            shown = shown_names(options, len(names), _MAX_NAMED)
+            _log.warning("%s: unknown options are ignored: %s", self.where, shown)

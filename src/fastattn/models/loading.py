@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from fastattn.checkpoint import Checkpoint, TensorInfo, open_checkpoint, read_tensor
-from fastattn.checkpoint.checkpoint import SINGLE_NAME
+from fastattn.checkpoint.file_names import SINGLE_NAME
 from fastattn.checkpoint.hub import ALLOW_PATTERNS, resolve
 from fastattn.checkpoint.quantised import PackedWeight, Quantised
 from fastattn.errors import ConfigError, ModelNotFoundError
@@ -34,7 +34,7 @@ def load_executor(
     head_dtype: str | None = None,
     packed: Mapping[str, PackedWeight] | None = None,
 ) -> Executor:
-    """The executor of a device, with its weights read; packed: those of a quantised directory."""
+    """The executor of a device, with its weights read; packed: those of a quantized directory."""
     if device == "numpy":
         from fastattn.graph.numpy_executor import NumpyExecutor
 
@@ -144,6 +144,6 @@ def _check_quantised(directory: Path, quantised: Quantised, options: LoadOptions
     for name, asked, stored in asked_and_stored:
         if asked is not None and asked != stored:
             raise ConfigError(
-                f"{directory}: {name}: this checkpoint is quantised to {stored}, expected None or that, got {asked!r}; "
+                f"{directory}: {name}: this checkpoint is quantized to {stored}, expected None or that, got {asked!r}; "
                 "another one needs the float checkpoint"
             )

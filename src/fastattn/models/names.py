@@ -132,7 +132,7 @@ def check_tensors(program: Program, names: ModelNames) -> dict[str, TensorInfo]:
     tensors: dict[str, TensorInfo] = {}
     for weight in program.weights.values():
         if len(weight.parts) > 1:
-            raise ConfigError(f"{weight.parts}: expected a Program that is not optimised yet")
+            raise ConfigError(f"{weight.parts}: expected a Program that is not optimized yet")
         info = names.get(weight.parts[0])
         expected = weight.shape[::-1] if weight.transposed else weight.shape
         if info.shape != expected:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -24,14 +25,14 @@ from fastattn.models.registry import BuiltModel, build, find_family
 
 
 def quantize(
-    path_or_id: str | Path,
-    directory: str | Path,
+    path_or_id: str | os.PathLike[str],
+    directory: str | os.PathLike[str],
     *,
     dtype: str,
     head_dtype: str | None = None,
     threads: int | None = None,
     revision: str | None = None,
-    cache_dir: str | Path | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
     local_files_only: bool = False,
     token: str | bool | None = None,
 ) -> Path:
@@ -42,7 +43,7 @@ def quantize(
     Beside the weights only regular files with known names are copied (`fastattn.checkpoint.companions.COPIED`); a
     warning names the others. The directory appears when all is written; of two processes that write the same one, one
     wins and the other gets a ConfigError. revision, cache_dir, local_files_only and token are for hub ids.
-    Raises ConfigError, ModelFormatError, InputError, DTypeError, OSError.
+    Raises ConfigError, ModelFormatError, InputError, DTypeError, HubError, OSError.
     """
     dtype = check_choice("dtype", dtype, DTYPES)
     head_dtype = None if head_dtype is None else check_choice("head_dtype", head_dtype, FORMATS)
@@ -51,7 +52,8 @@ def quantize(
     source = resolve(path_or_id, revision=revision, cache_dir=cache_dir, local_files_only=local_files_only, token=token)
     with open_checkpoint(source, check_config=find_family) as checkpoint, new_folder(target) as folder:
         if checkpoint.quantised is not None:
-            raise ConfigError(f"{source}: is quantised already; expected a float checkpoint")
+            dtype = checkpoint.quantised.dtype
+            raise ConfigError(f"{source}: expected a float checkpoint, got one quantized to {dtype}; give the original")
         _write(checkpoint, folder, dtype, head_dtype, threads)
         copy_companions(source, folder, checkpoint.files)
         checkpoint.check_unchanged()

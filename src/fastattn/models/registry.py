@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any, Protocol
 
 from fastattn.checkpoint.safetensors import TensorInfo
-from fastattn.checks import closest, quote
+from fastattn.checks import closest, quote, shown_names
 from fastattn.errors import ConfigError
 from fastattn.graph.ir import Program
 from fastattn.graph.rewrites import optimise
@@ -103,7 +103,7 @@ FAMILIES: Mapping[str, Family] = {
 class BuiltModel:
     """A model before its weights are read.
 
-    traced: the Program as the model text says it, for `with_outputs` and `with_pooling`; program: the same optimised;
+    traced: the Program as the model text says it, for `with_outputs` and `with_pooling`; program: the same optimized;
     tensors: the tensor of every weight part; config: the family's dataclass; trace_with_types: gives `traced` for calls
     with token types, where those have a Program of their own; unexpected: the checkpoint's tensors without use;
     outer_prefix: what its names begin with besides the family's prefix.
@@ -205,7 +205,7 @@ def _check_classifier(names: ModelNames, config: ModelConfig) -> None:
     if not any(name.startswith(HEADS) for name in names.found):
         raise ConfigError(
             f"this checkpoint has no classification head ({' or '.join(f'{head}weight' for head in HEADS)} is "
-            "missing); AutoModel or `fastattn embed` use it without"
+            "missing); load it with AutoModel or `fastattn embed`"
         )
     if config.problem_type == "single_label_classification" and config.num_labels == 1:
         raise ConfigError(
@@ -225,6 +225,5 @@ def warn_of_unused(config: Mapping[str, object], built: BuiltModel, where: objec
     if built.outer_prefix:
         _log.warning("%s: names of tensors begin with %s; they are read without it", where, quote(built.outer_prefix))
     if built.unexpected:
-        shown = ", ".join(quote(name, 60) for name in built.unexpected[:_MAX_NAMED])
-        more = f" and {len(built.unexpected) - _MAX_NAMED} more" if len(built.unexpected) > _MAX_NAMED else ""
-        _log.warning("%s: the model of config.json does not use the tensors %s%s", where, shown, more)
+        shown = shown_names((quote(name, 60) for name in built.unexpected), len(built.unexpected), _MAX_NAMED)
+        _log.warning("%s: the model of config.json does not use the tensors %s", where, shown)

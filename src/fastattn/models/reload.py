@@ -7,17 +7,17 @@ one set of options share one set of weights for as long as one of them is open.
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
 
-from fastattn.checkpoint.files import open_regular, read_at
-from fastattn.errors import InputError, ModelFormatError, ModelNotFoundError
+from fastattn.checkpoint.digests import file_digest
+from fastattn.checkpoint.file_names import CONFIG_NAME, GENERATION_NAME, INDEX_NAME
+from fastattn.errors import InputError, ModelNotFoundError
+from fastattn.files import FileIdentity, FileSet, changed, identity_of
 from fastattn.models.load_options import LoadOptions
 from fastattn.models.names import Task
 
@@ -25,10 +25,9 @@ if TYPE_CHECKING:
     from fastattn.graph.executor import Executor
     from fastattn.models.registry import BuiltModel
 
-CONFIG_FILES = ("config.json", "generation_config.json", "model.safetensors.index.json")
+CONFIG_FILES = (CONFIG_NAME, GENERATION_NAME, INDEX_NAME)
 _ABSENT = "absent"  # the digest of a file that was not there
-_READ_BYTES = 16 << 20
-Stamp = tuple[int, int, int, int]  # device, inode, bytes, time of the last change
+_ADVICE = "load the model with from_pretrained"
 
 
 @dataclass(slots=True)
@@ -42,7 +41,7 @@ class Origin:
     directory: Path
     name: str
     options: LoadOptions
-    stamps: Mapping[str, Stamp | None]
+    stamps: Mapping[str, FileIdentity | None]
     digests: Mapping[str, str] | None = None
 
 
@@ -74,15 +73,15 @@ class Shared:
 
 
 # No lock: a fork while another thread holds it would leave the child waiting. Two threads that load the same model at
-# once both load it, and one of them is kept.
+# once both load it, and one of the two is remembered.
 _shared: WeakValueDictionary[str, Shared] = WeakValueDictionary()
-_verified: dict[tuple[str, str], Stamp] = {}
+_verified: dict[tuple[str, str], FileIdentity] = {}
 
 
-def stamp_files(directory: Path, weights: Iterable[Path]) -> dict[str, Stamp | None]:
+def stamp_files(directory: Path, weights: Iterable[Path]) -> dict[str, FileIdentity | None]:
     """The state of the files that a model is loaded from, by name."""
     names = [*CONFIG_FILES, *sorted({path.name for path in weights})]
-    return {name: _stamp(directory / name) for name in names}
+    return {name: identity_of(directory / name) for name in names}
 
 
 def recipe_of(task: Task, origin: Origin | None) -> Recipe:
@@ -112,7 +111,7 @@ def verify_files(recipe: Recipe) -> None:
     """
     for name, digest in recipe.digests:
         path = Path(recipe.directory) / name
-        found = _stamp(path)
+        found = identity_of(path)
         if found is None and digest != _ABSENT:
             raise ModelNotFoundError(
                 f"{path}: expected the file that the pickled model was loaded from, found none; "
@@ -121,7 +120,7 @@ def verify_files(recipe: Recipe) -> None:
         if found is not None and _verified.get((str(path), digest)) == found:
             continue
         if (_ABSENT if found is None else _sha256(path)) != digest:
-            raise _changed(path, "the pickled model was loaded")
+            raise changed(path, "the pickled model was loaded", advice=_ADVICE)
         if found is not None:
             _verified[str(path), digest] = found
 
@@ -131,39 +130,20 @@ def check_unchanged(recipe: Recipe, origin: Origin) -> None:
     for name, digest in recipe.digests:
         path = Path(recipe.directory) / name
         if origin.stamps.get(name) != _verified.get((str(path), digest)):
-            raise _changed(path, "it was compared with the pickle's digest")
+            raise changed(path, "it was compared with the pickle's digest", advice=_ADVICE)
     origin.digests = dict(recipe.digests)
 
 
 def _digest_of(origin: Origin, name: str) -> str:
     path, before = origin.directory / name, origin.stamps[name]
-    digest = _ABSENT if _stamp(path) is None else _sha256(path)
-    if _stamp(path) != before:
-        raise _changed(path, "the model was loaded")
+    digest = _ABSENT if identity_of(path) is None else _sha256(path)
+    if identity_of(path) != before:
+        raise changed(path, "the model was loaded", advice=_ADVICE)
     if before is not None:
         _verified[str(path), digest] = before
     return digest
 
 
-def _changed(path: Path, since: str) -> ModelFormatError:
-    return ModelFormatError(
-        f"{path}: expected the file as it was when {since}, got another; load the model with from_pretrained",
-        path=str(path),
-        code="changed",
-    )
-
-
-def _stamp(path: Path) -> Stamp | None:
-    try:
-        status = os.stat(path)
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
-
-
 def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open_regular(path) as (descriptor, size):
-        for offset in range(0, size, _READ_BYTES):
-            digest.update(read_at(descriptor, _READ_BYTES, offset))
-    return digest.hexdigest()
+    with FileSet() as files:
+        return file_digest(files.open(path))

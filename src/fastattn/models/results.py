@@ -30,15 +30,15 @@ class Results:
         self._batch, self._program, self._outputs, self._keep = batch, program, outputs, logits_to_keep
 
     def per_token(self, name: str) -> PerToken:
-        """An output with one row a token."""
+        """An output with one row per token."""
         return self._batch.restore_tokens(self._matrix(name))
 
     def wanted(self, name: str) -> PerToken:
-        """An output with one row a wanted token."""
+        """An output with one row per wanted token."""
         return self._batch.restore_wanted(self._matrix(name), self._keep)
 
     def per_sequence(self, name: str) -> NDArray[Any] | None:
-        """An output with one row a sequence, [batch, width]; [width] for a 1-D input; None where there is none."""
+        """An output with one row per sequence, [batch, width]; [width] for a 1-D input; None where there is none."""
         if name not in self._outputs:
             return None
         rows = self._batch.restore_sequences(self._matrix(name))

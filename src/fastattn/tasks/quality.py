@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
@@ -83,7 +84,7 @@ class QualityReport:
 
 
 def compare_dtypes(
-    path_or_id: str | Path,
+    path_or_id: str | os.PathLike[str],
     texts: Sequence[str] | None = None,
     *,
     dtypes: Sequence[str] = DTYPES,
@@ -99,7 +100,7 @@ def compare_dtypes(
     texts: None is a chapter of a novel that comes with fastattn. A language model reads them as one text, a line each,
     in windows of up to 256 tokens; others read each on its own, cut to their context. max_tokens: nothing is read
     beyond them (a language model's last text is cut there). All dtypes are in memory together. revision, cache_dir,
-    local_files_only and token are for hub ids. Raises ConfigError (also for a quantised directory, which has no float32
+    local_files_only and token are for hub ids. Raises ConfigError (also for a quantized directory, which has no float32
     to compare with), ModelFormatError, InputError, OSError; NonFiniteError where the float32 model gives NaN or
     infinity.
     """
@@ -132,7 +133,7 @@ def compare_dtypes(
     finally:
         for model in models.values():
             model.close()
-    return QualityReport(str(path_or_id), task, inputs.n_texts, n_tokens, rows)
+    return QualityReport(os.fspath(path_or_id), task, inputs.n_texts, n_tokens, rows)
 
 
 def default_texts() -> list[str]:
@@ -151,7 +152,7 @@ def find_task(directory: Path) -> Task:
         if checkpoint.quantised is not None:
             kept = checkpoint.quantised.dtype
             raise ConfigError(
-                f"{directory}: expected the float checkpoint, to compare with, got one quantised to {kept}"
+                f"{directory}: expected the float checkpoint, to compare with, got one quantized to {kept}"
             )
         for task in tasks:
             try:
@@ -288,7 +289,7 @@ _COLUMNS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
 
 
 def table(report: QualityReport) -> Iterator[str]:
-    """The report in lines of text: a row a dtype, then the error of every hidden state, float32's left out."""
+    """The report in lines of text: one row per dtype, then the error of every hidden state, float32's left out."""
     shown = [column for column in _COLUMNS if getattr(report.dtypes[0], column[0]) is not None]
     yield "".join([f"{'dtype':<10}", *(f"{title:>12}" for _, title, _ in shown)])
     for row in report.dtypes:

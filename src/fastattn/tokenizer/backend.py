@@ -14,7 +14,7 @@ from typing import Any
 from tokenizers import AddedToken, processors
 from tokenizers import Tokenizer as RawTokenizer
 
-from fastattn.checks import quote
+from fastattn.checks import quote, shown_names
 from fastattn.errors import ConfigError
 from fastattn.settings import Settings
 from fastattn.tokenizer.draft import Draft, Token
@@ -146,24 +146,19 @@ def _warn_of_ids(raw: RawTokenizer, draft: Draft) -> None:
         if raw.token_to_id(token.content) != i
     ]
     if wrong:
-        more = f" and {len(wrong) - _MAX_NAMES} more" if len(wrong) > _MAX_NAMES else ""
         _log.warning(
-            "%s: ids of added tokens do not fit the vocabulary, whose ids are used, as in transformers: %s%s",
+            "%s: ids of added tokens do not fit the vocabulary, whose ids are used, as in transformers: %s",
             draft.added_path,
-            "; ".join(wrong[:_MAX_NAMES]),
-            more,
+            shown_names(wrong, len(wrong), _MAX_NAMES, separator="; "),
         )
 
 
 def _warn_of_new_tokens(draft: Draft, new: set[str]) -> None:
     if new:
-        names = sorted(new)
-        more = f" and {len(names) - _MAX_NAMES} more" if len(names) > _MAX_NAMES else ""
         _log.warning(
-            "%s: special tokens are not in the vocabulary and get new ids at its end, as in transformers: %s%s",
+            "%s: special tokens are not in the vocabulary and get new ids at its end, as in transformers: %s",
             draft.folder.directory,
-            ", ".join(quote(name, 40) for name in names[:_MAX_NAMES]),
-            more,
+            shown_names((quote(name, 40) for name in sorted(new)), len(new), _MAX_NAMES),
         )
 
 

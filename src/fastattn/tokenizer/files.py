@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from fastattn.checkpoint.file_names import VOCABULARY_FILES
 from fastattn.checks import quote
 from fastattn.errors import InputError
 from fastattn.settings import Settings
-from fastattn.tokenizer.folder import VOCABULARY_FILES, Folder
+from fastattn.tokenizer.folder import Folder
 from fastattn.tokenizer.tokenizer import Tokenizer
 
 

@@ -14,21 +14,6 @@ from fastattn.jsonfile import TOKENIZER_LIMITS, JsonError, parse_lenient, read_b
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-VOCABULARY_FILES = (
-    "tokenizer.json",
-    "vocab.txt",
-    "vocab.json",
-    "merges.txt",
-    "sentencepiece.bpe.model",
-    "sentencepiece.model",
-    "spiece.model",
-    "spm.model",
-    "tokenizer.model",
-    "source.spm",
-    "bpe.codes",
-    "tekken.json",
-    "tiktoken.model",
-)
 _BOM = "\ufeff"
 
 

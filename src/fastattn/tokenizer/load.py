@@ -9,12 +9,13 @@ from pathlib import Path
 from tokenizers import AddedToken
 from tokenizers import Tokenizer as RawTokenizer
 
+from fastattn.checkpoint.file_names import VOCABULARY_FILES
 from fastattn.errors import ConfigError
 from fastattn.settings import Settings
 from fastattn.tokenizer import classes
 from fastattn.tokenizer.backend import JsonSettings, assemble
 from fastattn.tokenizer.draft import Draft, Token, read_draft
-from fastattn.tokenizer.folder import VOCABULARY_FILES, Folder
+from fastattn.tokenizer.folder import Folder
 from fastattn.tokenizer.generic import raw_from_json, raw_from_sentencepiece
 from fastattn.tokenizer.known_settings import finish
 from fastattn.tokenizer.library import file_errors

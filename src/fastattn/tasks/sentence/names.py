@@ -7,7 +7,7 @@ import os
 import re
 from pathlib import Path
 
-from fastattn.checkpoint.hub import resolve
+from fastattn.checkpoint.hub import ALLOW_PATTERNS, resolve
 from fastattn.tasks.sentence.folder import is_snapshot, module_paths
 
 ORGANIZATION = "sentence-transformers"
@@ -52,9 +52,14 @@ def find_folder(
     """The local folder of a model, with the folders of all its modules. Raises HubError, ModelNotFoundError."""
     name = full_name(name)
 
-    def found(revision: str | None, **patterns: tuple[str, ...]) -> Path:
+    def found(revision: str | None, patterns: tuple[str, ...] = ALLOW_PATTERNS) -> Path:
         return resolve(
-            name, revision=revision, cache_dir=cache_dir, local_files_only=local_files_only, token=token, **patterns
+            name,
+            revision=revision,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+            token=token,
+            patterns=patterns,
         )
 
     folder = found(revision)
