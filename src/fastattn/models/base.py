@@ -218,7 +218,7 @@ class Model:
         from fastattn.models.profile import profile_step
 
         batch = self._read(input_ids, attention_mask, token_type_ids)
-        types = self._adds_types(batch)
+        types = self.adds_types(batch)
         if check_flag("decode", decode) and types:
             raise InputError("token_type_ids: expected None with decode=True")
         return profile_step(self._variant(False, False, types), batch, decode=decode, seconds=seconds)
@@ -312,7 +312,12 @@ class Model:
             self._warned.add(message)
             _log.warning("%s: %s", self._directory, message)
 
-    def _adds_types(self, batch: Batch) -> bool:
+    def trace(self, *, types: bool) -> Program:
+        """The Program before the rewrites; types: with the sum of token types, where the model computes it apart."""
+        trace = self._built.trace_with_types
+        return trace() if types and trace is not None else self.traced
+
+    def adds_types(self, batch: Batch) -> bool:
         """Whether the batch needs the Program that adds token types."""
         return batch.token_type_ids is not None and self._built.trace_with_types is not None
 
@@ -321,9 +326,7 @@ class Model:
         executor, variants, key = self.executor, self._variants, (hidden_states, attentions, types)
         known = variants.get(key)
         if known is None:
-            trace = self._built.trace_with_types
-            traced = trace() if types and trace is not None else self.traced
-            program = with_outputs(traced, hidden_states=hidden_states, attentions=attentions)
+            program = with_outputs(self.trace(types=types), hidden_states=hidden_states, attentions=attentions)
             known = variants.setdefault(key, executor.with_program(optimise(program)))
         return known
 
@@ -341,7 +344,7 @@ class Model:
             _flag("output_hidden_states", hidden_states, config.output_hidden_states),
             _flag("output_attentions", attentions, config.output_attentions),
         )
-        executor = self._variant(*flags, self._adds_types(batch))
+        executor = self._variant(*flags, self.adds_types(batch))
         step = batch.step(logits_to_keep, wanted=wanted)
         outputs = executor.run(step) if batch.n_tokens else empty_outputs(executor.program)
         return Results(batch, executor.program, outputs, logits_to_keep)

@@ -95,7 +95,7 @@ class Transformer:
         self.tokenizer = tokenizer
         self.truncation = truncation or TextTruncation()
         self._context = model.executor.program.max_positions
-        self._pooled: dict[str, Executor] = {}
+        self._pooled: dict[tuple[str, bool], Executor] = {}
 
     def __repr__(self) -> str:
         return f"Transformer({self.auto_model!r}, max_seq_length={self.max_seq_length})"
@@ -174,7 +174,7 @@ class Transformer:
         self._check_ids(encoded, features.where)
         ids, types = self._columns(encoded)
         batch = read_model_batch(self.auto_model.config, ids, None, types)
-        executor = self._pooled_executor(op)
+        executor = self._pooled_executor(op, types=self.auto_model.adds_types(batch))
         if batch.n_tokens:
             vectors = cast("NDArray[Any]", executor.run(batch.step())["embedding"])
         else:
@@ -192,12 +192,12 @@ class Transformer:
         """The ids, and the token types where tokenizer and model have them."""
         return [ids for ids, _ in encoded], self.auto_model.types_of(self.tokenizer, [types for _, types in encoded])
 
-    def _pooled_executor(self, op: str) -> Executor:
+    def _pooled_executor(self, op: str, *, types: bool) -> Executor:
         own = self.auto_model.executor  # raises where the model is closed
-        known = self._pooled.get(op)
+        known = self._pooled.get((op, types))
         if known is None:
-            program = optimise(with_pooling(self.auto_model.traced, op))
-            known = self._pooled.setdefault(op, own.with_program(program))
+            program = optimise(with_pooling(self.auto_model.trace(types=types), op))
+            known = self._pooled.setdefault((op, types), own.with_program(program))
         return known
 
     def _check_ids(self, encoded: Encoded, where: Sequence[str]) -> None:
