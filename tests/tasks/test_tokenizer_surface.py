@@ -235,6 +235,8 @@ def test_without_a_limit_nothing_is_cut(bert: Tokenizer, caplog: pytest.LogCaptu
         ("split_special_tokens", 1, DTypeError, "expected True or False"),
         ("model_input_names", "input_ids", DTypeError, "expected a list of str"),
         ("pad_tokn", "x", AttributeError, "did you mean 'pad_token'"),
+        ("additional_special_tokens", ["x"], AttributeError, "cannot be set; set extra_special_tokens"),
+        ("do_lower_case", True, AttributeError, "cannot be set; it belongs to the tokenizer's files"),
         ("vocab_size", 3, AttributeError, "cannot be set"),
         ("all_special_ids", [1], AttributeError, "cannot be set"),
     ],

@@ -56,6 +56,17 @@ class State:
         object.__setattr__(self, "tokens", {role: self.options.special_tokens[role] for role in known})
 
 
+_FROM_FILES = "; it belongs to the tokenizer's files: give it to AutoTokenizer.from_pretrained"
+# What to do in place of setting an attribute that transformers' tokenizers have.
+_INSTEAD = {
+    "additional_special_tokens": "; set extra_special_tokens",
+    "add_prefix_space": _FROM_FILES,
+    "do_lower_case": _FROM_FILES,
+    "strip_accents": _FROM_FILES,
+    "tokenize_chinese_chars": _FROM_FILES,
+}
+
+
 class TokenizerBase:
     """Base class of `Tokenizer`."""
 
@@ -74,7 +85,8 @@ class TokenizerBase:
             if name != "_state":
                 settable = [key for key in dir(type(self)) if _is_settable(getattr(type(self), key, None))]
                 if name not in settable:
-                    raise AttributeError(f"Tokenizer: {quote(name)} cannot be set{closest(name, settable)}")
+                    hint = _INSTEAD.get(name) or closest(name, settable)
+                    raise AttributeError(f"Tokenizer: {quote(name)} cannot be set{hint}")
             object.__setattr__(self, name, value)
 
         def __getattr__(self, name: str) -> Any:
