@@ -316,6 +316,20 @@ def export(student: BertForSequenceClassification, tokenizer: Tokenizer, out: Pa
     names = dict(zip(("pad_token", "unk_token", "cls_token", "sep_token", "mask_token"), SPECIAL, strict=True))
     settings = {"tokenizer_class": "BertTokenizer", "do_lower_case": True, "model_max_length": 128, **names}
     (out / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n")
+    write_pooling(out, student.config.hidden_size)
+
+
+def write_pooling(out: Path, hidden_size: int) -> None:
+    """The files with which SentenceTransformer takes the mean of the token vectors."""
+    kinds = [("", "Transformer"), ("1_Pooling", "Pooling")]
+    modules = [
+        {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for i, (path, kind) in enumerate(kinds)
+    ]
+    (out / "modules.json").write_text(json.dumps(modules, indent=2) + "\n")
+    (out / "1_Pooling").mkdir(exist_ok=True)
+    pooling = {"word_embedding_dimension": hidden_size, "pooling_mode_mean_tokens": True}
+    (out / "1_Pooling" / "config.json").write_text(json.dumps(pooling, indent=2) + "\n")
 
 
 def distil(teacher: Teacher, teacher_tokenizer: Tokenizer, args: argparse.Namespace) -> None:

@@ -111,7 +111,7 @@ def test_integers_are_read_from_the_file_whose_header_was_read(tmp_path: Path) -
     other = tmp_path / "other"
     other.write_bytes(checkpoints.safetensors({"x": rows + 1}))
     os.replace(other, path)
-    with pytest.raises(ModelFormatError, match="was changed while the folder was read"):
+    with pytest.raises(ModelFormatError, match="expected the file as it was when it was opened"):
         read_integers(info)
 
 
