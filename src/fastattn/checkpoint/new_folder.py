@@ -1,8 +1,7 @@
 """A folder that appears as a whole or not at all: written under a name of its own, then renamed.
 
-The unfinished folder stands beside the new one, under a name that begins with a dot and ends with `.fastattn-part`. It
-is locked with flock while its process lives, so that what a killed process left can be told apart and is removed by the
-next run for the same target.
+The unfinished folder is next to the target; its name begins with a dot and ends with `.fastattn-part`. Its process
+holds a flock on it. An unlocked one was left by a killed process, and the next run for the same target removes it.
 """
 
 from __future__ import annotations

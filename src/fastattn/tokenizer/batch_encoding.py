@@ -143,7 +143,7 @@ class BatchEncoding(dict[str, Any]):
     def char_to_token(
         self, batch_or_char_index: int, char_index: int | None = None, sequence_index: int = 0
     ) -> int | None:
-        """The token of a character, None for one without a token, such as a space."""
+        """The token that covers a character; None where there is none, as for a space."""
         encoding, left, char = self._position("char_index", batch_or_char_index, char_index)
         found = encoding.char_to_token(char, _sequence(sequence_index))
         return None if found is None else found + left
