@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -31,11 +32,7 @@ def script(tmp_path: Path) -> Path:
 
 def trap(folder: Path, task: str, marker: Path) -> Path:
     """A model's folder with files of code that leave a marker."""
-    source = demo_model(task)  # type: ignore[arg-type]
-    folder.mkdir()
-    for file in source.iterdir():
-        if file.is_file():
-            (folder / file.name).write_bytes(file.read_bytes())
+    shutil.copytree(demo_model(task), folder)  # type: ignore[arg-type]
     code = f"open({str(marker)!r}, 'a').write(__name__ + '\\n')\nraise SystemExit(99)\n"
     for name in NAMES:
         (folder / f"{name}.py").write_text(code)
