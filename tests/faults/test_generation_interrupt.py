@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-import fastattn
 from tests.reference.hang import HANG_SECONDS
+from tests.reference.package import PYTHON_ENVIRONMENT
 
 pytestmark = pytest.mark.torch
 # Counts the steps that finish after the signal was sent: one may be on its way out, and no other follows.
@@ -110,10 +109,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def output_of(script: str, folder: Path) -> str:
     """What a process prints that runs the script on a model."""
-    sources = str(Path(fastattn.__file__).parents[1])
     done = subprocess.run(
         [sys.executable, "-c", script, str(folder)],
-        capture_output=True, text=True, timeout=HANG_SECONDS, env={**os.environ, "PYTHONPATH": sources}, check=False,
+        capture_output=True, text=True, timeout=HANG_SECONDS, env=PYTHON_ENVIRONMENT, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return done.stdout

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import threading
@@ -11,18 +10,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import fastattn
 from fastattn import _core, ops
 from fastattn.errors import Cancelled, InputError
 from tests.reference.hang import HANG_SECONDS
-
-SOURCES = str(Path(fastattn.__file__).parents[1])
+from tests.reference.package import PYTHON_ENVIRONMENT
 
 
 def run_script(script: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-c", script],
-        capture_output=True, text=True, timeout=HANG_SECONDS, env={**os.environ, "PYTHONPATH": SOURCES}, check=False,
+        capture_output=True, text=True, timeout=HANG_SECONDS, env=PYTHON_ENVIRONMENT, check=False,
     )  # fmt: skip
 
 

@@ -28,11 +28,11 @@ from fastattn.errors import ConfigError, DTypeError, FastattnError, InputError, 
 from fastattn.models.auto import AutoModelForCausalLM
 from fastattn.models.auto_tokenizer import AutoTokenizer
 from tests.reference.checkpoints import write_gpt2
+from tests.reference.package import SOURCES
 from tests.tasks.tokenizers import write_gpt2 as write_tokenizer
 
 pytest.importorskip("huggingface_hub")
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
-SOURCE = Path(__file__).parents[2] / "src"
 
 
 @dataclass
@@ -483,6 +483,6 @@ def test_importing_models_does_not_import_the_hub() -> None:
         text=True,
         timeout=60,
         check=True,
-        env={"PYTHONPATH": str(SOURCE)},
+        env={"PYTHONPATH": str(SOURCES)},
     )
     assert done.stdout.strip() == "[]"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-import fastattn
+from tests.reference.package import PYTHON_ENVIRONMENT
 
 ROOT = Path(__file__).resolve().parents[2]
 BLOCK = re.compile(r"^```console\n(.*?)^```$", re.DOTALL | re.MULTILINE)
@@ -43,9 +43,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(("line", "output"), examples(), ids=lambda text: text[:40])
 def test_commands_print_what_the_readme_says(folder: Path, line: str, output: str) -> None:
     environment = {
-        **os.environ,
+        **PYTHON_ENVIRONMENT,
         "PATH": f"{folder / 'tools'}{os.pathsep}{os.environ['PATH']}",
-        "PYTHONPATH": str(Path(fastattn.__file__).resolve().parents[1]),
     }
     done = subprocess.run(
         ["bash", "-c", line], cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,

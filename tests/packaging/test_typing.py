@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 import sys
@@ -10,10 +9,9 @@ from pathlib import Path
 
 import pytest
 
-import fastattn
+from tests.reference.package import MYPY_ENVIRONMENT, SOURCES
 
 pytest.importorskip("mypy", reason="mypy is in the extra test")
-SOURCES = Path(fastattn.__file__).resolve().parents[1]
 
 SETUP = """
 import numpy as np
@@ -75,9 +73,8 @@ def check(folder: Path, code: str) -> list[str]:
     """mypy's lines for a module that uses fastattn."""
     (folder / "sample.py").write_text(code)
     command = [sys.executable, "-m", "mypy", "--strict", "--config-file=", "--cache-dir", folder.parent / "cache"]
-    environment = {**os.environ, "MYPYPATH": str(SOURCES)}
     done = subprocess.run(
-        [*command, "--no-error-summary", "sample.py"], cwd=folder, env=environment, capture_output=True, text=True,
+        [*command, "--no-error-summary", "sample.py"], cwd=folder, env=MYPY_ENVIRONMENT, capture_output=True, text=True,
         timeout=600, check=False,
     )  # fmt: skip
     assert done.returncode in (0, 1), done.stdout + done.stderr

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import pytest
 
-import fastattn
 from fastattn.cli import main
+from tests.reference.package import PYTHON_ENVIRONMENT
 
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(fastattn.__file__).parents[1]), "PYTHONWARNINGS": "error"}
+ENVIRONMENT = {**PYTHON_ENVIRONMENT, "PYTHONWARNINGS": "error"}
 
 
 def command(*arguments: object) -> list[str]:

@@ -6,6 +6,7 @@ host's logic and the arithmetic of every kernel; not what a real GPU does with i
 
 from __future__ import annotations
 
+import fcntl
 import functools
 import importlib.util
 import shutil
@@ -46,12 +47,15 @@ def build() -> Path:
         "pybind11_DIR": pybind11.get_cmake_dir(),
     }
     defines = [f"-D{name}={value}" for name, value in options.items()]
-    for command in (
-        [cmake, "-S", str(ROOT), "-B", str(FOLDER), "-G", "Ninja", *defines],
-        [cmake, "--build", str(FOLDER), "--target", *TARGETS],
-    ):
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-5000:]
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    with (FOLDER / "lock").open("w") as lock:  # tests may run in several processes
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for command in (
+            [cmake, "-S", str(ROOT), "-B", str(FOLDER), "-G", "Ninja", *defines],
+            [cmake, "--build", str(FOLDER), "--target", *TARGETS],
+        ):
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-5000:]
     return FOLDER
 
 

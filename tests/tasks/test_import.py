@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 import fastattn
 from tests.reference.hang import HANG_SECONDS
-
-SOURCES = str(Path(fastattn.__file__).parents[1])
+from tests.reference.package import SOURCES
 
 
 def python(code: str) -> str:
@@ -20,7 +18,7 @@ def python(code: str) -> str:
         capture_output=True,
         text=True,
         timeout=HANG_SECONDS,
-        env={"PYTHONPATH": SOURCES},
+        env={"PYTHONPATH": str(SOURCES)},
         check=True,
     )
     return done.stdout.strip()

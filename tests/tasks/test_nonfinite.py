@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -20,6 +19,7 @@ from fastattn.errors import NonFiniteError
 from fastattn.tasks.demo import demo_model
 from tests.reference.checkpoints import safetensors
 from tests.reference.hang import HANG_SECONDS
+from tests.reference.package import PYTHON_ENVIRONMENT
 
 BROKEN = "sad"  # its word embedding is broken, no other word's
 Break = Callable[..., Path]
@@ -101,8 +101,7 @@ def test_no_file_is_written(broken: Break, tmp_path: Path) -> None:
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    sources = str(Path(fastattn.__file__).parents[1])
     return subprocess.run(
         [sys.executable, "-W", "error", "-m", "fastattn", *arguments],
-        capture_output=True, text=True, timeout=HANG_SECONDS, env={**os.environ, "PYTHONPATH": sources}, check=False,
+        capture_output=True, text=True, timeout=HANG_SECONDS, env=PYTHON_ENVIRONMENT, check=False,
     )  # fmt: skip

@@ -13,6 +13,7 @@ import pytest
 
 import fastattn
 from fastattn.errors import InputError
+from tests.reference.package import PYTHON_ENVIRONMENT
 from tests.tasks.tiny import write_bert_model, write_gpt2_model
 
 pytestmark = pytest.mark.torch
@@ -89,15 +90,9 @@ def test_a_spawned_process(pipes: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "script.py").write_text(SPAWN)
     done = subprocess.run(
         [sys.executable, tmp_path / "script.py", tmp_path / "pipes.pickle"],
-        capture_output=True, text=True, timeout=300, check=False, env=_environment(),
+        capture_output=True, text=True, timeout=300, check=False, env=PYTHON_ENVIRONMENT,
     )  # fmt: skip
     assert (done.returncode, done.stdout) == (0, "same\n"), done.stderr
-
-
-def _environment() -> dict[str, str]:
-    import os
-
-    return {**os.environ, "PYTHONPATH": str(Path(fastattn.__file__).parents[1])}
 
 
 def test_cross_validation(pipes: dict[str, Any]) -> None:

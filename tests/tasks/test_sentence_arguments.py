@@ -15,6 +15,7 @@ import pytest
 
 import fastattn
 from fastattn.errors import ConfigError, DTypeError, FastattnError, InputError
+from tests.reference.package import SOURCES
 from tests.tasks.sentence_folders import (
     NORMALIZE,
     POOLING,
@@ -26,8 +27,6 @@ from tests.tasks.sentence_folders import (
     write_static,
     write_transformer,
 )
-
-SOURCE = Path(__file__).parents[2] / "src"
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +109,7 @@ def test_tensors_without_torch(folder: Path) -> None:
         "except fastattn.InputError as error: print(error)\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={"PYTHONPATH": str(SOURCE)}
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={"PYTHONPATH": str(SOURCES)}
     )
     assert "torch.from_numpy(model.encode(...))" in done.stdout
 
@@ -395,7 +394,7 @@ def test_another_process(folder: Path) -> None:
         input=pickle.dumps(model),
         capture_output=True,
         check=True,
-        env={"PYTHONPATH": str(SOURCE)},
+        env={"PYTHONPATH": str(SOURCES)},
     )
     assert done.stdout == model.encode(TEXTS).tobytes()
 

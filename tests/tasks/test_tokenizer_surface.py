@@ -17,6 +17,7 @@ import pytest
 from fastattn.errors import DTypeError, FastattnError, InputError, ModelNotFoundError
 from fastattn.models.auto_tokenizer import AutoTokenizer
 from fastattn.tokenizer import BatchEncoding, Tokenizer
+from tests.reference.names import short_repr
 from tests.tasks.tokenizers import write_bert, write_gpt2
 
 MAX_MESSAGE_CHARS = 500
@@ -263,7 +264,7 @@ def test_unknown_attributes(bert: Tokenizer) -> None:
 ODD = [float("nan"), 10**400, Decimal(3), "3", 2.0, np.array(3.0), object(), b"1", [3], True, -1]
 
 
-@pytest.mark.parametrize("value", ODD, ids=repr)
+@pytest.mark.parametrize("value", ODD, ids=short_repr)
 @pytest.mark.parametrize("name", ["max_length", "stride", "pad_to_multiple_of", "max_target_length"])
 def test_odd_counts(bert: Tokenizer, name: str, value: Any) -> None:
     with pytest.raises((DTypeError, InputError), match=rf"^(max_length|{name}): expected") as caught:
@@ -274,7 +275,7 @@ def test_odd_counts(bert: Tokenizer, name: str, value: Any) -> None:
             bert.encode_batch(["a"], max_length=value)
 
 
-@pytest.mark.parametrize("value", ["false", "True", 1, 0, 1.0, [], object()], ids=repr)
+@pytest.mark.parametrize("value", ["false", "True", 1, 0, 1.0, [], object()], ids=short_repr)
 @pytest.mark.parametrize(
     "name",
     [
@@ -331,7 +332,7 @@ def test_ragged_arrays_are_refused(bert: Tokenizer) -> None:
 
 
 @pytest.mark.parametrize(
-    "ids", ["abc", 1.5, None, [1.0], [None], ["a"], [True], {1, 2}, [1, [2]], [[1], 2], [[[1]]]], ids=repr
+    "ids", ["abc", 1.5, None, [1.0], [None], ["a"], [True], {1, 2}, [1, [2]], [[1], 2], [[[1]]]], ids=short_repr
 )
 def test_odd_ids(bert: Tokenizer, ids: Any) -> None:
     with pytest.raises((DTypeError, InputError), match="token_ids"):

@@ -13,6 +13,7 @@ import pytest
 from fastattn.errors import DTypeError, InputError
 from fastattn.tokenizer import Tokenizer, check_texts, is_list_like, load_tokenizer
 from fastattn.tokenizer.texts import MAX_TEXTS
+from tests.reference.names import short_repr
 from tests.tasks.tokenizers import write_bert
 
 TEXTS = ["good", "a film"]
@@ -106,7 +107,9 @@ def test_a_scalar_of_arrow_is_its_value(bert: Tokenizer) -> None:
 
 
 @pytest.mark.parametrize(
-    "bad", ["text", b"ab", bytearray(b"ab"), memoryview(b"ab"), {"a": "b"}, {"a"}, frozenset("a"), 3, None], ids=repr
+    "bad",
+    ["text", b"ab", bytearray(b"ab"), memoryview(b"ab"), {"a": "b"}, {"a"}, frozenset("a"), 3, None],
+    ids=short_repr,
 )
 def test_what_is_no_sequence_of_texts(bert: Tokenizer, bad: Any) -> None:
     with pytest.raises(DTypeError, match="texts: expected a sequence of str, got"):
@@ -128,7 +131,7 @@ def test_tables_and_arrays_of_more_dimensions(bert: Tokenizer) -> None:
         bert(pyarrow.table({"a": TEXTS}))
 
 
-@pytest.mark.parametrize("missing", [None, float("nan"), np.nan, np.ma.masked], ids=repr)
+@pytest.mark.parametrize("missing", [None, float("nan"), np.nan, np.ma.masked], ids=short_repr)
 def test_missing_texts_are_named(missing: Any) -> None:
     with pytest.raises(DTypeError, match=r"^texts\[1\]: expected str, got .*; fill or drop missing texts"):
         check_texts(["a", missing], "texts")

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-import fastattn
+from tests.reference.package import MYPY_ENVIRONMENT
 
 SAMPLE = """
 from collections.abc import Mapping
@@ -58,14 +57,13 @@ WRONG = [
 
 def check(tmp_path: Path, text: str) -> str:
     (tmp_path / "sample.py").write_text(text)
-    sources = Path(fastattn.__file__).parents[1]
     done = subprocess.run(
         [
             sys.executable, "-m", "mypy", "--strict", "--config-file", "", "--follow-imports", "silent",
             "--cache-dir", str(tmp_path / "cache"), "sample.py",
         ],
         cwd=tmp_path, capture_output=True, text=True, timeout=600, check=False,
-        env={**os.environ, "MYPYPATH": str(sources)},
+        env=MYPY_ENVIRONMENT,
     )  # fmt: skip
     return done.stdout
 
