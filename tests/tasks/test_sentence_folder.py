@@ -200,6 +200,15 @@ def test_paths_outside_the_folder(folder: Path, path: str) -> None:
 
 
 @pytest.mark.torch
+@pytest.mark.parametrize("path", ["1_Pooling\\", "parts\\1_Pooling"])
+def test_a_path_with_backslashes_names_them_and_the_file(folder: Path, path: str) -> None:
+    write_json(folder / "modules.json", [entry(0, "Transformer", ""), entry(1, "Pooling", path)])
+    expected = f'{folder / "modules.json"}: module 1: path: expected a path with "/" and without a backslash, got '
+    with pytest.raises(ConfigError) as caught:
+        fastattn.SentenceTransformer(folder)
+    assert str(caught.value) == expected + repr(path)
+
+
 def test_nested_paths_and_the_order_of_the_list(tmp_path: Path) -> None:
     """As in sentence-transformers: idx is not read."""
     folder = write_model(tmp_path / "m", POOLING, dense(WIDTH, 30))

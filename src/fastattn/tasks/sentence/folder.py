@@ -148,6 +148,8 @@ def _entries(directory: Path, value: object) -> tuple[ModuleEntry, ...]:
         folder = entry.text("path", None)
         if folder is None or not _is_inside(folder):
             raise entry.error("path", "the name of a folder inside the model's")
+        if "\\" in folder:  # written by a program on Windows: another system has no such folder
+            raise entry.error("path", 'a path with "/" and without a backslash')
         if entry.texts("kwargs"):
             raise entry.error("kwargs", "no keywords, because its modules take none")
         entry.finish()
