@@ -197,7 +197,7 @@ class SentenceTransformer(EncodeMethods):
     def max_seq_length(self) -> int | float:
         """Tokens of a text at most, special tokens included; longer texts are cut. Infinite for a StaticEmbedding.
 
-        Settable from 1 to the model's context, or None for the context.
+        Settable from the number of special tokens to the model's context, or None for the context.
         """
         return self._first.max_seq_length
 

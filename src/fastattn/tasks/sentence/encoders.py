@@ -131,9 +131,10 @@ class Transformer:
 
     @max_seq_length.setter
     def max_seq_length(self, length: int | None) -> None:
-        """None is the context of the model. Raises DTypeError, InputError."""
+        """At least the number of special tokens; None is the context of the model. Raises DTypeError, InputError."""
         high = self._context
-        limit = high if length is None else check_count("max_seq_length", length, low=1, high=high)
+        low = max(1, self.tokenizer.num_special_tokens_to_add()) if self.truncation.enabled else 1
+        limit = high if length is None else check_count("max_seq_length", length, low=low, high=high)
         self.tokenizer.model_max_length = limit
 
     def get_embedding_dimension(self) -> int:
