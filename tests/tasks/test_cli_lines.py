@@ -153,6 +153,35 @@ def test_a_bar_changes_no_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert files[0].read_bytes() == files[1].read_bytes()
 
 
+@pytest.mark.parametrize("part", [256, 3])
+def test_embed_says_which_texts_were_cut_and_tokenizes_each_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], part: int
+) -> None:
+    from fastattn.cli import commands, progress
+    from fastattn.tokenizer.encoder import Encoder
+
+    tokenized: list[object] = []
+    encode = Encoder.encode
+
+    def counted(self: Encoder, first: str, *rest: object, **options: object) -> object:
+        tokenized.append(first)
+        return encode(self, first, *rest, **options)  # type: ignore[arg-type]
+
+    folder = write_sentence_model(tmp_path / "m")
+    longest = fastattn.SentenceTransformer(folder, threads=1).max_seq_length
+    lines = ["a", "good " * int(longest - 2), "a cat", "good " * int(longest - 1), "film " * 200]
+    (tmp_path / "lines.txt").write_text("\n".join(lines))
+    for module in (commands, progress):
+        monkeypatch.setattr(module, "on_terminal", lambda: part == 3)  # in parts
+    monkeypatch.setattr(commands, "_PART_TEXTS", part)
+    monkeypatch.setattr(Encoder, "encode", counted)
+    arguments = ["-m", str(folder), "-f", str(tmp_path / "lines.txt"), "-o", str(tmp_path / "out.npy")]
+    assert main(["embed", *arguments, "--batch-size", "2"]) == 0
+    assert tokenized == lines
+    expected = f"cut to the model's {longest} tokens: {tmp_path / 'lines.txt'} line 4 and 1 more\n"
+    assert capsys.readouterr().err.endswith(expected)
+
+
 @pytest.mark.parametrize("name", ["embed", "classify"])
 def test_progress_is_shown_on_a_terminal_alone(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     import tqdm

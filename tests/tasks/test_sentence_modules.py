@@ -344,3 +344,14 @@ def test_attributes_of_modules_are_read_only(tmp_path: Path) -> None:
     for module in list(model)[1:]:
         for again in (copy.copy(module), pickle.loads(pickle.dumps(module))):
             assert repr(again) == repr(module)
+
+
+def test_which_texts_are_cut(tmp_path: Path) -> None:
+    with fastattn.SentenceTransformer(write_model(tmp_path / "m", POOLING), threads=1) as model:
+        texts = ["good film", "good " * 70, "a", "good " * 62]
+        assert model.count_tokens(texts) == [4, 72, 3, 64]  # [CLS] and [SEP] included
+        vectors, cut = model.encode_with_cuts(texts, normalize_embeddings=True)
+        assert cut == {1: 64}
+        assert vectors.tobytes() == model.encode(texts, normalize_embeddings=True).tobytes()
+    static = fastattn.SentenceTransformer(write_static(tmp_path / "s", truncation=3))
+    assert static.encode_with_cuts(texts)[1] == {1: 3, 3: 3}

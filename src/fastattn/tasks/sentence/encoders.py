@@ -68,7 +68,13 @@ class InputModule(Protocol):
     def max_seq_length(self, length: int | None) -> None: ...
     def get_embedding_dimension(self) -> int: ...
     def start(self, widths: Widths) -> None: ...
-    def encode(self, texts: Sequence[str], truncation: TextTruncation, task: TextTask | None) -> Encoded: ...
+    def encode(
+        self,
+        texts: Sequence[str],
+        truncation: TextTruncation,
+        task: TextTask | None,
+        cut: dict[int, int] | None = None,
+    ) -> Encoded: ...
     def run(self, encoded: Encoded, features: Features) -> None: ...
     def preprocess(
         self, texts: Sequence[str], truncation: TextTruncation, task: TextTask | None
@@ -147,9 +153,15 @@ class Transformer:
         """Record the output."""
         widths.put(TOKENS, "tokens", self.get_embedding_dimension())
 
-    def encode(self, texts: Sequence[str], truncation: TextTruncation, task: TextTask | None) -> Encoded:
-        """(token ids, token type ids) of each text."""
-        return self.tokenizer.encode_pairs(_alone(texts), max_length=self._limit(truncation, task))
+    def encode(
+        self,
+        texts: Sequence[str],
+        truncation: TextTruncation,
+        task: TextTask | None,
+        cut: dict[int, int] | None = None,
+    ) -> Encoded:
+        """(token ids, token type ids) of each text. cut: as in `Tokenizer.encode_pairs`."""
+        return self.tokenizer.encode_pairs(_alone(texts), max_length=self._limit(truncation, task), cut=cut)
 
     def preprocess(
         self, texts: Sequence[str], truncation: TextTruncation, task: TextTask | None
@@ -274,10 +286,16 @@ class StaticEmbedding:
         """Record the output."""
         widths.put(SENTENCE, "sentences", self.get_embedding_dimension())
 
-    def encode(self, texts: Sequence[str], truncation: TextTruncation, task: TextTask | None) -> Encoded:
+    def encode(
+        self,
+        texts: Sequence[str],
+        truncation: TextTruncation,
+        task: TextTask | None,
+        cut: dict[int, int] | None = None,
+    ) -> Encoded:
         """Token ids of each text without special tokens, cut as tokenizer.json says."""
         limit = self.tokenizer.options.model_max_length if truncation.enabled else None
-        return self.tokenizer.encode_pairs(_alone(texts), add_special_tokens=False, max_length=limit)
+        return self.tokenizer.encode_pairs(_alone(texts), add_special_tokens=False, max_length=limit, cut=cut)
 
     def preprocess(
         self, texts: Sequence[str], truncation: TextTruncation, task: TextTask | None
