@@ -115,8 +115,8 @@ def test_odd_values_of_settings(folder: Path, name: str, key: str) -> None:
         ("sentence_bert_config.json", {"transformer_task": "fill-mask"}, "transformer_task: expected one of feature"),
         ("sentence_bert_config.json", {"query_expansion": {"strategy": "min", "length": 8}}, "query_expansion"),
         ("sentence_bert_config.json", {"tokenizer_name_or_path": "bert"}, "tokenizer_name_or_path: expected null"),
-        ("sentence_bert_config.json", {"model_args": {"load_in_8bit": True}}, "model_args: unknown keyword 'load_in_8bit'"),
-        ("sentence_bert_config.json", {"config_args": {"num_hidden_layers": 1}}, "config_args: unknown keyword 'num_hidden_layers'"),
+        ("sentence_bert_config.json", {"model_args": {"load_in_8bit": True}}, "model_args: unknown keyword 'load_in"),
+        ("sentence_bert_config.json", {"config_args": {"num_hidden_layers": 1}}, "config_args: unknown key"),
         ("sentence_bert_config.json", {"processing_kwargs": {"text": {"stride": 2}}}, "unknown keyword 'stride'"),
         ("sentence_bert_config.json", {"modality_config": {"message": {}}}, "modality_config: expected no messages"),
         ("sentence_bert_config.json", {"modality_config": {"text": {"method": "get_text"}}}, "modality_config"),
@@ -229,11 +229,11 @@ def test_a_limit_without_room_for_special_tokens_names_its_file(
 
 def test_a_limit_of_the_caller_without_room_for_special_tokens(folder: Path) -> None:
     change_json(folder / "sentence_bert_config.json", max_seq_length=1)
-    with pytest.raises(InputError, match="^processor_kwargs: model_max_length: expected at least 2, the number"):
+    with pytest.raises(InputError, match=r"^processor_kwargs: model_max_length: expected at least 2, the number"):
         fastattn.SentenceTransformer(folder, processor_kwargs={"model_max_length": 1})
     model = fastattn.SentenceTransformer(folder, threads=1, processor_kwargs={"model_max_length": 4})
     assert model.max_seq_length == 4
-    with pytest.raises(InputError, match="^max_seq_length: expected 2 to 64, got 1$"):
+    with pytest.raises(InputError, match=r"^max_seq_length: expected 2 to 64, got 1$"):
         model.max_seq_length = 1
     change_json(folder / "sentence_bert_config.json", processing_kwargs={"text": {"truncation": False}})
     assert fastattn.SentenceTransformer(folder, threads=1).encode("good film").shape == (WIDTH,)  # nothing is cut

@@ -94,10 +94,10 @@ def resolve(
 ) -> Path:
     """The local folder of a model: `path_or_id` itself where it is one, else a snapshot from the hub.
 
-    name: what the caller's user calls this argument, for messages. Only files that fit one of the patterns are fetched: all
-    that fastattn reads, or TOKENIZER_PATTERNS. A snapshot in the cache is used where the hub cannot be reached. Raises
-    HubError, DTypeError or InputError for an argument, or ModelNotFoundError for what is neither a folder nor looks
-    like a hub id.
+    name: the name of the argument that the user gave, for messages. Only files that fit one of the patterns are
+    fetched: all that fastattn reads, or TOKENIZER_PATTERNS. A snapshot in the cache is used where the hub cannot be
+    reached. Raises HubError, DTypeError or InputError for an argument, or ModelNotFoundError for what is neither a
+    folder nor looks like a hub id.
     """
     given = os.fspath(path_or_id) if isinstance(path_or_id, str | os.PathLike) else None
     if not isinstance(given, str):
