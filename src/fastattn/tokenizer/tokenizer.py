@@ -313,11 +313,9 @@ class Tokenizer(TokenizerBase):
         state, chosen = self._state, clean_up_tokenization_spaces
         clean = _cleans_up(state, None if chosen is None else check_flag(_CLEAN_UP, chosen))
         rows, batched = read_sequences("token_ids", token_ids)
-        texts = []
         with library_errors(lambda reason: InputError(f"token_ids: the tokenizer refuses them: {reason}")):
-            for row in rows:
-                text = state.encoder.raw.decode(row, skip_special_tokens=skip)
-                texts.append(clean_up(text) if clean else text)
+            texts = [state.encoder.raw.decode(row, skip_special_tokens=skip) for row in rows]
+        texts = [clean_up(text) for text in texts] if clean else texts
         return texts if batched else texts[0]
 
     def cleans_up(self, chosen: bool | None = None) -> bool:
