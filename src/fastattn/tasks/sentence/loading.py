@@ -23,7 +23,8 @@ def _accept(name: str, value: object) -> None:
 def _not_here(name: str, value: object) -> None:
     """Refuse what says how a hub id is looked up: the whole folder is, at once."""
     if value is not False:  # the value may be a token, so it is not shown
-        raise InputError(f"{name}: expected None; give it to SentenceTransformer itself")
+        key = name.rpartition(": ")[2]
+        raise InputError(f"{name}: expected None; give {key} to SentenceTransformer itself")
 
 
 # Values of these change no vector: they say what is returned besides, or how torch computes.
