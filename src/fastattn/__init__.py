@@ -19,6 +19,7 @@ from fastattn.errors import (
     ModelNotFoundError,
     NonFiniteError,
     OutOfMemory,
+    ReadOnlyError,
 )
 
 if TYPE_CHECKING:
@@ -77,6 +78,7 @@ __all__ = [
     "NonFiniteError",
     "OutOfMemory",
     "QualityReport",
+    "ReadOnlyError",
     "SentenceTransformer",
     "TextStream",
     "Tokenizer",

@@ -180,18 +180,19 @@ def check_neutral(
     *,
     hint: str = "",
     empty: bool = False,
+    prefix: str = "",
 ) -> None:
     """Refuse keywords with a value that would change something, and unknown ones with the closest name.
 
     known: the names that the caller takes itself; hint: for an unknown name that is close to none;
-    empty: whether an empty collection changes nothing.
+    empty: whether an empty collection changes nothing; prefix: goes before the names of known keywords in messages.
     Raises InputError, and what the checks of the table raise.
     """
-    for name, value in keywords.items():
-        entry = table.get(name)
+    for key, value in keywords.items():
+        entry, name = table.get(key), f"{prefix}{key}"
         if entry is None:
-            near = closest(name, (*known, *table)) or hint
-            raise InputError(f"{where}: unknown keyword {quote(name)}{near}")
+            near = closest(key, (*known, *table)) or hint
+            raise InputError(f"{where}: unknown keyword {quote(key)}{near}")
         if entry.check is not None:
             if value is not None:
                 entry.check(name, value)

@@ -52,6 +52,10 @@ class ContextLengthError(InputError):
         self.context = context
 
 
+class ReadOnlyError(InputError, AttributeError):
+    """An attribute cannot be set; the message says what to do instead."""
+
+
 class ModelNotFoundError(FastattnError, FileNotFoundError):
     """There is no folder of a model, or no weights in it."""
 

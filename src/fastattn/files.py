@@ -9,7 +9,7 @@ import io
 import os
 import stat
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -85,6 +85,13 @@ class FileIdentity:
     @classmethod
     def of(cls, status: os.stat_result) -> FileIdentity:
         return cls(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
+    def same_content(self, other: FileIdentity) -> bool:
+        """Whether nothing was written to the file, whose mode, owner or number of links may have changed.
+
+        Only the owner of a file can set its mtime back after writing to it.
+        """
+        return replace(self, ctime_ns=other.ctime_ns) == other
 
 
 class SourceFile:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,9 @@ from fastattn.checkpoint.companions import COPIED
 from fastattn.checkpoint.file_names import VOCABULARY_FILES
 from fastattn.checkpoint.hub import ALLOW_PATTERNS, TOKENIZER_PATTERNS, resolve
 from fastattn.errors import DTypeError, HubError, ModelNotFoundError
+from fastattn.models.auto import AutoModel
+from fastattn.models.auto_tokenizer import AutoTokenizer
+from fastattn.tasks.sentence_transformer import SentenceTransformer
 
 
 @dataclass
@@ -31,6 +35,26 @@ def test_a_name_of_the_wrong_type(given: Any) -> None:
         resolve(given)
     with pytest.raises(DTypeError, match=r"^tokenizer: expected a folder or a hub id"):
         resolve(given, name="tokenizer")
+
+
+@pytest.mark.parametrize(
+    ("load", "name"),
+    [
+        (lambda: AutoModel.from_pretrained(7), "path_or_id"),  # type: ignore[arg-type]
+        (lambda: AutoModel.from_pretrained(), "path_or_id"),
+        (lambda: AutoModel.from_pretrained(pretrained_model_name_or_path=7), "pretrained_model_name_or_path"),
+        (lambda: AutoTokenizer.from_pretrained(7), "path"),  # type: ignore[arg-type]
+        (
+            lambda: AutoTokenizer.from_pretrained(pretrained_model_name_or_path=7),  # type: ignore[arg-type]
+            "pretrained_model_name_or_path",
+        ),
+        (lambda: SentenceTransformer(7), "model_name_or_path"),  # type: ignore[arg-type]
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_the_message_has_the_callers_name_of_the_argument(load: Callable[[], object], name: str) -> None:
+    with pytest.raises(DTypeError, match=rf"^{name}: expected a folder or a hub id, got (int|NoneType)$"):
+        load()
 
 
 def test_a_path_object_is_a_folder(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -165,6 +166,65 @@ def test_a_file_that_changed_since_loading_is_not_pickled(tmp_path: Path) -> Non
         with pytest.raises(ModelFormatError, match="as it was when the model was loaded"):
             pickle.dumps(model)
         assert np.array_equal(copy.copy(model)([1, 2]).logits, model([1, 2]).logits)
+
+
+def write_in_place(path: Path) -> None:
+    """Other bytes of the same length."""
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
+def replace_with_same_times(path: Path) -> None:
+    """Another file of the same length and mtime under the same name."""
+    status = path.stat()
+    other = path.with_name("other")
+    shutil.copyfile(path, other)
+    write_in_place(other)
+    os.utime(other, ns=(status.st_atime_ns, status.st_mtime_ns))
+    other.replace(path)
+
+
+@pytest.mark.parametrize("change", [lambda path: path.chmod(0o400), lambda path: os.link(path, path.with_name("link"))])
+def test_a_new_mode_or_link_is_no_change(tmp_path: Path, change: Callable[[Path], None]) -> None:
+    model = AutoModelForCausalLM.from_pretrained(write_gpt2(tmp_path))
+    expected = model([1, 2]).logits
+    for name in ("config.json", "model.safetensors"):
+        path = tmp_path / name
+        before = path.stat()
+        change(path)
+        assert path.stat().st_ctime_ns != before.st_ctime_ns  # what was compared once
+        (tmp_path / "link").unlink(missing_ok=True)
+    data = pickle.dumps(model)
+    del model
+    gc.collect()
+    with pickle.loads(data) as again:
+        assert np.array_equal(again([1, 2]).logits, expected)
+
+
+@pytest.mark.parametrize("change", [write_in_place, replace_with_same_times])
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_other_content_of_the_same_length_is_a_change(
+    tmp_path: Path, name: str, change: Callable[[Path], None]
+) -> None:
+    with AutoModelForCausalLM.from_pretrained(write_gpt2(tmp_path)) as model:
+        change(tmp_path / name)
+        with pytest.raises(ModelFormatError, match=rf"{name}: expected the file as it was when the model was loaded"):
+            pickle.dumps(model)
+
+
+def test_a_pickle_counts_its_digests_whatever_the_times_of_files(tmp_path: Path) -> None:
+    """The owner of a file can set its mtime back; a pickle made before still notices."""
+    path = write_gpt2(tmp_path) / "model.safetensors"
+    model = AutoModelForCausalLM.from_pretrained(tmp_path)
+    data = pickle.dumps(model)
+    del model
+    gc.collect()
+    status = path.stat()
+    write_in_place(path)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    with pytest.raises(ModelFormatError, match=r"model\.safetensors: expected the file as it was"):
+        pickle.loads(data)
 
 
 def test_closed_models_and_models_made_by_hand(tmp_path: Path) -> None:

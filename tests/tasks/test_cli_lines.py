@@ -38,7 +38,6 @@ def texts(tmp_path: Path, data: bytes, *, skip_blank: bool = False) -> list[str]
         (b"a\rb\n", ["a\rb"]),
         (b"\xef\xbb\xbfa\n\xef\xbb\xbfb\n", ["a", "\ufeffb"]),
         (b"\xef\xbb\xbf\na\n", ["", "a"]),
-        (b"a\x00b\nc\n", ["a\x00b", "c"]),
         ("a\u2028b\x0b\x0c\x85c\n".encode(), ["a\u2028b\x0b\x0c\x85c"]),
         (b"x" * 3_000_000 + b"\ny", ["x" * 3_000_000, "y"]),
     ],
@@ -66,6 +65,9 @@ def test_places(tmp_path: Path) -> None:
         (b"\xef\xbb\xbf", "lines.txt: expected one text per line, found none"),
         (b"a\nb\xff\n", "lines.txt line 2: expected UTF-8, got invalid start byte"),
         ("a\n".encode("utf-16"), "lines.txt line 1: expected UTF-8, got invalid start byte"),
+        (b"a\nb\x00c\n", "lines.txt line 2: expected UTF-8, got a NUL byte, as in UTF-16; convert it to UTF-8$"),
+        ("a\nb\n".encode("utf-16-le"), "lines.txt line 1: expected UTF-8, got a NUL byte, as in UTF-16"),
+        ("a\nb\n".encode("utf-16-be"), "lines.txt line 1: expected UTF-8, got a NUL byte, as in UTF-16"),
         (b"a\nb\xed\xa0\x80\n", "lines.txt line 2: expected UTF-8"),
         (b"a\nb\xe2\x82", "lines.txt line 2: expected UTF-8, got unexpected end of data"),
         (b"a\n" + b"x" * (16 * 2**20 + 1), "lines.txt line 2: expected at most 16777216 characters, got 16777217"),
@@ -149,6 +151,35 @@ def test_a_bar_changes_no_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         assert main(["embed", *arguments]) == 0
     assert np.load(files[0]).shape[0] == 7
     assert files[0].read_bytes() == files[1].read_bytes()
+
+
+@pytest.mark.parametrize("part", [256, 3])
+def test_embed_says_which_texts_were_cut_and_tokenizes_each_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], part: int
+) -> None:
+    from fastattn.cli import commands, progress
+    from fastattn.tokenizer.encoder import Encoder
+
+    tokenized: list[object] = []
+    encode = Encoder.encode
+
+    def counted(self: Encoder, first: str, *rest: object, **options: object) -> object:
+        tokenized.append(first)
+        return encode(self, first, *rest, **options)  # type: ignore[arg-type]
+
+    folder = write_sentence_model(tmp_path / "m")
+    longest = fastattn.SentenceTransformer(folder, threads=1).max_seq_length
+    lines = ["a", "good " * int(longest - 2), "a cat", "good " * int(longest - 1), "film " * 200]
+    (tmp_path / "lines.txt").write_text("\n".join(lines))
+    for module in (commands, progress):
+        monkeypatch.setattr(module, "on_terminal", lambda: part == 3)  # in parts
+    monkeypatch.setattr(commands, "_PART_TEXTS", part)
+    monkeypatch.setattr(Encoder, "encode", counted)
+    arguments = ["-m", str(folder), "-f", str(tmp_path / "lines.txt"), "-o", str(tmp_path / "out.npy")]
+    assert main(["embed", *arguments, "--batch-size", "2"]) == 0
+    assert tokenized == lines
+    expected = f"cut to the model's {longest} tokens: {tmp_path / 'lines.txt'} line 4 and 1 more\n"
+    assert capsys.readouterr().err.endswith(expected)
 
 
 @pytest.mark.parametrize("name", ["embed", "classify"])

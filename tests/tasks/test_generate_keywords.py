@@ -62,7 +62,7 @@ REFUSED: list[tuple[str, Any, str]] = [
     ("logits_processor", [print], "logits_processor: .* cannot be changed by code"),
     ("stopping_criteria", [print], "stopping_criteria: .*; use stop_strings"),
     ("max_time", 1.0, "max_time: .*; use stream"),
-    ("token_type_ids", [0, 0, 0, 0], "token_type_ids: .*; generate takes no token types"),
+    ("token_type_ids", [0, 0, 0, 0], "token_type_ids: .*; generate takes no token types: give it input_ids and atten"),
     ("position_ids", [0, 1, 2, 3], "position_ids: .*; positions count"),
     ("inputs_embeds", np.ones((1, 2, 3)), "inputs_embeds: .*; give input_ids"),
     ("cache_implementation", "quantized", "cache_implementation: .*; load the model with kv_dtype="),

@@ -115,9 +115,9 @@ def test_odd_values_of_settings(folder: Path, name: str, key: str) -> None:
         ("sentence_bert_config.json", {"transformer_task": "fill-mask"}, "transformer_task: expected one of feature"),
         ("sentence_bert_config.json", {"query_expansion": {"strategy": "min", "length": 8}}, "query_expansion"),
         ("sentence_bert_config.json", {"tokenizer_name_or_path": "bert"}, "tokenizer_name_or_path: expected null"),
-        ("sentence_bert_config.json", {"model_args": {"load_in_8bit": True}}, "model_args: 'load_in_8bit'"),
-        ("sentence_bert_config.json", {"config_args": {"num_hidden_layers": 1}}, "config_args: 'num_hidden_layers'"),
-        ("sentence_bert_config.json", {"processing_kwargs": {"text": {"stride": 2}}}, "'stride' is not supported"),
+        ("sentence_bert_config.json", {"model_args": {"load_in_8bit": True}}, "model_args: unknown keyword 'load_in"),
+        ("sentence_bert_config.json", {"config_args": {"num_hidden_layers": 1}}, "config_args: unknown key"),
+        ("sentence_bert_config.json", {"processing_kwargs": {"text": {"stride": 2}}}, "unknown keyword 'stride'"),
         ("sentence_bert_config.json", {"modality_config": {"message": {}}}, "modality_config: expected no messages"),
         ("sentence_bert_config.json", {"modality_config": {"text": {"method": "get_text"}}}, "modality_config"),
     ],
@@ -200,6 +200,54 @@ def test_paths_outside_the_folder(folder: Path, path: str) -> None:
 
 
 @pytest.mark.torch
+@pytest.mark.parametrize(
+    ("name", "values", "key"),
+    [
+        ("sentence_bert_config.json", {"max_seq_length": 1}, "max_seq_length"),
+        ("sentence_bert_config.json", {"query_length": 1}, "query_length"),
+        (
+            "sentence_bert_config.json",
+            {"processing_kwargs": {"text": {"max_length": 1}}},
+            "processing_kwargs: max_length",
+        ),
+        (
+            "sentence_bert_config.json",
+            {"tokenizer_args": {"model_max_length": 1}},
+            "processor_kwargs: model_max_length",
+        ),
+        ("tokenizer_config.json", {"model_max_length": 1}, "model_max_length"),
+    ],
+)
+def test_a_limit_without_room_for_special_tokens_names_its_file(
+    folder: Path, name: str, values: dict[str, Any], key: str
+) -> None:
+    change_json(folder / name, **values)
+    with pytest.raises(ConfigError) as caught:
+        fastattn.SentenceTransformer(folder)
+    assert str(caught.value) == f"{folder / name}: {key}: expected at least 2, the number of special tokens, got 1"
+
+
+def test_a_limit_of_the_caller_without_room_for_special_tokens(folder: Path) -> None:
+    change_json(folder / "sentence_bert_config.json", max_seq_length=1)
+    with pytest.raises(InputError, match=r"^processor_kwargs: model_max_length: expected at least 2, the number"):
+        fastattn.SentenceTransformer(folder, processor_kwargs={"model_max_length": 1})
+    model = fastattn.SentenceTransformer(folder, threads=1, processor_kwargs={"model_max_length": 4})
+    assert model.max_seq_length == 4
+    with pytest.raises(InputError, match=r"^max_seq_length: expected 2 to 64, got 1$"):
+        model.max_seq_length = 1
+    change_json(folder / "sentence_bert_config.json", processing_kwargs={"text": {"truncation": False}})
+    assert fastattn.SentenceTransformer(folder, threads=1).encode("good film").shape == (WIDTH,)  # nothing is cut
+
+
+@pytest.mark.parametrize("path", ["1_Pooling\\", "parts\\1_Pooling"])
+def test_a_path_with_backslashes_names_them_and_the_file(folder: Path, path: str) -> None:
+    write_json(folder / "modules.json", [entry(0, "Transformer", ""), entry(1, "Pooling", path)])
+    expected = f'{folder / "modules.json"}: module 1: path: expected a path with "/" and without a backslash, got '
+    with pytest.raises(ConfigError) as caught:
+        fastattn.SentenceTransformer(folder)
+    assert str(caught.value) == expected + repr(path)
+
+
 def test_nested_paths_and_the_order_of_the_list(tmp_path: Path) -> None:
     """As in sentence-transformers: idx is not read."""
     folder = write_model(tmp_path / "m", POOLING, dense(WIDTH, 30))

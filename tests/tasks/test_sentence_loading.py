@@ -92,8 +92,8 @@ def test_both_requests_to_the_hub_are_for_one_commit(tmp_path: Path, monkeypatch
     snapshot = write_model(tmp_path / "snapshots" / COMMIT, POOLING)
     asked = []
 
-    def resolve(name: str, *, revision: str | None, **_: object) -> Path:
-        asked.append((name, revision))
+    def resolve(path_or_id: str, *, revision: str | None, **_: object) -> Path:
+        asked.append((path_or_id, revision))
         return snapshot
 
     monkeypatch.setattr(names, "resolve", resolve)

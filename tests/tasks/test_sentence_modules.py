@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import numpy as np
 import pytest
 
 import fastattn
-from fastattn.errors import ConfigError, InputError, ModelFormatError
+from fastattn.errors import ConfigError, InputError, ModelFormatError, ReadOnlyError
 from fastattn.tasks.sentence.modules import ACTIVATIONS, activate
 from tests.reference.checkpoints import safetensors
 from tests.tasks.bounds import assert_as_good_as
@@ -321,3 +323,35 @@ def test_modules_by_index(tmp_path: Path) -> None:
         model[4]
     with pytest.raises(AttributeError):
         model[1].pooling_mode = "cls"
+
+
+def test_attributes_of_modules_are_read_only(tmp_path: Path) -> None:
+    folder = write_model(tmp_path, POOLING, dense(WIDTH, 8), layer_norm(8), NORMALIZE)
+    model = fastattn.SentenceTransformer(folder, threads=1)
+    before = model.encode(TEXTS)
+    for module, name in zip(list(model)[1:], ("pooling_mode", "weight", "bias", "module_input_name"), strict=True):
+        for change in (lambda m, n: setattr(m, n, "cls"), delattr):
+            with pytest.raises(ReadOnlyError) as caught:
+                change(module, name)
+            assert isinstance(caught.value, AttributeError)
+            assert str(caught.value) == (
+                f"{type(module).__name__}.{name}: modules are read-only; "
+                "change the files in the module's folder and load the model again"
+            )
+    with pytest.raises(ReadOnlyError, match="call set_pooling_include_prompt of the SentenceTransformer"):
+        model[1].include_prompt = False
+    assert np.array_equal(model.encode(TEXTS), before)
+    for module in list(model)[1:]:
+        for again in (copy.copy(module), pickle.loads(pickle.dumps(module))):
+            assert repr(again) == repr(module)
+
+
+def test_which_texts_are_cut(tmp_path: Path) -> None:
+    with fastattn.SentenceTransformer(write_model(tmp_path / "m", POOLING), threads=1) as model:
+        texts = ["good film", "good " * 70, "a", "good " * 62]
+        assert model.count_tokens(texts) == [4, 72, 3, 64]  # [CLS] and [SEP] included
+        vectors, cut = model.encode_with_cuts(texts, normalize_embeddings=True)
+        assert cut == {1: 64}
+        assert vectors.tobytes() == model.encode(texts, normalize_embeddings=True).tobytes()
+    static = fastattn.SentenceTransformer(write_static(tmp_path / "s", truncation=3))
+    assert static.encode_with_cuts(texts)[1] == {1: 3, 3: 3}

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from fastattn.errors import InputError, ModelFormatError
-from fastattn.tokenizer import encoder, library, load_tokenizer
-from fastattn.tokenizer.library import file_errors, library_errors
+from fastattn.tokenizer import backend, encoder, library, load_tokenizer
+from fastattn.tokenizer.library import call_library, file_errors, library_errors, refusals_of
 from tests.tasks.tokenizers import write_bert
 
 
@@ -31,6 +32,60 @@ def test_a_panic_passes_no_handler() -> None:
     panic = type("PanicException", (BaseException,), {"__module__": "pyo3_runtime"})
     with pytest.raises(InputError, match="entered unreachable code"), library_errors(InputError):
         raise panic("entered unreachable code")
+
+
+def add_generic_json(folder: Path) -> Path:
+    """tokenizer.json that is used as it is."""
+    load_tokenizer(folder).raw.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
+    return folder
+
+
+def add_json(folder: Path) -> Path:
+    """tokenizer.json of a class with its own pipeline."""
+    load_tokenizer(folder).raw.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+@pytest.mark.parametrize("add", [lambda folder: folder, add_json, add_generic_json], ids=["txt", "json", "generic"])
+@pytest.mark.parametrize("kind", [TypeError, ValueError, OverflowError])
+def test_faults_of_our_own_code_are_not_faults_of_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, add: Callable[[Path], Path], kind: type[Exception]
+) -> None:
+    folder = add(write_bert(tmp_path))
+    ours = {"__name__": "fastattn.tokenizer.backend", "kind": kind}
+    exec("def fault(*_, **__): raise kind('ours')", ours)
+    monkeypatch.setattr(backend, "_plain_post", ours["fault"])
+    with pytest.raises(kind, match=r"^ours$"):
+        load_tokenizer(folder)
+
+
+@pytest.mark.parametrize("add", [lambda folder: folder, add_json], ids=["txt", "json"])
+def test_what_the_library_refuses_of_a_class_names_the_file(tmp_path: Path, add: Callable[[Path], Path]) -> None:
+    folder = add(write_bert(tmp_path))
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer", "cls_token": "a b"}')
+    with pytest.raises(ModelFormatError, match="the tokenizers library refuses the file") as caught:
+        load_tokenizer(folder)
+    names = {path.name for path in folder.iterdir()}
+    assert caught.value.path == str(folder / ("tokenizer.json" if "tokenizer.json" in names else "vocab.txt"))
+    assert type(caught.value.__cause__) is ValueError
+
+
+def test_calls_and_panics_where_a_tokenizer_is_built() -> None:
+    from tokenizers import models, normalizers
+
+    assert isinstance(call_library(models.WordPiece, {"a": 0}, unk_token="a"), models.WordPiece)
+    for function, value in ((models.Unigram, 3), (normalizers.Precompiled, b"abc")):
+        with (
+            pytest.raises(ModelFormatError, match=r"^a/spiece\.model: expected a tokenizer"),
+            refusals_of("a/spiece.model"),
+        ):
+            call_library(function, value)
+    panic = type("PanicException", (BaseException,), {"__module__": "pyo3_runtime"})
+    with pytest.raises(ModelFormatError, match="unreachable code"), refusals_of("a/spiece.model"):
+        raise panic("unreachable code")
+    with pytest.raises(KeyboardInterrupt), refusals_of("a/spiece.model"):
+        raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize("kind", [MemoryError, KeyboardInterrupt, SystemExit, InputError, RuntimeError])

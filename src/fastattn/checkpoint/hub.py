@@ -94,10 +94,10 @@ def resolve(
 ) -> Path:
     """The local folder of a model: `path_or_id` itself where it is one, else a snapshot from the hub.
 
-    name: the caller's name of this argument, for messages. Only files that fit one of the patterns are fetched: all
-    that fastattn reads, or TOKENIZER_PATTERNS. A snapshot in the cache is used where the hub cannot be reached. Raises
-    HubError, DTypeError or InputError for an argument, or ModelNotFoundError for what is neither a folder nor looks
-    like a hub id.
+    name: the name of the argument that the user gave, for messages. Only files that fit one of the patterns are
+    fetched: all that fastattn reads, or TOKENIZER_PATTERNS. A snapshot in the cache is used where the hub cannot be
+    reached. Raises HubError, DTypeError or InputError for an argument, or ModelNotFoundError for what is neither a
+    folder nor looks like a hub id.
     """
     given = os.fspath(path_or_id) if isinstance(path_or_id, str | os.PathLike) else None
     if not isinstance(given, str):
@@ -116,7 +116,7 @@ def resolve(
     if given and os.path.isdir(path):
         return path
     if given and os.path.exists(path):
-        raise ModelNotFoundError(f"{name}: expected the folder of a model, got the file {quote(str(path), 200)}")
+        raise ModelNotFoundError(f"{quote(str(path), 200)}: expected the folder of a model, got a file")
     if not isinstance(path_or_id, str) or not _is_hub_id(given):
         raise ModelNotFoundError(f"no folder {quote(given)} here, and it is no hub id (owner/name) either")
     return _fetch(request)

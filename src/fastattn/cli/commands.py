@@ -171,9 +171,14 @@ def embed(args: argparse.Namespace) -> int:
     texts = read_texts(args.prompt, args.file, whole_stdin=False, skip_blank=args.skip_blank)
     model = SentenceTransformer(_model(args, "text-classification"), **_loading(args))
 
+    cut: list[tuple[str, int]] = []  # the place of a text, and how many of its tokens are left
+
     def run(part: list[Text]) -> list[Any]:
-        plain = [text.text for text in part]
-        return list(model.encode(plain, batch_size=args.batch_size, normalize_embeddings=args.normalize))
+        found, lengths = model.encode_with_cuts(
+            [text.text for text in part], batch_size=args.batch_size, normalize_embeddings=args.normalize
+        )
+        cut.extend((part[i].where, length) for i, length in lengths.items())
+        return list(found)
 
     vectors = _in_parts(texts, run, max(_PART_TEXTS, args.batch_size))
     if args.output is not None:
@@ -183,12 +188,9 @@ def embed(args: argparse.Namespace) -> int:
             numbers = [float(x) for x in vector]
             as_text = " ".join(f"{x:.6g}" for x in numbers)
             emit(_json({"text": text.text, "embedding": numbers}) if args.json else as_text)
-    longest = model.max_seq_length
-    counts = model.count_tokens([text.text for text in texts])
-    cut = [text.where for text, n in zip(texts, counts, strict=True) if n > longest]
     if cut:
         more = f" and {len(cut) - 1} more" if len(cut) > 1 else ""
-        say(f"cut to the model's {longest} tokens: {cut[0]}{more}")
+        say(f"cut to the model's {cut[0][1]} tokens: {cut[0][0]}{more}")
     return 0
 
 

@@ -99,9 +99,18 @@ def _read(stream: BinaryIO, limit: int, where: str, *, line: bool = False) -> by
 
 
 def _decode(data: bytes, where: str, *, first_line: int) -> str:
-    """UTF-8 as text. Raises InputError that names the line."""
+    """UTF-8 as text. Raises InputError that names the line.
+
+    NUL bytes are refused although UTF-8 allows them: ASCII text in UTF-16 without a byte order mark is valid UTF-8 with
+    a NUL byte beside each letter, and would silently give results for other texts.
+    """
     try:
-        return data.decode("utf-8")
+        text = data.decode("utf-8")
     except UnicodeDecodeError as error:
-        line = first_line + data.count(b"\n", 0, error.start)
-        raise InputError(f"{where} line {line}: expected UTF-8, got {error.reason}") from None
+        start, reason = error.start, error.reason
+    else:
+        start, reason = data.find(b"\0"), "a NUL byte, as in UTF-16; convert it to UTF-8"
+        if start < 0:
+            return text
+    line = first_line + data.count(b"\n", 0, start)
+    raise InputError(f"{where} line {line}: expected UTF-8, got {reason}")

@@ -313,6 +313,7 @@ class SequenceClassifier(Model):
 
 
 _Loaded = TypeVar("_Loaded", bound=Model)
+_OTHER_NAME = "pretrained_model_name_or_path"  # transformers' name of path_or_id
 
 
 class _Auto(Generic[_Loaded]):
@@ -375,10 +376,11 @@ class _Auto(Generic[_Loaded]):
             "verify": verify,
             "check_finite": check_finite,
         }
-        source = others.pop("pretrained_model_name_or_path", None) if path_or_id is None else path_or_id
+        name = _OTHER_NAME if path_or_id is None and _OTHER_NAME in others else "path_or_id"
+        source = others.pop(name, None) if path_or_id is None else path_or_id
         options, hub = read_options(given, others)
         check_device(options)  # before a folder is looked for, or fetched
-        built, executor, origin = load_model(find_folder(source, hub), cls._task, options, str(source))
+        built, executor, origin = load_model(find_folder(source, hub, name=name), cls._task, options, str(source))
         return cls._model(origin.directory, built, executor, origin=origin)
 
 

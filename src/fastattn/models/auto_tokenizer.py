@@ -75,7 +75,8 @@ class AutoTokenizer:
             token=one_of("token", token, "use_auth_token", use_auth_token),
             subfolder=subfolder,
         )
-        directory = find_folder(source, hub, TOKENIZER_PATTERNS)
+        name = "path" if pretrained_model_name_or_path is None else "pretrained_model_name_or_path"
+        directory = find_folder(source, hub, TOKENIZER_PATTERNS, name=name)
         tokenizer = load_tokenizer(directory, overrides)
         tokenizer.name_or_path = str(source)
         return tokenizer

@@ -52,14 +52,18 @@ def load_executor(
     return cast(Executor, executor)
 
 
-def find_folder(path_or_id: Any, hub: HubOptions, patterns: Sequence[str] = ALLOW_PATTERNS) -> Path:
-    """The local folder of a model, and of its subfolder; patterns: the files that are fetched from the hub.
+def find_folder(
+    path_or_id: Any, hub: HubOptions, patterns: Sequence[str] = ALLOW_PATTERNS, *, name: str = "path_or_id"
+) -> Path:
+    """The local folder of a model, and of its subfolder.
 
+    patterns: the files that are fetched from the hub; name: the caller's name of path_or_id.
     Raises ModelNotFoundError, HubError, InputError, DTypeError.
     """
     inside = f"{hub.subfolder}/" if hub.subfolder else ""
     folder = resolve(
         path_or_id,
+        name=name,
         revision=hub.revision,
         cache_dir=hub.cache_dir,
         local_files_only=hub.local_files_only,

@@ -135,13 +135,26 @@ def check_unchanged(recipe: Recipe, origin: Origin) -> None:
 
 
 def _digest_of(origin: Origin, name: str) -> str:
-    path, before = origin.directory / name, origin.stamps[name]
-    digest = _ABSENT if identity_of(path) is None else _sha256(path)
-    if identity_of(path) != before:
+    """The digest of a file that was not written to since it was loaded. Raises ModelFormatError for another one.
+
+    A new ctime alone is accepted: chmod and hard links set it. So the owner of a file, who alone can set its mtime
+    back, can write to it unnoticed before the first pickle. That gives the owner nothing new: they could have done so
+    before the model was loaded. From then on the digest counts, and no time of change replaces it.
+    """
+    path, loaded = origin.directory / name, origin.stamps[name]
+    before = identity_of(path)
+    digest = _ABSENT if before is None else _sha256(path)
+    if identity_of(path) != before or not _is_same(loaded, before):
         raise changed(path, "the model was loaded", advice=_ADVICE)
     if before is not None:
         _verified[str(path), digest] = before
     return digest
+
+
+def _is_same(loaded: FileIdentity | None, found: FileIdentity | None) -> bool:
+    if loaded is None or found is None:
+        return loaded is found
+    return loaded.same_content(found)
 
 
 def _sha256(path: Path) -> str:

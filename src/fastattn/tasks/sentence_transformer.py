@@ -197,7 +197,7 @@ class SentenceTransformer(EncodeMethods):
     def max_seq_length(self) -> int | float:
         """Tokens of a text at most, special tokens included; longer texts are cut. Infinite for a StaticEmbedding.
 
-        Settable from 1 to the model's context, or None for the context.
+        Settable from the number of special tokens to the model's context, or None for the context.
         """
         return self._first.max_seq_length
 
@@ -282,6 +282,18 @@ class SentenceTransformer(EncodeMethods):
         texts = [prefix + text for text in check_texts(sentences, "sentences")]
         return [len(ids) for ids, _ in self._first.encode(texts, TextTruncation(enabled=False), None)]
 
+    def encode_with_cuts(
+        self, sentences: Sequence[str], *, batch_size: int = 32, normalize_embeddings: bool = False
+    ) -> tuple[NDArray[np.float32], dict[int, int]]:
+        """`encode` of a list of texts, and the index of each text that was cut with the tokens that are left of it."""
+        cut: dict[int, int] = {}
+        options = EncodeOptions(
+            batch_size=check_count("batch_size", batch_size, low=1),
+            normalize=check_flag("normalize_embeddings", normalize_embeddings),
+            cut=cut,
+        )
+        return self._encode(check_texts(sentences, "sentences"), options), cut
+
     def _encode(self, sentences: object, options: EncodeOptions) -> Any:
         single = not is_list_like(sentences)
         texts = [check_text(sentences, "sentences")] if single else check_texts(sentences, "sentences")
@@ -304,7 +316,7 @@ class SentenceTransformer(EncodeMethods):
         prefix = self._resolve_prompt(options.prompt, options.prompt_name)
         prompt_len = self._prompt_len(prefix)
         truncation = read_processing_kwargs("processing_kwargs", options.processing_kwargs, self._truncation)
-        encoded = self._first.encode([prefix + text for text in texts], truncation, options.task)
+        encoded = self._first.encode([prefix + text for text in texts], truncation, options.task, options.cut)
         order = sorted(range(len(encoded)), key=lambda i: -len(encoded[i][0]))
         rows: list[Any] = [None] * len(encoded)
         for start in _steps(len(order), options.batch_size, show=options.progress):

@@ -18,6 +18,7 @@ from fastattn.checks import quote, shown_names
 from fastattn.errors import ConfigError
 from fastattn.settings import Settings
 from fastattn.tokenizer.draft import Draft, Token
+from fastattn.tokenizer.library import call_library
 from fastattn.tokenizer.limits import ROLES
 from fastattn.tokenizer.options import Side, TokenizerOptions
 from fastattn.tokenizer.parts import MissingTokenError, Parts, TokenizerClass, Tokens
@@ -76,7 +77,7 @@ def assemble(
             raw.post_processor = plain(raw)
     if cls.mark_specials:
         texts = dict.fromkeys(str(token) for token in [*named, *extra])
-        raw.add_tokens([AddedToken(token, special=True) for token in texts])
+        call_library(raw.add_tokens, [AddedToken(token, special=True) for token in texts])
     extra += [token for token in cls.extra_names if token not in map(str, extra)]
     options = _options(draft, cls, tokens, extra, found)
     return raw, replace(options, add_bos_token=add_bos, add_eos_token=add_eos)
@@ -92,7 +93,7 @@ def _made(draft: Draft, make: Callable[[RawTokenizer], Any], raw: RawTokenizer) 
 
 def raw_of_parts(parts: Parts) -> RawTokenizer:
     """The library's tokenizer without added tokens and post-processor."""
-    raw = RawTokenizer(parts.model)
+    raw = call_library(RawTokenizer, parts.model)
     if parts.normalizer is not None:
         raw.normalizer = parts.normalizer
     raw.pre_tokenizer = parts.pre_tokenizer
@@ -134,7 +135,7 @@ def _add(raw: RawTokenizer, draft: Draft, named: Sequence[Token], extra: Sequenc
         ready.append(added)
     before = {str(token) for token in named if raw.token_to_id(str(token)) is None}
     if ready:
-        raw.add_tokens(ready)
+        call_library(raw.add_tokens, ready)
     _warn_of_ids(raw, draft)
     _warn_of_new_tokens(draft, before - {str(token) for token in listed})
 
@@ -163,11 +164,12 @@ def _warn_of_new_tokens(draft: Draft, new: set[str]) -> None:
 
 
 def _mark_all(raw: RawTokenizer, named: Sequence[Token], extra: Sequence[Token]) -> None:
-    raw.add_special_tokens(
+    call_library(
+        raw.add_special_tokens,
         [
             AddedToken(token, special=True, normalized=False) if isinstance(token, str) else token
             for token in [*named, *extra]
-        ]
+        ],
     )
 
 
@@ -184,7 +186,9 @@ def _plain_post(tokens: Tokens, *, add_bos: bool, add_eos: bool) -> Any:
 
         special = [(token, raw.token_to_id(token)) for token in dict.fromkeys((bos, eos)) if token is not None]
         single = side("$A", 0)
-        return processors.TemplateProcessing(single=single, pair=f"{single} {side('$B', 1)}", special_tokens=special)
+        return call_library(
+            processors.TemplateProcessing, single=single, pair=f"{single} {side('$B', 1)}", special_tokens=special
+        )
 
     return make
 

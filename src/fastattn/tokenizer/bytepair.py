@@ -8,6 +8,7 @@ from typing import Any
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, processors
 
 from fastattn.tokenizer.draft import Draft
+from fastattn.tokenizer.library import call_library
 from fastattn.tokenizer.parts import FAIRSEQ_TOKENS, Parts, TokenizerClass, Tokens, needed, template, token_id
 from fastattn.tokenizer.vocabulary import Vocabulary
 
@@ -24,7 +25,7 @@ _QWEN3_5_WORDS = (
 
 
 def _model(vocab: Vocabulary, **options: Any) -> Any:
-    return models.BPE(vocab=dict(vocab.ids), merges=list(vocab.merges), dropout=None, **options)
+    return call_library(models.BPE, vocab=dict(vocab.ids), merges=list(vocab.merges), dropout=None, **options)
 
 
 def _byte_level(draft: Draft, vocab: Vocabulary, *, add_prefix_space: bool = False) -> dict[str, Any]:
@@ -42,7 +43,7 @@ def _gpt2(draft: Draft, vocab: Vocabulary, tokens: Tokens) -> Parts:
 
 
 def _codegen(draft: Draft, vocab: Vocabulary, tokens: Tokens) -> Parts:
-    post = processors.ByteLevel(add_prefix_space=True, use_regex=True, trim_offsets=False)
+    post = call_library(processors.ByteLevel, add_prefix_space=True, use_regex=True, trim_offsets=False)
     return Parts(**_byte_level(draft, vocab), first_post=lambda raw: post)
 
 
@@ -68,8 +69,12 @@ def _roberta(draft: Draft, vocab: Vocabulary, tokens: Tokens) -> Parts:
     prefix_space = draft.settings.flag("add_prefix_space", False)
     return Parts(
         **_byte_level(draft, vocab),
-        post=lambda raw: processors.RobertaProcessing(
-            (sep, token_id(raw, sep)), (cls, token_id(raw, cls)), trim_offsets, prefix_space
+        post=lambda raw: call_library(
+            processors.RobertaProcessing,
+            (sep, token_id(raw, sep)),
+            (cls, token_id(raw, cls)),
+            trim_offsets,
+            prefix_space,
         ),
     )
 
@@ -89,7 +94,7 @@ def _herbert(draft: Draft, vocab: Vocabulary, tokens: Tokens) -> Parts:
         ),
         pre_tokenizer=pre_tokenizers.BertPreTokenizer(),
         decoder=decoders.BPEDecoder(suffix="</w>"),
-        post=lambda raw: processors.BertProcessing((sep, 2), (cls, 0)),  # transformers fixes these ids
+        post=lambda raw: call_library(processors.BertProcessing, (sep, 2), (cls, 0)),  # transformers fixes these ids
     )
 
 
@@ -112,8 +117,8 @@ def _clip(draft: Draft, vocab: Vocabulary, tokens: Tokens) -> Parts:
         normalizer=normalizers.Sequence(spaces),
         pre_tokenizer=pre_tokenizers.Sequence([words, pre_tokenizers.ByteLevel(add_prefix_space=False)]),
         decoder=clip_decoder("</w>"),
-        post=lambda raw: processors.RobertaProcessing(
-            (eos, token_id(raw, eos)), (bos, token_id(raw, bos)), False, False
+        post=lambda raw: call_library(
+            processors.RobertaProcessing, (eos, token_id(raw, eos)), (bos, token_id(raw, bos)), False, False
         ),
     )
 
@@ -179,7 +184,7 @@ def _reformer(draft: Draft, vocab: Vocabulary, tokens: Tokens) -> Parts:
     normalizer = None
     if vocab.charsmap is not None:
         spaces = normalizers.Replace(Regex(" {2,}"), " ")
-        normalizer = normalizers.Sequence([normalizers.Precompiled(vocab.charsmap), spaces])
+        normalizer = normalizers.Sequence([call_library(normalizers.Precompiled, vocab.charsmap), spaces])
     return Parts(
         model=_model(vocab, unk_token=unk, fuse_unk=True, byte_fallback=False),
         normalizer=normalizer,

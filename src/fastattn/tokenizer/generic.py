@@ -10,7 +10,7 @@ from tokenizers import Tokenizer as RawTokenizer
 
 from fastattn.tokenizer.draft import Draft
 from fastattn.tokenizer.folder import format_error
-from fastattn.tokenizer.library import file_errors
+from fastattn.tokenizer.library import call_library, file_errors, refusals_of
 from fastattn.tokenizer.sentencepiece import BPE, UNIGRAM, USER_DEFINED, SentencePieceModel, merges_by_score
 
 
@@ -24,8 +24,8 @@ def raw_from_json(draft: Draft) -> RawTokenizer:
 
 def raw_from_sentencepiece(draft: Draft, model: SentencePieceModel) -> RawTokenizer:
     """A tokenizer that does what the SentencePiece file says. Raises ModelFormatError."""
-    with file_errors(model.path):
-        raw = RawTokenizer(_model(draft, model))
+    with refusals_of(model.path):
+        raw = call_library(RawTokenizer, _model(draft, model))
         user_defined = _user_defined(draft, model)
         legacy = draft.settings.flag("legacy", True)
         raw.normalizer = normalizers.Sequence(_normalizers(model, legacy=legacy))
@@ -35,7 +35,7 @@ def raw_from_sentencepiece(draft: Draft, model: SentencePieceModel) -> RawTokeni
             splits.append(pre_tokenizers.Metaspace(replacement="▁", prepend_scheme=scheme, split=False))
         if user_defined:
             pattern = "|".join(re.escape(piece) for piece in sorted(user_defined, key=len, reverse=True))
-            splits.append(pre_tokenizers.Split(Regex(pattern), behavior="isolated"))
+            splits.append(pre_tokenizers.Split(call_library(Regex, pattern), behavior="isolated"))
         if splits:
             raw.pre_tokenizer = pre_tokenizers.Sequence(splits)
         raw.decoder = decoders.Sequence(_decoders(model))
@@ -54,11 +54,12 @@ def _ids(draft: Draft, model: SentencePieceModel) -> dict[str, int]:
 
 def _model(draft: Draft, model: SentencePieceModel) -> Any:
     if model.algorithm == UNIGRAM:
-        return models.Unigram(model.scores, unk_id=model.unk_id, byte_fallback=model.byte_fallback)
+        return call_library(models.Unigram, model.scores, unk_id=model.unk_id, byte_fallback=model.byte_fallback)
     if model.algorithm != BPE:
         raise format_error(model.path, "expected a Unigram or BPE model")
     vocab = _ids(draft, model)
-    return models.BPE(
+    return call_library(
+        models.BPE,
         vocab=vocab,
         merges=merges_by_score(model, vocab),
         unk_token=model.unk_piece,
@@ -78,7 +79,7 @@ def _user_defined(draft: Draft, model: SentencePieceModel) -> list[str]:
 
 
 def _normalizers(model: SentencePieceModel, *, legacy: bool) -> list[Any]:
-    steps: list[Any] = [] if model.charsmap is None else [normalizers.Precompiled(model.charsmap)]
+    steps: list[Any] = [] if model.charsmap is None else [call_library(normalizers.Precompiled, model.charsmap)]
     if model.remove_extra_whitespaces:
         steps.append(normalizers.Replace(Regex(r"\A +| +\z"), ""))
         steps.append(normalizers.Replace(Regex(" {2,}"), " "))

@@ -8,12 +8,15 @@ whatever a signal handler raises during the call.
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, TypeVar
 
 from fastattn.checks import quote
 from fastattn.errors import FastattnError, ModelFormatError
 
+_Result = TypeVar("_Result")
 _MAX_REASON_CHARS = 200
 _PLAIN_ERRORS = (Exception, ValueError, TypeError, OverflowError, UnicodeEncodeError)
 
@@ -30,14 +33,34 @@ def library_errors(make_error: Callable[[str], FastattnError]) -> Iterator[None]
 
 
 def file_errors(path: Path | str) -> contextlib.AbstractContextManager[None]:
-    """`library_errors` while a file is loaded: ModelFormatError that names the file."""
-    return library_errors(
-        lambda reason: ModelFormatError(
-            f"{path}: expected a tokenizer; the tokenizers library refuses the file: {reason}",
-            path=str(path),
-            code="tokenizer",
-        )
-    )
+    """`library_errors` around calls that load a file: ModelFormatError that names it."""
+    return library_errors(functools.partial(_file_error, path))
+
+
+class LibraryRefusal(FastattnError):
+    """What the library says against the parts of a tokenizer; `refusals_of` says which file they come from."""
+
+
+def call_library(function: Callable[..., _Result], *args: Any, **keywords: Any) -> _Result:
+    """One call of the library with values of a file. Raises LibraryRefusal."""
+    with library_errors(LibraryRefusal):
+        return function(*args, **keywords)
+
+
+@contextlib.contextmanager
+def refusals_of(path: Path | str) -> Iterator[None]:
+    """Around code that builds a tokenizer with `call_library`: ModelFormatError that names the file.
+
+    Other errors pass unchanged: a fault of our code is no fault of the file. Panics are always the library's.
+    """
+    try:
+        yield
+    except LibraryRefusal as error:
+        raise _file_error(path, str(error)) from error.__cause__
+    except BaseException as error:
+        if not is_panic(error):
+            raise
+        raise _file_error(path, reason_of(error)) from error
 
 
 def is_library_error(error: BaseException) -> bool:
@@ -59,5 +82,18 @@ def reason_of(error: BaseException) -> str:
 
 
 def is_panic(error: BaseException) -> bool:
-    """True for the exception of code in Rust that panics."""
+    """True for the exception of code in Rust that panics.
+
+    The panic has been printed to standard error by then: Rust's panic hook writes to file descriptor 2 before the
+    exception exists. The hook can be replaced from Rust alone, and the library offers no function for it; pointing the
+    descriptor elsewhere during the call would swallow what other threads print.
+    """
     return type(error).__name__ == "PanicException" and type(error).__module__ == "pyo3_runtime"
+
+
+def _file_error(path: Path | str, reason: str) -> ModelFormatError:
+    return ModelFormatError(
+        f"{path}: expected a tokenizer; the tokenizers library refuses the file: {reason}",
+        path=str(path),
+        code="tokenizer",
+    )

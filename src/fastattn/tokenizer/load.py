@@ -18,7 +18,7 @@ from fastattn.tokenizer.draft import Draft, Token, read_draft
 from fastattn.tokenizer.folder import Folder
 from fastattn.tokenizer.generic import raw_from_json, raw_from_sentencepiece
 from fastattn.tokenizer.known_settings import finish
-from fastattn.tokenizer.library import file_errors
+from fastattn.tokenizer.library import call_library, refusals_of
 from fastattn.tokenizer.options import TokenizerOptions
 from fastattn.tokenizer.parts import Parts, TokenizerClass
 from fastattn.tokenizer.sentencepiece import (
@@ -73,7 +73,7 @@ def _load(folder: Folder, settings: Settings, entry: TokenizerClass, name: str |
         _use_control_pieces(draft, model)
     tokens = _tokens(draft, entry)
     vocab = _vocabulary(draft, entry, model, tokens)
-    with file_errors(vocab.path):
+    with refusals_of(vocab.path):
         parts = entry.build(draft, vocab, tokens)
         raw, options = assemble(draft, entry, tokens, JsonSettings(), parts=parts, from_json=False)
     return raw, options, vocab.path
@@ -83,13 +83,15 @@ def _from_json(draft: Draft, entry: TokenizerClass, path: Path) -> _Loaded:
     tokens = _tokens(draft, entry)
     if entry is _GENERIC or entry.follows_file:
         raw = raw_from_json(draft)
-        with file_errors(path):
+        with refusals_of(path):
             parts = None if entry is _GENERIC else entry.build(draft, Vocabulary(path=path, scores=_ANY_SCORES), tokens)
             raw, options = assemble(draft, entry, tokens, JsonSettings.of(raw), raw=raw, parts=parts, from_json=True)
         return raw, options, path
     vocab = from_tokenizer_json(draft.folder, entry.kind or "Unigram")
-    with file_errors(path):
-        found = JsonSettings.of(RawTokenizer.from_str(post_processor_json(draft.folder.json("tokenizer.json"))))
+    with refusals_of(path):
+        found = JsonSettings.of(
+            call_library(RawTokenizer.from_str, post_processor_json(draft.folder.json("tokenizer.json")))
+        )
         parts = entry.build(draft, vocab, tokens)
         raw, options = assemble(draft, entry, tokens, found, parts=parts, from_json=True)
     return raw, options, path
@@ -109,7 +111,7 @@ def _generic_sentencepiece(draft: Draft, entry: TokenizerClass, model: SentenceP
     raw = raw_from_sentencepiece(draft, model)
     if model.add_dummy_prefix:
         draft.added = {i: _not_normalized(token) for i, token in draft.added.items()}
-    with file_errors(model.path):
+    with refusals_of(model.path):
         raw, options = assemble(draft, entry, tokens, JsonSettings(), raw=raw, from_json=False)
     return raw, options, model.path
 

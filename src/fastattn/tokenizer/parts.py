@@ -11,6 +11,7 @@ from tokenizers import AddedToken, processors
 from fastattn.checks import quote
 from fastattn.errors import ConfigError
 from fastattn.tokenizer.draft import Draft, Token
+from fastattn.tokenizer.library import call_library
 from fastattn.tokenizer.options import Side
 from fastattn.tokenizer.sentencepiece import SentencePieceModel
 from fastattn.tokenizer.vocabulary import Vocabulary
@@ -118,8 +119,11 @@ def token_id(raw: RawTokenizer, token: str) -> int:
 
 def template(single: str, pair: str, *tokens: str) -> Callable[[RawTokenizer], Any]:
     """A post-processor that puts tokens around texts, in the syntax of the tokenizers library."""
-    return lambda raw: processors.TemplateProcessing(
-        single=single, pair=pair, special_tokens=[(token, token_id(raw, token)) for token in dict.fromkeys(tokens)]
+    return lambda raw: call_library(
+        processors.TemplateProcessing,
+        single=single,
+        pair=pair,
+        special_tokens=[(token, token_id(raw, token)) for token in dict.fromkeys(tokens)],
     )
 
 

@@ -187,11 +187,15 @@ class Tokenizer(TokenizerBase):
         add_special_tokens: bool = True,
         max_length: int | None = None,
         strategy: str = "longest_first",
+        cut: dict[int, int] | None = None,
     ) -> list[tuple[NDArray[np.int32], NDArray[np.int32]]]:
-        """`encode_batch` for texts and arguments that were checked before; the form that the tasks use."""
-        state, cut = self._state, None
+        """`encode_batch` for texts and arguments that were checked before; the form that the tasks use.
+
+        cut: gets the number of each pair that was cut, with the tokens that are left.
+        """
+        state, truncation = self._state, None
         if max_length is not None and strategy != DO_NOT_TRUNCATE:
-            cut = Truncation(max_length=max_length, strategy=strategy, side=state.options.truncation_side)
+            truncation = Truncation(max_length=max_length, strategy=strategy, side=state.options.truncation_side)
         out = []
         for i, (first, second) in enumerate(pairs):
             encoding = state.encoder.encode(
@@ -200,8 +204,10 @@ class Tokenizer(TokenizerBase):
                 name=f"texts[{i}]",
                 add_special_tokens=add_special_tokens,
                 split_special_tokens=state.options.split_special_tokens,
-                truncation=cut,
+                truncation=truncation,
             )
+            if cut is not None and encoding.overflowing:
+                cut[i] = len(encoding)
             ids = np.array(encoding.ids, dtype=np.int32)
             types = np.array(encoding.type_ids, np.int32) if state.options.type_ids else np.zeros_like(ids)
             out.append((ids, types))
@@ -307,11 +313,9 @@ class Tokenizer(TokenizerBase):
         state, chosen = self._state, clean_up_tokenization_spaces
         clean = _cleans_up(state, None if chosen is None else check_flag(_CLEAN_UP, chosen))
         rows, batched = read_sequences("token_ids", token_ids)
-        texts = []
         with library_errors(lambda reason: InputError(f"token_ids: the tokenizer refuses them: {reason}")):
-            for row in rows:
-                text = state.encoder.raw.decode(row, skip_special_tokens=skip)
-                texts.append(clean_up(text) if clean else text)
+            texts = [state.encoder.raw.decode(row, skip_special_tokens=skip) for row in rows]
+        texts = [clean_up(text) for text in texts] if clean else texts
         return texts if batched else texts[0]
 
     def cleans_up(self, chosen: bool | None = None) -> bool:

@@ -10,6 +10,7 @@ from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, pro
 from fastattn.errors import ConfigError
 from fastattn.tokenizer.draft import Draft, Token
 from fastattn.tokenizer.languages import MBART50_LANGUAGES, MBART_LANGUAGES
+from fastattn.tokenizer.library import call_library
 from fastattn.tokenizer.parts import FAIRSEQ_TOKENS, Parts, TokenizerClass, Tokens, cls_sep_template, needed, token_id
 from fastattn.tokenizer.sentencepiece import SentencePieceModel
 from fastattn.tokenizer.vocabulary import Vocabulary
@@ -30,7 +31,7 @@ Scores = list[tuple[str, float]]
 
 
 def _model(vocab: Vocabulary, unk_id: int) -> Any:
-    return models.Unigram(list(vocab.scores), unk_id=unk_id, byte_fallback=False)
+    return call_library(models.Unigram, list(vocab.scores), unk_id=unk_id, byte_fallback=False)
 
 
 def _spaces(scheme: str, *, words: bool = False) -> dict[str, Any]:
@@ -47,11 +48,12 @@ def _scheme(draft: Draft) -> str:
 
 
 def _precompiled(vocab: Vocabulary) -> list[Any]:
-    return [] if vocab.charsmap is None else [normalizers.Precompiled(vocab.charsmap)]
+    return [] if vocab.charsmap is None else [call_library(normalizers.Precompiled, vocab.charsmap)]
 
 
 def _list_template(single: Sequence[str], pair: Sequence[str], *tokens: str) -> Callable[[Any], Any]:
-    return lambda raw: processors.TemplateProcessing(
+    return lambda raw: call_library(
+        processors.TemplateProcessing,
         single=list(single),
         pair=list(pair),
         special_tokens=[(token, token_id(raw, token)) for token in dict.fromkeys(tokens)],
@@ -103,7 +105,8 @@ def _albert(draft: Draft, vocab: Vocabulary, tokens: Tokens) -> Parts:
     cls, sep = needed(draft, tokens, "cls"), needed(draft, tokens, "sep")
 
     def post(raw: Any) -> Any:  # the names are fixed, the ids are those of the class's tokens
-        return processors.TemplateProcessing(
+        return call_library(
+            processors.TemplateProcessing,
             single="[CLS]:0 $A:0 [SEP]:0",
             pair="[CLS]:0 $A:0 [SEP]:0 $B:1 [SEP]:1",
             special_tokens=[("[CLS]", token_id(raw, cls)), ("[SEP]", token_id(raw, sep))],
@@ -141,8 +144,11 @@ def _t5(draft: Draft, vocab: Vocabulary, tokens: Tokens) -> Parts:
     eos = needed(draft, tokens, "eos")
 
     def post(raw: Any) -> Any:  # the name is fixed, the id is that of the class's token
-        return processors.TemplateProcessing(
-            single=["$A", "</s>"], pair=["$A", "</s>", "$B", "</s>"], special_tokens=[("</s>", token_id(raw, eos))]
+        return call_library(
+            processors.TemplateProcessing,
+            single=["$A", "</s>"],
+            pair=["$A", "</s>", "$B", "</s>"],
+            special_tokens=[("</s>", token_id(raw, eos))],
         )
 
     return Parts(
@@ -203,7 +209,8 @@ def _xlnet(draft: Draft, vocab: Vocabulary, tokens: Tokens) -> Parts:
     cls, sep = needed(draft, tokens, "cls"), needed(draft, tokens, "sep")
 
     def post(raw: Any) -> Any:
-        return processors.TemplateProcessing(
+        return call_library(
+            processors.TemplateProcessing,
             single=f"$A:0 {sep}:0 {cls}:2",
             pair=f"$A:0 {sep}:0 $B:1 {sep}:1 {cls}:2",
             special_tokens=[(sep, token_id(raw, sep)), (cls, token_id(raw, cls))],

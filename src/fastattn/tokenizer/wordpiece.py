@@ -7,6 +7,7 @@ from typing import Any
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from fastattn.tokenizer.draft import Draft
+from fastattn.tokenizer.library import call_library
 from fastattn.tokenizer.parts import Build, Parts, TokenizerClass, Tokens, cls_sep_template, needed, token_id
 from fastattn.tokenizer.vocabulary import Vocabulary
 
@@ -23,7 +24,7 @@ def _pipeline(draft: Draft, vocab: Vocabulary, tokens: Tokens) -> dict[str, Any]
         lowercase=settings.flag("do_lower_case", True),
     )
     return {
-        "model": models.WordPiece(dict(vocab.ids), unk_token=needed(draft, tokens, "unk")),
+        "model": call_library(models.WordPiece, dict(vocab.ids), unk_token=needed(draft, tokens, "unk")),
         "normalizer": normalizer,
         "pre_tokenizer": pre_tokenizers.BertPreTokenizer(),
         "decoder": decoders.WordPiece(prefix="##"),
@@ -46,8 +47,12 @@ def _mpnet(draft: Draft, vocab: Vocabulary, tokens: Tokens) -> Parts:
     cls, sep = needed(draft, tokens, "cls"), needed(draft, tokens, "sep")
     return Parts(
         **_pipeline(draft, vocab, tokens),
-        post=lambda raw: processors.RobertaProcessing(
-            (sep, token_id(raw, sep)), (cls, token_id(raw, cls)), trim_offsets=True, add_prefix_space=False
+        post=lambda raw: call_library(
+            processors.RobertaProcessing,
+            (sep, token_id(raw, sep)),
+            (cls, token_id(raw, cls)),
+            trim_offsets=True,
+            add_prefix_space=False,
         ),
     )
 
@@ -56,7 +61,7 @@ def _funnel(draft: Draft, vocab: Vocabulary, tokens: Tokens) -> Parts:
     settings = draft.settings
     parts = _pipeline(draft, vocab, tokens)
     parts["normalizer"].clean_text = settings.flag("clean_text", True)
-    parts["decoder"] = decoders.WordPiece(prefix=settings.text("wordpieces_prefix", "##"))
+    parts["decoder"] = call_library(decoders.WordPiece, prefix=settings.text("wordpieces_prefix", "##"))
     post = cls_sep_template(needed(draft, tokens, "cls"), needed(draft, tokens, "sep"), cls_type=2)
     return Parts(**parts, post=post)
 

@@ -68,7 +68,13 @@ class InputModule(Protocol):
     def max_seq_length(self, length: int | None) -> None: ...
     def get_embedding_dimension(self) -> int: ...
     def start(self, widths: Widths) -> None: ...
-    def encode(self, texts: Sequence[str], truncation: TextTruncation, task: TextTask | None) -> Encoded: ...
+    def encode(
+        self,
+        texts: Sequence[str],
+        truncation: TextTruncation,
+        task: TextTask | None,
+        cut: dict[int, int] | None = None,
+    ) -> Encoded: ...
     def run(self, encoded: Encoded, features: Features) -> None: ...
     def preprocess(
         self, texts: Sequence[str], truncation: TextTruncation, task: TextTask | None
@@ -131,9 +137,10 @@ class Transformer:
 
     @max_seq_length.setter
     def max_seq_length(self, length: int | None) -> None:
-        """None is the context of the model. Raises DTypeError, InputError."""
+        """At least the number of special tokens; None is the context of the model. Raises DTypeError, InputError."""
         high = self._context
-        limit = high if length is None else check_count("max_seq_length", length, low=1, high=high)
+        low = max(1, self.tokenizer.num_special_tokens_to_add()) if self.truncation.enabled else 1
+        limit = high if length is None else check_count("max_seq_length", length, low=low, high=high)
         self.tokenizer.model_max_length = limit
 
     def get_embedding_dimension(self) -> int:
@@ -146,9 +153,15 @@ class Transformer:
         """Record the output."""
         widths.put(TOKENS, "tokens", self.get_embedding_dimension())
 
-    def encode(self, texts: Sequence[str], truncation: TextTruncation, task: TextTask | None) -> Encoded:
-        """(token ids, token type ids) of each text."""
-        return self.tokenizer.encode_pairs(_alone(texts), max_length=self._limit(truncation, task))
+    def encode(
+        self,
+        texts: Sequence[str],
+        truncation: TextTruncation,
+        task: TextTask | None,
+        cut: dict[int, int] | None = None,
+    ) -> Encoded:
+        """(token ids, token type ids) of each text. cut: as in `Tokenizer.encode_pairs`."""
+        return self.tokenizer.encode_pairs(_alone(texts), max_length=self._limit(truncation, task), cut=cut)
 
     def preprocess(
         self, texts: Sequence[str], truncation: TextTruncation, task: TextTask | None
@@ -273,10 +286,16 @@ class StaticEmbedding:
         """Record the output."""
         widths.put(SENTENCE, "sentences", self.get_embedding_dimension())
 
-    def encode(self, texts: Sequence[str], truncation: TextTruncation, task: TextTask | None) -> Encoded:
+    def encode(
+        self,
+        texts: Sequence[str],
+        truncation: TextTruncation,
+        task: TextTask | None,
+        cut: dict[int, int] | None = None,
+    ) -> Encoded:
         """Token ids of each text without special tokens, cut as tokenizer.json says."""
         limit = self.tokenizer.options.model_max_length if truncation.enabled else None
-        return self.tokenizer.encode_pairs(_alone(texts), add_special_tokens=False, max_length=limit)
+        return self.tokenizer.encode_pairs(_alone(texts), add_special_tokens=False, max_length=limit, cut=cut)
 
     def preprocess(
         self, texts: Sequence[str], truncation: TextTruncation, task: TextTask | None

@@ -31,20 +31,25 @@ _log = logging.getLogger("fastattn")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EncodeOptions:
-    """The checked arguments of one call. tensor: torch tensors are returned in place of arrays."""
+    """The checked arguments of one call.
 
-    prompt_name: str | None
-    prompt: str | None
-    batch_size: int
-    progress: bool
-    output_value: OutputValue | None
-    precision: str
-    as_array: bool
-    tensor: bool
-    normalize: bool
-    truncate_dim: int | None
-    task: TextTask | None
-    processing_kwargs: object
+    tensor: torch tensors are returned in place of arrays. cut: gets the number of each text that was cut, with the
+    tokens that are left.
+    """
+
+    prompt_name: str | None = None
+    prompt: str | None = None
+    batch_size: int = 32
+    progress: bool = False
+    output_value: OutputValue | None = "sentence_embedding"
+    precision: str = "float32"
+    as_array: bool = True
+    tensor: bool = False
+    normalize: bool = False
+    truncate_dim: int | None = None
+    task: TextTask | None = None
+    processing_kwargs: object = None
+    cut: dict[int, int] | None = None
 
 
 class EncodeMethods(ABC):

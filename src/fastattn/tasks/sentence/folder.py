@@ -66,8 +66,12 @@ class ModelSettings:
 
 @dataclass(frozen=True, slots=True)
 class TransformerSettings:
-    """The settings of the Transformer module. max_seq_length: None is the limit of tokenizer and model."""
+    """The settings of the Transformer module.
 
+    where: the file that they come from, "" for none. max_seq_length: None is the limit of tokenizer and model.
+    """
+
+    where: str = ""
     max_seq_length: int | None = None
     do_lower_case: bool = False
     truncation: TextTruncation = field(default_factory=TextTruncation)
@@ -148,6 +152,8 @@ def _entries(directory: Path, value: object) -> tuple[ModuleEntry, ...]:
         folder = entry.text("path", None)
         if folder is None or not _is_inside(folder):
             raise entry.error("path", "the name of a folder inside the model's")
+        if "\\" in folder:  # written by a program on Windows: another system has no such folder
+            raise entry.error("path", 'a path with "/" and without a backslash')
         if entry.texts("kwargs"):
             raise entry.error("kwargs", "no keywords, because its modules take none")
         entry.finish()
@@ -229,6 +235,7 @@ def _transformer_settings(settings: Settings) -> TransformerSettings:
     settings.flag("unpad_inputs", None)
     settings.ignore("unpad_inputs", "cache_dir")
     found = TransformerSettings(
+        where=where,
         max_seq_length=settings.count("max_seq_length", None, low=1),
         do_lower_case=settings.flag("do_lower_case", False),
         truncation=truncation,

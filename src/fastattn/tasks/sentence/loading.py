@@ -9,33 +9,45 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from fastattn.checks import check_choice, check_count, check_flag, closest, quote
+from fastattn.checks import Neutral, check_choice, check_count, check_flag, check_neutral, closest, quote
 from fastattn.errors import ConfigError, DTypeError, InputError
 from fastattn.models.load_options import read_device
 from fastattn.tasks.sentence.encoders import TextTruncation
 from fastattn.tokenizer.overrides import TokenizerSettings, read_overrides
 
+
+def _accept(name: str, value: object) -> None:
+    """Any value is fine."""
+
+
+def _not_here(name: str, value: object) -> None:
+    """Refuse what says how a hub id is looked up: the whole folder is, at once."""
+    if value is not False:  # the value may be a token, so it is not shown
+        key = name.rpartition(": ")[2]
+        raise InputError(f"{name}: expected None; give {key} to SentenceTransformer itself")
+
+
 # Values of these change no vector: they say what is returned besides, or how torch computes.
 _WORDS = "code_revision low_cpu_mem_usage offload_folder resume_download use_cache use_fast weights_only"
-_ANY_VALUE = frozenset(_WORDS.split())
-# How a hub id is looked up: the whole folder is, at once.
 _OF_THE_FOLDER = ("cache_dir", "local_files_only", "revision", "token", "use_auth_token")
-_HARMLESS: Mapping[str, tuple[object, ...]] = {
-    "add_pooling_layer": (True, False),
-    "attn_implementation": (None, "eager", "sdpa"),
-    "backend": (None, "torch"),
-    "force_download": (None, False),
-    "gguf_file": (None,),
-    "max_memory": (None,),
-    "output_attentions": (False, None),
-    "output_hidden_states": (False, None),
-    "proxies": (None,),
-    "quantization_config": (None,),
-    "return_dict": (True, None),
-    "subfolder": ("", None),
-    "trust_remote_code": (False, None),
-    "use_safetensors": (True, None),
-    "variant": (None,),
+_KEYWORDS: Mapping[str, Neutral] = {
+    **{name: Neutral(check=_accept) for name in _WORDS.split()},
+    **{name: Neutral(check=_not_here) for name in _OF_THE_FOLDER},
+    "add_pooling_layer": Neutral((True, False)),
+    "attn_implementation": Neutral(("eager", "sdpa")),
+    "backend": Neutral(("torch",)),
+    "force_download": Neutral((False,), "delete the model from the cache to download it again"),
+    "gguf_file": Neutral((), "only safetensors are read"),
+    "max_memory": Neutral(),
+    "output_attentions": Neutral((False,)),
+    "output_hidden_states": Neutral((False,)),
+    "proxies": Neutral((), "set HTTPS_PROXY in the environment"),
+    "quantization_config": Neutral((), 'use dtype="int8" or dtype="int4"'),
+    "return_dict": Neutral((True,)),
+    "subfolder": Neutral(("",)),
+    "trust_remote_code": Neutral((False,), "no code of a checkpoint is run"),
+    "use_safetensors": Neutral((True,), "only safetensors are read"),
+    "variant": Neutral((), "only model.safetensors is read: rename the variant's file"),
 }
 
 
@@ -142,20 +154,10 @@ def _dictionary(where: str, values: object) -> dict[Any, Any]:
 
 def _refuse(where: str, found: Mapping[Any, Any], used: tuple[str, ...]) -> None:
     """Refuse the keys that are left and have an effect in sentence-transformers."""
-    for key, value in found.items():
-        if key in _ANY_VALUE:
-            continue
-        if key in _OF_THE_FOLDER:
-            if value is not None and value is not False:  # the value may be a token, so it is not shown
-                raise InputError(f"{where}: {key}: expected None; give {key} to SentenceTransformer itself")
-            continue
-        allowed = _HARMLESS.get(key) if isinstance(key, str) else None
-        if allowed is None:
-            near = closest(key, (*used, *_HARMLESS, *_ANY_VALUE, *_OF_THE_FOLDER)) if isinstance(key, str) else ""
-            raise InputError(f"{where}: {quote(key)} is not supported{near}")
-        if not any(type(value) is type(known) and value == known for known in allowed):
-            names = " or ".join(quote(known) for known in allowed)
-            raise InputError(f"{where}: {key}: expected {names}, got {quote(value)}")
+    for key in found:
+        if not isinstance(key, str):
+            raise DTypeError(f"{where}: expected keys of str, got {quote(key)}")
+    check_neutral(found, _KEYWORDS, where, used, prefix=f"{where}: ")
 
 
 def from_file(where: str, read: Callable[..., Any], values: object, *rest: Any) -> Any:

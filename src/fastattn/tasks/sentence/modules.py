@@ -21,6 +21,7 @@ from fastattn.errors import ConfigError
 from fastattn.settings import Settings
 from fastattn.tasks.sentence.features import SENTENCE, Features, Rows, Widths
 from fastattn.tasks.sentence.files import check_names, find_weights, read_floats, read_settings
+from fastattn.tasks.sentence.read_only import read_only
 
 Wide = NDArray[np.float64]
 _log = logging.getLogger("fastattn")
@@ -82,6 +83,7 @@ def normalized(vectors: NDArray[np.floating[Any]]) -> Rows:
     return cast(Rows, (wide / np.maximum(lengths, 1e-12)).astype(np.float32))
 
 
+@read_only()
 @dataclass(frozen=True, slots=True)
 class Normalize:
     """Vectors of length 1."""
@@ -106,6 +108,7 @@ class Normalize:
         features.transform(self.module_input_name, self.module_output_name, normalized)
 
 
+@read_only()
 @dataclass(frozen=True, slots=True, eq=False)
 class LayerNorm:
     """(x - mean) / sqrt(variance + 1e-5) * weight + bias of each vector."""
@@ -135,6 +138,7 @@ class LayerNorm:
         return ops.layer_norm(x, self.dimension, self.weight, self.bias, eps=1e-5)
 
 
+@read_only()
 @dataclass(frozen=True, slots=True, eq=False)
 class Dense:
     """activation(x @ weight.T + bias), plus x or x @ residual.T where use_residual.

@@ -55,6 +55,7 @@ def find_folder(
     def found(revision: str | None, patterns: tuple[str, ...] = ALLOW_PATTERNS) -> Path:
         return resolve(
             name,
+            name="model_name_or_path",
             revision=revision,
             cache_dir=cache_dir,
             local_files_only=local_files_only,

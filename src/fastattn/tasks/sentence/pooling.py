@@ -12,6 +12,7 @@ from fastattn.checks import quote
 from fastattn.errors import ConfigError, InputError
 from fastattn.settings import Settings
 from fastattn.tasks.sentence.features import SENTENCE, TOKENS, Features, Float, Rows, Widths
+from fastattn.tasks.sentence.read_only import read_only
 
 MODES = ("cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
 # The flags of older folders, in the order in which several modes are concatenated.
@@ -36,6 +37,7 @@ _NEED_A_TOKEN = ("cls", "max")
 _log = logging.getLogger("fastattn")
 
 
+@read_only(include_prompt="call set_pooling_include_prompt of the SentenceTransformer")
 @dataclass(frozen=True, slots=True)
 class Pooling:
     """One vector per text from its token vectors.

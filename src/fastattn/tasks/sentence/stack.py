@@ -42,7 +42,7 @@ from fastattn.tasks.sentence.loading import (
 )
 from fastattn.tasks.sentence.modules import read_dense, read_layer_norm, read_normalize
 from fastattn.tasks.sentence.pooling import POOL_OPS, Pooling, read_pooling
-from fastattn.tokenizer import has_tokenizer, load_tokenizer
+from fastattn.tokenizer import Tokenizer, has_tokenizer, load_tokenizer
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -215,6 +215,7 @@ def _load_transformer(folder: Path, settings: TransformerSettings, options: Stac
     if not has_tokenizer(folder):
         raise ConfigError(f"{folder}: expected a tokenizer beside the model, found none; add its tokenizer.json")
     tokenizer = load_tokenizer(folder, overrides)
+    _check_room(tokenizer, settings, options, folder)
     model = AutoModel.from_pretrained(
         folder,
         dtype=given.dtype if options.dtype is None else options.dtype,
@@ -229,6 +230,32 @@ def _load_transformer(folder: Path, settings: TransformerSettings, options: Stac
         model.close()
         raise
     return found
+
+
+def _check_room(tokenizer: Tokenizer, settings: TransformerSettings, options: StackOptions, folder: Path) -> None:
+    """Refuse limits that leave no room for the special tokens, by the key and file that each comes from."""
+    cut, n_special = settings.truncation, tokenizer.num_special_tokens_to_add()
+    if not cut.enabled:
+        return
+    limits = {
+        f"{settings.where}: query_length": cut.query_length,
+        f"{settings.where}: document_length": cut.document_length,
+        f"{settings.where}: processing_kwargs: max_length": cut.max_length,
+    }
+    error: type[ConfigError] | type[InputError] = ConfigError
+    by_caller = read_processor_kwargs("processor_kwargs", options.processor_kwargs, TransformerOptions()).tokenizer
+    if "model_max_length" in by_caller:
+        where, error = "processor_kwargs: model_max_length", InputError
+    elif "model_max_length" in settings.options.tokenizer:
+        where = f"{settings.where}: processor_kwargs: model_max_length"
+    elif settings.max_seq_length is not None:
+        where = f"{settings.where}: max_seq_length"
+    else:
+        where = f"{folder / 'tokenizer_config.json'}: model_max_length"
+    limits[where] = tokenizer.model_max_length
+    for where, limit in limits.items():
+        if limit is not None and limit < n_special:
+            raise error(f"{where}: expected at least {n_special}, the number of special tokens, got {limit}")
 
 
 def _check_static_options(options: StackOptions) -> None:

@@ -1,0 +1,29 @@
+"""Modules that nothing changes after loading: assigning to an attribute is an error that says what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NoReturn, TypeVar
+
+from fastattn.errors import ReadOnlyError
+
+_Class = TypeVar("_Class")
+_ADVICE = "change the files in the module's folder and load the model again"
+
+
+def read_only(**advice: str) -> Callable[[type[_Class]], type[_Class]]:
+    """Decorate a frozen dataclass: ReadOnlyError in place of FrozenInstanceError.
+
+    advice: what to do in place of assigning to the attribute of that name.
+    """
+
+    def refuse(self: object, name: str, *_: object) -> NoReturn:
+        what = advice.get(name, _ADVICE)
+        raise ReadOnlyError(f"{type(self).__name__}.{name}: modules are read-only; {what}")
+
+    def decorate(cls: type[_Class]) -> type[_Class]:
+        cls.__setattr__ = refuse  # type: ignore[method-assign]
+        cls.__delattr__ = refuse  # type: ignore[method-assign]
+        return cls
+
+    return decorate
