@@ -5,6 +5,10 @@ VENV   ?= .venv
 # A CPU-only wheel, as https://download.pytorch.org/whl/cpu has them, saves gigabytes.
 TORCH       ?= torch==2.13.0
 TORCH_INDEX ?=
+# The CUDA module: OFF, ON, or AUTO (where there is an nvcc). It takes minutes to compile and needs a GPU to run.
+CUDA        ?= OFF
+# Test processes; each needs about 1.5 GB.
+WORKERS     ?= $(shell $(PYTHON) -c 'import os; print(max(1, min(os.cpu_count() or 1, 4)))')
 export FASTATTN_DATA ?= $(if $(wildcard ../shared/data),$(abspath ../shared/data),)
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export TOKENIZERS_PARALLELISM ?= false
@@ -36,10 +40,14 @@ install: $(S)/installed
 
 # A pip install per change of a packaged file. The build folder and the build tools stay, so ninja compiles only what
 # changed (with build isolation the paths of pybind11 and ninja would change each time, and all bindings with them).
-$(S)/installed: $(S)/build-tools $(PACKAGED)
-	@echo "building and installing fastattn (the first time takes 2 to 5 minutes)"
-	$(PIP) --no-build-isolation .
+$(S)/installed: $(S)/build-tools $(S)/cuda-$(CUDA) $(PACKAGED)
+	@echo "building and installing fastattn (the first time takes 1 to 4 minutes)"
+	$(PIP) --no-build-isolation -C cmake.define.FASTATTN_CUDA=$(CUDA) .
 	@touch $@
+
+# One such stamp exists, so another value of CUDA installs again.
+$(S)/cuda-$(CUDA): $(S)/venv
+	@rm -f $(S)/cuda-* && touch $@
 
 $(S)/build-tools: $(S)/venv pyproject.toml
 	$(PIP) "scikit-build-core>=0.10" "pybind11>=3.1" "hatch-fancy-pypi-readme>=24.1" "cmake>=3.22" ninja
@@ -62,9 +70,12 @@ $(S)/test-tools: $(S)/venv pyproject.toml
 	$(PIP) $$($(PY) tools/extra.py test)
 	@touch $@
 
+# pytest-benchmark does nothing in tests and warns of several processes.
+PYTEST = $(PY) -m pytest -q -p no:benchmark -n $(WORKERS) --dist worksteal
+
 test: install $(S)/test-tools $(S)/reference-packages
-	@if [ -e $(S)/reference-packages ]; then $(PY) -m pytest -q $(TEST_ARGS); \
-	else $(PY) -m pytest -q -m "not torch" $(TEST_ARGS); status=$$?; \
+	@if [ -e $(S)/reference-packages ]; then $(PYTEST) $(TEST_ARGS); \
+	else $(PYTEST) -m "not torch" $(TEST_ARGS); status=$$?; \
 	  echo "WARNING: comparisons with PyTorch and transformers were LEFT OUT, they cannot be installed"; exit $$status; fi
 
 $(S)/check-tools: $(S)/venv tools/requirements-check.txt

@@ -16,7 +16,7 @@ endfunction()
 # What the tests of CUDA kernels compare with is any target, and one compiles sooner than five.
 option(FASTATTN_SCALAR_ONLY "Build no target but scalar" OFF)
 
-fastattn_simd_target(scalar)
+fastattn_simd_target(scalar -O2)  # -O3 unrolls all loops over lanes, which takes minutes and gains nothing
 if(FASTATTN_SCALAR_ONLY)
 elseif(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
   fastattn_simd_target(avx2 -mavx2 -mfma -mf16c)

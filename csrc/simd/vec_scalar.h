@@ -6,6 +6,9 @@
 namespace fastattn::FASTATTN_TARGET {
 
 #define FA_INLINE static inline __attribute__((always_inline))
+// For what is long without vector instructions: inlined everywhere, sixteen lanes at a time, it would make compilers
+// take minutes and would not run faster.
+#define FA_CALLED [[maybe_unused]] static __attribute__((noinline))
 
 struct Vec {
     float v[16];
@@ -48,7 +51,7 @@ FA_INLINE void store_partial(float* p, Vec a, int n) {
     for (int i = 0; i < n; ++i) p[i] = a.v[i];
 }
 
-FA_INLINE Vec fma(Vec a, Vec b, Vec c) {
+FA_CALLED Vec fma(Vec a, Vec b, Vec c) {
     FA_EACH c.v[i] = __builtin_fmaf(a.v[i], b.v[i], c.v[i]);
     return c;
 }
@@ -64,7 +67,7 @@ FA_BINARY(div, a.v[i] / b.v[i])
 FA_BINARY(max, a.v[i] > b.v[i] ? a.v[i] : b.v[i])
 FA_BINARY(min, a.v[i] < b.v[i] ? a.v[i] : b.v[i])
 #undef FA_BINARY
-FA_INLINE Vec sqrt(Vec a) {
+FA_CALLED Vec sqrt(Vec a) {
     FA_EACH a.v[i] = __builtin_sqrtf(a.v[i]);
     return a;
 }
@@ -109,11 +112,11 @@ FA_INLINE Vec select(Mask m, Vec a, Vec b) {
     FA_EACH a.v[i] = m.m[i] ? a.v[i] : b.v[i];
     return a;
 }
-FA_INLINE Vec round_even(Vec a) {
+FA_CALLED Vec round_even(Vec a) {
     FA_EACH a.v[i] = __builtin_rintf(a.v[i]);
     return a;
 }
-FA_INLINE Vec times_pow2(Vec a, Vec n) {
+FA_CALLED Vec times_pow2(Vec a, Vec n) {
     FA_EACH a.v[i] = __builtin_ldexpf(a.v[i], static_cast<int>(n.v[i]));
     return a;
 }
@@ -161,7 +164,7 @@ FA_INLINE Vec to_float(Words a) {
     FA_EACH r.v[i] = static_cast<float>(a.v[i]);
     return r;
 }
-FA_INLINE Words round_to_int(Vec a) {
+FA_CALLED Words round_to_int(Vec a) {
     Words r;
     FA_EACH r.v[i] = static_cast<int32_t>(__builtin_rintf(a.v[i]));
     return r;
@@ -203,7 +206,7 @@ FA_INLINE Words shift_left(Words a) {
     FA_EACH a.v[i] = static_cast<int32_t>(static_cast<uint32_t>(a.v[i]) << kBits);
     return a;
 }
-FA_INLINE Words pack_int8(Words a, Words b, Words c, Words d) {
+FA_CALLED Words pack_int8(Words a, Words b, Words c, Words d) {
     int8_t bytes[64];
     for (int i = 0; i < 16; ++i) {
         bytes[i] = static_cast<int8_t>(a.v[i]);
@@ -213,14 +216,14 @@ FA_INLINE Words pack_int8(Words a, Words b, Words c, Words d) {
     }
     return load_words(bytes);
 }
-FA_INLINE void interleave_bytes(Words (&w)[4]) {
+FA_CALLED void interleave_bytes(Words (&w)[4]) {
     int8_t in[4][64], out[256];
     for (int j = 0; j < 4; ++j) std::memcpy(in[j], w[j].v, 64);
     for (int i = 0; i < 64; ++i)
         for (int j = 0; j < 4; ++j) out[4 * i + j] = in[j][i];
     for (int i = 0; i < 4; ++i) std::memcpy(w[i].v, out + 64 * i, 64);
 }
-FA_INLINE void transpose(Words (&w)[16]) {
+FA_CALLED void transpose(Words (&w)[16]) {
     for (int i = 0; i < 16; ++i)
         for (int j = 0; j < i; ++j) {
             const int32_t x = w[i].v[j];
@@ -239,7 +242,7 @@ FA_INLINE Vec load_bf16(const uint16_t* p) {
     FA_EACH r.v[i] = static_cast<int32_t>(uint32_t{p[i]} << 16);
     return as_floats(r);
 }
-FA_INLINE Words round_bf16(Vec a) {
+FA_CALLED Words round_bf16(Vec a) {
     Words r;
     for (int i = 0; i < 16; ++i) {
         uint32_t bits;
@@ -262,7 +265,7 @@ FA_INLINE void store_int8(int8_t* p, Words a) {
     FA_EACH p[i] = static_cast<int8_t>(a.v[i]);
 }
 
-FA_INLINE Vec dot_bf16(Vec sum, Words a, Words b) {
+FA_CALLED Vec dot_bf16(Vec sum, Words a, Words b) {
     for (int i = 0; i < 16; ++i) {
         const auto x = static_cast<uint32_t>(a.v[i]), y = static_cast<uint32_t>(b.v[i]);
         sum.v[i] = __builtin_fmaf(float_of_bf16(static_cast<int32_t>(x << 16)),
@@ -277,7 +280,7 @@ inline constexpr int kInt8Offset = 0;
 FA_INLINE Words add_int8_offset(Words a) {
     return a;
 }
-FA_INLINE Words dot_int8(Words sum, Words a, Words b) {
+FA_CALLED Words dot_int8(Words sum, Words a, Words b) {
     int8_t x[64], y[64];
     std::memcpy(x, a.v, sizeof x);
     std::memcpy(y, b.v, sizeof y);
@@ -285,13 +288,13 @@ FA_INLINE Words dot_int8(Words sum, Words a, Words b) {
         for (int j = 0; j < 4; ++j) sum.v[i] += int32_t{x[4 * i + j]} * int32_t{y[4 * i + j]};
     return sum;
 }
-FA_INLINE Words scale_int8(Words bytes, Words scale) {
+FA_CALLED Words scale_int8(Words bytes, Words scale) {
     int8_t x[64];
     std::memcpy(x, bytes.v, sizeof x);
     for (int i = 0; i < 64; ++i) x[i] = static_cast<int8_t>(x[i] * scale.v[i / 4]);
     return load_words(x);
 }
-FA_INLINE void unpack_int4(Words packed, Words& low, Words& high) {
+FA_CALLED void unpack_int4(Words packed, Words& low, Words& high) {
     uint8_t x[64];
     int8_t lo[64], hi[64];
     std::memcpy(x, packed.v, sizeof x);

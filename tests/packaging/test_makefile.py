@@ -20,6 +20,8 @@ case "$*" in
 esac
 """
 
+PYTEST = "-m pytest -q -p no:benchmark -n 3 --dist worksteal"
+
 pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 
 
@@ -36,7 +38,8 @@ class Checkout:
         """Exit status, standard output and the calls of python, of `make test` with no package to build."""
         self.log.write_text("")
         done = ["install", f"{self.stamps}/venv", f"{self.stamps}/test-tools"]
-        command = ["make", *(f"--old-file={name}" for name in done), f"S={self.stamps}", f"PY={self.python}", "test"]
+        command = ["make", *(f"--old-file={name}" for name in done), f"S={self.stamps}", f"PY={self.python}"]
+        command += ["WORKERS=3", "test"]
         for name in ("venv", "test-tools"):
             (self.stamps / name).touch()
         environment = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
@@ -52,10 +55,10 @@ def checkout(tmp_path: Path) -> Checkout:
 
 def test_everything_installed(checkout: Checkout) -> None:
     status, text, calls = checkout.make_test("nothing")
-    assert (status, calls[-1]) == (0, "-m pytest -q")
+    assert (status, calls[-1]) == (0, PYTEST)
     assert "WARNING" not in text
     assert sum("pip install" in call for call in calls) == 2
-    assert checkout.make_test("nothing")[2] == ["-m pytest -q"]
+    assert checkout.make_test("nothing")[2] == [PYTEST]
 
 
 @pytest.mark.parametrize("refused", ["torch==", "other"])
@@ -64,9 +67,9 @@ def test_a_failed_install_is_told_and_tried_again(checkout: Checkout, refused: s
         status, text, calls = checkout.make_test(refused)
         assert status == 0
         assert any(refused in call for call in calls if "pip install" in call)
-        assert calls[-1] == "-m pytest -q -m not torch"
+        assert calls[-1] == f"{PYTEST} -m not torch"
         assert "WARNING" in text.splitlines()[-1]
-    assert checkout.make_test("nothing")[2][-1] == "-m pytest -q"
+    assert checkout.make_test("nothing")[2][-1] == PYTEST
 
 
 @pytest.mark.parametrize("refused", ["torch==", "other"])
