@@ -173,6 +173,8 @@ def test_setting_the_length(folder: Path, length: int) -> None:
         {"processing_kwargs": {"common": {"max_length": 6}, "text": {"max_length": 3, "padding": "max_length"}}},
         {"tokenizer_args": {"model_max_length": 6}},
         {"processor_kwargs": {"model_max_length": 6}, "max_seq_length": 9},
+        {"tokenizer_args": {"truncation_side": "left"}, "processor_kwargs": {"model_max_length": 6}},
+        {"tokenizer_args": {}, "processor_kwargs": {"model_max_length": 6}, "max_seq_length": 9},
         {"model_args": {"attn_implementation": "eager"}, "config_args": {"use_cache": False}},
         {"transformer_task": "feature-extraction", "unpad_inputs": False},
     ],
