@@ -81,7 +81,7 @@ def _refuse_texts(ids: Any, name: str) -> None:
             f"{name}: expected token ids, got {what}; encode the text with the tokenizer's encode(), or use "
             'stream() or pipeline("text-generation")'
         )
-    if isinstance(ids, Mapping) or hasattr(ids, "keys"):
+    if isinstance(ids, Mapping) or (hasattr(ids, "keys") and not hasattr(ids, "__array__")):
         raise DTypeError(
             f"{name}: expected token ids, got {type(ids).__name__}; call generate(**encoding) instead of "
             "generate(encoding)"

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
+from fastattn.checkpoint.file_names import ADAPTER_NAME
 from fastattn.checks import closest, quote
 from fastattn.errors import ConfigError
 from fastattn.settings import Settings
@@ -266,7 +267,7 @@ def _check_modalities(settings: Settings) -> None:
 
 def check_no_adapter(folder: Path) -> None:
     """Refuse a folder with an adapter, which sentence-transformers adds to the weights. Raises ConfigError."""
-    path = folder / "adapter_config.json"
+    path = folder / ADAPTER_NAME
     if os.path.lexists(path):
         raise ConfigError(
             f"{path}: adapters are not supported; merge it into the weights with peft: model.merge_and_unload()"
