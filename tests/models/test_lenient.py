@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 import fastattn
-from fastattn.errors import ConfigError
+from fastattn.errors import ConfigError, ModelNotFoundError
 from fastattn.models import bert, distilbert, gpt2, roberta
 from fastattn.models.auto import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
 from fastattn.models.config import ConfigReader
@@ -157,6 +157,18 @@ def test_tensors_without_use_are_named_once(family: str, tmp_path: Path, caplog:
     assert message.endswith("and 44 more")
     assert len(message) < 1000
     assert "\n" not in message
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_adapter_that_is_not_applied_is_named(family: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    expected = run(tmp_path, family)
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    assert np.array_equal(run(tmp_path, family), expected)
+    (message,) = messages(caplog)
+    assert "adapter_config.json is ignored" in message
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(ModelNotFoundError, match=r"found neither; adapter_config\.json is there: merge the adapter"):
+        FAMILIES[family][2].from_pretrained(tmp_path)
 
 
 def test_fewer_layers_than_the_file_has(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -114,6 +114,13 @@ def test_keywords_that_change_nothing(tmp_path: Path) -> None:
             model([1, 2], use_cache="yes")
         with pytest.raises(DTypeError, match=r"input_ids: .* got dict; call model\(\*\*encoding\)"):
             model({"input_ids": [1, 2]})
+        with pytest.raises(DTypeError, match=r"input_ids: .* got DataFrame; give input_ids=table\.to_numpy\(\)"):
+            model(pandas_frame())
+
+
+def pandas_frame() -> Any:
+    """What a DataFrame of pandas shows of itself."""
+    return type("DataFrame", (dict,), {"__array__": lambda self: np.zeros((1, 2), np.int64)})()
 
 
 @pytest.mark.torch

@@ -170,6 +170,23 @@ def test_padding_is_inferred() -> None:
     assert np.asarray(generate(model, [[1, 5, 6]], max_new_tokens=4)[0])[:3].tolist() == [1, 5, 6]
 
 
+def test_padding_where_nothing_was_padded_is_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    model = ToyModel()
+    model.pad_token_id = 1
+    for ids in ([5, 1, 6], np.array([1, 5, 6]), [[5, 1, 6], [9]], [[1, 5]]):
+        caplog.clear()
+        with caplog.at_level(logging.WARNING, logger="fastattn"):
+            generate(model, ids, max_new_tokens=1)
+        (record,) = caplog.records
+        assert record.getMessage().startswith("input_ids: id 1 is pad_token_id, so it is left out as padding; where it")
+    caplog.clear()
+    with caplog.at_level(logging.WARNING, logger="fastattn"):
+        generate(model, [[1, 5], [6, 7]], max_new_tokens=1)
+        generate(model, [5, 1, 6], attention_mask=[1, 1, 1], max_new_tokens=1)
+        generate(model, [5, 6], max_new_tokens=1)
+    assert not caplog.records
+
+
 def test_padding_that_is_eos_is_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     model = ToyModel()
     model.eos_token_ids = (1,)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +11,9 @@ import pytest
 
 from fastattn.generation.options import request_seed
 from fastattn.models.auto import AutoModelForCausalLM, CausalLM
+from fastattn.models.auto_tokenizer import AutoTokenizer
 from fastattn.models.outputs import GenerateOutput
+from tests.reference.command import run
 from tests.tasks.bounds import assert_same_bits
 from tests.tasks.tiny import write_gpt2_model
 
@@ -127,3 +131,26 @@ def test_several_threads_use_one_model(model: CausalLM, device: str) -> None:
     for ours, theirs in zip(together, alone, strict=True):
         assert ours.sequences[0].tolist() == theirs.sequences[0].tolist()
         assert_same_bits(ours.logprobs[0], theirs.logprobs[0], device)
+
+
+def test_the_padding_id_in_a_text_is_text(folder: Path, tmp_path: Path) -> None:
+    """Of a text nothing is left out as padding, by `stream` as by the pipeline of transformers."""
+    import torch
+    import transformers
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    text = "the hello the hello in"
+    ids = tokenizer.encode(text)
+    shutil.copytree(folder, tmp_path / "m")
+    for name in ("config.json", "generation_config.json"):
+        path = tmp_path / "m" / name
+        path.write_text(json.dumps({**json.loads(path.read_text()), "pad_token_id": ids[1]}))
+    reference = transformers.pipeline("text-generation", str(tmp_path / "m"), dtype=torch.float64)
+    expected = reference(text, do_sample=False, max_new_tokens=12)[0]["generated_text"]
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "m", device="numpy")
+    with model.stream(text, max_new_tokens=12) as pieces:
+        assert text + "".join(pieces) == expected
+        assert pieces.token_ids[: len(ids)].tolist() == ids
+    options = ("--device", "numpy", "-n", 12, "--temp", 0, "-p", text)
+    for more in ((), ("--no-stream",)):
+        assert run("generate", "-m", tmp_path / "m", *options, *more).stdout == f"{expected}\n"

@@ -129,6 +129,16 @@ def test_min_new_tokens() -> None:
     assert found.sequences[0][-1] == 21
 
 
+def test_a_minimum_beyond_the_default_maximum_is_refused() -> None:
+    """transformers stops at the default, before the minimum."""
+    model = ToyModel()
+    assert len(details(model, [1, 2], min_new_tokens=20, eos_token_id=-1).sequences[0]) == 22
+    with pytest.raises(InputError, match=r"^min_new_tokens: expected at most 20 without max_new_tokens, got 21; give"):
+        generate(model, [1, 2], min_new_tokens=21)
+    with pytest.raises(InputError, match=r"^min_length: expected at most 22 without max_new_tokens, got 23; give max"):
+        generate(model, [1, 2], min_length=23)
+
+
 @pytest.mark.parametrize(
     ("stops", "text"),
     [

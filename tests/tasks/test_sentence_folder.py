@@ -383,3 +383,11 @@ def test_the_folders_of_modules_are_fetched(hub: Hub, folder: Path, tmp_path: Pa
     again = fastattn.SentenceTransformer("tiny/gpt2", threads=1, cache_folder=tmp_path / "cache", local_files_only=True)
     assert again.encode(TEXTS).tobytes() == expected.tobytes()
     assert not hub.asked
+
+
+def test_an_adapter_of_the_hub_is_refused_too(hub: Hub, folder: Path, tmp_path: Path) -> None:
+    write_json(folder / "adapter_config.json", {"peft_type": "LORA"})
+    hub.files.clear()
+    hub.files |= {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+    with pytest.raises(ConfigError, match=r"adapter_config.json: adapters are not supported"):
+        fastattn.SentenceTransformer("tiny/gpt2", cache_folder=tmp_path / "cache")

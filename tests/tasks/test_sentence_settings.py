@@ -173,6 +173,8 @@ def test_setting_the_length(folder: Path, length: int) -> None:
         {"processing_kwargs": {"common": {"max_length": 6}, "text": {"max_length": 3, "padding": "max_length"}}},
         {"tokenizer_args": {"model_max_length": 6}},
         {"processor_kwargs": {"model_max_length": 6}, "max_seq_length": 9},
+        {"tokenizer_args": {"truncation_side": "left"}, "processor_kwargs": {"model_max_length": 6}},
+        {"tokenizer_args": {}, "processor_kwargs": {"model_max_length": 6}, "max_seq_length": 9},
         {"model_args": {"attn_implementation": "eager"}, "config_args": {"use_cache": False}},
         {"transformer_task": "feature-extraction", "unpad_inputs": False},
     ],
@@ -285,3 +287,11 @@ def test_plain_folders_are_pooled_by_mean_or_last_token(tmp_path: Path) -> None:
     change_json(folder / "tokenizer_config.json", chat_template="{{ messages }}")
     with pytest.raises(ConfigError, match="chat template"):
         fastattn.SentenceTransformer(folder)
+
+
+def test_a_tokenizer_without_masks(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """sentence-transformers pads a batch and has no mask then; text by text the vectors are the same."""
+    change_json(folder / "tokenizer_config.json", model_input_names=["input_ids"])
+    found = fastattn.SentenceTransformer(folder, threads=1).encode(TEXTS)
+    assert "model_input_names has no attention_mask: sentence-transformers reads the padding" in caplog.text
+    Reference(folder).check(found, "encode", TEXTS, batch_size=1)

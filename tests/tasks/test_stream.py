@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors
 from tokenizers import Tokenizer as RawTokenizer
-from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from fastattn.errors import InputError
 from fastattn.generation.generate import generate, stream
@@ -50,6 +50,23 @@ def model_that_says(tokenizer: Tokenizer, prompt: Sequence[int], new: Sequence[i
     model = ToyModel(tokenizer)
     model.always_say(new, prompt_len=len(prompt))
     return model
+
+
+def test_special_tokens_that_the_library_decodes() -> None:
+    """It omits special tokens by their text, which a normalizer or an earlier token may have changed."""
+    raw = RawTokenizer(models.WordLevel({"a": 0, "b": 1}, unk_token="a"))
+    raw.normalizer = normalizers.Lowercase()
+    raw.pre_tokenizer = pre_tokenizers.Whitespace()
+    raw.add_special_tokens([AddedToken("<M>", normalized=True), AddedToken("<P>", normalized=False), "<q>"])
+    raw.add_tokens([AddedToken("<q>", normalized=False, special=False)])
+    tokenizer = Tokenizer(raw, TokenizerOptions())
+    new = [2, 0, 3, 1, 4, 1]
+    expected = tokenizer.decode([0, *new], skip_special_tokens=True)[1:]
+    assert "<m>" in expected
+    assert "<P>" not in expected
+    assert "".join(stream(model_that_says(tokenizer, [0], new), [0], max_new_tokens=len(new))) == expected
+    omitted = {i for i in range(5) if not tokenizer.decode([i], skip_special_tokens=True)}
+    assert tokenizer.skipped_ids == omitted
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -81,6 +81,31 @@ def test_added_tokens_of_older_folders(
             assert ours.decode(ids, skip_special_tokens=skip) == theirs.decode(ids, skip_special_tokens=skip), text
 
 
+@pytest.mark.parametrize("kind", KINDS, ids=[kind[0] for kind in KINDS])
+@pytest.mark.parametrize("where", ["tokenizer_config.json", "special_tokens_map.json"])
+def test_tokens_of_older_folders_written_as_objects(
+    kind: tuple[str, Callable[[Path], Path], str], where: str, tmp_path: Path
+) -> None:
+    """In tokenizer_config.json they are looked for in normalized text, in special_tokens_map.json as they are."""
+    transformers = pytest.importorskip("transformers")
+    name, write, model_type = kind
+    files = write(tmp_path)
+    (files / "config.json").write_text(json.dumps({"model_type": model_type}))
+    n_tokens = len(load_tokenizer(files))
+    (files / "added_tokens.json").write_text(json.dumps({"FooBar": n_tokens, "[X]": n_tokens + 1}))
+    flags = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False, "__type": "AddedToken"}
+    tokens = {"mask_token": {"content": "FooBar", **flags}, "extra_special_tokens": [{"content": "[X]", **flags}]}
+    if where == "special_tokens_map.json":
+        tokens = {"mask_token": {"content": "FooBar"}, "extra_special_tokens": [{"content": "[X]"}]}
+    known = json.loads((files / where).read_text()) if (files / where).exists() else {}
+    (files / where).write_text(json.dumps({**known, **tokens}))
+    theirs, ours = getattr(transformers, name).from_pretrained(files), load_tokenizer(files)
+    for text in ["foobar FooBar  FooBars a[X]a [x] <NEW>", "the [x] FOOBAR"]:
+        assert ours.encode(text) == theirs.encode(text), text
+    expected = {i: repr(token) for i, token in theirs.backend_tokenizer.get_added_tokens_decoder().items()}
+    assert {i: repr(token) for i, token in ours.added_tokens_decoder.items()} == expected
+
+
 def test_fields(both: tuple[Any, Tokenizer, Tokenizer]) -> None:
     theirs, *ours = both
     for tokenizer in ours:

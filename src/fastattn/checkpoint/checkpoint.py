@@ -12,7 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastattn.checkpoint.digests import check_verify, verify_files
-from fastattn.checkpoint.file_names import CONFIG_NAME, GENERATION_NAME, INDEX_NAME, OTHER_FORMATS, SINGLE_NAME
+from fastattn.checkpoint.file_names import (
+    ADAPTER_NAME,
+    CONFIG_NAME,
+    GENERATION_NAME,
+    INDEX_NAME,
+    OTHER_FORMATS,
+    SINGLE_NAME,
+)
 from fastattn.checkpoint.index import read_shards
 from fastattn.checkpoint.quantised import CONFIG_KEY, Quantised, is_quantised, read_quantised
 from fastattn.checkpoint.safetensors import NOT_THERE, WEIGHT_DTYPES, TensorInfo, read_source
@@ -213,7 +220,9 @@ def _read_tensors(directory: Path, files: FileSet) -> dict[str, TensorInfo]:
             path=str(directory),
             code="other_format",
         )
-    raise ModelNotFoundError(f"{directory}: expected {SINGLE_NAME} or {INDEX_NAME}, found neither")
+    adapter = (directory / ADAPTER_NAME).exists()
+    hint = f"; {ADAPTER_NAME} is there: merge the adapter into its model with peft, and load that" if adapter else ""
+    raise ModelNotFoundError(f"{directory}: expected {SINGLE_NAME} or {INDEX_NAME}, found neither{hint}")
 
 
 def _shown(name: str) -> str:

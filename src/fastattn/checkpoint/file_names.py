@@ -35,3 +35,4 @@ TOKENIZER_FILES = (
 # Of sentence-transformers; beside them there is a folder for each module.
 SENTENCE_FILES = ("modules.json", "sentence_*_config.json", "config_sentence_transformers.json")
 MODULE_FILES = ("[0-9]*_*/config.json", "[0-9]*_*/model.safetensors")
+ADAPTER_NAME = "adapter_config.json"  # of peft: weights to add to those of the model

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastattn.checkpoint.file_names import (
+    ADAPTER_NAME,
     CONFIG_NAME,
     GENERATION_NAME,
     INDEX_NAME,
@@ -36,6 +37,7 @@ TOKENIZER_PATTERNS = (CONFIG_NAME, *TOKENIZER_FILES)
 ALLOW_PATTERNS = (
     *TOKENIZER_PATTERNS,
     GENERATION_NAME,
+    ADAPTER_NAME,
     SINGLE_NAME,
     "model-*-of-*.safetensors",
     INDEX_NAME,

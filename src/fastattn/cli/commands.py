@@ -87,7 +87,7 @@ def generate(args: argparse.Namespace) -> int:
     _check_lengths(prompts, ids, args, model.executor.program.max_positions)
     begin = time.perf_counter()
     if args.stream and not args.json:
-        n_new = _stream(model, prompts, ids, options)
+        n_new = _stream(model, prompts, options)
     else:
         n_new = 0
         requests = complete(model, ids, checked, names=[prompt.where for prompt in prompts], tokenizer=tokenizer)
@@ -117,13 +117,13 @@ def _check_lengths(prompts: list[Text], ids: list[NDArray[np.int32]], args: argp
             )
 
 
-def _stream(model: CausalLM, prompts: list[Text], ids: list[NDArray[np.int32]], options: GenerationArgs) -> int:
+def _stream(model: CausalLM, prompts: list[Text], options: GenerationArgs) -> int:
     """Print texts as they come, one prompt after the other; returns the number of new tokens."""
     n_new = 0
     seeds = read_options(options, "generate").seeds(len(prompts))
-    for i, (prompt, tokens, seed) in enumerate(zip(prompts, ids, seeds, strict=True)):
+    for i, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True)):
         options["seed"] = seed
-        with stream(model, tokens, **options) as pieces:
+        with stream(model, prompt.text, **options) as pieces:
             emit(f"{_BETWEEN if i else ''}{prompt.text}", end="", flush=True)
             try:
                 for piece in pieces:

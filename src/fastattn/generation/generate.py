@@ -187,12 +187,13 @@ def stream(model: LanguageModel, text_or_ids: Any, **options: Unpack[GenerationA
     checked = read_options(options, "stream", also=("generation_config",))
     if checked.num_return_sequences != 1:
         raise InputError("num_return_sequences: expected 1, got more; call stream once for each text")
-    tokenizer = need_tokenizer(model, "stream")
+    tokenizer, mask = need_tokenizer(model, "stream"), None
     if isinstance(text_or_ids, str):
         text_or_ids = encode_prompt(tokenizer, text_or_ids, "text_or_ids")
+        mask = np.ones(len(text_or_ids), np.int64)  # a text has no padding, whatever its ids
     elif isinstance(text_or_ids, (bytes, bytearray)):
         raise DTypeError(f"text_or_ids: expected str or token ids, got {type(text_or_ids).__name__}")
-    prompts = read_prompts(model, text_or_ids, None, checked, name="text_or_ids")
+    prompts = read_prompts(model, text_or_ids, mask, checked, name="text_or_ids")
     if not prompts.single:
         raise InputError("text_or_ids: expected one sequence [n_tokens], got several; use generate() for several")
     request = make_requests(model, prompts.ids, checked, names=prompts.names, tokenizer=tokenizer)[0]

@@ -127,7 +127,14 @@ class GenerationOptions:
         left = context - length
         if left < 1 and self.truncate is not None:
             left = context - 1
-        return lowest, max(1, lowest, min(default, left))
+        highest = max(1, min(default, left))
+        if lowest > highest:  # transformers stops before the minimum
+            name, limit = ("min_new_tokens", 0) if self.min_new_tokens else ("min_length", length)
+            raise InputError(
+                f"{name}: expected at most {limit + highest} without max_new_tokens, got {limit + lowest}; give "
+                "max_new_tokens, too"
+            )
+        return lowest, highest
 
     @property
     def greedy(self) -> bool:

@@ -66,7 +66,7 @@ def read_prompts(
     batch = read_batch(
         ids, attention_mask, vocab_size=vocab_size(model), max_positions=context, explain=model.explain_id, name=name
     )
-    rows = batch.ids if attention_mask is not None else _without_padding(model, batch, options)
+    rows = batch.ids if attention_mask is not None else _without_padding(model, batch, options, name)
     # In a rectangle transformers counts the padding, too: every row gets the same number of new tokens.
     lengths = [batch.width] * len(rows) if batch.layout == "dense" else list(map(len, rows))
     names = [place(name, batch.layout, i) for i in range(len(rows))]
@@ -81,18 +81,28 @@ def _refuse_texts(ids: Any, name: str) -> None:
             f"{name}: expected token ids, got {what}; encode the text with the tokenizer's encode(), or use "
             'stream() or pipeline("text-generation")'
         )
-    if isinstance(ids, Mapping) or hasattr(ids, "keys"):
+    if isinstance(ids, Mapping) or (hasattr(ids, "keys") and not hasattr(ids, "__array__")):
         raise DTypeError(
             f"{name}: expected token ids, got {type(ids).__name__}; call generate(**encoding) instead of "
             "generate(encoding)"
         )
 
 
-def _without_padding(model: LanguageModel, batch: Batch, options: GenerationOptions) -> list[NDArray[np.int32]]:
-    """The rows without their padding, where an id is known to be padding; a warning where it may be."""
+def _without_padding(
+    model: LanguageModel, batch: Batch, options: GenerationOptions, name: str
+) -> list[NDArray[np.int32]]:
+    """The rows without their padding, where an id is known to be padding; a warning where it may be, or may be text."""
     eos = options.eos_ids(model.eos_token_ids)
     pad = model.pad_token_id if options.pad_token_id is None else options.pad_token_id
     if pad is not None and pad not in eos:
+        # Rows of one length may have been padded to it. Others were not, so the id is probably text there.
+        padded = len(batch.counts) > 1 and len(set(batch.counts)) == 1
+        if not padded and (batch.token_ids == pad).any():
+            _log.warning(
+                "%s: id %d is pad_token_id, so it is left out as padding; where it is text, give an attention_mask",
+                name,
+                pad,
+            )
         return [row[row != pad] for row in batch.ids]
     maybe = pad if pad is not None else next(iter(model.eos_token_ids), None)
     if maybe is not None and batch.layout == "dense" and len(batch.counts) > 1 and batch.touches(maybe):

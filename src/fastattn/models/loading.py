@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from fastattn.checkpoint import Checkpoint, TensorInfo, open_checkpoint, read_tensor
-from fastattn.checkpoint.file_names import SINGLE_NAME
+from fastattn.checkpoint.file_names import ADAPTER_NAME, SINGLE_NAME
 from fastattn.checkpoint.hub import ALLOW_PATTERNS, resolve
 from fastattn.checkpoint.quantised import PackedWeight, Quantised
 from fastattn.errors import ConfigError, ModelNotFoundError
@@ -21,6 +22,8 @@ from fastattn.models.load_options import HubOptions, LoadOptions
 from fastattn.models.names import Task
 from fastattn.models.registry import BuiltModel, build, find_family, warn_of_unused
 from fastattn.models.reload import Origin, stamp_files
+
+_log = logging.getLogger("fastattn")
 
 
 def load_executor(
@@ -111,6 +114,13 @@ def _load_opened(
     config = override(checkpoint.config, options.overrides)
     built = build(config, checkpoint.tensors, task)
     warn_of_unused(config, built, directory)
+    if os.path.lexists(directory / ADAPTER_NAME):
+        _log.warning(
+            "%s: %s is ignored, transformers with peft adds the adapter to the weights; merge it with peft: "
+            "model.merge_and_unload()",
+            directory,
+            ADAPTER_NAME,
+        )
     if task == "causal-lm":
         warn_of_options(directory, config)
     executor = load_executor(

@@ -144,10 +144,10 @@ def _integers(value: object, name: str, mask: bool, dims: tuple[int, ...] = (1,)
 
 def _as_array(value: object, name: str) -> Array:
     if isinstance(value, dict) or (hasattr(value, "keys") and hasattr(value, "__getitem__")):
-        raise DTypeError(
-            f"{name}: expected token ids (integers), got {type(value).__name__}; call model(**encoding) instead of "
-            "model(encoding)"
-        )
+        hint = "call model(**encoding) instead of model(encoding)"
+        if hasattr(value, "__array__"):  # of pandas
+            hint = f"give {name}=table.to_numpy()"
+        raise DTypeError(f"{name}: expected token ids (integers), got {type(value).__name__}; {hint}")
     if isinstance(value, str | bytes | set | frozenset) or value is None:
         expected, hint = ("token ids (integers)", "; encode texts first") if name == "input_ids" else ("integers", "")
         raise DTypeError(f"{name}: expected {expected}, got {type(value).__name__}{hint}")

@@ -106,10 +106,13 @@ def _read_special_tokens_map(draft: Draft) -> None:
 
 
 def _read_added_tokens_json(draft: Draft) -> None:
-    """added_tokens.json: token to id. One that is not special is looked for in normalized text."""
+    """added_tokens.json: token to id. One that is not special is looked for in normalized text.
+
+    As in transformers, tokens that tokenizer_config.json writes as objects do not count as special here.
+    """
     path = draft.folder.path("added_tokens.json")
     entries = draft.folder.json("added_tokens.json")
-    special = {str(token) for token in draft.roles.values() if token} | {str(token) for token in draft.extra or ()}
+    special = _written_as_text(draft)
     for content, i in entries.items():
         _check_content(str(path), content, content)
         if type(i) is not int or not 0 <= i <= MAX_ID:
@@ -118,6 +121,25 @@ def _read_added_tokens_json(draft: Draft) -> None:
         draft.added[i] = AddedToken(content, normalized=not flag, special=flag)
     if entries:
         draft.added_path = str(path)
+
+
+def _written_as_text(draft: Draft) -> set[str]:
+    """The special tokens that tokenizer_config.json writes as strings, and those of special_tokens_map.json."""
+    given, later = draft.settings.values, draft.folder.json("special_tokens_map.json")
+    objects = set()
+    for key in ("extra_special_tokens", "additional_special_tokens"):
+        objects |= {item["content"] for item in _items(given.get(key)) if isinstance(item, dict)}
+    listed = {item["content"] if isinstance(item, dict) else item for item in _items(later.get("extra_special_tokens"))}
+    found = {str(token) for token in draft.extra or ()} - objects | listed
+    for role, token in draft.roles.items():
+        key = f"{role}_token"
+        if token and (key in later or not isinstance(given.get(key), dict)):
+            found.add(str(token))
+    return found
+
+
+def _items(value: object) -> list[Any]:
+    return value if isinstance(value, list) else []
 
 
 def _read_tokens_of_tokenizer_json(draft: Draft) -> None:

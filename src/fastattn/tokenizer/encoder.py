@@ -35,6 +35,8 @@ class Encoder:
         if raw.post_processor is None:
             raw.post_processor = TemplateProcessing(single="$A:0", pair="$A:0 $B:1", special_tokens=[])
         self.raw = raw
+        self.special_ids = _special_ids(raw)
+        """The ids that decoding with skip_special_tokens omits."""
         self._plain = shared_copy(raw)
 
     @cached_property
@@ -48,11 +50,6 @@ class Encoder:
     def added_tokens(self) -> dict[int, AddedToken]:
         """The added tokens by id."""
         return dict(sorted(self.raw.get_added_tokens_decoder().items()))
-
-    @cached_property
-    def special_ids(self) -> frozenset[int]:
-        """The ids that decoding with skip_special_tokens omits."""
-        return frozenset(i for i, token in self.added_tokens.items() if token.special)
 
     @cached_property
     def id_limit(self) -> int:
@@ -111,6 +108,20 @@ class Encoder:
         single, pair = side("$A", 0), [*side("$A", 0), *side("$B", 1)]
         raw.post_processor = TemplateProcessing(single=single, pair=pair, special_tokens=special)
         return Encoder(raw)
+
+
+def _special_ids(raw: RawTokenizer) -> frozenset[int]:
+    """The ids that decoding with skip_special_tokens omits.
+
+    The flags of the tokens are not enough: the library keeps a special token whose text the normalizer changed, and
+    omits one that was special when it was first added.
+    """
+    decoder, raw.decoder = raw.decoder, None  # which may change a text or fail for a short one
+    added = raw.get_added_tokens_decoder()
+    found = frozenset(i for i in added if not raw.decode([i], skip_special_tokens=True))
+    if decoder is not None:
+        raw.decoder = decoder
+    return found
 
 
 def shared_copy(raw: RawTokenizer) -> RawTokenizer:

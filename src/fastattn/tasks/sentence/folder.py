@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
+from fastattn.checkpoint.file_names import ADAPTER_NAME
 from fastattn.checks import closest, quote
 from fastattn.errors import ConfigError
 from fastattn.settings import Settings
@@ -213,14 +214,12 @@ def read_transformer_settings(folder: Path) -> TransformerSettings:
 
 def _transformer_settings(settings: Settings) -> TransformerSettings:
     where, options = settings.where, TransformerOptions()
-    for old, new, read in (
-        ("model_args", "model_kwargs", read_model_kwargs),
-        ("tokenizer_args", "processor_kwargs", read_processor_kwargs),
-    ):
-        for key in (new, old):  # the old name counts, as in sentence-transformers
-            options = from_file(f"{where}: {key}", read, _without_trust(settings.table(key)), options)
-    for key in ("config_kwargs", "config_args"):
-        from_file(f"{where}: {key}", read_config_kwargs, _without_trust(settings.table(key)))
+    key = _given_key(settings, "model_args", "model_kwargs")
+    options = from_file(f"{where}: {key}", read_model_kwargs, _without_trust(settings.table(key)), options)
+    key = _given_key(settings, "tokenizer_args", "processor_kwargs")
+    options = from_file(f"{where}: {key}", read_processor_kwargs, _without_trust(settings.table(key)), options)
+    key = _given_key(settings, "config_args", "config_kwargs")
+    from_file(f"{where}: {key}", read_config_kwargs, _without_trust(settings.table(key)))
     truncation = TextTruncation(
         query_length=settings.count("query_length", None, low=1),
         document_length=settings.count("document_length", None, low=1),
@@ -245,6 +244,15 @@ def _transformer_settings(settings: Settings) -> TransformerSettings:
     return found
 
 
+def _given_key(settings: Settings, old: str, new: str) -> str:
+    """The older name of a setting where the file has it: as in sentence-transformers it replaces the new one."""
+    if old not in settings.values:
+        return new
+    if settings.raw(new):
+        _log.warning("%s: %s is not read, because %s is there, as in sentence-transformers", settings.where, new, old)
+    return old
+
+
 def _without_trust(values: Mapping[str, Any]) -> dict[str, Any]:
     """Files cannot set trust_remote_code."""
     return {key: value for key, value in values.items() if key != "trust_remote_code"}
@@ -266,7 +274,7 @@ def _check_modalities(settings: Settings) -> None:
 
 def check_no_adapter(folder: Path) -> None:
     """Refuse a folder with an adapter, which sentence-transformers adds to the weights. Raises ConfigError."""
-    path = folder / "adapter_config.json"
+    path = folder / ADAPTER_NAME
     if os.path.lexists(path):
         raise ConfigError(
             f"{path}: adapters are not supported; merge it into the weights with peft: model.merge_and_unload()"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,6 +47,8 @@ from fastattn.tokenizer import Tokenizer, has_tokenizer, load_tokenizer
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+_log = logging.getLogger("fastattn")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -216,6 +219,12 @@ def _load_transformer(folder: Path, settings: TransformerSettings, options: Stac
         raise ConfigError(f"{folder}: expected a tokenizer beside the model, found none; add its tokenizer.json")
     tokenizer = load_tokenizer(folder, overrides)
     _check_room(tokenizer, settings, options, folder)
+    if "attention_mask" not in tokenizer.model_input_names:
+        _log.warning(
+            "%s: model_input_names has no attention_mask: sentence-transformers reads the padding of a batch as text; "
+            "here a vector depends on its text alone",
+            folder,
+        )
     model = AutoModel.from_pretrained(
         folder,
         dtype=given.dtype if options.dtype is None else options.dtype,
