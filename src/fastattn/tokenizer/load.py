@@ -19,6 +19,9 @@ from fastattn.tokenizer.folder import Folder
 from fastattn.tokenizer.generic import raw_from_json, raw_from_sentencepiece
 from fastattn.tokenizer.known_settings import finish
 from fastattn.tokenizer.library import file_errors
+from fastattn.tokenizer.marian import CLASS as MARIAN
+from fastattn.tokenizer.marian import FILES as MARIAN_FILES
+from fastattn.tokenizer.marian import load_marian, missing_files
 from fastattn.tokenizer.options import TokenizerOptions
 from fastattn.tokenizer.parts import Parts, TokenizerClass
 from fastattn.tokenizer.sentencepiece import (
@@ -61,6 +64,13 @@ def load_raw(folder: Folder, settings: Settings) -> _Loaded:
 
 
 def _load(folder: Folder, settings: Settings, entry: TokenizerClass, name: str | None, *, from_json: bool) -> _Loaded:
+    if entry is MARIAN and folder.has(*MARIAN_FILES):
+        return load_marian(read_draft(folder, MARIAN.name, settings, from_json=from_json))
+    if entry is MARIAN:  # its other files can make a tokenizer.json of the same ids
+        if not from_json:
+            raise missing_files(folder)
+        _warn_of_class(folder, settings, MARIAN.name)
+        entry = _GENERIC
     if from_json:
         check_tokenizer_json(folder.path("tokenizer.json"), folder.json("tokenizer.json"))
     draft = read_draft(folder, name or "", settings, from_json=from_json)
