@@ -79,7 +79,7 @@ def _special_mask(row: RawEncoding, call: Call, state: State) -> list[int]:
     if state.options.steps is None or not call.add_special_tokens:
         return row.special_tokens_mask
     special = state.encoder.special_ids - {state.ids.get("unk")}
-    return [int(i in special) for i in row.ids]
+    return [*(int(i in special) for i in row.ids[:-1]), 1]
 
 
 def _only(values: list[Any]) -> Any:

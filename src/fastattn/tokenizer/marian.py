@@ -22,11 +22,11 @@ from tokenizers.decoders import Decoder
 from tokenizers.pre_tokenizers import PreTokenizer
 
 from fastattn.checks import quote
-from fastattn.errors import ConfigError
+from fastattn.errors import ConfigError, InputError
 from fastattn.tokenizer.backend import JsonSettings, assemble
 from fastattn.tokenizer.draft import Draft
 from fastattn.tokenizer.folder import Folder, format_error
-from fastattn.tokenizer.library import file_errors
+from fastattn.tokenizer.library import called_back, file_errors
 from fastattn.tokenizer.limits import ADDED_TOKEN_FLAGS, NO_LIMIT
 from fastattn.tokenizer.options import TokenizerOptions
 from fastattn.tokenizer.parts import Parts, TokenizerClass, needed, token_id
@@ -84,10 +84,7 @@ class MarianSteps:
         """Write the files that the class reads. Returns their paths."""
         vocab = raw.get_vocab(with_added_tokens=False)
         added = {
-            i: {
-                name: getattr(token, name)
-                for name in ("content", "lstrip", "normalized", "rstrip", "single_word", "special")
-            }
+            i: {name: getattr(token, name) for name in ("content", *ADDED_TOKEN_FLAGS)}
             for i, token in raw.get_added_tokens_decoder().items()
         }
         contents = {
@@ -150,15 +147,19 @@ class _Splitter:
         text.split(self._split)
 
     def _split(self, _: int, part: NormalizedString) -> list[NormalizedString]:
-        text, code = part.normalized, []
+        with called_back():
+            return [NormalizedString(piece) for piece in self._pieces_of(part.normalized)]
+
+    def _pieces_of(self, text: str) -> list[str]:
+        code = []
         end = text.find("<<") if text.startswith(">>") else -1
         if end >= 0:
             code, text = [text[: end + 2]], text[end + 2 :]
         pieces = [*code, *self._pieces.pieces(text)]
         if not self._outside.isdisjoint(pieces):  # the model of the library has no id for it
             found = next(piece for piece in pieces if piece in self._outside)
-            raise ValueError(f"split_special_tokens: the added token {quote(found)} is a piece of the text")
-        return [NormalizedString(piece) for piece in pieces]
+            raise InputError(f"split_special_tokens: the added token {quote(found)} is a piece of the text")
+        return pieces
 
 
 class _Joiner:
@@ -169,6 +170,14 @@ class _Joiner:
 
     def decode(self, tokens: list[str]) -> str:
         """The text of all tokens."""
+        with called_back():
+            return self._join(tokens)
+
+    def decode_chain(self, tokens: list[str]) -> list[str]:
+        """The same as a list, as the library wants it."""
+        return [self.decode(tokens)]
+
+    def _join(self, tokens: list[str]) -> str:
         out = ""
         pieces: list[str] = []
         for token in tokens:
@@ -179,10 +188,6 @@ class _Joiner:
                 pieces.append(token)
         out += self._pieces.decode(pieces)
         return out.replace(_SPACE, " ").strip()
-
-    def decode_chain(self, tokens: list[str]) -> list[str]:
-        """The same as a list, as the library wants it."""
-        return [self.decode(tokens)]
 
 
 def _parts(eos: str) -> Parts:

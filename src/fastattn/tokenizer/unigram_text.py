@@ -43,9 +43,8 @@ class UnigramText:
         check_splits(model.path, model.ids)
         self._model = model
         self._rules = _Rules(model)
-        self._symbols = sorted(
-            (piece.text.encode() for piece in model.pieces if piece.kind == USER_DEFINED), key=len, reverse=True
-        )
+        self._symbols = {piece.text.encode() for piece in model.pieces if piece.kind == USER_DEFINED}
+        self._symbol_lengths = sorted({len(symbol) for symbol in self._symbols}, reverse=True)
         plain = b"" if self._symbols else self._rules.plain()
         self._plain = re.compile(b"[" + re.escape(plain) + rb"]+(?=[ -~]|\Z)") if plain else None
         self._kinds = {piece.text: piece.kind for piece in model.pieces}
@@ -108,9 +107,10 @@ class UnigramText:
             run = self._plain.match(data, start)
             if run:
                 return run.end() - start, run.group()
-        for symbol in self._symbols:
-            if data.startswith(symbol, start):
-                return len(symbol), symbol
+        for length in self._symbol_lengths:
+            symbol = data[start : start + length]
+            if symbol in self._symbols:
+                return length, symbol
         length, found = self._rules.find(data, start)
         if length:
             return length, found
