@@ -249,3 +249,17 @@ def test_a_folder_with_tokenizer_json_alone(small: Tokenizer, tmp_path: Path, ca
     write_json(folder / "tokenizer_config.json", {"tokenizer_class": "MarianTokenizer"})
     assert load_tokenizer(folder).convert_tokens_to_ids("\u2581cat") == 3
     assert "the rules of MarianTokenizer are not known here" in caplog.text
+
+
+def test_added_tokens_of_tokenizer_json(small: Tokenizer, tmp_path: Path) -> None:
+    """Beside the files of the class, tokenizer.json gives added tokens alone."""
+    folder = write_small(tmp_path)
+    (folder / "tokenizer.json").write_text(
+        json.dumps({"model": {"vocab": {}}, "added_tokens": [{"id": 8, "content": "FooBar", "special": False}]})
+    )
+    assert load_tokenizer(folder).encode("catFooBar") == [3, 8, 0]
+    (folder / "tokenizer.json").write_text(
+        json.dumps({"model": {"vocab": {}}, "added_tokens": [{"content": "FooBar"}]})
+    )
+    with pytest.raises(ModelFormatError, match="added_tokens: expected objects with id and content"):
+        load_tokenizer(folder)

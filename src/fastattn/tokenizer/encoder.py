@@ -27,8 +27,11 @@ if TYPE_CHECKING:
 class Encoder:
     """The library's tokenizer and its vocabulary. It is never changed: `with_tokens` gives a new one."""
 
-    def __init__(self, raw: RawTokenizer, steps: MarianSteps | None = None) -> None:
-        """Takes over `raw`, without its padding and truncation. steps: those that the library does not have."""
+    def __init__(self, raw: RawTokenizer, steps: MarianSteps | None = None, *, target: bool = False) -> None:
+        """Takes over `raw`, without its padding and truncation.
+
+        steps: what the library cannot do. target: with the steps for the target language.
+        """
         from tokenizers.processors import TemplateProcessing
 
         raw.no_padding()
@@ -37,7 +40,7 @@ class Encoder:
         if raw.post_processor is None:
             raw.post_processor = TemplateProcessing(single="$A:0", pair="$A:0 $B:1", special_tokens=[])
         if steps is not None:
-            steps.attach(raw)
+            steps.attach(raw, target=target)
         self.raw, self.steps = raw, steps
         self._plain = shared_copy(raw)
 
@@ -55,10 +58,7 @@ class Encoder:
         """The encoder of `text_target`."""
         if self.steps is None:
             return self
-        found = Encoder(full_copy(self.raw), self.steps)
-        self.steps.attach(found.raw, target=True)
-        found._plain = shared_copy(found.raw)
-        return found
+        return Encoder(full_copy(self.raw), self.steps, target=True)
 
     def to_str(self) -> str:
         """The tokenizer as JSON, without `steps`."""

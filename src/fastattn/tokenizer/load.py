@@ -64,15 +64,15 @@ def load_raw(folder: Folder, settings: Settings) -> _Loaded:
 
 
 def _load(folder: Folder, settings: Settings, entry: TokenizerClass, name: str | None, *, from_json: bool) -> _Loaded:
+    if from_json:
+        check_tokenizer_json(folder.path("tokenizer.json"), folder.json("tokenizer.json"))
     if entry is MARIAN and folder.has(*MARIAN_FILES):
         return load_marian(read_draft(folder, MARIAN.name, settings, from_json=from_json))
-    if entry is MARIAN:  # its other files can make a tokenizer.json of the same ids
+    if entry is MARIAN:  # someone has made a tokenizer.json of the files of the class
         if not from_json:
             raise missing_files(folder)
         _warn_of_class(folder, settings, MARIAN.name)
         entry = _GENERIC
-    if from_json:
-        check_tokenizer_json(folder.path("tokenizer.json"), folder.json("tokenizer.json"))
     draft = read_draft(folder, name or "", settings, from_json=from_json)
     if from_json:
         return _from_json(draft, entry, folder.path("tokenizer.json"))
