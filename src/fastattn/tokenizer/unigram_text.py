@@ -9,6 +9,7 @@ Algorithm: T. Kudo, "Subword Regularization" (2018). Normalization table: the do
 
 from __future__ import annotations
 
+import math
 import re
 import struct
 from array import array
@@ -121,8 +122,7 @@ class UnigramText:
     def _split(self, text: str) -> list[str]:
         """The segmentation with the highest sum of scores (Viterbi)."""
         length = len(text)
-        best = array("f", bytes(4 * (length + 1)))
-        rounded = array("f", (0.0,))  # rounds each sum to float32
+        best = array("f", (0.0, *[-math.inf] * length))  # storing a sum rounds it to float32
         starts = [-1] * (length + 1)
         unknown = bytearray(length + 1)
         find = self._scores.get
@@ -134,16 +134,17 @@ class UnigramText:
                     break
                 if score is None:
                     continue
-                rounded[0] = here + score
-                total = rounded[0]
-                if starts[end] < 0 or total > best[end]:
-                    best[end], starts[end], unknown[end] = total, start, False
+                before, total = best[end], here + score
+                if total > before:
+                    best[end] = total
+                    if best[end] > before:  # of equal sums the first one counts
+                        starts[end], unknown[end] = start, False
                 alone = alone or end == start + 1
             if not alone:
-                rounded[0] = here + self._unknown_score
-                end, total = start + 1, rounded[0]
-                if starts[end] < 0 or total > best[end]:
-                    best[end], starts[end], unknown[end] = total, start, True
+                end = start + 1
+                before, best[end] = best[end], max(best[end], here + self._unknown_score)
+                if best[end] > before:
+                    starts[end], unknown[end] = start, True
         return _path(text, starts, unknown)
 
 
@@ -227,4 +228,6 @@ def _unsupported(model: SentencePieceModel) -> str:
         return "escape_whitespaces=false is not supported for this tokenizer class"
     if not any(piece.kind == NORMAL for piece in model.pieces):
         return "expected at least one normal piece, got none"
+    if not all(math.isfinite(piece.score) for piece in model.pieces):
+        return "expected finite scores"
     return ""
