@@ -64,7 +64,6 @@ def test_class_of_config_json_and_of_the_model_type(tmp_path: Path) -> None:
         ("BertJapaneseTokenizer", "MeCab"),
         ("PhobertTokenizer", "bpe.codes"),
         ("BertweetTokenizer", "bpe.codes"),
-        ("MarianTokenizer", "SentencePiece"),
         ("TapasTokenizer", "tables"),
         ("MyOwnTokenizer", "not known"),
     ],

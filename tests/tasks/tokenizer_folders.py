@@ -77,6 +77,19 @@ def write_byte_level(folder: Path, specials: Sequence[str], suffix: str | None =
     _write_bpe(raw, folder)
 
 
+def write_byte_level_json(folder: Path) -> None:
+    """tokenizer.json of bytes alone, without vocab.json and merges.txt."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+    write_byte_level(folder, ["<|endoftext|>", "<|padding|>"])
+    raw = Tokenizer(models.BPE.from_file(str(folder / "vocab.json"), str(folder / "merges.txt")))
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.post_processor = processors.ByteLevel(trim_offsets=False)
+    raw.save(str(folder / "tokenizer.json"))
+    for name in ("vocab.json", "merges.txt"):
+        (folder / name).unlink()
+
+
 def write_characters(folder: Path) -> None:
     """vocab.json and merges.txt of characters, with "</w>" at the ends of words."""
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
@@ -122,6 +135,7 @@ VOCABULARIES: dict[str, Callable[[Path], None]] = {
         folder, ["<pad>", "<unk>", "<cls>", "<sep>", "<mask>", "<s>", "</s>"], "<unk>"
     ),
     "gpt2": lambda folder: write_byte_level(folder, ["<|endoftext|>", "<|padding|>"]),
+    "gpt2 json": write_byte_level_json,
     "roberta": lambda folder: write_byte_level(folder, _FAIRSEQ),
     "deberta": lambda folder: write_byte_level(folder, _BERT),
     "clip": lambda folder: write_byte_level(folder, ["<|startoftext|>", "<|endoftext|>"], "</w>"),
@@ -153,6 +167,7 @@ VOCABULARIES: dict[str, Callable[[Path], None]] = {
         unk_piece="[UNK]",
     ),
     "t5": lambda folder: write_sentencepiece(folder, pad_id=0, eos_id=1, unk_id=2, bos_id=-1),
+    "xglm": lambda folder: write_sentencepiece(folder, bos_id=0, pad_id=1, eos_id=2, unk_id=3),
     "xlnet": lambda folder: write_sentencepiece(
         folder, control_symbols="<cls>,<sep>,<pad>,<mask>,<eod>", user_defined_symbols="<eop>"
     ),
@@ -168,6 +183,22 @@ VOCABULARIES: dict[str, Callable[[Path], None]] = {
         vocab_size=1000,
         normalization_rule_name="identity",
         remove_extra_whitespaces=False,
+    ),
+    "gemma": lambda folder: write_sentencepiece(
+        folder,
+        model_type="bpe",
+        byte_fallback=True,
+        vocab_size=1000,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        add_dummy_prefix=False,
+        user_defined_symbols="<mask>,<new>,[X]",
+        pad_id=0,
+        eos_id=1,
+        bos_id=2,
+        unk_id=3,
+        bos_piece="<bos>",
+        eos_piece="<eos>",
     ),
 }
 
@@ -216,6 +247,8 @@ KINDS = [
     Kind("GPTNeoXTokenizer", "gpt2", "gpt_neox", settings={**_PREFIX, **_BOS, "trim_offsets": [False]}),
     Kind("CohereTokenizer", "gpt2", "cohere", settings={**_PREFIX, **_BOS}),
     Kind("Qwen2Tokenizer", "gpt2", "qwen3", settings={"add_prefix_space": [True]}),
+    Kind("Qwen3_5Tokenizer", "gpt2 json", "qwen3_5", settings={**_PREFIX, **_BOS}),
+    Kind("Qwen3_5Tokenizer", "bpe with bytes", "qwen3_5_moe", "tokenizer.model", _PREFIX),
     Kind("DebertaTokenizer", "deberta", "deberta", settings=_PREFIX),
     Kind("BlenderbotTokenizer", "roberta", "blenderbot", settings={"add_prefix_space": [False]}),
     Kind("HerbertTokenizer", "characters", "herbert"),
@@ -253,7 +286,10 @@ KINDS = [
     ),
     Kind("MBartTokenizer", "unigram", "mbart", _XLM, {"src_lang": ["de_DE"]}),
     Kind("MBart50Tokenizer", "unigram", "mbart50", _XLM, {"src_lang": ["de_DE"]}),
+    Kind("XGLMTokenizer", "xglm", "xglm", "tokenizer.model", {**_PREFIX, **_BOS}),
     Kind("ReformerTokenizer", "bpe", "reformer", "spiece.model"),
+    Kind("GemmaTokenizer", "gemma", "gemma", "tokenizer.model", _BOS),
+    Kind("GemmaTokenizerFast", "gemma", "gemma3_text", "tokenizer.model", {"add_bos_token": [True]}),
     Kind("LlamaTokenizer", "bpe with bytes", "llama", "tokenizer.model", {**_PREFIX, **_BOS, "legacy": [True]}),
     Kind("LlamaTokenizerFast", "bpe with bytes", "idefics2", "tokenizer.model", {"add_bos_token": [True]}),
     Kind("PreTrainedTokenizerFast", "bpe with bytes", "foo", "tokenizer.model", {"legacy": [False], **_BOS}),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from fastattn.checks import check_count, closest, quote
@@ -43,18 +44,21 @@ class BatchEncoding(dict[str, Any]):
         encodings: Sequence[RawEncoding] | None = None,
         pads: Sequence[tuple[int, int]] | None = None,
         pad_token: str | None = None,
+        *,
+        aligned: bool = True,
     ) -> None:
-        """pads: (left, right), the number of pads around each encoding."""
+        """pads: (left, right), the number of pads around each encoding. aligned: the places of tokens are known."""
         super().__init__(columns)
         self.__dict__["_encodings"] = None if encodings is None else list(encodings)
         self.__dict__["_pads"] = list(pads) if pads is not None else [(0, 0)] * len(encodings or ())
         self.__dict__["_pad_token"] = pad_token
+        self.__dict__["_aligned"] = aligned
 
     def __getitem__(self, item: Any) -> Any:
         if isinstance(item, str):
             return super().__getitem__(item)
         if isinstance(item, slice):
-            if self._encodings is not None:
+            if self.is_fast:
                 return self._encodings[item]
             return {name: column[item] for name, column in self.items()}
         return self._encoding(item)[0]
@@ -68,7 +72,8 @@ class BatchEncoding(dict[str, Any]):
             raise AttributeError(f"BatchEncoding has no column {quote(name)}{closest(name, self)}") from None
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return BatchEncoding, (dict(self), self._encodings, self._pads, self._pad_token)
+        state = (dict(self), self._encodings, self._pads, self._pad_token)
+        return partial(BatchEncoding, aligned=self._aligned), state
 
     @property
     def data(self) -> dict[str, Any]:
@@ -77,14 +82,14 @@ class BatchEncoding(dict[str, Any]):
 
     @property
     def encodings(self) -> list[RawEncoding] | None:
-        """The library's Encoding of each row, without padding; None after `pad`."""
-        found: list[RawEncoding] | None = self._encodings
+        """The library's Encoding of each row, without padding; None after `pad` and where `is_fast` is False."""
+        found: list[RawEncoding] | None = self._encodings if self._aligned else None
         return found
 
     @property
     def is_fast(self) -> bool:
         """Whether the methods that relate tokens to the text work."""
-        return self._encodings is not None
+        return self._encodings is not None and self._aligned
 
     @property
     def n_sequences(self) -> int | None:
@@ -93,7 +98,7 @@ class BatchEncoding(dict[str, Any]):
 
     def tokens(self, batch_index: int = 0) -> list[str]:
         """The tokens of a row."""
-        encoding, left, right = self._encoding(batch_index)
+        encoding, left, right = self._encoding(batch_index, aligned=False)
         pad = self._pad_token or ""
         return _padded(encoding.tokens, left, right, pad)
 
@@ -104,7 +109,7 @@ class BatchEncoding(dict[str, Any]):
 
     def sequence_ids(self, batch_index: int = 0) -> list[int | None]:
         """0 for tokens of the first text, 1 for those of the second, None for special tokens."""
-        encoding, left, right = self._encoding(batch_index)
+        encoding, left, right = self._encoding(batch_index, aligned=False)
         return _padded(encoding.sequence_ids, left, right, None)
 
     def token_to_sequence(self, batch_or_token_index: int, token_index: int | None = None) -> int | None:
@@ -172,14 +177,16 @@ class BatchEncoding(dict[str, Any]):
         """Returns itself: the models take lists and arrays on any device."""
         return self
 
-    def _encoding(self, row: Any) -> tuple[RawEncoding, int, int]:
-        """The encoding of a row, and the number of pads left and right of it."""
+    def _encoding(self, row: Any, *, aligned: bool = True) -> tuple[RawEncoding, int, int]:
+        """The encoding of a row, and the number of pads left and right of it. aligned: its places are wanted."""
         encodings = self._encodings
         if encodings is None:
             raise InputError(
                 "BatchEncoding: rows and tokens are known after a call of the tokenizer, not after pad(); "
                 'use a column by name, such as encoding["input_ids"]'
             )
+        if aligned and not self._aligned:
+            raise InputError("BatchEncoding: this tokenizer does not know where its tokens lie in the text")
         n_rows = len(encodings)
         if isinstance(row, bool):
             raise DTypeError("batch_index: expected int, got bool")

@@ -11,7 +11,7 @@ import logging
 from fastattn.checks import quote
 from fastattn.errors import ConfigError
 from fastattn.settings import Settings
-from fastattn.tokenizer import bytepair, unigram, wordpiece
+from fastattn.tokenizer import bytepair, marian, unigram, wordpiece
 from fastattn.tokenizer.folder import Folder
 from fastattn.tokenizer.model_types import CLASS_OF_MODEL_TYPE, WRONG_CLASS_IN_FILES
 from fastattn.tokenizer.parts import TokenizerClass
@@ -19,7 +19,7 @@ from fastattn.tokenizer.parts import TokenizerClass
 _log = logging.getLogger("fastattn")
 GENERIC = "PreTrainedTokenizerFast"
 CLASSES: dict[str, TokenizerClass] = {
-    entry.name: entry for entry in (*wordpiece.CLASSES, *bytepair.CLASSES, *unigram.CLASSES)
+    entry.name: entry for entry in (*wordpiece.CLASSES, *bytepair.CLASSES, *unigram.CLASSES, marian.CLASS)
 }
 # Names of the same class. PreTrainedTokenizerFast follows its file alone.
 ALIASES = {
@@ -39,7 +39,6 @@ REFUSED = {
     "BertJapaneseTokenizer": "it splits words with MeCab or another program for Japanese",
     "BertweetTokenizer": "it rewrites tweets by rules of its own before it splits words (bpe.codes)",
     "PhobertTokenizer": "it reads words that were segmented before and merges of its own format (bpe.codes)",
-    "MarianTokenizer": "it joins two SentencePiece files and vocab.json by rules of its own",
     "RoFormerTokenizer": "it splits words with jieba",
     "CpmTokenizer": "it splits words with jieba",
     "CpmAntTokenizer": "it splits words with jieba",

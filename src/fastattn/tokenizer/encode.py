@@ -21,9 +21,11 @@ _MAIN = "input_ids"
 
 def encode_call(state: State, call: Call, name: str, text: Any, text_pair: Any) -> BatchEncoding:
     """The encoding of a text or pair, or of a sequence of them."""
+    if call.offsets and state.options.steps is not None:
+        raise InputError(f"return_offsets_mapping: {state.options.class_name} does not know where its tokens lie")
     inputs = read_inputs(name, text, text_pair, words=call.words)
     rows, samples = _encode_all(state, call, name, inputs)
-    columns, pads = _columns(rows, call), None
+    columns, pads = _columns(rows, call, state), None
     if call.padding is not None:
         mains = [len(row.ids) for i, row in enumerate(rows) if i == 0 or samples[i] != samples[i - 1]]
         pads = call.padding.pad(columns, call.padding.width(mains))
@@ -35,7 +37,7 @@ def encode_call(state: State, call: Call, name: str, text: Any, text_pair: Any) 
         columns = {column: to_array(column, values) for column, values in columns.items()}
     elif not inputs.batched and not call.overflow:
         columns = {column: _only(values) for column, values in columns.items()}
-    return BatchEncoding(columns, rows, pads, state.tokens.get("pad"))
+    return BatchEncoding(columns, rows, pads, state.tokens.get("pad"), aligned=state.options.steps is None)
 
 
 def _encode_all(state: State, call: Call, name: str, inputs: Inputs) -> tuple[list[RawEncoding], list[int]]:
@@ -59,17 +61,25 @@ def _encode_all(state: State, call: Call, name: str, inputs: Inputs) -> tuple[li
     return rows, samples
 
 
-def _columns(rows: Sequence[RawEncoding], call: Call) -> dict[str, Any]:
+def _columns(rows: Sequence[RawEncoding], call: Call, state: State) -> dict[str, Any]:
     columns: dict[str, Any] = {_MAIN: [row.ids for row in rows]}
     if call.token_type_ids:
         columns["token_type_ids"] = [row.type_ids for row in rows]
     if call.attention_mask:
         columns["attention_mask"] = [row.attention_mask for row in rows]
     if call.special_tokens_mask:
-        columns["special_tokens_mask"] = [row.special_tokens_mask for row in rows]
+        columns["special_tokens_mask"] = [_special_mask(row, call, state) for row in rows]
     if call.offsets:
         columns["offset_mapping"] = [row.offsets for row in rows]
     return columns
+
+
+def _special_mask(row: RawEncoding, call: Call, state: State) -> list[int]:
+    """1 for the special tokens that were added; transformers' Python tokenizers count those of the text too."""
+    if state.options.steps is None or not call.add_special_tokens:
+        return row.special_tokens_mask
+    special = state.encoder.special_ids - {state.ids.get("unk")}
+    return [*(int(i in special) for i in row.ids[:-1]), 1]
 
 
 def _only(values: list[Any]) -> Any:

@@ -21,12 +21,17 @@ if TYPE_CHECKING:
     from tokenizers import Encoding as RawEncoding
     from tokenizers import Tokenizer as RawTokenizer
 
+    from fastattn.tokenizer.marian import MarianSteps
+
 
 class Encoder:
     """The library's tokenizer and its vocabulary. It is never changed: `with_tokens` gives a new one."""
 
-    def __init__(self, raw: RawTokenizer) -> None:
-        """Takes over `raw`, without its padding and truncation."""
+    def __init__(self, raw: RawTokenizer, steps: MarianSteps | None = None, *, target: bool = False) -> None:
+        """Takes over `raw`, without its padding and truncation.
+
+        steps: what the library cannot do. target: with the steps for the target language.
+        """
         from tokenizers.processors import TemplateProcessing
 
         raw.no_padding()
@@ -34,17 +39,36 @@ class Encoder:
         raw.encode_special_tokens = False
         if raw.post_processor is None:
             raw.post_processor = TemplateProcessing(single="$A:0", pair="$A:0 $B:1", special_tokens=[])
-        self.raw = raw
         self.special_ids = _special_ids(raw)
         """The ids that decoding with skip_special_tokens omits."""
+        if steps is not None:
+            steps.attach(raw, target=target)
+        self.raw, self.steps = raw, steps
         self._plain = shared_copy(raw)
 
     @cached_property
     def _splitting(self) -> RawTokenizer:
         """Like `_plain`, but a special token in a text is split like other text."""
+        if self.steps is not None:  # as in transformers' Python tokenizers, no added token is looked for
+            return self.steps.without_added_tokens(self.raw)
         found = shared_copy(self.raw)
         found.encode_special_tokens = True
         return found
+
+    @cached_property
+    def target(self) -> Encoder:
+        """The encoder of `text_target`."""
+        if self.steps is None:
+            return self
+        return Encoder(full_copy(self.raw), self.steps, target=True)
+
+    def to_str(self) -> str:
+        """The tokenizer as JSON, without `steps`."""
+        raw = self.raw
+        if self.steps is not None:
+            raw = full_copy(raw)
+            raw.pre_tokenizer = raw.decoder = None
+        return raw.to_str()
 
     @cached_property
     def added_tokens(self) -> dict[int, AddedToken]:
@@ -93,7 +117,7 @@ class Encoder:
         raw = full_copy(self.raw)
         with library_errors(lambda reason: InputError(f"tokens: the tokenizer refuses them: {reason}")):
             count = raw.add_special_tokens(list(tokens)) if special else raw.add_tokens(list(tokens))
-        return Encoder(raw), int(count)
+        return Encoder(raw, self.steps), int(count)
 
     def with_ends(self, bos: tuple[str, int] | None = None, eos: tuple[str, int] | None = None) -> Encoder:
         """An encoder whose only special tokens are `bos` before and `eos` after each text."""
@@ -107,7 +131,7 @@ class Encoder:
         special = list(dict.fromkeys(token for token in (bos, eos) if token))
         single, pair = side("$A", 0), [*side("$A", 0), *side("$B", 1)]
         raw.post_processor = TemplateProcessing(single=single, pair=pair, special_tokens=special)
-        return Encoder(raw)
+        return Encoder(raw, self.steps)
 
 
 def _special_ids(raw: RawTokenizer) -> frozenset[int]:

@@ -20,7 +20,7 @@ do_lower_case strip_accents tokenize_chinese_chars add_prefix_space trim_offsets
 unk_id extra_ids clean_text wordpieces_prefix src_lang tgt_lang offset mask_token_sent fast_tokenizer_files
 additional_special_tokens extra_special_tokens return_token_type_ids fix_mistral_regex add_eos_token add_bos_token
 added_tokens_decoder max_len model_max_length padding_side truncation_side model_input_names split_special_tokens
-clean_up_tokenization_spaces vocab_type special_tokens_map
+clean_up_tokenization_spaces source_lang target_lang separate_vocabs vocab_type special_tokens_map
 """
 # Settings that transformers 5 ignores, although they once changed results.
 _IGNORED_BY_TRANSFORMERS: dict[str, object] = {

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,18 +19,33 @@ from fastattn.errors import FastattnError, ModelFormatError
 
 _Result = TypeVar("_Result")
 _MAX_REASON_CHARS = 200
+_callback = threading.local()  # error: what the library replaced by an Exception of its own
 _PLAIN_ERRORS = (Exception, ValueError, TypeError, OverflowError, UnicodeEncodeError)
 
 
 @contextlib.contextmanager
 def library_errors(make_error: Callable[[str], FastattnError]) -> Iterator[None]:
     """Around calls of the library: raises `make_error(reason)`, reason on one line, for an error of the library."""
+    _callback.error = None
     try:
         yield
     except BaseException as error:
+        original, _callback.error = _callback.error, None
+        if original is not None:
+            raise original from None
         if not is_library_error(error):
             raise
         raise make_error(reason_of(error)) from error
+
+
+@contextlib.contextmanager
+def called_back() -> Iterator[None]:
+    """Around Python code that the library calls: `library_errors` raises the errors of this code as they are."""
+    try:
+        yield
+    except BaseException as error:
+        _callback.error = error
+        raise
 
 
 def file_errors(path: Path | str) -> contextlib.AbstractContextManager[None]:

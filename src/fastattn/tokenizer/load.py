@@ -19,6 +19,9 @@ from fastattn.tokenizer.folder import Folder
 from fastattn.tokenizer.generic import raw_from_json, raw_from_sentencepiece
 from fastattn.tokenizer.known_settings import finish
 from fastattn.tokenizer.library import call_library, refusals_of
+from fastattn.tokenizer.marian import CLASS as MARIAN
+from fastattn.tokenizer.marian import FILES as MARIAN_FILES
+from fastattn.tokenizer.marian import load_marian, missing_files
 from fastattn.tokenizer.options import TokenizerOptions
 from fastattn.tokenizer.parts import Parts, TokenizerClass
 from fastattn.tokenizer.sentencepiece import (
@@ -63,6 +66,13 @@ def load_raw(folder: Folder, settings: Settings) -> _Loaded:
 def _load(folder: Folder, settings: Settings, entry: TokenizerClass, name: str | None, *, from_json: bool) -> _Loaded:
     if from_json:
         check_tokenizer_json(folder.path("tokenizer.json"), folder.json("tokenizer.json"))
+    if entry is MARIAN and folder.has(*MARIAN_FILES):
+        return load_marian(read_draft(folder, MARIAN.name, settings, from_json=from_json))
+    if entry is MARIAN:  # someone has made a tokenizer.json of the files of the class
+        if not from_json:
+            raise missing_files(folder)
+        _warn_of_class(folder, settings, MARIAN.name)
+        entry = _GENERIC
     draft = read_draft(folder, name or "", settings, from_json=from_json)
     if from_json:
         return _from_json(draft, entry, folder.path("tokenizer.json"))

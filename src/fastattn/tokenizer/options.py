@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from fastattn.tokenizer.marian import MarianSteps
 
 Side = Literal["left", "right"]
 
@@ -21,6 +24,7 @@ class TokenizerOptions:
     model_input_names: the columns of an encoding that the model takes.
     add_bos_token, add_eos_token: what the files or the user say; the post-processor is what counts.
     clean_up_tokenization_spaces: for decoding; a BPE tokenizer ignores it, unless clean_up_spaces_of_bpe.
+    steps: what a class does in Python, outside the library; the places of tokens in a text are then unknown.
     """
 
     class_name: str | None = None
@@ -37,6 +41,7 @@ class TokenizerOptions:
     add_bos_token: bool = False
     add_eos_token: bool = False
     name_or_path: str = ""
+    steps: MarianSteps | None = None
 
     @property
     def type_ids(self) -> bool:

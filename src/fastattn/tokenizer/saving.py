@@ -40,6 +40,9 @@ def save(
         config["extra_special_tokens"] = list(options.extra_special_tokens)
     if options.clean_up_spaces_of_bpe:
         config["clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output"] = True
+    if options.steps is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        return options.steps.save(raw, config, folder)
     folder.mkdir(parents=True, exist_ok=True)
     contents = {
         "tokenizer_config.json": json.dumps(config, indent=2, ensure_ascii=False, sort_keys=True) + "\n",

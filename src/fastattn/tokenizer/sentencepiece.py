@@ -47,6 +47,9 @@ class SentencePieceModel:
     add_dummy_prefix: bool
     remove_extra_whitespaces: bool
     escape_whitespaces: bool
+    whitespace_as_suffix: bool
+    unk_surface: str
+    denormalizes: bool
 
     @property
     def scores(self) -> list[tuple[str, float]]:
@@ -69,7 +72,7 @@ def parse_model(path: Path, data: bytes) -> SentencePieceModel:
 
 def merges_by_id(vocab: dict[str, int], path: Path) -> list[tuple[str, str]]:
     """BPE merges of a vocabulary without scores: every split of a token into two tokens, in the order of ids."""
-    _check_splits(path, vocab)
+    check_splits(path, vocab)
     merges = [
         (i, at, token[:at], token[at:])
         for token, i in vocab.items()
@@ -81,7 +84,7 @@ def merges_by_id(vocab: dict[str, int], path: Path) -> list[tuple[str, str]]:
 
 def merges_by_score(model: SentencePieceModel, vocab: dict[str, int]) -> list[tuple[str, str]]:
     """BPE merges of the normal pieces, best score first."""
-    _check_splits(model.path, vocab)
+    check_splits(model.path, vocab)
     names = {i: token for token, i in vocab.items()}
     normal = {names[i]: (piece.score, i) for i, piece in enumerate(model.pieces) if piece.kind == NORMAL and i in names}
     ranked = [
@@ -91,6 +94,12 @@ def merges_by_score(model: SentencePieceModel, vocab: dict[str, int]) -> list[tu
         if token[:at] in normal and token[at:] in normal
     ]
     return [(left, right) for _, _, left, right in sorted(ranked)]
+
+
+def check_splits(path: Path, vocab: dict[str, int]) -> None:
+    """Bound the work of trying every split of every token."""
+    if sum(len(token) ** 2 for token in vocab) > _MAX_SPLITS:
+        raise format_error(path, "expected shorter pieces: their merges take too long to compute", "sentencepiece")
 
 
 class _WireError(ValueError):
@@ -167,13 +176,14 @@ def _parse(path: Path, data: bytes) -> SentencePieceModel:
     pieces: list[Piece] = []
     trainer: dict[int, _Field] = {}
     normalizer: dict[int, _Field] = {}
+    denormalizer: dict[int, _Field] = {}
     for part in _fields(data):
         if part.number == 1:
             if len(pieces) == _MAX_PIECES:
                 raise _WireError(f"more than {_MAX_PIECES} pieces")
             pieces.append(_piece(part.bytes()))
-        elif part.number in (2, 3):
-            target = trainer if part.number == 2 else normalizer
+        elif part.number in (2, 3, 5):
+            target = {2: trainer, 3: normalizer, 5: denormalizer}[part.number]
             target.update((inner.number, inner) for inner in _fields(part.bytes()))
     if not pieces:
         raise _WireError("it has no pieces")
@@ -203,6 +213,9 @@ def _parse(path: Path, data: bytes) -> SentencePieceModel:
         add_dummy_prefix=bool(integer(normalizer, 3, 1)),
         remove_extra_whitespaces=bool(integer(normalizer, 4, 1)),
         escape_whitespaces=bool(integer(normalizer, 5, 1)),
+        whitespace_as_suffix=bool(integer(trainer, 24, 0)),
+        unk_surface=text(44, " \u2047 "),
+        denormalizes=2 in denormalizer and bool(denormalizer[2].bytes()),
     )
 
 
@@ -216,9 +229,3 @@ def _piece(data: bytes) -> Piece:
         elif part.number == 3:
             kind = part.integer()
     return Piece(text, score, kind)
-
-
-def _check_splits(path: Path, vocab: dict[str, int]) -> None:
-    """Bound the work of trying every split of every token."""
-    if sum(len(token) ** 2 for token in vocab) > _MAX_SPLITS:
-        raise format_error(path, "expected shorter pieces: their merges take too long to compute", "sentencepiece")

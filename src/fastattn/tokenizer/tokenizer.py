@@ -48,7 +48,7 @@ class Tokenizer(TokenizerBase):
 
     def __init__(self, raw: RawTokenizer, options: TokenizerOptions) -> None:
         """Takes over `raw`; its padding and truncation are turned off."""
-        self._state = State(Encoder(raw), options)
+        self._state = State(Encoder(raw, options.steps), options)
 
     @classmethod
     def from_object(cls, tokenizer: object, name: str = "tokenizer") -> Tokenizer:
@@ -65,7 +65,7 @@ class Tokenizer(TokenizerBase):
         return f"<Tokenizer {type(self.raw.model).__name__} with {len(self)} tokens>"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _restore, (self.raw.to_str(), self.options)
+        return _restore, (self._state.encoder.to_str(), self.options)
 
     def __copy__(self) -> Self:
         copy = object.__new__(type(self))
@@ -152,7 +152,8 @@ class Tokenizer(TokenizerBase):
         target = None
         if text_target is not None:
             for_target = replace(call, truncation=call.target_truncation, padding=call.target_padding)
-            target = encode_call(state, for_target, "text_target", text_target, text_pair_target)
+            target_state = replace(state, encoder=state.encoder.target)
+            target = encode_call(target_state, for_target, "text_target", text_target, text_pair_target)
             if text is None:
                 return target
         encoding = encode_call(state, call, "text", text, text_pair)
@@ -312,9 +313,11 @@ class Tokenizer(TokenizerBase):
         check_keywords(unused, ("use_source_tokenizer", "spaces_between_special_tokens"), "decode")
         state, chosen = self._state, clean_up_tokenization_spaces
         clean = _cleans_up(state, None if chosen is None else check_flag(_CLEAN_UP, chosen))
+        source = check_flag("use_source_tokenizer", unused.get("use_source_tokenizer", True))
+        encoder = state.encoder if source else state.encoder.target
         rows, batched = read_sequences("token_ids", token_ids)
         with library_errors(lambda reason: InputError(f"token_ids: the tokenizer refuses them: {reason}")):
-            texts = [state.encoder.raw.decode(row, skip_special_tokens=skip) for row in rows]
+            texts = [encoder.raw.decode(row, skip_special_tokens=skip) for row in rows]
         texts = [clean_up(text) for text in texts] if clean else texts
         return texts if batched else texts[0]
 
