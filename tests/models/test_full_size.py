@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from fastattn.api.auto import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
 from fastattn.checkpoint import open_checkpoint
 from fastattn.graph.ir import Step
-from fastattn.models.auto import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
 from fastattn.models.registry import build
 
 pytest.importorskip("torch")

@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fastattn.api.auto import AutoModelForCausalLM
+from fastattn.api.causal_lm import CausalLM
 from fastattn.generation.options import request_seed
-from fastattn.models.auto import AutoModelForCausalLM, CausalLM
 from fastattn.models.outputs import GenerateOutput
 from tests.tasks.bounds import assert_same_bits
 from tests.tasks.tiny import write_gpt2_model
