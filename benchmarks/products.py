@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastattn.bench.worker import VALUES, Answer, Service, serve
-from fastattn.limits import measure_over
+from fastattn.profiling.limits import measure_over
 from work import LINEARS, PRODUCTS, Product
 
 
@@ -43,8 +43,8 @@ class Fastattn:
 
     def __init__(self, item: Product, threads: int) -> None:
         from fastattn.checkpoint import TensorInfo
+        from fastattn.executors.cpu import CpuExecutor
         from fastattn.graph.ir import Op, Program, Step, Value, Weight
-        from fastattn.runtime import CpuExecutor
 
         m, n, k = item.m, item.n, item.k
         x, weights = matrices(item)

@@ -2,8 +2,8 @@
 
     python tools/check_layers.py [ROOT]
 
-Python: every `import` of fastattn inside src/fastattn, wherever it stands in a file (in functions and under
-TYPE_CHECKING too). C++: every quoted #include inside csrc. Folders on one line of the list may use each other.
+Python: every import of fastattn inside src/fastattn, also in functions, under TYPE_CHECKING, and by `import_module` of
+a literal name. C++: every quoted #include inside csrc. Folders on one line of the list may use each other.
 Also: pybind11 is included in csrc/bindings only, headers with intrinsics in csrc/simd and CUDA's in csrc/cuda only.
 """
 
@@ -21,11 +21,11 @@ PYTHON_LAYERS = (
     ("__init__", "__main__", "cli"),
     ("bench",),
     ("tasks",),
+    ("api",),
     ("generation",),
+    ("profiling",),
     ("models",),
-    ("limits",),
-    ("cuda",),
-    ("runtime",),
+    ("executors",),
     ("graph",),
     ("tokenizer",),
     ("checkpoint",),
@@ -82,7 +82,9 @@ def python_uses(package: Path) -> Iterator[Use]:
 
 
 def imported(node: ast.AST, module: tuple[str, ...]) -> list[str]:
-    """Dotted names that an import statement of `module` brings in; `from fastattn import x` names fastattn.x."""
+    """Dotted names that a statement or call in `module` imports; `from fastattn import x` names fastattn.x."""
+    if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module"):
+        return [arg.value for arg in node.args[:1] if isinstance(arg, ast.Constant) and isinstance(arg.value, str)]
     if isinstance(node, ast.Import):
         return [alias.name for alias in node.names]
     if not isinstance(node, ast.ImportFrom):

@@ -1,4 +1,4 @@
-// Columns of weights in the words of a panel. src/fastattn/graph/quantise.py holds the same formulas in numpy.
+// Columns of weights in the words of a panel. src/fastattn/graph/quantize.py holds the same formulas in numpy.
 #include <cstddef>
 #include <cstring>
 

@@ -28,15 +28,15 @@ void spoil(const GuardedBuffer& buffer, int64_t at) {
     if (at < buffer.size()) buffer.data()[at] = std::numeric_limits<float>::infinity();
 }
 
-struct Quantised {
+struct Quantized {
     GuardedBuffer words, scales;
 };
 
 // Rows without a gap between them, so that the last one ends at the guard page.
-Quantised quantised(const KernelTable& table, const GuardedBuffer& x, int rows, int k, Format format, int32_t offset) {
+Quantized quantized(const KernelTable& table, const GuardedBuffer& x, int rows, int k, Format format, int32_t offset) {
     const int32_t words = words_of(format, k), stride = (words + 15) / 16 * 16;
     const GuardedBuffer wide(int64_t{rows} * stride, 1);
-    Quantised found{GuardedBuffer(int64_t{rows} * words, 2), GuardedBuffer(rows, 3)};
+    Quantized found{GuardedBuffer(int64_t{rows} * words, 2), GuardedBuffer(rows, 3)};
     const QuantizeArgs args{.x = x.data(),
                             .x_stride = k,
                             .out = wide.data(),
@@ -63,7 +63,7 @@ void quantize(const KernelTable& table, Record& record) {
                 for (bool special : {false, true}) {
                     const GuardedBuffer x(int64_t{rows} * k, 11);
                     if (special) spoil(x, k / 2);
-                    const Quantised found = quantised(table, x, rows, k, format, 0);
+                    const Quantized found = quantized(table, x, rows, k, format, 0);
                     record.add_words(found.words.data(), found.words.size());
                     if (format == Format::kInt8) record.add(found.scales.data(), rows);
                 }
@@ -117,7 +117,7 @@ void linear_case(const KernelTable& table, Record& record, Format format, int m,
     const GuardedBuffer x(int64_t{m} * k, 31), weight(int64_t{k} * n, 32), bias(n, 33), c(int64_t{m} * n, 34);
     const GuardedBuffer residual(int64_t{m} * n, 35), scratch(kLinearScratch, 36);
     if (extras && m > 2) spoil(x, 2 * k);
-    const Quantised a = quantised(table, x, m, k, format, table.int8_offset);
+    const Quantized a = quantized(table, x, m, k, format, table.int8_offset);
     const Packed b = packed(table, weight, k, n, format);
     table.linear[static_cast<int>(format)]({.a = a.words.data(),
                                             .a_stride = words_of(format, k),

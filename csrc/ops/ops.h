@@ -129,7 +129,7 @@ struct AttentionOp {
 void attention(Team& team, const KernelTable& kernels, const AttentionOp& op);
 void attention_probs(Team& team, const KernelTable& kernels, const AttentionOp& op);
 
-// So few activations are quantised by every thread for itself, which is cheaper than to meet.
+// So few activations are quantized by every thread for itself, which is cheaper than to meet.
 inline constexpr int64_t kAloneWords = 4096, kAloneRows = 16;
 inline constexpr int64_t kLinearOpScratch = kLinearScratch + kAloneWords + kAloneRows;
 inline constexpr int64_t kScratchFloats = kLinearOpScratch > kAttentionScratch ? kLinearOpScratch : kAttentionScratch;

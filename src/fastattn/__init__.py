@@ -24,11 +24,11 @@ from fastattn.errors import (
 
 if TYPE_CHECKING:
     from fastattn import generation, ops
+    from fastattn.api.auto import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
+    from fastattn.api.auto_tokenizer import AutoTokenizer
+    from fastattn.api.quantize import quantize
     from fastattn.generation.generate import GenerateOutput, TextStream
     from fastattn.generation.options import GenerationOptions
-    from fastattn.models.auto import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
-    from fastattn.models.auto_tokenizer import AutoTokenizer
-    from fastattn.models.quantise import quantize
     from fastattn.ops import scaled_dot_product_attention
     from fastattn.tasks.pipelines import pipeline
     from fastattn.tasks.quality import QualityReport, compare_dtypes
@@ -39,10 +39,10 @@ __version__ = "0.1.0"
 
 # Names are imported when they are first used, so that `import fastattn` costs little more than numpy.
 _HOME = {
-    "AutoModel": "fastattn.models.auto",
-    "AutoModelForCausalLM": "fastattn.models.auto",
-    "AutoModelForSequenceClassification": "fastattn.models.auto",
-    "AutoTokenizer": "fastattn.models.auto_tokenizer",
+    "AutoModel": "fastattn.api.auto",
+    "AutoModelForCausalLM": "fastattn.api.auto",
+    "AutoModelForSequenceClassification": "fastattn.api.auto",
+    "AutoTokenizer": "fastattn.api.auto_tokenizer",
     "BatchEncoding": "fastattn.tokenizer",
     "Tokenizer": "fastattn.tokenizer",
     "GenerateOutput": "fastattn.generation.generate",
@@ -52,11 +52,11 @@ _HOME = {
     "QualityReport": "fastattn.tasks.quality",
     "compare_dtypes": "fastattn.tasks.quality",
     "pipeline": "fastattn.tasks.pipelines",
-    "quantize": "fastattn.models.quantise",
+    "quantize": "fastattn.api.quantize",
     "scaled_dot_product_attention": "fastattn.ops",
 }
 # Modules that `fastattn.NAME` imports; only `errors`, `generation` and `ops` are public.
-_MODULES = ("checkpoint", "generation", "graph", "models", "ops", "runtime", "tasks", "tokenizer")
+_MODULES = ("api", "checkpoint", "generation", "graph", "models", "ops", "tasks", "tokenizer")
 
 __all__ = [
     "AutoModel",

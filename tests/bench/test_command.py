@@ -14,6 +14,7 @@ from xml.etree import ElementTree
 
 import pytest
 
+from fastattn.api.quantize import quantize
 from fastattn.bench import libraries, machine, run
 from fastattn.bench.libraries import LIBRARIES
 from fastattn.bench.report import result_table
@@ -22,7 +23,6 @@ from fastattn.bench.works import works_of
 from fastattn.cli import main
 from fastattn.errors import BenchError, InputError
 from fastattn.graph.cost import step_cost
-from fastattn.models.quantise import quantize
 from tests.bench.test_process import SOON, broken_torch, wait_for
 from tests.reference.checkpoints import write_bert, write_gpt2
 from tests.reference.command import assert_refused
@@ -255,7 +255,7 @@ def test_head_dtype(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert 200 * 96 < found[None] - found["int8"] < 200 * 96 * 4
 
 
-def test_a_quantised_checkpoint(tmp_path: Path) -> None:
+def test_a_quantized_checkpoint(tmp_path: Path) -> None:
     source = write_gpt2(tmp_path / "m", n_embd=96, vocab_size=200)
     quantize(source, tmp_path / "q", dtype="int8")
     bench = bench_model(tmp_path / "q", options(works=("decode-1",), against=("torch",)))

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 import fastattn as fa
+from fastattn.executors.cpu import CpuExecutor
 from fastattn.graph.cost import Cost, Formats, StepShape, op_cost, op_format, step_cost
 from fastattn.graph.ir import Op, Program
-from fastattn.runtime import CpuExecutor
 from tests.reference.checkpoints import write_bert, write_gpt2
 
 

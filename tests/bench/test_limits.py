@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from fastattn import limits
 from fastattn.errors import InputError
 from fastattn.graph.cost import ELEMENT_BYTES, Cost, Formats, StepShape, step_cost
 from fastattn.graph.ir import Op, Program, Value, Weight
-from fastattn.limits import PRODUCTS, LeastTime, Limits, least_time, measure, step_least_time
+from fastattn.profiling import limits
+from fastattn.profiling.limits import PRODUCTS, LeastTime, Limits, least_time, measure, step_least_time
 
 PLAIN = {"activation": "none", "has_bias": False, "has_residual": False}
 

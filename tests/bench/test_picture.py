@@ -13,7 +13,7 @@ from fastattn.bench.picture import HEIGHT, WIDTH, Plot, Point, Roof, save, to_ht
 from fastattn.bench.roofline import plot, row_points
 from fastattn.bench.run import ModelBench
 from fastattn.bench.turns import Limit, Row, Turn
-from fastattn.limits import Limits
+from fastattn.profiling.limits import Limits
 
 SVG = "{http://www.w3.org/2000/svg}"
 ROOFS = [

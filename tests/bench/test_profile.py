@@ -9,24 +9,26 @@ import numpy as np
 import pytest
 
 import fastattn as fa
+from fastattn.api.causal_lm import CausalLM
+from fastattn.api.encoders import SequenceClassifier
 from fastattn.errors import ContextLengthError, InputError
-from fastattn.models.profile import OpProfile
-from fastattn.runtime import CpuExecutor
+from fastattn.executors.cpu import CpuExecutor
+from fastattn.profiling.profile import OpProfile
 from tests.reference.checkpoints import write_bert, write_gpt2
 
 
 @pytest.fixture(scope="module")
-def gpt2(tmp_path_factory: pytest.TempPathFactory) -> fa.models.auto.CausalLM:
+def gpt2(tmp_path_factory: pytest.TempPathFactory) -> CausalLM:
     return fa.AutoModelForCausalLM.from_pretrained(write_gpt2(tmp_path_factory.mktemp("gpt2")), threads=2)
 
 
 @pytest.fixture(scope="module")
-def bert(tmp_path_factory: pytest.TempPathFactory) -> fa.models.auto.SequenceClassifier:
+def bert(tmp_path_factory: pytest.TempPathFactory) -> SequenceClassifier:
     path = write_bert(tmp_path_factory.mktemp("bert"))
     return fa.AutoModelForSequenceClassification.from_pretrained(path, threads=1)
 
 
-def test_every_op_once(gpt2: fa.models.auto.CausalLM) -> None:
+def test_every_op_once(gpt2: CausalLM) -> None:
     found = gpt2.profile([[1, 2, 3], [4, 5]], seconds=0.001)
     counts = {op.op: op.count for op in found.ops}
     assert counts.pop("(between ops)") == 0
@@ -42,7 +44,7 @@ def test_every_op_once(gpt2: fa.models.auto.CausalLM) -> None:
     assert set(found.shares()) == {"linear", "attention", "layer_norm", "embedding", "add", "gather_rows", "between"}
 
 
-def test_what_a_prefill_and_a_decode_cost(gpt2: fa.models.auto.CausalLM) -> None:
+def test_what_a_prefill_and_a_decode_cost(gpt2: CausalLM) -> None:
     prefill = {op.op: op for op in gpt2.profile([[1, 2, 3], [4, 5]], seconds=0.001).ops}
     # The first layer projects five rows, the last one those of the two wanted tokens.
     assert prefill["linear attn.c_proj [12, 12]"].operations == 2 * 12 * 12 * (5 + 2)
@@ -54,7 +56,7 @@ def test_what_a_prefill_and_a_decode_cost(gpt2: fa.models.auto.CausalLM) -> None
     assert decode.what == "2 sequences, 1 token each after 5 tokens"
 
 
-def test_the_table(bert: fa.models.auto.SequenceClassifier) -> None:
+def test_the_table(bert: SequenceClassifier) -> None:
     found = bert.profile([[1, 2, 3], []], seconds=0.001)
     lines = str(found).splitlines()
     assert lines[0] == "1 sequence, 3 tokens, float32, threads: 1"
@@ -84,7 +86,7 @@ def test_rate_and_percent_of_an_op() -> None:
     assert OpProfile("linear a [2, 2]", 1, 0.0, 0.0, 6e9, 1e9, 1.0, "compute").percent is None
 
 
-def test_the_model_is_as_it_was(gpt2: fa.models.auto.CausalLM) -> None:
+def test_the_model_is_as_it_was(gpt2: CausalLM) -> None:
     before = gpt2.generate([1, 2, 3], max_new_tokens=5, eos_token_id=-1)
     gpt2.profile([[1, 2, 3]] * 3, decode=True, seconds=0.001)
     assert np.array_equal(gpt2.generate([1, 2, 3], max_new_tokens=5, eos_token_id=-1), before)
@@ -92,12 +94,12 @@ def test_the_model_is_as_it_was(gpt2: fa.models.auto.CausalLM) -> None:
     assert gpt2.executor.op_seconds() == []
 
 
-def test_masks_and_types_are_accepted(bert: fa.models.auto.SequenceClassifier) -> None:
+def test_masks_and_types_are_accepted(bert: SequenceClassifier) -> None:
     found = bert.profile(np.array([[1, 2, 0], [3, 4, 5]]), np.array([[1, 1, 0], [1, 1, 1]]), np.zeros((2, 3), int))
     assert found.what == "2 sequences, 5 tokens"
 
 
-def test_refused(gpt2: fa.models.auto.CausalLM, bert: fa.models.auto.SequenceClassifier, tmp_path: Path) -> None:
+def test_refused(gpt2: CausalLM, bert: SequenceClassifier, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="decode: expected a language model"):
         bert.profile([1, 2], decode=True)
     with pytest.raises(InputError, match="at least one token"):

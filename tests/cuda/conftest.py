@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-import fastattn.cuda
+import fastattn.executors.cuda
 from tests.reference.cuda_emulation import emulated_module
 
 DRIVER = Path("/dev/nvidiactl")
@@ -18,11 +18,11 @@ def gpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """What device="cuda" means in a test."""
     if request.param == "emulated":
         module = emulated_module()
-        monkeypatch.setattr(fastattn.cuda, "extension", lambda: module)
+        monkeypatch.setattr(fastattn.executors.cuda, "extension", lambda: module)
         return "emulated"
     if not DRIVER.exists():
         pytest.skip(f"needs an NVIDIA GPU: there is no {DRIVER}")
     if importlib.util.find_spec("fastattn._cuda") is None:
         pytest.skip("needs fastattn._cuda, which is built where nvcc is found")
-    fastattn.cuda.require_device()  # where there is a GPU, not reaching it is a failure
+    fastattn.executors.cuda.require_device()  # where there is a GPU, not reaching it is a failure
     return "gpu"

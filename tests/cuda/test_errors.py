@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 
 import fastattn as fa
-import fastattn.cuda
+import fastattn.executors.cuda
+from fastattn.api.auto import AutoModelForCausalLM
 from fastattn.cli.main import main
 from fastattn.errors import ConfigError, DTypeError, InputError, OutOfMemory
-from fastattn.models.auto import AutoModelForCausalLM
 from tests.reference import checkpoints
 
 HAS_MODULE = importlib.util.find_spec("fastattn._cuda") is not None
@@ -42,16 +42,16 @@ def test_a_build_without_cuda(no_module: None, folder: Path) -> None:
     ):
         with pytest.raises(ConfigError, match=r"device: expected a build of fastattn with CUDA .*FASTATTN_CUDA=ON"):
             load()
-    assert "not usable: device: expected a build" in fastattn.cuda.describe()
+    assert "not usable: device: expected a build" in fastattn.executors.cuda.describe()
 
 
 def test_a_module_that_cannot_be_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(name: str) -> None:
         raise ImportError("libwhatever.so: cannot open shared object file")
 
-    monkeypatch.setattr(fastattn.cuda, "importlib", SimpleNamespace(import_module=refuse))
+    monkeypatch.setattr(fastattn.executors.cuda, "importlib", SimpleNamespace(import_module=refuse))
     with pytest.raises(ConfigError, match=r"got libwhatever\.so: cannot open"):
-        fastattn.cuda.extension()
+        fastattn.executors.cuda.extension()
 
 
 def test_the_command_says_so(no_module: None, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -82,7 +82,7 @@ def test_cuda_is_not_loaded_unasked(folder: Path) -> None:
     code = (
         "import sys, fastattn as fa\n"
         "fa.AutoModelForCausalLM.from_pretrained(sys.argv[1]).generate([1], max_new_tokens=2)\n"
-        "assert not {'fastattn.cuda', 'fastattn._cuda'} & set(sys.modules)\n"
+        "assert not {'fastattn.executors.cuda', 'fastattn._cuda'} & set(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", code, str(folder)], check=True)
 
@@ -110,7 +110,7 @@ def test_options(gpu: str, folder: Path, options: dict[str, Any], error: type[Ex
     assert message in str(raised.value)
 
 
-def test_a_quantised_checkpoint(gpu: str, folder: Path, tmp_path: Path) -> None:
+def test_a_quantized_checkpoint(gpu: str, folder: Path, tmp_path: Path) -> None:
     fa.quantize(folder, tmp_path / "int8", dtype="int8")
     with pytest.raises(ConfigError, match="packed for device cpu; cuda needs the float checkpoint"):
         AutoModelForCausalLM.from_pretrained(tmp_path / "int8", device="cuda")
@@ -119,14 +119,14 @@ def test_a_quantised_checkpoint(gpu: str, folder: Path, tmp_path: Path) -> None:
 def test_the_budget(gpu: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What does not fit is refused with its name, and the rest of the model works on."""
     for text in ("0", "1.5", "-1", "many"):
-        monkeypatch.setenv(fastattn.cuda.MEMORY_VARIABLE, text)
-        with pytest.raises(InputError, match=f"{fastattn.cuda.MEMORY_VARIABLE}: expected a number of MiB"):
+        monkeypatch.setenv(fastattn.executors.cuda.MEMORY_VARIABLE, text)
+        with pytest.raises(InputError, match=f"{fastattn.executors.cuda.MEMORY_VARIABLE}: expected a number of MiB"):
             AutoModelForCausalLM.from_pretrained(folder, device="cuda")
     big = checkpoints.write_gpt2(folder.parent / "big", vocab_size=5000, n_embd=96, n_positions=512)
-    monkeypatch.setenv(fastattn.cuda.MEMORY_VARIABLE, "1")
+    monkeypatch.setenv(fastattn.executors.cuda.MEMORY_VARIABLE, "1")
     with pytest.raises(OutOfMemory, match=r"could not take \d+ bytes for .*budget of 1048576 are in use"):
         AutoModelForCausalLM.from_pretrained(big, device="cuda")
-    monkeypatch.setenv(fastattn.cuda.MEMORY_VARIABLE, "36")
+    monkeypatch.setenv(fastattn.executors.cuda.MEMORY_VARIABLE, "36")
     with AutoModelForCausalLM.from_pretrained(big, device="cuda") as model:
         executor: Any = model.executor
         assert executor.budget_bytes == 36 << 20

@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from fastattn.cuda import CudaExecutor
+from fastattn.api.auto import AutoModelForCausalLM
+from fastattn.api.causal_lm import CausalLM
 from fastattn.errors import ContextLengthError, InputError, NonFiniteError
+from fastattn.executors.cuda import CudaExecutor
 from fastattn.graph.ir import Step
 from fastattn.graph.sampling import SAMPLE_PARAMS, Sampling
-from fastattn.models.auto import AutoModelForCausalLM, CausalLM
 from tests.reference import checkpoints
 
 OPTIONS = {"vocab_size": 131, "n_positions": 200, "n_embd": 24, "n_head": 3, "n_layer": 2}

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-import fastattn.cuda
+import fastattn.executors.cuda
+from fastattn.api.model import load_executor
 from fastattn.checkpoint import open_checkpoint
-from fastattn.cuda import CudaExecutor
-from fastattn.models.base import load_executor
+from fastattn.executors.cuda import CudaExecutor
 from fastattn.models.registry import BuiltModel, build
 from tests.cuda.test_models import BERT, CASES, GPT2, equal, ragged
 from tests.reference.checkpoints import write_bert, write_gpt2
@@ -30,8 +30,8 @@ def built(request: pytest.FixtureRequest, tmp_path: Path) -> BuiltModel:
 @pytest.fixture
 def library(monkeypatch: pytest.MonkeyPatch) -> str:
     path = fake_library()
-    monkeypatch.setattr(fastattn.cuda, "extension", emulated_module)
-    monkeypatch.setattr(fastattn.cuda, "_library_paths", lambda: ["/nowhere/libcublasLt.so.13", path])
+    monkeypatch.setattr(fastattn.executors.cuda, "extension", emulated_module)
+    monkeypatch.setattr(fastattn.executors.cuda, "_library_paths", lambda: ["/nowhere/libcublasLt.so.13", path])
     return path
 
 
@@ -70,9 +70,9 @@ def _rms(a: Any, b: Any) -> float:
 
 def test_without_the_library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """What cannot be loaded, or has not the functions, is passed over."""
-    monkeypatch.setattr(fastattn.cuda, "extension", emulated_module)
+    monkeypatch.setattr(fastattn.executors.cuda, "extension", emulated_module)
     module: Any = emulated_module()
-    monkeypatch.setattr(fastattn.cuda, "_library_paths", lambda: [str(tmp_path / "no.so"), module.__file__])
+    monkeypatch.setattr(fastattn.executors.cuda, "_library_paths", lambda: [str(tmp_path / "no.so"), module.__file__])
     checkpoint = open_checkpoint(write_bert(tmp_path / "bert", **BERT))
     found = build(checkpoint.config, checkpoint.tensors, "encoder")
     executor = CudaExecutor(found.program, found.tensors)
@@ -99,4 +99,8 @@ def test_the_wheels_are_looked_through(monkeypatch: pytest.MonkeyPatch, tmp_path
         path.parent.mkdir(parents=True)
         path.touch()
     monkeypatch.syspath_prepend(tmp_path)
-    assert [Path(path).name for path in fastattn.cuda._library_paths()] == ["libcublasLt.so.13", "libcublasLt.so.12"]
+    found = [Path(path).name for path in fastattn.executors.cuda._library_paths()]
+    assert found == [
+        "libcublasLt.so.13",
+        "libcublasLt.so.12",
+    ]

@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from fastattn.api.model import load_executor
 from fastattn.checkpoint import open_checkpoint, read_tensor
-from fastattn.cuda import CudaExecutor
+from fastattn.executors.cuda import CudaExecutor
+from fastattn.executors.numpy_executor import NumpyExecutor
 from fastattn.graph.ir import Program, Step
-from fastattn.graph.numpy_executor import NumpyExecutor
 from fastattn.graph.rewrites import optimise, with_outputs
-from fastattn.models.base import load_executor
 from fastattn.models.registry import BuiltModel, build
 from tests.reference import checkpoints
 from tests.reference.bounds import assert_close, eps

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 
 import fastattn
+from fastattn.api.auto import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
+from fastattn.api.causal_lm import CausalLM
 from fastattn.bench.run import open_model
 from fastattn.checkpoint import open_checkpoint
 from fastattn.errors import ConfigError, InputError
-from fastattn.models.auto import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification, CausalLM
 from fastattn.models.config import HARMLESS, REQUIRED
 from fastattn.models.names import Task
 from fastattn.models.registry import BuiltModel, build

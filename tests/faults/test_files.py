@@ -17,11 +17,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from fastattn.api.auto import AutoModelForCausalLM
 from fastattn.checkpoint import open_checkpoint, read_header, read_tensor
 from fastattn.checkpoint.checkpoint import require_little_endian, require_weight_dtype
 from fastattn.errors import ConfigError, ModelFormatError
 from fastattn.jsonfile import parse_strict
-from fastattn.models.auto import AutoModelForCausalLM
 from fastattn.models.registry import build
 from tests.reference.checkpoints import GPT2, gpt2_tensors, header, safetensors, write, write_gpt2
 from tests.reference.steps import count_calls

@@ -19,13 +19,13 @@ import numpy as np
 import pytest
 
 import fastattn
-from fastattn import runtime
+from fastattn.api.auto import AutoModelForCausalLM
 from fastattn.checkpoint import open_checkpoint, read_header, read_tensor
 from fastattn.checkpoint.index import INDEX_NAME
 from fastattn.errors import ModelFormatError
+from fastattn.executors import cpu
 from fastattn.files import FileSet, SourceFile
 from fastattn.jsonfile import read_json
-from fastattn.models.auto import AutoModelForCausalLM
 from tests.reference.checkpoints import GPT2, gpt2_tensors, safetensors, write
 
 IDS = [1, 2, 3, 4]
@@ -105,7 +105,7 @@ def hooked(monkeypatch: pytest.MonkeyPatch) -> Callable[[Hook], contextlib.Abstr
 
     for name in ("open", "pread", "fstat", "stat"):
         wrap(name)
-    wrap("_load", runtime)  # where the C++ engine reads
+    wrap("_load", cpu)  # where the C++ engine reads
 
     @contextlib.contextmanager
     def use(hook: Hook) -> Iterator[None]:

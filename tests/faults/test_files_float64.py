@@ -10,9 +10,9 @@ import pytest
 from numpy.typing import NDArray
 
 import fastattn
+from fastattn.api.auto import AutoModelForCausalLM
 from fastattn.checkpoint import open_checkpoint, read_header, read_tensor
 from fastattn.errors import ConfigError, ModelFormatError
-from fastattn.models.auto import AutoModelForCausalLM
 from tests.reference.checkpoints import GPT2, gpt2_tensors, safetensors, write
 
 IDS = [1, 2, 3, 4]

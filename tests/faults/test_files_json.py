@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from fastattn import jsonfile
+from fastattn.api.auto import AutoModelForCausalLM
 from fastattn.checkpoint import open_checkpoint, read_header
 from fastattn.checkpoint.checkpoint import read_config, read_generation_config
 from fastattn.checkpoint.index import INDEX_LIMITS, INDEX_NAME, MAX_SHARDS
@@ -27,7 +28,6 @@ from fastattn.jsonfile import (
     parse_strict,
     read_json,
 )
-from fastattn.models.auto import AutoModelForCausalLM
 from tests.reference.checkpoints import GPT2, write_gpt2
 from tests.reference.steps import count_calls
 

@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 
 import fastattn
+from fastattn.api.auto import AutoModelForCausalLM
 from fastattn.checkpoint import open_checkpoint
 from fastattn.checkpoint.index import INDEX_NAME
 from fastattn.errors import FastattnError
-from fastattn.models.auto import AutoModelForCausalLM
 from tests.reference.checkpoints import GPT2, gpt2_tensors, safetensors, write_gpt2
 
 MAX_CHARS = 1000
@@ -129,7 +129,7 @@ def test_shards(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
 
 
 @pytest.mark.parametrize("long", LONG, ids=range(len(LONG)))
-def test_quantised_folders(long: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_quantized_folders(long: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder = fastattn.quantize(write_gpt2(tmp_path / "floats"), tmp_path / "out", dtype="int8")
     path = folder / "model.safetensors"
     entries, data = split(path.read_bytes())
@@ -141,16 +141,16 @@ def test_quantised_folders(long: Any, tmp_path: Path, caplog: pytest.LogCaptureF
             both = {key: isinstance(mutant.get(key), dict) for key in said}
             changed = {**mutant, **{key: {**said[key], **mutant[key]} for key, known in both.items() if known}}
         write_header(path, {**entries, "__metadata__": {"fastattn": json.dumps(changed)}}, data)
-        n_refused += quantised_messages(folder, caplog)
+        n_refused += quantized_messages(folder, caplog)
     write_header(path, entries, data)
     config = json.loads((folder / "config.json").read_text())
     for mutant in mutants(config["quantization_config"], long):
         (folder / "config.json").write_text(json.dumps({**config, "quantization_config": mutant}))
-        n_refused += quantised_messages(folder, caplog)
+        n_refused += quantized_messages(folder, caplog)
     assert n_refused > 10
 
 
-def quantised_messages(folder: Path, caplog: pytest.LogCaptureFixture) -> bool:
+def quantized_messages(folder: Path, caplog: pytest.LogCaptureFixture) -> bool:
     caplog.clear()
     try:
         open_checkpoint(folder).close()

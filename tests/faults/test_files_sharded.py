@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fastattn.api.auto import AutoModelForCausalLM
 from fastattn.checkpoint import open_checkpoint
 from fastattn.checkpoint.index import INDEX_LIMITS, INDEX_NAME
 from fastattn.errors import ModelFormatError
-from fastattn.models.auto import AutoModelForCausalLM
 from tests.reference.checkpoints import GPT2, gpt2_tensors, safetensors, write_gpt2
 from tests.reference.steps import count_calls
 
@@ -163,8 +163,8 @@ def test_fault_31_no_weights_at_all(tmp_path: Path) -> None:
 
 def test_fault_31_pickle_is_never_imported() -> None:
     """No module of ours names pickle; numpy imports it for itself."""
+    import fastattn.api.auto
     import fastattn.checkpoint
-    import fastattn.models.auto
 
     for name, module in sys.modules.items():
         if name.startswith("fastattn"):

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fastattn.api.auto import AutoModelForCausalLM
 from fastattn.errors import DTypeError, InputError
 from fastattn.generation.options import GenerationOptions
-from fastattn.models.auto import AutoModelForCausalLM
 from tests.reference.checkpoints import write_gpt2
 
 NAN, INF = float("nan"), float("inf")

@@ -11,15 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fastattn.api.auto import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
+from fastattn.api.causal_lm import CausalLM
+from fastattn.api.encoders import Encoder, SequenceClassifier
 from fastattn.errors import ContextLengthError, DTypeError, InputError
-from fastattn.models.auto import (
-    AutoModel,
-    AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
-    CausalLM,
-    Encoder,
-    SequenceClassifier,
-)
 from fastattn.models.inputs import read_batch
 from tests.reference.checkpoints import write_bert, write_distilbert, write_gpt2
 

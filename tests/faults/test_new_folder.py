@@ -18,11 +18,11 @@ import numpy as np
 import pytest
 
 import fastattn
-from fastattn import runtime
+from fastattn.api.auto import AutoModelForCausalLM
 from fastattn.checkpoint import new_folder
 from fastattn.checkpoint.new_folder import SUFFIX
 from fastattn.errors import ConfigError, ModelFormatError
-from fastattn.models.auto import AutoModelForCausalLM
+from fastattn.executors import cpu
 from tests.reference.checkpoints import gpt2_tensors, safetensors, write_gpt2
 
 SIZES = {"vocab_size": 70, "n_positions": 16, "n_embd": 72, "n_layer": 1, "n_head": 3}
@@ -48,14 +48,14 @@ EXPECTED = ["1_Pooling/config.json", "config.json", "model.safetensors", "tokeni
 
 def hook(monkeypatch: pytest.MonkeyPatch, act: Callable[[], None]) -> None:
     """Call `act` in the middle of the weights."""
-    pack = runtime.pack_weight
+    pack = cpu.pack_weight
 
     def pack_weight(name: str, *args: Any) -> Any:
         if name == "ln_f.weight":
             act()
         return pack(name, *args)
 
-    monkeypatch.setattr(runtime, "pack_weight", pack_weight)
+    monkeypatch.setattr(cpu, "pack_weight", pack_weight)
 
 
 def unfinished(folder: Path) -> list[Path]:
@@ -319,12 +319,12 @@ def test_many_that_write_one_folder(floats: Path, tmp_path: Path) -> None:
 def test_what_a_killed_process_left_is_removed(floats: Path, tmp_path: Path) -> None:
     script = (
         "import os, signal, sys, fastattn\n"
-        "from fastattn import runtime\n"
-        "pack = runtime.pack_weight\n"
+        "from fastattn.executors import cpu\n"
+        "pack = cpu.pack_weight\n"
         "def kill(name, *args):\n"
         "    if name == 'ln_f.weight': os.kill(os.getpid(), signal.SIGKILL)\n"
         "    return pack(name, *args)\n"
-        "runtime.pack_weight = kill\n"
+        "cpu.pack_weight = kill\n"
         "fastattn.quantize(sys.argv[1], sys.argv[2], dtype='int8')\n"
     )
     out = tmp_path / "out"

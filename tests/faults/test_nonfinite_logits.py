@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 import fastattn
+from fastattn.api.auto import AutoModelForCausalLM
+from fastattn.api.causal_lm import CausalLM
 from fastattn.errors import InputError, NonFiniteError
 from fastattn.generation import scheduler
 from fastattn.generation.generate import GenerateOutput, generate
-from fastattn.models.auto import AutoModelForCausalLM, CausalLM
 from tests.reference.checkpoints import GPT2, gpt2_tensors, write
 from tests.tasks.toy import ToyModel
 

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from fastattn import _core
+from fastattn.api.auto import AutoModelForCausalLM
 from fastattn.errors import Cancelled, ConfigError, InputError
-from fastattn.models.auto import AutoModelForCausalLM
 from tests.reference.checkpoints import write_gpt2
 from tests.reference.hang import HANG_SECONDS
 
@@ -108,7 +108,7 @@ def test_fault_62_many_threads_one_model(tmp_path: Path) -> None:
 def test_fault_62_forced_target_that_cannot_run(target: str) -> None:
     if target in _core.available_targets():
         pytest.skip(f"{target} runs here")
-    code = "from fastattn import runtime\ntry: runtime.info()\nexcept Exception as e: print(type(e).__name__, e)"
+    code = "from fastattn.executors import cpu\ntry: cpu.info()\nexcept Exception as e: print(type(e).__name__, e)"
     out = run_python(code, Path(), FASTATTN_FORCE_TARGET=target).stdout
     assert out.startswith(ConfigError.__name__)
     assert target in out

@@ -1,4 +1,4 @@
-"""bfloat16, int8 and int4: packing and products of every target against the formulas of fastattn.graph.quantise."""
+"""bfloat16, int8 and int4: packing and products of every target against the formulas of fastattn.graph.quantize."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from fastattn.errors import ConfigError
-from fastattn.graph.quantise import dequantise, quantise, to_bfloat16, to_int8
+from fastattn.graph.quantize import dequantize, quantize, to_bfloat16, to_int8
 from tests import tolerances
 from tests.kernels.support import F32, F64, TARGETS, assert_same_bits, assert_within, kernels, random_array
 from tests.reference.float32 import fma
@@ -28,7 +28,7 @@ NO_BIAS = np.zeros(1, np.float32)
 def integer_linear(a: F32, weight: F32, form: str, bias: F32 = NO_BIAS) -> F32:
     """The formula: an exact sum of integers, rounded once to float32, times the scale of the row, and then times that
     of the column plus the bias, rounded once."""
-    rows, columns = to_int8(a), quantise(weight, form)
+    rows, columns = to_int8(a), quantize(weight, form)
     total = rows.values.astype(np.int64) @ columns.values.astype(np.int64).T
     return fma(total.astype(np.float32) * rows.scales[:, None], columns.scales, bias)
 
@@ -54,7 +54,7 @@ def test_weights_as_the_formula_says(form: str, n: int, k: int) -> None:
     weight[:, ::7] *= 20
     for target in TARGETS:
         for transposed in (False, True):
-            assert_same_bits(kernels.dequantized(target, weight, form, transposed=transposed), dequantise(weight, form))
+            assert_same_bits(kernels.dequantized(target, weight, form, transposed=transposed), dequantize(weight, form))
 
 
 SPECIAL: dict[str, Callable[[F32], None]] = {
@@ -76,7 +76,7 @@ def test_special_weights(form: str, name: str) -> None:
     SPECIAL[name](weight)
     for target in TARGETS:
         for transposed in (False, True):
-            assert_same_bits(kernels.dequantized(target, weight, form, transposed=transposed), dequantise(weight, form))
+            assert_same_bits(kernels.dequantized(target, weight, form, transposed=transposed), dequantize(weight, form))
             assert np.isfinite(kernels.dequantized(target, weight, form)).all()
 
 
@@ -87,7 +87,7 @@ def test_special_weights(form: str, name: str) -> None:
 )
 def test_any_weights(weight: F32, form: str) -> None:
     for target in TARGETS:
-        assert_same_bits(kernels.dequantized(target, weight, form), dequantise(weight, form))
+        assert_same_bits(kernels.dequantized(target, weight, form), dequantize(weight, form))
 
 
 @settings(max_examples=100, deadline=None)

@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from fastattn.api.model import load_executor
 from fastattn.checkpoint import open_checkpoint, read_tensor
+from fastattn.executors.numpy_executor import NumpyExecutor
 from fastattn.graph.executor import Executor
 from fastattn.graph.ir import Program, Step
-from fastattn.graph.numpy_executor import NumpyExecutor
-from fastattn.graph.quantise import weight_formats
-from fastattn.models.base import load_executor
+from fastattn.graph.quantize import weight_formats
 from fastattn.models.registry import BuiltModel, build
 from tests.reference.bounds import eps
 from tests.reference.op_by_op import check_every_op

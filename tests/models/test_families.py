@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fastattn.models.auto import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
+from fastattn.api.auto import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
 from tests.reference.bounds import assert_close
 
 pytest.importorskip("torch")

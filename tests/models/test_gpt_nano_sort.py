@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from fastattn.api.auto import AutoModelForCausalLM
+from fastattn.api.model import load_executor
 from fastattn.checkpoint import open_checkpoint
-from fastattn.graph.numpy_executor import softmax
-from fastattn.models.auto import AutoModelForCausalLM
-from fastattn.models.base import load_executor
+from fastattn.executors.numpy_executor import softmax
 from fastattn.models.gpt2 import CONV1D
 from fastattn.models.inputs import read_batch
 from fastattn.models.registry import build

@@ -23,10 +23,10 @@ import numpy as np
 import pytest
 
 import fastattn
+from fastattn.api.auto import AutoModelForCausalLM
+from fastattn.api.auto_tokenizer import AutoTokenizer
 from fastattn.checkpoint.hub import HubError, resolve
 from fastattn.errors import ConfigError, DTypeError, FastattnError, InputError, ModelNotFoundError
-from fastattn.models.auto import AutoModelForCausalLM
-from fastattn.models.auto_tokenizer import AutoTokenizer
 from tests.reference.checkpoints import write_gpt2
 from tests.reference.package import SOURCES
 from tests.tasks.tokenizers import write_gpt2 as write_tokenizer
@@ -476,7 +476,7 @@ def test_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_importing_models_does_not_import_the_hub() -> None:
-    code = "import sys, fastattn.models.auto; print(sorted({'huggingface_hub', 'torch', 'pickle5'} & set(sys.modules)))"
+    code = "import sys, fastattn.api.auto; print(sorted({'huggingface_hub', 'torch', 'pickle5'} & set(sys.modules)))"
     done = subprocess.run(
         [sys.executable, "-c", code],
         capture_output=True,

@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
+from fastattn.api.auto import AutoModel
+from fastattn.api.auto_tokenizer import AutoTokenizer
 from fastattn.checkpoint.companions import COPIED
 from fastattn.checkpoint.file_names import VOCABULARY_FILES
 from fastattn.checkpoint.hub import ALLOW_PATTERNS, TOKENIZER_PATTERNS, resolve
 from fastattn.errors import DTypeError, HubError, ModelNotFoundError
-from fastattn.models.auto import AutoModel
-from fastattn.models.auto_tokenizer import AutoTokenizer
 from fastattn.tasks.sentence_transformer import SentenceTransformer
 
 

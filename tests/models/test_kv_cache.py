@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from fastattn.api.auto import AutoModelForCausalLM
+from fastattn.api.causal_lm import CausalLM
 from fastattn.errors import ContextLengthError, DTypeError, InputError
 from fastattn.generation.options import GenerationOptions
 from fastattn.generation.scheduler import Request, Scheduler
 from fastattn.graph.ir import Step
 from fastattn.graph.rewrites import optimise, with_outputs
-from fastattn.models.auto import AutoModelForCausalLM, CausalLM
 from tests import tolerances
 from tests.models.test_layouts import same
 from tests.reference.checkpoints import write_gpt2

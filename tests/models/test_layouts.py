@@ -10,15 +10,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from fastattn.api.auto import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
+from fastattn.api.causal_lm import CausalLM
+from fastattn.api.encoders import Encoder, SequenceClassifier
 from fastattn.errors import DTypeError
-from fastattn.models.auto import (
-    AutoModel,
-    AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
-    CausalLM,
-    Encoder,
-    SequenceClassifier,
-)
 from tests.reference.bounds import assert_close
 from tests.reference.checkpoints import write_bert, write_gpt2
 

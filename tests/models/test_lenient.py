@@ -12,9 +12,9 @@ import pytest
 from numpy.typing import NDArray
 
 import fastattn
+from fastattn.api.auto import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
 from fastattn.errors import ConfigError, ModelNotFoundError
 from fastattn.models import bert, distilbert, gpt2, roberta
-from fastattn.models.auto import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
 from fastattn.models.config import ConfigReader
 from tests.reference.checkpoints import (
     BERT,

@@ -21,7 +21,7 @@ DTYPES = tuple(FACTORS)
 
 PEAK = """
 import json, re, sys
-from fastattn.models.auto import AutoModelForCausalLM
+from fastattn.api.auto import AutoModelForCausalLM
 model = AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype=sys.argv[2], threads=2)
 # not ru_maxrss, which a process takes over from the one that started it
 peak = int(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1]) * 1024
@@ -52,6 +52,6 @@ def test_from_floats(folder: Path, dtype: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES[1:])
-def test_from_a_quantised_directory(folder: Path, dtype: str, tmp_path: Path) -> None:
+def test_from_a_quantized_directory(folder: Path, dtype: str, tmp_path: Path) -> None:
     found, weights = peak(fastattn.quantize(folder, tmp_path / "out", dtype=dtype), dtype)
     assert found <= FACTORS[dtype] * weights + ALLOWANCE

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fastattn.api.auto import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
+from fastattn.api.load_options import LoadOptions, read_options
 from fastattn.errors import ConfigError, DTypeError, FastattnError, InputError, ModelNotFoundError
-from fastattn.models.auto import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
-from fastattn.models.load_options import LoadOptions, read_options
 from tests.reference.checkpoints import write_bert, write_gpt2
 
 DEFAULTS: dict[str, Any] = {

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fastattn.api.auto import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
 from fastattn.errors import DTypeError, InputError
-from fastattn.models.auto import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
 from fastattn.models.outputs import EncoderOutput
 from tests.reference.checkpoints import write_bert, write_distilbert, write_gpt2
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fastattn.api.auto import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
 from fastattn.errors import DTypeError, InputError
-from fastattn.models.auto import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
 from fastattn.models.inputs import read_batch
 from tests.reference.bounds import assert_close
 from tests.reference.checkpoints import BERT, GPT2, gpt2_tensors, write, write_bert, write_gpt2

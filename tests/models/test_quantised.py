@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 import fastattn
+from fastattn.api.auto import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
 from fastattn.checkpoint import open_checkpoint
 from fastattn.checkpoint.safetensors import read_file
 from fastattn.errors import ConfigError, DTypeError, InputError
-from fastattn.models.auto import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
 from tests.reference.checkpoints import gpt2_tensors, write, write_bert, write_gpt2
 
 DTYPES = ("bfloat16", "int8", "int4")

@@ -18,15 +18,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fastattn.api import reload
+from fastattn.api.auto import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
+from fastattn.api.causal_lm import CausalLM
+from fastattn.api.encoders import SequenceClassifier
 from fastattn.errors import InputError, ModelFormatError, ModelNotFoundError
-from fastattn.models import reload
-from fastattn.models.auto import (
-    AutoModel,
-    AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
-    CausalLM,
-    SequenceClassifier,
-)
 from tests.reference.checkpoints import write_bert, write_gpt2
 
 IDS = [[2, 7, 3], [5, 4]]
@@ -254,7 +250,7 @@ def test_a_relative_folder_is_found_from_elsewhere(tmp_path: Path, monkeypatch: 
 SCRIPT = """
 import builtins, pickle, sys
 opened = []
-import fastattn.models.reload as reload
+import fastattn.api.reload as reload
 digest = reload._sha256
 reload._sha256 = lambda path: (opened.append(path.name), digest(path))[1]
 data = open(sys.argv[1], "rb").read()

@@ -78,7 +78,7 @@ def test_dir_shows_the_public_names_alone() -> None:
     """In a fresh process, and after internal modules were imported."""
     code = "import fastattn; print(dir(fastattn) == sorted(fastattn.__all__))"
     assert python(code) == "True\n"
-    assert python(f"import fastattn.cli, fastattn.models.auto, fastattn.runtime; {code}") == "True\n"
+    assert python(f"import fastattn.cli, fastattn.api.auto, fastattn.executors.cpu; {code}") == "True\n"
     for name in ("models", "runtime", "checkpoint", "graph", "annotations", "importlib", "sys", "TYPE_CHECKING"):
         assert name not in dir(fastattn)
     assert dir(fastattn.ops) == sorted(fastattn.ops.__all__)

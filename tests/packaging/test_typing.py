@@ -38,7 +38,7 @@ TYPED = {
     "tokenizer.encode('a')": "list[int]",
     "tokenizer('a')": "fastattn.",
     "tokenizer.decode([1])": "str",
-    "causal_lm": "fastattn.models.auto.CausalLM",
+    "causal_lm": "fastattn.api.causal_lm.CausalLM",
     "causal_lm([1])": "fastattn.models.outputs.CausalLMOutput",
     "causal_lm([1]).logits": "numpy.ndarray[",
     "encoder([1]).last_hidden_state": "numpy.ndarray[",

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 import fastattn
+from fastattn.api.auto import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
 from fastattn.graph.ir import Step
-from fastattn.models.auto import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
 from tests.program.digest_models import random_ids
 
 Digests = dict[str, str]

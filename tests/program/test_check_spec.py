@@ -14,12 +14,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastattn import _core, runtime
+from fastattn import _core
 from fastattn.checkpoint import open_checkpoint
 from fastattn.errors import ConfigError, FastattnError
+from fastattn.executors import cpu
+from fastattn.executors.numpy_executor import NumpyExecutor
 from fastattn.graph.ir import Op, Program, Step, Value, Weight
-from fastattn.graph.numpy_executor import NumpyExecutor
-from fastattn.graph.quantise import weight_formats
+from fastattn.graph.quantize import weight_formats
 from fastattn.graph.rewrites import optimise, with_outputs, with_pooling
 from fastattn.models.names import Task
 from fastattn.models.registry import build
@@ -51,8 +52,8 @@ def loaded(folder: Path, family: str) -> Loaded:
     for program in (built.program, marked):  # the fused weights and those as they are in the file
         weights = {name: weight for name, weight in program.weights.items() if not engine.has(name)}
         part = Program((), (), weights, {}, 0, 0, 0, 0, False)
-        runtime._load(engine, part.weights, built.tensors, weight_formats(part, "float32"))
-    return Loaded(engine, tuple(runtime.spec_of(program, "float32") for program in programs))
+        cpu._load(engine, part.weights, built.tensors, weight_formats(part, "float32"))
+    return Loaded(engine, tuple(cpu.spec_of(program, "float32") for program in programs))
 
 
 @pytest.fixture(scope="module")
@@ -277,6 +278,6 @@ def test_a_linear_that_reads_columns_of_its_residual(tmp_path: Path, offset: int
     ids = rng.integers(0, 31, 60).astype(np.int32)
     step = Step(ids, np.array([0, 60], np.int32), np.arange(60, dtype=np.int32), ids[:0])
     expected = NumpyExecutor(program, lambda part: single[part]).run(step)["y"]
-    executor = _core.Executor(engine, runtime.spec_of(program, "float32"))
+    executor = _core.Executor(engine, cpu.spec_of(program, "float32"))
     (found,) = executor.run(step.token_ids, step.cu_seqlens, step.positions, step.wanted)
     assert_close(found, np.asarray(expected), program, longest=60)

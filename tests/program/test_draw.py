@@ -11,14 +11,15 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from fastattn import runtime
+from fastattn.api.auto import AutoModelForCausalLM
+from fastattn.api.causal_lm import CausalLM
 from fastattn.errors import InputError, NonFiniteError
+from fastattn.executors.cpu import CpuExecutor
 from fastattn.generation.feed import draw_from_logits
 from fastattn.generation.generate import GenerateOutput, generate
 from fastattn.graph.executor import Drawn
 from fastattn.graph.ir import Step
 from fastattn.graph.sampling import SAMPLE_PARAMS, Sampling
-from fastattn.models.auto import AutoModelForCausalLM, CausalLM
 from tests.reference.checkpoints import GPT2, gpt2_tensors, write
 
 SMALL = {"vocab_size": 1003, "n_positions": 160, "n_embd": 96, "n_layer": 2, "n_head": 3}
@@ -97,9 +98,9 @@ def again(model: CausalLM, step: Step) -> Step:
     return dataclasses.replace(step, caches=tuple(model.new_cache() for _ in step.caches or ()))
 
 
-def cpu(model: CausalLM) -> runtime.CpuExecutor:
+def cpu(model: CausalLM) -> CpuExecutor:
     executor = model.executor
-    assert isinstance(executor, runtime.CpuExecutor)
+    assert isinstance(executor, CpuExecutor)
     return executor
 
 
@@ -129,7 +130,7 @@ def test_draw_is_run_and_sample(tmp_path: Path, options: str, logprobs: bool) ->
     assert_drawn(joined(alone), expected)
 
 
-def row_alone(executor: runtime.CpuExecutor, step: Step, how: Sampling, i: int) -> Drawn:
+def row_alone(executor: CpuExecutor, step: Step, how: Sampling, i: int) -> Drawn:
     begin, end = step.cu_seqlens[i : i + 2]
     assert step.caches is not None
     alone = Step(

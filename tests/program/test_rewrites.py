@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from fastattn.executors.numpy_executor import NumpyExecutor
 from fastattn.graph import rewrites
 from fastattn.graph.ir import Program, Step
-from fastattn.graph.numpy_executor import NumpyExecutor
 from fastattn.graph.rewrites import optimise, with_outputs, with_pooling
 from fastattn.graph.tensor import Tracer, Weights
 from fastattn.models import bert, distilbert, gpt2, roberta

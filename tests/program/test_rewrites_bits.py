@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fastattn.api.model import load_executor
 from fastattn.checkpoint import open_checkpoint
 from fastattn.graph import rewrites
 from fastattn.graph.executor import Output
 from fastattn.graph.ir import Program
 from fastattn.graph.rewrites import optimise, with_outputs
-from fastattn.models.base import load_executor
 from fastattn.models.registry import BuiltModel, build
 from tests.program.test_rewrites import STEPS, ragged_step
 from tests.reference.checkpoints import write_bert, write_gpt2

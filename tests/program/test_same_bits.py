@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from fastattn import _core, runtime
+from fastattn import _core
+from fastattn.api.auto import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
+from fastattn.api.model import Model
+from fastattn.executors import cpu
 from fastattn.graph.ir import Program, Step
-from fastattn.models.auto import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
-from fastattn.models.base import Model
 from tests.reference.checkpoints import write_bert, write_gpt2
 
 GPT2 = {"vocab_size": 131, "n_positions": 300, "n_embd": 96, "n_layer": 3, "n_head": 3}
@@ -163,7 +164,7 @@ def test_rewrites_change_no_bit(family: Family, dtype: str, tmp_path: Path, rng:
     """The traced Program, op by op, and the optimised one."""
     model = family.load(tmp_path, dtype=dtype)
     built = model._built
-    plain = runtime.CpuExecutor(built.traced, built.tensors, threads=2, **dtypes_of(dtype))
+    plain = cpu.CpuExecutor(built.traced, built.tensors, threads=2, **dtypes_of(dtype))
     lengths = [5, 64, 1, 130]
     ends = np.cumsum([0, *lengths]).astype(np.int32)
     step = Step(
@@ -188,7 +189,7 @@ import sys, hashlib
 import numpy as np
 from pathlib import Path
 from tests.program.test_same_bits import FAMILIES, rows
-from fastattn import runtime
+from fastattn.executors import cpu
 folder = Path(sys.argv[1])
 rng = np.random.default_rng(5)
 batch = [rng.integers(0, 131, n).astype(np.int32) for n in (1, 6, 17, 65)]
@@ -202,7 +203,7 @@ for family in FAMILIES:
             drawn = model.generate(batch, max_new_tokens=20, seed=1, return_dict_in_generate=True, **options)
             for row in (*drawn.sequences, *drawn.logprobs):
                 digest.update(row.tobytes())
-print(runtime.info()["target_active"], digest.hexdigest())
+print(cpu.info()["target_active"], digest.hexdigest())
 """
 
 

@@ -6,7 +6,6 @@ host's logic and the arithmetic of every kernel; not what a real GPU does with i
 
 from __future__ import annotations
 
-import fcntl
 import functools
 import importlib.util
 import shutil
@@ -17,6 +16,8 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+
+from tests.reference.lock import locked
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "build" / "cuda-emulation"
@@ -47,9 +48,7 @@ def build() -> Path:
         "pybind11_DIR": pybind11.get_cmake_dir(),
     }
     defines = [f"-D{name}={value}" for name, value in options.items()]
-    FOLDER.mkdir(parents=True, exist_ok=True)
-    with (FOLDER / "lock").open("w") as lock:  # tests may run in several processes
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked(FOLDER):
         for command in (
             [cmake, "-S", str(ROOT), "-B", str(FOLDER), "-G", "Ninja", *defines],
             [cmake, "--build", str(FOLDER), "--target", *TARGETS],

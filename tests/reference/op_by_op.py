@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import numpy as np
 
+from fastattn.api.model import load_executor
 from fastattn.checkpoint import read_tensor
+from fastattn.executors.numpy_executor import NumpyExecutor
 from fastattn.graph.ir import Program, Step
-from fastattn.graph.numpy_executor import NumpyExecutor
-from fastattn.models.base import load_executor
 from fastattn.models.registry import BuiltModel
 from tests.reference.bounds import assert_close
 

@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fastattn.api.auto import AutoModelForCausalLM
+from fastattn.api.causal_lm import CausalLM
 from fastattn.errors import ContextLengthError, DTypeError, InputError
 from fastattn.generation.generate import generate, stream
 from fastattn.generation.options import GenerationOptions, read_options, request_seed
-from fastattn.models.auto import AutoModelForCausalLM, CausalLM
 from fastattn.models.outputs import GenerateOutput
 from tests.tasks.tiny import write_gpt2_model
 from tests.tasks.toy import ToyModel

@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fastattn.api.auto import AutoModelForCausalLM
+from fastattn.api.auto_tokenizer import AutoTokenizer
+from fastattn.api.causal_lm import CausalLM
 from fastattn.generation.options import request_seed
-from fastattn.models.auto import AutoModelForCausalLM, CausalLM
-from fastattn.models.auto_tokenizer import AutoTokenizer
 from fastattn.models.outputs import GenerateOutput
 from tests.reference.command import run
 from tests.tasks.bounds import assert_same_bits

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 import fastattn
+from fastattn.api.encoders import Encoder
 from fastattn.errors import ConfigError, DTypeError, InputError, NonFiniteError
-from fastattn.models.auto import Encoder
 from fastattn.tasks.quality import default_texts
 from tests.reference.checkpoints import write_gpt2
 from tests.tasks.test_cli import run

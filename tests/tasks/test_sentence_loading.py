@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 import fastattn
+from fastattn.api.encoders import Encoder
 from fastattn.errors import ConfigError, InputError, ModelFormatError
-from fastattn.models.auto import Encoder
 from fastattn.tasks.sentence import names
 from fastattn.tasks.sentence.files import find_weights, read_integers
 from tests.models.test_hub import COMMIT

@@ -19,8 +19,8 @@ from fastattn.errors import InputError
 from fastattn.generation.generate import generate, stream
 from fastattn.generation.prompts import encode_prompt
 from fastattn.generation.stopping import TextState
+from fastattn.generation.text_stream import TextStream
 from fastattn.models.outputs import GenerateOutput
-from fastattn.models.text_stream import TextStream
 from fastattn.tokenizer import Tokenizer
 from fastattn.tokenizer.options import TokenizerOptions
 from tests.tasks.test_decoders import N_IDS, RAW

@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fastattn.api.auto_tokenizer import AutoTokenizer
 from fastattn.errors import ConfigError, DTypeError, InputError, ModelFormatError
 from fastattn.generation.detokenizer import Detokenizer
-from fastattn.models.auto_tokenizer import AutoTokenizer
 from fastattn.tokenizer import Tokenizer, load_tokenizer
 from fastattn.tokenizer.truncation import longest_first
 from tests.tasks.tokenizers import write_bert, write_gpt2, write_roberta

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from fastattn.api.auto_tokenizer import AutoTokenizer
 from fastattn.errors import FastattnError, InputError
-from fastattn.models.auto_tokenizer import AutoTokenizer
 from fastattn.tokenizer import BatchEncoding, Tokenizer
 from tests.tasks.tokenizers import write_bert, write_gpt2, write_metaspace, write_roberta
 

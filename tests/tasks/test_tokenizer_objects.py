@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from fastattn.api.auto_tokenizer import AutoTokenizer
 from fastattn.errors import DTypeError
-from fastattn.models.auto_tokenizer import AutoTokenizer
 from fastattn.tokenizer import Tokenizer
 from tests.tasks.tokenizers import write_bert, write_gpt2, write_metaspace, write_roberta
 

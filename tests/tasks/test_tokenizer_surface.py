@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fastattn.api.auto_tokenizer import AutoTokenizer
 from fastattn.errors import DTypeError, FastattnError, InputError, ModelNotFoundError
-from fastattn.models.auto_tokenizer import AutoTokenizer
 from fastattn.tokenizer import BatchEncoding, Tokenizer
 from tests.reference.names import short_repr
 from tests.tasks.tokenizers import write_bert, write_gpt2

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 import fastattn as fa
 from fastattn.models.outputs import GenerateOutput
-from fastattn.models.text_stream import TextStream
+from fastattn.generation.text_stream import TextStream
 from fastattn.tasks.pipelines import Prediction
 
 model = fa.AutoModelForCausalLM.from_pretrained("x")

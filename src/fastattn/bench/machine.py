@@ -12,9 +12,10 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from fastattn import limits, runtime
 from fastattn.bench.tables import quantity, size, text_table
-from fastattn.limits import Limits
+from fastattn.executors import cpu
+from fastattn.profiling import limits
+from fastattn.profiling.limits import Limits
 
 DRAM_BYTES = 1 << 29  # at least; four times the largest cache, where that is more
 _SYSTEM = Path("/sys/devices/system/cpu")
@@ -46,7 +47,7 @@ class ReadRate:
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """The limits by number of threads. rates: as `fastattn.limits.Limits`."""
+    """The limits by number of threads. rates: as `fastattn.profiling.limits.Limits`."""
 
     caches: tuple[CacheLevel, ...]
     limits: Mapping[int, Limits]
@@ -126,8 +127,8 @@ def read_caches(root: Path = _SYSTEM) -> tuple[CacheLevel, ...]:
     """The data caches of the CPUs that this process may use, from the kernel; empty where it does not say."""
     allowed = os.sched_getaffinity(0)
     found: dict[int, dict[frozenset[int], int]] = {}
-    for cpu in sorted(allowed):
-        for index in sorted((root / f"cpu{cpu}" / "cache").glob("index*")):
+    for number in sorted(allowed):
+        for index in sorted((root / f"cpu{number}" / "cache").glob("index*")):
             try:
                 fields = {name: (index / name).read_text().strip() for name in ("level", "type", "size")}
                 shared = cpu_list((index / "shared_cpu_list").read_text()) & allowed
@@ -136,7 +137,7 @@ def read_caches(root: Path = _SYSTEM) -> tuple[CacheLevel, ...]:
             except (OSError, ValueError):
                 continue
             if fields["type"] != "Instruction":
-                found.setdefault(level, {})[frozenset(shared or {cpu})] = n_bytes
+                found.setdefault(level, {})[frozenset(shared or {number})] = n_bytes
     return tuple(CacheLevel(level, min(by_cpus.values()), tuple(by_cpus)) for level, by_cpus in sorted(found.items()))
 
 
@@ -159,7 +160,7 @@ def _bytes(text: str) -> int:
 
 def about() -> dict[str, Any]:
     """The CPU, what was built and what is installed, for reports."""
-    info = runtime.info()
+    info = cpu.info()
     names = {name.replace("_", "-") for name in _LIBRARIES}
     versions = {
         distribution.name: distribution.version

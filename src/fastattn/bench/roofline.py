@@ -10,7 +10,7 @@ from fastattn.bench.machine import RATE_NAMES, Machine, headline
 from fastattn.bench.picture import Plot, Point, Roof
 from fastattn.bench.run import ModelBench
 from fastattn.bench.turns import OURS, Row
-from fastattn.limits import PRODUCTS
+from fastattn.profiling.limits import PRODUCTS
 
 _NOTE = "A point's height is its percent of the limit that was measured before and after it, taken of the roof here."
 

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fastattn.api.model import DTYPES
 from fastattn.bench import process
 from fastattn.bench.budget import Budget, OutOfTime
 from fastattn.bench.libraries import LIBRARIES, Job, missing
@@ -20,13 +21,12 @@ from fastattn.bench.turns import OURS, Row, measure
 from fastattn.bench.works import Work, choose, works_of
 from fastattn.checkpoint import open_checkpoint
 from fastattn.checkpoint.hub import resolve
-from fastattn.checkpoint.quantised import Quantised
+from fastattn.checkpoint.quantized import Quantized
 from fastattn.checks import closest, quote
 from fastattn.errors import BenchError, ConfigError, InputError
-from fastattn.models.base import DTYPES
+from fastattn.executors.cpu import default_kv_dtype
 from fastattn.models.names import Task
 from fastattn.models.registry import BuiltModel, build, find_family
-from fastattn.runtime import default_kv_dtype
 
 _LIMIT_SECONDS = 0.15  # of one measurement of the limits, about
 _PROFILE_SECONDS = 0.5  # of one profile, about
@@ -103,11 +103,11 @@ def check_libraries(names: Sequence[str]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class OpenModel:
-    """A model before its weights are read; quantised: what its files are quantized to, if they are."""
+    """A model before its weights are read; quantized: what its files are quantized to, if they are."""
 
     path: Path
     built: BuiltModel
-    quantised: Quantised | None
+    quantized: Quantized | None
 
 
 def open_model(path_or_id: str | Path) -> OpenModel:
@@ -121,8 +121,8 @@ def open_model(path_or_id: str | Path) -> OpenModel:
         if task == "encoder":
             with contextlib.suppress(ConfigError):  # of a checkpoint without a head, too
                 built = build(checkpoint.config, checkpoint.tensors, "sequence-classification")
-                return OpenModel(path, built, checkpoint.quantised)
-        return OpenModel(path, build(checkpoint.config, checkpoint.tensors, task), checkpoint.quantised)
+                return OpenModel(path, built, checkpoint.quantized)
+        return OpenModel(path, build(checkpoint.config, checkpoint.tensors, task), checkpoint.quantized)
 
 
 def works_in(path_or_id: str | Path) -> list[Work]:
@@ -196,7 +196,7 @@ def bench_model(
         run = _Run(options, budget, stack, say)
         try:
             workers = {OURS: run.start(OURS, job)}
-            if model.quantised is None:
+            if model.quantized is None:
                 workers |= _start_others(bench, job, run)
             else:
                 bench.left_out.extend(f"{name}: cannot read this quantized checkpoint" for name in options.against)
@@ -231,11 +231,11 @@ def _dtypes(model: OpenModel, options: Options) -> tuple[str, str | None]:
     for name, asked in (("dtype", options.dtype), ("head_dtype", options.head_dtype)):
         if asked not in (None, *DTYPES["cpu"]):
             raise InputError(f"{name}: expected one of {', '.join(DTYPES['cpu'])}, got {asked!r}")
-        if model.quantised is not None and asked not in (None, kept := getattr(model.quantised, name)):
+        if model.quantized is not None and asked not in (None, kept := getattr(model.quantized, name)):
             held = f"is quantized to {kept}" if kept is not None else "is quantized with that of its weights"
             raise InputError(f"{name}: {model.path} {held}, got {asked!r}")
-    if model.quantised is not None:
-        return model.quantised.dtype, model.quantised.head_dtype
+    if model.quantized is not None:
+        return model.quantized.dtype, model.quantized.head_dtype
     return options.dtype or "float32", options.head_dtype
 
 

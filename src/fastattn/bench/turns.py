@@ -16,7 +16,7 @@ import numpy as np
 
 from fastattn.bench.tables import quantity
 from fastattn.errors import BenchError
-from fastattn.limits import LeastTime
+from fastattn.profiling.limits import LeastTime
 
 OURS = "fastattn"
 STEADY = 0.1

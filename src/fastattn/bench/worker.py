@@ -77,7 +77,7 @@ class ModelRunner:
     def limit(self, command: Answer) -> Answer:
         """See `Runner`."""
         from fastattn.graph.cost import step_cost
-        from fastattn.limits import measure_over, step_least_time
+        from fastattn.profiling.limits import measure_over, step_least_time
 
         given = command["shape"]
         past = given["past_lens"]

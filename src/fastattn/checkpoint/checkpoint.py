@@ -21,7 +21,7 @@ from fastattn.checkpoint.file_names import (
     SINGLE_NAME,
 )
 from fastattn.checkpoint.index import read_shards
-from fastattn.checkpoint.quantised import CONFIG_KEY, Quantised, is_quantised, read_quantised
+from fastattn.checkpoint.quantized import CONFIG_KEY, Quantized, is_quantized, read_quantized
 from fastattn.checkpoint.safetensors import NOT_THERE, WEIGHT_DTYPES, TensorInfo, read_source
 from fastattn.checks import check_flag, quote
 from fastattn.errors import ConfigError, ModelFormatError, ModelNotFoundError
@@ -49,7 +49,7 @@ class NonFinite:
 class Checkpoint:
     """What a directory holds. Nothing but headers has been read.
 
-    quantised: the packed weights of a directory that `fastattn quantize` wrote; there `tensors` are those that they
+    quantized: the packed weights of a directory that `fastattn quantize` wrote; there `tensors` are those that they
     were made from, which give only their shapes. Each file is opened once and stays open until `close` or the end of a
     `with` block, so that headers and data are of the same file. Tensors can also be read after that: a file that was
     replaced since is a ModelFormatError (code "changed").
@@ -58,7 +58,7 @@ class Checkpoint:
     path: Path
     config: Mapping[str, JsonValue]
     tensors: Mapping[str, TensorInfo]
-    quantised: Quantised | None = None
+    quantized: Quantized | None = None
     files: FileSet = field(default_factory=FileSet, compare=False)
 
     def read(self, name: str) -> NDArray[np.float32]:
@@ -91,12 +91,12 @@ class Checkpoint:
         self.close()
 
     def __repr__(self) -> str:
-        kind = "" if self.quantised is None else f", quantized to {self.quantised.dtype}"
+        kind = "" if self.quantized is None else f", quantized to {self.quantized.dtype}"
         return f"<Checkpoint {str(self.path)!r}: {len(self.tensors)} tensors{kind}>"
 
     def _need_floats(self) -> None:
-        if self.quantised is not None:
-            raise ConfigError(f"{self.path}: expected a float checkpoint, got one quantized to {self.quantised.dtype}")
+        if self.quantized is not None:
+            raise ConfigError(f"{self.path}: expected a float checkpoint, got one quantized to {self.quantized.dtype}")
 
 
 def open_checkpoint(
@@ -125,12 +125,12 @@ def open_checkpoint(
         config = read_config(directory, files=files)
         if check_config is not None:
             check_config(config)
-        quantised = None
-        if is_quantised(config):
-            quantised = read_quantised(directory / SINGLE_NAME, config, files=files)
+        quantized = None
+        if is_quantized(config):
+            quantized = read_quantized(directory / SINGLE_NAME, config, files=files)
             del config[CONFIG_KEY]
-        tensors = _read_tensors(directory, files) if quantised is None else dict(quantised.originals)
-        checkpoint = Checkpoint(directory, config, tensors, quantised, files)
+        tensors = _read_tensors(directory, files) if quantized is None else dict(quantized.originals)
+        checkpoint = Checkpoint(directory, config, tensors, quantized, files)
         if verify is not None:
             verify_files(directory, _weight_files(checkpoint), digests, files)
         if check_finite:

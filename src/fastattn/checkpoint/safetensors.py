@@ -37,7 +37,7 @@ NOT_THERE = -1
 class TensorInfo:
     """Where a tensor lies: `offset` is absolute in the file `path`, `nbytes` long, little-endian and row-major.
 
-    offset is NOT_THERE for one that only its shape is known of, as weights were made from it (`checkpoint.quantised`).
+    offset is NOT_THERE for one that only its shape is known of, as weights were made from it (`checkpoint.quantized`).
     source: the file as its header was read, None for a tensor that no header described.
     """
 

@@ -7,10 +7,10 @@ from collections.abc import Callable
 from typing import TypeAlias
 
 import fastattn
+from fastattn.api.load_options import DTYPES, KV_DTYPES
 from fastattn.cli.completion import SHELLS
 from fastattn.cli.parsing import CommandParser
 from fastattn.cli.values import file_name, integer, names, number, some_names, some_text, stop_text
-from fastattn.models.load_options import DTYPES, KV_DTYPES
 
 INT32_MAX = 2**31 - 1
 MAX_BENCH_SECONDS = 600

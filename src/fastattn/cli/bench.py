@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fastattn import runtime
 from fastattn.bench.budget import Budget
 from fastattn.bench.libraries import LIBRARIES
 from fastattn.bench.machine import Machine, about, headline, measure_machine
@@ -21,6 +20,7 @@ from fastattn.checks import closest, quote
 from fastattn.cli.progress import Reporter
 from fastattn.cli.streams import emit, say
 from fastattn.errors import BenchError, InputError
+from fastattn.executors import cpu
 from fastattn.tasks.demo import demo_model
 
 RATE_SECONDS = 0.2  # for each rate of the machine
@@ -35,7 +35,7 @@ def bench(args: argparse.Namespace) -> int:
     budget = Budget(args.max_seconds)
     paths = _models(args)
     works = _works(args, paths)
-    threads = args.threads or runtime.info()["threads"]
+    threads = args.threads or cpu.info()["threads"]
     found = about()
     quiet = args.json == "-"
     text = headline(found) + "\n"

@@ -28,7 +28,7 @@ from fastattn.generation.options import read_options
 from fastattn.generation.prompts import encode_prompt
 
 if TYPE_CHECKING:
-    from fastattn.models.auto import CausalLM
+    from fastattn.api.causal_lm import CausalLM
 
 _BETWEEN = "\n"  # an empty line between the texts of several prompts
 _EXTRAS = {"hub": "huggingface_hub", "completion": "shtab"}  # extra of pyproject.toml -> a module of it
@@ -40,13 +40,13 @@ def info(args: argparse.Namespace) -> int:
     """Print what was installed and what of it runs here."""
     found: dict[str, Any] = {"version": __version__, "python": platform.python_version(), "numpy": np.__version__}
     try:
-        from fastattn import runtime
+        from fastattn.executors import cpu
 
-        found |= runtime.info()
+        found |= cpu.info()
     except ImportError as error:
         found["extension"] = f"missing: {error}"
     if importlib.util.find_spec("fastattn._cuda") is not None:
-        from fastattn import cuda
+        from fastattn.executors import cuda
 
         found["cuda"] = cuda.describe()
     found["extras"] = [extra for extra, module in _EXTRAS.items() if importlib.util.find_spec(module) is not None]
@@ -63,7 +63,7 @@ def info(args: argparse.Namespace) -> int:
 
 def generate(args: argparse.Namespace) -> int:
     """Continue prompts and say on stderr how fast."""
-    from fastattn.models.auto import AutoModelForCausalLM
+    from fastattn.api.auto import AutoModelForCausalLM
 
     options: GenerationArgs = {
         "max_new_tokens": args.max_tokens,
@@ -237,7 +237,7 @@ def quality(args: argparse.Namespace) -> int:
 
 def quantize(args: argparse.Namespace) -> int:
     """Write a quantized folder and say how large it is."""
-    from fastattn.models.quantise import quantize as write
+    from fastattn.api.quantize import quantize as write
 
     begin = time.perf_counter()
     folder = write(args.model, args.output, dtype=args.dtype, head_dtype=args.head_dtype, threads=args.threads)

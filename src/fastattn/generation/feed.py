@@ -72,7 +72,7 @@ def draw_from_logits(executor: Executor, step: Step, sampling: Sampling, *, nan:
     if logits.dtype == np.float64:
         sample = numpy_sampler.sample
     else:
-        from fastattn.runtime import sample
+        from fastattn.executors.cpu import sample
     ids, logprobs = sample(logits, sampling.params, sampling.history, sampling.history_offsets)
     if unclean is not None:
         logprobs[unclean] = np.nan

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from fastattn.checks import check_flag
 from fastattn.errors import ContextLengthError, DTypeError, InputError
+from fastattn.generation.generate_args import GenerateArgs, GenerationArgs, Streamer
 from fastattn.generation.keywords import with_generation_config
 from fastattn.generation.options import DEFAULT_NEW_TOKENS, GenerationOptions, read_options
 from fastattn.generation.prompts import (
@@ -22,10 +23,9 @@ from fastattn.generation.prompts import (
 )
 from fastattn.generation.scheduler import Request, Scheduler
 from fastattn.generation.stopping import TextState
-from fastattn.models.generate_args import GenerateArgs, GenerationArgs, Streamer
+from fastattn.generation.text_stream import TextStream
 from fastattn.models.outputs import GenerateOutput
 from fastattn.models.sequences import MAX_SEQUENCES
-from fastattn.models.text_stream import TextStream
 from fastattn.tokenizer import Tokenizer
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from fastattn.checks import check_choice, check_count, check_flag, check_neutral, check_number
 from fastattn.errors import DTypeError, InputError
+from fastattn.generation.generation_keywords import KEYWORDS
 from fastattn.generation.keywords import with_generation_config
-from fastattn.models.generation_keywords import KEYWORDS
 from fastattn.models.sequences import MAX_SEQUENCES
 
 DEFAULT_NEW_TOKENS = 20

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from fastattn.graph.ir import Op, Program
-from fastattn.graph.quantise import INT4_GROUP
+from fastattn.graph.quantize import INT4_GROUP
 
 # Bytes of an element, and of the scale of a row of a weight, a key or a value; int4 also has a byte of scale per group.
 ELEMENT_BYTES: Mapping[str, float] = {"float32": 4, "bfloat16": 2, "int8": 1, "int4": 0.5 + 1 / INT4_GROUP}

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from fastattn.api.encoders import Encoder
 from fastattn.checks import check_flag, check_keywords
 from fastattn.errors import InputError
-from fastattn.models.auto import Encoder
 from fastattn.tasks.finite import check_finite
 from fastattn.tasks.pipeline_base import Pipeline
 from fastattn.tasks.pipeline_inputs import (

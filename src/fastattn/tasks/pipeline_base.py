@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
+from fastattn.api.model import Model
 from fastattn.errors import DTypeError
 from fastattn.generation.prompts import need_tokenizer
-from fastattn.models.base import Model
 from fastattn.tokenizer import Tokenizer
 
 if TYPE_CHECKING:

@@ -9,9 +9,9 @@ from typing import Any, TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
+from fastattn.api.model import Model
 from fastattn.checks import check_count, check_flag, check_keywords, quote
 from fastattn.errors import ContextLengthError, DTypeError, InputError
-from fastattn.models.base import Model
 from fastattn.tokenizer import Tokenizer, check_text, is_list_like
 from fastattn.tokenizer.call import PaddingArg, TruncationArg, read_strategy
 from fastattn.tokenizer.inputs import text_or_pair

@@ -6,19 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict, overload
 
+from fastattn.api.auto import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
+from fastattn.api.auto_tokenizer import AutoTokenizer
+from fastattn.api.causal_lm import CausalLM
+from fastattn.api.encoders import Encoder, SequenceClassifier
+from fastattn.api.load_keywords import check_unused
+from fastattn.api.model import Model
 from fastattn.checks import Neutral, check_choice, check_flag, check_keywords, check_neutral, check_path, quote
 from fastattn.errors import DTypeError, InputError
-from fastattn.models.auto import (
-    AutoModel,
-    AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
-    CausalLM,
-    Encoder,
-    SequenceClassifier,
-)
-from fastattn.models.auto_tokenizer import AutoTokenizer
-from fastattn.models.base import Model
-from fastattn.models.load_keywords import check_unused
 from fastattn.tasks.demo import demo_model
 from fastattn.tasks.feature_extraction import FeatureExtractionArgs, FeatureExtractionPipeline, TokenizeArgs
 from fastattn.tasks.pipeline_base import Pipeline, check_model

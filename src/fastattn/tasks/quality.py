@@ -13,20 +13,15 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from fastattn.api.auto import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
+from fastattn.api.causal_lm import CausalLM
+from fastattn.api.encoders import Encoder, SequenceClassifier
 from fastattn.checkpoint import open_checkpoint
 from fastattn.checkpoint.hub import resolve
-from fastattn.checkpoint.quantised import DTYPES
+from fastattn.checkpoint.quantized import DTYPES
 from fastattn.checks import check_choice, check_count, quote
 from fastattn.errors import ConfigError, DTypeError, InputError
 from fastattn.generation.prompts import need_tokenizer
-from fastattn.models.auto import (
-    AutoModel,
-    AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
-    CausalLM,
-    Encoder,
-    SequenceClassifier,
-)
 from fastattn.models.names import Task
 from fastattn.models.registry import build, find_family
 from fastattn.tasks.finite import check_finite
@@ -149,8 +144,8 @@ def find_task(directory: Path) -> Task:
     """What a checkpoint can be loaded as: a classifier, else a language model, else an encoder."""
     tasks: tuple[Task, ...] = ("sequence-classification", "causal-lm")
     with open_checkpoint(directory, check_config=find_family) as checkpoint:
-        if checkpoint.quantised is not None:
-            kept = checkpoint.quantised.dtype
+        if checkpoint.quantized is not None:
+            kept = checkpoint.quantized.dtype
             raise ConfigError(
                 f"{directory}: expected the float checkpoint, to compare with, got one quantized to {kept}"
             )

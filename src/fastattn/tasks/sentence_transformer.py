@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from fastattn.api.encoders import Encoder
+from fastattn.api.load_options import check_target
 from fastattn.checks import check_count, check_flag, check_keywords, check_path, check_str, one_of, quote
 from fastattn.errors import DTypeError, InputError
-from fastattn.models.auto import Encoder
-from fastattn.models.load_options import check_target
 from fastattn.tasks.sentence.encoders import InputModule, TextTask, TextTruncation, Transformer
 from fastattn.tasks.sentence.encoding import EncodeMethods, EncodeOptions, to_tensors
 from fastattn.tasks.sentence.features import SENTENCE, TOKENS, Features, Float, Module

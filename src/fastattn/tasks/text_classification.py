@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias, TypedDict, 
 import numpy as np
 from numpy.typing import NDArray
 
+from fastattn.api.encoders import SequenceClassifier
 from fastattn.checks import check_choice, check_count, check_flag, check_keywords
 from fastattn.errors import InputError
-from fastattn.models.auto import SequenceClassifier
 from fastattn.tasks.finite import check_finite
 from fastattn.tasks.pipeline_base import Pipeline
 from fastattn.tasks.pipeline_inputs import (

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias, TypedDict, 
 import numpy as np
 from numpy.typing import NDArray
 
+from fastattn.api.causal_lm import CausalLM
 from fastattn.checks import Neutral, check_choice, check_flag, check_neutral, check_str
 from fastattn.errors import InputError
 from fastattn.generation.generate import StreamerFeed, complete
+from fastattn.generation.generate_args import GenerationArgs, Streamer
 from fastattn.generation.keywords import with_generation_config
 from fastattn.generation.options import GenerationOptions, read_options
 from fastattn.generation.prompts import encode_prompt
 from fastattn.generation.request import Request
-from fastattn.models.auto import CausalLM
-from fastattn.models.generate_args import GenerationArgs, Streamer
 from fastattn.tasks.pipeline_base import Pipeline
 from fastattn.tasks.pipeline_inputs import (
     Encoding,

@@ -7,14 +7,14 @@ from typing import Any
 
 import numpy as np
 
+from fastattn.api.auto import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
+from fastattn.api.model import Model
 from fastattn.bench.libraries.base import Array, Ids, Job
+from fastattn.executors.cpu import CpuExecutor
 from fastattn.generation.generate import make_requests
 from fastattn.generation.options import GenerationOptions
 from fastattn.generation.scheduler import Scheduler
-from fastattn.models.auto import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
-from fastattn.models.base import Model
 from fastattn.models.names import Task
-from fastattn.runtime import CpuExecutor
 
 _AUTO: dict[Task, Any] = {
     "causal-lm": AutoModelForCausalLM,

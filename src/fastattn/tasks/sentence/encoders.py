@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from fastattn.api.encoders import Encoder
 from fastattn.checks import check_count, quote
 from fastattn.errors import ConfigError, InputError, ModelFormatError
 from fastattn.graph.executor import Executor
 from fastattn.graph.rewrites import optimise, with_pooling
-from fastattn.models.auto import Encoder
 from fastattn.models.inputs import read_model_batch
 from fastattn.tasks.sentence.features import SENTENCE, TOKENS, Features, Rows, Widths
 from fastattn.tasks.sentence.files import (

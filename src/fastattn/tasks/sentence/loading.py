@@ -9,9 +9,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from fastattn.api.load_options import read_device
 from fastattn.checks import Neutral, check_choice, check_count, check_flag, check_neutral, closest, quote
 from fastattn.errors import ConfigError, DTypeError, InputError
-from fastattn.models.load_options import read_device
 from fastattn.tasks.sentence.encoders import TextTruncation
 from fastattn.tokenizer.overrides import TokenizerSettings, read_overrides
 

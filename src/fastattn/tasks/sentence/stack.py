@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fastattn.api.auto import AutoModel
 from fastattn.checks import quote
 from fastattn.errors import ConfigError, InputError
-from fastattn.models.auto import AutoModel
 from fastattn.tasks.finite import check_finite
 from fastattn.tasks.sentence.encoders import (
     Encoded,

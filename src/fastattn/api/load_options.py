@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
+from fastattn.api.load_keywords import check_unused
 from fastattn.checkpoint.digests import check_verify
-from fastattn.checkpoint.quantised import FORMATS
+from fastattn.checkpoint.quantized import FORMATS
 from fastattn.checks import check_choice, check_count, check_flag, check_path, check_str, quote
 from fastattn.errors import DTypeError, InputError
 from fastattn.models.config import PROBLEM_TYPES
-from fastattn.models.load_keywords import check_unused
 
 _log = logging.getLogger("fastattn")
 MAX_THREADS = 1024

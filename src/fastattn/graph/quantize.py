@@ -30,7 +30,7 @@ _TINY = np.float32(2.0**-120)  # a row below it is 0: the inverse of its scale w
 
 
 @dataclass(frozen=True, slots=True)
-class Quantised:
+class Quantized:
     """Rows of integers with a scale a row: value [i, j] is values[i, j] * scales[i].
 
     values: int8 [rows, n], of int4 the products of nibbles and group scales; scales: float32 [rows].
@@ -55,16 +55,16 @@ def to_bfloat16(x: Float32) -> Float32:
     return result
 
 
-def to_int8(x: Float32) -> Quantised:
+def to_int8(x: Float32) -> Quantized:
     """x [rows, n] as int8."""
     highest, finite = _highest(x)
     most = np.float32(127)
     scales = np.where(finite, highest / most, np.float32(np.nan))
     known = np.where(finite[:, None], x, np.float32(0))
-    return Quantised(np.rint(known * _inverse(highest, finite, most)[:, None]).astype(np.int8), scales)
+    return Quantized(np.rint(known * _inverse(highest, finite, most)[:, None]).astype(np.int8), scales)
 
 
-def to_int4(x: Float32) -> Quantised:
+def to_int4(x: Float32) -> Quantized:
     """x [rows, n] as int4."""
     rows, n = x.shape
     highest, finite = _highest(x)
@@ -76,7 +76,7 @@ def to_int4(x: Float32) -> Quantised:
     groups.reshape(rows, -1)[:, :n] = np.where(finite[:, None], x, np.float32(0))
     best = _best_group_scales(groups, column, inverse)
     values = (_nibbles(groups, inverse / best) * best[..., None]).reshape(rows, -1)[:, :n]
-    return Quantised(values.astype(np.int8), scales)
+    return Quantized(values.astype(np.int8), scales)
 
 
 def _best_group_scales(groups: Float32, column: Float32, inverse: Float32) -> Float32:
@@ -122,16 +122,16 @@ def _inverse(highest: Float32, finite: NDArray[np.bool_], most: np.float32) -> F
     return result
 
 
-def dequantise(x: Float32, form: str) -> Float32:
+def dequantize(x: Float32, form: str) -> Float32:
     """Weights [rows, n] as a format keeps them, as floats."""
     if form == "float32":
         return np.asarray(x, np.float32)
     if form == "bfloat16":
         return to_bfloat16(x)
-    return quantise(x, form).floats()
+    return quantize(x, form).floats()
 
 
-def quantise(x: Float32, form: str) -> Quantised:
+def quantize(x: Float32, form: str) -> Quantized:
     """x [rows, n] as "int8" or "int4"."""
     return to_int8(x) if form == "int8" else to_int4(x)
 

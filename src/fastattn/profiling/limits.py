@@ -20,7 +20,7 @@ _SMALL_READ_BYTES = 1 << 20  # where the read rate is not asked for
 
 
 class Loaded(Protocol):
-    """Weights in memory, and the threads that read them: `fastattn.runtime.CpuExecutor`."""
+    """Weights in memory, and the threads that read them: `fastattn.executors.cpu.CpuExecutor`."""
 
     @property
     def threads(self) -> int: ...

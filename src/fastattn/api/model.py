@@ -12,19 +12,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from fastattn.checks import check_flag, quote
-from fastattn.errors import FastattnError, InputError
-from fastattn.graph.executor import Executor
-from fastattn.graph.ir import Program
-from fastattn.graph.rewrites import optimise, with_outputs
-from fastattn.models.calls import check_call_keywords
-from fastattn.models.inputs import Batch, read_model_batch
-from fastattn.models.load_options import DTYPES as DTYPES
-from fastattn.models.load_options import check_target
-from fastattn.models.loading import load_executor as load_executor
-from fastattn.models.loading import load_model
-from fastattn.models.registry import BuiltModel, ModelConfig
-from fastattn.models.reload import (
+from fastattn.api.calls import check_call_keywords
+from fastattn.api.load_options import DTYPES as DTYPES
+from fastattn.api.load_options import check_target
+from fastattn.api.loading import load_executor as load_executor
+from fastattn.api.loading import load_model
+from fastattn.api.reload import (
     Origin,
     Recipe,
     Shared,
@@ -34,12 +27,19 @@ from fastattn.models.reload import (
     remember,
     verify_files,
 )
-from fastattn.models.results import Results, empty_outputs
+from fastattn.api.results import Results, empty_outputs
+from fastattn.checks import check_flag, quote
+from fastattn.errors import FastattnError, InputError
+from fastattn.graph.executor import Executor
+from fastattn.graph.ir import Program
+from fastattn.graph.rewrites import optimise, with_outputs
+from fastattn.models.inputs import Batch, read_model_batch
+from fastattn.models.registry import BuiltModel, ModelConfig
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-    from fastattn.models.profile import Profile
+    from fastattn.profiling.profile import Profile
     from fastattn.tokenizer import Tokenizer
 
 _log = logging.getLogger("fastattn")
@@ -215,7 +215,7 @@ class Model:
         sequence after these prompts, from their KV caches. seconds: how long it is repeated (and at least 5 times);
         the machine's limits are measured before and after. Raises InputError, DTypeError, ContextLengthError.
         """
-        from fastattn.models.profile import profile_step
+        from fastattn.profiling.profile import profile_step
 
         batch = self._read(input_ids, attention_mask, token_type_ids)
         types = self.adds_types(batch)

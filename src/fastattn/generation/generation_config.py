@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fastattn.checkpoint.checkpoint import read_generation_config
 from fastattn.checks import is_neutral, quote
-from fastattn.models.generation_keywords import KEYWORDS, OPTIONS
+from fastattn.generation.generation_keywords import KEYWORDS, OPTIONS
 
 # Options that change what transformers generates.
 _CHANGING = """

@@ -40,7 +40,7 @@ class PackedWeight:
 
 
 @dataclass(frozen=True, slots=True)
-class Quantised:
+class Quantized:
     """What a quantized directory holds: originals are the tensors that a model is traced with, which are not there."""
 
     dtype: str
@@ -49,13 +49,13 @@ class Quantised:
     weights: Mapping[str, PackedWeight]
 
 
-def is_quantised(config: Mapping[str, JsonValue]) -> bool:
+def is_quantized(config: Mapping[str, JsonValue]) -> bool:
     """Whether a config.json says that the weights are quantized by fastattn; others are not ours to read."""
     section = config.get(CONFIG_KEY)
     return isinstance(section, dict) and section.get("quant_method") == METHOD
 
 
-def read_quantised(path: Path, config: Mapping[str, JsonValue], *, files: FileSet | None = None) -> Quantised:
+def read_quantized(path: Path, config: Mapping[str, JsonValue], *, files: FileSet | None = None) -> Quantized:
     """The headers of a quantized file. files: the set that it belongs to.
 
     Raises ConfigError for another version, ModelFormatError.
@@ -83,7 +83,7 @@ def read_quantised(path: Path, config: Mapping[str, JsonValue], *, files: FileSe
         for name, shape in shapes.items()
     }
     packed = {name: _weight(path, name, entry, tensors) for name, entry in weights.items()}
-    return Quantised(str(dtype), None if head_dtype is None else str(head_dtype), originals, packed)
+    return Quantized(str(dtype), None if head_dtype is None else str(head_dtype), originals, packed)
 
 
 def _check_version(section: Mapping[str, JsonValue]) -> None:
@@ -97,7 +97,7 @@ def _check_version(section: Mapping[str, JsonValue]) -> None:
 
 def _error(path: Path, message: str, tensor: str | None = None) -> ModelFormatError:
     where = f"{path}: tensor {quote(tensor)}" if tensor is not None else str(path)
-    return ModelFormatError(f"{where}: {message}", path=str(path), tensor=tensor, code="quantised")
+    return ModelFormatError(f"{where}: {message}", path=str(path), tensor=tensor, code="quantized")
 
 
 def _object(path: Path, text: str | None) -> dict[str, JsonValue]:

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
 
+from fastattn.api.load_options import LoadOptions
 from fastattn.checkpoint.digests import file_digest
 from fastattn.checkpoint.file_names import CONFIG_NAME, GENERATION_NAME, INDEX_NAME
 from fastattn.errors import InputError, ModelNotFoundError
 from fastattn.files import FileIdentity, FileSet, changed, identity_of
-from fastattn.models.load_options import LoadOptions
 from fastattn.models.names import Task
 
 if TYPE_CHECKING:

@@ -6,11 +6,11 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fastattn.api.load_options import read_hub_options
+from fastattn.api.loading import find_folder
 from fastattn.checkpoint.hub import TOKENIZER_PATTERNS
 from fastattn.checks import check_flag, one_of, quote
 from fastattn.errors import InputError
-from fastattn.models.load_options import read_hub_options
-from fastattn.models.loading import find_folder
 from fastattn.tokenizer import Tokenizer, load_tokenizer
 from fastattn.tokenizer.overrides import TokenizerSettings, read_overrides
 

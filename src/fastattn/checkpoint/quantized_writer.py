@@ -1,4 +1,4 @@
-"""Writes the files of a quantised directory; `checkpoint.quantised` reads them."""
+"""Writes the files of a quantized directory; `checkpoint.quantized` reads them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastattn.checkpoint.new_folder import NewFolder
-from fastattn.checkpoint.quantised import CONFIG_KEY, METADATA_KEY, METHOD, PIECES, VERSION
+from fastattn.checkpoint.quantized import CONFIG_KEY, METADATA_KEY, METHOD, PIECES, VERSION
 
 _ALIGNMENT = 64
 
@@ -28,7 +28,7 @@ class NewWeight:
     sizes: tuple[int, ...]  # bytes of the pieces
 
 
-def write_quantised(
+def write_quantized(
     folder: NewFolder,
     config: Mapping[str, Any],
     *,

@@ -9,17 +9,17 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from fastattn.api.load_options import MAX_THREADS
 from fastattn.checkpoint import Checkpoint, TensorInfo, open_checkpoint
 from fastattn.checkpoint.companions import copy_companions
 from fastattn.checkpoint.hub import resolve
 from fastattn.checkpoint.new_folder import NewFolder, new_folder
-from fastattn.checkpoint.quantised import DTYPES, FORMATS
-from fastattn.checkpoint.quantised_writer import NewWeight, write_quantised
+from fastattn.checkpoint.quantized import DTYPES, FORMATS
+from fastattn.checkpoint.quantized_writer import NewWeight, write_quantized
 from fastattn.checks import check_choice, check_count, check_path
 from fastattn.errors import ConfigError
 from fastattn.graph.ir import Weight
-from fastattn.graph.quantise import tied_embeddings, weight_formats
-from fastattn.models.load_options import MAX_THREADS
+from fastattn.graph.quantize import tied_embeddings, weight_formats
 from fastattn.models.names import TASKS, Task
 from fastattn.models.registry import BuiltModel, build, find_family
 
@@ -51,8 +51,8 @@ def quantize(
     target = check_path("directory", directory)
     source = resolve(path_or_id, revision=revision, cache_dir=cache_dir, local_files_only=local_files_only, token=token)
     with open_checkpoint(source, check_config=find_family) as checkpoint, new_folder(target) as folder:
-        if checkpoint.quantised is not None:
-            dtype = checkpoint.quantised.dtype
+        if checkpoint.quantized is not None:
+            dtype = checkpoint.quantized.dtype
             raise ConfigError(f"{source}: expected a float checkpoint, got one quantized to {dtype}; give the original")
         _write(checkpoint, folder, dtype, head_dtype, threads)
         copy_companions(source, folder, checkpoint.files)
@@ -75,7 +75,7 @@ def _write(checkpoint: Checkpoint, folder: NewFolder, dtype: str, head_dtype: st
         formats |= {name: found[name] for name in new}
         tensors |= built.tensors
     planned = _plan(weights, formats)
-    write_quantised(
+    write_quantized(
         folder,
         config,
         dtype=dtype,
@@ -105,7 +105,7 @@ def _every_task(config: Mapping[str, object], tensors: Mapping[str, TensorInfo])
 
 
 def _plan(weights: Mapping[str, Weight], formats: Mapping[str, str]) -> list[NewWeight]:
-    from fastattn.runtime import packed_sizes
+    from fastattn.executors.cpu import packed_sizes
 
     return [
         NewWeight(name, weight.use, formats[name], weight.shape, packed_sizes(weight, formats[name]))
@@ -117,7 +117,7 @@ def _pieces(
     planned: list[NewWeight], weights: Mapping[str, Weight], tensors: Mapping[str, TensorInfo], threads: int | None
 ) -> Iterator[list[NDArray[np.uint8]]]:
     """One weight after the other, so that no more than one is in memory."""
-    from fastattn.runtime import pack_weight
+    from fastattn.executors.cpu import pack_weight
 
     for item in planned:
         yield pack_weight(item.name, weights[item.name], item.form, tensors, threads)

@@ -1,4 +1,4 @@
-"""Quantised directories that are cut, changed or of another version: typed errors, and nothing is read amiss."""
+"""Quantized directories that are cut, changed or of another version: typed errors, and nothing is read amiss."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ import pytest
 from numpy.typing import NDArray
 
 import fastattn
-from fastattn.checkpoint.quantised import read_quantised
+from fastattn.api.auto import AutoModelForCausalLM
+from fastattn.checkpoint.quantized import read_quantized
 from fastattn.checkpoint.safetensors import read_file
 from fastattn.errors import ConfigError, FastattnError, ModelFormatError
-from fastattn.graph.quantise import INT4_GROUP, MOST_INT4_SCALE
-from fastattn.models.auto import AutoModelForCausalLM
+from fastattn.graph.quantize import INT4_GROUP, MOST_INT4_SCALE
 from tests.reference.checkpoints import write_gpt2
 
 IDS = [1, 2, 3, 4, 5, 6, 7]
@@ -84,7 +84,7 @@ def test_a_file_that_was_cut(folder: Path, missing: int) -> None:
 
 
 def test_a_file_that_is_cut_after_its_header_was_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from fastattn.models import loading
+    from fastattn.api import loading
 
     build = loading.build
 
@@ -137,7 +137,7 @@ def test_metadata_that_are_no_json(folder: Path) -> None:
         load(folder)
 
 
-def test_a_float_file_in_a_quantised_directory(folder: Path, tmp_path: Path) -> None:
+def test_a_float_file_in_a_quantized_directory(folder: Path, tmp_path: Path) -> None:
     (folder / "model.safetensors").write_bytes((tmp_path / "floats" / "model.safetensors").read_bytes())
     with pytest.raises(ModelFormatError, match="metadata"):
         load(folder)
@@ -182,7 +182,7 @@ def test_random_weights_that_could_have_been_packed(dtype: str, everything: bool
     with AutoModelForCausalLM.from_pretrained(folder) as model:
         before = np.asarray(model(IDS).logits)
     data = np.frombuffer(path.read_bytes(), np.uint8).copy()
-    packed = read_quantised(path, json.loads((folder / "config.json").read_text())).weights
+    packed = read_quantized(path, json.loads((folder / "config.json").read_text())).weights
     assert dtype in {weight.form for weight in packed.values()}
     for weight in packed.values():
         values, *others = weight.pieces

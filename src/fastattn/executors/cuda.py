@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 from fastattn.checkpoint.checkpoint import read_tensor
 from fastattn.checkpoint.safetensors import TensorInfo
 from fastattn.errors import ConfigError, FastattnError, InputError
+from fastattn.executors.cpu import shaped, spec_of
 from fastattn.graph.cost import Formats
 from fastattn.graph.executor import Drawn, Output
 from fastattn.graph.ir import Program, Step, Weight
-from fastattn.graph.quantise import to_bfloat16, weight_formats
+from fastattn.graph.quantize import to_bfloat16, weight_formats
 from fastattn.graph.sampling import Sampling
-from fastattn.runtime import shaped, spec_of
 
 if TYPE_CHECKING:
     from types import ModuleType

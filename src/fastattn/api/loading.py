@@ -9,19 +9,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
+from fastattn.api.load_options import HubOptions, LoadOptions
+from fastattn.api.reload import Origin, stamp_files
 from fastattn.checkpoint import Checkpoint, TensorInfo, open_checkpoint, read_tensor
 from fastattn.checkpoint.file_names import ADAPTER_NAME, SINGLE_NAME
 from fastattn.checkpoint.hub import ALLOW_PATTERNS, resolve
-from fastattn.checkpoint.quantised import PackedWeight, Quantised
+from fastattn.checkpoint.quantized import PackedWeight, Quantized
 from fastattn.errors import ConfigError, ModelNotFoundError
+from fastattn.generation.generation_config import warn_of_options
 from fastattn.graph.executor import Executor
 from fastattn.graph.ir import Program
 from fastattn.jsonfile import JsonValue
-from fastattn.models.generation_config import warn_of_options
-from fastattn.models.load_options import HubOptions, LoadOptions
 from fastattn.models.names import Task
 from fastattn.models.registry import BuiltModel, build, find_family, warn_of_unused
-from fastattn.models.reload import Origin, stamp_files
 
 _log = logging.getLogger("fastattn")
 
@@ -39,15 +39,15 @@ def load_executor(
 ) -> Executor:
     """The executor of a device, with its weights read; packed: those of a quantized directory."""
     if device == "numpy":
-        from fastattn.graph.numpy_executor import NumpyExecutor
+        from fastattn.executors.numpy_executor import NumpyExecutor
 
         return NumpyExecutor(program, lambda part: read_tensor(tensors[part]), dtype=dtype, head_dtype=head_dtype)
     if device == "cuda":
-        from fastattn.cuda import CudaExecutor
+        from fastattn.executors.cuda import CudaExecutor
 
         found = CudaExecutor(program, tensors, dtype=dtype, kv_dtype=kv_dtype, head_dtype=head_dtype)
         return cast(Executor, found)
-    from fastattn.runtime import CpuExecutor
+    from fastattn.executors.cpu import CpuExecutor
 
     executor = CpuExecutor(
         program, tensors, dtype=dtype, kv_dtype=kv_dtype, head_dtype=head_dtype, packed=packed, threads=threads
@@ -81,7 +81,7 @@ def find_folder(
 def check_device(options: LoadOptions) -> None:
     """Raises ConfigError where the device of the options is a GPU that cannot be used."""
     if options.device == "cuda":
-        from fastattn.cuda import require_device
+        from fastattn.executors.cuda import require_device
 
         require_device()
 
@@ -105,9 +105,9 @@ def load_model(directory: Path, task: Task, options: LoadOptions, name: str) -> 
 def _load_opened(
     checkpoint: Checkpoint, directory: Path, task: Task, options: LoadOptions, name: str
 ) -> tuple[BuiltModel, Executor, Origin]:
-    quantised = checkpoint.quantised
-    if quantised is not None:
-        _check_quantised(directory, quantised, options)
+    quantized = checkpoint.quantized
+    if quantized is not None:
+        _check_quantized(directory, quantized, options)
     weights = {info.path for info in checkpoint.tensors.values()} or {directory / SINGLE_NAME}
     directory = Path(os.path.abspath(directory))
     origin = Origin(directory, name, replace(options, verify=None), stamp_files(directory, weights))
@@ -126,10 +126,10 @@ def _load_opened(
     executor = load_executor(
         built.program,
         built.tensors,
-        dtype=(options.dtype if quantised is None else quantised.dtype) or "float32",
+        dtype=(options.dtype if quantized is None else quantized.dtype) or "float32",
         kv_dtype=options.kv_dtype,
         head_dtype=options.head_dtype,
-        packed=None if quantised is None else quantised.weights,
+        packed=None if quantized is None else quantized.weights,
         device=options.device,
         threads=options.threads,
     )
@@ -147,13 +147,13 @@ def override(config: Mapping[str, JsonValue], overrides: Mapping[str, JsonValue]
     return {**{key: value for key, value in config.items() if key not in dropped}, **overrides}
 
 
-def _check_quantised(directory: Path, quantised: Quantised, options: LoadOptions) -> None:
+def _check_quantized(directory: Path, quantized: Quantized, options: LoadOptions) -> None:
     device = options.device
     if device != "cpu":
         raise ConfigError(f"{directory}: its weights are packed for device cpu; {device} needs the float checkpoint")
     asked_and_stored = (
-        ("dtype", options.dtype, quantised.dtype),
-        ("head_dtype", options.head_dtype, quantised.head_dtype),
+        ("dtype", options.dtype, quantized.dtype),
+        ("head_dtype", options.head_dtype, quantized.head_dtype),
     )
     for name, asked, stored in asked_and_stored:
         if asked is not None and asked != stored:

@@ -12,13 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastattn import _core
-from fastattn.checkpoint.quantised import PackedWeight
+from fastattn.checkpoint.quantized import PackedWeight
 from fastattn.checkpoint.safetensors import TensorInfo
 from fastattn.errors import ConfigError, InputError
 from fastattn.graph.cost import Formats
 from fastattn.graph.executor import Drawn, Output
 from fastattn.graph.ir import Program, Step, Weight
-from fastattn.graph.quantise import weight_formats
+from fastattn.graph.quantize import weight_formats
 from fastattn.graph.sampling import Sampling
 
 KV_DTYPES = ("float32", "bfloat16", "int8")

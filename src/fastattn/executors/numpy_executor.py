@@ -1,6 +1,6 @@
 """The specification: every op in float64 numpy, as plainly as it can be said. Never optimized.
 
-In a dtype of quantized weights the operands of every linear are rounded as `fastattn.graph.quantise` says, and all else
+In a dtype of quantized weights the operands of every linear are rounded as `fastattn.graph.quantize` says, and all else
 stays in float64.
 """
 
@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 from fastattn.errors import ContextLengthError, InputError
 from fastattn.graph.executor import Output
 from fastattn.graph.ir import Op, Program, Step, Weight
-from fastattn.graph.quantise import (
-    Quantised,
-    dequantise,
-    quantise,
+from fastattn.graph.quantize import (
+    Quantized,
+    dequantize,
+    quantize,
     rough_gelu,
     to_bfloat16,
     to_int8,
@@ -154,7 +154,7 @@ class _Parameter:
 
     form: str
     values: Floats
-    integers: Quantised | None = None
+    integers: Quantized | None = None
 
 
 class NumpyExecutor:
@@ -252,8 +252,8 @@ def _parameter(weight: Weight, load: Load, form: str, precision: type[np.floatin
         raise InputError(f"{weight.parts[0]}: expected shape {list(weight.shape)}, got {list(whole.shape)}")
     if form == "float32":
         return _Parameter(form, whole.astype(precision))
-    integers = quantise(whole.astype(np.float32), form) if form in ("int8", "int4") else None
-    values = dequantise(whole.astype(np.float32), form) if integers is None else integers.floats()
+    integers = quantize(whole.astype(np.float32), form) if form in ("int8", "int4") else None
+    values = dequantize(whole.astype(np.float32), form) if integers is None else integers.floats()
     return _Parameter(form, values, integers)
 
 

@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 
 from fastattn.errors import InputError
+from fastattn.executors.cpu import CpuExecutor
 from fastattn.graph.cost import Cost, StepShape, op_cost, op_format
 from fastattn.graph.executor import Cache, Executor
 from fastattn.graph.ir import Op, Program, Step
-from fastattn.limits import LeastTime, Limits, least_time, measure_over
 from fastattn.models.inputs import Batch
-from fastattn.runtime import CpuExecutor
+from fastattn.profiling.limits import LeastTime, Limits, least_time, measure_over
 
 _LEAST_RUNS = 5
 _BETWEEN = "(between ops)"

@@ -1,0 +1,1 @@
+"""The public models: the Auto classes, what they load, and quantize."""

@@ -1,0 +1,103 @@
+"""AutoModelForCausalLM, AutoModel and AutoModelForSequenceClassification: checkpoints in, callable models out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Generic, Literal, TypeVar
+
+from fastattn.api.causal_lm import CausalLM
+from fastattn.api.encoders import Encoder, SequenceClassifier
+from fastattn.api.load_options import read_options
+from fastattn.api.loading import check_device, find_folder, load_model
+from fastattn.api.model import Model
+from fastattn.models.names import Task
+
+_Loaded = TypeVar("_Loaded", bound=Model)
+_OTHER_NAME = "pretrained_model_name_or_path"  # transformers' name of path_or_id
+
+
+class _Auto(Generic[_Loaded]):
+    """What the classes below share: one way from a checkpoint to a model."""
+
+    _model: type[_Loaded]
+    _task: Task
+
+    def __init__(self) -> None:
+        name = type(self).__name__
+        raise TypeError(f"{name} is not made directly: call {name}.from_pretrained(path)")
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path_or_id: str | Path | None = None,
+        *,
+        dtype: Any = None,
+        kv_dtype: Any = None,
+        head_dtype: Any = None,
+        device: Any = None,
+        threads: int | None = None,
+        revision: str | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+        token: str | bool | None = None,
+        verify: Literal["sha256"] | Mapping[str, str] | None = None,
+        check_finite: bool = False,
+        **others: Any,
+    ) -> _Loaded:
+        """A folder with config.json and model.safetensors, or a hub id (extra `hub`).
+
+        dtype: how weights are stored, "float32", "bfloat16", "int8" or "int4" (activations are rounded with them), also
+        as numpy's or torch's dtype; None and "auto" are that of a quantized checkpoint, else "float32". "float16" is
+        computed in float32 on the CPU, which loses nothing. kv_dtype: how keys and values are stored: "float32",
+        "bfloat16" or "int8"; None and "auto" are like dtype (int8 beside int4). head_dtype: another one for the matrix
+        that gives the logits; nothing changes where there is none (AutoModel) or it is too small to be rounded (fewer
+        than 64 rows). device: "cpu" (also None, -1 and "auto"), "numpy" for the float64 specification, or "cuda", a
+        preview: dtype "float32", "tf32", "bfloat16" or "float16", kv_dtype one of these but tf32, threads None.
+        threads: on the CPU; None is what the process may use: the CPUs of its affinity mask, at most the CPU quota of
+        its cgroup. revision, cache_dir, local_files_only and token are for hub ids, as in huggingface_hub. verify:
+        "sha256" compares the weight files with SHA256SUMS beside them or with the names of the hub's blobs, a mapping
+        gives the digests by file name. check_finite: refuse NaN and infinity in the weights (of a float checkpoint).
+
+        others: transformers' subfolder, torch_dtype and device_map (for dtype and device); num_labels, id2label,
+        label2id, problem_type, pad_token_id, output_hidden_states and output_attentions, which replace those of
+        config.json; and its other keywords with the values that change nothing here. Raises ConfigError (also for a
+        GPU that is not there), ModelFormatError, OSError, InputError, DTypeError, OutOfMemory.
+        """
+        given = {
+            "dtype": dtype,
+            "kv_dtype": kv_dtype,
+            "head_dtype": head_dtype,
+            "device": device,
+            "threads": threads,
+            "revision": revision,
+            "cache_dir": cache_dir,
+            "local_files_only": local_files_only,
+            "token": token,
+            "verify": verify,
+            "check_finite": check_finite,
+        }
+        name = _OTHER_NAME if path_or_id is None and _OTHER_NAME in others else "path_or_id"
+        source = others.pop(name, None) if path_or_id is None else path_or_id
+        options, hub = read_options(given, others)
+        check_device(options)  # before a folder is looked for, or fetched
+        built, executor, origin = load_model(find_folder(source, hub, name=name), cls._task, options, str(source))
+        return cls._model(origin.directory, built, executor, origin=origin)
+
+
+class AutoModelForCausalLM(_Auto[CausalLM]):
+    """Loads GPT-2 checkpoints as language models."""
+
+    _model, _task = CausalLM, "causal-lm"
+
+
+class AutoModel(_Auto[Encoder]):
+    """Loads BERT, DistilBERT, RoBERTa and GPT-2 checkpoints without a head."""
+
+    _model, _task = Encoder, "encoder"
+
+
+class AutoModelForSequenceClassification(_Auto[SequenceClassifier]):
+    """Loads checkpoints with a classification head."""
+
+    _model, _task = SequenceClassifier, "sequence-classification"

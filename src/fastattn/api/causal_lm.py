@@ -1,0 +1,160 @@
+"""The language model: logits, and text that goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastattn.api.model import Model
+from fastattn.checks import check_count
+from fastattn.generation import generate as generation
+from fastattn.generation.generate_args import GenerateArgs, GenerationArgs
+from fastattn.generation.text_stream import TextStream
+from fastattn.graph.executor import Cache
+from fastattn.models.outputs import CausalLMOutput, GenerateOutput, finish_output
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+OneAxis: TypeAlias = "np.ndarray[tuple[int], np.dtype[np.integer[Any]]]"
+TwoAxes: TypeAlias = "np.ndarray[tuple[int, int], np.dtype[np.integer[Any]]]"
+
+
+class CausalLM(Model):
+    """A model that gives logits of the next token. Made by `AutoModelForCausalLM.from_pretrained`."""
+
+    @overload
+    def __call__(
+        self,
+        input_ids: object = ...,
+        attention_mask: object = ...,
+        token_type_ids: object = ...,
+        logits_to_keep: int = ...,
+        output_hidden_states: bool | None = ...,
+        output_attentions: bool | None = ...,
+        *,
+        position_ids: object = ...,
+        return_dict: Literal[True] | None = ...,
+        **others: Any,
+    ) -> CausalLMOutput: ...
+    @overload
+    def __call__(
+        self,
+        input_ids: object = ...,
+        attention_mask: object = ...,
+        token_type_ids: object = ...,
+        logits_to_keep: int = ...,
+        output_hidden_states: bool | None = ...,
+        output_attentions: bool | None = ...,
+        *,
+        position_ids: object = ...,
+        return_dict: Literal[False],
+        **others: Any,
+    ) -> tuple[Any, ...]: ...
+    def __call__(
+        self,
+        input_ids: object = None,
+        attention_mask: object = None,
+        token_type_ids: object = None,
+        logits_to_keep: int = 0,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        *,
+        position_ids: object = None,
+        return_dict: bool | None = None,
+        **others: Any,
+    ) -> Any:
+        """Logits of every token, or with logits_to_keep=n of the last n real tokens of each sequence alone.
+
+        A 1-D input gives [seq_len, vocab_size], a 2-D one [batch, seq_len, vocab_size] (zeros at masked positions;
+        with logits_to_keep the rows stand at the right), a list of sequences a list of [seq_len, vocab_size].
+        token_type_ids add the embeddings of the tokens with these ids, as in transformers. position_ids: None counts
+        the real tokens of each sequence. return_dict=False gives the output's tuple. Others of transformers' keywords
+        are accepted where they change nothing (`use_cache`, None), and refused otherwise.
+        Raises DTypeError, InputError, ContextLengthError.
+        """
+        keep = check_count("logits_to_keep", logits_to_keep)
+        batch = self._read(input_ids, attention_mask, token_type_ids, position_ids, others)
+        results = self._run(
+            batch, logits_to_keep=keep, hidden_states=output_hidden_states, attentions=output_attentions
+        )
+        output = CausalLMOutput(results.wanted("logits"), results.hidden_states(), results.attentions())
+        return finish_output(output, return_dict)
+
+    def new_cache(self) -> Cache:
+        """An empty KV cache for one sequence, for `executor.run`."""
+        return self.executor.new_cache()
+
+    @property
+    def pad_token_id(self) -> int | None:
+        """The token that `generate` takes for padding."""
+        return self.config.generation_pad_token_id
+
+    @overload
+    def generate(
+        self,
+        input_ids: Sequence[int] | OneAxis,
+        *,
+        return_dict_in_generate: Literal[False] | None = ...,
+        num_return_sequences: Literal[1] | None = ...,
+        **options: Unpack[GenerateArgs],
+    ) -> NDArray[np.int32]: ...
+    @overload
+    def generate(
+        self,
+        input_ids: Sequence[Sequence[int]] | Sequence[NDArray[np.integer[Any]]] | TwoAxes,
+        *,
+        return_dict_in_generate: Literal[False] | None = ...,
+        num_return_sequences: int | None = ...,
+        **options: Unpack[GenerateArgs],
+    ) -> list[NDArray[np.int32]]: ...
+    @overload
+    def generate(
+        self,
+        input_ids: object = ...,
+        *,
+        return_dict_in_generate: Literal[True],
+        num_return_sequences: int | None = ...,
+        **options: Unpack[GenerateArgs],
+    ) -> GenerateOutput: ...
+    @overload
+    def generate(
+        self,
+        input_ids: object = ...,
+        *,
+        return_dict_in_generate: bool | None = ...,
+        num_return_sequences: int | None = ...,
+        **options: Unpack[GenerateArgs],
+    ) -> NDArray[np.int32] | list[NDArray[np.int32]] | GenerateOutput: ...
+    def generate(
+        self,
+        input_ids: object = None,
+        *,
+        return_dict_in_generate: bool | None = None,
+        num_return_sequences: int | None = None,
+        **options: Unpack[GenerateArgs],
+    ) -> Any:
+        """Continue token ids; `fastattn.GenerationOptions` describes the options.
+
+        [n_tokens] -> int32 [n_tokens + n_new]; several sequences, or num_return_sequences > 1 -> a list of such arrays.
+        return_dict_in_generate=True gives a GenerateOutput. Without attention_mask the padding id of the checkpoint is
+        padding, as in transformers. Raises DTypeError, InputError (also for an unknown option), ContextLengthError.
+        """
+        return generation.generate(
+            self,
+            input_ids,
+            return_dict_in_generate=return_dict_in_generate,
+            num_return_sequences=num_return_sequences,
+            **options,
+        )
+
+    def stream(self, text_or_ids: object, **options: Unpack[GenerationArgs]) -> TextStream:
+        """Continue a text, or ids [n_tokens], piece by piece; `for` and `async for` give the pieces.
+
+        Together they are `decode(prompt + new)[len(decode(prompt)):]`, without special tokens.
+        `fastattn.GenerationOptions` describes the options. Raises DTypeError, InputError, ContextLengthError.
+        """
+        return generation.stream(self, text_or_ids, **options)

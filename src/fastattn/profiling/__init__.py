@@ -1,0 +1,1 @@
+"""Where time goes, and the least time the machine allows."""
