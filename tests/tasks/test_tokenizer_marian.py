@@ -16,7 +16,7 @@ from fastattn.tokenizer.sentencepiece import BYTE, NORMAL, parse_model
 from fastattn.tokenizer.unigram_text import UnigramText
 from tests.tasks.marian_folders import CODED, LAYOUTS, differences, write_marian, write_models
 from tests.tasks.test_tokenizer_sentencepiece import PIECES, data, integer, model
-from tests.tasks.tokenizer_folders import make_texts, write_json, write_sentencepiece
+from tests.tasks.tokenizer_folders import WORDS, make_texts, write_json, write_sentencepiece
 
 VOCAB = ["</s>", "<unk>", "s", "\u2581cat", ">>de<<", "\u6771\u4eac", "\u2581Katze", "<pad>"]
 TARGET = [*PIECES[:3], ("\u2581Katze", -1.0, NORMAL), ("\u2581", -2.0, NORMAL), ("s", -3.0, NORMAL)]
@@ -101,10 +101,10 @@ def test_pieces_of_the_package(options: dict[str, object], tmp_path: Path) -> No
     path = tmp_path / "x.model"
     theirs = sentencepiece.SentencePieceProcessor(model_file=str(path))
     ours = UnigramText(parse_model(path, path.read_bytes()))
-    words = ["привет", "שלום", "한국어", "e\u0301", "\ufb01\u0300", "A\u030a", "½²", "...", "❤️", "\u2581", "the"]
-    texts = make_texts(400, seed=5) + [
-        joint.join([word] * n) for word in words for joint in ("", " ") for n in range(9)
-    ]
+    texts = [*make_texts(400, seed=5), "\uff76\uff9e\uff76", "\ufb01\u0300 A\u030a e\u0301 \u00bd\u00b2 \u2581"]
+    lines = [line.split() for name, line in WORDS.items() if name not in ("special", "odd")]
+    repeats = [word * n for line in lines for word in line for n in (3, 5)]  # sums that differ by rounding alone
+    texts += [before + text for text in repeats for before in ("", "x ", "\u4e16", "Hello world, ")]
     rng = random.Random(3)
     vocab = [theirs.id_to_piece(i) for i in range(theirs.get_piece_size())] + [
         "\u2581foo",
