@@ -29,7 +29,7 @@ PYTHON_LAYERS = (
     ("graph",),
     ("tokenizer",),
     ("checkpoint",),
-    ("ops", "settings", "jsonfile", "files"),
+    ("ops", "settings", "jsonfile", "files", "formats"),
     ("checks",),
     ("errors",),
     ("demo",),

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from fastattn.errors import InputError
-from fastattn.graph.cost import ELEMENT_BYTES, Cost, Formats, StepShape, step_cost
+from fastattn.formats import DTYPES
+from fastattn.graph.cost import Cost, Formats, StepShape, step_cost
 from fastattn.graph.ir import Op, Program, Value, Weight
 from fastattn.profiling import limits
 from fastattn.profiling.limits import PRODUCTS, LeastTime, Limits, least_time, measure, step_least_time
@@ -51,7 +52,7 @@ def test_every_format_has_a_rate() -> None:
     """Of those that this build measures: a limit is never that of another format for want of its own."""
     rates = measure(1, seconds=0.01, read_bytes=1 << 20).rates
     assert set(PRODUCTS.values()) <= set(rates)
-    assert set(PRODUCTS) == set(ELEMENT_BYTES)
+    assert set(PRODUCTS) == set(DTYPES["cpu"])
 
 
 def test_the_longer_time_binds() -> None:

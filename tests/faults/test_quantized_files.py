@@ -17,7 +17,8 @@ from fastattn.api.auto import AutoModelForCausalLM
 from fastattn.checkpoint.quantized import read_quantized
 from fastattn.checkpoint.safetensors import read_file
 from fastattn.errors import ConfigError, FastattnError, ModelFormatError
-from fastattn.graph.quantize import INT4_GROUP, MOST_INT4_SCALE
+from fastattn.formats import INT4_GROUP
+from fastattn.graph.quantize import MOST_INT4_SCALE
 from tests.reference.checkpoints import write_gpt2
 
 IDS = [1, 2, 3, 4, 5, 6, 7]

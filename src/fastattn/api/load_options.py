@@ -12,23 +12,13 @@ import numpy as np
 
 from fastattn.api.load_keywords import check_unused
 from fastattn.checkpoint.digests import check_verify
-from fastattn.checkpoint.quantized import FORMATS
 from fastattn.checks import check_choice, check_count, check_flag, check_path, check_str, quote
 from fastattn.errors import DTypeError, InputError
+from fastattn.formats import DEVICES, DTYPES, KV_DTYPES
 from fastattn.models.config import PROBLEM_TYPES
 
 _log = logging.getLogger("fastattn")
 MAX_THREADS = 1024
-DTYPES: Mapping[str, tuple[str, ...]] = {
-    "cpu": FORMATS,
-    "cuda": ("float32", "tf32", "bfloat16", "float16"),
-    "numpy": (*FORMATS, "float64"),
-}
-KV_DTYPES: Mapping[str, tuple[str, ...]] = {
-    "cpu": ("float32", "bfloat16", "int8"),
-    "cuda": ("float32", "bfloat16", "float16"),
-    "numpy": (),
-}
 # torch's other names.
 _DTYPE_NAMES: Mapping[str, str] = {
     "float": "float32",
@@ -168,7 +158,7 @@ def read_device(value: Any) -> str:
         name = name[:-2]
     if isinstance(name, str) and name.startswith("cuda:"):
         raise InputError(f"device: expected the first visible GPU, cuda:0, got {quote(value)}")
-    return check_choice("device", name, DTYPES)
+    return check_choice("device", name, DEVICES)
 
 
 def _dtype(name: str, value: Any, device: str) -> str | None:

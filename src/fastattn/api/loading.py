@@ -14,7 +14,7 @@ from fastattn.api.reload import Origin, stamp_files
 from fastattn.checkpoint import Checkpoint, TensorInfo, open_checkpoint, read_tensor
 from fastattn.checkpoint.file_names import ADAPTER_NAME, SINGLE_NAME
 from fastattn.checkpoint.hub import ALLOW_PATTERNS, resolve
-from fastattn.checkpoint.quantized import PackedWeight, Quantized
+from fastattn.checkpoint.quantized import PackedWeight, QuantizedCheckpoint
 from fastattn.errors import ConfigError, ModelNotFoundError
 from fastattn.generation.generation_config import warn_of_options
 from fastattn.graph.executor import Executor
@@ -147,7 +147,7 @@ def override(config: Mapping[str, JsonValue], overrides: Mapping[str, JsonValue]
     return {**{key: value for key, value in config.items() if key not in dropped}, **overrides}
 
 
-def _check_quantized(directory: Path, quantized: Quantized, options: LoadOptions) -> None:
+def _check_quantized(directory: Path, quantized: QuantizedCheckpoint, options: LoadOptions) -> None:
     device = options.device
     if device != "cpu":
         raise ConfigError(f"{directory}: its weights are packed for device cpu; {device} needs the float checkpoint")

@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastattn.api.calls import check_call_keywords
-from fastattn.api.load_options import DTYPES as DTYPES
 from fastattn.api.load_options import check_target
 from fastattn.api.loading import load_executor as load_executor
 from fastattn.api.loading import load_model

@@ -14,10 +14,10 @@ from fastattn.checkpoint import Checkpoint, TensorInfo, open_checkpoint
 from fastattn.checkpoint.companions import copy_companions
 from fastattn.checkpoint.hub import resolve
 from fastattn.checkpoint.new_folder import NewFolder, new_folder
-from fastattn.checkpoint.quantized import DTYPES, FORMATS
 from fastattn.checkpoint.quantized_writer import NewWeight, write_quantized
 from fastattn.checks import check_choice, check_count, check_path
 from fastattn.errors import ConfigError
+from fastattn.formats import DTYPES, PACKED_DTYPES
 from fastattn.graph.ir import Weight
 from fastattn.graph.quantize import tied_embeddings, weight_formats
 from fastattn.models.names import TASKS, Task
@@ -45,8 +45,8 @@ def quantize(
     wins and the other gets a ConfigError. revision, cache_dir, local_files_only and token are for hub ids.
     Raises ConfigError, ModelFormatError, InputError, DTypeError, HubError, OSError.
     """
-    dtype = check_choice("dtype", dtype, DTYPES)
-    head_dtype = None if head_dtype is None else check_choice("head_dtype", head_dtype, FORMATS)
+    dtype = check_choice("dtype", dtype, PACKED_DTYPES)
+    head_dtype = None if head_dtype is None else check_choice("head_dtype", head_dtype, DTYPES["cpu"])
     threads = None if threads is None else check_count("threads", threads, low=1, high=MAX_THREADS)
     target = check_path("directory", directory)
     source = resolve(path_or_id, revision=revision, cache_dir=cache_dir, local_files_only=local_files_only, token=token)

@@ -12,7 +12,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fastattn.api.model import DTYPES
 from fastattn.bench import process
 from fastattn.bench.budget import Budget, OutOfTime
 from fastattn.bench.libraries import LIBRARIES, Job, missing
@@ -21,10 +20,10 @@ from fastattn.bench.turns import OURS, Row, measure
 from fastattn.bench.works import Work, choose, works_of
 from fastattn.checkpoint import open_checkpoint
 from fastattn.checkpoint.hub import resolve
-from fastattn.checkpoint.quantized import Quantized
+from fastattn.checkpoint.quantized import QuantizedCheckpoint
 from fastattn.checks import closest, quote
 from fastattn.errors import BenchError, ConfigError, InputError
-from fastattn.executors.cpu import default_kv_dtype
+from fastattn.formats import DTYPES, default_kv_dtype
 from fastattn.models.names import Task
 from fastattn.models.registry import BuiltModel, build, find_family
 
@@ -107,7 +106,7 @@ class OpenModel:
 
     path: Path
     built: BuiltModel
-    quantized: Quantized | None
+    quantized: QuantizedCheckpoint | None
 
 
 def open_model(path_or_id: str | Path) -> OpenModel:

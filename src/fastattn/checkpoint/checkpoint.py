@@ -21,7 +21,7 @@ from fastattn.checkpoint.file_names import (
     SINGLE_NAME,
 )
 from fastattn.checkpoint.index import read_shards
-from fastattn.checkpoint.quantized import CONFIG_KEY, Quantized, is_quantized, read_quantized
+from fastattn.checkpoint.quantized import CONFIG_KEY, QuantizedCheckpoint, is_quantized, read_quantized
 from fastattn.checkpoint.safetensors import NOT_THERE, WEIGHT_DTYPES, TensorInfo, read_source
 from fastattn.checks import check_flag, quote
 from fastattn.errors import ConfigError, ModelFormatError, ModelNotFoundError
@@ -58,7 +58,7 @@ class Checkpoint:
     path: Path
     config: Mapping[str, JsonValue]
     tensors: Mapping[str, TensorInfo]
-    quantized: Quantized | None = None
+    quantized: QuantizedCheckpoint | None = None
     files: FileSet = field(default_factory=FileSet, compare=False)
 
     def read(self, name: str) -> NDArray[np.float32]:

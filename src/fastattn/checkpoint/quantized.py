@@ -15,14 +15,14 @@ from fastattn.checkpoint.safetensors import HEADER_LIMITS, NOT_THERE, TensorInfo
 from fastattn.checks import is_text, quote
 from fastattn.errors import ConfigError, ModelFormatError
 from fastattn.files import FileSet
+from fastattn.formats import DTYPES, PACKED_DTYPES
 from fastattn.jsonfile import JsonError, JsonValue, parse_strict
 from fastattn.settings import Settings
 
 METHOD = "fastattn"
 VERSION = 1  # of the layout of panels and of this file
 CONFIG_KEY = "quantization_config"
-DTYPES = ("bfloat16", "int8", "int4")
-FORMATS = ("float32", *DTYPES)
+_WEIGHT_DTYPES = DTYPES["cpu"]
 USES = ("matrix", "table", "vector")
 METADATA_KEY = "fastattn"
 PIECES = ("", ".scales", ".sums")
@@ -40,7 +40,7 @@ class PackedWeight:
 
 
 @dataclass(frozen=True, slots=True)
-class Quantized:
+class QuantizedCheckpoint:
     """What a quantized directory holds: originals are the tensors that a model is traced with, which are not there."""
 
     dtype: str
@@ -55,7 +55,7 @@ def is_quantized(config: Mapping[str, JsonValue]) -> bool:
     return isinstance(section, dict) and section.get("quant_method") == METHOD
 
 
-def read_quantized(path: Path, config: Mapping[str, JsonValue], *, files: FileSet | None = None) -> Quantized:
+def read_quantized(path: Path, config: Mapping[str, JsonValue], *, files: FileSet | None = None) -> QuantizedCheckpoint:
     """The headers of a quantized file. files: the set that it belongs to.
 
     Raises ConfigError for another version, ModelFormatError.
@@ -66,9 +66,9 @@ def read_quantized(path: Path, config: Mapping[str, JsonValue], *, files: FileSe
     settings.ignore("quant_method", "version")
     _check_version(section)
     dtype, head_dtype = settings.raw("dtype"), settings.raw("head_dtype")
-    if dtype not in DTYPES or (head_dtype is not None and head_dtype not in FORMATS):
+    if dtype not in PACKED_DTYPES or (head_dtype is not None and head_dtype not in _WEIGHT_DTYPES):
         raise ConfigError(
-            f"config.json: {CONFIG_KEY}: expected a dtype ({', '.join(DTYPES)}) and a head_dtype, "
+            f"config.json: {CONFIG_KEY}: expected a dtype ({', '.join(PACKED_DTYPES)}) and a head_dtype, "
             f"got {quote(dtype)} and {quote(head_dtype)}"
         )
     settings.finish()
@@ -83,7 +83,7 @@ def read_quantized(path: Path, config: Mapping[str, JsonValue], *, files: FileSe
         for name, shape in shapes.items()
     }
     packed = {name: _weight(path, name, entry, tensors) for name, entry in weights.items()}
-    return Quantized(str(dtype), None if head_dtype is None else str(head_dtype), originals, packed)
+    return QuantizedCheckpoint(str(dtype), None if head_dtype is None else str(head_dtype), originals, packed)
 
 
 def _check_version(section: Mapping[str, JsonValue]) -> None:
@@ -124,7 +124,7 @@ def _shape(path: Path, name: str, value: JsonValue) -> tuple[int, ...]:
 
 
 def _weight(path: Path, name: str, entry: JsonValue, tensors: Mapping[str, TensorInfo]) -> PackedWeight:
-    if not isinstance(entry, dict) or entry.get("use") not in USES or entry.get("format") not in FORMATS:
+    if not isinstance(entry, dict) or entry.get("use") not in USES or entry.get("format") not in _WEIGHT_DTYPES:
         raise _error(path, f"expected a use and a format, got {quote(entry)}", name)
     pieces = tuple(tensors[name + suffix] for suffix in PIECES if name + suffix in tensors)
     if not pieces or pieces[0].name != name:

@@ -7,15 +7,15 @@ from collections.abc import Callable
 from typing import TypeAlias
 
 import fastattn
-from fastattn.api.load_options import DTYPES, KV_DTYPES
 from fastattn.cli.completion import SHELLS
 from fastattn.cli.parsing import CommandParser
 from fastattn.cli.values import file_name, integer, names, number, some_names, some_text, stop_text
+from fastattn.formats import DTYPES, FORMATS, KV_DTYPES, PACKED_DTYPES
 
 INT32_MAX = 2**31 - 1
 MAX_BENCH_SECONDS = 600
 _DTYPES = DTYPES["cpu"]
-_ALL_DTYPES = tuple(dict.fromkeys(name for names in DTYPES.values() for name in names))
+_ALL_DTYPES = tuple(FORMATS)
 _KV_DTYPES = tuple(dict.fromkeys(name for names in KV_DTYPES.values() for name in names))
 _Commands: TypeAlias = "argparse._SubParsersAction[CommandParser]"
 
@@ -114,10 +114,10 @@ def _add_quality(commands: _Commands) -> None:
     )
     parser.add_argument(
         "--dtypes",
-        type=names("bfloat16", "int8", "int4"),
-        default=("bfloat16", "int8", "int4"),
+        type=names(*PACKED_DTYPES),
+        default=PACKED_DTYPES,
         metavar="A,B",
-        help="some of bfloat16,int8,int4 (all)",
+        help=f"some of {','.join(PACKED_DTYPES)} (all)",
     )
     parser.add_argument(
         "--max-tokens", type=integer(2, INT32_MAX), default=8192, metavar="N", help="read at most N tokens (8192)"
@@ -132,7 +132,7 @@ def _add_quantize(commands: _Commands) -> None:
         "model", type=some_text("a folder or a hub id"), metavar="DIR", help="a model's folder or hub id"
     )
     parser.add_argument("output", type=some_text("a folder"), metavar="OUT", help="a new or empty folder")
-    parser.add_argument("--dtype", required=True, choices=_DTYPES[1:], help="how weights are stored")
+    parser.add_argument("--dtype", required=True, choices=PACKED_DTYPES, help="how weights are stored")
     _add_head_dtype(parser)
     _add_threads(parser)
 

@@ -15,13 +15,12 @@ from fastattn import _core
 from fastattn.checkpoint.quantized import PackedWeight
 from fastattn.checkpoint.safetensors import TensorInfo
 from fastattn.errors import ConfigError, InputError
+from fastattn.formats import KV_DTYPES, default_kv_dtype
 from fastattn.graph.cost import Formats
 from fastattn.graph.executor import Drawn, Output
 from fastattn.graph.ir import Program, Step, Weight
 from fastattn.graph.quantize import weight_formats
 from fastattn.graph.sampling import Sampling
-
-KV_DTYPES = ("float32", "bfloat16", "int8")
 
 
 def info() -> dict[str, Any]:
@@ -69,8 +68,8 @@ class CpuExecutor:
         self._program = program
         self._dtype = dtype
         self._kv_dtype = default_kv_dtype(dtype) if kv_dtype is None else kv_dtype
-        if self._kv_dtype not in KV_DTYPES:
-            raise InputError(f"kv_dtype: expected one of {', '.join(KV_DTYPES)}, or None, got {kv_dtype!r}")
+        if self._kv_dtype not in KV_DTYPES["cpu"]:
+            raise InputError(f"kv_dtype: expected one of {', '.join(KV_DTYPES['cpu'])}, or None, got {kv_dtype!r}")
         self._engine = _core.Engine(_core.default_threads() if threads is None else threads)
         if packed is None:
             self._formats = weight_formats(program, dtype, head_dtype)
@@ -236,11 +235,6 @@ def _caches(step: Step) -> tuple[_core.Cache, ...]:
         if not isinstance(cache, _core.Cache):
             raise InputError(f"caches: expected KV caches of this executor, got {type(cache).__name__}")
     return cast("tuple[_core.Cache, ...]", caches)
-
-
-def default_kv_dtype(dtype: str) -> str:
-    """The format of keys and values beside weights of a dtype, where none is asked for."""
-    return "int8" if dtype == "int4" else dtype
 
 
 def spec_of(program: Program, kv_dtype: str) -> dict[str, Any]:

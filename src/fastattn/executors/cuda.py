@@ -16,6 +16,7 @@ from fastattn.checkpoint.checkpoint import read_tensor
 from fastattn.checkpoint.safetensors import TensorInfo
 from fastattn.errors import ConfigError, FastattnError, InputError
 from fastattn.executors.cpu import shaped, spec_of
+from fastattn.formats import DTYPES, KV_DTYPES, stored_dtype
 from fastattn.graph.cost import Formats
 from fastattn.graph.executor import Drawn, Output
 from fastattn.graph.ir import Program, Step, Weight
@@ -25,8 +26,6 @@ from fastattn.graph.sampling import Sampling
 if TYPE_CHECKING:
     from types import ModuleType
 
-DTYPES = ("float32", "tf32", "bfloat16", "float16")
-KV_DTYPES = ("float32", "bfloat16", "float16")
 MEMORY_VARIABLE = "FASTATTN_CUDA_MEMORY_MB"
 # Where the wheels nvidia-cublas and nvidia-cublas-cu12 put it, inside the package `nvidia`.
 _LIBRARIES = ("cu13/lib/libcublasLt.so.13", "cublas/lib/libcublasLt.so.12")
@@ -82,12 +81,14 @@ class CudaExecutor:
         budget_bytes: int | None = None,
         library: bool = True,
     ) -> None:
-        if dtype not in DTYPES:
-            raise InputError(f"dtype: expected one of {', '.join(DTYPES)} on cuda, got {dtype!r}")
-        weights = "float32" if dtype == "tf32" else dtype
+        if dtype not in DTYPES["cuda"]:
+            raise InputError(f"dtype: expected one of {', '.join(DTYPES['cuda'])} on cuda, got {dtype!r}")
+        weights = stored_dtype(dtype)
         self._dtype, self._kv_dtype = dtype, weights if kv_dtype is None else kv_dtype
-        if self._kv_dtype not in KV_DTYPES:
-            raise InputError(f"kv_dtype: expected None or one of {', '.join(KV_DTYPES)} on cuda, got {kv_dtype!r}")
+        if self._kv_dtype not in KV_DTYPES["cuda"]:
+            raise InputError(
+                f"kv_dtype: expected None or one of {', '.join(KV_DTYPES['cuda'])} on cuda, got {kv_dtype!r}"
+            )
         self._module, self._program = extension(), program
         self._engine = self._module.Engine(
             budget_bytes=_budget() if budget_bytes is None else budget_bytes,

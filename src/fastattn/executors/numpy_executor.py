@@ -18,10 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastattn.errors import ContextLengthError, InputError
+from fastattn.formats import FORMATS
 from fastattn.graph.executor import Output
 from fastattn.graph.ir import Op, Program, Step, Weight
 from fastattn.graph.quantize import (
-    Quantized,
+    QuantizedRows,
     dequantize,
     quantize,
     rough_gelu,
@@ -154,7 +155,7 @@ class _Parameter:
 
     form: str
     values: Floats
-    integers: Quantized | None = None
+    integers: QuantizedRows | None = None
 
 
 class NumpyExecutor:
@@ -252,7 +253,7 @@ def _parameter(weight: Weight, load: Load, form: str, precision: type[np.floatin
         raise InputError(f"{weight.parts[0]}: expected shape {list(weight.shape)}, got {list(whole.shape)}")
     if form == "float32":
         return _Parameter(form, whole.astype(precision))
-    integers = quantize(whole.astype(np.float32), form) if form in ("int8", "int4") else None
+    integers = quantize(whole.astype(np.float32), form) if FORMATS[form].integers else None
     values = dequantize(whole.astype(np.float32), form) if integers is None else integers.floats()
     return _Parameter(form, values, integers)
 

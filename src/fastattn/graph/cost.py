@@ -10,12 +10,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from fastattn.formats import FORMATS
 from fastattn.graph.ir import Op, Program
-from fastattn.graph.quantize import INT4_GROUP
 
-# Bytes of an element, and of the scale of a row of a weight, a key or a value; int4 also has a byte of scale per group.
-ELEMENT_BYTES: Mapping[str, float] = {"float32": 4, "bfloat16": 2, "int8": 1, "int4": 0.5 + 1 / INT4_GROUP}
-SCALE_BYTES: Mapping[str, int] = {"float32": 0, "bfloat16": 0, "int8": 4, "int4": 4}
 FLOAT_BYTES = 4  # biases and norms
 
 
@@ -114,7 +111,8 @@ def op_cost(program: Program, op: Op, shape: StepShape, formats: Formats = ALL_F
     if op.kind in ("attention", "attention_probs"):
         n_products = 2 if op.kind == "attention" else 1  # q k^T, and probabilities times v
         multiply_adds = n_products * seen_pairs(op, shape) * int(op.attrs["n_head"]) * int(op.attrs["head_dim"])
-        row_bytes = int(op.attrs["head_dim"]) * ELEMENT_BYTES[formats.kv] + SCALE_BYTES[formats.kv]
+        kv = FORMATS[formats.kv]
+        row_bytes = int(op.attrs["head_dim"]) * kv.element_bytes + kv.scale_bytes
         n_rows = n_products * int(op.attrs["n_kv_head"]) * sum(shape.past_lens or ())
         return Cost(multiply_adds, kv_bytes=n_rows * row_bytes)
     return Cost()
@@ -122,8 +120,8 @@ def op_cost(program: Program, op: Op, shape: StepShape, formats: Formats = ALL_F
 
 def _weight_bytes(op: Op, formats: Formats, rows: int, width: int) -> float:
     """Of some rows of a matrix or table."""
-    kept = formats.weight(op.weights[0])
-    return rows * (width * ELEMENT_BYTES[kept] + SCALE_BYTES[kept])
+    found = FORMATS[formats.weight(op.weights[0])]
+    return rows * (width * found.element_bytes + found.scale_bytes)
 
 
 def step_cost(program: Program, shape: StepShape, formats: Formats = ALL_FLOAT32) -> Cost:

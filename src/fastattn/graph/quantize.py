@@ -18,19 +18,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fastattn.formats import FORMATS, INT4_GROUP, stored_dtype
 from fastattn.graph.ir import Program
 
 Float32 = NDArray[np.float32]
 
 SMALL_MATRIX = 64  # rows of a panel: a smaller matrix is not quantized
-INT4_GROUP = 32  # values along k that share an integer scale
 MOST_INT4_SCALE = 15  # -8 * 15 is an int8
 INT4_REACH = 2  # integer scales that are tried to either side
 _TINY = np.float32(2.0**-120)  # a row below it is 0: the inverse of its scale would overflow
 
 
 @dataclass(frozen=True, slots=True)
-class Quantized:
+class QuantizedRows:
     """Rows of integers with a scale a row: value [i, j] is values[i, j] * scales[i].
 
     values: int8 [rows, n], of int4 the products of nibbles and group scales; scales: float32 [rows].
@@ -55,16 +55,16 @@ def to_bfloat16(x: Float32) -> Float32:
     return result
 
 
-def to_int8(x: Float32) -> Quantized:
+def to_int8(x: Float32) -> QuantizedRows:
     """x [rows, n] as int8."""
     highest, finite = _highest(x)
     most = np.float32(127)
     scales = np.where(finite, highest / most, np.float32(np.nan))
     known = np.where(finite[:, None], x, np.float32(0))
-    return Quantized(np.rint(known * _inverse(highest, finite, most)[:, None]).astype(np.int8), scales)
+    return QuantizedRows(np.rint(known * _inverse(highest, finite, most)[:, None]).astype(np.int8), scales)
 
 
-def to_int4(x: Float32) -> Quantized:
+def to_int4(x: Float32) -> QuantizedRows:
     """x [rows, n] as int4."""
     rows, n = x.shape
     highest, finite = _highest(x)
@@ -76,7 +76,7 @@ def to_int4(x: Float32) -> Quantized:
     groups.reshape(rows, -1)[:, :n] = np.where(finite[:, None], x, np.float32(0))
     best = _best_group_scales(groups, column, inverse)
     values = (_nibbles(groups, inverse / best) * best[..., None]).reshape(rows, -1)[:, :n]
-    return Quantized(values.astype(np.int8), scales)
+    return QuantizedRows(values.astype(np.int8), scales)
 
 
 def _best_group_scales(groups: Float32, column: Float32, inverse: Float32) -> Float32:
@@ -131,7 +131,7 @@ def dequantize(x: Float32, form: str) -> Float32:
     return quantize(x, form).floats()
 
 
-def quantize(x: Float32, form: str) -> Quantized:
+def quantize(x: Float32, form: str) -> QuantizedRows:
     """x [rows, n] as "int8" or "int4"."""
     return to_int8(x) if form == "int8" else to_int4(x)
 
@@ -182,7 +182,7 @@ def weight_formats(program: Program, dtype: str, head_dtype: str | None = None) 
     """
     head = {op.weights[0] for op in program.ops if op.kind == "linear" and op.output == program.outputs.get("logits")}
     head |= tied_embeddings(program)
-    dtype = "float32" if dtype == "float64" else dtype  # as the checkpoint has it
+    dtype = stored_dtype(dtype)
     formats = {}
     for name, weight in program.weights.items():
         wanted = head_dtype if head_dtype is not None and name in head else dtype
@@ -190,7 +190,7 @@ def weight_formats(program: Program, dtype: str, head_dtype: str | None = None) 
         small = weight.use == "matrix" and weight.shape[0] // len(weight.parts) < SMALL_MATRIX
         if weight.use == "vector" or small:
             wanted = "float32"
-        elif weight.use == "table" and wanted == "int4":
-            wanted = "int8"
+        elif weight.use == "table":
+            wanted = FORMATS[wanted].table or wanted
         formats[name] = wanted
     return formats

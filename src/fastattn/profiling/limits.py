@@ -8,14 +8,15 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from fastattn import _core
+from fastattn.formats import FORMATS
 from fastattn.graph.cost import Cost, Formats, StepShape, op_cost, op_format
 from fastattn.graph.ir import Program
 
 # Names in `_core.measure_limits`, which end in _gflops or _gops (billions a second), _flops or _ops.
 _DTYPES: Mapping[str, str] = {"fma": "float32", "f32": "float32", "bf16": "bfloat16", "int8": "int8"}
 _BILLIONS: Mapping[str, float] = {"gflops": 1.0, "gops": 1.0, "flops": 1e-9, "ops": 1e-9}
-# Whose rate bounds products with weights of a format.
-PRODUCTS: Mapping[str, str] = {"float32": "float32", "bfloat16": "bfloat16", "int8": "int8", "int4": "int8"}
+# The format whose rate limits products with weights of a format.
+PRODUCTS: Mapping[str, str] = {name: found.product for name, found in FORMATS.items() if found.product is not None}
 _SMALL_READ_BYTES = 1 << 20  # where the read rate is not asked for
 
 

@@ -18,9 +18,9 @@ from fastattn.api.causal_lm import CausalLM
 from fastattn.api.encoders import Encoder, SequenceClassifier
 from fastattn.checkpoint import open_checkpoint
 from fastattn.checkpoint.hub import resolve
-from fastattn.checkpoint.quantized import DTYPES
 from fastattn.checks import check_choice, check_count, quote
 from fastattn.errors import ConfigError, DTypeError, InputError
+from fastattn.formats import PACKED_DTYPES
 from fastattn.generation.prompts import need_tokenizer
 from fastattn.models.names import Task
 from fastattn.models.registry import build, find_family
@@ -82,7 +82,7 @@ def compare_dtypes(
     path_or_id: str | os.PathLike[str],
     texts: Sequence[str] | None = None,
     *,
-    dtypes: Sequence[str] = DTYPES,
+    dtypes: Sequence[str] = PACKED_DTYPES,
     max_tokens: int = 8192,
     threads: int | None = None,
     revision: str | None = None,
@@ -100,9 +100,9 @@ def compare_dtypes(
     infinity.
     """
     if isinstance(dtypes, str) or not isinstance(dtypes, Sequence):
-        raise DTypeError(f"dtypes: expected a list of {', '.join(DTYPES)}, got {quote(dtypes)}")
+        raise DTypeError(f"dtypes: expected a list of {', '.join(PACKED_DTYPES)}, got {quote(dtypes)}")
     for i, dtype in enumerate(dtypes):
-        check_choice(f"dtypes[{i}]", dtype, DTYPES)
+        check_choice(f"dtypes[{i}]", dtype, PACKED_DTYPES)
     check_count("max_tokens", max_tokens, low=2)
     lines = default_texts() if texts is None else check_texts(texts, "texts")
     directory = resolve(

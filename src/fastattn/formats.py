@@ -1,0 +1,87 @@
+"""The table of number formats: how weights, keys and values are stored, and where.
+
+Everything that Python knows about a format by its name comes from here. `graph/quantize.py` has the formulas and
+csrc/kernels the C++. docs/adding-a-format.md lists what a new format touches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+INT4_GROUP = 32  # values along k that share an integer scale
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Format:
+    """One number format.
+
+    weights_on, kv_on: the devices that store weights, or keys and values, in it.
+    element_bytes: of one element, with its share of a group's scale; scale_bytes: of the scale of a row.
+    product: the format whose arithmetic multiplies it on the CPU, None where the CPU has no such product.
+    stored_as: the format of the weights themselves, where the name only says how they are multiplied.
+    kv, table: what keys and values, and embedding tables, are stored in beside weights of this format, if not in it.
+    integers: rows of integers with a scale each.
+    packed: `quantize` writes checkpoints in it.
+    """
+
+    weights_on: tuple[str, ...] = ()
+    kv_on: tuple[str, ...] = ()
+    element_bytes: float = 4
+    scale_bytes: int = 0
+    product: str | None = None
+    stored_as: str | None = None
+    kv: str | None = None
+    table: str | None = None
+    integers: bool = False
+    packed: bool = False
+
+
+FORMATS: Mapping[str, Format] = {
+    "float32": Format(weights_on=("cpu", "cuda", "numpy"), kv_on=("cpu", "cuda"), product="float32"),
+    "tf32": Format(weights_on=("cuda",), stored_as="float32"),
+    "bfloat16": Format(
+        weights_on=("cpu", "cuda", "numpy"), kv_on=("cpu", "cuda"), element_bytes=2, product="bfloat16", packed=True
+    ),
+    "float16": Format(weights_on=("cuda",), kv_on=("cuda",), element_bytes=2),
+    "int8": Format(
+        weights_on=("cpu", "numpy"),
+        kv_on=("cpu",),
+        element_bytes=1,
+        scale_bytes=4,
+        product="int8",
+        integers=True,
+        packed=True,
+    ),
+    "int4": Format(
+        weights_on=("cpu", "numpy"),
+        element_bytes=0.5 + 1 / INT4_GROUP,
+        scale_bytes=4,
+        product="int8",
+        kv="int8",
+        table="int8",
+        integers=True,
+        packed=True,
+    ),
+    "float64": Format(weights_on=("numpy",), element_bytes=8, stored_as="float32"),
+}
+DEVICES = ("cpu", "cuda", "numpy")
+# By device, in the order of the table.
+DTYPES: Mapping[str, tuple[str, ...]] = {
+    device: tuple(name for name, found in FORMATS.items() if device in found.weights_on) for device in DEVICES
+}
+KV_DTYPES: Mapping[str, tuple[str, ...]] = {
+    device: tuple(name for name, found in FORMATS.items() if device in found.kv_on) for device in DEVICES
+}
+# What `quantize` writes.
+PACKED_DTYPES = tuple(name for name, found in FORMATS.items() if found.packed)
+
+
+def stored_dtype(dtype: str) -> str:
+    """The format that weights of a dtype are stored in."""
+    return FORMATS[dtype].stored_as or dtype
+
+
+def default_kv_dtype(dtype: str) -> str:
+    """The format of keys and values beside weights of a dtype, where none is asked for."""
+    return FORMATS[dtype].kv or stored_dtype(dtype)
