@@ -17,8 +17,8 @@ from fastattn.bench.run import open_model
 from fastattn.checkpoint import open_checkpoint
 from fastattn.errors import ConfigError, InputError
 from fastattn.models.config import HARMLESS, REQUIRED
-from fastattn.models.names import Task
 from fastattn.models.registry import BuiltModel, build
+from fastattn.models.tasks import Task
 from tests.reference.checkpoints import BERT, GPT2, bert_tensors, gpt2_tensors, write
 
 DISTIL = {

@@ -22,8 +22,8 @@ from fastattn.executors.numpy_executor import NumpyExecutor
 from fastattn.graph.ir import Op, Program, Step, Value, Weight
 from fastattn.graph.quantize import weight_formats
 from fastattn.graph.rewrites import optimise, with_outputs, with_pooling
-from fastattn.models.names import Task
 from fastattn.models.registry import build
+from fastattn.models.tasks import Task
 from tests.program.test_rewrites import ragged_step
 from tests.reference.bounds import assert_close
 from tests.reference.checkpoints import write_bert, write_gpt2

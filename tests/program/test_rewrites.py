@@ -16,7 +16,8 @@ from fastattn.graph.ir import Program, Step
 from fastattn.graph.rewrites import optimise, with_outputs, with_pooling
 from fastattn.graph.tensor import Tracer, Weights
 from fastattn.models import bert, distilbert, gpt2, roberta
-from fastattn.models.names import Layout, Task
+from fastattn.models.names import Layout
+from fastattn.models.tasks import Task
 from tests.reference.bounds import assert_close
 from tests.reference.checkpoints import BERT, GPT2
 

@@ -11,7 +11,7 @@ from fastattn.api.encoders import Encoder, SequenceClassifier
 from fastattn.api.load_options import read_options
 from fastattn.api.loading import check_device, find_folder, load_model
 from fastattn.api.model import Model
-from fastattn.models.names import Task
+from fastattn.models.tasks import Task
 
 _Loaded = TypeVar("_Loaded", bound=Model)
 _OTHER_NAME = "pretrained_model_name_or_path"  # transformers' name of path_or_id
@@ -101,3 +101,9 @@ class AutoModelForSequenceClassification(_Auto[SequenceClassifier]):
     """Loads checkpoints with a classification head."""
 
     _model, _task = SequenceClassifier, "sequence-classification"
+
+
+AUTO_CLASSES: Mapping[Task, type[_Auto[Any]]] = {
+    found._task: found for found in (AutoModelForCausalLM, AutoModelForSequenceClassification, AutoModel)
+}
+MODEL_CLASSES: Mapping[Task, type[Model]] = {task: found._model for task, found in AUTO_CLASSES.items()}

@@ -20,8 +20,8 @@ from fastattn.generation.generation_config import warn_of_options
 from fastattn.graph.executor import Executor
 from fastattn.graph.ir import Program
 from fastattn.jsonfile import JsonValue
-from fastattn.models.names import Task
 from fastattn.models.registry import BuiltModel, build, find_family, warn_of_unused
+from fastattn.models.tasks import Task
 
 _log = logging.getLogger("fastattn")
 

@@ -20,8 +20,8 @@ from fastattn.errors import ConfigError
 from fastattn.formats import DTYPES, PACKED_DTYPES
 from fastattn.graph.ir import Weight
 from fastattn.graph.quantize import tied_embeddings, weight_formats
-from fastattn.models.names import TASKS, Task
 from fastattn.models.registry import BuiltModel, build, find_family
+from fastattn.models.tasks import TASKS
 
 
 def quantize(
@@ -89,10 +89,8 @@ def _write(checkpoint: Checkpoint, folder: NewFolder, dtype: str, head_dtype: st
 def _every_task(config: Mapping[str, object], tensors: Mapping[str, TensorInfo]) -> Iterator[BuiltModel]:
     """What the checkpoint can be loaded as. A matrix can be read as a table as well, so the language model comes
     before the one without a head."""
-    order: tuple[Task, ...] = ("causal-lm", "sequence-classification", "encoder")
-    assert set(order) == set(TASKS)
     n_built, error = 0, None
-    for task in order:
+    for task in TASKS:
         try:
             built = build(config, tensors, task)
         except ConfigError as refused:

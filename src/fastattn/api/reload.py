@@ -19,7 +19,7 @@ from fastattn.checkpoint.digests import file_digest
 from fastattn.checkpoint.file_names import CONFIG_NAME, GENERATION_NAME, INDEX_NAME
 from fastattn.errors import InputError, ModelNotFoundError
 from fastattn.files import FileIdentity, FileSet, changed, identity_of
-from fastattn.models.names import Task
+from fastattn.models.tasks import Task
 
 if TYPE_CHECKING:
     from fastattn.graph.executor import Executor

@@ -24,8 +24,8 @@ from fastattn.checkpoint.quantized import QuantizedCheckpoint
 from fastattn.checks import closest, quote
 from fastattn.errors import BenchError, ConfigError, InputError
 from fastattn.formats import DTYPES, default_kv_dtype
-from fastattn.models.names import Task
 from fastattn.models.registry import BuiltModel, build, find_family
+from fastattn.models.tasks import Task
 
 _LIMIT_SECONDS = 0.15  # of one measurement of the limits, about
 _PROFILE_SECONDS = 0.5  # of one profile, about

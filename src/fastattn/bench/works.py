@@ -10,7 +10,7 @@ import numpy as np
 
 from fastattn.errors import InputError
 from fastattn.graph.cost import StepShape
-from fastattn.models.names import Task
+from fastattn.models.tasks import Task
 
 RAGGED_TEXTS = 32
 MOST_NEW_TOKENS = 33  # of a decode: one from the prompt, and 32 steps

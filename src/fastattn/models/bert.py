@@ -21,7 +21,8 @@ from fastattn.graph.tensor import (
     linear,
 )
 from fastattn.models.config import MAX_LAYERS, CommonConfig, ConfigReader, unchangeable
-from fastattn.models.names import Layout, Task
+from fastattn.models.names import Layout
+from fastattn.models.tasks import Task
 
 # What a checkpoint may hold besides: buffers, and the heads of other tasks.
 UNUSED = (r"embeddings\.(position_ids|token_type_ids)", r"(cls|classifier|lm_head|pooler|qa_outputs)\..*")

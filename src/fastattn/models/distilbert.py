@@ -20,7 +20,8 @@ from fastattn.graph.tensor import (
     linear,
 )
 from fastattn.models.config import MAX_LAYERS, CommonConfig, ConfigReader, unchangeable
-from fastattn.models.names import Layout, Task
+from fastattn.models.names import Layout
+from fastattn.models.tasks import Task
 
 LAYOUT = Layout(
     prefixes=("distilbert.",),

@@ -21,7 +21,8 @@ from fastattn.graph.tensor import (
     wanted_rows,
 )
 from fastattn.models.config import MAX_LAYERS, CommonConfig, ConfigReader, unchangeable
-from fastattn.models.names import Layout, Task
+from fastattn.models.names import Layout
+from fastattn.models.tasks import Task
 
 CONV1D = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
 LAYOUT = Layout(

@@ -5,17 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 from fastattn.checkpoint.checkpoint import require_weight_dtype, same_data
 from fastattn.checkpoint.safetensors import TensorInfo
 from fastattn.checks import quote
 from fastattn.errors import ConfigError
 from fastattn.graph.ir import Program
-
-Task = Literal["causal-lm", "encoder", "sequence-classification"]
-TASKS: tuple[Task, ...] = ("causal-lm", "encoder", "sequence-classification")
-HEADS = ("classifier.", "score.")  # the names of a classification head's tensors begin with one of these
+from fastattn.models.tasks import TASKS
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +143,11 @@ def check_tensors(program: Program, names: ModelNames) -> dict[str, TensorInfo]:
 
 def _why_of_shape(name: str, expected: tuple[int, ...], found: tuple[int, ...]) -> str:
     """What to do about a classifier with another number of classes than config.json names."""
-    if not name.startswith(HEADS) or len(expected) != len(found) or expected[1:] != found[1:]:
+    if (
+        not name.startswith(TASKS["sequence-classification"].heads)
+        or len(expected) != len(found)
+        or expected[1:] != found[1:]
+    ):
         return ""
     return (
         f"; the classifier has {found[0]} classes, but num_labels and id2label say {expected[0]} (2 where neither is "

@@ -15,7 +15,8 @@ from fastattn.graph.ir import Program
 from fastattn.graph.rewrites import optimise
 from fastattn.graph.tensor import Tracer, Weights
 from fastattn.models import bert, distilbert, gpt2, roberta
-from fastattn.models.names import HEADS, TASKS, Layout, ModelNames, Task, check_tensors, resolve_names
+from fastattn.models.names import Layout, ModelNames, check_tensors, resolve_names
+from fastattn.models.tasks import TASKS, Task
 
 _MAX_NAMED = 8
 _log = logging.getLogger("fastattn")
@@ -88,7 +89,7 @@ class Family:
 _ENCODER_TASKS: tuple[Task, ...] = ("encoder", "sequence-classification")
 FAMILIES: Mapping[str, Family] = {
     "gpt2": Family(
-        gpt2.ARCHITECTURES, gpt2.LAYOUT, TASKS, gpt2.read_config, gpt2.build, partial(gpt2.build, types=True)
+        gpt2.ARCHITECTURES, gpt2.LAYOUT, tuple(TASKS), gpt2.read_config, gpt2.build, partial(gpt2.build, types=True)
     ),
     "bert": Family(bert.ARCHITECTURES, bert.LAYOUT, _ENCODER_TASKS, bert.read_config, bert.build),
     "distilbert": Family(
@@ -178,33 +179,27 @@ def build(config: Mapping[str, object], tensors: Mapping[str, TensorInfo], task:
     )
 
 
-_CLASSES: Mapping[Task, str] = {
-    "causal-lm": "AutoModelForCausalLM",
-    "encoder": "AutoModel",
-    "sequence-classification": "AutoModelForSequenceClassification",
-}
-
-
 def _wrong_task(model_type: str, task: Task, family: Family) -> str:
-    others = " or ".join(_CLASSES[other] for other in family.tasks)
+    others = " or ".join(TASKS[other].auto_class for other in family.tasks)
     return (
-        f"config.json: model_type {model_type!r} cannot be used for {task} ({_CLASSES[task]}): it has no such head; "
-        f"use {others}"
+        f"config.json: model_type {model_type!r} cannot be used for {task} ({TASKS[task].auto_class}): it has no such "
+        f"head; use {others}"
     )
 
 
 def _other_head(config: ModelConfig, task: Task) -> str:
     """Why a classifier may not fit: the checkpoint has another kind of head."""
-    ending = "ForSequenceClassification"
-    if task != "sequence-classification" or any(name.endswith(ending) for name in config.architectures):
+    ending = TASKS[task].architecture
+    if not ending or any(name.endswith(ending) for name in config.architectures):
         return ""
     return f"; architectures of config.json is {quote(list(config.architectures))}" if config.architectures else ""
 
 
 def _check_classifier(names: ModelNames, config: ModelConfig) -> None:
-    if not any(name.startswith(HEADS) for name in names.found):
+    heads = TASKS["sequence-classification"].heads
+    if not any(name.startswith(heads) for name in names.found):
         raise ConfigError(
-            f"this checkpoint has no classification head ({' or '.join(f'{head}weight' for head in HEADS)} is "
+            f"this checkpoint has no classification head ({' or '.join(f'{head}weight' for head in heads)} is "
             "missing); load it with AutoModel or `fastattn embed`"
         )
     if config.problem_type == "single_label_classification" and config.num_labels == 1:

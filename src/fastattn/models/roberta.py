@@ -8,7 +8,8 @@ from fastattn.graph.ir import Program
 from fastattn.graph.tensor import Tokens, Weights, activate, gather_rows, linear
 from fastattn.models.bert import HEADS, UNUSED, BertConfig, encoder, encoder_program, pooler, read_bert_config
 from fastattn.models.config import ConfigReader
-from fastattn.models.names import Layout, Task
+from fastattn.models.names import Layout
+from fastattn.models.tasks import Task
 
 LAYOUT = Layout(
     prefixes=("roberta.",),

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict, overload
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, overload
 
-from fastattn.api.auto import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
+from fastattn.api.auto import AUTO_CLASSES, MODEL_CLASSES
 from fastattn.api.auto_tokenizer import AutoTokenizer
 from fastattn.api.causal_lm import CausalLM
 from fastattn.api.encoders import Encoder, SequenceClassifier
@@ -14,6 +15,7 @@ from fastattn.api.load_keywords import check_unused
 from fastattn.api.model import Model
 from fastattn.checks import Neutral, check_choice, check_flag, check_keywords, check_neutral, check_path, quote
 from fastattn.errors import DTypeError, InputError
+from fastattn.models.tasks import Task
 from fastattn.tasks.demo import demo_model
 from fastattn.tasks.feature_extraction import FeatureExtractionArgs, FeatureExtractionPipeline, TokenizeArgs
 from fastattn.tasks.pipeline_base import Pipeline, check_model
@@ -39,8 +41,6 @@ __all__ = [
     "TextGenerationPipeline",
     "pipeline",
 ]
-
-TASKS = ("text-generation", "text-classification", "sentiment-analysis", "feature-extraction")
 
 
 class LoadArgs(TypedDict, total=False):
@@ -112,10 +112,10 @@ def pipeline(task: Any = None, model: Any = None, **options: Any) -> Any:
     """
     if task is None:
         raise InputError(f"task: expected one of {', '.join(map(repr, TASKS))}; a model does not say what it is for")
-    kind = _KINDS[check_choice("task", task, TASKS)]
-    loading, defaults = _split(options, kind)
+    entry = PIPELINES[check_choice("task", task, TASKS)]
+    loading, defaults = _split(options, entry)
     if model is None:
-        model = demo_model("text-generation" if kind is TextGenerationPipeline else "text-classification")
+        model = demo_model(entry.demo)
     if isinstance(model, (str, Path)):
         check_path("model", model)  # a Path made of it would not be taken for a hub id
     tokenizer = loading.pop("tokenizer", None)
@@ -126,36 +126,46 @@ def pipeline(task: Any = None, model: Any = None, **options: Any) -> Any:
         given: dict[str, Any] = {name: loading[name] for name in ("cache_dir", "local_files_only") if name in loading}
         token = loading.get("token", loading.get("use_auth_token"))
         tokenizer = AutoTokenizer.from_pretrained(tokenizer, token=token, **given)
-    expected, auto = _MODELS[kind]
     if not isinstance(model, (str, Path)):
-        loaded = check_model(model, expected)
+        loaded = check_model(model, MODEL_CLASSES[entry.loads])
         _check_as_loaded(loaded, loading)
-        return kind(loaded, tokenizer, **defaults)
-    loaded = auto.from_pretrained(model, **loading)
+        return entry.pipeline(loaded, tokenizer, **defaults)
+    loaded = AUTO_CLASSES[entry.loads].from_pretrained(model, **loading)
     try:
-        return kind(loaded, tokenizer, **defaults)
+        return entry.pipeline(loaded, tokenizer, **defaults)
     except BaseException:
         loaded.close()
         raise
 
 
-_KINDS: Mapping[str, type[Pipeline[Any]]] = {
-    "text-generation": TextGenerationPipeline,
-    "text-classification": TextClassificationPipeline,
-    "sentiment-analysis": TextClassificationPipeline,
-    "feature-extraction": FeatureExtractionPipeline,
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """One pipeline: its class, the task that its model is loaded for, the demo model, the arguments of its calls."""
+
+    pipeline: type[Pipeline[Any]]
+    loads: Task
+    demo: Literal["text-generation", "text-classification"]
+    call_args: tuple[Any, ...]
+
+
+_CLASSIFICATION = _Entry(
+    TextClassificationPipeline,
+    "sequence-classification",
+    "text-classification",
+    (TextClassificationArgs, ScoreArgs, EncodeArgs, BatchArgs),
+)
+PIPELINES: Mapping[str, _Entry] = {
+    "text-generation": _Entry(TextGenerationPipeline, "causal-lm", "text-generation", (TextGenerationArgs, PromptArgs)),
+    "text-classification": _CLASSIFICATION,
+    "sentiment-analysis": _CLASSIFICATION,
+    "feature-extraction": _Entry(
+        FeatureExtractionPipeline,
+        "encoder",
+        "text-classification",
+        (FeatureExtractionArgs, TokenizeArgs, EncodeArgs, BatchArgs),
+    ),
 }
-_Auto: TypeAlias = "type[AutoModelForCausalLM] | type[AutoModelForSequenceClassification] | type[AutoModel]"
-_MODELS: Mapping[type[Pipeline[Any]], tuple[type[Model], _Auto]] = {
-    TextGenerationPipeline: (CausalLM, AutoModelForCausalLM),
-    TextClassificationPipeline: (SequenceClassifier, AutoModelForSequenceClassification),
-    FeatureExtractionPipeline: (Encoder, AutoModel),
-}
-_CALL_ARGS: Mapping[type[Pipeline[Any]], tuple[Any, ...]] = {
-    TextGenerationPipeline: (TextGenerationArgs, PromptArgs),
-    TextClassificationPipeline: (TextClassificationArgs, ScoreArgs, EncodeArgs, BatchArgs),
-    FeatureExtractionPipeline: (FeatureExtractionArgs, TokenizeArgs, EncodeArgs, BatchArgs),
-}
+TASKS = tuple(PIPELINES)
 # What transformers' pipelines take besides text, and what to do instead.
 _REFUSED: Mapping[str, Neutral] = {
     "config": Neutral((False,), "config.json of the folder is used"),
@@ -168,14 +178,14 @@ _REFUSED: Mapping[str, Neutral] = {
 }
 
 
-def _split(options: Mapping[str, Any], kind: type[Pipeline[Any]]) -> tuple[dict[str, Any], dict[str, Any]]:
+def _split(options: Mapping[str, Any], entry: _Entry) -> tuple[dict[str, Any], dict[str, Any]]:
     """The options for loading, and the arguments of calls. Raises InputError, DTypeError."""
     given = dict(options)
     framework = given.pop("framework", None)
     if framework is not None:
         check_choice("framework", framework, ("pt",))
     others = {name: given.pop(name) for name in _REFUSED if name in given}
-    check_neutral(others, _REFUSED, f"pipeline({kind.task!r})", ())
+    check_neutral(others, _REFUSED, f"pipeline({entry.pipeline.task!r})", ())
     more = given.pop("model_kwargs", None)
     if more is not None and not isinstance(more, Mapping):
         raise DTypeError(f"model_kwargs: expected a mapping, got {type(more).__name__}")
@@ -188,9 +198,9 @@ def _split(options: Mapping[str, Any], kind: type[Pipeline[Any]]) -> tuple[dict[
         if name in loading:
             raise InputError(f"{quote(name)}: expected it once, got it as a keyword and in model_kwargs")
         loading[name] = value
-    known = [name for args in _CALL_ARGS[kind] for name in args.__annotations__]
-    if kind is not TextGenerationPipeline:  # which checks its many options itself
-        check_keywords(given, (*known, *LoadArgs.__annotations__), f"pipeline({kind.task!r})")
+    known = [name for args in entry.call_args for name in args.__annotations__]
+    if entry.pipeline is not TextGenerationPipeline:  # which checks its many options itself
+        check_keywords(given, (*known, *LoadArgs.__annotations__), f"pipeline({entry.pipeline.task!r})")
     return loading, given
 
 

@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from fastattn.api.auto import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
+from fastattn.api.auto import AUTO_CLASSES
 from fastattn.api.causal_lm import CausalLM
 from fastattn.api.encoders import Encoder, SequenceClassifier
 from fastattn.checkpoint import open_checkpoint
@@ -22,8 +22,8 @@ from fastattn.checks import check_choice, check_count, quote
 from fastattn.errors import ConfigError, DTypeError, InputError
 from fastattn.formats import PACKED_DTYPES
 from fastattn.generation.prompts import need_tokenizer
-from fastattn.models.names import Task
 from fastattn.models.registry import build, find_family
+from fastattn.models.tasks import Task
 from fastattn.tasks.finite import check_finite
 from fastattn.tokenizer import check_texts
 
@@ -32,11 +32,6 @@ Float64 = NDArray[np.float64]
 
 BASELINE = "float32"
 WINDOW = 256  # tokens of a text that a language model reads at once, at most
-_LOADERS: dict[Task, type[AutoModelForCausalLM] | type[AutoModelForSequenceClassification] | type[AutoModel]] = {
-    "causal-lm": AutoModelForCausalLM,
-    "sequence-classification": AutoModelForSequenceClassification,
-    "encoder": AutoModel,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +108,7 @@ def compare_dtypes(
     models: dict[str, AnyModel] = {}
     try:
         for name in names:
-            models[name] = _LOADERS[task].from_pretrained(directory, dtype=name, threads=threads)
+            models[name] = AUTO_CLASSES[task].from_pretrained(directory, dtype=name, threads=threads)
         inputs = _read(models[BASELINE], task, lines, max_tokens)
         sums = {name: _Sums() for name in names}
         for ids in inputs.ids:
@@ -142,13 +137,13 @@ def default_texts() -> list[str]:
 
 def find_task(directory: Path) -> Task:
     """What a checkpoint can be loaded as: a classifier, else a language model, else an encoder."""
-    tasks: tuple[Task, ...] = ("sequence-classification", "causal-lm")
     with open_checkpoint(directory, check_config=find_family) as checkpoint:
         if checkpoint.quantized is not None:
             kept = checkpoint.quantized.dtype
             raise ConfigError(
                 f"{directory}: expected the float checkpoint, to compare with, got one quantized to {kept}"
             )
+        tasks: tuple[Task, ...] = ("sequence-classification", "causal-lm")
         for task in tasks:
             try:
                 build(checkpoint.config, checkpoint.tensors, task)

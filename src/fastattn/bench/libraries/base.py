@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastattn.checkpoint import Checkpoint, open_checkpoint, read_tensor
-from fastattn.models.names import ModelNames, Task, resolve_names
+from fastattn.models.names import ModelNames, resolve_names
 from fastattn.models.registry import find_family
+from fastattn.models.tasks import Task
 
 Ids = list[list[int]]
 Array = NDArray[Any]

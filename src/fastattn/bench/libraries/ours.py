@@ -7,20 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from fastattn.api.auto import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
+from fastattn.api.auto import AUTO_CLASSES
 from fastattn.api.model import Model
 from fastattn.bench.libraries.base import Array, Ids, Job
 from fastattn.executors.cpu import CpuExecutor
 from fastattn.generation.generate import make_requests
 from fastattn.generation.options import GenerationOptions
 from fastattn.generation.scheduler import Scheduler
-from fastattn.models.names import Task
-
-_AUTO: dict[Task, Any] = {
-    "causal-lm": AutoModelForCausalLM,
-    "encoder": AutoModel,
-    "sequence-classification": AutoModelForSequenceClassification,
-}
 
 
 class Fastattn:
@@ -28,7 +21,7 @@ class Fastattn:
 
     def __init__(self, job: Job) -> None:
         self.task, self.dtype = job.task, job.dtype
-        self.model: Model = _AUTO[job.task].from_pretrained(
+        self.model: Model = AUTO_CLASSES[job.task].from_pretrained(
             job.path, dtype=job.dtype, kv_dtype=job.kv_dtype, head_dtype=job.head_dtype, threads=job.threads
         )
 

@@ -9,12 +9,7 @@ import torch
 import transformers
 
 from fastattn.bench.libraries.base import Array, Ids, Job, pad
-
-_AUTO = {
-    "causal-lm": "AutoModelForCausalLM",
-    "encoder": "AutoModel",
-    "sequence-classification": "AutoModelForSequenceClassification",
-}
+from fastattn.models.tasks import TASKS
 
 
 def load_transformers(job: Job, dtype: Any = torch.float32) -> Any:
@@ -23,7 +18,7 @@ def load_transformers(job: Job, dtype: Any = torch.float32) -> Any:
     transformers.logging.disable_progress_bar()
     torch.set_num_threads(job.threads)
     torch.set_grad_enabled(False)
-    auto = getattr(transformers, _AUTO[job.task])
+    auto = getattr(transformers, TASKS[job.task].auto_class)
     return auto.from_pretrained(job.path, dtype=dtype, local_files_only=True).eval()
 
 
