@@ -22,7 +22,7 @@ from fastattn.bench.run import Options, bench_model, fingerprint, open_model
 from fastattn.bench.works import works_of
 from fastattn.cli import main
 from fastattn.errors import BenchError, InputError
-from fastattn.graph.cost import step_cost
+from fastattn.graph.step_cost import step_cost
 from tests.bench.test_process import SOON, broken_torch, wait_for
 from tests.reference.checkpoints import write_bert, write_gpt2
 from tests.reference.command import assert_refused

@@ -8,8 +8,9 @@ import pytest
 
 import fastattn as fa
 from fastattn.executors.cpu import CpuExecutor
-from fastattn.graph.cost import Cost, Formats, StepShape, op_cost, op_format, step_cost
+from fastattn.graph.cost import Cost, Formats, StepShape
 from fastattn.graph.ir import Op, Program
+from fastattn.graph.step_cost import op_cost, op_format, step_cost
 from tests.reference.checkpoints import write_bert, write_gpt2
 
 

@@ -9,8 +9,9 @@ import pytest
 
 from fastattn.errors import InputError
 from fastattn.formats import DTYPES
-from fastattn.graph.cost import Cost, Formats, StepShape, step_cost
+from fastattn.graph.cost import Cost, Formats, StepShape
 from fastattn.graph.ir import Op, Program, Value, Weight
+from fastattn.graph.step_cost import step_cost
 from fastattn.profiling import limits
 from fastattn.profiling.limits import PRODUCTS, LeastTime, Limits, least_time, measure, step_least_time
 

@@ -9,7 +9,8 @@ import pytest
 from fastattn.bench.run import open_model
 from fastattn.bench.works import MOST_NEW_TOKENS, Work, choose, works_of
 from fastattn.errors import ConfigError, InputError
-from fastattn.graph.cost import Cost, StepShape, step_cost
+from fastattn.graph.cost import Cost, StepShape
+from fastattn.graph.step_cost import step_cost
 from fastattn.models.tasks import Task
 from tests.reference.checkpoints import write_bert, write_gpt2
 

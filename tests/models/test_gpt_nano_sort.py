@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from fastattn.api.auto import AutoModelForCausalLM
 from fastattn.api.model import load_executor
 from fastattn.checkpoint import open_checkpoint
-from fastattn.executors.numpy_executor import softmax
+from fastattn.graph.kinds.attention import softmax
 from fastattn.models.gpt2 import CONV1D
 from fastattn.models.inputs import read_batch
 from fastattn.models.registry import build

@@ -76,7 +76,7 @@ class ModelRunner:
 
     def limit(self, command: Answer) -> Answer:
         """See `Runner`."""
-        from fastattn.graph.cost import step_cost
+        from fastattn.graph.step_cost import step_cost
         from fastattn.profiling.limits import measure_over, step_least_time
 
         given = command["shape"]

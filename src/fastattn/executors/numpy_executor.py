@@ -1,4 +1,4 @@
-"""The specification: every op in float64 numpy, as plainly as it can be said. Never optimized.
+"""The specification: runs the float64 formulas of `fastattn.graph.kinds`. Never optimized.
 
 In a dtype of quantized weights the operands of every linear are rounded as `fastattn.graph.quantize` says, and all else
 stays in float64.
@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import math
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,59 +19,11 @@ from fastattn.errors import ContextLengthError, InputError
 from fastattn.formats import FORMATS
 from fastattn.graph.executor import Output
 from fastattn.graph.ir import Op, Program, Step, Weight
-from fastattn.graph.quantize import (
-    QuantizedRows,
-    dequantize,
-    quantize,
-    rough_gelu,
-    to_bfloat16,
-    to_int8,
-    weight_formats,
-)
+from fastattn.graph.kinds import KINDS
+from fastattn.graph.op_kind import Floats, Parameter
+from fastattn.graph.quantize import dequantize, quantize, weight_formats
 
-Floats = NDArray[np.floating[Any]]
 Load = Callable[[str], NDArray[np.floating]]
-
-_erf = np.vectorize(math.erf, otypes=[np.float64])
-
-
-def gelu_erf(x: Floats) -> Floats:
-    """x * Phi(x) (Hendrycks and Gimpel 2016)."""
-    phi: Floats = 0.5 * (1.0 + _erf(x * math.sqrt(0.5)))
-    return x * phi
-
-
-def gelu_tanh(x: Floats) -> Floats:
-    """The tanh approximation of gelu, as in GPT-2."""
-    result: Floats = 0.5 * x * (1.0 + np.tanh(math.sqrt(2.0 / math.pi) * (x + 0.044715 * x**3)))
-    return result
-
-
-def silu(x: Floats) -> Floats:
-    """x * sigmoid(x)."""
-    result: Floats = x * np.exp(-np.logaddexp(0.0, -x))
-    return result
-
-
-ACTIVATIONS: Mapping[str, Callable[[Floats], Floats]] = {
-    "none": lambda x: x,
-    "gelu_erf": gelu_erf,
-    "gelu_tanh": gelu_tanh,
-    "relu": lambda x: np.maximum(x, 0.0),
-    "tanh": np.tanh,
-    "silu": silu,
-}
-
-
-def softmax(scores: Floats) -> Floats:
-    """Over the last axis; a row that sees nothing (all -inf, or empty) is 0."""
-    if scores.shape[-1] == 0:
-        return scores
-    top = scores.max(axis=-1, keepdims=True)
-    weights = np.exp(scores - np.where(np.isneginf(top), 0.0, top))
-    total = weights.sum(axis=-1, keepdims=True)
-    result: Floats = weights / np.where(total == 0.0, 1.0, total)
-    return result
 
 
 class NumpyCache:
@@ -149,15 +99,6 @@ class NumpyCache:
         self._keys[layer], self._values[layer] = keys, values
 
 
-@dataclass(frozen=True, slots=True)
-class _Parameter:
-    """A weight: its values (of a rounded one float32, which holds them all), and a matrix's integers."""
-
-    form: str
-    values: Floats
-    integers: QuantizedRows | None = None
-
-
 class NumpyExecutor:
     """Runs a Program in float64. `load` gives a tensor of the checkpoint by its name.
 
@@ -178,14 +119,13 @@ class NumpyExecutor:
         self._owner = object()
         self._precision = precision
         formats = weight_formats(program, dtype, head_dtype)
-        self._weights: Mapping[str, _Parameter] | None = {
+        self._weights: Mapping[str, Parameter] | None = {
             key: _parameter(weight, load, formats[key], precision) for key, weight in program.weights.items()
         }
 
     def evaluate(self, op: Op, step: Step, *inputs: Floats) -> Output:
         """One op of the Program on inputs of the caller's, without caches."""
-        result: Output = getattr(_Run(self.program, self._open(), step, []), op.kind)(op, *inputs)
-        return result
+        return _Run(self.program, self._open(), step, []).evaluate(op, *inputs)
 
     @property
     def weight_bytes(self) -> int:
@@ -213,7 +153,7 @@ class NumpyExecutor:
         """Free the memory."""
         self._weights = None
 
-    def _open(self) -> Mapping[str, _Parameter]:
+    def _open(self) -> Mapping[str, Parameter]:
         if self._weights is None:
             raise InputError("the model was closed")
         return self._weights
@@ -240,41 +180,34 @@ class NumpyExecutor:
         run = _Run(self.program, self._open(), step, caches)
         values: dict[int, Output] = {}
         for op in self.program.ops:
-            result = getattr(run, op.kind)(op, *(values[index] for index in op.inputs))
+            result = run.evaluate(op, *(values[index] for index in op.inputs))
             values[op.output] = result if isinstance(result, list) else result.astype(self._precision, copy=False)
         run.commit()
         return {name: values[self.program.outputs[name]] for name in names}
 
 
-def _parameter(weight: Weight, load: Load, form: str, precision: type[np.floating[Any]]) -> _Parameter:
+def _parameter(weight: Weight, load: Load, form: str, precision: type[np.floating[Any]]) -> Parameter:
     parts = [np.asarray(load(part)) for part in weight.parts]
     whole = np.concatenate([part.T if weight.transposed else part for part in parts])
     if whole.shape != weight.shape:
         raise InputError(f"{weight.parts[0]}: expected shape {list(weight.shape)}, got {list(whole.shape)}")
     if form == "float32":
-        return _Parameter(form, whole.astype(precision))
+        return Parameter(form, whole.astype(precision))
     integers = quantize(whole.astype(np.float32), form) if FORMATS[form].integers else None
     values = dequantize(whole.astype(np.float32), form) if integers is None else integers.floats()
-    return _Parameter(form, values, integers)
-
-
-def _activated(activation: str, x: Floats, form: str) -> Floats:
-    """The epilogue of a linear whose weights have this format: the gelus of the ones that round are rough."""
-    if form != "float32" and activation in ("gelu_erf", "gelu_tanh"):
-        return rough_gelu(activation, x)
-    return ACTIVATIONS[activation](x)
+    return Parameter(form, values, integers)
 
 
 class _Run:
-    """One step: a method for every kind of op."""
+    """One step, as `fastattn.graph.op_kind.Run` describes it."""
 
     def __init__(
-        self, program: Program, weights: Mapping[str, _Parameter], step: Step, caches: Sequence[NumpyCache]
+        self, program: Program, weights: Mapping[str, Parameter], step: Step, caches: Sequence[NumpyCache]
     ) -> None:
         self.weights, self.step, self.caches = weights, step, caches
         self.sources: dict[int, Op] = {}  # by value, the op that computed its numbers
         for op in program.ops:
-            passes_on = op.kind in ("slice", "gather_rows") and op.inputs[0] in self.sources
+            passes_on = KINDS[op.kind].reads in ("view", "gather") and op.inputs[0] in self.sources
             self.sources[op.output] = self.sources[op.inputs[0]] if passes_on else op
         bounds = [int(bound) for bound in step.cu_seqlens]
         self.spans = list(itertools.pairwise(bounds))
@@ -291,160 +224,7 @@ class _Run:
         for cache, layer, keys, values in self.fresh:
             cache.extend(layer, keys, values)
 
-    def embedding(self, op: Op) -> Floats:
-        name, offset = str(op.attrs["index"]), int(op.attrs["offset"])
-        index = getattr(self.step, name)
-        if index is None:
-            index = np.zeros(len(self.step.token_ids), np.int32)
-        table = self.weights[op.weights[0]].values
-        for i in np.flatnonzero((index < -offset) | (index >= len(table) - offset)):
-            raise InputError(f"{name}: expected 0 to {len(table) - 1 - offset}, got {index[i]} at token {i}")
-        rows: Floats = table[index + offset]
-        return rows
-
-    def add(self, op: Op, a: Floats, b: Floats) -> Floats:
-        return a + b
-
-    def layer_norm(self, op: Op, x: Floats) -> Floats:
-        weight, bias = (self.weights[key].values for key in op.weights)
-        centred = x - x.mean(axis=1, keepdims=True)
-        variance = (centred**2).mean(axis=1, keepdims=True)
-        result: Floats = centred / np.sqrt(variance + float(op.attrs["eps"])) * weight + bias
+    def evaluate(self, op: Op, *inputs: Output) -> Output:
+        """One op, by the formula of its kind."""
+        result: Output = KINDS[op.kind].formula(self, op, *inputs)
         return result
-
-    def linear(self, op: Op, x: Floats, residual: Floats | None = None) -> Floats:
-        y = _product(x, self.weights[op.weights[0]])
-        if op.attrs["has_bias"]:
-            y = y + self.weights[op.weights[1]].values
-        y = _activated(str(op.attrs["activation"]), y, self.weights[op.weights[0]].form)
-        return y if residual is None else residual + y
-
-    def activation(self, op: Op, x: Floats) -> Floats:
-        source = self.sources.get(op.inputs[0])
-        form = "float32"
-        if source is not None and source.kind == "linear":
-            plain = source.attrs["activation"] == "none" and not source.attrs["has_residual"]
-            form = self.weights[source.weights[0]].form if plain else form
-        return _activated(str(op.attrs["activation"]), x, form)
-
-    def slice(self, op: Op, x: Floats) -> Floats:
-        offset = int(op.attrs["offset"])
-        return x[:, offset : offset + int(op.attrs["width"])]
-
-    def attention(self, op: Op, q: Floats, k: Floats, v: Floats) -> Floats:
-        out = np.zeros_like(q)
-        for sequence, (rows, positions) in enumerate(self._queries(str(op.attrs["q_rows"]))):
-            keys, values = self._keys_and_values(op, sequence, k, v)
-            probs = self._probs(op, q[rows], positions, keys, len(keys) - self._length(sequence))
-            out[rows] = _join(probs @ _repeat(_heads(values, op), op))
-        return out
-
-    def attention_probs(self, op: Op, q: Floats, k: Floats) -> list[Floats]:
-        maps = []
-        for sequence, (rows, positions) in enumerate(self._queries("tokens")):
-            keys, _ = self._keys_and_values(op, sequence, k, None)
-            maps.append(self._probs(op, q[rows], positions, keys, len(keys) - self._length(sequence)))
-        return maps
-
-    def gather_rows(self, op: Op, x: Floats) -> Floats:
-        rows = np.zeros((0, x.shape[1]))
-        if op.attrs["which"] == "wanted":
-            return x[self.step.wanted]
-        for start, end in self.spans:
-            row = x[start:end][:1] if op.attrs["which"] == "first" else x[start:end][-1:]
-            rows = np.concatenate([rows, row if len(row) else np.zeros((1, x.shape[1]))])
-        return rows
-
-    def pool(self, op: Op, x: Floats) -> Floats:
-        rows = np.zeros((len(self.spans), x.shape[1]))
-        for sequence, (start, end) in enumerate(self.spans):
-            if end > start:
-                part = x[start:end]
-                kind = op.attrs["pool"]
-                total = part.sum(axis=0)
-                mean_sqrt = total / math.sqrt(end - start)
-                rows[sequence] = {"max": part.max(axis=0), "mean": total / (end - start), "mean_sqrt_len": mean_sqrt}[
-                    str(kind)
-                ]
-        return rows
-
-    def l2_normalize(self, op: Op, x: Floats) -> Floats:
-        norm = np.sqrt((x**2).sum(axis=1, keepdims=True))
-        result: Floats = x / np.maximum(norm, float(op.attrs["eps"]))
-        return result
-
-    def _length(self, sequence: int) -> int:
-        start, end = self.spans[sequence]
-        return end - start
-
-    def _queries(self, q_rows: str) -> list[tuple[NDArray[np.intp], NDArray[np.intp]]]:
-        """For every sequence: the rows of q that are its queries, and their positions among its tokens of the step."""
-        queries = []
-        for sequence, (start, end) in enumerate(self.spans):
-            if q_rows == "tokens":
-                rows = np.arange(start, end)
-                positions = rows - start
-            elif q_rows == "wanted":
-                rows = np.flatnonzero((self.step.wanted >= start) & (self.step.wanted < end))
-                positions = self.step.wanted[rows].astype(np.intp) - start
-            else:
-                rows = np.arange(sequence, sequence + (end > start))
-                positions = np.full(len(rows), 0 if q_rows == "first" else end - start - 1)
-            queries.append((rows, positions))
-        return queries
-
-    def _keys_and_values(self, op: Op, sequence: int, k: Floats, v: Floats | None) -> tuple[Floats, Floats]:
-        """All keys and values that a sequence may see, those of its cache first."""
-        start, end = self.spans[sequence]
-        keys = k[start:end]
-        values = keys if v is None else v[start:end]
-        if not (op.attrs["causal"] and self.caches):
-            return keys, values
-        layer = int(op.attrs["layer"])
-        past_keys, past_values = self.caches[sequence].past(layer)
-        keys, values = np.concatenate([past_keys, keys]), np.concatenate([past_values, values])
-        if v is not None:
-            self.fresh.append((self.caches[sequence], layer, keys, values))
-        return keys, values
-
-    def _probs(self, op: Op, q: Floats, positions: NDArray[np.intp], keys: Floats, past: int) -> Floats:
-        """[n_head, q_len, kv_len]: how much every query takes from every key."""
-        queries = _heads(q, op)
-        scores = float(op.attrs["scale"]) * (queries @ _repeat(_heads(keys, op), op).transpose(0, 2, 1))
-        if op.attrs["causal"]:
-            unseen = np.arange(len(keys)) > (positions + past)[:, None]
-            scores = np.where(unseen, -np.inf, scores)
-        return softmax(scores)
-
-
-def _product(x: Floats, weight: _Parameter) -> Floats:
-    """x @ weight.T with both rounded to the weight's format; sums of integers are exact."""
-    y: Floats
-    if weight.integers is not None:
-        rows = to_int8(x.astype(np.float32))
-        total = rows.values.astype(np.float64) @ weight.integers.values.astype(np.float64).T
-        y = total.astype(x.dtype) * rows.scales[:, None] * weight.integers.scales
-    elif weight.form == "bfloat16":
-        y = to_bfloat16(x.astype(np.float32)).astype(x.dtype) @ weight.values.T.astype(x.dtype)
-    else:
-        y = x @ weight.values.T
-    return y
-
-
-def _heads(x: Floats, op: Op) -> Floats:
-    """[rows, heads * head_dim] -> [heads, rows, head_dim]."""
-    head_dim = int(op.attrs["head_dim"])
-    heads: Floats = x.reshape(len(x), x.shape[1] // head_dim, head_dim).transpose(1, 0, 2)
-    return heads
-
-
-def _repeat(x: Floats, op: Op) -> Floats:
-    """Each key or value head once for every query head that shares it."""
-    return np.repeat(x, int(op.attrs["n_head"]) // int(op.attrs["n_kv_head"]), axis=0)
-
-
-def _join(x: Floats) -> Floats:
-    """[heads, rows, head_dim] -> [rows, heads * head_dim]."""
-    heads, rows, head_dim = x.shape
-    joined: Floats = x.transpose(1, 0, 2).reshape(rows, heads * head_dim)
-    return joined

@@ -1,4 +1,4 @@
-"""What a step has to do at least, counted from the Program op by op.
+"""What an op has to do at least: its multiply-adds, and the bytes that it reads.
 
 Counted are the multiply-adds of products and attention, and the weights and cached keys and values that they read, each
 byte once. Norms, activations and what moves between ops are left out: they need not leave the caches. So no way of
@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from fastattn.formats import FORMATS
-from fastattn.graph.ir import Op, Program
+from fastattn.graph.ir import Op
 
 FLOAT_BYTES = 4  # biases and norms
 
@@ -89,55 +89,7 @@ class Cost:
         )
 
 
-def op_format(op: Op, formats: Formats) -> str:
-    """The format of an op's products: that of a linear's matrix, or of the keys and values of an attention."""
-    if op.kind == "linear":
-        return formats.weight(op.weights[0])
-    return formats.kv if op.kind in ("attention", "attention_probs") else "float32"
-
-
-def op_cost(program: Program, op: Op, shape: StepShape, formats: Formats = ALL_FLOAT32) -> Cost:
-    """Of one op in a step."""
-    width = program.values[op.output].width
-    rows = shape.rows(program.values[op.output].rows)
-    if op.kind == "linear" and rows:
-        depth = program.values[op.inputs[0]].width
-        bias_bytes = width * FLOAT_BYTES if op.attrs["has_bias"] else 0
-        return Cost(rows * width * depth, _weight_bytes(op, formats, width, depth) + bias_bytes)
-    if op.kind == "embedding":
-        return Cost(weight_bytes=_weight_bytes(op, formats, rows, width))
-    if op.kind == "layer_norm" and rows:
-        return Cost(weight_bytes=2 * width * FLOAT_BYTES)
-    if op.kind in ("attention", "attention_probs"):
-        n_products = 2 if op.kind == "attention" else 1  # q k^T, and probabilities times v
-        multiply_adds = n_products * seen_pairs(op, shape) * int(op.attrs["n_head"]) * int(op.attrs["head_dim"])
-        kv = FORMATS[formats.kv]
-        row_bytes = int(op.attrs["head_dim"]) * kv.element_bytes + kv.scale_bytes
-        n_rows = n_products * int(op.attrs["n_kv_head"]) * sum(shape.past_lens or ())
-        return Cost(multiply_adds, kv_bytes=n_rows * row_bytes)
-    return Cost()
-
-
-def _weight_bytes(op: Op, formats: Formats, rows: int, width: int) -> float:
-    """Of some rows of a matrix or table."""
+def weight_bytes(op: Op, formats: Formats, rows: int, width: int) -> float:
+    """Of some rows of an op's matrix or table."""
     found = FORMATS[formats.weight(op.weights[0])]
     return rows * (width * found.element_bytes + found.scale_bytes)
-
-
-def step_cost(program: Program, shape: StepShape, formats: Formats = ALL_FLOAT32) -> Cost:
-    """Of all ops of a step."""
-    return sum((op_cost(program, op, shape, formats) for op in program.ops), Cost())
-
-
-def seen_pairs(op: Op, shape: StepShape) -> float:
-    """Pairs of a query row and a position that it sees, of one head."""
-    total = 0.0
-    for q_len, past in zip(shape.q_lens, shape.past_lens or (0,) * len(shape.q_lens), strict=True):
-        if q_len == 0:
-            continue
-        kv_len = past + q_len
-        selection = op.attrs["q_rows"]
-        count = {"tokens": q_len, "wanted": shape.wanted_rows(q_len)}.get(str(selection), 1)
-        last_sees = past + 1 if selection == "first" else kv_len
-        total += count * (last_sees - (count - 1) / 2) if op.attrs["causal"] else count * kv_len
-    return total

@@ -1,4 +1,4 @@
-"""The Program: a flat list of eleven kinds of op that every executor runs.
+"""The Program: a flat list of ops that every executor runs.
 
 A step is ragged: `n_tokens` packed tokens of `n_sequences` sequences, nothing padded. Every value of a Program is a
 float matrix whose rows are one of
@@ -7,24 +7,9 @@ float matrix whose rows are one of
     "wanted"      one row per token in `Step.wanted` (the rows whose logits are asked for)
     "sequences"   one row per sequence
 
-| kind            | inputs         | weights          | attrs                                              | output    |
-|-----------------|----------------|------------------|----------------------------------------------------|-----------|
-| embedding       |                | table            | index: "token_ids", "positions", "token_type_ids"; | tokens    |
-|                 |                |                  | offset: row = index + offset (RoBERTa's positions) |           |
-| add             | a, b           |                  |                                                    | as a      |
-| layer_norm      | x              | weight, bias     | eps                                                | as x      |
-| linear          | x [, residual] | weight [, bias]  | activation, has_bias, has_residual                 | as x      |
-| activation      | x              |                  | activation                                         | as x      |
-| slice           | x              |                  | offset, width (a view of columns, no copy)         | as x      |
-| attention       | q, k, v        |                  | causal, layer, n_head, n_kv_head, head_dim, scale, | as q      |
-|                 |                |                  | q_rows: "tokens", "wanted", "first", "last"        |           |
-| attention_probs | q, k           |                  | the same; gives a list of [n_head, q_len, kv_len]  | (ragged)  |
-| gather_rows     | x (tokens)     |                  | which: "wanted", "first", "last" (of a sequence)   | by which  |
-| pool            | x (tokens)     |                  | pool: "mean", "max", "mean_sqrt_len"               | sequences |
-| l2_normalize    | x              |                  | eps                                                | as x      |
+`graph/kinds/` has the table of kinds: inputs, weights, attrs, float64 formula, cost.
 
-`activation` is one of "none", "gelu_erf", "gelu_tanh", "relu", "tanh", "silu". A linear computes
-residual + activation(x @ weight.T + bias). Attention with causal=True reads and writes the KV cache of the step's
+Attention with causal=True reads and writes the KV cache of the step's
 sequences; without it, keys and values live for the step only. `attention_probs` stands before its attention, and reads
 what the cache stored before the step together with the step's keys; its q_rows is always "tokens".
 

@@ -13,9 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from fastattn.graph.ir import Attr, Op, Program, Value, Weight
-from fastattn.graph.tensor import ROWS_OF, Pooling
-
-ROW_WISE = frozenset({"add", "layer_norm", "linear", "activation", "l2_normalize"})
+from fastattn.graph.kinds import KINDS, ROWS_OF, Pooling
 
 
 def optimise(program: Program) -> Program:
@@ -164,9 +162,10 @@ class _Sink:
     def run(self) -> Program:
         chosen = self.choose()
         for op in self.program.ops:
-            if op.kind == "gather_rows":
+            reads = KINDS[op.kind].reads
+            if reads == "gather":
                 self.rename(op, self.get(op.inputs[0], str(op.attrs["which"])))
-            elif op.kind == "slice":
+            elif reads == "view":
                 self.emit(op, self.computed[op.inputs[0]])
             else:
                 self.emit(op, chosen.get(op.output, self.natural(op.output)))
@@ -186,14 +185,15 @@ class _Sink:
         for op in reversed(self.program.ops):
             own, wish = self.natural(op.output), asked[op.output]
             only = next(iter(wish)) if len(wish) == 1 else own
-            if op.kind == "gather_rows":
+            reads = KINDS[op.kind].reads
+            if reads == "gather":
                 asked[op.inputs[0]].add(str(op.attrs["which"]))
-            elif op.kind == "attention" and op.attrs["q_rows"] == "tokens":
+            elif reads == "queries" and op.attrs["q_rows"] == "tokens":
                 chosen[op.output] = only
                 asked[op.inputs[0]].add(only)
                 for value in op.inputs[1:]:
                     asked[value].add(self.natural(value))
-            elif op.kind in ROW_WISE or op.kind == "slice":
+            elif reads in ("rows", "view"):
                 chosen[op.output] = only
                 for value in op.inputs:
                     asked[value].add(only)
@@ -227,9 +227,9 @@ class _Sink:
             self.ops.append(replace(op, inputs=inputs))
             self.rename(op, op.output)
             return
-        if op.kind == "attention":
-            q, k, v = op.inputs
-            inputs = (self.get(q, selection), self.get(k, self.natural(k)), self.get(v, self.natural(v)))
+        if KINDS[op.kind].reads == "queries":
+            queries, *others = op.inputs
+            inputs = (self.get(queries, selection), *(self.get(value, self.natural(value)) for value in others))
             op = replace(op, attrs={**op.attrs, "q_rows": selection})
         else:
             inputs = tuple(self.get(value, selection) for value in op.inputs)

@@ -1,24 +1,22 @@
 """Symbolic tensors: a model written as functions over them, called once, records a Program.
 
 Nothing is computed here. `Tokens` stands for the ragged step, `Weights` for the checkpoint by its own names, `Tensor`
-for a matrix with one row per token (or per wanted token, or per sequence); the functions below append one Op each.
+for a matrix with one row per token (or per wanted token, or per sequence). The functions of `fastattn.graph.kinds`
+append one Op each.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Literal, Protocol, get_args
 
 from fastattn.errors import ConfigError
 from fastattn.graph.ir import Attr, Op, Program, Rows, Value, Weight
+from fastattn.graph.op_kind import Floats, OpKind, Run
 
-Activation = Literal["none", "gelu_erf", "gelu_tanh", "relu", "tanh", "silu"]
-ACTIVATIONS: tuple[Activation, ...] = ("none", "gelu_erf", "gelu_tanh", "relu", "tanh", "silu")
-Selection = Literal["wanted", "first", "last"]
-Pooling = Literal["mean", "max", "mean_sqrt_len"]
-ROWS_OF: Mapping[str, Rows] = {"tokens": "tokens", "wanted": "wanted", "first": "sequences", "last": "sequences"}
+IndexName = Literal["token_ids", "positions", "token_type_ids"]
+INDEX_NAMES: tuple[str, ...] = get_args(IndexName)
 
 
 class Names(Protocol):
@@ -43,7 +41,7 @@ class Tracer:
 
     def emit(
         self,
-        kind: str,
+        kind: OpKind,
         inputs: tuple[Tensor, ...],
         rows: Rows,
         width: int,
@@ -51,10 +49,12 @@ class Tracer:
         weights: tuple[str, ...] = (),
         attrs: Mapping[str, Attr] | None = None,
     ) -> Tensor:
-        """Append one op and return its output."""
+        """Append one op and return its output. Raises ConfigError for attrs, inputs or weights that do not fit."""
         self.values.append(Value(rows, width))
         output = len(self.values) - 1
-        self.ops.append(Op(kind, tuple(t.index for t in inputs), output, weights, dict(attrs or {})))
+        op = Op(kind.name, tuple(t.index for t in inputs), output, weights, dict(attrs or {}))
+        kind.check(op)
+        self.ops.append(op)
         return Tensor(self, output)
 
     def weight(self, weight: Weight) -> str:
@@ -113,14 +113,21 @@ class Tensor:
     def __add__(self, other: Tensor) -> Tensor:
         if self.value != other.value:
             raise ConfigError(f"add: expected two values of one shape, got {self.value} and {other.value}")
-        return self.tracer.emit("add", (self, other), self.rows, self.width)
+        return self.tracer.emit(ADD, (self, other), self.rows, self.width)
+
+
+def _add_formula(run: Run, op: Op, a: Floats, b: Floats) -> Floats:
+    return a + b
+
+
+ADD = OpKind(name="add", inputs=("a", "b"), formula=_add_formula)
 
 
 @dataclass(frozen=True, slots=True)
 class Index:
     """One of the integer inputs of a step."""
 
-    name: Literal["token_ids", "positions", "token_type_ids"]
+    name: IndexName
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,92 +173,6 @@ class Weights:
         return self.tracer.weight(
             Weight((part,), "matrix", (out_features, in_features), transposed=self.names.transposed(part))
         )
-
-
-def embedding(w: Weights, index: Index, rows: int, width: int, *, offset: int = 0) -> Tensor:
-    """Row index + offset of a table [rows, width], for every token."""
-    attrs: dict[str, Attr] = {"index": index.name, "offset": offset}
-    return w.tracer.emit("embedding", (), "tokens", width, weights=(w.table(rows, width),), attrs=attrs)
-
-
-def layer_norm(x: Tensor, w: Weights, eps: float) -> Tensor:
-    """(x - mean) / sqrt(variance + eps) * weight + bias, over each row (Ba et al. 2016)."""
-    weights = (w.vector("weight", x.width), w.vector("bias", x.width))
-    return x.tracer.emit("layer_norm", (x,), x.rows, x.width, weights=weights, attrs={"eps": eps})
-
-
-def linear(x: Tensor, w: Weights, out_features: int, *, bias: bool = True) -> Tensor:
-    """x @ weight.T + bias, with weight [out_features, x.width] and, with bias, bias [out_features]."""
-    weights = (w.matrix(out_features, x.width),) + ((w.vector("bias", out_features),) if bias else ())
-    attrs: dict[str, Attr] = {"activation": "none", "has_bias": bias, "has_residual": False}
-    return x.tracer.emit("linear", (x,), x.rows, out_features, weights=weights, attrs=attrs)
-
-
-def activate(x: Tensor, activation: Activation) -> Tensor:
-    """An elementwise function."""
-    if activation == "none":
-        return x
-    return x.tracer.emit("activation", (x,), x.rows, x.width, attrs={"activation": activation})
-
-
-def split(x: Tensor, parts: int) -> tuple[Tensor, ...]:
-    """Columns of x in `parts` equal slices."""
-    if x.width % parts:
-        raise ConfigError(f"split: expected a width divisible by {parts}, got {x.width}")
-    width = x.width // parts
-    return tuple(
-        x.tracer.emit("slice", (x,), x.rows, width, attrs={"offset": i * width, "width": width}) for i in range(parts)
-    )
-
-
-def attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    *,
-    layer: int,
-    n_head: int,
-    causal: bool,
-    n_kv_head: int | None = None,
-    scale: float | None = None,
-) -> Tensor:
-    """softmax(scale * q @ k.T) @ v for every head, within each sequence (Vaswani et al. 2017)."""
-    kv_heads = n_kv_head or n_head
-    if q.width % n_head or n_head % kv_heads or k.width != v.width or k.width * n_head != q.width * kv_heads:
-        raise ConfigError(
-            f"attention: {n_head} heads over {kv_heads} do not fit q, k, v of widths {q.width}, {k.width}, {v.width}"
-        )
-    head_dim = q.width // n_head
-    attrs: dict[str, Attr] = {
-        "causal": causal,
-        "layer": layer,
-        "n_head": n_head,
-        "n_kv_head": kv_heads,
-        "head_dim": head_dim,
-        "scale": 1.0 / math.sqrt(head_dim) if scale is None else scale,
-        "q_rows": "tokens",
-    }
-    return q.tracer.emit("attention", (q, k, v), q.rows, q.width, attrs=attrs)
-
-
-def gather_rows(x: Tensor, which: Selection) -> Tensor:
-    """The wanted rows of a step, or the first or last row of every sequence."""
-    return x.tracer.emit("gather_rows", (x,), ROWS_OF[which], x.width, attrs={"which": which})
-
-
-def wanted_rows(x: Tensor) -> Tensor:
-    """The rows whose logits are asked for."""
-    return gather_rows(x, "wanted")
-
-
-def pool(x: Tensor, pooling: Pooling) -> Tensor:
-    """One row per sequence: the mean or maximum of its rows, or their sum over the square root of their number."""
-    return x.tracer.emit("pool", (x,), "sequences", x.width, attrs={"pool": pooling})
-
-
-def l2_normalize(x: Tensor, eps: float = 1e-12) -> Tensor:
-    """x / max(||x||, eps), row by row."""
-    return x.tracer.emit("l2_normalize", (x,), x.rows, x.width, attrs={"eps": eps})
 
 
 def hidden_state(x: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from fastattn.checks import closest, quote, shown_names
 from fastattn.errors import ConfigError, InputError
-from fastattn.graph.tensor import Activation
+from fastattn.graph.kinds import Activation
 from fastattn.models.labels import Labels, LabelTable, read_labels
 from fastattn.settings import Settings
 

@@ -6,19 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from fastattn.graph.ir import Program
-from fastattn.graph.tensor import (
-    Activation,
-    Tensor,
-    Tokens,
-    Weights,
-    activate,
-    attention,
-    embedding,
-    gather_rows,
-    hidden_state,
-    layer_norm,
-    linear,
-)
+from fastattn.graph.kinds import Activation, activate, attention, embedding, gather_rows, layer_norm, linear
+from fastattn.graph.tensor import Tensor, Tokens, Weights, hidden_state
 from fastattn.models.config import MAX_LAYERS, CommonConfig, ConfigReader, unchangeable
 from fastattn.models.names import Layout
 from fastattn.models.tasks import Task

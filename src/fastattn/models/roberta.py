@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from fastattn.graph.ir import Program
-from fastattn.graph.tensor import Tokens, Weights, activate, gather_rows, linear
+from fastattn.graph.kinds import activate, gather_rows, linear
+from fastattn.graph.tensor import Tokens, Weights
 from fastattn.models.bert import HEADS, UNUSED, BertConfig, encoder, encoder_program, pooler, read_bert_config
 from fastattn.models.config import ConfigReader
 from fastattn.models.names import Layout

@@ -9,8 +9,9 @@ from typing import Protocol
 
 from fastattn import _core
 from fastattn.formats import FORMATS
-from fastattn.graph.cost import Cost, Formats, StepShape, op_cost, op_format
+from fastattn.graph.cost import Cost, Formats, StepShape
 from fastattn.graph.ir import Program
+from fastattn.graph.step_cost import op_cost, op_format
 
 # Names in `_core.measure_limits`, which end in _gflops or _gops (billions a second), _flops or _ops.
 _DTYPES: Mapping[str, str] = {"fma": "float32", "f32": "float32", "bf16": "bfloat16", "int8": "int8"}

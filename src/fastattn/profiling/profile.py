@@ -14,15 +14,16 @@ import numpy as np
 
 from fastattn.errors import InputError
 from fastattn.executors.cpu import CpuExecutor
-from fastattn.graph.cost import Cost, StepShape, op_cost, op_format
+from fastattn.graph.cost import Cost, StepShape
 from fastattn.graph.executor import Cache, Executor
 from fastattn.graph.ir import Op, Program, Step
+from fastattn.graph.kinds import KINDS
+from fastattn.graph.step_cost import op_cost, op_format
 from fastattn.models.inputs import Batch
 from fastattn.profiling.limits import LeastTime, Limits, least_time, measure_over
 
 _LEAST_RUNS = 5
 _BETWEEN = "(between ops)"
-_MULTIPLY = ("linear", "attention", "attention_probs")  # what the caches bind has no limit here
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,7 +214,7 @@ def _build(
 
 def _row(name: str, seconds: Sequence[float], wall: float, cost: Cost, least: LeastTime) -> OpProfile:
     total = sum(seconds)
-    if name.split()[0] not in _MULTIPLY:
+    if KINDS[name.split()[0]].format is None:  # limited by the caches, which have no rate here
         return OpProfile(name, len(seconds), total, total / wall)
     return OpProfile(name, len(seconds), total, total / wall, cost.operations, cost.bytes, least.seconds, least.binds)
 

@@ -1,0 +1,64 @@
+"""THE TABLE of the kinds of op, and the functions that models call.
+
+One file declares a kind once: what models call, its float64 formula, its cost, and what rewrites may do. Executors,
+rewrites, costs and profiles look kinds up here. csrc/program has the C++ half.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from fastattn.graph.kinds.activations import Activation
+from fastattn.graph.kinds.attention import ATTENTION, ATTENTION_PROBS, attention
+from fastattn.graph.kinds.linear import ACTIVATION, LINEAR, activate, linear
+from fastattn.graph.kinds.norm import L2_NORMALIZE, LAYER_NORM, layer_norm
+from fastattn.graph.kinds.rows import (
+    EMBEDDING,
+    GATHER_ROWS,
+    POOL,
+    ROWS_OF,
+    SLICE,
+    Pooling,
+    Selection,
+    embedding,
+    gather_rows,
+    pool,
+    split,
+    wanted_rows,
+)
+from fastattn.graph.op_kind import OpKind
+from fastattn.graph.tensor import ADD
+
+__all__ = [
+    "KINDS",
+    "ROWS_OF",
+    "Activation",
+    "Pooling",
+    "Selection",
+    "activate",
+    "attention",
+    "embedding",
+    "gather_rows",
+    "layer_norm",
+    "linear",
+    "pool",
+    "split",
+    "wanted_rows",
+]
+
+KINDS: Mapping[str, OpKind] = {
+    kind.name: kind
+    for kind in (
+        EMBEDDING,
+        ADD,
+        LAYER_NORM,
+        LINEAR,
+        ACTIVATION,
+        SLICE,
+        ATTENTION,
+        ATTENTION_PROBS,
+        GATHER_ROWS,
+        POOL,
+        L2_NORMALIZE,
+    )
+}

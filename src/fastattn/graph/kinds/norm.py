@@ -1,0 +1,49 @@
+"""layer_norm and l2_normalize."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from fastattn.graph.cost import FLOAT_BYTES, Cost, Formats, StepShape
+from fastattn.graph.ir import Op, Program
+from fastattn.graph.op_kind import Floats, OpKind, Run
+from fastattn.graph.tensor import Tensor, Weights
+
+
+def layer_norm(x: Tensor, w: Weights, eps: float) -> Tensor:
+    """(x - mean) / sqrt(variance + eps) * weight + bias, over each row (Ba et al. 2016)."""
+    weights = (w.vector("weight", x.width), w.vector("bias", x.width))
+    return x.tracer.emit(LAYER_NORM, (x,), x.rows, x.width, weights=weights, attrs={"eps": eps})
+
+
+def layer_norm_formula(run: Run, op: Op, x: Floats) -> Floats:
+    """As `layer_norm` says, with the variance in two passes."""
+    weight, bias = (run.weights[key].values for key in op.weights)
+    centered = x - x.mean(axis=1, keepdims=True)
+    variance = (centered**2).mean(axis=1, keepdims=True)
+    result: Floats = centered / np.sqrt(variance + float(op.attrs["eps"])) * weight + bias
+    return result
+
+
+def layer_norm_cost(program: Program, op: Op, shape: StepShape, formats: Formats) -> Cost:
+    """weight and bias are read once."""
+    value = program.values[op.output]
+    return Cost(weight_bytes=2 * value.width * FLOAT_BYTES) if shape.rows(value.rows) else Cost()
+
+
+def l2_normalize_formula(run: Run, op: Op, x: Floats) -> Floats:
+    """x / max(||x||, eps), row by row."""
+    norm = np.sqrt((x**2).sum(axis=1, keepdims=True))
+    result: Floats = x / np.maximum(norm, float(op.attrs["eps"]))
+    return result
+
+
+LAYER_NORM = OpKind(
+    name="layer_norm",
+    inputs=("x",),
+    weights=("weight", "bias"),
+    attrs={"eps": float},
+    formula=layer_norm_formula,
+    cost=layer_norm_cost,
+)
+L2_NORMALIZE = OpKind(name="l2_normalize", inputs=("x",), attrs={"eps": float}, formula=l2_normalize_formula)

@@ -1,0 +1,122 @@
+"""The ops that choose, cut and combine rows: embedding, slice, gather_rows, pool."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Literal, get_args
+
+import numpy as np
+
+from fastattn.errors import ConfigError, InputError
+from fastattn.graph.cost import Cost, Formats, StepShape, weight_bytes
+from fastattn.graph.ir import Attr, Op, Program, Rows
+from fastattn.graph.op_kind import Floats, OpKind, Run
+from fastattn.graph.tensor import INDEX_NAMES, Index, Tensor, Weights
+
+Selection = Literal["wanted", "first", "last"]
+Pooling = Literal["mean", "max", "mean_sqrt_len"]
+# The kind of rows that a selection of tokens has.
+ROWS_OF: Mapping[str, Rows] = {"tokens": "tokens", "wanted": "wanted", "first": "sequences", "last": "sequences"}
+
+
+def embedding(w: Weights, index: Index, rows: int, width: int, *, offset: int = 0) -> Tensor:
+    """Row index + offset of a table [rows, width], for every token."""
+    attrs: dict[str, Attr] = {"index": index.name, "offset": offset}
+    return w.tracer.emit(EMBEDDING, (), "tokens", width, weights=(w.table(rows, width),), attrs=attrs)
+
+
+def embedding_formula(run: Run, op: Op) -> Floats:
+    """Rows of the table. Raises InputError for an index that it does not have."""
+    name, offset = str(op.attrs["index"]), int(op.attrs["offset"])
+    index = getattr(run.step, name)
+    if index is None:
+        index = np.zeros(len(run.step.token_ids), np.int32)
+    table = run.weights[op.weights[0]].values
+    for i in np.flatnonzero((index < -offset) | (index >= len(table) - offset)):
+        raise InputError(f"{name}: expected 0 to {len(table) - 1 - offset}, got {index[i]} at token {i}")
+    rows: Floats = table[index + offset]
+    return rows
+
+
+def embedding_cost(program: Program, op: Op, shape: StepShape, formats: Formats) -> Cost:
+    """One row of the table per token."""
+    value = program.values[op.output]
+    return Cost(weight_bytes=weight_bytes(op, formats, shape.rows(value.rows), value.width))
+
+
+def split(x: Tensor, parts: int) -> tuple[Tensor, ...]:
+    """Columns of x in `parts` equal slices."""
+    if x.width % parts:
+        raise ConfigError(f"split: expected a width divisible by {parts}, got {x.width}")
+    width = x.width // parts
+    return tuple(
+        x.tracer.emit(SLICE, (x,), x.rows, width, attrs={"offset": i * width, "width": width}) for i in range(parts)
+    )
+
+
+def slice_formula(run: Run, op: Op, x: Floats) -> Floats:
+    """Columns offset to offset + width."""
+    offset = int(op.attrs["offset"])
+    return x[:, offset : offset + int(op.attrs["width"])]
+
+
+def gather_rows(x: Tensor, which: Selection) -> Tensor:
+    """The wanted rows of a step, or the first or last row of every sequence."""
+    return x.tracer.emit(GATHER_ROWS, (x,), ROWS_OF[which], x.width, attrs={"which": which})
+
+
+def wanted_rows(x: Tensor) -> Tensor:
+    """The rows whose logits are asked for."""
+    return gather_rows(x, "wanted")
+
+
+def gather_rows_formula(run: Run, op: Op, x: Floats) -> Floats:
+    """The rows; zeros for a sequence without tokens."""
+    rows = np.zeros((0, x.shape[1]))
+    if op.attrs["which"] == "wanted":
+        return x[run.step.wanted]
+    for start, end in run.spans:
+        row = x[start:end][:1] if op.attrs["which"] == "first" else x[start:end][-1:]
+        rows = np.concatenate([rows, row if len(row) else np.zeros((1, x.shape[1]))])
+    return rows
+
+
+def pool(x: Tensor, pooling: Pooling) -> Tensor:
+    """One row per sequence: the mean or maximum of its rows, or their sum over the square root of their number."""
+    return x.tracer.emit(POOL, (x,), "sequences", x.width, attrs={"pool": pooling})
+
+
+def pool_formula(run: Run, op: Op, x: Floats) -> Floats:
+    """As `pool` says; zeros for a sequence without tokens."""
+    rows = np.zeros((len(run.spans), x.shape[1]))
+    for sequence, (start, end) in enumerate(run.spans):
+        if end > start:
+            part = x[start:end]
+            total = part.sum(axis=0)
+            found = {
+                "max": part.max(axis=0),
+                "mean": total / (end - start),
+                "mean_sqrt_len": total / math.sqrt(end - start),
+            }
+            rows[sequence] = found[str(op.attrs["pool"])]
+    return rows
+
+
+EMBEDDING = OpKind(
+    name="embedding",
+    weights=("table",),
+    attrs={"index": INDEX_NAMES, "offset": int},
+    formula=embedding_formula,
+    reads="all",
+    cost=embedding_cost,
+)
+SLICE = OpKind(name="slice", inputs=("x",), attrs={"offset": int, "width": int}, formula=slice_formula, reads="view")
+GATHER_ROWS = OpKind(
+    name="gather_rows",
+    inputs=("x",),
+    attrs={"which": get_args(Selection)},
+    formula=gather_rows_formula,
+    reads="gather",
+)
+POOL = OpKind(name="pool", inputs=("x",), attrs={"pool": get_args(Pooling)}, formula=pool_formula, reads="all")
