@@ -88,8 +88,8 @@ struct Team::Shared {
     };
     struct alignas(64) Cpu {
         std::atomic<int> number{-1};
-    };  // where each thread started its last region
-    std::vector<Cpu> cpus;        // where each thread began its last region
+    };
+    std::vector<Cpu> cpus;        // where each thread started its last region
     double last_seconds = 0.0;    // duration of the last region
     Counter counters[kCounters];  // of for_chunks since the last barrier; the last thread to arrive clears them
 

@@ -291,7 +291,7 @@ FA_INLINE Words add_int8_offset(Words a) {
     return a;
 }
 FA_INLINE __m256i dot_int8(__m256i sum, __m256i a, __m256i b) {
-    // a| * (b with the sign of a): the sum of two products of at most 127 * 127 does not saturate 16 bits.
+    // |a| * (b with the sign of a): the sum of two products of at most 127 * 127 does not saturate 16 bits.
     const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(a), _mm256_sign_epi8(b, a));
     return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
 }

@@ -268,7 +268,7 @@ FA_INLINE Words add_int8_offset(Words a) {
     return a;
 }
 FA_INLINE Words dot_int8(Words sum, Words a, Words b) {
-    // a| * (b with the sign of a): the sum of two products of at most 127 * 127 does not saturate 16 bits.
+    // |a| * (b with the sign of a): the sum of two products of at most 127 * 127 does not saturate 16 bits.
     const __m512i signed_b = _mm512_mask_sub_epi8(b.v, _mm512_movepi8_mask(a.v), _mm512_setzero_si512(), b.v);
     const __m512i pairs = _mm512_maddubs_epi16(_mm512_abs_epi8(a.v), signed_b);
     return {_mm512_add_epi32(sum.v, _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)))};
