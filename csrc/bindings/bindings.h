@@ -91,8 +91,8 @@ T* writable(const char* name, py::array& array, int ndim) {
 }
 
 // Releases the GIL for a scope. If the interpreter ends meanwhile, Python 3.13 and older end a thread that requests the
-// GIL by unwinding its stack, which no destructor survives. So the thread sleeps for the rest of the process, as in
-// Python 3.14.
+// GIL by unwinding its stack, which no destructor survives. This class lets the thread sleep for the rest of the
+// process instead, as Python 3.14 does.
 class GilReleased {
 public:
     GilReleased() : state_(PyEval_SaveThread()) {}
@@ -113,8 +113,8 @@ private:
 // Checks for signals while the GIL is released. After it returned true, `error` has the Python error.
 struct SignalPoll {
     std::exception_ptr error;
-    // Python runs signal handlers only in the main thread. The other threads need not ask, and must not: the end of the
-    // interpreter cannot end a thread in the middle of a region.
+    // Python runs signal handlers only in the main thread. Other threads need not ask for the GIL, and must not: the
+    // end of the interpreter would end them, which is not possible in the middle of a region.
     pid_t process = getpid();
     bool in_main_thread = syscall(SYS_gettid) == process;
 

@@ -21,7 +21,7 @@ Activation activation_of(const std::string& name) {
     return value_of(kActivationNames, name, "activation", ErrorKind::kInput);
 }
 
-// A float32 array of one or two dimensions with contiguous rows, at any distance from each other.
+// A float32 array of one or two dimensions with contiguous rows and any row stride.
 struct Rows {
     float* data = nullptr;
     int64_t stride = 0;

@@ -58,7 +58,7 @@ std::array<int64_t, 3> packed_sizes(const std::string& use, const std::string& f
     return bytes_of(weight, use);
 }
 
-// Copies of data, scales and sums of a weight as bytes, as far as its format has them.
+// Returns copies of a weight's data, scales and sums (those that its format has) as bytes.
 py::list packed(Engine& engine, const std::string& name) {
     const Weight* weight = engine.weights().find(name);
     if (weight == nullptr) throw Error(ErrorKind::kInput, "weight " + name + " is not there");

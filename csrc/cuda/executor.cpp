@@ -218,8 +218,8 @@ void Executor::launch(const Running& running) {
         graphs_.clear();
     graphs_base_ = running.base, graphs_moves_ = kv_pool_->moves();
     const auto [found, is_new] = graphs_.try_emplace(running.sizes);
-    // The first step of a size is launched directly. What libraries load on first use, they cannot load during capture.
-    // And a size that never occurs again needs no graph.
+    // The first step of a size is launched directly, because libraries load on first use what they cannot load during
+    // capture. And a size that never occurs again needs no graph.
     if (is_new) return launches();
     if (!found->second) found->second.emplace(engine_->stream().get(), launches);
     found->second->launch(engine_->stream().get());

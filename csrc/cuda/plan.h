@@ -41,8 +41,8 @@ int32_t most_queries(const Sizes& sizes, Gather gather);
 inline constexpr int32_t kGraphTokens = 64;  // steps with up to this many tokens are captured
 
 // The sizes of the graph that runs steps of `sizes`: each rounded up to a power of two, and positions to a power of two
-// of whole pages. So a batch that decodes has one graph for each doubling of its length. Steps with more than
-// kGraphTokens have no graph. Their sizes are rounded up so that similar steps share a workspace.
+// of whole pages. So a decoding batch has one graph for each doubling of its length. Steps with more than kGraphTokens
+// have no graph. Their sizes are rounded up so that similar steps share a workspace.
 Sizes bucket_of(const Sizes& sizes);
 
 // Where a value is stored. A slice is the part of its parent from `column` on.

@@ -34,9 +34,9 @@ struct Group {
     float* row_total;     // l [rows], the running sum
     float* block_max;     // the block's maximum, which is subtracted from its scores
     float* block_total;   // sum of the block's P
-    float* prob_inverse;  // int8: 1 / scale of the row's probabilities in this block
-    float* old_factor;    // factor of the old l and O in a merge
-    float* block_factor;  // factor of the block's sum and values in a merge
+    float* prob_inverse;  // int8: 1 / scale of the row's P in this block
+    float* old_factor;    // e^(m - m'): factor of the old l and O in a merge
+    float* block_factor;  // e^(block_max - m'): factor of the block's sum and P V; int8: then times the scale of P
 };
 
 FA_INLINE Group group_in(const AttentionArgs& args) {
@@ -288,8 +288,9 @@ FA_INLINE void exponentiate(const AttentionArgs& args, const Group& g, const Hea
     }
 }
 
-// Merges the block into m and l of all rows: m' = max(m, block_max), l' = l e^(m - m') + block_total e^(block_max -
-// m'). Stores both factors for O. A row that has only -inf in the block (block_total 0) does not change.
+// Merges the block into m and l of all rows, and stores the factors for O:
+//   m' = max(m, block_max)    l' = l e^(m - m') + block_total e^(block_max - m')
+// A row that has only -inf in the block (block_total 0) does not change.
 template <Format kFormat>
 FA_INLINE void merge_totals(const Group& g) {
     const Vec old_max = load(g.row_max), block_max = load(g.block_max);

@@ -26,15 +26,15 @@ inline constexpr int64_t kInt4GroupBytes = kPanelWidth + kInt4Group * kPanelWidt
 
 // c[i, j] = residual[i, j] + activation(bias[j] + sum over k of a[i, k] * b[k, j]), for rows [0, m) and the columns of
 // panels [panel_begin, panel_end). The arithmetic is the same for every m. float32 and bfloat16 sum over k in order
-// (products of bfloat16 are added in float32). int8 and int4 sums are exact and then multiplied by a_scales[i] *
-// scales[j].
+// (products of bfloat16 are added in float32). int8 and int4 sums are exact, and then multiplied by
+// a_scales[i] * scales[j].
 struct LinearArgs {
     const void* a;          // [m, words]: floats, or the output of quantize_rows
     int64_t a_stride;       // words
     const float* a_scales;  // int8, int4: [m]
     const void* panels;     // [ceil(n / 64), words, 64] words (int4: groups); zero-padded
     const float* scales;    // int8, int4: [n], padded to whole panels
-    const int32_t* sums;    // int8, int4: sums of the weights over k, padded like scales
+    const int32_t* sums;    // int8, int4: [n], sums of the weights over k, padded like scales
     const float* bias;      // [n] or null
     const float* residual;  // [m, n] or null; may be c
     int64_t residual_stride;

@@ -52,8 +52,8 @@ FA_INLINE void store_values_float32(const float* v, int64_t v_stride, int rows, 
         }
 }
 
-// A word that the rows fill is written at once. In other words each element is written alone, because another thread
-// may be writing the neighboring positions.
+// A word that the rows fill is written at once. A partly filled word is written element by element, because another
+// thread may be writing the neighboring positions.
 FA_INLINE void store_values_bfloat16(const float* v, int64_t v_stride, int rows, int n, std::byte* values, int lane) {
     for (int r = 0; r < rows;) {
         std::byte* word = values + int64_t{(lane + r) / 2} * n * kWordBytes;

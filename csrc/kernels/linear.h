@@ -44,10 +44,10 @@ struct Blocks<Format::kInt4> {
 constexpr int kVecsPerPanel = kPanelWidth / kLanes;
 constexpr int kGroupWords = kInt4Group / 4;
 
-// Prefetches the panel slice that this thread needs next, a few bytes per multiplied word. Without it a thread waits
-// for the first rows of every panel: 64x768x768 reached 82 % of the FMA rate without it and 88 % with its first
-// version, in adjacent runs of two threads (benchmarks/percent_of_limit.py). Prefetching several lines every eight
-// words, in a separate loop, was 1 to 2 % slower.
+// Prefetches the panel slice that this thread needs next, a few bytes per multiplied word. Otherwise a thread waits for
+// the first rows of every panel: 64x768x768 reached 82 % of the FMA rate without prefetching and 88 % with the first
+// version of this, in adjacent runs of two threads (benchmarks/percent_of_limit.py). Prefetching several lines every
+// eight words, in a separate loop, was 1 to 2 % slower.
 struct Prefetch {
     const std::byte* next;
     int64_t step;  // bytes per word, rounded up; may reach past the slice

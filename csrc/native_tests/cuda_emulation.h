@@ -1,12 +1,10 @@
 // Runs CUDA kernels on the CPU: the names that csrc/cuda/kernels/device.h promises, for g++. Threads of a block are
 // fibers, which switch at barriers and wherever lanes of a warp communicate. The emulation exists to find mistakes, so
 // it is strict where hardware is silent:
-// - threads run in the order given by `order`: a result that depends on it, because a barrier is missing, has other
-// bits;
+// - threads run in the order given by `order`: a result that depends on it, because a barrier is missing, changes;
 // - shared memory is NaN before a block starts, and asynchronous copies arrive only when a thread waits for them;
 // - the run fails if lanes meet at different operations, if lanes meet with lanes that have exited, if a wait never
-// ends,
-//   or if a 16-byte address is not aligned.
+//   ends, or if a 16-byte address is not aligned.
 // It does not detect races between two barriers that every order survives, or a missing warp barrier next to a shuffle
 // or an mma, where all lanes meet here. It does not reproduce the rounding inside a tensor core (here: sixteen products
 // are added exactly, then rounded once with the sum).

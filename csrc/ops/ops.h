@@ -24,10 +24,10 @@ namespace ops {
 // Packed weights: `count` panels of 64 columns.
 struct Matrix {
     Format format = Format::kFloat32;
-    const std::byte* panels = nullptr;  // null: no matrix
-    const float* scales = nullptr;      // int8, int4
-    const int32_t* sums = nullptr;
-    int32_t words = 0;  // along k
+    const std::byte* panels = nullptr;  // [count, words, 64] words (int4: groups); null: no matrix
+    const float* scales = nullptr;      // int8, int4: [count * 64]
+    const int32_t* sums = nullptr;      // int8, int4: [count * 64]
+    int32_t words = 0;                  // along k
     int64_t panel_bytes = 0, count = 0;
 
     const std::byte* at(int64_t panel) const { return panel < count ? panels + panel * panel_bytes : nullptr; }

@@ -35,7 +35,7 @@ private:
     bool logprobs_;
     // Of the current step:
     std::vector<KvCache*> caches_;
-    std::vector<int32_t> sequence_ends_;  // 0, 1, 2, ..., n; the wanted rows, too
+    std::vector<int32_t> sequence_ends_;  // 0, 1, 2, ..., n; also the wanted rows
     std::vector<int32_t> token_ids_, positions_;
     std::vector<SampleParams> params_;
     std::vector<const int32_t*> histories_;

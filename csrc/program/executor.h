@@ -66,9 +66,9 @@ public:
     int64_t output_floats(int32_t value, const StepInput& step) const;
 
     // Runs a step. outputs[i] receives output i of the spec, row-major and dense: [rows, width], or for attention_probs
-    // [n_head, q_len, kv_len] of each sequence, concatenated. Throws before any work, or Cancelled after it was
-    // stopped. The caches then have their old length. The caller must acquire the caches (CacheGuard) before it
-    // computes the output sizes, because attention maps grow with the caches.
+    // [n_head, q_len, kv_len] of each sequence, concatenated. Throws before any work, or throws Cancelled after a stop;
+    // the caches then have their old length. The caller must acquire the caches (CacheGuard) before it computes the
+    // output sizes, because attention maps grow with the caches.
     void run(const StepInput& step, const std::vector<float*>& outputs, const std::function<bool()>& poll);
 
     // Runs a step that only draws a token for each wanted row, from its logits in the same region. Throws as run does,

@@ -31,7 +31,7 @@ struct SampleArgs {
 // logits are written to memory only if a row of the step needs all of them: for its log-probability, for a penalty, or
 // to draw without top-k.
 //
-// Order of calls: begin; then, on the threads of a region, take and after a barrier finish; then check.
+// Call begin, then take on the threads of a region, then finish there after a barrier, then check.
 class Sampler final : public ops::LinearSink {
 public:
     explicit Sampler(const KernelTable& kernels) : kernels_(kernels) {}
@@ -70,8 +70,7 @@ private:
         Drawer drawer;
         Scan scan;                        // of a row after its penalty
         std::vector<uint64_t> seen_bits;  // [vocab]
-        std::vector<Candidate> seen;      // ids of a row's history without repeats, with their logits before the
-                                          // penalty
+        std::vector<Candidate> seen;      // ids of a row's history, each once, with their logits before the penalty
     };
     static constexpr int32_t kCollected = 16;  // logits that are scanned together
     enum class Status : uint8_t { kFine, kNan, kInfinite, kEmpty };

@@ -64,8 +64,7 @@ private:
 
 class ThreadPool {
 public:
-    explicit ThreadPool(int threads);  // throws Error(kInput) below 1, Error(kOutOfMemory) if the threads cannot be
-                                       // created
+    explicit ThreadPool(int threads);  // throws Error(kInput) below 1, Error(kOutOfMemory) if thread creation fails
     ~ThreadPool();
     ThreadPool(const ThreadPool&) = delete;
     ThreadPool& operator=(const ThreadPool&) = delete;

@@ -31,8 +31,8 @@
 //   pack_int8(a, b, c, d) -> Words     their 64 numbers as bytes, in order; all must be within int8
 //   interleave_bytes(Words (&w)[4])    byte j of lane l of w[i] becomes the former byte 16 i + l of w[j]
 //   dot_bf16(sum, a, b)                sum + a[0] b[0] + a[1] b[1] in each lane; rounding depends on the target
-//   dot_int8(sum, a, b)                sum + a[0] b[0] + ... + a[3] b[3], exact. Bytes are in [-127, 127]; those of `a`
-//                                      have kInt8Offset added (bytes of `a` in 0..127 without it mean themselves)
+//   dot_int8(sum, a, b)                sum + a[0] b[0] + ... + a[3] b[3], exact; bytes in [-127, 127], kInt8Offset is
+//                                      added to those of `a` (bytes in 0..127 without it mean themselves)
 //   add_int8_offset(w)                 adds kInt8Offset to every byte
 //   unpack_int4(w, low, high)          nibbles of each byte minus 8, as int8
 //   scale_int8(w, scale)               the four bytes of each lane times its integer; products within int8

@@ -53,7 +53,7 @@ FA_DEVICE RowTile find_tile(const int32_t* q_begin, int n_sequences, int index) 
     for (int base = 0; base < n_sequences; base += kWarp) {
         const int s = base + lane();
         const int rows = s < n_sequences ? q_begin[s + 1] - q_begin[s] : 0, tiles = (rows + kRows - 1) / kRows;
-        int up_to = tiles;  // tiles up to this lane's, included
+        int up_to = tiles;  // tiles up to and including this lane's
 #pragma unroll
         for (int distance = 1; distance < kWarp; distance *= 2) {
             const int before = shuffle(up_to, lane() - distance);

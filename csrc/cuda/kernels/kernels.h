@@ -109,7 +109,7 @@ struct RoundArgs {
 void launch_round(const RoundArgs& args, Stream stream);
 
 // out = residual + activation(x @ weight.T + bias), without a library. Float32: the CPU's order and bits. 16-bit types:
-// tensor cores, sums over k in order. The order is the same for every number of rows either way. Designed for
+// tensor cores, sums over k in order. Either way the order is the same for every number of rows. Designed for
 // correctness: cuBLASLt is faster for many rows.
 struct LinearArgs {
     const void* x;  // [rows, k] of `type`

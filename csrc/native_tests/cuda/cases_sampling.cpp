@@ -157,8 +157,7 @@ void frequencies(Check& check) {
         if (ids[row] >= 0 && ids[row] < kVocab) ++counts[ids[row]];
     for (int id = 0; id < kVocab; ++id) {
         const double p = probabilities[id];
-        check.within("frequency", counts[id], p * kDraws, 5 * std::sqrt(p * (1 - p) * kDraws));  // five standard
-                                                                                                 // deviations
+        check.within("frequency", counts[id], p * kDraws, 5 * std::sqrt(p * (1 - p) * kDraws));  // five deviations
     }
 }
 
