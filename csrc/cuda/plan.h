@@ -97,7 +97,7 @@ struct StepLayout {
     int64_t wanted_begin;                          // [sequences + 1]: bounds of each sequence's wanted rows
     int64_t one_each;                              // [sequences + 1]: 0, 1, 2 ...
     int64_t first, last;                           // [sequences]: tokens; -1 for an empty sequence
-    int64_t first_query, last_query;               // the same, but the begin of a sequence if it is empty
+    int64_t first_query, last_query;               // the same, but the sequence's begin if it is empty
     int64_t pages;                                 // [sequences, sizes.pages()]
     int64_t words;                                 // total
 

@@ -1,7 +1,7 @@
 // The matrix product: rows of activations times packed panels of 64 columns, one template for every format.
 //
 // float32: each output element is one lane that accumulates over k in order with fused multiply-add, in sums of
-// kSumBlock terms. These sums are added in order, for any number of rows and threads and any machine width
+// kSumBlock terms. These sums are added in order, for any number of rows and threads and any SIMD width
 // (docs/numerics.md; docs/design/0005-blocked-sums.md explains why it is not one sum). bfloat16 does the same over
 // pairs of k. int8 sums are exact, so their order does not matter. Blocks of k keep a panel slice in cache. Partial
 // sums are saved in `scratch` and continue exactly where they stopped.

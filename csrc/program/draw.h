@@ -35,8 +35,8 @@ struct Candidate {
     int32_t id;
 };
 
-// Drops most candidates that are neither among the k highest nor tied with the k-th after the temperature. Returns the
-// threshold: candidates with at least this logit remain. Needs k in [1, size].
+// Drops most candidates that are neither among the k highest nor tied with the k-th after division by the temperature.
+// Returns the threshold: candidates with at least this logit remain. Needs k in [1, size].
 float thin_out(std::vector<Candidate>& candidates, size_t k, float temperature);
 
 // What drawing needs besides the row. Each thread has its own.

@@ -138,7 +138,7 @@ FA_INLINE Vec as_floats(Words a) {
     return {_mm512_castsi512_ps(a.v)};
 }
 FA_INLINE Vec to_float(Words a) {
-    // Without this, GCC 12 keeps dot_int8 sums that are converted after a loop in memory during the loop.
+    // Without this, GCC 12 keeps dot_int8 sums in memory during a loop if they are converted after it.
     asm("" : "+v"(a.v));
     return {_mm512_cvtepi32_ps(a.v)};
 }
