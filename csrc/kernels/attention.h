@@ -1,11 +1,11 @@
 // Softmax attention over KV blocks, one template for every format (docs/design/0006-kv-dtypes.md).
 //
-// This is the online softmax of the FlashAttention papers. A query row visits its blocks in order. From the scores S of
-// a block come the block's maximum, P = e^(S - maximum) and the sum of P. They are merged into the row's running
-// maximum m (row_max), running sum l (row_total) and output accumulator O (sum). The output is O / l.
+// Online softmax, as in the FlashAttention papers. A query row visits its blocks in order. A block's scores S give its
+// maximum, P = e^(S - maximum) and the sum of P. They are merged into the row's running maximum m (row_max), running
+// sum l (row_total) and output accumulator O (sum). The output is O / l.
 //
-// No arithmetic of a row involves another row. So the grouping of rows, the chunks of a prompt and the current length
-// of the sequence do not change a row's bits. Two rules make this exact:
+// No arithmetic of a row involves another row. So a row's bits do not depend on the grouping of rows, the chunks of a
+// prompt or the current length of the sequence. Two rules make this exact:
 // - A block of which a row sees nothing is not merged into that row.
 // - A value that a row does not see is not multiplied by its probability 0: 0 * NaN is NaN, and a sum that underflowed
 //   to -0 would become +0. (Sums of probabilities may include such zeros: no term is negative. Neither case can happen
@@ -63,7 +63,7 @@ FA_INLINE void value_tile(const Group& g, const HeadBlock<kFormat, const std::by
         multiply<Dot, kRows, kVecs>(probs, kBlockLen, values, block.value_stride, seen.all, ahead + d * kWordBytes,
                                     sum);
     if constexpr (kFormat != Format::kInt8)
-        for (int w = seen.all; w < seen.last; ++w) {  // each row sees at least as many of these as the row before
+        for (int w = seen.all; w < seen.last; ++w) {  // later rows see more of these
             Words value[kVecs];
 #pragma GCC unroll 8
             for (int c = 0; c < kVecs; ++c) value[c] = load_value(w, c);
@@ -132,7 +132,7 @@ FA_INLINE void for_tiles(int rows, const F& run) {
     }
 }
 
-// The part of the block that belongs to the group's first KV head.
+// The block's part of the group's first KV head.
 template <Format kFormat>
 FA_INLINE HeadBlock<kFormat, const std::byte> block_at(const AttentionArgs& args, const Group& g, int block) {
     const auto of_args = HeadBlock<kFormat, const std::byte>::at(args.blocks[block] + args.offset, args.head_dim);
@@ -212,7 +212,7 @@ void attend(const AttentionArgs& args, Group& g) {
     const int ahead_row = g.row + g.rows;
     prefetch_rows(args.q + ahead_row * args.q_stride, args.q_stride, clamp_to(args.q_len - ahead_row, kAttentionRows),
                   args.head_dim);
-    // All rows of a group see a part of the same blocks (see `attention` below).
+    // All rows of a group see a part of the same blocks (see `attention`).
     const int seen = visible(args, g.row + g.rows - 1), blocks = (seen + kBlockLen - 1) / kBlockLen;
     for (int block = 0; block < blocks; ++block) {
         const auto kv = block_at<kFormat>(args, g, block);
@@ -257,8 +257,7 @@ void attention(const AttentionArgs& args) {
     }
 }
 
-// One row: writes the scores to probs, block by block, and updates m and l as `attention` does. Then one pass turns the
-// scores into probabilities.
+// One row: writes the scores to probs block by block and updates m and l, then turns the scores into probabilities.
 template <Format kFormat>
 void probs_row(const AttentionArgs& args, Group g) {
     float* probs = args.out + g.row * args.out_stride;

@@ -19,8 +19,7 @@ FA_INLINE Vec softmax_exp(Vec x) {
         return exp2_rough(x);
 }
 
-// The state of some query rows while they visit the blocks. Values with one lane per row are stored in memory, because
-// a row reads its own lane.
+// Some query rows while they visit the blocks. Values with one lane per row are in memory, because a row reads its own.
 struct Group {
     int row, rows;
     const int32_t* q;  // words [rows, q_stride]
@@ -32,11 +31,11 @@ struct Group {
     int32_t* q_start;     // int8: initial sum of a score, which cancels the offset of the keys
     float* row_max;       // m [rows], the running maximum
     float* row_total;     // l [rows], the running sum
-    float* block_max;     // the block's maximum, which is subtracted from its scores
+    float* block_max;     // maximum of the block, subtracted from S
     float* block_total;   // sum of the block's P
     float* prob_inverse;  // int8: 1 / scale of the row's P in this block
     float* old_factor;    // e^(m - m'): factor of the old l and O in a merge
-    float* block_factor;  // e^(block_max - m'): factor of the block's sum and P V; int8: then times the scale of P
+    float* block_factor;  // e^(block_max - m'): factor of the block's sum and P V; int8: times the scale of P
 };
 
 FA_INLINE Group group_in(const AttentionArgs& args) {
@@ -66,7 +65,7 @@ FA_INLINE Group group_in(const AttentionArgs& args) {
 static_assert(kAttentionRows == kLanes);
 static_assert(kAttentionScratch >= kAttentionRows * (kBlockLen + kMaxRowWords + kMaxHeadDim) + 9 * kLanes + 16);
 
-// Number of positions that query row `row` sees.
+// Positions that query row `row` sees.
 FA_INLINE int visible(const AttentionArgs& args, int row) {
     const int own = args.q_position + (args.rows_per_head > 0 ? 0 : row) + 1;
     return args.causal && own < args.kv_len ? own : args.kv_len;

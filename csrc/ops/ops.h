@@ -53,8 +53,8 @@ struct Rounded {
     Quantized to;
 };
 
-// Receives the output of a linear tile by tile. Each tile arrives on the thread that computed it, while it is in that
-// thread's cache. For one row, the tiles of a thread arrive in ascending column order.
+// Receives the output of a linear tile by tile, on the thread that computed the tile, while it is in that thread's
+// cache. For one row, the tiles of a thread come in ascending column order.
 class LinearSink {
 public:
     static constexpr int64_t kTileFloats = 16384;
@@ -100,8 +100,7 @@ void l2_normalize(Team& team, const KernelTable& kernels, View x, View out, floa
 int64_t kv_head_bytes(Format format, int32_t head_dim);
 
 // One sequence of an attention. Its tokens are rows [token_begin, token_end) of k and v, at positions from `position`
-// on. Its query rows are rows [q_begin, q_end) of q. If query_tokens is not null, it gives the token (row of the step)
-// of each row.
+// on. Its query rows are [q_begin, q_end) of q. query_tokens, if not null, gives each row's token (row of the step).
 struct SequenceBlocks {
     std::byte* const* blocks;
     int32_t token_begin, token_end, position;

@@ -13,8 +13,7 @@ std::array<int64_t, 3> bytes_of(const Weight& weight, const std::string& name);
 // Allocates the weight's rows and columns in its format. Throws as bytes_of.
 void allocate(Weight& weight, const std::string& name);
 
-// Floats that pack_rows and pack_table need from the calling thread for rows of length k. They run where nothing may
-// throw, so they cannot allocate.
+// Floats that pack_rows and pack_table need from the caller for rows of length k: they run where nothing may throw.
 inline int64_t pack_room(int64_t k) {
     return 16 * (k + 1);
 }

@@ -28,7 +28,7 @@ FA_DEVICE Sequence sequence_at(const Sequences& sequences, const KvPages& pages,
     return {begin, start, start + sequences.cu_seqlens[s + 1] - begin, pages.table + s * pages.table_stride};
 }
 
-// Number of positions that query row `row` sees. A row without a token (-1) sees nothing.
+// Positions that query row `row` sees. A row without a token (-1) sees nothing.
 FA_DEVICE int visible(const AttentionArgs& args, const Sequence& sequence, int row) {
     const int token = args.query_tokens == nullptr ? row : args.query_tokens[row];
     if (token < 0) return 0;
@@ -89,9 +89,9 @@ FA_DEVICE float shift_of(float highest) {
     return highest == -kInf ? 0.0f : highest;
 }
 
-// A row's running maximum m (`highest`) and running sum l (`total`), as in the FlashAttention papers. `merge` adds
-// those of a block and stores the factors for the output accumulator O and for the block's P V. `merged` applies them.
-// `divided` is O / l.
+// A row's running maximum m (`highest`) and running sum l (`total`), as in the FlashAttention papers. `merge` adds a
+// block and stores the factors for the output accumulator O and the block's P V; `merged` applies them. `divided` is O
+// / l.
 template <bool kFloat32>
 struct Running {
     float highest = -kInf, total = 0.0f;
@@ -113,10 +113,9 @@ struct Running {
     }
 };
 
-// A block of 64 scores S, one per thread of two warps. Returns the thread's own p = e^(S - highest), the block's
-// maximum `highest` and the sum of p, `total`. Both are the same in all threads. The sum is in the order of
-// csrc/kernels: positions i and i + 16, then both warps, then the tree over sixteen. `room`: 34 floats of shared
-// memory.
+// A block of 64 scores S, one per thread of two warps: the thread's p = e^(S - highest), the block's maximum and its
+// sum of p. All threads get the latter two. The sum is in the order of csrc/kernels: positions i and i + 16, then both
+// warps, then the tree over sixteen. `room`: 34 floats of shared memory.
 struct BlockSums {
     float highest, p, total;
 };
