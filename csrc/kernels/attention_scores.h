@@ -34,8 +34,8 @@ struct Group {
     float* block_max;     // maximum of the block, subtracted from S
     float* block_total;   // sum of the block's P
     float* prob_inverse;  // int8: 1 / scale of the row's P in this block
-    float* old_factor;    // e^(m - m'): factor of the old l and O in a merge
-    float* block_factor;  // e^(block_max - m'): factor of the block's sum and P V; int8: times the scale of P
+    float* old_factor;    // e^(m - m'), the factor of O in a merge
+    float* block_factor;  // e^(block_max - m'), the factor of the block's P V; int8: times the scale of P
 };
 
 FA_INLINE Group group_in(const AttentionArgs& args) {

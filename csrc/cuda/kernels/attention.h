@@ -90,8 +90,8 @@ FA_DEVICE float shift_of(float highest) {
 }
 
 // A row's running maximum m (`highest`) and running sum l (`total`), as in the FlashAttention papers. `merge` adds a
-// block and stores the factors for the output accumulator O and the block's P V; `merged` applies them. `divided` is O
-// / l.
+// block and stores the factors for the output accumulator O and the block's P V. `merged` applies them. `divided`
+// divides O by l.
 template <bool kFloat32>
 struct Running {
     float highest = -kInf, total = 0.0f;
