@@ -24,7 +24,7 @@ void register_ops(py::module_& m);
 void register_program(py::module_& m);
 void register_kernels(py::module_& m);
 
-// Sets ImportError in a sub-interpreter: threads, locks and signals here are those of one interpreter.
+// Sets ImportError in a sub-interpreter: threads, locks and signals here belong to one interpreter.
 inline bool in_main_interpreter(const char* name) {
     if (PyInterpreterState_Get() == PyInterpreterState_Main()) return true;
     PyErr_Format(PyExc_ImportError, "%s: expected the main interpreter, got a sub-interpreter; use a process instead",
@@ -32,8 +32,8 @@ inline bool in_main_interpreter(const char* name) {
     return false;
 }
 
-// FASTATTN_MODULE(name, m) { ... } is PYBIND11_MODULE(name, m) { ... } for the main interpreter alone. pybind11's own
-// entry point asks for the GIL before it looks where it is, and in a sub-interpreter of Python 3.11 waits for itself.
+// FASTATTN_MODULE(name, m) { ... } is PYBIND11_MODULE(name, m) { ... } for the main interpreter only. pybind11's own
+// entry point requests the GIL before it checks its interpreter, and deadlocks in a sub-interpreter of Python 3.11.
 #define FASTATTN_MODULE_AS(name, checked, variable)                                 \
     extern "C" PYBIND11_EXPORT PyObject* PyInit_##checked();                        \
     extern "C" PYBIND11_EXPORT PyObject* PyInit_##name() {                          \
@@ -43,8 +43,8 @@ inline bool in_main_interpreter(const char* name) {
 #define FASTATTN_MODULE_OF(name, variable) FASTATTN_MODULE_AS(name, name##_in_main, variable)
 #define FASTATTN_MODULE(name, variable) FASTATTN_MODULE_OF(name, variable)
 
-// Looks up numpy's C interface, which pybind11 would do in the first call with an array. It releases the GIL meanwhile
-// without the care of GilReleased below.
+// Looks up numpy's C interface, which pybind11 would otherwise do in the first call with an array. pybind11 releases
+// the GIL meanwhile, without the precautions of GilReleased below.
 inline void look_up_numpy() {
     (void)py::dtype::of<float>();
 }
@@ -69,7 +69,7 @@ inline const char* dtype_name<uint8_t>() {
     return "uint8";
 }
 
-// Nothing is ever converted here: an array of another dtype, order or rank is an error that says what came.
+// Converts nothing: an array of another dtype, order or rank is an error that describes the array.
 template <class T>
 void check_array(const char* name, const py::array& array, int ndim) {
     if (!py::isinstance<py::array_t<T>>(array) || array.ndim() != ndim || !(array.flags() & py::array::c_style))
@@ -90,9 +90,9 @@ T* writable(const char* name, py::array& array, int ndim) {
     return static_cast<T*>(array.mutable_data());
 }
 
-// The GIL, given back for a scope. When the interpreter ends meanwhile, Python 3.13 and older end the thread that asks
-// for the GIL by unwinding its stack, which no destructor survives; the thread then sleeps for the rest of the process,
-// as Python 3.14 does it.
+// Releases the GIL for a scope. If the interpreter ends meanwhile, Python 3.13 and older end a thread that requests the
+// GIL by unwinding its stack, which no destructor survives. This class lets the thread sleep for the rest of the
+// process instead, as Python 3.14 does.
 class GilReleased {
 public:
     GilReleased() : state_(PyEval_SaveThread()) {}
@@ -110,15 +110,15 @@ private:
     PyThreadState* state_;
 };
 
-// Looks for signals while the GIL is released. After a true the Python error waits in `error`.
+// Checks for signals while the GIL is released. After it returned true, `error` has the Python error.
 struct SignalPoll {
     std::exception_ptr error;
-    // Python runs signal handlers in the main thread alone. The others need not ask, and must not: in the middle of a
-    // region a thread cannot be ended because the interpreter is.
+    // Python runs signal handlers only in the main thread. Other threads need not ask for the GIL, and must not: the
+    // end of the interpreter would end them, which is not possible in the middle of a region.
     pid_t process = getpid();
     bool in_main_thread = syscall(SYS_gettid) == process;
 
-    // A handler forked, and this is the child: what the other threads were doing cannot be finished here.
+    // Whether a handler forked and this is the child. The work of the other threads cannot be finished here.
     bool forked() const { return getpid() != process; }
 
     bool operator()() {
@@ -134,7 +134,7 @@ struct SignalPoll {
     }
 };
 
-// Runs `work(poll)` without the GIL; a signal handler's exception, such as KeyboardInterrupt, wins over Cancelled.
+// Runs `work(poll)` without the GIL. An exception of a signal handler, such as KeyboardInterrupt, overrides Cancelled.
 template <class F>
 void without_gil(const F& work) {
     SignalPoll poll;
@@ -152,6 +152,6 @@ void without_gil(const F& work) {
 }
 
 Format format_from(const std::string& name);     // throws Error(kConfig) for an unknown one
-Format kv_format_from(const std::string& name);  // and Error(kInput) for int4, which no KV block has
+Format kv_format_from(const std::string& name);  // also Error(kInput) for int4, which no KV block has
 
 }  // namespace fastattn

@@ -1,4 +1,4 @@
-// fastattn._cuda: the CUDA executor. Importing it touches no driver; asking for a device does.
+// fastattn._cuda: the CUDA executor. Importing it does not touch the driver; asking for a device does.
 #include <pybind11/stl.h>
 
 #include <cstring>
@@ -33,7 +33,7 @@ py::dict device_info() {
     return info;
 }
 
-// array: [rows, columns] as they are kept; 16-bit types as uint16 bits.
+// array: [rows, columns] as stored; 16-bit types as uint16 bits.
 void load(Engine& engine, const std::string& name, const std::string& use, const std::string& format,
           const py::array& array) {
     const Type type = value_of(kTypeNames, format, "format", ErrorKind::kConfig);
@@ -61,7 +61,8 @@ StepInput step_from(const py::array& token_ids, const py::array& cu_seqlens, con
     return step;
 }
 
-// The outputs whose `wanted_outputs` is set: [rows, width], or flat for attention maps, which are ragged; None else.
+// The outputs with `wanted_outputs` set: [rows, width], or flat for attention maps, which are ragged. None for the
+// others.
 py::list run(Executor& executor, const py::array& token_ids, const py::array& cu_seqlens, const py::array& positions,
              const py::array& wanted, const std::optional<py::array>& token_type_ids,
              const std::optional<std::vector<KvCache*>>& caches, const std::vector<bool>& wanted_outputs) {
@@ -105,7 +106,7 @@ py::tuple draw(Executor& executor, const py::array& token_ids, const py::array& 
     return py::make_tuple(ids, logprobs ? py::cast(chosen) : py::none());
 }
 
-// A cache outside of a step: refused while a step in another thread uses it.
+// Uses a cache outside of a step. An error while a step in another thread uses it.
 template <class F>
 auto use(KvCache& cache, const F& work) {
     cache.check_open();
@@ -114,7 +115,7 @@ auto use(KvCache& cache, const F& work) {
 }
 
 void register_engine(py::module_& m) {
-    // Local: tests load this module and that of the emulation into one process.
+    // Local, because tests load this module and the emulation's into one process.
     py::classh<Engine> engine(m, "Engine", py::module_local(), careful_new(),
                               "Device, stream and weights of one model.");
     def_init(

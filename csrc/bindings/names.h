@@ -1,4 +1,4 @@
-// The names that Python gives to the values of an enum, each list once.
+// Python's names for the values of an enum, each list once.
 #pragma once
 #include <cstddef>
 #include <string>
@@ -20,7 +20,7 @@ inline constexpr Named<Activation> kActivationNames[] = {
 inline constexpr Named<PoolKind> kPoolNames[] = {
     {"mean", PoolKind::kMean}, {"max", PoolKind::kMax}, {"mean_sqrt_len", PoolKind::kMeanSqrtLen}};
 
-// Throws Error(kind) that begins with `what` and lists the known names.
+// Throws Error(kind) that starts with `what` and lists the known names.
 template <class T, size_t n>
 T value_of(const Named<T> (&names)[n], const std::string& name, const char* what, ErrorKind kind) {
     std::string known;

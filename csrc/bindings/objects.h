@@ -1,5 +1,5 @@
-// Objects of bound classes, made so that an allocation that fails is a MemoryError. pybind11 3.1 frees a value twice,
-// or ends the process, where it has no memory to register the object of the value.
+// Objects of bound classes, created so that a failed allocation is a MemoryError. If there is no memory to register the
+// object of a value, pybind11 3.1 frees the value twice or ends the process.
 #pragma once
 #include <pybind11/pybind11.h>
 
@@ -11,8 +11,8 @@ namespace fastattn {
 
 namespace py = pybind11;
 
-// Lets `slot`, the inside of a Python object of class T, hold `value`. py::init and casts leave the address of the
-// value in an object whose registration failed, and the object then frees what its owner frees as well.
+// Stores `value` in `slot`, the inside of a Python object of class T. If a registration fails, py::init and casts leave
+// the address of the value in the object, which then frees what its owner frees as well.
 template <class T>
 void hold(py::detail::value_and_holder& slot, const std::shared_ptr<T>& value) {
     auto holder = py::smart_holder::from_shared_ptr(value);  // allocates nothing
@@ -25,14 +25,14 @@ void hold(py::detail::value_and_holder& slot, const std::shared_ptr<T>& value) {
     }
 }
 
-// tp_new of a bound class. pybind11's own lets a C++ exception pass through Python, and looks into what was not made.
+// tp_new of a bound class. pybind11's own lets a C++ exception pass through Python, and reads what was not created.
 inline PyObject* new_object(PyTypeObject* type, PyObject*, PyObject*) {
     PyObject* object = type->tp_alloc(type, 0);
     if (object == nullptr) return nullptr;
     try {
         reinterpret_cast<py::detail::instance*>(object)->allocate_layout();
     } catch (const std::bad_alloc&) {
-        return PyErr_NoMemory();  // the object is lost: its end would look into the layout
+        return PyErr_NoMemory();  // leaks the object: its destructor would read the layout
     }
     return object;
 }
@@ -40,7 +40,7 @@ inline py::custom_type_setup careful_new() {
     return py::custom_type_setup([](PyHeapTypeObject* type) { type->ht_type.tp_new = new_object; });
 }
 
-// `value` as an object of its class.
+// Wraps `value` in an object of its class.
 template <class T>
 py::object object_of(const std::shared_ptr<T>& value) {
     PyObject* object = new_object(reinterpret_cast<PyTypeObject*>(py::type::of<T>().ptr()), nullptr, nullptr);
@@ -52,7 +52,7 @@ py::object object_of(const std::shared_ptr<T>& value) {
     return owned;
 }
 
-// __init__ of a class, from a function that makes the value.
+// Defines __init__ of a class, from a function that makes the value.
 template <class Class, class T, class... Args, class... Extra>
 void def_init(Class& bound, std::shared_ptr<T> (*make)(Args...), const Extra&... extra) {
     bound.def(

@@ -1,4 +1,4 @@
-// A Program as Python's plain lists, and the names of formats.
+// Reads a Program from Python's plain lists, and the names of formats.
 #include <utility>
 
 #include "bindings/bindings.h"
@@ -47,7 +47,7 @@ Format kv_format_from(const std::string& name) {
 
 namespace {
 
-// attrs of one op into the fields of its kind; an attr that is not known is an error, never ignored.
+// Reads the attrs of one op into the fields of its kind. An unknown attr is an error, never ignored.
 void read_attrs(const py::dict& attrs, OpSpec& op) {
     for (const auto& [key, value] : attrs) {
         const auto name = key.cast<std::string>();
@@ -68,7 +68,7 @@ void read_attrs(const py::dict& attrs, OpSpec& op) {
         else if (name == "offset")
             op.offset = op.index_offset = value.cast<int32_t>();
         else if (name == "width")
-            continue;  // the output's
+            continue;  // the width of the output
         else if (name == "layer")
             op.layer = value.cast<int32_t>();
         else if (name == "n_head")

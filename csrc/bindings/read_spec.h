@@ -1,4 +1,4 @@
-// A Program as Python hands it over.
+// Reads a Program from Python.
 #pragma once
 #include <pybind11/pybind11.h>
 
@@ -6,7 +6,7 @@
 
 namespace fastattn {
 
-// Throws Error(kConfig) for what is missing, unknown or of another type than expected.
+// Throws Error(kConfig) for what is missing, unknown or of the wrong type.
 ProgramSpec spec_from(const pybind11::dict& dict);
 
 }  // namespace fastattn

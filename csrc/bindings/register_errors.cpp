@@ -32,7 +32,7 @@ void register_errors(py::module_&) {
                                          : py::reinterpret_borrow<py::object>(PyExc_OSError);
             py::set_error(type, error.what());
         } catch (const std::runtime_error& error) {
-            // What pybind11 says where Python has no memory for a list, a tuple, a dict.
+            // pybind11's message if Python has no memory for a list, a tuple or a dict.
             if (std::string_view(error.what()).rfind("Could not allocate ", 0) != 0) throw;
             PyErr_NoMemory();
         }

@@ -1,4 +1,4 @@
-// _core.kernels: every kernel of every target, for tests/kernels. Nothing else uses it.
+// _core.kernels: every kernel of every target, only for tests/kernels.
 #include "bindings/bindings.h"
 
 #include <pybind11/numpy.h>
@@ -21,7 +21,7 @@ Activation activation_of(const std::string& name) {
     return value_of(kActivationNames, name, "activation", ErrorKind::kInput);
 }
 
-// A float32 array of one or two dimensions whose rows are contiguous; the distance between rows is free.
+// A float32 array of one or two dimensions with contiguous rows and any row stride.
 struct Rows {
     float* data = nullptr;
     int64_t stride = 0;
@@ -52,7 +52,7 @@ py::array_t<float> matrix(int rows, int n) {
     return py::array_t<float>(std::vector<py::ssize_t>{rows, n});
 }
 
-// weight [n, k] as a matrix of a format, packed by rows or, from a transposed copy, by columns
+// Packs weight [n, k] as a matrix of a format: by rows or, from a transposed copy, by columns.
 Weight packed_matrix(const KernelTable& kernels, const Rows& w, Format format, bool transposed = false) {
     Weight weight;
     weight.use = Weight::Use::kMatrix, weight.format = format, weight.rows = w.rows, weight.columns = w.n;
@@ -68,7 +68,7 @@ Weight packed_matrix(const KernelTable& kernels, const Rows& w, Format format, b
     return weight;
 }
 
-// x in words of int32 [rows, words], and scales [rows], which int8 alone has
+// Returns x as int32 words [rows, words], and scales [rows] (int8 only).
 py::tuple quantize(const std::string& target, const py::array& x, const std::string& format) {
     const Rows in = rows_of("x", x);
     const Format kept = format_from(format);
@@ -93,7 +93,7 @@ py::tuple quantize(const std::string& target, const py::array& x, const std::str
     return py::make_tuple(out[py::make_tuple(py::ellipsis(), py::slice(0, words, 1))], scales);
 }
 
-// weight [n, k] after it was packed in a format, as floats
+// Packs weight [n, k] in a format and returns it as floats.
 py::array dequantized(const std::string& target, const py::array& weight, const std::string& format, bool transposed) {
     const Rows w = rows_of("weight", weight);
     const Weight packed = packed_matrix(kernels_of(target), w, format_from(format), transposed);
@@ -172,7 +172,7 @@ py::array layer_norm_f32(const std::string& target, const py::array& x, const Ma
     return out;
 }
 
-// blocks [n_blocks, heads * kv_head_bytes] of bytes
+// blocks: bytes [n_blocks, heads * kv_head_bytes]
 std::vector<std::byte*> blocks_of(const py::array& blocks, Format format, int heads, int head_dim, int64_t positions) {
     const int64_t bytes = heads * ops::kv_head_bytes(format, head_dim);
     if (!py::isinstance<py::array_t<uint8_t>>(blocks) || blocks.ndim() != 2 || blocks.shape(1) != bytes ||
@@ -202,7 +202,7 @@ void kv_store(const std::string& target, const py::array& k, const py::array& v,
                                                          .head_dim = keys.n});
 }
 
-// attention -> [q_len, head_dim], or its probs -> [q_len, kv_len]
+// attention [q_len, head_dim], or its probs [q_len, kv_len]
 py::array attention(const std::string& target, const py::array& q, const py::array& blocks, int kv_len, int q_position,
                     bool causal, float scale, const MaybeArray& mask, const std::string& format, int rows_per_head,
                     bool probs) {
@@ -307,7 +307,7 @@ int32_t find_f32(const std::string& target, const py::array& x, float threshold)
     return kernels_of(target).find_f32({.x = in.data, .n = in.n, .threshold = threshold});
 }
 
-// (e^(x - shift), their sum, the sum when they are not written, its logarithm)
+// (e^(x - shift), their sum, the sum if they are not written, the logarithm of the sum)
 py::tuple exp_sum_f32(const std::string& target, const py::array& x, float shift) {
     const Rows in = rows_of("x", x, 1);
     py::array_t<float> out(in.n);

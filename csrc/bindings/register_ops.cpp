@@ -1,4 +1,4 @@
-// fastattn.ops: the kernels on numpy arrays. Checks of shapes live in ops.py; here only what keeps memory safe.
+// fastattn.ops: the kernels on numpy arrays. ops.py checks shapes; this file checks only what memory safety needs.
 #include <algorithm>
 #include <mutex>
 
@@ -14,7 +14,7 @@
 namespace fastattn {
 namespace {
 
-// Threads, lock and memory shared by all calls of this process; made anew in the child of a fork.
+// Threads, lock and memory shared by all calls of this process. Recreated in the child of a fork.
 struct OpsRuntime {
     OpsRuntime() : pool(default_threads()), generation(fork_generation()) {}
     OwnedMutex mutex;
@@ -180,7 +180,7 @@ py::array activation(const py::array& x, const std::string& kind) {
     return out;
 }
 
-// One head of one batch entry at a time: its keys and values go into blocks of their own, then its query rows run.
+// One head of one batch entry at a time: stores its keys and values in separate blocks, then runs its query rows.
 struct HeadShape {
     int64_t batch, n_head, n_kv_head, q_len, kv_len, head_dim;
 };

@@ -58,7 +58,7 @@ std::array<int64_t, 3> packed_sizes(const std::string& use, const std::string& f
     return bytes_of(weight, use);
 }
 
-// data, scales and sums of a weight as bytes, as far as its format has them; copies.
+// Returns copies of a weight's data, scales and sums (those that its format has) as bytes.
 py::list packed(Engine& engine, const std::string& name) {
     const Weight* weight = engine.weights().find(name);
     if (weight == nullptr) throw Error(ErrorKind::kInput, "weight " + name + " is not there");
@@ -132,7 +132,7 @@ PyObject* number_of(float value) {
     return PyFloat_FromDouble(value);
 }
 
-// py::list would say RuntimeError where there is no memory.
+// py::list would throw RuntimeError if there is no memory.
 template <class T>
 py::list list_of(const std::vector<T>& values) {
     auto list = py::reinterpret_steal<py::list>(PyList_New(static_cast<py::ssize_t>(values.size())));
@@ -189,7 +189,7 @@ std::shared_ptr<Decoding> new_decoding(std::shared_ptr<Executor> executor, const
                                       logprobs);
 }
 
-// A cache outside of a step: refused while a step in another thread uses it.
+// Uses a cache outside of a step. An error while a step in another thread uses it.
 template <class F>
 auto use(KvCache& cache, const F& work) {
     cache.check_open();

@@ -30,9 +30,8 @@ double seconds_of(ThreadPool& pool, const std::function<void(Team&)>& body, cons
     return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 
-// The mean rate of `work` units a region, over at least 3 regions and `seconds`, behind one that is not counted. Not
-// the median: what interrupts a thread now and then (a timer, the host) takes its share of the work that is measured,
-// too.
+// The mean rate of `work` units per region, over at least 3 regions and `seconds`, after one that is not counted. Not
+// the median: what interrupts a thread now and then (a timer, the host) also slows the work that is measured.
 double mean_rate(ThreadPool& pool, double work, double seconds, const std::function<void(Team&)>& body,
                  const std::function<bool()>& poll) {
     double spent = 0.0;
@@ -42,10 +41,10 @@ double mean_rate(ThreadPool& pool, double work, double seconds, const std::funct
     return regions * work / spent;
 }
 
-// Operations a second of the multiply-adds of a format.
+// Operations per second of the multiply-adds of a format.
 double dot_rate(const KernelTable& kernels, Format format, ThreadPool& pool, double seconds,
                 const std::function<bool()>& poll) {
-    constexpr int64_t kChunksPerThread = 64, kIterations = 4'000;  // some milliseconds, as long as a step
+    constexpr int64_t kChunksPerThread = 64, kIterations = 4'000;  // a few milliseconds, as long as a step
     const auto i = static_cast<size_t>(format);
     const int64_t chunks = kChunksPerThread * pool.size();
     return mean_rate(
@@ -53,15 +52,15 @@ double dot_rate(const KernelTable& kernels, Format format, ThreadPool& pool, dou
         [&](Team& team) { team.for_chunks(chunks, [&](int64_t) { kernels.measure_dot[i](kIterations); }); }, poll);
 }
 
-// Bytes a second of reading a buffer. What is small is read many times in a region, as starting the threads takes some
-// ten microseconds, and every thread reads a part of its own again and again, so that it comes from that thread's
+// Bytes per second of reading a buffer. A small buffer is read many times per region, because starting the threads
+// takes about ten microseconds. Every thread reads its own part again and again, so that it comes from that thread's
 // cache.
 double read_rate(const KernelTable& kernels, const Buffer& memory, ThreadPool& pool, double seconds,
                  const std::function<bool()>& poll) {
     constexpr int64_t kChunksPerThread = 8, kLeastBytes = int64_t{1} << 28;
     const int64_t chunks = kChunksPerThread * pool.size();
     const auto bytes = static_cast<int64_t>(memory.bytes());
-    const int64_t part = bytes / static_cast<int64_t>(sizeof(float)) / chunks;  // floats of a chunk
+    const int64_t part = bytes / static_cast<int64_t>(sizeof(float)) / chunks;  // floats per chunk
     const int64_t passes = part > 0 ? std::max<int64_t>(1, kLeastBytes / bytes) : 1;
     const auto fill = [&](int64_t i) { std::fill_n(memory.floats() + i * part, part, 1.0f); };
     const auto read = [&](int64_t i) { kernels.measure_read(memory.floats() + i * part, part); };
@@ -75,7 +74,7 @@ double read_rate(const KernelTable& kernels, const Buffer& memory, ThreadPool& p
     return passes == 1 ? mean_rate(pool, work, seconds, once, poll) : mean_rate(pool, work, seconds, again, poll);
 }
 
-// The machine's limits at this moment: rates of independent multiply-adds, and of reading `read_bytes` of memory.
+// The current limits of the machine: rates of independent multiply-adds, and of reading `read_bytes` of memory.
 py::dict measure_limits(int threads, double seconds, int64_t read_bytes) {
     const KernelTable& kernels = active_kernels();
     if (read_bytes < 0) throw Error(ErrorKind::kInput, "read_bytes: expected at least 0");
@@ -96,8 +95,8 @@ py::dict measure_limits(int threads, double seconds, int64_t read_bytes) {
     return result;
 }
 
-// Seconds that each of `rounds` regions took, with so many barriers and nothing else in it; before each the caller was
-// busy elsewhere for `rest` seconds.
+// Seconds that each of `rounds` regions took, with `barriers` barriers and nothing else in it. Before each region the
+// caller was busy elsewhere for `rest` seconds.
 std::vector<double> measure_regions(int threads, int barriers, double rest, int rounds) {
     std::vector<double> seconds;
     without_gil([&](const std::function<bool()>& poll) {

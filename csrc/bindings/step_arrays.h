@@ -1,4 +1,4 @@
-// The arrays of a step and those that tokens are drawn by, as every executor takes them from Python, checked.
+// The arrays of a step and those for drawing tokens, as every executor takes them from Python, checked.
 #pragma once
 #include <optional>
 #include <vector>
@@ -26,7 +26,7 @@ inline StepArrays arrays_from(const py::array& token_ids, const py::array& cu_se
     return step;
 }
 
-// The arrays that tokens are drawn by, checked.
+// The arrays for drawing tokens, checked.
 struct Draws {
     const SampleParams* params;
     std::vector<const int32_t*> histories;

@@ -1,4 +1,4 @@
-// Memory for weights, pages and workspaces: 64-byte aligned, huge pages where large, zeroed, freed at the end of scope.
+// Memory for weights, pages and workspaces: 64-byte aligned, huge pages if large, zeroed, freed at the end of scope.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -9,7 +9,7 @@ namespace fastattn {
 class Buffer {
 public:
     Buffer() = default;
-    explicit Buffer(size_t bytes);  // throws Error(kOutOfMemory) that says how much was asked for
+    explicit Buffer(size_t bytes);  // throws Error(kOutOfMemory) with the requested size
     ~Buffer();
     Buffer(Buffer&& other) noexcept { swap(other); }
     Buffer& operator=(Buffer&& other) noexcept {
@@ -31,7 +31,7 @@ private:
     }
     std::byte* data_ = nullptr;
     size_t bytes_ = 0;
-    size_t mapped_ = 0;  // bytes mapped, 0 for a small one from the heap
+    size_t mapped_ = 0;  // bytes mapped; 0 for a small buffer from the heap
 };
 
 }  // namespace fastattn

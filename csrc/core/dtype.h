@@ -38,12 +38,12 @@ inline float float_from_f16(uint16_t x) {
     const uint32_t sign = uint32_t{x & 0x8000u} << 16;
     const uint32_t magnitude = x & 0x7fffu;
     if (magnitude >= 0x7c00u) return std::bit_cast<float>(sign | 0x7f800000u | ((magnitude & 0x3ffu) << 13));
-    // Put exponent and mantissa in place and rescale by 2^112: exact for normal and subnormal halves alike.
+    // Put exponent and mantissa in place and rescale by 2^112. This is exact for both normal and subnormal halves.
     const float scaled = std::bit_cast<float>(magnitude << 13) * std::bit_cast<float>(uint32_t{239} << 23);
     return std::bit_cast<float>(std::bit_cast<uint32_t>(scaled) | sign);
 }
 
-// n elements of `dtype` at `src` (any alignment) to floats. float64 is rounded to the nearest float32, ties to even.
+// Converts n elements of `dtype` at `src` (any alignment) to floats. float64 is rounded to nearest even.
 inline void to_float(const std::byte* src, DType dtype, int64_t n, float* dst) {
     if (dtype == DType::kF32) {
         std::memcpy(dst, src, static_cast<size_t>(n) * 4);
@@ -60,7 +60,7 @@ inline void to_float(const std::byte* src, DType dtype, int64_t n, float* dst) {
     }
 }
 
-// Whether one of n finite numbers in float64 at `src` became infinite in float32 at `floats`; `found` is then that one.
+// Whether a finite number among the n float64 at `src` became infinite in `floats`. `found` receives the first one.
 inline bool beyond_float32(const std::byte* src, const float* floats, int64_t n, double* found) {
     for (int64_t i = 0; i < n; ++i)
         if (std::isinf(floats[i]) && std::isfinite(load_f64(src, i))) {

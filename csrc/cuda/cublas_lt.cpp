@@ -7,7 +7,7 @@
 namespace fastattn::cuda {
 namespace {
 
-// What is used of cublasLt.h, with its values, which have been the same since CUDA 11.
+// The parts of cublasLt.h used here, with their values, which have been the same since CUDA 11.
 constexpr int kSuccess = 0;
 constexpr int kTypes[] = {/*CUDA_R_32F*/ 0, /*CUDA_R_16BF*/ 14, /*CUDA_R_16F*/ 2};  // by Type
 constexpr int kCompute32F = 68, kCompute32FFastTf32 = 77;
@@ -28,7 +28,7 @@ struct Heuristic {  // cublasLtMatmulHeuristicResult_t
     int reserved[4];
 };
 constexpr int kCandidates = 16;
-// An algorithm has to take all of these numbers of rows.
+// An algorithm has to accept all of these numbers of rows.
 constexpr int64_t kRowsToTry[] = {1, 2, 16, CublasLt::kReferenceRows, 1000, 4096};
 
 constexpr const char* kNames[] = {"libcublasLt.so.13", "libcublasLt.so.12", "libcublasLt.so"};
@@ -53,7 +53,7 @@ struct CublasLt::Library {
     int (*matmul)(void*, void*, const void*, const void*, void*, const void*, void*, const void*, const void*, void*,
                   void*, void*, const Algo*, void*, size_t, Stream) = nullptr;
 
-    // False where a function is missing.
+    // False if a function is missing.
     bool open(const std::string& path) {
         file = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
         if (file == nullptr) return false;
@@ -87,7 +87,7 @@ void expect(int status, const char* call) {
         throw Error(ErrorKind::kOs, std::string("cuda: ") + call + " failed with status " + std::to_string(status));
 }
 
-// A handle that its library destroys.
+// A handle, and the function of its library that destroys it.
 struct Held {
     void* handle = nullptr;
     int (*destroy)(void*) = nullptr;
@@ -121,7 +121,7 @@ std::unique_ptr<CublasLt> CublasLt::load(const std::vector<std::string>& paths, 
         }
         try {
             return std::unique_ptr<CublasLt>(new CublasLt(std::move(library), path, tf32, budget));
-        } catch (const Error& error) {  // one that is too new for the driver, say; another may do
+        } catch (const Error& error) {  // for example, one that is too new for the driver; another may work
             if (error.kind() != ErrorKind::kOs) throw;
             passed_over(path + ": " + error.what());
         }
@@ -143,7 +143,7 @@ CublasLt::Shape CublasLt::shape_of(const ProductArgs& args) {
     return {args.n, args.k, args.type, args.x_stride, args.weight_stride, args.product_stride};
 }
 
-// cuBLASLt counts columns first: product^T [n, m] = weight [n, k] times x^T [k, m], where memory holds weight^T.
+// cuBLASLt is column-major: product^T [n, m] = weight [n, k] times x^T [k, m], where memory has weight^T.
 struct Call {
     Held desc, a, b, c;
 

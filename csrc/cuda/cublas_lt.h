@@ -1,4 +1,4 @@
-// Products by cuBLASLt, which is loaded when it is there (the `nvidia-cublas` wheel or the system's) and never linked.
+// Products by cuBLASLt, which is loaded if present (the `nvidia-cublas` wheel or the system's) and never linked.
 #pragma once
 #include <cstdint>
 #include <map>
@@ -11,7 +11,7 @@
 
 namespace fastattn::cuda {
 
-// product = x @ weight.T in float32, rows of x and weight of `type`.
+// product = x @ weight.T in float32; x and weight are of `type`.
 struct ProductArgs {
     const void* x;  // [m, k]
     int64_t x_stride;
@@ -24,13 +24,13 @@ struct ProductArgs {
 };
 
 // One algorithm for each (n, k, type), without a split of k, is chosen for kReferenceRows rows and used for every
-// number of rows: what else is in the batch then changes no bits.
+// number of rows. So the rest of the batch does not change the bits of a row.
 class CublasLt {
 public:
     static constexpr int64_t kReferenceRows = 64;
     static constexpr int64_t kWorkspaceBytes = int64_t{32} << 20;
 
-    // `paths` are tried first, then the names of the system. Null where none can be loaded; `why` then says which.
+    // Tries `paths`, then the names of the system. Returns null if none can be loaded; `why` then has the reasons.
     static std::unique_ptr<CublasLt> load(const std::vector<std::string>& paths, bool tf32,
                                           const std::shared_ptr<Budget>& budget, std::string& why);
     ~CublasLt();
@@ -38,10 +38,10 @@ public:
     CublasLt& operator=(const CublasLt&) = delete;
 
     const std::string& path() const { return path_; }
-    // Chooses the algorithm of a shape; false where there is none for every number of rows. Not while a graph is
-    // captured.
+    // Chooses the algorithm of a shape; false if none works for every number of rows. Must not run during graph
+    // capture.
     bool prepare(const ProductArgs& args);
-    void multiply(const ProductArgs& args, Stream stream);  // of a shape that was prepared
+    void multiply(const ProductArgs& args, Stream stream);  // needs a prepared shape
 
 private:
     struct Library;

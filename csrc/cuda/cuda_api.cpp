@@ -12,7 +12,7 @@ namespace fastattn::cuda {
 namespace {
 
 constexpr auto kPollEvery = std::chrono::milliseconds(50);
-constexpr auto kSpin = std::chrono::microseconds(200);  // a decode step is about that long
+constexpr auto kSpin = std::chrono::microseconds(200);  // about the length of a decode step
 
 [[noreturn]] void fail(cudaError_t status, const std::string& call) {
     const ErrorKind kind = status == cudaErrorMemoryAllocation ? ErrorKind::kOutOfMemory : ErrorKind::kOs;
@@ -21,11 +21,11 @@ constexpr auto kSpin = std::chrono::microseconds(200);  // a decode step is abou
 
 void check(cudaError_t status, const char* call) {
     if (status == cudaSuccess) return;
-    (void)cudaGetLastError();  // the next call shall not find it
+    (void)cudaGetLastError();  // so that the next call does not see it
     fail(status, call);
 }
 
-// The process that first used the device; a forked child must not touch what it inherited.
+// The process that first used the device. A forked child must not touch what it inherited.
 pid_t& owner() {
     static pid_t pid = 0;
     return pid;
@@ -129,7 +129,7 @@ bool OwnStream::wait(const std::function<bool()>& poll) const {
         if (now - polled < kPollEvery) continue;
         polled = now;
         stopped = stopped || poll();
-        if (!mine()) return false;  // poll forked, and a child has no GPU
+        if (!mine()) return false;  // poll forked; a child has no GPU
     }
 }
 
@@ -139,7 +139,7 @@ Graph::Graph(Stream stream, const std::function<void()>& launches) {
     try {
         launches();
     } catch (...) {
-        (void)cudaStreamEndCapture(stream, &graph);  // a stream that captures for ever is of no use
+        (void)cudaStreamEndCapture(stream, &graph);  // otherwise the stream would stay in capture mode
         if (graph != nullptr) (void)cudaGraphDestroy(graph);
         (void)cudaGetLastError();
         throw;

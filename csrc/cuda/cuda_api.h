@@ -1,6 +1,6 @@
-// What the executor needs of the CUDA runtime, without its headers: device memory, pinned memory, a stream, graphs.
-// Every call is checked and throws Error that names it. cuda_api.cpp is the real one; native_tests/emulated_api.cpp
-// puts the host's memory in its place.
+// The parts of the CUDA runtime that the executor needs, without its headers: device memory, pinned memory, a stream,
+// graphs. Every call is checked and throws an Error that names it. cuda_api.cpp is the real one;
+// native_tests/emulated_api.cpp uses host memory instead.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -15,22 +15,22 @@ namespace fastattn::cuda {
 struct Device {
     std::string name;
     int32_t major = 0, minor = 0;     // compute capability
-    int64_t memory_bytes = 0;         // of all the GPU's
-    int64_t free_bytes = 0;           // of it, now
+    int64_t memory_bytes = 0;         // total of the GPU
+    int64_t free_bytes = 0;           // free of it now
     int32_t driver = 0, runtime = 0;  // 12040: CUDA 12.4
 };
 
 inline constexpr int32_t kLeastMajor = 8;  // tensor cores for bfloat16
 
-// The first visible GPU. Throws Error(kConfig) that says what to do: no driver, one that is too old, no GPU, a GPU
-// below compute capability 8.0.
+// The first visible GPU. Throws Error(kConfig) with a remedy if there is no driver, the driver is too old, there is no
+// GPU, or it is below compute capability 8.0.
 Device open_device();
 
-// Device memory, given back at the end of scope. In a forked child it is left alone: the GPU belongs to the parent.
+// Device memory, freed at the end of scope. A forked child does not free it: the GPU belongs to the parent.
 class DeviceBuffer {
 public:
     DeviceBuffer() = default;
-    explicit DeviceBuffer(int64_t bytes);  // throws Error(kOutOfMemory) that says how much was asked for
+    explicit DeviceBuffer(int64_t bytes);  // throws Error(kOutOfMemory) with the requested size
     ~DeviceBuffer();
     DeviceBuffer(DeviceBuffer&& other) noexcept { swap(other); }
     DeviceBuffer& operator=(DeviceBuffer&& other) noexcept {
@@ -51,7 +51,7 @@ private:
     int64_t bytes_ = 0;
 };
 
-// Memory of the host that the device copies from and to without a detour.
+// Pinned host memory, which the device copies from and to directly.
 class PinnedBuffer {
 public:
     PinnedBuffer() = default;
@@ -76,7 +76,7 @@ private:
     int64_t bytes_ = 0;
 };
 
-// Work of one model, in order.
+// The work of one model, in order.
 class OwnStream {
 public:
     OwnStream();
@@ -84,15 +84,15 @@ public:
     OwnStream(const OwnStream&) = delete;
     OwnStream& operator=(const OwnStream&) = delete;
     Stream get() const { return stream_; }
-    // Waits for all of it. `poll` is asked now and then; after a true it still waits, since kernels cannot be stopped,
-    // and gives false.
+    // Waits for all of it. Calls `poll` now and then. After `poll` returned true, it still waits, because kernels
+    // cannot be stopped, and returns false.
     bool wait(const std::function<bool()>& poll) const;
 
 private:
     Stream stream_ = nullptr;
 };
 
-// The launches of one step, captured once and replayed with what their inputs then hold.
+// The launches of one step, captured once and replayed with the current contents of their inputs.
 class Graph {
 public:
     Graph() = default;
@@ -112,16 +112,16 @@ private:
     void* graph_ = nullptr;
 };
 
-// In the order of the stream. Host memory that is not pinned makes a copy wait for it.
+// In stream order. A copy from or to host memory that is not pinned blocks until it is done.
 void copy_to_device(void* to, const void* from, int64_t bytes, Stream stream);
 void copy_to_host(void* to, const void* from, int64_t bytes, Stream stream);
 void copy_on_device(void* to, const void* from, int64_t bytes, Stream stream);
-// `rows` rows of width_bytes each, `from_stride_bytes` apart on the device, dense on the host.
+// `rows` rows of width_bytes each: from_stride_bytes apart on the device, dense on the host.
 void copy_rows_to_host(void* to, const void* from, int64_t from_stride_bytes, int64_t width_bytes, int64_t rows,
                        Stream stream);
 void clear(void* to, int64_t bytes, Stream stream);
 
-// Throws if a launch before it was refused; `what` names the op.
+// Throws if an earlier launch was refused. `what` names the op.
 void check_launch(const char* what);
 
 }  // namespace fastattn::cuda

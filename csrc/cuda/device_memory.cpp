@@ -35,11 +35,11 @@ void KvPool::grow(const OwnStream& stream) {
     const int32_t more = std::max(kFirstPages, n_pages_);
     Allocation larger(budget_, (int64_t{n_pages_} + more) * shape_.page_bytes(), "pages of keys and values");
     if (n_pages_ > 0) copy_on_device(larger.data(), memory_.data(), memory_.bytes(), stream.get());
-    (void)stream.wait([] { return false; });  // the old memory is read up to here
+    (void)stream.wait([] { return false; });  // until here the old memory is read
     memory_ = std::move(larger);
     ++moves_;
     const std::lock_guard lock(mutex_);
-    free_.reserve(static_cast<size_t>(n_pages_ + more));  // so that giving a page back cannot fail
+    free_.reserve(static_cast<size_t>(n_pages_ + more));  // so that freeing a page cannot fail
     for (int32_t page = n_pages_ + more - 1; page >= n_pages_; --page) free_.push_back(page);
     n_pages_ += more;
 }

@@ -11,7 +11,7 @@
 
 namespace fastattn::cuda {
 
-// How many bytes of the device a model may take, and what it takes them for.
+// How many bytes of the device a model may use, and for what.
 class Budget {
 public:
     explicit Budget(int64_t bytes) : bytes_(bytes) {}
@@ -59,19 +59,19 @@ struct KvShape {
     bool operator==(const KvShape&) const = default;
 };
 
-// Pages of all sequences of a model, in one piece of device memory that grows: a page is its number. Growing moves the
+// Pages of all sequences of a model, in one piece of device memory that grows. A page is its number. Growing moves the
 // pages, so it happens only while no step runs.
 class KvPool : public std::enable_shared_from_this<KvPool> {
 public:
-    using Page = std::shared_ptr<const int32_t>;  // the last one to let go gives the page back
+    using Page = std::shared_ptr<const int32_t>;  // the last reference frees the page
 
     KvPool(std::shared_ptr<Budget> budget, KvShape shape) : budget_(std::move(budget)), shape_(shape) {}
     const KvShape& shape() const { return shape_; }
     std::byte* data() const { return memory_.data(); }
     int64_t bytes() const { return memory_.bytes(); }
-    int64_t moves() const { return moves_; }  // how often the memory was another than before
+    int64_t moves() const { return moves_; }  // how often the memory moved
 
-    // Both with the model's lock held.
+    // Both need the model's lock.
     Page page(const OwnStream& stream);
     void copy_page(int32_t from, int32_t to, Stream stream) const;
 
@@ -83,7 +83,7 @@ private:
     Allocation memory_;
     int32_t n_pages_ = 0;
     int64_t moves_ = 0;
-    std::mutex mutex_;  // of free_: caches end in any thread
+    std::mutex mutex_;  // guards free_, because caches end in any thread
     std::vector<int32_t> free_;
 };
 
@@ -96,16 +96,16 @@ public:
     const KvPool* pool() const { return pool_.get(); }
     void check_open() const;  // throws Error(kInput) if closed
 
-    // Makes room for `count` more positions that nobody else shares. With the model's lock held.
+    // Makes room for `count` more positions that no other cache shares. Needs the model's lock.
     void reserve(int32_t count, const OwnStream& stream);
     const std::vector<KvPool::Page>& pages() const { return pages_; }
     void advance(int32_t count) { length_ += count; }
 
     void truncate(int32_t length);
     KvCache fork() const;
-    void close();  // every use afterwards is an error, a second close is none
+    void close();  // later uses are errors; closing again is not
 
-    // One call may use a cache at a time.
+    // Only one call may use a cache at a time.
     bool try_acquire() { return !in_use_->exchange(true); }
     void release() { in_use_->store(false); }
 
@@ -116,7 +116,7 @@ private:
     std::unique_ptr<std::atomic<bool>> in_use_ = std::make_unique<std::atomic<bool>>(false);
 };
 
-// Holds caches for one call. Throws Error(kInput) if one is held already.
+// Acquires caches for one call. Throws Error(kInput) if one is in use.
 class CacheGuard {
 public:
     explicit CacheGuard(const std::vector<KvCache*>& caches);

@@ -9,7 +9,7 @@
 namespace fastattn::cuda {
 namespace {
 
-// Left to the driver, to modules that are loaded late and to others.
+// Left to the driver, to modules that are loaded later and to other programs.
 constexpr int64_t kReserveBytes = int64_t{512} << 20;
 
 int64_t budget_of(const EngineOptions& options, const Device& device) {
@@ -38,7 +38,7 @@ void Engine::load(const std::string& name, Use use, Type type, int64_t rows, int
     const std::lock_guard lock(mutex_);
     check_process();
     if (weights_.contains(name)) throw Error(ErrorKind::kInput, "weight " + name + " is there already");
-    // A vector is a row.
+    // A vector is one row.
     const int64_t n_rows = use == Use::kVector ? 1 : rows, width = use == Use::kVector ? rows : columns;
     const int64_t stride = row_elements(width), element = bytes_of(type);
     Weight weight{use, type, rows, columns, stride, Allocation(budget_, align(n_rows * stride * element), name)};

@@ -14,7 +14,7 @@ constexpr size_t kMostGraphs = 64;
     throw Error(ErrorKind::kInput, what);
 }
 
-// Waits for what was launched when a step ends with an error, so that nothing of it runs into the next one.
+// Waits for all launches if a step ends with an error, so that none of them runs into the next step.
 class Settle {
 public:
     explicit Settle(const OwnStream& stream) : stream_(stream) {}
@@ -22,7 +22,7 @@ public:
         if (done_) return;
         try {
             (void)stream_.wait([] { return false; });
-        } catch (const Error&) {  // the first error is the one to tell
+        } catch (const Error&) {  // the first error is the one to report
         }
     }
     Settle(const Settle&) = delete;
@@ -83,7 +83,7 @@ void Executor::check_weights() {
     }
 }
 
-// Whether cuBLASLt computes the product of a linear is settled here, once for every number of rows.
+// Decides once, for every number of rows, whether cuBLASLt computes the product of a linear.
 void Executor::prepare_products() {
     by_library_.assign(spec_.ops.size(), false);
     CublasLt* library = engine_->library();
@@ -92,7 +92,7 @@ void Executor::prepare_products() {
         if (op.kind != OpKind::kLinear) continue;
         const Weight& weight = *weights_[static_cast<size_t>(op.weights[0])];
         const Place& x = plan_->places()[static_cast<size_t>(op.inputs[0])];
-        // Columns of a wider value start anywhere; algorithms want rows at multiples of 16 bytes.
+        // Columns of a wider value start at any float, but the algorithms need rows at multiples of 16 bytes.
         if (weight.type == Type::kFloat32 && x.column != 0) continue;
         const ValueSpec& value = spec_.values[static_cast<size_t>(op.output)];
         const int64_t width =
@@ -185,7 +185,7 @@ Executor::Running Executor::start(const StepInput& step, int64_t more_staging) {
     return running;
 }
 
-// Attention maps are as large as the step makes them, so they have memory of their own.
+// The size of attention maps depends on the step, so they have memory of their own.
 void Executor::place_maps(const StepInput& step, Running& running) {
     std::vector<int64_t> offsets;
     int64_t floats = 0;
@@ -204,7 +204,7 @@ void Executor::place_maps(const StepInput& step, Running& running) {
     const auto offset_bytes = static_cast<int64_t>(offsets.size() * sizeof(int64_t));
     std::byte* memory = engine_->maps(align(offset_bytes) + floats * int64_t{sizeof(float)});
     copy_to_device(memory, offsets.data(), offset_bytes, engine_->stream().get());
-    (void)engine_->stream().wait([] { return false; });  // `offsets` ends here
+    (void)engine_->stream().wait([] { return false; });  // `offsets` is freed here
     running.map_offsets = reinterpret_cast<const int64_t*>(memory);
     running.map_floats = reinterpret_cast<float*>(memory + align(offset_bytes));
 }
@@ -218,8 +218,8 @@ void Executor::launch(const Running& running) {
         graphs_.clear();
     graphs_base_ = running.base, graphs_moves_ = kv_pool_->moves();
     const auto [found, is_new] = graphs_.try_emplace(running.sizes);
-    // The first step of a size is launched as it is: what libraries load when it is first used, they cannot load while
-    // something is captured. And a size that never comes again needs no graph.
+    // The first step of a size is launched directly, because libraries load on first use what they cannot load during
+    // capture. And a size that never occurs again needs no graph.
     if (is_new) return launches();
     if (!found->second) found->second.emplace(engine_->stream().get(), launches);
     found->second->launch(engine_->stream().get());
@@ -256,12 +256,12 @@ void Executor::run(const StepInput& step, const std::vector<float*>& outputs, co
     advance(step);
 }
 
-// What drawing needs on the device: what is copied there, then what comes back, then scratch. Offsets in bytes.
+// Device memory for drawing: inputs, then results, then scratch. Offsets in bytes.
 struct Executor::DrawLayout {
     int64_t params, lengths, suppress, suppressed, histories, inputs;
     int64_t ids, status, logprobs, scratch, bytes;
     int64_t history_stride = 0;
-    bool plain = true;  // greedy without anything else: no more than the highest logit is looked for
+    bool plain = true;  // greedy without other options: only the highest logit is needed
 
     explicit DrawLayout(const SampleArgs& args) {
         bool penalty = false;
@@ -313,7 +313,7 @@ void Executor::draw(const StepInput& step, const SampleArgs& args, const std::fu
     const Running running = start(step, layout.inputs + results + kAlignment);
     const Stream stream = engine_->stream().get();
     std::byte* device = engine_->drawing(layout.bytes);
-    // Behind the step's arrays, which the stream may not have read yet.
+    // After the step's arrays, which the stream may not have read yet.
     std::byte* host = engine_->staging(0) + align(running.layout.words * int64_t{sizeof(int32_t)});
     if (layout.inputs > 0) {
         fill_draw(layout, args, host);

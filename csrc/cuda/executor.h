@@ -1,4 +1,4 @@
-// Runs a Program on the GPU: a stream a model, a graph for each size of a small step, memory within a budget.
+// Runs a Program on the GPU: one stream per model, one graph for each size of a small step, memory within a budget.
 #pragma once
 #include <atomic>
 #include <cstdint>
@@ -21,7 +21,7 @@ namespace fastattn::cuda {
 
 enum class Use { kMatrix, kTable, kVector };
 
-// A parameter in device memory: rows of row_elements(columns), zeros behind the columns; a vector is one row.
+// A parameter in device memory: rows of row_elements(columns), zero after the columns. A vector is one row.
 struct Weight {
     Use use;
     Type type;
@@ -30,13 +30,13 @@ struct Weight {
 };
 
 struct EngineOptions {
-    int64_t budget_bytes = 0;  // 0: what is free when the model is loaded, less a reserve
-    bool tf32 = false;         // whether cuBLASLt may multiply float32 so
-    bool library = true;       // whether products may be cuBLASLt's at all
+    int64_t budget_bytes = 0;  // 0: what is free when the model is loaded, minus a reserve
+    bool tf32 = false;         // whether cuBLASLt may multiply float32 in tf32
+    bool library = true;       // whether cuBLASLt may compute products at all
     std::vector<std::string> library_paths;
 };
 
-// What the executors of one model share: device, stream, weights, pages. One step runs at a time.
+// Shared by the executors of one model: device, stream, weights, pages. One step runs at a time.
 class Engine {
 public:
     explicit Engine(const EngineOptions& options);
@@ -49,23 +49,23 @@ public:
     std::mutex& mutex() { return mutex_; }
     void check_process() const;  // throws Error(kConfig) in a forked child
 
-    // data: [rows, columns] of the type, dense. Throws Error(kInput) for a name that is there already.
+    // data: [rows, columns] of `type`, dense. Throws Error(kInput) if the name exists.
     void load(const std::string& name, Use use, Type type, int64_t rows, int64_t columns, const void* data);
     const Weight* find(const std::string& name) const;
     int64_t weight_bytes() const;
 
     std::shared_ptr<KvPool> kv_pool(const KvShape& shape);
 
-    // Memory of the step that runs. Growing gives the old one back first. With the lock held.
+    // Memory of the running step. Growing frees the old memory first. Needs the lock.
     std::byte* workspace(int64_t bytes) { return grown(workspace_, bytes, "the workspace of a step"); }
     std::byte* drawing(int64_t bytes) { return grown(drawing_, bytes, "drawing tokens"); }
     std::byte* maps(int64_t bytes) { return grown(maps_, bytes, "attention maps"); }
-    std::byte* staging(int64_t bytes);  // pinned memory of the host
+    std::byte* staging(int64_t bytes);  // pinned host memory
     int64_t workspace_bytes() const { return workspace_.bytes() + drawing_.bytes() + maps_.bytes(); }
 
     void cancel() { cancelled_ = true; }
     void begin_step() { cancelled_ = false; }
-    // Waits for the stream. Throws Error(kCancelled) where it was cancelled meanwhile.
+    // Waits for the stream. Throws Error(kCancelled) if the step was cancelled meanwhile.
     void finish_step(const std::function<bool()>& poll);
 
 private:
@@ -86,7 +86,7 @@ private:
 };
 
 struct StepInput : StepArrays {
-    std::vector<KvCache*> caches;  // one a sequence, or empty
+    std::vector<KvCache*> caches;  // one per sequence, or empty
 };
 
 class Executor {
@@ -96,14 +96,14 @@ public:
     const ProgramSpec& spec() const { return spec_; }
     Engine& engine() { return *engine_; }
     std::shared_ptr<KvPool> kv_pool() const { return kv_pool_; }
-    int32_t vocab() const;  // width of the logits; throws Error(kInput) where there are none
+    int32_t vocab() const;  // width of the logits; throws Error(kInput) if there are none
     size_t graphs() const;  // captured so far
 
-    // Numbers in output `value`: rows x width, or every sequence's [n_head, q_len, kv_len].
+    // Number of floats in output `value`: rows x width, or [n_head, q_len, kv_len] of every sequence.
     int64_t output_floats(int32_t value, const StepInput& step) const;
     int64_t rows_of(int32_t value, const StepInput& step) const;
 
-    // As the C++ executor's (program/executor.h). outputs[i] null: not asked for.
+    // Like the C++ executor's (program/executor.h). outputs[i] is null if not requested.
     void run(const StepInput& step, const std::vector<float*>& outputs, const std::function<bool()>& poll);
     void draw(const StepInput& step, const SampleArgs& args, const std::function<bool()>& poll);
 
@@ -112,14 +112,14 @@ private:
         float* data;
         int64_t stride;
     };
-    // The step that runs: where its arrays and values lie.
+    // The running step: where its arrays and values are.
     struct Running {
         Sizes sizes;
         StepLayout layout;
         Workspace workspace;
         std::byte* base;
         const int32_t* arrays;
-        std::vector<std::pair<int32_t, int64_t>> maps;  // values, and where in map_floats they start
+        std::vector<std::pair<int32_t, int64_t>> maps;  // values, and their start in map_floats
         const int64_t* map_offsets;                     // [maps, sequences]
         float* map_floats = nullptr;
         const int32_t* of(int64_t offset) const { return arrays + offset; }
@@ -155,10 +155,10 @@ private:
     Type kv_type_;
     std::vector<const Weight*> weights_;
     std::unique_ptr<Plan> plan_;
-    std::vector<bool> by_library_;  // ops whose product is cuBLASLt's
+    std::vector<bool> by_library_;  // ops whose product cuBLASLt computes
     std::shared_ptr<KvPool> kv_pool_;
-    // Graphs know addresses: all of them go when one of these changes.
-    std::map<Sizes, std::optional<Graph>> graphs_;  // empty: that size came once
+    // Graphs contain addresses, so all of them are dropped when one of these changes.
+    std::map<Sizes, std::optional<Graph>> graphs_;  // empty: that size occurred once
     const std::byte* graphs_base_ = nullptr;
     int64_t graphs_moves_ = 0;
 };

@@ -7,13 +7,13 @@
 namespace fastattn::cuda {
 namespace {
 
-constexpr int32_t kCoarse = 64;  // steps without a graph: rows are rounded up to a multiple of this
+constexpr int32_t kCoarse = 64;  // without a graph: rows are rounded up to a multiple of this
 
 int32_t power_of_two(int32_t n) {
     return static_cast<int32_t>(std::bit_ceil(static_cast<uint32_t>(std::max(n, 1))));
 }
 
-// Rows of q by who has one.
+// Number of rows of q.
 int32_t query_rows(const Sizes& sizes, Gather gather) {
     return gather == Gather::kTokens ? sizes.tokens : gather == Gather::kWanted ? sizes.wanted : sizes.sequences;
 }
@@ -34,7 +34,7 @@ int64_t row_bytes(const ValueSpec& value, Type type) {
     return row_elements(value.width) * bytes_of(type);
 }
 
-// The input whose memory an op may write its output to, or -1.
+// The input whose memory an op may overwrite with its output, or -1.
 int32_t taken_by(const OpSpec& op) {
     if (op.kind == OpKind::kLayerNorm) return op.inputs[0];
     if (op.kind == OpKind::kLinear && op.has_residual && op.inputs[0] != op.inputs[1]) return op.inputs[1];
@@ -106,7 +106,7 @@ bool Plan::product_apart(const OpSpec& op) const {
            places_[static_cast<size_t>(places_[static_cast<size_t>(op.inputs[1])].parent)].slot == out.slot;
 }
 
-// Which values are read as float32, and which as rows that were rounded where they were written.
+// Finds which values are read as float32, and which as rows that their writer rounded.
 void Plan::find_readers(const ProgramSpec& spec) {
     const size_t n = spec.values.size();
     reads_floats_.assign(n, false), reads_rounded_.assign(n, false);
@@ -137,7 +137,7 @@ void Plan::find_readers(const ProgramSpec& spec) {
         }
     }
     for (const int32_t output : spec.outputs) as_floats(output);
-    for (const OpSpec& op : spec.ops)  // what nobody reads is written all the same
+    for (const OpSpec& op : spec.ops)  // a value without readers is written, too
         if (!read[static_cast<size_t>(op.output)] && op.kind != OpKind::kSlice) as_floats(op.output);
 }
 
@@ -162,7 +162,7 @@ void Plan::find_slots(const ProgramSpec& spec) {
         for (const int32_t input : op.inputs)
             last_use[static_cast<size_t>(places_[static_cast<size_t>(input)].parent)] = i;
     }
-    for (const int32_t output : spec.outputs)  // read when all ops have run
+    for (const int32_t output : spec.outputs)  // read after all ops
         last_use[static_cast<size_t>(places_[static_cast<size_t>(output)].parent)] = spec.ops.size();
     for (size_t i = 0; i < spec.ops.size(); ++i) {
         const OpSpec& op = spec.ops[i];
@@ -183,20 +183,20 @@ void Plan::find_slots(const ProgramSpec& spec) {
             if (source.slot >= 0 && source.slot != place.slot) free_[static_cast<size_t>(source.slot)] = true;
             if (source.rounded >= 0) free_[static_cast<size_t>(source.rounded)] = true;
         }
-        if (last_use[out] != i || place.parent != op.output) continue;  // else nobody reads it
+        if (last_use[out] != i || place.parent != op.output) continue;  // else it has no reader
         if (place.slot >= 0) free_[static_cast<size_t>(place.slot)] = true;
         if (place.rounded >= 0) free_[static_cast<size_t>(place.rounded)] = true;
     }
 }
 
-// Whether the output may lie where the input of taken_by() lies.
+// Whether the output may overwrite the input of taken_by().
 bool Plan::can_take_over(const ProgramSpec& spec, const OpSpec& op) const {
     const int32_t from = taken_by(op);
     if (from < 0) return false;
     const Place& source = places_[static_cast<size_t>(from)];
     const ValueSpec &given = spec.values[static_cast<size_t>(from)],
                     &value = spec.values[static_cast<size_t>(op.output)];
-    // A linear's x may look into its residual, whose other columns are read later.
+    // x may be a slice of the linear's residual, whose other columns are read later.
     const bool looks = op.kind == OpKind::kLinear && places_[static_cast<size_t>(op.inputs[0])].parent == from;
     return !looks && source.parent == from && source.slot >= 0 && given.width == value.width &&
            given.rows == value.rows;

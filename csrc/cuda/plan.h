@@ -1,4 +1,5 @@
-// How a Program lies in device memory, and what of a step's size its launches depend on. Plain C++: no CUDA here.
+// The layout of a Program in device memory, and the sizes of a step that its launches depend on. Plain C++: no CUDA
+// here.
 #pragma once
 #include <compare>
 #include <cstdint>
@@ -11,17 +12,17 @@
 namespace fastattn::cuda {
 
 inline constexpr int kRowKinds = fastattn::kRowKinds;
-inline constexpr int64_t kAlignment = 256;  // bytes, of everything in the workspace
+inline constexpr int64_t kAlignment = 256;  // bytes; for everything in the workspace
 inline constexpr int64_t align(int64_t bytes) {
     return (bytes + kAlignment - 1) / kAlignment * kAlignment;
 }
 
-// Upper bounds of a step: grids, memory and graphs are made for them, the kernels read how many there are.
+// Upper bounds of a step. They determine grids, memory and graphs. Kernels read the actual numbers.
 struct Sizes {
     int32_t tokens = 0, wanted = 0, sequences = 0;
     int32_t sequence_tokens = 0;  // the most tokens of one sequence in this step
     int32_t sequence_wanted = 0;
-    int32_t positions = 0;  // of the longest sequence, with its cache
+    int32_t positions = 0;  // of the longest sequence, including its cache
     bool cached = false;
 
     int32_t rows(fastattn::Rows kind) const {
@@ -31,28 +32,28 @@ struct Sizes {
     auto operator<=>(const Sizes&) const = default;
 };
 
-// starts: positions before the step, one a sequence; empty without caches.
+// starts: positions before the step, one per sequence; empty without caches.
 Sizes sizes_of(const StepArrays& step, const std::vector<int32_t>& starts);
 
-// The most query rows of one sequence in an attention whose q has these rows.
+// Upper bound of the query rows of one sequence in an attention whose q has these rows.
 int32_t most_queries(const Sizes& sizes, Gather gather);
 
-inline constexpr int32_t kGraphTokens = 64;  // steps up to so many tokens are captured
+inline constexpr int32_t kGraphTokens = 64;  // steps with up to this many tokens are captured
 
-// The sizes of the graph that runs steps of these: each rounded up to a power of two, positions to whole pages of a
-// power of two. So a batch that decodes has one graph for each doubling of its length. Steps with more than
-// kGraphTokens have no graph; their sizes are rounded up so far that neighbours share a workspace.
+// The sizes of the graph that runs steps of `sizes`: each rounded up to a power of two, and positions to a power of two
+// of whole pages. So a decoding batch has one graph for each doubling of its length. Steps with more than kGraphTokens
+// have no graph. Their sizes are rounded up so that similar steps share a workspace.
 Sizes bucket_of(const Sizes& sizes);
 
-// Where a value lives. A slice looks into its parent from `column` on.
+// Where a value is stored. A slice is the part of its parent from `column` on.
 struct Place {
     int32_t parent = -1, column = 0;
-    int32_t slot = -1;     // as float32; -1: nobody reads it so
-    int32_t rounded = -1;  // the slot of the rows that linears of a 16-bit type read, or -1
+    int32_t slot = -1;     // as float32; -1: not read as float32
+    int32_t rounded = -1;  // slot of the rounded rows that linears of a 16-bit type read, or -1
     Type rounded_type = Type::kFloat32;
 };
 
-// Memory that values share one after the other.
+// Memory that several values use, one after the other.
 struct Slot {
     fastattn::Rows rows;
     int64_t row_bytes;  // a multiple of 16
@@ -60,16 +61,16 @@ struct Slot {
 
 class Plan {
 public:
-    // weight_types: one a weight of the spec.
+    // weight_types: one per weight of the spec.
     Plan(const ProgramSpec& spec, std::vector<Type> weight_types);
 
     const std::vector<Place>& places() const { return places_; }
     const std::vector<Slot>& slots() const { return slots_; }
     Type weight_type(int32_t weight) const { return weight_types_[static_cast<size_t>(weight)]; }
-    // Whether a linear finds its rows rounded; if not it rounds them first.
+    // Whether the input of a linear is already rounded. If not, the linear rounds it first.
     bool input_rounded(const OpSpec& op) const;
-    // Whether the bare product of a linear needs memory of its own: its output is rounded only, or lies on the
-    // residual.
+    // Whether the bare product of a linear needs memory of its own, because its output is only rounded, or overwrites
+    // the residual.
     bool product_apart(const OpSpec& op) const;
 
 private:
@@ -82,29 +83,29 @@ private:
     std::vector<Type> weight_types_;
     std::vector<Place> places_;
     std::vector<Slot> slots_;
-    std::vector<bool> reads_floats_, reads_rounded_;  // by value: whether it has to be there as such
-    std::vector<bool> free_;                          // slots, while they are given out
+    std::vector<bool> reads_floats_, reads_rounded_;  // by value: whether this form is needed
+    std::vector<bool> free_;                          // slots, during planning
 };
 
-// The arrays of a step in one piece of memory, copied to the device at once. Offsets in int32 from its start.
+// The arrays of a step in one piece of memory, copied to the device at once. Offsets from its start in int32.
 struct StepLayout {
     int64_t counts;                                // tokens, wanted, sequences, by fastattn::Rows
     int64_t token_ids, positions, token_type_ids;  // [tokens]
     int64_t cu_seqlens;                            // [sequences + 1]
     int64_t starts;                                // [sequences]
     int64_t wanted;                                // [wanted]
-    int64_t wanted_begin;                          // [sequences + 1]: which of them belong to a sequence
+    int64_t wanted_begin;                          // [sequences + 1]: bounds of each sequence's wanted rows
     int64_t one_each;                              // [sequences + 1]: 0, 1, 2 ...
-    int64_t first, last;                           // [sequences]: tokens, -1 in an empty sequence
-    int64_t first_query, last_query;               // the same, but the sequence's begin where it is empty
+    int64_t first, last;                           // [sequences]: tokens; -1 for an empty sequence
+    int64_t first_query, last_query;               // the same, but the sequence's begin if it is empty
     int64_t pages;                                 // [sequences, sizes.pages()]
-    int64_t words;                                 // of all
+    int64_t words;                                 // total
 
     explicit StepLayout(const Sizes& sizes);
 };
 
-// Writes the arrays of a step at `to`. pages_of: the numbers of a sequence's pages; without caches sequences take pages
-// one behind the other.
+// Writes the arrays of a step to `to`. pages_of: the page numbers of each sequence. Without caches, sequences take
+// consecutive pages.
 void fill_step(const StepLayout& layout, const Sizes& sizes, const StepArrays& step, const std::vector<int32_t>& starts,
                const std::vector<std::vector<int32_t>>& pages_of, int32_t* to);
 

@@ -1,4 +1,4 @@
-// One op of a Program as launches.
+// Launches one op of a Program.
 #include "cuda/executor.h"
 
 namespace fastattn::cuda {
@@ -219,7 +219,7 @@ void Executor::attention(const OpSpec& op, const Running& running) {
     const Sizes& sizes = running.sizes;
     const bool maps = op.kind == OpKind::kAttentionProbs;
     const View q = view(op.inputs[0], running), k = view(op.inputs[1], running);
-    // Maps have no values: keys stand in for them until the attention behind stores both.
+    // Maps have no values. Keys stand in for them until the attention that follows stores both.
     const View v = maps ? k : view(op.inputs[2], running);
     const Sequences sequences{.cu_seqlens = running.of(layout.cu_seqlens),
                               .start = running.of(layout.starts),
@@ -234,7 +234,7 @@ void Executor::attention(const OpSpec& op, const Running& running) {
                   .type = kv_type_,
                   .n_kv_head = op.n_kv_head,
                   .head_dim = op.head_dim};
-    if (!sizes.cached) {  // of this layer alone
+    if (!sizes.cached) {  // of this layer only
         pages.pool = running.base + running.workspace.own_pages;
         pages.page_bytes = shape.layer_bytes(), pages.layer_offset = 0;
     }

@@ -1,24 +1,27 @@
 // Softmax attention over KV blocks, one template for every format (docs/design/0006-kv-dtypes.md).
 //
-// Every query row goes through the blocks it sees in order, and no arithmetic of a row involves another row: which rows
-// go together, how a prompt was chunked and how long the sequence is by now do not change its bits. Two things make
-// that exact, not almost so:
+// Online softmax, as in the FlashAttention papers. A query row visits its blocks in order. A block's scores S give its
+// maximum, P = e^(S - maximum) and the sum of P. They are merged into the row's running maximum m (row_max), running
+// sum l (row_total) and output accumulator O (sum). The output is O / l.
+//
+// No arithmetic of a row involves another row. So a row's bits do not depend on the grouping of rows, the chunks of a
+// prompt or the current length of the sequence. Two rules make this exact:
 // - A block of which a row sees nothing is not merged into that row.
-// - A value beyond what a row sees is not multiplied by its probability 0 either: 0 * NaN is NaN, and a sum that
-//   underflowed to -0 would turn into +0. (Sums of probabilities may take such zeros: no term is negative. Neither can
-//   happen to the integers of int8.)
+// - A value that a row does not see is not multiplied by its probability 0: 0 * NaN is NaN, and a sum that underflowed
+//   to -0 would become +0. (Sums of probabilities may include such zeros: no term is negative. Neither case can happen
+//   to the integers of int8.)
 #pragma once
 #include "kernels/attention_scores.h"
 
 namespace fastattn::FASTATTN_TARGET {
 namespace {
 
-// What the rows of a tile see of a block.
+// The part of a block that the rows of a tile see.
 template <int kRows>
 struct Seen {
     int count[kRows];
-    int all;   // words of values that every row sees wholly (int8: all words that any row sees part of)
-    int last;  // words of which the last row sees anything
+    int all;   // words of values that every row sees completely (int8: all words that any row sees part of)
+    int last;  // words of which the last row sees at least a part
 };
 
 template <Format kFormat, int kRows>
@@ -32,8 +35,8 @@ FA_INLINE Seen<kRows> seen_by(const AttentionArgs& args, int row, int block) {
     return seen;
 }
 
-// Merges the block's values, weighted by the rows' probabilities, into their sums: kVecs vectors of elements from `d`
-// on. `lanes` is the number of elements of the (only) vector where that is not a whole one.
+// Merges P V of the block into O for the rows of a tile: kVecs vectors of elements from `d` on. `lanes` is the number
+// of elements of the only vector if it is partial (kTail).
 template <Format kFormat, int kRows, int kVecs, bool kTail>
 FA_INLINE void value_tile(const Group& g, const HeadBlock<kFormat, const std::byte>& block, const Seen<kRows>& seen,
                           int row, int d, int lanes, const std::byte* ahead) {
@@ -60,7 +63,7 @@ FA_INLINE void value_tile(const Group& g, const HeadBlock<kFormat, const std::by
         multiply<Dot, kRows, kVecs>(probs, kBlockLen, values, block.value_stride, seen.all, ahead + d * kWordBytes,
                                     sum);
     if constexpr (kFormat != Format::kInt8)
-        for (int w = seen.all; w < seen.last; ++w) {  // rows see more and more of these
+        for (int w = seen.all; w < seen.last; ++w) {  // later rows see more of these
             Words value[kVecs];
 #pragma GCC unroll 8
             for (int c = 0; c < kVecs; ++c) value[c] = load_value(w, c);
@@ -129,7 +132,7 @@ FA_INLINE void for_tiles(int rows, const F& run) {
     }
 }
 
-// The part of the group's first head.
+// The block's part of the group's first KV head.
 template <Format kFormat>
 FA_INLINE HeadBlock<kFormat, const std::byte> block_at(const AttentionArgs& args, const Group& g, int block) {
     const auto of_args = HeadBlock<kFormat, const std::byte>::at(args.blocks[block] + args.offset, args.head_dim);
@@ -152,7 +155,7 @@ FA_INLINE void for_heads(const AttentionArgs& args, const Group& g, const HeadBl
     }
 }
 
-// Scores of the group with a block. Meanwhile its values come into the cache.
+// S = Q K^T of the group and a block. Prefetches the block's values meanwhile.
 template <Format kFormat>
 void score_block(const AttentionArgs& args, const Group& g, const HeadBlock<kFormat, const std::byte>& first,
                  int vecs) {
@@ -163,7 +166,7 @@ void score_block(const AttentionArgs& args, const Group& g, const HeadBlock<kFor
     });
 }
 
-// Merges the block's values into the sums of the group. Meanwhile the keys of the next block come into the cache.
+// Merges P V of the block into O of the group. Prefetches the keys of the next block meanwhile.
 template <Format kFormat>
 void value_block(const AttentionArgs& args, const Group& g, const HeadBlock<kFormat, const std::byte>& first, int block,
                  const std::byte* next) {
@@ -209,7 +212,7 @@ void attend(const AttentionArgs& args, Group& g) {
     const int ahead_row = g.row + g.rows;
     prefetch_rows(args.q + ahead_row * args.q_stride, args.q_stride, clamp_to(args.q_len - ahead_row, kAttentionRows),
                   args.head_dim);
-    // All rows of a group see something of the same blocks (see attention below).
+    // All rows of a group see a part of the same blocks (see `attention`).
     const int seen = visible(args, g.row + g.rows - 1), blocks = (seen + kBlockLen - 1) / kBlockLen;
     for (int block = 0; block < blocks; ++block) {
         const auto kv = block_at<kFormat>(args, g, block);
@@ -221,7 +224,7 @@ void attend(const AttentionArgs& args, Group& g) {
         value_block<kFormat>(args, g, kv, block, next.keys);
     }
     const Vec one = broadcast(1.0f), total = load(g.row_total);
-    const Vec divisor = select(equal(total, zero()), one, total);  // sees nothing: 0, not 0 / 0
+    const Vec divisor = select(equal(total, zero()), one, total);  // a row that sees nothing gives 0, not 0 / 0
     store(g.row_total, kFormat == Format::kFloat32 ? divisor : div(one, divisor));
     for (int r = 0; r < g.rows; ++r) {
         const Vec factor = broadcast(g.row_total[r]);
@@ -245,8 +248,8 @@ void attention(const AttentionArgs& args) {
     for (int row = 0; row < args.q_len; row += g.rows) {
         g = fresh;
         g.row = row;
-        // Causal groups end at multiples of their length, which divides that of a block: so their rows see the same
-        // blocks, and something of each.
+        // Causal groups end at multiples of kAttentionRows, which divides kBlockLen. So their rows see the same blocks,
+        // and a part of each.
         const bool positions = args.causal && args.rows_per_head == 0;
         const int most = positions ? kAttentionRows - (args.q_position + row) % kAttentionRows : kAttentionRows;
         g.rows = args.q_len - row < most ? args.q_len - row : most;
@@ -254,8 +257,7 @@ void attention(const AttentionArgs& args) {
     }
 }
 
-// One row: the scores into probs, block by block, with the maximum and total of `attention`; then one pass that turns
-// them into probabilities.
+// One row: writes the scores to probs block by block and updates m and l, then turns the scores into probabilities.
 template <Format kFormat>
 void probs_row(const AttentionArgs& args, Group g) {
     float* probs = args.out + g.row * args.out_stride;
@@ -273,7 +275,7 @@ void probs_row(const AttentionArgs& args, Group g) {
     }
     const Vec shift = shift_of(broadcast(g.row_max[0]));
     const float row_total = g.row_total[0];
-    const Vec total = broadcast(row_total == 0.0f ? 1.0f : row_total);  // sees nothing: 0, not 0 / 0
+    const Vec total = broadcast(row_total == 0.0f ? 1.0f : row_total);  // a row that sees nothing gives 0, not 0 / 0
     for (int i = 0; i < args.kv_len; i += kLanes) {
         const int lanes = clamp_to(args.kv_len - i, kLanes), lanes_seen = clamp_to(seen - i, kLanes);
         const Vec s = load_partial(probs + i, lanes_seen);

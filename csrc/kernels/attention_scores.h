@@ -1,4 +1,4 @@
-// The first half of attention (attention.h): rows of queries, their scores with a block, and the probabilities.
+// The first half of attention (attention.h): rows of Q, their scores S with a block, and the probabilities P.
 #pragma once
 #include "kernels/kernel_list.h"
 #include "kernels/kv_format.h"
@@ -7,10 +7,10 @@ namespace fastattn::FASTATTN_TARGET {
 namespace {
 
 constexpr int kBlockVecs = kBlockLen / kLanes;
-constexpr int kMaxRowWords = kMaxHeadDim / 2;  // of a query row that is not float32
+constexpr int kMaxRowWords = kMaxHeadDim / 2;  // words per query row in formats other than float32
 constexpr float kLog2E = 0x1.715476p+0f;
 
-// In float32 softmax is e^x; else 2^x, and log2(e) is a factor of the query.
+// Softmax uses e^x in float32. Other formats use 2^x, with log2(e) as a factor of the query.
 template <Format kFormat>
 FA_INLINE Vec softmax_exp(Vec x) {
     if constexpr (kFormat == Format::kFloat32)
@@ -19,24 +19,23 @@ FA_INLINE Vec softmax_exp(Vec x) {
         return exp2_rough(x);
 }
 
-// Some query rows on their way through the blocks. Vectors of one lane a row are kept in memory, as rows read their
-// own.
+// Some query rows while they visit the blocks. Values with one lane per row are in memory, because a row reads its own.
 struct Group {
     int row, rows;
     const int32_t* q;  // words [rows, q_stride]
     int64_t q_stride;
-    float* scores;     // [rows, kBlockLen], then probabilities: words in the first ones of each row
-    float* sum;        // [rows, stride]  values weighted by e^(score - row_max)
-    int64_t stride;    // head_dim rounded up to whole vectors
-    float* q_scale;    // int8: of the row, times `scale` and log2(e)
-    int32_t* q_start;  // int8: what the sum of a score starts with, for keys with the offset
-    float* row_max;
-    float* row_total;
-    float* block_max;  // and what is subtracted from scores
-    float* block_total;
-    float* prob_inverse;  // int8: 1 / scale of the row's probabilities in this block
-    float* old_factor;
-    float* block_factor;
+    float* scores;        // S [rows, kBlockLen], then P as words at the start of each row
+    float* sum;           // O [rows, stride], relative to row_max
+    int64_t stride;       // head_dim rounded up to whole vectors
+    float* q_scale;       // int8: scale of the query row, times `scale` and log2(e)
+    int32_t* q_start;     // int8: initial sum of a score, which cancels the offset of the keys
+    float* row_max;       // m [rows], the running maximum
+    float* row_total;     // l [rows], the running sum
+    float* block_max;     // maximum of the block, subtracted from S
+    float* block_total;   // sum of the block's P
+    float* prob_inverse;  // int8: 1 / scale of the row's P in this block
+    float* old_factor;    // e^(m - m'), the factor of O in a merge
+    float* block_factor;  // e^(block_max - m'), the factor of the block's P V; int8: times the scale of P
 };
 
 FA_INLINE Group group_in(const AttentionArgs& args) {
@@ -75,7 +74,7 @@ FA_INLINE int visible_in_block(const AttentionArgs& args, int row, int block) {
     return clamp_to(visible(args, row) - block * kBlockLen, kBlockLen);
 }
 
-// The rows of the group in the words that the scores take.
+// Converts the query rows of the group to the words that the scores take.
 template <Format kFormat>
 FA_INLINE void read_queries(const AttentionArgs& args, Group& g) {
     const float* q = args.q + g.row * args.q_stride;
@@ -91,7 +90,7 @@ FA_INLINE void read_queries(const AttentionArgs& args, Group& g) {
                            mul(load_lanes(q + r * args.q_stride + i, clamp_to(args.head_dim - i, kLanes)), factor));
     } else {
         const Vec scale = quantize_rows(q, args.q_stride, g.rows, args.head_dim, words, kMaxRowWords).scale;
-        // Above 0, so that it leaves a score of -inf as it is; a NaN stays.
+        // Above 0, so that a score of -inf stays -inf. NaN stays NaN.
         store(g.q_scale, max(broadcast(0x1p-126f), mul(scale, broadcast(args.scale * kLog2E))));
         if constexpr (kInt8Offset != 0) {
             const Words ones = broadcast_word(0x01010101);
@@ -107,8 +106,8 @@ FA_INLINE void read_queries(const AttentionArgs& args, Group& g) {
     }
 }
 
-// sum[r, c] += sum over w of a[r, w] * b[w, c], for `words` words of kVecs vectors each, b_stride bytes apart. One row
-// reads its words once, at the rate of memory: `ahead` are those to ask for meanwhile, as many and as far apart.
+// sum[r, c] += sum over w of a[r, w] * b[w, c]: `words` words of kVecs vectors each, b_stride bytes apart. A single row
+// reads its words once, at the speed of memory, and prefetches as many words from `ahead` with the same stride.
 template <class Dot, int kRows, int kVecs>
 FA_INLINE void multiply(const int32_t* a, int64_t a_stride, const std::byte* b, int64_t b_stride, int words,
                         const std::byte* ahead, typename Dot::Sum (&sum)[kRows][kVecs]) {
@@ -127,7 +126,7 @@ FA_INLINE void multiply(const int32_t* a, int64_t a_stride, const std::byte* b, 
     }
 }
 
-// The keys of a score are the operand that takes the offset of int8, as they are shared by all rows.
+// The keys of a score are the operand with the int8 offset, because all rows share them.
 template <Format kFormat>
 struct ScoreDot : Kv<kFormat>::Dot {
     using Dot = typename Kv<kFormat>::Dot;
@@ -136,8 +135,8 @@ struct ScoreDot : Kv<kFormat>::Dot {
     }
 };
 
-// Scores of kRows query rows from `row` on with kVecs vectors of positions, from position `column` on. float32: times
-// scale. int8: without the row's factor.
+// Scores of kRows query rows from `row` on with kVecs vectors of positions from `column` on. float32: times `scale`.
+// int8: without the factor of the row (q_scale).
 template <Format kFormat, int kRows, int kVecs>
 FA_INLINE void score_tile(const Group& g, const HeadBlock<kFormat, const std::byte>& block, float scale, int row,
                           int column, const std::byte* ahead) {
@@ -168,7 +167,7 @@ FA_INLINE void score_tile(const Group& g, const HeadBlock<kFormat, const std::by
         }
 }
 
-// Scores with the positions of the first `vecs` vectors of a block.
+// Scores with the positions in the first `vecs` vectors of a block.
 template <Format kFormat, int kRows>
 FA_INLINE void score_rows(const Group& g, const HeadBlock<kFormat, const std::byte>& block, float scale, int row,
                           int vecs, const std::byte* ahead) {
@@ -190,7 +189,7 @@ FA_INLINE auto in_pairs(const F& combine, const auto (&x)[kVecs]) {
     if constexpr (kVecs == 4) return combine(combine(x[0], x[1]), combine(x[2], x[3]));
 }
 
-// The block's maximum of each row, in the exponent's units. Scores beyond what a row sees become -inf.
+// The block's maximum of each row, in the units of the exponent. Scores that a row does not see become -inf.
 template <Format kFormat, int kVecs>
 FA_INLINE void find_maxima(const AttentionArgs& args, const Group& g, int block) {
     Words highest[kLanes];
@@ -221,13 +220,13 @@ FA_INLINE void find_maxima(const AttentionArgs& args, const Group& g, int block)
     store(g.block_max, maxima);
 }
 
-// With nothing but -inf the shift is 0, so that the probabilities are 0 and not NaN. (A NaN score may hide from the
-// maximum, not from the sum.)
+// If all scores are -inf, the shift is 0, so that the probabilities are 0 and not NaN. (The maximum may miss a NaN
+// score; the sum does not.)
 FA_INLINE Vec shift_of(Vec highest) {
     return select(equal(highest, broadcast(-kInf)), zero(), highest);
 }
 
-// Scores become e^(score - block_max), as words; and their sums.
+// Replaces S by P = e^(S - block_max), as words, and stores the sums of P.
 template <Format kFormat, int kVecs>
 FA_INLINE void exponentiate(const AttentionArgs& args, const Group& g, const HeadBlock<kFormat, const std::byte>& kv,
                             int block) {
@@ -253,7 +252,7 @@ FA_INLINE void exponentiate(const AttentionArgs& args, const Group& g, const Hea
 #pragma GCC unroll 4
             for (int c = 0; c < kVecs; ++c)
                 p[c] = mul(p[c], load(reinterpret_cast<const float*>(value_scales) + c * kLanes));
-            if (!whole) {  // what a row does not see may have any scale
+            if (!whole) {  // positions that a row does not see may have any scale
                 const int count = visible_in_block(args, g.row + r, block);
 #pragma GCC unroll 4
                 for (int c = 0; c < kVecs; ++c)
@@ -288,8 +287,9 @@ FA_INLINE void exponentiate(const AttentionArgs& args, const Group& g, const Hea
     }
 }
 
-// Merges the block into the maxima and totals of all rows, and leaves the two factors for the values. For a row that
-// has only -inf in the block (total 0) this changes nothing.
+// Merges the block into m and l of all rows, and stores the factors for O:
+//   m' = max(m, block_max)    l' = l e^(m - m') + block_total e^(block_max - m')
+// A row that has only -inf in the block (block_total 0) does not change.
 template <Format kFormat>
 FA_INLINE void merge_totals(const Group& g) {
     const Vec old_max = load(g.row_max), block_max = load(g.block_max);

@@ -1,4 +1,4 @@
-// The arithmetic of each format, one struct a format: what a word of weights is multiplied with and added to.
+// The arithmetic of each format, one struct per format: how a word of weights is multiplied and accumulated.
 #pragma once
 #include "kernels/kernels.h"
 #include "simd/vec.h"

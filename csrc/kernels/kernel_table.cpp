@@ -4,7 +4,7 @@
 
 namespace fastattn::FASTATTN_TARGET {
 
-constexpr int kSumOps = 2 * kLanes * kMeasureSums * kMeasureSteps;  // operations of one word a lane
+constexpr int kSumOps = 2 * kLanes * kMeasureSums * kMeasureSteps;  // operations with one number per word
 
 #define FA_NAME_OF(x) #x
 #define FA_NAME(x) FA_NAME_OF(x)

@@ -1,6 +1,6 @@
-// The table of single-thread kernels that every target fills (kernel_table.cpp). Only plain structs and pointers:
-// this header is shared between targets, so it must not define any function.
-// Strides and lengths are in elements. Unless said otherwise an output may be the same buffer as an input row by row.
+// The table of single-thread kernels that every target fills (kernel_table.cpp). All targets share this header, so it
+// has only plain structs and pointers and must not define any function. Strides and lengths are in elements. Unless
+// stated otherwise, an output may be the same buffer as an input, row by row.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -13,67 +13,69 @@ inline constexpr int kBlockLen = 64;    // positions of a KV block
 enum class Activation : int32_t { kNone, kGeluErf, kGeluTanh, kRelu, kTanh, kSilu };
 enum class PoolKind : int32_t { kMean, kMax, kMeanSqrtLen };
 
-// How the weights of a linear are kept. They come in words of 32 bits along k: one float32, two bfloat16, or four int8;
-// int4 unpacks to int8 on the way into the registers.
+// Storage format of the weights of a linear. Weights are 32-bit words along k: one float32, two bfloat16 or four int8.
+// int4 is unpacked to int8 on the way into the registers.
 enum class Format : int32_t { kFloat32, kBfloat16, kInt8, kInt4 };
 inline constexpr int kFormats = 4;
 inline constexpr int kInt4Group = 32;  // values along k that share an integer scale
 inline constexpr int64_t kWordBytes = 4;
-inline constexpr int64_t kPanelWordBytes = kPanelWidth * kWordBytes;  // of one word of every column of a panel
-// An int4 group of a panel: a scale a column, then for each of four words of the group every column's word, whose low
-// nibbles are that word and whose high nibbles are the word four behind it.
+inline constexpr int64_t kPanelWordBytes = kPanelWidth * kWordBytes;  // one word of every column of a panel
+// An int4 group of a panel: one scale per column, then one word per column for each of four words of the group. The low
+// nibbles are that word. The high nibbles are the word four after it.
 inline constexpr int64_t kInt4GroupBytes = kPanelWidth + kInt4Group * kPanelWidth / 2;
 
-// c[i, j] = residual[i, j] + activation(bias[j] + sum over k of a[i, k] * b[k, j]); rows [0, m), columns of panels
-// [panel_begin, panel_end). Same arithmetic for every m. The sum is over k in order in float32 and bfloat16 (products
-// of bfloat16 are added in float32), and exact in int8 and int4, where it is then times a_scales[i] * scales[j].
+// c[i, j] = residual[i, j] + activation(bias[j] + sum over k of a[i, k] * b[k, j]), for rows [0, m) and the columns of
+// panels [panel_begin, panel_end). The arithmetic is the same for every m. float32 and bfloat16 sum over k in order
+// (products of bfloat16 are added in float32). int8 and int4 sums are exact, and then multiplied by
+// a_scales[i] * scales[j].
 struct LinearArgs {
-    const void* a;          // [m, words]: floats, or what quantize_rows wrote
+    const void* a;          // [m, words]: floats, or the output of quantize_rows
     int64_t a_stride;       // words
     const float* a_scales;  // int8, int4: [m]
-    const void* panels;     // [ceil(n / 64), words, 64] words, int4: groups; zero-padded
+    const void* panels;     // [ceil(n / 64), words, 64] words (int4: groups); zero-padded
     const float* scales;    // int8, int4: [n], padded to whole panels
-    const int32_t* sums;    // int8, int4: sums of the weights over k, padded like scales
+    const int32_t* sums;    // int8, int4: [n], sums of the weights over k, padded like scales
     const float* bias;      // [n] or null
     const float* residual;  // [m, n] or null; may be c
     int64_t residual_stride;
-    float* c;  // [m, n], row stride c_stride floats; with c_bfloat16, bfloat16 in its place
+    float* c;  // [m, n], row stride c_stride floats; holds bfloat16 instead if c_bfloat16
     int64_t c_stride;
     float* scratch;          // kLinearScratch floats, owned by the calling thread
-    const void* next_panel;  // a panel to bring into the cache meanwhile, or null
+    const void* next_panel;  // a panel to prefetch meanwhile, or null
     int32_t m, words, n, panel_begin, panel_end;
     Activation activation;
-    bool c_bfloat16 = false;  // of a linear of bfloat16, for the next one: n % 16 == 0
+    bool c_bfloat16 = false;  // only for a bfloat16 linear whose reader is another one; n % 16 == 0
 };
-inline constexpr int kLinearRowBlock = 192;  // rows whose partial sums wait in scratch
+inline constexpr int kLinearRowBlock = 192;  // rows whose partial sums are in scratch
 inline constexpr int kInt4Block = 128;       // words of an int4 panel that are unpacked at a time
 inline constexpr int64_t kLinearScratch = int64_t{kLinearRowBlock + kInt4Block} * kPanelWidth;  // floats
 
-// Rows of activations (or weights) in the format of a linear. int8 (and int4, whose activations are int8): a scale a
-// row, |x| max / 127, and round(x / scale) + offset; a row with NaN or infinity gets a NaN scale and zeros.
+// Rows of activations (or weights) in the format of a linear. int8 (and int4, whose activations are int8): one scale
+// per row, |x| max / 127, and round(x / scale) + offset. A row with NaN or infinity gets a NaN scale and zeros.
 struct QuantizeArgs {
     const float* x;  // [rows, n]
     int64_t x_stride;
-    void* out;           // [rows, words], zero behind n
-    int64_t out_stride;  // words; a multiple of 16, and as many may be written
+    void* out;           // [rows, words], zero after n
+    int64_t out_stride;  // words; a multiple of 16; all of them may be written
     float* scales;       // int8: [rows]
     int32_t rows, n, words;
     int32_t offset;  // int8: KernelTable::int8_offset for the `a` of a linear, 0 for weights
 };
 
-// Up to sixteen columns of weights as neighbouring columns of a panel (Format says how), zero behind k. int8 and int4:
-// a scale a column, |x| max / 127 and |x| max / 120; a column with NaN or infinity gets a NaN scale and zeros.
+// Packs up to sixteen columns of weights as adjacent columns of a panel (layout: see Format), zero after k. int8 and
+// int4: one scale per column, |x| max / 127 and |x| max / 120. A column with NaN or infinity gets a NaN scale and
+// zeros.
 struct PackArgs {
     const float* x;    // [k, n]
     int64_t x_stride;  // between rows of k
-    void* panel;       // [words, 64] words, int4: groups
+    void* panel;       // [words, 64] words (int4: groups)
     float* scales;     // int8, int4: [n]
     int32_t* sums;     // int8, int4: [n], sums of the integers over k
     int32_t k, n, words;
-    int32_t lane;  // the panel's column of the first one; lane + n <= 64
+    int32_t lane;  // the panel column of the first column; lane + n <= 64
 };
-inline constexpr int kMostInt4Scale = 15;  // of a group; -8 * 15 is an int8
-inline constexpr int kInt4Reach = 2;       // scales that are tried to either side of the one that holds the highest
+inline constexpr int kMostInt4Scale = 15;  // of a group; -8 * 15 fits in int8
+inline constexpr int kInt4Reach = 2;       // scales tried on either side of the one that fits the highest magnitude
 
 struct LayerNormF32Args {
     const float* x;  // [rows, n]
@@ -86,16 +88,16 @@ struct LayerNormF32Args {
     float eps;
 };
 
-// Keys and values are kept in KV blocks of 64 positions, in one of the formats but int4. The part of a block that
-// belongs to a head holds words of 32 bits, `kKvGroup` elements each: keys [ceil(head_dim / group), 64], a word the
-// neighbouring elements of a position; values [64 / group, head_dim], a word the same element of neighbouring
-// positions; int8 then the scales of keys [64] and of values [64], floats.
+// Keys and values are stored in KV blocks of 64 positions, in every format except int4. A head's part of a block has
+// words of 32 bits, `kKvGroup` elements each. Keys [ceil(head_dim / group), 64]: a word has neighboring elements of one
+// position. Values [64 / group, head_dim]: a word has the same element of neighboring positions. int8 then has the
+// float scales of keys [64] and of values [64].
 inline constexpr int kKvFormats = 3;
 inline constexpr int kKvGroup[kKvFormats] = {1, 2, 4};
 inline constexpr int kMaxHeadDim = 256;
 
-// Rows of keys and values of one head into KV blocks: position p goes to block p / 64. Nothing else is written, not
-// even the rest of a word, so that threads may store neighbouring positions.
+// Stores rows of keys and values of one head in KV blocks; position p goes to block p / 64. Writes nothing else, not
+// even the rest of a word, so that threads may store neighboring positions.
 struct KvStoreArgs {
     const float* k;  // [rows, head_dim]
     const float* v;  // [rows, head_dim]
@@ -106,31 +108,32 @@ struct KvStoreArgs {
 };
 
 // Softmax attention of some query rows of one head over the KV blocks of one sequence. Each block is reduced on its own
-// (its own maximum, sum and weighted values), then merged in block order, so that any split of the work gives the same
-// bits. Row r sits at position q_position + r; with causal it sees positions <= its own.
+// (its own maximum, sum and weighted values) and merged into m, l and O in block order, so that any split of the work
+// gives the same bits. Row r is at position q_position + r; with causal it sees positions <= its own.
 //
-// With rows_per_head, rows are not positions but the query heads of one position, q_position: that many belong to one
-// KV head, and the next KV head's part of a block lies behind. A decode step reads blocks as one long stream this way.
+// With rows_per_head, rows are not positions but the query heads of one position, q_position. Each KV head has
+// rows_per_head of them, and the next KV head's part of a block follows. So a decode step reads blocks as one long
+// stream.
 struct AttentionArgs {
     const float* q;  // [q_len, head_dim]
     int64_t q_stride;
     const std::byte* const* blocks;  // as in KvStoreArgs
     int64_t offset;
-    const float* mask;  // [q_len, kv_len] added to the scaled scores, or null; float32 alone
+    const float* mask;  // [q_len, kv_len], added to the scaled scores, or null; float32 only
     int64_t mask_stride;
     float* out;  // [q_len, head_dim]; a row that sees nothing is 0
     int64_t out_stride;
     float* scratch;  // kAttentionScratch floats, owned by the calling thread
     int32_t q_len, q_position, kv_len, head_dim;
-    int32_t rows_per_head;  // or 0
+    int32_t rows_per_head;  // or 0: rows are positions
     bool causal;
-    float scale;  // positive, or float32
+    float scale;  // positive except in float32
 };
-inline constexpr int kAttentionRows = 16;  // query rows that go through a block together
+inline constexpr int kAttentionRows = 16;  // query rows that visit a block together
 inline constexpr int64_t kAttentionScratch =
     kAttentionRows * (kBlockLen + kMaxHeadDim + kMaxHeadDim / 2) + 16 * 16;  // floats
 
-// probs [q_len, kv_len] of the same attention, for those who ask for attention maps: `out` and `out_stride` name them.
+// probs [q_len, kv_len] of the same attention, for attention maps; written to `out` with `out_stride`.
 
 struct SoftmaxF32Args {
     const float* x;  // [rows, n]
@@ -147,11 +150,11 @@ struct ElementwiseF32Args {
     float* out;      // [n]
     int64_t n;
     Activation activation;
-    bool rough = false;  // the gelus of the formats that round
+    bool rough = false;  // use the approximate gelus, for formats that round
 };
 
 struct PoolF32Args {
-    const float* x;  // [rows, n]; rows of one sequence
+    const float* x;  // [rows, n], the rows of one sequence
     int64_t x_stride;
     float* out;  // [n]; zeros for rows = 0
     int32_t rows, n;
@@ -167,7 +170,7 @@ struct RowsF32Args {  // l2_normalize: out = x / max(norm(x), eps)
     float eps;
 };
 
-// Highest value and its first index. A NaN anywhere gives index -1.
+// The highest value and its first index. The index is -1 if there is a NaN.
 struct ArgmaxF32Args {
     const float* x;  // [n]
     int32_t n;
@@ -175,14 +178,14 @@ struct ArgmaxF32Args {
     float* value;
 };
 
-// First index whose value is not below `threshold`, n if there is none. A NaN is not below anything.
+// The first index whose value is not below `threshold`, or n. A NaN is not below anything.
 struct FindF32Args {
     const float* x;  // [n]
     int32_t n;
     float threshold;
 };
 
-// sum = the softmax's sum of e^(x - shift), and its logarithm (0 for a sum of 0, as in log-softmax).
+// The softmax's sum of e^(x - shift), and its logarithm (0 for a sum of 0, as in log-softmax).
 struct ExpSumF32Args {
     const float* x;  // [n]
     float* out;      // [n], e^(x - shift), or null; x may be out
@@ -194,7 +197,7 @@ struct ExpSumF32Args {
 
 struct KernelTable {
     const char* target;
-    int32_t int8_offset;  // added to the int8 activations that its linears take
+    int32_t int8_offset;  // added to the int8 activations of this target's linears
     void (*linear[kFormats])(const LinearArgs&);
     void (*quantize_bfloat16)(const QuantizeArgs&);
     void (*quantize_int8)(const QuantizeArgs&);
@@ -209,8 +212,8 @@ struct KernelTable {
     void (*pool_f32)(const PoolF32Args&);
     void (*l2_normalize_f32)(const RowsF32Args&);
     void (*argmax_f32)(const ArgmaxF32Args&);
-    // Multiply-adds that depend on nothing, in the arithmetic of a format (int4: int8's): `measure_dot_ops` operations
-    // an iteration, two a multiply-add.
+    // Independent multiply-adds in the arithmetic of a format (int4: as int8). `measure_dot_ops` is the number of
+    // operations per iteration, two per multiply-add.
     float (*measure_dot[kFormats])(int64_t iterations);
     int32_t measure_dot_ops[kFormats];
     int32_t (*find_f32)(const FindF32Args&);

@@ -1,4 +1,4 @@
-// How keys and values lie in a KV block, for the kernels that write and read them (docs/design/0006-kv-dtypes.md).
+// Layout of keys and values in a KV block, for the kernels that write and read them (docs/design/0006-kv-dtypes.md).
 #pragma once
 #include <cstddef>
 
@@ -27,20 +27,20 @@ FA_INLINE Vec load_lanes(const float* p, int n) {
 }
 
 template <Format kFormat>
-inline constexpr int kGroup = kKvGroup[static_cast<int>(kFormat)];  // elements of a word
+inline constexpr int kGroup = kKvGroup[static_cast<int>(kFormat)];  // elements per word
 
 inline constexpr int64_t kLineBytes = 64;
-inline constexpr int64_t kKeyWordBytes = kBlockLen * kWordBytes;  // of one word of every position
+inline constexpr int64_t kKeyWordBytes = kBlockLen * kWordBytes;  // one word of every position
 
 FA_INLINE int clamp_to(int x, int high) {
     return x < 0 ? 0 : x < high ? x : high;
 }
 
-// The part of a block that belongs to one head.
+// One head's part of a block.
 template <Format kFormat, class Byte>
 struct HeadBlock {
-    Byte* keys;    // words [key_words, kBlockLen]: a position's elements along head_dim, zero behind head_dim
-    Byte* values;  // words [kBlockLen / kGroup, head_dim]: an element's positions
+    Byte* keys;    // words [key_words, kBlockLen]: elements of a position along head_dim, zero after head_dim
+    Byte* values;  // words [kBlockLen / kGroup, head_dim]: positions of an element
     int key_words;
     int64_t value_stride;  // bytes of one word of every element
 
@@ -52,7 +52,7 @@ struct HeadBlock {
         b.values = base + b.key_words * kKeyWordBytes;
         return b;
     }
-    // int8: floats [kBlockLen] of keys, then of values
+    // int8: floats [kBlockLen] for keys, then for values
     Byte* key_scales() const { return values + kBlockLen / kGroup<kFormat> * value_stride; }
     Byte* value_scales() const { return key_scales() + kKeyWordBytes; }
     int64_t bytes() const {
@@ -60,7 +60,7 @@ struct HeadBlock {
     }
 };
 
-// Lane r of the result combines the lanes of w[r], in the tree of reduce_add.
+// Lane r of the result combines the lanes of w[r], with the tree of reduce_add.
 template <class F>
 FA_INLINE Words reduce_rows(Words (&w)[kLanes], int rows, const F& combine) {
     for (int r = rows; r < kLanes; ++r) w[r] = zero_words();
@@ -77,13 +77,13 @@ FA_INLINE Vec add_rows(Words (&w)[kLanes], int rows) {
 FA_INLINE Vec max_rows(Words (&w)[kLanes], int rows) {
     return as_floats(reduce_rows(w, rows, [](Words a, Words b) { return as_words(max(as_floats(a), as_floats(b))); }));
 }
-// The bits of numbers that are not negative rise with them, and those of NaN are above all: none hides here.
+// The bits of non-negative numbers are ordered like the numbers, and NaN is above them all. So no NaN is missed.
 FA_INLINE Vec max_rows_or_nan(Words (&w)[kLanes], int rows) {
     return as_floats(reduce_rows(w, rows, [](Words a, Words b) { return max_unsigned(a, b); }));
 }
 
-// int8: round(x / scale), one lane a row. A row with NaN or infinity has a NaN scale and zeros; so small ones are zeros
-// that their inverse would not be finite.
+// int8: x becomes round(x / scale), one lane per row. A row with NaN or infinity has a NaN scale and zeros. A row that
+// is too small for a finite inverse becomes zeros.
 struct RowScales {
     Vec scale, inverse;
 };
@@ -95,7 +95,7 @@ FA_INLINE RowScales row_scales(Vec highest) {
             select(less(broadcast(0x1p-120f), highest), inverse, zero())};
 }
 
-// Four vectors from x on, of which `n` numbers are there; zero behind them.
+// Loads four vectors from x on: `n` numbers, then zeros.
 FA_INLINE void load_four(const float* x, int n, Vec (&v)[4]) {
     if (n >= 4 * kLanes) {
 #pragma GCC unroll 4
@@ -109,7 +109,7 @@ FA_INLINE void load_four(const float* x, int n, Vec (&v)[4]) {
     }
 }
 
-// Rows [rows <= kLanes, n] as int8, `stride` words apart, zero behind n up to whole vectors.
+// Writes rows [rows <= kLanes, n] as int8, `stride` words apart, zero after n up to whole vectors.
 FA_INLINE RowScales quantize_rows(const float* x, int64_t x_stride, int rows, int n, int32_t* out, int64_t stride) {
     Words highest[kLanes];
     for (int r = 0; r < rows; ++r) {

@@ -1,4 +1,4 @@
-// Keys and values of one head into KV blocks, one template for every format.
+// Stores keys and values of one head in KV blocks, one template for every format.
 #pragma once
 #include "kernels/kernel_list.h"
 #include "kernels/kv_format.h"
@@ -8,7 +8,7 @@ namespace {
 
 inline constexpr int kRowWords = kMaxHeadDim;  // room for a row in any format
 
-// `words` words of each of `rows` positions, from position `lane` of the block on.
+// Stores `words` words of each of `rows` positions, from position `lane` of the block on.
 void store_keys(const int32_t* x, int64_t x_stride, int rows, int words, std::byte* keys, int lane) {
     std::byte* to = keys + lane * kWordBytes;
     if (rows < kLanes) {
@@ -52,8 +52,8 @@ FA_INLINE void store_values_float32(const float* v, int64_t v_stride, int rows, 
         }
 }
 
-// Words that the rows fill are written as such. Of the others each element is written alone: another thread may be
-// writing the positions beside it.
+// A word that the rows fill is written at once. A partly filled word is written element by element, because another
+// thread may be writing the neighboring positions.
 FA_INLINE void store_values_bfloat16(const float* v, int64_t v_stride, int rows, int n, std::byte* values, int lane) {
     for (int r = 0; r < rows;) {
         std::byte* word = values + int64_t{(lane + r) / 2} * n * kWordBytes;
@@ -107,7 +107,7 @@ void kv_store(const KvStoreArgs& args) {
     for (int row = 0; row < args.rows;) {
         const int position = args.position + row;
         const int lane = position % kBlockLen;
-        // Rows up to the next multiple of kLanes together: they fill whole cache lines of the transposed keys.
+        // Take the rows up to the next multiple of kLanes together: they fill whole cache lines of the transposed keys.
         int count = kLanes - lane % kLanes;
         if (count > args.rows - row) count = args.rows - row;
         const int ahead = row + count;

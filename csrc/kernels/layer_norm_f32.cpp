@@ -4,7 +4,7 @@
 namespace fastattn::FASTATTN_TARGET {
 namespace {
 
-// Sum of x, or of (x - center)^2. Four accumulators, so that the additions do not wait for each other.
+// Sum of x, or of (x - center)^2. Four accumulators make the additions independent.
 template <bool kSquares>
 FA_INLINE float sum(const float* x, int n, float center) {
     const Vec c = broadcast(center);

@@ -1,10 +1,10 @@
 // The matrix product: rows of activations times packed panels of 64 columns, one template for every format.
 //
-// In float32 each output element is one lane that accumulates over k in order with fused multiply-add, in sums of
-// kSumBlock terms that are added up in order, whatever the number of rows, threads or the width of the machine
-// (docs/numerics.md; docs/design/0005-blocked-sums.md says why not one sum). bfloat16 does the same over pairs of k.
-// int8 sums are exact, so their order does not matter. Blocks of k keep a panel slice in cache; the totals wait in
-// `scratch` and are taken up again exactly where they stopped.
+// float32: each output element is one lane that accumulates over k in order with fused multiply-add, in sums of
+// kSumBlock terms. These sums are added in order, for any number of rows and threads and any SIMD width
+// (docs/numerics.md; docs/design/0005-blocked-sums.md explains why it is not one sum). bfloat16 does the same over
+// pairs of k. int8 sums are exact, so their order does not matter. Blocks of k keep a panel slice in cache. Partial
+// sums are saved in `scratch` and continue exactly where they stopped.
 #pragma once
 #include <cstddef>
 
@@ -16,8 +16,8 @@ namespace fastattn::FASTATTN_TARGET {
 namespace {
 
 template <Format kFormat>
-struct Blocks {                     // in words
-    static constexpr int kK = 768;  // 192 KiB of a panel, read from L2 once per six rows; 96 to 384 measured no faster
+struct Blocks {                       // in words
+    static constexpr int kK = 768;    // 192 KiB of a panel, read from L2 once per six rows; 96 to 384 were not faster
     static constexpr int kSum = 768;  // bfloat16: its own rounding is far above that of the sums
     using Dot = DotBfloat16;
     static constexpr bool kInteger = false;
@@ -44,14 +44,14 @@ struct Blocks<Format::kInt4> {
 constexpr int kVecsPerPanel = kPanelWidth / kLanes;
 constexpr int kGroupWords = kInt4Group / 4;
 
-// Brings the slice of a panel that this thread needs next from memory into the caches, a few bytes with every word that
-// is multiplied. Without it a thread waits for the first rows of every panel: 64x768x768 reached 82 % of the FMA rate
-// where it reached 88 with the first version of this, in neighbouring runs of two threads (benchmarks/
-// percent_of_limit.py). Asking for several lines every eight words, in a loop of its own, was 1 to 2 % slower.
+// Prefetches the panel slice that this thread needs next, a few bytes per multiplied word. Otherwise a thread waits for
+// the first rows of every panel: 64x768x768 reached 82 % of the FMA rate without prefetching and 88 % with the first
+// version of this, in adjacent runs of two threads (benchmarks/percent_of_limit.py). Prefetching several lines every
+// eight words, in a separate loop, was 1 to 2 % slower.
 struct Prefetch {
     const std::byte* next;
-    int64_t step;  // bytes a word, rounded up: what lies behind the slice may be asked for, too
-    int lines;     // that a step touches
+    int64_t step;  // bytes per word, rounded up; may reach past the slice
+    int lines;     // cache lines that a step touches
 };
 constexpr int kAheadWords = 16;  // 4 KiB
 constexpr int64_t kLineBytes = 64;
@@ -93,7 +93,7 @@ struct Tile {
     int row, column;   // of the output
 };
 
-// The weights' sums, which int8_offset multiplied.
+// The correction for int8_offset, from the sums of the weights.
 FA_INLINE Words offset_of(const LinearArgs& args, int column) {
     return mul_int(load_words(args.sums + column), broadcast_word(-kInt8Offset));
 }
@@ -101,7 +101,7 @@ FA_INLINE Words offset_of(const LinearArgs& args, int column) {
 template <Format kFormat>
 using SumOf = typename Blocks<kFormat>::Dot::Sum;
 
-// What is the same for all rows of a vector of columns: `scale` of integer formats, `bias` or zeros.
+// Terms that are the same for all rows of a vector of columns: `scale` of integer formats, `bias` or zeros.
 struct ColumnTerms {
     Vec scale, bias;
 };
@@ -114,7 +114,7 @@ FA_INLINE ColumnTerms column_terms(const LinearArgs& args, int column, int n) {
     return terms;
 }
 
-// A sum to what the activation takes.
+// Converts a sum to the input of the activation.
 template <Format kFormat>
 FA_INLINE Vec scaled(const LinearArgs& args, int row, SumOf<kFormat> sum, const ColumnTerms& terms) {
     if constexpr (Blocks<kFormat>::kInteger)
@@ -131,7 +131,7 @@ FA_INLINE void store_result(const LinearArgs& args, int row, int column, Vec y) 
     store(c + column, y);
 }
 
-// Rows of sums to c: kVecs whole vectors of columns, or one of `n` columns.
+// Writes rows of sums to c: kVecs whole vectors of columns, or one vector of `n` columns.
 template <Format kFormat, Activation kActivation, int kVecs, bool kPart>
 FA_INLINE void finish_columns(const LinearArgs& args, const Tile& t, int rows, int first, int n) {
     using Dot = typename Blocks<kFormat>::Dot;
@@ -154,7 +154,7 @@ FA_INLINE void finish_columns(const LinearArgs& args, const Tile& t, int rows, i
     }
 }
 
-// The sums of a whole tile from registers to c, without an activation.
+// Writes the sums of a whole tile from registers to c, without an activation.
 template <Format kFormat, int kRows>
 FA_INLINE void finish_sums(const LinearArgs& args, const Tile& t, const SumOf<kFormat> (&sum)[kRows][kTileVecs]) {
 #pragma GCC unroll 8
@@ -170,8 +170,8 @@ FA_INLINE void finish_sums(const LinearArgs& args, const Tile& t, const SumOf<kF
     }
 }
 
-// The sums of `rows` rows and kVecs vectors of columns, from t.partial to c. A function of its own: a tile runs through
-// it once, and compiling it into every tile made the library several times larger and no faster.
+// Writes the sums of `rows` rows and kVecs vectors of columns from t.partial to c. Not inlined: a tile calls it once,
+// and inlining it into every tile made the library several times larger and no faster.
 template <Format kFormat, Activation kActivation>
 __attribute__((noinline)) void finish_rows(const LinearArgs& args, const Tile& t, int rows) {
     const int columns = args.n - t.column;
@@ -199,7 +199,7 @@ void tile(const LinearArgs& args, const Tile& t, Prefetch& prefetch) {
     constexpr int kSumBlock = Blocks<kFormat>::kSum;
     typename Dot::Sum sum[kRows][kTileVecs];
     const bool whole = t.last && args.activation == Activation::kNone && args.n - t.column >= kTileVecs * kLanes;
-    if (t.last)  // ask for the lines of c, which are written at the end
+    if (t.last)  // prefetch the lines of c, which are written at the end
         for (int i = 0; i < kRows; ++i)
             for (int j = 0; j < kTileVecs; ++j)
                 __builtin_prefetch(args.c + (t.row + i) * args.c_stride + ((t.column + j * kLanes) >> args.c_bfloat16),
@@ -235,13 +235,13 @@ FA_INLINE int64_t panel_bytes(const LinearArgs& args, Format format) {
     return format == Format::kInt4 ? args.words / kGroupWords * kInt4GroupBytes : args.words * kPanelWordBytes;
 }
 
-// Bytes from a panel's begin to word k.
+// Bytes from the start of a panel to word k.
 FA_INLINE int64_t bytes_to(Format format, int k) {
     return format == Format::kInt4 ? k / kGroupWords * kInt4GroupBytes : k * kPanelWordBytes;
 }
 
-// What is asked for while `rows` rows go over words [k0, k0 + words) of a panel: its next words, or the first ones of
-// the panel behind it. No more than a slice, which has room in the cache beside the one that is being multiplied.
+// What to prefetch while `rows` rows go over words [k0, k0 + words) of a panel: its next words, or the first words of
+// the next panel. At most one slice, which fits in the cache next to the current one.
 template <Format kFormat>
 FA_INLINE Prefetch prefetch_of(const LinearArgs& args, int panel, int k0, int words, int rows) {
     constexpr int kKBlock = Blocks<kFormat>::kK;
@@ -252,7 +252,7 @@ FA_INLINE Prefetch prefetch_of(const LinearArgs& args, int panel, int k0, int wo
         left = args.words;
         if (panel + 1 == args.panel_end) next = static_cast<const std::byte*>(args.next_panel);
     }
-    // A tile of a single row asks for its own panel while it reads it.
+    // A tile of a single row prefetches its own panel while it reads it.
     if (next == nullptr || rows <= 1) return {weights, 0, 0};
     const int tiles = (rows + kTileRows - 2) / kTileRows * (kVecsPerPanel / kTileVecs);
     const int64_t steps = int64_t{words > 0 ? words : 1} * tiles;
@@ -262,7 +262,7 @@ FA_INLINE Prefetch prefetch_of(const LinearArgs& args, int panel, int k0, int wo
 
 using TileFunction = void (*)(const LinearArgs&, const Tile&, Prefetch&);
 
-// `words` words, from word k0 on, of an int4 panel as int8.
+// Unpacks `words` words of an int4 panel, from word k0 on, to int8.
 FA_INLINE void unpack_panel(const std::byte* panel, int k0, int words, float* out) {
     auto* to = reinterpret_cast<std::byte*>(out);
     for (int p = 0; p < words; p += kGroupWords, to += kGroupWords * kPanelWordBytes) {
@@ -280,8 +280,8 @@ FA_INLINE void unpack_panel(const std::byte* panel, int k0, int words, float* ou
     }
 }
 
-// One row of an int4 panel: nibbles are multiplied as they are, and each group's sum with its scale. Sums are exact, so
-// this gives what the unpacked panel would.
+// One row of an int4 panel: multiplies the nibbles directly, then each group's sum by its scale. Sums are exact, so the
+// result is that of the unpacked panel.
 FA_INLINE void one_row_int4(const LinearArgs& args, const std::byte* panel, int column) {
     constexpr int64_t kAhead = 4 * kInt4GroupBytes;
     const auto* a = static_cast<const int32_t*>(args.a);

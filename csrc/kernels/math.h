@@ -1,5 +1,5 @@
-// Exponential, hyperbolic tangent, logarithm and the activation functions, the same bits on every target: explicit fma,
-// fixed order, coefficients by tools/fit_polynomials.py. NaN gives NaN everywhere.
+// Exponential, hyperbolic tangent, logarithm and the activation functions, with the same bits on every target: explicit
+// fma, fixed order, coefficients from tools/fit_polynomials.py. NaN gives NaN everywhere.
 #pragma once
 #include <cstring>
 
@@ -18,15 +18,15 @@ FA_INLINE Vec polynomial(Vec x, const float (&c)[N]) {
     return p;
 }
 
-// e^x, at most 1 ulp off: e^x = 2^n e^r with |r| <= ln(2) / 2.
+// e^x, with an error of at most 1 ulp: e^x = 2^n e^r with |r| <= ln(2) / 2.
 FA_INLINE Vec exp(Vec x) {
     // e^r = 1 + r (1 + r P(r))
     constexpr float kExp[] = {0x1.fffffcp-2f, 0x1.555492p-3f, 0x1.5558aep-5f, 0x1.123988p-7f, 0x1.6a4f88p-10f};
-    // Beyond these the result is 0 or inf anyway; the order of the operands lets a NaN through.
+    // Beyond these the result is 0 or inf anyway. The order of the operands preserves NaN.
     x = min(broadcast(89.0f), max(broadcast(-104.0f), x));
     const Vec n = round_even(mul(x, broadcast(0x1.715476p+0f)));
-    Vec r = fma(n, broadcast(-0x1.62e43p-1f), x);  // ln 2 in two parts, the first one short enough for n times it
-    r = fma(n, broadcast(0x1.05c610p-29f), r);     // to be cancelled exactly
+    Vec r = fma(n, broadcast(-0x1.62e43p-1f), x);  // ln 2 in two parts; the first is short enough for
+    r = fma(n, broadcast(0x1.05c610p-29f), r);     // n times it to cancel exactly
     const Vec one = broadcast(1.0f);
     return times_pow2_wide(fma(fma(polynomial(r, kExp), r, one), r, one), n);
 }
@@ -40,11 +40,11 @@ FA_INLINE Vec exp2_nonpositive(Vec x) {
     return times_pow2_wide(fma(polynomial(r, kExp2), r, broadcast(1.0f)), n);
 }
 
-// 2^x within 1.02e-4 of itself, for x <= 2: far below the rounding of the bfloat16 or int8 that it goes into. 0 for
-// -inf.
+// 2^x with a relative error of at most 1.02e-4, for x <= 2: far below the rounding of the bfloat16 or int8 that the
+// result becomes. 0 for -inf.
 FA_INLINE Vec exp2_rough(Vec x) {
     constexpr float kExp2Rough[] = {0x1.62f5fcp-1f, 0x1.f00c4ep-3f, 0x1.c2a1a4p-5f};
-    // Above 0 is only what rounding put there, of huge scores by a lot. The order of the operands lets a NaN through.
+    // x is above 0 only through rounding, by a lot for huge scores. The order of the operands preserves NaN.
     x = min(zero(), max(broadcast(-160.0f), x));
     const Vec n = round_even(x);
     const Vec r = sub(x, n);
@@ -70,7 +70,7 @@ FA_INLINE float log(float x) {
     if (!(x < kInf)) return x;
     uint32_t bits;
     std::memcpy(&bits, &x, sizeof bits);
-    // Subtracting the bits of sqrt(1/2) makes the exponent field change there instead of at powers of two.
+    // Subtracting the bits of sqrt(1/2) makes the exponent field change at sqrt(1/2) instead of at powers of two.
     const uint32_t shifted = bits - 0x3f3504f3u;
     const int32_t exponent = static_cast<int32_t>(shifted) >> 23;
     bits = (shifted & 0x7fffffu) + 0x3f3504f3u;
@@ -85,20 +85,20 @@ FA_INLINE float log(float x) {
     return __builtin_fmaf(n, 0x1.62e43p-1f, r);
 }
 
-// x Phi(x) = max(x, 0) - |x| (1 - Phi(|x|)): no cancellation on either side of 0, and the tail keeps its digits.
+// x Phi(x) = max(x, 0) - |x| (1 - Phi(|x|)): no cancellation on either side of 0, and the tail keeps its precision.
 FA_INLINE Vec gelu_erf(Vec x) {
     // 1 - Phi(t) = 2^-(1 + t P(t))
     constexpr float kNormalTail[] = {0x1.26aeecp+0f,   0x1.d637cap-2f,  0x1.ae38f6p-5f,   -0x1.ceb9bcp-8f,
                                      0x1.79cc78p-14f,  0x1.f7bb48p-13f, -0x1.1a8006p-14f, 0x1.56cd7p-17f,
                                      -0x1.01da52p-20f, 0x1.dbeb1cp-25f, -0x1.ec5f6ep-30f, 0x1.b47ef8p-36f};
-    const Vec t = min(broadcast(16.0f), abs(x));  // from 14.4 on the tail is below every float
+    const Vec t = min(broadcast(16.0f), abs(x));  // the tail is below every float from 14.4 on
     const Vec e = max(broadcast(-160.0f), mul(neg(t), polynomial(t, kNormalTail)));
     return fma(mul(t, broadcast(-0.5f)), exp2_nonpositive(e), max(zero(), x));
 }
 
 // 0.5 x (1 + tanh(u)) = x / (1 + e^-2u), u = sqrt(2 / pi) (x + 0.044715 x^3)
 FA_INLINE Vec gelu_tanh(Vec x) {
-    x = max(broadcast(-32.0f), x);  // the result is -0 well before; -inf would give inf / inf
+    x = max(broadcast(-32.0f), x);  // the result is -0 well before this; -inf would give inf / inf
     const Vec u = mul(x, fma(mul(x, x), broadcast(-0x1.2444f2p-4f), broadcast(-0x1.988454p+0f)));
     return div(x, add(broadcast(1.0f), exp(u)));
 }
@@ -108,8 +108,8 @@ FA_INLINE Vec silu(Vec x) {
     return div(x, add(broadcast(1.0f), exp(neg(x))));
 }
 
-// Either gelu within 2.5e-5: max(x, 0) - |x| 2^-(1 + |x| P(|x|)) with P of a low degree. Half the operations of the
-// ones above, for a result that the next linear rounds to bfloat16 or int8.
+// Either gelu within 2.5e-5: max(x, 0) - |x| 2^-(1 + |x| P(|x|)) with P of low degree. Half the operations of the
+// functions above, for a result that the next linear rounds to bfloat16 or int8.
 template <int N>
 FA_INLINE Vec gelu_rough(Vec x, const float (&tail)[N]) {
     const Vec t = min(broadcast(16.0f), abs(x));

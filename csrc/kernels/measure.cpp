@@ -1,4 +1,4 @@
-// What the machine can do at best, for `fastattn bench` and the benchmarks: the yardstick next to every speed.
+// Peak rates of the machine, which `fastattn bench` and the benchmarks report next to every speed.
 #include "kernels/measure.h"
 #include "kernels/dot.h"
 #include "kernels/kernel_list.h"
@@ -8,11 +8,11 @@ namespace {
 
 template <class Dot>
 FA_INLINE float measure(int64_t iterations) {
-    const Words x = broadcast_word(0x3f803f80);  // bfloat16 ones: no rounding is slow
+    const Words x = broadcast_word(0x3f803f80);  // bfloat16 ones, which never need slow rounding
     typename Dot::Sum sum[kMeasureSums];
     for (auto& s : sum) s = Dot::zero_sum();
     for (int64_t i = 0; i < iterations; ++i) {
-        // As in a register tile: a few steps an iteration, or the compiler moves every sum back and forth.
+        // A few steps per iteration, as in a register tile. Otherwise the compiler moves every sum back and forth.
 #pragma GCC unroll 4
         for (int step = 0; step < kMeasureSteps; ++step)
 #pragma GCC unroll 16
@@ -37,7 +37,7 @@ float measure_int8(int64_t iterations) {
 }
 
 float measure_read(const float* p, int64_t n) {
-    constexpr int kStreams = kTileVecs == 4 ? 8 : 4;  // 8 or more additions on their way, and all in registers
+    constexpr int kStreams = kTileVecs == 4 ? 8 : 4;  // 8 or more additions in flight, all in registers
     Vec sum[kStreams];
     for (auto& s : sum) s = zero();
     for (int64_t i = 0; i + kStreams * kLanes <= n; i += kStreams * kLanes)

@@ -1,4 +1,4 @@
-// Columns of weights in the words of a panel. src/fastattn/graph/quantize.py holds the same formulas in numpy.
+// Packs columns of weights into the words of a panel. src/fastattn/graph/quantize.py has the same formulas in numpy.
 #include <cstddef>
 #include <cstring>
 
@@ -10,7 +10,7 @@ namespace {
 
 constexpr int kGroupWords = kInt4Group / 4;
 
-// The columns at one k; zero behind the last one and behind k.
+// The columns at one k; zero after the last column and after k.
 FA_INLINE Vec columns_at(const PackArgs& args, int p) {
     if (p >= args.k) return zero();
     const float* x = args.x + p * args.x_stride;
@@ -28,13 +28,13 @@ FA_INLINE void* word_of(const PackArgs& args, int word) {
     return static_cast<int32_t*>(args.panel) + int64_t{word} * kPanelWidth + args.lane;
 }
 
-// b[0] + 2^8 b[1] + 2^16 b[2] + 2^24 b[3], of bytes from 0 to 255.
+// b[0] + 2^8 b[1] + 2^16 b[2] + 2^24 b[3], for bytes from 0 to 255.
 FA_INLINE Words join_bytes(const Words (&b)[4]) {
     const Words shift = broadcast_word(256);
     return add_int(b[0], mul_int(shift, add_int(b[1], mul_int(shift, add_int(b[2], mul_int(shift, b[3]))))));
 }
 
-// What the columns are multiplied with to lie within [-most, most], and back.
+// Multiplying by `inverse` brings the columns into [-most, most]; multiplying by `scale` undoes it.
 struct Scale {
     Mask finite;
     Vec scale, inverse;
@@ -45,7 +45,7 @@ FA_INLINE Scale scale_of(const PackArgs& args, float most) {
     for (int p = 0; p < args.k; ++p) {
         const Vec magnitude = abs(columns_at(args, p));
         highest = max(magnitude, highest);
-        not_finite = add(not_finite, sub(magnitude, magnitude));  // inf - inf is NaN, and NaN stays
+        not_finite = add(not_finite, sub(magnitude, magnitude));  // inf - inf is NaN, and NaN stays NaN
     }
     const Mask finite = equal(not_finite, zero());
     highest = select(finite, highest, zero());
@@ -53,7 +53,7 @@ FA_INLINE Scale scale_of(const PackArgs& args, float most) {
     float scales[kLanes];
     store(scales, select(finite, scale, broadcast(__builtin_nanf(""))));
     for (int i = 0; i < args.n; ++i) args.scales[i] = scales[i];
-    // A column of denormals would give an infinite inverse: such a column is 0.
+    // A column of denormals would give an infinite inverse, so it becomes 0.
     const Mask large = less(broadcast(0x1p-120f), highest);
     return {finite, scale, select(large, div(broadcast(most), highest), zero())};
 }
@@ -62,8 +62,8 @@ FA_INLINE void store_sums(const PackArgs& args, Words sum) {
     store_columns(args, args.sums, sum);
 }
 
-// Of the integer scales around the one that holds the group's highest magnitude, that with the least squared error; of
-// equal ones the first. Its sign makes the highest a -8, of which there is no positive one.
+// Of the integer scales around the one that fits the group's highest magnitude, the one with the least squared error,
+// and the first of equal ones. Its sign maps the highest value to -8, because there is no 8.
 FA_INLINE Vec best_group_scale(const Vec (&x)[kInt4Group], const Scale& column) {
     Vec top = zero(), bottom = zero();
     for (int i = 0; i < kInt4Group; ++i) {
@@ -122,7 +122,7 @@ void pack_int8(const PackArgs& args) {
         }
         uint32_t words[kLanes];
         store_words(words, join_bytes(bytes));
-        for (uint32_t& word : words) word ^= 0x80808080u;  // each byte less 128
+        for (uint32_t& word : words) word ^= 0x80808080u;  // subtracts 128 from each byte
         store_columns(args, word_of(args, w), load_words(words));
     }
     store_sums(args, sum);
@@ -145,7 +145,7 @@ void pack_int4(const PackArgs& args) {
             for (int i = 0; i < 4; ++i) {
                 const Vec low = nibble(4 * w + i), high = nibble(4 * w + i + kInt4Group / 2);
                 total = add(total, add(low, high));
-                bytes[i] = round_to_int(fma(broadcast(16.0f), high, add(low, broadcast(136.0f))));  // both plus 8
+                bytes[i] = round_to_int(fma(broadcast(16.0f), high, add(low, broadcast(136.0f))));  // plus 8 for both
             }
             store_columns(args, group + kPanelWidth + w * kPanelWordBytes + args.lane * kWordBytes, join_bytes(bytes));
         }

@@ -5,7 +5,7 @@
 namespace fastattn::FASTATTN_TARGET {
 namespace {
 
-// Columns [i, i + count) of the pooled row; rows are taken in order.
+// Columns [i, i + count) of the pooled row. Rows are taken in order.
 template <bool kMax>
 FA_INLINE Vec pool_columns(const PoolF32Args& args, int i, int count) {
     const auto row = [&](int r) {
@@ -16,7 +16,7 @@ FA_INLINE Vec pool_columns(const PoolF32Args& args, int i, int count) {
     Vec result = row(0);
     for (int r = 1; r < args.rows; ++r) {
         if constexpr (kMax)
-            result = select(is_nan(result), result, max(result, row(r)));  // a NaN stays
+            result = select(is_nan(result), result, max(result, row(r)));  // NaN stays NaN
         else
             result = add(result, row(r));
     }
@@ -48,7 +48,7 @@ void l2_normalize_f32(const RowsF32Args& args) {
             squares = fma(v, v, squares);
         }
         const float norm = __builtin_sqrtf(reduce_add(squares));
-        const Vec divisor = broadcast(args.eps > norm ? args.eps : norm);  // a NaN norm stays
+        const Vec divisor = broadcast(args.eps > norm ? args.eps : norm);  // a NaN norm stays NaN
         for (i = 0; i + kLanes <= args.n; i += kLanes) store(out + i, div(load(x + i), divisor));
         if (const int tail = args.n - i; tail > 0)
             store_partial(out + i, div(load_partial(x + i, tail), divisor), tail);

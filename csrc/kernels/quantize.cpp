@@ -1,4 +1,4 @@
-// Rows of floats in the words that the linears of bfloat16 and int8 take.
+// Converts rows of floats to the words that the linears of bfloat16 and int8 take.
 #include "kernels/kernel_list.h"
 #include "kernels/math.h"
 #include "simd/vec.h"
@@ -10,7 +10,7 @@ FA_INLINE int lanes_left(int n, int i) {
     return n - i < kLanes ? n - i : kLanes;
 }
 
-// Highest magnitude of a row, or NaN if it holds NaN or infinity.
+// Highest magnitude of a row, or NaN if it has NaN or infinity.
 FA_INLINE float highest_magnitude(const float* x, int n) {
     constexpr int kStreams = 4;
     Words highest[kStreams];
@@ -48,13 +48,13 @@ void quantize_int8(const QuantizeArgs& args) {
         auto* out = reinterpret_cast<int8_t*>(static_cast<int32_t*>(args.out) + r * args.out_stride);
         const float highest = highest_magnitude(x, args.n);
         args.scales[r] = highest / 127.0f;
-        // A row of denormals would give an infinite inverse: such a row is 0, as one that is not finite.
+        // A row of denormals would give an infinite inverse, so it becomes 0, like a row that is not finite.
         const bool usual = highest > 0x1p-120f;
         const Vec inverse = broadcast(127.0f / highest);
         int i = 0;
         if (usual)
             for (; i + kLanes <= args.n; i += kLanes) {
-                __builtin_prefetch(x + args.x_stride + i);  // the next row, which is read to its end first
+                __builtin_prefetch(x + args.x_stride + i);  // the next row; finding its maximum reads all of it
                 store_int8(out + i, add_int(round_to_int(mul(load(x + i), inverse)), offset));
             }
         for (; i < 4 * args.words; i += kLanes) {

@@ -5,7 +5,7 @@
 namespace fastattn::FASTATTN_TARGET {
 namespace {
 
-// A NaN may hide a larger value here; the sum below is then NaN and with it the whole row.
+// A NaN may hide a larger value here. The sum below is then NaN, and so is the whole row.
 FA_INLINE float row_max(const float* x, int n) {
     Vec m0 = broadcast(-kInf), m1 = m0, m2 = m0, m3 = m0;
     int i = 0;
@@ -20,7 +20,7 @@ FA_INLINE float row_max(const float* x, int n) {
     return reduce_max(max(max(m0, m1), max(m2, m3)));
 }
 
-// out = e^(x - shift) (when kStore), and its sum
+// Returns the sum of e^(x - shift), and writes the terms to `out` if kStore.
 template <bool kStore>
 FA_INLINE float exponentials(const float* x, int n, float shift, float* out) {
     const Vec m = broadcast(shift);
@@ -58,7 +58,7 @@ void softmax_f32(const SoftmaxF32Args& args) {
         const float* x = args.x + r * args.x_stride;
         float* out = args.out + r * args.out_stride;
         const float m = row_max(x, args.n);
-        // A row of -inf alone has probabilities 0, not NaN.
+        // A row of only -inf has probabilities 0, not NaN.
         const float shift = m == -kInf ? 0.0f : m;
         if (args.log) {
             const float total = exponentials<false>(x, args.n, shift, nullptr);

@@ -1,4 +1,4 @@
-// KV store, attention and attention probabilities, over blocks that hold NaN wherever nothing was stored.
+// KV store, attention and attention probabilities, over blocks with NaN wherever nothing was stored.
 #include <limits>
 #include <memory>
 
@@ -15,7 +15,7 @@ constexpr Shape kShapes[] = {{0, 0, 0},   {1, 0, 0}, {1, 0, 1},    {1, 63, 64}, 
                              {6, 60, 66}, {7, 0, 7}, {13, 58, 71}, {16, 0, 16}, {70, 0, 70}, {3, 200, 203}};
 constexpr int kHeadDims[] = {1, 15, 16, 17, 32, 35, 64, 80, 128, 256};
 
-// int8 of a head_dim that is no multiple of four bytes, and bfloat16 of an odd one, have a part of a word at the end.
+// int8 with a head_dim that is not a multiple of four bytes, and bfloat16 with an odd one, end with a partial word.
 template <Format kFormat>
 class Blocks {
 public:
@@ -27,7 +27,7 @@ public:
             pointers_.push_back(reinterpret_cast<std::byte*>(buffers_.back()->data()));
         }
         const GuardedBuffer k(int64_t{kv_len} * head_dim, 101), v(int64_t{kv_len} * head_dim, 102);
-        for (int begin = 0; begin < kv_len;) {  // in uneven pieces, as steps of a generation come
+        for (int begin = 0; begin < kv_len;) {  // in uneven pieces, like the steps of a generation
             const int rows = begin + 37 < kv_len ? 37 : kv_len - begin;
             const int64_t offset = int64_t{begin} * head_dim;
             table.kv_store[static_cast<int>(kFormat)]({.k = k.data() + offset,
@@ -70,7 +70,7 @@ void for_each_case(const KernelTable& table, Run run) {
                     const GuardedBuffer mask(int64_t{shape.q_len} * shape.kv_len, 113);
                     for (int64_t i = 0; i < mask.size(); ++i)
                         if (bits_at(114, static_cast<uint64_t>(i)) % 4 == 0 || i < shape.kv_len)
-                            mask.data()[i] = -std::numeric_limits<float>::infinity();  // all of the first row
+                            mask.data()[i] = -std::numeric_limits<float>::infinity();  // the whole first row
                     run(AttentionArgs{.q = q.data(),
                                       .q_stride = head_dim,
                                       .blocks = blocks.pointers(),

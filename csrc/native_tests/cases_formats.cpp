@@ -13,7 +13,7 @@ int32_t words_of(Format format, int k) {
     if (format == Format::kBfloat16) return (k + 1) / 2;
     return format == Format::kInt8 ? (k + 3) / 4 : (k + kInt4Group - 1) / kInt4Group * (kInt4Group / 4);
 }
-int64_t panel_words(Format format, int k) {  // of 4 bytes
+int64_t panel_words(Format format, int k) {  // words of 4 bytes
     const int32_t words = words_of(format, k);
     return format == Format::kInt4 ? words / (kInt4Group / 4) * kInt4GroupBytes / kWordBytes
                                    : int64_t{words} * kPanelWidth;
@@ -23,7 +23,7 @@ void clear(const GuardedBuffer& buffer) {
     for (int64_t i = 0; i < buffer.size(); ++i) buffer.data()[i] = 0.0f;
 }
 
-// Every so often a column of weights, or a row of activations, is not finite.
+// Makes one number infinite: its column of weights or row of activations is then not finite.
 void spoil(const GuardedBuffer& buffer, int64_t at) {
     if (at < buffer.size()) buffer.data()[at] = std::numeric_limits<float>::infinity();
 }
@@ -32,7 +32,7 @@ struct Quantized {
     GuardedBuffer words, scales;
 };
 
-// Rows without a gap between them, so that the last one ends at the guard page.
+// Rows without gaps, so that the last one ends at the guard page.
 Quantized quantized(const KernelTable& table, const GuardedBuffer& x, int rows, int k, Format format, int32_t offset) {
     const int32_t words = words_of(format, k), stride = (words + 15) / 16 * 16;
     const GuardedBuffer wide(int64_t{rows} * stride, 1);
@@ -80,7 +80,7 @@ Packed packed(const KernelTable& table, const GuardedBuffer& weight, int k, int 
     clear(found.panels), clear(found.scales), clear(found.sums);
     for (int first = 0; first < n;) {
         const int lane = first % kPanelWidth;
-        int width = first % 7 == 0 ? 16 : 5;  // whole vectors and parts, at any lane
+        int width = first % 7 == 0 ? 16 : 5;  // whole and partial vectors, at any lane
         if (width > kPanelWidth - lane) width = kPanelWidth - lane;
         if (width > n - first) width = n - first;
         table.pack[static_cast<int>(format)](

@@ -1,4 +1,4 @@
-// The kernels that work on rows: products, norms, softmax, activations, pooling.
+// The kernels on rows: products, norms, softmax, activations, pooling.
 #include <limits>
 
 #include "native_tests/support.h"
@@ -14,7 +14,7 @@ constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr float kSpecial[] = {kNan, kInfinity, -kInfinity, 0.0f, -0.0f, 1e-40f, -1e-40f, 1e30f, -1e30f};
 
-// Every ninth number or so becomes one of kSpecial.
+// Replaces about every ninth number with one of kSpecial.
 void add_specials(const GuardedBuffer& buffer, uint64_t stream) {
     for (int64_t i = 0; i < buffer.size(); ++i) {
         const uint64_t bits = bits_at(stream, static_cast<uint64_t>(i));
@@ -150,7 +150,7 @@ void l2_normalize(const KernelTable& table, Record& record) {
 
 void argmax(const KernelTable& table, Record& record) {
     for (int n : kSizes)
-        for (int variant = 0; variant < 4; ++variant) {  // plain, ties, a NaN, nothing but -inf
+        for (int variant = 0; variant < 4; ++variant) {  // plain, ties, a NaN, only -inf
             const GuardedBuffer x(n, 71);
             for (int i = 0; i < n; ++i) {
                 if (variant == 1) x.data()[i] = i % 5 == 3 ? 2.0f : -1.0f;

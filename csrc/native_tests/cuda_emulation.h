@@ -1,15 +1,15 @@
-// Runs CUDA kernels on this machine's CPU: the names that csrc/cuda/kernels/device.h promises, for g++. Threads of a
-// block are fibers, which change at barriers and wherever lanes of a warp speak to each other. It is there to find
-// mistakes, so it is strict where hardware is silent:
-// - threads run in the order that `order` says: what depends on it, for want of a barrier, gives other bits;
-// - shared memory is NaN before a block starts, and asynchronous copies arrive only when somebody waits for them;
-// - lanes that meet at different operations, or with lanes that have left, end the run; so do a wait for ever and an
-//   address of 16 bytes that is not aligned.
-// What it does not show: races between two barriers that every order survives; a barrier of a warp that is missing
-// beside a shuffle or an mma, where all lanes meet here; and the rounding inside of a tensor core (here: sixteen
-// products added exactly, then rounded once with the sum).
+// Runs CUDA kernels on the CPU: the names that csrc/cuda/kernels/device.h promises, for g++. Threads of a block are
+// fibers, which switch at barriers and wherever lanes of a warp communicate. The emulation exists to find mistakes, so
+// it is strict where hardware is silent:
+// - threads run in the order given by `order`: a result that depends on it, because a barrier is missing, changes;
+// - shared memory is NaN before a block starts, and asynchronous copies arrive only when a thread waits for them;
+// - the run fails if lanes meet at different operations, if lanes meet with lanes that have exited, if a wait never
+//   ends, or if a 16-byte address is not aligned.
+// It does not detect races between two barriers that every order survives, or a missing warp barrier next to a shuffle
+// or an mma, where all lanes meet here. It does not reproduce the rounding inside a tensor core (here: sixteen products
+// are added exactly, then rounded once with the sum).
 //
-// Included by csrc/cuda/kernels/device.h, by the macro FASTATTN_CUDA_EMULATION.
+// csrc/cuda/kernels/device.h includes this file through the macro FASTATTN_CUDA_EMULATION.
 #pragma once
 #include <bit>
 #include <cmath>
@@ -25,14 +25,14 @@ namespace fastattn::cuda::emulation {
 enum class Order { kForward, kBackward, kShuffled };
 inline Order order = Order::kForward;
 
-// The thread that runs.
+// The running thread.
 struct Current {
     int thread, block_x, block_y;
     unsigned char* shared;
 };
 inline Current current;
 
-// What a lane shows to its warp.
+// What a lane shares with its warp.
 struct Slot {
     uint32_t words[8];
     const void* address;
@@ -40,7 +40,7 @@ struct Slot {
 
 [[noreturn]] void fail(const char* what);
 void block_barrier();
-// Shows `mine` and gives the slots of all 32 lanes, valid up to the lane's next exchange.
+// Publishes `mine` and returns the slots of all 32 lanes, valid until the lane's next exchange.
 const Slot* exchange(const char* what, const Slot& mine);
 void copy_later(void* to, const void* from);
 void commit_copies();
@@ -151,7 +151,7 @@ uint32_t round_pair(float low, float high) {
         return emulation::round_f16(low) | uint32_t{emulation::round_f16(high)} << 16;
 }
 
-// Element j of row `row` of the matrix whose rows lanes 8 matrix to 8 matrix + 7 gave.
+// Element j of row `row` of the matrix whose row addresses are in lanes 8 matrix to 8 matrix + 7.
 inline uint32_t matrix_element(const emulation::Slot* all, int matrix, int row, int j) {
     uint16_t element;
     std::memcpy(&element, static_cast<const unsigned char*>(all[8 * matrix + row].address) + 2 * j, sizeof element);
@@ -172,9 +172,9 @@ inline void load_matrices_transposed(uint32_t (&r)[4], const void* row) {
         r[i] = matrix_element(all, i, j, lane / 4) | matrix_element(all, i, j + 1, lane / 4) << 16;
 }
 
-// Fragments as PTX has them, with g = lane / 4 and t = lane % 4. a: rows g and g + 8 in turn, columns 2 t and 2 t + 1,
-// then the same 8 columns on. b: rows 2 t and 2 t + 1 of column g, then 8 rows on. c: columns 2 t and 2 t + 1 of row g,
-// then of row g + 8.
+// Fragments as in PTX, with g = lane / 4 and t = lane % 4. a: columns 2 t and 2 t + 1 of row g, then of row g + 8, then
+// the same 8 columns later. b: rows 2 t and 2 t + 1 of column g, then the same 8 rows later. c: columns 2 t and 2 t + 1
+// of row g, then of row g + 8.
 template <class T>
 void mma_16x8x16(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
     const emulation::Slot* all =

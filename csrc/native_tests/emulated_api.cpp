@@ -1,5 +1,5 @@
-// cuda_api.h over the memory of the host, for tests: device memory is memory of the host that starts as noise, and
-// what is launched is run by the thread that launches it.
+// cuda_api.h over host memory, for tests. Device memory is host memory that starts as noise. The thread that launches a
+// kernel also runs it.
 #include <cstdlib>
 #include <cstring>
 #include <memory>
@@ -14,7 +14,7 @@ namespace fastattn::cuda {
 namespace {
 
 constexpr int64_t kMemoryBytes = int64_t{1} << 30;  // of the emulated GPU
-constexpr int kNoise = 0xff;                        // floats of it are NaN, ids -1: nobody may count on them
+constexpr int kNoise = 0xff;                        // NaN as floats, -1 as ids: no code may rely on it
 int64_t allocated = 0;
 
 std::byte* allocate(int64_t bytes) {

@@ -1,4 +1,4 @@
-// A stream of the emulation: what is launched on it runs at once, or is noted for the graph that is being captured.
+// A stream of the emulation: a launch runs at once, or is recorded for the graph being captured.
 #pragma once
 #include <functional>
 #include <utility>
@@ -7,12 +7,12 @@
 #include "cuda/kernels/kernels.h"
 
 struct CUstream_st {
-    std::vector<std::function<void()>>* captured = nullptr;  // null: nothing is captured
+    std::vector<std::function<void()>>* captured = nullptr;  // null: no capture
 };
 
 namespace fastattn::cuda {
 
-// `work` holds copies of its arguments: a captured graph runs it later, again and again. A null stream captures
+// `work` owns copies of its arguments, because a captured graph runs it later, again and again. A null stream captures
 // nothing.
 inline void submit(Stream stream, std::function<void()> work) {
     if (stream != nullptr && stream->captured != nullptr)

@@ -1,5 +1,5 @@
-// A stand-in for libcublasLt.so over the emulated GPU, with the functions that cuda/cublas_lt.cpp looks for. It refuses
-// what the executor must never ask for, and sums in the CPU's order, so that whole models have the CPU's bits.
+// A stand-in for libcublasLt.so on the emulated GPU, with the functions that cuda/cublas_lt.cpp looks up. It rejects
+// what the executor must never request, and sums in the CPU's order, so whole models have the CPU's bits.
 #include <cmath>
 #include <cstdint>
 #include <cstdlib>
@@ -11,7 +11,7 @@
 namespace {
 
 constexpr int kSuccess = 0, kNotInitialized = 1, kInvalid = 7, kNotSupported = 15;
-constexpr int64_t kSum = 128;  // terms that are summed on their own (docs/numerics.md)
+constexpr int64_t kSum = 128;  // terms per partial sum (docs/numerics.md)
 constexpr uint64_t kGood = 3;  // the only algorithm that takes every number of rows
 
 struct Desc {
@@ -37,7 +37,7 @@ struct Result {
     int reserved[4];
 };
 
-// Element [row, column] of a matrix whose columns lie one behind the other.
+// Element [row, column] of a column-major matrix.
 float element(const void* data, const Layout& layout, int64_t row, int64_t column, bool tf32) {
     const int64_t at = column * layout.stride + row;
     if (layout.type != 0) {
@@ -112,7 +112,7 @@ API cublasLtMatmulPreferenceSetAttribute(void* preference, int attribute, const 
         return kInvalid;
     return kSuccess;
 }
-// The heuristic's favourite splits k, the second is broken, the third takes few rows alone, the fourth is good. A
+// The heuristic's first choice splits k, the second is broken, the third takes only few rows, the fourth is good. A
 // product with one output column has none.
 API cublasLtMatmulAlgoGetHeuristic(void*, void* desc, void* a, void* b, void* c, void*, void* preference, int most,
                                    Result* results, int* count) {
@@ -134,7 +134,7 @@ API cublasLtMatmulAlgoConfigSetAttribute(Algo* algo, int attribute, const void* 
     if (bytes != sizeof(uint32_t) || (attribute != 2 && attribute != 3)) return kInvalid;
     uint32_t number;
     std::memcpy(&number, value, bytes);
-    if (algo->id == 0) return kNotSupported;  // it cannot do without its split
+    if (algo->id == 0) return kNotSupported;  // it cannot work without its split
     (attribute == 2 ? algo->splits : algo->reduction) = number;
     return kSuccess;
 }

@@ -1,5 +1,5 @@
-// Every kernel of every target that this machine runs, on the same inputs, compared bit for bit with the scalar target.
-// Prints a hash for each, so that runs on different machines can be compared too.
+// Runs every kernel of every target that this machine supports on the same inputs, and compares bit for bit with the
+// scalar target. Prints a hash for each kernel, so that runs on different machines can be compared, too.
 #include <cinttypes>
 #include <cstdio>
 

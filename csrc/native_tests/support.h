@@ -1,4 +1,4 @@
-// What the native tests need: numbers from a counter, buffers that end at a guard page, hashes.
+// Utilities of the native tests: numbers from a counter, buffers that end at a guard page, hashes.
 #pragma once
 #include <cstdint>
 #include <cstring>
@@ -9,7 +9,7 @@
 
 namespace fastattn::native_tests {
 
-// The i-th number of a stream: splitmix64, so that every machine gets the same ones.
+// The i-th number of a stream: splitmix64, the same on every machine.
 inline uint64_t bits_at(uint64_t stream, uint64_t i) {
     uint64_t z = (stream * 0x9e3779b97f4a7c15u) ^ (i + 1) * 0xbf58476d1ce4e5b9u;
     z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
@@ -20,8 +20,8 @@ inline float number_at(uint64_t stream, uint64_t i) {  // multiples of 2^-22 in 
     return static_cast<float>(static_cast<int64_t>(bits_at(stream, i) >> 40) - (1 << 23)) * 0x1p-22f;
 }
 
-// Floats that end right before a page that cannot be touched, and so start at any alignment, depending on the size.
-// Reading or writing one float too far ends the run with a fault.
+// Floats that end directly before an inaccessible page, so they start at any alignment, depending on the size.
+// Accessing one float too far is a fault that ends the run.
 class GuardedBuffer {
 public:
     GuardedBuffer(int64_t size, uint64_t stream, float factor = 1.0f);
@@ -39,15 +39,15 @@ private:
     int64_t bytes_ = 0, size_ = 0;
 };
 
-// What a kernel did: a hash of the bits it wrote (every NaN counts as the same one) and the bits themselves.
+// What a kernel wrote: a hash of the bits (every NaN counts as the same one) and the bits themselves.
 class Record {
 public:
     void add(const float* values, int64_t n);
     void add(int32_t value);
-    void add_words(const void* words, int64_t n);  // bits that are no floats
+    void add_words(const void* words, int64_t n);  // bits that are not floats
     uint64_t hash() const { return hash_; }
     bool operator==(const Record& other) const { return words_ == other.words_; }
-    // Where the first difference is, for the message.
+    // Index of the first difference, for the message.
     int64_t first_difference(const Record& other) const;
     uint32_t word(int64_t i) const { return words_[static_cast<size_t>(i)]; }
 
@@ -61,7 +61,7 @@ private:
 struct KernelCases {
     const char* kernel;
     void (*run)(const KernelTable&, Record&);
-    bool bits_of_target = false;  // each target has its own: nothing but memory is checked here
+    bool bits_of_target = false;  // each target has its own bits; only memory accesses are checked
 };
 extern const std::vector<KernelCases> kRowCases;        // cases_rows.cpp
 extern const std::vector<KernelCases> kFormatCases;     // cases_formats.cpp

@@ -5,16 +5,16 @@
 namespace fastattn::ops {
 namespace {
 
-constexpr int32_t kQueryRows = 96;  // of one chunk
+constexpr int32_t kQueryRows = 96;  // per chunk
 constexpr int32_t kStoreRows = 256;
-constexpr int32_t kChunksOfOneRow = 2;  // a thread: few, so that each reads a long piece of memory
+constexpr int32_t kChunksOfOneRow = 2;  // per thread: few, so that each chunk reads a long run of memory
 
 struct Piece {
     int32_t sequence, begin, end;  // rows of q, k or v
     int32_t head;
 };
 
-// Chunks are (sequence, some rows, head). Each thread takes rising chunk numbers, so a cursor finds the sequence.
+// A chunk is (sequence, some rows, head). Each thread takes chunks in ascending order, so a cursor finds the sequence.
 // The last rows of the last sequence come first: with causal attention they cost most.
 template <class Begin, class End>
 class Pieces {
@@ -49,7 +49,7 @@ int64_t head_offset(const AttentionOp& op, int32_t kv_head) {
     return op.block_offset + kv_head * kv_head_bytes(op.kv_format, op.head_dim);
 }
 
-// Where the keys and values of one head lie: the blocks, and the offset within a block.
+// Location of the keys and values of one head: the blocks, and the offset within a block.
 struct HeadPlace {
     std::byte* const* blocks;
     int64_t offset;
@@ -74,7 +74,7 @@ AttentionArgs head_args(const AttentionOp& op, const SequenceBlocks& s, HeadPlac
             .scale = op.scale};
 }
 
-// Calls run(begin, end, position) for runs of query rows at neighbouring positions.
+// Calls run(begin, end, position) for runs of query rows at consecutive positions.
 template <class F>
 void for_runs(const AttentionOp& op, const SequenceBlocks& s, int32_t begin, int32_t end, const F& run) {
     if (op.query_tokens == nullptr) {
@@ -89,7 +89,7 @@ void for_runs(const AttentionOp& op, const SequenceBlocks& s, int32_t begin, int
     }
 }
 
-// Keys and values of rows [begin, end) of the step into their blocks.
+// Stores the keys and values of rows [begin, end) of the step in their blocks.
 void store(const KernelTable& kernels, const AttentionOp& op, const SequenceBlocks& s, HeadPlace place, int32_t kv_head,
            int32_t begin, int32_t end) {
     const int64_t column = int64_t{kv_head} * op.head_dim;
@@ -104,7 +104,7 @@ void store(const KernelTable& kernels, const AttentionOp& op, const SequenceBloc
                                                       .head_dim = op.head_dim});
 }
 
-// One query row, all of its heads that belong to KV heads [begin, end).
+// Attends with one query row, for all of its heads that belong to KV heads [begin, end).
 void attend_heads(const KernelTable& kernels, const AttentionOp& op, const SequenceBlocks& s, int32_t begin,
                   int32_t end, int thread) {
     AttentionArgs args = head_args(op, s, {s.blocks, head_offset(op, begin)}, thread);
@@ -121,7 +121,7 @@ void attend_heads(const KernelTable& kernels, const AttentionOp& op, const Seque
     });
 }
 
-// Query rows [begin, end) of one head.
+// Attends with query rows [begin, end) of one head.
 void attend(const KernelTable& kernels, const AttentionOp& op, const SequenceBlocks& s, HeadPlace place, int32_t head,
             int32_t begin, int32_t end, int thread) {
     AttentionArgs args = head_args(op, s, place, thread);
@@ -135,7 +135,7 @@ void attend(const KernelTable& kernels, const AttentionOp& op, const SequenceBlo
     });
 }
 
-// All of one sequence's head on one thread.
+// One thread computes a whole KV head of a sequence.
 void attention_by_heads(Team& team, const KernelTable& kernels, const AttentionOp& op) {
     const int32_t group = op.n_head / op.n_kv_head;
     team.for_chunks(int64_t{op.n_sequences} * op.n_kv_head, [&](int64_t chunk) {
@@ -149,8 +149,8 @@ void attention_by_heads(Team& team, const KernelTable& kernels, const AttentionO
     });
 }
 
-// The last query row of each sequence: a step of a generation. A thread takes several heads of a sequence, whose parts
-// of a block lie behind each other.
+// The last query row of each sequence: a decode step. A thread takes several heads of a sequence, whose parts of a
+// block are contiguous.
 void attention_of_one_row(Team& team, const KernelTable& kernels, const AttentionOp& op) {
     const int64_t heads = int64_t{op.n_sequences} * op.n_kv_head;
     const auto span =
@@ -205,12 +205,12 @@ void attention(Team& team, const KernelTable& kernels, const AttentionOp& op) {
     };
     if (op.thread_blocks == nullptr && std::all_of(op.sequences, op.sequences + op.n_sequences, one_row))
         return attention_of_one_row(team, kernels, op);
-    bool short_ones = op.n_head == op.n_kv_head;  // which cannot be split further
+    bool short_ones = op.n_head == op.n_kv_head;  // sequences whose heads cannot be split further
     for (int32_t i = 0; i < op.n_sequences && short_ones; ++i) {
         const SequenceBlocks& s = op.sequences[i];
         short_ones = s.q_end - s.q_begin <= kQueryRows && s.token_end - s.token_begin <= kStoreRows;
     }
-    // Four chunks a thread even out what heads of unequal length cost.
+    // Four chunks per thread even out the cost of heads of unequal length.
     if (short_ones || int64_t{op.n_sequences} * op.n_kv_head >= int64_t{4} * team.size())
         attention_by_heads(team, kernels, op);
     else

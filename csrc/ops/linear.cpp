@@ -5,8 +5,8 @@
 namespace fastattn::ops {
 namespace {
 
-// Rows of one chunk: whole register tiles, at most a row block, and small enough for about twelve chunks a thread,
-// since the cores of a shared machine are not equally fast.
+// Rows per chunk: whole register tiles, at most one row block, and small enough for about twelve chunks per thread,
+// because the cores of a shared machine are not equally fast.
 int64_t rows_per_chunk(int64_t m, int64_t panels, int threads) {
     const int64_t wanted_chunks = std::max<int64_t>(1, 12 * threads / std::max<int64_t>(panels, 1));
     const int64_t blocks = std::max((m + kLinearRowBlock - 1) / kLinearRowBlock, std::min(wanted_chunks, m / 48));
@@ -18,8 +18,8 @@ struct Chunk {
     int64_t row, rows, panel;
 };
 
-// Chunks of a linear: some panels times a block of rows, one row block after the other. The last ones are cut in two by
-// rows, so that threads that are not equally fast end together; the halves of a panel go to one thread, as a rule.
+// Chunks of a linear: some panels times a block of rows, one row block after the other. The last chunks are split in
+// two by rows, so that threads of unequal speed end together. The halves of a panel usually go to one thread.
 class Chunks {
 public:
     Chunks(int64_t m, int64_t rows, int64_t panels, int64_t panels_per_chunk, int64_t threads)
@@ -49,7 +49,7 @@ private:
     int64_t m_, rows_, panels_per_chunk_, threads_, across_, whole_, halves_ = 0;
 };
 
-// x in the format of the weights, for this thread to read.
+// x in the format of the weights, ready for this thread to read.
 Quantized rounded_x(Team& team, const KernelTable& kernels, const LinearOp& op) {
     const int64_t m = op.x.rows, stride = quantized_stride(op.weights.words);
     if (op.weights.format == Format::kFloat32) return {reinterpret_cast<int32_t*>(op.x.data), nullptr};
@@ -93,7 +93,7 @@ void linear(Team& team, const KernelTable& kernels, const LinearOp& op) {
     const int64_t a_stride = op.weights.format == Format::kFloat32 ? op.x.stride : quantized_stride(op.weights.words);
     const int64_t rows = rows_per_chunk(m, panels, team.size());
     const int64_t row_chunks = (m + rows - 1) / rows;
-    // Few rows read their weights once, from memory: neighbouring panels in one chunk make one long stream.
+    // A few rows read their weights once, from memory. Consecutive panels in one chunk make one long stream.
     const auto panels_of = [&](int64_t count) {
         return row_chunks > 1 ? 1 : std::max<int64_t>(1, count / (32 * team.size()));
     };
@@ -102,11 +102,11 @@ void linear(Team& team, const KernelTable& kernels, const LinearOp& op) {
     team.for_chunks_ahead(chunks.count(), [&](int64_t i, int64_t next) {
         const auto [row, chunk_rows, panel] = chunks.at(i);
         if (chunk_rows == 0) return;
-        // Behind the last chunk comes the next linear, where each thread begins with the chunk of its own number.
+        // After the last chunk comes the next linear, where each thread starts with the chunk of its own index.
         const std::byte* upcoming = next < chunks.count() ? op.weights.at(chunks.at(next).panel)
                                                           : op.next.at(team.index() * panels_of(op.next.count));
         const int64_t end = std::min(panel + panels_per_chunk, panels);
-        // A sink takes what fits its room.
+        // A tile for a sink must fit in its room.
         const int64_t at_once =
             op.sink ? std::max<int64_t>(1, LinearSink::kTileFloats / (chunk_rows * kPanelWidth)) : panels_per_chunk;
         for (int64_t first = panel; first < end; first += at_once) {
@@ -119,7 +119,7 @@ void linear(Team& team, const KernelTable& kernels, const LinearOp& op) {
                 c.data = op.out.row(row);
             } else {
                 c.stride = at_once * kPanelWidth;
-                c.data = op.sink->room(team.index()) - first * kPanelWidth;  // column 0 would lie before the room
+                c.data = op.sink->room(team.index()) - first * kPanelWidth;  // column 0 would be before the room
             }
             kernels.linear[static_cast<int>(op.weights.format)](
                 {.a = a.words + row * a_stride,

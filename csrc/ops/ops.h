@@ -1,5 +1,5 @@
-// What the ops of a Program do across the threads of a region. An op checks nothing (the executor has) and knows no
-// instruction set; every thread of the region calls it, and a barrier follows before anyone reads its output.
+// The ops of a Program on the threads of a region. An op validates nothing (the executor already did) and does not
+// depend on an instruction set. Every thread of the region calls it. A barrier follows before its output is read.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -9,7 +9,7 @@
 
 namespace fastattn {
 
-// A matrix in the workspace or in the caller's memory.
+// A matrix [rows, width] in the workspace or in the caller's memory.
 struct View {
     float* data = nullptr;
     int64_t rows = 0;
@@ -24,20 +24,20 @@ namespace ops {
 // Packed weights: `count` panels of 64 columns.
 struct Matrix {
     Format format = Format::kFloat32;
-    const std::byte* panels = nullptr;  // null: no matrix
-    const float* scales = nullptr;      // int8, int4
-    const int32_t* sums = nullptr;
-    int32_t words = 0;  // along k
+    const std::byte* panels = nullptr;  // [count, words, 64] words (int4: groups); null: no matrix
+    const float* scales = nullptr;      // int8, int4: [count * 64]
+    const int32_t* sums = nullptr;      // int8, int4: [count * 64]
+    int32_t words = 0;                  // along k
     int64_t panel_bytes = 0, count = 0;
 
     const std::byte* at(int64_t panel) const { return panel < count ? panels + panel * panel_bytes : nullptr; }
 };
 
-// Words along k of a matrix with k columns.
+// Words along k of a weight [n, k].
 int32_t words_of(Format format, int64_t k);
 int64_t panel_bytes_of(Format format, int64_t k);
 
-// Activations in the format of a linear: rows of `stride` words, and their scales.
+// Activations in the format of a linear: words [rows, quantized_stride(words)] and scales [rows].
 struct Quantized {
     int32_t* words = nullptr;
     float* scales = nullptr;
@@ -48,22 +48,22 @@ inline int64_t quantized_stride(int64_t words) {
 
 // A copy of an op's output, rounded for the linear that reads it next.
 struct Rounded {
-    Format format = Format::kFloat32;  // float32: nobody wants one
+    Format format = Format::kFloat32;  // float32: no copy
     int32_t words = 0;                 // along the output's width
     Quantized to;
 };
 
-// Takes the output of a linear tile by tile, each on the thread that computed it while it is in that thread's cache. Of
-// one row a thread's tiles come in rising order.
+// Receives the output of a linear tile by tile, on the thread that computed the tile, while it is in that thread's
+// cache. For one row, the tiles of a thread come in ascending column order.
 class LinearSink {
 public:
     static constexpr int64_t kTileFloats = 16384;
     struct Tile {
-        View view;  // may be written to
+        View view;  // writable
         int64_t row;
         int32_t column;
     };
-    virtual float* room(int thread) = 0;  // kTileFloats for a tile, where the output has no memory
+    virtual float* room(int thread) = 0;  // kTileFloats for a tile, if the output has no memory
     virtual void take(int thread, const Tile& tile) = 0;
 
 protected:
@@ -74,33 +74,33 @@ static_assert(LinearSink::kTileFloats >= kLinearRowBlock * kPanelWidth);
 struct LinearOp {
     View x, out;
     Matrix weights;
-    Matrix next;        // of the linear that comes after, whose first panels are brought into the cache; may be none
-    const float* bias;  // or null
-    View residual;      // data null without
+    Matrix next;        // of the following linear, whose first panels are prefetched; may be empty
+    const float* bias;  // [n] or null
+    View residual;      // data is null without a residual
     Activation activation;
-    Quantized quantized;         // x or room for it, shared by all threads; not for float32
-    bool x_rounded = false;      // quantized holds x already, and x.data may be null
-    Rounded rounded{};           // bfloat16 with bfloat16 weights; in place of out, whose data may be null then
-    float* const* scratch;       // a thread, kScratchFloats
-    LinearSink* sink = nullptr;  // with one, out.data may be null
+    Quantized quantized;         // x, or room for it; shared by all threads; not for float32
+    bool x_rounded = false;      // quantized already holds x, and x.data may be null
+    Rounded rounded{};           // bfloat16 with bfloat16 weights; replaces out, whose data may then be null
+    float* const* scratch;       // one per thread, kScratchFloats each
+    LinearSink* sink = nullptr;  // if set, out.data may be null
 };
 void linear(Team& team, const KernelTable& kernels, const LinearOp& op);
 
-// Rows [first, first + rows) of x to where `rounded` says.
+// Rounds rows [first, first + rows) of x to rounded.to.
 void round_rows(const KernelTable& kernels, View x, int64_t first, int64_t rows, const Rounded& rounded);
 
-// `rounded` beside out.
+// Writes `out` and its rounded copy `rounded`.
 void layer_norm(Team& team, const KernelTable& kernels, View x, View out, const float* weight, const float* bias,
                 float eps, const Rounded& rounded);
 void add(Team& team, const KernelTable& kernels, View a, View b, View out);
 void activation(Team& team, const KernelTable& kernels, View x, View out, Activation kind, bool rough);
 void l2_normalize(Team& team, const KernelTable& kernels, View x, View out, float eps);
 
-// Bytes of a KV block that belong to one head.
+// Bytes of one head in a KV block.
 int64_t kv_head_bytes(Format format, int32_t head_dim);
 
-// One sequence of an attention: its tokens are rows [token_begin, token_end) of k and v, at positions from `position`
-// on. Its query rows are [q_begin, q_end) of q; query_tokens, if not null, gives each row's token (row of the step).
+// One sequence of an attention. Its tokens are rows [token_begin, token_end) of k and v, at positions from `position`
+// on. Its query rows are [q_begin, q_end) of q. query_tokens, if not null, gives each row's token (row of the step).
 struct SequenceBlocks {
     std::byte* const* blocks;
     int32_t token_begin, token_end, position;
@@ -110,26 +110,26 @@ struct SequenceBlocks {
 struct AttentionOp {
     View q, k, v, out;
     const SequenceBlocks* sequences;
-    const int32_t* query_tokens;  // of q's rows, or null when q has a row a token
+    const int32_t* query_tokens;  // of q's rows, or null if q has one row per token
     int32_t n_sequences;
     int32_t n_head, n_kv_head, head_dim;
     Format kv_format;
-    int64_t block_offset;  // bytes: of the layer in a block
+    int64_t block_offset;  // bytes; offset of the layer in a block
     bool causal;
     float scale;
     float* const* scratch;
-    // A thread's own blocks for the keys and values of one head, when no cache keeps them; else null.
+    // Each thread's own blocks for the keys and values of one head if there is no cache, else null.
     std::byte* const* const* thread_blocks;
-    float* probs;  // attention_probs: the sequences' [n_head, q_len, kv_len] one behind the other, else null
+    float* probs;  // attention_probs: [n_head, q_len, kv_len] of each sequence, concatenated; else null
 };
 
-// Stores the keys and values of the step, then attends. Where there are heads enough for all threads, one thread does
-// both for a head, whose keys and values then stay in its cache; otherwise query rows are split, too, with a barrier
-// between.
+// Stores the keys and values of the step, then attends. If there are enough heads for all threads, one thread does both
+// for a head, so that its keys and values stay in that thread's cache. Otherwise query rows are split too, with a
+// barrier in between.
 void attention(Team& team, const KernelTable& kernels, const AttentionOp& op);
 void attention_probs(Team& team, const KernelTable& kernels, const AttentionOp& op);
 
-// So few activations are quantized by every thread for itself, which is cheaper than to meet.
+// Every thread quantizes up to this many activations for itself, which is cheaper than a barrier.
 inline constexpr int64_t kAloneWords = 4096, kAloneRows = 16;
 inline constexpr int64_t kLinearOpScratch = kLinearScratch + kAloneWords + kAloneRows;
 inline constexpr int64_t kScratchFloats = kLinearOpScratch > kAttentionScratch ? kLinearOpScratch : kAttentionScratch;

@@ -1,4 +1,4 @@
-// Ops that work on each row alone.
+// Ops that process each row independently.
 #include <algorithm>
 
 #include "ops/ops.h"
@@ -6,8 +6,9 @@
 namespace fastattn::ops {
 namespace {
 
-// Calls run(first_row, rows) in chunks of at most some ten thousand elements: microseconds, so that threads share
-// evenly. Few rows make two chunks a thread, down to a thousand elements, which take about as long as taking a chunk.
+// Calls run(first_row, rows) for chunks of at most about ten thousand elements. Each takes microseconds, so threads
+// share evenly. Few rows are split into two chunks per thread, but not below about a thousand elements, which take
+// about as long as taking a chunk.
 template <class F>
 void for_rows(Team& team, const View& x, const F& run) {
     if (x.rows == 0 || x.width == 0) return;

@@ -1,4 +1,4 @@
-// Whether a Program is one that an executor can run: shapes, rows and counts of every op, before any memory is planned.
+// Validates that an executor can run a Program: shapes, rows and counts of every op, before any memory is planned.
 #include <string>
 
 #include "core/error.h"
@@ -9,7 +9,7 @@ namespace {
 
 struct Kind {
     const char* name;
-    size_t inputs, weights;  // without a linear's bias and residual
+    size_t inputs, weights;  // without the bias and residual of a linear
 };
 
 Kind kind_of(const OpSpec& op) {
@@ -33,7 +33,7 @@ Rows rows_of(Gather which) {
     return which == Gather::kTokens ? Rows::kTokens : which == Gather::kWanted ? Rows::kWanted : Rows::kSequences;
 }
 
-// One op of a Program at a time; `written` says which values the ops before it have made.
+// Checks one op of a Program at a time. `written` marks the values that earlier ops wrote.
 class Checker {
 public:
     explicit Checker(const ProgramSpec& spec)
@@ -56,7 +56,7 @@ public:
     }
 
 private:
-    // What follows from them, as the floats of a page, must fit into 63 bits.
+    // Sizes derived from these, such as the floats of a page, must fit into 63 bits.
     void check_sizes() const {
         for (const ValueSpec& value : spec_.values)
             if (value.width < 0) bad_spec("a value has a negative width");
@@ -164,7 +164,7 @@ private:
     }
 
     const ProgramSpec& spec_;
-    std::vector<bool> written_, maps_;  // values
+    std::vector<bool> written_, maps_;  // one per value
     size_t index_ = 0;                  // of the op
 };
 

@@ -1,4 +1,4 @@
-// Whether the arrays of a step fit the Program.
+// Validates the arrays of a step against the Program.
 #include <string>
 
 #include "core/error.h"

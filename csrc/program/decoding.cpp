@@ -20,7 +20,7 @@ Decoding::Drawn Decoding::draw(const std::function<bool()>& poll) {
     const size_t n = rows_.size();
     for (size_t i = 0; i < n; ++i) {
         Row& row = rows_[i];
-        // Room for what will be drawn is made before the step, since it may fail.
+        // Reserve room for the drawn token before the step, because it may fail.
         if (row.params.repetition_penalty != 1.0f && row.history.size() == row.history.capacity())
             row.history.reserve(2 * row.history.size() + 16);
         token_ids_[i] = row.token_id;

@@ -1,4 +1,4 @@
-// Sequences that are fed, step after step, the token that each of them drew in the last one.
+// Sequences that decode together: each step feeds every sequence the token that it drew in the last one.
 #pragma once
 #include <cstdint>
 #include <functional>
@@ -13,19 +13,19 @@ class Decoding {
 public:
     struct Row {
         std::shared_ptr<KvCache> cache;
-        int32_t token_id;              // that is fed next
+        int32_t token_id;              // fed next
         SampleParams params;           // of the next draw
-        std::vector<int32_t> history;  // what a repetition penalty looks at
-        int64_t suppress;              // for so many draws the suppressed ids count as -inf
+        std::vector<int32_t> history;  // ids for the repetition penalty
+        int64_t suppress;              // number of draws in which the suppressed ids count as -inf
     };
 
     Decoding(std::shared_ptr<Executor> executor, std::vector<Row> rows, std::vector<int32_t> suppressed, bool logprobs);
 
     struct Drawn {
         std::vector<int32_t> ids;     // [n]
-        std::vector<float> logprobs;  // [n], or empty where nobody asked for them
+        std::vector<float> logprobs;  // [n], or empty if not requested
     };
-    // One step. After an error all is as it was. Throws as Executor::draw does.
+    // Runs one step. After an error the state is unchanged. Throws as Executor::draw does.
     Drawn draw(const std::function<bool()>& poll);
 
 private:
@@ -33,9 +33,9 @@ private:
     std::vector<Row> rows_;
     std::vector<int32_t> suppressed_;
     bool logprobs_;
-    // Of a step:
+    // Of the current step:
     std::vector<KvCache*> caches_;
-    std::vector<int32_t> sequence_ends_;  // 0, 1, 2 ..., n: the wanted rows, too
+    std::vector<int32_t> sequence_ends_;  // 0, 1, 2, ..., n; also the wanted rows
     std::vector<int32_t> token_ids_, positions_;
     std::vector<SampleParams> params_;
     std::vector<const int32_t*> histories_;

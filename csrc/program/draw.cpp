@@ -10,17 +10,17 @@ namespace {
 constexpr float kLowest = std::numeric_limits<float>::lowest();
 constexpr int kLanes = 16;  // of a sum over a row (docs/numerics.md)
 
-// Candidates by distance from the highest logit, so that only one bucket has to be sorted; e^-44 is below 2^-62.
+// Buckets of candidates by distance from the highest logit, so that only one has to be sorted. e^-44 is below 2^-62.
 constexpr int kBuckets = 1024;
-constexpr int kLook = 64;  // ids whose buckets are looked at together
+constexpr int kLook = 64;  // ids whose buckets are checked together
 constexpr float kBucketsPerUnit = (kBuckets - 1) / 44.0f;
 
 uint64_t weight_of(float probability) {
     return static_cast<uint64_t>(static_cast<int64_t>(static_cast<double>(probability) * 0x1p62));
 }
 
-// The sum of a softmax over `n` logits of which only those of `candidates`, by rising id, are not -inf: the lanes and
-// the tree of the softmax kernel, without the zeros.
+// The sum of a softmax over `n` logits, all -inf except `candidates`, which are in order of ascending id. Uses the
+// lanes and the tree of the softmax kernel, without the zeros.
 float sum_of_lanes(const std::vector<Candidate>& candidates, const std::vector<float>& exponentials, int32_t n) {
     float sums[2][kLanes] = {};
     for (size_t i = 0; i < candidates.size(); ++i) {
@@ -34,20 +34,20 @@ float sum_of_lanes(const std::vector<Candidate>& candidates, const std::vector<f
     return sums[0][0];
 }
 
-// Of `total`, the part that the row's random number stands for; what is drawn is the first candidate beyond it.
+// The part of `total` that the row's random number selects. The first candidate whose running sum exceeds it is drawn.
 uint64_t drawn_part(uint64_t total, const SampleParams& params) {
     uint32_t words[4];
     philox(params.seed, params.counter, words);
-    const uint64_t u = words[0] >> 8;  // of 2^24
+    const uint64_t u = words[0] >> 8;  // below 2^24
     return u * (total >> 24) + ((u * (total & 0xffffff)) >> 24);
 }
 
-// The least sum of weights that reaches top_p.
+// The lowest sum of weights that reaches top_p.
 uint64_t nucleus_limit(float top_p) {
     return static_cast<uint64_t>(std::ceil(static_cast<double>(top_p) * 0x1p62));
 }
 
-// The lowest logit that the temperature puts on a level with `logit`. Where that is far away there is no telling.
+// The lowest logit that the temperature makes equal to `logit`, or kLowest if that logit is far away.
 float lowest_level_with(float logit, float temperature) {
     const float level = logit / temperature;
     for (int step = 0; step < 8; ++step) {
@@ -78,7 +78,7 @@ void philox(uint64_t key, uint64_t counter, uint32_t (&out)[4]) {
 float thin_out(std::vector<Candidate>& candidates, size_t k, float temperature) {
     constexpr int kSteps = 64;
     const size_t n = candidates.size();
-    float lows[4], highs[4];  // four at a time: each waits for the one before
+    float lows[4], highs[4];  // four chains, because each min or max waits for the one before
     for (size_t i = 0; i < 4; ++i) lows[i] = highs[i] = candidates[std::min(i, n - 1)].logit;
     for (size_t i = 4; i < n; ++i) {
         lows[i % 4] = std::min(lows[i % 4], candidates[i].logit);
@@ -86,15 +86,16 @@ float thin_out(std::vector<Candidate>& candidates, size_t k, float temperature) 
     }
     const float low = *std::min_element(lows, lows + 4), high = *std::max_element(highs, highs + 4);
     const float steps_per_unit = (kSteps - 1) / (high - low);
-    if (!std::isnormal(steps_per_unit)) return kLowest;  // all alike, or too far apart to be counted
+    if (!std::isnormal(steps_per_unit)) return kLowest;  // all equal, or too far apart to count
     uint32_t counts[kSteps + 1] = {};
     for (const Candidate& c : candidates) ++counts[static_cast<int>((c.logit - low) * steps_per_unit)];
     int last = kSteps;
     for (size_t kept = counts[last]; kept < k;) kept += counts[--last];
-    // A little below the step, so that rounding puts nothing of it lower; at least k candidates are as high.
+    // Slightly below the step, so that rounding puts nothing of the step below the edge. At least k candidates are as
+    // high.
     const float edge = low + (static_cast<float>(last) - 0.01f) / steps_per_unit;
     const float least = lowest_level_with(edge, temperature);
-    size_t count = 0;  // no branch: which are kept cannot be foretold
+    size_t count = 0;  // no branch: which candidates stay is unpredictable
     for (const Candidate& c : candidates) {
         candidates[count] = c;
         count += c.logit >= least ? 1 : 0;
@@ -103,7 +104,7 @@ float thin_out(std::vector<Candidate>& candidates, size_t k, float temperature) 
     return least;
 }
 
-// Drops all that thin_out may drop.
+// Drops all candidates that thin_out may drop.
 static void keep_highest(std::vector<Candidate>& candidates, size_t k, float temperature) {
     thin_out(candidates, k, temperature);
     const auto kth = candidates.begin() + static_cast<long>(k) - 1;
@@ -115,7 +116,7 @@ static void keep_highest(std::vector<Candidate>& candidates, size_t k, float tem
 
 int32_t Drawer::from_candidates(std::vector<Candidate>& candidates, Candidate best, const SampleParams& params) {
     const float highest = best.logit / params.temperature;
-    // Beyond float32 on either side there is nothing left to weigh: the highest logit, as with temperature 0.
+    // Outside float32 there is nothing to weigh: choose the highest logit, as with temperature 0.
     if (!std::isfinite(highest)) return best.id;
     const auto k = static_cast<size_t>(params.top_k);
     if (k < candidates.size()) keep_highest(candidates, k, params.temperature);
@@ -141,7 +142,7 @@ int32_t Drawer::from_candidates(std::vector<Candidate>& candidates, Candidate be
         probs_[i] = prob;
         total += ranked_.back().weight;
     }
-    uint64_t least_total = total;  // of those that min_p keeps
+    uint64_t least_total = total;  // of the candidates that min_p keeps
     if (params.min_p > 0.0f) {
         least_total = 0;
         for (const float prob : probs_)
@@ -207,7 +208,7 @@ void Drawer::fill_buckets(const float* logits, float highest) {
     for (int32_t i = 0; i < vocab_; ++i) {
         const float at = std::min((highest - logits[i]) * kBucketsPerUnit, static_cast<float>(kBuckets - 1));
         places[i] = static_cast<uint16_t>(at);
-        sums[places[i] + i % 2 * kBuckets] += weight_of(probs[i]);  // neighbours need not wait for each other
+        sums[places[i] + i % 2 * kBuckets] += weight_of(probs[i]);  // two sums per bucket make neighbors independent
     }
     for (int bucket = 0; bucket < kBuckets; ++bucket) sums[bucket] += sums[bucket + kBuckets];
     buckets_.resize(kBuckets);

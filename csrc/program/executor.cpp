@@ -11,7 +11,7 @@ namespace fastattn {
 namespace {
 
 constexpr int64_t kAloneBelow =
-    500'000;  // multiply-adds of a step: some ten microseconds, which waking threads can cost
+    500'000;  // multiply-adds per step: about ten microseconds, the possible cost of waking threads
 
 [[noreturn]] void bad_input(const std::string& what) {
     throw Error(ErrorKind::kInput, what);
@@ -97,7 +97,7 @@ View Executor::view(int32_t value) const {
     return v;
 }
 
-// Addresses of everything the step touches. May allocate, so it runs before the region.
+// Sets the addresses of everything that the step touches. May allocate, so it runs before the region.
 void Executor::prepare(const StepInput& step, const std::vector<float*>& outputs, const Sampler* sampler) {
     const int64_t rows[kRowKinds] = {step.n_tokens, step.n_wanted, step.n_sequences};
     const int threads = engine_->threads();
@@ -125,18 +125,18 @@ void Executor::prepare(const StepInput& step, const std::vector<float*>& outputs
     const int64_t head_block_floats = kv_pool_->shape().head_bytes() / static_cast<int64_t>(sizeof(float));
     const int64_t thread_blocks_at = take(threads * most_blocks * head_block_floats);
     const bool in_tiles = sampler != nullptr && sampled_op_ != nullptr;
-    std::vector<int64_t> output_at(outputs.size());  // of those that nobody asked for
+    std::vector<int64_t> output_at(outputs.size());  // of outputs that nobody requested
     for (size_t i = 0; i < outputs.size(); ++i)
         if (outputs[i] == nullptr && !(in_tiles && static_cast<int32_t>(i) == spec_.logits))
             output_at[i] = take(output_floats(spec_.outputs[i], step));
     if (workspace_.bytes() < static_cast<size_t>(floats) * sizeof(float)) {
-        workspace_ = Buffer();  // give the old one back first
+        workspace_ = Buffer();  // free the old one first
         workspace_ = Buffer(static_cast<size_t>(floats) * sizeof(float));
     }
     float* base = workspace_.floats();
     scratch_.clear();
     for (int i = 0; i < threads; ++i) scratch_.push_back(base + scratch_at + i * ops::kScratchFloats);
-    for (int i = 0; i < 2; ++i)  // the second one is bfloat16's, which has no scales
+    for (int i = 0; i < 2; ++i)  // the second one is for bfloat16, which has no scales
         quantized_[i] = {reinterpret_cast<int32_t*>(base + quantized_at[i]), base + scales_at};
     views_.assign(spec_.values.size(), {});
     for (size_t v = 0; v < spec_.values.size(); ++v) {
@@ -226,7 +226,7 @@ void Executor::run(const StepInput& step, const std::vector<float*>& outputs, co
     const std::lock_guard lock(running.mutex);
     check_step(step);
     {
-        const std::lock_guard no_fork(start_mutex());  // a child shall not find pages and buffers half made
+        const std::lock_guard no_fork(start_mutex());  // a child must not find half-made pages and buffers
         prepare(step, outputs, nullptr);
     }
     run_locked(step, outputs, nullptr, running, poll);
@@ -240,7 +240,7 @@ void Executor::draw(const StepInput& step, const SampleArgs& args, const std::fu
     const std::vector<float*> outputs(spec_.outputs.size(), nullptr);
     {
         const std::lock_guard no_fork(start_mutex());
-        // Threads write to it all through a step: what a child finds of it may be half written.
+        // Threads write to the sampler throughout a step, so a child may find it half written.
         if (sampler_generation_ != fork_generation()) (void)sampler_.release();
         if (!sampler_) sampler_ = std::make_unique<Sampler>(kernels_);
         sampler_generation_ = fork_generation();
@@ -260,7 +260,7 @@ void Executor::run_locked(const StepInput& step, const std::vector<float*>& outp
         Clock::time_point start = profiling ? Clock::now() : Clock::time_point{};
         for (size_t i = 0; i < spec_.ops.size(); ++i) {
             if (spec_.ops[i].kind == OpKind::kSlice) continue;
-            // Does nothing once the region was stopped, but keeps the barriers in step.
+            // Does nothing after a stop, but keeps the barriers in step.
             run_op(spec_.ops[i], team, step, sampler);
             team.barrier();
             if (!profiling) continue;
@@ -282,7 +282,7 @@ void Executor::run_locked(const StepInput& step, const std::vector<float*>& outp
     const std::chrono::duration<double> took = std::chrono::steady_clock::now() - begin;
     if (!small && finished && running.pool.size() > 1) running.pace.took(step.n_tokens, work, took.count(), alone);
     if (!finished) throw Error(ErrorKind::kCancelled, "the call was cancelled");
-    for (size_t i = 0; i < spec_.outputs.size(); ++i) {  // slices, and values that are an output twice
+    for (size_t i = 0; i < spec_.outputs.size(); ++i) {  // slices, and values that are output twice
         const int32_t value = spec_.outputs[i];
         if (outputs[i] == nullptr || places_[value].output == static_cast<int32_t>(i)) continue;
         const View v = view(value);

@@ -8,7 +8,7 @@
 namespace fastattn {
 
 std::shared_ptr<Buffer> KvPool::page() {
-    auto held = std::make_unique<Buffer>();  // before a page is taken, so that a failure loses none
+    auto held = std::make_unique<Buffer>();  // allocated before a page is taken, so that a failure loses no page
     bool found = false;
     {
         const std::lock_guard lock(mutex_);
@@ -18,13 +18,13 @@ std::shared_ptr<Buffer> KvPool::page() {
             found = true;
         }
     }
-    if (!found) {  // zeroed without the lock
+    if (!found) {  // zero the new page without the lock
         *held = Buffer(static_cast<size_t>(shape_.page_bytes()));
         const std::lock_guard lock(mutex_);
-        free_.reserve(static_cast<size_t>(n_pages_ + 1));  // so that giving a page back cannot fail
+        free_.reserve(static_cast<size_t>(n_pages_ + 1));  // so that freeing a page cannot fail
         ++n_pages_;
     }
-    // Should this fail, it hands the page to the function, which puts it back.
+    // If this fails, it passes the page to the deleter, which puts it back.
     return {held.release(), [self = shared_from_this()](Buffer* page) {
                 const std::lock_guard lock(self->mutex_);
                 self->free_.push_back(std::move(*page));
@@ -41,7 +41,7 @@ void KvCache::reserve(int32_t count) {
     if (count == 0) return;
     const auto first = static_cast<size_t>(length_ / kBlockLen);
     const auto last = static_cast<size_t>((length_ + count - 1) / kBlockLen);
-    blocks_.reserve(last + 1);  // so that both grow or neither
+    blocks_.reserve(last + 1);  // so that either both grow or neither
     pages_.reserve(last + 1);
     for (size_t b = first; b <= last; ++b) {
         if (b < pages_.size() && pages_[b].use_count() == 1) continue;

@@ -1,5 +1,5 @@
-// Keys and values of sequences in pages. A page holds kBlockLen positions of every layer and head, so that block b of a
-// sequence is page b. Pages are counted references: forked sequences share them until one writes.
+// Keys and values of sequences in pages. A page has kBlockLen positions of every layer and head, so block b of a
+// sequence is page b. Pages are reference-counted: forked sequences share a page until one of them writes to it.
 #pragma once
 #include <atomic>
 #include <cstdint>
@@ -22,13 +22,13 @@ struct KvShape {
     bool operator==(const KvShape&) const = default;
 };
 
-// Keeps freed pages for the next sequence: page faults cost more than the memory is worth.
+// Reuses freed pages for later sequences, because page faults cost more than the memory is worth.
 class KvPool : public std::enable_shared_from_this<KvPool> {
 public:
     explicit KvPool(KvShape shape) : shape_(shape) {}
     const KvShape& shape() const { return shape_; }
     std::shared_ptr<Buffer> page();
-    int64_t bytes() const;  // of all pages, in use or kept
+    int64_t bytes() const;  // of all pages, in use or free
 
 private:
     KvShape shape_;
@@ -45,16 +45,16 @@ public:
     bool closed() const { return pool_ == nullptr; }
     const KvPool* pool() const { return pool_.get(); }
 
-    // Makes room for `count` more positions that nobody else shares, and gives the pages' addresses.
+    // Makes room for `count` more positions that no other cache shares, and updates blocks().
     void reserve(int32_t count);
     std::byte* const* blocks() const { return blocks_.data(); }
     void advance(int32_t count) { length_ += count; }
 
     void truncate(int32_t length);
     KvCache fork() const;
-    void close();  // every use afterwards is an error, a second close is none
+    void close();  // later uses are errors; closing again is not
 
-    // One call may use a cache at a time.
+    // Only one call may use a cache at a time.
     bool try_acquire() { return !in_use_->exchange(true); }
     void release() { in_use_->store(false); }
     void check_open() const;  // throws Error(kInput) if closed
@@ -67,7 +67,7 @@ private:
     std::unique_ptr<std::atomic<bool>> in_use_ = std::make_unique<std::atomic<bool>>(false);
 };
 
-// Holds caches for one call, so that two threads never write to one. Throws Error(kInput) if one is held already.
+// Acquires caches for one call, so that two threads never write to one. Throws Error(kInput) if one is in use.
 class CacheGuard {
 public:
     explicit CacheGuard(const std::vector<KvCache*>& caches);

@@ -13,7 +13,7 @@ namespace {
 
 constexpr int64_t kTile = 16;  // rows that are transposed and packed together
 
-// The blocks of neighbouring columns, none across two panels: work(column of the first, how many).
+// Splits columns into blocks that do not cross a panel: calls work(offset of the first column, number of columns).
 template <class F>
 void for_column_blocks(int64_t first, int64_t n, const F& work) {
     for (int64_t done = 0; done < n;) {
@@ -24,7 +24,7 @@ void for_column_blocks(int64_t first, int64_t n, const F& work) {
     }
 }
 
-// x [k, n]: at most sixteen columns of a matrix, from column `first` on.
+// Packs x [k, n], at most sixteen columns, into a matrix from column `first` on.
 void pack_block(const float* x, int64_t x_stride, int64_t n, const KernelTable& kernels, Weight& weight,
                 int64_t first) {
     const int64_t k = weight.columns;
@@ -44,7 +44,7 @@ void pack_block(const float* x, int64_t x_stride, int64_t n, const KernelTable& 
 }  // namespace
 
 void pack_float32(const float* src, int64_t k, int64_t n, float* panels, int64_t first) {
-    // 16 x 16 blocks: both sides then stay within a few cache lines.
+    // 16 x 16 blocks, so that both sides stay within a few cache lines.
     for_column_blocks(first, n, [&](int64_t row, int64_t width) {
         float* panel = panels + (first + row) / kPanelWidth * k * kPanelWidth + (first + row) % kPanelWidth;
         for (int64_t p0 = 0; p0 < k; p0 += kTile)
@@ -59,7 +59,7 @@ std::array<int64_t, 3> bytes_of(const Weight& weight, const std::string& name) {
     const bool scaled = weight.format == Format::kInt8 || weight.format == Format::kInt4;
     if ((table && weight.format == Format::kInt4) || (!matrix && !table && weight.format != Format::kFloat32))
         throw Error(ErrorKind::kConfig, "weight " + name + ": no such format for its use");
-    // A product of int8 over k sums at most 255 * 127 a term.
+    // A sum of int8 products over k is at most 255 * 127 per term.
     if (matrix && scaled && weight.columns > 65536)
         throw Error(ErrorKind::kConfig, "weight " + name + ": int8 and int4 take at most 65536 input features");
     const int64_t panels = (weight.rows + kPanelWidth - 1) / kPanelWidth;
@@ -155,7 +155,7 @@ void read_row(const Weight& weight, int64_t row, float* out) {
     const float scale = weight.scales.bytes() > 0 ? weight.scales.floats()[row] : 1.0f;
     const int64_t lane = row % kPanelWidth;
     const std::byte* panel = data + row / kPanelWidth * ops::panel_bytes_of(weight.format, k);
-    // Where value p of the row lies, in a format of `size` bytes a value.
+    // Address of value p of the row, in a format of `size` bytes per value.
     const auto at = [&](int64_t p, int64_t size) {
         if (!matrix) return data + (row * k + p) * size;
         const int64_t values = kWordBytes / size;

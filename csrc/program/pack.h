@@ -1,4 +1,4 @@
-// From rows of floats to a Weight's own layout.
+// Converts rows of floats to the layout of a Weight.
 #pragma once
 #include <array>
 #include <string>
@@ -7,30 +7,30 @@
 
 namespace fastattn {
 
-// Bytes of data, scales and sums. Throws Error(kConfig) where the format does not fit the use.
+// Bytes of data, scales and sums. Throws Error(kConfig) if the format does not fit the use.
 std::array<int64_t, 3> bytes_of(const Weight& weight, const std::string& name);
 
-// Room for the weight's rows and columns in its format. Throws as bytes_of.
+// Allocates the weight's rows and columns in its format. Throws as bytes_of.
 void allocate(Weight& weight, const std::string& name);
 
-// Floats that pack_rows and pack_table need of the calling thread for rows of k: they run where nothing may throw.
+// Floats that pack_rows and pack_table need from the caller for rows of length k: they run where nothing may throw.
 inline int64_t pack_room(int64_t k) {
     return 16 * (k + 1);
 }
 
-// src: [n, k] rows, as columns [first, first + n) of a matrix of k rows.
+// src: [n, k] rows, packed as columns [first, first + n) of a matrix with k rows.
 void pack_rows(const float* src, int64_t k, int64_t n, const KernelTable& kernels, Weight& weight, int64_t first,
                float* room);
 void pack_float32(const float* src, int64_t k, int64_t n, float* panels, int64_t first);
 
-// src: [k, n], row stride `stride`, as the same columns.
+// src: [k, n], row stride `stride`, packed as the same columns.
 void pack_columns(const float* src, int64_t stride, int64_t n, const KernelTable& kernels, Weight& weight,
                   int64_t first);
 
-// src: [n, columns], which are rows [first_k, first_k + n) of k of columns [first, first + columns); float32 only.
+// src: [n, columns], which are rows [first_k, first_k + n) of k for columns [first, first + columns); float32 only.
 void pack_k_major(const float* src, int64_t first_k, int64_t n, int64_t columns, Weight& weight, int64_t first);
 
-// src: [n, columns], as rows [first, first + n) of a table or vector.
+// src: [n, columns], stored as rows [first, first + n) of a table or vector.
 void pack_table(const float* src, int64_t n, const KernelTable& kernels, Weight& weight, int64_t first, float* room);
 
 }  // namespace fastattn

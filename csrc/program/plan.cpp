@@ -1,4 +1,4 @@
-// Checks of a Program's weights, and the plan of its workspace.
+// Validates a Program's weights and plans its workspace.
 #include <algorithm>
 #include <string>
 
@@ -7,13 +7,13 @@
 namespace fastattn {
 namespace {
 
-// Row strides that are a multiple of 1 KiB put the rows of a register tile into the same few cache sets.
+// Avoids row strides that are multiples of 1 KiB: they put the rows of a register tile into the same few cache sets.
 int64_t stride_for(int64_t width) {
     const int64_t stride = (width + 15) / 16 * 16;
     return stride % 256 == 0 ? stride + 16 : stride;
 }
 
-// Inputs whose memory the output may take over, row by row.
+// Inputs whose memory the output may reuse, row by row.
 std::vector<int32_t> takeover_candidates(const OpSpec& op) {
     switch (op.kind) {
         case OpKind::kAdd: return op.inputs;
@@ -21,7 +21,7 @@ std::vector<int32_t> takeover_candidates(const OpSpec& op) {
         case OpKind::kActivation:
         case OpKind::kL2Normalize: return {op.inputs[0]};
         case OpKind::kLinear:
-            // The residual is read element by element just before c is written; x is read by other columns later.
+            // Each element of the residual is read just before c is written. x is still read later for other columns.
             if (op.has_residual) return {op.inputs[1]};
             return {};
         default: return {};
@@ -56,7 +56,7 @@ void Executor::check_weights() {
     }
 }
 
-// The linear whose output is the logits and nothing else, so that they need not be written.
+// The linear whose output is the logits and is not used otherwise, so that it need not be written.
 const OpSpec* Executor::op_of_logits() const {
     if (spec_.logits < 0) return nullptr;
     const int32_t value = spec_.outputs[static_cast<size_t>(spec_.logits)];
@@ -69,8 +69,9 @@ const OpSpec* Executor::op_of_logits() const {
     return found;
 }
 
-// A norm rounds its rows for the linear right behind it while they are in the cache. A linear of bfloat16 writes its
-// output as bfloat16, where a linear of bfloat16 is all that reads it. int8 cannot: its scale is known when the row is.
+// A norm rounds its rows for the linear directly after it while they are in the cache. A bfloat16 linear writes its
+// output as bfloat16 if its only reader is a bfloat16 linear. int8 cannot do so, because its scale is known only after
+// the whole row.
 void Executor::plan_rounding() {
     roundings_.assign(spec_.ops.size(), {});
     std::vector<int> uses(spec_.values.size(), 0);
@@ -112,7 +113,7 @@ void Executor::plan() {
     for (size_t i = 0; i < spec_.outputs.size(); ++i) {
         Place& place = places_[spec_.outputs[i]];
         if (place.parent == spec_.outputs[i] && place.output < 0) place.output = static_cast<int32_t>(i);
-        last_use[place.parent] = spec_.ops.size();  // kept to the end, for those that are copied out
+        last_use[place.parent] = spec_.ops.size();  // kept to the end, to be copied out
     }
     std::vector<bool> free;
     for (size_t i = 0; i < spec_.ops.size(); ++i) {
@@ -123,7 +124,7 @@ void Executor::plan() {
             !roundings_[i].output_rounded_only) {
             for (const int32_t input : takeover_candidates(op)) {
                 const Place& source = places_[input];
-                // x may look into its residual, whose other columns are read later.
+                // x may be a slice of the residual, whose other columns are read later.
                 if (op.kind == OpKind::kLinear && places_[op.inputs[0]].parent == input) continue;
                 if (place.slot < 0 && source.parent == input && source.slot >= 0 && last_use[input] == i &&
                     spec_.values[input].width == value.width && spec_.values[input].rows == value.rows)
@@ -144,7 +145,7 @@ void Executor::plan() {
             if (source.slot >= 0 && source.slot != place.slot && last_use[places_[input].parent] == i)
                 free[source.slot] = true;
         }
-        if (place.slot >= 0 && last_use[op.output] == i) free[place.slot] = true;  // nobody reads it
+        if (place.slot >= 0 && last_use[op.output] == i) free[place.slot] = true;  // it has no reader
     }
 }
 

@@ -2,7 +2,7 @@
 
 namespace fastattn {
 
-// An activation behind a linear of a format that rounds is what it would be in that linear's epilogue.
+// An activation after a linear in a format that rounds is computed as in that linear's epilogue.
 void find_rough_activations(ProgramSpec& spec, const std::function<bool(int32_t weight)>& rounds) {
     std::vector<const OpSpec*> source(spec.values.size(), nullptr);  // the op that computed a value
     for (auto& op : spec.ops) {

@@ -1,4 +1,4 @@
-// One op of a Program on every thread of the region.
+// Runs one op of a Program on every thread of the region.
 #include <algorithm>
 #include <cstring>
 
@@ -93,7 +93,7 @@ void Executor::attention(const OpSpec& op, Team& team, const StepInput& step) co
     ops::AttentionOp args{
         .q = view(op.inputs[0]),
         .k = view(op.inputs[1]),
-        // attention_probs has no values: it stores the keys twice, and its attention stores both again.
+        // attention_probs has no values. It stores the keys twice, and the attention for it stores both again.
         .v = view(op.inputs[probs ? 1 : 2]),
         .out = view(op.output),
         .sequences = sequences_[rows].data(),

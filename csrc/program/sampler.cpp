@@ -21,7 +21,7 @@ constexpr float kLowest = std::numeric_limits<float>::lowest();
 void make_room(Buffer& buffer, int64_t floats) {
     const size_t bytes = static_cast<size_t>(floats) * sizeof(float);
     if (buffer.bytes() >= bytes) return;
-    buffer = Buffer();  // give the old one back first
+    buffer = Buffer();  // free the old one first
     buffer = Buffer(bytes);
 }
 
@@ -51,7 +51,7 @@ void Sampler::begin(const SampleArgs& args, int threads, bool whole) {
     scans_.resize(std::max(scans_.size(), static_cast<size_t>(threads) * rows));
     for (int thread = 0; thread < threads; ++thread)
         for (size_t row = 0; row < rows; ++row)
-            // With a penalty the candidates are known only when all logits are.
+            // With a penalty the candidates are known only after all logits are.
             reset(scans_[static_cast<size_t>(thread) * rows + row], args.params[row],
                   /*collects=*/args.params[row].repetition_penalty == 1.0f);
     if (worker_vocab_ != args.vocab || workers_.size() != static_cast<size_t>(threads)) {
@@ -84,7 +84,7 @@ void Sampler::reset(Scan& scan, const SampleParams& params, bool collects) const
     scan.candidates.clear();
 }
 
-// Logits [n] of the ids from `column` on; ids come in rising order.
+// Scans logits [n] of the ids from `column` on. Ids come in ascending order.
 void Sampler::look(Scan& scan, const float* logits, int32_t n, int32_t column) const {
     for (int32_t i = 0;; ++i) {
         i += kernels_.find_f32({.x = logits + i, .n = n - i, .threshold = scan.above_best});
@@ -98,14 +98,14 @@ void Sampler::look(Scan& scan, const float* logits, int32_t n, int32_t column) c
     }
 }
 
-// The same with top-k.
+// Like look, with top-k.
 void Sampler::collect(Scan& scan, const float* logits, int32_t n, int32_t column, const SampleParams& params,
                       std::atomic<float>& least) const {
     float threshold = least.load(std::memory_order_relaxed);
     for (int32_t i = 0;;) {
         i += kernels_.find_f32({.x = logits + i, .n = n - i, .threshold = threshold});
         if (i >= n) return;
-        // Candidates come in crowds at first, so some logits are written at a time, and those that count are kept.
+        // Candidates are dense at first. So several logits are written at a time, and those that qualify are kept.
         const int32_t end = std::min(i + kCollected, n);
         size_t count = scan.candidates.size();
         scan.candidates.resize(count + kCollected);
@@ -119,7 +119,7 @@ void Sampler::collect(Scan& scan, const float* logits, int32_t n, int32_t column
         const float kept = thin_out(scan.candidates, static_cast<size_t>(params.top_k), params.temperature);
         if (kept > least.load(std::memory_order_relaxed)) least.store(kept, std::memory_order_relaxed);
         threshold = std::max(threshold, kept);
-        scan.limit = std::max(scan.limit, 2 * scan.candidates.size());  // many are on a level with the last
+        scan.limit = std::max(scan.limit, 2 * scan.candidates.size());  // many are tied with the last
     }
 }
 
@@ -160,7 +160,7 @@ void Sampler::finish(Team& team) {
     team.for_chunks(args_.n, [&](int64_t row) { finish_row(team.index(), static_cast<int32_t>(row)); });
 }
 
-// With top-k the highest logit is one of the candidates.
+// With top-k the highest logit is among the candidates.
 void Sampler::find_best(Scan& scan) {
     for (const Candidate& candidate : scan.candidates)
         if (is_higher(candidate, scan.best)) scan.best = candidate;
@@ -194,7 +194,7 @@ void Sampler::finish_row(int thread, int32_t row) {
     }
 }
 
-// `logits`: of the row, if they are kept; may be changed.
+// `logits`: the row's logits, if they are stored; may be changed.
 int32_t Sampler::choose(int thread, int32_t row, float* logits) {
     const SampleParams& params = args_.params[row];
     Worker& worker = workers_[static_cast<size_t>(thread)];
@@ -215,7 +215,7 @@ int32_t Sampler::choose(int thread, int32_t row, float* logits) {
         else
             look(*scan, logits, args_.vocab, 0);
         find_best(*scan);
-        if (scan->best.id < 0) scan->best.id = 0;  // the penalty made -inf of everything
+        if (scan->best.id < 0) scan->best.id = 0;  // the penalty made all logits -inf
     }
     int32_t id = scan->best.id;
     if (has_top_k(params))
@@ -235,7 +235,7 @@ void Sampler::penalise(Worker& worker, int32_t row, float* logits) const {
     const float penalty = args_.params[row].repetition_penalty;
     const int32_t* history = args_.histories[row];
     worker.seen_bits.resize((static_cast<size_t>(args_.vocab) + 63) / 64);
-    worker.seen.reserve(static_cast<size_t>(args_.history_lengths[row]));  // nothing below may leave bits behind
+    worker.seen.reserve(static_cast<size_t>(args_.history_lengths[row]));  // nothing below may throw and leave bits set
     for (int64_t i = 0; i < args_.history_lengths[row]; ++i) {
         const int32_t id = history[i];
         uint64_t& word = worker.seen_bits[static_cast<size_t>(id) / 64];

@@ -1,4 +1,4 @@
-// Choosing the next token of each row, while the linear that computes the logits runs.
+// Chooses the next token of each row while the linear that computes the logits runs.
 #pragma once
 #include <atomic>
 #include <cstdint>
@@ -12,57 +12,58 @@
 namespace fastattn {
 
 // What to draw: repetition penalty over the row's history, then temperature, top-k, top-p, min-p, and one draw by
-// Philox. Candidates stand in order of falling logit, ties by rising id.
+// Philox. Candidates are in order of descending logit, ties by ascending id.
 struct SampleArgs {
     int32_t n, vocab;
     const SampleParams* params;  // [n]
     // The ids before each row's token, for the penalty.
     const int32_t* const* histories;  // [n] of [history_lengths[i]]
     const int64_t* history_lengths;   // [n]
-    // Ids that count as -inf in the rows where `suppress` is above 0.
+    // Ids that count as -inf in rows where `suppress` is above 0.
     const int32_t* suppressed;  // [n_suppressed]
     int32_t n_suppressed;
     const int64_t* suppress;  // [n]
     int32_t* ids;             // [n]
-    float* logprobs;          // [n], log-softmax of the ids under the logits without penalty; or null
+    float* logprobs;          // [n], log-softmax of the ids over the logits without penalty; or null
 };
 
-// Looks at the logits of each tile while they are in the cache: for the highest, and with top-k for the candidates.
-// Only steps with a row that needs all its logits have them written to memory: for its log-probability, a penalty, or
-// when it draws without top-k.
+// Scans the logits of each tile while they are in the cache: for the highest and, with top-k, for the candidates. The
+// logits are written to memory only if a row of the step needs all of them: for its log-probability, for a penalty, or
+// to draw without top-k.
 //
-// begin; then take and, behind a barrier, finish on the threads of a region; then check.
+// Call begin, then take on the threads of a region, then finish there after a barrier, then check.
 class Sampler final : public ops::LinearSink {
 public:
     explicit Sampler(const KernelTable& kernels) : kernels_(kernels) {}
 
-    // May allocate. `args` and what it points to stay valid up to check(). `whole`: the logits come from take_rows.
+    // May allocate. `args` and what it points to must stay valid until check(). `whole`: the logits come from
+    // take_rows.
     void begin(const SampleArgs& args, int threads, bool whole);
 
-    // [n, vocab], for the linear that computes them; without memory where no row needs them. take() changes them.
+    // [n, vocab], for the linear that computes them; data is null if no row needs them. take() changes them.
     View logits() const;
 
     float* room(int thread) override;
     void take(int thread, const Tile& tile) override;
-    // The same for logits that are complete.
+    // Like take, for complete logits.
     void take_row(int thread, int32_t row, const float* logits);
     void take_rows(Team& team, View logits);
 
     void finish(Team& team);
     void finish_row(int thread, int32_t row);
 
-    // Throws Error(kNonFinite) naming the first row with NaN, +inf or nothing above -inf.
+    // Throws Error(kNonFinite) with the first row that has NaN, +inf or nothing above -inf.
     void check() const;
 
     int64_t bytes() const { return static_cast<int64_t>(logits_.bytes() + rooms_.bytes()); }
 
 private:
-    // What one thread saw of a row; on cache lines of its own.
+    // One thread's scan of a row, on its own cache lines.
     struct alignas(64) Scan {
         Candidate best;
-        float above_best;  // the next number
+        float above_best;  // the next float after the best
         bool nan, collects;
-        size_t limit;  // so many candidates are thinned out
+        size_t limit;  // size at which the candidates are thinned out
         std::vector<Candidate> candidates;
     };
     struct Worker {
@@ -71,7 +72,7 @@ private:
         std::vector<uint64_t> seen_bits;  // [vocab]
         std::vector<Candidate> seen;      // ids of a row's history, each once, with their logits before the penalty
     };
-    static constexpr int32_t kCollected = 16;  // logits that are looked at together
+    static constexpr int32_t kCollected = 16;  // logits that are scanned together
     enum class Status : uint8_t { kFine, kNan, kInfinite, kEmpty };
 
     void reset(Scan& scan, const SampleParams& params, bool collects) const;
@@ -79,7 +80,7 @@ private:
     void collect(Scan& scan, const float* logits, int32_t n, int32_t column, const SampleParams& params,
                  std::atomic<float>& least) const;
     static void find_best(Scan& scan);
-    void merge(int32_t row);  // what all threads saw, into the first one's
+    void merge(int32_t row);  // merges the scans of all threads into that of the first
     void penalise(Worker& worker, int32_t row, float* logits) const;
     int32_t choose(int thread, int32_t row, float* logits);
     bool has_top_k(const SampleParams& params) const {
@@ -92,7 +93,7 @@ private:
     bool keeps_ = false;
     Buffer logits_, rooms_;
     std::vector<Scan> scans_;  // [threads, n]
-    // With top-k, from which logit on there may be candidates: what one thread found out, all can go by. [n]
+    // [n] With top-k: the logit from which on there may be candidates. All threads share what one of them finds.
     std::unique_ptr<std::atomic<float>[]> least_;
     size_t n_least_ = 0;
     std::vector<Worker> workers_;
@@ -101,7 +102,7 @@ private:
     std::atomic<bool> out_of_memory_ = false;
 };
 
-// The same for logits [n, vocab] that lie somewhere, on the calling thread.
+// The same for logits [n, vocab] in memory, on the calling thread.
 void sample(const float* logits, const SampleArgs& args);
 
 }  // namespace fastattn

@@ -1,4 +1,4 @@
-// The op list as the Python side traced it (src/fastattn/graph/ir.py), validated.
+// The op list that Python traced (src/fastattn/graph/ir.py), validated.
 #pragma once
 #include <cstdint>
 #include <functional>
@@ -46,7 +46,7 @@ struct OpSpec {
     int32_t index_offset = 0;
     Gather gather = Gather::kTokens;  // gather_rows: which; attention: the rows of q
     PoolKind pool = PoolKind::kMean;
-    bool rough = false;  // activation: of what a linear of a format that rounds gave; find_rough_activations
+    bool rough = false;  // activation of the output of a linear in a format that rounds; see find_rough_activations
     bool has_bias = false, has_residual = false, causal = false;
     int32_t offset = 0;  // slice
     int32_t layer = 0, n_head = 0, n_kv_head = 0, head_dim = 0;
@@ -58,15 +58,15 @@ struct ProgramSpec {
     std::vector<OpSpec> ops;
     std::vector<std::string> weights;
     std::vector<int32_t> outputs;
-    int32_t logits = -1;  // the output that tokens are drawn from, if there is one
+    int32_t logits = -1;  // the output that tokens are drawn from, if any
     int32_t n_layer = 0, n_kv_head = 0, head_dim = 0, max_positions = 0;
     Format kv_format = Format::kFloat32;
 };
 
 [[noreturn]] void bad_spec(const std::string& what);  // throws Error(kConfig)
-void check_spec(const ProgramSpec& spec);             // throws Error(kConfig) that names the op
+void check_spec(const ProgramSpec& spec);             // throws Error(kConfig) with the name of the op
 
-// Sets OpSpec::rough; rounds: whether a linear of this weight rounds its operands.
+// Sets OpSpec::rough. rounds(weight): whether a linear of this weight rounds its operands.
 void find_rough_activations(ProgramSpec& spec, const std::function<bool(int32_t weight)>& rounds);
 
 }  // namespace fastattn

@@ -1,4 +1,4 @@
-// The arrays of one step, as every executor takes them.
+// The arrays of one step, for every executor.
 #pragma once
 #include <cstdint>
 #include <functional>
@@ -7,11 +7,11 @@
 
 namespace fastattn {
 
-// Pointers stay valid during the call. Shapes as in src/fastattn/graph/ir.py.
+// Pointers must stay valid during the call. Shapes are as in src/fastattn/graph/ir.py.
 struct StepArrays {
-    const int32_t* token_ids;
-    const int32_t* positions;
-    const int32_t* token_type_ids;  // or null
+    const int32_t* token_ids;       // [n_tokens]
+    const int32_t* positions;       // [n_tokens]
+    const int32_t* token_type_ids;  // [n_tokens] or null
     const int32_t* cu_seqlens;      // [n_sequences + 1]
     const int32_t* wanted;          // [n_wanted]
     int32_t n_tokens, n_sequences, n_wanted;
@@ -22,10 +22,12 @@ const int32_t* index_of(const StepArrays& step, Index index);  // null: all zero
 // The checks of a step, in this order. All throw Error(kInput).
 void check_lengths(const StepArrays& step);  // cu_seqlens and wanted
 
-// Whether sequence `s` goes on where its cache of `cached` positions ends; Error(kContextLength) beyond the model's.
+// Checks that sequence `s` continues where its cache of `cached` positions ends. Throws Error(kContextLength) beyond
+// the model's limit.
 void check_continues(const ProgramSpec& spec, const StepArrays& step, int32_t s, int32_t cached);
 
-// Whether ids and positions have a row in their tables. table_rows: of a weight, by its index in the spec.
+// Checks that ids and positions have a row in their tables. table_rows(weight): rows of a weight, by its index in the
+// spec.
 void check_ids(const ProgramSpec& spec, const StepArrays& step,
                const std::function<int64_t(int32_t weight)>& table_rows);
 

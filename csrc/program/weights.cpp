@@ -22,8 +22,7 @@ namespace {
 // The first failure of a parallel load; the message is written under the lock and read after the region.
 class Failure {
 public:
-    // message() -> std::string. Nothing may throw inside a region, so a message for which there is no memory is one,
-    // too.
+    // message() -> std::string. Nothing may throw inside a region, so a message without memory for it is a failure too.
     template <class F>
     void set(ErrorKind kind, const F& message) noexcept {
         const std::lock_guard lock(mutex_);
@@ -46,7 +45,7 @@ private:
     std::string message_;
 };
 
-// A TensorSource or RawSource.
+// Source is TensorSource or RawSource.
 template <class Source>
 bool read_fully(const Source& source, int64_t offset, int64_t bytes, std::byte* out, Failure& failure) {
     while (bytes > 0) {
@@ -68,8 +67,8 @@ bool read_fully(const Source& source, int64_t offset, int64_t bytes, std::byte* 
     return true;
 }
 
-// Whether packed bytes, whole groups of int4, hold what our packing never writes: targets differ in what they make of
-// -128, and one row and many of scales above the highest.
+// Whether packed bytes (whole groups of int4) contain what our packing never writes. Targets differ on -128, and one
+// row and many rows differ on scales above the highest.
 bool out_of_range(const std::byte* data, int64_t bytes, Format format) {
     if (format == Format::kInt8) return std::memchr(data, 0x80, static_cast<size_t>(bytes)) != nullptr;
     if (format != Format::kInt4) return false;
@@ -82,17 +81,17 @@ bool out_of_range(const std::byte* data, int64_t bytes, Format format) {
     return false;
 }
 
-// A thread's staging memory: raw file bytes, and the same as floats when the file holds another type.
+// A thread's staging memory: raw file bytes, and the same as floats if the file has another type.
 struct Staging {
     std::unique_ptr<std::byte[]> raw;
     std::unique_ptr<float[]> floats;
-    std::unique_ptr<float[]> room;  // of what packs it
+    std::unique_ptr<float[]> room;  // for the packing functions
 
     Staging(int64_t elements, DType dtype, int64_t columns) : room(new float[static_cast<size_t>(pack_room(columns))]) {
         raw.reset(new std::byte[static_cast<size_t>(elements * dtype_bytes(dtype))]);
         if (dtype != DType::kF32) floats.reset(new float[static_cast<size_t>(elements)]);
     }
-    // The first n elements of `raw` as floats; null after a number in float64 that float32 cannot hold.
+    // The first n elements of `raw` as floats, or null if a float64 number is beyond float32.
     const float* convert(int64_t n, const TensorSource& source, Failure& failure) {
         if (source.dtype == DType::kF32) return reinterpret_cast<const float*>(raw.get());
         to_float(raw.get(), source.dtype, n, floats.get());
@@ -115,7 +114,7 @@ std::vector<Staging> staging_for(const ThreadPool& pool, int64_t elements, const
 
 constexpr int64_t kStagingFloats = int64_t{1} << 18;  // 1 MiB: small enough to stay in cache until it is packed
 
-// Row-major rows of a table or vector. False if it was stopped, as load_matrix.
+// Reads row-major rows of a table or vector. Returns false if it was stopped, like load_matrix.
 bool load_rows(const TensorSource& source, Weight& weight, int64_t first_row, ThreadPool& pool,
                const std::function<bool()>& poll, Failure& failure) {
     if (source.rows == 0 || source.columns == 0) return true;
@@ -140,7 +139,7 @@ bool load_rows(const TensorSource& source, Weight& weight, int64_t first_row, Th
 
 bool load_matrix(const TensorSource& source, Weight& weight, int64_t first_column, ThreadPool& pool,
                  const std::function<bool()>& poll, Failure& failure) {
-    // In the file: `lines` lines of `length` elements; a chunk is some whole lines.
+    // The file has `lines` lines of `length` elements. A chunk is some whole lines.
     const int64_t lines = source.transposed ? source.columns : source.rows;
     const int64_t length = source.transposed ? source.rows : source.columns;
     if (lines == 0 || length == 0) return true;
@@ -148,7 +147,7 @@ bool load_matrix(const TensorSource& source, Weight& weight, int64_t first_colum
     const int64_t size = dtype_bytes(source.dtype);
     std::vector<Staging> stagings = staging_for(pool, lines_per_chunk * length, source);
     const KernelTable& kernels = active_kernels();
-    // The scale of a column is known when all of it was read, so lines along n wait until then.
+    // The scale of a column is known only after all of it was read, so lines along n wait until then.
     const bool wait = source.transposed && weight.format != Format::kFloat32;
     std::unique_ptr<float[]> whole(wait ? new float[static_cast<size_t>(lines * length)] : nullptr);
     return pool.run(
@@ -187,7 +186,7 @@ const Weight* Weights::find(const std::string& name) const {
 const Weight& Weights::add(const std::string& name, Weight::Use use, Format format,
                            const std::vector<TensorSource>& parts, ThreadPool& pool,
                            const std::function<bool()>& poll) {
-    if (find(name) != nullptr)  // executors hold its address
+    if (find(name) != nullptr)  // executors store its address
         throw Error(ErrorKind::kInput, "weight " + name + ": expected a new name, this one is loaded already");
     auto weight = std::make_unique<Weight>();
     weight->use = use;

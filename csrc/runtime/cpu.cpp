@@ -63,12 +63,12 @@ std::string joined(const std::vector<std::string>& names) {
     return text;
 }
 
-bool has_word(const std::string& list, const std::string& word) {  // of a list with commas
+bool has_word(const std::string& list, const std::string& word) {  // `list` is comma-separated
     return ("," + list + ",").find("," + word + ",") != std::string::npos;
 }
 
-// The least of limit(path) over a cgroup and those that it lies in. What stands in /proc may be the path on a host, of
-// which a container sees the end alone, as its root: names that are not there have no limit.
+// The lowest limit(path) over a cgroup and its ancestors. The path in /proc may be the host's. A container sees only
+// the end of it, as its root. Names that do not exist have no limit.
 template <class F>
 double least_quota(std::string path, const F& limit) {
     for (double cpus = INFINITY;; path.erase(path.rfind('/'))) {
@@ -78,14 +78,14 @@ double least_quota(std::string path, const F& limit) {
     }
 }
 
-// CPUs in the affinity mask. The mask of a kernel for many CPUs does not fit into a cpu_set_t of 1024.
+// CPUs in the affinity mask. On a kernel for many CPUs the mask does not fit into a cpu_set_t of 1024 bits.
 int affinity_cpus() {
     for (size_t most = CPU_SETSIZE; most <= size_t{1} << 22; most *= 2) {
         const std::unique_ptr<cpu_set_t, void (*)(cpu_set_t*)> set(CPU_ALLOC(most), [](cpu_set_t* p) { CPU_FREE(p); });
         if (!set) break;
         const size_t bytes = CPU_ALLOC_SIZE(most);
         if (sched_getaffinity(0, bytes, set.get()) == 0) return CPU_COUNT_S(bytes, set.get());
-        if (errno != EINVAL) break;  // EINVAL: the kernel's is larger
+        if (errno != EINVAL) break;  // EINVAL: the kernel's mask is larger
     }
     return 1;
 }
@@ -117,13 +117,13 @@ const KernelTable& kernels_of(const std::string& name) {
 }
 
 const KernelTable& active_kernels() {
-    // No static with an initialiser that runs: a fork in the middle of it would leave the child waiting for its end.
+    // No static with a run-time initializer: the child of a fork in the middle of it would wait for its end.
     static std::atomic<const KernelTable*> active{nullptr};
     const KernelTable* table = active.load(std::memory_order_acquire);
     if (table == nullptr) {
         const char* forced = std::getenv("FASTATTN_FORCE_TARGET");
         table = &kernels_of(forced != nullptr && *forced != 0 ? forced : available_targets().back());
-        active.store(table, std::memory_order_release);  // two threads at once store the same
+        active.store(table, std::memory_order_release);  // two threads at once store the same pointer
     }
     return *table;
 }
@@ -132,7 +132,7 @@ double cpu_quota(const std::string& root) {
     const std::string mount = root + "/sys/fs/cgroup";
     const auto limit_v2 = [&](const std::string& path) {
         std::ifstream file(mount + path + "/cpu.max");
-        double quota = 0, period = 0;  // "max 100000" where there is no limit
+        double quota = 0, period = 0;  // "max 100000" if there is no limit
         return file >> quota >> period && quota > 0 && period > 0 ? quota / period : INFINITY;
     };
     const auto limit_v1 = [&](const std::string& path) {

@@ -1,5 +1,5 @@
-// Denormals and rounding as IEEE 754 has them by default, whatever the calling thread was set to: another library may
-// have switched on flush-to-zero there, and the bits of a row would then depend on which thread computed it.
+// Sets the IEEE 754 defaults for denormals and rounding, whatever the mode of the calling thread. Another library may
+// have enabled flush-to-zero there. The bits of a row would then depend on the thread that computed it.
 #pragma once
 #include <cstdint>
 
@@ -15,7 +15,7 @@ public:
 private:
 #if defined(__x86_64__)
     using Word = uint32_t;
-    static constexpr Word kDefault = 0x1f80;  // MXCSR: all exceptions masked, to nearest, denormals kept
+    static constexpr Word kDefault = 0x1f80;  // MXCSR: all exceptions masked, round to nearest, no flush to zero
     static Word get() { return __builtin_ia32_stmxcsr(); }
     static void set(Word word) { __builtin_ia32_ldmxcsr(word); }
 #elif defined(__aarch64__)

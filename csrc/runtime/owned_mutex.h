@@ -1,5 +1,5 @@
-// A mutex that says so, rather than wait for itself, when its owner locks it again. That happens to a step whose poll
-// runs a Python signal handler that starts another step.
+// A mutex that throws instead of deadlocking when its owner locks it again. This happens if the poll of a step runs a
+// Python signal handler that starts another step.
 #pragma once
 #include <atomic>
 #include <mutex>

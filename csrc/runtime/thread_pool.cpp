@@ -15,8 +15,8 @@
 namespace fastattn {
 namespace {
 
-// Between two barriers of a step lie microseconds, between two steps tens of them: spin that long, then offer the core
-// to whoever waits for it (on a busy machine that may be the thread waited for), then sleep.
+// Barriers of a step are microseconds apart, and steps are tens of microseconds apart. A waiting thread spins that
+// long, then yields its core (on a busy machine the awaited thread may need it), then sleeps.
 constexpr int kSpins = 2000;
 constexpr int kYields = 20;
 constexpr double kLongRegion = 0.002;  // seconds
@@ -43,7 +43,7 @@ void wait_for_change(const std::atomic<uint32_t>& word, uint32_t old) {
     while (word.load(std::memory_order_acquire) == old) word.wait(old, std::memory_order_acquire);
 }
 
-// The CPU that the calling thread runs on; -1: not known.
+// The CPU of the calling thread, or -1 if unknown.
 int current_cpu() {
 #if defined(__linux__)
     return sched_getcpu();
@@ -52,7 +52,7 @@ int current_cpu() {
 #endif
 }
 
-// Moves the calling thread from `cpu` to another one that it may use, if there are at least `wanted`.
+// Moves the calling thread from `cpu` to another allowed CPU if at least `wanted` CPUs are allowed.
 void leave_cpu([[maybe_unused]] int cpu, [[maybe_unused]] int wanted) {
 #if defined(__linux__)
     cpu_set_t allowed;
@@ -89,13 +89,13 @@ struct Team::Shared {
     struct alignas(64) Cpu {
         std::atomic<int> number{-1};
     };
-    std::vector<Cpu> cpus;        // where each thread began its last region
-    double last_seconds = 0.0;    // that the last region took
-    Counter counters[kCounters];  // of for_chunks since the last barrier; the last to arrive there clears them
+    std::vector<Cpu> cpus;        // where each thread started its last region
+    double last_seconds = 0.0;    // duration of the last region
+    Counter counters[kCounters];  // of for_chunks since the last barrier; the last thread to arrive clears them
 
     alignas(64) std::atomic<uint32_t> arrived{0};
     alignas(64) std::atomic<uint32_t> barrier_turn{0};
-    alignas(64) std::atomic<uint32_t> region{0};  // rises once a region; workers wait for it
+    alignas(64) std::atomic<uint32_t> region{0};  // incremented for each region; workers wait for it
     std::atomic<bool> stop{false};
     std::atomic<bool> quit{false};
     const std::function<void(Team&)>* body = nullptr;
@@ -115,10 +115,10 @@ struct Team::Shared {
         for (auto& worker : workers) worker.join();
     }
 
-    // A worker that finds itself on the CPU of the caller, or of the worker before it, moves away: each would get half
-    // of it. Most kernels see to that themselves, within milliseconds; that of a small virtual machine may leave two
-    // busy threads together for seconds. After a short region it stays: beside a program that is busy on the other CPU
-    // short ones would wait for its time slices, longer than for each other.
+    // A worker that shares a CPU with the caller or with the worker before it moves away, because each would get half
+    // of the CPU. Most kernels fix this themselves within milliseconds. The kernel of a small virtual machine may leave
+    // two busy threads together for seconds. After a short region the worker stays: if another program keeps the other
+    // CPU busy, short regions would wait longer for its time slices than for each other.
     void part(int index, int size) {
         const int cpu = current_cpu();
         cpus[index].number.store(cpu, std::memory_order_relaxed);
@@ -153,8 +153,8 @@ bool Team::stopped() {
     return shared_.stop.load(std::memory_order_relaxed);
 }
 
-// A signal handler forked, and this is the child: the other threads do not exist here, and what they were writing is
-// half done. The region ends without them.
+// A signal handler forked, and this is the child. The other threads do not exist here, and their writes are incomplete.
+// The region ends without them.
 void Team::go_on_alone() {
     shared_.stop.store(true);
     shared_.arrived.store(0);
@@ -167,7 +167,7 @@ void Team::barrier() {
     if (shared_.arrived.fetch_add(1, std::memory_order_acq_rel) == static_cast<uint32_t>(size_ - 1)) {
         shared_.arrived.store(0, std::memory_order_relaxed);
         shared_.clear_counters();
-        // Not a release alone: notify_all looks who sleeps, and must not look before the store is seen.
+        // Not just a release: notify_all checks for sleepers, and must not check before the store is visible.
         shared_.barrier_turn.store(turn + 1, std::memory_order_seq_cst);
         if (size_ > 1) shared_.barrier_turn.notify_all();
     } else {
@@ -191,7 +191,7 @@ ThreadPool::ThreadPool(int threads) : size_(threads), shared_(std::make_unique<T
                 }
             });
         }
-    } catch (const std::exception&) {  // std::system_error, or no memory
+    } catch (const std::exception&) {  // std::system_error, or out of memory
         const size_t started = shared_->workers.size() + 1;
         shared_->end_workers();
         throw Error(ErrorKind::kOutOfMemory, "threads: expected to start " + std::to_string(threads) +
@@ -201,7 +201,7 @@ ThreadPool::ThreadPool(int threads) : size_(threads), shared_(std::make_unique<T
 
 ThreadPool::~ThreadPool() {
     if (shared_->generation != fork_generation()) {
-        // In a forked child the threads do not exist: neither join nor destroy them.
+        // The threads do not exist in a forked child: neither join nor destroy them.
         (void)shared_.release();
         return;
     }
@@ -229,7 +229,7 @@ bool ThreadPool::run_on(int threads, const std::function<void(Team&)>& body, con
         shared.region.notify_all();
     }
     shared.run_body(0, threads);
-    // All others have left the body: they wait for the next region.
+    // All other threads have left the body and wait for the next region.
     shared.last_seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
     return !shared.stop.load();
 }

@@ -1,4 +1,4 @@
-// One pool of threads per model. A parallel region runs one function on every thread; inside it, threads meet at cheap
+// One pool of threads per model. A parallel region runs one function on every thread. Inside it, threads meet at cheap
 // barriers and take chunks of work from counters, so a whole model step is one region.
 #pragma once
 #include <atomic>
@@ -11,17 +11,17 @@
 
 namespace fastattn {
 
-// What one thread knows of the region it runs in.
+// One thread's view of the region that it runs in.
 class Team {
 public:
     int index() const { return index_; }
     int size() const { return size_; }
 
-    // All threads of the region wait for each other.
+    // Waits for all threads of the region.
     void barrier();
 
-    // Calls run(chunk) for chunks [0, n), each on one thread, in rising order per thread. All threads of the region
-    // must come here; they do not wait for each other at the end. After a cancel the remaining chunks are not run. At
+    // Calls run(chunk) for chunks [0, n), each on one thread, in ascending order per thread. All threads of the region
+    // must call it. They do not wait for each other at the end. After a cancel the remaining chunks are skipped. At
     // most kCounters calls between two barriers.
     template <class F>
     void for_chunks(int64_t n, const F& run) {
@@ -32,8 +32,9 @@ public:
         }
     }
 
-    // The same as run(chunk, next), where `next` is the chunk that this thread runs afterwards, n or above: none.
-    // Surely so but for the last 2 * size() ones: those are taken when they are run, so that threads end together.
+    // Like for_chunks, but calls run(chunk, next). `next` is the chunk that this thread runs next; n or above means
+    // none. It is exact except for the last 2 * size() chunks. A thread takes those only when it runs them, so that
+    // threads end together.
     template <class F>
     void for_chunks_ahead(int64_t n, const F& run) {
         std::atomic<int64_t>& taken = next_counter();
@@ -63,22 +64,22 @@ private:
 
 class ThreadPool {
 public:
-    explicit ThreadPool(int threads);  // throws Error(kInput) below 1, Error(kOutOfMemory) if the threads cannot be had
+    explicit ThreadPool(int threads);  // throws Error(kInput) below 1, Error(kOutOfMemory) if thread creation fails
     ~ThreadPool();
     ThreadPool(const ThreadPool&) = delete;
     ThreadPool& operator=(const ThreadPool&) = delete;
 
     int size() const { return size_; }
 
-    // Runs `body`, which must not throw, once on every thread; the caller is thread 0. `poll` is called by the caller
-    // every 50 ms or so; if it returns true the region stops. Returns false if it was stopped, as it is in the child of
-    // a fork that `poll` made: the other threads do not exist there. One caller at a time.
+    // Runs `body`, which must not throw, once on every thread; the caller is thread 0. The caller calls `poll` about
+    // every 50 ms and stops the region if it returns true. Returns false if the region was stopped. Also returns false
+    // in the child of a fork made by `poll`, because the other threads do not exist there. One caller at a time.
     bool run(const std::function<void(Team&)>& body, const std::function<bool()>& poll = {});
 
-    // The same on the calling thread alone, for work too small to be worth waking anyone.
+    // Runs `body` on the calling thread alone, for work too small to justify waking other threads.
     bool run_alone(const std::function<void(Team&)>& body, const std::function<bool()>& poll = {});
 
-    // Stops the region that is running, if any.
+    // Stops the running region, if any.
     void cancel();
 
 private:
@@ -87,12 +88,12 @@ private:
     std::unique_ptr<Team::Shared> shared_;
 };
 
-// Rises in the child of every fork: pools made before have no threads there and must be made anew.
+// Incremented in the child of every fork. Earlier pools have no threads there and must be recreated.
 uint64_t fork_generation();
 
-// Held while a pool that belongs to a process is looked up or made, and while a step sets out its memory. A fork waits
-// for it, so that no child finds it locked, or what it guards half done, by a thread that does not exist there. Whoever
-// holds it must not wait for Python's GIL: a fork has that.
+// Locked while a process's pool is looked up or created, and while a step prepares its memory. A fork waits for it. So
+// no child finds it locked, or its data half written, by a thread that does not exist there. The holder must not wait
+// for Python's GIL, because a fork has it.
 std::mutex& start_mutex();
 
 }  // namespace fastattn

@@ -1,40 +1,40 @@
-// Sixteen float lanes, whatever the hardware: one zmm, two ymm, four NEON registers or a plain array.
-// Because every target computes on the same sixteen lanes, every reduction has the same tree and every kernel,
-// written once on this header, gives the same bits on every target (docs/numerics.md).
+// Sixteen float lanes on any hardware: one zmm, two ymm, four NEON registers or a plain array.
+// All targets compute on the same sixteen lanes, so every reduction has the same tree. A kernel is written once on this
+// header and gives the same bits on every target (docs/numerics.md).
 //
 // Each vec_<target>.h provides, in namespace fastattn::<target>:
 //   struct Vec, struct Mask
-//   constexpr int kTileVecs            vectors across n in the register tile of the matrix product
-//   zero() broadcast(float) load(p) load_partial(p, n) store(p, v) store_partial(p, v, n)   n in 0..16, rest is 0
+//   constexpr int kTileVecs            vectors along n in the register tile of the matrix product
+//   zero() broadcast(float) load(p) load_partial(p, n) store(p, v) store_partial(p, v, n)   n in 0..16, the rest is 0
 //   fma(a, b, c) = a * b + c, rounded once
 //   add sub mul div sqrt abs neg
 //   max(a, b) = a > b ? a : b      min(a, b) = a < b ? a : b      (a NaN in either gives b, as on x86)
 //   copysign(a, b)                     magnitude of a, sign of b
-//   less(a, b) not_less(a, b) equal(a, b) -> Mask     not_less also where either is NaN
+//   less(a, b) not_less(a, b) equal(a, b) -> Mask     not_less is also true if either is NaN
 //   first_lanes(n) -> Mask, is_nan(a) -> Mask, any(mask)
 //   select(mask, a, b)                 mask ? a : b
 //   round_even(a)                      to the nearest integer, ties to even
-//   times_pow2(a, n)                   a * 2^n for integer-valued n in [-126, 127], by the exponent, rounded once
+//   times_pow2(a, n)                   a * 2^n for integer-valued n in [-126, 127], rounded once
 //   times_pow2_wide(a, n)              the same for n in [-252, 254], but only for a in [0.5, 2]
 //   reduce_add(v) reduce_max(v)        lanes i and i + 8, then i + 4, i + 2, i + 1
 //
-//   struct Words                       sixteen lanes of 32 bits: an integer, two bfloat16 or four int8 each
+//   struct Words                       sixteen 32-bit lanes: an integer, two bfloat16 or four int8 each
 //   zero_words() broadcast_word(x) load_words(p) store_words(p, w) as_floats(w)
-//   to_float(w) round_to_int(v)        to the nearest, ties to even; v within the range of int32
+//   to_float(w) round_to_int(v)        to nearest, ties to even; v within the range of int32
 //   add_int(a, b) mul_int(a, b)        modulo 2^32
 //   as_words(v) and_words(a, b) or_words(a, b) shift_left<bits>(w)
-//   transpose(Words (&w)[16])          lane i of w[j] and lane j of w[i] change places
-//   magnitude_bits(v) max_unsigned(a, b)     of two magnitudes the higher; infinity is above all numbers, NaN above it
+//   transpose(Words (&w)[16])          swaps lane i of w[j] with lane j of w[i]
+//   magnitude_bits(v) max_unsigned(a, b)     the larger of two magnitudes; infinity is above all numbers, NaN above it
 //   load_bf16(p) -> Vec, store_bf16(p, v)    sixteen bfloat16, rounded to nearest even; NaN stays NaN
 //   round_bf16(v) -> Words             the same as store_bf16, in the low half of each lane
 //   load_int8(p) -> Words, store_int8(p, w)    sixteen bytes; stores the low ones
-//   pack_int8(a, b, c, d) -> Words     their 64 numbers as bytes, in order; all within int8
-//   interleave_bytes(Words (&w)[4])    byte j of lane l of w[i] becomes what byte 16 i + l of w[j] was
-//   dot_bf16(sum, a, b)                sum + a[0] b[0] + a[1] b[1] in each lane; roundings are the target's own
-//   dot_int8(sum, a, b)                sum + a[0] b[0] + ... + a[3] b[3], exact; bytes in [-127, 127], to those of `a`
-//                                      kInt8Offset is added (so bytes of `a` in 0..127 without it are themselves)
-//   add_int8_offset(w)                 kInt8Offset added to every byte
-//   unpack_int4(w, low, high)          nibbles of each byte less 8, as int8
+//   pack_int8(a, b, c, d) -> Words     their 64 numbers as bytes, in order; all must be within int8
+//   interleave_bytes(Words (&w)[4])    byte j of lane l of w[i] becomes the former byte 16 i + l of w[j]
+//   dot_bf16(sum, a, b)                sum + a[0] b[0] + a[1] b[1] in each lane; rounding depends on the target
+//   dot_int8(sum, a, b)                sum + a[0] b[0] + ... + a[3] b[3], exact; bytes in [-127, 127], kInt8Offset is
+//                                      added to those of `a` (bytes in 0..127 without it mean themselves)
+//   add_int8_offset(w)                 adds kInt8Offset to every byte
+//   unpack_int4(w, low, high)          nibbles of each byte minus 8, as int8
 //   scale_int8(w, scale)               the four bytes of each lane times its integer; products within int8
 #pragma once
 
@@ -42,7 +42,7 @@
 
 #define FASTATTN_LANES 16
 
-#if defined(FASTATTN_TARGET_cuda_lane)  // one lane, and only what kernels/math.h needs
+#if defined(FASTATTN_TARGET_cuda_lane)  // one lane; only what kernels/math.h needs
 #include "simd/vec_cuda.h"
 #else
 
@@ -59,9 +59,9 @@
 namespace fastattn::FASTATTN_TARGET {
 inline constexpr int kLanes = FASTATTN_LANES;
 inline constexpr int kTileRows = 6;
-inline constexpr int kLineFloats = 16;  // of a cache line
+inline constexpr int kLineFloats = 16;  // floats per cache line
 
-// Rows of a head lie far apart and are a few lines each, too short for the hardware to see them coming.
+// Rows of a head are far apart and only a few cache lines long, too short for the hardware prefetcher.
 FA_INLINE void prefetch_rows(const float* p, int64_t stride, int rows, int width) {
     for (int r = 0; r < rows; ++r)
         for (int i = 0; i < width; i += kLineFloats) __builtin_prefetch(p + r * stride + i);

@@ -12,7 +12,7 @@ struct Mask {
     __m256 lo, hi;  // all bits of a lane set or clear
 };
 
-inline constexpr int kTileVecs = 1;  // six rows of one Vec fill twelve of the sixteen registers
+inline constexpr int kTileVecs = 1;  // six rows of one Vec use twelve of the sixteen registers
 
 FA_INLINE Mask first_lanes(int n) {
     const __m256i count = _mm256_set1_epi32(n);
@@ -110,7 +110,7 @@ FA_INLINE __m256 power_of_two(__m256i n) {  // n in [-126, 127]
 FA_INLINE __m256 times_pow2_wide(__m256 a, __m256 n) {
     const __m256i all = _mm256_cvtps_epi32(n);
     const __m256i half = _mm256_srai_epi32(all, 1);
-    // With a in [0.5, 2] the first product is exact, so the second one rounds once, denormal or not.
+    // With a in [0.5, 2] the first product is exact, so the result is rounded only once, even if it is denormal.
     return _mm256_mul_ps(_mm256_mul_ps(a, power_of_two(half)), power_of_two(_mm256_sub_epi32(all, half)));
 }
 FA_INLINE Vec times_pow2(Vec a, Vec n) {
@@ -248,7 +248,7 @@ FA_INLINE Words load_int8(const int8_t* p) {
     const auto* at = reinterpret_cast<const __m128i*>(p);
     return {_mm256_cvtepi8_epi32(_mm_loadl_epi64(at)), _mm256_cvtepi8_epi32(_mm_bsrli_si128(_mm_loadu_si128(at), 8))};
 }
-FA_INLINE __m128i low_halves(__m256i a) {  // of eight 32-bit lanes
+FA_INLINE __m128i low_halves(__m256i a) {  // the low halves of eight 32-bit lanes
     const __m256i order = _mm256_setr_epi8(0, 1, 4, 5, 8, 9, 12, 13, -1, -1, -1, -1, -1, -1, -1, -1, 0, 1, 4, 5, 8, 9,
                                            12, 13, -1, -1, -1, -1, -1, -1, -1, -1);
     return _mm256_castsi256_si128(_mm256_permute4x64_epi64(_mm256_shuffle_epi8(a, order), 0b1000));
@@ -291,7 +291,7 @@ FA_INLINE Words add_int8_offset(Words a) {
     return a;
 }
 FA_INLINE __m256i dot_int8(__m256i sum, __m256i a, __m256i b) {
-    // |a| * (b with the sign of a): two products of at most 127 * 127 never saturate 16 bits.
+    // |a| * (b with the sign of a): the sum of two products of at most 127 * 127 does not saturate 16 bits.
     const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(a), _mm256_sign_epi8(b, a));
     return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
 }

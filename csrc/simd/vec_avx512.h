@@ -1,5 +1,5 @@
 #pragma once
-// GCC 12 takes the deliberately undefined operands inside these intrinsics for mistakes (GCC bug 105593).
+// GCC 12 warns about the deliberately undefined operands inside these intrinsics (GCC bug 105593).
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #pragma GCC diagnostic ignored "-Wuninitialized"
@@ -138,7 +138,7 @@ FA_INLINE Vec as_floats(Words a) {
     return {_mm512_castsi512_ps(a.v)};
 }
 FA_INLINE Vec to_float(Words a) {
-    // Without this GCC 12 keeps sums of dot_int8 that are converted behind a loop in memory within it.
+    // Without this, GCC 12 keeps dot_int8 sums in memory during a loop if they are converted after it.
     asm("" : "+v"(a.v));
     return {_mm512_cvtepi32_ps(a.v)};
 }
@@ -172,7 +172,7 @@ FA_INLINE Words shift_left(Words a) {
     return {_mm512_slli_epi32(a.v, kBits)};
 }
 FA_INLINE Words pack_int8(Words a, Words b, Words c, Words d) {
-    // Each 128-bit part of the packs holds four numbers of a, b, c and d: back into order.
+    // Each 128-bit part of the packs has four numbers of a, b, c and d. Restore their order.
     const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
     const __m512i packed = _mm512_packs_epi16(_mm512_packs_epi32(a.v, b.v), _mm512_packs_epi32(c.v, d.v));
     return {_mm512_permutexvar_epi32(order, packed)};
@@ -180,7 +180,7 @@ FA_INLINE Words pack_int8(Words a, Words b, Words c, Words d) {
 FA_INLINE void interleave_bytes(Words (&w)[4]) {
     const __m512i ab = _mm512_unpacklo_epi8(w[0].v, w[1].v), ab_ = _mm512_unpackhi_epi8(w[0].v, w[1].v);
     const __m512i cd = _mm512_unpacklo_epi8(w[2].v, w[3].v), cd_ = _mm512_unpackhi_epi8(w[2].v, w[3].v);
-    // The j-th of these has, in its 128-bit part i, bytes 16 i + 4 j and the three behind.
+    // The j-th of these has bytes 16 i + 4 j to 16 i + 4 j + 3 in its 128-bit part i.
     const __m512i x0 = _mm512_unpacklo_epi16(ab, cd), x1 = _mm512_unpackhi_epi16(ab, cd);
     const __m512i x2 = _mm512_unpacklo_epi16(ab_, cd_), x3 = _mm512_unpackhi_epi16(ab_, cd_);
     const __m512i low = _mm512_shuffle_i32x4(x0, x1, 0x44), low_ = _mm512_shuffle_i32x4(x2, x3, 0x44);
@@ -198,7 +198,7 @@ FA_INLINE void transpose(Words (&w)[16]) {
         a[2 * i + 1] = _mm512_unpackhi_epi32(w[2 * i].v, w[2 * i + 1].v);
     }
 #pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i) {  // fours of rows; b[4 i + j] has columns j, j + 4, j + 8, j + 12
+    for (int i = 0; i < 4; ++i) {  // groups of four rows; b[4 i + j] has columns j, j + 4, j + 8, j + 12
         b[4 * i] = _mm512_unpacklo_epi64(a[4 * i], a[4 * i + 2]);
         b[4 * i + 1] = _mm512_unpackhi_epi64(a[4 * i], a[4 * i + 2]);
         b[4 * i + 2] = _mm512_unpacklo_epi64(a[4 * i + 1], a[4 * i + 3]);
@@ -241,7 +241,7 @@ FA_INLINE Vec dot_bf16(Vec sum, Words a, Words b) {
                             _mm512_castsi512_ps(_mm512_and_si512(b.v, high)), sum.v)};
 }
 #endif
-// Not the instruction of AVX512BF16, which takes denormals for 0: what is stored is the same on every target.
+// Not the AVX512BF16 instruction, which flushes denormals to 0: stored values must be the same on every target.
 FA_INLINE Words round_bf16(Vec a) {
     const __m512i bits = _mm512_castps_si512(a.v), one = _mm512_set1_epi32(1);
     const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), one);
@@ -254,7 +254,7 @@ FA_INLINE void store_bf16(uint16_t* p, Vec a) {
 }
 
 #if defined(__AVX512VNNI__)
-// The instruction takes unsigned bytes times signed ones: `a` is kept with 128 added.
+// The instruction multiplies unsigned by signed bytes, so `a` is stored with 128 added.
 inline constexpr int kInt8Offset = 128;
 FA_INLINE Words dot_int8(Words sum, Words a, Words b) {
     return {_mm512_dpbusd_epi32(sum.v, a.v, b.v)};
@@ -268,7 +268,7 @@ FA_INLINE Words add_int8_offset(Words a) {
     return a;
 }
 FA_INLINE Words dot_int8(Words sum, Words a, Words b) {
-    // |a| * (b with the sign of a): two products of at most 127 * 127 never saturate 16 bits.
+    // |a| * (b with the sign of a): the sum of two products of at most 127 * 127 does not saturate 16 bits.
     const __m512i signed_b = _mm512_mask_sub_epi8(b.v, _mm512_movepi8_mask(a.v), _mm512_setzero_si512(), b.v);
     const __m512i pairs = _mm512_maddubs_epi16(_mm512_abs_epi8(a.v), signed_b);
     return {_mm512_add_epi32(sum.v, _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)))};

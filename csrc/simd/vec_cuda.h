@@ -1,6 +1,6 @@
-// One lane, for the threads of a GPU: what kernels/math.h needs of vec.h, so that its functions are written once. With
-// g++ the same header serves the emulation (csrc/native_tests/cuda_emulation.h). Operations are IEEE and rounded to
-// nearest even, whatever the compiler's flags: the intrinsics are never contracted.
+// One lane per GPU thread: the part of vec.h that kernels/math.h needs, so that its functions are written once. g++
+// compiles the same header for the emulation (csrc/native_tests/cuda_emulation.h). Operations are IEEE and round to
+// nearest even with any compiler flags: the intrinsics are never contracted.
 #pragma once
 #include <cstdint>
 #include <cstring>
@@ -105,7 +105,7 @@ FA_INLINE Mask less(Vec a, Vec b) {
 FA_INLINE Vec select(Mask mask, Vec a, Vec b) {
     return mask ? a : b;
 }
-// In two steps, of which the first is exact: the power alone may be no normal number.
+// In two steps, because 2^n alone may not be a normal number. The first step is exact.
 FA_INLINE Vec times_pow2_wide(Vec a, Vec n) {
     const int all = static_cast<int>(n), half = all >> 1;
     const auto power = [](int exponent) { return float_of(static_cast<uint32_t>(exponent + 127) << 23); };

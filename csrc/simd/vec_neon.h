@@ -14,7 +14,7 @@ struct Mask {
     uint32x4_t m[4];  // all bits of a lane set or clear
 };
 
-inline constexpr int kTileVecs = 1;  // six rows of one Vec fill 24 of the 32 registers
+inline constexpr int kTileVecs = 1;  // six rows of one Vec use 24 of the 32 registers
 
 #define FA_EACH for (int i = 0; i < 4; ++i)
 
@@ -65,7 +65,7 @@ FA_BINARY(add, vaddq_f32(a.v[i], b.v[i]))
 FA_BINARY(sub, vsubq_f32(a.v[i], b.v[i]))
 FA_BINARY(mul, vmulq_f32(a.v[i], b.v[i]))
 FA_BINARY(div, vdivq_f32(a.v[i], b.v[i]))
-// Not vmaxq/vminq: they return NaN when either side is one and order the zeros.
+// Not vmaxq/vminq: they return NaN if either operand is NaN, and they order the zeros.
 FA_BINARY(max, vbslq_f32(vcgtq_f32(a.v[i], b.v[i]), a.v[i], b.v[i]))
 FA_BINARY(min, vbslq_f32(vcltq_f32(a.v[i], b.v[i]), a.v[i], b.v[i]))
 FA_BINARY(copysign, vbslq_f32(vdupq_n_u32(0x80000000u), b.v[i], a.v[i]))
@@ -120,7 +120,7 @@ FA_INLINE Vec times_pow2_wide(Vec a, Vec n) {
     for (int i = 0; i < 4; ++i) {
         const int32x4_t all = vcvtq_s32_f32(n.v[i]);
         const int32x4_t half = vshrq_n_s32(all, 1);
-        // With a in [0.5, 2] the first product is exact, so the second one rounds once, denormal or not.
+        // With a in [0.5, 2] the first product is exact, so the result is rounded only once, even if it is denormal.
         a.v[i] = vmulq_f32(vmulq_f32(a.v[i], power_of_two(half)), power_of_two(vsubq_s32(all, half)));
     }
     return a;

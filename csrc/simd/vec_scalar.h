@@ -6,8 +6,8 @@
 namespace fastattn::FASTATTN_TARGET {
 
 #define FA_INLINE static inline __attribute__((always_inline))
-// For what is long without vector instructions: inlined everywhere, sixteen lanes at a time, it would make compilers
-// take minutes and would not run faster.
+// For functions that are long without vector instructions. Inlining them everywhere, at sixteen lanes each, would make
+// compilation take minutes and would not run faster.
 #define FA_CALLED [[maybe_unused]] static __attribute__((noinline))
 
 struct Vec {
@@ -232,7 +232,7 @@ FA_CALLED void transpose(Words (&w)[16]) {
         }
 }
 
-FA_INLINE float float_of_bf16(int32_t bits) {  // in the high half
+FA_INLINE float float_of_bf16(int32_t bits) {  // bfloat16 in the high half
     float x;
     std::memcpy(&x, &bits, sizeof x);
     return x;

@@ -1,5 +1,5 @@
-// What the attention kernels share: which sequence and positions a query row has, where keys and values lie, and how a
-// block of 64 positions is merged into a row.
+// Shared by the attention kernels: the sequence and the positions of a query row, the location of keys and values, and
+// how a block of 64 positions is merged into a row.
 #pragma once
 #include "cuda/kernels/device_math.h"
 
@@ -28,14 +28,14 @@ FA_DEVICE Sequence sequence_at(const Sequences& sequences, const KvPages& pages,
     return {begin, start, start + sequences.cu_seqlens[s + 1] - begin, pages.table + s * pages.table_stride};
 }
 
-// Positions that query row `row` sees. A row whose token is none (-1) sees nothing.
+// Positions that query row `row` sees. A row without a token (-1) sees nothing.
 FA_DEVICE int visible(const AttentionArgs& args, const Sequence& sequence, int row) {
     const int token = args.query_tokens == nullptr ? row : args.query_tokens[row];
     if (token < 0) return 0;
     return args.causal ? sequence.start + token - sequence.token_begin + 1 : sequence.kv_len;
 }
 
-// Keys of block `block` for a KV head; values lie kBlockLen rows behind.
+// Keys [kBlockLen, row_elements(head_dim)] of block `block` for a KV head. The values follow, kBlockLen rows later.
 FA_DEVICE const std::byte* keys_at(const KvPages& pages, const Sequence& sequence, int head, int block) {
     return pages.pool + sequence.table[block] * pages.page_bytes + pages.layer_offset +
            head * kv_head_bytes(pages.type, pages.head_dim);
@@ -43,17 +43,17 @@ FA_DEVICE const std::byte* keys_at(const KvPages& pages, const Sequence& sequenc
 
 // A tile of query rows: [begin, end) of sequence `sequence`.
 struct RowTile {
-    int sequence, begin, end;  // sequence -1: there is no such tile
+    int sequence, begin, end;  // sequence -1: no such tile
 };
 
-// Tile `index` of tiles of kRows rows that never hold rows of two sequences. All lanes of a warp call it. The last
-// tiles of a sequence come first: with causal they take longest.
+// Tile `index` of tiles of kRows rows, each of one sequence. All lanes of a warp call it. The last tiles of a sequence
+// come first, because they take longest with causal.
 template <int kRows>
 FA_DEVICE RowTile find_tile(const int32_t* q_begin, int n_sequences, int index) {
     for (int base = 0; base < n_sequences; base += kWarp) {
         const int s = base + lane();
         const int rows = s < n_sequences ? q_begin[s + 1] - q_begin[s] : 0, tiles = (rows + kRows - 1) / kRows;
-        int up_to = tiles;  // and with this lane's
+        int up_to = tiles;  // tiles up to and including this lane's
 #pragma unroll
         for (int distance = 1; distance < kWarp; distance *= 2) {
             const int before = shuffle(up_to, lane() - distance);
@@ -72,24 +72,26 @@ FA_DEVICE RowTile find_tile(const int32_t* q_begin, int n_sequences, int index) 
     }
     return {-1, 0, 0};
 }
-// How many tiles there may be.
+// Upper bound of the number of tiles.
 template <int kRows>
 int64_t most_tiles(const AttentionArgs& args) {
     const int64_t apart = args.rows.most / kRows + args.sequences.rows.most;
     return apart < args.rows.most ? apart : args.rows.most;
 }
 
-// e^x in float32, 2^x in 16 bits, whose queries hold the factor log2(e).
+// e^x in float32. 2^x in 16 bits, where the queries include the factor log2(e).
 template <bool kFloat32>
 FA_DEVICE float softmax_exp(float x) {
     return kFloat32 ? math::exp(x) : exp2_fast(x);
 }
-// What is subtracted from scores: with nothing but -inf it is 0, so that probabilities are 0 and not NaN.
+// What is subtracted from scores: 0 if all are -inf, so that probabilities are 0 and not NaN.
 FA_DEVICE float shift_of(float highest) {
     return highest == -kInf ? 0.0f : highest;
 }
 
-// A row's maximum and total so far. `merge` takes a block's, and leaves the factors for the values of both.
+// A row's running maximum m (`highest`) and running sum l (`total`), as in the FlashAttention papers. `merge` adds a
+// block and stores the factors for the output accumulator O and the block's P V. `merged` applies them. `divided`
+// divides O by l.
 template <bool kFloat32>
 struct Running {
     float highest = -kInf, total = 0.0f;
@@ -106,14 +108,14 @@ struct Running {
         return math::fma(block_sum, block_factor, sum * old_factor);
     }
     FA_DEVICE float divided(float sum) const {
-        const float divisor = total == 0.0f ? 1.0f : total;  // sees nothing: 0, not 0 / 0
+        const float divisor = total == 0.0f ? 1.0f : total;  // a row that sees nothing gives 0, not 0 / 0
         return kFloat32 ? sum / divisor : sum * (1.0f / divisor);
     }
 };
 
-// A block of 64 scores, one a thread of two warps: e^(score - highest) of the thread's own, and the block's sum of them
-// in the order of csrc/kernels: positions l and l + 16, then both warps, then the tree over sixteen. `room`: 34 floats
-// of shared memory. The highest and the total are everyone's.
+// A block of 64 scores S, one per thread of two warps: the thread's p = e^(S - highest), the block's maximum and its
+// sum of p. All threads get the latter two. The sum is in the order of csrc/kernels: positions i and i + 16, then both
+// warps, then the tree over sixteen. `room`: 34 floats of shared memory.
 struct BlockSums {
     float highest, p, total;
 };
@@ -136,13 +138,13 @@ FA_DEVICE BlockSums sum_block(float score, float* room) {
 }
 inline constexpr int kBlockSumFloats = 34;
 
-// Decode: a block's share of a row is its weighted values [head_dim], its maximum and its total.
+// Decode: a block's share of a row is P V [head_dim], its maximum and its sum of P.
 FA_DEVICE int64_t partial_at(const AttentionArgs& args, int64_t row, int head, int block) {
     const int64_t blocks = (args.sequences.most_positions + kBlockLen - 1) / kBlockLen;
     return ((row * args.n_head + head) * blocks + block) * (args.pages.head_dim + 2);
 }
 
-// Of one type each.
+// For pages of float32.
 void launch_prefill_float32(const AttentionArgs& args, Stream stream);
 void launch_decode_float32(const AttentionArgs& args, Stream stream);
 

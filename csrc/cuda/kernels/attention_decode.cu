@@ -1,11 +1,11 @@
-// Attention of one query row a sequence: every block of positions is reduced on its own, all over the device, and a
+// Attention of one query row per sequence. Every block of positions is reduced independently, across the device. A
 // second kernel merges the blocks in order. The split is by position, so it is the same for every batch.
 #include "cuda/kernels/attention_mma.h"
 
 namespace fastattn::cuda {
 namespace {
 
-// A warp a block: the query heads of a KV head are the rows of a tile, sixteen at a time.
+// One warp per block. The query heads of a KV head are the rows of a tile, sixteen at a time.
 template <class T, int kDim>
 FA_KERNEL(kWarp)
 decode_block(const AttentionArgs args) {
@@ -20,7 +20,7 @@ decode_block(const AttentionArgs args) {
     const int row_width = static_cast<int>(row_elements(head_dim)), rows = sequence.kv_len - block * kBlockLen;
     uint16_t* q = reinterpret_cast<uint16_t*>(shared_memory());  // [kWarpRows, kPitch]
     uint16_t* keys = q + kWarpRows * kPitch;                     // [kBlockLen, kPitch]
-    uint16_t* values = keys + kBlockLen * kPitch;                // the same
+    uint16_t* values = keys + kBlockLen * kPitch;                // [kBlockLen, kPitch]
     const std::byte* from = keys_at(pages, sequence, kv_head, block);
     copy_block<T, kDim, kWarp>(keys, from, rows, row_width);
     copy_block<T, kDim, kWarp>(values, from + int64_t{kBlockLen} * row_width * 2, rows, row_width);
@@ -35,7 +35,7 @@ decode_block(const AttentionArgs args) {
                                      args.scale * kLog2E);
             *reinterpret_cast<uint32_t*>(q + r * kPitch + d) = pair;
         }
-        copy_async_wait<1>();  // the keys; the values may be on their way still
+        copy_async_wait<1>();  // the keys; the values may still be in flight
         sync_warp();
         float score[kScoreTiles][4], highest[2], total[2];
         score_block<T, kDim>(q, keys, head_dim, score);
@@ -60,11 +60,11 @@ decode_block(const AttentionArgs args) {
                 if (d < head_dim && of_group + i / 2 * 8 < group) partial[i / 2][d] = part[i];
             }
         });
-        sync_warp();  // before the next heads' queries
+        sync_warp();  // before the queries of the next heads
     }
 }
 
-// A thread an element of a head's row.
+// Merges the blocks of a row into m, l and O. One thread per element of a head's row.
 constexpr int kMostMergeThreads = kMaxHeadDim;
 template <bool kFloat32>
 FA_KERNEL(kMostMergeThreads)

@@ -1,17 +1,17 @@
-// Attention over pages of float32, with the CPU's bits: a score is one sum over head_dim in order, and within a block a
-// value is one sum over the positions that the row sees, in order (csrc/kernels/attention.h).
+// Attention over pages of float32, with the CPU's bits: a score is one sum over head_dim in order. Within a block, an
+// element of P V is one sum over the positions that the row sees, in order (csrc/kernels/attention.h).
 #include "cuda/kernels/attention.h"
 
 namespace fastattn::cuda {
 namespace {
 
-constexpr int kChunk = 64;          // of head_dim that goes through shared memory at a time
-constexpr int kPitch = kChunk + 4;  // floats: eight rows of 16 bytes then lie in different banks
+constexpr int kChunk = 64;          // elements of head_dim in shared memory at a time
+constexpr int kPitch = kChunk + 4;  // floats; puts eight rows of 16 bytes in different banks
 constexpr int kSide = 16;           // threads across positions, or across elements of a value
 constexpr int kVectors = kBlockLen / kSide;
 
-// Rows [0, rows) of a tile [kBlockLen, kPitch]: elements d to d + kChunk - 1 of rows of keys or values. What lies
-// behind is 0.
+// Copies elements d to d + kChunk - 1 of rows [0, rows) of keys or values to a tile [kBlockLen, kPitch]. The rest of
+// the tile is 0.
 template <int kThreads, int kUnroll>
 FA_DEVICE void copy_tile(float* tile, const float* from, int64_t row, int d, int rows, int head_dim) {
 #pragma unroll kUnroll
@@ -26,8 +26,8 @@ FA_DEVICE void copy_tile(float* tile, const float* from, int64_t row, int d, int
     copy_async_commit();
 }
 
-// A block of kRows x 4 threads; a thread has the scores of four rows with every sixteenth position, then four rows of
-// four neighbouring elements of the values. kDim: head_dim, rounded up to whole chunks.
+// A block of kRows x 4 threads. A thread computes four rows of S at every sixteenth position, then four rows of O at
+// four neighboring elements. kDim: head_dim, rounded up to whole chunks.
 template <int kDim, int kRows>
 struct Prefill {
     static constexpr int kThreads = kRows / 4 * kSide;
@@ -41,7 +41,7 @@ FA_KERNEL((Prefill<kDim, kRows>::kThreads))
 prefill_float32(const AttentionArgs args) {
     using Shape = Prefill<kDim, kRows>;
     constexpr int kThreads = Shape::kThreads, kChunks = Shape::kChunks;
-    constexpr int kUnroll = kDim == 64 ? 2 : 4;  // as much as registers allow without a spill
+    constexpr int kUnroll = kDim == 64 ? 2 : 4;  // the most that registers allow without spilling
     const RowTile tile = find_tile<kRows>(args.q_begin, count_of(args.sequences.rows), block_x());
     if (tile.sequence < 0) return;
     const KvPages& pages = args.pages;
@@ -51,7 +51,7 @@ prefill_float32(const AttentionArgs args) {
     float* q = reinterpret_cast<float*>(shared_memory());                 // [kRows, kQPitch]
     float* probs = q + kRows * Shape::kQPitch;                            // [kRows, kPitch]
     float* keys = probs + kRows * kPitch;                                 // [kBlockLen, kPitch]
-    float* values = keys + kBlockLen * kPitch;                            // the same
+    float* values = keys + kBlockLen * kPitch;                            // [kBlockLen, kPitch]
     const int tx = thread_id() % kSide, first = thread_id() / kSide * 4;  // the thread's place and its first row
 
     const auto copy_keys = [&](int block, int chunk) {
@@ -66,7 +66,7 @@ prefill_float32(const AttentionArgs args) {
                                      head_dim);
     };
 
-    int seen[4], most_seen = 0;  // positions: of the thread's rows, and of the tile's last
+    int seen[4], most_seen = 0;  // positions that the thread's rows and the tile's last row see
 #pragma unroll
     for (int r = 0; r < 4; ++r)
         seen[r] = tile.begin + first + r < tile.end ? visible(args, sequence, tile.begin + first + r) : 0;
@@ -79,15 +79,15 @@ prefill_float32(const AttentionArgs args) {
         q[r * Shape::kQPitch + d] = there ? args.q[(tile.begin + r) * args.q_stride + head * head_dim + d] : 0.0f;
     }
 
-    Running<true> running[4];
-    float sum[4][4 * kChunks] = {};  // of values: rows, elements 64 chunk + 4 tx to 64 chunk + 4 tx + 3
+    Running<true> running[4];        // m and l of the thread's rows
+    float sum[4][4 * kChunks] = {};  // O: rows, elements 64 chunk + 4 tx to 64 chunk + 4 tx + 3
     for (int block = 0; block < blocks; ++block) {
         float score[4][kVectors] = {};
 #pragma unroll
         for (int chunk = 0; chunk < kChunks; ++chunk) {
             copy_async_wait<0>();
             sync_threads();
-            // The values come while scores are computed.
+            // Copy the values while scores are computed.
             if (chunk == kChunks - 1) copy_values(block, 0);
             const int depth = head_dim - chunk * kChunk < kChunk ? (head_dim - chunk * kChunk + 3) / 4 : kChunk / 4;
             for (int i = 0; i < depth; ++i) {
@@ -135,7 +135,7 @@ prefill_float32(const AttentionArgs args) {
         for (int chunk = 0; chunk < kChunks; ++chunk) {
             copy_async_wait<0>();
             sync_threads();
-            // The keys of the next block come while values are added up.
+            // Copy the keys of the next block while values are added up.
             if (chunk == kChunks - 1 && block + 1 < blocks) copy_keys(block + 1, 0);
             float part[4][4] = {};
             int least = kBlockLen, most = 0;
@@ -161,7 +161,7 @@ prefill_float32(const AttentionArgs args) {
                         for (int c = 0; c < 4; ++c) part[r][c] = math::fma(p[r].x[j], v.x[c], part[r][c]);
                 }
             }
-            for (; position < most; ++position) {  // a row that does not see a position does not multiply it in
+            for (; position < most; ++position) {  // rows that do not see a position skip it
                 const Four v = load_four(values + position * kPitch + 4 * tx);
 #pragma unroll
                 for (int r = 0; r < 4; ++r) {
@@ -205,7 +205,7 @@ void launch_prefill(const AttentionArgs& args, Stream stream) {
            Shape::kThreads, Shape::kSharedBytes, args, stream);
 }
 
-// Decode: a block of positions, for all query heads of a KV head. Scores: a thread a position. Values: a thread an
+// Decode: a block of positions, for all query heads of a KV head. Scores: one thread per position. P V: one thread per
 // element.
 constexpr int kDecodeThreads = 64;
 static_assert(kDecodeThreads == kBlockLen);
@@ -265,7 +265,7 @@ decode_float32(const AttentionArgs args) {
                 sum = math::fma(probs[position], values[position * row_width + d], sum);
             partial[d] = sum;
         }
-        sync_threads();  // before the next head's query and probabilities
+        sync_threads();  // before the query and probabilities of the next head
     }
 }
 

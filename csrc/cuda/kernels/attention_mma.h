@@ -1,6 +1,6 @@
-// Sixteen query rows and a block of 64 positions on tensor cores, by one warp: what prefill and decode share, so that
-// both give the same bits. Queries (times scale and log2 e), keys, values and probabilities are rounded to T; sums are
-// float32. A lane has rows g and g + 8, g = lane / 4, and of each eight columns the two from 2 (lane % 4) on.
+// Sixteen query rows and a block of 64 positions on tensor cores, by one warp. Prefill and decode share it, so that
+// both give the same bits. Q (times scale and log2 e), K, V and P are rounded to T; sums are float32. A lane has rows g
+// and g + 8, where g = lane / 4, and of each eight columns the two from 2 (lane % 4) on.
 #pragma once
 #include "cuda/kernels/attention.h"
 
@@ -10,16 +10,16 @@ inline constexpr float kLog2E = 0x1.715476p+0f;
 inline constexpr int kWarpRows = 16;
 inline constexpr int kScoreTiles = kBlockLen / 8;
 
-// kDim: head_dim rounded up to 32, 64, 128 or 256. Rows of shared memory are a little longer, so that eight of them
-// start in different banks.
+// kDim: head_dim rounded up to 32, 64, 128 or 256. Rows in shared memory are padded, so that eight of them start in
+// different banks.
 template <class T, int kDim>
 struct MmaShape {
     static constexpr int kPitch = kDim + 8;
-    static constexpr int kChunk = kDim < 64 ? kDim : 64;  // of the values, whose sums are in registers at a time
+    static constexpr int kChunk = kDim < 64 ? kDim : 64;  // elements of P V whose sums are in registers at a time
     static constexpr int64_t bytes(int q_rows) { return (q_rows + 2 * kBlockLen) * kPitch * int64_t{2}; }
 };
 
-// Keys or values of a block into shared memory [kBlockLen, kPitch]; what lies behind `rows` and head_dim is 0.
+// Copies keys or values of a block to shared memory [kBlockLen, kPitch]; zero after `rows` and head_dim.
 template <class T, int kDim, int kThreads>
 FA_DEVICE void copy_block(uint16_t* tile, const std::byte* from, int rows, int row_width) {
     constexpr int kUnits = kDim / 8;
@@ -35,13 +35,13 @@ FA_DEVICE void copy_block(uint16_t* tile, const std::byte* from, int rows, int r
     copy_async_commit();
 }
 
-// Elements d and d + 1 of a query row; 0 behind head_dim.
+// Elements d and d + 1 of a query row; 0 after head_dim.
 template <class T>
 FA_DEVICE uint32_t query_pair(const float* q, int d, int head_dim, float factor) {
     return round_pair<T>(d < head_dim ? q[d] * factor : 0.0f, d + 1 < head_dim ? q[d + 1] * factor : 0.0f);
 }
 
-// Scores of the warp's rows, q [16, kPitch], with the positions of a block.
+// S = Q K^T of the warp's rows, q [16, kPitch], and the positions of a block, keys [kBlockLen, kPitch].
 template <class T, int kDim>
 FA_DEVICE void score_block(const uint16_t* q, const uint16_t* keys, int head_dim, float (&score)[kScoreTiles][4]) {
     constexpr int kPitch = MmaShape<T, kDim>::kPitch;
@@ -66,8 +66,8 @@ FA_DEVICE void score_block(const uint16_t* q, const uint16_t* keys, int head_dim
     }
 }
 
-// Scores of which row g sees count[0] positions and row g + 8 count[1] become probabilities, as fragments of a matrix
-// [16, 64]; and their maxima and sums.
+// Replaces S by P, as fragments of a matrix [16, 64], and stores the maxima of S and the sums of P. Row g sees count[0]
+// positions, row g + 8 sees count[1].
 template <class T>
 FA_DEVICE void probabilities(float (&score)[kScoreTiles][4], const int (&count)[2], float (&highest)[2],
                              float (&total)[2], uint32_t (&probs)[kBlockLen / 16][4]) {
@@ -104,8 +104,7 @@ FA_DEVICE void probabilities(float (&score)[kScoreTiles][4], const int (&count)[
             probs[k][i] = round_pair<T>(score[2 * k + i / 2][i % 2 * 2], score[2 * k + i / 2][i % 2 * 2 + 1]);
 }
 
-// The block's values, weighted: sink(n, part) for every eight elements 8 n to 8 n + 7 of head_dim, part as the lane's
-// fragment.
+// P V of the block: calls sink(n, part) for elements 8 n to 8 n + 7 of head_dim, with the lane's fragment `part`.
 template <class T, int kDim, class Sink>
 FA_DEVICE void weigh_values(const uint32_t (&probs)[kBlockLen / 16][4], const uint16_t* values, int head_dim,
                             const Sink& sink) {

@@ -1,5 +1,5 @@
-// Attention over pages of 16-bit types for many query rows: 64 rows of a sequence and one head by four warps, block
-// after block of 64 positions.
+// Attention over pages of 16-bit types for many query rows. Four warps compute 64 rows of a sequence and one head,
+// block after block of 64 positions.
 #include "cuda/kernels/attention_mma.h"
 
 namespace fastattn::cuda {
@@ -20,7 +20,7 @@ attention_prefill(const AttentionArgs args) {
     const int row_width = static_cast<int>(row_elements(head_dim));
     uint16_t* q = reinterpret_cast<uint16_t*>(shared_memory());  // [kPrefillRows, kPitch]
     uint16_t* keys = q + kPrefillRows * kPitch;                  // [kBlockLen, kPitch]
-    uint16_t* values = keys + kBlockLen * kPitch;                // the same
+    uint16_t* values = keys + kBlockLen * kPitch;                // [kBlockLen, kPitch]
 
     const auto copy = [&](uint16_t* tile_of, int block, int64_t rows_behind) {
         const std::byte* from = keys_at(pages, sequence, kv_head, block) + rows_behind * row_width * 2;
@@ -37,13 +37,13 @@ attention_prefill(const AttentionArgs args) {
         *reinterpret_cast<uint32_t*>(q + r * kPitch + d) = pair;
     }
 
-    // The lane's rows, and what they see.
+    // The lane's rows, and the number of positions that they see.
     const int first = tile.begin + warp() * kWarpRows + lane() / 4;
     int seen[2];
 #pragma unroll
     for (int i = 0; i < 2; ++i) seen[i] = first + 8 * i < tile.end ? visible(args, sequence, first + 8 * i) : 0;
-    Running<false> running[2];
-    float sum[kDim / 8][4] = {};
+    Running<false> running[2];    // m and l of the lane's rows
+    float sum[kDim / 8][4] = {};  // O
     for (int block = 0; block < blocks; ++block) {
         copy_async_wait<0>();
         sync_threads();
@@ -58,14 +58,14 @@ attention_prefill(const AttentionArgs args) {
             if (count[i] > 0) running[i].merge(highest[i], total[i]);
         copy_async_wait<0>();
         sync_threads();
-        if (block + 1 < blocks) copy(keys, block + 1, 0);  // while values are added up
+        if (block + 1 < blocks) copy(keys, block + 1, 0);  // while P V is added up
         weigh_values<T, kDim>(probs, values, head_dim, [&](int n, const float (&part)[4]) {
 #pragma unroll
             for (int i = 0; i < 4; ++i)
                 if (count[i / 2] > 0) sum[n][i] = running[i / 2].merged(sum[n][i], part[i]);
         });
     }
-    // Through shared memory, so that rows are written 16 bytes at a time.
+    // Through shared memory, to write rows 16 bytes at a time.
     constexpr int kOutPitch = kDim + 4;
     static_assert(kPrefillRows * kOutPitch * 2 <= (kPrefillRows + 2 * kBlockLen) * kPitch);
     float* out = reinterpret_cast<float*>(shared_memory());

@@ -1,5 +1,5 @@
-// Attention maps, for those who look at them: a row of probabilities by 64 threads, a position each of a block. Queries
-// are rounded as in the attention; of pages of float32 the bits are the CPU's.
+// Attention maps: 64 threads compute a row of probabilities, one position each per block. Queries are rounded as in the
+// attention. For pages of float32 the bits are the CPU's.
 #include "cuda/kernels/attention_mma.h"
 
 namespace fastattn::cuda {
@@ -42,7 +42,7 @@ attention_probs(const AttentionProbsArgs args) {
         }
         const BlockSums sums = sum_block<kFloat32>(score, room);
         running.merge(sums.highest, sums.total);
-        sync_threads();  // before the room is used again
+        sync_threads();  // before the room is reused
     }
     const float shift = shift_of(running.highest), total = running.total == 0.0f ? 1.0f : running.total;
     for (int position = t; position < sequence.kv_len; position += kProbsThreads)

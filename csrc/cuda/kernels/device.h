@@ -1,29 +1,28 @@
-// Everything that a kernel uses of CUDA, by our own names. Kernels are compiled twice: by nvcc, and by g++ against
+// Everything that a kernel uses of CUDA, under our own names. Kernels are compiled twice: by nvcc, and by g++ against
 // csrc/native_tests/cuda_emulation.h, which has the same names (the macro FASTATTN_CUDA_EMULATION names it). So their
-// logic and their numbers are tested where there is no GPU.
+// logic and their numbers are tested without a GPU.
 //
-// Compile with --fmad=false: a multiply-add is one only where the source says fma, as on the CPU.
+// Compile with --fmad=false: a multiply-add is fused only if the source says fma, as on the CPU.
 //
 //   FA_DEVICE                         a function of a kernel, inlined
-//   FA_BOTH                           one of the host, too
-//   FA_KERNEL(threads)                a kernel, launched with that many threads a block
+//   FA_BOTH                           a function of kernels and of the host
+//   FA_KERNEL(threads)                a kernel, launched with that many threads per block
 //   thread_id() block_x() block_y()   lane() and warp() follow from thread_id()
 //   shared_memory()                   of the block, aligned to 16 bytes; its size is an argument of launch
 //   sync_threads() sync_warp()
 //   shuffle(x, lane) shuffle_xor(x, mask)    x of another lane; all lanes of the warp call it
-//   ballot(condition)                 a bit a lane
-//   count_bits(x) lowest_bit(x)       the latter of a number that is not 0
-//   add_shared(p, x)                  atomic, of uint32_t or uint64_t in shared memory
+//   ballot(condition)                 one bit per lane
+//   count_bits(x) lowest_bit(x)       lowest_bit needs a nonzero number
+//   add_shared(p, x)                  atomic, for uint32_t or uint64_t in shared memory
 //   load_16(p) store_16(p, v)         16 bytes at once, as Words16
 //   copy_async_16(to, from) copy_async_commit() copy_async_wait<groups>()
-//                                     16 bytes from global to shared memory; wait leaves so many groups under way
+//                                     16 bytes from global to shared memory; wait leaves that many groups in flight
 //   round_pair<T>(low, high)          two floats as T in a word, to nearest even
 //   float_of(T)                       Bf16 or F16 to float
-//   load_matrices(r, row)             four 8x8 matrices of 16 bits from shared memory: lanes 8 i to 8 i + 7 give the
-//   rows
-//                                     of matrix i, and r[i] becomes elements 2 (lane % 4) and the next of row lane / 4;
-//   load_matrices_transposed(r, row)  the same of the transposed matrices
-//   mma_16x8x16<T>(c, a, b0, b1)      c += a b on tensor cores, fragments as PTX's mma.m16n8k16 has them
+//   load_matrices(r, row)             four 8x8 matrices of 16 bits from shared memory: lanes 8 i to 8 i + 7 pass the
+//                                     rows of matrix i; r[i] is elements 2 (lane % 4) and the next, of row lane / 4
+//   load_matrices_transposed(r, row)  the same for the transposed matrices
+//   mma_16x8x16<T>(c, a, b0, b1)      c += a b on tensor cores, with the fragments of PTX's mma.m16n8k16
 //   exp2_fast(x)                      2^x, within 2 ulp
 #pragma once
 #include <cstdint>
@@ -203,7 +202,7 @@ FA_DEVICE float square_root(float x) {
     return __fsqrt_rn(x);
 }
 
-// Shared memory above this needs a kernel's consent.
+// A kernel must opt in to more shared memory than this.
 inline constexpr int64_t kPlainSharedBytes = 48 * 1024;
 
 template <class Args>

@@ -1,4 +1,4 @@
-// The functions of kernels/math.h on one float, the same bits as on the CPU, and writing of results.
+// The functions of kernels/math.h on one float, with the CPU's bits, and functions that write results.
 #pragma once
 #include "cuda/kernels/device.h"
 
@@ -42,7 +42,7 @@ FA_DEVICE float read(const void* row, int64_t i, Type type) {
     return type == Type::kBfloat16 ? float_of(Bf16{bits}) : float_of(F16{bits});
 }
 
-// Column i of a row of `width`; the thread of the last column clears what stands behind it.
+// Writes column i of a row of `width`. The thread of the last column also clears the padding after it.
 FA_DEVICE void write(const Output& out, int64_t row, int i, int width, float x) {
     if (out.data != nullptr) out.data[row * out.stride + i] = x;
     if (out.rounded == nullptr) return;
@@ -52,7 +52,7 @@ FA_DEVICE void write(const Output& out, int64_t row, int i, int width, float x) 
         for (int j = width; j < row_elements(width); ++j) to[j] = 0;
 }
 
-// Four columns at once, from a multiple of four on, of rows that start at multiples of 16 bytes.
+// Four columns at once, from a multiple of four on, in rows that start at multiples of 16 bytes.
 struct Four {
     float x[4];
 };
@@ -70,7 +70,7 @@ FA_DEVICE void write_four(const Output& out, int64_t row, int i, int width, cons
     if (i + 4 == width && width % 8 != 0) to[2] = to[3] = 0;
 }
 
-// Whether the rows of a launch may be read and written by fours.
+// Whether the rows of a launch can be read and written in fours.
 FA_BOTH bool by_four(const void* p, int64_t stride) {
     return reinterpret_cast<uintptr_t>(p) % 16 == 0 && stride % 4 == 0;
 }
@@ -78,7 +78,7 @@ FA_BOTH bool by_four(const Output& out, int32_t width) {
     return width % 4 == 0 && by_four(out.data, out.stride);
 }
 
-// The first n of four columns, by fours where rows and column allow it.
+// Writes the first n of four columns, all at once if rows and column allow it.
 FA_DEVICE void write_some(const Output& out, int64_t row, int i, int width, const Four& v, int n) {
     if (n >= 4 && i % 4 == 0 && by_four(out, width)) return write_four(out, row, i, width, v);
 #pragma unroll

@@ -1,15 +1,15 @@
-// What computes every number of a row on its own: embedding, add, rounding, activation, epilogue, gather.
+// Ops that compute every number of a row independently: embedding, add, rounding, activation, epilogue, gather.
 //
-// A thread takes four neighbouring columns of a row, with loads of 16 bytes where the rows allow it (kFour).
+// A thread takes four neighboring columns of a row, with loads of 16 bytes if the rows allow it (kFour).
 #include "cuda/kernels/device_math.h"
 
 namespace fastattn::cuda {
 namespace {
 
 constexpr int kMapThreads = 64;
-constexpr int kMapColumns = 4 * kMapThreads;  // 768 and 1024 are whole blocks of it
+constexpr int kMapColumns = 4 * kMapThreads;  // 768 and 1024 are multiples of it
 
-// The columns of a thread: i to i + n - 1, n at most four.
+// The columns of a thread: i to i + n - 1, with n at most four.
 template <bool kFour>
 struct Columns {
     int64_t row;
@@ -110,7 +110,7 @@ map_rows(const Map<Args> map) {
     }
 }
 
-// `fours`: the inputs can be read by fours.
+// `fours`: the inputs can be read in fours.
 template <class Args>
 void launch_map(const char* name, const Map<Args>& map, bool fours, Stream stream) {
     const Grid grid{map.rows.most, divide_up(map.width, kMapColumns)};

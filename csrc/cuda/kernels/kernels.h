@@ -1,13 +1,13 @@
-// What the CUDA executor can launch: a struct of arguments and a function for each operation. Plain C++, so that the
-// host side needs no CUDA header for it; every pointer is one to device memory unless it says otherwise.
+// What the CUDA executor can launch: one struct of arguments and one function for each operation. Plain C++, so that
+// the host side needs no CUDA header. Every pointer is to device memory unless stated otherwise.
 //
-// What changes from step to step (numbers of rows, lengths, positions, pages) is read from device memory by the
-// kernels. A struct holds only what stays: pointers, widths and upper bounds, by which grids are sized. So a captured
-// graph is replayed with new inputs by writing them to the same places. Strides are in elements.
+// Kernels read what changes from step to step (numbers of rows, lengths, positions, pages) from device memory. A struct
+// has only what stays the same: pointers, widths and the upper bounds that determine grid sizes. So a captured graph is
+// replayed with new inputs by writing them to the same places. Strides are in elements.
 //
 // Alignment: rows of 16-bit types and of KV pages start at multiples of 16 bytes, and so do their strides
-// (row_elements). Float32 rows may start at any float (a slice is a view); rows and strides of 16 bytes are read
-// faster.
+// (row_elements). Float32 rows may start at any float (a slice is a view). Rows and strides at multiples of 16 bytes
+// are read faster.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -15,7 +15,7 @@
 #include "kernels/kernels.h"
 #include "program/draw.h"
 
-struct CUstream_st;  // what cudaStream_t points to
+struct CUstream_st;  // the type that cudaStream_t points to
 
 #ifdef __CUDACC__
 #define FA_ANYWHERE __host__ __device__ constexpr
@@ -25,11 +25,11 @@ struct CUstream_st;  // what cudaStream_t points to
 
 namespace fastattn::cuda {
 
-// Compiled for the emulation, a launch hands its work to submit() of native_tests/emulated_stream.h, so that the
-// executor's graphs can be captured and replayed there too.
+// In the emulation, a launch passes its work to submit() of native_tests/emulated_stream.h, so that the executor's
+// graphs can be captured and replayed there, too.
 using Stream = CUstream_st*;
 
-// Types of rows, weights and KV pages in device memory. tf32 is no type: it is float32 that cuBLASLt multiplies so.
+// Types of rows, weights and KV pages in device memory. tf32 is not a type: it is how cuBLASLt may multiply float32.
 enum class Type : int32_t { kFloat32, kBfloat16, kFloat16 };
 FA_ANYWHERE int64_t bytes_of(Type type) {
     return type == Type::kFloat32 ? 4 : 2;
@@ -39,13 +39,13 @@ FA_ANYWHERE int64_t row_elements(int64_t width) {
     return (width + 7) / 8 * 8;
 }
 
-// `count` rows (null: `most`), at most `most`.
+// `count` rows (if null: `most`), but at most `most`.
 struct Rows {
     const int32_t* count = nullptr;
     int32_t most = 0;
 };
 
-// Where an op writes its rows: float32, or rounded once for the linear behind it, or both. Of rounded rows the elements
+// Where an op writes its rows: as float32, rounded once for the next linear, or both. In rounded rows the elements
 // between width and row_elements(width) become 0.
 struct Output {
     float* data = nullptr;  // or null
@@ -55,7 +55,7 @@ struct Output {
     Type type = Type::kBfloat16;  // of `rounded`
 };
 
-// Sum of one to three rows of tables: tokens, then positions, then types, in the order of `tables`.
+// Row-wise sum of one to three tables: tokens, then positions, then types, in the order of `tables`.
 struct EmbeddingArgs {
     struct Table {
         const void* data = nullptr;  // [., width] of `type`
@@ -77,7 +77,7 @@ void launch_embedding(const EmbeddingArgs& args, Stream stream);
 struct AddArgs {
     const float* a;  // [rows, width]
     int64_t a_stride;
-    const float* b;
+    const float* b;  // [rows, width]
     int64_t b_stride;
     Rows rows;
     int32_t width;
@@ -85,7 +85,7 @@ struct AddArgs {
 };
 void launch_add(const AddArgs& args, Stream stream);
 
-// The order of the sums is the CPU's, and so are the bits (docs/numerics.md).
+// The sums are in the CPU's order, and so the bits are the CPU's (docs/numerics.md).
 struct LayerNormArgs {
     const float* x;  // [rows, width]
     int64_t x_stride;
@@ -98,7 +98,7 @@ struct LayerNormArgs {
 };
 void launch_layer_norm(const LayerNormArgs& args, Stream stream);
 
-// Rows of float32 to a 16-bit type, rounded to nearest even. out.data is null.
+// Rounds rows of float32 to a 16-bit type, to nearest even. out.data is null.
 struct RoundArgs {
     const float* x;  // [rows, width]
     int64_t x_stride;
@@ -108,27 +108,27 @@ struct RoundArgs {
 };
 void launch_round(const RoundArgs& args, Stream stream);
 
-// out = residual + activation(x @ weight.T + bias), without a library. Float32: the CPU's order and its bits. 16-bit
-// types: tensor cores, sums over k in order. A fixed order for every number of rows either way. Made to be right; for
-// many rows cuBLASLt is faster.
+// out = residual + activation(x @ weight.T + bias), without a library. Float32: the CPU's order and bits. 16-bit types:
+// tensor cores, sums over k in order. Either way the order is the same for every number of rows. Designed for
+// correctness: cuBLASLt is faster for many rows.
 struct LinearArgs {
     const void* x;  // [rows, k] of `type`
     int64_t x_stride;
-    const void* weight;  // [n, k] of `type`; in 16 bits zero between k and row_elements(k), as in x
+    const void* weight;  // [n, k] of `type`; in 16 bits zero between k and row_elements(k), like x
     int64_t weight_stride;
     Type type;
     const float* bias;      // [n] or null
     const float* residual;  // [rows, n] or null; may be out.data
     int64_t residual_stride;
     Activation activation;
-    bool rough = false;  // the gelus of the formats that round
+    bool rough = false;  // use the approximate gelus, for formats that round
     Rows rows;
     int32_t n, k;
     Output out;
 };
 void launch_linear(const LinearArgs& args, Stream stream);
 
-// What is left of a linear after another has written its product x @ weight.T.
+// The rest of a linear, after something else wrote its product x @ weight.T.
 struct EpilogueArgs {
     const float* product;  // [rows, n]; may be out.data
     int64_t product_stride;
@@ -154,7 +154,7 @@ struct ActivationArgs {
 };
 void launch_activation(const ActivationArgs& args, Stream stream);
 
-// Row i of out is row index[i] of x, or zeros where index[i] < 0: the first or last row of an empty sequence.
+// Row i of out is row index[i] of x, or zeros if index[i] < 0: the first or last row of an empty sequence.
 struct GatherArgs {
     const float* x;  // [., width]
     int64_t x_stride;
@@ -165,7 +165,7 @@ struct GatherArgs {
 };
 void launch_gather(const GatherArgs& args, Stream stream);
 
-// A row a sequence, of its tokens cu_seqlens[s] to cu_seqlens[s + 1] in order. None gives zeros.
+// One row per sequence, from its tokens cu_seqlens[s] to cu_seqlens[s + 1] in order; zeros if it has none.
 struct PoolArgs {
     const float* x;  // [tokens, width]
     int64_t x_stride;
@@ -188,8 +188,8 @@ struct L2NormalizeArgs {
 };
 void launch_l2_normalize(const L2NormalizeArgs& args, Stream stream);
 
-// Keys and values lie in pages of kBlockLen positions. A page holds for every layer, for every KV head: keys
-// [kBlockLen, row_elements(head_dim)], then values of the same shape, in one of the types.
+// Keys and values are in pages of kBlockLen positions. For every layer and every KV head, a page has keys [kBlockLen,
+// row_elements(head_dim)], then values of the same shape, in one of the types.
 FA_ANYWHERE int64_t kv_head_bytes(Type type, int32_t head_dim) {
     return 2 * kBlockLen * row_elements(head_dim) * bytes_of(type);
 }
@@ -197,31 +197,31 @@ FA_ANYWHERE int64_t kv_layer_bytes(Type type, int32_t n_kv_head, int32_t head_di
     return n_kv_head * kv_head_bytes(type, head_dim);
 }
 
-// The pages of the sequences of a step, for one layer. A step without caches has pages of its own for that.
+// The pages of the sequences of a step, for one layer. A step without caches has its own pages.
 struct KvPages {
     std::byte* pool;       // page p starts at pool + p * page_bytes
     int64_t page_bytes;    // a multiple of 16
     int64_t layer_offset;  // bytes, of the layer in a page
     const int32_t* table;  // [sequences, table_stride]: page of positions 64 j to 64 j + 63 of each sequence
-    int64_t table_stride;  // at least pages of the longest sequence that may come
+    int64_t table_stride;  // at least the pages of the longest possible sequence
     Type type;
     int32_t n_kv_head, head_dim;
 };
 
-// Tokens cu_seqlens[s] to cu_seqlens[s + 1] of the step belong to sequence s and stand at its positions from start[s]
-// on. Keys and values before start[s] are in the pages already.
+// Tokens cu_seqlens[s] to cu_seqlens[s + 1] of the step belong to sequence s and are at its positions from start[s] on.
+// Keys and values before start[s] are already in the pages.
 struct Sequences {
     const int32_t* cu_seqlens;  // [sequences + 1]
     const int32_t* start;       // [sequences]; null: all 0
-    Rows rows;                  // how many
-    int32_t most_positions;     // the longest that a sequence may be, with the step
+    Rows rows;                  // number of sequences
+    int32_t most_positions;     // upper bound of the length of a sequence, including the step
 };
 
-// Keys and values of the step's tokens into their pages.
+// Stores keys and values of the step's tokens in their pages.
 struct KvStoreArgs {
     const float* k;  // [tokens, n_kv_head * head_dim]
     int64_t k_stride;
-    const float* v;
+    const float* v;  // [tokens, n_kv_head * head_dim]
     int64_t v_stride;
     Rows tokens;
     Sequences sequences;
@@ -229,20 +229,20 @@ struct KvStoreArgs {
 };
 void launch_kv_store(const KvStoreArgs& args, Stream stream);
 
-// Softmax attention of query rows over the pages of their sequences, into which the step's keys and values were stored
-// before. Query rows q_begin[s] to q_begin[s + 1] belong to sequence s; row i is token query_tokens[i] of the step
-// (null: token i). With causal it sees positions up to its token's own. A row that sees nothing is 0. Rows that belong
+// Softmax attention of query rows over the pages of their sequences, which must already have the step's keys and
+// values. Query rows q_begin[s] to q_begin[s + 1] belong to sequence s. Row i is token query_tokens[i] of the step (if
+// null: token i). With causal it sees positions up to its token's own. A row that sees nothing is 0. Rows that belong
 // to no sequence are not written.
 //
-// The arithmetic is that of pages.type. Blocks of 64 positions are reduced on their own and merged in order, as on the
-// CPU (docs/design/0003-kv-blocks.md), so that both kernels below give the same bits, whatever the chunks and the
-// batch. Float32 has the CPU's bits. In 16 bits a NaN or an infinity in a value reaches all rows that see any of its 64
-// positions (0 * NaN is NaN).
+// The arithmetic is that of pages.type. Blocks of 64 positions are reduced independently and merged into m, l and O in
+// order, as on the CPU (docs/design/0003-kv-blocks.md). So both kernels below give the same bits, for any chunks and
+// any batch. Float32 has the CPU's bits. In 16 bits a NaN or an infinity in a value reaches all rows that see any of
+// its block's 64 positions (0 * NaN is NaN).
 struct AttentionArgs {
     const float* q;  // [rows, n_head * head_dim]
     int64_t q_stride;
     Rows rows;                    // of q
-    const int32_t* q_begin;       // [sequences + 1]; cu_seqlens where q has a row a token
+    const int32_t* q_begin;       // [sequences + 1]; cu_seqlens if q has one row per token
     const int32_t* query_tokens;  // [rows] or null
     Sequences sequences;
     KvPages pages;
@@ -251,7 +251,7 @@ struct AttentionArgs {
     float scale;
     Output out;          // [rows, n_head * head_dim]
     float* partials;     // decode: decode_partial_floats
-    int32_t most_q_len;  // prefill: the most query rows that a sequence may have; decode: 1
+    int32_t most_q_len;  // prefill: upper bound of the query rows of a sequence; decode: 1
 };
 void launch_attention_prefill(const AttentionArgs& args, Stream stream);
 
@@ -261,8 +261,8 @@ FA_ANYWHERE int64_t decode_partial_floats(int64_t most_rows, int64_t n_head, int
     return most_rows * n_head * ((most_positions + kBlockLen - 1) / kBlockLen) * (head_dim + 2);
 }
 
-// Probabilities of the same attention, for those who ask for maps: plain and slow, in float32 arithmetic of the pages'
-// keys. Sequence s has [n_head, q_len, kv_len] floats from probs + offsets[s] on, kv_len = start + tokens.
+// Probabilities of the same attention, for attention maps: simple and slow, in float32 arithmetic of the pages' keys.
+// Sequence s has [n_head, q_len, kv_len] floats from probs + offsets[s] on, kv_len = start + tokens.
 struct AttentionProbsArgs {
     const float* q;  // [tokens, n_head * head_dim]
     int64_t q_stride;
@@ -277,10 +277,10 @@ struct AttentionProbsArgs {
 };
 void launch_attention_probs(const AttentionProbsArgs& args, Stream stream);
 
-// What became of a row that was sampled. Anything but kFine: its id is -1.
+// The outcome of sampling a row. Except for kFine the id is -1.
 enum class SampleStatus : int32_t { kFine, kNan, kInfinite, kEmpty };
 
-// Highest logit of each row, ties by the lowest id.
+// The highest logit of each row; ties go to the lowest id.
 struct ArgmaxArgs {
     const float* logits;  // [rows, vocab]
     int64_t logits_stride;
@@ -291,8 +291,8 @@ struct ArgmaxArgs {
 };
 void launch_argmax(const ArgmaxArgs& args, Stream stream);
 
-// A token for each row by the rules of csrc/program/sampler.h and draw.h, with the CPU's bits: the same logits draw the
-// same ids and log-probabilities.
+// Draws a token for each row by the rules of csrc/program/sampler.h and draw.h, with the CPU's bits: the same logits
+// give the same ids and log-probabilities.
 struct SampleRowsArgs {
     float* logits;  // [rows, vocab]; changed
     int64_t logits_stride;
@@ -302,12 +302,12 @@ struct SampleRowsArgs {
     const int32_t* histories;        // [rows, history_stride]: ids before the token, for the penalty; or null
     const int32_t* history_lengths;  // [rows]
     int64_t history_stride;
-    const int32_t* suppressed;  // [n_suppressed]: ids that count as -inf where suppress[row] > 0
+    const int32_t* suppressed;  // [n_suppressed]: ids that count as -inf if suppress[row] > 0
     int32_t n_suppressed;
-    const int32_t* suppress;  // [rows] or null: nowhere
+    const int32_t* suppress;  // [rows], or null for none
     float* scratch;           // sample_scratch_floats
     int32_t* ids;             // [rows]
-    float* logprobs;          // [rows]: of the ids under the logits without penalty and temperature; or null
+    float* logprobs;          // [rows], of the ids over the logits without penalty and temperature; or null
     int32_t* status;          // [rows], SampleStatus
 };
 void launch_sample(const SampleRowsArgs& args, Stream stream);

@@ -1,13 +1,13 @@
-// Keys and values of a step's tokens into the pages of their sequences, rounded to the pages' type.
+// Stores keys and values of a step's tokens in the pages of their sequences, rounded to the pages' type.
 #include "cuda/kernels/attention.h"
 
 namespace fastattn::cuda {
 namespace {
 
 constexpr int kStoreThreads = 128;
-constexpr int kUnit = 8;  // elements a thread stores of a key and of its value: 16 bytes of 16-bit types
+constexpr int kUnit = 8;  // elements of a key and of its value per thread: 16 bytes of 16-bit types
 
-// Elements d to d + 7 of a head's row [head_dim], with 0 behind its end.
+// Elements d to d + 7 of a head's row [head_dim], 0 after its end.
 template <bool kFour>
 FA_DEVICE void load_unit(const float* row, int d, int head_dim, float (&x)[kUnit]) {
     if constexpr (kFour) {

@@ -1,5 +1,5 @@
-// Layer norm: sixteen threads a row, a sixteenth of whose sums each keeps. Element i is added to sum i mod 64, and the
-// 64 sums are added up by the tree of csrc/kernels/layer_norm_f32.cpp, so that the bits are the CPU's.
+// Layer norm with sixteen threads per row. Each thread has a sixteenth of the row's sums. Element i is added to sum i
+// mod 64, and the 64 sums are added by the tree of csrc/kernels/layer_norm_f32.cpp, so the bits are the CPU's.
 #include "cuda/kernels/device_math.h"
 
 namespace fastattn::cuda {
@@ -25,16 +25,16 @@ FA_DEVICE void accumulate(float (&sum)[4], const Four& v, float center) {
     }
 }
 
-// Sum of x [n], or of (x - center)^2; `t` is the thread's place in its row. The result is everyone's.
+// Sum of x [n], or of (x - center)^2. `t` is the thread's place in its row. All threads of the row get the result.
 template <bool kSquares, bool kFour>
 FA_DEVICE float sum_of_row(const float* x, int n, float center, int t) {
     float sum[4] = {};
     int i = 0;
 #pragma unroll 4
     for (; i + kSums <= n; i += kSums) accumulate<kSquares>(sum, columns<kFour>(x, i + 4 * t), center);
-    for (; i + kLanes <= n; i += kLanes)  // whole vectors that are left all go to the first one's sums
+    for (; i + kLanes <= n; i += kLanes)  // the remaining whole vectors go to the first vector of sums
         if (t < 4) accumulate<kSquares>(sum, columns<kFour>(x, i + 4 * t), center);
-    if (i < n && t / 4 == 1) {  // and the part of one to the second's
+    if (i < n && t / 4 == 1) {  // a partial vector goes to the second
 #pragma unroll
         for (int c = 0; c < 4; ++c) {
             const int at = i + 4 * (t - 4) + c;
@@ -58,7 +58,7 @@ layer_norm(const LayerNormArgs args) {
     const int64_t row = int64_t{block_x()} * kRows + thread_id() / kRowThreads;
     const int count = count_of(args.rows);
     if (int64_t{block_x()} * kRows >= count) return;
-    // Threads of a row that is none go along with the last one: all lanes take part in shuffles.
+    // Threads without a row repeat the last one, because all lanes take part in shuffles.
     const float* x = args.x + (row < count ? row : count - 1) * args.x_stride;
     const float mean = sum_of_row<false, kFour>(x, n, 0.0f, t) / static_cast<float>(n);
     const float variance = sum_of_row<true, kFour>(x, n, mean, t) / static_cast<float>(n);

@@ -1,14 +1,14 @@
-// Linears without a library. Every element of the output is one sum over k in an order of its own, whatever the number
-// of rows: few rows and many run the same arithmetic in tiles of different shapes.
+// Linears without a library. Every element of the output is one sum over k in a fixed order, for any number of rows:
+// few rows and many run the same arithmetic in tiles of different shapes.
 //
-// Float32: sums of 128 terms in order, added up in order: the CPU's (docs/design/0005-blocked-sums.md). 16 bits: tensor
-// cores, sixteen terms at a time, in order.
+// Float32: sums of 128 terms in order, added in order, as on the CPU (docs/design/0005-blocked-sums.md). 16 bits:
+// tensor cores, sixteen terms at a time, in order.
 #include "cuda/kernels/device_math.h"
 
 namespace fastattn::cuda {
 namespace {
 
-// `fours`: bias, residual and output can be read and written by fours.
+// `fours`: bias, residual and output can be read and written in fours.
 struct LinearCall {
     LinearArgs args;
     bool fours;
@@ -23,8 +23,8 @@ FA_DEVICE Four four_or_fewer(const float* p, int n, bool fours) {
     return v;
 }
 
-// Sums [kRows, kColumns] in shared memory, rows kColumns + 4 apart, become the output from row `row_begin` and column
-// `column_begin` on.
+// Writes sums [kRows, kColumns] in shared memory, rows kColumns + 4 apart, to the output from row `row_begin` and
+// column `column_begin` on.
 template <class Tile>
 FA_DEVICE void finish_tile(const LinearCall& call, const float* sums, int row_begin, int column_begin, int count) {
     const LinearArgs& args = call.args;
@@ -53,16 +53,16 @@ FA_DEVICE void finish_tile(const LinearCall& call, const float* sums, int row_be
     }
 }
 
-// A tile of kRows x kColumns of the output by kThreads; k goes through shared memory kDepth elements at a time, of
-// which kStages pieces may be on their way. kFour: rows of float32 can be copied by 16 bytes.
+// kThreads threads compute a tile of kRows x kColumns of the output. k goes through shared memory kDepth elements at a
+// time, with up to kStages pieces in flight. kFour: rows of float32 can be copied 16 bytes at a time.
 template <int kRowsOf, int kColumnsOf, int kThreadsOf, int kStagesOf>
 struct TileOf {
     static constexpr int kRows = kRowsOf, kColumns = kColumnsOf, kThreads = kThreadsOf, kStages = kStagesOf;
     static constexpr int kDepth = 32;
 };
 
-// Elements k to k + kDepth - 1 of rows [begin, begin + kCount) of a matrix [count, width] into [kCount, kPitch]. What
-// lies behind is 0. `width` is in whole units of 16 bytes, or else kFour is false.
+// Copies elements k to k + kDepth - 1 of rows [begin, begin + kCount) of a matrix [count, width] to [kCount, kPitch].
+// The rest is 0. `width` is in whole units of 16 bytes unless kFour is false.
 template <class Element, int kCount, int kDepth, int kPitch, int kThreads, bool kFour>
 FA_DEVICE void stage(Element* to, const void* matrix, int64_t stride, int begin, int count, int k, int width) {
     constexpr int kUnit = 16 / sizeof(Element), kUnits = kDepth / kUnit;
@@ -95,7 +95,7 @@ FA_DEVICE void for_pieces(int pieces, const Copy& copy, const Step& step) {
     }
     for (int piece = 0; piece < pieces; ++piece) {
         copy_async_wait<Tile::kStages - 2>();
-        sync_threads();  // the piece is here, and everybody is done with the one whose place is filled now
+        sync_threads();  // the piece has arrived, and no thread reads the one that is overwritten now
         const int next = piece + Tile::kStages - 1;
         if (next < pieces) copy(next % Tile::kStages, next);
         copy_async_commit();
@@ -103,8 +103,8 @@ FA_DEVICE void for_pieces(int pieces, const Copy& copy, const Step& step) {
     }
 }
 
-constexpr int kFloatPitch = 32 + 4;  // eight rows of 16 bytes lie in different banks
-constexpr int kSumTerms = 128;       // of a sum that starts at 0
+constexpr int kFloatPitch = 32 + 4;  // puts eight rows of 16 bytes in different banks
+constexpr int kSumTerms = 128;       // terms of a sum that starts at 0
 
 template <class Tile>
 constexpr int64_t shared_bytes_float32() {
@@ -113,7 +113,7 @@ constexpr int64_t shared_bytes_float32() {
     return kBytes;
 }
 
-// A thread has four rows, and four columns that lie kColumns / 4 apart.
+// A thread has four rows, and four columns that are kColumns / 4 apart.
 template <class Tile, bool kFour>
 FA_KERNEL(Tile::kThreads)
 linear_float32(const LinearCall call) {
@@ -138,7 +138,7 @@ linear_float32(const LinearCall call) {
     for_pieces<Tile>(pieces, copy, [&](int buffer, int piece) {
         const float* x = shared + buffer * kPieceFloats;
         const float* weight = x + Tile::kRows * kFloatPitch;
-        // The zeros behind the end of k are not multiplied in: they could turn -0 into 0, and 0 * infinity is NaN.
+        // Zeros after the end of k are not multiplied in: they could turn -0 into 0, and 0 * infinity is NaN.
         const int left = args.k - piece * Tile::kDepth, depth = left < Tile::kDepth ? left : Tile::kDepth;
         const auto take = [&](int k, int terms) {
             Four a[4], b[4];
@@ -169,7 +169,7 @@ linear_float32(const LinearCall call) {
                 sum[r][c] = 0.0f;
             }
     });
-    sync_threads();  // everybody is done with the operands, in whose place the sums go
+    sync_threads();  // no thread reads the operands any more; the sums replace them
 #pragma unroll
     for (int r = 0; r < 4; ++r)
 #pragma unroll
@@ -227,7 +227,7 @@ linear_mma(const LinearCall call) {
         }
     });
     float* sums = reinterpret_cast<float*>(shared);
-    sync_threads();  // everybody is done with the operands, in whose place the sums go
+    sync_threads();  // no thread reads the operands any more; the sums replace them
 #pragma unroll
     for (int n = 0; n < kTiles; ++n)
 #pragma unroll

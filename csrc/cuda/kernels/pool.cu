@@ -1,4 +1,4 @@
-// A vector for a sequence: pooling over its rows, in order, and division by the norm. The CPU's bits
+// One vector per sequence: pooling over its rows, in order, and division by the norm. The bits are the CPU's
 // (csrc/kernels/pool_f32.cpp).
 #include "cuda/kernels/device_math.h"
 
@@ -14,7 +14,7 @@ FA_DEVICE float pool_column(const float* x, int64_t stride, int rows) {
     for (int r = 1; r < rows; ++r) {
         const float next = x[r * stride];
         if constexpr (kMax)
-            result = result != result ? result : math::max(result, next);  // a NaN stays
+            result = result != result ? result : math::max(result, next);  // NaN stays NaN
         else
             result += next;
     }
@@ -38,7 +38,7 @@ pool(const PoolArgs args) {
     write(args.out, sequence, i, args.width, pooled);
 }
 
-// Sixteen threads a row, a lane of the sum each.
+// Sixteen threads per row, one lane of the sum each.
 FA_KERNEL(kPoolThreads)
 l2_normalize(const L2NormalizeArgs args) {
     constexpr int kLanes = 16, kRows = kPoolThreads / kLanes;
@@ -52,7 +52,7 @@ l2_normalize(const L2NormalizeArgs args) {
     for (int mask : {8, 4, 2, 1}) squares += shuffle_xor(squares, mask);
     if (row >= count) return;
     const float norm = square_root(squares);
-    const float divisor = args.eps > norm ? args.eps : norm;  // a NaN norm stays
+    const float divisor = args.eps > norm ? args.eps : norm;  // a NaN norm stays NaN
     for (int i = t; i < args.width; i += kLanes) write(args.out, row, i, args.width, x[i] / divisor);
 }
 

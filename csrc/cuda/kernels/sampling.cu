@@ -1,6 +1,6 @@
-// Drawing a token for each row of logits, by the rules of csrc/program/sampler.h and draw.h and with the CPU's bits: a
-// block a row. Weights are probabilities as integers of 2^-62, whose sums do not depend on their order; the sum of the
-// softmax has the lanes and the tree of csrc/kernels/softmax_f32.cpp.
+// Draws a token for each row of logits, by the rules of csrc/program/sampler.h and draw.h and with the CPU's bits; one
+// block per row. Weights are probabilities as integer multiples of 2^-62, whose sums do not depend on their order. The
+// sum of the softmax has the lanes and the tree of csrc/kernels/softmax_f32.cpp.
 #include "cuda/kernels/device_math.h"
 
 namespace fastattn::cuda {
@@ -9,7 +9,8 @@ namespace {
 constexpr int kThreads = 512;
 constexpr int kWarps = kThreads / kWarp;
 constexpr int kDigits = 256;  // of a key, eight bits at a time
-// Candidates by distance from the highest logit, e^-44 being below 2^-62: a coarse order that spreads them evenly.
+// Buckets of candidates by distance from the highest logit: a coarse order that spreads them evenly. e^-44 is below
+// 2^-62.
 constexpr int kBuckets = 1024;
 constexpr float kBucketsPerUnit = (kBuckets - 1) / 44.0f;
 
@@ -18,7 +19,7 @@ struct Best {
     int32_t id;
 };
 
-// What a block shares.
+// Shared memory of a block.
 struct Shared {
     uint64_t sums[kBuckets];  // weights, or counts, by bucket or digit
     uint64_t total[kWarps];
@@ -34,13 +35,13 @@ FA_DEVICE bool is_higher(Best a, Best b) {
     return a.logit > b.logit || (a.logit == b.logit && a.id < b.id);
 }
 
-// Rising with falling logits; -0 and 0 are one.
+// Rises as the logit falls; -0 and 0 have the same key.
 FA_DEVICE uint32_t key_of(float logit) {
     const uint32_t bits = word_of(logit == 0.0f ? 0.0f : logit);
     return (bits & 0x80000000u) != 0 ? bits : ~(bits | 0x80000000u);
 }
 
-// The highest logit with the lowest id, and whether there is a NaN. Everyone gets the same.
+// The highest logit with the lowest id, and whether there is a NaN. All threads get the same.
 FA_DEVICE Best find_best(const float* logits, int vocab, Shared& shared, bool& nan) {
     Best best{-kInf, -1};
     bool own_nan = false;
@@ -55,7 +56,7 @@ FA_DEVICE Best find_best(const float* logits, int vocab, Shared& shared, bool& n
         if (is_higher(other, best)) best = other;
     }
     const uint32_t nans = ballot(own_nan);
-    sync_threads();  // nobody reads what was shared before any more
+    sync_threads();  // no thread reads the shared values any more
     if (lane() == 0) {
         shared.best[warp()] = best;
         shared.found[warp()] = nans;
@@ -89,8 +90,7 @@ argmax(const ArgmaxArgs args) {
     args.status[row] = static_cast<int32_t>(status);
 }
 
-// Sum over a row of numbers by sixteen lanes of two sums each, then the tree; of a vector that is no whole one all goes
-// to the second sum.
+// Sum of a row by sixteen lanes with two sums each, then the tree. A partial vector goes to the second sum.
 FA_DEVICE float sum_of_lanes(const float* x, int n, Shared& shared) {
     sync_threads();
     if (warp() == 0) {
@@ -121,7 +121,7 @@ FA_DEVICE uint64_t sum_of_block(T own, Shared& shared) {
     return sum;
 }
 
-// A probability in units of 2^-62, cut off: a shift of its digits. (float64 is slow on many a GPU.)
+// A probability in units of 2^-62, truncated: a shift of its mantissa. (float64 is slow on many GPUs.)
 FA_DEVICE uint64_t weight_of(float probability) {
     const uint32_t bits = word_of(probability), exponent = bits >> 23, digits = bits & 0x7fffffu;
     const uint64_t whole = exponent == 0 ? digits : digits | 0x800000u;
@@ -129,8 +129,8 @@ FA_DEVICE uint64_t weight_of(float probability) {
     return shift >= 0 ? whole << shift : shift > -24 ? whole >> -shift : 0;
 }
 
-// The first of sums [n] with which their running sum, from shared.before on, comes to `limit`: into shared.id (n:
-// none), what is before it into shared.before, and itself into shared.at. n is a multiple of 32.
+// Finds the first of sums [n] whose running sum, starting at shared.before, reaches `limit`. Stores its index in
+// shared.id (n: none), the sum before it in shared.before, and its own in shared.at. n is a multiple of 32.
 FA_DEVICE void find_crossing(int n, uint64_t limit, Shared& shared) {
     sync_threads();
     if (warp() == 0) {
@@ -168,13 +168,13 @@ FA_DEVICE void clear_sums(int n, Shared& shared) {
     sync_threads();
 }
 
-// Where running sums of weight(i), in order of falling logit, come to `limit`, which is above 0: the logit's key, the
-// sum of all before it, and that of all with this key.
+// Where running sums of weight(i), in order of descending logit, reach `limit` > 0: the logit's key, the sum of all
+// before it, and the sum of all with this key.
 struct Crossing {
-    uint32_t key;  // kNowhere if they do not
+    uint32_t key;  // kNowhere if they do not reach it
     uint64_t before, sum;
 };
-constexpr uint32_t kNowhere = 0xffffffffu;  // no number's key
+constexpr uint32_t kNowhere = 0xffffffffu;  // no number has this key
 template <class Weight>
 FA_DEVICE Crossing cross(const float* logits, int vocab, float highest, uint64_t limit, const Weight& weight,
                          Shared& shared) {
@@ -204,14 +204,14 @@ FA_DEVICE Crossing cross(const float* logits, int vocab, float highest, uint64_t
     return {prefix, shared.before, shared.at};
 }
 
-// How many logits have this key.
+// Number of logits with this key.
 FA_DEVICE uint64_t count_key(const float* logits, int vocab, uint32_t key, Shared& shared) {
     uint64_t own = 0;
     for (int i = thread_id(); i < vocab; i += kThreads) own += key_of(logits[i]) == key ? 1 : 0;
     return sum_of_block(own, shared);
 }
 
-// The id of rank `rank` (from 0, and below their number) among the logits with this key, by rising id. A warp looks at
+// The id of rank `rank` (from 0, and below their number) among the logits with this key, by ascending id. A warp scans
 // a piece of the vocabulary.
 FA_DEVICE int32_t id_of_rank(const float* logits, int vocab, uint32_t key, uint64_t rank, Shared& shared) {
     const int piece = (vocab + kThreads - 1) / kThreads * kWarp, begin = warp() * piece;
@@ -239,7 +239,7 @@ FA_DEVICE int32_t id_of_rank(const float* logits, int vocab, uint32_t key, uint6
     return shared.id;
 }
 
-// Four random words of Philox4x32-10, of which the first is wanted.
+// The first of four random words of Philox4x32-10.
 FA_DEVICE uint32_t philox_word(uint64_t key, uint64_t counter) {
     uint32_t k0 = static_cast<uint32_t>(key), k1 = static_cast<uint32_t>(key >> 32);
     uint32_t c[4] = {static_cast<uint32_t>(counter), static_cast<uint32_t>(counter >> 32), 0, 0};
@@ -256,21 +256,21 @@ FA_DEVICE uint32_t philox_word(uint64_t key, uint64_t counter) {
     return c[0];
 }
 
-// Of `total`, the part that the row's random number stands for.
+// The part of `total` that the row's random number selects.
 FA_DEVICE uint64_t drawn_part(uint64_t total, const SampleParams& params) {
-    const uint64_t u = philox_word(params.seed, params.counter) >> 8;  // of 2^24
+    const uint64_t u = philox_word(params.seed, params.counter) >> 8;  // below 2^24
     return u * (total >> 24) + ((u * (total & 0xffffff)) >> 24);
 }
 
-// Draws from logits [vocab], whose highest is `best`. `scaled` and `probs`: room for as many floats each.
+// Draws from logits [vocab], whose highest is `best`. `scaled` and `probs`: scratch [vocab].
 FA_DEVICE int32_t draw(const float* logits, int vocab, Best best, const SampleParams& params, float* scaled,
                        float* probs, Shared& shared) {
     const float highest = best.logit / params.temperature;
-    // Beyond float32 on either side there is nothing left to weigh.
+    // Outside float32 there is nothing to weigh.
     if (!(math::abs(highest) < kInf)) return best.id;
     for (int i = thread_id(); i < vocab; i += kThreads) scaled[i] = logits[i] / params.temperature;
     sync_threads();
-    // With top-k, all on a level with the k-th are candidates.
+    // With top-k, all logits tied with the k-th are candidates.
     const auto one_each = [](int) { return uint64_t{1}; };
     uint32_t last_key = kNowhere;
     if (params.top_k > 0 && params.top_k < vocab)
@@ -290,7 +290,7 @@ FA_DEVICE int32_t draw(const float* logits, int vocab, Best best, const SamplePa
     uint64_t total = sum_of_block(own, shared);
     const uint64_t kept = sum_of_block(own_kept, shared);  // by min_p
     const auto weight = [&](int i) { return weight_of(probs[i]); };
-    // Equal logits have equal weights: at which of them the sum comes to its limit follows from their number.
+    // Equal logits have equal weights, so their number tells at which of them the sum reaches its limit.
     const auto rank_at = [&](const Crossing& at, uint64_t limit, uint64_t& each) {
         each = at.sum / count_key(scaled, vocab, at.key, shared);
         return (limit - at.before + each - 1) / each - 1;
@@ -340,7 +340,7 @@ sample(const SampleRowsArgs args) {
         const float sum = sum_of_lanes(probs, vocab, shared);
         log_sum = sum == 0.0f ? 0.0f : math::log(sum);
     }
-    // The penalised logits stand in the scratch, so that an id that comes twice is penalised once.
+    // The penalized logits are in the scratch, so that an id that occurs twice is penalized once.
     const float* from = logits;
     if (params.repetition_penalty != 1.0f && args.histories != nullptr) {
         for (int i = thread_id(); i < vocab; i += kThreads) probs[i] = logits[i];
@@ -352,7 +352,7 @@ sample(const SampleRowsArgs args) {
         }
         sync_threads();
         best = find_best(probs, vocab, shared, nan);
-        if (best.id < 0) best.id = 0;  // the penalty made -inf of everything
+        if (best.id < 0) best.id = 0;  // the penalty made all logits -inf
         from = probs;
     }
     int32_t id = best.id;

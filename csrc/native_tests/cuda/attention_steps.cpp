@@ -27,7 +27,7 @@ Step::Step(const Shape& shape, const std::vector<Part>& parts, int room)
       cu_seqlens_{0},
       table_(static_cast<int64_t>(parts.size()) * pages_each_),
       pool_(static_cast<int64_t>(parts.size()) * pages_each_ * page_bytes_) {
-    // Pages in no order; 5 and the number of pages have no common factor.
+    // Pages in scattered order; 5 and the number of pages have no common factor.
     const int64_t n_pages = table_.size(), step = n_pages % 5 == 0 ? 1 : 5;
     for (int64_t i = 0; i < n_pages; ++i) table_[i] = static_cast<int32_t>((i * step + 3) % n_pages);
     int most_start = 0;
@@ -76,7 +76,7 @@ void Step::store(const std::vector<Part>& pieces) const {
         start[s] = piece.start;
         cu_seqlens[++s] = tokens;
     }
-    // Keys and values side by side, as a linear of both gives them.
+    // Keys and values side by side, as a linear of both writes them.
     const int width = shape_.kv_width();
     Memory<float> kv((tokens + 1) * int64_t{2} * width);
     int token = 0;
@@ -165,7 +165,7 @@ std::vector<float> Step::probs(bool causal) const {
     return {out.data(), out.data() + floats};
 }
 
-// A head's part of the page of a position.
+// A head's part of the page that has the position.
 unsigned char* Step::head_at(const Part& part, int position, int head) const {
     const auto s = std::find_if(parts_.begin(), parts_.end(), [&](const Part& p) { return p.id == part.id; });
     const int64_t page = table_[(s - parts_.begin()) * pages_each_ + position / kBlockLen];

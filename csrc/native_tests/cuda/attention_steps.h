@@ -1,11 +1,11 @@
-// Steps of attention for the tests: sequences with a past, their pages, and what comes of each kernel.
+// Attention steps for the tests: sequences with a past, their pages, and the output of each kernel.
 #pragma once
 #include "native_tests/cuda/testing.h"
 #include "ops/ops.h"
 
 namespace fastattn::cuda::tests {
 
-// A sequence: `id` decides its numbers, so that it is the same one in any step.
+// A sequence. `id` determines its numbers, so it is the same in any step.
 struct Part {
     int id, start, tokens;
 };
@@ -28,27 +28,27 @@ inline float number_of(const Shape& shape, int id, int which, int position, int 
 
 class Step {
 public:
-    // Pages hold the past of each sequence, stored in uneven pieces. `room`: how many more sequences and tokens the
-    // launches allow for.
+    // Pages contain the past of each sequence, stored in uneven pieces. `room`: how many more sequences and tokens the
+    // launches allow.
     Step(const Shape& shape, const std::vector<Part>& parts, int room = 3);
 
     const Shape& shape() const { return shape_; }
     const std::vector<Part>& parts() const { return parts_; }
     int n_tokens() const { return n_tokens_; }
 
-    // Attention of query rows: a row a token, or those of `query_tokens` (rows q_begin[s] to q_begin[s + 1] of sequence
-    // s). [rows, n_head * head_dim]
+    // Attention of query rows, [rows, n_head * head_dim]: one row per token, or the rows of `query_tokens` (rows
+    // q_begin[s] to q_begin[s + 1] belong to sequence s).
     std::vector<float> attention(Kernel kernel, bool causal) const;
     std::vector<float> attention(Kernel kernel, bool causal, const std::vector<int32_t>& query_tokens,
                                  const std::vector<int32_t>& q_begin) const;
-    // [n_head, tokens, kv_len] of each sequence, one behind the other.
+    // [n_head, tokens, kv_len] of each sequence, concatenated.
     std::vector<float> probs(bool causal) const;
 
-    // What a page holds of a position, as floats; `values`: else keys.
+    // Element d that a page stores for a position, as float: of the value if `values`, else of the key.
     float stored(const Part& part, int position, int head, int d, bool values) const;
-    // Key and value of a position become NaN.
+    // Sets the key and value of a position to NaN.
     void poison(const Part& part, int position);
-    // Every element of a page that no position has is as it was.
+    // Checks that every page element without a position is unchanged.
     void check_untouched(Check& check) const;
 
 private:

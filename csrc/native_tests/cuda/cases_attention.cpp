@@ -1,5 +1,5 @@
-// Attention over pages. Float32: the CPU's bits. 16 bits: a float64 loop over the rounded operands, within bounds that
-// are derived below. All types: the same bits alone and in a batch, in chunks and at once, by prefill and by decode.
+// Attention over pages. float32: the CPU's bits. 16 bits: a float64 loop over the rounded operands, within bounds that
+// are derived below. All types: the same bits alone and in a batch, in chunks and at once, in prefill and in decode.
 #include <algorithm>
 
 #include "native_tests/cuda/attention_steps.h"
@@ -38,7 +38,7 @@ void kv_store(Check& check) {
         }
 }
 
-// One head of one sequence by the CPU's kernel, [tokens, head_dim]; `probs`: [tokens, kv_len].
+// One head of one sequence by the CPU's kernel: [tokens, head_dim], or [tokens, kv_len] with `probs`.
 std::vector<float> cpu_float32(const Shape& shape, const Part& part, int head, bool causal, bool probs) {
     const int kv_len = part.start + part.tokens, head_dim = shape.head_dim;
     const int kv_head = head / (shape.n_head / shape.n_kv_head);
@@ -124,10 +124,10 @@ void probs_as_cpu(Check& check) {
     }
 }
 
-// A query row in float64 over operands rounded as the kernel rounds them: probabilities, and for the bounds how far
-// each score may be off.
+// A query row in float64 over operands rounded as the kernel rounds them: the probabilities, and the error of a score
+// for the bounds.
 struct Reference {
-    std::vector<double> p;  // of the positions that it sees, summing to 1
+    std::vector<double> p;  // of the positions that it sees; they sum to 1
     double score_error = 0.0;
 };
 
@@ -156,8 +156,9 @@ Reference reference(const Step& step, const Part& part, int head, int position, 
     return r;
 }
 
-// Relative error of a probability before it is rounded to T: its score and the maximum are off, the subtraction rounds
-// (scores are below 2^6 here), 2^x is 2 ulp off, and each block multiplies a factor of the same kind.
+// Relative error of a probability before it is rounded to T. The score and the maximum have errors, the subtraction
+// rounds (scores are below 2^6 here), 2^x has an error of 2 ulp, and each block multiplies by a factor of the same
+// kind.
 double probability_error(const Reference& r) {
     const double blocks = std::ceil(static_cast<double>(r.p.size()) / kBlockLen);
     const double exponent = 2 * r.score_error + 64 * kHalfUlp;
@@ -175,10 +176,10 @@ void within_bounds(Check& check) {
                 int row = 0;
                 for (const Part& part : parts)
                     for (int position = part.start; position < part.start + part.tokens; ++position, ++row) {
-                        if (position % 3 == 1) continue;  // float64 loops take their time
+                        if (position % 3 == 1) continue;  // float64 loops are slow
                         for (int head = 0; head < shape.n_head; ++head) {
                             const Reference r = reference(step, part, head, position, causal);
-                            // The probability's own error twice (it stands in the sum, too), its rounding to T, and a
+                            // Twice the error of the probability itself (the sum has it, too), its rounding to T, and a
                             // sum of 64 values, each addition of which may truncate. Float16 has no steps below 2^-24.
                             const double relative =
                                 2 * probability_error(r) + roundoff(type) + (kBlockLen + 8) * 2 * kHalfUlp;
@@ -268,7 +269,7 @@ void chunks_as_at_once(Check& check) {
 void decode_as_prefill(Check& check) {
     for (const Type type : kTypes)
         for (const int head_dim : {16, 20, 64, 128, 256})
-            for (const int group : {1, 3, 20}) {  // query heads a KV head; more than the rows of a tile, too
+            for (const int group : {1, 3, 20}) {  // query heads per KV head; also more than the rows of a tile
                 if (group == 3 && head_dim > 64) continue;
                 if (group == 20 && head_dim > 16) continue;
                 const Shape shape{type, head_dim, 2 * group, 2};
@@ -279,7 +280,7 @@ void decode_as_prefill(Check& check) {
             }
 }
 
-// Some query rows give what they give among all; a sequence without tokens gives zeros.
+// Selected query rows have the same output as among all rows. A sequence without tokens gives zeros.
 void selected_rows(Check& check) {
     for (const Type type : kTypes) {
         const Shape shape{type, 20, 2, 1};
@@ -306,7 +307,7 @@ void selected_rows(Check& check) {
     }
 }
 
-// More sequences than a warp has lanes.
+// More sequences than lanes in a warp.
 void many_sequences(Check& check) {
     std::vector<Part> parts;
     for (int i = 0; i < 75; ++i) parts.push_back({100 + i, i % 4 * 30, i % 11 == 3 ? 70 : i % 3});
@@ -321,8 +322,8 @@ void many_sequences(Check& check) {
     }
 }
 
-// A NaN reaches what sees it and no other sequence. In float32 it reaches no earlier row either; in 16 bits no row of
-// an earlier block.
+// A NaN reaches the rows that see it and no other sequence. In float32 it reaches no earlier row either; in 16 bits, no
+// row of an earlier block.
 void nan_stays(Check& check) {
     for (const Type type : kTypes) {
         const Shape shape{type, 20, 1, 1};

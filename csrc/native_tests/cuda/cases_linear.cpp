@@ -1,4 +1,4 @@
-// Linears: float32 has the CPU's bits, 16 bits a derived bound; a row has the same bits among few rows and many.
+// Linears: float32 has the CPU's bits, 16 bits have a derived bound. A row has the same bits among few rows and many.
 #include "native_tests/cuda/testing.h"
 
 namespace fastattn::cuda::tests {
@@ -19,7 +19,7 @@ constexpr Options kOptions[] = {{Activation::kNone, false, false, false},
                                 {Activation::kGeluErf, true, true, true},
                                 {Activation::kNone, false, true, true}};
 
-// Operands of a linear, and its launch for some of its rows.
+// Operands of a linear, and a launch for some of its rows.
 struct Linear {
     Linear(Type type, Size size, bool aligned)
         : type(type),
@@ -33,7 +33,7 @@ struct Linear {
         fill(x, size.rows, 1);
         fill(weight, size.n, 2);
     }
-    // Of 16-bit rows zero behind k, of float32 rows NaN.
+    // 16-bit rows are zero after k, float32 rows are NaN.
     void fill(Memory<unsigned char>& memory, int rows, uint64_t stream) const {
         for (int row = 0; row < rows; ++row)
             for (int64_t i = 0; i < (type == Type::kFloat32 ? size.k : stride); ++i) {
@@ -49,7 +49,7 @@ struct Linear {
     }
     double held_number(uint64_t stream, int row, int64_t i) const { return held(type, number(stream, row, i)); }
 
-    // Rows [begin, begin + rows), with room for `most`. [rows, n]
+    // Rows [begin, begin + rows), with room for `most`. Returns [rows, n].
     std::vector<float> run(const Options& options, int begin, int rows, int most, std::vector<uint16_t>* half) const {
         const Memory<int32_t> count = {rows};
         Memory<float> out((most + 1) * int64_t{size.n});
@@ -89,7 +89,7 @@ std::string name_of(const Size& size) {
     return "linear of " + std::to_string(size.rows) + " x " + std::to_string(size.n) + " x " + std::to_string(size.k);
 }
 
-// The CPU's kernel; its rough activations belong to formats that round, so they are applied behind it.
+// The CPU's kernel. Its rough activations belong to formats that round, so they are applied separately.
 std::vector<float> cpu_float32(const Linear& linear, const Options& options) {
     const auto [rows, n, k] = linear.size;
     const int panels = (n + kPanelWidth - 1) / kPanelWidth;
@@ -170,14 +170,14 @@ void within_bounds(Check& check) {
                     const double bias = linear.bias[column], residual = linear.residual[row * int64_t{size.n} + column];
                     expected += bias + residual;
                     magnitude += std::fabs(bias) + std::fabs(residual);
-                    // k + 2 additions, each of which a tensor core may truncate.
+                    // k + 2 additions; a tensor core may truncate each of them.
                     check.within(name_of(size), out[static_cast<size_t>(row * size.n + column)], expected,
                                  (size.k + 2) * 2 * kHalfUlp * magnitude);
                 }
         }
 }
 
-// Rows one by one, in a step with room for few, and among all of many.
+// Rows one by one in a step with room for few rows, and among all of many rows.
 void alone_as_in_batch(Check& check) {
     for (const Type type : {Type::kFloat32, Type::kBfloat16, Type::kFloat16})
         for (const Size& size : kSizes) {

@@ -11,7 +11,7 @@ namespace {
 
 using ValueRows = fastattn::Rows;
 
-// Numbers of one stream, one behind the other.
+// Consecutive numbers of one stream.
 class Numbers {
 public:
     explicit Numbers(uint64_t stream) : stream_(stream) {}
@@ -27,7 +27,7 @@ OpSpec op_of(OpKind kind, std::vector<int32_t> inputs) {
     return op;
 }
 
-// A Program that reads what it likes of the values before it, with weights of every type.
+// A Program whose ops read any of the earlier values, with weights of every type.
 struct RandomProgram {
     ProgramSpec spec;
     std::vector<Type> types;
@@ -59,7 +59,7 @@ private:
         return found[static_cast<size_t>(numbers.below(static_cast<int32_t>(found.size())))];
     }
     void grow(Numbers& numbers) {
-        // Mostly of the newest values, so that older ones end.
+        // Mostly the newest values, so that the lives of older ones end.
         const auto n = static_cast<int32_t>(spec.values.size());
         const int32_t x = n - 1 - numbers.below(std::min(n, 5));
         const ValueSpec of = spec.values[static_cast<size_t>(x)];
@@ -95,7 +95,7 @@ private:
     }
 };
 
-// Runs a plan with names of values in place of numbers: whoever reads must find what it asked for.
+// Runs a plan with names of values instead of numbers: every reader must find what it expects.
 void check_values(Check& check, const RandomProgram& program, const Plan& plan) {
     struct Content {
         int32_t value = -1;
@@ -130,7 +130,7 @@ void check_values(Check& check, const RandomProgram& program, const Plan& plan) 
         check.that("rows and rounded rows lie apart", out.slot != out.rounded || out.slot < 0);
         for (const int32_t input : op.inputs) {
             const Place& from = place(place(input).parent);
-            // Only what is read row by row before it is written may be written over.
+            // Only what is read row by row before it is written may be overwritten.
             const bool same = (out.slot >= 0 && (out.slot == from.slot || out.slot == from.rounded)) ||
                               (out.rounded >= 0 && (out.rounded == from.slot || out.rounded == from.rounded));
             const bool may = out.slot == from.slot && out.slot >= 0 &&
@@ -205,7 +205,7 @@ void run_buckets(Check& check) {
         check.that("a bucket is its own", bucket_of(bucket) == bucket || sizes.tokens > kGraphTokens);
         check.that("one query a sequence stays one", sizes.sequence_tokens != 1 || bucket.sequence_tokens == 1);
     }
-    std::set<Sizes> graphs;  // of a text that grows to 1024 positions, a token at a time
+    std::set<Sizes> graphs;  // for a text that grows to 1024 positions, one token at a time
     for (int32_t position = 0; position < 1024; ++position)
         graphs.insert(bucket_of({.tokens = 1,
                                  .wanted = 1,

@@ -1,18 +1,18 @@
-// Kernels of rows: the CPU's bits, in float32 and rounded, of any width and alignment.
+// Kernels on rows: the CPU's bits, in float32 and rounded, for any width and alignment.
 #include "native_tests/cuda/testing.h"
 
 namespace fastattn::cuda::tests {
 namespace {
 
 constexpr int kWidths[] = {1, 3, 4, 15, 16, 20, 35, 64, 68, 100, 128, 255, 256, 260, 768};
-constexpr int kRows = 19, kMostRows = 24;  // more room than rows: a bucket
+constexpr int kRows = 19, kMostRows = 24;  // more room than rows, as in a bucket
 
 const KernelTable& cpu() {
     return scalar::kernel_table();
 }
 
-// Runs an op with outputs of either kind and with rows that can and cannot be read by fours. `expected` [kRows, width];
-// `run(x stride offset, out)`.
+// Runs an op with outputs of either kind, and with rows that can and cannot be read in fours. `expected` [kRows,
+// width]; `run(x stride offset, out)`.
 struct Outputs {
     Outputs(int width, Type type, bool aligned)
         : width(width),
@@ -34,7 +34,7 @@ struct Outputs {
                 bits[static_cast<size_t>(i)] = tests::rounded(output.type, expected[row * width + i]);
             check.same(what + " rounded", rounded.data() + row * rounded_width, bits.data(), rounded_width);
         }
-        // Nothing behind the rows is touched.
+        // Nothing after the rows is written.
         for (int64_t i = int64_t{rows} * stride; i < data.size(); ++i)
             check.that(what + ": wrote behind the last row", std::isnan(data[i]));
         for (int64_t i = rows * rounded_width; i < rounded.size(); ++i)
@@ -47,7 +47,7 @@ struct Outputs {
     Output output;
 };
 
-// For all widths, alignments and types: run(x, x_stride, width, out) against expected(x row, out row).
+// For all widths, alignments and types: compares run(x, x_stride, width, out) with expect(x row, out row, width).
 void for_rows(Check& check, const std::string& what, const std::function<void(const float*, int64_t, int, Output)>& run,
               const std::function<void(const float*, float*, int)>& expect) {
     for (const int width : kWidths)
@@ -134,7 +134,7 @@ void activation(Check& check) {
                 });
 }
 
-// The polynomials over the whole range of floats, numbers that are none included.
+// The polynomials over the whole range of floats, including those that are not numbers.
 void activation_range(Check& check) {
     constexpr int kNumbers = 1 << 15;
     Memory<float> x(kNumbers);
@@ -295,14 +295,14 @@ void pool(Check& check) {
         }
 }
 
-// The 16-bit roundings of the emulation itself: every number of the type stays, and ties go to even.
+// The 16-bit roundings of the emulation itself: every number of the type is unchanged, and ties go to even.
 void roundings(Check& check) {
     for (const Type type : {Type::kBfloat16, Type::kFloat16})
         for (uint32_t bits = 0; bits < 0x7c00; ++bits) {
             const auto low = static_cast<uint16_t>(bits), high = static_cast<uint16_t>(bits + 1);
             const double a = to_double(type, low), b = to_double(type, high);
             if (!std::isfinite(b)) break;
-            const auto middle = static_cast<float>((a + b) / 2);  // exact: one more bit than the type has
+            const auto middle = static_cast<float>((a + b) / 2);  // exact: one bit more than the type has
             const uint16_t even = bits % 2 == 0 ? low : high;
             const uint16_t got[] = {rounded(type, static_cast<float>(a)), rounded(type, middle),
                                     rounded(type, std::nextafter(middle, 0.0f)),

@@ -1,4 +1,4 @@
-// Sampling: the CPU's sampler on the same logits draws the same ids, with the same bits of their log-probabilities.
+// Sampling: on the same logits the ids are those of the CPU's sampler, and so are the bits of their log-probabilities.
 #include <algorithm>
 
 #include "core/error.h"
@@ -51,7 +51,7 @@ std::vector<SampleParams> all_params() {
 
 void as_cpu(Check& check) {
     const std::vector<SampleParams> all = all_params();
-    size_t part = 0;  // of all parameters another one each time: the emulation takes its time
+    size_t part = 0;  // each case uses another part of all parameters, because the emulation is slow
     for (const int vocab : kVocabs)
         for (const Logits& kind : kLogits) {
             constexpr size_t kParts = 19;
@@ -118,7 +118,7 @@ void as_cpu(Check& check) {
         }
 }
 
-// The seed and the counter alone decide what is drawn: over many counters ids come as often as they should.
+// Only the seed and the counter decide what is drawn. Over many counters, ids come as often as they should.
 void frequencies(Check& check) {
     constexpr int kVocab = 4, kDraws = 1024;
     const float probabilities[kVocab] = {0.5f, 0.25f, 0.125f, 0.125f};
@@ -161,7 +161,7 @@ void frequencies(Check& check) {
     }
 }
 
-// Rows that cannot be drawn from, and the highest of those that can.
+// Rows that cannot be drawn from, and the highest logit of the others.
 void argmax(Check& check) {
     for (const int vocab : {1, 31, 33, 700, 1027}) {
         const float nan = std::numeric_limits<float>::quiet_NaN();

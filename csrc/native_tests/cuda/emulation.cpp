@@ -1,4 +1,4 @@
-// The scheduler behind native_tests/cuda_emulation.h.
+// The scheduler of native_tests/cuda_emulation.h.
 #include <setjmp.h>
 #include <ucontext.h>
 
@@ -14,7 +14,7 @@ namespace {
 
 constexpr size_t kStackBytes = 256 * 1024;
 constexpr int kMostThreads = 1024;
-constexpr int64_t kMostSharedBytes = 99 * 1024;  // of the devices with the least, sm_86 and sm_89
+constexpr int64_t kMostSharedBytes = 99 * 1024;  // the smallest limit of all devices: sm_86 and sm_89
 
 struct Barrier {
     int arrived = 0;
@@ -31,7 +31,7 @@ struct Copy {
     const void* from;
 };
 
-// Enters a fiber with its stack; afterwards a jump is enough, which asks nothing of the system.
+// A fiber with a stack of its own. `context` enters it; later switches are jumps, which need no system call.
 struct Fiber {
     ucontext_t context;
     jmp_buf place_left;
@@ -50,7 +50,7 @@ struct Fiber {
 
 struct Warp {
     Barrier barrier;
-    int left = 0;  // lanes whose thread has ended
+    int left = 0;  // lanes whose thread has exited
     const char* what = nullptr;
     Slot slots[2][kWarp];
 };
@@ -98,7 +98,7 @@ void wait_for(const Barrier& barrier, uint64_t generation) {
     fiber.waits_for = nullptr;
 }
 
-// A place in the order of threads, which are `count`: forward, backward, or by a step that visits all.
+// Position in the order of `count` threads: forward, backward, or by a step that visits all.
 int placed(int i, int count) {
     if (order == Order::kForward) return i;
     if (order == Order::kBackward) return count - 1 - i;
@@ -160,7 +160,7 @@ const Slot* exchange(const char* what, const Slot& mine) {
     if (warp.left > 0) fail("a lane speaks to lanes that have left");
     if (warp.barrier.arrived == 0) warp.what = what;
     if (warp.what != what && std::strcmp(warp.what, what) != 0) fail("lanes of a warp meet at different operations");
-    // Two sets of slots: nobody comes to the exchange after the next before all have read this one's.
+    // Two sets of slots: no lane reaches the exchange after the next one before all have read this one.
     Slot* slots = warp.slots[fiber.exchanges++ % 2];
     slots[running % kWarp] = mine;
     const uint64_t generation = warp.barrier.generation;
@@ -208,7 +208,7 @@ void run(const char* name, Grid grid, int threads, int64_t shared_bytes, void (*
 
 uint16_t round_bf16(float x) {
     const auto bits = std::bit_cast<uint32_t>(x);
-    if (x != x) return 0x7fff;  // as the hardware's
+    if (x != x) return 0x7fff;  // like the hardware's
     return static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
 
@@ -218,7 +218,7 @@ uint16_t round_f16(float x) {
     if (x != x) return 0x7fff;
     const float magnitude = std::fabs(x);
     if (magnitude >= 65520.0f) return sign | 0x7c00;
-    if (magnitude < 0x1p-14f)  // a multiple of 2^-24, by an addition whose last place that is
+    if (magnitude < 0x1p-14f)  // a multiple of 2^-24: adds a number whose last place is 2^-24
         return static_cast<uint16_t>(sign |
                                      (std::bit_cast<uint32_t>(magnitude + 0.5f) - std::bit_cast<uint32_t>(0.5f)));
     const uint32_t m = bits & 0x7fffffff;

@@ -1,5 +1,5 @@
-// Every CUDA kernel in the emulation, with the threads of a block in three orders, against the CPU's kernels or a loop
-// in float64.
+// Runs every CUDA kernel in the emulation, with the threads of a block in three orders, and compares with the CPU's
+// kernels or a float64 loop.
 #include <cinttypes>
 #include <cstdio>
 #include <cstring>

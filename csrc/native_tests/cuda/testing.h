@@ -19,7 +19,7 @@ using native_tests::bits_at;
 using native_tests::number_at;
 
 inline constexpr double kHalfUlp = 0x1p-24;  // unit roundoff of float32
-// Of a 16-bit type.
+// Unit roundoff of a 16-bit type.
 inline double roundoff(Type type) {
     return type == Type::kBfloat16 ? 0x1p-9 : type == Type::kFloat16 ? 0x1p-12 : 0.0;
 }
@@ -29,12 +29,12 @@ inline double to_double(Type type, uint16_t bits) {
 inline uint16_t rounded(Type type, float x) {
     return type == Type::kBfloat16 ? emulation::round_bf16(x) : emulation::round_f16(x);
 }
-// x as an element of `type` holds it.
+// x rounded to an element of `type`.
 inline float held(Type type, float x) {
     return type == Type::kFloat32 ? x : static_cast<float>(to_double(type, rounded(type, x)));
 }
 
-// Memory of a device: starts at a multiple of 16 bytes and is NaN in every type.
+// Emulated device memory: starts at a multiple of 16 bytes and is NaN in every type.
 template <class T>
 class Memory {
 public:
@@ -64,7 +64,7 @@ private:
 // Results of one case: how many numbers were compared, and what differed.
 class Check {
 public:
-    // Bit for bit; any NaN is the same as another.
+    // Bit for bit; all NaN are the same.
     void same(std::string_view what, const float* got, const float* expected, int64_t n);
     void same(std::string_view what, const uint16_t* got, const uint16_t* expected, int64_t n);
     void same(std::string_view what, const int32_t* got, const int32_t* expected, int64_t n);
@@ -73,7 +73,7 @@ public:
 
     int64_t compared() const { return compared_; }
     int64_t failed() const { return failed_; }
-    // The share of its bound that the worst result used up.
+    // The largest fraction of its bound that a result used.
     double worst() const { return worst_; }
 
 private:
