@@ -57,7 +57,7 @@ StepInput step_from(const py::array& token_ids, const py::array& cu_seqlens, con
     for (const KvCache* cache : step.caches)
         if (cache == nullptr) throw Error(ErrorKind::kInput, "caches: expected a cache for every sequence, got None");
     if (caches && step.caches.size() != static_cast<size_t>(step.n_sequences))
-        throw Error(ErrorKind::kInput, "caches: expected one a sequence");
+        throw Error(ErrorKind::kInput, "caches: expected one per sequence");
     return step;
 }
 
@@ -184,7 +184,7 @@ FASTATTN_MODULE(FASTATTN_CUDA_MODULE, m) {
     fastattn::look_up_numpy();
     fastattn::register_errors(m);
     m.def("device_info", &fastattn::cuda::device_info,
-          "The GPU that a model would run on. Raises ConfigError where there is none.");
+          "The GPU that a model would run on. Raises ConfigError if there is none.");
     fastattn::cuda::register_engine(m);
     fastattn::cuda::register_cache(m);
     fastattn::cuda::register_executor(m);

@@ -327,7 +327,7 @@ void register_kernels(py::module_& module) {
     const py::arg target("target"), x("x"), q("q"), blocks("blocks"), kv_len("kv_len");
     const auto none = py::none();
     m.attr("BLOCK_LEN") = kBlockLen;
-    m.def("targets", &available_targets, "Targets that this build has and this machine can run.");
+    m.def("targets", &available_targets, "Targets that are built and that this machine can run.");
     m.def("linear", &linear, target, py::arg("a"), py::arg("weight"), py::kw_only(), py::arg("bias") = none,
           py::arg("residual") = none, py::arg("activation") = "none", py::arg("format") = "float32",
           py::arg("bfloat16_output") = false);

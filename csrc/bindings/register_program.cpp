@@ -61,7 +61,7 @@ std::array<int64_t, 3> packed_sizes(const std::string& use, const std::string& f
 // Returns copies of a weight's data, scales and sums (those that its format has) as bytes.
 py::list packed(Engine& engine, const std::string& name) {
     const Weight* weight = engine.weights().find(name);
-    if (weight == nullptr) throw Error(ErrorKind::kInput, "weight " + name + " is not there");
+    if (weight == nullptr) throw Error(ErrorKind::kInput, "weight " + name + " is not loaded");
     py::list arrays;
     for (const Buffer* buffer : {&weight->data, &weight->scales, &weight->sums})
         if (buffer == &weight->data || buffer->bytes() > 0)
@@ -78,7 +78,7 @@ StepInput step_from(const py::array& token_ids, const py::array& cu_seqlens, con
     for (const KvCache* cache : step.caches)
         if (cache == nullptr) throw Error(ErrorKind::kInput, "caches: expected a cache for every sequence, got None");
     if (caches && step.caches.size() != static_cast<size_t>(step.n_sequences))
-        throw Error(ErrorKind::kInput, "caches: expected one a sequence");
+        throw Error(ErrorKind::kInput, "caches: expected one per sequence");
     return step;
 }
 
@@ -171,7 +171,7 @@ std::shared_ptr<Decoding> new_decoding(std::shared_ptr<Executor> executor, const
                                        const std::optional<py::array>& suppress, bool logprobs) {
     const int32_t* ids = data_of<int32_t>("token_ids", token_ids, 1);
     const auto n = static_cast<int32_t>(token_ids.size());
-    if (caches.size() != static_cast<size_t>(n)) throw Error(ErrorKind::kInput, "caches: expected one a sequence");
+    if (caches.size() != static_cast<size_t>(n)) throw Error(ErrorKind::kInput, "caches: expected one per sequence");
     Draws draws(n, executor->vocab(), params, history, history_offsets);
     draws.suppress_ids(suppressed, suppress);
     std::vector<Decoding::Row> rows;
@@ -267,7 +267,7 @@ void register_program(py::module_& m) {
              py::arg("suppressed") = py::none(), py::arg("suppress") = py::none(), py::arg("logprobs") = false);
 
     py::classh<Decoding> decoding(m, "Decoding", careful_new(),
-                                  "Sequences that are fed, step after step, what they drew.");
+                                  "Sequences that are fed the token drawn for them, step by step.");
     def_init(decoding, &new_decoding, py::arg("executor"), py::arg("token_ids"), py::arg("caches"), py::arg("params"),
              py::arg("history"), py::arg("history_offsets"), py::arg("suppressed") = py::none(),
              py::arg("suppress") = py::none(), py::arg("logprobs") = false);

@@ -122,15 +122,15 @@ void register_runtime(py::module_& m) {
     m.def("built_targets", built_targets);
     m.def("available_targets", available_targets);
     m.def("active_target", [] { return active_kernels().target; });
-    m.def("default_threads", default_threads, "CPUs that this process may use: affinity and the cgroup's quota.");
+    m.def("default_threads", default_threads, "CPUs this process may use, by affinity and the cgroup's quota.");
     m.def("cpu_quota", cpu_quota, py::arg("root") = "", "CPUs that the cgroup allows; infinity without a quota.");
-    py::classh<Pace> pace(m, "Pace", careful_new(), "Whether steps run on all threads or alone.");
+    py::classh<Pace> pace(m, "Pace", careful_new(), "Decides whether a step runs on all threads or only on the caller's.");
     def_init(pace, +[] { return std::make_shared<Pace>(); });
     pace.def("alone", &Pace::alone, py::arg("rows"))
         .def("took", &Pace::took, py::arg("rows"), py::arg("work"), py::arg("seconds"), py::arg("alone"));
     m.def("measure_limits", measure_limits, py::arg("threads"), py::arg("seconds") = 0.2,
           py::arg("read_bytes") = int64_t{1} << 29,
-          "The machine's limits with `threads` threads at this moment: {fma_gflops, bf16_gflops, int8_gops, "
+          "The machine's current limits with `threads` threads: {fma_gflops, bf16_gflops, int8_gops, "
           "read_gbps}, medians.");
     m.def("measure_regions", measure_regions, py::arg("threads"), py::arg("barriers") = 0, py::arg("rest") = 0.0,
           py::arg("rounds") = 1, "Seconds of `rounds` empty parallel regions, each after `rest` seconds without one.");

@@ -22,7 +22,7 @@ inline StepArrays arrays_from(const py::array& token_ids, const py::array& cu_se
         .n_wanted = static_cast<int32_t>(wanted.size())};
     if (step.n_sequences < 0) throw Error(ErrorKind::kInput, "cu_seqlens: expected at least one number");
     if (positions.size() != token_ids.size() || (token_type_ids && token_type_ids->size() != token_ids.size()))
-        throw Error(ErrorKind::kInput, "positions, token_type_ids: expected one a token");
+        throw Error(ErrorKind::kInput, "positions, token_type_ids: expected one per token");
     return step;
 }
 
@@ -40,7 +40,7 @@ struct Draws {
     Draws(int32_t n, int32_t vocab, const py::array& params, const py::array& history, const py::array& offsets)
         : params(static_cast<const SampleParams*>(params.data())), no_suppress(n), n(n), vocab(vocab) {
         if (params.itemsize() != sizeof(SampleParams) || params.size() != n || !(params.flags() & py::array::c_style))
-            throw Error(ErrorKind::kInput, "params: expected one SAMPLE_PARAMS record a row");
+            throw Error(ErrorKind::kInput, "params: expected one SAMPLE_PARAMS record per row");
         const int64_t* begins = data_of<int64_t>("history_offsets", offsets, 1);
         const int32_t* ids = data_of<int32_t>("history", history, 1);
         if (offsets.size() != n + 1 || begins[0] != 0 || begins[n] != history.size())
@@ -59,7 +59,7 @@ struct Draws {
         suppressed = data_of<int32_t>("suppressed", *ids, 1);
         n_suppressed = static_cast<int32_t>(ids->size());
         suppress = data_of<int64_t>("suppress", *counts, 1);
-        if (counts->size() != n) throw Error(ErrorKind::kInput, "suppress: expected one number a row");
+        if (counts->size() != n) throw Error(ErrorKind::kInput, "suppress: expected one number per row");
     }
     SampleArgs args(int32_t* ids, float* logprobs) const {
         return {.n = n,

@@ -37,7 +37,7 @@ void Engine::check_process() const {
 void Engine::load(const std::string& name, Use use, Type type, int64_t rows, int64_t columns, const void* data) {
     const std::lock_guard lock(mutex_);
     check_process();
-    if (weights_.contains(name)) throw Error(ErrorKind::kInput, "weight " + name + " is there already");
+    if (weights_.contains(name)) throw Error(ErrorKind::kInput, "weight " + name + " is already loaded");
     // A vector is one row.
     const int64_t n_rows = use == Use::kVector ? 1 : rows, width = use == Use::kVector ? rows : columns;
     const int64_t stride = row_elements(width), element = bytes_of(type);

@@ -147,7 +147,7 @@ void Executor::check(const StepInput& step) const {
     engine_->check_process();
     check_lengths(step);
     if (!step.caches.empty() && step.caches.size() != static_cast<size_t>(step.n_sequences))
-        bad_input("caches: expected one a sequence");
+        bad_input("caches: expected one per sequence");
     for (int32_t s = 0; s < static_cast<int32_t>(step.caches.size()); ++s) {
         const KvCache& cache = *step.caches[static_cast<size_t>(s)];
         cache.check_open();

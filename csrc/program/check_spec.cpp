@@ -148,7 +148,7 @@ private:
         if (op.n_kv_head != spec_.n_kv_head || op.head_dim != spec_.head_dim || op.n_head < 1 ||
             op.n_head % op.n_kv_head != 0)
             bad("the numbers of heads or head_dim do not fit");
-        if (maps && op.gather != Gather::kTokens) bad("expected a query a token");
+        if (maps && op.gather != Gather::kTokens) bad("expected one query per token");
         expect_rows(in(op, 0), rows_of(op.gather));
         expect_width(in(op, 0), int64_t{op.n_head} * op.head_dim);
         for (size_t i = 1; i < op.inputs.size(); ++i) {

@@ -66,7 +66,7 @@ int64_t Executor::rows_of(int32_t value, const StepInput& step) const {
 void Executor::check_step(const StepInput& step) const {
     check_lengths(step);
     if (!step.caches.empty() && step.caches.size() != static_cast<size_t>(step.n_sequences))
-        bad_input("caches: expected one a sequence");
+        bad_input("caches: expected one per sequence");
     for (int32_t s = 0; s < static_cast<int32_t>(step.caches.size()); ++s) {
         const KvCache& cache = *step.caches[s];
         cache.check_open();

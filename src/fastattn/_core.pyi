@@ -81,7 +81,7 @@ class Executor:
     def op_seconds(self) -> list[float]: ...
 
 class Decoding:
-    """Sequences that are fed, step after step, what they drew."""
+    """Sequences that are fed the token drawn for them, step by step."""
 
     def __init__(
         self,

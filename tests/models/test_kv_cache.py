@@ -193,7 +193,7 @@ def test_attention_maps_need_a_cache_for_every_sequence(tmp_path: Path) -> None:
         step = Step(
             ids, cu_seqlens, np.zeros(4, np.int32), np.arange(4, dtype=np.int32), caches=(executor.new_cache(),)
         )
-        with pytest.raises(InputError, match="one a sequence"):
+        with pytest.raises(InputError, match="one per sequence"):
             executor.run(step)
 
 
