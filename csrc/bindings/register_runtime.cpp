@@ -124,7 +124,8 @@ void register_runtime(py::module_& m) {
     m.def("active_target", [] { return active_kernels().target; });
     m.def("default_threads", default_threads, "CPUs this process may use, by affinity and the cgroup's quota.");
     m.def("cpu_quota", cpu_quota, py::arg("root") = "", "CPUs that the cgroup allows; infinity without a quota.");
-    py::classh<Pace> pace(m, "Pace", careful_new(), "Decides whether a step runs on all threads or only on the caller's.");
+    py::classh<Pace> pace(m, "Pace", careful_new(),
+                          "Decides whether a step runs on all threads or only on the caller's.");
     def_init(pace, +[] { return std::make_shared<Pace>(); });
     pace.def("alone", &Pace::alone, py::arg("rows"))
         .def("took", &Pace::took, py::arg("rows"), py::arg("work"), py::arg("seconds"), py::arg("alone"));
