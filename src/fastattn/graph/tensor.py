@@ -1,7 +1,7 @@
-"""Symbolic tensors: a model written as functions over them, called once, records a Program.
+"""Symbolic tensors. A model is a function over them; calling it once records a Program.
 
-Nothing is computed here. `Tokens` stands for the ragged step, `Weights` for the checkpoint by its own names, `Tensor`
-for a matrix with one row per token (or per wanted token, or per sequence); the functions below append one Op each.
+Nothing is computed here. `Tokens` represents the ragged step, `Weights` the checkpoint with its own names, and `Tensor`
+a matrix with one row per token (or per wanted token, or per sequence). Each function below appends one Op.
 """
 
 from __future__ import annotations
@@ -22,8 +22,10 @@ ROWS_OF: Mapping[str, Rows] = {"tokens": "tokens", "wanted": "wanted", "first": 
 
 
 class Names(Protocol):
-    """What a trace may ask of a checkpoint: which tensors there are, which only repeat another one, and which are
-    stored as [in, out]."""
+    """What a trace needs to know about a checkpoint's tensors.
+
+    has: whether there is one. repeats: whether it is a copy of another one. transposed: whether it is stored as [in,
+    out]."""
 
     def has(self, name: str) -> bool: ...
 
@@ -75,7 +77,7 @@ class Tracer:
         n_kv_head: int,
         head_dim: int,
     ) -> Program:
-        """What has been recorded, as a Program with these outputs."""
+        """Return the recorded ops as a Program with these outputs."""
         attentions = [op for op in self.ops if op.kind == "attention"]
         return Program(
             values=tuple(self.values),
@@ -93,7 +95,7 @@ class Tracer:
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """A value of the Program being recorded."""
+    """A value of the Program that is being recorded."""
 
     tracer: Tracer
     index: int
@@ -134,7 +136,7 @@ class Tokens:
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """The parameters below one name of the checkpoint: `w["h.0"]["ln_1"]` is everything under `h.0.ln_1.`."""
+    """The parameters below a prefix in the checkpoint: `w["h.0"]["ln_1"]` is everything under `h.0.ln_1.`."""
 
     tracer: Tracer
     names: Names
@@ -148,11 +150,11 @@ class Weights:
         return f"{self.prefix}.{name}" if self.prefix else name
 
     def has(self, name: str) -> bool:
-        """Whether the checkpoint holds this tensor."""
+        """Return whether the checkpoint has this tensor."""
         return self.names.has(self.path(name))
 
     def repeats(self, name: str) -> bool:
-        """Whether the checkpoint holds this tensor, but as a copy of another one; `has` says no then."""
+        """Return whether the checkpoint has this tensor as a copy of another one; `has` is then False."""
         return self.names.repeats(self.path(name))
 
     def vector(self, name: str, width: int) -> str:
@@ -169,33 +171,33 @@ class Weights:
 
 
 def embedding(w: Weights, index: Index, rows: int, width: int, *, offset: int = 0) -> Tensor:
-    """Row index + offset of a table [rows, width], for every token."""
+    """Look up row index + offset of a table [rows, width] for every token."""
     attrs: dict[str, Attr] = {"index": index.name, "offset": offset}
     return w.tracer.emit("embedding", (), "tokens", width, weights=(w.table(rows, width),), attrs=attrs)
 
 
 def layer_norm(x: Tensor, w: Weights, eps: float) -> Tensor:
-    """(x - mean) / sqrt(variance + eps) * weight + bias, over each row (Ba et al. 2016)."""
+    """Compute (x - mean) / sqrt(variance + eps) * weight + bias for each row (Ba et al. 2016)."""
     weights = (w.vector("weight", x.width), w.vector("bias", x.width))
     return x.tracer.emit("layer_norm", (x,), x.rows, x.width, weights=weights, attrs={"eps": eps})
 
 
 def linear(x: Tensor, w: Weights, out_features: int, *, bias: bool = True) -> Tensor:
-    """x @ weight.T + bias, with weight [out_features, x.width] and, with bias, bias [out_features]."""
+    """Compute x @ weight.T + bias, with weight [out_features, x.width] and, if `bias`, bias [out_features]."""
     weights = (w.matrix(out_features, x.width),) + ((w.vector("bias", out_features),) if bias else ())
     attrs: dict[str, Attr] = {"activation": "none", "has_bias": bias, "has_residual": False}
     return x.tracer.emit("linear", (x,), x.rows, out_features, weights=weights, attrs=attrs)
 
 
 def activate(x: Tensor, activation: Activation) -> Tensor:
-    """An elementwise function."""
+    """Apply an elementwise function."""
     if activation == "none":
         return x
     return x.tracer.emit("activation", (x,), x.rows, x.width, attrs={"activation": activation})
 
 
 def split(x: Tensor, parts: int) -> tuple[Tensor, ...]:
-    """Columns of x in `parts` equal slices."""
+    """Split the columns of x into `parts` equal slices."""
     if x.width % parts:
         raise ConfigError(f"split: expected a width divisible by {parts}, got {x.width}")
     width = x.width // parts
@@ -215,7 +217,7 @@ def attention(
     n_kv_head: int | None = None,
     scale: float | None = None,
 ) -> Tensor:
-    """softmax(scale * q @ k.T) @ v for every head, within each sequence (Vaswani et al. 2017)."""
+    """Compute softmax(scale * q @ k.T) @ v for every head within each sequence (Vaswani et al. 2017)."""
     kv_heads = n_kv_head or n_head
     if q.width % n_head or n_head % kv_heads or k.width != v.width or k.width * n_head != q.width * kv_heads:
         raise ConfigError(
@@ -235,26 +237,26 @@ def attention(
 
 
 def gather_rows(x: Tensor, which: Selection) -> Tensor:
-    """The wanted rows of a step, or the first or last row of every sequence."""
+    """Gather the wanted rows of a step, or the first or last row of every sequence."""
     return x.tracer.emit("gather_rows", (x,), ROWS_OF[which], x.width, attrs={"which": which})
 
 
 def wanted_rows(x: Tensor) -> Tensor:
-    """The rows whose logits are asked for."""
+    """Gather the rows that need logits."""
     return gather_rows(x, "wanted")
 
 
 def pool(x: Tensor, pooling: Pooling) -> Tensor:
-    """One row per sequence: the mean or maximum of its rows, or their sum over the square root of their number."""
+    """Pool each sequence to one row: the mean or maximum of its n rows, or their sum / sqrt(n)."""
     return x.tracer.emit("pool", (x,), "sequences", x.width, attrs={"pool": pooling})
 
 
 def l2_normalize(x: Tensor, eps: float = 1e-12) -> Tensor:
-    """x / max(||x||, eps), row by row."""
+    """Compute x / max(||x||, eps) for each row."""
     return x.tracer.emit("l2_normalize", (x,), x.rows, x.width, attrs={"eps": eps})
 
 
 def hidden_state(x: Tensor) -> Tensor:
-    """x itself, marked as the next of the model's hidden states (`with_outputs`)."""
+    """Mark x as the model's next hidden state (see `with_outputs`) and return it."""
     x.tracer.marks[f"hidden_states.{len(x.tracer.marks)}"] = x.index
     return x
