@@ -1,6 +1,6 @@
-"""The specification: every op in float64 numpy, as plainly as it can be said. Never optimized.
+"""The specification: every op in plain float64 numpy. Never optimized.
 
-In a dtype of quantized weights the operands of every linear are rounded as `fastattn.graph.quantize` says, and all else
+For quantized dtypes, the operands of every linear are rounded as `fastattn.graph.quantize` defines, and everything else
 stays in float64.
 """
 
@@ -38,19 +38,19 @@ _erf = np.vectorize(math.erf, otypes=[np.float64])
 
 
 def gelu_erf(x: Floats) -> Floats:
-    """x * Phi(x) (Hendrycks and Gimpel 2016)."""
+    """Compute x * Phi(x) (Hendrycks and Gimpel 2016)."""
     phi: Floats = 0.5 * (1.0 + _erf(x * math.sqrt(0.5)))
     return x * phi
 
 
 def gelu_tanh(x: Floats) -> Floats:
-    """The tanh approximation of gelu, as in GPT-2."""
+    """Compute the tanh approximation of gelu, as in GPT-2."""
     result: Floats = 0.5 * x * (1.0 + np.tanh(math.sqrt(2.0 / math.pi) * (x + 0.044715 * x**3)))
     return result
 
 
 def silu(x: Floats) -> Floats:
-    """x * sigmoid(x)."""
+    """Compute x * sigmoid(x)."""
     result: Floats = x * np.exp(-np.logaddexp(0.0, -x))
     return result
 
@@ -66,7 +66,7 @@ ACTIVATIONS: Mapping[str, Callable[[Floats], Floats]] = {
 
 
 def softmax(scores: Floats) -> Floats:
-    """Over the last axis; a row that sees nothing (all -inf, or empty) is 0."""
+    """Compute the softmax over the last axis; a row that sees nothing (all -inf, or empty) is 0."""
     if scores.shape[-1] == 0:
         return scores
     top = scores.max(axis=-1, keepdims=True)
@@ -77,7 +77,7 @@ def softmax(scores: Floats) -> Floats:
 
 
 class NumpyCache:
-    """Keys and values of one sequence: for every layer [length, n_kv_head * head_dim]."""
+    """The keys and values of one sequence: [length, n_kv_head * head_dim] for every layer."""
 
     def __init__(self, owner: object, n_layer: int, width: int) -> None:
         self._owner = owner
@@ -88,12 +88,12 @@ class NumpyCache:
 
     @property
     def length(self) -> int:
-        """Positions that are stored."""
+        """The number of stored positions."""
         self._check()
         return len(self._keys[0]) if self._keys else 0
 
     def truncate(self, length: int) -> None:
-        """Forget the positions from `length` on."""
+        """Remove the positions from `length` on."""
         with self._alone():
             if not 0 <= length <= self.length:
                 raise InputError(f"length: expected 0 to {self.length}, got {length}")
@@ -101,7 +101,7 @@ class NumpyCache:
             self._values = [values[:length] for values in self._values]
 
     def fork(self) -> NumpyCache:
-        """A second cache with the same contents."""
+        """Return an independent copy of the cache."""
         with self._alone():
             self._check()
             other = NumpyCache(self._owner, 0, 0)
@@ -127,7 +127,7 @@ class NumpyCache:
             raise InputError("cache: expected an open KV cache, got one after close()")
 
     def acquire(self, owner: object) -> None:
-        """Take the cache for one step."""
+        """Reserve the cache for one step."""
         if self._owner is not owner:
             raise InputError("caches: expected KV caches of this model, got one of another model")
         if not self._lock.acquire(blocking=False):
@@ -137,21 +137,21 @@ class NumpyCache:
             self._check()
 
     def release(self) -> None:
-        """Give the cache back after the step."""
+        """Release the cache after the step."""
         self._lock.release()
 
     def past(self, layer: int) -> tuple[Floats, Floats]:
-        """Keys and values that were there before the step."""
+        """Return the keys and values from before the step."""
         return self._keys[layer], self._values[layer]
 
     def extend(self, layer: int, keys: Floats, values: Floats) -> None:
-        """Hold these keys and values from now on (the past included)."""
+        """Replace the stored keys and values with these, which include the past ones."""
         self._keys[layer], self._values[layer] = keys, values
 
 
 @dataclass(frozen=True, slots=True)
 class _Parameter:
-    """A weight: its values (of a rounded one float32, which holds them all), and a matrix's integers."""
+    """A weight: its values (float32 if rounded, which represents them exactly), and the integers of a matrix."""
 
     form: str
     values: Floats
@@ -159,10 +159,10 @@ class _Parameter:
 
 
 class NumpyExecutor:
-    """Runs a Program in float64. `load` gives a tensor of the checkpoint by its name.
+    """Runs a Program in float64. `load` returns a tensor of the checkpoint by its name.
 
-    precision: what everything but rounded operands is computed in; float32 gives the naive formula that bounds of tests
-    are derived from.
+    precision: the type for everything except rounded operands; float32 gives the naive formula from which the tests
+    derive their bounds.
     """
 
     def __init__(
@@ -183,26 +183,26 @@ class NumpyExecutor:
         }
 
     def evaluate(self, op: Op, step: Step, *inputs: Floats) -> Output:
-        """One op of the Program on inputs of the caller's, without caches."""
+        """Run one op of the Program on given inputs, without caches."""
         result: Output = getattr(_Run(self.program, self._open(), step, []), op.kind)(op, *inputs)
         return result
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes of the arrays of the weights."""
+        """The bytes of the weight arrays."""
         return sum(int(weight.values.nbytes) for weight in self._open().values())
 
     def values(self, key: str) -> Floats:
-        """A weight as it was rounded, [out_features, in_features] of a matrix."""
+        """Return a rounded weight; a matrix is [out_features, in_features]."""
         return self._open()[key].values
 
     def new_cache(self) -> NumpyCache:
-        """An empty KV cache for one sequence."""
+        """Return an empty KV cache for one sequence."""
         self._open()
         return NumpyCache(self._owner, self.program.n_layer, self.program.n_kv_head * self.program.head_dim)
 
     def with_program(self, program: Program) -> NumpyExecutor:
-        """Another Program over the same weights."""
+        """Return an executor for another Program over the same weights."""
         weights = self._open()
         other = NumpyExecutor.__new__(NumpyExecutor)
         other.program, other._owner, other._precision = program, self._owner, self._precision
@@ -259,20 +259,20 @@ def _parameter(weight: Weight, load: Load, form: str, precision: type[np.floatin
 
 
 def _activated(activation: str, x: Floats, form: str) -> Floats:
-    """The epilogue of a linear whose weights have this format: the gelus of the ones that round are rough."""
+    """Apply the epilogue of a linear with weights of this format; rounding formats use the rough gelu."""
     if form != "float32" and activation in ("gelu_erf", "gelu_tanh"):
         return rough_gelu(activation, x)
     return ACTIVATIONS[activation](x)
 
 
 class _Run:
-    """One step: a method for every kind of op."""
+    """One step, with a method for every kind of op."""
 
     def __init__(
         self, program: Program, weights: Mapping[str, _Parameter], step: Step, caches: Sequence[NumpyCache]
     ) -> None:
         self.weights, self.step, self.caches = weights, step, caches
-        self.sources: dict[int, Op] = {}  # by value, the op that computed its numbers
+        self.sources: dict[int, Op] = {}  # value -> the op that computed its numbers
         for op in program.ops:
             passes_on = op.kind in ("slice", "gather_rows") and op.inputs[0] in self.sources
             self.sources[op.output] = self.sources[op.inputs[0]] if passes_on else op
@@ -287,7 +287,7 @@ class _Run:
                 )
 
     def commit(self) -> None:
-        """Let the caches hold the keys and values of the step."""
+        """Store the keys and values of the step in the caches."""
         for cache, layer, keys, values in self.fresh:
             cache.extend(layer, keys, values)
 
@@ -378,7 +378,7 @@ class _Run:
         return end - start
 
     def _queries(self, q_rows: str) -> list[tuple[NDArray[np.intp], NDArray[np.intp]]]:
-        """For every sequence: the rows of q that are its queries, and their positions among its tokens of the step."""
+        """Return, per sequence, the rows of q that are its queries, and their positions among its new tokens."""
         queries = []
         for sequence, (start, end) in enumerate(self.spans):
             if q_rows == "tokens":
@@ -394,7 +394,7 @@ class _Run:
         return queries
 
     def _keys_and_values(self, op: Op, sequence: int, k: Floats, v: Floats | None) -> tuple[Floats, Floats]:
-        """All keys and values that a sequence may see, those of its cache first."""
+        """Return all keys and values that a sequence may see, those of its cache first."""
         start, end = self.spans[sequence]
         keys = k[start:end]
         values = keys if v is None else v[start:end]
@@ -408,7 +408,7 @@ class _Run:
         return keys, values
 
     def _probs(self, op: Op, q: Floats, positions: NDArray[np.intp], keys: Floats, past: int) -> Floats:
-        """[n_head, q_len, kv_len]: how much every query takes from every key."""
+        """Return the attention probabilities [n_head, q_len, kv_len] of a sequence."""
         queries = _heads(q, op)
         scores = float(op.attrs["scale"]) * (queries @ _repeat(_heads(keys, op), op).transpose(0, 2, 1))
         if op.attrs["causal"]:
@@ -418,7 +418,7 @@ class _Run:
 
 
 def _product(x: Floats, weight: _Parameter) -> Floats:
-    """x @ weight.T with both rounded to the weight's format; sums of integers are exact."""
+    """Compute x @ weight.T with both rounded to the weight's format; sums of integers are exact."""
     y: Floats
     if weight.integers is not None:
         rows = to_int8(x.astype(np.float32))
@@ -432,19 +432,19 @@ def _product(x: Floats, weight: _Parameter) -> Floats:
 
 
 def _heads(x: Floats, op: Op) -> Floats:
-    """[rows, heads * head_dim] -> [heads, rows, head_dim]."""
+    """Reshape [rows, heads * head_dim] to [heads, rows, head_dim]."""
     head_dim = int(op.attrs["head_dim"])
     heads: Floats = x.reshape(len(x), x.shape[1] // head_dim, head_dim).transpose(1, 0, 2)
     return heads
 
 
 def _repeat(x: Floats, op: Op) -> Floats:
-    """Each key or value head once for every query head that shares it."""
+    """Repeat each key or value head for every query head that shares it."""
     return np.repeat(x, int(op.attrs["n_head"]) // int(op.attrs["n_kv_head"]), axis=0)
 
 
 def _join(x: Floats) -> Floats:
-    """[heads, rows, head_dim] -> [rows, heads * head_dim]."""
+    """Reshape [heads, rows, head_dim] to [rows, heads * head_dim]."""
     heads, rows, head_dim = x.shape
     joined: Floats = x.transpose(1, 0, 2).reshape(rows, heads * head_dim)
     return joined
