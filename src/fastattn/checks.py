@@ -110,7 +110,7 @@ def check_path(name: str, value: object) -> Path:
 
 
 def is_masked_array(value: object) -> bool:
-    """Whether a value is a numpy masked array.
+    """Return whether a value is a numpy masked array.
 
     Using `np.ma` would import it. A process that another thread forks during that import would wait for it.
     """

@@ -60,7 +60,7 @@ def open_regular(path: Path) -> Iterator[tuple[int, int]]:
 
 
 def read_at(descriptor: int, size: int, offset: int) -> bytes:
-    """Up to `size` bytes from `offset`; fewer only at the end of the file."""
+    """Read up to `size` bytes from `offset`; fewer only at the end of the file."""
     chunks = []
     while size > 0:
         chunk = os.pread(descriptor, min(size, 1 << 30), offset)
@@ -127,7 +127,7 @@ class SourceFile:
             self._require_same(os.fstat(file.fileno()))
 
     def read(self, size: int, offset: int = 0) -> bytes:
-        """Up to `size` bytes from `offset`; fewer only at the end of the file."""
+        """Read up to `size` bytes from `offset`; fewer only at the end of the file."""
         with self.opened() as descriptor:
             return read_at(descriptor, size, offset)
 

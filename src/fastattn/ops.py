@@ -216,7 +216,8 @@ def scaled_dot_product_attention(
     attn_mask broadcasts to [..., n_head, q_len, kv_len]. A bool mask is True for keys that take part; a float32 mask is
     added to the scaled scores. is_causal: query i sees keys 0 to i (aligned at the top left, as in torch); excludes
     attn_mask. scale: 1 / sqrt(head_dim) if None. enable_gqa: n_head is a multiple of n_kv_head, and head h reads key
-    head h // (n_head // n_kv_head). dropout_p: only 0 (inference). A query row that sees no key gives zeros.
+    head h // (n_head // n_kv_head). dropout_p: only 0 (inference).
+    A query row that sees no key gives zeros.
     """
     q, k, v = (_array(n, a, at_least=2) for n, a in (("query", query), ("key", key), ("value", value)))
     _check_attention(q, k, v)

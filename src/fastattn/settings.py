@@ -18,8 +18,8 @@ class Settings:
     """Reads the settings of one file key by key and checks their types. `finish` reports the unused keys.
 
     A missing or null key gives the default, except that `epsilon` and `activation` of ConfigReader refuse null, as
-    transformers does. Every method raises ConfigError for a value of the wrong type. overrides: the keys whose values
-    come from the caller, not from the file. read: the keys that were read.
+    transformers does. Every method raises ConfigError for a value of the wrong type.
+    overrides: the keys whose values come from the caller, not from the file. read: the keys that were read.
     """
 
     def __init__(self, where: str | Path, values: Mapping[str, Any], *, overrides: Collection[str] = ()) -> None:

@@ -17,7 +17,7 @@ from fastattn.files import FileSet, SourceFile, read_at
 
 MAX_COPIED_BYTES = 256 << 20
 MAX_COPIED_FILES = 200
-# # config.json and the weights are written separately.
+# config.json and the weights are written separately.
 COPIED = (
     *TOKENIZER_FILES,
     "chat_template.json",

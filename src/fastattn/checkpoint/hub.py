@@ -56,7 +56,7 @@ _OF_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
 _MAX_ID_CHARS = 96
 _MAX_REASON_CHARS = 200
 _TOKEN = re.compile(r"hf_[A-Za-z0-9]{8,}|(?i:(?<=bearer )\S+)")
-# # Libraries whose exceptions mean that the hub request failed: huggingface_hub, and those it sends requests with.
+# Libraries whose exceptions mean that the hub request failed: huggingface_hub, and those it sends requests with.
 _LIBRARIES = (
     "huggingface_hub",
     "httpx",
@@ -218,7 +218,7 @@ def _has_weights(folder: Path) -> bool:
 
 
 def _is_of_hub(error: Exception) -> bool:
-    """Return whether an exception means that the download failed, not a signal handler, the memory or the disk.
+    """Return whether the download caused an exception, rather than a signal handler, the memory or the disk.
 
     This includes the libraries' own exceptions, those of sockets and files, and those that an unexpected reply causes
     inside the libraries.
@@ -241,7 +241,7 @@ def _is_of_signal_handler(error: Exception) -> bool:
 
 
 def _refusal(error: Exception, request: _Request) -> HubError | None:
-    """Return the error for a request that the hub refused, which the cache cannot replace; None for other failures."""
+    """Return the error if the hub refused the request, so the cache must not be used; None for other failures."""
     from huggingface_hub import errors
 
     name = request.name

@@ -16,7 +16,7 @@ from fastattn.settings import Settings
 
 MAX_INDEX_ENTRIES = 100_000
 MAX_SHARDS = 500  # all are open while the checkpoint loads; processes are often limited to 1,024 open files
-# # Published indexes take at most 160 bytes per entry for tensor and file names.
+# Published indexes take at most 160 bytes per entry for tensor and file names.
 INDEX_LIMITS = JsonLimits(n_bytes=32 << 20, n_values=MAX_INDEX_ENTRIES + 1000, depth=16)
 _MAX_LOGGED = 20
 _log = logging.getLogger("fastattn")
@@ -54,7 +54,7 @@ def _read_shard(path: Path, files: FileSet) -> dict[str, TensorInfo]:
 
 
 def _read_index(path: Path, files: FileSet) -> dict[str, str]:
-    """Read weight_map: tensor name -> file name. Every file name is checked to be a plain basename."""
+    """Read weight_map (tensor name -> file name), and check that every file name is a plain basename."""
     try:
         value = parse_lenient(read_bounded(files.open(path), INDEX_LIMITS.n_bytes), str(path), INDEX_LIMITS)
     except JsonError as error:

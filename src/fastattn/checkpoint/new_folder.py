@@ -179,7 +179,7 @@ def _remove_dead(parent: Path, name: str) -> None:
         with contextlib.ExitStack() as cleanup, contextlib.suppress(OSError):
             descriptor = _open_directory(path, cleanup)
             status = os.fstat(descriptor)
-            # # A finished process renamed its folder before it released the lock, so check the name after locking.
+            # A finished process renamed its folder before it released the lock, so check the name after locking.
             if status.st_uid == os.geteuid() and _lock(descriptor) and os.path.samestat(status, os.lstat(path)):
                 shutil.rmtree(path, ignore_errors=True)
 

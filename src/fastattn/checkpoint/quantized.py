@@ -32,7 +32,7 @@ PIECES = ("", ".scales", ".sums")
 class PackedWeight:
     """A weight of a Program in the file.
 
-    use and form: as in `Weight.use` and `weight_formats`. pieces: data, scales and sums, as far as the format has them.
+    use and form: as in `Weight.use` and `weight_formats`. pieces: data, and scales and sums if the format has them.
     """
 
     use: str

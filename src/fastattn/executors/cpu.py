@@ -316,7 +316,7 @@ class _Opened:
 def pack_weight(
     name: str, weight: Weight, form: str, tensors: Mapping[str, TensorInfo], threads: int | None
 ) -> list[NDArray[np.uint8]]:
-    """Pack a weight in a format; return its data, scales and sums as bytes, as far as the format has them."""
+    """Pack a weight in a format; return its data as bytes, and its scales and sums if the format has them."""
     engine = _core.Engine(_core.default_threads() if threads is None else threads)
     _load(engine, {name: weight}, tensors, {name: form})
     return engine.packed(name)

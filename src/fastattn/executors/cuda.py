@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from types import ModuleType
 
 MEMORY_VARIABLE = "FASTATTN_CUDA_MEMORY_MB"
-# # Where the wheels nvidia-cublas and nvidia-cublas-cu12 install cuBLASLt, inside the package `nvidia`.
+# Where the wheels nvidia-cublas and nvidia-cublas-cu12 install cuBLASLt, inside the package `nvidia`.
 _LIBRARIES = ("cu13/lib/libcublasLt.so.13", "cublas/lib/libcublasLt.so.12")
 
 
@@ -104,7 +104,7 @@ class CudaExecutor:
         self._executor: Any = self._new_executor(program)
 
     def _new_executor(self, program: Program) -> Any:
-        # # "float32" is for the CPU executor's spec; the CUDA executor takes its own dtype.
+        # "float32" is for the CPU executor's spec; the CUDA executor takes its own dtype.
         return self._module.Executor(self._engine, spec_of(program, "float32"), self._kv_dtype)
 
     @property

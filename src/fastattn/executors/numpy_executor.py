@@ -378,7 +378,7 @@ class _Run:
         return end - start
 
     def _queries(self, q_rows: str) -> list[tuple[NDArray[np.intp], NDArray[np.intp]]]:
-        """Return, per sequence, the rows of q that are its queries, and their positions among its new tokens."""
+        """Return the rows of q that are the queries of each sequence, and their positions among its new tokens."""
         queries = []
         for sequence, (start, end) in enumerate(self.spans):
             if q_rows == "tokens":

@@ -1,8 +1,8 @@
 """The least work of a step, counted op by op from the Program.
 
-We count the multiply-adds of products and attention, and each byte once of the weights and cached keys and values that
-they read. We omit norms, activations and the data between ops, which may stay in the caches. So no executor can be
-faster than this many operations or bytes at the machine's rate.
+We count the multiply-adds of products and attention, and the bytes of the weights and cached keys and values that they
+read, each byte once. We omit norms, activations and the data between ops, which may stay in the caches. So no executor
+can be faster than this many operations or bytes at the machine's rate.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ FLOAT_BYTES = 4  # biases and norms
 class Formats:
     """Number formats: "float32", "bfloat16", "int8" or "int4".
 
-    weights: by name in the Program; float32 for missing names. kv: of keys and values, cached or not.
+    weights: formats by name in the Program, float32 for missing names. kv: the format of keys and values, cached or
+    not.
     """
 
     weights: Mapping[str, str] = field(default_factory=dict)

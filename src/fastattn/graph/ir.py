@@ -4,7 +4,7 @@ A step is ragged: `n_tokens` packed tokens of `n_sequences` sequences, without p
 float matrix with one of these kinds of rows:
 
     "tokens"      one row per token of the step
-    "wanted" one row per token in `Step.wanted` (the rows that need logits)
+    "wanted"      one row per token in `Step.wanted` (the rows that need logits)
     "sequences"   one row per sequence
 
 | kind            | inputs         | weights          | attrs                                              | output    |
@@ -23,10 +23,10 @@ float matrix with one of these kinds of rows:
 | pool            | x (tokens)     |                  | pool: "mean", "max", "mean_sqrt_len"               | sequences |
 | l2_normalize    | x              |                  | eps                                                | as x      |
 
-`activation` is one of "none", "gelu_erf", "gelu_tanh", "relu", "tanh", "silu". A linear computes residual +
-activation(x @ weight.T + bias). Attention with causal=True reads and writes the KV caches of the step's sequences;
-otherwise keys and values exist only during the step. `attention_probs` comes before its attention. It reads the keys
-that the cache had before the step and the keys of the step; its q_rows is always "tokens".
+`activation` is one of "none", "gelu_erf", "gelu_tanh", "relu", "tanh", "silu". A linear computes
+residual + activation(x @ weight.T + bias). Attention with causal=True reads and writes the KV caches of the step's
+sequences; otherwise keys and values exist only during the step. `attention_probs` comes before its attention. It reads
+the keys that the cache had before the step and the keys of the step; its q_rows is always "tokens".
 
 Attention reads the keys and values of all tokens, but its query rows may be a selection (`q_rows`, with the same
 meaning as in the gather_rows that made q). Row i of q is then the token `Step.wanted[i]`, or the first or last token of
@@ -62,8 +62,8 @@ class Weight:
     """A parameter. `parts` are names of checkpoint tensors, stacked along out_features (fused QKV has three).
 
     use: "matrix" [out_features, in_features] (linear), "table" [rows, width] (embedding), "vector" [width].
-    A "matrix" may also be read as a "table" (tied embeddings); it is stored once, as a matrix. transposed: the
-    checkpoint stores [in_features, out_features] (GPT-2's Conv1D).
+    A "matrix" may also be read as a "table" (tied embeddings); it is stored once, as a matrix.
+    transposed: the checkpoint stores [in_features, out_features] (GPT-2's Conv1D).
     """
 
     parts: tuple[str, ...]

@@ -2,9 +2,9 @@
 
 Every operation is in float32, rounded to nearest even, so the C++ gives identical bits on every target.
 
-    bfloat16  float32 with 16 bits of its 24 bits of mantissa cut off, rounded to nearest even
-    int8 one scale per row: the highest magnitude / 127
-    int4 one scale per row, and one integer scale from -15 to 15 per group of 32 along k; values are
+    bfloat16  float32 without the low 16 of its 24 mantissa bits, rounded to nearest even
+    int8      one scale per row: the highest magnitude / 127
+    int4      one scale per row, and one integer scale from -15 to 15 per group of 32 along k; values are
               scale * group scale * nibble, nibbles from -8 to 7
 
 A row with NaN or infinity is stored as zeros with a NaN scale, so it gives NaN.
@@ -187,7 +187,7 @@ def weight_formats(program: Program, dtype: str, head_dtype: str | None = None) 
     formats = {}
     for name, weight in program.weights.items():
         wanted = head_dtype if head_dtype is not None and name in head else dtype
-        # # rows per part, so stacking q, k and v changes nothing
+        # rows per part, so stacking q, k and v changes nothing
         small = weight.use == "matrix" and weight.shape[0] // len(weight.parts) < SMALL_MATRIX
         if weight.use == "vector" or small:
             wanted = "float32"

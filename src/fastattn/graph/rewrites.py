@@ -144,7 +144,7 @@ def _slices(program: Program, linears: Sequence[Op], source: int) -> list[Op]:
 
 
 def sink_gathers(program: Program) -> Program:
-    """Move gather_rows towards the inputs: if only gathered rows of a value are read, only those are computed.
+    """Move gather_rows toward the inputs: if only gathered rows of a value are read, only those are computed.
 
     Attention still reads the keys and values of all tokens, but only the gathered rows are its queries.
     """

@@ -22,10 +22,10 @@ ROWS_OF: Mapping[str, Rows] = {"tokens": "tokens", "wanted": "wanted", "first": 
 
 
 class Names(Protocol):
-    """What a trace needs to know about a checkpoint's tensors.
+    """What a trace needs to know about the tensors of a checkpoint.
 
-    has: whether there is one. repeats: whether it is a copy of another one. transposed: whether it is stored as [in,
-    out]."""
+    has: whether a tensor exists. repeats: whether it is a copy of another one.
+    transposed: whether it is stored as [in, out]."""
 
     def has(self, name: str) -> bool: ...
 
@@ -146,7 +146,7 @@ class Weights:
         return Weights(self.tracer, self.names, self.path(name))
 
     def path(self, name: str) -> str:
-        """The full checkpoint name of `name` below this prefix."""
+        """Return the full checkpoint name of `name` below this prefix."""
         return f"{self.prefix}.{name}" if self.prefix else name
 
     def has(self, name: str) -> bool:

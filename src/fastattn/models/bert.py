@@ -24,7 +24,7 @@ from fastattn.models.config import MAX_LAYERS, CommonConfig, ConfigReader, uncha
 from fastattn.models.names import Layout
 from fastattn.models.tasks import Task
 
-# # Other tensors that a checkpoint may have: buffers, and the heads of other tasks.
+# Other tensors that a checkpoint may have: buffers, and the heads of other tasks.
 UNUSED = (r"embeddings\.(position_ids|token_type_ids)", r"(cls|classifier|lm_head|pooler|qa_outputs)\..*")
 LAYOUT = Layout(
     prefixes=("bert.",),

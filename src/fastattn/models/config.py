@@ -17,7 +17,7 @@ MAX_SIZE = 2**31 - 1
 MAX_LAYERS = 1000
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
 
-# # transformers' names. gelu_fast has sqrt(2 / pi) to ten digits, which is the same function in float32.
+# transformers' names. gelu_fast has sqrt(2 / pi) to ten digits, which is the same function in float32.
 ACTIVATION_NAMES: Mapping[str, Activation] = {
     "gelu": "gelu_erf",
     "gelu_python": "gelu_erf",
@@ -33,7 +33,7 @@ ACTIVATION_NAMES: Mapping[str, Activation] = {
     "linear": "none",
 }
 
-# # Options of any family that do not affect the result: training, saving, generation, tokenizers, history.
+# Options of any family that do not affect the result: training, saving, generation, tokenizers, history.
 _HARMLESS_WORDS = """
     _name_or_path _attn_implementation _commit_hash architectures auto_map bos_token_id chunk_size_feed_forward
     classifier_dropout cls_token_id custom_pipelines dtype eos_token_id finetuning_task gradient_checkpointing
@@ -48,7 +48,7 @@ _HARMLESS_WORDS = """
     sentence_transformers
 """
 HARMLESS = frozenset(_HARMLESS_WORDS.split())
-# # Options of any family for which only some values are supported.
+# Options of any family for which only some values are supported.
 REQUIRED: Mapping[str, tuple[object, ...]] = {
     "is_decoder": (False, None),
     "is_encoder_decoder": (False, None),
@@ -194,7 +194,7 @@ class ConfigReader(Settings):
         }
 
     def token_id(self, key: str, vocab_size: int, default: int | None = None) -> int | None:
-        """Read a token id, or None. As in transformers, ids outside the vocabulary (as -1) are logged and ignored."""
+        """Read a token id, or None. As in transformers, ids outside the vocabulary (like -1) are logged and ignored."""
         if key not in self.values:
             return default if default is not None and default < vocab_size else None
         value = self.count(key, None, low=-MAX_SIZE)

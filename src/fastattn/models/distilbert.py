@@ -37,7 +37,7 @@ ARCHITECTURES = tuple(f"DistilBert{head}" for head in HEADS.split())
 LAYER_NORM_EPS = 1e-12  # constant in this family
 
 
-# # transformers' common option names.
+# transformers' common option names.
 NAMES = {"hidden_size": "dim", "num_attention_heads": "n_heads", "num_hidden_layers": "n_layers"}
 
 

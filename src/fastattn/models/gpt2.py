@@ -36,7 +36,7 @@ HEADS = "Model LMHeadModel DoubleHeadsModel ForSequenceClassification ForTokenCl
 ARCHITECTURES = tuple(f"GPT2{head}" for head in HEADS.split())
 
 
-# # transformers' common option names.
+# transformers' common option names.
 NAMES = {
     "hidden_size": "n_embd",
     "max_position_embeddings": "n_positions",
@@ -135,8 +135,8 @@ def transformer(cfg: Gpt2Config, w: Weights, t: Tokens, *, types: bool = False) 
 def build(cfg: Gpt2Config, w: Weights, task: Task, *, types: bool = False) -> Program:
     """Build the Program of a task: "logits" of the wanted rows, or "last_hidden_state".
 
-    A classifier has one wanted row per sequence. As in transformers, this is the last token that is not padding. types:
-    with token types.
+    A classifier has one wanted row per sequence. As in transformers, this is the last token that is not padding.
+    types: whether to add token types.
     """
     head = w["lm_head"]
     if not head.has("weight") and (cfg.tie_word_embeddings or head.repeats("weight")):

@@ -75,7 +75,7 @@ class Batch:
                 raise InputError(f"{name}: expected at least one token, got {self.lengths[i]}{masked}; {why}")
 
     def last_rows(self, padding_id: int | None) -> NDArray[np.int32]:
-        """Return the row of the last token that is not padding, per non-empty sequence.
+        """Return the row of the last non-padding token of each non-empty sequence.
 
         This is the row that transformers' GPT-2 classifier uses. A sequence of only padding gives its first row."""
         counts = np.array([count for count in self.counts if count], np.int64)

@@ -20,7 +20,7 @@ Array = NDArray[Any]
 PerToken = Array | list[Array]
 FinishReason: TypeAlias = Literal["eos", "stop_string", "length"]
 
-# # Fields of transformers' outputs that ours do not have, and what to use instead.
+# Fields of transformers' outputs that ours do not have, and what to use instead.
 _ABSENT = {
     "loss": "no loss is computed: compute it from the logits",
     "past_key_values": "no cache is returned: `generate` and `stream` use one",

@@ -210,7 +210,7 @@ def _check_classifier(names: ModelNames, config: ModelConfig) -> None:
 
 
 def warn_of_unused(config: Mapping[str, object], built: BuiltModel, where: object) -> None:
-    """Log what the model does not use: custom architectures, a prefix of tensor names, extra tensors."""
+    """Log what the model ignores: unknown architectures, a prefix of tensor names, unused tensors."""
     listed = config.get("architectures")
     known = FAMILIES[_model_type(config)].architectures
     others = [name for name in listed if name not in known] if isinstance(listed, list) else []

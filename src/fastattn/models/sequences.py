@@ -18,7 +18,7 @@ from fastattn.errors import DTypeError, InputError
 
 Layout = Literal["single", "dense", "ragged"]
 Array = NDArray[Any]
-MAX_TOKENS = 2**26  # per call, with padding; the activations would take hundreds of gigabytes
+MAX_TOKENS = 2**26  # per call, including padding; the activations would take hundreds of gigabytes
 MAX_SEQUENCES = 2**20
 
 
@@ -106,7 +106,7 @@ def read_sequences(value: object, name: str, *, mask: bool = False) -> tuple[Lay
 
 
 def _check_total(name: str, n_sequences: int, n_tokens: int) -> None:
-    """Limit the size of a call, with padding."""
+    """Limit the size of a call, including padding."""
     if n_sequences > MAX_SEQUENCES:
         raise InputError(f"{name}: expected at most {MAX_SEQUENCES} sequences in one call, got {n_sequences}")
     if n_tokens > MAX_TOKENS:

@@ -12,7 +12,7 @@ from fastattn.formats import FORMATS
 from fastattn.graph.cost import Cost, Formats, StepShape, op_cost, op_format
 from fastattn.graph.ir import Program
 
-# # Names in `_core.measure_limits`, which end in _gflops or _gops (billions per second), _flops or _ops.
+# Names in `_core.measure_limits`, which end in _gflops or _gops (billions per second), _flops or _ops.
 _DTYPES: Mapping[str, str] = {"fma": "float32", "f32": "float32", "bf16": "bfloat16", "int8": "int8"}
 _BILLIONS: Mapping[str, float] = {"gflops": 1.0, "gops": 1.0, "flops": 1e-9, "ops": 1e-9}
 # The format whose rate limits products with weights of a format.

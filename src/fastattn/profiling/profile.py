@@ -62,8 +62,8 @@ class OpProfile:
 class Profile:
     """A step of a model, op by op; `print` shows it as a table.
 
-    seconds: the median step, timed from Python. ops: slowest first, then the time between ops. limits: the machine's,
-    the mean of before and after. limit_seconds, binds: as in OpProfile, for the whole step.
+    seconds: the median step, timed from Python. ops: slowest first, then the time between ops. limits: the mean of the
+    machine's limits before and after. limit_seconds, binds: as in OpProfile, for the whole step.
     """
 
     what: str
@@ -127,7 +127,7 @@ def profile_step(executor: Executor, batch: Batch, *, decode: bool, seconds: flo
         raise InputError("input_ids: expected at least one token")
     lengths = tuple(len(row) for row in batch.ids if len(row))
     shape = StepShape((1,) * len(lengths), lengths, 1) if decode else StepShape(lengths, None, 1)
-    # # A separate executor over the same weights: calls from other threads are not counted, and do not run slower.
+    # A separate executor over the same weights: calls from other threads are not counted, and do not run slower.
     own = executor.with_program(program)
     try:
         before = measure_over(executor)

@@ -57,7 +57,7 @@ class State:
 
 
 _FROM_FILES = "; it belongs to the tokenizer's files: give it to AutoTokenizer.from_pretrained"
-# # What to do instead of setting an attribute of transformers' tokenizers.
+# What to do instead of setting an attribute of transformers' tokenizers.
 _INSTEAD = {
     "additional_special_tokens": "; set extra_special_tokens",
     "add_prefix_space": _FROM_FILES,
@@ -115,7 +115,7 @@ class TokenizerBase:
 
     @property
     def model_max_length(self) -> int:
-        """The most tokens of a text if truncation is on and max_length is not given; int(1e30) means no limit."""
+        """The maximum length of a text in tokens, if truncation is on without max_length; int(1e30) means no limit."""
         limit = self._state.options.model_max_length
         return NO_LIMIT if limit is None else limit
 
@@ -229,26 +229,26 @@ class TokenizerBase:
         return self._state.encoder.id_limit
 
     def get_vocab(self) -> dict[str, int]:
-        """Return token to id, with the added tokens."""
+        """Return the map from token to id, with the added tokens."""
         return dict(self.raw.get_vocab(with_added_tokens=True))
 
     @property
     def vocab(self) -> dict[str, int]:
-        """Token to id, with the added tokens."""
+        """The map from token to id, with the added tokens."""
         return self.get_vocab()
 
     @property
     def added_tokens_decoder(self) -> dict[int, AddedToken]:
-        """Id to added token."""
+        """The map from id to added token."""
         return dict(self._state.encoder.added_tokens)
 
     @property
     def added_tokens_encoder(self) -> dict[str, int]:
-        """Added token to id."""
+        """The map from added token to id."""
         return {token.content: i for i, token in self._state.encoder.added_tokens.items()}
 
     def get_added_vocab(self) -> dict[str, int]:
-        """Return added token to id."""
+        """Return the map from added token to id."""
         return self.added_tokens_encoder
 
     @overload

@@ -34,8 +34,7 @@ class BatchEncoding(dict[str, Any]):
     """Columns by name, as a dict and as attributes (`encoding.input_ids`), and the positions of tokens in the texts.
 
     As in transformers, `encoding[0]` is the library's Encoding of the first row (without padding), and a slice gives
-    the rows of each column. If the batch has one row, methods with a row index accept only the index of the token, word
-    or character.
+    the rows of each column. If the batch has one row, you can omit the row index in methods that have one.
     """
 
     def __init__(
@@ -178,7 +177,7 @@ class BatchEncoding(dict[str, Any]):
         return self
 
     def _encoding(self, row: Any, *, aligned: bool = True) -> tuple[RawEncoding, int, int]:
-        """Return the encoding of a row, and its left and right pads. aligned: token positions are required."""
+        """Return the encoding of a row, and its left and right pads. aligned: whether token positions are required."""
         encodings = self._encodings
         if encodings is None:
             raise InputError(

@@ -147,7 +147,7 @@ def read_limits(
 
 
 def read_strategy(truncation: object, max_length: int | None, padding: object) -> str:
-    """Read how a call truncates texts. Raises DTypeError, InputError.
+    """Read the truncation strategy of a call. Raises DTypeError, InputError.
 
     As in transformers, max_length alone means truncation, but with padding="do_not_pad" it does not."""
     unpadded = read_padding("padding", padding) == DO_NOT_PAD and not isinstance(padding, (str, Enum))

@@ -21,7 +21,7 @@ GENERIC = "PreTrainedTokenizerFast"
 CLASSES: dict[str, TokenizerClass] = {
     entry.name: entry for entry in (*wordpiece.CLASSES, *bytepair.CLASSES, *unigram.CLASSES, marian.CLASS)
 }
-# # Other names of a class. PreTrainedTokenizerFast depends only on its file.
+# Other names of a class. PreTrainedTokenizerFast depends only on its file.
 ALIASES = {
     alias: name
     for name, aliases in {
@@ -34,7 +34,7 @@ ALIASES = {
     }.items()
     for alias in aliases.split()
 }
-# # Classes whose rules no pipeline of the tokenizers library can express.
+# Classes whose rules no pipeline of the tokenizers library can express.
 REFUSED = {
     "BertJapaneseTokenizer": "it splits words with MeCab or another program for Japanese",
     "BertweetTokenizer": "it rewrites tweets by rules of its own before it splits words (bpe.codes)",

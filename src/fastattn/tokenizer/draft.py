@@ -1,7 +1,7 @@
 """Reads the small files of a tokenizer: tokenizer_config.json, special_tokens_map.json and added_tokens.json.
 
 They are merged as in transformers 5. If tokenizer_config.json has `added_tokens_decoder`, special_tokens_map.json and
-added_tokens.json are not read; otherwise they override it.
+added_tokens.json are not read. Otherwise they override tokenizer_config.json.
 """
 
 from __future__ import annotations
@@ -43,7 +43,10 @@ class Draft:
 
 
 def read_draft(folder: Folder, class_name: str, settings: Settings, *, from_json: bool) -> Draft:
-    """Read the small files of a folder. `from_json`: tokenizer.json is used. Raises ConfigError, ModelFormatError."""
+    """Read the small files of a folder. Raises ConfigError, ModelFormatError.
+
+    from_json: whether tokenizer.json is used.
+    """
     draft = Draft(folder, class_name, settings, added_path=settings.where)
     for role in ROLES:
         if f"{role}_token" in settings.values:

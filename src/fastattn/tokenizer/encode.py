@@ -41,7 +41,7 @@ def encode_call(state: State, call: Call, name: str, text: Any, text_pair: Any) 
 
 
 def _encode_all(state: State, call: Call, name: str, inputs: Inputs) -> tuple[list[RawEncoding], list[int]]:
-    """Return the encodings, each followed by its truncated parts if requested, and the text index of each."""
+    """Return the encodings, each followed by its overflowing parts if requested, and the text index of each."""
     rows: list[RawEncoding] = []
     samples: list[int] = []
     for i, (first, second) in enumerate(inputs.pairs):
@@ -75,7 +75,7 @@ def _columns(rows: Sequence[RawEncoding], call: Call, state: State) -> dict[str,
 
 
 def _special_mask(row: RawEncoding, call: Call, state: State) -> list[int]:
-    """Return 1 for added special tokens; transformers' Python tokenizers also count special tokens in the text."""
+    """Return 1 for each added special token; transformers' Python tokenizers also mark those in the text."""
     if state.options.steps is None or not call.add_special_tokens:
         return row.special_tokens_mask
     special = state.encoder.special_ids - {state.ids.get("unk")}

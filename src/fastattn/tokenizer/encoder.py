@@ -136,7 +136,7 @@ class Encoder:
 
 
 def _special_ids(raw: RawTokenizer) -> frozenset[int]:
-    """The ids that decoding with skip_special_tokens omits.
+    """Return the ids that decoding with skip_special_tokens omits.
 
     The flags of the tokens are not sufficient: the library does not omit a special token whose text the normalizer
     changed, and it omits one that was special when it was first added.

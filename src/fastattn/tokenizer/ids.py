@@ -15,7 +15,7 @@ from fastattn.tokenizer.limits import MAX_IDS
 from fastattn.tokenizer.texts import unwrap
 
 _MAX_ID = 2**32 - 1
-# # Removes the space before punctuation and English contractions, in the same order as transformers.
+# Removes the space before punctuation and English contractions, in the same order as transformers.
 CLEAN_UP = (
     (" .", "."), (" ?", "?"), (" !", "!"), (" ,", ","), (" ' ", "'"), (" n't", "n't"), (" 'm", "'m"), (" 's", "'s"),
     (" 've", "'ve"), (" 're", "'re"),

@@ -62,7 +62,7 @@ _WORDS = "is_split_into_words=True reads a list as the words of one text"
 
 
 def text_or_pair(name: str, item: Any, hint: str = _WORDS) -> tuple[str, str | None]:
-    """Read a text, or a list or tuple of two. Raises DTypeError, or InputError with a hint for another number."""
+    """Read a text, or a list or tuple of two. Raises DTypeError, or InputError with a hint for any other number."""
     if not isinstance(item, (tuple, list)):
         return check_text(item, name), None
     if len(item) != 2:

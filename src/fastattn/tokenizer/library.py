@@ -81,12 +81,12 @@ def refusals_of(path: Path | str) -> Iterator[None]:
 
 
 def is_library_error(error: BaseException) -> bool:
-    """Return whether the library itself raised an error, not a signal handler or a memory limit."""
+    """Return whether the library raised an error, rather than a signal handler or a memory limit."""
     if is_panic(error):
         return True
     if type(error) not in _PLAIN_ERRORS:
         return False
-    # # The library has no Python frames, so its errors start in the frame that called it. A handler has its own frame.
+    # The library has no Python frames, so its errors start in the frame that called it. A handler has its own frame.
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next

@@ -232,7 +232,10 @@ def _check_added_ids(draft: Draft, raw: RawTokenizer) -> None:
 
 
 def _with_special(raw: RawTokenizer, special: set[str]) -> RawTokenizer:
-    """Return a copy in which exactly these tokens are special, as roles decide in transformers' Python tokenizers."""
+    """Return a copy in which exactly these tokens are special.
+
+    In transformers' Python tokenizers, the roles decide which tokens are special.
+    """
     copy = RawTokenizer(raw.model)
     copy.add_tokens(
         [

@@ -18,11 +18,11 @@ class TokenizerOptions:
 
     class_name: transformers' class without "Fast", None if no file names one.
     special_tokens: role ("bos", "eos", "unk", "sep", "pad", "cls", "mask") to token.
-    named_special_tokens: a model's own name ("image" for `image_token`) to special token. extra_special_tokens: special
-    tokens without a role.
+    named_special_tokens: a model's own name ("image" for `image_token`) to special token.
+    extra_special_tokens: special tokens without a role.
     model_max_length: in tokens; None means no limit.
     model_input_names: the columns of an encoding that the model accepts.
-    add_bos_token, add_eos_token: the values from the files or the user; the post-processor has the effect.
+    add_bos_token, add_eos_token: the values from the files or the user; only the post-processor affects encoding.
     clean_up_tokenization_spaces: for decoding; a BPE tokenizer ignores it unless clean_up_spaces_of_bpe is true.
     steps: the steps of a class in Python, outside the library; token positions in a text are then unknown.
     """

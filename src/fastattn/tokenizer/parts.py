@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 Tokens: TypeAlias = Mapping[str, "Token | None"]
 Build: TypeAlias = "Callable[[Draft, Vocabulary, Tokens], Parts]"
 Flags: TypeAlias = Mapping[str, bool]
-# # The special tokens of RoBERTa and other models that were trained with fairseq.
+# The special tokens of RoBERTa and other models that were trained with fairseq.
 FAIRSEQ_TOKENS = {
     "bos": "<s>",
     "eos": "</s>",
@@ -40,7 +40,8 @@ class Parts:
 
     post: makes the post-processor after all special tokens have ids, and replaces that of tokenizer.json. If it is
     None, the one of tokenizer.json is used, or else one that adds `bos` and `eos` according to `add_bos_token` and
-    `add_eos_token`. first_post: makes the one that is used if tokenizer.json has none and neither setting is given.
+    `add_eos_token`.
+    first_post: makes the one that is used if tokenizer.json has none and neither setting is given.
     """
 
     model: Any
@@ -55,8 +56,8 @@ class Parts:
 class TokenizerClass:
     """One tokenizer class of transformers.
 
-    kind: the kind of model; "" if tokenizer.json or the SentencePiece file decides. file: the vocabulary file if there
-    is no tokenizer.json ("vocab.json" comes with merges.txt).
+    kind: the kind of model; "" if tokenizer.json or the SentencePiece file decides.
+    file: the vocabulary file if there is no tokenizer.json ("vocab.json" comes with merges.txt).
     tokens: role to default token. wrap: roles whose plain strings become tokens with these flags.
     follows_file: tokenizer.json, or the SentencePiece file, is used unchanged; only special tokens, the input names and
     `post` come from the class.

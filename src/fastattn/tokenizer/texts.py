@@ -1,4 +1,4 @@
-"""Input validation of texts, before any tokenizer gets them."""
+"""Validates texts before tokenization."""
 
 from __future__ import annotations
 

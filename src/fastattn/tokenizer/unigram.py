@@ -275,11 +275,11 @@ def _pegasus_additional(draft: Draft, found: list[Token] | None, tokens: Tokens)
     return [*first, *(f"<unk_{i}>" for i in range(2, draft.settings.count("offset", 103, high=10_000)))]
 
 
-# # -- vocabularies from SentencePiece files, with the ids of each class ----------------------------------------------
+# -- vocabularies from SentencePiece files, with the ids of each class ----------------------------------------------
 
 
 def _fairseq_scores(*last: str) -> Callable[[SentencePieceModel, Tokens, Draft], Scores]:
-    """Return a function for fairseq's order: four special tokens, pieces after the first three, languages, the mask."""
+    """Return a function for fairseq's order: four special tokens, pieces after the first three, languages, and mask."""
 
     def scores(model: SentencePieceModel, tokens: Tokens, draft: Draft) -> Scores:
         first = [(str(tokens.get(role)), 0.0) for role in ("bos", "pad", "eos", "unk")]
@@ -305,7 +305,7 @@ def _t5_scores(model: SentencePieceModel, tokens: Tokens, draft: Draft) -> Score
 
 
 def _pegasus_scores(model: SentencePieceModel, tokens: Tokens, draft: Draft) -> Scores:
-    # # If no file names them, transformers' two mask tokens are swapped here.
+    # If no file names them, transformers' two mask tokens are swapped here.
     mask = str(draft.roles.get("mask", "<mask_1>"))
     sentence = draft.settings.text("mask_token_sent", "<mask_2>")
     first = [(str(tokens.get("pad")), 0.0), (str(tokens.get("eos")), 0.0), (mask, 0.0)]
