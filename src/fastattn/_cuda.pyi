@@ -1,5 +1,6 @@
-"""The CUDA executor (csrc/bindings/cuda_module.cpp). Importing it does not load the driver; `make check` compares this
-stub with the extension if it was built."""
+"""The CUDA executor (csrc/bindings/cuda_module.cpp). Importing it does not use the driver; `make check` compares this
+stub with the extension if it was built.
+"""
 
 from collections.abc import Sequence
 from typing import Any

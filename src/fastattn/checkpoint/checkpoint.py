@@ -67,7 +67,8 @@ class Checkpoint:
     def read(self, name: str) -> NDArray[np.float32]:
         """Read a tensor as float32 in its own shape.
 
-        Raises ModelFormatError if its dtype is not one for weights, ConfigError for a quantized directory."""
+        Raises ModelFormatError if its dtype is not one for weights, ConfigError for a quantized directory.
+        """
         self._need_floats()
         return read_tensor(self.tensors[name])
 

@@ -1,4 +1,4 @@
-"""The CUDA executor. Its extension and the driver are loaded only for device="cuda"."""
+"""The CUDA executor. The extension is loaded, and the driver used, only for device="cuda"."""
 
 from __future__ import annotations
 

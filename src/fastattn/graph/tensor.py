@@ -25,7 +25,8 @@ class Names(Protocol):
     """What a trace needs to know about the tensors of a checkpoint.
 
     has: whether a tensor exists. repeats: whether it is a copy of another one.
-    transposed: whether it is stored as [in, out]."""
+    transposed: whether it is stored as [in, out].
+    """
 
     def has(self, name: str) -> bool: ...
 

@@ -174,7 +174,8 @@ class ConfigReader(Settings):
     ) -> dict[str, Any]:
         """Read the fields of CommonConfig.
 
-        bos, eos, pad: the default ids, from the family's config class in transformers."""
+        bos, eos, pad: the default ids, from the family's config class in transformers.
+        """
         labels = self.labels()
         architectures = self.raw("architectures")
         pad_id = self.token_id("pad_token_id", vocab_size, pad)

@@ -77,7 +77,8 @@ class Batch:
     def last_rows(self, padding_id: int | None) -> NDArray[np.int32]:
         """Return the row of the last non-padding token of each non-empty sequence.
 
-        This is the row that transformers' GPT-2 classifier uses. A sequence of only padding gives its first row."""
+        This is the row that transformers' GPT-2 classifier uses. A sequence of only padding gives its first row.
+        """
         counts = np.array([count for count in self.counts if count], np.int64)
         ends = np.cumsum(counts)
         if padding_id is None or not len(ends):
@@ -95,7 +96,8 @@ class Batch:
     def step(self, logits_to_keep: int = 0, *, wanted: NDArray[np.int32] | None = None) -> Step:
         """Return one step over the non-empty sequences, without caches.
 
-        Its wanted rows are `wanted` if given, else the last `logits_to_keep` rows of each sequence (0: all)."""
+        Its wanted rows are `wanted` if given, else the last `logits_to_keep` rows of each sequence (0: all).
+        """
         counts = [count for count in self.counts if count]
         ends = list(accumulate(counts, initial=0))
         rows = np.arange(ends[-1], dtype=np.int32)

@@ -108,7 +108,8 @@ def resolve_names(tensors: Mapping[str, TensorInfo], layout: Layout, *, tied: bo
 def _outer_prefix(tensors: Mapping[str, TensorInfo], layout: Layout) -> str:
     """Return the prefix of all names before the family's own prefix; "" if there is none, or more than one.
 
-    A model that was saved from inside another one has such a prefix, for example "module."."""
+    A model that was saved from inside another one has such a prefix, for example "module.".
+    """
     if not layout.anchor:
         return ""
     prefixes = {name[: -len(layout.anchor)] for name in tensors if name.endswith(layout.anchor)}

@@ -78,7 +78,8 @@ class CausalLMOutput(ModelOutput):
     """The outputs of a language model.
 
     logits [batch, seq_len, vocab_size]. hidden_states: n_layer + 1 of [batch, seq_len, n_embd]; the first are the
-    embeddings, the last is after the last norm. attentions: n_layer of [batch, n_head, seq_len, seq_len]."""
+    embeddings, the last is after the last norm. attentions: n_layer of [batch, n_head, seq_len, seq_len].
+    """
 
     logits: PerToken
     hidden_states: tuple[PerToken, ...] | None = None
@@ -90,7 +91,8 @@ class EncoderOutput(ModelOutput):
     """The outputs of an encoder.
 
     last_hidden_state [batch, seq_len, hidden_size]. pooler_output [batch, hidden_size] if the checkpoint has a pooler.
-    hidden_states, attentions: as in CausalLMOutput."""
+    hidden_states, attentions: as in CausalLMOutput.
+    """
 
     last_hidden_state: PerToken
     pooler_output: Array | None = None
@@ -102,7 +104,8 @@ class EncoderOutput(ModelOutput):
 class SequenceClassifierOutput(ModelOutput):
     """The outputs of a classifier.
 
-    logits [batch, num_labels], or [num_labels] for a 1-D input. hidden_states, attentions: as in CausalLMOutput."""
+    logits [batch, num_labels], or [num_labels] for a 1-D input. hidden_states, attentions: as in CausalLMOutput.
+    """
 
     logits: Array
     hidden_states: tuple[PerToken, ...] | None = None

@@ -42,7 +42,8 @@ def check_range(
 ) -> None:
     """Check that every value is from 0 to limit - 1. Raises InputError.
 
-    places: the columns of the values before the mask was applied. explain: returns a hint for a wrong value."""
+    places: the columns of the values before the mask was applied. explain: returns a hint for a wrong value.
+    """
     if rows and all(row.dtype == np.int64 for row in rows):  # one check for all; a negative value is large as uint64
         values = rows[0] if len(rows) == 1 else np.concatenate(rows)
         if np.maximum.reduce(values.view(np.uint64), initial=0) < limit:

@@ -260,7 +260,8 @@ class TokenizerBase:
     def convert_ids_to_tokens(self, ids: Any, skip_special_tokens: bool = False) -> Any:
         """Convert an id to a token, or several ids to tokens. As in transformers, an id without a token gives None.
 
-        Byte-level tokens have their letters for bytes. Raises DTypeError, InputError for a negative id."""
+        Byte-level tokens have their letters for bytes. Raises DTypeError, InputError for a negative id.
+        """
         skip = check_flag("skip_special_tokens", skip_special_tokens)
         rows, batched = read_sequences("ids", ids)
         if batched:

@@ -149,7 +149,8 @@ def read_limits(
 def read_strategy(truncation: object, max_length: int | None, padding: object) -> str:
     """Read the truncation strategy of a call. Raises DTypeError, InputError.
 
-    As in transformers, max_length alone means truncation, but with padding="do_not_pad" it does not."""
+    As in transformers, max_length alone means truncation, but with padding="do_not_pad" it does not.
+    """
     unpadded = read_padding("padding", padding) == DO_NOT_PAD and not isinstance(padding, (str, Enum))
     if truncation is None and max_length is not None and unpadded:
         truncation = True
