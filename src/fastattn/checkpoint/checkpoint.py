@@ -54,8 +54,8 @@ class Checkpoint:
 
     quantized: the packed weights of a directory that `fastattn quantize` wrote. `tensors` then has only the shapes of
     the tensors that they were made from. Each file is opened once and stays open until `close` or the end of a `with`
-    block, so headers and data come from the same file. Tensors can also be read after that. If a file was replaced in
-    the meantime, this raises ModelFormatError (code "changed").
+    block, so headers and data come from the same file. Tensors can also be read after that; this raises
+    ModelFormatError (code "changed") if a file was replaced since.
     """
 
     path: Path

@@ -70,7 +70,7 @@ def copy_companions(source: Path, folder: NewFolder, files: FileSet) -> list[str
 
 
 def _names(root: Path) -> Iterator[str]:
-    """Yield the names of the files of a folder, and of the files in its subfolders that may be copied."""
+    """Yield the names of a folder's files, and of those in its subfolders that may be copied."""
     with os.scandir(root) as entries:
         for entry in entries:
             if entry.name.startswith("."):

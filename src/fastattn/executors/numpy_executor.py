@@ -161,8 +161,7 @@ class _Parameter:
 class NumpyExecutor:
     """Runs a Program in float64. `load` returns a tensor of the checkpoint by its name.
 
-    precision: the type for everything except rounded operands; float32 gives the naive formula from which the tests
-    derive their bounds.
+    precision: the type of everything except rounded operands; float32 gives the naive formula behind the tests' bounds.
     """
 
     def __init__(

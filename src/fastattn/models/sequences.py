@@ -1,7 +1,7 @@
 """Converts token ids, masks and token types to one integer array per sequence.
 
-Lengths are checked before any work that takes time or memory in proportion to them, because an array that is broadcast
-from one number may have more items than fit in memory.
+Lengths are checked before any work in proportion to them, because an array that is broadcast from one number may be
+larger than memory.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ class JsonSettings:
 
     @classmethod
     def of(cls, raw: RawTokenizer) -> JsonSettings:
-        """Return the settings of a tokenizer that was loaded from a tokenizer.json."""
+        """Return the settings of a tokenizer loaded from tokenizer.json."""
         return cls(raw.post_processor, raw.padding, raw.truncation)
 
 
@@ -110,7 +110,7 @@ def _bos_and_eos(settings: Settings, *, from_json: bool) -> tuple[bool, bool, bo
 
 
 def _in_order(tokens: Tokens, draft: Draft) -> list[Token]:
-    """Return the special tokens in the order in which transformers adds them."""
+    """Return the special tokens in transformers' order."""
     by_role = [token for role in ROLES if (token := tokens.get(role)) is not None]
     return [*by_role, *draft.named.values()]
 

@@ -17,14 +17,14 @@ _Item = TypeVar("_Item")
 
 
 class TokenSpan(NamedTuple):
-    """The tokens from `start` up to but not including `end`."""
+    """The tokens in [start, end)."""
 
     start: int
     end: int
 
 
 class CharSpan(NamedTuple):
-    """The characters from `start` up to but not including `end`."""
+    """The characters in [start, end)."""
 
     start: int
     end: int

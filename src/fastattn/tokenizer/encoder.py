@@ -110,7 +110,7 @@ class Encoder:
             return self.raw.post_process(a, b, add_special_tokens)
 
     def n_special(self, *, pair: bool) -> int:
-        """Return the number of special tokens that are added to a text or pair."""
+        """Return the number of special tokens added to a text or pair."""
         return int(self.raw.num_special_tokens_to_add(pair))
 
     def with_tokens(self, tokens: Sequence[AddedToken], *, special: bool) -> tuple[Encoder, int]:

@@ -15,7 +15,7 @@ from fastattn.tokenizer.sentencepiece import BPE, UNIGRAM, USER_DEFINED, Sentenc
 
 
 def raw_from_json(draft: Draft) -> RawTokenizer:
-    """Build the tokenizer of a tokenizer.json that was checked before. Raises ModelFormatError."""
+    """Build the tokenizer of a checked tokenizer.json. Raises ModelFormatError."""
     path = draft.folder.path("tokenizer.json")
     text = draft.folder.text("tokenizer.json") or ""
     with file_errors(path):

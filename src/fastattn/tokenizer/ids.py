@@ -88,7 +88,7 @@ def _read_item(name: str, item: Any) -> int:
 
 
 def is_sequence(value: Any) -> bool:
-    """Return whether a value has a length and items, such as a list or an array with axes."""
+    """Return whether a value has a length and items, like a list or an array with axes."""
     shape = getattr(value, "shape", None)
     if isinstance(shape, tuple):
         return len(shape) > 0

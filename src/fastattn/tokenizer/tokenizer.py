@@ -56,8 +56,7 @@ class Tokenizer(TokenizerBase):
         """Convert a tokenizer of transformers or tokenizers, with its settings.
 
         A `Tokenizer` is returned unchanged. Later changes to the object have no effect here. Raises DTypeError for
-        anything else, such as a tokenizer of transformers that is written in Python. name: the name of the argument in
-        messages.
+        anything else, such as a Python tokenizer of transformers. name: the argument's name in messages.
         """
         from fastattn.tokenizer.objects import convert_object
 
@@ -191,7 +190,7 @@ class Tokenizer(TokenizerBase):
         strategy: str = "longest_first",
         cut: dict[int, int] | None = None,
     ) -> list[tuple[NDArray[np.int32], NDArray[np.int32]]]:
-        """Encode texts like `encode_batch`, with arguments that were checked before. The tasks use this method.
+        """Encode texts like `encode_batch`, with checked arguments. The tasks use this method.
 
         cut: if given, it receives the index of each truncated pair and the number of remaining tokens.
         """
@@ -216,7 +215,7 @@ class Tokenizer(TokenizerBase):
         return out
 
     def num_special_tokens_to_add(self, pair: bool = False) -> int:
-        """Return the number of special tokens that are added to a text or pair."""
+        """Return the number of special tokens added to a text or pair."""
         return self._state.encoder.n_special(pair=check_flag("pair", pair))
 
     @property

@@ -65,7 +65,7 @@ def from_vocab_json(folder: Folder) -> Vocabulary | None:
 
 
 def from_tokenizer_json(folder: Folder, kind: str) -> Vocabulary:
-    """Read the vocabulary of a tokenizer.json that was checked before; its model must be of this kind."""
+    """Read the vocabulary of a checked tokenizer.json; its model must be of this kind."""
     path = folder.path("tokenizer.json")
     content = folder.json("tokenizer.json")
     model = content["model"]
