@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 Tokens: TypeAlias = Mapping[str, "Token | None"]
 Build: TypeAlias = "Callable[[Draft, Vocabulary, Tokens], Parts]"
 Flags: TypeAlias = Mapping[str, bool]
-# The special tokens of RoBERTa and other models that were trained with fairseq.
+# The special tokens of RoBERTa and other fairseq models.
 FAIRSEQ_TOKENS = {
     "bos": "<s>",
     "eos": "</s>",
