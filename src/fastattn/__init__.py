@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-# Names are imported when they are first used, so that `import fastattn` costs little more than numpy.
+# Names are imported on first use, so `import fastattn` costs little more than importing numpy.
 _HOME = {
     "AutoModel": "fastattn.api.auto",
     "AutoModelForCausalLM": "fastattn.api.auto",
@@ -93,7 +93,7 @@ __all__ = [
 ]
 
 
-if not TYPE_CHECKING:  # a type checker would take every unknown name for one of type Any
+if not TYPE_CHECKING:  # with it, a type checker would accept every unknown name as Any
 
     def __getattr__(name: str) -> object:
         if name in _HOME:

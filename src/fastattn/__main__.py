@@ -1,4 +1,4 @@
-"""`python -m fastattn` is the `fastattn` command."""
+"""Run the `fastattn` command as `python -m fastattn`."""
 
 from fastattn.cli import main
 

@@ -1,5 +1,6 @@
-"""The C++ core (csrc/bindings). Written after pybind11-stubgen with the dtypes added; `make check` compares it with the
-extension by mypy's stubtest."""
+"""The C++ core (csrc/bindings). Based on the output of pybind11-stubgen, with the dtypes added; `make check` compares
+it with the extension through mypy's stubtest.
+"""
 
 from collections.abc import Sequence
 from types import ModuleType
@@ -16,7 +17,7 @@ version: str
 kernels: ModuleType
 
 class Engine:
-    """Weights, threads and lock of one model."""
+    """The weights, threads and lock of one model."""
 
     def __init__(self, threads: int) -> None: ...
     def cancel(self) -> None: ...
@@ -33,7 +34,7 @@ class Engine:
 def packed_sizes(use: str, format: str, rows: int, columns: int) -> list[int]: ...
 
 class Cache:
-    """Keys and values of one sequence, in pages."""
+    """The keys and values of one sequence, in pages."""
 
     def close(self) -> None: ...
     def fork(self) -> Cache: ...

@@ -1,5 +1,6 @@
-"""The CUDA executor (csrc/bindings/cuda_module.cpp). Importing it touches no driver; `make check` compares this stub
-with the extension where there is one."""
+"""The CUDA executor (csrc/bindings/cuda_module.cpp). Importing it does not use the driver; `make check` compares this
+stub with the extension if it was built.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 _Ints = NDArray[np.int32]
 
 class Engine:
-    """Device, stream and weights of one model."""
+    """The device, stream and weights of one model."""
 
     def __init__(
         self,
@@ -36,7 +37,7 @@ class Engine:
     def why_no_library(self) -> str: ...
 
 class Cache:
-    """Keys and values of one sequence, in pages of device memory."""
+    """The keys and values of one sequence, in pages of device memory."""
 
     def close(self) -> None: ...
     def fork(self) -> Cache: ...

@@ -1,4 +1,4 @@
-"""Argument checks: one function per kind of argument, and bounded quotes for messages.
+"""Argument checks, one function per kind of argument, and bounded quotes for messages.
 
 Every message reads `name: expected X, got Y`. DTypeError means the wrong type, InputError the wrong value.
 """
@@ -25,7 +25,7 @@ _MAX_INTEGER_BITS = 128
 
 
 def quote(value: object, limit: int = MAX_QUOTE_CHARS) -> str:
-    """A value for an error message: one line of printable characters, at most about `limit` of them.
+    """Return a value for an error message: one line of at most about `limit` printable characters.
 
     Large containers and integers are summarized without formatting all of them.
     """
@@ -34,14 +34,14 @@ def quote(value: object, limit: int = MAX_QUOTE_CHARS) -> str:
 
 
 def check_flag(name: str, value: object) -> bool:
-    """True or False (also numpy's). Raises DTypeError for anything else: a str is never a flag."""
+    """Return a Python or numpy bool as a bool. Raises DTypeError for anything else, including a str."""
     if isinstance(value, (bool, np.bool_)):
         return bool(value)
     raise DTypeError(f"{name}: expected True or False, got {_found(value)}")
 
 
 def check_count(name: str, value: Any, *, low: int = 0, high: int = 2**31 - 1) -> int:
-    """An int of any integer type from `low` to `high`. Raises DTypeError, InputError."""
+    """Return an integer of any type as an int from `low` to `high`. Raises DTypeError, InputError."""
     if isinstance(value, (bool, np.bool_)):
         raise DTypeError(f"{name}: expected int, got bool")
     try:
@@ -54,9 +54,9 @@ def check_count(name: str, value: Any, *, low: int = 0, high: int = 2**31 - 1) -
 
 
 def check_number(name: str, value: Any, *, low: float = -math.inf, high: float = math.inf) -> float:
-    """A finite real number from `low` to `high` as a float. Raises DTypeError, InputError.
+    """Return a finite real number from `low` to `high` as a float. Raises DTypeError, InputError.
 
-    Accepts int, float, numpy's scalars of both, and arrays of them without axes.
+    Accepts int, float, their numpy scalars, and zero-dimensional arrays.
     """
     if isinstance(value, np.ndarray) and value.ndim == 0:
         value = value[()]
@@ -75,7 +75,10 @@ def check_number(name: str, value: Any, *, low: float = -math.inf, high: float =
 
 
 def check_choice(name: str, value: object, choices: Collection[str]) -> str:
-    """One of a few names. Raises DTypeError for what is not a str, InputError with the closest name."""
+    """Return the value if it is one of `choices`.
+
+    Raises DTypeError if it is not a str, or InputError with the closest choice.
+    """
     expected = ", ".join(repr(choice) for choice in choices)
     if not isinstance(value, str):
         raise DTypeError(f"{name}: expected one of {expected}, got {_found(value)}")
@@ -85,14 +88,17 @@ def check_choice(name: str, value: object, choices: Collection[str]) -> str:
 
 
 def check_str(name: str, value: object) -> str:
-    """A str. Raises DTypeError."""
+    """Return the value if it is a str. Raises DTypeError."""
     if not isinstance(value, str):
         raise DTypeError(f"{name}: expected str, got {_found(value)}")
     return value
 
 
 def check_path(name: str, value: object) -> Path:
-    """A str or path object as a Path. Raises DTypeError, InputError for an empty one or one with a NUL character."""
+    """Return a str or path object as a Path.
+
+    Raises DTypeError, or InputError if the path is empty or has a NUL character.
+    """
     if not isinstance(value, (str, os.PathLike)):
         raise DTypeError(f"{name}: expected a path, got {_found(value)}")
     text = os.fspath(value)
@@ -104,29 +110,29 @@ def check_path(name: str, value: object) -> Path:
 
 
 def is_masked_array(value: object) -> bool:
-    """Whether a value is a numpy masked array.
+    """Return whether a value is a numpy masked array.
 
-    Naming `np.ma` would import it, and a process that another thread forks meanwhile would wait for that import.
+    Using `np.ma` would import it. A process that another thread forks during that import would wait for it.
     """
-    masked_array = getattr(sys.modules.get("numpy.ma"), "MaskedArray", None)  # none while another thread imports it
+    masked_array = getattr(sys.modules.get("numpy.ma"), "MaskedArray", None)  # None while another thread imports it
     return masked_array is not None and isinstance(value, masked_array)
 
 
 def closest(name: str, known: Iterable[str]) -> str:
-    """`; did you mean 'X'?` for a misspelled name, "" where nothing is close."""
+    """Return `; did you mean 'X'?` for a misspelled name, or "" if no known name is close."""
     found = difflib.get_close_matches(name[:100], list(known), n=1)
     return f"; did you mean {found[0]!r}?" if found else ""
 
 
 def one_of(name: str, value: Any, other: str, other_value: Any) -> Any:
-    """The value of an argument that has two names. Raises InputError where both are given."""
+    """Return the value of an argument that has two names. Raises InputError if both are given."""
     if value is not None and other_value is not None:
         raise InputError(f"{other}: expected no value beside {name}, which is another name of it")
     return other_value if value is None else value
 
 
 def is_text(value: object) -> bool:
-    """Whether a value is a str of valid Unicode, which has no lone surrogates."""
+    """Return whether a value is a str of valid Unicode, without lone surrogates."""
     if not isinstance(value, str):
         return False
     try:
@@ -137,13 +143,13 @@ def is_text(value: object) -> bool:
 
 
 def shown_names(names: Iterable[str], total: int, limit: int = 20, *, separator: str = ", ") -> str:
-    """The first `limit` of `total` names for a message, and how many more there are. The caller quotes the names."""
+    """List the first `limit` of `total` names, and how many more there are. The caller quotes the names."""
     more = f" and {total - limit} more" if total > limit else ""
     return separator.join(islice(names, limit)) + more
 
 
 def check_keywords(found: Iterable[str], known: Collection[str], where: str) -> None:
-    """Refuse keywords that are not known, with the closest known name. Raises InputError."""
+    """Raise InputError for an unknown keyword, with the closest known name."""
     for name in found:
         if name not in known:
             raise InputError(f"{where}: unknown keyword {quote(name)}{closest(name, known)}")
@@ -151,10 +157,10 @@ def check_keywords(found: Iterable[str], known: Collection[str], where: str) -> 
 
 @dataclass(frozen=True, slots=True)
 class Neutral:
-    """The values of a keyword of another library that change nothing here, besides None.
+    """The values, besides None, with which a keyword of another library changes nothing here.
 
-    instead: what to do in place of any other value. check: raises for what is no value of the keyword; all others are
-    accepted then.
+    instead: what to do instead of passing any other value. check: if given, it raises for an invalid value, and every
+    other value is accepted.
     """
 
     values: tuple[object, ...] = ()
@@ -163,9 +169,9 @@ class Neutral:
 
 
 def is_neutral(value: Any, values: Iterable[object], *, empty: bool = False) -> bool:
-    """Whether a value is None, one of `values` or, where `empty` says so, an empty collection.
+    """Return whether a value is None, one of `values`, or (if `empty` is true) an empty collection.
 
-    Numbers of all types are compared by value, and a bool is no number.
+    Numbers of all types are compared by value. A bool is not a number.
     """
     if value is None or (empty and isinstance(value, (list, tuple, dict)) and not value):
         return True
@@ -182,11 +188,11 @@ def check_neutral(
     empty: bool = False,
     prefix: str = "",
 ) -> None:
-    """Refuse keywords with a value that would change something, and unknown ones with the closest name.
+    """Raise InputError for an unknown keyword, and for a value that would change something.
 
-    known: the names that the caller takes itself; hint: for an unknown name that is close to none;
-    empty: whether an empty collection changes nothing; prefix: goes before the names of known keywords in messages.
-    Raises InputError, and what the checks of the table raise.
+    known: the names that the caller handles itself. hint: text for an unknown name that is close to no known one.
+    empty: whether an empty collection changes nothing. prefix: text before the names of known keywords in messages. The
+    checks of the table may raise other errors.
     """
     for key, value in keywords.items():
         entry, name = table.get(key), f"{prefix}{key}"
@@ -209,7 +215,7 @@ def _is_same(value: Any, item: object) -> bool:
 
 
 def _found(value: object) -> str:
-    """The type of a value, with the value where it is short."""
+    """Return the type of a value, and the value if it is short."""
     kind = type(value).__name__
     if isinstance(value, np.ndarray):
         return f"{kind} of {value.dtype} with shape {quote(value.shape)}"

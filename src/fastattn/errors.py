@@ -1,4 +1,4 @@
-"""The typed errors of fastattn. Every message names the argument or file, what was expected and what was found."""
+"""The error types of fastattn. Every message names the argument or file, what was expected and what was found."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ class FastattnError(Exception):
 class ModelFormatError(FastattnError, ValueError):
     """A file of a checkpoint is malformed.
 
-    `path`, `tensor` and `offset` say where, as far as known; `code` is a short stable word for programs.
+    `path`, `tensor` and `offset` (in bytes) give the location, or None if unknown. `code` is a short, stable word for
+    programs.
     """
 
     def __init__(
@@ -30,7 +31,7 @@ class ModelFormatError(FastattnError, ValueError):
 
 
 class ConfigError(FastattnError, ValueError):
-    """config.json asks for something unknown or unsupported, or does not fit the tensors."""
+    """config.json requests something unknown or unsupported, or does not match the tensors."""
 
 
 class InputError(FastattnError, ValueError):
@@ -40,7 +41,8 @@ class InputError(FastattnError, ValueError):
 class ContextLengthError(InputError):
     """A text is longer than the model's context.
 
-    `index` says which one of several, `n_tokens` how long it is and `context` how long it may be, as far as known.
+    `index` is the position of the text among several, `n_tokens` its length and `context` the longest allowed length.
+    Each is None if unknown.
     """
 
     def __init__(
@@ -57,7 +59,7 @@ class ReadOnlyError(InputError, AttributeError):
 
 
 class ModelNotFoundError(FastattnError, FileNotFoundError):
-    """There is no folder of a model, or no weights in it."""
+    """The model folder does not exist, or has no weights."""
 
 
 class HubError(FastattnError, OSError):
@@ -69,7 +71,7 @@ class DTypeError(FastattnError, TypeError):
 
 
 class NonFiniteError(FastattnError, FloatingPointError):
-    """NaN or infinity where a finite number is needed, as in logits that are to be sampled."""
+    """NaN or infinity where a finite number is required, for example in logits to be sampled."""
 
 
 class OutOfMemory(FastattnError, MemoryError):

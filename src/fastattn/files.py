@@ -1,4 +1,4 @@
-"""Regular files, opened once: a FIFO or a device is refused instead of being read, and a replaced file is noticed."""
+"""Regular files that are opened once. FIFOs and devices are refused, and a replaced file is detected."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ def open_file(path: Path, *, follow_links: bool = True) -> io.FileIO:
 
 
 def open_raw(path: Path | str, flags: int, mode: str = "rb", *, dir_fd: int | None = None) -> io.FileIO:
-    """os.open with a file object in place of the bare descriptor; the path must not be a directory.
+    """Call os.open and return a file object instead of a bare descriptor. The path must not be a directory.
 
-    A signal handler can raise between two Python instructions, where a descriptor would be lost. Here it goes from
-    os.open to the object that closes it within one call of C code.
+    A signal handler can raise between two Python instructions, and a descriptor would leak there. Here os.open hands it
+    to the object that closes it within one call of C code.
     """
     opened = map(functools.partial(os.open, mode=0o666, dir_fd=dir_fd), (path,), (flags,))
     return next(map(io.FileIO, opened, (mode,)))
@@ -54,13 +54,13 @@ def _require_regular(status: os.stat_result, path: Path) -> None:
 
 @contextlib.contextmanager
 def open_regular(path: Path) -> Iterator[tuple[int, int]]:
-    """A file descriptor and the size in bytes of a regular file. Raises OSError for anything else; never blocks."""
+    """Yield a descriptor of a regular file and its size in bytes. Raises OSError for anything else; never blocks."""
     with open_file(path) as file:
         yield file.fileno(), os.fstat(file.fileno()).st_size
 
 
 def read_at(descriptor: int, size: int, offset: int) -> bytes:
-    """Up to `size` bytes from `offset`; fewer only at the end of the file."""
+    """Read up to `size` bytes from `offset`; fewer only at the end of the file."""
     chunks = []
     while size > 0:
         chunk = os.pread(descriptor, min(size, 1 << 30), offset)
@@ -74,7 +74,7 @@ def read_at(descriptor: int, size: int, offset: int) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class FileIdentity:
-    """Which file it is, and when it was last changed."""
+    """Identifies a file and its last change."""
 
     device: int
     inode: int
@@ -87,35 +87,35 @@ class FileIdentity:
         return cls(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
     def same_content(self, other: FileIdentity) -> bool:
-        """Whether nothing was written to the file, whose mode, owner or number of links may have changed.
+        """Return whether the content is unchanged; mode, owner or number of links may have changed.
 
-        Only the owner of a file can set its mtime back after writing to it.
+        Only the owner of a file can reset its mtime after writing to it.
         """
         return replace(self, ctime_ns=other.ctime_ns) == other
 
 
 class SourceFile:
-    """A regular file that was opened once. It stays open until `close`, so that every read is of the same file.
+    """A regular file that stays open until `close`, so every read is from the same file.
 
-    After `close`, `opened` opens it again and refuses another file.
+    After `close`, `opened` opens the path again and refuses a different file.
     """
 
-    _file: io.FileIO | None = None  # of the class, so that `__del__` finds it whatever interrupts `__init__`
+    _file: io.FileIO | None = None  # on the class, so `__del__` finds it even if `__init__` was interrupted
 
     def __init__(self, path: Path, *, follow_links: bool = True) -> None:
-        """Raises OSError for what is no regular file."""
+        """Open the file. Raises OSError if it is not a regular file."""
         self.path = path
         self._file = open_file(path, follow_links=follow_links)
         self.identity = FileIdentity.of(os.fstat(self._file.fileno()))
 
     @property
     def size(self) -> int:
-        """Bytes when it was opened."""
+        """The size in bytes when the file was opened."""
         return self.identity.size
 
     @contextlib.contextmanager
     def opened(self) -> Iterator[int]:
-        """The descriptor. Raises ModelFormatError (code "changed") where a closed file was replaced or written to."""
+        """Yield the descriptor. Raises ModelFormatError (code "changed") if a closed file was changed."""
         if self._file is not None:
             yield self._file.fileno()
             return
@@ -127,12 +127,12 @@ class SourceFile:
             self._require_same(os.fstat(file.fileno()))
 
     def read(self, size: int, offset: int = 0) -> bytes:
-        """Up to `size` bytes from `offset`; fewer only at the end of the file."""
+        """Read up to `size` bytes from `offset`; fewer only at the end of the file."""
         with self.opened() as descriptor:
             return read_at(descriptor, size, offset)
 
     def check_unchanged(self) -> None:
-        """Raise ModelFormatError (code "changed") where the path names another file now, or the file was written to."""
+        """Raise ModelFormatError (code "changed") if the path now names another file, or the file was written to."""
         if self._file is not None:
             self._require_same(os.fstat(self._file.fileno()))
         try:
@@ -142,7 +142,7 @@ class SourceFile:
         self._require_same(status)
 
     def close(self) -> None:
-        """Close the descriptor; its identity stays known."""
+        """Close the descriptor. The identity remains available."""
         if self._file is not None:
             self._file.close()
             self._file = None
@@ -156,9 +156,9 @@ class SourceFile:
 
 
 class FileSet:
-    """Files that are read as one set, each opened once and stored open until `close`; `check_unchanged` compares all.
+    """Files that are read as one set. Each is opened once and stays open until `close`.
 
-    A `with` block closes them.
+    `check_unchanged` checks all of them. A `with` block closes them.
     """
 
     def __init__(self) -> None:
@@ -166,7 +166,7 @@ class FileSet:
         self._absent: set[Path] = set()
 
     def open(self, path: Path, *, follow_links: bool = True) -> SourceFile:
-        """The file at a path, opened when first asked for. Raises OSError; a file that is missing must stay so."""
+        """Return the file at a path, and open it on first use. Raises OSError; a missing file must stay missing."""
         found = self._files.get(path)
         if found is None:
             try:
@@ -178,11 +178,11 @@ class FileSet:
         return found
 
     def expect_missing(self, path: Path) -> None:
-        """Record that there is no file at a path, which must stay so."""
+        """Record that there is no file at a path. `check_unchanged` fails if one appears."""
         self._absent.add(path)
 
     def check_unchanged(self) -> None:
-        """Raise ModelFormatError (code "changed") where a file was replaced, written to, removed or added since."""
+        """Raise ModelFormatError (code "changed") if a file was replaced, written to, removed or added."""
         for file in self._files.values():
             file.check_unchanged()
         for path in self._absent:
@@ -202,7 +202,7 @@ class FileSet:
 
 
 def identity_of(path: Path) -> FileIdentity | None:
-    """The identity of the file at a path, None where there is none."""
+    """Return the identity of the file at a path, or None if there is no file."""
     try:
         return FileIdentity.of(os.stat(path))
     except (FileNotFoundError, NotADirectoryError):
@@ -210,6 +210,6 @@ def identity_of(path: Path) -> FileIdentity | None:
 
 
 def changed(path: Path, since: str = "it was opened", *, advice: str = "load it again") -> ModelFormatError:
-    """The error (code "changed") for a file that is not the one that was read before."""
+    """Return the error (code "changed") for a file that differs from the one read before."""
     message = f"{path}: expected the file as it was when {since}, got another; {advice}"
     return ModelFormatError(message, path=str(path), code="changed")

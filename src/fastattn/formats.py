@@ -1,7 +1,7 @@
-"""The table of number formats: how weights, keys and values are stored, and where.
+"""The table of number formats: how weights, keys and values are stored, and on which devices.
 
-Everything that Python knows about a format by its name comes from here. `graph/quantize.py` has the formulas and
-csrc/kernels the C++. docs/adding-a-format.md lists what a new format touches.
+This is the only place in Python that describes formats by name. `graph/quantize.py` has the formulas and csrc/kernels
+the C++. docs/adding-a-format.md lists the changes for a new format.
 """
 
 from __future__ import annotations
@@ -9,20 +9,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-INT4_GROUP = 32  # values along k that share an integer scale
+INT4_GROUP = 32  # values along k that share one integer scale
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Format:
-    """One number format.
+    """A number format.
 
-    weights_on, kv_on: the devices that store weights, or keys and values, in it.
-    element_bytes: of one element, with its share of a group's scale; scale_bytes: of the scale of a row.
-    product: the format whose arithmetic multiplies it on the CPU, None where the CPU has no such product.
-    stored_as: the format of the weights themselves, where the name only says how they are multiplied.
-    kv, table: what keys and values, and embedding tables, are stored in beside weights of this format, if not in it.
-    integers: rows of integers with a scale each.
-    packed: `quantize` writes checkpoints in it.
+    weights_on, kv_on: the devices that support it for weights, or for keys and values.
+    element_bytes: bytes per element, with its share of a group's scale. scale_bytes: bytes per row for its scale.
+    product: the format whose arithmetic computes its products on the CPU, None if the CPU does not support it.
+    stored_as: the storage format of the weights, if the name only describes how they are multiplied.
+    kv, table: the format of keys and values, and of embedding tables, for weights of this format, if different.
+    integers: whether it has rows of integers with one scale per row.
+    packed: whether `quantize` writes checkpoints in it.
     """
 
     weights_on: tuple[str, ...] = ()
@@ -66,22 +66,22 @@ FORMATS: Mapping[str, Format] = {
     "float64": Format(weights_on=("numpy",), element_bytes=8, stored_as="float32"),
 }
 DEVICES = ("cpu", "cuda", "numpy")
-# By device, in the order of the table.
+# Names by device, in the order of the table.
 DTYPES: Mapping[str, tuple[str, ...]] = {
     device: tuple(name for name, found in FORMATS.items() if device in found.weights_on) for device in DEVICES
 }
 KV_DTYPES: Mapping[str, tuple[str, ...]] = {
     device: tuple(name for name, found in FORMATS.items() if device in found.kv_on) for device in DEVICES
 }
-# What `quantize` writes.
+# The formats that `quantize` writes.
 PACKED_DTYPES = tuple(name for name, found in FORMATS.items() if found.packed)
 
 
 def stored_dtype(dtype: str) -> str:
-    """The format that weights of a dtype are stored in."""
+    """Return the format in which weights of a dtype are stored."""
     return FORMATS[dtype].stored_as or dtype
 
 
 def default_kv_dtype(dtype: str) -> str:
-    """The format of keys and values beside weights of a dtype, where none is asked for."""
+    """Return the default format of keys and values for weights of a dtype."""
     return FORMATS[dtype].kv or stored_dtype(dtype)

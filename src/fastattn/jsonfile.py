@@ -1,7 +1,6 @@
-"""JSON of files that somebody else wrote: bounded in size, values and depth, with typed errors that name the file.
+"""Parses JSON of untrusted files, bounded in size, values and depth, with typed errors that name the file.
 
-The bounds are checked by a few passes of C code before anything is built, so that a hostile file costs no more than
-reading it.
+A few passes of C code check the bounds before any object is built, so a hostile file costs no more than reading it.
 """
 
 from __future__ import annotations
@@ -28,21 +27,21 @@ _log = logging.getLogger("fastattn")
 
 @dataclass(frozen=True, slots=True)
 class JsonLimits:
-    """The largest text that is parsed. n_values counts keys with their values, items of lists, and the containers."""
+    """The limits of the text that is parsed. n_values counts key-value pairs, list items and containers."""
 
     n_bytes: int
     n_values: int
     depth: int
 
 
-# The largest published tokenizer.json take 33 MB and two million values (Gemma: 262,144 tokens, 580,604 merges).
+# The largest published tokenizer.json has 33 MB and two million values (Gemma: 262,144 tokens, 580,604 merges).
 TOKENIZER_LIMITS = JsonLimits(n_bytes=64 << 20, n_values=4_000_000, depth=100)
-# A config.json is some kilobytes; with the names of 100,000 classes, twice, it takes 6 MB and 200,000 values.
+# A config.json has a few kilobytes. One that names 100,000 classes twice has 6 MB and 200,000 values.
 CONFIG_LIMITS = JsonLimits(n_bytes=16 << 20, n_values=500_000, depth=16)
 
 
 class JsonError(ValueError):
-    """Not the JSON that was expected; `code` is a short stable word."""
+    """Unexpected or invalid JSON. `code` is a short, stable word."""
 
     def __init__(self, message: str, code: str = "json") -> None:
         super().__init__(message)
@@ -50,7 +49,7 @@ class JsonError(ValueError):
 
 
 def parse_strict(data: bytes, limits: JsonLimits = CONFIG_LIMITS) -> JsonValue:
-    """The value of UTF-8 JSON text as the standard has it: no byte order mark, duplicate key, NaN or infinity.
+    """Parse UTF-8 JSON by the standard: no byte order mark, duplicate key, NaN or infinity.
 
     Raises JsonError.
     """
@@ -62,9 +61,10 @@ def parse_strict(data: bytes, limits: JsonLimits = CONFIG_LIMITS) -> JsonValue:
 
 
 def parse_lenient(data: bytes, where: str, limits: JsonLimits = CONFIG_LIMITS) -> JsonValue:
-    """The value of JSON text as Python reads it: NaN and infinity are numbers, and the last of duplicate keys counts.
+    """Parse JSON as Python does: NaN and infinity are numbers, and the last of several duplicate keys counts.
 
-    A byte order mark is skipped. Duplicate keys with different values are logged with `where`. Raises JsonError.
+    A byte order mark is skipped. Duplicate keys with different values are logged, with `where` as the file's name.
+    Raises JsonError.
     """
     text = _decode(data).removeprefix(_BOM)
     check_limits(data, limits)
@@ -105,7 +105,7 @@ def _load(text: str, *, unique: Any, constant: Any) -> JsonValue:
         value: JsonValue = json.loads(text, object_pairs_hook=unique, parse_constant=constant)
     except json.JSONDecodeError as error:
         raise JsonError(f"invalid JSON: {error}") from None
-    except ValueError as error:  # of an integer with thousands of digits; all others pass, as those of signal handlers
+    except ValueError as error:  # for an integer with thousands of digits; others, as from signal handlers, propagate
         if type(error) is not ValueError or "integer string conversion" not in str(error):
             raise
         raise JsonError("invalid JSON: an integer has too many digits") from None
@@ -113,13 +113,13 @@ def _load(text: str, *, unique: Any, constant: Any) -> JsonValue:
 
 
 def check_limits(data: bytes, limits: JsonLimits) -> None:
-    """Refuse text with too many bytes or values or too deep nesting, without a step of Python per character.
+    """Refuse text with too many bytes, too many values or too deep nesting, without a Python loop over characters.
 
     Raises JsonError.
     """
     if len(data) > limits.n_bytes:
         raise JsonError(f"expected at most {limits.n_bytes} bytes, got {len(data)}", "too_large")
-    if b"\\" in data:  # escaped quotes end no string; a run of backslashes begins with one that is not escaped
+    if b"\\" in data:  # escaped quotes do not end a string; the first backslash of a run is not escaped
         data = data.replace(b"\\\\", b"").replace(b'\\"', b"")
     text = np.frombuffer(data, np.uint8)
     in_string = np.bitwise_xor.accumulate(text == ord('"'))
@@ -131,7 +131,8 @@ def check_limits(data: bytes, limits: JsonLimits) -> None:
         opened = (brackets == ord("[")) | (brackets == ord("{"))
         if np.cumsum(np.where(opened, np.int8(1), np.int8(-1)), dtype=np.int32).max() > limits.depth:
             raise JsonError(f"expected nesting of at most {limits.depth}, got more", "depth")
-    # What is left out above is refused here, or closes more brackets than were opened, where the parser stops.
+    # Text that the truncated depth check missed is refused here, or it closes more brackets than it opens, and the
+    # parser stops there.
     if n_values > limits.n_values:
         raise JsonError(f"expected at most {limits.n_values} values, got at least {n_values}", "too_large")
 
@@ -152,7 +153,7 @@ def _no_constant(name: str) -> JsonValue:
 
 
 def read_bounded(file: SourceFile, limit: int) -> bytes:
-    """The bytes of a file of at most `limit`. Raises ModelFormatError."""
+    """Read a file of at most `limit` bytes. Raises ModelFormatError."""
     if file.size > limit:
         raise ModelFormatError(
             f"{file.path}: expected at most {limit} bytes, got {file.size}", path=str(file.path), code="file_too_large"
@@ -161,7 +162,7 @@ def read_bounded(file: SourceFile, limit: int) -> bytes:
 
 
 def read_json(path: Path, *, files: FileSet | None = None, limits: JsonLimits = TOKENIZER_LIMITS) -> Any:
-    """The value in a JSON file, read as `parse_lenient` says. files: the set that the file belongs to, if to one.
+    """Parse a JSON file with `parse_lenient`. files: the set that the file belongs to, if any.
 
     Raises ModelFormatError, OSError.
     """

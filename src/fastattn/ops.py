@@ -1,20 +1,20 @@
-"""The fast ops on their own: numpy in, numpy out, with torch's argument names.
+"""The fast ops as functions: numpy in, numpy out, with torch's argument names.
 
     linear  matmul  layer_norm  softmax  log_softmax  gelu  scaled_dot_product_attention
 
-Arrays. Every array is a `numpy.ndarray` of float32. The other byte order is converted (no bit of the value is lost);
-every other dtype raises DTypeError, because a silent cast would hide a copy or lose bits: say
-`x.astype(numpy.float32)`. Any layout is right: what is not C-contiguous or not aligned is copied once. Inputs may be
-read-only. An input that another thread changes during the call gives an unspecified result and never a crash.
+Arrays. Every array is a `numpy.ndarray` of float32. An array of the other byte order is converted without loss. Every
+other dtype raises DTypeError, because a silent cast would hide a copy or lose bits; use `x.astype(numpy.float32)`. Any
+layout is accepted: an array that is not C-contiguous or not aligned is copied once. Inputs may be read-only. If another
+thread changes an input during the call, the result is unspecified, but the call does not crash.
 
-`out=` takes a writable native float32 array of the result's shape, in any layout, and is what the call then returns.
-It may share memory with the inputs: the result is as if it had been computed aside.
+`out=` takes a writable float32 array in native byte order, of the result's shape and in any layout. The call returns
+it. It may share memory with the inputs; the result is the same.
 
 NaN and infinity propagate within their own row (softmax, layer_norm), element (gelu), output row or column (linear,
 matmul) or query row (attention).
 
-Errors: DTypeError for a wrong type, InputError for a wrong shape or value, MemoryError where there is no room for a
-result. All arguments are checked before an array is copied or a result computed; `out` is as before after an error.
+Errors: DTypeError for a wrong type, InputError for a wrong shape or value, MemoryError if the result cannot be
+allocated. All arguments are checked before an array is copied or a result is computed. An error leaves `out` unchanged.
 """
 
 from __future__ import annotations
@@ -49,10 +49,10 @@ _KINDS = {"none": "gelu_erf", "tanh": "gelu_tanh"}
 
 
 def linear(input: Array, weight: Array, bias: Array | None = None, *, out: Array | None = None) -> Array:
-    """input @ weight.T + bias.
+    """Compute input @ weight.T + bias.
 
-    input [..., in_features], weight [out_features, in_features] or [in_features], bias [out_features] or a scalar
-    for the one-dimensional weight. -> [..., out_features], or [...] for the one-dimensional weight.
+    input [..., in_features], weight [out_features, in_features] or [in_features], bias [out_features], or [] for a
+    one-dimensional weight. -> [..., out_features], or [...] for a one-dimensional weight.
     """
     x, w = _array("input", input, at_least=1), _array("weight", weight, at_least=1)
     if w.ndim > 2:
@@ -82,9 +82,9 @@ def linear(input: Array, weight: Array, bias: Array | None = None, *, out: Array
 
 
 def matmul(input: Array, other: Array, *, out: Array | None = None) -> Array:
-    """The matrix product of numpy.matmul and torch.matmul: 1-D, 2-D and broadcast batches of matrices.
+    """Multiply matrices as numpy.matmul and torch.matmul do: 1-D, 2-D and broadcast batches.
 
-    input [..., m, k] or [k], other [..., k, n] or [k] -> [..., m, n] with a 1-D operand's axis left out.
+    input [..., m, k] or [k], other [..., k, n] or [k] -> [..., m, n] without the axis of a 1-D operand.
     """
     a, b = _array("input", input, at_least=1), _array("other", other, at_least=1)
     rows, columns = a.ndim > 1, b.ndim > 1
@@ -107,7 +107,7 @@ def _batched_product(a: Array, b: Array, batch: tuple[int, ...], mkn: tuple[int,
     count = math.prod(batch)
     if not (count and m and n and k):
         return np.zeros((*batch, m, n), np.float32)
-    if math.prod(b.shape[:-2]) == 1:  # one matrix for all: one product
+    if math.prod(b.shape[:-2]) == 1:  # all share one matrix: one product
         wide = _dense(np.broadcast_to(a, (*batch, m, k))).reshape(count * m, k)
         one: Array = _core.matmul(wide, _dense(b).reshape(k, n))
         return one
@@ -127,9 +127,9 @@ def layer_norm(
     *,
     out: Array | None = None,
 ) -> Array:
-    """(x - mean) / sqrt(variance + eps) * weight + bias over the last axes (Ba et al. 2016).
+    """Compute (x - mean) / sqrt(variance + eps) * weight + bias over the last axes (Ba et al. 2016).
 
-    input [..., *normalized_shape], weight and bias of shape normalized_shape. -> as input.
+    input [..., *normalized_shape], weight and bias [*normalized_shape]. -> the shape of input.
     """
     x = _array("input", input, at_least=1)
     shape = _normalized_shape(normalized_shape)
@@ -158,21 +158,21 @@ def _normalized_shape(value: Any) -> tuple[int, ...]:
 
 
 def softmax(input: Array, dim: int = -1, *, out: Array | None = None) -> Array:
-    """exp(x) / sum of exp(x) along `dim`, computed with the maximum taken off. -> as input.
+    """Compute exp(x) / sum of exp(x) along `dim`, with the maximum subtracted first. -> the shape of input.
 
-    A row of -inf alone gives zeros (torch: NaN).
+    A row of only -inf gives zeros (torch: NaN).
     """
     return _softmax(input, dim, out, log=False)
 
 
 def log_softmax(input: Array, dim: int = -1, *, out: Array | None = None) -> Array:
-    """The logarithm of softmax along `dim`, computed without taking the logarithm of a small number. -> as input."""
+    """Compute log(softmax) along `dim` without the logarithm of a small number. -> the shape of input."""
     return _softmax(input, dim, out, log=True)
 
 
 def _softmax(input: Array, dim: int, out: Array | None, *, log: bool) -> Array:
     x = _array("input", input)
-    axes = max(x.ndim, 1)  # torch takes dim 0 and -1 of a scalar
+    axes = max(x.ndim, 1)  # torch accepts dim 0 and -1 for a scalar
     axis = check_count("dim", dim, low=-axes, high=axes - 1) % axes
     _check_result(x.shape, out)
     if x.size == 0:
@@ -183,9 +183,9 @@ def _softmax(input: Array, dim: int, out: Array | None, *, log: bool) -> Array:
 
 
 def gelu(input: Array, approximate: Literal["none", "tanh"] = "none", *, out: Array | None = None) -> Array:
-    """x * Phi(x), the Gaussian error linear unit (Hendrycks and Gimpel 2016). -> as input.
+    """Compute x * Phi(x), the Gaussian error linear unit (Hendrycks and Gimpel 2016). -> the shape of input.
 
-    approximate: "none" uses erf, as BERT does; "tanh" the tanh formula, as GPT-2 does.
+    approximate: "none" uses erf, as BERT does; "tanh" uses the tanh formula, as GPT-2 does.
     """
     x = _array("input", input)
     kind = _KINDS[check_choice("approximate", approximate, _KINDS)]
@@ -207,17 +207,17 @@ def scaled_dot_product_attention(
     *,
     out: Array | None = None,
 ) -> Array:
-    """softmax(query @ key.T * scale + attn_mask) @ value, without the matrix of scores in memory.
+    """Compute softmax(query @ key.T * scale + attn_mask) @ value without storing the matrix of scores.
 
     query [..., n_head, q_len, head_dim], key [..., n_kv_head, kv_len, head_dim], value [..., n_kv_head, kv_len,
-    value_dim] -> [..., n_head, q_len, value_dim]. The axes before the last two broadcast. head_dim and value_dim: at
+    value_dim] -> [..., n_head, q_len, value_dim]. The axes before the last two broadcast. head_dim and value_dim are at
     most 256.
 
-    attn_mask broadcasts to [..., n_head, q_len, kv_len]; bool: True takes part; float32: added to the scaled scores.
-    is_causal: query i sees keys 0 to i (aligned at the top left, as in torch); not together with attn_mask.
-    scale: 1 / sqrt(head_dim) if None. enable_gqa: n_head is a multiple of n_kv_head, and head h reads key head
-    h // (n_head // n_kv_head). dropout_p: only 0, this is inference.
-    A query row that may see no key gives zeros.
+    attn_mask broadcasts to [..., n_head, q_len, kv_len]. A bool mask is True for keys that take part; a float32 mask is
+    added to the scaled scores. is_causal: query i sees keys 0 to i (aligned at the top left, as in torch); excludes
+    attn_mask. scale: 1 / sqrt(head_dim) if None. enable_gqa: n_head is a multiple of n_kv_head, and head h reads key
+    head h // (n_head // n_kv_head). dropout_p: only 0 (inference).
+    A query row that sees no key gives zeros.
     """
     q, k, v = (_array(n, a, at_least=2) for n, a in (("query", query), ("key", key), ("value", value)))
     _check_attention(q, k, v)
@@ -236,7 +236,7 @@ def scaled_dot_product_attention(
         return _give(np.empty(shape, np.float32), out)
     if k.shape[-2] == 0:
         return _give(np.zeros(shape, np.float32), out)
-    # Zero columns change no score and no output, so that one kernel serves value_dim != head_dim.
+    # Zero columns change no score and no output, so one kernel also serves value_dim != head_dim.
     width = max(head_dim, value_dim)
     y = _core.attention(
         _heads(q, lead, width), _heads(k, kv_lead, width), _heads(v, kv_lead, width), mask, causal, factor
@@ -259,7 +259,7 @@ def _check_attention(q: Array, k: Array, v: Array) -> None:
 
 
 def _attention_axes(q: Array, k: Array, v: Array, *, enable_gqa: bool) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The axes before the last two, of the output and of the keys and values, all broadcast."""
+    """Return the broadcast axes before the last two, of the output and of the keys and values."""
     if not enable_gqa:
         kv = _broadcast("value", k.shape[:-2], v.shape[:-2])
         lead = _broadcast("key", q.shape[:-2], kv)
@@ -277,7 +277,7 @@ def _attention_axes(q: Array, k: Array, v: Array, *, enable_gqa: bool) -> tuple[
 
 
 def _heads(x: Array, lead: tuple[int, ...], width: int) -> Array:
-    """[batch, n_head, len, width], C-contiguous: broadcast over the leading axes and padded with zeros on the right."""
+    """Broadcast the leading axes and pad with zeros on the right: [batch, n_head, len, width], C-contiguous."""
     length, dim = x.shape[-2:]
     y = np.broadcast_to(x, (*lead, length, dim)).reshape((*_batch_heads(lead), length, dim))
     if dim < width:
@@ -290,7 +290,7 @@ def _batch_heads(lead: tuple[int, ...]) -> tuple[int, int]:
 
 
 def _mask(mask: Any, shape: tuple[int, ...]) -> Array:
-    """The mask as additive float32 [batch or 1, n_head or 1, q_len, kv_len]."""
+    """Return the mask as additive float32 [batch or 1, n_head or 1, q_len, kv_len]."""
     _check_plain("attn_mask", mask, "a bool or float32")
     if mask.dtype != np.bool_:
         _array("attn_mask", mask)
@@ -310,12 +310,12 @@ def _scale(scale: float | None, head_dim: int) -> float:
 
 
 def _shape(shape: tuple[int, ...]) -> str:
-    """A shape for an error message."""
+    """Format a shape for an error message."""
     return str(shape) if len(shape) <= 8 else f"{str(shape[:8])[:-1]}, ...) of {len(shape)} axes"
 
 
 def _check_plain(name: str, array: Any, expected: str) -> None:
-    """Refuse what is no array, and an array whose mask would be lost."""
+    """Refuse anything but an array, and a masked array, whose mask would be lost."""
     if not isinstance(array, np.ndarray):
         raise DTypeError(f"{name}: expected {expected} numpy array, got {type(array).__name__}")
     if is_masked_array(array):
@@ -323,7 +323,7 @@ def _check_plain(name: str, array: Any, expected: str) -> None:
 
 
 def _array(name: str, array: Any, *, at_least: int = 0) -> Array:
-    """The array once its type and lengths are checked. Any layout, and either byte order; see `_dense`."""
+    """Return the array after checking its type and lengths. Any layout and byte order; see `_dense`."""
     _check_plain(name, array, "a float32")
     if array.dtype.newbyteorder("=") != np.float32:
         raise DTypeError(
@@ -339,19 +339,19 @@ def _array(name: str, array: Any, *, at_least: int = 0) -> Array:
 
 
 def _dtype(array: NDArray[Any]) -> str:
-    """A dtype for an error message."""
+    """Format a dtype for an error message."""
     fields = array.dtype.names
     return str(array.dtype) if fields is None else f"a record of {len(fields)} fields"
 
 
 def _dense(array: Array) -> Array:
-    """The array as aligned, C-contiguous float32 of this machine's byte order: itself, or one copy."""
+    """Return the array as aligned, C-contiguous float32 in native byte order: itself, or one copy."""
     dense: Array = np.require(array, np.float32, ("C", "A"))
     return dense
 
 
 def _try_broadcast(a: tuple[int, ...], b: tuple[int, ...]) -> tuple[int, ...] | None:
-    """The shape that both broadcast to; numpy.broadcast_shapes takes no more than 32 axes."""
+    """Return the shape that both broadcast to. numpy.broadcast_shapes accepts at most 32 axes."""
     ones = (1,) * abs(len(a) - len(b))
     a, b = (ones + a, b) if len(a) < len(b) else (a, ones + b)
     if any(n != m and 1 not in (n, m) for n, m in zip(a, b, strict=True)):
@@ -367,7 +367,7 @@ def _broadcast(name: str, a: tuple[int, ...], b: tuple[int, ...]) -> tuple[int, 
 
 
 def _check_result(shape: tuple[int, ...], out: Any) -> None:
-    """Refuse a result that no array can hold, and an `out` that cannot take it."""
+    """Refuse a result that is too large for any array, and an `out` that does not fit it."""
     if math.prod(shape) * 4 > _MAX_BYTES:
         raise InputError(f"input: expected a result of at most {_MAX_BYTES} bytes, got shape {_shape(shape)}")
     if out is None:
@@ -382,14 +382,14 @@ def _check_result(shape: tuple[int, ...], out: Any) -> None:
 
 
 def _direct_out(out: Array | None, inputs: tuple[Array | None, ...]) -> Array | None:
-    """`out` if a kernel may write into it: C-contiguous, aligned, no memory shared with inputs."""
+    """Return `out` if a kernel may write into it: C-contiguous, aligned, no memory shared with inputs."""
     if out is None or not (out.flags.c_contiguous and out.flags.aligned):
         return None
     return None if any(x is not None and np.may_share_memory(out, x) for x in inputs) else out
 
 
 def _give(result: Array, out: Array | None) -> Array:
-    """The result, in `out` if there is one."""
+    """Return the result, copied to `out` if given."""
     if out is None:
         return result
     np.copyto(out, result)

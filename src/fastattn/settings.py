@@ -1,4 +1,4 @@
-"""Reads a JSON object of settings: each key is used, known to change nothing, or named in a warning or an error."""
+"""Reads a JSON object of settings. Each key is used, known to change nothing, or reported in a warning or an error."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ _Default = TypeVar("_Default")
 
 
 class Settings:
-    """Takes the settings of one file key by key and checks the type of each; `finish` names the keys nobody took.
+    """Reads the settings of one file key by key and checks their types. `finish` reports the unused keys.
 
-    A key that is missing or null gives the default; `epsilon` and `activation` of ConfigReader refuse null, as
+    A missing or null key gives the default, except that `epsilon` and `activation` of ConfigReader refuse null, as
     transformers does. Every method raises ConfigError for a value of the wrong type.
-    overrides: the keys whose values come from a caller, not from the file. read: the keys whose values were asked for.
+    overrides: the keys whose values come from the caller, not from the file. read: the keys that were read.
     """
 
     def __init__(self, where: str | Path, values: Mapping[str, Any], *, overrides: Collection[str] = ()) -> None:
@@ -33,17 +33,17 @@ class Settings:
         return self.values.get(key) is not None
 
     def error(self, key: str, expected: str) -> ConfigError:
-        """The error for a key whose value is not `expected`."""
+        """Return the error for a key whose value is not `expected`."""
         return ConfigError(f"{self.where}: {key}: expected {expected}, got {quote(self.values.get(key))}")
 
     def raw(self, key: str) -> Any:
-        """The unchecked value, None where it is missing; the key counts as used."""
+        """Return the unchecked value, or None if it is missing. The key counts as used."""
         self._taken.add(key)
         self.read.add(key)
         return self.values.get(key)
 
     def flag(self, key: str, default: _Default) -> bool | _Default:
-        """true or false."""
+        """Read true or false."""
         value = self.raw(key)
         if value is None:
             return default
@@ -52,7 +52,7 @@ class Settings:
         return value
 
     def count(self, key: str, default: _Default, *, low: int = 0, high: int = 2**31 - 1) -> int | _Default:
-        """An integer from `low` to `high`."""
+        """Read an integer from `low` to `high`."""
         value = self.raw(key)
         if value is None:
             return default
@@ -61,7 +61,7 @@ class Settings:
         return value
 
     def number(self, key: str, default: _Default) -> float | _Default:
-        """A number."""
+        """Read a number."""
         value = self.raw(key)
         if value is None:
             return default
@@ -70,7 +70,7 @@ class Settings:
         return float(value)
 
     def text(self, key: str, default: _Default) -> str | _Default:
-        """A string of valid Unicode."""
+        """Read a string of valid Unicode."""
         value = self.raw(key)
         if value is None:
             return default
@@ -79,7 +79,7 @@ class Settings:
         return str(value)
 
     def choice(self, key: str, choices: Collection[str], default: _Default) -> str | _Default:
-        """One of a few strings."""
+        """Read a string that is one of `choices`."""
         value = self.text(key, None)
         if value is None:
             return default
@@ -88,7 +88,7 @@ class Settings:
         return value
 
     def texts(self, key: str) -> tuple[str, ...]:
-        """A list of strings, () where it is missing."""
+        """Read a list of strings; () if it is missing."""
         value = self.raw(key)
         if value is None:
             return ()
@@ -97,7 +97,7 @@ class Settings:
         return tuple(value)
 
     def table(self, key: str) -> Mapping[str, Any]:
-        """An object, {} where it is missing."""
+        """Read an object; {} if it is missing."""
         value = self.raw(key)
         if value is None:
             return {}
@@ -106,22 +106,22 @@ class Settings:
         return value
 
     def text_table(self, key: str) -> Mapping[str, str]:
-        """An object of strings, {} where it is missing."""
+        """Read an object of strings; {} if it is missing."""
         value = self.table(key)
         if not all(is_text(name) and is_text(item) for name, item in value.items()):
             raise self.error(key, "an object of strings")
         return value
 
     def ignore(self, *keys: str) -> None:
-        """Count keys as known: they change nothing here."""
+        """Mark keys as known: they change nothing here."""
         self._taken.update(keys)
 
     def unused(self) -> list[str]:
-        """The keys with a value that nobody took."""
+        """Return the keys that have a value and were not used."""
         return sorted(key for key, value in self.values.items() if value is not None and key not in self._taken)
 
     def finish(self) -> None:
-        """Log one warning that names the keys nobody took."""
+        """Log one warning that lists the unused keys."""
         names = self.unused()
         if names:
             _log.warning(

@@ -1,4 +1,4 @@
-"""Files of a checkpoint -> validated tables of tensors. Knows no model."""
+"""Reads the files of a checkpoint into validated tables of tensors. Independent of the model."""
 
 from fastattn.checkpoint.checkpoint import Checkpoint, NonFinite, open_checkpoint, read_tensor
 from fastattn.checkpoint.safetensors import TensorInfo, read_header

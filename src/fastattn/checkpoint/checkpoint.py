@@ -1,4 +1,7 @@
-"""A checkpoint directory: config.json and safetensors, single or sharded. Knows no model, and never imports pickle."""
+"""A checkpoint directory: config.json and safetensors, single or sharded.
+
+Independent of the model, and never imports pickle.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +40,7 @@ _MAX_SHOWN = 5
 
 @dataclass(frozen=True, slots=True)
 class NonFinite:
-    """A weight that is NaN or infinite: the tensor, the index of the first one in it, and how many there are."""
+    """The NaN or infinite weights of a tensor: the index and value of the first one, and how many there are."""
 
     tensor: str
     index: tuple[int, ...]
@@ -47,12 +50,12 @@ class NonFinite:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Checkpoint:
-    """What a directory holds. Nothing but headers has been read.
+    """The contents of a directory. Only headers have been read.
 
-    quantized: the packed weights of a directory that `fastattn quantize` wrote; there `tensors` are those that they
-    were made from, which give only their shapes. Each file is opened once and stays open until `close` or the end of a
-    `with` block, so that headers and data are of the same file. Tensors can also be read after that: a file that was
-    replaced since is a ModelFormatError (code "changed").
+    quantized: the packed weights of a directory that `fastattn quantize` wrote. `tensors` then has only the shapes of
+    the tensors that they were made from. Each file is opened once and stays open until `close` or the end of a `with`
+    block, so headers and data come from the same file. Tensors can also be read after that; this raises
+    ModelFormatError (code "changed") if a file was replaced since.
     """
 
     path: Path
@@ -62,13 +65,15 @@ class Checkpoint:
     files: FileSet = field(default_factory=FileSet, compare=False)
 
     def read(self, name: str) -> NDArray[np.float32]:
-        """A tensor as float32 in its own shape. Raises ModelFormatError where its dtype is no weight's, ConfigError for
-        a quantized directory."""
+        """Read a tensor as float32 in its own shape.
+
+        Raises ModelFormatError if its dtype is not one for weights, ConfigError for a quantized directory.
+        """
         self._need_floats()
         return read_tensor(self.tensors[name])
 
     def find_nonfinite(self) -> list[NonFinite]:
-        """Every tensor of weights that holds NaN or infinity. Raises ConfigError for a quantized directory."""
+        """Find every weight tensor that has NaN or infinity. Raises ConfigError for a quantized directory."""
         self._need_floats()
         found = []
         for info in self.tensors.values():
@@ -77,7 +82,7 @@ class Checkpoint:
         return found
 
     def check_unchanged(self) -> None:
-        """Raise ModelFormatError (code "changed") where a file was replaced or written to since it was opened."""
+        """Raise ModelFormatError (code "changed") if a file was replaced or written to since it was opened."""
         self.files.check_unchanged()
 
     def close(self) -> None:
@@ -110,9 +115,8 @@ def open_checkpoint(
 
     verify: "sha256" compares every weight file with SHA256SUMS in the directory, or with the name of its blob in a
     Hugging Face cache; a mapping gives the digests by file name. check_finite: refuse NaN and infinity in the weights.
-    check_config: raises for a config.json that is of no use, before weights are looked for.
-    Raises InputError, DTypeError (arguments), ConfigError (config.json), ModelFormatError (weights), OSError (not
-    there, not readable).
+    check_config: called before looking for weights; it raises for an unusable config.json. Raises InputError,
+    DTypeError (arguments), ConfigError (config.json), ModelFormatError (weights), OSError (missing or unreadable file).
     """
     require_little_endian()
     check_finite = check_flag("check_finite", check_finite)
@@ -163,7 +167,7 @@ def _refuse_nonfinite(checkpoint: Checkpoint) -> None:
 
 
 def require_little_endian(byteorder: str = sys.byteorder) -> None:
-    """The files are little-endian and are read as they are."""
+    """Refuse a big-endian machine: the files are little-endian and are read without conversion."""
     if byteorder != "little":
         raise ModelFormatError(
             f"checkpoints are little-endian, and this machine is {byteorder}-endian", code="byte_order"
@@ -171,10 +175,10 @@ def require_little_endian(byteorder: str = sys.byteorder) -> None:
 
 
 def read_config(directory: Path, *, files: FileSet | None = None) -> dict[str, JsonValue]:
-    """config.json as a dict. As in transformers, bos and eos ids of a generation_config.json win; its padding id, for
-    generation only, becomes "generation_pad_token_id", which is null where that file names none.
+    """Read config.json as a dict. As in transformers, the bos and eos ids of generation_config.json take precedence.
 
-    files: the set that the files are read as a part of. Raises ConfigError.
+    The padding id of that file is for generation only. It becomes "generation_pad_token_id", null if the file has none.
+    files: the set that the files join. Raises ConfigError.
     """
     config = _read_object(directory / CONFIG_NAME, files)
     if config is None:
@@ -186,12 +190,12 @@ def read_config(directory: Path, *, files: FileSet | None = None) -> dict[str, J
 
 
 def read_generation_config(directory: Path, *, files: FileSet | None = None) -> dict[str, JsonValue]:
-    """generation_config.json as a dict, {} where there is none. Raises ConfigError."""
+    """Read generation_config.json as a dict; {} if there is none. Raises ConfigError."""
     return _read_object(directory / GENERATION_NAME, files) or {}
 
 
 def _read_object(path: Path, files: FileSet | None) -> dict[str, JsonValue] | None:
-    """A JSON object; None where there is no such file."""
+    """Read a JSON object; None if there is no such file."""
     try:
         value = read_json(path, files=files, limits=CONFIG_LIMITS)
     except FileNotFoundError:
@@ -207,7 +211,7 @@ def _read_object(path: Path, files: FileSet | None) -> dict[str, JsonValue] | No
 
 def _read_tensors(directory: Path, files: FileSet) -> dict[str, TensorInfo]:
     single = directory / SINGLE_NAME
-    if single.is_symlink() or single.exists():  # before an index, as transformers does it
+    if single.is_symlink() or single.exists():  # before an index, as in transformers
         return read_source(files.open(single))[0]
     files.expect_missing(single)
     if (directory / INDEX_NAME).exists():
@@ -226,7 +230,7 @@ def _read_tensors(directory: Path, files: FileSet) -> dict[str, TensorInfo]:
 
 
 def _shown(name: str) -> str:
-    """A name for a message, without quotes where it is a plain one."""
+    """Format a name for a message, without quotes if it is plain ASCII."""
     return name if len(name) <= 60 and name.isprintable() and name.isascii() else quote(name)
 
 
@@ -249,7 +253,7 @@ def _chunks(info: TensorInfo, size: int) -> Iterator[bytes]:
 
 
 def require_weight_dtype(info: TensorInfo) -> None:
-    """Refuse a tensor whose dtype is known but no weight's (integers, 8-bit floats, ...)."""
+    """Refuse a tensor whose dtype is known but not used for weights (integers, 8-bit floats, ...)."""
     if info.dtype not in WEIGHT_DTYPES:
         raise ModelFormatError(
             f"{info.path}: tensor {quote(info.name)}: dtype: expected one of {', '.join(WEIGHT_DTYPES)}, "
@@ -265,9 +269,9 @@ _NUMPY_DTYPES: Mapping[str, str] = {"F16": "<f2", "BF16": "<u2", "F32": "<f4", "
 
 
 def read_tensor(info: TensorInfo) -> NDArray[np.float32]:
-    """A tensor as float32 in its own shape; float64 is rounded to the nearest.
+    """Read a tensor as float32 in its own shape; float64 is rounded to nearest.
 
-    Raises ModelFormatError, ConfigError for a number in float64 that float32 cannot hold, OSError.
+    Raises ModelFormatError, ConfigError for a float64 number outside the range of float32, OSError.
     """
     require_weight_dtype(info)
     dtype = np.dtype(_NUMPY_DTYPES[info.dtype])
@@ -283,11 +287,11 @@ def read_tensor(info: TensorInfo) -> NDArray[np.float32]:
 
 
 def _to_float32(values: NDArray[Any], result: NDArray[np.float32]) -> None:
-    """Convert; uint16 is taken as bfloat16."""
+    """Convert to float32; uint16 is read as bfloat16."""
     if values.dtype == np.uint16:
         np.left_shift(values, np.uint32(16), out=result.view(np.uint32), dtype=np.uint32)
     else:
-        with np.errstate(over="ignore", invalid="ignore"):  # the caller looks for infinity; NaN stays NaN
+        with np.errstate(over="ignore", invalid="ignore"):  # the caller checks for infinity; NaN stays NaN
             result[...] = values
 
 
@@ -302,7 +306,7 @@ def _require_range(info: TensorInfo, values: NDArray[np.float64], rounded: NDArr
 
 
 def same_data(a: TensorInfo, b: TensorInfo) -> bool:
-    """Whether two tensors hold the same bytes in the same dtype and shape."""
+    """Return whether two tensors have the same dtype, shape and bytes."""
     if (a.dtype, a.shape) != (b.dtype, b.shape) or NOT_THERE in (a.offset, b.offset):
         return False
     pairs = zip(_chunks(a, _READ_BYTES), _chunks(b, _READ_BYTES), strict=True)

@@ -1,4 +1,4 @@
-"""The files beside the weights that a quantized directory takes over: known names, regular files, of bounded size."""
+"""Copies the files beside the weights to a quantized directory: regular files of known names and bounded size."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fastattn.files import FileSet, SourceFile, read_at
 
 MAX_COPIED_BYTES = 256 << 20
 MAX_COPIED_FILES = 200
-# config.json and the weights are written anew.
+# config.json and the weights are written separately.
 COPIED = (
     *TOKENIZER_FILES,
     "chat_template.json",
@@ -41,11 +41,12 @@ _log = logging.getLogger("fastattn")
 
 
 def copy_companions(source: Path, folder: NewFolder, files: FileSet) -> list[str]:
-    """Copy what belongs to a tokenizer or a sentence-transformers model, and what says how a model may be used.
+    """Copy the files of a tokenizer or a sentence-transformers model, and the model card and license.
 
-    Only regular files with names of COPIED are copied. A link is followed where it stays in the folder, or leads from a
-    snapshot of a Hugging Face cache to its blobs. A warning names what else there is beside weights; hidden files and
-    other folders are not looked at. files: the set that the copied files join. Returns the names of the left-out files.
+    Only regular files whose names are in COPIED are copied. A link is followed if it stays in the folder, or leads from
+    a snapshot of a Hugging Face cache to its blobs. A warning lists all other files except weights; hidden files and
+    other folders are skipped. files: the set that the copied files join. Returns the names of the files that were not
+    copied.
     """
     root = Path(os.path.realpath(source))
     left_out: dict[str, str] = {}
@@ -69,7 +70,7 @@ def copy_companions(source: Path, folder: NewFolder, files: FileSet) -> list[str
 
 
 def _names(root: Path) -> Iterator[str]:
-    """Names of the files of a folder, and of those of its subfolders that could be copied."""
+    """Yield the names of a folder's files, and of those in its subfolders that may be copied."""
     with os.scandir(root) as entries:
         for entry in entries:
             if entry.name.startswith("."):
@@ -91,7 +92,7 @@ def _is_copied(name: str) -> bool:
 
 
 def _copy(root: Path, name: str, folder: NewFolder, files: FileSet) -> str | None:
-    """Copy one file. Returns why not, None where it was copied."""
+    """Copy one file. Returns the reason if it was not copied, else None."""
     real = Path(os.path.realpath(root / name))
     if not _may_read(root, real):
         return "a link that is not followed"

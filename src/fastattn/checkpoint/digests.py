@@ -1,4 +1,4 @@
-"""SHA-256 of weight files, compared with what somebody says they are."""
+"""Compares the SHA-256 of weight files with expected digests."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _DIGEST = re.compile("[0-9a-fA-F]{64}")
 
 
 def check_verify(verify: object) -> Mapping[str, str] | None:
-    """The digests that a `verify` argument gives, None for "sha256". Raises DTypeError, InputError."""
+    """Return the digests of a `verify` argument, or None for "sha256". Raises DTypeError, InputError."""
     if isinstance(verify, str):
         if verify != "sha256":
             raise InputError(f'verify: expected None, "sha256" or digests by file name, got {quote(verify)}')
@@ -39,7 +39,7 @@ def check_verify(verify: object) -> Mapping[str, str] | None:
 def verify_files(
     directory: Path, sources: Iterable[SourceFile], given: Mapping[str, str] | None, files: FileSet
 ) -> None:
-    """Compare each file with its digest: a given one, else that of SHA256SUMS or of the blob's name in a hub's cache.
+    """Compare each file with its digest: the given one, else from SHA256SUMS or from its blob's name in a hub cache.
 
     Raises ModelFormatError (code "sha256" or "sha256_unknown"), OSError.
     """
@@ -60,7 +60,7 @@ def verify_files(
 
 
 def file_digest(source: SourceFile) -> str:
-    """The SHA-256 of a file, in hexadecimal. Raises OSError."""
+    """Return the SHA-256 of a file in hexadecimal. Raises OSError."""
     digest = hashlib.sha256()
     with source.opened() as descriptor:
         for offset in range(0, source.size, _READ_BYTES):
@@ -69,7 +69,7 @@ def file_digest(source: SourceFile) -> str:
 
 
 def _known_digests(directory: Path, sources: Iterable[SourceFile], files: FileSet) -> dict[str, str]:
-    """From SHA256SUMS (sha256sum's format), else from the names of the blobs in a Hugging Face cache."""
+    """Read digests from SHA256SUMS (sha256sum's format), else from the names of the blobs in a Hugging Face cache."""
     blobs = {source.path.name: os.path.basename(os.path.realpath(source.path)) for source in sources}
     digests = {name: blob for name, blob in blobs.items() if re.fullmatch("[0-9a-f]{64}", blob)}
     try:

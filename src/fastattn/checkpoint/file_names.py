@@ -1,4 +1,4 @@
-"""Names of the files in a model's folder: one list for what is fetched from a hub, read by tokenizers and copied."""
+"""Names of the files in a model folder, shared by hub downloads, tokenizers and `fastattn quantize`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ INDEX_NAME = "model.safetensors.index.json"
 GENERATION_NAME = "generation_config.json"
 OTHER_FORMATS = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".gguf", ".onnx")
 
-# Vocabularies and merges. tekken.json and tiktoken.model are not read: a message names them.
+# Vocabularies and merges. tekken.json and tiktoken.model are not read, but messages name them.
 VOCABULARY_FILES = (
     "tokenizer.json",
     "vocab.txt",
@@ -32,7 +32,7 @@ TOKENIZER_FILES = (
     "added_tokens.json",
     "chat_template.jinja",
 )
-# Of sentence-transformers; beside them there is a folder for each module.
+# For sentence-transformers, which also has one folder per module.
 SENTENCE_FILES = ("modules.json", "sentence_*_config.json", "config_sentence_transformers.json")
 MODULE_FILES = ("[0-9]*_*/config.json", "[0-9]*_*/model.safetensors")
-ADAPTER_NAME = "adapter_config.json"  # of peft: weights to add to those of the model
+ADAPTER_NAME = "adapter_config.json"  # from peft: weights to add to those of the model

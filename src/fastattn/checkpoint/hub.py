@@ -1,4 +1,4 @@
-"""A local folder, or a repository of the Hugging Face hub by its id (needs the extra `hub`)."""
+"""Finds a model: a local folder, or a repository of the Hugging Face hub by its id (needs the extra `hub`)."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ _OF_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
 _MAX_ID_CHARS = 96
 _MAX_REASON_CHARS = 200
 _TOKEN = re.compile(r"hf_[A-Za-z0-9]{8,}|(?i:(?<=bearer )\S+)")
-# Whose exceptions say that the hub could not be used: huggingface_hub, and what it sends its requests with.
+# Libraries whose exceptions mean that the hub request failed: huggingface_hub, and those it sends requests with.
 _LIBRARIES = (
     "huggingface_hub",
     "httpx",
@@ -74,7 +74,7 @@ _log = logging.getLogger("fastattn")
 
 @dataclass(frozen=True, slots=True)
 class _Request:
-    """What is asked of the hub."""
+    """A request to the hub."""
 
     name: str
     revision: str | None
@@ -94,17 +94,17 @@ def resolve(
     token: str | bool | None = None,
     patterns: Sequence[str] = ALLOW_PATTERNS,
 ) -> Path:
-    """The local folder of a model: `path_or_id` itself where it is one, else a snapshot from the hub.
+    """Return the local folder of a model: `path_or_id` itself if it is a folder, else a snapshot from the hub.
 
-    name: the name of the argument that the user gave, for messages. Only files that fit one of the patterns are
-    fetched: all that fastattn reads, or TOKENIZER_PATTERNS. A snapshot in the cache is used where the hub cannot be
-    reached. Raises HubError, DTypeError or InputError for an argument, or ModelNotFoundError for what is neither a
-    folder nor looks like a hub id.
+    name: the name of the argument, for messages. patterns: only matching files are downloaded; the default matches all
+    files that fastattn reads. If the hub cannot be reached, a snapshot in the cache is used. Raises HubError,
+    DTypeError or InputError for an argument, or ModelNotFoundError if `path_or_id` is neither a folder nor a possible
+    hub id.
     """
     given = os.fspath(path_or_id) if isinstance(path_or_id, str | os.PathLike) else None
     if not isinstance(given, str):
         raise DTypeError(f"{name}: expected a folder or a hub id, got {type(path_or_id).__name__}")
-    if token is not None and not isinstance(token, str | bool):  # the value is not shown
+    if token is not None and not isinstance(token, str | bool):  # messages never show the value
         raise DTypeError(f"token: expected str, True, False or None, got {type(token).__name__}")
     request = _Request(
         given,
@@ -114,7 +114,7 @@ def resolve(
         token,
         patterns,
     )
-    path = Path(os.path.expanduser(given))  # leaves an unknown ~user as it is
+    path = Path(os.path.expanduser(given))  # an unknown ~user stays unchanged
     if given and os.path.isdir(path):
         return path
     if given and os.path.exists(path):
@@ -131,7 +131,7 @@ def _is_hub_id(name: str) -> bool:
 
 
 def _fetch(request: _Request) -> Path:
-    """A snapshot from the hub, else from the cache."""
+    """Return a snapshot from the hub, else from the cache."""
     try:
         from huggingface_hub import snapshot_download
     except ImportError:
@@ -148,7 +148,7 @@ def _fetch(request: _Request) -> Path:
             raise
         refused, cause = _refusal(error, request), error
     if refused is not None:
-        raise refused from None  # not chained: what a server echoes may hold the token
+        raise refused from None  # not chained: a server's reply may contain the token
     reason = _reason(cause, request.token)
     if request.local_only:
         raise HubError(
@@ -180,7 +180,7 @@ def _download(snapshot_download: Callable[..., str], request: _Request) -> Path:
 
 
 def _cached(snapshot_download: Callable[..., str], request: _Request) -> Path | None:
-    """The snapshot in the local cache, None where there is none, or one that lacks files."""
+    """Return the snapshot in the local cache, or None if there is none or it lacks files."""
     try:
         found = _download(snapshot_download, replace(request, local_only=True))
     except Exception as error:
@@ -191,14 +191,14 @@ def _cached(snapshot_download: Callable[..., str], request: _Request) -> Path | 
 
 
 def _is_complete(folder: Path, patterns: Sequence[str]) -> bool:
-    """Whether a snapshot of the cache holds a model, where the patterns ask for one, or else a vocabulary.
+    """Return whether a cached snapshot has a model, if the patterns include one, or else a vocabulary.
 
-    Other programs, or a download that was interrupted, leave snapshots with a part of the files.
+    Other programs and interrupted downloads leave snapshots with only some of the files.
     """
     inside = next((name.removesuffix(SINGLE_NAME) for name in patterns if name.endswith(SINGLE_NAME)), None)
     if inside is not None and f"{inside}{CONFIG_NAME}" in patterns:
         root = folder / inside
-        if (root / "modules.json").exists():  # of sentence-transformers: a module may have the weights
+        if (root / "modules.json").exists():  # sentence-transformers: a module may have the weights
             return _has_weights(root) or any(map(_has_weights, root.glob("*/")))
         return (root / CONFIG_NAME).exists() and _has_weights(root)
     names = [name for name in patterns if name.rpartition("/")[2] in VOCABULARY_FILES]
@@ -206,7 +206,7 @@ def _is_complete(folder: Path, patterns: Sequence[str]) -> bool:
 
 
 def _has_weights(folder: Path) -> bool:
-    """Whether a folder has all its files of weights, also of a format that is refused later, with what to do."""
+    """Return whether a folder has all its weight files, even in a format that loading refuses with advice."""
     if not folder.is_dir():
         return False
     names = os.listdir(folder)
@@ -218,10 +218,10 @@ def _has_weights(folder: Path) -> bool:
 
 
 def _is_of_hub(error: Exception) -> bool:
-    """Whether an exception says that fetching failed, and is not one of a signal handler, of memory or of the disk.
+    """Return whether the download caused an exception, rather than a signal handler, the memory or the disk.
 
-    Beside the libraries' own exceptions: those of sockets and files, and, from inside the libraries, what an answer
-    of another form leads to.
+    This includes the libraries' own exceptions, those of sockets and files, and those that an unexpected reply causes
+    inside the libraries.
     """
     if type(error).__module__.partition(".")[0] in _LIBRARIES or type(error) is HubError:
         return True
@@ -234,14 +234,14 @@ def _is_of_hub(error: Exception) -> bool:
 
 
 def _is_of_signal_handler(error: Exception) -> bool:
-    """Whether a Python signal handler raised it: `signal.alarm` and TimeoutError are a usual way to bound a call."""
+    """Return whether a Python signal handler raised it; `signal.alarm` with TimeoutError commonly bounds a call."""
     handlers = [signal.getsignal(number) for number in signal.valid_signals()]
     codes = {getattr(getattr(handler, "__func__", handler), "__code__", None) for handler in handlers} - {None}
     return any(frame.f_code in codes for frame, _ in traceback.walk_tb(error.__traceback__))
 
 
 def _refusal(error: Exception, request: _Request) -> HubError | None:
-    """The error for what the hub refuses, where the local cache is no answer; None where it could not be asked."""
+    """Return the error if the hub refused the request, so the cache must not be used; None for other failures."""
     from huggingface_hub import errors
 
     name = request.name
@@ -261,7 +261,7 @@ def _refusal(error: Exception, request: _Request) -> HubError | None:
 
 
 def _reason(error: BaseException, token: str | bool | None) -> str:
-    """The first line of what went wrong, short and without tokens."""
+    """Return the first line of the cause, shortened and without tokens."""
     cause = error.__cause__ or error
     text = str(cause).strip().partition("\n")[0]
     for secret in (token, _stored_token()):
@@ -273,7 +273,7 @@ def _reason(error: BaseException, token: str | bool | None) -> str:
 
 
 def _stored_token() -> str | None:
-    """The token of the environment or of `hf auth login`, which is sent where none is given."""
+    """Return the token from the environment or `hf auth login`, which is sent if none is given."""
     from huggingface_hub import get_token
 
     return get_token()

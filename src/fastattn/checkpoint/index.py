@@ -1,4 +1,4 @@
-"""The index of a sharded checkpoint, and the headers of its shards."""
+"""Reads the index of a sharded checkpoint and the headers of its shards."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from fastattn.jsonfile import JsonError, JsonLimits, parse_lenient, read_bounded
 from fastattn.settings import Settings
 
 MAX_INDEX_ENTRIES = 100_000
-MAX_SHARDS = 500  # each is open while the checkpoint loads; a process may often open no more than 1,024 files
-# Names and file names of published indexes take at most 160 bytes an entry.
+MAX_SHARDS = 500  # all are open while the checkpoint loads; processes are often limited to 1,024 open files
+# Published indexes take at most 160 bytes per entry for tensor and file names.
 INDEX_LIMITS = JsonLimits(n_bytes=32 << 20, n_values=MAX_INDEX_ENTRIES + 1000, depth=16)
 _MAX_LOGGED = 20
 _log = logging.getLogger("fastattn")
 
 
 def read_shards(directory: Path, files: FileSet) -> dict[str, TensorInfo]:
-    """The tensors of all shards that the index of a folder lists. Raises ModelFormatError, OSError."""
+    """Read the headers of all shards that a folder's index lists. Raises ModelFormatError, OSError."""
     weight_map = _read_index(directory / INDEX_NAME, files)
     tensors: dict[str, TensorInfo] = {}
     unlisted: list[str] = []
@@ -54,7 +54,7 @@ def _read_shard(path: Path, files: FileSet) -> dict[str, TensorInfo]:
 
 
 def _read_index(path: Path, files: FileSet) -> dict[str, str]:
-    """weight_map: tensor name -> file name, with every file name a single harmless basename."""
+    """Read weight_map (tensor name -> file name), and check that every file name is a plain basename."""
     try:
         value = parse_lenient(read_bounded(files.open(path), INDEX_LIMITS.n_bytes), str(path), INDEX_LIMITS)
     except JsonError as error:
@@ -82,7 +82,7 @@ def _read_index(path: Path, files: FileSet) -> dict[str, str]:
 
 
 def _is_shard_name(name: str) -> bool:
-    """One basename, judged only by its text: in a Hugging Face cache the file itself is a symlink elsewhere."""
+    """Return whether a name is a plain basename. In a Hugging Face cache the file itself is a symlink to elsewhere."""
     return re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,200}\.safetensors", name) is not None
 
 

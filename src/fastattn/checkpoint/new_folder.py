@@ -1,7 +1,7 @@
-"""A folder that appears as a whole or not at all: written under a name of its own, then renamed.
+"""Creates a folder atomically: it is written under a temporary name, then renamed.
 
-The unfinished folder is next to the target; its name begins with a dot and ends with `.fastattn-part`. Its process
-holds a flock on it. An unlocked one was left by a killed process, and the next run for the same target removes it.
+The unfinished folder is next to the target. Its name begins with a dot and ends with `.fastattn-part`. Its process
+holds a flock on it. An unlocked one is left over from a killed process; the next run for the same target removes it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from fastattn.files import open_raw
 
 SUFFIX = ".fastattn-part"
 _MAX_NAME_BYTES = 100
-_LAST = ("model.safetensors", "config.json")  # the order in which a reader may see them: nothing loads before the last
+_LAST = ("model.safetensors", "config.json")  # moved last, in this order: a model does not load before the last one
 _OPEN_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _NOT_FREE = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR)
@@ -31,14 +31,14 @@ _NOT_BESIDE = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 class NewFolder:
-    """Creates files in an unfinished folder. Made by `new_folder`."""
+    """Creates files in an unfinished folder. Use `new_folder` to get one."""
 
     def __init__(self, path: Path, descriptor: int) -> None:
         self.path = path
         self._descriptor = descriptor
 
     def create(self, name: str) -> io.BufferedWriter:
-        """A new file, in a subfolder where the name has one; never one that is there or that a link points to."""
+        """Create a file, and its subfolder if the name has one. It never opens an existing file or follows a link."""
         parent, _, _ = name.rpartition("/")
         if parent:
             with contextlib.suppress(FileExistsError):
@@ -48,11 +48,11 @@ class NewFolder:
 
 @contextlib.contextmanager
 def new_folder(target: Path) -> Iterator[NewFolder]:
-    """A folder to write files in, which becomes `target` at the end of the `with` block, or nothing after an exception.
+    """Yield a folder that becomes `target` at the end of the `with` block; an exception discards it.
 
-    The target must be new or an empty folder. Where its parent does not let us write beside it, or it is the root of a
-    file system, the files are written in a subfolder of it and moved up at the end, config.json last.
-    Raises ConfigError for a target that is not free, also at the end, when another process was faster; OSError.
+    The target must be new or an empty folder. If its parent is not writable, or the target is the root of a file
+    system, the files are written in a subfolder of it and moved up at the end, config.json last. Raises ConfigError if
+    the target is not free, or another process created it first; OSError.
     """
     real = Path(os.path.realpath(target))
     missing = [path for path in (real.parent, *real.parent.parents) if not path.exists()]
@@ -79,7 +79,7 @@ def _not_free(target: Path, why: str = "") -> ConfigError:
 
 
 def _mode_of_free(target: Path, real: Path) -> int | None:
-    """The permissions of an empty folder, None where there is nothing. Raises ConfigError for anything else."""
+    """Return the permissions of an empty folder, or None if there is nothing. Raises ConfigError for anything else."""
     try:
         status = os.lstat(real)
     except FileNotFoundError:
@@ -95,7 +95,7 @@ def _mode_of_free(target: Path, real: Path) -> int | None:
 
 
 def _start(target: Path, real: Path, *, exists: bool, cleanup: contextlib.ExitStack) -> tuple[Path, int, int, bool]:
-    """The unfinished folder, its descriptor, the mode that it was made with, and whether it is inside the target."""
+    """Return the unfinished folder, its descriptor, its original mode, and whether it is inside the target."""
     if not (exists and (os.path.ismount(real) or _has_unfinished(real))):
         _remove_dead(real.parent, real.name)
         try:
@@ -109,14 +109,14 @@ def _start(target: Path, real: Path, *, exists: bool, cleanup: contextlib.ExitSt
 
 
 def _lock_target(target: Path, real: Path, cleanup: contextlib.ExitStack) -> None:
-    """One process at a time writes inside a folder."""
+    """Lock the target, so only one process at a time writes inside it."""
     descriptor = _open_directory(real, cleanup)
     if _lock(descriptor) is False:
         raise _not_free(target, "; another process writes it now")
 
 
 def _make_unfinished(parent: Path, name: str, cleanup: contextlib.ExitStack) -> tuple[Path, int, int]:
-    """A new folder, open and locked: its path, descriptor and mode. It is removed by `cleanup`."""
+    """Create, open and lock a folder; return its path, descriptor and mode. `cleanup` removes it."""
     while True:
         path = parent / f"{_prefix(name)}{secrets.token_hex(8)}{SUFFIX}"
         cleanup.callback(shutil.rmtree, path, ignore_errors=True)
@@ -127,7 +127,7 @@ def _make_unfinished(parent: Path, name: str, cleanup: contextlib.ExitStack) -> 
                 mode = stat.S_IMODE(os.fstat(descriptor).st_mode)
                 os.fchmod(descriptor, 0o700)
                 return path, descriptor, mode
-        except FileNotFoundError:  # taken for what a dead process left, before it was locked: try another name
+        except FileNotFoundError:  # another process removed it as a leftover before it was locked: try another name
             continue
 
 
@@ -139,12 +139,12 @@ def _open_directory(path: Path, cleanup: contextlib.ExitStack) -> int:
             os.close(descriptor)
 
     cleanup.callback(close)
-    descriptors.extend(map(os.open, (path,), (_OPEN_DIRECTORY,)))  # one C call: no signal handler comes in between
+    descriptors.extend(map(os.open, (path,), (_OPEN_DIRECTORY,)))  # one C call: no signal handler runs in between
     return descriptors[0]
 
 
 def _lock(descriptor: int) -> bool | None:
-    """True where it is locked now, False where another process holds it, None where there are no locks."""
+    """Lock a file. Returns True on success, False if another process has the lock, None if locks are unsupported."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -171,7 +171,7 @@ def _has_unfinished(folder: Path) -> bool:
 
 
 def _remove_dead(parent: Path, name: str) -> None:
-    """Remove the unfinished folders for a target whose processes are gone. Those of others, or locked, stay."""
+    """Remove the unfinished folders of dead processes for a target. Locked ones and those of other users stay."""
     for entry in os.listdir(parent):
         if not _is_unfinished(entry, name):
             continue
@@ -179,13 +179,13 @@ def _remove_dead(parent: Path, name: str) -> None:
         with contextlib.ExitStack() as cleanup, contextlib.suppress(OSError):
             descriptor = _open_directory(path, cleanup)
             status = os.fstat(descriptor)
-            # A process that is done renamed it before it let go of the lock, so the name is looked at after locking.
+            # A finished process renamed its folder before it released the lock, so check the name after locking.
             if status.st_uid == os.geteuid() and _lock(descriptor) and os.path.samestat(status, os.lstat(path)):
                 shutil.rmtree(path, ignore_errors=True)
 
 
 def _move_up(target: Path, real: Path, unfinished: Path, descriptor: int) -> None:
-    """Move the files of an unfinished folder into the folder around it, in an order in which no half of it loads."""
+    """Move the files of an unfinished folder into its parent, in an order in which no partial result loads."""
     if any(not _is_unfinished(entry, real.name) for entry in os.listdir(real)):
         raise _not_free(target, "; another process wrote it meanwhile")
     names = sorted(os.listdir(descriptor), key=lambda name: (_LAST.index(name) + 1 if name in _LAST else 0, name))
@@ -202,7 +202,7 @@ def _move_up(target: Path, real: Path, unfinished: Path, descriptor: int) -> Non
 
 
 def _remove_empty(folders: list[Path]) -> None:
-    """Remove folders, innermost first, as far as they are empty."""
+    """Remove folders, innermost first, until one is not empty."""
     with contextlib.suppress(OSError):
         for folder in folders:
             folder.rmdir()

@@ -1,8 +1,8 @@
-"""A directory of quantized weights: packed as the C++ executor stores them, so that loading is reading.
+"""Reads a directory of quantized weights, packed as the C++ executor stores them, so no conversion is needed.
 
-config.json is the model's with a `quantization_config` of ours. model.safetensors holds, for a weight of the Program,
-`<weight>` (bytes), and of int8 and int4 `<weight>.scales` and `<weight>.sums`; its metadata says the shapes of the
-tensors that the weights were made from, and how each is stored. Knows no model.
+config.json is the model's plus a `quantization_config` of fastattn. For each weight of the Program, model.safetensors
+has `<weight>` (bytes) and, for int8 and int4, `<weight>.scales` and `<weight>.sums`. Its metadata gives the shapes of
+the tensors that the weights were made from, and how each is stored. Independent of the model.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from fastattn.jsonfile import JsonError, JsonValue, parse_strict
 from fastattn.settings import Settings
 
 METHOD = "fastattn"
-VERSION = 1  # of the layout of panels and of this file
+VERSION = 1  # version of the panel layout and of this file format
 CONFIG_KEY = "quantization_config"
 _WEIGHT_DTYPES = DTYPES["cpu"]
 USES = ("matrix", "table", "vector")
@@ -30,8 +30,10 @@ PIECES = ("", ".scales", ".sums")
 
 @dataclass(frozen=True, slots=True)
 class PackedWeight:
-    """A weight of a Program in the file. use and form: as `Weight.use` and `weight_formats` say; pieces: data, scales
-    and sums, those that the format has."""
+    """A weight of a Program in the file.
+
+    use and form: as in `Weight.use` and `weight_formats`. pieces: data, and scales and sums if the format has them.
+    """
 
     use: str
     form: str
@@ -41,7 +43,10 @@ class PackedWeight:
 
 @dataclass(frozen=True, slots=True)
 class QuantizedCheckpoint:
-    """What a quantized directory holds: originals are the tensors that a model is traced with, which are not there."""
+    """The contents of a quantized directory.
+
+    originals: the tensors that a model is traced with; only their shapes are in the file.
+    """
 
     dtype: str
     head_dtype: str | None
@@ -50,15 +55,15 @@ class QuantizedCheckpoint:
 
 
 def is_quantized(config: Mapping[str, JsonValue]) -> bool:
-    """Whether a config.json says that the weights are quantized by fastattn; others are not ours to read."""
+    """Return whether a config.json says that fastattn quantized the weights; other methods are not supported."""
     section = config.get(CONFIG_KEY)
     return isinstance(section, dict) and section.get("quant_method") == METHOD
 
 
 def read_quantized(path: Path, config: Mapping[str, JsonValue], *, files: FileSet | None = None) -> QuantizedCheckpoint:
-    """The headers of a quantized file. files: the set that it belongs to.
+    """Read the headers of a quantized file. files: the set that it belongs to.
 
-    Raises ConfigError for another version, ModelFormatError.
+    Raises ConfigError for another version or dtype, ModelFormatError.
     """
     section = config[CONFIG_KEY]
     assert isinstance(section, dict)

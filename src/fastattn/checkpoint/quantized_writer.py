@@ -19,13 +19,13 @@ _ALIGNMENT = 64
 
 @dataclass(frozen=True, slots=True)
 class NewWeight:
-    """A weight to be written: its pieces are asked for when it is its turn, so that one is in memory at a time."""
+    """A weight to write. Its pieces are requested one weight at a time, so only one weight is in memory."""
 
     name: str
     use: str
     form: str
     shape: tuple[int, ...]
-    sizes: tuple[int, ...]  # bytes of the pieces
+    sizes: tuple[int, ...]  # of the pieces, in bytes
 
 
 def write_quantized(
@@ -38,7 +38,7 @@ def write_quantized(
     weights: Sequence[NewWeight],
     pieces: Iterable[Sequence[NDArray[np.uint8]]],
 ) -> None:
-    """Write config.json and model.safetensors. pieces: those of each weight, in order. Raises OSError."""
+    """Write config.json and model.safetensors. pieces: the pieces of each weight, in order. Raises OSError."""
     section = {"quant_method": METHOD, "version": VERSION, "dtype": dtype, "head_dtype": head_dtype}
     with folder.create("config.json") as file:
         file.write(json.dumps({**config, CONFIG_KEY: section}, indent=2).encode() + b"\n")

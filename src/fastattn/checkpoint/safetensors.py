@@ -1,7 +1,7 @@
-"""The safetensors header, read strictly: https://github.com/huggingface/safetensors#format
+"""Reads safetensors headers strictly: https://github.com/huggingface/safetensors#format
 
-8 bytes little-endian header length, that many bytes of JSON, then the data without holes. Nothing is allocated from a
-number in the file before that number has been checked against the file's size.
+A file has an 8-byte little-endian header length, that many bytes of JSON, then the data without holes. Every size in
+the file is checked against the file's size before memory is allocated for it.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from fastattn.errors import ModelFormatError
 from fastattn.files import SourceFile, open_regular
 from fastattn.jsonfile import JsonError, JsonLimits, JsonValue, parse_strict
 
-# The format allows headers of 100 MB. Those of published files take less than 1 MB, and one of 100,000 matrices takes
-# 14 MB and 800,000 values; the rest is room for metadata.
+# The format allows headers of 100 MB. Those of published files have less than 1 MB, and one of 100,000 matrices has 14
+# MB and 800,000 values; the rest is room for metadata.
 HEADER_LIMITS = JsonLimits(n_bytes=32 << 20, n_values=1_000_000, depth=16)
 MAX_DIMS = 8
 MAX_SIZE = 2**63 - 1
@@ -35,10 +35,10 @@ NOT_THERE = -1
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """Where a tensor lies: `offset` is absolute in the file `path`, `nbytes` long, little-endian and row-major.
+    """The location of a tensor: `nbytes` bytes at `offset` in the file `path`, little-endian and row-major.
 
-    offset is NOT_THERE for one that only its shape is known of, as weights were made from it (`checkpoint.quantized`).
-    source: the file as its header was read, None for a tensor that no header described.
+    offset is NOT_THERE if only the shape is known, for the originals of quantized weights (`checkpoint.quantized`).
+    source: the file whose header was read, None for a tensor without a header.
     """
 
     name: str
@@ -51,7 +51,7 @@ class TensorInfo:
 
     @contextlib.contextmanager
     def opened(self) -> Iterator[int]:
-        """A descriptor of the file whose header was read. Raises ModelFormatError where it was replaced, OSError."""
+        """Yield a descriptor of the file whose header was read. Raises ModelFormatError if it was replaced, OSError."""
         if self.source is not None:
             with self.source.opened() as descriptor:
                 yield descriptor
@@ -61,12 +61,12 @@ class TensorInfo:
 
 
 def read_header(path: Path) -> dict[str, TensorInfo]:
-    """The tensors of one safetensors file by name. Raises ModelFormatError, or OSError where it is no regular file."""
+    """Read the tensors of one safetensors file by name. Raises ModelFormatError, OSError (not a regular file)."""
     return read_file(path)[0]
 
 
 def read_file(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
-    """The tensors of one safetensors file by name, and its metadata. Raises as `read_header`."""
+    """Read the tensors of one safetensors file by name, and its metadata. Raises the errors of `read_header`."""
     source = SourceFile(path)
     try:
         return read_source(source)
@@ -75,7 +75,7 @@ def read_file(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
 
 
 def read_source(file: SourceFile) -> tuple[dict[str, TensorInfo], dict[str, str]]:
-    """The tensors of an open safetensors file by name, and its metadata. Raises ModelFormatError."""
+    """Read the tensors of an open safetensors file by name, and its metadata. Raises ModelFormatError."""
     path, size, head = file.path, file.size, file.read(8)
     if size < 8 or len(head) < 8:
         raise _error(path, "file_too_small", f"expected at least 8 bytes, got {size}", offset=0)
@@ -116,7 +116,7 @@ def _parse(path: Path, header: bytes) -> dict[str, JsonValue]:
 
 
 def _metadata(path: Path, value: JsonValue) -> dict[str, str]:
-    """Metadata as strings; null is none, as in the safetensors library."""
+    """Return the metadata as strings; null counts as no metadata, as in the safetensors library."""
     if value is None:
         return {}
     strings = {key: item for key, item in value.items() if isinstance(item, str)} if isinstance(value, dict) else {}
@@ -160,7 +160,7 @@ def _tensors(file: SourceFile, header: dict[str, JsonValue], *, data_start: int)
 
 
 def _span(path: Path, name: str, entry: JsonValue) -> tuple[str, tuple[int, ...], int, int]:
-    """dtype, shape, begin and end of one header entry."""
+    """Return dtype, shape, begin and end of one header entry; begin and end are byte offsets in the data."""
     if not is_text(name):
         raise _error(path, "header_utf8", f"expected a name in UTF-8, got {quote(name)}")
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
@@ -186,7 +186,7 @@ def _span(path: Path, name: str, entry: JsonValue) -> tuple[str, tuple[int, ...]
 
 
 def _integers(value: JsonValue) -> tuple[int, ...] | None:
-    """The numbers of a list of integers from 0 to 2^63 - 1; None for anything else."""
+    """Return a list of integers from 0 to 2^63 - 1 as a tuple; None for anything else."""
     if not isinstance(value, list):
         return None
     numbers = tuple(item for item in value if type(item) is int and 0 <= item <= MAX_SIZE)

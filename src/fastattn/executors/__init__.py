@@ -1,1 +1,1 @@
-"""What runs a Program: the C++ engine, CUDA, and the float64 specification in numpy."""
+"""Executors that run a Program: the C++ engine, CUDA, and the float64 specification in numpy."""

@@ -1,4 +1,4 @@
-"""The C++ executor, and what the machine offers it."""
+"""The C++ executor, and information on the machine."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from fastattn.graph.sampling import Sampling
 
 
 def info() -> dict[str, Any]:
-    """Version, compiler, SIMD targets built, available and active, and threads by default."""
+    """Return the version, compiler, SIMD targets (built, available, active) and default number of threads."""
     return {
         "version": _core.version,
         "compiler": _core.compiler,
@@ -42,17 +42,17 @@ def sample(
     history: NDArray[np.int32],
     history_offsets: NDArray[np.int64],
 ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-    """Draw the next token of each row of logits [n, vocab]; the specification is `fastattn.generation.numpy_sampler`.
+    """Draw the next token of each row of logits [n, vocab], as `fastattn.generation.numpy_sampler` specifies.
 
-    params: its SAMPLE_PARAMS [n]. history: the ids of all rows, one after the other, cut by history_offsets [n + 1].
-    Returns ids [n] and their log-probabilities [n]. Raises NonFiniteError naming the row.
+    params: SAMPLE_PARAMS [n]. history: the concatenated ids of all rows, split at history_offsets [n + 1]. Returns ids
+    [n] and their log-probabilities [n]. Raises NonFiniteError, which names the row.
     """
     ids, logprobs = _core.sample(logits, params, history, history_offsets)
     return ids, logprobs
 
 
 class CpuExecutor:
-    """A Program in C++: one call runs a step on all threads with the GIL released."""
+    """Runs a Program in C++. One call runs a step on all threads with the GIL released."""
 
     def __init__(
         self,
@@ -85,7 +85,7 @@ class CpuExecutor:
 
     @property
     def dtype(self) -> str:
-        """The dtype that was asked for the weights."""
+        """The requested dtype of the weights."""
         return self._dtype
 
     @property
@@ -95,7 +95,7 @@ class CpuExecutor:
 
     @property
     def threads(self) -> int:
-        """How many run a step."""
+        """The number of threads that run a step."""
         return int(self._engine.threads)
 
     @property
@@ -105,28 +105,28 @@ class CpuExecutor:
 
     @property
     def kv_bytes(self) -> int:
-        """Bytes of all pages of keys and values, in use or free for the next sequence."""
+        """The bytes of all pages of keys and values, in use or free for the next sequence."""
         return int(self._open().kv_bytes)
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes of the packed weights."""
+        """The bytes of the packed weights."""
         return int(self._engine.weight_bytes)
 
     def seconds_to_read(self) -> float:
-        """Seconds that all threads now take to read every packed weight once: the least time of a decode step."""
+        """Measure the seconds to read every packed weight once on all threads: the least time of a decode step."""
         return float(self._engine.seconds_to_read())
 
     def set_profiling(self, on: bool) -> None:
-        """Count the seconds of every op from now on (from zero), or stop counting."""
+        """Start timing every op, from zero, or stop timing."""
         self._open().set_profiling(on)
 
     def op_seconds(self) -> list[float]:
-        """Seconds spent in each op of the Program since profiling was switched on; empty while it is off."""
+        """Return the seconds spent in each op since profiling was enabled; empty while it is disabled."""
         return list(self._open().op_seconds)
 
     def new_cache(self) -> _core.Cache:
-        """An empty KV cache for one sequence."""
+        """Return an empty KV cache for one sequence."""
         return self._open().new_cache()
 
     def run(self, step: Step, outputs: Sequence[str] | None = None) -> dict[str, Output]:
@@ -147,7 +147,7 @@ class CpuExecutor:
         return {name: shaped(self._program, name, named[name], step) for name in wanted}
 
     def draw(self, step: Step, sampling: Sampling) -> Drawn:
-        """Run one step and draw in the same call; see `fastattn.graph.executor.DrawingExecutor`."""
+        """Run one step and draw tokens in the same call; see `fastattn.graph.executor.DrawingExecutor`."""
         return self._open().draw(
             step.token_ids,
             step.cu_seqlens,
@@ -163,7 +163,7 @@ class CpuExecutor:
         )
 
     def decoding(self, step: Step, sampling: Sampling) -> CpuDecoding:
-        """Steps that feed every sequence what it drew; see `fastattn.graph.executor.DrawingExecutor`."""
+        """Return a decode loop that starts with this step; see `fastattn.graph.executor.DrawingExecutor`."""
         loop = _core.Decoding(
             self._open(),
             step.token_ids,
@@ -178,7 +178,7 @@ class CpuExecutor:
         return CpuDecoding(self, loop)
 
     def with_program(self, program: Program) -> CpuExecutor:
-        """Another Program over the same weights."""
+        """Return an executor for another Program over the same weights."""
         self._open()
         other = object.__new__(CpuExecutor)
         other._program, other._engine, other._kv_dtype = program, self._engine, self._kv_dtype
@@ -187,7 +187,7 @@ class CpuExecutor:
         return other
 
     def cancel(self) -> None:
-        """Stop the step that runs in another thread, which then raises Cancelled."""
+        """Stop the step that is running in another thread; it raises Cancelled."""
         self._engine.cancel()
 
     def close(self) -> None:
@@ -201,7 +201,7 @@ class CpuExecutor:
 
 
 class CpuDecoding:
-    """See `fastattn.graph.executor.Decoding`. Ends with the executor that it came from."""
+    """A decode loop; see `fastattn.graph.executor.Decoding`. Unusable after its executor is closed."""
 
     def __init__(self, executor: CpuExecutor, loop: _core.Decoding) -> None:
         self._executor, self._loop = executor, loop
@@ -213,7 +213,7 @@ class CpuDecoding:
 
 
 def shaped(program: Program, name: str, array: NDArray[np.float32], step: Step) -> Output:
-    """Attention maps come from C++ as one flat array: cut them into [n_head, q_len, kv_len] for each sequence."""
+    """Split attention maps, a flat array from C++, into one [n_head, q_len, kv_len] per sequence."""
     if array.ndim == 2:
         return array
     value = program.outputs[name]
@@ -238,7 +238,7 @@ def _caches(step: Step) -> tuple[_core.Cache, ...]:
 
 
 def spec_of(program: Program, kv_dtype: str) -> dict[str, Any]:
-    """The Program as plain lists, for C++."""
+    """Convert the Program to plain lists for C++."""
     names = list(program.weights)
     index = {name: i for i, name in enumerate(names)}
     return {
@@ -259,7 +259,7 @@ def spec_of(program: Program, kv_dtype: str) -> dict[str, Any]:
 
 
 def _logits_of(program: Program) -> int:
-    """Which output tokens are drawn from; -1 where the Program is no language model's."""
+    """Return the index of the output that tokens are drawn from; -1 if the Program is not a language model."""
     value = program.outputs.get("logits")
     if value is None or program.values[value].rows != "wanted":
         return -1
@@ -269,7 +269,7 @@ def _logits_of(program: Program) -> int:
 def _load(
     engine: _core.Engine, weights: Mapping[str, Weight], tensors: Mapping[str, TensorInfo], formats: Mapping[str, str]
 ) -> None:
-    """Read every weight, each file opened once."""
+    """Load every weight, and open each file once."""
     with contextlib.ExitStack() as stack:
         opened = _Opened(stack)
         for name, weight in weights.items():
@@ -282,7 +282,7 @@ def _load(
 
 
 def _load_packed(engine: _core.Engine, weights: Mapping[str, Weight], packed: Mapping[str, PackedWeight]) -> None:
-    """Read every weight as it was packed."""
+    """Load every packed weight unchanged."""
     with contextlib.ExitStack() as stack:
         opened = _Opened(stack)
         for name, weight in weights.items():
@@ -301,7 +301,7 @@ _READ_AS: Mapping[str, tuple[str, ...]] = {"matrix": ("matrix", "table"), "table
 
 
 class _Opened:
-    """Descriptors of the files that tensors are in, opened when first asked for."""
+    """Descriptors of the files that the tensors are in, opened on first use."""
 
     def __init__(self, stack: contextlib.ExitStack) -> None:
         self._stack = stack
@@ -316,14 +316,14 @@ class _Opened:
 def pack_weight(
     name: str, weight: Weight, form: str, tensors: Mapping[str, TensorInfo], threads: int | None
 ) -> list[NDArray[np.uint8]]:
-    """data, scales and sums of a weight in a format, as bytes, those that the format has."""
+    """Pack a weight in a format; return its data as bytes, and its scales and sums if the format has them."""
     engine = _core.Engine(_core.default_threads() if threads is None else threads)
     _load(engine, {name: weight}, tensors, {name: form})
     return engine.packed(name)
 
 
 def packed_sizes(weight: Weight, form: str) -> tuple[int, ...]:
-    """Bytes of what `pack_weight` gives."""
+    """Return the sizes in bytes of the arrays that `pack_weight` returns."""
     sizes = _core.packed_sizes(weight.use, form, weight.shape[0], _columns(weight))
     return tuple(sizes[:1] + [size for size in sizes[1:] if size])
 
@@ -333,7 +333,7 @@ def _columns(weight: Weight) -> int:
 
 
 def _logical_shape(weight: Weight, info: TensorInfo) -> tuple[int, int]:
-    """[out_features, in_features] of one part, whatever its order in the file; a vector has one column."""
+    """Return [out_features, in_features] of one part, for either order in the file; a vector has one column."""
     if len(info.shape) == 1:
         return info.shape[0], 1
     rows, columns = info.shape

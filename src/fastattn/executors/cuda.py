@@ -1,4 +1,4 @@
-"""The CUDA executor. Its extension is loaded, and a driver asked for, only when somebody wants device="cuda"."""
+"""The CUDA executor. The extension is loaded, and the driver used, only for device="cuda"."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ if TYPE_CHECKING:
     from types import ModuleType
 
 MEMORY_VARIABLE = "FASTATTN_CUDA_MEMORY_MB"
-# Where the wheels nvidia-cublas and nvidia-cublas-cu12 put it, inside the package `nvidia`.
+# Where the wheels nvidia-cublas and nvidia-cublas-cu12 install cuBLASLt, inside the package `nvidia`.
 _LIBRARIES = ("cu13/lib/libcublasLt.so.13", "cublas/lib/libcublasLt.so.12")
 
 
 def extension() -> ModuleType:
-    """The module fastattn._cuda. Raises ConfigError where this build has none."""
+    """Import the module fastattn._cuda. Raises ConfigError if this build has none."""
     try:
         return importlib.import_module("fastattn._cuda")
     except ImportError as error:
@@ -44,16 +44,16 @@ def extension() -> ModuleType:
 
 
 def require_device() -> dict[str, Any]:
-    """The GPU that models run on: name, compute_capability, memory_bytes, free_bytes, driver, runtime.
+    """Return the GPU that models run on: name, compute_capability, memory_bytes, free_bytes, driver, runtime.
 
-    Raises ConfigError that says what to do where there is no extension, no driver, no GPU, or one that is too old.
+    Raises ConfigError with advice if there is no extension, no driver, no GPU, or the GPU is too old.
     """
     info: dict[str, Any] = extension().device_info()
     return info
 
 
 def describe() -> str:
-    """The GPU, or why there is none, in a line."""
+    """Describe the GPU, or why none is usable, in one line."""
     try:
         found = require_device()
     except FastattnError as error:
@@ -63,11 +63,12 @@ def describe() -> str:
 
 
 class CudaExecutor:
-    """A Program on the first GPU that is visible; see `fastattn.graph.executor.Executor`.
+    """Runs a Program on the first visible GPU; see `fastattn.graph.executor.Executor`.
 
-    budget_bytes: of device memory that weights, keys and values and workspaces may take together; None is what the
-    environment variable FASTATTN_CUDA_MEMORY_MB says, else what is free now less 512 MiB. library: whether products may
-    be computed by cuBLASLt, where it is installed; the built-in kernel is slower, and float32 then has the CPU's bits.
+    budget_bytes: device memory for weights, keys and values, and workspaces together. None: the value of the
+    environment variable FASTATTN_CUDA_MEMORY_MB, else the free memory minus 512 MiB. library: whether cuBLASLt may
+    compute products, if it is installed. The built-in kernel is slower, but its float32 results have the same bits as
+    on the CPU.
     """
 
     def __init__(
@@ -103,7 +104,7 @@ class CudaExecutor:
         self._executor: Any = self._new_executor(program)
 
     def _new_executor(self, program: Program) -> Any:
-        # The format of the spec is the C++ executor's; this one has its own types.
+        # "float32" is for the CPU executor's spec; the CUDA executor takes its own dtype.
         return self._module.Executor(self._engine, spec_of(program, "float32"), self._kv_dtype)
 
     @property
@@ -112,7 +113,7 @@ class CudaExecutor:
 
     @property
     def dtype(self) -> str:
-        """The dtype that was asked for the weights."""
+        """The requested dtype of the weights."""
         return self._dtype
 
     @property
@@ -127,32 +128,32 @@ class CudaExecutor:
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes of the weights in device memory."""
+        """The bytes of the weights in device memory."""
         return int(self._engine.weight_bytes)
 
     @property
     def kv_bytes(self) -> int:
-        """Bytes of all pages of keys and values, in use or free for the next sequence."""
+        """The bytes of all pages of keys and values, in use or free for the next sequence."""
         return int(self._open().kv_bytes)
 
     @property
     def budget_bytes(self) -> int:
-        """Bytes of device memory that the model may take."""
+        """The bytes of device memory that the model may use."""
         return int(self._engine.budget_bytes)
 
     @property
     def used_bytes(self) -> int:
-        """Bytes of it that are taken."""
+        """The bytes of the budget that are in use."""
         return int(self._engine.used_bytes)
 
     @property
     def library(self) -> str | None:
-        """The file of cuBLASLt that computes products; None: the built-in kernel does."""
+        """The path of the cuBLASLt that computes products, or None for the built-in kernel."""
         path: str | None = self._engine.library
         return path
 
     def new_cache(self) -> Any:
-        """An empty KV cache for one sequence."""
+        """Return an empty KV cache for one sequence."""
         return self._open().new_cache()
 
     def run(self, step: Step, outputs: Sequence[str] | None = None) -> dict[str, Output]:
@@ -174,7 +175,7 @@ class CudaExecutor:
         return {name: shaped(self._program, name, named[name], step) for name in wanted}
 
     def draw(self, step: Step, sampling: Sampling) -> Drawn:
-        """Run one step and draw on the GPU; see `fastattn.graph.executor.DrawingExecutor`."""
+        """Run one step and draw tokens on the GPU; see `fastattn.graph.executor.DrawingExecutor`."""
         drawn: Drawn = self._open().draw(
             step.token_ids,
             step.cu_seqlens,
@@ -191,11 +192,11 @@ class CudaExecutor:
         return drawn
 
     def decoding(self, step: Step, sampling: Sampling) -> CudaDecoding:
-        """Steps that feed every sequence what it drew; see `fastattn.graph.executor.DrawingExecutor`."""
+        """Return a decode loop that starts with this step; see `fastattn.graph.executor.DrawingExecutor`."""
         return CudaDecoding(self, step, sampling)
 
     def with_program(self, program: Program) -> CudaExecutor:
-        """Another Program over the same weights."""
+        """Return an executor for another Program over the same weights."""
         self._open()
         other = object.__new__(CudaExecutor)
         other._module, other._engine, other._program = self._module, self._engine, program
@@ -204,7 +205,7 @@ class CudaExecutor:
         return other
 
     def cancel(self) -> None:
-        """Let the step that runs in another thread raise Cancelled, when the GPU has done it."""
+        """Make the step that is running in another thread raise Cancelled once the GPU has finished it."""
         self._engine.cancel()
 
     def close(self) -> None:
@@ -224,7 +225,7 @@ class CudaExecutor:
 
 
 class CudaDecoding:
-    """See `fastattn.graph.executor.Decoding`. Ends with the executor that it came from."""
+    """A decode loop; see `fastattn.graph.executor.Decoding`. Unusable after its executor is closed."""
 
     def __init__(self, executor: CudaExecutor, step: Step, sampling: Sampling) -> None:
         self._executor, self._step, self._sampling = executor, step, sampling
@@ -238,7 +239,7 @@ class CudaDecoding:
         self._looks_back: NDArray[np.bool_] = np.asarray(self._params["repetition_penalty"] != 1)
 
     def draw(self) -> Drawn:
-        """Run one step. After an error all is as it was."""
+        """Run one step. An error leaves everything unchanged."""
         sampling, step = self._sampling, self._step
         drawn = self._executor.draw(
             step,
@@ -267,7 +268,7 @@ class CudaDecoding:
 
 
 def _budget() -> int:
-    """Bytes that the environment allows; 0 where it says nothing."""
+    """Return the budget in bytes from the environment; 0 if it is not set."""
     text = os.environ.get(MEMORY_VARIABLE, "")
     if not text:
         return 0
@@ -277,7 +278,7 @@ def _budget() -> int:
 
 
 def _library_paths() -> list[str]:
-    """Files of cuBLASLt in the wheels of the extra `cuda`."""
+    """Return the cuBLASLt files in the wheels of the extra `cuda`."""
     try:
         spec = importlib.util.find_spec("nvidia")
     except (ImportError, ValueError):
@@ -287,7 +288,7 @@ def _library_paths() -> list[str]:
 
 
 def _read(weight: Weight, tensors: Mapping[str, TensorInfo]) -> NDArray[np.float32]:
-    """All parts of a weight as [out_features, in_features]; a vector has one column."""
+    """Read all parts of a weight as [out_features, in_features]; a vector has one column."""
     parts = []
     for part in weight.parts:
         array = read_tensor(tensors[part])
@@ -296,7 +297,7 @@ def _read(weight: Weight, tensors: Mapping[str, TensorInfo]) -> NDArray[np.float
 
 
 def _converted(name: str, values: NDArray[np.float32], form: str) -> NDArray[Any]:
-    """Weights as the GPU keeps them: float32, or the bits of 16-bit floats as uint16."""
+    """Convert weights to the GPU's format: float32, or the bits of 16-bit floats as uint16."""
     if form == "float32":
         return values
     if form == "bfloat16":

@@ -1,6 +1,6 @@
 """The specification: runs the float64 formulas of `fastattn.graph.kinds`. Never optimized.
 
-In a dtype of quantized weights the operands of every linear are rounded as `fastattn.graph.quantize` says, and all else
+For quantized dtypes, the operands of every linear are rounded as `fastattn.graph.quantize` defines, and everything else
 stays in float64.
 """
 
@@ -27,7 +27,7 @@ Load = Callable[[str], NDArray[np.floating]]
 
 
 class NumpyCache:
-    """Keys and values of one sequence: for every layer [length, n_kv_head * head_dim]."""
+    """The keys and values of one sequence: [length, n_kv_head * head_dim] for every layer."""
 
     def __init__(self, owner: object, n_layer: int, width: int) -> None:
         self._owner = owner
@@ -38,12 +38,12 @@ class NumpyCache:
 
     @property
     def length(self) -> int:
-        """Positions that are stored."""
+        """The number of stored positions."""
         self._check()
         return len(self._keys[0]) if self._keys else 0
 
     def truncate(self, length: int) -> None:
-        """Forget the positions from `length` on."""
+        """Remove the positions from `length` on."""
         with self._alone():
             if not 0 <= length <= self.length:
                 raise InputError(f"length: expected 0 to {self.length}, got {length}")
@@ -51,7 +51,7 @@ class NumpyCache:
             self._values = [values[:length] for values in self._values]
 
     def fork(self) -> NumpyCache:
-        """A second cache with the same contents."""
+        """Return an independent copy of the cache."""
         with self._alone():
             self._check()
             other = NumpyCache(self._owner, 0, 0)
@@ -77,7 +77,7 @@ class NumpyCache:
             raise InputError("cache: expected an open KV cache, got one after close()")
 
     def acquire(self, owner: object) -> None:
-        """Take the cache for one step."""
+        """Reserve the cache for one step."""
         if self._owner is not owner:
             raise InputError("caches: expected KV caches of this model, got one of another model")
         if not self._lock.acquire(blocking=False):
@@ -87,23 +87,22 @@ class NumpyCache:
             self._check()
 
     def release(self) -> None:
-        """Give the cache back after the step."""
+        """Release the cache after the step."""
         self._lock.release()
 
     def past(self, layer: int) -> tuple[Floats, Floats]:
-        """Keys and values that were there before the step."""
+        """Return the keys and values from before the step."""
         return self._keys[layer], self._values[layer]
 
     def extend(self, layer: int, keys: Floats, values: Floats) -> None:
-        """Hold these keys and values from now on (the past included)."""
+        """Replace the stored keys and values with these, which include the past ones."""
         self._keys[layer], self._values[layer] = keys, values
 
 
 class NumpyExecutor:
-    """Runs a Program in float64. `load` gives a tensor of the checkpoint by its name.
+    """Runs a Program in float64. `load` returns a tensor of the checkpoint by its name.
 
-    precision: what everything but rounded operands is computed in; float32 gives the naive formula that bounds of tests
-    are derived from.
+    precision: the type of everything except rounded operands; float32 gives the naive formula behind the tests' bounds.
     """
 
     def __init__(
@@ -129,20 +128,20 @@ class NumpyExecutor:
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes of the arrays of the weights."""
+        """The bytes of the weight arrays."""
         return sum(int(weight.values.nbytes) for weight in self._open().values())
 
     def values(self, key: str) -> Floats:
-        """A weight as it was rounded, [out_features, in_features] of a matrix."""
+        """Return a rounded weight; a matrix is [out_features, in_features]."""
         return self._open()[key].values
 
     def new_cache(self) -> NumpyCache:
-        """An empty KV cache for one sequence."""
+        """Return an empty KV cache for one sequence."""
         self._open()
         return NumpyCache(self._owner, self.program.n_layer, self.program.n_kv_head * self.program.head_dim)
 
     def with_program(self, program: Program) -> NumpyExecutor:
-        """Another Program over the same weights."""
+        """Return an executor for another Program over the same weights."""
         weights = self._open()
         other = NumpyExecutor.__new__(NumpyExecutor)
         other.program, other._owner, other._precision = program, self._owner, self._precision
@@ -205,7 +204,7 @@ class _Run:
         self, program: Program, weights: Mapping[str, Parameter], step: Step, caches: Sequence[NumpyCache]
     ) -> None:
         self.weights, self.step, self.caches = weights, step, caches
-        self.sources: dict[int, Op] = {}  # by value, the op that computed its numbers
+        self.sources: dict[int, Op] = {}  # value -> the op that computed its numbers
         for op in program.ops:
             passes_on = KINDS[op.kind].reads in ("view", "gather") and op.inputs[0] in self.sources
             self.sources[op.output] = self.sources[op.inputs[0]] if passes_on else op
@@ -220,7 +219,7 @@ class _Run:
                 )
 
     def commit(self) -> None:
-        """Let the caches hold the keys and values of the step."""
+        """Store the keys and values of the step in the caches."""
         for cache, layer, keys, values in self.fresh:
             cache.extend(layer, keys, values)
 

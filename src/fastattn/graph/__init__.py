@@ -1,1 +1,1 @@
-"""Symbolic tensors, the Program they record, its rewrites and the float64 numpy executor."""
+"""Symbolic tensors, the Program they record, its rewrites and its cost."""

@@ -1,8 +1,8 @@
 """What an op has to do at least: its multiply-adds, and the bytes that it reads.
 
-Counted are the multiply-adds of products and attention, and the weights and cached keys and values that they read, each
-byte once. Norms, activations and what moves between ops are left out: they need not leave the caches. So no way of
-running the Program can be faster than this many operations or bytes at the machine's rate.
+We count the multiply-adds of products and attention, and the bytes of the weights and cached keys and values that they
+read, each byte once. We omit norms, activations and the data between ops, which may stay in the caches. So no executor
+can be faster than this many operations or bytes at the machine's rate.
 """
 
 from __future__ import annotations
@@ -18,16 +18,17 @@ FLOAT_BYTES = 4  # biases and norms
 
 @dataclass(frozen=True, slots=True)
 class Formats:
-    """The formats of numbers: "float32", "bfloat16", "int8" or "int4".
+    """Number formats: "float32", "bfloat16", "int8" or "int4".
 
-    weights: by name in the Program, float32 for those left out; kv: keys and values, in the cache or not.
+    weights: formats by name in the Program, float32 for missing names. kv: the format of keys and values, cached or
+    not.
     """
 
     weights: Mapping[str, str] = field(default_factory=dict)
     kv: str = "float32"
 
     def weight(self, name: str) -> str:
-        """Of one weight."""
+        """Return the format of a weight."""
         return self.weights.get(name, "float32")
 
 
@@ -36,11 +37,10 @@ ALL_FLOAT32 = Formats()
 
 @dataclass(frozen=True, slots=True)
 class StepShape:
-    """The lengths of a step, on which its cost depends.
+    """The lengths that determine the cost of a step.
 
-    q_lens: new tokens of each sequence; past_lens: positions in its KV cache before the step (a mean over several
-    steps may be a fraction), None without caches; wanted: last rows of each sequence whose logits are asked for (0:
-    all).
+    q_lens: new tokens of each sequence. past_lens: positions in its KV cache before the step (may be a fractional mean
+    over several steps), None without caches. wanted: how many last rows of each sequence need logits (0: all).
     """
 
     q_lens: tuple[int, ...]
@@ -49,23 +49,23 @@ class StepShape:
 
     @property
     def n_tokens(self) -> int:
-        """New tokens of all sequences."""
+        """The new tokens of all sequences."""
         return sum(self.q_lens)
 
     def rows(self, of: str) -> int:
-        """Rows of a value, by its kind of rows ("tokens", "wanted" or "sequences")."""
+        """Return the number of rows of a value, by its kind of rows ("tokens", "wanted" or "sequences")."""
         if of == "sequences":
             return len(self.q_lens)
         return self.n_tokens if of == "tokens" else sum(self.wanted_rows(n) for n in self.q_lens)
 
     def wanted_rows(self, q_len: int) -> int:
-        """Of one sequence."""
+        """Return the number of wanted rows of one sequence."""
         return min(q_len, self.wanted) if self.wanted else q_len
 
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """Multiply-adds, and bytes read of weights and of the KV cache."""
+    """Multiply-adds, and the bytes read from weights and from the KV cache."""
 
     multiply_adds: float = 0.0
     weight_bytes: float = 0.0
@@ -73,12 +73,12 @@ class Cost:
 
     @property
     def operations(self) -> float:
-        """A multiply-add counts as two."""
+        """The operations; a multiply-add counts as two."""
         return 2 * self.multiply_adds
 
     @property
     def bytes(self) -> float:
-        """Of weights and cache together."""
+        """The bytes of weights and cache together."""
         return self.weight_bytes + self.kv_bytes
 
     def __add__(self, other: Cost) -> Cost:
@@ -90,6 +90,6 @@ class Cost:
 
 
 def weight_bytes(op: Op, formats: Formats, rows: int, width: int) -> float:
-    """Of some rows of an op's matrix or table."""
+    """Return the bytes of `rows` rows of a matrix or table."""
     found = FORMATS[formats.weight(op.weights[0])]
     return rows * (width * found.element_bytes + found.scale_bytes)

@@ -1,4 +1,4 @@
-"""What runs a Program: the interface that the numpy and the C++ executor share."""
+"""The interface that all executors of a Program implement."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ Output = NDArray[Any] | list[NDArray[Any]]
 
 
 class Cache(Protocol):
-    """The keys and values of one sequence. After `close()` every use is an InputError."""
+    """The keys and values of one sequence. After `close()` every use raises InputError."""
 
     @property
     def length(self) -> int:
-        """Positions that are stored."""
+        """The number of stored positions."""
         ...
 
     def truncate(self, length: int) -> None:
-        """Forget the positions from `length` on."""
+        """Remove the positions from `length` on."""
         ...
 
     def fork(self) -> Cache:
-        """A second cache with the same contents, which then goes its own way (pages are shared until written)."""
+        """Return an independent copy of the cache. Pages are shared until written to."""
         ...
 
     def close(self) -> None:
@@ -42,27 +42,27 @@ class Executor(Protocol):
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes of the weights in memory."""
+        """The bytes of the weights in memory."""
         ...
 
     def new_cache(self) -> Cache:
-        """An empty KV cache for one sequence."""
+        """Return an empty KV cache for one sequence."""
         ...
 
     def run(self, step: Step, outputs: Sequence[str] | None = None) -> dict[str, Output]:
-        """Run one step and return the outputs asked for (None: all of the Program's).
+        """Run one step and return the requested outputs (None: all outputs of the Program).
 
-        Every output is [rows, width], float32 from cpu and float64 from numpy; attention maps are a list with one
-        [n_head, q_len, kv_len] for each sequence. `step.caches` advance by the tokens of their sequences; after an
-        error they are as they were.
+        Every output is [rows, width], float32 from cpu and float64 from numpy. Attention maps are a list of one
+        [n_head, q_len, kv_len] per sequence. `step.caches` grow by the tokens of their sequences; an error leaves them
+        unchanged.
         """
         ...
 
     def with_program(self, program: Program) -> Executor:
-        """Another optimized Program of the same model over the same weights, which are not loaded a second time.
+        """Return an executor for another optimized Program of the same model, without loading the weights again.
 
-        Its weights must be among this executor's. Caches of either can be used with both. Closing one does not close
-        the other.
+        Its weights must be among this executor's. Each executor accepts the caches of the other. Closing one does not
+        close the other.
         """
         ...
 
@@ -75,27 +75,27 @@ Drawn = tuple[list[int], list[float] | None]
 
 
 class Decoding(Protocol):
-    """Sequences that are fed, step after step, the token that each of them drew."""
+    """A decode loop: each step feeds every sequence the token that it drew last."""
 
     def draw(self) -> Drawn:
-        """Run one step: the ids, one per sequence, and their log-probabilities if they were asked for.
+        """Run one step and return one id per sequence, and their log-probabilities if requested.
 
-        After an error all is as it was.
+        An error leaves everything unchanged.
         """
         ...
 
 
 @runtime_checkable
 class DrawingExecutor(Protocol):
-    """An executor that draws tokens itself, so that no logits leave it."""
+    """An executor that draws tokens itself and does not return logits."""
 
     def draw(self, step: Step, sampling: Sampling) -> Drawn:
-        """Run one step: an id for each wanted row and, if asked for, their log-probabilities.
+        """Run one step and return one id per wanted row and, if requested, their log-probabilities.
 
-        Raises NonFiniteError naming the row. `step.caches` advance as with `run`, and are as they were after an error.
+        Raises NonFiniteError, which names the row. `step.caches` grow as in `run`; an error leaves them unchanged.
         """
         ...
 
     def decoding(self, step: Step, sampling: Sampling) -> Decoding:
-        """A loop whose first step is this one, of one token per sequence, each of them wanted."""
+        """Return a loop that starts with this step, which has one token per sequence, all of them wanted."""
         ...

@@ -1,13 +1,13 @@
-"""The number formats of weights and activations, as formulas: what csrc/kernels/quantize.cpp and pack.cpp do.
+"""The number formats of weights and activations as formulas, equal to csrc/kernels/quantize.cpp and pack.cpp.
 
-Every operation is one of float32, rounded to nearest even, so the C++ gives these very bits on every target.
+Every operation is in float32, rounded to nearest even, so the C++ gives identical bits on every target.
 
-    bfloat16  float32 with 16 bits of its 24 bits of mantissa cut off, rounded to nearest even
-    int8      a scale a row, the highest magnitude / 127
-    int4      a scale a row, and in each group of 32 along k an integer scale from -15 to 15; values are
+    bfloat16  float32 without the low 16 of its 24 mantissa bits, rounded to nearest even
+    int8      one scale per row: the highest magnitude / 127
+    int4      one scale per row, and one integer scale from -15 to 15 per group of 32 along k; values are
               scale * group scale * nibble, nibbles from -8 to 7
 
-A row with NaN or infinity has a NaN scale and zeros, and so gives NaN.
+A row with NaN or infinity is stored as zeros with a NaN scale, so it gives NaN.
 """
 
 from __future__ import annotations
@@ -23,31 +23,31 @@ from fastattn.graph.ir import Program
 
 Float32 = NDArray[np.float32]
 
-SMALL_MATRIX = 64  # rows of a panel: a smaller matrix is not quantized
-MOST_INT4_SCALE = 15  # -8 * 15 is an int8
-INT4_REACH = 2  # integer scales that are tried to either side
-_TINY = np.float32(2.0**-120)  # a row below it is 0: the inverse of its scale would overflow
+SMALL_MATRIX = 64  # rows of a panel; a smaller matrix is not quantized
+MOST_INT4_SCALE = 15  # -8 * 15 fits in int8
+INT4_REACH = 2  # integer scales to try on either side
+_TINY = np.float32(2.0**-120)  # a row below this is 0, because the inverse of its scale would overflow
 
 
 @dataclass(frozen=True, slots=True)
 class QuantizedRows:
-    """Rows of integers with a scale a row: value [i, j] is values[i, j] * scales[i].
+    """Rows of integers with one scale per row: value [i, j] is values[i, j] * scales[i].
 
-    values: int8 [rows, n], of int4 the products of nibbles and group scales; scales: float32 [rows].
+    values: int8 [rows, n]; for int4, the products of nibbles and group scales. scales: float32 [rows].
     """
 
     values: NDArray[np.int8]
     scales: Float32
 
     def floats(self) -> Float32:
-        """What the integers stand for, [rows, n]."""
-        with np.errstate(over="ignore"):  # the highest float32 of all may round up
+        """Return the represented values [rows, n]."""
+        with np.errstate(over="ignore"):  # the largest float32 may round up to infinity
             result: Float32 = self.values.astype(np.float32) * self.scales[:, None]
         return result
 
 
 def to_bfloat16(x: Float32) -> Float32:
-    """x rounded to bfloat16, still as float32; NaN stays NaN."""
+    """Round x to bfloat16, still stored as float32; NaN stays NaN."""
     bits = np.ascontiguousarray(x, np.float32).view(np.uint32)
     rounded = bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))
     kept = np.where(np.isnan(x), bits | np.uint32(0x400000), rounded) & np.uint32(0xFFFF0000)
@@ -56,7 +56,7 @@ def to_bfloat16(x: Float32) -> Float32:
 
 
 def to_int8(x: Float32) -> QuantizedRows:
-    """x [rows, n] as int8."""
+    """Quantize x [rows, n] to int8."""
     highest, finite = _highest(x)
     most = np.float32(127)
     scales = np.where(finite, highest / most, np.float32(np.nan))
@@ -65,7 +65,7 @@ def to_int8(x: Float32) -> QuantizedRows:
 
 
 def to_int4(x: Float32) -> QuantizedRows:
-    """x [rows, n] as int4."""
+    """Quantize x [rows, n] to int4."""
     rows, n = x.shape
     highest, finite = _highest(x)
     most = np.float32(8 * MOST_INT4_SCALE)
@@ -80,9 +80,10 @@ def to_int4(x: Float32) -> QuantizedRows:
 
 
 def _best_group_scales(groups: Float32, column: Float32, inverse: Float32) -> Float32:
-    """Of the integer scales around the one that holds a group's highest magnitude, that with the least squared error.
+    """Return the integer scale of each group with the least squared error.
 
-    Of equal ones the first. Its sign makes the highest a -8, of which there is no positive one.
+    Candidates are the scales around the one that fits the group's highest magnitude; the first of equal ones is used.
+    The sign maps the highest magnitude to -8, because nibbles have no +8.
     """
     top = groups.max(axis=2, initial=0.0)
     bottom = (-groups).max(axis=2, initial=0.0)
@@ -109,21 +110,21 @@ def _nibbles(groups: Float32, factor: Float32) -> Float32:
 
 
 def _highest(x: Float32) -> tuple[Float32, NDArray[np.bool_]]:
-    """The highest magnitude of each row, and whether all of the row is finite (else the magnitude is 0)."""
+    """Return the highest magnitude of each row (0 if the row is not finite), and whether the row is finite."""
     finite: NDArray[np.bool_] = np.asarray(np.isfinite(x).all(axis=1))
     highest = np.abs(np.where(finite[:, None], x, np.float32(0))).max(axis=1, initial=0.0)
     return highest.astype(np.float32), finite
 
 
 def _inverse(highest: Float32, finite: NDArray[np.bool_], most: np.float32) -> Float32:
-    """What brings a row to magnitudes of at most `most`; 0 for a row that is 0 or too small."""
+    """Return the factor that scales each row to magnitudes of at most `most`; 0 for a row that is 0 or too small."""
     usable = finite & (highest > _TINY)
     result: Float32 = np.where(usable, most / np.where(usable, highest, np.float32(1)), np.float32(0))
     return result
 
 
 def dequantize(x: Float32, form: str) -> Float32:
-    """Weights [rows, n] as a format keeps them, as floats."""
+    """Return weights [rows, n] rounded to a format, as floats."""
     if form == "float32":
         return np.asarray(x, np.float32)
     if form == "bfloat16":
@@ -132,7 +133,7 @@ def dequantize(x: Float32, form: str) -> Float32:
 
 
 def quantize(x: Float32, form: str) -> QuantizedRows:
-    """x [rows, n] as "int8" or "int4"."""
+    """Quantize x [rows, n] to "int8" or "int4"."""
     return to_int8(x) if form == "int8" else to_int4(x)
 
 
@@ -149,7 +150,7 @@ _EXP2 = _floats("0x1.62f5fcp-1", "0x1.f00c4ep-3", "0x1.c2a1a4p-5")
 
 
 def rough_gelu(activation: str, x: NDArray[np.floating[Any]]) -> NDArray[np.floating[Any]]:
-    """gelu_erf or gelu_tanh as linears of a format that rounds have it, within 2.5e-5: max(x, 0) - |x| tail(|x|)."""
+    """Compute gelu_erf or gelu_tanh as linears with a rounding format do, within 2.5e-5: max(x, 0) - |x| tail(|x|)."""
     t = np.minimum(np.abs(x), 16).astype(x.dtype)
     exponent = np.clip(-t * _polynomial(t, _TAIL[activation]), -160, 0)
     whole = np.where(np.isnan(x), 0, np.rint(exponent))
@@ -167,18 +168,18 @@ def _polynomial(x: NDArray[np.floating[Any]], coefficients: tuple[float, ...]) -
 
 
 def tied_embeddings(program: Program) -> set[str]:
-    """The weights that are a matrix and are read as a table."""
+    """Return the names of the weights that are a matrix and are also read as a table."""
     tables = {op.weights[0] for op in program.ops if op.kind == "embedding"}
     return {name for name in tables if program.weights[name].use == "matrix"}
 
 
 def weight_formats(program: Program, dtype: str, head_dtype: str | None = None) -> dict[str, str]:
-    """The format of each weight of a Program in a dtype.
+    """Return the format of each weight of a Program for a dtype.
 
-    Vectors (biases, norms) and matrices of fewer than 64 rows (heads of classifiers) stay in float32: they cost
-    nothing. Tables have no int4, and are int8 then. head_dtype, if given, is that of the matrix that gives the logits,
-    and of token embeddings that are tied to a head, also in the Program of a task that has another head or none: so a
-    checkpoint's weight is stored in one way, whatever it is loaded as.
+    Vectors (biases, norms) and matrices of fewer than 64 rows (classifier heads) stay in float32; their cost is
+    negligible. Tables have no int4 and use int8 instead. head_dtype, if given, applies to the matrix that computes the
+    logits and to token embeddings that are tied to a head, even in the Program of a task with another head or none. So
+    each weight of a checkpoint has one format, whatever task it is loaded for.
     """
     head = {op.weights[0] for op in program.ops if op.kind == "linear" and op.output == program.outputs.get("logits")}
     head |= tied_embeddings(program)
@@ -186,7 +187,7 @@ def weight_formats(program: Program, dtype: str, head_dtype: str | None = None) 
     formats = {}
     for name, weight in program.weights.items():
         wanted = head_dtype if head_dtype is not None and name in head else dtype
-        # of a part, so that stacking q, k and v changes nothing
+        # rows per part, so stacking q, k and v changes nothing
         small = weight.use == "matrix" and weight.shape[0] // len(weight.parts) < SMALL_MATRIX
         if weight.use == "vector" or small:
             wanted = "float32"

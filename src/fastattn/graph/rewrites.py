@@ -1,9 +1,9 @@
-"""Rewrites of a Program: each is a small function Program -> Program that changes the work, never a bit of the result.
+"""Rewrites of a Program: small functions Program -> Program that change the work, but no bit of the result.
 
-Every output element is computed by the same additions and multiplications in the same order before and after: fused
-epilogues only save a pass over memory, merged linears only put panels of weights side by side, and rows that nobody
-reads are left out. The weights' keys and parts do not depend on which outputs are asked for, so two optimized Programs
-of one model share one set of packed weights.
+Every output element is computed by the same additions and multiplications in the same order before and after. Fused
+epilogues only save a pass over memory, merged linears only put panels of weights side by side, and unused rows are
+dropped. The keys and parts of the weights do not depend on the requested outputs, so two optimized Programs of one
+model share one set of packed weights.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from fastattn.graph.kinds import KINDS, ROWS_OF, Pooling
 
 
 def optimise(program: Program) -> Program:
-    """All rewrites, in the order in which they help each other."""
+    """Apply all rewrites, in an order in which each enables the next."""
     program = replace(program, marks={})
     for rewrite in (fuse_activation, fuse_residual, merge_qkv, sink_gathers, drop_dead):
         program = rewrite(program)
@@ -25,7 +25,7 @@ def optimise(program: Program) -> Program:
 
 
 def _readers(program: Program) -> dict[int, list[int]]:
-    """For every value the ops that read it; an output or a mark counts as a reader, -1."""
+    """Map each value to the ops that read it; an output or a mark counts as reader -1."""
     readers: dict[int, list[int]] = defaultdict(list)
     for position, op in enumerate(program.ops):
         for value in op.inputs:
@@ -40,7 +40,7 @@ def _writers(ops: Iterable[Op | None]) -> dict[int, int]:
 
 
 def fuse_activation(program: Program) -> Program:
-    """linear, then an activation that is its only reader -> one linear with the activation in its epilogue."""
+    """Fuse a linear and an activation that is its only reader into one linear with the activation in its epilogue."""
     readers, writers = _readers(program), _writers(program.ops)
     ops: list[Op | None] = list(program.ops)
     for position, op in enumerate(program.ops):
@@ -57,7 +57,7 @@ def fuse_activation(program: Program) -> Program:
 
 
 def fuse_residual(program: Program) -> Program:
-    """add(x, linear) where only the add reads the linear -> one linear that adds x in its epilogue."""
+    """Fuse add(x, linear), if only the add reads the linear, into one linear that adds x in its epilogue."""
     readers, writers = _readers(program), _writers(program.ops)
     ops: list[Op | None] = list(program.ops)
     for position, op in enumerate(program.ops):
@@ -78,7 +78,7 @@ def fuse_residual(program: Program) -> Program:
 
 
 def merge_qkv(program: Program) -> Program:
-    """Three linears of one input that feed one attention as q, k, v -> one linear and three slices of its columns."""
+    """Merge three linears of one input that feed an attention as q, k, v into one linear and three column slices."""
     writers = _writers(program.ops)
     before: dict[int, list[Op]] = {}
     replaced: set[int] = set()
@@ -118,7 +118,7 @@ def _mergeable(program: Program, linears: Sequence[Op]) -> bool:
 
 
 def _merge(program: Program, linears: Sequence[Op], output: int, weights: dict[str, Weight]) -> tuple[Op, Value]:
-    """One linear over the stacked weights; `weights` gains the stacked ones."""
+    """Return one linear over the stacked weights, and add them to `weights`."""
     keys = []
     for group in zip(*(op.weights for op in linears), strict=True):
         sources = [program.weights[key] for key in group]
@@ -142,21 +142,21 @@ def _slices(program: Program, linears: Sequence[Op], source: int) -> list[Op]:
 
 
 def sink_gathers(program: Program) -> Program:
-    """Move gather_rows towards the inputs: a value of which only gathered rows are read is computed only for those.
+    """Move gather_rows toward the inputs: if only gathered rows of a value are read, only those are computed.
 
-    Attention still reads the keys and values of all tokens, but takes its queries from gathered rows.
+    Attention still reads the keys and values of all tokens, but only the gathered rows are its queries.
     """
     return _Sink(program).run()
 
 
 class _Sink:
-    """One pass up (which rows of every value are read) and one pass down (the ops again, on those rows)."""
+    """One pass up finds which rows of every value are read; one pass down emits the ops for those rows."""
 
     def __init__(self, program: Program) -> None:
         self.program = program
         self.values: list[Value] = list(program.values)
         self.ops: list[Op] = []
-        self.computed: dict[int, str] = {}  # old value -> the selection it is computed for
+        self.computed: dict[int, str] = {}  # old value -> the row selection that it is computed for
         self.renamed: dict[tuple[int, str], int] = {}  # (old value, selection) -> value
 
     def run(self) -> Program:
@@ -173,11 +173,11 @@ class _Sink:
         return replace(self.program, values=tuple(self.values), ops=tuple(self.ops), outputs=outputs)
 
     def natural(self, value: int) -> str:
-        """The rows that a value has in the Program as it stands."""
+        """Return the kind of rows that a value has in the original Program."""
         return self.program.values[value].rows
 
     def choose(self) -> dict[int, str]:
-        """For every value that may be computed on a selection of its rows, that selection."""
+        """Map each value that may be computed for a selection of its rows to that selection."""
         asked: dict[int, set[str]] = defaultdict(set)
         chosen: dict[int, str] = {}
         for value in (*self.program.outputs.values(), *self.program.marks.values()):
@@ -203,7 +203,7 @@ class _Sink:
         return chosen
 
     def get(self, value: int, selection: str) -> int:
-        """The new value that holds these rows of an old value, gathering them if need be."""
+        """Return the new value with these rows of an old value; emit a gather if needed."""
         known = self.renamed.get((value, selection))
         if known is not None:
             return known
@@ -220,7 +220,7 @@ class _Sink:
         self.renamed[(op.output, own)] = value
 
     def emit(self, op: Op, selection: str) -> None:
-        """The op again, computed for a selection of its rows."""
+        """Emit the op for a selection of its rows."""
         own = self.natural(op.output)
         if selection == own:
             inputs = tuple(self.get(value, self.natural(value)) for value in op.inputs)
@@ -240,7 +240,7 @@ class _Sink:
 
 
 def drop_dead(program: Program) -> Program:
-    """Leave out ops whose outputs nobody reads, weights that nobody uses, and number the values anew."""
+    """Remove unread ops and unused weights, and renumber the values."""
     alive = {*program.outputs.values(), *program.marks.values()}
     kept: list[Op] = []
     for op in reversed(program.ops):
@@ -262,7 +262,7 @@ def drop_dead(program: Program) -> Program:
 
 
 def with_outputs(program: Program, *, hidden_states: bool = False, attentions: bool = False) -> Program:
-    """A traced (not yet optimized) Program that also gives "hidden_states.<i>" and "attentions.<layer>"."""
+    """Add the outputs "hidden_states.<i>" and "attentions.<layer>" to a traced (not yet optimized) Program."""
     outputs, values, ops = dict(program.outputs), list(program.values), list[Op]()
     if hidden_states:
         outputs.update(program.marks)
@@ -276,7 +276,7 @@ def with_outputs(program: Program, *, hidden_states: bool = False, attentions: b
 
 
 def with_pooling(program: Program, pooling: Pooling | str, *, normalize: bool = False, eps: float = 1e-12) -> Program:
-    """A traced encoder that gives one vector per sequence, "embedding", in place of its other outputs.
+    """Replace the outputs of a traced encoder with one vector per sequence, "embedding" [n_sequences, width].
 
     pooling: "mean", "max", "mean_sqrt_len" over the tokens of "last_hidden_state", or its "first" (CLS) or "last" row.
     """

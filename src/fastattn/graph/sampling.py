@@ -1,4 +1,4 @@
-"""How the next tokens of a step are drawn. What the filters do is said in `fastattn.generation.numpy_sampler`."""
+"""How the next tokens of a step are drawn. `fastattn.generation.numpy_sampler` specifies the filters."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ SAMPLE_PARAMS = np.dtype(
 class Sampling:
     """How a token is drawn for each wanted row of a step.
 
-    params: SAMPLE_PARAMS [n_wanted]. history: int32, the ids that the repetition penalty looks at, those of row i being
-    history[history_offsets[i]:history_offsets[i + 1]] (int64 [n_wanted + 1]). suppressed: int32, ids whose logits count
-    as -inf in the rows where suppress (int64 [n_wanted]) is above 0; when a row draws again and again, for that many
-    draws. logprobs: whether the tokens' log-probabilities are wanted.
+    params: SAMPLE_PARAMS [n_wanted]. history: int32, the ids for the repetition penalty; row i has
+    history[history_offsets[i]:history_offsets[i + 1]]. history_offsets: int64 [n_wanted + 1]. suppressed: int32, ids
+    whose logits count as -inf for the next suppress[i] draws of row i. suppress: int64 [n_wanted]. logprobs: whether to
+    return the log-probabilities of the tokens.
     """
 
     params: NDArray[np.void]

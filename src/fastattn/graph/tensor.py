@@ -1,8 +1,8 @@
-"""Symbolic tensors: a model written as functions over them, called once, records a Program.
+"""Symbolic tensors. A model is a function over them; calling it once records a Program.
 
-Nothing is computed here. `Tokens` stands for the ragged step, `Weights` for the checkpoint by its own names, `Tensor`
-for a matrix with one row per token (or per wanted token, or per sequence). The functions of `fastattn.graph.kinds`
-append one Op each.
+Nothing is computed here. `Tokens` represents the ragged step, `Weights` the checkpoint with its own names, and `Tensor`
+a matrix with one row per token (or per wanted token, or per sequence). Each function of
+`fastattn.graph.kinds` appends one Op.
 """
 
 from __future__ import annotations
@@ -20,8 +20,11 @@ INDEX_NAMES: tuple[str, ...] = get_args(IndexName)
 
 
 class Names(Protocol):
-    """What a trace may ask of a checkpoint: which tensors there are, which only repeat another one, and which are
-    stored as [in, out]."""
+    """What a trace needs to know about the tensors of a checkpoint.
+
+    has: whether a tensor exists. repeats: whether it is a copy of another one.
+    transposed: whether it is stored as [in, out].
+    """
 
     def has(self, name: str) -> bool: ...
 
@@ -75,7 +78,7 @@ class Tracer:
         n_kv_head: int,
         head_dim: int,
     ) -> Program:
-        """What has been recorded, as a Program with these outputs."""
+        """Return the recorded ops as a Program with these outputs."""
         attentions = [op for op in self.ops if op.kind == "attention"]
         return Program(
             values=tuple(self.values),
@@ -93,7 +96,7 @@ class Tracer:
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """A value of the Program being recorded."""
+    """A value of the Program that is being recorded."""
 
     tracer: Tracer
     index: int
@@ -141,7 +144,7 @@ class Tokens:
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """The parameters below one name of the checkpoint: `w["h.0"]["ln_1"]` is everything under `h.0.ln_1.`."""
+    """The parameters below a prefix in the checkpoint: `w["h.0"]["ln_1"]` is everything under `h.0.ln_1.`."""
 
     tracer: Tracer
     names: Names
@@ -151,15 +154,15 @@ class Weights:
         return Weights(self.tracer, self.names, self.path(name))
 
     def path(self, name: str) -> str:
-        """The full checkpoint name of `name` below this prefix."""
+        """Return the full checkpoint name of `name` below this prefix."""
         return f"{self.prefix}.{name}" if self.prefix else name
 
     def has(self, name: str) -> bool:
-        """Whether the checkpoint holds this tensor."""
+        """Return whether the checkpoint has this tensor."""
         return self.names.has(self.path(name))
 
     def repeats(self, name: str) -> bool:
-        """Whether the checkpoint holds this tensor, but as a copy of another one; `has` says no then."""
+        """Return whether the checkpoint has this tensor as a copy of another one; `has` is then False."""
         return self.names.repeats(self.path(name))
 
     def vector(self, name: str, width: int) -> str:
@@ -176,6 +179,6 @@ class Weights:
 
 
 def hidden_state(x: Tensor) -> Tensor:
-    """x itself, marked as the next of the model's hidden states (`with_outputs`)."""
+    """Mark x as the model's next hidden state (see `with_outputs`) and return it."""
     x.tracer.marks[f"hidden_states.{len(x.tracer.marks)}"] = x.index
     return x

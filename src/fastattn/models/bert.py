@@ -1,4 +1,4 @@
-"""BERT (Devlin et al. 2018) in the names of its checkpoints; MiniLM and most sentence encoders are this too."""
+"""BERT (Devlin et al. 2018) in checkpoint names; also MiniLM and most sentence encoders."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fastattn.models.config import MAX_LAYERS, CommonConfig, ConfigReader, uncha
 from fastattn.models.names import Layout
 from fastattn.models.tasks import Task
 
-# What a checkpoint may hold besides: buffers, and the heads of other tasks.
+# Other tensors that a checkpoint may have: buffers, and the heads of other tasks.
 UNUSED = (r"embeddings\.(position_ids|token_type_ids)", r"(cls|classifier|lm_head|pooler|qa_outputs)\..*")
 LAYOUT = Layout(
     prefixes=("bert.",),
@@ -31,7 +31,7 @@ ARCHITECTURES = tuple(f"Bert{head}" for head in HEADS.split())
 @unchangeable
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BertConfig(CommonConfig):
-    """The options of a BERT or RoBERTa, in the names of its config.json."""
+    """The options of a BERT or RoBERTa, named as in config.json."""
 
     hidden_size: int
     num_hidden_layers: int
@@ -48,13 +48,13 @@ class BertConfig(CommonConfig):
 
 
 def read_config(raw: Mapping[str, object]) -> BertConfig:
-    """config.json -> BertConfig. Raises ConfigError."""
+    """Read config.json. Raises ConfigError."""
     c = ConfigReader(raw, "BERT")
     return read_bert_config(c, c.common("bert", c.size("vocab_size", 30522), pad=0))
 
 
 def read_bert_config(c: ConfigReader, common: Mapping[str, Any], position_offset: int = 0) -> BertConfig:
-    """The options that BERT and RoBERTa share."""
+    """Read the options that BERT and RoBERTa share."""
     hidden_size = c.size("hidden_size", 768)
     config = BertConfig(
         hidden_size=hidden_size,
@@ -76,7 +76,7 @@ def read_bert_config(c: ConfigReader, common: Mapping[str, Any], position_offset
 
 
 def encoder(cfg: BertConfig, w: Weights, t: Tokens) -> Tensor:
-    """Hidden states of all tokens, [n_tokens, hidden_size]."""
+    """Compute the hidden states of all tokens, [n_tokens, hidden_size]."""
     d, eps = cfg.hidden_size, cfg.layer_norm_eps
     e = w["embeddings"]
     h = embedding(e["word_embeddings"], t.ids, cfg.vocab_size, d)
@@ -95,12 +95,12 @@ def encoder(cfg: BertConfig, w: Weights, t: Tokens) -> Tensor:
 
 
 def pooler(cfg: BertConfig, w: Weights, h: Tensor) -> Tensor:
-    """tanh of a linear over the first token ([CLS]), [n_sequences, hidden_size]."""
+    """Compute tanh of a linear over the first token ([CLS]), [n_sequences, hidden_size]."""
     return activate(linear(gather_rows(h, "first"), w["pooler.dense"], cfg.hidden_size), "tanh")
 
 
 def build(cfg: BertConfig, w: Weights, task: Task) -> Program:
-    """The Program of a task: "last_hidden_state" and "pooler_output", or "logits" of every sequence."""
+    """Build the Program of a task: "last_hidden_state" and "pooler_output", or "logits" of every sequence."""
     h = encoder(cfg, w, Tokens())
     if task == "sequence-classification":
         outputs = {"logits": linear(pooler(cfg, w, h), w["classifier"], len(cfg.labels))}
@@ -112,7 +112,7 @@ def build(cfg: BertConfig, w: Weights, task: Task) -> Program:
 
 
 def encoder_program(cfg: BertConfig, w: Weights, outputs: Mapping[str, Tensor]) -> Program:
-    """What has been traced, with these outputs."""
+    """Return the traced Program with these outputs."""
     head_dim = cfg.hidden_size // cfg.num_attention_heads
     return w.tracer.program(
         outputs, max_positions=cfg.max_positions, n_kv_head=cfg.num_attention_heads, head_dim=head_dim

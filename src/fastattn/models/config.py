@@ -1,4 +1,4 @@
-"""Reading config.json: an option is understood, or must have the value that we compute, or is known not to matter."""
+"""Reads config.json. An option is used, or must have the supported value, or is known to change nothing."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MAX_SIZE = 2**31 - 1
 MAX_LAYERS = 1000
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
 
-# transformers' names. gelu_fast writes sqrt(2 / pi) with ten digits, which is the same function in float32.
+# transformers' names. gelu_fast has sqrt(2 / pi) to ten digits, which is the same function in float32.
 ACTIVATION_NAMES: Mapping[str, Activation] = {
     "gelu": "gelu_erf",
     "gelu_python": "gelu_erf",
@@ -33,7 +33,7 @@ ACTIVATION_NAMES: Mapping[str, Activation] = {
     "linear": "none",
 }
 
-# Options of any family that change nothing in what we compute: training, saving, generation, tokenizers, history.
+# Options of any family that do not affect the result: training, saving, generation, tokenizers, history.
 _HARMLESS_WORDS = """
     _name_or_path _attn_implementation _commit_hash architectures auto_map bos_token_id chunk_size_feed_forward
     classifier_dropout cls_token_id custom_pipelines dtype eos_token_id finetuning_task gradient_checkpointing
@@ -48,7 +48,7 @@ _HARMLESS_WORDS = """
     sentence_transformers
 """
 HARMLESS = frozenset(_HARMLESS_WORDS.split())
-# Options of any family of which we compute one value alone.
+# Options of any family for which only some values are supported.
 REQUIRED: Mapping[str, tuple[object, ...]] = {
     "is_decoder": (False, None),
     "is_encoder_decoder": (False, None),
@@ -69,12 +69,11 @@ _Config = TypeVar("_Config", bound=type)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CommonConfig:
-    """What the configs of all families have, in transformers' names.
+    """The options that all families share, in transformers' names.
 
-    eos_token_ids: all ids that end a text; generation_pad_token_id: the padding id of `generate`; labels: the names of
-    the classes in order; label2id: as the file says, else the inverse of labels; output_hidden_states,
-    output_attentions: the defaults of a call; position_offset: the row of the position table that holds position 0
-    (RoBERTa: the padding id + 1).
+    eos_token_ids: all ids that end a text. generation_pad_token_id: the padding id of `generate`. labels: the class
+    names in order. label2id: as in the file, else the inverse of labels. output_hidden_states, output_attentions: the
+    defaults of a call. position_offset: the row of the position table for position 0 (RoBERTa: the padding id + 1).
     """
 
     vocab_size: int
@@ -104,12 +103,12 @@ class CommonConfig:
 
     @property
     def id2label(self) -> Mapping[int, str]:
-        """The names of the classes by number."""
+        """The class names by number."""
         return LabelTable(enumerate(self.labels))
 
 
 def unchangeable(config: _Config) -> _Config:
-    """A class decorator: setting an attribute of a loaded model's config says what to do instead."""
+    """Decorate a config class so that setting an attribute raises InputError, which says what to do instead."""
 
     def refuse(self: object, name: str, value: object) -> None:
         raise InputError(
@@ -123,9 +122,9 @@ def unchangeable(config: _Config) -> _Config:
 
 
 class ConfigReader(Settings):
-    """Takes the options of a config.json one by one; `finish` names what is left and not known to be harmless.
+    """Reads the options of a config.json one by one. `finish` reports unused options that are not known to be harmless.
 
-    names: a family's own names of options by transformers' common ones; as there, the common name wins.
+    names: maps transformers' common option names to the family's own names. As there, the common name takes precedence.
     """
 
     def __init__(self, raw: Mapping[str, Any], family: str, names: Mapping[str, str] | None = None) -> None:
@@ -135,7 +134,7 @@ class ConfigReader(Settings):
         self._taken.update(names or ())
 
     def size(self, key: str, default: int | None = None, *, low: int = 1, high: int = MAX_SIZE) -> int:
-        """An integer from `low` to `high`. Without a default it must be there."""
+        """Read an integer from `low` to `high`. It is required if there is no default."""
         value = self.raw(key)
         if value is None and default is not None:
             value = default
@@ -144,21 +143,21 @@ class ConfigReader(Settings):
         return value
 
     def epsilon(self, key: str, default: float) -> float:
-        """A finite number above 0 and below 1."""
+        """Read a finite number above 0 and below 1."""
         value = self.raw(key) if key in self.values else default
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1:  # NaN is neither
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1:  # NaN fails too
             raise self.error(key, "a number above 0 and below 1")
         return float(value)
 
     def activation(self, key: str, default: str) -> Activation:
-        """An activation function by transformers' name."""
+        """Read an activation function by transformers' name."""
         value = self.raw(key) if key in self.values else default
         if not isinstance(value, str) or value not in ACTIVATION_NAMES:
             raise self.error(key, f"one of {', '.join(sorted(ACTIVATION_NAMES))}")
         return ACTIVATION_NAMES[value]
 
     def heads(self, width: int, width_key: str, heads_key: str, default: int) -> int:
-        """A number of heads that divides the width."""
+        """Read a number of heads that divides the width."""
         heads = self.size(heads_key, default)
         if width % heads:
             raise self.error(heads_key, f"a divisor of {width_key} = {width}")
@@ -173,8 +172,10 @@ class ConfigReader(Settings):
         eos: int | None = None,
         pad: int | None = None,
     ) -> dict[str, Any]:
-        """The fields of CommonConfig. bos, eos and pad: the ids of the family's config class in transformers, for a
-        file without them."""
+        """Read the fields of CommonConfig.
+
+        bos, eos, pad: the default ids, from the family's config class in transformers.
+        """
         labels = self.labels()
         architectures = self.raw("architectures")
         pad_id = self.token_id("pad_token_id", vocab_size, pad)
@@ -194,15 +195,14 @@ class ConfigReader(Settings):
         }
 
     def token_id(self, key: str, vocab_size: int, default: int | None = None) -> int | None:
-        """A token id, or None. As in transformers one that no token has (-1 is seen) does no harm: it is logged, and
-        None."""
+        """Read a token id, or None. As in transformers, ids outside the vocabulary (like -1) are logged and ignored."""
         if key not in self.values:
             return default if default is not None and default < vocab_size else None
         value = self.count(key, None, low=-MAX_SIZE)
         return None if value is None else next(iter(self._known(key, [value], vocab_size)), None)
 
     def eos(self, vocab_size: int, default: int | None = None) -> tuple[int, ...]:
-        """eos_token_id: None, one id or a list of ids; those that no token has are logged and left out."""
+        """Read eos_token_id: None, one id or a list of ids. Ids outside the vocabulary are logged and ignored."""
         value = self.raw("eos_token_id")
         if "eos_token_id" not in self.values:
             return () if default is None or default >= vocab_size else (default,)
@@ -212,7 +212,7 @@ class ConfigReader(Settings):
         return tuple(self._known("eos_token_id", ids, vocab_size))
 
     def _known(self, key: str, ids: list[int], vocab_size: int) -> list[int]:
-        """The ids that tokens have; the others are logged."""
+        """Return the ids in the vocabulary, and log the others."""
         others = [value for value in ids if not 0 <= value < vocab_size]
         if others:
             shown = quote(others[0] if len(others) == 1 else others)
@@ -220,11 +220,11 @@ class ConfigReader(Settings):
         return [value for value in ids if 0 <= value < vocab_size]
 
     def labels(self) -> Labels:
-        """The names of the classes, see `read_labels`."""
+        """Read the class names; see `read_labels`."""
         return read_labels(self)
 
     def problem_type(self) -> str | None:
-        """What the scores of a classifier mean, as transformers says it; a name that it does not know means nothing."""
+        """Read problem_type: what a classifier's scores mean. Values unknown to transformers are logged and ignored."""
         value = self.text("problem_type", None)
         if value is None or value in PROBLEM_TYPES:
             return value
@@ -233,14 +233,14 @@ class ConfigReader(Settings):
         return None
 
     def must_be(self, key: str, *allowed: object) -> None:
-        """Refuse an option, where it is there, that has another value than the ones that we compute."""
+        """Refuse an option that has a value other than the supported ones."""
         value = self.raw(key)
         if key in self.values and not any(type(value) is type(v) and value == v for v in allowed):
             values = " or ".join(repr(item) for item in allowed)
             raise ConfigError(f"{self.where}: {key} = {quote(value)} is unsupported; supported: {values}")
 
     def finish(self, harmless: str = "") -> None:
-        """Check the options that every family shares, and log the ones that nobody knows."""
+        """Check the options that every family shares, and log the unknown ones."""
         for key, allowed in REQUIRED.items():
             self.must_be(key, *allowed)
         for key in ("auto_map", "trust_remote_code"):

@@ -1,4 +1,4 @@
-"""DistilBERT (Sanh et al. 2019) in the names of its checkpoints."""
+"""DistilBERT (Sanh et al. 2019) in checkpoint names."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ LAYOUT = Layout(
 )
 HEADS = "Model ForSequenceClassification ForMaskedLM ForTokenClassification ForQuestionAnswering ForMultipleChoice"
 ARCHITECTURES = tuple(f"DistilBert{head}" for head in HEADS.split())
-LAYER_NORM_EPS = 1e-12  # fixed in this family
+LAYER_NORM_EPS = 1e-12  # constant in this family
 
 
-# transformers' common names of options.
+# transformers' common option names.
 NAMES = {"hidden_size": "dim", "num_attention_heads": "n_heads", "num_hidden_layers": "n_layers"}
 
 
 @unchangeable
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DistilBertConfig(CommonConfig):
-    """The options of a DistilBERT, in the names of its config.json."""
+    """The options of a DistilBERT, named as in config.json."""
 
     dim: int
     n_layers: int
@@ -60,12 +60,12 @@ class DistilBertConfig(CommonConfig):
 
     @property
     def type_vocab_size(self) -> int | None:
-        """None: there are no token types."""
+        """None, because there are no token types."""
         return None
 
 
 def read_config(raw: Mapping[str, object]) -> DistilBertConfig:
-    """config.json -> DistilBertConfig. Raises ConfigError."""
+    """Read config.json. Raises ConfigError."""
     c = ConfigReader(raw, "DistilBERT", NAMES)
     dim, vocab_size = c.size("dim", 768), c.size("vocab_size", 30522)
     config = DistilBertConfig(
@@ -82,7 +82,7 @@ def read_config(raw: Mapping[str, object]) -> DistilBertConfig:
 
 
 def transformer(cfg: DistilBertConfig, w: Weights, t: Tokens) -> Tensor:
-    """Hidden states of all tokens, [n_tokens, dim]."""
+    """Compute the hidden states of all tokens, [n_tokens, dim]."""
     d, e = cfg.dim, w["embeddings"]
     h = embedding(e["word_embeddings"], t.ids, cfg.vocab_size, d)
     h = h + embedding(e["position_embeddings"], t.positions, cfg.max_position_embeddings, d)
@@ -98,7 +98,7 @@ def transformer(cfg: DistilBertConfig, w: Weights, t: Tokens) -> Tensor:
 
 
 def build(cfg: DistilBertConfig, w: Weights, task: Task) -> Program:
-    """The Program of a task: "last_hidden_state", or "logits" of every sequence."""
+    """Build the Program of a task: "last_hidden_state", or "logits" of every sequence."""
     h = transformer(cfg, w, Tokens())
     if task == "sequence-classification":
         x = activate(linear(gather_rows(h, "first"), w["pre_classifier"], cfg.dim), "relu")

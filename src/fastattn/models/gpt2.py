@@ -1,4 +1,4 @@
-"""GPT-2 (Radford et al. 2019) in the names of its checkpoints; also distilgpt2, gpt2-medium, -large and -xl."""
+"""GPT-2 (Radford et al. 2019) in checkpoint names; also distilgpt2, gpt2-medium, -large and -xl."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ HEADS = "Model LMHeadModel DoubleHeadsModel ForSequenceClassification ForTokenCl
 ARCHITECTURES = tuple(f"GPT2{head}" for head in HEADS.split())
 
 
-# transformers' common names of options.
+# transformers' common option names.
 NAMES = {
     "hidden_size": "n_embd",
     "max_position_embeddings": "n_positions",
@@ -36,7 +36,7 @@ NAMES = {
 @unchangeable
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gpt2Config(CommonConfig):
-    """The options of a GPT-2, in the names of its config.json."""
+    """The options of a GPT-2, named as in config.json."""
 
     n_positions: int
     n_embd: int
@@ -70,12 +70,12 @@ class Gpt2Config(CommonConfig):
 
     @property
     def type_vocab_size(self) -> int:
-        """Token types are ids: their embeddings are those of the tokens."""
+        """The vocabulary size, because token types use the embeddings of tokens."""
         return self.vocab_size
 
 
 def read_config(raw: Mapping[str, object]) -> Gpt2Config:
-    """config.json -> Gpt2Config. Raises ConfigError."""
+    """Read config.json. Raises ConfigError."""
     c = ConfigReader(raw, "GPT-2", NAMES)
     vocab_size, n_embd = c.size("vocab_size", 50257), c.size("n_embd", 768)
     c.must_be("reorder_and_upcast_attn", False)
@@ -100,7 +100,7 @@ def read_config(raw: Mapping[str, object]) -> Gpt2Config:
 
 
 def transformer(cfg: Gpt2Config, w: Weights, t: Tokens, *, types: bool = False) -> Tensor:
-    """Hidden states of all tokens after the last norm, [n_tokens, n_embd].
+    """Compute the hidden states of all tokens after the last norm, [n_tokens, n_embd].
 
     types: add the embeddings of the token types, which are rows of the same table.
     """
@@ -121,15 +121,15 @@ def transformer(cfg: Gpt2Config, w: Weights, t: Tokens, *, types: bool = False) 
 
 
 def build(cfg: Gpt2Config, w: Weights, task: Task, *, types: bool = False) -> Program:
-    """The Program of a task: "logits" of the wanted rows, or "last_hidden_state".
+    """Build the Program of a task: "logits" of the wanted rows, or "last_hidden_state".
 
-    A classifier's logits are those of one wanted row per sequence: as in transformers the last token that is not
-    padding. types: with token types.
+    A classifier has one wanted row per sequence. As in transformers, this is the last token that is not padding.
+    types: whether to add token types.
     """
     head = w["lm_head"]
     if not head.has("weight") and (cfg.tie_word_embeddings or head.repeats("weight")):
         head = w["wte"]
-        head.matrix(cfg.vocab_size, cfg.n_embd)  # for every task, so that a dtype rounds it in one way
+        head.matrix(cfg.vocab_size, cfg.n_embd)  # for every task, so it is rounded the same way in all of them
     h = transformer(cfg, w, Tokens(), types=types)
     if task == "causal-lm":
         outputs = {"logits": linear(wanted_rows(h), head, cfg.vocab_size, bias=False)}

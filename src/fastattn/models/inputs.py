@@ -1,7 +1,7 @@
-"""Input validation: whatever people pass as token ids becomes a ragged step, or a typed error that names the place.
+"""Input validation: converts token ids to a ragged step, or raises a typed error that names the position.
 
-Masked positions leave here and come back as zeros on the way out, so a row of output depends on its own real tokens
-alone: left padding, right padding and holes give the same numbers.
+Masked positions are removed here and become zeros in the output. So an output row depends only on the real tokens of
+its sequence: left padding, right padding and holes give the same numbers.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Explain = Callable[[int], str]
 
 
 class InputConfig(Protocol):
-    """What the options of a model say about its input."""
+    """The options of a model that describe its input."""
 
     @property
     def vocab_size(self) -> int: ...
@@ -36,12 +36,13 @@ class InputConfig(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Checked input, unpadded.
+    """Validated, unpadded input.
 
-    layout: "single" [seq_len], "dense" [batch, seq_len] or "ragged" (lists); token_ids: int32, the real tokens of all
-    sequences, one after the other; counts: how many of each sequence; token_type_ids: like token_ids, or None; keep:
-    where a mask was given, which of the positions are real tokens; lengths: of the sequences with their padding; width:
-    seq_len of a dense batch; positions: like token_ids, None where they count the tokens of each sequence from 0.
+    layout: "single" [seq_len], "dense" [batch, seq_len] or "ragged" (lists). token_ids: int32 [n_tokens], the
+    concatenated real tokens of all sequences. counts: the number of real tokens per sequence. token_type_ids: like
+    token_ids, or None. keep: which positions are real tokens, None without a mask. lengths: of the sequences, with
+    padding. width: seq_len of a dense batch. positions: like token_ids, or None if they count the tokens of each
+    sequence from 0.
     """
 
     layout: Layout
@@ -55,7 +56,7 @@ class Batch:
 
     @property
     def n_tokens(self) -> int:
-        """Real tokens of all sequences."""
+        """The number of real tokens in all sequences."""
         return len(self.token_ids)
 
     @property
@@ -74,8 +75,10 @@ class Batch:
                 raise InputError(f"{name}: expected at least one token, got {self.lengths[i]}{masked}; {why}")
 
     def last_rows(self, padding_id: int | None) -> NDArray[np.int32]:
-        """Of each sequence that is not empty the row of its last token that is not padding, as in transformers' GPT-2
-        classifier; of a sequence of padding alone the first."""
+        """Return the row of the last non-padding token of each non-empty sequence.
+
+        This is the row that transformers' GPT-2 classifier uses. A sequence of only padding gives its first row.
+        """
         counts = np.array([count for count in self.counts if count], np.int64)
         ends = np.cumsum(counts)
         if padding_id is None or not len(ends):
@@ -85,14 +88,16 @@ class Batch:
         return rows
 
     def touches(self, token_id: int) -> bool:
-        """Whether a sequence begins or ends with a token."""
+        """Return whether a sequence begins or ends with a token."""
         ends = np.cumsum([count for count in self.counts if count])
         edges = np.concatenate([ends - 1, ends[:-1], [0]]).astype(np.intp)
         return bool(len(ends)) and bool((self.token_ids[edges] == token_id).any())
 
     def step(self, logits_to_keep: int = 0, *, wanted: NDArray[np.int32] | None = None) -> Step:
-        """One step over the sequences that are not empty, without caches. The rows `wanted` are, or the last
-        `logits_to_keep` of each sequence (0: all)."""
+        """Return one step over the non-empty sequences, without caches.
+
+        Its wanted rows are `wanted` if given, else the last `logits_to_keep` rows of each sequence (0: all).
+        """
         counts = [count for count in self.counts if count]
         ends = list(accumulate(counts, initial=0))
         rows = np.arange(ends[-1], dtype=np.int32)
@@ -115,7 +120,7 @@ class Batch:
         )
 
     def restore_tokens(self, rows: Array) -> Array | list[Array]:
-        """[n_tokens, width] -> the layout of the input, zeros at masked positions."""
+        """Convert [n_tokens, width] to the layout of the input, with zeros at masked positions."""
         restored, start = [], 0
         for i, count in enumerate(self.counts):
             part = rows[start : start + count]
@@ -128,7 +133,7 @@ class Batch:
         return self._arrange(restored, (self.width, rows.shape[1]), rows.dtype)
 
     def restore_wanted(self, rows: Array, logits_to_keep: int) -> Array | list[Array]:
-        """The rows of `step(logits_to_keep)` in the layout of the input; a dense batch has them right-aligned."""
+        """Convert the rows of `step(logits_to_keep)` to the layout of the input, right-aligned in a dense batch."""
         if not logits_to_keep:
             return self.restore_tokens(rows)
         dense = self.layout == "dense"
@@ -144,7 +149,7 @@ class Batch:
         return self._arrange(restored, (tall, rows.shape[1]), rows.dtype)
 
     def restore_sequences(self, rows: Array) -> Array:
-        """[n_sequences, width]: zeros for a sequence without tokens."""
+        """Return [n_sequences, width], with zeros for a sequence without tokens."""
         if len(rows) == len(self.counts):
             return rows
         restored = np.zeros((len(self.counts), rows.shape[1]), rows.dtype)
@@ -152,7 +157,7 @@ class Batch:
         return restored
 
     def restore_maps(self, maps: Sequence[Array], n_head: int, dtype: np.dtype[Any]) -> Array | list[Array]:
-        """Attention maps [n_head, q_len, kv_len] in the layout of the input, zeros at masked positions."""
+        """Convert attention maps [n_head, q_len, kv_len] to the layout of the input, with zeros at masked positions."""
         restored, given = [], iter(maps)
         for i, count in enumerate(self.counts):
             part = next(given) if count else np.zeros((n_head, 0, 0), dtype)
@@ -181,7 +186,7 @@ def read_model_batch(
     *,
     explain: Explain | None = None,
 ) -> Batch:
-    """`read_batch` for a model, with the positions that it gives its tokens."""
+    """Call `read_batch` with the options of a model."""
     return read_batch(
         input_ids,
         attention_mask,
@@ -212,11 +217,11 @@ def read_batch(
 
     input_ids: integers [seq_len] or [batch, seq_len] as an array or anything with __array__ or __dlpack__, a flat list,
     or a list of sequences of any lengths. attention_mask (1: token, 0: padding; also booleans and floats),
-    token_type_ids and position_ids: of the same shape; position_ids also [1, seq_len]. type_vocab_size None: the model
-    has no token types, and ignores them. position_offset: the row of position 0 in a table of position_offset +
-    max_positions rows, which position_ids count; of RoBERTa, where it is the padding id + 1, tokens with the padding id
-    have row position_offset - 1 and are not counted. explain: what an id that the model does not have may be. name: of
-    input_ids, for messages. Raises DTypeError, InputError, ContextLengthError.
+    token_type_ids and position_ids: of the same shape; position_ids also [1, seq_len]. type_vocab_size: None if the
+    model has no token types; it then ignores them. position_offset: the row of position 0 in a position table of
+    position_offset + max_positions rows; position_ids are rows of that table. For RoBERTa it is the padding id + 1;
+    tokens with the padding id use row position_offset - 1 and do not advance the position. explain: returns a hint for
+    an unknown id. name: the name of input_ids in messages. Raises DTypeError, InputError, ContextLengthError.
     """
     layout, rows, width = read_sequences(input_ids, name)
     if attention_mask is None:
@@ -269,14 +274,14 @@ def _check_context(name: str, rows: Sequence[Array], layout: Layout, max_positio
 
 
 def _kept(rows: Sequence[Array], keep: Sequence[Array] | None) -> list[Array]:
-    """What stands beside the real tokens."""
+    """Return the values at real tokens."""
     return list(rows) if keep is None else [row[kept] for row, kept in zip(rows, keep, strict=True)]
 
 
 def _positions(
     token_ids: NDArray[np.int32], counts: Sequence[int], given: NDArray[np.int32] | None, offset: int
 ) -> NDArray[np.int32] | None:
-    """Positions by which the rows offset + position of the table are read; None counts the tokens of each sequence."""
+    """Return positions for table rows offset + position; None if they count the tokens of each sequence from 0."""
     if given is not None:
         return np.subtract(given, offset, dtype=np.int32)
     if not offset or not (token_ids == offset - 1).any():
@@ -289,7 +294,7 @@ def _positions(
 
 
 def _join(rows: Sequence[Array]) -> NDArray[np.int32]:
-    """All of them as int32, which their values are known to fit, one after the other."""
+    """Concatenate the rows as int32; their values are known to fit."""
     if len(rows) == 1:
         return rows[0].astype(np.int32)
     return np.concatenate([np.zeros(0, np.int32), *rows], dtype=np.int32, casting="unsafe")

@@ -1,4 +1,4 @@
-"""The classes of a classifier: num_labels, id2label and label2id of config.json, resolved as transformers does."""
+"""Reads the classes of a classifier from num_labels, id2label and label2id of config.json, as transformers does."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ _Value = TypeVar("_Value")
 
 @dataclass(frozen=True, slots=True)
 class Labels:
-    """names: of the classes in order; ids: class numbers by name, as the file says, else the inverse of names."""
+    """names: the class names in order. ids: class numbers by name, as in the file, else the inverse of names."""
 
     names: tuple[str, ...]
     ids: Mapping[str, int]
 
 
 def read_labels(settings: Settings) -> Labels:
-    """As in transformers: id2label names the classes, else num_labels counts them (2 where neither is there). Where the
-    two differ, num_labels wins and the names are LABEL_<i>; that is logged, and so are classes without a name.
+    """Read the classes as transformers does: from id2label, else from num_labels (2 if both are missing).
 
-    Raises ConfigError.
+    If the two differ, num_labels takes precedence and the names are LABEL_<i>. This is logged, as are classes without a
+    name. Raises ConfigError.
     """
     count = settings.count("num_labels", None, high=MAX_LABELS)
     listed = settings.raw("id2label")
@@ -66,7 +66,7 @@ def _numbered(count: int) -> Labels:
 
 
 def _read_names(settings: Settings) -> dict[int, str | None]:
-    """id2label with its keys as numbers; names that are null count, too."""
+    """Read id2label with integer keys. Null names count as classes."""
     listed = settings.raw("id2label")
     if not isinstance(listed, dict) or len(listed) > MAX_LABELS:
         raise settings.error("id2label", f"an object of at most {MAX_LABELS} names by class number")
@@ -81,7 +81,7 @@ def _read_names(settings: Settings) -> dict[int, str | None]:
 
 
 def _read_ids(settings: Settings) -> dict[str, int] | None:
-    """label2id, None where it is missing; numbers may be written as strings."""
+    """Read label2id; None if it is missing. Numbers may be strings."""
     listed = settings.table("label2id")
     ids: dict[str, int] = {}
     for name, value in listed.items():
@@ -94,7 +94,7 @@ def _read_ids(settings: Settings) -> dict[str, int] | None:
 
 
 class LabelTable(dict[_Key, _Value]):
-    """The names or numbers of the classes of a loaded model: a dict that refuses changes. Raises InputError."""
+    """The class names or numbers of a loaded model: a read-only dict. Changing it raises InputError."""
 
     def _refuse(self, *_: object, **__: object) -> NoReturn:
         raise InputError(

@@ -1,4 +1,4 @@
-"""The oddities of checkpoints, all in one place: prefixes, the old gamma and beta, Conv1D's transposed matrices."""
+"""Handles checkpoint oddities in one place: prefixes, the old names gamma and beta, Conv1D's transposed matrices."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from fastattn.models.tasks import TASKS
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """How a family's checkpoints differ from the names and orientations that the model text uses.
+    """How a family's checkpoints differ from the names and orientations in the model code.
 
-    prefixes: may stand before every name. transposed: names that end so are stored as [in_features, out_features].
-    anchor: a tensor that every checkpoint has, which shows what else stands before the names. tied: the token
-    embeddings, and the name that a file may have them under instead. unused: patterns of names without use here.
+    prefixes: optional prefixes of every name. transposed: suffixes of names stored as [in_features, out_features].
+    anchor: a tensor that every checkpoint has, which reveals any other prefix. tied: the name of the token embeddings,
+    and an alternative name for them. unused: patterns of names that are not used here.
     """
 
     prefixes: tuple[str, ...] = ()
@@ -32,28 +32,27 @@ class Layout:
 
 @dataclass(frozen=True, slots=True)
 class ModelNames:
-    """The tensors of a checkpoint by the names that the model text uses. Masks and position ids are simply not asked
-    for."""
+    """The tensors of a checkpoint by their names in the model code, which never reads masks and position ids."""
 
     layout: Layout
     found: Mapping[str, tuple[TensorInfo, ...]]
-    hidden: frozenset[str] = frozenset()  # duplicates of another tensor, as if they were not there
-    outer: str = ""  # what stands before all names besides the family's prefix
+    hidden: frozenset[str] = frozenset()  # duplicates of another tensor, treated as missing
+    outer: str = ""  # the prefix of all names before the family's prefix
 
     def has(self, name: str) -> bool:
-        """Whether the checkpoint holds a tensor for this name."""
+        """Return whether the checkpoint has a tensor with this name."""
         return name in self.found and name not in self.hidden
 
     def repeats(self, name: str) -> bool:
-        """Whether its tensor for this name only repeats another one: `has` says no then."""
+        """Return whether the tensor with this name is a copy of another one; `has` is then False."""
         return name in self.hidden
 
     def transposed(self, name: str) -> bool:
-        """Whether it holds it as [in_features, out_features]."""
+        """Return whether this tensor is stored as [in_features, out_features]."""
         return name.endswith(self.layout.transposed) if self.layout.transposed else False
 
     def get(self, name: str) -> TensorInfo:
-        """The one tensor for this name. Raises ConfigError where there is none, or more than one."""
+        """Return the tensor with this name. Raises ConfigError if there is none, or more than one."""
         candidates = self.found.get(name, ())
         if not candidates:
             prefixes = " or ".join(repr(prefix) for prefix in ("", *self.layout.prefixes))
@@ -66,7 +65,7 @@ class ModelNames:
         return candidates[0]
 
     def unexpected(self, used: Mapping[str, TensorInfo]) -> list[str]:
-        """The tensors of the checkpoint that a model does not use, apart from those known to have no use."""
+        """Return the names of the tensors that a model does not use, except those known to be unused."""
         known = {info.name for info in used.values()}
         patterns = [re.compile(pattern) for pattern in self.layout.unused]
         return [
@@ -80,9 +79,9 @@ class ModelNames:
 
 
 def resolve_names(tensors: Mapping[str, TensorInfo], layout: Layout, *, tied: bool = True) -> ModelNames:
-    """Sort the tensors of a checkpoint by the names that the model text uses.
+    """Map the tensors of a checkpoint to the names in the model code.
 
-    tied: the token embeddings may have the name of the output matrix, as config.json says.
+    tied: whether the token embeddings may have the name of the output matrix, according to config.json.
     """
     found: dict[str, tuple[TensorInfo, ...]] = {}
     outer = _outer_prefix(tensors, layout)
@@ -107,8 +106,10 @@ def resolve_names(tensors: Mapping[str, TensorInfo], layout: Layout, *, tied: bo
 
 
 def _outer_prefix(tensors: Mapping[str, TensorInfo], layout: Layout) -> str:
-    """What stands before all names of the model besides the family's own prefix, as "module." of a model that was saved
-    from inside another; "" where nothing does, or more than one thing."""
+    """Return the prefix of all names before the family's own prefix; "" if there is none, or more than one.
+
+    A model that was saved from inside another one has such a prefix, for example "module.".
+    """
     if not layout.anchor:
         return ""
     prefixes = {name[: -len(layout.anchor)] for name in tensors if name.endswith(layout.anchor)}
@@ -121,9 +122,9 @@ def _outer_prefix(tensors: Mapping[str, TensorInfo], layout: Layout) -> str:
 
 
 def check_tensors(program: Program, names: ModelNames) -> dict[str, TensorInfo]:
-    """Every weight part of a Program with its tensor, after its shape and dtype have been checked.
+    """Check the shape and dtype of every weight part of a Program; return the tensors by part.
 
-    Nothing has been allocated yet. Raises ConfigError, ModelFormatError for a dtype that is no weight's.
+    Allocates no weights. Raises ConfigError, ModelFormatError for a dtype that is not one for weights.
     """
     tensors: dict[str, TensorInfo] = {}
     for weight in program.weights.values():
@@ -142,7 +143,7 @@ def check_tensors(program: Program, names: ModelNames) -> dict[str, TensorInfo]:
 
 
 def _why_of_shape(name: str, expected: tuple[int, ...], found: tuple[int, ...]) -> str:
-    """What to do about a classifier with another number of classes than config.json names."""
+    """Return advice if the classifier's number of classes differs from config.json, else ""."""
     if (
         not name.startswith(TASKS["sequence-classification"].heads)
         or len(expected) != len(found)

@@ -1,7 +1,7 @@
-"""What a model returns.
+"""The outputs of a model.
 
-The layout follows the input: a 1-D input gives arrays without a batch axis, a 2-D one stacked arrays with zeros at
-masked positions, a list of sequences gives lists with one array per sequence. Arrays are float32 (device "numpy":
+The layout follows the input. A 1-D input gives arrays without a batch axis. A 2-D input gives stacked arrays with zeros
+at masked positions. A list of sequences gives lists with one array per sequence. Arrays are float32 (device "numpy":
 float64).
 """
 
@@ -20,7 +20,7 @@ Array = NDArray[Any]
 PerToken = Array | list[Array]
 FinishReason: TypeAlias = Literal["eos", "stop_string", "length"]
 
-# What transformers' outputs have and ours have not, and what to use instead.
+# Fields of transformers' outputs that ours do not have, and what to use instead.
 _ABSENT = {
     "loss": "no loss is computed: compute it from the logits",
     "past_key_values": "no cache is returned: `generate` and `stream` use one",
@@ -32,7 +32,7 @@ _ABSENT = {
 class ModelOutput(Mapping[str, Any]):
     """Access as in transformers: `out.logits`, `out["logits"]`, `out[0]`, `out[:2]`, `out.to_tuple()`.
 
-    Fields that are None are left out. As in a dict, iterating gives the names.
+    Fields that are None are omitted. As in a dict, iteration gives the names.
     """
 
     __slots__ = ()
@@ -54,18 +54,18 @@ class ModelOutput(Mapping[str, Any]):
     def __len__(self) -> int:
         return len(self._names())
 
-    if not TYPE_CHECKING:  # a type checker would take every name for known
+    if not TYPE_CHECKING:  # with it, a type checker would accept every name
 
         def __getattr__(self, name: str) -> Any:
             known = [field.name for field in fields(type(self))]
             why = f"; {_ABSENT[name]}" if name in _ABSENT else closest(name, known)
             raise AttributeError(f"{type(self).__name__} has no {quote(name)}{why}")
 
-    __eq__ = object.__eq__  # arrays have no single truth value
+    __eq__ = object.__eq__  # comparing arrays gives no single truth value
     __hash__ = object.__hash__
 
     def to_tuple(self) -> tuple[Any, ...]:
-        """The fields that are not None, in order."""
+        """Return the fields that are not None, in order."""
         return tuple(getattr(self, name) for name in self._names())
 
     def _names(self) -> list[str]:
@@ -75,8 +75,11 @@ class ModelOutput(Mapping[str, Any]):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CausalLMOutput(ModelOutput):
-    """logits [batch, seq_len, vocab_size]; hidden_states: n_layer + 1 of [batch, seq_len, n_embd], the embeddings
-    first, the last one after the last norm; attentions: n_layer of [batch, n_head, seq_len, seq_len]."""
+    """The outputs of a language model.
+
+    logits [batch, seq_len, vocab_size]. hidden_states: n_layer + 1 of [batch, seq_len, n_embd]; the first are the
+    embeddings, the last is after the last norm. attentions: n_layer of [batch, n_head, seq_len, seq_len].
+    """
 
     logits: PerToken
     hidden_states: tuple[PerToken, ...] | None = None
@@ -85,8 +88,11 @@ class CausalLMOutput(ModelOutput):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class EncoderOutput(ModelOutput):
-    """last_hidden_state [batch, seq_len, hidden_size]; pooler_output [batch, hidden_size] where the checkpoint has a
-    pooler; hidden_states and attentions as in CausalLMOutput."""
+    """The outputs of an encoder.
+
+    last_hidden_state [batch, seq_len, hidden_size]. pooler_output [batch, hidden_size] if the checkpoint has a pooler.
+    hidden_states, attentions: as in CausalLMOutput.
+    """
 
     last_hidden_state: PerToken
     pooler_output: Array | None = None
@@ -96,8 +102,10 @@ class EncoderOutput(ModelOutput):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SequenceClassifierOutput(ModelOutput):
-    """logits [batch, num_labels], or [num_labels] for a 1-D input; hidden_states and attentions as in
-    CausalLMOutput."""
+    """The outputs of a classifier.
+
+    logits [batch, num_labels], or [num_labels] for a 1-D input. hidden_states, attentions: as in CausalLMOutput.
+    """
 
     logits: Array
     hidden_states: tuple[PerToken, ...] | None = None
@@ -106,11 +114,11 @@ class SequenceClassifierOutput(ModelOutput):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class GenerateOutput(ModelOutput):
-    """What `generate(..., return_dict_in_generate=True)` returns, one item for each request.
+    """The result of `generate(..., return_dict_in_generate=True)`, with one item per request.
 
-    sequences: prompt and new tokens, int32; finish_reasons: "eos", "stop_string" or "length"; logprobs: of the new
-    tokens under the unprocessed logits, float32; seeds: what repeats each request alone; texts: the new text, exactly
-    up to the stop string (None where no stop strings were given).
+    sequences: prompt and new tokens, int32. finish_reasons: "eos", "stop_string" or "length". logprobs: of the new
+    tokens under the unprocessed logits, float32. seeds: each repeats its request on its own. texts: the new text,
+    exactly up to the stop string (None if no stop strings were given).
     """
 
     sequences: list[NDArray[np.int32]]
@@ -121,7 +129,7 @@ class GenerateOutput(ModelOutput):
 
 
 def finish_output(output: ModelOutput, return_dict: bool | None) -> Any:
-    """The output, or with return_dict=False its tuple. Raises DTypeError."""
+    """Return the output, or its tuple if return_dict is False. Raises DTypeError."""
     if return_dict is None or check_flag("return_dict", return_dict):
         return output
     return output.to_tuple()

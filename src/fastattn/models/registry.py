@@ -1,4 +1,4 @@
-"""config.json and tensors -> a traced model. A new architecture is one file of this folder and one line of FAMILIES."""
+"""Builds a traced model from config.json and tensors. A new architecture is one file here and one entry in FAMILIES."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _log = logging.getLogger("fastattn")
 
 
 class ModelConfig(Protocol):
-    """What the configs of all families have in common; `CommonConfig` describes it."""
+    """The attributes that the configs of all families share; see `CommonConfig`."""
 
     @property
     def model_type(self) -> str: ...
@@ -73,9 +73,9 @@ class ModelConfig(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """One file of this folder.
+    """A model family, in one file of this folder.
 
-    build_with_types: `build` for a call with token types, of a family that has them in such calls alone.
+    build_with_types: `build` for calls with token types, if the family uses them only in such calls.
     """
 
     architectures: tuple[str, ...]
@@ -104,10 +104,10 @@ FAMILIES: Mapping[str, Family] = {
 class BuiltModel:
     """A model before its weights are read.
 
-    traced: the Program as the model text says it, for `with_outputs` and `with_pooling`; program: the same optimized;
-    tensors: the tensor of every weight part; config: the family's dataclass; trace_with_types: gives `traced` for calls
-    with token types, where those have a Program of their own; unexpected: the checkpoint's tensors without use;
-    outer_prefix: what its names begin with besides the family's prefix.
+    config: the family's dataclass. traced: the Program as in the model code, for `with_outputs` and `with_pooling`.
+    program: the optimized Program. tensors: the tensor of every weight part. trace_with_types: returns `traced` for
+    calls with token types, None if they have no Program of their own. unexpected: the unused tensors of the checkpoint.
+    outer_prefix: the prefix of its names before the family's prefix.
     """
 
     config: ModelConfig
@@ -121,9 +121,9 @@ class BuiltModel:
 
 
 def find_family(config: Mapping[str, object]) -> Family:
-    """The family of a config.json: as in transformers by `model_type`, where it is missing by `architectures`.
+    """Find the family of a config.json, as in transformers: by `model_type`, or by `architectures` if it is missing.
 
-    Raises ConfigError. Nothing is logged; `build` does that.
+    Logs nothing. Raises ConfigError.
     """
     return FAMILIES[_model_type(config)]
 
@@ -188,7 +188,7 @@ def _wrong_task(model_type: str, task: Task, family: Family) -> str:
 
 
 def _other_head(config: ModelConfig, task: Task) -> str:
-    """Why a classifier may not fit: the checkpoint has another kind of head."""
+    """Return why a classifier may not fit: the checkpoint has another kind of head."""
     ending = TASKS[task].architecture
     if not ending or any(name.endswith(ending) for name in config.architectures):
         return ""
@@ -210,7 +210,7 @@ def _check_classifier(names: ModelNames, config: ModelConfig) -> None:
 
 
 def warn_of_unused(config: Mapping[str, object], built: BuiltModel, where: object) -> None:
-    """Log what a checkpoint has and the model does not use: classes of its own, layers beyond those of config.json."""
+    """Log what the model ignores: unknown architectures, a prefix of tensor names, unused tensors."""
     listed = config.get("architectures")
     known = FAMILIES[_model_type(config)].architectures
     others = [name for name in listed if name not in known] if isinstance(listed, list) else []

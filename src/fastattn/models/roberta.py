@@ -1,4 +1,4 @@
-"""RoBERTa (Liu et al. 2019): BERT with positions that start after the padding id, and a head of its own."""
+"""RoBERTa (Liu et al. 2019): BERT with positions that start after the padding id, and a different head."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ARCHITECTURES = tuple(f"{family}{head}" for family in ("Roberta", "XLMRoberta") 
 
 
 def read_config(raw: Mapping[str, object]) -> BertConfig:
-    """config.json -> BertConfig. Raises ConfigError."""
+    """Read config.json. Raises ConfigError."""
     c = ConfigReader(raw, "RoBERTa")
     model_type = "xlm-roberta" if raw.get("model_type") == "xlm-roberta" else "roberta"
     vocab_size = c.size("vocab_size", 50265 if model_type == "roberta" else 30522)
@@ -31,7 +31,7 @@ def read_config(raw: Mapping[str, object]) -> BertConfig:
 
 
 def build(cfg: BertConfig, w: Weights, task: Task) -> Program:
-    """The Program of a task: "last_hidden_state" and "pooler_output", or "logits" of every sequence."""
+    """Build the Program of a task: "last_hidden_state" and "pooler_output", or "logits" of every sequence."""
     h = encoder(cfg, w, Tokens())
     if task == "sequence-classification":
         head = w["classifier"]

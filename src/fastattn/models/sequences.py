@@ -1,7 +1,7 @@
-"""What people pass as token ids, masks and token types -> one integer array per sequence.
+"""Converts token ids, masks and token types to one integer array per sequence.
 
-Lengths are checked before anything that takes time or memory in proportion to them: an array may be broadcast from one
-number, and then have more items than memory.
+Lengths are checked before any work in proportion to them, because an array that is broadcast from one number may be
+larger than memory.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from fastattn.errors import DTypeError, InputError
 
 Layout = Literal["single", "dense", "ragged"]
 Array = NDArray[Any]
-MAX_TOKENS = 2**26  # of one call, padding included; their activations would take hundreds of gigabytes
+MAX_TOKENS = 2**26  # per call, including padding; the activations would take hundreds of gigabytes
 MAX_SEQUENCES = 2**20
 
 
 def place(name: str, layout: Layout, row: int, column: int | None = None) -> str:
-    """input_ids[3], input_ids[1, 3] or, in a list of sequences, input_ids[1][3]."""
+    """Format a position: input_ids[3], input_ids[1, 3] or, in a list of sequences, input_ids[1][3]."""
     if column is None:
         return name if layout == "single" else f"{name}[{row}]"
     if layout == "single":
@@ -40,9 +40,11 @@ def check_range(
     places: Sequence[Array] | None = None,
     explain: Callable[[int], str] | None = None,
 ) -> None:
-    """Every value from 0 to limit - 1. `places` gives the columns that the values had before the mask, `explain` more
-    about a value that is not."""
-    if rows and all(row.dtype == np.int64 for row in rows):  # in one go; a negative one is high without its sign
+    """Check that every value is from 0 to limit - 1. Raises InputError.
+
+    places: the columns of the values before the mask was applied. explain: returns a hint for a wrong value.
+    """
+    if rows and all(row.dtype == np.int64 for row in rows):  # one check for all; a negative value is large as uint64
         values = rows[0] if len(rows) == 1 else np.concatenate(rows)
         if np.maximum.reduce(values.view(np.uint64), initial=0) < limit:
             return
@@ -56,7 +58,7 @@ def check_range(
 
 
 def read_beside(value: object, name: str, rows: Sequence[Array], layout: Layout) -> list[Array] | None:
-    """A mask, token types or positions: one number for every token id. One row of positions is for all sequences."""
+    """Read a mask, token types or positions: one number per token id. One row of positions applies to all sequences."""
     if value is None:
         return None
     found_layout, found, _ = read_sequences(value, name, mask=name == "attention_mask")
@@ -80,9 +82,9 @@ def _shape(layout: Layout, rows: Sequence[Array]) -> str:
 
 
 def read_sequences(value: object, name: str, *, mask: bool = False) -> tuple[Layout, list[Array], int]:
-    """Layout, one int64 or uint64 array per sequence, and the width of a dense batch.
+    """Return the layout, one integer array per sequence, and the width of a dense batch.
 
-    mask: booleans and floats that are 0 or 1 are integers, too. Raises DTypeError, InputError.
+    mask: whether booleans, and floats that are 0 or 1, count as integers. Raises DTypeError, InputError.
     """
     if isinstance(value, list | tuple):
         kinds = set(map(type, value))
@@ -105,7 +107,7 @@ def read_sequences(value: object, name: str, *, mask: bool = False) -> tuple[Lay
 
 
 def _check_total(name: str, n_sequences: int, n_tokens: int) -> None:
-    """Bound what a call may bring, padding included."""
+    """Limit the size of a call, including padding."""
     if n_sequences > MAX_SEQUENCES:
         raise InputError(f"{name}: expected at most {MAX_SEQUENCES} sequences in one call, got {n_sequences}")
     if n_tokens > MAX_TOKENS:
@@ -121,7 +123,7 @@ def _is_sequence(item: object) -> bool:
 
 
 def _integers(value: object, name: str, mask: bool, dims: tuple[int, ...] = (1,)) -> Array:
-    """An integer array as it is; lists are converted after a look at every item."""
+    """Return an integer array unchanged; convert a list after checking every item."""
     if isinstance(value, list | tuple):
         _check_total(name, 1, len(value))
         _check_items(value, name, mask)
@@ -145,7 +147,7 @@ def _integers(value: object, name: str, mask: bool, dims: tuple[int, ...] = (1,)
 def _as_array(value: object, name: str) -> Array:
     if isinstance(value, dict) or (hasattr(value, "keys") and hasattr(value, "__getitem__")):
         hint = "call model(**encoding) instead of model(encoding)"
-        if hasattr(value, "__array__"):  # of pandas
+        if hasattr(value, "__array__"):  # pandas
             hint = f"give {name}=table.to_numpy()"
         raise DTypeError(f"{name}: expected token ids (integers), got {type(value).__name__}; {hint}")
     if isinstance(value, str | bytes | set | frozenset) or value is None:
@@ -166,7 +168,7 @@ def _as_array(value: object, name: str) -> Array:
 
 
 def _from_torch(tensor: Any, name: str) -> Array:
-    """A tensor in main memory, of a dtype that numpy has."""
+    """Convert a tensor in main memory with a dtype that numpy supports."""
     try:
         return np.asarray(tensor)
     except (TypeError, RuntimeError) as error:  # another device, bfloat16, a gradient
@@ -178,7 +180,7 @@ def _from_torch(tensor: Any, name: str) -> Array:
 
 
 def _check_items(items: Sequence[object], name: str, mask: bool) -> None:
-    """Integers that fit in 64 bits."""
+    """Check that all items are integers that fit in 64 bits."""
     if set(map(type, items)) <= {int}:
         integers = cast("Sequence[int]", items)
         if not integers or (min(integers) >= -(2**63) and max(integers) < 2**63):
@@ -203,6 +205,6 @@ def _check_items(items: Sequence[object], name: str, mask: bool) -> None:
 
 
 def _kind(item: object) -> str:
-    """The type of an item, and of an array its dtype."""
+    """Return the type of an item, and the dtype of an array."""
     kind, dtype = type(item).__name__, getattr(item, "dtype", None)
     return kind if dtype is None or isinstance(item, np.generic) else f"{kind} of {dtype}"

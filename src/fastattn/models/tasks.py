@@ -1,4 +1,4 @@
-"""The table of tasks: what a checkpoint can be loaded for."""
+"""The table of tasks for which a checkpoint can be loaded."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ Task: TypeAlias = Literal["causal-lm", "sequence-classification", "encoder"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskEntry:
-    """One task.
+    """A task.
 
-    auto_class: the class that loads it, in fastattn and in transformers. pipeline: the main pipeline over it.
-    output: the Program's output that is the result. heads: the names of the head's tensors begin with one of these.
-    architecture: names in `architectures` of config.json end so.
+    auto_class: the class that loads it, in fastattn and in transformers. pipeline: its main pipeline. output: the
+    Program's output that is the result. heads: prefixes of the tensor names of the head. architecture: the suffix of
+    names in `architectures` of config.json.
     """
 
     auto_class: str
@@ -25,7 +25,7 @@ class TaskEntry:
     architecture: str = ""
 
 
-# A model with a head comes before the same model without one.
+# Models with a head come before the same model without one.
 TASKS: Mapping[Task, TaskEntry] = {
     "causal-lm": TaskEntry(auto_class="AutoModelForCausalLM", pipeline="text-generation", output="logits"),
     "sequence-classification": TaskEntry(

@@ -1,1 +1,1 @@
-"""Where time goes, and the least time the machine allows."""
+"""Measures where the time goes, and the least time that the machine allows."""

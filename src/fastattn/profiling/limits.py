@@ -1,4 +1,4 @@
-"""The machine's limits: how fast it multiplies and reads at this moment, and the least time that a step can take."""
+"""Measures the machine's limits: its current rates of arithmetic and reading, and the least time of a step."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from fastattn.graph.cost import Cost, Formats, StepShape
 from fastattn.graph.ir import Program
 from fastattn.graph.step_cost import op_cost, op_format
 
-# Names in `_core.measure_limits`, which end in _gflops or _gops (billions a second), _flops or _ops.
+# Names in `_core.measure_limits`, which end in _gflops or _gops (billions per second), _flops or _ops.
 _DTYPES: Mapping[str, str] = {"fma": "float32", "f32": "float32", "bf16": "bfloat16", "int8": "int8"}
 _BILLIONS: Mapping[str, float] = {"gflops": 1.0, "gops": 1.0, "flops": 1e-9, "ops": 1e-9}
 # The format whose rate limits products with weights of a format.
 PRODUCTS: Mapping[str, str] = {name: found.product for name, found in FORMATS.items() if found.product is not None}
-_SMALL_READ_BYTES = 1 << 20  # where the read rate is not asked for
+_SMALL_READ_BYTES = 1 << 20  # if the read rate is not needed
 
 
 class Loaded(Protocol):
-    """Weights in memory, and the threads that read them: `fastattn.executors.cpu.CpuExecutor`."""
+    """Weights in memory and the threads that read them, such as `fastattn.executors.cpu.CpuExecutor`."""
 
     @property
     def threads(self) -> int: ...
@@ -33,9 +33,9 @@ class Loaded(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Rates of `threads` threads at one moment.
+    """The rates of `threads` threads at the time of measurement.
 
-    rates: billions of operations a second by dtype, a multiply-add counted as two; read_gbps: GB/s of reading memory.
+    rates: billions of operations per second by dtype; a multiply-add counts as two. read_gbps: GB/s of memory reads.
     """
 
     threads: int
@@ -45,19 +45,19 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class LeastTime:
-    """The seconds that a step needs at least for its operations and for its bytes; the longer of the two binds."""
+    """The least seconds that a step needs for its operations and for its bytes; the larger is the limit."""
 
     compute_seconds: float
     memory_seconds: float
 
     @property
     def seconds(self) -> float:
-        """The limit."""
+        """The limit in seconds."""
         return max(self.compute_seconds, self.memory_seconds)
 
     @property
     def binds(self) -> str:
-        """ "compute" or "memory"."""
+        """The limiting resource: "compute" or "memory"."""
         return "compute" if self.compute_seconds >= self.memory_seconds else "memory"
 
     def __add__(self, other: LeastTime) -> LeastTime:
@@ -68,7 +68,7 @@ class LeastTime:
 
 
 def measure(threads: int, *, seconds: float = 0.2, read_bytes: int = 1 << 29) -> Limits:
-    """Measure now, for about `seconds`; the threads share `read_bytes`. Raises InputError for less than one thread."""
+    """Measure for about `seconds`; the threads share `read_bytes`. Raises InputError for fewer than one thread."""
     rates: dict[str, float] = {}
     read_gbps = 0.0
     for name, value in _core.measure_limits(threads, seconds, read_bytes).items():
@@ -81,19 +81,19 @@ def measure(threads: int, *, seconds: float = 0.2, read_bytes: int = 1 << 29) ->
 
 
 def measure_over(executor: Loaded, *, seconds: float = 0.1) -> Limits:
-    """The same with the read rate of the very weights of a model, wherever they lie: in memory or in a cache."""
+    """Measure with the read rate of a model's own weights, whether they are in memory or in a cache."""
     measured = measure(executor.threads, seconds=seconds, read_bytes=_SMALL_READ_BYTES)
     reading = statistics.median(executor.seconds_to_read() for _ in range(5))
     return Limits(measured.threads, measured.rates, executor.weight_bytes / reading / 1e9)
 
 
 def least_time(cost: Cost, kept: str, limits: Limits) -> LeastTime:
-    """Of an op whose products are in a format (`fastattn.graph.cost.op_format`)."""
+    """Return the least time of an op whose products have a format (`fastattn.graph.cost.op_format`)."""
     rate = limits.rates[PRODUCTS[kept]]
     return LeastTime(cost.operations / rate / 1e9, cost.bytes / limits.read_gbps / 1e9)
 
 
 def step_least_time(program: Program, shape: StepShape, formats: Formats, limits: Limits) -> LeastTime:
-    """Of a whole step."""
+    """Return the least time of a whole step."""
     times = (least_time(op_cost(program, op, shape, formats), op_format(op, formats), limits) for op in program.ops)
     return sum(times, LeastTime(0.0, 0.0))

@@ -1,4 +1,4 @@
-"""Where the time of a step goes: `model.profile(input_ids)`."""
+"""Measures where the time of a step goes, for `model.profile(input_ids)`."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ _BETWEEN = "(between ops)"
 
 @dataclass(frozen=True, slots=True)
 class OpProfile:
-    """One op of the model, all layers together, in one step.
+    """One op of the model in one step, over all layers.
 
-    seconds: spent in it; share: of the step; operations: two a multiply-add; bytes: of weights and KV cache;
-    limit_seconds: the least time at the measured rates (0 where only caches need to be read or written), and `binds`,
-    "compute" or "memory", says which.
+    seconds: time spent in it. share: fraction of the step. operations: a multiply-add counts as two. bytes: of weights
+    and KV cache. limit_seconds: the least time at the measured rates (0 if the op only needs the caches). binds: the
+    limiting resource, "compute" or "memory".
     """
 
     op: str
@@ -46,7 +46,7 @@ class OpProfile:
 
     @property
     def rate(self) -> str:
-        """What it reached of that which binds it: GFLOP/s of operations or GB/s of weights and cache."""
+        """The rate for the limiting resource: GFLOP/s of operations, or GB/s of weights and cache."""
         if not self.limit_seconds or not self.seconds:
             return ""
         if self.binds == "compute":
@@ -55,7 +55,7 @@ class OpProfile:
 
     @property
     def percent(self) -> float | None:
-        """Of the limit; None where there is none."""
+        """The percentage of the limit reached; None if there is no limit."""
         return 100 * self.limit_seconds / self.seconds if self.limit_seconds and self.seconds else None
 
 
@@ -63,8 +63,8 @@ class OpProfile:
 class Profile:
     """A step of a model, op by op; `print` shows it as a table.
 
-    seconds: the median step, from Python; ops: the slowest first, and what is spent between them; limits: of the
-    machine, before and after; limit_seconds, binds: as in OpProfile, for the whole step.
+    seconds: the median step, timed from Python. ops: slowest first, then the time between ops. limits: the mean of the
+    machine's limits before and after. limit_seconds, binds: as in OpProfile, for the whole step.
     """
 
     what: str
@@ -77,11 +77,11 @@ class Profile:
 
     @property
     def percent(self) -> float:
-        """The step's, of its limit."""
+        """The percentage of its limit that the step reached."""
         return 100 * self.limit_seconds / self.seconds
 
     def shares(self) -> dict[str, float]:
-        """Share of the step by kind of op, the largest first."""
+        """Return the share of the step by kind of op, largest first."""
         found: dict[str, float] = {}
         for op in self.ops:
             kind = "between" if op.op == _BETWEEN else op.op.split()[0]
@@ -89,7 +89,7 @@ class Profile:
         return dict(sorted(found.items(), key=lambda item: -item[1]))
 
     def as_dict(self) -> dict[str, Any]:
-        """Everything, for JSON."""
+        """Return everything as a dict for JSON."""
         return {**asdict(replace(self, ops=())), "ops": [asdict(op) for op in self.ops]}
 
     def __repr__(self) -> str:
@@ -116,7 +116,7 @@ class Profile:
 
 
 def profile_step(executor: Executor, batch: Batch, *, decode: bool, seconds: float) -> Profile:
-    """Run a step for at least `seconds`, and at least five times; see `Model.profile`."""
+    """Run a step repeatedly for at least `seconds`, and at least five times; see `Model.profile`."""
     if not isinstance(executor, CpuExecutor):
         raise InputError(f'profile: expected a model on device "cpu", got one of {type(executor).__name__}')
     if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 < seconds < math.inf:
@@ -128,7 +128,7 @@ def profile_step(executor: Executor, batch: Batch, *, decode: bool, seconds: flo
         raise InputError("input_ids: expected at least one token")
     lengths = tuple(len(row) for row in batch.ids if len(row))
     shape = StepShape((1,) * len(lengths), lengths, 1) if decode else StepShape(lengths, None, 1)
-    # A Program of its own over the same weights: calls of other threads are not counted, and do not run slower.
+    # A separate executor over the same weights: calls from other threads are not counted, and do not run slower.
     own = executor.with_program(program)
     try:
         before = measure_over(executor)
@@ -142,7 +142,7 @@ def profile_step(executor: Executor, batch: Batch, *, decode: bool, seconds: flo
 
 
 def _median_run(executor: CpuExecutor, step: Step, decode: bool, seconds: float) -> tuple[float, list[float]]:
-    """Seconds of the median run and of its ops."""
+    """Return the seconds of the median run and of its ops."""
     prompts = np.diff(step.cu_seqlens).tolist()
     caches: tuple[Cache, ...] = ()
     if decode:
@@ -160,12 +160,12 @@ def _median_run(executor: CpuExecutor, step: Step, decode: bool, seconds: float)
     finally:
         for cache in caches:
             cache.close()
-    runs = sorted(runs[1:])  # the first one had memory to find
+    runs = sorted(runs[1:])  # the first run allocates memory
     return runs[len(runs) // 2]
 
 
 def _fill(executor: CpuExecutor, prompt: Step, lengths: Sequence[int]) -> tuple[Step, tuple[Cache, ...]]:
-    """Reads the prompts into caches; the step after them, of one token each, and those caches."""
+    """Run the prompts into caches; return the next step, of one token per sequence, and the caches."""
     n = len(lengths)
     caches = tuple(executor.new_cache() for _ in range(n))
     try:
@@ -192,7 +192,7 @@ def _mean(a: Limits, b: Limits) -> Limits:
 def _build(
     executor: CpuExecutor, shape: StepShape, limits: Limits, what: str, wall: float, op_seconds: Sequence[float]
 ) -> Profile:
-    """Ops of the same name in all layers become one row."""
+    """Build a profile in which ops of the same name in all layers are one row."""
     program, formats = executor.program, executor.formats
     spent: dict[str, list[float]] = defaultdict(list)
     costs: dict[str, Cost] = defaultdict(Cost)
@@ -220,7 +220,7 @@ def _row(name: str, seconds: Sequence[float], wall: float, cost: Cost, least: Le
 
 
 def op_name(program: Program, op: Op) -> str:
-    """The kind, the name of the weight without its layer, and its [out_features, in_features]."""
+    """Return the kind, the name of the weight without its layer, and its [out_features, in_features]."""
     if not op.weights:
         return op.kind
     first, *others = (part.removesuffix(".weight") for part in op.weights[0].split("+"))

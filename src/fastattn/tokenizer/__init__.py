@@ -1,4 +1,4 @@
-"""Text to token ids and back."""
+"""Converts text to token ids and back."""
 
 from fastattn.tokenizer.batch_encoding import BatchEncoding
 from fastattn.tokenizer.files import has_tokenizer, load_tokenizer

@@ -1,7 +1,7 @@
-"""Puts a tokenizer together: the pipeline of its class, its special and added tokens, and the settings around it.
+"""Assembles a tokenizer: the pipeline of its class, its special and added tokens, and its settings.
 
-The order of the steps is that of transformers 5 (`TokenizersBackend.__init__`), because the ids of tokens that are
-added depend on it.
+The steps have the same order as in transformers 5 (`TokenizersBackend.__init__`), because the ids of added tokens
+depend on it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _MAX_NAMES = 5
 
 @dataclass(frozen=True, slots=True)
 class JsonSettings:
-    """What tokenizer.json says besides its pipeline: default sides and pad token, and its post-processor."""
+    """The content of tokenizer.json besides its pipeline: default sides, pad token and post-processor."""
 
     post_processor: Any = None
     padding: Any = None
@@ -37,7 +37,7 @@ class JsonSettings:
 
     @classmethod
     def of(cls, raw: RawTokenizer) -> JsonSettings:
-        """Those of a tokenizer that was made of a tokenizer.json."""
+        """Return the settings of a tokenizer loaded from tokenizer.json."""
         return cls(raw.post_processor, raw.padding, raw.truncation)
 
 
@@ -51,7 +51,7 @@ def assemble(
     parts: Parts | None = None,
     from_json: bool,
 ) -> tuple[RawTokenizer, TokenizerOptions]:
-    """The tokenizer of the library, from `raw` itself or from `parts`, and the settings around it."""
+    """Return the library's tokenizer, built from `raw` or from `parts`, and its settings."""
     if raw is None:
         assert parts is not None
         raw = raw_of_parts(parts)
@@ -84,7 +84,7 @@ def assemble(
 
 
 def _made(draft: Draft, make: Callable[[RawTokenizer], Any], raw: RawTokenizer) -> Any:
-    """A post-processor. Raises ConfigError, which names the file, where a token of it has no id."""
+    """Make a post-processor. Raises ConfigError, which names the file, if one of its tokens has no id."""
     try:
         return make(raw)
     except MissingTokenError as error:
@@ -92,7 +92,7 @@ def _made(draft: Draft, make: Callable[[RawTokenizer], Any], raw: RawTokenizer) 
 
 
 def raw_of_parts(parts: Parts) -> RawTokenizer:
-    """The library's tokenizer without added tokens and post-processor."""
+    """Return the library's tokenizer without added tokens or post-processor."""
     raw = call_library(RawTokenizer, parts.model)
     if parts.normalizer is not None:
         raw.normalizer = parts.normalizer
@@ -102,7 +102,7 @@ def raw_of_parts(parts: Parts) -> RawTokenizer:
 
 
 def _bos_and_eos(settings: Settings, *, from_json: bool) -> tuple[bool, bool, bool]:
-    """add_bos_token, add_eos_token, and whether one is given: those of files count only without tokenizer.json."""
+    """Read add_bos_token and add_eos_token, and whether one is given. With tokenizer.json, only overrides count."""
     names = ("add_bos_token", "add_eos_token")
     given = [name for name in names if name in (settings.overrides if from_json else settings.values)]
     add_bos, add_eos = (settings.flag(name, False) and name in given for name in names)
@@ -110,13 +110,13 @@ def _bos_and_eos(settings: Settings, *, from_json: bool) -> tuple[bool, bool, bo
 
 
 def _in_order(tokens: Tokens, draft: Draft) -> list[Token]:
-    """The special tokens in the order in which transformers adds them."""
+    """Return the special tokens in transformers' order."""
     by_role = [token for role in ROLES if (token := tokens.get(role)) is not None]
     return [*by_role, *draft.named.values()]
 
 
 def _add(raw: RawTokenizer, draft: Draft, named: Sequence[Token], extra: Sequence[Token]) -> None:
-    """Add the tokens of the files in the order of their ids, then special tokens that are not there yet."""
+    """Add the tokens of the files in the order of their ids, then the missing special tokens."""
     listed = [token for _, token in sorted(draft.added.items())]
     known = {token.content for token in raw.get_added_tokens_decoder().values()} | {str(token) for token in listed}
     waiting: list[Token] = list(listed)
@@ -174,7 +174,7 @@ def _mark_all(raw: RawTokenizer, named: Sequence[Token], extra: Sequence[Token])
 
 
 def _plain_post(tokens: Tokens, *, add_bos: bool, add_eos: bool) -> Any:
-    """The post-processor of a class without one: texts with types 0 and 1, `bos` and `eos` where they are wanted."""
+    """Return the default post-processor: texts have types 0 and 1, with `bos` and `eos` if requested."""
     bos = str(tokens["bos"]) if add_bos and tokens.get("bos") is not None else None
     eos = str(tokens["eos"]) if add_eos and tokens.get("eos") is not None else None
 
@@ -225,7 +225,7 @@ def _side(name: str) -> Side:
 
 
 def _max_length(settings: Settings) -> int | None:
-    """`model_max_length`, or its old name; transformers writes 1e30 for no limit."""
+    """Read `model_max_length`, or its old name. transformers writes 1e30 for no limit."""
     key = "model_max_length" if "model_max_length" in settings else "max_len"
     settings.ignore("model_max_length", "max_len")
     value = settings.raw(key)

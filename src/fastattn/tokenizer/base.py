@@ -1,4 +1,4 @@
-"""The vocabulary, special tokens and settings of a tokenizer: everything but encoding and decoding."""
+"""The vocabulary, special tokens and settings of a tokenizer: everything except encoding and decoding."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ _ELSEWHERE = {
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """What a tokenizer is at one moment. It is replaced as a whole, so that other threads see one or the other."""
+    """The state of a tokenizer. It is replaced as a whole, so other threads see either the old or the new one."""
 
     encoder: Encoder
     options: TokenizerOptions
-    tokens: Mapping[str, str] = field(init=False)  # by role; those that the vocabulary has
+    tokens: Mapping[str, str] = field(init=False)  # by role; only tokens in the vocabulary
     ids: Mapping[str, int] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -57,7 +57,7 @@ class State:
 
 
 _FROM_FILES = "; it belongs to the tokenizer's files: give it to AutoTokenizer.from_pretrained"
-# What to do in place of setting an attribute that transformers' tokenizers have.
+# What to do instead of setting an attribute of transformers' tokenizers.
 _INSTEAD = {
     "additional_special_tokens": "; set extra_special_tokens",
     "add_prefix_space": _FROM_FILES,
@@ -79,7 +79,7 @@ class TokenizerBase:
     cls_token, cls_token_id = RoleToken("cls"), RoleId("cls")
     mask_token, mask_token_id = RoleToken("mask"), RoleId("mask")
 
-    if not TYPE_CHECKING:  # type checkers know the attributes there are
+    if not TYPE_CHECKING:  # type checkers see the real attributes
 
         def __setattr__(self, name: str, value: Any) -> None:
             if name != "_state":
@@ -103,19 +103,19 @@ class TokenizerBase:
 
     @property
     def raw(self) -> RawTokenizer:
-        """The tokenizer of the `tokenizers` library. Do not change it: `add_tokens` and the like replace it."""
+        """The tokenizer of the `tokenizers` library. Do not change it; methods such as `add_tokens` replace it."""
         return self._state.encoder.raw
 
     backend_tokenizer = raw
 
     @property
     def options(self) -> TokenizerOptions:
-        """The settings around the library's tokenizer."""
+        """The settings that are not in the library's tokenizer."""
         return self._state.options
 
     @property
     def model_max_length(self) -> int:
-        """Tokens of a text at most, where truncation is asked for without max_length; int(1e30) is no limit."""
+        """The maximum length of a text in tokens, if truncation is on without max_length; int(1e30) means no limit."""
         limit = self._state.options.model_max_length
         return NO_LIMIT if limit is None else limit
 
@@ -128,7 +128,7 @@ class TokenizerBase:
 
     @property
     def padding_side(self) -> Side:
-        """The side of the pads: "left" or "right"."""
+        """The side that is padded: "left" or "right"."""
         return self._state.options.padding_side
 
     @padding_side.setter
@@ -146,7 +146,7 @@ class TokenizerBase:
 
     @property
     def model_input_names(self) -> list[str]:
-        """The columns that the model takes."""
+        """The columns that the model accepts."""
         return list(self._state.options.model_input_names)
 
     @model_input_names.setter
@@ -157,7 +157,7 @@ class TokenizerBase:
 
     @property
     def clean_up_tokenization_spaces(self) -> bool:
-        """Whether decoding removes spaces before punctuation unless told otherwise."""
+        """Whether decoding removes spaces before punctuation by default."""
         return self._state.options.clean_up_tokenization_spaces
 
     @clean_up_tokenization_spaces.setter
@@ -175,7 +175,7 @@ class TokenizerBase:
 
     @property
     def add_bos_token(self) -> bool:
-        """Whether texts begin with bos_token; setting it replaces the special tokens of texts, as in transformers."""
+        """Whether texts begin with bos_token. As in transformers, setting it replaces the special tokens of texts."""
         return self._state.options.add_bos_token
 
     @add_bos_token.setter
@@ -184,7 +184,7 @@ class TokenizerBase:
 
     @property
     def add_eos_token(self) -> bool:
-        """Whether texts end with eos_token; setting it replaces the special tokens of texts, as in transformers."""
+        """Whether texts end with eos_token. As in transformers, setting it replaces the special tokens of texts."""
         return self._state.options.add_eos_token
 
     @add_eos_token.setter
@@ -207,14 +207,14 @@ class TokenizerBase:
 
     @property
     def is_fast(self) -> bool:
-        """True: the tokenizer is one of the `tokenizers` library."""
+        """True, because the tokenizer uses the `tokenizers` library."""
         return True
 
     # -- vocabulary ---------------------------------------------------------------------------------------------
 
     @property
     def vocab_size(self) -> int:
-        """Number of tokens without the added ones, as in transformers; `len(tokenizer)` counts all."""
+        """The number of tokens without added ones, as in transformers; `len(tokenizer)` counts all."""
         return int(self.raw.get_vocab_size(with_added_tokens=False))
 
     def __len__(self) -> int:
@@ -229,26 +229,26 @@ class TokenizerBase:
         return self._state.encoder.id_limit
 
     def get_vocab(self) -> dict[str, int]:
-        """Token to id, the added tokens included."""
+        """Return the map from token to id, with the added tokens."""
         return dict(self.raw.get_vocab(with_added_tokens=True))
 
     @property
     def vocab(self) -> dict[str, int]:
-        """Token to id, the added tokens included."""
+        """The map from token to id, with the added tokens."""
         return self.get_vocab()
 
     @property
     def added_tokens_decoder(self) -> dict[int, AddedToken]:
-        """Id to added token."""
+        """The map from id to added token."""
         return dict(self._state.encoder.added_tokens)
 
     @property
     def added_tokens_encoder(self) -> dict[str, int]:
-        """Added token to id."""
+        """The map from added token to id."""
         return {token.content: i for i, token in self._state.encoder.added_tokens.items()}
 
     def get_added_vocab(self) -> dict[str, int]:
-        """Added token to id."""
+        """Return the map from added token to id."""
         return self.added_tokens_encoder
 
     @overload
@@ -258,9 +258,10 @@ class TokenizerBase:
         self, ids: Sequence[int] | NDArray[np.integer[Any]], skip_special_tokens: bool = False
     ) -> list[str | None]: ...
     def convert_ids_to_tokens(self, ids: Any, skip_special_tokens: bool = False) -> Any:
-        """The token of an id, or the tokens of several; None for an id without a token, as in transformers.
+        """Convert an id to a token, or several ids to tokens. As in transformers, an id without a token gives None.
 
-        Byte-level tokens have their letters for bytes. Raises DTypeError, InputError for a negative id."""
+        Byte-level tokens have their letters for bytes. Raises DTypeError, InputError for a negative id.
+        """
         skip = check_flag("skip_special_tokens", skip_special_tokens)
         rows, batched = read_sequences("ids", ids)
         if batched:
@@ -275,9 +276,9 @@ class TokenizerBase:
     @overload
     def convert_tokens_to_ids(self, tokens: list[str] | tuple[str, ...]) -> list[int]: ...
     def convert_tokens_to_ids(self, tokens: Any) -> Any:
-        """The id of a token, or the ids of several. A token outside the vocabulary has the id of unk_token.
+        """Convert a token to an id, or several tokens to ids.
 
-        As in transformers, without an unk_token it has None.
+        As in transformers, a token outside the vocabulary gives the id of unk_token, or None without an unk_token.
         """
         state = self._state
         unknown = state.ids.get("unk")
@@ -293,7 +294,7 @@ class TokenizerBase:
 
     @property
     def special_tokens_map(self) -> dict[str, str]:
-        """Special tokens by role: "pad_token" and so on."""
+        """The special tokens by role: "pad_token" and so on."""
         state = self._state
         found = {f"{role}_token": state.tokens[role] for role in ROLES if role in state.tokens}
         named = state.options.named_special_tokens
@@ -301,7 +302,7 @@ class TokenizerBase:
 
     @property
     def extra_special_tokens(self) -> list[str]:
-        """Special tokens without a role."""
+        """The special tokens without a role."""
         return list(self._state.options.extra_special_tokens)
 
     @extra_special_tokens.setter
@@ -318,7 +319,7 @@ class TokenizerBase:
 
     @property
     def all_special_tokens(self) -> list[str]:
-        """Every special token once: those with a role, then the others."""
+        """All special tokens, each once: first those with a role, then the others."""
         return list(dict.fromkeys([*self.special_tokens_map.values(), *self.extra_special_tokens]))
 
     @property
@@ -328,13 +329,13 @@ class TokenizerBase:
 
     @property
     def skipped_ids(self) -> frozenset[int]:
-        """The ids that decoding with skip_special_tokens=True omits: those of added tokens that are special."""
+        """The ids that decoding with skip_special_tokens=True omits: the special added tokens."""
         return self._state.encoder.special_ids
 
     def get_special_tokens_mask(
         self, token_ids_0: Any, token_ids_1: Any = None, already_has_special_tokens: bool = False
     ) -> list[int]:
-        """1 for each id of `all_special_ids`, 0 for the others. Needs already_has_special_tokens=True."""
+        """Return 1 for each id in `all_special_ids`, 0 for the others. Requires already_has_special_tokens=True."""
         if not check_flag("already_has_special_tokens", already_has_special_tokens) or token_ids_1 is not None:
             raise InputError(
                 "get_special_tokens_mask: expected one sequence with already_has_special_tokens=True; "
@@ -346,10 +347,10 @@ class TokenizerBase:
     def add_special_tokens(
         self, special_tokens_dict: Mapping[str, Any], replace_extra_special_tokens: bool = True
     ) -> int:
-        """Give roles to tokens, such as {"pad_token": "[PAD]"}, and add those that the vocabulary does not have.
+        """Assign roles to tokens, as in {"pad_token": "[PAD]"}, and add tokens that are not in the vocabulary.
 
         "extra_special_tokens" is a list of tokens without a role. Returns the number of new tokens. A model has no
-        embedding for new ids: it refuses them when they come up.
+        embeddings for new ids and refuses them in its input.
         """
         replaces = check_flag("replace_extra_special_tokens", replace_extra_special_tokens)
         given = read_special_tokens(special_tokens_dict)
@@ -371,7 +372,7 @@ class TokenizerBase:
     def add_tokens(self, new_tokens: Any, special_tokens: bool = False) -> int:
         """Add tokens (str or AddedToken, or a list of them) at the end of the vocabulary.
 
-        Returns the number of new tokens. A model has no embedding for new ids: it refuses them when they come up.
+        Returns the number of new tokens. A model has no embeddings for new ids and refuses them in its input.
         """
         special = check_flag("special_tokens", special_tokens)
         listed = list(new_tokens) if isinstance(new_tokens, (list, tuple)) else [new_tokens]

@@ -1,4 +1,4 @@
-"""What a call of the tokenizer returns."""
+"""The result of a tokenizer call."""
 
 from __future__ import annotations
 
@@ -17,25 +17,24 @@ _Item = TypeVar("_Item")
 
 
 class TokenSpan(NamedTuple):
-    """The tokens from `start` to before `end`."""
+    """The tokens in [start, end)."""
 
     start: int
     end: int
 
 
 class CharSpan(NamedTuple):
-    """The characters from `start` to before `end`."""
+    """The characters in [start, end)."""
 
     start: int
     end: int
 
 
 class BatchEncoding(dict[str, Any]):
-    """Columns by name, as a dict and as attributes (`encoding.input_ids`), and where tokens lie in the texts.
+    """Columns by name, as a dict and as attributes (`encoding.input_ids`), and the positions of tokens in the texts.
 
     As in transformers, `encoding[0]` is the library's Encoding of the first row (without padding), and a slice gives
-    the rows of each column. Methods with an index of a row take the token, word or character alone where the batch
-    has one row.
+    the rows of each column. If the batch has one row, you can omit the row index in methods that have one.
     """
 
     def __init__(
@@ -47,7 +46,7 @@ class BatchEncoding(dict[str, Any]):
         *,
         aligned: bool = True,
     ) -> None:
-        """pads: (left, right), the number of pads around each encoding. aligned: the places of tokens are known."""
+        """pads: (left, right), the number of pads around each encoding. aligned: whether token positions are known."""
         super().__init__(columns)
         self.__dict__["_encodings"] = None if encodings is None else list(encodings)
         self.__dict__["_pads"] = list(pads) if pads is not None else [(0, 0)] * len(encodings or ())
@@ -82,49 +81,49 @@ class BatchEncoding(dict[str, Any]):
 
     @property
     def encodings(self) -> list[RawEncoding] | None:
-        """The library's Encoding of each row, without padding; None after `pad` and where `is_fast` is False."""
+        """The library's Encoding of each row, without padding; None after `pad`, and if `is_fast` is False."""
         found: list[RawEncoding] | None = self._encodings if self._aligned else None
         return found
 
     @property
     def is_fast(self) -> bool:
-        """Whether the methods that relate tokens to the text work."""
+        """Whether the methods that map tokens to the text are available."""
         return self._encodings is not None and self._aligned
 
     @property
     def n_sequences(self) -> int | None:
-        """1 for texts, 2 for pairs, None where it is not known."""
+        """1 for texts, 2 for pairs, None if unknown."""
         return int(self._encodings[0].n_sequences) if self._encodings else None
 
     def tokens(self, batch_index: int = 0) -> list[str]:
-        """The tokens of a row."""
+        """Return the tokens of a row."""
         encoding, left, right = self._encoding(batch_index, aligned=False)
         pad = self._pad_token or ""
         return _padded(encoding.tokens, left, right, pad)
 
     def word_ids(self, batch_index: int = 0) -> list[int | None]:
-        """The word that each token of a row belongs to, None for special tokens."""
+        """Return the index of the word of each token of a row, None for special tokens."""
         encoding, left, right = self._encoding(batch_index)
         return _padded(encoding.word_ids, left, right, None)
 
     def sequence_ids(self, batch_index: int = 0) -> list[int | None]:
-        """0 for tokens of the first text, 1 for those of the second, None for special tokens."""
+        """Return 0 for tokens of the first text, 1 for those of the second, None for special tokens."""
         encoding, left, right = self._encoding(batch_index, aligned=False)
         return _padded(encoding.sequence_ids, left, right, None)
 
     def token_to_sequence(self, batch_or_token_index: int, token_index: int | None = None) -> int | None:
-        """0 for a token of the first text, 1 for one of the second, None for a special token."""
+        """Return 0 for a token of the first text, 1 for one of the second, None for a special token."""
         encoding, token, _ = self._token(batch_or_token_index, token_index)
         return None if token is None else encoding.token_to_sequence(token)
 
     def token_to_word(self, batch_or_token_index: int, token_index: int | None = None) -> int | None:
-        """The word that a token belongs to, None for a special token."""
+        """Return the index of the word of a token, None for a special token."""
         encoding, token, _ = self._token(batch_or_token_index, token_index)
         found = None if token is None else encoding.token_to_word(token)
         return found[1] if isinstance(found, tuple) else found
 
     def token_to_chars(self, batch_or_token_index: int, token_index: int | None = None) -> CharSpan | None:
-        """The characters of a token, None for a special token."""
+        """Return the characters of a token, None for a special token."""
         encoding, token, _ = self._token(batch_or_token_index, token_index)
         found: Any = None if token is None else encoding.token_to_chars(token)
         return None if found is None else CharSpan(*found)
@@ -132,7 +131,7 @@ class BatchEncoding(dict[str, Any]):
     def word_to_tokens(
         self, batch_or_word_index: int, word_index: int | None = None, sequence_index: int = 0
     ) -> TokenSpan | None:
-        """The tokens of a word, None where it has none."""
+        """Return the tokens of a word, None if it has none."""
         encoding, left, word = self._position("word_index", batch_or_word_index, word_index)
         found = encoding.word_to_tokens(word, _sequence(sequence_index))
         return None if found is None else TokenSpan(found[0] + left, found[1] + left)
@@ -140,7 +139,7 @@ class BatchEncoding(dict[str, Any]):
     def word_to_chars(
         self, batch_or_word_index: int, word_index: int | None = None, sequence_index: int = 0
     ) -> CharSpan | None:
-        """The characters of a word, None where there is no such word."""
+        """Return the characters of a word, None if there is no such word."""
         encoding, _, word = self._position("word_index", batch_or_word_index, word_index)
         found = encoding.word_to_chars(word, _sequence(sequence_index))
         return None if found is None else CharSpan(*found)
@@ -148,7 +147,7 @@ class BatchEncoding(dict[str, Any]):
     def char_to_token(
         self, batch_or_char_index: int, char_index: int | None = None, sequence_index: int = 0
     ) -> int | None:
-        """The token that covers a character; None where there is none, as for a space."""
+        """Return the token that covers a character; None if there is none, as for a space."""
         encoding, left, char = self._position("char_index", batch_or_char_index, char_index)
         found = encoding.char_to_token(char, _sequence(sequence_index))
         return None if found is None else found + left
@@ -156,12 +155,12 @@ class BatchEncoding(dict[str, Any]):
     def char_to_word(
         self, batch_or_char_index: int, char_index: int | None = None, sequence_index: int = 0
     ) -> int | None:
-        """The word of a character."""
+        """Return the index of the word of a character."""
         encoding, _, char = self._position("char_index", batch_or_char_index, char_index)
         return encoding.char_to_word(char, _sequence(sequence_index))
 
     def convert_to_tensors(self, tensor_type: str | None = None, prepend_batch_axis: bool = False) -> BatchEncoding:
-        """Turn the columns into int64 arrays in place ("np"; None changes nothing). Raises InputError."""
+        """Convert the columns to int64 arrays in place ("np"; None changes nothing). Raises InputError."""
         from fastattn.tokenizer.call import read_tensors
 
         if read_tensors(tensor_type):
@@ -174,11 +173,11 @@ class BatchEncoding(dict[str, Any]):
         return self
 
     def to(self, device: Any, **_: Any) -> BatchEncoding:
-        """Returns itself: the models take lists and arrays on any device."""
+        """Return itself, because the models accept lists and arrays for any device."""
         return self
 
     def _encoding(self, row: Any, *, aligned: bool = True) -> tuple[RawEncoding, int, int]:
-        """The encoding of a row, and the number of pads left and right of it. aligned: its places are wanted."""
+        """Return the encoding of a row, and its left and right pads. aligned: whether token positions are required."""
         encodings = self._encodings
         if encodings is None:
             raise InputError(
@@ -194,13 +193,13 @@ class BatchEncoding(dict[str, Any]):
         return encodings[i], *self._pads[i]
 
     def _position(self, name: str, row_or_index: int, index: int | None) -> tuple[RawEncoding, int, int]:
-        """The encoding, its left pads, and the index of a word or character."""
+        """Return the encoding, its left pads, and the index of a word or character."""
         row, position = (0, row_or_index) if index is None else (row_or_index, index)
         encoding, left, _ = self._encoding(row)
         return encoding, left, check_count(name, position)
 
     def _token(self, row_or_index: int, index: int | None) -> tuple[RawEncoding, int | None, int]:
-        """The encoding, the index of a token in it (None for a pad), and the left pads."""
+        """Return the encoding, the index of a token in it (None for a pad), and the left pads."""
         row, position = (0, row_or_index) if index is None else (row_or_index, index)
         encoding, left, right = self._encoding(row)
         n_tokens = len(encoding.ids) + left + right

@@ -1,4 +1,4 @@
-"""Tokenizer classes with a BPE model: GPT-2, RoBERTa and their relatives, CLIP, Llama and others."""
+"""Tokenizer classes with a BPE model: the GPT-2 and RoBERTa families, CLIP, Llama and others."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def _model(vocab: Vocabulary, **options: Any) -> Any:
 
 
 def _byte_level(draft: Draft, vocab: Vocabulary, *, add_prefix_space: bool = False) -> dict[str, Any]:
-    """The parts that GPT-2's relatives share; `add_prefix_space` is the class's default."""
+    """Return the parts that the GPT-2 family shares; `add_prefix_space` is the class's default."""
     prefix_space = draft.settings.flag("add_prefix_space", add_prefix_space)
     return {
         "model": _model(vocab, continuing_subword_prefix="", end_of_word_suffix="", fuse_unk=False),
@@ -124,7 +124,7 @@ def _clip(draft: Draft, vocab: Vocabulary, tokens: Tokens) -> Parts:
 
 
 def clip_decoder(end_of_word: str) -> Any:
-    """Decodes bytes, and does what CLIPTokenizer does after that: ends of words become spaces, none around the text."""
+    """Decode bytes as CLIPTokenizer does: ends of words become spaces, and the text is stripped."""
     ends = Regex(r"\A[\s\x1c-\x1f]+|[\s\x1c-\x1f]+\z")
     return decoders.Sequence([decoders.ByteLevel(), decoders.Replace(end_of_word, " "), decoders.Replace(ends, "")])
 

@@ -1,4 +1,4 @@
-"""The keyword arguments of a call of the tokenizer: transformers' names, each with one checked type."""
+"""The keyword arguments of a tokenizer call: transformers' names, each with one checked type."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TruncationArg = bool | Literal["longest_first", "only_first", "only_second", "do
 
 
 class EncodeArgs(TypedDict, total=False):
-    """Arguments of `Tokenizer.encode`, with transformers' defaults."""
+    """The arguments of `Tokenizer.encode`, with transformers' defaults."""
 
     add_special_tokens: bool
     padding: PaddingArg
@@ -36,7 +36,7 @@ class EncodeArgs(TypedDict, total=False):
 
 
 class CallArgs(EncodeArgs, total=False):
-    """Arguments of a call of `Tokenizer`, with transformers' defaults."""
+    """The arguments of a `Tokenizer` call, with transformers' defaults."""
 
     return_tensors: Literal["np"] | None
     return_token_type_ids: bool | None
@@ -69,7 +69,7 @@ class Call:
 
 
 def read_call(arguments: Mapping[str, Any], options: TokenizerOptions, pad_id: int | None, where: str) -> Call:
-    """Check the arguments of a call. Raises DTypeError, InputError with the closest name for an unknown keyword."""
+    """Check the arguments of a call. Raises DTypeError, or InputError with the closest name for an unknown keyword."""
     if "tokenizer_kwargs" in arguments:
         raise InputError(f"{where}: tokenizer_kwargs is not supported; pass its items as keywords: **tokenizer_kwargs")
     check_keywords(arguments, CallArgs.__annotations__, where)
@@ -111,7 +111,7 @@ class _Flags:
 def read_limits(
     arguments: Mapping[str, Any], options: TokenizerOptions, pad_id: int | None
 ) -> tuple[Truncation | None, Padding | None]:
-    """The truncation and padding of a call, decided as transformers decides them."""
+    """Read the truncation and padding of a call by transformers' rules. Raises DTypeError, InputError."""
     length = _optional(arguments, "max_length", lambda name, value: check_count(name, value, low=1))
     stride = check_count("stride", arguments.get("stride", 0))
     multiple = _optional(arguments, "pad_to_multiple_of", lambda name, value: check_count(name, value, low=1))
@@ -147,8 +147,10 @@ def read_limits(
 
 
 def read_strategy(truncation: object, max_length: int | None, padding: object) -> str:
-    """How a call cuts texts. As in transformers max_length alone means truncation, and beside padding="do_not_pad" it
-    does not. Raises DTypeError, InputError."""
+    """Read the truncation strategy of a call. Raises DTypeError, InputError.
+
+    As in transformers, max_length alone means truncation, but with padding="do_not_pad" it does not.
+    """
     unpadded = read_padding("padding", padding) == DO_NOT_PAD and not isinstance(padding, (str, Enum))
     if truncation is None and max_length is not None and unpadded:
         truncation = True
@@ -156,7 +158,7 @@ def read_strategy(truncation: object, max_length: int | None, padding: object) -
 
 
 def _without_limit(strategy: str, padding: str, *, verbose: bool) -> tuple[str, str]:
-    """As in transformers, a tokenizer without a limit cuts nothing and pads to no limit."""
+    """Disable truncation and padding to a length for a tokenizer without a limit, as in transformers."""
     for name, asked in (("truncation", strategy != DO_NOT_TRUNCATE), ("padding", padding == "max_length")):
         if asked and verbose:
             _log.warning("%s is ignored: the tokenizer has no model_max_length; pass max_length", name)
@@ -164,7 +166,7 @@ def _without_limit(strategy: str, padding: str, *, verbose: bool) -> tuple[str, 
 
 
 def read_tensors(value: object) -> bool:
-    """return_tensors: True for "np". Raises InputError for the tensors of other libraries."""
+    """Read return_tensors: True for "np". Raises InputError for the tensors of other libraries."""
     if isinstance(value, Enum):
         value = value.value
     if value is None:
@@ -179,7 +181,7 @@ def read_tensors(value: object) -> bool:
 
 
 def read_side(name: str, value: object) -> Side:
-    """A side, "left" or "right". Raises DTypeError, InputError."""
+    """Read a side, "left" or "right". Raises DTypeError, InputError."""
     return "left" if check_choice(name, value, SIDES) == "left" else "right"
 
 

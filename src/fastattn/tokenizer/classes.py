@@ -1,7 +1,7 @@
-"""The table of tokenizer classes, and which of them a folder has.
+"""The table of tokenizer classes, and how to find the class of a folder.
 
-The class is the one of tokenizer_config.json, else of config.json, else the default of the model type, with the
-exceptions of transformers 5 (`AutoTokenizer.from_pretrained`).
+The class comes from tokenizer_config.json, else config.json, else the default of the model type, with the same
+exceptions as transformers 5 (`AutoTokenizer.from_pretrained`).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ GENERIC = "PreTrainedTokenizerFast"
 CLASSES: dict[str, TokenizerClass] = {
     entry.name: entry for entry in (*wordpiece.CLASSES, *bytepair.CLASSES, *unigram.CLASSES, marian.CLASS)
 }
-# Names of the same class. PreTrainedTokenizerFast follows its file alone.
+# Other names of a class. PreTrainedTokenizerFast depends only on its file.
 ALIASES = {
     alias: name
     for name, aliases in {
@@ -34,7 +34,7 @@ ALIASES = {
     }.items()
     for alias in aliases.split()
 }
-# Classes with rules that no pipeline of the tokenizers library can follow.
+# Classes whose rules no pipeline of the tokenizers library can express.
 REFUSED = {
     "BertJapaneseTokenizer": "it splits words with MeCab or another program for Japanese",
     "BertweetTokenizer": "it rewrites tweets by rules of its own before it splits words (bpe.codes)",
@@ -55,7 +55,7 @@ REFUSED = {
 
 
 def find_class_name(folder: Folder, settings: Settings) -> str | None:
-    """The name of the tokenizer class without "Fast", None where no file says anything. Raises ConfigError."""
+    """Return the name of the tokenizer class without "Fast", None if no file gives one. Raises ConfigError."""
     config = Settings(folder.path("config.json"), folder.json("config.json"))
     declared = settings.text("tokenizer_class", None) or config.text("tokenizer_class", None)
     model_type = config.text("model_type", None) or ""
@@ -78,22 +78,22 @@ def _canonical(name: str) -> str:
 
 
 def find_class(name: str | None) -> TokenizerClass | None:
-    """The entry of a class in the table, None for one that follows its file alone or is not known."""
+    """Return the table entry of a class, None if it depends only on its file or is unknown."""
     return None if name is None else CLASSES.get(_canonical(name))
 
 
 def is_generic(name: str | None) -> bool:
-    """True for the class that follows its file alone."""
+    """Return whether a class depends only on its file."""
     return name is None or _canonical(name) in (GENERIC, "PreTrainedTokenizer")
 
 
 def has_rules(name: str) -> bool:
-    """True for a class of transformers that is not in the table, and may do more than its tokenizer.json says."""
+    """Return whether this is a class of transformers that may do more than its tokenizer.json says."""
     return name in REFUSED or name in CLASS_OF_MODEL_TYPE.values()
 
 
 def class_of_files(folder: Folder) -> TokenizerClass | None:
-    """The class that files have where nothing names one: with a warning, as it is a guess by their names."""
+    """Guess the class from the names of the files, with a warning."""
     name = "BertTokenizer" if folder.has("vocab.txt") else None
     if folder.has("vocab.json", "merges.txt"):
         name = "GPT2Tokenizer"
@@ -109,7 +109,7 @@ def class_of_files(folder: Folder) -> TokenizerClass | None:
 
 
 def refuse(folder: Folder, name: str) -> ConfigError:
-    """The error for a class that is not supported and has no tokenizer.json."""
+    """Return the error for an unsupported class without a tokenizer.json."""
     reason = REFUSED.get(name, "its rules are not known here")
     return ConfigError(
         f"{folder.directory}: {quote(name)[1:-1]} is not supported: {reason}. Save a tokenizer.json with transformers "
@@ -118,5 +118,5 @@ def refuse(folder: Folder, name: str) -> ConfigError:
 
 
 def _is_byte_level(folder: Folder) -> bool:
-    """Llama 3 and others name LlamaTokenizer, and have a byte-level tokenizer.json."""
+    """Return whether tokenizer.json is byte-level, as in Llama 3 and others that name LlamaTokenizer."""
     return '"ByteLevel"' in (folder.text("tokenizer.json") or "")

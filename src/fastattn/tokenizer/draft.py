@@ -1,7 +1,7 @@
-"""What the small files of a tokenizer say: tokenizer_config.json, special_tokens_map.json and added_tokens.json.
+"""Reads the small files of a tokenizer: tokenizer_config.json, special_tokens_map.json and added_tokens.json.
 
-They are merged as transformers 5 merges them: where tokenizer_config.json has `added_tokens_decoder`,
-special_tokens_map.json and added_tokens.json are not read; else they go on top of it.
+They are merged as in transformers 5. If tokenizer_config.json has `added_tokens_decoder`, special_tokens_map.json and
+added_tokens.json are not read. Otherwise they override tokenizer_config.json.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ Token: TypeAlias = "str | AddedToken"
 class Draft:
     """The settings of a folder, before a tokenizer class adds its defaults.
 
-    roles: "bos" and so on to token, where a file names the role; None is "no such token".
-    named: tokens of the model's own roles ("image_token"). extra: `extra_special_tokens`, None where no file has it.
-    additional: `additional_special_tokens` where it counts on its own. added: id to token.
+    roles: "bos" and so on to token, if a file names the role; None means "no such token". named: tokens with roles of
+    the model's own ("image_token"). extra: `extra_special_tokens`, None if no file has it. additional:
+    `additional_special_tokens`, if it counts separately. added: id to token.
     """
 
     folder: Folder
@@ -43,7 +43,10 @@ class Draft:
 
 
 def read_draft(folder: Folder, class_name: str, settings: Settings, *, from_json: bool) -> Draft:
-    """Read the small files of a folder. `from_json`: tokenizer.json is used. Raises ConfigError, ModelFormatError."""
+    """Read the small files of a folder. Raises ConfigError, ModelFormatError.
+
+    from_json: whether tokenizer.json is used.
+    """
     draft = Draft(folder, class_name, settings, added_path=settings.where)
     for role in ROLES:
         if f"{role}_token" in settings.values:
@@ -68,7 +71,7 @@ def read_draft(folder: Folder, class_name: str, settings: Settings, *, from_json
 
 
 def _read_extra(draft: Draft) -> None:
-    """`extra_special_tokens` (a list, or an object of named tokens) and its older name."""
+    """Read `extra_special_tokens` (a list, or an object of named tokens) and its older name."""
     settings = draft.settings
     extra, additional = settings.raw("extra_special_tokens"), settings.raw("additional_special_tokens")
     if additional is not None and not extra:
@@ -106,7 +109,7 @@ def _read_special_tokens_map(draft: Draft) -> None:
 
 
 def _read_added_tokens_json(draft: Draft) -> None:
-    """added_tokens.json: token to id. One that is not special is looked for in normalized text.
+    """Read added_tokens.json: token to id. A token that is not special is matched in normalized text.
 
     As in transformers, tokens that tokenizer_config.json writes as objects do not count as special here.
     """
@@ -124,7 +127,7 @@ def _read_added_tokens_json(draft: Draft) -> None:
 
 
 def _written_as_text(draft: Draft) -> set[str]:
-    """The special tokens that tokenizer_config.json writes as strings, and those of special_tokens_map.json."""
+    """Return the special tokens that tokenizer_config.json writes as strings, and those of special_tokens_map.json."""
     given, later = draft.settings.values, draft.folder.json("special_tokens_map.json")
     objects = set()
     for key in ("extra_special_tokens", "additional_special_tokens"):
@@ -183,7 +186,7 @@ def _token(settings: Settings, key: str, *, special: bool = False) -> Token | No
 
 
 def _read_token(path: str, key: str, value: object, *, special: bool = False) -> Token | None:
-    """A token written as a string or as an object with flags; null is None."""
+    """Read a token that is a string or an object with flags; null is None."""
     if value is None:
         return None
     if isinstance(value, str):

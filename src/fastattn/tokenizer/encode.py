@@ -1,4 +1,4 @@
-"""From the checked arguments of one call to the encoding that it returns."""
+"""Turns the checked arguments of a call into the encoding that it returns."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _MAIN = "input_ids"
 
 
 def encode_call(state: State, call: Call, name: str, text: Any, text_pair: Any) -> BatchEncoding:
-    """The encoding of a text or pair, or of a sequence of them."""
+    """Encode a text or pair, or a sequence of them."""
     if call.offsets and state.options.steps is not None:
         raise InputError(f"return_offsets_mapping: {state.options.class_name} does not know where its tokens lie")
     inputs = read_inputs(name, text, text_pair, words=call.words)
@@ -41,7 +41,7 @@ def encode_call(state: State, call: Call, name: str, text: Any, text_pair: Any) 
 
 
 def _encode_all(state: State, call: Call, name: str, inputs: Inputs) -> tuple[list[RawEncoding], list[int]]:
-    """The encodings, with what truncation cut off after each where that is asked for, and the text each is of."""
+    """Return the encodings, each followed by its overflowing parts if requested, and the text index of each."""
     rows: list[RawEncoding] = []
     samples: list[int] = []
     for i, (first, second) in enumerate(inputs.pairs):
@@ -75,7 +75,7 @@ def _columns(rows: Sequence[RawEncoding], call: Call, state: State) -> dict[str,
 
 
 def _special_mask(row: RawEncoding, call: Call, state: State) -> list[int]:
-    """1 for the special tokens that were added; transformers' Python tokenizers count those of the text too."""
+    """Return 1 for each added special token; transformers' Python tokenizers also mark those in the text."""
     if state.options.steps is None or not call.add_special_tokens:
         return row.special_tokens_mask
     special = state.encoder.special_ids - {state.ids.get("unk")}
@@ -83,12 +83,12 @@ def _special_mask(row: RawEncoding, call: Call, state: State) -> list[int]:
 
 
 def _only(values: list[Any]) -> Any:
-    """The row of a single text; a column of numbers stays a list, as in transformers."""
+    """Return the row of a single text; a column of numbers stays a list, as in transformers."""
     return values[0] if values and isinstance(values[0], list) else values
 
 
 def pad_encoded(encoded: Any, call: Call) -> BatchEncoding:
-    """`Tokenizer.pad`: as in transformers, other columns than those of an encoding stay as they are."""
+    """Pad columns for `Tokenizer.pad`. As in transformers, columns that are not part of an encoding are unchanged."""
     columns, arrays = _read_columns(encoded)
     ids = columns[_MAIN]
     if not ids:
@@ -117,7 +117,7 @@ def pad_encoded(encoded: Any, call: Call) -> BatchEncoding:
 
 
 def _read_columns(encoded: Any) -> tuple[dict[str, Any], bool]:
-    """The columns of an encoding, or of a list of encodings, as lists, and whether they came as arrays."""
+    """Return the columns of an encoding, or of a list of encodings, as lists, and whether they were arrays."""
     if isinstance(encoded, (list, tuple)) and encoded and all(isinstance(item, Mapping) for item in encoded):
         names = list(encoded[0])
         for i, item in enumerate(encoded):

@@ -1,8 +1,8 @@
-"""The library's tokenizer, used without changing it: truncation, padding and special tokens are arguments of a call.
+"""Uses the library's tokenizer without changing it: truncation, padding and special tokens are call arguments.
 
-The library keeps its truncation, padding and `encode_special_tokens` in the tokenizer itself, so two threads with
-different arguments would disturb each other. Here a text goes through a copy without a post-processor, is cut as an
-`Encoding`, and gets its special tokens from `post_process` of the original. The copies share the vocabulary.
+The library stores truncation, padding and `encode_special_tokens` in the tokenizer itself, so threads with different
+arguments would interfere. Here a copy without a post-processor encodes the text, the `Encoding` is truncated, and
+`post_process` of the original adds the special tokens. The copies share the vocabulary.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 
 
 class Encoder:
-    """The library's tokenizer and its vocabulary. It is never changed: `with_tokens` gives a new one."""
+    """The library's tokenizer and its vocabulary. It is immutable; `with_tokens` returns a new one."""
 
     def __init__(self, raw: RawTokenizer, steps: MarianSteps | None = None, *, target: bool = False) -> None:
-        """Takes over `raw`, without its padding and truncation.
+        """Take ownership of `raw`, and remove its padding and truncation.
 
-        steps: what the library cannot do. target: with the steps for the target language.
+        steps: steps that the library does not have. target: whether to use the steps for the target language.
         """
         from tokenizers.processors import TemplateProcessing
 
@@ -48,8 +48,8 @@ class Encoder:
 
     @cached_property
     def _splitting(self) -> RawTokenizer:
-        """Like `_plain`, but a special token in a text is split like other text."""
-        if self.steps is not None:  # as in transformers' Python tokenizers, no added token is looked for
+        """Like `_plain`, but special tokens in a text are split like other text."""
+        if self.steps is not None:  # as in transformers' Python tokenizers, added tokens are not matched
             return self.steps.without_added_tokens(self.raw)
         found = shared_copy(self.raw)
         found.encode_special_tokens = True
@@ -63,7 +63,7 @@ class Encoder:
         return Encoder(full_copy(self.raw), self.steps, target=True)
 
     def to_str(self) -> str:
-        """The tokenizer as JSON, without `steps`."""
+        """Return the tokenizer as JSON, without `steps`."""
         raw = self.raw
         if self.steps is not None:
             raw = full_copy(raw)
@@ -77,7 +77,7 @@ class Encoder:
 
     @cached_property
     def id_limit(self) -> int:
-        """One more than the highest id: above the number of tokens where the vocabulary has holes."""
+        """One more than the highest id; larger than the number of tokens if the vocabulary has holes."""
         return 1 + max(self.raw.get_vocab(with_added_tokens=True).values(), default=-1)
 
     def encode(
@@ -92,9 +92,10 @@ class Encoder:
         truncation: Truncation | None = None,
         overflow: bool = False,
     ) -> RawEncoding:
-        """The encoding of a text or pair; `words`: the texts are lists of words. Raises InputError.
+        """Encode a text or pair. Raises InputError.
 
-        overflow: the parts that truncation cuts off are wanted, with right token types.
+        words: whether the texts are lists of words. overflow: whether the parts that truncation removes are needed,
+        with correct token types.
         """
         plain = self._splitting if split_special_tokens else self._plain
         with library_errors(lambda reason: InputError(f"{name}: the tokenizer refuses it: {reason}")):
@@ -109,18 +110,18 @@ class Encoder:
             return self.raw.post_process(a, b, add_special_tokens)
 
     def n_special(self, *, pair: bool) -> int:
-        """The number of special tokens that a text or pair gets."""
+        """Return the number of special tokens added to a text or pair."""
         return int(self.raw.num_special_tokens_to_add(pair))
 
     def with_tokens(self, tokens: Sequence[AddedToken], *, special: bool) -> tuple[Encoder, int]:
-        """An encoder with more tokens, and how many of them are new."""
+        """Return an encoder with more tokens, and how many of them are new."""
         raw = full_copy(self.raw)
         with library_errors(lambda reason: InputError(f"tokens: the tokenizer refuses them: {reason}")):
             count = raw.add_special_tokens(list(tokens)) if special else raw.add_tokens(list(tokens))
         return Encoder(raw, self.steps), int(count)
 
     def with_ends(self, bos: tuple[str, int] | None = None, eos: tuple[str, int] | None = None) -> Encoder:
-        """An encoder whose only special tokens are `bos` before and `eos` after each text."""
+        """Return an encoder whose only special tokens are `bos` before and `eos` after each text."""
         from tokenizers.processors import TemplateProcessing
 
         def side(text: str, kind: int) -> list[str]:
@@ -135,12 +136,12 @@ class Encoder:
 
 
 def _special_ids(raw: RawTokenizer) -> frozenset[int]:
-    """The ids that decoding with skip_special_tokens omits.
+    """Return the ids that decoding with skip_special_tokens omits.
 
-    The flags of the tokens are not enough: the library keeps a special token whose text the normalizer changed, and
-    omits one that was special when it was first added.
+    The flags of the tokens are not sufficient: the library does not omit a special token whose text the normalizer
+    changed, and it omits one that was special when it was first added.
     """
-    decoder, raw.decoder = raw.decoder, None  # which may change a text or fail for a short one
+    decoder, raw.decoder = raw.decoder, None  # the decoder may change a text, or fail for a short one
     added = raw.get_added_tokens_decoder()
     found = frozenset(i for i in added if not raw.decode([i], skip_special_tokens=True))
     if decoder is not None:
@@ -149,7 +150,7 @@ def _special_ids(raw: RawTokenizer) -> frozenset[int]:
 
 
 def shared_copy(raw: RawTokenizer) -> RawTokenizer:
-    """A tokenizer with the same vocabulary (shared), rules and added tokens, without the post-processor."""
+    """Return a tokenizer with the same vocabulary (shared), rules and added tokens, without the post-processor."""
     from tokenizers import Tokenizer as Raw
 
     copy = Raw(raw.model)
@@ -167,14 +168,14 @@ def shared_copy(raw: RawTokenizer) -> RawTokenizer:
 
 
 def full_copy(raw: RawTokenizer) -> RawTokenizer:
-    """A tokenizer with the same vocabulary (shared), rules, added tokens and post-processor."""
+    """Return a tokenizer with the same vocabulary (shared), rules, added tokens and post-processor."""
     copy = shared_copy(raw)
     copy.post_processor = raw.post_processor
     return copy
 
 
 def _with_type(encoding: RawEncoding, type_id: int) -> RawEncoding:
-    """An encoding with another token type: the parts of a pair that are cut off keep the type they have before."""
+    """Set the token type of an encoding before truncation, because the removed parts of a pair retain their type."""
     from tokenizers import Encoding
 
     state = json.loads(encoding.__getstate__())

@@ -15,17 +15,17 @@ from fastattn.tokenizer.tokenizer import Tokenizer
 
 
 def has_tokenizer(directory: Path) -> bool:
-    """True where a folder has files of a tokenizer, whether `load_tokenizer` can read them or not."""
+    """Return whether a folder has tokenizer files, even if `load_tokenizer` cannot read them."""
     folder = Folder(directory)
     alone = [name for name in VOCABULARY_FILES if name not in ("vocab.json", "merges.txt")]
     return any(folder.has(name) for name in alone) or folder.has("vocab.json", "merges.txt")
 
 
 def load_tokenizer(directory: Path, overrides: Mapping[str, Any] | None = None) -> Tokenizer:
-    """The tokenizer of a local directory. Raises ConfigError, ModelFormatError.
+    """Load the tokenizer of a local directory. Raises ConfigError, ModelFormatError.
 
-    overrides: values in place of those of the files, of checked types. Raises InputError for one that the tokenizer
-    does not use.
+    overrides: type-checked values that replace those of the files. Raises InputError for one that the tokenizer does
+    not use.
     """
     from fastattn.tokenizer.health import check_health  # these import the tokenizers library
     from fastattn.tokenizer.load import load_raw

@@ -1,4 +1,4 @@
-"""The files of one folder: each is opened once, must be a regular file of bounded size, and is parsed at most once."""
+"""The files of a folder. Each must be a regular file of bounded size; it is opened once and parsed at most once."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _BOM = "\ufeff"
 
 
 class Folder:
-    """The files of a directory by name. A file that is missing is None, or {} where an object is wanted.
+    """The files of a directory by name. A missing file gives None, or {} for a JSON object.
 
     A `with` block closes the files. Every method raises ModelFormatError, which names the file.
     """
@@ -36,21 +36,21 @@ class Folder:
         self._files.close()
 
     def path(self, name: str) -> Path:
-        """The path of a file, for messages."""
+        """Return the path of a file, for messages."""
         return self.directory / name
 
     def has(self, *names: str) -> bool:
-        """True where all of these files exist."""
+        """Return whether all of these files exist."""
         return all((self.directory / name).is_file() for name in names)
 
     def read(self, name: str) -> bytes | None:
-        """The content of a regular file of at most 64 MiB."""
+        """Read a regular file of at most 64 MiB."""
         if name not in self._bytes:
             self._bytes[name] = self._read(self.directory / name)
         return self._bytes[name]
 
     def text(self, name: str) -> str | None:
-        """The content of a UTF-8 file, without the byte order mark that a JSON file may have."""
+        """Read a UTF-8 file, without the byte order mark that a JSON file may have."""
         data = self.read(name)
         if data is None:
             return None
@@ -66,14 +66,14 @@ class Folder:
         return text.removeprefix(_BOM)
 
     def json(self, name: str) -> Mapping[str, Any]:
-        """The object in a JSON file."""
+        """Read the object in a JSON file."""
         if name not in self._objects:
             data = self.read(name)
             self._objects[name] = {} if data is None else _object(self.directory / name, data)
         return self._objects[name]
 
     def check_unchanged(self) -> None:
-        """Refuse a folder with a file that was replaced, written to, removed or added since it was asked for."""
+        """Refuse a folder if a requested file was replaced, written to, removed or added since then."""
         self._files.check_unchanged()
 
     def _read(self, path: Path) -> bytes | None:
@@ -88,7 +88,7 @@ class Folder:
 
 
 def format_error(path: Path | str, problem: str, code: str = "tokenizer") -> ModelFormatError:
-    """A ModelFormatError that names a file."""
+    """Return a ModelFormatError that names a file."""
     return ModelFormatError(f"{path}: {problem}", path=str(path), code=code)
 
 

@@ -1,4 +1,4 @@
-"""Tokenizers that follow their file alone: tokenizer.json, or a SentencePiece model of a class without rules."""
+"""Tokenizers that depend only on their file: tokenizer.json, or a SentencePiece model of a class without rules."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fastattn.tokenizer.sentencepiece import BPE, UNIGRAM, USER_DEFINED, Sentenc
 
 
 def raw_from_json(draft: Draft) -> RawTokenizer:
-    """The tokenizer that a tokenizer.json, checked before, describes. Raises ModelFormatError."""
+    """Build the tokenizer of a checked tokenizer.json. Raises ModelFormatError."""
     path = draft.folder.path("tokenizer.json")
     text = draft.folder.text("tokenizer.json") or ""
     with file_errors(path):
@@ -23,7 +23,7 @@ def raw_from_json(draft: Draft) -> RawTokenizer:
 
 
 def raw_from_sentencepiece(draft: Draft, model: SentencePieceModel) -> RawTokenizer:
-    """A tokenizer that does what the SentencePiece file says. Raises ModelFormatError."""
+    """Build the tokenizer of a SentencePiece file. Raises ModelFormatError."""
     with refusals_of(model.path):
         raw = call_library(RawTokenizer, _model(draft, model))
         user_defined = _user_defined(draft, model)
@@ -43,7 +43,7 @@ def raw_from_sentencepiece(draft: Draft, model: SentencePieceModel) -> RawTokeni
 
 
 def _ids(draft: Draft, model: SentencePieceModel) -> dict[str, int]:
-    """Piece to id, where `added_tokens_decoder` may rename pieces."""
+    """Map piece to id; `added_tokens_decoder` may rename pieces."""
     vocab = model.ids
     names = {i: token.content for i, token in draft.added.items()}
     if not names:

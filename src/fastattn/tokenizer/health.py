@@ -1,4 +1,4 @@
-"""Checks of a loaded tokenizer: files that load and still cannot be right."""
+"""Checks of a loaded tokenizer, for files that load but cannot be correct."""
 
 from __future__ import annotations
 
@@ -20,11 +20,14 @@ _PROBES = (
     "\u043f\u0440\u0438\u0432\u0435\u0442 \u043c\u0438\u0440",
     "\u0645\u0631\u062d\u0628\u0627",
 )
-_SLIVER = 10  # a vocabulary of less than one tenth of the model's ids cannot be the model's
+_SLIVER = 10  # a vocabulary with less than a tenth of the model's ids is not the model's
 
 
 def check_health(raw: RawTokenizer, folder: Folder, path: Path) -> None:
-    """Encode a few texts. A panic is a ModelFormatError; no tokens or far too few tokens in all are a warning."""
+    """Encode a few texts. A panic raises ModelFormatError.
+
+    If no text gives any token, or the vocabulary is far too small, a warning is logged.
+    """
     found = [_encode(raw, text, path) for text in _PROBES]
     _encode(raw, "", path)
     if all(n_tokens == 0 for n_tokens in found):
@@ -43,7 +46,7 @@ def check_health(raw: RawTokenizer, folder: Folder, path: Path) -> None:
 
 
 def _encode(raw: RawTokenizer, text: str, path: Path) -> int:
-    """The number of tokens without special ones; -1 where the tokenizer has no token for the text and refuses it."""
+    """Return the number of tokens without special ones; -1 if the tokenizer refuses the text for lack of a token."""
     with file_errors(path):
         try:
             raw.encode(text, None, add_special_tokens=True)

@@ -1,4 +1,4 @@
-"""Token ids as people pass them for decoding, and the clean-up of decoded text."""
+"""Reads token ids for decoding, and cleans up decoded text."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fastattn.tokenizer.limits import MAX_IDS
 from fastattn.tokenizer.texts import unwrap
 
 _MAX_ID = 2**32 - 1
-# In this order, as in transformers: a space before punctuation and English contractions goes.
+# Removes the space before punctuation and English contractions, in the same order as transformers.
 CLEAN_UP = (
     (" .", "."), (" ?", "?"), (" !", "!"), (" ,", ","), (" ' ", "'"), (" n't", "n't"), (" 'm", "'m"), (" 's", "'s"),
     (" 've", "'ve"), (" 're", "'re"),
@@ -23,7 +23,7 @@ CLEAN_UP = (
 
 
 def read_sequences(name: str, value: Any) -> tuple[list[list[int]], bool]:
-    """Rows of ids, and whether `value` is a batch: a sequence of sequences.
+    """Return rows of ids, and whether `value` is a batch: a sequence of sequences.
 
     `value` is an int, a sequence of ints (list, tuple, array, tensor), a sequence of those, or an encoding with
     "input_ids". Raises DTypeError, InputError.
@@ -51,7 +51,7 @@ def read_sequences(name: str, value: Any) -> tuple[list[list[int]], bool]:
 
 
 def read_ids(name: str, value: Any) -> list[int]:
-    """A sequence of token ids of one dimension. Raises DTypeError, InputError."""
+    """Read a one-dimensional sequence of token ids. Raises DTypeError, InputError."""
     if isinstance(value, (str, bytes, Mapping)) or not is_sequence(value):
         found = f"{type(value).__name__} {quote(value)}" if isinstance(value, (str, float)) else type(value).__name__
         raise DTypeError(f"{name}: expected token ids, got {found}")
@@ -70,7 +70,7 @@ def read_ids(name: str, value: Any) -> list[int]:
 
 
 def clean_up(text: str) -> str:
-    """Text without the spaces that WordPiece leaves before punctuation and contractions."""
+    """Remove the spaces that WordPiece leaves before punctuation and contractions."""
     for found, replacement in CLEAN_UP:
         text = text.replace(found, replacement)
     return text
@@ -88,7 +88,7 @@ def _read_item(name: str, item: Any) -> int:
 
 
 def is_sequence(value: Any) -> bool:
-    """True for what has a length and items, such as a list or an array with axes."""
+    """Return whether a value has a length and items, like a list or an array with axes."""
     shape = getattr(value, "shape", None)
     if isinstance(shape, tuple):
         return len(shape) > 0
@@ -96,7 +96,7 @@ def is_sequence(value: Any) -> bool:
 
 
 def _to_numpy(name: str, value: Any) -> NDArray[Any]:
-    """An array or tensor as a NumPy array, its size checked first."""
+    """Convert an array or tensor to a NumPy array after checking its size."""
     size = 1
     for length in value.shape:
         size *= int(length)

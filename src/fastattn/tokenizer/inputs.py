@@ -1,4 +1,4 @@
-"""The texts and pairs of one call, read as transformers reads them."""
+"""Reads the texts and pairs of one call, as transformers does."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ Text = str | list[str]
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """Texts, or pairs of them, each a str or a list of words; `batched`: the call named a sequence of them."""
+    """Texts or pairs, each a str or a list of words. batched: whether the call had a sequence of them."""
 
     pairs: list[tuple[Text, Text | None]]
     batched: bool
 
 
 def read_inputs(name: str, text: Any, text_pair: Any = None, *, words: bool = False) -> Inputs:
-    """One text (and its pair), or a sequence of texts or pairs; with `words`, each text is a sequence of words.
+    """Read one text (and its pair), or a sequence of texts or pairs; with `words`, each text is a sequence of words.
 
     A sequence of two str is two texts. Inside a sequence, a tuple or list of two texts is a pair. As in transformers,
-    an empty second text alone is no pair. Raises DTypeError, InputError.
+    one text with an empty second text is not a pair. Raises DTypeError, InputError.
     """
     return _read_words(name, text, text_pair) if words else _read_texts(name, text, text_pair)
 
 
 def read_pairs(name: str, texts: Any) -> list[tuple[str, str | None]]:
-    """A sequence of texts and of pairs whose second text can be None. Raises DTypeError, InputError."""
+    """Read a sequence of texts and pairs; the second text may be None. Raises DTypeError, InputError."""
     pairs: list[tuple[str, str | None]] = []
     for i, item in enumerate(read_items(texts, name)):
         if isinstance(item, (tuple, list)) and len(item) == 2 and item[1] is None:
@@ -62,7 +62,7 @@ _WORDS = "is_split_into_words=True reads a list as the words of one text"
 
 
 def text_or_pair(name: str, item: Any, hint: str = _WORDS) -> tuple[str, str | None]:
-    """A text, or a list or tuple of two. Raises DTypeError, InputError, with a hint for another number of texts."""
+    """Read a text, or a list or tuple of two. Raises DTypeError, or InputError with a hint for any other number."""
     if not isinstance(item, (tuple, list)):
         return check_text(item, name), None
     if len(item) != 2:

@@ -1,4 +1,4 @@
-"""Settings of tokenizer_config.json that are known and change nothing, and the warning for all others."""
+"""The known settings of tokenizer_config.json that change nothing, and the warning for all others."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import logging
 from fastattn.settings import Settings
 
 _log = logging.getLogger("fastattn")
-# Names of files, options of other libraries, and options of tokenizer classes that matter to some classes only: their
-# builders read them before.
+# Names of files, options of other libraries, and options that affect only some tokenizer classes, whose builders read
+# them before.
 _WITHOUT_EFFECT = """
 tokenizer_class name_or_path special_tokens_map_file tokenizer_file vocab_file merges_file added_tokens_file
 full_tokenizer_file auto_map backend is_local local_files_only processor_class chat_template response_template
@@ -22,7 +22,7 @@ additional_special_tokens extra_special_tokens return_token_type_ids fix_mistral
 added_tokens_decoder max_len model_max_length padding_side truncation_side model_input_names split_special_tokens
 clean_up_tokenization_spaces source_lang target_lang separate_vocabs vocab_type special_tokens_map
 """
-# Settings that transformers 5 ignores, although they once changed results.
+# Settings that transformers 5 ignores, although they used to change results.
 _IGNORED_BY_TRANSFORMERS: dict[str, object] = {
     "do_basic_tokenize": True,
     "never_split": [],
@@ -33,7 +33,7 @@ _IGNORED_BY_TRANSFORMERS: dict[str, object] = {
 
 
 def finish(settings: Settings) -> None:
-    """Warn once of settings that are ignored although they once changed results, and once of unknown ones."""
+    """Log one warning for ignored settings that used to change results, and one for unknown settings."""
     settings.ignore(*_WITHOUT_EFFECT.split())
     ignored = [
         key

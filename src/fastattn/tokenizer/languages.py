@@ -1,4 +1,4 @@
-"""Language codes that are tokens of mBART and mBART-50."""
+"""The language codes that are tokens in mBART and mBART-50."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""The errors of the `tokenizers` library as typed errors, in one place.
+"""Converts the errors of the `tokenizers` library to typed errors.
 
-The library raises plain Exception, ValueError, TypeError or OverflowError, and PanicException (a BaseException) where
-its Rust code panics. Those become errors of fastattn; the rest passes unchanged: MemoryError, KeyboardInterrupt, and
-whatever a signal handler raises during the call.
+The library raises plain Exception, ValueError, TypeError or OverflowError, and PanicException (a BaseException) if its
+Rust code panics. Those become errors of fastattn. All others propagate unchanged: MemoryError, KeyboardInterrupt, and
+anything that a signal handler raises during the call.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from fastattn.errors import FastattnError, ModelFormatError
 
 _Result = TypeVar("_Result")
 _MAX_REASON_CHARS = 200
-_callback = threading.local()  # error: what the library replaced by an Exception of its own
+_callback = threading.local()  # error: the one that the library replaced by its own Exception
 _PLAIN_ERRORS = (Exception, ValueError, TypeError, OverflowError, UnicodeEncodeError)
 
 
 @contextlib.contextmanager
 def library_errors(make_error: Callable[[str], FastattnError]) -> Iterator[None]:
-    """Around calls of the library: raises `make_error(reason)`, reason on one line, for an error of the library."""
+    """Convert an error of library calls in the `with` block to `make_error(reason)`; reason has one line."""
     _callback.error = None
     try:
         yield
@@ -40,7 +40,7 @@ def library_errors(make_error: Callable[[str], FastattnError]) -> Iterator[None]
 
 @contextlib.contextmanager
 def called_back() -> Iterator[None]:
-    """Around Python code that the library calls: `library_errors` raises the errors of this code as they are."""
+    """Wrap Python code that the library calls, so that `library_errors` raises the errors of this code unchanged."""
     try:
         yield
     except BaseException as error:
@@ -49,25 +49,26 @@ def called_back() -> Iterator[None]:
 
 
 def file_errors(path: Path | str) -> contextlib.AbstractContextManager[None]:
-    """`library_errors` around calls that load a file: ModelFormatError that names it."""
+    """Convert errors of library calls that load a file to ModelFormatError, which names the file."""
     return library_errors(functools.partial(_file_error, path))
 
 
 class LibraryRefusal(FastattnError):
-    """What the library says against the parts of a tokenizer; `refusals_of` says which file they come from."""
+    """The library's error about the parts of a tokenizer. `refusals_of` adds the file that they come from."""
 
 
 def call_library(function: Callable[..., _Result], *args: Any, **keywords: Any) -> _Result:
-    """One call of the library with values of a file. Raises LibraryRefusal."""
+    """Call the library with values from a file. Raises LibraryRefusal."""
     with library_errors(LibraryRefusal):
         return function(*args, **keywords)
 
 
 @contextlib.contextmanager
 def refusals_of(path: Path | str) -> Iterator[None]:
-    """Around code that builds a tokenizer with `call_library`: ModelFormatError that names the file.
+    """Convert a LibraryRefusal in the `with` block to ModelFormatError, which names the file.
 
-    Other errors pass unchanged: a fault of our code is no fault of the file. Panics are always the library's.
+    Other errors propagate unchanged, because a bug in our code is not a fault of the file. Panics are always from the
+    library.
     """
     try:
         yield
@@ -80,12 +81,12 @@ def refusals_of(path: Path | str) -> Iterator[None]:
 
 
 def is_library_error(error: BaseException) -> bool:
-    """True for an error that the library raised itself, false for one from a signal handler or from memory limits."""
+    """Return whether the library raised an error, rather than a signal handler or a memory limit."""
     if is_panic(error):
         return True
     if type(error) not in _PLAIN_ERRORS:
         return False
-    # The library has no Python frames: its errors start in the frame that called it. A handler has its own frame.
+    # The library has no Python frames, so its errors start in the frame that called it. A handler has its own frame.
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
@@ -93,16 +94,16 @@ def is_library_error(error: BaseException) -> bool:
 
 
 def reason_of(error: BaseException) -> str:
-    """What the library says, on one line."""
+    """Return the library's message on one line."""
     return quote(str(error), _MAX_REASON_CHARS)
 
 
 def is_panic(error: BaseException) -> bool:
-    """True for the exception of code in Rust that panics.
+    """Return whether an exception comes from a panic in Rust code.
 
-    The panic has been printed to standard error by then: Rust's panic hook writes to file descriptor 2 before the
-    exception exists. The hook can be replaced from Rust alone, and the library offers no function for it; pointing the
-    descriptor elsewhere during the call would swallow what other threads print.
+    The panic is already on standard error: Rust's panic hook writes to file descriptor 2 before the exception exists.
+    Only Rust code can replace the hook, and the library has no function for it. Redirecting the descriptor during the
+    call would lose the output of other threads.
     """
     return type(error).__name__ == "PanicException" and type(error).__module__ == "pyo3_runtime"
 

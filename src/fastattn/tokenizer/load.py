@@ -1,4 +1,4 @@
-"""From a folder's files to the tokenizer of the library and the settings around it."""
+"""Loads the library's tokenizer and its settings from a folder's files."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ from fastattn.tokenizer.vocabulary import (
 )
 
 _log = logging.getLogger("fastattn")
-_ANY_SCORES = (("a", 0.0), ("b", 0.0))  # for parts of which the post-processor alone is used
+_ANY_SCORES = (("a", 0.0), ("b", 0.0))  # for parts of which only the post-processor is used
 _Loaded = tuple[RawTokenizer, TokenizerOptions, Path]
 _GENERIC = TokenizerClass(name=classes.GENERIC, kind="", file="tokenizer.model", build=lambda *_: _no_parts())
 
 
 def load_raw(folder: Folder, settings: Settings) -> _Loaded:
-    """The library's tokenizer, the settings around it, and the file it comes from."""
+    """Load the library's tokenizer, its settings, and the path of the file it comes from."""
     name = classes.find_class_name(folder, settings)
     entry = classes.find_class(name)
     from_json = folder.read(_tokenizer_file(settings)) is not None
@@ -68,7 +68,7 @@ def _load(folder: Folder, settings: Settings, entry: TokenizerClass, name: str |
         check_tokenizer_json(folder.path("tokenizer.json"), folder.json("tokenizer.json"))
     if entry is MARIAN and folder.has(*MARIAN_FILES):
         return load_marian(read_draft(folder, MARIAN.name, settings, from_json=from_json))
-    if entry is MARIAN:  # someone has made a tokenizer.json of the files of the class
+    if entry is MARIAN:  # the class's files were converted to a tokenizer.json
         if not from_json:
             raise missing_files(folder)
         _warn_of_class(folder, settings, MARIAN.name)
@@ -136,7 +136,7 @@ def _tokens(draft: Draft, entry: TokenizerClass) -> dict[str, Token | None]:
 def _vocabulary(
     draft: Draft, entry: TokenizerClass, model: SentencePieceModel | None, tokens: dict[str, Token | None]
 ) -> Vocabulary:
-    """The vocabulary of the class's own file, without tokenizer.json."""
+    """Read the vocabulary from the class's own file, if there is no tokenizer.json."""
     folder = draft.folder
     if model is not None:
         if entry.kind == "BPE":
@@ -156,7 +156,7 @@ def _vocabulary(
 
 
 def _sentencepiece(folder: Folder, entry: TokenizerClass) -> SentencePieceModel | None:
-    """The class's SentencePiece file. As in transformers, tokenizer.model comes before files of other names."""
+    """Read the class's SentencePiece file. As in transformers, tokenizer.model comes before files of other names."""
     if entry.file in ("vocab.txt", "vocab.json"):
         return None
     for name in ("tokenizer.model", entry.file):
@@ -179,7 +179,7 @@ def _no_files(folder: Folder, wanted: str) -> ConfigError:
 
 
 def _use_control_pieces(draft: Draft, model: SentencePieceModel) -> None:
-    """Control and user-defined pieces count as `additional_special_tokens`, in place of those of the files."""
+    """Use control and user-defined pieces as `additional_special_tokens`, instead of those in the files."""
     draft.additional = [
         AddedToken(piece.text, normalized=False, special=piece.kind == CONTROL)
         for piece in model.pieces
@@ -188,7 +188,7 @@ def _use_control_pieces(draft: Draft, model: SentencePieceModel) -> None:
 
 
 def _tokenizer_file(settings: Settings) -> str:
-    """tokenizer.json. A list of files for versions of transformers is not followed."""
+    """Return tokenizer.json. Lists of files for different versions of transformers are not supported."""
     names: Sequence[str] = settings.texts("fast_tokenizer_files")
     others = [name for name in names if name != "tokenizer.json"]
     if others:
@@ -197,7 +197,7 @@ def _tokenizer_file(settings: Settings) -> str:
 
 
 def _warn_of_class(folder: Folder, settings: Settings, name: str) -> None:
-    """Say so where transformers would do more than tokenizer.json says."""
+    """Log a warning if transformers would do more than tokenizer.json says."""
     path = folder.path("tokenizer.json")
     if "auto_map" in settings:
         _log.warning("%s: the code that auto_map names is not run; %s is used as it is", settings.where, path)

@@ -1,11 +1,11 @@
-"""MarianTokenizer: two SentencePiece models, and a vocabulary of its own for the pieces of both.
+"""MarianTokenizer: two SentencePiece models, and a separate vocabulary for the pieces of both.
 
 As in transformers, source.spm (for `text_target`: target.spm) splits a text into pieces, and vocab.json gives the id of
 each piece, or the id of the unknown token. A text may begin with a language code, such as `>>fr<<`, which is one token.
-transformers loads the punctuation normalizer of sacremoses and never calls it, so neither do we.
+transformers loads the punctuation normalizer of sacremoses but never calls it, so we do not use it either.
 
 In the tokenizers library this is a WordLevel model with a pre-tokenizer and a decoder written in Python. These work on
-copies of the text, so where a token lies in the text is not known.
+copies of the text, so the positions of tokens in the text are unknown.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ CLASS = TokenizerClass(
 
 @dataclass(frozen=True, slots=True)
 class MarianSteps:
-    """The steps of a Marian tokenizer that are written in Python. It pickles as the files it was made of."""
+    """The steps of a Marian tokenizer that are written in Python. It pickles as its source files."""
 
     directory: Path
     files: Mapping[str, bytes]
@@ -57,7 +57,7 @@ class MarianSteps:
 
     @classmethod
     def of(cls, directory: Path, files: Mapping[str, bytes]) -> MarianSteps:
-        """From the contents of source.spm and target.spm. Raises ConfigError, ModelFormatError."""
+        """Build the steps from the contents of source.spm and target.spm. Raises ConfigError, ModelFormatError."""
         source, target = (UnigramText(parse_model(directory / name, files[name])) for name in FILES[:2])
         return cls(directory, files, source, target)
 
@@ -65,7 +65,7 @@ class MarianSteps:
         return MarianSteps.of, (self.directory, dict(self.files))
 
     def attach(self, raw: RawTokenizer, *, target: bool = False) -> None:
-        """Set the pre-tokenizer and the decoder; `target`: those of the target language."""
+        """Set the pre-tokenizer and the decoder, of the target language if `target` is true."""
         pieces = self.target if target else self.source
         added = {token.content: token for token in raw.get_added_tokens_decoder().values()}
         special = {name for name, token in added.items() if token.special}
@@ -75,13 +75,13 @@ class MarianSteps:
         raw.decoder = Decoder.custom(_Joiner(pieces, frozenset(special)))
 
     def without_added_tokens(self, raw: RawTokenizer) -> RawTokenizer:
-        """The tokenizer, with added tokens in a text split like other text."""
+        """Return a tokenizer that splits added tokens in a text like other text."""
         copy = RawTokenizer(raw.model)
         copy.pre_tokenizer = raw.pre_tokenizer
         return copy
 
     def save(self, raw: RawTokenizer, config: Mapping[str, Any], folder: Path) -> tuple[str, ...]:
-        """Write the files that the class reads. Returns their paths."""
+        """Write the files that the class reads, and return their paths."""
         vocab = raw.get_vocab(with_added_tokens=False)
         added = {
             i: {name: getattr(token, name) for name in ("content", *ADDED_TOKEN_FLAGS)}
@@ -100,7 +100,7 @@ class MarianSteps:
 
 
 def load_marian(draft: Draft) -> tuple[RawTokenizer, TokenizerOptions, Path]:
-    """The tokenizer of a folder with the files of the class. Raises ConfigError, ModelFormatError."""
+    """Load the tokenizer of a folder with the files of the class. Raises ConfigError, ModelFormatError."""
     folder, settings = draft.folder, draft.settings
     if settings.flag("separate_vocabs", False):
         raise settings.error("separate_vocabs", "false: a vocabulary for each language is not supported")
@@ -127,7 +127,7 @@ def load_marian(draft: Draft) -> tuple[RawTokenizer, TokenizerOptions, Path]:
 
 
 def missing_files(folder: Folder) -> ConfigError:
-    """The error for a folder without all files of the class."""
+    """Return the error for a folder that lacks files of the class."""
     missing = [name for name in FILES if not folder.has(name)]
     return ConfigError(
         f"{folder.directory}: expected {', '.join(FILES[:-1])} and {FILES[-1]}, as {CLASS.name} reads; "
@@ -136,14 +136,14 @@ def missing_files(folder: Folder) -> ConfigError:
 
 
 class _Splitter:
-    """A pre-tokenizer: the pieces of a text, each as a word of its own."""
+    """A pre-tokenizer that makes each piece of a text a separate word."""
 
     def __init__(self, pieces: UnigramText, outside: frozenset[str]) -> None:
         """outside: the added tokens that are not in vocab.json."""
         self._pieces, self._outside = pieces, outside
 
     def pre_tokenize(self, text: Any) -> None:
-        """Called by the library for the parts of a text between added tokens."""
+        """Split the part of a text between added tokens; the library calls this."""
         text.split(self._split)
 
     def _split(self, _: int, part: NormalizedString) -> list[NormalizedString]:
@@ -156,25 +156,25 @@ class _Splitter:
         if end >= 0:
             code, text = [text[: end + 2]], text[end + 2 :]
         pieces = [*code, *self._pieces.pieces(text)]
-        if not self._outside.isdisjoint(pieces):  # the model of the library has no id for it
+        if not self._outside.isdisjoint(pieces):  # the library's model has no id for it
             found = next(piece for piece in pieces if piece in self._outside)
             raise InputError(f"split_special_tokens: the added token {quote(found)} is a piece of the text")
         return pieces
 
 
 class _Joiner:
-    """A decoder: SentencePiece joins the pieces between special tokens; after a special token stands a space."""
+    """A decoder in which SentencePiece joins the pieces between special tokens. A space follows each special token."""
 
     def __init__(self, pieces: UnigramText, special: frozenset[str]) -> None:
         self._pieces, self._special = pieces, special
 
     def decode(self, tokens: list[str]) -> str:
-        """The text of all tokens."""
+        """Return the text of all tokens."""
         with called_back():
             return self._join(tokens)
 
     def decode_chain(self, tokens: list[str]) -> list[str]:
-        """The same as a list, as the library wants it."""
+        """Return the text in a list, as the library requires."""
         return [self.decode(tokens)]
 
     def _join(self, tokens: list[str]) -> str:
@@ -191,7 +191,7 @@ class _Joiner:
 
 
 def _parts(eos: str) -> Parts:
-    """The end token after a text, and once after a pair."""
+    """Return parts that add the end token after a text, and once after a pair."""
     from tokenizers.processors import TemplateProcessing
 
     return Parts(
@@ -221,7 +221,7 @@ def _vocabulary(folder: Folder) -> Mapping[str, int]:
 
 
 def _check_added_ids(draft: Draft, raw: RawTokenizer) -> None:
-    """transformers gives added tokens the ids of the files, also where the vocabulary has others for them."""
+    """Refuse added tokens whose id differs from the vocabulary's; transformers would use the id of the files."""
     for i, token in sorted(draft.added.items()):
         found = raw.token_to_id(token.content)
         if found != i:
@@ -232,7 +232,10 @@ def _check_added_ids(draft: Draft, raw: RawTokenizer) -> None:
 
 
 def _with_special(raw: RawTokenizer, special: set[str]) -> RawTokenizer:
-    """A copy in which exactly these tokens are special: in transformers' Python tokenizers the roles decide."""
+    """Return a copy in which exactly these tokens are special.
+
+    In transformers' Python tokenizers, the roles decide which tokens are special.
+    """
     copy = RawTokenizer(raw.model)
     copy.add_tokens(
         [

@@ -1,8 +1,8 @@
-"""Which tokenizer class a model type has in transformers 5, where no file names a class."""
+"""The tokenizer class of each model type in transformers 5, for folders in which no file names a class."""
 
 from __future__ import annotations
 
-# Class to model types, separated by spaces. TokenizersBackend: the tokenizer follows its file alone.
+# Class to model types, separated by spaces. TokenizersBackend: the tokenizer depends only on its file.
 _MODEL_TYPES = {
     "AlbertTokenizer": "albert yoso",
     "BartTokenizer": "florence2",
@@ -131,7 +131,7 @@ CLASS_OF_MODEL_TYPE = {
     model_type: name for name, model_types in _MODEL_TYPES.items() for model_type in model_types.split()
 } | {"lighton_ocr": "Qwen2Tokenizer", "vibevoice": "Qwen2Tokenizer"}
 
-# Model types whose folders name a wrong class: transformers takes the one above.
+# Model types whose folders name a wrong class; transformers uses the one above.
 _WRONG_CLASS_IN_FILES = """
 arctic camembertv2-base chatlm cohere_asr ernie4_5 ernie4_5_moe fuyu h2ovl_chat hyperclovax
 hyperclovax_vision_v2 hyperclovax_vlm internlm2 internlm3 iquestcoder jamba llava llava_next

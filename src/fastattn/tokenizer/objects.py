@@ -1,4 +1,4 @@
-"""Tokenizers of other libraries: what `Tokenizer.from_object` takes."""
+"""Converts tokenizers of other libraries, for `Tokenizer.from_object`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def convert_object(tokenizer: object, name: str) -> tuple[RawTokenizer, TokenizerOptions]:
-    """The library's tokenizer in an object, copied, and the settings around it.
+    """Return a copy of the library's tokenizer in an object, and its settings.
 
     The object is a fast tokenizer of transformers, a `tokenizers.Tokenizer` or one of `tokenizers.implementations`.
     Raises DTypeError for anything else.
@@ -75,7 +75,7 @@ def _options_of_transformers(tokenizer: Any) -> TokenizerOptions:
 
 
 def _options_of_library(raw: RawTokenizer) -> TokenizerOptions:
-    """What a tokenizer of the library says about itself: its pad token, sides, and token types."""
+    """Return the settings of a tokenizer of the library: its pad token, sides and token types."""
     padding, truncation = raw.padding or {}, raw.truncation or {}
     names = ["input_ids", "attention_mask"]
     if _has_token_types(raw):
@@ -92,7 +92,7 @@ def _options_of_library(raw: RawTokenizer) -> TokenizerOptions:
 
 
 def _has_token_types(raw: RawTokenizer) -> bool:
-    """Whether pairs get BERT's token types: special tokens of the first text have type 0, of the second type 1."""
+    """Return whether pairs get BERT's token types: special tokens of the first text have type 0, of the second 1."""
     if raw.post_processor is None:
         return False
     found = json.loads(raw.post_processor.__getstate__())

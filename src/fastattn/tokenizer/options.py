@@ -1,4 +1,4 @@
-"""What the files of a tokenizer say besides the pipeline of the `tokenizers` library itself."""
+"""The settings in a tokenizer's files that are not part of the `tokenizers` library's pipeline."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ Side = Literal["left", "right"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenizerOptions:
-    """Settings that `Tokenizer` applies around the library's tokenizer, with transformers' defaults.
+    """Settings that `Tokenizer` applies to the library's tokenizer, with transformers' defaults.
 
-    class_name: transformers' class without "Fast", None where no file names one.
+    class_name: transformers' class without "Fast", None if no file names one.
     special_tokens: role ("bos", "eos", "unk", "sep", "pad", "cls", "mask") to token.
-    named_special_tokens: the special tokens of a model with names of its own ("image" for `image_token`), to token.
+    named_special_tokens: a model's own name ("image" for `image_token`) to special token.
     extra_special_tokens: special tokens without a role.
-    model_max_length: None is no limit.
-    model_input_names: the columns of an encoding that the model takes.
-    add_bos_token, add_eos_token: what the files or the user say; the post-processor is what counts.
-    clean_up_tokenization_spaces: for decoding; a BPE tokenizer ignores it, unless clean_up_spaces_of_bpe.
-    steps: what a class does in Python, outside the library; the places of tokens in a text are then unknown.
+    model_max_length: in tokens; None means no limit.
+    model_input_names: the columns of an encoding that the model accepts.
+    add_bos_token, add_eos_token: the values from the files or the user; only the post-processor affects encoding.
+    clean_up_tokenization_spaces: for decoding; a BPE tokenizer ignores it unless clean_up_spaces_of_bpe is true.
+    steps: the steps of a class in Python, outside the library; token positions in a text are then unknown.
     """
 
     class_name: str | None = None
@@ -45,5 +45,5 @@ class TokenizerOptions:
 
     @property
     def type_ids(self) -> bool:
-        """Whether the model takes token type ids."""
+        """Whether the model accepts token type ids."""
         return "token_type_ids" in self.model_input_names

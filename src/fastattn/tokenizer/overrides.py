@@ -1,4 +1,4 @@
-"""Settings that `AutoTokenizer.from_pretrained` takes as keywords, in place of those of tokenizer_config.json."""
+"""Keywords of `AutoTokenizer.from_pretrained` that override settings of tokenizer_config.json."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _FLAGS = (
 
 
 class TokenizerSettings(TypedDict, total=False):
-    """Settings of a tokenizer, as tokenizer_config.json has them; those that a tokenizer does not use are refused."""
+    """The settings of a tokenizer, as in tokenizer_config.json. Settings that a tokenizer does not use are refused."""
 
     bos_token: str | AddedToken | None
     eos_token: str | AddedToken | None
@@ -58,9 +58,10 @@ class TokenizerSettings(TypedDict, total=False):
 
 
 def read_overrides(settings: Mapping[str, Any], known: Sequence[str]) -> dict[str, Any]:
-    """The settings as values of tokenizer_config.json. Raises DTypeError, InputError with the closest name.
+    """Convert the settings to values of tokenizer_config.json.
 
-    known: other keywords of the caller, for that name. A keyword such as image_token="<image>" is a special token.
+    known: other keywords of the caller, as suggestions. A keyword such as image_token="<image>" is a special token.
+    Raises DTypeError, or InputError with the closest name for an unknown keyword.
     """
     names = [*TokenizerSettings.__annotations__, *known]
     tokens = {name for name in settings if name.endswith("_token") and isinstance(settings[name], str)}

@@ -1,4 +1,4 @@
-"""Padding of rows to one length."""
+"""Pads rows to one length."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _FILL: Mapping[str, Any] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Padding:
-    """Pads with `pad_id` to `length`, or with None to the longest row, rounded up to a multiple."""
+    """Pads with `pad_id` to `length` (None: the longest row), rounded up to a multiple."""
 
     pad_id: int
     length: int | None = None
@@ -31,12 +31,12 @@ class Padding:
     side: Side = "right"
 
     def width(self, lengths: Sequence[int]) -> int:
-        """The length of rows after padding; longer rows stay as they are."""
+        """Return the length of rows after padding; longer rows are unchanged."""
         width = max(lengths, default=0) if self.length is None else self.length
         return -(-width // self.multiple) * self.multiple
 
     def pad(self, columns: dict[str, list[list[Any]]], width: int) -> list[tuple[int, int]]:
-        """Pad the known columns in place. Returns (left, right), the number of pads, of each row."""
+        """Pad the known columns in place. Returns (left, right), the number of pads, for each row."""
         if width * len(columns["input_ids"]) > MAX_IDS:
             raise InputError(
                 f"padding: expected at most {MAX_IDS} ids in one batch, got {len(columns['input_ids'])} rows of {width}"
@@ -53,7 +53,7 @@ class Padding:
 
 
 def read_padding(name: str, value: object) -> str:
-    """A strategy: True is "longest", False is "do_not_pad". Raises DTypeError, InputError."""
+    """Read a strategy: True is "longest", False is "do_not_pad". Raises DTypeError, InputError."""
     if isinstance(value, Enum):
         value = value.value
     if isinstance(value, str):
@@ -62,7 +62,7 @@ def read_padding(name: str, value: object) -> str:
 
 
 def to_array(name: str, rows: Any) -> np.ndarray[Any, np.dtype[Any]]:
-    """A column as an int64 array. Raises InputError for rows of different lengths."""
+    """Convert a column to an int64 array. Raises InputError for rows of different lengths."""
     if rows and isinstance(rows[0], (list, tuple)):
         lengths = {len(row) for row in rows}
         if len(lengths) > 1:
@@ -80,7 +80,7 @@ def _empty(n_rows: int, tail: tuple[int, ...]) -> np.ndarray[Any, np.dtype[Any]]
 
 
 def to_rows(name: str, value: Any) -> tuple[Any, bool]:
-    """A column of `pad` as a list of int or a list of such lists, and whether it is one of arrays."""
+    """Return a column of `pad` as a list of int or of lists of int, and whether it had arrays."""
     if hasattr(value, "tolist"):
         return value.tolist(), True
     if not isinstance(value, (list, tuple)):

@@ -1,4 +1,4 @@
-"""What a tokenizer class is made of: the record of a class and the pieces that its builder returns."""
+"""The description of a tokenizer class, and the parts that its builder returns."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 Tokens: TypeAlias = Mapping[str, "Token | None"]
 Build: TypeAlias = "Callable[[Draft, Vocabulary, Tokens], Parts]"
 Flags: TypeAlias = Mapping[str, bool]
-# The special tokens of RoBERTa and of the other models that were made with fairseq.
+# The special tokens of RoBERTa and other fairseq models.
 FAIRSEQ_TOKENS = {
     "bos": "<s>",
     "eos": "</s>",
@@ -38,9 +38,10 @@ FAIRSEQ_TOKENS = {
 class Parts:
     """The pipeline of a tokenizer.
 
-    post: makes the post-processor when all special tokens have their ids, whatever tokenizer.json says; None leaves the
-    one of tokenizer.json, or else one that adds `bos` and `eos` where `add_bos_token` and `add_eos_token` say so.
-    first_post: makes one that counts where tokenizer.json has none and neither of these settings is there.
+    post: makes the post-processor after all special tokens have ids, and replaces that of tokenizer.json. If it is
+    None, the one of tokenizer.json is used, or else one that adds `bos` and `eos` according to `add_bos_token` and
+    `add_eos_token`.
+    first_post: makes the one that is used if tokenizer.json has none and neither setting is given.
     """
 
     model: Any
@@ -55,18 +56,18 @@ class Parts:
 class TokenizerClass:
     """One tokenizer class of transformers.
 
-    kind: the kind of model; "" where tokenizer.json or the SentencePiece file decides.
-    file: the vocabulary file where there is no tokenizer.json ("vocab.json" comes with merges.txt).
+    kind: the kind of model; "" if tokenizer.json or the SentencePiece file decides.
+    file: the vocabulary file if there is no tokenizer.json ("vocab.json" comes with merges.txt).
     tokens: role to default token. wrap: roles whose plain strings become tokens with these flags.
-    follows_file: tokenizer.json, or the SentencePiece file, is used as it is; only special tokens, the input names and
-    `post` are the class's.
-    scores: the Unigram vocabulary that the class makes of a SentencePiece model.
-    additional: makes `additional_special_tokens` of those in the files.
+    follows_file: tokenizer.json, or the SentencePiece file, is used unchanged; only special tokens, the input names and
+    `post` come from the class.
+    scores: makes the Unigram vocabulary from a SentencePiece model.
+    additional: makes `additional_special_tokens` from those in the files.
     always_post: the post-processor of `bos` and `eos` replaces the one of tokenizer.json.
     post_init: special tokens are marked again at the end; without tokenizer.json, `post` of the parts is then lost, as
     in transformers.
     mark_specials: special tokens are added again as special at the end.
-    extra_names: special tokens whatever the files say.
+    extra_names: special tokens in addition to those of the files.
     """
 
     name: str
@@ -86,7 +87,7 @@ class TokenizerClass:
     extra_names: Sequence[str] = ()
 
     def all_tokens(self, draft: Draft) -> dict[str, Token | None]:
-        """The tokens by role: those of the files, else the defaults."""
+        """Return the tokens by role, from the files, else the defaults."""
         found: dict[str, Token | None] = {**self.tokens, **draft.roles}
         for role, flags in self.wrap.items():
             token = found.get(role)
@@ -96,7 +97,7 @@ class TokenizerClass:
 
 
 def needed(draft: Draft, tokens: Tokens, role: str) -> str:
-    """The text of a token that the class cannot do without."""
+    """Return the text of a token that the class requires. Raises ConfigError."""
     token = tokens.get(role)
     if token is None or not str(token):
         raise ConfigError(
@@ -106,11 +107,11 @@ def needed(draft: Draft, tokens: Tokens, role: str) -> str:
 
 
 class MissingTokenError(ConfigError):
-    """A special token that no file has and nothing added."""
+    """A special token is in no file and was not added."""
 
 
 def token_id(raw: RawTokenizer, token: str) -> int:
-    """The id of a token that was added before. Raises MissingTokenError."""
+    """Return the id of a token that was added before. Raises MissingTokenError."""
     found = raw.token_to_id(token)
     if found is None:
         raise MissingTokenError(f"the special token {quote(token)} is not in the vocabulary")
@@ -118,7 +119,7 @@ def token_id(raw: RawTokenizer, token: str) -> int:
 
 
 def template(single: str, pair: str, *tokens: str) -> Callable[[RawTokenizer], Any]:
-    """A post-processor that puts tokens around texts, in the syntax of the tokenizers library."""
+    """Return a post-processor that puts tokens around texts, in the syntax of the tokenizers library."""
     return lambda raw: call_library(
         processors.TemplateProcessing,
         single=single,
@@ -128,6 +129,6 @@ def template(single: str, pair: str, *tokens: str) -> Callable[[RawTokenizer], A
 
 
 def cls_sep_template(cls: str, sep: str, *, cls_type: int = 0) -> Callable[[RawTokenizer], Any]:
-    """BERT's: `[CLS] A [SEP]` and `[CLS] A [SEP] B [SEP]`, the second text with type 1."""
+    """Return BERT's post-processor: `[CLS] A [SEP]` and `[CLS] A [SEP] B [SEP]`, the second text with type 1."""
     single = f"{cls}:{cls_type} $A:0 {sep}:0"
     return template(single, f"{single} $B:1 {sep}:1", cls, sep)

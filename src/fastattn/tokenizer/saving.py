@@ -1,4 +1,4 @@
-"""Writes a tokenizer to a folder that fastattn and transformers load."""
+"""Writes a tokenizer to a folder that fastattn and transformers can load."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 def save(
     raw: RawTokenizer, options: TokenizerOptions, special_tokens: Mapping[str, str], directory: str | Path
 ) -> tuple[str, ...]:
-    """tokenizer_config.json and tokenizer.json in a folder, which is made where it is missing. Returns their paths.
+    """Write tokenizer_config.json and tokenizer.json to a folder, created if missing. Returns their paths.
 
-    The class is PreTrainedTokenizerFast: it takes tokenizer.json as it is.
+    The class is PreTrainedTokenizerFast, which uses tokenizer.json unchanged.
     """
     folder = check_path("save_directory", directory)
     if folder.exists() and not folder.is_dir():

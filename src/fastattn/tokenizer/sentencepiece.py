@@ -1,7 +1,7 @@
-"""SentencePiece model files, read without the sentencepiece package.
+"""Reads SentencePiece model files without the sentencepiece package.
 
-The file is a protocol buffer: pieces (text, score, type), a trainer_spec and a normalizer_spec. Format: the file
-sentencepiece_model.proto of https://github.com/google/sentencepiece.
+The file is a protocol buffer: pieces (text, score, type), a trainer_spec and a normalizer_spec. Format:
+sentencepiece_model.proto in https://github.com/google/sentencepiece.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Piece:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SentencePieceModel:
-    """The parts of a model file that matter for tokenizing."""
+    """The parts of a model file that affect tokenization."""
 
     path: Path
     pieces: tuple[Piece, ...]
@@ -53,17 +53,17 @@ class SentencePieceModel:
 
     @property
     def scores(self) -> list[tuple[str, float]]:
-        """Pieces and scores in the order of their ids."""
+        """The pieces and scores in the order of their ids."""
         return [(piece.text, piece.score) for piece in self.pieces]
 
     @property
     def ids(self) -> dict[str, int]:
-        """Piece to id; of equal pieces the last one."""
+        """Piece to id; the last one of equal pieces counts."""
         return {piece.text: i for i, piece in enumerate(self.pieces)}
 
 
 def parse_model(path: Path, data: bytes) -> SentencePieceModel:
-    """The model in a file's content. Raises ModelFormatError."""
+    """Parse the content of a model file. Raises ModelFormatError."""
     try:
         return _parse(path, data)
     except _WireError as error:
@@ -71,7 +71,7 @@ def parse_model(path: Path, data: bytes) -> SentencePieceModel:
 
 
 def merges_by_id(vocab: dict[str, int], path: Path) -> list[tuple[str, str]]:
-    """BPE merges of a vocabulary without scores: every split of a token into two tokens, in the order of ids."""
+    """Return the BPE merges of a vocabulary without scores: every split of a token into two, in order of ids."""
     check_splits(path, vocab)
     merges = [
         (i, at, token[:at], token[at:])
@@ -83,7 +83,7 @@ def merges_by_id(vocab: dict[str, int], path: Path) -> list[tuple[str, str]]:
 
 
 def merges_by_score(model: SentencePieceModel, vocab: dict[str, int]) -> list[tuple[str, str]]:
-    """BPE merges of the normal pieces, best score first."""
+    """Return the BPE merges of the normal pieces, best score first."""
     check_splits(model.path, vocab)
     names = {i: token for token, i in vocab.items()}
     normal = {names[i]: (piece.score, i) for i, piece in enumerate(model.pieces) if piece.kind == NORMAL and i in names}
@@ -97,13 +97,13 @@ def merges_by_score(model: SentencePieceModel, vocab: dict[str, int]) -> list[tu
 
 
 def check_splits(path: Path, vocab: dict[str, int]) -> None:
-    """Bound the work of trying every split of every token."""
+    """Limit the work of trying every split of every token. Raises ModelFormatError."""
     if sum(len(token) ** 2 for token in vocab) > _MAX_SPLITS:
         raise format_error(path, "expected shorter pieces: their merges take too long to compute", "sentencepiece")
 
 
 class _WireError(ValueError):
-    """Bytes that are no protocol buffer of a SentencePiece model."""
+    """The bytes are not the protocol buffer of a SentencePiece model."""
 
 
 @dataclass(frozen=True, slots=True)

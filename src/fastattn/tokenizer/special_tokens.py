@@ -1,4 +1,4 @@
-"""Special tokens by role, as attributes of a tokenizer: `pad_token`, `pad_token_id` and so on."""
+"""Special tokens by role as attributes of a tokenizer: `pad_token`, `pad_token_id` and so on."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ EXTRA = "extra_special_tokens"
 
 
 class RoleToken:
-    """`pad_token` and the like: a token of the vocabulary, or None."""
+    """An attribute such as `pad_token`: a token of the vocabulary, or None."""
 
     def __init__(self, role: str) -> None:
         self.role = role
@@ -38,7 +38,7 @@ class RoleToken:
 
 
 class RoleId:
-    """`pad_token_id` and the like: the id of the token, or None."""
+    """An attribute such as `pad_token_id`: the id of the token, or None."""
 
     def __init__(self, role: str) -> None:
         self.role = role
@@ -61,7 +61,7 @@ class RoleId:
 
 
 def token_text(name: str, value: object) -> str:
-    """The text of a token, given as a str or as the library's AddedToken. Raises DTypeError, InputError."""
+    """Return the text of a token, a str or the library's AddedToken. Raises DTypeError, InputError."""
     content = getattr(value, "content", value)
     if not isinstance(content, str):
         raise DTypeError(f"{name}: expected str or AddedToken, got {type(value).__name__}")
@@ -71,7 +71,7 @@ def token_text(name: str, value: object) -> str:
 
 
 def to_added_token(name: str, value: object, *, special: bool) -> AddedToken:
-    """The library's AddedToken; a str is looked for in normalized text, unless it is special, as in transformers."""
+    """Return the library's AddedToken. As in transformers, a str is matched in normalized text unless it is special."""
     from tokenizers import AddedToken
 
     content = token_text(name, value)
@@ -81,7 +81,7 @@ def to_added_token(name: str, value: object, *, special: bool) -> AddedToken:
 
 
 def read_special_tokens(tokens: object) -> dict[str, Any]:
-    """The argument of `add_special_tokens`: "pad_token" and the like, and "extra_special_tokens"."""
+    """Read the argument of `add_special_tokens`: keys such as "pad_token", and "extra_special_tokens"."""
     if not isinstance(tokens, Mapping):
         raise DTypeError(f"special_tokens_dict: expected a dict, got {type(tokens).__name__}")
     found = dict(tokens)
@@ -98,7 +98,7 @@ def read_special_tokens(tokens: object) -> dict[str, Any]:
 
 
 def with_role(options: TokenizerOptions, role: str, token: str | None) -> TokenizerOptions:
-    """Options in which a role has another token, or none."""
+    """Return options in which a role has another token, or none."""
     tokens = {name: text for name, text in options.special_tokens.items() if name != role}
     if token is not None:
         tokens[role] = token

@@ -1,4 +1,4 @@
-"""Texts as people pass them, checked before any tokenizer sees them."""
+"""Validates texts before tokenization."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ from typing import Any
 from fastattn.checks import is_masked_array, is_text, quote
 from fastattn.errors import DTypeError, InputError
 
-MAX_TEXT_CHARS = 16 * 2**20  # a longer text is refused before it is tokenized
-MAX_TEXTS = 2**26  # more texts in one call are refused before any is read
+MAX_TEXT_CHARS = 16 * 2**20  # longer texts are refused before tokenization
+MAX_TEXTS = 2**26  # per call; more are refused before any is read
 _NOT_SEQUENCES = (str, bytes, bytearray, memoryview, Mapping)
 
 
 def check_text(text: object, name: str) -> str:
-    """`text` as a str that can be encoded: DTypeError if not a str, InputError for surrogates or too long a text.
+    """Return `text` as a valid str.
 
-    A scalar of Arrow counts as the value it holds.
+    Raises DTypeError if it is not a str, InputError for surrogates or a text that is too long. An Arrow scalar is
+    converted to its value.
     """
     if not isinstance(text, str):
         text = unwrap(text)
@@ -33,12 +34,12 @@ def check_text(text: object, name: str) -> str:
 
 
 def check_texts(texts: object, name: str) -> list[str]:
-    """A sequence of str (see `read_items`), or an iterator over them, as a list of checked texts."""
+    """Return a sequence of str (see `read_items`), or an iterator over them, as a list of checked texts."""
     return check_items(read_items(texts, name), name, texts)
 
 
 def check_items(items: Sequence[object], name: str, source: object) -> list[str]:
-    """The items of `source` as checked texts; for a Series, errors name its row."""
+    """Return the items of `source` as checked texts; for a Series, errors name the row."""
     labels = _row_labels(source)
     out = []
     for i, item in enumerate(items):
@@ -50,11 +51,11 @@ def check_items(items: Sequence[object], name: str, source: object) -> list[str]
 
 
 def read_items(sequence: object, name: str) -> list[Any]:
-    """The items of a sequence, not checked yet.
+    """Return the items of a sequence without checking them.
 
-    A sequence is a list, tuple, array of one dimension, Series, column of a data set, Arrow array, anything else with
-    `__len__` and `__getitem__`, or an iterator. Raises DTypeError for a str, bytes, a mapping or a set, InputError
-    for tables, arrays of other dimensions, and more than MAX_TEXTS items; nothing is read before the length is known.
+    A sequence is a list, tuple, one-dimensional array, Series, column of a data set, Arrow array, anything else with
+    `__len__` and `__getitem__`, or an iterator. Raises DTypeError for a str, bytes, a mapping or a set, InputError for
+    tables, arrays of other dimensions, and more than MAX_TEXTS items. A known length is checked before reading items.
     """
     if not is_list_like(sequence):
         raise DTypeError(f"{name}: expected a sequence of str, got {_kind(sequence)}")
@@ -71,7 +72,7 @@ def read_items(sequence: object, name: str) -> list[Any]:
 
 
 def check_one_dimension(texts: object, name: str) -> None:
-    """Refuse arrays of more dimensions and tables: iterating over a DataFrame gives the names of its columns."""
+    """Refuse tables and arrays of other dimensions: iterating over a DataFrame gives its column names."""
     shape = getattr(texts, "shape", None)
     if isinstance(shape, tuple) and len(shape) != 1:
         kind = type(texts).__name__
@@ -79,13 +80,13 @@ def check_one_dimension(texts: object, name: str) -> None:
 
 
 def is_list_like(value: object) -> bool:
-    """True for what holds several texts: anything to iterate over, or with `__len__` and `__getitem__`.
+    """Return whether a value can contain several texts: an iterable, or with `__len__` and `__getitem__`.
 
     False for str, bytes and mappings.
     """
     if isinstance(value, _NOT_SEQUENCES):
         return False
-    if hasattr(value, "as_py"):  # a scalar of Arrow
+    if hasattr(value, "as_py"):  # an Arrow scalar
         return False
     return isinstance(value, Iterable) or _is_indexable(value)
 
@@ -101,7 +102,7 @@ def _iterate(sequence: Any, length: int | None) -> Iterator[Any]:
 
 
 def _length(sequence: Any) -> int | None:
-    """The number of items; None for iterators."""
+    """Return the number of items; None for iterators."""
     return len(sequence) if hasattr(type(sequence), "__len__") else None
 
 
@@ -111,13 +112,13 @@ def _too_many(name: str, found: int | None) -> InputError:
 
 
 def unwrap(value: Any) -> Any:
-    """The Python value of a scalar of Arrow."""
+    """Return the Python value of an Arrow scalar; other values are unchanged."""
     as_py = getattr(value, "as_py", None)
     return as_py() if callable(as_py) else value
 
 
 def _row_labels(texts: Any) -> Any:
-    """The index of a pandas Series where it is not just 0, 1, 2."""
+    """Return the index of a pandas Series, None if it is 0, 1, 2 and so on."""
     index = getattr(texts, "index", None)
     if index is None or callable(index) or type(index).__name__ == "RangeIndex" or not _is_indexable(index):
         return None
@@ -125,7 +126,7 @@ def _row_labels(texts: Any) -> Any:
 
 
 def _kind(value: object) -> str:
-    """The type of a value, or the value itself where it is a missing one or a number."""
+    """Return the type of a value, or the value itself if it is missing or a number."""
     kind = type(value).__name__
     if value is None or kind in ("NAType", "NaTType", "MaskedConstant") or value != value:
         shown = "None" if value is None else "a missing value" if is_masked_array(value) else None

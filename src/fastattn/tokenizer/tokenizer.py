@@ -1,7 +1,7 @@
-"""The tokenizer of a checkpoint, over the `tokenizers` library (imported when the first one is loaded).
+"""The tokenizer of a checkpoint, based on the `tokenizers` library (imported when the first one is loaded).
 
-Texts are encoded one at a time: the library's own thread pool is never started, so nothing is printed and nothing
-hangs after a fork.
+Texts are encoded one at a time. The library's own thread pool never starts, so nothing is printed and nothing hangs
+after a fork.
 """
 
 from __future__ import annotations
@@ -40,22 +40,23 @@ _CLEAN_UP = "clean_up_tokenization_spaces"
 class Tokenizer(TokenizerBase):
     """A tokenizer of a checkpoint, with the methods and arguments of transformers' fast tokenizers.
 
-    Made by `AutoTokenizer.from_pretrained`, or by `Tokenizer.from_object` from one of another library. It pickles and
-    copies by content. Several threads can use one tokenizer: the arguments of a call belong to that call alone. Setting
-    an attribute (`pad_token`, `model_max_length`, ...) or adding tokens replaces the settings as a whole: a call that
-    has started in another thread finishes with the old ones, and of two changes at the same time one can be lost.
+    `AutoTokenizer.from_pretrained` loads one, and `Tokenizer.from_object` converts one of another library. It pickles
+    and copies by content. Several threads can use one tokenizer: the arguments of a call affect only that call. Setting
+    an attribute (`pad_token`, `model_max_length`, ...) or adding tokens replaces all settings at once. A call that has
+    started in another thread finishes with the old ones. If two threads change settings at the same time, one change
+    can be lost.
     """
 
     def __init__(self, raw: RawTokenizer, options: TokenizerOptions) -> None:
-        """Takes over `raw`; its padding and truncation are turned off."""
+        """Take ownership of `raw`, and turn off its padding and truncation."""
         self._state = State(Encoder(raw, options.steps), options)
 
     @classmethod
     def from_object(cls, tokenizer: object, name: str = "tokenizer") -> Tokenizer:
-        """A tokenizer with the content and settings of a transformers or tokenizers object; one of ours as it is.
+        """Convert a tokenizer of transformers or tokenizers, with its settings.
 
-        Later changes of the object change nothing here. Raises DTypeError for anything else, such as a tokenizer of
-        transformers that is written in Python; `name` is the argument in its message.
+        A `Tokenizer` is returned unchanged. Later changes to the object have no effect here. Raises DTypeError for
+        anything else, such as a Python tokenizer of transformers. name: the argument's name in messages.
         """
         from fastattn.tokenizer.objects import convert_object
 
@@ -69,7 +70,7 @@ class Tokenizer(TokenizerBase):
 
     def __copy__(self) -> Self:
         copy = object.__new__(type(self))
-        copy._state = self._state  # never changed, only replaced
+        copy._state = self._state  # immutable; only replaced as a whole
         return copy
 
     def __deepcopy__(self, _: object) -> Self:
@@ -78,7 +79,7 @@ class Tokenizer(TokenizerBase):
     # -- text to ids --------------------------------------------------------------------------------------------
 
     def tokenize(self, text: str, pair: str | None = None, **options: Unpack[EncodeArgs]) -> list[str]:
-        """The tokens of a text or pair, without special ones unless add_special_tokens=True."""
+        """Return the tokens of a text or pair, without special ones unless add_special_tokens=True."""
         if is_list_like(text) and not options.get("is_split_into_words"):
             raise DTypeError(f"text: expected str, got {type(text).__name__}")
         options.setdefault("add_special_tokens", False)
@@ -110,16 +111,16 @@ class Tokenizer(TokenizerBase):
     def encode(
         self, text: Any, text_pair: Any = None, *, return_tensors: Any = None, **options: Unpack[EncodeArgs]
     ) -> Any:
-        """Token ids of a text or pair: a list of int, or an int64 array [1, n_tokens] with return_tensors="np".
+        """Return the token ids of a text or pair: a list of int, or int64 [1, n_tokens] with return_tensors="np".
 
-        A list of texts gives a list of lists. The options are those of a call of the tokenizer.
+        A list of texts gives a list of lists. The options are those of a tokenizer call. Raises DTypeError, InputError.
         """
         state = self._state
         call = self._read(state, {"return_tensors": return_tensors, **options}, "encode")
         return encode_call(state, call, "text", text, text_pair)["input_ids"]
 
     def offsets(self, text: str, text_pair: str | None = None, *, add_special_tokens: bool = True) -> NDArray[np.int32]:
-        """Where each token of `encode` lies in its text: int32 [n_tokens, 2], begin and end in characters."""
+        """Return the position of each token of `encode` in its text: int32 [n_tokens, 2], in characters."""
         state, given = self._state, {"add_special_tokens": add_special_tokens, "return_offsets_mapping": True}
         call = self._read(state, given, "offsets")
         encoding = encode_call(state, call, "text", check_text(text, "text"), text_pair)
@@ -135,15 +136,14 @@ class Tokenizer(TokenizerBase):
     ) -> BatchEncoding:
         """Encode a text, a pair, or a sequence of texts or pairs, as transformers does.
 
-        text: a str, or a sequence of str (list, array, Series, column of a data set, iterator); inside a sequence a
-        tuple or list of two str is a pair. With is_split_into_words=True each text is a sequence of words.
-        text_pair: the second text, or as many of them as there are texts. text_target: texts whose ids become the
-        column "labels".
+        text: a str, or a sequence of str (list, array, Series, column of a data set, iterator). Inside a sequence, a
+        tuple or list of two str is a pair. With is_split_into_words=True, each text is a sequence of words.
+        text_pair: the second text, or one for each text. text_target: texts whose ids become the column "labels".
         padding: True or "longest", "max_length", False. truncation: True or "longest_first", "only_first",
-        "only_second", False; max_length alone means True, and without it model_max_length is the limit. The other
-        options are in `CallArgs`.
-        Returns lists like transformers', or with return_tensors="np" int64 arrays [n_texts, seq_len] (texts of
-        different lengths then need padding=True). Raises DTypeError, InputError.
+        "only_second", False. max_length alone means truncation=True; without it, model_max_length is the limit.
+        `CallArgs` lists the other options.
+        Returns lists like transformers, or int64 arrays [n_texts, seq_len] with return_tensors="np"; texts of different
+        lengths then need padding=True. Raises DTypeError, InputError.
         """
         state = self._state
         call = self._read(state, options, "Tokenizer")
@@ -169,10 +169,10 @@ class Tokenizer(TokenizerBase):
         max_length: int | None = None,
         truncation: bool | str = True,
     ) -> list[tuple[NDArray[np.int32], NDArray[np.int32]]]:
-        """(token ids, token type ids) of each text or pair, cut to max_length.
+        """Return (token ids, token type ids) of each text or pair, int32 [n_tokens] each, truncated to max_length.
 
-        texts: a sequence of str and of pairs (text, second text or None). truncation: transformers' strategies; with
-        max_length=None nothing is cut. Types are zeros where the model takes none. Raises DTypeError, InputError.
+        texts: a sequence of str and of pairs (text, second text or None). truncation: transformers' strategies; without
+        max_length, nothing is truncated. Types are zeros if the model has none. Raises DTypeError, InputError.
         """
         return self.encode_pairs(
             read_pairs("texts", texts),
@@ -190,9 +190,9 @@ class Tokenizer(TokenizerBase):
         strategy: str = "longest_first",
         cut: dict[int, int] | None = None,
     ) -> list[tuple[NDArray[np.int32], NDArray[np.int32]]]:
-        """`encode_batch` for texts and arguments that were checked before; the form that the tasks use.
+        """Encode texts like `encode_batch`, with checked arguments. The tasks use this method.
 
-        cut: gets the number of each pair that was cut, with the tokens that are left.
+        cut: if given, it receives the index of each truncated pair and the number of remaining tokens.
         """
         state, truncation = self._state, None
         if max_length is not None and strategy != DO_NOT_TRUNCATE:
@@ -215,17 +215,17 @@ class Tokenizer(TokenizerBase):
         return out
 
     def num_special_tokens_to_add(self, pair: bool = False) -> int:
-        """The number of special tokens that a text or pair gets."""
+        """Return the number of special tokens added to a text or pair."""
         return self._state.encoder.n_special(pair=check_flag("pair", pair))
 
     @property
     def max_len_single_sentence(self) -> int:
-        """`model_max_length` without the special tokens of a text."""
+        """`model_max_length` minus the special tokens of a text."""
         return self.model_max_length - self.num_special_tokens_to_add()
 
     @property
     def max_len_sentences_pair(self) -> int:
-        """`model_max_length` without the special tokens of a pair."""
+        """`model_max_length` minus the special tokens of a pair."""
         return self.model_max_length - self.num_special_tokens_to_add(pair=True)
 
     def pad(
@@ -241,8 +241,8 @@ class Tokenizer(TokenizerBase):
     ) -> BatchEncoding:
         """Pad an encoding, a dict of columns, or a list of such dicts, to one length.
 
-        The arguments are those of a call. Columns of arrays give arrays. Columns that are not those of an encoding,
-        such as labels, stay as they are, as in transformers.
+        The arguments are those of a tokenizer call. Columns of arrays give arrays. As in transformers, columns that are
+        not part of an encoding, such as labels, are unchanged. Raises DTypeError, InputError.
         """
         options: CallArgs = {
             "padding": padding,
@@ -257,7 +257,7 @@ class Tokenizer(TokenizerBase):
         return pad_encoded(encoded_inputs, self._read(self._state, options, "pad"))
 
     def apply_chat_template(self, *_: object, **__: object) -> NoReturn:
-        """Not supported: raises InputError."""
+        """Raise InputError: chat templates are not supported."""
         raise InputError(
             "apply_chat_template: chat templates are not supported; write the prompt as one str, as the model's page "
             "describes it, and encode that"
@@ -303,11 +303,11 @@ class Tokenizer(TokenizerBase):
         clean_up_tokenization_spaces: bool | None = None,
         **unused: Any,
     ) -> Any:
-        """The text of token ids (an int, a sequence [n_tokens] or an encoding), or the texts of several sequences.
+        """Return the text of token ids, or the texts of several sequences.
 
-        Bytes that are no UTF-8 become U+FFFD, ids without a token nothing. clean_up_tokenization_spaces: remove the
-        spaces before punctuation; None is the tokenizer's setting; a BPE tokenizer ignores it, as in transformers.
-        Raises DTypeError, InputError.
+        token_ids: an int, a sequence [n_tokens], an encoding, or a list of sequences. Invalid UTF-8 becomes U+FFFD, and
+        ids without a token give no text. clean_up_tokenization_spaces: remove the spaces before punctuation (None: the
+        tokenizer's setting). As in transformers, a BPE tokenizer ignores it. Raises DTypeError, InputError.
         """
         skip = check_flag("skip_special_tokens", skip_special_tokens)
         check_keywords(unused, ("use_source_tokenizer", "spaces_between_special_tokens"), "decode")
@@ -322,7 +322,7 @@ class Tokenizer(TokenizerBase):
         return texts if batched else texts[0]
 
     def cleans_up(self, chosen: bool | None = None) -> bool:
-        """Whether `decode` removes spaces before punctuation, with `chosen` as clean_up_tokenization_spaces."""
+        """Return whether `decode` removes spaces before punctuation, with `chosen` as clean_up_tokenization_spaces."""
         return _cleans_up(self._state, chosen)
 
     def batch_decode(
@@ -332,7 +332,7 @@ class Tokenizer(TokenizerBase):
         clean_up_tokenization_spaces: bool | None = None,
         **unused: Any,
     ) -> list[str]:
-        """`decode` of each item, as a list."""
+        """Decode each item, and return a list of texts. See `decode`."""
         if isinstance(sequences, Iterator):
             sequences = list(islice(sequences, MAX_IDS + 1))
         if _is_empty(sequences):
@@ -343,7 +343,7 @@ class Tokenizer(TokenizerBase):
         return [texts] if isinstance(texts, str) else texts
 
     def convert_tokens_to_string(self, tokens: Sequence[str]) -> str:
-        """The text of tokens, as they stand in the vocabulary."""
+        """Return the text of tokens, written as in the vocabulary. Raises DTypeError, InputError."""
         if not is_list_like(tokens):
             raise DTypeError(f"tokens: expected a list of str, got {type(tokens).__name__}")
         texts, decoder = check_texts(tokens, "tokens"), self.raw.decoder
@@ -353,11 +353,11 @@ class Tokenizer(TokenizerBase):
             return str(decoder.decode(texts))
 
     def clean_up_tokenization(self, text: str) -> str:
-        """A text without the spaces before punctuation and contractions."""
+        """Remove the spaces before punctuation and contractions."""
         return clean_up(check_text(text, "text"))
 
     def save_pretrained(self, save_directory: str | Path, **unused: Any) -> tuple[str, ...]:
-        """Write tokenizer.json and tokenizer_config.json, which fastattn and transformers load. Returns their paths."""
+        """Write tokenizer.json and tokenizer_config.json for fastattn and transformers. Returns their paths."""
         from fastattn.tokenizer.saving import save
 
         check_keywords(unused, ("legacy_format",), "save_pretrained")
@@ -374,7 +374,7 @@ def _is_empty(sequences: Any) -> bool:
 
 
 def _restore(content: str, options: TokenizerOptions) -> Tokenizer:
-    """The tokenizer that `Tokenizer.__reduce__` describes."""
+    """Rebuild the tokenizer from the state of `Tokenizer.__reduce__`."""
     from tokenizers import Tokenizer as Raw
 
     return Tokenizer(Raw.from_str(content), options)

@@ -1,4 +1,4 @@
-"""Truncation of one encoding or of a pair, as the tokenizers library does it, without changing its settings."""
+"""Truncates one encoding or a pair as the tokenizers library does, without changing the library's settings."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ STRATEGIES = ("longest_first", "only_first", "only_second", DO_NOT_TRUNCATE)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Truncation:
-    """What to cut: the text of a strategy down to max_length tokens, special tokens included.
+    """How to truncate: by a strategy, to max_length tokens including special tokens.
 
-    stride: tokens that each part of the overflow repeats from the part before it.
+    stride: the number of tokens that each overflowing part repeats from the part before it.
     """
 
     max_length: int
@@ -33,7 +33,7 @@ class Truncation:
 
 
 def read_truncation(name: str, value: object) -> str:
-    """A strategy: True is "longest_first", False and None are "do_not_truncate". Raises DTypeError, InputError."""
+    """Read a strategy: True is "longest_first", False and None are "do_not_truncate". Raises DTypeError, InputError."""
     if value is None:
         return DO_NOT_TRUNCATE
     if isinstance(value, Enum):
@@ -49,7 +49,7 @@ def read_truncation(name: str, value: object) -> str:
 def truncate(
     first: RawEncoding, second: RawEncoding | None, truncation: Truncation, *, n_special: int, name: str
 ) -> None:
-    """Cut the encodings of a text or pair in place; `n_special` tokens are added later. Raises InputError."""
+    """Truncate the encodings of a text or pair in place; `n_special` tokens are added later. Raises InputError."""
     room = truncation.max_length - n_special
     if room < 0:
         raise InputError(f"max_length: expected room for the {n_special} special tokens, got {truncation.max_length}")
@@ -76,7 +76,7 @@ def truncate(
 
 
 def longest_first(n_first: int, n_second: int, room: int) -> tuple[int, int]:
-    """Lengths after cutting the longer of two sequences first, as the tokenizers library does."""
+    """Return the lengths after truncating the longer of two sequences first, as the tokenizers library does."""
     if n_first + n_second <= room:
         return n_first, n_second
     short, long = min(n_first, n_second), max(n_first, n_second)

@@ -35,7 +35,7 @@ def _model(vocab: Vocabulary, unk_id: int) -> Any:
 
 
 def _spaces(scheme: str, *, words: bool = False) -> dict[str, Any]:
-    """Spaces as "▁". `words`: whitespace of any kind separates words."""
+    """Return parts that write spaces as "▁". words: whether any whitespace separates words."""
     marks = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme=scheme)
     return {
         "pre_tokenizer": pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), marks]) if words else marks,
@@ -104,7 +104,7 @@ def _albert(draft: Draft, vocab: Vocabulary, tokens: Tokens) -> Parts:
     )
     cls, sep = needed(draft, tokens, "cls"), needed(draft, tokens, "sep")
 
-    def post(raw: Any) -> Any:  # the names are fixed, the ids are those of the class's tokens
+    def post(raw: Any) -> Any:  # the names are fixed; the ids are those of the class's tokens
         return call_library(
             processors.TemplateProcessing,
             single="[CLS]:0 $A:0 [SEP]:0",
@@ -143,7 +143,7 @@ def _deberta_v2(draft: Draft, vocab: Vocabulary, tokens: Tokens) -> Parts:
 def _t5(draft: Draft, vocab: Vocabulary, tokens: Tokens) -> Parts:
     eos = needed(draft, tokens, "eos")
 
-    def post(raw: Any) -> Any:  # the name is fixed, the id is that of the class's token
+    def post(raw: Any) -> Any:  # the name is fixed; the id is that of the class's token
         return call_library(
             processors.TemplateProcessing,
             single=["$A", "</s>"],
@@ -275,11 +275,11 @@ def _pegasus_additional(draft: Draft, found: list[Token] | None, tokens: Tokens)
     return [*first, *(f"<unk_{i}>" for i in range(2, draft.settings.count("offset", 103, high=10_000)))]
 
 
-# -- vocabularies made of SentencePiece files, with each class's own ids ----------------------------------------------
+# -- vocabularies from SentencePiece files, with the ids of each class ----------------------------------------------
 
 
 def _fairseq_scores(*last: str) -> Callable[[SentencePieceModel, Tokens, Draft], Scores]:
-    """Four special tokens in fairseq's order, the pieces after the first three, languages, and the mask."""
+    """Return a function for fairseq's order: four special tokens, pieces after the first three, languages, and mask."""
 
     def scores(model: SentencePieceModel, tokens: Tokens, draft: Draft) -> Scores:
         first = [(str(tokens.get(role)), 0.0) for role in ("bos", "pad", "eos", "unk")]
@@ -305,7 +305,7 @@ def _t5_scores(model: SentencePieceModel, tokens: Tokens, draft: Draft) -> Score
 
 
 def _pegasus_scores(model: SentencePieceModel, tokens: Tokens, draft: Draft) -> Scores:
-    # Without a file that names them, transformers' two mask tokens are the other way round here.
+    # If no file names them, transformers' two mask tokens are swapped here.
     mask = str(draft.roles.get("mask", "<mask_1>"))
     sentence = draft.settings.text("mask_token_sent", "<mask_2>")
     first = [(str(tokens.get("pad")), 0.0), (str(tokens.get("eos")), 0.0), (mask, 0.0)]

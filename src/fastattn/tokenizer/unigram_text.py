@@ -1,8 +1,8 @@
-"""SentencePiece's Unigram segmentation and decoding with the results of the sentencepiece package, to the bit.
+"""SentencePiece's Unigram segmentation and decoding, bit-identical to the sentencepiece package.
 
-The tokenizers library differs in two ways. It applies the normalization table to grapheme clusters; SentencePiece takes
-the longest rule at each character. It adds scores in float64; SentencePiece rounds each sum to float32, which decides
-ties. Tokenizer classes that transformers runs on the sentencepiece package need the package's results.
+The tokenizers library differs in two ways. It applies the normalization table to grapheme clusters, while SentencePiece
+uses the longest rule at each character. It adds scores in float64, while SentencePiece rounds each sum to float32,
+which decides ties. Tokenizer classes that use the sentencepiece package in transformers need the package's results.
 
 Algorithm: T. Kudo, "Subword Regularization" (2018). Normalization table: the double array of Darts-clone.
 """
@@ -28,16 +28,16 @@ from fastattn.tokenizer.sentencepiece import (
 )
 
 _SPACE = "\u2581"
-_UNKNOWN_PENALTY = 10.0  # the score of an unknown character is this much below that of the rarest piece
-_MISSING = float("inf")  # known by its identity
+_UNKNOWN_PENALTY = 10.0  # the score of an unknown character is this much below the lowest normal score
+_MISSING = float("inf")  # compared by identity
 _PRINTABLE = range(0x21, 0x7F)
 
 
 class UnigramText:
-    """Text to pieces and pieces to text, for one Unigram model."""
+    """Converts text to pieces and pieces to text, for one Unigram model."""
 
     def __init__(self, model: SentencePieceModel) -> None:
-        """Raises ConfigError for a model that is not supported, ModelFormatError for a malformed one."""
+        """Prepare a model. Raises ConfigError if it is not supported, ModelFormatError if it is malformed."""
         problem = _unsupported(model)
         if problem:
             raise ConfigError(f"{model.path}: {problem}")
@@ -54,11 +54,11 @@ class UnigramText:
         self._scores = _scores(model, max(normal))
 
     def pieces(self, text: str) -> list[str]:
-        """The pieces of a text. A run of unknown characters is one piece."""
+        """Split a text into pieces. A run of unknown characters is one piece."""
         return self._split(self.normalize(text))
 
     def normalize(self, text: str) -> str:
-        """The text as the model reads it: with its rules applied, and "▁" for spaces."""
+        """Apply the model's normalization rules to a text, with "▁" for spaces."""
         model, data = self._model, text.encode()
         start = 0
         while model.remove_extra_whitespaces and start < len(data):
@@ -83,7 +83,7 @@ class UnigramText:
         return normalized.rstrip(_SPACE) if model.remove_extra_whitespaces else normalized
 
     def decode(self, pieces: list[str]) -> str:
-        """The text of pieces. One that the model does not know stays as it is."""
+        """Return the text of pieces. Unknown pieces are unchanged."""
         model, text = self._model, ""
         strips = model.add_dummy_prefix or model.remove_extra_whitespaces
         stripped = False
@@ -103,7 +103,7 @@ class UnigramText:
         return text
 
     def _next(self, data: bytes, start: int) -> tuple[int, bytes]:
-        """The number of bytes from `start` that are normalized together, and what they become."""
+        """Return the number of bytes from `start` that are normalized together, and their replacement."""
         if self._plain is not None:
             run = self._plain.match(data, start)
             if run:
@@ -120,7 +120,7 @@ class UnigramText:
         return length, data[start : start + length]
 
     def _split(self, text: str) -> list[str]:
-        """The segmentation with the highest sum of scores (Viterbi)."""
+        """Return the segmentation with the highest sum of scores (Viterbi)."""
         length = len(text)
         best = array("f", (0.0, *[-math.inf] * length))  # storing a sum rounds it to float32
         starts = [-1] * (length + 1)
@@ -137,7 +137,7 @@ class UnigramText:
                 before, total = best[end], here + score
                 if total > before:
                     best[end] = total
-                    if best[end] > before:  # of equal sums the first one counts
+                    if best[end] > before:  # the first of equal sums counts
                         starts[end], unknown[end] = start, False
                 alone = alone or end == start + 1
             if not alone:
@@ -149,10 +149,10 @@ class UnigramText:
 
 
 class _Rules:
-    """The normalization table: byte strings and what they become."""
+    """The normalization table: byte strings and their replacements."""
 
     def __init__(self, model: SentencePieceModel) -> None:
-        """Raises ModelFormatError."""
+        """Read the table. Raises ModelFormatError."""
         data = model.charsmap or struct.pack("<II", 4, 0)  # a table without rules
         size = int.from_bytes(data[:4], "little")
         if size % 4 or not 4 <= size <= len(data) - 4:
@@ -161,7 +161,7 @@ class _Rules:
         self._texts = data[4 + size :]
 
     def find(self, data: bytes, start: int) -> tuple[int, bytes]:
-        """The length of the longest rule that matches at `start`, 0 for none, and what it becomes."""
+        """Return the length of the longest rule that matches at `start` (0 for none), and its replacement."""
         units, n_units = self._units, len(self._units)
         node = _offset(units[0])
         length, at = 0, 0
@@ -176,7 +176,7 @@ class _Rules:
         return length, self._texts[at:].partition(b"\0")[0] if length else b""
 
     def plain(self) -> bytes:
-        """The printable ASCII characters that no rule of ASCII characters begins with."""
+        """Return the printable ASCII characters that do not begin any rule of ASCII characters."""
         pairs = {first: [bytes((first, second)) for second in _PRINTABLE] for first in _PRINTABLE}
         return bytes(first for first, texts in pairs.items() if not any(self.find(text, 0)[0] for text in texts))
 
@@ -186,12 +186,12 @@ def _offset(unit: int) -> int:
 
 
 def _scores(model: SentencePieceModel, highest: float) -> dict[str, float | None]:
-    """The score of each piece, and None for what longer pieces begin with."""
+    """Return the score of each piece, and None for prefixes of longer pieces."""
     found: dict[str, float | None] = {}
     for piece in model.pieces:
         if piece.kind == NORMAL:
             found[piece.text] = piece.score
-        elif piece.kind == USER_DEFINED:  # so high that it is always taken
+        elif piece.kind == USER_DEFINED:  # high enough to be always chosen
             found[piece.text] = len(piece.text.encode()) * highest - 0.1
     for text in list(found):
         for end in range(1, len(text)):
@@ -200,7 +200,7 @@ def _scores(model: SentencePieceModel, highest: float) -> dict[str, float | None
 
 
 def _path(text: str, starts: list[int], unknown: bytearray) -> list[str]:
-    """The pieces of the best path, from its end; neighboring unknown characters are joined."""
+    """Return the pieces of the best path, which is read from its end; adjacent unknown characters are joined."""
     pieces: list[str] = []
     end, last_unknown = len(text), False
     while end > 0:
@@ -215,7 +215,7 @@ def _path(text: str, starts: list[int], unknown: bytearray) -> list[str]:
 
 
 def _unsupported(model: SentencePieceModel) -> str:
-    """What the model needs and this module does not do; "" for nothing."""
+    """Return why the model is not supported, or "" if it is."""
     if model.algorithm != UNIGRAM:
         return "expected a Unigram model, got a BPE model, which this tokenizer class does not support here"
     if model.byte_fallback or any(piece.kind == BYTE for piece in model.pieces):

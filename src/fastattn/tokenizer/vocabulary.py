@@ -1,4 +1,4 @@
-"""Vocabularies and merges: vocab.txt, vocab.json, merges.txt and the model of a tokenizer.json, checked."""
+"""Reads and checks vocabularies and merges: vocab.txt, vocab.json, merges.txt, and the model of a tokenizer.json."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ _RUST_SPACES = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Vocabulary:
-    """What a model of the tokenizers library is made of.
+    """The data for a model of the tokenizers library.
 
     ids: token to id (WordPiece, BPE). scores: tokens with their scores, in the order of their ids (Unigram).
     charsmap: the precompiled normalization table of a SentencePiece model.
-    unk_id: the unknown token of a SentencePiece model; None where the file is not one.
+    unk_id: the id of the unknown token of a SentencePiece model; None for other files.
     """
 
     path: Path
@@ -41,9 +41,9 @@ class Vocabulary:
 
 
 def from_vocab_txt(folder: Folder, name: str = "vocab.txt") -> Vocabulary | None:
-    """One token per line, read as the tokenizers library reads it.
+    """Read one token per line, as the tokenizers library does.
 
-    Spaces at the end of a line and Windows line ends are no part of the token. The last of several equal lines counts.
+    Spaces at the end of a line and Windows line ends are not part of the token. The last of several equal lines counts.
     """
     text = folder.text(name)
     if text is None:
@@ -57,7 +57,7 @@ def from_vocab_txt(folder: Folder, name: str = "vocab.txt") -> Vocabulary | None
 
 
 def from_vocab_json(folder: Folder) -> Vocabulary | None:
-    """vocab.json (token to id) and merges.txt. None where one of them is missing."""
+    """Read vocab.json (token to id) and merges.txt. None if one of them is missing."""
     if folder.read("vocab.json") is None or folder.read("merges.txt") is None:
         return None
     path = folder.path("vocab.json")
@@ -65,7 +65,7 @@ def from_vocab_json(folder: Folder) -> Vocabulary | None:
 
 
 def from_tokenizer_json(folder: Folder, kind: str) -> Vocabulary:
-    """The vocabulary in a tokenizer.json that was checked before; its model must be of this kind."""
+    """Read the vocabulary of a checked tokenizer.json; its model must be of this kind."""
     path = folder.path("tokenizer.json")
     content = folder.json("tokenizer.json")
     model = content["model"]
@@ -83,7 +83,7 @@ def from_tokenizer_json(folder: Folder, kind: str) -> Vocabulary:
 
 
 def check_tokenizer_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Check what the tokenizers library does not: types, lengths of tokens, ranges of ids. Raises ModelFormatError."""
+    """Check types, token lengths and id ranges, which the tokenizers library does not. Raises ModelFormatError."""
     model = content.get("model")
     if not isinstance(model, dict):
         raise format_error(path, f'expected a tokenizer with an object "model", got {quote(model)}')
@@ -109,7 +109,7 @@ def check_tokenizer_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def post_processor_json(content: Mapping[str, Any]) -> str:
-    """tokenizer.json with the smallest vocabulary that loads: it gives post-processor, padding and truncation alone."""
+    """Return tokenizer.json with the smallest vocabulary that loads, to read post-processor, padding and truncation."""
     model = dict(content["model"])
     if isinstance(model["vocab"], list):
         model.update(vocab=[["<unk>", 0.0]], unk_id=0)
@@ -121,7 +121,7 @@ def post_processor_json(content: Mapping[str, Any]) -> str:
 
 
 def check_tokens(path: Path, tokens: Sequence[str]) -> None:
-    """Every token must be valid Unicode of at most MAX_TOKEN_CHARS characters."""
+    """Check that every token is valid Unicode of at most MAX_TOKEN_CHARS characters. Raises ModelFormatError."""
     longest = max(tokens, key=len, default="")
     if len(longest) > MAX_TOKEN_CHARS:
         raise format_error(
@@ -134,7 +134,7 @@ def check_tokens(path: Path, tokens: Sequence[str]) -> None:
 
 
 def check_ids(path: Path, vocab: Mapping[str, Any]) -> Mapping[str, int]:
-    """The same vocabulary, where every token and every id is valid."""
+    """Check every token and id, and return the vocabulary. Raises ModelFormatError."""
     check_tokens(path, list(vocab))
     ids = vocab.values()
     if set(map(type, ids)) <= {int} and min(ids, default=0) >= 0 and max(ids, default=0) <= MAX_ID:
@@ -144,7 +144,7 @@ def check_ids(path: Path, vocab: Mapping[str, Any]) -> Mapping[str, int]:
 
 
 def _merges_txt(folder: Folder) -> list[tuple[str, str]]:
-    """One merge per line: two tokens with a space between them. Blank lines at the end are skipped."""
+    """Read one merge per line: two tokens separated by a space. Blank lines at the end are skipped."""
     path = folder.path("merges.txt")
     lines = (folder.text("merges.txt") or "").split("\n")
     while lines and not lines[-1].strip():
@@ -162,7 +162,7 @@ def _merges_txt(folder: Folder) -> list[tuple[str, str]]:
 
 
 def _merges(path: Path, merges: Iterable[Any]) -> list[tuple[str, str]]:
-    """Merges written as lists of two tokens, or as two tokens with a space between them."""
+    """Read merges that are lists of two tokens, or two tokens separated by a space."""
     pairs = []
     for merge in merges:
         parts = merge.split(" ") if type(merge) is str else merge
@@ -173,7 +173,7 @@ def _merges(path: Path, merges: Iterable[Any]) -> list[tuple[str, str]]:
 
 
 def _charsmap(path: Path, normalizer: object) -> bytes | None:
-    """The table of the first Precompiled normalizer."""
+    """Return the table of the first Precompiled normalizer."""
     for entry in _steps(normalizer):
         encoded = entry.get("precompiled_charsmap")
         if entry.get("type") == "Precompiled" and encoded is not None:

@@ -1,4 +1,4 @@
-"""Tokenizer classes with a WordPiece model: BERT and its relatives."""
+"""Tokenizer classes with a WordPiece model: the BERT family."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _BERT_TOKENS = {"unk": "[UNK]", "sep": "[SEP]", "pad": "[PAD]", "cls": "[CLS]", 
 
 
 def _pipeline(draft: Draft, vocab: Vocabulary, tokens: Tokens) -> dict[str, Any]:
-    """The parts that all WordPiece classes share. WordPiece.continuing_subword_prefix is always "##"."""
+    """Return the parts that all WordPiece classes share. WordPiece.continuing_subword_prefix is always "##"."""
     settings = draft.settings
     normalizer = normalizers.BertNormalizer(
         clean_text=True,
@@ -32,7 +32,7 @@ def _pipeline(draft: Draft, vocab: Vocabulary, tokens: Tokens) -> dict[str, Any]
 
 
 def _dpr(draft: Draft, vocab: Vocabulary, tokens: Tokens) -> Parts:
-    """BERT's, but transformers passes `do_lower_case` on to nothing: text is always lowercased."""
+    """Build BERT's parts, but always lowercase text: transformers ignores `do_lower_case` for these classes."""
     parts = _bert(draft, vocab, tokens)
     parts.normalizer.lowercase = True
     return parts

@@ -18,19 +18,19 @@ _erf = np.vectorize(math.erf, otypes=[np.float64])
 
 
 def gelu_erf(x: Floats) -> Floats:
-    """x * Phi(x) (Hendrycks and Gimpel 2016)."""
+    """Compute x * Phi(x) (Hendrycks and Gimpel 2016)."""
     phi: Floats = 0.5 * (1.0 + _erf(x * math.sqrt(0.5)))
     return x * phi
 
 
 def gelu_tanh(x: Floats) -> Floats:
-    """The tanh approximation of gelu, as in GPT-2."""
+    """Compute the tanh approximation of gelu, as in GPT-2."""
     result: Floats = 0.5 * x * (1.0 + np.tanh(math.sqrt(2.0 / math.pi) * (x + 0.044715 * x**3)))
     return result
 
 
 def silu(x: Floats) -> Floats:
-    """x * sigmoid(x)."""
+    """Compute x * sigmoid(x)."""
     result: Floats = x * np.exp(-np.logaddexp(0.0, -x))
     return result
 
@@ -46,7 +46,7 @@ FORMULAS: Mapping[str, Callable[[Floats], Floats]] = {
 
 
 def activated(activation: str, x: Floats, form: str) -> Floats:
-    """An activation after a linear whose weights have this format: formats that round have rough gelus."""
+    """Apply an activation after a linear with weights of this format; rounding formats use the rough gelu."""
     if form != "float32" and activation in ("gelu_erf", "gelu_tanh"):
         return rough_gelu(activation, x)
     return FORMULAS[activation](x)

@@ -27,7 +27,7 @@ def attention(
     n_kv_head: int | None = None,
     scale: float | None = None,
 ) -> Tensor:
-    """softmax(scale * q @ k.T) @ v for every head, within each sequence (Vaswani et al. 2017)."""
+    """Compute softmax(scale * q @ k.T) @ v for every head within each sequence (Vaswani et al. 2017)."""
     kv_heads = n_kv_head or n_head
     if q.width % n_head or n_head % kv_heads or k.width != v.width or k.width * n_head != q.width * kv_heads:
         raise ConfigError(
@@ -66,7 +66,7 @@ def attention_probs_formula(run: Run, op: Op, q: Floats, k: Floats) -> list[Floa
 
 
 def softmax(scores: Floats) -> Floats:
-    """Over the last axis; a row that sees nothing (all -inf, or empty) is 0."""
+    """Compute the softmax over the last axis; a row that sees nothing (all -inf, or empty) is 0."""
     if scores.shape[-1] == 0:
         return scores
     top = scores.max(axis=-1, keepdims=True)
@@ -82,7 +82,7 @@ def _length(run: Run, sequence: int) -> int:
 
 
 def _queries(run: Run, q_rows: str) -> list[tuple[NDArray[np.intp], NDArray[np.intp]]]:
-    """For every sequence: the rows of q that are its queries, and their positions among its tokens of the step."""
+    """Return the rows of q that are the queries of each sequence, and their positions among its new tokens."""
     queries = []
     for sequence, (start, end) in enumerate(run.spans):
         if q_rows == "tokens":
@@ -99,7 +99,7 @@ def _queries(run: Run, q_rows: str) -> list[tuple[NDArray[np.intp], NDArray[np.i
 
 
 def _keys_and_values(run: Run, op: Op, sequence: int, k: Floats, v: Floats | None) -> tuple[Floats, Floats]:
-    """All keys and values that a sequence may see, those of its cache first."""
+    """Return all keys and values that a sequence may see, those of its cache first."""
     start, end = run.spans[sequence]
     keys = k[start:end]
     values = keys if v is None else v[start:end]
@@ -114,7 +114,7 @@ def _keys_and_values(run: Run, op: Op, sequence: int, k: Floats, v: Floats | Non
 
 
 def _probs(op: Op, q: Floats, positions: NDArray[np.intp], keys: Floats, past: int) -> Floats:
-    """[n_head, q_len, kv_len]: how much every query takes from every key."""
+    """Return the attention probabilities [n_head, q_len, kv_len] of a sequence."""
     queries = _heads(q, op)
     scores = float(op.attrs["scale"]) * (queries @ _repeat(_heads(keys, op), op).transpose(0, 2, 1))
     if op.attrs["causal"]:
@@ -124,19 +124,19 @@ def _probs(op: Op, q: Floats, positions: NDArray[np.intp], keys: Floats, past: i
 
 
 def _heads(x: Floats, op: Op) -> Floats:
-    """[rows, heads * head_dim] -> [heads, rows, head_dim]."""
+    """Reshape [rows, heads * head_dim] to [heads, rows, head_dim]."""
     head_dim = int(op.attrs["head_dim"])
     heads: Floats = x.reshape(len(x), x.shape[1] // head_dim, head_dim).transpose(1, 0, 2)
     return heads
 
 
 def _repeat(x: Floats, op: Op) -> Floats:
-    """Each key or value head once for every query head that shares it."""
+    """Repeat each key or value head for every query head that shares it."""
     return np.repeat(x, int(op.attrs["n_head"]) // int(op.attrs["n_kv_head"]), axis=0)
 
 
 def _join(x: Floats) -> Floats:
-    """[heads, rows, head_dim] -> [rows, heads * head_dim]."""
+    """Reshape [heads, rows, head_dim] to [rows, heads * head_dim]."""
     heads, rows, head_dim = x.shape
     joined: Floats = x.transpose(1, 0, 2).reshape(rows, heads * head_dim)
     return joined
@@ -153,7 +153,7 @@ def attention_cost(program: Program, op: Op, shape: StepShape, formats: Formats)
 
 
 def seen_pairs(op: Op, shape: StepShape) -> float:
-    """Pairs of a query row and a position that it sees, of one head."""
+    """Return the number of pairs of a query row and a position that it sees, for one head."""
     total = 0.0
     for q_len, past in zip(shape.q_lens, shape.past_lens or (0,) * len(shape.q_lens), strict=True):
         if q_len == 0:

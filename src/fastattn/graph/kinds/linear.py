@@ -14,7 +14,7 @@ from fastattn.graph.tensor import Tensor, Weights
 
 
 def linear(x: Tensor, w: Weights, out_features: int, *, bias: bool = True) -> Tensor:
-    """x @ weight.T + bias, with weight [out_features, x.width] and, with bias, bias [out_features]."""
+    """Compute x @ weight.T + bias, with weight [out_features, x.width] and, if `bias`, bias [out_features]."""
     weights = (w.matrix(out_features, x.width),) + ((w.vector("bias", out_features),) if bias else ())
     attrs: dict[str, Attr] = {"activation": "none", "has_bias": bias, "has_residual": False}
     return x.tracer.emit(LINEAR, (x,), x.rows, out_features, weights=weights, attrs=attrs)
@@ -31,7 +31,7 @@ def linear_formula(run: Run, op: Op, x: Floats, residual: Floats | None = None) 
 
 
 def product(x: Floats, weight: Parameter) -> Floats:
-    """x @ weight.T with both rounded to the weight's format; sums of integers are exact."""
+    """Compute x @ weight.T with both rounded to the weight's format; sums of integers are exact."""
     y: Floats
     if weight.integers is not None:
         rows = to_int8(x.astype(np.float32))
@@ -55,7 +55,7 @@ def linear_cost(program: Program, op: Op, shape: StepShape, formats: Formats) ->
 
 
 def activate(x: Tensor, activation: Activation) -> Tensor:
-    """An elementwise function."""
+    """Apply an elementwise function."""
     if activation == "none":
         return x
     return x.tracer.emit(ACTIVATION, (x,), x.rows, x.width, attrs={"activation": activation})

@@ -11,7 +11,7 @@ from fastattn.graph.tensor import Tensor, Weights
 
 
 def layer_norm(x: Tensor, w: Weights, eps: float) -> Tensor:
-    """(x - mean) / sqrt(variance + eps) * weight + bias, over each row (Ba et al. 2016)."""
+    """Compute (x - mean) / sqrt(variance + eps) * weight + bias for each row (Ba et al. 2016)."""
     weights = (w.vector("weight", x.width), w.vector("bias", x.width))
     return x.tracer.emit(LAYER_NORM, (x,), x.rows, x.width, weights=weights, attrs={"eps": eps})
 

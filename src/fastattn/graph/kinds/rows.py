@@ -21,7 +21,7 @@ ROWS_OF: Mapping[str, Rows] = {"tokens": "tokens", "wanted": "wanted", "first": 
 
 
 def embedding(w: Weights, index: Index, rows: int, width: int, *, offset: int = 0) -> Tensor:
-    """Row index + offset of a table [rows, width], for every token."""
+    """Look up row index + offset of a table [rows, width] for every token."""
     attrs: dict[str, Attr] = {"index": index.name, "offset": offset}
     return w.tracer.emit(EMBEDDING, (), "tokens", width, weights=(w.table(rows, width),), attrs=attrs)
 
@@ -46,7 +46,7 @@ def embedding_cost(program: Program, op: Op, shape: StepShape, formats: Formats)
 
 
 def split(x: Tensor, parts: int) -> tuple[Tensor, ...]:
-    """Columns of x in `parts` equal slices."""
+    """Split the columns of x into `parts` equal slices."""
     if x.width % parts:
         raise ConfigError(f"split: expected a width divisible by {parts}, got {x.width}")
     width = x.width // parts
@@ -62,12 +62,12 @@ def slice_formula(run: Run, op: Op, x: Floats) -> Floats:
 
 
 def gather_rows(x: Tensor, which: Selection) -> Tensor:
-    """The wanted rows of a step, or the first or last row of every sequence."""
+    """Gather the wanted rows of a step, or the first or last row of every sequence."""
     return x.tracer.emit(GATHER_ROWS, (x,), ROWS_OF[which], x.width, attrs={"which": which})
 
 
 def wanted_rows(x: Tensor) -> Tensor:
-    """The rows whose logits are asked for."""
+    """Return the number of wanted rows of one sequence."""
     return gather_rows(x, "wanted")
 
 
@@ -83,7 +83,7 @@ def gather_rows_formula(run: Run, op: Op, x: Floats) -> Floats:
 
 
 def pool(x: Tensor, pooling: Pooling) -> Tensor:
-    """One row per sequence: the mean or maximum of its rows, or their sum over the square root of their number."""
+    """Pool each sequence to one row: the mean or maximum of its n rows, or their sum / sqrt(n)."""
     return x.tracer.emit(POOL, (x,), "sequences", x.width, attrs={"pool": pooling})
 
 
