@@ -67,7 +67,7 @@ def gather_rows(x: Tensor, which: Selection) -> Tensor:
 
 
 def wanted_rows(x: Tensor) -> Tensor:
-    """Return the number of wanted rows of one sequence."""
+    """Gather the rows that need logits."""
     return gather_rows(x, "wanted")
 
 
