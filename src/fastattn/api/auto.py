@@ -48,25 +48,25 @@ class _Auto(Generic[_Loaded]):
         """Load a model from a folder with config.json and model.safetensors, or from a hub id (extra `hub`).
 
         dtype: storage type of the weights: "float32", "bfloat16", "int8" or "int4" (activations are rounded with them).
-        A numpy or torch dtype works too. None and "auto" use the dtype of a quantized checkpoint, else "float32".
-        "float16" is computed in float32 on the CPU, which loses nothing.
+            A numpy or torch dtype works too. None and "auto" use the dtype of a quantized checkpoint, else "float32".
+            "float16" is computed in float32 on the CPU, which loses nothing.
         kv_dtype: storage type of keys and values: "float32", "bfloat16" or "int8". None and "auto" follow dtype (int8
-        with int4).
+            with int4).
         head_dtype: a different dtype for the matrix that computes the logits. It changes nothing if there is no such
-        matrix (AutoModel) or if the matrix is too small to be rounded (fewer than 64 rows).
+            matrix (AutoModel) or if the matrix is too small to be rounded (fewer than 64 rows).
         device: "cpu" (also None, -1 and "auto"), "numpy" for the float64 specification, or "cuda", a preview. "cuda"
-        requires dtype "float32", "tf32", "bfloat16" or "float16", a kv_dtype from the same list except "tf32", and
-        threads=None.
+            requires dtype "float32", "tf32", "bfloat16" or "float16", a kv_dtype from the same list except "tf32", and
+            threads=None.
         threads: number of CPU threads. None uses the CPUs of the process's affinity mask, limited by the CPU quota of
-        its cgroup.
+            its cgroup.
         revision, cache_dir, local_files_only and token: for hub ids, as in huggingface_hub.
         verify: "sha256" compares the weight files with the SHA256SUMS file next to them or with the names of the hub's
-        blobs. A mapping gives the digests by file name.
+            blobs. A mapping gives the digests by file name.
         check_finite: reject NaN and infinity in the weights of a float checkpoint.
 
         others: transformers' subfolder, torch_dtype and device_map (for dtype and device); num_labels, id2label,
-        label2id, problem_type, pad_token_id, output_hidden_states and output_attentions, which override config.json;
-        and its other keywords, if their values change nothing here.
+            label2id, problem_type, pad_token_id, output_hidden_states and output_attentions, which override
+            config.json; and its other keywords, if their values change nothing here.
         Raises ConfigError (also if the GPU is missing), ModelFormatError, OSError, InputError, DTypeError, OutOfMemory.
         """
         given = {

@@ -28,7 +28,7 @@ def plot(benches: Sequence[ModelBench], machine: Machine | None, about: dict[str
     same = [
         gbps for gbps in weights for roof in roofs if roof.name == "memory" and 2 / 3 < gbps / (roof.gbps or 0) < 1.5
     ]
-    roofs = [roof for roof in roofs if roof.name != "memory" or not same]  # the weights are in memory: one line is enough
+    roofs = [roof for roof in roofs if roof.name != "memory" or not same]  # the weights are in memory: one roof
     for bench in benches:
         rates, gbps = measured_rates(bench.rows)
         product = PRODUCTS[bench.dtype]

@@ -3,17 +3,17 @@
 Used with the float64 numpy executor and as the oracle of the C++ sampler. For each row, in this order:
 
 1. repetition penalty: the logit of every id in the row's history is divided by the penalty if positive, else multiplied
-(Keskar et al. 2019, "CTRL");
+   (Keskar et al. 2019, "CTRL");
 2. greedy (do_sample 0 or temperature 0): the highest logit, the first index on ties;
 3. division by the temperature (greedy if the highest logit then overflows the dtype); candidates in descending order of
-logit, ties by lower index;
+   logit, ties by lower index;
 4. top-k: the first k candidates and those tied with the last of them (0: all);
 5. weights exp(l - l_max) in float32; top-p: the shortest prefix whose weight, summed in that order in float64, reaches
-top_p of the total; at least one candidate (Holtzman et al. 2019, "The Curious Case of Neural Text Degeneration");
+   top_p of the total; at least one candidate (Holtzman et al. 2019, "The Curious Case of Neural Text Degeneration");
 6. min-p: candidates with a weight of at least min_p (the highest weight is 1);
 7. the draw: u in [0, 1) from Philox4x32-10 (Salmon et al. 2011, "Parallel Random Numbers: As Easy as 1, 2, 3") with key
-= seed and counter = position of the token in its sequence; the first candidate whose cumulative weight exceeds u *
-total.
+   = seed and counter = position of the token in its sequence; the first candidate whose cumulative weight exceeds u *
+   total.
 """
 
 from __future__ import annotations

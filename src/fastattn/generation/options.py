@@ -34,24 +34,24 @@ class GenerationOptions:
     max_new_tokens: None is 20, or the remaining context if that is less; 0 returns the prompt.
     min_new_tokens: end-of-text ids are not drawn before this many tokens.
     max_length, min_length: the same, but including the prompt (for an array, including its padding); max_new_tokens and
-    min_new_tokens take precedence.
+        min_new_tokens take precedence.
     do_sample: draw at random; otherwise take the highest logit. temperature: below 1e-6 is greedy.
     top_k: 0 is off, more than the vocabulary is off. top_p: 1 is off, 0 leaves one candidate. min_p: 0 is off.
     repetition_penalty: 1 is off; applies to the ids of the prompt and the new text.
     seed: None draws one; an int s gives request i `request_seed(s, i)`; a list gives each request its own. A request is
-    one text: with num_return_sequences=n, prompt p has requests p * n to p * n + n - 1.
+        one text: with num_return_sequences=n, prompt p has requests p * n to p * n + n - 1.
     stop_strings: the text ends before the first of them.
     eos_token_id: None uses the checkpoint's, -1 uses none; an int or several ints replace the checkpoint's.
     bos_token_id: the start of an empty prompt; None uses the checkpoint's bos, else its eos.
     pad_token_id: the padding id in prompts without attention_mask; None uses the checkpoint's. An id that is also an
-    eos id is never padding.
+        eos id is never padding.
     num_return_sequences: number of texts per prompt, returned consecutively; more than 1 requires do_sample=True.
     truncate: "left" or "right" cuts a prompt on that side if it and the new tokens exceed the context; None rejects it.
     max_batch_size: number of sequences that run at a time; results do not depend on it.
     nan: how to treat a row of logits that contains NaN or +inf or is all -inf. "raise" raises NonFiniteError. "finite"
-    draws from the finite logits and raises NonFiniteError only if there are none. "propagate" never raises: NaN counts
-    as -inf, +inf as the largest number, an all -inf row gives the lowest id that may be drawn, and the log-probability
-    of the token is NaN.
+        draws from the finite logits and raises NonFiniteError only if there are none. "propagate" never raises: NaN
+        counts as -inf, +inf as the largest number, an all -inf row gives the lowest id that may be drawn, and the
+        log-probability of the token is NaN.
     """
 
     max_new_tokens: int | None = None
