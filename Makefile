@@ -39,7 +39,8 @@ demo: install
 install: $(S)/installed
 
 # Runs pip install when a packaged file changes. The build folder and the build tools are reused, so ninja compiles only
-# what changed. (With build isolation the paths of pybind11 and ninja would change each time, which rebuilds all bindings.)
+# what changed. (With build isolation the paths of pybind11 and ninja would change each time and force a rebuild of all
+# bindings.)
 $(S)/installed: $(S)/build-tools $(S)/cuda-$(CUDA) $(PACKAGED)
 	@echo "building and installing fastattn (the first time takes 1 to 4 minutes)"
 	$(PIP) --no-build-isolation -C cmake.define.FASTATTN_CUDA=$(CUDA) .
