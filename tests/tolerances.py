@@ -54,7 +54,7 @@ def fused(reference: F64, naive: NDArray[np.float32], *, floor: F64 | float) -> 
 
 
 def tree_sum_roundings(n: int) -> int:
-    """Count the additions that a term of a row sum goes through: one chain per lane, two levels of chains, four of
+    """Count the additions that a term of a row sum goes through: one chain per lane, two levels of chains, four
     lanes.
     """
     return -(-n // LANES) + 6
@@ -86,9 +86,7 @@ def activation(name: str, x: F64, reference: F64) -> F64:
 
 
 def gelu_rough(name: str, x: F64, reference: F64) -> F64:
-    """Bound gelu for formats that round: the fit of the tail's exponent, which is rounded like its value, and
-    exp2_rough.
-    """
+    """Bound gelu for formats that round: the fit of the tail's exponent, rounded like its value, and exp2_rough."""
     tail = np.abs(reference - np.maximum(x, 0))  # |x| P(X > |x|)
     exponent = -np.log2(np.maximum(tail / np.maximum(np.abs(x), 1e-30), 2.0**-160))
     return GELU_ROUGH_FIT[name] + tail * (EXP2_ROUGH + gamma(6) * exponent) + ulp(reference)
@@ -123,8 +121,10 @@ def pool(x: F64, *, kind: str) -> F64:
 
 
 def attention(q: F64, k: F64, probs: F64, v: F64, scale: float, mask: F64 | None = None) -> F64:
-    """Bound attention: a score's error changes its probability and the sum by the same factor; then come the sums over
-    positions and blocks.
+    """Bound attention: a score's error changes its probability and the sum by as much; then come the sums over
+    positions.
+
+    Then come the sums over positions and blocks.
     """
     scores = np.abs(q) @ np.abs(k).T * abs(scale)
     if mask is not None:
@@ -147,9 +147,7 @@ def attention_rough(q: F64, k: F64, probs: F64, scale: float) -> F64:
 
 
 def attention_bfloat16(q: F64, k: F64, probs: F64, v: F64, scale: float) -> F64:
-    """Bound attention with bfloat16 q, k, v. Weights and sums of products are rounded; the target may treat denormals
-    as 0.
-    """
+    """Bound attention with bfloat16 q, k, v: weights and sums of products are rounded. Denormals may count as 0."""
     relative = attention_rough(q, k, probs, scale) + BF16 + gamma(2 * BLOCK_LEN)
     return relative * (probs @ np.abs(v)) + k.shape[0] * 2.0**-125
 

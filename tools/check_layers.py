@@ -83,8 +83,9 @@ def python_uses(package: Path) -> Iterator[Use]:
 
 
 def imported(node: ast.AST, module: tuple[str, ...]) -> list[str]:
-    """Return the dotted names that a statement or call in `module` imports; `from fastattn import x` names
-    fastattn.x.
+    """Return the dotted names that a statement or call in `module` imports.
+
+    `from fastattn import x` names fastattn.x.
     """
     if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module"):
         return [arg.value for arg in node.args[:1] if isinstance(arg, ast.Constant) and isinstance(arg.value, str)]

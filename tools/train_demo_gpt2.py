@@ -123,8 +123,9 @@ class Windows:
 
 
 def make_model(args: argparse.Namespace) -> GPT2LMHeadModel:
-    """Create a GPT-2 of the given size with the usual initial weights; projections into the residual stream start at
-    0.
+    """Create a GPT-2 of the given size with the usual initial weights.
+
+    Projections into the residual stream start at 0.
     """
     config = GPT2Config(
         vocab_size=args.vocab_size,

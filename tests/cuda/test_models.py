@@ -121,9 +121,7 @@ def test_bfloat16_is_close_to_the_specification(gpu: str, built: BuiltModel, rng
 
 
 def naive(built: BuiltModel, run: int) -> NumpyExecutor:
-    """Return the plain float32 formula; except in the first run, norms and biases are off by the equivalent of
-    N_ROUNDINGS.
-    """
+    """Return the plain float32 formula. Except in the first run, norms and biases are off by about N_ROUNDINGS."""
     vectors = {part for weight in built.program.weights.values() if weight.use == "vector" for part in weight.parts}
     rng = np.random.default_rng(run)
 
@@ -138,8 +136,9 @@ def naive(built: BuiltModel, run: int) -> NumpyExecutor:
 def test_sixteen_bits_are_as_far_from_float64_as_they_should_be(
     gpu: str, built: BuiltModel, rng: np.random.Generator
 ) -> None:
-    """bfloat16, including keys and values, is at most twice as far off as the CPU's; float16, with 8 times its
-    resolution, is closer.
+    """bfloat16, including keys and values, is at most twice as far off as the CPU's.
+
+    float16 has 8 times its resolution, and is closer.
     """
     step = ragged(rng)
     exact = NumpyExecutor(built.program, lambda name: read_tensor(built.tensors[name])).run(step)

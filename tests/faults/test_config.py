@@ -130,8 +130,9 @@ def test_fault_35_special_ids_that_no_token_has(tmp_path: Path, device: str, cap
 def test_fault_32_generation_options_that_are_not_applied(
     options: dict[str, Any], named: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The warning names them once per load. Options that change nothing, and models that do not generate, cause no
-    warning.
+    """The warning names them once per load.
+
+    There is no warning about options that change nothing, or for a model that does not generate.
     """
     write(tmp_path, GPT2, gpt2_tensors())
     asked: dict[str, Any] = {"max_new_tokens": 3, "eos_token_id": -1}

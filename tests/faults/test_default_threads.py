@@ -1,6 +1,4 @@
-"""Fault 62: the default number of threads is the number of CPUs that the process may use: its affinity and its cgroup's
-quota.
-"""
+"""Fault 62: the default number of threads is the number of CPUs available by affinity and the cgroup's quota."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Faults 1 to 27: safetensors files that are broken, malicious or just unusual. The numbers are those of the fault
-list.
-"""
+"""Faults 1 to 27: safetensors files that are broken, malicious or just unusual, numbered as in the fault list."""
 
 from __future__ import annotations
 

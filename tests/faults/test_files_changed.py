@@ -191,7 +191,7 @@ def outcome(folder: Path, device: str) -> Outcome:
 
 
 def judged(found: Outcome, before: Outcome, after: Outcome, counts: dict[str, int]) -> bool:
-    """Return whether the outcome is that of one of the two states, or an error that reports the change or the
+    """Return whether the outcome matches one of the two states, or is an error that reports the change or the
     mismatch.
     """
     if isinstance(found, np.ndarray):

@@ -1,6 +1,4 @@
-"""Weights in float64 are rounded to float32 (and float16 is widened): the bits equal the same model saved in
-float32.
-"""
+"""Weights in float64 are rounded to float32, and float16 is widened: the bits equal a model saved in float32."""
 
 from __future__ import annotations
 

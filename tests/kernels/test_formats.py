@@ -1,6 +1,4 @@
-"""bfloat16, int8 and int4: compares packing and products of every target with the formulas of
-fastattn.graph.quantize.
-"""
+"""bfloat16, int8 and int4: compares every target's packing and products with fastattn.graph.quantize."""
 
 from __future__ import annotations
 

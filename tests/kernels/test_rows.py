@@ -1,4 +1,4 @@
-"""Products, norms, softmax, activations, pooling: compares every target with float64, and the targets' bits with each
+"""Products, norms, softmax, activations, pooling: every target against float64, and the targets' bits against each
 other.
 """
 

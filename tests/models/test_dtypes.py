@@ -82,9 +82,7 @@ def weights_alone(program: Program, built: BuiltModel, dtype: str) -> Executor:
 
 
 def naive(built: BuiltModel, dtype: str, run: int) -> NumpyExecutor:
-    """Return the plain float32 formula; except in the first run, norms and biases are off by the equivalent of
-    N_ROUNDINGS.
-    """
+    """Return the plain float32 formula. Except in the first run, norms and biases are off by about N_ROUNDINGS."""
     vectors = {part for weight in built.program.weights.values() if weight.use == "vector" for part in weight.parts}
     rng = np.random.default_rng(run)
 

@@ -133,9 +133,7 @@ def test_fault_49_a_step_after_the_model_was_closed(lm: CausalLM) -> None:
 
 @pytest.mark.parametrize("bad", [-1, 31])
 def test_fault_41_ids_handed_to_an_executor(lm: CausalLM, bad: int) -> None:
-    """Both give the same message: a model checks ids when inputs are parsed, but its executor can be called
-    directly.
-    """
+    """Both give the same message: a model checks ids itself, but its executor can be called directly."""
     with pytest.raises(InputError, match=rf"^token_ids: expected 0 to 30, got {bad} at token 1$"):
         feed(lm, [[1, bad]], [lm.new_cache()])
 

@@ -1,6 +1,4 @@
-"""Options of `from_pretrained`: transformers' spellings are accepted; what would change something is rejected by
-name.
-"""
+"""Options of `from_pretrained`: accepts transformers' spellings, and rejects by name what would change something."""
 
 from __future__ import annotations
 

@@ -214,9 +214,7 @@ def test_logits_that_are_asked_for_twice(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("options", ["greedy", "greedy, penalty", "top-k", "top-p"])
 def test_decoding_is_step_after_step(tmp_path: Path, options: str) -> None:
-    """Each step feeds the last drawn token, advances the counter, extends the history, and suppresses ids as often as
-    given.
-    """
+    """Each step feeds the last drawn token, advances the counter, extends the history and suppresses the given ids."""
     n_steps = 70  # crosses the border of a KV block
     with gpt2(tmp_path) as model:
         begin = a_step(model, rows=9)

@@ -1,6 +1,4 @@
-"""Tensors of float64 are rounded to float32 when they are read: the bits equal those of a checkpoint saved as
-float32.
-"""
+"""Tensors of float64 are rounded to float32 on reading: the bits equal those of a checkpoint saved as float32."""
 
 from __future__ import annotations
 

@@ -24,9 +24,7 @@ def every_value(program: Program) -> Program:
 
 
 def check_every_op(built: BuiltModel, step: Step, dtype: str) -> None:
-    """Assert that the two differ only by float32 rounding: each op is within the bound of a Program with only that
-    op.
-    """
+    """Assert that the two differ only by float32 rounding: each op is within the bound of a Program of that op."""
     program = every_value(built.program)
     longest = int(np.diff(step.cu_seqlens).max())
     exact = NumpyExecutor(program, lambda part: read_tensor(built.tensors[part]), dtype=dtype)

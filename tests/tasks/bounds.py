@@ -25,9 +25,7 @@ def _distance(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def assert_same_bits(found: Any, expected: Any, device: str) -> None:
-    """Check the numerics contract: equal bits on every device except numpy, whose BLAS is only equal up to float64
-    rounding.
-    """
+    """Check the numerics contract: equal bits on every device except numpy, whose BLAS is only float64-close."""
     ours, theirs = np.asarray(found), np.asarray(expected)
     assert ours.shape == theirs.shape
     if device != "numpy":

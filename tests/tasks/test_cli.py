@@ -56,9 +56,7 @@ def test_kv_dtype(bert: Path) -> None:
 
 
 def test_head_dtype(gpt2: Path) -> None:
-    """The command and a pipeline store the head in the given dtype: the texts equal those of a model loaded that
-    way.
-    """
+    """The command and a pipeline store the head in the given dtype: the texts equal those of such a model."""
     sizes, prompt = {}, "the hello hello the"
     for head_dtype in ("float32", "int4"):
         options = ("-n", "40", "--temp", "0", "--no-stream", "--json", "-p", prompt)

@@ -1,6 +1,4 @@
-"""Compares decoding token by token with the library's decoding of all tokens at once, for every decoder and every
-split.
-"""
+"""Compares decoding token by token with the library's decoding of all tokens, for every decoder and every split."""
 
 from __future__ import annotations
 
@@ -119,9 +117,7 @@ def test_when_text_is_certain(name: str, prompt: list[str], new: list[str], piec
 
 
 def test_the_first_half_of_a_character_in_the_prompt_is_the_prompts() -> None:
-    """decode(prompt) then ends with U+FFFD, which is one character of the whole text: the identity counts
-    characters.
-    """
+    """decode(prompt) then ends with U+FFFD, one character of the whole text: the identity counts characters."""
     raw = RAW["ByteLevel"]
     tokenizer = Tokenizer(raw, TokenizerOptions())
     ids = [raw.token_to_id(token) for token in ("a", "ð", "Ł", "ĺ", "ģ", "b")]

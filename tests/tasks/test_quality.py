@@ -1,6 +1,4 @@
-"""`compare_dtypes` and `fastattn quality`: checks the results against their definitions, with separately computed
-logits.
-"""
+"""`compare_dtypes` and `fastattn quality`: compares results with their definitions, from separately computed logits."""
 
 from __future__ import annotations
 

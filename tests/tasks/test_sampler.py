@@ -1,6 +1,4 @@
-"""The sampler: compares its numpy specification with transformers' filters, and the C++ sampler with the
-specification.
-"""
+"""The sampler: its numpy specification against transformers' filters, and the C++ sampler against the specification."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Compares calls of the tokenizer with transformers' on the same folder: random texts in many scripts, random
-arguments.
-"""
+"""Compares calls of the tokenizer with transformers': random texts in many scripts, random arguments."""
 
 from __future__ import annotations
 
@@ -126,8 +124,9 @@ def call(tokenizer: Any, *texts: Any, **options: Any) -> Any:
 
 
 def check_same(found: Any, expected: Any, options: dict[str, Any]) -> None:
-    """Assert the same columns, or an error from both. Two of our errors cover results that transformers gets wrong or
-    ragged.
+    """Assert the same columns, or an error from both.
+
+    Two of our errors cover results that transformers gets wrong or ragged.
     """
     if isinstance(expected, BaseException):
         assert isinstance(found, InputError) or options.get("stride"), (found, expected)

@@ -1,6 +1,4 @@
-"""Tokenizer folders of every known class, created with the tokenizers and sentencepiece libraries, and texts for
-them.
-"""
+"""Tokenizer folders of every known class, made with the tokenizers and sentencepiece libraries, and texts for them."""
 
 from __future__ import annotations
 

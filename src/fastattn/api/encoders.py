@@ -50,8 +50,7 @@ class Encoder(Model):
         return_dict: bool | None = None,
         **others: Any,
     ) -> Any:
-        """Return the last hidden state of every token and, if the checkpoint has a pooler, its output for every
-        sequence.
+        """Return the last hidden state of every token and, if there is a pooler, its output for every sequence.
 
         position_ids, return_dict and others: as in CausalLM. If the checkpoint has a pooler, empty sequences are
         rejected. Raises DTypeError, InputError, ContextLengthError.

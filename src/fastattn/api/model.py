@@ -170,7 +170,7 @@ class Model:
         return self
 
     def to(self, *args: Any, device: Any = None, dtype: Any = None) -> Self:
-        """Return the model itself if it has that device and dtype. Otherwise raise InputError: load it there
+        """Return the model itself if it has that device and dtype. Raises InputError otherwise: load it there
         instead.
         """
         for value in (*args, device, dtype):
@@ -316,9 +316,7 @@ class Model:
             _log.warning("%s: %s", self._directory, message)
 
     def trace(self, *, types: bool) -> Program:
-        """Return the Program before the rewrites. types: include the sum of token types if the model computes it
-        separately.
-        """
+        """Return the Program before the rewrites. types: include a separately computed sum of token types."""
         trace = self._built.trace_with_types
         return trace() if types and trace is not None else self.traced
 

@@ -38,9 +38,7 @@ class Results:
         return self._batch.restore_wanted(self._matrix(name), self._keep)
 
     def per_sequence(self, name: str) -> NDArray[Any] | None:
-        """Return an output with one row per sequence: [batch, width], or [width] for a 1-D input; None if there is
-        none.
-        """
+        """Return an output with one row per sequence, if any: [batch, width], or [width] for a 1-D input."""
         if name not in self._outputs:
             return None
         rows = self._batch.restore_sequences(self._matrix(name))

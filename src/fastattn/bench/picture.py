@@ -277,8 +277,9 @@ def _roofs(axes: _Axes, roofs: Sequence[Roof], labels: _Labels) -> list[str]:
 def _along(
     begin: tuple[float, float], angle: float, start: float, end: float, above: float, below: float
 ) -> list[_Box]:
-    """Return small boxes along a slanted line, from `start` to `end` of its length, extending `above` and `below`
-    pixels.
+    """Return small boxes along a slanted line, from `start` to `end` of its length.
+
+    Each extends `above` and `below` pixels from the line.
     """
     steps = max(1, round((end - start) / 8))
     half = (end - start) / steps / 2

@@ -109,8 +109,9 @@ class Row:
         return statistics.median(turn.percent for turn in self.steady(library))
 
     def ratio(self, library: str) -> float:
-        """Return time relative to ours: the median over its turns, each relative to our nearest turn, which removes
-        drift.
+        """Return the time relative to ours: the median over its turns.
+
+        Each turn is compared with our nearest turn, which removes drift.
         """
         ours = self.steady(OURS)
         return statistics.median(

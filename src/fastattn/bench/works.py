@@ -52,9 +52,7 @@ def works_of(task: Task, context: int) -> list[Work]:
 
 
 def choose(works: list[Work], names: list[str] | None) -> list[Work]:
-    """Return the works with these names, in the order of `works`; None returns all. Raises InputError for an unknown
-    name.
-    """
+    """Return the works with these names, in the order of `works`; None returns all. Raises InputError."""
     known = [work.name for work in works]
     for name in names or ():
         if name not in known:

@@ -19,8 +19,9 @@ Logits: TypeAlias = NDArray[np.floating[Any]]  # [n_wanted, vocab]
 
 
 def step_of(chunks: Sequence[tuple[Request, int]]) -> Step:
-    """Return a step that feeds each request its next `count` ids; the last row is wanted if no ids of the request
-    remain.
+    """Return a step that feeds each request its next `count` ids.
+
+    The last row of a request is wanted if no ids of it remain.
     """
     counts = [count for _, count in chunks]
     whole = [request.fed + count == len(request.ids) for request, count in chunks]

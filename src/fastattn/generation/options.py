@@ -141,8 +141,8 @@ class GenerationOptions:
         return not self.do_sample or self.temperature < GREEDY_BELOW
 
     def seeds(self, n_requests: int) -> list[int]:
-        """Return one seed per request; random seeds are exact in JSON readers that only have doubles, such as
-        JavaScript.
+        """Return one seed per request. Random seeds fit into doubles, because JSON readers such as JavaScript use
+        them.
         """
         seed = self.seed
         if seed is None:

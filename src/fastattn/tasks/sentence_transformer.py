@@ -286,8 +286,8 @@ class SentenceTransformer(EncodeMethods):
     def encode_with_cuts(
         self, sentences: Sequence[str], *, batch_size: int = 32, normalize_embeddings: bool = False
     ) -> tuple[NDArray[np.float32], dict[int, int]]:
-        """Call `encode` for a list of texts; also return, by index, the remaining number of tokens of each text that
-        was cut.
+        """Call `encode` for a list of texts. Also return the texts that were cut: index to remaining number of
+        tokens.
         """
         cut: dict[int, int] = {}
         options = EncodeOptions(

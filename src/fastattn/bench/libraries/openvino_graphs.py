@@ -1,6 +1,4 @@
-"""Writes OpenVINO graphs of checkpoints, converted from PyTorch; a language model stores its KV cache as graph
-state.
-"""
+"""Writes OpenVINO graphs of checkpoints, converted from PyTorch. The KV cache of a language model is graph state."""
 
 from __future__ import annotations
 

@@ -36,8 +36,9 @@ def read_optional_json(path: Path) -> Any:
 
 
 def read_settings(path: Path, *, needed_by: str | None = None) -> Settings:
-    """Return the settings of a JSON object. A missing file gives empty settings, or a ConfigError if `needed_by` is
-    set.
+    """Return the settings of a JSON object.
+
+    A missing file gives empty settings, or a ConfigError if `needed_by` is set.
     """
     value = read_optional_json(path)
     if value is None and needed_by is not None:

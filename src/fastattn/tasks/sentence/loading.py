@@ -110,10 +110,10 @@ def read_config_kwargs(where: str, values: object) -> None:
 
 
 def read_processing_kwargs(where: str, values: object, truncation: TextTruncation) -> TextTruncation:
-    """Read processing_kwargs: "truncation" and "max_length" of "text" and "common" are used. Raises DTypeError,
-    InputError.
+    """Read processing_kwargs: "truncation" and "max_length" of "text" and "common" are used.
 
-    Padding changes nothing; settings of images, audio, video and chat templates do not apply to texts.
+    Padding changes nothing; settings of images, audio, video and chat templates do not apply to texts. Raises
+    DTypeError, InputError.
     """
     found = _dictionary(where, values)
     for group in ("text", "common"):

@@ -33,8 +33,9 @@ def check_similarity(value: object) -> Similarity | None:
 
 
 def similarity(name: Similarity, a: object, b: object) -> Float:
-    """Return scores [n_a, n_b] of vectors [n_a, d] and [n_b, d]; distances are negative. Raises DTypeError,
-    InputError.
+    """Return scores [n_a, n_b] of vectors [n_a, d] and [n_b, d]; distances are negative.
+
+    Raises DTypeError, InputError.
     """
     first, second, dtype = _two(a, b, matrix=True)
     if first.shape[1] != second.shape[1]:
