@@ -54,9 +54,7 @@ def fused(reference: F64, naive: NDArray[np.float32], *, floor: F64 | float) -> 
 
 
 def tree_sum_roundings(n: int) -> int:
-    """Count the additions that a term of a row sum goes through: one chain per lane, two levels of chains, four
-    lanes.
-    """
+    """Count the additions per term of a row sum: one chain per lane, then two levels of chains and four of lanes."""
     return -(-n // LANES) + 6
 
 
@@ -121,10 +119,9 @@ def pool(x: F64, *, kind: str) -> F64:
 
 
 def attention(q: F64, k: F64, probs: F64, v: F64, scale: float, mask: F64 | None = None) -> F64:
-    """Bound attention: a score's error changes its probability and the sum by as much; then come the sums over
-    positions.
+    """Bound attention: a score's error changes its probability and the sum by as much.
 
-    Then come the sums over positions and blocks.
+    The sums over positions and blocks add their roundings.
     """
     scores = np.abs(q) @ np.abs(k).T * abs(scale)
     if mask is not None:

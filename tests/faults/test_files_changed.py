@@ -191,9 +191,7 @@ def outcome(folder: Path, device: str) -> Outcome:
 
 
 def judged(found: Outcome, before: Outcome, after: Outcome, counts: dict[str, int]) -> bool:
-    """Return whether the outcome matches one of the two states, or is an error that reports the change or the
-    mismatch.
-    """
+    """Return whether the outcome matches one of the two states, or is an error about the change or the mismatch."""
     if isinstance(found, np.ndarray):
         for name, known in (("before", before), ("after", after)):
             if isinstance(known, np.ndarray) and np.array_equal(found, known):

@@ -1,4 +1,4 @@
-"""Products, norms, softmax, activations, pooling: every target against float64, and the targets' bits against each
+"""Products, norms, softmax, activations, pooling: every target against float64, and the targets' bits among each
 other.
 """
 

@@ -24,7 +24,7 @@ def eps(dtype: Any) -> float:
 
 
 def inner_length(program: Program, op: Op, longest: int) -> int:
-    """Return the number of terms in the sum for one output element of an op. longest: tokens in the longest
+    """Return the number of terms in the sum for one output element of an op. longest: tokens of the longest
     sequence.
     """
     width = program.values[op.inputs[0]].width if op.inputs else 1

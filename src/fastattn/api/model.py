@@ -170,8 +170,8 @@ class Model:
         return self
 
     def to(self, *args: Any, device: Any = None, dtype: Any = None) -> Self:
-        """Return the model itself if it has that device and dtype. Raises InputError otherwise: load it there
-        instead.
+        """Return the model itself if it has that device and dtype. Raises InputError for others: load the model
+        there.
         """
         for value in (*args, device, dtype):
             if value is not None:

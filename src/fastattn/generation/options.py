@@ -141,9 +141,7 @@ class GenerationOptions:
         return not self.do_sample or self.temperature < GREEDY_BELOW
 
     def seeds(self, n_requests: int) -> list[int]:
-        """Return one seed per request. Random seeds fit into doubles, because JSON readers such as JavaScript use
-        them.
-        """
+        """Return one seed per request. Random seeds are exact as doubles, which JSON readers such as JavaScript use."""
         seed = self.seed
         if seed is None:
             return [secrets.randbits(RANDOM_SEED_BITS) for _ in range(n_requests)]

@@ -151,7 +151,7 @@ class Scheduler:
         return bool(self._waiting) and len(self._running) < self._options.max_batch_size
 
     def _plan(self) -> list[tuple[Request, int]]:
-        """Return the sequences of a step and their numbers of tokens: first those that draw, then prompts if there is
+        """Return the sequences of a step with their token counts: first those that draw, then prompts if there is
         room.
         """
         while self._takes_more():

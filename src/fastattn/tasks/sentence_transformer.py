@@ -286,9 +286,7 @@ class SentenceTransformer(EncodeMethods):
     def encode_with_cuts(
         self, sentences: Sequence[str], *, batch_size: int = 32, normalize_embeddings: bool = False
     ) -> tuple[NDArray[np.float32], dict[int, int]]:
-        """Call `encode` for a list of texts. Also return the texts that were cut: index to remaining number of
-        tokens.
-        """
+        """Call `encode` for a list of texts; also return the cut texts as a dict of index to remaining token count."""
         cut: dict[int, int] = {}
         options = EncodeOptions(
             batch_size=check_count("batch_size", batch_size, low=1),
