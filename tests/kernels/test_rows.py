@@ -1,6 +1,4 @@
-"""Products, norms, softmax, activations, pooling: every target against float64, and the targets' bits among each
-other.
-"""
+"""Products, norms, softmax, activations, pooling: every target against float64, and equal bits on all targets."""
 
 from __future__ import annotations
 

@@ -24,9 +24,7 @@ def eps(dtype: Any) -> float:
 
 
 def inner_length(program: Program, op: Op, longest: int) -> int:
-    """Return the number of terms in the sum for one output element of an op. longest: tokens of the longest
-    sequence.
-    """
+    """Return the number of terms in the sum for one output element of an op. longest: longest sequence in tokens."""
     width = program.values[op.inputs[0]].width if op.inputs else 1
     if op.kind in ("attention", "attention_probs"):
         return 2 * int(op.attrs["head_dim"]) + 2 * longest

@@ -151,9 +151,7 @@ class Scheduler:
         return bool(self._waiting) and len(self._running) < self._options.max_batch_size
 
     def _plan(self) -> list[tuple[Request, int]]:
-        """Return the sequences of a step with their token counts: first those that draw, then prompts if there is
-        room.
-        """
+        """Return the sequences of a step with their token counts: first those that draw, then prompts that fit."""
         while self._takes_more():
             request = self._waiting.popleft()
             self._running.append(request)
