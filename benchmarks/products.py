@@ -38,9 +38,9 @@ def matrices(item: Product) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
 
 
 class Fastattn:
-    """A Program with the same path as models.
+    """A Program that uses the same code path as models.
 
-    It has one embedding, which copies the rows of x, LINEARS linears and the first row of the last result.
+    It has an embedding that copies the rows of x, LINEARS linears, and a gather of the last one's first row.
     """
 
     def __init__(self, item: Product, threads: int) -> None:

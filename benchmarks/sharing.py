@@ -62,7 +62,7 @@ def work_of(kind: str, threads: int) -> Callable[[], int]:
 
 
 def worker(kind: str, models: int, threads: int) -> None:
-    """For every input line (seconds), run all models at once as fast as possible and print tokens per second."""
+    """For each input line, a number of seconds, run all models as fast as possible and print tokens per second."""
     works = [work_of(kind, threads) for _ in range(models)]
     print("ready", flush=True)
     for line in sys.stdin:

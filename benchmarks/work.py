@@ -14,7 +14,7 @@ CACHED_BYTES = 10 << 20  # size of the weights that stay in a cache, in addition
 class Product:
     """LINEARS times x [m, k] @ weight [n, k].T.
 
-    Either each has its own weights, which then come from memory, or they take turns with as many weights as fit the
+    Either each has its own weights, which then come from memory, or they cycle through as many weights as fit the
     cache.
     """
 

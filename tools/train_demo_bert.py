@@ -42,7 +42,7 @@ Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # ids, attention mask, 
 
 
 def parse_args() -> argparse.Namespace:
-    """Command-line settings."""
+    """Parse the command-line settings."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=ROOT / "../shared/data", help="data folder (see demo_data.py)")
     parser.add_argument("--work", type=Path, default=ROOT / "build/demo-bert", help="teacher and distillation set")

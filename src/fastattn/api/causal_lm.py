@@ -74,7 +74,7 @@ class CausalLM(Model):
         vocab_size].
         token_type_ids: adds the embeddings of the tokens with these ids, as in transformers. position_ids: None counts
         the real tokens of each sequence. return_dict=False returns the output's tuple. Other keywords of transformers
-        (`use_cache`, None) are accepted if they change nothing and rejected otherwise.
+        are accepted if they change nothing (`use_cache`, or a value of None) and rejected otherwise.
         Raises DTypeError, InputError, ContextLengthError.
         """
         keep = check_count("logits_to_keep", logits_to_keep)
