@@ -1,4 +1,4 @@
-"""Warns about the options in generation_config.json that are not applied; only its bos and eos ids are used."""
+"""Warns about the options in generation_config.json, other than the bos and eos ids, that are not applied."""
 
 from __future__ import annotations
 

@@ -92,8 +92,8 @@ def compare_dtypes(
 ) -> QualityReport:
     """Run a model in float32 and in each of `dtypes` on the same texts.
 
-    texts: None uses a chapter of a novel that ships with fastattn. A language model reads them as one text with one
-    line each, in windows of up to 256 tokens. Other models read each text separately, cut to their context. max_tokens:
+    texts: None uses a chapter of a novel that ships with fastattn. A language model reads them as one text, one per
+    line, in windows of up to 256 tokens. Other models read each text separately, cut to their context. max_tokens:
     stop reading after this many tokens (a language model's last text is cut there). All dtypes are in memory together.
     revision, cache_dir, local_files_only and token: for hub ids. Raises ConfigError (also for a quantized directory,
     because it has no float32 weights to compare with), ModelFormatError, InputError, OSError, and NonFiniteError if the
