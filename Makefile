@@ -1,11 +1,11 @@
 # make demo | test | check | format | bench | test-neon | clean          (needs Python >= 3.10, a C++20 compiler and make)
 PYTHON ?= python3
 VENV   ?= .venv
-# Where pip finds PyTorch for the reference tests; empty: the default index.
-# A CPU-only wheel, as https://download.pytorch.org/whl/cpu has them, saves gigabytes.
+# The index from which pip installs PyTorch for the reference tests; empty: the default index.
+# A CPU-only wheel, such as from https://download.pytorch.org/whl/cpu, saves gigabytes.
 TORCH       ?= torch==2.13.0
 TORCH_INDEX ?=
-# The CUDA module: OFF, ON, or AUTO (where there is an nvcc). It takes minutes to compile and needs a GPU to run.
+# The CUDA module: OFF, ON, or AUTO (ON if there is an nvcc). It takes minutes to compile and needs a GPU to run.
 CUDA        ?= OFF
 # Test processes; each needs about 1.5 GB.
 WORKERS     ?= $(shell $(PYTHON) -c 'import os; print(max(1, min(os.cpu_count() or 1, 4)))')
@@ -16,7 +16,7 @@ export TOKENIZERS_PARALLELISM ?= false
 BIN := $(VENV)/bin
 PY  := $(BIN)/python
 PIP := $(PY) -m pip install --quiet
-# Stamps live in the virtual environment, so that they go when it goes.
+# The stamps are in the virtual environment, so removing it removes them too.
 S   := $(VENV)/stamps
 
 CXX_FILES := $(wildcard $(foreach kind,h cpp cu,csrc/*/*.$(kind) csrc/*/*/*.$(kind)))
@@ -38,14 +38,15 @@ demo: install
 
 install: $(S)/installed
 
-# A pip install per change of a packaged file. The build folder and the build tools stay, so ninja compiles only what
-# changed (with build isolation the paths of pybind11 and ninja would change each time, and all bindings with them).
+# Runs pip install when a packaged file changes. The build folder and the build tools are reused, so ninja compiles only
+# what changed. (With build isolation the paths of pybind11 and ninja would change each time and force a rebuild of all
+# bindings.)
 $(S)/installed: $(S)/build-tools $(S)/cuda-$(CUDA) $(PACKAGED)
 	@echo "building and installing fastattn (the first time takes 1 to 4 minutes)"
 	$(PIP) --no-build-isolation -C cmake.define.FASTATTN_CUDA=$(CUDA) .
 	@touch $@
 
-# One such stamp exists, so another value of CUDA installs again.
+# Only one such stamp exists, so a change of CUDA causes a reinstall.
 $(S)/cuda-$(CUDA): $(S)/venv
 	@rm -f $(S)/cuda-* && touch $@
 
@@ -58,9 +59,9 @@ $(S)/venv:
 	$(PYTHON) -m venv $(VENV)
 	@mkdir -p $(S) && touch $@
 
-# PyTorch first and pinned: a dependency of transformers would otherwise choose another build of it. The stamp says that
-# all of them are there. Where they cannot be had, the other tests run all the same (not in CI), and the next run tries
-# again.
+# PyTorch is installed first and pinned: otherwise a dependency of transformers would choose another build of it. The
+# stamp means that all packages are installed. If they cannot be installed, the other tests still run (not in CI), and
+# the next run tries again.
 $(S)/reference-packages: $(S)/venv pyproject.toml
 	@rm -f $@; others=$$($(PY) tools/extra.py reference | grep -v '^torch$$') && \
 	  $(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$(TORCH)" && $(PIP) $$others && touch $@ || { \
@@ -70,7 +71,7 @@ $(S)/test-tools: $(S)/venv pyproject.toml
 	$(PIP) $$($(PY) tools/extra.py test)
 	@touch $@
 
-# pytest-benchmark does nothing in tests and warns of several processes.
+# Tests do not use pytest-benchmark, and it warns about multiple processes.
 PYTEST = $(PY) -m pytest -q -p no:benchmark -n $(WORKERS) --dist worksteal
 
 test: install $(S)/test-tools $(S)/reference-packages
@@ -95,7 +96,7 @@ check: $(S)/check-tools install
 	  --ignore-unused-allowlist fastattn._core $$($(abspath $(PY)) -c \
 	  "import importlib.util as u; print('fastattn._cuda' if u.find_spec('fastattn._cuda') else '')")
 
-# Brings every file into the form that `make check` asks for.
+# Formats every file as `make check` requires.
 format: $(S)/check-tools
 	$(BIN)/ruff check --quiet --fix . || true
 	$(BIN)/ruff format --quiet .
@@ -105,7 +106,8 @@ bench: install $(S)/test-tools $(S)/reference-packages
 	$(PY) -m pytest -q -m bench -o python_files='bench_*.py' -o python_functions='bench_*' benchmarks $(BENCH_ARGS)
 	$(PY) benchmarks/percent_of_limit.py
 
-# The kernels cross-compiled for aarch64 and run under an emulator; their results' hashes are compared with this machine's.
+# Cross-compiles the kernels for aarch64, runs them in an emulator and compares the hashes of their results with this
+# machine's.
 test-neon: $(S)/build-tools
 	@for tool in aarch64-linux-gnu-g++ qemu-aarch64; do command -v $$tool > /dev/null || { \
 	  echo "test-neon needs $$tool; Debian: apt-get install g++-aarch64-linux-gnu qemu-user"; exit 1; }; done

@@ -1,8 +1,8 @@
-"""pytest-benchmark of fastattn.ops beside numpy and PyTorch: `make bench`.
+"""pytest-benchmark of fastattn.ops, numpy and PyTorch: `make bench`.
 
-Each library keeps its own threads here and all share one process, so these are figures to compare a change with its
-parent, not libraries with each other; percent_of_limit.py does that. `linear` packs its weight on every call, which a
-model does once at load.
+Each library has its own threads here and all share one process. Use the results to compare a change with its parent,
+not to compare libraries; percent_of_limit.py does that. `linear` packs its weight on every call, which a model does
+once at load.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ Calls = dict[str, tuple[Callable[..., Any], Callable[..., Any], Callable[..., An
 
 
 def calls() -> Calls:
-    """fastattn, numpy and PyTorch on the same arrays."""
+    """Return fastattn, numpy and PyTorch calls on the same arrays."""
     torch = pytest.importorskip("torch")
     functional = torch.nn.functional
     weight = normal(768, 768)

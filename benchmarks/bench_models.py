@@ -1,6 +1,6 @@
-"""pytest-benchmark of whole models with random weights, fastattn beside PyTorch: `make bench`.
+"""pytest-benchmark of whole models with random weights, fastattn and PyTorch: `make bench`.
 
-Both libraries share one process here; percent_of_limit.py gives each its own and is the one to quote.
+Both libraries share one process here. Quote percent_of_limit.py instead, which gives each its own process.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ THREADS = 2
 
 
 def opened(library: str, model: str, name: str) -> tuple[Peer, Work, int]:
-    """The library's model, the work of this name, and the size of its vocabulary."""
+    """Return the library's model, the work of this name, and the vocabulary size."""
     pytest.importorskip("torch")
     built = open_model(build(model)).built
     work = next(work for work in works_of(built.task, built.config.max_positions) if work.name == name)
@@ -40,7 +40,7 @@ def bench_forward(benchmark: Any, name: str, library: str) -> None:
 
 @pytest.mark.parametrize("library", ["fastattn", "torch"])
 def bench_decode(benchmark: Any, library: str) -> None:
-    """32 tokens of prompt, then the new ones, the prefill included."""
+    """Measure a prompt of 32 tokens and then the new ones, including the prefill."""
     peer, work, vocab_size = opened(library, "gpt2", "decode-1")
     benchmark.group = "gpt2/decode-1"
     benchmark.pedantic(peer.decode, args=(work.ids(vocab_size), work.n_new), rounds=3, warmup_rounds=1)

@@ -1,4 +1,4 @@
-"""From the start of a process to the first token of GPT-2 124M, and the memory it took.
+"""Measures the time from process start to the first token of GPT-2 124M, and the memory used.
 
     python benchmarks/cold_start.py [--rounds 7] [--model gpt2] [--dtype int8 [--quantized]]
 
@@ -48,7 +48,7 @@ def main() -> None:
     path = build(options.model)
     if options.quantized:
         path = quantized(path, options.dtype)
-    (path / "model.safetensors").read_bytes()  # into the page cache
+    (path / "model.safetensors").read_bytes()  # load it into the page cache
     samples: list[dict[str, float]] = []
     for _ in range(options.rounds):
         begin = time.perf_counter()
@@ -66,7 +66,7 @@ def main() -> None:
 
 
 def quantized(path: Path, dtype: str) -> Path:
-    """The same model in a directory of packed weights, made when it is first asked for."""
+    """Return the same model in a directory of packed weights, created on first use."""
     target = path.with_name(f"{path.name}-{dtype}")
     if not (target / "model.safetensors").exists():
         fastattn.quantize(path, target, dtype=dtype)

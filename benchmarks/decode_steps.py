@@ -1,10 +1,10 @@
-"""Steps of generation: tokens a second, and what a step costs beside the ops of its Program.
+"""Measures generation steps: tokens per second, and the cost of a step beyond the ops of its Program.
 
     python benchmarks/decode_steps.py MODEL [--batches 1 8 32] [--against SRC]
 
-MODEL is a folder with a GPT-2 checkpoint. Beside the ops stand drawing, the binding and Python; ops and steps are timed
-in the same runs. --against names the `src` folder of another version of fastattn, which takes turns with this one:
-the ratio is the median over the turns.
+MODEL is a folder with a GPT-2 checkpoint. The cost beyond the ops is drawing, the binding and Python; ops and steps are
+timed in the same runs. --against names the `src` folder of another version of fastattn. It takes turns with this
+version; the ratio is the median over the turns.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ PROMPT = 32
 
 
 def worker(model_path: str, threads: int | None) -> None:
-    """Answers `[batch, options, n_new]` with the seconds of the steps and the seconds beside their ops."""
+    """Answer `[batch, options, n_new]` with the seconds of the steps and the seconds outside their ops."""
     import fastattn
     from fastattn.generation.scheduler import Scheduler
 
@@ -51,12 +51,12 @@ def worker(model_path: str, threads: int | None) -> None:
         inner.set_profiling(True)
         steps.clear()
         model.generate(prompts, max_new_tokens=n_new, eos_token_id=-1, **OPTIONS[options])
-        decoding = steps[2:]  # behind the prompts
+        decoding = steps[2:]  # after the prompts
         print(json.dumps([statistics.median(s) for s in zip(*decoding, strict=True)]), flush=True)
 
 
 class Worker:
-    """This file in a process of its own, over one source folder."""
+    """This file in a separate process that uses one source folder."""
 
     def __init__(self, src: Path, model: str, threads: int | None) -> None:
         # Without the current directory, which -c puts first.

@@ -2,7 +2,7 @@
 
     python benchmarks/make_models.py [gpt2 bert-base minilm-l6 ...]
 
-They go to the folder that FASTATTN_BENCH_HOME names, by default fastattn-bench in the user's cache folder. Speed does
+They are written to the folder in FASTATTN_BENCH_HOME, by default fastattn-bench in the user's cache folder. Speed does
 not depend on the values of the weights. Needs PyTorch and transformers.
 """
 
@@ -35,7 +35,7 @@ def makers() -> dict[str, Callable[[], Any]]:
 
 
 def build(name: str) -> Path:
-    """The folder of a checkpoint, made now if it is not there."""
+    """Return the folder of a checkpoint; create it if it does not exist."""
     path = home() / name
     if (path / "model.safetensors").exists():
         return path
@@ -45,7 +45,7 @@ def build(name: str) -> Path:
     model = makers()[name]().eval()
     with torch.no_grad():
         for parameter in model.parameters():
-            if parameter.ndim == 1:  # biases and norms too, so that a peer that drops one is caught
+            if parameter.ndim == 1:  # biases and norms too, to catch a peer that ignores one
                 parameter.add_(torch.randn_like(parameter) * 0.02)
     model.save_pretrained(path)
     print(f"made {path}", file=sys.stderr)

@@ -1,13 +1,15 @@
-"""How close fastattn comes to the machine, for the record: `fastattn bench` over the full-size models of
-make_models.py, and products on their own; other libraries on the same work if asked.
+"""Measures how close fastattn comes to the machine's limits, and stores the results.
+
+It runs `fastattn bench` on the full-size models of make_models.py, and separate products; optionally other libraries do
+the same work.
 
     python benchmarks/percent_of_limit.py                                        # every row, fastattn alone
     python benchmarks/percent_of_limit.py --against torch onnxruntime numpy      # with ratios
     python benchmarks/percent_of_limit.py --rows gpt2/decode-1 bert-base --rounds 15 --seconds 0.2
 
-A row is MODEL, MODEL/WORK or a product. The tables and all samples go to benchmarks/results/<cpu>-<commit>; how turns
-are taken is said in `fastattn.bench.turns`. "best" is the lowest time: on a shared machine, quote ratios and percents
-of one run, and never a rate alone.
+A row is MODEL, MODEL/WORK or a product. The tables and all samples are written to benchmarks/results/<cpu>-<commit>;
+`fastattn.bench.turns` describes the turns. "best" is the lowest time. On a shared machine, quote ratios and percents of
+one run, and never a rate alone.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ from work import MODELS, PRODUCTS
 
 HERE = Path(__file__).resolve().parent
 OTHERS = [*(name for name in LIBRARIES if name != OURS), "numpy"]
-MULTIPLY = ("torch", "numpy")  # which of them do products on their own
+MULTIPLY = ("torch", "numpy")  # libraries that also run separate products
 
 
 def bench_models(options: argparse.Namespace) -> list[ModelBench]:
@@ -76,7 +78,7 @@ def bench_products(options: argparse.Namespace) -> list[Row]:
 
 
 def commit() -> str:
-    """Of this checkout, with -changed where files differ from it."""
+    """Return the commit of this checkout, with -changed if files differ from it."""
     git = ["git", "-C", str(HERE)]
     done = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
     status = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=False)
@@ -88,7 +90,7 @@ def save(benches: list[ModelBench], products: list[Row], options: argparse.Names
     name = re.sub(r"[^a-z0-9]+", "-", found["cpu"].lower()).strip("-")
     path = Path(options.out) if options.out else HERE / "results" / f"{name}-{found['commit'] or 'unknown'}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    models = [{**bench.as_dict(), "path": bench.name} for bench in benches]  # where it lies concerns nobody
+    models = [{**bench.as_dict(), "path": bench.name} for bench in benches]  # do not publish the local path
     content = {
         "command": " ".join(["python", "benchmarks/percent_of_limit.py", *sys.argv[1:]]),
         "machine": found,

@@ -1,6 +1,6 @@
-"""Products on their own: LINEARS of them in one go, x [m, k] @ weight [n, k].T -> [m, n].
+"""Separate products: LINEARS of them per run, x [m, k] @ weight [n, k].T -> [m, n].
 
-A process of this, started by percent_of_limit.py, answers the commands of `fastattn.bench.worker`.
+percent_of_limit.py starts this as a process that answers the commands of `fastattn.bench.worker`.
 """
 
 from __future__ import annotations
@@ -22,24 +22,26 @@ from work import LINEARS, PRODUCTS, Product
 
 class Runnable(Protocol):
     def run(self) -> NDArray[Any]:
-        """Does all products; the result of the last."""
+        """Do all products; return the result of the last."""
         ...
 
     def seconds(self, elapsed: float) -> float:
-        """Of the last run, the time of the products alone."""
+        """Return the time of the products alone in the last run."""
         ...
 
 
 def matrices(item: Product) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """x [m, k] and all weights [weights, n, k], the same for everyone."""
+    """Return x [m, k] and all weights [weights, n, k], the same for every library."""
     rng = np.random.default_rng(0)
     x = rng.standard_normal((item.m, item.k), dtype=np.float32)
     return x, rng.standard_normal((item.weights, item.n, item.k), dtype=np.float32)
 
 
 class Fastattn:
-    """A Program of one embedding, which copies the rows of x, LINEARS linears and the first row of the last one's
-    result: the path that models take."""
+    """A Program that uses the same code path as models.
+
+    It has an embedding that copies the rows of x, LINEARS linears, and a gather of the last one's first row.
+    """
 
     def __init__(self, item: Product, threads: int) -> None:
         from fastattn.checkpoint import TensorInfo
@@ -83,7 +85,7 @@ class Fastattn:
         return y
 
     def seconds(self, elapsed: float) -> float:
-        """Without the copies of x and of a row."""
+        """Return the time without the copies of x and of a row."""
         return sum(self.executor.op_seconds()[1:-1])
 
 
@@ -127,7 +129,7 @@ LIBRARIES: dict[str, type[Any]] = {"fastattn": Fastattn, "torch": Torch, "numpy"
 
 
 class Runner:
-    """The commands of `fastattn.bench.worker`, for products; the last one stays loaded."""
+    """Answers the commands of `fastattn.bench.worker` for products; the last product stays loaded."""
 
     def __init__(self, library: str, threads: int) -> None:
         self.library, self.threads = library, threads

@@ -1,10 +1,10 @@
-"""How models share the cores: two in one process, two processes, more threads than cores, a neighbour that computes.
+"""Measures how models share the cores: two in one process, two processes, more threads than cores, a busy neighbor.
 
     python benchmarks/sharing.py [--works decode encode] [--rounds 5] [--seconds 1.0]
 
-Every case is the work of all its models a second, as a share of what one model does alone in the same rounds (a share
-of 1 is what the cores can give, 0.5 for a case with a neighbour on every core). Each case has processes of its own that
-sleep while another is measured, so a round also shows that idle threads cost nothing.
+The result of a case is the work of all its models per second, relative to one model running alone in the same rounds. A
+ratio of 1 uses the cores fully; with a neighbor on every core, 0.5 does. Each case has its own processes, which sleep
+while another case is measured. So a round also shows that idle threads cost nothing.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ PROMPT, STEPS, ROWS, LENGTH = 32, 4, 4, 64
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """`processes` of `models` models each, with `threads` threads for every core; `busy`: a neighbour on every core."""
+    """`processes` with `models` models each and `threads` threads per core; `busy`: a neighbor on every core."""
 
     name: str
     processes: int = 1
@@ -48,7 +48,7 @@ CASES = (
 
 
 def work_of(kind: str, threads: int) -> Callable[[], int]:
-    """A piece of work of some milliseconds, which says how many tokens it did."""
+    """Return a work of some milliseconds; it returns its number of tokens."""
     import fastattn
 
     path = build(MODELS[kind])
@@ -62,7 +62,7 @@ def work_of(kind: str, threads: int) -> Callable[[], int]:
 
 
 def worker(kind: str, models: int, threads: int) -> None:
-    """For every line, seconds, does as much as it can on all models at once, and answers with tokens a second."""
+    """For each input line, a number of seconds, run all models as fast as possible and print tokens per second."""
     works = [work_of(kind, threads) for _ in range(models)]
     print("ready", flush=True)
     for line in sys.stdin:
@@ -103,7 +103,7 @@ class Running:
         return line
 
     def rate(self, seconds: float) -> float:
-        """Tokens a second of all models together."""
+        """Return the tokens per second of all models together."""
         busy = [
             subprocess.Popen([sys.executable, "-I", "-c", "while True: pass"])
             for _ in os.sched_getaffinity(0)

@@ -1,4 +1,4 @@
-"""The rows of percent_of_limit.py: works of full-size models (`fastattn.bench.works`), and products on their own."""
+"""The rows of percent_of_limit.py: works of full-size models (`fastattn.bench.works`), and separate products."""
 
 from __future__ import annotations
 
@@ -6,14 +6,17 @@ import math
 from dataclasses import dataclass
 
 MODELS = ("gpt2", "bert-base", "minilm-l6")
-LINEARS = 48  # products of one sample, as many as GPT-2 and BERT-base have
-CACHED_BYTES = 10 << 20  # of weights that stay in a cache, beside the activations
+LINEARS = 48  # products per sample, as many as GPT-2 and BERT-base have
+CACHED_BYTES = 10 << 20  # size of the weights that stay in a cache, in addition to the activations
 
 
 @dataclass(frozen=True, slots=True)
 class Product:
-    """LINEARS times x [m, k] @ weight [n, k].T, each with weights of its own, which then come from memory, or with as
-    many weights as stay in the cache, in turn."""
+    """LINEARS times x [m, k] @ weight [n, k].T.
+
+    Either each has its own weights, which then come from memory, or they cycle through as many weights as fit the
+    cache.
+    """
 
     m: int
     n: int
@@ -26,7 +29,7 @@ class Product:
 
     @property
     def weights(self) -> int:
-        """How many weights there are."""
+        """Return the number of weights."""
         return max(1, CACHED_BYTES // (4 * self.n * self.k)) if self.cached else LINEARS
 
     @property
@@ -35,7 +38,7 @@ class Product:
 
     @property
     def weight_bytes(self) -> int:
-        """What is read of memory at least."""
+        """Return the minimum number of bytes read from memory."""
         return 0 if self.cached else 4 * LINEARS * self.n * self.k
 
 

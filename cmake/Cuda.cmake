@@ -1,8 +1,8 @@
-# The CUDA module, fastattn._cuda: an extension of its own, so that one wheel serves machines with and without a GPU.
-# FASTATTN_CUDA: ON, OFF, or AUTO, which builds it where a usable nvcc is found and says nothing where there is none.
+# The CUDA module, fastattn._cuda: a separate extension, so one wheel works on machines with and without a GPU.
+# FASTATTN_CUDA: ON, OFF, or AUTO. AUTO builds it if there is a usable nvcc, and otherwise skips it silently.
 set(FASTATTN_CUDA AUTO CACHE STRING "Build the CUDA extension fastattn._cuda: AUTO, ON or OFF")
 set_property(CACHE FASTATTN_CUDA PROPERTY STRINGS AUTO ON OFF)
-# Code for Ampere, Ada and Hopper, and PTX, from which a driver makes code for what is newer.
+# Code for Ampere, Ada and Hopper, and PTX, which the driver compiles for newer GPUs.
 set(FASTATTN_CUDA_TARGETS 80 86 89 90a CACHE STRING "GPUs (sm_XX) that the CUDA extension has code for")
 set(FASTATTN_CUDA_PTX 90 CACHE STRING "Virtual architecture of its PTX; empty: none")
 option(FASTATTN_CUDA_EMULATION "Build the CUDA executor over an emulation on the CPU, for tests" OFF)
@@ -28,7 +28,7 @@ if(FASTATTN_PYTHON AND NOT FASTATTN_CUDA STREQUAL "OFF")
   endif()
 endif()
 if(build_cuda)
-  set(CMAKE_CUDA_ARCHITECTURES OFF)  # named below, for every version of CMake alike
+  set(CMAKE_CUDA_ARCHITECTURES OFF)  # set below, in the same way for every version of CMake
   enable_language(CUDA)
   if(CMAKE_CUDA_COMPILER_VERSION VERSION_LESS FASTATTN_LEAST_NVCC)
     if(FASTATTN_CUDA STREQUAL "ON")
@@ -41,7 +41,7 @@ endif()
 
 if(build_cuda)
   find_package(CUDAToolkit REQUIRED)
-  if(NOT DEFINED CMAKE_CUDA20_STANDARD_COMPILE_OPTION)  # CMake before 3.26 does not know it of newer nvccs
+  if(NOT DEFINED CMAKE_CUDA20_STANDARD_COMPILE_OPTION)  # unknown to CMake before 3.26 for newer nvccs
     set(CMAKE_CUDA20_STANDARD_COMPILE_OPTION -std=c++20)
   endif()
   python_add_library(_cuda MODULE WITH_SOABI
@@ -53,7 +53,7 @@ if(build_cuda)
   if(FASTATTN_CUDA_PTX)
     list(APPEND codes "SHELL:-gencode arch=compute_${FASTATTN_CUDA_PTX},code=compute_${FASTATTN_CUDA_PTX}")
   endif()
-  # As on the CPU a fused multiply-add stands only where the source says so.
+  # As on the CPU, the compiler may not fuse multiply-adds on its own.
   set(cuda_flags -O3 -fmad=false -Xfatbin=-compress-all -Xcompiler=-Wall,-Wextra,-ffp-contract=off ${codes})
   target_compile_options(_cuda PRIVATE
     "$<$<COMPILE_LANGUAGE:CXX>:-O2;-ffp-contract=off;-Wall;-Wextra>" "$<$<COMPILE_LANGUAGE:CUDA>:${cuda_flags}>")
@@ -65,7 +65,7 @@ if(build_cuda)
 endif()
 
 # The same executor and kernels, compiled by the C++ compiler against an emulation of a GPU. Only tests build them: the
-# kernels' own, and a module with the interface of fastattn._cuda.
+# kernel tests, and a module with the interface of fastattn._cuda.
 if(FASTATTN_CUDA_EMULATION)
   set_source_files_properties(${FASTATTN_CUDA_KERNELS} PROPERTIES LANGUAGE CXX COMPILE_OPTIONS -xc++)
   add_library(fastattn_cuda_emulated OBJECT ${FASTATTN_CUDA_KERNELS} csrc/native_tests/cuda/emulation.cpp)

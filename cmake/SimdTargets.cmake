@@ -1,5 +1,5 @@
-# THE TABLE: one line a target. Every kernel source is compiled once per line, in the target's own namespace,
-# so that the linker can never merge AVX-512 code into what an AVX2 machine runs (tools/check_weak_symbols.py).
+# The targets, one per line. Every kernel source is compiled once per target, in the target's own namespace. So the
+# linker can never merge AVX-512 code into what an AVX2 machine runs (tools/check_weak_symbols.py).
 set(FASTATTN_KERNEL_FLAGS -O3 -ffp-contract=off -fno-math-errno -fno-trapping-math -fno-exceptions -fno-rtti
     -fno-lto -fno-strict-aliasing -fno-threadsafe-statics -Wall -Wextra)
 
@@ -13,10 +13,10 @@ function(fastattn_simd_target name)
   set_property(GLOBAL APPEND PROPERTY FASTATTN_TARGETS ${name})
 endfunction()
 
-# What the tests of CUDA kernels compare with is any target, and one compiles sooner than five.
+# The tests of CUDA kernels can compare with any target, and one compiles faster than five.
 option(FASTATTN_SCALAR_ONLY "Build no target but scalar" OFF)
 
-fastattn_simd_target(scalar -O2)  # -O3 unrolls all loops over lanes, which takes minutes and gains nothing
+fastattn_simd_target(scalar -O2)  # -O3 unrolls all loops over lanes: minutes of compilation for no gain
 if(FASTATTN_SCALAR_ONLY)
 elseif(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
   fastattn_simd_target(avx2 -mavx2 -mfma -mf16c)

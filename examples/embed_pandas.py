@@ -1,4 +1,4 @@
-"""Sentence vectors of a pandas column, and the nearest sentences to a question.
+"""Compute sentence vectors of a pandas column, and find the sentences nearest to a question.
 
 pip install pandas
 python examples/embed_pandas.py FOLDER    # a sentence-transformers folder, such as all-MiniLM-L6-v2

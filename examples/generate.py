@@ -1,6 +1,6 @@
-"""Write text with a model: all at once, piece by piece, and several prompts in one batch.
+"""Generate text with a model: all at once, streamed, and several prompts in one batch.
 
-python examples/generate.py [FOLDER]      # without a folder: the demo model that comes with fastattn
+python examples/generate.py [FOLDER]      # without a folder: the demo model that ships with fastattn
 """
 
 from __future__ import annotations

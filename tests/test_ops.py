@@ -227,7 +227,7 @@ def test_errors_name_the_argument_what_was_expected_and_what_was_found(call: Any
 
 @pytest.mark.torch
 class TestAgainstTorch:
-    """The same arguments by the same names give the same result, within float32 rounding of float64."""
+    """The same arguments with the same names give the same result, within float32 rounding of float64."""
 
     def check(self, found: NDArray[np.float32], in_float64: Any, in_float32: Any) -> None:
         exact, theirs = in_float64.numpy(), in_float32.numpy()

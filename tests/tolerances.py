@@ -1,8 +1,8 @@
-"""Error bounds that the tests allow, derived from the number of roundings of each formula; no test has its own.
+"""Error bounds for the tests, derived from the number of roundings in each formula; no test defines its own.
 
-U is the unit roundoff of float32. gamma(k) = k U / (1 - k U) bounds the relative error of k roundings in a row
-(Higham, Accuracy and Stability of Numerical Algorithms, section 3.1); an inner product of length k therefore differs
-from the exact one by at most gamma(k) |a| |b|. All bounds are float64 arrays, elementwise, for float64 references.
+U is the unit roundoff of float32. gamma(k) = k U / (1 - k U) bounds the relative error of k successive roundings
+(Higham, Accuracy and Stability of Numerical Algorithms, section 3.1). So an inner product of length k differs from the
+exact one by at most gamma(k) |a| |b|. All bounds are float64 arrays, elementwise, for float64 references.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ SMALLEST_NORMAL = 2.0**-126
 LANES = 16
 BLOCK_LEN = 64
 
-# Largest relative errors of the fits that tools/fit_polynomials.py prints.
+# Largest relative errors of the fits, as printed by tools/fit_polynomials.py.
 EXP_FIT = 3.12e-9
 TANH_FIT = 4.53e-9
 NORMAL_TAIL_FIT = 3.53e-8
@@ -29,7 +29,7 @@ GELU_ROUGH_FIT = {"gelu_erf": 5.4e-7, "gelu_tanh": 5.3e-6}
 # exp2_rough: its fit and three roundings.
 EXP2_ROUGH = EXP2_ROUGH_FIT + 3 * U
 BF16 = 2.0**-8  # unit roundoff of bfloat16
-# exp: its fit, two roundings of its argument's remainder (below ln(2) / 2), two of the polynomial, one of the sum.
+# exp: its fit, two roundings of the remainder of its argument (below ln(2) / 2), two of the polynomial, one of the sum.
 EXP = EXP_FIT + 3 * U
 
 
@@ -38,43 +38,44 @@ def gamma(roundings: float) -> float:
 
 
 def ulp(x: F64) -> F64:
-    """Spacing of the float32 numbers at x."""
+    """Return the spacing of float32 numbers at x."""
     return np.spacing(np.abs(x).astype(np.float32)).astype(np.float64)
 
 
 def product(a: F64, weight: F64, *, extra_roundings: int = 0) -> F64:
-    """a @ weight.T, accumulated in any order."""
+    """Bound a @ weight.T, accumulated in any order."""
     return gamma(a.shape[-1] + extra_roundings) * (np.abs(a) @ np.abs(weight).T) + SMALLEST
 
 
 def fused(reference: F64, naive: NDArray[np.float32], *, floor: F64 | float) -> F64:
-    """Twice the largest error that the plain float32 formula makes in the row, and at least `floor`."""
+    """Return twice the largest error of the plain float32 formula in the row, and at least `floor`."""
     naive_error = np.abs(naive.astype(np.float64) - reference).max(axis=-1, keepdims=True, initial=0.0)
     return np.broadcast_to(2 * naive_error + floor, reference.shape)
 
 
 def tree_sum_roundings(n: int) -> int:
-    """Additions that a term of a row sum goes through: one chain a lane, two levels of chains, four of lanes."""
+    """Count the additions per term of a row sum: one chain per lane, then two levels of chains and four of lanes."""
     return -(-n // LANES) + 6
 
 
 def activation(name: str, x: F64, reference: F64) -> F64:
-    """Bounds of csrc/kernels/math.h, formula by formula."""
+    """Return the bounds of csrc/kernels/math.h, formula by formula."""
     if name in ("none", "relu"):
         return np.zeros_like(x)
     if name == "tanh":
         # below 0.625 three roundings of a cubic term and one of the sum; above, 1 - 2 / (e + 1) with a last term < 0.45
         return (TANH_FIT + 0.45 * (EXP + 2 * U) / 0.55 + 2 * U) * np.abs(reference) + SMALLEST
     if name == "silu":
-        # where e^-x overflows (beyond 88.7) the result is 0: less than 2^-120 is lost
+        # where e^-x overflows (beyond 88.7) the result is 0: the error is less than 2^-120
         return (EXP + 3 * U) * np.abs(reference) + 2.0**-120
     if name == "gelu_tanh":
-        # the exponent carries three roundings and two rounded constants; x / (1 + e^y) passes on at most all of it
+        # the exponent has three roundings and two rounded constants; x / (1 + e^y) propagates at most all of it
         y = math.sqrt(8 / math.pi) * (np.abs(x) + 0.044715 * np.abs(x) ** 3)
         share = 1 / (1 + np.exp(np.clip(2 * x, -700, 700)))
         return (gamma(5) * y * np.maximum(share, np.exp(-np.abs(y))) + EXP + 3 * U) * np.abs(reference) + 2.0**-120
     if name == "gelu_erf":
-        # x Phi(x) = max(x, 0) - |x| tail: the tail's exponent is rounded like its value, and fitted as weighted there
+        # x Phi(x) = max(x, 0) - |x| tail: the exponent of the tail is rounded like its value, and fitted with the same
+        # weight
         tail = np.array([math.erfc(abs(t) / math.sqrt(2)) / 2 for t in x.tolist()])
         exponent = -np.log2(np.maximum(tail, 2.0**-160))
         relative = NORMAL_TAIL_FIT / (np.sqrt(tail) + 1e-5) + math.log(2) * gamma(4) * exponent + EXP + 2 * U
@@ -83,21 +84,21 @@ def activation(name: str, x: F64, reference: F64) -> F64:
 
 
 def gelu_rough(name: str, x: F64, reference: F64) -> F64:
-    """Of the formats that round: the fit of the tail's exponent, which is rounded like its value, and exp2_rough."""
+    """Bound gelu for formats that round: the fit of the tail's exponent, rounded like its value, and exp2_rough."""
     tail = np.abs(reference - np.maximum(x, 0))  # |x| P(X > |x|)
     exponent = -np.log2(np.maximum(tail / np.maximum(np.abs(x), 1e-30), 2.0**-160))
     return GELU_ROUGH_FIT[name] + tail * (EXP2_ROUGH + gamma(6) * exponent) + ulp(reference)
 
 
 def softmax(x: F64, reference: F64) -> F64:
-    """Relative: x - max is rounded before exp, in the term itself and in the terms of the sum."""
+    """Return a relative bound: x - max is rounded before exp, in the term itself and in the terms of the sum."""
     span = x.max(axis=-1, keepdims=True) - x.min(axis=-1, keepdims=True)
     relative = 2 * (U * span + EXP) + gamma(tree_sum_roundings(x.shape[-1]) + 1)
     return relative * reference + SMALLEST
 
 
 def log_softmax(x: F64, reference: F64) -> F64:
-    """(x - max) - log(sum): the sum's relative error, the log's own rounding and those of both differences."""
+    """Bound (x - max) - log(sum): the sum's relative error, the rounding of log and of both differences."""
     shifted = x - x.max(axis=-1, keepdims=True)
     log_sum = np.abs(shifted - reference)
     span = -shifted.min(axis=-1, keepdims=True)
@@ -106,7 +107,7 @@ def log_softmax(x: F64, reference: F64) -> F64:
 
 
 def l2_normalize(n: int, reference: F64) -> F64:
-    """Half the relative error of the sum of squares, a square root and a division."""
+    """Bound half the relative error of the sum of squares, a square root and a division."""
     return gamma(tree_sum_roundings(n) / 2 + 2) * np.abs(reference) + SMALLEST
 
 
@@ -118,7 +119,10 @@ def pool(x: F64, *, kind: str) -> F64:
 
 
 def attention(q: F64, k: F64, probs: F64, v: F64, scale: float, mask: F64 | None = None) -> F64:
-    """A score's error moves its probability, and the sum, by that much; then the sums over positions and blocks."""
+    """Bound attention: a score's error changes its probability and the sum by as much.
+
+    The sums over positions and blocks add their roundings.
+    """
     scores = np.abs(q) @ np.abs(k).T * abs(scale)
     if mask is not None:
         scores = scores + np.where(np.isfinite(mask), np.abs(mask), 0.0)
@@ -128,10 +132,11 @@ def attention(q: F64, k: F64, probs: F64, v: F64, scale: float, mask: F64 | None
 
 
 def attention_rough(q: F64, k: F64, probs: F64, scale: float) -> F64:
-    """Relative, of the probabilities of bfloat16 and int8, against those of the same operands: [q_len, 1].
+    """Return a relative bound of bfloat16 and int8 probabilities against those of the same operands: [q_len, 1].
 
-    Scores are sums of exact products (of integers, even), with six roundings at most, among them those of the scale;
-    an error of a score is one of its own and of its neighbours' probabilities, and so is that of exp2_rough.
+    Scores are sums of exact products (for integers the sums are exact too) with at most six roundings, including those
+    of the scale. An error of a score affects its own probability and those of its neighbors; so does an error of
+    exp2_rough.
     """
     scores = (np.abs(q) @ np.abs(k).T * abs(scale)).max(axis=-1, keepdims=True, initial=0.0)
     blocks = -(-k.shape[0] // BLOCK_LEN)
@@ -139,13 +144,13 @@ def attention_rough(q: F64, k: F64, probs: F64, scale: float) -> F64:
 
 
 def attention_bfloat16(q: F64, k: F64, probs: F64, v: F64, scale: float) -> F64:
-    """q, k, v as bfloat16. A weight is rounded, and sums of products as well; the target may take denormals as 0."""
+    """Bound attention with bfloat16 q, k, v: weights and sums of products are rounded. Denormals may count as 0."""
     relative = attention_rough(q, k, probs, scale) + BF16 + gamma(2 * BLOCK_LEN)
     return relative * (probs @ np.abs(v)) + k.shape[0] * 2.0**-125
 
 
 def attention_int8(q: F64, k: F64, probs: F64, v: F64, v_scales: F64, scale: float) -> F64:
-    """q, k, v as the int8 that they are. A weight times its value's scale is off by half a step of its block."""
+    """Bound attention with int8 q, k, v. A weight times its value's scale is off by half a step of its block."""
     relative = attention_rough(q, k, probs, scale)
     bound = relative * (probs @ np.abs(v))
     for begin in range(0, k.shape[0], BLOCK_LEN):

@@ -1,10 +1,11 @@
-"""Checks that an include or import goes only downwards in the folder list of ARCHITECTURE.md.
+"""Checks that includes and imports only go downward in the folder list of ARCHITECTURE.md.
 
     python tools/check_layers.py [ROOT]
 
-Python: every import of fastattn inside src/fastattn, also in functions, under TYPE_CHECKING, and by `import_module` of
-a literal name. C++: every quoted #include inside csrc. Folders on one line of the list may use each other.
-Also: pybind11 is included in csrc/bindings only, headers with intrinsics in csrc/simd and CUDA's in csrc/cuda only.
+Python: every import of fastattn inside src/fastattn, including those in functions, under TYPE_CHECKING, and by
+`import_module` of a literal name. C++: every quoted #include inside csrc. Folders on one line of the list may use each
+other. pybind11 may only be included in csrc/bindings, headers with intrinsics only in csrc/simd, and CUDA headers only
+in csrc/cuda.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-# From the top down. What stands on one line is one layer.
+# From the top down. One line is one layer.
 PYTHON_LAYERS = (
     ("__init__", "__main__", "cli"),
     ("bench",),
@@ -46,7 +47,7 @@ CPP_LAYERS = (
     ("simd",),
     ("core",),
 )
-# An include of this needs to stand in that folder.
+# Only that folder may include this.
 RESERVED = (
     (re.compile(r"[<\"]pybind11/"), "bindings"),
     (re.compile(r"[<\"](\w*intrin|arm_neon|arm_sve|x86gprintrin)\.h[>\"]"), "simd"),
@@ -57,7 +58,7 @@ INCLUDE = re.compile(r"^\s*#\s*include\s*([<\"][^>\"]+[>\"])", re.MULTILINE)
 
 @dataclass(frozen=True, slots=True)
 class Use:
-    """One import or include: the file and line where it stands, the layer it stands in and the layer it names."""
+    """One import or include: its file and line, its own layer and the layer that it names."""
 
     where: str
     source: str
@@ -69,7 +70,7 @@ def ranks(layers: tuple[tuple[str, ...], ...]) -> dict[str, int]:
 
 
 def python_uses(package: Path) -> Iterator[Use]:
-    """Every import of the package's own modules, relative or absolute; a name that is no module is a public one."""
+    """Yield every import of the package's own modules, relative or absolute; a name that is not a module is public."""
     modules = {child.stem for child in package.iterdir()} | set(ranks(PYTHON_LAYERS))
     for path in sorted(package.rglob("*.py")):
         parts = path.relative_to(package).with_suffix("").parts
@@ -82,7 +83,10 @@ def python_uses(package: Path) -> Iterator[Use]:
 
 
 def imported(node: ast.AST, module: tuple[str, ...]) -> list[str]:
-    """Dotted names that a statement or call in `module` imports; `from fastattn import x` names fastattn.x."""
+    """Return the dotted names that a statement or call in `module` imports.
+
+    `from fastattn import x` names fastattn.x.
+    """
     if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module"):
         return [arg.value for arg in node.args[:1] if isinstance(arg, ast.Constant) and isinstance(arg.value, str)]
     if isinstance(node, ast.Import):
@@ -97,7 +101,7 @@ def imported(node: ast.AST, module: tuple[str, ...]) -> list[str]:
 
 
 def cpp_uses(csrc: Path) -> Iterator[Use]:
-    """Every quoted include of csrc's own headers, and every include that is reserved for one folder."""
+    """Yield every quoted include of csrc's own headers, and every include that is reserved for one folder."""
     for path in sorted([*csrc.rglob("*.h"), *csrc.rglob("*.cpp"), *csrc.rglob("*.cu")]):
         text = path.read_text(encoding="utf-8")
         folder = path.relative_to(csrc).parts[0]
@@ -125,7 +129,7 @@ def complaints(uses: Iterator[Use], layers: tuple[tuple[str, ...], ...]) -> Iter
 
 
 def check(root: Path) -> list[str]:
-    """All complaints about a checkout."""
+    """Return all violations in a checkout."""
     python = python_uses(root / "src" / "fastattn")
     return [*complaints(python, PYTHON_LAYERS), *complaints(cpp_uses(root / "csrc"), CPP_LAYERS)]
 

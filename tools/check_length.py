@@ -33,7 +33,7 @@ def long_functions(path: Path, text: str) -> Iterator[str]:
 
 
 def check(root: Path) -> list[str]:
-    """All complaints about a checkout."""
+    """Return all violations in a checkout."""
     found = []
     for path in sources(root):
         text = path.read_text(encoding="utf-8")

@@ -1,9 +1,9 @@
-"""Fails if a kernel object compiled for a SIMD target defines a symbol that the linker may merge with another target's.
+"""Fails if a kernel object for one SIMD target defines a symbol that the linker may merge with another target's.
 
     python tools/check_weak_symbols.py build/dev
 
-A weak function outside the target's namespace (an inline function of the standard library, say) exists once per target
-with different instructions; the linker keeps one of them, and an AVX2 machine may then run AVX-512 code.
+A weak function outside the target's namespace (such as an inline function of the standard library) exists once per
+target with different instructions. The linker chooses one of them, so an AVX2 machine may run AVX-512 code.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import sys
 from pathlib import Path
 
 OBJECT_FOLDER = re.compile(r"fastattn_kernels_(\w+)\.dir")
-LOCAL_KINDS = "abdrtn?-"  # lower case in nm: not visible to the linker; u, v, w are weak or unique all the same
+LOCAL_KINDS = "abdrtn?-"  # lower case in nm: not visible to the linker; the exceptions u, v, w are weak or unique
 
 
 def foreign_symbols(path: Path, target: str) -> list[str]:
-    """Symbols that `path` defines for other objects to see, outside namespace fastattn::<target>."""
+    """Return symbols that `path` exports to other objects, outside namespace fastattn::<target>."""
     listing = subprocess.run(["nm", "-C", "--defined-only", str(path)], check=True, capture_output=True, text=True)
     found = []
     for line in listing.stdout.splitlines():

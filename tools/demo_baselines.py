@@ -1,4 +1,4 @@
-"""What the demo GPT-2's held-out bits per byte compare with: compressors and a token trigram.
+"""Compute baselines for the demo GPT-2's held-out bits per byte: compressors and a token trigram.
 
 Run after ``train_demo_gpt2.py`` has filled its ``--work`` folder::
 
@@ -23,7 +23,7 @@ DISCOUNT = 0.75
 
 
 class Counts:
-    """How often each key occurs, as sorted arrays."""
+    """The number of occurrences of each key, as sorted arrays."""
 
     def __init__(self, keys: np.ndarray) -> None:
         self.keys, self.counts = np.unique(keys, return_counts=True)
@@ -34,18 +34,18 @@ class Counts:
 
 
 def discounted(count: np.ndarray, total: np.ndarray, kinds: np.ndarray, lower: np.ndarray) -> np.ndarray:
-    """Absolute discounting, interpolated with a lower order; where the context is unseen, the lower order alone."""
+    """Apply absolute discounting, interpolated with a lower order; for an unseen context use only the lower order."""
     safe = np.maximum(total, 1)
     return np.maximum(count - DISCOUNT, 0) / safe + np.where(total > 0, DISCOUNT * kinds / safe, 1.0) * lower
 
 
 def trigram_bits(train: np.ndarray, texts: list[np.ndarray], size: int) -> float:
-    """Bits that an interpolated Kneser-Ney token trigram needs for the texts (each starts with token 0)."""
+    """Return the bits that an interpolated Kneser-Ney token trigram needs for the texts (each starts with token 0)."""
     x = train.astype(np.int64)
     pairs = x[:-1] * size + x[1:]
     trigrams = Counts(pairs[:-1] * size + x[2:])
     contexts, context_kinds = Counts(pairs[:-1]), Counts(trigrams.keys // size)
-    followed = Counts(trigrams.keys % (size * size))  # different tokens seen before each pair
+    followed = Counts(trigrams.keys % (size * size))  # number of different tokens seen before each pair
     followed_total = np.bincount(followed.keys // size, weights=followed.counts, minlength=size)
     followed_kinds = np.bincount(followed.keys // size, minlength=size)
     single = np.bincount(np.unique(pairs) % size, minlength=size) + 0.5

@@ -1,9 +1,9 @@
-"""Text of the two demo models: LitBank novels as flowing paragraphs, SST-2 as labelled sentences.
+"""Texts of the two demo models: LitBank novels as unwrapped paragraphs, SST-2 as labeled sentences.
 
-Both are read from a data folder (by default ``../shared/data``) that holds
+Both are read from a data folder (by default ``../shared/data``) that contains
 
 * ``litbank/litbank-original-100-novels.tar.gz``: the ``original/`` folder of github.com/dbamman/litbank,
-* ``sst2/{train,dev,test}.tsv``: one ``sentence<TAB>label`` a line, label 0 or 1.
+* ``sst2/{train,dev,test}.tsv``: one ``sentence<TAB>label`` per line, label 0 or 1.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 
 LITBANK_ARCHIVE = "litbank/litbank-original-100-novels.tar.gz"
 
-# Never trained on: whole novels, none of which shares its author with a training novel except where noted.
+# Never used for training: whole novels. None shares its author with a training novel except where noted.
 HELD_OUT_NOVELS = (
     "33_the_scarlet_letter",  # Hawthorne (The House of the Seven Gables is in training)
     "60_the_scarlet_pimpernel",  # Orczy
@@ -48,7 +48,7 @@ _BOILERPLATE_LINE = re.compile(
 
 
 def strip_boilerplate(text: str) -> str:
-    """Drop the Project Gutenberg header, footer and stray production notes, where present."""
+    """Remove the Project Gutenberg header, footer and stray production notes, if present."""
     if start := _BOILERPLATE_START.search(text):
         text = text[start.end() :]
     if end := _BOILERPLATE_END.search(text):
@@ -57,14 +57,14 @@ def strip_boilerplate(text: str) -> str:
 
 
 def reflow(text: str) -> str:
-    """Join hard-wrapped lines: one paragraph a line, plain quotes and dashes, single spaces."""
+    """Join hard-wrapped lines: one paragraph per line, plain quotes and dashes, single spaces."""
     text = strip_boilerplate(text.translate(_PLAIN))
     paragraphs = (" ".join(block.split()) for block in re.split(r"\n\s*\n", text))
     return "\n".join(p for p in paragraphs if any(c.isalnum() for c in p)) + "\n"
 
 
 def load_novels(data: Path) -> dict[str, str]:
-    """Every LitBank novel as re-flowed text, by file stem, in a fixed order."""
+    """Return every LitBank novel as unwrapped text, by file stem, in a fixed order."""
     novels: dict[str, str] = {}
     with tarfile.open(data / LITBANK_ARCHIVE) as archive:
         for member in archive.getmembers():
@@ -76,7 +76,7 @@ def load_novels(data: Path) -> dict[str, str]:
 
 
 def split_novels(novels: dict[str, str]) -> tuple[dict[str, str], dict[str, str]]:
-    """(training, held-out) novels; whole books only."""
+    """Return (training, held-out) novels; only whole books."""
     missing = set(HELD_OUT_NOVELS) - set(novels)
     if missing:
         raise ValueError(f"held-out novels not found: {sorted(missing)}")
@@ -85,7 +85,7 @@ def split_novels(novels: dict[str, str]) -> tuple[dict[str, str], dict[str, str]
 
 
 def load_sst2(data: Path, split: str) -> tuple[list[str], list[int]]:
-    """Sentences and labels (0 negative, 1 positive) of one SST-2 split: train, dev or test."""
+    """Return the sentences and labels (0 negative, 1 positive) of one SST-2 split: train, dev or test."""
     lines = (data / "sst2" / f"{split}.tsv").read_text(encoding="utf-8").splitlines()
     rows = [line.rsplit("\t", 1) for line in lines if line.strip()]
     return [text.strip() for text, _ in rows], [int(label) for _, label in rows]

@@ -1,8 +1,8 @@
-"""Prints the requirements of one optional-dependency group of pyproject.toml, one a line (for the Makefile).
+"""Prints the requirements of one optional-dependency group of pyproject.toml, one per line (for the Makefile).
 
     python tools/extra.py test
 
-Installing `.[test]` would build the project once more for a list of names.
+Installing `.[test]` would build the project again just to get a list of names.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def requirements(group: str, text: str) -> list[str]:
-    """The requirements of a group, read without tomllib, which Python 3.10 lacks."""
+    """Return the requirements of a group, read without tomllib, which Python 3.10 lacks."""
     section = text.partition("[project.optional-dependencies]\n")[2].partition("\n[")[0]
     found = re.search(rf"^{re.escape(group)}\s*=\s*\[(.*?)\]", section, re.DOTALL | re.MULTILINE)
     if found is None:

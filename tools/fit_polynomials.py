@@ -1,11 +1,11 @@
-"""Derives the polynomial coefficients in csrc/kernels/math.h and prints them with their errors.
+"""Computes the polynomial coefficients in csrc/kernels/math.h and prints them with their errors.
 
     python tools/fit_polynomials.py
 
-Each fit minimises the largest weighted error over an interval (Lawson's iteration on Chebyshev points; reference
-values from mpmath at 40 digits). Coefficients are rounded to float32 one by one from the lowest power on, and the
-remaining ones are fitted again after every rounding, so the printed error is that of the float32 coefficients.
-Needs numpy and mpmath; not needed to build fastattn.
+Each fit minimizes the largest weighted error over an interval (Lawson's iteration on Chebyshev points; reference values
+from mpmath at 40 digits). Coefficients are rounded to float32 one at a time, from the lowest power up. The remaining
+ones are refitted after every rounding, so the printed error is that of the float32 coefficients. Needs numpy and
+mpmath; not needed to build fastattn.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Function = Callable[[mpmath.mpf], mpmath.mpf]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fit:
-    """Fit target(x) by sum of c_i * x^powers[i] on [low, high], where error * weight(x) is what counts."""
+    """Fit target(x) by sum of c_i * x^powers[i] on [low, high], minimizing error * weight(x)."""
 
     name: str
     target: Function
@@ -71,12 +71,12 @@ def _literal(c: np.float32) -> str:
 
 
 def _upper_tail(t: mpmath.mpf) -> mpmath.mpf:
-    """P(X > t) of the normal distribution."""
+    """Return P(X > t) of the normal distribution."""
     return mpmath.erfc(t / mpmath.sqrt(2)) / 2
 
 
 def _tanh_tail(t: mpmath.mpf) -> mpmath.mpf:
-    """The same in gelu's approximation by tanh."""
+    """Return the same for gelu's approximation by tanh."""
     return 1 / (1 + mpmath.exp(mpmath.sqrt(8 / mpmath.pi) * (t + mpmath.mpf("0.044715") * t**3)))
 
 
@@ -85,13 +85,14 @@ def _exponent(tail: Function) -> Function:
 
 
 def _rough_weight(tail: Function) -> Function:
-    # The error of t tail(t); far out a little more than that, so that the tail goes on falling.
+    # The error of t tail(t). Far out the weight is a little larger, so that the tail still decreases.
     return lambda t: t * mpmath.log(2) * (t * tail(t) + mpmath.mpf("1e-4") * mpmath.power(tail(t), 0.25))
 
 
 def _tail_weight(t: mpmath.mpf) -> mpmath.mpf:
-    # An error e of the exponent is a relative error ln(2) * e of the tail. gelu needs it small only where the tail is
-    # not: the square root gives the far tail (1e-10 and below) relative errors of some 1e-3 and halves the degree.
+    # An error e of the exponent is a relative error ln(2) * e of the tail. gelu needs a small error only where the tail
+    # is not small. The square root gives the far tail (1e-10 and below) relative errors of about 1e-3 and halves the
+    # degree.
     return mpmath.log(2) * (mpmath.sqrt(_upper_tail(t)) + mpmath.mpf("1e-5"))
 
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Builds the native kernel tests for 64-bit Arm, runs them under qemu, and compares their hashes with this machine's.
-#   tools/test_neon.sh            the compiler and qemu are installed with apt-get where they are missing
+#   tools/test_neon.sh            installs the compiler and qemu with apt-get if they are missing
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -10,7 +10,7 @@ if ! command -v aarch64-linux-gnu-g++ qemu-aarch64 cmake ninja > /dev/null; then
   $sudo apt-get install -y -qq g++-aarch64-linux-gnu qemu-user cmake ninja-build > /dev/null
 fi
 
-build() { # folder, further cmake arguments
+build() { # folder, extra cmake arguments
   cmake -S . -B "$1" -G Ninja -DCMAKE_BUILD_TYPE=Release -DFASTATTN_PYTHON=OFF -DFASTATTN_NATIVE_TESTS=ON "${@:2}" > /dev/null
   cmake --build "$1" --target fastattn_native_tests
 }

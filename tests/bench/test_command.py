@@ -1,4 +1,4 @@
-"""`fastattn bench`: what it prints and writes, its exit codes, and libraries that are missing or fail."""
+"""`fastattn bench`: its output and files, its exit codes, and libraries that are missing or fail."""
 
 from __future__ import annotations
 
@@ -74,10 +74,10 @@ def test_a_language_model(gpt2: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     assert "tokens/s" in printed
     assert "share of the time" in printed
     assert "linear attn.c_attn [36, 12]" in printed
-    assert "memory read" not in printed  # the machine's table was not asked for
+    assert "memory read" not in printed  # the machine's table was not requested
     (model,) = json.loads(figures.read_text())["models"]
     assert (model["model"], model["task"], model["dtype"], model["threads"]) == ("gpt2", "causal-lm", "float32", 2)
-    # Two embeddings of 31 and 16 rows, two norms a layer and the last; weights and biases of four linears.
+    # Two embeddings of 31 and 16 rows, two norms per layer and the final one; weights and biases of four linears.
     assert model["parameters"] == 12 * (31 + 16) + 5 * 24 + 2 * (12 * 36 + 36 + 12 * 12 + 12 + 2 * 12 * 48 + 48 + 12)
     for row in model["rows"]:
         ours = row["libraries"]["fastattn"]
@@ -149,7 +149,7 @@ def test_exit_codes_of_bench(
 
 
 def test_work_of_one_of_the_demo_models(capsys: pytest.CaptureFixture[str]) -> None:
-    """The other one is left out."""
+    """The other one is omitted."""
     assert main(["bench", "--works", "1x16", *QUICK]) == 0
     printed = capsys.readouterr().out
     assert "bert-sst2" in printed
@@ -180,7 +180,7 @@ class AutoModelForSequenceClassification:
 
 
 def test_a_library_that_dies(bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """When it loads the model, in its first turn: the table says why, and the others go on."""
+    """It dies when it loads the model, in its first turn: the table says why, and the others continue."""
     torch = "float32 = bfloat16 = None\nset_num_threads = set_grad_enabled = print\n"
     site = broken_torch(tmp_path / "site", torch)
     (tmp_path / "site" / "transformers.py").write_text(DYING)
@@ -213,7 +213,7 @@ def test_a_conversion_that_fails(bert: Path, tmp_path: Path, monkeypatch: pytest
     keep = tmp_path / "keep"
     bench = bench_model(bert, options(against=("llama_cpp",), works=("1x16",), keep=keep))
     assert bench.left_out == ["llama_cpp: OSError: no room for it"]
-    assert not [path for path in keep.rglob("llama_cpp-*") if path.suffix != ".part"]  # what failed is not used later
+    assert not [path for path in keep.rglob("llama_cpp-*") if path.suffix != ".part"]  # a failed file is not reused
 
 
 def test_a_library_that_does_not_answer_in_time(bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -240,11 +240,11 @@ def test_other_dtypes(tmp_path: Path, dtype: str, kv_dtype: str | None) -> None:
     assert (bench.dtype, bench.kv_dtype) == (dtype, kv_dtype or {"int4": "int8"}.get(dtype, dtype))
     (row,) = bench.rows
     assert list(row.turns) == ["fastattn", "fastattn:float32"]
-    assert row.limit("fastattn").bytes < 96 * 96 * 12 * 2 * 4  # of the float32 matrices alone
+    assert row.limit("fastattn").bytes < 96 * 96 * 12 * 2 * 4  # for the float32 matrices alone
 
 
 def test_head_dtype(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The head alone is held, and counted, in its dtype."""
+    """Only the head is stored, and counted, in its dtype."""
     path, found = write_gpt2(tmp_path / "m", n_embd=96, vocab_size=200), {}
     for head_dtype in (None, "int8"):
         flags = () if head_dtype is None else ("--head-dtype", head_dtype)
@@ -295,14 +295,14 @@ def test_converted_models_belong_to_one_checkpoint(tmp_path: Path) -> None:
 
 
 def test_ctrl_c_leaves_nothing_behind(gpt2: Path) -> None:
-    """Its workers end with it, be they stopped or not."""
+    """Its workers end with it, whether they are stopped or not."""
     command = [sys.executable, "-m", "fastattn", "bench", "-m", str(gpt2), "--rounds", "1000", "--seconds", "0.1"]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment) as parent:
         children = Path(f"/proc/{parent.pid}/task/{parent.pid}/children")
         wait_for(lambda: children.read_text().split())
         (child,) = children.read_text().split()
-        time.sleep(0.5)  # somewhere in the middle of its turns, or before them: either must do
+        time.sleep(0.5)  # during or before its turns: it must work in both cases
         parent.send_signal(signal.SIGINT)
         _, errors = parent.communicate(timeout=SOON)
     assert parent.returncode == 130

@@ -1,4 +1,4 @@
-"""Multiply-adds and bytes against numbers counted by hand."""
+"""Compares multiply-adds and bytes with numbers counted by hand."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def named(program: Program, kind: str, name: str = "") -> Op:
 def test_a_linear(gpt2: Program) -> None:
     op, shape = named(gpt2, "linear", "h.0.mlp.c_fc"), StepShape((3, 4))
     assert op_cost(gpt2, op, shape) == Cost(7 * 12 * 48, 12 * 48 * 4 + 48 * 4)
-    # Scales a row of int8 and int4, and a byte a group of 32 of int4; the bias is float32.
+    # int8 and int4 have one scale per row, int4 also one byte per group of 32; the bias is float32.
     sizes = {"bfloat16": 12 * 48 * 2, "int8": 12 * 48 + 48 * 4, "int4": 12 * 48 * (1 / 2 + 1 / 32) + 48 * 4}
     for kept, n_bytes in sizes.items():
         assert op_cost(gpt2, op, shape, Formats({op.weights[0]: kept})) == Cost(7 * 12 * 48, n_bytes + 48 * 4)
@@ -80,7 +80,7 @@ def test_an_encoder(bert: Program) -> None:
     assert op_cost(bert, last, StepShape((3, 4))) == Cost(2 * 12 * (3 + 4))
     qkv = named(bert, "linear", "layer.0.attention.self.query")
     assert op_cost(bert, qkv, StepShape((3, 4))) == Cost(7 * 12 * 36, 12 * 36 * 4 + 36 * 4)
-    # In the last layer all that follows the attention runs on the first token of each sequence.
+    # In the last layer, everything after the attention only runs on the first token of each sequence.
     up = named(bert, "linear", "layer.1.intermediate")
     assert op_cost(bert, up, StepShape((3, 4))).multiply_adds == 2 * 12 * 20
 
@@ -106,7 +106,7 @@ def test_keys_and_values_have_a_format_of_their_own(gpt2: Program) -> None:
     op, shape = named(gpt2, "attention"), StepShape((2,), (5,))
     full = op_cost(gpt2, op, shape, Formats(dict.fromkeys(gpt2.weights, "int8")))
     assert full == op_cost(gpt2, op, shape)
-    # Keys and values of 5 positions in 3 heads of 4 elements; int8 has a scale each.
+    # Keys and values of 5 positions in 3 heads of 4 elements; in int8 each has a scale.
     for kept, n_bytes in {"float32": 4 * 4, "bfloat16": 4 * 2, "int8": 4 + 4}.items():
         assert op_format(op, Formats(kv=kept)) == kept
         assert op_cost(gpt2, op, shape, Formats(kv=kept)) == Cost(full.multiply_adds, 0, 2 * 3 * 5 * n_bytes)
@@ -114,7 +114,7 @@ def test_keys_and_values_have_a_format_of_their_own(gpt2: Program) -> None:
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8", "int4"])
 def test_what_is_counted_is_at_most_what_is_held(tmp_path: Path, dtype: str) -> None:
-    """A decode reads every matrix and vector, and a row of each table: never more than lies in memory."""
+    """A decode reads every matrix and vector, and one row of each table: never more than there is in memory."""
     path = write_gpt2(tmp_path / "m", n_embd=96, vocab_size=200)
     executor = fa.AutoModelForCausalLM.from_pretrained(path, dtype=dtype).executor
     assert isinstance(executor, CpuExecutor)

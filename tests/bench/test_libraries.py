@@ -1,4 +1,4 @@
-"""Every library that is installed gives the results of fastattn."""
+"""Every installed library gives the results of fastattn."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def check(bench: ModelBench, library: str) -> None:
         agreement = row.agreement(library)
         assert agreement is not None
         if library == "llama_cpp" and agreement.difference is None:
-            # Its gelu is a table of float16: texts part ways at the first near tie, but all begin alike.
+            # Its gelu is a float16 table: texts diverge at the first near tie, but all begin with the same token.
             ours, theirs = ([tokens[0] for tokens in row.results[name]["tokens"]] for name in (OURS, library))
             assert ours == theirs
         else:
@@ -88,7 +88,7 @@ def test_what_the_onnx_graphs_do_not_know(tmp_path: Path) -> None:
 def test_a_checkpoint_by_the_names_of_the_model_text(tmp_path: Path) -> None:
     gpt2 = Source(job(write_gpt2(tmp_path / "gpt2"), tmp_path))
     assert gpt2.model_type == "gpt2"
-    assert gpt2("h.0.mlp.c_fc.weight").shape == (48, 12)  # [out, in], though the file holds [in, out]
+    assert gpt2("h.0.mlp.c_fc.weight").shape == (48, 12)  # [out, in], although the file has [in, out]
     assert not gpt2.has("lm_head.weight")
     bert = Source(job(write_bert(tmp_path / "bert"), tmp_path, task="sequence-classification"))
     assert bert("encoder.layer.0.intermediate.dense.weight").shape == (20, 12)

@@ -1,4 +1,4 @@
-"""Rates and the least time of a step; no clock decides."""
+"""Rates and the minimum time of a step; no test depends on a clock."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_units_of_rates(monkeypatch: pytest.MonkeyPatch, name: str, value: float
 
 
 def test_every_format_has_a_rate() -> None:
-    """Of those that this build measures: a limit is never that of another format for want of its own."""
+    """Each format that this build measures has its own rate: a limit never uses the rate of another format."""
     rates = measure(1, seconds=0.01, read_bytes=1 << 20).rates
     assert set(PRODUCTS.values()) <= set(rates)
     assert set(PRODUCTS) == set(DTYPES["cpu"])
@@ -70,7 +70,7 @@ def test_the_longer_time_binds() -> None:
 
 
 def test_a_step_is_bound_by_its_sums() -> None:
-    """One op that multiplies and one that reads: the limit is not the sum of the two maxima."""
+    """With one op that multiplies and one that reads, the limit is not the sum of the two maxima."""
     program = Program(
         values=(Value("tokens", 8), Value("tokens", 4), Value("tokens", 1000)),
         ops=(
@@ -90,7 +90,7 @@ def test_a_step_is_bound_by_its_sums() -> None:
     cost = step_cost(program, shape)
     least = step_least_time(program, shape, Formats(), machine)
     assert cost == Cost(3 * (8 * 4 + 4 * 1000), 4 * (3 * 8 + 8 * 4 + 4 * 1000))
-    # Sums of the same few integers over the same rate, in another order: equal up to their own roundings.
+    # Sums of the same few integers over the same rate, in another order: equal up to their own rounding.
     assert least.compute_seconds == pytest.approx(cost.operations / 1e6, rel=len(program.ops) * 2.0**-50)
     mixed = step_least_time(program, shape, Formats({"b": "int8"}), Limits(1, {"float32": 1e-3, "int8": 4e-3}, 1e-3))
     assert mixed.compute_seconds == pytest.approx(2 * 3 * (8 * 4 + 4 * 1000 / 4) / 1e6, rel=4 * 2.0**-50)

@@ -1,4 +1,4 @@
-"""Caches as the kernel tells them, buffers that fit, and a table; no clock decides."""
+"""Caches as the kernel reports them, buffers that fit, and a table; no test depends on a clock."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_caches_of_the_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     caches = read_caches(tmp_path)
     assert [(cache.level, cache.bytes) for cache in caches] == [(1, 48 * KIB), (2, MIB), (3, 32 * MIB)]
     assert caches[0].shared == (frozenset({0}), frozenset({1}), frozenset({2}))
-    assert caches[1].shared == (frozenset({0, 1}), frozenset({2}))  # CPU 3 is not ours
+    assert caches[1].shared == (frozenset({0, 1}), frozenset({2}))  # CPU 3 is not available to us
     assert caches[2].shared == (frozenset({0, 1, 2}),)
     assert [cache.bytes_for(2) for cache in caches] == [96 * KIB, 2 * MIB, 32 * MIB]
 
@@ -61,7 +61,7 @@ def test_buffers_fit_their_level_alone() -> None:
     assert buffers(caches, 1) == [("L1", 24 * KIB), ("L2", 512 * KIB), ("L3", 16 * MIB)]
     assert buffers(caches, 4) == [("L1", 96 * KIB), ("L2", 2 * MIB), ("L3", 16 * MIB)]
     small = (caches[0], CacheLevel(2, 2 * MIB, cpus), CacheLevel(3, 6 * MIB, (frozenset(range(4)),)))
-    assert [place for place, _ in buffers(small, 4)] == ["L1", "L2"]  # half of L3 would lie in the four L2
+    assert [place for place, _ in buffers(small, 4)] == ["L1", "L2"]  # half of L3 would fit into the four L2
 
 
 def test_a_measurement(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""The plot is well-formed, complete and plain: no scripts, nothing from the net."""
+"""The plot is well-formed, complete and plain: no scripts, nothing from the network."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_colours_for_a_dark_ground() -> None:
     light, _, dark = (style.text or "").partition("@media (prefers-color-scheme: dark)")
     names = set(re.findall(r"\.([a-z]\w*) \{[^}]*#", light))
     assert {"ground", "grid", "roof", "thin", "c0", "t0", "c5", "t5", "halo"} <= names
-    assert names == set(re.findall(r"\.([a-z]\w*) \{[^}]*#", dark))  # nothing keeps a colour of the light ground
+    assert names == set(re.findall(r"\.([a-z]\w*) \{[^}]*#", dark))  # every light color has a dark replacement
     assert (style.text or "").count("{") == (style.text or "").count("}")
 
 
@@ -128,7 +128,7 @@ def bench() -> ModelBench:
 
 def test_points_of_a_row() -> None:
     ours, torch = row_points(bench().rows[0], "decode-1", 80.0, 10.0)
-    assert (ours.intensity, ours.percent, ours.gops) == (4.0, 80.0, 32.0)  # 80 % of 4 operations a byte at 10 GB/s
+    assert (ours.intensity, ours.percent, ours.gops) == (4.0, 80.0, 32.0)  # 80 % of 4 operations per byte at 10 GB/s
     assert (torch.library, torch.percent, torch.gops) == ("torch", 50.0, 20.0)
 
 

@@ -1,4 +1,4 @@
-"""Worker processes: answers, deaths, silence, and that nothing is left behind."""
+"""Worker processes: answers, crashes, timeouts, and cleanup."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def python(code: str, **options: Any) -> Iterator[Process]:
 
 
 def state(worker: Process) -> str:
-    """R, S, T (stopped), ... of the kernel."""
+    """Return the kernel's state: R, S, T (stopped), ..."""
     return Path(f"/proc/{worker._process.pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 
@@ -102,7 +102,7 @@ def test_an_answer_longer_than_a_pipe() -> None:
 
 
 def test_it_dies_with_its_parent(tmp_path: Path) -> None:
-    """Also while it is stopped, where it would not see the end of its standard input."""
+    """Also while it is stopped, when it would not notice the end of its standard input."""
     code = (
         "import sys, time\n"
         "from fastattn.bench.process import Process, command_of\n"
@@ -121,7 +121,7 @@ def test_it_dies_with_its_parent(tmp_path: Path) -> None:
 
 
 def main(arguments: str) -> None:
-    """What the process of the test above runs."""
+    """Run the process of the test above."""
     from fastattn.bench.worker import serve
 
     serve(lambda command: command)
@@ -165,7 +165,7 @@ def test_a_model_that_is_not_there(tmp_path: Path) -> None:
 
 
 def broken_torch(folder: Path, code: str) -> str:
-    """A torch that cannot be imported."""
+    """Write a torch that cannot be imported."""
     folder.mkdir()
     (folder / "torch.py").write_text(code)
     (folder / "transformers.py").write_text("")

@@ -1,4 +1,4 @@
-"""`model.profile`: what it counts, what it says, and what it leaves as it was."""
+"""`model.profile`: what it counts, what it prints, and what it leaves unchanged."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_every_op_once(gpt2: CausalLM) -> None:
 
 def test_what_a_prefill_and_a_decode_cost(gpt2: CausalLM) -> None:
     prefill = {op.op: op for op in gpt2.profile([[1, 2, 3], [4, 5]], seconds=0.001).ops}
-    # The first layer projects five rows, the last one those of the two wanted tokens.
+    # The first layer projects five rows, the last one only those of the two wanted tokens.
     assert prefill["linear attn.c_proj [12, 12]"].operations == 2 * 12 * 12 * (5 + 2)
     assert prefill["linear wte [31, 12]"].operations == 2 * 2 * 12 * 31
     decode = gpt2.profile([[1, 2, 3], [4, 5]], decode=True, seconds=0.001)

@@ -68,7 +68,7 @@ def test_turns_on_a_changing_machine_do_not_count() -> None:
 
 
 def test_a_machine_that_is_never_steady() -> None:
-    """Four times the rounds, and then all turns are taken."""
+    """After four times the rounds, all turns count."""
     limits = [{**LIMIT, "compute_seconds": 1.0 + i % 2} for i in range(20)]
     row = measured(rounds=2, fastattn=Fake([run(2.0)], limits))
     assert len(row.turns["fastattn"]) == 8
@@ -82,7 +82,7 @@ def test_a_turn_whose_threads_waited_does_not_count() -> None:
 
 
 def test_the_nearest_turn_of_ours() -> None:
-    """The machine halves its speed between two rounds: a ratio does not see it."""
+    """The machine's speed halves between two rounds: a ratio does not change."""
     row = measured(fastattn=Fake([run(1.0), run(2.0)]), other=Fake([run(3.0), run(6.0)]))
     assert row.ratio("other") == 3.0
 

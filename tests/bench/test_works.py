@@ -1,4 +1,4 @@
-"""The work that is measured fits the model, and a decode costs the mean of its steps."""
+"""The measured work fits the model, and a decode costs the mean of its steps."""
 
 from __future__ import annotations
 

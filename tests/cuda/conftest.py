@@ -1,4 +1,4 @@
-"""Every test of the CUDA executor runs over the emulated GPU, and on a real one where there is one."""
+"""Every test of the CUDA executor runs on the emulated GPU, and also on a real one if available."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ DRIVER = Path("/dev/nvidiactl")
 
 @pytest.fixture(params=["emulated", pytest.param("gpu", marks=pytest.mark.cuda)])
 def gpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """What device="cuda" means in a test."""
+    """Select what device="cuda" means in a test."""
     if request.param == "emulated":
         module = emulated_module()
         monkeypatch.setattr(fastattn.executors.cuda, "extension", lambda: module)
@@ -24,5 +24,5 @@ def gpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
         pytest.skip(f"needs an NVIDIA GPU: there is no {DRIVER}")
     if importlib.util.find_spec("fastattn._cuda") is None:
         pytest.skip("needs fastattn._cuda, which is built where nvcc is found")
-    fastattn.executors.cuda.require_device()  # where there is a GPU, not reaching it is a failure
+    fastattn.executors.cuda.require_device()  # with a GPU, failing to reach it is a test failure
     return "gpu"

@@ -1,4 +1,4 @@
-"""Without a module, a driver or a GPU, and with options that CUDA has not: typed errors that say what to do."""
+"""Without a module, a driver or a GPU, and with options that CUDA lacks: typed errors that say what to do."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_the_command_says_so(no_module: None, folder: Path, capsys: pytest.Captu
 
 @pytest.mark.skipif(not HAS_MODULE, reason="this build has no fastattn._cuda")
 def test_a_machine_without_a_gpu(folder: Path) -> None:
-    """Also where there is one: none of it is visible. The module is imported, and nothing of the driver with it."""
+    """Works on a machine with a GPU too: the GPU is hidden. The module is imported, but nothing of the driver."""
     code = (
         "import fastattn as fa, fastattn._cuda, sys\n"
         "loaded = open('/proc/self/maps').read()\n"
@@ -117,7 +117,7 @@ def test_a_quantized_checkpoint(gpu: str, folder: Path, tmp_path: Path) -> None:
 
 
 def test_the_budget(gpu: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What does not fit is refused with its name, and the rest of the model works on."""
+    """The error names what does not fit, and the rest of the model still works."""
     for text in ("0", "1.5", "-1", "many"):
         monkeypatch.setenv(fastattn.executors.cuda.MEMORY_VARIABLE, text)
         with pytest.raises(InputError, match=f"{fastattn.executors.cuda.MEMORY_VARIABLE}: expected a number of MiB"):

@@ -30,7 +30,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def ours(gpu: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[CausalLM]:
-    """Products by the built-in kernel, for the CPU's bits."""
+    """Compute products with the built-in kernel, to get the CPU's bits."""
     without = CudaExecutor.__init__
     monkeypatch.setattr(CudaExecutor, "__init__", lambda *args, **named: without(*args, **named, library=False))
     with AutoModelForCausalLM.from_pretrained(folder, device="cuda") as model:
@@ -44,7 +44,7 @@ def theirs(folder: Path) -> Iterator[CausalLM]:
 
 
 def feed(lm: CausalLM, chunks: Sequence[Sequence[int]], caches: Sequence[Any]) -> NDArray[Any]:
-    """Logits of all tokens of one step."""
+    """Return the logits of all tokens of one step."""
     ends = np.cumsum([0, *(len(chunk) for chunk in chunks)]).astype(np.int32)
     positions = [np.arange(len(chunk)) + cache.length for chunk, cache in zip(chunks, caches, strict=True)]
     step = Step(
@@ -80,7 +80,7 @@ def test_texts_are_those_of_the_cpu(ours: CausalLM, theirs: CausalLM, options: d
 
 
 def test_steps_are_replayed_as_graphs(ours: CausalLM, theirs: CausalLM) -> None:
-    """A graph for each size of a batch and doubling of its length, with the bits of the CPU in every step."""
+    """There is one graph per batch size and doubling of the length; every step has the CPU's bits."""
     executor: Any = ours.executor
     caches = [[lm.new_cache() for _ in PROMPTS] for lm in (ours, theirs)]
     first = [feed(lm, PROMPTS, held) for lm, held in zip((ours, theirs), caches, strict=True)]
@@ -90,9 +90,9 @@ def test_steps_are_replayed_as_graphs(ours: CausalLM, theirs: CausalLM) -> None:
         tokens = [[(7 * i + j) % 131] for j in range(3)]
         found, expected = (feed(lm, tokens, held) for lm, held in zip((ours, theirs), caches, strict=True))
         assert np.array_equal(found, expected), i
-    # 62 to 64 positions, then 65 to 128, then more; each captured when it came for the second time.
+    # 62 to 64 positions, then 65 to 128, then more; each is captured on its second use.
     assert executor._executor.graphs == 3
-    # Fewer sequences, and a prompt beside one that decodes.
+    # Fewer sequences, and a prompt next to a sequence that decodes.
     for chunks in ([[1]], [[2]], [[3], [4, 5, 6]], [[3], [4, 5, 6]]):
         pairs = [held[: len(chunks)] for held in caches]
         found, expected = (feed(lm, chunks, held) for lm, held in zip((ours, theirs), pairs, strict=True))
@@ -110,7 +110,7 @@ def test_chunks_equal_one_call(ours: CausalLM) -> None:
 
 
 def test_truncate_and_fork(ours: CausalLM) -> None:
-    """Forks share pages until one writes; pages of closed caches come again, in any order."""
+    """Forks share pages until one writes; pages of closed caches are reused, in any order."""
     text = list(range(100))
     cache = ours.new_cache()
     feed(ours, [text], [cache])
@@ -127,7 +127,7 @@ def test_truncate_and_fork(ours: CausalLM) -> None:
 
 
 def test_pages_grow_and_are_used_again(ours: CausalLM) -> None:
-    """More sequences than the first pages hold, which move them while caches are in use."""
+    """More sequences than the first pages can store, so pages move while caches are in use."""
     executor: Any = ours.executor
     caches, expected = [], []
     for i in range(20):
@@ -192,7 +192,7 @@ def test_logits_that_are_not_finite(gpu: str, tmp_path: Path) -> None:
 
 
 def test_decoding_goes_on_after_an_error(ours: CausalLM) -> None:
-    """At the end of the context nothing is lost: the loop is where it was."""
+    """At the end of the context nothing is lost: the loop remains at the same point."""
     cache = ours.new_cache()
     feed(ours, [[1] * 198], [cache])
     zero = np.zeros(1, np.int32)

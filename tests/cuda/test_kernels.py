@@ -1,4 +1,4 @@
-"""The kernels in the emulation, with the threads of a block in three orders, and the plan of memory."""
+"""The kernels in the emulation, with three orders of a block's threads, and the memory plan."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ def run(*arguments: str) -> str:
 
 
 def test_kernels_in_the_emulation() -> None:
-    """Every case, as many at a time as there are CPUs."""
+    """Run every case, as many in parallel as there are CPUs."""
     names = run("--list").split()
-    # One of every file of cases.
+    # One case from every file.
     assert {"layer_norm", "linear_float32_as_cpu", "kv_store", "sampling_as_cpu", "plan"} <= set(names)
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         for name, output in zip(names, pool.map(run, names), strict=True):

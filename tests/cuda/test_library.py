@@ -1,4 +1,4 @@
-"""Products by cuBLASLt, for which a library of our own stands in: how it is found, what it is asked for."""
+"""Products by cuBLASLt, replaced by a library of our own: how it is found, and what is requested from it."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ def library(monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def test_float32_has_the_bits_of_the_cpu(library: str, built: BuiltModel, rng: np.random.Generator) -> None:
-    """Products, and what the executor does around them: bias, activation, residual, rounding; with and without graphs.
+    """Products, and the executor's work around them: bias, activation, residual, rounding; with and without graphs.
 
-    Matrices with an odd number of rows have no algorithm here, and so get the built-in kernel.
+    Matrices with an odd number of rows have no algorithm here, so they use the built-in kernel.
     """
     ours = CudaExecutor(built.program, built.tensors)
     assert ours.library == library
@@ -52,7 +52,7 @@ def test_float32_has_the_bits_of_the_cpu(library: str, built: BuiltModel, rng: n
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "tf32"])
 def test_other_types(library: str, built: BuiltModel, rng: np.random.Generator, dtype: str) -> None:
-    """As near to the built-in kernel as another order of sums is; tf32 rounds the operands as float16 does."""
+    """As close to the built-in kernel as another summation order allows; tf32 rounds the operands like float16."""
     step = ragged(rng)
     ours = CudaExecutor(built.program, built.tensors, dtype=dtype, kv_dtype="float32").run(step)
     other = "float16" if dtype == "tf32" else dtype
@@ -69,7 +69,7 @@ def _rms(a: Any, b: Any) -> float:
 
 
 def test_without_the_library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """What cannot be loaded, or has not the functions, is passed over."""
+    """A library that cannot be loaded, or that lacks the functions, is skipped."""
     monkeypatch.setattr(fastattn.executors.cuda, "extension", emulated_module)
     module: Any = emulated_module()
     monkeypatch.setattr(fastattn.executors.cuda, "_library_paths", lambda: [str(tmp_path / "no.so"), module.__file__])

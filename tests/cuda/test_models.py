@@ -1,6 +1,6 @@
 """Whole models on the CUDA executor: the CPU's bits in float32, close to the specification in 16 bits.
 
-Float32 products are the built-in kernel's here, which sums as the CPU does. With cuBLASLt only the bounds are left.
+Float32 products use the built-in kernel here, which sums like the CPU. With cuBLASLt only the bounds are tested.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from tests.reference import checkpoints
 from tests.reference.bounds import assert_close, eps
 from tests.reference.checkpoints import write_bert, write_gpt2
 
-# Widths that are no multiples of 8, of 16 or of 64; matrices of more than 64 rows, which are rounded in 16 bits.
+# Widths that are not multiples of 8, 16 or 64; matrices of more than 64 rows, which are rounded in 16 bits.
 GPT2 = {"vocab_size": 131, "n_positions": 140, "n_embd": 78, "n_head": 3, "n_layer": 2}
 BERT = {
     "vocab_size": 131,
@@ -63,7 +63,7 @@ def ragged(rng: np.random.Generator, lengths: tuple[int, ...] = LENGTHS) -> Step
 
 
 def part(step: Step, sequence: int) -> Step:
-    """One sequence of a step alone, with its wanted rows."""
+    """Return one sequence of a step, with its wanted rows."""
     begin, end = step.cu_seqlens[sequence : sequence + 2]
     wanted = step.wanted[(step.wanted >= begin) & (step.wanted < end)] - begin
     return Step(step.token_ids[begin:end], np.array([0, end - begin], np.int32), step.positions[begin:end], wanted)
@@ -81,13 +81,13 @@ def equal(found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
 
 
 def distance(a: Any, b: Any) -> float:
-    """Root mean square of the differences."""
+    """Return the root mean square of the differences."""
     difference: NDArray[np.float64] = np.asarray(a, np.float64) - np.asarray(b, np.float64)
     return float(np.sqrt(np.mean(difference**2)))
 
 
 def test_float32_has_the_bits_of_the_cpu(gpu: str, built: BuiltModel, rng: np.random.Generator) -> None:
-    """All outputs, attention maps too, in steps with and without a graph, each one run three times."""
+    """All outputs, including attention maps, in steps with and without a graph, each run three times."""
     program = optimise(with_outputs(built.traced, hidden_states=True, attentions=True))
     ours = cuda(built)
     theirs = load_executor(built.program, built.tensors, dtype="float32", device="cpu", threads=1)
@@ -102,7 +102,7 @@ def test_float32_has_the_bits_of_the_cpu(gpu: str, built: BuiltModel, rng: np.ra
 def test_float32_is_within_the_bound_of_the_specification(
     gpu: str, built: BuiltModel, rng: np.random.Generator
 ) -> None:
-    """With cuBLASLt, where there is one."""
+    """With cuBLASLt, if available."""
     step = ragged(rng)
     exact = NumpyExecutor(built.program, lambda name: read_tensor(built.tensors[name])).run(step)
     for name, value in cuda(built, library=True).run(step).items():
@@ -110,7 +110,7 @@ def test_float32_is_within_the_bound_of_the_specification(
 
 
 def test_bfloat16_is_close_to_the_specification(gpu: str, built: BuiltModel, rng: np.random.Generator) -> None:
-    """Keys and values in float32, as the numpy executor has them; see tests/models/test_dtypes.py for the bound."""
+    """Keys and values are float32, as in the numpy executor; see tests/models/test_dtypes.py for the bound."""
     step = ragged(rng)
     found = cuda(built, dtype="bfloat16", kv_dtype="float32").run(step)
     exact = NumpyExecutor(built.program, lambda name: read_tensor(built.tensors[name]), dtype="bfloat16").run(step)
@@ -121,7 +121,7 @@ def test_bfloat16_is_close_to_the_specification(gpu: str, built: BuiltModel, rng
 
 
 def naive(built: BuiltModel, run: int) -> NumpyExecutor:
-    """The plain float32 formula; in all runs but the first, norms and biases are off by what N_ROUNDINGS come to."""
+    """Return the plain float32 formula. Except in the first run, norms and biases are off by about N_ROUNDINGS."""
     vectors = {part for weight in built.program.weights.values() if weight.use == "vector" for part in weight.parts}
     rng = np.random.default_rng(run)
 
@@ -136,7 +136,10 @@ def naive(built: BuiltModel, run: int) -> NumpyExecutor:
 def test_sixteen_bits_are_as_far_from_float64_as_they_should_be(
     gpu: str, built: BuiltModel, rng: np.random.Generator
 ) -> None:
-    """bfloat16, keys and values too, at most twice as far as the CPU's; float16, of 8 times its resolution, nearer."""
+    """bfloat16, including keys and values, is at most twice as far off as the CPU's.
+
+    float16 has 8 times its resolution, and is closer.
+    """
     step = ragged(rng)
     exact = NumpyExecutor(built.program, lambda name: read_tensor(built.tensors[name])).run(step)
     theirs = load_executor(built.program, built.tensors, dtype="bfloat16", device="cpu", threads=1).run(step)
@@ -170,7 +173,7 @@ def test_a_sequence_has_its_bits_whatever_the_batch(
 
 @pytest.mark.parametrize("kv_dtype", ["float32", "bfloat16", "float16"])
 def test_a_nan_stays_in_its_sequence(gpu: str, tmp_path: Path, rng: np.random.Generator, kv_dtype: str) -> None:
-    """A token whose embedding is NaN, and so its column of the logits; pages that it leaves behind do no harm."""
+    """The embedding of one token is NaN, and so is its column of the logits; the pages it leaves behind do no harm."""
     config = {**checkpoints.GPT2, **GPT2}
     tensors = checkpoints.gpt2_tensors(config)
     tensors["wte.weight"][130] = np.nan
@@ -180,7 +183,7 @@ def test_a_nan_stays_in_its_sequence(gpu: str, tmp_path: Path, rng: np.random.Ge
     ids = step.token_ids % 130
     poisoned = ids.copy()
     poisoned[10] = 130
-    # The row before it sees it neither: causal.
+    # The row before it does not see it either: causal.
     rows = (step.wanted >= 10) & (step.wanted < 12)
 
     def logits(token_ids: NDArray[np.int32], caches: bool) -> NDArray[Any]:

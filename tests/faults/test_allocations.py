@@ -1,6 +1,6 @@
-"""Fault 60: every allocation of the C++ code that fails is a MemoryError, and the objects work as before.
+"""Fault 60: every failed allocation in the C++ code raises MemoryError, and the objects work as before.
 
-Where the allocations of one call are many, some of them are tried; FASTATTN_ALL_ALLOCATIONS=1 tries them all.
+If one call makes many allocations, some of them are tried; FASTATTN_ALL_ALLOCATIONS=1 tries them all.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ print("all failed as they should")
 
 
 def preloaded(folder: Path) -> Path:
-    """The library that fails allocations."""
+    """Build the library that makes allocations fail."""
     library = folder / "failing_allocations.so"
     source = Path(__file__).with_name("failing_allocations.cpp")
     flags = ["-std=c++17", "-O1", "-shared", "-fPIC"]

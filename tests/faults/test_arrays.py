@@ -270,7 +270,7 @@ def test_57_arrays_changed_or_dropped_by_another_thread_do_no_harm() -> None:
         try:
             for _ in range(100):
                 assert ops.linear(shared, shared).shape == (64, 64)
-                # The last reference of these inputs is the call's own.
+                # Only the call itself has a reference to these inputs.
                 assert ops.scaled_dot_product_attention(*(shared.copy() for _ in range(3))).shape == (64, 64)
         except BaseException as error:  # reported by the test's own thread
             failures.append(error)
@@ -288,7 +288,7 @@ def test_57_arrays_changed_or_dropped_by_another_thread_do_no_harm() -> None:
 
 def test_57_an_array_that_is_being_read_cannot_be_resized() -> None:
     array = np.ones((64, 64), np.float32)
-    view = array[1:]  # what a call holds while it runs: a reference to the memory
+    view = array[1:]  # a running call holds a reference to the memory, like this view
     with pytest.raises(ValueError, match="resize"):
         array.resize((1, 1))
     assert ops.softmax(view).shape == (63, 64)
@@ -349,7 +349,7 @@ class TestArraysWithoutMemory:
 
 @pytest.mark.skipif(int(np.__version__.split(".")[0]) < 2, reason="numpy 1 has at most 32 axes")
 def test_51_arrays_of_many_axes() -> None:
-    """numpy's own broadcasting of shapes takes at most 32."""
+    """numpy can broadcast shapes of at most 32 axes."""
     x = example()
     many = x.reshape(*(1,) * 30, 2, *(1,) * 30, 4, 16)
     for found, expected in [

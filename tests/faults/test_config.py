@@ -1,4 +1,4 @@
-"""Faults 32 to 40: config.json that is broken, asks for what we do not have, or does not fit the tensors."""
+"""Faults 32 to 40: config.json that is broken, requires unsupported features, or does not fit the tensors."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ TASKS["roberta"] = "encoder"
 
 
 def load(directory: Path, config: Any, tensors: Any = None, task: Task | None = None) -> BuiltModel:
-    """Everything up to, not including, the reading of weights."""
+    """Do everything before the weights are read."""
     if tensors is None:
         tensors = bert_tensors() if isinstance(config, dict) and config.get("model_type") == "bert" else gpt2_tensors()
     checkpoint = open_checkpoint(write(directory, config, tensors))
@@ -44,7 +44,7 @@ def refused(directory: Path, config: Any, tensors: Any = None, task: Task | None
 
 
 def run(directory: Path, tensors: Any, config: Any = GPT2) -> np.ndarray[Any, Any]:
-    """Logits of a few tokens by the numpy executor."""
+    """Return the logits of a few tokens from the numpy executor."""
     with AutoModelForCausalLM.from_pretrained(write(directory, config, tensors), device="numpy") as model:
         return np.asarray(model([1, 2, 3]).logits)
 
@@ -67,7 +67,7 @@ def test_fault_32_config_missing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("weights", ["none", "pytorch_model.bin", "model.safetensors"])
 def test_fault_32_another_architecture_is_named_first(tmp_path: Path, weights: str) -> None:
-    """Whatever lies beside config.json: safetensors would not help."""
+    """Whatever files are next to config.json: safetensors would not help."""
     config = {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
     (tmp_path / "config.json").write_text(json.dumps(config))
     if weights != "none":
@@ -84,7 +84,7 @@ def test_fault_32_another_architecture_is_named_first(tmp_path: Path, weights: s
 
 
 def test_fault_32_generation_config(tmp_path: Path) -> None:
-    """Its end-of-text ids win over those of config.json; broken, it is refused like config.json."""
+    """Its end-of-text ids override those of config.json; if broken, it is rejected like config.json."""
     file = write(tmp_path, GPT2, gpt2_tensors()) / "generation_config.json"
     file.write_text('{"eos_token_id": [3, 5], "bos_token_id": null}')
     with AutoModelForCausalLM.from_pretrained(tmp_path, device="numpy") as model:
@@ -130,7 +130,10 @@ def test_fault_35_special_ids_that_no_token_has(tmp_path: Path, device: str, cap
 def test_fault_32_generation_options_that_are_not_applied(
     options: dict[str, Any], named: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """They are named, once a load; what changes nothing is not, and where nothing is generated nothing is said."""
+    """The warning names them once per load.
+
+    There is no warning about options that change nothing, or for a model that does not generate.
+    """
     write(tmp_path, GPT2, gpt2_tensors())
     asked: dict[str, Any] = {"max_new_tokens": 3, "eos_token_id": -1}
     with AutoModelForCausalLM.from_pretrained(tmp_path, device="numpy") as model:
@@ -229,7 +232,7 @@ def test_fault_34_layers_that_are_not_there(tmp_path: Path) -> None:
 
 
 def test_fault_34_a_head_that_is_not_there(tmp_path: Path) -> None:
-    """transformers would make one up at random."""
+    """transformers would create a random one."""
     tensors = {name: tensor for name, tensor in bert_tensors().items() if not name.startswith("classifier")}
     assert "classifier.weight" in refused(tmp_path, BERT, tensors)
 
@@ -241,7 +244,7 @@ def test_fault_35_vocab_size_is_not_the_table(tmp_path: Path, size: int) -> None
 
 
 def test_fault_35_tokenizer_with_more_tokens(tmp_path: Path) -> None:
-    """Its other ids work; one that the model does not have is an error that names the token and the cause."""
+    """Its other ids work; an id that the model does not have is an error that names the token and the cause."""
     tokenizers = pytest.importorskip("tokenizers")
     raw = tokenizers.Tokenizer(tokenizers.models.WordLevel({f"w{i}": i for i in range(31)}, unk_token="w0"))
     raw.add_special_tokens(["[PAD]"])
@@ -274,7 +277,7 @@ def test_fault_36_tied_or_not(tmp_path: Path) -> None:
 
 
 def test_fault_36_untied_without_a_head(tmp_path: Path) -> None:
-    """transformers would make up a random head, and wte is not what the config says."""
+    """transformers would create a random head, and wte contradicts the config."""
     untied, tensors = {**GPT2, "tie_word_embeddings": False}, gpt2_tensors()
     message = refused(tmp_path / "no", untied, tensors, "causal-lm")
     assert message.startswith("lm_head.weight: expected this tensor in the checkpoint")
@@ -284,9 +287,9 @@ def test_fault_36_untied_without_a_head(tmp_path: Path) -> None:
 
 
 def test_fault_37_orientation_is_pinned_by_the_architecture(tmp_path: Path) -> None:
-    """attn.c_proj is square: a checkpoint with it the other way gives other numbers, and no shape can tell.
+    """attn.c_proj is square: a checkpoint with its transpose gives other numbers, and no shape reveals it.
 
-    The golden test is test_gpt_nano_sort; here: c_attn, which is not square, is refused the other way.
+    The golden test is test_gpt_nano_sort. This test checks that a transposed c_attn, which is not square, is rejected.
     """
     tensors = gpt2_tensors()
     turned = {**tensors, "h.0.attn.c_proj.weight": tensors["h.0.attn.c_proj.weight"].T.copy()}

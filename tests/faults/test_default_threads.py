@@ -1,4 +1,4 @@
-"""Fault 62: by default there are as many threads as the process may use CPUs: its affinity and its cgroup's quota."""
+"""Fault 62: the default number of threads is the number of CPUs available by affinity and the cgroup's quota."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 from fastattn import _core
 from tests.reference.hang import HANG_SECONDS
 
-# The kernel's answer on a machine with 4096 CPUs: a mask that does not fit is EINVAL.
+# The kernel's answer on a machine with 4096 CPUs: a mask that is too small gives EINVAL.
 MANY_CPUS = """
 #define _GNU_SOURCE
 #include <errno.h>
@@ -43,7 +43,7 @@ def threads_in_child(setup: str = "", **environment: str) -> int:
 
 
 def allowed(cpus: int) -> int:
-    """With this many CPUs in the mask, and the quota that the tests run under."""
+    """Return the expected number of threads for this many CPUs in the mask, given the quota of the tests."""
     return max(1, int(min(cpus, _core.cpu_quota())))
 
 
@@ -61,7 +61,7 @@ def test_more_cpus_than_a_cpu_set_holds(tmp_path: Path) -> None:
 
 
 def machine(root: Path, cgroup: str, files: dict[str, str]) -> str:
-    """A folder that stands for / with /proc/self/cgroup and files below /sys/fs/cgroup."""
+    """Create a folder that represents / with /proc/self/cgroup and files below /sys/fs/cgroup."""
     (root / "proc/self").mkdir(parents=True)
     (root / "proc/self/cgroup").write_text(cgroup)
     for name, text in files.items():

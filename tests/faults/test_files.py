@@ -1,4 +1,4 @@
-"""Faults 1 to 27: safetensors files that are broken, hostile or merely unusual. Numbers are those of the fault list."""
+"""Faults 1 to 27: safetensors files that are broken, malicious or just unusual, numbered as in the fault list."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ def entry(shape: Any = (2,), offsets: Any = (0, 8), dtype: Any = "F32") -> dict[
 
 
 def raw(text: bytes, data: bytes = b"\0" * 8) -> bytes:
-    """A file with this header, whatever it is."""
+    """Return a file with this header, whether valid or not."""
     return struct.pack("<Q", len(text)) + text + data
 
 
 def refused(path: Path, data: bytes) -> ModelFormatError:
-    """The error for a file, which must come after few steps and without much memory."""
+    """Return the error for a file; it must be raised after few steps and without much memory."""
     path.write_bytes(data)
     tracemalloc.start()
     try:
@@ -114,7 +114,7 @@ def test_fault_07_json_truncated_or_trailing(path: Path, text: bytes) -> None:
 
 @pytest.mark.parametrize("end", [b"", b"\\", b"\\n", b"[" * 40])
 def test_fault_07_a_string_that_never_ends(path: Path, end: bytes) -> None:
-    """Each of its escaped quotes could begin a string; nothing is tried again from each."""
+    """Each of its escaped quotes could begin a string; parsing does not restart at each of them."""
     assert refused(path, raw(b'{"' + b'\\"' * 20_000 + end)).code == "header_json"
 
 
@@ -158,7 +158,7 @@ def test_fault_10_metadata_missing_or_fine(path: Path, metadata: dict[str, Any])
 
 @pytest.mark.parametrize("metadata", [{"\ud800": "x"}, {"format": "\udfff"}, {"fastattn": "{}\ud800"}])
 def test_fault_10_metadata_no_unicode(path: Path, metadata: dict[str, str]) -> None:
-    """As in the safetensors library: half of a surrogate pair is no text."""
+    """As in the safetensors library, half of a surrogate pair is not text."""
     assert refused(path, header({"__metadata__": metadata, "a": entry()}) + b"\0" * 8).code == "header_utf8"
 
 
@@ -329,7 +329,7 @@ def test_fault_22_nan_weights_load_and_are_found(tmp_path: Path) -> None:
 
 
 def test_fault_23_denormal_weights(tmp_path: Path, device: str) -> None:
-    """They count for what they are: a model whose head is all denormal gives denormal logits, not zeros."""
+    """They are not treated as 0: a model whose head is all denormal gives denormal logits."""
     tiny = np.float32(2.0**-140)
     tensors = gpt2_tensors()
     with AutoModelForCausalLM.from_pretrained(
@@ -414,7 +414,7 @@ def test_fault_27_no_regular_file(tmp_path: Path, make: Callable[[Path], None], 
     make(directory / name)
     expected: tuple[type[Exception], ...] = (OSError,) if name != "config.json" else (OSError, ConfigError)
     with pytest.raises(expected):
-        open_checkpoint(directory)  # and returns, where a FIFO or a device would be read for ever
+        open_checkpoint(directory)  # it returns, although reading a FIFO or a device would never end
 
 
 def test_fault_27_no_permission(tmp_path: Path) -> None:
@@ -435,7 +435,7 @@ def test_fault_27_no_directory(tmp_path: Path) -> None:
 
 
 def test_faults_01_to_20_mutated_files_give_one_kind_of_error(path: Path, rng: np.random.Generator) -> None:
-    """Whatever bytes change, the parser answers with tensors inside the file or with ModelFormatError."""
+    """Whatever bytes change, the parser returns tensors inside the file or raises ModelFormatError."""
     whole = safetensors({"a": np.ones(5, np.float32), "b.c": np.ones((2, 3), np.float16)}, __metadata__={"k": "v"})
     words = [
         b'"',
@@ -462,7 +462,7 @@ def test_faults_01_to_20_mutated_files_give_one_kind_of_error(path: Path, rng: n
             place, word = int(rng.integers(0, len(data))), words[int(rng.integers(0, len(words)))]
             end = place + int(rng.integers(0, 3))
             data[place:end] = word if rng.random() < 0.8 else b""
-            if rng.random() < 0.5:  # keep the length field true, so that the JSON is looked at
+            if rng.random() < 0.5:  # leave the length field correct, so the JSON is parsed
                 close = data.rfind(b"}}") + 2
                 data[:8] = struct.pack("<Q", max(0, close - 8))
         path.write_bytes(data)

@@ -1,4 +1,4 @@
-"""A folder that changes while it is read: one state of it is loaded whole, or a ModelFormatError says so."""
+"""A folder that changes while it is read: one complete state of it is loaded, or a ModelFormatError reports it."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
 
 
 def write_model(folder: Path, *, sharded: bool, n_head: int, scale: float) -> Path:
-    """Models of one shape: a header, a config or an index of one fits the data of another."""
+    """Write models of one shape: the header, config or index of one fits the data of another."""
     config = {**GPT2, "n_head": n_head}
     tensors = {name: (array * np.float32(scale)) for name, array in gpt2_tensors(config).items()}
-    if n_head == 4:  # the tensors in another order: its header does not fit the others' data
+    if n_head == 4:  # tensors in a different order: its header does not fit the others' data
         tensors = dict(reversed(tensors.items()))
     write(folder, config, tensors)
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": n_head}))
@@ -58,7 +58,7 @@ def logits_of(folder: Path, device: str) -> np.ndarray[Any, Any]:
 
 @pytest.fixture(params=[False, True], ids=["single", "sharded"])
 def versions(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, Path]:
-    """Two models of the same shapes, older than the clock of the file system can tell from now."""
+    """Return two models of the same shapes, old enough for the file system's clock to tell them from new files."""
     first = write_model(tmp_path / "first", sharded=request.param, n_head=3, scale=1)
     second = write_model(tmp_path / "second", sharded=request.param, n_head=4, scale=0.5)
     wait_for_file_clock(tmp_path)
@@ -66,7 +66,7 @@ def versions(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, Path
 
 
 def wait_for_file_clock(folder: Path) -> None:
-    """Until a file that is written now is newer than those written before: the clock of a file system has ticks."""
+    """Wait until a file written now is newer than those written before: the clock of a file system has ticks."""
     probe = folder / "probe"
     probe.write_bytes(b"a")
     begin = probe.stat().st_mtime_ns
@@ -75,7 +75,7 @@ def wait_for_file_clock(folder: Path) -> None:
 
 
 class Hook:
-    """Calls `act` before the step of this number that touches a folder: opening, reading or looking at a file of it."""
+    """Calls `act` before the n-th step that touches a folder: opening, reading or examining one of its files."""
 
     def __init__(self, folder: Path, at: int, act: Callable[[], None]) -> None:
         self.folder, self.at, self.act, self.steps, self.acted = folder, at, act, 0, False
@@ -119,7 +119,7 @@ def hooked(monkeypatch: pytest.MonkeyPatch) -> Callable[[Hook], contextlib.Abstr
 
 
 def replace_files(source: Path, target: Path, names: list[str]) -> None:
-    """Each by a rename, as programs do that never write over a file."""
+    """Replace each file by a rename, like programs that never write over a file."""
     for name in names:
         copy = target.with_name(f"{name}.new")
         shutil.copyfile(source / name, copy)
@@ -127,7 +127,7 @@ def replace_files(source: Path, target: Path, names: list[str]) -> None:
 
 
 def overwrite_files(source: Path, target: Path, names: list[str]) -> None:
-    """In place and with the old times: sizes and inodes stay, too."""
+    """Overwrite in place with the old times: sizes and inodes do not change either."""
     for name in names:
         status = (target / name).stat()
         with (target / name).open("r+b") as file:
@@ -143,7 +143,7 @@ def touched(names: list[str], which: str) -> list[str]:
     return [name for name in names if name.endswith(kind)]
 
 
-@pytest.mark.filterwarnings("ignore:invalid value encountered in cast")  # of numpy, for the numbers in torn files
+@pytest.mark.filterwarnings("ignore:invalid value encountered in cast")  # from numpy, for the numbers in torn files
 @pytest.mark.parametrize("which", ["all", "weights", "config", "index"])
 @pytest.mark.parametrize("change", [replace_files, overwrite_files])
 def test_a_folder_that_changes_at_any_step_of_a_load(
@@ -175,7 +175,7 @@ def test_a_folder_that_changes_at_any_step_of_a_load(
         if not hook.acted:
             break
         at += 3 if at > 12 else 1  # every step at first, where headers are read
-    assert counts["before"] > 0  # without a change, at least
+    assert counts["before"] > 0  # at least without a change
     assert counts["changed"] > 1
     assert at > 15
 
@@ -191,7 +191,7 @@ def outcome(folder: Path, device: str) -> Outcome:
 
 
 def judged(found: Outcome, before: Outcome, after: Outcome, counts: dict[str, int]) -> bool:
-    """Whether it is what one of the two states gives, or an error that says what happened, or that fits neither."""
+    """Return whether the outcome matches one of the two states, or is an error about the change or the mismatch."""
     if isinstance(found, np.ndarray):
         for name, known in (("before", before), ("after", after)):
             if isinstance(known, np.ndarray) and np.array_equal(found, known):
@@ -223,7 +223,7 @@ def read_header_of(folder: Path) -> dict[str, Any]:
 
 
 def test_tensors_after_close(tmp_path: Path) -> None:
-    """They are read from the path again, as long as that is the same file."""
+    """They are read from the path again while it is the same file."""
     first = write_model(tmp_path / "first", sharded=False, n_head=3, scale=1)
     second = write_model(tmp_path / "second", sharded=False, n_head=4, scale=0.5)
     path = first / "model.safetensors"
@@ -231,7 +231,7 @@ def test_tensors_after_close(tmp_path: Path) -> None:
     expected = read_tensor(info)
     copy = tmp_path / "copy"
     shutil.copy2(path, copy)
-    os.replace(copy, path)  # the same bytes and times: still another file
+    os.replace(copy, path)  # same bytes and times, but a different file
     with pytest.raises(ModelFormatError, match="load it again") as caught:
         read_tensor(info)
     assert caught.value.code == "changed"
@@ -291,13 +291,13 @@ def test_models_and_checkpoints_leave_no_file_open(tmp_path: Path, device: str) 
 
 
 class Alarm(Exception):
-    """What a signal handler raises."""
+    """Raised by a signal handler."""
 
 
 def raise_at(instruction: int, work: Callable[[], object], file: str) -> bool:
-    """Run `work` and raise Alarm before the instruction of this number in a source file, where a signal handler could.
+    """Run `work` and raise Alarm before its n-th instruction in a source file, where a signal handler could raise.
 
-    Returns whether there was one. `__del__` is left out: what is raised there goes nowhere.
+    Returns whether there was such an instruction. `__del__` is excluded: its exceptions are ignored.
     """
     count = 0
 
@@ -339,7 +339,7 @@ def test_a_signal_handler_that_raises_anywhere_leaks_no_file(tmp_path: Path) -> 
     source = SourceFile.__init__.__code__.co_filename
     instruction = 0
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ResourceWarning)  # closing by the garbage collector is what is asked for here
+        warnings.simplefilter("ignore", ResourceWarning)  # this test intends closing by the garbage collector
         while True:
             instruction += 1
             raised = raise_at(instruction, lambda: read_one(path), source)

@@ -1,4 +1,4 @@
-"""Weights in float64 are rounded to float32, as float16 is widened: the bits of the same model saved in float32."""
+"""Weights in float64 are rounded to float32, and float16 is widened: the bits equal a model saved in float32."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ IDS = [1, 2, 3, 4]
 
 
 def wide(seed: int = 0) -> dict[str, NDArray[Any]]:
-    """Weights with digits that float32 does not have."""
+    """Return weights with digits that float32 does not have."""
     rng = np.random.default_rng(seed)
     return {name: array * (1 + rng.uniform(-1e-7, 1e-7, array.shape)) for name, array in gpt2_tensors().items()}
 

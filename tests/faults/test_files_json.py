@@ -1,4 +1,4 @@
-"""JSON files that are too large, too deep or written in another way: refused before they are parsed, or read."""
+"""JSON files that are too large, too deep or written in another way: rejected before they are parsed, or read."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from tests.reference.checkpoints import GPT2, write_gpt2
 from tests.reference.steps import count_calls
 
 SMALL = JsonLimits(n_bytes=1 << 20, n_values=100, depth=4)
-# Text that is all structure: what a parser makes of it takes many times its size.
+# Text that is all structure: the parsed form takes many times its size.
 DENSE = {"lists": b"[],", "objects": b"{},", "numbers": b"1,", "strings": b'"",', "pairs": b'"":1,', "opened": b"[" * 3}
 
 
@@ -75,7 +75,7 @@ def test_the_largest_dense_text_is_refused_before_it_is_parsed(
 
 @pytest.mark.parametrize(("n", "accepted"), [(98, True), (99, False)])
 def test_values_are_counted(n: int, accepted: bool) -> None:
-    """The object, the list in it and n commas."""
+    """The object, the list in it and n commas are counted."""
     text = json.dumps({"a": [1] * (n + 1)}).encode()
     if accepted:
         assert parse_strict(text, SMALL) == json.loads(text)
@@ -118,7 +118,7 @@ def test_text_that_is_no_json(text: str) -> None:
 
 
 def test_random_json_is_read_as_python_reads_it(rng: np.random.Generator) -> None:
-    """And random structure gives the value, or one kind of error."""
+    """Random structure gives the value, or one kind of error."""
     words = ['"a"', '"\\""', '"[\\\\"', "1", "null", "[", "]", "{", "}", ",", ":", " ", "\\", '"', "2.5", "NaN"]
     n_read = 0
     for _ in range(3000):
@@ -135,7 +135,7 @@ def test_random_json_is_read_as_python_reads_it(rng: np.random.Generator) -> Non
 
 
 def test_signals_and_memory_pass(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """What a signal handler raises while a file is parsed says nothing about the file."""
+    """An exception from a signal handler during parsing says nothing about the file."""
     directory = write_gpt2(tmp_path)
     for error in (ValueError("alarm"), TimeoutError("alarm"), KeyboardInterrupt(), MemoryError(), RecursionError()):
 
@@ -167,7 +167,7 @@ def test_config_in_utf_16(tmp_path: Path, read: Any, encoding: str) -> None:
 
 
 def test_config_with_byte_order_mark_and_constants(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """What changes no result is read as Python reads it."""
+    """Features that change no result are read as Python reads them."""
     directory = write_gpt2(tmp_path / "m")
     with AutoModelForCausalLM.from_pretrained(directory, device="numpy") as model:
         expected = np.asarray(model([1, 2, 3]).logits)
@@ -176,11 +176,11 @@ def test_config_with_byte_order_mark_and_constants(tmp_path: Path, caplog: pytes
     assert math.isnan(read_config(directory)["unused"][0])  # type: ignore[index, arg-type]
     with AutoModelForCausalLM.from_pretrained(directory, device="numpy") as model:
         assert np.array_equal(np.asarray(model([1, 2, 3]).logits), expected)
-    assert "duplicate" not in caplog.text  # n_layer is there twice, with one value
+    assert "duplicate" not in caplog.text  # n_layer occurs twice, with the same value
 
 
 def test_config_with_duplicate_keys(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """The last one counts, as in transformers, and is named."""
+    """The last one is used, as in transformers, and the warning names it."""
     (tmp_path / "config.json").write_text('{"n_layer": 1, "a\\nb": NaN, "n_layer": 2, "a\\nb": NaN, "c": 1, "c": true}')
     with caplog.at_level(logging.WARNING, "fastattn"):
         assert read_config(tmp_path)["n_layer"] == 2
@@ -218,7 +218,7 @@ def test_an_index_of_too_many_shards(tmp_path: Path) -> None:
 
 
 def test_an_index_that_says_more(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """A key that we do not know is named."""
+    """The warning names an unknown key."""
     directory = write_gpt2(tmp_path)
     (directory / "model.safetensors").rename(directory / "model-1.safetensors")
     names = read_header(directory / "model-1.safetensors")

@@ -1,4 +1,4 @@
-"""Whatever stands in a file, the message about it is short and on one line."""
+"""Whatever a file contains, the message about it is short and on one line."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ LONG = [
 
 
 def mutants(value: Any, long: Any) -> Iterator[Any]:
-    """A JSON value with each value in it replaced by a long one, and each key of objects."""
+    """Yield a JSON value with each value in it, and each key of objects, replaced by a long one."""
     yield long
     if isinstance(value, dict):
         for i, (key, item) in enumerate(value.items()):
@@ -53,7 +53,7 @@ def mutants(value: Any, long: Any) -> Iterator[Any]:
 
 
 def check_messages(folder: Path, caplog: pytest.LogCaptureFixture) -> bool:
-    """Open and load a folder. Returns whether it was refused; every message is short."""
+    """Open and load a folder. Return whether it was rejected; every message must be short."""
     caplog.clear()
     error: FastattnError | None = None
     try:
@@ -107,7 +107,7 @@ def test_indexes(long: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) ->
 
 
 def test_shards(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """A tensor with a long name that is in two shards, not listed, or not there."""
+    """A tensor with a long name that is in two shards, not listed, or missing."""
     folder = write_gpt2(tmp_path / "m")
     (folder / "model.safetensors").rename(folder / "a.safetensors")
     tensors = gpt2_tensors()
@@ -186,7 +186,7 @@ def test_digests(tmp_path: Path) -> None:
 
 
 def test_names_of_files(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """As long as a file system lets them be, and with a line break."""
+    """As long as a file system allows, and with a line break."""
     folder = tmp_path / "m"
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(GPT2))

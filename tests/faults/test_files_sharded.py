@@ -24,7 +24,7 @@ FIRST, SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safete
 
 
 def shard(directory: Path, weight_map: Any = None, **changes: Any) -> Path:
-    """A GPT-2 in two shards. changes: first, second = lists of tensor names instead of one half each."""
+    """Write a GPT-2 in two shards. changes: first, second = lists of tensor names instead of one half each."""
     directory.mkdir(exist_ok=True)
     tensors = gpt2_tensors()
     names = list(tensors)
@@ -162,7 +162,7 @@ def test_fault_31_no_weights_at_all(tmp_path: Path) -> None:
 
 
 def test_fault_31_pickle_is_never_imported() -> None:
-    """No module of ours names pickle; numpy imports it for itself."""
+    """None of our modules names pickle; numpy imports it for itself."""
     import fastattn.api.auto
     import fastattn.checkpoint
 
@@ -176,6 +176,6 @@ def test_fault_31_pickle_is_never_imported() -> None:
 
 
 def test_a_single_file_wins_over_an_index(tmp_path: Path) -> None:
-    """As in transformers: an index left behind by an earlier save is not looked at."""
+    """As in transformers, an index left behind by an earlier save is ignored."""
     write_gpt2(shard(tmp_path, {"no": "shard.safetensors"}))
     assert {info.path.name for info in open_checkpoint(tmp_path).tensors.values()} == {"model.safetensors"}

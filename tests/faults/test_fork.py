@@ -1,4 +1,4 @@
-"""Fault 59: a fork while another thread is in the middle of native work, the very first of its process included."""
+"""Fault 59: a fork while another thread is in the middle of native work, including the first work of its process."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import pytest
 from tests.reference.checkpoints import write_gpt2
 from tests.reference.hang import HANG_SECONDS
 
-# The parent has loaded everything and run nothing. Each child starts work in a thread and forks at a random moment of
-# it; the grandchild then does the same work. A grandchild that does not end is one that waits for a thread that it
-# does not have.
+# The parent has loaded everything and run nothing. Each child starts work in a thread and forks at a random moment
+# during it; the grandchild then does the same work. A grandchild that does not end waits for a thread that it does not
+# have.
 SCRIPT = """
 import os, random, signal, sys, threading, time
 import numpy as np
@@ -232,7 +232,7 @@ print(sorted(set(sys.modules) - before))
     ],
 )
 def test_fault_59_a_call_imports_nothing(tmp_path: Path, first: str, second: str) -> None:
-    """A child of a fork waits for ever for a module that another thread was importing."""
+    """A forked child waits forever for a module that another thread was importing."""
     done = subprocess.run(
         [sys.executable, "-c", NO_IMPORT.format(first=first, second=second), str(write_gpt2(tmp_path))],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},

@@ -1,4 +1,4 @@
-"""Fault 58: Ctrl-C in a prompt and between tokens ends the work at once, and the model stays usable."""
+"""Fault 58: Ctrl-C in a prompt and between tokens stops the work immediately, and the model remains usable."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.reference.hang import HANG_SECONDS
 from tests.reference.package import PYTHON_ENVIRONMENT
 
 pytestmark = pytest.mark.torch
-# Counts the steps that finish after the signal was sent: one may be on its way out, and no other follows.
+# Counts the steps that finish after the signal was sent: one may be about to finish, and no other follows.
 SCRIPT = """
 import os, signal, sys, threading
 import fastattn
@@ -52,7 +52,7 @@ for work in ("prompts", "tokens", "stream"):
             print(work, len(after))
         assert model.generate([1, 2, 3], max_new_tokens=5).tolist() == before
 """
-# One long step. The signal comes in the middle of it, so its tokens must not reach the cache; a step that was over
+# One long step. The signal arrives in the middle of it, so its tokens must not reach the cache. A step that ended
 # before the signal is tried again.
 ONE_STEP = """
 import os, signal, sys, threading, time
@@ -94,7 +94,7 @@ print(lengths)
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Large enough that a prompt of 400 tokens is work."""
+    """Write a model so large that a prompt of 400 tokens takes time."""
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
     from tests.tasks.tokenizers import write_gpt2
 
@@ -108,7 +108,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def output_of(script: str, folder: Path) -> str:
-    """What a process prints that runs the script on a model."""
+    """Return the output of a process that runs the script on a model."""
     done = subprocess.run(
         [sys.executable, "-c", script, str(folder)],
         capture_output=True, text=True, timeout=HANG_SECONDS, env=PYTHON_ENVIRONMENT, check=False,
@@ -157,7 +157,7 @@ print(*sorted(set(seen)), sep="\\n")
 
 
 def test_a_signal_handler_that_calls_the_model_of_its_step(folder: Path) -> None:
-    """A typed error where it cannot run, and no deadlock."""
+    """A typed error if it cannot run, and no deadlock."""
     assert set(output_of(REENTER, folder).splitlines()) <= {
         "ran",
         "expected no call from a signal handler that interrupts a call of the same thread",

@@ -1,4 +1,4 @@
-"""Fault 47: options of generation, each refused by name before any work; those that change nothing are accepted."""
+"""Fault 47: options of generation are rejected by name before any work; those that change nothing are accepted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Faults 42 to 44: texts that no tokenizer should see."""
+"""Faults 42 to 44: texts that must not reach a tokenizer."""
 
 from __future__ import annotations
 

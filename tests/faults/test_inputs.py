@@ -1,4 +1,4 @@
-"""Faults 41 to 48 and 50 of token ids: every error names the place, and nothing is run before it."""
+"""Faults 41 to 48 and 50 of token ids: every error names the place, and nothing runs before it."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_fault_41_the_model_says_so_too(lm: CausalLM) -> None:
 
 
 def test_fault_41_ids_under_the_mask_are_not_looked_at(lm: CausalLM) -> None:
-    """Tokenizers of others pad with -100 or with an id that the model has not."""
+    """Other tokenizers pad with -100 or with an id that the model does not have."""
     ids = np.array([[1, 2, -100], [3, 4, 5]])
     assert np.asarray(lm(ids, attention_mask=[[1, 1, 0], [1, 1, 1]]).logits).shape == (2, 3, 31)
     with pytest.raises(InputError, match=r"input_ids\[0, 2\]: .*got -100"):
@@ -258,7 +258,7 @@ def test_fault_48_token_types_of_another_shape_or_dtype(encoder: Encoder) -> Non
 
 
 def test_fault_48_models_without_token_types(tmp_path: Path, device: str, caplog: pytest.LogCaptureFixture) -> None:
-    """As in transformers they are ignored, whatever a tokenizer made; it is said once."""
+    """As in transformers they are ignored, whatever a tokenizer returned; one warning says so."""
     directory = write_distilbert(tmp_path)
     with AutoModel.from_pretrained(directory, device=device) as model, caplog.at_level(logging.WARNING, "fastattn"):
         expected = np.asarray(model([1, 2]).last_hidden_state)

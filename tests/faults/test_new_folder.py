@@ -1,4 +1,4 @@
-"""`quantize` writes its folder as a whole: whatever fails, dies or runs beside it, nobody sees half of one."""
+"""`quantize` writes its folder atomically: whatever fails, dies or runs in parallel, nobody sees half of one."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ EXPECTED = ["1_Pooling/config.json", "config.json", "model.safetensors", "tokeni
 
 
 def hook(monkeypatch: pytest.MonkeyPatch, act: Callable[[], None]) -> None:
-    """Call `act` in the middle of the weights."""
+    """Call `act` in the middle of writing the weights."""
     pack = cpu.pack_weight
 
     def pack_weight(name: str, *args: Any) -> Any:
@@ -105,7 +105,7 @@ def test_a_failure_leaves_nothing(
 
 
 def test_inside_a_mount_point(floats: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its files are moved up one by one, config.json last: without it nothing loads."""
+    """Its files are moved up one at a time, config.json last: without it nothing loads."""
     out = tmp_path / "out"
     out.mkdir()
     monkeypatch.setattr(os.path, "ismount", lambda path: Path(path) == out)
@@ -162,7 +162,7 @@ def test_a_failure_while_files_move_up(floats: Path, tmp_path: Path, monkeypatch
 
 
 def test_permissions_of_the_folder_stay(floats: Path, tmp_path: Path) -> None:
-    """A folder of tempfile.mkdtemp stays private, and a new one is as any new folder."""
+    """A folder from tempfile.mkdtemp remains private, and a new one has default permissions."""
     out, plain = tmp_path / "out", tmp_path / "plain"
     out.mkdir(mode=0o700)
     plain.mkdir()
@@ -242,7 +242,7 @@ def test_links_that_appear_in_the_unfinished_folder(
 def test_of_two_that_write_one_folder_one_wins(
     inside: bool, floats: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The second runs wholly in the middle of the first."""
+    """The second runs completely in the middle of the first."""
     out = tmp_path / "out"
     if inside:
         out.mkdir()
@@ -280,7 +280,7 @@ def nothing() -> Iterator[None]:
 
 
 def test_many_that_write_one_folder(floats: Path, tmp_path: Path) -> None:
-    """Processes: exactly one succeeds, and a reader beside them sees nothing or a whole folder."""
+    """Of several processes exactly one succeeds, and a concurrent reader sees nothing or a complete folder."""
     script = (
         "import sys, fastattn\n"
         "try: fastattn.quantize(sys.argv[1], sys.argv[2], dtype='int8'); print('written')\n"
@@ -375,7 +375,7 @@ def test_an_unfinished_folder_of_a_live_process_stays(
 
 
 def test_a_file_system_without_locks(floats: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is taken for left by a dead process then."""
+    """Without locks, no folder is treated as left behind by a dead process."""
     left = tmp_path / f".out.{'0' * 16}{SUFFIX}"
     left.mkdir()
 

@@ -1,4 +1,4 @@
-"""Fault 56: logits that are NaN, infinite or -inf alone, and what `nan=` makes of them in generation."""
+"""Fault 56: logits with NaN or infinity, or all -inf, and the effect of `nan=` on generation."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 
 def gpt2(folder: Path, device: str, weight: str = "", at: Any = None, value: float = 0.0) -> CausalLM:
-    """A small GPT-2, one row or number of a weight being another value."""
+    """Return a small GPT-2 with one row or number of a weight replaced."""
     config = {**GPT2, **SIZES}
     tensors = gpt2_tensors(config)
     if weight:
@@ -58,7 +58,7 @@ def assert_equal(found: GenerateOutput, expected: GenerateOutput) -> None:
 @pytest.mark.parametrize("policy", ["finite", "propagate"])
 @pytest.mark.parametrize("name", OPTIONS)
 def test_fault_56_a_token_without_a_number_is_never_drawn(tmp_path: Path, device: str, name: str, policy: Any) -> None:
-    """The same as where the token is suppressed."""
+    """The result equals that with the token suppressed."""
     never = {"eos_token_id": BROKEN_ID, "min_new_tokens": NEW}
     with gpt2(tmp_path / "clean", device) as model:
         expected = texts(model, **OPTIONS[name], **never)
@@ -76,7 +76,7 @@ def test_fault_56_a_token_without_a_number_is_never_drawn(tmp_path: Path, device
 
 @pytest.mark.parametrize("name", OPTIONS)
 def test_fault_56_no_number_at_all(tmp_path: Path, device: str, name: str) -> None:
-    """From a position on all logits are NaN: each request goes its own way up to there, and then says the lowest id."""
+    """From one position on all logits are NaN: each request is normal up to there, and then draws the lowest id."""
     with gpt2(tmp_path / "clean", device) as model:
         clean = texts(model, **OPTIONS[name])
     with gpt2(tmp_path / "broken", device, "wpe.weight", BROKEN_POSITION, np.nan) as model:
@@ -85,7 +85,7 @@ def test_fault_56_no_number_at_all(tmp_path: Path, device: str, name: str) -> No
                 texts(model, nan=policy, **OPTIONS[name])
         found = texts(model, nan="propagate", **OPTIONS[name])
         held = texts(model, nan="propagate", eos_token_id=[0, 1], min_new_tokens=NEW, **OPTIONS[name])
-        assert texts(model, PROMPTS[0], max_new_tokens=3).sequences[0].tolist()[:3] == PROMPTS[0]  # it works on
+        assert texts(model, PROMPTS[0], max_new_tokens=3).sequences[0].tolist()[:3] == PROMPTS[0]  # it still works
     for i, prompt in enumerate(PROMPTS):
         first = BROKEN_POSITION + 1  # of the tokens that follow one at the broken position
         good = first - len(prompt)
@@ -97,7 +97,7 @@ def test_fault_56_no_number_at_all(tmp_path: Path, device: str, name: str) -> No
 
 
 def plus_infinity(ids: list[int]) -> np.ndarray:
-    """Two ids are +inf, one NaN and one -inf where the sequence has five tokens."""
+    """Return logits with two ids at +inf, one at NaN and one at -inf if the sequence has five tokens."""
     row = ToyModel().executor.random_logits(ids)
     if len(ids) == 5:
         row[[4, 20]], row[2], row[7] = np.inf, np.nan, -np.inf
@@ -106,7 +106,7 @@ def plus_infinity(ids: list[int]) -> np.ndarray:
 
 @pytest.mark.parametrize("name", OPTIONS)
 def test_fault_56_plus_infinity(name: str) -> None:
-    """ "finite" draws from the other ids, "propagate" from the infinite ones alone."""
+    """ "finite" draws from the other ids, "propagate" only from the infinite ones."""
     broken, clean = ToyModel(), ToyModel()
     broken.executor.logits_of = plus_infinity
 
@@ -119,13 +119,13 @@ def test_fault_56_plus_infinity(name: str) -> None:
     options = {**OPTIONS[name], "seed": list(range(40))}
     found = texts(broken, [[1, 2, 3, 4, 5]] * 40, nan="propagate", max_new_tokens=1, **options)
     drawn = {int(sequence[-1]) for sequence in found.sequences}
-    # A temperature below 1 takes the largest number out of range, where the first of the highest is drawn.
+    # A temperature below 1 makes the largest number overflow; then the first of the highest is drawn.
     assert drawn == ({4, 20} if name in ("all", "top-p, min-p") else {4})
     assert all(np.isnan(logprobs).all() for logprobs in found.logprobs)
 
 
 def test_fault_56_plus_infinity_of_a_model(tmp_path: Path) -> None:
-    """The id that is +inf is taken, its embedding then makes NaN of everything."""
+    """The +inf id is drawn; its embedding then makes everything NaN."""
     with gpt2(tmp_path, "cpu", "wte.weight", (BROKEN_ID, 0), np.inf) as model:
         found = texts(model, nan="propagate")
         drawn = [sequence[len(prompt) :].tolist() for sequence, prompt in zip(found.sequences, PROMPTS, strict=True)]

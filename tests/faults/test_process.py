@@ -1,4 +1,4 @@
-"""Faults 58 to 62 as far as they concern one process: forks, threads, memory limits, forced targets."""
+"""Faults 58 to 62 within one process: forks, threads, memory limits, forced targets."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ lm = fa.AutoModelForCausalLM.from_pretrained(sys.argv[1], threads=2)
 
 
 def run_python(code: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run code in a process of its own, with the folder as its argument; it may take a minute on a busy machine."""
+    """Run code in a separate process with the folder as its argument; it may take a minute on a busy machine."""
     return subprocess.run(
         [sys.executable, "-c", code, str(folder)],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **environment},
@@ -39,7 +39,7 @@ def run_python(code: str, folder: Path, **environment: str) -> subprocess.Comple
 
 
 def wide(folder: Path) -> Path:
-    """A model large enough that its steps run on all threads."""
+    """Write a model so large that its steps run on all threads."""
     return write_gpt2(folder, vocab_size=300, n_positions=64, n_embd=192, n_layer=2, n_head=4)
 
 
@@ -166,7 +166,7 @@ DAEMON_WORKS = {
 
 @pytest.mark.parametrize("work", DAEMON_WORKS)
 def test_fault_62_the_interpreter_ends_during_a_call_of_a_daemon_thread(tmp_path: Path, work: str) -> None:
-    """No abort, whatever the thread is doing. A first op used to abort two runs in three."""
+    """No abort, whatever the thread is doing. A first op used to abort two runs out of three."""
     folder = write_gpt2(tmp_path)
     for _ in range(10):
         done = run_python(DAEMON.format(setup=DAEMON_WORKS[work]), folder)
@@ -174,7 +174,7 @@ def test_fault_62_the_interpreter_ends_during_a_call_of_a_daemon_thread(tmp_path
 
 
 def test_cancel_from_another_thread(tmp_path: Path) -> None:
-    """The step ends with Cancelled, the cache is as before, and the model goes on."""
+    """The step ends with Cancelled, the cache is unchanged, and the model still works."""
     model = write_gpt2(tmp_path, vocab_size=5000, n_positions=1024, n_embd=384, n_layer=6, n_head=6)
     lm = AutoModelForCausalLM.from_pretrained(model, threads=2)
     batch = [np.arange(1000, dtype=np.int32)] * 8

@@ -1,4 +1,4 @@
-"""What `quantize` copies from the folder of a model: regular files with known names, and nothing that a link names."""
+"""What `quantize` copies from a model's folder: regular files with known names, and no target of a link."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_only_known_names_are_copied(floats: Path, tmp_path: Path, caplog: pytes
     for name in ("notes.txt", "secrets.json", "modeling_x.py", "id_rsa", "a\nb.json", ".hidden.json"):
         (floats / name).write_bytes(SECRET)
     for name in ("pytorch_model.bin", "model.onnx", "model.fp16.safetensors", "model.safetensors.index.json"):
-        (floats / name).write_bytes(SECRET)  # other weights are not worth a word
+        (floats / name).write_bytes(SECRET)  # other weights cause no warning
     known = ["README.md", "LICENSE", "modules.json", "sentence_bert_config.json", "sentencepiece.bpe.model"]
     for name in known:
         (floats / name).write_text("{}")
@@ -112,7 +112,7 @@ def test_files_that_are_too_large_or_too_many(
 
 
 def test_a_snapshot_of_a_hub_cache(floats: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Its files are links to blobs, which count by their names in the snapshot; other links count as anywhere."""
+    """Its files are links to blobs, identified by their names in the snapshot; other links are treated as usual."""
     cache = tmp_path / "models--a--b"
     blobs, snapshot = cache / "blobs", cache / "snapshots" / "0123"
     blobs.mkdir(parents=True)

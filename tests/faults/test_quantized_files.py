@@ -1,4 +1,4 @@
-"""Quantized directories that are cut, changed or of another version: typed errors, and nothing is read amiss."""
+"""Quantized directories that are truncated, changed or of another version: typed errors, and nothing is misread."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from fastattn.graph.quantize import MOST_INT4_SCALE
 from tests.reference.checkpoints import write_gpt2
 
 IDS = [1, 2, 3, 4, 5, 6, 7]
-INT4_SCALES = 64  # bytes at the begin of a group of a panel: a scale for each of its columns
+INT4_SCALES = 64  # bytes at the beginning of a panel's group: one scale per column
 INT4_GROUP_BYTES = INT4_SCALES + INT4_GROUP * INT4_SCALES // 2
 SIZES = {"vocab_size": 70, "n_positions": 16, "n_embd": 72, "n_layer": 1, "n_head": 3}
 
@@ -43,7 +43,7 @@ def edit_config(folder: Path, **section: Any) -> None:
 
 
 def edit_header(folder: Path, change: Callable[[dict[str, Any], dict[str, Any]], object]) -> None:
-    """Call `change` with the entries of the header and with what its metadata say, and write them again."""
+    """Call `change` with the entries and the metadata of the header, and write them again."""
     path = folder / "model.safetensors"
     data = path.read_bytes()
     length = struct.unpack("<Q", data[:8])[0]
@@ -145,7 +145,7 @@ def test_a_float_file_in_a_quantized_directory(folder: Path, tmp_path: Path) -> 
 
 
 def test_any_byte_of_the_data_may_be_wrong(folder: Path) -> None:
-    """No byte of the weights can do more than give other numbers, or be refused."""
+    """A wrong byte in the weights can only change the numbers or be rejected."""
     path = folder / "model.safetensors"
     data = np.frombuffer(path.read_bytes(), np.uint8).copy()
     start = 8 + int(data[:8].view(np.uint64)[0])
@@ -163,7 +163,7 @@ def test_any_byte_of_the_data_may_be_wrong(folder: Path) -> None:
 
 
 def random_as_packed(rng: np.random.Generator, form: str, size: int) -> NDArray[np.uint8]:
-    """Random bytes of what packing can write as a weight's data."""
+    """Return random bytes that packing could write as a weight's data."""
     if form == "int8":
         return rng.integers(-127, 128, size, np.int8).view(np.uint8)
     data = rng.integers(0, 256, size, np.uint8)
@@ -177,7 +177,7 @@ def random_as_packed(rng: np.random.Generator, form: str, size: int) -> NDArray[
     ("dtype", "everything"), [("int4", False), ("int8", False), ("int4", True), ("int8", True), ("bfloat16", True)]
 )
 def test_random_weights_that_could_have_been_packed(dtype: str, everything: bool, tmp_path: Path) -> None:
-    """They load and run. `everything`: so are scales, sums and vectors, any bits, which may give NaN."""
+    """They load and run. `everything`: scales, sums and vectors have random bits too, which may give NaN."""
     folder = fastattn.quantize(write_gpt2(tmp_path / "floats", **SIZES), tmp_path / "out", dtype=dtype)
     path, rng = folder / "model.safetensors", np.random.default_rng(0)
     with AutoModelForCausalLM.from_pretrained(folder) as model:
@@ -210,7 +210,7 @@ def test_nothing_is_left_of_a_directory_that_could_not_be_written(tmp_path: Path
 
 @pytest.mark.parametrize(("dtype", "byte"), [("int4", 16), ("int4", 0x80), ("int8", 0x80)])
 def test_values_that_packing_never_writes(dtype: str, byte: int, tmp_path: Path) -> None:
-    """Group scales above 15, and -128, which one row and many, or two targets, would not multiply alike."""
+    """Group scales above 15, and -128: one row and many rows, or two targets, would multiply them differently."""
     folder = fastattn.quantize(write_gpt2(tmp_path / "floats", **SIZES), tmp_path / "out", dtype=dtype)
     path = folder / "model.safetensors"
     tensors, _ = read_file(path)

@@ -1,4 +1,4 @@
-"""Threads that cannot be had, end, or are set up in an unusual way."""
+"""Threads that cannot start, that end, or that have an unusual setup."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def run_script(script: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_fault_60_threads_that_cannot_start_are_an_error() -> None:
-    """Every thread reserves address space for its stack; the process may have little more than it uses."""
+    """Every thread reserves address space for its stack; the limit is little more than the process uses already."""
     done = run_script(
         """
 import resource
@@ -51,7 +51,7 @@ def test_no_threads_are_refused() -> None:
 
 
 def test_two_threads_measure_the_machine_at_once() -> None:
-    """Each with memory of its own: a large one beside many small ones."""
+    """Each thread has its own buffer; their sizes differ."""
     rates: list[float] = []
 
     def measure(read_bytes: int) -> None:
@@ -101,7 +101,7 @@ def test_fault_23_flush_to_zero_of_the_calling_thread_changes_nothing() -> None:
     finally:
         torch.set_flush_denormal(False)
     np.testing.assert_array_equal(result, x)
-    assert not zero.any()  # the caller's own setting was left alone
+    assert not zero.any()  # the caller's own setting is unchanged
 
 
 @pytest.mark.parametrize("transposed", [False, True])
@@ -128,7 +128,7 @@ def test_a_cancel_while_weights_are_read_is_not_a_weight(form: str, transposed: 
 
 
 def test_a_weight_is_not_replaced(tmp_path: Path) -> None:
-    """Executors that are there hold the address of the first one."""
+    """Existing executors have the address of the first one."""
     file = tmp_path / "weights"
     np.arange(12, dtype=np.float32).tofile(file)
     engine = _core.Engine(1)

@@ -19,7 +19,7 @@ F64 = NDArray[np.float64]
 
 
 def random_array(seed: int, *shape: int, scale: float = 1.0, offset: int = 1) -> F32:
-    """Normal numbers at an address that is `offset` floats off the allocation's alignment."""
+    """Return normal random numbers at an address that is `offset` floats off the allocation's alignment."""
     values = np.random.default_rng(seed).standard_normal(shape) * scale
     flat = np.empty(values.size + offset, np.float32)[offset:]
     flat[:] = values.ravel()
@@ -27,7 +27,7 @@ def random_array(seed: int, *shape: int, scale: float = 1.0, offset: int = 1) ->
 
 
 def assert_same_bits(a: F32, b: F32) -> None:
-    """Equal bits; any NaN is equal to any other."""
+    """Assert equal bits; any NaN equals any other."""
     __tracebackhide__ = True
     assert a.shape == b.shape
     different = (a.view(np.uint32) != b.view(np.uint32)) & ~(np.isnan(a) & np.isnan(b))
@@ -49,7 +49,7 @@ def assert_within(result: F32, reference: F64, bound: F64) -> None:
 def kv_blocks(
     k: F32, v: F32, *, target: str = "scalar", format: str = "float32", chunk: int | None = None
 ) -> NDArray[np.uint8]:
-    """Keys and values in KV blocks; whatever was not stored is NaN (and a byte of -1)."""
+    """Return keys and values in KV blocks; unwritten elements are NaN (and bytes of -1)."""
     kv_len, head_dim = k.shape
     n_blocks = -(-kv_len // BLOCK_LEN)
     blocks = np.full((n_blocks, kernels.kv_head_bytes(format, head_dim)), 0xFF, np.uint8)
@@ -62,7 +62,7 @@ def kv_blocks(
 def attention_reference(
     q: F32, k: F32, v: F32, *, scale: float, causal: bool, q_position: int, mask: F32 | None, dtype: type = np.float64
 ) -> tuple[NDArray, NDArray]:
-    """Output and probabilities by the plain formula in `dtype`."""
+    """Return output and probabilities of the plain formula in `dtype`."""
     scores = (q.astype(dtype) @ k.astype(dtype).T) * dtype(scale)
     if mask is not None:
         scores = scores + mask.astype(dtype)

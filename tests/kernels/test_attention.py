@@ -1,4 +1,4 @@
-"""Attention over KV blocks: accuracy against float64, and rows whose bits depend on nothing but themselves."""
+"""Attention over KV blocks: accuracy against float64, and rows whose bits depend only on themselves."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_against_float64(head_dim: int, shape: tuple[int, int, int], causal: boo
     wide = [x.astype(np.float64) for x in (q, k, v)]
     wide_mask = None if mask is None else mask.astype(np.float64)
     bound = tolerances.attention(wide[0], wide[1], probs, wide[2], scale, wide_mask)
-    # Half an ulp of the largest value for each block merged, two for the rest.
+    # Half an ulp of the largest value per merged block, two for the rest.
     floor = tolerances.U * (4 + 2 * -(-kv_len // BLOCK_LEN)) * np.abs(wide[2]).max()
     results = []
     for target in TARGETS:
@@ -69,7 +69,7 @@ def test_against_float64(head_dim: int, shape: tuple[int, int, int], causal: boo
 
 @pytest.mark.parametrize("head_dim", [1, 16, 35, 64])
 def test_kv_store(head_dim: int) -> None:
-    """Position p lies in block p // 64, lane p % 64, whatever the pieces it came in; nothing else is written."""
+    """Position p is in block p // 64, lane p % 64, whatever chunks it came in; nothing else is written."""
     kv_len = 150
     _, k, v = _inputs(1, kv_len, head_dim)
     n_blocks = -(-kv_len // BLOCK_LEN)
@@ -98,7 +98,7 @@ def test_causal_row_does_not_depend_on_tiles_chunks_or_later_tokens(target: str,
     for chunk in (1, 2, 5, 6, 7, 64, 65, 199):
         for begin in range(0, kv_len, chunk):
             end = min(begin + chunk, kv_len)
-            # What lies beyond the chunk has not been stored yet: NaN.
+            # Positions after the chunk have not been stored yet: NaN.
             so_far = blocks if begin % 3 else kv_blocks(k[:end], v[:end], target=target, format=format)
             out = kernels.attention(target, q[begin:end], so_far, kv_len=end, q_position=begin, **options)
             assert_same_bits(out, whole[begin:end])
@@ -154,7 +154,7 @@ def test_heads_of_one_position_have_the_bits_of_each_alone(target: str, format: 
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_causal_is_a_mask(target: str) -> None:
-    """The same softmax; not the same bits, as a masked position adds 0 to a sum where a causal one is not touched."""
+    """The same softmax, but not the same bits: a masked position adds 0 to a sum, and a causal one adds nothing."""
     q, k, v = _inputs(70, 70, 32)
     blocks = kv_blocks(k, v, target=target)
     mask = np.where(np.tri(70, dtype=bool), 0.0, -np.inf).astype(np.float32)
@@ -165,7 +165,7 @@ def test_causal_is_a_mask(target: str) -> None:
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("format", FORMATS)
 def test_nan_and_infinity_stay_where_they_are_seen(target: str, format: str) -> None:
-    """In int8 a number that is none takes its whole row of keys or values with it: their common scale is NaN."""
+    """With int8, one non-finite number affects its whole row of keys or values: their common scale is NaN."""
     q, k, v = _inputs(90, 90, 48)
 
     def attend(q: F32, k: F32, v: F32) -> F32:
@@ -213,7 +213,7 @@ def test_row_that_sees_nothing_is_zero(target: str) -> None:
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_first_block_masked(target: str) -> None:
-    """A row that sees nothing in its first block starts in the second one as if that were the first."""
+    """A row that sees nothing in its first block starts in the second block as if that were the first."""
     q, k, v = _inputs(2, 100, 16)
     mask = np.zeros((2, 100), np.float32)
     mask[0, :64] = -np.inf
@@ -226,11 +226,11 @@ def test_first_block_masked(target: str) -> None:
 @pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize("scale", [1e-3, 50.0])
 def test_extreme_scores(target: str, format: str, scale: float) -> None:
-    """Scores of hundreds neither overflow nor lose the row: probabilities stay in [0, 1] and sum to 1."""
+    """Scores in the hundreds neither overflow nor lose the row: probabilities stay in [0, 1] and sum to 1."""
     q, k, v = _inputs(9, 130, 64)
     blocks = kv_blocks(k, v, format=format)
     probs = kernels.attention_probs(target, q, blocks, kv_len=130, scale=scale, format=format)
-    # In blocks but the highest one, e^(score - block_max) e^(block_max - row_max) stands for e^(score - row_max).
+    # Except in the highest block, e^(score - block_max) e^(block_max - row_max) replaces e^(score - row_max).
     rough = 0.0 if format == "float32" else 4 * tolerances.EXP2_ROUGH
     assert (probs >= 0).all()
     assert (probs <= 1 + rough + tolerances.gamma(4)).all()

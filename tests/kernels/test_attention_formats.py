@@ -1,4 +1,4 @@
-"""Attention over bfloat16 and int8 KV blocks: what is stored, bit for bit, and how far from float64 the results are."""
+"""Attention over bfloat16 and int8 KV blocks: the stored bits, and the distance of the results from float64."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ LOG2_E = np.float32(1.4426950408889634)
 
 def _inputs(q_len: int, kv_len: int, head_dim: int) -> tuple[F32, F32, F32]:
     v = random_array(3, kv_len, head_dim)
-    v *= np.exp2(np.random.default_rng(4).integers(-6, 6, (kv_len, 1))).astype(np.float32)  # scales that differ
+    v *= np.exp2(np.random.default_rng(4).integers(-6, 6, (kv_len, 1))).astype(np.float32)  # different scales
     return random_array(1, q_len, head_dim), random_array(2, kv_len, head_dim), v
 
 
@@ -39,7 +39,7 @@ def _bfloat16(x: F32) -> F32:
 
 
 def _int8(x: F32) -> tuple[NDArray[np.int8], F32]:
-    """Bytes and the scale of each row."""
+    """Return the bytes and the scale of each row."""
     highest = np.abs(x).max(axis=1, keepdims=True)
     return np.rint(x * (np.float32(127) / highest)).astype(np.int8), highest / np.float32(127)
 
@@ -50,7 +50,7 @@ def _padded(x: NDArray[Any], size: int, axis: int, filler: Any) -> NDArray[Any]:
 
 
 def _expected_blocks(k: F32, v: F32, format: str) -> NDArray[np.uint8]:
-    """What KV blocks hold, by the words of kernels.h, with bytes of 0xff wherever nothing was stored."""
+    """Return the content of KV blocks as specified in kernels.h, with bytes of 0xff where nothing was stored."""
     kv_len, head_dim = k.shape
     n_blocks = -(-kv_len // BLOCK_LEN)
     group, empty = (2, np.uint16(0xFFFF)) if format == "bfloat16" else (4, np.uint8(0xFF))
@@ -75,7 +75,7 @@ def _expected_blocks(k: F32, v: F32, format: str) -> NDArray[np.uint8]:
 @pytest.mark.parametrize("format", ["bfloat16", "int8"])
 @pytest.mark.parametrize("head_dim", [1, 16, 35, 64, 80])
 def test_kv_store(format: str, head_dim: int) -> None:
-    """Whatever the pieces that it came in; the neighbours of an element within a word are left alone."""
+    """The chunks do not matter; the neighbors of an element within a word do not change."""
     _, k, v = _inputs(1, 150, head_dim)
     expected = _expected_blocks(k, v, format)
     for target in TARGETS:
@@ -86,7 +86,7 @@ def test_kv_store(format: str, head_dim: int) -> None:
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("format", ["bfloat16", "int8"])
 def test_kv_store_of_a_wider_array(target: str, format: str) -> None:
-    """Rows with a stride, as the columns of one head are."""
+    """Rows with a stride, such as the columns of one head."""
     wide = random_array(6, 70, 100)
     k, v = wide[:, 3:43], wide[:, 50:90]
     dense = kv_blocks(k.copy(), v.copy(), target=target, format=format)
@@ -96,7 +96,7 @@ def test_kv_store_of_a_wider_array(target: str, format: str) -> None:
 def _reference(
     format: str, q: F32, k: F32, v: F32, scale: float, causal: bool, q_position: int
 ) -> tuple[F64, F64, F64, F64, F64]:
-    """Output and probabilities from the operands that the format makes of q, k and v, and bounds of both."""
+    """Return output and probabilities for q, k and v rounded to the format, and bounds of both."""
     if format == "bfloat16":
         factor = np.float32(scale) * LOG2_E
         wide = [_bfloat16(q * factor).astype(np.float64) / float(LOG2_E), *(_bfloat16(x).astype(float) for x in (k, v))]
@@ -138,7 +138,7 @@ def test_against_float64(head_dim: int, shape: tuple[int, int, int], causal: boo
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_zeros(target: str) -> None:
-    """A query, a key or a value of zeros has the scale 0 in int8: nothing is divided by it."""
+    """A query, key or value of zeros has the scale 0 in int8: nothing is divided by it."""
     for which in range(3):
         arrays = list(_inputs(20, 70, 32))
         arrays[which][:] = 0

@@ -1,4 +1,4 @@
-"""bfloat16, int8 and int4: packing and products of every target against the formulas of fastattn.graph.quantize."""
+"""bfloat16, int8 and int4: compares every target's packing and products with fastattn.graph.quantize."""
 
 from __future__ import annotations
 
@@ -26,16 +26,21 @@ NO_BIAS = np.zeros(1, np.float32)
 
 
 def integer_linear(a: F32, weight: F32, form: str, bias: F32 = NO_BIAS) -> F32:
-    """The formula: an exact sum of integers, rounded once to float32, times the scale of the row, and then times that
-    of the column plus the bias, rounded once."""
+    """Return the formula: an exact sum of integers, rounded once to float32, times the scale of the row.
+
+    The result times the scale of the column, plus the bias, is rounded once.
+    """
     rows, columns = to_int8(a), quantize(weight, form)
     total = rows.values.astype(np.int64) @ columns.values.astype(np.int64).T
     return fma(total.astype(np.float32) * rows.scales[:, None], columns.scales, bias)
 
 
 def bfloat16_bound(a: F32, weight: F32) -> tuple[F64, F64]:
-    """The product of the rounded operands and its bound: a target may add a pair of products before it adds them to the
-    sum, each rounded, and may take denormal operands and sums as 0."""
+    """Return the product of the rounded operands and its bound.
+
+    A target may add a pair of products before adding them to the sum, with a rounding each, and may treat denormal
+    operands and sums as 0.
+    """
     rounded_a, rounded = to_bfloat16(a).astype(np.float64), to_bfloat16(weight).astype(np.float64)
     bound = tolerances.product(rounded_a, rounded, extra_roundings=a.shape[1] + 1)
     smallest = (
@@ -93,7 +98,7 @@ def test_any_weights(weight: F32, form: str) -> None:
 @settings(max_examples=100, deadline=None)
 @given(hnp.arrays(np.float32, st.tuples(st.integers(1, 4), st.integers(1, 70)), elements=st.floats(width=32)))
 def test_rows_of_activations(x: F32) -> None:
-    """quantize_int8 and quantize_bfloat16 of any floats: the bytes and scales of the formula."""
+    """quantize_int8 and quantize_bfloat16 of any floats give the bytes and scales of the formula."""
     expected = to_int8(x)
     for target in TARGETS:
         words, scales = kernels.quantize(target, x, "int8")
@@ -104,7 +109,7 @@ def test_rows_of_activations(x: F32) -> None:
         words, _ = kernels.quantize(target, x, "bfloat16")
         halves = np.ascontiguousarray(words).view(np.uint16).reshape(len(x), -1)[:, : x.shape[1]]
         found = (halves.astype(np.uint32) << 16).view(np.float32)
-        denormal = np.abs(x) < tolerances.SMALLEST_NORMAL  # a target may take them as 0
+        denormal = np.abs(x) < tolerances.SMALLEST_NORMAL  # a target may treat them as 0
         assert_same_bits(np.where(denormal, 0, found), np.where(denormal, 0, to_bfloat16(x)))
 
 
@@ -121,9 +126,9 @@ def test_integer_products_are_exact(form: str, m: int, n: int, k: int) -> None:
 @pytest.mark.parametrize("form", INTEGERS)
 @pytest.mark.parametrize(("m", "n", "k"), [(400, 70, 40), (1, 256, 3072), (5, 64, 65536), (200, 17, 4000)])
 def test_integer_products_of_real_sizes(form: str, m: int, n: int, k: int) -> None:
-    """Whole row blocks, several blocks of k, and the highest k, whose sums come near 2^31."""
+    """Whole row blocks, several blocks of k, and the largest k, whose sums come near 2^31."""
     a, weight = np.abs(random_array(1, m, k)) + np.float32(3), np.abs(random_array(2, n, k)) + np.float32(3)
-    a[m // 2], weight[n // 2] = 1, -1  # all bytes are as large as they can be
+    a[m // 2], weight[n // 2] = 1, -1  # all bytes have the largest magnitude
     expected = integer_linear(a, weight, form)
     for target in TARGETS:
         assert_same_bits(kernels.linear(target, a, weight, format=form), expected)
@@ -151,7 +156,7 @@ def test_bfloat16_products(m: int, n: int, k: int) -> None:
 @pytest.mark.parametrize("form", FORMATS)
 @pytest.mark.parametrize("activation", ["none", "gelu_erf", "gelu_tanh", "relu"])
 def test_epilogue(form: str, activation: str) -> None:
-    """Activation and residual give the bits of the separate kernels; the bias those of the formula."""
+    """Activation and residual give the bits of the separate kernels; the bias gives those of the formula."""
     a, weight = random_array(1, 9, 70), random_array(2, 150, 70, scale=0.3)
     bias, residual = random_array(3, 150), random_array(4, 9, 150)
     for target in TARGETS:
@@ -208,7 +213,7 @@ def test_what_is_not_finite_stays_in_its_row_and_column(form: str, value: float,
 
 
 def before_a_guard_page(values: F32) -> F32:
-    """A copy that ends where a page begins that cannot be read."""
+    """Copy the values to the end of a page; the next page cannot be read."""
     page = mmap.PAGESIZE
     used = -(-values.nbytes // page) * page
     pages = mmap.mmap(-1, used + page)
@@ -223,7 +228,7 @@ def before_a_guard_page(values: F32) -> F32:
 @pytest.mark.parametrize("form", FORMATS)
 @pytest.mark.parametrize("k", [1, 15, 16, 17, 33, 100])
 def test_no_read_behind_the_last_activation(form: str, k: int) -> None:
-    """A fault here ends the test run; weights behind guard pages are in csrc/native_tests."""
+    """A fault here ends the test run; weights before guard pages are tested in csrc/native_tests."""
     a, weight = random_array(1, 3, k), random_array(2, 20, k)
     guarded = before_a_guard_page(a)
     for target in TARGETS:

@@ -1,4 +1,4 @@
-"""Products, norms, softmax, activations, pooling: every target against float64, and against each other in bits."""
+"""Products, norms, softmax, activations, pooling: every target against float64, and equal bits on all targets."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ROUGH = ("gelu_erf", "gelu_tanh")
 
 
 def on_every_target(run: Callable[[str], F32]) -> F32:
-    """Runs on each target, asserts equal bits, returns the result."""
+    """Run on each target, assert equal bits, return the result."""
     results = [run(target) for target in TARGETS]
     for other in results[1:]:
         assert_same_bits(other, results[0])
@@ -76,7 +76,7 @@ def test_activation_sizes(activation: str, n: int) -> None:
 
 @pytest.mark.parametrize(("activation", "rough"), [(a, False) for a in ACTIVATIONS] + [(a, True) for a in ROUGH])
 def test_activation_limits(activation: str, rough: bool) -> None:
-    """Infinities and huge numbers give the limits, a NaN stays alone in its element, and a zero keeps its sign."""
+    """Infinities and huge numbers give the limits, a NaN affects only its element, and a zero keeps its sign."""
     x = np.array([np.inf, 3e38, np.nan, 0.0, -0.0, -3e38, -np.inf, 1.0], np.float32)
     result = on_every_target(lambda target: kernels.activation_f32(target, x, activation=activation, rough=rough))
     upper = {"tanh": (1.0, 1.0)}.get(activation, (np.inf, x[1]))
@@ -90,7 +90,7 @@ def test_activation_limits(activation: str, rough: bool) -> None:
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_activation_bits_over_all_floats(activation: str) -> None:
-    """A sample of all 2^32 bit patterns, denormal numbers, infinities and NaN among them."""
+    """A sample of all 2^32 bit patterns, including denormal numbers, infinities and NaN."""
     x = np.arange(0, 2**32, 40009, dtype=np.uint32).view(np.float32)
     result = on_every_target(lambda target: kernels.activation_f32(target, x, activation=activation))
     np.testing.assert_array_equal(np.isnan(result), np.isnan(x))
@@ -165,7 +165,8 @@ def test_layer_norm(n: int, parts: tuple[bool, bool], center: float) -> None:
 
     reference = formula(np.float64)
     result = on_every_target(lambda t: kernels.layer_norm_f32(t, x, weight=weight, bias=bias, eps=eps))
-    # The rounded mean alone moves every element of the row by up to half an ulp of the mean over the deviation.
+    # The rounded mean alone changes every element of the row by up to half an ulp of the mean, divided by the
+    # deviation.
     scale = np.abs(weight).max() if weight is not None else 1.0
     deviation = np.sqrt(x.astype(np.float64).var(axis=1, keepdims=True) + eps)
     floor = tolerances.U * scale * (np.abs(x).max(axis=1, keepdims=True) / deviation)
@@ -296,7 +297,7 @@ def test_argmax_special(n: int) -> None:
     st.floats(-3, 3, width=16) | st.sampled_from([np.inf, -np.inf]),
 )
 def test_find(x: F32, threshold: float) -> None:
-    """The first value that is not below the threshold; a NaN is below nothing."""
+    """The first value that is not below the threshold; comparisons with NaN are false."""
     found = np.flatnonzero(~(x < np.float32(threshold)))
     for target in TARGETS:
         assert kernels.find_f32(target, x, threshold=threshold) == (found[0] if found.size else len(x))
@@ -304,7 +305,7 @@ def test_find(x: F32, threshold: float) -> None:
 
 @pytest.mark.parametrize("n", [*SIZES, 50257])
 def test_exp_sum(n: int) -> None:
-    """The softmax's own exponentials and sum: the quotient and the log-softmax have the same bits."""
+    """exp_sum gives the softmax's own exponentials and sum: the quotient and the log-softmax have the same bits."""
     x = random_array(n, n, scale=4)
     shift = float(x.max()) if n else 0.0
     results = [kernels.exp_sum_f32(target, x, shift=shift) for target in TARGETS]

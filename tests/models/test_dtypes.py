@@ -1,8 +1,8 @@
-"""bfloat16, int8 and int4 models: every op as the numpy executor says, whole models as close to it as float32 can be.
+"""bfloat16, int8 and int4 models: every op matches the numpy executor, whole models as closely as float32 allows.
 
-Op by op, on the very inputs that the C++ had, only the roundings of float32 are left. In a whole model they can turn an
-activation's own rounding round, which moves the result far more than they do, though seldom in a model as small as
-these: so the naive float32 formula is run several times with other roundings, and its largest error counts.
+Op by op, on the same inputs as the C++, only the roundings of float32 differ. In a whole model they can change the
+rounding of an activation. That moves the result far more than the roundings themselves, but is rare in models as small
+as these. So the naive float32 formula runs several times with different roundings, and its largest error is the bound.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from tests.reference import hf
 pytestmark = pytest.mark.torch
 
 DTYPES = ("bfloat16", "int8", "int4")
-# Widths that are no multiples of 4, of 32 or of 64, and matrices of more than 64 rows, so that all of them are rounded.
+# Widths that are not multiples of 4, 32 or 64, and matrices of more than 64 rows, so that all of them are rounded.
 GPT2 = {"vocab_size": 131, "n_positions": 140, "n_embd": 78, "n_head": 3, "n_layer": 2}
 BERT = {
     "vocab_size": 131,
@@ -77,12 +77,12 @@ def specification(built: BuiltModel, dtype: str) -> NumpyExecutor:
 
 
 def weights_alone(program: Program, built: BuiltModel, dtype: str) -> Executor:
-    """Keys and values in float32, as the numpy executor has them."""
+    """Return an executor with float32 keys and values, as in the numpy executor."""
     return load_executor(program, built.tensors, dtype=dtype, kv_dtype="float32", device="cpu", threads=2)
 
 
 def naive(built: BuiltModel, dtype: str, run: int) -> NumpyExecutor:
-    """The plain float32 formula; in all runs but the first, norms and biases are off by what N_ROUNDINGS come to."""
+    """Return the plain float32 formula. Except in the first run, norms and biases are off by about N_ROUNDINGS."""
     vectors = {part for weight in built.program.weights.values() if weight.use == "vector" for part in weight.parts}
     rng = np.random.default_rng(run)
 
@@ -113,14 +113,14 @@ def test_whole_models(built: BuiltModel, dtype: str, rng: np.random.Generator) -
 
 
 def distance(a: Any, b: Any) -> float:
-    """Root mean square of the differences."""
+    """Return the root mean square of the differences."""
     difference: NDArray[np.float64] = np.asarray(a, np.float64) - np.asarray(b, np.float64)
     return float(np.sqrt(np.mean(difference**2)))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_the_dtype_shows(built: BuiltModel, dtype: str, rng: np.random.Generator) -> None:
-    """A model that was quietly kept in float32 would pass for a very good one: weights take the room they should."""
+    """A model that silently stayed in float32 would pass as a very accurate one, so check the size of the weights."""
     of_dtype, full = (
         load_executor(built.program, built.tensors, dtype=name, device="cpu", threads=1) for name in (dtype, "float32")
     )

@@ -1,4 +1,4 @@
-"""Every family, head and option against transformers in float64."""
+"""Compares every family, head and option with transformers in float64."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ DISTIL = {"vocab_size": 61, "dim": 24, "n_heads": 3, "n_layers": 2, "hidden_dim"
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A transformers class, its options, and what the checkpoint is loaded as."""
+    """A transformers class, its options, and how the checkpoint is loaded."""
 
     name: str
     model_class: str
@@ -111,7 +111,7 @@ def test_all_outputs_equal_transformers(case: Case, tmp_path: Path, device: str,
 
 
 def test_xl_configs_trace() -> None:
-    """distilgpt2 to gpt2-xl are the same text with other numbers; no weights are needed to trace them."""
+    """distilgpt2 to gpt2-xl are the same model code with other numbers; tracing needs no weights."""
     from fastattn.graph.rewrites import optimise
     from fastattn.graph.tensor import Tracer, Weights
     from fastattn.models import gpt2

@@ -1,4 +1,4 @@
-"""The default configs at full size, random weights, against transformers: no more than twice PyTorch's float32 error.
+"""The default configs at full size with random weights: at most twice PyTorch's float32 error.
 
 The float64 model of transformers is the reference; its float32 model is the naive float32 formula that sets the bound.
 """
@@ -38,7 +38,7 @@ ENCODERS = [
 def errors(
     reference: Any, ids: NDArray[np.int64], ours: NDArray[np.float32], output: str = "logits"
 ) -> tuple[float, float]:
-    """(our error, PyTorch's float32 error) as root mean squares over all outputs, both against float64."""
+    """Return (our error, PyTorch's float32 error) as root mean squares over all outputs, both against float64."""
     with torch.no_grad():
         exact = reference(torch.tensor(ids))[output].numpy()
         reference.float()
@@ -61,8 +61,11 @@ def test_encoders(model_class: str, auto: Any, tmp_path: Path, rng: np.random.Ge
 @pytest.mark.parametrize("dtype", ["bfloat16", "int8", "int4"])
 @pytest.mark.parametrize(("model_class", "task"), [("GPT2LMHeadModel", "causal-lm"), ("BertModel", "encoder")])
 def test_every_op_of_a_dtype(model_class: str, task: Any, dtype: str, tmp_path: Path, rng: np.random.Generator) -> None:
-    """On the same inputs. Whole models are chaotic here: what one activation that rounds the other way changes grows up
-    to the error of the dtype itself within a few layers of random weights. All layers have the same ops, so two do."""
+    """Compare each op on the same inputs.
+
+    Whole models are chaotic here: if one activation rounds the other way, the change grows to the error of the dtype
+    itself within a few layers of random weights. All layers have the same ops, so two layers are enough.
+    """
     checkpoint = open_checkpoint(hf.save(hf.make(model_class, num_hidden_layers=2), tmp_path))
     built = build(checkpoint.config, checkpoint.tensors, task)
     ids, positions = rng.integers(5, built.config.vocab_size, 40).astype(np.int32), np.arange(40, dtype=np.int32)
@@ -82,8 +85,8 @@ def test_gpt2(tmp_path: Path, rng: np.random.Generator) -> None:
         with torch.no_grad():
             exact = reference(torch.tensor(found[None])).logits[0].numpy()
         largest = np.abs(np.asarray(model(found).logits, np.float64) - exact).max()
-    # Greedy tokens are checked along our own text: each must be float64's choice wherever its margin is decisive, that
-    # is, larger than what two errors of the size just measured can turn round.
+    # Greedy tokens are checked along our own text: each must be float64's choice wherever its margin is decisive. A
+    # margin is decisive if it is larger than two errors of the size just measured.
     decisive = 0
     for position in range(len(prompt) - 1, len(found) - 1):
         second, first = np.sort(exact[position])[-2:]

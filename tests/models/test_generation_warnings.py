@@ -1,4 +1,4 @@
-"""What transformers takes from generation_config.json or config.json and we do not is named in a warning."""
+"""A warning names the options that transformers takes from generation_config.json or config.json and that we ignore."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def write(folder: Path, config: dict[str, Any], generation: dict[str, Any] | Non
     "options", [{"max_length": 10}, {"repetition_penalty": 1.8}, {"no_repeat_ngram_size": 1}, {"num_beams": 3}]
 )
 def test_options_of_config_json(tmp_path: Path, caplog: pytest.LogCaptureFixture, options: dict[str, Any]) -> None:
-    """transformers reads them from config.json where there is no generation_config.json, and only there."""
+    """transformers reads them from config.json only if there is no generation_config.json."""
     (name,) = options
     found = warnings_of(write(tmp_path / "a", options, None), caplog)
     assert f"config.json: not applied: {name}={options[name]}" in found

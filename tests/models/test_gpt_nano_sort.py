@@ -1,6 +1,6 @@
 """A trained model with published intermediate tensors: gpt-nano-sort (bbycroft/llm-viz, MIT, see data/LICENSE).
 
-It pins what shapes cannot: Conv1D's orientation, the order of q, k and v, the heads, gelu's formula, the residuals.
+It checks what shapes cannot: Conv1D's orientation, the order of q, k and v, the heads, gelu's formula, the residuals.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ DATA = Path(__file__).parent / "data" / "gpt-nano-sort"
 
 @cache
 def published(name: str) -> Mapping[str, Any]:
-    """A file of the fixture with its tensors as arrays."""
+    """Return a file of the fixture with its tensors as arrays."""
     raw = json.loads((DATA / name).read_text())
     return {key: _array(value) if "data" in value else value for key, value in raw.items()}
 
@@ -43,7 +43,7 @@ def _array(value: Mapping[str, Any]) -> NDArray[np.float32]:
 
 @pytest.fixture
 def directory(tmp_path: Path) -> Path:
-    """The model as a GPT-2 checkpoint: config names translated, linears turned into Conv1D's orientation."""
+    """Write the model as a GPT-2 checkpoint: config names translated, linears transposed for Conv1D."""
     raw = published("gpt-nano-sort-model.json")
     config = {key: raw["config"][key] for key in ("n_layer", "n_head", "n_embd", "vocab_size")}
     config |= {"model_type": "gpt2", "n_positions": raw["config"]["block_size"], "bos_token_id": None}
@@ -51,7 +51,7 @@ def directory(tmp_path: Path) -> Path:
     return write(tmp_path, config, {k: v.T.copy() if k.endswith(CONV1D) else v for k, v in tensors.items()})
 
 
-# Published name -> value of the Program as traced; all of the first block but the last six.
+# Published name -> value of the traced Program; all but the last six are from the first block.
 VALUES = {
     "tok_emb": "embedding.0",
     "x": "add.0",
@@ -94,7 +94,7 @@ def test_every_published_tensor(directory: Path, device: str) -> None:
     tensors["att"] = np.where(np.isfinite(partials["att"]), scores, -np.inf)
     assert set(tensors) | {"config", "idx"} == set(partials)
     for name, value in tensors.items():
-        # The published tensors are float32 themselves: ours may be exact, they are not.
+        # The published tensors are float32: ours may be exact, they are not.
         finite = np.isfinite(partials[name])
         assert np.array_equal(np.isfinite(value), finite), name
         ours, theirs = np.where(finite, value, 0.0).astype(np.float32), np.where(finite, partials[name], 0.0)
@@ -112,7 +112,7 @@ def test_attention_maps_are_the_published_ones(directory: Path, device: str) -> 
 
 
 def test_it_sorts(directory: Path, device: str) -> None:
-    """Greedy continuation of six letters gives them sorted."""
+    """Greedy continuation of six letters returns them sorted."""
     with AutoModelForCausalLM.from_pretrained(directory, device=device) as model:
         for letters in ([0, 0, 2, 1, 0, 1], [2, 1, 0, 2, 1, 0], [1, 1, 1, 2, 0, 2]):
             ids = list(letters)
@@ -134,7 +134,7 @@ def test_it_sorts_500_texts_in_every_dtype(directory: Path, dtype: str, rng: np.
 
 
 def test_lm_head_of_its_own_is_used(directory: Path) -> None:
-    """The fixture's lm_head is not its wte: fault 36."""
+    """The fixture's lm_head differs from its wte: fault 36."""
     raw = published("gpt-nano-sort-model.json")
     checkpoint = open_checkpoint(directory)
     built = build(checkpoint.config, checkpoint.tensors, "causal-lm")

@@ -1,4 +1,4 @@
-"""Hub ids, against a server on 127.0.0.1 that answers the hub's routes. Nothing outside the machine is asked."""
+"""Hub ids, with a server on 127.0.0.1 that answers the hub's routes. No request leaves the machine."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 @dataclass
 class Hub:
-    """One repository, tiny/gpt2, and what was asked of it."""
+    """One repository, tiny/gpt2, and the requests that it received."""
 
     url: str
     files: dict[str, bytes]
     token: str | None = None
     asked: list[str] = field(default_factory=list)
-    fault: Callable[[Any], None] | None = None  # answers in place of the hub, given the request's handler
+    fault: Callable[[Any], None] | None = None  # answers instead of the hub, given the request's handler
 
 
 def handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
@@ -150,7 +150,7 @@ def test_a_tokenizer_fetches_no_weights(hub: Hub, tmp_path: Path) -> None:
     got = {asked.rpartition("/")[2] for asked in hub.asked if "/resolve/" in asked}
     assert got == {"added_tokens.json", "config.json", "merges.txt", "tokenizer_config.json", "vocab.json"}
     assert len(AutoTokenizer.from_pretrained("tiny/gpt2", cache_dir=cache, local_files_only=True)) == len(tokenizer)
-    with pytest.raises((HubError, ModelNotFoundError)):  # by the version of huggingface_hub
+    with pytest.raises((HubError, ModelNotFoundError)):  # depends on the version of huggingface_hub
         AutoModelForCausalLM.from_pretrained("tiny/gpt2", cache_dir=cache, local_files_only=True)
     with AutoModelForCausalLM.from_pretrained("tiny/gpt2", cache_dir=cache, device="numpy") as model:
         assert np.isfinite(np.asarray(model([1, 2]).logits)).all()
@@ -191,7 +191,7 @@ def test_the_tokenizer_of_a_pipeline_may_be_a_hub_id(hub: Hub, tmp_path: Path, n
 
 @pytest.mark.parametrize("load", LOADERS.values(), ids=LOADERS.keys())
 def test_whatever_takes_a_hub_id_takes_its_options(hub: Hub, tmp_path: Path, load: Callable[..., Any]) -> None:
-    """Each one is refused for what is wrong with it, so it arrived; from a full cache nothing is fetched."""
+    """Each one rejects its wrong option, so the option arrived; with a full cache nothing is downloaded."""
     with pytest.raises(HubError, match=r"no revision 'v9'"):
         load("tiny/gpt2", cache_dir=tmp_path, revision="v9")
     hub.token = "secret"
@@ -203,7 +203,7 @@ def test_whatever_takes_a_hub_id_takes_its_options(hub: Hub, tmp_path: Path, loa
     hub.token = None
     resolve("tiny/gpt2", cache_dir=tmp_path)
     hub.asked.clear()
-    with contextlib.suppress(ConfigError):  # some then miss a tokenizer
+    with contextlib.suppress(ConfigError):  # some then lack a tokenizer
         load("tiny/gpt2", cache_dir=tmp_path, local_files_only=True)
     assert not hub.asked
 
@@ -240,7 +240,7 @@ def test_offline_with_a_cache(hub: Hub, tmp_path: Path, monkeypatch: pytest.Monk
         patch.setattr(constants, "HF_HUB_OFFLINE", True)
         assert resolve("tiny/gpt2", cache_dir=tmp_path) == expected
     assert not hub.asked
-    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # nobody listens
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # no server listens there
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     assert resolve("tiny/gpt2", cache_dir=tmp_path) == expected
     with pytest.raises(HubError, match="give a local folder"):
@@ -248,12 +248,12 @@ def test_offline_with_a_cache(hub: Hub, tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def html(handler: Any) -> None:
-    """A login page of a proxy."""
+    """Send a proxy's login page."""
     handler.answer(200, b"<html><body>Please log in</body></html>", Content_Type="text/html")
 
 
 def drop(handler: Any) -> None:
-    """A connection that is closed in the middle of a line."""
+    """Close the connection in the middle of a line."""
     handler.wfile.write(b"HTTP/1.1 20")
     handler.wfile.flush()
     handler.connection.shutdown(2)
@@ -292,7 +292,7 @@ FAULTS: dict[str, Callable[[Any], None]] = {
 
 @pytest.fixture
 def no_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The library waits between its tries."""
+    """Remove the library's waits between its attempts."""
     monkeypatch.setattr(time, "sleep", lambda _: None)
 
 
@@ -301,7 +301,7 @@ def no_waits(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_hub_that_does_not_work(
     hub: Hub, tmp_path: Path, fault: str, cached: bool, caplog: pytest.LogCaptureFixture, no_waits: None
 ) -> None:
-    """An error that says what to do, or the copy in the cache where there is one, with a warning."""
+    """An error that says what to do, or the cached copy with a warning."""
     cache = tmp_path / "cache"
     if cached:
         expected = resolve("tiny/gpt2", cache_dir=cache)
@@ -329,14 +329,14 @@ def test_the_copy_in_the_cache_is_said(
 
 
 def test_a_download_that_breaks_off(hub: Hub, tmp_path: Path, no_waits: None) -> None:
-    """The list of files comes, and no file."""
+    """The list of files arrives, but no file."""
     hub.files = {name: data for name, data in hub.files.items() if name == "config.json"}
     served = hub.files["config.json"]
     hub.files["config.json"] = served
 
     class Broken(bytes):
         def __len__(self) -> int:
-            return 10_000  # more than comes
+            return 10_000  # more than arrives
 
     hub.files["config.json"] = Broken(served)
     with pytest.raises(HubError, match="give a local folder"):
@@ -347,7 +347,7 @@ def test_a_download_that_breaks_off(hub: Hub, tmp_path: Path, no_waits: None) ->
 def test_a_token_is_in_no_message(
     hub: Hub, tmp_path: Path, token: str, monkeypatch: pytest.MonkeyPatch, no_waits: None
 ) -> None:
-    """Whatever the hub echoes; nor is one of the environment."""
+    """Whatever the hub echoes; the same for a token from the environment."""
 
     def echo(handler: Any) -> None:
         sent = str(handler.headers.get("Authorization"))
@@ -363,7 +363,7 @@ def test_a_token_is_in_no_message(
 
 
 def test_interrupts_and_memory_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a signal handler raises is no fault of the hub, whatever its type."""
+    """An exception from a signal handler is not an error of the hub, whatever its type."""
     import huggingface_hub
 
     class Alarm(Exception):

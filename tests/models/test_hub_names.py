@@ -1,4 +1,4 @@
-"""Names of models: folders, path objects, and snapshots of a hub's cache that hold a part of a model."""
+"""Names of models: folders, path objects, and snapshots of a hub cache that contain part of a model."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ PARTIAL: dict[str, tuple[tuple[str, ...], bool]] = {
         ("config.json", "model.safetensors.index.json", *(f"model-0000{i}-of-00002.safetensors" for i in (1, 2))),
         True,
     ),
-    "another format": (("config.json", "pytorch_model.bin"), True),  # refused when it is loaded, with what to do
+    "another format": (("config.json", "pytorch_model.bin"), True),  # rejected when it is loaded, with what to do
     "modules": (("modules.json", "config.json"), False),
     "module": (("modules.json", "0_StaticEmbedding/model.safetensors"), True),
     "empty module": (("modules.json", "1_Pooling/config.json"), False),
@@ -82,7 +82,7 @@ PARTIAL: dict[str, tuple[tuple[str, ...], bool]] = {
 
 @pytest.mark.parametrize("case", PARTIAL)
 def test_a_part_of_a_model_in_the_cache(tmp_path: Path, case: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What another program fetched, or a download that was interrupted."""
+    """Such as from another program, or from an interrupted download."""
     import huggingface_hub
 
     folder = tmp_path / "snapshot"
@@ -110,7 +110,7 @@ def test_a_part_of_a_model_in_the_cache(tmp_path: Path, case: str, monkeypatch: 
 
 
 def test_what_is_fetched_is_what_a_tokenizer_knows() -> None:
-    """A file that is refused with what to do must arrive for that."""
+    """A file that loading rejects with advice must be downloaded to get there."""
     assert set(VOCABULARY_FILES) <= set(TOKENIZER_PATTERNS) <= set(ALLOW_PATTERNS)
     assert {"tekken.json", "tiktoken.model"} <= set(VOCABULARY_FILES)
     assert set(TOKENIZER_PATTERNS) - {"config.json"} <= set(COPIED)

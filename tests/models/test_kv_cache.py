@@ -1,4 +1,4 @@
-"""Tokens fed in chunks over a KV cache give what one call over the whole text gives."""
+"""Tokens fed in chunks with a KV cache give the same result as one call with the whole text."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def lm(tmp_path: Path, device: str) -> Iterator[CausalLM]:
 
 
 def feed(lm: CausalLM, chunks: Sequence[Sequence[int]], caches: Sequence[Any]) -> list[NDArray[Any]]:
-    """Logits of all tokens of one step, one array a sequence."""
+    """Return the logits of all tokens of one step, one array per sequence."""
     ends = np.cumsum([0, *(len(chunk) for chunk in chunks)]).astype(np.int32)
     positions = [
         np.arange(cache.length, cache.length + len(chunk)) for chunk, cache in zip(chunks, caches, strict=True)
@@ -50,7 +50,7 @@ def feed(lm: CausalLM, chunks: Sequence[Sequence[int]], caches: Sequence[Any]) -
 
 
 def feed_one(lm: CausalLM, cache: Any) -> None:
-    """A step of one token over a cache, which is not asked for its length."""
+    """Run a step of one token with a cache, without reading its length."""
     one = np.zeros(1, np.int32)
     lm.executor.run(Step(one, np.array([0, 1], np.int32), one, one, caches=(cache,)))
 
@@ -66,7 +66,7 @@ def test_chunks_equal_one_call(lm: CausalLM, device: str, size: int) -> None:
 
 
 def test_mixed_steps(lm: CausalLM, device: str) -> None:
-    """One sequence decodes while another one's prompt is read."""
+    """One sequence decodes while another sequence's prompt is read."""
     caches = [lm.new_cache(), lm.new_cache()]
     feed(lm, [TEXT[:7]], caches[:1])
     first, second = feed(lm, [TEXT[7:8], TEXT[:5]], caches)
@@ -102,7 +102,7 @@ def test_fault_45_a_cache_and_a_step_over_the_context(lm: CausalLM) -> None:
 def test_fault_49_caches_closed_foreign_or_twice(lm: CausalLM, tmp_path: Path, device: str) -> None:
     closed = lm.new_cache()
     closed.close()
-    closed.close()  # twice is fine
+    closed.close()  # closing twice is fine
     for use in (lambda: closed.length, closed.fork, lambda: closed.truncate(0), lambda: feed_one(lm, closed)):
         with pytest.raises(InputError):
             use()
@@ -133,13 +133,13 @@ def test_fault_49_a_step_after_the_model_was_closed(lm: CausalLM) -> None:
 
 @pytest.mark.parametrize("bad", [-1, 31])
 def test_fault_41_ids_handed_to_an_executor(lm: CausalLM, bad: int) -> None:
-    """The same words from both: the door of a model checks ids before, its executor is open to everybody."""
+    """Both give the same message: a model checks ids itself, but its executor can be called directly."""
     with pytest.raises(InputError, match=rf"^token_ids: expected 0 to 30, got {bad} at token 1$"):
         feed(lm, [[1, bad]], [lm.new_cache()])
 
 
 def test_attention_maps_over_a_cache(lm: CausalLM, device: str) -> None:
-    """Rows of a map sum to one over all positions that were seen, the cached ones included."""
+    """Rows of a map sum to one over all visible positions, including the cached ones."""
     from dataclasses import replace
 
     from fastattn.graph.rewrites import optimise, with_outputs
@@ -159,7 +159,7 @@ def test_attention_maps_over_a_cache(lm: CausalLM, device: str) -> None:
 
 
 def test_fault_49_one_cache_in_many_threads(lm: CausalLM) -> None:
-    """Calls that lose the race get an InputError; the cache holds what the others fed, and nothing crashes."""
+    """Calls that lose the race get an InputError; the cache contains what the others fed, and nothing crashes."""
     cache, fed = lm.new_cache(), []
 
     def use(number: int) -> None:
@@ -185,7 +185,7 @@ def test_fault_49_one_cache_in_many_threads(lm: CausalLM) -> None:
 
 
 def test_attention_maps_need_a_cache_for_every_sequence(tmp_path: Path) -> None:
-    """How large the maps are is worked out from the caches: too few of them must be refused before that."""
+    """The size of the maps is computed from the caches, so too few caches must be rejected first."""
     with AutoModelForCausalLM.from_pretrained(write_gpt2(tmp_path)) as lm:
         executor = lm.executor.with_program(optimise(with_outputs(lm.traced, attentions=True)))
         ids = np.array([1, 2, 3, 4], np.int32)
@@ -206,7 +206,7 @@ def test_outputs_and_caches_that_are_none(lm: CausalLM) -> None:
 
 
 def test_positions_and_caches_that_do_not_fit(lm: CausalLM, device: str) -> None:
-    """Only the C++ executor checks this: its memory depends on it."""
+    """Only the C++ executor checks this: its memory safety depends on it."""
     if device == "numpy":
         return
     cache = lm.new_cache()
@@ -224,7 +224,7 @@ def test_positions_and_caches_that_do_not_fit(lm: CausalLM, device: str) -> None
 
 @pytest.mark.parametrize("kv_dtype", ["float32", "bfloat16", "int8"])
 def test_pages_are_as_large_as_their_dtype(tmp_path: Path, kv_dtype: str) -> None:
-    """64 positions of 2 layers with 2 heads of 16: keys and values, and a scale of each in int8."""
+    """64 positions of 2 layers with 2 heads of 16: keys and values, and a scale for each in int8."""
     with AutoModelForCausalLM.from_pretrained(write_gpt2(tmp_path), kv_dtype=kv_dtype) as lm:
         executor: Any = lm.executor
         assert executor.kv_dtype == kv_dtype
@@ -262,14 +262,14 @@ def test_kv_dtypes_that_are_none(tmp_path: Path, kv_dtype: Any) -> None:
 
 
 def test_numpy_has_no_kv_dtype(tmp_path: Path) -> None:
-    """It keeps keys and values as they are: it is the specification."""
+    """It stores keys and values unchanged, because it is the specification."""
     with pytest.raises(InputError, match="kv_dtype: expected None on numpy, got 'int8'"):
         AutoModelForCausalLM.from_pretrained(write_gpt2(tmp_path), kv_dtype="int8", device="numpy")
 
 
 @pytest.mark.parametrize("kv_dtype", ["bfloat16", "int8"])
 def test_attention_maps_in_any_kv_dtype(tmp_path: Path, kv_dtype: str) -> None:
-    """Rows sum to one up to what exp2_rough is off, twice: in a weight and in their sum."""
+    """Rows sum to one up to twice the error of exp2_rough: in a weight and in their sum."""
     with AutoModelForCausalLM.from_pretrained(write_gpt2(tmp_path), kv_dtype=kv_dtype) as lm:
         maps = lm(TEXT, output_attentions=True).attentions
         assert maps is not None

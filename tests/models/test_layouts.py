@@ -1,4 +1,4 @@
-"""1-D, 2-D with any padding, and ragged input give the same numbers, bit for bit, in the layout that was asked for."""
+"""1-D, 2-D with any padding, and ragged input give the same numbers, bit for bit, in the requested layout."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def classifier(tmp_path: Path, device: str) -> Iterator[SequenceClassifier]:
 
 
 def same(device: str, actual: Any, expected: Any, model: Any) -> None:
-    """Equal bits on cpu (the numerics contract); numpy's own matrix product rounds by shape."""
+    """Assert equal bits on cpu (the numerics contract); the rounding of numpy's matrix product depends on the shape."""
     if device == "cpu":
         assert np.array_equal(actual, expected)
     else:
@@ -47,7 +47,7 @@ def same(device: str, actual: Any, expected: Any, model: Any) -> None:
 
 
 def padded(side: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """SEQUENCES as [4, 7] ids and mask; ids under the mask are valid but must not matter."""
+    """Return SEQUENCES as [4, 7] ids and mask; ids under the mask are valid but must not matter."""
     ids, mask = np.full((4, 7), 30), np.zeros((4, 7), np.int64)
     for i, row in enumerate(SEQUENCES):
         places = {"right": range(len(row)), "left": range(7 - len(row), 7), "holes": [0, 2, 3, 5, 6][-len(row) :]}[side]
@@ -147,7 +147,7 @@ def test_output_dtype(encoder: Encoder, device: str) -> None:
 
 def test_arrays_of_other_libraries(lm: CausalLM) -> None:
     class Dlpack:
-        """What a library without __array__ hands over."""
+        """An array from a library without __array__."""
 
         def __init__(self, array: NDArray[Any]) -> None:
             self.array = array

@@ -1,4 +1,4 @@
-"""Checkpoints that transformers loads are loaded where no result can be wrong; what is not used is named once."""
+"""Checkpoints that transformers loads also load here if no result can be wrong; a warning names unused options once."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ ROBERTA: Mapping[str, Any] = {**BERT, "model_type": "roberta", "architectures": 
 
 
 def roberta_tensors() -> Tensors:
-    """A RoBERTa without a head."""
+    """Return the tensors of a RoBERTa without a head."""
     named = bert_tensors()
     return {name.replace("bert.", "roberta."): tensor for name, tensor in named.items() if "classifier" not in name}
 
@@ -46,7 +46,7 @@ FAMILIES: Mapping[str, tuple[Mapping[str, Any], Callable[[], Tensors], Any]] = {
 
 
 def run(directory: Path, family: str, config: Mapping[str, Any] | None = None, tensors: Tensors | None = None) -> Any:
-    """The first output of a few tokens by the numpy executor."""
+    """Return the first output of a few tokens from the numpy executor."""
     base, make, auto = FAMILIES[family]
     write(directory, base if config is None else config, make() if tensors is None else tensors)
     with auto.from_pretrained(directory, device="numpy") as model:
@@ -62,7 +62,7 @@ def messages(caplog: pytest.LogCaptureFixture) -> list[str]:
 def test_architectures_that_are_not_known(
     family: str, names: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """As in transformers, model_type says what is loaded."""
+    """As in transformers, model_type decides what is loaded."""
     expected = run(tmp_path / "a", family)
     found = run(tmp_path / "b", family, {**FAMILIES[family][0], "architectures": names})
     assert np.array_equal(found, expected)
@@ -267,7 +267,7 @@ def test_labels_are_those_of_transformers(options: dict[str, Any]) -> None:
     ],
 )  # fmt: skip
 def test_classes_without_names(names: Any, labels: tuple[str, ...], caplog: pytest.LogCaptureFixture) -> None:
-    """transformers loads them, and fails when such a class comes up."""
+    """transformers loads them, and fails when it predicts such a class."""
     assert bert.read_config({**BERT, "id2label": names}).labels == labels
     assert len(caplog.records) == any(label.startswith("LABEL") for label in labels)
 
@@ -303,7 +303,7 @@ def test_problem_types(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None
 @pytest.mark.torch
 @pytest.mark.parametrize("family", ["GPT2", "Bert", "Roberta", "XLMRoberta", "DistilBert"])
 def test_defaults_are_those_of_transformers(family: str) -> None:
-    """For a config.json that says nothing, and one that says null."""
+    """For a config.json that omits an option, and one that sets it to null."""
     transformers = pytest.importorskip("transformers")
     theirs = getattr(transformers, f"{family}Config")()
     read: Any = {"GPT2": gpt2, "Bert": bert, "DistilBert": distilbert}.get(family, roberta).read_config
@@ -332,7 +332,7 @@ ODD_VALUES: list[Any] = [
 
 
 def refusal(read: Any, base: Mapping[str, Any], key: str, value: Any) -> str:
-    """What ConfigError says of a value; "" where it is read."""
+    """Return the ConfigError message for a value; "" if it is accepted."""
     try:
         read({**base, key: value})
     except ConfigError as error:
@@ -342,7 +342,7 @@ def refusal(read: Any, base: Mapping[str, Any], key: str, value: Any) -> str:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_any_value_of_any_option(family: str, caplog: pytest.LogCaptureFixture) -> None:
-    """Is read, or refused by one short line that names the option."""
+    """Any value is accepted, or rejected in one short line that names the option."""
     base = FAMILIES[family][0]
     read: Any = {"gpt2": gpt2, "bert": bert, "distilbert": distilbert, "roberta": roberta}[family].read_config
     keys = {*base, "id2label", "label2id", "num_labels", "problem_type", "pad_token_id", "eos_token_id", "auto_map"}

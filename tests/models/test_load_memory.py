@@ -1,4 +1,4 @@
-"""Memory while a checkpoint is loaded: little more than what is kept, and what Python and the rest of us take."""
+"""Memory while a checkpoint is loaded: little more than the weights, Python and the rest of the package."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ print(json.dumps([peak, model.executor.weight_bytes]))
 
 
 def peak(folder: Path, dtype: str) -> tuple[int, int]:
-    """Highest resident bytes of a process that loads a model, and the bytes of its weights."""
+    """Return the peak resident bytes of a process that loads a model, and the bytes of its weights."""
     command = [sys.executable, "-c", PEAK, str(folder), dtype]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
@@ -47,7 +47,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_from_floats(folder: Path, dtype: str) -> None:
     found, weights = peak(folder, dtype)
     assert found <= FACTORS[dtype] * weights + ALLOWANCE
-    if dtype == "int4":  # so that a load that holds all floats could not pass
+    if dtype == "int4":  # so that a load that stores all floats fails the test
         assert FLOAT_BYTES + weights > FACTORS[dtype] * weights + ALLOWANCE
 
 

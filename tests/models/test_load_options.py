@@ -1,4 +1,4 @@
-"""Options of `from_pretrained`: transformers' spellings are taken, what would change something is refused by name."""
+"""Options of `from_pretrained`: accepts transformers' spellings, and rejects by name what would change something."""
 
 from __future__ import annotations
 
@@ -215,7 +215,7 @@ def test_subfolder(tmp_path: Path) -> None:
 
 
 def test_labels_are_replaced(tmp_path: Path) -> None:
-    """As in transformers, but label2id is the inverse of new names and does not stay what it was."""
+    """As in transformers, except that label2id becomes the inverse of the new names."""
     folder = write_bert(tmp_path, label2id={"a": 0, "b": 1, "c": 2})
     load = AutoModelForSequenceClassification.from_pretrained
     names = ["x", "y", "z"]

@@ -1,4 +1,4 @@
-"""Outputs are used as transformers' are: by name, by key, by number, as a tuple."""
+"""Outputs work like transformers': by name, by key, by index, as a tuple."""
 
 from __future__ import annotations
 
@@ -119,13 +119,13 @@ def test_keywords_that_change_nothing(tmp_path: Path) -> None:
 
 
 def pandas_frame() -> Any:
-    """What a DataFrame of pandas shows of itself."""
+    """Return how a pandas DataFrame displays itself."""
     return type("DataFrame", (dict,), {"__array__": lambda self: np.zeros((1, 2), np.int64)})()
 
 
 @pytest.mark.torch
 def test_as_transformers_outputs_do() -> None:
-    """The same expressions on both."""
+    """The same expressions work on both."""
     torch = pytest.importorskip("torch")
     modeling_outputs = pytest.importorskip("transformers.modeling_outputs")
     theirs = modeling_outputs.BaseModelOutputWithPooling(

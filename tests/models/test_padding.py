@@ -1,4 +1,4 @@
-"""Padding with and without a mask, token types and positions, as transformers has them; RoBERTa's positions too."""
+"""Padding with and without a mask, token types and positions, as in transformers; RoBERTa's positions too."""
 
 from __future__ import annotations
 
@@ -31,8 +31,11 @@ MODELS = [
 
 
 def cases(pad: int) -> dict[str, dict[str, Any]]:
-    """Inputs by name; transformers computes the same, but for masked padding on the left, where it counts positions
-    from the padding."""
+    """Return inputs by name.
+
+    transformers computes the same results, except for masked padding on the left, where it counts positions from the
+    padding.
+    """
     p = pad
     right, left = [[7, 8, 9, p, p], FULL], [[p, p, 7, 8, 9], FULL]
     mask = [[1, 1, 1, 0, 0], [1] * 5]
@@ -73,7 +76,7 @@ def test_as_transformers(name: str, tmp_path: Path, device: str, caplog: pytest.
         with torch.no_grad():
             expected = theirs(**{key: torch.tensor(value) for key, value in inputs.items()})[0].numpy()
         found = np.asarray(ours(**{key: np.array(value) for key, value in inputs.items()})[0])
-        if "attention_mask" in inputs and expected.ndim == 3:  # what stands at masked positions means nothing
+        if "attention_mask" in inputs and expected.ndim == 3:  # values at masked positions are meaningless
             real = np.array(inputs["attention_mask"]) == 1
             found, expected = found[real], expected[real]
         assert found.shape == expected.shape, case
@@ -83,7 +86,7 @@ def test_as_transformers(name: str, tmp_path: Path, device: str, caplog: pytest.
 
 
 def test_recorded_values(tmp_path: Path) -> None:
-    """What transformers 5.24 gives in float64 for the same files: the last token that is not padding, types added."""
+    """Results of transformers 5.24 in float64 for the same files: the last token that is not padding, types added."""
     tensors = {**gpt2_tensors(), "score.weight": gpt2_tensors(seed=1)["wte.weight"][:3]}
     config = {**GPT2, "architectures": ["GPT2ForSequenceClassification"], "pad_token_id": 1, "num_labels": 3}
     write(tmp_path, config, tensors)
@@ -111,7 +114,7 @@ TYPED = [
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8", "int4"])
 def test_gpt2_types_are_rows_of_the_table_of_tokens(tmp_path: Path, dtype: str) -> None:
-    """In every dtype, each row by itself, bit for bit; a call without types is as it was."""
+    """In every dtype and each row separately, bit for bit; a call without types is unchanged."""
     folder = write_gpt2(tmp_path, vocab_size=131, n_embd=96)
     with AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, threads=2) as model:
         before = model([1, 2, 3]).logits
@@ -134,7 +137,7 @@ def test_positions_are_checked(tmp_path: Path, device: str) -> None:
         expected = model([[1, 2, 3]]).last_hidden_state
         assert np.array_equal(model([[1, 2, 3]], position_ids=[[0, 1, 2]])[0], expected)
         assert np.array_equal(model([1, 2, 3], position_ids=np.arange(3))[0], expected[0])
-        mask = [[0, 1, 1, 1]]  # what stands beside padding is not looked at
+        mask = [[0, 1, 1, 1]]  # values next to padding are ignored
         found = model([[9, 1, 2, 3]], attention_mask=mask, position_ids=[[-7, 0, 1, 2]])[0]
         assert np.array_equal(found[0][1:], expected[0])
         with pytest.raises(InputError, match=r"^position_ids\[0\]\[2\]: expected a position from 0 to 15, got 16$"):
@@ -144,7 +147,7 @@ def test_positions_are_checked(tmp_path: Path, device: str) -> None:
 
 
 def test_roberta_counts_what_is_not_padding() -> None:
-    """create_position_ids_from_input_ids of transformers, less the padding id + 1."""
+    """create_position_ids_from_input_ids of transformers, minus the padding id + 1."""
     options: dict[str, Any] = {"vocab_size": 31, "max_positions": 16, "position_offset": 2}
     batch = read_batch([[1, 1, 5, 6], [0, 5, 1, 6], [7]], **options)
     assert batch.positions is not None
@@ -185,7 +188,7 @@ def test_the_last_token_that_is_not_padding(ids: Any, padding: int | None, rows:
 def test_padding_without_a_mask_is_said_once(
     tmp_path: Path, ids: Any, warned: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Where rows have one length, so that they may have been padded; lists of arrays are made by programs."""
+    """The warning appears if rows have one length and so may be padded; tokenizers return no lists of arrays."""
     with AutoModelForCausalLM.from_pretrained(write_gpt2(tmp_path, pad_token_id=3), device="numpy") as model:
         with caplog.at_level(logging.WARNING, "fastattn"):
             for _ in range(2):

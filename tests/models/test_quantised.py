@@ -1,4 +1,4 @@
-"""A directory that `quantize` wrote gives the bits of the float checkpoint in the same dtype."""
+"""A directory from `quantize` gives the bits of the float checkpoint in the same dtype."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def test_what_lies_beside_the_weights_comes_along(tmp_path: Path) -> None:
 
 
 def test_a_program_of_another_kind(tmp_path: Path) -> None:
-    """A language model's directory is an encoder, too; what was never there is a ConfigError."""
+    """A language model's directory is an encoder too; a missing head is a ConfigError."""
     folder = fastattn.quantize(write_floats("gpt2", tmp_path / "floats"), tmp_path / "out", dtype="int8")
     with AutoModel.from_pretrained(folder) as encoder, AutoModelForCausalLM.from_pretrained(folder) as lm:
         models: tuple[Any, ...] = (encoder, lm)
@@ -179,7 +179,7 @@ def test_refuses(tmp_path: Path) -> None:
 
 
 def test_a_numpy_dtype_is_no_name(tmp_path: Path) -> None:
-    """It equals its name, and would get past a look into a tuple of names; `from_pretrained` takes its name."""
+    """It equals its name and would pass a lookup in a tuple of names; `from_pretrained` uses its name."""
     floats = write_floats("gpt2", tmp_path / "floats")
     given: Any = np.dtype("float32")
     with AutoModelForCausalLM.from_pretrained(floats, dtype=given, kv_dtype=given, head_dtype=given) as model:

@@ -1,4 +1,4 @@
-"""Copies and pickles of models: they share weights in a process, and load the same files again in another."""
+"""Copies and pickles of models: they share weights within a process, and load the same files again in another."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ def test_a_changed_or_missing_file_is_named(tmp_path: Path, name: str) -> None:
     path.unlink()
     with pytest.raises(ModelNotFoundError, match=rf"{name}: expected the file that the pickled model was loaded from"):
         pickle.loads(data)
-    path.write_bytes(original)  # another time of change, the same bytes
+    path.write_bytes(original)  # a new modification time, the same bytes
     assert isinstance(pickle.loads(data), CausalLM)
 
 
@@ -165,14 +165,14 @@ def test_a_file_that_changed_since_loading_is_not_pickled(tmp_path: Path) -> Non
 
 
 def write_in_place(path: Path) -> None:
-    """Other bytes of the same length."""
+    """Write different bytes of the same length."""
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)
 
 
 def replace_with_same_times(path: Path) -> None:
-    """Another file of the same length and mtime under the same name."""
+    """Replace the file with one of the same length, mtime and name."""
     status = path.stat()
     other = path.with_name("other")
     shutil.copyfile(path, other)
@@ -189,7 +189,7 @@ def test_a_new_mode_or_link_is_no_change(tmp_path: Path, change: Callable[[Path]
         path = tmp_path / name
         before = path.stat()
         change(path)
-        assert path.stat().st_ctime_ns != before.st_ctime_ns  # what was compared once
+        assert path.stat().st_ctime_ns != before.st_ctime_ns  # so comparing ctime would fail
         (tmp_path / "link").unlink(missing_ok=True)
     data = pickle.dumps(model)
     del model
@@ -210,7 +210,7 @@ def test_other_content_of_the_same_length_is_a_change(
 
 
 def test_a_pickle_counts_its_digests_whatever_the_times_of_files(tmp_path: Path) -> None:
-    """The owner of a file can set its mtime back; a pickle made before still notices."""
+    """The owner of a file can reset its mtime; an earlier pickle still detects the change."""
     path = write_gpt2(tmp_path) / "model.safetensors"
     model = AutoModelForCausalLM.from_pretrained(tmp_path)
     data = pickle.dumps(model)
@@ -279,7 +279,7 @@ def test_spawned_processes(tmp_path: Path) -> None:
 
 
 class Features:
-    """What people put into a sklearn pipeline: an estimator with a model as its parameter."""
+    """A typical sklearn pipeline step: an estimator with a model as its parameter."""
 
     def __init__(self, model: Any = None) -> None:
         self.model = model
@@ -347,6 +347,6 @@ def test_shards_are_compared_too(tmp_path: Path) -> None:
 
 
 def header_of(path: Path) -> bytes:
-    """The JSON of a safetensors header."""
+    """Return the JSON of a safetensors header."""
     data = path.read_bytes()
     return data[8 : 8 + int.from_bytes(data[:8], "little")]

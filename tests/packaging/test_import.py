@@ -1,4 +1,4 @@
-"""`import fastattn`: what it brings in, what it costs, and what version it says it is."""
+"""`import fastattn`: the modules it imports, its cost, and the version it reports."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def python(code: str) -> str:
 
 
 def test_import_brings_no_framework() -> None:
-    """Modules that numpy does not bring in by itself."""
+    """Modules that numpy does not already import."""
     code = (
         "import sys, json, numpy; before = set(sys.modules); {}; print(json.dumps(sorted(set(sys.modules) - before)))"
     )
@@ -40,7 +40,7 @@ def test_import_brings_no_framework() -> None:
 
 
 def test_import_time_is_reported(record_property: pytest.RecordProperty) -> None:
-    """A report, not a bound: a clock on a shared machine decides no test. The aim is 60 ms over numpy's."""
+    """A report, not a bound: no test depends on the clock of a shared machine. The goal is 60 ms more than numpy."""
     code = "import numpy, time; t = time.perf_counter(); import fastattn; print(time.perf_counter() - t)"
     over_numpy_ms = statistics.median(float(python(code)) * 1e3 for _ in range(5))
     record_property("import_over_numpy_ms", over_numpy_ms)
@@ -75,7 +75,7 @@ def test_one_sentence_says_what_it_is() -> None:
 
 
 def test_dir_shows_the_public_names_alone() -> None:
-    """In a fresh process, and after internal modules were imported."""
+    """In a new process, and after internal modules were imported."""
     code = "import fastattn; print(dir(fastattn) == sorted(fastattn.__all__))"
     assert python(code) == "True\n"
     assert python(f"import fastattn.cli, fastattn.api.auto, fastattn.executors.cpu; {code}") == "True\n"

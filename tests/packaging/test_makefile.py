@@ -1,4 +1,4 @@
-"""`make test` never takes an install that failed for one that worked."""
+"""`make test` never treats a failed installation as successful."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 
-# A stand-in for the environment's python: it notes what it is asked for, and installing $REFUSED fails.
+# A replacement for the environment's python: it records its calls, and installing $REFUSED fails.
 PYTHON = """#!/bin/sh
 echo "$*" >> "$LOG"
 case "$*" in
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="make is no
 
 
 class Checkout:
-    """Runs targets of the Makefile in an environment of its own."""
+    """Runs targets of the Makefile in a separate environment."""
 
     def __init__(self, folder: Path) -> None:
         self.stamps, self.log, self.python = folder / "stamps", folder / "log", folder / "python"
@@ -35,14 +35,14 @@ class Checkout:
         self.python.chmod(0o755)
 
     def make_test(self, refused: str, *, ci: str = "") -> tuple[int, str, list[str]]:
-        """Exit status, standard output and the calls of python, of `make test` with no package to build."""
+        """Return the exit status, standard output and python calls of `make test` with no package to build."""
         self.log.write_text("")
         done = ["install", f"{self.stamps}/venv", f"{self.stamps}/test-tools"]
         command = ["make", *(f"--old-file={name}" for name in done), f"S={self.stamps}", f"PY={self.python}"]
         command += ["WORKERS=3", "test"]
         for name in ("venv", "test-tools"):
             (self.stamps / name).touch()
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
+        environment = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "TEST_ARGS"))}
         environment |= {"REFUSED": refused, "LOG": str(self.log), "CI": ci}
         result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
         return result.returncode, result.stdout, self.log.read_text().splitlines()

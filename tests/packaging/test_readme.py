@@ -1,4 +1,4 @@
-"""Every ```python block of the documentation runs, in order, in one namespace a page, with the demo models."""
+"""Every ```python block of the documentation runs, in order, in one namespace per page, with the demo models."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_python_blocks_run(name: str, tmp_path: Path, monkeypatch: pytest.Monkey
     assert found
     namespace: dict[str, object] = {"__name__": "readme"}
     for line, code in found:
-        # Empty lines in front, so that a traceback names the line of the page.
+        # Leading empty lines make a traceback name the line of the page.
         exec(compile("\n" * line + code, str(page), "exec"), namespace)
 
 

@@ -1,4 +1,4 @@
-"""Every ```console block of the README prints what it says."""
+"""Every ```console block of the README prints the output that it shows."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from tests.reference.package import PYTHON_ENVIRONMENT
 
 ROOT = Path(__file__).resolve().parents[2]
 BLOCK = re.compile(r"^```console\n(.*?)^```$", re.DOTALL | re.MULTILINE)
-SPEED = re.compile(r"^\d+ tokens in .* tokens/s\n", re.MULTILINE)  # the README says that it is not shown
+SPEED = re.compile(r"^\d+ tokens in .* tokens/s\n", re.MULTILINE)  # the README says that this is not shown
 
 
 def examples() -> list[tuple[str, str]]:
-    """Commands and what they print."""
+    """Return commands and their output."""
     found = []
     for block in BLOCK.findall((ROOT / "README.md").read_text(encoding="utf-8")):
         first, *parts = re.split(r"^\$ ", block, flags=re.MULTILINE)
@@ -31,7 +31,7 @@ def examples() -> list[tuple[str, str]]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One for all examples: a later one reads what an earlier one wrote."""
+    """Return one folder for all examples: a later one reads what an earlier one wrote."""
     folder = tmp_path_factory.mktemp("readme")
     tools = folder / "tools"
     tools.mkdir()

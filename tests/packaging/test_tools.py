@@ -1,4 +1,4 @@
-"""The checks of tools/ find what they are for, and the pins of the tools agree."""
+"""The checks in tools/ find what they look for, and the pinned versions of the tools agree."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def tool(name: str) -> ModuleType:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look their module up
+    sys.modules[name] = module  # dataclasses look up their module
     spec.loader.exec_module(module)
     return module
 

@@ -27,7 +27,7 @@ sequence_classifier = fa.AutoModelForSequenceClassification.from_pretrained("fol
 st = fa.SentenceTransformer("folder")
 array = np.zeros((1, 2, 3, 4), np.float32)
 """
-# Expressions, and what their type has to begin with.
+# Expressions, and the beginning of their type.
 TYPED = {
     "generator": "fastattn.tasks.text_generation.TextGenerationPipeline",
     "classifier": "fastattn.tasks.text_classification.TextClassificationPipeline",
@@ -70,7 +70,7 @@ UNKNOWN = [
 
 
 def check(folder: Path, code: str) -> list[str]:
-    """mypy's lines for a module that uses fastattn."""
+    """Return mypy's lines for a module that uses fastattn."""
     (folder / "sample.py").write_text(code)
     command = [sys.executable, "-m", "mypy", "--strict", "--config-file=", "--cache-dir", folder.parent / "cache"]
     done = subprocess.run(
@@ -100,7 +100,7 @@ def test_results_have_types(revealed: dict[str, str], expression: str) -> None:
 
 @pytest.fixture(scope="module")
 def unknown(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """One line of mypy's for each sample; all in one run."""
+    """Return mypy's line for each sample; all in one run."""
     folder = tmp_path_factory.mktemp("mypy") / "unknown"
     folder.mkdir()
     for i, code in enumerate(UNKNOWN):

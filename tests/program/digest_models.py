@@ -1,4 +1,4 @@
-"""The models whose results `digests.py` records, and random checkpoints that are the same bytes on every machine."""
+"""The models whose results `digests.py` records, and random checkpoints with the same bytes on every machine."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """A model: how its folder is found or written, what is computed with it, and in which formats.
+    """A model: how to find or write its folder, what to compute with it, and in which formats.
 
     kind: the entry of RESULTS in `digest_results.py`. folder: takes an empty folder that it may write to, and returns
-    the model's folder; None where this machine lacks the model. formats: the dtypes of weights / of keys and values /
-    of the head; a missing one is the default. active_only: leave out other SIMD targets, which would take a minute.
+    the model's folder, or None if this machine does not have the model. formats: the dtypes of weights / of keys and
+    values / of the head; a missing one is the default. active_only: skip other SIMD targets, which would take a minute.
     """
 
     kind: str
@@ -53,7 +53,7 @@ def demo_gpt2(_: Path) -> Path | None:
 
 
 def demo_bert(folder: Path) -> Path | None:
-    """A copy: its pooling is changed."""
+    """Return a copy with changed pooling."""
     try:
         shutil.copytree(demo_model("text-classification"), folder, dirs_exist_ok=True)
     except ConfigError:
@@ -76,7 +76,7 @@ def random_bert(folder: Path, **options: Any) -> Path:
     return write_random(folder, config, bert_shapes(config))
 
 
-# The full-size models run on the active target only. Those of two layers have the same shapes and run on all targets.
+# The full-size models run on the active target only. Two-layer models have the same shapes and run on all targets.
 SUBJECTS: Mapping[str, Subject] = {
     "gpt2-litbank": Subject("gpt2", demo_gpt2, ALL_FORMATS),
     "bert-sst2": Subject("bert", demo_bert, ENCODER_FORMATS),
@@ -89,18 +89,18 @@ SUBJECTS: Mapping[str, Subject] = {
 
 
 def random_words(seed: int, n: int) -> NDArray[np.uint16]:
-    """n random 16-bit words. The raw stream of a bit generator is the one that numpy promises never to change."""
+    """Return n random 16-bit words. numpy guarantees that the raw stream of a bit generator never changes."""
     raw = np.random.Philox(key=seed).random_raw(-(-n // 4))
     return np.asarray(raw, "<u8").view("<u2")[:n]
 
 
 def random_ids(seed: int, n: int, vocab_size: int) -> NDArray[np.int32]:
-    """n token ids."""
+    """Return n token ids."""
     return (random_words(seed, n) % vocab_size).astype(np.int32)
 
 
 def gpt2_shapes(config: Mapping[str, Any]) -> Shapes:
-    """GPT-2's tensors; Conv1D's matrices are [in, out]."""
+    """Return the shapes of GPT-2's tensors; Conv1D's matrices are [in, out]."""
     d = config["n_embd"]
     shapes = {"wte.weight": (config["vocab_size"], d), "wpe.weight": (config["n_positions"], d)}
     for i in range(config["n_layer"]):
@@ -113,7 +113,7 @@ def gpt2_shapes(config: Mapping[str, Any]) -> Shapes:
 
 
 def bert_shapes(config: Mapping[str, Any]) -> Shapes:
-    """BERT's tensors, with pooler and classifier."""
+    """Return the shapes of BERT's tensors, with pooler and classifier."""
     d, inner = config["hidden_size"], config["intermediate_size"]
     sizes = {"word": "vocab_size", "position": "max_position_embeddings", "token_type": "type_vocab_size"}
     shapes = {f"embeddings.{name}_embeddings.weight": (config[key], d) for name, key in sizes.items()}
@@ -138,7 +138,7 @@ def linear(name: str, rows: int, columns: int) -> dict[str, tuple[int, ...]]:
 
 
 def write_random(folder: Path, config: Mapping[str, Any], shapes: Shapes) -> Path:
-    """A checkpoint in float16, written tensor by tensor: a list of all of them would need memory for two copies."""
+    """Write a float16 checkpoint tensor by tensor: a list of all tensors would need memory for two copies."""
     entries, end = {}, 0
     for name, shape in shapes.items():
         begin, end = end, end + 2 * int(np.prod(shape))
@@ -153,10 +153,11 @@ def write_random(folder: Path, config: Mapping[str, Any], shapes: Shapes) -> Pat
 
 
 def random_tensors(shapes: Shapes) -> Iterator[NDArray[np.uint16]]:
-    """float16 numbers as bits: scales of layer norm from 0.5 to 2, all others of either sign from 2^-7 to 2^-3.
+    """Yield float16 numbers as bits: scales of layer norm from 0.5 to 2, all others of either sign from 2^-7 to 2^-3.
 
-    Made of bits alone, so no rounding of a conversion or of a library's function can differ between machines. The four
-    binades spread the magnitudes within a row by 16, so that rounding to int8 and int4 has something to lose.
+    They are made from bits alone, so no rounding of a conversion or of a library function can differ between machines.
+    The four binades spread the magnitudes within a row by a factor of 16, so that rounding to int8 and int4 loses
+    something.
     """
     for seed, (name, shape) in enumerate(shapes.items()):
         words = random_words(seed, int(np.prod(shape)))

@@ -1,4 +1,4 @@
-"""Which results of a model are recorded as digests, and which of them the numerics contract makes equal."""
+"""The results of a model that are recorded as digests, and those that the numerics contract makes equal."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from tests.program.digest_models import random_ids
 Digests = dict[str, str]
 Formats = Mapping[str, str | None]
 
-# One row, whole tiles of rows with and without a partial one, and more positions than a KV block holds.
+# One row, whole tiles of rows with and without a partial one, and more positions than a KV block has.
 LENGTHS = (1, 6, 17, 65)
 WIDE_LENGTHS = (1, 6, 9)
-# A prompt that is fed in these chunks; those of one token are decode steps.
+# A prompt that is fed in these chunks; chunks of one token are decode steps.
 CHUNKS = (7, 1, 27, 1, 1, 28)
 WIDE_CHUNKS = (6, 1, 1, 1)
-# Logits of so many last tokens: most of the time of a wide model on the scalar target goes into them.
+# The number of last tokens whose logits are computed: they take most of the time of a wide model on the scalar target.
 WIDE_KEEP = 3
 SAMPLING: Mapping[str, Mapping[str, Any]] = {
     "greedy": {},
@@ -40,7 +40,7 @@ SAMPLING: Mapping[str, Mapping[str, Any]] = {
 WIDE_SAMPLING = {name: SAMPLING[name] for name in ("greedy", "sampled with top_p")}
 TEXTS = ["A cat sits on the mat.", "good", "", "An uneven, often funny film that never quite finds its way home."]
 POOLING = ("mean", "max", "cls", "mean_sqrt_len_tokens", "lasttoken")
-# Results that are the same numbers, computed in different ways.
+# Results with the same numbers, computed in different ways.
 EQUAL = (
     ("text in a batch", "text alone"),
     ("text in a batch", "text in chunks"),
@@ -50,13 +50,13 @@ EQUAL = (
 
 
 def formats_of(name: str) -> Formats:
-    """The options of `from_pretrained` that "int8/float32" or the like names."""
+    """Return the options of `from_pretrained` for a name such as "int8/float32"."""
     dtype, kv_dtype, head_dtype = (*name.split("/"), None, None)[:3]
     return {"dtype": dtype, "kv_dtype": kv_dtype, "head_dtype": head_dtype}
 
 
 def digest(arrays: Sequence[Any]) -> str:
-    """16 hex digits for the bytes, shapes and types of arrays."""
+    """Return 16 hex digits for the bytes, shapes and types of arrays."""
     found = hashlib.sha256()
     for array in arrays:
         little = np.ascontiguousarray(array, np.asarray(array).dtype.newbyteorder("<"))
@@ -66,12 +66,12 @@ def digest(arrays: Sequence[Any]) -> str:
 
 
 def batch_of(model: Any, lengths: Sequence[int]) -> list[NDArray[np.int32]]:
-    """Texts of random ids."""
+    """Return texts of random ids."""
     return [random_ids(100 + n, n, model.config.vocab_size) for n in lengths]
 
 
 def run_in_chunks(model: Any, ids: NDArray[np.int32], chunks: Sequence[int], keep: int) -> NDArray[np.float32]:
-    """The logits of the last `keep` ids, all of which are fed to one KV cache chunk by chunk."""
+    """Return the logits of the last `keep` ids, with all ids fed to one KV cache in chunks."""
     assert sum(chunks) == len(ids)
     cache, logits = model.new_cache(), []
     for chunk in chunks:
@@ -88,7 +88,7 @@ def run_in_chunks(model: Any, ids: NDArray[np.int32], chunks: Sequence[int], kee
 
 
 def generated(model: Any, prompts: Any, sampling: Mapping[str, Mapping[str, Any]], n_tokens: int) -> Digests:
-    """Tokens and their log-probabilities, in several ways of choosing them."""
+    """Return tokens and their log-probabilities, chosen in several ways."""
     found = {}
     for name, options in sampling.items():
         out = model.generate(
@@ -99,7 +99,7 @@ def generated(model: Any, prompts: Any, sampling: Mapping[str, Mapping[str, Any]
 
 
 def layers(model: Any, batch: Any) -> Digests:
-    """Hidden states and attention maps of every layer."""
+    """Return hidden states and attention maps of every layer."""
     out = model(batch, output_hidden_states=True, output_attentions=True)
     return {
         "hidden states": digest([row for layer in out.hidden_states for row in layer]),

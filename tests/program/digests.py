@@ -1,11 +1,11 @@
-"""Digests of results: a change of the code that must not change a bit keeps all of `digests.json`.
+"""Digests of results: a code change that must not change a bit leaves `digests.json` unchanged.
 
     python -m tests.program.digests            compare what this machine can compute, and print what differs
     python -m tests.program.digests --write    record it, and print what changed
 
-The list has one digest per result, whatever the SIMD target, where the numerics contract says that targets agree, and
-one per target for bfloat16. What depends on numpy's or the C library's exp is not in it: scores of a classification,
-quality reports and the float64 executor.
+Where the numerics contract says that targets agree, there is one digest per result for all SIMD targets. For bfloat16
+there is one per target. Results that depend on numpy's or the C library's exp are not included: scores of a
+classification, quality reports and the float64 executor.
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ class Case:
 
     @property
     def column(self) -> str:
-        """Where the record has this target's digests."""
+        """The entry of the record with this target's digests."""
         return self.target if "bfloat16" in self.formats else ANY
 
 
 def cases() -> list[Case]:
-    """All that this machine can compute."""
+    """Return all cases that this machine can compute."""
     active = _core.active_target()
     return [
         Case(name, formats, target)
@@ -62,14 +62,14 @@ def cases() -> list[Case]:
 
 
 class Folders:
-    """The folders of the models, found or written when they are first needed."""
+    """The folders of the models, found or written on first use."""
 
     def __init__(self, scratch: Path) -> None:
         self._scratch = scratch
         self._known: dict[str, Path | None] = {}
 
     def find(self, subject: str) -> Path | None:
-        """The folder of a model; None where this machine does not have it."""
+        """Return the folder of a model; None if this machine does not have it."""
         if subject not in self._known:
             folder = self._scratch / subject
             folder.mkdir()
@@ -78,7 +78,7 @@ class Folders:
 
 
 def compute(case: Case, folder: Path) -> Digests:
-    """The digests of a case; a target that is not the active one runs in a process of its own."""
+    """Compute the digests of a case; a target that is not the active one runs in a separate process."""
     if case.target == _core.active_target():
         return RESULTS[SUBJECTS[case.subject].kind](folder, formats_of(case.formats))
     paths = os.pathsep.join((str(SOURCES), str(ROOT)))
@@ -97,7 +97,7 @@ def compute(case: Case, folder: Path) -> Digests:
 
 
 def broken_rules(digests: Digests) -> list[str]:
-    """Pairs of results that must be equal on any machine and are not."""
+    """Return pairs of results that must be equal on any machine and are not."""
     pairs = [(a, b) for a, b in EQUAL if a in digests and b in digests]
     return [f"{a!r} and {b!r} differ" for a, b in pairs if digests[a] != digests[b]]
 
@@ -108,18 +108,18 @@ def read_record() -> Record:
 
 
 def recorded(record: Record, case: Case) -> Digests | None:
-    """The recorded digests of a case; None where no machine with this target has recorded them."""
+    """Return the recorded digests of a case; None if no machine with this target has recorded them."""
     return record.get(case.subject, {}).get(case.formats, {}).get(case.column)
 
 
 def differences(old: Digests, new: Digests) -> list[str]:
-    """The results that are not the same in both."""
+    """Return the results that differ."""
     names = [*old, *(name for name in new if name not in old)]
     return [f"{name}: {old.get(name)} -> {new.get(name)}" for name in names if old.get(name) != new.get(name)]
 
 
 def merge(record: Record, results: list[tuple[Case, Digests]]) -> Iterator[str]:
-    """Put results into the record. Yields what changed. Raises ValueError where a rule of the contract is broken."""
+    """Merge results into the record and yield what changed. Raises ValueError if a rule of the contract is broken."""
     fresh: dict[tuple[str, str], dict[str, Digests]] = {}
     for case, digests in results:
         columns = fresh.setdefault((case.subject, case.formats), {})
@@ -132,9 +132,9 @@ def merge(record: Record, results: list[tuple[Case, Digests]]) -> Iterator[str]:
 
 
 def merge_columns(known: dict[str, Digests], fresh: Mapping[str, Digests]) -> Iterator[str]:
-    """Put the digests of one model in one format into the record. Yields what changed.
+    """Merge the digests of one model in one format into the record and yield what changed.
 
-    Where a recorded result changed, the records of targets that this CPU lacks are out of date, and are removed.
+    If a recorded result changed, the records of targets that this CPU lacks are outdated and are removed.
     """
     changed = False
     for column, digests in fresh.items():
@@ -163,7 +163,7 @@ def write_record(record: Record) -> None:
 
 
 def compute_all(scratch: Path) -> Iterator[tuple[Case, Digests]]:
-    """All cases whose models this machine has."""
+    """Compute all cases whose models this machine has."""
     folders = Folders(scratch)
     for case in cases():
         folder = folders.find(case.subject)

@@ -1,4 +1,4 @@
-"""A Program that the C++ executor cannot run is a ConfigError when it is given, never a crash when it is run."""
+"""A Program that the C++ executor cannot run raises a ConfigError when it is loaded and never crashes when it runs."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ Spec = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A tiny model: its weights in C++, and Programs over them as C++ is given them."""
+    """A tiny model: its weights in C++, and Programs for them as C++ receives them."""
 
     engine: _core.Engine
     specs: tuple[Spec, ...]
@@ -49,7 +49,7 @@ def loaded(folder: Path, family: str) -> Loaded:
     if task == "encoder":
         programs += [optimise(with_pooling(built.traced, kind, normalize=True)) for kind in ("mean", "first")]
     engine = _core.Engine(2)
-    for program in (built.program, marked):  # the fused weights and those as they are in the file
+    for program in (built.program, marked):  # the fused weights and those in the file
         weights = {name: weight for name, weight in program.weights.items() if not engine.has(name)}
         part = Program((), (), weights, {}, 0, 0, 0, 0, False)
         cpu._load(engine, part.weights, built.tensors, weight_formats(part, "float32"))
@@ -89,7 +89,7 @@ anything = st.one_of(numbers, st.sampled_from(WORDS), st.booleans(), st.floats()
 
 
 def change_list(draw: Any, items: list[Any]) -> None:
-    """Another entry, one more or one less."""
+    """Change, add or remove an entry."""
     what = draw(st.sampled_from(("set", "add", "drop", "swap")))
     if what == "add" or not items:
         items.append(draw(st.one_of(small, numbers)))
@@ -165,7 +165,7 @@ CHANGES: tuple[Callable[[Any, Spec], None], ...] = (
 @settings(max_examples=1500, deadline=None, derandomize=True, database=None)
 @given(data=st.data())
 def test_a_changed_program_is_refused_or_runs(models: list[Loaded], data: st.DataObject) -> None:
-    """Whatever is changed: a ConfigError, or a step that gives as many outputs, or an error of the step's own."""
+    """Any change gives a ConfigError, a step with as many outputs, or an error of the step itself."""
     model = data.draw(st.sampled_from(models))
     spec = copy.deepcopy(data.draw(st.sampled_from(model.specs)))
     for _ in range(data.draw(st.integers(1, 3))):
@@ -182,7 +182,7 @@ def test_a_changed_program_is_refused_or_runs(models: list[Loaded], data: st.Dat
 
 
 def change_at(models: list[Loaded], kind: str, change: Callable[[list[Any], Spec], None]) -> tuple[_core.Engine, Spec]:
-    """A spec of which the first op of a kind was changed."""
+    """Return a spec with a change in the first op of a kind."""
     for model in models:
         for spec in model.specs:
             for index, op in enumerate(spec["ops"]):
@@ -246,7 +246,7 @@ def test_no_heads_are_refused(models: list[Loaded]) -> None:
 
 @pytest.mark.parametrize("offset", [0, 8])
 def test_a_linear_that_reads_columns_of_its_residual(tmp_path: Path, offset: int) -> None:
-    """The result may not be written over the residual, since other columns of it are still to be read."""
+    """The result must not overwrite the residual, because other columns of it are read later."""
     rng, width, inner = np.random.default_rng(0), 200, 192
     tensors = {"table": rng.normal(size=(31, width)), "matrix": rng.normal(size=(width, inner)) / inner**0.5}
     single = {name: tensor.astype(np.float32) for name, tensor in tensors.items()}

@@ -1,4 +1,4 @@
-"""Every result has the bits that `digests.json` records."""
+"""Every result has the bits recorded in `digests.json`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.program.digests import (
 
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Folders]:
-    """The models; the random ones are hundreds of megabytes, so they do not outlive the session."""
+    """Yield the models; the random ones are hundreds of megabytes, so they are removed after the session."""
     scratch = tmp_path_factory.mktemp("digests")
     yield Folders(scratch)
     shutil.rmtree(scratch)
@@ -66,7 +66,7 @@ def test_results_that_must_be_equal_are_not_recorded_otherwise() -> None:
 
 
 def test_a_change_removes_the_records_of_other_targets() -> None:
-    """They came from the same code, so they are out of date too."""
+    """They came from the same code, so they are outdated too."""
     case = Case("gpt2-litbank", "bfloat16", "avx2")
     record: Record = {"gpt2-litbank": {"bfloat16": {"avx2": {"logits": "a"}, "neon": {"logits": "b"}}}}
     assert list(merge(record, [results_of(case, logits="a")])) == []

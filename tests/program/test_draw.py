@@ -1,4 +1,4 @@
-"""Drawing tokens inside the step gives what drawing from its logits gives, whatever the batch and the threads."""
+"""Drawing tokens inside the step equals drawing from its logits, for any batch and number of threads."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 
 def gpt2(folder: Path, threads: int = 2, *, like: Sequence[tuple[int, int]] = (), **options: Any) -> CausalLM:
-    """A small GPT-2; like: pairs of ids of which the second gets the embedding of the first, and so its logits."""
+    """Return a small GPT-2; like: pairs of ids with the same embedding, and so the same logits."""
     config = {**GPT2, **SMALL, **options}
     tensors = gpt2_tensors(config)
     for first, second in like:
@@ -53,7 +53,7 @@ def gpt2(folder: Path, threads: int = 2, *, like: Sequence[tuple[int, int]] = ()
 
 
 def sampling(n: int, logprobs: bool = False, **options: Any) -> Sampling:
-    """The same options for all rows, another seed and history for each."""
+    """Return the same options for all rows, with a different seed and history for each."""
     params = np.zeros(n, SAMPLE_PARAMS)
     defaults = {"temperature": 1, "top_p": 1, "repetition_penalty": 1, "do_sample": 1}
     for name, value in {**defaults, **options}.items():
@@ -65,7 +65,7 @@ def sampling(n: int, logprobs: bool = False, **options: Any) -> Sampling:
 
 
 def mixed(n: int, logprobs: bool) -> Sampling:
-    """Rows that all draw in another way."""
+    """Return rows that all draw in different ways."""
     found = sampling(n, logprobs)
     for i, options in enumerate(list(OPTIONS.values()) * n):
         if i < n:
@@ -75,12 +75,12 @@ def mixed(n: int, logprobs: bool) -> Sampling:
 
 
 def a_batch(rows: int) -> NDArray[np.int64]:
-    """Lengths of sequences."""
+    """Return lengths of sequences."""
     return np.random.default_rng(0).integers(1, 41, rows)
 
 
 def a_step(model: CausalLM, seed: int = 0, rows: int = ROWS) -> Step:
-    """Sequences of 1 to 40 tokens in new caches; the last row of each is wanted."""
+    """Return a step with sequences of 1 to 40 tokens in new caches; the last row of each is wanted."""
     rng = np.random.default_rng(seed)
     lengths = a_batch(rows)
     ends = np.cumsum([0, *lengths]).astype(np.int32)
@@ -94,7 +94,7 @@ def a_step(model: CausalLM, seed: int = 0, rows: int = ROWS) -> Step:
 
 
 def again(model: CausalLM, step: Step) -> Step:
-    """The same step over other new caches."""
+    """Return the same step with other new caches."""
     return dataclasses.replace(step, caches=tuple(model.new_cache() for _ in step.caches or ()))
 
 
@@ -114,7 +114,7 @@ def assert_drawn(found: Drawn, expected: Drawn) -> None:
 @pytest.mark.parametrize("logprobs", [False, True])
 @pytest.mark.parametrize("options", [*OPTIONS, "mixed"])
 def test_draw_is_run_and_sample(tmp_path: Path, options: str, logprobs: bool) -> None:
-    """On one, two and three threads, for a batch of 33 and for each row alone."""
+    """With one, two and three threads, for a batch of 33 and for each row alone."""
     how = mixed(ROWS, logprobs) if options == "mixed" else sampling(ROWS, logprobs, **OPTIONS[options])
     with gpt2(tmp_path, 1) as model:
         expected = draw_from_logits(model.executor, a_step(model), how)
@@ -158,7 +158,7 @@ def joined(draws: Sequence[Drawn]) -> Drawn:
 @pytest.mark.parametrize("options", ["greedy", "greedy, penalty", "top-k", "top-p"])
 @pytest.mark.parametrize("logprobs", [False, True])
 def test_suppressed_ids(tmp_path: Path, options: str, logprobs: bool) -> None:
-    """Count as -inf, where the row says so: what would be drawn is suppressed."""
+    """They count as -inf in rows that say so: the id that would be drawn is suppressed."""
     with gpt2(tmp_path) as model:
         step = a_step(model)
         how = sampling(ROWS, logprobs, **OPTIONS[options])
@@ -175,7 +175,7 @@ def test_suppressed_ids(tmp_path: Path, options: str, logprobs: bool) -> None:
 @pytest.mark.parametrize("threads", THREADS)
 @pytest.mark.parametrize("top_k", [0, 1, 2, 7])
 def test_equal_logits(tmp_path: Path, threads: int, top_k: int) -> None:
-    """The lowest id of equal logits, which lie in panels of several threads; top-k keeps all that are equal."""
+    """The lowest of ids with equal logits is drawn, across panels of several threads; top-k includes all equal ones."""
     like = [(i, j) for i in range(300) for j in (i + 300, i + 600)]
     with gpt2(tmp_path, threads, like=like) as model:
         step = a_step(model)
@@ -199,7 +199,7 @@ def test_equal_logits(tmp_path: Path, threads: int, top_k: int) -> None:
 
 
 def test_logits_that_are_asked_for_twice(tmp_path: Path) -> None:
-    """Where the linear's output is not the sampler's alone, it is drawn from afterwards."""
+    """If the sampler is not the only user of the linear's output, drawing happens afterward."""
     with gpt2(tmp_path) as model:
         program = model.executor.program
         twice = dataclasses.replace(program, outputs={**program.outputs, "again": program.outputs["logits"]})
@@ -214,8 +214,8 @@ def test_logits_that_are_asked_for_twice(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("options", ["greedy", "greedy, penalty", "top-k", "top-p"])
 def test_decoding_is_step_after_step(tmp_path: Path, options: str) -> None:
-    """Each step feeds what the last one drew, counts on, lengthens the history, and suppresses so many times."""
-    n_steps = 70  # across the border of a KV block
+    """Each step feeds the last drawn token, advances the counter, extends the history and suppresses the given ids."""
+    n_steps = 70  # crosses the border of a KV block
     with gpt2(tmp_path) as model:
         begin = a_step(model, rows=9)
         draw = cpu(model).draw(begin, sampling(9, do_sample=0))[0]
@@ -267,12 +267,12 @@ def test_steps_that_draw_nothing_or_a_part(tmp_path: Path) -> None:
 
 
 def test_fault_56_non_finite(tmp_path: Path) -> None:
-    """A row with NaN, or with nothing to draw, is named; the caches are as they were, and the model works on."""
+    """The error names a row with NaN, or with nothing to draw; the caches are unchanged, and the model still works."""
     config = {**GPT2, **SMALL}
     tensors = gpt2_tensors(config)
     lengths = a_batch(ROWS)
     limit = int(lengths[:3].max())
-    tensors["wpe.weight"][limit] = np.nan  # so that longer sequences have NaN
+    tensors["wpe.weight"][limit] = np.nan  # so longer sequences have NaN
     with AutoModelForCausalLM.from_pretrained(write(tmp_path, config, tensors), threads=2) as model:
         step = a_step(model)
         first = int(np.flatnonzero(lengths > limit)[0])
@@ -293,13 +293,13 @@ def test_fault_56_non_finite(tmp_path: Path) -> None:
         decoding = cpu(model).decoding(decode_step([1, 2], [model.new_cache() for _ in range(2)]), sampling(2))
         for _ in range(limit):
             decoding.draw()
-        for _ in range(2):  # an error leaves it where it was
+        for _ in range(2):  # an error does not advance it
             with pytest.raises(NonFiniteError, match="row 0"):
                 decoding.draw()
 
 
 def test_refused(tmp_path: Path) -> None:
-    """Wrong arrays, closed caches and closed executors are errors that name them."""
+    """Wrong arrays, closed caches and closed executors raise errors that name them."""
     model = gpt2(tmp_path)
     executor = cpu(model)
     step = a_step(model, rows=2)
@@ -328,7 +328,7 @@ def test_refused(tmp_path: Path) -> None:
 
 
 class LogitsOnly:
-    """A model whose executor does not draw: generation then takes its logits."""
+    """A model whose executor does not draw: generation then uses its logits."""
 
     def __init__(self, model: CausalLM) -> None:
         self.executor: Any = self
@@ -351,8 +351,10 @@ class LogitsOnly:
     ],
 )
 def test_generate_33_texts(tmp_path: Path, options: dict[str, Any]) -> None:
-    """Ids and log-probabilities are those of the plain way, on any number of threads, in any batch; also without
-    log-probabilities, which changes what is computed."""
+    """Ids and log-probabilities equal those of the plain path, for any number of threads and any batch.
+
+    Also without log-probabilities, which changes what is computed.
+    """
     rng = np.random.default_rng(1)
     prompts = [rng.integers(0, 1003, n).tolist() for n in rng.integers(1, 40, ROWS)]
     lengths = {"max_new_tokens": 14, "seed": 8, **options}
@@ -372,7 +374,7 @@ def test_generate_33_texts(tmp_path: Path, options: dict[str, Any]) -> None:
 
 
 def test_nothing_of_vocabulary_size_is_made(tmp_path: Path) -> None:
-    """Greedy and top-k need no row of logits: the workspace does not hold any."""
+    """Greedy and top-k need no row of logits: the workspace does not contain one."""
     with gpt2(tmp_path, vocab_size=100_003) as model:
         executor: Any = cpu(model)._executor
         step = a_step(model)

@@ -1,4 +1,4 @@
-"""Tensors of float64 are rounded to float32 as they are read: the bits of the same checkpoint saved as float32."""
+"""Tensors of float64 are rounded to float32 on reading: the bits equal those of a checkpoint saved as float32."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ READ_AS = [
     *(("matrix", form, turned) for form in ("float32", "bfloat16", "int8", "int4") for turned in (False, True)),
     *(("table", form, False) for form in ("float32", "bfloat16", "int8")),
 ]
-# Ties to even in the last bit of float32, numbers that are denormal there, that vanish, and the largest that stays.
+# Ties to even in the last bit of float32, numbers that become denormal or zero there, and the largest that stays
+# finite.
 EDGES = [
     *(1 + 2**-24, 1 + 3 * 2**-24, 1 + 2**-24 + 2**-50, 1 - 2**-25, 0.1, -0.0),
     *(2**-149, 1.5 * 2**-149, 2**-150, 1e-310, (2 - 2**-24 - 2**-50) * 2.0**127, np.inf, -np.inf, np.nan),
@@ -26,7 +27,7 @@ EDGES = [
 def packed(
     array: NDArray[np.float64] | NDArray[np.float32], folder: Path, use: str, form: str, transposed: bool = False
 ) -> list[bytes]:
-    """The weight as the kernels read it, from a file that holds this array."""
+    """Return the weight as the kernels read it, from a file with this array."""
     file = folder / "weights"
     array.tofile(file)
     engine = _core.Engine(2)

@@ -1,4 +1,4 @@
-"""When steps leave the threads that other programs hold up, and when they come back."""
+"""When steps stop using threads that other programs delay, and when they use them again."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ TEAM, ALONE, HELD_UP = 0.0005, 0.0008, 0.010  # seconds
 
 
 def run(pace: _core.Pace, n_steps: int, team: float, alone: float = ALONE, rows: int = 1) -> list[bool]:
-    """Steps of these seconds; which of them ran alone."""
+    """Run steps with these times; return which of them ran alone."""
     found = []
     for _ in range(n_steps):
         found.append(pace.alone(rows))
@@ -20,8 +20,8 @@ def run(pace: _core.Pace, n_steps: int, team: float, alone: float = ALONE, rows:
 def test_a_steady_pace_stays_on_all_threads() -> None:
     pace = _core.Pace()
     assert not any(run(pace, 100, TEAM))
-    assert not any(run(pace, 100, 3 * TEAM))  # slower, but not by what waiting for a thread costs
-    assert not any(run(pace, 2, HELD_UP))  # now and then
+    assert not any(run(pace, 100, 3 * TEAM))  # slower, but by less than the cost of waiting for a thread
+    assert not any(run(pace, 2, HELD_UP))  # only occasionally
     assert not any(run(pace, 100, TEAM))
 
 
@@ -31,7 +31,7 @@ def test_steps_that_wait_go_alone_for_longer_and_longer() -> None:
     assert run(pace, 3, HELD_UP) == [False] * 3
     found = run(pace, 1000, HELD_UP)
     trials = [i for i, alone in enumerate(found) if not alone]
-    assert trials == [32, 97, 226, 483, 996]  # one step each, behind 32, 64, 128, ... alone
+    assert trials == [32, 97, 226, 483, 996]  # one step each, after 32, 64, 128, ... steps alone
 
 
 def test_a_trial_that_is_fast_brings_all_threads_back() -> None:

@@ -1,4 +1,4 @@
-"""Each rewrite: the Program before and after gives the same numbers, and the work that it saves is gone."""
+"""Each rewrite: the Program before and after gives the same numbers, and the saved work is gone."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ DISTIL = {"vocab_size": 31, "dim": 12, "n_heads": 3, "n_layers": 2, "hidden_dim"
 
 
 class AllNames:
-    """A checkpoint that holds whatever is asked for, except a head of its own where it is tied."""
+    """A checkpoint that has any requested tensor, except a separate head if it is tied."""
 
     def __init__(self, layout: Layout) -> None:
         self.layout = layout
@@ -41,7 +41,7 @@ class AllNames:
 
 
 def trace(family: str, task: Task) -> Program:
-    """A tiny model of a family, not optimised."""
+    """Trace a tiny model of a family, without optimization."""
     module: Any = {"gpt2": gpt2, "bert": bert, "distilbert": distilbert, "roberta": roberta}[family]
     raw = {"gpt2": GPT2, "bert": BERT, "distilbert": DISTIL, "roberta": {**BERT, "pad_token_id": 1}}[family]
     config = module.read_config({**raw, "model_type": family})
@@ -50,7 +50,7 @@ def trace(family: str, task: Task) -> Program:
 
 
 def weights_of(program: Program, rng: np.random.Generator) -> Mapping[str, NDArray[np.float64]]:
-    """Random tensors for all parts of a Program that is not optimised."""
+    """Return random tensors for all parts of an unoptimized Program."""
     tensors = {}
     for weight in program.weights.values():
         shape = weight.shape[::-1] if weight.transposed else weight.shape
@@ -59,7 +59,7 @@ def weights_of(program: Program, rng: np.random.Generator) -> Mapping[str, NDArr
 
 
 def ragged_step(rng: np.random.Generator, lengths: tuple[int, ...] = (3, 1, 7), *, kept: int = 2) -> Step:
-    """Sequences of these lengths; the last `kept` rows of each are wanted."""
+    """Return sequences of these lengths; the last `kept` rows of each are wanted."""
     ends = np.cumsum(lengths)
     wanted = [np.arange(max(end - length, end - kept), end) for end, length in zip(ends, lengths, strict=True)]
     return Step(
@@ -72,7 +72,7 @@ def ragged_step(rng: np.random.Generator, lengths: tuple[int, ...] = (3, 1, 7), 
 
 
 def assert_same(before: Program, after: Program, rng: np.random.Generator) -> None:
-    """All outputs of the two agree on a ragged step, within float64's rounding."""
+    """Assert that all outputs of the two agree on a ragged step, within float64 rounding."""
     tensors, step = weights_of(before, rng), ragged_step(rng)
     expected = NumpyExecutor(before, lambda part: tensors[part]).run(step)
     found = NumpyExecutor(after, lambda part: tensors[part]).run(step)
@@ -116,7 +116,7 @@ def test_marked_outputs_change_nothing(family: str, task: Task, rng: np.random.G
 
 @pytest.mark.parametrize(("family", "task"), ALL)
 def test_variants_share_their_weights(family: str, task: Task) -> None:
-    """Whatever outputs are asked for, the packed weights are the same ones."""
+    """The packed weights are the same for any requested outputs."""
     traced = trace(family, task)
     fast = optimise(traced)
     for hidden_states, attentions in ((True, False), (False, True), (True, True)):
@@ -129,7 +129,7 @@ def kinds(program: Program) -> list[str]:
 
 
 def test_everything_is_fused() -> None:
-    """No activation and no add of a linear is left, and BERT's q, k and v are one product."""
+    """No separate activation or add of a linear is left, and BERT's q, k and v are one product."""
     for family, task in ALL:
         program = optimise(trace(family, task))
         assert "activation" not in kinds(program)

@@ -1,4 +1,4 @@
-"""On cpu a rewrite changes no bit, and neither does asking for more outputs."""
+"""On cpu, rewrites and requests for more outputs change no bit."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.program.test_rewrites import STEPS, ragged_step
 from tests.reference.checkpoints import write_bert, write_gpt2
 
 WRITERS = {"causal-lm": write_gpt2, "sequence-classification": write_bert, "encoder": write_bert}
-WIDE = {  # every matrix has more than 64 rows, so that all dtypes show
+WIDE = {  # every matrix has more than 64 rows, so all dtypes have an effect
     "causal-lm": {"n_embd": 72},
     "sequence-classification": {"hidden_size": 72, "intermediate_size": 80},
     "encoder": {"hidden_size": 72, "intermediate_size": 80},

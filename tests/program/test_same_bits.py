@@ -1,4 +1,4 @@
-"""The numerics contract: a row depends on its own sequence alone, bit for bit (docs/numerics.md)."""
+"""The numerics contract: a row depends only on its own sequence, bit for bit (docs/numerics.md)."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ LENGTHS = (1, 2, 5, 6, 7, 15, 16, 17, 63, 64, 65, 127, 128, 129, 200, 300, 33, 3
            66, 70, 90, 250, 31)  # fmt: skip
 assert len(LENGTHS) == 33
 THREADS = (1, 2, 3)
-# Of weights, or of weights / keys and values where they are not as the weights suggest.
+# Dtypes of weights, or of weights / keys and values if they differ from the default for the weights.
 DTYPES = ("float32", "bfloat16", "int8", "int4", "float32/bfloat16", "float32/int8", "int8/float32")
 SAME_ON_ALL_TARGETS = tuple(dtype for dtype in DTYPES if "bfloat16" not in dtype)
 
@@ -77,7 +77,7 @@ def texts(rng: np.random.Generator) -> list[NDArray[np.int32]]:
 
 
 def rows(model: Any, batch: Any, **options: Any) -> list[NDArray[np.float32]]:
-    """What the model says of every sequence: logits or hidden states."""
+    """Return the model's output for every sequence: logits or hidden states."""
     out = model(batch, **options)
     found = out.logits if hasattr(out, "logits") else out.last_hidden_state
     return list(found)
@@ -125,7 +125,7 @@ def test_threads(family: Family, dtype: str, tmp_path: Path, rng: np.random.Gene
 
 
 def feed(model: Any, cache: Any, ids: NDArray[np.int32]) -> NDArray[np.float32]:
-    """Logits of all ids behind what the cache holds."""
+    """Return the logits of all ids fed after the content of the cache."""
     step = Step(
         token_ids=ids,
         cu_seqlens=np.array([0, len(ids)], np.int32),
@@ -145,7 +145,7 @@ def test_chunks_and_cache(dtype: str, tmp_path: Path, rng: np.random.Generator, 
     cache = model.new_cache()
     fed = np.concatenate([feed(model, cache, text[i : i + chunk]) for i in range(0, 300, chunk)])
     assert_same([fed], [recomputed])
-    for length in (77, 66, 64, 3):  # what is fed again shares words and blocks with what stayed
+    for length in (77, 66, 64, 3):  # ids fed again share words and blocks with those that stayed
         cache.truncate(length)
         branch = cache.fork()
         assert_same([feed(model, cache, text[length:])], [recomputed[length:]])
@@ -161,7 +161,7 @@ def test_wanted_rows_only(dtype: str, tmp_path: Path, rng: np.random.Generator) 
 
 
 def test_rewrites_change_no_bit(family: Family, dtype: str, tmp_path: Path, rng: np.random.Generator) -> None:
-    """The traced Program, op by op, and the optimised one."""
+    """The traced Program, op by op, equals the optimized one."""
     model = family.load(tmp_path, dtype=dtype)
     built = model._built
     plain = cpu.CpuExecutor(built.traced, built.tensors, threads=2, **dtypes_of(dtype))
@@ -209,7 +209,7 @@ print(cpu.info()["target_active"], digest.hexdigest())
 
 @pytest.mark.parametrize("dtype", SAME_ON_ALL_TARGETS, indirect=True)
 def test_targets(dtype: str, tmp_path: Path) -> None:
-    """scalar, avx2, avx512 (or scalar and neon) give the same bits, each in a process of its own."""
+    """scalar, avx2, avx512 (or scalar and neon) give the same bits, each in a separate process."""
     digests = {}
     for target in _core.available_targets():
         environment = {**os.environ, "FASTATTN_FORCE_TARGET": target, "PYTHONPATH": os.pathsep.join(sys.path)}

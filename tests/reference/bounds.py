@@ -1,9 +1,9 @@
-"""How far two correct computations of one Program may differ. No test writes a tolerance of its own.
+"""Bounds on the difference between two correct computations of one Program. No test defines its own tolerance.
 
-Forward error to first order: an op with inner length k adds at most gamma_k = k * eps relative to the largest value it
-works on (Higham 2002, chapter 3), elementwise functions add the few ulp of the libm, and later ops pass an error on
-with the growth of the values themselves, which `scale` (the largest magnitude of any value) stands for. Two
-computations may each be off by that much.
+This is a first-order forward error: an op with inner length k adds at most gamma_k = k * eps relative to the largest
+value that it works on (Higham 2002, chapter 3). Elementwise functions add the few ulp of the libm. Later ops propagate
+an error in proportion to the growth of the values themselves; `scale` (the largest magnitude of any value) represents
+this growth. Each of the two computations may be off by that much.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ FUNCTION_ULPS = 8  # exp, tanh, erf, sqrt and division, each within a few ulp
 
 
 def eps(dtype: Any) -> float:
-    """Half the distance from 1 to the next number."""
+    """Return half the distance from 1 to the next number."""
     return float(np.finfo(np.dtype(dtype)).eps) / 2
 
 
 def inner_length(program: Program, op: Op, longest: int) -> int:
-    """Terms that one element of an op's output is a sum of. longest: tokens in the longest sequence."""
+    """Return the number of terms in the sum for one output element of an op. longest: longest sequence in tokens."""
     width = program.values[op.inputs[0]].width if op.inputs else 1
     if op.kind in ("attention", "attention_probs"):
         return 2 * int(op.attrs["head_dim"]) + 2 * longest
@@ -34,7 +34,7 @@ def inner_length(program: Program, op: Op, longest: int) -> int:
 
 
 def program_bound(program: Program, dtype: object, *, longest: int, scale: float) -> float:
-    """Largest difference between a computation of a Program in `dtype` and an exact one."""
+    """Return the largest difference between a computation of a Program in `dtype` and an exact one."""
     steps = sum(inner_length(program, op, longest) + FUNCTION_ULPS for op in program.ops)
     return 2.0 * steps * eps(dtype) * max(1.0, scale)
 
@@ -42,7 +42,7 @@ def program_bound(program: Program, dtype: object, *, longest: int, scale: float
 def assert_close(
     actual: NDArray[np.floating], expected: NDArray[np.floating], program: Program, *, longest: int, scale: float = 0.0
 ) -> None:
-    """actual (its dtype says how exact it is) against expected, within `program_bound`."""
+    """Assert that actual (its dtype sets the precision) is within `program_bound` of expected."""
     actual, expected = np.asarray(actual), np.asarray(expected)
     assert actual.shape == expected.shape
     assert np.isfinite(actual).all()

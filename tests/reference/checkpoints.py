@@ -1,4 +1,4 @@
-"""Checkpoints written by hand, without torch: tiny random models and files that are wrong on purpose."""
+"""Checkpoints written by hand, without torch: tiny random models and intentionally broken files."""
 
 from __future__ import annotations
 
@@ -50,13 +50,13 @@ DISTILBERT: Mapping[str, Any] = {
 
 
 def header(entries: Mapping[str, Any], *, pad: int = 0) -> bytes:
-    """The length and the JSON of a safetensors header."""
+    """Return the length and the JSON of a safetensors header."""
     text = json.dumps(entries).encode() + b" " * pad
     return struct.pack("<Q", len(text)) + text
 
 
 def safetensors(tensors: Mapping[str, NDArray[Any]], **extra: Any) -> bytes:
-    """A correct file. uint16 arrays are taken as bfloat16 bits."""
+    """Return a correct file. uint16 arrays are treated as bfloat16 bits."""
     entries: dict[str, Any] = dict(extra)
     data = b""
     for name, array in tensors.items():
@@ -80,7 +80,7 @@ def _linear(rng: np.random.Generator, name: str, rows: int, columns: int, bias: 
 
 
 def gpt2_tensors(config: Mapping[str, Any] = GPT2, seed: int = 0) -> dict[str, NDArray[Any]]:
-    """Random weights in GPT-2's names; Conv1D's matrices are [in, out]."""
+    """Return random weights with GPT-2's names; Conv1D's matrices are [in, out]."""
     rng, d, inner = np.random.default_rng(seed), config["n_embd"], config.get("n_inner") or 4 * config["n_embd"]
     tensors = {
         "wte.weight": rng.normal(size=(config["vocab_size"], d)).astype(np.float32),
@@ -95,7 +95,7 @@ def gpt2_tensors(config: Mapping[str, Any] = GPT2, seed: int = 0) -> dict[str, N
 
 
 def bert_tensors(config: Mapping[str, Any] = BERT, seed: int = 0) -> dict[str, NDArray[Any]]:
-    """Random weights in BERT's names, with pooler and classifier."""
+    """Return random weights with BERT's names, with pooler and classifier."""
     rng, d, inner = np.random.default_rng(seed), config["hidden_size"], config["intermediate_size"]
     sizes = {"word": "vocab_size", "position": "max_position_embeddings", "token_type": "type_vocab_size"}
     tensors = {
@@ -118,7 +118,7 @@ def bert_tensors(config: Mapping[str, Any] = BERT, seed: int = 0) -> dict[str, N
 
 
 def distilbert_tensors(config: Mapping[str, Any] = DISTILBERT, seed: int = 0) -> dict[str, NDArray[Any]]:
-    """Random weights in DistilBERT's names, without a head."""
+    """Return random weights with DistilBERT's names, without a head."""
     rng, d, inner = np.random.default_rng(seed), config["dim"], config["hidden_dim"]
     sizes = {"word": "vocab_size", "position": "max_position_embeddings"}
     tensors = {
@@ -136,7 +136,7 @@ def distilbert_tensors(config: Mapping[str, Any] = DISTILBERT, seed: int = 0) ->
 
 
 def write(directory: Path, config: Mapping[str, Any] | bytes, tensors: Mapping[str, NDArray[Any]] | bytes) -> Path:
-    """A directory with config.json and model.safetensors."""
+    """Write a directory with config.json and model.safetensors."""
     directory.mkdir(parents=True, exist_ok=True)
     text = config if isinstance(config, bytes) else json.dumps(config).encode()
     (directory / "config.json").write_bytes(text)
@@ -146,18 +146,18 @@ def write(directory: Path, config: Mapping[str, Any] | bytes, tensors: Mapping[s
 
 
 def write_gpt2(directory: Path, seed: int = 0, **options: Any) -> Path:
-    """A tiny GPT-2 with some options of its own."""
+    """Write a tiny GPT-2 with the given options."""
     config = {**GPT2, **options}
     return write(directory, config, gpt2_tensors(config, seed))
 
 
 def write_bert(directory: Path, seed: int = 0, **options: Any) -> Path:
-    """A tiny BERT with a classifier and some options of its own."""
+    """Write a tiny BERT with a classifier and the given options."""
     config = {**BERT, **options}
     return write(directory, config, bert_tensors(config, seed))
 
 
 def write_distilbert(directory: Path, seed: int = 0, **options: Any) -> Path:
-    """A tiny DistilBERT with some options of its own."""
+    """Write a tiny DistilBERT with the given options."""
     config = {**DISTILBERT, **options}
     return write(directory, config, distilbert_tensors(config, seed))

@@ -1,4 +1,4 @@
-"""The `fastattn` command, in this process and in others."""
+"""Runs the `fastattn` command in this process and in others."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ ENVIRONMENT = {**PYTHON_ENVIRONMENT, "PYTHONWARNINGS": "error"}
 
 
 def command(*arguments: object) -> list[str]:
-    """The words of a process of its own."""
+    """Return the command line for a separate process."""
     return [sys.executable, "-m", "fastattn", *map(str, arguments)]
 
 
 def run(*arguments: object, stdin: str = "") -> subprocess.CompletedProcess[str]:
-    """The command in a process of its own."""
+    """Run the command in a separate process."""
     return subprocess.run(
         command(*arguments), input=stdin, capture_output=True, text=True, timeout=600, env=ENVIRONMENT, check=False
     )
@@ -29,7 +29,7 @@ def run(*arguments: object, stdin: str = "") -> subprocess.CompletedProcess[str]
 def assert_refused(
     capsys: pytest.CaptureFixture[str], arguments: Sequence[str], *, code: int, words: str, usage: str
 ) -> str:
-    """It ends with an exit code and says `words`: 1 is one line on stderr, 2 a line and a hint about `usage`.
+    """Assert that it exits with `code` and prints `words`: 1 is one line on stderr, 2 a line and a hint about `usage`.
 
     usage: the command that the error is about, "" for that of the whole command.
 

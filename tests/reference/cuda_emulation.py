@@ -1,7 +1,7 @@
-"""The CUDA executor over an emulated GPU: the same C++ and the same kernels, compiled by the C++ compiler.
+"""The CUDA executor on an emulated GPU: the same C++ and the same kernels, compiled by the C++ compiler.
 
-`fastattn._cuda` and this module have one source but for `csrc/cuda/cuda_api.cpp`, so what runs here is all of the
-host's logic and the arithmetic of every kernel; not what a real GPU does with it.
+`fastattn._cuda` and this module have the same source except for `csrc/cuda/cuda_api.cpp`. So this runs all of the
+host's logic and the arithmetic of every kernel, but not the behavior of a real GPU.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def _tool(name: str) -> str:
 
 @functools.cache
 def build() -> Path:
-    """The folder with what TARGETS name; the second time only what changed is compiled."""
+    """Build TARGETS and return their folder; a second build compiles only what changed."""
     pytest.importorskip("pybind11", reason="compiles the CUDA executor for the CPU, which needs pybind11")
     import pybind11
 
@@ -60,7 +60,7 @@ def build() -> Path:
 
 @functools.cache
 def emulated_module() -> ModuleType:
-    """A stand-in for fastattn._cuda."""
+    """Return a replacement for fastattn._cuda."""
     suffix = sysconfig.get_config_var("EXT_SUFFIX")
     spec = importlib.util.spec_from_file_location("_cuda_emulated", build() / f"_cuda_emulated{suffix}")
     assert spec is not None
@@ -71,5 +71,5 @@ def emulated_module() -> ModuleType:
 
 
 def fake_library() -> str:
-    """A file with the functions of cuBLASLt that the executor uses, for the emulated GPU."""
+    """Return a file with the functions of cuBLASLt that the executor uses, for the emulated GPU."""
     return str(build() / "libfake_cublas_lt.so")

@@ -1,4 +1,4 @@
-"""Operations of float32 that numpy does not have, exact to the bit."""
+"""Operations of float32 that numpy does not have, bit-exact."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ F32 = NDArray[np.float32]
 
 
 def fma(a: F32, b: F32, c: F32) -> F32:
-    """a * b + c of finite numbers, rounded once, to nearest even.
+    """Return a * b + c of finite numbers, rounded once, to nearest even.
 
-    In float64 the product is exact and the sum has a known error (Knuth's TwoSum). Rounding the sum to odd instead
-    keeps which side of a float32 tie it is on, so that rounding it again is right (Boldo and Melquiond 2008,
-    "Emulation of FMA and correctly rounded sums").
+    In float64 the product is exact and the sum has a known error (Knuth's TwoSum). Rounding the sum to odd preserves
+    which side of a float32 tie it is on, so the second rounding is correct (Boldo and Melquiond 2008, "Emulation of FMA
+    and correctly rounded sums").
     """
     product = a.astype(np.float64) * b.astype(np.float64)
     added = np.broadcast_to(c, product.shape).astype(np.float64)

@@ -1,19 +1,19 @@
-"""How tests notice a hang, and that work does not grow too fast, without a bound on time."""
+"""Detects hangs, and work that grows too fast, without a time limit."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
 
-# A process that runs longer hangs. No test takes a hundredth of it on a quiet machine, so a busy one passes too.
+# A process that runs longer hangs. No test takes a hundredth of it on a quiet machine, so tests pass on a busy one too.
 HANG_SECONDS = 600
 
 
 def growth(work: Callable[[int], object], size: int, factor: int = 16, repeats: int = 3) -> float:
-    """By how much the work grows from `size` to `factor * size`: the ratio of CPU seconds of this thread.
+    """Return the growth of the work from `size` to `factor * size`: the ratio of this thread's CPU seconds.
 
-    About `factor` for linear work, `factor` squared for quadratic work. Other processes do not add to CPU seconds, and
-    each size counts with the least of its repeats.
+    It is about `factor` for linear work and `factor` squared for quadratic work. Other processes do not add to CPU
+    seconds. Each size uses the minimum of its repeats.
     """
     seconds = []
     for n in (size, factor * size):

@@ -15,7 +15,7 @@ transformers.utils.logging.disable_progress_bar()
 
 
 def make(model_class: str, seed: int = 0, *, pooler: bool | None = None, **options: Any) -> Any:
-    """A model with weights large enough that every part of it matters, in float64."""
+    """Create a float64 model with weights large enough that every part of it affects the result."""
     torch.manual_seed(seed)
     cls = getattr(transformers, model_class)
     config = cls.config_class(**{"bos_token_id": None, "eos_token_id": None, **options})
@@ -29,14 +29,14 @@ def make(model_class: str, seed: int = 0, *, pooler: bool | None = None, **optio
 
 
 def save(model: Any, directory: Path) -> Path:
-    """Save as float32, which the float64 model's weights are exact in."""
+    """Save as float32; the weights of the float64 model are exact in float32."""
     model.float().save_pretrained(directory)
     model.double()
     return directory
 
 
 def call(model: Any, ids: list[list[int]], **inputs: Any) -> Any:
-    """The model's outputs for a dense batch, in float64, as numpy arrays (tuples of arrays where it has them)."""
+    """Return the model's outputs for a dense batch, in float64, as numpy arrays (or tuples of arrays)."""
     with torch.no_grad():
         out = model(
             torch.tensor(ids),
@@ -48,6 +48,6 @@ def call(model: Any, ids: list[list[int]], **inputs: Any) -> Any:
 
 
 def array(tensor: Any) -> NDArray[np.float64]:
-    """A torch tensor as a float64 array."""
+    """Convert a torch tensor to a float64 array."""
     result: NDArray[np.float64] = tensor.detach().numpy().astype(np.float64)
     return result

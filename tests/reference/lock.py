@@ -1,4 +1,4 @@
-"""One process at a time, where tests run in several."""
+"""A lock for tests that run in several processes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Holds a lock on a folder, which is made if it does not exist."""
+    """Lock a folder; create it if it does not exist."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)

@@ -4,5 +4,5 @@ from __future__ import annotations
 
 
 def short_repr(value: object) -> str:
-    """The same in every process: the repr without an address."""
+    """Return the repr without an address, which is the same in every process."""
     return repr(value).split(" at 0x")[0]

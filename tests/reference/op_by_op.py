@@ -1,4 +1,4 @@
-"""Every op of a model on cpu against the numpy executor, on the very inputs that the cpu had."""
+"""Compares every op of a model on cpu with the numpy executor, on the inputs that the cpu used."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.reference.bounds import assert_close
 
 
 def every_value(program: Program) -> Program:
-    """The Program with each op's output as an output, named <kind>.<number among its kind>."""
+    """Return the Program with each op's output as an output, named <kind>.<number among its kind>."""
     outputs, count = {}, dict[str, int]()
     for op in program.ops:
         number = count[op.kind] = count.get(op.kind, -1) + 1
@@ -24,7 +24,7 @@ def every_value(program: Program) -> Program:
 
 
 def check_every_op(built: BuiltModel, step: Step, dtype: str) -> None:
-    """Only the roundings of float32 are left between the two: each op is within the bound of a Program of that op."""
+    """Assert that the two differ only by float32 rounding: each op is within the bound of a Program of that op."""
     program = every_value(built.program)
     longest = int(np.diff(step.cu_seqlens).max())
     exact = NumpyExecutor(program, lambda part: read_tensor(built.tensors[part]), dtype=dtype)
@@ -34,7 +34,7 @@ def check_every_op(built: BuiltModel, step: Step, dtype: str) -> None:
     for op in program.ops:
         inputs = [values[index].astype(np.float64) for index in op.inputs]
         expected = np.asarray(exact.evaluate(op, step, *inputs))
-        # the sums that cancel in a product are as large as its absolute values
+        # the sums that cancel in a product are as large as the product of its absolute values
         scale = max((float(np.abs(value).max()) for value in [*inputs, expected]), default=0.0)
         if op.kind == "linear":
             scale = max(scale, float((np.abs(inputs[0]) @ np.abs(exact.values(op.weights[0])).T).max()))

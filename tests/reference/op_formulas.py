@@ -1,8 +1,8 @@
 """The textbook formulas of fastattn.ops in any precision, and bounds derived from them.
 
-`formula(..., dtype=numpy.float64)` is the exact result for our purposes, `dtype=numpy.float32` the naive one: a fused
-op may be at most twice as far from the exact result as the naive formula is (plus one rounding of the largest value,
-because the naive error of a small case can be zero).
+`formula(..., dtype=numpy.float64)` is exact for our purposes, `dtype=numpy.float32` is the naive result. A fused op may
+be at most twice as far from the exact result as the naive formula (plus one rounding of the largest value, because the
+naive error of a small case can be zero).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Formula = Callable[..., NDArray[Any]]
 
 
 def product_bound(a: NDArray[Any], b: NDArray[Any], terms: int) -> NDArray[np.float64]:
-    """gamma_n |A||B|: how far any order of summation of a float32 product can be from the exact one."""
+    """Return gamma_n |A||B|: the largest error of a float32 product with any order of summation."""
     gamma = terms * UNIT_ROUNDOFF / (1 - terms * UNIT_ROUNDOFF)
     return gamma * np.matmul(np.abs(a).astype(np.float64), np.abs(b).astype(np.float64))
 
@@ -76,7 +76,7 @@ def gelu_tanh(x: NDArray[Any], *, dtype: Any) -> NDArray[Any]:
 
 
 def product(a: NDArray[Any], b: NDArray[Any]) -> NDArray[Any]:
-    """a @ b summed in order, term by term, as the formula is written (numpy.matmul sums in blocks)."""
+    """Return a @ b summed term by term, as the formula is written (numpy.matmul sums in blocks)."""
     if a.dtype == np.float64:
         return np.matmul(a, b)
     total = np.zeros((*np.broadcast_shapes(a.shape[:-2], b.shape[:-2]), a.shape[-2], b.shape[-1]), a.dtype)
@@ -88,7 +88,7 @@ def product(a: NDArray[Any], b: NDArray[Any]) -> NDArray[Any]:
 def attention(
     q: NDArray[Any], k: NDArray[Any], v: NDArray[Any], added: NDArray[Any] | None = None, *, scale: float, dtype: Any
 ) -> NDArray[Any]:
-    """One kv head a query head; `added` is the additive mask. A row without any key is 0."""
+    """Compute attention with one kv head per query head; `added` is the additive mask. A row without any key is 0."""
     scores = product(q.astype(dtype), np.swapaxes(k.astype(dtype), -1, -2)) * dtype(scale)
     if added is not None:
         scores = scores + added.astype(dtype)
@@ -100,6 +100,6 @@ def attention(
 
 
 def causal_mask(q_len: int, kv_len: int) -> NDArray[np.float32]:
-    """-inf above the diagonal, aligned at the top left."""
+    """Return -inf above the diagonal, aligned at the top left."""
     seen = np.tri(q_len, kv_len, dtype=bool)
     return np.where(seen, np.float32(0), np.float32(-np.inf))

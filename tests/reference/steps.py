@@ -1,4 +1,4 @@
-"""Counts of work that no clock is needed for."""
+"""Measures work by counting, without a clock."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 
 def count_calls(work: Callable[[], object]) -> int:
-    """Calls of functions, those of Python and of C, while something runs in this thread."""
+    """Count the Python and C function calls of this thread while `work` runs."""
     count = 0
 
     def profile(_frame: object, event: str, _argument: object) -> None:

@@ -1,4 +1,4 @@
-"""The emulated operations of float32 against fractions."""
+"""Compares the emulated float32 operations with fractions."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.reference.float32 import F32, fma
 
 
 def nearest(exact: Fraction) -> np.float32:
-    """The float32 that is nearest, the even one of two."""
+    """Return the nearest float32; on a tie, the even one."""
     guess = np.float32(float(exact))
     near = [guess, np.nextafter(guess, np.float32(-np.inf)), np.nextafter(guess, np.float32(np.inf))]
     return min(near, key=lambda x: (abs(Fraction(float(x)) - exact), int(x.view(np.int32)) & 1))
@@ -24,15 +24,15 @@ def expected(a: F32, b: F32, c: F32) -> F32:
 
 @pytest.mark.parametrize("low", [0, -30, -60, -140])
 def test_fma_of_random_numbers(low: int) -> None:
-    """Terms of like and of far apart sizes, down to denormal sums."""
+    """Terms of similar and of very different magnitudes, down to denormal sums."""
     rng = np.random.default_rng(-low)
     a, b, c = (np.ldexp(rng.standard_normal(2000), rng.integers(low, 3, 2000)).astype(np.float32) for _ in range(3))
-    c[:500] = -(a[:500] * b[:500])  # what is left is the product's rounding error
+    c[:500] = -(a[:500] * b[:500])  # only the product's rounding error remains
     np.testing.assert_array_equal(fma(a, b, c), expected(a, b, c))
 
 
 def test_fma_where_rounding_twice_is_wrong() -> None:
-    """A float64 sum that falls on a tie of float32, with an error that says which side is right."""
+    """A float64 sum on a float32 tie, with an error that says which side is correct."""
     a = np.array([1 + 2**-12, 1 + 2**-12, 1 - 2**-12], np.float32)
     b = np.array([1 + 2**-12, -1 - 2**-12, 1 + 2**-12], np.float32)
     c = np.array([2.0**-60, -(2.0**-60), -(2.0**-60)], np.float32)

@@ -1,4 +1,4 @@
-"""The bound that whole models are held to: no more than twice as far from float64 as PyTorch's float32 is."""
+"""The bound for whole models: at most twice as far from float64 as PyTorch's float32."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ import numpy as np
 
 
 def assert_as_good_as(found: Any, exact: Any, rough: Any) -> None:
-    """`found` is ours, `exact` float64 and `rough` float32 PyTorch; one float32 rounding of the result is free.
+    """Check `found` (ours) against `exact` (float64 PyTorch) and `rough` (float32 PyTorch).
 
-    Distances are root mean squares: the largest of a few errors is a matter of luck, and one wrong number shows anyway.
+    One float32 rounding of the result is allowed in addition. Distances are root mean squares: the largest of a few
+    errors is random, and one wrong number is visible anyway.
     """
     ours, wide, single = (np.asarray(x, np.float64) for x in (found, exact, rough))
     assert ours.shape == wide.shape == single.shape
@@ -24,7 +25,7 @@ def _distance(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def assert_same_bits(found: Any, expected: Any, device: str) -> None:
-    """The numerics contract: equal bits on every device but numpy, whose BLAS only comes close (float64 rounding)."""
+    """Check the numerics contract: equal bits on every device except numpy, whose BLAS is only float64-close."""
     ours, theirs = np.asarray(found), np.asarray(expected)
     assert ours.shape == theirs.shape
     if device != "numpy":

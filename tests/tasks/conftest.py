@@ -10,7 +10,7 @@ import pytest
 
 @pytest.fixture(scope="session")
 def data_folder() -> Path:
-    """The folder of real data beside the project, or the one in FASTATTN_DATA; skips where it is absent."""
+    """Return the folder of real data next to the project, or the one in FASTATTN_DATA; skip if there is none."""
     named = os.environ.get("FASTATTN_DATA")
     folder = Path(named) if named else Path(__file__).resolve().parents[2].parent / "shared" / "data"
     if not (folder / "gpt2-tokenizer").is_dir():

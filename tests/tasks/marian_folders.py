@@ -1,4 +1,4 @@
-"""Folders of MarianTokenizer, made with the sentencepiece library, and what differs from transformers there."""
+"""Folders of MarianTokenizer, created with the sentencepiece library, and the differences from transformers there."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.tasks.tokenizer_differences import theirs_of
 from tests.tasks.tokenizer_folders import write_json, write_sentencepiece
 
 CODES = (">>de<<", ">>zle_x<<")
-# Texts that a language code makes odd.
+# Texts with unusual language codes.
 CODED = [
     ">>de<< Hello world",
     ">>de<<Hello",
@@ -35,7 +35,7 @@ LAYOUTS = ("shared", "missing", "plain")
 
 
 def write_models(folder: Path) -> Path:
-    """source.spm and target.spm: the second has rare characters that the first does not know, and no capitals."""
+    """Write source.spm and target.spm. The second has rare characters that the first does not know, and no capitals."""
     source: dict[str, Any] = {}
     target = {"vocab_size": 900, "character_coverage": 1.0, "normalization_rule_name": "nmt_nfkc_cf"}
     for name, options in (("source", source), ("target", target)):
@@ -45,7 +45,7 @@ def write_models(folder: Path) -> Path:
 
 
 def write_marian(folder: Path, models: Path, layout: str = "shared", **config: object) -> Path:
-    """The models, vocab.json and the configuration; `layout` is one of LAYOUTS."""
+    """Write the models, vocab.json and the configuration; `layout` is one of LAYOUTS."""
     from sentencepiece import SentencePieceProcessor
 
     pieces: dict[str, None] = {}
@@ -68,7 +68,7 @@ def write_marian(folder: Path, models: Path, layout: str = "shared", **config: o
 
 
 def differences(folder: Path, texts: Sequence[str]) -> list[str]:
-    """Differences in ids, masks, labels, cut and padded rows, decoded texts, vocabulary and settings."""
+    """Return the differences in ids, masks, labels, cut and padded rows, decoded texts, vocabulary and settings."""
     theirs, ours = theirs_of(folder), load_tokenizer(folder)
     assert type(theirs).__name__ == "MarianTokenizer"
     return [*_settings(ours, theirs), *_texts(ours, theirs, texts), *_batches(ours, theirs, texts)]

@@ -1,4 +1,4 @@
-"""Folders of sentence-transformers models, written without torch."""
+"""Writes folders of sentence-transformers models without torch."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ POOLING: ModuleFiles = ("Pooling", MEAN, None)
 
 
 def random(*shape: int, seed: int = 0) -> NDArray[np.float32]:
-    """Normal numbers."""
+    """Return normal random numbers."""
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
 def dense(n_in: int, n_out: int, seed: int = 0, **config: Any) -> ModuleFiles:
-    """A Dense module with random weights."""
+    """Return a Dense module with random weights."""
     options = {"in_features": n_in, "out_features": n_out, "bias": True, **config}
     tensors: dict[str, NDArray[Any]] = {"linear.weight": random(n_out, n_in, seed=seed)}
     if options["bias"]:
@@ -39,7 +39,7 @@ def dense(n_in: int, n_out: int, seed: int = 0, **config: Any) -> ModuleFiles:
 
 
 def layer_norm(width: int, seed: int = 0) -> ModuleFiles:
-    """A LayerNorm module with random weights."""
+    """Return a LayerNorm module with random weights."""
     return (
         "LayerNorm",
         {"dimension": width},
@@ -51,14 +51,14 @@ NORMALIZE: ModuleFiles = ("Normalize", None, None)
 
 
 def write_transformer(folder: Path) -> Path:
-    """A plain BERT with its tokenizer."""
+    """Write a plain BERT with its tokenizer."""
     write_bert(folder)
     words = len((folder / "vocab.txt").read_text(encoding="utf-8").splitlines())
     return checkpoints.write_bert(folder, vocab_size=words, architectures=["BertModel"], max_position_embeddings=64)
 
 
 def write_modules(folder: Path, *modules: ModuleFiles, settings: Mapping[str, Any] | None = None) -> Path:
-    """The modules after a first one that stands in the folder itself, and config_sentence_transformers.json."""
+    """Write the modules after the first one, which is in the folder itself, and config_sentence_transformers.json."""
     if not (folder / "modules.json").exists():
         write_json(folder / "modules.json", [entry(0, "Transformer", "")])
     listed = json.loads((folder / "modules.json").read_text())
@@ -77,12 +77,12 @@ def write_modules(folder: Path, *modules: ModuleFiles, settings: Mapping[str, An
 
 
 def write_model(folder: Path, *modules: ModuleFiles, settings: Mapping[str, Any] | None = None) -> Path:
-    """A BERT and the modules after it."""
+    """Write a BERT and the modules after it."""
     return write_modules(write_transformer(folder), *modules, settings=settings)
 
 
 def write_static(folder: Path, *modules: ModuleFiles, truncation: int | None = None, width: int = WIDTH) -> Path:
-    """A StaticEmbedding over the words of `write_bert`, and the modules after it."""
+    """Write a StaticEmbedding with the words of `write_bert`, and the modules after it."""
     from tokenizers import Tokenizer
 
     from fastattn.tokenizer import load_tokenizer
@@ -98,12 +98,12 @@ def write_static(folder: Path, *modules: ModuleFiles, truncation: int | None = N
 
 
 def entry(i: int, kind: str, path: str) -> dict[str, Any]:
-    """An entry of modules.json."""
+    """Return an entry of modules.json."""
     return {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
 
 
 def write_json(path: Path, value: object) -> None:
-    """A JSON file."""
+    """Write a JSON file."""
     path.write_text(json.dumps(value), encoding="utf-8")
 
 

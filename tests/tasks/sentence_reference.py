@@ -1,4 +1,4 @@
-"""sentence-transformers on the same folder as ours, to compare with."""
+"""Runs sentence-transformers on the same folder as ours, for comparison."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.tasks.bounds import assert_as_good_as
 
 
 class Reference:
-    """sentence-transformers in float64 and in float32, with the same options of the constructor."""
+    """sentence-transformers in float64 and in float32, with the same constructor options."""
 
     def __init__(self, folder: Path, **options: Any) -> None:
         torch = pytest.importorskip("torch")

@@ -42,7 +42,7 @@ def test_info() -> None:
 
 
 def test_kv_dtype(bert: Path) -> None:
-    """What the command says is what the library says with the same dtypes of keys and values."""
+    """The command's results equal the library's with the same dtypes of keys and values."""
     found = {}
     for kv_dtype in (None, "float32", "int8"):
         flags = () if kv_dtype is None else ("--kv-dtype", kv_dtype)
@@ -56,7 +56,7 @@ def test_kv_dtype(bert: Path) -> None:
 
 
 def test_head_dtype(gpt2: Path) -> None:
-    """The command and a pipeline hold the head as they are told: the texts are those of the model loaded so."""
+    """The command and a pipeline store the head in the given dtype: the texts equal those of such a model."""
     sizes, prompt = {}, "the hello hello the"
     for head_dtype in ("float32", "int4"):
         options = ("-n", "40", "--temp", "0", "--no-stream", "--json", "-p", prompt)
@@ -92,7 +92,7 @@ def test_generate(gpt2: Path) -> None:
     ids=" ".join,
 )
 def test_an_empty_word_is_not_an_option_left_out(arguments: tuple[str, ...]) -> None:
-    """As from an unset variable of a shell: neither the demo model nor a traceback."""
+    """Such as from an unset shell variable: neither the demo model nor a traceback."""
     done = run(*arguments)
     assert (done.returncode, done.stdout) == (2, "")
     assert ": argument -" in done.stderr
@@ -100,7 +100,7 @@ def test_an_empty_word_is_not_an_option_left_out(arguments: tuple[str, ...]) -> 
 
 
 def test_a_terminal_without_unicode(gpt2: Path) -> None:
-    """Letters that the output cannot hold are written as escapes."""
+    """Letters that the output cannot encode are written as escapes."""
     done = subprocess.run(
         command("generate", "-m", gpt2, "--device", "numpy", "-n", 1, "-p", "\u00e9t\u00e9"),
         capture_output=True, text=True, timeout=60, env={**ENVIRONMENT, "PYTHONIOENCODING": "ascii"}, check=False,
@@ -197,7 +197,7 @@ def test_embed(tmp_path: Path) -> None:
 def test_exit_codes(
     gpt2: Path, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], code: int, words: str
 ) -> None:
-    usage = arguments[0] if arguments[0] in COMMANDS else ""  # the command that it is about
+    usage = arguments[0] if arguments[0] in COMMANDS else ""  # the command that the error is about
     found = [argument.replace("{gpt2}", str(gpt2)) for argument in arguments]
     assert assert_refused(capsys, found, code=code, words=words, usage=usage) == ""
 
@@ -238,7 +238,7 @@ def test_texts_longer_than_the_context(bert: Path, tmp_path: Path) -> None:
     assert len(run("classify", *options, "--truncate").stdout.splitlines()) == 3
     cut = run("embed", *options)
     assert (cut.returncode, len(cut.stdout.splitlines())) == (0, 3)
-    assert cut.stderr.endswith(f"\ncut to the model's 64 tokens: {where}\n")  # after the word on the pooling
+    assert cut.stderr.endswith(f"\ncut to the model's 64 tokens: {where}\n")  # after the line about pooling
 
 
 @pytest.mark.parametrize("side", ["left", "right"])

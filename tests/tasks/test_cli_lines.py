@@ -51,7 +51,7 @@ def test_lines(tmp_path: Path, data: bytes, expected: list[str]) -> None:
 
 
 def test_places(tmp_path: Path) -> None:
-    """Messages name the line of the file, also where blank lines are omitted."""
+    """Messages name the line of the file, even if blank lines are omitted."""
     file = tmp_path / "lines.txt"
     file.write_text(TEXT)
     found = read_texts(None, str(file), whole_stdin=False, skip_blank=True)
@@ -80,7 +80,7 @@ def test_lines_that_are_refused(tmp_path: Path, data: bytes, words: str) -> None
 
 
 def test_a_line_without_end_is_refused() -> None:
-    """Before it fills the memory."""
+    """It is rejected before it fills the memory."""
     with pytest.raises(InputError, match="/dev/zero line 1: expected at most 67108864 bytes, got more"):
         read_texts(None, "/dev/zero", whole_stdin=False)
 
@@ -109,7 +109,7 @@ def test_plain_output_has_one_line_per_text(name: str) -> None:
 
 @pytest.mark.torch
 def test_rows_are_those_of_sentence_transformers(tmp_path: Path) -> None:
-    """Also the one of the empty text."""
+    """Also the row of the empty text."""
     import torch
     from sentence_transformers import SentenceTransformer
 
@@ -172,7 +172,7 @@ def test_embed_says_which_texts_were_cut_and_tokenizes_each_once(
     lines = ["a", "good " * int(longest - 2), "a cat", "good " * int(longest - 1), "film " * 200]
     (tmp_path / "lines.txt").write_text("\n".join(lines))
     for module in (commands, progress):
-        monkeypatch.setattr(module, "on_terminal", lambda: part == 3)  # in parts
+        monkeypatch.setattr(module, "on_terminal", lambda: part == 3)  # run in parts
     monkeypatch.setattr(commands, "_PART_TEXTS", part)
     monkeypatch.setattr(Encoder, "encode", counted)
     arguments = ["-m", str(folder), "-f", str(tmp_path / "lines.txt"), "-o", str(tmp_path / "out.npy")]
@@ -227,7 +227,7 @@ def test_random_seeds_are_exact_in_json() -> None:
 
 
 def test_large_seeds_are_strings_in_json() -> None:
-    """A seed that a double cannot store exactly; the texts of a seed are the library's."""
+    """A double cannot store such a seed exactly. The texts for a seed equal the library's."""
     done = run("generate", "--json", "-n", 4, "--seed", 7, "-p", "The sea", "-p", "A letter", "--threads", 1)
     answers = [json.loads(line) for line in done.stdout.splitlines()]
     assert answers[0]["seed"] == 7

@@ -1,4 +1,4 @@
-"""Standard streams that are closed, full or no longer read: one line at most, the right exit code, no traceback."""
+"""Standard streams that are closed, full or disconnected: at most one line, the right exit code, no traceback."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ COMMANDS = ["info", "--help", "--version", "embed --help", "classify -p good", "
 
 
 def shell(arguments: str, redirections: str) -> subprocess.CompletedProcess[str]:
-    """The command with redirections of the shell."""
+    """Run the command with shell redirections."""
     words = f'exec "$0" -m fastattn {arguments} {redirections}'
     return subprocess.run(
         ["bash", "-c", words, sys.executable], capture_output=True, text=True, timeout=600, env=ENVIRONMENT, check=False
@@ -76,14 +76,14 @@ def test_standard_input_cannot_be_read() -> None:
 
 
 def test_no_file_takes_the_place_of_a_closed_stream(tmp_path: Path) -> None:
-    """With all three closed, what a library prints would go into the file that is written."""
+    """With all three closed, a library's output would otherwise go into the file that is written."""
     done = shell(f"embed -p good -o {tmp_path / 'v.npy'}", "<&- >&- 2>&-")
     assert done.returncode == 0
     assert np.load(tmp_path / "v.npy").shape[0] == 1
 
 
 def test_a_standard_input_that_does_not_block() -> None:
-    """As some programs leave a pipe or a terminal: a read would end early."""
+    """Some programs leave a pipe or a terminal in this state: a read would end early."""
     read, write = os.pipe()
     os.set_blocking(read, False)
     with subprocess.Popen(
@@ -100,7 +100,7 @@ def test_a_standard_input_that_does_not_block() -> None:
 
 @pytest.mark.parametrize("arguments", [("info",), ("generate", "-p", "the", "-n", 100), ("classify", "-f", "-")])
 def test_a_reader_that_has_seen_enough(arguments: tuple[object, ...]) -> None:
-    """As `| head`: quiet, and no failure."""
+    """As with `| head`: no message, and no failure."""
     with subprocess.Popen(
         command(*arguments), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=ENVIRONMENT
     ) as process:
@@ -116,13 +116,13 @@ def test_a_reader_that_has_seen_enough(arguments: tuple[object, ...]) -> None:
 
 
 def test_ctrl_c_before_the_command_runs() -> None:
-    """While it waits for standard input."""
+    """Ctrl-C while it waits for standard input."""
     with subprocess.Popen(
         command("classify", "-f", "-"), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         env=ENVIRONMENT,
     ) as process:  # fmt: skip
         assert process.stdin is not None
-        # Large enough that writing all of it needs a reader: the command is inside `main` then.
+        # So large that writing all of it needs a reader: by then the command is inside `main`.
         process.stdin.write(b"good\n" * 2**16)
         process.stdin.flush()
         process.send_signal(signal.SIGINT)

@@ -1,4 +1,4 @@
-"""No command runs code that lies in the current directory, as in the folder of a downloaded model."""
+"""No command runs code from the current directory, such as the folder of a downloaded model."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ NAMES = ("json", "numpy", "fastattn", "sitecustomize", "usercustomize", "tokeniz
 
 @pytest.fixture
 def script(tmp_path: Path) -> Path:
-    """What pip writes for the command: Python puts the script's folder first on the path, not the current one."""
+    """Write what pip writes for the command: Python puts the script's folder first on the path, not the current one."""
     path = tmp_path / "bin" / "fastattn"
     path.parent.mkdir()
     path.write_text("import sys\nfrom fastattn.cli import main\nif __name__ == '__main__':\n    sys.exit(main())\n")
@@ -31,7 +31,7 @@ def script(tmp_path: Path) -> Path:
 
 
 def trap(folder: Path, task: str, marker: Path) -> Path:
-    """A model's folder with files of code that leave a marker."""
+    """Write a model's folder with code files that leave a marker."""
     shutil.copytree(demo_model(task), folder)  # type: ignore[arg-type]
     code = f"open({str(marker)!r}, 'a').write(__name__ + '\\n')\nraise SystemExit(99)\n"
     for name in NAMES:
@@ -67,7 +67,7 @@ def test_code_in_the_current_directory(tmp_path: Path, script: Path, task: str, 
 
 
 def test_workers_of_a_path_with_the_current_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An interactive Python has "" first on its path; a worker does not get it."""
+    """An interactive Python has "" first on its path; a worker does not inherit it."""
     marker = tmp_path / "marker"
     trap(tmp_path / "model", "text-classification", marker)
     (tmp_path / "safe").mkdir()

@@ -1,4 +1,4 @@
-"""Decoding token by token against the library's decoding of all tokens at once, for every decoder and every cut."""
+"""Compares decoding token by token with the library's decoding of all tokens, for every decoder and every split."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ DECODERS = {**SIMPLE, **SEQUENCES}
 
 
 def make_raw(decoder: Any) -> RawTokenizer:
-    """A tokenizer over TOKENS, two special tokens after them and one more without a token."""
+    """Return a tokenizer with TOKENS, then two special tokens, then an id without a token."""
     vocab = {token: i for i, token in enumerate(dict.fromkeys(TOKENS))}
     raw = RawTokenizer(models.WordLevel(vocab, unk_token="a"))
     raw.add_special_tokens([AddedToken("<s>"), AddedToken("</s>")])
@@ -76,7 +76,7 @@ def test_pieces_are_the_end_of_the_whole_text(
     try:
         base = tokenizer.decode(prompt, skip_special_tokens=skip) if prompt else ""
         whole = tokenizer.decode(prompt + new, skip_special_tokens=skip)
-    except InputError:  # Strip of the library fails for texts shorter than what it may strip
+    except InputError:  # the library's Strip fails for texts shorter than what it may strip
         return
     detokenizer = Detokenizer(tokenizer, prompt, skip_special_tokens=skip)
     pieces = [detokenizer.push(token_id) for token_id in new]
@@ -117,7 +117,7 @@ def test_when_text_is_certain(name: str, prompt: list[str], new: list[str], piec
 
 
 def test_the_first_half_of_a_character_in_the_prompt_is_the_prompts() -> None:
-    """decode(prompt) ends with U+FFFD there, one character of the whole text: the identity counts characters."""
+    """decode(prompt) then ends with U+FFFD, one character of the whole text: the identity counts characters."""
     raw = RAW["ByteLevel"]
     tokenizer = Tokenizer(raw, TokenizerOptions())
     ids = [raw.token_to_id(token) for token in ("a", "ð", "Ł", "ĺ", "ģ", "b")]
@@ -128,7 +128,7 @@ def test_the_first_half_of_a_character_in_the_prompt_is_the_prompts() -> None:
 
 
 class Counted:
-    """Counts the tokens that a decoder gets."""
+    """Counts the tokens that a decoder receives."""
 
     def __init__(self, decoder: Any) -> None:
         self.decoder = decoder

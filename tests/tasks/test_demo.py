@@ -1,4 +1,4 @@
-"""The demo models that come with the package, as a first user meets them."""
+"""The demo models that ship with the package, as a new user sees them."""
 
 from __future__ import annotations
 

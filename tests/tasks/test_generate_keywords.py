@@ -104,7 +104,7 @@ def test_max_length_counts_the_prompt() -> None:
     model = ToyModel()
     assert len(generate(model, PROMPT, max_length=10)) == 10
     assert [len(ids) for ids in generate(model, [PROMPT, [1]], max_length=10)] == [10, 10]
-    assert len(generate(model, PROMPT, max_length=10, max_new_tokens=2)) == 6  # which wins
+    assert len(generate(model, PROMPT, max_length=10, max_new_tokens=2)) == 6  # max_new_tokens takes precedence
     model.always_say([9], prompt_len=4)
     assert len(generate(model, PROMPT, max_length=10, min_length=8, eos_token_id=9)) == 9
     assert len(generate(model, PROMPT, max_length=10, min_length=8, min_new_tokens=2, eos_token_id=9)) == 7
@@ -238,7 +238,7 @@ def test_a_generation_config_counts_in_generate() -> None:
             model, PROMPT, generation_config=config, num_return_sequences=none, return_dict_in_generate=False
         )
         assert len(got) == (3 if none is None else 6)  # a list of three, or one array
-    for name in ("temperature", "max_new_tokens", "do_sample"):  # None says nothing
+    for name in ("temperature", "max_new_tokens", "do_sample"):  # None means "not given"
         read = read_options({"generation_config": {**config, "temperature": 0.5}, name: None}, "stream")
         assert (read.temperature, read.max_new_tokens, read.do_sample) == (0.5, 2, True)
     with pytest.raises(DTypeError, match=r"^return_dict_in_generate: expected True or False"):
@@ -276,7 +276,7 @@ def test_seeds_have_an_order(seed: Any) -> None:
 
 
 class Streamer:
-    """What transformers' streamers are."""
+    """The interface of transformers' streamers."""
 
     def __init__(self) -> None:
         self.put_values: list[list[int]] = []
@@ -342,7 +342,7 @@ def reference(folder: Path) -> Any:
     ],
 )
 def test_new_ids_are_transformers(folder: Path, options: dict[str, Any]) -> None:
-    """Of an array with padding on the left or inside. transformers pads on the right what has ended."""
+    """For an array with padding on the left or inside. transformers pads finished rows on the right."""
     import torch
 
     model: CausalLM = AutoModelForCausalLM.from_pretrained(folder, device="numpy")
@@ -366,7 +366,7 @@ def _infers(options: dict[str, Any]) -> bool:
 
 @pytest.mark.torch
 def test_where_the_padding_id_comes_from(folder: Path, tmp_path: Path) -> None:
-    """As in transformers: generation_config.json where there is one, else config.json."""
+    """As in transformers: generation_config.json if it exists, else config.json."""
     import shutil
 
     transformers = pytest.importorskip("transformers")

@@ -1,4 +1,4 @@
-"""Generation with real models, against transformers and against itself."""
+"""Generation with real models, compared with transformers and with itself."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def test_several_threads_use_one_model(model: CausalLM, device: str) -> None:
 
 
 def test_the_padding_id_in_a_text_is_text(folder: Path, tmp_path: Path) -> None:
-    """Of a text nothing is left out as padding, by `stream` as by the pipeline of transformers."""
+    """Nothing in a text is dropped as padding, in `stream` and in the pipeline of transformers."""
     import torch
     import transformers
 

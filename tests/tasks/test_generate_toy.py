@@ -1,4 +1,4 @@
-"""Generation's own logic, with a model whose logits are known: batches, stops, seeds, streams, faults of the run."""
+"""The logic of generation, with a model whose logits are known: batches, stops, seeds, streams, runtime errors."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
 
 
 def one(model: ToyModel, ids: object, **options: Any) -> list[int]:
-    """What one sequence becomes."""
+    """Continue one sequence."""
     found = generate(model, ids, **options)
     assert isinstance(found, np.ndarray)
     return [int(token_id) for token_id in found]
@@ -84,7 +84,7 @@ def test_seeds() -> None:
     model = ToyModel()
     whole = details(model, PROMPTS, do_sample=True, seed=11, max_new_tokens=12)
     assert whole.seeds == [request_seed(11, i) for i in range(5)]
-    assert whole.sequences[0].tolist() != whole.sequences[4].tolist()  # the same prompt, another request
+    assert whole.sequences[0].tolist() != whole.sequences[4].tolist()  # same prompt, different request
     again = details(model, PROMPTS[::-1], do_sample=True, seed=whole.seeds[::-1], max_new_tokens=12)
     assert [s.tolist() for s in again.sequences[::-1]] == [s.tolist() for s in whole.sequences]
     drawn = details(model, [1, 2], do_sample=True, max_new_tokens=12)
@@ -207,7 +207,7 @@ def test_closing_a_stream_ends_the_work(tokenizer: Tokenizer) -> None:
 
 
 class Paused:
-    """Asks a stream for a piece in another thread, which waits in the middle of its step until `finish`."""
+    """Requests a piece from a stream in another thread, which waits in the middle of its step until `finish`."""
 
     def __init__(self, model: ToyModel, pieces: TextStream) -> None:
         self.pieces, self.found = pieces, ""
@@ -252,7 +252,7 @@ def test_fault_49_a_stream_closed_by_another_thread(tokenizer: Tokenizer) -> Non
     expected = next(stream(model, "the", max_new_tokens=30))
     with stream(model, "the", max_new_tokens=30) as pieces:
         other = Paused(model, pieces)
-    assert model.executor.open_caches == 1  # of the step that is on its way
+    assert model.executor.open_caches == 1  # of the step in progress
     assert other.finish() == expected
     assert model.executor.open_caches == 0
     assert list(pieces) == []
@@ -310,7 +310,7 @@ def test_fault_45_a_prompt_that_may_be_cut(truncate: Literal["left", "right"]) -
         expected = generate(model, [kept(room), long[:3]], max_new_tokens=20 if new is None else new)
         for ours, theirs in zip(found, expected, strict=True):
             np.testing.assert_array_equal(ours, theirs)
-    assert len(generate(model, long[:60], truncate=truncate)) == 64  # what fits is not cut
+    assert len(generate(model, long[:60], truncate=truncate)) == 64  # a prompt that fits is not cut
     assert generate(model, long[:60], truncate=truncate).tolist()[:60] == long[:60]
     with pytest.raises(ContextLengthError, match="context"):
         generate(model, long, max_new_tokens=64, truncate=truncate)

@@ -1,4 +1,4 @@
-"""`import fastattn` is light and its names are all there."""
+"""`import fastattn` is light, and all its names exist."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_import_loads_nothing_heavy() -> None:
 
 
 def test_import_loads_two_modules_beside_numpys() -> None:
-    """What costs time is imported when it is first used."""
+    """Expensive modules are imported on first use."""
     code = (
         "import __future__, sys, numpy, importlib, typing; before = set(sys.modules); import fastattn;"
         "print(*sorted(set(sys.modules) - before))"

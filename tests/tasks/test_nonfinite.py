@@ -1,4 +1,4 @@
-"""Fault 56 in the tasks: a model that gives NaN or infinity is an error, and nothing is printed or written."""
+"""Fault 56 in the tasks: a model that returns NaN or infinity is an error, and nothing is printed or written."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from tests.reference.checkpoints import safetensors
 from tests.reference.hang import HANG_SECONDS
 from tests.reference.package import PYTHON_ENVIRONMENT
 
-BROKEN = "sad"  # its word embedding is broken, no other word's
+BROKEN = "sad"  # only this word's embedding is broken
 Break = Callable[..., Path]
 
 
 @pytest.fixture
 def broken(tmp_path: Path) -> Break:
-    """The demo classifier with one number of a word's embedding, or of the head's bias, that is none."""
+    """Return the demo classifier with one non-finite number in a word's embedding or in the head's bias."""
 
     def write(name: str, value: float, word: str | None = None) -> Path:
         source, folder = demo_model("text-classification"), tmp_path / "broken"
@@ -48,7 +48,7 @@ def test_a_score_that_is_nan(broken: Break) -> None:
     assert np.isfinite(classify("a good film")[0]["score"])
     with pytest.raises(NonFiniteError, match=r"^inputs\[3\]: expected finite scores.*nan$"):
         classify(["good", "bad", "film", f"a {BROKEN} film", "good"], batch_size=2)
-    assert np.isnan(classify.model([classify.tokenizer.encode(BROKEN)]).logits).any()  # the model gives what it has
+    assert np.isnan(classify.model([classify.tokenizer.encode(BROKEN)]).logits).any()  # the model itself returns NaN
 
 
 @pytest.mark.parametrize(("function", "value"), [("softmax", np.inf), ("none", np.inf), ("none", -np.inf)])

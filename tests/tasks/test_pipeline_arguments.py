@@ -1,4 +1,4 @@
-"""The arguments of pipelines: transformers' results with each, or a typed error that says what to do."""
+"""The arguments of pipelines: each gives transformers' results or a typed error that says what to do."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.tasks.test_pipelines import reference
 from tests.tasks.tiny import write_bert_model, write_gpt2_model
 
 pytestmark = pytest.mark.torch
-DIGITS = 4  # of scores that are compared; both sides compute in float64
+DIGITS = 4  # of the compared scores; both sides compute in float64
 PROMPT = "the hello in all the"
 TEXT = "good film, a bad dog running"
 PAIR = {"text": "good", "text_pair": "bad"}
@@ -51,7 +51,7 @@ def ours(gpt2: Path, classifier: Path, encoder: Path) -> dict[str, Any]:
 
 
 def rounded(value: Any) -> Any:
-    """Results with their floats rounded, and tensors as lists."""
+    """Return results with rounded floats, and with tensors as lists."""
     if isinstance(value, float):
         return round(value, DIGITS)
     if isinstance(value, dict):
@@ -99,7 +99,7 @@ def rounded(value: Any) -> Any:
 def test_text_generation(theirs: dict[str, Any], ours: dict[str, Any], inputs: Any, options: dict[str, Any]) -> None:
     given = {"do_sample": False, "max_new_tokens": 6, **options}
     given = {name: value for name, value in given.items() if value is not None or name == "temperature"}
-    alone = {"batch_size": 1} if "batch_size" in options else {}  # its padding needs a pad token
+    alone = {"batch_size": 1} if "batch_size" in options else {}  # transformers' padding needs a pad token
     expected = theirs["text-generation"](inputs, **{**given, **alone})
     assert ours["text-generation"](inputs, **given) == expected
 
@@ -160,7 +160,7 @@ def test_arguments_of_classification(theirs: dict[str, Any], ours: dict[str, Any
     for inputs in (TEXT, PAIR, [TEXT, "good"]):
         kept = {name: value for name, value in options.items() if name != "return_all_scores"}
         if isinstance(inputs, dict) and options.get("truncation") == "only_first":
-            continue  # the pair's second text alone is longer
+            continue  # only the pair's second text is longer
         expected = theirs["text-classification"](inputs, **kept)
         assert rounded(ours["text-classification"](inputs, **options)) == rounded(expected)
 
@@ -361,7 +361,7 @@ def test_a_tokenizer_of_another_model(classifier: Path, gpt2: Path) -> None:
 
 
 class Column:
-    """A sequence with __len__ and __getitem__ alone."""
+    """A sequence with only __len__ and __getitem__."""
 
     def __init__(self, items: list[Any]) -> None:
         self.items = items

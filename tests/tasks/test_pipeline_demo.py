@@ -1,4 +1,4 @@
-"""Pipelines over the demo models, with recorded results: nothing but fastattn is needed."""
+"""Pipelines with the demo models and recorded results: only fastattn is needed."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ def test_copies_give_the_same(pipes: dict[str, Any], task: str, how: str) -> Non
     other = make[how](pipe)
     assert type(other) is type(pipe)
     assert other(TEXTS) == pipe(TEXTS)
-    if how != "copy":  # which shares the model
+    if how != "copy":  # a copy shares the model
         other.close()
         with pytest.raises(InputError, match="close"):
             other(TEXTS)
@@ -100,7 +100,7 @@ def test_cross_validation(pipes: dict[str, Any]) -> None:
     selection = pytest.importorskip("sklearn.model_selection")
 
     class Labels(base.ClassifierMixin, base.BaseEstimator):  # type: ignore[misc]
-        """An estimator over a pipeline."""
+        """An estimator that uses a pipeline."""
 
         def __init__(self, pipe: Any = None) -> None:
             self.pipe = pipe

@@ -1,4 +1,4 @@
-"""Pipelines: output shapes and values against transformers' own."""
+"""Pipelines: compares output shapes and values with transformers'."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.tasks.tiny import write_bert_model, write_distilbert_model, write_gpt
 
 pytestmark = pytest.mark.torch
 WORDS = ["good", "bad", "film", "a cat", "the dogs", "running", "great", "unknown"]
-# Many, as errors are compared by their mean square.
+# Many, because errors are compared by their mean square.
 MANY = [{"text": f"{a} {b}", "text_pair": f"{b}, {a}!"} for a in WORDS for b in WORDS] + [{"text": w} for w in WORDS]
 TEXTS = ["good film", "a cat, the dogs running!", "unknown", ""]
 
@@ -38,7 +38,7 @@ def reference(task: str, folder: Path, dtype: str = "float64") -> Any:
 
 
 def shape_of(value: Any) -> Any:
-    """The nesting of lists and dicts, with floats as their type."""
+    """Return the nesting of lists and dicts, with the type in place of each float."""
     if isinstance(value, list):
         return [shape_of(item) for item in value]
     if isinstance(value, dict):
@@ -155,7 +155,7 @@ def test_text_generation_samples_until_the_context_is_full(gpt2_folder: Path) ->
 
 
 def test_a_table_is_no_list_of_texts(gpt2_folder: Path, bert_folder: Path) -> None:
-    """Iterating over a DataFrame gives the names of its columns."""
+    """Iterating over a DataFrame yields the names of its columns."""
     pandas = pytest.importorskip("pandas")
     frame = pandas.DataFrame({"text": TEXTS})
     for task, folder in (("text-generation", gpt2_folder), ("text-classification", bert_folder)):

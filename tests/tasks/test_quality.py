@@ -1,4 +1,4 @@
-"""`compare_dtypes` and `fastattn quality`: the figures by their definitions, from logits of their own."""
+"""`compare_dtypes` and `fastattn quality`: compares results with their definitions, from separately computed logits."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_language_models(gpt2: Path) -> None:
 
 
 def test_several_windows_and_few_tokens(gpt2: Path) -> None:
-    """The context is 64: 60 lines are several windows, and max_tokens ends the reading, in the middle of a line."""
+    """The context is 64, so 60 lines are several windows, and max_tokens stops the reading in the middle of a line."""
     report = fastattn.compare_dtypes(gpt2, TEXTS * 20, dtypes=["bfloat16"])
     assert report.n_texts == 60
     assert report.n_tokens > 128
@@ -72,7 +72,7 @@ def test_several_windows_and_few_tokens(gpt2: Path) -> None:
 
 
 def test_a_corpus_on_one_line(gpt2: Path) -> None:
-    """It is cut at max_tokens, and the bits a byte are those of the bytes that were read."""
+    """It is cut at max_tokens, and bits per byte only counts the bytes that were read."""
     tokenizer = fastattn.AutoTokenizer.from_pretrained(gpt2)
     ids = tokenizer.encode(" ".join(TEXTS) + "\n")[:7]
     report = fastattn.compare_dtypes(gpt2, [" ".join(TEXTS)], dtypes=["int8"], max_tokens=7)

@@ -1,4 +1,4 @@
-"""The sampler: its specification in numpy, against transformers' filters, and the C++ one against it."""
+"""The sampler: its numpy specification against transformers' filters, and the C++ sampler against the specification."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_greedy_and_ties() -> None:
     [(0, 1, 0, 1), (5, 1, 0, 1), (0, 0.7, 0, 1), (0, 1, 0.2, 1), (7, 0.8, 0.05, 0.6), (3, 0.9, 0, 2.5), (1, 0, 1, 1)],
 )
 def test_candidates_are_transformers(top_k: int, top_p: float, min_p: float, temperature: float) -> None:
-    """What can be drawn at all, found by drawing with many seeds, is what transformers' processors leave."""
+    """The ids that can be drawn, found by drawing with many seeds, are those that transformers' processors leave."""
     torch = pytest.importorskip("torch")
     process = pytest.importorskip("transformers").generation.logits_process
     rng = np.random.default_rng(3)
@@ -102,7 +102,7 @@ def test_minus_infinity_is_never_drawn() -> None:
 @pytest.mark.parametrize("top_p", [0.9, 1.0])
 @pytest.mark.parametrize("row", [[-3e38, -2e38, -3e38], [2e38, 3e38, 2.5e38]], ids=["low", "high"])
 def test_logits_that_leave_float32_give_the_highest(row: list[float], top_p: float) -> None:
-    """Divided by the temperature all are -inf, or several +inf: there is nothing to draw from."""
+    """Divided by the temperature all are -inf, or several are +inf: there is nothing to draw from."""
     logits = np.array([row], np.float32)
     record, none, offsets = params(temperature=0.5, top_p=top_p), np.zeros(0, np.int32), np.zeros(2, np.int64)
     assert sample(logits, record, none, offsets)[0].tolist() == [1]
@@ -129,7 +129,7 @@ def test_the_compiled_sampler_follows_the_specification() -> None:
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     expected, expected_logprobs = sample(logits, record, history, offsets)
     ids, logprobs = cpu.sample(logits, record, history, offsets)
-    # Borders between candidates are float32 sums: a draw may fall on the other side of one, once in some 10^5.
+    # Boundaries between candidates are float32 sums: about once in 10^5, a draw may fall on the other side of one.
     assert (ids == expected).sum() >= n - 1
     same = ids == expected
     bound = 16 * np.spacing(np.abs(expected_logprobs[same]).max())
@@ -141,7 +141,7 @@ def test_the_compiled_sampler_follows_the_specification() -> None:
 
 
 def exact_draw(row: np.ndarray, params: np.void, history: np.ndarray) -> int:
-    """The draw with probabilities of the softmax kernel, in float32, and sums of them in integers of 2^-62."""
+    """Draw with the softmax kernel's float32 probabilities, summed in integers of 2^-62."""
     from fastattn._core import kernels
 
     scores = row.copy()
@@ -175,7 +175,7 @@ def exact_draw(row: np.ndarray, params: np.void, history: np.ndarray) -> int:
 
 @pytest.mark.parametrize("kind", ["normal", "ties", "equal", "holes", "far apart", "two groups"])
 def test_the_compiled_sampler_is_exact(kind: str) -> None:
-    """Ids are those of sums without rounding, in whatever order the kernels come across the candidates."""
+    """Ids equal those of sums without rounding, in whatever order the kernels process the candidates."""
     from fastattn.executors import cpu
 
     rng = np.random.default_rng(11)

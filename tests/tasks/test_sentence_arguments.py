@@ -1,4 +1,4 @@
-"""The arguments of SentenceTransformer and of its encode methods: used, without effect, or refused by a typed error."""
+"""The arguments of SentenceTransformer and its encode methods: used, without effect, or rejected with a typed error."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def model(folder: Path) -> fastattn.SentenceTransformer:
 @pytest.mark.torch
 @pytest.mark.parametrize("precision", [None, "float32", "int8", "uint8", "binary", "ubinary"])
 def test_precision(folder: Path, model: fastattn.SentenceTransformer, precision: Any) -> None:
-    """Equal to what sentence-transformers makes of the same vectors."""
+    """The result equals that of sentence-transformers for the same vectors."""
     from sentence_transformers.util import quantize_embeddings
 
     vectors = model.encode(TEXTS)
@@ -62,7 +62,7 @@ def test_precision(folder: Path, model: fastattn.SentenceTransformer, precision:
 def test_recorded_precision() -> None:
     from fastattn.tasks.sentence.similarity import quantize_vectors
 
-    """What sentence-transformers 6.2 gives."""
+    """Values from sentence-transformers 6.2."""
     vectors = np.float32(
         [[-1, 2, 0, 1, 5, -2, 1, 1, 3], [1, 0, 0, 0.5, 5, -1, -1, 1, -3], [0, 1, 0, 0, 5, 0, 0, -1, 0]]
     )
@@ -148,7 +148,7 @@ def test_inputs(model: fastattn.SentenceTransformer) -> None:
 
 
 def test_positions_of_arguments(model: fastattn.SentenceTransformer) -> None:
-    """Those of sentence-transformers."""
+    """They match those of sentence-transformers."""
     arguments = (
         TEXTS,
         None,
@@ -332,7 +332,7 @@ def test_a_tokenizer_of_transformers(folder: Path) -> None:
 
 
 def change(model: fastattn.SentenceTransformer) -> fastattn.SentenceTransformer:
-    """Settings that a copy must have too."""
+    """Change settings that a copy must have too."""
     model.max_seq_length = 9
     model.truncate_dim = 20
     model.similarity_fn_name = "dot"
@@ -383,7 +383,7 @@ def test_an_estimator_with_a_model(folder: Path) -> None:
 
 
 def test_another_process(folder: Path) -> None:
-    """Unpickled where nothing is loaded yet."""
+    """The model is unpickled in a process where nothing is loaded yet."""
     model = change(fastattn.SentenceTransformer(folder, threads=1))
     code = (
         "import pickle, sys\n"

@@ -1,4 +1,4 @@
-"""The files of a sentence-transformers folder: odd values are named in errors or warnings; short names and the hub."""
+"""The files of a sentence-transformers folder: errors or warnings name unusual values; short names and the hub."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def load(folder: Path) -> None:
-    """Load and use a model; every error is one of ours, on one short line."""
+    """Load and use a model; assert that every error is one of ours, on one short line."""
     message = ""
     try:
         with fastattn.SentenceTransformer(folder, threads=1) as model:
@@ -249,7 +249,7 @@ def test_a_path_with_backslashes_names_them_and_the_file(folder: Path, path: str
 
 
 def test_nested_paths_and_the_order_of_the_list(tmp_path: Path) -> None:
-    """As in sentence-transformers: idx is not read."""
+    """As in sentence-transformers, idx is ignored."""
     folder = write_model(tmp_path / "m", POOLING, dense(WIDTH, 30))
     (folder / "parts" / "first").mkdir(parents=True)
     for name in ("config.json", "model.safetensors", "vocab.txt", "tokenizer_config.json"):
@@ -275,7 +275,7 @@ def test_two_modules_of_one_name(folder: Path) -> None:
 
 @pytest.mark.parametrize("name", ["modules.json", "config_sentence_transformers.json", "sentence_bert_config.json"])
 def test_links_to_nothing_and_folders(folder: Path, name: str) -> None:
-    """A file that is there and cannot be read is not taken for a missing one."""
+    """A file that exists but cannot be read is not treated as missing."""
     (folder / name).unlink(missing_ok=True)
     (folder / name).symlink_to(folder / "gone")
     with pytest.raises((ConfigError, ModelFormatError), match=name):
@@ -336,7 +336,7 @@ def test_short_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def fill_cache(cache: Path, repository: str, source: Path) -> None:
-    """A cache of huggingface_hub with one revision of a repository."""
+    """Write a cache of huggingface_hub with one revision of a repository."""
     home = cache / f"models--{repository.replace('/', '--')}"
     (home / "refs").mkdir(parents=True)
     (home / "refs" / "main").write_text(COMMIT)
@@ -362,7 +362,7 @@ def test_a_short_name_from_the_cache_when_offline(
 
 
 def test_the_folders_of_modules_are_fetched(hub: Hub, folder: Path, tmp_path: Path) -> None:
-    """They have any names, which modules.json alone knows."""
+    """Only modules.json knows their names."""
     write_model(folder, dense(WIDTH, 8))
     modules = json.loads((folder / "modules.json").read_text())
     path = modules[-1]["path"]

@@ -1,4 +1,4 @@
-"""Loading a SentenceTransformer: where its files come from, what it owns, and what a failure leaves behind."""
+"""Loading a SentenceTransformer: the source of its files, what it owns, and cleanup after a failure."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("keyword", ["model_kwargs", "processor_kwargs", "tokenizer_kwargs", "config_kwargs"])
 def test_keywords_of_the_hub_are_those_of_the_class(folder: Path, keyword: str) -> None:
-    """Inside a dictionary they would be ignored, and another revision loaded than the one asked for."""
+    """Inside a dictionary they would be ignored, and the wrong revision would be loaded."""
     neutral: Any = {keyword: dict.fromkeys(HUB_KEYS) | {"force_download": False, "proxies": None}}
     fastattn.SentenceTransformer(folder, threads=1, **neutral).close()
     for key, value in zip(HUB_KEYS, ("cache", True, "v2", "hf_secret", True), strict=True):

@@ -1,4 +1,4 @@
-"""The modules of SentenceTransformer, alone and in stacks, against sentence-transformers and recorded values."""
+"""The modules of SentenceTransformer, alone and in stacks, compared with sentence-transformers and recorded values."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from tests.tasks.sentence_reference import Reference
 from tests.tolerances import ulp
 
 ACTIVATION = "torch.nn.modules.activation."
-# Names of the tests to stacks of modules after the transformer.
+# Test names -> stacks of modules after the transformer.
 STACKS: dict[str, list[ModuleFiles]] = {
     "pooling": [POOLING],
     "dense": [POOLING, dense(WIDTH, 40)],
@@ -101,7 +101,7 @@ def test_a_vector_depends_on_its_text_alone(tmp_path: Path, name: str) -> None:
 
 
 def test_recorded_vectors(tmp_path: Path) -> None:
-    """What sentence-transformers 6.2 gives in float64, to six digits."""
+    """Results of sentence-transformers 6.2 in float64, to six digits."""
     folder = write_model(tmp_path / "m", POOLING, layer_norm(WIDTH), dense(WIDTH, 4), NORMALIZE)
     found = fastattn.SentenceTransformer(folder, device="numpy").encode(["good film", ""])
     assert [[f"{x:.6f}" for x in row] for row in found] == RECORDED_STACK
@@ -130,7 +130,7 @@ def test_activations(name: str) -> None:
     exact = kind()(torch.from_numpy(x).double()).numpy()
     rough = kind()(torch.from_numpy(x)).numpy().astype(np.float64)
     bound = 2 * np.abs(rough - exact) + ulp(exact)
-    if name == "GELU":  # a kernel in float32, which tests/kernels holds to a bound of its own
+    if name == "GELU":  # a kernel in float32; tests/kernels checks it against its own bound
         bound = np.maximum(bound, 2 * np.abs(rough - exact).max())
     assert (np.abs(ours - exact) <= bound).all()
 
@@ -195,13 +195,13 @@ def test_a_token_without_a_vector_is_named(tmp_path: Path) -> None:
 
 
 def without(module: ModuleFiles, *names: str) -> ModuleFiles:
-    """A module without some of its tensors."""
+    """Return a module without some of its tensors."""
     kind, config, tensors = module
     return kind, config, {name: array for name, array in (tensors or {}).items() if name not in names}
 
 
 def with_tensors(module: ModuleFiles, **more: np.ndarray) -> ModuleFiles:
-    """A module with other tensors."""
+    """Return a module with other tensors."""
     kind, config, tensors = module
     return kind, config, {**(tensors or {}), **more}
 
@@ -284,12 +284,12 @@ def test_another_width_in_the_pooling_config_is_a_warning(tmp_path: Path, caplog
 @pytest.mark.torch
 @pytest.mark.parametrize("mode", ["cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"])
 def test_a_prompt_that_leaves_nothing_to_pool(tmp_path: Path, mode: str) -> None:
-    """The prompt is longer than what a text is cut to in this call."""
+    """The prompt is longer than the length limit of this call."""
     config = {"embedding_dimension": WIDTH, "pooling_mode": mode, "include_prompt": False}
     folder = write_model(tmp_path / "m", ("Pooling", config, None))
     model = fastattn.SentenceTransformer(folder, threads=1)
     options: dict[str, Any] = {"prompt": "good " * 10, "processing_kwargs": {"text": {"max_length": 6}}}
-    if mode == "max":  # sentence-transformers gives minus infinity
+    if mode == "max":  # sentence-transformers returns minus infinity
         with pytest.raises(InputError, match=r"^sentences\[\d\]: expected a token to pool by max"):
             model.encode(TEXTS, **options)
     else:
@@ -349,7 +349,7 @@ def test_attributes_of_modules_are_read_only(tmp_path: Path) -> None:
 def test_which_texts_are_cut(tmp_path: Path) -> None:
     with fastattn.SentenceTransformer(write_model(tmp_path / "m", POOLING), threads=1) as model:
         texts = ["good film", "good " * 70, "a", "good " * 62]
-        assert model.count_tokens(texts) == [4, 72, 3, 64]  # [CLS] and [SEP] included
+        assert model.count_tokens(texts) == [4, 72, 3, 64]  # including [CLS] and [SEP]
         vectors, cut = model.encode_with_cuts(texts, normalize_embeddings=True)
         assert cut == {1: 64}
         assert vectors.tobytes() == model.encode(texts, normalize_embeddings=True).tobytes()

@@ -1,4 +1,4 @@
-"""Random stacks of modules with random settings against sentence-transformers."""
+"""Compares random stacks of modules with random settings with sentence-transformers."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ CALLS: tuple[tuple[str, dict[str, Any]], ...] = (
 
 
 def random_modules(rng: random.Random, width: int) -> list[ModuleFiles]:
-    """Modules that fit each other."""
+    """Return modules that fit together."""
     modules: list[ModuleFiles] = []
     if rng.random() < 0.3:
         modules.append(random_dense(rng, width, module_input_name="token_embeddings"))
@@ -68,7 +68,7 @@ def random_dense(rng: random.Random, width: int, **config: Any) -> ModuleFiles:
 
 
 def random_folder(rng: random.Random, folder: Path) -> Path:
-    """A model of one family with settings, each of which may be missing."""
+    """Write a model of one family with settings, each of which may be missing."""
     family = rng.choice(["bert", "roberta", "distilbert"])
     if family == "bert":
         write_bert_model(folder, head=False)
@@ -98,7 +98,7 @@ def random_folder(rng: random.Random, folder: Path) -> Path:
 
 
 def random_options(rng: random.Random) -> dict[str, Any]:
-    """Options of the constructor."""
+    """Return options of the constructor."""
     options = {
         "truncate_dim": rng.choice([None, None, 35]),
         "prompts": rng.choice([None, {"query": rng.choice(["", "dog "]), "x": "running "}]),

@@ -1,4 +1,4 @@
-"""Prompts, lengths, widths and similarities of SentenceTransformer against sentence-transformers."""
+"""Compares prompts, lengths, widths and similarities of SentenceTransformer with sentence-transformers."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ ATTRIBUTES = ("prompts", "default_prompt_name", "similarity_fn_name", "truncate_
 
 
 def compare(folder: Path, *, texts: list[str] = TEXTS, **options: Any) -> fastattn.SentenceTransformer:
-    """Attributes and the vectors of all ways to encode are those of sentence-transformers; gives ours."""
+    """Assert that attributes and vectors of all encode methods equal those of sentence-transformers; return ours."""
     found, expected = fastattn.SentenceTransformer(folder, threads=1, **options), Reference(folder, **options)
     for name in ATTRIBUTES:
         assert getattr(found, name) == getattr(expected.exact, name), name
@@ -140,7 +140,7 @@ def test_processor_kwargs(folder: Path, options: dict[str, Any], name: str) -> N
 
 
 def test_the_side_of_pads_changes_nothing(folder: Path) -> None:
-    """sentence-transformers gives other vectors with pads on the left of a BERT, but not to a text alone."""
+    """sentence-transformers gives different vectors for a BERT padded on the left, but not for a single text."""
     options: dict[str, Any] = {"processor_kwargs": {"padding_side": "left"}}
     model, expected = fastattn.SentenceTransformer(folder, threads=1, **options), Reference(folder, **options)
     assert model.tokenizer.padding_side == "left"
@@ -290,7 +290,7 @@ def test_plain_folders_are_pooled_by_mean_or_last_token(tmp_path: Path) -> None:
 
 
 def test_a_tokenizer_without_masks(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """sentence-transformers pads a batch and has no mask then; text by text the vectors are the same."""
+    """sentence-transformers then pads a batch without a mask; one text at a time, the vectors are equal."""
     change_json(folder / "tokenizer_config.json", model_input_names=["input_ids"])
     found = fastattn.SentenceTransformer(folder, threads=1).encode(TEXTS)
     assert "model_input_names has no attention_mask: sentence-transformers reads the padding" in caplog.text

@@ -1,4 +1,4 @@
-"""GPT-2 adds token types where its tokenizer makes them: in sentence vectors as in token vectors."""
+"""GPT-2 adds token types if its tokenizer makes them, in sentence vectors as in token vectors."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TEXTS = ["good film", "the cat, a dog", "a"]
 
 
 def write_gpt2(folder: Path, mode: str, *, types: bool) -> Path:
-    """A GPT-2 with a BERT tokenizer, as Chinese GPT-2s have it."""
+    """Write a GPT-2 with a BERT tokenizer, as Chinese GPT-2 models have."""
     write_bert(folder)
     words = len((folder / "vocab.txt").read_text(encoding="utf-8").splitlines())
     checkpoints.write_gpt2(folder, vocab_size=words, n_positions=32)

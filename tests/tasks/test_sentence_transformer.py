@@ -1,4 +1,4 @@
-"""SentenceTransformer against sentence-transformers, on tiny random models and on the real all-MiniLM-L6-v2."""
+"""Compares SentenceTransformer with sentence-transformers, on tiny random models and on the real all-MiniLM-L6-v2."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_options_of_encode(folder: Path, device: str) -> None:
 
 @pytest.mark.parametrize("name", TRANSFORMER_CONFIGS)
 def test_settings_under_the_names_of_other_families(name: str, tmp_path: Path) -> None:
-    """Of several that are not empty the first counts."""
+    """If several are not empty, the first is used."""
     module = pytest.importorskip("sentence_transformers")
     folder = write_sentence_model(tmp_path / "m")
     (folder / "sentence_bert_config.json").write_text("{}")

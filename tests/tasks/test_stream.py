@@ -1,4 +1,4 @@
-"""Streamed text is the decoded text, with tokenizers of every kind and with stop strings; `async for`; closing."""
+"""Streamed text equals the decoded text, with every kind of tokenizer and with stop strings; `async for`; closing."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def model_that_says(tokenizer: Tokenizer, prompt: Sequence[int], new: Sequence[i
 
 
 def test_special_tokens_that_the_library_decodes() -> None:
-    """It omits special tokens by their text, which a normalizer or an earlier token may have changed."""
+    """The library omits special tokens by their text, which a normalizer or an earlier token may have changed."""
     raw = RawTokenizer(models.WordLevel({"a": 0, "b": 1}, unk_token="a"))
     raw.normalizer = normalizers.Lowercase()
     raw.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -76,7 +76,7 @@ def test_pieces_are_the_decoded_text(name: str, prompt: list[int], new: list[int
     tokenizer = tokenizer_of(name, clean=clean)
     try:
         base, whole = (tokenizer.decode(ids, skip_special_tokens=True) for ids in (prompt, prompt + new))
-    except InputError:  # Strip of the library fails for short texts
+    except InputError:  # the library's Strip fails for short texts
         return
     pieces = list(stream(model_that_says(tokenizer, prompt, new), prompt, max_new_tokens=len(new), eos_token_id=-1))
     assert "".join(pieces) == whole[len(base) :]
@@ -87,7 +87,7 @@ def test_pieces_are_the_decoded_text(name: str, prompt: list[int], new: list[int
 @settings(max_examples=40)
 @given(prompt=IDS, new=IDS, stops=STOPS)
 def test_pieces_end_before_a_stop_string(name: str, prompt: list[int], new: list[int], stops: list[str]) -> None:
-    """At the earliest one that is in the text when a stop string is found."""
+    """They end before the earliest one in the text when a stop string is found."""
     tokenizer = tokenizer_of(name)
     try:
         base, whole = (tokenizer.decode(ids, skip_special_tokens=True) for ids in (prompt, prompt + new))
@@ -128,7 +128,7 @@ def test_a_stop_string_that_only_the_end_of_the_text_completes() -> None:
 
 
 def test_an_end_of_text_id_with_a_text_of_its_own() -> None:
-    """decode(prompt + new) has that text where the token is no special one."""
+    """decode(prompt + new) contains that text if the token is not special."""
     tokenizer = tokenizer_of("Metaspace")
     ids = [tokenizer.raw.token_to_id(token) for token in ("a", "▁a", "b")]
     model = model_that_says(tokenizer, ids[:1], ids[1:])
@@ -263,8 +263,8 @@ def test_cancelling_a_task_closes_its_stream() -> None:
         go_on.set()
         return pieces
 
-    pieces = asyncio.run(run())  # which waits for its threads
-    assert pieces.n_new_tokens == 1  # of the step that was on its way
+    pieces = asyncio.run(run())  # run() waits for its threads
+    assert pieces.n_new_tokens == 1  # of the step that was in progress
     assert model.executor.open_caches == 0
     assert list(pieces) == []
 

@@ -1,4 +1,4 @@
-"""The tokenizers: shapes of what they return, special tokens, truncation, decoding."""
+"""The tokenizers: shapes of results, special tokens, truncation, decoding."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_bert_specials_and_types(bert: Tokenizer) -> None:
 
 
 def test_vocabularies_with_holes(tmp_path: Path) -> None:
-    """A line that is there twice: its first id has no token, and the last id is above the number of tokens."""
+    """A line occurs twice: its first id has no token, and the last id is above the number of tokens."""
     path = write_bert(tmp_path) / "vocab.txt"
     lines = path.read_text().splitlines()
     path.write_text("\n".join([*lines[:7], lines[5], *lines[7:], "last"]) + "\n")

@@ -1,4 +1,4 @@
-"""Files made to break the reader of tokenizers: each gives a typed error that names the file, or a tokenizer."""
+"""Files made to break the reader of tokenizers: each gives a tokenizer or a typed error that names the file."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.tasks.tokenizers import write_bert, write_gpt2, write_roberta
 
 
 def with_json(folder: Path) -> dict[str, Any]:
-    """Write tokenizer.json beside the files of a folder, and return its content."""
+    """Write tokenizer.json next to the files of a folder, and return its content."""
     load_tokenizer(folder).raw.save(str(folder / "tokenizer.json"))
     content: dict[str, Any] = json.loads((folder / "tokenizer.json").read_text())
     return content
@@ -88,7 +88,7 @@ def test_lone_surrogates(tmp_path: Path) -> None:
 
 
 def test_panics_of_the_library(tmp_path: Path) -> None:
-    """These end in PanicException, some of them only while a text is encoded."""
+    """These cause a PanicException, some of them only when a text is encoded."""
     bert = write_bert(tmp_path / "bert")
     (bert / "tokenizer_config.json").unlink()
     content = with_json_of_generic(bert)
@@ -110,7 +110,7 @@ def test_panics_of_the_library(tmp_path: Path) -> None:
 
 
 def with_json_of_generic(folder: Path) -> dict[str, Any]:
-    """tokenizer.json that is used as it is."""
+    """Write a tokenizer.json that is used unchanged."""
     content = with_json(folder)
     write_json(folder / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast"})
     return content
@@ -126,7 +126,7 @@ def test_no_json_objects(text: str, name: str, tmp_path: Path) -> None:
 
 
 def test_json_of_many_values(tmp_path: Path) -> None:
-    """Refused before it is parsed, which would take gigabytes."""
+    """It is rejected before it is parsed, which would take gigabytes."""
     (tmp_path / "tokenizer.json").write_text("[" + "[]," * 5_000_000 + "[]]")
     with pytest.raises(ModelFormatError, match=r"tokenizer\.json: expected at most 4000000 values"):
         load_tokenizer(tmp_path)
@@ -182,7 +182,7 @@ def test_warnings_are_bounded(tmp_path: Path, caplog: pytest.LogCaptureFixture) 
 
 
 def outcome(folder: Path) -> Tokenizer | FastattnError:
-    """The tokenizer, or the typed error."""
+    """Return the tokenizer, or the typed error."""
     try:
         return load_tokenizer(folder)
     except FastattnError as error:
@@ -195,7 +195,7 @@ ODD: list[Any] = [
 
 
 def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """Paths to the values inside a JSON value; of large containers only the first."""
+    """Yield paths to the values inside a JSON value; for large containers only the first values."""
     if path:
         yield path
     items = (
@@ -246,6 +246,6 @@ def test_mutants(write: Any, name: str, generic: bool, tmp_path: Path) -> None:
             assert len(str(found)) < 700 + len(str(folder))
         else:
             n_loaded += 1
-            with contextlib.suppress(Exception):  # such as a missing unknown token; a panic is no Exception
+            with contextlib.suppress(Exception):  # such as a missing unknown token; a panic is not an Exception
                 found.raw.encode("a text [CLS] <p>", "hello 12")
     assert 0 < n_loaded < 80

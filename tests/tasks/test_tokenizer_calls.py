@@ -1,4 +1,4 @@
-"""Calls of the tokenizer against transformers' on the same folder: random texts in many scripts, random arguments."""
+"""Compares calls of the tokenizer with transformers': random texts in many scripts, random arguments."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def _encodable(text: str) -> bool:
 
 @st.composite
 def inputs(draw: st.DrawFn) -> tuple[Any, Any, bool]:
-    """(text, text_pair, is_split_into_words) in one of the forms that transformers reads."""
+    """Draw (text, text_pair, is_split_into_words) in one of the forms that transformers reads."""
     one, many = texts(), st.lists(texts(), min_size=1, max_size=3)
     words = st.lists(st.sampled_from(WORDS), max_size=5)
     form = draw(st.sampled_from(["one", "pair", "many", "pairs", "zipped", "words", "word pair", "many words"]))
@@ -99,7 +99,7 @@ Both = tuple[Any, Tokenizer]
 
 @pytest.fixture(scope="module", params=KINDS)
 def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Both:
-    """transformers' tokenizer and ours, of one folder, with a pad token."""
+    """Return transformers' tokenizer and ours for one folder, with a pad token."""
     transformers = pytest.importorskip("transformers")
     folder = KINDS[request.param](tmp_path_factory.mktemp(request.param))
     theirs, ours = transformers.AutoTokenizer.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
@@ -110,10 +110,10 @@ def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 
 def call(tokenizer: Any, *texts: Any, **options: Any) -> Any:
-    """What a call returns, or the error that it raises, one of fastattn or any one of transformers."""
+    """Return the result of a call, or its error: one of fastattn's or any of transformers'."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of max_length that is ignored
+            warnings.simplefilter("ignore")  # about an ignored max_length
             return tokenizer(*texts, **options)
     except FastattnError as error:
         return error
@@ -124,12 +124,15 @@ def call(tokenizer: Any, *texts: Any, **options: Any) -> Any:
 
 
 def check_same(found: Any, expected: Any, options: dict[str, Any]) -> None:
-    """Same columns, or both an error; two errors of ours stand for results that transformers gets wrong or ragged."""
+    """Assert the same columns, or an error from both.
+
+    Two of our errors cover results that transformers gets wrong or ragged.
+    """
     if isinstance(expected, BaseException):
         assert isinstance(found, InputError) or options.get("stride"), (found, expected)
         return
     if isinstance(found, InputError) and "room for the" in str(found):
-        return  # transformers cuts nothing where the special tokens alone are more than max_length
+        return  # transformers cuts nothing if the special tokens alone exceed max_length
     if isinstance(found, InputError) and "an array needs padding=True" in str(found):
         rows = expected["input_ids"]
         assert rows.dtype == object or len({len(row) for row in rows}) > 1
@@ -150,7 +153,7 @@ def test_calls(both: Both, data: st.DataObject) -> None:
     text, pair, words = data.draw(inputs())
     options = data.draw(arguments()) | ({"is_split_into_words": True} if words else {})
     if (options.get("max_length") or 20) < 12:
-        options.pop("stride", None)  # with less room most are refused
+        options.pop("stride", None)  # with less room most calls are rejected
     expected = call(theirs, text, pair, **options)
     found = call(ours, text, pair, **options)
     check_same(found, expected, options)
@@ -164,7 +167,7 @@ def test_calls(both: Both, data: st.DataObject) -> None:
 
 
 def check_maps(found: BatchEncoding, expected: Any) -> None:
-    """The methods that relate tokens, words and characters."""
+    """Check the methods that map between tokens, words and characters."""
     assert found.n_sequences == expected.n_sequences
     for row in range(len(expected.encodings)):
         for name in ("tokens", "word_ids", "sequence_ids"):
@@ -193,7 +196,7 @@ def test_truncation_and_overflow(
     both: Both, text: str, pair: str | None, strategy: Any, length: int, stride: int, special: bool, padding: Any
 ) -> None:
     theirs, ours = both
-    stride = stride if length >= 10 else 0  # with less room most are refused
+    stride = stride if length >= 10 else 0  # with less room most calls are rejected
     options = {
         "truncation": strategy, "max_length": length, "stride": stride, "add_special_tokens": special,
         "padding": padding, "return_overflowing_tokens": True, "return_token_type_ids": True,

@@ -1,4 +1,4 @@
-"""Every known tokenizer class against transformers: slow files and tokenizer.json, each setting at each value."""
+"""Compares every known tokenizer class with transformers: slow files and tokenizer.json, each setting at each value."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ transformers = pytest.importorskip("transformers")
 pytest.importorskip("sentencepiece")
 TEXTS = make_texts(40)
 FEW_TEXTS = make_texts(14, seed=7)
-# What may stand in any tokenizer_config.json.
+# Settings that any tokenizer_config.json may contain.
 COMMON: list[dict[str, object]] = [
     {"model_max_length": 77, "padding_side": "left", "truncation_side": "left", "clean_up_tokenization_spaces": True},
     {"model_max_length": 1e30, "split_special_tokens": True, "chat_template": "{{x}}"},
@@ -50,7 +50,7 @@ def maker(tmp_path_factory: pytest.TempPathFactory) -> Maker:
 
 
 def saved(maker: Maker, source: Path) -> Path:
-    """The folder as transformers saves it: with tokenizer.json."""
+    """Return the folder as transformers saves it: with tokenizer.json."""
     folder = maker.folder()
     theirs_of(source).save_pretrained(folder)
     shutil.copy(source / "config.json", folder)
@@ -113,7 +113,7 @@ def test_which_class(name: str, maker: Maker) -> None:
 
 
 def test_names_of_model_types() -> None:
-    """No name is cut in two, and every model type whose folders name a wrong class has another one."""
+    """No name is split, and every model type whose folders name a wrong class has another class."""
     assert CLASS_OF_MODEL_TYPE["modernbert-decoder"] == "TokenizersBackend"
     assert "decoder" not in CLASS_OF_MODEL_TYPE
     assert [name for name in CLASS_OF_MODEL_TYPE if name.endswith("-")] == []

@@ -1,4 +1,4 @@
-"""The files of tokenizers: what is read, refused by name and warned of, with right values for all of it."""
+"""The files of tokenizers: what is read, what is rejected by name and what causes a warning, with correct values."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_the_same_files_with_different_classes(tmp_path: Path) -> None:
     distil = load_tokenizer(folder)
     assert distil.options.class_name == "DistilBertTokenizer"
     assert distil.options.model_input_names == ("input_ids", "attention_mask")
-    # Pairs keep BERT's types, whether the model takes them or not.
+    # Pairs have BERT's types, whether or not the model uses them.
     assert type_ids(folder, "good film", "bad") == [0, 0, 0, 0, 1, 1]
 
 
@@ -129,7 +129,7 @@ def test_add_bos_token_without_tokenizer_json(tmp_path: Path) -> None:
     assert raw.encode("hello").ids == [265, 263]
     assert raw.encode("hello", "the").type_ids == [0, 0, 1, 1, 1]
     raw.save(str(folder / "tokenizer.json"))
-    set_config(folder, add_bos_token=False)  # with tokenizer.json the setting does not count, as in transformers
+    set_config(folder, add_bos_token=False)  # with tokenizer.json the setting is ignored, as in transformers
     assert load_tokenizer(folder).raw.encode("hello").ids == [265, 263]
 
 
@@ -330,7 +330,8 @@ def test_a_vocabulary_far_smaller_than_the_model(tmp_path: Path, caplog: pytest.
     assert "the tokenizer has 71 tokens, and the model has 30522 ids" in caplog.text
 
 
-# -- files that are no files of a tokenizer ---------------------------------------------------------------------------
+# -- files that do not belong to a tokenizer
+# ------------------------------------------------------------------------------
 
 
 def test_nothing_to_read(tmp_path: Path) -> None:

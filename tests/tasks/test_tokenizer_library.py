@@ -1,4 +1,4 @@
-"""Errors of the tokenizers library become typed errors; everything else passes."""
+"""Errors of the tokenizers library become typed errors; everything else passes through."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ def test_a_panic_passes_no_handler() -> None:
 
 
 def add_generic_json(folder: Path) -> Path:
-    """tokenizer.json that is used as it is."""
+    """Write a tokenizer.json that is used unchanged."""
     load_tokenizer(folder).raw.save(str(folder / "tokenizer.json"))
     (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
     return folder
 
 
 def add_json(folder: Path) -> Path:
-    """tokenizer.json of a class with its own pipeline."""
+    """Write the tokenizer.json of a class with its own pipeline."""
     load_tokenizer(folder).raw.save(str(folder / "tokenizer.json"))
     return folder
 

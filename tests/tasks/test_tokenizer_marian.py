@@ -1,4 +1,4 @@
-"""MarianTokenizer: against transformers, by hand, and what it refuses."""
+"""MarianTokenizer: compared with transformers and with values computed by hand; and what it rejects."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def write_small(folder: Path, source: bytes | None = None, **config: object) -> Path:
-    """A folder whose models do not need the sentencepiece package."""
+    """Write a folder whose models do not need the sentencepiece package."""
     folder.mkdir(exist_ok=True)
     (folder / "source.spm").write_bytes(source or model(PIECES))
     (folder / "target.spm").write_bytes(model(TARGET))
@@ -103,7 +103,7 @@ def test_pieces_of_the_package(options: dict[str, object], tmp_path: Path) -> No
     ours = UnigramText(parse_model(path, path.read_bytes()))
     texts = [*make_texts(400, seed=5), "\uff76\uff9e\uff76", "\ufb01\u0300 A\u030a e\u0301 \u00bd\u00b2 \u2581"]
     lines = [line.split() for name, line in WORDS.items() if name not in ("special", "odd")]
-    repeats = [word * n for line in lines for word in line for n in (3, 5)]  # sums that differ by rounding alone
+    repeats = [word * n for line in lines for word in line for n in (3, 5)]  # sums that only differ by rounding
     texts += [before + text for text in repeats for before in ("", "x ", "\u4e16", "Hello world, ")]
     rng = random.Random(3)
     vocab = [theirs.id_to_piece(i) for i in range(theirs.get_piece_size())] + [
@@ -124,7 +124,7 @@ def test_ids_by_hand(small: Tokenizer) -> None:
     assert small.encode(">>de<< the cats") == [4, 1, 3, 2, 0]  # the piece "▁the" is not in vocab.json
     assert small.encode("cat\u6771\u4eac") == [3, 5, 0]  # a run of unknown characters may be in vocab.json
     assert small.encode("cat\u6771") == [3, 1, 0]
-    assert small.encode("cat x>>de<<") == [3, 1, 1, 0]  # a code counts at the beginning alone
+    assert small.encode("cat x>>de<<") == [3, 1, 1, 0]  # a code counts only at the beginning
     assert small.encode("cats", "cat") == [3, 2, 3, 0]
     assert small(text_target="Katzes")["input_ids"] == [6, 2, 0]
     assert small("cat", text_target="cat")["labels"] == [1, 1, 0]
@@ -233,7 +233,7 @@ def test_ids_that_are_refused(ids: list[int], tmp_path: Path) -> None:
 
 
 def test_random_damage_of_the_normalization_table(tmp_path: Path) -> None:
-    """A damaged table gives other texts or an error, and never reads past its end."""
+    """A damaged table gives other texts or an error, and is never read past its end."""
     rng = random.Random(0)
     units = rng.randbytes(4 * 300)
     for _ in range(100):
@@ -253,7 +253,7 @@ def test_a_folder_with_tokenizer_json_alone(small: Tokenizer, tmp_path: Path, ca
 
 
 def test_added_tokens_of_tokenizer_json(small: Tokenizer, tmp_path: Path) -> None:
-    """Beside the files of the class, tokenizer.json gives added tokens alone."""
+    """With the files of the class, only the added tokens of tokenizer.json are used."""
     folder = write_small(tmp_path)
     (folder / "tokenizer.json").write_text(
         json.dumps({"model": {"vocab": {}}, "added_tokens": [{"id": 8, "content": "FooBar", "special": False}]})

@@ -1,4 +1,4 @@
-"""Tokenizers changed, saved, and handed over, against transformers' with the same changes."""
+"""Compares tokenizers that were changed, saved and passed on with transformers' after the same changes."""
 
 from __future__ import annotations
 
@@ -202,7 +202,7 @@ def test_saved_folders_load_in_transformers(both: Both, tmp_path: Path) -> None:
     "name", ["CLIPTokenizer", "T5Tokenizer", "LlamaTokenizer", "DebertaV2Tokenizer", "XLNetTokenizer"]
 )
 def test_copies_of_other_classes(name: str, tmp_path: Path) -> None:
-    """Pickled, saved, and made from transformers' object, a tokenizer encodes and decodes as before."""
+    """Pickled, saved, or created from transformers' object, a tokenizer encodes and decodes as before."""
     transformers = pytest.importorskip("transformers")
     pytest.importorskip("sentencepiece")
     from tests.tasks.tokenizer_folders import KINDS, Maker, make_texts

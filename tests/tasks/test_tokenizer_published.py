@@ -1,4 +1,4 @@
-"""The tokenizers against published ids (the data folder beside the project)."""
+"""Compares the tokenizers with published ids (from the data folder next to the project)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""SentencePiece files: the reader, and tokenizers made of files that are written here byte by byte."""
+"""SentencePiece files: the reader, and tokenizers from files that are written here byte by byte."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def data(number: int, value: bytes | str) -> bytes:
 
 
 def model(pieces: Sequence[tuple[str, float, int]], trainer: bytes = b"", normalizer: bytes = b"") -> bytes:
-    """A model file; the type of a normal piece is left out, as it is the default."""
+    """Return a model file; the type of a normal piece is omitted, because it is the default."""
     parts = []
     for text, score, kind in pieces:
         fields = data(1, text) + varint(2 << 3 | 5) + struct.pack("<f", score)
@@ -145,7 +145,7 @@ def test_t5_ids(tmp_path: Path) -> None:
 
 
 def test_llama_merges(tmp_path: Path) -> None:
-    """BPE merges follow from the order of the pieces; bytes stand for what has no piece."""
+    """The order of the pieces defines the BPE merges; text without a piece becomes bytes."""
     pieces = [("<unk>", 0.0, UNKNOWN), ("<s>", 0.0, CONTROL), ("</s>", 0.0, CONTROL)]
     pieces += [(f"<0x{i:02X}>", 0.0, 6) for i in range(256)]
     pieces += [

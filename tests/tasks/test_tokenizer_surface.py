@@ -1,4 +1,4 @@
-"""The tokenizer's arguments and attributes: right values recorded from transformers 5, and typed errors."""
+"""The tokenizer's arguments and attributes: correct values recorded from transformers 5, and typed errors."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def test_pairs_are_read_as_in_transformers(bert: Tokenizer) -> None:
     assert bert([("good", "bad")]).input_ids == bert([["good", "bad"]]).input_ids == [pair]
     assert bert([("good", "bad"), "bad"]).input_ids == [pair, bad]
     assert bert(["good"], ["bad"]).input_ids == [pair]
-    assert bert("good", "").input_ids == good  # an empty second text is none
+    assert bert("good", "").input_ids == good  # an empty second text counts as none
     assert bert([("good", "")]).input_ids == [[2, 57, 3, 3]]
     assert bert([["a", "cat", "run"]], is_split_into_words=True).input_ids == [bert.encode("a cat run")]
 

@@ -20,7 +20,7 @@ TEXTS = ["good", "a film"]
 
 
 class Column:
-    """`__len__` and `__getitem__` alone, as a column of a data set."""
+    """Only `__len__` and `__getitem__`, like a column of a data set."""
 
     def __init__(self, items: list[Any]) -> None:
         self.items = items
@@ -90,7 +90,7 @@ def test_sequences(bert: Tokenizer, make: Callable[[list[Any]], Any]) -> None:
     assert bert(make(TEXTS)).input_ids == [bert.encode(text) for text in TEXTS]
     assert [ids.tolist() for ids, _ in bert.encode_batch(make(TEXTS))] == bert(TEXTS).input_ids
     assert bert(make(TEXTS), make(TEXTS)).input_ids == [bert.encode(text, text) for text in TEXTS]
-    if make is not tuple:  # a tuple of lists of words is two of them
+    if make is not tuple:  # a tuple of lists of words is a pair
         words = bert(make(TEXTS), is_split_into_words=True)
         assert words.input_ids == bert.encode("good a film")
 
@@ -196,7 +196,7 @@ def test_pairs_with_wrong_items(bert: Tokenizer) -> None:
 
 
 class _Failing:
-    """Stands for the library's tokenizer: its `encode` does something else first."""
+    """Replaces the library's tokenizer: its `encode` does something else first."""
 
     def __init__(self, action: Callable[[], object]) -> None:
         self.action = action

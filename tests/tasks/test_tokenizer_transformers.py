@@ -1,4 +1,4 @@
-"""The tokenizers against transformers' on the folders that transformers saves."""
+"""Compares the tokenizers with transformers' on the folders that transformers saves."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ KINDS: list[tuple[str, Callable[[Path], Path], str]] = [
 
 @pytest.fixture(params=KINDS, ids=[kind[0] for kind in KINDS])
 def both(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Any, Tokenizer, Tokenizer]:
-    """transformers' tokenizer, ours from the folder that it saves, and ours from the vocabulary files."""
+    """Return transformers' tokenizer, ours from the folder that it saves, and ours from the vocabulary files."""
     transformers = pytest.importorskip("transformers")
     name, write, model_type = request.param
     files = write(tmp_path / "files")
@@ -58,7 +58,7 @@ def test_ids_of_texts_and_pairs(both: tuple[Any, Tokenizer, Tokenizer]) -> None:
 def test_added_tokens_of_older_folders(
     kind: tuple[str, Callable[[Path], Path], str], newer: bool, tmp_path: Path
 ) -> None:
-    """added_tokens.json is read where tokenizer_config.json says nothing of added tokens."""
+    """added_tokens.json is read if tokenizer_config.json does not mention added tokens."""
     transformers = pytest.importorskip("transformers")
     name, write, model_type = kind
     files = write(tmp_path)
@@ -86,7 +86,7 @@ def test_added_tokens_of_older_folders(
 def test_tokens_of_older_folders_written_as_objects(
     kind: tuple[str, Callable[[Path], Path], str], where: str, tmp_path: Path
 ) -> None:
-    """In tokenizer_config.json they are looked for in normalized text, in special_tokens_map.json as they are."""
+    """tokenizer_config.json matches them in normalized text, special_tokens_map.json in the original text."""
     transformers = pytest.importorskip("transformers")
     name, write, model_type = kind
     files = write(tmp_path)

@@ -1,4 +1,4 @@
-"""Tiny random checkpoints, saved by transformers, with the small tokenizers beside them."""
+"""Tiny random checkpoints, saved by transformers, with the small tokenizers next to them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.tasks.tokenizers import write_bert, write_gpt2, write_roberta
 
 
 def write_gpt2_model(folder: Path) -> Path:
-    """A GPT-2 of 3 layers over the 266 ids of `write_gpt2`, 64 positions."""
+    """Write a GPT-2 with 3 layers, 64 positions and the 266 ids of `write_gpt2`."""
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
     torch.set_num_threads(1)
     torch.manual_seed(1)
@@ -25,7 +25,7 @@ def write_gpt2_model(folder: Path) -> Path:
 
 
 def write_bert_model(folder: Path, *, head: bool, **options: Any) -> Path:
-    """A BERT of 2 layers over the words of `write_bert`; with a head of three labels or a pooler."""
+    """Write a BERT with 2 layers and the words of `write_bert`; with a head of three labels or a pooler."""
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
     torch.set_num_threads(1)
     torch.manual_seed(2)
@@ -43,7 +43,7 @@ def write_bert_model(folder: Path, *, head: bool, **options: Any) -> Path:
 
 
 def write_sentence_model(folder: Path, *, normalize: bool = False, **pooling: Any) -> Path:
-    """The tiny BERT as a sentence-transformers folder."""
+    """Write the tiny BERT as a sentence-transformers folder."""
     write_bert_model(folder, head=False)
     kinds = [("", "Transformer"), ("1_Pooling", "Pooling")] + ([("2_Normalize", "Normalize")] if normalize else [])
     modules = [
@@ -60,7 +60,7 @@ def write_sentence_model(folder: Path, *, normalize: bool = False, **pooling: An
 
 
 def write_distilbert_model(folder: Path) -> Path:
-    """A DistilBERT of 2 layers with a head of two labels, over the words of `write_bert`; it has no token types."""
+    """Write a DistilBERT with 2 layers, a head of two labels and the words of `write_bert`; it has no token types."""
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
     torch.manual_seed(4)
     write_bert(folder)
@@ -74,7 +74,7 @@ def write_distilbert_model(folder: Path) -> Path:
 
 
 def write_roberta_model(folder: Path) -> Path:
-    """A RoBERTa of 2 layers with a head of two labels, over the ids of `write_roberta`."""
+    """Write a RoBERTa with 2 layers, a head of two labels and the ids of `write_roberta`."""
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
     torch.manual_seed(5)
     write_roberta(folder)

@@ -1,4 +1,4 @@
-"""What differs between our tokenizer of a folder and transformers'."""
+"""Finds the differences between our tokenizer of a folder and transformers'."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ ROLES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 
 
 def theirs_of(folder: Path) -> Any:
-    """transformers' tokenizer."""
+    """Return transformers' tokenizer."""
     import transformers
 
     return transformers.AutoTokenizer.from_pretrained(folder)
 
 
 def differences(folder: Path, texts: Sequence[str]) -> list[str]:
-    """Differences in ids, types, masks, offsets, decoded texts, added tokens and settings. Pairs are tried too."""
+    """Return differences in ids, types, masks, offsets, decoded texts, added tokens and settings; also for pairs."""
     theirs, ours = theirs_of(folder), load_tokenizer(folder)
     return [*_settings(ours, theirs), *_texts(ours, theirs, texts), *_random_ids(ours, theirs)]
 

@@ -30,7 +30,7 @@ POOLS.append(SPACES)
 
 
 def make_texts(n_texts: int, seed: int = 0) -> list[str]:
-    """Texts in many scripts, with special tokens and odd characters."""
+    """Return texts in many scripts, with special tokens and unusual characters."""
     rng = random.Random(seed)
     texts = ["", " ", "a", "\n", "Hello world", "[MASK] good <mask> <|endoftext|>"]
     while len(texts) < n_texts:
@@ -48,7 +48,7 @@ def _corpus() -> list[str]:
 
 
 def write_wordpiece(folder: Path, specials: Sequence[str], unk: str) -> None:
-    """vocab.txt."""
+    """Write vocab.txt."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
     raw = Tokenizer(models.WordPiece(unk_token=unk))
@@ -61,7 +61,7 @@ def write_wordpiece(folder: Path, specials: Sequence[str], unk: str) -> None:
 
 
 def write_byte_level(folder: Path, specials: Sequence[str], suffix: str | None = None) -> None:
-    """vocab.json and merges.txt of bytes."""
+    """Write vocab.json and merges.txt of bytes."""
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
     raw = Tokenizer(models.BPE() if suffix is None else models.BPE(end_of_word_suffix=suffix))
@@ -78,7 +78,7 @@ def write_byte_level(folder: Path, specials: Sequence[str], suffix: str | None =
 
 
 def write_byte_level_json(folder: Path) -> None:
-    """tokenizer.json of bytes alone, without vocab.json and merges.txt."""
+    """Write only a tokenizer.json of bytes, without vocab.json and merges.txt."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
     write_byte_level(folder, ["<|endoftext|>", "<|padding|>"])
@@ -91,7 +91,7 @@ def write_byte_level_json(folder: Path) -> None:
 
 
 def write_characters(folder: Path) -> None:
-    """vocab.json and merges.txt of characters, with "</w>" at the ends of words."""
+    """Write vocab.json and merges.txt of characters, with "</w>" at the ends of words."""
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
     raw = Tokenizer(models.BPE(unk_token="<unk>", end_of_word_suffix="</w>"))
@@ -114,7 +114,7 @@ def _write_bpe(raw: Any, folder: Path) -> None:
 
 
 def write_sentencepiece(folder: Path, **options: Any) -> None:
-    """x.model, trained by the sentencepiece package."""
+    """Write x.model, trained by the sentencepiece package."""
     import sentencepiece
 
     corpus = folder / "corpus.txt"
@@ -205,7 +205,7 @@ VOCABULARIES: dict[str, Callable[[Path], None]] = {
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """A tokenizer class, the vocabulary and file for it, a model type, and the settings that are its own."""
+    """A tokenizer class, its vocabulary and file, a model type, and the class's own settings."""
 
     name: str
     vocabulary: str
@@ -300,21 +300,21 @@ KINDS = [
 
 
 class Maker:
-    """Makes folders; each vocabulary is trained once per run of the tests."""
+    """Creates folders; each vocabulary is trained once per test run."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self.n_folders = 0
 
     def folder(self) -> Path:
-        """A new empty folder."""
+        """Return a new empty folder."""
         self.n_folders += 1
         path = self.root / f"folder{self.n_folders}"
         path.mkdir()
         return path
 
     def files(self, kind: Kind, **config: object) -> Path:
-        """A folder of a class without tokenizer.json."""
+        """Write a folder of a class without tokenizer.json."""
         base = self.root / kind.vocabulary
         if not base.exists():
             base.mkdir()
@@ -327,7 +327,7 @@ class Maker:
         return folder
 
     def changed(self, source: Path, name: str = "tokenizer_config.json", **values: object) -> Path:
-        """A copy of a folder with other values in one of its JSON files."""
+        """Write a copy of a folder with other values in one of its JSON files."""
         folder = self.folder()
         shutil.copytree(source, folder, dirs_exist_ok=True)
         path = folder / name
@@ -336,5 +336,5 @@ class Maker:
 
 
 def write_json(path: Path, value: object) -> None:
-    """A JSON file in ASCII."""
+    """Write a JSON file in ASCII."""
     path.write_text(json.dumps(value))

@@ -1,4 +1,4 @@
-"""Small tokenizers on disk, made from text and from the real vocabularies' layout."""
+"""Writes small tokenizers, made from text and in the layout of the real vocabularies."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ WORDS = [
 
 
 def write_gpt2(folder: Path) -> Path:
-    """A byte-level BPE of 256 bytes, a few merges and <|endoftext|>: vocab.json, merges.txt. 266 ids."""
+    """Write a byte-level BPE of 256 bytes, a few merges and <|endoftext|>: vocab.json, merges.txt. 266 ids."""
     folder.mkdir(parents=True, exist_ok=True)
     tokens = [LETTERS[b] for b in range(256)] + [merge.replace(" ", "") for merge in MERGES] + ["<|endoftext|>"]
     (folder / "vocab.json").write_text(json.dumps({t: i for i, t in enumerate(tokens)}, ensure_ascii=False))
@@ -41,7 +41,7 @@ def write_gpt2(folder: Path) -> Path:
 
 
 def write_roberta(folder: Path) -> Path:
-    """The same merges with RoBERTa's special tokens first."""
+    """Write the same merges with RoBERTa's special tokens first."""
     folder.mkdir(parents=True, exist_ok=True)
     tokens = ["<s>", "<pad>", "</s>", "<unk>"] + [LETTERS[b] for b in range(256)]
     tokens += [merge.replace(" ", "") for merge in MERGES] + ["<mask>"]
@@ -52,7 +52,7 @@ def write_roberta(folder: Path) -> Path:
 
 
 def write_bert(folder: Path) -> Path:
-    """A WordPiece vocabulary of letters and a few words: vocab.txt."""
+    """Write a WordPiece vocabulary of letters and a few words: vocab.txt."""
     folder.mkdir(parents=True, exist_ok=True)
     letters = [chr(c) for c in range(ord("a"), ord("z") + 1)]
     tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *("##" + c for c in letters)]
@@ -65,7 +65,7 @@ def write_bert(folder: Path) -> Path:
 
 
 def write_metaspace(folder: Path) -> Path:
-    """A Unigram tokenizer.json with Metaspace, a template with </s> and token types of its own. 40 ids or so."""
+    """Write a Unigram tokenizer.json with Metaspace, a template with </s> and its own token types. About 40 ids."""
     from tokenizers import Tokenizer as Raw
     from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 

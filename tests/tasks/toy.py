@@ -15,7 +15,7 @@ from fastattn.tokenizer import Tokenizer
 
 
 class ToyCache:
-    """Holds the ids themselves."""
+    """Stores the ids themselves."""
 
     def __init__(self, owner: ToyExecutor) -> None:
         self.ids: list[int] = []
@@ -42,7 +42,7 @@ class ToyCache:
 
 
 class ToyExecutor:
-    """`logits_of` maps a sequence to its logits; `sizes` has the number of tokens of each step."""
+    """`logits_of` maps a sequence to its logits; `sizes` records the number of tokens of each step."""
 
     def __init__(self, vocab_size: int, max_positions: int = 64) -> None:
         self.program = Program(
@@ -93,7 +93,7 @@ class ToyExecutor:
 
 
 class ToyModel:
-    """What `generate` and `stream` take."""
+    """The interface that `generate` and `stream` need."""
 
     def __init__(self, tokenizer: Tokenizer | None = None, vocab_size: int = 32, max_positions: int = 64) -> None:
         self.executor = ToyExecutor(len(tokenizer) if tokenizer else vocab_size, max_positions)
@@ -106,7 +106,7 @@ class ToyModel:
         return ""
 
     def always_say(self, ids: Sequence[int], prompt_len: int) -> None:
-        """From now on the texts after prompts of `prompt_len` are `ids`, over and over."""
+        """Repeat `ids` as the text after all prompts of `prompt_len`."""
 
         def logits(sequence: list[int]) -> NDArray[np.float64]:
             row = np.zeros(self.executor.program.values[0].width)

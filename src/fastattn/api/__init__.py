@@ -1,1 +1,1 @@
-"""The public models: the Auto classes, what they load, and quantize."""
+"""The public model API: the Auto classes, the models that they load, and `quantize`."""

@@ -1,4 +1,4 @@
-"""AutoModelForCausalLM, AutoModel and AutoModelForSequenceClassification: checkpoints in, callable models out."""
+"""AutoModelForCausalLM, AutoModel and AutoModelForSequenceClassification: load checkpoints as callable models."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from fastattn.api.model import Model
 from fastattn.models.tasks import Task
 
 _Loaded = TypeVar("_Loaded", bound=Model)
-_OTHER_NAME = "pretrained_model_name_or_path"  # transformers' name of path_or_id
+_OTHER_NAME = "pretrained_model_name_or_path"  # transformers' name for path_or_id
 
 
 class _Auto(Generic[_Loaded]):
-    """What the classes below share: one way from a checkpoint to a model."""
+    """Shared base of the Auto classes: loads a checkpoint as a model."""
 
     _model: type[_Loaded]
     _task: Task
@@ -45,24 +45,29 @@ class _Auto(Generic[_Loaded]):
         check_finite: bool = False,
         **others: Any,
     ) -> _Loaded:
-        """A folder with config.json and model.safetensors, or a hub id (extra `hub`).
+        """Load a model from a folder with config.json and model.safetensors, or from a hub id (extra `hub`).
 
-        dtype: how weights are stored, "float32", "bfloat16", "int8" or "int4" (activations are rounded with them), also
-        as numpy's or torch's dtype; None and "auto" are that of a quantized checkpoint, else "float32". "float16" is
-        computed in float32 on the CPU, which loses nothing. kv_dtype: how keys and values are stored: "float32",
-        "bfloat16" or "int8"; None and "auto" are like dtype (int8 beside int4). head_dtype: another one for the matrix
-        that gives the logits; nothing changes where there is none (AutoModel) or it is too small to be rounded (fewer
-        than 64 rows). device: "cpu" (also None, -1 and "auto"), "numpy" for the float64 specification, or "cuda", a
-        preview: dtype "float32", "tf32", "bfloat16" or "float16", kv_dtype one of these but tf32, threads None.
-        threads: on the CPU; None is what the process may use: the CPUs of its affinity mask, at most the CPU quota of
-        its cgroup. revision, cache_dir, local_files_only and token are for hub ids, as in huggingface_hub. verify:
-        "sha256" compares the weight files with SHA256SUMS beside them or with the names of the hub's blobs, a mapping
-        gives the digests by file name. check_finite: refuse NaN and infinity in the weights (of a float checkpoint).
+        dtype: storage type of the weights: "float32", "bfloat16", "int8" or "int4" (activations are rounded with them).
+            A numpy or torch dtype works too. None and "auto" use the dtype of a quantized checkpoint, else "float32".
+            "float16" is computed in float32 on the CPU, which loses nothing.
+        kv_dtype: storage type of keys and values: "float32", "bfloat16" or "int8". None and "auto" follow dtype (int8
+            with int4).
+        head_dtype: a different dtype for the matrix that computes the logits. It changes nothing if there is no such
+            matrix (AutoModel) or if the matrix is too small to be rounded (fewer than 64 rows).
+        device: "cpu" (also None, -1 and "auto"), "numpy" for the float64 specification, or "cuda", a preview. "cuda"
+            requires dtype "float32", "tf32", "bfloat16" or "float16", a kv_dtype from the same list except "tf32", and
+            threads=None.
+        threads: number of CPU threads. None uses the CPUs of the process's affinity mask, limited by the CPU quota of
+            its cgroup.
+        revision, cache_dir, local_files_only and token: for hub ids, as in huggingface_hub.
+        verify: "sha256" compares the weight files with the SHA256SUMS file next to them or with the names of the hub's
+            blobs. A mapping gives the digests by file name.
+        check_finite: reject NaN and infinity in the weights of a float checkpoint.
 
         others: transformers' subfolder, torch_dtype and device_map (for dtype and device); num_labels, id2label,
-        label2id, problem_type, pad_token_id, output_hidden_states and output_attentions, which replace those of
-        config.json; and its other keywords with the values that change nothing here. Raises ConfigError (also for a
-        GPU that is not there), ModelFormatError, OSError, InputError, DTypeError, OutOfMemory.
+            label2id, problem_type, pad_token_id, output_hidden_states and output_attentions, which override
+            config.json; and its other keywords, if their values change nothing here.
+        Raises ConfigError (also if the GPU is missing), ModelFormatError, OSError, InputError, DTypeError, OutOfMemory.
         """
         given = {
             "dtype": dtype,
@@ -80,7 +85,7 @@ class _Auto(Generic[_Loaded]):
         name = _OTHER_NAME if path_or_id is None and _OTHER_NAME in others else "path_or_id"
         source = others.pop(name, None) if path_or_id is None else path_or_id
         options, hub = read_options(given, others)
-        check_device(options)  # before a folder is looked for, or fetched
+        check_device(options)  # before looking for a folder or downloading one
         built, executor, origin = load_model(find_folder(source, hub, name=name), cls._task, options, str(source))
         return cls._model(origin.directory, built, executor, origin=origin)
 

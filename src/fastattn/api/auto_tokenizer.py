@@ -1,4 +1,4 @@
-"""AutoTokenizer: the tokenizer of a folder or hub id."""
+"""AutoTokenizer: loads the tokenizer of a folder or hub id."""
 
 from __future__ import annotations
 
@@ -48,14 +48,15 @@ class AutoTokenizer:
         resume_download: object = None,
         **settings: Unpack[TokenizerSettings],
     ) -> Tokenizer:
-        """The tokenizer of a directory or hub id: tokenizer.json, or the older files of a known tokenizer class.
+        """Load a tokenizer from tokenizer.json, or from the older files of a known tokenizer class.
 
-        settings: in place of those of tokenizer_config.json, such as pad_token="<pad>", padding_side="left",
+        path: a folder or a hub id; the weights of a hub id are not downloaded.
+        settings: override those of tokenizer_config.json, such as pad_token="<pad>", padding_side="left",
         model_max_length=512, do_lower_case=False. use_fast and trust_remote_code change nothing: every tokenizer is
-        fast, and code in a folder is never run. Of a hub id the weights are not fetched.
-        pretrained_model_name_or_path, use_auth_token: transformers' names of path and token.
-        Raises ConfigError where there is no tokenizer, ModelFormatError where a file is malformed, InputError for an
-        unknown setting or one that the tokenizer does not use.
+        fast, and code in a folder never runs.
+        pretrained_model_name_or_path, use_auth_token: transformers' names for path and token.
+        Raises ConfigError if there is no tokenizer, ModelFormatError if a file is malformed, InputError for a setting
+        that is unknown or that the tokenizer does not use.
         """
         for name, value in (("use_fast", use_fast), ("trust_remote_code", trust_remote_code)):
             if value is not None:

@@ -1,4 +1,4 @@
-"""Keywords of transformers' models that fastattn has no use for: accepted with the values that change nothing."""
+"""Keywords of transformers' models that fastattn does not use: accepted if their values change nothing."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from fastattn.checks import Neutral, check_flag, check_neutral
 
 _KEYWORDS: Mapping[str, Neutral] = {
-    "use_cache": Neutral(check=check_flag),  # a call gives the same logits with it, and returns no cache
+    "use_cache": Neutral(check=check_flag),  # the logits do not depend on it, and a call returns no cache
     "cache": Neutral((), "`generate` and `stream` have a cache of their own"),
     "cache_position": Neutral((), "`generate` and `stream` have a cache of their own"),
     "encoder_attention_mask": Neutral((), "these models have no cross attention"),
@@ -32,5 +32,5 @@ _NAMES = (
 
 
 def check_call_keywords(others: Mapping[str, Any], where: str) -> None:
-    """Refuse keywords that would change something, and names that nobody knows. Raises InputError, DTypeError."""
+    """Reject unknown keywords and keywords that would change the result. Raises InputError, DTypeError."""
     check_neutral(others, _KEYWORDS, where, _NAMES)

@@ -1,4 +1,4 @@
-"""The language model: logits, and text that goes on."""
+"""The language model: computes logits and generates text."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TwoAxes: TypeAlias = "np.ndarray[tuple[int, int], np.dtype[np.integer[Any]]]"
 
 
 class CausalLM(Model):
-    """A model that gives logits of the next token. Made by `AutoModelForCausalLM.from_pretrained`."""
+    """A model that computes next-token logits. Created by `AutoModelForCausalLM.from_pretrained`."""
 
     @overload
     def __call__(
@@ -67,13 +67,14 @@ class CausalLM(Model):
         return_dict: bool | None = None,
         **others: Any,
     ) -> Any:
-        """Logits of every token, or with logits_to_keep=n of the last n real tokens of each sequence alone.
+        """Return the logits of every token; logits_to_keep=n returns only the last n real tokens of each sequence.
 
-        A 1-D input gives [seq_len, vocab_size], a 2-D one [batch, seq_len, vocab_size] (zeros at masked positions;
-        with logits_to_keep the rows stand at the right), a list of sequences a list of [seq_len, vocab_size].
-        token_type_ids add the embeddings of the tokens with these ids, as in transformers. position_ids: None counts
-        the real tokens of each sequence. return_dict=False gives the output's tuple. Others of transformers' keywords
-        are accepted where they change nothing (`use_cache`, None), and refused otherwise.
+        A 1-D input gives [seq_len, vocab_size]. A 2-D input gives [batch, seq_len, vocab_size] with zeros at masked
+        positions; with logits_to_keep the rows are aligned to the right. A list of sequences gives a list of [seq_len,
+        vocab_size].
+        token_type_ids: adds the embeddings of the tokens with these ids, as in transformers. position_ids: None counts
+        the real tokens of each sequence. return_dict=False returns the output's tuple. Other keywords of transformers
+        are accepted if they change nothing (`use_cache`, or a value of None) and rejected otherwise.
         Raises DTypeError, InputError, ContextLengthError.
         """
         keep = check_count("logits_to_keep", logits_to_keep)
@@ -85,12 +86,12 @@ class CausalLM(Model):
         return finish_output(output, return_dict)
 
     def new_cache(self) -> Cache:
-        """An empty KV cache for one sequence, for `executor.run`."""
+        """Return an empty KV cache for one sequence, for `executor.run`."""
         return self.executor.new_cache()
 
     @property
     def pad_token_id(self) -> int | None:
-        """The token that `generate` takes for padding."""
+        """The token that `generate` uses for padding."""
         return self.config.generation_pad_token_id
 
     @overload
@@ -139,9 +140,10 @@ class CausalLM(Model):
     ) -> Any:
         """Continue token ids; `fastattn.GenerationOptions` describes the options.
 
-        [n_tokens] -> int32 [n_tokens + n_new]; several sequences, or num_return_sequences > 1 -> a list of such arrays.
-        return_dict_in_generate=True gives a GenerateOutput. Without attention_mask the padding id of the checkpoint is
-        padding, as in transformers. Raises DTypeError, InputError (also for an unknown option), ContextLengthError.
+        [n_tokens] -> int32 [n_tokens + n_new]. Several sequences, or num_return_sequences > 1, return a list of such
+        arrays. return_dict_in_generate=True returns a GenerateOutput. Without attention_mask, the checkpoint's padding
+        id marks padding, as in transformers. Raises DTypeError, InputError (also for an unknown option),
+        ContextLengthError.
         """
         return generation.generate(
             self,
@@ -152,9 +154,9 @@ class CausalLM(Model):
         )
 
     def stream(self, text_or_ids: object, **options: Unpack[GenerationArgs]) -> TextStream:
-        """Continue a text, or ids [n_tokens], piece by piece; `for` and `async for` give the pieces.
+        """Continue a text, or ids [n_tokens], and yield the new text in pieces with `for` or `async for`.
 
-        Together they are `decode(prompt + new)[len(decode(prompt)):]`, without special tokens.
+        The pieces join to `decode(prompt + new)[len(decode(prompt)):]`, without special tokens.
         `fastattn.GenerationOptions` describes the options. Raises DTypeError, InputError, ContextLengthError.
         """
         return generation.stream(self, text_or_ids, **options)

@@ -1,4 +1,4 @@
-"""The models without a text to go on with: hidden states, and classes."""
+"""The models that do not generate text: encoders and sequence classifiers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from fastattn.models.outputs import Array, EncoderOutput, SequenceClassifierOutp
 
 
 class Encoder(Model):
-    """A model that gives hidden states. Made by `AutoModel.from_pretrained`."""
+    """A model that computes hidden states. Created by `AutoModel.from_pretrained`."""
 
     @overload
     def __call__(
@@ -50,10 +50,10 @@ class Encoder(Model):
         return_dict: bool | None = None,
         **others: Any,
     ) -> Any:
-        """The last hidden state of every token and, where the checkpoint has a pooler, its output for every sequence.
+        """Return the last hidden state of every token and, if there is a pooler, its output for every sequence.
 
-        position_ids, return_dict and others: as of CausalLM. A sequence without tokens is refused where the checkpoint
-        has a pooler. Raises DTypeError, InputError, ContextLengthError.
+        position_ids, return_dict and others: as in CausalLM. If the checkpoint has a pooler, empty sequences are
+        rejected. Raises DTypeError, InputError, ContextLengthError.
         """
         batch = self._read(input_ids, attention_mask, token_type_ids, position_ids, others)
         if "pooler_output" in self.traced.outputs:
@@ -69,9 +69,9 @@ class Encoder(Model):
 
 
 class SequenceClassifier(Model):
-    """A model that gives one row of logits for each sequence.
+    """A model that computes one row of logits per sequence.
 
-    Made by `AutoModelForSequenceClassification.from_pretrained`.
+    Created by `AutoModelForSequenceClassification.from_pretrained`.
     """
 
     @property
@@ -117,11 +117,10 @@ class SequenceClassifier(Model):
         return_dict: bool | None = None,
         **others: Any,
     ) -> Any:
-        """Logits [batch, num_labels], [num_labels] for a 1-D input.
+        """Return logits [batch, num_labels]; [num_labels] for a 1-D input.
 
-        GPT-2's are those of the last token that is neither masked nor padding (`config.pad_token_id`).
-        position_ids, return_dict and others: as of CausalLM. A sequence without tokens is refused.
-        Raises DTypeError, InputError, ContextLengthError.
+        GPT-2 uses the last token that is neither masked nor padding (`config.pad_token_id`). position_ids, return_dict
+        and others: as in CausalLM. Empty sequences are rejected. Raises DTypeError, InputError, ContextLengthError.
         """
         batch = self._read(input_ids, attention_mask, token_type_ids, position_ids, others)
         batch.need_tokens("the classes are those of one of its tokens")

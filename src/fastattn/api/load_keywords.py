@@ -1,5 +1,7 @@
-"""Keywords of transformers' `from_pretrained` that fastattn has no use for: accepted with the values that change
-nothing, refused with what to do otherwise."""
+"""Keywords of transformers' `from_pretrained` that fastattn does not use.
+
+They are accepted if their values change nothing; otherwise the error says what to do.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +12,10 @@ from fastattn.checks import Neutral, check_neutral
 
 
 def _accept(name: str, value: object) -> None:
-    """Any value is fine."""
+    """Accept any value."""
 
 
-# They change nothing in a result, whatever their value.
+# No value of these changes a result.
 _WORDS = (
     "attn_implementation experts_implementation ignore_mismatched_sizes low_cpu_mem_usage max_memory mirror "
     "offload_buffers offload_folder offload_state_dict resume_download use_cache weights_only _fast_init"
@@ -66,6 +68,6 @@ _ALSO_TAKEN = (
 
 
 def check_unused(keywords: Mapping[str, Any], ours: Collection[str]) -> None:
-    """Refuse what would change something, and names that nobody knows. Raises InputError."""
+    """Reject unknown keywords and keywords that would change the model. Raises InputError."""
     hint = "; config.json says what the model is"
     check_neutral(keywords, _KEYWORDS, "from_pretrained", (*ours, *_ALSO_TAKEN), hint=hint)

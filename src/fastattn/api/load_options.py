@@ -1,4 +1,4 @@
-"""The options of `from_pretrained`: their types are checked here, and transformers' spellings become ours."""
+"""The options of `from_pretrained`: checks their types and converts transformers' spellings to ours."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ _DTYPE_NAMES: Mapping[str, str] = {
     "bf16": "bfloat16",
     "double": "float64",
 }
-# device_map: how transformers may spread a model; on one device they are all the same.
+# Values of device_map, which tells transformers how to split a model. With one device they are all equivalent.
 _DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadOptions:
-    """How a model is loaded from its folder, checked; `from_pretrained` describes the options.
+    """Checked options for loading a model from its folder; `from_pretrained` describes them.
 
-    overrides: keys of config.json and the values that replace those of the file.
+    overrides: the config.json keys to replace, with their new values.
     """
 
     dtype: str | None = None
@@ -51,7 +51,7 @@ class LoadOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HubOptions:
-    """Where a hub id is looked up; subfolder: the folder inside the repository, or inside a local folder."""
+    """Where to look up a hub id. subfolder: a folder inside the repository or inside a local folder."""
 
     revision: str | None = None
     cache_dir: Path | None = None
@@ -61,14 +61,14 @@ class HubOptions:
 
 
 def read_options(given: Mapping[str, Any], others: Mapping[str, Any]) -> tuple[LoadOptions, HubOptions]:
-    """Check the options of `from_pretrained`. given: its own; others: the keywords that only transformers has.
+    """Check the options of `from_pretrained`. given: its own options; others: keywords that only transformers has.
 
     Raises InputError, DTypeError.
     """
     asked = dict(given)
     rest = dict(others)
     if asked["device"] is not None and _spreads(rest.get("device_map")):
-        del rest["device_map"]  # the device says which one
+        del rest["device_map"]  # device already says which one
     _merge(asked, rest, "dtype", "torch_dtype", _dtype_name)
     _merge(asked, rest, "device", "device_map", read_device)
     _merge(asked, rest, "token", "use_auth_token", lambda value: value)
@@ -99,7 +99,7 @@ def read_options(given: Mapping[str, Any], others: Mapping[str, Any]) -> tuple[L
 def read_hub_options(
     *, revision: Any, cache_dir: Any, local_files_only: Any, token: Any, subfolder: Any = ""
 ) -> HubOptions:
-    """Check where a hub id is looked up; `resolve` checks the token. Raises InputError, DTypeError."""
+    """Check the options that locate a hub id; `resolve` checks the token. Raises InputError, DTypeError."""
     return HubOptions(
         revision=None if revision is None else check_str("revision", revision),
         cache_dir=None if cache_dir is None else check_path("cache_dir", cache_dir),
@@ -110,7 +110,7 @@ def read_hub_options(
 
 
 def check_target(value: Any, device: str, dtype: str) -> None:
-    """What `model.to` is given: the device or dtype that the model has. Raises InputError."""
+    """Check that `model.to` got the device or dtype that the model already has. Raises InputError."""
     if _dtype_name(value) == dtype:
         return
     try:
@@ -125,7 +125,7 @@ def check_target(value: Any, device: str, dtype: str) -> None:
 
 
 def _merge(asked: dict[str, Any], rest: dict[str, Any], name: str, other: str, normal: Callable[[Any], object]) -> None:
-    """Let `other` stand for `name`. Both are fine where they say the same. normal: one form for all spellings."""
+    """Merge the alias `other` into `name`; both may be given if they agree. normal: converts a spelling to one form."""
     value = rest.pop(other, None)
     if value is None:
         return
@@ -137,12 +137,12 @@ def _merge(asked: dict[str, Any], rest: dict[str, Any], name: str, other: str, n
 
 
 def _spreads(device_map: object) -> bool:
-    """Whether a device_map leaves the devices to transformers."""
+    """Return whether a device_map leaves the choice of devices to transformers."""
     return isinstance(device_map, str) and device_map in _DEVICE_MAPS
 
 
 def read_device(value: Any) -> str:
-    """ "cpu", "cuda" or "numpy", from what transformers and torch call them as well."""
+    """Return "cpu", "cuda" or "numpy"; accepts transformers' and torch's spellings."""
     if isinstance(value, Mapping):
         found = {read_device(item) for item in value.values()}
         if len(found) != 1:
@@ -162,8 +162,10 @@ def read_device(value: Any) -> str:
 
 
 def _dtype(name: str, value: Any, device: str) -> str | None:
-    """A dtype's name from a str, or from numpy's or torch's dtype. "auto" and "float16" on the CPU: see the docstring
-    of `from_pretrained`."""
+    """Return the name of a dtype given as a str or as a numpy or torch dtype.
+
+    `from_pretrained` describes "auto" and "float16" on the CPU.
+    """
     if value is None:
         return None
     found = _dtype_name(value)
@@ -171,7 +173,7 @@ def _dtype(name: str, value: Any, device: str) -> str | None:
         return None
     if found == "float16" and device != "cuda":
         return "float32"
-    # tf32 is how float32 is multiplied, for all weights alike.
+    # tf32 is a way to multiply float32; it applies to all weights.
     known = tuple(known for known in DTYPES[device] if name == "dtype" or known != "tf32")
     if found not in known:
         raise _unknown_dtype(name, value if found is None else found, (*known, "auto"), device)
@@ -238,7 +240,7 @@ def _subfolder(value: Any) -> str:
 
 
 def _overrides(asked: Mapping[str, Any], rest: dict[str, Any]) -> dict[str, Any]:
-    """What replaces keys of config.json, as JSON has it."""
+    """Return the replacements for keys of config.json, as JSON values."""
     found: dict[str, Any] = {}
     if (count := rest.pop("num_labels", None)) is not None:
         found["num_labels"] = check_count("num_labels", count, low=1, high=1_000_000)

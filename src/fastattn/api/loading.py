@@ -1,4 +1,4 @@
-"""From a folder or hub id to a traced model and its executor."""
+"""Loads a folder or hub id as a traced model and its executor."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def load_executor(
     head_dtype: str | None = None,
     packed: Mapping[str, PackedWeight] | None = None,
 ) -> Executor:
-    """The executor of a device, with its weights read; packed: those of a quantized directory."""
+    """Return the device's executor with its weights loaded. packed: the weights of a quantized directory."""
     if device == "numpy":
         from fastattn.executors.numpy_executor import NumpyExecutor
 
@@ -58,10 +58,10 @@ def load_executor(
 def find_folder(
     path_or_id: Any, hub: HubOptions, patterns: Sequence[str] = ALLOW_PATTERNS, *, name: str = "path_or_id"
 ) -> Path:
-    """The local folder of a model, and of its subfolder.
+    """Return the local folder of a model, including its subfolder.
 
-    patterns: the files that are fetched from the hub; name: the caller's name of path_or_id.
-    Raises ModelNotFoundError, HubError, InputError, DTypeError.
+    patterns: the files to download from the hub; name: the caller's name for path_or_id. Raises ModelNotFoundError,
+    HubError, InputError, DTypeError.
     """
     inside = f"{hub.subfolder}/" if hub.subfolder else ""
     folder = resolve(
@@ -79,7 +79,7 @@ def find_folder(
 
 
 def check_device(options: LoadOptions) -> None:
-    """Raises ConfigError where the device of the options is a GPU that cannot be used."""
+    """Raise ConfigError if the options name a GPU that cannot be used."""
     if options.device == "cuda":
         from fastattn.executors.cuda import require_device
 
@@ -87,9 +87,9 @@ def check_device(options: LoadOptions) -> None:
 
 
 def load_model(directory: Path, task: Task, options: LoadOptions, name: str) -> tuple[BuiltModel, Executor, Origin]:
-    """Check and load a checkpoint; everything that can be refused is refused before weights are read.
+    """Check and load a checkpoint. All checks that do not need the weights run before the weights are read.
 
-    name: what the caller named it.
+    name: what the caller called the model.
     """
     check_device(options)
     opened = open_checkpoint(
@@ -142,7 +142,7 @@ def _load_opened(
 
 
 def override(config: Mapping[str, JsonValue], overrides: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
-    """config.json with some keys replaced. New names of classes leave the old numbers of classes without meaning."""
+    """Return config.json with some keys replaced. New class names invalidate the old class numbers."""
     dropped = {"label2id"} if "id2label" in overrides else set()
     return {**{key: value for key, value in config.items() if key not in dropped}, **overrides}
 

@@ -1,4 +1,4 @@
-"""What all loaded models share: their executor, its variants with more outputs, and the way from ids to outputs."""
+"""The base of all loaded models: their executor, its variants with more outputs, and the path from ids to outputs."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("fastattn")
 _Types = TypeVar("_Types")
-# What torch's modules have, and what to use instead.
+# Attributes of torch modules, and what to use instead.
 _INSTEAD = {
     "bfloat16": 'load it with from_pretrained(..., dtype="bfloat16")',
     "cuda": 'load it with from_pretrained(..., device="cuda")',
@@ -61,10 +61,10 @@ _INSTEAD = {
 
 
 class Model:
-    """A loaded model. Calls from several threads are fine; `close` or a `with` block frees the memory.
+    """A loaded model. Several threads may call it; `close` or a `with` block frees the memory.
 
-    A copy shares the weights with the original, and either can be closed without the other. A pickle holds the path,
-    the options and the SHA-256 of the files, and loads the model again, once per process.
+    A copy shares its weights with the original; either can be closed without affecting the other. A pickle stores the
+    path, the options and the SHA-256 of the files. Unpickling loads the model again, once per process.
     """
 
     def __init__(
@@ -78,13 +78,13 @@ class Model:
     ) -> None:
         self._directory, self._built, self._origin, self._shared = directory, built, origin, shared
         self._executor: Executor | None = executor
-        # No lock around these: a fork while another thread holds it would leave the child waiting. Two threads that
-        # need the same at once both make it, and one of them is used.
+        # No lock here: if the process forked while another thread held it, the child would wait forever. Two threads
+        # that need the same variant at once both create it, and one of the two is used.
         self._variants: dict[tuple[bool, bool, bool], Executor] = {(False, False, False): executor}
         self._tokenizers: list[Tokenizer | None] = []
         self._warned: set[str] = set()
 
-    # -- what it is -------------------------------------------------------------------------------------------------
+    # -- properties ---------------------------------------------------------------------------------------------------
 
     @property
     def config(self) -> ModelConfig:
@@ -108,11 +108,11 @@ class Model:
 
     @property
     def dtype(self) -> str:
-        """How the weights are stored: "float32", "bfloat16", "int8", ..."""
+        """The storage type of the weights: "float32", "bfloat16", "int8", ..."""
         return str(getattr(self.executor, "dtype", "float32"))
 
     def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
-        """The number of weights; tied ones count once. exclude_embeddings: without the tables of embeddings."""
+        """Return the number of weights; tied weights count once. exclude_embeddings: omit the embedding tables."""
         check_flag("only_trainable", only_trainable)
         program = self.traced
         tables = {op.weights[0] for op in program.ops if op.kind == "embedding"}
@@ -121,21 +121,21 @@ class Model:
 
     @property
     def executor(self) -> Executor:
-        """What runs the model's Program. Raises InputError after `close`."""
+        """The executor of the model's Program. Raises InputError after `close`."""
         if self._executor is None:
             raise InputError("model: expected an open model, got one after close()")
         return self._executor
 
     @property
     def traced(self) -> Program:
-        """The Program as the model text says it, before the rewrites."""
+        """The Program as traced from the model code, before the rewrites."""
         return self._built.traced
 
     @property
     def tokenizer(self) -> Tokenizer | None:
-        """The tokenizer in the model's folder, read when first asked for; None where there is none.
+        """The tokenizer in the model's folder, read on first access; None if there is none.
 
-        It may have more tokens than the model; an id that the model does not have is an error when it comes up.
+        It may have more tokens than the model. An id that the model does not have raises an error when it is used.
         """
         if not self._tokenizers:
             from fastattn.tokenizer import has_tokenizer, load_tokenizer
@@ -156,33 +156,33 @@ class Model:
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.config.model_type} from {str(self._directory)!r}>"
 
-    # -- what torch's modules have ----------------------------------------------------------------------------------
+    # -- attributes of torch modules ----------------------------------------------------------------------------------
 
-    if not TYPE_CHECKING:  # a type checker would take every name for known
+    if not TYPE_CHECKING:  # otherwise a type checker would accept every name
 
         def __getattr__(self, name: str) -> Any:
             hint = f"; {_INSTEAD[name]}" if name in _INSTEAD else ""
             raise AttributeError(f"{type(self).__name__} has no {quote(name)}{hint}")
 
     def eval(self) -> Self:
-        """The model itself: it is always in this mode."""
+        """Return the model itself: it is always in evaluation mode."""
         return self
 
     def to(self, *args: Any, device: Any = None, dtype: Any = None) -> Self:
-        """The model itself, where it is on that device and in that dtype. Raises InputError: load it there instead."""
+        """Return the model itself if it has that device and dtype. Raises InputError for others: load it there."""
         for value in (*args, device, dtype):
             if value is not None:
                 check_target(value, self.device, self.dtype)
         return self
 
     def cpu(self) -> Self:
-        """The model itself, where it is on the CPU. Raises InputError."""
+        """Return the model itself if it is on the CPU. Otherwise raise InputError."""
         return self.to("cpu")
 
-    # -- use --------------------------------------------------------------------------------------------------------
+    # -- calls --------------------------------------------------------------------------------------------------------
 
     def explain_id(self, token_id: int) -> str:
-        """What an id that the model does not have may be, for an error message; "" where nothing is known."""
+        """Explain an id that the model does not have, for an error message; "" if there is nothing to say."""
         tokenizer = self._tokenizers[0] if self._tokenizers else None
         if tokenizer is None or not self.config.vocab_size <= token_id < tokenizer.id_limit:
             return ""
@@ -196,7 +196,7 @@ class Model:
         )
 
     def types_of(self, tokenizer: Tokenizer, type_ids: _Types) -> _Types | None:
-        """The token types that a tokenizer made, for a call: None where it or the model has no types."""
+        """Return a tokenizer's token types for a call; None if the tokenizer or the model has no types."""
         return type_ids if tokenizer.options.type_ids and self.config.type_vocab_size is not None else None
 
     def profile(
@@ -208,11 +208,12 @@ class Model:
         decode: bool = False,
         seconds: float = 0.3,
     ) -> Profile:
-        """Where the time goes: a table of the ops with their share, rate and percent of what the machine can do.
+        """Measure where the time goes: a table of the ops with their share, rate and percent of the machine's limit.
 
-        A language model's logits are those of each last token, as in `generate`. decode: the step of one token a
-        sequence after these prompts, from their KV caches. seconds: how long it is repeated (and at least 5 times);
-        the machine's limits are measured before and after. Raises InputError, DTypeError, ContextLengthError.
+        A language model computes the logits of the last token of each sequence, as in `generate`. decode: profile the
+        step that adds one token per sequence after these prompts, using their KV caches. seconds: how long to repeat it
+        (at least 5 times). The machine's limits are measured before and after. Raises InputError, DTypeError,
+        ContextLengthError.
         """
         from fastattn.profiling.profile import profile_step
 
@@ -223,7 +224,7 @@ class Model:
         return profile_step(self._variant(False, False, types), batch, decode=decode, seconds=seconds)
 
     def close(self) -> None:
-        """Free the memory; every use after that is an InputError. Copies stay open."""
+        """Free the memory; any later use raises InputError. Copies stay open."""
         variants, self._variants, self._executor, self._shared = self._variants, {}, None, None
         for executor in list(variants.values()):
             executor.close()
@@ -255,7 +256,7 @@ class Model:
 
     @classmethod
     def _load_again(cls, recipe: Recipe) -> Self:
-        """The model of a pickle: over weights that this process has already, or loaded from the folder."""
+        """Rebuild a pickled model: reuse weights that this process already has, or load the folder."""
         shared = find_shared(recipe)
         if shared is None:
             verify_files(recipe)
@@ -266,7 +267,7 @@ class Model:
         return cls._over(shared)
 
     def _share(self) -> Shared:
-        """The weights, in a form that copies can hold."""
+        """Return the weights in a form that copies can share."""
         executor = self.executor
         if self._shared is None:
             self._shared = Shared(
@@ -276,7 +277,7 @@ class Model:
 
     @classmethod
     def _over(cls, shared: Shared) -> Self:
-        """Another model over the same weights."""
+        """Return another model that uses the same weights."""
         executor = shared.root.with_program(shared.built.program)
         return cls(shared.directory, shared.built, executor, origin=shared.origin, shared=shared)
 
@@ -290,7 +291,7 @@ class Model:
         position_ids: object = None,
         others: Mapping[str, Any] | None = None,
     ) -> Batch:
-        """The input of a call, checked."""
+        """Check the input of a call."""
         check_call_keywords(others or {}, type(self).__name__)
         batch = read_model_batch(
             self.config, input_ids, attention_mask, token_type_ids, position_ids, explain=self.explain_id
@@ -312,16 +313,16 @@ class Model:
             _log.warning("%s: %s", self._directory, message)
 
     def trace(self, *, types: bool) -> Program:
-        """The Program before the rewrites; types: with the sum of token types, where the model computes it apart."""
+        """Return the Program before the rewrites. types: include a separately computed sum of token types."""
         trace = self._built.trace_with_types
         return trace() if types and trace is not None else self.traced
 
     def adds_types(self, batch: Batch) -> bool:
-        """Whether the batch needs the Program that adds token types."""
+        """Return whether the batch needs the Program that adds token types."""
         return batch.token_type_ids is not None and self._built.trace_with_types is not None
 
     def _variant(self, hidden_states: bool, attentions: bool, types: bool = False) -> Executor:
-        """The executor of the same model with more outputs or inputs; it shares the weights."""
+        """Return the executor of the same model with more outputs or inputs; it shares the weights."""
         executor, variants, key = self.executor, self._variants, (hidden_states, attentions, types)
         known = variants.get(key)
         if known is None:
@@ -354,8 +355,10 @@ def _flag(name: str, value: bool | None, default: bool) -> bool:
 
 
 def _may_be_padded(input_ids: object, batch: Batch) -> bool:
-    """Whether rows have one length, so that they may have been padded to it: a 2-D array, or equally long lists. Lists
-    of arrays are not what tokenizers give."""
+    """Return whether all rows have one length, so they may be padded: a 2-D array, or lists of equal length.
+
+    A list of arrays does not count, because tokenizers do not return one.
+    """
     if batch.layout != "ragged":
         return True
     first = input_ids[0] if isinstance(input_ids, list | tuple) and input_ids else None
@@ -363,6 +366,6 @@ def _may_be_padded(input_ids: object, batch: Batch) -> bool:
 
 
 def _any(types: object) -> bool:
-    """Whether token types, already checked, are not all 0."""
+    """Return whether any of these token types, already checked, is not 0."""
     rows = types if isinstance(types, list | tuple) else [types]
     return any(bool(np.any(np.asarray(row))) for row in rows)

@@ -1,4 +1,4 @@
-"""`quantize`: a checkpoint's weights, rounded and packed once, in a directory that loads in a fraction of the time."""
+"""`quantize`: rounds and packs a checkpoint's weights once, into a directory that loads in a fraction of the time."""
 
 from __future__ import annotations
 
@@ -38,11 +38,13 @@ def quantize(
 ) -> Path:
     """Write the model of `path_or_id` in "bfloat16", "int8" or "int4" to a new or empty directory, with its tokenizer.
 
-    head_dtype: another dtype for the matrix that gives the logits (and the token embeddings tied to it). What is loaded
-    from the directory gives the bits that `from_pretrained(path_or_id, dtype=dtype)` gives. Returns the directory.
-    Beside the weights only regular files with known names are copied (`fastattn.checkpoint.companions.COPIED`); a
-    warning names the others. The directory appears when all is written; of two processes that write the same one, one
-    wins and the other gets a ConfigError. revision, cache_dir, local_files_only and token are for hub ids.
+    head_dtype: a different dtype for the matrix that computes the logits and for the token embeddings tied to it.
+    A model loaded from the directory returns the same bits as `from_pretrained(path_or_id, dtype=dtype)`. Returns the
+    directory.
+    Besides the weights, only regular files with known names are copied (`fastattn.checkpoint.companions.COPIED`); a
+    warning lists the others. The directory appears when everything is written. If two processes write the same
+    directory, one succeeds and the other gets a ConfigError.
+    revision, cache_dir, local_files_only and token: for hub ids.
     Raises ConfigError, ModelFormatError, InputError, DTypeError, HubError, OSError.
     """
     dtype = check_choice("dtype", dtype, PACKED_DTYPES)
@@ -61,7 +63,7 @@ def quantize(
 
 
 def _write(checkpoint: Checkpoint, folder: NewFolder, dtype: str, head_dtype: str | None, threads: int | None) -> None:
-    """Quantize the weights of a checkpoint, and write them and its config.json."""
+    """Quantize the weights of a checkpoint and write them with its config.json."""
     config = dict(checkpoint.config)
     weights: dict[str, Weight] = {}
     formats: dict[str, str] = {}
@@ -70,7 +72,7 @@ def _write(checkpoint: Checkpoint, folder: NewFolder, dtype: str, head_dtype: st
         new = {name: weight for name, weight in built.program.weights.items() if name not in weights}
         found = weight_formats(built.program, dtype, head_dtype)
         if tied_embeddings(built.program) and config.get("tie_word_embeddings") is False:
-            config["tie_word_embeddings"] = True  # the checkpoint has them twice, this directory once
+            config["tie_word_embeddings"] = True  # the checkpoint stores them twice, this directory once
         weights |= new
         formats |= {name: found[name] for name in new}
         tensors |= built.tensors
@@ -87,8 +89,10 @@ def _write(checkpoint: Checkpoint, folder: NewFolder, dtype: str, head_dtype: st
 
 
 def _every_task(config: Mapping[str, object], tensors: Mapping[str, TensorInfo]) -> Iterator[BuiltModel]:
-    """What the checkpoint can be loaded as. A matrix can be read as a table as well, so the language model comes
-    before the one without a head."""
+    """Yield the models that the checkpoint can be loaded as.
+
+    A matrix can also be read as a table, so the language model comes before the model without a head.
+    """
     n_built, error = 0, None
     for task in TASKS:
         try:
@@ -114,7 +118,7 @@ def _plan(weights: Mapping[str, Weight], formats: Mapping[str, str]) -> list[New
 def _pieces(
     planned: list[NewWeight], weights: Mapping[str, Weight], tensors: Mapping[str, TensorInfo], threads: int | None
 ) -> Iterator[list[NDArray[np.uint8]]]:
-    """One weight after the other, so that no more than one is in memory."""
+    """Yield one weight at a time, so only one is in memory."""
     from fastattn.executors.cpu import pack_weight
 
     for item in planned:

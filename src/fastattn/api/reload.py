@@ -1,8 +1,8 @@
-"""Copies and pickles of models. A copy shares the weights; a pickle names the folder, and loads it again elsewhere.
+"""Copies and pickles of models. A copy shares the weights; a pickle names the folder to load again.
 
-A pickle holds the path, the options and the SHA-256 of the files that were loaded, no weights. Unpickled in another
-process, the files are compared with the digests, once per process, and the model is loaded; models of one folder and
-one set of options share one set of weights for as long as one of them is open.
+A pickle stores the path, the options and the SHA-256 of the loaded files, but no weights. Unpickling compares the files
+with these digests, once per process, and loads the model. Models with the same folder and options share one set of
+weights while any of them is open.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ if TYPE_CHECKING:
     from fastattn.models.registry import BuiltModel
 
 CONFIG_FILES = (CONFIG_NAME, GENERATION_NAME, INDEX_NAME)
-_ABSENT = "absent"  # the digest of a file that was not there
+_ABSENT = "absent"  # the digest of a file that did not exist
 _ADVICE = "load the model with from_pretrained"
 
 
 @dataclass(slots=True)
 class Origin:
-    """Where a model came from.
+    """Where a model was loaded from.
 
-    directory: absolute; stamps: of the files when they were loaded, None for one that was not there; digests: filled
-    in when the model is first pickled.
+    directory: absolute path. stamps: state of the files when they were loaded; None for a file that did not exist.
+    digests: filled in when the model is first pickled.
     """
 
     directory: Path
@@ -47,7 +47,7 @@ class Origin:
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """What a pickle holds: all that is needed to load the model again."""
+    """The content of a pickle: everything needed to load the model again."""
 
     task: Task
     directory: str
@@ -57,14 +57,14 @@ class Recipe:
 
     @property
     def key(self) -> str:
-        """The same text for recipes of the same model."""
+        """A text that is equal for recipes of the same model."""
         options = {name: getattr(self.options, name) for name in LoadOptions.__slots__}
         return json.dumps([self.task, self.directory, options, self.digests], default=dict, sort_keys=True)
 
 
 @dataclass(eq=False)
 class Shared:
-    """Weights that several models use. `root` is no model's own, so closing a model does not close it."""
+    """Weights that several models use. No model owns `root`, so closing a model does not close it."""
 
     directory: Path
     built: BuiltModel
@@ -72,21 +72,23 @@ class Shared:
     origin: Origin | None
 
 
-# No lock: a fork while another thread holds it would leave the child waiting. Two threads that load the same model at
-# once both load it, and one of the two is remembered.
+# No lock: if the process forked while another thread held it, the child would wait forever. Two threads that load the
+# same model at once both load it, and one of the two is remembered.
 _shared: WeakValueDictionary[str, Shared] = WeakValueDictionary()
 _verified: dict[tuple[str, str], FileIdentity] = {}
 
 
 def stamp_files(directory: Path, weights: Iterable[Path]) -> dict[str, FileIdentity | None]:
-    """The state of the files that a model is loaded from, by name."""
+    """Return the state of the files that a model is loaded from, by name."""
     names = [*CONFIG_FILES, *sorted({path.name for path in weights})]
     return {name: identity_of(directory / name) for name in names}
 
 
 def recipe_of(task: Task, origin: Origin | None) -> Recipe:
-    """The recipe of an open model. Raises InputError for a model without a folder, ModelFormatError where a file is not
-    the one that was loaded."""
+    """Return the recipe of an open model.
+
+    Raises InputError for a model without a folder, ModelFormatError if a file is not the one that was loaded.
+    """
     if origin is None:
         raise InputError("pickle: expected a model from from_pretrained, got one made by hand")
     if origin.digests is None:
@@ -95,17 +97,17 @@ def recipe_of(task: Task, origin: Origin | None) -> Recipe:
 
 
 def remember(recipe: Recipe, shared: Shared) -> None:
-    """Let `shared` be what the recipe gives in this process."""
+    """Register `shared` as the weights of the recipe in this process."""
     _shared.setdefault(recipe.key, shared)
 
 
 def find_shared(recipe: Recipe) -> Shared | None:
-    """The weights of the recipe, where a model in this process has them open."""
+    """Return the weights of the recipe if a model in this process has them open."""
     return _shared.get(recipe.key)
 
 
 def verify_files(recipe: Recipe) -> None:
-    """Compare the files with the digests of a recipe; a file is read once per process.
+    """Compare the files with the digests of a recipe; each file is read once per process.
 
     Raises ModelNotFoundError, ModelFormatError.
     """
@@ -126,7 +128,7 @@ def verify_files(recipe: Recipe) -> None:
 
 
 def check_unchanged(recipe: Recipe, origin: Origin) -> None:
-    """Whether the files that were loaded are the ones that were compared. Raises ModelFormatError."""
+    """Check that the loaded files are the ones that were compared. Raises ModelFormatError."""
     for name, digest in recipe.digests:
         path = Path(recipe.directory) / name
         if origin.stamps.get(name) != _verified.get((str(path), digest)):
@@ -135,11 +137,12 @@ def check_unchanged(recipe: Recipe, origin: Origin) -> None:
 
 
 def _digest_of(origin: Origin, name: str) -> str:
-    """The digest of a file that was not written to since it was loaded. Raises ModelFormatError for another one.
+    """Return the digest of a file that has not changed since it was loaded. Raises ModelFormatError if it has.
 
-    A new ctime alone is accepted: chmod and hard links set it. So the owner of a file, who alone can set its mtime
-    back, can write to it unnoticed before the first pickle. That gives the owner nothing new: they could have done so
-    before the model was loaded. From then on the digest counts, and no time of change replaces it.
+    A new ctime alone is accepted, because chmod and hard links set it. Only the owner of a file can reset its mtime, so
+    only the owner can write to it unnoticed before the first pickle. This gives the owner no new power: they could have
+    changed the file before the model was loaded. After the first pickle the digest decides, and no timestamp overrides
+    it.
     """
     path, loaded = origin.directory / name, origin.stamps[name]
     before = identity_of(path)

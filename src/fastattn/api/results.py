@@ -15,7 +15,7 @@ from fastattn.models.outputs import PerToken
 
 
 def empty_outputs(program: Program) -> dict[str, Output]:
-    """What a step without tokens gives."""
+    """Return the outputs of a step without tokens."""
     outputs: dict[str, Output] = {}
     for name, value in program.outputs.items():
         width = program.values[value].width
@@ -30,27 +30,27 @@ class Results:
         self._batch, self._program, self._outputs, self._keep = batch, program, outputs, logits_to_keep
 
     def per_token(self, name: str) -> PerToken:
-        """An output with one row per token."""
+        """Return an output with one row per token."""
         return self._batch.restore_tokens(self._matrix(name))
 
     def wanted(self, name: str) -> PerToken:
-        """An output with one row per wanted token."""
+        """Return an output with one row per wanted token."""
         return self._batch.restore_wanted(self._matrix(name), self._keep)
 
     def per_sequence(self, name: str) -> NDArray[Any] | None:
-        """An output with one row per sequence, [batch, width]; [width] for a 1-D input; None where there is none."""
+        """Return an output with one row per sequence, if any: [batch, width], or [width] for a 1-D input."""
         if name not in self._outputs:
             return None
         rows = self._batch.restore_sequences(self._matrix(name))
         return rows[0] if self._batch.layout == "single" else rows
 
     def hidden_states(self) -> tuple[PerToken, ...] | None:
-        """All hidden states, where they were asked for."""
+        """Return all hidden states, if they were requested."""
         names = self._numbered("hidden_states")
         return tuple(self.per_token(name) for name in names) or None
 
     def attentions(self) -> tuple[PerToken, ...] | None:
-        """The attention maps of all layers, where they were asked for."""
+        """Return the attention maps of all layers, if they were requested."""
         names = self._numbered("attentions")
         if not names:
             return None

@@ -1,5 +1,5 @@
-"""How fast the machine, fastattn and other libraries are: the command `fastattn bench`.
+"""Measures the speed of the machine, fastattn and other libraries: the command `fastattn bench`.
 
-Every library runs in a process of its own (`worker`), which the command drives in turns (`turns`), between two
-measurements of the machine's limits. Nothing here is imported by the rest of the package but by the command.
+Each library runs in its own process (`worker`). The command runs them in turns (`turns`), between two measurements of
+the machine's limits. The command is the only part of the package that imports this folder.
 """

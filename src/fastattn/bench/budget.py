@@ -1,4 +1,4 @@
-"""The time that a whole run of `fastattn bench` may take."""
+"""The time limit of a whole run of `fastattn bench`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from fastattn.errors import BenchError
 
 
 class OutOfTime(BenchError):
-    """The time of the run is over."""
+    """The time limit of the run has passed."""
 
 
 class Budget:
@@ -22,7 +22,7 @@ class Budget:
         self._end = clock() + seconds
 
     def left(self) -> float:
-        """Seconds until the end, at least 0."""
+        """Return the seconds until the end, at least 0."""
         return max(0.0, self._end - self._clock())
 
     def check(self) -> None:

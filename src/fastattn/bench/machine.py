@@ -1,4 +1,4 @@
-"""What the machine can do: rates of multiplying and of reading from every cache and from memory."""
+"""Measures the machine's limits: multiplication rates and read rates of every cache and of memory."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fastattn.executors import cpu
 from fastattn.profiling import limits
 from fastattn.profiling.limits import Limits
 
-DRAM_BYTES = 1 << 29  # at least; four times the largest cache, where that is more
+DRAM_BYTES = 1 << 29  # minimum; four times the largest cache if that is more
 _SYSTEM = Path("/sys/devices/system/cpu")
 _LIBRARIES = ("numpy", "torch", "transformers", "onnxruntime", "ctranslate2", "openvino", "llama_cpp_python")
 RATE_NAMES = {"float32": "float32 multiply-add", "bfloat16": "bfloat16 dot product", "int8": "int8 dot product"}
@@ -25,20 +25,20 @@ RATE_NAMES = {"float32": "float32 multiply-add", "bfloat16": "bfloat16 dot produ
 
 @dataclass(frozen=True, slots=True)
 class CacheLevel:
-    """One level of data cache: bytes of one, and the sets of CPUs that share one."""
+    """One level of data cache: the size of one cache in bytes, and the sets of CPUs that share one."""
 
     level: int
     bytes: int
     shared: tuple[frozenset[int], ...]
 
     def bytes_for(self, threads: int) -> int:
-        """What so many threads on CPUs of their own have of it."""
+        """Return the total size available to threads that run on separate CPUs."""
         return self.bytes * min(threads, len(self.shared))
 
 
 @dataclass(frozen=True, slots=True)
 class ReadRate:
-    """GB/s of reading `bytes` again and again; place: "L1", "L2", "L3" or "memory"."""
+    """GB/s when reading `bytes` repeatedly; place: "L1", "L2", "L3" or "memory"."""
 
     place: str
     bytes: int
@@ -47,14 +47,14 @@ class ReadRate:
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """The limits by number of threads. rates: as `fastattn.profiling.limits.Limits`."""
+    """The limits by number of threads. rates: as in `fastattn.profiling.limits.Limits`."""
 
     caches: tuple[CacheLevel, ...]
     limits: Mapping[int, Limits]
     reads: Mapping[int, tuple[ReadRate, ...]]
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return the limits for JSON."""
         return {
             "caches": [
                 {"level": cache.level, "bytes": cache.bytes, "count": len(cache.shared)} for cache in self.caches
@@ -66,7 +66,7 @@ class Machine:
         }
 
     def table(self) -> str:
-        """Rates with one thread and with all."""
+        """Return a table of the rates with one thread and with all."""
         counts = list(self.limits)
         header = ["", *(f"{n} thread{'s' if n > 1 else ''}" for n in counts)]
         rows = []
@@ -92,7 +92,7 @@ class Machine:
 
 
 def measure_machine(threads: int, *, seconds: float = 0.2) -> Machine:
-    """Measure with one thread and with `threads`, each rate for about `seconds` / 2. Raises InputError."""
+    """Measure with one thread and with `threads`, for about `seconds` / 2 per rate. Raises InputError."""
     caches = read_caches()
     counts = list(dict.fromkeys((1, threads)))
     found: dict[int, Limits] = {}
@@ -106,7 +106,7 @@ def measure_machine(threads: int, *, seconds: float = 0.2) -> Machine:
 
 
 def buffers(caches: tuple[CacheLevel, ...], threads: int) -> list[tuple[str, int]]:
-    """Half of what the threads have of every level, where that does not fit into the level before."""
+    """Return half of each cache level's size for these threads, if that does not fit into the previous level."""
     found, before = [], 0
     for cache in caches:
         n_bytes = cache.bytes_for(threads) // 2
@@ -117,14 +117,14 @@ def buffers(caches: tuple[CacheLevel, ...], threads: int) -> list[tuple[str, int
 
 
 def memory_bytes(caches: tuple[CacheLevel, ...]) -> int:
-    """A buffer that no cache holds, but at most a quarter of the free memory."""
+    """Return the size of a buffer that exceeds every cache but uses at most a quarter of the free memory."""
     largest = max((cache.bytes_for(len(cache.shared)) for cache in caches), default=0)
     free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return max(1 << 20, min(max(DRAM_BYTES, 4 * largest), free // 4))
 
 
 def read_caches(root: Path = _SYSTEM) -> tuple[CacheLevel, ...]:
-    """The data caches of the CPUs that this process may use, from the kernel; empty where it does not say."""
+    """Return the data caches of the CPUs that this process may use, from the kernel; empty if unknown."""
     allowed = os.sched_getaffinity(0)
     found: dict[int, dict[frozenset[int], int]] = {}
     for number in sorted(allowed):
@@ -142,7 +142,7 @@ def read_caches(root: Path = _SYSTEM) -> tuple[CacheLevel, ...]:
 
 
 def cpu_list(text: str) -> set[int]:
-    """The kernel's "0-2,8" as numbers. Raises ValueError."""
+    """Convert the kernel's "0-2,8" to numbers. Raises ValueError."""
     cpus: set[int] = set()
     for part in text.strip().split(","):
         first, _, last = part.partition("-")
@@ -151,7 +151,7 @@ def cpu_list(text: str) -> set[int]:
 
 
 def _bytes(text: str) -> int:
-    """The kernel's "48K"."""
+    """Convert the kernel's "48K" to bytes."""
     found = re.fullmatch(r"(\d+)([KMG]?)", text)
     if found is None:
         raise ValueError(text)
@@ -159,7 +159,7 @@ def _bytes(text: str) -> int:
 
 
 def about() -> dict[str, Any]:
-    """The CPU, what was built and what is installed, for reports."""
+    """Describe the CPU, the build and the installed packages, for reports."""
     info = cpu.info()
     names = {name.replace("_", "-") for name in _LIBRARIES}
     versions = {
@@ -180,7 +180,7 @@ def about() -> dict[str, Any]:
 
 
 def cpu_name() -> str:
-    """As the kernel names it."""
+    """Return the kernel's name for the CPU."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -190,6 +190,6 @@ def cpu_name() -> str:
 
 
 def headline(found: Mapping[str, Any]) -> str:
-    """One line about the machine, of `about`."""
+    """Format the result of `about` as one line."""
     cpus = f"{found['cpus']} CPU{'s' if found['cpus'] > 1 else ''}"
     return f"{found['cpu']}, {cpus}, target {found['target']}, fastattn {found['fastattn']} ({found['compiler']})"

@@ -1,8 +1,8 @@
-"""A roofline plot (Williams, Waterman and Patterson 2009) as SVG, or as an HTML page around it.
+"""Draws a roofline plot (Williams, Waterman and Patterson 2009) as SVG, or as an HTML page with the SVG.
 
-Across: operations a byte of weights and cache that the work has to read. Up: billions of operations a second. The
-machine's limits are roofs, slanted for reading and level for multiplying, and each work is a point below them. Plain
-SVG, readable on light and dark grounds, without scripts.
+The x axis shows operations per byte of weights and cache that the work must read. The y axis shows billions of
+operations per second. The machine's limits are roofs: slanted for reading and level for multiplication. Each work is a
+point below them. The SVG has no scripts and is readable on light and dark backgrounds.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from fastattn.bench.tables import quantity
 
 WIDTH, HEIGHT = 960, 620
 _LEFT, _RIGHT, _TOP, _BOTTOM = 76, 24, 62, 84
-_TEXT_WIDTH = 0.56  # of a letter, in units of the font's size
+_TEXT_WIDTH = 0.56  # width of a letter, relative to the font size
 _SMALL, _NORMAL = 11, 13
 _SHAPES = ("circle", "square", "diamond", "triangle", "cross", "ring")
-# Okabe and Ito's colours, which people with colour blindness can tell apart; the second ones are for a dark ground.
+# Okabe and Ito's color-blind safe colors; the second color of each pair is for dark backgrounds.
 _COLOURS = (
     ("#0072b2", "#56b4e9"),
     ("#d55e00", "#ff9650"),
@@ -57,7 +57,7 @@ text { fill: #e8e8e8; }
 
 @dataclass(frozen=True, slots=True)
 class Roof:
-    """A limit: `gbps` of reading, or `gops` (billions of operations a second) of multiplying. main: drawn heavily."""
+    """A limit: `gbps` of reading, or `gops` (billions of operations per second) of multiplication. main: drawn bold."""
 
     name: str
     gbps: float | None = None
@@ -67,7 +67,7 @@ class Roof:
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """A work by a library: operations a byte, billions of operations a second, and the percent of its limit."""
+    """One work in one library: operations per byte, billions of operations per second, and percent of its limit."""
 
     name: str
     library: str
@@ -78,7 +78,7 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class Plot:
-    """What is drawn. notes: lines under the plot."""
+    """The content of the plot. notes: lines under the plot."""
 
     title: str
     subtitle: str
@@ -88,7 +88,7 @@ class Plot:
 
 
 class _Axes:
-    """Logarithmic axes over all points and the roofs above them."""
+    """Logarithmic axes that contain all points and the roofs above them."""
 
     def __init__(self, plot: Plot) -> None:
         levels = [roof.gops for roof in plot.roofs if roof.gops]
@@ -110,13 +110,13 @@ class _Axes:
 
 
 class _Labels:
-    """Places for texts that cover neither each other nor a point or roof."""
+    """Finds places for labels that overlap no other label, point or roof."""
 
     def __init__(self, points: Sequence[tuple[float, float]]) -> None:
         self._boxes: list[_Box] = [(x - 7, y - 7, x + 7, y + 7) for x, y in points]
 
     def take(self, text: str, x: float, y: float, size: int) -> tuple[float, float, str]:
-        """Where the baseline of a text about (x, y) begins or ends, and its anchor."""
+        """Return where to place a label near (x, y): its baseline position and anchor."""
         width = len(text) * size * _TEXT_WIDTH
         best: tuple[int, tuple[float, float, str], _Box] | None = None
         for step in range(9):
@@ -146,11 +146,11 @@ class _Labels:
         return best[1]
 
     def block(self, boxes: Iterable[_Box]) -> None:
-        """Keep texts away from here."""
+        """Block areas for labels."""
         self._boxes += boxes
 
     def hits(self, boxes: Iterable[_Box]) -> int:
-        """How much stands there already."""
+        """Return the number of overlaps with blocked areas."""
         return sum(_overlap(box, other) for box in boxes for other in self._boxes)
 
 
@@ -159,7 +159,7 @@ def _overlap(a: _Box, b: _Box) -> bool:
 
 
 def _element(name: str, text: str | None = None, **attributes: object) -> str:
-    """One element; class_ is class, and _ in a name becomes -."""
+    """Return one element. The attribute class_ becomes class, and _ in a name becomes -."""
     parts = [name]
     for key, value in attributes.items():
         shown = f"{value:.2f}".rstrip("0").rstrip(".") if isinstance(value, float) else str(value)
@@ -177,7 +177,7 @@ def _line(x1: float, y1: float, x2: float, y2: float, class_: str) -> str:
 
 
 def to_svg(plot: Plot) -> str:
-    """The plot as an SVG document."""
+    """Return the plot as an SVG document."""
     axes = _Axes(plot)
     libraries = list(dict.fromkeys(point.library for point in plot.points))
     places = [(axes.x(point.intensity), axes.y(point.gops)) for point in plot.points]
@@ -209,7 +209,7 @@ def _styles() -> str:
 
 
 def _ticks(low: float, high: float) -> list[tuple[float, bool]]:
-    """1, 2 and 5 times the powers of ten, and whether each is a power of ten."""
+    """Return 1, 2 and 5 times the powers of ten, and whether each is a power of ten."""
     found = []
     for power in range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1):
         for digit in (1, 2, 5):
@@ -277,7 +277,10 @@ def _roofs(axes: _Axes, roofs: Sequence[Roof], labels: _Labels) -> list[str]:
 def _along(
     begin: tuple[float, float], angle: float, start: float, end: float, above: float, below: float
 ) -> list[_Box]:
-    """Small boxes along a slanted line, from `start` to `end` of its length; `above` and `below` it in pixels."""
+    """Return small boxes along a slanted line, from `start` to `end` of its length.
+
+    Each extends `above` and `below` pixels from the line.
+    """
     steps = max(1, round((end - start) / 8))
     half = (end - start) / steps / 2
     cos, sin = math.cos(math.radians(angle)), math.sin(math.radians(angle))
@@ -294,7 +297,7 @@ def _along(
 
 
 def _slanted(text: str, begin: tuple[float, float], angle: float, length: float, labels: _Labels) -> str:
-    """A text along a slanted line, just above it, where the least is in its way."""
+    """Draw a text just above a slanted line, where it has the fewest overlaps."""
     width = len(text) * _SMALL * _TEXT_WIDTH
     starts = [10 + (length - width - 20) * i / 12 for i in range(13)] if length > width + 20 else [10.0]
     boxes = {start: _along(begin, angle, start, start + width, -16, -4) for start in starts}
@@ -309,7 +312,7 @@ def _slanted(text: str, begin: tuple[float, float], angle: float, length: float,
 def _points(
     points: Sequence[Point], places: Sequence[tuple[float, float]], libraries: Sequence[str], labels: _Labels
 ) -> list[str]:
-    """The first library's with names, the others' with their percent alone."""
+    """Draw the points: the first library's with names, the others' only with their percent."""
     found, texts = [], []
     order = sorted(range(len(points)), key=lambda i: (libraries.index(points[i].library) > 0, places[i][1], places[i]))
     for i in order:
@@ -330,7 +333,7 @@ def _points(
 
 
 def _mark(rank: int, x: float, y: float) -> str:
-    """The mark of a library."""
+    """Return the marker of a library."""
     colour, shape = f"c{rank % len(_COLOURS)}", _SHAPES[rank % len(_SHAPES)]
     if shape in ("circle", "ring"):
         radius, opacity, stroke = (4.5, 0, 2) if shape == "ring" else (5.5, 1, 1)
@@ -356,7 +359,7 @@ def _legend(libraries: Sequence[str]) -> list[str]:
 
 
 def to_html(plot: Plot, text: str) -> str:
-    """A page of the plot and the tables."""
+    """Return a page with the plot and the tables."""
     style = (
         "body{margin:2em auto;max-width:1000px;padding:0 1em;"
         "font-family:system-ui,sans-serif;background:#fff;color:#222}"

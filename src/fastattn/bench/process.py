@@ -1,4 +1,4 @@
-"""The parent's side of a worker process."""
+"""Starts and controls the worker processes."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from typing import Any
 from fastattn.bench.libraries import Job
 from fastattn.errors import BenchError
 
-# A library's own variable for its threads; numpy only glues, and a pool of its own would take cores.
+# The variables that set a library's own threads. numpy only does glue work; its thread pool would occupy cores.
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 _ONE_THREAD = ("OPENBLAS_NUM_THREADS",)
 _START = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from {module} import main; main(sys.argv[2])"
 
 
 def command_of(module: str, arguments: str) -> list[str]:
-    """A Python process that calls `main(arguments)` of a module, with this process's search path.
+    """Return the command of a Python process that calls `main(arguments)` of a module with this process's search path.
 
-    -I keeps the current directory off the path, where a file such as json.py of a downloaded model would be imported.
-    For the same reason only the absolute folders of this process's path are passed on.
+    -I removes the current directory from the path. Otherwise a file such as json.py in a downloaded model would be
+    imported. For the same reason only the absolute folders of this process's path are passed on.
     """
     if not sys.executable:
         raise BenchError("this process does not know its Python executable, so it cannot start others")
@@ -37,10 +37,10 @@ def command_of(module: str, arguments: str) -> list[str]:
 
 
 class Process:
-    """A worker that is stopped except while it answers, so that no idle pool of threads spins beside the others."""
+    """A worker that is stopped except while it answers, so idle thread pools do not spin and disturb the others."""
 
     def __init__(self, command: Sequence[str], threads: int, *, environment: Mapping[str, str] | None = None) -> None:
-        """Start it. It ends with `close`, and where this process dies with the end of its standard input."""
+        """Start the worker. It ends with `close`. If this process dies, it ends when its standard input closes."""
         variables = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
         variables |= {name: str(threads) for name in _THREADS} | dict.fromkeys(_ONE_THREAD, "1")
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115  (closed by `close`)
@@ -51,7 +51,7 @@ class Process:
         self._read = b""
 
     def ask(self, timeout: float = 900, **command: Any) -> dict[str, Any]:
-        """The answer; {"error": reason} also where the process ended, or said nothing for so many seconds."""
+        """Return the answer to a command; {"error": reason} also if the process ended or `timeout` seconds passed."""
         if self._process.poll() is not None:
             return {"error": self._death()}
         self._process.send_signal(signal.SIGCONT)
@@ -80,7 +80,7 @@ class Process:
     def close(self) -> None:
         """End the process."""
         if self._process.poll() is None:
-            self._process.kill()  # also where it is stopped
+            self._process.kill()  # also ends a stopped process
         self._process.wait()
         self._errors.close()
         for file in (self._process.stdin, self._process.stdout):
@@ -89,7 +89,7 @@ class Process:
                     file.close()
 
     def _line(self, deadline: float) -> bytes | None:
-        """The next line of its output; empty at the end of it, None after the deadline."""
+        """Return the next line of its output; empty at the end of the output, None after the deadline."""
         assert self._process.stdout is not None
         descriptor = self._process.stdout.fileno()
         while b"\n" not in self._read:
@@ -104,7 +104,7 @@ class Process:
         return line
 
     def _death(self) -> str:
-        """How the process ended, and the last line that it wrote to stderr."""
+        """Describe how the process ended, with its last line on stderr."""
         code = self._process.wait()
         how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
         self._errors.seek(0)
@@ -113,12 +113,12 @@ class Process:
 
 
 def start(library: str, job: Job) -> Process:
-    """The worker of a library for a model that was converted."""
+    """Start a library's worker for a converted model."""
     return _process(library, job, "serve")
 
 
 def convert_apart(library: str, job: Job, timeout: float) -> str | None:
-    """Convert a model in a process of its own, as that may load more than running it; the reason where it failed."""
+    """Convert a model in a separate process, which may load more than running needs. Return the reason if it fails."""
     process = _process(library, job, "convert")
     try:
         return process.ask(timeout).get("error")

@@ -1,4 +1,4 @@
-"""Rows of measurements as tables and as JSON."""
+"""Formats measurements as tables and as JSON."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Any
 from fastattn.bench.tables import markdown_table, quantity, text_table
 from fastattn.bench.turns import OURS, Row
 
-_LEAST_SHARE = 0.005  # of the time, to have a column of its own
+_LEAST_SHARE = 0.005  # minimum share of the time for a separate column
 _UNSTEADY = "~ The machine was busy, or not the same before and after."
 
 
 def result_table(rows: Sequence[Row], *, markdown: bool = False) -> str:
-    """Time, rate and percent of the limit of every library, and beside ours the ratio and the agreement."""
+    """Return a table of time, rate and percent of the limit per library, with the ratio to ours and the agreement."""
     compared = any(len(row.turns) > 1 or row.errors for row in rows)
     unit = "/".join(dict.fromkeys(row.unit for row in rows))
     header = ["work", *(["library"] if compared else []), "ms", "best ms", f"{unit}/s", "of limit", "limit"]
@@ -40,7 +40,7 @@ def result_table(rows: Sequence[Row], *, markdown: bool = False) -> str:
 
 
 def share_table(rows: Sequence[Row]) -> str:
-    """Where fastattn's time goes, by kind of op; empty where nothing was profiled."""
+    """Return a table of fastattn's time by kind of op; empty if nothing was profiled."""
     shares = {row.name: row.profile["shares"] for row in rows if row.profile is not None}
     if not shares:
         return ""
@@ -54,7 +54,7 @@ def share_table(rows: Sequence[Row]) -> str:
 
 
 def rows_as_dicts(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """Figures and all samples, for JSON."""
+    """Return results and all samples, for JSON."""
     return [
         {
             "work": row.name,
@@ -93,5 +93,5 @@ def _figures(row: Row, library: str) -> dict[str, Any]:
 
 
 def _finite(value: float | None) -> float | None:
-    """JSON has no infinity or NaN."""
+    """Replace infinity and NaN, which JSON does not have, with None."""
     return value if value is not None and math.isfinite(value) else None

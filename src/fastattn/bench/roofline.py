@@ -1,4 +1,4 @@
-"""Measurements as a roofline plot (`picture`)."""
+"""Converts measurements to a roofline plot (`picture`)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _NOTE = "A point's height is its percent of the limit that was measured before a
 
 
 def plot(benches: Sequence[ModelBench], machine: Machine | None, about: dict[str, Any]) -> Plot:
-    """Roofs of the machine (where it was measured) and of the models' own limits, and a point for each work."""
+    """Create a plot with the roofs of the machine (if measured) and of the models' limits, and a point per work."""
     benches = [bench for bench in benches if any(row.profile is not None for row in bench.rows)]
     roofs: list[Roof] = []
     points: list[Point] = []
@@ -28,7 +28,7 @@ def plot(benches: Sequence[ModelBench], machine: Machine | None, about: dict[str
     same = [
         gbps for gbps in weights for roof in roofs if roof.name == "memory" and 2 / 3 < gbps / (roof.gbps or 0) < 1.5
     ]
-    roofs = [roof for roof in roofs if roof.name != "memory" or not same]  # the weights lie there: one line says it
+    roofs = [roof for roof in roofs if roof.name != "memory" or not same]  # the weights are in memory: one roof
     for bench in benches:
         rates, gbps = measured_rates(bench.rows)
         product = PRODUCTS[bench.dtype]
@@ -46,7 +46,7 @@ def plot(benches: Sequence[ModelBench], machine: Machine | None, about: dict[str
 
 
 def measured_rates(rows: Sequence[Row]) -> tuple[dict[str, float], float]:
-    """Medians of the limits that were measured beside the profiles: rates, and GB/s of reading the weights."""
+    """Return the medians of the limits measured with the profiles: rates, and GB/s of reading the weights."""
     limits = [row.profile["limits"] for row in rows if row.profile is not None]
     names = limits[0]["rates"]
     rates = {name: statistics.median(found["rates"][name] for found in limits) for name in names}
@@ -54,7 +54,7 @@ def measured_rates(rows: Sequence[Row]) -> tuple[dict[str, float], float]:
 
 
 def row_points(row: Row, name: str, gops: float, gbps: float) -> list[Point]:
-    """A point for each library, ours first."""
+    """Return one point per library, ours first."""
     cost = row.limit(OURS)
     intensity = cost.operations / cost.bytes
     roof = min(gops, gbps * intensity)

@@ -1,4 +1,4 @@
-"""`fastattn bench -m DIR`: a model's work, by fastattn alone or in turns with other libraries."""
+"""`fastattn bench -m DIR`: measures a model with fastattn alone, or in turns with other libraries."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ from fastattn.formats import DTYPES, default_kv_dtype
 from fastattn.models.registry import BuiltModel, build, find_family
 from fastattn.models.tasks import Task
 
-_LIMIT_SECONDS = 0.15  # of one measurement of the limits, about
-_PROFILE_SECONDS = 0.5  # of one profile, about
+_LIMIT_SECONDS = 0.15  # of one measurement of the limits, approximately
+_PROFILE_SECONDS = 0.5  # of one profile, approximately
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """What to measure and how long.
+    """What to measure and for how long.
 
-    threads: of every library; dtype, kv_dtype, head_dtype: as of `from_pretrained`; against: libraries, each by name or
-    as "name:dtype"; works: names of work, None for all; rounds: steady turns of each library; seconds: the least time
-    of a turn; keep: where converted models stay, None for a temporary folder; timeout: seconds that a library may take
-    for one answer or conversion.
+    threads: of every library; dtype, kv_dtype, head_dtype: as in `from_pretrained`; against: libraries, each by name or
+    as "name:dtype"; works: names of work, None for all; rounds: steady turns of each library; seconds: minimum time of
+    a turn; keep: folder for converted models, None for a temporary folder; timeout: seconds that a library may take for
+    one answer or conversion.
     """
 
     threads: int
@@ -55,7 +55,7 @@ class Options:
 
 @dataclass(frozen=True, slots=True)
 class ModelBench:
-    """What was measured of one model. left_out: a line for each library that could not take part."""
+    """The measurements of one model. left_out: one line per library that could not take part."""
 
     name: str
     path: Path
@@ -70,11 +70,11 @@ class ModelBench:
 
     @property
     def unit(self) -> str:
-        """What is counted a second."""
+        """The unit of the rate."""
         return self.rows[0].unit if self.rows else "tokens"
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return the measurements for JSON."""
         return {
             "model": self.name,
             "path": str(self.path),
@@ -90,7 +90,7 @@ class ModelBench:
 
 
 def check_libraries(names: Sequence[str]) -> None:
-    """Refuse what is no library or no dtype of one. Raises InputError."""
+    """Reject an unknown library or an unsupported dtype of one. Raises InputError."""
     for text in names:
         name, _, dtype = text.partition(":")
         if name not in LIBRARIES:
@@ -102,7 +102,7 @@ def check_libraries(names: Sequence[str]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class OpenModel:
-    """A model before its weights are read; quantized: what its files are quantized to, if they are."""
+    """A model before its weights are read; quantized: the dtype of its quantized files, if any."""
 
     path: Path
     built: BuiltModel
@@ -110,7 +110,7 @@ class OpenModel:
 
 
 def open_model(path_or_id: str | Path) -> OpenModel:
-    """Find a model, and its Program with the head that it has.
+    """Find a model, and build its Program with the model's head.
 
     Raises ConfigError, ModelFormatError, ModelNotFoundError, HubError.
     """
@@ -118,14 +118,14 @@ def open_model(path_or_id: str | Path) -> OpenModel:
     with open_checkpoint(path, check_config=find_family) as checkpoint:
         task: Task = "causal-lm" if "causal-lm" in find_family(checkpoint.config).tasks else "encoder"
         if task == "encoder":
-            with contextlib.suppress(ConfigError):  # of a checkpoint without a head, too
+            with contextlib.suppress(ConfigError):  # also for a checkpoint without a head
                 built = build(checkpoint.config, checkpoint.tensors, "sequence-classification")
                 return OpenModel(path, built, checkpoint.quantized)
         return OpenModel(path, build(checkpoint.config, checkpoint.tensors, task), checkpoint.quantized)
 
 
 def works_in(path_or_id: str | Path) -> list[Work]:
-    """All work that there is for a model. Raises what `open_model` raises."""
+    """Return all work for a model. Raises what `open_model` raises."""
     return _works_of(open_model(path_or_id).built)
 
 
@@ -134,13 +134,13 @@ def _works_of(built: BuiltModel) -> list[Work]:
 
 
 class _Patient:
-    """A worker with the time that it may take for an answer."""
+    """A worker and the time limit for its answers."""
 
     def __init__(self, worker: process.Process, timeout: float, budget: Budget) -> None:
         self._worker, self._timeout, self._budget = worker, timeout, budget
 
     def ask(self, **command: Any) -> dict[str, Any]:
-        """See `process.Process`. Raises OutOfTime where the budget ends first."""
+        """See `process.Process`. Raises OutOfTime if the budget ends first."""
         self._budget.check()
         answer = self._worker.ask(min(self._timeout, self._budget.left()), **command)
         if "error" in answer:
@@ -150,7 +150,7 @@ class _Patient:
 
 @dataclass(frozen=True, slots=True)
 class _Run:
-    """What the steps of `bench_model` share."""
+    """State shared by the steps of `bench_model`."""
 
     options: Options
     budget: Budget
@@ -173,10 +173,10 @@ def bench_model(
 ) -> ModelBench:
     """Measure a model.
 
-    say: gets a line for each step of the way; step: gets how many pieces of work of how many are done. After the end of
-    `budget` the result has what was measured until then, and names the rest in `left_out`.
+    say: called with a line for each step; step: called with the number of completed works and the total. When `budget`
+    ends, the result contains the measurements so far and names the rest in `left_out`.
 
-    Raises InputError, BenchError and what opening the model raises. What fails in another library is in the result.
+    Raises InputError, BenchError and what opening the model raises. Failures of other libraries are in the result.
     """
     say, step, budget = say or (lambda line: None), step or (lambda done, total: None), budget or Budget()
     check_libraries(options.against)
@@ -213,7 +213,7 @@ def bench_model(
 
 
 def plan(works: Sequence[Work], options: Options, budget: Budget) -> str:
-    """What will be measured, and about how long that takes on a machine that is not busy."""
+    """Describe what will be measured, and the approximate time on an idle machine."""
     libraries = 1 + len(options.against)
     turn_seconds = options.seconds + _LIMIT_SECONDS
     seconds = len(works) * (options.rounds * libraries * turn_seconds + _PROFILE_SECONDS) + libraries
@@ -226,7 +226,7 @@ def plan(works: Sequence[Work], options: Options, budget: Budget) -> str:
 
 
 def _dtypes(model: OpenModel, options: Options) -> tuple[str, str | None]:
-    """dtype and head_dtype, checked."""
+    """Return the checked dtype and head_dtype."""
     for name, asked in (("dtype", options.dtype), ("head_dtype", options.head_dtype)):
         if asked not in (None, *DTYPES["cpu"]):
             raise InputError(f"{name}: expected one of {', '.join(DTYPES['cpu'])}, got {asked!r}")
@@ -239,14 +239,14 @@ def _dtypes(model: OpenModel, options: Options) -> tuple[str, str | None]:
 
 
 def fingerprint(path: Path) -> str:
-    """A word for the files of a checkpoint: what was converted from others is not used for them."""
+    """Return a key for the files of a checkpoint, so conversions of other files are not reused."""
     files = sorted([*path.glob("*.safetensors"), path / "config.json"])
     found = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.exists()]
     return hashlib.sha256(repr(found).encode()).hexdigest()[:12]
 
 
 def _start_others(bench: ModelBench, job: Job, run: _Run) -> dict[str, _Patient]:
-    """A process for every library that is installed and could convert the model."""
+    """Start a process for every library that is installed and could convert the model."""
     workers: dict[str, _Patient] = {}
     for text in run.options.against:
         name, _, dtype = text.partition(":")
@@ -271,7 +271,7 @@ def _start_others(bench: ModelBench, job: Job, run: _Run) -> dict[str, _Patient]
 
 
 def _measure(bench: ModelBench, work: Work, built: BuiltModel, options: Options, workers: dict[str, _Patient]) -> None:
-    """Add the row of a piece of work, as soon as it has a turn of ours. Raises BenchError, OutOfTime."""
+    """Add the row of a work when it has its first turn of ours. Raises BenchError, OutOfTime."""
     command = {
         "name": work.name,
         "kind": work.kind,

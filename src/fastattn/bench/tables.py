@@ -1,4 +1,4 @@
-"""Tables as text, aligned for a terminal or in Markdown."""
+"""Formats tables as text, aligned for a terminal or in Markdown."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 
 def text_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1) -> str:
-    """Columns two spaces apart; the first `left` ones stand at the left, the others at the right."""
+    """Return columns two spaces apart; the first `left` columns are left-aligned, the others right-aligned."""
     lines = [list(header), *(list(row) for row in rows)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
     out = []
@@ -20,20 +20,20 @@ def text_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, left: in
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table of GitHub's Markdown; a bar in a cell is escaped."""
+    """Return a GitHub Markdown table; a bar in a cell is escaped."""
     lines = [header, ["---"] * len(header), *rows]
     return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
 
 
 def quantity(value: float) -> str:
-    """A number with three digits or more, and no more than it needs."""
+    """Format a number with at least three digits, and no more digits than necessary."""
     if value >= 1000:
         return f"{value:,.0f}"
     return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
 
 
 def size(n_bytes: float) -> str:
-    """Bytes in KiB, MiB or GiB."""
+    """Format a number of bytes in KiB, MiB or GiB."""
     for unit in ("bytes", "KiB", "MiB", "GiB"):
         if n_bytes < 1024 or unit == "GiB":
             return f"{n_bytes:.0f} {unit}" if n_bytes >= 10 or n_bytes == int(n_bytes) else f"{n_bytes:.1f} {unit}"

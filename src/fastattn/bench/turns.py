@@ -1,8 +1,8 @@
-"""Measuring: turns of every library on one piece of work, each between two measurements of the machine's limits.
+"""Measures all libraries on one work in turns, each between two measurements of the machine's limits.
 
-Turns go limit, one library, limit, the next, ...; all others are stopped meanwhile. A turn counts if the limits before
-and after it agree within 10 %, and its percent is against their mean; figures are medians over the turns. So the drift
-of a shared machine, whose memory rate may halve within minutes, drops out of percents and ratios.
+The order is limit, one library, limit, the next, ...; all other libraries are stopped meanwhile. A turn counts if the
+limits before and after it agree within 10 %. Its percent is relative to their mean. Results are medians over the turns.
+The memory rate of a shared machine may halve within minutes; this method removes such drift from percents and ratios.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ STEADY = 0.1
 
 
 class Worker(Protocol):
-    """What answers commands; see `fastattn.bench.worker`."""
+    """An object that answers commands; see `fastattn.bench.worker`."""
 
     def ask(self, **command: Any) -> dict[str, Any]: ...
 
 
 @dataclass(frozen=True, slots=True)
 class Limit(LeastTime):
-    """The least time of a sample at one moment; operations (two a multiply-add) and bytes are what it costs."""
+    """The minimum time of a sample at one moment; operations (two per multiply-add) and bytes are its cost."""
 
     operations: float
     bytes: float
@@ -43,9 +43,9 @@ class Limit(LeastTime):
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """Some samples of one library, between two limits.
+    """Samples of one library between two limits.
 
-    waited: seconds a second that its threads were ready and had no core; at: counts the turns of all libraries.
+    waited: seconds per second that its threads were ready but had no core; at: index among the turns of all libraries.
     """
 
     before: Limit
@@ -56,24 +56,24 @@ class Turn:
 
     @property
     def steady(self) -> bool:
-        """Whether the machine was the same before and after, and no other work took its cores."""
+        """Whether the machine was unchanged during the turn and no other work used its cores."""
         a, b = self.before.seconds, self.after.seconds
         return abs(a - b) <= STEADY * max(a, b) and self.waited <= STEADY
 
     @property
     def limit_seconds(self) -> float:
-        """The mean of both."""
+        """The mean of the two limits."""
         return (self.before.seconds + self.after.seconds) / 2
 
     @property
     def percent(self) -> float:
-        """Of the limit, by the median sample."""
+        """Percent of the limit for the median sample."""
         return 100 * self.limit_seconds / statistics.median(self.seconds)
 
 
 @dataclass(slots=True)
 class Row:
-    """All turns on one piece of work; `count` things (`unit`) are done in a sample."""
+    """All turns on one work; a sample processes `count` items of `unit`."""
 
     name: str
     unit: str
@@ -84,32 +84,35 @@ class Row:
     profile: dict[str, Any] | None = None
 
     def steady(self, library: str) -> list[Turn]:
-        """The turns that count: the steady ones, or all if there are none."""
+        """Return the turns that count: the steady ones, or all if there are none."""
         turns = self.turns[library]
         return [turn for turn in turns if turn.steady] or turns
 
     def is_steady(self, library: str) -> bool:
-        """Whether any turn is: without one, percents and ratios say little."""
+        """Return whether any turn is steady; without one, percents and ratios mean little."""
         return any(turn.steady for turn in self.turns[library])
 
     def seconds(self, library: str) -> list[float]:
-        """All samples that count."""
+        """Return all samples that count."""
         return [time for turn in self.steady(library) for time in turn.seconds]
 
     def median(self, library: str) -> float:
-        """Seconds of the median sample."""
+        """Return the seconds of the median sample."""
         return statistics.median(self.seconds(library))
 
     def rate(self, library: str) -> float:
-        """Tokens or sequences a second."""
+        """Return tokens or sequences per second."""
         return self.count / self.median(library)
 
     def percent(self, library: str) -> float:
-        """Of the limit: the median over the turns, each against its own."""
+        """Return the percent of the limit: the median over the turns, each relative to its own limit."""
         return statistics.median(turn.percent for turn in self.steady(library))
 
     def ratio(self, library: str) -> float:
-        """Time over ours: the median over its turns, each against our nearest one, so that drift drops out."""
+        """Return the time relative to ours: the median over its turns.
+
+        Each turn is compared with our nearest turn, which removes drift.
+        """
         ours = self.steady(OURS)
         return statistics.median(
             statistics.median(turn.seconds) / statistics.median(_nearest(ours, turn).seconds)
@@ -117,12 +120,12 @@ class Row:
         )
 
     def limit(self, library: str) -> Limit:
-        """A limit in the middle of those that were measured."""
+        """Return the median of the measured limits."""
         turns = sorted(self.steady(library), key=lambda turn: turn.before.seconds)
         return turns[len(turns) // 2].before
 
     def agreement(self, library: str) -> Agreement | None:
-        """Of its result with ours; None where one of them has none."""
+        """Return the agreement of its result with ours; None if one of them has no result."""
         if library not in self.results or OURS not in self.results:
             return None
         return compare(self.results[OURS], self.results[library])
@@ -134,10 +137,10 @@ def _nearest(turns: list[Turn], turn: Turn) -> Turn:
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """How far two results are the same.
+    """How far two results agree.
 
-    same: share of equal tokens, or of sequences with the same highest value; difference: the largest one over the
-    largest value (None for tokens).
+    same: share of equal tokens, or of sequences with the same highest value; difference: the largest difference divided
+    by the largest value (None for tokens).
     """
 
     same: float
@@ -150,12 +153,12 @@ class Agreement:
 
 
 def _percent(share: float) -> str:
-    """Never rounded up to all of it."""
+    """Format a share, never rounded up to 100 %."""
     return "100 %" if share == 1 else f"{min(99.9, 100 * share):.1f} %"
 
 
 def compare(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> Agreement | None:
-    """Two results of the same work."""
+    """Compare two results of the same work."""
     if "tokens" in ours and "tokens" in theirs:
         a, b = np.array(ours["tokens"]), np.array(theirs["tokens"])
         return Agreement(float(np.mean(a == b)) if a.shape == b.shape else 0.0, None)
@@ -173,10 +176,10 @@ def compare(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> Agreement | N
 def measure(
     row: Row, workers: Mapping[str, Worker], command: Mapping[str, Any], *, rounds: int, seconds: float
 ) -> None:
-    """Turns in rotation until every library has `rounds` steady ones, or four times as many were tried.
+    """Run turns in rotation until every library has `rounds` steady ones, or four times as many were tried.
 
-    command: the work, as `fastattn.bench.worker` takes it. A library that fails gets its reason in `row.errors`.
-    Raises BenchError where the limit cannot be measured or fastattn itself fails.
+    command: the work, as `fastattn.bench.worker` takes it. If a library fails, its reason is stored in `row.errors`.
+    Raises BenchError if the limit cannot be measured or fastattn itself fails.
     """
 
     def limit() -> Limit:
@@ -187,7 +190,7 @@ def measure(
 
     try:
         _rotate(row, workers, command, limit, rounds=rounds, seconds=seconds)
-    finally:  # also of a run that ends early
+    finally:  # also if the run ends early
         row.turns = {library: turns for library, turns in row.turns.items() if turns}
 
 

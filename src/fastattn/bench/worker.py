@@ -1,13 +1,13 @@
-"""One library in a process of its own, driven by JSON lines on standard input.
+"""Runs one library in its own process, controlled by JSON lines on standard input.
 
-Each command is answered by one line on standard output, {"error": reason} where it failed:
+Each command is answered by one line on standard output, {"error": reason} if it failed:
 
     {"do": "run", "name", "kind", "ids", "n_new", "seconds"}  {"seconds": [...], "waited", "tokens" or "values", "top"}
-    {"do": "limit", the same with "shape"}                    its least time at this moment, and what it costs
+    {"do": "limit", the same with "shape"}                    the minimum time at this moment, and its cost
     {"do": "profile", the same work}                          where the time goes
 
-The last two are for fastattn's own process. (The read rate is measured there over the weights that the work reads: the
-same loop over another buffer may run at nearly twice or half that rate, depending on where its pages lie.)
+The last two are only for fastattn's own process. It measures the read rate over the weights that the work reads: the
+same loop over another buffer may run at nearly twice or half that rate, depending on the placement of its pages.
 """
 
 from __future__ import annotations
@@ -27,29 +27,29 @@ from typing import Any, Protocol
 from fastattn.bench.libraries import Job, convert, load
 from fastattn.graph.cost import StepShape
 
-VALUES = 4096  # of a result that are compared
+VALUES = 4096  # number of values of a result that are compared
 
 Answer = dict[str, Any]
 
 
 class Runner(Protocol):
-    """What a process can be asked for."""
+    """The commands that a process can answer."""
 
     def sample(self, command: Answer) -> tuple[float, Answer]:
-        """Seconds of one pass (of one step, for a decode), and the result."""
+        """Return the seconds of one pass (one step for a decode) and the result."""
         ...
 
     def limit(self, command: Answer) -> Answer:
-        """Of a sample, at this moment: {"compute_seconds", "memory_seconds", "operations", "bytes"}."""
+        """Return the current limit of a sample: {"compute_seconds", "memory_seconds", "operations", "bytes"}."""
         ...
 
     def profile(self, command: Answer) -> Answer:
-        """Where the time goes."""
+        """Return where the time goes."""
         ...
 
 
 class ModelRunner:
-    """Runs a model of a library; it is loaded at the first command."""
+    """Runs a model of a library; loads it at the first command."""
 
     def __init__(self, library: str, job: Job) -> None:
         self.library, self.job = library, job
@@ -57,7 +57,7 @@ class ModelRunner:
 
     @property
     def peer(self) -> Any:
-        """The loaded model."""
+        """Return the loaded model."""
         if self._peer is None:
             self._peer = load(self.library, self.job)
         return self._peer
@@ -105,7 +105,7 @@ class Service:
         self._warm: set[str] = set()
 
     def answer(self, command: Answer) -> Answer:
-        """The answer of one command."""
+        """Answer one command."""
         if command["do"] == "limit":
             return self.runner.limit(command)
         if command["do"] == "profile":
@@ -113,7 +113,7 @@ class Service:
         return self.run(command)
 
     def run(self, command: Answer) -> Answer:
-        """Samples for at least so long, after one that is dropped the first time."""
+        """Take samples for at least the given seconds; the first time, one sample is taken and dropped before."""
         if command["name"] not in self._warm:
             self.runner.sample(command)
             self._warm.add(command["name"])
@@ -128,7 +128,7 @@ class Service:
 
 
 def waited_seconds() -> float:
-    """Seconds that the threads of this process were ready to run and had no core; 0 where the kernel does not say."""
+    """Return the seconds that this process's threads were ready but had no core; 0 if the kernel does not say."""
     total = 0
     for file in Path("/proc/self/task").glob("*/schedstat"):
         with contextlib.suppress(OSError, ValueError, IndexError):  # a thread may have ended
@@ -140,25 +140,25 @@ def serve(answer: Callable[[Answer], Answer]) -> None:
     """Answer commands until standard input ends."""
     _end_with_parent()
     out = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what a library prints goes to stderr: stdout carries the answers alone
+    os.dup2(2, 1)  # send library output to stderr: stdout carries only answers
     for line in sys.stdin:
         try:
             found = answer(json.loads(line))
-        except Exception as error:  # the table shows it, the others go on
+        except Exception as error:  # the table shows the error, other libraries continue
             found = {"error": reason(error)}
         out.write(json.dumps(found) + "\n")
         out.flush()
 
 
 def _end_with_parent() -> None:
-    """The parent stops this process while it is idle; if it dies meanwhile, nobody would wake it to see that."""
+    """Make the kernel kill this process if the parent dies: while stopped, it could not notice that itself."""
     set_death_signal = 1
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(set_death_signal, signal.SIGKILL)
 
 
 def reason(error: BaseException) -> str:
-    """An error in one line."""
+    """Format an error as one line."""
     words = " ".join(str(error).split())
     return f"{type(error).__name__}: {words}"[:300] if words else type(error).__name__
 

@@ -1,4 +1,4 @@
-"""The work that is measured: what to run, and what it costs at least."""
+"""The work to measure: what to run, and its minimum cost."""
 
 from __future__ import annotations
 
@@ -28,31 +28,31 @@ class Work:
 
     @property
     def count(self) -> int:
-        """Tokens or sequences of one sample: a pass, or a step of a decode."""
+        """Tokens or sequences per sample: a pass, or a step of a decode."""
         return sum(self.lengths) if self.kind == "forward" and self.unit == "tokens" else len(self.lengths)
 
     def shape(self) -> StepShape:
-        """Of a sample; for a decode the mean of its steps."""
+        """Return the shape of a sample; for a decode, the mean of its steps."""
         if self.kind == "forward":
             return StepShape(self.lengths, None, wanted=1)
         # Step t of n_new - 1 sees the prompt and t - 1 tokens in the cache.
         return StepShape((1,) * len(self.lengths), tuple(n + self.n_new / 2 - 1 for n in self.lengths), wanted=1)
 
     def ids(self, vocab_size: int) -> list[list[int]]:
-        """Token ids, the same for everyone. Low and high ids are left out: special tokens may be there."""
+        """Return token ids, the same for every library. Low and high ids are excluded: they may be special tokens."""
         rng = np.random.default_rng(0)
         margin = min(1000, vocab_size // 4)
         return [rng.integers(margin, max(margin + 1, vocab_size - margin), size=n).tolist() for n in self.lengths]
 
 
 def works_of(task: Task, context: int) -> list[Work]:
-    """What is measured of a model with so many positions; lengths that it does not hold are cut."""
+    """Return the works for a model with this context; longer lengths are cut."""
     works = _language_model(context) if task == "causal-lm" else _encoder(context)
     return list({work.name: work for work in works}.values())
 
 
 def choose(works: list[Work], names: list[str] | None) -> list[Work]:
-    """Those of these names, in the order of `works`; all for None. Raises InputError for an unknown one."""
+    """Return the works with these names, in the order of `works`; None returns all. Raises InputError."""
     known = [work.name for work in works]
     for name in names or ():
         if name not in known:
@@ -61,7 +61,7 @@ def choose(works: list[Work], names: list[str] | None) -> list[Work]:
 
 
 def ragged_lengths(count: int = RAGGED_TEXTS, low: int = 5, high: int = 128) -> tuple[int, ...]:
-    """Lengths of short texts: lognormal, the median near 24 tokens."""
+    """Return lengths of short texts: lognormal with a median near 24 tokens."""
     drawn = np.exp(np.random.default_rng(0).normal(math.log(24), 0.8, count))
     return tuple(int(n) for n in np.clip(drawn, min(low, high), high))
 

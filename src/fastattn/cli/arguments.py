@@ -21,7 +21,7 @@ _Commands: TypeAlias = "argparse._SubParsersAction[CommandParser]"
 
 
 def build_parser() -> tuple[CommandParser, dict[str, CommandParser]]:
-    """The parser of the whole command, and the one of each command by name."""
+    """Return the parser of the whole command, and the parser of each command by name."""
     parser = CommandParser(
         prog="fastattn", description=fastattn.__doc__, epilog="Options of a command: fastattn COMMAND --help"
     )
@@ -34,7 +34,7 @@ def build_parser() -> tuple[CommandParser, dict[str, CommandParser]]:
         add_command(commands)
     by_name = dict(commands.choices)
     for command in by_name.values():
-        command.set_defaults(parser=command)  # for errors that are found later
+        command.set_defaults(parser=command)  # for errors found after parsing
     by_name["completion"].set_defaults(root=parser, commands=by_name)
     return parser, by_name
 

@@ -1,4 +1,4 @@
-"""`fastattn bench`: the machine's limits, a model's work against them, and other libraries on the same work."""
+"""`fastattn bench`: measures the machine's limits, a model against them, and other libraries on the same work."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from fastattn.executors import cpu
 from fastattn.tasks.demo import demo_model
 
 RATE_SECONDS = 0.2  # for each rate of the machine
-MACHINE_SECONDS = 2.0  # for all of them with one number of threads, about
+MACHINE_SECONDS = 2.0  # approximate total for one number of threads
 
 
 def bench(args: argparse.Namespace) -> int:
-    """Measure and print; everything that can be refused is refused before."""
+    """Measure and print. Invalid arguments are rejected before measuring."""
     for name in (args.json, args.picture, args.keep):
         if name not in (None, "-") and not Path(name).absolute().parent.is_dir():
             raise InputError(f"{name}: expected a file in an existing folder, but there is no {Path(name).parent}")
@@ -69,7 +69,7 @@ def bench(args: argparse.Namespace) -> int:
 
 
 def model_text(bench: ModelBench, profile: bool) -> str:
-    """The tables of one model."""
+    """Return the tables of one model."""
     head = f"{bench.name}, {bench.task}, {bench.parameters / 1e6:.1f} million parameters, {bench.dtype}, "
     head += f"head {bench.head_dtype}, " if bench.head_dtype is not None else ""
     parts = [head + f"{bench.threads} thread{'s' if bench.threads > 1 else ''}\n", result_table(bench.rows)]
@@ -80,7 +80,7 @@ def model_text(bench: ModelBench, profile: bool) -> str:
 
 
 def read_libraries(text: str) -> tuple[str, ...]:
-    """The value of --against. Raises ArgumentTypeError for a name that is none."""
+    """Parse the value of --against. Raises ArgumentTypeError for an unknown library."""
     from fastattn.bench.run import check_libraries
 
     names = tuple(name.strip() for name in text.split(",") if name.strip())
@@ -100,7 +100,7 @@ def _models(args: argparse.Namespace) -> list[str | Path]:
 
 
 def _works(args: argparse.Namespace, paths: Sequence[str | Path]) -> dict[str | Path, tuple[str, ...] | None]:
-    """The work of each model, None for all of it; without the models that have none of what was asked for."""
+    """Return the work of each model (None for all), without the models that have none of the requested work."""
     if args.works is None:
         return dict.fromkeys(paths)
     known = {path: [work.name for work in works_in(path)] for path in paths}

@@ -1,4 +1,4 @@
-"""What each command does; the model is loaded after the arguments are checked."""
+"""The commands. They check the arguments before they load the model."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ if TYPE_CHECKING:
     from fastattn.api.causal_lm import CausalLM
 
 _BETWEEN = "\n"  # an empty line between the texts of several prompts
-_EXTRAS = {"hub": "huggingface_hub", "completion": "shtab"}  # extra of pyproject.toml -> a module of it
+_EXTRAS = {"hub": "huggingface_hub", "completion": "shtab"}  # extra in pyproject.toml -> one of its modules
 _PART_TEXTS = 256  # the steps of a progress bar
-_MAX_EXACT_INTEGER = 2**53 - 1  # the largest that readers of JSON in double precision store exactly
+_MAX_EXACT_INTEGER = 2**53 - 1  # the largest integer that double-precision JSON readers read exactly
 
 
 def info(args: argparse.Namespace) -> int:
-    """Print what was installed and what of it runs here."""
+    """Print what is installed and which parts of it run here."""
     found: dict[str, Any] = {"version": __version__, "python": platform.python_version(), "numpy": np.__version__}
     try:
         from fastattn.executors import cpu
@@ -62,7 +62,7 @@ def info(args: argparse.Namespace) -> int:
 
 
 def generate(args: argparse.Namespace) -> int:
-    """Continue prompts and say on stderr how fast."""
+    """Continue prompts and print the speed on stderr."""
     from fastattn.api.auto import AutoModelForCausalLM
 
     options: GenerationArgs = {
@@ -105,7 +105,7 @@ def generate(args: argparse.Namespace) -> int:
 
 
 def _check_lengths(prompts: list[Text], ids: list[NDArray[np.int32]], args: argparse.Namespace, context: int) -> None:
-    """Refuse a prompt that does not fit and cannot be cut, before anything is printed."""
+    """Reject a prompt that does not fit and cannot be cut, before anything is printed."""
     n_new, cuts = args.max_tokens, args.truncate is not None and args.max_tokens < context
     for prompt, tokens in zip(prompts, ids, strict=True):
         n_prompt = max(1, len(tokens))  # an empty prompt starts from one id
@@ -118,7 +118,7 @@ def _check_lengths(prompts: list[Text], ids: list[NDArray[np.int32]], args: argp
 
 
 def _stream(model: CausalLM, prompts: list[Text], options: GenerationArgs) -> int:
-    """Print texts as they come, one prompt after the other; returns the number of new tokens."""
+    """Print texts as they are generated, one prompt at a time; return the number of new tokens."""
     n_new = 0
     seeds = read_options(options, "generate").seeds(len(prompts))
     for i, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True)):
@@ -129,7 +129,7 @@ def _stream(model: CausalLM, prompts: list[Text], options: GenerationArgs) -> in
                 for piece in pieces:
                     emit(piece, end="", flush=True)
             finally:
-                emit(flush=True)  # also before the message of an error
+                emit(flush=True)  # also before an error message
             n_new += pieces.n_new_tokens
     return n_new
 
@@ -171,7 +171,7 @@ def embed(args: argparse.Namespace) -> int:
     texts = read_texts(args.prompt, args.file, whole_stdin=False, skip_blank=args.skip_blank)
     model = SentenceTransformer(_model(args, "text-classification"), **_loading(args))
 
-    cut: list[tuple[str, int]] = []  # the place of a text, and how many of its tokens are left
+    cut: list[tuple[str, int]] = []  # index of a text, and its remaining number of tokens
 
     def run(part: list[Text]) -> list[Any]:
         found, lengths = model.encode_with_cuts(
@@ -195,9 +195,9 @@ def embed(args: argparse.Namespace) -> int:
 
 
 def _in_parts(texts: list[Text], run: Callable[[list[Text]], list[Any]], part: int) -> list[Any]:
-    """The results of all texts, in one call, or in parts behind a progress bar where someone may watch.
+    """Return the results of all texts, computed in one call, or in parts with a progress bar on a terminal.
 
-    A result depends on its own text alone, so both give the same.
+    A result depends only on its own text, so both give the same results.
     """
     if not on_terminal():
         return run(texts)
@@ -213,13 +213,13 @@ def _save(path: str, vectors: NDArray[Any]) -> None:
     with open(path, "wb") as file:
         try:
             np.save(file, vectors)
-        except OSError as error:  # numpy's names neither the file nor the reason
+        except OSError as error:  # numpy's error names neither the file nor the reason
             raise InputError(f"{path}: cannot be written: {error.strerror or error}") from None
     say(f"{path}: {vectors.dtype} {list(vectors.shape)}")
 
 
 def quality(args: argparse.Namespace) -> int:
-    """Print what each dtype loses against float32."""
+    """Print the quality loss of each dtype relative to float32."""
     from fastattn.tasks.quality import compare_dtypes, table
 
     data = None if args.data is None else read_texts(None, args.data, whole_stdin=False, skip_blank=True)
@@ -236,7 +236,7 @@ def quality(args: argparse.Namespace) -> int:
 
 
 def quantize(args: argparse.Namespace) -> int:
-    """Write a quantized folder and say how large it is."""
+    """Write a quantized folder and print its size."""
     from fastattn.api.quantize import quantize as write
 
     begin = time.perf_counter()
@@ -247,7 +247,7 @@ def quantize(args: argparse.Namespace) -> int:
 
 
 def _model(args: argparse.Namespace, task: Literal["text-generation", "text-classification"]) -> str | Path:
-    """The model that was named, were it by an empty word, or the demo model of a task."""
+    """Return the model argument, even if it is empty, or the demo model of a task if there is none."""
     from fastattn.tasks.demo import demo_model
 
     return demo_model(task) if args.model is None else args.model
@@ -258,10 +258,10 @@ def _loading(args: argparse.Namespace) -> Any:
 
 
 def _json(value: object) -> str:
-    """One line of JSON; letters as they are where standard output can encode them all."""
+    """Return one line of JSON; escape non-ASCII letters unless standard output is UTF-8."""
     return json.dumps(value, ensure_ascii=codecs.lookup(sys.stdout.encoding or "ascii").name != "utf-8")
 
 
 def _exact(seed: int) -> int | str:
-    """A seed for JSON: as a string where a reader in double precision, such as JavaScript, would round it."""
+    """Return a seed for JSON: a string if double-precision readers, such as JavaScript, would round it."""
     return seed if seed <= _MAX_EXACT_INTEGER else str(seed)

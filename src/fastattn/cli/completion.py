@@ -1,4 +1,4 @@
-"""`fastattn completion SHELL`: a script that completes commands, options and values."""
+"""`fastattn completion SHELL`: prints a script that completes commands, options and values."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ SHELLS = ("bash", "zsh", "fish")
 
 
 def completion(args: argparse.Namespace) -> int:
-    """Print the script for a shell. Raises FastattnError where shtab is not installed."""
+    """Print the script for a shell. Raises FastattnError if shtab is not installed."""
     try:
         import shtab
     except ImportError:

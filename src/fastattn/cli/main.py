@@ -1,4 +1,4 @@
-"""Running a command, and exit codes: 0 ok, 1 failure (one line on stderr), 2 wrong usage, 130 Ctrl-C."""
+"""Runs a command. Exit codes: 0 ok, 1 failure (one line on stderr), 2 wrong usage, 130 Ctrl-C."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _MAX_MESSAGE_CHARS = 2000
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit code. As in argparse, usage errors and --help raise SystemExit.
+    """Run the command; return the exit code. As in argparse, usage errors and --help raise SystemExit.
 
-    Without `argv` this is a process of its own: the arguments are those of the process, and its standard streams are
-    made usable first.
+    Without `argv`, the command owns the process: it reads the process's arguments and first makes the standard streams
+    usable.
     """
     own_process = argv is None
     if own_process:
@@ -27,11 +27,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _main(list(sys.argv[1:] if argv is None else argv))
     except KeyboardInterrupt:
         if own_process:
-            signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second Ctrl-C ends the process at once
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second Ctrl-C ends the process immediately
         streams.say("")
         return 130
     except streams.OutputError as error:
-        if error.broken_pipe:  # the reader has seen enough, as in `| head`
+        if error.broken_pipe:  # the reader stopped reading, as in `| head`
             return 0
         streams.say(f"fastattn: {error}")
         return 1
@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _main(words: list[str]) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # for a locale without a letter of the text
+        sys.stdout.reconfigure(errors="backslashreplace")  # for a locale that cannot encode every letter of the text
     args = _parse(words)
     if args is None:
         return 0
@@ -57,7 +57,7 @@ def _main(words: list[str]) -> int:
 
 
 def _parse(words: list[str]) -> argparse.Namespace | None:
-    """The arguments; None where no command was given, and the help was printed."""
+    """Return the parsed arguments; without a command, print the help and return None."""
     from fastattn.cli import parsing
     from fastattn.cli.arguments import build_parser
 
@@ -90,7 +90,7 @@ def _one_line(error: BaseException) -> str:
 
 
 def _check_together(args: argparse.Namespace) -> None:
-    """Refuse flags that do not go together."""
+    """Reject flags that conflict."""
     parser: argparse.ArgumentParser = args.parser
     if args.command == "embed" and args.json and args.output is not None:
         parser.error("argument --json: not allowed with argument -o/--output, which writes no text")

@@ -1,4 +1,4 @@
-"""Parsing of command lines: usage errors are one line and a hint, and name the closest command, option or value."""
+"""Command line parsing. A usage error has one line and a hint, and names the closest command, option or value."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class CommandParser(argparse.ArgumentParser):
     """A parser whose usage errors have two lines: what is wrong, and which help to read."""
 
     def error(self, message: str) -> NoReturn:
-        """Say what is wrong and end with exit code 2."""
+        """Print what is wrong and exit with code 2."""
         line = " ".join(message.split())
         if len(line) > _MAX_MESSAGE_CHARS:
             line = line[: _MAX_MESSAGE_CHARS - 3] + "..."
@@ -26,11 +26,11 @@ class CommandParser(argparse.ArgumentParser):
         raise SystemExit(2)
 
     def option_strings(self) -> list[str]:
-        """All options, as they are written: -m, --model, ..."""
+        """Return all options as they are written: -m, --model, ..."""
         return [name for action in self._actions for name in action.option_strings]
 
     def check_options(self, words: Sequence[str]) -> None:
-        """Refuse the first option that this parser does not know, before argparse complains about what is missing."""
+        """Reject the first unknown option, before argparse complains about missing arguments."""
         known = self.option_strings()
         for word in words:
             if word == "--":
@@ -43,22 +43,22 @@ class CommandParser(argparse.ArgumentParser):
                 self.error(f"unknown option {quote(shown)}{closest(shown, known)}")
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
-        """A choice of argparse's, with the closest one in the message."""
+        """Check a choice like argparse, but name the closest one in the message."""
         if action.choices is not None and value not in action.choices:
             choices = [str(choice) for choice in action.choices]
             expected = f"expected {', '.join(choices)}, got {quote(value)}{closest(str(value), choices)}"
             raise argparse.ArgumentError(action, expected)
 
     def _print_message(self, message: str, file: Any = None) -> None:
-        """Help and version go to standard output; argparse itself would drop an error of writing them."""
+        """Write help and version to standard output. argparse itself would ignore write errors."""
         streams.emit(message, end="", flush=True)
 
 
 def unknown_command(parser: CommandParser, word: str, commands: Collection[str]) -> NoReturn:
-    """The usage error of a command that does not exist."""
+    """Exit with the usage error for a command that does not exist."""
     parser.error(f"unknown command {quote(word)}{closest(word, commands) or '; expected ' + ', '.join(commands)}")
 
 
 def unexpected(parser: CommandParser, words: Sequence[str]) -> NoReturn:
-    """The usage error of words that no argument takes."""
+    """Exit with the usage error for extra arguments."""
     parser.error(f"unexpected argument {quote(words[0])}")

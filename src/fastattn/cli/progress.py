@@ -1,4 +1,4 @@
-"""A progress bar on standard error, on a terminal only."""
+"""Progress on standard error; bars only on a terminal."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from fastattn.cli.streams import say
 
 
 def on_terminal() -> bool:
-    """True where someone may watch standard error."""
+    """Return whether standard error is a terminal."""
     return sys.stderr is not None and not sys.stderr.closed and sys.stderr.isatty()
 
 
 @contextmanager
 def progress(total: int, unit: str) -> Iterator[Callable[[int], object]]:
-    """A bar over `total` things, as a function that counts what was done; it does nothing where nobody watches."""
+    """Show a bar over `total` items; the yielded function adds completed items. It does nothing without a terminal."""
     if not on_terminal():
         yield lambda count: None
         return
@@ -28,7 +28,7 @@ def progress(total: int, unit: str) -> Iterator[Callable[[int], object]]:
 
 
 class Reporter:
-    """Says what a long command is doing: plain lines, and on a terminal a bar with the latest line."""
+    """Reports the progress of a long command: plain lines, and on a terminal a bar with the latest line."""
 
     def __init__(self) -> None:
         self._bar: Any = None
@@ -42,14 +42,14 @@ class Reporter:
             self._bar = None
 
     def say(self, line: str) -> None:
-        """A line about what comes now."""
+        """Report the next step."""
         if self._bar is not None:
             self._bar.set_description_str(line)
         else:
             say(line)
 
     def step(self, done: int, total: int) -> None:
-        """How much is done."""
+        """Report how much is done."""
         if self._bar is None and on_terminal():
             from tqdm import tqdm
 

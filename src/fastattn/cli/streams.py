@@ -1,7 +1,7 @@
-"""Standard input, output and error, which may be closed, full or no longer read.
+"""Standard input, output and error, which may be closed, full or disconnected.
 
-`emit` writes results and raises OutputError where they cannot be written. `say` writes messages; a message that cannot
-be written is dropped, and the command goes on.
+`emit` writes results and raises OutputError if it fails. `say` writes messages; if it fails, the message is dropped and
+the command continues.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from fastattn.errors import FastattnError, InputError
 
 
 class OutputError(FastattnError, OSError):
-    """Standard output cannot be written. `broken_pipe`: its reader has gone."""
+    """Standard output cannot be written. `broken_pipe`: its reader has exited."""
 
     def __init__(self, cause: OSError | ValueError | None) -> None:
         self.broken_pipe = isinstance(cause, BrokenPipeError)
@@ -27,15 +27,16 @@ class OutputError(FastattnError, OSError):
 
 
 def prepare() -> None:
-    """Make the three standard descriptors usable; for a process of our own.
+    """Make the three standard descriptors usable. Only for a command that owns the process.
 
-    /dev/null is opened under each one that is closed. Otherwise the next file that the process opens gets its number,
-    and what a library prints goes into that file. (Python has set `sys.stdin`, `sys.stdout` or `sys.stderr` to None by
-    then.) Non-blocking ones, which some programs leave behind, become blocking: a read would end early.
+    Each closed descriptor is opened on /dev/null. Otherwise the next file that the process opens would get its number,
+    and library output would go into that file. (Python has already set `sys.stdin`, `sys.stdout` or `sys.stderr` to
+    None.) Non-blocking descriptors, which some programs leave behind, become blocking: otherwise a read would end
+    early.
     """
     for descriptor in (0, 1, 2):
         if not _is_open(descriptor):
-            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number, which is this one
+            os.open(os.devnull, os.O_RDWR)  # opens as the lowest free number, which is this one
         elif not os.get_blocking(descriptor):
             os.set_blocking(descriptor, True)
 
@@ -49,7 +50,7 @@ def _is_open(descriptor: int) -> bool:
 
 
 def check_output() -> None:
-    """Raise OutputError where standard output is closed, before a command does its work."""
+    """Raise OutputError if standard output is closed, before a command does its work."""
     if sys.stdout is None or sys.stdout.closed:
         raise OutputError(None)
 
@@ -61,12 +62,12 @@ def emit(text: str = "", *, end: str = "\n", flush: bool = False) -> None:
         sys.stdout.write(text + end)
         if flush:
             sys.stdout.flush()
-    except (OSError, ValueError) as error:  # ValueError: a file that another part of the process has closed
+    except (OSError, ValueError) as error:  # ValueError: another part of the process closed the file
         raise OutputError(error) from error
 
 
 def flush() -> None:
-    """Write what `emit` has buffered. Raises OutputError."""
+    """Write the buffered output of `emit`. Raises OutputError."""
     if sys.stdout is not None:
         try:
             sys.stdout.flush()
@@ -75,7 +76,7 @@ def flush() -> None:
 
 
 def say(text: str) -> None:
-    """Write a line to standard error, if it can be written."""
+    """Write a line to standard error, if possible."""
     if sys.stderr is not None:
         with contextlib.suppress(OSError, ValueError):
             sys.stderr.write(text + "\n")
@@ -83,7 +84,7 @@ def say(text: str) -> None:
 
 
 def settle() -> None:
-    """Empty the buffers of both outputs, so that Python's own flush at the end of the process cannot fail."""
+    """Empty the buffers of both outputs, so Python's own flush at process exit cannot fail."""
     for stream in (sys.stdout, sys.stderr):
         if stream is None or stream.closed:
             continue
@@ -106,7 +107,7 @@ def _discard(stream: IO[Any]) -> None:
 
 
 def input_bytes() -> BinaryIO:
-    """Standard input as bytes. Raises InputError where it is closed or cannot be read."""
+    """Return standard input as bytes. Raises InputError if it is closed or cannot be read."""
     stream = sys.stdin
     if stream is None or stream.closed:
         raise InputError("standard input is closed")

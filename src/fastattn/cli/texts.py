@@ -1,4 +1,4 @@
-"""The texts of a command, each with the place that messages name."""
+"""The input texts of a command, each with its location for messages."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _MAX_BYTES = 4 * MAX_TEXT_CHARS  # the longest text that `check_text` accepts, i
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """A text and where it stands: `text 2`, `standard input` or `lines.txt line 7`."""
+    """A text and its location: `text 2`, `standard input` or `lines.txt line 7`."""
 
     text: str
     where: str
@@ -26,11 +26,11 @@ class Text:
 def read_texts(
     arguments: list[str] | None, file: str | None, *, whole_stdin: bool, skip_blank: bool = False
 ) -> list[Text]:
-    r"""The texts that the arguments name, in order.
+    r"""Return the texts that the arguments name, in order.
 
-    `-f FILE` is one text per line, `-f -` reads the lines from standard input. `-p -` is standard input too: one whole
-    text with `whole_stdin`, else one text per line. Lines end with \n or \r\n, and the last one may have no end. A
-    blank line is a text like any other, so that results match lines; `skip_blank` omits the blank ones.
+    `-f FILE` reads one text per line; `-f -` reads the lines from standard input. `-p -` also reads standard input: one
+    whole text with `whole_stdin`, else one text per line. Lines end with \n or \r\n; the last line end is optional. A
+    blank line is a text, so results match lines; `skip_blank` omits blank lines.
 
     Raises InputError, OSError.
     """
@@ -48,7 +48,7 @@ def read_texts(
 
 
 def _read_whole() -> Text:
-    """All of standard input as one text, without the line ends after it."""
+    """Read all of standard input as one text, without the trailing line ends."""
     data = _read(streams.input_bytes(), _MAX_BYTES + 1, "standard input")
     if len(data) > _MAX_BYTES:
         raise InputError(f"standard input: expected at most {_MAX_BYTES} bytes, got more")
@@ -59,7 +59,7 @@ def _read_whole() -> Text:
 
 
 def _read_lines(file: str, skip_blank: bool) -> list[Text]:
-    """One text per line of a file, or of standard input."""
+    """Read one text per line of a file or of standard input."""
     if file == "-":
         found = list(_lines(streams.input_bytes(), "standard input", skip_blank))
     else:
@@ -78,7 +78,7 @@ def _lines(stream: BinaryIO, where: str, skip_blank: bool) -> Iterator[Text]:
         here = f"{where} line {number}"
         if number == 1:
             line = line.removeprefix(codecs.BOM_UTF8)
-            if not line:  # a byte order mark and nothing else
+            if not line:  # only a byte order mark
                 return
         if line.endswith(b"\n"):
             line = line[:-2] if line.endswith(b"\r\n") else line[:-1]
@@ -90,7 +90,7 @@ def _lines(stream: BinaryIO, where: str, skip_blank: bool) -> Iterator[Text]:
 
 
 def _read(stream: BinaryIO, limit: int, where: str, *, line: bool = False) -> bytes:
-    """A line, or everything, up to a limit. Raises InputError where the stream cannot be read."""
+    """Read a line, or everything, up to a limit. Raises InputError if the stream cannot be read."""
     try:
         return stream.readline(limit) if line else stream.read(limit)
     except (OSError, ValueError) as error:
@@ -99,10 +99,10 @@ def _read(stream: BinaryIO, limit: int, where: str, *, line: bool = False) -> by
 
 
 def _decode(data: bytes, where: str, *, first_line: int) -> str:
-    """UTF-8 as text. Raises InputError that names the line.
+    """Decode UTF-8. Raises InputError that names the line.
 
-    NUL bytes are refused although UTF-8 allows them: ASCII text in UTF-16 without a byte order mark is valid UTF-8 with
-    a NUL byte beside each letter, and would silently give results for other texts.
+    NUL bytes are rejected although UTF-8 allows them. ASCII text in UTF-16 without a byte order mark is valid UTF-8
+    with a NUL byte next to each letter; accepting it would silently give results for other texts.
     """
     try:
         text = data.decode("utf-8")

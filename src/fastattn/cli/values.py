@@ -1,4 +1,4 @@
-"""Types of arguments: a value out of range is a usage error (exit code 2) that names its flag."""
+"""Argument types: a value out of range is a usage error (exit code 2) that names its flag."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from fastattn.checks import closest, quote
 
 
 def integer(low: int, high: int | None = None) -> Callable[[str], int]:
-    """An integer from `low` on, or from `low` to `high`."""
+    """Return a parser for an integer of at least `low`, and at most `high` if given."""
 
     def read(text: str) -> int:
         try:
@@ -26,7 +26,7 @@ def integer(low: int, high: int | None = None) -> Callable[[str], int]:
 
 
 def number(low: float, high: float = math.inf) -> Callable[[str], float]:
-    """A finite number from `low` on, or from `low` to `high`."""
+    """Return a parser for a finite number of at least `low`, and at most `high` if given."""
 
     def read(text: str) -> float:
         try:
@@ -44,7 +44,7 @@ def number(low: float, high: float = math.inf) -> Callable[[str], float]:
 
 
 def some_text(what: str) -> Callable[[str], str]:
-    """A text that is not empty."""
+    """Return a parser for a text that is not empty."""
 
     def read(text: str) -> str:
         if not text.strip():
@@ -55,7 +55,7 @@ def some_text(what: str) -> Callable[[str], str]:
 
 
 def names(*known: str) -> Callable[[str], tuple[str, ...]]:
-    """Names with commas between them, each one of those known."""
+    """Return a parser for a comma-separated list of known names."""
 
     def read(text: str) -> tuple[str, ...]:
         found = tuple(name.strip() for name in text.split(","))
@@ -69,7 +69,7 @@ def names(*known: str) -> Callable[[str], tuple[str, ...]]:
 
 
 def some_names(text: str) -> tuple[str, ...]:
-    """Names with commas between them, at least one."""
+    """Parse a comma-separated list of at least one name."""
     found = tuple(name.strip() for name in text.split(",") if name.strip())
     if not found:
         raise argparse.ArgumentTypeError(f"expected names, got {quote(text)}")
@@ -77,7 +77,7 @@ def some_names(text: str) -> tuple[str, ...]:
 
 
 def file_name(*endings: str) -> Callable[[str], str]:
-    """The name of a file with one of these endings."""
+    """Return a parser for a file name with one of these extensions."""
 
     def read(text: str) -> str:
         if not text.lower().endswith(endings):
@@ -88,7 +88,7 @@ def file_name(*endings: str) -> Callable[[str], str]:
 
 
 def stop_text(text: str) -> str:
-    """A stop string of 1 to 1000 characters; white space counts."""
+    """Parse a stop string of 1 to 1000 characters; white space counts."""
     if not 1 <= len(text) <= 1000:
         raise argparse.ArgumentTypeError(f"expected 1 to 1000 characters, got {len(text)}")
     return text

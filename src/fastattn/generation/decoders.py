@@ -1,11 +1,11 @@
-"""The decoders of the `tokenizers` library as streams: tokens in, and out the text that later tokens cannot change.
+"""The decoders of the `tokenizers` library as streams: push tokens, get the text that later tokens cannot change.
 
-`make_stages` splits a decoder into stages. Each stage takes what the one before it gives, and all pieces together are
-what the library's decoder gives for all tokens at once. At first a piece is a whole token; after a decoder that joins
-its tokens (Fuse, ByteLevel) it is a part of one long text. Every stage handles a token in constant time and stores a
-bounded amount of text, with two exceptions. ByteFallback decodes a run of byte tokens as a unit, so it waits for the
-end of the run. A decoder whose output can depend on all tokens (a regular expression over the joined text, a decoder
-written in Python) waits for the last token.
+`make_stages` splits a decoder into stages. Each stage takes the output of the stage before it. Together, all pieces
+equal the output of the library's decoder for all tokens at once. At first a piece is a whole token; after a decoder
+that joins its tokens (Fuse, ByteLevel) it is a part of one long text. Every stage handles a token in constant time and
+stores a bounded amount of text, with two exceptions. ByteFallback decodes a run of byte tokens as a unit, so it waits
+for the end of the run. A decoder whose output can depend on all tokens (a regular expression over the joined text, a
+decoder written in Python) waits for the last token.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ class Stage(Protocol):
     """One step of decoding."""
 
     def push(self, pieces: Iterable[str]) -> list[str]:
-        """Take more input and return the output that it makes certain."""
+        """Take more input and return the output that can no longer change."""
         ...
 
     def finish(self) -> list[str]:
-        """After the last input: the output that is left."""
+        """Return the remaining output after the last input."""
         ...
 
 
 def make_stages(raw: RawTokenizer) -> list[Stage]:
-    """The stages that together do what `raw.decode` does to the tokens of its ids."""
+    """Return the stages that together decode like `raw.decode`."""
     if raw.decoder is None:
         return [Join()]
     try:
@@ -64,16 +64,16 @@ def _flatten(decoder: Mapping[str, Any]) -> Iterable[Mapping[str, Any]]:
 
 
 def make_decoder(state: Mapping[str, Any]) -> Decoder:
-    """A decoder of the library from its JSON."""
+    """Create a decoder of the library from its JSON."""
     from tokenizers import decoders
 
     decoder = decoders.Fuse()
-    decoder.__setstate__(json.dumps(state).encode())  # becomes a decoder of any type
+    decoder.__setstate__(json.dumps(state).encode())  # works for a decoder of any type
     return decoder
 
 
 def _token_stage(part: Mapping[str, Any]) -> Stage | None:
-    """The stage of a decoder that gets tokens; None where only all of them together can be decoded."""
+    """Return the stage of a decoder that gets tokens; None if it can only decode all tokens at once."""
     kind = part["type"]
     if kind in ("Replace", "Strip"):
         return EachToken(make_decoder(part))
@@ -91,7 +91,7 @@ def _token_stage(part: Mapping[str, Any]) -> Stage | None:
 
 
 def _joined_stage(part: Mapping[str, Any]) -> Stage | None:
-    """The stage of a decoder that gets one long text in parts."""
+    """Return the stage of a decoder that gets one long text in parts."""
     kind = part["type"]
     if kind == "Fuse":
         return Through()
@@ -103,7 +103,7 @@ def _joined_stage(part: Mapping[str, Any]) -> Stage | None:
 
 
 class Through:
-    """Gives what it gets."""
+    """Returns its input unchanged."""
 
     def push(self, pieces: Iterable[str]) -> list[str]:
         return list(pieces)
@@ -113,7 +113,7 @@ class Through:
 
 
 class Join:
-    """Tokens with a space between them: a tokenizer without a decoder."""
+    """Joins tokens with spaces: a tokenizer without a decoder."""
 
     def __init__(self) -> None:
         self._space = ""
@@ -130,7 +130,7 @@ class Join:
 
 
 class EachToken:
-    """A decoder that treats each token alone."""
+    """A decoder that processes each token separately."""
 
     def __init__(self, decoder: Decoder) -> None:
         self._decoder = decoder
@@ -143,7 +143,7 @@ class EachToken:
 
 
 class FirstDiffers:
-    """A decoder that treats each token alone, and the first one in its own way."""
+    """A decoder that processes each token separately and the first one differently."""
 
     def __init__(self, decoder: Decoder) -> None:
         self._decoder = decoder
@@ -153,7 +153,7 @@ class FirstDiffers:
         out = []
         for piece in pieces:
             out.append(self._decoder.decode([*self._before, piece]))
-            self._before = ("",)  # the decoders of this kind give "" for it
+            self._before = ("",)  # decoders of this kind return "" for it
         return out
 
     def finish(self) -> list[str]:
@@ -161,7 +161,7 @@ class FirstDiffers:
 
 
 class LastDiffers:
-    """A decoder that treats each token alone, and the last one in its own way."""
+    """A decoder that processes each token separately and the last one differently."""
 
     def __init__(self, decoder: Decoder) -> None:
         self._decoder = decoder
@@ -180,7 +180,7 @@ class LastDiffers:
 
 
 class WithoutRepeats:
-    """A CTC decoder: of equal tokens in a row the first alone counts."""
+    """A CTC decoder: drops repeats of a token."""
 
     def __init__(self, decoder: Decoder) -> None:
         self._decoder = decoder
@@ -199,7 +199,7 @@ class WithoutRepeats:
 
 
 class ByteRuns:
-    """ByteFallback: a run of tokens like <0xE4> is text if all of it is UTF-8, else one U+FFFD for each byte."""
+    """ByteFallback: a run of tokens like <0xE4> is text if the whole run is UTF-8, else one U+FFFD per byte."""
 
     def __init__(self, decoder: Decoder) -> None:
         self._decoder = decoder
@@ -227,7 +227,7 @@ class ByteRuns:
 
 
 class Utf8:
-    """ByteLevel: every token is bytes, and all of them together are UTF-8."""
+    """ByteLevel: each token is bytes, and the joined bytes are UTF-8."""
 
     def __init__(self) -> None:
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
@@ -240,12 +240,12 @@ class Utf8:
 
 
 class ReplaceText:
-    """Replaces a text in one long text, from left to right."""
+    """Replaces a string in one long text, from left to right."""
 
     def __init__(self, old: str, new: str) -> None:
         self._old = old
         self._new = new
-        self._held = ""  # what may be the beginning of `old`
+        self._held = ""  # a possible beginning of `old`
 
     def push(self, pieces: Iterable[str]) -> list[str]:
         *found, rest = (self._held + "".join(pieces)).split(self._old)
@@ -259,14 +259,14 @@ class ReplaceText:
 
 
 class StripEnds:
-    """Removes up to `start` and `stop` characters from the ends of one long text where they are `content`."""
+    """Removes up to `start` and `stop` characters equal to `content` from the two ends of one long text."""
 
     def __init__(self, decoder: Decoder, content: str, start: int, stop: int) -> None:
         self._decoder = decoder
         self._content = content
         self._start = start
         self._stop = stop
-        self._begun = False  # the beginning is certain, and done
+        self._begun = False  # the beginning is stripped
         self._held = ""
 
     def push(self, pieces: Iterable[str]) -> list[str]:
@@ -283,13 +283,13 @@ class StripEnds:
         return [text[:at]]
 
     def finish(self) -> list[str]:
-        if not self._begun:  # both ends may meet
+        if not self._begun:  # the two ends may meet
             return [self._decoder.decode([self._held])]
         return [self._held.rstrip(self._content)]
 
 
 class Whole:
-    """A decoder whose output can change with every token: nothing is certain before the last one."""
+    """A decoder whose output can change with every token: it returns nothing before the last one."""
 
     def __init__(self, decoder: Decoder, *, joined: bool = False) -> None:
         self._decoder = decoder
@@ -305,7 +305,7 @@ class Whole:
 
 
 def length_of_beginning(text: str, of: str) -> int:
-    """Length of the longest end of `text` that is a beginning of `of`, but not all of it."""
+    """Return the length of the longest suffix of `text` that is a proper prefix of `of`."""
     at = text.find(of[0], max(0, len(text) - len(of) + 1))
     while at >= 0:
         if of.startswith(text[at:]):
@@ -316,7 +316,7 @@ def length_of_beginning(text: str, of: str) -> int:
 
 @lru_cache(maxsize=1)
 def _byte_of_letter() -> Mapping[str, int]:
-    """GPT-2's letters for bytes: printable Latin-1 stands for itself, the other 68 bytes for U+0100 and on."""
+    """Return GPT-2's letters for bytes: printable Latin-1 maps to itself, the other 68 bytes to U+0100 and up."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     letters = {chr(b): b for b in printable}
     others = [b for b in range(256) if b not in set(printable)]
@@ -325,7 +325,7 @@ def _byte_of_letter() -> Mapping[str, int]:
 
 
 def token_bytes(token: str) -> bytes:
-    """The bytes of a byte-level token; a token with a letter outside the table stands for its own UTF-8."""
+    """Return the bytes of a byte-level token; a token with a letter outside the table is encoded as UTF-8."""
     table = _byte_of_letter()
     try:
         return bytes(table[letter] for letter in token)
@@ -334,7 +334,7 @@ def token_bytes(token: str) -> bytes:
 
 
 def run_stages(stages: Sequence[Stage], pieces: Iterable[str], *, last: bool = False) -> str:
-    """Push tokens through all stages; with last=True also what is left in them."""
+    """Push tokens through all stages; last=True also finishes them."""
     out = list(pieces)
     for stage in stages:
         out = stage.push(out) + (stage.finish() if last else [])

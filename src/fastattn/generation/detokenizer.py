@@ -1,4 +1,4 @@
-"""Text from tokens as they come, never half a character."""
+"""Decodes tokens to text as they arrive, without splitting a character."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from fastattn.tokenizer.library import is_library_error, reason_of
 
 
 class Detokenizer:
-    """`push` each new token id and get the text that is now certain; `flush` gives the rest.
+    """`push` each new token id to get the text that can no longer change; `flush` returns the rest.
 
-    All pieces together are `decode(prompt + new)[len(decode(prompt)):]`, decoded by the tokenizer with
-    skip_special_tokens and clean_up_tokenization_spaces (None: the tokenizer's setting). The work for a token does not
-    depend on how many came before.
+    All pieces join to `decode(prompt + new)[len(decode(prompt)):]`, decoded by the tokenizer with skip_special_tokens
+    and clean_up_tokenization_spaces (None: the tokenizer's setting). The cost of a token does not depend on the number
+    of tokens before it.
     """
 
     def __init__(
@@ -32,7 +32,7 @@ class Detokenizer:
         self._stages = make_stages(self._raw)
         if tokenizer.cleans_up(clean_up_tokenization_spaces):
             self._stages += [ReplaceText(old, new) for old, new in CLEAN_UP]
-        self._hidden = 0  # characters of the text to come that are the prompt's
+        self._hidden = 0  # number of characters still to come that belong to the prompt
         if prompt:
             self._hidden = len(
                 tokenizer.decode(
@@ -44,16 +44,16 @@ class Detokenizer:
             self._advance(prompt)
 
     def push(self, token_id: int) -> str:
-        """The new text that `token_id` makes certain, often one piece of a word, sometimes ""."""
+        """Add a token and return the text that it completes: often part of a word, sometimes ""."""
         return self._advance((token_id,))
 
     def flush(self) -> str:
-        """What is left at the end; an unfinished character becomes U+FFFD."""
+        """Return the remaining text; an unfinished character becomes U+FFFD."""
         return self._advance((), last=True)
 
     def _advance(self, ids: Sequence[int], *, last: bool = False) -> str:
         tokens = [self._raw.id_to_token(i) for i in ids if i not in self._skip]
-        try:  # a context manager would take longer than the stages, for each token
+        try:  # a context manager per token would cost more than the stages
             text = run_stages(self._stages, [token for token in tokens if token is not None], last=last)
         except BaseException as error:
             if not is_library_error(error):

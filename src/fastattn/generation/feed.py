@@ -1,4 +1,4 @@
-"""Requests as the arrays of a step, and drawing with executors that only give logits."""
+"""Converts requests to the arrays of a step, and draws tokens for executors that only return logits."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ Logits: TypeAlias = NDArray[np.floating[Any]]  # [n_wanted, vocab]
 
 
 def step_of(chunks: Sequence[tuple[Request, int]]) -> Step:
-    """A step that feeds each request its next `count` ids; the last row is wanted where those are all of its ids."""
+    """Return a step that feeds each request its next `count` ids.
+
+    The last row of a request is wanted if no ids of it remain.
+    """
     counts = [count for _, count in chunks]
     whole = [request.fed + count == len(request.ids) for request, count in chunks]
     ends = np.cumsum([0, *counts]).astype(np.int32)
@@ -35,7 +38,7 @@ def step_of(chunks: Sequence[tuple[Request, int]]) -> Step:
 def sampling_of(
     requests: Sequence[Request], options: GenerationOptions, *, eos_ids: frozenset[int], logprobs: bool
 ) -> Sampling:
-    """How the next token of each request is drawn."""
+    """Return how to draw the next token of each request."""
     params = np.zeros(len(requests), SAMPLE_PARAMS)
     params["temperature"] = options.temperature
     params["top_p"] = options.top_p
@@ -61,7 +64,7 @@ def sampling_of(
 
 
 def draw_from_logits(executor: Executor, step: Step, sampling: Sampling, *, nan: NanPolicy = "raise") -> Drawn:
-    """What `DrawingExecutor.draw` does, for an executor that gives its logits; `nan` as in `GenerationOptions`."""
+    """Do what `DrawingExecutor.draw` does, for an executor that returns logits; `nan` as in `GenerationOptions`."""
     logits = cast("Logits", executor.run(step, ["logits"])["logits"])
     if sampling.suppress is not None and sampling.suppressed is not None:
         logits = logits.copy()
@@ -80,13 +83,13 @@ def draw_from_logits(executor: Executor, step: Step, sampling: Sampling, *, nan:
 
 
 def _unclean(logits: Logits) -> NDArray[np.bool_]:
-    """Which rows the samplers refuse."""
+    """Return which rows the samplers reject."""
     low = np.isneginf(logits)
     return np.asarray(~(np.isfinite(logits) | low).all(axis=1) | low.all(axis=1))
 
 
 def _cleaned(logits: Logits, nan: NanPolicy, sampling: Sampling) -> Logits:
-    """Rows that the samplers take, but for those of -inf alone where the policy is "finite"."""
+    """Return rows that the samplers accept, except for all -inf rows with the policy "finite"."""
     infinite = -np.inf if nan == "finite" else np.finfo(logits.dtype).max
     rows: Logits = np.nan_to_num(logits, nan=-np.inf, posinf=infinite, neginf=-np.inf)
     if nan == "propagate":

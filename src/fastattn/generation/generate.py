@@ -1,4 +1,4 @@
-"""`generate` and `stream`: prompts in, longer texts out."""
+"""`generate` and `stream`: continue prompts."""
 
 from __future__ import annotations
 
@@ -53,12 +53,12 @@ def generate(
 ) -> NDArray[np.int32] | list[NDArray[np.int32]] | GenerateOutput:
     """Continue token ids; `GenerationOptions` describes the options.
 
-    ids: one sequence [n_tokens] -> int32 [n_tokens + n_new], the prompt included; ragged lists, or an array
-    [n_sequences, seq_len] -> a list of such arrays, without padding. attention_mask, of the same shape, has 0 where
-    there is padding; without it pad_token_id is padding wherever it stands, unless it is an id of eos, too. With
-    num_return_sequences > 1 there is a list for one sequence as well. An end-of-text id is part of the result; a stop
-    string is not: the result ends with the last token that lies wholly before it. An empty sequence starts from the
-    checkpoint's bos (else eos) id. Keywords of transformers that change nothing here are accepted.
+    ids: one sequence [n_tokens] -> int32 [n_tokens + n_new], including the prompt; ragged lists, or an array
+    [n_sequences, seq_len] -> a list of such arrays, without padding. With num_return_sequences > 1 one sequence returns
+    a list too. attention_mask has the same shape as the ids and is 0 at padding. Without it, pad_token_id is padding
+    wherever it occurs, unless it is also an eos id. The result includes an end-of-text id but not a stop string: it
+    ends with the last token that lies completely before the stop string. An empty sequence starts from the checkpoint's
+    bos (else eos) id. Keywords of transformers are accepted if they change nothing here.
     Raises DTypeError, InputError, ContextLengthError, NonFiniteError.
     """
     own = {"return_dict_in_generate": return_dict_in_generate, "num_return_sequences": num_return_sequences}
@@ -108,10 +108,10 @@ _ARGUMENTS = (
 
 
 class StreamerFeed:
-    """Gives a streamer of transformers the prompt before the first new token, each new token, and the end."""
+    """Feeds a streamer of transformers: the prompt before the first new token, each new token, and the end."""
 
     def __init__(self, streamer: Streamer, prompts: Sequence[NDArray[np.int32]], options: GenerationOptions) -> None:
-        """Raises DTypeError, InputError: a streamer takes one sequence."""
+        """Check that there is one sequence, as a streamer requires. Raises DTypeError, InputError."""
         for name in ("put", "end"):
             if not callable(getattr(streamer, name, None)):
                 raise DTypeError(f"streamer: expected an object with put and end, got {type(streamer).__name__}")
@@ -121,12 +121,12 @@ class StreamerFeed:
         self._prompt: NDArray[np.int64] | None = prompts[0][None].astype(np.int64)
 
     def push(self, token_id: int) -> None:
-        """A new token."""
+        """Send a new token."""
         self._start()
         self._streamer.put(np.array([token_id], np.int64))
 
     def end(self) -> None:
-        """After the last token."""
+        """Send the end, after the last token."""
         self._start()
         self._streamer.end()
 
@@ -150,10 +150,10 @@ def complete(
     clean_up_tokenization_spaces: bool | None = None,
     feed: StreamerFeed | None = None,
 ) -> list[Request]:
-    """Run every prompt to its end. With a tokenizer each request collects its text, which stop strings need.
+    """Run every prompt to its end. With a tokenizer, each request collects its text, which stop strings need.
 
-    names: of the prompts, for messages; None is input_ids[i].
-    lengths: of the prompts as max_length counts them; None is their number of ids.
+    names: of the prompts, for messages; None uses input_ids[i].
+    lengths: prompt lengths as max_length counts them; None uses the number of ids.
     """
     requests = make_requests(
         model,
@@ -178,11 +178,11 @@ def complete(
 
 
 def stream(model: LanguageModel, text_or_ids: Any, **options: Unpack[GenerationArgs]) -> TextStream:
-    """Continue a text, or ids [n_tokens], piece by piece.
+    """Continue a text, or ids [n_tokens], and yield the new text in pieces.
 
-    The pieces together are `decode(prompt + new)[len(decode(prompt)):]`, decoded without special tokens. Arguments are
-    checked here, before the first piece. A piece never ends inside a character, and what may become a stop string is
-    held back until it is known.
+    The pieces join to `decode(prompt + new)[len(decode(prompt)):]`, decoded without special tokens. Arguments are
+    checked here, before the first piece. A piece never ends inside a character. Text that may become a stop string is
+    delayed until that is decided.
     """
     checked = read_options(options, "stream", also=("generation_config",))
     if checked.num_return_sequences != 1:
@@ -212,7 +212,7 @@ def make_requests(
     skip_special_tokens: bool = True,
     clean_up_tokenization_spaces: bool | None = None,
 ) -> list[Request]:
-    """`options.num_return_sequences` requests for each prompt, checked against the model's context."""
+    """Create `options.num_return_sequences` requests per prompt, checked against the model's context."""
     context, n_texts = model.executor.program.max_positions, options.num_return_sequences
     if len(prompts) * n_texts > MAX_SEQUENCES:
         raise InputError(f"num_return_sequences: expected at most {MAX_SEQUENCES} texts in one call, got more")

@@ -7,18 +7,16 @@ from typing import Any, Literal, Protocol, TypedDict
 
 
 class Streamer(Protocol):
-    """What a streamer of transformers is."""
+    """The interface of a transformers streamer."""
 
     def put(self, value: Any) -> object: ...
     def end(self) -> object: ...
 
 
 class GenerationArgs(TypedDict, total=False):
-    """The keyword arguments that become `GenerationOptions`, and those that transformers has and that change nothing
-    here.
+    """The keyword arguments that become `GenerationOptions`, and those of transformers that change nothing here.
 
-    generation_config: a GenerationConfig of transformers, or a mapping, whose options count where no keyword says
-    otherwise.
+    generation_config: a GenerationConfig of transformers, or a mapping. Keywords override its options.
     """
 
     max_new_tokens: int | None
@@ -57,8 +55,8 @@ class GenerationArgs(TypedDict, total=False):
 class GenerateArgs(GenerationArgs, total=False):
     """The keyword arguments of `generate`.
 
-    inputs: another name of input_ids. attention_mask: of the shape of the ids; 0 is padding. streamer: of transformers,
-    for one sequence. tokenizer: finds stop_strings; None is the model's.
+    inputs: another name for input_ids. attention_mask: same shape as the ids; 0 is padding. streamer: of transformers,
+    for one sequence. tokenizer: finds stop_strings; None is the model's tokenizer.
     """
 
     inputs: Any

@@ -1,4 +1,4 @@
-"""What generation_config.json asks of generation, beside the ids of bos and eos: read, and said not to be applied."""
+"""Warns about the options in generation_config.json, other than the bos and eos ids, that are not applied."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _CHANGING = """
     min_length min_new_tokens no_repeat_ngram_size num_beams num_return_sequences penalty_alpha
     repetition_penalty sequence_bias stop_strings suppress_tokens token_healing watermarking_config
 """
-# Options that only matter where tokens are drawn.
+# Options that only matter when sampling.
 _OF_SAMPLING = """
     epsilon_cutoff eta_cutoff min_p temperature top_h top_k top_p typical_p
 """
@@ -25,9 +25,9 @@ _log = logging.getLogger("fastattn")
 
 
 def warn_of_options(directory: Path, config: Mapping[str, object]) -> None:
-    """Log what transformers would take from generation_config.json, or without one from config.json, and we do not.
+    """Log the options that transformers takes from generation_config.json, or else config.json, and that we ignore.
 
-    config: config.json, with the ids of generation_config.json in it. Raises ConfigError for a broken file.
+    config: config.json, including the ids of generation_config.json. Raises ConfigError for a broken file.
     """
     found: Mapping[str, object] = read_generation_config(directory)
     name = "generation_config.json"

@@ -1,4 +1,4 @@
-"""The keywords of transformers' `generate` that are not options here, and the values that change nothing."""
+"""The keywords of transformers' `generate` that are not options here, with the values that change nothing."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ OPTIONS: Mapping[str, Neutral] = {
 }
 KEYWORDS: Mapping[str, Neutral] = {
     "disable_compile": Neutral(check=check_flag),
-    "early_stopping": Neutral(check=_check_early_stopping),  # of beam search only
+    "early_stopping": Neutral(check=_check_early_stopping),  # beam search only
     "is_assistant": Neutral(check=check_flag),
-    "length_penalty": Neutral(check=check_number),  # of beam search only
+    "length_penalty": Neutral(check=check_number),  # beam search only
     "low_memory": Neutral(check=check_flag),
     "renormalize_logits": Neutral(check=check_flag),
     "trust_remote_code": Neutral((False,), "no code of a checkpoint is run"),

@@ -1,4 +1,4 @@
-"""The options of a `generation_config`, beside the keywords of a call."""
+"""Merges the options of a `generation_config` with the keywords of a call."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from fastattn.errors import DTypeError
 
 
 def with_generation_config(options: Mapping[str, Any], *, ours: Collection[str] = ()) -> dict[str, Any]:
-    """The options with those of their `generation_config`, which count where no keyword says otherwise.
+    """Return the options merged with those of their `generation_config`; keywords take precedence.
 
-    None says nothing, but for top_k, where it is "off". ours: see `_from_generation_config`.
-    Raises DTypeError, InputError.
+    None means "not given", except for top_k, where it means "off". ours: see `_from_generation_config`. Raises
+    DTypeError, InputError.
     """
     found = _from_generation_config(options.get("generation_config"), ours)
     for name, value in options.items():
@@ -23,10 +23,10 @@ def with_generation_config(options: Mapping[str, Any], *, ours: Collection[str] 
 
 
 def _from_generation_config(config: Any, ours: Collection[str]) -> dict[str, Any]:
-    """The options that a GenerationConfig of transformers, or a mapping, sets.
+    """Return the options that a GenerationConfig of transformers, or a mapping, sets.
 
-    return_dict_in_generate is left out where it is not one of `ours`: only the form of `generate`'s result depends on
-    it. Raises DTypeError, InputError.
+    return_dict_in_generate is omitted if it is not one of `ours`: it only affects the form of `generate`'s result.
+    Raises DTypeError, InputError.
     """
     if config is None:
         return {}

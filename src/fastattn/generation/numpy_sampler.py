@@ -1,19 +1,19 @@
-"""The sampler's specification, in numpy: what the CPU executor computes (with exact sums in 5 to 7), row by row.
+"""The sampler's specification in numpy: what the CPU executor computes (with exact sums in 5 to 7), row by row.
 
 Used with the float64 numpy executor and as the oracle of the C++ sampler. For each row, in this order:
 
-1. repetition penalty: the logit of every id in the row's history is divided by the penalty if positive, else
-   multiplied (Keskar et al. 2019, "CTRL");
+1. repetition penalty: the logit of every id in the row's history is divided by the penalty if positive, else multiplied
+   (Keskar et al. 2019, "CTRL");
 2. greedy (do_sample 0 or temperature 0): the highest logit, the first index on ties;
-3. division by the temperature (greedy where the highest logit then leaves the dtype); candidates in descending order of
+3. division by the temperature (greedy if the highest logit then overflows the dtype); candidates in descending order of
    logit, ties by lower index;
 4. top-k: the first k candidates and those tied with the last of them (0: all);
 5. weights exp(l - l_max) in float32; top-p: the shortest prefix whose weight, summed in that order in float64, reaches
    top_p of the total; at least one candidate (Holtzman et al. 2019, "The Curious Case of Neural Text Degeneration");
 6. min-p: candidates with a weight of at least min_p (the highest weight is 1);
-7. the draw: u in [0, 1) from Philox4x32-10 (Salmon et al. 2011, "Parallel Random Numbers: As Easy as 1, 2, 3") with
-   key = seed and counter = position of the token in its sequence; the first candidate whose running weight exceeds
-   u * total.
+7. the draw: u in [0, 1) from Philox4x32-10 (Salmon et al. 2011, "Parallel Random Numbers: As Easy as 1, 2, 3") with key
+   = seed and counter = position of the token in its sequence; the first candidate whose cumulative weight exceeds u *
+   total.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _MASK = 0xFFFFFFFF
 
 
 def philox4x32(key: tuple[int, int], counter: tuple[int, int, int, int]) -> tuple[int, int, int, int]:
-    """Philox4x32-10: four random 32-bit words."""
+    """Return four random 32-bit words from Philox4x32-10."""
     k0, k1 = key
     x0, x1, x2, x3 = counter
     for _ in range(10):
@@ -41,7 +41,7 @@ def philox4x32(key: tuple[int, int], counter: tuple[int, int, int, int]) -> tupl
 
 
 def uniform(seed: int, counter: int) -> float:
-    """A number in [0, 1) with 24 bits, fixed by seed and counter (each of 64 bits)."""
+    """Return a number in [0, 1) with 24 bits that depends only on seed and counter (64 bits each)."""
     words = philox4x32((seed & _MASK, seed >> 32), (counter & _MASK, counter >> 32, 0, 0))
     return (words[0] >> 8) * 2.0**-24
 
@@ -52,10 +52,10 @@ def sample(
     history: NDArray[np.int32],
     history_offsets: NDArray[np.int64],
 ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-    """Draw one id a row: (ids int32 [n], log-probabilities of the ids by the unprocessed logits, float32 [n]).
+    """Draw one id per row: (int32 ids [n], float32 log-probabilities of the ids under the unprocessed logits [n]).
 
-    logits [n, vocab]; params SAMPLE_PARAMS [n]; history: the ids so far of row i are
-    history[history_offsets[i]:history_offsets[i + 1]]. NonFiniteError: a row has NaN, +inf, or -inf alone.
+    logits [n, vocab]; params SAMPLE_PARAMS [n]; history: the previous ids of row i are
+    history[history_offsets[i]:history_offsets[i + 1]]. Raises NonFiniteError if a row has NaN or +inf or is all -inf.
     """
     ids = np.zeros(len(params), np.int32)
     logprobs = np.zeros(len(params), np.float32)
@@ -63,7 +63,7 @@ def sample(
         row = logits[i]
         if np.isnan(row).any() or np.isposinf(row).any() or not np.isfinite(row).any():
             raise NonFiniteError(f"logits[{i}]: expected finite numbers or -inf, got {_first_bad(row)}")
-        with np.errstate(over="ignore"):  # by a penalty or temperature below 1
+        with np.errstate(over="ignore"):  # from a penalty or temperature below 1
             chosen = _sample_row(row, params[i], history[history_offsets[i] : history_offsets[i + 1]])
         wide = row.astype(np.float64)
         highest = wide.max()

@@ -1,4 +1,4 @@
-"""What a caller may ask of generation, checked in full before any work."""
+"""The options of generation, fully checked before any work."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from fastattn.models.sequences import MAX_SEQUENCES
 
 DEFAULT_NEW_TOKENS = 20
 RANDOM_SEED_BITS = 53
-GREEDY_BELOW = 1e-6  # a temperature under this is greedy: the scaled logits would leave float32
+GREEDY_BELOW = 1e-6  # lower temperatures are greedy: the scaled logits would overflow float32
 NanPolicy: TypeAlias = Literal["raise", "finite", "propagate"]
 NAN_POLICIES = ("raise", "finite", "propagate")
 SIDES = ("left", "right")
@@ -29,29 +29,28 @@ _MAX_STOP_CHARS = 1000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationOptions:
-    """Options of `generate` and `stream`; every field is checked, InputError or DTypeError names the one that is wrong.
+    """Options of `generate` and `stream`. Every field is checked; an InputError or DTypeError names the wrong one.
 
-    max_new_tokens: None is 20, or what the context still holds if that is less; 0 gives the prompt back.
-    min_new_tokens: the end-of-text ids are not drawn before this many tokens.
-    max_length, min_length: the same, counted with the prompt (in an array, with its padding); max_new_tokens and
-        min_new_tokens win.
-    do_sample: draw; without it the highest logit is taken. temperature: under 1e-6 is greedy.
-    top_k: 0 is off, more than the vocabulary is off. top_p: 1 is off, 0 keeps one candidate. min_p: 0 is off.
-    repetition_penalty: 1 is off; over the ids of prompt and text.
-    seed: None draws one; an int s gives request i `request_seed(s, i)`; a list gives each request its own. A request
-        is one text: with num_return_sequences=n those of prompt p are p * n to p * n + n - 1.
+    max_new_tokens: None is 20, or the remaining context if that is less; 0 returns the prompt.
+    min_new_tokens: end-of-text ids are not drawn before this many tokens.
+    max_length, min_length: the same, but including the prompt (for an array, including its padding); max_new_tokens and
+        min_new_tokens take precedence.
+    do_sample: draw at random; otherwise take the highest logit. temperature: below 1e-6 is greedy.
+    top_k: 0 is off, more than the vocabulary is off. top_p: 1 is off, 0 leaves one candidate. min_p: 0 is off.
+    repetition_penalty: 1 is off; applies to the ids of the prompt and the new text.
+    seed: None draws one; an int s gives request i `request_seed(s, i)`; a list gives each request its own. A request is
+        one text: with num_return_sequences=n, prompt p has requests p * n to p * n + n - 1.
     stop_strings: the text ends before the first of them.
-    eos_token_id: None is the checkpoint's, -1 is never, an int or several ints are those.
-    bos_token_id: what an empty prompt starts from; None is the checkpoint's bos, else its eos.
-    pad_token_id: the id of padding in prompts without attention_mask; None is the checkpoint's, and no id is padding
-        that is also one of eos.
-    num_return_sequences: texts for each prompt, one after the other; more than 1 with do_sample=True alone.
-    truncate: "left" or "right" cuts a prompt on that side where it does not fit the context beside the new tokens; None
-        refuses it.
-    max_batch_size: how many sequences run at a time; results do not depend on it.
-    nan: what becomes of a row of logits with NaN or +inf, or of -inf alone. "raise" raises NonFiniteError. "finite"
-        draws from the finite logits and raises NonFiniteError only where there are none. "propagate" never raises: NaN
-        counts as -inf, +inf as the largest number, of -inf alone the lowest id that may be drawn is taken, and the
+    eos_token_id: None uses the checkpoint's, -1 uses none; an int or several ints replace the checkpoint's.
+    bos_token_id: the start of an empty prompt; None uses the checkpoint's bos, else its eos.
+    pad_token_id: the padding id in prompts without attention_mask; None uses the checkpoint's. An id that is also an
+        eos id is never padding.
+    num_return_sequences: number of texts per prompt, returned consecutively; more than 1 requires do_sample=True.
+    truncate: "left" or "right" cuts a prompt on that side if it and the new tokens exceed the context; None rejects it.
+    max_batch_size: number of sequences that run at a time; results do not depend on it.
+    nan: how to treat a row of logits that contains NaN or +inf or is all -inf. "raise" raises NonFiniteError. "finite"
+        draws from the finite logits and raises NonFiniteError only if there are none. "propagate" never raises: NaN
+        counts as -inf, +inf as the largest number, an all -inf row gives the lowest id that may be drawn, and the
         log-probability of the token is NaN.
     """
 
@@ -107,13 +106,13 @@ class GenerationOptions:
         object.__setattr__(self, name, value)
 
     def cut(self, prompt: NDArray[np.int32], room: int) -> NDArray[np.int32]:
-        """The prompt, or as much of it as `truncate` leaves in `room` positions."""
+        """Return the prompt, cut to `room` positions if `truncate` allows it."""
         if self.truncate is None or len(prompt) <= room or room < 1:
             return prompt
         return prompt[-room:] if self.truncate == "left" else prompt[:room]
 
     def new_tokens(self, length: int, context: int, default: int) -> tuple[int, int]:
-        """The lowest and highest number of new tokens after a prompt of `length`. Raises InputError."""
+        """Return the minimum and maximum number of new tokens after a prompt of `length`. Raises InputError."""
         lowest = self.min_new_tokens or max(0, self.min_length - length)
         if self.max_new_tokens is not None:
             return min(lowest, self.max_new_tokens), self.max_new_tokens
@@ -138,11 +137,11 @@ class GenerationOptions:
 
     @property
     def greedy(self) -> bool:
-        """True where no random number is drawn."""
+        """Whether no random number is drawn."""
         return not self.do_sample or self.temperature < GREEDY_BELOW
 
     def seeds(self, n_requests: int) -> list[int]:
-        """One seed per request; random ones are exact in JSON readers that have only doubles, as in JavaScript."""
+        """Return one seed per request. Random seeds are exact as doubles, which JSON readers such as JavaScript use."""
         seed = self.seed
         if seed is None:
             return [secrets.randbits(RANDOM_SEED_BITS) for _ in range(n_requests)]
@@ -153,11 +152,11 @@ class GenerationOptions:
         return list(seed)
 
     def stops(self) -> tuple[str, ...]:
-        """The stop strings."""
+        """Return the stop strings."""
         return self.stop_strings if isinstance(self.stop_strings, tuple) else ()
 
     def eos_ids(self, of_checkpoint: Sequence[int]) -> frozenset[int]:
-        """The ids that end a text; an empty set: none does."""
+        """Return the ids that end a text; an empty set if none does."""
         if self.eos_token_id is None:
             return frozenset(of_checkpoint)
         if isinstance(self.eos_token_id, int):
@@ -166,9 +165,9 @@ class GenerationOptions:
 
 
 def read_options(options: Mapping[str, Any], where: str, *, also: Collection[str] = ()) -> GenerationOptions:
-    """The options that a caller named. None is the default, and a `generation_config` holds options, too.
+    """Check the options of a call. None means the default. A `generation_config` may contain options too.
 
-    also: names that the caller takes itself, for the hints of messages. Raises InputError, DTypeError.
+    also: names that the caller handles itself, for the hints in messages. Raises InputError, DTypeError.
     """
     given = with_generation_config(options)
     known = [field.name for field in fields(GenerationOptions)]
@@ -180,9 +179,9 @@ def read_options(options: Mapping[str, Any], where: str, *, also: Collection[str
 
 
 def request_seed(seed: int, index: int) -> int:
-    """The seed of request `index` of a batch with one seed: `seed` itself for the first, then SplitMix64's stream.
+    """Return the seed of request `index` in a batch with one seed: `seed` for the first, then SplitMix64's stream.
 
-    So request i of `generate(prompts, seed=s)` is repeated alone with `seed=request_seed(s, i)`.
+    To repeat request i of `generate(prompts, seed=s)` alone, use `seed=request_seed(s, i)`.
     """
     if index == 0:
         return seed
@@ -228,9 +227,9 @@ def _eos(eos: Any) -> int | tuple[int, ...] | None:
 
 
 def _items(name: str, value: Any, most: int) -> Collection[Any] | None:
-    """The items of a list, tuple, set, range, or array of one dimension; None for anything else.
+    """Return the items of a list, tuple, set, range, or 1-D array; None for anything else.
 
-    The length is checked first: an array may be broadcast from one number, and then have more items than memory.
+    The length is checked first: an array broadcast from one number may have more items than fit in memory.
     """
     shape = getattr(value, "shape", None)
     if isinstance(value, (list, tuple, set, frozenset, range)):

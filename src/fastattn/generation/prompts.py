@@ -1,4 +1,4 @@
-"""From what a caller gives as a prompt to the ids that generation starts from."""
+"""Converts a caller's prompt to the ids that generation starts from."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ _log = logging.getLogger("fastattn")
 
 
 class HasTokenizer(Protocol):
-    """What may have a tokenizer."""
+    """An object that may have a tokenizer."""
 
     @property
     def tokenizer(self) -> Tokenizer | None: ...
 
 
 class LanguageModel(HasTokenizer, Protocol):
-    """What generation needs of a model."""
+    """What generation requires of a model."""
 
     @property
     def executor(self) -> Executor: ...
@@ -45,8 +45,11 @@ class LanguageModel(HasTokenizer, Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Prompts:
-    """ids: int32, the real tokens of each prompt; names: of the prompts, for messages; lengths: as max_length counts
-    them; single: the caller gave one sequence, not a list of one."""
+    """Checked prompts.
+
+    ids: int32, the real tokens of each prompt. names: of the prompts, for messages. lengths: as max_length counts them.
+    single: the caller passed one sequence rather than a list of one.
+    """
 
     ids: list[NDArray[np.int32]]
     names: list[str]
@@ -67,7 +70,7 @@ def read_prompts(
         ids, attention_mask, vocab_size=vocab_size(model), max_positions=context, explain=model.explain_id, name=name
     )
     rows = batch.ids if attention_mask is not None else _without_padding(model, batch, options, name)
-    # In a rectangle transformers counts the padding, too: every row gets the same number of new tokens.
+    # For a 2-D array transformers also counts the padding: every row gets the same number of new tokens.
     lengths = [batch.width] * len(rows) if batch.layout == "dense" else list(map(len, rows))
     names = [place(name, batch.layout, i) for i in range(len(rows))]
     return Prompts(rows, names, lengths, batch.layout == "single")
@@ -91,11 +94,11 @@ def _refuse_texts(ids: Any, name: str) -> None:
 def _without_padding(
     model: LanguageModel, batch: Batch, options: GenerationOptions, name: str
 ) -> list[NDArray[np.int32]]:
-    """The rows without their padding, where an id is known to be padding; a warning where it may be, or may be text."""
+    """Return the rows without padding if the padding id is known; warn if the id may be padding or text."""
     eos = options.eos_ids(model.eos_token_ids)
     pad = model.pad_token_id if options.pad_token_id is None else options.pad_token_id
     if pad is not None and pad not in eos:
-        # Rows of one length may have been padded to it. Others were not, so the id is probably text there.
+        # Rows of equal length may have been padded. Other rows were not, so there the id is probably text.
         padded = len(batch.counts) > 1 and len(set(batch.counts)) == 1
         if not padded and (batch.token_ids == pad).any():
             _log.warning(
@@ -115,7 +118,7 @@ def _without_padding(
 
 
 def encode_prompt(tokenizer: Tokenizer, text: object, name: str, **options: Any) -> NDArray[np.int32]:
-    """The ids of a text. Only an empty text may have none. Raises DTypeError, InputError."""
+    """Return the ids of a text. Only an empty text may have none. Raises DTypeError, InputError."""
     checked = check_text(text, name)
     ids = np.array(tokenizer.encode(checked, **options), np.int32)
     if checked and not len(ids):
@@ -124,7 +127,7 @@ def encode_prompt(tokenizer: Tokenizer, text: object, name: str, **options: Any)
 
 
 def need_tokenizer(model: HasTokenizer, what: str) -> Tokenizer:
-    """The model's tokenizer; ConfigError where its folder has none."""
+    """Return the model's tokenizer; raise ConfigError if its folder has none."""
     tokenizer = model.tokenizer
     if tokenizer is None:
         raise ConfigError(
@@ -134,7 +137,7 @@ def need_tokenizer(model: HasTokenizer, what: str) -> Tokenizer:
 
 
 def start_id(model: LanguageModel, options: GenerationOptions, name: str) -> int:
-    """What an empty prompt starts from."""
+    """Return the id that an empty prompt starts from."""
     limit = vocab_size(model)
     if options.bos_token_id is not None and options.bos_token_id >= limit:
         raise InputError(f"bos_token_id: expected 0 to {limit - 1}, got {options.bos_token_id}")
@@ -145,7 +148,7 @@ def start_id(model: LanguageModel, options: GenerationOptions, name: str) -> int
 
 
 def eos_ids(model: LanguageModel, options: GenerationOptions) -> frozenset[int]:
-    """The ids that end a text. Raises InputError for one that the model does not have."""
+    """Return the ids that end a text. Raises InputError for an id that the model does not have."""
     ids, limit = options.eos_ids(model.eos_token_ids), vocab_size(model)
     for i in ids if options.eos_token_id is not None else ():
         if i >= limit:
@@ -154,6 +157,6 @@ def eos_ids(model: LanguageModel, options: GenerationOptions) -> frozenset[int]:
 
 
 def vocab_size(model: LanguageModel) -> int:
-    """The number of ids that the model has."""
+    """Return the number of ids of the model."""
     program = model.executor.program
     return program.values[program.outputs["logits"]].width

@@ -1,4 +1,4 @@
-"""One sequence that is being generated."""
+"""One sequence during generation."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from fastattn.models.outputs import FinishReason
 
 @dataclass(slots=True, eq=False)
 class Request:
-    """One sequence: `ids` is the prompt and what was drawn; `fed` of them are in the cache.
+    """One sequence: `ids` holds the prompt and the drawn tokens; the first `fed` of them are in the cache.
 
-    min_new_tokens: no end-of-text id is drawn before them. logprobs: of the drawn ids, where the scheduler was asked
-    for them.
+    min_new_tokens: no end-of-text id is drawn before this many tokens. logprobs: of the drawn ids, if the scheduler was
+    asked for them.
     """
 
     ids: list[int]
@@ -30,16 +30,16 @@ class Request:
 
     @property
     def new_len(self) -> int:
-        """How many tokens were drawn."""
+        """The number of drawn tokens."""
         return len(self.ids) - self.prompt_len
 
     def keep_new(self, count: int) -> None:
-        """Forget the drawn tokens after the first `count`."""
+        """Drop the drawn tokens after the first `count`."""
         del self.ids[self.prompt_len + count :]
         del self.logprobs[count:]
 
     def append(self, token_id: int, *, is_end: bool) -> str:
-        """Add a drawn token, note whether it ends the request, and return the text that it made certain."""
+        """Add a drawn token, record whether it ends the request, and return the text that it completes."""
         self.ids.append(token_id)
         piece = "" if self.text is None else self.text.push(token_id)
         if is_end:

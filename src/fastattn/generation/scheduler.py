@@ -1,10 +1,10 @@
-"""Runs many requests over one executor.
+"""Runs many requests on one executor.
 
-Each step holds the next token of every running sequence and, in what is left of the step's room, prompt tokens of new
-ones. A sequence that ends leaves at once and the next waiting request comes in.
+Each step contains the next token of every running sequence; the remaining room in the step goes to prompt tokens of new
+sequences. When a sequence ends, the next waiting request takes its place.
 
-A row of output depends on its own sequence alone and a draw on (seed, position) alone, so how requests share steps does
-not change what they say.
+A row of output depends only on its own sequence, and a draw depends only on (seed, position). So results do not depend
+on how requests share steps.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from fastattn.graph.sampling import Sampling
 
 __all__ = ["STEP_TOKENS", "Draw", "Request", "Scheduler"]
 
-STEP_TOKENS = 1024  # tokens of one step at most, so that its memory is bounded
+STEP_TOKENS = 1024  # maximum tokens per step, to bound its memory
 
 
 class Draw(NamedTuple):
-    """A token that a step drew, and the text that it made certain (where the request has a TextState)."""
+    """A token drawn by a step, and the text that it completes (if the request has a TextState)."""
 
     request: Request
     token_id: int
@@ -35,7 +35,7 @@ class Draw(NamedTuple):
 
 
 class Scheduler:
-    """`step` until `done`; `close` (or leaving a `with`) gives all memory back, also in the middle.
+    """Call `step` until `done`. `close`, or leaving a `with` block, frees all memory at any time.
 
     With logprobs=True every request collects the log-probabilities of its new tokens.
     """
@@ -58,13 +58,13 @@ class Scheduler:
         self._step_tokens = step_tokens
         self._waiting = deque(request for request in requests if request.finish_reason is None)
         self._running: list[Request] = []
-        # While the same requests draw, one token a step: their loop, in this order.
+        # The decoding loop, in this order, while the same requests draw one token per step.
         self._decoding: Decoding | None = None
         self._rows: list[Request] = []
 
     @property
     def done(self) -> bool:
-        """True when every request has ended."""
+        """Whether every request has ended."""
         return not self._waiting and not self._running
 
     def __enter__(self) -> Scheduler:
@@ -74,7 +74,7 @@ class Scheduler:
         self.close()
 
     def close(self) -> None:
-        """End the work; requests that had not finished keep what they have."""
+        """Stop the work; unfinished requests retain the tokens that they have."""
         self._waiting.clear()
         self._decoding = None
         for request in self._running:
@@ -82,7 +82,7 @@ class Scheduler:
         self._running.clear()
 
     def step(self) -> list[Draw]:
-        """Run one step: the tokens it drew, none where it only read a part of a prompt."""
+        """Run one step and return the drawn tokens; none if the step only read part of a prompt."""
         if self._decoding is None:
             ids, logprobs = self._first_step()
         else:
@@ -104,7 +104,7 @@ class Scheduler:
         return draws
 
     def _first_step(self) -> Drawn:
-        """A step of other requests than the last one's: what those of `_rows` drew."""
+        """Run a step when the set of requests has changed, and return the draws of `_rows`."""
         chunks = self._plan()
         step = step_of(chunks)
         rows = [request for request, count in chunks if request.fed + count == len(request.ids)]
@@ -117,7 +117,7 @@ class Scheduler:
         return drawn
 
     def _next_step(self, decoding: Decoding) -> Drawn:
-        """A step of the requests of the last one."""
+        """Run a step with the same requests as the last one."""
         try:
             drawn = decoding.draw()
         except NonFiniteError:
@@ -136,22 +136,22 @@ class Scheduler:
                 return self._decoding.draw()
             if self._drawing is not None:
                 return self._drawing.draw(step, sampling)
-        except NonFiniteError:  # the caches are as they were
+        except NonFiniteError:  # the caches are unchanged
             if self._options.nan == "raise":
                 raise
             self._draw_from_logits_from_now_on()
         return draw_from_logits(self._executor, step, sampling, nan=self._options.nan)
 
     def _draw_from_logits_from_now_on(self) -> None:
-        """What was not finite may be in keys and values, and is seen at every step then: no use in trying first."""
+        """Stop trying the fast path: non-finite keys and values in the cache would make it fail at every step."""
         self._drawing = self._decoding = None
 
     def _takes_more(self) -> bool:
-        """Whether a request waits that could run."""
+        """Return whether a waiting request could start."""
         return bool(self._waiting) and len(self._running) < self._options.max_batch_size
 
     def _plan(self) -> list[tuple[Request, int]]:
-        """Which sequences take part with how many tokens: those that draw first, then prompts while there is room."""
+        """Return the sequences of a step with their token counts: first those that draw, then prompts that fit."""
         while self._takes_more():
             request = self._waiting.popleft()
             self._running.append(request)

@@ -1,4 +1,4 @@
-"""The text of one request as its tokens come, and the stop strings in it."""
+"""Collects the text of one request as its tokens arrive, and finds stop strings in it."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _MAX_STEPS_BACK = 16
 
 
 class TextState:
-    """Collects a request's new text; a stop string ends it, also one that spans several tokens.
+    """Collects a request's new text. A stop string ends it, even if it spans several tokens.
 
-    prompt: the ids before the new ones, which the border between the two texts depends on. The other arguments are
-    those of `Detokenizer`. `push` and `finish` return the text that no later token can take back.
+    prompt: the ids before the new ones; the boundary between the two texts depends on them. The other arguments are
+    those of `Detokenizer`. `push` and `finish` return the text that no later token can change.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class TextState:
         )
         self._stops = tuple(stop_strings)
         self._pieces: list[str] = []
-        self._held = ""  # certain text that may be the beginning of a stop string
+        self._held = ""  # final text that may be the beginning of a stop string
 
     @property
     def text(self) -> str:
@@ -51,21 +51,21 @@ class TextState:
         return "".join([*self._pieces, self._held])
 
     def push(self, token_id: int) -> str:
-        """Add a token: the text that is certain now. `stopped` is set if a stop string is complete."""
+        """Add a token and return the text that is now final. Sets `stopped` if a stop string is complete."""
         return self._add(self._detokenizer.push(token_id))
 
     def finish(self) -> str:
-        """The rest of the text, at the end of a request. It can complete a stop string, too."""
+        """Return the rest of the text at the end of a request. It can complete a stop string too."""
         piece = "" if self.stopped else self._add(self._detokenizer.flush())
         held, self._held = self._held, ""
         return piece + self._emit(held)
 
     def whole_tokens(self, new_ids: Sequence[int]) -> int:
-        """After a stop: how many of the new tokens lie wholly before the stop string."""
+        """Return how many new tokens lie completely before the stop string. Call it after a stop."""
         text = self.text
         hidden = len(self._decode([])) if self._prompt else 0
         low, high = 0, len(new_ids)
-        while low < high:  # the last token that ends no later than the text
+        while low < high:  # find the last token that ends within the text
             middle = (low + high + 1) // 2
             if len(self._decode(new_ids[:middle])) - hidden <= len(text):
                 low = middle
@@ -81,7 +81,7 @@ class TextState:
         return str(self._tokenizer.decode([*self._prompt, *new_ids], **self._options))
 
     def _add(self, text: str) -> str:
-        """Take certain text and return what cannot belong to a stop string."""
+        """Add final text and return the part that cannot belong to a stop string."""
         text = self._held + text
         found = [at for at in map(text.find, self._stops) if at >= 0]
         if found:

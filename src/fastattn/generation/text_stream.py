@@ -1,4 +1,4 @@
-"""Text piece by piece, as it is generated."""
+"""Text in pieces, as it is generated."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from fastattn.models.outputs import FinishReason
 
 
 class Draw(Protocol):
-    """A new token's text."""
+    """The text of a new token."""
 
     @property
     def piece(self) -> str: ...
 
 
 class Work(Protocol):
-    """What draws the tokens: a scheduler of one request."""
+    """Draws the tokens: a scheduler with one request."""
 
     @property
     def done(self) -> bool: ...
@@ -43,29 +43,29 @@ class Continued(Protocol):
 
 
 class TextStream(Iterator[str], AsyncIterator[str]):
-    """Pieces of text as they come. `close`, leaving a `with` block or dropping the stream ends the work.
+    """Pieces of text as they are generated. `close`, leaving a `with` block or dropping the stream stops the work.
 
-    `async for` works, too: each step runs in a thread, and cancelling the task closes the stream.
+    `async for` works too: each step runs in a thread, and cancelling the task closes the stream.
 
-    `token_ids` is the prompt and what was drawn so far; `finish_reason` is None until the end. One thread at a time
-    may ask for a piece: InputError says so to the other, and the stream goes on. Closed by another thread, it ends with
-    the piece that is on its way.
+    `token_ids` holds the prompt and the tokens drawn so far; `finish_reason` is None until the end. Only one thread at
+    a time may request a piece. A second thread gets an InputError, and the stream continues. If another thread closes
+    the stream, it ends after the piece that is in progress.
     """
 
     def __init__(self, work: Work, request: Continued) -> None:
-        self._lock = threading.Lock()  # never waited for
+        self._lock = threading.Lock()  # acquired without blocking
         self._closing = False
         self._request = request
         self._work = work
 
     @property
     def token_ids(self) -> NDArray[np.int32]:
-        """Prompt and new tokens, int32 [n_tokens]."""
+        """The prompt and the new tokens, int32 [n_tokens]."""
         return np.array(self._request.ids, np.int32)
 
     @property
     def n_new_tokens(self) -> int:
-        """How many tokens were drawn."""
+        """The number of drawn tokens."""
         return self._request.new_len
 
     @property
@@ -75,7 +75,7 @@ class TextStream(Iterator[str], AsyncIterator[str]):
 
     @property
     def finish_reason(self) -> FinishReason | None:
-        """ "eos", "stop_string" or "length" at the end, None before."""
+        """ "eos", "stop_string" or "length" at the end; None before."""
         return self._request.finish_reason
 
     def __iter__(self) -> TextStream:
@@ -110,14 +110,14 @@ class TextStream(Iterator[str], AsyncIterator[str]):
         try:
             piece = await asyncio.to_thread(next, self, None)
         except asyncio.CancelledError:
-            self.close()  # the step that is on its way in the thread is the last
+            self.close()  # the step that runs in the thread is the last
             raise
         if piece is None:
             raise StopAsyncIteration
         return piece
 
     async def aclose(self) -> None:
-        """`close`, for contextlib.aclosing."""
+        """Call `close`; for contextlib.aclosing."""
         self.close()
 
     def __enter__(self) -> TextStream:
@@ -133,13 +133,13 @@ class TextStream(Iterator[str], AsyncIterator[str]):
         self.close()
 
     def __del__(self) -> None:
-        if hasattr(self, "_work"):  # else __init__ did not get that far
+        if hasattr(self, "_work"):  # else __init__ failed earlier
             self.close()
 
     def close(self) -> None:
-        """End the work and free its memory; may be called twice, and from any thread."""
+        """Stop the work and free its memory. May be called twice, and from any thread."""
         self._closing = True
-        if self._lock.acquire(blocking=False):  # else whoever holds it closes on its way out
+        if self._lock.acquire(blocking=False):  # else the thread that holds the lock closes the stream
             try:
                 self._work.close()
             finally:

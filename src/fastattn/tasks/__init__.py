@@ -1,1 +1,1 @@
-"""Text in, answers out: pipelines and sentence embeddings."""
+"""Pipelines and sentence embeddings: from texts to results."""

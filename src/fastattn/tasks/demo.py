@@ -1,4 +1,4 @@
-"""The two small models of our own that come with the package."""
+"""The two small demo models that ship with the package."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _FOLDERS = {"text-generation": "gpt2-litbank", "text-classification": "bert-sst2
 
 
 def demo_model(task: Literal["text-generation", "text-classification"]) -> Path:
-    """The folder of the demo model for a task; ConfigError in an installation without it."""
+    """Return the folder of the demo model for a task; raise ConfigError if it is not installed."""
     folder = Path(str(resources.files("fastattn"))) / "demo" / _FOLDERS[task]
     if not (folder / "config.json").is_file():
         raise ConfigError(f"model: none named, and this installation has no demo model at {folder}; name a directory")

@@ -35,7 +35,7 @@ Tensors: TypeAlias = Literal[True, "np"]
 
 
 class TokenizeArgs(EncodeArgs, BatchArgs, total=False):
-    """Arguments of a call besides return_tensors. tokenize_kwargs: a mapping of those of EncodeArgs."""
+    """Arguments of a call other than return_tensors. tokenize_kwargs: a mapping of EncodeArgs."""
 
     tokenize_kwargs: Mapping[str, Any] | None
 
@@ -50,7 +50,7 @@ _NAMES = ("return_tensors", "tokenize_kwargs", *EncodeArgs.__annotations__, *Bat
 
 
 class FeatureExtractionPipeline(Pipeline[Encoder]):
-    """The last hidden states of texts."""
+    """Computes the last hidden states of texts."""
 
     task: ClassVar[str] = "feature-extraction"
 
@@ -77,11 +77,11 @@ class FeatureExtractionPipeline(Pipeline[Encoder]):
         self, inputs: object, *, return_tensors: bool | Literal["np"] | None = ..., **options: Unpack[TokenizeArgs]
     ) -> Features | FeatureArray | list[Features] | list[FeatureArray]: ...
     def __call__(self, inputs: Any, *, return_tensors: Any = None, **options: Unpack[TokenizeArgs]) -> Any:
-        """Nested lists [1, seq_len, hidden_size], or with return_tensors=True such an array; a sequence in, a list out.
+        """Return nested lists [1, seq_len, hidden_size]; return_tensors=True returns arrays. A sequence returns a list.
 
-        inputs: a str or a sequence of str (also an iterator). Texts longer than the model's context are refused unless
-        truncation=True; max_length cuts them shorter. Raises DTypeError, InputError, ContextLengthError;
-        NonFiniteError: a number is NaN or infinite.
+        inputs: a str or a sequence of str (also an iterator). Texts longer than the model's context are rejected unless
+        truncation=True; max_length cuts them shorter. Raises DTypeError, InputError, ContextLengthError, and
+        NonFiniteError if a number is NaN or infinite.
         """
         tensors, encoding, batch_size = self._read({**options, "return_tensors": return_tensors})
         texts, single = read_texts(inputs, "inputs")
@@ -96,7 +96,7 @@ class FeatureExtractionPipeline(Pipeline[Encoder]):
         return results[0] if single else results
 
     def _read(self, options: Mapping[str, Any]) -> tuple[bool, Encoding, int | None]:
-        """The arguments of a call, checked."""
+        """Check the arguments of a call."""
         merged = self._merged(options)
         merge_kwargs(merged, "tokenize_kwargs")
         tensors = merged.pop("return_tensors", False)

@@ -1,4 +1,4 @@
-"""What a task answers is made of numbers: a model that gives NaN or infinity is an error, not an answer."""
+"""Checks that the numbers in a result are finite: a model that returns NaN or infinity is an error."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from fastattn.errors import NonFiniteError
 
 
 def check_finite(values: NDArray[np.floating[Any]], text: str, what: str) -> None:
-    """NonFiniteError where one of the values that the model gives for a text is NaN or infinite.
+    """Raise NonFiniteError if one of the model's values for a text is NaN or infinite.
 
-    text: the argument that holds it, as "inputs[3]". what: the values, as "scores".
+    text: the argument that holds the text, such as "inputs[3]". what: the name of the values, such as "scores".
     """
     finite = np.isfinite(values)
     if not finite.all():

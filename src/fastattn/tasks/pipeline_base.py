@@ -1,4 +1,4 @@
-"""What all pipelines share."""
+"""The base class of all pipelines."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ ModelType = TypeVar("ModelType", bound=Model)
 
 
 class Pipeline(Generic[ModelType]):
-    """A model with its tokenizer, called with texts.
+    """A model and its tokenizer, called with texts.
 
-    It copies, pickles and works in other processes as its model does: see `Model`. `predict` and `transform` are other
-    names of a call, as scikit-learn has them.
+    It supports copies, pickles and other processes like its model: see `Model`. `predict` and `transform` are aliases
+    of a call, for scikit-learn.
     """
 
     task: ClassVar[str]
@@ -29,33 +29,33 @@ class Pipeline(Generic[ModelType]):
     __call__: Callable[..., Any]
 
     def __init__(self, model: ModelType, tokenizer: object = None, **defaults: Any) -> None:
-        """defaults: arguments of a call that count where the call does not name them."""
+        """Set the defaults of a call's arguments. defaults: used when a call does not set them."""
         self.model = model
         self.tokenizer = need_tokenizer(model, self.task) if tokenizer is None else Tokenizer.from_object(tokenizer)
         self._defaults: Mapping[str, Any] = defaults
 
     @property
     def device(self) -> str:
-        """Where the model runs."""
+        """The device that the model runs on."""
         return self.model.device
 
     @property
     def dtype(self) -> str:
-        """How the model's weights are stored."""
+        """The storage type of the model's weights."""
         return self.model.dtype
 
     torch_dtype = dtype
 
     def predict(self, X: Any) -> Any:
-        """The same as a call."""
+        """Alias of a call."""
         return self(X)
 
     def transform(self, X: Any) -> Any:
-        """The same as a call."""
+        """Alias of a call."""
         return self(X)
 
     def close(self) -> None:
-        """Free the model's memory, also that of a model that was passed in loaded."""
+        """Free the model's memory, even if the model was passed in already loaded."""
         self.model.close()
 
     def __enter__(self) -> Self:
@@ -68,12 +68,12 @@ class Pipeline(Generic[ModelType]):
         return f"<{type(self).__name__} of {self.model!r}>"
 
     def _merged(self, options: Mapping[str, Any]) -> dict[str, Any]:
-        """The arguments of a call on top of the pipeline's own; None leaves those as they are."""
+        """Return the pipeline's arguments with those of a call on top; None leaves an argument unchanged."""
         return {**self._defaults, **{name: value for name, value in options.items() if value is not None}}
 
 
 def check_model(model: object, expected: type[ModelType]) -> ModelType:
-    """A loaded model of the right kind. Raises DTypeError."""
+    """Return the model if it is of the right kind. Raises DTypeError."""
     if isinstance(model, expected):
         return model
     hint = ""

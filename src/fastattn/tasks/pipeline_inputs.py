@@ -1,4 +1,4 @@
-"""What pipelines are given: texts and pairs of texts, and how to tokenize them."""
+"""The inputs of pipelines: texts and pairs of texts, and how to tokenize them."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ DEFAULT_BATCH_SIZE = 32
 
 
 class EncodeArgs(TypedDict, total=False):
-    """How a pipeline tokenizes its texts, in transformers' words.
+    """How a pipeline tokenizes its texts, with transformers' names.
 
-    padding: nothing is padded, so that it changes nothing. max_length alone means truncation, too.
+    padding changes nothing, because nothing is padded. max_length alone also turns on truncation.
     """
 
     truncation: TruncationArg
@@ -37,7 +37,7 @@ class EncodeArgs(TypedDict, total=False):
 
 
 class BatchArgs(TypedDict, total=False):
-    """batch_size: texts that run together; results do not depend on it. num_workers changes nothing."""
+    """batch_size: number of texts that run together; results do not depend on it. num_workers changes nothing."""
 
     batch_size: int | None
     num_workers: int | None
@@ -57,16 +57,16 @@ class Encoding:
         return self.strategy != DO_NOT_TRUNCATE
 
     def limit(self, tokenizer: Tokenizer, context: int) -> int | None:
-        """Tokens of a text at most; None where nothing is cut."""
+        """Return the maximum number of tokens of a text; None if nothing is cut."""
         if not self.cuts:
             return None
         return min(tokenizer.model_max_length, context) if self.max_length is None else self.max_length
 
 
 def read_encoding(options: dict[str, Any], *, padding_shows: bool = False) -> Encoding:
-    """Take the arguments of `EncodeArgs` out of `options`. Raises InputError, DTypeError.
+    """Remove the arguments of `EncodeArgs` from `options` and check them. Raises InputError, DTypeError.
 
-    padding_shows: padding to a fixed length would change the shape of a result, and is refused.
+    padding_shows: padding to a fixed length would change the shape of a result, so it is rejected.
     """
     given = {name: options.pop(name, None) for name in EncodeArgs.__annotations__}
     padding = False if given["padding"] is None else given["padding"]
@@ -82,7 +82,7 @@ def read_encoding(options: dict[str, Any], *, padding_shows: bool = False) -> En
 
 
 def read_batch_size(options: dict[str, Any]) -> int | None:
-    """Take batch_size and num_workers out of `options`. Raises InputError, DTypeError."""
+    """Remove batch_size and num_workers from `options` and check them. Raises InputError, DTypeError."""
     size, workers = options.pop("batch_size", None), options.pop("num_workers", None)
     if workers is not None:
         check_count("num_workers", workers)
@@ -90,7 +90,7 @@ def read_batch_size(options: dict[str, Any]) -> int | None:
 
 
 def merge_kwargs(options: dict[str, Any], name: str) -> None:
-    """Replace a mapping of tokenizer arguments by its items. Raises InputError, DTypeError."""
+    """Replace a mapping of tokenizer arguments with its items. Raises InputError, DTypeError."""
     inner = options.pop(name, None)
     if inner is None:
         return
@@ -104,7 +104,7 @@ def merge_kwargs(options: dict[str, Any], name: str) -> None:
 
 
 def read_texts(inputs: object, name: str) -> tuple[list[str], bool]:
-    """Texts, and whether it was one str alone. Raises DTypeError, InputError."""
+    """Return the texts, and whether the input was a single str. Raises DTypeError, InputError."""
     if isinstance(inputs, str) or not is_list_like(inputs):
         if isinstance(inputs, Mapping):
             raise _no_mapping(name, inputs)
@@ -118,7 +118,7 @@ def read_texts(inputs: object, name: str) -> tuple[list[str], bool]:
 
 
 def names_of(name: str, count: int, *, single: bool) -> list[str]:
-    """How messages name each of the texts that an argument holds."""
+    """Return the name of each text of an argument, for messages."""
     return [name] if single else [f"{name}[{i}]" for i in range(count)]
 
 
@@ -132,9 +132,9 @@ def _no_mapping(name: str, found: Mapping[Any, Any]) -> DTypeError:
 
 
 def read_pairs(inputs: object, name: str) -> tuple[list[Pair], bool]:
-    """Texts and pairs, and whether it was one alone: a str, or a mapping with "text" and "text_pair".
+    """Return texts and pairs, and whether the input was a single str or a single mapping with "text" and "text_pair".
 
-    In a sequence a tuple or list of two str is a pair, too. Raises DTypeError, InputError.
+    In a sequence, a tuple or list of two str is a pair too. Raises DTypeError, InputError.
     """
     if isinstance(inputs, (str, Mapping)) or not is_list_like(inputs):
         return [_read_pair(inputs, name)], True
@@ -165,7 +165,7 @@ def batches(
     batch_size: int | None,
     names: Sequence[str],
 ) -> Iterator[tuple[Ids, Ids]]:
-    """Token ids and token type ids of `batch_size` texts at a time. names: of the texts, for messages.
+    """Yield token ids and token type ids for `batch_size` texts at a time. names: of the texts, for messages.
 
     Raises ContextLengthError, InputError.
     """
@@ -191,7 +191,7 @@ def batches(
 
 
 def check_fits(model: Model, tokenizer: Tokenizer, ids: NDArray[np.int32], name: str) -> None:
-    """Refuse ids of a tokenizer that the model does not have. Raises InputError."""
+    """Reject tokenizer ids that the model does not have. Raises InputError."""
     highest, n_ids = int(ids.max(initial=0)), model.config.vocab_size
     if highest >= n_ids:
         token = quote(tokenizer.convert_ids_to_tokens(highest))

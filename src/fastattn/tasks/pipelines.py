@@ -1,4 +1,4 @@
-"""`pipeline(task)`: transformers' pipelines with transformers' output shapes."""
+"""`pipeline(task)`: transformers' pipelines with the same output shapes."""
 
 from __future__ import annotations
 
@@ -46,8 +46,9 @@ __all__ = [
 class LoadArgs(TypedDict, total=False):
     """Options for loading, as in `from_pretrained`.
 
-    tokenizer: None is the model's own, else a folder, a hub id, a loaded one, or one of transformers or tokenizers.
-    revision and subfolder are the model's, not the tokenizer's. model_kwargs: more options for the model.
+    tokenizer: None uses the model's; otherwise a folder, a hub id, a loaded tokenizer, or one from transformers or
+    tokenizers. revision and subfolder apply to the model, not to the tokenizer. model_kwargs: more options for the
+    model.
     """
 
     tokenizer: Any
@@ -103,11 +104,11 @@ def pipeline(
     **options: Unpack[FeaturePipelineArgs],
 ) -> FeatureExtractionPipeline: ...
 def pipeline(task: Any = None, model: Any = None, **options: Any) -> Any:
-    """A callable for a task: "text-generation", "text-classification" ("sentiment-analysis") or "feature-extraction".
+    """Create a callable for "text-generation", "text-classification" ("sentiment-analysis") or "feature-extraction".
 
-    model: a folder, a hub id, a loaded model, or None for the small demo model that comes with fastattn. options: for
-    loading, see `LoadArgs`, and arguments of the calls, which count where a call does not name them. Other keywords of
-    transformers are accepted with the values that change nothing. `close` or a `with` block frees the memory.
+    model: a folder, a hub id, a loaded model, or None for the small demo model that ships with fastattn. options: the
+    options for loading (see `LoadArgs`), and default arguments for the calls. Other keywords of transformers are
+    accepted if their values change nothing. `close` or a `with` block frees the memory.
     Raises InputError, DTypeError, and what `from_pretrained` raises.
     """
     if task is None:
@@ -117,7 +118,7 @@ def pipeline(task: Any = None, model: Any = None, **options: Any) -> Any:
     if model is None:
         model = demo_model(entry.demo)
     if isinstance(model, (str, Path)):
-        check_path("model", model)  # a Path made of it would not be taken for a hub id
+        check_path("model", model)  # not converted: a Path is never treated as a hub id
     tokenizer = loading.pop("tokenizer", None)
     if tokenizer is not None and not isinstance(tokenizer, (str, Path)):
         tokenizer = Tokenizer.from_object(tokenizer)
@@ -166,7 +167,7 @@ PIPELINES: Mapping[str, _Entry] = {
     ),
 }
 TASKS = tuple(PIPELINES)
-# What transformers' pipelines take besides text, and what to do instead.
+# Inputs other than text that transformers' pipelines accept, and what to do instead.
 _REFUSED: Mapping[str, Neutral] = {
     "config": Neutral((False,), "config.json of the folder is used"),
     "feature_extractor": Neutral((False,), "these tasks take only texts"),
@@ -179,7 +180,7 @@ _REFUSED: Mapping[str, Neutral] = {
 
 
 def _split(options: Mapping[str, Any], entry: _Entry) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The options for loading, and the arguments of calls. Raises InputError, DTypeError."""
+    """Split the options into those for loading and those for calls. Raises InputError, DTypeError."""
     given = dict(options)
     framework = given.pop("framework", None)
     if framework is not None:
@@ -191,7 +192,7 @@ def _split(options: Mapping[str, Any], entry: _Entry) -> tuple[dict[str, Any], d
         raise DTypeError(f"model_kwargs: expected a mapping, got {type(more).__name__}")
     use_fast = given.pop("use_fast", None)
     if use_fast is not None:
-        check_flag("use_fast", use_fast)  # every tokenizer is
+        check_flag("use_fast", use_fast)  # every tokenizer is fast
     loading = {name: given.pop(name) for name in LoadArgs.__annotations__ if name in given}
     loading = {name: value for name, value in loading.items() if value is not None}
     for name, value in (more or {}).items():
@@ -199,13 +200,13 @@ def _split(options: Mapping[str, Any], entry: _Entry) -> tuple[dict[str, Any], d
             raise InputError(f"{quote(name)}: expected it once, got it as a keyword and in model_kwargs")
         loading[name] = value
     known = [name for args in entry.call_args for name in args.__annotations__]
-    if entry.pipeline is not TextGenerationPipeline:  # which checks its many options itself
+    if entry.pipeline is not TextGenerationPipeline:  # it checks its many options itself
         check_keywords(given, (*known, *LoadArgs.__annotations__), f"pipeline({entry.pipeline.task!r})")
     return loading, given
 
 
 def _check_as_loaded(model: Model, loading: Mapping[str, Any]) -> None:
-    """Options for loading beside a loaded model: they may say what it is. Raises InputError."""
+    """Check that the options for loading agree with an already loaded model. Raises InputError."""
     for name, value in loading.items():
         if name in ("dtype", "torch_dtype"):
             model.to(dtype=None if value == "auto" else value)

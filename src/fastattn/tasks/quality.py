@@ -1,4 +1,4 @@
-"""What bfloat16, int8 and int4 cost: each dtype of a model compared with its float32 on the same texts."""
+"""Measures the quality loss of bfloat16, int8 and int4: compares each dtype with float32 on the same texts."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ AnyModel: TypeAlias = CausalLM | Encoder | SequenceClassifier
 Float64 = NDArray[np.float64]
 
 BASELINE = "float32"
-WINDOW = 256  # tokens of a text that a language model reads at once, at most
+WINDOW = 256  # maximum number of tokens that a language model reads at once
 
 
 @dataclass(frozen=True, slots=True)
 class DtypeQuality:
-    """One dtype of a model. What a kind of model does not have is None.
+    """The quality of one dtype. Fields that do not apply to the kind of model are None.
 
-    weight_bytes: of the packed weights. hidden_state_errors: for the embeddings and every layer, the root mean square
-    of the differences from float32 over that of the float32 values. Language models: perplexity of the next token;
-    bits_per_byte of the text; kl: mean divergence of the next-token distributions from float32's, in nats;
-    top1_agreement: share of positions with the same likeliest token. Encoders: cosine between a text's vectors (means
-    over tokens) of float32 and of this dtype, its mean and its lowest. Classifiers also label_agreement, the share of
-    texts with the same label.
+    weight_bytes: size of the packed weights. hidden_state_errors: for the embeddings and every layer, the root mean
+    square of the differences from float32 divided by that of the float32 values.
+    Language models: perplexity of the next token; bits_per_byte of the text; kl: mean divergence of the next-token
+    distributions from float32's, in nats; top1_agreement: share of positions with the same most likely token.
+    Encoders: mean and minimum cosine between a text's vectors (means over tokens) in float32 and in this dtype.
+    Classifiers also have label_agreement: the share of texts with the same label.
     """
 
     dtype: str
@@ -60,7 +60,7 @@ class DtypeQuality:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class QualityReport:
-    """The dtypes of a model, float32 first. n_texts, n_tokens: what was read; task: as what the model was loaded."""
+    """The dtypes of a model, float32 first. n_texts, n_tokens: amount of text read; task: how the model was loaded."""
 
     model: str
     task: str
@@ -87,12 +87,12 @@ def compare_dtypes(
 ) -> QualityReport:
     """Run a model in float32 and in each of `dtypes` on the same texts.
 
-    texts: None is a chapter of a novel that comes with fastattn. A language model reads them as one text, a line each,
-    in windows of up to 256 tokens; others read each on its own, cut to their context. max_tokens: nothing is read
-    beyond them (a language model's last text is cut there). All dtypes are in memory together. revision, cache_dir,
-    local_files_only and token are for hub ids. Raises ConfigError (also for a quantized directory, which has no float32
-    to compare with), ModelFormatError, InputError, OSError; NonFiniteError where the float32 model gives NaN or
-    infinity.
+    texts: None uses a chapter of a novel that ships with fastattn. A language model reads them as one text, one per
+    line, in windows of up to 256 tokens. Other models read each text separately, cut to their context. max_tokens:
+    stop reading after this many tokens (a language model's last text is cut there). All dtypes are in memory together.
+    revision, cache_dir, local_files_only and token: for hub ids. Raises ConfigError (also for a quantized directory,
+    because it has no float32 weights to compare with), ModelFormatError, InputError, OSError, and NonFiniteError if the
+    float32 model returns NaN or infinity.
     """
     if isinstance(dtypes, str) or not isinstance(dtypes, Sequence):
         raise DTypeError(f"dtypes: expected a list of {', '.join(PACKED_DTYPES)}, got {quote(dtypes)}")
@@ -127,7 +127,7 @@ def compare_dtypes(
 
 
 def default_texts() -> list[str]:
-    """Paragraphs of George Eliot's "Silas Marner" (1861), which the demo models have not seen."""
+    """Return paragraphs of George Eliot's "Silas Marner" (1861), which is not in the demo models' training data."""
     path = Path(str(resources.files("fastattn"))) / "demo" / "silas_marner.txt"
     try:
         return path.read_text(encoding="utf-8").splitlines()
@@ -136,7 +136,7 @@ def default_texts() -> list[str]:
 
 
 def find_task(directory: Path) -> Task:
-    """What a checkpoint can be loaded as: a classifier, else a language model, else an encoder."""
+    """Return how to load a checkpoint: as a classifier, else a language model, else an encoder."""
     with open_checkpoint(directory, check_config=find_family) as checkpoint:
         if checkpoint.quantized is not None:
             kept = checkpoint.quantized.dtype
@@ -155,7 +155,7 @@ def find_task(directory: Path) -> Task:
 
 @dataclass(frozen=True, slots=True)
 class _Inputs:
-    """What is read: ids [n] of each call, how many texts they hold (the last one perhaps in part), and its bytes."""
+    """The inputs: ids [n] of each call, the number of texts (the last may be partial), and the number of bytes."""
 
     ids: list[NDArray[np.int32]]
     n_texts: int
@@ -163,7 +163,7 @@ class _Inputs:
 
 
 def _read(model: AnyModel, task: str, lines: list[str], max_tokens: int) -> _Inputs:
-    """Texts until max_tokens are read: a language model's last one is cut, another's is left out."""
+    """Read texts up to max_tokens. A language model's last text is cut; other models skip it."""
     tokenizer = need_tokenizer(model, "quality")
     context = model.executor.program.max_positions
     inputs: list[NDArray[np.int32]] = []
@@ -206,7 +206,7 @@ def _run(model: AnyModel, ids: NDArray[np.int32]) -> _Run:
 
 @dataclass(slots=True)
 class _Sums:
-    """What the figures of a dtype are means of."""
+    """The sums behind the means of a dtype."""
 
     differences: list[float] = field(default_factory=list)
     squares: list[float] = field(default_factory=list)
@@ -256,7 +256,7 @@ class _Sums:
 
 
 def log_softmax(logits: Float64) -> Float64:
-    """Over the last axis."""
+    """Compute log-softmax over the last axis."""
     shifted = logits - logits.max(axis=-1, keepdims=True)
     result: Float64 = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
     return result
@@ -279,7 +279,7 @@ _COLUMNS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
 
 
 def table(report: QualityReport) -> Iterator[str]:
-    """The report in lines of text: one row per dtype, then the error of every hidden state, float32's left out."""
+    """Yield the report as lines of text: one row per dtype, then the error of every hidden state (float32 omitted)."""
     shown = [column for column in _COLUMNS if getattr(report.dtypes[0], column[0]) is not None]
     yield "".join([f"{'dtype':<10}", *(f"{title:>12}" for _, title, _ in shown)])
     for row in report.dtypes:

@@ -1,4 +1,4 @@
-"""`SentenceTransformer`: sentence embeddings from sentence-transformers' model folders."""
+"""`SentenceTransformer`: sentence embeddings from the model folders of sentence-transformers."""
 
 from __future__ import annotations
 
@@ -48,9 +48,9 @@ _log = logging.getLogger("fastattn")
 
 
 class SentenceTransformer(EncodeMethods):
-    """A sentence embedding model: a folder with modules.json, or a plain encoder folder, which is pooled by mean.
+    """A sentence embedding model, from a folder with modules.json or a plain encoder folder (with mean pooling).
 
-    Texts longer than `max_seq_length` tokens are cut to it, as in sentence-transformers. `model[i]` is the i-th module.
+    Texts longer than `max_seq_length` tokens are cut, as in sentence-transformers. `model[i]` is the i-th module.
     `close` or a `with` block frees the memory.
     """
 
@@ -84,12 +84,12 @@ class SentenceTransformer(EncodeMethods):
         cache_dir: str | Path | None = None,
         **unknown: NoReturn,
     ) -> None:
-        """Load a folder or a hub id; a name without an owner is one of sentence-transformers.
+        """Load a folder or a hub id; a name without an owner is a model of sentence-transformers.
 
-        dtype, kv_dtype, device, threads: as in `AutoModel.from_pretrained`. prompts: added to those of the folder, in
-        place of those with the same name. cache_folder or cache_dir, revision, local_files_only, token: for hub ids.
+        dtype, kv_dtype, device, threads: as in `AutoModel.from_pretrained`. prompts: added to those of the folder; they
+        replace prompts with the same name. cache_folder or cache_dir, revision, local_files_only, token: for hub ids.
         model_kwargs, processor_kwargs (or tokenizer_kwargs), config_kwargs: "dtype", "model_max_length" and
-        "truncation_side" are used, other keys accepted where they change nothing. Code of a model is never run.
+        "truncation_side" are used; other keys are accepted if they change nothing. Code of a model never runs.
         Raises ConfigError, ModelFormatError, ModelNotFoundError, HubError, InputError, DTypeError.
         """
         _refuse_parts(unknown, modules, backend)
@@ -118,7 +118,7 @@ class SentenceTransformer(EncodeMethods):
         self._stack = load_stack(folder, options)
 
     def _read(self, settings: ModelSettings, given: Mapping[str, str | None], default_prompt_name: str | None) -> None:
-        """Merge the caller's settings with those of the folder: the caller's count."""
+        """Merge the caller's settings with those of the folder; the caller's take precedence."""
         prompts: dict[str, str | None] = {"query": None, "document": None, **given}
         for key, saved in settings.prompts.items():
             if prompts.get(key) is None:
@@ -139,7 +139,7 @@ class SentenceTransformer(EncodeMethods):
         return f"<SentenceTransformer of {what}, {size} numbers, {longest} tokens>"
 
     def __copy__(self) -> Self:
-        """Another model over the same weights; closing one does not close the other."""
+        """Return another model with the same weights; closing one does not close the other."""
         found = object.__new__(type(self))
         found.__dict__.update(self.__dict__ | {"_stack": copy.copy(self._stack), "prompts": dict(self.prompts)})
         return found
@@ -160,32 +160,32 @@ class SentenceTransformer(EncodeMethods):
         return iter([self._stack[i] for i in range(len(self._stack))])
 
     def _first_module(self) -> InputModule:
-        """The first module, by a name that much code uses."""
+        """The first module, under a name that other code commonly uses."""
         return self._first
 
     @property
     def model(self) -> Encoder:
-        """The transformer. Raises InputError where the model has none (StaticEmbedding)."""
+        """The transformer. Raises InputError if the model has none (StaticEmbedding)."""
         if not isinstance(self._first, Transformer):
             raise InputError("model: this SentenceTransformer has no transformer, its vectors are those of its tokens")
         return self._first.auto_model
 
     @property
     def device(self) -> str:
-        """Where the model runs."""
+        """The device that the model runs on."""
         return self._first.auto_model.device if isinstance(self._first, Transformer) else "cpu"
 
     @property
     def dtype(self) -> str:
-        """How the weights are stored."""
+        """The storage type of the weights."""
         return self._first.auto_model.dtype if isinstance(self._first, Transformer) else "float32"
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer of this model alone; its `model_max_length` is `max_seq_length`.
+        """The tokenizer of this model, not shared with others; its `model_max_length` is `max_seq_length`.
 
-        Settable, also to a tokenizer of transformers or tokenizers: the model gets a copy, which makes letters
-        lowercase where do_lower_case of the folder says so. Raises DTypeError.
+        Can be set, also to a tokenizer of transformers or tokenizers. The model gets a copy, which lowercases text if
+        the folder sets do_lower_case. Raises DTypeError.
         """
         return self._first.tokenizer
 
@@ -195,9 +195,10 @@ class SentenceTransformer(EncodeMethods):
 
     @property
     def max_seq_length(self) -> int | float:
-        """Tokens of a text at most, special tokens included; longer texts are cut. Infinite for a StaticEmbedding.
+        """The maximum number of tokens of a text, including special tokens; longer texts are cut.
 
-        Settable from the number of special tokens to the model's context, or None for the context.
+        Infinite for a StaticEmbedding. Can be set to any value from the number of special tokens to the model's
+        context, or to None for the context.
         """
         return self._first.max_seq_length
 
@@ -206,12 +207,12 @@ class SentenceTransformer(EncodeMethods):
         self._first.max_seq_length = length
 
     def get_max_seq_length(self) -> int | float:
-        """`max_seq_length`."""
+        """Return `max_seq_length`."""
         return self.max_seq_length
 
     @property
     def truncate_dim(self) -> int | None:
-        """Numbers of a vector that `encode` returns, None for all of them."""
+        """The length that `encode` cuts vectors to; None for the full length."""
         return self._truncate_dim
 
     @truncate_dim.setter
@@ -220,7 +221,7 @@ class SentenceTransformer(EncodeMethods):
 
     @contextmanager
     def truncate_embeddings(self, truncate_dim: int | None) -> Iterator[None]:
-        """Another `truncate_dim` inside a `with` block."""
+        """Use another `truncate_dim` inside a `with` block."""
         before, self.truncate_dim = self.truncate_dim, truncate_dim
         try:
             yield
@@ -230,14 +231,14 @@ class SentenceTransformer(EncodeMethods):
     truncate_sentence_embeddings = truncate_embeddings
 
     def get_embedding_dimension(self) -> int:
-        """Numbers in a vector of `encode`."""
+        """Return the length of a vector from `encode`."""
         full = self._stack.width or self._first.get_embedding_dimension()
         return full if self.truncate_dim is None else min(full, self.truncate_dim)
 
     get_sentence_embedding_dimension = get_embedding_dimension
 
     def set_pooling_include_prompt(self, include_prompt: bool) -> None:
-        """Whether the tokens of a prompt count in the first Pooling module."""
+        """Set whether the tokens of a prompt count in the first Pooling module."""
         flag = check_flag("include_prompt", include_prompt)
         for module in self._stack.later:
             if isinstance(module, Pooling):
@@ -245,11 +246,11 @@ class SentenceTransformer(EncodeMethods):
                 return
 
     def eval(self) -> Self:
-        """The model itself: it never trains."""
+        """Return the model itself: it never trains."""
         return self
 
     def to(self, device: Any) -> Self:
-        """The model itself, for the device and dtype that it has. Raises InputError for others."""
+        """Return the model itself if it has that device and dtype. Raises InputError for others."""
         check_target(device, self.device, self.dtype)
         return self
 
@@ -263,9 +264,9 @@ class SentenceTransformer(EncodeMethods):
         task: TextTask | None = None,
         processing_kwargs: Mapping[str, Any] | None = None,
     ) -> dict[str, NDArray[Any]]:
-        """The arrays that the first module reads: token ids, masks and token types [n_texts, seq_len], padded.
+        """Return the padded input arrays of the first module: token ids, masks and token types [n_texts, seq_len].
 
-        A StaticEmbedding has input_ids [n_tokens] of all texts and the offsets [n_texts] where each begins.
+        A StaticEmbedding has input_ids [n_tokens] of all texts and the offset [n_texts] of the start of each.
         """
         texts = check_texts(inputs, "inputs")
         prefix = "" if prompt is None else check_text(prompt, "prompt")
@@ -273,11 +274,11 @@ class SentenceTransformer(EncodeMethods):
         return self._first.preprocess([prefix + text for text in texts], truncation, task)
 
     def tokenize(self, texts: object) -> dict[str, NDArray[Any]]:
-        """`preprocess` without a prompt."""
+        """Call `preprocess` without a prompt."""
         return self.preprocess(texts)
 
     def count_tokens(self, sentences: object) -> list[int]:
-        """Tokens of each text, special ones and the default prompt included, before `encode` cuts it."""
+        """Count the tokens of each text before `encode` cuts it, including special tokens and the default prompt."""
         prefix = self._resolve_prompt(None, None)
         texts = [prefix + text for text in check_texts(sentences, "sentences")]
         return [len(ids) for ids, _ in self._first.encode(texts, TextTruncation(enabled=False), None)]
@@ -285,7 +286,7 @@ class SentenceTransformer(EncodeMethods):
     def encode_with_cuts(
         self, sentences: Sequence[str], *, batch_size: int = 32, normalize_embeddings: bool = False
     ) -> tuple[NDArray[np.float32], dict[int, int]]:
-        """`encode` of a list of texts, and the index of each text that was cut with the tokens that are left of it."""
+        """Call `encode` for a list of texts; also return the cut texts as a dict of index to remaining token count."""
         cut: dict[int, int] = {}
         options = EncodeOptions(
             batch_size=check_count("batch_size", batch_size, low=1),
@@ -312,7 +313,7 @@ class SentenceTransformer(EncodeMethods):
         return to_tensors(found) if options.tensor else found
 
     def _rows(self, texts: Sequence[str], options: EncodeOptions) -> list[Any]:
-        """What the caller asked for of each text. Texts of like length share a step, the result is in their order."""
+        """Return the requested result of each text, in order. Texts of similar length share a step."""
         prefix = self._resolve_prompt(options.prompt, options.prompt_name)
         prompt_len = self._prompt_len(prefix)
         truncation = read_processing_kwargs("processing_kwargs", options.processing_kwargs, self._truncation)
@@ -354,7 +355,7 @@ class SentenceTransformer(EncodeMethods):
         return found
 
     def _check_output(self, output: str | None) -> None:
-        """Refuse what no module gives."""
+        """Reject an output that no module produces."""
         known = self._stack.known
         if output == SENTENCE and output not in known:
             raise InputError(
@@ -369,7 +370,7 @@ class SentenceTransformer(EncodeMethods):
         return self._first.truncation
 
     def _prompt_len(self, prefix: str) -> int:
-        """Tokens of the prompt that a Pooling module leaves out, without a special token at the end."""
+        """Return the number of prompt tokens that a Pooling module excludes, without a special token at the end."""
         if not prefix or all(module.include_prompt for module in self._stack.later if isinstance(module, Pooling)):
             return 0
         ids, _ = self._first.encode([prefix], self._truncation, None)[0]
@@ -377,7 +378,7 @@ class SentenceTransformer(EncodeMethods):
         return len(ids) - int(closing)
 
     def _resolve_prompt(self, prompt: str | None, prompt_name: str | None) -> str:
-        """The text before each text: the prompt, the one with that name, or the default one."""
+        """Return the text to put before each text: the prompt, the prompt with that name, or the default prompt."""
         if prompt is not None:
             if prompt_name is not None:
                 _log.warning("encode: prompt is given, so prompt_name %s is ignored", quote(prompt_name))
@@ -394,7 +395,7 @@ class SentenceTransformer(EncodeMethods):
 
     @property
     def similarity_fn_name(self) -> Similarity:
-        """The similarity function: "cosine" unless the folder or the caller names another. Settable."""
+        """The similarity function: "cosine" unless the folder or the caller names another. Can be set."""
         return self._similarity or "cosine"
 
     @similarity_fn_name.setter
@@ -402,18 +403,18 @@ class SentenceTransformer(EncodeMethods):
         self._similarity = check_similarity(name)
 
     def similarity(self, a: object, b: object) -> Float:
-        """Scores [n_a, n_b] of vectors [n_a, d] and [n_b, d] by the model's similarity function.
+        """Return scores [n_a, n_b] of vectors [n_a, d] and [n_b, d] with the model's similarity function.
 
         "euclidean" and "manhattan" are negative distances.
         """
         return similarity(self.similarity_fn_name, a, b)
 
     def similarity_pairwise(self, a: object, b: object) -> Float:
-        """Scores [n] of the vectors [n, d] and [n, d] with the same number."""
+        """Return scores [n] of vectors [n, d] and [n, d], row by row."""
         return similarity_pairwise(self.similarity_fn_name, a, b)
 
     def close(self) -> None:
-        """Free the model's memory; every use after that is an InputError."""
+        """Free the model's memory; any later use raises InputError."""
         self._first.close()
 
     def __enter__(self) -> Self:
@@ -424,7 +425,7 @@ class SentenceTransformer(EncodeMethods):
 
 
 def _steps(n: int, size: int, *, show: bool) -> Any:
-    """Where each batch starts, with a bar on standard error where it is shown."""
+    """Return the start of each batch, with an optional progress bar on standard error."""
     starts = range(0, n, size)
     if not show:
         return starts
@@ -440,7 +441,7 @@ def _row(features: Features, name: str, place: int) -> NDArray[Any]:
 
 
 def _refuse_parts(unknown: Mapping[str, object], modules: object, backend: object) -> None:
-    """Refuse unknown keywords and what this class does not load models from."""
+    """Reject unknown keywords and ways to build a model that this class does not support."""
     check_keywords(unknown, _KEYWORDS, "SentenceTransformer")
     if modules is not None:
         raise InputError("modules: expected None, because a model is loaded from a folder; save its modules first")
@@ -453,7 +454,7 @@ def _expected_prompt(prompts: Mapping[str, str], name: object) -> str:
 
 
 def _check_prompts(prompts: object) -> dict[str, str | None]:
-    """The prompts of a caller: names to texts; None is no text. Raises DTypeError, InputError."""
+    """Check a caller's prompts: names to texts; None is no text. Raises DTypeError, InputError."""
     if not isinstance(prompts, Mapping):
         raise DTypeError(f"prompts: expected a dictionary of names to texts, got {type(prompts).__name__}")
     for name, text in prompts.items():
@@ -464,6 +465,6 @@ def _check_prompts(prompts: object) -> dict[str, str | None]:
 
 
 def _cache(cache_folder: str | Path | None, cache_dir: str | Path | None) -> Path | None:
-    """The folder of downloaded models; like sentence-transformers' it can be named in the environment."""
+    """Return the folder for downloaded models. An environment variable can set it, as in sentence-transformers."""
     found = one_of("cache_dir", cache_dir, "cache_folder", cache_folder) or os.environ.get("SENTENCE_TRANSFORMERS_HOME")
     return check_path("cache_dir", found) if found else None

@@ -42,7 +42,7 @@ class Prediction(TypedDict):
 
 
 class ScoreArgs(EncodeArgs, BatchArgs, total=False):
-    """Arguments of a call besides top_k. return_all_scores: an old name; False alone."""
+    """Arguments of a call other than top_k. return_all_scores: an old name; only False is accepted."""
 
     function_to_apply: Activation | None
     return_all_scores: Literal[False] | None
@@ -59,7 +59,7 @@ _NAMES = ("top_k", "function_to_apply", *EncodeArgs.__annotations__, *BatchArgs.
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Call:
-    """The checked arguments of a call. legacy: no top_k was named, and a text gives one label without a list."""
+    """The checked arguments of a call. legacy: without top_k, a text returns one label that is not in a list."""
 
     activation: Activation
     legacy: bool
@@ -69,7 +69,7 @@ class _Call:
 
 
 class TextClassificationPipeline(Pipeline[SequenceClassifier]):
-    """Labels texts or pairs of texts."""
+    """Classifies texts or pairs of texts."""
 
     task: ClassVar[str] = "text-classification"
 
@@ -96,15 +96,15 @@ class TextClassificationPipeline(Pipeline[SequenceClassifier]):
         self, inputs: object, *, top_k: int | None = ..., **options: Unpack[ScoreArgs]
     ) -> Prediction | list[Prediction] | list[list[Prediction]]: ...
     def __call__(self, inputs: Any, *, top_k: Any = "default", **options: Unpack[ScoreArgs]) -> Any:
-        """[{"label", "score"}, ...], one for each text, for a str too.
+        """Return [{"label", "score"}, ...] with one entry per text, also for a single str.
 
-        inputs: a str, a pair {"text": ..., "text_pair": ...}, or a sequence of those (also an iterator); in a sequence
-        a tuple of two str is a pair, too. With top_k, even 1, each text gives a list of its top_k labels, highest score
-        first; None is all of them. Scores: sigmoid of one label or of a multi-label model, none of a regression, else
-        softmax; function_to_apply overrides that. Texts longer than the model's context are refused unless
+        inputs: a str, a pair {"text": ..., "text_pair": ...}, or a sequence of those (also an iterator); in a sequence,
+        a tuple of two str is a pair too. With top_k, even 1, each text returns a list of its top_k labels, highest
+        score first; None returns all. Scores: sigmoid for one label or a multi-label model, unchanged for a regression,
+        else softmax; function_to_apply overrides that. Texts longer than the model's context are rejected unless
         truncation=True (or one of transformers' strategies); max_length cuts them shorter. Results do not depend on
-        batch_size, and padding changes nothing. Raises DTypeError, InputError, ContextLengthError; NonFiniteError: a
-        score is NaN or infinite.
+        batch_size, and padding changes nothing. Raises DTypeError, InputError, ContextLengthError, and NonFiniteError
+        if a score is NaN or infinite.
         """
         given: dict[str, Any] = {**options}
         if not (isinstance(top_k, str) and top_k in ("default", "")):
@@ -123,11 +123,11 @@ class TextClassificationPipeline(Pipeline[SequenceClassifier]):
                 results.append(self._predictions(scores, call))
         if not single:
             return results
-        # As in transformers, where a top_k of the pipeline itself leaves this list around the one of labels.
+        # As in transformers: a top_k set on the pipeline itself adds this list around the list of labels.
         return results if isinstance(inputs, str) and "top_k" not in given else results[0]
 
     def _read(self, options: Mapping[str, Any]) -> _Call:
-        """The arguments of a call, checked."""
+        """Check the arguments of a call."""
         merged = self._merged(options)
         if "top_k" in options:
             merged["top_k"] = options["top_k"]
@@ -176,6 +176,6 @@ def _activate(row: NDArray[np.floating[Any]], activation: Activation) -> NDArray
         return np.exp(-np.logaddexp(0.0, -wide))
     top = wide.max()
     if not np.isfinite(top):
-        return np.full_like(wide, np.nan)  # without numpy's warning
+        return np.full_like(wide, np.nan)  # avoids numpy's warning
     weights = np.exp(wide - top)
     return cast("NDArray[np.floating[Any]]", weights / weights.sum())

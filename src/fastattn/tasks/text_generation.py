@@ -33,14 +33,14 @@ from fastattn.tokenizer.call import PaddingArg, TruncationArg
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-NEW_TOKENS = 256  # by default, as in transformers
-TEMPERATURE = 0.7  # the same
+NEW_TOKENS = 256  # default, as in transformers
+TEMPERATURE = 0.7  # default, as in transformers
 Many: TypeAlias = "list[Any] | tuple[Any, ...] | NDArray[Any]"
 Prompt: TypeAlias = NDArray[np.int32]
 
 
 class GeneratedText(TypedDict):
-    """A text with its continuation, or the continuation alone."""
+    """A text with its continuation, or only the continuation."""
 
     generated_text: str
 
@@ -52,9 +52,9 @@ class GeneratedIds(TypedDict):
 
 
 class PromptArgs(GenerationArgs, total=False):
-    """Arguments of a call besides return_tensors.
+    """Arguments of a call other than return_tensors.
 
-    max_length: also cuts the prompt, as in transformers. stop_sequence: another name of stop_strings.
+    max_length: also cuts the prompt, as in transformers. stop_sequence: another name for stop_strings.
     tokenizer_encode_kwargs: a mapping of truncation, max_length, padding and add_special_tokens.
     handle_long_generation: "hole" cuts the beginning of a prompt that leaves no room for the new tokens.
     """
@@ -108,7 +108,7 @@ class _Call:
 
 
 class TextGenerationPipeline(Pipeline[CausalLM]):
-    """Continues texts. As in transformers it samples at temperature 0.7 for up to 256 tokens unless told otherwise."""
+    """Continues texts. As in transformers, the defaults are sampling at temperature 0.7 and up to 256 new tokens."""
 
     task: ClassVar[str] = "text-generation"
 
@@ -137,11 +137,11 @@ class TextGenerationPipeline(Pipeline[CausalLM]):
         self, text_inputs: object, *, return_tensors: bool | None = ..., **options: Unpack[PromptArgs]
     ) -> list[GeneratedText] | list[GeneratedIds] | list[list[GeneratedText]] | list[list[GeneratedIds]]: ...
     def __call__(self, text_inputs: Any, *, return_tensors: Any = None, **options: Unpack[PromptArgs]) -> Any:
-        """[{"generated_text": ...}] for a str, a list of those for a sequence of str (also an iterator).
+        """Return [{"generated_text": ...}] for a str, or a list of those for a sequence of str (also an iterator).
 
-        The text is the prompt and then `decode(prompt + new)[len(decode(prompt)):]`; return_full_text=False omits the
-        prompt, return_tensors=True gives {"generated_token_ids": ...} instead. num_return_sequences=n gives n of them
-        for each text. `GenerationOptions` describes the options, `PromptArgs` the others. A text ends before a stop
+        The text is the prompt followed by `decode(prompt + new)[len(decode(prompt)):]`. return_full_text=False omits
+        the prompt. return_tensors=True returns {"generated_token_ids": ...} instead. num_return_sequences=n returns n
+        results per text. `GenerationOptions` describes the options, `PromptArgs` the others. A text ends before a stop
         string. Raises DTypeError, InputError, ContextLengthError, NonFiniteError.
         """
         call = self._read({**options, "return_tensors": return_tensors})
@@ -155,7 +155,7 @@ class TextGenerationPipeline(Pipeline[CausalLM]):
             call.options,
             names=names,
             tokenizer=self.tokenizer if call.returns != "ids" or call.options.stops() else None,
-            lengths=[len(prompt) - hidden for prompt in prompts],  # as in transformers, without the prefix
+            lengths=[len(prompt) - hidden for prompt in prompts],  # without the prefix, as in transformers
             default_new_tokens=NEW_TOKENS,
             skip_special_tokens=call.skip_special_tokens,
             clean_up_tokenization_spaces=call.clean_up_tokenization_spaces,
@@ -172,7 +172,7 @@ class TextGenerationPipeline(Pipeline[CausalLM]):
         return self.tokenizer.encode(call.prefix, add_special_tokens=False)
 
     def _encode(self, text: str, name: str, call: _Call) -> Prompt:
-        """The ids of a prompt, cut as the call says."""
+        """Return the ids of a prompt, cut as the call specifies."""
         context = self.model.executor.program.max_positions
         cut: dict[str, Any] = {}
         limit = call.encoding.limit(self.tokenizer, context)
@@ -200,13 +200,13 @@ class TextGenerationPipeline(Pipeline[CausalLM]):
         if call.returns == "ids":
             return {"generated_token_ids": list(request.ids)}
         new = "" if request.text is None else request.text.text
-        if not text and not call.skip_special_tokens:  # as in transformers, what an empty prompt starts from is new
+        if not text and not call.skip_special_tokens:  # as in transformers, the start of an empty prompt counts as new
             start = request.ids[: request.prompt_len]
             new = self.tokenizer.decode(start) + new
         return {"generated_text": text + new if call.returns == "full_text" else new}
 
     def _read(self, options: Mapping[str, Any]) -> _Call:
-        """The arguments of a call, checked."""
+        """Check the arguments of a call."""
         merged = self._merged(options)
         encoding = _read_encoding(merged)
         others = {name: merged.pop(name) for name in _REFUSED if name in merged}
@@ -230,11 +230,11 @@ class TextGenerationPipeline(Pipeline[CausalLM]):
 
 
 def _read_encoding(merged: dict[str, Any]) -> Encoding:
-    """How prompts are tokenized. A max_length counts for generation as well, so it stays."""
+    """Read how to tokenize prompts. max_length remains in `merged`, because generation uses it too."""
     length = merged.get("max_length")
     inner = merged.get("tokenizer_encode_kwargs")
     if isinstance(inner, Mapping) and "max_length" in inner:
-        merged.pop("max_length", None)  # that of the tokenizer wins
+        merged.pop("max_length", None)  # the tokenizer's max_length takes precedence
     merge_kwargs(merged, "tokenizer_encode_kwargs")
     encoding = read_encoding(merged)
     if length is not None:
@@ -243,7 +243,7 @@ def _read_encoding(merged: dict[str, Any]) -> Encoding:
 
 
 def _read_returns(merged: dict[str, Any]) -> Literal["full_text", "new_text", "ids"]:
-    """What a record holds."""
+    """Return what a record contains."""
     given = {name: merged.pop(name, None) for name in ("return_full_text", "return_tensors", "return_text")}
     full, ids, text = (None if value is None else check_flag(name, value) for name, value in given.items())
     if full is not None and text is not None:
@@ -256,7 +256,7 @@ def _read_returns(merged: dict[str, Any]) -> Literal["full_text", "new_text", "i
 
 
 def _read_generation(merged: dict[str, Any]) -> GenerationOptions:
-    """The options of generation, with the defaults of the pipeline. Raises InputError for what is left."""
+    """Read the options of generation, with the defaults of the pipeline. Raises InputError for leftover options."""
     stop = merged.pop("stop_sequence", None)
     if stop is not None:
         if merged.get("stop_strings") is not None:

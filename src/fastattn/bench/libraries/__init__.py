@@ -1,4 +1,4 @@
-"""The libraries that can be compared. Each is imported in its own process only, when it is loaded."""
+"""The libraries to compare with. Each is imported only in its own process, when it is loaded."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["LIBRARIES", "Job", "Library", "Peer", "Unsupported", "convert", "loa
 
 @dataclass(frozen=True, slots=True)
 class Library:
-    """adapter: the module of this folder; needs: what must be installed, by import name and by package."""
+    """adapter: its module in this folder; needs: required packages, by import name and package name."""
 
     adapter: str
     needs: Mapping[str, str]
@@ -40,12 +40,12 @@ LIBRARIES: Mapping[str, Library] = {
 
 
 def missing(name: str) -> list[str]:
-    """The packages that a library needs and that are not installed."""
+    """Return the required packages of a library that are not installed."""
     return [package for module, package in LIBRARIES[name].needs.items() if importlib.util.find_spec(module) is None]
 
 
 def convert(name: str, job: Job) -> None:
-    """Write the model in the library's own format, where it has one and it is not there yet.
+    """Write the model in the library's own format, if it has one and the file does not exist yet.
 
     Raises Unsupported, and whatever the library raises.
     """
@@ -56,7 +56,7 @@ def convert(name: str, job: Job) -> None:
     adapter = _adapter(name)
     if not hasattr(adapter, "convert") or target.exists():
         return
-    part = target.with_name(target.name + ".part")  # what is left by a process that was stopped is never used
+    part = target.with_name(target.name + ".part")  # an incomplete file from a stopped process is never used
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     adapter.convert(replace(job, folder=part))
@@ -64,7 +64,7 @@ def convert(name: str, job: Job) -> None:
 
 
 def load(name: str, job: Job) -> Peer:
-    """A model that was converted. Raises whatever the library raises."""
+    """Load a converted model. Raises whatever the library raises."""
     peer: Peer = _adapter(name).load(replace(job, folder=_folder(name, job)))
     return peer
 

@@ -1,4 +1,4 @@
-"""What a library has to be able to do, and what the adapters share."""
+"""The interface of a library, and code shared by the adapters."""
 
 from __future__ import annotations
 
@@ -21,10 +21,9 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What to load: a checkpoint's folder for a task, in a dtype, with so many threads.
+    """What to load: a checkpoint's folder, a task, a dtype and the number of threads.
 
-    folder: where a converted model may be kept; it is the same for all libraries. kv_dtype, head_dtype:
-    fastattn's own.
+    folder: where a converted model may be stored; the same for all libraries. kv_dtype, head_dtype: only for fastattn.
     """
 
     path: Path
@@ -40,15 +39,15 @@ class Peer(Protocol):
     """A loaded model of a library."""
 
     def forward(self, ids: Ids) -> Array:
-        """float [n_sequences, width]: logits of each last token or of each sequence, or first hidden states."""
+        """Return float [n_sequences, width]: logits of each last token or of each sequence, or first hidden states."""
         ...
 
     def decode(self, ids: Ids, n_new: int) -> tuple[Ids, float]:
-        """Greedy tokens after prompts of one length, and the seconds from the first of them to the last."""
+        """Return greedy tokens after prompts of one length, and the seconds from the first to the last token."""
         ...
 
 
-# Of a classifier: dense layer, last layer, activation between them.
+# Per classifier: dense layer, last layer, activation between them.
 HEADS: Mapping[str, tuple[str, str, str]] = {
     "bert": ("pooler.dense", "classifier", "tanh"),
     "distilbert": ("pre_classifier", "classifier", "relu"),
@@ -58,11 +57,11 @@ HEADS: Mapping[str, tuple[str, str, str]] = {
 
 
 class Unsupported(Exception):
-    """A library cannot do this; the message says what."""
+    """The library cannot do this; the message says what."""
 
 
 class Source:
-    """A checkpoint for those who write it in another format."""
+    """A checkpoint, for code that writes it in another format."""
 
     def __init__(self, job: Job) -> None:
         self.checkpoint: Checkpoint = open_checkpoint(job.path)
@@ -77,16 +76,16 @@ class Source:
         return str(self.config.model_type)
 
     def has(self, name: str) -> bool:
-        """Whether there is such a tensor, by the name that the model text uses."""
+        """Return whether the tensor exists, by the name that the model code uses."""
         return self._names.has(name)
 
     def __call__(self, name: str) -> NDArray[np.float32]:
-        """A tensor; matrices as [out_features, in_features]."""
+        """Return a tensor; matrices are [out_features, in_features]."""
         array = read_tensor(self._names.get(name))
         return np.ascontiguousarray(array.T) if self._names.transposed(name) else array
 
     def head(self) -> Callable[[Array], Array]:
-        """The classification head in numpy: hidden states of first tokens [n, width] -> logits [n, labels]."""
+        """Return the classification head in numpy: hidden states of first tokens [n, width] -> logits [n, labels]."""
         dense, last, activation = HEADS[self.model_type]
         first, second = self(f"{dense}.weight").T, self(f"{last}.weight").T
         biases = self(f"{dense}.bias"), self(f"{last}.bias")
@@ -101,7 +100,7 @@ class Source:
 
 
 def pad(ids: Ids) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Ids and mask [n, longest], padded on the right."""
+    """Return ids and mask [n, longest], padded on the right."""
     width = max(map(len, ids))
     padded, mask = np.zeros((len(ids), width), np.int64), np.zeros((len(ids), width), np.int64)
     for i, row in enumerate(ids):

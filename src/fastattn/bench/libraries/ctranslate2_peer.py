@@ -1,4 +1,4 @@
-"""CTranslate2. Its encoders end at hidden states, so that a classification head is two numpy products."""
+"""CTranslate2. Its encoders return hidden states, so a classification head is two numpy products."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def _token(i: int) -> str:
 
 
 class _Vocabulary:
-    """In place of a tokenizer, which a checkpoint need not have: every id is a token of its own."""
+    """Replaces the tokenizer, which a checkpoint may lack: every id is a token."""
 
     bos_token = eos_token = unk_token = pad_token = _token(0)
 
@@ -25,12 +25,12 @@ class _Vocabulary:
         self.size = size
 
     def get_vocab(self) -> dict[str, int]:
-        """Token -> id."""
+        """Return token -> id."""
         return {_token(i): i for i in range(self.size)}
 
 
 def convert(job: Job) -> None:
-    """Write the model in the library's format (it is quantized when it is loaded).
+    """Write the model in the library's format (it is quantized when loaded).
 
     Needs PyTorch, which the process that runs the model does not load.
     """
@@ -44,7 +44,7 @@ def convert(job: Job) -> None:
 
         def load_model(self, *names: Any, **options: Any) -> Any:
             model = super().load_model(*names, **options)
-            if not hasattr(model.config, "position_embedding_type"):  # gone from transformers 5, still read here
+            if not hasattr(model.config, "position_embedding_type"):  # removed in transformers 5, still read here
                 model.config.position_embedding_type = "absolute"
             return model
 
@@ -66,14 +66,14 @@ class CTranslate2:
             self.head = Source(job).head() if job.task == "sequence-classification" else None
 
     def forward(self, ids: Ids) -> Array:
-        """Logits of the first token after the prompts, or of the sequences."""
+        """Return the logits of the first token after the prompts, or of the sequences."""
         if self.task == "causal-lm":
             return np.stack([np.array(result.logits[0]).reshape(-1) for result in self._generate(ids, 1, logits=True)])
         hidden = np.array(self.model.forward_batch(ids).last_hidden_state)[:, 0]
         return hidden if self.head is None else self.head(hidden)
 
     def decode(self, ids: Ids, n_new: int) -> tuple[Ids, float]:
-        """The library's own loop."""
+        """Run the library's own loop."""
         marks: list[float] = []
 
         def callback(step: Any) -> bool:
@@ -94,5 +94,5 @@ class CTranslate2:
 
 
 def load(job: Job) -> CTranslate2:
-    """The model in float32 or int8."""
+    """Load the model in float32 or int8."""
     return CTranslate2(job)

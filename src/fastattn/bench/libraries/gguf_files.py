@@ -1,4 +1,4 @@
-"""GGUF files of GPT-2 and BERT checkpoints, for llama.cpp. Prompts are ids, so no tokenizer is written."""
+"""Writes GGUF files of GPT-2 and BERT checkpoints, for llama.cpp. Prompts are ids, so no tokenizer is written."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class _File:
         self.writer.add_file_type(gguf.LlamaFileType.ALL_F32)
 
     def shape(self, layers: int, width: int, inner: int, heads: int, eps: float, context: int) -> None:
-        """The numbers that every architecture has."""
+        """Add the numbers that every architecture has."""
         self.writer.add_block_count(layers)
         self.writer.add_embedding_length(width)
         self.writer.add_feed_forward_length(inner)
@@ -47,7 +47,7 @@ class _File:
         self.writer.add_context_length(context)
 
     def put(self, name: str, source_name: str, parts: tuple[str, ...] = ("weight", "bias")) -> None:
-        """Some tensors of a layer."""
+        """Add some tensors of a layer."""
         for part in parts:
             array = np.ascontiguousarray(self.source(f"{source_name}.{part}"), np.float32)
             self.writer.add_tensor(f"{name}.{part}", array)

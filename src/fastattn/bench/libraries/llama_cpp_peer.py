@@ -1,6 +1,6 @@
 """llama.cpp through the low-level calls of llama-cpp-python.
 
-The KV cache of a float32 model is float32, of others llama.cpp's default, float16.
+The KV cache of a float32 model is float32; other models use llama.cpp's default, float16.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class LlamaCpp:
         self.shape: tuple[int, int, int] | None = None
 
     def forward(self, ids: Ids) -> Array:
-        """All tokens of all sequences in one batch."""
+        """Run all tokens of all sequences in one batch."""
         longest, total = max(map(len, ids)), sum(map(len, ids))
         if self.causal:
             self._open(len(ids), longest + 1, total)
@@ -81,7 +81,7 @@ class LlamaCpp:
         return np.stack([np.ctypeslib.as_array(row, (self.width,)).copy() for row in found])
 
     def decode(self, ids: Ids, n_new: int) -> tuple[Ids, float]:
-        """A greedy loop around llama_decode."""
+        """Run a greedy loop with llama_decode."""
         n, prompt = len(ids), len(ids[0])
         self._open(n, prompt + n_new, n * prompt)
         tokens, rows, begin = [], ids, 0.0
@@ -94,7 +94,7 @@ class LlamaCpp:
         return np.stack(tokens, 1).tolist(), time.perf_counter() - begin
 
     def _open(self, n: int, length: int, batch: int) -> None:
-        """A context for n sequences; one is kept while the work keeps its shape, as making one is not part of it."""
+        """Create a context for n sequences. It is reused for work of the same shape: its creation is not measured."""
         if self.shape == (n, length, batch):
             if self.causal:
                 llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self.context), False)
@@ -121,7 +121,7 @@ class LlamaCpp:
         self.shape = (n, length, batch)
 
     def _run(self, rows: Sequence[Sequence[int]], start: int, *, every: bool = False) -> None:
-        """Some tokens of every sequence; the last (or every) one of each gives an output."""
+        """Run some tokens of every sequence; the last token (or every token) of each has an output."""
         batch, at = self.batch, 0
         for sequence, row in enumerate(rows):
             for i, token in enumerate(row):
@@ -140,5 +140,5 @@ class LlamaCpp:
 
 
 def load(job: Job) -> LlamaCpp:
-    """The model in float32, bfloat16, int8 (q8_0) or int4 (q4_0)."""
+    """Load the model in float32, bfloat16, int8 (q8_0) or int4 (q4_0)."""
     return LlamaCpp(job)

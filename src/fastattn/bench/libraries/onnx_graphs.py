@@ -1,4 +1,4 @@
-"""ONNX graphs of checkpoints, of the fused operators that onnxruntime's own optimizer produces."""
+"""Writes ONNX graphs of checkpoints with the fused operators that onnxruntime's own optimizer produces."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class _Graph:
     def op(
         self, kind: str, inputs: list[str], names: list[str] | None = None, *, domain: str = "", **attrs: Any
     ) -> str:
-        """Adds a node; returns its first output."""
+        """Add a node and return its first output."""
         outputs = names or [f"v{len(self.nodes)}"]
         node = helper.make_node(kind, inputs, outputs, name=f"n{len(self.nodes)}", domain=domain, **attrs)
         self.nodes.append(node)
@@ -117,7 +117,7 @@ def _gpt2(w: Source) -> Any:
 def _skip_norm(
     g: _Graph, w: Source, parts: list[str], norm: str, bias: str, eps: float, names: tuple[str, str]
 ) -> tuple[str, str]:
-    """layer_norm(a + skip + bias), and the sum itself."""
+    """Add layer_norm(a + skip + bias); return it and the sum itself."""
     inputs = [*parts, *(g.const(w(name)) for name in (f"{norm}.weight", f"{norm}.bias", bias))]
     g.op("SkipLayerNormalization", inputs, [names[0], "", "", names[1]], domain=_DOMAIN, epsilon=eps)
     return names
@@ -141,7 +141,7 @@ def _options(w: Source) -> _Encoder:
 def _encoder(w: Source) -> Any:
     g, c = _Graph(), _options(w)
     e = "embeddings."
-    # One segment only: its embedding is added to the positions once.
+    # There is only one segment, so its embedding is added to the positions once.
     positions = w(e + "position_embeddings.weight")[getattr(w.config, "position_offset", 0) :]
     if w.has(e + "token_type_embeddings.weight"):
         positions = positions + w(e + "token_type_embeddings.weight")[0]
@@ -170,7 +170,7 @@ def _encoder(w: Source) -> Any:
 
 
 def _project(g: _Graph, w: Source, a: str, skip: str, dense: str, norm: str, eps: float) -> str:
-    """layer_norm(skip + a @ weight + bias)."""
+    """Add layer_norm(skip + a @ weight + bias)."""
     a = g.op("MatMul", [a, g.const(w(f"{dense}.weight").T)])
     parts = [g.const(w(name)) for name in (f"{norm}.weight", f"{norm}.bias", f"{dense}.bias")]
     return g.op("SkipLayerNormalization", [a, skip, *parts], domain=_DOMAIN, epsilon=eps)

@@ -1,4 +1,4 @@
-"""onnxruntime on graphs of its fused operators (`onnx_graphs`)."""
+"""onnxruntime with graphs of its fused operators (`onnx_graphs`)."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def convert(job: Job) -> None:
 
 
 def _quantize(plain: Path, target: Path, dtype: str) -> None:
-    """int8: weights and activations, dynamically; int4: weights in blocks of 32, the activations as int8 inside."""
+    """Quantize: int8 is dynamic for weights and activations; int4 has weight blocks of 32 and int8 activations."""
     if dtype == "int8":
         from onnxruntime.quantization import QuantType, quantize_dynamic
 
@@ -58,7 +58,7 @@ class OnnxRuntime:
         self.session = ort.InferenceSession(str(job.folder / _FILE), options, providers=["CPUExecutionProvider"])
 
     def forward(self, ids: Ids) -> Array:
-        """The padded rectangle with a mask."""
+        """Run the padded rectangle with a mask."""
         if self.task == "causal-lm":
             return self._greedy(ids, 1)[2]
         padded, mask = pad(ids)
@@ -66,12 +66,12 @@ class OnnxRuntime:
         return out[:, 0] if self.task == "encoder" else out
 
     def decode(self, ids: Ids, n_new: int) -> tuple[Ids, float]:
-        """A greedy loop around the session."""
+        """Run a greedy loop with the session."""
         tokens, seconds, _ = self._greedy(ids, n_new)
         return tokens, seconds
 
     def _greedy(self, ids: Ids, n_new: int) -> tuple[Ids, float, Array]:
-        """Past and present share one buffer a layer, so that no step copies the cache."""
+        """Decode with past and present in one buffer per layer, so no step copies the cache."""
         config = self.config
         x = np.asarray(ids, np.int64)
         batch, prompt = x.shape
@@ -101,5 +101,5 @@ class OnnxRuntime:
 
 
 def load(job: Job) -> OnnxRuntime:
-    """The model in float32, int8 or int4."""
+    """Load the model in float32, int8 or int4."""
     return OnnxRuntime(job)

@@ -1,4 +1,4 @@
-"""OpenVINO graphs of checkpoints, converted from PyTorch; a language model keeps its KV cache as its state."""
+"""Writes OpenVINO graphs of checkpoints, converted from PyTorch. The KV cache of a language model is graph state."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def write(job: Job, target: Path) -> None:
         model = load_transformers(job)
         graph = _language_model(model, Source(job).config) if job.task == "causal-lm" else _encoder(model)
     _float_masks(graph)
-    if job.dtype in ("int8", "int4"):  # bfloat16 is a matter of computing here, not of the file
+    if job.dtype in ("int8", "int4"):  # bfloat16 is a setting of the computation, not of the file
         graph = _compressed(graph, job.dtype)
     ov.save_model(graph, target, compress_to_fp16=False)
 
@@ -68,7 +68,7 @@ class _Step(torch.nn.Module):  # type: ignore[misc]
 
 
 def _language_model(model: Any, config: Any) -> Any:
-    """Keys and values become variables of the graph, in the form that the plugin fuses with its attention."""
+    """Convert keys and values to variables of the graph, in the form that the plugin fuses with its attention."""
     from openvino._offline_transformations import apply_make_stateful_transformation
 
     heads, head_dim = config.n_head, config.n_embd // config.n_head
@@ -106,7 +106,7 @@ def _language_model(model: Any, config: Any) -> Any:
 
 
 def _float_masks(graph: Any) -> None:
-    """Attention with a mask of booleans took 2.6 times as long as with one of 0 and -inf."""
+    """Convert attention masks to 0 and -inf: boolean masks took 2.6 times as long."""
     made: dict[str, Any] = {}
     for node in graph.get_ops():
         if node.get_type_name() != "ScaledDotProductAttention" or len(node.inputs()) < 4:

@@ -34,7 +34,7 @@ class OpenVino:
         self.request = ov.Core().compile_model(str(job.folder / _FILE), "CPU", options).create_infer_request()
 
     def forward(self, ids: Ids) -> Array:
-        """The padded rectangle with a mask."""
+        """Run the padded rectangle with a mask."""
         if self.task == "causal-lm":
             return self._greedy(ids, 1)[2]
         padded, mask = pad(ids)
@@ -42,7 +42,7 @@ class OpenVino:
         return np.array(out[:, 0] if self.task == "encoder" else out)
 
     def decode(self, ids: Ids, n_new: int) -> tuple[Ids, float]:
-        """A greedy loop around the request."""
+        """Run a greedy loop with the request."""
         tokens, seconds, _ = self._greedy(ids, n_new)
         return tokens, seconds
 
@@ -67,5 +67,5 @@ class OpenVino:
 
 
 def load(job: Job) -> OpenVino:
-    """The model in float32 or bfloat16, or with weights in int8 or int4."""
+    """Load the model in float32 or bfloat16, or with weights in int8 or int4."""
     return OpenVino(job)

@@ -17,7 +17,7 @@ from fastattn.generation.scheduler import Scheduler
 
 
 class Fastattn:
-    """A model behind the interface of all libraries."""
+    """A fastattn model with the interface of all libraries."""
 
     def __init__(self, job: Job) -> None:
         self.task, self.dtype = job.task, job.dtype
@@ -27,7 +27,7 @@ class Fastattn:
 
     @property
     def executor(self) -> CpuExecutor:
-        """What runs the model, with the weights that the read rate is measured over."""
+        """The executor of the model; the read rate is measured over its weights."""
         executor = self.model.executor
         assert isinstance(executor, CpuExecutor)
         return executor
@@ -43,7 +43,7 @@ class Fastattn:
         return logits
 
     def decode(self, ids: Ids, n_new: int) -> tuple[Ids, float]:
-        """What `generate` does, with a look at the clock when every sequence has its first token."""
+        """Do what `generate` does, and record the time when every sequence has its first token."""
         options = GenerationOptions(max_new_tokens=n_new, eos_token_id=-1, max_batch_size=len(ids))
         model: Any = self.model
         requests = make_requests(model, [np.array(row, np.int32) for row in ids], options, tokenizer=None)
@@ -59,5 +59,5 @@ class Fastattn:
 
 
 def load(job: Job) -> Fastattn:
-    """The model in a dtype. Raises FastattnError."""
+    """Load the model in a dtype. Raises FastattnError."""
     return Fastattn(job)

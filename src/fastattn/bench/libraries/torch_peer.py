@@ -13,7 +13,7 @@ from fastattn.models.tasks import TASKS
 
 
 def load_transformers(job: Job, dtype: Any = torch.float32) -> Any:
-    """The model of transformers, for inference."""
+    """Load the model of transformers for inference."""
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     torch.set_num_threads(job.threads)
@@ -30,7 +30,7 @@ class Torch:
         self.task = job.task
 
     def forward(self, ids: Ids) -> Array:
-        """The padded rectangle, with a mask where one is needed."""
+        """Run the padded rectangle, with a mask if needed."""
         padded, mask = pad(ids)
         options: dict[str, Any] = {} if mask.all() else {"attention_mask": torch.from_numpy(mask)}
         with torch.inference_mode():
@@ -44,7 +44,7 @@ class Torch:
         return out
 
     def decode(self, ids: Ids, n_new: int) -> tuple[Ids, float]:
-        """A bare greedy loop: transformers' generate() costs more."""
+        """Run a plain greedy loop: transformers' generate() costs more."""
         with torch.inference_mode():
             out = self.model(torch.tensor(ids), use_cache=True, logits_to_keep=1)
             token = out.logits[:, -1].argmax(-1, keepdim=True)
@@ -58,5 +58,5 @@ class Torch:
 
 
 def load(job: Job) -> Torch:
-    """The model in float32 or bfloat16."""
+    """Load the model in float32 or bfloat16."""
     return Torch(job)

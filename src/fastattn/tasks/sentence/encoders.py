@@ -1,4 +1,4 @@
-"""The modules that texts enter: Transformer and StaticEmbedding."""
+"""The modules that read texts: Transformer and StaticEmbedding."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ TextTask: TypeAlias = Literal["query", "document"]
 
 @dataclass(frozen=True, slots=True)
 class TextTruncation:
-    """How texts are cut: whether, and to how many tokens where it is not max_seq_length (by the task of a text)."""
+    """Whether to cut texts, and to how many tokens per task if that differs from max_seq_length."""
 
     enabled: bool = True
     max_length: int | None = None
@@ -50,7 +50,7 @@ class TextTruncation:
     document_length: int | None = None
 
     def length(self, task: TextTask | None) -> int | None:
-        """The tokens that a text of a task is cut to, None for max_seq_length."""
+        """Return the number of tokens that a task's texts are cut to; None for max_seq_length."""
         if self.max_length is not None:
             return self.max_length
         return self.query_length if task == "query" else self.document_length if task == "document" else None
@@ -85,7 +85,7 @@ class InputModule(Protocol):
 class Transformer:
     """The transformer model and its tokenizer.
 
-    The tokenizer belongs to this object alone: `tokenizer.model_max_length` and `max_seq_length` are one setting.
+    This object owns the tokenizer: `tokenizer.model_max_length` and `max_seq_length` are one setting.
     """
 
     def __init__(
@@ -110,7 +110,7 @@ class Transformer:
         return {**self.__dict__, "_pooled": {}}
 
     def __copy__(self) -> Self:
-        """Another one over the same weights, with settings of its own; closing one does not close the other."""
+        """Return a module with the same weights and its own settings; closing one does not close the other."""
         found = object.__new__(type(self))
         parts = {"auto_model": copy.copy(self.auto_model), "_tokenizer": copy.copy(self.tokenizer)}
         found.__dict__.update(self.__getstate__() | parts)
@@ -118,7 +118,7 @@ class Transformer:
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer; with `do_lower_case` also one that is set makes letters lowercase."""
+        """The tokenizer; with `do_lower_case`, a tokenizer that is set also lowercases text."""
         return self._tokenizer
 
     @tokenizer.setter
@@ -132,19 +132,22 @@ class Transformer:
 
     @property
     def max_seq_length(self) -> int:
-        """Tokens of a text at most, special tokens included; longer texts are cut."""
+        """The maximum number of tokens of a text, including special tokens; longer texts are cut."""
         return min(self.tokenizer.model_max_length, self._context)
 
     @max_seq_length.setter
     def max_seq_length(self, length: int | None) -> None:
-        """At least the number of special tokens; None is the context of the model. Raises DTypeError, InputError."""
+        """Set the limit: at least the number of special tokens; None is the model's context.
+
+        Raises DTypeError, InputError.
+        """
         high = self._context
         low = max(1, self.tokenizer.num_special_tokens_to_add()) if self.truncation.enabled else 1
         limit = high if length is None else check_count("max_seq_length", length, low=low, high=high)
         self.tokenizer.model_max_length = limit
 
     def get_embedding_dimension(self) -> int:
-        """Width of the token vectors."""
+        """Return the width of the token vectors."""
         return self.auto_model.config.hidden_size
 
     get_word_embedding_dimension = get_embedding_dimension
@@ -160,18 +163,18 @@ class Transformer:
         task: TextTask | None,
         cut: dict[int, int] | None = None,
     ) -> Encoded:
-        """(token ids, token type ids) of each text. cut: as in `Tokenizer.encode_pairs`."""
+        """Return (token ids, token type ids) of each text. cut: as in `Tokenizer.encode_pairs`."""
         return self.tokenizer.encode_pairs(_alone(texts), max_length=self._limit(truncation, task), cut=cut)
 
     def preprocess(
         self, texts: Sequence[str], truncation: TextTruncation, task: TextTask | None
     ) -> dict[str, NDArray[Any]]:
-        """The padded arrays of the tokenizer."""
+        """Return the padded arrays of the tokenizer."""
         limit = self._limit(truncation, task)
         return self.tokenizer(texts, padding=True, truncation=limit is not None, max_length=limit, return_tensors="np")
 
     def _limit(self, truncation: TextTruncation, task: TextTask | None) -> int | None:
-        """The tokens that a text is cut to, None where it is not cut."""
+        """Return the number of tokens that a text is cut to; None if it is not cut."""
         if not truncation.enabled:
             return None
         return min(truncation.length(task) or self.max_seq_length, self._context)
@@ -183,7 +186,7 @@ class Transformer:
         features.tokens[TOKENS] = list(self.auto_model(ids, token_type_ids=types).last_hidden_state)
 
     def run_pooled(self, encoded: Encoded, features: Features, op: str) -> None:
-        """Compute one vector per text with the pooling as an op of the model, which returns no token vectors."""
+        """Compute one vector per text with pooling as an op of the model, without returning token vectors."""
         self._check_ids(encoded, features.where)
         ids, types = self._columns(encoded)
         batch = read_model_batch(self.auto_model.config, ids, None, types)
@@ -202,11 +205,11 @@ class Transformer:
         self.auto_model.close()
 
     def _columns(self, encoded: Encoded) -> tuple[list[Ids], list[Ids] | None]:
-        """The ids, and the token types where tokenizer and model have them."""
+        """Return the ids, and the token types if both the tokenizer and the model have them."""
         return [ids for ids, _ in encoded], self.auto_model.types_of(self.tokenizer, [types for _, types in encoded])
 
     def _pooled_executor(self, op: str, *, types: bool) -> Executor:
-        own = self.auto_model.executor  # raises where the model is closed
+        own = self.auto_model.executor  # raises if the model is closed
         known = self._pooled.get((op, types))
         if known is None:
             program = optimise(with_pooling(self.auto_model.trace(types=types), op))
@@ -214,7 +217,7 @@ class Transformer:
         return known
 
     def _check_ids(self, encoded: Encoded, where: Sequence[str]) -> None:
-        """Refuse tokens that the tokenizer has and the model does not."""
+        """Reject tokenizer ids that the model does not have."""
         size = self.auto_model.config.vocab_size
         if self.tokenizer.id_limit <= size:
             return
@@ -229,12 +232,12 @@ class Transformer:
 
 
 def _alone(texts: Sequence[str]) -> list[tuple[str, None]]:
-    """Texts without a second one."""
+    """Return the texts as pairs without a second text."""
     return [(text, None) for text in texts]
 
 
 def _lowercase(tokenizer: Tokenizer) -> Tokenizer:
-    """With lowercase as the first step of the normalizer; special tokens in a text stay as they are."""
+    """Add lowercasing as the first step of the normalizer; special tokens in a text are unchanged."""
     from tokenizers import normalizers
 
     raw = full_copy(tokenizer.raw)
@@ -248,7 +251,7 @@ def _lowercase(tokenizer: Tokenizer) -> Tokenizer:
 
 
 class StaticEmbedding:
-    """The mean of one vector per token; the vectors do not depend on their neighbors.
+    """Computes the mean of one vector per token; the vectors do not depend on context.
 
     embedding: float32 [num_embeddings, embedding_dim].
     """
@@ -264,7 +267,7 @@ class StaticEmbedding:
         return f"StaticEmbedding({self.num_embeddings} vectors of width {self.embedding_dim})"
 
     def __copy__(self) -> Self:
-        """Another one over the same vectors, which nothing changes."""
+        """Return a module with the same vectors, which never change."""
         found = object.__new__(type(self))
         found.__dict__.update(self.__dict__ | {"tokenizer": copy.copy(self.tokenizer)})
         return found
@@ -279,7 +282,7 @@ class StaticEmbedding:
         raise InputError("max_seq_length: a StaticEmbedding has no limit that could be set; cut the texts instead")
 
     def get_embedding_dimension(self) -> int:
-        """Width of the vectors."""
+        """Return the width of the vectors."""
         return int(self.embedding_dim)
 
     def start(self, widths: Widths) -> None:
@@ -293,20 +296,20 @@ class StaticEmbedding:
         task: TextTask | None,
         cut: dict[int, int] | None = None,
     ) -> Encoded:
-        """Token ids of each text without special tokens, cut as tokenizer.json says."""
+        """Return the token ids of each text without special tokens, cut as tokenizer.json specifies."""
         limit = self.tokenizer.options.model_max_length if truncation.enabled else None
         return self.tokenizer.encode_pairs(_alone(texts), add_special_tokens=False, max_length=limit, cut=cut)
 
     def preprocess(
         self, texts: Sequence[str], truncation: TextTruncation, task: TextTask | None
     ) -> dict[str, NDArray[Any]]:
-        """input_ids [n_tokens] of all texts, and the offsets [n_texts] where each begins."""
+        """Return input_ids [n_tokens] of all texts, and the offset [n_texts] of the start of each."""
         ids = [ids for ids, _ in self.encode(texts, truncation, task)]
         ends = np.cumsum([0, *(len(row) for row in ids)])
         return {"input_ids": np.concatenate([np.zeros(0, np.int32), *ids]), "offsets": ends[:-1]}
 
     def run(self, encoded: Encoded, features: Features) -> None:
-        """Compute the vectors: zeros for a text without tokens."""
+        """Compute the vectors; a text without tokens gives zeros."""
         if self._closed:
             raise InputError("model: expected an open model, got one after close()")
         vectors = np.zeros((len(encoded), self.embedding_dim), np.float32)
@@ -326,7 +329,7 @@ class StaticEmbedding:
 
 
 def read_static_embedding(folder: Path) -> StaticEmbedding:
-    """A StaticEmbedding of sentence-transformers or of model2vec. Raises ConfigError, ModelFormatError."""
+    """Load a StaticEmbedding of sentence-transformers or model2vec. Raises ConfigError, ModelFormatError."""
     from tokenizers import Tokenizer as RawTokenizer
 
     from fastattn.tokenizer.vocabulary import check_tokenizer_json  # imports the tokenizers library
@@ -347,7 +350,7 @@ def read_static_embedding(folder: Path) -> StaticEmbedding:
 
 
 def _vectors(folder: Path) -> Rows:
-    """The matrix with one row per token id."""
+    """Return the matrix with one row per token id."""
     tensors = find_weights(folder, "module StaticEmbedding")
     path = folder / WEIGHTS_NAME
     name = "embedding.weight" if "embedding.weight" in tensors else "embeddings"
@@ -356,7 +359,7 @@ def _vectors(folder: Path) -> Rows:
     info = tensors[name]
     scaled = is_integer(info) and "weights" in tensors
     vectors = read_integers(info).astype(np.float32) if scaled else read_floats(info)
-    if name == "embeddings":  # model2vec: a row and a factor for each token
+    if name == "embeddings":  # model2vec: one row and one factor per token
         if "mapping" in tensors:
             mapping = read_integers(tensors["mapping"])
             if mapping.ndim != 1 or ((mapping < 0) | (mapping >= len(vectors))).any():

@@ -1,4 +1,4 @@
-"""`encode`, `encode_query` and `encode_document`: their arguments, checked, in one place."""
+"""`encode`, `encode_query` and `encode_document`, and the checks of their arguments."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ _log = logging.getLogger("fastattn")
 class EncodeOptions:
     """The checked arguments of one call.
 
-    tensor: torch tensors are returned in place of arrays. cut: gets the number of each text that was cut, with the
-    tokens that are left.
+    tensor: return torch tensors instead of arrays. cut: receives the index of each text that was cut and its remaining
+    number of tokens.
     """
 
     prompt_name: str | None = None
@@ -58,7 +58,7 @@ class EncodeMethods(ABC):
     @property
     @abstractmethod
     def device(self) -> str:
-        """Where the model runs."""
+        """The device that the model runs on."""
 
     prompts: dict[str, str]
 
@@ -133,17 +133,17 @@ class EncodeMethods(ABC):
         processing_kwargs: Mapping[str, Any] | None = None,
         **unknown: NoReturn,
     ) -> Any:
-        """Vectors of texts: float32 [n, d] for a list, array, Series or iterator of str, [d] for a str, in order.
+        """Return vectors in input order: float32 [n, d] for a list, array, Series or iterator of str; [d] for a str.
 
-        The arguments are those of sentence-transformers. inputs: another name of sentences. prompt, or the one of
-        `prompts` with the name prompt_name: put before each text. output_value: "token_embeddings" gives float32
-        [n_tokens, width] for each text, None a dict of all features of each text. precision: see `quantize_vectors`;
-        in int8 and uint8 each row depends on all. convert_to_numpy=False: a list of vectors. convert_to_tensor: torch
-        tensors, where torch is imported. show_progress_bar: a bar on standard error; None shows it where the logger
-        "fastattn" is at level INFO. task: "query" or "document", as in `encode_query` and `encode_document`.
-        processing_kwargs: {"text": {"max_length": n, "truncation": True}} for this call. Devices, pools and chunks do
-        not apply: one process uses all threads.
-        Raises DTypeError, InputError; NonFiniteError where a number is NaN or infinite.
+        The arguments are those of sentence-transformers. inputs: another name for sentences. prompt, or the entry
+        prompt_name of `prompts`: put before each text. output_value: "token_embeddings" returns float32 [n_tokens,
+        width] per text, None a dict of all features per text. precision: see `quantize_vectors`; with int8 and uint8
+        each row depends on all rows. convert_to_numpy=False: a list of vectors. convert_to_tensor: torch tensors, if
+        torch is imported. show_progress_bar: a bar on standard error; None shows it if the logger "fastattn" is at
+        level INFO. task: "query" or "document", as in `encode_query` and `encode_document`. processing_kwargs: {"text":
+        {"max_length": n, "truncation": True}} for this call. Devices, pools and chunks do not apply: one process uses
+        all threads.
+        Raises DTypeError, InputError, and NonFiniteError if a number is NaN or infinite.
         """
         check_keywords(unknown, _KEYWORDS, "encode")
         options = _options(
@@ -228,7 +228,7 @@ class EncodeMethods(ABC):
         processing_kwargs: Mapping[str, Any] | None = None,
         **unknown: NoReturn,
     ) -> Any:
-        """`encode` with task="query" and, where no prompt is given, the one named "query"."""
+        """Call `encode` with task="query"; the default prompt is the one named "query"."""
         check_keywords(unknown, _KEYWORDS, "encode_query")
         if prompt_name is None and prompt is None:
             prompt_name = "query" if "query" in self.prompts else None
@@ -317,9 +317,9 @@ class EncodeMethods(ABC):
         processing_kwargs: Mapping[str, Any] | None = None,
         **unknown: NoReturn,
     ) -> Any:
-        """`encode` with task="document" and, where no prompt is given, the one named "document", "passage" or "corpus".
+        """Call `encode` with task="document"; the default prompt is named "document", "passage" or "corpus".
 
-        The first of these names that `prompts` has counts; "document" is there unless it was deleted.
+        The first of these names in `prompts` is used; "document" exists unless it was deleted.
         """
         check_keywords(unknown, _KEYWORDS, "encode_document")
         if prompt_name is None and prompt is None:
@@ -397,7 +397,7 @@ def _the_texts(sentences: object, inputs: object) -> object:
 
 
 def _check_place(own: str, device: object, pool: object, chunk_size: object) -> None:
-    """Accept where the model runs already: one process uses all threads."""
+    """Accept only the device that the model already runs on: one process uses all threads."""
     for place in device if isinstance(device, (list, tuple)) else [device]:
         if place is not None and not is_on(place, own):
             raise InputError(
@@ -410,7 +410,7 @@ def _check_place(own: str, device: object, pool: object, chunk_size: object) -> 
 
 
 def to_tensors(value: Any) -> Any:
-    """Arrays, also those in lists and dicts, as torch tensors over the same memory."""
+    """Convert arrays, also those in lists and dicts, to torch tensors that share their memory."""
     if isinstance(value, np.ndarray):
         return sys.modules["torch"].from_numpy(value)
     if isinstance(value, list):

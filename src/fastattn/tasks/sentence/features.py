@@ -1,4 +1,4 @@
-"""What flows through the modules of a SentenceTransformer: named arrays, one entry per text."""
+"""The data that the modules of a SentenceTransformer pass on: named arrays, one entry per text."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ Level = Literal["tokens", "sentences"]
 class Features:
     """The features of a batch of texts.
 
-    where: how messages name each text, as "sentences[3]". prompt_len: tokens at the start of each text that belong to
-    the prompt, the first special token included. tokens: name to one array [n_tokens, width] per text. sentences: name
-    to float32 [n_texts, width].
+    where: the name of each text in messages, such as "sentences[3]". prompt_len: number of tokens at the start of each
+    text that belong to the prompt, including the first special token. tokens: name to one array [n_tokens, width] per
+    text. sentences: name to float32 [n_texts, width].
     """
 
     where: Sequence[str]
@@ -36,7 +36,7 @@ class Features:
         return name in self.sentences or name in self.tokens
 
     def transform(self, source: str, target: str, function: Callable[[Rows], Rows]) -> None:
-        """Apply a function of rows to one feature and store the result, replacing what has that name."""
+        """Apply a function of rows to the feature `source` and store the result as `target`."""
         if source in self.sentences:
             found = function(self.sentences[source])
             self.tokens.pop(target, None)
@@ -51,12 +51,12 @@ class Features:
 
 @dataclass(slots=True)
 class Widths:
-    """The widths of the features after some of the modules, found without running them."""
+    """The widths of the features after some of the modules, computed without running them."""
 
     known: dict[str, tuple[Level, int]] = field(default_factory=dict)
 
     def need(self, name: str, module: str, *, level: Level | None = None, width: int | None = None) -> int:
-        """The width of a feature that a module reads. Raises ConfigError where it is absent or another."""
+        """Return the width of a feature that a module reads. Raises ConfigError if it is missing or does not match."""
         if name not in self.known:
             found = ", ".join(self.known) or "nothing"
             raise ConfigError(f"{module}: expected {name} from a module before it, got {found}")

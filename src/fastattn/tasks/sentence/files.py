@@ -1,4 +1,4 @@
-"""The small files of a sentence-transformers folder: settings in JSON and the weights of one module."""
+"""The small files of a sentence-transformers folder: JSON settings and the weights of one module."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _INTEGERS = {"I8": "<i1", "U8": "<u1", "I16": "<i2", "U16": "<u2", "I32": "<i4",
 
 
 def read_optional_json(path: Path) -> Any:
-    """The value of a JSON file, None where there is no such file. Raises ConfigError, ModelFormatError."""
+    """Return the value of a JSON file; None if the file does not exist. Raises ConfigError, ModelFormatError."""
     if not os.path.lexists(path):
         return None
     try:
@@ -36,7 +36,10 @@ def read_optional_json(path: Path) -> Any:
 
 
 def read_settings(path: Path, *, needed_by: str | None = None) -> Settings:
-    """The settings of a JSON object. Without the file they are empty, or a ConfigError where something needs them."""
+    """Return the settings of a JSON object.
+
+    A missing file gives empty settings, or a ConfigError if `needed_by` is set.
+    """
     value = read_optional_json(path)
     if value is None and needed_by is not None:
         raise ConfigError(
@@ -48,7 +51,7 @@ def read_settings(path: Path, *, needed_by: str | None = None) -> Settings:
 
 
 def find_weights(folder: Path, needed_by: str) -> dict[str, TensorInfo]:
-    """The tensors in the model.safetensors of a module's folder. Raises ModelFormatError."""
+    """Return the tensors in the model.safetensors of a module's folder. Raises ModelFormatError."""
     path = folder / WEIGHTS_NAME
     try:
         return read_header(path)
@@ -72,7 +75,7 @@ def find_weights(folder: Path, needed_by: str) -> dict[str, TensorInfo]:
 
 
 def check_names(folder: Path, found: Collection[str], expected: Collection[str]) -> None:
-    """Refuse weights with other names than the expected ones. Raises ModelFormatError."""
+    """Reject weights with unexpected names. Raises ModelFormatError."""
     missing, extra = sorted(set(expected) - set(found)), sorted(set(found) - set(expected))
     if missing or extra:
         path = folder / WEIGHTS_NAME
@@ -83,7 +86,7 @@ def check_names(folder: Path, found: Collection[str], expected: Collection[str])
 
 
 def read_floats(info: TensorInfo, shape: tuple[int, ...] | None = None) -> NDArray[np.float32]:
-    """A tensor of weights as read-only float32, of the given shape. Raises ModelFormatError."""
+    """Return a tensor of weights as read-only float32 of the given shape. Raises ModelFormatError."""
     if shape is not None and info.shape != shape:
         raise ModelFormatError(
             f"{info.path}: tensor {quote(info.name)}: expected shape {list(shape)}, got {list(info.shape)}",
@@ -96,7 +99,7 @@ def read_floats(info: TensorInfo, shape: tuple[int, ...] | None = None) -> NDArr
 
 
 def read_integers(info: TensorInfo) -> NDArray[np.int64]:
-    """A tensor of integers. Raises ModelFormatError."""
+    """Return a tensor of integers. Raises ModelFormatError."""
     if info.dtype not in _INTEGERS:
         raise ModelFormatError(
             f"{info.path}: tensor {quote(info.name)}: expected integers, got {info.dtype}",
@@ -111,5 +114,5 @@ def read_integers(info: TensorInfo) -> NDArray[np.int64]:
 
 
 def is_integer(info: TensorInfo) -> bool:
-    """Whether a tensor holds integers."""
+    """Return whether a tensor holds integers."""
     return info.dtype in _INTEGERS

@@ -1,6 +1,6 @@
 """The folder of a sentence-transformers model: modules.json, config_sentence_transformers.json, settings of modules.
 
-https://github.com/huggingface/sentence-transformers (release 6.2) is the reference for what each file means.
+https://github.com/huggingface/sentence-transformers (release 6.2) is the reference for the meaning of each file.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ INPUT_MODULES = ("Transformer", "StaticEmbedding")
 MODULES = (*INPUT_MODULES, "Pooling", "Dense", "Normalize", "LayerNorm")
 _HOMES = ("sentence_transformers.models.", "sentence_transformers.sentence_transformer.modules.",
           "sentence_transformers.base.modules.")  # fmt: skip
-# The settings of the transformer: sentence-transformers reads the first of these that is there and not empty.
+# The settings of the transformer: sentence-transformers reads the first of these that exists and is not empty.
 TRANSFORMER_CONFIGS = tuple(
     f"sentence_{family}_config.json"
     for family in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
 )
 _MAX_PATH_CHARS = 200
 _MODEL_TYPE = "SentenceTransformer"
-# What the transformer computes: the only task, and for texts the only method and output of it.
+# The only supported task; for texts it has one method and one output.
 _TASK = "feature-extraction"
 _TEXT_METHOD = {"method": "forward", "method_output_name": "last_hidden_state"}
 _log = logging.getLogger("fastattn")
@@ -49,7 +49,7 @@ _log = logging.getLogger("fastattn")
 
 @dataclass(frozen=True, slots=True)
 class ModuleEntry:
-    """One entry of modules.json: the kind of module and its folder inside the model's."""
+    """One entry of modules.json: the kind of module and its folder inside the model's folder."""
 
     kind: str
     folder: Path
@@ -69,7 +69,7 @@ class ModelSettings:
 class TransformerSettings:
     """The settings of the Transformer module.
 
-    where: the file that they come from, "" for none. max_seq_length: None is the limit of tokenizer and model.
+    where: the file that they come from, "" for none. max_seq_length: None uses the limit of the tokenizer and model.
     """
 
     where: str = ""
@@ -81,7 +81,7 @@ class TransformerSettings:
 
 @dataclass(frozen=True, slots=True)
 class ModelFolder:
-    """A model folder. entries: the modules in order, None where the folder is a plain transformer."""
+    """A model folder. entries: the modules in order; None if the folder is a plain transformer."""
 
     path: Path
     entries: tuple[ModuleEntry, ...] | None
@@ -89,7 +89,7 @@ class ModelFolder:
 
 
 def read_folder(directory: Path) -> ModelFolder:
-    """The modules and settings of a folder. Raises ConfigError, ModelFormatError."""
+    """Read the modules and settings of a folder. Raises ConfigError, ModelFormatError."""
     plain = ModelFolder(directory, None, ModelSettings({}))
     value = read_optional_json(directory / MODULES_NAME)
     if value is None:
@@ -116,19 +116,19 @@ def read_folder(directory: Path) -> ModelFolder:
 
 
 def is_snapshot(folder: Path) -> bool:
-    """Whether a folder is a commit in the cache of the hub."""
+    """Return whether a folder is a commit in the hub cache."""
     return folder.parent.name == "snapshots"
 
 
 def module_paths(directory: Path) -> list[str]:
-    """The folders that modules.json names inside the model's, [] where there is no such file."""
+    """Return the folders that modules.json names inside the model's folder; [] if the file does not exist."""
     value = read_optional_json(directory / MODULES_NAME)
     entries = () if value is None else _entries(directory, value)
     return sorted({str(entry.folder.relative_to(directory)) for entry in entries if entry.folder != directory})
 
 
 def default_pooling(config: Mapping[str, Any]) -> str:
-    """The pooling of a plain transformer: its last token for a causal language model, else the mean."""
+    """Return the pooling of a plain transformer: the last token for a causal language model, else the mean."""
     names = config.get("architectures")
     first = names[0] if isinstance(names, list) and names else None
     causal = isinstance(first, str) and first.endswith("ForCausalLM") and config.get("is_causal", True)
@@ -153,7 +153,7 @@ def _entries(directory: Path, value: object) -> tuple[ModuleEntry, ...]:
         folder = entry.text("path", None)
         if folder is None or not _is_inside(folder):
             raise entry.error("path", "the name of a folder inside the model's")
-        if "\\" in folder:  # written by a program on Windows: another system has no such folder
+        if "\\" in folder:  # written by a program on Windows: other systems have no such folder
             raise entry.error("path", 'a path with "/" and without a backslash')
         if entry.texts("kwargs"):
             raise entry.error("kwargs", "no keywords, because its modules take none")
@@ -163,7 +163,7 @@ def _entries(directory: Path, value: object) -> tuple[ModuleEntry, ...]:
 
 
 def _kind(entry: Settings) -> str:
-    """The class of a module: the last part of its type."""
+    """Return the class of a module: the last part of its type."""
     kind = entry.text("type", None)
     if kind is None:
         raise entry.error("type", "the class of a module")
@@ -179,7 +179,7 @@ def _kind(entry: Settings) -> str:
 
 
 def _is_inside(folder: str) -> bool:
-    """Whether a path is relative and stays inside, read as a path of POSIX and as one of Windows."""
+    """Return whether a path is relative and stays inside the folder, both as a POSIX path and as a Windows path."""
     path = PureWindowsPath(folder)
     return len(folder) <= _MAX_PATH_CHARS and not path.anchor and ".." not in path.parts and "\0" not in folder
 
@@ -204,7 +204,7 @@ def _model_settings(settings: Settings) -> ModelSettings:
 
 
 def read_transformer_settings(folder: Path) -> TransformerSettings:
-    """sentence_bert_config.json or the first of its other names that is not empty. Raises ConfigError."""
+    """Read sentence_bert_config.json, or the first of its other names that is not empty. Raises ConfigError."""
     for name in TRANSFORMER_CONFIGS:
         settings = read_settings(folder / name)
         if settings.values:
@@ -245,7 +245,7 @@ def _transformer_settings(settings: Settings) -> TransformerSettings:
 
 
 def _given_key(settings: Settings, old: str, new: str) -> str:
-    """The older name of a setting where the file has it: as in sentence-transformers it replaces the new one."""
+    """Return the older name of a setting if the file has it: as in sentence-transformers, it replaces the new one."""
     if old not in settings.values:
         return new
     if settings.raw(new):
@@ -254,12 +254,12 @@ def _given_key(settings: Settings, old: str, new: str) -> str:
 
 
 def _without_trust(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Files cannot set trust_remote_code."""
+    """Remove trust_remote_code: files cannot set it."""
     return {key: value for key, value in values.items() if key != "trust_remote_code"}
 
 
 def _check_modalities(settings: Settings) -> None:
-    """modality_config and module_output_name: texts must give the last hidden state as token embeddings."""
+    """Check modality_config and module_output_name: texts must give the last hidden state as token embeddings."""
     config = settings.table("modality_config")
     if not config:
         return
@@ -273,7 +273,7 @@ def _check_modalities(settings: Settings) -> None:
 
 
 def check_no_adapter(folder: Path) -> None:
-    """Refuse a folder with an adapter, which sentence-transformers adds to the weights. Raises ConfigError."""
+    """Reject a folder with an adapter, which sentence-transformers adds to the weights. Raises ConfigError."""
     path = folder / ADAPTER_NAME
     if os.path.lexists(path):
         raise ConfigError(
@@ -282,7 +282,7 @@ def check_no_adapter(folder: Path) -> None:
 
 
 def check_no_chat_template(folder: Path) -> None:
-    """Refuse a plain folder with a chat template, which sentence-transformers applies to each text."""
+    """Reject a plain folder with a chat template, which sentence-transformers applies to each text."""
     config = read_settings(folder / "tokenizer_config.json")
     if "chat_template" in config or any(
         (folder / name).is_file() for name in ("chat_template.jinja", "chat_template.json")

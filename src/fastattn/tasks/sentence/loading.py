@@ -1,6 +1,7 @@
 """The keyword dictionaries of sentence-transformers: model_kwargs, processor_kwargs, config_kwargs, processing_kwargs.
 
-The caller gives them, or a file of the folder. Each key is used, has a value that changes nothing here, or is refused.
+They come from the caller or from a file in the folder. Each key is used, accepted if its value changes nothing, or
+rejected.
 """
 
 from __future__ import annotations
@@ -17,17 +18,17 @@ from fastattn.tokenizer.overrides import TokenizerSettings, read_overrides
 
 
 def _accept(name: str, value: object) -> None:
-    """Any value is fine."""
+    """Accept any value."""
 
 
 def _not_here(name: str, value: object) -> None:
-    """Refuse what says how a hub id is looked up: the whole folder is, at once."""
-    if value is not False:  # the value may be a token, so it is not shown
+    """Reject keywords that change how a hub id is looked up: the whole folder is looked up at once."""
+    if value is not False:  # the value may be a secret token, so do not show it
         key = name.rpartition(": ")[2]
         raise InputError(f"{name}: expected None; give {key} to SentenceTransformer itself")
 
 
-# Values of these change no vector: they say what is returned besides, or how torch computes.
+# Values of these change no vector: they select additional results or how torch computes.
 _WORDS = "code_revision low_cpu_mem_usage offload_folder resume_download use_cache use_fast weights_only"
 _OF_THE_FOLDER = ("cache_dir", "local_files_only", "revision", "token", "use_auth_token")
 _KEYWORDS: Mapping[str, Neutral] = {
@@ -53,9 +54,9 @@ _KEYWORDS: Mapping[str, Neutral] = {
 
 @dataclass(frozen=True, slots=True)
 class TransformerOptions:
-    """What the keyword dictionaries say about the Transformer module.
+    """The settings of the Transformer module from the keyword dictionaries.
 
-    dtype: as `AutoModel.from_pretrained` takes it. tokenizer: settings in place of those of tokenizer_config.json.
+    dtype: as `AutoModel.from_pretrained` takes it. tokenizer: settings that replace those of tokenizer_config.json.
     """
 
     dtype: Any = None
@@ -63,7 +64,7 @@ class TransformerOptions:
 
 
 def is_on(device: object, *names: str) -> bool:
-    """Whether a device, in any spelling that `AutoModel.from_pretrained` takes, is one of those named."""
+    """Return whether a device is one of those named, in any spelling that `AutoModel.from_pretrained` takes."""
     try:
         return read_device(device) in names
     except (DTypeError, InputError):
@@ -71,7 +72,7 @@ def is_on(device: object, *names: str) -> bool:
 
 
 def read_model_kwargs(where: str, values: object, options: TransformerOptions) -> TransformerOptions:
-    """model_kwargs: dtype or torch_dtype is used. Raises DTypeError, InputError."""
+    """Read model_kwargs: dtype or torch_dtype is used. Raises DTypeError, InputError."""
     found = _dictionary(where, values)
     for key in ("dtype", "torch_dtype"):
         value = found.pop(key, None)
@@ -90,7 +91,7 @@ def read_model_kwargs(where: str, values: object, options: TransformerOptions) -
 
 
 def read_processor_kwargs(where: str, values: object, options: TransformerOptions) -> TransformerOptions:
-    """processor_kwargs: the settings that `AutoTokenizer.from_pretrained` takes. Raises DTypeError, InputError."""
+    """Read processor_kwargs: the settings that `AutoTokenizer.from_pretrained` takes. Raises DTypeError, InputError."""
     found = _dictionary(where, values)
     names = TokenizerSettings.__annotations__
     settings = {key: found.pop(key) for key in list(found) if key in names or _is_token(key, found[key])}
@@ -99,19 +100,20 @@ def read_processor_kwargs(where: str, values: object, options: TransformerOption
 
 
 def _is_token(key: object, value: object) -> bool:
-    """Whether a setting names a special token of the model's own, as image_token="<image>"."""
+    """Return whether a setting names a special token of the model's own, such as image_token="<image>"."""
     return isinstance(key, str) and key.endswith("_token") and key != "use_auth_token" and isinstance(value, str)
 
 
 def read_config_kwargs(where: str, values: object) -> None:
-    """config_kwargs: nothing of it is used. Raises DTypeError, InputError."""
+    """Check config_kwargs: none of it is used. Raises DTypeError, InputError."""
     _refuse(where, _dictionary(where, values), ())
 
 
 def read_processing_kwargs(where: str, values: object, truncation: TextTruncation) -> TextTruncation:
-    """processing_kwargs: "truncation" and "max_length" of "text" and "common" are used. Raises DTypeError, InputError.
+    """Read processing_kwargs: "truncation" and "max_length" of "text" and "common" are used.
 
-    Padding changes nothing; settings of images, audio, video and chat templates do not concern texts.
+    Padding changes nothing; settings of images, audio, video and chat templates do not apply to texts. Raises
+    DTypeError, InputError.
     """
     found = _dictionary(where, values)
     for group in ("text", "common"):
@@ -136,7 +138,7 @@ def read_processing_kwargs(where: str, values: object, truncation: TextTruncatio
 
 
 def _truncation(name: str, value: object) -> bool:
-    """Whether a text is cut; a text alone is cut alike by all strategies but "only_second"."""
+    """Return whether a text is cut; all strategies except "only_second" cut a single text in the same way."""
     if value is None:
         return False
     if isinstance(value, str):
@@ -153,7 +155,7 @@ def _dictionary(where: str, values: object) -> dict[Any, Any]:
 
 
 def _refuse(where: str, found: Mapping[Any, Any], used: tuple[str, ...]) -> None:
-    """Refuse the keys that are left and have an effect in sentence-transformers."""
+    """Reject the remaining keys that have an effect in sentence-transformers."""
     for key in found:
         if not isinstance(key, str):
             raise DTypeError(f"{where}: expected keys of str, got {quote(key)}")
@@ -161,7 +163,7 @@ def _refuse(where: str, found: Mapping[Any, Any], used: tuple[str, ...]) -> None
 
 
 def from_file(where: str, read: Callable[..., Any], values: object, *rest: Any) -> Any:
-    """`read` for a dictionary of a file: its errors become ConfigError."""
+    """Call `read` for a dictionary from a file and convert its errors to ConfigError."""
     try:
         return read(where, values, *rest)
     except (DTypeError, InputError) as error:

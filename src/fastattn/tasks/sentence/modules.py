@@ -1,7 +1,7 @@
 """The modules Dense, LayerNorm and Normalize of sentence-transformers.
 
-Each row of the result depends on its own row alone, bit for bit: products go through `fastattn.ops`, everything else
-is elementwise or a sum within the row.
+Each row of the result depends only on its own row, bit for bit: products use `fastattn.ops`, everything else is
+elementwise or a sum within the row.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def _elu(x: Wide) -> Wide:
 
 
 _SELU_ALPHA, _SELU_SCALE = 1.6732632423543772848170429916717, 1.0507009873554804934193349852946
-# torch.nn's activations with their default arguments, in float64.
+# The activations of torch.nn with their default arguments, in float64.
 _FORMULAS: Mapping[str, Callable[[Wide], Wide]] = {
     "Tanh": np.tanh,
     "ReLU": lambda x: np.maximum(x, 0),
@@ -67,17 +67,17 @@ ACTIVATIONS = ("Identity", "GELU", *_FORMULAS)
 
 
 def activate(name: str, x: Rows) -> Rows:
-    """An activation function of torch.nn by its class name."""
+    """Apply an activation function of torch.nn, given its class name."""
     if name == "Identity":
         return x
     if name == "GELU":
         return ops.gelu(x)
-    # A contiguous array: numpy takes other code for others, and with it other last bits.
+    # The array must be contiguous: numpy uses different code for other arrays, which changes the last bits.
     return _FORMULAS[name](np.ascontiguousarray(x, np.float64)).astype(np.float32)
 
 
 def normalized(vectors: NDArray[np.floating[Any]]) -> Rows:
-    """Rows of length 1; a row of zeros stays so (as torch's normalize with eps 1e-12)."""
+    """Return rows of length 1; a row of zeros is unchanged (as in torch's normalize with eps 1e-12)."""
     wide = np.ascontiguousarray(vectors, np.float64)
     lengths = np.sqrt((wide * wide).sum(axis=-1, keepdims=True))
     return cast(Rows, (wide / np.maximum(lengths, 1e-12)).astype(np.float32))
@@ -86,7 +86,7 @@ def normalized(vectors: NDArray[np.floating[Any]]) -> Rows:
 @read_only()
 @dataclass(frozen=True, slots=True)
 class Normalize:
-    """Vectors of length 1."""
+    """Scales vectors to length 1."""
 
     module_input_name: str = SENTENCE
     module_output_name: str = SENTENCE
@@ -97,7 +97,7 @@ class Normalize:
         return self.module_input_name
 
     def check(self, widths: Widths) -> None:
-        """Record the output. Like sentence-transformers' the module changes nothing where its input is absent."""
+        """Record the output. As in sentence-transformers, the module changes nothing if its input is missing."""
         if self.module_input_name not in widths.known:
             _log.warning("Normalize changes nothing: no module before it gives %s", quote(self.module_input_name))
             return
@@ -111,7 +111,7 @@ class Normalize:
 @read_only()
 @dataclass(frozen=True, slots=True, eq=False)
 class LayerNorm:
-    """(x - mean) / sqrt(variance + 1e-5) * weight + bias of each vector."""
+    """Computes (x - mean) / sqrt(variance + 1e-5) * weight + bias for each vector."""
 
     dimension: int
     weight: Rows = field(repr=False)
@@ -123,7 +123,7 @@ class LayerNorm:
         return SENTENCE
 
     def get_embedding_dimension(self) -> int:
-        """Width of the vectors."""
+        """Return the width of the vectors."""
         return self.dimension
 
     def check(self, widths: Widths) -> None:
@@ -141,7 +141,7 @@ class LayerNorm:
 @read_only()
 @dataclass(frozen=True, slots=True, eq=False)
 class Dense:
-    """activation(x @ weight.T + bias), plus x or x @ residual.T where use_residual.
+    """Computes activation(x @ weight.T + bias); use_residual adds x or x @ residual.T.
 
     weight [out_features, in_features], bias [out_features] or None, residual [out_features, in_features] or None.
     """
@@ -162,7 +162,7 @@ class Dense:
         return self.module_input_name
 
     def get_embedding_dimension(self) -> int:
-        """Width of the vectors."""
+        """Return the width of the vectors."""
         return self.out_features
 
     def check(self, widths: Widths) -> None:
@@ -183,7 +183,7 @@ class Dense:
 
 
 def read_normalize(folder: Path) -> Normalize:
-    """A Normalize module; older folders have no config.json for it."""
+    """Read a Normalize module; older folders have no config.json for it."""
     settings = read_settings(folder / "config.json")
     source, target = _feature_names(settings)
     settings.finish()
@@ -191,7 +191,7 @@ def read_normalize(folder: Path) -> Normalize:
 
 
 def read_layer_norm(folder: Path) -> LayerNorm:
-    """A LayerNorm module. Raises ConfigError, ModelFormatError."""
+    """Read a LayerNorm module. Raises ConfigError, ModelFormatError."""
     settings = read_settings(folder / "config.json", needed_by="module LayerNorm")
     size = settings.count("dimension", None, low=1)
     settings.finish()
@@ -203,7 +203,7 @@ def read_layer_norm(folder: Path) -> LayerNorm:
 
 
 def read_dense(folder: Path, *, trust_remote_code: bool = False) -> Dense:
-    """A Dense module. Raises ConfigError, ModelFormatError."""
+    """Read a Dense module. Raises ConfigError, ModelFormatError."""
     settings = read_settings(folder / "config.json", needed_by="module Dense")
     n_in, n_out = settings.count("in_features", None, low=1), settings.count("out_features", None, low=1)
     with_bias = settings.flag("bias", True)
@@ -235,7 +235,7 @@ def read_dense(folder: Path, *, trust_remote_code: bool = False) -> Dense:
 
 
 def _feature_names(settings: Settings) -> tuple[str, str]:
-    """module_input_name, and module_output_name, which is the same where it is missing or null."""
+    """Return module_input_name and module_output_name; the latter defaults to the former if missing or null."""
     if settings.values.get("module_input_name", SENTENCE) is None:
         raise settings.error("module_input_name", "the name of a feature")
     source = settings.text("module_input_name", SENTENCE)
@@ -243,7 +243,7 @@ def _feature_names(settings: Settings) -> tuple[str, str]:
 
 
 def _activation(settings: Settings, *, trust_remote_code: bool) -> str:
-    """activation_function: a class of torch.nn; Tanh where it is missing."""
+    """Return activation_function: a class of torch.nn; Tanh if it is missing."""
     key = "activation_function"
     if key in settings.values and settings.values[key] is None:
         raise settings.error(key, "the path of a class, as torch.nn.modules.linear.Identity")

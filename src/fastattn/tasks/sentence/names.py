@@ -1,4 +1,4 @@
-"""The short names of sentence-transformers: "all-MiniLM-L6-v2" is "sentence-transformers/all-MiniLM-L6-v2"."""
+"""The short names of sentence-transformers: "all-MiniLM-L6-v2" means "sentence-transformers/all-MiniLM-L6-v2"."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fastattn.checkpoint.hub import ALLOW_PATTERNS, resolve
 from fastattn.tasks.sentence.folder import is_snapshot, module_paths
 
 ORGANIZATION = "sentence-transformers"
-# Models of the hub without an owner in their name.
+# Hub models without an owner in their name.
 _WORDS = """
     albert-base-v1 albert-base-v2 albert-large-v1 albert-large-v2 albert-xlarge-v1 albert-xlarge-v2 albert-xxlarge-v1
     albert-xxlarge-v2 bert-base-cased-finetuned-mrpc bert-base-cased bert-base-chinese bert-base-german-cased
@@ -35,7 +35,7 @@ _MODULE_FILES = ("*.json", "*.txt", "*.model", "model.safetensors", "model-*-of-
 
 
 def full_name(name: str | Path) -> str | Path:
-    """The hub id that a short name stands for; a path of something that exists is unchanged."""
+    """Return the hub id for a short name; an existing path is unchanged."""
     if not isinstance(name, str) or not _SHORT_NAME.fullmatch(name) or os.path.exists(name):
         return name
     return name if name.lower() in _WITHOUT_OWNER else f"{ORGANIZATION}/{name}"
@@ -49,7 +49,10 @@ def find_folder(
     local_files_only: bool,
     token: str | bool | None,
 ) -> Path:
-    """The local folder of a model, with the folders of all its modules. Raises HubError, ModelNotFoundError."""
+    """Return the local folder of a model, including the folders of all its modules.
+
+    Raises HubError, ModelNotFoundError.
+    """
     name = full_name(name)
 
     def found(revision: str | None, patterns: tuple[str, ...] = ALLOW_PATTERNS) -> Path:
@@ -67,7 +70,7 @@ def find_folder(
     modules = module_paths(folder) if not Path(name).expanduser().is_dir() else []
     if not modules:
         return folder
-    # The folders have any names, which modules.json alone knows. Their files must be of the same commit, also where the
+    # Only modules.json knows the names of the module folders. Their files must come from the same commit, even if the
     # branch moves between the two requests.
     commit = folder.name if is_snapshot(folder) else revision
     return found(

@@ -1,4 +1,4 @@
-"""Sentence vectors from token vectors, as sentence-transformers' Pooling module defines them."""
+"""Sentence vectors from token vectors, as defined by sentence-transformers' Pooling module."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _FLAGS = {
     "pooling_mode_weightedmean_tokens": "weightedmean",
     "pooling_mode_lasttoken": "lasttoken",
 }
-# The modes that are ops of a Program, by the names they have there.
+# The modes that are ops of a Program, with their names there.
 POOL_OPS = {
     "cls": "first",
     "max": "max",
@@ -40,7 +40,7 @@ _log = logging.getLogger("fastattn")
 @read_only(include_prompt="call set_pooling_include_prompt of the SentenceTransformer")
 @dataclass(frozen=True, slots=True)
 class Pooling:
-    """One vector per text from its token vectors.
+    """Computes one vector per text from its token vectors.
 
     pooling_mode: one of MODES, or several, whose results are concatenated. include_prompt=False excludes the tokens of
     the prompt.
@@ -61,11 +61,11 @@ class Pooling:
         return TOKENS
 
     def get_pooling_mode_str(self) -> str:
-        """The modes as one string."""
+        """Return the modes as one string."""
         return "+".join(self.modes)
 
     def get_embedding_dimension(self) -> int:
-        """Width of the vectors."""
+        """Return the width of the vectors."""
         return self.embedding_dimension * len(self.modes)
 
     get_sentence_embedding_dimension = get_embedding_dimension
@@ -73,7 +73,7 @@ class Pooling:
     def check(self, widths: Widths) -> None:
         """Check the input and record the output."""
         width = widths.need(TOKENS, "Pooling", level="tokens")
-        if width != self.embedding_dimension:  # sentence-transformers pools them as they are, too
+        if width != self.embedding_dimension:  # sentence-transformers also pools them as they are
             _log.warning(
                 "Pooling: embedding_dimension is %d, the token vectors have %d", self.embedding_dimension, width
             )
@@ -87,9 +87,9 @@ class Pooling:
         features.sentences[SENTENCE] = np.stack(pooled)
 
     def pool(self, states: Float, skipped: int, where: str) -> Rows:
-        """One vector [len(modes) * width] from states [n_tokens, width] without the first `skipped`.
+        """Return one vector [len(modes) * width] from states [n_tokens, width], without the first `skipped` rows.
 
-        Where no token is left, means and the last token give zeros and cls the first token, as in
+        If no token is left, means and the last token give zeros and cls gives the first token, as in
         sentence-transformers. Raises InputError for a mode that has no value then.
         """
         rows = states[skipped:]
@@ -97,7 +97,7 @@ class Pooling:
         return np.concatenate(parts).astype(np.float32)
 
     def check_tokens(self, n_tokens: int, where: str) -> None:
-        """Refuse a text without tokens where a mode needs one."""
+        """Reject a text without tokens if a mode needs one."""
         if not n_tokens and any(mode in _NEED_A_TOKEN for mode in self.modes):
             raise InputError(
                 f"{where}: expected at least one token for pooling by {self.get_pooling_mode_str()}, got 0"
@@ -105,7 +105,7 @@ class Pooling:
 
 
 def read_pooling(settings: Settings) -> Pooling:
-    """The Pooling of a config.json, with `pooling_mode` or the older `pooling_mode_*` flags. Raises ConfigError."""
+    """Read the Pooling of a config.json with `pooling_mode` or the older `pooling_mode_*` flags. Raises ConfigError."""
     named = settings.raw("pooling_mode")
     flags = {flag: settings.flag(flag, False) for flag in _FLAGS}
     if named is None:
@@ -143,7 +143,7 @@ def _pool(mode: str, states: Float, rows: Float, where: str) -> Float:
     if mode == "weightedmean":
         first = len(states) - len(rows) + 1
         weights = np.arange(first, len(states) + 1, dtype=np.float64)
-        # No BLAS: the bits of its products depend on the alignment of the arrays.
+        # No BLAS here: the bits of its products depend on the alignment of the arrays.
         return cast(Float, (weights[:, None] * rows).sum(axis=0, dtype=np.float64) / weights.sum())
     total = rows.sum(axis=0, dtype=np.float64)
     return cast(Float, total / (len(rows) if mode == "mean" else np.sqrt(len(rows))))

@@ -1,4 +1,4 @@
-"""Modules that nothing changes after loading: assigning to an attribute is an error that says what to do."""
+"""Modules that are read-only after loading: assigning to an attribute raises an error that says what to do."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ _ADVICE = "change the files in the module's folder and load the model again"
 
 
 def read_only(**advice: str) -> Callable[[type[_Class]], type[_Class]]:
-    """Decorate a frozen dataclass: ReadOnlyError in place of FrozenInstanceError.
+    """Decorate a frozen dataclass to raise ReadOnlyError instead of FrozenInstanceError.
 
-    advice: what to do in place of assigning to the attribute of that name.
+    advice: by attribute name, what to do instead of assigning.
     """
 
     def refuse(self: object, name: str, *_: object) -> NoReturn:

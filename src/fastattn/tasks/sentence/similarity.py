@@ -1,4 +1,4 @@
-"""Similarity functions of vectors, and vectors in fewer bits, as sentence-transformers defines them."""
+"""Similarity functions of vectors and low-precision vectors, as sentence-transformers defines them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ _log = logging.getLogger("fastattn")
 
 
 def check_similarity(value: object) -> Similarity | None:
-    """The name of a similarity function, a member of SimilarityFunction or None. Raises DTypeError, InputError."""
+    """Return the name of a similarity function, given as a str, a member of SimilarityFunction or None.
+
+    Raises DTypeError, InputError.
+    """
     name = value if value is None or isinstance(value, str) else getattr(value, "value", value)
     if name is not None and not isinstance(name, str):
         raise DTypeError(f"similarity_fn_name: expected one of {', '.join(SIMILARITIES)}, got {type(value).__name__}")
@@ -30,7 +33,10 @@ def check_similarity(value: object) -> Similarity | None:
 
 
 def similarity(name: Similarity, a: object, b: object) -> Float:
-    """Scores [n_a, n_b] of vectors [n_a, d] and [n_b, d]; distances are negative. Raises DTypeError, InputError."""
+    """Return scores [n_a, n_b] of vectors [n_a, d] and [n_b, d]; distances are negative.
+
+    Raises DTypeError, InputError.
+    """
     first, second, dtype = _two(a, b, matrix=True)
     if first.shape[1] != second.shape[1]:
         raise InputError(f"b: expected [n, {first.shape[-1]}], as a has, got {list(second.shape)}")
@@ -45,7 +51,7 @@ def similarity(name: Similarity, a: object, b: object) -> Float:
 
 
 def similarity_pairwise(name: Similarity, a: object, b: object) -> Float:
-    """Scores [n] of vectors [n, d] and [n, d], row by row; a 0-d array for two single vectors [d]."""
+    """Return scores [n] of vectors [n, d] and [n, d], row by row; a 0-d array for two single vectors [d]."""
     first, second, dtype = _two(a, b, matrix=False)
     rows = {len(x) for x in (first, second) if x.ndim == 2}
     if first.shape[-1] != second.shape[-1] or len(rows - {1}) > 1:
@@ -57,10 +63,11 @@ def similarity_pairwise(name: Similarity, a: object, b: object) -> Float:
 
 
 def quantize_vectors(vectors: NDArray[np.float32], precision: str) -> NDArray[Any]:
-    """Vectors float32 [n, d] in fewer bits.
+    """Quantize float32 vectors [n, d].
 
-    "binary" and "ubinary" store the signs, 8 to a byte. "int8" and "uint8" divide the range that each column has in
-    these vectors into 256 steps, so that each row depends on all. Raises InputError for one vector of these.
+    "binary" and "ubinary" store the signs, 8 per byte. "int8" and "uint8" divide the range of each column of these
+    vectors into 256 steps, so each row depends on all rows. Raises InputError for a single vector with "int8" or
+    "uint8".
     """
     if precision == "float32":
         return vectors
@@ -84,7 +91,7 @@ def quantize_vectors(vectors: NDArray[np.float32], precision: str) -> NDArray[An
 
 
 def _two(a: object, b: object, *, matrix: bool) -> tuple[NDArray[np.float64], NDArray[np.float64], np.dtype[Any]]:
-    """Both arguments in float64, and the dtype of the scores: float64 where both are, else float32."""
+    """Return both arguments in float64, and the dtype of the scores: float64 if both are float64, else float32."""
     first, second = _vectors(a, "a"), _vectors(b, "b")
     wide = first.dtype == np.float64 and second.dtype == np.float64
     if matrix:
@@ -93,7 +100,7 @@ def _two(a: object, b: object, *, matrix: bool) -> tuple[NDArray[np.float64], ND
 
 
 def _vectors(vectors: object, name: str) -> NDArray[Any]:
-    """Vectors [n, d], or one vector [d]: an array, a tensor on the CPU, or lists of numbers, which are float32."""
+    """Return vectors [n, d], or one vector [d], from an array, a CPU tensor, or lists of numbers (as float32)."""
     try:
         array = np.asarray(vectors)
     except ValueError:

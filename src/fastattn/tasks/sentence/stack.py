@@ -1,4 +1,4 @@
-"""The modules of a model in order: read from a folder, and run on a batch of texts."""
+"""The modules of a model in order: loads them from a folder and runs them on a batch of texts."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ _log = logging.getLogger("fastattn")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StackOptions:
-    """How the modules are loaded. dtype, kv_dtype, device, threads: as `AutoModel.from_pretrained` takes them."""
+    """How to load the modules. dtype, kv_dtype, device, threads: as `AutoModel.from_pretrained` takes them."""
 
     dtype: Any = None
     kv_dtype: str | None = None
@@ -66,7 +66,7 @@ class StackOptions:
 
 
 class Stack:
-    """The modules of a model: the first one reads texts, each of the others reads features of those before it."""
+    """The modules of a model: the first one reads texts, each later one reads features of earlier ones."""
 
     def __init__(self, first: InputModule, later: Sequence[Module], where: str | Path) -> None:
         self.first = first
@@ -81,10 +81,10 @@ class Stack:
         level, width = widths.known.get(SENTENCE, ("sentences", 0))
         if level != "sentences":
             raise ConfigError(f"{where}: expected one sentence_embedding per text, got one per token")
-        self.known, self.width = widths.known, width  # 0: there is no sentence embedding
+        self.known, self.width = widths.known, width  # 0: no sentence embedding
 
     def __copy__(self) -> Self:
-        """The same modules with settings of their own; nothing changes the weights, which are shared."""
+        """Return the same modules with their own settings; the weights never change and are shared."""
         found = object.__new__(type(self))
         found.__dict__.update(self.__dict__ | {"first": copy.copy(self.first), "later": list(self.later)})
         return found
@@ -100,11 +100,11 @@ class Stack:
         return modules[index]
 
     def replace(self, old: Module, new: Module) -> None:
-        """Use another module in the place of one."""
+        """Replace one module with another."""
         self.later = [new if module is old else module for module in self.later]
 
     def run(self, encoded: Encoded, where: Sequence[str], *, prompt_len: int, output: str | None) -> Features:
-        """The features of a batch: "sentence_embedding", "token_embeddings" (at least these), or all of them for None.
+        """Compute the features of a batch: "sentence_embedding", "token_embeddings" (at least these), or all for None.
 
         Raises InputError, NonFiniteError.
         """
@@ -116,7 +116,7 @@ class Stack:
         self._check_tokens(modules, encoded, where)
         if op is None or output is None:
             self.first.run(encoded, features)
-        if op is not None and isinstance(self.first, Transformer):  # also where the tokens are known: the same bits
+        if op is not None and isinstance(self.first, Transformer):  # same bits even if the tokens are known
             self.first.run_pooled(encoded, features, op)
             del modules[0]
         _check_finite(features)
@@ -137,7 +137,7 @@ class Stack:
                     module.check_tokens(len(ids), name)
 
     def _pooling_op(self, prompt_len: int) -> str | None:
-        """The op of a Program that does the pooling, where it comes first and nothing after it reads tokens."""
+        """Return the Program op that does the pooling, if pooling comes first and no later module reads tokens."""
         pooling = self.later[0] if self.later else None
         if not isinstance(pooling, Pooling) or len(pooling.modes) != 1 or (prompt_len and not pooling.include_prompt):
             return None
@@ -186,7 +186,7 @@ def _plain_stack(path: Path, options: StackOptions) -> Stack:
 
 
 def _stack_of(start: InputModule, read_later: Callable[[], Sequence[Module]], where: Path) -> Stack:
-    """A Stack; its first module, which is open, is closed where anything fails."""
+    """Create a Stack; if anything fails, close its first module, which is open."""
     try:
         return Stack(start, read_later(), where)
     except BaseException:
@@ -234,7 +234,7 @@ def _load_transformer(folder: Path, settings: TransformerSettings, options: Stac
     )
     try:
         found = Transformer(model, tokenizer, do_lower_case=settings.do_lower_case, truncation=settings.truncation)
-        found.max_seq_length = found.max_seq_length  # the context where the tokenizer allows more
+        found.max_seq_length = found.max_seq_length  # the context if the tokenizer allows more
     except BaseException:
         model.close()
         raise
@@ -242,7 +242,7 @@ def _load_transformer(folder: Path, settings: TransformerSettings, options: Stac
 
 
 def _check_room(tokenizer: Tokenizer, settings: TransformerSettings, options: StackOptions, folder: Path) -> None:
-    """Refuse limits that leave no room for the special tokens, by the key and file that each comes from."""
+    """Reject limits that leave no room for the special tokens; the message names the key and file of each limit."""
     cut, n_special = settings.truncation, tokenizer.num_special_tokens_to_add()
     if not cut.enabled:
         return
@@ -268,7 +268,7 @@ def _check_room(tokenizer: Tokenizer, settings: TransformerSettings, options: St
 
 
 def _check_static_options(options: StackOptions) -> None:
-    """A StaticEmbedding is float32 on the CPU, without limits of its own."""
+    """Check the options of a StaticEmbedding: float32 on the CPU, without its own limits."""
     given = read_model_kwargs("model_kwargs", options.model_kwargs, TransformerOptions())
     given = read_processor_kwargs("processor_kwargs", options.processor_kwargs, given)
     for name, value in given.tokenizer.items():
