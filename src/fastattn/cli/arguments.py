@@ -68,13 +68,13 @@ def _add_generate(commands: _Commands) -> None:
         "--stop", action="append", type=stop_text, default=[], metavar="TEXT", help="end before this text; repeatable"
     )
     parser.add_argument(
-        "--truncate", choices=("left", "right"), help="cut prompts that do not fit the context beside -n, on this side"
+        "--truncate", choices=("left", "right"), help="cut prompts that leave no room for -n new tokens, on this side"
     )
     parser.add_argument(
         "--stream",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="print text as it comes, one prompt after the other (--no-stream: all prompts in one batch)",
+        help="print text as it is generated, prompt by prompt (--no-stream: all prompts in one batch)",
     )
 
 
@@ -167,7 +167,7 @@ def _add_bench(commands: _Commands) -> None:
     parser.add_argument("--works", type=some_names, metavar="NAMES", help="measure only this work, by name: 8x128,1x16")
     parser.add_argument("--rounds", type=integer(1, 1000), default=5, metavar="N", help="turns of each library (5)")
     parser.add_argument(
-        "--seconds", type=number(0.001, 600), default=0.3, metavar="S", help="least time of a turn (0.3)"
+        "--seconds", type=number(0.001, 600), default=0.3, metavar="S", help="minimum time of a turn (0.3)"
     )
     parser.add_argument(
         "--max-seconds",
@@ -178,7 +178,12 @@ def _add_bench(commands: _Commands) -> None:
     )
     parser.add_argument("--profile", action="store_true", help="print a table of all ops for each work")
     parser.add_argument(
-        "--json", nargs="?", const="-", type=some_text("a file"), metavar="FILE", help="figures and all samples as JSON"
+        "--json",
+        nargs="?",
+        const="-",
+        type=some_text("a file"),
+        metavar="FILE",
+        help="write results and all samples as JSON",
     )
     parser.add_argument(
         "--picture",
@@ -211,7 +216,7 @@ def _libraries(text: str) -> tuple[str, ...]:
 
 def _add_head_dtype(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--head-dtype", choices=_DTYPES, help="how the matrix that gives the logits is stored (as the weights)"
+        "--head-dtype", choices=_DTYPES, help="how the matrix that computes the logits is stored (as the weights)"
     )
 
 
@@ -252,6 +257,6 @@ def _add_texts(parser: argparse.ArgumentParser, what: str) -> None:
         "--file",
         type=some_text("a file"),
         metavar="FILE",
-        help="one text per line; '-' is standard input. A blank line is a text, so that results match lines",
+        help="one text per line; '-' is standard input. A blank line is an empty text, so results match lines",
     )
     parser.add_argument("--skip-blank", action="store_true", help="omit blank lines")
