@@ -171,6 +171,7 @@ def test_embed(tmp_path: Path) -> None:
         (("embed", "-p", "a", "--json", "-o", "a.npy"), 2, "argument --json: not allowed with argument -o"),
         (("embed", "-p", "a", "-o", ""), 2, "argument -o/--output: expected FILE.npy, got ''"),
         (("embed", "-p", "a", "-o", "x.txt"), 2, "argument -o/--output: expected FILE.npy, got 'x.txt'"),
+        (("classify", "-f", "a.txt", "-f", "b.txt"), 2, "argument -f/--file: expected it once; join the files"),
         (("generate", "-p", "a", "--nope"), 2, "unknown option '--nope'"),
         (("generate", "--promptt", "a"), 2, "unknown option '--promptt'; did you mean '--prompt'?"),
         (("generate", "-p", "a", "--max-tokns=3"), 2, "unknown option '--max-tokns'; did you mean '--max-tokens'?"),

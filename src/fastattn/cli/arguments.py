@@ -8,7 +8,7 @@ from typing import TypeAlias
 
 import fastattn
 from fastattn.cli.completion import SHELLS
-from fastattn.cli.parsing import CommandParser
+from fastattn.cli.parsing import CommandParser, Once
 from fastattn.cli.values import file_name, integer, names, number, some_names, some_text, stop_text
 from fastattn.formats import DTYPES, FORMATS, KV_DTYPES, PACKED_DTYPES
 
@@ -255,6 +255,7 @@ def _add_texts(parser: argparse.ArgumentParser, what: str) -> None:
     source.add_argument(
         "-f",
         "--file",
+        action=Once,
         type=some_text("a file"),
         metavar="FILE",
         help="one text per line; '-' is standard input. A blank line is an empty text, so results match lines",

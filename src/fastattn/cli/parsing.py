@@ -54,6 +54,18 @@ class CommandParser(argparse.ArgumentParser):
         streams.emit(message, end="", flush=True)
 
 
+class Once(argparse.Action):
+    """Store one value, and reject a second one: the first would be lost."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: str | None = None
+    ) -> None:
+        """Store the value. Raises argparse.ArgumentError if there is one already."""
+        if getattr(namespace, self.dest) is not None:
+            raise argparse.ArgumentError(self, "expected it once; join the files with cat and read them with -f -")
+        setattr(namespace, self.dest, values)
+
+
 def unknown_command(parser: CommandParser, word: str, commands: Collection[str]) -> NoReturn:
     """Exit with the usage error for a command that does not exist."""
     parser.error(f"unknown command {quote(word)}{closest(word, commands) or '; expected ' + ', '.join(commands)}")
