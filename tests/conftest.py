@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import signal
 
+import hypothesis
 import numpy as np
 import pytest
 
 # A shell ignores interrupts for background jobs, and processes that tests start would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# No test depends on a clock: a busy machine may take any time for an example, or to draw one.
+hypothesis.settings.register_profile("no clock", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("no clock")
 
 
 @pytest.fixture(params=["numpy", "cpu"])

@@ -106,7 +106,7 @@ def test_causal_row_does_not_depend_on_tiles_chunks_or_later_tokens(target: str,
             assert_same_bits(part, np.ascontiguousarray(probs[begin:end, :end]))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.data())
 def test_row_alone_has_the_same_bits(data: st.DataObject) -> None:
     q_len, kv_len = data.draw(st.integers(1, 20)), data.draw(st.integers(1, 140))

@@ -85,7 +85,7 @@ def test_special_weights(form: str, name: str) -> None:
             assert np.isfinite(kernels.dequantized(target, weight, form)).all()
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     hnp.arrays(np.float32, st.tuples(st.integers(1, 20), st.integers(1, 70)), elements=st.floats(width=32)),
     st.sampled_from(FORMATS),
@@ -95,7 +95,7 @@ def test_any_weights(weight: F32, form: str) -> None:
         assert_same_bits(kernels.dequantized(target, weight, form), dequantize(weight, form))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(hnp.arrays(np.float32, st.tuples(st.integers(1, 4), st.integers(1, 70)), elements=st.floats(width=32)))
 def test_rows_of_activations(x: F32) -> None:
     """quantize_int8 and quantize_bfloat16 of any floats give the bytes and scales of the formula."""

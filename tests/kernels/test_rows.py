@@ -267,7 +267,7 @@ def test_l2_normalize_of_zeros_and_nan() -> None:
     assert np.isfinite(result[2]).all()
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(hnp.arrays(np.float32, st.integers(1, 70), elements=st.floats(-3, 3, width=16) | st.just(-np.inf)))
 def test_argmax(x: F32) -> None:
     for target in TARGETS:
@@ -289,7 +289,7 @@ def test_argmax_special(n: int) -> None:
         assert kernels.argmax_f32(target, np.empty(0, np.float32))[0] == -1
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     hnp.arrays(
         np.float32, st.integers(0, 150), elements=st.floats(-3, 3, width=16) | st.sampled_from([np.nan, -np.inf])

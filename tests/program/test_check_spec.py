@@ -162,7 +162,7 @@ CHANGES: tuple[Callable[[Any, Spec], None], ...] = (
 )  # fmt: skip
 
 
-@settings(max_examples=1500, deadline=None, derandomize=True, database=None)
+@settings(max_examples=1500, derandomize=True, database=None)
 @given(data=st.data())
 def test_a_changed_program_is_refused_or_runs(models: list[Loaded], data: st.DataObject) -> None:
     """Any change gives a ConfigError, a step with as many outputs, or an error of the step itself."""

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastattn.api.auto_tokenizer import AutoTokenizer
@@ -31,7 +31,7 @@ KINDS: dict[str, Callable[[Path], Path]] = {
     "RobertaTokenizer": write_roberta,
     "PreTrainedTokenizerFast": write_metaspace,
 }
-CALLS = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+CALLS = settings(max_examples=40)
 
 
 def texts() -> st.SearchStrategy[str]:
