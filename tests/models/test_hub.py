@@ -28,6 +28,7 @@ from fastattn.api.auto_tokenizer import AutoTokenizer
 from fastattn.checkpoint.hub import HubError, resolve
 from fastattn.errors import ConfigError, DTypeError, FastattnError, InputError, ModelNotFoundError
 from tests.reference.checkpoints import write_gpt2
+from tests.reference.hang import HANG_SECONDS
 from tests.reference.package import SOURCES
 from tests.tasks.tokenizers import write_gpt2 as write_tokenizer
 
@@ -481,7 +482,7 @@ def test_importing_models_does_not_import_the_hub() -> None:
         [sys.executable, "-c", code],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=HANG_SECONDS,
         check=True,
         env={"PYTHONPATH": str(SOURCES)},
     )

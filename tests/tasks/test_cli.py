@@ -16,6 +16,7 @@ from fastattn.cli import main
 from fastattn.errors import NonFiniteError
 from fastattn.generation.generate import TextStream
 from tests.reference.command import ENVIRONMENT, assert_refused, command, run
+from tests.reference.hang import HANG_SECONDS
 from tests.tasks.tiny import write_bert_model, write_gpt2_model, write_sentence_model
 
 pytestmark = pytest.mark.torch
@@ -103,7 +104,7 @@ def test_a_terminal_without_unicode(gpt2: Path) -> None:
     """Letters that the output cannot encode are written as escapes."""
     done = subprocess.run(
         command("generate", "-m", gpt2, "--device", "numpy", "-n", 1, "-p", "\u00e9t\u00e9"),
-        capture_output=True, text=True, timeout=60, env={**ENVIRONMENT, "PYTHONIOENCODING": "ascii"}, check=False,
+        capture_output=True, text=True, timeout=HANG_SECONDS, env={**ENVIRONMENT, "PYTHONIOENCODING": "ascii"}, check=False,
     )  # fmt: skip
     assert done.returncode == 0
     assert done.stdout.startswith("\\xe9t\\xe9")
@@ -286,7 +287,7 @@ def test_a_closed_pipe_is_quiet(gpt2: Path) -> None:
         assert process.stderr is not None
         process.stdout.close()
         errors = process.stderr.read().decode()
-        process.wait(timeout=30)
+        process.wait(timeout=HANG_SECONDS)
     assert errors == ""
     assert process.returncode == 0
 
@@ -302,6 +303,6 @@ def test_fault_58_ctrl_c(gpt2: Path, tmp_path: Path) -> None:
         assert process.stderr is not None
         assert process.stdout.read(20)
         process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=30)
+        _, errors = process.communicate(timeout=HANG_SECONDS)
     assert process.returncode == 130
     assert errors == b"\n"

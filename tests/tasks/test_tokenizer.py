@@ -19,6 +19,7 @@ from fastattn.errors import ConfigError, DTypeError, InputError, ModelFormatErro
 from fastattn.generation.detokenizer import Detokenizer
 from fastattn.tokenizer import Tokenizer, load_tokenizer
 from fastattn.tokenizer.truncation import longest_first
+from tests.reference.hang import HANG_SECONDS
 from tests.tasks.tokenizers import write_bert, write_gpt2, write_roberta
 
 TEXTS = ["the hello", "", " \n\n", "Ünïcode 😁 cats", "a\0b", "<|endoftext|> the"]
@@ -220,6 +221,11 @@ def test_silent_after_fork(tmp_path: Path) -> None:
     )
     env = {name: value for name, value in os.environ.items() if name != "TOKENIZERS_PARALLELISM"}
     done = subprocess.run(
-        [sys.executable, "-c", code, str(folder)], capture_output=True, text=True, timeout=20, env=env, check=False
+        [sys.executable, "-c", code, str(folder)],
+        capture_output=True,
+        text=True,
+        timeout=HANG_SECONDS,
+        env=env,
+        check=False,
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
