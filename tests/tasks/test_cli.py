@@ -104,7 +104,8 @@ def test_a_terminal_without_unicode(gpt2: Path) -> None:
     """Letters that the output cannot encode are written as escapes."""
     done = subprocess.run(
         command("generate", "-m", gpt2, "--device", "numpy", "-n", 1, "-p", "\u00e9t\u00e9"),
-        capture_output=True, text=True, timeout=HANG_SECONDS, env={**ENVIRONMENT, "PYTHONIOENCODING": "ascii"}, check=False,
+        capture_output=True, text=True, timeout=HANG_SECONDS, env={**ENVIRONMENT, "PYTHONIOENCODING": "ascii"},
+        check=False,
     )  # fmt: skip
     assert done.returncode == 0
     assert done.stdout.startswith("\\xe9t\\xe9")
