@@ -16,7 +16,7 @@ endfunction()
 # The tests of CUDA kernels can compare with any target, and one compiles faster than five.
 option(FASTATTN_SCALAR_ONLY "Build no target but scalar" OFF)
 
-fastattn_simd_target(scalar -O2)  # -O3 unrolls all loops over lanes: minutes of compilation for no gain
+fastattn_simd_target(scalar)
 if(FASTATTN_SCALAR_ONLY)
 elseif(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
   fastattn_simd_target(avx2 -mavx2 -mfma -mf16c)

@@ -11,7 +11,7 @@
 
 namespace fastattn::cuda {
 
-// How many bytes of the device a model may use, and for what.
+// The device memory that a model may use, in bytes. An allocation names its purpose for the error message.
 class Budget {
 public:
     explicit Budget(int64_t bytes) : bytes_(bytes) {}

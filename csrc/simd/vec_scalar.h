@@ -6,8 +6,7 @@
 namespace fastattn::FASTATTN_TARGET {
 
 #define FA_INLINE static inline __attribute__((always_inline))
-// For functions that are long without vector instructions. Inlining them everywhere, at sixteen lanes each, would make
-// compilation take minutes and would not run faster.
+// For functions outside the inner loops of products. Inlining them at sixteen lanes each only makes compilation slower.
 #define FA_CALLED [[maybe_unused]] static __attribute__((noinline))
 
 struct Vec {
@@ -51,7 +50,7 @@ FA_INLINE void store_partial(float* p, Vec a, int n) {
     for (int i = 0; i < n; ++i) p[i] = a.v[i];
 }
 
-FA_CALLED Vec fma(Vec a, Vec b, Vec c) {
+FA_INLINE Vec fma(Vec a, Vec b, Vec c) {
     FA_EACH c.v[i] = __builtin_fmaf(a.v[i], b.v[i], c.v[i]);
     return c;
 }
@@ -265,7 +264,7 @@ FA_INLINE void store_int8(int8_t* p, Words a) {
     FA_EACH p[i] = static_cast<int8_t>(a.v[i]);
 }
 
-FA_CALLED Vec dot_bf16(Vec sum, Words a, Words b) {
+FA_INLINE Vec dot_bf16(Vec sum, Words a, Words b) {
     for (int i = 0; i < 16; ++i) {
         const auto x = static_cast<uint32_t>(a.v[i]), y = static_cast<uint32_t>(b.v[i]);
         sum.v[i] = __builtin_fmaf(float_of_bf16(static_cast<int32_t>(x << 16)),
@@ -280,7 +279,7 @@ inline constexpr int kInt8Offset = 0;
 FA_INLINE Words add_int8_offset(Words a) {
     return a;
 }
-FA_CALLED Words dot_int8(Words sum, Words a, Words b) {
+FA_INLINE Words dot_int8(Words sum, Words a, Words b) {
     int8_t x[64], y[64];
     std::memcpy(x, a.v, sizeof x);
     std::memcpy(y, b.v, sizeof y);
@@ -288,13 +287,13 @@ FA_CALLED Words dot_int8(Words sum, Words a, Words b) {
         for (int j = 0; j < 4; ++j) sum.v[i] += int32_t{x[4 * i + j]} * int32_t{y[4 * i + j]};
     return sum;
 }
-FA_CALLED Words scale_int8(Words bytes, Words scale) {
+FA_INLINE Words scale_int8(Words bytes, Words scale) {
     int8_t x[64];
     std::memcpy(x, bytes.v, sizeof x);
     for (int i = 0; i < 64; ++i) x[i] = static_cast<int8_t>(x[i] * scale.v[i / 4]);
     return load_words(x);
 }
-FA_CALLED void unpack_int4(Words packed, Words& low, Words& high) {
+FA_INLINE void unpack_int4(Words packed, Words& low, Words& high) {
     uint8_t x[64];
     int8_t lo[64], hi[64];
     std::memcpy(x, packed.v, sizeof x);

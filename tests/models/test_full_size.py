@@ -64,9 +64,9 @@ def test_every_op_of_a_dtype(model_class: str, task: Any, dtype: str, tmp_path: 
     """Compare each op on the same inputs.
 
     Whole models are chaotic here: if one activation rounds the other way, the change grows to the error of the dtype
-    itself within a few layers of random weights. All layers have the same ops, so two layers are enough.
+    itself within a few layers of random weights.
     """
-    checkpoint = open_checkpoint(hf.save(hf.make(model_class, num_hidden_layers=2), tmp_path))
+    checkpoint = open_checkpoint(hf.save(hf.make(model_class), tmp_path))
     built = build(checkpoint.config, checkpoint.tensors, task)
     ids, positions = rng.integers(5, built.config.vocab_size, 40).astype(np.int32), np.arange(40, dtype=np.int32)
     step = Step(ids, np.array([0, 40], np.int32), positions, wanted=np.array([3, 39], np.int32))

@@ -37,6 +37,7 @@ def test_a_name_of_the_wrong_type(given: Any) -> None:
         resolve(given, name="tokenizer")
 
 
+# The ignored types are the subject: callers without a type checker pass them.
 @pytest.mark.parametrize(
     ("load", "name"),
     [

@@ -163,6 +163,7 @@ def test_embed_says_which_texts_were_cut_and_tokenizes_each_once(
     tokenized: list[object] = []
     encode = Encoder.encode
 
+    # Passes on whatever arguments `encode` takes, which mypy cannot check.
     def counted(self: Encoder, first: str, *rest: object, **options: object) -> object:
         tokenized.append(first)
         return encode(self, first, *rest, **options)  # type: ignore[arg-type]

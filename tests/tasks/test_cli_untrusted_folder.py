@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -15,6 +16,7 @@ from fastattn.bench.process import command_of
 from fastattn.tasks.demo import demo_model
 from tests.reference.command import ENVIRONMENT
 
+Task = Literal["text-generation", "text-classification"]
 # Modules that the command, its workers or Python itself import.
 NAMES = ("json", "numpy", "fastattn", "sitecustomize", "usercustomize", "tokenizers", "tqdm", "shtab", "safetensors",
          "huggingface_hub", "torch", "argparse", "encodings", "site", "ctypes", "signal", "tempfile", "nvidia",
@@ -30,9 +32,9 @@ def script(tmp_path: Path) -> Path:
     return path
 
 
-def trap(folder: Path, task: str, marker: Path) -> Path:
+def trap(folder: Path, task: Task, marker: Path) -> Path:
     """Write a model's folder with code files that leave a marker."""
-    shutil.copytree(demo_model(task), folder)  # type: ignore[arg-type]
+    shutil.copytree(demo_model(task), folder)
     code = f"open({str(marker)!r}, 'a').write(__name__ + '\\n')\nraise SystemExit(99)\n"
     for name in NAMES:
         (folder / f"{name}.py").write_text(code)
@@ -53,7 +55,7 @@ def trap(folder: Path, task: str, marker: Path) -> Path:
         ("text-generation", "completion bash"),
     ],
 )
-def test_code_in_the_current_directory(tmp_path: Path, script: Path, task: str, arguments: str) -> None:
+def test_code_in_the_current_directory(tmp_path: Path, script: Path, task: Task, arguments: str) -> None:
     marker = tmp_path / "marker"
     folder = trap(tmp_path / "model", task, marker)
     words = arguments.replace("{out}", str(tmp_path / "out")).split()

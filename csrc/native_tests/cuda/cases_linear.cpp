@@ -177,7 +177,7 @@ void within_bounds(Check& check) {
         }
 }
 
-// Rows one by one in a step with room for few rows, and among all of many rows.
+// Compares each row computed in a small step with the same row in a step of many rows.
 void alone_as_in_batch(Check& check) {
     for (const Type type : {Type::kFloat32, Type::kBfloat16, Type::kFloat16})
         for (const Size& size : kSizes) {

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping
-from typing import Any, Literal, cast, overload
+from typing import Any, Generic, Literal, TypeVar, cast, overload
 
 from fastattn.api.model import Model
+from fastattn.models.inputs import Batch
 from fastattn.models.outputs import Array, EncoderOutput, SequenceClassifierOutput, finish_output
 
+_Output = TypeVar("_Output", EncoderOutput, SequenceClassifierOutput)
 
-class Encoder(Model):
-    """A model that computes hidden states. Created by `AutoModel.from_pretrained`."""
+
+class _OneStepModel(Model, Generic[_Output]):
+    """A model whose calls run one step and return one output."""
 
     @overload
     def __call__(
@@ -24,7 +28,7 @@ class Encoder(Model):
         position_ids: object = ...,
         return_dict: Literal[True] | None = ...,
         **others: Any,
-    ) -> EncoderOutput: ...
+    ) -> _Output: ...
     @overload
     def __call__(
         self,
@@ -50,28 +54,43 @@ class Encoder(Model):
         return_dict: bool | None = None,
         **others: Any,
     ) -> Any:
-        """Return the last hidden state of every token and, if there is a pooler, its output for every sequence.
+        """Return the output that the class describes.
 
-        position_ids, return_dict and others: as in CausalLM. If the checkpoint has a pooler, empty sequences are
-        rejected. Raises DTypeError, InputError, ContextLengthError.
+        position_ids, return_dict and others: as in CausalLM. Raises DTypeError, InputError, ContextLengthError.
         """
         batch = self._read(input_ids, attention_mask, token_type_ids, position_ids, others)
+        return finish_output(self._compute(batch, output_hidden_states, output_attentions), return_dict)
+
+    @abstractmethod
+    def _compute(self, batch: Batch, hidden_states: bool | None, attentions: bool | None) -> _Output:
+        """Run one step. Raises InputError for an empty sequence that the output has no value for."""
+
+
+class Encoder(_OneStepModel[EncoderOutput]):
+    """A model that computes hidden states. Created by `AutoModel.from_pretrained`.
+
+    A call returns the last hidden state of every token and, if there is a pooler, its output for every sequence. If the
+    checkpoint has a pooler, empty sequences are rejected.
+    """
+
+    def _compute(self, batch: Batch, hidden_states: bool | None, attentions: bool | None) -> EncoderOutput:
         if "pooler_output" in self.traced.outputs:
             batch.need_tokens("pooler_output is that of the first token")
-        results = self._run(batch, hidden_states=output_hidden_states, attentions=output_attentions)
-        output = EncoderOutput(
+        results = self._run(batch, hidden_states=hidden_states, attentions=attentions)
+        return EncoderOutput(
             results.per_token("last_hidden_state"),
             results.per_sequence("pooler_output"),
             results.hidden_states(),
             results.attentions(),
         )
-        return finish_output(output, return_dict)
 
 
-class SequenceClassifier(Model):
+class SequenceClassifier(_OneStepModel[SequenceClassifierOutput]):
     """A model that computes one row of logits per sequence.
 
-    Created by `AutoModelForSequenceClassification.from_pretrained`.
+    Created by `AutoModelForSequenceClassification.from_pretrained`. A call returns logits [batch, num_labels];
+    [num_labels] for a 1-D input. GPT-2 uses the last token that is neither masked nor padding (`config.pad_token_id`).
+    Empty sequences are rejected.
     """
 
     @property
@@ -79,57 +98,9 @@ class SequenceClassifier(Model):
         """The names of the classes."""
         return dict(enumerate(self.config.labels))
 
-    @overload
-    def __call__(
-        self,
-        input_ids: object = ...,
-        attention_mask: object = ...,
-        token_type_ids: object = ...,
-        output_hidden_states: bool | None = ...,
-        output_attentions: bool | None = ...,
-        *,
-        position_ids: object = ...,
-        return_dict: Literal[True] | None = ...,
-        **others: Any,
-    ) -> SequenceClassifierOutput: ...
-    @overload
-    def __call__(
-        self,
-        input_ids: object = ...,
-        attention_mask: object = ...,
-        token_type_ids: object = ...,
-        output_hidden_states: bool | None = ...,
-        output_attentions: bool | None = ...,
-        *,
-        position_ids: object = ...,
-        return_dict: Literal[False],
-        **others: Any,
-    ) -> tuple[Any, ...]: ...
-    def __call__(
-        self,
-        input_ids: object = None,
-        attention_mask: object = None,
-        token_type_ids: object = None,
-        output_hidden_states: bool | None = None,
-        output_attentions: bool | None = None,
-        *,
-        position_ids: object = None,
-        return_dict: bool | None = None,
-        **others: Any,
-    ) -> Any:
-        """Return logits [batch, num_labels]; [num_labels] for a 1-D input.
-
-        GPT-2 uses the last token that is neither masked nor padding (`config.pad_token_id`). position_ids, return_dict
-        and others: as in CausalLM. Empty sequences are rejected. Raises DTypeError, InputError, ContextLengthError.
-        """
-        batch = self._read(input_ids, attention_mask, token_type_ids, position_ids, others)
+    def _compute(self, batch: Batch, hidden_states: bool | None, attentions: bool | None) -> SequenceClassifierOutput:
         batch.need_tokens("the classes are those of one of its tokens")
-        results = self._run(
-            batch,
-            hidden_states=output_hidden_states,
-            attentions=output_attentions,
-            wanted=batch.last_rows(self.config.pad_token_id),
-        )
+        wanted = batch.last_rows(self.config.pad_token_id)
+        results = self._run(batch, hidden_states=hidden_states, attentions=attentions, wanted=wanted)
         logits = cast(Array, results.per_sequence("logits"))
-        output = SequenceClassifierOutput(logits, results.hidden_states(), results.attentions())
-        return finish_output(output, return_dict)
+        return SequenceClassifierOutput(logits, results.hidden_states(), results.attentions())

@@ -31,6 +31,7 @@ from fastattn.checks import check_flag, quote
 from fastattn.errors import FastattnError, InputError
 from fastattn.graph.executor import Executor
 from fastattn.graph.ir import Program
+from fastattn.graph.quantize import embedding_tables
 from fastattn.graph.rewrites import optimise, with_outputs
 from fastattn.models.inputs import Batch, read_model_batch
 from fastattn.models.registry import BuiltModel, ModelConfig
@@ -115,8 +116,7 @@ class Model:
         """Return the number of weights; tied weights count once. exclude_embeddings: omit the embedding tables."""
         check_flag("only_trainable", only_trainable)
         program = self.traced
-        tables = {op.weights[0] for op in program.ops if op.kind == "embedding"}
-        left_out = tables if check_flag("exclude_embeddings", exclude_embeddings) else set()
+        left_out = embedding_tables(program) if check_flag("exclude_embeddings", exclude_embeddings) else set()
         return sum(math.prod(weight.shape) for name, weight in program.weights.items() if name not in left_out)
 
     @property

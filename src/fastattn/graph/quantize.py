@@ -169,8 +169,12 @@ def _polynomial(x: NDArray[np.floating[Any]], coefficients: tuple[float, ...]) -
 
 def tied_embeddings(program: Program) -> set[str]:
     """Return the names of the weights that are a matrix and are also read as a table."""
-    tables = {op.weights[0] for op in program.ops if op.kind == "embedding"}
-    return {name for name in tables if program.weights[name].use == "matrix"}
+    return {name for name in embedding_tables(program) if program.weights[name].use == "matrix"}
+
+
+def embedding_tables(program: Program) -> set[str]:
+    """Return the names of the weights that are read as a table."""
+    return {op.weights[0] for op in program.ops if op.kind == "embedding"}
 
 
 def weight_formats(program: Program, dtype: str, head_dtype: str | None = None) -> dict[str, str]:

@@ -198,7 +198,7 @@ def _build(
     costs: dict[str, Cost] = defaultdict(Cost)
     least: dict[str, LeastTime] = defaultdict(lambda: LeastTime(0.0, 0.0))
     for op, seconds in zip(program.ops, op_seconds, strict=True):
-        if op.kind == "slice":  # a view, no work
+        if KINDS[op.kind].reads == "view":  # no work
             continue
         name, cost = op_name(program, op), op_cost(program, op, shape, formats)
         spent[name].append(seconds)

@@ -22,6 +22,7 @@ def read_only(**advice: str) -> Callable[[type[_Class]], type[_Class]]:
         raise ReadOnlyError(f"{type(self).__name__}.{name}: modules are read-only; {what}")
 
     def decorate(cls: type[_Class]) -> type[_Class]:
+        # A frozen dataclass must not define these methods itself, so they are replaced afterwards; mypy rejects that.
         cls.__setattr__ = refuse  # type: ignore[method-assign]
         cls.__delattr__ = refuse  # type: ignore[method-assign]
         return cls
