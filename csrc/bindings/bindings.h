@@ -7,8 +7,10 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include <condition_variable>
 #include <exception>
 #include <functional>
+#include <mutex>
 #include <string>
 
 #include "core/error.h"
@@ -44,7 +46,7 @@ inline bool in_main_interpreter(const char* name) {
 #define FASTATTN_MODULE(name, variable) FASTATTN_MODULE_OF(name, variable)
 
 // Looks up numpy's C interface, which pybind11 would otherwise do in the first call with an array. pybind11 releases
-// the GIL meanwhile, without the precautions of GilReleased below.
+// the GIL meanwhile, without the precautions of GilReleased below; ImportGuard covers it.
 inline void look_up_numpy() {
     (void)py::dtype::of<float>();
 }
@@ -108,6 +110,40 @@ public:
 
 private:
     PyThreadState* state_;
+};
+
+// Makes the end of the interpreter wait for an import of this module that another thread has begun. pybind11 releases
+// the GIL during the import, without the precautions of GilReleased: if the interpreter ended meanwhile, Python 3.13
+// and older would unwind the importing thread, and the process would abort.
+class ImportGuard {
+public:
+    ImportGuard() {
+        state().process = getpid();
+        py::module_::import("atexit").attr("register")(py::cpp_function(&ImportGuard::wait));
+    }
+    ~ImportGuard() {
+        const std::lock_guard lock(state().mutex);
+        state().process = 0;
+        state().finished.notify_all();
+    }
+    ImportGuard(const ImportGuard&) = delete;
+    ImportGuard& operator=(const ImportGuard&) = delete;
+
+private:
+    struct State {
+        std::mutex mutex;
+        std::condition_variable finished;
+        pid_t process = 0;  // that imports; in the child of a fork, the importing thread does not exist
+    };
+    static State& state() {
+        static auto* const value = new State;  // threads may outlive static objects
+        return *value;
+    }
+    static void wait() {
+        const GilReleased released;
+        std::unique_lock lock(state().mutex);
+        state().finished.wait(lock, [] { return state().process != getpid(); });
+    }
 };
 
 // Checks for signals while the GIL is released. After it returned true, `error` has the Python error.

@@ -181,6 +181,7 @@ void register_executor(py::module_& m) {
 
 FASTATTN_MODULE(FASTATTN_CUDA_MODULE, m) {
     m.doc() = "The CUDA executor of fastattn; the public interface is the package around it.";
+    const fastattn::ImportGuard guard;
     fastattn::look_up_numpy();
     fastattn::register_errors(m);
     m.def("device_info", &fastattn::cuda::device_info,
