@@ -4,11 +4,11 @@
 #include <cstring>
 
 #include "bindings/bindings.h"
-#include "bindings/names.h"
 #include "bindings/objects.h"
 #include "bindings/read_spec.h"
 #include "bindings/step_arrays.h"
 #include "cuda/executor.h"
+#include "program/names.h"
 
 #ifndef FASTATTN_CUDA_MODULE
 #define FASTATTN_CUDA_MODULE _cuda

@@ -2,8 +2,8 @@
 #include <utility>
 
 #include "bindings/bindings.h"
-#include "bindings/names.h"
 #include "bindings/read_spec.h"
+#include "program/op_kind.h"
 
 #include <pybind11/stl.h>
 
@@ -12,17 +12,7 @@ namespace {
 
 constexpr Named<Rows> kRowNames[] = {
     {"tokens", Rows::kTokens}, {"wanted", Rows::kWanted}, {"sequences", Rows::kSequences}};
-constexpr Named<OpKind> kOpNames[] = {
-    {"embedding", OpKind::kEmbedding},     {"add", OpKind::kAdd},
-    {"layer_norm", OpKind::kLayerNorm},    {"linear", OpKind::kLinear},
-    {"activation", OpKind::kActivation},   {"slice", OpKind::kSlice},
-    {"attention", OpKind::kAttention},     {"attention_probs", OpKind::kAttentionProbs},
-    {"gather_rows", OpKind::kGatherRows},  {"pool", OpKind::kPool},
-    {"l2_normalize", OpKind::kL2Normalize}};
-constexpr Named<Index> kIndexNames[] = {
-    {"token_ids", Index::kTokenIds}, {"positions", Index::kPositions}, {"token_type_ids", Index::kTokenTypeIds}};
-constexpr Named<Gather> kGatherNames[] = {
-    {"tokens", Gather::kTokens}, {"wanted", Gather::kWanted}, {"first", Gather::kFirst}, {"last", Gather::kLast}};
+
 template <class T, size_t n>
 T lookup(const Named<T> (&names)[n], const char* what, const py::handle& name) {
     return value_of(names, name.cast<std::string>(), what, ErrorKind::kConfig);
@@ -47,43 +37,18 @@ Format kv_format_from(const std::string& name) {
 
 namespace {
 
-// Reads the attrs of one op into the fields of its kind. An unknown attr is an error, never ignored.
-void read_attrs(const py::dict& attrs, OpSpec& op) {
-    for (const auto& [key, value] : attrs) {
-        const auto name = key.cast<std::string>();
-        if (name == "activation")
-            op.activation = lookup(kActivationNames, "program: activation", value);
-        else if (name == "index")
-            op.index = lookup(kIndexNames, "program: index", value);
-        else if (name == "which" || name == "q_rows")
-            op.gather = lookup(kGatherNames, "program: rows", value);
-        else if (name == "pool")
-            op.pool = lookup(kPoolNames, "program: pool", value);
-        else if (name == "has_bias")
-            op.has_bias = value.cast<bool>();
-        else if (name == "has_residual")
-            op.has_residual = value.cast<bool>();
-        else if (name == "causal")
-            op.causal = value.cast<bool>();
-        else if (name == "offset")
-            op.offset = op.index_offset = value.cast<int32_t>();
-        else if (name == "width")
-            continue;  // the width of the output
-        else if (name == "layer")
-            op.layer = value.cast<int32_t>();
-        else if (name == "n_head")
-            op.n_head = value.cast<int32_t>();
-        else if (name == "n_kv_head")
-            op.n_kv_head = value.cast<int32_t>();
-        else if (name == "head_dim")
-            op.head_dim = value.cast<int32_t>();
-        else if (name == "eps")
-            op.eps = value.cast<float>();
-        else if (name == "scale")
-            op.scale = value.cast<float>();
-        else
-            throw Error(ErrorKind::kConfig, "program: unknown attr " + name);
-    }
+AttrValue value_of_attr(const py::handle& value) {
+    if (py::isinstance<py::bool_>(value)) return value.cast<bool>();
+    if (py::isinstance<py::int_>(value)) return value.cast<int64_t>();
+    if (py::isinstance<py::float_>(value)) return value.cast<double>();
+    return value.cast<std::string>();
+}
+
+Attrs attrs_from(const py::handle& kind, const py::dict& dict) {
+    std::map<std::string, AttrValue> values;
+    for (const auto& [name, value] : dict) values[name.cast<std::string>()] = value_of_attr(value);
+    AttrReader attrs(std::move(values));
+    return read_attrs(kind.cast<std::string>(), attrs);
 }
 
 ProgramSpec read_spec(const py::dict& dict) {
@@ -95,11 +60,10 @@ ProgramSpec read_spec(const py::dict& dict) {
     for (const auto& item : dict["ops"]) {
         const auto fields = item.cast<py::tuple>();
         OpSpec op;
-        op.kind = lookup(kOpNames, "program: op", fields[0]);
         op.inputs = fields[1].cast<std::vector<int32_t>>();
         op.output = fields[2].cast<int32_t>();
         op.weights = fields[3].cast<std::vector<int32_t>>();
-        read_attrs(fields[4].cast<py::dict>(), op);
+        op.attrs = attrs_from(fields[0], fields[4].cast<py::dict>());
         spec.ops.push_back(std::move(op));
     }
     spec.weights = dict["weights"].cast<std::vector<std::string>>();

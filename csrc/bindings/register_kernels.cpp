@@ -8,7 +8,7 @@
 #include <string>
 #include <vector>
 
-#include "bindings/names.h"
+#include "program/names.h"
 #include "program/pack.h"
 #include "runtime/cpu.h"
 

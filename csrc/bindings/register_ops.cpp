@@ -3,9 +3,9 @@
 #include <mutex>
 
 #include "bindings/bindings.h"
-#include "bindings/names.h"
 #include "core/buffer.h"
 #include "ops/ops.h"
+#include "program/names.h"
 #include "program/pack.h"
 #include "runtime/cpu.h"
 #include "runtime/owned_mutex.h"

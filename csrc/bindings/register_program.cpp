@@ -3,12 +3,12 @@
 #include <array>
 
 #include "bindings/bindings.h"
-#include "bindings/names.h"
 #include "bindings/objects.h"
 #include "bindings/read_spec.h"
 #include "bindings/step_arrays.h"
 #include "program/decoding.h"
 #include "program/executor.h"
+#include "program/names.h"
 #include "program/pack.h"
 #include "program/sampler.h"
 

@@ -46,7 +46,7 @@ Executor::Executor(std::shared_ptr<Engine> engine, ProgramSpec spec, Type kv_typ
     : engine_(std::move(engine)), spec_(std::move(spec)), kv_type_(kv_type) {
     engine_->check_process();
     check_spec(spec_);
-    check_weights();
+    find_weights();
     find_rough_activations(
         spec_, [this](int32_t weight) { return weights_[static_cast<size_t>(weight)]->type != Type::kFloat32; });
     std::vector<Type> types;
@@ -56,31 +56,21 @@ Executor::Executor(std::shared_ptr<Engine> engine, ProgramSpec spec, Type kv_typ
     prepare_products();
 }
 
-void Executor::check_weights() {
+void Executor::find_weights() {
     for (const auto& name : spec_.weights) {
         weights_.push_back(engine_->find(name));
         if (weights_.back() == nullptr) bad_spec("weight " + name + " is not loaded");
     }
-    const auto expect = [&](const OpSpec& op, size_t i, Use use, int64_t rows, int64_t columns) {
-        const Weight& weight = *weights_[static_cast<size_t>(op.weights[i])];
-        const bool fits = weight.use == use && weight.rows == rows && weight.columns == columns &&
-                          (use != Use::kVector || weight.type == Type::kFloat32);
-        if (!fits) bad_spec("weight " + spec_.weights[static_cast<size_t>(op.weights[i])] + " does not fit its op");
-    };
-    for (const auto& op : spec_.ops) {
-        const int64_t width = spec_.values[static_cast<size_t>(op.output)].width;
-        if (op.kind == OpKind::kLinear) {
-            expect(op, 0, Use::kMatrix, width, spec_.values[static_cast<size_t>(op.inputs[0])].width);
-            if (op.has_bias) expect(op, 1, Use::kVector, width, 1);
-        } else if (op.kind == OpKind::kLayerNorm) {
-            expect(op, 0, Use::kVector, width, 1);
-            expect(op, 1, Use::kVector, width, 1);
-        } else if (op.kind == OpKind::kEmbedding) {
-            const Weight& table = *weights_[static_cast<size_t>(op.weights[0])];
-            if (table.use == Use::kVector || table.columns != width)
-                bad_spec("weight " + spec_.weights[static_cast<size_t>(op.weights[0])] + " does not fit its op");
+    check_weights(spec_, [this](int32_t index, const WeightNeed& need) {
+        const Weight& weight = *weights_[static_cast<size_t>(index)];
+        if ((need.rows >= 0 && weight.rows != need.rows) || weight.columns != need.columns) return false;
+        switch (need.role) {
+            case WeightRole::kMatrix: return weight.use == Use::kMatrix;
+            case WeightRole::kTable: return weight.use != Use::kVector;
+            case WeightRole::kVector: return weight.use == Use::kVector && weight.type == Type::kFloat32;
         }
-    }
+        return false;
+    });
 }
 
 // Decides once, for every number of rows, whether cuBLASLt computes the product of a linear.
@@ -89,7 +79,7 @@ void Executor::prepare_products() {
     CublasLt* library = engine_->library();
     for (size_t i = 0; i < spec_.ops.size() && library != nullptr; ++i) {
         const OpSpec& op = spec_.ops[i];
-        if (op.kind != OpKind::kLinear) continue;
+        if (!op.is<LinearAttrs>()) continue;
         const Weight& weight = *weights_[static_cast<size_t>(op.weights[0])];
         const Place& x = plan_->places()[static_cast<size_t>(op.inputs[0])];
         // Columns of a wider value start at any float, but the algorithms need rows at multiples of 16 bytes.
@@ -131,12 +121,13 @@ int64_t Executor::rows_of(int32_t value, const StepInput& step) const {
 
 int64_t Executor::output_floats(int32_t value, const StepInput& step) const {
     for (const auto& op : spec_.ops) {
-        if (op.output != value || op.kind != OpKind::kAttentionProbs) continue;
+        const auto* probs = op.as<AttentionProbsAttrs>();
+        if (op.output != value || probs == nullptr) continue;
         int64_t total = 0;
         for (int32_t s = 0; s < step.n_sequences; ++s) {
             const int64_t length = step.cu_seqlens[s + 1] - step.cu_seqlens[s];
             const int64_t start = step.caches.empty() ? 0 : step.caches[static_cast<size_t>(s)]->length();
-            total += op.n_head * length * (length + start);
+            total += probs->n_head * length * (length + start);
         }
         return total;
     }
@@ -190,14 +181,15 @@ void Executor::place_maps(const StepInput& step, Running& running) {
     std::vector<int64_t> offsets;
     int64_t floats = 0;
     for (const OpSpec& op : spec_.ops) {
-        if (op.kind != OpKind::kAttentionProbs) continue;
+        const auto* probs = op.as<AttentionProbsAttrs>();
+        if (probs == nullptr) continue;
         running.maps.push_back({op.output, floats});
         for (int32_t s = 0; s < running.sizes.sequences; ++s) {
             offsets.push_back(floats);
             if (s >= step.n_sequences) continue;
             const int64_t length = step.cu_seqlens[s + 1] - step.cu_seqlens[s];
             const int64_t start = step.caches.empty() ? 0 : step.caches[static_cast<size_t>(s)]->length();
-            floats += op.n_head * length * (length + start);
+            floats += probs->n_head * length * (length + start);
         }
     }
     if (offsets.empty()) return;
@@ -211,7 +203,7 @@ void Executor::place_maps(const StepInput& step, Running& running) {
 
 void Executor::launch(const Running& running) {
     const auto launches = [&] {
-        for (const OpSpec& op : spec_.ops) launch_op(op, running);
+        for (size_t i = 0; i < spec_.ops.size(); ++i) launch_op(i, running);
     };
     if (running.sizes.tokens > kGraphTokens || !running.maps.empty()) return launches();
     if (graphs_base_ != running.base || graphs_moves_ != kv_pool_->moves() || graphs_.size() >= kMostGraphs)

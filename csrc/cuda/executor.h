@@ -125,7 +125,7 @@ private:
         const int32_t* of(int64_t offset) const { return arrays + offset; }
     };
 
-    void check_weights();
+    void find_weights();
     void check(const StepInput& step) const;
     void prepare_products();
     Running start(const StepInput& step, int64_t more_staging);
@@ -140,15 +140,11 @@ private:
     [[noreturn]] static void refuse_row(int32_t row, SampleStatus status);
 
     // One op (run_op.cpp).
-    void launch_op(const OpSpec& op, const Running& running);
-    void embedding(const OpSpec& op, const Running& running);
-    void linear(const OpSpec& op, const Running& running);
-    void attention(const OpSpec& op, const Running& running);
-    ProductArgs product_of(const OpSpec& op, const Running& running) const;
+    struct OpRun;
+    void launch_op(size_t index, const Running& running);
     Rows rows(const Running& running, fastattn::Rows kind) const;
     View view(int32_t value, const Running& running) const;
     Output output(int32_t value, const Running& running) const;
-    const float* vector(const OpSpec& op, size_t i) const;
 
     std::shared_ptr<Engine> engine_;
     ProgramSpec spec_;

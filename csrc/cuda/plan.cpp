@@ -4,6 +4,8 @@
 #include <bit>
 #include <utility>
 
+#include "program/op_kind.h"
+
 namespace fastattn::cuda {
 namespace {
 
@@ -26,19 +28,14 @@ bool is_16_bit(Type type) {
     return type != Type::kFloat32;
 }
 
-bool writes_rounded(OpKind kind) {
-    return kind != OpKind::kEmbedding && kind != OpKind::kSlice && kind != OpKind::kAttentionProbs;
+// Whether an op can write its rows in the type of the linear that reads them.
+bool writes_rounded(const OpSpec& op) {
+    const OpKind& kind = kind_of(op);
+    return !op.is<EmbeddingAttrs>() && !kind.is_view && !kind.writes_maps;
 }
 
 int64_t row_bytes(const ValueSpec& value, Type type) {
     return row_elements(value.width) * bytes_of(type);
-}
-
-// The input whose memory an op may overwrite with its output, or -1.
-int32_t taken_by(const OpSpec& op) {
-    if (op.kind == OpKind::kLayerNorm) return op.inputs[0];
-    if (op.kind == OpKind::kLinear && op.has_residual && op.inputs[0] != op.inputs[1]) return op.inputs[1];
-    return -1;
 }
 
 }  // namespace
@@ -77,129 +74,65 @@ Sizes bucket_of(const Sizes& sizes) {
 }
 
 Plan::Plan(const ProgramSpec& spec, std::vector<Type> weight_types) : weight_types_(std::move(weight_types)) {
-    find_places(spec);
-    find_readers(spec);
-    find_slots(spec);
-}
-
-void Plan::find_places(const ProgramSpec& spec) {
-    places_.resize(spec.values.size());
-    for (size_t v = 0; v < places_.size(); ++v) places_[v].parent = static_cast<int32_t>(v);
-    for (const OpSpec& op : spec.ops) {
-        if (op.kind != OpKind::kSlice) continue;
-        const Place& source = places_[static_cast<size_t>(op.inputs[0])];
-        Place& place = places_[static_cast<size_t>(op.output)];
-        place.parent = source.parent, place.column = source.column + op.offset;
-    }
-}
-
-bool Plan::input_rounded(const OpSpec& op) const {
-    const Place& place = places_[static_cast<size_t>(op.inputs[0])];
-    return place.parent == op.inputs[0] && reads_rounded_[static_cast<size_t>(op.inputs[0])] &&
-           place.rounded_type == weight_type(op.weights[0]);
-}
-
-bool Plan::product_apart(const OpSpec& op) const {
-    const Place& out = places_[static_cast<size_t>(op.output)];
-    if (out.slot < 0) return true;
-    return op.has_residual &&
-           places_[static_cast<size_t>(places_[static_cast<size_t>(op.inputs[1])].parent)].slot == out.slot;
-}
-
-// Finds which values are read as float32, and which as rows that their writer rounded.
-void Plan::find_readers(const ProgramSpec& spec) {
-    const size_t n = spec.values.size();
-    reads_floats_.assign(n, false), reads_rounded_.assign(n, false);
-    std::vector<const OpSpec*> writer(n, nullptr);
-    std::vector<bool> read(n, false);
-    const auto as_floats = [&](int32_t value) {
-        const auto parent = static_cast<size_t>(places_[static_cast<size_t>(value)].parent);
-        read[parent] = reads_floats_[parent] = true;
-    };
-    for (const OpSpec& op : spec.ops) {
-        writer[static_cast<size_t>(op.output)] = &op;
-        for (size_t i = 0; i < op.inputs.size(); ++i) {
-            const int32_t input = op.inputs[i];
-            const bool product = op.kind == OpKind::kLinear && i == 0 && is_16_bit(weight_type(op.weights[0]));
-            if (!product) {
-                if (op.kind != OpKind::kSlice) as_floats(input);
-                continue;
-            }
-            Place& place = places_[static_cast<size_t>(input)];
-            const Type type = weight_type(op.weights[0]);
-            const bool own = place.parent == input && writes_rounded(writer[static_cast<size_t>(input)]->kind);
-            if (own && (!reads_rounded_[static_cast<size_t>(input)] || place.rounded_type == type)) {
-                place.rounded_type = type;
-                read[static_cast<size_t>(input)] = reads_rounded_[static_cast<size_t>(input)] = true;
-            } else {
-                as_floats(input);
-            }
-        }
-    }
-    for (const int32_t output : spec.outputs) as_floats(output);
-    for (const OpSpec& op : spec.ops)  // a value without readers is written, too
-        if (!read[static_cast<size_t>(op.output)] && op.kind != OpKind::kSlice) as_floats(op.output);
-}
-
-int32_t Plan::slot_for(fastattn::Rows rows, int64_t row_bytes) {
-    size_t found = slots_.size();
-    for (size_t s = 0; s < slots_.size() && found == slots_.size(); ++s)
-        if (free_[s] && slots_[s].rows == rows) found = s;
-    if (found == slots_.size()) {
-        slots_.push_back({rows, 0});
-        free_.push_back(false);
-    }
-    free_[found] = false;
-    slots_[found].row_bytes = std::max(slots_[found].row_bytes, row_bytes);
-    return static_cast<int32_t>(found);
-}
-
-void Plan::find_slots(const ProgramSpec& spec) {
-    std::vector<size_t> last_use(spec.values.size(), 0);
-    for (size_t i = 0; i < spec.ops.size(); ++i) {
-        const OpSpec& op = spec.ops[i];
-        last_use[static_cast<size_t>(places_[static_cast<size_t>(op.output)].parent)] = i;
-        for (const int32_t input : op.inputs)
-            last_use[static_cast<size_t>(places_[static_cast<size_t>(input)].parent)] = i;
-    }
-    for (const int32_t output : spec.outputs)  // read after all ops
-        last_use[static_cast<size_t>(places_[static_cast<size_t>(output)].parent)] = spec.ops.size();
+    Lifetimes lifetimes(spec);
+    for (const Source& source : lifetimes.sources())
+        places_.push_back({.parent = source.parent, .column = source.column});
+    const std::vector<Readers> readers = find_readers(spec);
     for (size_t i = 0; i < spec.ops.size(); ++i) {
         const OpSpec& op = spec.ops[i];
         const auto out = static_cast<size_t>(op.output);
-        Place& place = places_[out];
-        const ValueSpec& value = spec.values[out];
-        if (op.kind != OpKind::kSlice && op.kind != OpKind::kAttentionProbs) {
-            if (reads_floats_[out] && can_take_over(spec, op) && last_use[static_cast<size_t>(taken_by(op))] == i)
-                place.slot = places_[static_cast<size_t>(taken_by(op))].slot;
-            if (reads_floats_[out] && place.slot < 0)
-                place.slot = slot_for(value.rows, row_bytes(value, Type::kFloat32));
-            if (reads_rounded_[out]) place.rounded = slot_for(value.rows, row_bytes(value, place.rounded_type));
+        if (!kind_of(op).is_view && !kind_of(op).writes_maps) {
+            Place& place = places_[out];
+            if (readers[out].floats) place.slot = lifetimes.place(i, row_bytes(spec.out(op), Type::kFloat32));
+            if (readers[out].rounded)
+                place.rounded = lifetimes.place_copy(i, row_bytes(spec.out(op), place.rounded_type));
         }
-        for (const int32_t input : op.inputs) {
-            const auto parent = static_cast<size_t>(places_[static_cast<size_t>(input)].parent);
-            const Place& source = places_[parent];
-            if (last_use[parent] != i) continue;
-            if (source.slot >= 0 && source.slot != place.slot) free_[static_cast<size_t>(source.slot)] = true;
-            if (source.rounded >= 0) free_[static_cast<size_t>(source.rounded)] = true;
-        }
-        if (last_use[out] != i || place.parent != op.output) continue;  // else it has no reader
-        if (place.slot >= 0) free_[static_cast<size_t>(place.slot)] = true;
-        if (place.rounded >= 0) free_[static_cast<size_t>(place.rounded)] = true;
+        lifetimes.release(i);
     }
+    slots_ = lifetimes.slots();
 }
 
-// Whether the output may overwrite the input of taken_by().
-bool Plan::can_take_over(const ProgramSpec& spec, const OpSpec& op) const {
-    const int32_t from = taken_by(op);
-    if (from < 0) return false;
-    const Place& source = places_[static_cast<size_t>(from)];
-    const ValueSpec &given = spec.values[static_cast<size_t>(from)],
-                    &value = spec.values[static_cast<size_t>(op.output)];
-    // x may be a slice of the linear's residual, whose other columns are read later.
-    const bool looks = op.kind == OpKind::kLinear && places_[static_cast<size_t>(op.inputs[0])].parent == from;
-    return !looks && source.parent == from && source.slot >= 0 && given.width == value.width &&
-           given.rows == value.rows;
+bool Plan::input_rounded(const OpSpec& op) const {
+    const Place& from = place(op.inputs[0]);
+    return from.parent == op.inputs[0] && from.rounded >= 0 && from.rounded_type == weight_type(op.weights[0]);
+}
+
+bool Plan::product_apart(const OpSpec& op) const {
+    const Place& out = place(op.output);
+    if (out.slot < 0) return true;
+    return op.as<LinearAttrs>()->has_residual && place(place(op.inputs[1]).parent).slot == out.slot;
+}
+
+// Finds which values are read as float32, and which as rows that their writer rounded.
+std::vector<Plan::Readers> Plan::find_readers(const ProgramSpec& spec) {
+    std::vector<Readers> readers(spec.values.size());
+    std::vector<const OpSpec*> writer(spec.values.size(), nullptr);
+    const auto as_floats = [&](int32_t value) { readers[static_cast<size_t>(place(value).parent)].floats = true; };
+    const auto as_product = [&](int32_t value, Type type) {
+        Place& from = places_[static_cast<size_t>(value)];
+        Readers& of = readers[static_cast<size_t>(value)];
+        const bool own = from.parent == value && writes_rounded(*writer[static_cast<size_t>(value)]);
+        if (!own || (of.rounded && from.rounded_type != type)) return as_floats(value);
+        from.rounded_type = type;
+        of.rounded = true;
+    };
+    for (const OpSpec& op : spec.ops) {
+        writer[static_cast<size_t>(op.output)] = &op;
+        if (kind_of(op).is_view) continue;
+        const bool rounds = op.is<LinearAttrs>() && is_16_bit(weight_type(op.weights[0]));
+        for (size_t i = 0; i < op.inputs.size(); ++i) {
+            if (rounds && i == 0)
+                as_product(op.inputs[0], weight_type(op.weights[0]));
+            else
+                as_floats(op.inputs[i]);
+        }
+    }
+    for (const int32_t output : spec.outputs) as_floats(output);
+    for (const OpSpec& op : spec.ops) {  // a value without readers is written, too
+        const Readers& of = readers[static_cast<size_t>(op.output)];
+        if (!of.floats && !of.rounded && !kind_of(op).is_view) as_floats(op.output);
+    }
+    return readers;
 }
 
 StepLayout::StepLayout(const Sizes& sizes) {
@@ -268,12 +201,11 @@ Workspace::Workspace(const Plan& plan, const ProgramSpec& spec, const Sizes& siz
         return begin;
     };
     step = take(StepLayout(sizes).words * int64_t{sizeof(int32_t)});
-    for (const Slot& slot : plan.slots()) slots.push_back(take(slot.row_bytes * sizes.rows(slot.rows)));
+    for (const Slot& slot : plan.slots()) slots.push_back(take(slot.size * sizes.rows(slot.rows)));
     int64_t most_round = 0, most_product = 0;
     for (const OpSpec& op : spec.ops) {
-        if (op.kind != OpKind::kLinear) continue;
-        const ValueSpec &x = spec.values[static_cast<size_t>(op.inputs[0])],
-                        &out = spec.values[static_cast<size_t>(op.output)];
+        if (!op.is<LinearAttrs>()) continue;
+        const ValueSpec &x = spec.in(op, 0), &out = spec.out(op);
         const int64_t rows = sizes.rows(x.rows);
         const Type type = plan.weight_type(op.weights[0]);
         if (is_16_bit(type) && !plan.input_rounded(op)) most_round = std::max(most_round, rows * row_bytes(x, type));
@@ -282,10 +214,13 @@ Workspace::Workspace(const Plan& plan, const ProgramSpec& spec, const Sizes& siz
     round = take(most_round);
     product = take(most_product);
     int64_t most_partials = 0;
-    for (const OpSpec& op : spec.ops)
-        if (op.kind == OpKind::kAttention && most_queries(sizes, op.gather) <= 1)
-            most_partials = std::max(most_partials, decode_partial_floats(query_rows(sizes, op.gather), op.n_head,
-                                                                          sizes.positions, op.head_dim));
+    for (const OpSpec& op : spec.ops) {
+        const auto* attention = op.as<AttentionAttrs>();
+        if (attention == nullptr || most_queries(sizes, attention->q_rows) > 1) continue;
+        most_partials =
+            std::max(most_partials, decode_partial_floats(query_rows(sizes, attention->q_rows), attention->n_head,
+                                                          sizes.positions, attention->head_dim));
+    }
     partials = take(most_partials * int64_t{sizeof(float)});
     own_pages = take(spec.n_layer > 0 ? cuda::own_pages(sizes) * kv_layer_bytes : 0);
 }

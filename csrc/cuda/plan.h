@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "cuda/kernels/kernels.h"
+#include "program/lifetimes.h"
 #include "program/spec.h"
 #include "program/step.h"
 
@@ -53,19 +54,13 @@ struct Place {
     Type rounded_type = Type::kFloat32;
 };
 
-// Memory that several values use, one after the other.
-struct Slot {
-    fastattn::Rows rows;
-    int64_t row_bytes;  // a multiple of 16
-};
-
 class Plan {
 public:
     // weight_types: one per weight of the spec.
     Plan(const ProgramSpec& spec, std::vector<Type> weight_types);
 
     const std::vector<Place>& places() const { return places_; }
-    const std::vector<Slot>& slots() const { return slots_; }
+    const std::vector<Slot>& slots() const { return slots_; }  // sizes: bytes of a row, a multiple of 16
     Type weight_type(int32_t weight) const { return weight_types_[static_cast<size_t>(weight)]; }
     // Whether the input of a linear is already rounded. If not, the linear rounds it first.
     bool input_rounded(const OpSpec& op) const;
@@ -74,17 +69,16 @@ public:
     bool product_apart(const OpSpec& op) const;
 
 private:
-    void find_places(const ProgramSpec& spec);
-    void find_readers(const ProgramSpec& spec);
-    void find_slots(const ProgramSpec& spec);
-    bool can_take_over(const ProgramSpec& spec, const OpSpec& op) const;
-    int32_t slot_for(fastattn::Rows rows, int64_t row_bytes);
+    // By value: the forms in which it is read.
+    struct Readers {
+        bool floats = false, rounded = false;
+    };
+    std::vector<Readers> find_readers(const ProgramSpec& spec);
+    const Place& place(int32_t value) const { return places_[static_cast<size_t>(value)]; }
 
     std::vector<Type> weight_types_;
     std::vector<Place> places_;
     std::vector<Slot> slots_;
-    std::vector<bool> reads_floats_, reads_rounded_;  // by value: whether this form is needed
-    std::vector<bool> free_;                          // slots, during planning
 };
 
 // The arrays of a step in one piece of memory, copied to the device at once. Offsets from its start in int32.

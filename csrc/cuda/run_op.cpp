@@ -1,5 +1,6 @@
-// Launches one op of a Program.
+// The launch function of every kind of op. A kind without one does not compile (see launch_op).
 #include "cuda/executor.h"
+#include "program/op_kind.h"
 
 namespace fastattn::cuda {
 
@@ -28,267 +29,299 @@ Output Executor::output(int32_t value, const Running& running) const {
     return out;
 }
 
-const float* Executor::vector(const OpSpec& op, size_t i) const {
-    return reinterpret_cast<const float*>(weights_[static_cast<size_t>(op.weights[i])]->data.data());
-}
+// One op of the running step.
+struct Executor::OpRun {
+    const Executor& executor;
+    const Running& running;
+    size_t index;  // of the op
 
-void Executor::launch_op(const OpSpec& op, const Running& running) {
-    const Stream stream = engine_->stream().get();
-    const ValueSpec& value = spec_.values[static_cast<size_t>(op.output)];
-    const Rows rows = this->rows(running, value.rows);
-    const View x = op.inputs.empty() ? View{} : view(op.inputs[0], running);
-    const Output out = op.kind == OpKind::kAttentionProbs ? Output{} : output(op.output, running);
-    switch (op.kind) {
-        case OpKind::kSlice: return;
-        case OpKind::kEmbedding: return embedding(op, running);
-        case OpKind::kLinear: return linear(op, running);
-        case OpKind::kAttention:
-        case OpKind::kAttentionProbs: return attention(op, running);
-        case OpKind::kAdd: {
-            const View y = view(op.inputs[1], running);
-            launch_add({.a = x.data,
-                        .a_stride = x.stride,
-                        .b = y.data,
-                        .b_stride = y.stride,
-                        .rows = rows,
-                        .width = value.width,
-                        .out = out},
-                       stream);
-            return check_launch("add");
-        }
-        case OpKind::kLayerNorm:
-            launch_layer_norm({.x = x.data,
-                               .x_stride = x.stride,
-                               .weight = vector(op, 0),
-                               .bias = vector(op, 1),
-                               .eps = op.eps,
-                               .rows = rows,
-                               .width = value.width,
-                               .out = out},
-                              stream);
-            return check_launch("layer_norm");
-        case OpKind::kActivation:
-            launch_activation({.x = x.data,
-                               .x_stride = x.stride,
-                               .activation = op.activation,
-                               .rough = op.rough,
-                               .rows = rows,
-                               .width = value.width,
-                               .out = out},
-                              stream);
-            return check_launch("activation");
-        case OpKind::kGatherRows: {
-            const StepLayout& layout = running.layout;
-            const int64_t index = op.gather == Gather::kWanted  ? layout.wanted
-                                  : op.gather == Gather::kFirst ? layout.first
-                                                                : layout.last;
-            launch_gather({.x = x.data,
-                           .x_stride = x.stride,
-                           .index = running.of(index),
-                           .rows = rows,
-                           .width = value.width,
-                           .out = out},
-                          stream);
-            return check_launch("gather_rows");
-        }
-        case OpKind::kPool:
-            launch_pool({.x = x.data,
-                         .x_stride = x.stride,
-                         .cu_seqlens = running.of(running.layout.cu_seqlens),
-                         .kind = op.pool,
-                         .sequences = rows,
-                         .width = value.width,
-                         .out = out},
-                        stream);
-            return check_launch("pool");
-        case OpKind::kL2Normalize:
-            launch_l2_normalize(
-                {.x = x.data, .x_stride = x.stride, .eps = op.eps, .rows = rows, .width = value.width, .out = out},
-                stream);
-            return check_launch("l2_normalize");
-    }
-}
+    const OpSpec& op() const { return executor.spec_.ops[index]; }
+    const Plan& plan() const { return *executor.plan_; }
+    Stream stream() const { return executor.engine_->stream().get(); }
+    View in(size_t i) const { return executor.view(op().inputs[i], running); }
+    Output out() const { return executor.output(op().output, running); }
+    int32_t width() const { return executor.spec_.out(op()).width; }
+    Rows rows() const { return rows(executor.spec_.out(op()).rows); }
+    Rows rows(fastattn::Rows kind) const { return executor.rows(running, kind); }
+    const Weight& weight(size_t i) const { return *executor.weights_[static_cast<size_t>(op().weights[i])]; }
+    const float* vector(size_t i) const { return reinterpret_cast<const float*>(weight(i).data.data()); }
 
-void Executor::embedding(const OpSpec& op, const Running& running) {
-    const Weight& weight = *weights_[static_cast<size_t>(op.weights[0])];
+    void launch(const SliceAttrs&) const {}
+    void launch(const EmbeddingAttrs& attrs) const;
+    void launch(const AddAttrs&) const;
+    void launch(const LayerNormAttrs& attrs) const;
+    void launch(const L2NormalizeAttrs& attrs) const;
+    void launch(const ActivationAttrs& attrs) const;
+    void launch(const LinearAttrs& attrs) const;
+    void launch(const GatherRowsAttrs& attrs) const;
+    void launch(const PoolAttrs& attrs) const;
+    void launch(const AttentionAttrs& attrs) const;
+    void launch(const AttentionProbsAttrs& attrs) const;
+
+private:
+    ProductArgs product() const;
+    void round_input(const ProductArgs& product) const;
+    Sequences sequences() const;
+    KvPages pages(const AttentionAttrs& attrs) const;
+    void store(View k, View v, const KvPages& pages) const;
+};
+
+void Executor::OpRun::launch(const EmbeddingAttrs& attrs) const {
+    const Weight& table = weight(0);
     const StepLayout& layout = running.layout;
-    const int64_t index = op.index == Index::kTokenIds    ? layout.token_ids
-                          : op.index == Index::kPositions ? layout.positions
-                                                          : layout.token_type_ids;
-    const ValueSpec& value = spec_.values[static_cast<size_t>(op.output)];
-    const View out = view(op.output, running);
-    launch_embedding({.tables = {{.data = weight.data.data(),
-                                  .type = weight.type,
-                                  .stride = weight.stride,
+    const int64_t index = attrs.index == Index::kTokenIds    ? layout.token_ids
+                          : attrs.index == Index::kPositions ? layout.positions
+                                                             : layout.token_type_ids;
+    const View to = executor.view(op().output, running);
+    launch_embedding({.tables = {{.data = table.data.data(),
+                                  .type = table.type,
+                                  .stride = table.stride,
                                   .index = running.of(index),
-                                  .offset = op.index_offset}},
+                                  .offset = attrs.offset}},
                       .n_tables = 1,
-                      .rows = rows(running, value.rows),
-                      .width = value.width,
-                      .out = out.data,
-                      .out_stride = out.stride},
-                     engine_->stream().get());
-    check_launch("embedding");
+                      .rows = rows(),
+                      .width = width(),
+                      .out = to.data,
+                      .out_stride = to.stride},
+                     stream());
 }
 
-ProductArgs Executor::product_of(const OpSpec& op, const Running& running) const {
-    const Weight& weight = *weights_[static_cast<size_t>(op.weights[0])];
-    const auto input = static_cast<size_t>(op.inputs[0]);
-    const ValueSpec &x = spec_.values[input], &value = spec_.values[static_cast<size_t>(op.output)];
+void Executor::OpRun::launch(const AddAttrs&) const {
+    const View a = in(0), b = in(1);
+    launch_add({.a = a.data,
+                .a_stride = a.stride,
+                .b = b.data,
+                .b_stride = b.stride,
+                .rows = rows(),
+                .width = width(),
+                .out = out()},
+               stream());
+}
+
+void Executor::OpRun::launch(const LayerNormAttrs& attrs) const {
+    const View x = in(0);
+    launch_layer_norm({.x = x.data,
+                       .x_stride = x.stride,
+                       .weight = vector(0),
+                       .bias = vector(1),
+                       .eps = attrs.eps,
+                       .rows = rows(),
+                       .width = width(),
+                       .out = out()},
+                      stream());
+}
+
+void Executor::OpRun::launch(const L2NormalizeAttrs& attrs) const {
+    const View x = in(0);
+    launch_l2_normalize(
+        {.x = x.data, .x_stride = x.stride, .eps = attrs.eps, .rows = rows(), .width = width(), .out = out()},
+        stream());
+}
+
+void Executor::OpRun::launch(const ActivationAttrs& attrs) const {
+    const View x = in(0);
+    launch_activation({.x = x.data,
+                       .x_stride = x.stride,
+                       .activation = attrs.activation,
+                       .rough = attrs.rough,
+                       .rows = rows(),
+                       .width = width(),
+                       .out = out()},
+                      stream());
+}
+
+void Executor::OpRun::launch(const GatherRowsAttrs& attrs) const {
+    const View x = in(0);
+    const StepLayout& layout = running.layout;
+    const int64_t index = attrs.which == Gather::kWanted  ? layout.wanted
+                          : attrs.which == Gather::kFirst ? layout.first
+                                                          : layout.last;
+    launch_gather(
+        {.x = x.data, .x_stride = x.stride, .index = running.of(index), .rows = rows(), .width = width(), .out = out()},
+        stream());
+}
+
+void Executor::OpRun::launch(const PoolAttrs& attrs) const {
+    const View x = in(0);
+    launch_pool({.x = x.data,
+                 .x_stride = x.stride,
+                 .cu_seqlens = running.of(running.layout.cu_seqlens),
+                 .kind = attrs.pool,
+                 .sequences = rows(),
+                 .width = width(),
+                 .out = out()},
+                stream());
+}
+
+ProductArgs Executor::OpRun::product() const {
+    const Weight& matrix = weight(0);
+    const ValueSpec& x = executor.spec_.in(op(), 0);
     ProductArgs args{.x = nullptr,
                      .x_stride = row_elements(x.width),
-                     .weight = weight.data.data(),
-                     .weight_stride = weight.stride,
+                     .weight = matrix.data.data(),
+                     .weight_stride = matrix.stride,
                      .product = nullptr,
-                     .product_stride = row_elements(value.width),
-                     .type = weight.type,
+                     .product_stride = row_elements(width()),
+                     .type = matrix.type,
                      .m = running.sizes.rows(x.rows),
-                     .n = value.width,
+                     .n = width(),
                      .k = x.width};
-    const View floats = view(op.inputs[0], running);
-    if (weight.type == Type::kFloat32) {
-        args.x = floats.data, args.x_stride = floats.stride;
-    } else if (plan_->input_rounded(op)) {
-        args.x = running.base + running.workspace.slots[static_cast<size_t>(plan_->places()[input].rounded)];
+    if (matrix.type == Type::kFloat32) {
+        args.x = in(0).data, args.x_stride = in(0).stride;
+    } else if (plan().input_rounded(op())) {
+        const Place& from = plan().places()[static_cast<size_t>(op().inputs[0])];
+        args.x = running.base + running.workspace.slots[static_cast<size_t>(from.rounded)];
     } else {
         args.x = running.base + running.workspace.round;
     }
-    args.product = plan_->product_apart(op) ? reinterpret_cast<float*>(running.base + running.workspace.product)
-                                            : view(op.output, running).data;
+    args.product = plan().product_apart(op()) ? reinterpret_cast<float*>(running.base + running.workspace.product)
+                                              : executor.view(op().output, running).data;
     return args;
 }
 
-void Executor::linear(const OpSpec& op, const Running& running) {
-    const Stream stream = engine_->stream().get();
-    const ProductArgs product = product_of(op, running);
-    const Rows rows = this->rows(running, spec_.values[static_cast<size_t>(op.output)].rows);
-    if (product.type != Type::kFloat32 && !plan_->input_rounded(op)) {
-        const View x = view(op.inputs[0], running);
-        launch_round({.x = x.data,
-                      .x_stride = x.stride,
-                      .rows = rows,
-                      .width = static_cast<int32_t>(product.k),
-                      .out = {.rounded = const_cast<void*>(product.x),
-                              .rounded_stride = product.x_stride,
-                              .type = product.type}},
-                     stream);
-        check_launch("rounding");
-    }
-    const View residual = op.has_residual ? view(op.inputs[1], running) : View{};
-    const float* bias = op.has_bias ? vector(op, 1) : nullptr;
+void Executor::OpRun::round_input(const ProductArgs& product) const {
+    if (product.type == Type::kFloat32 || plan().input_rounded(op())) return;
+    const View x = in(0);
+    launch_round(
+        {.x = x.data,
+         .x_stride = x.stride,
+         .rows = rows(),
+         .width = static_cast<int32_t>(product.k),
+         .out = {.rounded = const_cast<void*>(product.x), .rounded_stride = product.x_stride, .type = product.type}},
+        stream());
+    check_launch("rounding");
+}
+
+void Executor::OpRun::launch(const LinearAttrs& attrs) const {
+    const ProductArgs product = this->product();
+    round_input(product);
+    const View residual = attrs.has_residual ? in(1) : View{};
+    const float* bias = attrs.has_bias ? vector(1) : nullptr;
     const bool rough = product.type != Type::kFloat32;
-    if (!by_library_[static_cast<size_t>(&op - spec_.ops.data())]) {
-        launch_linear({.x = product.x,
-                       .x_stride = product.x_stride,
-                       .weight = product.weight,
-                       .weight_stride = product.weight_stride,
-                       .type = product.type,
-                       .bias = bias,
-                       .residual = residual.data,
-                       .residual_stride = residual.stride,
-                       .activation = op.activation,
-                       .rough = rough,
-                       .rows = rows,
-                       .n = static_cast<int32_t>(product.n),
-                       .k = static_cast<int32_t>(product.k),
-                       .out = output(op.output, running)},
-                      stream);
-        return check_launch("linear");
-    }
-    engine_->library()->multiply(product, stream);
-    const Output out = output(op.output, running);
-    const bool done = bias == nullptr && residual.data == nullptr && op.activation == Activation::kNone;
+    if (!executor.by_library_[index])
+        return launch_linear({.x = product.x,
+                              .x_stride = product.x_stride,
+                              .weight = product.weight,
+                              .weight_stride = product.weight_stride,
+                              .type = product.type,
+                              .bias = bias,
+                              .residual = residual.data,
+                              .residual_stride = residual.stride,
+                              .activation = attrs.activation,
+                              .rough = rough,
+                              .rows = rows(),
+                              .n = static_cast<int32_t>(product.n),
+                              .k = static_cast<int32_t>(product.k),
+                              .out = out()},
+                             stream());
+    executor.engine_->library()->multiply(product, stream());
+    const Output out = this->out();
+    const bool done = bias == nullptr && residual.data == nullptr && attrs.activation == Activation::kNone;
     if (done && out.rounded == nullptr && out.data == product.product) return;
     launch_epilogue({.product = product.product,
                      .product_stride = product.product_stride,
                      .bias = bias,
                      .residual = residual.data,
                      .residual_stride = residual.stride,
-                     .activation = op.activation,
+                     .activation = attrs.activation,
                      .rough = rough,
-                     .rows = rows,
+                     .rows = rows(),
                      .n = static_cast<int32_t>(product.n),
                      .out = out},
-                    stream);
-    check_launch("epilogue");
+                    stream());
 }
 
-void Executor::attention(const OpSpec& op, const Running& running) {
-    const Stream stream = engine_->stream().get();
-    const StepLayout& layout = running.layout;
-    const Sizes& sizes = running.sizes;
-    const bool maps = op.kind == OpKind::kAttentionProbs;
-    const View q = view(op.inputs[0], running), k = view(op.inputs[1], running);
-    // Maps have no values. Keys stand in for them until the attention that follows stores both.
-    const View v = maps ? k : view(op.inputs[2], running);
-    const Sequences sequences{.cu_seqlens = running.of(layout.cu_seqlens),
-                              .start = running.of(layout.starts),
-                              .rows = rows(running, fastattn::Rows::kSequences),
-                              .most_positions = sizes.positions};
-    const KvShape& shape = kv_pool_->shape();
-    KvPages pages{.pool = kv_pool_->data(),
-                  .page_bytes = shape.page_bytes(),
-                  .layer_offset = op.layer * shape.layer_bytes(),
-                  .table = running.of(layout.pages),
-                  .table_stride = sizes.pages(),
-                  .type = kv_type_,
-                  .n_kv_head = op.n_kv_head,
-                  .head_dim = op.head_dim};
-    if (!sizes.cached) {  // of this layer only
+Sequences Executor::OpRun::sequences() const {
+    return {.cu_seqlens = running.of(running.layout.cu_seqlens),
+            .start = running.of(running.layout.starts),
+            .rows = rows(fastattn::Rows::kSequences),
+            .most_positions = running.sizes.positions};
+}
+
+KvPages Executor::OpRun::pages(const AttentionAttrs& attrs) const {
+    const KvPool& pool = *executor.kv_pool_;
+    KvPages pages{.pool = pool.data(),
+                  .page_bytes = pool.shape().page_bytes(),
+                  .layer_offset = attrs.layer * pool.shape().layer_bytes(),
+                  .table = running.of(running.layout.pages),
+                  .table_stride = running.sizes.pages(),
+                  .type = executor.kv_type_,
+                  .n_kv_head = attrs.n_kv_head,
+                  .head_dim = attrs.head_dim};
+    if (!running.sizes.cached) {  // of this layer only
         pages.pool = running.base + running.workspace.own_pages;
-        pages.page_bytes = shape.layer_bytes(), pages.layer_offset = 0;
+        pages.page_bytes = pool.shape().layer_bytes(), pages.layer_offset = 0;
     }
+    return pages;
+}
+
+void Executor::OpRun::store(View k, View v, const KvPages& pages) const {
     launch_kv_store({.k = k.data,
                      .k_stride = k.stride,
                      .v = v.data,
                      .v_stride = v.stride,
-                     .tokens = rows(running, fastattn::Rows::kTokens),
-                     .sequences = sequences,
+                     .tokens = rows(fastattn::Rows::kTokens),
+                     .sequences = sequences(),
                      .pages = pages},
-                    stream);
+                    stream());
     check_launch("kv_store");
-    if (maps) {
-        size_t index = 0;
-        while (running.maps[index].first != op.output) ++index;
-        launch_attention_probs({.q = q.data,
-                                .q_stride = q.stride,
-                                .tokens = rows(running, fastattn::Rows::kTokens),
-                                .sequences = sequences,
-                                .pages = pages,
-                                .n_head = op.n_head,
-                                .causal = op.causal,
-                                .scale = op.scale,
-                                .probs = running.map_floats,
-                                .offsets = running.map_offsets + static_cast<int64_t>(index) * sizes.sequences},
-                               stream);
-        return check_launch("attention_probs");
-    }
+}
+
+void Executor::OpRun::launch(const AttentionProbsAttrs& attrs) const {
+    const View q = in(0), k = in(1);
+    const KvPages pages = this->pages(attrs);
+    store(k, k, pages);  // Maps have no values. Keys stand in for them until the attention that follows stores both.
+    size_t map = 0;
+    while (running.maps[map].first != op().output) ++map;
+    launch_attention_probs({.q = q.data,
+                            .q_stride = q.stride,
+                            .tokens = rows(fastattn::Rows::kTokens),
+                            .sequences = sequences(),
+                            .pages = pages,
+                            .n_head = attrs.n_head,
+                            .causal = attrs.causal,
+                            .scale = attrs.scale,
+                            .probs = running.map_floats,
+                            .offsets = running.map_offsets + static_cast<int64_t>(map) * running.sizes.sequences},
+                           stream());
+}
+
+void Executor::OpRun::launch(const AttentionAttrs& attrs) const {
+    const StepLayout& layout = running.layout;
+    const View q = in(0);
+    const KvPages pages = this->pages(attrs);
+    store(in(1), in(2), pages);
     struct Queries {
         int64_t begin, tokens;  // -1: token i
     };
-    const Queries queries = op.gather == Gather::kTokens   ? Queries{layout.cu_seqlens, -1}
-                            : op.gather == Gather::kWanted ? Queries{layout.wanted_begin, layout.wanted}
-                            : op.gather == Gather::kFirst  ? Queries{layout.one_each, layout.first_query}
-                                                           : Queries{layout.one_each, layout.last_query};
-    const int32_t most = most_queries(sizes, op.gather);
+    const Queries queries = attrs.q_rows == Gather::kTokens   ? Queries{layout.cu_seqlens, -1}
+                            : attrs.q_rows == Gather::kWanted ? Queries{layout.wanted_begin, layout.wanted}
+                            : attrs.q_rows == Gather::kFirst  ? Queries{layout.one_each, layout.first_query}
+                                                              : Queries{layout.one_each, layout.last_query};
+    const int32_t most = most_queries(running.sizes, attrs.q_rows);
     const AttentionArgs args{.q = q.data,
                              .q_stride = q.stride,
-                             .rows = rows(running, spec_.values[static_cast<size_t>(op.inputs[0])].rows),
+                             .rows = rows(executor.spec_.in(op(), 0).rows),
                              .q_begin = running.of(queries.begin),
                              .query_tokens = queries.tokens < 0 ? nullptr : running.of(queries.tokens),
-                             .sequences = sequences,
+                             .sequences = sequences(),
                              .pages = pages,
-                             .n_head = op.n_head,
-                             .causal = op.causal,
-                             .scale = op.scale,
-                             .out = output(op.output, running),
+                             .n_head = attrs.n_head,
+                             .causal = attrs.causal,
+                             .scale = attrs.scale,
+                             .out = out(),
                              .partials = reinterpret_cast<float*>(running.base + running.workspace.partials),
                              .most_q_len = most};
     if (most <= 1)
-        launch_attention_decode(args, stream);
+        launch_attention_decode(args, stream());
     else
-        launch_attention_prefill(args, stream);
-    check_launch("attention");
+        launch_attention_prefill(args, stream());
+}
+
+void Executor::launch_op(size_t index, const Running& running) {
+    const OpRun op{*this, running, index};
+    std::visit([&op](const auto& attrs) { op.launch(attrs); }, op.op().attrs);
+    check_launch(kind_of(op.op()).name);
 }
 
 }  // namespace fastattn::cuda

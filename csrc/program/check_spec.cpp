@@ -2,36 +2,10 @@
 #include <string>
 
 #include "core/error.h"
-#include "program/spec.h"
+#include "program/op_kind.h"
 
 namespace fastattn {
 namespace {
-
-struct Kind {
-    const char* name;
-    size_t inputs, weights;  // without the bias and residual of a linear
-};
-
-Kind kind_of(const OpSpec& op) {
-    switch (op.kind) {
-        case OpKind::kEmbedding: return {"embedding", 0, 1};
-        case OpKind::kAdd: return {"add", 2, 0};
-        case OpKind::kLayerNorm: return {"layer_norm", 1, 2};
-        case OpKind::kLinear: return {"linear", size_t{1} + op.has_residual, size_t{1} + op.has_bias};
-        case OpKind::kActivation: return {"activation", 1, 0};
-        case OpKind::kSlice: return {"slice", 1, 0};
-        case OpKind::kAttention: return {"attention", 3, 0};
-        case OpKind::kAttentionProbs: return {"attention_probs", 2, 0};
-        case OpKind::kGatherRows: return {"gather_rows", 1, 0};
-        case OpKind::kPool: return {"pool", 1, 0};
-        case OpKind::kL2Normalize: return {"l2_normalize", 1, 0};
-    }
-    return {"op", 0, 0};
-}
-
-Rows rows_of(Gather which) {
-    return which == Gather::kTokens ? Rows::kTokens : which == Gather::kWanted ? Rows::kWanted : Rows::kSequences;
-}
 
 // Checks one op of a Program at a time. `written` marks the values that earlier ops wrote.
 class Checker {
@@ -41,18 +15,8 @@ public:
 
     void check() {
         check_sizes();
-        for (index_ = 0; index_ < spec_.ops.size(); ++index_) check(spec_.ops[index_]);
-        std::vector<bool> given(spec_.values.size(), false);
-        for (const int32_t output : spec_.outputs) {
-            if (!is_written(output)) bad_spec("an output is never written");
-            if (maps_[output] && given[output]) bad_spec("attention maps are an output twice");
-            given[output] = true;
-        }
-        if (spec_.logits < -1 || spec_.logits >= static_cast<int32_t>(spec_.outputs.size()) ||
-            (spec_.logits >= 0 && spec_.values[spec_.outputs[spec_.logits]].rows != Rows::kWanted))
-            bad_spec("logits: expected an output with a row for each wanted token");
-        for (size_t value = 0; value < maps_.size(); ++value)
-            if (maps_[value] && !given[value]) bad_spec("attention maps are no output");
+        for (index_ = 0; index_ < spec_.ops.size(); ++index_) check_op();
+        check_outputs();
     }
 
 private:
@@ -69,98 +33,50 @@ private:
             bad_spec("attention: too many heads");
     }
 
-    [[noreturn]] void bad(const std::string& what) const {
-        bad_spec("op " + std::to_string(index_) + ", " + kind_of(spec_.ops[index_]).name + ": " + what);
-    }
-
     bool is_written(int32_t value) const {
         return value >= 0 && value < static_cast<int32_t>(written_.size()) && written_[value];
     }
 
-    void check(const OpSpec& op) {
-        const Kind kind = kind_of(op);
-        if (op.inputs.size() != kind.inputs)
-            bad("expected " + std::to_string(kind.inputs) + " inputs, got " + std::to_string(op.inputs.size()));
-        if (op.weights.size() != kind.weights)
-            bad("expected " + std::to_string(kind.weights) + " weights, got " + std::to_string(op.weights.size()));
+    void check_op() {
+        const OpCheck check(spec_, index_);
+        const OpSpec& op = check.op();
+        const OpKind& kind = kind_of(op);
+        check_counts(check, op, kind);
         for (const int32_t weight : op.weights)
-            if (weight < 0 || weight >= static_cast<int32_t>(spec_.weights.size())) bad("an unknown weight");
+            if (weight < 0 || weight >= static_cast<int32_t>(spec_.weights.size())) check.bad("an unknown weight");
         for (const int32_t input : op.inputs) {
-            if (!is_written(input)) bad("it reads a value before it is written");
-            if (maps_[input]) bad("attention maps cannot be read");
+            if (!is_written(input)) check.bad("it reads a value before it is written");
+            if (maps_[input]) check.bad("attention maps cannot be read");
         }
         if (op.output < 0 || op.output >= static_cast<int32_t>(written_.size()) || written_[op.output])
-            bad("it writes a value twice, or one that is unknown");
-        check_shapes(op);
+            check.bad("it writes a value twice, or one that is unknown");
+        kind.check(check);
         written_[op.output] = true;
-        maps_[op.output] = op.kind == OpKind::kAttentionProbs;
+        maps_[op.output] = kind.writes_maps;
     }
 
-    const ValueSpec& in(const OpSpec& op, size_t i) const { return spec_.values[op.inputs[i]]; }
-    const ValueSpec& out(const OpSpec& op) const { return spec_.values[op.output]; }
-    void expect_rows(const ValueSpec& value, Rows rows) const {
-        if (value.rows != rows) bad("an input or the output has rows of another kind");
-    }
-    void expect_width(const ValueSpec& value, int64_t width) const {
-        if (value.width != width)
-            bad("expected a width of " + std::to_string(width) + ", got " + std::to_string(value.width));
-    }
-    void expect_same(const ValueSpec& a, const ValueSpec& b) const {
-        expect_rows(a, b.rows);
-        expect_width(a, b.width);
+    static void check_counts(const OpCheck& check, const OpSpec& op, const OpKind& kind) {
+        const OpKind::Absent absent = kind.absent ? kind.absent(op.attrs) : OpKind::Absent{0, 0};
+        const auto expect = [&](size_t found, size_t expected, const char* what) {
+            if (found != expected)
+                check.bad("expected " + std::to_string(expected) + what + ", got " + std::to_string(found));
+        };
+        expect(op.inputs.size(), kind.inputs - absent.inputs, " inputs");
+        expect(op.weights.size(), kind.weights - absent.weights, " weights");
     }
 
-    void check_shapes(const OpSpec& op) {
-        switch (op.kind) {
-            case OpKind::kEmbedding: return expect_rows(out(op), Rows::kTokens);
-            case OpKind::kAdd: expect_same(in(op, 1), in(op, 0)); [[fallthrough]];
-            case OpKind::kLayerNorm:
-            case OpKind::kActivation:
-            case OpKind::kL2Normalize: return expect_same(out(op), in(op, 0));
-            case OpKind::kLinear:
-                expect_rows(out(op), in(op, 0).rows);
-                if (op.has_residual) expect_same(in(op, 1), out(op));
-                return;
-            case OpKind::kSlice:
-                expect_rows(out(op), in(op, 0).rows);
-                if (op.offset < 0 || int64_t{op.offset} + out(op).width > in(op, 0).width) bad("outside of its input");
-                return;
-            case OpKind::kAttention:
-            case OpKind::kAttentionProbs: return check_attention(op);
-            case OpKind::kGatherRows:
-                if (op.gather == Gather::kTokens) bad("expected wanted, first or last rows");
-                expect_rows(in(op, 0), Rows::kTokens);
-                expect_rows(out(op), rows_of(op.gather));
-                return expect_width(out(op), in(op, 0).width);
-            case OpKind::kPool:
-                expect_rows(in(op, 0), Rows::kTokens);
-                expect_rows(out(op), Rows::kSequences);
-                return expect_width(out(op), in(op, 0).width);
+    void check_outputs() const {
+        std::vector<bool> given(spec_.values.size(), false);
+        for (const int32_t output : spec_.outputs) {
+            if (!is_written(output)) bad_spec("an output is never written");
+            if (maps_[output] && given[output]) bad_spec("attention maps are an output twice");
+            given[output] = true;
         }
-    }
-
-    void check_attention(const OpSpec& op) {
-        const bool maps = op.kind == OpKind::kAttentionProbs;
-        if (spec_.kv_format != Format::kFloat32 && !(op.scale > 0.0f))
-            bad_spec("attention: the scale must be positive unless kv_dtype is float32");
-        if (op.layer < 0 || op.layer >= spec_.n_layer)
-            bad("expected a layer below " + std::to_string(spec_.n_layer) + ", got " + std::to_string(op.layer));
-        if (op.n_kv_head != spec_.n_kv_head || op.head_dim != spec_.head_dim || op.n_head < 1 ||
-            op.n_head % op.n_kv_head != 0)
-            bad("the numbers of heads or head_dim do not fit");
-        if (maps && op.gather != Gather::kTokens) bad("expected one query per token");
-        expect_rows(in(op, 0), rows_of(op.gather));
-        expect_width(in(op, 0), int64_t{op.n_head} * op.head_dim);
-        for (size_t i = 1; i < op.inputs.size(); ++i) {
-            expect_rows(in(op, i), Rows::kTokens);
-            expect_width(in(op, i), int64_t{op.n_kv_head} * op.head_dim);
-        }
-        expect_rows(out(op), in(op, 0).rows);
-        expect_width(out(op), maps ? 0 : in(op, 0).width);
-        if (maps) return;
-        for (size_t i = 0; i < index_; ++i)
-            if (spec_.ops[i].kind == OpKind::kAttention && spec_.ops[i].layer == op.layer)
-                bad("layer " + std::to_string(op.layer) + " stands twice");
+        if (spec_.logits < -1 || spec_.logits >= static_cast<int32_t>(spec_.outputs.size()) ||
+            (spec_.logits >= 0 && spec_.values[spec_.outputs[spec_.logits]].rows != Rows::kWanted))
+            bad_spec("logits: expected an output with a row for each wanted token");
+        for (size_t value = 0; value < maps_.size(); ++value)
+            if (maps_[value] && !given[value]) bad_spec("attention maps are no output");
     }
 
     const ProgramSpec& spec_;
@@ -176,6 +92,19 @@ void bad_spec(const std::string& what) {
 
 void check_spec(const ProgramSpec& spec) {
     Checker(spec).check();
+}
+
+void check_weights(const ProgramSpec& spec, const std::function<bool(int32_t, const WeightNeed&)>& fits) {
+    for (const OpSpec& op : spec.ops) {
+        const auto needs = kind_of(op).needs;
+        if (needs == nullptr) continue;
+        size_t i = 0;
+        for (const WeightNeed& need : needs(spec, op)) {
+            const int32_t weight = op.weights[i++];
+            if (!fits(weight, need))
+                bad_spec("weight " + spec.weights[static_cast<size_t>(weight)] + " does not fit its op");
+        }
+    }
 }
 
 }  // namespace fastattn

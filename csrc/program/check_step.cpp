@@ -2,6 +2,7 @@
 #include <string>
 
 #include "core/error.h"
+#include "program/op_kind.h"
 #include "program/step.h"
 
 namespace fastattn {
@@ -38,15 +39,17 @@ void check_lengths(const StepArrays& step) {
 
 void check_ids(const ProgramSpec& spec, const StepArrays& step, const std::function<int64_t(int32_t)>& table_rows) {
     for (const auto& op : spec.ops) {
-        if (op.kind != OpKind::kEmbedding) continue;
-        const int32_t* index = index_of(step, op.index);
+        const auto table_index = kind_of(op).table_index;
+        const std::optional<TableIndex> used = table_index ? table_index(op.attrs) : std::nullopt;
+        if (!used) continue;
+        const int32_t* index = index_of(step, used->index);
         const int64_t rows = table_rows(op.weights[0]);
         for (int32_t i = 0; i < step.n_tokens; ++i) {
-            const int64_t row = (index ? int64_t{index[i]} : 0) + op.index_offset;
+            const int64_t row = (index ? int64_t{index[i]} : 0) + used->offset;
             if (row < 0 || row >= rows)
-                bad_input(std::string(name_of(op.index)) + ": expected 0 to " +
-                          std::to_string(rows - 1 - op.index_offset) + ", got " +
-                          std::to_string(row - op.index_offset) + " at token " + std::to_string(i));
+                bad_input(std::string(name_of(used->index)) + ": expected 0 to " +
+                          std::to_string(rows - 1 - used->offset) + ", got " + std::to_string(row - used->offset) +
+                          " at token " + std::to_string(i));
         }
     }
 }

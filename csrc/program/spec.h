@@ -6,51 +6,32 @@
 #include <vector>
 
 #include "kernels/kernels.h"
+#include "program/attrs.h"
 
 namespace fastattn {
 
 enum class Rows { kTokens, kWanted, kSequences };
 inline constexpr int kRowKinds = 3;
 
-enum class OpKind {
-    kEmbedding,
-    kAdd,
-    kLayerNorm,
-    kLinear,
-    kActivation,
-    kSlice,
-    kAttention,
-    kAttentionProbs,
-    kGatherRows,
-    kPool,
-    kL2Normalize,
-};
-
-enum class Index { kTokenIds, kPositions, kTokenTypeIds };
-enum class Gather { kTokens, kWanted, kFirst, kLast };  // which tokens have a row
-inline constexpr int kGatherKinds = 4;
-
 struct ValueSpec {
     Rows rows;
     int32_t width;
 };
 
-// One op. Only the fields of its kind are set.
 struct OpSpec {
-    OpKind kind{};
+    Attrs attrs;
     std::vector<int32_t> inputs;
     int32_t output = -1;
     std::vector<int32_t> weights;  // indices into ProgramSpec::weights
-    Activation activation = Activation::kNone;
-    Index index = Index::kTokenIds;
-    int32_t index_offset = 0;
-    Gather gather = Gather::kTokens;  // gather_rows: which; attention: the rows of q
-    PoolKind pool = PoolKind::kMean;
-    bool rough = false;  // activation of the output of a linear in a format that rounds; see find_rough_activations
-    bool has_bias = false, has_residual = false, causal = false;
-    int32_t offset = 0;  // slice
-    int32_t layer = 0, n_head = 0, n_kv_head = 0, head_dim = 0;
-    float eps = 0.0f, scale = 0.0f;
+
+    template <class A>
+    bool is() const {
+        return std::holds_alternative<A>(attrs);
+    }
+    template <class A>
+    const A* as() const {  // null for another kind
+        return std::get_if<A>(&attrs);
+    }
 };
 
 struct ProgramSpec {
@@ -61,12 +42,26 @@ struct ProgramSpec {
     int32_t logits = -1;  // the output that tokens are drawn from, if any
     int32_t n_layer = 0, n_kv_head = 0, head_dim = 0, max_positions = 0;
     Format kv_format = Format::kFloat32;
+
+    const ValueSpec& in(const OpSpec& op, size_t i) const { return values[static_cast<size_t>(op.inputs[i])]; }
+    const ValueSpec& out(const OpSpec& op) const { return values[static_cast<size_t>(op.output)]; }
 };
 
 [[noreturn]] void bad_spec(const std::string& what);  // throws Error(kConfig)
 void check_spec(const ProgramSpec& spec);             // throws Error(kConfig) with the name of the op
 
-// Sets OpSpec::rough. rounds(weight): whether a linear of this weight rounds its operands.
+// How an op reads a weight. A kMatrix may also be read as a kTable (tied embeddings). A vector is float32.
+enum class WeightRole { kMatrix, kTable, kVector };
+
+struct WeightNeed {
+    WeightRole role;
+    int64_t rows, columns;  // -1: any number
+};
+
+// Checks that every weight fits its ops. fits(weight, need): whether the weight of this index has the role and shape.
+void check_weights(const ProgramSpec& spec, const std::function<bool(int32_t weight, const WeightNeed& need)>& fits);
+
+// Sets ActivationAttrs::rough. rounds(weight): whether a linear of this weight rounds its operands.
 void find_rough_activations(ProgramSpec& spec, const std::function<bool(int32_t weight)>& rounds);
 
 }  // namespace fastattn

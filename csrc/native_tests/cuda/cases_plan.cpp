@@ -21,9 +21,9 @@ private:
     uint64_t stream_, count_ = 0;
 };
 
-OpSpec op_of(OpKind kind, std::vector<int32_t> inputs) {
+OpSpec op_of(Attrs attrs, std::vector<int32_t> inputs) {
     OpSpec op;
-    op.kind = kind, op.inputs = std::move(inputs);
+    op.attrs = attrs, op.inputs = std::move(inputs);
     return op;
 }
 
@@ -34,7 +34,7 @@ struct RandomProgram {
 
     explicit RandomProgram(uint64_t stream) {
         Numbers numbers(stream);
-        add(numbers, op_of(OpKind::kEmbedding, {}), ValueRows::kTokens, 24);
+        add(numbers, op_of(EmbeddingAttrs{}, {}), ValueRows::kTokens, 24);
         for (int i = 0; i < 40; ++i) grow(numbers);
         for (int i = 0; i < 3; ++i) spec.outputs.push_back(numbers.below(static_cast<int32_t>(spec.values.size())));
         spec.outputs.push_back(static_cast<int32_t>(spec.values.size()) - 1);
@@ -47,7 +47,7 @@ private:
         return static_cast<int32_t>(types.size()) - 1;
     }
     void add(Numbers& numbers, OpSpec op, ValueRows rows, int32_t width) {
-        if (op.kind == OpKind::kEmbedding || op.kind == OpKind::kLinear) op.weights = {weight(numbers)};
+        if (op.is<EmbeddingAttrs>() || op.is<LinearAttrs>()) op.weights = {weight(numbers)};
         op.output = static_cast<int32_t>(spec.values.size());
         spec.values.push_back({rows, width});
         spec.ops.push_back(std::move(op));
@@ -70,30 +70,31 @@ private:
                 alike.push_back(v);
         const int32_t other = alike[static_cast<size_t>(numbers.below(static_cast<int32_t>(alike.size())))];
         switch (numbers.below(7)) {
-            case 0: return add(numbers, op_of(OpKind::kAdd, {x, other}), of.rows, of.width);
-            case 1: return add(numbers, op_of(OpKind::kLayerNorm, {x}), of.rows, of.width);
-            case 2: return add(numbers, op_of(OpKind::kActivation, {x}), of.rows, of.width);
+            case 0: return add(numbers, op_of(AddAttrs{}, {x, other}), of.rows, of.width);
+            case 1: return add(numbers, op_of(LayerNormAttrs{}, {x}), of.rows, of.width);
+            case 2: return add(numbers, op_of(ActivationAttrs{}, {x}), of.rows, of.width);
             case 3: {
-                OpSpec slice = op_of(OpKind::kSlice, {x});
-                slice.offset = of.width / 3;
-                return add(numbers, slice, of.rows, std::max(1, of.width / 2));
+                const int32_t width = std::max(1, of.width / 2);
+                return add(numbers, op_of(SliceAttrs{.offset = of.width / 3, .width = width}, {x}), of.rows, width);
             }
-            case 4: {
+            case 4:
                 if (of.rows != ValueRows::kTokens) return;
-                OpSpec gather = op_of(OpKind::kGatherRows, {x});
-                gather.gather = Gather::kWanted;
-                return add(numbers, gather, ValueRows::kWanted, of.width);
-            }
-            case 5: return add(numbers, op_of(OpKind::kLinear, {x}), of.rows, 8 + numbers.below(40));
+                return add(numbers, op_of(GatherRowsAttrs{.which = Gather::kWanted}, {x}), ValueRows::kWanted,
+                           of.width);
+            case 5: return add(numbers, op_of(LinearAttrs{}, {x}), of.rows, 8 + numbers.below(40));
             default: {  // also of a slice of the residual
                 const int32_t residual = numbers.below(2) == 0 ? other : newest(numbers, of.rows);
-                OpSpec linear = op_of(OpKind::kLinear, {x, residual});
-                linear.has_residual = true;
-                return add(numbers, linear, of.rows, spec.values[static_cast<size_t>(residual)].width);
+                return add(numbers, op_of(LinearAttrs{.has_residual = true}, {x, residual}), of.rows,
+                           spec.values[static_cast<size_t>(residual)].width);
             }
         }
     }
 };
+
+// Ops whose kernels read an element, or a whole row, before they write it.
+bool row_by_row(const OpSpec& op) {
+    return op.is<LayerNormAttrs>() || op.is<AddAttrs>() || op.is<ActivationAttrs>();
+}
 
 // Runs a plan with names of values instead of numbers: every reader must find what it expects.
 void check_values(Check& check, const RandomProgram& program, const Plan& plan) {
@@ -110,7 +111,7 @@ void check_values(Check& check, const RandomProgram& program, const Plan& plan) 
         check.that(who, slot >= 0 && memory[static_cast<size_t>(slot)] == Content{parent, false});
     };
     for (const OpSpec& op : spec.ops) {
-        const bool linear = op.kind == OpKind::kLinear;
+        const bool linear = op.is<LinearAttrs>();
         for (size_t i = 0; i < op.inputs.size(); ++i) {
             if (linear && i == 0 && plan.input_rounded(op)) {
                 const Place& from = place(op.inputs[0]);
@@ -119,10 +120,10 @@ void check_values(Check& check, const RandomProgram& program, const Plan& plan) 
                                memory[static_cast<size_t>(from.rounded)] == Content{op.inputs[0], true});
                 continue;
             }
-            if (op.kind != OpKind::kSlice) holds(op.inputs[i], "an op finds its input");
+            if (!op.is<SliceAttrs>()) holds(op.inputs[i], "an op finds its input");
         }
         const Place& out = place(op.output);
-        if (op.kind == OpKind::kSlice) {
+        if (op.is<SliceAttrs>()) {
             check.that("a slice has no memory", out.slot < 0 && out.rounded < 0);
             continue;
         }
@@ -133,9 +134,10 @@ void check_values(Check& check, const RandomProgram& program, const Plan& plan) 
             // Only what is read row by row before it is written may be overwritten.
             const bool same = (out.slot >= 0 && (out.slot == from.slot || out.slot == from.rounded)) ||
                               (out.rounded >= 0 && (out.rounded == from.slot || out.rounded == from.rounded));
-            const bool may = out.slot == from.slot && out.slot >= 0 &&
-                             (op.kind == OpKind::kLayerNorm || (linear && op.has_residual && input == op.inputs[1] &&
-                                                                place(op.inputs[0]).parent != place(input).parent));
+            const bool may =
+                out.slot == from.slot && out.slot >= 0 &&
+                (row_by_row(op) || (linear && op.as<LinearAttrs>()->has_residual && input == op.inputs[1] &&
+                                    place(op.inputs[0]).parent != place(input).parent));
             check.that("an op writes over no input that it still reads",
                        !same || may || place(input).parent == op.output);
         }
@@ -145,7 +147,7 @@ void check_values(Check& check, const RandomProgram& program, const Plan& plan) 
             const ValueSpec& value = spec.values[static_cast<size_t>(op.output)];
             const Type type = rounded ? out.rounded_type : Type::kFloat32;
             check.that("a slot is large enough",
-                       of.rows == value.rows && of.row_bytes >= row_elements(value.width) * bytes_of(type));
+                       of.rows == value.rows && of.size >= row_elements(value.width) * bytes_of(type));
             memory[static_cast<size_t>(slot)] = {op.output, rounded};
         }
     }
@@ -166,9 +168,9 @@ void run_plans(Check& check) {
         const Workspace workspace(plan, program.spec, sizes, 1000);
         std::vector<std::pair<int64_t, int64_t>> pieces;  // begin, bytes
         for (size_t s = 0; s < plan.slots().size(); ++s)
-            pieces.push_back({workspace.slots[s], plan.slots()[s].row_bytes * sizes.rows(plan.slots()[s].rows)});
+            pieces.push_back({workspace.slots[s], plan.slots()[s].size * sizes.rows(plan.slots()[s].rows)});
         for (const OpSpec& op : program.spec.ops) {
-            if (op.kind != OpKind::kLinear) continue;
+            if (!op.is<LinearAttrs>()) continue;
             const ValueSpec &x = program.spec.values[static_cast<size_t>(op.inputs[0])],
                             &out = program.spec.values[static_cast<size_t>(op.output)];
             const Type type = plan.weight_type(op.weights[0]);

@@ -22,13 +22,13 @@ inline constexpr Named<PoolKind> kPoolNames[] = {
 
 // Throws Error(kind) that starts with `what` and lists the known names.
 template <class T, size_t n>
-T value_of(const Named<T> (&names)[n], const std::string& name, const char* what, ErrorKind kind) {
+T value_of(const Named<T> (&names)[n], const std::string& name, const std::string& what, ErrorKind kind) {
     std::string known;
     for (const Named<T>& entry : names) {
         if (name == entry.name) return entry.value;
         known += (known.empty() ? "" : ", ") + std::string(entry.name);
     }
-    throw Error(kind, std::string(what) + ": expected one of " + known + ", got " + name);
+    throw Error(kind, what + ": expected one of " + known + ", got " + name);
 }
 
 }  // namespace fastattn

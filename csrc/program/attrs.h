@@ -1,0 +1,79 @@
+// The attrs of every kind of op, with the names of src/fastattn/graph/kinds/. The variant `Attrs` is THE TABLE of
+// kinds. program/kinds/ declares what else a kind is (op_kind.h), program/run_op.cpp and cuda/run_op.cpp run it.
+#pragma once
+#include <cstdint>
+#include <variant>
+
+#include "kernels/kernels.h"
+
+namespace fastattn {
+
+struct OpKind;
+
+enum class Index { kTokenIds, kPositions, kTokenTypeIds };
+enum class Gather { kTokens, kWanted, kFirst, kLast };  // which tokens have a row
+inline constexpr int kGatherKinds = 4;
+
+struct EmbeddingAttrs {
+    static const OpKind kKind;
+    Index index = Index::kTokenIds;
+    int32_t offset = 0;
+};
+
+struct AddAttrs {
+    static const OpKind kKind;
+};
+
+struct LayerNormAttrs {
+    static const OpKind kKind;
+    float eps = 0.0f;
+};
+
+struct LinearAttrs {
+    static const OpKind kKind;
+    Activation activation = Activation::kNone;
+    bool has_bias = false, has_residual = false;
+};
+
+struct ActivationAttrs {
+    static const OpKind kKind;
+    Activation activation = Activation::kNone;
+    bool rough = false;  // not an attr of Python's; see find_rough_activations
+};
+
+struct SliceAttrs {
+    static const OpKind kKind;
+    int32_t offset = 0, width = 0;
+};
+
+struct AttentionAttrs {
+    static const OpKind kKind;
+    bool causal = false;
+    int32_t layer = 0, n_head = 0, n_kv_head = 0, head_dim = 0;
+    float scale = 0.0f;
+    Gather q_rows = Gather::kTokens;
+};
+
+struct AttentionProbsAttrs : AttentionAttrs {
+    static const OpKind kKind;
+};
+
+struct GatherRowsAttrs {
+    static const OpKind kKind;
+    Gather which = Gather::kTokens;
+};
+
+struct PoolAttrs {
+    static const OpKind kKind;
+    PoolKind pool = PoolKind::kMean;
+};
+
+struct L2NormalizeAttrs {
+    static const OpKind kKind;
+    float eps = 0.0f;
+};
+
+using Attrs = std::variant<EmbeddingAttrs, AddAttrs, LayerNormAttrs, LinearAttrs, ActivationAttrs, SliceAttrs,
+                           AttentionAttrs, AttentionProbsAttrs, GatherRowsAttrs, PoolAttrs, L2NormalizeAttrs>;
+
+}  // namespace fastattn

@@ -1,0 +1,22 @@
+#include "program/engine.h"
+
+#include "program/spec.h"
+
+namespace fastattn {
+
+Engine::Running& Engine::running() {
+    const std::lock_guard lock(start_mutex());
+    if (running_ && running_->generation != fork_generation()) (void)running_.release();
+    if (!running_) running_ = std::make_unique<Running>(threads_);
+    return *running_;
+}
+
+std::shared_ptr<KvPool> Engine::kv_pool(const KvShape& shape) {
+    const std::lock_guard lock(start_mutex());
+    if (!kv_pool_) kv_pool_ = std::make_shared<KvPool>(shape);
+    if (shape != kv_pool_->shape())
+        bad_spec("expected the attention layers, heads and KV format of the model's first Program");
+    return kv_pool_;
+}
+
+}  // namespace fastattn

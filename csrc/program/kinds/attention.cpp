@@ -1,0 +1,72 @@
+// attention, and attention_probs, the maps that explain it.
+#include "program/op_kind.h"
+
+namespace fastattn {
+namespace {
+
+AttentionAttrs read_attention(AttrReader& attrs) {
+    return {.causal = attrs.flag("causal"),
+            .layer = attrs.integer("layer"),
+            .n_head = attrs.integer("n_head"),
+            .n_kv_head = attrs.integer("n_kv_head"),
+            .head_dim = attrs.integer("head_dim"),
+            .scale = attrs.number("scale"),
+            .q_rows = attrs.choice("q_rows", kGatherNames)};
+}
+
+void check_heads(const OpCheck& op, const AttentionAttrs& attrs) {
+    const ProgramSpec& spec = op.spec();
+    if (spec.kv_format != Format::kFloat32 && !(attrs.scale > 0.0f))
+        bad_spec("attention: the scale must be positive unless kv_dtype is float32");
+    if (attrs.layer < 0 || attrs.layer >= spec.n_layer)
+        op.bad("expected a layer below " + std::to_string(spec.n_layer) + ", got " + std::to_string(attrs.layer));
+    if (attrs.n_kv_head != spec.n_kv_head || attrs.head_dim != spec.head_dim || attrs.n_head < 1 ||
+        attrs.n_head % attrs.n_kv_head != 0)
+        op.bad("the numbers of heads or head_dim do not fit");
+    op.expect_rows(op.in(0), rows_of(attrs.q_rows));
+    op.expect_width(op.in(0), int64_t{attrs.n_head} * attrs.head_dim);
+    for (size_t i = 1; i < op.op().inputs.size(); ++i) {
+        op.expect_rows(op.in(i), Rows::kTokens);
+        op.expect_width(op.in(i), int64_t{attrs.n_kv_head} * attrs.head_dim);
+    }
+    op.expect_rows(op.out(), op.in(0).rows);
+}
+
+void check_attention(const OpCheck& op) {
+    const auto& attrs = op.attrs<AttentionAttrs>();
+    check_heads(op, attrs);
+    op.expect_width(op.out(), op.in(0).width);
+    for (size_t i = 0; i < op.index(); ++i) {
+        const auto* before = op.spec().ops[i].as<AttentionAttrs>();
+        if (before != nullptr && before->layer == attrs.layer)
+            op.bad("layer " + std::to_string(attrs.layer) + " stands twice");
+    }
+}
+
+void check_probs(const OpCheck& op) {
+    const auto& attrs = op.attrs<AttentionProbsAttrs>();
+    if (attrs.q_rows != Gather::kTokens) op.bad("expected one query per token");
+    check_heads(op, attrs);
+    op.expect_width(op.out(), 0);
+}
+
+}  // namespace
+
+constinit const OpKind AttentionAttrs::kKind{
+    .name = "attention",
+    .inputs = 3,
+    .weights = 0,
+    .read = [](AttrReader& attrs) -> Attrs { return read_attention(attrs); },
+    .check = check_attention,
+};
+
+constinit const OpKind AttentionProbsAttrs::kKind{
+    .name = "attention_probs",
+    .inputs = 2,
+    .weights = 0,
+    .read = [](AttrReader& attrs) -> Attrs { return AttentionProbsAttrs{read_attention(attrs)}; },
+    .check = check_probs,
+    .writes_maps = true,
+};
+
+}  // namespace fastattn

@@ -1,0 +1,30 @@
+// The ops on one element, or on one of each input: add, activation.
+#include "program/op_kind.h"
+
+namespace fastattn {
+
+constinit const OpKind AddAttrs::kKind{
+    .name = "add",
+    .inputs = 2,
+    .weights = 0,
+    .read = [](AttrReader&) -> Attrs { return AddAttrs{}; },
+    .check =
+        [](const OpCheck& op) {
+            op.expect_same(op.in(1), op.in(0));
+            op.expect_same(op.out(), op.in(0));
+        },
+    .overwrites = [](const Attrs&) -> std::vector<size_t> { return {0, 1}; },
+};
+
+constinit const OpKind ActivationAttrs::kKind{
+    .name = "activation",
+    .inputs = 1,
+    .weights = 0,
+    .read = [](AttrReader& attrs) -> Attrs {
+        return ActivationAttrs{.activation = attrs.choice("activation", kActivationNames)};
+    },
+    .check = [](const OpCheck& op) { op.expect_same(op.out(), op.in(0)); },
+    .overwrites = [](const Attrs&) -> std::vector<size_t> { return {0}; },
+};
+
+}  // namespace fastattn

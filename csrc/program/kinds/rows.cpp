@@ -1,0 +1,74 @@
+// The ops that choose, cut and combine rows: embedding, slice, gather_rows, pool.
+#include "program/op_kind.h"
+
+namespace fastattn {
+namespace {
+
+constexpr Named<Index> kIndexNames[] = {
+    {"token_ids", Index::kTokenIds}, {"positions", Index::kPositions}, {"token_type_ids", Index::kTokenTypeIds}};
+
+}  // namespace
+
+constinit const OpKind EmbeddingAttrs::kKind{
+    .name = "embedding",
+    .inputs = 0,
+    .weights = 1,
+    .read = [](AttrReader& attrs) -> Attrs {
+        return EmbeddingAttrs{.index = attrs.choice("index", kIndexNames), .offset = attrs.integer("offset")};
+    },
+    .check = [](const OpCheck& op) { op.expect_rows(op.out(), Rows::kTokens); },
+    .needs = [](const ProgramSpec& spec, const OpSpec& op) -> std::vector<WeightNeed> {
+        return {{WeightRole::kTable, -1, spec.out(op).width}};
+    },
+    .table_index = [](const Attrs& attrs) -> std::optional<TableIndex> {
+        const auto& [index, offset] = std::get<EmbeddingAttrs>(attrs);
+        return TableIndex{index, offset};
+    },
+};
+
+constinit const OpKind SliceAttrs::kKind{
+    .name = "slice",
+    .inputs = 1,
+    .weights = 0,
+    .read = [](AttrReader& attrs) -> Attrs {
+        return SliceAttrs{.offset = attrs.integer("offset"), .width = attrs.integer("width")};
+    },
+    .check =
+        [](const OpCheck& op) {
+            const auto& [offset, width] = op.attrs<SliceAttrs>();
+            op.expect_rows(op.out(), op.in(0).rows);
+            op.expect_width(op.out(), width);
+            if (offset < 0 || int64_t{offset} + width > op.in(0).width) op.bad("outside of its input");
+        },
+    .is_view = true,
+};
+
+constinit const OpKind GatherRowsAttrs::kKind{
+    .name = "gather_rows",
+    .inputs = 1,
+    .weights = 0,
+    .read = [](AttrReader& attrs) -> Attrs { return GatherRowsAttrs{.which = attrs.choice("which", kGatherNames)}; },
+    .check =
+        [](const OpCheck& op) {
+            const Gather which = op.attrs<GatherRowsAttrs>().which;
+            if (which == Gather::kTokens) op.bad("expected wanted, first or last rows");
+            op.expect_rows(op.in(0), Rows::kTokens);
+            op.expect_rows(op.out(), rows_of(which));
+            op.expect_width(op.out(), op.in(0).width);
+        },
+};
+
+constinit const OpKind PoolAttrs::kKind{
+    .name = "pool",
+    .inputs = 1,
+    .weights = 0,
+    .read = [](AttrReader& attrs) -> Attrs { return PoolAttrs{.pool = attrs.choice("pool", kPoolNames)}; },
+    .check =
+        [](const OpCheck& op) {
+            op.expect_rows(op.in(0), Rows::kTokens);
+            op.expect_rows(op.out(), Rows::kSequences);
+            op.expect_width(op.out(), op.in(0).width);
+        },
+};
+
+}  // namespace fastattn

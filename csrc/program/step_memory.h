@@ -1,0 +1,77 @@
+// The memory of the running step: the numbers of every value, keys and values, and scratch, in one workspace.
+#pragma once
+#include <cstdint>
+#include <vector>
+
+#include "core/buffer.h"
+#include "ops/ops.h"
+#include "program/kv_cache.h"
+#include "program/plan.h"
+#include "program/sampler.h"
+#include "program/spec.h"
+#include "program/step.h"
+#include "program/weights.h"
+
+namespace fastattn {
+
+// The input of one step.
+struct StepInput : StepArrays {
+    std::vector<KvCache*> caches;  // one per sequence, or empty
+
+    int64_t rows(Rows kind) const {
+        return kind == Rows::kTokens ? n_tokens : kind == Rows::kWanted ? n_wanted : n_sequences;
+    }
+    int32_t length(int32_t s) const { return cu_seqlens[s + 1] - cu_seqlens[s]; }  // of a sequence in this step
+    int32_t start(int32_t s) const { return caches.empty() ? 0 : caches[static_cast<size_t>(s)]->length(); }
+};
+
+// A validated Program with its weights.
+struct Model {
+    ProgramSpec spec;
+    std::vector<const Weight*> weights;  // of the spec
+    Plan plan;
+    KvShape kv;
+    const KernelTable& kernels;
+};
+
+// Number of floats in a value: rows x width, or [n_head, q_len, kv_len] of every sequence.
+int64_t floats_of(const ProgramSpec& spec, int32_t value, const StepInput& step);
+
+class StepMemory {
+public:
+    // Sets the addresses of everything that the step touches. May allocate, so it runs before the region. outputs[i]:
+    // the caller's memory for output i, or null. sampler: null if no tokens are drawn.
+    void prepare(const Model& model, const StepInput& step, const std::vector<float*>& outputs, const Sampler* sampler,
+                 int threads);
+
+    View view(const Model& model, int32_t value) const;
+    // Of queries with these rows: each sequence's share of an attention, and each row's token (null for kTokens).
+    const ops::SequenceBlocks* sequences(Gather rows) const { return sequences_[static_cast<int>(rows)].data(); }
+    const int32_t* query_tokens(Gather rows) const { return query_tokens_[static_cast<int>(rows)]; }
+    // Room for the rounded activations of one linear each.
+    const ops::Quantized& quantized(int buffer) const { return quantized_[buffer]; }
+    float* const* scratch() const { return scratch_.data(); }  // one per thread
+    std::byte* const* const* thread_blocks() const { return thread_blocks_.data(); }
+    int64_t bytes() const { return static_cast<int64_t>(buffer_.bytes()); }
+
+private:
+    struct Layout;
+    void place_views(const Model& model, const StepInput& step, const std::vector<float*>& outputs,
+                     const Sampler* sampler, const Layout& layout);
+    void place_blocks(const StepInput& step, const Layout& layout);
+    void place_sequences(const StepInput& step, const Layout& layout);
+    void place_thread_blocks(const Layout& layout, int threads);
+
+    Buffer buffer_;
+    std::vector<View> views_;  // of the parents
+    std::vector<ops::SequenceBlocks> sequences_[kGatherKinds];
+    const int32_t* query_tokens_[kGatherKinds] = {};
+    std::vector<int32_t> first_tokens_, last_tokens_;
+    ops::Quantized quantized_[2];
+    std::vector<float*> scratch_;
+    std::vector<std::vector<std::byte*>> own_blocks_;  // one per sequence
+    std::vector<std::vector<std::byte*>> own_thread_blocks_;
+    std::vector<std::byte* const*> thread_blocks_;
+};
+
+}  // namespace fastattn
