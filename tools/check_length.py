@@ -1,4 +1,6 @@
-"""Checks that no source file has more than 500 lines and no Python function more than 60.
+"""Checks that no source file has more than 500 lines and no Python or C++ function more than 60.
+
+C++ is read as clang-format writes it: the brace that ends a function has the indentation of the function's first line.
 
 python tools/check_length.py [ROOT]
 """
@@ -6,6 +8,7 @@ python tools/check_length.py [ROOT]
 from __future__ import annotations
 
 import ast
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +17,7 @@ FILE_LINES = 500
 FUNCTION_LINES = 60
 FOLDERS = ("src", "csrc", "tests", "benchmarks", "tools", "examples", "cmake")
 SUFFIXES = (".py", ".pyi", ".h", ".cpp", ".cu", ".cuh", ".cmake")
+CPP_SUFFIXES = (".h", ".cpp", ".cu", ".cuh")
 GENERATED = ("src/fastattn/_core.pyi",)
 
 
@@ -32,6 +36,35 @@ def long_functions(path: Path, text: str) -> Iterator[str]:
                 yield f"{path}:{node.lineno}: function {node.name} has {lines} lines; at most {FUNCTION_LINES}"
 
 
+# What may stand before the brace of a block that is no function.
+NO_FUNCTION = re.compile(r"(if|else|for|while|switch|do|try|namespace|struct|class|enum|union|extern)\b|[^(]*[=\[]|#|}")
+CPP_NOISE = re.compile(r'"(?:[^"\\\n]|\\.)*"|\'(?:[^\'\\\n]|\\.)\'|//[^\n]*')
+
+
+def long_cpp_functions(path: Path, text: str) -> Iterator[str]:
+    lines = CPP_NOISE.sub("", text).split("\n")
+    opened: list[int] = []  # lines of the braces that are open
+    for number, line in enumerate(lines):
+        for brace in re.findall("[{}]", line):
+            if brace == "{":
+                opened.append(number)
+                continue
+            begin = opened.pop() if opened else number
+            if number - begin <= FUNCTION_LINES // 2 or "}" not in line[: indentation(line) + 1]:
+                continue
+            while begin > 0 and indentation(lines[begin]) != indentation(line):
+                begin -= 1  # the first line of a declaration that continues over several
+            name = re.search(r"([\w:~]+)\(", lines[begin])
+            size = number - begin + 1
+            if name and size > FUNCTION_LINES and not NO_FUNCTION.match(lines[begin].strip()):
+                yield f"{path}:{begin + 1}: function {name[1]} has {size} lines; at most {FUNCTION_LINES}"
+
+
+def indentation(line: str) -> int:
+    """Return the number of leading spaces; -1 for an empty line."""
+    return len(line) - len(line.lstrip()) if line.strip() else -1
+
+
 def check(root: Path) -> list[str]:
     """Return all violations in a checkout."""
     found = []
@@ -42,6 +75,8 @@ def check(root: Path) -> list[str]:
             found.append(f"{path}: {lines} lines; at most {FILE_LINES}: split it by concern")
         if path.suffix == ".py":
             found.extend(long_functions(path, text))
+        elif path.suffix in CPP_SUFFIXES:
+            found.extend(long_cpp_functions(path, text))
     return found
 
 

@@ -94,6 +94,20 @@ def test_long_files_and_functions_are_found(tmp_path: Path) -> None:
     assert length.main([str(root)]) == 1
 
 
+def test_long_cpp_functions_are_found(tmp_path: Path) -> None:
+    length = tool("check_length")
+    body = "    f(\"{\", '{');  // {\n"
+    root = write(tmp_path, {"csrc/ops/a.cpp": f"int f(int x) {{\n{body * 59}}}\n"})
+    (found,) = length.check(root)
+    assert "a.cpp:1: function f has 61 lines" in found
+    method = f"struct B {{\n    B(int x,\n      int y)\n        : x_(x) {{\n{body * 59}    }}\n}};\n"
+    (found,) = length.check(write(tmp_path, {"csrc/ops/a.cpp": method}))
+    assert "a.cpp:2: function B has 63 lines" in found
+    structs = "struct B {\n    int x = 0;\n};\n" * 30
+    text = f"namespace a {{\n{structs}template <class T>\nvoid B::g(int a,\n       int b) {{\n{body * 57}}}\n}}\n"
+    assert length.check(write(tmp_path, {"csrc/ops/a.cpp": text})) == []
+
+
 def test_pre_commit_uses_the_pinned_versions() -> None:
     pins = dict(re.findall(r"^([\w-]+)==([\w.]+)$", (ROOT / "tools/requirements-check.txt").read_text(), re.MULTILINE))
     hooks = dict(re.findall(r'"([\w-]+)==([\w.]+)"', (ROOT / ".pre-commit-config.yaml").read_text()))
