@@ -26,151 +26,168 @@ FA_DEVICE void copy_tile(float* tile, const float* from, int64_t row, int d, int
     copy_async_commit();
 }
 
-// A block of kRows x 4 threads. A thread computes four rows of S at every sixteenth position, then four rows of O at
-// four neighboring elements. kDim: head_dim, rounded up to whole chunks.
+// A block of kRows x 4 threads and its rows of one head. A thread computes four rows of S at every sixteenth position,
+// then four rows of O at four neighboring elements. kDim: head_dim, rounded up to whole chunks.
 template <int kDim, int kRows>
 struct Prefill {
     static constexpr int kThreads = kRows / 4 * kSide;
     static constexpr int kChunks = kDim / kChunk;
     static constexpr int kQPitch = kDim + 4;
     static constexpr int64_t kSharedBytes = (kRows * kQPitch + kRows * kPitch + 2 * kBlockLen * kPitch) * sizeof(float);
-};
+    static constexpr int kUnroll = kDim == 64 ? 2 : 4;  // the most that registers allow without spilling
 
-template <int kDim, int kRows>
-FA_KERNEL((Prefill<kDim, kRows>::kThreads))
-prefill_float32(const AttentionArgs args) {
-    using Shape = Prefill<kDim, kRows>;
-    constexpr int kThreads = Shape::kThreads, kChunks = Shape::kChunks;
-    constexpr int kUnroll = kDim == 64 ? 2 : 4;  // the most that registers allow without spilling
-    const RowTile tile = find_tile<kRows>(args.q_begin, count_of(args.sequences.rows), block_x());
-    if (tile.sequence < 0) return;
-    const KvPages& pages = args.pages;
-    const Sequence sequence = sequence_at(args.sequences, pages, tile.sequence);
-    const int head = block_y(), kv_head = head / (args.n_head / pages.n_kv_head), head_dim = pages.head_dim;
-    const int64_t row_width = row_elements(head_dim);
-    float* q = reinterpret_cast<float*>(shared_memory());                 // [kRows, kQPitch]
-    float* probs = q + kRows * Shape::kQPitch;                            // [kRows, kPitch]
-    float* keys = probs + kRows * kPitch;                                 // [kBlockLen, kPitch]
-    float* values = keys + kBlockLen * kPitch;                            // [kBlockLen, kPitch]
-    const int tx = thread_id() % kSide, first = thread_id() / kSide * 4;  // the thread's place and its first row
+    const AttentionArgs& args;
+    RowTile tile;
+    Sequence sequence;
+    int head, kv_head, head_dim;
+    int64_t row_width;
+    float *q, *probs, *keys, *values;  // shared: [kRows, kQPitch], [kRows, kPitch], and twice [kBlockLen, kPitch]
+    int tx, first;                     // the thread's place and its first row
+    int seen[4];                       // positions that the thread's rows see
+    int blocks;                        // of positions that the tile's last row sees
+    Running<true> running[4];          // m and l of the thread's rows
+    float sum[4][4 * kChunks] = {};    // O: rows, elements 64 chunk + 4 tx to 64 chunk + 4 tx + 3
 
-    const auto copy_keys = [&](int block, int chunk) {
-        const float* from = reinterpret_cast<const float*>(keys_at(pages, sequence, kv_head, block));
-        copy_tile<kThreads, kUnroll>(keys, from, row_width, chunk * kChunk, sequence.kv_len - block * kBlockLen,
-                                     head_dim);
-    };
-    const auto copy_values = [&](int block, int chunk) {
-        const float* from =
-            reinterpret_cast<const float*>(keys_at(pages, sequence, kv_head, block)) + kBlockLen * row_width;
-        copy_tile<kThreads, kUnroll>(values, from, row_width, chunk * kChunk, sequence.kv_len - block * kBlockLen,
-                                     head_dim);
-    };
-
-    int seen[4], most_seen = 0;  // positions that the thread's rows and the tile's last row see
+    FA_DEVICE Prefill(const AttentionArgs& all, RowTile rows) : args(all), tile(rows) {
+        const KvPages& pages = args.pages;
+        sequence = sequence_at(args.sequences, pages, tile.sequence);
+        head = block_y(), kv_head = head / (args.n_head / pages.n_kv_head), head_dim = pages.head_dim;
+        row_width = row_elements(head_dim);
+        q = reinterpret_cast<float*>(shared_memory());
+        probs = q + kRows * kQPitch;
+        keys = probs + kRows * kPitch;
+        values = keys + kBlockLen * kPitch;
+        tx = thread_id() % kSide, first = thread_id() / kSide * 4;
 #pragma unroll
-    for (int r = 0; r < 4; ++r)
-        seen[r] = tile.begin + first + r < tile.end ? visible(args, sequence, tile.begin + first + r) : 0;
-    most_seen = visible(args, sequence, tile.end - 1);
-    const int blocks = (most_seen + kBlockLen - 1) / kBlockLen;
-    if (blocks > 0) copy_keys(0, 0);
-    for (int i = thread_id(); i < kRows * kDim; i += kThreads) {
-        const int r = i / kDim, d = i % kDim;
-        const bool there = tile.begin + r < tile.end && d < head_dim;
-        q[r * Shape::kQPitch + d] = there ? args.q[(tile.begin + r) * args.q_stride + head * head_dim + d] : 0.0f;
+        for (int r = 0; r < 4; ++r)
+            seen[r] = tile.begin + first + r < tile.end ? visible(args, sequence, tile.begin + first + r) : 0;
+        blocks = (visible(args, sequence, tile.end - 1) + kBlockLen - 1) / kBlockLen;
     }
 
-    Running<true> running[4];        // m and l of the thread's rows
-    float sum[4][4 * kChunks] = {};  // O: rows, elements 64 chunk + 4 tx to 64 chunk + 4 tx + 3
-    for (int block = 0; block < blocks; ++block) {
-        float score[4][kVectors] = {};
+    FA_DEVICE const float* block_at(int block) const {
+        return reinterpret_cast<const float*>(keys_at(args.pages, sequence, kv_head, block));
+    }
+    FA_DEVICE void copy_keys(int block, int chunk) const {
+        copy_tile<kThreads, kUnroll>(keys, block_at(block), row_width, chunk * kChunk,
+                                     sequence.kv_len - block * kBlockLen, head_dim);
+    }
+    FA_DEVICE void copy_values(int block, int chunk) const {
+        copy_tile<kThreads, kUnroll>(values, block_at(block) + kBlockLen * row_width, row_width, chunk * kChunk,
+                                     sequence.kv_len - block * kBlockLen, head_dim);
+    }
+    FA_DEVICE void copy_queries() const {
+        for (int i = thread_id(); i < kRows * kDim; i += kThreads) {
+            const int r = i / kDim, d = i % kDim;
+            const bool there = tile.begin + r < tile.end && d < head_dim;
+            q[r * kQPitch + d] = there ? args.q[(tile.begin + r) * args.q_stride + head * head_dim + d] : 0.0f;
+        }
+    }
+
+    // Adds the products of one chunk to the scores.
+    FA_DEVICE void add_scores(int chunk, float (&score)[4][kVectors]) const {
+        const int depth = head_dim - chunk * kChunk < kChunk ? (head_dim - chunk * kChunk + 3) / 4 : kChunk / 4;
+        for (int i = 0; i < depth; ++i) {
+            Four a[4], b[kVectors];
+#pragma unroll
+            for (int r = 0; r < 4; ++r) a[r] = load_four(q + (first + r) * kQPitch + chunk * kChunk + 4 * i);
+#pragma unroll
+            for (int c = 0; c < kVectors; ++c) b[c] = load_four(keys + (tx + kSide * c) * kPitch + 4 * i);
+#pragma unroll
+            for (int r = 0; r < 4; ++r)
+#pragma unroll
+                for (int c = 0; c < kVectors; ++c)
+#pragma unroll
+                    for (int j = 0; j < 4; ++j) score[r][c] = math::fma(a[r].x[j], b[c].x[j], score[r][c]);
+        }
+    }
+
+    // S of the block. Copies the block's first values meanwhile.
+    FA_DEVICE void score_block(int block, float (&score)[4][kVectors]) const {
 #pragma unroll
         for (int chunk = 0; chunk < kChunks; ++chunk) {
             copy_async_wait<0>();
             sync_threads();
-            // Copy the values while scores are computed.
             if (chunk == kChunks - 1) copy_values(block, 0);
-            const int depth = head_dim - chunk * kChunk < kChunk ? (head_dim - chunk * kChunk + 3) / 4 : kChunk / 4;
-            for (int i = 0; i < depth; ++i) {
-                Four a[4], b[kVectors];
-#pragma unroll
-                for (int r = 0; r < 4; ++r) a[r] = load_four(q + (first + r) * Shape::kQPitch + chunk * kChunk + 4 * i);
-#pragma unroll
-                for (int c = 0; c < kVectors; ++c) b[c] = load_four(keys + (tx + kSide * c) * kPitch + 4 * i);
-#pragma unroll
-                for (int r = 0; r < 4; ++r)
-#pragma unroll
-                    for (int c = 0; c < kVectors; ++c)
-#pragma unroll
-                        for (int j = 0; j < 4; ++j) score[r][c] = math::fma(a[r].x[j], b[c].x[j], score[r][c]);
-            }
+            add_scores(chunk, score);
             if (chunk < kChunks - 1) {
                 sync_threads();
                 copy_keys(block, chunk + 1);
             }
         }
+    }
+
+    // Writes P of row r and merges the block into its m and l. `count`: positions of the block that the row sees.
+    FA_DEVICE void merge_row(int r, int count, float (&score)[kVectors]) {
+        float highest = -kInf;
+#pragma unroll
+        for (int c = 0; c < kVectors; ++c) {
+            score[c] = tx + kSide * c < count ? score[c] * args.scale : -kInf;
+            highest = math::max(highest, score[c]);
+        }
+#pragma unroll
+        for (int mask : {8, 4, 2, 1}) highest = math::max(highest, shuffle_xor(highest, mask));
+        const float shift = shift_of(highest);
+        float p[kVectors];
+#pragma unroll
+        for (int c = 0; c < kVectors; ++c) {
+            p[c] = math::exp(score[c] - shift);
+            probs[(first + r) * kPitch + tx + kSide * c] = p[c];
+        }
+        float total = (p[0] + p[1]) + (p[2] + p[3]);
+#pragma unroll
+        for (int mask : {8, 4, 2, 1}) total += shuffle_xor(total, mask);
+        if (count > 0) running[r].merge(highest, total);
+    }
+
+    // part = P V of one chunk. Rows skip the positions that they do not see.
+    FA_DEVICE void weigh_values(const int (&count)[4], float (&part)[4][4]) const {
+        int least = kBlockLen, most = 0;
 #pragma unroll
         for (int r = 0; r < 4; ++r) {
-            const int count = seen[r] - block * kBlockLen;
-            float highest = -kInf;
+            least = count[r] < least ? count[r] : least;
+            most = count[r] > most ? count[r] : most;
+        }
+        int position = 0;
+        for (; position + 4 <= least; position += 4) {
+            Four p[4];
 #pragma unroll
-            for (int c = 0; c < kVectors; ++c) {
-                score[r][c] = tx + kSide * c < count ? score[r][c] * args.scale : -kInf;
-                highest = math::max(highest, score[r][c]);
+            for (int r = 0; r < 4; ++r) p[r] = load_four(probs + (first + r) * kPitch + position);
+#pragma unroll
+            for (int j = 0; j < 4; ++j) {
+                const Four v = load_four(values + (position + j) * kPitch + 4 * tx);
+#pragma unroll
+                for (int r = 0; r < 4; ++r)
+#pragma unroll
+                    for (int c = 0; c < 4; ++c) part[r][c] = math::fma(p[r].x[j], v.x[c], part[r][c]);
             }
+        }
+        for (; position < most; ++position) {
+            const Four v = load_four(values + position * kPitch + 4 * tx);
 #pragma unroll
-            for (int mask : {8, 4, 2, 1}) highest = math::max(highest, shuffle_xor(highest, mask));
-            const float shift = shift_of(highest);
-            float p[kVectors];
+            for (int r = 0; r < 4; ++r) {
+                if (position >= count[r]) continue;
+                const float p = probs[(first + r) * kPitch + position];
 #pragma unroll
-            for (int c = 0; c < kVectors; ++c) {
-                p[c] = math::exp(score[r][c] - shift);
-                probs[(first + r) * kPitch + tx + kSide * c] = p[c];
+                for (int c = 0; c < 4; ++c) part[r][c] = math::fma(p, v.x[c], part[r][c]);
             }
-            float total = (p[0] + p[1]) + (p[2] + p[3]);
+        }
+    }
+
+    // Merges P V of the block into O. Copies the first keys of the next block meanwhile.
+    FA_DEVICE void value_block(int block) {
+        int count[4];
 #pragma unroll
-            for (int mask : {8, 4, 2, 1}) total += shuffle_xor(total, mask);
-            if (count > 0) running[r].merge(highest, total);
+        for (int r = 0; r < 4; ++r) {
+            count[r] = seen[r] - block * kBlockLen;
+            if (count[r] > kBlockLen) count[r] = kBlockLen;
         }
 #pragma unroll
         for (int chunk = 0; chunk < kChunks; ++chunk) {
             copy_async_wait<0>();
             sync_threads();
-            // Copy the keys of the next block while values are added up.
             if (chunk == kChunks - 1 && block + 1 < blocks) copy_keys(block + 1, 0);
             float part[4][4] = {};
-            int least = kBlockLen, most = 0;
-            int count[4];
-#pragma unroll
-            for (int r = 0; r < 4; ++r) {
-                count[r] = seen[r] - block * kBlockLen;
-                if (count[r] > kBlockLen) count[r] = kBlockLen;
-                least = count[r] < least ? count[r] : least;
-                most = count[r] > most ? count[r] : most;
-            }
-            int position = 0;
-            for (; position + 4 <= least; position += 4) {
-                Four p[4];
-#pragma unroll
-                for (int r = 0; r < 4; ++r) p[r] = load_four(probs + (first + r) * kPitch + position);
-#pragma unroll
-                for (int j = 0; j < 4; ++j) {
-                    const Four v = load_four(values + (position + j) * kPitch + 4 * tx);
-#pragma unroll
-                    for (int r = 0; r < 4; ++r)
-#pragma unroll
-                        for (int c = 0; c < 4; ++c) part[r][c] = math::fma(p[r].x[j], v.x[c], part[r][c]);
-                }
-            }
-            for (; position < most; ++position) {  // rows that do not see a position skip it
-                const Four v = load_four(values + position * kPitch + 4 * tx);
-#pragma unroll
-                for (int r = 0; r < 4; ++r) {
-                    if (position >= count[r]) continue;
-                    const float p = probs[(first + r) * kPitch + position];
-#pragma unroll
-                    for (int c = 0; c < 4; ++c) part[r][c] = math::fma(p, v.x[c], part[r][c]);
-                }
-            }
+            weigh_values(count, part);
 #pragma unroll
             for (int r = 0; r < 4; ++r)
 #pragma unroll
@@ -182,20 +199,41 @@ prefill_float32(const AttentionArgs args) {
             }
         }
     }
-    const int width = args.n_head * head_dim;
+
+    FA_DEVICE void write_rows() const {
+        const int width = args.n_head * head_dim;
 #pragma unroll
-    for (int r = 0; r < 4; ++r) {
-        const int row = tile.begin + first + r;
-        if (row >= tile.end) continue;
+        for (int r = 0; r < 4; ++r) {
+            const int row = tile.begin + first + r;
+            if (row >= tile.end) continue;
 #pragma unroll
-        for (int chunk = 0; chunk < kChunks; ++chunk) {
-            const int d = chunk * kChunk + 4 * tx;
-            Four v;
+            for (int chunk = 0; chunk < kChunks; ++chunk) {
+                const int d = chunk * kChunk + 4 * tx;
+                Four v;
 #pragma unroll
-            for (int c = 0; c < 4; ++c) v.x[c] = running[r].divided(sum[r][4 * chunk + c]);
-            write_some(args.out, row, head * head_dim + d, width, v, head_dim - d);
+                for (int c = 0; c < 4; ++c) v.x[c] = running[r].divided(sum[r][4 * chunk + c]);
+                write_some(args.out, row, head * head_dim + d, width, v, head_dim - d);
+            }
         }
     }
+};
+
+template <int kDim, int kRows>
+FA_KERNEL((Prefill<kDim, kRows>::kThreads))
+prefill_float32(const AttentionArgs args) {
+    const RowTile tile = find_tile<kRows>(args.q_begin, count_of(args.sequences.rows), block_x());
+    if (tile.sequence < 0) return;
+    Prefill<kDim, kRows> prefill(args, tile);
+    if (prefill.blocks > 0) prefill.copy_keys(0, 0);
+    prefill.copy_queries();
+    for (int block = 0; block < prefill.blocks; ++block) {
+        float score[4][kVectors] = {};
+        prefill.score_block(block, score);
+#pragma unroll
+        for (int r = 0; r < 4; ++r) prefill.merge_row(r, prefill.seen[r] - block * kBlockLen, score[r]);
+        prefill.value_block(block);
+    }
+    prefill.write_rows();
 }
 
 template <int kDim, int kRows>

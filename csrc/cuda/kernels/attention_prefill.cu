@@ -9,6 +9,45 @@ constexpr int kPrefillRows = 64;
 constexpr int kPrefillThreads = kPrefillRows / kWarpRows * kWarp;
 
 template <class T, int kDim>
+FA_DEVICE void copy_queries(uint16_t* q, const AttentionArgs& args, const RowTile& tile, int head) {
+    const int head_dim = args.pages.head_dim;
+    for (int i = thread_id(); i < kPrefillRows * kDim / 2; i += kPrefillThreads) {
+        const int r = i / (kDim / 2), d = i % (kDim / 2) * 2;
+        uint32_t pair = 0;
+        if (tile.begin + r < tile.end)
+            pair = query_pair<T>(args.q + (tile.begin + r) * args.q_stride + head * head_dim, d, head_dim,
+                                 args.scale * kLog2E);
+        *reinterpret_cast<uint32_t*>(q + r * MmaShape<T, kDim>::kPitch + d) = pair;
+    }
+}
+
+// Writes O / l of the tile. Goes through shared memory, to write rows 16 bytes at a time.
+template <class T, int kDim>
+FA_DEVICE void write_rows(const AttentionArgs& args, const RowTile& tile, int head, const Running<false> (&running)[2],
+                          const float (&sum)[kDim / 8][4]) {
+    constexpr int kOutPitch = kDim + 4;
+    static_assert(kPrefillRows * kOutPitch * 2 <= (kPrefillRows + 2 * kBlockLen) * MmaShape<T, kDim>::kPitch);
+    float* out = reinterpret_cast<float*>(shared_memory());
+    sync_threads();
+#pragma unroll
+    for (int i = 0; i < 2; ++i)
+#pragma unroll
+        for (int n = 0; n < kDim / 8; ++n)
+#pragma unroll
+            for (int j = 0; j < 2; ++j)
+                out[(warp() * kWarpRows + lane() / 4 + 8 * i) * kOutPitch + 8 * n + lane() % 4 * 2 + j] =
+                    running[i].divided(sum[n][2 * i + j]);
+    sync_threads();
+    const int head_dim = args.pages.head_dim, width = args.n_head * head_dim;
+    for (int i = 4 * thread_id(); i < kPrefillRows * kDim; i += 4 * kPrefillThreads) {
+        const int r = i / kDim, d = i % kDim;
+        if (tile.begin + r >= tile.end || d >= head_dim) continue;
+        write_some(args.out, tile.begin + r, head * head_dim + d, width, load_four(out + r * kOutPitch + d),
+                   head_dim - d);
+    }
+}
+
+template <class T, int kDim>
 FA_KERNEL(kPrefillThreads)
 attention_prefill(const AttentionArgs args) {
     constexpr int kPitch = MmaShape<T, kDim>::kPitch;
@@ -28,14 +67,7 @@ attention_prefill(const AttentionArgs args) {
     };
     const int blocks = (visible(args, sequence, tile.end - 1) + kBlockLen - 1) / kBlockLen;
     if (blocks > 0) copy(keys, 0, 0);
-    for (int i = thread_id(); i < kPrefillRows * kDim / 2; i += kPrefillThreads) {
-        const int r = i / (kDim / 2), d = i % (kDim / 2) * 2;
-        uint32_t pair = 0;
-        if (tile.begin + r < tile.end)
-            pair = query_pair<T>(args.q + (tile.begin + r) * args.q_stride + head * head_dim, d, head_dim,
-                                 args.scale * kLog2E);
-        *reinterpret_cast<uint32_t*>(q + r * kPitch + d) = pair;
-    }
+    copy_queries<T, kDim>(q, args, tile, head);
 
     // The lane's rows, and the number of positions that they see.
     const int first = tile.begin + warp() * kWarpRows + lane() / 4;
@@ -65,27 +97,7 @@ attention_prefill(const AttentionArgs args) {
                 if (count[i / 2] > 0) sum[n][i] = running[i / 2].merged(sum[n][i], part[i]);
         });
     }
-    // Through shared memory, to write rows 16 bytes at a time.
-    constexpr int kOutPitch = kDim + 4;
-    static_assert(kPrefillRows * kOutPitch * 2 <= (kPrefillRows + 2 * kBlockLen) * kPitch);
-    float* out = reinterpret_cast<float*>(shared_memory());
-    sync_threads();
-#pragma unroll
-    for (int i = 0; i < 2; ++i)
-#pragma unroll
-        for (int n = 0; n < kDim / 8; ++n)
-#pragma unroll
-            for (int j = 0; j < 2; ++j)
-                out[(warp() * kWarpRows + lane() / 4 + 8 * i) * kOutPitch + 8 * n + lane() % 4 * 2 + j] =
-                    running[i].divided(sum[n][2 * i + j]);
-    sync_threads();
-    const int width = args.n_head * head_dim;
-    for (int i = 4 * thread_id(); i < kPrefillRows * kDim; i += 4 * kPrefillThreads) {
-        const int r = i / kDim, d = i % kDim;
-        if (tile.begin + r >= tile.end || d >= head_dim) continue;
-        write_some(args.out, tile.begin + r, head * head_dim + d, width, load_four(out + r * kOutPitch + d),
-                   head_dim - d);
-    }
+    write_rows<T, kDim>(args, tile, head, running, sum);
 }
 
 template <class T, int kDim>

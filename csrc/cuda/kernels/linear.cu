@@ -113,6 +113,18 @@ constexpr int64_t shared_bytes_float32() {
     return kBytes;
 }
 
+// sum[r][c] += x[r] * weight[c] of up to four terms, in order.
+FA_DEVICE void add_products(const Four (&x)[4], const Four (&weight)[4], int terms, float (&sum)[4][4]) {
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+        if (j >= terms) break;
+#pragma unroll
+        for (int r = 0; r < 4; ++r)
+#pragma unroll
+            for (int c = 0; c < 4; ++c) sum[r][c] = math::fma(x[r].x[j], weight[c].x[j], sum[r][c]);
+    }
+}
+
 // A thread has four rows, and four columns that are kColumns / 4 apart.
 template <class Tile, bool kFour>
 FA_KERNEL(Tile::kThreads)
@@ -147,14 +159,7 @@ linear_float32(const LinearCall call) {
                 a[i] = load_four(x + (first + i) * kFloatPitch + k);
                 b[i] = load_four(weight + (across + kAcross * i) * kFloatPitch + k);
             }
-#pragma unroll
-            for (int j = 0; j < 4; ++j) {
-                if (j >= terms) break;
-#pragma unroll
-                for (int r = 0; r < 4; ++r)
-#pragma unroll
-                    for (int c = 0; c < 4; ++c) sum[r][c] = math::fma(a[r].x[j], b[c].x[j], sum[r][c]);
-            }
+            add_products(a, b, terms, sum);
         };
         int k = 0;
         for (; k + 4 <= depth; k += 4) take(k, 4);
