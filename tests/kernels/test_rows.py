@@ -218,9 +218,18 @@ def test_softmax_of_infinities() -> None:
 
 
 @pytest.mark.parametrize("n", SIZES)
-def test_add(n: int) -> None:
+def test_add_and_multiply(n: int) -> None:
     x, y = random_array(1, n), random_array(2, n, offset=3)
     assert_same_bits(on_every_target(lambda target: kernels.add_f32(target, x, y)), x + y)
+    assert_same_bits(on_every_target(lambda target: kernels.multiply_f32(target, x, y)), x * y)
+
+
+def test_multiply_of_infinities_and_denormals() -> None:
+    x = np.array([np.inf, -np.inf, np.nan, 0.0, -0.0, 1e-30, 1e-40, 3e38], np.float32)
+    x, y = (part.ravel() for part in np.meshgrid(x, x))
+    with np.errstate(all="ignore"):
+        expected = x * y
+    assert_same_bits(on_every_target(lambda target: kernels.multiply_f32(target, x, y)), expected)
 
 
 @pytest.mark.parametrize("kind", ["mean", "max", "mean_sqrt_len"])
