@@ -193,7 +193,7 @@ class _Sink:
                 asked[op.inputs[0]].add(only)
                 for value in op.inputs[1:]:
                     asked[value].add(self.natural(value))
-            elif reads in ("rows", "view"):
+            elif reads in ("rows", "view") or (reads == "positions" and op.attrs["rows"] == "tokens"):
                 chosen[op.output] = only
                 for value in op.inputs:
                     asked[value].add(only)
@@ -233,6 +233,8 @@ class _Sink:
             op = replace(op, attrs={**op.attrs, "q_rows": selection})
         else:
             inputs = tuple(self.get(value, selection) for value in op.inputs)
+        if KINDS[op.kind].reads == "positions":
+            op = replace(op, attrs={**op.attrs, "rows": selection})
         self.values[op.output] = replace(self.values[op.output], rows=ROWS_OF[selection])
         self.ops.append(replace(op, inputs=inputs))
         self.computed[op.output] = selection
