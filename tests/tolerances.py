@@ -121,12 +121,12 @@ def rotary(x: F64, other: F64, cosine: F64, sine: F64) -> F64:
     return gamma(2) * (np.abs(x * cosine) + np.abs(other * sine)) + 2 * SMALLEST
 
 
-def rotary_table(angle: F64, reference: F64) -> F64:
+def rotary_table(angle: F64, reference: F64, factor: float) -> F64:
     """Bound an element of the table: rounded once to float32, from an angle in two parts that are rounded to float64.
 
     The cosines and sines of both parts, and the products and sums that join them, add less than 2^-49.
     """
-    return U * np.abs(reference) + 2.0**-53 * np.abs(angle) * 2 + 2.0**-49 + SMALLEST
+    return U * np.abs(reference) + factor * (2 * 2.0**-53 * np.abs(angle) + 2.0**-49) + SMALLEST
 
 
 def pool(x: F64, *, kind: str) -> F64:
