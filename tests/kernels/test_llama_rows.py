@@ -7,8 +7,17 @@ import pytest
 from numpy.typing import NDArray
 
 from tests import tolerances
-from tests.kernels.support import F32, F64, SIZES, TARGETS, assert_same_bits, assert_within, kernels, random_array
-from tests.kernels.test_rows import on_every_target
+from tests.kernels.support import (
+    F32,
+    F64,
+    SIZES,
+    TARGETS,
+    assert_same_bits,
+    assert_within,
+    kernels,
+    on_every_target,
+    random_array,
+)
 
 EPS = 1e-6
 

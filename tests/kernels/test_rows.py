@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -12,18 +11,19 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from tests import tolerances
-from tests.kernels.support import F32, SIZES, TARGETS, assert_same_bits, assert_within, kernels, random_array
+from tests.kernels.support import (
+    F32,
+    SIZES,
+    TARGETS,
+    assert_same_bits,
+    assert_within,
+    kernels,
+    on_every_target,
+    random_array,
+)
 
 ACTIVATIONS = ("none", "gelu_erf", "gelu_tanh", "relu", "tanh", "silu")
 ROUGH = ("gelu_erf", "gelu_tanh")
-
-
-def on_every_target(run: Callable[[str], F32]) -> F32:
-    """Run on each target, assert equal bits, return the result."""
-    results = [run(target) for target in TARGETS]
-    for other in results[1:]:
-        assert_same_bits(other, results[0])
-    return results[0]
 
 
 def _gelu_erf(x: np.ndarray) -> np.ndarray:

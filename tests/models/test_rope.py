@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from types import SimpleNamespace
 from typing import Any
@@ -130,8 +131,14 @@ def test_frequencies_of_longer_texts(name: str) -> None:
         assert longer != ours({"rope_parameters": parameters})
 
 
-@pytest.mark.parametrize("share", [0.25, 0.5, 0.9])
-@pytest.mark.parametrize("name", ["default", "linear", "dynamic", "yarn", "llama3"])
+@pytest.mark.parametrize(
+    ("name", "share"),
+    [
+        *itertools.product(("default", "linear", "dynamic", "yarn", "llama3"), (0.25, 0.5, 0.9)),
+        ("default", 0.7),  # 11 dimensions, which have six pairs
+        ("llama3", 0.7),
+    ],
+)
 def test_frequencies_of_a_part_of_the_head(name: str, share: float) -> None:
     parameters = {**parameters_of(name, 10000.0), "partial_rotary_factor": share}
     frequencies, _ = transformers_rope(parameters, length=LENGTH)
