@@ -166,6 +166,14 @@ def test_older_configs() -> None:
     assert ours(by_layer, layer_type="sliding_attention") == ours({"rope_theta": 500.0})
 
 
+def test_unknown_parameters_are_reported(caplog: pytest.LogCaptureFixture) -> None:
+    for name in PARAMETERS:
+        ours({"rope_parameters": parameters_of(name, 10000.0), "original_max_position_embeddings": 16})
+    assert caplog.messages == []
+    ours({"rope_parameters": {"rope_type": "default", "factr": 2.0}})
+    assert caplog.messages == ["config.json: rope_parameters: unknown settings are ignored: 'factr'"]
+
+
 @pytest.mark.parametrize(
     ("name", "changed", "message"),
     [

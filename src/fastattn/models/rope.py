@@ -72,6 +72,7 @@ def read_rope(
         positions=max(positions or 0, max_positions),
     )
     rope = _TYPES[rotary_type](p, model, base)
+    p.ignore("original_max_position_embeddings")  # some types do not need it
     p.finish()
     return rope
 
