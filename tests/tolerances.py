@@ -111,6 +111,24 @@ def l2_normalize(n: int, reference: F64) -> F64:
     return gamma(tree_sum_roundings(n) / 2 + 2) * np.abs(reference) + SMALLEST
 
 
+def rms_norm(n: int, reference: F64) -> F64:
+    """Bound x * (1 / sqrt(sum / n + eps)) * weight: half the relative error of the radicand, and four roundings."""
+    return gamma((tree_sum_roundings(n) + 2) / 2 + 4) * np.abs(reference) + SMALLEST
+
+
+def rotary(x: F64, other: F64, cosine: F64, sine: F64) -> F64:
+    """Bound fma(x, cosine, other * sine) for a given table: a rounding of one product, and one of the sum."""
+    return gamma(2) * (np.abs(x * cosine) + np.abs(other * sine)) + 2 * SMALLEST
+
+
+def rotary_table(angle: F64, reference: F64, factor: float) -> F64:
+    """Bound an element of the table: rounded once to float32, from an angle in two parts that are rounded to float64.
+
+    The cosines and sines of both parts, and the products and sums that join them, add less than 2^-49.
+    """
+    return U * np.abs(reference) + factor * (2 * 2.0**-53 * np.abs(angle) + 2.0**-49) + SMALLEST
+
+
 def pool(x: F64, *, kind: str) -> F64:
     rows = max(x.shape[0], 1)
     if kind == "max":

@@ -172,6 +172,50 @@ py::array layer_norm_f32(const std::string& target, const py::array& x, const Ma
     return out;
 }
 
+// x [rows, groups * n] with weight [n]
+py::array rms_norm_f32(const std::string& target, const py::array& x, const py::array& weight, float eps) {
+    const Rows in = rows_of("x", x), w = rows_of("weight", weight, 1);
+    if (w.n == 0 ? in.n != 0 : in.n % w.n != 0) throw py::value_error("weight: expected a divisor of the width of x");
+    auto out = matrix(in.rows, in.n);
+    kernels_of(target).rms_norm_f32({.x = in.data,
+                                     .x_stride = in.stride,
+                                     .weight = w.data,
+                                     .out = out.mutable_data(),
+                                     .out_stride = in.n,
+                                     .rows = in.rows,
+                                     .groups = w.n == 0 ? 0 : in.n / w.n,
+                                     .n = w.n,
+                                     .eps = eps});
+    return out;
+}
+
+// With in_place the result is x.
+py::array rotary_f32(const std::string& target, const py::array& x, const py::array& table, const py::array& positions,
+                     int n_head, bool interleaved, bool in_place) {
+    const Rows in = rows_of("x", x), t = rows_of("table", table);
+    if (!py::isinstance<py::array_t<int32_t>>(positions) || !(positions.flags() & py::array::c_style) ||
+        positions.ndim() != 1 || positions.shape(0) != in.rows)
+        throw py::value_error("positions: expected C-contiguous int32 [" + std::to_string(in.rows) + "]");
+    const auto* rows = static_cast<const int32_t*>(positions.data());
+    for (int r = 0; r < in.rows; ++r)
+        if (rows[r] < 0 || rows[r] >= t.rows) throw py::value_error("positions: expected rows of the table");
+    if (t.stride != t.n || n_head < 1 || in.n % n_head != 0 || t.n % 2 != 0 || t.n > in.n / n_head)
+        throw py::value_error("x, table, n_head: expected [rows, n_head * head_dim] and [positions, dimensions]");
+    const py::array out = in_place ? x : py::array(matrix(in.rows, in.n));
+    kernels_of(target).rotary_f32({.x = in.data,
+                                   .x_stride = in.stride,
+                                   .table = t.data,
+                                   .positions = rows,
+                                   .out = static_cast<float*>(const_cast<void*>(out.data())),
+                                   .out_stride = in_place ? in.stride : in.n,
+                                   .rows = in.rows,
+                                   .n_head = n_head,
+                                   .head_dim = in.n / n_head,
+                                   .dimensions = t.n,
+                                   .interleaved = interleaved});
+    return out;
+}
+
 // blocks: bytes [n_blocks, heads * kv_head_bytes]
 std::vector<std::byte*> blocks_of(const py::array& blocks, Format format, int heads, int head_dim, int64_t positions) {
     const int64_t bytes = heads * ops::kv_head_bytes(format, head_dim);
@@ -261,11 +305,13 @@ py::array activation_f32(const std::string& target, const py::array& x, const st
     return out;
 }
 
-py::array add_f32(const std::string& target, const py::array& x, const py::array& y) {
+// add_f32 or multiply_f32
+template <void (*KernelTable::*kKernel)(const ElementwiseF32Args&)>
+py::array combine(const std::string& target, const py::array& x, const py::array& y) {
     const Rows a = rows_of("x", x, 1), b = rows_of("y", y, 1, a.n);
     py::array_t<float> out(a.n);
-    kernels_of(target).add_f32(
-        {.x = a.data, .y = b.data, .out = out.mutable_data(), .n = a.n, .activation = Activation::kNone});
+    (kernels_of(target).*
+     kKernel)({.x = a.data, .y = b.data, .out = out.mutable_data(), .n = a.n, .activation = Activation::kNone});
     return out;
 }
 
@@ -336,6 +382,9 @@ void register_kernels(py::module_& module) {
           py::arg("transposed") = false);
     m.def("layer_norm_f32", &layer_norm_f32, target, x, py::kw_only(), py::arg("weight") = none, py::arg("bias") = none,
           py::arg("eps"));
+    m.def("rms_norm_f32", &rms_norm_f32, target, x, py::arg("weight"), py::kw_only(), py::arg("eps"));
+    m.def("rotary_f32", &rotary_f32, target, x, py::arg("table"), py::arg("positions"), py::kw_only(),
+          py::arg("n_head"), py::arg("interleaved") = false, py::arg("in_place") = false);
     m.def("kv_head_bytes",
           [](const std::string& name, int head_dim) { return ops::kv_head_bytes(kv_format_from(name), head_dim); });
     m.def("kv_store", &kv_store, target, py::arg("k"), py::arg("v"), blocks, py::kw_only(), py::arg("position"),
@@ -352,7 +401,8 @@ void register_kernels(py::module_& module) {
             py::arg("rows_per_head") = 0);
     m.def("softmax_f32", &softmax_f32, target, x, py::kw_only(), py::arg("log") = false);
     m.def("activation_f32", &activation_f32, target, x, py::kw_only(), py::arg("activation"), py::arg("rough") = false);
-    m.def("add_f32", &add_f32, target, x, py::arg("y"));
+    m.def("add_f32", &combine<&KernelTable::add_f32>, target, x, py::arg("y"));
+    m.def("multiply_f32", &combine<&KernelTable::multiply_f32>, target, x, py::arg("y"));
     m.def("pool_f32", &pool_f32, target, x, py::kw_only(), py::arg("kind"));
     m.def("l2_normalize_f32", &l2_normalize_f32, target, x, py::kw_only(), py::arg("eps"));
     m.def("argmax_f32", &argmax_f32, target, x);

@@ -19,6 +19,15 @@ void activate_all(const ElementwiseF32Args& args) {
     }
 }
 
+// out = kCombine(x, y)
+template <Vec (*kCombine)(Vec, Vec)>
+FA_INLINE void combine(const ElementwiseF32Args& args) {
+    int64_t i = 0;
+    for (; i + kLanes <= args.n; i += kLanes) store(args.out + i, kCombine(load(args.x + i), load(args.y + i)));
+    if (const int tail = static_cast<int>(args.n - i); tail > 0)
+        store_partial(args.out + i, kCombine(load_partial(args.x + i, tail), load_partial(args.y + i, tail)), tail);
+}
+
 }  // namespace
 
 void activation_f32(const ElementwiseF32Args& args) {
@@ -35,10 +44,11 @@ void activation_f32(const ElementwiseF32Args& args) {
 }
 
 void add_f32(const ElementwiseF32Args& args) {
-    int64_t i = 0;
-    for (; i + kLanes <= args.n; i += kLanes) store(args.out + i, add(load(args.x + i), load(args.y + i)));
-    if (const int tail = static_cast<int>(args.n - i); tail > 0)
-        store_partial(args.out + i, add(load_partial(args.x + i, tail), load_partial(args.y + i, tail)), tail);
+    combine<add>(args);
+}
+
+void multiply_f32(const ElementwiseF32Args& args) {
+    combine<mul>(args);
 }
 
 }  // namespace fastattn::FASTATTN_TARGET

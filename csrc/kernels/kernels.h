@@ -88,6 +88,33 @@ struct LayerNormF32Args {
     float eps;
 };
 
+// out = x / sqrt(mean(x^2) + eps) * weight, for each of the `groups` parts of n elements of a row (queries and keys are
+// normalized by head).
+struct RmsNormF32Args {
+    const float* x;  // [rows, groups * n]
+    int64_t x_stride;
+    const float* weight;  // [n]
+    float* out;           // [rows, groups * n]
+    int64_t out_stride;
+    int32_t rows, groups, n;
+    float eps;
+};
+
+// Rotates pairs of elements of each head by an angle of the row's position. The pairs are (i, i + dimensions / 2) or,
+// interleaved, (2 i, 2 i + 1). The table has the cosine of a pair's angle where the head has the pair's first element,
+// and the sine where it has the second. Elements of the head from `dimensions` on do not change.
+struct RotaryF32Args {
+    const float* x;  // [rows, n_head * head_dim]
+    int64_t x_stride;
+    const float* table;        // [., dimensions]
+    const int32_t* positions;  // [rows], rows of the table
+    float* out;                // [rows, n_head * head_dim]
+    int64_t out_stride;
+    int32_t rows, n_head, head_dim;
+    int32_t dimensions;  // even, at most head_dim
+    bool interleaved;
+};
+
 // Keys and values are stored in KV blocks of 64 positions, in every format except int4. A head's part of a block has
 // words of 32 bits, `kKvGroup` elements each. Keys [ceil(head_dim / group), 64]: a word has neighboring elements of one
 // position. Values [64 / group, head_dim]: a word has the same element of neighboring positions. int8 then has the
@@ -146,7 +173,7 @@ struct SoftmaxF32Args {
 
 struct ElementwiseF32Args {
     const float* x;  // [n]
-    const float* y;  // [n], for add
+    const float* y;  // [n], for add and multiply
     float* out;      // [n]
     int64_t n;
     Activation activation;
@@ -203,12 +230,15 @@ struct KernelTable {
     void (*quantize_int8)(const QuantizeArgs&);
     void (*pack[kFormats])(const PackArgs&);
     void (*layer_norm_f32)(const LayerNormF32Args&);
+    void (*rms_norm_f32)(const RmsNormF32Args&);
+    void (*rotary_f32)(const RotaryF32Args&);
     void (*kv_store[kKvFormats])(const KvStoreArgs&);
     void (*attention[kKvFormats])(const AttentionArgs&);
     void (*attention_probs[kKvFormats])(const AttentionArgs&);
     void (*softmax_f32)(const SoftmaxF32Args&);
     void (*activation_f32)(const ElementwiseF32Args&);
     void (*add_f32)(const ElementwiseF32Args&);
+    void (*multiply_f32)(const ElementwiseF32Args&);
     void (*pool_f32)(const PoolF32Args&);
     void (*l2_normalize_f32)(const RowsF32Args&);
     void (*argmax_f32)(const ArgmaxF32Args&);

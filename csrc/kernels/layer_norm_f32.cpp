@@ -1,33 +1,9 @@
 #include "kernels/kernel_list.h"
+#include "kernels/row_sum.h"
 #include "simd/vec.h"
 
 namespace fastattn::FASTATTN_TARGET {
 namespace {
-
-// Sum of x, or of (x - center)^2. Four accumulators make the additions independent.
-template <bool kSquares>
-FA_INLINE float sum(const float* x, int n, float center) {
-    const Vec c = broadcast(center);
-    Vec s0 = zero(), s1 = zero(), s2 = zero(), s3 = zero();
-    const auto accumulate = [&](Vec s, Vec v) {
-        if constexpr (!kSquares) return add(s, v);
-        const Vec d = sub(v, c);
-        return fma(d, d, s);
-    };
-    int i = 0;
-    for (; i + 4 * kLanes <= n; i += 4 * kLanes) {
-        s0 = accumulate(s0, load(x + i));
-        s1 = accumulate(s1, load(x + i + kLanes));
-        s2 = accumulate(s2, load(x + i + 2 * kLanes));
-        s3 = accumulate(s3, load(x + i + 3 * kLanes));
-    }
-    for (; i + kLanes <= n; i += kLanes) s0 = accumulate(s0, load(x + i));
-    if (i < n) {
-        const Vec s = accumulate(s1, load_partial(x + i, n - i));
-        s1 = select(first_lanes(n - i), s, s1);
-    }
-    return reduce_add(add(add(s0, s1), add(s2, s3)));
-}
 
 template <bool kWeight, bool kBias>
 void rows(const LayerNormF32Args& args) {
@@ -35,10 +11,14 @@ void rows(const LayerNormF32Args& args) {
     for (int r = 0; r < args.rows; ++r) {
         const float* x = args.x + r * args.x_stride;
         float* out = args.out + r * args.out_stride;
-        const float mean = sum<false>(x, n, 0.0f) / static_cast<float>(n);
-        const float variance = sum<true>(x, n, mean) / static_cast<float>(n);
-        const Vec scale = broadcast(1.0f / __builtin_sqrtf(variance + args.eps));
+        const float mean = row_sum(x, n, [](Vec s, Vec v) { return add(s, v); }) / static_cast<float>(n);
         const Vec center = broadcast(mean);
+        const auto add_square = [&](Vec s, Vec v) {
+            const Vec d = sub(v, center);
+            return fma(d, d, s);
+        };
+        const float variance = row_sum(x, n, add_square) / static_cast<float>(n);
+        const Vec scale = broadcast(1.0f / __builtin_sqrtf(variance + args.eps));
         const auto normalize = [&](Vec v, Vec weight, Vec bias) {
             const Vec y = mul(sub(v, center), scale);
             if constexpr (kWeight && kBias) return fma(y, weight, bias);

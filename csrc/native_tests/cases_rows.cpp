@@ -75,6 +75,61 @@ void layer_norm(const KernelTable& table, Record& record) {
             }
 }
 
+void rms_norm(const KernelTable& table, Record& record) {
+    for (bool special : {false, true})
+        for (int rows : kRowCounts)
+            for (int groups : {1, 3})
+                for (int n : kSizes) {
+                    const int64_t width = int64_t{groups} * n;
+                    const GuardedBuffer x(rows * width, 81), weight(n, 82), out(rows * width, 83);
+                    if (special) add_specials(x, 84);
+                    table.rms_norm_f32({.x = x.data(),
+                                        .x_stride = width,
+                                        .weight = weight.data(),
+                                        .out = out.data(),
+                                        .out_stride = width,
+                                        .rows = rows,
+                                        .groups = groups,
+                                        .n = n,
+                                        .eps = 1e-6f});
+                    record.add(out.data(), out.size());
+                }
+}
+
+void rotary_case(const KernelTable& table, Record& record, int rows, int head_dim, int dimensions, bool interleaved,
+                 bool special) {
+    constexpr int kHeads = 3, kPositions = 5;
+    const int64_t width = kHeads * int64_t{head_dim};
+    const GuardedBuffer x(rows * width, 85), angles(int64_t{kPositions} * dimensions, 86), out(rows * width, 87);
+    if (special) add_specials(x, 88);
+    const int32_t positions[] = {kPositions - 1, 0, 3};
+    RotaryF32Args args{.x = x.data(),
+                       .x_stride = width,
+                       .table = angles.data(),
+                       .positions = positions,
+                       .out = out.data(),
+                       .out_stride = width,
+                       .rows = rows,
+                       .n_head = kHeads,
+                       .head_dim = head_dim,
+                       .dimensions = dimensions,
+                       .interleaved = interleaved};
+    table.rotary_f32(args);
+    record.add(out.data(), out.size());
+    args.out = x.data();
+    table.rotary_f32(args);
+    record.add(x.data(), x.size());
+}
+
+void rotary(const KernelTable& table, Record& record) {
+    for (bool interleaved : {false, true})
+        for (bool special : {false, true})
+            for (int rows : kRowCounts)
+                for (int dimensions : {0, 2, 14, 16, 18, 30, 32, 34, 64, 70, 128})
+                    for (int rest : {0, 1, 16, 35})
+                        rotary_case(table, record, rows, dimensions + rest, dimensions, interleaved, special);
+}
+
 void softmax(const KernelTable& table, Record& record) {
     for (bool log : {false, true})
         for (bool special : {false, true})
@@ -111,11 +166,12 @@ void activation(const KernelTable& table, Record& record) {
             }
 }
 
-void add(const KernelTable& table, Record& record) {
+template <void (*KernelTable::*kKernel)(const ElementwiseF32Args&)>
+void combine(const KernelTable& table, Record& record) {
     for (int n : kSizes) {
         const GuardedBuffer x(n, 41), y(n, 42), out(n, 43);
         add_specials(x, 44);
-        table.add_f32({.x = x.data(), .y = y.data(), .out = out.data(), .n = n, .activation = Activation::kNone});
+        (table.*kKernel)({.x = x.data(), .y = y.data(), .out = out.data(), .n = n, .activation = Activation::kNone});
         record.add(out.data(), n);
     }
 }
@@ -196,9 +252,12 @@ void exp_sum(const KernelTable& table, Record& record) {
 const std::vector<KernelCases> kRowCases = {
     {"linear_f32", linear},
     {"layer_norm_f32", layer_norm},
+    {"rms_norm_f32", rms_norm},
+    {"rotary_f32", rotary},
     {"softmax_f32", softmax},
     {"activation_f32", activation},
-    {"add_f32", add},
+    {"add_f32", combine<&KernelTable::add_f32>},
+    {"multiply_f32", combine<&KernelTable::multiply_f32>},
     {"pool_f32", pool},
     {"l2_normalize_f32", l2_normalize},
     {"argmax_f32", argmax},

@@ -17,6 +17,8 @@
 //   times_pow2(a, n)                   a * 2^n for integer-valued n in [-126, 127], rounded once
 //   times_pow2_wide(a, n)              the same for n in [-252, 254], but only for a in [0.5, 2]
 //   reduce_add(v) reduce_max(v)        lanes i and i + 8, then i + 4, i + 2, i + 1
+//   rotate_pairs(a, t)                 lanes 2 i and 2 i + 1: (a0, a1) rotated by the angle with cosine t0 and sine t1,
+//                                      as fma(a0, t0, -(a1 t1)) and fma(a1, t0, a0 t1)
 //
 //   struct Words                       sixteen 32-bit lanes: an integer, two bfloat16 or four int8 each
 //   zero_words() broadcast_word(x) load_words(p) store_words(p, w) as_floats(w)

@@ -120,6 +120,13 @@ FA_INLINE Vec times_pow2(Vec a, Vec n) {
 FA_INLINE Vec times_pow2_wide(Vec a, Vec n) {
     return {times_pow2_wide(a.lo, n.lo), times_pow2_wide(a.hi, n.hi)};
 }
+FA_INLINE __m256 rotate_pairs(__m256 a, __m256 t) {
+    const __m256 other = _mm256_mul_ps(_mm256_permute_ps(a, 0b10110001), _mm256_movehdup_ps(t));
+    return _mm256_fmaddsub_ps(a, _mm256_moveldup_ps(t), other);
+}
+FA_INLINE Vec rotate_pairs(Vec a, Vec t) {
+    return {rotate_pairs(a.lo, t.lo), rotate_pairs(a.hi, t.hi)};
+}
 
 FA_INLINE float reduce_add(Vec a) {
     const __m256 x = _mm256_add_ps(a.lo, a.hi);

@@ -104,6 +104,10 @@ FA_INLINE Vec times_pow2(Vec a, Vec n) {
 FA_INLINE Vec times_pow2_wide(Vec a, Vec n) {
     return {_mm512_scalef_ps(a.v, n.v)};
 }
+FA_INLINE Vec rotate_pairs(Vec a, Vec t) {
+    const __m512 other = _mm512_mul_ps(_mm512_permute_ps(a.v, 0b10110001), _mm512_movehdup_ps(t.v));
+    return {_mm512_fmaddsub_ps(a.v, _mm512_moveldup_ps(t.v), other)};
+}
 
 FA_INLINE float reduce_add(Vec a) {
     __m256 x = _mm256_add_ps(_mm512_castps512_ps256(a.v), _mm512_extractf32x8_ps(a.v, 1));

@@ -125,6 +125,16 @@ FA_INLINE Vec times_pow2_wide(Vec a, Vec n) {
     }
     return a;
 }
+FA_INLINE Vec rotate_pairs(Vec a, Vec t) {
+    static constexpr uint32_t kSigns[4] = {0x80000000u, 0, 0x80000000u, 0};  // the first of each pair is subtracted
+    const uint32x4_t signs = vld1q_u32(kSigns);
+    for (int i = 0; i < 4; ++i) {
+        const float32x4_t other = vmulq_f32(vrev64q_f32(a.v[i]), vtrn2q_f32(t.v[i], t.v[i]));
+        const float32x4_t added = vreinterpretq_f32_u32(veorq_u32(vreinterpretq_u32_f32(other), signs));
+        a.v[i] = vfmaq_f32(added, a.v[i], vtrn1q_f32(t.v[i], t.v[i]));
+    }
+    return a;
+}
 
 FA_INLINE float reduce_add(Vec a) {
     const float32x4_t x = vaddq_f32(vaddq_f32(a.v[0], a.v[2]), vaddq_f32(a.v[1], a.v[3]));

@@ -122,6 +122,14 @@ FA_CALLED Vec times_pow2(Vec a, Vec n) {
 FA_INLINE Vec times_pow2_wide(Vec a, Vec n) {
     return times_pow2(a, n);
 }
+FA_INLINE Vec rotate_pairs(Vec a, Vec t) {
+    Vec r;
+    for (int i = 0; i < 16; i += 2) {
+        r.v[i] = __builtin_fmaf(a.v[i], t.v[i], -(a.v[i + 1] * t.v[i + 1]));
+        r.v[i + 1] = __builtin_fmaf(a.v[i + 1], t.v[i], a.v[i] * t.v[i + 1]);
+    }
+    return r;
+}
 FA_INLINE float reduce_add(Vec a) {
     for (int half = 8; half > 0; half /= 2)
         for (int i = 0; i < half; ++i) a.v[i] = a.v[i] + a.v[i + half];

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -32,6 +34,14 @@ def assert_same_bits(a: F32, b: F32) -> None:
     assert a.shape == b.shape
     different = (a.view(np.uint32) != b.view(np.uint32)) & ~(np.isnan(a) & np.isnan(b))
     assert not different.any(), f"{different.sum()} of {a.size} differ, first at {np.argwhere(different)[0]}"
+
+
+def on_every_target(run: Callable[[str], F32]) -> F32:
+    """Run on each target, assert equal bits, return the result."""
+    results = [run(target) for target in TARGETS]
+    for other in results[1:]:
+        assert_same_bits(other, results[0])
+    return results[0]
 
 
 def assert_within(result: F32, reference: F64, bound: F64) -> None:

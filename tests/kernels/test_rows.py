@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -12,18 +11,19 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from tests import tolerances
-from tests.kernels.support import F32, SIZES, TARGETS, assert_same_bits, assert_within, kernels, random_array
+from tests.kernels.support import (
+    F32,
+    SIZES,
+    TARGETS,
+    assert_same_bits,
+    assert_within,
+    kernels,
+    on_every_target,
+    random_array,
+)
 
 ACTIVATIONS = ("none", "gelu_erf", "gelu_tanh", "relu", "tanh", "silu")
 ROUGH = ("gelu_erf", "gelu_tanh")
-
-
-def on_every_target(run: Callable[[str], F32]) -> F32:
-    """Run on each target, assert equal bits, return the result."""
-    results = [run(target) for target in TARGETS]
-    for other in results[1:]:
-        assert_same_bits(other, results[0])
-    return results[0]
 
 
 def _gelu_erf(x: np.ndarray) -> np.ndarray:
@@ -218,9 +218,18 @@ def test_softmax_of_infinities() -> None:
 
 
 @pytest.mark.parametrize("n", SIZES)
-def test_add(n: int) -> None:
+def test_add_and_multiply(n: int) -> None:
     x, y = random_array(1, n), random_array(2, n, offset=3)
     assert_same_bits(on_every_target(lambda target: kernels.add_f32(target, x, y)), x + y)
+    assert_same_bits(on_every_target(lambda target: kernels.multiply_f32(target, x, y)), x * y)
+
+
+def test_multiply_of_infinities_and_denormals() -> None:
+    x = np.array([np.inf, -np.inf, np.nan, 0.0, -0.0, 1e-30, 1e-40, 3e38], np.float32)
+    x, y = (part.ravel() for part in np.meshgrid(x, x))
+    with np.errstate(all="ignore"):
+        expected = x * y
+    assert_same_bits(on_every_target(lambda target: kernels.multiply_f32(target, x, y)), expected)
 
 
 @pytest.mark.parametrize("kind", ["mean", "max", "mean_sqrt_len"])

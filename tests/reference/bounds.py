@@ -30,7 +30,7 @@ def inner_length(program: Program, op: Op, longest: int) -> int:
         return 2 * int(op.attrs["head_dim"]) + 2 * longest
     if op.kind == "pool":
         return longest
-    return 2 * width if op.kind in ("linear", "layer_norm", "l2_normalize") else 1
+    return 2 * width if op.kind in ("linear", "layer_norm", "rms_norm", "l2_normalize") else 1
 
 
 def program_bound(program: Program, dtype: object, *, longest: int, scale: float) -> float:

@@ -1,4 +1,5 @@
-// Ops that compute every number of a row independently: embedding, add, rounding, activation, epilogue, gather.
+// Ops that compute every number of a row independently: embedding, add, multiply, rounding, activation, epilogue,
+// gather.
 //
 // A thread takes four neighboring columns of a row, with loads of 16 bytes if the rows allow it (kFour).
 #include "cuda/kernels/device_math.h"
@@ -51,6 +52,12 @@ template <bool kFour>
 FA_DEVICE Four values(const AddArgs& args, Columns<kFour> at) {
     const Four a = at.of(args.a + at.row * args.a_stride), b = at.of(args.b + at.row * args.b_stride);
     return {{a.x[0] + b.x[0], a.x[1] + b.x[1], a.x[2] + b.x[2], a.x[3] + b.x[3]}};
+}
+
+template <bool kFour>
+FA_DEVICE Four values(const MultiplyArgs& args, Columns<kFour> at) {
+    const Four a = at.of(args.a + at.row * args.a_stride), b = at.of(args.b + at.row * args.b_stride);
+    return {{a.x[0] * b.x[0], a.x[1] * b.x[1], a.x[2] * b.x[2], a.x[3] * b.x[3]}};
 }
 
 template <bool kFour>
@@ -131,6 +138,11 @@ void launch_embedding(const EmbeddingArgs& args, Stream stream) {
 void launch_add(const AddArgs& args, Stream stream) {
     const bool fours = by_four(args.a, args.a_stride) && by_four(args.b, args.b_stride);
     launch_map<AddArgs>("add", {args, args.rows, args.width, args.out}, fours, stream);
+}
+
+void launch_multiply(const MultiplyArgs& args, Stream stream) {
+    const bool fours = by_four(args.a, args.a_stride) && by_four(args.b, args.b_stride);
+    launch_map<MultiplyArgs>("multiply", {args, args.rows, args.width, args.out}, fours, stream);
 }
 
 void launch_round(const RoundArgs& args, Stream stream) {

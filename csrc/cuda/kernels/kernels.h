@@ -85,6 +85,18 @@ struct AddArgs {
 };
 void launch_add(const AddArgs& args, Stream stream);
 
+// out = a * b
+struct MultiplyArgs {
+    const float* a;  // [rows, width]
+    int64_t a_stride;
+    const float* b;  // [rows, width]
+    int64_t b_stride;
+    Rows rows;
+    int32_t width;
+    Output out;
+};
+void launch_multiply(const MultiplyArgs& args, Stream stream);
+
 // The sums are in the CPU's order, and so the bits are the CPU's (docs/numerics.md).
 struct LayerNormArgs {
     const float* x;  // [rows, width]
@@ -97,6 +109,33 @@ struct LayerNormArgs {
     Output out;  // out.data may be x
 };
 void launch_layer_norm(const LayerNormArgs& args, Stream stream);
+
+// x / sqrt(mean(x^2) + eps) * weight, for each of the equal parts of a row, with the CPU's bits.
+struct RmsNormArgs {
+    const float* x;  // [rows, width]
+    int64_t x_stride;
+    const float* weight;  // [width / groups]
+    float eps;
+    Rows rows;
+    int32_t width, groups;
+    Output out;  // out.data may be x
+};
+void launch_rms_norm(const RmsNormArgs& args, Stream stream);
+
+// Rotates the pairs (i, i + dimensions / 2) or, interleaved, (2 i, 2 i + 1) of each head by an angle of the row's
+// position, as RotaryF32Args of kernels/kernels.h says. Row i is token tokens[i] of the step (if null: token i).
+struct RotaryArgs {
+    const float* x;  // [rows, n_head * head_dim]
+    int64_t x_stride;
+    const float* table;        // [., dimensions]
+    const int32_t* positions;  // of the step's tokens
+    const int32_t* tokens;     // [rows] or null; below 0 for the row of an empty sequence, which is 0
+    Rows rows;
+    int32_t n_head, head_dim, dimensions;
+    bool interleaved;
+    Output out;  // out.data may be x
+};
+void launch_rotary(const RotaryArgs& args, Stream stream);
 
 // Rounds rows of float32 to a 16-bit type, to nearest even. out.data is null.
 struct RoundArgs {

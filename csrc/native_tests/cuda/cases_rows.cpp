@@ -97,6 +97,92 @@ void layer_norm(Check& check) {
             });
 }
 
+void rms_norm(Check& check) {
+    const Memory<float> weight(1024, 2);
+    for (const int most_groups : {1, 4, 5})
+        for_rows(
+            check, "rms_norm",
+            [&](const float* x, int64_t stride, int width, Output out) {
+                launch_rms_norm({.x = x,
+                                 .x_stride = stride,
+                                 .weight = weight.data(),
+                                 .eps = 1e-6f,
+                                 .rows = kRowCount,
+                                 .width = width,
+                                 .groups = width % most_groups == 0 ? most_groups : 1,
+                                 .out = out},
+                                nullptr);
+            },
+            [&](const float* x, float* out, int width) {
+                const int groups = width % most_groups == 0 ? most_groups : 1;
+                cpu().rms_norm_f32({.x = x,
+                                    .x_stride = width,
+                                    .weight = weight.data(),
+                                    .out = out,
+                                    .out_stride = width,
+                                    .rows = 1,
+                                    .groups = groups,
+                                    .n = width / groups,
+                                    .eps = 1e-6f});
+            });
+}
+
+// With `tokens`, the rows are a selection of the step's tokens, one of them of an empty sequence.
+void rotary_case(Check& check, int head_dim, int dimensions, bool interleaved, bool selected) {
+    constexpr int kHeads = 3, kTableRows = 50;
+    const int width = kHeads * head_dim;
+    const int64_t stride = width + 1;
+    const Memory<float> x(kRows * stride, 1), table(kTableRows * int64_t{dimensions}, 2);
+    Memory<int32_t> positions(kRows), tokens(kRows), expected_positions(kRows);
+    for (int row = 0; row < kRows; ++row) {
+        positions[row] = static_cast<int32_t>(bits_at(7, static_cast<uint64_t>(row)) % kTableRows);
+        tokens[row] = row == 4 ? -1 : (row * 7) % kRows;
+    }
+    for (int row = 0; row < kRows; ++row) {
+        const int token = selected ? tokens[row] : row;
+        expected_positions[row] = token < 0 ? 0 : positions[token];
+    }
+    std::vector<float> expected(static_cast<size_t>(kRows * width));
+    cpu().rotary_f32({.x = x.data(),
+                      .x_stride = stride,
+                      .table = table.data(),
+                      .positions = expected_positions.data(),
+                      .out = expected.data(),
+                      .out_stride = width,
+                      .rows = kRows,
+                      .n_head = kHeads,
+                      .head_dim = head_dim,
+                      .dimensions = dimensions,
+                      .interleaved = interleaved});
+    const Outputs out(width, Type::kBfloat16, /*aligned=*/false);
+    RotaryArgs args{.x = x.data(),
+                    .x_stride = stride,
+                    .table = table.data(),
+                    .positions = positions.data(),
+                    .tokens = selected ? tokens.data() : nullptr,
+                    .rows = kRowCount,
+                    .n_head = kHeads,
+                    .head_dim = head_dim,
+                    .dimensions = dimensions,
+                    .interleaved = interleaved,
+                    .out = out.output};
+    launch_rotary(args, nullptr);
+    out.check(check, "rotary of " + std::to_string(dimensions), expected.data());
+    Memory<float> in_place(kRows * stride, 1);
+    args.x = in_place.data(), args.out = {.data = in_place.data(), .stride = stride};
+    launch_rotary(args, nullptr);
+    for (int row = 0; row < kRows; ++row)
+        check.same("rotary in place", in_place.data() + row * stride, expected.data() + row * width, width);
+}
+
+void rotary(Check& check) {
+    for (const bool interleaved : {false, true})
+        for (const bool selected : {false, true})
+            for (const int dimensions : {2, 10, 32, 64, 128})
+                for (const int rest : {0, 1, 40})
+                    rotary_case(check, dimensions + rest, dimensions, interleaved, selected);
+}
+
 void l2_normalize(Check& check) {
     for_rows(
         check, "l2_normalize",
@@ -179,6 +265,25 @@ void add(Check& check) {
         },
         [](const float* x, float* out, int width) {
             cpu().add_f32({.x = x, .y = x, .out = out, .n = width, .activation = Activation::kNone});
+        });
+}
+
+void multiply(Check& check) {
+    const Memory<float> factors(1024, 2);
+    for_rows(
+        check, "multiply",
+        [&](const float* x, int64_t stride, int width, Output out) {
+            launch_multiply({.a = x,
+                             .a_stride = stride,
+                             .b = factors.data(),
+                             .b_stride = 0,
+                             .rows = kRowCount,
+                             .width = width,
+                             .out = out},
+                            nullptr);
+        },
+        [&](const float* x, float* out, int width) {
+            cpu().multiply_f32({.x = x, .y = factors.data(), .out = out, .n = width, .activation = Activation::kNone});
         });
 }
 
@@ -317,7 +422,10 @@ void roundings(Check& check) {
 const std::vector<Case> kRowCases = {{"roundings", roundings},
                                      {"embedding", embedding},
                                      {"add", add},
+                                     {"multiply", multiply},
                                      {"layer_norm", layer_norm},
+                                     {"rms_norm", rms_norm},
+                                     {"rotary", rotary},
                                      {"round", round},
                                      {"epilogue", epilogue},
                                      {"activation", activation},

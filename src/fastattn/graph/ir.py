@@ -18,7 +18,8 @@ meaning as in the gather_rows that made q). Row i of q is then the token `Step.w
 sequence i. With causal=True it sees the positions up to its own. An empty sequence gathers a row of zeros and pools to
 zeros. A query that sees no key gives zeros. If `Step.token_type_ids` is None, all of them are 0.
 
-Every op computes each row independently, except attention (whose rows read the keys of their sequence) and pool.
+Every op computes each row independently, except attention (whose rows read the keys of their sequence) and pool. rotary
+reads the position of each row's token; its attr `rows` says which tokens the rows are, like q_rows of attention.
 """
 
 from __future__ import annotations

@@ -16,9 +16,9 @@ from fastattn.graph.quantize import QuantizedRows
 
 Floats = NDArray[np.floating[Any]]
 # Which rows an op computes. rows: those of its inputs, each on its own; view: the same, without work; queries: those of
-# its first input, from all rows of the others; gather: a selection of rows of its input; all: from all rows of its
-# inputs.
-Reads: TypeAlias = Literal["rows", "view", "queries", "gather", "all"]
+# its first input, from all rows of the others; positions: those of its input, each with the position of its token
+# (attr "rows"); gather: a selection of rows of its input; all: from all rows of its inputs.
+Reads: TypeAlias = Literal["rows", "view", "queries", "positions", "gather", "all"]
 
 
 @dataclass(frozen=True, slots=True)

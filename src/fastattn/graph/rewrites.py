@@ -9,7 +9,7 @@ model share one set of packed weights.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from fastattn.graph.ir import Attr, Op, Program, Value, Weight
@@ -78,7 +78,10 @@ def fuse_residual(program: Program) -> Program:
 
 
 def merge_qkv(program: Program) -> Program:
-    """Merge three linears of one input that feed an attention as q, k, v into one linear and three column slices."""
+    """Merge three linears of one input that feed an attention as q, k, v into one linear and three column slices.
+
+    Queries and keys may be normalized and rotated in between.
+    """
     writers = _writers(program.ops)
     before: dict[int, list[Op]] = {}
     replaced: set[int] = set()
@@ -86,7 +89,7 @@ def merge_qkv(program: Program) -> Program:
     for attention in program.ops:
         if attention.kind != "attention":
             continue
-        positions = [writers[value] for value in attention.inputs]
+        positions = [_source(program, writers, value) for value in attention.inputs]
         linears = [program.ops[position] for position in positions]
         if len(set(positions)) < 3 or replaced.intersection(positions) or not _mergeable(program, linears):
             continue
@@ -102,6 +105,14 @@ def merge_qkv(program: Program) -> Program:
     used = {key for op in ops for key in op.weights}
     kept = {key: weight for key, weight in weights.items() if key in used}
     return replace(program, values=tuple(values), ops=tuple(ops), weights=kept)
+
+
+def _source(program: Program, writers: Mapping[int, int], value: int) -> int:
+    """Return the position of the op whose columns `value` still has."""
+    position = writers[value]
+    while program.ops[position].kind in ("rms_norm", "rotary"):
+        position = writers[program.ops[position].inputs[0]]
+    return position
 
 
 def _mergeable(program: Program, linears: Sequence[Op]) -> bool:
@@ -193,7 +204,7 @@ class _Sink:
                 asked[op.inputs[0]].add(only)
                 for value in op.inputs[1:]:
                     asked[value].add(self.natural(value))
-            elif reads in ("rows", "view"):
+            elif reads in ("rows", "view") or (reads == "positions" and op.attrs["rows"] == "tokens"):
                 chosen[op.output] = only
                 for value in op.inputs:
                     asked[value].add(only)
@@ -233,6 +244,8 @@ class _Sink:
             op = replace(op, attrs={**op.attrs, "q_rows": selection})
         else:
             inputs = tuple(self.get(value, selection) for value in op.inputs)
+        if KINDS[op.kind].reads == "positions":
+            op = replace(op, attrs={**op.attrs, "rows": selection})
         self.values[op.output] = replace(self.values[op.output], rows=ROWS_OF[selection])
         self.ops.append(replace(op, inputs=inputs))
         self.computed[op.output] = selection

@@ -118,12 +118,22 @@ class Tensor:
             raise ConfigError(f"add: expected two values of one shape, got {self.value} and {other.value}")
         return self.tracer.emit(ADD, (self, other), self.rows, self.width)
 
+    def __mul__(self, other: Tensor) -> Tensor:
+        if self.value != other.value:
+            raise ConfigError(f"multiply: expected two values of one shape, got {self.value} and {other.value}")
+        return self.tracer.emit(MULTIPLY, (self, other), self.rows, self.width)
+
 
 def _add_formula(run: Run, op: Op, a: Floats, b: Floats) -> Floats:
     return a + b
 
 
+def _multiply_formula(run: Run, op: Op, a: Floats, b: Floats) -> Floats:
+    return a * b
+
+
 ADD = OpKind(name="add", inputs=("a", "b"), formula=_add_formula)
+MULTIPLY = OpKind(name="multiply", inputs=("a", "b"), formula=_multiply_formula)
 
 
 @dataclass(frozen=True, slots=True)

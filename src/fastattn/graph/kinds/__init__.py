@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from fastattn.graph.kinds.activations import Activation
 from fastattn.graph.kinds.attention import ATTENTION, ATTENTION_PROBS, attention
 from fastattn.graph.kinds.linear import ACTIVATION, LINEAR, activate, linear
-from fastattn.graph.kinds.norm import L2_NORMALIZE, LAYER_NORM, layer_norm
+from fastattn.graph.kinds.norm import L2_NORMALIZE, LAYER_NORM, RMS_NORM, layer_norm, rms_norm
+from fastattn.graph.kinds.rotary import ROTARY, rotary
 from fastattn.graph.kinds.rows import (
     EMBEDDING,
     GATHER_ROWS,
@@ -27,7 +28,7 @@ from fastattn.graph.kinds.rows import (
     wanted_rows,
 )
 from fastattn.graph.op_kind import OpKind
-from fastattn.graph.tensor import ADD
+from fastattn.graph.tensor import ADD, MULTIPLY
 
 __all__ = [
     "KINDS",
@@ -42,6 +43,8 @@ __all__ = [
     "layer_norm",
     "linear",
     "pool",
+    "rms_norm",
+    "rotary",
     "split",
     "wanted_rows",
 ]
@@ -51,7 +54,10 @@ KINDS: Mapping[str, OpKind] = {
     for kind in (
         EMBEDDING,
         ADD,
+        MULTIPLY,
         LAYER_NORM,
+        RMS_NORM,
+        ROTARY,
         LINEAR,
         ACTIVATION,
         SLICE,

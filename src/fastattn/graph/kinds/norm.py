@@ -1,9 +1,10 @@
-"""layer_norm and l2_normalize."""
+"""layer_norm, rms_norm and l2_normalize."""
 
 from __future__ import annotations
 
 import numpy as np
 
+from fastattn.errors import ConfigError
 from fastattn.graph.cost import FLOAT_BYTES, Cost, Formats, StepShape
 from fastattn.graph.ir import Op, Program
 from fastattn.graph.op_kind import Floats, OpKind, Run
@@ -31,6 +32,35 @@ def layer_norm_cost(program: Program, op: Op, shape: StepShape, formats: Formats
     return Cost(weight_bytes=2 * value.width * FLOAT_BYTES) if shape.rows(value.rows) else Cost()
 
 
+def rms_norm(x: Tensor, w: Weights, eps: float, *, groups: int = 1) -> Tensor:
+    """Compute x / sqrt(mean(x^2) + eps) * weight for each row (Zhang and Sennrich 2019).
+
+    groups: equal parts of a row that are normalized separately, all with the same weight [x.width / groups]. Queries
+    and keys that are normalized by head have n_head groups. A family that multiplies by 1 + weight (Gemma) adds the 1
+    when it loads the weight.
+    """
+    if groups < 1 or x.width % groups:
+        raise ConfigError(f"rms_norm: expected a width divisible by {groups}, got {x.width}")
+    weights = (w.vector("weight", x.width // groups),)
+    return x.tracer.emit(RMS_NORM, (x,), x.rows, x.width, weights=weights, attrs={"eps": eps, "groups": groups})
+
+
+def rms_norm_formula(run: Run, op: Op, x: Floats) -> Floats:
+    """As `rms_norm` says."""
+    weight = run.weights[op.weights[0]].values
+    parts = x.reshape(len(x), int(op.attrs["groups"]), len(weight))
+    mean = (parts**2).mean(axis=2, keepdims=True)
+    result: Floats = (parts / np.sqrt(mean + float(op.attrs["eps"])) * weight).reshape(x.shape)
+    return result
+
+
+def rms_norm_cost(program: Program, op: Op, shape: StepShape, formats: Formats) -> Cost:
+    """The weight is read once."""
+    value = program.values[op.output]
+    width = value.width // int(op.attrs["groups"])
+    return Cost(weight_bytes=width * FLOAT_BYTES) if shape.rows(value.rows) else Cost()
+
+
 def l2_normalize_formula(run: Run, op: Op, x: Floats) -> Floats:
     """x / max(||x||, eps), row by row."""
     norm = np.sqrt((x**2).sum(axis=1, keepdims=True))
@@ -45,5 +75,13 @@ LAYER_NORM = OpKind(
     attrs={"eps": float},
     formula=layer_norm_formula,
     cost=layer_norm_cost,
+)
+RMS_NORM = OpKind(
+    name="rms_norm",
+    inputs=("x",),
+    weights=("weight",),
+    attrs={"eps": float, "groups": int},
+    formula=rms_norm_formula,
+    cost=rms_norm_cost,
 )
 L2_NORMALIZE = OpKind(name="l2_normalize", inputs=("x",), attrs={"eps": float}, formula=l2_normalize_formula)
