@@ -24,6 +24,7 @@ bool fits(const Weight& weight, const WeightNeed& need) {
     switch (need.role) {
         case WeightRole::kMatrix: return weight.use == Weight::Use::kMatrix;
         case WeightRole::kTable: return weight.use != Weight::Use::kVector;
+        case WeightRole::kFloatTable: return weight.use == Weight::Use::kTable && weight.format == Format::kFloat32;
         case WeightRole::kVector: return weight.use == Weight::Use::kVector;
     }
     return false;
