@@ -21,9 +21,7 @@ constexpr int64_t kAloneBelow =
 
 Engine::Running& Engine::running() {
     const std::lock_guard lock(start_mutex());
-    if (running_ && running_->generation != fork_generation()) (void)running_.release();
-    if (!running_) running_ = std::make_unique<Running>(threads_);
-    return *running_;
+    return running_.get([this] { return std::make_unique<Running>(threads_); });
 }
 
 std::shared_ptr<KvPool> Engine::kv_pool(const KvShape& shape) {
@@ -238,17 +236,15 @@ void Executor::draw(const StepInput& step, const SampleArgs& args, const std::fu
     const std::lock_guard lock(running.mutex);
     check_step(step);
     const std::vector<float*> outputs(spec_.outputs.size(), nullptr);
+    Sampler* sampler = nullptr;
     {
         const std::lock_guard no_fork(start_mutex());
-        // Threads write to the sampler throughout a step, so a child may find it half written.
-        if (sampler_generation_ != fork_generation()) (void)sampler_.release();
-        if (!sampler_) sampler_ = std::make_unique<Sampler>(kernels_);
-        sampler_generation_ = fork_generation();
-        sampler_->begin(args, engine_->threads(), /*whole=*/sampled_op_ == nullptr);
-        prepare(step, outputs, sampler_.get());
+        sampler = &sampler_.get([this] { return std::make_unique<Sampler>(kernels_); });
+        sampler->begin(args, engine_->threads(), /*whole=*/sampled_op_ == nullptr);
+        prepare(step, outputs, sampler);
     }
-    run_locked(step, outputs, sampler_.get(), running, poll);
-    sampler_->check();
+    run_locked(step, outputs, sampler, running, poll);
+    sampler->check();
     advance(step);
 }
 

@@ -29,10 +29,9 @@ public:
 
     // The pool and the lock of this process. Recreated in the child of a fork, where the old threads do not exist.
     struct Running {
-        explicit Running(int threads) : pool(threads), generation(fork_generation()) {}
+        explicit Running(int threads) : pool(threads) {}
         OwnedMutex mutex;
         ThreadPool pool;
-        uint64_t generation;
         Pace pace;
     };
     Running& running();
@@ -44,7 +43,7 @@ private:
     int threads_;
     Weights weights_;
     std::shared_ptr<KvPool> kv_pool_;
-    std::unique_ptr<Running> running_;
+    ForkLocal<Running> running_;
 };
 
 // The input of one step.
@@ -80,7 +79,8 @@ public:
     const std::vector<double>& op_seconds() const { return op_seconds_; }
 
     int64_t workspace_bytes() const {
-        return static_cast<int64_t>(workspace_.bytes()) + (sampler_ ? sampler_->bytes() : 0);
+        const Sampler* sampler = sampler_.find();
+        return static_cast<int64_t>(workspace_.bytes()) + (sampler ? sampler->bytes() : 0);
     }
 
 private:
@@ -135,8 +135,7 @@ private:
     Buffer workspace_;
     std::vector<double> op_seconds_;
     const OpSpec* sampled_op_ = nullptr;  // the linear of the logits, if nothing else reads them
-    std::unique_ptr<Sampler> sampler_;
-    uint64_t sampler_generation_ = 0;  // of the process that created it
+    ForkLocal<Sampler> sampler_;          // threads write to it throughout a step
     // Of the running step:
     std::vector<View> views_;
     // For each kind of rows of q: each sequence's share of an attention, and each row's token (null for kTokens).
