@@ -8,7 +8,7 @@ import pytest
 from fastattn.executors.cpu import CpuExecutor
 from fastattn.executors.cuda import CudaExecutor
 from fastattn.executors.numpy_executor import NumpyExecutor
-from fastattn.graph.rewrites import optimise
+from fastattn.graph.rewrites import optimize
 from tests.reference.bounds import eps
 from tests.reference.decoder_program import DecoderProgram, decoder_program, step_of
 
@@ -16,7 +16,7 @@ WANTED = [2, 4, 8, 70]
 
 
 def cuda(made: DecoderProgram, dtype: str = "float32") -> CudaExecutor:
-    return CudaExecutor(optimise(made.program), made.sources, dtype=dtype, library=False)
+    return CudaExecutor(optimize(made.program), made.sources, dtype=dtype, library=False)
 
 
 @pytest.mark.parametrize("interleaved", [False, True])
@@ -24,7 +24,7 @@ def cuda(made: DecoderProgram, dtype: str = "float32") -> CudaExecutor:
 def test_float32_has_the_bits_of_the_cpu(gpu: str, interleaved: bool, which: str | None) -> None:
     made = decoder_program(interleaved=interleaved, dimensions=10, which=which, layers=2, heads=4)
     step = step_of(3, 0, 5, 1, 66, 0, wanted=WANTED)
-    expected = CpuExecutor(optimise(made.program), made.sources, threads=1).run(step)["y"]
+    expected = CpuExecutor(optimize(made.program), made.sources, threads=1).run(step)["y"]
     executor = cuda(made)
     for _ in range(2):
         assert executor.run(step)["y"].tobytes() == expected.tobytes()

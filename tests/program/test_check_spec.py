@@ -21,7 +21,7 @@ from fastattn.executors import cpu
 from fastattn.executors.numpy_executor import NumpyExecutor
 from fastattn.graph.ir import Op, Program, Step, Value, Weight
 from fastattn.graph.quantize import weight_formats
-from fastattn.graph.rewrites import optimise, with_outputs, with_pooling
+from fastattn.graph.rewrites import optimize, with_outputs, with_pooling
 from fastattn.models.registry import build
 from fastattn.models.tasks import Task
 from tests.program.test_rewrites import ragged_step
@@ -46,9 +46,9 @@ def loaded(folder: Path, family: str) -> Loaded:
     checkpoint = open_checkpoint(writer(folder / family))
     built = build(checkpoint.config, checkpoint.tensors, task)
     marked = with_outputs(built.traced, hidden_states=True, attentions=True)
-    programs = [built.program, optimise(marked), marked]
+    programs = [built.program, optimize(marked), marked]
     if task == "encoder":
-        programs += [optimise(with_pooling(built.traced, kind, normalize=True)) for kind in ("mean", "first")]
+        programs += [optimize(with_pooling(built.traced, kind, normalize=True)) for kind in ("mean", "first")]
     engine = _core.Engine(2)
     for program in (built.program, marked):  # the fused weights and those in the file
         weights = {name: weight for name, weight in program.weights.items() if not engine.has(name)}

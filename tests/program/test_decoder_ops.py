@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from fastattn import _core
 from fastattn.errors import ConfigError, InputError
 from fastattn.executors.cpu import CpuExecutor
-from fastattn.graph.rewrites import optimise
+from fastattn.graph.rewrites import optimize
 from tests.reference.decoder_program import POSITIONS, DecoderProgram, decoder_program, step_of
 from tests.reference.op_by_op import check_program
 
@@ -24,7 +24,7 @@ DTYPES = ("float32", "bfloat16", "int8", "int4")
 def executor_of(
     made: DecoderProgram, *, dtype: str = "float32", kv_dtype: str | None = None, threads: int = 2
 ) -> CpuExecutor:
-    return CpuExecutor(optimise(made.program), made.sources, dtype=dtype, kv_dtype=kv_dtype, threads=threads)
+    return CpuExecutor(optimize(made.program), made.sources, dtype=dtype, kv_dtype=kv_dtype, threads=threads)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -32,7 +32,7 @@ def executor_of(
 @pytest.mark.parametrize("which", [None, "wanted", "first", "last"])
 def test_every_op(dtype: str, interleaved: bool, which: str | None) -> None:
     made = decoder_program(interleaved=interleaved, dimensions=10, which=which, layers=2, heads=4)
-    for program in (made.program, optimise(made.program)):
+    for program in (made.program, optimize(made.program)):
         check_program(program, made.sources, step_of(3, 0, 5, 1, 90, 0, wanted=[2, 4, 8, 98]), dtype)
 
 

@@ -16,7 +16,7 @@ from fastattn.graph.ir import Program, Step
 from fastattn.graph.kinds import attention, embedding, gather_rows, linear, rms_norm, rotary
 from fastattn.graph.kinds.rotary import pairs
 from fastattn.graph.quantize import weight_formats
-from fastattn.graph.rewrites import optimise
+from fastattn.graph.rewrites import optimize
 from fastattn.graph.rotary_table import RotaryTable
 from fastattn.graph.step_cost import op_cost
 from fastattn.graph.tensor import Tensor, Tokens, Tracer, Weights
@@ -128,12 +128,12 @@ def test_only_the_gathered_rows_are_rotated(which: str) -> None:
     """The rewrite computes rotary for the rows that are read, with the positions of their tokens."""
     model = Model(which=which)
     step = step_of(3, 0, 5, 1, wanted=[2, 4, 8])
-    optimised = optimise(model.program)
-    assert [op.attrs["rows"] for op in optimised.ops if op.kind == "rotary"] == [which, "tokens"]
-    assert [op.kind for op in optimised.ops].count("linear") == 2  # q, k and v are one
+    optimized = optimize(model.program)
+    assert [op.attrs["rows"] for op in optimized.ops if op.kind == "rotary"] == [which, "tokens"]
+    assert [op.kind for op in optimized.ops].count("linear") == 2  # q, k and v are one
     expected = model.run(step)
-    assert_close(model.run(step, optimised), expected, model.program, longest=5, scale=8 * np.abs(expected).max())
-    assert optimise(optimised) == optimised
+    assert_close(model.run(step, optimized), expected, model.program, longest=5, scale=8 * np.abs(expected).max())
+    assert optimize(optimized) == optimized
 
 
 def test_tables_stay_in_float32_and_are_counted_once() -> None:
