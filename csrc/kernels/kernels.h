@@ -36,10 +36,10 @@ struct LinearArgs {
     const float* scales;    // int8, int4: [n], padded to whole panels
     const int32_t* sums;    // int8, int4: [n], sums of the weights over k, padded like scales
     const float* bias;      // [n] or null
-    const float* residual;  // [m, n] or null; may be c
+    const float* residual;  // [m, n] or null; may be the memory of c
     int64_t residual_stride;
-    float* c;  // [m, n], row stride c_stride floats; holds bfloat16 instead if c_bfloat16
-    int64_t c_stride;
+    float* c;                // [m, columns of the panels]: the first one is that of panel_begin; bfloat16 if c_bfloat16
+    int64_t c_stride;        // floats
     float* scratch;          // kLinearScratch floats, owned by the calling thread
     const void* next_panel;  // a panel to prefetch meanwhile, or null
     int32_t m, words, n, panel_begin, panel_end;
@@ -195,10 +195,17 @@ struct ExpSumF32Args {
     float* log_sum;
 };
 
+// The part of the output that a linear keeps in registers. Chunks of whole tiles are the fastest.
+struct TileShape {
+    int32_t rows;     // divides kLinearRowBlock
+    int32_t columns;  // divides kPanelWidth
+};
+
 struct KernelTable {
     const char* target;
     int32_t int8_offset;  // added to the int8 activations of this target's linears
     void (*linear[kFormats])(const LinearArgs&);
+    TileShape linear_tile[kFormats];
     void (*quantize_bfloat16)(const QuantizeArgs&);
     void (*quantize_int8)(const QuantizeArgs&);
     void (*pack[kFormats])(const PackArgs&);

@@ -94,6 +94,7 @@ struct Tile {
     int words;
     bool first, last;  // first or last block of k
     int row, column;   // of the output
+    int c_column;      // of args.c
 };
 
 // The correction for int8_offset, from the sums of the weights.
@@ -127,18 +128,18 @@ FA_INLINE Vec scaled(const LinearArgs& args, int row, SumOf<kFormat> sum, const 
 }
 
 template <Format kFormat>
-FA_INLINE void store_result(const LinearArgs& args, int row, int column, Vec y) {
+FA_INLINE void store_result(const LinearArgs& args, int row, int c_column, Vec y) {
     float* c = args.c + row * args.c_stride;
     if constexpr (kFormat == Format::kBfloat16)
-        if (args.c_bfloat16) return store_bf16(reinterpret_cast<uint16_t*>(c) + column, y);
-    store(c + column, y);
+        if (args.c_bfloat16) return store_bf16(reinterpret_cast<uint16_t*>(c) + c_column, y);
+    store(c + c_column, y);
 }
 
 // Writes rows of sums to c: kVecs whole vectors of columns, or one vector of `n` columns.
 template <Format kFormat, Activation kActivation, int kVecs, bool kPart>
 FA_INLINE void finish_columns(const LinearArgs& args, const Tile& t, int rows, int first, int n) {
     using Dot = typename Blocks<kFormat>::Dot;
-    const int column = t.column + first;
+    const int column = t.column + first, c_column = t.c_column + first;
     ColumnTerms terms[kVecs];
 #pragma GCC unroll 4
     for (int j = 0; j < kVecs; ++j) terms[j] = column_terms<kFormat>(args, column + j * kLanes, kPart ? n : kLanes);
@@ -150,9 +151,9 @@ FA_INLINE void finish_columns(const LinearArgs& args, const Tile& t, int rows, i
             Vec y = activate<kActivation, kFormat != Format::kFloat32>(scaled<kFormat>(args, t.row + i, sum, terms[j]));
             if (args.residual) y = add(kPart ? load_partial(residual, n) : load(residual + j * kLanes), y);
             if (kPart && n < kLanes)
-                store_partial(args.c + (t.row + i) * args.c_stride + column, y, n);
+                store_partial(args.c + (t.row + i) * args.c_stride + c_column, y, n);
             else
-                store_result<kFormat>(args, t.row + i, column + j * kLanes, y);
+                store_result<kFormat>(args, t.row + i, c_column + j * kLanes, y);
         }
     }
 }
@@ -168,7 +169,7 @@ FA_INLINE void finish_sums(const LinearArgs& args, const Tile& t, const SumOf<kF
         for (int i = 0; i < kRows; ++i) {
             Vec y = scaled<kFormat>(args, t.row + i, sum[i][j], terms);
             if (args.residual) y = add(load(args.residual + (t.row + i) * args.residual_stride + column), y);
-            store_result<kFormat>(args, t.row + i, column, y);
+            store_result<kFormat>(args, t.row + i, t.c_column + j * kLanes, y);
         }
     }
 }
@@ -205,8 +206,8 @@ void tile(const LinearArgs& args, const Tile& t, Prefetch& prefetch) {
     if (t.last)  // prefetch the lines of c, which are written at the end
         for (int i = 0; i < kRows; ++i)
             for (int j = 0; j < kTileVecs; ++j)
-                __builtin_prefetch(args.c + (t.row + i) * args.c_stride + ((t.column + j * kLanes) >> args.c_bfloat16),
-                                   1);
+                __builtin_prefetch(
+                    args.c + (t.row + i) * args.c_stride + ((t.c_column + j * kLanes) >> args.c_bfloat16), 1);
     for (int k0 = 0; k0 == 0 || k0 < t.words; k0 += kSumBlock) {
         const int words = t.words - k0 < kSumBlock ? t.words - k0 : kSumBlock;
         const bool first = t.first && k0 == 0;
@@ -321,7 +322,8 @@ FA_INLINE void one_row_int4(const LinearArgs& args, const std::byte* panel, int 
                      .first = true,
                      .last = true,
                      .row = 0,
-                     .column = column + j0 * kLanes};
+                     .column = column + j0 * kLanes,
+                     .c_column = column + j0 * kLanes - args.panel_begin * kPanelWidth};
         for (int j = 0; j < kTileVecs; ++j) store_words(t.partial + j * kLanes, sum[j]);
         finish<Format::kInt4>(args, t, 1);
     }
@@ -331,7 +333,7 @@ template <Format kFormat>
 void linear(const LinearArgs& args) {
     static constexpr TileFunction tiles[kTileRows] = {tile<kFormat, 1>, tile<kFormat, 2>, tile<kFormat, 3>,
                                                       tile<kFormat, 4>, tile<kFormat, 5>, tile<kFormat, 6>};
-    static_assert(kTileRows == 6 && kLinearRowBlock % kTileRows == 0);
+    static_assert(kTileRows == 6);
     constexpr int kKBlock = Blocks<kFormat>::kK;
     const auto* a = static_cast<const int32_t*>(args.a);
     for (int panel = args.panel_begin; panel < args.panel_end; ++panel) {
@@ -363,7 +365,8 @@ void linear(const LinearArgs& args) {
                                      .first = k0 == 0,
                                      .last = k0 + words == args.words,
                                      .row = row,
-                                     .column = panel * kPanelWidth + j * kLanes};
+                                     .column = panel * kPanelWidth + j * kLanes,
+                                     .c_column = (panel - args.panel_begin) * kPanelWidth + j * kLanes};
                         tiles[rows - 1](args, t, prefetch);
                     }
                 }
