@@ -21,7 +21,7 @@ const KernelTable& kernel_table() {
         .linear_tile = {kTile, kTile, kTile, kTile},
         .quantize_bfloat16 = quantize_bfloat16,
         .quantize_int8 = quantize_int8,
-        .pack = {pack_float32, pack_bfloat16, pack_int8, pack_int4},
+        .pack = {nullptr, pack_bfloat16, pack_int8, pack_int4},
         .layer_norm_f32 = layer_norm_f32,
         .kv_store = {kv_store_float32, kv_store_bfloat16, kv_store_int8},
         .attention = {attention_float32, attention_bfloat16, attention_int8},

@@ -208,7 +208,7 @@ struct KernelTable {
     TileShape linear_tile[kFormats];
     void (*quantize_bfloat16)(const QuantizeArgs&);
     void (*quantize_int8)(const QuantizeArgs&);
-    void (*pack[kFormats])(const PackArgs&);
+    void (*pack[kFormats])(const PackArgs&);  // null for float32, whose bits are only moved
     void (*layer_norm_f32)(const LayerNormF32Args&);
     void (*kv_store[kKvFormats])(const KvStoreArgs&);
     void (*attention[kKvFormats])(const AttentionArgs&);

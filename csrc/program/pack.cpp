@@ -41,6 +41,25 @@ void pack_block(const float* x, int64_t x_stride, int64_t n, const KernelTable& 
          .lane = static_cast<int32_t>(first % kPanelWidth)});
 }
 
+// Floats [n, columns], row stride `stride`: rows [first_k, first_k + n) of k.
+struct Lines {
+    const float* src;
+    int64_t stride, first_k, n, columns;
+};
+
+// Copies them into a float32 matrix from column `first` on.
+void pack_lines(const Lines& lines, Weight& weight, int64_t first) {
+    for (int64_t column = 0; column < lines.columns;) {
+        const int64_t at = first + column, lane = at % kPanelWidth;
+        const int64_t width = std::min<int64_t>(kPanelWidth - lane, lines.columns - column);
+        float* panel = weight.data.floats() + at / kPanelWidth * weight.columns * kPanelWidth + lane;
+        for (int64_t i = 0; i < lines.n; ++i)
+            std::memcpy(panel + (lines.first_k + i) * kPanelWidth, lines.src + i * lines.stride + column,
+                        static_cast<size_t>(width) * sizeof(float));
+        column += width;
+    }
+}
+
 }  // namespace
 
 void pack_float32(const float* src, int64_t k, int64_t n, float* panels, int64_t first) {
@@ -90,23 +109,16 @@ void pack_rows(const float* src, int64_t k, int64_t n, const KernelTable& kernel
 
 void pack_columns(const float* src, int64_t stride, int64_t n, const KernelTable& kernels, Weight& weight,
                   int64_t first) {
+    if (weight.format == Format::kFloat32)
+        return pack_lines({.src = src, .stride = stride, .first_k = 0, .n = weight.columns, .columns = n}, weight,
+                          first);
     for_column_blocks(first, n, [&](int64_t column, int64_t width) {
         pack_block(src + column, stride, width, kernels, weight, first + column);
     });
 }
 
 void pack_k_major(const float* src, int64_t first_k, int64_t n, int64_t columns, Weight& weight, int64_t first) {
-    const int64_t k = weight.columns;
-    for (int64_t column = 0; column < columns;) {
-        const int64_t at = first + column;
-        const int64_t lane = at % kPanelWidth;
-        const int64_t width = std::min<int64_t>(kPanelWidth - lane, columns - column);
-        float* panel = weight.data.floats() + at / kPanelWidth * k * kPanelWidth + lane;
-        for (int64_t i = 0; i < n; ++i)
-            std::memcpy(panel + (first_k + i) * kPanelWidth, src + i * columns + column,
-                        static_cast<size_t>(width) * 4);
-        column += width;
-    }
+    pack_lines({.src = src, .stride = columns, .first_k = first_k, .n = n, .columns = columns}, weight, first);
 }
 
 void pack_table(const float* src, int64_t n, const KernelTable& kernels, Weight& weight, int64_t first, float* room) {
