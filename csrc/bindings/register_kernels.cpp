@@ -73,7 +73,7 @@ py::tuple quantize(const std::string& target, const py::array& x, const std::str
     const Rows in = rows_of("x", x);
     const Format kept = format_from(format);
     const KernelTable& kernels = kernels_of(target);
-    const int32_t words = ops::words_of(kept, in.n);
+    const int32_t words = words_of(kept, in.n);
     py::array_t<int32_t> out(
         {static_cast<py::ssize_t>(in.rows), static_cast<py::ssize_t>(ops::quantized_stride(words))});
     py::array_t<float> scales(static_cast<py::ssize_t>(in.rows));

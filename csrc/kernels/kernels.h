@@ -5,24 +5,14 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "kernels/formats.h"
+
 namespace fastattn {
 
-inline constexpr int kPanelWidth = 64;  // columns of a packed weight panel
-inline constexpr int kBlockLen = 64;    // positions of a KV block
+inline constexpr int kBlockLen = 64;  // positions of a KV block
 
 enum class Activation : int32_t { kNone, kGeluErf, kGeluTanh, kRelu, kTanh, kSilu };
 enum class PoolKind : int32_t { kMean, kMax, kMeanSqrtLen };
-
-// Storage format of the weights of a linear. Weights are 32-bit words along k: one float32, two bfloat16 or four int8.
-// int4 is unpacked to int8 on the way into the registers.
-enum class Format : int32_t { kFloat32, kBfloat16, kInt8, kInt4 };
-inline constexpr int kFormats = 4;
-inline constexpr int kInt4Group = 32;  // values along k that share an integer scale
-inline constexpr int64_t kWordBytes = 4;
-inline constexpr int64_t kPanelWordBytes = kPanelWidth * kWordBytes;  // one word of every column of a panel
-// An int4 group of a panel: one scale per column, then one word per column for each of four words of the group. The low
-// nibbles are that word. The high nibbles are the word four after it.
-inline constexpr int64_t kInt4GroupBytes = kPanelWidth + kInt4Group * kPanelWidth / 2;
 
 // c[i, j] = residual[i, j] + activation(bias[j] + sum over k of a[i, k] * b[k, j]), for rows [0, m) and the columns of
 // panels [panel_begin, panel_end). The arithmetic is the same for every m. float32 and bfloat16 sum over k in order
@@ -62,7 +52,7 @@ struct QuantizeArgs {
     int32_t offset;  // int8: KernelTable::int8_offset for the `a` of a linear, 0 for weights
 };
 
-// Packs up to sixteen columns of weights as adjacent columns of a panel (layout: see Format), zero after k. int8 and
+// Packs up to sixteen columns of weights as adjacent columns of a panel (layout: formats.h), zero after k. int8 and
 // int4: one scale per column, |x| max / 127 and |x| max / 120. A column with NaN or infinity gets a NaN scale and
 // zeros.
 struct PackArgs {
@@ -89,11 +79,9 @@ struct LayerNormF32Args {
 };
 
 // Keys and values are stored in KV blocks of 64 positions, in every format except int4. A head's part of a block has
-// words of 32 bits, `kKvGroup` elements each. Keys [ceil(head_dim / group), 64]: a word has neighboring elements of one
-// position. Values [64 / group, head_dim]: a word has the same element of neighboring positions. int8 then has the
-// float scales of keys [64] and of values [64].
-inline constexpr int kKvFormats = 3;
-inline constexpr int kKvGroup[kKvFormats] = {1, 2, 4};
+// words of 32 bits, `word_values` elements each. Keys [ceil(head_dim / word_values), 64]: a word has neighboring
+// elements of one position. Values [64 / word_values, head_dim]: a word has the same element of neighboring positions.
+// int8 then has the float scales of keys [64] and of values [64].
 inline constexpr int kMaxHeadDim = 256;
 
 // Stores rows of keys and values of one head in KV blocks; position p goes to block p / 64. Writes nothing else, not

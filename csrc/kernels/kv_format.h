@@ -27,7 +27,7 @@ FA_INLINE Vec load_lanes(const float* p, int n) {
 }
 
 template <Format kFormat>
-inline constexpr int kGroup = kKvGroup[static_cast<int>(kFormat)];  // elements per word
+inline constexpr int kGroup = traits_of(kFormat).word_values;
 
 inline constexpr int64_t kLineBytes = 64;
 inline constexpr int64_t kKeyWordBytes = kBlockLen * kWordBytes;  // one word of every position

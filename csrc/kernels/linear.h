@@ -23,29 +23,28 @@ template <>
 struct Blocks<Format::kFloat32> {
     static constexpr int kK = 768, kSum = 128;
     using Dot = DotFloat32;
-    static constexpr bool kInteger = false;
 };
 template <>
 struct Blocks<Format::kBfloat16> {
     static constexpr int kK = 768, kSum = 768;  // its own rounding is far above that of the sums
     using Dot = DotBfloat16;
-    static constexpr bool kInteger = false;
 };
 template <>
 struct Blocks<Format::kInt8> {
     static constexpr int kK = 768, kSum = 768;
     using Dot = DotInt8;
-    static constexpr bool kInteger = true;
 };
 template <>
 struct Blocks<Format::kInt4> {
     static constexpr int kK = kInt4Block, kSum = kInt4Block;
     using Dot = DotInt8;
-    static constexpr bool kInteger = true;
 };
 
+template <Format kFormat>
+constexpr bool kInteger = traits_of(kFormat).integer;
+
 constexpr int kVecsPerPanel = kPanelWidth / kLanes;
-constexpr int kGroupWords = kInt4Group / 4;
+constexpr int kGroupWords = traits_of(Format::kInt4).group_words;
 
 // Prefetches the panel slice that this thread needs next, a few bytes per multiplied word. Otherwise a thread waits for
 // the first rows of every panel: 64x768x768 reached 82 % of the FMA rate without prefetching and 88 % with the first
@@ -114,14 +113,14 @@ template <Format kFormat>
 FA_INLINE ColumnTerms column_terms(const LinearArgs& args, int column, int n) {
     ColumnTerms terms{zero(), zero()};
     if (args.bias) terms.bias = n < kLanes ? load_partial(args.bias + column, n) : load(args.bias + column);
-    if constexpr (Blocks<kFormat>::kInteger) terms.scale = load(args.scales + column);
+    if constexpr (kInteger<kFormat>) terms.scale = load(args.scales + column);
     return terms;
 }
 
 // Converts a sum to the input of the activation.
 template <Format kFormat>
 FA_INLINE Vec scaled(const LinearArgs& args, int row, SumOf<kFormat> sum, const ColumnTerms& terms) {
-    if constexpr (Blocks<kFormat>::kInteger)
+    if constexpr (kInteger<kFormat>)
         return fma(mul(to_float(sum), broadcast(args.a_scales[row])), terms.scale, terms.bias);
     else
         return add(sum, terms.bias);
@@ -214,7 +213,7 @@ void tile(const LinearArgs& args, const Tile& t, Prefetch& prefetch) {
 #pragma GCC unroll 8
         for (int j = 0; j < kTileVecs; ++j) {
             typename Dot::Sum start = Dot::zero_sum();
-            if constexpr (Blocks<kFormat>::kInteger && kInt8Offset != 0)
+            if constexpr (kInteger<kFormat> && kInt8Offset != 0)
                 if (first) start = offset_of(args, t.column + j * kLanes);
 #pragma GCC unroll 8
             for (int i = 0; i < kRows; ++i) sum[i][j] = start;
@@ -235,23 +234,14 @@ void tile(const LinearArgs& args, const Tile& t, Prefetch& prefetch) {
     if (t.last) finish<kFormat>(args, t, kRows);
 }
 
-FA_INLINE int64_t panel_bytes(const LinearArgs& args, Format format) {
-    return format == Format::kInt4 ? args.words / kGroupWords * kInt4GroupBytes : args.words * kPanelWordBytes;
-}
-
-// Bytes from the start of a panel to word k.
-FA_INLINE int64_t bytes_to(Format format, int k) {
-    return format == Format::kInt4 ? k / kGroupWords * kInt4GroupBytes : k * kPanelWordBytes;
-}
-
 // What to prefetch while `rows` rows go over words [k0, k0 + words) of a panel: its next words, or the first words of
 // the next panel. At most one slice, which fits in the cache next to the current one.
 template <Format kFormat>
 FA_INLINE Prefetch prefetch_of(const LinearArgs& args, int panel, int k0, int words, int rows) {
     constexpr int kKBlock = Blocks<kFormat>::kK;
-    const auto* weights = static_cast<const std::byte*>(args.panels) + panel * panel_bytes(args, kFormat);
+    const auto* weights = static_cast<const std::byte*>(args.panels) + panel * panel_bytes_of(kFormat, args.words);
     int left = args.words - k0 - words;
-    const std::byte* next = weights + bytes_to(kFormat, k0 + words);
+    const std::byte* next = weights + panel_bytes_of(kFormat, k0 + words);
     if (left == 0) {
         left = args.words;
         if (panel + 1 == args.panel_end) next = static_cast<const std::byte*>(args.next_panel);
@@ -260,7 +250,7 @@ FA_INLINE Prefetch prefetch_of(const LinearArgs& args, int panel, int k0, int wo
     if (next == nullptr || rows <= 1) return {weights, 0, 0};
     const int tiles = (rows + kTileRows - 2) / kTileRows * (kVecsPerPanel / kTileVecs);
     const int64_t steps = int64_t{words > 0 ? words : 1} * tiles;
-    const int64_t step = (bytes_to(kFormat, left < kKBlock ? left : kKBlock) + steps - 1) / steps;
+    const int64_t step = (panel_bytes_of(kFormat, left < kKBlock ? left : kKBlock) + steps - 1) / steps;
     return {next, step, static_cast<int>((step + kLineBytes - 1) / kLineBytes)};
 }
 
@@ -337,7 +327,8 @@ void linear(const LinearArgs& args) {
     constexpr int kKBlock = Blocks<kFormat>::kK;
     const auto* a = static_cast<const int32_t*>(args.a);
     for (int panel = args.panel_begin; panel < args.panel_end; ++panel) {
-        const std::byte* weights = static_cast<const std::byte*>(args.panels) + panel * panel_bytes(args, kFormat);
+        const std::byte* weights =
+            static_cast<const std::byte*>(args.panels) + panel * panel_bytes_of(kFormat, args.words);
         if constexpr (kFormat == Format::kInt4)
             if (args.m == 1) {
                 one_row_int4(args, weights, panel * kPanelWidth);

@@ -7,7 +7,7 @@
 namespace fastattn::FASTATTN_TARGET {
 namespace {
 
-constexpr int kGroupWords = kInt4Group / 4;
+constexpr int kGroupWords = traits_of(Format::kInt4).group_words;
 
 // The columns at one k; zero after the last column and after k.
 FA_INLINE Vec columns_at(const PackArgs& args, int p) {

@@ -194,7 +194,7 @@ void attention_by_rows(Team& team, const KernelTable& kernels, const AttentionOp
 }  // namespace
 
 int64_t kv_head_bytes(Format format, int32_t head_dim) {
-    const int64_t group = kKvGroup[static_cast<int>(format)];
+    const int64_t group = traits_of(format).word_values;
     const int64_t keys = (head_dim + group - 1) / group * kBlockLen, values = kBlockLen / group * head_dim;
     return (keys + values + (format == Format::kInt8 ? 2 * kBlockLen : 0)) * kWordBytes;
 }

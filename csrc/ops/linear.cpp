@@ -136,19 +136,6 @@ struct Run {
 
 }  // namespace
 
-int32_t words_of(Format format, int64_t k) {
-    const int64_t words = format == Format::kFloat32    ? k
-                          : format == Format::kBfloat16 ? (k + 1) / 2
-                          : format == Format::kInt8     ? (k + 3) / 4
-                                                        : (k + kInt4Group - 1) / kInt4Group * (kInt4Group / 4);
-    return static_cast<int32_t>(words);
-}
-
-int64_t panel_bytes_of(Format format, int64_t k) {
-    const int64_t words = words_of(format, k);
-    return format == Format::kInt4 ? words / (kInt4Group / 4) * kInt4GroupBytes : words * kPanelWordBytes;
-}
-
 void linear(Team& team, const KernelTable& kernels, const LinearOp& op) {
     const int64_t m = op.x.rows, panels = op.weights.count;
     if (m == 0 || panels == 0) return;

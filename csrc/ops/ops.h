@@ -33,10 +33,6 @@ struct Matrix {
     const std::byte* at(int64_t panel) const { return panel < count ? panels + panel * panel_bytes : nullptr; }
 };
 
-// Words along k of a weight [n, k].
-int32_t words_of(Format format, int64_t k);
-int64_t panel_bytes_of(Format format, int64_t k);
-
 // Activations in the format of a linear: words [rows, quantized_stride(words)] and scales [rows].
 struct Quantized {
     int32_t* words = nullptr;
