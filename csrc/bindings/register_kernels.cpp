@@ -174,7 +174,7 @@ py::array layer_norm_f32(const std::string& target, const py::array& x, const Ma
 
 // blocks: bytes [n_blocks, heads * kv_head_bytes]
 std::vector<std::byte*> blocks_of(const py::array& blocks, Format format, int heads, int head_dim, int64_t positions) {
-    const int64_t bytes = heads * ops::kv_head_bytes(format, head_dim);
+    const int64_t bytes = heads * kv_head_layout(format, head_dim).bytes;
     if (!py::isinstance<py::array_t<uint8_t>>(blocks) || blocks.ndim() != 2 || blocks.shape(1) != bytes ||
         !(blocks.flags() & py::array::c_style))
         throw py::value_error("blocks: expected C-contiguous uint8 [n, " + std::to_string(bytes) + "]");
@@ -337,7 +337,7 @@ void register_kernels(py::module_& module) {
     m.def("layer_norm_f32", &layer_norm_f32, target, x, py::kw_only(), py::arg("weight") = none, py::arg("bias") = none,
           py::arg("eps"));
     m.def("kv_head_bytes",
-          [](const std::string& name, int head_dim) { return ops::kv_head_bytes(kv_format_from(name), head_dim); });
+          [](const std::string& name, int head_dim) { return kv_head_layout(kv_format_from(name), head_dim).bytes; });
     m.def("kv_store", &kv_store, target, py::arg("k"), py::arg("v"), blocks, py::kw_only(), py::arg("position"),
           py::arg("format") = "float32");
     for (const bool probs : {false, true})

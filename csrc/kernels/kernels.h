@@ -6,10 +6,9 @@
 #include <cstdint>
 
 #include "kernels/formats.h"
+#include "kernels/kv_layout.h"
 
 namespace fastattn {
-
-inline constexpr int kBlockLen = 64;  // positions of a KV block
 
 enum class Activation : int32_t { kNone, kGeluErf, kGeluTanh, kRelu, kTanh, kSilu };
 enum class PoolKind : int32_t { kMean, kMax, kMeanSqrtLen };
@@ -77,12 +76,6 @@ struct LayerNormF32Args {
     int32_t rows, n;
     float eps;
 };
-
-// Keys and values are stored in KV blocks of 64 positions, in every format except int4. A head's part of a block has
-// words of 32 bits, `word_values` elements each. Keys [ceil(head_dim / word_values), 64]: a word has neighboring
-// elements of one position. Values [64 / word_values, head_dim]: a word has the same element of neighboring positions.
-// int8 then has the float scales of keys [64] and of values [64].
-inline constexpr int kMaxHeadDim = 256;
 
 // Stores rows of keys and values of one head in KV blocks; position p goes to block p / 64. Writes nothing else, not
 // even the rest of a word, so that threads may store neighboring positions.

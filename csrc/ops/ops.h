@@ -92,9 +92,6 @@ void add(Team& team, const KernelTable& kernels, View a, View b, View out);
 void activation(Team& team, const KernelTable& kernels, View x, View out, Activation kind, bool rough);
 void l2_normalize(Team& team, const KernelTable& kernels, View x, View out, float eps);
 
-// Bytes of one head in a KV block.
-int64_t kv_head_bytes(Format format, int32_t head_dim);
-
 // One sequence of an attention. Its tokens are rows [token_begin, token_end) of k and v, at positions from `position`
 // on. Its query rows are [q_begin, q_end) of q. query_tokens, if not null, gives each row's token (row of the step).
 struct SequenceBlocks {
