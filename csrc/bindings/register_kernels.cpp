@@ -73,7 +73,7 @@ py::tuple quantize(const std::string& target, const py::array& x, const std::str
     const Rows in = rows_of("x", x);
     const Format kept = format_from(format);
     const KernelTable& kernels = kernels_of(target);
-    const int32_t words = ops::words_of(kept, in.n);
+    const int32_t words = words_of(kept, in.n);
     py::array_t<int32_t> out(
         {static_cast<py::ssize_t>(in.rows), static_cast<py::ssize_t>(ops::quantized_stride(words))});
     py::array_t<float> scales(static_cast<py::ssize_t>(in.rows));
@@ -218,7 +218,7 @@ py::array rotary_f32(const std::string& target, const py::array& x, const py::ar
 
 // blocks: bytes [n_blocks, heads * kv_head_bytes]
 std::vector<std::byte*> blocks_of(const py::array& blocks, Format format, int heads, int head_dim, int64_t positions) {
-    const int64_t bytes = heads * ops::kv_head_bytes(format, head_dim);
+    const int64_t bytes = heads * kv_head_layout(format, head_dim).bytes;
     if (!py::isinstance<py::array_t<uint8_t>>(blocks) || blocks.ndim() != 2 || blocks.shape(1) != bytes ||
         !(blocks.flags() & py::array::c_style))
         throw py::value_error("blocks: expected C-contiguous uint8 [n, " + std::to_string(bytes) + "]");
@@ -386,7 +386,7 @@ void register_kernels(py::module_& module) {
     m.def("rotary_f32", &rotary_f32, target, x, py::arg("table"), py::arg("positions"), py::kw_only(),
           py::arg("n_head"), py::arg("interleaved") = false, py::arg("in_place") = false);
     m.def("kv_head_bytes",
-          [](const std::string& name, int head_dim) { return ops::kv_head_bytes(kv_format_from(name), head_dim); });
+          [](const std::string& name, int head_dim) { return kv_head_layout(kv_format_from(name), head_dim).bytes; });
     m.def("kv_store", &kv_store, target, py::arg("k"), py::arg("v"), blocks, py::kw_only(), py::arg("position"),
           py::arg("format") = "float32");
     for (const bool probs : {false, true})

@@ -191,7 +191,7 @@ void attention_head(const HeadShape& s, int64_t index, const float* q, const flo
     const int64_t kv = batch * s.n_kv_head + head / (s.n_head / s.n_kv_head);
     constexpr int kFormat = static_cast<int>(Format::kFloat32);
     const auto d = static_cast<int32_t>(s.head_dim);
-    const int64_t block_bytes = ops::kv_head_bytes(Format::kFloat32, d);
+    const int64_t block_bytes = kv_head_layout(Format::kFloat32, d).bytes;
     for (int64_t b = 0; b * kBlockLen < s.kv_len; ++b) blocks[b] = blocks_memory + b * block_bytes;
     active_kernels().kv_store[kFormat]({.k = k + kv * s.kv_len * d,
                                         .v = v + kv * s.kv_len * d,
@@ -250,7 +250,7 @@ py::array attention(const py::array& q, const py::array& k, const py::array& v, 
     in_region([&](OpsRuntime& runtime, const std::function<bool()>& poll) {
         const int threads = runtime.pool.size();
         const int64_t n_blocks = (s.kv_len + kBlockLen - 1) / kBlockLen;
-        const int64_t per_thread = n_blocks * ops::kv_head_bytes(Format::kFloat32, static_cast<int32_t>(s.head_dim)) /
+        const int64_t per_thread = n_blocks * kv_head_layout(Format::kFloat32, static_cast<int32_t>(s.head_dim)).bytes /
                                    static_cast<int64_t>(sizeof(float));
         float* room = runtime.room(threads * (ops::kScratchFloats + per_thread));
         const auto scratch = scratch_of(room, threads);

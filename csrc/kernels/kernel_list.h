@@ -10,7 +10,6 @@ void linear_int8(const LinearArgs&);
 void linear_int4(const LinearArgs&);
 void quantize_bfloat16(const QuantizeArgs&);
 void quantize_int8(const QuantizeArgs&);
-void pack_float32(const PackArgs&);
 void pack_bfloat16(const PackArgs&);
 void pack_int8(const PackArgs&);
 void pack_int4(const PackArgs&);

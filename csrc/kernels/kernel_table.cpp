@@ -1,10 +1,14 @@
 #include "kernels/kernel_list.h"
 #include "kernels/kernels.h"
 #include "kernels/measure.h"
+#include "simd/vec.h"
 
 namespace fastattn::FASTATTN_TARGET {
 
 constexpr int kSumOps = 2 * kLanes * kMeasureSums * kMeasureSteps;  // operations with one number per word
+
+constexpr TileShape kTile{.rows = kTileRows, .columns = kTileVecs * kLanes};
+static_assert(kLinearRowBlock % kTile.rows == 0 && kPanelWidth % kTile.columns == 0);
 
 #define FA_NAME_OF(x) #x
 #define FA_NAME(x) FA_NAME_OF(x)
@@ -14,9 +18,10 @@ const KernelTable& kernel_table() {
         .target = FA_NAME(FASTATTN_TARGET),
         .int8_offset = kInt8Offset,
         .linear = {linear_float32, linear_bfloat16, linear_int8, linear_int4},
+        .linear_tile = {kTile, kTile, kTile, kTile},
         .quantize_bfloat16 = quantize_bfloat16,
         .quantize_int8 = quantize_int8,
-        .pack = {pack_float32, pack_bfloat16, pack_int8, pack_int4},
+        .pack = {nullptr, pack_bfloat16, pack_int8, pack_int4},
         .layer_norm_f32 = layer_norm_f32,
         .rms_norm_f32 = rms_norm_f32,
         .rotary_f32 = rotary_f32,

@@ -5,24 +5,13 @@
 #include <cstddef>
 #include <cstdint>
 
-namespace fastattn {
+#include "kernels/formats.h"
+#include "kernels/kv_layout.h"
 
-inline constexpr int kPanelWidth = 64;  // columns of a packed weight panel
-inline constexpr int kBlockLen = 64;    // positions of a KV block
+namespace fastattn {
 
 enum class Activation : int32_t { kNone, kGeluErf, kGeluTanh, kRelu, kTanh, kSilu };
 enum class PoolKind : int32_t { kMean, kMax, kMeanSqrtLen };
-
-// Storage format of the weights of a linear. Weights are 32-bit words along k: one float32, two bfloat16 or four int8.
-// int4 is unpacked to int8 on the way into the registers.
-enum class Format : int32_t { kFloat32, kBfloat16, kInt8, kInt4 };
-inline constexpr int kFormats = 4;
-inline constexpr int kInt4Group = 32;  // values along k that share an integer scale
-inline constexpr int64_t kWordBytes = 4;
-inline constexpr int64_t kPanelWordBytes = kPanelWidth * kWordBytes;  // one word of every column of a panel
-// An int4 group of a panel: one scale per column, then one word per column for each of four words of the group. The low
-// nibbles are that word. The high nibbles are the word four after it.
-inline constexpr int64_t kInt4GroupBytes = kPanelWidth + kInt4Group * kPanelWidth / 2;
 
 // c[i, j] = residual[i, j] + activation(bias[j] + sum over k of a[i, k] * b[k, j]), for rows [0, m) and the columns of
 // panels [panel_begin, panel_end). The arithmetic is the same for every m. float32 and bfloat16 sum over k in order
@@ -36,10 +25,10 @@ struct LinearArgs {
     const float* scales;    // int8, int4: [n], padded to whole panels
     const int32_t* sums;    // int8, int4: [n], sums of the weights over k, padded like scales
     const float* bias;      // [n] or null
-    const float* residual;  // [m, n] or null; may be c
+    const float* residual;  // [m, n] or null; may be the memory of c
     int64_t residual_stride;
-    float* c;  // [m, n], row stride c_stride floats; holds bfloat16 instead if c_bfloat16
-    int64_t c_stride;
+    float* c;                // [m, columns of the panels]: the first one is that of panel_begin; bfloat16 if c_bfloat16
+    int64_t c_stride;        // floats
     float* scratch;          // kLinearScratch floats, owned by the calling thread
     const void* next_panel;  // a panel to prefetch meanwhile, or null
     int32_t m, words, n, panel_begin, panel_end;
@@ -62,7 +51,7 @@ struct QuantizeArgs {
     int32_t offset;  // int8: KernelTable::int8_offset for the `a` of a linear, 0 for weights
 };
 
-// Packs up to sixteen columns of weights as adjacent columns of a panel (layout: see Format), zero after k. int8 and
+// Packs up to sixteen columns of weights as adjacent columns of a panel (layout: formats.h), zero after k. int8 and
 // int4: one scale per column, |x| max / 127 and |x| max / 120. A column with NaN or infinity gets a NaN scale and
 // zeros.
 struct PackArgs {
@@ -114,14 +103,6 @@ struct RotaryF32Args {
     int32_t dimensions;  // even, at most head_dim
     bool interleaved;
 };
-
-// Keys and values are stored in KV blocks of 64 positions, in every format except int4. A head's part of a block has
-// words of 32 bits, `kKvGroup` elements each. Keys [ceil(head_dim / group), 64]: a word has neighboring elements of one
-// position. Values [64 / group, head_dim]: a word has the same element of neighboring positions. int8 then has the
-// float scales of keys [64] and of values [64].
-inline constexpr int kKvFormats = 3;
-inline constexpr int kKvGroup[kKvFormats] = {1, 2, 4};
-inline constexpr int kMaxHeadDim = 256;
 
 // Stores rows of keys and values of one head in KV blocks; position p goes to block p / 64. Writes nothing else, not
 // even the rest of a word, so that threads may store neighboring positions.
@@ -222,13 +203,20 @@ struct ExpSumF32Args {
     float* log_sum;
 };
 
+// The part of the output that a linear keeps in registers. Chunks of whole tiles are the fastest.
+struct TileShape {
+    int32_t rows;     // divides kLinearRowBlock
+    int32_t columns;  // divides kPanelWidth
+};
+
 struct KernelTable {
     const char* target;
     int32_t int8_offset;  // added to the int8 activations of this target's linears
     void (*linear[kFormats])(const LinearArgs&);
+    TileShape linear_tile[kFormats];
     void (*quantize_bfloat16)(const QuantizeArgs&);
     void (*quantize_int8)(const QuantizeArgs&);
-    void (*pack[kFormats])(const PackArgs&);
+    void (*pack[kFormats])(const PackArgs&);  // null for float32, whose bits are only moved
     void (*layer_norm_f32)(const LayerNormF32Args&);
     void (*rms_norm_f32)(const RmsNormF32Args&);
     void (*rotary_f32)(const RotaryF32Args&);

@@ -1,4 +1,5 @@
-// Layout of keys and values in a KV block, for the kernels that write and read them (docs/design/0006-kv-dtypes.md).
+// Arithmetic of each format of keys and values, and access to a KV block (docs/design/0006-kv-dtypes.md), for the
+// kernels that write and read them.
 #pragma once
 #include <cstddef>
 
@@ -27,7 +28,7 @@ FA_INLINE Vec load_lanes(const float* p, int n) {
 }
 
 template <Format kFormat>
-inline constexpr int kGroup = kKvGroup[static_cast<int>(kFormat)];  // elements per word
+inline constexpr int kGroup = traits_of(kFormat).word_values;
 
 inline constexpr int64_t kLineBytes = 64;
 inline constexpr int64_t kKeyWordBytes = kBlockLen * kWordBytes;  // one word of every position
@@ -43,21 +44,21 @@ struct HeadBlock {
     Byte* values;  // words [kBlockLen / kGroup, head_dim]: positions of an element
     int key_words;
     int64_t value_stride;  // bytes of one word of every element
+    KvHeadLayout layout;
 
     FA_INLINE HeadBlock at(Byte* base, int head_dim) {
         HeadBlock b;
-        b.key_words = (head_dim + kGroup<kFormat> - 1) / kGroup<kFormat>;
+        b.layout = kv_head_layout(kFormat, head_dim);
+        b.key_words = static_cast<int>(b.layout.key_words);
         b.value_stride = int64_t{head_dim} * kWordBytes;
         b.keys = base;
-        b.values = base + b.key_words * kKeyWordBytes;
+        b.values = base + b.layout.value_offset;
         return b;
     }
     // int8: floats [kBlockLen] for keys, then for values
-    Byte* key_scales() const { return values + kBlockLen / kGroup<kFormat> * value_stride; }
+    Byte* key_scales() const { return keys + layout.scale_offset; }
     Byte* value_scales() const { return key_scales() + kKeyWordBytes; }
-    int64_t bytes() const {
-        return value_scales() - keys + (kFormat == Format::kInt8 ? kKeyWordBytes : -kKeyWordBytes);
-    }
+    int64_t bytes() const { return layout.bytes; }
 };
 
 // Lane r of the result combines the lanes of w[r], with the tree of reduce_add.

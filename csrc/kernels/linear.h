@@ -15,34 +15,36 @@
 namespace fastattn::FASTATTN_TARGET {
 namespace {
 
+// How a format is multiplied: blocks of kK words, sums of kSum words. 768 words are 192 KiB of a panel, read from L2
+// once per tile of rows; 96 to 384 were not faster.
 template <Format kFormat>
-struct Blocks {                       // in words
-    static constexpr int kK = 768;    // 192 KiB of a panel, read from L2 once per six rows; 96 to 384 were not faster
-    static constexpr int kSum = 768;  // bfloat16: its own rounding is far above that of the sums
-    using Dot = DotBfloat16;
-    static constexpr bool kInteger = false;
-};
+struct Blocks;
 template <>
 struct Blocks<Format::kFloat32> {
     static constexpr int kK = 768, kSum = 128;
     using Dot = DotFloat32;
-    static constexpr bool kInteger = false;
+};
+template <>
+struct Blocks<Format::kBfloat16> {
+    static constexpr int kK = 768, kSum = 768;  // its own rounding is far above that of the sums
+    using Dot = DotBfloat16;
 };
 template <>
 struct Blocks<Format::kInt8> {
     static constexpr int kK = 768, kSum = 768;
     using Dot = DotInt8;
-    static constexpr bool kInteger = true;
 };
 template <>
 struct Blocks<Format::kInt4> {
     static constexpr int kK = kInt4Block, kSum = kInt4Block;
     using Dot = DotInt8;
-    static constexpr bool kInteger = true;
 };
 
+template <Format kFormat>
+constexpr bool kInteger = traits_of(kFormat).integer;
+
 constexpr int kVecsPerPanel = kPanelWidth / kLanes;
-constexpr int kGroupWords = kInt4Group / 4;
+constexpr int kGroupWords = traits_of(Format::kInt4).group_words;
 
 // Prefetches the panel slice that this thread needs next, a few bytes per multiplied word. Otherwise a thread waits for
 // the first rows of every panel: 64x768x768 reached 82 % of the FMA rate without prefetching and 88 % with the first
@@ -91,6 +93,7 @@ struct Tile {
     int words;
     bool first, last;  // first or last block of k
     int row, column;   // of the output
+    int c_column;      // of args.c
 };
 
 // The correction for int8_offset, from the sums of the weights.
@@ -110,32 +113,32 @@ template <Format kFormat>
 FA_INLINE ColumnTerms column_terms(const LinearArgs& args, int column, int n) {
     ColumnTerms terms{zero(), zero()};
     if (args.bias) terms.bias = n < kLanes ? load_partial(args.bias + column, n) : load(args.bias + column);
-    if constexpr (Blocks<kFormat>::kInteger) terms.scale = load(args.scales + column);
+    if constexpr (kInteger<kFormat>) terms.scale = load(args.scales + column);
     return terms;
 }
 
 // Converts a sum to the input of the activation.
 template <Format kFormat>
 FA_INLINE Vec scaled(const LinearArgs& args, int row, SumOf<kFormat> sum, const ColumnTerms& terms) {
-    if constexpr (Blocks<kFormat>::kInteger)
+    if constexpr (kInteger<kFormat>)
         return fma(mul(to_float(sum), broadcast(args.a_scales[row])), terms.scale, terms.bias);
     else
         return add(sum, terms.bias);
 }
 
 template <Format kFormat>
-FA_INLINE void store_result(const LinearArgs& args, int row, int column, Vec y) {
+FA_INLINE void store_result(const LinearArgs& args, int row, int c_column, Vec y) {
     float* c = args.c + row * args.c_stride;
     if constexpr (kFormat == Format::kBfloat16)
-        if (args.c_bfloat16) return store_bf16(reinterpret_cast<uint16_t*>(c) + column, y);
-    store(c + column, y);
+        if (args.c_bfloat16) return store_bf16(reinterpret_cast<uint16_t*>(c) + c_column, y);
+    store(c + c_column, y);
 }
 
 // Writes rows of sums to c: kVecs whole vectors of columns, or one vector of `n` columns.
 template <Format kFormat, Activation kActivation, int kVecs, bool kPart>
 FA_INLINE void finish_columns(const LinearArgs& args, const Tile& t, int rows, int first, int n) {
     using Dot = typename Blocks<kFormat>::Dot;
-    const int column = t.column + first;
+    const int column = t.column + first, c_column = t.c_column + first;
     ColumnTerms terms[kVecs];
 #pragma GCC unroll 4
     for (int j = 0; j < kVecs; ++j) terms[j] = column_terms<kFormat>(args, column + j * kLanes, kPart ? n : kLanes);
@@ -147,9 +150,9 @@ FA_INLINE void finish_columns(const LinearArgs& args, const Tile& t, int rows, i
             Vec y = activate<kActivation, kFormat != Format::kFloat32>(scaled<kFormat>(args, t.row + i, sum, terms[j]));
             if (args.residual) y = add(kPart ? load_partial(residual, n) : load(residual + j * kLanes), y);
             if (kPart && n < kLanes)
-                store_partial(args.c + (t.row + i) * args.c_stride + column, y, n);
+                store_partial(args.c + (t.row + i) * args.c_stride + c_column, y, n);
             else
-                store_result<kFormat>(args, t.row + i, column + j * kLanes, y);
+                store_result<kFormat>(args, t.row + i, c_column + j * kLanes, y);
         }
     }
 }
@@ -165,7 +168,7 @@ FA_INLINE void finish_sums(const LinearArgs& args, const Tile& t, const SumOf<kF
         for (int i = 0; i < kRows; ++i) {
             Vec y = scaled<kFormat>(args, t.row + i, sum[i][j], terms);
             if (args.residual) y = add(load(args.residual + (t.row + i) * args.residual_stride + column), y);
-            store_result<kFormat>(args, t.row + i, column, y);
+            store_result<kFormat>(args, t.row + i, t.c_column + j * kLanes, y);
         }
     }
 }
@@ -202,15 +205,15 @@ void tile(const LinearArgs& args, const Tile& t, Prefetch& prefetch) {
     if (t.last)  // prefetch the lines of c, which are written at the end
         for (int i = 0; i < kRows; ++i)
             for (int j = 0; j < kTileVecs; ++j)
-                __builtin_prefetch(args.c + (t.row + i) * args.c_stride + ((t.column + j * kLanes) >> args.c_bfloat16),
-                                   1);
+                __builtin_prefetch(
+                    args.c + (t.row + i) * args.c_stride + ((t.c_column + j * kLanes) >> args.c_bfloat16), 1);
     for (int k0 = 0; k0 == 0 || k0 < t.words; k0 += kSumBlock) {
         const int words = t.words - k0 < kSumBlock ? t.words - k0 : kSumBlock;
         const bool first = t.first && k0 == 0;
 #pragma GCC unroll 8
         for (int j = 0; j < kTileVecs; ++j) {
             typename Dot::Sum start = Dot::zero_sum();
-            if constexpr (Blocks<kFormat>::kInteger && kInt8Offset != 0)
+            if constexpr (kInteger<kFormat> && kInt8Offset != 0)
                 if (first) start = offset_of(args, t.column + j * kLanes);
 #pragma GCC unroll 8
             for (int i = 0; i < kRows; ++i) sum[i][j] = start;
@@ -231,23 +234,14 @@ void tile(const LinearArgs& args, const Tile& t, Prefetch& prefetch) {
     if (t.last) finish<kFormat>(args, t, kRows);
 }
 
-FA_INLINE int64_t panel_bytes(const LinearArgs& args, Format format) {
-    return format == Format::kInt4 ? args.words / kGroupWords * kInt4GroupBytes : args.words * kPanelWordBytes;
-}
-
-// Bytes from the start of a panel to word k.
-FA_INLINE int64_t bytes_to(Format format, int k) {
-    return format == Format::kInt4 ? k / kGroupWords * kInt4GroupBytes : k * kPanelWordBytes;
-}
-
 // What to prefetch while `rows` rows go over words [k0, k0 + words) of a panel: its next words, or the first words of
 // the next panel. At most one slice, which fits in the cache next to the current one.
 template <Format kFormat>
 FA_INLINE Prefetch prefetch_of(const LinearArgs& args, int panel, int k0, int words, int rows) {
     constexpr int kKBlock = Blocks<kFormat>::kK;
-    const auto* weights = static_cast<const std::byte*>(args.panels) + panel * panel_bytes(args, kFormat);
+    const auto* weights = static_cast<const std::byte*>(args.panels) + panel * panel_bytes_of(kFormat, args.words);
     int left = args.words - k0 - words;
-    const std::byte* next = weights + bytes_to(kFormat, k0 + words);
+    const std::byte* next = weights + panel_bytes_of(kFormat, k0 + words);
     if (left == 0) {
         left = args.words;
         if (panel + 1 == args.panel_end) next = static_cast<const std::byte*>(args.next_panel);
@@ -256,7 +250,7 @@ FA_INLINE Prefetch prefetch_of(const LinearArgs& args, int panel, int k0, int wo
     if (next == nullptr || rows <= 1) return {weights, 0, 0};
     const int tiles = (rows + kTileRows - 2) / kTileRows * (kVecsPerPanel / kTileVecs);
     const int64_t steps = int64_t{words > 0 ? words : 1} * tiles;
-    const int64_t step = (bytes_to(kFormat, left < kKBlock ? left : kKBlock) + steps - 1) / steps;
+    const int64_t step = (panel_bytes_of(kFormat, left < kKBlock ? left : kKBlock) + steps - 1) / steps;
     return {next, step, static_cast<int>((step + kLineBytes - 1) / kLineBytes)};
 }
 
@@ -318,7 +312,8 @@ FA_INLINE void one_row_int4(const LinearArgs& args, const std::byte* panel, int 
                      .first = true,
                      .last = true,
                      .row = 0,
-                     .column = column + j0 * kLanes};
+                     .column = column + j0 * kLanes,
+                     .c_column = column + j0 * kLanes - args.panel_begin * kPanelWidth};
         for (int j = 0; j < kTileVecs; ++j) store_words(t.partial + j * kLanes, sum[j]);
         finish<Format::kInt4>(args, t, 1);
     }
@@ -328,11 +323,12 @@ template <Format kFormat>
 void linear(const LinearArgs& args) {
     static constexpr TileFunction tiles[kTileRows] = {tile<kFormat, 1>, tile<kFormat, 2>, tile<kFormat, 3>,
                                                       tile<kFormat, 4>, tile<kFormat, 5>, tile<kFormat, 6>};
-    static_assert(kTileRows == 6 && kLinearRowBlock % kTileRows == 0);
+    static_assert(kTileRows == 6);
     constexpr int kKBlock = Blocks<kFormat>::kK;
     const auto* a = static_cast<const int32_t*>(args.a);
     for (int panel = args.panel_begin; panel < args.panel_end; ++panel) {
-        const std::byte* weights = static_cast<const std::byte*>(args.panels) + panel * panel_bytes(args, kFormat);
+        const std::byte* weights =
+            static_cast<const std::byte*>(args.panels) + panel * panel_bytes_of(kFormat, args.words);
         if constexpr (kFormat == Format::kInt4)
             if (args.m == 1) {
                 one_row_int4(args, weights, panel * kPanelWidth);
@@ -360,7 +356,8 @@ void linear(const LinearArgs& args) {
                                      .first = k0 == 0,
                                      .last = k0 + words == args.words,
                                      .row = row,
-                                     .column = panel * kPanelWidth + j * kLanes};
+                                     .column = panel * kPanelWidth + j * kLanes,
+                                     .c_column = (panel - args.panel_begin) * kPanelWidth + j * kLanes};
                         tiles[rows - 1](args, t, prefetch);
                     }
                 }

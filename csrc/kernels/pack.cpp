@@ -1,6 +1,5 @@
 // Packs columns of weights into the words of a panel. src/fastattn/graph/quantize.py has the same formulas in numpy.
 #include <cstddef>
-#include <cstring>
 
 #include "kernels/kernel_list.h"
 #include "simd/vec.h"
@@ -8,7 +7,7 @@
 namespace fastattn::FASTATTN_TARGET {
 namespace {
 
-constexpr int kGroupWords = kInt4Group / 4;
+constexpr int kGroupWords = traits_of(Format::kInt4).group_words;
 
 // The columns at one k; zero after the last column and after k.
 FA_INLINE Vec columns_at(const PackArgs& args, int p) {
@@ -91,11 +90,6 @@ FA_INLINE Vec best_group_scale(const Vec (&x)[kInt4Group], const Scale& column) 
 }
 
 }  // namespace
-
-void pack_float32(const PackArgs& args) {
-    for (int p = 0; p < args.words; ++p)
-        std::memcpy(word_of(args, p), args.x + p * args.x_stride, static_cast<size_t>(args.n) * kWordBytes);
-}
 
 void pack_bfloat16(const PackArgs& args) {
     for (int w = 0; w < args.words; ++w) {

@@ -20,7 +20,7 @@ template <Format kFormat>
 class Blocks {
 public:
     Blocks(const KernelTable& table, int kv_len, int head_dim) {
-        const int64_t floats = ops::kv_head_bytes(kFormat, head_dim) / static_cast<int64_t>(sizeof(float));
+        const int64_t floats = kv_head_layout(kFormat, head_dim).bytes / static_cast<int64_t>(sizeof(float));
         for (int i = 0; i < (kv_len + kBlockLen - 1) / kBlockLen; ++i) {
             buffers_.push_back(std::make_unique<GuardedBuffer>(floats, 100));
             std::memset(buffers_.back()->data(), 0xff, static_cast<size_t>(floats) * sizeof(float));  // NaN

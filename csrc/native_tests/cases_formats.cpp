@@ -9,14 +9,8 @@ namespace {
 constexpr int kDepths[] = {0, 1, 3, 4, 15, 16, 17, 31, 32, 33, 100, 768};
 constexpr Format kFormatsHere[] = {Format::kBfloat16, Format::kInt8, Format::kInt4};
 
-int32_t words_of(Format format, int k) {
-    if (format == Format::kBfloat16) return (k + 1) / 2;
-    return format == Format::kInt8 ? (k + 3) / 4 : (k + kInt4Group - 1) / kInt4Group * (kInt4Group / 4);
-}
 int64_t panel_words(Format format, int k) {  // words of 4 bytes
-    const int32_t words = words_of(format, k);
-    return format == Format::kInt4 ? words / (kInt4Group / 4) * kInt4GroupBytes / kWordBytes
-                                   : int64_t{words} * kPanelWidth;
+    return panel_bytes_of(format, words_of(format, k)) / kWordBytes;
 }
 
 void clear(const GuardedBuffer& buffer) {

@@ -46,7 +46,7 @@ private:
 };
 
 int64_t head_offset(const AttentionOp& op, int32_t kv_head) {
-    return op.block_offset + kv_head * kv_head_bytes(op.kv_format, op.head_dim);
+    return op.block_offset + kv_head * kv_head_layout(op.kv_format, op.head_dim).bytes;
 }
 
 // Location of the keys and values of one head: the blocks, and the offset within a block.
@@ -192,12 +192,6 @@ void attention_by_rows(Team& team, const KernelTable& kernels, const AttentionOp
 }
 
 }  // namespace
-
-int64_t kv_head_bytes(Format format, int32_t head_dim) {
-    const int64_t group = kKvGroup[static_cast<int>(format)];
-    const int64_t keys = (head_dim + group - 1) / group * kBlockLen, values = kBlockLen / group * head_dim;
-    return (keys + values + (format == Format::kInt8 ? 2 * kBlockLen : 0)) * kWordBytes;
-}
 
 void attention(Team& team, const KernelTable& kernels, const AttentionOp& op) {
     const auto one_row = [](const SequenceBlocks& s) {

@@ -33,10 +33,6 @@ struct Matrix {
     const std::byte* at(int64_t panel) const { return panel < count ? panels + panel * panel_bytes : nullptr; }
 };
 
-// Words along k of a weight [n, k].
-int32_t words_of(Format format, int64_t k);
-int64_t panel_bytes_of(Format format, int64_t k);
-
 // Activations in the format of a linear: words [rows, quantized_stride(words)] and scales [rows].
 struct Quantized {
     int32_t* words = nullptr;
@@ -107,9 +103,6 @@ struct RotaryOp {
 void rotary(Team& team, const KernelTable& kernels, const RotaryOp& op);
 void activation(Team& team, const KernelTable& kernels, View x, View out, Activation kind, bool rough);
 void l2_normalize(Team& team, const KernelTable& kernels, View x, View out, float eps);
-
-// Bytes of one head in a KV block.
-int64_t kv_head_bytes(Format format, int32_t head_dim);
 
 // One sequence of an attention. Its tokens are rows [token_begin, token_end) of k and v, at positions from `position`
 // on. Its query rows are [q_begin, q_end) of q. query_tokens, if not null, gives each row's token (row of the step).

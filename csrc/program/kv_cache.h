@@ -16,7 +16,7 @@ struct KvShape {
     Format format;
     int32_t n_layer, n_kv_head, head_dim;
 
-    int64_t head_bytes() const { return ops::kv_head_bytes(format, head_dim); }
+    int64_t head_bytes() const { return kv_head_layout(format, head_dim).bytes; }
     int64_t layer_bytes() const { return n_kv_head * head_bytes(); }
     int64_t page_bytes() const { return n_layer * layer_bytes(); }
     bool operator==(const KvShape&) const = default;

@@ -13,6 +13,10 @@ namespace {
 
 constexpr int64_t kTile = 16;  // rows that are transposed and packed together
 
+int64_t panel_bytes(const Weight& weight) {
+    return panel_bytes_of(weight.format, words_of(weight.format, weight.columns));
+}
+
 // Splits columns into blocks that do not cross a panel: calls work(offset of the first column, number of columns).
 template <class F>
 void for_column_blocks(int64_t first, int64_t n, const F& work) {
@@ -32,13 +36,32 @@ void pack_block(const float* x, int64_t x_stride, int64_t n, const KernelTable& 
     kernels.pack[static_cast<int>(weight.format)](
         {.x = x,
          .x_stride = x_stride,
-         .panel = weight.data.data() + first / kPanelWidth * ops::panel_bytes_of(weight.format, k),
+         .panel = weight.data.data() + first / kPanelWidth * panel_bytes(weight),
          .scales = scaled ? weight.scales.floats() + first : nullptr,
          .sums = scaled ? reinterpret_cast<int32_t*>(weight.sums.floats()) + first : nullptr,
          .k = static_cast<int32_t>(k),
          .n = static_cast<int32_t>(n),
-         .words = ops::words_of(weight.format, k),
+         .words = words_of(weight.format, k),
          .lane = static_cast<int32_t>(first % kPanelWidth)});
+}
+
+// Floats [n, columns], row stride `stride`: rows [first_k, first_k + n) of k.
+struct Lines {
+    const float* src;
+    int64_t stride, first_k, n, columns;
+};
+
+// Copies them into a float32 matrix from column `first` on.
+void pack_lines(const Lines& lines, Weight& weight, int64_t first) {
+    for (int64_t column = 0; column < lines.columns;) {
+        const int64_t at = first + column, lane = at % kPanelWidth;
+        const int64_t width = std::min<int64_t>(kPanelWidth - lane, lines.columns - column);
+        float* panel = weight.data.floats() + at / kPanelWidth * weight.columns * kPanelWidth + lane;
+        for (int64_t i = 0; i < lines.n; ++i)
+            std::memcpy(panel + (lines.first_k + i) * kPanelWidth, lines.src + i * lines.stride + column,
+                        static_cast<size_t>(width) * sizeof(float));
+        column += width;
+    }
 }
 
 }  // namespace
@@ -56,16 +79,14 @@ void pack_float32(const float* src, int64_t k, int64_t n, float* panels, int64_t
 std::array<int64_t, 3> bytes_of(const Weight& weight, const std::string& name) {
     const bool matrix = weight.use == Weight::Use::kMatrix;
     const bool table = weight.use == Weight::Use::kTable;
-    const bool scaled = weight.format == Format::kInt8 || weight.format == Format::kInt4;
+    const bool scaled = traits_of(weight.format).integer;
     if ((table && weight.format == Format::kInt4) || (!matrix && !table && weight.format != Format::kFloat32))
         throw Error(ErrorKind::kConfig, "weight " + name + ": no such format for its use");
     // A sum of int8 products over k is at most 255 * 127 per term.
     if (matrix && scaled && weight.columns > 65536)
         throw Error(ErrorKind::kConfig, "weight " + name + ": int8 and int4 take at most 65536 input features");
     const int64_t panels = (weight.rows + kPanelWidth - 1) / kPanelWidth;
-    const int64_t value_bytes = weight.format == Format::kFloat32 ? 4 : weight.format == Format::kBfloat16 ? 2 : 1;
-    return {matrix ? panels * ops::panel_bytes_of(weight.format, weight.columns)
-                   : weight.rows * weight.columns * value_bytes,
+    return {matrix ? panels * panel_bytes(weight) : weight.rows * weight.columns * value_bytes_of(weight.format),
             scaled ? panels * kPanelWidth * int64_t{sizeof(float)} : 0,
             scaled && matrix ? panels * kPanelWidth * int64_t{sizeof(int32_t)} : 0};
 }
@@ -90,23 +111,16 @@ void pack_rows(const float* src, int64_t k, int64_t n, const KernelTable& kernel
 
 void pack_columns(const float* src, int64_t stride, int64_t n, const KernelTable& kernels, Weight& weight,
                   int64_t first) {
+    if (weight.format == Format::kFloat32)
+        return pack_lines({.src = src, .stride = stride, .first_k = 0, .n = weight.columns, .columns = n}, weight,
+                          first);
     for_column_blocks(first, n, [&](int64_t column, int64_t width) {
         pack_block(src + column, stride, width, kernels, weight, first + column);
     });
 }
 
 void pack_k_major(const float* src, int64_t first_k, int64_t n, int64_t columns, Weight& weight, int64_t first) {
-    const int64_t k = weight.columns;
-    for (int64_t column = 0; column < columns;) {
-        const int64_t at = first + column;
-        const int64_t lane = at % kPanelWidth;
-        const int64_t width = std::min<int64_t>(kPanelWidth - lane, columns - column);
-        float* panel = weight.data.floats() + at / kPanelWidth * k * kPanelWidth + lane;
-        for (int64_t i = 0; i < n; ++i)
-            std::memcpy(panel + (first_k + i) * kPanelWidth, src + i * columns + column,
-                        static_cast<size_t>(width) * 4);
-        column += width;
-    }
+    pack_lines({.src = src, .stride = columns, .first_k = first_k, .n = n, .columns = columns}, weight, first);
 }
 
 void pack_table(const float* src, int64_t n, const KernelTable& kernels, Weight& weight, int64_t first, float* room) {
@@ -115,8 +129,8 @@ void pack_table(const float* src, int64_t n, const KernelTable& kernels, Weight&
         std::memcpy(weight.data.floats() + first * k, src, static_cast<size_t>(n * k) * sizeof(float));
         return;
     }
-    const int64_t row_bytes = k * (weight.format == Format::kBfloat16 ? 2 : 1);
-    const int32_t n_words = ops::words_of(weight.format, k);
+    const int64_t row_bytes = k * value_bytes_of(weight.format);
+    const int32_t n_words = words_of(weight.format, k);
     for (int64_t i = 0; i < n; ++i) {
         float scale = 0.0f;
         const QuantizeArgs args{.x = src + i * k,
@@ -143,8 +157,8 @@ ops::Matrix Weight::matrix() const {
             .panels = data.data(),
             .scales = scales.floats(),
             .sums = reinterpret_cast<const int32_t*>(sums.floats()),
-            .words = ops::words_of(format, columns),
-            .panel_bytes = ops::panel_bytes_of(format, columns),
+            .words = words_of(format, columns),
+            .panel_bytes = panel_bytes(*this),
             .count = (rows + kPanelWidth - 1) / kPanelWidth};
 }
 
@@ -154,7 +168,7 @@ void read_row(const Weight& weight, int64_t row, float* out) {
     const bool matrix = weight.use == Weight::Use::kMatrix;
     const float scale = weight.scales.bytes() > 0 ? weight.scales.floats()[row] : 1.0f;
     const int64_t lane = row % kPanelWidth;
-    const std::byte* panel = data + row / kPanelWidth * ops::panel_bytes_of(weight.format, k);
+    const std::byte* panel = data + row / kPanelWidth * panel_bytes(weight);
     // Address of value p of the row, in a format of `size` bytes per value.
     const auto at = [&](int64_t p, int64_t size) {
         if (!matrix) return data + (row * k + p) * size;

@@ -50,7 +50,7 @@ std::vector<float> cpu_float32(const Shape& shape, const Part& part, int head, b
         return x;
     };
     const std::vector<float> q = rows(0, part.start, head), k = rows(1, 0, kv_head), v = rows(2, 0, kv_head);
-    const int64_t block_bytes = ops::kv_head_bytes(Format::kFloat32, head_dim);
+    const int64_t block_bytes = kv_head_layout(Format::kFloat32, head_dim).bytes;
     const int n_blocks = (kv_len + kBlockLen - 1) / kBlockLen;
     std::vector<std::byte> memory(static_cast<size_t>(n_blocks * block_bytes));
     std::vector<std::byte*> blocks;
