@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 import time
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -44,7 +42,7 @@ class Fastattn:
     """
 
     def __init__(self, item: Product, threads: int) -> None:
-        from fastattn.checkpoint import TensorInfo
+        from fastattn.checkpoint import array_sources
         from fastattn.executors.cpu import CpuExecutor
         from fastattn.graph.ir import Op, Program, Step, Value, Weight
 
@@ -66,15 +64,8 @@ class Fastattn:
             max_positions=m,
             causal=False,
         )
-        with tempfile.TemporaryDirectory() as folder:
-            infos = {}
-            for name, array in {"x": x, **{f"w{i}": w for i, w in enumerate(weights)}}.items():
-                path = Path(folder) / name
-                array.tofile(path)
-                infos[name] = TensorInfo(
-                    name=name, dtype="F32", shape=array.shape, path=path, offset=0, nbytes=array.nbytes
-                )
-            self.executor = CpuExecutor(program, infos, dtype="float32", threads=threads)
+        arrays = {"x": x, **{f"w{i}": w for i, w in enumerate(weights)}}
+        self.executor = CpuExecutor(program, array_sources(arrays), dtype="float32", threads=threads)
         ids = np.arange(m, dtype=np.int32)
         ends = np.array([0, m], np.int32)
         self.step = Step(token_ids=ids, cu_seqlens=ends, positions=ids, wanted=ids[:1])

@@ -16,10 +16,9 @@ namespace {
 
 // Threads, lock and memory shared by all calls of this process. Recreated in the child of a fork.
 struct OpsRuntime {
-    OpsRuntime() : pool(default_threads()), generation(fork_generation()) {}
+    OpsRuntime() : pool(default_threads()) {}
     OwnedMutex mutex;
     ThreadPool pool;
-    uint64_t generation;
     Buffer workspace;
 
     float* room(int64_t floats) {
@@ -33,10 +32,10 @@ struct OpsRuntime {
 };
 
 OpsRuntime& ops_runtime() {
-    static OpsRuntime* runtime = nullptr;  // never destroyed: threads may still sleep in it when the process ends
     const std::lock_guard lock(start_mutex());
-    if (runtime == nullptr || runtime->generation != fork_generation()) runtime = new OpsRuntime;
-    return *runtime;
+    // Never destroyed: threads may still sleep in it when the process ends.
+    static auto& runtime = *new ForkLocal<OpsRuntime>;
+    return runtime.get([] { return std::make_unique<OpsRuntime>(); });
 }
 
 template <class F>

@@ -6,6 +6,7 @@
 #include "bindings/objects.h"
 #include "bindings/read_spec.h"
 #include "bindings/step_arrays.h"
+#include "bindings/weight_parts.h"
 #include "program/decoding.h"
 #include "program/executor.h"
 #include "program/names.h"
@@ -18,36 +19,38 @@ namespace {
 constexpr Named<Weight::Use> kUseNames[] = {
     {"matrix", Weight::Use::kMatrix}, {"table", Weight::Use::kTable}, {"vector", Weight::Use::kVector}};
 
-void load(Engine& engine, const std::string& name, const std::string& use, const std::string& format,
-          const py::list& parts) {
-    std::vector<TensorSource> sources;
-    for (const auto& part : parts) {
-        const auto [fd, offset, dtype, rows, columns, transposed, tensor] =
-            part.cast<std::tuple<int, int64_t, std::string, int64_t, int64_t, bool, std::string>>();
-        sources.push_back({fd, offset, dtype_from_name(dtype), rows, columns, transposed, tensor});
-    }
-    const Weight::Use as = value_of(kUseNames, use, "use", ErrorKind::kConfig);
-    const Format kept = format_from(format);
+// Calls add(weights, pool, poll) with the model's lock and without the GIL.
+template <class F>
+void add_weight(Engine& engine, const F& add) {
     without_gil([&](const std::function<bool()>& poll) {
         Engine::Running& running = engine.running();
         const std::lock_guard lock(running.mutex);
-        engine.weights().add(name, as, kept, sources, running.pool, poll);
+        add(engine.weights(), running.pool, poll);
+    });
+}
+
+void load(Engine& engine, const std::string& name, const std::string& use, const std::string& format,
+          const py::list& parts, bool transposed) {
+    const WeightParts loaded = parts_from(parts, /*packed=*/false);
+    const NewWeight spec{.name = name,
+                         .use = value_of(kUseNames, use, "use", ErrorKind::kConfig),
+                         .format = format_from(format),
+                         .transposed = transposed};
+    add_weight(engine, [&](Weights& weights, ThreadPool& pool, const std::function<bool()>& poll) {
+        weights.add(spec, loaded.sources, pool, poll);
     });
 }
 
 void load_packed(Engine& engine, const std::string& name, const std::string& use, const std::string& format,
                  int64_t rows, int64_t columns, const py::list& parts) {
-    std::vector<RawSource> sources;
-    for (const auto& part : parts) {
-        const auto [fd, offset, bytes, tensor] = part.cast<std::tuple<int, int64_t, int64_t, std::string>>();
-        sources.push_back({fd, offset, bytes, tensor});
-    }
-    const Weight::Use as = value_of(kUseNames, use, "use", ErrorKind::kConfig);
-    const Format kept = format_from(format);
-    without_gil([&](const std::function<bool()>& poll) {
-        Engine::Running& running = engine.running();
-        const std::lock_guard lock(running.mutex);
-        engine.weights().add_packed(name, as, kept, rows, columns, sources, running.pool, poll);
+    const WeightParts loaded = parts_from(parts, /*packed=*/true);
+    const NewWeight spec{.name = name,
+                         .use = value_of(kUseNames, use, "use", ErrorKind::kConfig),
+                         .format = format_from(format),
+                         .rows = rows,
+                         .columns = columns};
+    add_weight(engine, [&](Weights& weights, ThreadPool& pool, const std::function<bool()>& poll) {
+        weights.add_packed(spec, loaded.sources, pool, poll);
     });
 }
 
@@ -201,9 +204,7 @@ auto use(KvCache& cache, const F& work) {
     return work();
 }
 
-}  // namespace
-
-void register_program(py::module_& m) {
+void register_engine(py::module_& m) {
     py::classh<Engine> engine(m, "Engine", careful_new(), "Weights, threads and lock of one model.");
     def_init(engine, +[](int threads) { return std::make_shared<Engine>(threads); }, py::arg("threads"));
     engine.def_property_readonly("threads", &Engine::threads)
@@ -219,7 +220,8 @@ void register_program(py::module_& m) {
                  });
                  return seconds;
              })
-        .def("load", load, py::arg("name"), py::arg("use"), py::arg("format"), py::arg("parts"))
+        .def("load", load, py::arg("name"), py::arg("use"), py::arg("format"), py::arg("parts"), py::kw_only(),
+             py::arg("transposed") = false)
         .def("load_packed", load_packed, py::arg("name"), py::arg("use"), py::arg("format"), py::arg("rows"),
              py::arg("columns"), py::arg("parts"))
         .def("packed", packed, py::arg("name"))
@@ -227,7 +229,9 @@ void register_program(py::module_& m) {
 
     m.def("packed_sizes", packed_sizes, py::arg("use"), py::arg("format"), py::arg("rows"), py::arg("columns"),
           "Bytes of data, scales and sums of a weight.");
+}
 
+void register_cache(py::module_& m) {
     py::classh<KvCache>(m, "Cache", careful_new(), "Keys and values of one sequence, in pages.")
         .def_property_readonly("length", [](KvCache& cache) { return use(cache, [&] { return cache.length(); }); })
         .def_property_readonly("closed", &KvCache::closed)
@@ -241,7 +245,9 @@ void register_program(py::module_& m) {
         .def("close", [](KvCache& cache) {
             if (!cache.closed()) use(cache, [&] { cache.close(); });
         });
+}
 
+void register_executor(py::module_& m) {
     py::classh<Executor> executor(m, "Executor", careful_new(), "Runs one Program.");
     def_init(
         executor,
@@ -265,7 +271,9 @@ void register_program(py::module_& m) {
         .def("draw", draw, py::arg("token_ids"), py::arg("cu_seqlens"), py::arg("positions"), py::arg("wanted"),
              py::arg("caches"), py::arg("params"), py::arg("history"), py::arg("history_offsets"),
              py::arg("suppressed") = py::none(), py::arg("suppress") = py::none(), py::arg("logprobs") = false);
+}
 
+void register_decoding(py::module_& m) {
     py::classh<Decoding> decoding(m, "Decoding", careful_new(),
                                   "Sequences that are fed the token drawn for them, step by step.");
     def_init(decoding, &new_decoding, py::arg("executor"), py::arg("token_ids"), py::arg("caches"), py::arg("params"),
@@ -276,7 +284,15 @@ void register_program(py::module_& m) {
         without_gil([&](const std::function<bool()>& poll) { drawn = decoding.draw(poll); });
         return result_of(drawn);
     });
+}
 
+}  // namespace
+
+void register_program(py::module_& m) {
+    register_engine(m);
+    register_cache(m);
+    register_executor(m);
+    register_decoding(m);
     m.def("sample", sample_tokens, py::arg("logits"), py::arg("params"), py::arg("history"), py::arg("history_offsets"),
           py::arg("logprobs") = true);
     m.def("philox", [](uint64_t key, uint64_t counter) {

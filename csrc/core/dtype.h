@@ -10,7 +10,7 @@
 
 namespace fastattn {
 
-enum class DType { kF32, kF16, kBF16, kF64 };
+enum class DType { kF32, kF16, kBF16, kF64, kU8 };  // kU8: the bytes of a packed weight
 
 inline DType dtype_from_name(std::string_view name) {
     if (name == "F32") return DType::kF32;
@@ -21,7 +21,7 @@ inline DType dtype_from_name(std::string_view name) {
 }
 
 inline int64_t dtype_bytes(DType dtype) {
-    return dtype == DType::kF64 ? 8 : dtype == DType::kF32 ? 4 : 2;
+    return dtype == DType::kF64 ? 8 : dtype == DType::kF32 ? 4 : dtype == DType::kU8 ? 1 : 2;
 }
 
 inline double load_f64(const std::byte* src, int64_t i) {

@@ -67,6 +67,7 @@ void Executor::find_weights() {
         switch (need.role) {
             case WeightRole::kMatrix: return weight.use == Use::kMatrix;
             case WeightRole::kTable: return weight.use != Use::kVector;
+            case WeightRole::kFloatTable: return weight.use == Use::kTable && weight.type == Type::kFloat32;
             case WeightRole::kVector: return weight.use == Use::kVector && weight.type == Type::kFloat32;
         }
         return false;

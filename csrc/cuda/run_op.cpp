@@ -49,7 +49,10 @@ struct Executor::OpRun {
     void launch(const SliceAttrs&) const {}
     void launch(const EmbeddingAttrs& attrs) const;
     void launch(const AddAttrs&) const;
+    void launch(const MultiplyAttrs&) const;
     void launch(const LayerNormAttrs& attrs) const;
+    void launch(const RmsNormAttrs& attrs) const;
+    void launch(const RotaryAttrs& attrs) const;
     void launch(const L2NormalizeAttrs& attrs) const;
     void launch(const ActivationAttrs& attrs) const;
     void launch(const LinearAttrs& attrs) const;
@@ -59,6 +62,11 @@ struct Executor::OpRun {
     void launch(const AttentionProbsAttrs& attrs) const;
 
 private:
+    // Offset of the token of each row in a selection; -1 for an empty sequence.
+    int64_t tokens_of(Gather which) const {
+        const StepLayout& layout = running.layout;
+        return which == Gather::kWanted ? layout.wanted : which == Gather::kFirst ? layout.first : layout.last;
+    }
     ProductArgs product() const;
     void round_input(const ProductArgs& product) const;
     Sequences sequences() const;
@@ -98,6 +106,18 @@ void Executor::OpRun::launch(const AddAttrs&) const {
                stream());
 }
 
+void Executor::OpRun::launch(const MultiplyAttrs&) const {
+    const View a = in(0), b = in(1);
+    launch_multiply({.a = a.data,
+                     .a_stride = a.stride,
+                     .b = b.data,
+                     .b_stride = b.stride,
+                     .rows = rows(),
+                     .width = width(),
+                     .out = out()},
+                    stream());
+}
+
 void Executor::OpRun::launch(const LayerNormAttrs& attrs) const {
     const View x = in(0);
     launch_layer_norm({.x = x.data,
@@ -109,6 +129,36 @@ void Executor::OpRun::launch(const LayerNormAttrs& attrs) const {
                        .width = width(),
                        .out = out()},
                       stream());
+}
+
+void Executor::OpRun::launch(const RmsNormAttrs& attrs) const {
+    const View x = in(0);
+    launch_rms_norm({.x = x.data,
+                     .x_stride = x.stride,
+                     .weight = vector(0),
+                     .eps = attrs.eps,
+                     .rows = rows(),
+                     .width = width(),
+                     .groups = attrs.groups,
+                     .out = out()},
+                    stream());
+}
+
+void Executor::OpRun::launch(const RotaryAttrs& attrs) const {
+    const View x = in(0);
+    launch_rotary({.x = x.data,
+                   .x_stride = x.stride,
+                   .table = vector(0),
+                   .table_stride = weight(0).stride,
+                   .positions = running.of(running.layout.positions),
+                   .tokens = attrs.rows == Gather::kTokens ? nullptr : running.of(tokens_of(attrs.rows)),
+                   .rows = rows(),
+                   .n_head = attrs.n_head,
+                   .head_dim = attrs.head_dim,
+                   .dimensions = attrs.dimensions,
+                   .interleaved = attrs.interleaved,
+                   .out = out()},
+                  stream());
 }
 
 void Executor::OpRun::launch(const L2NormalizeAttrs& attrs) const {
@@ -132,13 +182,13 @@ void Executor::OpRun::launch(const ActivationAttrs& attrs) const {
 
 void Executor::OpRun::launch(const GatherRowsAttrs& attrs) const {
     const View x = in(0);
-    const StepLayout& layout = running.layout;
-    const int64_t index = attrs.which == Gather::kWanted  ? layout.wanted
-                          : attrs.which == Gather::kFirst ? layout.first
-                                                          : layout.last;
-    launch_gather(
-        {.x = x.data, .x_stride = x.stride, .index = running.of(index), .rows = rows(), .width = width(), .out = out()},
-        stream());
+    launch_gather({.x = x.data,
+                   .x_stride = x.stride,
+                   .index = running.of(tokens_of(attrs.which)),
+                   .rows = rows(),
+                   .width = width(),
+                   .out = out()},
+                  stream());
 }
 
 void Executor::OpRun::launch(const PoolAttrs& attrs) const {

@@ -92,7 +92,19 @@ void round_rows(const KernelTable& kernels, View x, int64_t first, int64_t rows,
 // Writes `out` and its rounded copy `rounded`.
 void layer_norm(Team& team, const KernelTable& kernels, View x, View out, const float* weight, const float* bias,
                 float eps, const Rounded& rounded);
+void rms_norm(Team& team, const KernelTable& kernels, View x, View out, const float* weight, int32_t groups, float eps,
+              const Rounded& rounded);
 void add(Team& team, const KernelTable& kernels, View a, View b, View out);
+void multiply(Team& team, const KernelTable& kernels, View a, View b, View out);
+
+struct RotaryOp {
+    View x, out;
+    const float* table;        // [., dimensions]
+    const int32_t* positions;  // of the rows
+    int32_t n_head, head_dim, dimensions;
+    bool interleaved;
+};
+void rotary(Team& team, const KernelTable& kernels, const RotaryOp& op);
 void activation(Team& team, const KernelTable& kernels, View x, View out, Activation kind, bool rough);
 void l2_normalize(Team& team, const KernelTable& kernels, View x, View out, float eps);
 

@@ -39,6 +39,22 @@ void layer_norm(Team& team, const KernelTable& kernels, View x, View out, const 
     });
 }
 
+void rms_norm(Team& team, const KernelTable& kernels, View x, View out, const float* weight, int32_t groups, float eps,
+              const Rounded& rounded) {
+    for_rows(team, x, [&](int64_t first, int32_t rows) {
+        kernels.rms_norm_f32({.x = x.row(first),
+                              .x_stride = x.stride,
+                              .weight = weight,
+                              .out = out.row(first),
+                              .out_stride = out.stride,
+                              .rows = rows,
+                              .groups = groups,
+                              .n = x.width / groups,
+                              .eps = eps});
+        if (rounded.format != Format::kFloat32) round_rows(kernels, out, first, rows, rounded);
+    });
+}
+
 void round_rows(const KernelTable& kernels, View x, int64_t first, int64_t rows, const Rounded& rounded) {
     const int64_t stride = quantized_stride(rounded.words);
     const QuantizeArgs args{.x = x.row(first),
@@ -60,6 +76,29 @@ void add(Team& team, const KernelTable& kernels, View a, View b, View out) {
     for_rows(team, a, [&](int64_t first, int32_t rows) {
         for (int64_t i = first; i < first + rows; ++i)
             kernels.add_f32({.x = a.row(i), .y = b.row(i), .out = out.row(i), .n = a.width, .activation = {}});
+    });
+}
+
+void multiply(Team& team, const KernelTable& kernels, View a, View b, View out) {
+    for_rows(team, a, [&](int64_t first, int32_t rows) {
+        for (int64_t i = first; i < first + rows; ++i)
+            kernels.multiply_f32({.x = a.row(i), .y = b.row(i), .out = out.row(i), .n = a.width, .activation = {}});
+    });
+}
+
+void rotary(Team& team, const KernelTable& kernels, const RotaryOp& op) {
+    for_rows(team, op.x, [&](int64_t first, int32_t rows) {
+        kernels.rotary_f32({.x = op.x.row(first),
+                            .x_stride = op.x.stride,
+                            .table = op.table,
+                            .positions = op.positions + first,
+                            .out = op.out.row(first),
+                            .out_stride = op.out.stride,
+                            .rows = rows,
+                            .n_head = op.n_head,
+                            .head_dim = op.head_dim,
+                            .dimensions = op.dimensions,
+                            .interleaved = op.interleaved});
     });
 }
 

@@ -24,9 +24,26 @@ struct AddAttrs {
     static const OpKind kKind;
 };
 
+struct MultiplyAttrs {
+    static const OpKind kKind;
+};
+
 struct LayerNormAttrs {
     static const OpKind kKind;
     float eps = 0.0f;
+};
+
+struct RmsNormAttrs {
+    static const OpKind kKind;
+    float eps = 0.0f;
+    int32_t groups = 1;
+};
+
+struct RotaryAttrs {
+    static const OpKind kKind;
+    int32_t n_head = 0, head_dim = 0, dimensions = 0;
+    bool interleaved = false;
+    Gather rows = Gather::kTokens;
 };
 
 struct LinearAttrs {
@@ -73,7 +90,8 @@ struct L2NormalizeAttrs {
     float eps = 0.0f;
 };
 
-using Attrs = std::variant<EmbeddingAttrs, AddAttrs, LayerNormAttrs, LinearAttrs, ActivationAttrs, SliceAttrs,
-                           AttentionAttrs, AttentionProbsAttrs, GatherRowsAttrs, PoolAttrs, L2NormalizeAttrs>;
+using Attrs = std::variant<EmbeddingAttrs, AddAttrs, MultiplyAttrs, LayerNormAttrs, RmsNormAttrs, RotaryAttrs,
+                           LinearAttrs, ActivationAttrs, SliceAttrs, AttentionAttrs, AttentionProbsAttrs,
+                           GatherRowsAttrs, PoolAttrs, L2NormalizeAttrs>;
 
 }  // namespace fastattn

@@ -6,9 +6,7 @@ namespace fastattn {
 
 Engine::Running& Engine::running() {
     const std::lock_guard lock(start_mutex());
-    if (running_ && running_->generation != fork_generation()) (void)running_.release();
-    if (!running_) running_ = std::make_unique<Running>(threads_);
-    return *running_;
+    return running_.get([this] { return std::make_unique<Running>(threads_); });
 }
 
 std::shared_ptr<KvPool> Engine::kv_pool(const KvShape& shape) {

@@ -5,6 +5,7 @@
 
 #include "program/kv_cache.h"
 #include "program/weights.h"
+#include "runtime/fork_local.h"
 #include "runtime/owned_mutex.h"
 #include "runtime/pace.h"
 #include "runtime/thread_pool.h"
@@ -20,10 +21,9 @@ public:
 
     // The pool and the lock of this process. Recreated in the child of a fork, where the old threads do not exist.
     struct Running {
-        explicit Running(int threads) : pool(threads), generation(fork_generation()) {}
+        explicit Running(int threads) : pool(threads) {}
         OwnedMutex mutex;
         ThreadPool pool;
-        uint64_t generation;
         Pace pace;
     };
     Running& running();
@@ -35,7 +35,7 @@ private:
     int threads_;
     Weights weights_;
     std::shared_ptr<KvPool> kv_pool_;
-    std::unique_ptr<Running> running_;
+    ForkLocal<Running> running_;
 };
 
 }  // namespace fastattn

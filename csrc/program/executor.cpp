@@ -24,6 +24,7 @@ bool fits(const Weight& weight, const WeightNeed& need) {
     switch (need.role) {
         case WeightRole::kMatrix: return weight.use == Weight::Use::kMatrix;
         case WeightRole::kTable: return weight.use != Weight::Use::kVector;
+        case WeightRole::kFloatTable: return weight.use == Weight::Use::kTable && weight.format == Format::kFloat32;
         case WeightRole::kVector: return weight.use == Weight::Use::kVector;
     }
     return false;
@@ -100,18 +101,16 @@ void Executor::draw(const StepInput& step, const SampleArgs& args, const std::fu
     Engine::Running& running = engine_->running();
     const std::lock_guard lock(running.mutex);
     check_step(step);
+    Sampler* sampler = nullptr;
     {
         const std::lock_guard no_fork(start_mutex());
-        // Threads write to the sampler throughout a step, so a child may find it half written.
-        if (sampler_generation_ != fork_generation()) (void)sampler_.release();
-        if (!sampler_) sampler_ = std::make_unique<Sampler>(model_.kernels);
-        sampler_generation_ = fork_generation();
-        sampler_->begin(args, engine_->threads(), /*whole=*/model_.plan.sampled_op() < 0);
+        sampler = &sampler_.get([this] { return std::make_unique<Sampler>(model_.kernels); });
+        sampler->begin(args, engine_->threads(), /*whole=*/model_.plan.sampled_op() < 0);
         const std::vector<float*> outputs(spec().outputs.size(), nullptr);
-        memory_.prepare(model_, step, outputs, sampler_.get(), engine_->threads());
+        memory_.prepare(model_, step, outputs, sampler, engine_->threads());
     }
-    run_region(step, sampler_.get(), running, poll);
-    sampler_->check();
+    run_region(step, sampler, running, poll);
+    sampler->check();
     advance(step);
 }
 

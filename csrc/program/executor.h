@@ -39,7 +39,10 @@ public:
     void set_profiling(bool on);  // waits for a running step
     const std::vector<double>& op_seconds() const { return op_seconds_; }
 
-    int64_t workspace_bytes() const { return memory_.bytes() + (sampler_ ? sampler_->bytes() : 0); }
+    int64_t workspace_bytes() const {
+        const Sampler* sampler = sampler_.find();
+        return memory_.bytes() + (sampler ? sampler->bytes() : 0);
+    }
 
 private:
     void check_step(const StepInput& step) const;
@@ -56,8 +59,7 @@ private:
     std::shared_ptr<KvPool> kv_pool_;
     StepMemory memory_;  // of the running step
     std::vector<double> op_seconds_;
-    std::unique_ptr<Sampler> sampler_;
-    uint64_t sampler_generation_ = 0;  // of the process that created it
+    ForkLocal<Sampler> sampler_;  // threads write to it throughout a step
 };
 
 }  // namespace fastattn

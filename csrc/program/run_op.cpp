@@ -22,12 +22,32 @@ void run(const AddAttrs&, const OpRun& op) {
     ops::add(op.team, op.model.kernels, op.in(0), op.in(1), op.out());
 }
 
+void run(const MultiplyAttrs&, const OpRun& op) {
+    ops::multiply(op.team, op.model.kernels, op.in(0), op.in(1), op.out());
+}
+
 void run(const ActivationAttrs& attrs, const OpRun& op) {
     ops::activation(op.team, op.model.kernels, op.in(0), op.out(), attrs.activation, attrs.rough);
 }
 
 void run(const LayerNormAttrs& attrs, const OpRun& op) {
     ops::layer_norm(op.team, op.model.kernels, op.in(0), op.out(), op.vector(0), op.vector(1), attrs.eps, op.rounded());
+}
+
+void run(const RmsNormAttrs& attrs, const OpRun& op) {
+    ops::rms_norm(op.team, op.model.kernels, op.in(0), op.out(), op.vector(0), attrs.groups, attrs.eps, op.rounded());
+}
+
+void run(const RotaryAttrs& attrs, const OpRun& op) {
+    ops::rotary(op.team, op.model.kernels,
+                {.x = op.in(0),
+                 .out = op.out(),
+                 .table = op.vector(0),
+                 .positions = op.memory.positions(attrs.rows),
+                 .n_head = attrs.n_head,
+                 .head_dim = attrs.head_dim,
+                 .dimensions = attrs.dimensions,
+                 .interleaved = attrs.interleaved});
 }
 
 void run(const L2NormalizeAttrs& attrs, const OpRun& op) {

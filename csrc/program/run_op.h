@@ -19,6 +19,7 @@ struct OpRun {
     View in(size_t i) const { return memory.view(model, op().inputs[i]); }
     View out() const { return memory.view(model, op().output); }
     const Weight& weight(size_t i) const { return *model.weights[op().weights[i]]; }
+    // The numbers of a vector, or of a table of float32.
     const float* vector(size_t i) const { return weight(i).data.floats(); }
     // What the op rounds for the next linear.
     ops::Rounded rounded() const;

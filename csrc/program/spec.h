@@ -50,8 +50,9 @@ struct ProgramSpec {
 [[noreturn]] void bad_spec(const std::string& what);  // throws Error(kConfig)
 void check_spec(const ProgramSpec& spec);             // throws Error(kConfig) with the name of the op
 
-// How an op reads a weight. A kMatrix may also be read as a kTable (tied embeddings). A vector is float32.
-enum class WeightRole { kMatrix, kTable, kVector };
+// How an op reads a weight. A matrix may also be read as a kTable (tied embeddings), but not as a kFloatTable, which is
+// float32, like a vector.
+enum class WeightRole { kMatrix, kTable, kFloatTable, kVector };
 
 struct WeightNeed {
     WeightRole role;

@@ -102,6 +102,7 @@ void StepMemory::prepare(const Model& model, const StepInput& step, const std::v
     place_views(model, step, outputs, sampler, layout);
     place_blocks(step, layout);
     place_sequences(step, layout);
+    place_positions(step);
     place_thread_blocks(layout, threads);
 }
 
@@ -173,6 +174,23 @@ void StepMemory::place_sequences(const StepInput& step, const Layout& layout) {
     query_tokens_[static_cast<int>(Gather::kWanted)] = step.wanted;
     query_tokens_[static_cast<int>(Gather::kFirst)] = first_tokens_.data();
     query_tokens_[static_cast<int>(Gather::kLast)] = last_tokens_.data();
+}
+
+void StepMemory::place_positions(const StepInput& step) {
+    const auto own = [this](Gather rows) -> std::vector<int32_t>& {
+        std::vector<int32_t>& positions = own_positions_[static_cast<int>(rows)];
+        positions.clear();
+        return positions;
+    };
+    auto &wanted = own(Gather::kWanted), &first = own(Gather::kFirst), &last = own(Gather::kLast);
+    for (int32_t w = 0; w < step.n_wanted; ++w) wanted.push_back(step.positions[step.wanted[w]]);
+    for (int32_t s = 0; s < step.n_sequences; ++s) {
+        const bool empty = step.length(s) == 0;
+        first.push_back(empty ? 0 : step.positions[first_tokens_[s]]);
+        last.push_back(empty ? 0 : step.positions[last_tokens_[s]]);
+    }
+    for (int rows = 0; rows < kGatherKinds; ++rows) positions_[rows] = own_positions_[rows].data();
+    positions_[static_cast<int>(Gather::kTokens)] = step.positions;
 }
 
 void StepMemory::place_thread_blocks(const Layout& layout, int threads) {

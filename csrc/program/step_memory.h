@@ -48,6 +48,8 @@ public:
     // Of queries with these rows: each sequence's share of an attention, and each row's token (null for kTokens).
     const ops::SequenceBlocks* sequences(Gather rows) const { return sequences_[static_cast<int>(rows)].data(); }
     const int32_t* query_tokens(Gather rows) const { return query_tokens_[static_cast<int>(rows)]; }
+    // Of each row: the position of its token; 0 for the row of an empty sequence.
+    const int32_t* positions(Gather rows) const { return positions_[static_cast<int>(rows)]; }
     // Room for the rounded activations of one linear each.
     const ops::Quantized& quantized(int buffer) const { return quantized_[buffer]; }
     float* const* scratch() const { return scratch_.data(); }  // one per thread
@@ -60,6 +62,7 @@ private:
                      const Sampler* sampler, const Layout& layout);
     void place_blocks(const StepInput& step, const Layout& layout);
     void place_sequences(const StepInput& step, const Layout& layout);
+    void place_positions(const StepInput& step);
     void place_thread_blocks(const Layout& layout, int threads);
 
     Buffer buffer_;
@@ -67,6 +70,8 @@ private:
     std::vector<ops::SequenceBlocks> sequences_[kGatherKinds];
     const int32_t* query_tokens_[kGatherKinds] = {};
     std::vector<int32_t> first_tokens_, last_tokens_;
+    const int32_t* positions_[kGatherKinds] = {};
+    std::vector<int32_t> own_positions_[kGatherKinds];
     ops::Quantized quantized_[2];
     std::vector<float*> scratch_;
     std::vector<std::vector<std::byte*>> own_blocks_;  // one per sequence

@@ -1,15 +1,10 @@
 #include "program/weights.h"
 
-#include <unistd.h>
-
 #include <algorithm>
-#include <cerrno>
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <mutex>
-#include <new>
 
 #include "core/error.h"
 #include "kernels/kernels.h"
@@ -19,53 +14,19 @@
 namespace fastattn {
 namespace {
 
-// The first failure of a parallel load; the message is written under the lock and read after the region.
-class Failure {
-public:
-    // message() -> std::string. Nothing may throw inside a region, so a message without memory for it is a failure too.
-    template <class F>
-    void set(ErrorKind kind, const F& message) noexcept {
-        const std::lock_guard lock(mutex_);
-        if (failed_) return;
-        failed_ = true, kind_ = kind;
-        try {
-            message_ = message();
-        } catch (const std::bad_alloc&) {
-            kind_ = ErrorKind::kOutOfMemory;
-        }
-    }
-    void rethrow() const {
-        if (failed_) throw Error(kind_, message_.empty() ? "loading: could not allocate memory" : message_);
-    }
+// Runs the regions of a load.
+struct Load {
+    ThreadPool& pool;
+    const std::function<bool()>& poll;
+    Failure failure{};
 
-private:
-    std::mutex mutex_;
-    bool failed_ = false;
-    ErrorKind kind_{};
-    std::string message_;
+    // Throws the failure of a region, or Error(kCancelled) if it was stopped.
+    void run(const std::function<void(Team&)>& body) {
+        const bool finished = pool.run(body, poll);
+        failure.rethrow();
+        if (!finished) throw Error(ErrorKind::kCancelled, "loading was interrupted");
+    }
 };
-
-// Source is TensorSource or RawSource.
-template <class Source>
-bool read_fully(const Source& source, int64_t offset, int64_t bytes, std::byte* out, Failure& failure) {
-    while (bytes > 0) {
-        const ssize_t got = pread(source.fd, out, static_cast<size_t>(bytes), source.offset + offset);
-        if (got < 0 && errno == EINTR) continue;
-        if (got <= 0) {
-            const int error = errno;
-            if (got < 0)
-                failure.set(ErrorKind::kOs,
-                            [&] { return "reading tensor " + source.name + ": " + std::strerror(error); });
-            else
-                failure.set(ErrorKind::kModelFormat, [&] {
-                    return "tensor " + source.name + ": the file ends " + std::to_string(bytes) + " bytes early";
-                });
-            return false;
-        }
-        bytes -= got, offset += got, out += got;
-    }
-    return true;
-}
 
 // Whether packed bytes (whole groups of int4) contain what our packing never writes. Targets differ on -128, and one
 // row and many rows differ on scales above the highest.
@@ -81,7 +42,7 @@ bool out_of_range(const std::byte* data, int64_t bytes, Format format) {
     return false;
 }
 
-// A thread's staging memory: raw file bytes, and the same as floats if the file has another type.
+// A thread's staging memory: raw rows of a source, and the same as floats if the source has another type.
 struct Staging {
     std::unique_ptr<std::byte[]> raw;
     std::unique_ptr<float[]> floats;
@@ -91,89 +52,144 @@ struct Staging {
         raw.reset(new std::byte[static_cast<size_t>(elements * dtype_bytes(dtype))]);
         if (dtype != DType::kF32) floats.reset(new float[static_cast<size_t>(elements)]);
     }
-    // The first n elements of `raw` as floats, or null if a float64 number is beyond float32.
-    const float* convert(int64_t n, const TensorSource& source, Failure& failure) {
-        if (source.dtype == DType::kF32) return reinterpret_cast<const float*>(raw.get());
-        to_float(raw.get(), source.dtype, n, floats.get());
+    // Rows [first, first + n) as floats. Null after a failure, for example if a float64 number is beyond float32.
+    const float* read(const WeightSource& source, int64_t first, int64_t n, Failure& failure) {
+        const std::byte* rows = source.read(first, n, raw.get(), failure);
+        if (rows == nullptr) return nullptr;
+        if (source.dtype() == DType::kF32) return reinterpret_cast<const float*>(rows);
+        const int64_t elements = n * source.columns();
+        to_float(rows, source.dtype(), elements, floats.get());
         double found;
-        if (source.dtype != DType::kF64 || !beyond_float32(raw.get(), floats.get(), n, &found)) return floats.get();
+        if (source.dtype() != DType::kF64 || !beyond_float32(rows, floats.get(), elements, &found)) return floats.get();
         failure.set(ErrorKind::kConfig, [&] {
             char number[32];
             std::snprintf(number, sizeof number, "%g", found);
-            return "tensor " + source.name + ": expected float64 numbers within the range of float32, got " + number;
+            return "tensor " + source.name() + ": expected float64 numbers within the range of float32, got " + number;
         });
         return nullptr;
     }
 };
 
-std::vector<Staging> staging_for(const ThreadPool& pool, int64_t elements, const TensorSource& source) {
-    std::vector<Staging> all;
-    for (int i = 0; i < pool.size(); ++i) all.emplace_back(elements, source.dtype, source.columns);
-    return all;
-}
-
 constexpr int64_t kStagingFloats = int64_t{1} << 18;  // 1 MiB: small enough to stay in cache until it is packed
 
-// Reads row-major rows of a table or vector. Returns false if it was stopped, like load_matrix.
-bool load_rows(const TensorSource& source, Weight& weight, int64_t first_row, ThreadPool& pool,
-               const std::function<bool()>& poll, Failure& failure) {
-    if (source.rows == 0 || source.columns == 0) return true;
-    const int64_t rows = std::clamp<int64_t>(kStagingFloats / source.columns, 1, source.rows);
-    const int64_t size = source.columns * dtype_bytes(source.dtype);
-    std::vector<Staging> stagings = staging_for(pool, rows * source.columns, source);
-    const KernelTable& kernels = active_kernels();
-    return pool.run(
-        [&](Team& team) {
+// Calls use(rows, first, n, room) on all threads, for all rows of a source in chunks of at most `most` rows: the n rows
+// from `first` on as floats, and room for packing rows of k.
+template <class F>
+void read_chunks(WeightSource& source, int64_t most, int64_t k, Load& load, const F& use) {
+    if (source.rows() == 0 || source.columns() == 0) return;
+    const int64_t rows = std::clamp<int64_t>(kStagingFloats / source.columns(), 1, most);
+    std::vector<Staging> stagings;
+    for (int i = 0; i < load.pool.size(); ++i) stagings.emplace_back(rows * source.columns(), source.dtype(), k);
+    for (int64_t begin = 0, end = 0; begin < source.rows(); begin = end) {
+        end = std::min(begin + source.slice_rows(), source.rows());
+        source.prepare(begin, end);
+        load.run([&](Team& team) {
             Staging& staging = stagings[team.index()];
-            team.for_chunks((source.rows + rows - 1) / rows, [&](int64_t chunk) {
-                const int64_t first = chunk * rows;
-                const int64_t n = std::min(rows, source.rows - first);
-                if (!read_fully(source, first * size, n * size, staging.raw.get(), failure)) return;
-                const float* src = staging.convert(n * source.columns, source, failure);
-                if (src == nullptr) return;
-                pack_table(src, n, kernels, weight, first_row + first, staging.room.get());
+            team.for_chunks((end - begin + rows - 1) / rows, [&](int64_t chunk) {
+                const int64_t first = begin + chunk * rows;
+                const int64_t n = std::min(rows, end - first);
+                const float* floats = staging.read(source, first, n, load.failure);
+                if (floats != nullptr) use(floats, first, n, staging.room.get());
             });
-        },
-        poll);
+        });
+    }
 }
 
-bool load_matrix(const TensorSource& source, Weight& weight, int64_t first_column, ThreadPool& pool,
-                 const std::function<bool()>& poll, Failure& failure) {
-    // The file has `lines` lines of `length` elements. A chunk is some whole lines.
-    const int64_t lines = source.transposed ? source.columns : source.rows;
-    const int64_t length = source.transposed ? source.rows : source.columns;
-    if (lines == 0 || length == 0) return true;
-    const int64_t lines_per_chunk = std::clamp<int64_t>(kStagingFloats / length, 1, 64);
-    const int64_t size = dtype_bytes(source.dtype);
-    std::vector<Staging> stagings = staging_for(pool, lines_per_chunk * length, source);
+// Reads rows of a table or vector, from row `first_row` of the weight on.
+void load_rows(WeightSource& source, Weight& weight, int64_t first_row, Load& load) {
     const KernelTable& kernels = active_kernels();
-    // The scale of a column is known only after all of it was read, so lines along n wait until then.
-    const bool wait = source.transposed && weight.format != Format::kFloat32;
-    std::unique_ptr<float[]> whole(wait ? new float[static_cast<size_t>(lines * length)] : nullptr);
-    return pool.run(
-        [&](Team& team) {
-            Staging& staging = stagings[team.index()];
-            team.for_chunks((lines + lines_per_chunk - 1) / lines_per_chunk, [&](int64_t chunk) {
-                const int64_t first = chunk * lines_per_chunk;
-                const int64_t n = std::min(lines_per_chunk, lines - first);
-                if (!read_fully(source, first * length * size, n * length * size, staging.raw.get(), failure)) return;
-                const float* src = staging.convert(n * length, source, failure);
-                if (src == nullptr) return;
-                if (wait)
-                    std::memcpy(whole.get() + first * length, src, static_cast<size_t>(n * length) * sizeof(float));
-                else if (source.transposed)
-                    pack_k_major(src, first, n, length, weight, first_column);
-                else
-                    pack_rows(src, length, n, kernels, weight, first_column + first, staging.room.get());
-            });
-            if (!wait) return;
-            team.barrier();
-            team.for_chunks((length + kPanelWidth - 1) / kPanelWidth, [&](int64_t chunk) {
-                const int64_t first = chunk * kPanelWidth, n = std::min<int64_t>(kPanelWidth, length - first);
-                pack_columns(whole.get() + first, length, n, kernels, weight, first_column + first);
-            });
-        },
-        poll);
+    read_chunks(source, source.rows(), weight.columns, load,
+                [&](const float* src, int64_t first, int64_t n, float* room) {
+                    pack_table(src, n, kernels, weight, first_row + first, room);
+                });
+}
+
+// Reads rows that become columns of the packed matrix, from `first_column` on.
+void load_matrix(WeightSource& source, Weight& weight, int64_t first_column, Load& load) {
+    const KernelTable& kernels = active_kernels();
+    read_chunks(source, /*most=*/64, weight.columns, load,
+                [&](const float* src, int64_t first, int64_t n, float* room) {
+                    pack_rows(src, weight.columns, n, kernels, weight, first_column + first, room);
+                });
+}
+
+// The same for a source [in_features, out_features].
+void load_transposed(WeightSource& source, Weight& weight, int64_t first_column, Load& load) {
+    const KernelTable& kernels = active_kernels();
+    const int64_t length = source.columns();
+    // The scale of a column is known only after all of it was read, so the other formats wait until then.
+    const bool wait = weight.format != Format::kFloat32;
+    std::unique_ptr<float[]> whole(wait ? new float[static_cast<size_t>(source.rows() * length)] : nullptr);
+    read_chunks(source, /*most=*/64, weight.columns, load, [&](const float* src, int64_t first, int64_t n, float*) {
+        if (wait)
+            std::memcpy(whole.get() + first * length, src, static_cast<size_t>(n * length) * sizeof(float));
+        else
+            pack_k_major(src, first, n, length, weight, first_column);
+    });
+    if (!wait || source.rows() == 0) return;
+    load.run([&](Team& team) {
+        team.for_chunks((length + kPanelWidth - 1) / kPanelWidth, [&](int64_t chunk) {
+            const int64_t first = chunk * kPanelWidth, n = std::min<int64_t>(kPanelWidth, length - first);
+            pack_columns(whole.get() + first, length, n, kernels, weight, first_column + first);
+        });
+    });
+}
+
+// Executors store the addresses of weights, so none may be replaced.
+void check_new(const Weights& weights, const std::string& name) {
+    if (weights.find(name) != nullptr)
+        throw Error(ErrorKind::kInput, "weight " + name + ": expected a new name, this one is loaded already");
+}
+
+// An empty weight with the size of its sources.
+std::unique_ptr<Weight> weight_for(const NewWeight& spec, const WeightSources& sources) {
+    if (spec.transposed && spec.use != Weight::Use::kMatrix)
+        throw Error(ErrorKind::kConfig, "weight " + spec.name + ": only a matrix can be transposed");
+    auto weight = std::make_unique<Weight>();
+    weight->use = spec.use;
+    weight->format = spec.format;
+    for (const auto& source : sources) {
+        const int64_t columns = spec.transposed ? source->rows() : source->columns();
+        if (source != sources.front() && columns != weight->columns)
+            throw Error(ErrorKind::kConfig, "weight " + spec.name + ": its parts differ in width");
+        weight->columns = columns;
+        weight->rows += spec.transposed ? source->columns() : source->rows();
+    }
+    return weight;
+}
+
+// Throws unless the sources are exactly the arrays of a packed weight.
+void check_pieces(const Weight& weight, const std::string& name, const WeightSources& sources) {
+    std::vector<int64_t> expected;
+    for (const int64_t bytes : bytes_of(weight, name))
+        if (expected.empty() || bytes > 0) expected.push_back(bytes);
+    if (sources.size() != expected.size())
+        throw Error(ErrorKind::kModelFormat, "weight " + name + ": expected " + std::to_string(expected.size()) +
+                                                 " tensors, got " + std::to_string(sources.size()));
+    for (size_t i = 0; i < sources.size(); ++i)
+        if (sources[i]->rows() * sources[i]->row_bytes() != expected[i])
+            throw Error(ErrorKind::kModelFormat, "tensor " + sources[i]->name() + ": expected " +
+                                                     std::to_string(expected[i]) + " bytes, got " +
+                                                     std::to_string(sources[i]->rows() * sources[i]->row_bytes()));
+}
+
+// Reads the bytes of a packed weight into `buffer`. format: of the data, to check it; float32 has nothing to check.
+void load_bytes(const WeightSource& source, const Buffer& buffer, Format format, Load& load) {
+    constexpr int64_t kChunk = (int64_t{4} << 20) / kInt4GroupBytes * kInt4GroupBytes;
+    load.run([&](Team& team) {
+        team.for_chunks((source.rows() + kChunk - 1) / kChunk, [&](int64_t chunk) {
+            const int64_t first = chunk * kChunk, n = std::min(kChunk, source.rows() - first);
+            std::byte* to = buffer.data() + first;
+            const std::byte* from = source.read(first, n, to, load.failure);
+            if (from == nullptr) return;
+            if (from != to) std::memcpy(to, from, static_cast<size_t>(n));
+            if (out_of_range(to, n, format))
+                load.failure.set(ErrorKind::kModelFormat, [&] {
+                    return "tensor " + source.name() + ": holds no packed " +
+                           (format == Format::kInt8 ? "int8" : "int4");
+                });
+        });
+    });
 }
 
 }  // namespace
@@ -183,74 +199,41 @@ const Weight* Weights::find(const std::string& name) const {
     return it == weights_.end() ? nullptr : it->second.get();
 }
 
-const Weight& Weights::add(const std::string& name, Weight::Use use, Format format,
-                           const std::vector<TensorSource>& parts, ThreadPool& pool,
+const Weight& Weights::add(const NewWeight& spec, const WeightSources& sources, ThreadPool& pool,
                            const std::function<bool()>& poll) {
-    if (find(name) != nullptr)  // executors store its address
-        throw Error(ErrorKind::kInput, "weight " + name + ": expected a new name, this one is loaded already");
-    auto weight = std::make_unique<Weight>();
-    weight->use = use;
-    weight->format = format;
-    weight->columns = parts.empty() ? 0 : parts.front().columns;
-    for (const auto& part : parts) {
-        if (part.columns != weight->columns)
-            throw Error(ErrorKind::kConfig, "weight " + name + ": its parts differ in width");
-        weight->rows += part.rows;
-    }
-    allocate(*weight, name);
-    Failure failure;
+    check_new(*this, spec.name);
+    std::unique_ptr<Weight> weight = weight_for(spec, sources);
+    allocate(*weight, spec.name);
+    Load load{pool, poll};
     int64_t first = 0;
-    for (const auto& part : parts) {
-        const bool finished = use == Weight::Use::kMatrix ? load_matrix(part, *weight, first, pool, poll, failure)
-                                                          : load_rows(part, *weight, first, pool, poll, failure);
-        failure.rethrow();
-        if (!finished) throw Error(ErrorKind::kCancelled, "loading was interrupted");
-        first += part.rows;
+    for (const auto& source : sources) {
+        if (spec.use != Weight::Use::kMatrix)
+            load_rows(*source, *weight, first, load);
+        else if (spec.transposed)
+            load_transposed(*source, *weight, first, load);
+        else
+            load_matrix(*source, *weight, first, load);
+        first += spec.transposed ? source->columns() : source->rows();
     }
-    return *(weights_[name] = std::move(weight));
+    return insert(spec.name, std::move(weight));
 }
 
-const Weight& Weights::add_packed(const std::string& name, Weight::Use use, Format format, int64_t rows,
-                                  int64_t columns, const std::vector<RawSource>& parts, ThreadPool& pool,
+const Weight& Weights::add_packed(const NewWeight& spec, const WeightSources& sources, ThreadPool& pool,
                                   const std::function<bool()>& poll) {
-    constexpr int64_t kChunk = (int64_t{4} << 20) / kInt4GroupBytes * kInt4GroupBytes;
-    if (find(name) != nullptr) throw Error(ErrorKind::kConfig, "weight " + name + " is loaded already");
+    check_new(*this, spec.name);
     auto weight = std::make_unique<Weight>();
-    weight->use = use, weight->format = format, weight->rows = rows, weight->columns = columns;
-    std::vector<int64_t> expected;
-    for (const int64_t bytes : bytes_of(*weight, name))
-        if (expected.empty() || bytes > 0) expected.push_back(bytes);
-    if (parts.size() != expected.size())
-        throw Error(ErrorKind::kModelFormat, "weight " + name + ": expected " + std::to_string(expected.size()) +
-                                                 " tensors, got " + std::to_string(parts.size()));
-    for (size_t i = 0; i < parts.size(); ++i)
-        if (parts[i].bytes != expected[i])
-            throw Error(ErrorKind::kModelFormat, "tensor " + parts[i].name + ": expected " +
-                                                     std::to_string(expected[i]) + " bytes, got " +
-                                                     std::to_string(parts[i].bytes));
-    allocate(*weight, name);
+    weight->use = spec.use, weight->format = spec.format, weight->rows = spec.rows, weight->columns = spec.columns;
+    check_pieces(*weight, spec.name, sources);
+    allocate(*weight, spec.name);
     const Buffer* buffers[] = {&weight->data, &weight->scales, &weight->sums};
-    Failure failure;
-    for (size_t i = 0; i < parts.size(); ++i) {
-        const int64_t bytes = parts[i].bytes;
-        const bool finished = pool.run(
-            [&](Team& team) {
-                team.for_chunks((bytes + kChunk - 1) / kChunk, [&](int64_t chunk) {
-                    const int64_t first = chunk * kChunk;
-                    const int64_t n = std::min(kChunk, bytes - first);
-                    std::byte* to = buffers[i]->data() + first;
-                    if (!read_fully(parts[i], first, n, to, failure)) return;
-                    if (i == 0 && out_of_range(to, n, format))
-                        failure.set(ErrorKind::kModelFormat, [&] {
-                            return "tensor " + parts[i].name + ": holds no packed " +
-                                   (format == Format::kInt8 ? "int8" : "int4");
-                        });
-                });
-            },
-            poll);
-        failure.rethrow();
-        if (!finished) throw Error(ErrorKind::kCancelled, "loading was interrupted");
-    }
+    Load load{pool, poll};
+    for (size_t i = 0; i < sources.size(); ++i)
+        load_bytes(*sources[i], *buffers[i], i == 0 ? spec.format : Format::kFloat32, load);
+    return insert(spec.name, std::move(weight));
+}
+
+const Weight& Weights::insert(const std::string& name, std::unique_ptr<Weight> weight) {
+    const std::lock_guard no_fork(start_mutex());  // a child must not find a half-made map
     return *(weights_[name] = std::move(weight));
 }
 

@@ -1,5 +1,5 @@
 // A mutex that throws instead of deadlocking when its owner locks it again. This happens if the poll of a step runs a
-// Python signal handler that starts another step.
+// Python signal handler that starts another step, or if a function that computes weights uses their engine.
 #pragma once
 #include <atomic>
 #include <mutex>
@@ -15,7 +15,7 @@ public:
         const std::thread::id self = std::this_thread::get_id();
         if (owner_.load(std::memory_order_relaxed) == self)
             throw Error(ErrorKind::kInput,
-                        "expected no call from a signal handler that interrupts a call of the same thread");
+                        "expected no call within a call of the same thread, as a signal handler may make");
         mutex_.lock();
         owner_.store(self, std::memory_order_relaxed);
     }

@@ -1,6 +1,5 @@
 #include "runtime/thread_pool.h"
 
-#include <pthread.h>
 #if defined(__linux__)
 #include <sched.h>
 #endif
@@ -64,23 +63,7 @@ void leave_cpu([[maybe_unused]] int cpu, [[maybe_unused]] int wanted) {
 #endif
 }
 
-std::mutex starting;
-std::atomic<uint64_t> forks{0};
-const int fork_handler = pthread_atfork([] { starting.lock(); }, [] { starting.unlock(); },
-                                        [] {
-                                            starting.unlock();
-                                            forks.fetch_add(1, std::memory_order_relaxed);
-                                        });
-
 }  // namespace
-
-std::mutex& start_mutex() {
-    return starting;
-}
-
-uint64_t fork_generation() {
-    return forks.load(std::memory_order_relaxed) + static_cast<uint64_t>(fork_handler);
-}
 
 struct Team::Shared {
     struct alignas(64) Counter {
@@ -102,7 +85,7 @@ struct Team::Shared {
     const std::function<bool()>* poll = nullptr;
     std::chrono::steady_clock::time_point next_poll;
     std::vector<std::thread> workers;
-    uint64_t generation = 0;
+    HomeProcess home;
 
     void clear_counters() {
         for (auto& counter : counters) counter.value.store(0, std::memory_order_relaxed);
@@ -147,7 +130,7 @@ bool Team::stopped() {
         if (now >= shared_.next_poll) {
             shared_.next_poll = now + kPollPeriod;
             if ((*shared_.poll)()) shared_.stop.store(true);
-            if (shared_.generation != fork_generation()) go_on_alone();
+            if (!shared_.home.here()) go_on_alone();
         }
     }
     return shared_.stop.load(std::memory_order_relaxed);
@@ -177,12 +160,12 @@ void Team::barrier() {
 
 ThreadPool::ThreadPool(int threads) : size_(threads), shared_(std::make_unique<Team::Shared>()) {
     if (threads < 1) throw Error(ErrorKind::kInput, "threads: expected at least 1, got " + std::to_string(threads));
-    shared_->generation = fork_generation();
-    shared_->workers.reserve(static_cast<size_t>(threads - 1));
-    shared_->cpus = std::vector<Team::Shared::Cpu>(static_cast<size_t>(threads));
+    Team::Shared* const shared = shared_.find();
+    shared->workers.reserve(static_cast<size_t>(threads - 1));
+    shared->cpus = std::vector<Team::Shared::Cpu>(static_cast<size_t>(threads));
     try {
         for (int index = 1; index < threads; ++index) {
-            shared_->workers.emplace_back([shared = shared_.get(), index, threads] {
+            shared->workers.emplace_back([shared, index, threads] {
                 for (uint32_t seen = 0;;) {
                     wait_for_change(shared->region, seen);
                     seen = shared->region.load(std::memory_order_acquire);
@@ -192,20 +175,15 @@ ThreadPool::ThreadPool(int threads) : size_(threads), shared_(std::make_unique<T
             });
         }
     } catch (const std::exception&) {  // std::system_error, or out of memory
-        const size_t started = shared_->workers.size() + 1;
-        shared_->end_workers();
+        const size_t started = shared->workers.size() + 1;
+        shared->end_workers();
         throw Error(ErrorKind::kOutOfMemory, "threads: expected to start " + std::to_string(threads) +
                                                  ", the system gave " + std::to_string(started));
     }
 }
 
 ThreadPool::~ThreadPool() {
-    if (shared_->generation != fork_generation()) {
-        // The threads do not exist in a forked child: neither join nor destroy them.
-        (void)shared_.release();
-        return;
-    }
-    shared_->end_workers();
+    if (Team::Shared* const shared = shared_.find()) shared->end_workers();
 }
 
 bool ThreadPool::run(const std::function<void(Team&)>& body, const std::function<bool()>& poll) {
@@ -217,7 +195,9 @@ bool ThreadPool::run_alone(const std::function<void(Team&)>& body, const std::fu
 }
 
 bool ThreadPool::run_on(int threads, const std::function<void(Team&)>& body, const std::function<bool()>& poll) {
-    Team::Shared& shared = *shared_;
+    Team::Shared* const found = shared_.find();
+    if (found == nullptr) return false;
+    Team::Shared& shared = *found;
     shared.body = &body;
     shared.poll = &poll;
     const auto start = std::chrono::steady_clock::now();
@@ -235,7 +215,7 @@ bool ThreadPool::run_on(int threads, const std::function<void(Team&)>& body, con
 }
 
 void ThreadPool::cancel() {
-    shared_->stop.store(true);
+    if (Team::Shared* const shared = shared_.find()) shared->stop.store(true);
 }
 
 }  // namespace fastattn

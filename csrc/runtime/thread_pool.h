@@ -4,10 +4,10 @@
 #include <atomic>
 #include <cstdint>
 #include <functional>
-#include <memory>
-#include <mutex>
 #include <thread>
 #include <vector>
+
+#include "runtime/fork_local.h"
 
 namespace fastattn {
 
@@ -73,7 +73,8 @@ public:
 
     // Runs `body`, which must not throw, once on every thread; the caller is thread 0. The caller calls `poll` about
     // every 50 ms and stops the region if it returns true. Returns false if the region was stopped. Also returns false
-    // in the child of a fork made by `poll`, because the other threads do not exist there. One caller at a time.
+    // in the child of a fork, because the other threads do not exist there; a fork made by `poll` ends the region, and
+    // after it no region starts. One caller at a time.
     bool run(const std::function<void(Team&)>& body, const std::function<bool()>& poll = {});
 
     // Runs `body` on the calling thread alone, for work too small to justify waking other threads.
@@ -85,15 +86,7 @@ public:
 private:
     bool run_on(int threads, const std::function<void(Team&)>& body, const std::function<bool()>& poll);
     int size_;
-    std::unique_ptr<Team::Shared> shared_;
+    ForkLocal<Team::Shared> shared_;
 };
-
-// Incremented in the child of every fork. Earlier pools have no threads there and must be recreated.
-uint64_t fork_generation();
-
-// Locked while a process's pool is looked up or created, and while a step prepares its memory. A fork waits for it. So
-// no child finds it locked, or its data half written, by a thread that does not exist there. The holder must not wait
-// for Python's GIL, because a fork has it.
-std::mutex& start_mutex();
 
 }  // namespace fastattn

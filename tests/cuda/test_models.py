@@ -14,7 +14,7 @@ import pytest
 from numpy.typing import NDArray
 
 from fastattn.api.model import load_executor
-from fastattn.checkpoint import open_checkpoint, read_tensor
+from fastattn.checkpoint import ArraySource, ComputedSource, WeightSource, array_sources, open_checkpoint, read_tensor
 from fastattn.executors.cuda import CudaExecutor
 from fastattn.executors.numpy_executor import NumpyExecutor
 from fastattn.graph.ir import Program, Step
@@ -99,12 +99,30 @@ def test_float32_has_the_bits_of_the_cpu(gpu: str, built: BuiltModel, rng: np.ra
                 equal(executor.run(step), expected)
 
 
+def computed(name: str, array: NDArray[np.float32]) -> ComputedSource:
+    return ComputedSource(name, array.shape, lambda begin, end: array[begin:end], slice_rows=5)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_weights_from_arrays_and_functions_are_those_of_the_file(
+    gpu: str, built: BuiltModel, dtype: str, rng: np.random.Generator
+) -> None:
+    step = ragged(rng)
+    expected = cuda(built, dtype=dtype).run(step)
+    arrays = {name: read_tensor(source) for name, source in built.tensors.items()}
+    functions = {name: computed(name, array) for name, array in arrays.items()}
+    for sources in (array_sources(arrays), functions):
+        found = CudaExecutor(built.program, sources, dtype=dtype, library=False).run(step)
+        for name, value in expected.items():
+            assert np.array_equal(np.asarray(found[name]), np.asarray(value))
+
+
 def test_float32_is_within_the_bound_of_the_specification(
     gpu: str, built: BuiltModel, rng: np.random.Generator
 ) -> None:
     """With cuBLASLt, if available."""
     step = ragged(rng)
-    exact = NumpyExecutor(built.program, lambda name: read_tensor(built.tensors[name])).run(step)
+    exact = NumpyExecutor(built.program, built.tensors).run(step)
     for name, value in cuda(built, library=True).run(step).items():
         assert_close(np.asarray(value), np.asarray(exact[name]), built.program, longest=max(LENGTHS))
 
@@ -113,7 +131,7 @@ def test_bfloat16_is_close_to_the_specification(gpu: str, built: BuiltModel, rng
     """Keys and values are float32, as in the numpy executor; see tests/models/test_dtypes.py for the bound."""
     step = ragged(rng)
     found = cuda(built, dtype="bfloat16", kv_dtype="float32").run(step)
-    exact = NumpyExecutor(built.program, lambda name: read_tensor(built.tensors[name]), dtype="bfloat16").run(step)
+    exact = NumpyExecutor(built.program, built.tensors, dtype="bfloat16").run(step)
     runs = [naive(built, run).run(step) for run in range(N_NAIVE)]
     for name, value in exact.items():
         ours, most = distance(found[name], value), max(distance(run[name], value) for run in runs)
@@ -125,12 +143,14 @@ def naive(built: BuiltModel, run: int) -> NumpyExecutor:
     vectors = {part for weight in built.program.weights.values() if weight.use == "vector" for part in weight.parts}
     rng = np.random.default_rng(run)
 
-    def load(name: str) -> NDArray[np.floating[Any]]:
+    def source(name: str) -> WeightSource:
+        if name not in vectors or run == 0:
+            return built.tensors[name]
         tensor = read_tensor(built.tensors[name])
-        exact = name not in vectors or run == 0
-        return tensor if exact else tensor * (1 + N_ROUNDINGS * eps(np.float32) * rng.uniform(-1, 1, tensor.shape))
+        return ArraySource(name, tensor * (1 + N_ROUNDINGS * eps(np.float32) * rng.uniform(-1, 1, tensor.shape)))
 
-    return NumpyExecutor(built.program, load, dtype="bfloat16", precision=np.float32)
+    sources = {name: source(name) for weight in built.program.weights.values() for name in weight.parts}
+    return NumpyExecutor(built.program, sources, dtype="bfloat16", precision=np.float32)
 
 
 def test_sixteen_bits_are_as_far_from_float64_as_they_should_be(
@@ -141,7 +161,7 @@ def test_sixteen_bits_are_as_far_from_float64_as_they_should_be(
     float16 has 8 times its resolution, and is closer.
     """
     step = ragged(rng)
-    exact = NumpyExecutor(built.program, lambda name: read_tensor(built.tensors[name])).run(step)
+    exact = NumpyExecutor(built.program, built.tensors).run(step)
     theirs = load_executor(built.program, built.tensors, dtype="bfloat16", device="cpu", threads=1).run(step)
     wide, fine = (cuda(built, dtype=dtype).run(step) for dtype in ("bfloat16", "float16"))
     for name, value in exact.items():

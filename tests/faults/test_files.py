@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 
 from fastattn.api.auto import AutoModelForCausalLM
 from fastattn.checkpoint import open_checkpoint, read_header, read_tensor
-from fastattn.checkpoint.checkpoint import require_little_endian, require_weight_dtype
+from fastattn.checkpoint.checkpoint import require_little_endian
+from fastattn.checkpoint.source import require_weight_dtype
 from fastattn.errors import ConfigError, ModelFormatError
 from fastattn.jsonfile import parse_strict
 from fastattn.models.registry import build

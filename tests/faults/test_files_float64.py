@@ -39,7 +39,7 @@ def test_every_rounding(tmp_path: Path) -> None:
 
 
 def test_tensors_of_several_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fastattn.checkpoint.checkpoint._READ_BYTES", 16)
+    monkeypatch.setattr("fastattn.checkpoint.source._READ_BYTES", 16)
     values = np.arange(35, dtype=np.float64).reshape(5, 7) / 3
     path = tmp_path / "a.safetensors"
     for array in (values, values.astype(np.float32), values.astype(np.float16)):

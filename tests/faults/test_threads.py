@@ -121,7 +121,9 @@ def test_a_cancel_while_weights_are_read_is_not_a_weight(form: str, transposed: 
     try:
         with open(file, "rb") as opened, pytest.raises(Cancelled):  # noqa: PT012
             for i in range(200):
-                engine.load(f"w{i}", "matrix", form, [(opened.fileno(), 0, "F32", rows, columns, transposed, "w")])
+                stored = (columns, rows) if transposed else (rows, columns)
+                part = ("w", "F32", *stored, (opened.fileno(), 0))
+                engine.load(f"w{i}", "matrix", form, [part], transposed=transposed)
     finally:
         done.set()
         thread.join()
@@ -133,7 +135,7 @@ def test_a_weight_is_not_replaced(tmp_path: Path) -> None:
     np.arange(12, dtype=np.float32).tofile(file)
     engine = _core.Engine(1)
     with open(file, "rb") as opened:
-        engine.load("w", "vector", "float32", [(opened.fileno(), 0, "F32", 4, 1, False, "w")])
+        engine.load("w", "vector", "float32", [("w", "F32", 4, 1, (opened.fileno(), 0))])
         with pytest.raises(InputError, match="w: expected a new name"):
-            engine.load("w", "vector", "float32", [(opened.fileno(), 0, "F32", 12, 1, False, "w")])
+            engine.load("w", "vector", "float32", [("w", "F32", 12, 1, (opened.fileno(), 0))])
     assert engine.weight_bytes == 4 * 4

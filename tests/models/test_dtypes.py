@@ -15,7 +15,7 @@ import pytest
 from numpy.typing import NDArray
 
 from fastattn.api.model import load_executor
-from fastattn.checkpoint import open_checkpoint, read_tensor
+from fastattn.checkpoint import ArraySource, WeightSource, open_checkpoint, read_tensor
 from fastattn.executors.numpy_executor import NumpyExecutor
 from fastattn.graph.executor import Executor
 from fastattn.graph.ir import Program, Step
@@ -73,7 +73,7 @@ def ragged(rng: np.random.Generator) -> Step:
 
 
 def specification(built: BuiltModel, dtype: str) -> NumpyExecutor:
-    return NumpyExecutor(built.program, lambda part: read_tensor(built.tensors[part]), dtype=dtype)
+    return NumpyExecutor(built.program, built.tensors, dtype=dtype)
 
 
 def weights_alone(program: Program, built: BuiltModel, dtype: str) -> Executor:
@@ -86,12 +86,14 @@ def naive(built: BuiltModel, dtype: str, run: int) -> NumpyExecutor:
     vectors = {part for weight in built.program.weights.values() if weight.use == "vector" for part in weight.parts}
     rng = np.random.default_rng(run)
 
-    def load(part: str) -> NDArray[np.floating[Any]]:
+    def source(part: str) -> WeightSource:
+        if part not in vectors or run == 0:
+            return built.tensors[part]
         tensor = read_tensor(built.tensors[part])
-        exact = part not in vectors or run == 0
-        return tensor if exact else tensor * (1 + N_ROUNDINGS * eps(np.float32) * rng.uniform(-1, 1, tensor.shape))
+        return ArraySource(part, tensor * (1 + N_ROUNDINGS * eps(np.float32) * rng.uniform(-1, 1, tensor.shape)))
 
-    return NumpyExecutor(built.program, load, dtype=dtype, precision=np.float32)
+    sources = {part: source(part) for weight in built.program.weights.values() for part in weight.parts}
+    return NumpyExecutor(built.program, sources, dtype=dtype, precision=np.float32)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

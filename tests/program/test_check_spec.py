@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastattn import _core
-from fastattn.checkpoint import open_checkpoint
+from fastattn.checkpoint import array_sources, open_checkpoint
 from fastattn.errors import ConfigError, FastattnError
 from fastattn.executors import cpu
 from fastattn.executors.numpy_executor import NumpyExecutor
@@ -274,10 +274,10 @@ def test_a_linear_that_reads_columns_of_its_residual(tmp_path: Path, offset: int
         path = tmp_path / name
         single[name].tofile(path)
         with open(path, "rb") as file:
-            engine.load(name, weight.use, "float32", [(file.fileno(), 0, "F32", *weight.shape, False, name)])
+            engine.load(name, weight.use, "float32", [(name, "F32", *weight.shape, (file.fileno(), 0))])
     ids = rng.integers(0, 31, 60).astype(np.int32)
     step = Step(ids, np.array([0, 60], np.int32), np.arange(60, dtype=np.int32), ids[:0])
-    expected = NumpyExecutor(program, lambda part: single[part]).run(step)["y"]
+    expected = NumpyExecutor(program, array_sources(single)).run(step)["y"]
     executor = _core.Executor(engine, cpu.spec_of(program, "float32"))
     (found,) = executor.run(step.token_ids, step.cu_seqlens, step.positions, step.wanted)
     assert_close(found, np.asarray(expected), program, longest=60)

@@ -33,7 +33,8 @@ def packed(
     engine = _core.Engine(2)
     code = {8: "F64", 4: "F32"}[array.itemsize]
     with open(file, "rb") as opened:
-        engine.load("w", use, form, [(opened.fileno(), 0, code, ROWS, COLUMNS, transposed, "layer.weight")])
+        stored = (COLUMNS, ROWS) if transposed else (ROWS, COLUMNS)
+        engine.load("w", use, form, [("layer.weight", code, *stored, (opened.fileno(), 0))], transposed=transposed)
     return [piece.tobytes() for piece in engine.packed("w")]
 
 

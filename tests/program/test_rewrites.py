@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from fastattn.checkpoint import array_sources
 from fastattn.executors.numpy_executor import NumpyExecutor
 from fastattn.graph import rewrites
 from fastattn.graph.ir import Program, Step
@@ -74,8 +75,8 @@ def ragged_step(rng: np.random.Generator, lengths: tuple[int, ...] = (3, 1, 7), 
 def assert_same(before: Program, after: Program, rng: np.random.Generator) -> None:
     """Assert that all outputs of the two agree on a ragged step, within float64 rounding."""
     tensors, step = weights_of(before, rng), ragged_step(rng)
-    expected = NumpyExecutor(before, lambda part: tensors[part]).run(step)
-    found = NumpyExecutor(after, lambda part: tensors[part]).run(step)
+    expected = NumpyExecutor(before, array_sources(tensors)).run(step)
+    found = NumpyExecutor(after, array_sources(tensors)).run(step)
     assert list(found) == list(expected)
     for name, value in expected.items():
         pairs = zip(found[name], value, strict=True) if isinstance(value, list) else [(found[name], value)]
@@ -171,8 +172,8 @@ def test_pooling(pooling: str, normalize: bool, rng: np.random.Generator) -> Non
     pooled = with_pooling(traced, pooling, normalize=normalize)
     assert_same(pooled, optimise(pooled), rng)
     tensors, step = weights_of(traced, rng), ragged_step(rng)
-    states = np.asarray(NumpyExecutor(traced, lambda part: tensors[part]).run(step)["last_hidden_state"])
-    found = np.asarray(NumpyExecutor(optimise(pooled), lambda part: tensors[part]).run(step)["embedding"])
+    states = np.asarray(NumpyExecutor(traced, array_sources(tensors)).run(step)["last_hidden_state"])
+    found = np.asarray(NumpyExecutor(optimise(pooled), array_sources(tensors)).run(step)["embedding"])
     for row, (start, end) in zip(found, ((0, 3), (3, 4), (4, 11)), strict=True):
         part = states[start:end]
         expected = {

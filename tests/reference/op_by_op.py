@@ -7,7 +7,6 @@ from dataclasses import replace
 import numpy as np
 
 from fastattn.api.model import load_executor
-from fastattn.checkpoint import read_tensor
 from fastattn.executors.numpy_executor import NumpyExecutor
 from fastattn.graph.ir import Program, Step
 from fastattn.models.registry import BuiltModel
@@ -27,7 +26,7 @@ def check_every_op(built: BuiltModel, step: Step, dtype: str) -> None:
     """Assert that the two differ only by float32 rounding: each op is within the bound of a Program of that op."""
     program = every_value(built.program)
     longest = int(np.diff(step.cu_seqlens).max())
-    exact = NumpyExecutor(program, lambda part: read_tensor(built.tensors[part]), dtype=dtype)
+    exact = NumpyExecutor(program, built.tensors, dtype=dtype)
     executor = load_executor(program, built.tensors, dtype=dtype, kv_dtype="float32", device="cpu", threads=2)
     found = executor.run(step)
     values = {index: np.asarray(found[name]) for name, index in program.outputs.items()}

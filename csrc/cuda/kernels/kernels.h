@@ -127,7 +127,8 @@ void launch_rms_norm(const RmsNormArgs& args, Stream stream);
 struct RotaryArgs {
     const float* x;  // [rows, n_head * head_dim]
     int64_t x_stride;
-    const float* table;        // [., dimensions]
+    const float* table;  // [., dimensions]
+    int64_t table_stride;
     const int32_t* positions;  // of the step's tokens
     const int32_t* tokens;     // [rows] or null; below 0 for the row of an empty sequence, which is 0
     Rows rows;

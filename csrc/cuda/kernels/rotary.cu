@@ -18,7 +18,7 @@ rotary(const RotaryArgs args) {
     if (i >= half) return write(args.out, row, head + half + i, width, x[head + half + i]);
     const int first = args.interleaved ? 2 * i : i, second = args.interleaved ? first + 1 : half + i;
     const int token = args.tokens ? args.tokens[row] : row;  // below 0: the row of an empty sequence, which is 0
-    const float* table = args.table + int64_t{token < 0 ? 0 : args.positions[token]} * args.dimensions;
+    const float* table = args.table + int64_t{token < 0 ? 0 : args.positions[token]} * args.table_stride;
     const float a = x[head + first], b = x[head + second], cosine = table[first], sine = table[second];
     write(args.out, row, head + first, width, math::fma(a, cosine, -(b * sine)));
     write(args.out, row, head + second, width, math::fma(b, cosine, a * sine));

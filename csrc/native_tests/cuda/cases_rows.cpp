@@ -158,6 +158,7 @@ void rotary_case(Check& check, int head_dim, int dimensions, bool interleaved, b
     RotaryArgs args{.x = x.data(),
                     .x_stride = stride,
                     .table = table.data(),
+                    .table_stride = dimensions,
                     .positions = positions.data(),
                     .tokens = selected ? tokens.data() : nullptr,
                     .rows = kRowCount,

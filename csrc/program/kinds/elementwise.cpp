@@ -1,18 +1,31 @@
-// The ops on one element, or on one of each input: add, activation.
+// The ops on one element, or on one of each input: add, multiply, activation.
 #include "program/op_kind.h"
 
 namespace fastattn {
+namespace {
+
+void check_same(const OpCheck& op) {
+    op.expect_same(op.in(1), op.in(0));
+    op.expect_same(op.out(), op.in(0));
+}
+
+}  // namespace
 
 constinit const OpKind AddAttrs::kKind{
     .name = "add",
     .inputs = 2,
     .weights = 0,
     .read = [](AttrReader&) -> Attrs { return AddAttrs{}; },
-    .check =
-        [](const OpCheck& op) {
-            op.expect_same(op.in(1), op.in(0));
-            op.expect_same(op.out(), op.in(0));
-        },
+    .check = check_same,
+    .overwrites = [](const Attrs&) -> std::vector<size_t> { return {0, 1}; },
+};
+
+constinit const OpKind MultiplyAttrs::kKind{
+    .name = "multiply",
+    .inputs = 2,
+    .weights = 0,
+    .read = [](AttrReader&) -> Attrs { return MultiplyAttrs{}; },
+    .check = check_same,
     .overwrites = [](const Attrs&) -> std::vector<size_t> { return {0, 1}; },
 };
 

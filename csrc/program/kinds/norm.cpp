@@ -1,4 +1,4 @@
-// layer_norm and l2_normalize.
+// layer_norm, rms_norm and l2_normalize.
 #include "program/op_kind.h"
 
 namespace fastattn {
@@ -18,6 +18,26 @@ constinit const OpKind LayerNormAttrs::kKind{
     .needs = [](const ProgramSpec& spec, const OpSpec& op) -> std::vector<WeightNeed> {
         const WeightNeed vector{WeightRole::kVector, spec.out(op).width, 1};
         return {vector, vector};
+    },
+    .overwrites = kOverwritesInput,
+    .rounds_rows = true,
+};
+
+constinit const OpKind RmsNormAttrs::kKind{
+    .name = "rms_norm",
+    .inputs = 1,
+    .weights = 1,
+    .read = [](AttrReader& attrs) -> Attrs {
+        return RmsNormAttrs{.eps = attrs.number("eps"), .groups = attrs.integer("groups")};
+    },
+    .check =
+        [](const OpCheck& op) {
+            const int32_t groups = op.attrs<RmsNormAttrs>().groups;
+            if (groups < 1 || op.in(0).width % groups != 0) op.bad("expected a width divisible by the groups");
+            kSameShape(op);
+        },
+    .needs = [](const ProgramSpec& spec, const OpSpec& op) -> std::vector<WeightNeed> {
+        return {{WeightRole::kVector, spec.out(op).width / op.as<RmsNormAttrs>()->groups, 1}};
     },
     .overwrites = kOverwritesInput,
     .rounds_rows = true,

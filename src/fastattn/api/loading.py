@@ -11,7 +11,7 @@ from typing import Any, Literal, cast
 
 from fastattn.api.load_options import HubOptions, LoadOptions
 from fastattn.api.reload import Origin, stamp_files
-from fastattn.checkpoint import Checkpoint, TensorInfo, open_checkpoint, read_tensor
+from fastattn.checkpoint import Checkpoint, WeightSource, open_checkpoint
 from fastattn.checkpoint.file_names import ADAPTER_NAME, SINGLE_NAME
 from fastattn.checkpoint.hub import ALLOW_PATTERNS, resolve
 from fastattn.checkpoint.quantized import PackedWeight, QuantizedCheckpoint
@@ -28,7 +28,7 @@ _log = logging.getLogger("fastattn")
 
 def load_executor(
     program: Program,
-    tensors: Mapping[str, TensorInfo],
+    sources: Mapping[str, WeightSource],
     *,
     dtype: str,
     device: str,
@@ -37,20 +37,23 @@ def load_executor(
     head_dtype: str | None = None,
     packed: Mapping[str, PackedWeight] | None = None,
 ) -> Executor:
-    """Return the device's executor with its weights loaded. packed: the weights of a quantized directory."""
+    """Return the device's executor with its weights loaded.
+
+    sources: the source of every part of the Program's weights. packed: the weights of a quantized directory instead.
+    """
     if device == "numpy":
         from fastattn.executors.numpy_executor import NumpyExecutor
 
-        return NumpyExecutor(program, lambda part: read_tensor(tensors[part]), dtype=dtype, head_dtype=head_dtype)
+        return NumpyExecutor(program, sources, dtype=dtype, head_dtype=head_dtype)
     if device == "cuda":
         from fastattn.executors.cuda import CudaExecutor
 
-        found = CudaExecutor(program, tensors, dtype=dtype, kv_dtype=kv_dtype, head_dtype=head_dtype)
+        found = CudaExecutor(program, sources, dtype=dtype, kv_dtype=kv_dtype, head_dtype=head_dtype)
         return cast(Executor, found)
     from fastattn.executors.cpu import CpuExecutor
 
     executor = CpuExecutor(
-        program, tensors, dtype=dtype, kv_dtype=kv_dtype, head_dtype=head_dtype, packed=packed, threads=threads
+        program, sources, dtype=dtype, kv_dtype=kv_dtype, head_dtype=head_dtype, packed=packed, threads=threads
     )
     return cast(Executor, executor)
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastattn.api.load_options import MAX_THREADS
-from fastattn.checkpoint import Checkpoint, TensorInfo, open_checkpoint
+from fastattn.checkpoint import Checkpoint, WeightSource, open_checkpoint
 from fastattn.checkpoint.companions import copy_companions
 from fastattn.checkpoint.hub import resolve
 from fastattn.checkpoint.new_folder import NewFolder, new_folder
@@ -67,7 +67,7 @@ def _write(checkpoint: Checkpoint, folder: NewFolder, dtype: str, head_dtype: st
     config = dict(checkpoint.config)
     weights: dict[str, Weight] = {}
     formats: dict[str, str] = {}
-    tensors: dict[str, TensorInfo] = {}
+    tensors: dict[str, WeightSource] = {}
     for built in _every_task(checkpoint.config, checkpoint.tensors):
         new = {name: weight for name, weight in built.program.weights.items() if name not in weights}
         found = weight_formats(built.program, dtype, head_dtype)
@@ -88,7 +88,7 @@ def _write(checkpoint: Checkpoint, folder: NewFolder, dtype: str, head_dtype: st
     )
 
 
-def _every_task(config: Mapping[str, object], tensors: Mapping[str, TensorInfo]) -> Iterator[BuiltModel]:
+def _every_task(config: Mapping[str, object], tensors: Mapping[str, WeightSource]) -> Iterator[BuiltModel]:
     """Yield the models that the checkpoint can be loaded as.
 
     A matrix can also be read as a table, so the language model comes before the model without a head.
@@ -116,7 +116,7 @@ def _plan(weights: Mapping[str, Weight], formats: Mapping[str, str]) -> list[New
 
 
 def _pieces(
-    planned: list[NewWeight], weights: Mapping[str, Weight], tensors: Mapping[str, TensorInfo], threads: int | None
+    planned: list[NewWeight], weights: Mapping[str, Weight], tensors: Mapping[str, WeightSource], threads: int | None
 ) -> Iterator[list[NDArray[np.uint8]]]:
     """Yield one weight at a time, so only one is in memory."""
     from fastattn.executors.cpu import pack_weight

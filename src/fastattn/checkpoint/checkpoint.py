@@ -6,10 +6,10 @@ Independent of the model, and never imports pickle.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,16 +25,16 @@ from fastattn.checkpoint.file_names import (
 )
 from fastattn.checkpoint.index import read_shards
 from fastattn.checkpoint.quantized import CONFIG_KEY, QuantizedCheckpoint, is_quantized, read_quantized
-from fastattn.checkpoint.safetensors import NOT_THERE, WEIGHT_DTYPES, TensorInfo, read_source
+from fastattn.checkpoint.safetensors import WEIGHT_DTYPES, TensorInfo, read_source
+from fastattn.checkpoint.source import read_tensor
 from fastattn.checks import check_flag, quote
 from fastattn.errors import ConfigError, ModelFormatError, ModelNotFoundError
-from fastattn.files import FileSet, SourceFile, read_at
+from fastattn.files import FileSet, SourceFile
 from fastattn.jsonfile import CONFIG_LIMITS, JsonValue, read_json
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-_READ_BYTES = 16 << 20
 _MAX_SHOWN = 5
 
 
@@ -232,85 +232,6 @@ def _read_tensors(directory: Path, files: FileSet) -> dict[str, TensorInfo]:
 def _shown(name: str) -> str:
     """Format a name for a message, without quotes if it is plain ASCII."""
     return name if len(name) <= 60 and name.isprintable() and name.isascii() else quote(name)
-
-
-def _chunks(info: TensorInfo, size: int) -> Iterator[bytes]:
-    with info.opened() as descriptor:
-        done = 0
-        while done < info.nbytes:
-            wanted = min(size, info.nbytes - done)
-            chunk = read_at(descriptor, wanted, info.offset + done)
-            if len(chunk) < wanted:
-                raise ModelFormatError(
-                    f"{info.path}: tensor {quote(info.name)}: the file became shorter while it was read",
-                    path=str(info.path),
-                    tensor=info.name,
-                    offset=info.offset + done,
-                    code="data_truncated",
-                )
-            done += len(chunk)
-            yield chunk
-
-
-def require_weight_dtype(info: TensorInfo) -> None:
-    """Refuse a tensor whose dtype is known but not used for weights (integers, 8-bit floats, ...)."""
-    if info.dtype not in WEIGHT_DTYPES:
-        raise ModelFormatError(
-            f"{info.path}: tensor {quote(info.name)}: dtype: expected one of {', '.join(WEIGHT_DTYPES)}, "
-            f"got {info.dtype}",
-            path=str(info.path),
-            tensor=info.name,
-            offset=info.offset,
-            code="dtype_unsupported",
-        )
-
-
-_NUMPY_DTYPES: Mapping[str, str] = {"F16": "<f2", "BF16": "<u2", "F32": "<f4", "F64": "<f8"}
-
-
-def read_tensor(info: TensorInfo) -> NDArray[np.float32]:
-    """Read a tensor as float32 in its own shape; float64 is rounded to nearest.
-
-    Raises ModelFormatError, ConfigError for a float64 number outside the range of float32, OSError.
-    """
-    require_weight_dtype(info)
-    dtype = np.dtype(_NUMPY_DTYPES[info.dtype])
-    result = np.empty(info.nbytes // dtype.itemsize, np.float32)
-    at = 0
-    for chunk in _chunks(info, _READ_BYTES):
-        values = np.frombuffer(chunk, dtype)
-        _to_float32(values, result[at : at + len(values)])
-        if info.dtype == "F64":
-            _require_range(info, values, result[at : at + len(values)])
-        at += len(values)
-    return result.reshape(info.shape)
-
-
-def _to_float32(values: NDArray[Any], result: NDArray[np.float32]) -> None:
-    """Convert to float32; uint16 is read as bfloat16."""
-    if values.dtype == np.uint16:
-        np.left_shift(values, np.uint32(16), out=result.view(np.uint32), dtype=np.uint32)
-    else:
-        with np.errstate(over="ignore", invalid="ignore"):  # the caller checks for infinity; NaN stays NaN
-            result[...] = values
-
-
-def _require_range(info: TensorInfo, values: NDArray[np.float64], rounded: NDArray[np.float32]) -> None:
-    beyond = np.flatnonzero(np.isinf(rounded))
-    beyond = beyond[np.isfinite(values[beyond])]
-    if len(beyond):
-        raise ConfigError(
-            f"{info.path}: tensor {quote(info.name)}: expected float64 numbers within the range of float32, "
-            f"got {values[beyond[0]]:g}"
-        )
-
-
-def same_data(a: TensorInfo, b: TensorInfo) -> bool:
-    """Return whether two tensors have the same dtype, shape and bytes."""
-    if (a.dtype, a.shape) != (b.dtype, b.shape) or NOT_THERE in (a.offset, b.offset):
-        return False
-    pairs = zip(_chunks(a, _READ_BYTES), _chunks(b, _READ_BYTES), strict=True)
-    return (a.path, a.offset) == (b.path, b.offset) or all(left == right for left, right in pairs)
 
 
 def _nonfinite(info: TensorInfo) -> list[NonFinite]:

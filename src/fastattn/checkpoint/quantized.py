@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fastattn.checkpoint.safetensors import HEADER_LIMITS, NOT_THERE, TensorInfo, read_source
+from fastattn.checkpoint.source import WeightSource
 from fastattn.checks import is_text, quote
 from fastattn.errors import ConfigError, ModelFormatError
 from fastattn.files import FileSet
@@ -38,7 +39,7 @@ class PackedWeight:
     use: str
     form: str
     shape: tuple[int, ...]
-    pieces: tuple[TensorInfo, ...]
+    pieces: tuple[WeightSource, ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -13,8 +11,9 @@ from numpy.typing import NDArray
 
 from fastattn import _core
 from fastattn.checkpoint.quantized import PackedWeight
-from fastattn.checkpoint.safetensors import TensorInfo
+from fastattn.checkpoint.source import WeightSource
 from fastattn.errors import ConfigError, InputError
+from fastattn.executors.sources import CoreParts
 from fastattn.formats import KV_DTYPES, default_kv_dtype
 from fastattn.graph.cost import Formats
 from fastattn.graph.executor import Drawn, Output
@@ -52,12 +51,15 @@ def sample(
 
 
 class CpuExecutor:
-    """Runs a Program in C++. One call runs a step on all threads with the GIL released."""
+    """Runs a Program in C++. One call runs a step on all threads with the GIL released.
+
+    sources: the source of every part of its weights, unless `packed` has the weights of a quantized checkpoint.
+    """
 
     def __init__(
         self,
         program: Program,
-        tensors: Mapping[str, TensorInfo],
+        sources: Mapping[str, WeightSource],
         *,
         dtype: str = "float32",
         kv_dtype: str | None = None,
@@ -73,7 +75,7 @@ class CpuExecutor:
         self._engine = _core.Engine(_core.default_threads() if threads is None else threads)
         if packed is None:
             self._formats = weight_formats(program, dtype, head_dtype)
-            _load(self._engine, program.weights, tensors, self._formats)
+            _load(self._engine, program.weights, sources, self._formats)
         else:
             self._formats = {name: weight.form for name, weight in packed.items()}
             _load_packed(self._engine, program.weights, packed)
@@ -267,24 +269,18 @@ def _logits_of(program: Program) -> int:
 
 
 def _load(
-    engine: _core.Engine, weights: Mapping[str, Weight], tensors: Mapping[str, TensorInfo], formats: Mapping[str, str]
+    engine: _core.Engine, weights: Mapping[str, Weight], sources: Mapping[str, WeightSource], formats: Mapping[str, str]
 ) -> None:
-    """Load every weight, and open each file once."""
-    with contextlib.ExitStack() as stack:
-        opened = _Opened(stack)
+    """Load every weight."""
+    with CoreParts() as parts:
         for name, weight in weights.items():
-            parts = []
-            for part in weight.parts:
-                info = tensors[part]
-                rows, columns = _logical_shape(weight, info)
-                parts.append((opened[info], info.offset, info.dtype, rows, columns, weight.transposed, info.name))
-            engine.load(name, weight.use, formats[name], parts)
+            found = parts.of_weight(weight, sources)
+            engine.load(name, weight.use, formats[name], found, transposed=weight.transposed)
 
 
 def _load_packed(engine: _core.Engine, weights: Mapping[str, Weight], packed: Mapping[str, PackedWeight]) -> None:
     """Load every packed weight unchanged."""
-    with contextlib.ExitStack() as stack:
-        opened = _Opened(stack)
+    with CoreParts() as parts:
         for name, weight in weights.items():
             found = packed.get(name)
             fits = found is not None and found.shape == weight.shape and weight.use in _READ_AS[found.use]
@@ -293,32 +289,19 @@ def _load_packed(engine: _core.Engine, weights: Mapping[str, Weight], packed: Ma
                 raise ConfigError(
                     f"{name}: expected a {weight.use} {list(weight.shape)} in the quantized checkpoint, got {got}"
                 )
-            pieces = [(opened[info], info.offset, info.nbytes, info.name) for info in found.pieces]
+            pieces = [parts.of(piece) for piece in found.pieces]
             engine.load_packed(name, found.use, found.form, weight.shape[0], _columns(weight), pieces)
 
 
 _READ_AS: Mapping[str, tuple[str, ...]] = {"matrix": ("matrix", "table"), "table": ("table",), "vector": ("vector",)}
 
 
-class _Opened:
-    """Descriptors of the files that the tensors are in, opened on first use."""
-
-    def __init__(self, stack: contextlib.ExitStack) -> None:
-        self._stack = stack
-        self._descriptors: dict[Path, int] = {}
-
-    def __getitem__(self, info: TensorInfo) -> int:
-        if info.path not in self._descriptors:
-            self._descriptors[info.path] = self._stack.enter_context(info.opened())
-        return self._descriptors[info.path]
-
-
 def pack_weight(
-    name: str, weight: Weight, form: str, tensors: Mapping[str, TensorInfo], threads: int | None
+    name: str, weight: Weight, form: str, sources: Mapping[str, WeightSource], threads: int | None
 ) -> list[NDArray[np.uint8]]:
     """Pack a weight in a format; return its data as bytes, and its scales and sums if the format has them."""
     engine = _core.Engine(_core.default_threads() if threads is None else threads)
-    _load(engine, {name: weight}, tensors, {name: form})
+    _load(engine, {name: weight}, sources, {name: form})
     return engine.packed(name)
 
 
@@ -330,11 +313,3 @@ def packed_sizes(weight: Weight, form: str) -> tuple[int, ...]:
 
 def _columns(weight: Weight) -> int:
     return weight.shape[1] if len(weight.shape) > 1 else 1
-
-
-def _logical_shape(weight: Weight, info: TensorInfo) -> tuple[int, int]:
-    """Return [out_features, in_features] of one part, for either order in the file; a vector has one column."""
-    if len(info.shape) == 1:
-        return info.shape[0], 1
-    rows, columns = info.shape
-    return (columns, rows) if weight.transposed else (rows, columns)

@@ -6,20 +6,21 @@ import importlib
 import importlib.util
 import os
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fastattn.checkpoint.checkpoint import read_tensor
-from fastattn.checkpoint.safetensors import TensorInfo
+from fastattn.checkpoint.source import WeightSource
 from fastattn.errors import ConfigError, FastattnError, InputError
 from fastattn.executors.cpu import shaped, spec_of
+from fastattn.executors.sources import read_weight
 from fastattn.formats import DTYPES, KV_DTYPES, stored_dtype
 from fastattn.graph.cost import Formats
 from fastattn.graph.executor import Drawn, Output
-from fastattn.graph.ir import Program, Step, Weight
+from fastattn.graph.ir import Program, Step
 from fastattn.graph.quantize import to_bfloat16, weight_formats
 from fastattn.graph.sampling import Sampling
 
@@ -65,6 +66,7 @@ def describe() -> str:
 class CudaExecutor:
     """Runs a Program on the first visible GPU; see `fastattn.graph.executor.Executor`.
 
+    sources: the source of every part of its weights.
     budget_bytes: device memory for weights, keys and values, and workspaces together. None: the value of the
     environment variable FASTATTN_CUDA_MEMORY_MB, else the free memory minus 512 MiB. library: whether cuBLASLt may
     compute products, if it is installed. The built-in kernel is slower, but its float32 results have the same bits as
@@ -74,7 +76,7 @@ class CudaExecutor:
     def __init__(
         self,
         program: Program,
-        tensors: Mapping[str, TensorInfo],
+        sources: Mapping[str, WeightSource],
         *,
         dtype: str = "float32",
         kv_dtype: str | None = None,
@@ -100,7 +102,9 @@ class CudaExecutor:
         self._formats = weight_formats(program, weights, head_dtype)
         for name, weight in program.weights.items():
             form = self._formats[name]
-            self._engine.load(name, weight.use, form, _converted(name, _read(weight, tensors), form))
+            values = read_weight(weight, sources, _HOST_TYPES[form], partial(_converted, name, form))
+            self._engine.load(name, weight.use, form, values)
+            del values  # before the next one is read
         self._executor: Any = self._new_executor(program)
 
     def _new_executor(self, program: Program) -> Any:
@@ -287,16 +291,10 @@ def _library_paths() -> list[str]:
     return [str(path) for folder in folders for name in _LIBRARIES if (path := Path(folder, name)).is_file()]
 
 
-def _read(weight: Weight, tensors: Mapping[str, TensorInfo]) -> NDArray[np.float32]:
-    """Read all parts of a weight as [out_features, in_features]; a vector has one column."""
-    parts = []
-    for part in weight.parts:
-        array = read_tensor(tensors[part])
-        parts.append(array.reshape(-1, 1) if array.ndim == 1 else array.T if weight.transposed else array)
-    return np.ascontiguousarray(parts[0] if len(parts) == 1 else np.concatenate(parts))
+_HOST_TYPES: Mapping[str, type[np.generic]] = {"float32": np.float32, "bfloat16": np.uint16, "float16": np.uint16}
 
 
-def _converted(name: str, values: NDArray[np.float32], form: str) -> NDArray[Any]:
+def _converted(name: str, form: str, values: NDArray[np.float32]) -> NDArray[Any]:
     """Convert weights to the GPU's format: float32, or the bits of 16-bit floats as uint16."""
     if form == "float32":
         return values

@@ -9,21 +9,20 @@ from __future__ import annotations
 import contextlib
 import itertools
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from fastattn.checkpoint.source import WeightSource
 from fastattn.errors import ContextLengthError, InputError
+from fastattn.executors.sources import read_weight
 from fastattn.formats import FORMATS
 from fastattn.graph.executor import Output
 from fastattn.graph.ir import Op, Program, Step, Weight
 from fastattn.graph.kinds import KINDS
 from fastattn.graph.op_kind import Floats, Parameter
 from fastattn.graph.quantize import dequantize, quantize, weight_formats
-
-Load = Callable[[str], NDArray[np.floating]]
 
 
 class NumpyCache:
@@ -100,7 +99,7 @@ class NumpyCache:
 
 
 class NumpyExecutor:
-    """Runs a Program in float64. `load` returns a tensor of the checkpoint by its name.
+    """Runs a Program in float64. sources: the source of every part of its weights, read as float32.
 
     precision: the type of everything except rounded operands; float32 gives the naive formula behind the tests' bounds.
     """
@@ -108,7 +107,7 @@ class NumpyExecutor:
     def __init__(
         self,
         program: Program,
-        load: Load,
+        sources: Mapping[str, WeightSource],
         *,
         dtype: str = "float32",
         head_dtype: str | None = None,
@@ -119,7 +118,7 @@ class NumpyExecutor:
         self._precision = precision
         formats = weight_formats(program, dtype, head_dtype)
         self._weights: Mapping[str, Parameter] | None = {
-            key: _parameter(weight, load, formats[key], precision) for key, weight in program.weights.items()
+            key: _parameter(weight, sources, formats[key], precision) for key, weight in program.weights.items()
         }
 
     def evaluate(self, op: Op, step: Step, *inputs: Floats) -> Output:
@@ -185,15 +184,14 @@ class NumpyExecutor:
         return {name: values[self.program.outputs[name]] for name in names}
 
 
-def _parameter(weight: Weight, load: Load, form: str, precision: type[np.floating[Any]]) -> Parameter:
-    parts = [np.asarray(load(part)) for part in weight.parts]
-    whole = np.concatenate([part.T if weight.transposed else part for part in parts])
-    if whole.shape != weight.shape:
-        raise InputError(f"{weight.parts[0]}: expected shape {list(weight.shape)}, got {list(whole.shape)}")
+def _parameter(
+    weight: Weight, sources: Mapping[str, WeightSource], form: str, precision: type[np.floating[Any]]
+) -> Parameter:
+    whole = read_weight(weight, sources).reshape(weight.shape)
     if form == "float32":
         return Parameter(form, whole.astype(precision))
-    integers = quantize(whole.astype(np.float32), form) if FORMATS[form].integers else None
-    values = dequantize(whole.astype(np.float32), form) if integers is None else integers.floats()
+    integers = quantize(whole, form) if FORMATS[form].integers else None
+    values = dequantize(whole, form) if integers is None else integers.floats()
     return Parameter(form, values, integers)
 
 

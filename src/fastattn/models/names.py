@@ -6,8 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from fastattn.checkpoint.checkpoint import require_weight_dtype, same_data
-from fastattn.checkpoint.safetensors import TensorInfo
+from fastattn.checkpoint.source import WeightSource, place_of, require_weight_dtype, same_data
 from fastattn.checks import quote
 from fastattn.errors import ConfigError
 from fastattn.graph.ir import Program
@@ -35,7 +34,7 @@ class ModelNames:
     """The tensors of a checkpoint by their names in the model code, which never reads masks and position ids."""
 
     layout: Layout
-    found: Mapping[str, tuple[TensorInfo, ...]]
+    found: Mapping[str, tuple[WeightSource, ...]]
     hidden: frozenset[str] = frozenset()  # duplicates of another tensor, treated as missing
     outer: str = ""  # the prefix of all names before the family's prefix
 
@@ -51,7 +50,7 @@ class ModelNames:
         """Return whether this tensor is stored as [in_features, out_features]."""
         return name.endswith(self.layout.transposed) if self.layout.transposed else False
 
-    def get(self, name: str) -> TensorInfo:
+    def get(self, name: str) -> WeightSource:
         """Return the tensor with this name. Raises ConfigError if there is none, or more than one."""
         candidates = self.found.get(name, ())
         if not candidates:
@@ -64,7 +63,7 @@ class ModelNames:
             raise ConfigError(f"{name}: ambiguous, the checkpoint holds {names}")
         return candidates[0]
 
-    def unexpected(self, used: Mapping[str, TensorInfo]) -> list[str]:
+    def unexpected(self, used: Mapping[str, WeightSource]) -> list[str]:
         """Return the names of the tensors that a model does not use, except those known to be unused."""
         known = {info.name for info in used.values()}
         patterns = [re.compile(pattern) for pattern in self.layout.unused]
@@ -78,12 +77,12 @@ class ModelNames:
         ]
 
 
-def resolve_names(tensors: Mapping[str, TensorInfo], layout: Layout, *, tied: bool = True) -> ModelNames:
+def resolve_names(tensors: Mapping[str, WeightSource], layout: Layout, *, tied: bool = True) -> ModelNames:
     """Map the tensors of a checkpoint to the names in the model code.
 
     tied: whether the token embeddings may have the name of the output matrix, according to config.json.
     """
-    found: dict[str, tuple[TensorInfo, ...]] = {}
+    found: dict[str, tuple[WeightSource, ...]] = {}
     outer = _outer_prefix(tensors, layout)
     for name, info in tensors.items():
         plain = name.removeprefix(outer)
@@ -105,7 +104,7 @@ def resolve_names(tensors: Mapping[str, TensorInfo], layout: Layout, *, tied: bo
     return ModelNames(layout, found, frozenset(hidden), outer)
 
 
-def _outer_prefix(tensors: Mapping[str, TensorInfo], layout: Layout) -> str:
+def _outer_prefix(tensors: Mapping[str, WeightSource], layout: Layout) -> str:
     """Return the prefix of all names before the family's own prefix; "" if there is none, or more than one.
 
     A model that was saved from inside another one has such a prefix, for example "module.".
@@ -121,12 +120,12 @@ def _outer_prefix(tensors: Mapping[str, TensorInfo], layout: Layout) -> str:
     return next((before.removesuffix(p) for p in layout.prefixes if before.endswith(p)), before)
 
 
-def check_tensors(program: Program, names: ModelNames) -> dict[str, TensorInfo]:
+def check_tensors(program: Program, names: ModelNames) -> dict[str, WeightSource]:
     """Check the shape and dtype of every weight part of a Program; return the tensors by part.
 
     Allocates no weights. Raises ConfigError, ModelFormatError for a dtype that is not one for weights.
     """
-    tensors: dict[str, TensorInfo] = {}
+    tensors: dict[str, WeightSource] = {}
     for weight in program.weights.values():
         if len(weight.parts) > 1:
             raise ConfigError(f"{weight.parts}: expected a Program that is not optimized yet")
@@ -135,7 +134,7 @@ def check_tensors(program: Program, names: ModelNames) -> dict[str, TensorInfo]:
         if info.shape != expected:
             raise ConfigError(
                 f"{quote(info.name)[1:-1]}: expected shape {list(expected)} from config.json, got {list(info.shape)} "
-                f"in {info.path}{_why_of_shape(weight.parts[0], expected, info.shape)}"
+                f"in {place_of(info)}{_why_of_shape(weight.parts[0], expected, info.shape)}"
             )
         require_weight_dtype(info)
         tensors[weight.parts[0]] = info

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
-from fastattn.checkpoint.safetensors import TensorInfo
+from fastattn.checkpoint.source import WeightSource
 from fastattn.checks import closest, quote, shown_names
 from fastattn.errors import ConfigError
 from fastattn.graph.ir import Program
@@ -105,7 +105,7 @@ class BuiltModel:
     """A model before its weights are read.
 
     config: the family's dataclass. traced: the Program as in the model code, for `with_outputs` and `with_pooling`.
-    program: the optimized Program. tensors: the tensor of every weight part. trace_with_types: returns `traced` for
+    program: the optimized Program. tensors: the source of every weight part. trace_with_types: returns `traced` for
     calls with token types, None if they have no Program of their own. unexpected: the unused tensors of the checkpoint.
     outer_prefix: the prefix of its names before the family's prefix.
     """
@@ -113,7 +113,7 @@ class BuiltModel:
     config: ModelConfig
     traced: Program
     program: Program
-    tensors: Mapping[str, TensorInfo]
+    tensors: Mapping[str, WeightSource]
     task: Task
     unexpected: tuple[str, ...] = ()
     outer_prefix: str = ""
@@ -152,7 +152,7 @@ def _model_type(config: Mapping[str, object]) -> str:
     )
 
 
-def build(config: Mapping[str, object], tensors: Mapping[str, TensorInfo], task: Task) -> BuiltModel:
+def build(config: Mapping[str, object], tensors: Mapping[str, WeightSource], task: Task) -> BuiltModel:
     """Trace a model for a task and find its tensors; allocates nothing. Raises ConfigError, ModelFormatError."""
     family = find_family(config)
     if task not in family.tasks:
