@@ -91,6 +91,7 @@ check: $(S)/check-tools install
 	$(BIN)/typos
 	$(PY) tools/check_layers.py
 	$(PY) tools/check_length.py
+	$(PY) tools/check_homes.py
 	$(PY) tools/check_weak_symbols.py build
 	cd $(S) && $(abspath $(PY)) -m mypy.stubtest --allowlist $(CURDIR)/tools/stubtest-allow.txt \
 	  --ignore-unused-allowlist fastattn._core $$($(abspath $(PY)) -c \

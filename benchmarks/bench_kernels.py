@@ -34,8 +34,8 @@ def numpy_softmax(x: Array) -> Array:
 
 
 def numpy_layer_norm(x: Array) -> Array:
-    centred = x - x.mean(-1, keepdims=True)
-    return centred / np.sqrt((centred * centred).mean(-1, keepdims=True) + np.float32(1e-5))
+    centered = x - x.mean(-1, keepdims=True)
+    return centered / np.sqrt((centered * centered).mean(-1, keepdims=True) + np.float32(1e-5))
 
 
 def numpy_attention(q: Array, k: Array, v: Array) -> Array:

@@ -43,7 +43,7 @@ CASES = (
     Case("two models in a process", models=2),
     Case("two processes", processes=2),
     Case("two threads a core", threads=2),
-    Case("a neighbour on every core", busy=True),
+    Case("a neighbor on every core", busy=True),
 )
 
 
@@ -114,9 +114,9 @@ class Running:
             process.stdin.write(f"{seconds}\n")
             process.stdin.flush()
         total = sum(float(self.read(process)) for process in self.workers)
-        for neighbour in busy:
-            neighbour.kill()
-            neighbour.wait()
+        for neighbor in busy:
+            neighbor.kill()
+            neighbor.wait()
         return total
 
 

@@ -30,7 +30,7 @@ PYTHON_LAYERS = (
     ("graph",),
     ("tokenizer",),
     ("checkpoint",),
-    ("ops", "settings", "jsonfile", "files", "formats"),
+    ("ops", "settings", "jsonfile", "files", "formats", "options"),
     ("checks",),
     ("errors",),
     ("demo",),

@@ -18,7 +18,7 @@ from fastattn.checkpoint import ArraySource, ComputedSource, WeightSource, array
 from fastattn.executors.cuda import CudaExecutor
 from fastattn.executors.numpy_executor import NumpyExecutor
 from fastattn.graph.ir import Program, Step
-from fastattn.graph.rewrites import optimise, with_outputs
+from fastattn.graph.rewrites import optimize, with_outputs
 from fastattn.models.registry import BuiltModel, build
 from tests.reference import checkpoints
 from tests.reference.bounds import assert_close, eps
@@ -88,7 +88,7 @@ def distance(a: Any, b: Any) -> float:
 
 def test_float32_has_the_bits_of_the_cpu(gpu: str, built: BuiltModel, rng: np.random.Generator) -> None:
     """All outputs, including attention maps, in steps with and without a graph, each run three times."""
-    program = optimise(with_outputs(built.traced, hidden_states=True, attentions=True))
+    program = optimize(with_outputs(built.traced, hidden_states=True, attentions=True))
     ours = cuda(built)
     theirs = load_executor(built.program, built.tensors, dtype="float32", device="cpu", threads=1)
     for executor, other in ((ours, theirs), (ours.with_program(program), theirs.with_program(program))):

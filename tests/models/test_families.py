@@ -112,7 +112,7 @@ def test_all_outputs_equal_transformers(case: Case, tmp_path: Path, device: str,
 
 def test_xl_configs_trace() -> None:
     """distilgpt2 to gpt2-xl are the same model code with other numbers; tracing needs no weights."""
-    from fastattn.graph.rewrites import optimise
+    from fastattn.graph.rewrites import optimize
     from fastattn.graph.tensor import Tracer, Weights
     from fastattn.models import gpt2
     from fastattn.models.names import ModelNames
@@ -122,4 +122,4 @@ def test_xl_configs_trace() -> None:
         program = gpt2.build(config, Weights(Tracer(), ModelNames(gpt2.LAYOUT, {})), "causal-lm")
         assert program.n_layer == n_layer
         assert program.weights["h.0.mlp.c_fc.weight"].shape == (4 * n_embd, n_embd)
-        assert len(optimise(program).ops) == 10 * n_layer + 7
+        assert len(optimize(program).ops) == 10 * n_layer + 7

@@ -18,7 +18,7 @@ from fastattn.errors import ContextLengthError, DTypeError, InputError
 from fastattn.generation.options import GenerationOptions
 from fastattn.generation.scheduler import Request, Scheduler
 from fastattn.graph.ir import Step
-from fastattn.graph.rewrites import optimise, with_outputs
+from fastattn.graph.rewrites import optimize, with_outputs
 from tests import tolerances
 from tests.models.test_layouts import same
 from tests.reference.checkpoints import write_gpt2
@@ -142,9 +142,9 @@ def test_attention_maps_over_a_cache(lm: CausalLM, device: str) -> None:
     """Rows of a map sum to one over all visible positions, including the cached ones."""
     from dataclasses import replace
 
-    from fastattn.graph.rewrites import optimise, with_outputs
+    from fastattn.graph.rewrites import optimize, with_outputs
 
-    executor = lm.executor.with_program(optimise(with_outputs(lm.traced, attentions=True)))
+    executor = lm.executor.with_program(optimize(with_outputs(lm.traced, attentions=True)))
     cache = executor.new_cache()
     ids = np.array(TEXT, np.int32)
     step = Step(ids[:8], np.array([0, 8], np.int32), np.arange(8, dtype=np.int32), np.array([7], np.int32))
@@ -187,7 +187,7 @@ def test_fault_49_one_cache_in_many_threads(lm: CausalLM) -> None:
 def test_attention_maps_need_a_cache_for_every_sequence(tmp_path: Path) -> None:
     """The size of the maps is computed from the caches, so too few caches must be rejected first."""
     with AutoModelForCausalLM.from_pretrained(write_gpt2(tmp_path)) as lm:
-        executor = lm.executor.with_program(optimise(with_outputs(lm.traced, attentions=True)))
+        executor = lm.executor.with_program(optimize(with_outputs(lm.traced, attentions=True)))
         ids = np.array([1, 2, 3, 4], np.int32)
         cu_seqlens = np.array([0, 1, 2, 3, 4], np.int32)
         step = Step(

@@ -14,15 +14,9 @@ from fastattn.api.load_options import LoadOptions, read_options
 from fastattn.errors import ConfigError, DTypeError, FastattnError, InputError, ModelNotFoundError
 from tests.reference.checkpoints import write_bert, write_gpt2
 
-DEFAULTS: dict[str, Any] = {
-    "dtype": None, "kv_dtype": None, "head_dtype": None, "device": None, "threads": None, "revision": None,
-    "cache_dir": None, "local_files_only": False, "token": None, "verify": None, "check_finite": False,
-}  # fmt: skip
-
 
 def options(**given: Any) -> LoadOptions:
-    own = {**DEFAULTS, **{name: value for name, value in given.items() if name in DEFAULTS}}
-    return read_options(own, {name: value for name, value in given.items() if name not in DEFAULTS})[0]
+    return read_options(given)[0]
 
 
 @pytest.mark.parametrize(

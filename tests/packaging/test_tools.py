@@ -108,6 +108,28 @@ def test_long_cpp_functions_are_found(tmp_path: Path) -> None:
     assert length.check(write(tmp_path, {"csrc/ops/a.cpp": text})) == []
 
 
+def test_this_checkout_has_no_second_homes() -> None:
+    assert list(tool("check_homes").check(ROOT)) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    [
+        ("src/fastattn/cli/values.py", 'DTYPES = (\n    "float32", "int8")', "values.py:1: a list of number formats"),
+        ("src/fastattn/models/gpt2.py", "\nX = OpKind(name='x')", "gpt2.py:2: a kind of op has a home"),
+        ("csrc/program/run_op.cpp", "const OpKind AddAttrs::kKind{", "run_op.cpp:1: a kind of op has a home"),
+        ("csrc/ops/linear.cpp", "if (fork_generation() != 1) return;", "linear.cpp:1: fork safety (use ForkLocal)"),
+        ("csrc/ops/linear.cpp", '{"int8", Format::kInt8}', "linear.cpp:1: the names of number formats"),
+    ],
+)
+def test_second_homes_are_found(tmp_path: Path, name: str, text: str, expected: str) -> None:
+    homes = tool("check_homes")
+    (found,) = homes.check(write(tmp_path, {name: text + "\n"}))
+    assert found.startswith(name)
+    assert expected in found
+    assert homes.main([str(tmp_path)]) == 1
+
+
 def test_pre_commit_uses_the_pinned_versions() -> None:
     pins = dict(re.findall(r"^([\w-]+)==([\w.]+)$", (ROOT / "tools/requirements-check.txt").read_text(), re.MULTILINE))
     hooks = dict(re.findall(r'"([\w-]+)==([\w.]+)"', (ROOT / ".pre-commit-config.yaml").read_text()))

@@ -21,12 +21,13 @@ from fastattn.executors import cpu
 from fastattn.executors.numpy_executor import NumpyExecutor
 from fastattn.graph.ir import Op, Program, Step, Value, Weight
 from fastattn.graph.quantize import weight_formats
-from fastattn.graph.rewrites import optimise, with_outputs, with_pooling
+from fastattn.graph.rewrites import optimize, with_outputs, with_pooling
 from fastattn.models.registry import build
 from fastattn.models.tasks import Task
 from tests.program.test_rewrites import ragged_step
 from tests.reference.bounds import assert_close
 from tests.reference.checkpoints import write_bert, write_gpt2
+from tests.reference.decoder_program import decoder_program
 
 Spec = dict[str, Any]
 
@@ -45,9 +46,9 @@ def loaded(folder: Path, family: str) -> Loaded:
     checkpoint = open_checkpoint(writer(folder / family))
     built = build(checkpoint.config, checkpoint.tensors, task)
     marked = with_outputs(built.traced, hidden_states=True, attentions=True)
-    programs = [built.program, optimise(marked), marked]
+    programs = [built.program, optimize(marked), marked]
     if task == "encoder":
-        programs += [optimise(with_pooling(built.traced, kind, normalize=True)) for kind in ("mean", "first")]
+        programs += [optimize(with_pooling(built.traced, kind, normalize=True)) for kind in ("mean", "first")]
     engine = _core.Engine(2)
     for program in (built.program, marked):  # the fused weights and those in the file
         weights = {name: weight for name, weight in program.weights.items() if not engine.has(name)}
@@ -56,10 +57,17 @@ def loaded(folder: Path, family: str) -> Loaded:
     return Loaded(engine, tuple(cpu.spec_of(program, "float32") for program in programs))
 
 
+def loaded_decoder() -> Loaded:
+    engine, made = _core.Engine(2), decoder_program(layers=2, heads=4)
+    programs = [made.program, decoder_program(which="last", layers=2, heads=4).program]
+    cpu._load(engine, made.program.weights, made.sources, weight_formats(made.program, "float32"))
+    return Loaded(engine, tuple(cpu.spec_of(program, "float32") for program in programs))
+
+
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> list[Loaded]:
     folder = tmp_path_factory.mktemp("models")
-    return [loaded(folder, family) for family in ("gpt2", "bert")]
+    return [*(loaded(folder, family) for family in ("gpt2", "bert")), loaded_decoder()]
 
 
 def run(engine: _core.Engine, spec: Spec, *, cached: bool) -> list[Any]:
@@ -78,11 +86,12 @@ def test_the_programs_of_the_models_are_accepted(models: list[Loaded]) -> None:
 
 NUMBERS = (-(2**31), -1, *range(8), 11, 12, 13, 20, 24, 36, 48, 257, 2**15, 2**31 - 1, 2**31, 2**62)
 KINDS = ("embedding", "add", "layer_norm", "linear", "activation", "slice", "attention", "attention_probs",
-         "gather_rows", "pool", "l2_normalize", "softmax")  # fmt: skip
+         "gather_rows", "pool", "l2_normalize", "rms_norm", "rotary", "multiply", "softmax")  # fmt: skip
 WORDS = ("tokens", "wanted", "sequences", "first", "last", "token_ids", "positions", "token_type_ids", "mean", "max",
          "none", "relu", "")  # fmt: skip
 ATTRS = ("activation", "index", "which", "q_rows", "pool", "has_bias", "has_residual", "causal", "offset", "layer",
-         "n_head", "n_kv_head", "head_dim", "eps", "scale", "unheard")  # fmt: skip
+         "n_head", "n_kv_head", "head_dim", "eps", "scale", "groups", "dimensions", "interleaved", "rows",
+         "unheard")  # fmt: skip
 numbers = st.sampled_from(NUMBERS)
 small = st.integers(0, 40)
 anything = st.one_of(numbers, st.sampled_from(WORDS), st.booleans(), st.floats(), st.none(), st.just([]))

@@ -12,7 +12,7 @@ from fastattn.checkpoint import open_checkpoint
 from fastattn.errors import ConfigError
 from fastattn.graph.ir import Op
 from fastattn.graph.kinds import KINDS
-from fastattn.graph.rewrites import optimise, with_outputs, with_pooling
+from fastattn.graph.rewrites import optimize, with_outputs, with_pooling
 from fastattn.models.registry import build
 from fastattn.tasks.demo import demo_model
 
@@ -53,7 +53,7 @@ def test_rewrites_give_ops_that_fit() -> None:
     traced = build(checkpoint.config, checkpoint.tensors, "encoder").traced
     pooled = [with_pooling(traced, pooling, normalize=True) for pooling in ("mean", "first")]
     used = set()
-    for program in (optimise(with_outputs(traced, hidden_states=True, attentions=True)), *map(optimise, pooled)):
+    for program in (optimize(with_outputs(traced, hidden_states=True, attentions=True)), *map(optimize, pooled)):
         for op in program.ops:
             KINDS[op.kind].check(op)
             used.add(op.kind)

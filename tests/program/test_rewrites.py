@@ -14,7 +14,7 @@ from fastattn.checkpoint import array_sources
 from fastattn.executors.numpy_executor import NumpyExecutor
 from fastattn.graph import rewrites
 from fastattn.graph.ir import Program, Step
-from fastattn.graph.rewrites import optimise, with_outputs, with_pooling
+from fastattn.graph.rewrites import optimize, with_outputs, with_pooling
 from fastattn.graph.tensor import Tracer, Weights
 from fastattn.models import bert, distilbert, gpt2, roberta
 from fastattn.models.names import Layout
@@ -95,7 +95,7 @@ ALL: list[tuple[str, Task]] = [
     ("roberta", "encoder"),
     ("roberta", "sequence-classification"),
 ]
-STEPS = ("fuse_activation", "fuse_residual", "merge_qkv", "sink_gathers", "drop_dead", "optimise")
+STEPS = ("fuse_activation", "fuse_residual", "merge_qkv", "sink_gathers", "drop_dead", "optimize")
 
 
 @pytest.mark.parametrize("name", STEPS)
@@ -109,7 +109,7 @@ def test_a_rewrite_changes_no_output(name: str, family: str, task: Task, rng: np
 @pytest.mark.parametrize(("family", "task"), ALL)
 def test_marked_outputs_change_nothing(family: str, task: Task, rng: np.random.Generator) -> None:
     marked = with_outputs(trace(family, task), hidden_states=True, attentions=True)
-    assert_same(marked, optimise(marked), rng)
+    assert_same(marked, optimize(marked), rng)
     hidden = [name for name in marked.outputs if name.startswith("hidden_states.")]
     assert hidden == [f"hidden_states.{i}" for i in range(3)]
     assert {"attentions.0", "attentions.1"} < set(marked.outputs)
@@ -119,9 +119,9 @@ def test_marked_outputs_change_nothing(family: str, task: Task, rng: np.random.G
 def test_variants_share_their_weights(family: str, task: Task) -> None:
     """The packed weights are the same for any requested outputs."""
     traced = trace(family, task)
-    fast = optimise(traced)
+    fast = optimize(traced)
     for hidden_states, attentions in ((True, False), (False, True), (True, True)):
-        variant = optimise(with_outputs(traced, hidden_states=hidden_states, attentions=attentions))
+        variant = optimize(with_outputs(traced, hidden_states=hidden_states, attentions=attentions))
         assert dict(variant.weights) == dict(fast.weights)
 
 
@@ -132,7 +132,7 @@ def kinds(program: Program) -> list[str]:
 def test_everything_is_fused() -> None:
     """No separate activation or add of a linear is left, and BERT's q, k and v are one product."""
     for family, task in ALL:
-        program = optimise(trace(family, task))
+        program = optimize(trace(family, task))
         assert "activation" not in kinds(program)
         assert kinds(program).count("add") == {"gpt2": 1, "distilbert": 1}.get(family, 2)
         assert kinds(program).count("slice") == 6
@@ -141,7 +141,7 @@ def test_everything_is_fused() -> None:
 
 @pytest.mark.parametrize(("family", "task"), [pair for pair in ALL if pair[1] != "encoder"])
 def test_the_last_layer_runs_for_the_rows_that_are_read(family: str, task: Task) -> None:
-    program = optimise(trace(family, task))
+    program = optimize(trace(family, task))
     q_rows = [op.attrs["q_rows"] for op in program.ops if op.kind == "attention"]
     selection = "wanted" if family == "gpt2" else "first"
     assert q_rows == ["tokens", selection]
@@ -151,7 +151,7 @@ def test_the_last_layer_runs_for_the_rows_that_are_read(family: str, task: Task)
 
 
 def test_a_value_that_is_an_output_is_not_sunk() -> None:
-    program = optimise(trace("bert", "encoder"))
+    program = optimize(trace("bert", "encoder"))
     assert [op.attrs["q_rows"] for op in program.ops if op.kind == "attention"] == ["tokens", "tokens"]
     assert program.values[program.outputs["last_hidden_state"]].rows == "tokens"
     assert program.values[program.outputs["pooler_output"]].rows == "sequences"
@@ -160,7 +160,7 @@ def test_a_value_that_is_an_output_is_not_sunk() -> None:
 def test_dead_ops_and_their_weights_go() -> None:
     program = trace("bert", "encoder")
     hidden = {"last_hidden_state": program.outputs["last_hidden_state"]}
-    left = optimise(replace(program, outputs=hidden))
+    left = optimize(replace(program, outputs=hidden))
     assert not any(key.startswith("pooler") for key in left.weights)
     assert [op.output for op in left.ops] == list(range(len(left.values)))
 
@@ -170,10 +170,10 @@ def test_dead_ops_and_their_weights_go() -> None:
 def test_pooling(pooling: str, normalize: bool, rng: np.random.Generator) -> None:
     traced = trace("bert", "encoder")
     pooled = with_pooling(traced, pooling, normalize=normalize)
-    assert_same(pooled, optimise(pooled), rng)
+    assert_same(pooled, optimize(pooled), rng)
     tensors, step = weights_of(traced, rng), ragged_step(rng)
     states = np.asarray(NumpyExecutor(traced, array_sources(tensors)).run(step)["last_hidden_state"])
-    found = np.asarray(NumpyExecutor(optimise(pooled), array_sources(tensors)).run(step)["embedding"])
+    found = np.asarray(NumpyExecutor(optimize(pooled), array_sources(tensors)).run(step)["embedding"])
     for row, (start, end) in zip(found, ((0, 3), (3, 4), (4, 11)), strict=True):
         part = states[start:end]
         expected = {
@@ -189,7 +189,7 @@ def test_pooling(pooling: str, normalize: bool, rng: np.random.Generator) -> Non
 
 
 def test_merged_weights_are_stacked_parts() -> None:
-    program = optimise(trace("bert", "encoder"))
+    program = optimize(trace("bert", "encoder"))
     part = "encoder.layer.0.attention.self."
     weight = program.weights[f"{part}query.weight+{part}key.weight+{part}value.weight"]
     assert weight.parts == (f"{part}query.weight", f"{part}key.weight", f"{part}value.weight")
@@ -198,7 +198,7 @@ def test_merged_weights_are_stacked_parts() -> None:
 
 
 def test_tied_embeddings_are_one_matrix() -> None:
-    program = optimise(trace("gpt2", "causal-lm"))
+    program = optimize(trace("gpt2", "causal-lm"))
     assert program.weights["wte.weight"].use == "matrix"
     assert program.weights["wpe.weight"].use == "table"
     assert program.weights["h.0.attn.c_attn.weight"].transposed

@@ -12,7 +12,7 @@ from fastattn.checkpoint import open_checkpoint
 from fastattn.graph import rewrites
 from fastattn.graph.executor import Output
 from fastattn.graph.ir import Program
-from fastattn.graph.rewrites import optimise, with_outputs
+from fastattn.graph.rewrites import optimize, with_outputs
 from fastattn.models.registry import BuiltModel, build
 from tests.program.test_rewrites import STEPS, ragged_step
 from tests.reference.checkpoints import write_bert, write_gpt2
@@ -52,7 +52,7 @@ def test_a_rewrite_changes_no_bit(name: str, built: BuiltModel, dtype: str) -> N
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_more_outputs_change_no_bit(built: BuiltModel, dtype: str) -> None:
     marked = with_outputs(built.traced, hidden_states=True, attentions=True)
-    fast, unfused, fused = (run(program, built, dtype) for program in (built.program, marked, optimise(marked)))
+    fast, unfused, fused = (run(program, built, dtype) for program in (built.program, marked, optimize(marked)))
     for output, value in fast.items():
         assert np.array_equal(np.asarray(fused[output]), np.asarray(value))
     for output, value in unfused.items():

@@ -16,13 +16,14 @@ from fastattn.graph.ir import Program, Step
 from fastattn.graph.kinds import attention, embedding, gather_rows, linear, rms_norm, rotary
 from fastattn.graph.kinds.rotary import pairs
 from fastattn.graph.quantize import weight_formats
-from fastattn.graph.rewrites import optimise
+from fastattn.graph.rewrites import optimize
 from fastattn.graph.rotary_table import RotaryTable
 from fastattn.graph.step_cost import op_cost
 from fastattn.graph.tensor import Tensor, Tokens, Tracer, Weights
 from fastattn.models.rope import Rope
 from tests import tolerances
 from tests.reference.bounds import assert_close
+from tests.reference.decoder_program import AllNames, sources_of, step_of
 
 PI = Decimal("3.14159265358979323846264338327950288419716939937510582097494459230781640628620899862803482534211706798")
 HEADS, HEAD_DIM, POSITIONS = 2, 12, 40
@@ -72,17 +73,6 @@ def test_angles_that_are_too_large() -> None:
         RotaryTable(frequencies=(float("nan"),), positions=1)
 
 
-class AllNames:
-    def has(self, name: str) -> bool:
-        return True
-
-    def repeats(self, name: str) -> bool:
-        return False
-
-    def transposed(self, name: str) -> bool:
-        return False
-
-
 class Model:
     """A Program with queries and keys that rotate, and its weights."""
 
@@ -102,36 +92,21 @@ class Model:
         rope = Rope(FREQUENCIES[: dimensions // 2])
         self.table = RotaryTable(frequencies=rope.frequencies, positions=POSITIONS, interleaved=interleaved)
 
-    def load(self, name: str) -> NDArray[np.float32]:
-        if name == "angles.weight":
-            return self.table.rows(0, POSITIONS)
-        shape = self.program.weights[name].shape
-        return np.random.default_rng(len(name)).standard_normal(shape).astype(np.float32)
+        self.sources = sources_of(self.program, self.table)
 
     def run(self, step: Step, program: Program | None = None) -> NDArray[np.float64]:
-        return np.asarray(NumpyExecutor(program or self.program, self.load).run(step)["y"])
+        return np.asarray(NumpyExecutor(program or self.program, self.sources).run(step)["y"])
 
 
 def embedding_of(w: Weights, width: int) -> Tensor:
     return embedding(w["wte"], Tokens().ids, 50, width)
 
 
-def step_of(*lengths: int, first: int = 0, wanted: list[int] | None = None) -> Step:
-    n = sum(lengths)
-    positions = np.concatenate([np.arange(first, first + length) for length in lengths] or [np.zeros(0)])
-    return Step(
-        token_ids=np.arange(3, 3 + n, dtype=np.int32) % 50,
-        cu_seqlens=np.cumsum([0, *lengths]).astype(np.int32),
-        positions=positions.astype(np.int32),
-        wanted=np.array(list(range(n)) if wanted is None else wanted, np.int32),
-    )
-
-
 @pytest.mark.parametrize("interleaved", [False, True])
 def test_scores_depend_on_the_distance_only(interleaved: bool) -> None:
     """The property that rotary is for: moving all positions changes a score only by the roundings of the table."""
     model = Model(interleaved=interleaved, dimensions=HEAD_DIM)
-    executor = NumpyExecutor(model.program, model.load)
+    executor = NumpyExecutor(model.program, model.sources)
     op = next(op for op in model.program.ops if op.kind == "rotary")
     q, k = np.random.default_rng(1).standard_normal((2, 7, HEADS * HEAD_DIM))
 
@@ -153,12 +128,12 @@ def test_only_the_gathered_rows_are_rotated(which: str) -> None:
     """The rewrite computes rotary for the rows that are read, with the positions of their tokens."""
     model = Model(which=which)
     step = step_of(3, 0, 5, 1, wanted=[2, 4, 8])
-    optimised = optimise(model.program)
-    assert [op.attrs["rows"] for op in optimised.ops if op.kind == "rotary"] == [which, "tokens"]
-    assert [op.kind for op in optimised.ops].count("linear") == 2  # q, k and v are one
+    optimized = optimize(model.program)
+    assert [op.attrs["rows"] for op in optimized.ops if op.kind == "rotary"] == [which, "tokens"]
+    assert [op.kind for op in optimized.ops].count("linear") == 2  # q, k and v are one
     expected = model.run(step)
-    assert_close(model.run(step, optimised), expected, model.program, longest=5, scale=8 * np.abs(expected).max())
-    assert optimise(optimised) == optimised
+    assert_close(model.run(step, optimized), expected, model.program, longest=5, scale=8 * np.abs(expected).max())
+    assert optimize(optimized) == optimized
 
 
 def test_tables_stay_in_float32_and_are_counted_once() -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
 
 from fastattn.api.model import load_executor
+from fastattn.checkpoint import WeightSource
 from fastattn.executors.numpy_executor import NumpyExecutor
 from fastattn.graph.ir import Program, Step
 from fastattn.models.registry import BuiltModel
@@ -24,10 +26,15 @@ def every_value(program: Program) -> Program:
 
 def check_every_op(built: BuiltModel, step: Step, dtype: str) -> None:
     """Assert that the two differ only by float32 rounding: each op is within the bound of a Program of that op."""
-    program = every_value(built.program)
+    check_program(built.program, built.tensors, step, dtype)
+
+
+def check_program(program: Program, sources: Mapping[str, WeightSource], step: Step, dtype: str) -> None:
+    """As `check_every_op`, for a Program and the sources of its weights."""
+    program = every_value(program)
     longest = int(np.diff(step.cu_seqlens).max())
-    exact = NumpyExecutor(program, built.tensors, dtype=dtype)
-    executor = load_executor(program, built.tensors, dtype=dtype, kv_dtype="float32", device="cpu", threads=2)
+    exact = NumpyExecutor(program, sources, dtype=dtype)
+    executor = load_executor(program, sources, dtype=dtype, kv_dtype="float32", device="cpu", threads=2)
     found = executor.run(step)
     values = {index: np.asarray(found[name]) for name, index in program.outputs.items()}
     for op in program.ops:

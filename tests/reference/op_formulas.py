@@ -49,8 +49,8 @@ def layer_norm(
     x: NDArray[Any], weight: NDArray[Any] | None, bias: NDArray[Any] | None, *, eps: float, dtype: Any
 ) -> NDArray[Any]:
     x = x.astype(dtype)
-    centred = x - x.mean(-1, keepdims=True)
-    y = centred / np.sqrt((centred * centred).mean(-1, keepdims=True) + dtype(eps))
+    centered = x - x.mean(-1, keepdims=True)
+    y = centered / np.sqrt((centered * centered).mean(-1, keepdims=True) + dtype(eps))
     y = y if weight is None else y * weight.astype(dtype)
     return y if bias is None else y + bias.astype(dtype)
 

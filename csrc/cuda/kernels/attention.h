@@ -32,7 +32,8 @@ FA_DEVICE Sequence sequence_at(const Sequences& sequences, const KvPages& pages,
 FA_DEVICE int visible(const AttentionArgs& args, const Sequence& sequence, int row) {
     const int token = args.query_tokens == nullptr ? row : args.query_tokens[row];
     if (token < 0) return 0;
-    return args.causal ? sequence.start + token - sequence.token_begin + 1 : sequence.kv_len;
+    const int own = sequence.start + token - sequence.token_begin + 1;  // beyond kv_len in an empty sequence
+    return args.causal && own < sequence.kv_len ? own : sequence.kv_len;
 }
 
 // Keys [kBlockLen, row_elements(head_dim)] of block `block` for a KV head. The values follow, kBlockLen rows later.

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fastattn.api.load_args import HubArgs
 from fastattn.api.load_options import read_hub_options
 from fastattn.api.loading import find_folder
 from fastattn.checkpoint.hub import TOKENIZER_PATTERNS
@@ -18,9 +19,13 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 _KEYWORDS = (
-    "pretrained_model_name_or_path", "revision", "cache_dir", "local_files_only", "token", "use_auth_token",
-    "subfolder", "use_fast", "trust_remote_code", "force_download", "proxies", "resume_download",
+    "pretrained_model_name_or_path", *HubArgs.__annotations__, "use_auth_token", "subfolder", "use_fast",
+    "trust_remote_code", "force_download", "proxies", "resume_download",
 )  # fmt: skip
+
+
+class TokenizerArgs(TokenizerSettings, HubArgs, total=False):
+    """The settings of a tokenizer, and where to look up a hub id."""
 
 
 class AutoTokenizer:
@@ -35,10 +40,6 @@ class AutoTokenizer:
         path: str | os.PathLike[str] | None = None,
         *,
         pretrained_model_name_or_path: str | Path | None = None,
-        revision: str | None = None,
-        cache_dir: str | Path | None = None,
-        local_files_only: bool = False,
-        token: str | bool | None = None,
         use_auth_token: str | bool | None = None,
         subfolder: str | None = "",
         use_fast: bool | None = True,
@@ -46,14 +47,14 @@ class AutoTokenizer:
         force_download: bool | None = False,
         proxies: None = None,
         resume_download: object = None,
-        **settings: Unpack[TokenizerSettings],
+        **settings: Unpack[TokenizerArgs],
     ) -> Tokenizer:
         """Load a tokenizer from tokenizer.json, or from the older files of a known tokenizer class.
 
         path: a folder or a hub id; the weights of a hub id are not downloaded.
         settings: override those of tokenizer_config.json, such as pad_token="<pad>", padding_side="left",
         model_max_length=512, do_lower_case=False. use_fast and trust_remote_code change nothing: every tokenizer is
-        fast, and code in a folder never runs.
+        fast, and code in a folder never runs. revision, cache_dir, local_files_only, token: for hub ids.
         pretrained_model_name_or_path, use_auth_token: transformers' names for path and token.
         Raises ConfigError if there is no tokenizer, ModelFormatError if a file is malformed, InputError for a setting
         that is unknown or that the tokenizer does not use.
@@ -61,7 +62,8 @@ class AutoTokenizer:
         for name, value in (("use_fast", use_fast), ("trust_remote_code", trust_remote_code)):
             if value is not None:
                 check_flag(name, value)
-        given: Any = settings
+        given: dict[str, Any] = dict(settings)
+        hub = {name: given.pop(name) for name in HubArgs.__annotations__ if name in given}
         overrides = read_overrides(given, _KEYWORDS)
         if not (force_download is None or force_download is False):
             check_flag("force_download", force_download)
@@ -69,15 +71,9 @@ class AutoTokenizer:
         if proxies:
             raise InputError(f"proxies: expected None, got {quote(proxies)}; set HTTPS_PROXY in the environment")
         source = one_of("path", path, "pretrained_model_name_or_path", pretrained_model_name_or_path)
-        hub = read_hub_options(
-            revision=revision,
-            cache_dir=cache_dir,
-            local_files_only=local_files_only,
-            token=one_of("token", token, "use_auth_token", use_auth_token),
-            subfolder=subfolder,
-        )
+        hub |= {"token": one_of("token", hub.get("token"), "use_auth_token", use_auth_token), "subfolder": subfolder}
         name = "path" if pretrained_model_name_or_path is None else "pretrained_model_name_or_path"
-        directory = find_folder(source, hub, TOKENIZER_PATTERNS, name=name)
+        directory = find_folder(source, read_hub_options(hub), TOKENIZER_PATTERNS, name=name)
         tokenizer = load_tokenizer(directory, overrides)
         tokenizer.name_or_path = str(source)
         return tokenizer

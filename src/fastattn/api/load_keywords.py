@@ -5,9 +5,10 @@ They are accepted if their values change nothing; otherwise the error says what 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any
 
+from fastattn.api.load_args import ModelArgs
 from fastattn.checks import Neutral, check_neutral
 
 
@@ -52,22 +53,9 @@ _KEYWORDS: Mapping[str, Neutral] = {
     "use_safetensors": Neutral((True,), "only safetensors are read"),
     "variant": Neutral((), "only model.safetensors is read: rename the variant's file"),
 }
-_ALSO_TAKEN = (
-    "device_map",
-    "id2label",
-    "label2id",
-    "num_labels",
-    "output_attentions",
-    "output_hidden_states",
-    "pad_token_id",
-    "problem_type",
-    "subfolder",
-    "torch_dtype",
-    "use_auth_token",
-)
 
 
-def check_unused(keywords: Mapping[str, Any], ours: Collection[str]) -> None:
+def check_unused(keywords: Mapping[str, Any]) -> None:
     """Reject unknown keywords and keywords that would change the model. Raises InputError."""
     hint = "; config.json says what the model is"
-    check_neutral(keywords, _KEYWORDS, "from_pretrained", (*ours, *_ALSO_TAKEN), hint=hint)
+    check_neutral(keywords, _KEYWORDS, "from_pretrained", ModelArgs.__annotations__, hint=hint)

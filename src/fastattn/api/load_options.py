@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
+from fastattn.api.load_args import HubArgs
 from fastattn.api.load_keywords import check_unused
-from fastattn.checkpoint.digests import check_verify
 from fastattn.checks import check_choice, check_count, check_flag, check_path, check_str, quote
 from fastattn.errors import DTypeError, InputError
-from fastattn.formats import DEVICES, DTYPES, KV_DTYPES
-from fastattn.models.config import PROBLEM_TYPES
+from fastattn.formats import DEVICES, DTYPES, FORMATS, KV_DTYPES
+from fastattn.options import Choice, Count, Flag, option, options_of
 
 _log = logging.getLogger("fastattn")
 MAX_THREADS = 1024
@@ -28,24 +28,49 @@ _DTYPE_NAMES: Mapping[str, str] = {
     "bf16": "bfloat16",
     "double": "float64",
 }
+_HUB_NAMES = (*HubArgs.__annotations__, "subfolder")
+_ALL_KV_DTYPES = dict.fromkeys(name for names in KV_DTYPES.values() for name in names)
 # Values of device_map, which tells transformers how to split a model. With one device they are all equivalent.
 _DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadOptions:
-    """Checked options for loading a model from its folder; `from_pretrained` describes them.
+    """Checked options for loading a model from its folder, with their flags; `LoadArgs` describes them.
 
-    overrides: the config.json keys to replace, with their new values.
+    Each check takes the name, the value and the device. overrides: the config.json keys to replace, with their new
+    values.
     """
 
-    dtype: str | None = None
-    kv_dtype: str | None = None
-    head_dtype: str | None = None
-    device: str = "cpu"
-    threads: int | None = None
-    verify: str | Mapping[str, str] | None = None
-    check_finite: bool = False
+    threads: int | None = option(
+        None,
+        lambda _, value, device: _threads(value, device),
+        flag=Flag(values=Count(low=1, high=None), metavar="N", help="threads (all that this process may use)"),
+    )
+    dtype: str | None = option(
+        None,
+        lambda name, value, device: _dtype(name, value, device),
+        flag=Flag(values=Choice(*FORMATS), help="how weights are stored (a quantized model's own, else float32)"),
+    )
+    kv_dtype: str | None = option(
+        None,
+        lambda _, value, device: _kv_dtype(value, device),
+        flag=Flag(values=Choice(*_ALL_KV_DTYPES), help="how keys and values are stored (as the weights)"),
+    )
+    device: str = option(
+        "cpu",
+        lambda _, value, device: device,  # read before the others
+        flag=Flag(values=Choice(*DEVICES), default="cpu", help="numpy is the float64 reference (cpu)"),
+    )
+    head_dtype: str | None = option(
+        None,
+        lambda name, value, device: _dtype(name, value, device),
+        flag=Flag(
+            values=Choice(*DTYPES["cpu"]), help="how the matrix that computes the logits is stored (as the weights)"
+        ),
+    )
+    verify: str | Mapping[str, str] | None = option(None, lambda _, value, device: _verify(value))
+    check_finite: bool = option(False, lambda name, value, device: check_flag(name, value))
     overrides: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -60,52 +85,37 @@ class HubOptions:
     subfolder: str = ""
 
 
-def read_options(given: Mapping[str, Any], others: Mapping[str, Any]) -> tuple[LoadOptions, HubOptions]:
-    """Check the options of `from_pretrained`. given: its own options; others: keywords that only transformers has.
+def read_options(options: Mapping[str, Any]) -> tuple[LoadOptions, HubOptions]:
+    """Check the options of `from_pretrained`, including keywords that only transformers has.
 
     Raises InputError, DTypeError.
     """
-    asked = dict(given)
-    rest = dict(others)
-    if asked["device"] is not None and _spreads(rest.get("device_map")):
+    rest = dict(options)
+    if rest.get("device") is not None and _spreads(rest.get("device_map")):
         del rest["device_map"]  # device already says which one
-    _merge(asked, rest, "dtype", "torch_dtype", _dtype_name)
-    _merge(asked, rest, "device", "device_map", read_device)
-    _merge(asked, rest, "token", "use_auth_token", lambda value: value)
-    device = read_device(asked["device"])
-    if asked["verify"] is not None:
-        check_verify(asked["verify"])
-    options = LoadOptions(
-        dtype=_dtype("dtype", asked["dtype"], device),
-        kv_dtype=_kv_dtype(asked["kv_dtype"], device),
-        head_dtype=_dtype("head_dtype", asked["head_dtype"], device),
-        device=device,
-        threads=_threads(asked["threads"], device),
-        verify=asked["verify"],
-        check_finite=check_flag("check_finite", asked["check_finite"]),
-        overrides=_overrides(asked, rest),
-    )
-    hub = read_hub_options(
-        revision=asked["revision"],
-        cache_dir=asked["cache_dir"],
-        local_files_only=asked["local_files_only"],
-        token=asked["token"],
-        subfolder=rest.pop("subfolder", ""),
-    )
-    check_unused(rest, given)
-    return options, hub
+    _merge(rest, "dtype", "torch_dtype", _dtype_name)
+    _merge(rest, "device", "device_map", read_device)
+    _merge(rest, "token", "use_auth_token", lambda value: value)
+    device = read_device(rest.get("device"))
+    checked: dict[str, Any] = {}
+    for name, entry in options_of(LoadOptions).items():
+        value = rest.pop(name, entry.default)
+        checked[name] = value if entry.check is None else entry.check(name, value, device)
+    checked["overrides"] = _overrides(rest)
+    hub = read_hub_options({name: rest.pop(name) for name in _HUB_NAMES if name in rest})
+    check_unused(rest)
+    return LoadOptions(**checked), hub
 
 
-def read_hub_options(
-    *, revision: Any, cache_dir: Any, local_files_only: Any, token: Any, subfolder: Any = ""
-) -> HubOptions:
+def read_hub_options(options: Mapping[str, Any]) -> HubOptions:
     """Check the options that locate a hub id; `resolve` checks the token. Raises InputError, DTypeError."""
+    revision, cache_dir = options.get("revision"), options.get("cache_dir")
     return HubOptions(
         revision=None if revision is None else check_str("revision", revision),
         cache_dir=None if cache_dir is None else check_path("cache_dir", cache_dir),
-        local_files_only=check_flag("local_files_only", local_files_only),
-        token=token,
-        subfolder=_subfolder(subfolder),
+        local_files_only=check_flag("local_files_only", options.get("local_files_only", False)),
+        token=options.get("token"),
+        subfolder=_subfolder(options.get("subfolder")),
     )
 
 
@@ -124,15 +134,15 @@ def check_target(value: Any, device: str, dtype: str) -> None:
         )
 
 
-def _merge(asked: dict[str, Any], rest: dict[str, Any], name: str, other: str, normal: Callable[[Any], object]) -> None:
+def _merge(options: dict[str, Any], name: str, other: str, normal: Callable[[Any], object]) -> None:
     """Merge the alias `other` into `name`; both may be given if they agree. normal: converts a spelling to one form."""
-    value = rest.pop(other, None)
+    value, own = options.pop(other, None), options.get(name)
     if value is None:
         return
-    if asked[name] is None:
-        asked[name] = value
-    elif normal(asked[name]) != normal(value):
-        shown = "" if name == "token" else f", got {quote(asked[name])} and {quote(value)}"
+    if own is None:
+        options[name] = value
+    elif normal(own) != normal(value):
+        shown = "" if name == "token" else f", got {quote(own)} and {quote(value)}"
         raise InputError(f"{other}: expected None or the same as {name}{shown}")
 
 
@@ -231,6 +241,14 @@ def _threads(value: Any, device: str) -> int | None:
     return found
 
 
+def _verify(value: Any) -> Any:
+    if value is not None:
+        from fastattn.checkpoint.digests import check_verify  # not for the help of the command
+
+        check_verify(value)
+    return value
+
+
 def _subfolder(value: Any) -> str:
     name = "" if value is None else check_str("subfolder", value)
     parts = PurePosixPath(name).parts
@@ -239,7 +257,7 @@ def _subfolder(value: Any) -> str:
     return "/".join(part for part in parts if part != ".")
 
 
-def _overrides(asked: Mapping[str, Any], rest: dict[str, Any]) -> dict[str, Any]:
+def _overrides(rest: dict[str, Any]) -> dict[str, Any]:
     """Return the replacements for keys of config.json, as JSON values."""
     found: dict[str, Any] = {}
     if (count := rest.pop("num_labels", None)) is not None:
@@ -251,6 +269,8 @@ def _overrides(asked: Mapping[str, Any], rest: dict[str, Any]) -> dict[str, Any]
     if (ids := rest.pop("label2id", None)) is not None:
         found["label2id"] = _label2id(ids)
     if (problem := rest.pop("problem_type", None)) is not None:
+        from fastattn.models.config import PROBLEM_TYPES
+
         found["problem_type"] = check_choice("problem_type", problem, PROBLEM_TYPES)
     if (pad := rest.pop("pad_token_id", None)) is not None:
         found["pad_token_id"] = check_count("pad_token_id", pad)

@@ -32,7 +32,7 @@ from fastattn.errors import FastattnError, InputError
 from fastattn.graph.executor import Executor
 from fastattn.graph.ir import Program
 from fastattn.graph.quantize import embedding_tables
-from fastattn.graph.rewrites import optimise, with_outputs
+from fastattn.graph.rewrites import optimize, with_outputs
 from fastattn.models.inputs import Batch, read_model_batch
 from fastattn.models.registry import BuiltModel, ModelConfig
 
@@ -327,7 +327,7 @@ class Model:
         known = variants.get(key)
         if known is None:
             program = with_outputs(self.trace(types=types), hidden_states=hidden_states, attentions=attentions)
-            known = variants.setdefault(key, executor.with_program(optimise(program)))
+            known = variants.setdefault(key, executor.with_program(optimize(program)))
         return known
 
     def _run(

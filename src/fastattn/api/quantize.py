@@ -5,23 +5,28 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fastattn.api.load_args import HubArgs
 from fastattn.api.load_options import MAX_THREADS
 from fastattn.checkpoint import Checkpoint, WeightSource, open_checkpoint
 from fastattn.checkpoint.companions import copy_companions
 from fastattn.checkpoint.hub import resolve
 from fastattn.checkpoint.new_folder import NewFolder, new_folder
 from fastattn.checkpoint.quantized_writer import NewWeight, write_quantized
-from fastattn.checks import check_choice, check_count, check_path
+from fastattn.checks import check_choice, check_count, check_keywords, check_path
 from fastattn.errors import ConfigError
 from fastattn.formats import DTYPES, PACKED_DTYPES
 from fastattn.graph.ir import Weight
 from fastattn.graph.quantize import tied_embeddings, weight_formats
 from fastattn.models.registry import BuiltModel, build, find_family
 from fastattn.models.tasks import TASKS
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 def quantize(
@@ -31,10 +36,7 @@ def quantize(
     dtype: str,
     head_dtype: str | None = None,
     threads: int | None = None,
-    revision: str | None = None,
-    cache_dir: str | os.PathLike[str] | None = None,
-    local_files_only: bool = False,
-    token: str | bool | None = None,
+    **hub: Unpack[HubArgs],
 ) -> Path:
     """Write the model of `path_or_id` in "bfloat16", "int8" or "int4" to a new or empty directory, with its tokenizer.
 
@@ -47,11 +49,12 @@ def quantize(
     revision, cache_dir, local_files_only and token: for hub ids.
     Raises ConfigError, ModelFormatError, InputError, DTypeError, HubError, OSError.
     """
+    check_keywords(hub, ("dtype", "head_dtype", "threads", *HubArgs.__annotations__), "quantize")
     dtype = check_choice("dtype", dtype, PACKED_DTYPES)
     head_dtype = None if head_dtype is None else check_choice("head_dtype", head_dtype, DTYPES["cpu"])
     threads = None if threads is None else check_count("threads", threads, low=1, high=MAX_THREADS)
     target = check_path("directory", directory)
-    source = resolve(path_or_id, revision=revision, cache_dir=cache_dir, local_files_only=local_files_only, token=token)
+    source = resolve(path_or_id, **hub)
     with open_checkpoint(source, check_config=find_family) as checkpoint, new_folder(target) as folder:
         if checkpoint.quantized is not None:
             dtype = checkpoint.quantized.dtype

@@ -22,7 +22,7 @@ _TEXT_WIDTH = 0.56  # width of a letter, relative to the font size
 _SMALL, _NORMAL = 11, 13
 _SHAPES = ("circle", "square", "diamond", "triangle", "cross", "ring")
 # Okabe and Ito's color-blind safe colors; the second color of each pair is for dark backgrounds.
-_COLOURS = (
+_COLORS = (
     ("#0072b2", "#56b4e9"),
     ("#d55e00", "#ff9650"),
     ("#007a5a", "#35c79c"),
@@ -201,9 +201,9 @@ def to_svg(plot: Plot) -> str:
 
 def _styles() -> str:
     light, dark = list[str](), list[str]()
-    for i, (on_light, on_dark) in enumerate(_COLOURS):
-        for rules, colour in ((light, on_light), (dark, on_dark)):
-            rules.append(f".c{i} {{ fill: {colour}; stroke: {colour}; }} .t{i} {{ fill: {colour}; }}")
+    for i, (on_light, on_dark) in enumerate(_COLORS):
+        for rules, color in ((light, on_light), (dark, on_dark)):
+            rules.append(f".c{i} {{ fill: {color}; stroke: {color}; }} .t{i} {{ fill: {color}; }}")
     by_day, by_night = _STYLE + "\n".join(light), _DARK_STYLE + "\n".join(dark)
     return escape(f"{by_day}\n@media (prefers-color-scheme: dark) {{{by_night}\n}}\n")
 
@@ -327,17 +327,17 @@ def _points(
         if math.hypot(at_x - x, at_y - 4 - y) > 24:
             texts.append(_line(x, y, at_x, at_y - 4, "lead"))
         weight = "normal" if rank else "bold"
-        colour = f"halo t{rank % len(_COLOURS)}"
-        texts.append(_text(at_x, at_y, text, size=size, anchor=anchor, class_=colour, font_weight=weight))
+        color = f"halo t{rank % len(_COLORS)}"
+        texts.append(_text(at_x, at_y, text, size=size, anchor=anchor, class_=color, font_weight=weight))
     return texts + found
 
 
 def _mark(rank: int, x: float, y: float) -> str:
     """Return the marker of a library."""
-    colour, shape = f"c{rank % len(_COLOURS)}", _SHAPES[rank % len(_SHAPES)]
+    color, shape = f"c{rank % len(_COLORS)}", _SHAPES[rank % len(_SHAPES)]
     if shape in ("circle", "ring"):
         radius, opacity, stroke = (4.5, 0, 2) if shape == "ring" else (5.5, 1, 1)
-        return _element("circle", cx=x, cy=y, r=radius, class_=colour, fill_opacity=opacity, stroke_width=stroke)
+        return _element("circle", cx=x, cy=y, r=radius, class_=color, fill_opacity=opacity, stroke_width=stroke)
     outlines: Mapping[str, Sequence[tuple[float, float]]] = {
         "square": ((-4.5, -4.5), (4.5, -4.5), (4.5, 4.5), (-4.5, 4.5)),
         "diamond": ((0, -6), (6, 0), (0, 6), (-6, 0)),
@@ -346,7 +346,7 @@ def _mark(rank: int, x: float, y: float) -> str:
                   (5, 2), (2, 2), (2, 5), (-2, 5), (-2, 2), (-5, 2)),
     }  # fmt: skip
     corners = " ".join(f"{x + dx:.2f},{y + dy:.2f}" for dx, dy in outlines[shape])
-    return _element("polygon", points=corners, class_=colour)
+    return _element("polygon", points=corners, class_=color)
 
 
 def _legend(libraries: Sequence[str]) -> list[str]:

@@ -7,16 +7,17 @@ from collections.abc import Callable
 from typing import TypeAlias
 
 import fastattn
+from fastattn.api.load_options import MAX_THREADS, LoadOptions
 from fastattn.cli.completion import SHELLS
+from fastattn.cli.flags import add_flag, add_flags
 from fastattn.cli.parsing import CommandParser, Once
-from fastattn.cli.values import file_name, integer, names, number, some_names, some_text, stop_text
-from fastattn.formats import DTYPES, FORMATS, KV_DTYPES, PACKED_DTYPES
+from fastattn.cli.values import file_name, integer, names, number, some_names, some_text
+from fastattn.formats import DTYPES, PACKED_DTYPES
+from fastattn.generation.options import GenerationOptions
+from fastattn.options import INT32_MAX
 
-INT32_MAX = 2**31 - 1
 MAX_BENCH_SECONDS = 600
-_DTYPES = DTYPES["cpu"]
-_ALL_DTYPES = tuple(FORMATS)
-_KV_DTYPES = tuple(dict.fromkeys(name for names in KV_DTYPES.values() for name in names))
+_OF_HEADS = ("head_dtype",)  # options of commands whose model has a head for each token
 _Commands: TypeAlias = "argparse._SubParsersAction[CommandParser]"
 
 
@@ -47,29 +48,9 @@ def _add_info(commands: _Commands) -> None:
 def _add_generate(commands: _Commands) -> None:
     parser = commands.add_parser("generate", help="continue texts")
     _add_model(parser)
-    _add_head_dtype(parser)
+    add_flags(parser, LoadOptions, only=_OF_HEADS)
     _add_texts(parser, "a prompt; '-' reads all of standard input as one prompt")
-    parser.add_argument(
-        "-n", "--max-tokens", type=integer(0, INT32_MAX), default=64, metavar="N", help="at most N new tokens (64)"
-    )
-    parser.add_argument("--temp", type=number(0), default=0.8, metavar="T", help="temperature; 0 is greedy (0.8)")
-    parser.add_argument("--top-p", type=number(0, 1), default=0.95, metavar="P", help="1 is off (0.95)")
-    parser.add_argument("--top-k", type=integer(0, INT32_MAX), default=50, metavar="K", help="0 is off (50)")
-    parser.add_argument("--min-p", type=number(0, 1), default=0.0, metavar="P", help="0 is off (0)")
-    parser.add_argument("--repetition-penalty", type=number(1e-6, 1e6), default=1.0, metavar="R", help="1 is off (1)")
-    parser.add_argument(
-        "--seed",
-        type=integer(0, 2**64 - 1),
-        metavar="S",
-        help="repeat a text: the first prompt gets S, the others get seeds derived from it; --json prints them, as a "
-        "string from 2^53 on (a random seed)",
-    )
-    parser.add_argument(
-        "--stop", action="append", type=stop_text, default=[], metavar="TEXT", help="end before this text; repeatable"
-    )
-    parser.add_argument(
-        "--truncate", choices=("left", "right"), help="cut prompts that leave no room for -n new tokens, on this side"
-    )
+    add_flags(parser, GenerationOptions)
     parser.add_argument(
         "--stream",
         action=argparse.BooleanOptionalAction,
@@ -122,7 +103,7 @@ def _add_quality(commands: _Commands) -> None:
     parser.add_argument(
         "--max-tokens", type=integer(2, INT32_MAX), default=8192, metavar="N", help="read at most N tokens (8192)"
     )
-    _add_threads(parser)
+    add_flag(parser, LoadOptions, "threads")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
@@ -132,9 +113,8 @@ def _add_quantize(commands: _Commands) -> None:
         "model", type=some_text("a folder or a hub id"), metavar="DIR", help="a model's folder or hub id"
     )
     parser.add_argument("output", type=some_text("a folder"), metavar="OUT", help="a new or empty folder")
-    parser.add_argument("--dtype", required=True, choices=PACKED_DTYPES, help="how weights are stored")
-    _add_head_dtype(parser)
-    _add_threads(parser)
+    add_flag(parser, LoadOptions, "dtype", required=True, choices=PACKED_DTYPES, help="how weights are stored")
+    add_flags(parser, LoadOptions, only=(*_OF_HEADS, "threads"))
 
 
 def _add_bench(commands: _Commands) -> None:
@@ -149,13 +129,14 @@ def _add_bench(commands: _Commands) -> None:
         "-m", "--model", type=some_text("a folder or a hub id"), metavar="DIR", help="a model's folder or hub id"
     )
     what.add_argument("--machine", action="store_true", help="measure only the machine's limits")
-    parser.add_argument(
-        "--dtype", choices=_DTYPES, help="how weights are stored (a quantized model's own, else float32)"
-    )
-    parser.add_argument("--kv-dtype", choices=_KV_DTYPES, help="how keys and values are stored (as the weights)")
-    _add_head_dtype(parser)
-    parser.add_argument(
-        "--threads", type=integer(1, 1024), metavar="N", help="threads of every library (all that this process may use)"
+    add_flag(parser, LoadOptions, "dtype", choices=DTYPES["cpu"])
+    add_flags(parser, LoadOptions, only=("kv_dtype", *_OF_HEADS))
+    add_flag(
+        parser,
+        LoadOptions,
+        "threads",
+        type=integer(1, MAX_THREADS),
+        help="threads of every library (all that this process may use)",
     )
     parser.add_argument(
         "--against",
@@ -214,16 +195,6 @@ def _libraries(text: str) -> tuple[str, ...]:
     return read_libraries(text)
 
 
-def _add_head_dtype(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--head-dtype", choices=_DTYPES, help="how the matrix that computes the logits is stored (as the weights)"
-    )
-
-
-def _add_threads(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--threads", type=integer(1), metavar="N", help="threads (all that this process may use)")
-
-
 def _add_model_name(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-m",
@@ -236,16 +207,7 @@ def _add_model_name(parser: argparse.ArgumentParser) -> None:
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
     _add_model_name(parser)
-    _add_threads(parser)
-    parser.add_argument(
-        "--dtype",
-        choices=_ALL_DTYPES,
-        help="how weights are stored (a quantized model's own, else float32)",
-    )
-    parser.add_argument("--kv-dtype", choices=_KV_DTYPES, help="how keys and values are stored (as the weights)")
-    parser.add_argument(
-        "--device", default="cpu", choices=("cpu", "cuda", "numpy"), help="numpy is the float64 reference (cpu)"
-    )
+    add_flags(parser, LoadOptions, without=_OF_HEADS)
     parser.add_argument("--json", action="store_true", help="print one JSON object per text")
 
 

@@ -9,7 +9,7 @@ import json
 import platform
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -18,13 +18,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastattn import __version__
+from fastattn.api.load_options import LoadOptions
 from fastattn.checks import quote
+from fastattn.cli.flags import given_options
 from fastattn.cli.progress import on_terminal, progress
 from fastattn.cli.streams import emit, say
 from fastattn.cli.texts import Text, read_texts
 from fastattn.errors import ContextLengthError, InputError
-from fastattn.generation.generate import GenerationArgs, complete, need_tokenizer, stream
-from fastattn.generation.options import read_options
+from fastattn.generation.generate import complete, need_tokenizer, stream
+from fastattn.generation.options import GenerationOptions, read_options
 from fastattn.generation.prompts import encode_prompt
 
 if TYPE_CHECKING:
@@ -65,23 +67,10 @@ def generate(args: argparse.Namespace) -> int:
     """Continue prompts and print the speed on stderr."""
     from fastattn.api.auto import AutoModelForCausalLM
 
-    options: GenerationArgs = {
-        "max_new_tokens": args.max_tokens,
-        "do_sample": True,
-        "temperature": args.temp,
-        "top_p": args.top_p,
-        "top_k": args.top_k,
-        "min_p": args.min_p,
-        "repetition_penalty": args.repetition_penalty,
-        "seed": args.seed,
-        "stop_strings": args.stop or None,
-        "truncate": args.truncate,
-    }
+    options: dict[str, Any] = {"do_sample": True, **given_options(GenerationOptions, args)}
     checked = read_options(options, "generate")
     prompts = read_texts(args.prompt, args.file, whole_stdin=True, skip_blank=args.skip_blank)
-    model = AutoModelForCausalLM.from_pretrained(
-        _model(args, "text-generation"), head_dtype=args.head_dtype, **_loading(args)
-    )
+    model = AutoModelForCausalLM.from_pretrained(_model(args, "text-generation"), **_loading(args))
     tokenizer = need_tokenizer(model, "generate")
     ids = [encode_prompt(tokenizer, prompt.text, prompt.where) for prompt in prompts]
     _check_lengths(prompts, ids, args, model.executor.program.max_positions)
@@ -106,7 +95,7 @@ def generate(args: argparse.Namespace) -> int:
 
 def _check_lengths(prompts: list[Text], ids: list[NDArray[np.int32]], args: argparse.Namespace, context: int) -> None:
     """Reject a prompt that does not fit and cannot be cut, before anything is printed."""
-    n_new, cuts = args.max_tokens, args.truncate is not None and args.max_tokens < context
+    n_new, cuts = args.max_new_tokens, args.truncate is not None and args.max_new_tokens < context
     for prompt, tokens in zip(prompts, ids, strict=True):
         n_prompt = max(1, len(tokens))  # an empty prompt starts from one id
         if n_prompt + n_new > context and not cuts:
@@ -117,13 +106,12 @@ def _check_lengths(prompts: list[Text], ids: list[NDArray[np.int32]], args: argp
             )
 
 
-def _stream(model: CausalLM, prompts: list[Text], options: GenerationArgs) -> int:
+def _stream(model: CausalLM, prompts: list[Text], options: Mapping[str, Any]) -> int:
     """Print texts as they are generated, one prompt at a time; return the number of new tokens."""
     n_new = 0
     seeds = read_options(options, "generate").seeds(len(prompts))
     for i, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True)):
-        options["seed"] = seed
-        with stream(model, prompt.text, **options) as pieces:
+        with stream(model, prompt.text, **{**options, "seed": seed}) as pieces:
             emit(f"{_BETWEEN if i else ''}{prompt.text}", end="", flush=True)
             try:
                 for piece in pieces:
@@ -254,7 +242,7 @@ def _model(args: argparse.Namespace, task: Literal["text-generation", "text-clas
 
 
 def _loading(args: argparse.Namespace) -> Any:
-    return {"dtype": args.dtype, "kv_dtype": args.kv_dtype, "device": args.device, "threads": args.threads}
+    return given_options(LoadOptions, args)
 
 
 def _json(value: object) -> str:

@@ -87,8 +87,12 @@ def file_name(*endings: str) -> Callable[[str], str]:
     return read
 
 
-def stop_text(text: str) -> str:
-    """Parse a stop string of 1 to 1000 characters; white space counts."""
-    if not 1 <= len(text) <= 1000:
-        raise argparse.ArgumentTypeError(f"expected 1 to 1000 characters, got {len(text)}")
-    return text
+def characters(low: int, high: int) -> Callable[[str], str]:
+    """Return a parser for a text of `low` to `high` characters; white space counts."""
+
+    def read(text: str) -> str:
+        if not low <= len(text) <= high:
+            raise argparse.ArgumentTypeError(f"expected {low} to {high} characters, got {len(text)}")
+        return text
+
+    return read

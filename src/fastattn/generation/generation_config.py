@@ -8,7 +8,8 @@ from pathlib import Path
 
 from fastattn.checkpoint.checkpoint import read_generation_config
 from fastattn.checks import is_neutral, quote
-from fastattn.generation.generation_keywords import KEYWORDS, OPTIONS
+from fastattn.generation.generation_keywords import KEYWORDS
+from fastattn.generation.options import DEFAULT_NEW_TOKENS, OPTIONS
 
 # Options that change what transformers generates.
 _CHANGING = """
@@ -21,6 +22,8 @@ _CHANGING = """
 _OF_SAMPLING = """
     epsilon_cutoff eta_cutoff min_p temperature top_h top_k top_p typical_p
 """
+# Defaults of transformers that differ from ours; with both, a text ends after as many tokens.
+_DEFAULTS = {"max_length": DEFAULT_NEW_TOKENS, "max_new_tokens": DEFAULT_NEW_TOKENS}
 _log = logging.getLogger("fastattn")
 
 
@@ -40,7 +43,7 @@ def warn_of_options(directory: Path, config: Mapping[str, object]) -> None:
     if not found and not (directory / name).exists():
         found, name = config, "config.json"
     names = f"{_CHANGING} {_OF_SAMPLING}" if found.get("do_sample") is True else _CHANGING
-    neutral = {name: (OPTIONS.get(name) or KEYWORDS[name]).values for name in names.split()}
+    neutral = {name: _neutral_values(name) for name in names.split()}
     said = [
         f"{option}={quote(value)}"
         for option, value in found.items()
@@ -59,3 +62,9 @@ def warn_of_options(directory: Path, config: Mapping[str, object]) -> None:
             directory,
             quote(config["prefix"]),
         )
+
+
+def _neutral_values(name: str) -> tuple[object, ...]:
+    """Return the values of an option with which transformers generates the same as without it."""
+    entry = OPTIONS.get(name)
+    return KEYWORDS[name].values if entry is None else (_DEFAULTS.get(name, entry.default),)

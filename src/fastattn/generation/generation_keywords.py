@@ -22,21 +22,6 @@ def _check_early_stopping(name: str, value: Any) -> None:
         check_flag(name, value)
 
 
-# The options of `GenerationOptions`, with the defaults of transformers.
-OPTIONS: Mapping[str, Neutral] = {
-    "do_sample": Neutral((False,)),
-    "max_length": Neutral((20,)),
-    "max_new_tokens": Neutral((20,)),
-    "min_length": Neutral((0,)),
-    "min_new_tokens": Neutral((0,)),
-    "min_p": Neutral((0,)),
-    "num_return_sequences": Neutral((1,)),
-    "repetition_penalty": Neutral((1,)),
-    "stop_strings": Neutral(),
-    "temperature": Neutral((1,)),
-    "top_k": Neutral((50,)),
-    "top_p": Neutral((1,)),
-}
 KEYWORDS: Mapping[str, Neutral] = {
     "disable_compile": Neutral(check=check_flag),
     "early_stopping": Neutral(check=_check_early_stopping),  # beam search only

@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fastattn.checks import check_choice, check_count, check_flag, check_neutral, check_number
+from fastattn.checks import check_count, check_flag, check_neutral
 from fastattn.errors import DTypeError, InputError
 from fastattn.generation.generation_keywords import KEYWORDS
 from fastattn.generation.keywords import with_generation_config
 from fastattn.models.sequences import MAX_SEQUENCES
+from fastattn.options import Choice, Count, Flag, Number, Text, option, options_of
 
 DEFAULT_NEW_TOKENS = 20
 RANDOM_SEED_BITS = 53
 GREEDY_BELOW = 1e-6  # lower temperatures are greedy: the scaled logits would overflow float32
 NanPolicy: TypeAlias = Literal["raise", "finite", "propagate"]
 NAN_POLICIES = ("raise", "finite", "propagate")
-SIDES = ("left", "right")
 _MAX_EOS_IDS = 65536
 _MAX_STOP_STRINGS = 1000
-_MAX_STOP_CHARS = 1000
+_SEED = Count(high=2**64 - 1)
+_STOP = Text(1, 1000)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,56 +54,67 @@ class GenerationOptions:
         log-probability of the token is NaN.
     """
 
-    max_new_tokens: int | None = None
-    min_new_tokens: int = 0
-    do_sample: bool = False
-    temperature: float = 1.0
-    top_k: int | None = 50
-    top_p: float = 1.0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
-    seed: int | Sequence[int] | None = None
-    stop_strings: str | Sequence[str] | None = None
-    eos_token_id: int | Sequence[int] | None = None
-    truncate: Literal["left", "right"] | None = None
-    max_batch_size: int = 32
-    nan: NanPolicy = "raise"
-    max_length: int | None = None
-    min_length: int = 0
-    bos_token_id: int | None = None
-    pad_token_id: int | None = None
-    num_return_sequences: int = 1
+    max_new_tokens: int | None = option(
+        None,
+        Count(),
+        flag=Flag(names=("-n", "--max-tokens"), default=64, metavar="N", help="at most N new tokens (64)"),
+    )
+    min_new_tokens: int = option(0, Count())
+    do_sample: bool = option(False, check_flag)
+    temperature: float = option(
+        1.0, Number(0.0), flag=Flag(names=("--temp",), default=0.8, metavar="T", help="temperature; 0 is greedy (0.8)")
+    )
+    top_p: float = option(1.0, Number(0.0, 1.0), flag=Flag(default=0.95, metavar="P", help="1 is off (0.95)"))
+    top_k: int | None = option(50, Count(), flag=Flag(default=50, metavar="K", help="0 is off (50)"))
+    min_p: float = option(0.0, Number(0.0, 1.0), flag=Flag(default=0.0, metavar="P", help="0 is off (0)"))
+    repetition_penalty: float = option(1.0, Number(1e-6, 1e6), flag=Flag(default=1.0, metavar="R", help="1 is off (1)"))
+    seed: int | Sequence[int] | None = option(
+        None,
+        lambda _, value: _seeds(value),
+        flag=Flag(
+            values=_SEED,
+            metavar="S",
+            help="repeat a text: the first prompt gets S, the others get seeds derived from it; --json prints them, "
+            "as a string from 2^53 on (a random seed)",
+        ),
+    )
+    stop_strings: str | Sequence[str] | None = option(
+        None,
+        lambda _, value: _stops(value),
+        flag=Flag(
+            names=("--stop",), values=_STOP, metavar="TEXT", repeatable=True, help="end before this text; repeatable"
+        ),
+    )
+    eos_token_id: int | Sequence[int] | None = option(None, lambda _, value: _eos(value))
+    truncate: Literal["left", "right"] | None = option(
+        None,
+        Choice("left", "right"),
+        flag=Flag(help="cut prompts that leave no room for -n new tokens, on this side"),
+    )
+    max_batch_size: int = option(32, Count(low=1))
+    nan: NanPolicy = option("raise", Choice(*NAN_POLICIES))  # noqa: RUF009
+    max_length: int | None = option(None, Count())
+    min_length: int = option(0, Count())
+    bos_token_id: int | None = option(None, Count())
+    pad_token_id: int | None = option(None, Count())
+    num_return_sequences: int = option(1, Count(low=1))
 
     def __post_init__(self) -> None:
-        for name in ("max_new_tokens", "max_length", "bos_token_id", "pad_token_id"):
+        for name, entry in OPTIONS.items():
             value = getattr(self, name)
-            self._set(name, None if value is None else check_count(name, value))
-        for name, low in (("min_new_tokens", 0), ("min_length", 0), ("max_batch_size", 1), ("num_return_sequences", 1)):
-            self._set(name, check_count(name, getattr(self, name), low=low))
+            if name == "top_k" and value is None:  # as in transformers
+                object.__setattr__(self, name, 0)
+            elif entry.check is not None and not (value is None and entry.default is None):
+                object.__setattr__(self, name, entry.check(name, value))
         if self.max_new_tokens is not None and self.min_new_tokens > self.max_new_tokens:
             raise InputError(
                 f"min_new_tokens: expected at most max_new_tokens {self.max_new_tokens}, got {self.min_new_tokens}"
             )
-        self._set("do_sample", check_flag("do_sample", self.do_sample))
-        self._set("temperature", check_number("temperature", self.temperature, low=0.0))
-        self._set("top_k", 0 if self.top_k is None else check_count("top_k", self.top_k))
-        self._set("top_p", check_number("top_p", self.top_p, low=0.0, high=1.0))
-        self._set("min_p", check_number("min_p", self.min_p, low=0.0, high=1.0))
-        self._set("repetition_penalty", check_number("repetition_penalty", self.repetition_penalty, low=1e-6, high=1e6))
-        self._set("seed", _seeds(self.seed))
-        self._set("stop_strings", _stops(self.stop_strings))
-        self._set("eos_token_id", _eos(self.eos_token_id))
-        if self.truncate is not None:
-            check_choice("truncate", self.truncate, SIDES)
-        check_choice("nan", self.nan, NAN_POLICIES)
         if self.num_return_sequences > 1 and self.greedy:
             raise InputError(
                 f"num_return_sequences: expected 1 without do_sample=True, got {self.num_return_sequences}; greedy "
                 "search gives the same text each time"
             )
-
-    def _set(self, name: str, value: object) -> None:
-        object.__setattr__(self, name, value)
 
     def cut(self, prompt: NDArray[np.int32], room: int) -> NDArray[np.int32]:
         """Return the prompt, cut to `room` positions if `truncate` allows it."""
@@ -144,6 +155,8 @@ class GenerationOptions:
         """Return one seed per request. Random seeds are exact as doubles, which JSON readers such as JavaScript use."""
         seed = self.seed
         if seed is None:
+            import secrets  # with hashlib and hmac, which nothing else here needs
+
             return [secrets.randbits(RANDOM_SEED_BITS) for _ in range(n_requests)]
         if isinstance(seed, int):
             return [request_seed(seed, i) for i in range(n_requests)]
@@ -164,17 +177,19 @@ class GenerationOptions:
         return frozenset(self.eos_token_id)
 
 
+OPTIONS = options_of(GenerationOptions)
+
+
 def read_options(options: Mapping[str, Any], where: str, *, also: Collection[str] = ()) -> GenerationOptions:
     """Check the options of a call. None means the default. A `generation_config` may contain options too.
 
     also: names that the caller handles itself, for the hints in messages. Raises InputError, DTypeError.
     """
     given = with_generation_config(options)
-    known = [field.name for field in fields(GenerationOptions)]
-    others = {name: value for name, value in given.items() if name not in known}
-    check_neutral(others, KEYWORDS, where, (*known, *also), hint="; see GenerationOptions", empty=True)
+    others = {name: value for name, value in given.items() if name not in OPTIONS}
+    check_neutral(others, KEYWORDS, where, (*OPTIONS, *also), hint="; see GenerationOptions", empty=True)
     return GenerationOptions(
-        **{name: given[name] for name in known if name in given and (given[name] is not None or name == "top_k")}
+        **{name: given[name] for name in OPTIONS if name in given and (given[name] is not None or name == "top_k")}
     )
 
 
@@ -192,34 +207,23 @@ def request_seed(seed: int, index: int) -> int:
     return z ^ (z >> 31)
 
 
-def _seeds(seed: Any) -> int | tuple[int, ...] | None:
-    if seed is None:
-        return None
+def _seeds(seed: Any) -> int | tuple[int, ...]:
     if isinstance(seed, (set, frozenset)):
         raise DTypeError(f"seed: expected an int or a list of them, got {type(seed).__name__}, which has no order")
     items = _items("seed", seed, MAX_SEQUENCES)
     if items is None:
-        return check_count("seed", seed, high=2**64 - 1)
-    return tuple(check_count(f"seed[{i}]", item, high=2**64 - 1) for i, item in enumerate(items))
+        return _SEED("seed", seed)
+    return tuple(_SEED(f"seed[{i}]", item) for i, item in enumerate(items))
 
 
-def _stops(stops: Any) -> tuple[str, ...] | None:
-    if stops is None:
-        return None
+def _stops(stops: Any) -> tuple[str, ...]:
     texts = (stops,) if isinstance(stops, str) else _items("stop_strings", stops, _MAX_STOP_STRINGS)
     if texts is None:
         raise DTypeError(f"stop_strings: expected str or a list of str, got {type(stops).__name__}")
-    for i, text in enumerate(texts):
-        if not isinstance(text, str):
-            raise DTypeError(f"stop_strings[{i}]: expected str, got {type(text).__name__}")
-        if not 1 <= len(text) <= _MAX_STOP_CHARS:
-            raise InputError(f"stop_strings[{i}]: expected 1 to {_MAX_STOP_CHARS} characters, got {len(text)}")
-    return tuple(texts)
+    return tuple(_STOP(f"stop_strings[{i}]", text) for i, text in enumerate(texts))
 
 
-def _eos(eos: Any) -> int | tuple[int, ...] | None:
-    if eos is None:
-        return None
+def _eos(eos: Any) -> int | tuple[int, ...]:
     items = _items("eos_token_id", eos, _MAX_EOS_IDS)
     if items is None:
         return check_count("eos_token_id", eos, low=-1)

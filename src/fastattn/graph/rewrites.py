@@ -16,7 +16,7 @@ from fastattn.graph.ir import Attr, Op, Program, Value, Weight
 from fastattn.graph.kinds import KINDS, ROWS_OF, Pooling
 
 
-def optimise(program: Program) -> Program:
+def optimize(program: Program) -> Program:
     """Apply all rewrites, in an order in which each enables the next."""
     program = replace(program, marks={})
     for rewrite in (fuse_activation, fuse_residual, merge_qkv, sink_gathers, drop_dead):

@@ -12,7 +12,7 @@ from fastattn.checkpoint.source import WeightSource
 from fastattn.checks import closest, quote, shown_names
 from fastattn.errors import ConfigError
 from fastattn.graph.ir import Program
-from fastattn.graph.rewrites import optimise
+from fastattn.graph.rewrites import optimize
 from fastattn.graph.tensor import Tracer, Weights
 from fastattn.models import bert, distilbert, gpt2, roberta
 from fastattn.models.names import Layout, ModelNames, check_tensors, resolve_names
@@ -170,7 +170,7 @@ def build(config: Mapping[str, object], tensors: Mapping[str, WeightSource], tas
     return BuiltModel(
         config=parsed,
         traced=traced,
-        program=optimise(traced),
+        program=optimize(traced),
         tensors=found,
         task=task,
         unexpected=tuple(names.unexpected(found)),

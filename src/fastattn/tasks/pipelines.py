@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypedDict, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from fastattn.api.auto import AUTO_CLASSES, MODEL_CLASSES
 from fastattn.api.auto_tokenizer import AutoTokenizer
 from fastattn.api.causal_lm import CausalLM
 from fastattn.api.encoders import Encoder, SequenceClassifier
+from fastattn.api.load_args import LoadArgs
 from fastattn.api.load_keywords import check_unused
 from fastattn.api.model import Model
 from fastattn.checks import Neutral, check_choice, check_flag, check_keywords, check_neutral, check_path, quote
@@ -43,8 +44,8 @@ __all__ = [
 ]
 
 
-class LoadArgs(TypedDict, total=False):
-    """Options for loading, as in `from_pretrained`.
+class PipelineLoadArgs(LoadArgs, total=False):
+    """Options for loading: those of `from_pretrained`, and of the tokenizer.
 
     tokenizer: None uses the model's; otherwise a folder, a hub id, a loaded tokenizer, or one from transformers or
     tokenizers. revision and subfolder apply to the model, not to the tokenizer. model_kwargs: more options for the
@@ -52,36 +53,20 @@ class LoadArgs(TypedDict, total=False):
     """
 
     tokenizer: Any
-    dtype: Any
-    torch_dtype: Any
-    kv_dtype: str | None
-    head_dtype: str | None
-    device: Any
-    device_map: Any
-    threads: int | None
-    revision: str | None
-    cache_dir: str | Path | None
-    local_files_only: bool
-    token: str | bool | None
-    trust_remote_code: bool | None
     use_fast: bool | None
-    use_auth_token: str | bool | None
-    verify: Literal["sha256"] | Mapping[str, str] | None
-    check_finite: bool | None
-    subfolder: str | None
     model_kwargs: Mapping[str, Any] | None
     framework: Literal["pt"] | None
 
 
-class GenerationPipelineArgs(LoadArgs, TextGenerationArgs, total=False):
+class GenerationPipelineArgs(PipelineLoadArgs, TextGenerationArgs, total=False):
     """Keyword arguments of pipeline("text-generation")."""
 
 
-class ClassificationPipelineArgs(LoadArgs, TextClassificationArgs, total=False):
+class ClassificationPipelineArgs(PipelineLoadArgs, TextClassificationArgs, total=False):
     """Keyword arguments of pipeline("text-classification")."""
 
 
-class FeaturePipelineArgs(LoadArgs, FeatureExtractionArgs, total=False):
+class FeaturePipelineArgs(PipelineLoadArgs, FeatureExtractionArgs, total=False):
     """Keyword arguments of pipeline("feature-extraction")."""
 
 
@@ -106,8 +91,8 @@ def pipeline(
 def pipeline(task: Any = None, model: Any = None, **options: Any) -> Any:
     """Create a callable for "text-generation", "text-classification" ("sentiment-analysis") or "feature-extraction".
 
-    model: a folder, a hub id, a loaded model, or None for the small demo model that ships with fastattn. options: the
-    options for loading (see `LoadArgs`), and default arguments for the calls. Other keywords of transformers are
+    model: a folder, a hub id, a loaded model, or None for the small demo model that ships with fastattn. options: those
+    for loading (see `PipelineLoadArgs`), and default arguments for the calls. Other keywords of transformers are
     accepted if their values change nothing. `close` or a `with` block frees the memory.
     Raises InputError, DTypeError, and what `from_pretrained` raises.
     """
@@ -167,6 +152,7 @@ PIPELINES: Mapping[str, _Entry] = {
     ),
 }
 TASKS = tuple(PIPELINES)
+_LOAD_NAMES = tuple(PipelineLoadArgs.__annotations__)
 # Inputs other than text that transformers' pipelines accept, and what to do instead.
 _REFUSED: Mapping[str, Neutral] = {
     "config": Neutral((False,), "config.json of the folder is used"),
@@ -193,7 +179,7 @@ def _split(options: Mapping[str, Any], entry: _Entry) -> tuple[dict[str, Any], d
     use_fast = given.pop("use_fast", None)
     if use_fast is not None:
         check_flag("use_fast", use_fast)  # every tokenizer is fast
-    loading = {name: given.pop(name) for name in LoadArgs.__annotations__ if name in given}
+    loading = {name: given.pop(name) for name in _LOAD_NAMES if name in given}
     loading = {name: value for name, value in loading.items() if value is not None}
     for name, value in (more or {}).items():
         if name in loading:
@@ -201,7 +187,7 @@ def _split(options: Mapping[str, Any], entry: _Entry) -> tuple[dict[str, Any], d
         loading[name] = value
     known = [name for args in entry.call_args for name in args.__annotations__]
     if entry.pipeline is not TextGenerationPipeline:  # it checks its many options itself
-        check_keywords(given, (*known, *LoadArgs.__annotations__), f"pipeline({entry.pipeline.task!r})")
+        check_keywords(given, (*known, *_LOAD_NAMES), f"pipeline({entry.pipeline.task!r})")
     return loading, given
 
 
@@ -212,8 +198,8 @@ def _check_as_loaded(model: Model, loading: Mapping[str, Any]) -> None:
             model.to(dtype=None if value == "auto" else value)
         elif name in ("device", "device_map"):
             model.to(device=value)
-        elif name not in LoadArgs.__annotations__:
-            check_unused({name: value}, LoadArgs.__annotations__)
+        elif name not in _LOAD_NAMES:
+            check_unused({name: value})
         elif (name, value) in (("check_finite", False), ("subfolder", "")):
             continue
         elif name not in ("cache_dir", "local_files_only", "token", "trust_remote_code", "use_auth_token"):

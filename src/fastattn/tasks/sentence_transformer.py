@@ -9,12 +9,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fastattn.api.encoders import Encoder
+from fastattn.api.load_args import HubArgs, RunArgs
 from fastattn.api.load_options import check_target
 from fastattn.checks import check_count, check_flag, check_keywords, check_path, check_str, one_of, quote
 from fastattn.errors import DTypeError, InputError
@@ -37,14 +38,20 @@ from fastattn.tasks.sentence.stack import StackOptions, load_stack
 from fastattn.tokenizer import Tokenizer, check_text, check_texts, is_list_like
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    from typing_extensions import Self, Unpack
+
+_log = logging.getLogger("fastattn")
+
+
+class SentenceLoadArgs(RunArgs, HubArgs, total=False):
+    """How to load the transformer, as in `AutoModel.from_pretrained`, and where to look up a hub id."""
+
 
 _KEYWORDS = (
-    "device", "prompts", "default_prompt_name", "similarity_fn_name", "truncate_dim", "dtype", "kv_dtype", "threads",
-    "cache_folder", "cache_dir", "revision", "local_files_only", "token", "use_auth_token", "trust_remote_code",
-    "model_kwargs", "processor_kwargs", "tokenizer_kwargs", "config_kwargs", "backend", "modules", "model_card_data",
+    *SentenceLoadArgs.__annotations__, "prompts", "default_prompt_name", "similarity_fn_name", "truncate_dim",
+    "cache_folder", "use_auth_token", "trust_remote_code", "model_kwargs", "processor_kwargs", "tokenizer_kwargs",
+    "config_kwargs", "backend", "modules", "model_card_data",
 )  # fmt: skip
-_log = logging.getLogger("fastattn")
 
 
 class SentenceTransformer(EncodeMethods):
@@ -61,14 +68,10 @@ class SentenceTransformer(EncodeMethods):
         model_name_or_path: str | Path,
         *,
         modules: None = None,
-        device: Any = "cpu",
         prompts: Mapping[str, str] | None = None,
         default_prompt_name: str | None = None,
         cache_folder: str | Path | None = None,
         trust_remote_code: bool = False,
-        revision: str | None = None,
-        local_files_only: bool = False,
-        token: bool | str | None = None,
         use_auth_token: bool | str | None = None,
         model_kwargs: Mapping[str, Any] | None = None,
         processor_kwargs: Mapping[str, Any] | None = None,
@@ -78,11 +81,7 @@ class SentenceTransformer(EncodeMethods):
         backend: Literal["torch"] = "torch",
         similarity_fn_name: Similarity | None = None,
         truncate_dim: int | None = None,
-        dtype: Any = None,
-        kv_dtype: str | None = None,
-        threads: int | None = None,
-        cache_dir: str | Path | None = None,
-        **unknown: NoReturn,
+        **options: Unpack[SentenceLoadArgs],
     ) -> None:
         """Load a folder or a hub id; a name without an owner is a model of sentence-transformers.
 
@@ -92,15 +91,13 @@ class SentenceTransformer(EncodeMethods):
         "truncation_side" are used; other keys are accepted if they change nothing. Code of a model never runs.
         Raises ConfigError, ModelFormatError, ModelNotFoundError, HubError, InputError, DTypeError.
         """
-        _refuse_parts(unknown, modules, backend)
+        _refuse_parts(options, modules, backend)
         self.similarity_fn_name = similarity_fn_name
         self.truncate_dim = truncate_dim
         given = _check_prompts({} if prompts is None else prompts)
-        options = StackOptions(
-            dtype=dtype,
-            kv_dtype=kv_dtype,
-            device=device,
-            threads=threads,
+        run = {name: options[name] for name in RunArgs.__annotations__ if name in options}  # type: ignore[literal-required]
+        stack = StackOptions(
+            run=cast(RunArgs, {"device": "cpu", **run}),
             trust_remote_code=check_flag("trust_remote_code", trust_remote_code),
             model_kwargs=model_kwargs,
             processor_kwargs=one_of("processor_kwargs", processor_kwargs, "tokenizer_kwargs", tokenizer_kwargs),
@@ -108,14 +105,14 @@ class SentenceTransformer(EncodeMethods):
         )
         path = find_folder(
             model_name_or_path,
-            revision=revision,
-            cache_dir=_cache(cache_folder, cache_dir),
-            local_files_only=check_flag("local_files_only", local_files_only),
-            token=one_of("token", token, "use_auth_token", use_auth_token),
+            revision=options.get("revision"),
+            cache_dir=_cache(cache_folder, options.get("cache_dir")),
+            local_files_only=check_flag("local_files_only", options.get("local_files_only", False)),
+            token=one_of("token", options.get("token"), "use_auth_token", use_auth_token),
         )
         folder = read_folder(path)
         self._read(folder.settings, given, default_prompt_name)
-        self._stack = load_stack(folder, options)
+        self._stack = load_stack(folder, stack)
 
     def _read(self, settings: ModelSettings, given: Mapping[str, str | None], default_prompt_name: str | None) -> None:
         """Merge the caller's settings with those of the folder; the caller's take precedence."""
@@ -464,7 +461,7 @@ def _check_prompts(prompts: object) -> dict[str, str | None]:
     return dict(prompts)
 
 
-def _cache(cache_folder: str | Path | None, cache_dir: str | Path | None) -> Path | None:
+def _cache(cache_folder: str | Path | None, cache_dir: str | os.PathLike[str] | None) -> Path | None:
     """Return the folder for downloaded models. An environment variable can set it, as in sentence-transformers."""
     found = one_of("cache_dir", cache_dir, "cache_folder", cache_folder) or os.environ.get("SENTENCE_TRANSFORMERS_HOME")
     return check_path("cache_dir", found) if found else None

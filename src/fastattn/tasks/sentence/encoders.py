@@ -16,7 +16,7 @@ from fastattn.api.encoders import Encoder
 from fastattn.checks import check_count, quote
 from fastattn.errors import ConfigError, InputError, ModelFormatError
 from fastattn.graph.executor import Executor
-from fastattn.graph.rewrites import optimise, with_pooling
+from fastattn.graph.rewrites import optimize, with_pooling
 from fastattn.models.inputs import read_model_batch
 from fastattn.tasks.sentence.features import SENTENCE, TOKENS, Features, Rows, Widths
 from fastattn.tasks.sentence.files import (
@@ -212,7 +212,7 @@ class Transformer:
         own = self.auto_model.executor  # raises if the model is closed
         known = self._pooled.get((op, types))
         if known is None:
-            program = optimise(with_pooling(self.auto_model.trace(types=types), op))
+            program = optimize(with_pooling(self.auto_model.trace(types=types), op))
             known = self._pooled.setdefault((op, types), own.with_program(program))
         return known
 

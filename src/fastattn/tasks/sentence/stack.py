@@ -7,11 +7,12 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from fastattn.api.auto import AutoModel
+from fastattn.api.load_args import RunArgs
 from fastattn.checks import quote
 from fastattn.errors import ConfigError, InputError
 from fastattn.tasks.finite import check_finite
@@ -53,12 +54,9 @@ _log = logging.getLogger("fastattn")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StackOptions:
-    """How to load the modules. dtype, kv_dtype, device, threads: as `AutoModel.from_pretrained` takes them."""
+    """How to load the modules. run: options of `AutoModel.from_pretrained`."""
 
-    dtype: Any = None
-    kv_dtype: str | None = None
-    device: Any = "cpu"
-    threads: int | None = None
+    run: RunArgs
     trust_remote_code: bool = False
     model_kwargs: object = None
     processor_kwargs: object = None
@@ -225,13 +223,10 @@ def _load_transformer(folder: Path, settings: TransformerSettings, options: Stac
             "here a vector depends on its text alone",
             folder,
         )
-    model = AutoModel.from_pretrained(
-        folder,
-        dtype=given.dtype if options.dtype is None else options.dtype,
-        kv_dtype=options.kv_dtype,
-        device=options.device,
-        threads=options.threads,
-    )
+    run = options.run.copy()
+    if run.get("dtype") is None:
+        run["dtype"] = given.dtype
+    model = AutoModel.from_pretrained(folder, **run)
     try:
         found = Transformer(model, tokenizer, do_lower_case=settings.do_lower_case, truncation=settings.truncation)
         found.max_seq_length = found.max_seq_length  # the context if the tokenizer allows more
@@ -273,8 +268,9 @@ def _check_static_options(options: StackOptions) -> None:
     given = read_processor_kwargs("processor_kwargs", options.processor_kwargs, given)
     for name, value in given.tokenizer.items():
         raise InputError(f"processor_kwargs: {name}: expected none for a StaticEmbedding, got {quote(value)}")
-    for dtype in (options.dtype, given.dtype):
+    for dtype in (options.run.get("dtype"), given.dtype):
         if dtype is not None and str(dtype).rpartition(".")[2] not in ("float32", "auto"):
             raise InputError(f"dtype: expected float32 for a StaticEmbedding, got {quote(str(dtype))}")
-    if not is_on(options.device, "cpu", "numpy"):
-        raise InputError(f"device: expected cpu for a StaticEmbedding, got {quote(options.device)}")
+    device = options.run.get("device")
+    if not is_on(device, "cpu", "numpy"):
+        raise InputError(f"device: expected cpu for a StaticEmbedding, got {quote(device)}")

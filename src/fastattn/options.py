@@ -1,0 +1,107 @@
+"""Describes an option once: its default, its check, and its flag of the `fastattn` command.
+
+A dataclass of checked options, such as `GenerationOptions`, is the table of its options: each field calls `option`.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, TypeAlias
+
+from fastattn.checks import check_choice, check_count, check_number, check_str
+from fastattn.errors import InputError
+
+INT32_MAX = 2**31 - 1
+
+
+class Count:
+    """An integer from `low` to `high`; None is no limit."""
+
+    __slots__ = ("high", "low")
+
+    def __init__(self, low: int = 0, high: int | None = INT32_MAX) -> None:
+        self.low, self.high = low, high
+
+    def __call__(self, name: str, value: Any) -> int:
+        return check_count(name, value, low=self.low, high=sys.maxsize if self.high is None else self.high)
+
+
+class Number:
+    """A finite number from `low` to `high`."""
+
+    __slots__ = ("high", "low")
+
+    def __init__(self, low: float = -math.inf, high: float = math.inf) -> None:
+        self.low, self.high = low, high
+
+    def __call__(self, name: str, value: Any) -> float:
+        return check_number(name, value, low=self.low, high=self.high)
+
+
+class Text:
+    """A text of `low` to `high` characters."""
+
+    __slots__ = ("high", "low")
+
+    def __init__(self, low: int, high: int) -> None:
+        self.low, self.high = low, high
+
+    def __call__(self, name: str, value: Any) -> str:
+        text = check_str(name, value)
+        if not self.low <= len(text) <= self.high:
+            raise InputError(f"{name}: expected {self.low} to {self.high} characters, got {len(text)}")
+        return text
+
+
+class Choice:
+    """One of some names."""
+
+    __slots__ = ("names",)
+
+    def __init__(self, *names: str) -> None:
+        self.names = names
+
+    def __call__(self, name: str, value: Any) -> str:
+        return check_choice(name, value, self.names)
+
+
+Values: TypeAlias = "Count | Number | Text | Choice"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Flag:
+    """How the command takes an option.
+
+    help: one line; it states the default. names: None is the option's name with dashes. values: what a word may be;
+    None is the option's check. default: of the command, which may differ from that of the library. repeatable: whether
+    the flag collects a list.
+    """
+
+    help: str
+    names: tuple[str, ...] | None = None
+    values: Values | None = None
+    metavar: str | None = None
+    default: Any = None
+    repeatable: bool = False
+
+
+class Option:
+    """One option. check: takes the name and the value, and for options of loading the device; None: it has no check."""
+
+    __slots__ = ("check", "default", "flag")
+
+    def __init__(self, default: Any, check: Callable[..., Any] | None, flag: Flag | None) -> None:
+        self.default, self.check, self.flag = default, check, flag
+
+
+def option(default: Any, check: Callable[..., Any] | None = None, *, flag: Flag | None = None) -> Any:
+    """Return the field of an option. None is a valid value if it is the default."""
+    return field(default=default, metadata={"option": Option(default, check, flag)})
+
+
+def options_of(table: Any) -> Mapping[str, Option]:
+    """Return the options of a dataclass by name, in order."""
+    return {item.name: item.metadata["option"] for item in fields(table) if "option" in item.metadata}

@@ -1,0 +1,116 @@
+"""rms_norm, rotary and multiply in Programs on the CPU: near the formulas, and the same bits however they run."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from fastattn import _core
+from fastattn.errors import ConfigError, InputError
+from fastattn.executors.cpu import CpuExecutor
+from fastattn.graph.rewrites import optimize
+from tests.reference.decoder_program import POSITIONS, DecoderProgram, decoder_program, step_of
+from tests.reference.op_by_op import check_program
+
+DTYPES = ("float32", "bfloat16", "int8", "int4")
+
+
+def executor_of(
+    made: DecoderProgram, *, dtype: str = "float32", kv_dtype: str | None = None, threads: int = 2
+) -> CpuExecutor:
+    return CpuExecutor(optimize(made.program), made.sources, dtype=dtype, kv_dtype=kv_dtype, threads=threads)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("interleaved", [False, True])
+@pytest.mark.parametrize("which", [None, "wanted", "first", "last"])
+def test_every_op(dtype: str, interleaved: bool, which: str | None) -> None:
+    made = decoder_program(interleaved=interleaved, dimensions=10, which=which, layers=2, heads=4)
+    for program in (made.program, optimize(made.program)):
+        check_program(program, made.sources, step_of(3, 0, 5, 1, 90, 0, wanted=[2, 4, 8, 98]), dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("which", [None, "wanted", "last"])
+def test_same_bits(dtype: str, which: str | None) -> None:
+    """Alone, in a batch, on any threads, at once or in chunks with a cache, fused or not."""
+    made = decoder_program(which=which, layers=2, heads=4)
+    lengths = (1, 6, 17, 64, 65, 130)
+    expected = [alone(executor_of(made, dtype=dtype, threads=1), n) for n in lengths]
+    wanted = None if which != "wanted" else [sum(lengths[: i + 1]) - 1 for i in range(len(lengths))]
+    for threads in (1, 2, 3):
+        batch = executor_of(made, dtype=dtype, threads=threads).run(step_of(*lengths, wanted=wanted))["y"]
+        rows = [n if which is None else 1 for n in lengths]
+        for found, one in zip(np.split(batch, np.cumsum(rows)[:-1]), expected, strict=True):
+            assert found.tobytes() == one[-len(found) :].tobytes()
+    plain = CpuExecutor(made.program, made.sources, dtype=dtype, threads=2)
+    assert alone(plain, 65).tobytes() == expected[4].tobytes()
+    for chunk in (1, 7, 64):
+        assert in_chunks(executor_of(made, dtype=dtype), 130, chunk)[-1:].tobytes() == expected[5][-1:].tobytes()
+
+
+def alone(executor: CpuExecutor, length: int) -> NDArray[np.float32]:
+    found: NDArray[np.float32] = executor.run(step_of(length))["y"]
+    return found
+
+
+def in_chunks(executor: CpuExecutor, length: int, chunk: int) -> NDArray[np.float32]:
+    cache = executor.new_cache()
+    for begin in range(0, length, chunk):
+        step = step_of(min(chunk, length - begin), first=begin, caches=[cache])
+        found: NDArray[np.float32] = executor.run(step)["y"]
+    return found
+
+
+PRINT = """
+import hashlib
+from tests.program.test_decoder_ops import alone, executor_of
+from tests.reference.decoder_program import decoder_program
+for interleaved in (False, True):
+    for dtype in ("float32", "int8", "int4"):
+        made = decoder_program(interleaved=interleaved, layers=2, heads=4)
+        print(hashlib.sha256(alone(executor_of(made, dtype=dtype), 70).tobytes()).hexdigest())
+"""
+
+
+def test_all_targets_have_the_same_bits() -> None:
+    results = set()
+    for target in _core.available_targets():
+        environment = {**os.environ, "FASTATTN_FORCE_TARGET": target, "PYTHONPATH": os.pathsep.join(sys.path)}
+        done = subprocess.run(
+            [sys.executable, "-c", PRINT], env=environment, capture_output=True, text=True, check=True
+        )
+        results.add(done.stdout)
+    assert len(results) == 1
+    assert len(set(results.pop().split())) == 6
+
+
+def test_positions_beyond_the_table() -> None:
+    made = decoder_program()
+    executor = executor_of(made)
+    assert alone(executor, POSITIONS).shape == (POSITIONS, 24)
+    with pytest.raises(InputError, match=f"positions: expected 0 to {POSITIONS - 1}, got {POSITIONS} at token 1"):
+        executor.run(step_of(2, first=POSITIONS - 1))
+    with pytest.raises(InputError, match="positions: expected 0 to"):
+        executor.run(step_of(1, first=-1))
+
+
+def changed(made: DecoderProgram, kind: str, **attrs: int) -> None:
+    ops = [replace(op, attrs={**op.attrs, **attrs}) if op.kind == kind else op for op in made.program.ops]
+    CpuExecutor(replace(made.program, ops=tuple(ops)), made.sources)
+
+
+def test_programs_that_do_not_fit() -> None:
+    made = decoder_program()
+    with pytest.raises(ConfigError, match="rms_norm: expected a width divisible by the groups"):
+        changed(made, "rms_norm", groups=5)
+    with pytest.raises(ConfigError, match="rotary: expected an even number of dimensions"):
+        changed(made, "rotary", dimensions=7)
+    with pytest.raises(ConfigError, match="does not fit its op"):
+        changed(made, "rotary", dimensions=6)

@@ -1,0 +1,106 @@
+"""Options are written once: the tables of options, the keyword arguments and the flags of the command agree."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass, fields
+from typing import Any
+
+import pytest
+
+import fastattn
+from fastattn.api import load_keywords
+from fastattn.api.load_args import HubArgs, LoadArgs, ModelArgs, RunArgs
+from fastattn.api.load_options import HubOptions, LoadOptions
+from fastattn.cli.arguments import build_parser
+from fastattn.cli.flags import add_flags, flags_of, given_options
+from fastattn.cli.parsing import CommandParser
+from fastattn.errors import DTypeError, InputError
+from fastattn.generation.generate_args import GenerationArgs
+from fastattn.generation.generation_keywords import KEYWORDS
+from fastattn.generation.options import OPTIONS, GenerationOptions
+from fastattn.options import Choice, Count, Flag, Number, Text, option, options_of
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Example:
+    """A table with one option of each kind."""
+
+    n_items: int = option(1, Count(0, 9), flag=Flag(metavar="N", help="items (2)", default=2))
+    share: float | None = option(None, Number(0.0, 1.0), flag=Flag(names=("-s", "--the-share"), help="share"))
+    kind: str = option("a", Choice("a", "b"), flag=Flag(help="kind"))
+    words: str | None = option(None, flag=Flag(values=Text(1, 3), help="words", repeatable=True))
+    hidden: int = option(0, Count())
+
+
+def parse(*words: str) -> argparse.Namespace:
+    parser = CommandParser(prog="example")
+    add_flags(parser, Example)
+    return parser.parse_args(words)
+
+
+def test_a_new_option_gets_its_flag_from_its_table() -> None:
+    assert given_options(Example, parse()) == {"n_items": 2, "share": None, "kind": None, "words": None}
+    found = given_options(Example, parse("--n-items", "3", "-s", "0.5", "--kind", "b", "--words", "x", "--words", "y"))
+    assert found == {"n_items": 3, "share": 0.5, "kind": "b", "words": ["x", "y"]}
+
+
+@pytest.mark.parametrize(
+    "words", [("--n-items", "10"), ("--the-share", "2"), ("--kind", "c"), ("--words", "four"), ("--hidden", "1")]
+)
+def test_the_values_of_a_flag_are_those_of_its_option(words: tuple[str, ...]) -> None:
+    with pytest.raises(SystemExit):
+        parse(*words)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "error"),
+    [("n_items", 10, InputError), ("share", "a", DTypeError), ("kind", "c", InputError), ("hidden", -1, InputError)],
+)
+def test_checks_of_a_table(name: str, value: Any, error: type[Exception]) -> None:
+    with pytest.raises(error, match=f"^{name}: expected"):
+        options_of(Example)[name].check(name, value)  # type: ignore[misc]
+
+
+def test_every_option_of_generation_has_a_type() -> None:
+    """The other arguments are keywords of transformers."""
+    own = set(GenerationArgs.__annotations__) | {"num_return_sequences"}  # it decides the type of the result
+    assert set(OPTIONS) == {field.name for field in fields(GenerationOptions)}
+    assert set(OPTIONS) <= own
+    assert own - set(OPTIONS) - set(KEYWORDS) == {"generation_config"}
+
+
+def test_every_option_of_generation_is_described() -> None:
+    for name in OPTIONS:
+        assert f"{name}:" in str(GenerationOptions.__doc__) or f"{name}," in str(GenerationOptions.__doc__), name
+
+
+def test_every_option_of_loading_has_a_type_and_a_text() -> None:
+    assert set(options_of(LoadOptions)) <= set(LoadArgs.__annotations__)
+    assert {field.name for field in fields(HubOptions)} == {*HubArgs.__annotations__, "subfolder"}
+    text = str(fastattn.AutoModel.from_pretrained.__doc__)
+    ignored = {name for name in ModelArgs.__annotations__ if name in load_keywords._KEYWORDS}
+    for name in set(ModelArgs.__annotations__) - ignored - {"pretrained_model_name_or_path"}:
+        assert name in text, name
+    assert "{options}" not in text
+
+
+def test_every_keyword_that_may_be_given_has_a_type() -> None:
+    """Keywords with values that change nothing; the others may only be None."""
+    given = {name for name, entry in load_keywords._KEYWORDS.items() if entry.check is not None or entry.values}
+    assert given <= set(ModelArgs.__annotations__)
+
+
+@pytest.mark.parametrize("command", ["generate", "classify", "embed"])
+def test_a_command_has_the_flags_of_its_tables(command: str) -> None:
+    parser = build_parser()[1][command]
+    names = {action.dest for action in parser._actions}
+    assert set(flags_of(LoadOptions)) - names <= ({"head_dtype"} if command != "generate" else set())
+    assert set(RunArgs.__annotations__) <= names
+    assert (set(flags_of(GenerationOptions)) <= names) == (command == "generate")
+
+
+def test_flags_accept_what_options_accept() -> None:
+    """The default of each flag is a valid value of its option."""
+    for name, flag in flags_of(GenerationOptions).items():
+        GenerationOptions(do_sample=True, **{name: flag.default})

@@ -1,0 +1,86 @@
+"""Checks that what has one home is not written again elsewhere.
+
+python tools/check_homes.py [ROOT]
+
+`HOMES` lists each concept, the pattern of its second copies, and the files that may have it.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class Home:
+    """A concept, and where it is declared. within: the files that are searched; homes: those that may match."""
+
+    concept: str
+    within: tuple[str, ...]
+    pattern: re.Pattern[str]
+    homes: tuple[str, ...]
+
+
+_FORMAT = '"(?:float32|bfloat16|int8|int4)"'
+_PYTHON, _CPP = ("src/fastattn/*.py",), ("csrc/*.h", "csrc/*.cpp", "csrc/*.cu")
+HOMES = (
+    Home(
+        "a list of number formats",
+        _PYTHON,
+        re.compile(rf"[(\[{{]\s*{_FORMAT},\s*{_FORMAT}"),
+        # What other libraries have, and the formats of a finished vector.
+        ("src/fastattn/formats.py", "src/fastattn/bench/libraries/*", "src/fastattn/tasks/sentence/*"),
+    ),
+    Home(
+        "the names of number formats",
+        _CPP,
+        re.compile(r'\{"(?:bfloat16|int8|int4)", Format::'),
+        ("csrc/bindings/read_spec.cpp", "csrc/kernels/formats.h"),
+    ),
+    Home(
+        "a kind of op",
+        _PYTHON,
+        re.compile(r"\bOpKind\("),
+        ("src/fastattn/graph/kinds/*", "src/fastattn/graph/tensor.py", "src/fastattn/graph/op_kind.py"),
+    ),
+    Home("a kind of op", _CPP, re.compile(r"\bOpKind \w+::kKind\{"), ("csrc/program/kinds/*",)),
+    Home(
+        "fork safety (use ForkLocal)",
+        _CPP,
+        re.compile(r"\b(?:fork_generation|pthread_atfork)\b"),
+        ("csrc/runtime/fork_local.*",),
+    ),
+    Home("the tasks of a head", _PYTHON, re.compile(r"\bTaskEntry\("), ("src/fastattn/models/tasks.py",)),
+    Home("the sources of weights", _PYTHON, re.compile(r"\bos\.pread\w*\("), ("src/fastattn/files.py",)),
+)
+
+
+def check(root: Path) -> Iterator[str]:
+    """Yield every second copy in a checkout."""
+    for path in sorted([*root.glob("src/**/*"), *root.glob("csrc/**/*")]):
+        name = path.relative_to(root).as_posix()
+        for home in HOMES:
+            if not _matches(name, home.within) or _matches(name, home.homes):
+                continue
+            text = path.read_text(encoding="utf-8")
+            for found in home.pattern.finditer(text):
+                line = text.count("\n", 0, found.start()) + 1
+                yield f"{name}:{line}: {home.concept} has a home: {', '.join(home.homes)}"
+
+
+def _matches(name: str, patterns: tuple[str, ...]) -> bool:
+    return any(fnmatch.fnmatch(name, pattern) for pattern in patterns)
+
+
+def main(argv: list[str]) -> int:
+    found = list(check(Path(argv[0]) if argv else Path(__file__).resolve().parent.parent))
+    print("\n".join(found), end="\n" if found else "", file=sys.stderr)
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
