@@ -39,7 +39,7 @@ HOMES = (
         "the names of number formats",
         _CPP,
         re.compile(r'\{"(?:bfloat16|int8|int4)", Format::'),
-        ("csrc/bindings/read_spec.cpp", "csrc/kernels/formats.h"),
+        ("csrc/kernels/formats.h",),
     ),
     Home(
         "a kind of op",

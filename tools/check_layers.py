@@ -41,6 +41,7 @@ CPP_LAYERS = (
     ("bindings",),
     ("cuda",),
     ("program",),
+    ("kv",),
     ("ops",),
     ("runtime",),
     ("kernels",),

@@ -156,19 +156,44 @@ void register_cache(py::module_& m) {
         });
 }
 
+// A number that waits for a running step.
+size_t count(const Executor& executor, size_t (Executor::*number)() const) {
+    size_t found = 0;
+    without_gil([&](const std::function<bool()>&) { found = (executor.*number)(); });
+    return found;
+}
+
+// The file of cuBLASLt that a model would use, or None, and why the others are passed over.
+py::tuple find_library(const std::vector<std::string>& paths) {
+    (void)open_device();
+    const auto budget = std::make_shared<Budget>(CublasLt::kWorkspaceBytes);
+    std::string why;
+    const auto library = CublasLt::load(paths, /*tf32=*/false, budget, why);
+    return py::make_tuple(library ? py::cast(library->path()) : py::none(), why);
+}
+
 void register_executor(py::module_& m) {
     py::classh<Executor> executor(m, "Executor", py::module_local(), careful_new(), "Runs one Program.");
     def_init(
         executor,
         +[](std::shared_ptr<Engine> engine, const py::dict& spec, const std::string& kv_dtype) {
             const Type type = value_of(kTypeNames, kv_dtype, "kv_dtype", ErrorKind::kInput);
-            return std::make_shared<Executor>(std::move(engine), spec_from(spec), type);
+            ProgramSpec read = spec_from(spec);
+            std::shared_ptr<Executor> executor;
+            // It waits for a running step, whose poll may wait for the GIL.
+            without_gil([&](const std::function<bool()>&) {
+                executor = std::make_shared<Executor>(std::move(engine), std::move(read), type);
+            });
+            return executor;
         },
         py::arg("engine"), py::arg("spec"), py::arg("kv_dtype"));
     executor
         .def("new_cache", [](Executor& executor) { return object_of(std::make_shared<KvCache>(executor.kv_pool())); })
         .def_property_readonly("kv_bytes", [](Executor& executor) { return executor.kv_pool()->bytes(); })
-        .def_property_readonly("graphs", &Executor::graphs)
+        .def_property_readonly("graphs", [](Executor& executor) { return count(executor, &Executor::graphs); })
+        .def_property_readonly("failed_graphs",
+                               [](Executor& executor) { return count(executor, &Executor::failed_graphs); })
+        .def_property_readonly("built_in_products", &Executor::built_in_products)
         .def("run", run, py::arg("token_ids"), py::arg("cu_seqlens"), py::arg("positions"), py::arg("wanted"),
              py::arg("token_type_ids"), py::arg("caches"), py::arg("wanted_outputs"))
         .def("draw", draw, py::arg("token_ids"), py::arg("cu_seqlens"), py::arg("positions"), py::arg("wanted"),
@@ -186,6 +211,8 @@ FASTATTN_MODULE(FASTATTN_CUDA_MODULE, m) {
     fastattn::register_errors(m);
     m.def("device_info", &fastattn::cuda::device_info,
           "The GPU that a model would run on. Raises ConfigError if there is none.");
+    m.def("find_library", &fastattn::cuda::find_library, pybind11::arg("paths"),
+          "The cuBLASLt that a model would use, or None, and why others are passed over.");
     fastattn::cuda::register_engine(m);
     fastattn::cuda::register_cache(m);
     fastattn::cuda::register_executor(m);

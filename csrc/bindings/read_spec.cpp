@@ -1,4 +1,5 @@
 // Reads a Program from Python's plain lists, and the names of formats.
+#include <array>
 #include <utility>
 
 #include "bindings/bindings.h"
@@ -21,10 +22,11 @@ T lookup(const Named<T> (&names)[n], const char* what, const py::handle& name) {
 }  // namespace
 
 Format format_from(const std::string& name) {
-    static constexpr Named<Format> names[] = {{"float32", Format::kFloat32},
-                                              {"bfloat16", Format::kBfloat16},
-                                              {"int8", Format::kInt8},
-                                              {"int4", Format::kInt4}};
+    static const std::array<Named<Format>, kFormats> names = [] {
+        std::array<Named<Format>, kFormats> all{};
+        for (int i = 0; i < kFormats; ++i) all[i] = {kFormatTraits[i].name, kFormatTraits[i].format};
+        return all;
+    }();
     return value_of(names, name, "format", ErrorKind::kConfig);
 }
 

@@ -113,6 +113,10 @@ std::unique_ptr<CublasLt> CublasLt::load(const std::vector<std::string>& paths, 
     candidates.insert(candidates.end(), std::begin(kNames), std::end(kNames));
     const auto passed_over = [&why](const std::string& reason) { why += (why.empty() ? "" : "; ") + reason; };
     for (const std::string& path : candidates) {
+        if (!may_load(path)) {
+            passed_over(path + ": the emulated GPU cannot use it");
+            continue;
+        }
         auto library = std::make_unique<Library>();
         if (!library->open(path)) {
             const char* error = dlerror();
@@ -131,12 +135,16 @@ std::unique_ptr<CublasLt> CublasLt::load(const std::vector<std::string>& paths, 
 
 CublasLt::CublasLt(std::unique_ptr<Library> library, std::string path, bool tf32, const std::shared_ptr<Budget>& budget)
     : library_(std::move(library)), path_(std::move(path)), tf32_(tf32) {
+    const UseDevice current;
     workspace_ = Allocation(budget, kWorkspaceBytes, "the workspace of cuBLASLt");
     expect(library_->create(&handle_), "cublasLtCreate");
 }
 
 CublasLt::~CublasLt() {
-    if (handle_ != nullptr) (void)library_->destroy(handle_);
+    if (!home_.here())
+        (void)library_.release();  // the child of a fork must not run code of the GPU's libraries
+    else if (handle_ != nullptr)
+        (void)library_->destroy(handle_);
 }
 
 CublasLt::Shape CublasLt::shape_of(const ProductArgs& args) {

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "cuda/device_memory.h"
+#include "runtime/fork_local.h"
 
 namespace fastattn::cuda {
 
@@ -51,6 +52,7 @@ private:
     CublasLt(std::unique_ptr<Library> library, std::string path, bool tf32, const std::shared_ptr<Budget>& budget);
     static Shape shape_of(const ProductArgs& args);
 
+    HomeProcess home_;
     std::unique_ptr<Library> library_;
     std::string path_;
     bool tf32_;

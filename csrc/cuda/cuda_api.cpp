@@ -7,12 +7,13 @@
 #include <thread>
 
 #include "core/error.h"
+#include "cuda/pause.h"
 
 namespace fastattn::cuda {
 namespace {
 
 constexpr auto kPollEvery = std::chrono::milliseconds(50);
-constexpr auto kSpin = std::chrono::microseconds(200);  // about the length of a decode step
+constexpr int kDevice = 0;
 
 [[noreturn]] void fail(cudaError_t status, const std::string& call) {
     const ErrorKind kind = status == cudaErrorMemoryAllocation ? ErrorKind::kOutOfMemory : ErrorKind::kOs;
@@ -66,14 +67,14 @@ Device open_device() {
         no_device("none that is visible", "see nvidia-smi and CUDA_VISIBLE_DEVICES");
     check(status, "cudaGetDeviceCount");
     cudaDeviceProp properties;
-    check(cudaGetDeviceProperties(&properties, 0), "cudaGetDeviceProperties");
+    check(cudaGetDeviceProperties(&properties, kDevice), "cudaGetDeviceProperties");
     device.name = properties.name;
     device.major = properties.major, device.minor = properties.minor;
     if (device.major < kLeastMajor)
         no_device(
             device.name + " of compute capability " + std::to_string(device.major) + "." + std::to_string(device.minor),
             "use one of 8.0 or newer (Ampere)");
-    check(cudaSetDevice(0), "cudaSetDevice");
+    const UseDevice current;
     size_t free = 0, total = 0;
     check(cudaMemGetInfo(&free, &total), "cudaMemGetInfo");
     device.free_bytes = static_cast<int64_t>(free), device.memory_bytes = static_cast<int64_t>(total);
@@ -81,8 +82,22 @@ Device open_device() {
     return device;
 }
 
+UseDevice::UseDevice() {
+    check(cudaGetDevice(&previous_), "cudaGetDevice");
+    if (previous_ != kDevice) check(cudaSetDevice(kDevice), "cudaSetDevice");
+}
+
+UseDevice::~UseDevice() {
+    if (previous_ != kDevice) (void)cudaSetDevice(previous_);
+}
+
+bool may_load(const std::string&) {
+    return true;
+}
+
 DeviceBuffer::DeviceBuffer(int64_t bytes) : bytes_(bytes) {
     if (bytes == 0) return;
+    const UseDevice current;
     void* data = nullptr;
     const cudaError_t status = cudaMalloc(&data, static_cast<size_t>(bytes));
     if (status != cudaSuccess) {
@@ -98,6 +113,7 @@ DeviceBuffer::~DeviceBuffer() {
 
 PinnedBuffer::PinnedBuffer(int64_t bytes) : bytes_(bytes) {
     if (bytes == 0) return;
+    const UseDevice current;
     void* data = nullptr;
     check(cudaMallocHost(&data, static_cast<size_t>(bytes)), "cudaMallocHost");
     data_ = static_cast<std::byte*>(data);
@@ -108,6 +124,7 @@ PinnedBuffer::~PinnedBuffer() {
 }
 
 OwnStream::OwnStream() {
+    const UseDevice current;
     check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "cudaStreamCreate");
 }
 
@@ -125,7 +142,9 @@ bool OwnStream::wait(const std::function<bool()>& poll) const {
         if (status == cudaSuccess) return !stopped;
         if (status != cudaErrorNotReady) check(status, "cudaStreamQuery");
         const Clock::time_point now = Clock::now();
-        if (now - begin > kSpin) std::this_thread::sleep_for(std::chrono::microseconds(20));
+        const Pause pause = pause_after(now - begin);
+        if (pause == Pause::kYield) std::this_thread::yield();
+        if (pause == Pause::kSleep) std::this_thread::sleep_for(kSleep);
         if (now - polled < kPollEvery) continue;
         polled = now;
         stopped = stopped || poll();

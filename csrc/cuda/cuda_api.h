@@ -26,6 +26,22 @@ inline constexpr int32_t kLeastMajor = 8;  // tensor cores for bfloat16
 // GPU, or it is below compute capability 8.0.
 Device open_device();
 
+// Makes the first visible GPU the calling thread's device until the end of scope. Every thread has its own current
+// device, which another library may have set.
+class UseDevice {
+public:
+    UseDevice();
+    ~UseDevice();
+    UseDevice(const UseDevice&) = delete;
+    UseDevice& operator=(const UseDevice&) = delete;
+
+private:
+    int previous_ = 0;
+};
+
+// Whether `path` may be loaded as cuBLASLt. The emulation has no memory that the real library could use.
+bool may_load(const std::string& path);
+
 // Device memory, freed at the end of scope. A forked child does not free it: the GPU belongs to the parent.
 class DeviceBuffer {
 public:

@@ -3,11 +3,11 @@
 #include <atomic>
 #include <cstdint>
 #include <memory>
-#include <mutex>
 #include <string>
 #include <vector>
 
 #include "cuda/cuda_api.h"
+#include "kv/page_pool.h"
 
 namespace fastattn::cuda {
 
@@ -59,74 +59,25 @@ struct KvShape {
     bool operator==(const KvShape&) const = default;
 };
 
-// Pages of all sequences of a model, in one piece of device memory that grows. A page is its number. Growing moves the
-// pages, so it happens only while no step runs.
-class KvPool : public std::enable_shared_from_this<KvPool> {
+// Pages in pieces of device memory, each as large as all before it, or smaller if the memory does not suffice. Pages
+// never move.
+class KvPool final : public PagePool {
 public:
-    using Page = std::shared_ptr<const int32_t>;  // the last reference frees the page
-
-    KvPool(std::shared_ptr<Budget> budget, KvShape shape) : budget_(std::move(budget)), shape_(shape) {}
+    // stream: of the engine, which outlives every step.
+    KvPool(std::shared_ptr<Budget> budget, const KvShape& shape, Stream stream)
+        : PagePool(shape.page_bytes()), budget_(std::move(budget)), shape_(shape), stream_(stream) {}
     const KvShape& shape() const { return shape_; }
-    std::byte* data() const { return memory_.data(); }
-    int64_t bytes() const { return memory_.bytes(); }
-    int64_t moves() const { return moves_; }  // how often the memory moved
+    void copy_page(std::byte* to, const std::byte* from) override;
 
-    // Both need the model's lock.
-    Page page(const OwnStream& stream);
-    void copy_page(int32_t from, int32_t to, Stream stream) const;
+protected:
+    int64_t growth(int64_t n_pages) const override;
+    std::vector<std::byte*> add_pages(int64_t most) override;
 
 private:
-    void grow(const OwnStream& stream);
-
     std::shared_ptr<Budget> budget_;
     KvShape shape_;
-    Allocation memory_;
-    int32_t n_pages_ = 0;
-    int64_t moves_ = 0;
-    std::mutex mutex_;  // guards free_, because caches end in any thread
-    std::vector<int32_t> free_;
-};
-
-class KvCache {
-public:
-    explicit KvCache(std::shared_ptr<KvPool> pool) : pool_(std::move(pool)) {}
-
-    int32_t length() const { return length_; }
-    bool closed() const { return pool_ == nullptr; }
-    const KvPool* pool() const { return pool_.get(); }
-    void check_open() const;  // throws Error(kInput) if closed
-
-    // Makes room for `count` more positions that no other cache shares. Needs the model's lock.
-    void reserve(int32_t count, const OwnStream& stream);
-    const std::vector<KvPool::Page>& pages() const { return pages_; }
-    void advance(int32_t count) { length_ += count; }
-
-    void truncate(int32_t length);
-    KvCache fork() const;
-    void close();  // later uses are errors; closing again is not
-
-    // Only one call may use a cache at a time.
-    bool try_acquire() { return !in_use_->exchange(true); }
-    void release() { in_use_->store(false); }
-
-private:
-    std::shared_ptr<KvPool> pool_;
-    std::vector<KvPool::Page> pages_;
-    int32_t length_ = 0;
-    std::unique_ptr<std::atomic<bool>> in_use_ = std::make_unique<std::atomic<bool>>(false);
-};
-
-// Acquires caches for one call. Throws Error(kInput) if one is in use.
-class CacheGuard {
-public:
-    explicit CacheGuard(const std::vector<KvCache*>& caches);
-    ~CacheGuard() { release(); }
-    CacheGuard(const CacheGuard&) = delete;
-    CacheGuard& operator=(const CacheGuard&) = delete;
-
-private:
-    void release();
-    std::vector<KvCache*> held_;
+    Stream stream_;
+    std::vector<Allocation> pieces_;
 };
 
 }  // namespace fastattn::cuda

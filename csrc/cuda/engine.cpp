@@ -1,5 +1,3 @@
-#include <unistd.h>
-
 #include <algorithm>
 #include <cstring>
 
@@ -20,7 +18,7 @@ int64_t budget_of(const EngineOptions& options, const Device& device) {
 }  // namespace
 
 Engine::Engine(const EngineOptions& options)
-    : device_(open_device()), process_(getpid()), budget_(std::make_shared<Budget>(budget_of(options, device_))) {
+    : device_(open_device()), budget_(std::make_shared<Budget>(budget_of(options, device_))) {
     if (options.library)
         library_ = CublasLt::load(options.library_paths, options.tf32, budget_, why_no_library_);
     else
@@ -28,15 +26,16 @@ Engine::Engine(const EngineOptions& options)
 }
 
 void Engine::check_process() const {
-    if (process_ == getpid()) return;
+    if (home_.here()) return;
     throw Error(ErrorKind::kConfig,
                 "device: expected the process that loaded the model on \"cuda\", got one forked from it; start it with "
                 "multiprocessing's \"spawn\" and load the model there");
 }
 
 void Engine::load(const std::string& name, Use use, Type type, int64_t rows, int64_t columns, const void* data) {
+    check_process();  // before the lock, which a thread of the parent may hold for ever
     const std::lock_guard lock(mutex_);
-    check_process();
+    const UseDevice current;
     if (weights_.contains(name)) throw Error(ErrorKind::kInput, "weight " + name + " is already loaded");
     // A vector is one row.
     const int64_t n_rows = use == Use::kVector ? 1 : rows, width = use == Use::kVector ? rows : columns;
@@ -68,8 +67,7 @@ int64_t Engine::weight_bytes() const {
 }
 
 std::shared_ptr<KvPool> Engine::kv_pool(const KvShape& shape) {
-    const std::lock_guard lock(mutex_);
-    if (!kv_pool_) kv_pool_ = std::make_shared<KvPool>(budget_, shape);
+    if (!kv_pool_) kv_pool_ = std::make_shared<KvPool>(budget_, shape, stream_.get());
     if (shape != kv_pool_->shape())
         bad_spec("expected the attention layers, heads and KV format of the model's first Program");
     return kv_pool_;

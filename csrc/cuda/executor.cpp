@@ -2,8 +2,10 @@
 
 #include <algorithm>
 #include <cstring>
+#include <mutex>
 
 #include "core/error.h"
+#include "runtime/fork_local.h"
 
 namespace fastattn::cuda {
 namespace {
@@ -45,6 +47,8 @@ std::vector<int32_t> starts_of(const StepInput& step) {
 Executor::Executor(std::shared_ptr<Engine> engine, ProgramSpec spec, Type kv_type)
     : engine_(std::move(engine)), spec_(std::move(spec)), kv_type_(kv_type) {
     engine_->check_process();
+    const std::lock_guard lock(engine_->mutex());
+    const UseDevice current;
     check_spec(spec_);
     find_weights();
     find_rough_activations(
@@ -107,8 +111,21 @@ int32_t Executor::vocab() const {
 }
 
 size_t Executor::graphs() const {
+    const std::lock_guard lock(engine_->mutex());
     return static_cast<size_t>(
-        std::count_if(graphs_.begin(), graphs_.end(), [](const auto& entry) { return entry.second.has_value(); }));
+        std::count_if(graphs_.begin(), graphs_.end(), [](const auto& of) { return of.second.graph.has_value(); }));
+}
+
+size_t Executor::failed_graphs() const {
+    const std::lock_guard lock(engine_->mutex());
+    return static_cast<size_t>(
+        std::count_if(graphs_.begin(), graphs_.end(), [](const auto& of) { return of.second.failed; }));
+}
+
+size_t Executor::built_in_products() const {
+    size_t count = 0;
+    for (size_t i = 0; i < spec_.ops.size(); ++i) count += spec_.ops[i].is<LinearAttrs>() && !by_library_[i] ? 1 : 0;
+    return count;
 }
 
 int64_t Executor::rows_of(int32_t value, const StepInput& step) const {
@@ -136,7 +153,6 @@ int64_t Executor::output_floats(int32_t value, const StepInput& step) const {
 }
 
 void Executor::check(const StepInput& step) const {
-    engine_->check_process();
     check_lengths(step);
     if (!step.caches.empty() && step.caches.size() != static_cast<size_t>(step.n_sequences))
         bad_input("caches: expected one per sequence");
@@ -152,26 +168,30 @@ void Executor::check(const StepInput& step) const {
 Executor::Running Executor::start(const StepInput& step, int64_t more_staging) {
     engine_->begin_step();
     const std::vector<int32_t> starts = starts_of(step);
-    std::vector<std::vector<int32_t>> pages_of;
-    for (int32_t s = 0; s < static_cast<int32_t>(step.caches.size()); ++s) {
-        KvCache& cache = *step.caches[static_cast<size_t>(s)];
-        cache.reserve(step.cu_seqlens[s + 1] - step.cu_seqlens[s], engine_->stream());
-        std::vector<int32_t>& pages = pages_of.emplace_back();
-        for (const KvPool::Page& page : cache.pages()) pages.push_back(*page);
+    StepPages pages;
+    {
+        const std::lock_guard no_fork(start_mutex());  // a child must not find half-made pages
+        for (int32_t s = 0; s < static_cast<int32_t>(step.caches.size()); ++s) {
+            KvCache& cache = *step.caches[static_cast<size_t>(s)];
+            cache.reserve(step.cu_seqlens[s + 1] - step.cu_seqlens[s]);
+            pages.cached.push_back(cache.blocks());
+        }
     }
     const Sizes sizes = bucket_of(sizes_of(step, starts));
+    const int64_t layer_bytes = kv_pool_->shape().layer_bytes();
     Running running{.sizes = sizes,
                     .layout = StepLayout(sizes),
-                    .workspace = Workspace(*plan_, spec_, sizes, kv_pool_->shape().layer_bytes()),
+                    .workspace = Workspace(*plan_, spec_, sizes, layer_bytes),
                     .base = nullptr,
                     .arrays = nullptr,
                     .maps = {},
                     .map_offsets = nullptr};
     running.base = engine_->workspace(running.workspace.bytes);
     running.arrays = reinterpret_cast<const int32_t*>(running.base + running.workspace.step);
+    pages.own = running.base + running.workspace.own_pages, pages.own_bytes = layer_bytes;
     const int64_t bytes = running.layout.words * int64_t{sizeof(int32_t)};
     std::byte* staging = engine_->staging(bytes + more_staging);
-    fill_step(running.layout, sizes, step, starts, pages_of, reinterpret_cast<int32_t*>(staging));
+    fill_step(running.layout, sizes, step, starts, pages, reinterpret_cast<int32_t*>(staging));
     copy_to_device(running.base + running.workspace.step, staging, bytes, engine_->stream().get());
     place_maps(step, running);
     return running;
@@ -207,15 +227,21 @@ void Executor::launch(const Running& running) {
         for (size_t i = 0; i < spec_.ops.size(); ++i) launch_op(i, running);
     };
     if (running.sizes.tokens > kGraphTokens || !running.maps.empty()) return launches();
-    if (graphs_base_ != running.base || graphs_moves_ != kv_pool_->moves() || graphs_.size() >= kMostGraphs)
-        graphs_.clear();
-    graphs_base_ = running.base, graphs_moves_ = kv_pool_->moves();
+    if (graphs_base_ != running.base || graphs_.size() >= kMostGraphs) graphs_.clear();
+    graphs_base_ = running.base;
     const auto [found, is_new] = graphs_.try_emplace(running.sizes);
     // The first step of a size is launched directly, because libraries load on first use what they cannot load during
     // capture. And a size that never occurs again needs no graph.
-    if (is_new) return launches();
-    if (!found->second) found->second.emplace(engine_->stream().get(), launches);
-    found->second->launch(engine_->stream().get());
+    Captured& captured = found->second;
+    if (is_new || captured.failed) return launches();
+    const Stream stream = engine_->stream().get();
+    try {
+        if (!captured.graph) captured.graph.emplace(stream, launches);
+    } catch (const Error&) {  // for example, if a library cannot be captured
+        captured.failed = true;
+        return launches();
+    }
+    captured.graph->launch(stream);
 }
 
 void Executor::copy_outputs(const StepInput& step, const Running& running, const std::vector<float*>& outputs) {
@@ -238,7 +264,9 @@ void Executor::copy_outputs(const StepInput& step, const Running& running, const
 }
 
 void Executor::run(const StepInput& step, const std::vector<float*>& outputs, const std::function<bool()>& poll) {
+    engine_->check_process();  // before the lock, which a thread of the parent may hold for ever
     const std::lock_guard lock(engine_->mutex());
+    const UseDevice current;
     check(step);
     Settle settle(engine_->stream());
     const Running running = start(step, 0);
@@ -298,7 +326,9 @@ void Executor::fill_draw(const DrawLayout& layout, const SampleArgs& args, std::
 }
 
 void Executor::draw(const StepInput& step, const SampleArgs& args, const std::function<bool()>& poll) {
+    engine_->check_process();  // before the lock, which a thread of the parent may hold for ever
     const std::lock_guard lock(engine_->mutex());
+    const UseDevice current;
     check(step);
     const DrawLayout layout(args);
     Settle settle(engine_->stream());

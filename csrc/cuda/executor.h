@@ -5,7 +5,6 @@
 #include <functional>
 #include <map>
 #include <memory>
-#include <mutex>
 #include <optional>
 #include <string>
 #include <vector>
@@ -13,9 +12,12 @@
 #include "cuda/cublas_lt.h"
 #include "cuda/device_memory.h"
 #include "cuda/plan.h"
+#include "kv/kv_cache.h"
 #include "program/sampler.h"
 #include "program/spec.h"
 #include "program/step.h"
+#include "runtime/fork_local.h"
+#include "runtime/owned_mutex.h"
 
 namespace fastattn::cuda {
 
@@ -46,7 +48,7 @@ public:
     const OwnStream& stream() const { return stream_; }
     CublasLt* library() const { return library_.get(); }
     const std::string& why_no_library() const { return why_no_library_; }
-    std::mutex& mutex() { return mutex_; }
+    OwnedMutex& mutex() { return mutex_; }
     void check_process() const;  // throws Error(kConfig) in a forked child
 
     // data: [rows, columns] of `type`, dense. Throws Error(kInput) if the name exists.
@@ -54,7 +56,7 @@ public:
     const Weight* find(const std::string& name) const;
     int64_t weight_bytes() const;
 
-    std::shared_ptr<KvPool> kv_pool(const KvShape& shape);
+    std::shared_ptr<KvPool> kv_pool(const KvShape& shape);  // needs the lock
 
     // Memory of the running step. Growing frees the old memory first. Needs the lock.
     std::byte* workspace(int64_t bytes) { return grown(workspace_, bytes, "the workspace of a step"); }
@@ -72,12 +74,12 @@ private:
     std::byte* grown(Allocation& memory, int64_t bytes, const char* what);
 
     Device device_;
-    int64_t process_;
+    HomeProcess home_;
     std::shared_ptr<Budget> budget_;
     OwnStream stream_;
     std::string why_no_library_;
     std::unique_ptr<CublasLt> library_;
-    std::mutex mutex_;
+    OwnedMutex mutex_;
     std::atomic<bool> cancelled_ = false;
     std::map<std::string, Weight> weights_;
     std::shared_ptr<KvPool> kv_pool_;
@@ -91,13 +93,18 @@ struct StepInput : StepArrays {
 
 class Executor {
 public:
+    // Waits for a running step of the engine.
     Executor(std::shared_ptr<Engine> engine, ProgramSpec spec, Type kv_type);
 
     const ProgramSpec& spec() const { return spec_; }
     Engine& engine() { return *engine_; }
     std::shared_ptr<KvPool> kv_pool() const { return kv_pool_; }
     int32_t vocab() const;  // width of the logits; throws Error(kInput) if there are none
-    size_t graphs() const;  // captured so far
+    // Sizes of steps that are captured, or could not be, so that every launch is made anew. Both wait for a running
+    // step.
+    size_t graphs() const;
+    size_t failed_graphs() const;
+    size_t built_in_products() const;  // linears that cuBLASLt does not compute; they are slower
 
     // Number of floats in output `value`: rows x width, or [n_head, q_len, kv_len] of every sequence.
     int64_t output_floats(int32_t value, const StepInput& step) const;
@@ -153,10 +160,13 @@ private:
     std::unique_ptr<Plan> plan_;
     std::vector<bool> by_library_;  // ops whose product cuBLASLt computes
     std::shared_ptr<KvPool> kv_pool_;
-    // Graphs contain addresses, so all of them are dropped when one of these changes.
-    std::map<Sizes, std::optional<Graph>> graphs_;  // empty: that size occurred once
+    // Graphs contain addresses in the workspace, so all of them are dropped when it moves.
+    struct Captured {
+        std::optional<Graph> graph;  // empty: that size occurred once, or the capture failed
+        bool failed = false;
+    };
+    std::map<Sizes, Captured> graphs_;
     const std::byte* graphs_base_ = nullptr;
-    int64_t graphs_moves_ = 0;
 };
 
 }  // namespace fastattn::cuda

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <cstring>
 #include <utility>
 
 #include "program/op_kind.h"
@@ -9,6 +10,7 @@
 namespace fastattn::cuda {
 namespace {
 
+constexpr int64_t kAddressWords = sizeof(std::byte*) / sizeof(int32_t);
 constexpr int32_t kCoarse = 64;  // without a graph: rows are rounded up to a multiple of this
 
 int32_t power_of_two(int32_t n) {
@@ -36,6 +38,23 @@ bool writes_rounded(const OpSpec& op) {
 
 int64_t row_bytes(const ValueSpec& value, Type type) {
     return row_elements(value.width) * bytes_of(type);
+}
+
+// Writes the addresses of the pages that each sequence's positions need. A cache may have more of them, after a step
+// that failed.
+void fill_pages(const Sizes& sizes, const StepArrays& step, const std::vector<int32_t>& starts, const StepPages& pages,
+                int32_t* to) {
+    std::byte* own = pages.own;
+    for (int32_t s = 0; s < step.n_sequences; ++s) {
+        const int32_t start = starts.empty() ? 0 : starts[static_cast<size_t>(s)];
+        const int32_t positions = start + step.cu_seqlens[s + 1] - step.cu_seqlens[s];
+        int32_t* table = to + int64_t{s} * sizes.pages() * kAddressWords;
+        for (int32_t b = 0; b * kBlockLen < positions; ++b) {
+            std::byte* page = sizes.cached ? pages.cached[static_cast<size_t>(s)][b] : own;
+            if (!sizes.cached) own += pages.own_bytes;
+            std::memcpy(table + b * kAddressWords, &page, sizeof(page));
+        }
+    }
 }
 
 }  // namespace
@@ -150,12 +169,12 @@ StepLayout::StepLayout(const Sizes& sizes) {
     one_each = take(sequences + 1);
     first = take(sequences), last = take(sequences);
     first_query = take(sequences), last_query = take(sequences);
-    pages = take(sequences * sizes.pages());
+    pages = take(sequences * sizes.pages() * kAddressWords);
     words = at;
 }
 
 void fill_step(const StepLayout& layout, const Sizes& sizes, const StepArrays& step, const std::vector<int32_t>& starts,
-               const std::vector<std::vector<int32_t>>& pages_of, int32_t* to) {
+               const StepPages& pages, int32_t* to) {
     std::fill(to, to + layout.words, 0);
     to[layout.counts + static_cast<int>(fastattn::Rows::kTokens)] = step.n_tokens;
     to[layout.counts + static_cast<int>(fastattn::Rows::kWanted)] = step.n_wanted;
@@ -164,7 +183,7 @@ void fill_step(const StepLayout& layout, const Sizes& sizes, const StepArrays& s
     std::copy_n(step.positions, step.n_tokens, to + layout.positions);
     if (step.token_type_ids != nullptr) std::copy_n(step.token_type_ids, step.n_tokens, to + layout.token_type_ids);
     std::copy_n(step.wanted, step.n_wanted, to + layout.wanted);
-    int32_t wanted = 0, own_page = 0;
+    int32_t wanted = 0;
     for (int32_t s = 0; s <= sizes.sequences; ++s) {
         const bool real = s < step.n_sequences;
         const int32_t begin = real ? step.cu_seqlens[s] : step.n_tokens;
@@ -179,12 +198,8 @@ void fill_step(const StepLayout& layout, const Sizes& sizes, const StepArrays& s
         to[layout.last + s] = begin < end ? end - 1 : -1;
         to[layout.first_query + s] = begin;
         to[layout.last_query + s] = std::max(begin, end - 1);
-        int32_t* pages = to + layout.pages + int64_t{s} * sizes.pages();
-        if (sizes.cached)
-            std::copy(pages_of[static_cast<size_t>(s)].begin(), pages_of[static_cast<size_t>(s)].end(), pages);
-        else
-            for (int32_t b = 0; b * kBlockLen < end - begin; ++b) pages[b] = own_page++;
     }
+    fill_pages(sizes, step, starts, pages, to + layout.pages);
 }
 
 int64_t own_pages(const Sizes& sizes) {

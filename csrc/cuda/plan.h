@@ -92,16 +92,22 @@ struct StepLayout {
     int64_t one_each;                              // [sequences + 1]: 0, 1, 2 ...
     int64_t first, last;                           // [sequences]: tokens; -1 for an empty sequence
     int64_t first_query, last_query;               // the same, but the sequence's begin if it is empty
-    int64_t pages;                                 // [sequences, sizes.pages()]
+    int64_t pages;                                 // [sequences, sizes.pages()], of addresses: two words each
     int64_t words;                                 // total
 
     explicit StepLayout(const Sizes& sizes);
 };
 
-// Writes the arrays of a step to `to`. pages_of: the page numbers of each sequence. Without caches, sequences take
-// consecutive pages.
+// The pages of a step: those of each sequence's cache, or consecutive ones of the step's own.
+struct StepPages {
+    std::vector<std::byte* const*> cached;  // one per sequence; empty without caches
+    std::byte* own = nullptr;
+    int64_t own_bytes = 0;  // of one page
+};
+
+// Writes the arrays of a step to `to`.
 void fill_step(const StepLayout& layout, const Sizes& sizes, const StepArrays& step, const std::vector<int32_t>& starts,
-               const std::vector<std::vector<int32_t>>& pages_of, int32_t* to);
+               const StepPages& pages, int32_t* to);
 
 // Pages of one layer that a step without caches needs.
 int64_t own_pages(const Sizes& sizes);

@@ -289,20 +289,13 @@ Sequences Executor::OpRun::sequences() const {
 }
 
 KvPages Executor::OpRun::pages(const AttentionAttrs& attrs) const {
-    const KvPool& pool = *executor.kv_pool_;
-    KvPages pages{.pool = pool.data(),
-                  .page_bytes = pool.shape().page_bytes(),
-                  .layer_offset = attrs.layer * pool.shape().layer_bytes(),
-                  .table = running.of(running.layout.pages),
-                  .table_stride = running.sizes.pages(),
-                  .type = executor.kv_type_,
-                  .n_kv_head = attrs.n_kv_head,
-                  .head_dim = attrs.head_dim};
-    if (!running.sizes.cached) {  // of this layer only
-        pages.pool = running.base + running.workspace.own_pages;
-        pages.page_bytes = pool.shape().layer_bytes(), pages.layer_offset = 0;
-    }
-    return pages;
+    return {.table = reinterpret_cast<std::byte* const*>(running.of(running.layout.pages)),
+            .table_stride = running.sizes.pages(),
+            // A step's own pages are of one layer.
+            .layer_offset = running.sizes.cached ? attrs.layer * executor.kv_pool_->shape().layer_bytes() : 0,
+            .type = executor.kv_type_,
+            .n_kv_head = attrs.n_kv_head,
+            .head_dim = attrs.head_dim};
 }
 
 void Executor::OpRun::store(View k, View v, const KvPages& pages) const {

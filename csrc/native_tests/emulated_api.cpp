@@ -4,6 +4,7 @@
 #include <cstring>
 #include <memory>
 #include <new>
+#include <string>
 #include <vector>
 
 #include "core/error.h"
@@ -16,6 +17,12 @@ namespace {
 constexpr int64_t kMemoryBytes = int64_t{1} << 30;  // of the emulated GPU
 constexpr int kNoise = 0xff;                        // NaN as floats, -1 as ids: no code may rely on it
 int64_t allocated = 0;
+thread_local int uses = 0;  // UseDevice objects of this thread
+
+void need_device(const char* call) {
+    if (uses == 0)
+        throw Error(ErrorKind::kOs, std::string("cuda: ") + call + " failed: the thread has not set its device");
+}
 
 std::byte* allocate(int64_t bytes) {
     auto* data = static_cast<std::byte*>(std::aligned_alloc(256, static_cast<size_t>((bytes + 255) / 256 * 256)));
@@ -34,6 +41,18 @@ Device open_device() {
             .free_bytes = kMemoryBytes - allocated,
             .driver = 0,
             .runtime = 0};
+}
+
+UseDevice::UseDevice() {
+    ++uses;
+}
+
+UseDevice::~UseDevice() {
+    --uses;
+}
+
+bool may_load(const std::string& path) {
+    return path.find("libcublasLt.so") == std::string::npos;
 }
 
 DeviceBuffer::DeviceBuffer(int64_t bytes) : bytes_(bytes) {
@@ -71,6 +90,8 @@ bool OwnStream::wait(const std::function<bool()>& poll) const {
 using Launches = std::vector<std::function<void()>>;
 
 Graph::Graph(Stream stream, const std::function<void()>& launches) {
+    if (std::getenv("FASTATTN_EMULATED_CAPTURE_FAILS") != nullptr)
+        throw Error(ErrorKind::kOs, "cuda: cudaStreamEndCapture failed: the emulation was told so");
     auto noted = std::make_unique<Launches>();
     stream->captured = noted.get();
     try {
@@ -88,23 +109,28 @@ Graph::~Graph() {
 }
 
 void Graph::launch(Stream) const {
+    need_device("cudaGraphLaunch");
     for (const auto& work : *static_cast<const Launches*>(graph_)) work();
 }
 
 void copy_to_device(void* to, const void* from, int64_t bytes, Stream stream) {
+    need_device("cudaMemcpyAsync");
     submit(stream, [=] { std::memcpy(to, from, static_cast<size_t>(bytes)); });
 }
 
 void copy_to_host(void* to, const void* from, int64_t bytes, Stream stream) {
+    need_device("cudaMemcpyAsync");
     submit(stream, [=] { std::memcpy(to, from, static_cast<size_t>(bytes)); });
 }
 
 void copy_on_device(void* to, const void* from, int64_t bytes, Stream stream) {
+    need_device("cudaMemcpyAsync");
     submit(stream, [=] { std::memcpy(to, from, static_cast<size_t>(bytes)); });
 }
 
 void copy_rows_to_host(void* to, const void* from, int64_t from_stride_bytes, int64_t width_bytes, int64_t rows,
                        Stream stream) {
+    need_device("cudaMemcpy2DAsync");
     submit(stream, [=] {
         for (int64_t row = 0; row < rows; ++row)
             std::memcpy(static_cast<std::byte*>(to) + row * width_bytes,
@@ -114,6 +140,7 @@ void copy_rows_to_host(void* to, const void* from, int64_t from_stride_bytes, in
 }
 
 void clear(void* to, int64_t bytes, Stream stream) {
+    need_device("cudaMemsetAsync");
     submit(stream, [=] { std::memset(to, 0, static_cast<size_t>(bytes)); });
 }
 

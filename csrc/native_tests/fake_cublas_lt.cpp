@@ -1,5 +1,7 @@
 // A stand-in for libcublasLt.so on the emulated GPU, with the functions that cuda/cublas_lt.cpp looks up. It rejects
 // what the executor must never request, and sums in the CPU's order, so whole models have the CPU's bits.
+#include <unistd.h>
+
 #include <cmath>
 #include <cstdint>
 #include <cstdlib>
@@ -73,10 +75,11 @@ int end(void* handle) {
 #define API extern "C" __attribute__((visibility("default"))) int
 
 API cublasLtCreate(void** handle) {
-    return std::getenv("FAKE_CUBLAS_LT_FAILS") != nullptr ? kNotInitialized : make<int>(handle, 1);
+    return std::getenv("FAKE_CUBLAS_LT_FAILS") != nullptr ? kNotInitialized : make<pid_t>(handle, getpid());
 }
 API cublasLtDestroy(void* handle) {
-    return end<int>(handle);
+    if (*static_cast<pid_t*>(handle) != getpid()) std::abort();  // a forked child must not use what it inherited
+    return end<pid_t>(handle);
 }
 API cublasLtMatmulDescCreate(void** desc, int compute, int scale) {
     return scale == 0 ? make<Desc>(desc, compute) : kInvalid;

@@ -3,7 +3,7 @@
 #include <cstdint>
 #include <memory>
 
-#include "program/kv_cache.h"
+#include "kv/kv_pool.h"
 #include "program/weights.h"
 #include "runtime/fork_local.h"
 #include "runtime/owned_mutex.h"

@@ -21,10 +21,10 @@ inline constexpr Named<PoolKind> kPoolNames[] = {
     {"mean", PoolKind::kMean}, {"max", PoolKind::kMax}, {"mean_sqrt_len", PoolKind::kMeanSqrtLen}};
 
 // Throws Error(kind) that starts with `what` and lists the known names.
-template <class T, size_t n>
-T value_of(const Named<T> (&names)[n], const std::string& name, const std::string& what, ErrorKind kind) {
+template <class Names>
+auto value_of(const Names& names, const std::string& name, const std::string& what, ErrorKind kind) {
     std::string known;
-    for (const Named<T>& entry : names) {
+    for (const auto& entry : names) {
         if (name == entry.name) return entry.value;
         known += (known.empty() ? "" : ", ") + std::string(entry.name);
     }

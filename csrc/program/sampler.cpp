@@ -206,7 +206,7 @@ int32_t Sampler::choose(int thread, int32_t row, float* logits) {
             {.x = logits, .out = nullptr, .n = args_.vocab, .shift = highest, .sum = &sum, .log_sum = &log_sum});
     worker.seen.clear();
     if (params.repetition_penalty != 1.0f) {
-        penalise(worker, row, logits);
+        penalize(worker, row, logits);
         scan = &worker.scan;
         reset(*scan, params, /*collects=*/true);
         std::atomic<float> least{kLowest};
@@ -231,7 +231,7 @@ int32_t Sampler::choose(int thread, int32_t row, float* logits) {
     return id;
 }
 
-void Sampler::penalise(Worker& worker, int32_t row, float* logits) const {
+void Sampler::penalize(Worker& worker, int32_t row, float* logits) const {
     const float penalty = args_.params[row].repetition_penalty;
     const int32_t* history = args_.histories[row];
     worker.seen_bits.resize((static_cast<size_t>(args_.vocab) + 63) / 64);

@@ -81,7 +81,7 @@ private:
                  std::atomic<float>& least) const;
     static void find_best(Scan& scan);
     void merge(int32_t row);  // merges the scans of all threads into that of the first
-    void penalise(Worker& worker, int32_t row, float* logits) const;
+    void penalize(Worker& worker, int32_t row, float* logits) const;
     int32_t choose(int thread, int32_t row, float* logits);
     bool has_top_k(const SampleParams& params) const {
         return !params.greedy() && params.top_k > 0 && params.top_k < args_.vocab;

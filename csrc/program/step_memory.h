@@ -4,8 +4,9 @@
 #include <vector>
 
 #include "core/buffer.h"
+#include "kv/kv_cache.h"
+#include "kv/kv_pool.h"
 #include "ops/ops.h"
-#include "program/kv_cache.h"
 #include "program/plan.h"
 #include "program/sampler.h"
 #include "program/spec.h"

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from fastattn.api.auto import AutoModelForCausalLM
 from fastattn.api.causal_lm import CausalLM
-from fastattn.errors import ContextLengthError, InputError, NonFiniteError
+from fastattn.errors import ContextLengthError, InputError, NonFiniteError, OutOfMemory
 from fastattn.executors.cuda import CudaExecutor
 from fastattn.graph.ir import Step
 from fastattn.graph.sampling import SAMPLE_PARAMS, Sampling
@@ -99,6 +99,20 @@ def test_steps_are_replayed_as_graphs(ours: CausalLM, theirs: CausalLM) -> None:
         assert np.array_equal(found, expected), chunks
 
 
+def test_a_step_that_cannot_be_captured_runs_without_a_graph(
+    ours: CausalLM, theirs: CausalLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FASTATTN_EMULATED_CAPTURE_FAILS", "1")
+    executor: Any = ours.executor
+    if executor._module.__name__ != "_cuda_emulated":
+        pytest.skip("a real capture does not fail on request")
+    caches = [lm.new_cache() for lm in (ours, theirs)]
+    for i in range(4):
+        found, expected = (feed(lm, [[i]], [cache]) for lm, cache in zip((ours, theirs), caches, strict=True))
+        assert np.array_equal(found, expected), i
+    assert (executor._executor.graphs, executor.failed_graphs) == (0, 1)
+
+
 def test_chunks_equal_one_call(ours: CausalLM) -> None:
     text = np.random.default_rng(0).integers(0, 131, 150).tolist()
     whole = np.asarray(ours(text).logits)
@@ -127,7 +141,7 @@ def test_truncate_and_fork(ours: CausalLM) -> None:
 
 
 def test_pages_grow_and_are_used_again(ours: CausalLM) -> None:
-    """More sequences than the first pages can store, so pages move while caches are in use."""
+    """More sequences than the first pages can store, so pages are added while caches are in use."""
     executor: Any = ours.executor
     caches, expected = [], []
     for i in range(20):
@@ -144,6 +158,28 @@ def test_pages_grow_and_are_used_again(ours: CausalLM) -> None:
         feed(ours, [[3] * 60], [ours.new_cache()])
     assert executor.kv_bytes >= grown > 0
     assert executor.used_bytes >= executor.kv_bytes + executor.weight_bytes
+
+
+def test_pages_fill_the_budget(gpu: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When twice the pages do not fit any more, fewer are added, down to one; the caches stay as they are."""
+    without = CudaExecutor.__init__
+    monkeypatch.setattr(CudaExecutor, "__init__", lambda *args, **named: without(*args, **named, library=False))
+    monkeypatch.setenv("FASTATTN_CUDA_MEMORY_MB", "3")
+    with AutoModelForCausalLM.from_pretrained(folder, device="cuda") as lm:
+        executor: Any = lm.executor
+        feed(lm, [[5] * 4], [lm.new_cache()])  # the workspace of all steps below
+        expected = feed(lm, [[5, 6]], [lm.new_cache()])
+        following = feed(lm, [[5, 6, 7]], [lm.new_cache()])[-1:]
+        caches: list[Any] = []
+        with pytest.raises(OutOfMemory, match="for pages of keys and values"):
+            while len(caches) < 1000:
+                caches.append(lm.new_cache())
+                assert np.array_equal(feed(lm, [[5, 6]], [caches[-1]]), expected)
+        page_bytes = 2 * 2 * 3 * 8 * 64 * 4
+        assert executor.kv_bytes >= page_bytes * (len(caches) - 1)
+        assert executor.budget_bytes - executor.used_bytes < page_bytes
+        for cache in caches[:-1]:
+            assert np.array_equal(feed(lm, [[7]], [cache]), following)
 
 
 def test_a_failed_step_leaves_caches_alone(ours: CausalLM, folder: Path) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +65,51 @@ def test_other_types(library: str, built: BuiltModel, rng: np.random.Generator, 
         ours_off, alike_off = (_rms(found[name], value) for found in (ours, alike))
         assert 0 < ours_off < 2 * alike_off
         assert alike_off < 2 * ours_off
+
+
+def test_the_emulated_gpu_never_loads_the_real_library(
+    library: str, built: BuiltModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file with a name of the real library is passed over, and so is the system's."""
+    real = shutil.copy(library, tmp_path / "libcublasLt.so.13")
+    monkeypatch.setattr(fastattn.executors.cuda, "_library_paths", lambda: [str(real)])
+    executor = CudaExecutor(built.program, built.tensors)
+    assert executor.library is None
+    why = executor._engine.why_no_library.split("; ")
+    assert [Path(reason.split(":")[0]).name for reason in why] == [
+        "libcublasLt.so.13",
+        "libcublasLt.so.13",
+        "libcublasLt.so.12",
+        "libcublasLt.so",
+    ]
+    assert all("the emulated GPU cannot use it" in reason for reason in why)
+
+
+def test_products_of_the_slow_kernel_are_counted(library: str, built: BuiltModel) -> None:
+    """All without the library; with it, those of matrices for which it has no algorithm."""
+    linears = [op for op in built.program.ops if op.kind == "linear"]
+    odd = [op for op in linears if built.program.values[op.output].width % 2]
+    assert CudaExecutor(built.program, built.tensors, library=False).built_in_products == len(linears)
+    assert CudaExecutor(built.program, built.tensors).built_in_products == len(odd) < len(linears)
+
+
+def test_info_names_the_library(library: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert fastattn.executors.cuda.describe().endswith(f"GiB; products by {library}")
+    monkeypatch.setenv("FAKE_CUBLAS_LT_FAILS", "1")
+    assert "products by a built-in kernel, which is slower: no cuBLASLt" in fastattn.executors.cuda.describe()
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_a_forked_child_leaves_the_library_alone(library: str, built: BuiltModel) -> None:
+    """The library of the tests ends a process that destroys a handle of another."""
+    executors = [CudaExecutor(built.program, built.tensors)]
+    child = os.fork()
+    if child == 0:
+        executors.clear()
+        gc.collect()
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    executors.clear()
 
 
 def _rms(a: Any, b: Any) -> float:

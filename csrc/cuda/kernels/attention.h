@@ -21,7 +21,7 @@ FA_DEVICE int sequence_of(const int32_t* begin, int n, int row) {
 // One sequence of a step, as its query rows need it.
 struct Sequence {
     int token_begin, start, kv_len;
-    const int32_t* table;
+    std::byte* const* table;
 };
 FA_DEVICE Sequence sequence_at(const Sequences& sequences, const KvPages& pages, int s) {
     const int begin = sequences.cu_seqlens[s], start = sequences.start == nullptr ? 0 : sequences.start[s];
@@ -38,8 +38,7 @@ FA_DEVICE int visible(const AttentionArgs& args, const Sequence& sequence, int r
 
 // Keys [kBlockLen, row_elements(head_dim)] of block `block` for a KV head. The values follow, kBlockLen rows later.
 FA_DEVICE const std::byte* keys_at(const KvPages& pages, const Sequence& sequence, int head, int block) {
-    return pages.pool + sequence.table[block] * pages.page_bytes + pages.layer_offset +
-           head * kv_head_bytes(pages.type, pages.head_dim);
+    return sequence.table[block] + pages.layer_offset + head * kv_head_bytes(pages.type, pages.head_dim);
 }
 
 // A tile of query rows: [begin, end) of sequence `sequence`.

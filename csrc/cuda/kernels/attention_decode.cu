@@ -11,7 +11,7 @@ FA_KERNEL(kWarp)
 decode_block(const AttentionArgs args) {
     constexpr int kPitch = MmaShape<T, kDim>::kPitch;
     const KvPages& pages = args.pages;
-    const int s = block_y() / pages.n_kv_head, kv_head = block_y() % pages.n_kv_head, block = block_x();
+    const int s = block_x() / pages.n_kv_head, kv_head = block_x() % pages.n_kv_head, block = block_y();
     if (s >= count_of(args.sequences.rows) || args.q_begin[s] == args.q_begin[s + 1]) return;
     const Sequence sequence = sequence_at(args.sequences, pages, s);
     const int row = args.q_begin[s], seen = visible(args, sequence, row) - block * kBlockLen;
@@ -86,8 +86,9 @@ merge_blocks(const AttentionArgs args) {
 
 template <class T, int kDim>
 void launch_decode(const AttentionArgs& args, Stream stream) {
-    const Grid grid{divide_up(args.sequences.most_positions, kBlockLen),
-                    int64_t{args.sequences.rows.most} * args.pages.n_kv_head};
+    // Sequences are in x, because y has at most 65,535 blocks.
+    const Grid grid{int64_t{args.sequences.rows.most} * args.pages.n_kv_head,
+                    divide_up(args.sequences.most_positions, kBlockLen)};
     launch("attention_decode", decode_block<T, kDim>, grid, kWarp, MmaShape<T, kDim>::bytes(kWarpRows), args, stream);
 }
 

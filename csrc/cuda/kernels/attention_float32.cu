@@ -254,7 +254,7 @@ FA_ANYWHERE int key_pitch(int head_dim) {
 FA_KERNEL(kDecodeThreads)
 decode_float32(const AttentionArgs args) {
     const KvPages& pages = args.pages;
-    const int s = block_y() / pages.n_kv_head, kv_head = block_y() % pages.n_kv_head, block = block_x();
+    const int s = block_x() / pages.n_kv_head, kv_head = block_x() % pages.n_kv_head, block = block_y();
     if (s >= count_of(args.sequences.rows) || args.q_begin[s] == args.q_begin[s + 1]) return;
     const Sequence sequence = sequence_at(args.sequences, pages, s);
     const int row = args.q_begin[s], count = visible(args, sequence, row) - block * kBlockLen;
@@ -317,8 +317,9 @@ void launch_prefill_float32(const AttentionArgs& args, Stream stream) {
 
 void launch_decode_float32(const AttentionArgs& args, Stream stream) {
     const int64_t floats = (kBlockLen + 1) * key_pitch(args.pages.head_dim) + kBlockLen + kBlockSumFloats;
-    const Grid grid{divide_up(args.sequences.most_positions, kBlockLen),
-                    int64_t{args.sequences.rows.most} * args.pages.n_kv_head};
+    // Sequences are in x, because y has at most 65,535 blocks.
+    const Grid grid{int64_t{args.sequences.rows.most} * args.pages.n_kv_head,
+                    divide_up(args.sequences.most_positions, kBlockLen)};
     launch("attention_decode_float32", decode_float32, grid, kDecodeThreads, floats * 4, args, stream);
 }
 

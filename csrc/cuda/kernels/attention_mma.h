@@ -113,6 +113,7 @@ FA_DEVICE void weigh_values(const uint32_t (&probs)[kBlockLen / 16][4], const ui
 #pragma unroll
     for (int chunk = 0; chunk < kDim; chunk += kChunk) {
         if (chunk >= head_dim) break;
+        sync_warp();  // ldmatrix and mma need all lanes together; the caller or the last sink may have separated them
         float part[kChunk / 8][4] = {};
 #pragma unroll
         for (int k = 0; k < kBlockLen / 16; ++k)

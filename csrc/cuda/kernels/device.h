@@ -218,9 +218,10 @@ void launch(const char* name, void (*kernel)(Args), Grid grid, int threads, int6
     if (code == cudaSuccess)
         code = cudaLaunchKernel(reinterpret_cast<const void*>(kernel), blocks, dim3(static_cast<unsigned>(threads)),
                                 arguments, static_cast<size_t>(shared_bytes), stream);
-    if (code != cudaSuccess)
-        throw Error(ErrorKind::kOs, std::string("launch of ") + name + ": expected success, got " +
-                                        cudaGetErrorName(code) + " (" + cudaGetErrorString(code) + ")");
+    if (code == cudaSuccess) return;
+    (void)cudaGetLastError();  // otherwise the next step would find this error
+    throw Error(ErrorKind::kOs, std::string("launch of ") + name + ": expected success, got " + cudaGetErrorName(code) +
+                                    " (" + cudaGetErrorString(code) + ")");
 }
 
 }  // namespace fastattn::cuda

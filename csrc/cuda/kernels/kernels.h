@@ -239,11 +239,10 @@ FA_ANYWHERE int64_t kv_layer_bytes(Type type, int32_t n_kv_head, int32_t head_di
 
 // The pages of the sequences of a step, for one layer. A step without caches has its own pages.
 struct KvPages {
-    std::byte* pool;       // page p starts at pool + p * page_bytes
-    int64_t page_bytes;    // a multiple of 16
-    int64_t layer_offset;  // bytes, of the layer in a page
-    const int32_t* table;  // [sequences, table_stride]: page of positions 64 j to 64 j + 63 of each sequence
+    // [sequences, table_stride]: the page of positions 64 j to 64 j + 63 of each sequence, at a multiple of 16 bytes.
+    std::byte* const* table;
     int64_t table_stride;  // at least the pages of the longest possible sequence
+    int64_t layer_offset;  // bytes, of the layer in a page
     Type type;
     int32_t n_kv_head, head_dim;
 };

@@ -25,11 +25,12 @@ Step::Step(const Shape& shape, const std::vector<Part>& parts, int room)
       count_({static_cast<int32_t>(parts.size())}),
       token_count_(1),
       cu_seqlens_{0},
-      table_(static_cast<int64_t>(parts.size()) * pages_each_),
-      pool_(static_cast<int64_t>(parts.size()) * pages_each_ * page_bytes_) {
+      pool_(static_cast<int64_t>(parts.size()) * pages_each_ * page_bytes_),
+      table_(static_cast<int64_t>(parts.size()) * pages_each_) {
     // Pages in scattered order; 5 and the number of pages have no common factor.
     const int64_t n_pages = table_.size(), step = n_pages % 5 == 0 ? 1 : 5;
-    for (int64_t i = 0; i < n_pages; ++i) table_[i] = static_cast<int32_t>((i * step + 3) % n_pages);
+    for (int64_t i = 0; i < n_pages; ++i)
+        table_[i] = reinterpret_cast<std::byte*>(pool_.data()) + (i * step + 3) % n_pages * page_bytes_;
     int most_start = 0;
     for (const Part& part : parts_) {
         n_tokens_ += part.tokens;
@@ -50,11 +51,9 @@ Step::Step(const Shape& shape, const std::vector<Part>& parts, int room)
 }
 
 KvPages Step::pages() const {
-    return {.pool = reinterpret_cast<std::byte*>(pool_.data()),
-            .page_bytes = page_bytes_,
-            .layer_offset = layer_offset_,
-            .table = table_.data(),
+    return {.table = table_.data(),
             .table_stride = pages_each_,
+            .layer_offset = layer_offset_,
             .type = shape_.type,
             .n_kv_head = shape_.n_kv_head,
             .head_dim = shape_.head_dim};
@@ -168,8 +167,8 @@ std::vector<float> Step::probs(bool causal) const {
 // A head's part of the page that has the position.
 unsigned char* Step::head_at(const Part& part, int position, int head) const {
     const auto s = std::find_if(parts_.begin(), parts_.end(), [&](const Part& p) { return p.id == part.id; });
-    const int64_t page = table_[(s - parts_.begin()) * pages_each_ + position / kBlockLen];
-    return pool_.data() + page * page_bytes_ + layer_offset_ + head * kv_head_bytes(shape_.type, shape_.head_dim);
+    std::byte* page = table_[(s - parts_.begin()) * pages_each_ + position / kBlockLen];
+    return reinterpret_cast<unsigned char*>(page) + layer_offset_ + head * kv_head_bytes(shape_.type, shape_.head_dim);
 }
 
 float Step::stored(const Part& part, int position, int head, int d, bool values) const {

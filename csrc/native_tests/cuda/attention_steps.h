@@ -63,8 +63,8 @@ private:
     int64_t pages_each_ = 0, page_bytes_, layer_offset_;
     Memory<int32_t> count_, token_count_;
     std::vector<int32_t> cu_seqlens_, start_;
-    Memory<int32_t> table_;
     mutable Memory<unsigned char> pool_;
+    Memory<std::byte*> table_;
 };
 
 }  // namespace fastattn::cuda::tests

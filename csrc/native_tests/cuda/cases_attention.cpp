@@ -322,6 +322,15 @@ void many_sequences(Check& check) {
     }
 }
 
+// More sequences times heads than a grid may have in y. One type per order of threads, because the grid is large.
+void more_heads_than_grid_rows(Check& check) {
+    constexpr int kHeads = 64, kRoom = 65536 / kHeads;
+    const Shape shape{kTypes[static_cast<int>(emulation::order)], 1, kHeads, kHeads};
+    const std::vector<Part> parts = {{1, 3, 1}, {2, 0, 1}};
+    same(check, name_of(shape, "decode"), Step(shape, parts, kRoom).attention(Kernel::kDecode, /*causal=*/true),
+         Step(shape, parts, /*room=*/0).attention(Kernel::kDecode, /*causal=*/true));
+}
+
 // A NaN reaches the rows that see it and no other sequence. In float32 it reaches no earlier row either; in 16 bits, no
 // row of an earlier block.
 void nan_stays(Check& check) {
@@ -357,6 +366,7 @@ const std::vector<Case> kAttentionCases = {{"kv_store", kv_store},
                                            {"attention_decode_as_prefill", decode_as_prefill},
                                            {"attention_selected_rows", selected_rows},
                                            {"attention_many_sequences", many_sequences},
+                                           {"attention_more_heads_than_grid_rows", more_heads_than_grid_rows},
                                            {"attention_nan_stays", nan_stays}};
 
 }  // namespace fastattn::cuda::tests

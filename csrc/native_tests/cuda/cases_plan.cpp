@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <set>
 
+#include "cuda/pause.h"
 #include "native_tests/cuda/testing.h"
 
 namespace fastattn::cuda::tests {
@@ -219,77 +220,158 @@ void run_buckets(Check& check) {
     check.that("a text of 1024 positions has five graphs", graphs.size() == 5);
 }
 
-void run_steps(Check& check) {
-    Numbers numbers(2);
-    for (int i = 0; i < 300; ++i) {
-        std::vector<int32_t> ids, positions, wanted, ends{0}, starts;
-        std::vector<std::vector<int32_t>> pages;
-        const bool cached = i % 2 == 0;
+// A step of up to five sequences, with or without caches. A cache may have more pages than its positions need.
+struct RandomStep {
+    std::vector<int32_t> ids, positions, wanted, ends{0}, starts;
+    std::vector<std::vector<std::byte*>> cached;  // pages of each cache
+    bool has_caches;
+
+    RandomStep(Numbers& numbers, bool caches) : has_caches(caches) {
         const int32_t n = numbers.below(6);
         for (int32_t s = 0; s < n; ++s) {
             const int32_t length = numbers.below(4) == 0 ? 0 : numbers.below(150), start = numbers.below(100);
-            if (cached) starts.push_back(start);
-            pages.emplace_back();
-            for (int32_t b = 0; b * kBlockLen < start + length; ++b) pages.back().push_back(numbers.below(1000));
+            if (caches) add_cache(numbers, start, start + length);
             for (int32_t t = 0; t < length; ++t) {
                 if (numbers.below(3) == 0) wanted.push_back(static_cast<int32_t>(ids.size()));
                 ids.push_back(numbers.below(500)), positions.push_back(t);
             }
             ends.push_back(static_cast<int32_t>(ids.size()));
         }
-        const StepArrays step{.token_ids = ids.data(),
-                              .positions = positions.data(),
-                              .token_type_ids = nullptr,
-                              .cu_seqlens = ends.data(),
-                              .wanted = wanted.data(),
-                              .n_tokens = static_cast<int32_t>(ids.size()),
-                              .n_sequences = n,
-                              .n_wanted = static_cast<int32_t>(wanted.size())};
-        const Sizes sizes = bucket_of(sizes_of(step, starts));
-        const StepLayout layout(sizes);
-        std::vector<int32_t> words(static_cast<size_t>(layout.words), -7);
-        fill_step(layout, sizes, step, starts, pages, words.data());
-        const auto at = [&](int64_t offset, int64_t j) { return words[static_cast<size_t>(offset + j)]; };
-        check.that("counts", at(layout.counts, 0) == step.n_tokens && at(layout.counts, 1) == step.n_wanted &&
-                                 at(layout.counts, 2) == n);
-        check.same("token_ids", words.data() + layout.token_ids, ids.data(), step.n_tokens);
-        check.same("wanted", words.data() + layout.wanted, wanted.data(), step.n_wanted);
-        check.that("no -7 is left", std::count(words.begin(), words.end(), -7) == 0);
-        std::set<int32_t> own;
-        for (int32_t s = 0; s < sizes.sequences; ++s) {
-            const int32_t begin = at(layout.cu_seqlens, s), end = at(layout.cu_seqlens, s + 1);
-            const int32_t first = at(layout.wanted_begin, s), last = at(layout.wanted_begin, s + 1);
-            if (s >= n) {
+    }
+    StepArrays arrays() const {
+        return {.token_ids = ids.data(),
+                .positions = positions.data(),
+                .token_type_ids = nullptr,
+                .cu_seqlens = ends.data(),
+                .wanted = wanted.data(),
+                .n_tokens = static_cast<int32_t>(ids.size()),
+                .n_sequences = static_cast<int32_t>(ends.size()) - 1,
+                .n_wanted = static_cast<int32_t>(wanted.size())};
+    }
+    // `own`: where the step's own pages of 16 bytes begin.
+    StepPages pages(std::byte* own) const {
+        StepPages pages{.own = own, .own_bytes = 16};
+        for (const auto& of : cached) pages.cached.push_back(of.data());
+        return pages;
+    }
+
+private:
+    void add_cache(Numbers& numbers, int32_t start, int32_t length) {
+        starts.push_back(start);
+        auto& pages = cached.emplace_back(length / kBlockLen + 1 + numbers.below(20));
+        for (std::byte*& page : pages) page = reinterpret_cast<std::byte*>(uintptr_t{1 + bits_at(3, next_page_++)});
+    }
+    uint64_t next_page_ = 0;
+};
+
+// The arrays that fill_step wrote for a step.
+class Filled {
+public:
+    explicit Filled(const RandomStep& step)
+        : step_(step),
+          arrays_(step.arrays()),
+          sizes_(bucket_of(sizes_of(arrays_, step.starts))),
+          layout_(sizes_),
+          words_(layout_.words + kRoom) {
+        std::fill_n(words_.data(), words_.size(), kUnwritten);
+        fill_step(layout_, sizes_, arrays_, step.starts, step.pages(kOwn), words_.data());
+    }
+
+    void check_arrays(Check& check) const {
+        check.that("counts", at(layout_.counts, 0) == arrays_.n_tokens && at(layout_.counts, 1) == arrays_.n_wanted &&
+                                 at(layout_.counts, 2) == arrays_.n_sequences);
+        check.same("token_ids", words_.data() + layout_.token_ids, step_.ids.data(), arrays_.n_tokens);
+        check.same("wanted", words_.data() + layout_.wanted, step_.wanted.data(), arrays_.n_wanted);
+        const int32_t* end = words_.data() + layout_.words;
+        check.that("every word is written", std::count(words_.data(), end, kUnwritten) == 0);
+        check.that("no word after the end is", std::count(end, end + kRoom, kUnwritten) == kRoom);
+    }
+
+    void check_sequences(Check& check) const {
+        for (int32_t s = 0; s < sizes_.sequences; ++s) {
+            const int32_t begin = at(layout_.cu_seqlens, s), end = at(layout_.cu_seqlens, s + 1);
+            const int32_t first = at(layout_.wanted_begin, s), last = at(layout_.wanted_begin, s + 1);
+            if (s >= arrays_.n_sequences) {
                 check.that("sequences behind the last are empty", begin == end && first == last);
                 continue;
             }
-            check.that("cu_seqlens", begin == ends[static_cast<size_t>(s)] && end == ends[static_cast<size_t>(s) + 1]);
-            const auto rows =
-                std::count_if(wanted.begin(), wanted.end(), [&](int32_t w) { return w >= begin && w < end; });
-            check.that("wanted rows of a sequence", last - first == rows);
+            check.that("cu_seqlens",
+                       begin == step_.ends[static_cast<size_t>(s)] && end == step_.ends[static_cast<size_t>(s) + 1]);
+            const auto inside = [&](int32_t w) { return w >= begin && w < end; };
+            check.that("wanted rows of a sequence",
+                       last - first == std::count_if(step_.wanted.begin(), step_.wanted.end(), inside));
             for (int32_t w = first; w < last; ++w)
-                check.that("a wanted row",
-                           wanted[static_cast<size_t>(w)] >= begin && wanted[static_cast<size_t>(w)] < end);
+                check.that("a wanted row", inside(step_.wanted[static_cast<size_t>(w)]));
             const bool empty = begin == end;
             check.that("first and last",
-                       at(layout.first, s) == (empty ? -1 : begin) && at(layout.last, s) == (empty ? -1 : end - 1));
-            check.that("one each", at(layout.one_each, s) == s && at(layout.one_each, s + 1) == s + 1);
-            const int32_t* table = words.data() + layout.pages + int64_t{s} * sizes.pages();
-            const auto& expected = pages[static_cast<size_t>(s)];
-            if (cached) {
-                check.that("start", at(layout.starts, s) == starts[static_cast<size_t>(s)]);
-                check.same("pages", table, expected.data(), static_cast<int64_t>(expected.size()));
-                continue;
-            }
-            for (int32_t b = 0; b * kBlockLen < end - begin; ++b)
-                check.that("an own page is nobody else's",
-                           own.insert(table[b]).second && table[b] >= 0 && table[b] < own_pages(sizes));
+                       at(layout_.first, s) == (empty ? -1 : begin) && at(layout_.last, s) == (empty ? -1 : end - 1));
+            check.that("one each", at(layout_.one_each, s) == s && at(layout_.one_each, s + 1) == s + 1);
+            if (step_.has_caches) check.that("start", at(layout_.starts, s) == step_.starts[static_cast<size_t>(s)]);
         }
+    }
+
+    // Pages of positions that a sequence has. The others are null.
+    void check_pages(Check& check) const {
+        std::set<const std::byte*> own;
+        for (int32_t s = 0; s < sizes_.sequences; ++s)
+            for (int32_t b = 0; b < sizes_.pages(); ++b) {
+                std::byte* page = nullptr;
+                std::memcpy(&page, words_.data() + layout_.pages + 2 * (s * sizes_.pages() + b), sizeof(page));
+                if (b * kBlockLen >= positions(s))
+                    check.that("no page without positions", page == nullptr);
+                else if (step_.has_caches)
+                    check.that("a page of the cache",
+                               page == step_.cached[static_cast<size_t>(s)][static_cast<size_t>(b)]);
+                else
+                    check.that("an own page is nobody else's",
+                               own.insert(page).second && page >= kOwn && page < kOwn + 16 * own_pages(sizes_));
+            }
+    }
+
+private:
+    static constexpr int32_t kUnwritten = -7;
+    static constexpr int64_t kRoom = 64;
+    static inline std::byte* const kOwn = reinterpret_cast<std::byte*>(uintptr_t{1} << 40);
+
+    int32_t at(int64_t offset, int64_t j) const { return words_[offset + j]; }
+    int32_t positions(int32_t s) const {
+        if (s >= arrays_.n_sequences) return 0;
+        const auto of = static_cast<size_t>(s);
+        return (step_.has_caches ? step_.starts[of] : 0) + step_.ends[of + 1] - step_.ends[of];
+    }
+
+    const RandomStep& step_;
+    StepArrays arrays_;
+    Sizes sizes_;
+    StepLayout layout_;
+    Memory<int32_t> words_;
+};
+
+void run_steps(Check& check) {
+    Numbers numbers(2);
+    for (int i = 0; i < 300; ++i) {
+        const RandomStep step(numbers, /*caches=*/i % 2 == 0);
+        const Filled filled(step);
+        filled.check_arrays(check);
+        filled.check_sequences(check);
+        filled.check_pages(check);
+    }
+}
+
+// A wait never sleeps for more than a hundredth of what it has waited, and ends up sleeping.
+void run_pauses(Check& check) {
+    using std::chrono::microseconds;
+    constexpr microseconds kGroupedTimers{50};
+    for (int64_t waited = 1; waited < 1'000'000; waited += 1 + waited / 10) {
+        const bool sleeps = pause_after(microseconds(waited)) == Pause::kSleep;
+        check.that("a sleep is short", !sleeps || 100 * (kSleep + kGroupedTimers) <= microseconds(waited));
+        check.that("a long wait sleeps", sleeps || waited <= 10'000);
     }
 }
 
 }  // namespace
 
-const std::vector<Case> kPlanCases = {{"plan", run_plans}, {"plan_buckets", run_buckets}, {"plan_steps", run_steps}};
+const std::vector<Case> kPlanCases = {
+    {"plan", run_plans}, {"plan_buckets", run_buckets}, {"plan_steps", run_steps}, {"plan_pauses", run_pauses}};
 
 }  // namespace fastattn::cuda::tests

@@ -49,6 +49,92 @@ std::vector<SampleParams> all_params() {
     return params;
 }
 
+// One row of logits for each of `params`, with histories and suppressed ids.
+class SampledRows {
+public:
+    SampledRows(const Logits& kind, int vocab, const std::vector<SampleParams>& params)
+        : vocab_(vocab),
+          rows_(static_cast<int>(params.size())),
+          params_(params),
+          logits_(rows_ * int64_t{vocab + kPadding}),
+          histories_(rows_ * int64_t{kHistory}),
+          lengths_(rows_),
+          suppress_(rows_) {
+        for (int row = 0; row < rows_; ++row) {
+            for (int id = 0; id < vocab; ++id) {
+                plain_.push_back(kind.at(row, id));
+                logits_[row * int64_t{vocab + kPadding} + id] = plain_.back();
+            }
+            for (int i = 0; i < kHistory; ++i)  // some ids twice
+                histories_[row * kHistory + i] =
+                    static_cast<int32_t>(bits_at(21, static_cast<uint64_t>(row * 4 + i % 4)) % vocab);
+            lengths_[row] = row % 7;
+            suppress_[row] = vocab > 5 && row % 3 == 0 ? 2 : 0;
+        }
+    }
+
+    void compare(Check& check, const std::string& name) {
+        std::vector<int32_t> expected(static_cast<size_t>(rows_));
+        std::vector<float> expected_logprobs(static_cast<size_t>(rows_));
+        on_cpu(expected.data(), expected_logprobs.data());
+        const int32_t most = rows_ + 2;
+        Memory<float> scratch(sample_scratch_floats(most, vocab_)), logprobs(most);
+        Memory<int32_t> ids(most), status(most);
+        const Memory<int32_t> count = {rows_};
+        launch_sample({.logits = logits_.data(),
+                       .logits_stride = vocab_ + kPadding,
+                       .rows = {.count = count.data(), .most = most},
+                       .vocab = vocab_,
+                       .params = params_.data(),
+                       .histories = histories_.data(),
+                       .history_lengths = lengths_.data(),
+                       .history_stride = kHistory,
+                       .suppressed = suppressed_.data(),
+                       .n_suppressed = 2,
+                       .suppress = suppress_.data(),
+                       .scratch = scratch.data(),
+                       .ids = ids.data(),
+                       .logprobs = logprobs.data(),
+                       .status = status.data()},
+                      nullptr);
+        check.same(name + ", ids", ids.data(), expected.data(), rows_);
+        check.same(name + ", logprobs", logprobs.data(), expected_logprobs.data(), rows_);
+        const std::vector<int32_t> fine(static_cast<size_t>(rows_), 0);
+        check.same(name + ", status", status.data(), fine.data(), rows_);
+        check.that(name + ": wrote behind the last row", ids[rows_] == -1 && status[rows_] == -1);
+    }
+
+private:
+    static constexpr int kPadding = 3, kHistory = 6;
+
+    void on_cpu(int32_t* ids, float* logprobs) const {
+        std::vector<const int32_t*> histories;
+        std::vector<int64_t> lengths, suppress;
+        for (int row = 0; row < rows_; ++row) {
+            histories.push_back(histories_.data() + row * kHistory);
+            lengths.push_back(lengths_[row]);
+            suppress.push_back(suppress_[row]);
+        }
+        fastattn::sample(plain_.data(), {.n = rows_,
+                                         .vocab = vocab_,
+                                         .params = params_.data(),
+                                         .histories = histories.data(),
+                                         .history_lengths = lengths.data(),
+                                         .suppressed = suppressed_.data(),
+                                         .n_suppressed = 2,
+                                         .suppress = suppress.data(),
+                                         .ids = ids,
+                                         .logprobs = logprobs});
+    }
+
+    int vocab_, rows_;
+    const std::vector<SampleParams>& params_;
+    Memory<float> logits_;
+    std::vector<float> plain_;  // the same without padding
+    Memory<int32_t> histories_, lengths_, suppress_;
+    Memory<int32_t> suppressed_ = {4, 0};
+};
+
 void as_cpu(Check& check) {
     const std::vector<SampleParams> all = all_params();
     size_t part = 0;  // each case uses another part of all parameters, because the emulation is slow
@@ -57,64 +143,8 @@ void as_cpu(Check& check) {
             constexpr size_t kParts = 19;
             std::vector<SampleParams> every;
             for (size_t i = part++ % kParts; i < all.size(); i += kParts) every.push_back(all[i]);
-            const auto rows = static_cast<int>(every.size());
-            const int64_t stride = vocab + 3;
-            Memory<float> logits(rows * stride);
-            std::vector<float> plain;
-            Memory<int32_t> histories(rows * int64_t{6}), lengths(rows), suppress(rows);
-            std::vector<const int32_t*> history_rows;
-            std::vector<int64_t> cpu_lengths, cpu_suppress;
-            for (int row = 0; row < rows; ++row) {
-                for (int id = 0; id < vocab; ++id) {
-                    plain.push_back(kind.at(row, id));
-                    logits[row * stride + id] = plain.back();
-                }
-                for (int i = 0; i < 6; ++i)  // some ids twice
-                    histories[row * 6 + i] =
-                        static_cast<int32_t>(bits_at(21, static_cast<uint64_t>(row * 4 + i % 4)) % vocab);
-                lengths[row] = row % 7;
-                suppress[row] = vocab > 5 && row % 3 == 0 ? 2 : 0;
-                history_rows.push_back(histories.data() + row * 6);
-                cpu_lengths.push_back(lengths[row]);
-                cpu_suppress.push_back(suppress[row]);
-            }
-            const Memory<int32_t> suppressed = {4, 0}, count = {rows};
-            std::vector<int32_t> expected(static_cast<size_t>(rows));
-            std::vector<float> expected_logprobs(static_cast<size_t>(rows));
-            fastattn::sample(plain.data(), {.n = rows,
-                                            .vocab = vocab,
-                                            .params = every.data(),
-                                            .histories = history_rows.data(),
-                                            .history_lengths = cpu_lengths.data(),
-                                            .suppressed = suppressed.data(),
-                                            .n_suppressed = 2,
-                                            .suppress = cpu_suppress.data(),
-                                            .ids = expected.data(),
-                                            .logprobs = expected_logprobs.data()});
-            Memory<float> scratch(sample_scratch_floats(rows + 2, vocab)), logprobs(rows + 2);
-            Memory<int32_t> ids(rows + 2), status(rows + 2);
-            launch_sample({.logits = logits.data(),
-                           .logits_stride = stride,
-                           .rows = {.count = count.data(), .most = rows + 2},
-                           .vocab = vocab,
-                           .params = every.data(),
-                           .histories = histories.data(),
-                           .history_lengths = lengths.data(),
-                           .history_stride = 6,
-                           .suppressed = suppressed.data(),
-                           .n_suppressed = 2,
-                           .suppress = suppress.data(),
-                           .scratch = scratch.data(),
-                           .ids = ids.data(),
-                           .logprobs = logprobs.data(),
-                           .status = status.data()},
-                          nullptr);
-            const std::string name = std::string("sampling ") + kind.name + ", vocab " + std::to_string(vocab);
-            check.same(name + ", ids", ids.data(), expected.data(), rows);
-            check.same(name + ", logprobs", logprobs.data(), expected_logprobs.data(), rows);
-            const std::vector<int32_t> fine(static_cast<size_t>(rows), 0);
-            check.same(name + ", status", status.data(), fine.data(), rows);
-            check.that(name + ": wrote behind the last row", ids[rows] == -1 && status[rows] == -1);
+            SampledRows(kind, vocab, every)
+                .compare(check, std::string("sampling ") + kind.name + ", vocab " + std::to_string(vocab));
         }
 }
 
@@ -161,6 +191,44 @@ void frequencies(Check& check) {
     }
 }
 
+// By the kernel for greedy rows alone, or by the one for all.
+void launch_greedy(bool sampled, Memory<float>& logits, int vocab, const cuda::Rows& rows, Memory<int32_t>& ids,
+                   Memory<int32_t>& status) {
+    if (!sampled)
+        return launch_argmax({.logits = logits.data(),
+                              .logits_stride = vocab,
+                              .rows = rows,
+                              .vocab = vocab,
+                              .ids = ids.data(),
+                              .status = status.data()},
+                             nullptr);
+    const std::vector<SampleParams> greedy(static_cast<size_t>(rows.most), SampleParams{.temperature = 1.0f,
+                                                                                        .top_p = 1.0f,
+                                                                                        .min_p = 0.0f,
+                                                                                        .repetition_penalty = 1.0f,
+                                                                                        .top_k = 0,
+                                                                                        .do_sample = 0,
+                                                                                        .seed = 0,
+                                                                                        .counter = 0});
+    Memory<float> scratch(sample_scratch_floats(rows.most, vocab));
+    launch_sample({.logits = logits.data(),
+                   .logits_stride = vocab,
+                   .rows = rows,
+                   .vocab = vocab,
+                   .params = greedy.data(),
+                   .histories = nullptr,
+                   .history_lengths = nullptr,
+                   .history_stride = 0,
+                   .suppressed = nullptr,
+                   .n_suppressed = 0,
+                   .suppress = nullptr,
+                   .scratch = scratch.data(),
+                   .ids = ids.data(),
+                   .logprobs = nullptr,
+                   .status = status.data()},
+                  nullptr);
+}
+
 // Rows that cannot be drawn from, and the highest logit of the others.
 void argmax(Check& check) {
     for (const int vocab : {1, 31, 33, 700, 1027}) {
@@ -185,41 +253,7 @@ void argmax(Check& check) {
         for (const bool sampled : {false, true}) {
             Memory<int32_t> ids(kRows + 1), status(kRows + 1);
             const Memory<int32_t> count = {kRows};
-            const cuda::Rows rows{.count = count.data(), .most = kRows + 1};
-            const std::vector<SampleParams> greedy(kRows, SampleParams{.temperature = 1.0f,
-                                                                       .top_p = 1.0f,
-                                                                       .min_p = 0.0f,
-                                                                       .repetition_penalty = 1.0f,
-                                                                       .top_k = 0,
-                                                                       .do_sample = 0,
-                                                                       .seed = 0,
-                                                                       .counter = 0});
-            Memory<float> scratch(sample_scratch_floats(kRows + 1, vocab));
-            if (sampled)
-                launch_sample({.logits = logits.data(),
-                               .logits_stride = vocab,
-                               .rows = rows,
-                               .vocab = vocab,
-                               .params = greedy.data(),
-                               .histories = nullptr,
-                               .history_lengths = nullptr,
-                               .history_stride = 0,
-                               .suppressed = nullptr,
-                               .n_suppressed = 0,
-                               .suppress = nullptr,
-                               .scratch = scratch.data(),
-                               .ids = ids.data(),
-                               .logprobs = nullptr,
-                               .status = status.data()},
-                              nullptr);
-            else
-                launch_argmax({.logits = logits.data(),
-                               .logits_stride = vocab,
-                               .rows = rows,
-                               .vocab = vocab,
-                               .ids = ids.data(),
-                               .status = status.data()},
-                              nullptr);
+            launch_greedy(sampled, logits, vocab, {.count = count.data(), .most = kRows + 1}, ids, status);
             check.same("argmax, ids", ids.data(), expected, kRows);
             check.same("argmax, status", status.data(), statuses, kRows);
         }

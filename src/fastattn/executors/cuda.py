@@ -60,7 +60,10 @@ def describe() -> str:
     except FastattnError as error:
         return f"not usable: {error}"
     major, minor = found["compute_capability"]
-    return f"{found['name']}, compute capability {major}.{minor}, {found['memory_bytes'] / 2**30:.0f} GiB"
+    path, why = extension().find_library(_library_paths())
+    products = f"products by {path}" if path else f"products by a built-in kernel, which is slower: no cuBLASLt ({why})"
+    memory = found["memory_bytes"] / 2**30
+    return f"{found['name']}, compute capability {major}.{minor}, {memory:.0f} GiB; {products}"
 
 
 class CudaExecutor:
@@ -155,6 +158,16 @@ class CudaExecutor:
         """The path of the cuBLASLt that computes products, or None for the built-in kernel."""
         path: str | None = self._engine.library
         return path
+
+    @property
+    def built_in_products(self) -> int:
+        """The number of linears that cuBLASLt does not compute. The built-in kernel is slower."""
+        return int(self._open().built_in_products)
+
+    @property
+    def failed_graphs(self) -> int:
+        """The number of sizes of small steps that could not be captured as a graph, and so start slower."""
+        return int(self._open().failed_graphs)
 
     def new_cache(self) -> Any:
         """Return an empty KV cache for one sequence."""

@@ -1,41 +1,11 @@
-#include "program/kv_cache.h"
+#include "kv/kv_cache.h"
 
-#include <cstring>
+#include <string>
 
 #include "core/error.h"
 #include "kernels/kernels.h"
 
 namespace fastattn {
-
-std::shared_ptr<Buffer> KvPool::page() {
-    auto held = std::make_unique<Buffer>();  // allocated before a page is taken, so that a failure loses no page
-    bool found = false;
-    {
-        const std::lock_guard lock(mutex_);
-        if (!free_.empty()) {
-            *held = std::move(free_.back());
-            free_.pop_back();
-            found = true;
-        }
-    }
-    if (!found) {  // zero the new page without the lock
-        *held = Buffer(static_cast<size_t>(shape_.page_bytes()));
-        const std::lock_guard lock(mutex_);
-        free_.reserve(static_cast<size_t>(n_pages_ + 1));  // so that freeing a page cannot fail
-        ++n_pages_;
-    }
-    // If this fails, it passes the page to the deleter, which puts it back.
-    return {held.release(), [self = shared_from_this()](Buffer* page) {
-                const std::lock_guard lock(self->mutex_);
-                self->free_.push_back(std::move(*page));
-                delete page;
-            }};
-}
-
-int64_t KvPool::bytes() const {
-    const std::lock_guard lock(mutex_);
-    return n_pages_ * shape_.page_bytes();
-}
 
 void KvCache::reserve(int32_t count) {
     if (count == 0) return;
@@ -45,13 +15,13 @@ void KvCache::reserve(int32_t count) {
     pages_.reserve(last + 1);
     for (size_t b = first; b <= last; ++b) {
         if (b < pages_.size() && pages_[b].use_count() == 1) continue;
-        std::shared_ptr<Buffer> page = pool_->page();
+        PagePool::Page page = pool_->page();
         if (b < pages_.size()) {
-            std::memcpy(page->data(), pages_[b]->data(), page->bytes());
-            blocks_[b] = page->data();
+            pool_->copy_page(page.get(), pages_[b].get());
+            blocks_[b] = page.get();
             pages_[b] = std::move(page);
         } else {
-            blocks_.push_back(page->data());
+            blocks_.push_back(page.get());
             pages_.push_back(std::move(page));
         }
     }
