@@ -111,12 +111,14 @@ int32_t Executor::vocab() const {
 }
 
 size_t Executor::graphs() const {
+    engine_->check_process();
     const std::lock_guard lock(engine_->mutex());
     return static_cast<size_t>(
         std::count_if(graphs_.begin(), graphs_.end(), [](const auto& of) { return of.second.graph.has_value(); }));
 }
 
 size_t Executor::failed_graphs() const {
+    engine_->check_process();
     const std::lock_guard lock(engine_->mutex());
     return static_cast<size_t>(
         std::count_if(graphs_.begin(), graphs_.end(), [](const auto& of) { return of.second.failed; }));

@@ -36,7 +36,11 @@ void KvCache::truncate(int32_t length) {
         throw Error(ErrorKind::kInput,
                     "length: expected 0 to " + std::to_string(length_) + ", got " + std::to_string(length));
     length_ = length;
-    const auto keep = static_cast<size_t>((length + kBlockLen - 1) / kBlockLen);
+    trim();
+}
+
+void KvCache::trim() {
+    const auto keep = static_cast<size_t>((length_ + kBlockLen - 1) / kBlockLen);
     if (keep < pages_.size()) {
         pages_.resize(keep);
         blocks_.resize(keep);
@@ -70,7 +74,10 @@ CacheGuard::CacheGuard(const std::vector<KvCache*>& caches) {
 }
 
 void CacheGuard::release() {
-    for (KvCache* cache : held_) cache->release();
+    for (KvCache* cache : held_) {
+        cache->trim();
+        cache->release();
+    }
     held_.clear();
 }
 

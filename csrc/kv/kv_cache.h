@@ -20,12 +20,13 @@ public:
     const PagePool* pool() const { return pool_.get(); }
 
     // Makes room for `count` more positions that no other cache shares, and updates blocks(). After an error in the
-    // middle, or in the step that follows, there may be more blocks than the positions need.
+    // middle, or in the step that follows, there may be more blocks than the positions need, until trim().
     void reserve(int32_t count);
     std::byte* const* blocks() const { return blocks_.data(); }
     void advance(int32_t count) { length_ += count; }
 
     void truncate(int32_t length);
+    void trim();  // frees the pages that no position needs
     KvCache fork() const;
     void close();  // later uses are errors; closing again is not
 
@@ -42,7 +43,8 @@ private:
     std::unique_ptr<std::atomic<bool>> in_use_ = std::make_unique<std::atomic<bool>>(false);
 };
 
-// Acquires caches for one call, so that two threads never write to one. Throws Error(kInput) if one is in use.
+// Acquires caches for one call, so that two threads never write to one. Throws Error(kInput) if one is in use. At its
+// end, caches free the pages that a failed step reserved: others may need them.
 class CacheGuard {
 public:
     explicit CacheGuard(const std::vector<KvCache*>& caches);

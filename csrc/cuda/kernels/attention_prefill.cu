@@ -80,6 +80,7 @@ attention_prefill(const AttentionArgs args) {
         copy_async_wait<0>();
         sync_threads();
         copy(values, block, kBlockLen);  // while scores are computed
+        sync_warp();                     // ldmatrix and mma need all lanes together; the copies may have separated them
         float score[kScoreTiles][4], highest[2], total[2];
         score_block<T, kDim>(q + warp() * kWarpRows * kPitch, keys, head_dim, score);
         const int count[2] = {seen[0] - block * kBlockLen, seen[1] - block * kBlockLen};

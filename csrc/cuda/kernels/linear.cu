@@ -218,6 +218,7 @@ linear_mma(const LinearCall call) {
         const uint16_t* x = shared + buffer * kPieceElements + (warp_row + lane() % 16) * kHalfPitch + lane() / 16 * 8;
         const uint16_t* weight = shared + buffer * kPieceElements + Tile::kRows * kHalfPitch +
                                  (warp_column + lane() % 8 + lane() / 16 * 8) * kHalfPitch + lane() / 8 % 2 * 8;
+        sync_warp();  // ldmatrix and mma need all lanes together; the copies may have separated them
 #pragma unroll
         for (int k = 0; k < Tile::kDepth; k += 16) {
             uint32_t a[4];

@@ -281,11 +281,17 @@ class SentenceTransformer(EncodeMethods):
         return [len(ids) for ids, _ in self._first.encode(texts, TextTruncation(enabled=False), None)]
 
     def encode_with_cuts(
-        self, sentences: Sequence[str], *, batch_size: int = 32, normalize_embeddings: bool = False
+        self,
+        sentences: Sequence[str],
+        *,
+        prompt_name: str | None = None,
+        batch_size: int = 32,
+        normalize_embeddings: bool = False,
     ) -> tuple[NDArray[np.float32], dict[int, int]]:
         """Call `encode` for a list of texts; also return the cut texts as a dict of index to remaining token count."""
         cut: dict[int, int] = {}
         options = EncodeOptions(
+            prompt_name=None if prompt_name is None else check_str("prompt_name", prompt_name),
             batch_size=check_count("batch_size", batch_size, low=1),
             normalize=check_flag("normalize_embeddings", normalize_embeddings),
             cut=cut,
