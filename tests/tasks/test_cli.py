@@ -140,15 +140,6 @@ def test_embed(tmp_path: Path) -> None:
     assert run(*options, "-o", tmp_path / "no" / "out.npy").returncode == 1
 
 
-def test_embed_with_a_prompt(tmp_path: Path) -> None:
-    folder = write_sentence_model(tmp_path / "m")
-    (folder / "config_sentence_transformers.json").write_text(json.dumps({"prompts": {"query": "the cat "}}))
-    done = run("embed", "-m", folder, "-p", "good film", "--prompt-name", "query", "--json")
-    expected = fastattn.SentenceTransformer(folder).encode("good film", prompt_name="query")
-    assert np.array_equal(np.array(json.loads(done.stdout)["embedding"], np.float32), expected)
-    assert not np.array_equal(expected, fastattn.SentenceTransformer(folder).encode("good film"))
-
-
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
@@ -187,13 +178,6 @@ def test_embed_with_a_prompt(tmp_path: Path) -> None:
         (("generate", "--promptt", "a"), 2, "unknown option '--promptt'; did you mean '--prompt'?"),
         (("generate", "-p", "a", "--max-tokns=3"), 2, "unknown option '--max-tokns'; did you mean '--max-tokens'?"),
         (("embed", "-x", "-p", "a"), 2, "unknown option '-x'"),
-        (("generate", "--greedy"), 2, "unknown option '--greedy'; use --temp 0\n"),
-        (("embed", "--greedy"), 2, "unknown option '--greedy'\n"),
-        (("generate", "--num-beams"), 2, "unknown option '--num-beams'\n"),
-        (("generate", "--temperature"), 2, "unknown option '--temperature'; did you mean '--temp'?"),
-        (("generate", "--max-length"), 2, "unknown option '--max-length'; use --max-tokens\n"),
-        (("embed", "-p", "a", "--prompt-name", "x"), 1, "prompt_name: expected one of the prompts ['document'"),
-        (("embed", "-p", "a", "--prompt-name", ""), 2, "argument --prompt-name: expected a name, got an empty text"),
         (("generate", "-p", "a", "b"), 2, "unexpected argument 'b'"),
         (("--nope", "generate", "-p", "a"), 2, "unknown option '--nope'"),
         (

@@ -12,7 +12,7 @@ import pytest
 
 from fastattn.api.auto import AutoModelForCausalLM
 from fastattn.api.causal_lm import CausalLM
-from fastattn.errors import ContextLengthError, DTypeError, FastattnError, InputError
+from fastattn.errors import ContextLengthError, DTypeError, InputError
 from fastattn.generation.generate import generate, stream
 from fastattn.generation.options import GenerationOptions, read_options, request_seed
 from fastattn.models.outputs import GenerateOutput
@@ -267,26 +267,6 @@ def test_messages_name_the_argument() -> None:
         stream(model, [[1], [2]])
     with pytest.raises(InputError, match=r"^text_or_ids\[0\]: expected a token id"):
         stream(model, [10**6])
-
-
-@pytest.mark.parametrize(
-    ("given", "error", "message"),
-    [
-        (["a", "b"], DTypeError, r"expected one text or token ids, got list of str; call stream once for each text"),
-        (b"a", DTypeError, "expected str or token ids, got bytes; decode it first"),
-        ({"input_ids": [1]}, DTypeError, r'got dict; call stream\(encoding\["input_ids"\]\) instead of stream'),
-        ([], InputError, r'expected one sequence \[n_tokens\], got none; for an empty prompt give ""'),
-        ([[1], [2]], InputError, r"expected one sequence \[n_tokens\], got 2; call generate"),
-    ],
-)
-def test_stream_says_what_to_do_instead(given: Any, error: type[FastattnError], message: str) -> None:
-    from fastattn.tokenizer import Tokenizer
-    from fastattn.tokenizer.options import TokenizerOptions
-    from tests.tasks.test_decoders import RAW
-
-    model = ToyModel(Tokenizer(RAW["Metaspace"], TokenizerOptions()))
-    with pytest.raises(error, match=rf"^text_or_ids: .*{message}"):
-        stream(model, given)
 
 
 @pytest.mark.parametrize("seed", [{5, 9}, frozenset({5, 9})])

@@ -3,23 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, NoReturn
 
 from fastattn.checks import closest, quote
 from fastattn.cli import streams
 
 _MAX_MESSAGE_CHARS = 400
-_LIKENESS = 0.65  # with less, --greedy would be close to --seed
-# Options of other commands of this kind, and the ones here that do the same.
-_INSTEAD: Mapping[str, Sequence[tuple[str, str]]] = {
-    "--greedy": [("--temp", "--temp 0")],
-    "--do-sample": [("--temp", "--temp T with T above 0")],
-    "--max-length": [("--max-tokens", "--max-tokens")],
-    "--output-file": [("--output", "--output")],
-}
 _NEGATIVE_NUMBER = re.compile(r"-\.?\d")
 
 
@@ -49,7 +40,7 @@ class CommandParser(argparse.ArgumentParser):
             name = word.partition("=")[0] if word.startswith("--") else word[:2]
             if not any(option.startswith(name) for option in known):
                 shown = word.partition("=")[0]
-                self.error(f"unknown option {quote(shown)}{_instead(shown, known)}")
+                self.error(f"unknown option {quote(shown)}{closest(shown, known)}")
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         """Check a choice like argparse, but name the closest one in the message."""
@@ -61,18 +52,6 @@ class CommandParser(argparse.ArgumentParser):
     def _print_message(self, message: str, file: Any = None) -> None:
         """Write help and version to standard output. argparse itself would ignore write errors."""
         streams.emit(message, end="", flush=True)
-
-
-def _instead(word: str, known: Sequence[str]) -> str:
-    """Return the hint for an unknown option: what does the same, or the option with the closest name, or ""."""
-    for option, instead in _INSTEAD.get(word, ()):
-        if option in known:
-            return f"; use {instead}"
-    names = {option[2:]: option for option in known if option.startswith("--")}  # hyphens alone are no likeness
-    name = word.lstrip("-")
-    near = [known for known in names if known.startswith(name) or name.startswith(known)]
-    near = near or difflib.get_close_matches(name[:100], names, n=1, cutoff=_LIKENESS)
-    return f"; did you mean {names[max(near, key=len)]!r}?" if near and len(name) > 1 else ""
 
 
 class Once(argparse.Action):

@@ -192,11 +192,10 @@ def stream(model: LanguageModel, text_or_ids: Any, **options: Unpack[GenerationA
         text_or_ids = encode_prompt(tokenizer, text_or_ids, "text_or_ids")
         mask = np.ones(len(text_or_ids), np.int64)  # a text has no padding, whatever its ids
     elif isinstance(text_or_ids, (bytes, bytearray)):
-        raise DTypeError(f"text_or_ids: expected str or token ids, got {type(text_or_ids).__name__}; decode it first")
+        raise DTypeError(f"text_or_ids: expected str or token ids, got {type(text_or_ids).__name__}")
     prompts = read_prompts(model, text_or_ids, mask, checked, name="text_or_ids")
     if not prompts.single:
-        found = f"got {len(prompts.ids)}; call generate" if prompts.ids else 'got none; for an empty prompt give ""'
-        raise InputError(f"text_or_ids: expected one sequence [n_tokens], {found}")
+        raise InputError("text_or_ids: expected one sequence [n_tokens], got several; use generate() for several")
     request = make_requests(model, prompts.ids, checked, names=prompts.names, tokenizer=tokenizer)[0]
     return TextStream(Scheduler(model.executor, [request], checked, eos_ids=eos_ids(model, checked)), request)
 

@@ -77,25 +77,17 @@ def read_prompts(
 
 
 def _refuse_texts(ids: Any, name: str) -> None:
-    """Reject texts and mappings. Only `stream` takes a text, and it has already encoded its own."""
-    streams = name == "text_or_ids"
     first = ids[0] if isinstance(ids, (list, tuple)) and ids else ids
     if isinstance(first, (str, bytes, bytearray)):
         what = type(ids).__name__ if first is ids else f"{type(ids).__name__} of {type(first).__name__}"
-        if streams:
-            raise DTypeError(
-                f"{name}: expected one text or token ids, got {what}; call stream once for each text, or use "
-                'pipeline("text-generation")'
-            )
         raise DTypeError(
             f"{name}: expected token ids, got {what}; encode the text with the tokenizer's encode(), or use "
             'stream() or pipeline("text-generation")'
         )
     if isinstance(ids, Mapping) or (hasattr(ids, "keys") and not hasattr(ids, "__array__")):
-        instead = 'stream(encoding["input_ids"])' if streams else "generate(**encoding)"
-        call = "stream" if streams else "generate"
         raise DTypeError(
-            f"{name}: expected token ids, got {type(ids).__name__}; call {instead} instead of {call}(encoding)"
+            f"{name}: expected token ids, got {type(ids).__name__}; call generate(**encoding) instead of "
+            "generate(encoding)"
         )
 
 
