@@ -18,8 +18,6 @@ _DTYPES: Mapping[str, str] = {"fma": "float32", "f32": "float32", "bf16": "bfloa
 _BILLIONS: Mapping[str, float] = {"gflops": 1.0, "gops": 1.0, "flops": 1e-9, "ops": 1e-9}
 # The format whose rate limits products with weights of a format.
 PRODUCTS: Mapping[str, str] = {name: found.product for name, found in FORMATS.items() if found.product is not None}
-STEADY = 0.1  # a larger difference between two measurements of a limit says that the machine changed
-UNSTEADY_NOTE = "~ The machine was busy, or not the same before and after."
 _SMALL_READ_BYTES = 1 << 20  # if the read rate is not needed
 
 
