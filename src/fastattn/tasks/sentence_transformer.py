@@ -20,7 +20,7 @@ from fastattn.api.load_options import check_target
 from fastattn.checks import check_count, check_flag, check_keywords, check_path, check_str, one_of, quote
 from fastattn.errors import DTypeError, InputError
 from fastattn.tasks.sentence.encoders import InputModule, TextTask, TextTruncation, Transformer
-from fastattn.tasks.sentence.encoding import EncodeMethods, EncodeOptions, to_tensors
+from fastattn.tasks.sentence.encoding import EncodeMethods, EncodeOptions, read_sentences, to_tensors
 from fastattn.tasks.sentence.features import SENTENCE, TOKENS, Features, Float, Module
 from fastattn.tasks.sentence.folder import ModelSettings, read_folder
 from fastattn.tasks.sentence.loading import read_processing_kwargs
@@ -281,11 +281,17 @@ class SentenceTransformer(EncodeMethods):
         return [len(ids) for ids, _ in self._first.encode(texts, TextTruncation(enabled=False), None)]
 
     def encode_with_cuts(
-        self, sentences: Sequence[str], *, batch_size: int = 32, normalize_embeddings: bool = False
+        self,
+        sentences: Sequence[str],
+        *,
+        prompt_name: str | None = None,
+        batch_size: int = 32,
+        normalize_embeddings: bool = False,
     ) -> tuple[NDArray[np.float32], dict[int, int]]:
         """Call `encode` for a list of texts; also return the cut texts as a dict of index to remaining token count."""
         cut: dict[int, int] = {}
         options = EncodeOptions(
+            prompt_name=prompt_name,
             batch_size=check_count("batch_size", batch_size, low=1),
             normalize=check_flag("normalize_embeddings", normalize_embeddings),
             cut=cut,
@@ -294,7 +300,7 @@ class SentenceTransformer(EncodeMethods):
 
     def _encode(self, sentences: object, options: EncodeOptions) -> Any:
         single = not is_list_like(sentences)
-        texts = [check_text(sentences, "sentences")] if single else check_texts(sentences, "sentences")
+        texts = [check_text(sentences, "sentences")] if single else read_sentences(sentences, "sentences")
         self._check_output(options.output_value)
         rows = self._rows(texts, options)
         if options.output_value == "sentence_embedding":
