@@ -272,7 +272,9 @@ def test_messages_name_the_argument() -> None:
         stream(model, [10**6])
     with pytest.raises(DTypeError, match=r"^text_or_ids: expected one text or token ids, got list of str; call stream"):
         stream(model, ["a", "b"])
-    with pytest.raises(DTypeError, match=r'^text_or_ids: expected token ids, got dict; give stream\(\) the text, or the'):
+    with pytest.raises(
+        DTypeError, match=r"^text_or_ids: expected token ids, got dict; give stream\(\) the text, or the"
+    ):
         stream(model, {"input_ids": [1]})
     with pytest.raises(DTypeError, match=r"^input_ids: expected token ids, got list of str; encode the text .* stream"):
         generate(model, ["a", "b"])
