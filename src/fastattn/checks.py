@@ -22,6 +22,7 @@ from fastattn.errors import DTypeError, InputError
 
 MAX_QUOTE_CHARS = 80
 _MAX_INTEGER_BITS = 128
+_CLOSE = 0.61  # least similarity of a suggestion; "greedy" and "seed" have 0.6
 
 
 def quote(value: object, limit: int = MAX_QUOTE_CHARS) -> str:
@@ -118,10 +119,16 @@ def is_masked_array(value: object) -> bool:
     return masked_array is not None and isinstance(value, masked_array)
 
 
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """Return the known name that a misspelled one probably means, None if no known name is close."""
+    found = difflib.get_close_matches(name[:100], list(known), n=1, cutoff=_CLOSE)
+    return found[0] if found else None
+
+
 def closest(name: str, known: Iterable[str]) -> str:
     """Return `; did you mean 'X'?` for a misspelled name, or "" if no known name is close."""
-    found = difflib.get_close_matches(name[:100], list(known), n=1)
-    return f"; did you mean {found[0]!r}?" if found else ""
+    found = nearest(name, known)
+    return "" if found is None else f"; did you mean {found!r}?"
 
 
 def one_of(name: str, value: Any, other: str, other_value: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,8 @@ from fastattn.api.causal_lm import CausalLM
 from fastattn.api.encoders import SequenceClassifier
 from fastattn.errors import ContextLengthError, InputError
 from fastattn.executors.cpu import CpuExecutor
-from fastattn.profiling.profile import OpProfile
+from fastattn.profiling.limits import Limits, are_same
+from fastattn.profiling.profile import OpProfile, Profile
 from tests.reference.checkpoints import write_bert, write_gpt2
 
 
@@ -63,7 +65,7 @@ def test_the_table(bert: SequenceClassifier) -> None:
     assert "% of the limit, which is" in lines[1]
     assert lines[3].split() == ["op", "count", "ms", "share", "rate", "of", "limit"]
     assert any(line.startswith("linear attention.self.query+key+value [36, 12]") for line in lines)
-    assert len(lines) == 4 + len(found.ops)
+    assert len(lines) == 4 + len(found.ops) + (2 if "~" in str(found) else 0)
     assert json.loads(json.dumps(found.as_dict()))["ops"][0]["op"] == found.ops[0].op
 
 
@@ -84,6 +86,27 @@ def test_rate_and_percent_of_an_op() -> None:
     assert (op.rate, op.percent) == ("0.5 GB/s", 50.0)
     assert (OpProfile("add", 1, 2.0, 0.5).rate, OpProfile("add", 1, 2.0, 0.5).percent) == ("", None)
     assert OpProfile("linear a [2, 2]", 1, 0.0, 0.0, 6e9, 1e9, 1.0, "compute").percent is None
+
+
+def test_a_busy_machine_is_marked(bert: SequenceClassifier) -> None:
+    """`~` marks the percentages if the limits changed, and those above 100, whose limits were not those of the step."""
+    ops = (OpProfile("linear a [2, 2]", 1, 1.0, 0.5, limit_seconds=0.5, binds="memory"),)
+    limits = Limits(1, {"float32": 10.0}, 5.0)
+    steady = Profile("a", "float32", 2.0, 1.0, "memory", limits, ops)
+    assert "~" not in str(steady) + repr(steady)
+    busy = replace(steady, steady=False)
+    assert "~50 % of the limit" in str(busy)
+    assert "~50 %" in repr(busy)
+    assert str(busy).endswith("\n~ The machine was busy, or not the same before and after.")
+    (op,) = ops
+    above = replace(steady, ops=(replace(op, limit_seconds=1.5),))
+    assert str(above).count("~150 %") == 1
+    assert ", 50 % of the limit" in str(above)
+
+
+@pytest.mark.parametrize(("after", "same"), [(1.0, True), (0.91, True), (1.09, True), (0.8, False), (1.3, False)])
+def test_the_same_limits(after: float, same: bool) -> None:
+    assert are_same(1.0, after) is same
 
 
 def test_the_model_is_as_it_was(gpt2: CausalLM) -> None:

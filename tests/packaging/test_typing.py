@@ -26,6 +26,9 @@ encoder = fa.AutoModel.from_pretrained("folder")
 sequence_classifier = fa.AutoModelForSequenceClassification.from_pretrained("folder")
 st = fa.SentenceTransformer("folder")
 array = np.zeros((1, 2, 3, 4), np.float32)
+ids = np.ones((2, 3), np.int64)
+row = np.ones(3, np.int64)
+anything: object = ids
 """
 # Expressions, and the beginning of their type.
 TYPED = {
@@ -41,6 +44,8 @@ TYPED = {
     "causal_lm": "fastattn.api.causal_lm.CausalLM",
     "causal_lm([1])": "fastattn.models.outputs.CausalLMOutput",
     "causal_lm([1]).logits": "numpy.ndarray[",
+    "causal_lm(**tokenizer('a'))": "fastattn.models.outputs.CausalLMOutput",
+    "encoder(**tokenizer(['a', 'b'], padding=True))": "fastattn.models.outputs.EncoderOutput",
     "encoder([1]).last_hidden_state": "numpy.ndarray[",
     "sequence_classifier([1]).logits": "numpy.ndarray[",
     "st.similarity(array, array)": "numpy.ndarray[",
@@ -59,6 +64,39 @@ TYPED = {
     "fa.errors.InputError('a')": "fastattn.errors.InputError",
     "fa.__version__": "str",
 }
+# A strict caller needs no narrowing: the layout of the input says whether a result is an array or a list.
+PRECISE = {
+    "causal_lm([1]).logits": "array",
+    "causal_lm(ids).logits": "array",
+    "causal_lm(ids, np.ones_like(ids), logits_to_keep=1).logits": "array",
+    "causal_lm([[1], [2, 3]]).logits": "list",
+    "causal_lm([row, row], use_cache=False).logits": "list",
+    "causal_lm(anything).logits": "either",
+    "encoder(ids).last_hidden_state": "array",
+    "encoder([[1], [2, 3]], position_ids=None).last_hidden_state": "list",
+    "encoder(anything).last_hidden_state": "either",
+    "sequence_classifier([[1], [2, 3]]).logits": "array",
+    "sequence_classifier(anything).logits": "array",
+}
+KINDS = {
+    "array": r"numpy\.ndarray\[[^|]*\]",
+    "list": r"list\[numpy\.ndarray\[[^|]*\]\]",
+    "either": r"numpy\.ndarray\[.*\] \| list\[numpy\.ndarray\[.*\]\]",
+}
+# Calls that a type checker refuses.
+REFUSED = [
+    "fa.AutoModel.from_pretrained('folder', thread=1)",
+    "fa.AutoModel.from_pretrained('folder', threads='two')",
+    "fa.AutoModel.from_pretrained('folder', low_cpu_mem_usage=True, load_in_8bit=True)",
+    "fa.AutoTokenizer.from_pretrained('folder', revison='a')",
+    "fa.SentenceTransformer('folder', kv_dtyp='int8')",
+    "fa.pipeline('text-generation', head_dtyp='int8')",
+    "fa.quantize('folder', 'out', dtype='int8', revison='a')",
+    "causal_lm([1], logits_to_kep=1)",
+    "causal_lm([1], past_key_values=array)",
+    "causal_lm.generate([1], max_newtokens=3)",
+    "fa.GenerationOptions(max_newtokens=3)",
+]
 UNKNOWN = [
     "from fastattn import AutoModelForCausalLn",
     "from fastattn import Pipeline",
@@ -85,17 +123,30 @@ def check(folder: Path, code: str) -> list[str]:
 def revealed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("mypy") / "typed"
     folder.mkdir()
-    code = SETUP + "".join(f"reveal_type({expression})\n" for expression in TYPED)
+    expressions = {**TYPED, **PRECISE}
+    code = SETUP + "".join(f"reveal_type({expression})\n" for expression in expressions)
     lines = [line for line in check(folder, code) if line.startswith("sample.py:")]  # not those about our own files
     found = [match[1] for line in lines if (match := re.search(r'Revealed type is "(.*)"$', line))]
     assert [line for line in lines if "Revealed type" not in line] == []
-    assert len(found) == len(TYPED)
-    return dict(zip(TYPED, found, strict=True))
+    assert len(found) == len(expressions)
+    return dict(zip(expressions, found, strict=True))
 
 
 @pytest.mark.parametrize("expression", TYPED)
 def test_results_have_types(revealed: dict[str, str], expression: str) -> None:
     assert revealed[expression].replace("builtins.", "").startswith(TYPED[expression])
+
+
+@pytest.mark.parametrize("expression", PRECISE)
+def test_the_layout_decides_the_type(revealed: dict[str, str], expression: str) -> None:
+    assert re.fullmatch(KINDS[PRECISE[expression]], revealed[expression].replace("builtins.", ""))
+
+
+def test_wrong_keywords_are_errors(tmp_path: Path) -> None:
+    lines = check(tmp_path, SETUP + "\n".join(REFUSED) + "\n")
+    first = SETUP.count("\n") + 1
+    errors = {int(line.split(":")[1]) for line in lines if line.startswith("sample.py:") and ": error:" in line}
+    assert errors == set(range(first, first + len(REFUSED)))
 
 
 @pytest.fixture(scope="module")

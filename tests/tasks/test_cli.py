@@ -140,6 +140,19 @@ def test_embed(tmp_path: Path) -> None:
     assert run(*options, "-o", tmp_path / "no" / "out.npy").returncode == 1
 
 
+def test_embed_with_a_prompt(tmp_path: Path) -> None:
+    """--prompt-name puts the prompt of that name before each text, as `encode` does."""
+    folder = write_sentence_model(tmp_path / "m")
+    saved = {"prompts": {"query": "the ", "passage": "in "}, "default_prompt_name": "passage"}
+    (folder / "config_sentence_transformers.json").write_text(json.dumps(saved))
+    model = fastattn.SentenceTransformer(folder)
+    for flags, prompt in (((), "in "), (("--prompt-name", "query"), "the ")):
+        done = run("embed", "-m", folder, "--json", "-p", "good film", *flags)
+        assert done.returncode == 0, done.stderr
+        expected = model.encode("good film", prompt=prompt)
+        assert np.array_equal(np.float32(json.loads(done.stdout)["embedding"]), expected)
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
@@ -178,6 +191,12 @@ def test_embed(tmp_path: Path) -> None:
         (("generate", "--promptt", "a"), 2, "unknown option '--promptt'; did you mean '--prompt'?"),
         (("generate", "-p", "a", "--max-tokns=3"), 2, "unknown option '--max-tokns'; did you mean '--max-tokens'?"),
         (("embed", "-x", "-p", "a"), 2, "unknown option '-x'"),
+        (("generate", "-p", "a", "--greedy"), 2, "unknown option '--greedy'; use --temp 0"),
+        (("generate", "-p", "a", "--temperature=1"), 2, "unknown option '--temperature'; use --temp"),
+        (("generate", "-p", "a", "--quiet"), 2, "unknown option '--quiet'"),
+        (("classify", "-p", "a", "--greedy"), 2, "unknown option '--greedy'"),
+        (("embed", "-p", "a", "--prompt-name", ""), 2, "argument --prompt-name: expected a name, got an empty text"),
+        (("embed", "-p", "a", "--prompt-name", "x"), 1, "prompt_name: expected one of the prompts"),
         (("generate", "-p", "a", "b"), 2, "unexpected argument 'b'"),
         (("--nope", "generate", "-p", "a"), 2, "unknown option '--nope'"),
         (

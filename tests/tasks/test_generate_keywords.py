@@ -75,6 +75,9 @@ REFUSED: list[tuple[str, Any, str]] = [
     ("tokenizer", 3, "tokenizer: expected"),
     ("max_newtokens", 3, "generate: unknown keyword 'max_newtokens'; did you mean 'max_new_tokens'"),
     ("attention_mas", [1], "generate: unknown keyword 'attention_mas'; did you mean 'attention_mask'"),
+    ("greedy", True, "greedy: expected None, got True; use do_sample=False"),
+    ("stop", ["a"], "stop: expected None, got .*; use stop_strings"),
+    ("stream", True, "stream: expected None or False, got True; call stream"),
     ("whatever", 3, "generate: unknown keyword 'whatever'; see GenerationOptions"),
     ("return_dict_in_generate", "yes", "return_dict_in_generate: expected True or False"),
     ("inputs", [1], "inputs: expected None beside input_ids"),
@@ -267,6 +270,14 @@ def test_messages_name_the_argument() -> None:
         stream(model, [[1], [2]])
     with pytest.raises(InputError, match=r"^text_or_ids\[0\]: expected a token id"):
         stream(model, [10**6])
+    with pytest.raises(DTypeError, match=r"^text_or_ids: expected one text or token ids, got list of str; call stream"):
+        stream(model, ["a", "b"])
+    with pytest.raises(
+        DTypeError, match=r"^text_or_ids: expected token ids, got dict; give stream\(\) the text, or the"
+    ):
+        stream(model, {"input_ids": [1]})
+    with pytest.raises(DTypeError, match=r"^input_ids: expected token ids, got list of str; encode the text .* stream"):
+        generate(model, ["a", "b"])
 
 
 @pytest.mark.parametrize("seed", [{5, 9}, frozenset({5, 9})])

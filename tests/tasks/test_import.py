@@ -57,3 +57,16 @@ def test_generation_needs_no_heavy_imports() -> None:
     loaded = python(code).split()
     assert not {"torch", "transformers", "tokenizers", "pandas", "safetensors", "huggingface_hub"} & set(loaded)
     assert "typing_extensions" not in loaded
+
+
+def test_rare_tokenizer_classes_are_imported_on_use() -> None:
+    code = (
+        "import sys, fastattn; fastattn.pipeline('text-generation').tokenizer.encode('a');"
+        "fastattn.pipeline('text-classification').tokenizer.encode('a');"
+        "print(*sorted(m for m in sys.modules if m.startswith('fastattn.tokenizer.')))"
+    )
+    loaded = python(code).split()
+    assert "fastattn.tokenizer.load" in loaded
+    assert not {"fastattn.tokenizer.marian", "fastattn.tokenizer.unigram", "fastattn.tokenizer.unigram_text"} & {
+        *loaded
+    }

@@ -211,6 +211,17 @@ def test_refused_options(
     assert len(str(caught.value)) < 400
 
 
+@pytest.mark.parametrize("pairs", [[("a", "b")], [["a", "b"], ["b", "a"]], ["a", ("a", "b")]])
+def test_pairs_say_what_to_do(model: fastattn.SentenceTransformer, pairs: Any) -> None:
+    """sentence-transformers joins the texts of a pair; here that is for cross-encoders."""
+    with pytest.raises(
+        DTypeError, match=r"sentences\[\d\]: expected str, got .*; a vector is that of one text.* pairs"
+    ):
+        model.encode(pairs)
+    with pytest.raises(DTypeError, match=r"^sentences\[0\]: expected str, got list$"):
+        model.encode([["a", "b", "a"]])
+
+
 def test_a_misspelled_keyword_names_the_closest_one(folder: Path, model: fastattn.SentenceTransformer) -> None:
     with pytest.raises(InputError, match="did you mean 'normalize_embeddings'"):
         model.encode("a", normalise_embeddings=True)  # type: ignore[call-overload]

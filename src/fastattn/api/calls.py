@@ -2,10 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias, TypedDict
+
+import numpy as np
+from numpy.typing import NDArray
 
 from fastattn.checks import Neutral, check_flag, check_neutral
+
+# The input of a call whose results are arrays, and of one whose results are lists.
+OneInput: TypeAlias = "Sequence[int] | NDArray[np.integer[Any]]"
+Inputs: TypeAlias = "Sequence[Sequence[int]] | Sequence[NDArray[np.integer[Any]]]"
+
+
+class OtherArgs(TypedDict, total=False):
+    """Arguments of a call that are only keywords, and those of transformers that change nothing."""
+
+    position_ids: object
+    use_cache: bool | None
+    cache: None
+    cache_position: None
+    encoder_attention_mask: None
+    encoder_hidden_states: None
+    head_mask: None
+    inputs_embeds: None
+    labels: None
+    next_sentence_label: None
+    past_key_values: None
+
+
+class CallArgs(OtherArgs, total=False):
+    """Keyword arguments of a call."""
+
+    output_hidden_states: bool | None
+    output_attentions: bool | None
+
+
+class CausalLMCallArgs(CallArgs, total=False):
+    """Keyword arguments of a call of a language model."""
+
+    logits_to_keep: int
+
 
 _KEYWORDS: Mapping[str, Neutral] = {
     "use_cache": Neutral(check=check_flag),  # the logits do not depend on it, and a call returns no cache

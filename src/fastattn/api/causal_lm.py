@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from fastattn.api.calls import CausalLMCallArgs, Inputs, OneInput, OtherArgs
 from fastattn.api.model import Model
 from fastattn.checks import check_count
 from fastattn.generation import generate as generation
 from fastattn.generation.generate_args import GenerateArgs, GenerationArgs
 from fastattn.generation.text_stream import TextStream
 from fastattn.graph.executor import Cache
-from fastattn.models.outputs import CausalLMOutput, GenerateOutput, finish_output
+from fastattn.models.outputs import Array, CausalLMOutput, GenerateOutput, finish_output
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -29,6 +30,26 @@ class CausalLM(Model):
     @overload
     def __call__(
         self,
+        input_ids: OneInput,
+        attention_mask: object = ...,
+        token_type_ids: object = ...,
+        *,
+        return_dict: Literal[True] | None = ...,
+        **options: Unpack[CausalLMCallArgs],
+    ) -> CausalLMOutput[Array]: ...
+    @overload
+    def __call__(
+        self,
+        input_ids: Inputs,
+        attention_mask: object = ...,
+        token_type_ids: object = ...,
+        *,
+        return_dict: Literal[True] | None = ...,
+        **options: Unpack[CausalLMCallArgs],
+    ) -> CausalLMOutput[list[Array]]: ...
+    @overload
+    def __call__(
+        self,
         input_ids: object = ...,
         attention_mask: object = ...,
         token_type_ids: object = ...,
@@ -36,9 +57,8 @@ class CausalLM(Model):
         output_hidden_states: bool | None = ...,
         output_attentions: bool | None = ...,
         *,
-        position_ids: object = ...,
         return_dict: Literal[True] | None = ...,
-        **others: Any,
+        **options: Unpack[OtherArgs],
     ) -> CausalLMOutput: ...
     @overload
     def __call__(
@@ -50,9 +70,8 @@ class CausalLM(Model):
         output_hidden_states: bool | None = ...,
         output_attentions: bool | None = ...,
         *,
-        position_ids: object = ...,
         return_dict: Literal[False],
-        **others: Any,
+        **options: Unpack[OtherArgs],
     ) -> tuple[Any, ...]: ...
     def __call__(
         self,

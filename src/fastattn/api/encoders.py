@@ -4,31 +4,45 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import Any, Generic, Literal, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, cast, overload
 
+from fastattn.api.calls import CallArgs, Inputs, OneInput, OtherArgs
 from fastattn.api.model import Model
 from fastattn.models.inputs import Batch
-from fastattn.models.outputs import Array, EncoderOutput, SequenceClassifierOutput, finish_output
+from fastattn.models.outputs import Array, EncoderOutput, ModelOutput, SequenceClassifierOutput, finish_output
 
-_Output = TypeVar("_Output", EncoderOutput, SequenceClassifierOutput)
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+# The output of a call: of one array, of a list of sequences, and of an input whose type does not say which.
+_OfArray = TypeVar("_OfArray", bound=ModelOutput)
+_OfList = TypeVar("_OfList", bound=ModelOutput)
+_OfEither = TypeVar("_OfEither", bound=ModelOutput)
 
 
-class _OneStepModel(Model, Generic[_Output]):
+class _OneStepModel(Model, Generic[_OfArray, _OfList, _OfEither]):
     """A model whose calls run one step and return one output."""
 
     @overload
     def __call__(
         self,
-        input_ids: object = ...,
+        input_ids: OneInput,
         attention_mask: object = ...,
         token_type_ids: object = ...,
-        output_hidden_states: bool | None = ...,
-        output_attentions: bool | None = ...,
         *,
-        position_ids: object = ...,
         return_dict: Literal[True] | None = ...,
-        **others: Any,
-    ) -> _Output: ...
+        **options: Unpack[CallArgs],
+    ) -> _OfArray: ...
+    @overload
+    def __call__(
+        self,
+        input_ids: Inputs,
+        attention_mask: object = ...,
+        token_type_ids: object = ...,
+        *,
+        return_dict: Literal[True] | None = ...,
+        **options: Unpack[CallArgs],
+    ) -> _OfList: ...
     @overload
     def __call__(
         self,
@@ -38,9 +52,20 @@ class _OneStepModel(Model, Generic[_Output]):
         output_hidden_states: bool | None = ...,
         output_attentions: bool | None = ...,
         *,
-        position_ids: object = ...,
+        return_dict: Literal[True] | None = ...,
+        **options: Unpack[OtherArgs],
+    ) -> _OfEither: ...
+    @overload
+    def __call__(
+        self,
+        input_ids: object = ...,
+        attention_mask: object = ...,
+        token_type_ids: object = ...,
+        output_hidden_states: bool | None = ...,
+        output_attentions: bool | None = ...,
+        *,
         return_dict: Literal[False],
-        **others: Any,
+        **options: Unpack[OtherArgs],
     ) -> tuple[Any, ...]: ...
     def __call__(
         self,
@@ -62,11 +87,11 @@ class _OneStepModel(Model, Generic[_Output]):
         return finish_output(self._compute(batch, output_hidden_states, output_attentions), return_dict)
 
     @abstractmethod
-    def _compute(self, batch: Batch, hidden_states: bool | None, attentions: bool | None) -> _Output:
+    def _compute(self, batch: Batch, hidden_states: bool | None, attentions: bool | None) -> _OfEither:
         """Run one step. Raises InputError for an empty sequence that the output has no value for."""
 
 
-class Encoder(_OneStepModel[EncoderOutput]):
+class Encoder(_OneStepModel[EncoderOutput[Array], EncoderOutput[list[Array]], EncoderOutput]):
     """A model that computes hidden states. Created by `AutoModel.from_pretrained`.
 
     A call returns the last hidden state of every token and, if there is a pooler, its output for every sequence. If the
@@ -85,7 +110,7 @@ class Encoder(_OneStepModel[EncoderOutput]):
         )
 
 
-class SequenceClassifier(_OneStepModel[SequenceClassifierOutput]):
+class SequenceClassifier(_OneStepModel[SequenceClassifierOutput, SequenceClassifierOutput, SequenceClassifierOutput]):
     """A model that computes one row of logits per sequence.
 
     Created by `AutoModelForSequenceClassification.from_pretrained`. A call returns logits [batch, num_labels];

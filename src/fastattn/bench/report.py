@@ -9,9 +9,9 @@ from typing import Any
 
 from fastattn.bench.tables import markdown_table, quantity, text_table
 from fastattn.bench.turns import OURS, Row
+from fastattn.profiling.limits import UNSTEADY
 
 _LEAST_SHARE = 0.005  # minimum share of the time for a separate column
-_UNSTEADY = "~ The machine was busy, or not the same before and after."
 
 
 def result_table(rows: Sequence[Row], *, markdown: bool = False) -> str:
@@ -36,7 +36,7 @@ def result_table(rows: Sequence[Row], *, markdown: bool = False) -> str:
         cells += [[row.name, library, *[""] * (len(header) - 3), error] for library, error in row.errors.items()]
     table = markdown_table(header, cells) if markdown else text_table(header, cells, left=2 if compared else 1)
     steady = all(row.is_steady(library) for row in rows for library in row.turns)
-    return table if steady else f"{table}\n{_UNSTEADY}\n"
+    return table if steady else f"{table}\n{UNSTEADY}\n"
 
 
 def share_table(rows: Sequence[Row]) -> str:

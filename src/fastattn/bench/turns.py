@@ -16,10 +16,9 @@ import numpy as np
 
 from fastattn.bench.tables import quantity
 from fastattn.errors import BenchError
-from fastattn.profiling.limits import LeastTime
+from fastattn.profiling.limits import STEADY, LeastTime, are_same
 
 OURS = "fastattn"
-STEADY = 0.1
 
 
 class Worker(Protocol):
@@ -57,8 +56,7 @@ class Turn:
     @property
     def steady(self) -> bool:
         """Whether the machine was unchanged during the turn and no other work used its cores."""
-        a, b = self.before.seconds, self.after.seconds
-        return abs(a - b) <= STEADY * max(a, b) and self.waited <= STEADY
+        return are_same(self.before.seconds, self.after.seconds) and self.waited <= STEADY
 
     @property
     def limit_seconds(self) -> float:

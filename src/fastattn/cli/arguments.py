@@ -80,6 +80,12 @@ def _add_embed(commands: _Commands) -> None:
         metavar="FILE.npy",
         help="write a float32 [n, d] array instead of text; row i is line i",
     )
+    parser.add_argument(
+        "--prompt-name",
+        type=some_text("a name"),
+        metavar="NAME",
+        help="put the model's prompt of this name, such as query, before each text (the model's default prompt)",
+    )
     parser.add_argument("--normalize", action="store_true", help="scale vectors to length 1")
     parser.add_argument("--batch-size", type=integer(1, INT32_MAX), default=32, metavar="N", help="texts per step (32)")
 

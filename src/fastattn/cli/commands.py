@@ -163,7 +163,10 @@ def embed(args: argparse.Namespace) -> int:
 
     def run(part: list[Text]) -> list[Any]:
         found, lengths = model.encode_with_cuts(
-            [text.text for text in part], batch_size=args.batch_size, normalize_embeddings=args.normalize
+            [text.text for text in part],
+            prompt_name=args.prompt_name,
+            batch_size=args.batch_size,
+            normalize_embeddings=args.normalize,
         )
         cut.extend((part[i].where, length) for i, length in lengths.items())
         return list(found)

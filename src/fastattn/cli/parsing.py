@@ -7,11 +7,23 @@ import re
 from collections.abc import Collection, Sequence
 from typing import Any, NoReturn
 
-from fastattn.checks import closest, quote
+from fastattn.checks import closest, nearest, quote
 from fastattn.cli import streams
 
 _MAX_MESSAGE_CHARS = 400
 _NEGATIVE_NUMBER = re.compile(r"-\.?\d")
+
+
+# Options of other programs, and what to use instead.
+_INSTEAD = {
+    "--do-sample": "--temp",
+    "--greedy": "--temp 0",
+    "--input": "--file",
+    "--max-new-tokens": "--max-tokens",
+    "--stop-token": "--stop",
+    "--temperature": "--temp",
+    "--text": "--prompt",
+}
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -40,7 +52,7 @@ class CommandParser(argparse.ArgumentParser):
             name = word.partition("=")[0] if word.startswith("--") else word[:2]
             if not any(option.startswith(name) for option in known):
                 shown = word.partition("=")[0]
-                self.error(f"unknown option {quote(shown)}{closest(shown, known)}")
+                self.error(f"unknown option {quote(shown)}{_hint(shown, known)}")
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         """Check a choice like argparse, but name the closest one in the message."""
@@ -64,6 +76,16 @@ class Once(argparse.Action):
         if getattr(namespace, self.dest) is not None:
             raise argparse.ArgumentError(self, "expected it once; join the files with cat and read them with -f -")
         setattr(namespace, self.dest, values)
+
+
+def _hint(option: str, known: Sequence[str]) -> str:
+    """Return what to write instead of an unknown option, "" if nothing is close. Dashes do not make names similar."""
+    instead = _INSTEAD.get(option, "")
+    if instead.partition(" ")[0] in known:
+        return f"; use {instead}"
+    names = {name.lstrip("-"): name for name in known}
+    found = nearest(option.lstrip("-"), names)
+    return "" if found is None else f"; did you mean {names[found]!r}?"
 
 
 def unknown_command(parser: CommandParser, word: str, commands: Collection[str]) -> NoReturn:

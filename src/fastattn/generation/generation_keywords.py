@@ -98,4 +98,9 @@ KEYWORDS: Mapping[str, Neutral] = {
     "typical_p": Neutral((1,), _LIMITED),
     "use_mtp": Neutral((False,), _NO_DRAFTS),
     "watermarking_config": Neutral((), _LIMITED),
+    # Names in other libraries.
+    "greedy": Neutral((), "use do_sample=False"),
+    "stop": Neutral((), "use stop_strings"),
+    "stop_sequences": Neutral((), "use stop_strings"),
+    "stream": Neutral((False,), "call stream, which yields the text in pieces"),
 }

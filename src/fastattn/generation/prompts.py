@@ -77,18 +77,24 @@ def read_prompts(
 
 
 def _refuse_texts(ids: Any, name: str) -> None:
+    streamed = name == "text_or_ids"  # `stream` takes a text, but one at a time
     first = ids[0] if isinstance(ids, (list, tuple)) and ids else ids
     if isinstance(first, (str, bytes, bytearray)):
         what = type(ids).__name__ if first is ids else f"{type(ids).__name__} of {type(first).__name__}"
-        raise DTypeError(
-            f"{name}: expected token ids, got {what}; encode the text with the tokenizer's encode(), or use "
-            'stream() or pipeline("text-generation")'
+        instead = (
+            'call stream() once for each text, or use pipeline("text-generation")'
+            if streamed
+            else 'encode the text with the tokenizer\'s encode(), or use stream() or pipeline("text-generation")'
         )
+        expected = "one text or token ids" if streamed else "token ids"
+        raise DTypeError(f"{name}: expected {expected}, got {what}; {instead}")
     if isinstance(ids, Mapping) or (hasattr(ids, "keys") and not hasattr(ids, "__array__")):
-        raise DTypeError(
-            f"{name}: expected token ids, got {type(ids).__name__}; call generate(**encoding) instead of "
-            "generate(encoding)"
+        instead = (
+            'give stream() the text, or the "input_ids" of one text'
+            if streamed
+            else "call generate(**encoding) instead of generate(encoding)"
         )
+        raise DTypeError(f"{name}: expected token ids, got {type(ids).__name__}; {instead}")
 
 
 def _without_padding(
@@ -110,8 +116,9 @@ def _without_padding(
     maybe = pad if pad is not None else next(iter(model.eos_token_ids), None)
     if maybe is not None and batch.layout == "dense" and len(batch.counts) > 1 and batch.touches(maybe):
         _log.warning(
-            "input_ids: rows begin or end with id %d, which is also an id of eos, and there is no attention_mask: they "
-            "are read as text; give an attention_mask, or lists of different lengths",
+            "%s: rows begin or end with id %d, which is also an id of eos, and there is no attention_mask: they are "
+            "read as text; give an attention_mask, or lists of different lengths",
+            name,
             maybe,
         )
     return batch.ids

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, Literal, SupportsIndex, TypeAlias, overload
+from typing import TYPE_CHECKING, Any, Generic, Literal, SupportsIndex, TypeAlias, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,14 @@ from fastattn.checks import check_flag, closest, quote
 
 Array = NDArray[Any]
 PerToken = Array | list[Array]
+if TYPE_CHECKING:
+    from typing_extensions import TypeVar
+
+    _PerToken = TypeVar("_PerToken", bound=PerToken, default=PerToken, covariant=True)
+else:  # defaults of type variables need Python 3.13
+    from typing import TypeVar
+
+    _PerToken = TypeVar("_PerToken", covariant=True)
 FinishReason: TypeAlias = Literal["eos", "stop_string", "length"]
 
 # Fields of transformers' outputs that ours do not have, and what to use instead.
@@ -74,30 +82,31 @@ class ModelOutput(Mapping[str, Any]):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class CausalLMOutput(ModelOutput):
+class CausalLMOutput(ModelOutput, Generic[_PerToken]):
     """The outputs of a language model.
 
     logits [batch, seq_len, vocab_size]. hidden_states: n_layer + 1 of [batch, seq_len, n_embd]; the first are the
-    embeddings, the last is after the last norm. attentions: n_layer of [batch, n_head, seq_len, seq_len].
+    embeddings, the last is after the last norm. attentions: n_layer of [batch, n_head, seq_len, seq_len]. For a type
+    checker, CausalLMOutput[Array] has arrays and CausalLMOutput[list[Array]] has lists, as the layout says.
     """
 
-    logits: PerToken
-    hidden_states: tuple[PerToken, ...] | None = None
-    attentions: tuple[PerToken, ...] | None = None
+    logits: _PerToken
+    hidden_states: tuple[_PerToken, ...] | None = None
+    attentions: tuple[_PerToken, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class EncoderOutput(ModelOutput):
+class EncoderOutput(ModelOutput, Generic[_PerToken]):
     """The outputs of an encoder.
 
     last_hidden_state [batch, seq_len, hidden_size]. pooler_output [batch, hidden_size] if the checkpoint has a pooler.
     hidden_states, attentions: as in CausalLMOutput.
     """
 
-    last_hidden_state: PerToken
+    last_hidden_state: _PerToken
     pooler_output: Array | None = None
-    hidden_states: tuple[PerToken, ...] | None = None
-    attentions: tuple[PerToken, ...] | None = None
+    hidden_states: tuple[_PerToken, ...] | None = None
+    attentions: tuple[_PerToken, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

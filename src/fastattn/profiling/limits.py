@@ -18,6 +18,8 @@ _DTYPES: Mapping[str, str] = {"fma": "float32", "f32": "float32", "bf16": "bfloa
 _BILLIONS: Mapping[str, float] = {"gflops": 1.0, "gops": 1.0, "flops": 1e-9, "ops": 1e-9}
 # The format whose rate limits products with weights of a format.
 PRODUCTS: Mapping[str, str] = {name: found.product for name, found in FORMATS.items() if found.product is not None}
+STEADY = 0.1  # limits that differ by at most this fraction are the same, and so is a machine with so little waiting
+UNSTEADY = "~ The machine was busy, or not the same before and after."
 _SMALL_READ_BYTES = 1 << 20  # if the read rate is not needed
 
 
@@ -91,6 +93,11 @@ def least_time(cost: Cost, kept: str, limits: Limits) -> LeastTime:
     """Return the least time of an op whose products have a format (`fastattn.graph.cost.op_format`)."""
     rate = limits.rates[PRODUCTS[kept]]
     return LeastTime(cost.operations / rate / 1e9, cost.bytes / limits.read_gbps / 1e9)
+
+
+def are_same(before: float, after: float) -> bool:
+    """Return whether two least times of the same work, measured before and after it, mean the same machine."""
+    return abs(before - after) <= STEADY * max(before, after)
 
 
 def step_least_time(program: Program, shape: StepShape, formats: Formats, limits: Limits) -> LeastTime:

@@ -20,7 +20,15 @@ from fastattn.graph.ir import Op, Program, Step
 from fastattn.graph.kinds import KINDS
 from fastattn.graph.step_cost import op_cost, op_format
 from fastattn.models.inputs import Batch
-from fastattn.profiling.limits import LeastTime, Limits, least_time, measure_over
+from fastattn.profiling.limits import (
+    UNSTEADY,
+    LeastTime,
+    Limits,
+    are_same,
+    least_time,
+    measure_over,
+    step_least_time,
+)
 
 _LEAST_RUNS = 5
 _BETWEEN = "(between ops)"
@@ -64,7 +72,8 @@ class Profile:
     """A step of a model, op by op; `print` shows it as a table.
 
     seconds: the median step, timed from Python. ops: slowest first, then the time between ops. limits: the mean of the
-    machine's limits before and after. limit_seconds, binds: as in OpProfile, for the whole step.
+    machine's limits before and after. limit_seconds, binds: as in OpProfile, for the whole step. steady: whether these
+    limits were the same before and after; otherwise `~` marks the percentages.
     """
 
     what: str
@@ -74,11 +83,16 @@ class Profile:
     binds: str
     limits: Limits
     ops: tuple[OpProfile, ...]
+    steady: bool = True
 
     @property
     def percent(self) -> float:
         """The percentage of its limit that the step reached."""
         return 100 * self.limit_seconds / self.seconds
+
+    def _shown(self, percent: float) -> str:
+        """Return a percentage for the table. Above 100 the limits were not those of the step."""
+        return f"{'' if self.steady and percent <= 100 else '~'}{percent:.0f} %"
 
     def shares(self) -> dict[str, float]:
         """Return the share of the step by kind of op, largest first."""
@@ -94,24 +108,26 @@ class Profile:
 
     def __repr__(self) -> str:
         return (
-            f"<Profile of {self.what}, {self.dtype}: {self.seconds * 1e3:.3f} ms, {self.percent:.0f} % of the limit, "
-            f"{len(self.ops)} rows>"
+            f"<Profile of {self.what}, {self.dtype}: {self.seconds * 1e3:.3f} ms, "
+            f"{self._shown(self.percent)} of the limit, {len(self.ops)} rows>"
         )
 
     def __str__(self) -> str:
         rates = ", ".join(f"{name} {rate:.0f}" for name, rate in self.limits.rates.items())
         lines = [
             f"{self.what}, {self.dtype}, threads: {self.limits.threads}",
-            f"{self.seconds * 1e3:.3f} ms, {self.percent:.0f} % of the limit, which is {self.binds}"
+            f"{self.seconds * 1e3:.3f} ms, {self._shown(self.percent)} of the limit, which is {self.binds}"
             f" (measured: {rates} GFLOP/s; weights {self.limits.read_gbps:.1f} GB/s)",
             "",
             f"{'op':<44}{'count':>6}{'ms':>10}{'share':>8}{'rate':>17}{'of limit':>10}",
         ]
         for op in self.ops:
-            percent = "" if op.percent is None else f"{op.percent:.0f} %"
+            percent = "" if op.percent is None else self._shown(op.percent)
             lines.append(
                 f"{op.op:<44}{op.count or '':>6}{op.seconds * 1e3:>10.3f}{op.share:>8.1%}{op.rate:>17}{percent:>10}"
             )
+        if any("~" in line for line in lines):
+            lines += ["", UNSTEADY]
         return "\n".join(lines)
 
 
@@ -133,12 +149,14 @@ def profile_step(executor: Executor, batch: Batch, *, decode: bool, seconds: flo
     try:
         before = measure_over(executor)
         wall, op_seconds = _median_run(own, batch.step(1), decode, seconds)
-        limits = _mean(before, measure_over(executor))
+        after = measure_over(executor)
     finally:
         own.close()
     count = f"{len(lengths)} sequence{'s' if len(lengths) > 1 else ''}"
     what = f"{count}, {'1 token each after ' if decode else ''}{sum(lengths)} tokens"
-    return _build(executor, shape, limits, what, wall, op_seconds)
+    found = _build(executor, shape, _mean(before, after), what, wall, op_seconds)
+    times = [step_least_time(program, shape, executor.formats, limits).seconds for limits in (before, after)]
+    return replace(found, steady=are_same(*times))
 
 
 def _median_run(executor: CpuExecutor, step: Step, decode: bool, seconds: float) -> tuple[float, list[float]]:

@@ -20,7 +20,7 @@ from fastattn.api.load_options import check_target
 from fastattn.checks import check_count, check_flag, check_keywords, check_path, check_str, one_of, quote
 from fastattn.errors import DTypeError, InputError
 from fastattn.tasks.sentence.encoders import InputModule, TextTask, TextTruncation, Transformer
-from fastattn.tasks.sentence.encoding import EncodeMethods, EncodeOptions, to_tensors
+from fastattn.tasks.sentence.encoding import EncodeMethods, EncodeOptions, read_sentences, to_tensors
 from fastattn.tasks.sentence.features import SENTENCE, TOKENS, Features, Float, Module
 from fastattn.tasks.sentence.folder import ModelSettings, read_folder
 from fastattn.tasks.sentence.loading import read_processing_kwargs
@@ -300,7 +300,7 @@ class SentenceTransformer(EncodeMethods):
 
     def _encode(self, sentences: object, options: EncodeOptions) -> Any:
         single = not is_list_like(sentences)
-        texts = [check_text(sentences, "sentences")] if single else check_texts(sentences, "sentences")
+        texts = [check_text(sentences, "sentences")] if single else read_sentences(sentences, "sentences")
         self._check_output(options.output_value)
         rows = self._rows(texts, options)
         if options.output_value == "sentence_embedding":

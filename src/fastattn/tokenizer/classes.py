@@ -11,16 +11,14 @@ import logging
 from fastattn.checks import quote
 from fastattn.errors import ConfigError
 from fastattn.settings import Settings
-from fastattn.tokenizer import bytepair, marian, unigram, wordpiece
+from fastattn.tokenizer import bytepair, wordpiece
 from fastattn.tokenizer.folder import Folder
 from fastattn.tokenizer.model_types import CLASS_OF_MODEL_TYPE, WRONG_CLASS_IN_FILES
 from fastattn.tokenizer.parts import TokenizerClass
 
 _log = logging.getLogger("fastattn")
 GENERIC = "PreTrainedTokenizerFast"
-CLASSES: dict[str, TokenizerClass] = {
-    entry.name: entry for entry in (*wordpiece.CLASSES, *bytepair.CLASSES, *unigram.CLASSES, marian.CLASS)
-}
+_CLASSES: dict[str, TokenizerClass] = {entry.name: entry for entry in (*wordpiece.CLASSES, *bytepair.CLASSES)}
 # Other names of a class. PreTrainedTokenizerFast depends only on its file.
 ALIASES = {
     alias: name
@@ -79,7 +77,17 @@ def _canonical(name: str) -> str:
 
 def find_class(name: str | None) -> TokenizerClass | None:
     """Return the table entry of a class, None if it depends only on its file or is unknown."""
-    return None if name is None else CLASSES.get(_canonical(name))
+    if name is None or is_generic(name):
+        return None
+    canonical = _canonical(name)
+    return _CLASSES.get(canonical) or _rare_class(canonical)
+
+
+def _rare_class(name: str) -> TokenizerClass | None:
+    """Return an entry of the larger modules, which most folders do not need."""
+    from fastattn.tokenizer import marian, unigram
+
+    return next((entry for entry in (*unigram.CLASSES, marian.CLASS) if entry.name == name), None)
 
 
 def is_generic(name: str | None) -> bool:
@@ -105,7 +113,7 @@ def class_of_files(folder: Folder) -> TokenizerClass | None:
         folder.directory,
         name,
     )
-    return CLASSES[name]
+    return _CLASSES[name]
 
 
 def refuse(folder: Folder, name: str) -> ConfigError:

@@ -19,9 +19,6 @@ from fastattn.tokenizer.folder import Folder
 from fastattn.tokenizer.generic import raw_from_json, raw_from_sentencepiece
 from fastattn.tokenizer.known_settings import finish
 from fastattn.tokenizer.library import call_library, refusals_of
-from fastattn.tokenizer.marian import CLASS as MARIAN
-from fastattn.tokenizer.marian import FILES as MARIAN_FILES
-from fastattn.tokenizer.marian import load_marian, missing_files
 from fastattn.tokenizer.options import TokenizerOptions
 from fastattn.tokenizer.parts import Parts, TokenizerClass
 from fastattn.tokenizer.sentencepiece import (
@@ -41,6 +38,7 @@ from fastattn.tokenizer.vocabulary import (
 )
 
 _log = logging.getLogger("fastattn")
+_MARIAN = "MarianTokenizer"
 _ANY_SCORES = (("a", 0.0), ("b", 0.0))  # for parts of which only the post-processor is used
 _Loaded = tuple[RawTokenizer, TokenizerOptions, Path]
 _GENERIC = TokenizerClass(name=classes.GENERIC, kind="", file="tokenizer.model", build=lambda *_: _no_parts())
@@ -66,12 +64,14 @@ def load_raw(folder: Folder, settings: Settings) -> _Loaded:
 def _load(folder: Folder, settings: Settings, entry: TokenizerClass, name: str | None, *, from_json: bool) -> _Loaded:
     if from_json:
         check_tokenizer_json(folder.path("tokenizer.json"), folder.json("tokenizer.json"))
-    if entry is MARIAN and folder.has(*MARIAN_FILES):
-        return load_marian(read_draft(folder, MARIAN.name, settings, from_json=from_json))
-    if entry is MARIAN:  # the class's files were converted to a tokenizer.json
+    if entry.name == _MARIAN:
+        from fastattn.tokenizer import marian
+
+        if folder.has(*marian.FILES):
+            return marian.load_marian(read_draft(folder, _MARIAN, settings, from_json=from_json))
         if not from_json:
-            raise missing_files(folder)
-        _warn_of_class(folder, settings, MARIAN.name)
+            raise marian.missing_files(folder)
+        _warn_of_class(folder, settings, _MARIAN)  # the class's files were converted to a tokenizer.json
         entry = _GENERIC
     draft = read_draft(folder, name or "", settings, from_json=from_json)
     if from_json:

@@ -13,11 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastattn.checks import check_choice, check_count, check_flag, check_keywords, check_str, quote
-from fastattn.errors import InputError
+from fastattn.errors import DTypeError, InputError
 from fastattn.tasks.sentence.encoders import TextTask
 from fastattn.tasks.sentence.loading import is_on
 from fastattn.tasks.sentence.similarity import PRECISIONS
-from fastattn.tokenizer import check_text
+from fastattn.tokenizer import check_text, check_texts
 
 OutputValue = Literal["sentence_embedding", "token_embeddings"]
 Precision = Literal["float32", "int8", "uint8", "binary", "ubinary"]
@@ -394,6 +394,20 @@ def _the_texts(sentences: object, inputs: object) -> object:
     if sentences is not None and inputs is not None:
         raise InputError("inputs: expected no value beside sentences, which is another name of it")
     return sentences if inputs is None else inputs
+
+
+def read_sentences(sentences: object, name: str) -> list[str]:
+    """Return a list of texts. Raises DTypeError, which says what to do with pairs of texts."""
+    try:
+        return check_texts(sentences, name)
+    except DTypeError as error:
+        items = sentences if isinstance(sentences, (list, tuple)) else ()
+        if not any(isinstance(item, (list, tuple)) and len(item) == 2 for item in items):
+            raise
+        raise DTypeError(
+            f"{error}; a vector is that of one text: encode the texts of a pair one by one, or join them. A "
+            'cross-encoder takes pairs: pipeline("text-classification")({"text": a, "text_pair": b})'
+        ) from None
 
 
 def _check_place(own: str, device: object, pool: object, chunk_size: object) -> None:
