@@ -171,10 +171,14 @@ def test_pages_fill_the_budget(gpu: str, folder: Path, monkeypatch: pytest.Monke
         expected = feed(lm, [[5, 6]], [lm.new_cache()])
         following = feed(lm, [[5, 6, 7]], [lm.new_cache()])[-1:]
         caches: list[Any] = []
-        with pytest.raises(OutOfMemory, match="for pages of keys and values"):
+
+        def fill() -> None:
             while len(caches) < 1000:
                 caches.append(lm.new_cache())
                 assert np.array_equal(feed(lm, [[5, 6]], [caches[-1]]), expected)
+
+        with pytest.raises(OutOfMemory, match="for pages of keys and values"):
+            fill()
         page_bytes = 2 * 2 * 3 * 8 * 64 * 4
         assert executor.kv_bytes >= page_bytes * (len(caches) - 1)
         assert executor.budget_bytes - executor.used_bytes < page_bytes
