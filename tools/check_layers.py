@@ -41,6 +41,7 @@ CPP_LAYERS = (
     ("bindings",),
     ("cuda",),
     ("program",),
+    ("sampling",),
     ("kv",),
     ("ops",),
     ("runtime",),

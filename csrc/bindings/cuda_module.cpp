@@ -4,9 +4,8 @@
 #include <cstring>
 
 #include "bindings/bindings.h"
-#include "bindings/objects.h"
 #include "bindings/read_spec.h"
-#include "bindings/step_arrays.h"
+#include "bindings/step_objects.h"
 #include "cuda/executor.h"
 #include "program/names.h"
 
@@ -49,18 +48,6 @@ void load(Engine& engine, const std::string& name, const std::string& use, const
     without_gil([&](const std::function<bool()>&) { engine.load(name, as, type, rows, columns, data); });
 }
 
-StepInput step_from(const py::array& token_ids, const py::array& cu_seqlens, const py::array& positions,
-                    const py::array& wanted, const std::optional<py::array>& token_type_ids,
-                    const std::optional<std::vector<KvCache*>>& caches) {
-    StepInput step{arrays_from(token_ids, cu_seqlens, positions, wanted, token_type_ids),
-                   caches.value_or(std::vector<KvCache*>{})};
-    for (const KvCache* cache : step.caches)
-        if (cache == nullptr) throw Error(ErrorKind::kInput, "caches: expected a cache for every sequence, got None");
-    if (caches && step.caches.size() != static_cast<size_t>(step.n_sequences))
-        throw Error(ErrorKind::kInput, "caches: expected one per sequence");
-    return step;
-}
-
 // The outputs with `wanted_outputs` set: [rows, width], or flat for attention maps, which are ragged. None for the
 // others.
 py::list run(Executor& executor, const py::array& token_ids, const py::array& cu_seqlens, const py::array& positions,
@@ -79,39 +66,12 @@ py::list run(Executor& executor, const py::array& token_ids, const py::array& cu
             arrays.append(py::none());
             continue;
         }
-        const py::ssize_t width = executor.spec().values[static_cast<size_t>(outputs[i])].width;
-        const std::vector<py::ssize_t> shape =
-            width == 0 ? std::vector<py::ssize_t>{executor.output_floats(outputs[i], step)}
-                       : std::vector<py::ssize_t>{executor.rows_of(outputs[i], step), width};
-        py::array_t<float> array(shape);
+        py::array_t<float> array(output_shape(executor.spec(), outputs[i], step));
         pointers.back() = array.mutable_data();
         arrays.append(array);
     }
     without_gil([&](const std::function<bool()>& poll) { executor.run(step, pointers, poll); });
     return arrays;
-}
-
-py::tuple draw(Executor& executor, const py::array& token_ids, const py::array& cu_seqlens, const py::array& positions,
-               const py::array& wanted, const std::optional<std::vector<KvCache*>>& caches, const py::array& params,
-               const py::array& history, const py::array& history_offsets, const std::optional<py::array>& suppressed,
-               const std::optional<py::array>& suppress, bool logprobs) {
-    const StepInput step = step_from(token_ids, cu_seqlens, positions, wanted, std::nullopt, caches);
-    const CacheGuard guard(step.caches);
-    Draws draws(step.n_wanted, executor.vocab(), params, history, history_offsets);
-    draws.suppress_ids(suppressed, suppress);
-    std::vector<int32_t> ids(static_cast<size_t>(step.n_wanted));
-    std::vector<float> chosen(logprobs ? ids.size() : 0);
-    const SampleArgs args = draws.args(ids.data(), logprobs ? chosen.data() : nullptr);
-    without_gil([&](const std::function<bool()>& poll) { executor.draw(step, args, poll); });
-    return py::make_tuple(ids, logprobs ? py::cast(chosen) : py::none());
-}
-
-// Uses a cache outside of a step. An error while a step in another thread uses it.
-template <class F>
-auto use(KvCache& cache, const F& work) {
-    cache.check_open();
-    const CacheGuard guard({&cache});
-    return work();
 }
 
 void register_engine(py::module_& m) {
@@ -137,23 +97,6 @@ void register_engine(py::module_& m) {
                                })
         .def_property_readonly("why_no_library", &Engine::why_no_library)
         .def("cancel", &Engine::cancel);
-}
-
-void register_cache(py::module_& m) {
-    py::classh<KvCache>(m, "Cache", py::module_local(), careful_new(),
-                        "Keys and values of one sequence, in pages of device memory.")
-        .def_property_readonly("length", [](KvCache& cache) { return use(cache, [&] { return cache.length(); }); })
-        .def_property_readonly("closed", &KvCache::closed)
-        .def(
-            "truncate", [](KvCache& cache, int32_t length) { use(cache, [&] { cache.truncate(length); }); },
-            py::arg("length"))
-        .def("fork",
-             [](KvCache& cache) {
-                 return object_of(use(cache, [&] { return std::make_shared<KvCache>(cache.fork()); }));
-             })
-        .def("close", [](KvCache& cache) {
-            if (!cache.closed()) use(cache, [&] { cache.close(); });
-        });
 }
 
 // A number that waits for a running step.
@@ -187,18 +130,13 @@ void register_executor(py::module_& m) {
             return executor;
         },
         py::arg("engine"), py::arg("spec"), py::arg("kv_dtype"));
-    executor
-        .def("new_cache", [](Executor& executor) { return object_of(std::make_shared<KvCache>(executor.kv_pool())); })
-        .def_property_readonly("kv_bytes", [](Executor& executor) { return executor.kv_pool()->bytes(); })
-        .def_property_readonly("graphs", [](Executor& executor) { return count(executor, &Executor::graphs); })
+    define_drawing(executor);
+    executor.def_property_readonly("graphs", [](Executor& executor) { return count(executor, &Executor::graphs); })
         .def_property_readonly("failed_graphs",
                                [](Executor& executor) { return count(executor, &Executor::failed_graphs); })
         .def_property_readonly("built_in_products", &Executor::built_in_products)
         .def("run", run, py::arg("token_ids"), py::arg("cu_seqlens"), py::arg("positions"), py::arg("wanted"),
-             py::arg("token_type_ids"), py::arg("caches"), py::arg("wanted_outputs"))
-        .def("draw", draw, py::arg("token_ids"), py::arg("cu_seqlens"), py::arg("positions"), py::arg("wanted"),
-             py::arg("caches"), py::arg("params"), py::arg("history"), py::arg("history_offsets"),
-             py::arg("suppressed") = py::none(), py::arg("suppress") = py::none(), py::arg("logprobs") = false);
+             py::arg("token_type_ids"), py::arg("caches"), py::arg("wanted_outputs"));
 }
 
 }  // namespace
@@ -214,6 +152,7 @@ FASTATTN_MODULE(FASTATTN_CUDA_MODULE, m) {
     m.def("find_library", &fastattn::cuda::find_library, pybind11::arg("paths"),
           "The cuBLASLt that a model would use, or None, and why others are passed over.");
     fastattn::cuda::register_engine(m);
-    fastattn::cuda::register_cache(m);
+    fastattn::register_cache(m, pybind11::module_local());
     fastattn::cuda::register_executor(m);
+    fastattn::register_decoding<fastattn::cuda::Executor>(m, pybind11::module_local());
 }

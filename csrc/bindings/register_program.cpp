@@ -5,13 +5,12 @@
 #include "bindings/bindings.h"
 #include "bindings/objects.h"
 #include "bindings/read_spec.h"
-#include "bindings/step_arrays.h"
+#include "bindings/step_objects.h"
 #include "bindings/weight_parts.h"
-#include "program/decoding.h"
 #include "program/executor.h"
 #include "program/names.h"
 #include "program/pack.h"
-#include "program/sampler.h"
+#include "sampling/sampler.h"
 
 namespace fastattn {
 namespace {
@@ -73,25 +72,6 @@ py::list packed(Engine& engine, const std::string& name) {
     return arrays;
 }
 
-StepInput step_from(const py::array& token_ids, const py::array& cu_seqlens, const py::array& positions,
-                    const py::array& wanted, const std::optional<py::array>& token_type_ids,
-                    const std::optional<std::vector<KvCache*>>& caches) {
-    const StepInput step{arrays_from(token_ids, cu_seqlens, positions, wanted, token_type_ids),
-                         caches.value_or(std::vector<KvCache*>{})};
-    for (const KvCache* cache : step.caches)
-        if (cache == nullptr) throw Error(ErrorKind::kInput, "caches: expected a cache for every sequence, got None");
-    if (caches && step.caches.size() != static_cast<size_t>(step.n_sequences))
-        throw Error(ErrorKind::kInput, "caches: expected one per sequence");
-    return step;
-}
-
-// [rows, width], or flat for attention maps, which are ragged.
-std::vector<py::ssize_t> output_shape(const Executor& executor, int32_t value, const StepInput& step) {
-    const py::ssize_t width = executor.spec().values[value].width;
-    if (width == 0) return {executor.output_floats(value, step)};
-    return {executor.rows_of(value, step), width};
-}
-
 py::list run(Executor& executor, const py::array& token_ids, const py::array& cu_seqlens, const py::array& positions,
              const py::array& wanted, const std::optional<py::array>& token_type_ids,
              const std::optional<std::vector<KvCache*>>& caches, const py::object& out) {
@@ -100,7 +80,7 @@ py::list run(Executor& executor, const py::array& token_ids, const py::array& cu
     py::list arrays;
     std::vector<float*> pointers;
     for (size_t i = 0; i < executor.spec().outputs.size(); ++i) {
-        const auto shape = output_shape(executor, executor.spec().outputs[i], step);
+        const auto shape = output_shape(executor.spec(), executor.spec().outputs[i], step);
         py::array array;
         if (out.is_none() || out.cast<py::sequence>()[i].is_none()) {
             array = py::array_t<float>(shape);
@@ -126,82 +106,6 @@ py::tuple sample_tokens(const py::array& logits, const py::array& params, const 
     const SampleArgs args = draws.args(ids.mutable_data(), logprobs ? chosen.mutable_data() : nullptr);
     without_gil([&](const std::function<bool()>&) { sample(data, args); });
     return py::make_tuple(ids, logprobs ? py::object(chosen) : py::none());
-}
-
-PyObject* number_of(int32_t value) {
-    return PyLong_FromLong(value);
-}
-PyObject* number_of(float value) {
-    return PyFloat_FromDouble(value);
-}
-
-// py::list would throw RuntimeError if there is no memory.
-template <class T>
-py::list list_of(const std::vector<T>& values) {
-    auto list = py::reinterpret_steal<py::list>(PyList_New(static_cast<py::ssize_t>(values.size())));
-    if (!list) throw py::error_already_set();
-    for (size_t i = 0; i < values.size(); ++i) {
-        PyObject* number = number_of(values[i]);
-        if (number == nullptr) throw py::error_already_set();
-        PyList_SET_ITEM(list.ptr(), static_cast<py::ssize_t>(i), number);
-    }
-    return list;
-}
-
-py::tuple result_of(const Decoding::Drawn& drawn) {
-    return py::make_tuple(list_of(drawn.ids),
-                          drawn.logprobs.empty() ? py::none() : py::object(list_of(drawn.logprobs)));
-}
-
-py::tuple draw(Executor& executor, const py::array& token_ids, const py::array& cu_seqlens, const py::array& positions,
-               const py::array& wanted, const std::optional<std::vector<KvCache*>>& caches, const py::array& params,
-               const py::array& history, const py::array& history_offsets, const std::optional<py::array>& suppressed,
-               const std::optional<py::array>& suppress, bool logprobs) {
-    const StepInput step = step_from(token_ids, cu_seqlens, positions, wanted, std::nullopt, caches);
-    const CacheGuard guard(step.caches);
-    Draws draws(step.n_wanted, executor.vocab(), params, history, history_offsets);
-    draws.suppress_ids(suppressed, suppress);
-    Decoding::Drawn drawn{std::vector<int32_t>(step.n_wanted), std::vector<float>(logprobs ? step.n_wanted : 0)};
-    const SampleArgs args = draws.args(drawn.ids.data(), logprobs ? drawn.logprobs.data() : nullptr);
-    without_gil([&](const std::function<bool()>& poll) { executor.draw(step, args, poll); });
-    return result_of(drawn);
-}
-
-std::shared_ptr<Decoding> new_decoding(std::shared_ptr<Executor> executor, const py::array& token_ids,
-                                       const std::vector<std::shared_ptr<KvCache>>& caches, const py::array& params,
-                                       const py::array& history, const py::array& history_offsets,
-                                       const std::optional<py::array>& suppressed,
-                                       const std::optional<py::array>& suppress, bool logprobs) {
-    const int32_t* ids = data_of<int32_t>("token_ids", token_ids, 1);
-    const auto n = static_cast<int32_t>(token_ids.size());
-    if (caches.size() != static_cast<size_t>(n)) throw Error(ErrorKind::kInput, "caches: expected one per sequence");
-    Draws draws(n, executor->vocab(), params, history, history_offsets);
-    draws.suppress_ids(suppressed, suppress);
-    std::vector<Decoding::Row> rows;
-    for (int32_t i = 0; i < n; ++i) {
-        if (caches[i] == nullptr)
-            throw Error(ErrorKind::kInput, "caches: expected a cache for every sequence, got None");
-        rows.push_back({.cache = caches[i],
-                        .token_id = ids[i],
-                        .params = draws.params[i],
-                        .history = {draws.histories[i], draws.histories[i] + draws.lengths[i]},
-                        .suppress = draws.suppress[i]});
-    }
-    return std::make_shared<Decoding>(std::move(executor), std::move(rows),
-                                      std::vector<int32_t>(draws.suppressed, draws.suppressed + draws.n_suppressed),
-                                      logprobs);
-}
-
-// Uses a cache outside of a step. An error while a step in another thread uses it.
-template <class F>
-auto use(KvCache& cache, const F& work) {
-    cache.check_open();
-    if (!cache.try_acquire()) throw Error(ErrorKind::kInput, "cache: it is used by a call in another thread");
-    struct Release {
-        KvCache& cache;
-        ~Release() { cache.release(); }
-    } release{cache};
-    return work();
 }
 
 void register_engine(py::module_& m) {
@@ -231,22 +135,6 @@ void register_engine(py::module_& m) {
           "Bytes of data, scales and sums of a weight.");
 }
 
-void register_cache(py::module_& m) {
-    py::classh<KvCache>(m, "Cache", careful_new(), "Keys and values of one sequence, in pages.")
-        .def_property_readonly("length", [](KvCache& cache) { return use(cache, [&] { return cache.length(); }); })
-        .def_property_readonly("closed", &KvCache::closed)
-        .def(
-            "truncate", [](KvCache& cache, int32_t length) { use(cache, [&] { cache.truncate(length); }); },
-            py::arg("length"))
-        .def("fork",
-             [](KvCache& cache) {
-                 return object_of(use(cache, [&] { return std::make_shared<KvCache>(cache.fork()); }));
-             })
-        .def("close", [](KvCache& cache) {
-            if (!cache.closed()) use(cache, [&] { cache.close(); });
-        });
-}
-
 void register_executor(py::module_& m) {
     py::classh<Executor> executor(m, "Executor", careful_new(), "Runs one Program.");
     def_init(
@@ -255,9 +143,8 @@ void register_executor(py::module_& m) {
             return std::make_shared<Executor>(std::move(engine), spec_from(spec));
         },
         py::arg("engine"), py::arg("spec"));
+    define_drawing(executor);
     executor
-        .def("new_cache", [](Executor& executor) { return object_of(std::make_shared<KvCache>(executor.kv_pool())); })
-        .def_property_readonly("kv_bytes", [](Executor& executor) { return executor.kv_pool()->bytes(); })
         .def(
             "set_profiling",
             [](Executor& executor, bool on) {
@@ -267,23 +154,7 @@ void register_executor(py::module_& m) {
         .def_property_readonly("op_seconds", &Executor::op_seconds)
         .def_property_readonly("workspace_bytes", &Executor::workspace_bytes)
         .def("run", run, py::arg("token_ids"), py::arg("cu_seqlens"), py::arg("positions"), py::arg("wanted"),
-             py::arg("token_type_ids") = py::none(), py::arg("caches") = py::none(), py::arg("out") = py::none())
-        .def("draw", draw, py::arg("token_ids"), py::arg("cu_seqlens"), py::arg("positions"), py::arg("wanted"),
-             py::arg("caches"), py::arg("params"), py::arg("history"), py::arg("history_offsets"),
-             py::arg("suppressed") = py::none(), py::arg("suppress") = py::none(), py::arg("logprobs") = false);
-}
-
-void register_decoding(py::module_& m) {
-    py::classh<Decoding> decoding(m, "Decoding", careful_new(),
-                                  "Sequences that are fed the token drawn for them, step by step.");
-    def_init(decoding, &new_decoding, py::arg("executor"), py::arg("token_ids"), py::arg("caches"), py::arg("params"),
-             py::arg("history"), py::arg("history_offsets"), py::arg("suppressed") = py::none(),
-             py::arg("suppress") = py::none(), py::arg("logprobs") = false);
-    decoding.def("draw", [](Decoding& decoding) {
-        Decoding::Drawn drawn;
-        without_gil([&](const std::function<bool()>& poll) { drawn = decoding.draw(poll); });
-        return result_of(drawn);
-    });
+             py::arg("token_type_ids") = py::none(), py::arg("caches") = py::none(), py::arg("out") = py::none());
 }
 
 }  // namespace
@@ -292,7 +163,7 @@ void register_program(py::module_& m) {
     register_engine(m);
     register_cache(m);
     register_executor(m);
-    register_decoding(m);
+    register_decoding<Executor>(m);
     m.def("sample", sample_tokens, py::arg("logits"), py::arg("params"), py::arg("history"), py::arg("history_offsets"),
           py::arg("logprobs") = true);
     m.def("philox", [](uint64_t key, uint64_t counter) {

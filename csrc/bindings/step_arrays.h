@@ -4,8 +4,8 @@
 #include <vector>
 
 #include "bindings/bindings.h"
-#include "program/sampler.h"
 #include "program/step.h"
+#include "sampling/sampler.h"
 
 namespace fastattn {
 

@@ -12,10 +12,6 @@ namespace {
 
 constexpr size_t kMostGraphs = 64;
 
-[[noreturn]] void bad_input(const std::string& what) {
-    throw Error(ErrorKind::kInput, what);
-}
-
 // Waits for all launches if a step ends with an error, so that none of them runs into the next step.
 class Settle {
 public:
@@ -105,11 +101,6 @@ void Executor::prepare_products() {
     }
 }
 
-int32_t Executor::vocab() const {
-    if (spec_.logits < 0) bad_input("program: expected one that ends with logits of wanted tokens, to draw from");
-    return spec_.values[static_cast<size_t>(spec_.outputs[static_cast<size_t>(spec_.logits)])].width;
-}
-
 size_t Executor::graphs() const {
     engine_->check_process();
     const std::lock_guard lock(engine_->mutex());
@@ -130,41 +121,9 @@ size_t Executor::built_in_products() const {
     return count;
 }
 
-int64_t Executor::rows_of(int32_t value, const StepInput& step) const {
-    switch (spec_.values[static_cast<size_t>(value)].rows) {
-        case fastattn::Rows::kTokens: return step.n_tokens;
-        case fastattn::Rows::kWanted: return step.n_wanted;
-        case fastattn::Rows::kSequences: return step.n_sequences;
-    }
-    return 0;
-}
-
-int64_t Executor::output_floats(int32_t value, const StepInput& step) const {
-    for (const auto& op : spec_.ops) {
-        const auto* probs = op.as<AttentionProbsAttrs>();
-        if (op.output != value || probs == nullptr) continue;
-        int64_t total = 0;
-        for (int32_t s = 0; s < step.n_sequences; ++s) {
-            const int64_t length = step.cu_seqlens[s + 1] - step.cu_seqlens[s];
-            const int64_t start = step.caches.empty() ? 0 : step.caches[static_cast<size_t>(s)]->length();
-            total += probs->n_head * length * (length + start);
-        }
-        return total;
-    }
-    return rows_of(value, step) * spec_.values[static_cast<size_t>(value)].width;
-}
-
 void Executor::check(const StepInput& step) const {
-    check_lengths(step);
-    if (!step.caches.empty() && step.caches.size() != static_cast<size_t>(step.n_sequences))
-        bad_input("caches: expected one per sequence");
-    for (int32_t s = 0; s < static_cast<int32_t>(step.caches.size()); ++s) {
-        const KvCache& cache = *step.caches[static_cast<size_t>(s)];
-        cache.check_open();
-        if (cache.pool() != kv_pool_.get()) bad_input("caches: a cache belongs to another model");
-        check_continues(spec_, step, s, cache.length());
-    }
-    check_ids(spec_, step, [this](int32_t weight) { return weights_[static_cast<size_t>(weight)]->rows; });
+    check_step(spec_, step, kv_pool_.get(),
+               [this](int32_t weight) { return weights_[static_cast<size_t>(weight)]->rows; });
 }
 
 Executor::Running Executor::start(const StepInput& step, int64_t more_staging) {
@@ -175,7 +134,7 @@ Executor::Running Executor::start(const StepInput& step, int64_t more_staging) {
         const std::lock_guard no_fork(start_mutex());  // a child must not find half-made pages
         for (int32_t s = 0; s < static_cast<int32_t>(step.caches.size()); ++s) {
             KvCache& cache = *step.caches[static_cast<size_t>(s)];
-            cache.reserve(step.cu_seqlens[s + 1] - step.cu_seqlens[s]);
+            cache.reserve(step.length(s));
             pages.cached.push_back(cache.blocks());
         }
     }
@@ -209,10 +168,7 @@ void Executor::place_maps(const StepInput& step, Running& running) {
         running.maps.push_back({op.output, floats});
         for (int32_t s = 0; s < running.sizes.sequences; ++s) {
             offsets.push_back(floats);
-            if (s >= step.n_sequences) continue;
-            const int64_t length = step.cu_seqlens[s + 1] - step.cu_seqlens[s];
-            const int64_t start = step.caches.empty() ? 0 : step.caches[static_cast<size_t>(s)]->length();
-            floats += probs->n_head * length * (length + start);
+            if (s < step.n_sequences) floats += map_floats(probs->n_head, step, s);
         }
     }
     if (offsets.empty()) return;
@@ -255,13 +211,13 @@ void Executor::copy_outputs(const StepInput& step, const Running& running, const
                                       [value](const auto& map) { return map.first == value; });
         if (map != running.maps.end()) {
             copy_to_host(outputs[i], running.map_floats + map->second,
-                         output_floats(value, step) * int64_t{sizeof(float)}, stream);
+                         floats_of(spec_, value, step) * int64_t{sizeof(float)}, stream);
             continue;
         }
         const View from = view(value, running);
         copy_rows_to_host(outputs[i], from.data, from.stride * int64_t{sizeof(float)},
-                          spec_.values[static_cast<size_t>(value)].width * int64_t{sizeof(float)}, rows_of(value, step),
-                          stream);
+                          spec_.values[static_cast<size_t>(value)].width * int64_t{sizeof(float)},
+                          step.rows(spec_.values[static_cast<size_t>(value)].rows), stream);
     }
 }
 
@@ -351,18 +307,11 @@ void Executor::draw(const StepInput& step, const SampleArgs& args, const std::fu
     engine_->finish_step(poll);
     settle.done();
     const auto* status = reinterpret_cast<const int32_t*>(back + layout.status - layout.ids);
-    for (int32_t row = 0; row < args.n; ++row)
-        if (status[row] != static_cast<int32_t>(SampleStatus::kFine)) refuse_row(row, SampleStatus{status[row]});
+    for (int32_t row = 0; row < args.n; ++row) check_row(row, SampleStatus{status[row]});
     std::memcpy(args.ids, back, static_cast<size_t>(args.n) * sizeof(int32_t));
     if (args.logprobs != nullptr)
         std::memcpy(args.logprobs, back + layout.logprobs - layout.ids, static_cast<size_t>(args.n) * sizeof(float));
     advance(step);
-}
-
-void Executor::refuse_row(int32_t row, SampleStatus status) {
-    const char* found = status == SampleStatus::kNan ? "NaN" : status == SampleStatus::kInfinite ? "+inf" : "-inf only";
-    throw Error(ErrorKind::kNonFinite,
-                std::string("logits: expected finite numbers, got ") + found + " in row " + std::to_string(row));
 }
 
 void Executor::launch_draw(const DrawLayout& layout, const SampleArgs& args, View logits, std::byte* device) {
@@ -398,11 +347,6 @@ void Executor::launch_draw(const DrawLayout& layout, const SampleArgs& args, Vie
                    .status = ints(layout.status)},
                   stream);
     check_launch("sample");
-}
-
-void Executor::advance(const StepInput& step) {
-    for (int32_t s = 0; s < static_cast<int32_t>(step.caches.size()); ++s)
-        step.caches[static_cast<size_t>(s)]->advance(step.cu_seqlens[s + 1] - step.cu_seqlens[s]);
 }
 
 }  // namespace fastattn::cuda

@@ -13,7 +13,7 @@
 #include "cuda/device_memory.h"
 #include "cuda/plan.h"
 #include "kv/kv_cache.h"
-#include "program/sampler.h"
+#include "program/drawing.h"
 #include "program/spec.h"
 #include "program/step.h"
 #include "runtime/fork_local.h"
@@ -87,11 +87,7 @@ private:
     PinnedBuffer staging_;
 };
 
-struct StepInput : StepArrays {
-    std::vector<KvCache*> caches;  // one per sequence, or empty
-};
-
-class Executor {
+class Executor final : public DrawingExecutor {
 public:
     // Waits for a running step of the engine.
     Executor(std::shared_ptr<Engine> engine, ProgramSpec spec, Type kv_type);
@@ -99,20 +95,16 @@ public:
     const ProgramSpec& spec() const { return spec_; }
     Engine& engine() { return *engine_; }
     std::shared_ptr<KvPool> kv_pool() const { return kv_pool_; }
-    int32_t vocab() const;  // width of the logits; throws Error(kInput) if there are none
+    int32_t vocab() const override { return vocab_of(spec_); }
     // Sizes of steps that are captured, or could not be, so that every launch is made anew. Both wait for a running
     // step.
     size_t graphs() const;
     size_t failed_graphs() const;
     size_t built_in_products() const;  // linears that cuBLASLt does not compute; they are slower
 
-    // Number of floats in output `value`: rows x width, or [n_head, q_len, kv_len] of every sequence.
-    int64_t output_floats(int32_t value, const StepInput& step) const;
-    int64_t rows_of(int32_t value, const StepInput& step) const;
-
     // Like the C++ executor's (program/executor.h). outputs[i] is null if not requested.
     void run(const StepInput& step, const std::vector<float*>& outputs, const std::function<bool()>& poll);
-    void draw(const StepInput& step, const SampleArgs& args, const std::function<bool()>& poll);
+    void draw(const StepInput& step, const SampleArgs& args, const std::function<bool()>& poll) override;
 
 private:
     struct View {  // of a value as float32
@@ -139,12 +131,10 @@ private:
     void place_maps(const StepInput& step, Running& running);
     void launch(const Running& running);
     void copy_outputs(const StepInput& step, const Running& running, const std::vector<float*>& outputs);
-    static void advance(const StepInput& step);
 
     struct DrawLayout;
     static void fill_draw(const DrawLayout& layout, const SampleArgs& args, std::byte* to);
     void launch_draw(const DrawLayout& layout, const SampleArgs& args, View logits, std::byte* device);
-    [[noreturn]] static void refuse_row(int32_t row, SampleStatus status);
 
     // One op (run_op.cpp).
     struct OpRun;

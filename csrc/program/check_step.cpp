@@ -1,4 +1,4 @@
-// Validates the arrays of a step against the Program.
+// Validates a step against the Program.
 #include <string>
 
 #include "core/error.h"
@@ -16,17 +16,6 @@ const char* name_of(Index index) {
     return index == Index::kTokenIds ? "token_ids" : index == Index::kPositions ? "positions" : "token_type_ids";
 }
 
-}  // namespace
-
-const int32_t* index_of(const StepArrays& step, Index index) {
-    switch (index) {
-        case Index::kTokenIds: return step.token_ids;
-        case Index::kPositions: return step.positions;
-        case Index::kTokenTypeIds: return step.token_type_ids;
-    }
-    return nullptr;
-}
-
 void check_lengths(const StepArrays& step) {
     if (step.cu_seqlens[0] != 0 || step.cu_seqlens[step.n_sequences] != step.n_tokens)
         bad_input("cu_seqlens: expected 0 first and n_tokens last");
@@ -37,6 +26,7 @@ void check_lengths(const StepArrays& step) {
             bad_input("wanted: expected rising rows of the step");
 }
 
+// Checks that ids and positions have a row in their tables.
 void check_ids(const ProgramSpec& spec, const StepArrays& step, const std::function<int64_t(int32_t)>& table_rows) {
     for (const auto& op : spec.ops) {
         const auto table_index = kind_of(op).table_index;
@@ -54,8 +44,9 @@ void check_ids(const ProgramSpec& spec, const StepArrays& step, const std::funct
     }
 }
 
-void check_continues(const ProgramSpec& spec, const StepArrays& step, int32_t s, int32_t cached) {
-    const int32_t begin = step.cu_seqlens[s], end = step.cu_seqlens[s + 1];
+// Checks that sequence `s` continues where its cache ends.
+void check_continues(const ProgramSpec& spec, const StepInput& step, int32_t s) {
+    const int32_t begin = step.cu_seqlens[s], end = step.cu_seqlens[s + 1], cached = step.start(s);
     const int64_t length = int64_t{cached} + end - begin;
     if (length > spec.max_positions)
         throw Error(ErrorKind::kContextLength, "sequence " + std::to_string(s) + ": " + std::to_string(length) +
@@ -64,6 +55,58 @@ void check_continues(const ProgramSpec& spec, const StepArrays& step, int32_t s,
         if (step.positions[i] != cached + i - begin)
             bad_input("positions: expected to go on where the cache ends, at " + std::to_string(cached) +
                       ", in sequence " + std::to_string(s));
+}
+
+}  // namespace
+
+const int32_t* index_of(const StepArrays& step, Index index) {
+    switch (index) {
+        case Index::kTokenIds: return step.token_ids;
+        case Index::kPositions: return step.positions;
+        case Index::kTokenTypeIds: return step.token_type_ids;
+    }
+    return nullptr;
+}
+
+int64_t map_floats(int32_t n_head, const StepInput& step, int32_t s) {
+    const int64_t length = step.length(s);
+    return n_head * length * (length + step.start(s));
+}
+
+int64_t floats_of(const ProgramSpec& spec, int32_t value, const StepInput& step) {
+    for (const auto& op : spec.ops) {
+        const auto* probs = op.as<AttentionProbsAttrs>();
+        if (op.output != value || probs == nullptr) continue;
+        int64_t total = 0;
+        for (int32_t s = 0; s < step.n_sequences; ++s) total += map_floats(probs->n_head, step, s);
+        return total;
+    }
+    const ValueSpec& of = spec.values[static_cast<size_t>(value)];
+    return step.rows(of.rows) * of.width;
+}
+
+int32_t vocab_of(const ProgramSpec& spec) {
+    if (spec.logits < 0) bad_input("program: expected one that ends with logits of wanted tokens, to draw from");
+    return spec.values[static_cast<size_t>(spec.outputs[static_cast<size_t>(spec.logits)])].width;
+}
+
+void check_step(const ProgramSpec& spec, const StepInput& step, const PagePool* pool,
+                const std::function<int64_t(int32_t)>& table_rows) {
+    check_lengths(step);
+    if (!step.caches.empty() && step.caches.size() != static_cast<size_t>(step.n_sequences))
+        bad_input("caches: expected one per sequence");
+    for (int32_t s = 0; s < static_cast<int32_t>(step.caches.size()); ++s) {
+        const KvCache& cache = *step.caches[static_cast<size_t>(s)];
+        cache.check_open();
+        if (cache.pool() != pool) bad_input("caches: a cache belongs to another model");
+        check_continues(spec, step, s);
+    }
+    check_ids(spec, step, table_rows);
+}
+
+void advance(const StepInput& step) {
+    for (int32_t s = 0; s < static_cast<int32_t>(step.caches.size()); ++s)
+        step.caches[static_cast<size_t>(s)]->advance(step.length(s));
 }
 
 }  // namespace fastattn

@@ -1,10 +1,11 @@
 #include "program/decoding.h"
 
 #include <numeric>
+#include <utility>
 
 namespace fastattn {
 
-Decoding::Decoding(std::shared_ptr<Executor> executor, std::vector<Row> rows, std::vector<int32_t> suppressed,
+Decoding::Decoding(std::shared_ptr<DrawingExecutor> executor, std::vector<Row> rows, std::vector<int32_t> suppressed,
                    bool logprobs)
     : executor_(std::move(executor)), rows_(std::move(rows)), suppressed_(std::move(suppressed)), logprobs_(logprobs) {
     const size_t n = rows_.size();

@@ -5,7 +5,7 @@
 #include <memory>
 #include <vector>
 
-#include "program/executor.h"
+#include "program/drawing.h"
 
 namespace fastattn {
 
@@ -19,17 +19,18 @@ public:
         int64_t suppress;              // number of draws in which the suppressed ids count as -inf
     };
 
-    Decoding(std::shared_ptr<Executor> executor, std::vector<Row> rows, std::vector<int32_t> suppressed, bool logprobs);
+    Decoding(std::shared_ptr<DrawingExecutor> executor, std::vector<Row> rows, std::vector<int32_t> suppressed,
+             bool logprobs);
 
     struct Drawn {
         std::vector<int32_t> ids;     // [n]
         std::vector<float> logprobs;  // [n], or empty if not requested
     };
-    // Runs one step. After an error the state is unchanged. Throws as Executor::draw does.
+    // Runs one step. After an error the state is unchanged. Throws as DrawingExecutor::draw does.
     Drawn draw(const std::function<bool()>& poll);
 
 private:
-    std::shared_ptr<Executor> executor_;
+    std::shared_ptr<DrawingExecutor> executor_;
     std::vector<Row> rows_;
     std::vector<int32_t> suppressed_;
     bool logprobs_;

@@ -14,10 +14,6 @@ namespace {
 // Multiply-adds per step: about ten microseconds, the possible cost of waking threads.
 constexpr int64_t kAloneBelow = 500'000;
 
-[[noreturn]] void bad_input(const std::string& what) {
-    throw Error(ErrorKind::kInput, what);
-}
-
 bool fits(const Weight& weight, const WeightNeed& need) {
     if (need.rows >= 0 && weight.rows != need.rows) return false;
     if (weight.columns != need.columns) return false;
@@ -54,26 +50,8 @@ void Executor::set_profiling(bool on) {
     op_seconds_.assign(on ? spec().ops.size() : 0, 0.0);
 }
 
-int32_t Executor::vocab() const {
-    if (spec().logits < 0) bad_input("program: expected one that ends with logits of wanted tokens, to draw from");
-    return spec().values[spec().outputs[spec().logits]].width;
-}
-
-int64_t Executor::rows_of(int32_t value, const StepInput& step) const {
-    return step.rows(spec().values[value].rows);
-}
-
-void Executor::check_step(const StepInput& step) const {
-    check_lengths(step);
-    if (!step.caches.empty() && step.caches.size() != static_cast<size_t>(step.n_sequences))
-        bad_input("caches: expected one per sequence");
-    for (int32_t s = 0; s < static_cast<int32_t>(step.caches.size()); ++s) {
-        const KvCache& cache = *step.caches[s];
-        cache.check_open();
-        if (cache.pool() != kv_pool_.get()) bad_input("caches: a cache belongs to another model");
-        check_continues(spec(), step, s, cache.length());
-    }
-    check_ids(spec(), step, [this](int32_t weight) { return model_.weights[weight]->rows; });
+void Executor::check(const StepInput& step) const {
+    check_step(spec(), step, kv_pool_.get(), [this](int32_t weight) { return model_.weights[weight]->rows; });
 }
 
 int64_t Executor::multiply_adds(const StepInput& step) const {
@@ -87,7 +65,7 @@ int64_t Executor::multiply_adds(const StepInput& step) const {
 void Executor::run(const StepInput& step, const std::vector<float*>& outputs, const std::function<bool()>& poll) {
     Engine::Running& running = engine_->running();
     const std::lock_guard lock(running.mutex);
-    check_step(step);
+    check(step);
     {
         const std::lock_guard no_fork(start_mutex());  // a child must not find half-made pages and buffers
         memory_.prepare(model_, step, outputs, nullptr, engine_->threads());
@@ -100,7 +78,7 @@ void Executor::run(const StepInput& step, const std::vector<float*>& outputs, co
 void Executor::draw(const StepInput& step, const SampleArgs& args, const std::function<bool()>& poll) {
     Engine::Running& running = engine_->running();
     const std::lock_guard lock(running.mutex);
-    check_step(step);
+    check(step);
     Sampler* sampler = nullptr;
     {
         const std::lock_guard no_fork(start_mutex());
@@ -158,10 +136,6 @@ void Executor::copy_outputs(const std::vector<float*>& outputs) const {
         for (int64_t row = 0; row < v.rows; ++row)
             std::memcpy(outputs[i] + row * v.width, v.row(row), static_cast<size_t>(v.width) * sizeof(float));
     }
-}
-
-void Executor::advance(const StepInput& step) {
-    for (int32_t s = 0; s < step.n_sequences && !step.caches.empty(); ++s) step.caches[s]->advance(step.length(s));
 }
 
 }  // namespace fastattn

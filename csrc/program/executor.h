@@ -5,35 +5,30 @@
 #include <memory>
 #include <vector>
 
+#include "program/drawing.h"
 #include "program/engine.h"
-#include "program/sampler.h"
 #include "program/spec.h"
 #include "program/step_memory.h"
+#include "sampling/sampler.h"
 
 namespace fastattn {
 
-class Executor {
+class Executor final : public DrawingExecutor {
 public:
     Executor(std::shared_ptr<Engine> engine, ProgramSpec spec);
 
     const ProgramSpec& spec() const { return model_.spec; }
     Engine& engine() { return *engine_; }
     std::shared_ptr<KvPool> kv_pool() const { return kv_pool_; }
-    int32_t vocab() const;  // width of the logits; throws Error(kInput) if there are none
-    int64_t rows_of(int32_t value, const StepInput& step) const;
-
-    // Number of floats in output `value`: rows x width, or [n_head, q_len, kv_len] of every sequence.
-    int64_t output_floats(int32_t value, const StepInput& step) const { return floats_of(spec(), value, step); }
+    int32_t vocab() const override { return vocab_of(spec()); }
 
     // Runs a step. outputs[i] receives output i of the spec, row-major and dense: [rows, width], or for attention_probs
     // [n_head, q_len, kv_len] of each sequence, concatenated. Throws before any work, or throws Cancelled after a stop;
-    // the caches then have their old length. The caller must acquire the caches (CacheGuard) before it computes the
-    // output sizes, because attention maps grow with the caches.
+    // the caches then have their old length.
     void run(const StepInput& step, const std::vector<float*>& outputs, const std::function<bool()>& poll);
 
-    // Runs a step that only draws a token for each wanted row, from its logits in the same region. Throws as run does,
-    // and Error(kNonFinite).
-    void draw(const StepInput& step, const SampleArgs& args, const std::function<bool()>& poll);
+    // Draws from the logits in the same region.
+    void draw(const StepInput& step, const SampleArgs& args, const std::function<bool()>& poll) override;
 
     // Seconds spent in each op of the spec since profiling was enabled; empty while it is disabled.
     void set_profiling(bool on);  // waits for a running step
@@ -45,8 +40,7 @@ public:
     }
 
 private:
-    void check_step(const StepInput& step) const;
-    static void advance(const StepInput& step);          // its caches
+    void check(const StepInput& step) const;
     int64_t multiply_adds(const StepInput& step) const;  // of its linears
     // All of these need the model's lock. outputs[i] is null if not requested.
     void run_region(const StepInput& step, Sampler* sampler, Engine::Running& running,

@@ -1,8 +1,10 @@
-// The arrays of one step, for every executor.
+// The input of one step, for every executor.
 #pragma once
 #include <cstdint>
 #include <functional>
+#include <vector>
 
+#include "kv/kv_cache.h"
 #include "program/spec.h"
 
 namespace fastattn {
@@ -17,18 +19,35 @@ struct StepArrays {
     int32_t n_tokens, n_sequences, n_wanted;
 };
 
+struct StepInput : StepArrays {
+    std::vector<KvCache*> caches;  // one per sequence, or empty
+
+    int64_t rows(Rows kind) const {
+        return kind == Rows::kTokens ? n_tokens : kind == Rows::kWanted ? n_wanted : n_sequences;
+    }
+    int32_t length(int32_t s) const { return cu_seqlens[s + 1] - cu_seqlens[s]; }  // of a sequence in this step
+    int32_t start(int32_t s) const { return caches.empty() ? 0 : caches[static_cast<size_t>(s)]->length(); }
+};
+
 const int32_t* index_of(const StepArrays& step, Index index);  // null: all zeros
 
-// The checks of a step, in this order. All throw Error(kInput).
-void check_lengths(const StepArrays& step);  // cu_seqlens and wanted
+// Number of floats in the attention map of a sequence, [n_head, q_len, kv_len].
+int64_t map_floats(int32_t n_head, const StepInput& step, int32_t s);
 
-// Checks that sequence `s` continues where its cache of `cached` positions ends. Throws Error(kContextLength) beyond
-// the model's limit.
-void check_continues(const ProgramSpec& spec, const StepArrays& step, int32_t s, int32_t cached);
+// Number of floats in a value: rows x width, or [n_head, q_len, kv_len] of every sequence. The caller must acquire the
+// caches (CacheGuard) before, because attention maps grow with the caches.
+int64_t floats_of(const ProgramSpec& spec, int32_t value, const StepInput& step);
 
-// Checks that ids and positions have a row in their tables. table_rows(weight): rows of a weight, by its index in the
-// spec.
-void check_ids(const ProgramSpec& spec, const StepArrays& step,
-               const std::function<int64_t(int32_t weight)>& table_rows);
+// The width of the logits. Throws Error(kInput) if there are none.
+int32_t vocab_of(const ProgramSpec& spec);
+
+// Checks the arrays, that the caches are open, of this pool and continued by their sequences, and that ids and
+// positions have a row in their tables. table_rows(weight): rows of a weight, by its index in the spec. Throws
+// Error(kInput), or Error(kContextLength) beyond the model's limit.
+void check_step(const ProgramSpec& spec, const StepInput& step, const PagePool* pool,
+                const std::function<int64_t(int32_t weight)>& table_rows);
+
+// The caches have what the step added to them.
+void advance(const StepInput& step);
 
 }  // namespace fastattn

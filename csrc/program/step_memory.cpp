@@ -71,21 +71,6 @@ StepMemory::Layout::Layout(const Model& model, const StepInput& step, const std:
             outputs[i] = take(floats_of(model.spec, model.spec.outputs[i], step));
 }
 
-int64_t floats_of(const ProgramSpec& spec, int32_t value, const StepInput& step) {
-    for (const auto& op : spec.ops) {
-        const auto* probs = op.as<AttentionProbsAttrs>();
-        if (op.output != value || probs == nullptr) continue;
-        int64_t total = 0;
-        for (int32_t s = 0; s < step.n_sequences; ++s) {
-            const int64_t length = step.length(s);
-            total += probs->n_head * length * (length + step.start(s));
-        }
-        return total;
-    }
-    const ValueSpec& of = spec.values[static_cast<size_t>(value)];
-    return step.rows(of.rows) * of.width;
-}
-
 void StepMemory::prepare(const Model& model, const StepInput& step, const std::vector<float*>& outputs,
                          const Sampler* sampler, int threads) {
     const Layout layout(model, step, outputs, draws_in_tiles(model, sampler), threads);

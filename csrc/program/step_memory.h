@@ -8,23 +8,12 @@
 #include "kv/kv_pool.h"
 #include "ops/ops.h"
 #include "program/plan.h"
-#include "program/sampler.h"
 #include "program/spec.h"
 #include "program/step.h"
 #include "program/weights.h"
+#include "sampling/sampler.h"
 
 namespace fastattn {
-
-// The input of one step.
-struct StepInput : StepArrays {
-    std::vector<KvCache*> caches;  // one per sequence, or empty
-
-    int64_t rows(Rows kind) const {
-        return kind == Rows::kTokens ? n_tokens : kind == Rows::kWanted ? n_wanted : n_sequences;
-    }
-    int32_t length(int32_t s) const { return cu_seqlens[s + 1] - cu_seqlens[s]; }  // of a sequence in this step
-    int32_t start(int32_t s) const { return caches.empty() ? 0 : caches[static_cast<size_t>(s)]->length(); }
-};
 
 // A validated Program with its weights.
 struct Model {
@@ -34,9 +23,6 @@ struct Model {
     KvShape kv;
     const KernelTable& kernels;
 };
-
-// Number of floats in a value: rows x width, or [n_head, q_len, kv_len] of every sequence.
-int64_t floats_of(const ProgramSpec& spec, int32_t value, const StepInput& step);
 
 class StepMemory {
 public:

@@ -37,7 +37,7 @@ class Engine:
     def why_no_library(self) -> str: ...
 
 class Cache:
-    """The keys and values of one sequence, in pages of device memory."""
+    """The keys and values of one sequence, in pages."""
 
     def close(self) -> None: ...
     def fork(self) -> Cache: ...
@@ -84,6 +84,23 @@ class Executor:
     def graphs(self) -> int: ...
     @property
     def kv_bytes(self) -> int: ...
+
+class Decoding:
+    """Sequences that are fed the token drawn for them, step by step."""
+
+    def __init__(
+        self,
+        executor: Executor,
+        token_ids: _Ints,
+        caches: Sequence[Cache],
+        params: NDArray[np.void],
+        history: _Ints,
+        history_offsets: NDArray[np.int64],
+        suppressed: _Ints | None = None,
+        suppress: NDArray[np.int64] | None = None,
+        logprobs: bool = False,
+    ) -> None: ...
+    def draw(self) -> tuple[list[int], list[float] | None]: ...
 
 def device_info() -> dict[str, Any]: ...
 def find_library(paths: Sequence[str]) -> tuple[str | None, str]: ...

@@ -13,15 +13,9 @@
 #include <cstdint>
 
 #include "kernels/kernels.h"
-#include "program/draw.h"
+#include "sampling/draw_math.h"
 
 struct CUstream_st;  // the type that cudaStream_t points to
-
-#ifdef __CUDACC__
-#define FA_ANYWHERE __host__ __device__ constexpr
-#else
-#define FA_ANYWHERE constexpr
-#endif
 
 namespace fastattn::cuda {
 
@@ -317,7 +311,6 @@ struct AttentionProbsArgs {
 void launch_attention_probs(const AttentionProbsArgs& args, Stream stream);
 
 // The outcome of sampling a row. Except for kFine the id is -1.
-enum class SampleStatus : int32_t { kFine, kNan, kInfinite, kEmpty };
 
 // The highest logit of each row; ties go to the lowest id.
 struct ArgmaxArgs {

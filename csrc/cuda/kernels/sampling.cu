@@ -1,4 +1,4 @@
-// Draws a token for each row of logits, by the rules of csrc/program/sampler.h and draw.h and with the CPU's bits; one
+// Draws a token for each row of logits, by the rules of csrc/sampling and with the CPU's bits; one
 // block per row. Weights are probabilities as integer multiples of 2^-62, whose sums do not depend on their order. The
 // sum of the softmax has the lanes and the tree of csrc/kernels/softmax_f32.cpp.
 #include "cuda/kernels/device_math.h"
@@ -9,31 +9,17 @@ namespace {
 constexpr int kThreads = 512;
 constexpr int kWarps = kThreads / kWarp;
 constexpr int kDigits = 256;  // of a key, eight bits at a time
-// Buckets of candidates by distance from the highest logit: a coarse order that spreads them evenly. e^-44 is below
-// 2^-62.
-constexpr int kBuckets = 1024;
-constexpr float kBucketsPerUnit = (kBuckets - 1) / 44.0f;
-
-struct Best {
-    float logit;
-    int32_t id;
-};
-
 // Shared memory of a block.
 struct Shared {
-    uint64_t sums[kBuckets];  // weights, or counts, by bucket or digit
+    uint64_t sums[kDrawBuckets];  // weights, or counts, by bucket or digit
     uint64_t total[kWarps];
-    Best best[kWarps];
+    Candidate best[kWarps];
     float lanes[2 * 16];
     uint32_t found[kWarps];
     uint64_t before, at;
     float value;
     int32_t id;
 };
-
-FA_DEVICE bool is_higher(Best a, Best b) {
-    return a.logit > b.logit || (a.logit == b.logit && a.id < b.id);
-}
 
 // Rises as the logit falls; -0 and 0 have the same key.
 FA_DEVICE uint32_t key_of(float logit) {
@@ -42,8 +28,8 @@ FA_DEVICE uint32_t key_of(float logit) {
 }
 
 // The highest logit with the lowest id, and whether there is a NaN. All threads get the same.
-FA_DEVICE Best find_best(const float* logits, int vocab, Shared& shared, bool& nan) {
-    Best best{-kInf, -1};
+FA_DEVICE Candidate find_best(const float* logits, int vocab, Shared& shared, bool& nan) {
+    Candidate best{-kInf, -1};
     bool own_nan = false;
     for (int i = thread_id(); i < vocab; i += kThreads) {
         const float logit = logits[i];
@@ -52,7 +38,7 @@ FA_DEVICE Best find_best(const float* logits, int vocab, Shared& shared, bool& n
     }
 #pragma unroll
     for (int mask : {16, 8, 4, 2, 1}) {
-        const Best other{shuffle_xor(best.logit, mask), shuffle_xor(best.id, mask)};
+        const Candidate other{shuffle_xor(best.logit, mask), shuffle_xor(best.id, mask)};
         if (is_higher(other, best)) best = other;
     }
     const uint32_t nans = ballot(own_nan);
@@ -71,7 +57,7 @@ FA_DEVICE Best find_best(const float* logits, int vocab, Shared& shared, bool& n
     return best;
 }
 
-FA_DEVICE SampleStatus status_of(Best best, bool nan) {
+FA_DEVICE SampleStatus status_of(Candidate best, bool nan) {
     if (nan) return SampleStatus::kNan;
     if (best.logit == kInf) return SampleStatus::kInfinite;
     return best.logit == -kInf ? SampleStatus::kEmpty : SampleStatus::kFine;
@@ -83,7 +69,7 @@ argmax(const ArgmaxArgs args) {
     if (row >= count_of(args.rows)) return;
     Shared& shared = *reinterpret_cast<Shared*>(shared_memory());
     bool nan;
-    const Best best = find_best(args.logits + row * args.logits_stride, args.vocab, shared, nan);
+    const Candidate best = find_best(args.logits + row * args.logits_stride, args.vocab, shared, nan);
     const SampleStatus status = status_of(best, nan);
     if (thread_id() != 0) return;
     args.ids[row] = status == SampleStatus::kFine ? best.id : -1;
@@ -178,16 +164,14 @@ constexpr uint32_t kNowhere = 0xffffffffu;  // no number has this key
 template <class Weight>
 FA_DEVICE Crossing cross(const float* logits, int vocab, float highest, uint64_t limit, const Weight& weight,
                          Shared& shared) {
-    const auto bucket_of = [&](int i) {
-        return static_cast<int>(math::min((highest - logits[i]) * kBucketsPerUnit, static_cast<float>(kBuckets - 1)));
-    };
-    clear_sums(kBuckets, shared);
+    const auto bucket_of = [&](int i) { return draw_bucket(highest, logits[i]); };
+    clear_sums(kDrawBuckets, shared);
     for (int i = thread_id(); i < vocab; i += kThreads)
         if (const uint64_t w = weight(i); w != 0) add_shared(&shared.sums[bucket_of(i)], w);
     if (thread_id() == 0) shared.before = 0;
-    find_crossing(kBuckets, limit, shared);
+    find_crossing(kDrawBuckets, limit, shared);
     const int bucket = shared.id;
-    if (bucket == kBuckets) return {kNowhere, 0, 0};
+    if (bucket == kDrawBuckets) return {kNowhere, 0, 0};
     uint32_t prefix = 0, mask = 0;
     for (int shift = 24; shift >= 0; shift -= 8) {
         clear_sums(kDigits, shared);
@@ -239,31 +223,8 @@ FA_DEVICE int32_t id_of_rank(const float* logits, int vocab, uint32_t key, uint6
     return shared.id;
 }
 
-// The first of four random words of Philox4x32-10.
-FA_DEVICE uint32_t philox_word(uint64_t key, uint64_t counter) {
-    uint32_t k0 = static_cast<uint32_t>(key), k1 = static_cast<uint32_t>(key >> 32);
-    uint32_t c[4] = {static_cast<uint32_t>(counter), static_cast<uint32_t>(counter >> 32), 0, 0};
-    for (int round = 0; round < 10; ++round) {
-        const uint64_t p0 = uint64_t{0xD2511F53u} * c[0], p1 = uint64_t{0xCD9E8D57u} * c[2];
-        const uint32_t c1 = c[1], c3 = c[3];
-        c[0] = static_cast<uint32_t>(p1 >> 32) ^ c1 ^ k0;
-        c[1] = static_cast<uint32_t>(p1);
-        c[2] = static_cast<uint32_t>(p0 >> 32) ^ c3 ^ k1;
-        c[3] = static_cast<uint32_t>(p0);
-        k0 += 0x9E3779B9u;
-        k1 += 0xBB67AE85u;
-    }
-    return c[0];
-}
-
-// The part of `total` that the row's random number selects.
-FA_DEVICE uint64_t drawn_part(uint64_t total, const SampleParams& params) {
-    const uint64_t u = philox_word(params.seed, params.counter) >> 8;  // below 2^24
-    return u * (total >> 24) + ((u * (total & 0xffffff)) >> 24);
-}
-
 // Draws from logits [vocab], whose highest is `best`. `scaled` and `probs`: scratch [vocab].
-FA_DEVICE int32_t draw(const float* logits, int vocab, Best best, const SampleParams& params, float* scaled,
+FA_DEVICE int32_t draw(const float* logits, int vocab, Candidate best, const SampleParams& params, float* scaled,
                        float* probs, Shared& shared) {
     const float highest = best.logit / params.temperature;
     // Outside float32 there is nothing to weigh.
@@ -297,7 +258,7 @@ FA_DEVICE int32_t draw(const float* logits, int vocab, Best best, const SamplePa
     };
     uint64_t each;
     if (params.top_p < 1.0f) {
-        auto limit = static_cast<uint64_t>(ceil(static_cast<double>(params.top_p) * 0x1p62));
+        uint64_t limit = nucleus_limit(params.top_p);
         if (limit == 0) limit = 1;
         const Crossing nucleus = cross(scaled, vocab, highest, limit, weight, shared);
         if (nucleus.key != kNowhere) total = nucleus.before + (rank_at(nucleus, limit, each) + 1) * each;
@@ -305,10 +266,6 @@ FA_DEVICE int32_t draw(const float* logits, int vocab, Best best, const SamplePa
     const uint64_t limit = drawn_part(total < kept ? total : kept, params) + 1;
     const Crossing at = cross(scaled, vocab, highest, limit, weight, shared);
     return at.key == kNowhere ? -1 : id_of_rank(scaled, vocab, at.key, rank_at(at, limit, each), shared);
-}
-
-FA_DEVICE bool is_greedy(const SampleParams& params) {
-    return params.do_sample == 0 || params.temperature == 0.0f;
 }
 
 FA_KERNEL(kThreads)
@@ -326,7 +283,7 @@ sample(const SampleRowsArgs args) {
             if (args.suppressed[i] < vocab) logits[args.suppressed[i]] = -kInf;
     sync_threads();
     bool nan;
-    Best best = find_best(logits, vocab, shared, nan);
+    Candidate best = find_best(logits, vocab, shared, nan);
     const SampleStatus status = status_of(best, nan);
     if (thread_id() == 0) args.status[row] = static_cast<int32_t>(status);
     if (status != SampleStatus::kFine) {
@@ -356,7 +313,7 @@ sample(const SampleRowsArgs args) {
         from = probs;
     }
     int32_t id = best.id;
-    if (!is_greedy(params)) id = draw(from, vocab, best, params, scaled, probs, shared);
+    if (!params.greedy()) id = draw(from, vocab, best, params, scaled, probs, shared);
     if (thread_id() != 0) return;
     args.ids[row] = id;
     if (args.logprobs != nullptr) args.logprobs[row] = logits[id] - highest - log_sum;

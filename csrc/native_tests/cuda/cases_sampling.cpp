@@ -3,7 +3,7 @@
 
 #include "core/error.h"
 #include "native_tests/cuda/testing.h"
-#include "program/sampler.h"
+#include "sampling/sampler.h"
 
 namespace fastattn::cuda::tests {
 namespace {

@@ -210,7 +210,18 @@ class CudaExecutor:
 
     def decoding(self, step: Step, sampling: Sampling) -> CudaDecoding:
         """Return a decode loop that starts with this step; see `fastattn.graph.executor.DrawingExecutor`."""
-        return CudaDecoding(self, step, sampling)
+        loop = self._module.Decoding(
+            self._open(),
+            step.token_ids,
+            self._caches(step) or (),
+            sampling.params,
+            sampling.history,
+            sampling.history_offsets,
+            sampling.suppressed,
+            sampling.suppress,
+            sampling.logprobs,
+        )
+        return CudaDecoding(self, loop)
 
     def with_program(self, program: Program) -> CudaExecutor:
         """Return an executor for another Program over the same weights."""
@@ -244,43 +255,13 @@ class CudaExecutor:
 class CudaDecoding:
     """A decode loop; see `fastattn.graph.executor.Decoding`. Unusable after its executor is closed."""
 
-    def __init__(self, executor: CudaExecutor, step: Step, sampling: Sampling) -> None:
-        self._executor, self._step, self._sampling = executor, step, sampling
-        n = len(step.token_ids)
-        if step.caches is None or len(step.caches) != n:
-            raise InputError(f"caches: expected one per sequence, got {len(step.caches or ())} for {n} tokens")
-        self._params = sampling.params.copy()
-        self._suppress = None if sampling.suppress is None else sampling.suppress.copy()
-        begins = sampling.history_offsets.tolist()
-        self._histories = [sampling.history[begins[i] : begins[i + 1]].tolist() for i in range(n)]
-        self._looks_back: NDArray[np.bool_] = np.asarray(self._params["repetition_penalty"] != 1)
+    def __init__(self, executor: CudaExecutor, loop: Any) -> None:
+        self._executor, self._loop = executor, loop
 
     def draw(self) -> Drawn:
         """Run one step. An error leaves everything unchanged."""
-        sampling, step = self._sampling, self._step
-        drawn = self._executor.draw(
-            step,
-            Sampling(
-                params=self._params,
-                history=np.array([i for ids in self._histories for i in ids], np.int32),
-                history_offsets=np.cumsum([0, *map(len, self._histories)], dtype=np.int64),
-                suppressed=sampling.suppressed,
-                suppress=self._suppress,
-                logprobs=sampling.logprobs,
-            ),
-        )
-        self._params["counter"] += np.uint64(1)
-        for i in np.flatnonzero(self._looks_back).tolist():
-            self._histories[i].append(drawn[0][i])
-        if self._suppress is not None:
-            self._suppress -= self._suppress > 0
-        self._step = Step(
-            token_ids=np.array(drawn[0], np.int32),
-            cu_seqlens=step.cu_seqlens,
-            positions=step.positions + np.int32(1),
-            wanted=step.wanted,
-            caches=step.caches,
-        )
+        self._executor._open()
+        drawn: Drawn = self._loop.draw()
         return drawn
 
 

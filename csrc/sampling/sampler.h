@@ -7,25 +7,10 @@
 
 #include "core/buffer.h"
 #include "ops/ops.h"
-#include "program/draw.h"
+#include "sampling/draw.h"
+#include "sampling/sample_args.h"
 
 namespace fastattn {
-
-// What to draw: repetition penalty over the row's history, then temperature, top-k, top-p, min-p, and one draw by
-// Philox. Candidates are in order of descending logit, ties by ascending id.
-struct SampleArgs {
-    int32_t n, vocab;
-    const SampleParams* params;  // [n]
-    // The ids before each row's token, for the penalty.
-    const int32_t* const* histories;  // [n] of [history_lengths[i]]
-    const int64_t* history_lengths;   // [n]
-    // Ids that count as -inf in rows where `suppress` is above 0.
-    const int32_t* suppressed;  // [n_suppressed]
-    int32_t n_suppressed;
-    const int64_t* suppress;  // [n]
-    int32_t* ids;             // [n]
-    float* logprobs;          // [n], log-softmax of the ids over the logits without penalty; or null
-};
 
 // Scans the logits of each tile while they are in the cache: for the highest and, with top-k, for the candidates. The
 // logits are written to memory only if a row of the step needs all of them: for its log-probability, for a penalty, or
@@ -73,7 +58,6 @@ private:
         std::vector<Candidate> seen;      // ids of a row's history, each once, with their logits before the penalty
     };
     static constexpr int32_t kCollected = 16;  // logits that are scanned together
-    enum class Status : uint8_t { kFine, kNan, kInfinite, kEmpty };
 
     void reset(Scan& scan, const SampleParams& params, bool collects) const;
     void look(Scan& scan, const float* logits, int32_t n, int32_t column) const;
@@ -98,7 +82,7 @@ private:
     size_t n_least_ = 0;
     std::vector<Worker> workers_;
     int32_t worker_vocab_ = -1;
-    std::vector<Status> status_;
+    std::vector<SampleStatus> status_;
     std::atomic<bool> out_of_memory_ = false;
 };
 

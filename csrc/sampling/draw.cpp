@@ -1,4 +1,4 @@
-#include "program/draw.h"
+#include "sampling/draw.h"
 
 #include <algorithm>
 #include <cmath>
@@ -10,11 +10,7 @@ namespace {
 constexpr float kLowest = std::numeric_limits<float>::lowest();
 constexpr int kLanes = 16;  // of a sum over a row (docs/numerics.md)
 
-// Buckets of candidates by distance from the highest logit, so that only one has to be sorted. e^-44 is below 2^-62.
-constexpr int kBuckets = 1024;
 constexpr int kLook = 64;  // ids whose buckets are checked together
-constexpr float kBucketsPerUnit = (kBuckets - 1) / 44.0f;
-
 uint64_t weight_of(float probability) {
     return static_cast<uint64_t>(static_cast<int64_t>(static_cast<double>(probability) * 0x1p62));
 }
@@ -34,19 +30,6 @@ float sum_of_lanes(const std::vector<Candidate>& candidates, const std::vector<f
     return sums[0][0];
 }
 
-// The part of `total` that the row's random number selects. The first candidate whose running sum exceeds it is drawn.
-uint64_t drawn_part(uint64_t total, const SampleParams& params) {
-    uint32_t words[4];
-    philox(params.seed, params.counter, words);
-    const uint64_t u = words[0] >> 8;  // below 2^24
-    return u * (total >> 24) + ((u * (total & 0xffffff)) >> 24);
-}
-
-// The lowest sum of weights that reaches top_p.
-uint64_t nucleus_limit(float top_p) {
-    return static_cast<uint64_t>(std::ceil(static_cast<double>(top_p) * 0x1p62));
-}
-
 // The lowest logit that the temperature makes equal to `logit`, or kLowest if that logit is far away.
 float lowest_level_with(float logit, float temperature) {
     const float level = logit / temperature;
@@ -59,21 +42,6 @@ float lowest_level_with(float logit, float temperature) {
 }
 
 }  // namespace
-
-void philox(uint64_t key, uint64_t counter, uint32_t (&out)[4]) {
-    uint32_t k0 = static_cast<uint32_t>(key), k1 = static_cast<uint32_t>(key >> 32);
-    uint32_t c[4] = {static_cast<uint32_t>(counter), static_cast<uint32_t>(counter >> 32), 0, 0};
-    for (int round = 0; round < 10; ++round) {
-        const uint64_t p0 = uint64_t{0xD2511F53u} * c[0];
-        const uint64_t p1 = uint64_t{0xCD9E8D57u} * c[2];
-        const uint32_t next[4] = {static_cast<uint32_t>(p1 >> 32) ^ c[1] ^ k0, static_cast<uint32_t>(p1),
-                                  static_cast<uint32_t>(p0 >> 32) ^ c[3] ^ k1, static_cast<uint32_t>(p0)};
-        std::copy(next, next + 4, c);
-        k0 += 0x9E3779B9u;
-        k1 += 0xBB67AE85u;
-    }
-    std::copy(c, c + 4, out);
-}
 
 float thin_out(std::vector<Candidate>& candidates, size_t k, float temperature) {
     constexpr int kSteps = 64;
@@ -138,7 +106,7 @@ int32_t Drawer::from_candidates(std::vector<Candidate>& candidates, Candidate be
     for (size_t i = 0; i < n; ++i) {
         const float prob = probs_[i] / sum;
         best_prob = std::max(best_prob, prob);
-        ranked_.push_back({candidates[i].logit, candidates[i].id, weight_of(prob)});
+        ranked_.push_back({{candidates[i].logit, candidates[i].id}, weight_of(prob)});
         probs_[i] = prob;
         total += ranked_.back().weight;
     }
@@ -148,9 +116,7 @@ int32_t Drawer::from_candidates(std::vector<Candidate>& candidates, Candidate be
         for (const float prob : probs_)
             if (prob >= params.min_p * best_prob) least_total += weight_of(prob);
     }
-    std::sort(ranked_.begin(), ranked_.end(), [](const Ranked& a, const Ranked& b) {
-        return a.logit > b.logit || (a.logit == b.logit && a.id < b.id);
-    });
+    std::sort(ranked_.begin(), ranked_.end(), [](const Ranked& a, const Ranked& b) { return is_higher(a, b); });
     if (params.top_p < 1.0f) {
         const Crossing nucleus = cross(ranked_, 0, nucleus_limit(params.top_p));
         if (nucleus.id >= 0) total = nucleus.sum;
@@ -200,26 +166,26 @@ Drawer::Crossing Drawer::cross(const std::vector<Ranked>& ranked, uint64_t befor
 }
 
 void Drawer::fill_buckets(const float* logits, float highest) {
-    places_.resize(static_cast<size_t>((vocab_ + kLook - 1) / kLook * kLook), kBuckets);
-    buckets_.assign(2 * kBuckets, 0);
+    places_.resize(static_cast<size_t>((vocab_ + kLook - 1) / kLook * kLook), kDrawBuckets);
+    buckets_.assign(2 * kDrawBuckets, 0);
     uint16_t* places = places_.data();
     const float* probs = probs_.data();
     uint64_t* sums = buckets_.data();
     for (int32_t i = 0; i < vocab_; ++i) {
-        const float at = std::min((highest - logits[i]) * kBucketsPerUnit, static_cast<float>(kBuckets - 1));
-        places[i] = static_cast<uint16_t>(at);
-        sums[places[i] + i % 2 * kBuckets] += weight_of(probs[i]);  // two sums per bucket make neighbors independent
+        places[i] = static_cast<uint16_t>(draw_bucket(highest, logits[i]));
+        sums[places[i] + i % 2 * kDrawBuckets] +=
+            weight_of(probs[i]);  // two sums per bucket make neighbors independent
     }
-    for (int bucket = 0; bucket < kBuckets; ++bucket) sums[bucket] += sums[bucket + kBuckets];
-    buckets_.resize(kBuckets);
+    for (int bucket = 0; bucket < kDrawBuckets; ++bucket) sums[bucket] += sums[bucket + kDrawBuckets];
+    buckets_.resize(kDrawBuckets);
 }
 
 Drawer::Crossing Drawer::cross_buckets(const float* logits, uint64_t limit) {
     uint64_t before = 0;
     int bucket = 0;
-    while (bucket < kBuckets && before + buckets_[static_cast<size_t>(bucket)] < limit)
+    while (bucket < kDrawBuckets && before + buckets_[static_cast<size_t>(bucket)] < limit)
         before += buckets_[static_cast<size_t>(bucket++)];
-    if (bucket == kBuckets) return {};
+    if (bucket == kDrawBuckets) return {};
     ranked_.clear();
     for (int32_t begin = 0; begin < vocab_; begin += kLook) {
         const uint16_t* places = places_.data() + begin;
@@ -227,11 +193,9 @@ Drawer::Crossing Drawer::cross_buckets(const float* logits, uint64_t limit) {
         for (int j = 0; j < kLook; ++j) found |= places[j] == bucket ? 1 : 0;
         for (int j = 0; j < kLook && found != 0; ++j)
             if (places[j] == bucket)
-                ranked_.push_back({logits[begin + j], begin + j, weight_of(probs_[static_cast<size_t>(begin + j)])});
+                ranked_.push_back({{logits[begin + j], begin + j}, weight_of(probs_[static_cast<size_t>(begin + j)])});
     }
-    std::sort(ranked_.begin(), ranked_.end(), [](const Ranked& a, const Ranked& b) {
-        return a.logit > b.logit || (a.logit == b.logit && a.id < b.id);
-    });
+    std::sort(ranked_.begin(), ranked_.end(), [](const Ranked& a, const Ranked& b) { return is_higher(a, b); });
     return cross(ranked_, before, limit);
 }
 

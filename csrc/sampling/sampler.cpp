@@ -1,4 +1,4 @@
-#include "program/sampler.h"
+#include "sampling/sampler.h"
 
 #include <algorithm>
 #include <cmath>
@@ -6,7 +6,6 @@
 #include <iterator>
 #include <limits>
 #include <new>
-#include <string>
 
 #include "core/error.h"
 #include "runtime/cpu.h"
@@ -27,10 +26,6 @@ void make_room(Buffer& buffer, int64_t floats) {
 
 int64_t stride_of(int32_t vocab) {
     return (int64_t{vocab} + 15) / 16 * 16;
-}
-
-bool is_higher(const Candidate& a, const Candidate& b) {
-    return a.logit > b.logit || (a.logit == b.logit && a.id < b.id);
 }
 
 }  // namespace
@@ -63,7 +58,7 @@ void Sampler::begin(const SampleArgs& args, int threads, bool whole) {
         n_least_ = rows;
     }
     for (size_t row = 0; row < rows; ++row) least_[row] = kLowest;
-    status_.assign(rows, Status::kFine);
+    status_.assign(rows, SampleStatus::kFine);
     out_of_memory_ = false;
 }
 
@@ -184,9 +179,9 @@ void Sampler::finish_row(int thread, int32_t row) {
         merge(row);
         const Scan& scan = scans_[static_cast<size_t>(row)];
         if (scan.nan)
-            status_[static_cast<size_t>(row)] = Status::kNan;
+            status_[static_cast<size_t>(row)] = SampleStatus::kNan;
         else if (!std::isfinite(scan.best.logit))
-            status_[static_cast<size_t>(row)] = scan.best.logit > 0 ? Status::kInfinite : Status::kEmpty;
+            status_[static_cast<size_t>(row)] = scan.best.logit > 0 ? SampleStatus::kInfinite : SampleStatus::kEmpty;
         else
             args_.ids[row] = choose(thread, row, keeps_ ? logits().row(row) : nullptr);
     } catch (const std::bad_alloc&) {
@@ -250,14 +245,7 @@ void Sampler::penalize(Worker& worker, int32_t row, float* logits) const {
 
 void Sampler::check() const {
     if (out_of_memory_) throw Error(ErrorKind::kOutOfMemory, "sampling: could not allocate memory for candidates");
-    for (size_t row = 0; row < status_.size(); ++row) {
-        if (status_[row] == Status::kFine) continue;
-        const char* found = status_[row] == Status::kNan        ? "NaN"
-                            : status_[row] == Status::kInfinite ? "+inf"
-                                                                : "-inf only";
-        throw Error(ErrorKind::kNonFinite,
-                    std::string("logits: expected finite numbers, got ") + found + " in row " + std::to_string(row));
-    }
+    for (size_t row = 0; row < status_.size(); ++row) check_row(static_cast<int32_t>(row), status_[row]);
 }
 
 void sample(const float* logits, const SampleArgs& args) {

@@ -1,39 +1,13 @@
 // Draws one token from the logits of one row, on one thread.
-//
-// Weights are softmax probabilities as integer multiples of 2^-62, so their sums are exact. The drawn token does not
-// depend on the order of the candidates or on how many are omitted because their weight is 0.
 #pragma once
 #include <cstddef>
 #include <cstdint>
 #include <vector>
 
 #include "kernels/kernels.h"
+#include "sampling/draw_math.h"
 
 namespace fastattn {
-
-// One record per row, laid out like the numpy dtype SAMPLE_PARAMS of fastattn.graph.ir.
-struct SampleParams {
-    float temperature;         // 0: greedy
-    float top_p;               // 1: off
-    float min_p;               // 0: off
-    float repetition_penalty;  // 1: off
-    int32_t top_k;             // 0: off
-    int32_t do_sample;         // 0: greedy
-    uint64_t seed;
-    uint64_t counter;  // position of the token to draw, so that a text does not depend on its batch
-
-    bool greedy() const { return do_sample == 0 || temperature == 0.0f; }
-};
-static_assert(sizeof(SampleParams) == 40);
-
-// Four random words of Philox4x32-10 (Salmon et al. 2011) for a key and a counter.
-void philox(uint64_t key, uint64_t counter, uint32_t (&out)[4]);
-
-// An id and its logit, or the logit divided by the temperature.
-struct Candidate {
-    float logit;
-    int32_t id;
-};
 
 // Drops most candidates that are neither among the k highest nor tied with the k-th after division by the temperature.
 // Returns the threshold: candidates with at least this logit remain. Needs k in [1, size].
@@ -52,9 +26,7 @@ public:
     int32_t from_logits(const float* logits, Candidate best, const SampleParams& params);
 
 private:
-    struct Ranked {
-        float logit;
-        int32_t id;
+    struct Ranked : Candidate {
         uint64_t weight;
     };
 

@@ -1,0 +1,158 @@
+// Caches, steps that draw tokens, and the decoding loop: the same classes and functions for every executor.
+#pragma once
+#include <pybind11/stl.h>
+
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "bindings/objects.h"
+#include "bindings/step_arrays.h"
+#include "kv/kv_cache.h"
+#include "program/decoding.h"
+
+namespace fastattn {
+
+using Caches = std::optional<std::vector<KvCache*>>;
+
+inline StepInput step_from(const py::array& token_ids, const py::array& cu_seqlens, const py::array& positions,
+                           const py::array& wanted, const std::optional<py::array>& token_type_ids,
+                           const Caches& caches) {
+    const StepInput step{arrays_from(token_ids, cu_seqlens, positions, wanted, token_type_ids),
+                         caches.value_or(std::vector<KvCache*>{})};
+    for (const KvCache* cache : step.caches)
+        if (cache == nullptr) throw Error(ErrorKind::kInput, "caches: expected a cache for every sequence, got None");
+    if (caches && step.caches.size() != static_cast<size_t>(step.n_sequences))
+        throw Error(ErrorKind::kInput, "caches: expected one per sequence");
+    return step;
+}
+
+// [rows, width], or flat for attention maps, which are ragged.
+inline std::vector<py::ssize_t> output_shape(const ProgramSpec& spec, int32_t value, const StepInput& step) {
+    const ValueSpec& of = spec.values[static_cast<size_t>(value)];
+    if (of.width == 0) return {floats_of(spec, value, step)};
+    return {step.rows(of.rows), of.width};
+}
+
+inline PyObject* number_of(int32_t value) {
+    return PyLong_FromLong(value);
+}
+inline PyObject* number_of(float value) {
+    return PyFloat_FromDouble(value);
+}
+
+// py::list would throw RuntimeError if there is no memory.
+template <class T>
+py::list list_of(const std::vector<T>& values) {
+    auto list = py::reinterpret_steal<py::list>(PyList_New(static_cast<py::ssize_t>(values.size())));
+    if (!list) throw py::error_already_set();
+    for (size_t i = 0; i < values.size(); ++i) {
+        PyObject* number = number_of(values[i]);
+        if (number == nullptr) throw py::error_already_set();
+        PyList_SET_ITEM(list.ptr(), static_cast<py::ssize_t>(i), number);
+    }
+    return list;
+}
+
+inline py::tuple result_of(const Decoding::Drawn& drawn) {
+    return py::make_tuple(list_of(drawn.ids),
+                          drawn.logprobs.empty() ? py::none() : py::object(list_of(drawn.logprobs)));
+}
+
+template <class Executor>
+py::tuple draw(Executor& executor, const py::array& token_ids, const py::array& cu_seqlens, const py::array& positions,
+               const py::array& wanted, const Caches& caches, const py::array& params, const py::array& history,
+               const py::array& history_offsets, const std::optional<py::array>& suppressed,
+               const std::optional<py::array>& suppress, bool logprobs) {
+    const StepInput step = step_from(token_ids, cu_seqlens, positions, wanted, std::nullopt, caches);
+    const CacheGuard guard(step.caches);
+    Draws draws(step.n_wanted, executor.vocab(), params, history, history_offsets);
+    draws.suppress_ids(suppressed, suppress);
+    const auto n = static_cast<size_t>(step.n_wanted);
+    Decoding::Drawn drawn{std::vector<int32_t>(n), std::vector<float>(logprobs ? n : 0)};
+    const SampleArgs args = draws.args(drawn.ids.data(), logprobs ? drawn.logprobs.data() : nullptr);
+    without_gil([&](const std::function<bool()>& poll) { executor.draw(step, args, poll); });
+    return result_of(drawn);
+}
+
+template <class Executor>
+std::shared_ptr<Decoding> new_decoding(std::shared_ptr<Executor> executor, const py::array& token_ids,
+                                       const std::vector<std::shared_ptr<KvCache>>& caches, const py::array& params,
+                                       const py::array& history, const py::array& history_offsets,
+                                       const std::optional<py::array>& suppressed,
+                                       const std::optional<py::array>& suppress, bool logprobs) {
+    const int32_t* ids = data_of<int32_t>("token_ids", token_ids, 1);
+    const auto n = static_cast<int32_t>(token_ids.size());
+    if (caches.size() != static_cast<size_t>(n)) throw Error(ErrorKind::kInput, "caches: expected one per sequence");
+    Draws draws(n, executor->vocab(), params, history, history_offsets);
+    draws.suppress_ids(suppressed, suppress);
+    std::vector<Decoding::Row> rows;
+    for (size_t i = 0; i < caches.size(); ++i) {
+        if (caches[i] == nullptr)
+            throw Error(ErrorKind::kInput, "caches: expected a cache for every sequence, got None");
+        rows.push_back({.cache = caches[i],
+                        .token_id = ids[i],
+                        .params = draws.params[i],
+                        .history = {draws.histories[i], draws.histories[i] + draws.lengths[i]},
+                        .suppress = draws.suppress[i]});
+    }
+    return std::make_shared<Decoding>(std::move(executor), std::move(rows),
+                                      std::vector<int32_t>(draws.suppressed, draws.suppressed + draws.n_suppressed),
+                                      logprobs);
+}
+
+// Uses a cache outside of a step. An error while a step in another thread uses it.
+template <class F>
+auto use(KvCache& cache, const F& work) {
+    cache.check_open();
+    if (!cache.try_acquire()) throw Error(ErrorKind::kInput, "cache: it is used by a call in another thread");
+    struct Release {
+        KvCache& cache;
+        ~Release() { cache.release(); }
+    } release{cache};
+    return work();
+}
+
+// extra: options of the class.
+template <class... Extra>
+void register_cache(py::module_& m, const Extra&... extra) {
+    py::classh<KvCache>(m, "Cache", careful_new(), extra..., "Keys and values of one sequence, in pages.")
+        .def_property_readonly("length", [](KvCache& cache) { return use(cache, [&] { return cache.length(); }); })
+        .def_property_readonly("closed", &KvCache::closed)
+        .def(
+            "truncate", [](KvCache& cache, int32_t length) { use(cache, [&] { cache.truncate(length); }); },
+            py::arg("length"))
+        .def("fork",
+             [](KvCache& cache) {
+                 return object_of(use(cache, [&] { return std::make_shared<KvCache>(cache.fork()); }));
+             })
+        .def("close", [](KvCache& cache) {
+            if (!cache.closed()) use(cache, [&] { cache.close(); });
+        });
+}
+
+// What an executor does with caches and tokens, as methods of its class.
+template <class Executor>
+void define_drawing(py::classh<Executor>& executor) {
+    executor.def("new_cache", [](Executor& self) { return object_of(std::make_shared<KvCache>(self.kv_pool())); })
+        .def_property_readonly("kv_bytes", [](Executor& self) { return self.kv_pool()->bytes(); })
+        .def("draw", draw<Executor>, py::arg("token_ids"), py::arg("cu_seqlens"), py::arg("positions"),
+             py::arg("wanted"), py::arg("caches"), py::arg("params"), py::arg("history"), py::arg("history_offsets"),
+             py::arg("suppressed") = py::none(), py::arg("suppress") = py::none(), py::arg("logprobs") = false);
+}
+
+template <class Executor, class... Extra>
+void register_decoding(py::module_& m, const Extra&... extra) {
+    py::classh<Decoding> decoding(m, "Decoding", careful_new(), extra...,
+                                  "Sequences that are fed the token drawn for them, step by step.");
+    def_init(decoding, &new_decoding<Executor>, py::arg("executor"), py::arg("token_ids"), py::arg("caches"),
+             py::arg("params"), py::arg("history"), py::arg("history_offsets"), py::arg("suppressed") = py::none(),
+             py::arg("suppress") = py::none(), py::arg("logprobs") = false);
+    decoding.def("draw", [](Decoding& self) {
+        Decoding::Drawn drawn;
+        without_gil([&](const std::function<bool()>& poll) { drawn = self.draw(poll); });
+        return result_of(drawn);
+    });
+}
+
+}  // namespace fastattn
