@@ -41,7 +41,7 @@ CPP_LAYERS = (
     ("bindings",),
     ("cuda",),
     ("program",),
-    ("sampling",),
+    ("sampling", "weights"),
     ("kv",),
     ("ops",),
     ("runtime",),

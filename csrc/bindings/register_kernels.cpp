@@ -9,8 +9,8 @@
 #include <vector>
 
 #include "program/names.h"
-#include "program/pack.h"
 #include "runtime/cpu.h"
+#include "weights/pack.h"
 
 namespace fastattn {
 namespace {

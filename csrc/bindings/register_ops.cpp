@@ -6,10 +6,10 @@
 #include "core/buffer.h"
 #include "ops/ops.h"
 #include "program/names.h"
-#include "program/pack.h"
 #include "runtime/cpu.h"
 #include "runtime/owned_mutex.h"
 #include "runtime/thread_pool.h"
+#include "weights/pack.h"
 
 namespace fastattn {
 namespace {

@@ -9,8 +9,8 @@
 #include "bindings/weight_parts.h"
 #include "program/executor.h"
 #include "program/names.h"
-#include "program/pack.h"
 #include "sampling/sampler.h"
+#include "weights/pack.h"
 
 namespace fastattn {
 namespace {

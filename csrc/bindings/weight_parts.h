@@ -3,7 +3,7 @@
 #include <vector>
 
 #include "bindings/bindings.h"
-#include "program/weights.h"
+#include "weights/weights.h"
 
 namespace fastattn {
 

@@ -4,11 +4,11 @@
 #include <memory>
 
 #include "kv/kv_pool.h"
-#include "program/weights.h"
 #include "runtime/fork_local.h"
 #include "runtime/owned_mutex.h"
 #include "runtime/pace.h"
 #include "runtime/thread_pool.h"
+#include "weights/weights.h"
 
 namespace fastattn {
 

@@ -5,7 +5,7 @@
 
 #include "program/lifetimes.h"
 #include "program/spec.h"
-#include "program/weights.h"
+#include "weights/weights.h"
 
 namespace fastattn {
 

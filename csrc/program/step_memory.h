@@ -10,8 +10,8 @@
 #include "program/plan.h"
 #include "program/spec.h"
 #include "program/step.h"
-#include "program/weights.h"
 #include "sampling/sampler.h"
+#include "weights/weights.h"
 
 namespace fastattn {
 

@@ -1,4 +1,4 @@
-#include "program/weights.h"
+#include "weights/weights.h"
 
 #include <algorithm>
 #include <chrono>
@@ -8,8 +8,8 @@
 
 #include "core/error.h"
 #include "kernels/kernels.h"
-#include "program/pack.h"
 #include "runtime/cpu.h"
+#include "weights/pack.h"
 
 namespace fastattn {
 namespace {

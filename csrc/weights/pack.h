@@ -3,7 +3,7 @@
 #include <array>
 #include <string>
 
-#include "program/weights.h"
+#include "weights/weights.h"
 
 namespace fastattn {
 

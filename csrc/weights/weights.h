@@ -11,8 +11,8 @@
 
 #include "core/buffer.h"
 #include "ops/ops.h"
-#include "program/weight_source.h"
 #include "runtime/thread_pool.h"
+#include "weights/weight_source.h"
 
 namespace fastattn {
 

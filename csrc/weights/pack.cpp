@@ -1,4 +1,4 @@
-#include "program/pack.h"
+#include "weights/pack.h"
 
 #include <algorithm>
 #include <array>

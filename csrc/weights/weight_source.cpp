@@ -1,4 +1,4 @@
-#include "program/weight_source.h"
+#include "weights/weight_source.h"
 
 #include <unistd.h>
 
