@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
@@ -155,9 +156,8 @@ class GenerationOptions:
         """Return one seed per request. Random seeds are exact as doubles, which JSON readers such as JavaScript use."""
         seed = self.seed
         if seed is None:
-            import secrets  # with hashlib and hmac, which nothing else here needs
-
-            return [secrets.randbits(RANDOM_SEED_BITS) for _ in range(n_requests)]
+            # secrets.randbits would import modules in a call, and a forked child could wait for an import forever.
+            return [int.from_bytes(os.urandom(8), "little") >> (64 - RANDOM_SEED_BITS) for _ in range(n_requests)]
         if isinstance(seed, int):
             return [request_seed(seed, i) for i in range(n_requests)]
         if len(seed) != n_requests:
