@@ -18,7 +18,6 @@ namespace {
 
 constexpr Named<Type> kTypeNames[] = {
     {"float32", Type::kFloat32}, {"bfloat16", Type::kBfloat16}, {"float16", Type::kFloat16}};
-constexpr Named<Use> kUseNames[] = {{"matrix", Use::kMatrix}, {"table", Use::kTable}, {"vector", Use::kVector}};
 
 py::dict device_info() {
     const Device device = open_device();
@@ -36,7 +35,7 @@ py::dict device_info() {
 void load(Engine& engine, const std::string& name, const std::string& use, const std::string& format,
           const py::array& array) {
     const Type type = value_of(kTypeNames, format, "format", ErrorKind::kConfig);
-    const Use as = value_of(kUseNames, use, "use", ErrorKind::kConfig);
+    const WeightUse as = value_of(kUseNames, use, "use", ErrorKind::kConfig);
     if (array.ndim() != 2 || array.itemsize() != bytes_of(type) || !(array.flags() & py::array::c_style) ||
         (type == Type::kFloat32) != (array.dtype().kind() == 'f'))
         throw Error(ErrorKind::kDtype, name + ": expected C-contiguous " +

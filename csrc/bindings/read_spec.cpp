@@ -32,9 +32,10 @@ Format format_from(const std::string& name) {
 
 Format kv_format_from(const std::string& name) {
     const Format format = format_from(name);
-    if (static_cast<int>(format) >= kKvFormats)
-        throw Error(ErrorKind::kInput, "kv_dtype: expected float32, bfloat16 or int8, got " + name);
-    return format;
+    if (static_cast<int>(format) < kKvFormats) return format;
+    std::string known;
+    for (int i = 0; i < kKvFormats; ++i) known += (i > 0 ? ", " : "") + std::string(kFormatTraits[i].name);
+    throw Error(ErrorKind::kInput, "kv_dtype: expected one of " + known + ", got " + name);
 }
 
 namespace {

@@ -55,7 +55,7 @@ py::array_t<float> matrix(int rows, int n) {
 // Packs weight [n, k] as a matrix of a format: by rows or, from a transposed copy, by columns.
 Weight packed_matrix(const KernelTable& kernels, const Rows& w, Format format, bool transposed = false) {
     Weight weight;
-    weight.use = Weight::Use::kMatrix, weight.format = format, weight.rows = w.rows, weight.columns = w.n;
+    weight.use = WeightUse::kMatrix, weight.format = format, weight.rows = w.rows, weight.columns = w.n;
     allocate(weight, "weight");
     std::vector<float> values(static_cast<size_t>(w.rows) * static_cast<size_t>(w.n));
     for (int64_t j = 0; j < w.rows; ++j)

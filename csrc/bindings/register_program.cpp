@@ -15,9 +15,6 @@
 namespace fastattn {
 namespace {
 
-constexpr Named<Weight::Use> kUseNames[] = {
-    {"matrix", Weight::Use::kMatrix}, {"table", Weight::Use::kTable}, {"vector", Weight::Use::kVector}};
-
 // Calls add(weights, pool, poll) with the model's lock and without the GIL.
 template <class F>
 void add_weight(Engine& engine, const F& add) {

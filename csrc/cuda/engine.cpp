@@ -32,13 +32,13 @@ void Engine::check_process() const {
                 "multiprocessing's \"spawn\" and load the model there");
 }
 
-void Engine::load(const std::string& name, Use use, Type type, int64_t rows, int64_t columns, const void* data) {
+void Engine::load(const std::string& name, WeightUse use, Type type, int64_t rows, int64_t columns, const void* data) {
     check_process();  // before the lock, which a thread of the parent may hold for ever
     const std::lock_guard lock(mutex_);
     const UseDevice current;
     if (weights_.contains(name)) throw Error(ErrorKind::kInput, "weight " + name + " is already loaded");
     // A vector is one row.
-    const int64_t n_rows = use == Use::kVector ? 1 : rows, width = use == Use::kVector ? rows : columns;
+    const int64_t n_rows = use == WeightUse::kVector ? 1 : rows, width = use == WeightUse::kVector ? rows : columns;
     const int64_t stride = row_elements(width), element = bytes_of(type);
     Weight weight{use, type, rows, columns, stride, Allocation(budget_, align(n_rows * stride * element), name)};
     std::vector<std::byte> padded;

@@ -61,16 +61,9 @@ void Executor::find_weights() {
         weights_.push_back(engine_->find(name));
         if (weights_.back() == nullptr) bad_spec("weight " + name + " is not loaded");
     }
-    check_weights(spec_, [this](int32_t index, const WeightNeed& need) {
+    check_weights(spec_, [this](int32_t index) -> WeightShape {
         const Weight& weight = *weights_[static_cast<size_t>(index)];
-        if ((need.rows >= 0 && weight.rows != need.rows) || weight.columns != need.columns) return false;
-        switch (need.role) {
-            case WeightRole::kMatrix: return weight.use == Use::kMatrix;
-            case WeightRole::kTable: return weight.use != Use::kVector;
-            case WeightRole::kFloatTable: return weight.use == Use::kTable && weight.type == Type::kFloat32;
-            case WeightRole::kVector: return weight.use == Use::kVector && weight.type == Type::kFloat32;
-        }
-        return false;
+        return {weight.use, weight.type == Type::kFloat32, weight.rows, weight.columns};
     });
 }
 

@@ -18,14 +18,13 @@
 #include "program/step.h"
 #include "runtime/fork_local.h"
 #include "runtime/owned_mutex.h"
+#include "weights/weight_use.h"
 
 namespace fastattn::cuda {
 
-enum class Use { kMatrix, kTable, kVector };
-
 // A parameter in device memory: rows of row_elements(columns), zero after the columns. A vector is one row.
 struct Weight {
-    Use use;
+    WeightUse use;
     Type type;
     int64_t rows, columns, stride;
     Allocation data;
@@ -52,7 +51,7 @@ public:
     void check_process() const;  // throws Error(kConfig) in a forked child
 
     // data: [rows, columns] of `type`, dense. Throws Error(kInput) if the name exists.
-    void load(const std::string& name, Use use, Type type, int64_t rows, int64_t columns, const void* data);
+    void load(const std::string& name, WeightUse use, Type type, int64_t rows, int64_t columns, const void* data);
     const Weight* find(const std::string& name) const;
     int64_t weight_bytes() const;
 

@@ -67,6 +67,7 @@ private:
         const StepLayout& layout = running.layout;
         return which == Gather::kWanted ? layout.wanted : which == Gather::kFirst ? layout.first : layout.last;
     }
+    PairArgs pair() const;
     ProductArgs product() const;
     void round_input(const ProductArgs& product) const;
     Sequences sequences() const;
@@ -94,28 +95,23 @@ void Executor::OpRun::launch(const EmbeddingAttrs& attrs) const {
                      stream());
 }
 
-void Executor::OpRun::launch(const AddAttrs&) const {
+PairArgs Executor::OpRun::pair() const {
     const View a = in(0), b = in(1);
-    launch_add({.a = a.data,
-                .a_stride = a.stride,
-                .b = b.data,
-                .b_stride = b.stride,
-                .rows = rows(),
-                .width = width(),
-                .out = out()},
-               stream());
+    return {.a = a.data,
+            .a_stride = a.stride,
+            .b = b.data,
+            .b_stride = b.stride,
+            .rows = rows(),
+            .width = width(),
+            .out = out()};
+}
+
+void Executor::OpRun::launch(const AddAttrs&) const {
+    launch_add(pair(), stream());
 }
 
 void Executor::OpRun::launch(const MultiplyAttrs&) const {
-    const View a = in(0), b = in(1);
-    launch_multiply({.a = a.data,
-                     .a_stride = a.stride,
-                     .b = b.data,
-                     .b_stride = b.stride,
-                     .rows = rows(),
-                     .width = width(),
-                     .out = out()},
-                    stream());
+    launch_multiply(pair(), stream());
 }
 
 void Executor::OpRun::launch(const LayerNormAttrs& attrs) const {

@@ -84,6 +84,13 @@ private:
     size_t index_ = 0;                  // of the op
 };
 
+bool fits(const WeightShape& weight, const WeightNeed& need) {
+    if ((need.rows >= 0 && weight.rows != need.rows) || weight.columns != need.columns) return false;
+    if (need.only_table || need.use == WeightUse::kVector) return weight.use == need.use && weight.is_float32;
+    if (need.use == WeightUse::kTable) return weight.use != WeightUse::kVector;
+    return weight.use == need.use;
+}
+
 }  // namespace
 
 void bad_spec(const std::string& what) {
@@ -94,14 +101,14 @@ void check_spec(const ProgramSpec& spec) {
     Checker(spec).check();
 }
 
-void check_weights(const ProgramSpec& spec, const std::function<bool(int32_t, const WeightNeed&)>& fits) {
+void check_weights(const ProgramSpec& spec, const std::function<WeightShape(int32_t)>& shape_of) {
     for (const OpSpec& op : spec.ops) {
         const auto needs = kind_of(op).needs;
         if (needs == nullptr) continue;
         size_t i = 0;
         for (const WeightNeed& need : needs(spec, op)) {
             const int32_t weight = op.weights[i++];
-            if (!fits(weight, need))
+            if (!fits(shape_of(weight), need))
                 bad_spec("weight " + spec.weights[static_cast<size_t>(weight)] + " does not fit its op");
         }
     }

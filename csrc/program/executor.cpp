@@ -14,18 +14,6 @@ namespace {
 // Multiply-adds per step: about ten microseconds, the possible cost of waking threads.
 constexpr int64_t kAloneBelow = 500'000;
 
-bool fits(const Weight& weight, const WeightNeed& need) {
-    if (need.rows >= 0 && weight.rows != need.rows) return false;
-    if (weight.columns != need.columns) return false;
-    switch (need.role) {
-        case WeightRole::kMatrix: return weight.use == Weight::Use::kMatrix;
-        case WeightRole::kTable: return weight.use != Weight::Use::kVector;
-        case WeightRole::kFloatTable: return weight.use == Weight::Use::kTable && weight.format == Format::kFloat32;
-        case WeightRole::kVector: return weight.use == Weight::Use::kVector;
-    }
-    return false;
-}
-
 Model model_of(Engine& engine, ProgramSpec spec) {
     check_spec(spec);
     std::vector<const Weight*> weights;
@@ -33,7 +21,10 @@ Model model_of(Engine& engine, ProgramSpec spec) {
         weights.push_back(engine.weights().find(name));
         if (weights.back() == nullptr) bad_spec("weight " + name + " is not loaded");
     }
-    check_weights(spec, [&](int32_t weight, const WeightNeed& need) { return fits(*weights[weight], need); });
+    check_weights(spec, [&](int32_t index) -> WeightShape {
+        const Weight& weight = *weights[index];
+        return {weight.use, weight.format == Format::kFloat32, weight.rows, weight.columns};
+    });
     find_rough_activations(spec, [&](int32_t weight) { return weights[weight]->matrix().format != Format::kFloat32; });
     Plan plan(spec, weights);
     const KvShape kv{spec.kv_format, spec.n_layer, spec.n_kv_head, spec.head_dim};

@@ -5,6 +5,7 @@
 
 #include "core/error.h"
 #include "kernels/kernels.h"
+#include "weights/weight_use.h"
 
 namespace fastattn {
 
@@ -19,6 +20,9 @@ inline constexpr Named<Activation> kActivationNames[] = {
     {"relu", Activation::kRelu}, {"tanh", Activation::kTanh},        {"silu", Activation::kSilu}};
 inline constexpr Named<PoolKind> kPoolNames[] = {
     {"mean", PoolKind::kMean}, {"max", PoolKind::kMax}, {"mean_sqrt_len", PoolKind::kMeanSqrtLen}};
+
+inline constexpr Named<WeightUse> kUseNames[] = {
+    {"matrix", WeightUse::kMatrix}, {"table", WeightUse::kTable}, {"vector", WeightUse::kVector}};
 
 // Throws Error(kind) that starts with `what` and lists the known names.
 template <class Names>

@@ -7,6 +7,7 @@
 
 #include "kernels/kernels.h"
 #include "program/attrs.h"
+#include "weights/weight_use.h"
 
 namespace fastattn {
 
@@ -50,17 +51,22 @@ struct ProgramSpec {
 [[noreturn]] void bad_spec(const std::string& what);  // throws Error(kConfig)
 void check_spec(const ProgramSpec& spec);             // throws Error(kConfig) with the name of the op
 
-// How an op reads a weight. A matrix may also be read as a kTable (tied embeddings), but not as a kFloatTable, which is
-// float32, like a vector.
-enum class WeightRole { kMatrix, kTable, kFloatTable, kVector };
-
+// What an op needs of a weight.
 struct WeightNeed {
-    WeightRole role;
-    int64_t rows, columns;  // -1: any number
+    WeightUse use;
+    int64_t rows, columns;    // -1: any number
+    bool only_table = false;  // a table of float32, and not a matrix that is read as one
 };
 
-// Checks that every weight fits its ops. fits(weight, need): whether the weight of this index has the role and shape.
-void check_weights(const ProgramSpec& spec, const std::function<bool(int32_t weight, const WeightNeed& need)>& fits);
+// What a weight is, for any executor.
+struct WeightShape {
+    WeightUse use;
+    bool is_float32;
+    int64_t rows, columns;
+};
+
+// Checks that every weight fits its ops. shape_of(weight): of the weight of this index.
+void check_weights(const ProgramSpec& spec, const std::function<WeightShape(int32_t weight)>& shape_of);
 
 // Sets ActivationAttrs::rough. rounds(weight): whether a linear of this weight rounds its operands.
 void find_rough_activations(ProgramSpec& spec, const std::function<bool(int32_t weight)>& rounds);

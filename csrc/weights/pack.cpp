@@ -77,8 +77,8 @@ void pack_float32(const float* src, int64_t k, int64_t n, float* panels, int64_t
 }
 
 std::array<int64_t, 3> bytes_of(const Weight& weight, const std::string& name) {
-    const bool matrix = weight.use == Weight::Use::kMatrix;
-    const bool table = weight.use == Weight::Use::kTable;
+    const bool matrix = weight.use == WeightUse::kMatrix;
+    const bool table = weight.use == WeightUse::kTable;
     const bool scaled = traits_of(weight.format).integer;
     if ((table && weight.format == Format::kInt4) || (!matrix && !table && weight.format != Format::kFloat32))
         throw Error(ErrorKind::kConfig, "weight " + name + ": no such format for its use");
@@ -165,7 +165,7 @@ ops::Matrix Weight::matrix() const {
 void read_row(const Weight& weight, int64_t row, float* out) {
     const int64_t k = weight.columns;
     const std::byte* data = weight.data.data();
-    const bool matrix = weight.use == Weight::Use::kMatrix;
+    const bool matrix = weight.use == WeightUse::kMatrix;
     const float scale = weight.scales.bytes() > 0 ? weight.scales.floats()[row] : 1.0f;
     const int64_t lane = row % kPanelWidth;
     const std::byte* panel = data + row / kPanelWidth * panel_bytes(weight);

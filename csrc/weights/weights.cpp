@@ -143,7 +143,7 @@ void check_new(const Weights& weights, const std::string& name) {
 
 // An empty weight with the size of its sources.
 std::unique_ptr<Weight> weight_for(const NewWeight& spec, const WeightSources& sources) {
-    if (spec.transposed && spec.use != Weight::Use::kMatrix)
+    if (spec.transposed && spec.use != WeightUse::kMatrix)
         throw Error(ErrorKind::kConfig, "weight " + spec.name + ": only a matrix can be transposed");
     auto weight = std::make_unique<Weight>();
     weight->use = spec.use;
@@ -207,7 +207,7 @@ const Weight& Weights::add(const NewWeight& spec, const WeightSources& sources, 
     Load load{pool, poll};
     int64_t first = 0;
     for (const auto& source : sources) {
-        if (spec.use != Weight::Use::kMatrix)
+        if (spec.use != WeightUse::kMatrix)
             load_rows(*source, *weight, first, load);
         else if (spec.transposed)
             load_transposed(*source, *weight, first, load);

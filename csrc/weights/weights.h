@@ -13,11 +13,12 @@
 #include "ops/ops.h"
 #include "runtime/thread_pool.h"
 #include "weights/weight_source.h"
+#include "weights/weight_use.h"
 
 namespace fastattn {
 
 struct Weight {
-    enum class Use { kMatrix, kTable, kVector } use = Use::kMatrix;
+    WeightUse use = WeightUse::kMatrix;
     Format format = Format::kFloat32;  // a table has no int4; a vector is float32
     int64_t rows = 0, columns = 0;
     Buffer data;    // matrix: panels (kernels.h); table: [rows, columns] in its format; vector: [rows]
@@ -36,7 +37,7 @@ using WeightSources = std::vector<std::unique_ptr<WeightSource>>;
 // A weight to load. Its sources are stacked along the rows (out_features).
 struct NewWeight {
     std::string name;
-    Weight::Use use = Weight::Use::kMatrix;
+    WeightUse use = WeightUse::kMatrix;
     Format format = Format::kFloat32;
     bool transposed = false;        // a matrix whose sources are stored as [in_features, out_features]
     int64_t rows = 0, columns = 0;  // only for add_packed; else the sources have them

@@ -127,9 +127,10 @@ def test_arrays_that_cannot_be_read() -> None:
     for array in wrong:
         with pytest.raises(DTypeError, match="tensor 'w': expected an array of float32, float16, float64, bfloat16"):
             ArraySource("w", array)
-    for thing in ([[1.0]], None, np.ma.zeros((2, 2), np.float32), memoryview(square)):
+    things: list[Any] = [[[1.0]], None, np.ma.zeros((2, 2), np.float32), memoryview(square)]
+    for thing in things:
         with pytest.raises(DTypeError, match="tensor 'w': expected a numpy array"):
-            ArraySource("w", thing)  # type: ignore[arg-type]
+            ArraySource("w", thing)
     read_only = square.copy()
     read_only.flags.writeable = False
     assert np.array_equal(read_tensor(ArraySource("w", read_only)), square)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import subprocess
 import sys
@@ -36,23 +37,32 @@ def test_every_op(dtype: str, interleaved: bool, which: str | None) -> None:
         check_program(program, made.sources, step_of(3, 0, 5, 1, 90, 0, wanted=[2, 4, 8, 98]), dtype)
 
 
+LENGTHS = (1, 6, 17, 64, 65, 130)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("which", [None, "wanted", "last"])
+@pytest.mark.parametrize("which", [None, "wanted", "first", "last"])
 def test_same_bits(dtype: str, which: str | None) -> None:
-    """Alone, in a batch, on any threads, at once or in chunks with a cache, fused or not."""
+    """Alone, in a batch in any order, on any number of threads, fused or not."""
     made = decoder_program(which=which, layers=2, heads=4)
-    lengths = (1, 6, 17, 64, 65, 130)
-    expected = [alone(executor_of(made, dtype=dtype, threads=1), n) for n in lengths]
-    wanted = None if which != "wanted" else [sum(lengths[: i + 1]) - 1 for i in range(len(lengths))]
+    expected = {n: alone(executor_of(made, dtype=dtype, threads=1), n) for n in LENGTHS}
     for threads in (1, 2, 3):
-        batch = executor_of(made, dtype=dtype, threads=threads).run(step_of(*lengths, wanted=wanted))["y"]
-        rows = [n if which is None else 1 for n in lengths]
-        for found, one in zip(np.split(batch, np.cumsum(rows)[:-1]), expected, strict=True):
-            assert found.tobytes() == one[-len(found) :].tobytes()
+        executor = executor_of(made, dtype=dtype, threads=threads)
+        for order in (LENGTHS, LENGTHS[::-1], LENGTHS[2:] + LENGTHS[:2]):
+            wanted = None if which != "wanted" else [end - 1 for end in itertools.accumulate(order)]
+            batch = executor.run(step_of(*order, wanted=wanted))["y"]
+            rows = [n if which is None else 1 for n in order]
+            for n, found in zip(order, np.split(batch, np.cumsum(rows)[:-1]), strict=True):
+                assert found.tobytes() == expected[n][-len(found) :].tobytes()
     plain = CpuExecutor(made.program, made.sources, dtype=dtype, threads=2)
-    assert alone(plain, 65).tobytes() == expected[4].tobytes()
-    for chunk in (1, 7, 64):
-        assert in_chunks(executor_of(made, dtype=dtype), 130, chunk)[-1:].tobytes() == expected[5][-1:].tobytes()
+    assert alone(plain, 65).tobytes() == expected[65].tobytes()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("chunk", [1, 7, 64])
+def test_chunks_with_a_cache_have_the_same_bits(dtype: str, chunk: int) -> None:
+    executor = executor_of(decoder_program(layers=2, heads=4), dtype=dtype)
+    assert in_chunks(executor, 130, chunk).tobytes() == alone(executor, 130).tobytes()
 
 
 def alone(executor: CpuExecutor, length: int) -> NDArray[np.float32]:
@@ -62,10 +72,8 @@ def alone(executor: CpuExecutor, length: int) -> NDArray[np.float32]:
 
 def in_chunks(executor: CpuExecutor, length: int, chunk: int) -> NDArray[np.float32]:
     cache = executor.new_cache()
-    for begin in range(0, length, chunk):
-        step = step_of(min(chunk, length - begin), first=begin, caches=[cache])
-        found: NDArray[np.float32] = executor.run(step)["y"]
-    return found
+    steps = (step_of(min(chunk, length - at), first=at, caches=[cache]) for at in range(0, length, chunk))
+    return np.concatenate([executor.run(step)["y"] for step in steps])
 
 
 PRINT = """

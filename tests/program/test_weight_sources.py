@@ -103,8 +103,9 @@ def test_parts_of_one_weight_have_different_sources(tmp_path: Path, rng: np.rand
 
 
 def built_from(family: str, sources: Mapping[str, WeightSource]) -> BuiltModel:
-    config, task = (GPT2, "causal-lm") if family == "gpt2" else (BERT, "sequence-classification")
-    return build(config, sources, task)  # type: ignore[arg-type]
+    if family == "gpt2":
+        return build(GPT2, sources, "causal-lm")
+    return build(BERT, sources, "sequence-classification")
 
 
 def models_of(family: str, folder: Path) -> dict[str, BuiltModel]:

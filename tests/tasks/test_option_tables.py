@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import fastattn
-from fastattn.api import load_keywords
+from fastattn.api import calls, load_keywords
 from fastattn.api.load_args import HubArgs, LoadArgs, ModelArgs, RunArgs
 from fastattn.api.load_options import HubOptions, LoadOptions
 from fastattn.cli.arguments import build_parser
@@ -58,8 +58,10 @@ def test_the_values_of_a_flag_are_those_of_its_option(words: tuple[str, ...]) ->
     [("n_items", 10, InputError), ("share", "a", DTypeError), ("kind", "c", InputError), ("hidden", -1, InputError)],
 )
 def test_checks_of_a_table(name: str, value: Any, error: type[Exception]) -> None:
+    check = options_of(Example)[name].check
+    assert check is not None
     with pytest.raises(error, match=f"^{name}: expected"):
-        options_of(Example)[name].check(name, value)  # type: ignore[misc]
+        check(name, value)
 
 
 def test_every_option_of_generation_has_a_type() -> None:
@@ -89,6 +91,12 @@ def test_every_keyword_that_may_be_given_has_a_type() -> None:
     """Keywords with values that change nothing; the others may only be None."""
     given = {name for name, entry in load_keywords._KEYWORDS.items() if entry.check is not None or entry.values}
     assert given <= set(ModelArgs.__annotations__)
+
+
+def test_every_keyword_of_a_call_has_a_type() -> None:
+    typed = set(calls.CausalLMCallArgs.__annotations__)
+    assert set(calls._KEYWORDS) <= set(calls.OtherArgs.__annotations__) <= typed
+    assert typed <= {*calls._KEYWORDS, *calls._NAMES}
 
 
 @pytest.mark.parametrize("command", ["generate", "classify", "embed"])

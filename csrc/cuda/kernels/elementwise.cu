@@ -48,14 +48,17 @@ FA_DEVICE Four values(const EmbeddingArgs& args, Columns<kFour> at) {
     return sum;
 }
 
+struct Sum : PairArgs {};
+struct Product : PairArgs {};
+
 template <bool kFour>
-FA_DEVICE Four values(const AddArgs& args, Columns<kFour> at) {
+FA_DEVICE Four values(const Sum& args, Columns<kFour> at) {
     const Four a = at.of(args.a + at.row * args.a_stride), b = at.of(args.b + at.row * args.b_stride);
     return {{a.x[0] + b.x[0], a.x[1] + b.x[1], a.x[2] + b.x[2], a.x[3] + b.x[3]}};
 }
 
 template <bool kFour>
-FA_DEVICE Four values(const MultiplyArgs& args, Columns<kFour> at) {
+FA_DEVICE Four values(const Product& args, Columns<kFour> at) {
     const Four a = at.of(args.a + at.row * args.a_stride), b = at.of(args.b + at.row * args.b_stride);
     return {{a.x[0] * b.x[0], a.x[1] * b.x[1], a.x[2] * b.x[2], a.x[3] * b.x[3]}};
 }
@@ -125,6 +128,12 @@ void launch_map(const char* name, const Map<Args>& map, bool fours, Stream strea
     launch(name, kernel, grid, kMapThreads, /*shared_bytes=*/0, map, stream);
 }
 
+template <class Pair>
+void launch_pair(const char* name, const PairArgs& args, Stream stream) {
+    const bool fours = by_four(args.a, args.a_stride) && by_four(args.b, args.b_stride);
+    launch_map<Pair>(name, {{args}, args.rows, args.width, args.out}, fours, stream);
+}
+
 }  // namespace
 
 void launch_embedding(const EmbeddingArgs& args, Stream stream) {
@@ -135,14 +144,12 @@ void launch_embedding(const EmbeddingArgs& args, Stream stream) {
     launch_map<EmbeddingArgs>("embedding", {args, args.rows, args.width, out}, fours, stream);
 }
 
-void launch_add(const AddArgs& args, Stream stream) {
-    const bool fours = by_four(args.a, args.a_stride) && by_four(args.b, args.b_stride);
-    launch_map<AddArgs>("add", {args, args.rows, args.width, args.out}, fours, stream);
+void launch_add(const PairArgs& args, Stream stream) {
+    launch_pair<Sum>("add", args, stream);
 }
 
-void launch_multiply(const MultiplyArgs& args, Stream stream) {
-    const bool fours = by_four(args.a, args.a_stride) && by_four(args.b, args.b_stride);
-    launch_map<MultiplyArgs>("multiply", {args, args.rows, args.width, args.out}, fours, stream);
+void launch_multiply(const PairArgs& args, Stream stream) {
+    launch_pair<Product>("multiply", args, stream);
 }
 
 void launch_round(const RoundArgs& args, Stream stream) {

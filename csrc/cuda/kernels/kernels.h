@@ -67,8 +67,8 @@ struct EmbeddingArgs {
 };
 void launch_embedding(const EmbeddingArgs& args, Stream stream);
 
-// out = a + b
-struct AddArgs {
+// Two values of one shape.
+struct PairArgs {
     const float* a;  // [rows, width]
     int64_t a_stride;
     const float* b;  // [rows, width]
@@ -77,19 +77,8 @@ struct AddArgs {
     int32_t width;
     Output out;
 };
-void launch_add(const AddArgs& args, Stream stream);
-
-// out = a * b
-struct MultiplyArgs {
-    const float* a;  // [rows, width]
-    int64_t a_stride;
-    const float* b;  // [rows, width]
-    int64_t b_stride;
-    Rows rows;
-    int32_t width;
-    Output out;
-};
-void launch_multiply(const MultiplyArgs& args, Stream stream);
+void launch_add(const PairArgs& args, Stream stream);
+void launch_multiply(const PairArgs& args, Stream stream);
 
 // The sums are in the CPU's order, and so the bits are the CPU's (docs/numerics.md).
 struct LayerNormArgs {
@@ -323,7 +312,7 @@ struct ArgmaxArgs {
 };
 void launch_argmax(const ArgmaxArgs& args, Stream stream);
 
-// Draws a token for each row by the rules of csrc/program/sampler.h and draw.h, with the CPU's bits: the same logits
+// Draws a token for each row by the rules of csrc/sampling/sampler.h and draw.h, with the CPU's bits: the same logits
 // give the same ids and log-probabilities.
 struct SampleRowsArgs {
     float* logits;  // [rows, vocab]; changed

@@ -19,8 +19,8 @@ constinit const OpKind LinearAttrs::kKind{
         },
     .needs = [](const ProgramSpec& spec, const OpSpec& op) -> std::vector<WeightNeed> {
         const int32_t width = spec.out(op).width;
-        std::vector<WeightNeed> needs{{WeightRole::kMatrix, width, spec.in(op, 0).width}};
-        if (op.as<LinearAttrs>()->has_bias) needs.push_back({WeightRole::kVector, width, 1});
+        std::vector<WeightNeed> needs{{WeightUse::kMatrix, width, spec.in(op, 0).width}};
+        if (op.as<LinearAttrs>()->has_bias) needs.push_back({WeightUse::kVector, width, 1});
         return needs;
     },
     .absent = [](const Attrs& attrs) -> OpKind::Absent {

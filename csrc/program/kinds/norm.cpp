@@ -16,7 +16,7 @@ constinit const OpKind LayerNormAttrs::kKind{
     .read = [](AttrReader& attrs) -> Attrs { return LayerNormAttrs{.eps = attrs.number("eps")}; },
     .check = kSameShape,
     .needs = [](const ProgramSpec& spec, const OpSpec& op) -> std::vector<WeightNeed> {
-        const WeightNeed vector{WeightRole::kVector, spec.out(op).width, 1};
+        const WeightNeed vector{WeightUse::kVector, spec.out(op).width, 1};
         return {vector, vector};
     },
     .overwrites = kOverwritesInput,
@@ -37,7 +37,7 @@ constinit const OpKind RmsNormAttrs::kKind{
             kSameShape(op);
         },
     .needs = [](const ProgramSpec& spec, const OpSpec& op) -> std::vector<WeightNeed> {
-        return {{WeightRole::kVector, spec.out(op).width / op.as<RmsNormAttrs>()->groups, 1}};
+        return {{WeightUse::kVector, spec.out(op).width / op.as<RmsNormAttrs>()->groups, 1}};
     },
     .overwrites = kOverwritesInput,
     .rounds_rows = true,

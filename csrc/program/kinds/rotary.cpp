@@ -25,7 +25,7 @@ constinit const OpKind RotaryAttrs::kKind{
             op.expect_same(op.out(), op.in(0));
         },
     .needs = [](const ProgramSpec&, const OpSpec& op) -> std::vector<WeightNeed> {
-        return {{WeightRole::kFloatTable, -1, op.as<RotaryAttrs>()->dimensions}};
+        return {{WeightUse::kTable, -1, op.as<RotaryAttrs>()->dimensions, /*only_table=*/true}};
     },
     .table_index = [](const Attrs&) -> std::optional<TableIndex> { return TableIndex{Index::kPositions, 0}; },
     .overwrites = [](const Attrs&) -> std::vector<size_t> { return {0}; },

@@ -18,7 +18,7 @@ constinit const OpKind EmbeddingAttrs::kKind{
     },
     .check = [](const OpCheck& op) { op.expect_rows(op.out(), Rows::kTokens); },
     .needs = [](const ProgramSpec& spec, const OpSpec& op) -> std::vector<WeightNeed> {
-        return {{WeightRole::kTable, -1, spec.out(op).width}};
+        return {{WeightUse::kTable, -1, spec.out(op).width}};
     },
     .table_index = [](const Attrs& attrs) -> std::optional<TableIndex> {
         const auto& [index, offset] = std::get<EmbeddingAttrs>(attrs);

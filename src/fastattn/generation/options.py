@@ -93,7 +93,7 @@ class GenerationOptions:
         flag=Flag(help="cut prompts that leave no room for -n new tokens, on this side"),
     )
     max_batch_size: int = option(32, Count(low=1))
-    nan: NanPolicy = option("raise", Choice(*NAN_POLICIES))  # noqa: RUF009
+    nan: Literal["raise", "finite", "propagate"] = option("raise", Choice(*NAN_POLICIES))
     max_length: int | None = option(None, Count())
     min_length: int = option(0, Count())
     bos_token_id: int | None = option(None, Count())

@@ -95,7 +95,7 @@ class SentenceTransformer(EncodeMethods):
         self.similarity_fn_name = similarity_fn_name
         self.truncate_dim = truncate_dim
         given = _check_prompts({} if prompts is None else prompts)
-        run = {name: options[name] for name in RunArgs.__annotations__ if name in options}  # type: ignore[literal-required]
+        run = {name: value for name, value in options.items() if name in RunArgs.__annotations__}
         stack = StackOptions(
             run=cast(RunArgs, {"device": "cpu", **run}),
             trust_remote_code=check_flag("trust_remote_code", trust_remote_code),
