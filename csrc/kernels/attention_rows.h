@@ -152,6 +152,38 @@ FA_INLINE void for_heads(const AttentionArgs& args, const QueryRows& q, const Co
     }
 }
 
+template <class Dot, int kRows, int kVecs>
+FA_INLINE void clear_sums(typename Dot::Sum (&sum)[kRows][kVecs]) {
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 8
+        for (int c = 0; c < kVecs; ++c) sum[r][c] = Dot::zero_sum();
+}
+
+// Calls run.template operator()<Dot>(begin, end, sum) for words [begin, end), or for two chains over each kChainWords
+// words, whose sums it adds to `sum`.
+template <class Dot, int kRows, int kVecs, class F>
+FA_INLINE void for_chains(int begin, int end, typename Dot::Sum (&sum)[kRows][kVecs], const F& run) {
+    if constexpr (!Dot::kTwoChains) {
+        run.template operator()<Dot>(begin, end, sum);
+    } else {
+        for (int w = begin; w < end;) {
+            const int next = w / kChainWords * kChainWords + kChainWords, last = next < end ? next : end;
+            typename Dot::Sum even[kRows][kVecs], odd[kRows][kVecs];
+            clear_sums<Dot, kRows, kVecs>(even);
+            clear_sums<Dot, kRows, kVecs>(odd);
+            run.template operator()<typename Dot::Even>(w, last, even);
+            run.template operator()<typename Dot::Odd>(w, last, odd);
+#pragma GCC unroll 8
+            for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 8
+                for (int c = 0; c < kVecs; ++c)
+                    sum[r][c] = add(sum[r][c], end_chains(even[r][c], odd[r][c], last - w));
+            w = last;
+        }
+    }
+}
+
 // sum[r, c] += sum over w of a[r, w] * b[w, c]: `words` words of kVecs vectors each, b_stride bytes apart. A single row
 // reads its words once, at the speed of memory, and prefetches as many words from `ahead` with the same stride.
 template <class Dot, int kRows, int kVecs>

@@ -1,5 +1,7 @@
 // S = Q K^T of some query rows and a block.
 #pragma once
+#include <type_traits>
+
 #include "kernels/attention_rows.h"
 
 namespace fastattn::FASTATTN_TARGET {
@@ -46,11 +48,10 @@ FA_INLINE void read_queries(const AttentionArgs& args, QueryRows& q) {
 }
 
 // The keys of a score are the operand with the int8 offset, because all rows share them.
-template <Format kFormat>
-struct ScoreDot : Kv<kFormat>::Dot {
-    using Dot = typename Kv<kFormat>::Dot;
+template <class Dot>
+struct ScoreDot : Dot {
     FA_INLINE typename Dot::Sum step(typename Dot::Sum sum, Words q, Words key) {
-        return Dot::step(sum, kFormat == Format::kInt8 ? add_int8_offset(key) : key, q);
+        return Dot::step(sum, std::is_same_v<Dot, DotInt8> ? add_int8_offset(key) : key, q);
     }
 };
 
@@ -69,8 +70,12 @@ FA_INLINE void score_tile(const QueryRows& q, BlockScores& scores, const ConstHe
 #pragma GCC unroll 8
         for (int c = 0; c < kVecs; ++c) sum[r][c] = start;
     }
-    multiply<ScoreDot<kFormat>, kRows, kVecs>(q.words + row * q.stride, q.stride, keys, kKeyWordBytes, kv.key_words,
-                                              ahead, sum);
+    const int32_t* queries = q.words + row * q.stride;
+    for_chains<Dot>(0, kv.key_words, sum, [&]<class Chain>(int begin, int end, auto& of_chain) {
+        const int64_t skipped = begin * kKeyWordBytes;
+        multiply<ScoreDot<Chain>, kRows, kVecs>(queries + begin, q.stride, keys + skipped, kKeyWordBytes, end - begin,
+                                                ahead + skipped, of_chain);
+    });
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 8

@@ -39,7 +39,7 @@ template <Format kFormat, int kRows, int kVecs>
 using ValueSums = typename Kv<kFormat>::Dot::Sum[kRows][kVecs];
 
 // Adds words [begin, end). A row skips the positions that it does not see.
-template <Format kFormat, int kRows, int kVecs, class LoadValue>
+template <Format kFormat, class Dot, int kRows, int kVecs, class LoadValue>
 FA_INLINE void add_seen_words(const int32_t* probs, const SeenValues<kRows>& seen, int begin, int end,
                               const LoadValue& load_value, ValueSums<kFormat, kRows, kVecs>& sum) {
     constexpr int kPositions = kGroup<kFormat>;
@@ -55,8 +55,8 @@ FA_INLINE void add_seen_words(const int32_t* probs, const SeenValues<kRows>& see
             const Words some = broadcast_word((from > 0 ? 0 : 0xffff) | (to < kPositions ? 0 : ~0xffff));
 #pragma GCC unroll 8
             for (int c = 0; c < kVecs; ++c)
-                sum[r][c] = Kv<kFormat>::Dot::step(sum[r][c], p,
-                                                   kFormat == Format::kBfloat16 ? and_words(value[c], some) : value[c]);
+                sum[r][c] =
+                    Dot::step(sum[r][c], p, kFormat == Format::kBfloat16 ? and_words(value[c], some) : value[c]);
         }
     }
 }
@@ -74,6 +74,8 @@ FA_INLINE void merge_values(const BlockScores& scores, RunningRows& running, int
             Vec block_sum;
             if constexpr (kFormat == Format::kInt8)
                 block_sum = to_float(sum[r][c]);
+            else if constexpr (Kv<kFormat>::Dot::kTwoChains)
+                block_sum = add(sum[r][c], zero());  // tiles may give 0 where this is -0, or the reverse
             else
                 block_sum = sum[r][c];
             store(o + c * kLanes, fma(block_sum, block_factor, mul(load(o + c * kLanes), factor)));
@@ -89,31 +91,32 @@ FA_INLINE void value_tile(Workspace& work, const ConstHeadBlock<kFormat>& kv, co
     using Dot = typename Kv<kFormat>::Dot;
     const auto* probs = reinterpret_cast<const int32_t*>(work.block.s + row * kBlockLen);
     const std::byte* values = kv.values + d * kWordBytes;
-    ValueSums<kFormat, kRows, kVecs> sum;
-#pragma GCC unroll 8
-    for (int r = 0; r < kRows; ++r)
-#pragma GCC unroll 8
-        for (int c = 0; c < kVecs; ++c) sum[r][c] = Dot::zero_sum();
     const auto load_value = [&](int w, int c) {
         const std::byte* from = values + w * kv.value_stride + c * kLineBytes;
         return kTail ? as_words(load_partial(reinterpret_cast<const float*>(from), lanes)) : load_words(from);
     };
-    if constexpr (kFormat != Format::kInt8)
-        add_seen_words<kFormat, kRows, kVecs>(probs, seen, seen.first, seen.all_begin, load_value, sum);
-    if constexpr (kTail) {
-        for (int w = seen.all_begin; w < seen.all_end; ++w) {
-            const Words value = load_value(w, 0);
+    ValueSums<kFormat, kRows, kVecs> sum;
+    clear_sums<Dot, kRows, kVecs>(sum);
+    for_chains<Dot>(seen.first, seen.last, sum, [&]<class Chain>(int begin, int end, auto& of_chain) {
+        const int all_begin = clamp_to(seen.all_begin, end), all_end = clamp_to(seen.all_end, end);
+        const int from = all_begin > begin ? all_begin : begin, to = all_end > from ? all_end : from;
+        if constexpr (kFormat != Format::kInt8)
+            add_seen_words<kFormat, Chain, kRows, kVecs>(probs, seen, begin, from, load_value, of_chain);
+        if constexpr (kTail) {
+            for (int w = from; w < to; ++w) {
+                const Words value = load_value(w, 0);
 #pragma GCC unroll 8
-            for (int r = 0; r < kRows; ++r)
-                sum[r][0] = Dot::step(sum[r][0], broadcast_word(probs[r * kBlockLen + w]), value);
+                for (int r = 0; r < kRows; ++r)
+                    of_chain[r][0] = Chain::step(of_chain[r][0], broadcast_word(probs[r * kBlockLen + w]), value);
+            }
+        } else {
+            const int64_t skipped = from * kv.value_stride;
+            multiply<Chain, kRows, kVecs>(probs + from, kBlockLen, values + skipped, kv.value_stride, to - from,
+                                          ahead + skipped + d * kWordBytes, of_chain);
         }
-    } else {
-        const int64_t skipped = seen.all_begin * kv.value_stride;
-        multiply<Dot, kRows, kVecs>(probs + seen.all_begin, kBlockLen, values + skipped, kv.value_stride,
-                                    seen.all_end - seen.all_begin, ahead + skipped + d * kWordBytes, sum);
-    }
-    if constexpr (kFormat != Format::kInt8)
-        add_seen_words<kFormat, kRows, kVecs>(probs, seen, seen.all_end, seen.last, load_value, sum);
+        if constexpr (kFormat != Format::kInt8)
+            add_seen_words<kFormat, Chain, kRows, kVecs>(probs, seen, to, end, load_value, of_chain);
+    });
     merge_values<kFormat, kRows, kVecs>(work.block, work.running, row, d, sum);
 }
 

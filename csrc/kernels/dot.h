@@ -8,6 +8,7 @@ namespace fastattn::FASTATTN_TARGET {
 #define FA_METHOD __attribute__((always_inline)) static inline
 
 struct DotFloat32 {
+    static constexpr bool kTwoChains = false;
     using Sum = Vec;
     FA_METHOD Sum zero_sum() { return zero(); }
     FA_METHOD Sum load_sum(const float* p) { return load(p); }
@@ -16,11 +17,51 @@ struct DotFloat32 {
     FA_METHOD Sum step(Sum sum, Words a, Words b) { return fma(as_floats(a), as_floats(b), sum); }
 };
 
+// One bfloat16 of each word, the first or the second.
+struct DotEven : DotFloat32 {
+    FA_METHOD Sum step(Sum sum, Words a, Words b) {
+        return fma(as_floats(shift_left<16>(a)), as_floats(shift_left<16>(b)), sum);
+    }
+};
+struct DotOdd : DotFloat32 {
+    FA_METHOD Sum step(Sum sum, Words a, Words b) {
+        const Words high = broadcast_word(static_cast<int32_t>(0xffff0000u));
+        return fma(as_floats(and_words(a, high)), as_floats(and_words(b, high)), sum);
+    }
+};
+
+// The order of Intel's AMX tiles (docs/design/0014-bfloat16-sums.md). Sixteen words have two chains of fused
+// multiply-adds that start at 0, one over the first numbers of the words and one over the second. Their sum is added to
+// the total. Denormals are zeros (FlushDenormals).
+struct DotTwoChains : DotFloat32 {
+    static constexpr bool kTwoChains = true;
+    using Even = DotEven;
+    using Odd = DotOdd;
+    FA_METHOD Sum step(Sum sum, Words a, Words b) { return Odd::step(Even::step(sum, a, b), a, b); }
+};
+inline constexpr int kChainWords = 16;
+
+// The sum of two chains over `words` words. Tiles always take kChainWords words, the last ones with zeros, which make
+// a chain of -0 +0.
+FA_INLINE Vec end_chains(Vec even, Vec odd, int words) {
+    if (words < kChainWords) {
+        even = add(even, zero());
+        odd = add(odd, zero());
+    }
+    return add(even, odd);
+}
+
+#if FASTATTN_HAS_DOT_BF16
+// The order of AVX-512's dot product of bfloat16: one chain over words.
 struct DotBfloat16 : DotFloat32 {
     FA_METHOD Sum step(Sum sum, Words a, Words b) { return dot_bf16(sum, a, b); }
 };
+#else
+using DotBfloat16 = DotTwoChains;
+#endif
 
 struct DotInt8 {
+    static constexpr bool kTwoChains = false;
     using Sum = Words;
     FA_METHOD Sum zero_sum() { return zero_words(); }
     FA_METHOD Sum load_sum(const float* p) { return load_words(p); }

@@ -5,10 +5,14 @@
 
 namespace fastattn::FASTATTN_TARGET {
 
-constexpr int kSumOps = 2 * kLanes * kMeasureSums * kMeasureSteps;  // operations with one number per word
+// Operations per iteration of a measurement, with one number per word: of vectors, and of four products of tiles.
+constexpr int kSumOps = 2 * kLanes * kMeasureSums * kMeasureSteps;
+constexpr int kTileOps = FASTATTN_HAS_TILES ? 4 * 2 * 16 * 16 * 16 : kSumOps;
 
-constexpr TileShape kTile{.rows = kTileRows, .columns = kTileVecs * kLanes};
-static_assert(kLinearRowBlock % kTile.rows == 0 && kPanelWidth % kTile.columns == 0);
+constexpr TileShape kVectors{.rows = kTileRows, .columns = kTileVecs * kLanes};
+constexpr TileShape kTiles = FASTATTN_HAS_TILES ? TileShape{.rows = 32, .columns = 32} : kVectors;
+static_assert(kLinearRowBlock % kVectors.rows == 0 && kPanelWidth % kVectors.columns == 0);
+static_assert(kLinearRowBlock % kTiles.rows == 0 && kPanelWidth % kTiles.columns == 0);
 
 #define FA_NAME_OF(x) #x
 #define FA_NAME(x) FA_NAME_OF(x)
@@ -18,7 +22,7 @@ const KernelTable& kernel_table() {
         .target = FA_NAME(FASTATTN_TARGET),
         .int8_offset = kInt8Offset,
         .linear = {linear_float32, linear_bfloat16, linear_int8, linear_int4},
-        .linear_tile = {kTile, kTile, kTile, kTile},
+        .linear_tile = {kVectors, kTiles, kTiles, kTiles},
         .quantize_bfloat16 = quantize_bfloat16,
         .quantize_int8 = quantize_int8,
         .pack = {nullptr, pack_bfloat16, pack_int8, pack_int4},
@@ -36,7 +40,7 @@ const KernelTable& kernel_table() {
         .l2_normalize_f32 = l2_normalize_f32,
         .argmax_f32 = argmax_f32,
         .measure_dot = {measure_float32, measure_bfloat16, measure_int8, measure_int8},
-        .measure_dot_ops = {kSumOps, 2 * kSumOps, 4 * kSumOps, 4 * kSumOps},
+        .measure_dot_ops = {kSumOps, 2 * kTileOps, 4 * kTileOps, 4 * kTileOps},
         .find_f32 = find_f32,
         .exp_sum_f32 = exp_sum_f32,
         .measure_read = measure_read,

@@ -37,7 +37,8 @@ struct LinearArgs {
 };
 inline constexpr int kLinearRowBlock = 192;  // rows whose partial sums are in scratch
 inline constexpr int kInt4Block = 128;       // words of an int4 panel that are unpacked at a time
-inline constexpr int64_t kLinearScratch = int64_t{kLinearRowBlock + kInt4Block} * kPanelWidth;  // floats
+inline constexpr int kUnpackedWords = 1024;  // the same if there is time to unpack a whole panel first
+inline constexpr int64_t kLinearScratch = int64_t{kLinearRowBlock + kUnpackedWords} * kPanelWidth;  // floats
 
 // Rows of activations (or weights) in the format of a linear. int8 (and int4, whose activations are int8): one scale
 // per row, |x| max / 127, and round(x / scale) + offset. A row with NaN or infinity gets a NaN scale and zeros.
@@ -244,6 +245,7 @@ namespace avx2 { const KernelTable& kernel_table(); }
 namespace avx512 { const KernelTable& kernel_table(); }
 namespace avx512_vnni { const KernelTable& kernel_table(); }
 namespace avx512_bf16 { const KernelTable& kernel_table(); }
+namespace amx { const KernelTable& kernel_table(); }
 namespace neon { const KernelTable& kernel_table(); }
 
 }  // namespace fastattn

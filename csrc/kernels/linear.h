@@ -1,10 +1,10 @@
 // The matrix product: rows of activations times packed panels of 64 columns, one template for every format.
 //
 // float32: each output element is one lane that accumulates over k in order with fused multiply-add, in sums of
-// kSumBlock terms. These sums are added in order, for any number of rows and threads and any SIMD width
-// (docs/numerics.md; docs/design/0005-blocked-sums.md explains why it is not one sum). bfloat16 does the same over
-// pairs of k. int8 sums are exact, so their order does not matter. Blocks of k keep a panel slice in cache. Partial
-// sums are saved in `scratch` and continue exactly where they stopped.
+// kSum terms. These sums are added in order, for any number of rows and threads and any SIMD width (docs/numerics.md;
+// docs/design/0005-blocked-sums.md explains why it is not one sum). bfloat16 does the same over pairs of k. int8 sums
+// are exact, so their order does not matter. Blocks of k keep a panel slice in cache. Partial sums are saved in
+// `scratch` and continue exactly where they stopped.
 #pragma once
 #include <cstddef>
 
@@ -26,8 +26,8 @@ struct Blocks<Format::kFloat32> {
 };
 template <>
 struct Blocks<Format::kBfloat16> {
-    static constexpr int kK = 768, kSum = 768;  // its own rounding is far above that of the sums
     using Dot = DotBfloat16;
+    static constexpr int kK = 768, kSum = Dot::kTwoChains ? kChainWords : 768;
 };
 template <>
 struct Blocks<Format::kInt8> {
@@ -59,14 +59,15 @@ constexpr int kAheadWords = 16;  // 4 KiB
 constexpr int64_t kLineBytes = 64;
 
 // kRows x kTileVecs vectors of the output, over `words` words, with the sums in registers.
-template <class Dot, int kRows>
-FA_INLINE void multiply_tile(const int32_t* a, int64_t a_stride, const std::byte* panel, int words, Prefetch& prefetch,
+template <class Dot, int kRows, bool kPrefetch = true>
+FA_INLINE void multiply_words(const int32_t* a, int64_t a_stride, const std::byte* panel, int words, Prefetch& prefetch,
                              typename Dot::Sum (&sum)[kRows][kTileVecs]) {
     const std::byte* ahead = prefetch.next;
     const int64_t step = prefetch.step;
     const int lines = prefetch.lines;
     for (int p = 0; p < words; ++p) {
-        if constexpr (kRows == 1) {
+        if constexpr (!kPrefetch) {
+        } else if constexpr (kRows == 1) {
             for (int j = 0; j < kTileVecs; ++j)
                 __builtin_prefetch(panel + int64_t{p + kAheadWords} * kPanelWordBytes + j * kLineBytes);
         } else {
@@ -84,6 +85,27 @@ FA_INLINE void multiply_tile(const int32_t* a, int64_t a_stride, const std::byte
         }
     }
     prefetch.next = ahead;
+}
+
+// The same for a block of at most kSum words. With two chains, the second one reads the block from the L1 cache.
+template <class Dot, int kRows>
+FA_INLINE void multiply_block(const int32_t* a, int64_t a_stride, const std::byte* panel, int words, Prefetch& prefetch,
+                              typename Dot::Sum (&sum)[kRows][kTileVecs]) {
+    if constexpr (!Dot::kTwoChains) {
+        multiply_words<Dot, kRows>(a, a_stride, panel, words, prefetch, sum);
+    } else {
+        multiply_words<typename Dot::Even, kRows>(a, a_stride, panel, words, prefetch, sum);
+        typename Dot::Sum odd[kRows][kTileVecs];
+#pragma GCC unroll 8
+        for (int i = 0; i < kRows; ++i)
+#pragma GCC unroll 8
+            for (int j = 0; j < kTileVecs; ++j) odd[i][j] = Dot::zero_sum();
+        multiply_words<typename Dot::Odd, kRows, false>(a, a_stride, panel, words, prefetch, odd);
+#pragma GCC unroll 8
+        for (int i = 0; i < kRows; ++i)
+#pragma GCC unroll 8
+            for (int j = 0; j < kTileVecs; ++j) sum[i][j] = end_chains(sum[i][j], odd[i][j], words);
+    }
 }
 
 struct Tile {
@@ -218,13 +240,14 @@ void tile(const LinearArgs& args, const Tile& t, Prefetch& prefetch) {
 #pragma GCC unroll 8
             for (int i = 0; i < kRows; ++i) sum[i][j] = start;
         }
-        multiply_tile<Dot, kRows>(t.a + k0, args.a_stride, t.panel + k0 * kPanelWordBytes, words, prefetch, sum);
-        if (!first)
+        multiply_block<Dot, kRows>(t.a + k0, args.a_stride, t.panel + k0 * kPanelWordBytes, words, prefetch, sum);
+        if (!first || Dot::kTwoChains)
 #pragma GCC unroll 8
             for (int i = 0; i < kRows; ++i)
 #pragma GCC unroll 8
                 for (int j = 0; j < kTileVecs; ++j)
-                    sum[i][j] = Dot::add_sum(Dot::load_sum(t.partial + i * kPanelWidth + j * kLanes), sum[i][j]);
+                    sum[i][j] = Dot::add_sum(
+                        first ? Dot::zero_sum() : Dot::load_sum(t.partial + i * kPanelWidth + j * kLanes), sum[i][j]);
         if (whole && k0 + words == t.words) return finish_sums<kFormat>(args, t, sum);
 #pragma GCC unroll 8
         for (int i = 0; i < kRows; ++i)

@@ -2,6 +2,9 @@
 #include "kernels/measure.h"
 #include "kernels/dot.h"
 #include "kernels/kernel_list.h"
+#if FASTATTN_HAS_TILES
+#include "simd/amx.h"
+#endif
 
 namespace fastattn::FASTATTN_TARGET {
 namespace {
@@ -24,16 +27,50 @@ FA_INLINE float measure(int64_t iterations) {
     return lanes[0];
 }
 
+#if FASTATTN_HAS_TILES
+// Four products of tiles, with operands from the L1 cache, like a block of a linear.
+template <Format kFormat>
+FA_INLINE float measure_tiles(int64_t iterations) {
+    alignas(64) static constexpr std::byte kZeros[kTileBytes]{};
+    alignas(64) float sums[kTileWords * kTileWords];
+    const TileRegisters tiles(2 * kTileWords);
+    FA_TILE_CLEAR(0);
+    FA_TILE_CLEAR(1);
+    FA_TILE_CLEAR(2);
+    FA_TILE_CLEAR(3);
+    for (int64_t i = 0; i < iterations; ++i) {
+        FA_TILE_LOAD(4, kZeros, 64);
+        FA_TILE_LOAD(5, kZeros, 64);
+        FA_TILE_LOAD(6, kZeros, 64);
+        FA_TILE_LOAD(7, kZeros, 64);
+        FA_TILE_MULTIPLY(kFormat, 0, 4, 6);
+        FA_TILE_MULTIPLY(kFormat, 1, 4, 7);
+        FA_TILE_MULTIPLY(kFormat, 2, 5, 6);
+        FA_TILE_MULTIPLY(kFormat, 3, 5, 7);
+    }
+    FA_TILE_STORE(0, sums, 64);
+    return sums[0];
+}
+#endif
+
 }  // namespace
 
 float measure_float32(int64_t iterations) {
     return measure<DotFloat32>(iterations);
 }
 float measure_bfloat16(int64_t iterations) {
+#if FASTATTN_HAS_TILES
+    return measure_tiles<Format::kBfloat16>(iterations);
+#else
     return measure<DotBfloat16>(iterations);
+#endif
 }
 float measure_int8(int64_t iterations) {
+#if FASTATTN_HAS_TILES
+    return measure_tiles<Format::kInt8>(iterations);
+#else
     return measure<DotInt8>(iterations);
+#endif
 }
 
 float measure_read(const float* p, int64_t n) {

@@ -1,6 +1,11 @@
 #include "runtime/cpu.h"
 
 #include <sched.h>
+#if defined(__x86_64__)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 #include <algorithm>
 #include <atomic>
@@ -41,6 +46,18 @@ bool has_avx512_bf16() {
     return has_avx512_vnni() && __builtin_cpu_supports("avx512bf16");
 }
 #endif
+#if FASTATTN_HAS_AMX
+bool cpu_has_amx() {
+    constexpr unsigned kBfloat16 = 1u << 22, kTiles = 1u << 24, kInt8 = 1u << 25, kAll = kBfloat16 | kTiles | kInt8;
+    unsigned a = 0, b = 0, c = 0, d = 0;
+    return has_avx512_vnni() && __get_cpuid_count(7, 0, &a, &b, &c, &d) != 0 && (d & kAll) == kAll;
+}
+// Linux gives a process the tile registers when it asks (since 5.16). Asking again changes nothing.
+bool has_amx() {
+    constexpr long kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+    return cpu_has_amx() && syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+}
+#endif
 
 const Target kTargets[] = {
     {"scalar", scalar::kernel_table, always},
@@ -51,6 +68,9 @@ const Target kTargets[] = {
     {"avx512", avx512::kernel_table, has_avx512},
     {"avx512_vnni", avx512_vnni::kernel_table, has_avx512_vnni},
     {"avx512_bf16", avx512_bf16::kernel_table, has_avx512_bf16},
+#endif
+#if FASTATTN_HAS_AMX
+    {"amx", amx::kernel_table, has_amx},
 #endif
 #if FASTATTN_HAS_NEON
     {"neon", neon::kernel_table, always},

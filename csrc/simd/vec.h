@@ -32,7 +32,8 @@
 //   load_int8(p) -> Words, store_int8(p, w)    sixteen bytes; stores the low ones
 //   pack_int8(a, b, c, d) -> Words     their 64 numbers as bytes, in order; all must be within int8
 //   interleave_bytes(Words (&w)[4])    byte j of lane l of w[i] becomes the former byte 16 i + l of w[j]
-//   dot_bf16(sum, a, b)                sum + a[0] b[0] + a[1] b[1] in each lane; rounding depends on the target
+//   dot_bf16(sum, a, b)                sum + a[0] b[0] + a[1] b[1] in each lane, with the rounding of the instruction;
+//                                      only if FASTATTN_HAS_DOT_BF16 is 1
 //   dot_int8(sum, a, b)                sum + a[0] b[0] + ... + a[3] b[3], exact; bytes in [-127, 127], kInt8Offset is
 //                                      added to those of `a` (bytes in 0..127 without it mean themselves)
 //   add_int8_offset(w)                 adds kInt8Offset to every byte
@@ -48,7 +49,19 @@
 #include "simd/vec_cuda.h"
 #else
 
-#if defined(FASTATTN_TARGET_avx512) || defined(FASTATTN_TARGET_avx512_vnni) || defined(FASTATTN_TARGET_avx512_bf16)
+#if defined(FASTATTN_TARGET_avx512_bf16)
+#define FASTATTN_HAS_DOT_BF16 1
+#else
+#define FASTATTN_HAS_DOT_BF16 0
+#endif
+#if defined(FASTATTN_TARGET_amx)
+#define FASTATTN_HAS_TILES 1
+#else
+#define FASTATTN_HAS_TILES 0
+#endif
+
+#if defined(FASTATTN_TARGET_avx512) || defined(FASTATTN_TARGET_avx512_vnni) || \
+    defined(FASTATTN_TARGET_avx512_bf16) || defined(FASTATTN_TARGET_amx)
 #include "simd/vec_avx512.h"
 #elif defined(FASTATTN_TARGET_avx2)
 #include "simd/vec_avx2.h"

@@ -266,16 +266,6 @@ FA_INLINE void store_int8(int8_t* p, Words a) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm_packus_epi16(lo, hi));
 }
 
-FA_INLINE __m256 dot_bf16(__m256 sum, __m256i a, __m256i b) {
-    const __m256i high = _mm256_set1_epi32(static_cast<int>(0xffff0000u));
-    sum = _mm256_fmadd_ps(_mm256_castsi256_ps(_mm256_slli_epi32(a, 16)), _mm256_castsi256_ps(_mm256_slli_epi32(b, 16)),
-                          sum);
-    return _mm256_fmadd_ps(_mm256_castsi256_ps(_mm256_and_si256(a, high)),
-                           _mm256_castsi256_ps(_mm256_and_si256(b, high)), sum);
-}
-FA_INLINE Vec dot_bf16(Vec sum, Words a, Words b) {
-    return {dot_bf16(sum.lo, a.lo, b.lo), dot_bf16(sum.hi, a.hi, b.hi)};
-}
 FA_INLINE __m256i bf16_bits(__m256 a) {  // in the low half of each lane
     const __m256i bits = _mm256_castps_si256(a);
     const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));

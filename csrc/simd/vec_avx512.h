@@ -232,17 +232,9 @@ FA_INLINE void store_int8(int8_t* p, Words a) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(a.v));
 }
 
-#if defined(__AVX512BF16__)
+#if FASTATTN_HAS_DOT_BF16
 FA_INLINE Vec dot_bf16(Vec sum, Words a, Words b) {
     return {_mm512_dpbf16_ps(sum.v, reinterpret_cast<__m512bh>(a.v), reinterpret_cast<__m512bh>(b.v))};
-}
-#else
-FA_INLINE Vec dot_bf16(Vec sum, Words a, Words b) {
-    const __m512i high = _mm512_set1_epi32(static_cast<int>(0xffff0000u));
-    sum.v = _mm512_fmadd_ps(_mm512_castsi512_ps(_mm512_slli_epi32(a.v, 16)),
-                            _mm512_castsi512_ps(_mm512_slli_epi32(b.v, 16)), sum.v);
-    return {_mm512_fmadd_ps(_mm512_castsi512_ps(_mm512_and_si512(a.v, high)),
-                            _mm512_castsi512_ps(_mm512_and_si512(b.v, high)), sum.v)};
 }
 #endif
 // Not the AVX512BF16 instruction, which flushes denormals to 0: stored values must be the same on every target.

@@ -295,16 +295,6 @@ FA_INLINE void store_int8(int8_t* p, Words a) {
         vst1_s8(p + 8 * i, vmovn_s16(vcombine_s16(vmovn_s32(a.v[2 * i]), vmovn_s32(a.v[2 * i + 1]))));
 }
 
-FA_INLINE Vec dot_bf16(Vec sum, Words a, Words b) {
-    const int32x4_t high = vdupq_n_s32(static_cast<int32_t>(0xffff0000u));
-    for (int i = 0; i < 4; ++i) {
-        sum.v[i] = vfmaq_f32(sum.v[i], vreinterpretq_f32_s32(vshlq_n_s32(a.v[i], 16)),
-                             vreinterpretq_f32_s32(vshlq_n_s32(b.v[i], 16)));
-        sum.v[i] = vfmaq_f32(sum.v[i], vreinterpretq_f32_s32(vandq_s32(a.v[i], high)),
-                             vreinterpretq_f32_s32(vandq_s32(b.v[i], high)));
-    }
-    return sum;
-}
 
 inline constexpr int kInt8Offset = 0;
 FA_INLINE Words add_int8_offset(Words a) {

@@ -272,16 +272,6 @@ FA_INLINE void store_int8(int8_t* p, Words a) {
     FA_EACH p[i] = static_cast<int8_t>(a.v[i]);
 }
 
-FA_INLINE Vec dot_bf16(Vec sum, Words a, Words b) {
-    for (int i = 0; i < 16; ++i) {
-        const auto x = static_cast<uint32_t>(a.v[i]), y = static_cast<uint32_t>(b.v[i]);
-        sum.v[i] = __builtin_fmaf(float_of_bf16(static_cast<int32_t>(x << 16)),
-                                  float_of_bf16(static_cast<int32_t>(y << 16)), sum.v[i]);
-        sum.v[i] = __builtin_fmaf(float_of_bf16(static_cast<int32_t>(x & 0xffff0000u)),
-                                  float_of_bf16(static_cast<int32_t>(y & 0xffff0000u)), sum.v[i]);
-    }
-    return sum;
-}
 
 inline constexpr int kInt8Offset = 0;
 FA_INLINE Words add_int8_offset(Words a) {

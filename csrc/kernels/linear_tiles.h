@@ -1,0 +1,289 @@
+// The matrix product on AMX tiles, for bfloat16, int8 and int4 (unpacked to int8). A panel has the layout of the tiles:
+// 16 words of 16 columns, 256 bytes apart.
+//
+// A block of 32 rows and 32 columns of the output is in registers while it goes over a slice of k. Then its sums wait
+// in `scratch`. They continue exactly where they stopped, so slices change no bits.
+#pragma once
+#include "kernels/linear.h"
+#if FASTATTN_HAS_TILES
+#include "simd/amx.h"
+#endif
+
+namespace fastattn::FASTATTN_TARGET {
+namespace {
+
+#if FASTATTN_HAS_TILES
+
+constexpr int kBlockRows = 2 * kTileWords;
+// Words of a slice: the panel's part is 48 KiB, and its two halves and the rows go through the L1 cache. 96 and 384
+// words were slower.
+constexpr int kSliceWords = 192;
+constexpr int64_t kHalfPanelBytes = kPanelWordBytes / 2;
+static_assert(kSliceWords % kTileWords == 0 && kLinearRowBlock % kBlockRows == 0);
+
+// Prefetches the next panel to L2, some lines per product of tiles. One stream does not reach the rate of memory
+// everywhere, so the panel is read as four.
+class PanelPrefetch {
+public:
+    PanelPrefetch(const std::byte* next, int64_t bytes, int64_t steps) : next_(next) {
+        constexpr int64_t kUnit = kStreams * kLineBytes;
+        stream_bytes_ = bytes / kUnit * kLineBytes;
+        lines_ = next == nullptr ? 0 : static_cast<int>((stream_bytes_ / kLineBytes + steps - 1) / steps);
+    }
+    __attribute__((always_inline)) void step() {
+        if (done_ >= stream_bytes_) return;
+        for (int i = 0; i < lines_; ++i, done_ += kLineBytes)
+#pragma GCC unroll 4
+            for (int s = 0; s < kStreams; ++s) __builtin_prefetch(next_ + s * stream_bytes_ + done_, 0, 2);
+    }
+
+private:
+    static constexpr int kStreams = 4;
+    const std::byte* next_;
+    int64_t stream_bytes_, done_ = 0;
+    int lines_;
+};
+
+// The words after the last whole 16 of k, with zeros behind them.
+struct Tail {
+    int words;                                                 // or 0
+    alignas(kLineBytes) int32_t rows[kBlockRows * kTileWords];  // of the current block
+    alignas(kLineBytes) int32_t panel[kTileWords * kPanelWidth];
+
+    void read_panel(const std::byte* from) {
+        for (int i = 0; i < kTileWords * kVecsPerPanel; ++i)
+            store_words(panel + i * kLanes,
+                        i < words * kVecsPerPanel ? load_words(from + i * kLineBytes) : zero_words());
+    }
+    void read_rows(const int32_t* from, int64_t stride, int count) {
+        for (int r = 0; r < count; ++r)
+            store_words(rows + r * kTileWords,
+                        as_words(load_partial(reinterpret_cast<const float*>(from + r * stride), words)));
+    }
+};
+
+// Rows of the output that are computed together.
+struct RowBlock {
+    int row, rows;    // to write
+    int start;        // first row of the tiles; they may repeat rows that another block writes
+    bool two_tiles;
+
+    // The block of rows from `row` on, before `end`.
+    static RowBlock at(int row, int end, int m) {
+        RowBlock b{row, end - row < kBlockRows ? end - row : kBlockRows, 0, false};
+        b.two_tiles = b.rows > kTileWords;
+        const int last = m - (b.two_tiles ? kBlockRows : kTileWords);
+        b.start = last < 0 ? 0 : row < last ? row : last;
+        return b;
+    }
+};
+
+// What a block of rows goes over: words of a panel.
+struct Slice {
+    const std::byte* panel;
+    int words, steps;   // steps: whole tiles
+    bool first, last;
+    const int32_t* start;  // int8, int4: initial sums of the columns
+};
+
+// One step of k: rows times two tiles of columns.
+#define FA_TWO_BY_TWO(a, a_bytes, b)                     \
+    do {                                                 \
+        FA_TILE_LOAD(6, b, kPanelWordBytes);             \
+        FA_TILE_LOAD(4, a, a_bytes);                     \
+        FA_TILE_MULTIPLY(kFormat, 0, 4, 6);              \
+        FA_TILE_LOAD(5, (a) + kTileWords * (a_bytes), a_bytes); \
+        FA_TILE_MULTIPLY(kFormat, 2, 5, 6);              \
+        FA_TILE_LOAD(7, (b) + kLineBytes, kPanelWordBytes); \
+        FA_TILE_MULTIPLY(kFormat, 1, 4, 7);              \
+        FA_TILE_MULTIPLY(kFormat, 3, 5, 7);              \
+    } while (false)
+
+// Rows times four tiles of columns.
+#define FA_ONE_BY_FOUR(a, a_bytes, b)                    \
+    do {                                                 \
+        FA_TILE_LOAD(4, a, a_bytes);                     \
+        FA_TILE_LOAD(5, b, kPanelWordBytes);             \
+        FA_TILE_MULTIPLY(kFormat, 0, 4, 5);              \
+        FA_TILE_LOAD(6, (b) + kLineBytes, kPanelWordBytes); \
+        FA_TILE_MULTIPLY(kFormat, 1, 4, 6);              \
+        FA_TILE_LOAD(7, (b) + 2 * kLineBytes, kPanelWordBytes); \
+        FA_TILE_MULTIPLY(kFormat, 2, 4, 7);              \
+        FA_TILE_LOAD(5, (b) + 3 * kLineBytes, kPanelWordBytes); \
+        FA_TILE_MULTIPLY(kFormat, 3, 4, 5);              \
+    } while (false)
+
+// Adds a slice to the sums of two tiles of rows and half a panel, from column `half` * 32 on.
+template <Format kFormat>
+FA_INLINE void two_by_two(const std::byte* a, int64_t a_bytes, const Slice& slice, const Tail& tail, int half,
+                          float* sums, PanelPrefetch& prefetch) {
+    constexpr int64_t kSumBytes = kPanelWordBytes;
+    const std::byte* b = slice.panel + half * kHalfPanelBytes;
+    float *first = sums + half * 2 * kTileWords, *second = first + kTileWords * kPanelWidth;
+    if (!slice.first) {
+        FA_TILE_LOAD(0, first, kSumBytes);
+        FA_TILE_LOAD(1, first + kTileWords, kSumBytes);
+        FA_TILE_LOAD(2, second, kSumBytes);
+        FA_TILE_LOAD(3, second + kTileWords, kSumBytes);
+    } else if constexpr (kInteger<kFormat>) {
+        const int32_t* start = slice.start + half * 2 * kTileWords;
+        FA_TILE_LOAD(0, start, 0);
+        FA_TILE_LOAD(1, start + kTileWords, 0);
+        FA_TILE_LOAD(2, start, 0);
+        FA_TILE_LOAD(3, start + kTileWords, 0);
+    } else {
+        FA_TILE_CLEAR(0);
+        FA_TILE_CLEAR(1);
+        FA_TILE_CLEAR(2);
+        FA_TILE_CLEAR(3);
+    }
+    for (int s = 0; s < slice.steps; ++s) {
+        FA_TWO_BY_TWO(a + s * kLineBytes, a_bytes, b + s * kTileWords * kPanelWordBytes);
+        prefetch.step();
+    }
+    if (slice.last && tail.words > 0)
+        FA_TWO_BY_TWO(reinterpret_cast<const std::byte*>(tail.rows), kLineBytes,
+                      reinterpret_cast<const std::byte*>(tail.panel) + half * kHalfPanelBytes);
+    FA_TILE_STORE(0, first, kSumBytes);
+    FA_TILE_STORE(1, first + kTileWords, kSumBytes);
+    FA_TILE_STORE(2, second, kSumBytes);
+    FA_TILE_STORE(3, second + kTileWords, kSumBytes);
+}
+
+// Adds a slice to the sums of one tile of rows and a panel.
+template <Format kFormat>
+FA_INLINE void one_by_four(const std::byte* a, int64_t a_bytes, const Slice& slice, const Tail& tail, float* sums,
+                           PanelPrefetch& prefetch) {
+    constexpr int64_t kSumBytes = kPanelWordBytes;
+    if (!slice.first || kInteger<kFormat>) {
+        const float* from = slice.first ? reinterpret_cast<const float*>(slice.start) : sums;
+        const int64_t stride = slice.first ? 0 : kSumBytes;
+        FA_TILE_LOAD(0, from, stride);
+        FA_TILE_LOAD(1, from + kTileWords, stride);
+        FA_TILE_LOAD(2, from + 2 * kTileWords, stride);
+        FA_TILE_LOAD(3, from + 3 * kTileWords, stride);
+    } else {
+        FA_TILE_CLEAR(0);
+        FA_TILE_CLEAR(1);
+        FA_TILE_CLEAR(2);
+        FA_TILE_CLEAR(3);
+    }
+    for (int s = 0; s < slice.steps; ++s) {
+        FA_ONE_BY_FOUR(a + s * kLineBytes, a_bytes, slice.panel + s * kTileWords * kPanelWordBytes);
+        prefetch.step();
+    }
+    if (slice.last && tail.words > 0)
+        FA_ONE_BY_FOUR(reinterpret_cast<const std::byte*>(tail.rows), kLineBytes,
+                       reinterpret_cast<const std::byte*>(tail.panel));
+    FA_TILE_STORE(0, sums, kSumBytes);
+    FA_TILE_STORE(1, sums + kTileWords, kSumBytes);
+    FA_TILE_STORE(2, sums + 2 * kTileWords, kSumBytes);
+    FA_TILE_STORE(3, sums + 3 * kTileWords, kSumBytes);
+}
+
+#undef FA_TWO_BY_TWO
+#undef FA_ONE_BY_FOUR
+
+// Adds a slice to the sums of a block of rows, and writes the block to c after the last one.
+template <Format kFormat>
+FA_INLINE void multiply_rows(const LinearArgs& args, const RowBlock& block, int panel, int k0, const Slice& slice,
+                             Tail& tail, float* sums, PanelPrefetch& prefetch) {
+    const int32_t* a = static_cast<const int32_t*>(args.a) + block.start * args.a_stride + k0;
+    const auto* bytes = reinterpret_cast<const std::byte*>(a);
+    const int64_t a_bytes = args.a_stride * kWordBytes;
+    if (slice.last && tail.words > 0) {
+        const int rows = block.two_tiles ? kBlockRows : kTileWords;
+        tail.read_rows(a + slice.steps * kTileWords, args.a_stride,
+                       args.m - block.start < rows ? args.m - block.start : rows);
+    }
+    if (block.two_tiles) {
+        two_by_two<kFormat>(bytes, a_bytes, slice, tail, 0, sums, prefetch);
+        two_by_two<kFormat>(bytes, a_bytes, slice, tail, 1, sums, prefetch);
+    } else {
+        one_by_four<kFormat>(bytes, a_bytes, slice, tail, sums, prefetch);
+    }
+    if (!slice.last) return;
+    const Tile t{.a = nullptr,
+                 .panel = nullptr,
+                 .partial = sums + (block.row - block.start) * kPanelWidth,
+                 .words = 0,
+                 .first = slice.first,
+                 .last = true,
+                 .row = block.row,
+                 .column = panel * kPanelWidth,
+                 .c_column = (panel - args.panel_begin) * kPanelWidth};
+    finish<kFormat>(args, t, block.rows);
+}
+
+// All rows times one panel. `weights`: words of the panel (int4: groups).
+template <Format kFormat>
+void multiply_panel(const LinearArgs& args, int panel, const std::byte* weights, const std::byte* next) {
+    const int64_t blocks = (args.m + kBlockRows - 1) / kBlockRows, steps = args.words / kTileWords;
+    PanelPrefetch prefetch(next, panel_bytes_of(kFormat, args.words),
+                           (steps > 0 ? steps : 1) * (args.m > kTileWords ? 2 * blocks : 1));
+    Tail tail;
+    tail.words = args.words % kTileWords;
+    alignas(kLineBytes) int32_t start[kPanelWidth];
+    if constexpr (kInteger<kFormat>)
+        for (int j = 0; j < kPanelWidth; j += kLanes)
+            store_words(start + j, offset_of(args, panel * kPanelWidth + j));
+    float* unpacked = args.scratch + kLinearRowBlock * kPanelWidth;
+    const bool at_once = args.words <= kUnpackedWords;
+    if (kFormat == Format::kInt4 && at_once) unpack_panel(weights, 0, args.words, unpacked);
+    for (int first = 0; first < args.m; first += kLinearRowBlock) {
+        const int end = first + kLinearRowBlock < args.m ? first + kLinearRowBlock : args.m;
+        int k0 = 0;
+        do {
+            Slice slice{.panel = weights + k0 * kPanelWordBytes,
+                        .words = args.words - k0 < kSliceWords ? args.words - k0 : kSliceWords,
+                        .steps = 0,
+                        .first = k0 == 0,
+                        .last = false,
+                        .start = start};
+            slice.steps = slice.words / kTileWords;
+            slice.last = k0 + slice.words == args.words;
+            if constexpr (kFormat == Format::kInt4) {
+                if (!at_once) unpack_panel(weights, k0, slice.words, unpacked);
+                slice.panel = reinterpret_cast<const std::byte*>(unpacked) + (at_once ? k0 : 0) * kPanelWordBytes;
+            }
+            if (slice.last && tail.words > 0)
+                tail.read_panel(slice.panel + slice.steps * kTileWords * kPanelWordBytes);
+            for (int row = first; row < end; row += kBlockRows)
+                multiply_rows<kFormat>(args, RowBlock::at(row, end, args.m), panel, k0, slice, tail,
+                                       args.scratch + (row - first) * kPanelWidth, prefetch);
+            k0 += slice.words;
+        } while (k0 < args.words);
+    }
+}
+
+template <Format kFormat>
+void linear_on_tiles(const LinearArgs& args) {
+    if (args.m == 0) return;
+    const TileRegisters tiles(args.m);
+    const int64_t bytes = panel_bytes_of(kFormat, args.words);
+    for (int panel = args.panel_begin; panel < args.panel_end; ++panel) {
+        const std::byte* weights = static_cast<const std::byte*>(args.panels) + panel * bytes;
+        const auto* next =
+            panel + 1 < args.panel_end ? weights + bytes : static_cast<const std::byte*>(args.next_panel);
+        if constexpr (kFormat == Format::kInt4)
+            if (args.m == 1) {
+                one_row_int4(args, weights, panel * kPanelWidth);
+                continue;
+            }
+        multiply_panel<kFormat>(args, panel, weights, next);
+    }
+}
+
+#endif
+
+template <Format kFormat>
+FA_INLINE void linear_of_target(const LinearArgs& args) {
+#if FASTATTN_HAS_TILES
+    linear_on_tiles<kFormat>(args);
+#else
+    linear<kFormat>(args);
+#endif
+}
+
+}  // namespace
+}  // namespace fastattn::FASTATTN_TARGET

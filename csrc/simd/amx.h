@@ -1,0 +1,61 @@
+// AMX: eight tile registers of up to 16 rows of 64 bytes. A product of tiles multiplies rows of 16 words by 16 words of
+// 16 columns. Sums are float32 for bfloat16 words and int32 for int8 words.
+#pragma once
+#include <immintrin.h>
+
+#include "kernels/formats.h"
+#include "simd/vec.h"
+
+namespace fastattn::FASTATTN_TARGET {
+namespace {
+
+constexpr int kTileWords = 16;    // rows of a tile, columns of sums, and words of a row
+constexpr int kTileBytes = 1024;  // of a whole tile
+
+// Tiles 0 to 3 are sums, and 4 to 7 are operands:
+//
+//   two tiles of rows, two of columns         one tile of rows, four of columns
+//     sums 0 1  (first rows)  rows 4            sums 0 1 2 3            rows 4
+//          2 3  (second rows)      5
+//     columns 6 7                               columns 5, 6, 7, 5
+//
+// A thread that keeps its tiles makes its context switches slower, so a kernel releases them when it returns.
+class TileRegisters {
+public:
+    // For `rows` rows, at least 1; whole tiles from 32 on.
+    explicit TileRegisters(int rows) {
+        struct alignas(64) Config {
+            uint8_t palette = 1, start_row = 0, reserved[14] = {};
+            uint16_t row_bytes[16] = {};
+            uint8_t rows[16] = {};
+        } config;
+        const int first = rows < kTileWords ? rows : kTileWords;
+        const int second = rows <= kTileWords || rows >= 2 * kTileWords ? first : rows - kTileWords;
+        const int of_tile[8] = {first, first, second, second, first, rows <= kTileWords ? kTileWords : second,
+                                kTileWords, kTileWords};
+        for (int t = 0; t < 8; ++t) {
+            config.row_bytes[t] = 64;
+            config.rows[t] = static_cast<uint8_t>(of_tile[t]);
+        }
+        _tile_loadconfig(&config);
+    }
+    ~TileRegisters() { _tile_release(); }
+    TileRegisters(const TileRegisters&) = delete;
+    TileRegisters& operator=(const TileRegisters&) = delete;
+};
+
+// Macros, because the number of a tile is part of the instruction. Strides are in bytes.
+#define FA_TILE_CLEAR(t) _tile_zero(t)
+#define FA_TILE_LOAD(t, p, stride) _tile_loadd(t, p, stride)
+#define FA_TILE_STORE(t, p, stride) _tile_stored(t, p, stride)
+// int8: bytes of `a` from 0 to 255, and signed bytes of `b`.
+#define FA_TILE_MULTIPLY(format, sum, a, b)       \
+    do {                                          \
+        if constexpr (format == Format::kBfloat16) \
+            _tile_dpbf16ps(sum, a, b);            \
+        else                                      \
+            _tile_dpbusd(sum, a, b);              \
+    } while (false)
+
+}  // namespace
+}  // namespace fastattn::FASTATTN_TARGET
