@@ -9,8 +9,8 @@ namespace fastattn::FASTATTN_TARGET {
 constexpr int kSumOps = 2 * kLanes * kMeasureSums * kMeasureSteps;
 constexpr int kTileOps = FASTATTN_HAS_TILES ? 4 * 2 * 16 * 16 * 16 : kSumOps;
 
-constexpr TileShape kVectors{.rows = kTileRows, .columns = kTileVecs * kLanes};
-constexpr TileShape kTiles = FASTATTN_HAS_TILES ? TileShape{.rows = 32, .columns = 32} : kVectors;
+constexpr TileShape kVectors{.rows = kTileRows, .columns = kTileVecs * kLanes, .many_rows = false};
+constexpr TileShape kTiles = FASTATTN_HAS_TILES ? TileShape{.rows = 32, .columns = 32, .many_rows = true} : kVectors;
 static_assert(kLinearRowBlock % kVectors.rows == 0 && kPanelWidth % kVectors.columns == 0);
 static_assert(kLinearRowBlock % kTiles.rows == 0 && kPanelWidth % kTiles.columns == 0);
 

@@ -33,6 +33,7 @@ struct LinearArgs {
     const void* next_panel;  // a panel to prefetch meanwhile, or null
     int32_t m, words, n, panel_begin, panel_end;
     Activation activation;
+    bool c_stream = false;    // a hint: c is larger than the caches, and whole cache lines of it are written
     bool c_bfloat16 = false;  // only for a bfloat16 linear whose reader is another one; n % 16 == 0
 };
 inline constexpr int kLinearRowBlock = 192;  // rows whose partial sums are in scratch
@@ -208,6 +209,7 @@ struct ExpSumF32Args {
 struct TileShape {
     int32_t rows;     // divides kLinearRowBlock
     int32_t columns;  // divides kPanelWidth
+    bool many_rows;   // more rows than kLinearRowBlock at once are faster
 };
 
 struct KernelTable {

@@ -15,9 +15,9 @@ namespace {
 #if FASTATTN_HAS_TILES
 
 constexpr int kBlockRows = 2 * kTileWords;
-// Words of a slice: the panel's part is 48 KiB, and its two halves and the rows go through the L1 cache. 96 and 384
-// words were slower.
-constexpr int kSliceWords = 192;
+// Words of a slice. Its part of the panel is 24 KiB and stays in the L1 cache. 192 words were up to 10 % slower, 384 up
+// to 20 %.
+constexpr int kSliceWords = 96;
 constexpr int64_t kHalfPanelBytes = kPanelWordBytes / 2;
 static_assert(kSliceWords % kTileWords == 0 && kLinearRowBlock % kBlockRows == 0);
 
@@ -31,7 +31,7 @@ public:
         lines_ = next == nullptr ? 0 : static_cast<int>((stream_bytes_ / kLineBytes + steps - 1) / steps);
     }
     __attribute__((always_inline)) void step() {
-        if (done_ >= stream_bytes_) return;
+        if (lines_ == 0 || done_ >= stream_bytes_) return;
         for (int i = 0; i < lines_; ++i, done_ += kLineBytes)
 #pragma GCC unroll 4
             for (int s = 0; s < kStreams; ++s) __builtin_prefetch(next_ + s * stream_bytes_ + done_, 0, 2);
@@ -272,6 +272,7 @@ void linear_on_tiles(const LinearArgs& args) {
             }
         multiply_panel<kFormat>(args, panel, weights, next);
     }
+    if (args.c_stream) end_streams();
 }
 
 #endif

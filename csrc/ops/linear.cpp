@@ -13,8 +13,8 @@ struct Chunk {
 // two by rows, so that threads of unequal speed end together. The halves of a panel usually go to one thread.
 class Chunks {
 public:
-    Chunks(int64_t m, int64_t panels, int64_t threads, int64_t tile_rows)
-        : m_(m), panels_(panels), threads_(threads), tile_rows_(tile_rows) {
+    Chunks(int64_t m, int64_t panels, int64_t threads, int64_t tile_rows, int64_t most_rows)
+        : m_(m), panels_(panels), threads_(threads), tile_rows_(tile_rows), most_rows_(most_rows) {
         rows_ = rows_per_chunk();
         panels_per_chunk_ = panels_per_chunk(panels);
         across_ = (panels + panels_per_chunk_ - 1) / panels_per_chunk_;
@@ -45,20 +45,39 @@ private:
 
     int64_t whole_tiles(int64_t rows) const { return (rows + tile_rows_ - 1) / tile_rows_ * tile_rows_; }
     int64_t row_chunks() const { return (m_ + rows_ - 1) / rows_; }
-    // Whole register tiles, at most one row block, and small enough for about twelve chunks per thread, because the
-    // cores of a shared machine are not equally fast.
+    // Whole register tiles, at most `most_rows`, and small enough for about twelve chunks per thread, because the cores
+    // of a shared machine are not equally fast.
     int64_t rows_per_chunk() const {
         const int64_t wanted_chunks = std::max<int64_t>(1, 12 * threads_ / panels_);
-        const int64_t blocks = std::max((m_ + kLinearRowBlock - 1) / kLinearRowBlock, std::min(wanted_chunks, m_ / 48));
-        return std::min<int64_t>(whole_tiles((m_ + blocks - 1) / blocks), kLinearRowBlock);
+        const int64_t blocks = std::max((m_ + most_rows_ - 1) / most_rows_, std::min(wanted_chunks, m_ / 48));
+        return std::min<int64_t>(whole_tiles((m_ + blocks - 1) / blocks), most_rows_);
     }
     Chunk block(int64_t i) const {
         const int64_t row = i / across_ * rows_, panel = i % across_ * panels_per_chunk_;
         return {row, std::min(rows_, m_ - row), panel, std::min(panels_per_chunk_, panels_ - panel)};
     }
-    int64_t m_, panels_, threads_, tile_rows_;
+    int64_t m_, panels_, threads_, tile_rows_, most_rows_;
     int64_t rows_, panels_per_chunk_, across_, whole_, halves_ = 0;
 };
+
+// Rows of a chunk. Tiles multiply so fast that weights from memory must be used for many rows, as long as these rows stay
+// in the L2 cache.
+int64_t most_rows_of(const KernelTable& kernels, const LinearOp& op) {
+    constexpr int64_t kRowBytes = int64_t{1} << 20;
+    const TileShape tile = kernels.linear_tile[static_cast<int>(op.weights.format)];
+    if (!tile.many_rows || op.sink != nullptr) return kLinearRowBlock;
+    const int64_t rows = kRowBytes / (quantized_stride(op.weights.words) * kWordBytes);
+    return std::max<int64_t>(rows / kLinearRowBlock, 1) * kLinearRowBlock;
+}
+
+// True if the output passes the caches anyway. Then whole lines that are not read first halve the traffic.
+bool streams(const Team& team, const KernelTable& kernels, const LinearOp& op) {
+    constexpr int64_t kCacheBytes = int64_t{512} << 10, kLine = 64;
+    if (!kernels.linear_tile[static_cast<int>(op.weights.format)].many_rows || op.out.data == nullptr) return false;
+    const int64_t row_bytes = op.out.stride * kWordBytes;
+    return op.out.rows * row_bytes > kCacheBytes * team.size() && op.out.width % (kLine / kWordBytes) == 0 &&
+           row_bytes % kLine == 0 && reinterpret_cast<uintptr_t>(op.out.data) % kLine == 0;
+}
 
 // x in the format of the weights, ready for this thread to read.
 Quantized rounded_x(Team& team, const KernelTable& kernels, const LinearOp& op) {
@@ -103,6 +122,7 @@ struct Run {
     Quantized x;
     int64_t x_stride;
     int thread;
+    bool stream;
 
     // Computes a chunk, and prefetches `next_panel` (or null) meanwhile.
     void operator()(const Chunk& chunk, const std::byte* next_panel) const {
@@ -127,6 +147,7 @@ struct Run {
              .panel_begin = static_cast<int32_t>(chunk.panel),
              .panel_end = static_cast<int32_t>(chunk.panel + chunk.panels),
              .activation = op.activation,
+             .c_stream = stream,
              .c_bfloat16 = op.rounded.format != Format::kFloat32});
         if (op.sink == nullptr) return;
         const auto column = static_cast<int32_t>(chunk.panel * kPanelWidth);
@@ -144,9 +165,10 @@ void linear(Team& team, const KernelTable& kernels, const LinearOp& op) {
                   .op = op,
                   .x = rounded_x(team, kernels, op),
                   .x_stride = plain ? op.x.stride : quantized_stride(op.weights.words),
-                  .thread = team.index()};
+                  .thread = team.index(),
+                  .stream = streams(team, kernels, op)};
     const TileShape tile = kernels.linear_tile[static_cast<int>(op.weights.format)];
-    const Chunks chunks(m, panels, team.size(), tile.rows);
+    const Chunks chunks(m, panels, team.size(), tile.rows, most_rows_of(kernels, op));
     // After the last chunk comes the next linear, where each thread starts with the chunk of its own index.
     const std::byte* after_last = op.next.at(team.index() * chunks.panels_per_chunk(op.next.count));
     team.for_chunks_ahead(chunks.count(), [&](int64_t i, int64_t next) {

@@ -37,6 +37,13 @@ FA_INLINE Vec load_partial(const float* p, int n) {
 FA_INLINE void store(float* p, Vec a) {
     _mm512_storeu_ps(p, a.v);
 }
+// Not through the caches; p is a multiple of 64 bytes. Other threads see it after end_streams.
+FA_INLINE void stream(float* p, Vec a) {
+    _mm512_stream_ps(p, a.v);
+}
+FA_INLINE void end_streams() {
+    _mm_sfence();
+}
 FA_INLINE void store_partial(float* p, Vec a, int n) {
     _mm512_mask_storeu_ps(p, first_lanes(n).m, a.v);
 }
