@@ -4,13 +4,13 @@
 //   attention_scores.h    S = Q K^T
 //   attention_softmax.h   P = e^(S - m), and the running maximum m and sum l
 //   attention_values.h    O, the accumulator of P V
+//   attention_tiles.h     the same products on AMX tiles
 // The output is O / l.
 //
 // No arithmetic of a row involves another row, and a block of which a row sees nothing is not merged into that row. So
 // a row's bits do not depend on the grouping of rows, the chunks of a prompt or the current length of the sequence.
 #pragma once
-#include "kernels/attention_softmax.h"
-#include "kernels/attention_values.h"
+#include "kernels/attention_tiles.h"
 
 namespace fastattn::FASTATTN_TARGET {
 namespace {
@@ -58,10 +58,10 @@ void attend(const AttentionArgs& args, Workspace& work) {
         const auto kv = block_at<kFormat>(args, q, block);
         const auto next = block + 1 < blocks.end ? block_at<kFormat>(args, q, block + 1) : kv;
         const int vecs = vecs_of(args, q, block);
-        score_block<kFormat>(args, q, work.block, kv, vecs);
+        scores_of_target<kFormat>(args, work, kv, vecs);
         find_maxima<kFormat>(args, q, work.block, block, vecs);
         exponentiate<kFormat>(args, work, kv, block, vecs);
-        value_block<kFormat>(args, work, kv, block, next.keys);
+        values_of_target<kFormat>(args, work, kv, block, next.keys);
     }
     write_rows<kFormat>(args, work);
 }
@@ -69,6 +69,10 @@ void attend(const AttentionArgs& args, Workspace& work) {
 template <Format kFormat>
 void attention(const AttentionArgs& args) {
     Workspace& work = Workspace::in(args);
+#if FASTATTN_HAS_TILES
+    const bool on_tiles = kFormat != Format::kFloat32 && args.rows_per_head == 0 && args.q_len >= kLeastTileRows;
+    const TileRegisters tiles(on_tiles ? 2 * kTileWords : 0);
+#endif
     for (int row = 0; row < args.q_len; row += work.q.count) {
         work.q.first = row;
         work.q.count = rows_together(args, row);

@@ -113,6 +113,9 @@ FA_INLINE void exponentiate(const AttentionArgs& args, const QueryRows& q, Block
             else
                 store(at + c * kLanes, p[c]);
         }
+        // Tiles read pairs of vectors.
+        if constexpr (kFormat == Format::kBfloat16 && FASTATTN_HAS_TILES && kVecs % 2 != 0)
+            store_bf16(reinterpret_cast<uint16_t*>(at) + kVecs * kLanes, zero());
     }
     scores.l = add_rows(total, q.count);
     if constexpr (kInteger) round_probabilities<kVecs>(scores, highest, q.count);

@@ -258,7 +258,6 @@ void multiply_panel(const LinearArgs& args, int panel, const std::byte* weights,
 
 template <Format kFormat>
 void linear_on_tiles(const LinearArgs& args) {
-    if (args.m == 0) return;
     const TileRegisters tiles(args.m);
     const int64_t bytes = panel_bytes_of(kFormat, args.words);
     for (int panel = args.panel_begin; panel < args.panel_end; ++panel) {

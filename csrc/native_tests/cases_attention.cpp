@@ -122,6 +122,8 @@ const std::vector<KernelCases> kAttentionCases = {
     {"attention_int8", attention<Format::kInt8>},
     {"attention_probs_int8", attention_probs<Format::kInt8>},
     {"kv_store_bfloat16", kv_store<Format::kBfloat16>},
+    {.kernel = "attention_bfloat16", .run = attention<Format::kBfloat16>, .bfloat16_sums = true},
+    {.kernel = "attention_probs_bfloat16", .run = attention_probs<Format::kBfloat16>, .bfloat16_sums = true},
 };
 
 }  // namespace fastattn::native_tests

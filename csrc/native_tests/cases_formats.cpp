@@ -160,7 +160,7 @@ const std::vector<KernelCases> kFormatCases = {
     {"pack", pack},
     {"linear_int8", linear<Format::kInt8>},
     {"linear_int4", linear<Format::kInt4>},
-    {.kernel = "linear_bfloat16", .run = linear<Format::kBfloat16>, .bits_of_target = true},
+    {.kernel = "linear_bfloat16", .run = linear<Format::kBfloat16>, .bfloat16_sums = true},
 };
 
 }  // namespace fastattn::native_tests

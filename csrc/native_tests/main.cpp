@@ -17,11 +17,12 @@ int main() {
             for (const std::string& target : available_targets()) {
                 Record record;
                 cases.run(kernels_of(target), record);
-                const bool same = cases.bits_of_target || record == expected;
+                const bool own_bits = cases.bfloat16_sums && target == "avx512_bf16";
+                const bool same = own_bits || record == expected;
                 std::printf("%-20s %-8s %016" PRIx64 " %s\n", cases.kernel, target.c_str(), record.hash(),
-                            !same                  ? "FAILED"
-                            : cases.bits_of_target ? "ran"
-                                                   : "passed");
+                            !same      ? "FAILED"
+                            : own_bits ? "ran"
+                                       : "passed");
                 if (!same) {
                     const int64_t at = record.first_difference(expected);
                     std::printf("    word %" PRId64 ": %08x, scalar %08x\n", at, record.word(at), expected.word(at));

@@ -22,8 +22,9 @@ constexpr int kTileBytes = 1024;  // of a whole tile
 // A thread that keeps its tiles makes its context switches slower, so a kernel releases them when it returns.
 class TileRegisters {
 public:
-    // For `rows` rows, at least 1; whole tiles from 32 on.
-    explicit TileRegisters(int rows) {
+    // For `rows` rows, or whole tiles from 32 on; for none, it does nothing.
+    explicit TileRegisters(int rows) : in_use_(rows > 0) {
+        if (!in_use_) return;
         struct alignas(64) Config {
             uint8_t palette = 1, start_row = 0, reserved[14] = {};
             uint16_t row_bytes[16] = {};
@@ -39,9 +40,14 @@ public:
         }
         _tile_loadconfig(&config);
     }
-    ~TileRegisters() { _tile_release(); }
+    ~TileRegisters() {
+        if (in_use_) _tile_release();
+    }
     TileRegisters(const TileRegisters&) = delete;
     TileRegisters& operator=(const TileRegisters&) = delete;
+
+private:
+    bool in_use_;
 };
 
 // Macros, because the number of a tile is part of the instruction. Strides are in bytes.
@@ -55,6 +61,15 @@ public:
             _tile_dpbf16ps(sum, a, b);            \
         else                                      \
             _tile_dpbusd(sum, a, b);              \
+    } while (false)
+
+// The same with signed bytes of `a`.
+#define FA_TILE_MULTIPLY_SIGNED(format, sum, a, b) \
+    do {                                           \
+        if constexpr (format == Format::kBfloat16) \
+            _tile_dpbf16ps(sum, a, b);             \
+        else                                       \
+            _tile_dpbssd(sum, a, b);               \
     } while (false)
 
 }  // namespace
