@@ -38,7 +38,7 @@ struct LinearArgs {
 };
 inline constexpr int kLinearRowBlock = 192;  // rows whose partial sums are in scratch
 inline constexpr int kInt4Block = 128;       // words of an int4 panel that are unpacked at a time
-inline constexpr int kUnpackedWords = 1024;  // the same if there is time to unpack a whole panel first
+inline constexpr int kUnpackedWords = 2048;  // the same if there is time to unpack a whole panel first
 inline constexpr int64_t kLinearScratch = int64_t{kLinearRowBlock + kUnpackedWords} * kPanelWidth;  // floats
 
 // Rows of activations (or weights) in the format of a linear. int8 (and int4, whose activations are int8): one scale

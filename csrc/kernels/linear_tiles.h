@@ -1,8 +1,8 @@
 // The matrix product on AMX tiles, for bfloat16, int8 and int4 (unpacked to int8). A panel has the layout of the tiles:
 // 16 words of 16 columns, 256 bytes apart.
 //
-// A block of 32 rows and 32 columns of the output is in registers while it goes over a slice of k. Then its sums wait
-// in `scratch`. They continue exactly where they stopped, so slices change no bits.
+// A block of 32 rows and 32 columns of the output is in registers while it goes over k. Slices of k, with partial sums in
+// memory, would keep the operands in the L1 cache but were slower, because loading and storing sums is slow.
 #pragma once
 #include "kernels/linear.h"
 #if FASTATTN_HAS_TILES
@@ -15,12 +15,12 @@ namespace {
 #if FASTATTN_HAS_TILES
 
 constexpr int kBlockRows = 2 * kTileWords;
-// Words of a slice. Its part of the panel is 24 KiB and stays in the L1 cache. 192 words were up to 10 % slower, 384 up
-// to 20 %.
-constexpr int kSliceWords = 96;
+// Steps between two tile stores. After about 2,000 cycles without one, a store took 900 cycles longer (measured on a
+// Xeon of 2024), so a long block has some that nothing reads.
+constexpr int kStepsToStore = 16;
 constexpr int kSumRows = kLinearRowBlock / 2;  // rows whose sums are computed at a time
 constexpr int64_t kHalfPanelBytes = kPanelWordBytes / 2;
-static_assert(kSliceWords % kTileWords == 0 && kSumRows % kBlockRows == 0);
+static_assert(kUnpackedWords % kTileWords == 0 && kSumRows % kBlockRows == 0);
 
 // Prefetches the next panel to L2, some lines per product of tiles. One stream does not reach the rate of memory
 // everywhere, so the panel is read as four.
@@ -121,7 +121,7 @@ struct RowBlock {
     }
 };
 
-// What a block of rows goes over: words of a panel.
+// What a block of rows goes over: words of a panel. There is more than one slice only if an unpacked panel is too large.
 struct Slice {
     const std::byte* panel;
     int words, steps;   // steps: whole tiles
@@ -161,6 +161,7 @@ template <Format kFormat>
 FA_INLINE void two_by_two(const std::byte* a, int64_t a_bytes, const Slice& slice, const Tail& tail, int half,
                           float* sums, PanelPrefetch& prefetch, FinishedRows<kFormat>& finished) {
     constexpr int64_t kSumBytes = kPanelWordBytes;
+    alignas(kLineBytes) float idle[kTileWords];
     FA_TILE_READY();
     const std::byte* b = slice.panel + half * kHalfPanelBytes;
     float *first = sums + half * 2 * kTileWords, *second = first + kTileWords * kPanelWidth;
@@ -183,6 +184,7 @@ FA_INLINE void two_by_two(const std::byte* a, int64_t a_bytes, const Slice& slic
     }
     for (int s = 0; s < slice.steps; ++s) {
         FA_TWO_BY_TWO(a + s * kLineBytes, a_bytes, b + s * kTileWords * kPanelWordBytes);
+        if (s % kStepsToStore == kStepsToStore - 1) FA_TILE_STORE(7, idle, 0);
         prefetch.step();
         finished.step();
     }
@@ -200,6 +202,7 @@ template <Format kFormat>
 FA_INLINE void one_by_four(const std::byte* a, int64_t a_bytes, const Slice& slice, const Tail& tail, float* sums,
                            PanelPrefetch& prefetch, FinishedRows<kFormat>& finished) {
     constexpr int64_t kSumBytes = kPanelWordBytes;
+    alignas(kLineBytes) float idle[kTileWords];
     FA_TILE_READY();
     if (!slice.first || kInteger<kFormat>) {
         const float* from = slice.first ? reinterpret_cast<const float*>(slice.start) : sums;
@@ -216,6 +219,7 @@ FA_INLINE void one_by_four(const std::byte* a, int64_t a_bytes, const Slice& sli
     }
     for (int s = 0; s < slice.steps; ++s) {
         FA_ONE_BY_FOUR(a + s * kLineBytes, a_bytes, slice.panel + s * kTileWords * kPanelWordBytes);
+        if (s % kStepsToStore == kStepsToStore - 1) FA_TILE_STORE(7, idle, 0);
         prefetch.step();
         finished.step();
     }
@@ -283,25 +287,26 @@ void multiply_panel(const LinearArgs& args, int panel, const std::byte* weights,
     if constexpr (kInteger<kFormat>)
         for (int j = 0; j < kPanelWidth; j += kLanes)
             store_words(start + j, offset_of(args, panel * kPanelWidth + j));
+    constexpr bool kUnpacked = kFormat == Format::kInt4;
     float* unpacked = args.scratch + kLinearRowBlock * kPanelWidth;
-    const bool at_once = args.words <= kUnpackedWords;
-    if (kFormat == Format::kInt4 && at_once) unpack_panel(weights, 0, args.words, unpacked);
+    const int most = kUnpacked && args.words > kUnpackedWords ? kUnpackedWords : args.words;
+    if (kUnpacked && most == args.words) unpack_panel(weights, 0, most, unpacked);
     for (int first = 0; first < args.m; first += kSumRows) {
         const int end = first + kSumRows < args.m ? first + kSumRows : args.m;
         float* sums = args.scratch + half * kSumRows * kPanelWidth;
         int k0 = 0;
         do {
             Slice slice{.panel = weights + k0 * kPanelWordBytes,
-                        .words = args.words - k0 < kSliceWords ? args.words - k0 : kSliceWords,
+                        .words = args.words - k0 < most ? args.words - k0 : most,
                         .steps = 0,
                         .first = k0 == 0,
                         .last = false,
                         .start = start};
             slice.steps = slice.words / kTileWords;
             slice.last = k0 + slice.words == args.words;
-            if constexpr (kFormat == Format::kInt4) {
-                if (!at_once) unpack_panel(weights, k0, slice.words, unpacked);
-                slice.panel = reinterpret_cast<const std::byte*>(unpacked) + (at_once ? k0 : 0) * kPanelWordBytes;
+            if constexpr (kUnpacked) {
+                if (most < args.words) unpack_panel(weights, k0, slice.words, unpacked);
+                slice.panel = reinterpret_cast<const std::byte*>(unpacked);
             }
             multiply_slice<kFormat>(args, first, end, k0, slice, tail, sums, prefetch, finished);
             k0 += slice.words;
