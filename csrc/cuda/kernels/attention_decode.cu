@@ -14,8 +14,10 @@ decode_block(const AttentionArgs args) {
     const int s = block_x() / pages.n_kv_head, kv_head = block_x() % pages.n_kv_head, block = block_y();
     if (s >= count_of(args.sequences.rows) || args.q_begin[s] == args.q_begin[s + 1]) return;
     const Sequence sequence = sequence_at(args.sequences, pages, s);
-    const int row = args.q_begin[s], seen = visible(args, sequence, row) - block * kBlockLen;
-    if (seen <= 0) return;
+    const int row = args.q_begin[s];
+    const Query query = query_of(args, sequence, row);
+    const Range seen = query.seen.of_block(block);
+    if (seen.empty()) return;
     const int head_dim = pages.head_dim, group = args.n_head / pages.n_kv_head;
     const int row_width = static_cast<int>(row_elements(head_dim)), rows = sequence.kv_len - block * kBlockLen;
     uint16_t* q = reinterpret_cast<uint16_t*>(shared_memory());  // [kWarpRows, kPitch]
@@ -39,12 +41,18 @@ decode_block(const AttentionArgs args) {
         sync_warp();
         float score[kScoreTiles][4], highest[2], total[2];
         score_block<T, kDim>(q, keys, head_dim, score);
-        const int count[2] = {seen, seen};
+        const int of_group = begin + lane() / 4;  // the lane's first row
+        SeenBlock rows_seen[2];
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+            const bool there = of_group + 8 * i < group;
+            rows_seen[i] = {
+                seen, there ? biases_at(args.relative, head + lane() / 4 + 8 * i, query.position, block) : nullptr};
+        }
         uint32_t probs[kBlockLen / 16][4];
-        probabilities<T>(score, count, highest, total, probs);
+        probabilities<T>(score, rows_seen, highest, total, probs);
         copy_async_wait<0>();
         sync_warp();
-        const int of_group = begin + lane() / 4;  // the lane's first row
         float* partial[2];
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
@@ -72,12 +80,13 @@ merge_blocks(const AttentionArgs args) {
     const int s = block_x(), head = block_y(), d = thread_id(), head_dim = args.pages.head_dim;
     if (s >= count_of(args.sequences.rows) || args.q_begin[s] == args.q_begin[s + 1] || d >= head_dim) return;
     const Sequence sequence = sequence_at(args.sequences, args.pages, s);
-    const int row = args.q_begin[s], blocks = (visible(args, sequence, row) + kBlockLen - 1) / kBlockLen;
-    const float* partial = args.partials + partial_at(args, row, head, 0);
+    const int row = args.q_begin[s];
+    const Range blocks = query_of(args, sequence, row).seen.blocks();
+    const float* partial = args.partials + partial_at(args, row, head, blocks.begin);
     Running<kFloat32> running;
     float sum = 0.0f;
 #pragma unroll 4
-    for (int block = 0; block < blocks; ++block, partial += head_dim + 2) {
+    for (int block = blocks.begin; block < blocks.end; ++block, partial += head_dim + 2) {
         running.merge(partial[head_dim], partial[head_dim + 1]);
         sum = running.merged(sum, partial[d]);
     }
