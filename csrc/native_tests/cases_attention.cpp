@@ -66,7 +66,8 @@ void kv_store(const KernelTable& table, Record& record) {
         for (const Shape& shape : kShapes) Blocks<kFormat>(table, shape.kv_len, head_dim).add_to(record);
 }
 
-// The biases have no room beyond the relative positions of the shape.
+// The biases have no room beyond the relative positions of the shape. There are no blocks before the window of the
+// first row.
 template <class Run>
 void with_variant(const Shape& shape, const Variant& variant, AttentionArgs args, Run run) {
     const GuardedBuffer mask(int64_t{shape.q_len} * shape.kv_len, 113);
@@ -78,6 +79,11 @@ void with_variant(const Shape& shape, const Variant& variant, AttentionArgs args
     args.mask = variant.masked ? mask.data() : nullptr;
     args.mask_stride = shape.kv_len;
     args.window = variant.window;
+    std::vector<const std::byte*> blocks(args.blocks, args.blocks + (shape.kv_len + kBlockLen - 1) / kBlockLen);
+    const int first = std::min(shape.q_position, shape.kv_len - 1) - variant.window + 1;
+    if (variant.window > 0)
+        for (int i = 0; i < first / kBlockLen; ++i) blocks[static_cast<size_t>(i)] = nullptr;
+    args.blocks = blocks.data();
     args.bias = variant.biased ? bias.data() + before : nullptr;
     run(args);
 }
