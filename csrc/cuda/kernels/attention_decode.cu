@@ -5,6 +5,20 @@
 namespace fastattn::cuda {
 namespace {
 
+// Copies the queries of up to `heads` heads from `head` on to q [kWarpRows, kPitch]; zero after them.
+template <class T, int kDim>
+FA_DEVICE void copy_heads(uint16_t* q, const AttentionArgs& args, int row, int head, int heads) {
+    const int head_dim = args.pages.head_dim;
+    for (int i = lane(); i < kWarpRows * kDim / 2; i += kWarp) {
+        const int r = i / (kDim / 2), d = i % (kDim / 2) * 2;
+        uint32_t pair = 0;
+        if (r < heads)
+            pair =
+                query_pair<T>(args.q + row * args.q_stride + (head + r) * head_dim, d, head_dim, args.scale * kLog2E);
+        *reinterpret_cast<uint32_t*>(q + r * MmaShape<T, kDim>::kPitch + d) = pair;
+    }
+}
+
 // One warp per block. The query heads of a KV head are the rows of a tile, sixteen at a time.
 template <class T, int kDim>
 FA_KERNEL(kWarp)
@@ -29,14 +43,7 @@ decode_block(const AttentionArgs args) {
 
     for (int begin = 0; begin < group; begin += kWarpRows) {
         const int head = kv_head * group + begin;
-        for (int i = lane(); i < kWarpRows * kDim / 2; i += kWarp) {
-            const int r = i / (kDim / 2), d = i % (kDim / 2) * 2;
-            uint32_t pair = 0;
-            if (begin + r < group)
-                pair = query_pair<T>(args.q + row * args.q_stride + (head + r) * head_dim, d, head_dim,
-                                     args.scale * kLog2E);
-            *reinterpret_cast<uint32_t*>(q + r * kPitch + d) = pair;
-        }
+        copy_heads<T, kDim>(q, args, row, head, group - begin);
         copy_async_wait<1>();  // the keys; the values may still be in flight
         sync_warp();
         float score[kScoreTiles][4], highest[2], total[2];

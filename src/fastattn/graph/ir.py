@@ -49,13 +49,14 @@ class Weight:
 
     use: "matrix" [out_features, in_features] (linear), "table" [rows, width] (embedding), "vector" [width].
     A "matrix" may also be read as a "table" (tied embeddings); it is stored once, as a matrix.
-    transposed: the checkpoint stores [in_features, out_features] (GPT-2's Conv1D).
+    transposed: the checkpoint stores [in_features, out_features] (GPT-2's Conv1D). exact: float32 in every dtype.
     """
 
     parts: tuple[str, ...]
     use: Literal["matrix", "table", "vector"]
     shape: tuple[int, ...]
     transposed: bool = False
+    exact: bool = False
 
 
 @dataclass(frozen=True, slots=True)

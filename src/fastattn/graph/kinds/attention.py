@@ -36,7 +36,7 @@ def attention(
     """Compute softmax(scale * q @ k.T + bias) @ v for every head within each sequence (Vaswani et al. 2017).
 
     window: a query at position p sees position j only if |p - j| < window; 0 for no window. Mistral's `sliding_window`
-    is this number. ModernBERT's `local_attention` is 2 (window - 1).
+    is this number. ModernBERT's is `local_attention` // 2 + 1.
 
     bias: its weight is the table [n_head, relative positions] of `fastattn.graph.attention_bias`, for sequences of up
     to `bias_positions`. Several layers may read the same one.
@@ -64,7 +64,8 @@ def attention(
         "has_bias": bias is not None,
         "bias_positions": bias_positions,
     }
-    weights = () if bias is None else (bias.table(n_head, bias_columns(bias_positions, causal=causal)),)
+    columns = bias_columns(bias_positions, causal=causal)
+    weights = () if bias is None else (bias.table(n_head, columns, exact=True),)
     return q.tracer.emit(ATTENTION, (q, k, v), q.rows, q.width, weights=weights, attrs=attrs)
 
 
