@@ -137,7 +137,12 @@ struct AttentionArgs {
     int32_t q_len, q_position, kv_len, head_dim;
     int32_t rows_per_head;  // or 0: rows are positions
     bool causal;
-    float scale;  // positive except in float32
+    float scale;         // positive except in float32
+    int32_t window = 0;  // a query at p sees position j only if |p - j| < window; 0: no window
+    // bias[j - p] is added to the scaled score of position j for a query at p. Null: no bias. If rows are heads, that
+    // of row r starts r * bias_stride floats later.
+    const float* bias = nullptr;
+    int64_t bias_stride = 0;
 };
 inline constexpr int kAttentionRows = 16;  // query rows that visit a block together
 inline constexpr int64_t kAttentionScratch =

@@ -127,6 +127,10 @@ struct AttentionOp {
     // Each thread's own blocks for the keys and values of one head if there is no cache, else null.
     std::byte* const* const* thread_blocks;
     float* probs;  // attention_probs: [n_head, q_len, kv_len] of each sequence, concatenated; else null
+    int32_t window = 0;
+    // Of head 0, and the floats between heads: bias[j - p] is added to the score of position j for a query at p.
+    const float* bias = nullptr;
+    int64_t bias_stride = 0;
 };
 
 // Stores the keys and values of the step, then attends. If there are enough heads for all threads, one thread does both
