@@ -1,3 +1,5 @@
+include(CheckCXXSourceCompiles)
+
 # The targets, one per line. Every kernel source is compiled once per target, in the target's own namespace. So the
 # linker can never merge AVX-512 code into what an AVX2 machine runs (tools/check_weak_symbols.py).
 set(FASTATTN_KERNEL_FLAGS -O3 -ffp-contract=off -fno-math-errno -fno-trapping-math -fno-exceptions -fno-rtti
@@ -13,7 +15,7 @@ function(fastattn_simd_target name)
   set_property(GLOBAL APPEND PROPERTY FASTATTN_TARGETS ${name})
 endfunction()
 
-# The tests of CUDA kernels can compare with any target, and one compiles faster than five.
+# The tests of CUDA kernels can compare with any target, and one compiles faster than all.
 option(FASTATTN_SCALAR_ONLY "Build no target but scalar" OFF)
 
 fastattn_simd_target(scalar)
@@ -24,7 +26,17 @@ elseif(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
   fastattn_simd_target(avx512 ${avx512})
   fastattn_simd_target(avx512_vnni ${avx512} -mavx512vnni)
   fastattn_simd_target(avx512_bf16 ${avx512} -mavx512vnni -mavx512bf16)
-  fastattn_simd_target(amx ${avx512} -mavx512vnni -mamx-tile -mamx-bf16 -mamx-int8)
+  # A compiler may know these flags and call an assembler that does not know the instructions.
+  set(amx -mamx-tile -mamx-bf16 -mamx-int8)
+  list(JOIN amx " " CMAKE_REQUIRED_FLAGS)
+  check_cxx_source_compiles("#include <immintrin.h>
+    int main() { _tile_dpbf16ps(0, 1, 2); _tile_dpbusd(0, 1, 2); }" FASTATTN_COMPILER_HAS_AMX)
+  unset(CMAKE_REQUIRED_FLAGS)
+  if(FASTATTN_COMPILER_HAS_AMX)
+    fastattn_simd_target(amx ${avx512} -mavx512vnni ${amx})
+  else()
+    message(STATUS "SIMD target amx: not built, because the compiler cannot compile its instructions")
+  endif()
 elseif(CMAKE_SYSTEM_PROCESSOR MATCHES "aarch64|arm64")
   fastattn_simd_target(neon)
 endif()

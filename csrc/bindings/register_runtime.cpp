@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <chrono>
+#include <optional>
 
 #include "bindings/bindings.h"
 #include "bindings/objects.h"
@@ -119,8 +120,13 @@ std::vector<double> measure_regions(int threads, int barriers, double rest, int 
 void register_runtime(py::module_& m) {
     m.attr("version") = FASTATTN_VERSION;
     m.attr("compiler") = compiler();
-    m.def("built_targets", built_targets);
+    m.def(
+        "built_targets", [](std::optional<bool> intel) { return built_targets(intel.value_or(on_intel())); },
+        py::kw_only(), py::arg("intel") = py::none(), "Best last, on this CPU, on one of Intel or on another.");
     m.def("available_targets", available_targets);
+    m.def("refused_targets", refused_targets, "Targets that the operating system refuses, and its reasons.");
+    m.def("tiles_refused", tiles_refused, py::arg("error"), "The reason for an errno.");
+    m.def("bfloat16_sums", bfloat16_sums, py::arg("target"), "Their order: \"portable\" or the target's own.");
     m.def("active_target", [] { return active_kernels().target; });
     m.def("default_threads", default_threads, "CPUs this process may use, by affinity and the cgroup's quota.");
     m.def("cpu_quota", cpu_quota, py::arg("root") = "", "CPUs that the cgroup allows; infinity without a quota.");

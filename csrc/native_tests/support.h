@@ -61,7 +61,7 @@ private:
 struct KernelCases {
     const char* kernel;
     void (*run)(const KernelTable&, Record&);
-    bool bfloat16_sums = false;  // avx512_bf16 has bits of its own; only its memory accesses are checked
+    bool bfloat16_sums = false;  // a target whose order is its own has other bits; only its memory accesses are checked
 };
 extern const std::vector<KernelCases> kRowCases;        // cases_rows.cpp
 extern const std::vector<KernelCases> kFormatCases;     // cases_formats.cpp

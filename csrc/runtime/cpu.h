@@ -1,5 +1,6 @@
 // What this CPU can do, which targets were built, and the kernel table in use.
 #pragma once
+#include <map>
 #include <string>
 #include <vector>
 
@@ -7,8 +8,22 @@
 
 namespace fastattn {
 
-std::vector<std::string> built_targets();      // best last
-std::vector<std::string> available_targets();  // built targets that this CPU can run, best last
+bool on_intel();
+
+// The built targets, best last. `intel`: on a CPU of Intel.
+std::vector<std::string> built_targets(bool intel = on_intel());
+
+// The built targets that can run here, best last.
+std::vector<std::string> available_targets();
+
+// The targets that this CPU could run but the operating system refuses, and its reasons.
+std::map<std::string, std::string> refused_targets();
+
+// The reason, from the errno of the request for AMX's tile registers.
+std::string tiles_refused(int error);
+
+// The order of a target's bfloat16 sums: "portable", or the target's own name (docs/design/0014-bfloat16-sums.md).
+std::string bfloat16_sums(const std::string& target);
 
 // The table of one target. Throws Error(kConfig) if it was not built or cannot run here.
 const KernelTable& kernels_of(const std::string& target);

@@ -1,7 +1,7 @@
 // Treats denormal inputs and results of float operations as zero while it exists, as AMX tiles always do.
 //
-// x86 finds out after rounding whether a result is denormal, and Arm before. So a result between 2^-126 (1 - 2^-24) and
-// 2^-126 differs there.
+// x86 finds out after rounding whether a result is denormal, and Arm before. So a result from 2^-126 (1 - 2^-25) to
+// 2^-126 is 2^-126 on x86 and 0 on Arm.
 #pragma once
 #include "simd/vec.h"
 

@@ -11,7 +11,10 @@ import numpy as np
 import pytest
 
 from fastattn import _core, ops
+from fastattn.api.auto import AutoModelForCausalLM
 from fastattn.errors import Cancelled, InputError
+from tests.reference.checkpoints import write_gpt2
+from tests.reference.float_mode import FLUSHING, TOWARD_ZERO, caller_mode, mode_of_caller
 from tests.reference.hang import HANG_SECONDS
 from tests.reference.package import PYTHON_ENVIRONMENT
 
@@ -102,6 +105,22 @@ def test_fault_23_flush_to_zero_of_the_calling_thread_changes_nothing() -> None:
         torch.set_flush_denormal(False)
     np.testing.assert_array_equal(result, x)
     assert not zero.any()  # the caller's own setting is unchanged
+
+
+@pytest.mark.parametrize("mode", [FLUSHING, TOWARD_ZERO], ids=["flushing", "toward zero"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8", "int4"])
+def test_the_float_mode_of_the_calling_thread_changes_no_model(dtype: str, mode: int, tmp_path: Path) -> None:
+    write_gpt2(tmp_path, vocab_size=131, n_positions=100, n_embd=96, n_layer=2, n_head=3)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=dtype, threads=1)
+    ids = np.arange(70, dtype=np.int32)
+    expected = model(ids).logits
+    with caller_mode(mode):
+        before = mode_of_caller()
+        found = model(ids).logits
+        after = mode_of_caller()
+    assert before == after
+    assert before & mode == mode
+    np.testing.assert_array_equal(found.view(np.uint32), expected.view(np.uint32))
 
 
 @pytest.mark.parametrize("transposed", [False, True])

@@ -14,6 +14,7 @@ from tests.kernels.support import (
     BLOCK_LEN,
     F32,
     F64,
+    PORTABLE,
     TARGETS,
     assert_same_bits,
     assert_within,
@@ -134,17 +135,17 @@ def test_against_float64(head_dim: int, shape: tuple[int, int, int], causal: boo
     scale = float(np.float32(head_dim**-0.5))
     reference, probs, bound, probs_bound, _ = rounded_reference(format, q, k, v, scale, causal, q_position)
     options: dict[str, Any] = {"scale": scale, "causal": causal, "q_position": q_position, "format": format}
-    results = []
+    results = {}
     for target in TARGETS:
         blocks = kv_blocks(k, v, target=target, format=format)
         out = kernels.attention(target, q, blocks, kv_len=kv_len, **options)
         assert_within(out, reference, bound)
         out_probs = kernels.attention_probs(target, q, blocks, kv_len=kv_len, **options)
         assert_within(out_probs, probs, probs_bound)
-        results.append((out, out_probs))
-    for out, out_probs in results[1:] if format == "int8" else []:
-        assert_same_bits(out, results[0][0])
-        assert_same_bits(out_probs, results[0][1])
+        results[target] = out, out_probs
+    for target in PORTABLE if format == "bfloat16" else TARGETS:
+        assert_same_bits(results[target][0], results["scalar"][0])
+        assert_same_bits(results[target][1], results["scalar"][1])
 
 
 @pytest.mark.parametrize("target", TARGETS)

@@ -3,9 +3,9 @@
     python -m tests.program.digests            compare what this machine can compute, and print what differs
     python -m tests.program.digests --write    record it, and print what changed
 
-Where the numerics contract says that targets agree, there is one digest per result for all SIMD targets. For bfloat16
-there is one per target. Results that depend on numpy's or the C library's exp are not included: scores of a
-classification, quality reports and the float64 executor.
+There is one digest per result for all SIMD targets. For bfloat16 there is one for the targets with the portable order
+of sums, and one for each target with its own order (docs/numerics.md). Results that depend on numpy's or the C
+library's exp are not included: scores of a classification, quality reports and the float64 executor.
 """
 
 from __future__ import annotations
@@ -28,7 +28,11 @@ from tests.reference.package import SOURCES
 RECORD = Path(__file__).with_name("digests.json")
 ROOT = Path(__file__).parents[2]
 ANY = "any target"
-# Model, format, target (or ANY), result: digest.
+PORTABLE = "portable"
+OWN_SUMS = (
+    "avx512_bf16",
+)  # targets with their own order of bfloat16 sums, also those that this machine does not build
+# Model, format, order of bfloat16 sums (or ANY), result: digest.
 Record = dict[str, dict[str, dict[str, Digests]]]
 
 
@@ -46,7 +50,9 @@ class Case:
     @property
     def column(self) -> str:
         """The entry of the record with this target's digests."""
-        return self.target if "bfloat16" in self.formats else ANY
+        if "bfloat16" not in self.formats:
+            return ANY
+        return self.target if self.target in OWN_SUMS else PORTABLE
 
 
 def cases() -> list[Case]:
@@ -108,7 +114,7 @@ def read_record() -> Record:
 
 
 def recorded(record: Record, case: Case) -> Digests | None:
-    """Return the recorded digests of a case; None if no machine with this target has recorded them."""
+    """Return the recorded digests of a case; None if no machine with this order of sums has recorded them."""
     return record.get(case.subject, {}).get(case.formats, {}).get(case.column)
 
 
@@ -134,7 +140,7 @@ def merge(record: Record, results: list[tuple[Case, Digests]]) -> Iterator[str]:
 def merge_columns(known: dict[str, Digests], fresh: Mapping[str, Digests]) -> Iterator[str]:
     """Merge the digests of one model in one format into the record and yield what changed.
 
-    If a recorded result changed, the records of targets that this CPU lacks are outdated and are removed.
+    If a recorded result changed, the records of orders that this CPU lacks are outdated and are removed.
     """
     changed = False
     for column, digests in fresh.items():
@@ -144,16 +150,21 @@ def merge_columns(known: dict[str, Digests], fresh: Mapping[str, Digests]) -> It
         known[column] = digests
     for column in [column for column in known if changed and column not in fresh]:
         del known[column]
-        yield f"{column}: removed; record it again on a CPU that has this target"
+        yield f"{column}: removed; record it again on a CPU that has such a target"
 
 
 def prune(record: Record) -> Iterator[str]:
-    """Remove models and formats that are no longer computed. Yields their names."""
+    """Remove models, formats and orders of sums that are no longer computed. Yields their names."""
     for subject, by_format in list(record.items()):
         for formats in list(by_format):
             if subject not in SUBJECTS or formats not in SUBJECTS[subject].formats:
                 del by_format[formats]
                 yield f"{subject} {formats}: removed, no longer computed"
+            else:
+                columns = (PORTABLE, *OWN_SUMS) if "bfloat16" in formats else (ANY,)
+                for column in [column for column in by_format[formats] if column not in columns]:
+                    del by_format[formats][column]
+                    yield f"{subject} {formats} {column}: removed, no longer computed"
         if not by_format:
             del record[subject]
 

@@ -78,25 +78,31 @@ def in_chunks(executor: CpuExecutor, length: int, chunk: int) -> NDArray[np.floa
 
 PRINT = """
 import hashlib
+from fastattn import _core
 from tests.program.test_decoder_ops import alone, executor_of
 from tests.reference.decoder_program import decoder_program
 for interleaved in (False, True):
-    for dtype in ("float32", "int8", "int4"):
+    for dtype in ("float32", "int8", "int4", "bfloat16"):
+        if dtype == "bfloat16" and _core.bfloat16_sums(_core.active_target()) != "portable":
+            continue
         made = decoder_program(interleaved=interleaved, layers=2, heads=4)
         print(hashlib.sha256(alone(executor_of(made, dtype=dtype), 70).tobytes()).hexdigest())
 """
 
 
 def test_all_targets_have_the_same_bits() -> None:
-    results = set()
+    results = {}
     for target in _core.available_targets():
         environment = {**os.environ, "FASTATTN_FORCE_TARGET": target, "PYTHONPATH": os.pathsep.join(sys.path)}
         done = subprocess.run(
             [sys.executable, "-c", PRINT], env=environment, capture_output=True, text=True, check=True
         )
-        results.add(done.stdout)
-    assert len(results) == 1
-    assert len(set(results.pop().split())) == 6
+        results[target] = done.stdout.split()
+    for target, digests in results.items():
+        portable = _core.bfloat16_sums(target) == "portable"
+        assert len(digests) == (8 if portable else 6)
+        assert len(set(digests)) == len(digests)
+        assert set(digests) <= set(results["scalar"])
 
 
 def test_positions_beyond_the_table() -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from fastattn import _core
 from tests.program.digests import (
     Case,
     Folders,
@@ -65,15 +66,24 @@ def test_results_that_must_be_equal_are_not_recorded_otherwise() -> None:
         list(merge({}, [(Case("gpt2-litbank", "int8", "scalar"), digests)]))
 
 
-def test_a_change_removes_the_records_of_other_targets() -> None:
+def test_a_change_removes_the_records_of_other_orders() -> None:
     """They came from the same code, so they are outdated too."""
     case = Case("gpt2-litbank", "bfloat16", "avx2")
-    record: Record = {"gpt2-litbank": {"bfloat16": {"avx2": {"logits": "a"}, "neon": {"logits": "b"}}}}
+    record: Record = {"gpt2-litbank": {"bfloat16": {"portable": {"logits": "a"}, "avx512_bf16": {"logits": "b"}}}}
     assert list(merge(record, [results_of(case, logits="a")])) == []
-    assert recorded(record, Case("gpt2-litbank", "bfloat16", "neon")) == {"logits": "b"}
+    assert recorded(record, Case("gpt2-litbank", "bfloat16", "avx512_bf16")) == {"logits": "b"}
     changes = list(merge(record, [results_of(case, logits="c")]))
-    assert [line.split(": ")[0] for line in changes] == ["gpt2-litbank bfloat16 avx2", "gpt2-litbank bfloat16 neon"]
-    assert record == {"gpt2-litbank": {"bfloat16": {"avx2": {"logits": "c"}}}}
+    assert [line.split(": ")[0] for line in changes] == [
+        "gpt2-litbank bfloat16 portable",
+        "gpt2-litbank bfloat16 avx512_bf16",
+    ]
+    assert record == {"gpt2-litbank": {"bfloat16": {"portable": {"logits": "c"}}}}
+
+
+def test_orders_of_bfloat16_sums() -> None:
+    for target in _core.built_targets():
+        assert _core.bfloat16_sums(target) == Case("minilm", "bfloat16", target).column
+        assert Case("minilm", "int8", target).column == "any target"
 
 
 def test_a_result_that_is_missing_or_new_is_a_difference() -> None:
@@ -83,3 +93,5 @@ def test_a_result_that_is_missing_or_new_is_a_difference() -> None:
 def test_the_record_has_nothing_that_is_no_longer_computed() -> None:
     assert list(prune(read_record())) == []
     assert len(list(prune({"gone": {"int8": {}}, "minilm": {"int3": {}, "int8": {}}}))) == 2
+    record: Record = {"minilm": {"int8": {"any target": {}}, "bfloat16": {"avx2": {}, "portable": {}}}}
+    assert [line.split(": ")[0] for line in prune(record)] == ["minilm bfloat16 avx2"]

@@ -30,7 +30,6 @@ assert len(LENGTHS) == 33
 THREADS = (1, 2, 3)
 # Dtypes of weights, or of weights / keys and values if they differ from the default for the weights.
 DTYPES = ("float32", "bfloat16", "int8", "int4", "float32/bfloat16", "float32/int8", "int8/float32")
-SAME_ON_ALL_TARGETS = tuple(dtype for dtype in DTYPES if "bfloat16" not in dtype)
 
 
 def dtypes_of(name: str) -> dict[str, str | None]:
@@ -207,11 +206,15 @@ print(cpu.info()["target_active"], digest.hexdigest())
 """
 
 
-@pytest.mark.parametrize("dtype", SAME_ON_ALL_TARGETS, indirect=True)
 def test_targets(dtype: str, tmp_path: Path) -> None:
-    """scalar, avx2, avx512 (or scalar and neon) give the same bits, each in a separate process."""
+    """scalar, avx2, avx512 (or scalar and neon) give the same bits, each in a separate process.
+
+    The order of bfloat16 sums may be a target's own.
+    """
     digests = {}
     for target in _core.available_targets():
+        if "bfloat16" in dtype and _core.bfloat16_sums(target) != "portable":
+            continue
         environment = {**os.environ, "FASTATTN_FORCE_TARGET": target, "PYTHONPATH": os.pathsep.join(sys.path)}
         out = subprocess.run(
             [sys.executable, "-c", OF_A_TARGET, str(tmp_path), dtype],

@@ -55,6 +55,10 @@ def info(args: argparse.Namespace) -> int:
     if args.json:
         emit(json.dumps(found))
         return 0
+    refused = found.pop("targets_refused", {})
+    found |= {f"target {target}": f"not available, {reason}" for target, reason in refused.items()}
+    if found.get("bfloat16_sums", "portable") != "portable":
+        found["bfloat16_sums"] = f"of {found['bfloat16_sums']}"
     for name, value in found.items():
         if value is None or value == []:
             continue

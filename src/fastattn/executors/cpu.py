@@ -23,14 +23,17 @@ from fastattn.graph.sampling import Sampling
 
 
 def info() -> dict[str, Any]:
-    """Return the version, compiler, SIMD targets (built, available, active) and default number of threads."""
+    """Return the version, compiler, SIMD targets, order of bfloat16 sums and default number of threads."""
+    target = _core.active_target()
     return {
         "version": _core.version,
         "compiler": _core.compiler,
         "targets_built": _core.built_targets(),
         "targets_available": _core.available_targets(),
-        "target_active": _core.active_target(),
+        "targets_refused": _core.refused_targets(),
+        "target_active": target,
         "target_forced": os.environ.get("FASTATTN_FORCE_TARGET") or None,
+        "bfloat16_sums": _core.bfloat16_sums(target),
         "threads": _core.default_threads(),
     }
 
