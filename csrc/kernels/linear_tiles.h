@@ -1,8 +1,8 @@
 // The matrix product on AMX tiles, for bfloat16, int8 and int4 (unpacked to int8). A panel has the layout of the tiles:
 // 16 words of 16 columns, 256 bytes apart.
 //
-// A block of 32 rows and 32 columns of the output is in registers while it goes over k. Slices of k, with partial sums in
-// memory, would keep the operands in the L1 cache but were slower, because loading and storing sums is slow.
+// A block of 32 rows and 32 columns of the output is in registers while it goes over a slice of k. Slices are large,
+// because loading and storing sums is slow: slices that fit the L1 cache were slower.
 #pragma once
 #include "kernels/linear.h"
 #if FASTATTN_HAS_TILES
@@ -18,17 +18,20 @@ constexpr int kBlockRows = 2 * kTileWords;
 // Steps between two tile stores. After about 2,000 cycles without one, a store took 900 cycles longer (measured on a
 // Xeon of 2024), so a long block has some that nothing reads.
 constexpr int kStepsToStore = 16;
+constexpr int kSliceWords = 768;  // 192 KiB of a panel: the rows, this slice and the next one fit the L2 cache
 constexpr int kSumRows = kLinearRowBlock / 2;  // rows whose sums are computed at a time
 constexpr int64_t kHalfPanelBytes = kPanelWordBytes / 2;
-static_assert(kUnpackedWords % kTileWords == 0 && kSumRows % kBlockRows == 0);
+static_assert(kSliceWords % kTileWords == 0 && kUnpackedWords % kTileWords == 0 && kSumRows % kBlockRows == 0);
 
-// Prefetches the next panel to L2, some lines per product of tiles. One stream does not reach the rate of memory
-// everywhere, so the panel is read as four.
-class PanelPrefetch {
+// Prefetches what comes after a slice to L2, some lines per product of tiles. One stream does not reach the rate of
+// memory everywhere, so it is read as four.
+class SlicePrefetch {
 public:
-    PanelPrefetch(const std::byte* next, int64_t bytes, int64_t steps) : next_(next) {
+    void start(const std::byte* next, int64_t bytes, int64_t steps) {
         constexpr int64_t kUnit = kStreams * kLineBytes;
+        next_ = next;
         stream_bytes_ = bytes / kUnit * kLineBytes;
+        done_ = 0;
         lines_ = next == nullptr ? 0 : static_cast<int>((stream_bytes_ / kLineBytes + steps - 1) / steps);
     }
     __attribute__((always_inline)) void step() {
@@ -40,9 +43,9 @@ public:
 
 private:
     static constexpr int kStreams = 4;
-    const std::byte* next_;
-    int64_t stream_bytes_, done_ = 0;
-    int lines_;
+    const std::byte* next_ = nullptr;
+    int64_t stream_bytes_ = 0, done_ = 0;
+    int lines_ = 0;
 };
 
 // Rows whose sums are complete. They are written to c a row at a time between the products of the next rows, so that
@@ -98,10 +101,10 @@ struct Tail {
     }
 };
 
-// Products of tiles (two by two, or one by four) of `rows` rows with a panel, at least 1.
-FA_INLINE int64_t steps_of(const LinearArgs& args, int rows) {
+// Products of tiles (two by two, or one by four) of `rows` rows with words of a panel, at least 1.
+FA_INLINE int64_t steps_of(const LinearArgs& args, int rows, int words) {
     const int most = rows < args.m ? rows : args.m;
-    const int64_t of_words = args.words < kTileWords ? 1 : args.words / kTileWords;
+    const int64_t of_words = words < kTileWords ? 1 : words / kTileWords;
     return most <= kTileWords ? of_words : of_words * 2 * ((most + kBlockRows - 1) / kBlockRows);
 }
 
@@ -121,7 +124,7 @@ struct RowBlock {
     }
 };
 
-// What a block of rows goes over: words of a panel. There is more than one slice only if an unpacked panel is too large.
+// What a block of rows goes over: words of a panel.
 struct Slice {
     const std::byte* panel;
     int words, steps;   // steps: whole tiles
@@ -159,7 +162,7 @@ struct Slice {
 // Adds a slice to the sums of two tiles of rows and half a panel, from column `half` * 32 on.
 template <Format kFormat>
 FA_INLINE void two_by_two(const std::byte* a, int64_t a_bytes, const Slice& slice, const Tail& tail, int half,
-                          float* sums, PanelPrefetch& prefetch, FinishedRows<kFormat>& finished) {
+                          float* sums, SlicePrefetch& prefetch, FinishedRows<kFormat>& finished) {
     constexpr int64_t kSumBytes = kPanelWordBytes;
     alignas(kLineBytes) float idle[kTileWords];
     FA_TILE_READY();
@@ -200,7 +203,7 @@ FA_INLINE void two_by_two(const std::byte* a, int64_t a_bytes, const Slice& slic
 // Adds a slice to the sums of one tile of rows and a panel.
 template <Format kFormat>
 FA_INLINE void one_by_four(const std::byte* a, int64_t a_bytes, const Slice& slice, const Tail& tail, float* sums,
-                           PanelPrefetch& prefetch, FinishedRows<kFormat>& finished) {
+                           SlicePrefetch& prefetch, FinishedRows<kFormat>& finished) {
     constexpr int64_t kSumBytes = kPanelWordBytes;
     alignas(kLineBytes) float idle[kTileWords];
     FA_TILE_READY();
@@ -238,7 +241,7 @@ FA_INLINE void one_by_four(const std::byte* a, int64_t a_bytes, const Slice& sli
 // Adds a slice to the sums of a block of rows.
 template <Format kFormat>
 FA_INLINE void multiply_rows(const LinearArgs& args, const RowBlock& block, int k0, const Slice& slice, Tail& tail,
-                             float* sums, PanelPrefetch& prefetch, FinishedRows<kFormat>& finished) {
+                             float* sums, SlicePrefetch& prefetch, FinishedRows<kFormat>& finished) {
     const int32_t* a = static_cast<const int32_t*>(args.a) + block.start * args.a_stride + k0;
     const auto* bytes = reinterpret_cast<const std::byte*>(a);
     const int64_t a_bytes = args.a_stride * kWordBytes;
@@ -266,7 +269,7 @@ FA_INLINE void skip_repeated(const RowBlock& block, float* sums) {
 // Rows [first, end) times a slice of a panel. Their sums are in `sums`.
 template <Format kFormat>
 void multiply_slice(const LinearArgs& args, int first, int end, int k0, const Slice& slice, Tail& tail, float* sums,
-                    PanelPrefetch& prefetch, FinishedRows<kFormat>& finished) {
+                    SlicePrefetch& prefetch, FinishedRows<kFormat>& finished) {
     if (slice.last && tail.words > 0) tail.read_panel(slice.panel + slice.steps * kTileWords * kPanelWordBytes);
     for (int row = first; row < end; row += kBlockRows) {
         const RowBlock block = RowBlock::at(row, end, args.m);
@@ -279,7 +282,7 @@ void multiply_slice(const LinearArgs& args, int first, int end, int k0, const Sl
 // All rows times one panel. `weights`: words of the panel (int4: groups). `sums`: room for the sums of two times
 // kSumRows rows; a row block's sums are written while the next one uses the other half.
 template <Format kFormat>
-void multiply_panel(const LinearArgs& args, int panel, const std::byte* weights, PanelPrefetch& prefetch,
+void multiply_panel(const LinearArgs& args, int panel, const std::byte* weights, const std::byte* next_panel,
                     FinishedRows<kFormat>& finished, int& half) {
     Tail tail;
     tail.words = args.words % kTileWords;
@@ -289,8 +292,11 @@ void multiply_panel(const LinearArgs& args, int panel, const std::byte* weights,
             store_words(start + j, offset_of(args, panel * kPanelWidth + j));
     constexpr bool kUnpacked = kFormat == Format::kInt4;
     float* unpacked = args.scratch + kLinearRowBlock * kPanelWidth;
-    const int most = kUnpacked && args.words > kUnpackedWords ? kUnpackedWords : args.words;
+    constexpr int kMost = kUnpacked ? kUnpackedWords : kSliceWords;
+    const int most = args.words > kMost ? kMost : args.words;
     if (kUnpacked && most == args.words) unpack_panel(weights, 0, most, unpacked);
+    SlicePrefetch prefetch;
+    prefetch.start(next_panel, panel_bytes_of(kFormat, most), steps_of(args, args.m, most));
     for (int first = 0; first < args.m; first += kSumRows) {
         const int end = first + kSumRows < args.m ? first + kSumRows : args.m;
         float* sums = args.scratch + half * kSumRows * kPanelWidth;
@@ -308,6 +314,13 @@ void multiply_panel(const LinearArgs& args, int panel, const std::byte* weights,
                 if (most < args.words) unpack_panel(weights, k0, slice.words, unpacked);
                 slice.panel = reinterpret_cast<const std::byte*>(unpacked);
             }
+            if (most < args.words) {
+                const std::byte* next = slice.last ? next_panel : weights + panel_bytes_of(kFormat, k0 + slice.words);
+                // The first rows bring the slices of this panel to the cache, and the last rows the next panel's first.
+                const bool missing = slice.last ? end == args.m : first == 0;
+                prefetch.start(missing ? next : nullptr, panel_bytes_of(kFormat, most),
+                               steps_of(args, end - first, slice.words));
+            }
             multiply_slice<kFormat>(args, first, end, k0, slice, tail, sums, prefetch, finished);
             k0 += slice.words;
         } while (k0 < args.words);
@@ -320,7 +333,7 @@ void multiply_panel(const LinearArgs& args, int panel, const std::byte* weights,
                      .row = first,
                      .column = panel * kPanelWidth,
                      .c_column = (panel - args.panel_begin) * kPanelWidth};
-        finished.start(t, end - first, steps_of(args, kSumRows));
+        finished.start(t, end - first, steps_of(args, kSumRows, args.words));
         half = 1 - half;
     }
 }
@@ -340,8 +353,7 @@ void linear_on_tiles(const LinearArgs& args) {
                 one_row_int4(args, weights, panel * kPanelWidth);
                 continue;
             }
-        PanelPrefetch prefetch(next, bytes, steps_of(args, args.m));
-        multiply_panel<kFormat>(args, panel, weights, prefetch, finished, half);
+        multiply_panel<kFormat>(args, panel, weights, next, finished, half);
     }
     finished.write_all();
     if (args.c_stream) end_streams();

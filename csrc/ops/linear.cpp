@@ -9,12 +9,17 @@ struct Chunk {
     int64_t row, rows, panel, panels;
 };
 
+// How a linear is cut: rows are multiples of tile_rows, at most `rows`, and there are about `chunks` per thread.
+struct Limits {
+    int64_t tile_rows, rows, chunks;
+};
+
 // Chunks of a linear: some panels times a block of rows, one row block after the other. The last chunks are split in
 // two by rows, so that threads of unequal speed end together. The halves of a panel usually go to one thread.
 class Chunks {
 public:
-    Chunks(int64_t m, int64_t panels, int64_t threads, int64_t tile_rows, int64_t most_rows)
-        : m_(m), panels_(panels), threads_(threads), tile_rows_(tile_rows), most_rows_(most_rows) {
+    Chunks(int64_t m, int64_t panels, int64_t threads, const Limits& limits)
+        : m_(m), panels_(panels), threads_(threads), limits_(limits) {
         rows_ = rows_per_chunk();
         panels_per_chunk_ = panels_per_chunk(panels);
         across_ = (panels + panels_per_chunk_ - 1) / panels_per_chunk_;
@@ -43,31 +48,35 @@ public:
 private:
     static constexpr int64_t kLeastCut = 24;  // rows; fewer take less time than their panel
 
-    int64_t whole_tiles(int64_t rows) const { return (rows + tile_rows_ - 1) / tile_rows_ * tile_rows_; }
+    int64_t whole_tiles(int64_t rows) const {
+        return (rows + limits_.tile_rows - 1) / limits_.tile_rows * limits_.tile_rows;
+    }
     int64_t row_chunks() const { return (m_ + rows_ - 1) / rows_; }
-    // Whole register tiles, at most `most_rows`, and small enough for about twelve chunks per thread, because the cores
-    // of a shared machine are not equally fast.
+    // Whole register tiles, at most `limits.rows`, and small enough for several chunks per thread, because the cores of a
+    // shared machine are not equally fast.
     int64_t rows_per_chunk() const {
-        const int64_t wanted_chunks = std::max<int64_t>(1, 12 * threads_ / panels_);
-        const int64_t blocks = std::max((m_ + most_rows_ - 1) / most_rows_, std::min(wanted_chunks, m_ / 48));
-        return std::min<int64_t>(whole_tiles((m_ + blocks - 1) / blocks), most_rows_);
+        const int64_t wanted_chunks = std::max<int64_t>(1, limits_.chunks * threads_ / panels_);
+        const int64_t blocks = std::max((m_ + limits_.rows - 1) / limits_.rows, std::min(wanted_chunks, m_ / 48));
+        return std::min<int64_t>(whole_tiles((m_ + blocks - 1) / blocks), limits_.rows);
     }
     Chunk block(int64_t i) const {
         const int64_t row = i / across_ * rows_, panel = i % across_ * panels_per_chunk_;
         return {row, std::min(rows_, m_ - row), panel, std::min(panels_per_chunk_, panels_ - panel)};
     }
-    int64_t m_, panels_, threads_, tile_rows_, most_rows_;
+    int64_t m_, panels_, threads_;
+    Limits limits_;
     int64_t rows_, panels_per_chunk_, across_, whole_, halves_ = 0;
 };
 
-// Rows of a chunk. Tiles multiply so fast that weights from memory must be used for many rows, as long as these rows stay
-// in the L2 cache.
-int64_t most_rows_of(const KernelTable& kernels, const LinearOp& op) {
+// Tiles multiply so fast that weights from memory must be used for many rows, as long as these rows stay in the L2
+// cache.
+Limits limits_of(const KernelTable& kernels, const LinearOp& op) {
     constexpr int64_t kRowBytes = int64_t{1} << 20;
     const TileShape tile = kernels.linear_tile[static_cast<int>(op.weights.format)];
-    if (!tile.many_rows || op.sink != nullptr) return kLinearRowBlock;
-    const int64_t rows = kRowBytes / (quantized_stride(op.weights.words) * kWordBytes);
-    return std::max<int64_t>(rows / kLinearRowBlock, 1) * kLinearRowBlock;
+    if (!tile.many_rows) return {.tile_rows = tile.rows, .rows = kLinearRowBlock, .chunks = 12};
+    const int64_t fit = kRowBytes / (quantized_stride(op.weights.words) * kWordBytes) / kLinearRowBlock;
+    const int64_t blocks = op.sink == nullptr ? std::max<int64_t>(fit, 1) : 1;
+    return {.tile_rows = tile.rows, .rows = blocks * kLinearRowBlock, .chunks = 4};
 }
 
 // True if the output passes the caches anyway. Then whole lines that are not read first halve the traffic.
@@ -169,8 +178,7 @@ void linear(Team& team, const KernelTable& kernels, const LinearOp& op) {
                   .x_stride = plain ? op.x.stride : quantized_stride(op.weights.words),
                   .thread = team.index(),
                   .stream = streams(team, kernels, op)};
-    const TileShape tile = kernels.linear_tile[static_cast<int>(op.weights.format)];
-    const Chunks chunks(m, panels, team.size(), tile.rows, most_rows_of(kernels, op));
+    const Chunks chunks(m, panels, team.size(), limits_of(kernels, op));
     // After the last chunk comes the next linear, where each thread starts with the chunk of its own index.
     const std::byte* after_last = op.next.at(team.index() * chunks.panels_per_chunk(op.next.count));
     team.for_chunks_ahead(chunks.count(), [&](int64_t i, int64_t next) {
