@@ -149,27 +149,31 @@ def attention(q: F64, k: F64, probs: F64, v: F64, scale: float, mask: F64 | None
     return (relative + gamma(BLOCK_LEN + 6 * blocks + 12)) * (probs @ np.abs(v)) + SMALLEST
 
 
-def attention_rough(q: F64, k: F64, probs: F64, scale: float) -> F64:
+def attention_rough(q: F64, k: F64, scale: float, bias: F64 | None = None) -> F64:
     """Return a relative bound of bfloat16 and int8 probabilities against those of the same operands: [q_len, 1].
 
     Scores are sums of exact products (for integers the sums are exact too) with at most six roundings, including those
-    of the scale. An error of a score affects its own probability and those of its neighbors; so does an error of
-    exp2_rough.
+    of the scale. A bias adds one: fma(bias, log2 e, score). It has three itself, of log2 e, of this sum and of its
+    difference from the maximum. An error of a score affects its own probability and those of its neighbors; so does an
+    error of exp2_rough.
     """
-    scores = (np.abs(q) @ np.abs(k).T * abs(scale)).max(axis=-1, keepdims=True, initial=0.0)
+    errors = gamma(2 * q.shape[-1] + (6 if bias is None else 7)) * (np.abs(q) @ np.abs(k).T * abs(scale))
+    if bias is not None:
+        errors = errors + gamma(3) * np.abs(bias)
     blocks = -(-k.shape[0] // BLOCK_LEN)
-    return 2 * np.expm1(2 * gamma(2 * q.shape[-1] + 6) * scores) + 4 * EXP2_ROUGH + gamma(BLOCK_LEN + 6 * blocks + 12)
+    most = errors.max(axis=-1, keepdims=True, initial=0.0)
+    return 2 * np.expm1(2 * most) + 4 * EXP2_ROUGH + gamma(BLOCK_LEN + 6 * blocks + 12)
 
 
-def attention_bfloat16(q: F64, k: F64, probs: F64, v: F64, scale: float) -> F64:
+def attention_bfloat16(q: F64, k: F64, probs: F64, v: F64, scale: float, bias: F64 | None = None) -> F64:
     """Bound attention with bfloat16 q, k, v: weights and sums of products are rounded. Denormals may count as 0."""
-    relative = attention_rough(q, k, probs, scale) + BF16 + gamma(2 * BLOCK_LEN)
+    relative = attention_rough(q, k, scale, bias) + BF16 + gamma(2 * BLOCK_LEN)
     return relative * (probs @ np.abs(v)) + k.shape[0] * 2.0**-125
 
 
-def attention_int8(q: F64, k: F64, probs: F64, v: F64, v_scales: F64, scale: float) -> F64:
+def attention_int8(q: F64, k: F64, probs: F64, v: F64, v_scales: F64, scale: float, bias: F64 | None = None) -> F64:
     """Bound attention with int8 q, k, v. A weight times its value's scale is off by half a step of its block."""
-    relative = attention_rough(q, k, probs, scale)
+    relative = attention_rough(q, k, scale, bias)
     bound = relative * (probs @ np.abs(v))
     for begin in range(0, k.shape[0], BLOCK_LEN):
         block = slice(begin, begin + BLOCK_LEN)

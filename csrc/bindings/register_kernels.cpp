@@ -246,16 +246,21 @@ void kv_store(const std::string& target, const py::array& k, const py::array& v,
                                                          .head_dim = keys.n});
 }
 
-// attention [q_len, head_dim], or its probs [q_len, kv_len]
+// attention [q_len, head_dim], or its probs [q_len, kv_len]. bias [1, or a row per head, columns]: of relative
+// positions up to 0 if causal, else up to as many after as before.
 py::array attention(const std::string& target, const py::array& q, const py::array& blocks, int kv_len, int q_position,
                     bool causal, float scale, const MaybeArray& mask, const std::string& format, int rows_per_head,
-                    bool probs) {
+                    int window, const MaybeArray& bias, bool probs) {
     const Rows queries = rows_of("q", q), m = rows_of("mask", mask, queries.rows, kv_len);
     const Format kept = kv_format_from(format);
     if (mask && kept != Format::kFloat32) throw py::value_error("mask: only with float32");
     if (rows_per_head < 0 || (rows_per_head > 0 && queries.rows % rows_per_head != 0))
         throw py::value_error("rows_per_head: expected a divisor of the rows");
     const int heads = rows_per_head > 0 ? queries.rows / rows_per_head : 1;
+    if (window < 0) throw py::value_error("window: expected at least 0");
+    const Rows biases = rows_of("bias", bias, rows_per_head > 0 ? queries.rows : 1, -1);
+    const int bias_positions = causal ? biases.n : (biases.n + 1) / 2;
+    if (bias && bias_positions < kv_len) throw py::value_error("bias: expected one for each relative position");
     const auto pointers = blocks_of(blocks, kept, heads, queries.n, kv_len);
     std::vector<float> scratch(kAttentionScratch);
     auto out = matrix(queries.rows, probs ? kv_len : queries.n);
@@ -276,7 +281,10 @@ py::array attention(const std::string& target, const py::array& q, const py::arr
                                                          .head_dim = queries.n,
                                                          .rows_per_head = rows_per_head,
                                                          .causal = causal,
-                                                         .scale = scale});
+                                                         .scale = scale,
+                                                         .window = window,
+                                                         .bias = bias ? biases.data + bias_positions - 1 : nullptr,
+                                                         .bias_stride = biases.stride});
     return out;
 }
 
@@ -393,12 +401,14 @@ void register_kernels(py::module_& module) {
         m.def(
             probs ? "attention_probs" : "attention",
             [probs](const std::string& name, const py::array& queries, const py::array& kv, int length, int position,
-                    bool causal, float scale, const MaybeArray& mask, const std::string& kept, int rows_per_head) {
-                return attention(name, queries, kv, length, position, causal, scale, mask, kept, rows_per_head, probs);
+                    bool causal, float scale, const MaybeArray& mask, const std::string& kept, int rows_per_head,
+                    int window, const MaybeArray& bias) {
+                return attention(name, queries, kv, length, position, causal, scale, mask, kept, rows_per_head, window,
+                                 bias, probs);
             },
             target, q, blocks, py::kw_only(), kv_len, py::arg("q_position") = 0, py::arg("causal") = false,
             py::arg("scale") = 1.0f, py::arg("mask") = none, py::arg("format") = "float32",
-            py::arg("rows_per_head") = 0);
+            py::arg("rows_per_head") = 0, py::arg("window") = 0, py::arg("bias") = none);
     m.def("softmax_f32", &softmax_f32, target, x, py::kw_only(), py::arg("log") = false);
     m.def("activation_f32", &activation_f32, target, x, py::kw_only(), py::arg("activation"), py::arg("rough") = false);
     m.def("add_f32", &combine<&KernelTable::add_f32>, target, x, py::arg("y"));

@@ -72,6 +72,7 @@ private:
     void round_input(const ProductArgs& product) const;
     Sequences sequences() const;
     KvPages pages(const AttentionAttrs& attrs) const;
+    Relative relative(const AttentionAttrs& attrs) const;
     void store(View k, View v, const KvPages& pages) const;
 };
 
@@ -294,6 +295,14 @@ KvPages Executor::OpRun::pages(const AttentionAttrs& attrs) const {
             .head_dim = attrs.head_dim};
 }
 
+Relative Executor::OpRun::relative(const AttentionAttrs& attrs) const {
+    Relative relative{.causal = attrs.causal, .window = attrs.window};
+    if (!attrs.has_bias) return relative;
+    relative.bias = vector(0) + attrs.bias_positions - 1;
+    relative.bias_stride = weight(0).stride;
+    return relative;
+}
+
 void Executor::OpRun::store(View k, View v, const KvPages& pages) const {
     launch_kv_store({.k = k.data,
                      .k_stride = k.stride,
@@ -318,7 +327,7 @@ void Executor::OpRun::launch(const AttentionProbsAttrs& attrs) const {
                             .sequences = sequences(),
                             .pages = pages,
                             .n_head = attrs.n_head,
-                            .causal = attrs.causal,
+                            .relative = relative(attrs),
                             .scale = attrs.scale,
                             .probs = running.map_floats,
                             .offsets = running.map_offsets + static_cast<int64_t>(map) * running.sizes.sequences},
@@ -346,7 +355,7 @@ void Executor::OpRun::launch(const AttentionAttrs& attrs) const {
                              .sequences = sequences(),
                              .pages = pages,
                              .n_head = attrs.n_head,
-                             .causal = attrs.causal,
+                             .relative = relative(attrs),
                              .scale = attrs.scale,
                              .out = out(),
                              .partials = reinterpret_cast<float*>(running.base + running.workspace.partials),

@@ -73,6 +73,7 @@ static_assert(kAttentionScratch * sizeof(float) >= sizeof(Workspace) + kLineByte
 struct Range {
     int begin, end;
 
+    bool operator==(const Range&) const = default;
     FA_INLINE Range of_block(Range positions, int block) {
         return {clamp_to(positions.begin - block * kBlockLen, kBlockLen),
                 clamp_to(positions.end - block * kBlockLen, kBlockLen)};
@@ -85,10 +86,20 @@ struct Range {
     }
 };
 
-// The positions that query row `row` sees.
-FA_INLINE Range visible(const AttentionArgs& args, int row) {
+// The position of query row `row`. A query after the last position counts as one at the last position.
+FA_INLINE int position_of(const AttentionArgs& args, int row) {
     const int own = args.q_position + (args.rows_per_head > 0 ? 0 : row);
-    return {0, args.causal && own < args.kv_len ? own + 1 : args.kv_len};
+    return own < args.kv_len ? own : args.kv_len - 1;
+}
+
+// The positions that query row `row` sees: its own and neighbors, so none only if there are no positions.
+FA_INLINE Range visible(const AttentionArgs& args, int row) {
+    const int own = position_of(args, row);
+    Range seen{0, args.causal ? own + 1 : args.kv_len};
+    if (args.window == 0) return seen;
+    if (args.window <= own) seen.begin = own - args.window + 1;
+    if (args.window < seen.end - own) seen.end = own + args.window;
+    return seen;
 }
 // The same within a block, from its first position on.
 FA_INLINE Range visible(const AttentionArgs& args, int row, int block) {
@@ -106,7 +117,11 @@ FA_INLINE int rows_together(const AttentionArgs& args, int first) {
     // Causal rows end at multiples of kAttentionRows, which divides kBlockLen.
     const bool positions = args.causal && args.rows_per_head == 0;
     const int most = positions ? kAttentionRows - (args.q_position + first) % kAttentionRows : kAttentionRows;
-    return clamp_to(args.q_len - first, most);
+    int rows = clamp_to(args.q_len - first, most);
+    // The ends of a window do not have to be at such multiples.
+    if (args.window > 0 && args.rows_per_head == 0)
+        while (rows > 1 && blocks_of(args, first + rows - 1) != blocks_of(args, first)) --rows;
+    return rows;
 }
 
 // True if every row sees the whole block.

@@ -13,7 +13,7 @@ FA_INLINE void read_queries_int8(const AttentionArgs& args, QueryRows& q) {
     const Vec scale = quantize_rows(from, args.q_stride, q.count, args.head_dim, q.room, kMaxRowWords).scale;
     // Above 0, so that a score of -inf stays -inf. NaN stays NaN.
     q.scale = max(broadcast(0x1p-126f), mul(scale, broadcast(args.scale * kLog2E)));
-    q.late_scale = q.scale.all();
+    q.late_scale = args.bias == nullptr ? q.scale.all() : broadcast(1.0f);
     if constexpr (kInt8Offset == 0) return;
     const Words ones = broadcast_word(0x01010101);
     Words sum[kLanes];
@@ -116,17 +116,30 @@ void score_block(const AttentionArgs& args, const QueryRows& q, BlockScores& sco
     });
 }
 
-// Finishes S of row r with kVecs vectors of a block: adds the mask. S at a position that the row does not see is -inf.
+// Adds the biases of the positions of a vector to S of row r. In formats other than float32, S has units of log2(e).
+template <Format kFormat>
+FA_INLINE Vec add_bias(const QueryRows& q, int r, Vec s, Vec bias) {
+    if constexpr (kFormat == Format::kFloat32) return add(s, bias);
+    if constexpr (kFormat == Format::kInt8) s = mul(s, broadcast(q.scale.of[r]));
+    return fma(bias, broadcast(kLog2E), s);
+}
+
+// Finishes S of row r with kVecs vectors of a block: adds mask and bias. S at a position that the row does not see is
+// -inf. No row sees a position whose bias the table does not have, so the table is read only up to the last one seen.
 template <Format kFormat, int kVecs>
 FA_INLINE void finish_scores(const AttentionArgs& args, const QueryRows& q, int r, int block, Vec (&s)[kVecs]) {
-    const int row = q.first + r;
+    const int row = q.first + r, first = block * kBlockLen;
     const Range seen = visible(args, row, block);
+    const int64_t head = args.rows_per_head > 0 ? row : 0, relative = first - position_of(args, row);
 #pragma GCC unroll 4
     for (int c = 0; c < kVecs; ++c) {
+        const int lanes = clamp_to(seen.end - c * kLanes, kLanes);
         if constexpr (kFormat == Format::kFloat32)
             if (args.mask)
-                s[c] = add(s[c], load_partial(args.mask + row * args.mask_stride + block * kBlockLen + c * kLanes,
-                                              clamp_to(seen.end - c * kLanes, kLanes)));
+                s[c] = add(s[c], load_partial(args.mask + row * args.mask_stride + first + c * kLanes, lanes));
+        if (args.bias)
+            s[c] = add_bias<kFormat>(q, r, s[c],
+                                     load_lanes(args.bias + head * args.bias_stride + relative + c * kLanes, lanes));
         s[c] = seen.lanes_or(s[c], broadcast(-kInf), c * kLanes);
     }
 }

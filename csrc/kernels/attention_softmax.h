@@ -39,7 +39,7 @@ FA_INLINE auto in_pairs(const F& combine, const auto (&x)[kVecs]) {
 template <Format kFormat, int kVecs>
 FA_INLINE void find_maxima(const AttentionArgs& args, const QueryRows& q, BlockScores& scores, int block) {
     Words highest[kLanes];
-    const bool finished = args.mask == nullptr && all_see(args, q, block);
+    const bool finished = args.mask == nullptr && args.bias == nullptr && all_see(args, q, block);
     for (int r = 0; r < q.count; ++r) {
         float* at = scores.s + r * kBlockLen;
         Vec s[kVecs];

@@ -23,6 +23,7 @@ FA_INLINE bool rows_fit_tiles(const AttentionArgs& args, const QueryRows& q) {
 // S with all positions of a block. int8: times the scale of the key.
 template <Format kFormat>
 FA_INLINE void score_on_tiles(const QueryRows& q, BlockScores& scores, const ConstHeadBlock<kFormat>& kv) {
+    FA_TILE_READY();
     FA_TILE_CLEAR(0);
     FA_TILE_CLEAR(1);
     FA_TILE_CLEAR(2);
@@ -60,6 +61,7 @@ FA_INLINE void score_on_tiles(const QueryRows& q, BlockScores& scores, const Con
 template <Format kFormat>
 FA_INLINE void multiply_values(const BlockScores& scores, const ConstHeadBlock<kFormat>& kv, int d, int tiles,
                                int words, float* sums) {
+    FA_TILE_READY();
     FA_TILE_CLEAR(0);
     FA_TILE_CLEAR(1);
     FA_TILE_CLEAR(2);

@@ -38,7 +38,7 @@ struct LinearArgs {
 };
 inline constexpr int kLinearRowBlock = 192;  // rows whose partial sums are in scratch
 inline constexpr int kInt4Block = 128;       // words of an int4 panel that are unpacked at a time
-inline constexpr int kUnpackedWords = 1024;  // the same if there is time to unpack a whole panel first
+inline constexpr int kUnpackedWords = 2048;  // the same if there is time to unpack a whole panel first
 inline constexpr int64_t kLinearScratch = int64_t{kLinearRowBlock + kUnpackedWords} * kPanelWidth;  // floats
 
 // Rows of activations (or weights) in the format of a linear. int8 (and int4, whose activations are int8): one scale
@@ -137,7 +137,12 @@ struct AttentionArgs {
     int32_t q_len, q_position, kv_len, head_dim;
     int32_t rows_per_head;  // or 0: rows are positions
     bool causal;
-    float scale;  // positive except in float32
+    float scale;         // positive except in float32
+    int32_t window = 0;  // a query at p sees position j only if |p - j| < window; 0: no window
+    // bias[j - p] is added to the scaled score of position j for a query at p. Null: no bias. If rows are heads, that
+    // of row r starts r * bias_stride floats later.
+    const float* bias = nullptr;
+    int64_t bias_stride = 0;
 };
 inline constexpr int kAttentionRows = 16;  // query rows that visit a block together
 inline constexpr int64_t kAttentionScratch =

@@ -151,11 +151,15 @@ FA_INLINE Vec scaled(const LinearArgs& args, int row, SumOf<kFormat> sum, const 
 template <Format kFormat>
 FA_INLINE void store_result(const LinearArgs& args, int row, int c_column, Vec y) {
     float* c = args.c + row * args.c_stride;
+#if FASTATTN_HAS_TILES
+    if (args.c_stream) {
+        if (kFormat == Format::kBfloat16 && args.c_bfloat16)
+            return stream_bf16(reinterpret_cast<uint16_t*>(c) + c_column, y);
+        return stream(c + c_column, y);
+    }
+#endif
     if constexpr (kFormat == Format::kBfloat16)
         if (args.c_bfloat16) return store_bf16(reinterpret_cast<uint16_t*>(c) + c_column, y);
-#if FASTATTN_HAS_TILES
-    if (args.c_stream) return stream(c + c_column, y);
-#endif
     store(c + c_column, y);
 }
 

@@ -1,8 +1,8 @@
 // The matrix product on AMX tiles, for bfloat16, int8 and int4 (unpacked to int8). A panel has the layout of the tiles:
 // 16 words of 16 columns, 256 bytes apart.
 //
-// A block of 32 rows and 32 columns of the output is in registers while it goes over a slice of k. Then its sums wait
-// in `scratch`. They continue exactly where they stopped, so slices change no bits.
+// A block of 32 rows and 32 columns of the output is in registers while it goes over k. Slices of k, with partial sums in
+// memory, would keep the operands in the L1 cache but were slower, because loading and storing sums is slow.
 #pragma once
 #include "kernels/linear.h"
 #if FASTATTN_HAS_TILES
@@ -15,11 +15,12 @@ namespace {
 #if FASTATTN_HAS_TILES
 
 constexpr int kBlockRows = 2 * kTileWords;
-// Words of a slice. Its part of the panel is 24 KiB and stays in the L1 cache. 192 words were up to 10 % slower, 384 up
-// to 20 %.
-constexpr int kSliceWords = 96;
+// Steps between two tile stores. After about 2,000 cycles without one, a store took 900 cycles longer (measured on a
+// Xeon of 2024), so a long block has some that nothing reads.
+constexpr int kStepsToStore = 16;
+constexpr int kSumRows = kLinearRowBlock / 2;  // rows whose sums are computed at a time
 constexpr int64_t kHalfPanelBytes = kPanelWordBytes / 2;
-static_assert(kSliceWords % kTileWords == 0 && kLinearRowBlock % kBlockRows == 0);
+static_assert(kUnpackedWords % kTileWords == 0 && kSumRows % kBlockRows == 0);
 
 // Prefetches the next panel to L2, some lines per product of tiles. One stream does not reach the rate of memory
 // everywhere, so the panel is read as four.
@@ -44,6 +45,41 @@ private:
     int lines_;
 };
 
+// Rows whose sums are complete. They are written to c a row at a time between the products of the next rows, so that
+// vector units and tiles work at the same time.
+template <Format kFormat>
+class FinishedRows {
+public:
+    explicit FinishedRows(const LinearArgs& args) : args_(args) {}
+    // Starts with rows of `tile`, in the time of `steps` products.
+    void start(const Tile& tile, int rows, int64_t steps) {
+        write_all();
+        tile_ = tile;
+        left_ = rows;
+        per_step_ = static_cast<float>(rows) / static_cast<float>(steps);
+        due_ = 0.0f;
+    }
+    __attribute__((always_inline)) void step() {
+        if (left_ == 0) return;
+        for (due_ += per_step_; due_ >= 1.0f && left_ > 0; due_ -= 1.0f) write(1);
+    }
+    void write_all() {
+        if (left_ > 0) write(left_);
+    }
+
+private:
+    __attribute__((always_inline)) void write(int rows) {
+        finish<kFormat>(args_, tile_, rows);
+        tile_.row += rows;
+        tile_.partial += rows * kPanelWidth;
+        left_ -= rows;
+    }
+    const LinearArgs& args_;
+    Tile tile_{};
+    int left_ = 0;
+    float per_step_ = 0, due_ = 0;
+};
+
 // The words after the last whole 16 of k, with zeros behind them.
 struct Tail {
     int words;                                                 // or 0
@@ -62,6 +98,13 @@ struct Tail {
     }
 };
 
+// Products of tiles (two by two, or one by four) of `rows` rows with a panel, at least 1.
+FA_INLINE int64_t steps_of(const LinearArgs& args, int rows) {
+    const int most = rows < args.m ? rows : args.m;
+    const int64_t of_words = args.words < kTileWords ? 1 : args.words / kTileWords;
+    return most <= kTileWords ? of_words : of_words * 2 * ((most + kBlockRows - 1) / kBlockRows);
+}
+
 // Rows of the output that are computed together.
 struct RowBlock {
     int row, rows;    // to write
@@ -78,7 +121,7 @@ struct RowBlock {
     }
 };
 
-// What a block of rows goes over: words of a panel.
+// What a block of rows goes over: words of a panel. There is more than one slice only if an unpacked panel is too large.
 struct Slice {
     const std::byte* panel;
     int words, steps;   // steps: whole tiles
@@ -116,8 +159,10 @@ struct Slice {
 // Adds a slice to the sums of two tiles of rows and half a panel, from column `half` * 32 on.
 template <Format kFormat>
 FA_INLINE void two_by_two(const std::byte* a, int64_t a_bytes, const Slice& slice, const Tail& tail, int half,
-                          float* sums, PanelPrefetch& prefetch) {
+                          float* sums, PanelPrefetch& prefetch, FinishedRows<kFormat>& finished) {
     constexpr int64_t kSumBytes = kPanelWordBytes;
+    alignas(kLineBytes) float idle[kTileWords];
+    FA_TILE_READY();
     const std::byte* b = slice.panel + half * kHalfPanelBytes;
     float *first = sums + half * 2 * kTileWords, *second = first + kTileWords * kPanelWidth;
     if (!slice.first) {
@@ -139,7 +184,9 @@ FA_INLINE void two_by_two(const std::byte* a, int64_t a_bytes, const Slice& slic
     }
     for (int s = 0; s < slice.steps; ++s) {
         FA_TWO_BY_TWO(a + s * kLineBytes, a_bytes, b + s * kTileWords * kPanelWordBytes);
+        if (s % kStepsToStore == kStepsToStore - 1) FA_TILE_STORE(7, idle, 0);
         prefetch.step();
+        finished.step();
     }
     if (slice.last && tail.words > 0)
         FA_TWO_BY_TWO(reinterpret_cast<const std::byte*>(tail.rows), kLineBytes,
@@ -153,8 +200,10 @@ FA_INLINE void two_by_two(const std::byte* a, int64_t a_bytes, const Slice& slic
 // Adds a slice to the sums of one tile of rows and a panel.
 template <Format kFormat>
 FA_INLINE void one_by_four(const std::byte* a, int64_t a_bytes, const Slice& slice, const Tail& tail, float* sums,
-                           PanelPrefetch& prefetch) {
+                           PanelPrefetch& prefetch, FinishedRows<kFormat>& finished) {
     constexpr int64_t kSumBytes = kPanelWordBytes;
+    alignas(kLineBytes) float idle[kTileWords];
+    FA_TILE_READY();
     if (!slice.first || kInteger<kFormat>) {
         const float* from = slice.first ? reinterpret_cast<const float*>(slice.start) : sums;
         const int64_t stride = slice.first ? 0 : kSumBytes;
@@ -170,7 +219,9 @@ FA_INLINE void one_by_four(const std::byte* a, int64_t a_bytes, const Slice& sli
     }
     for (int s = 0; s < slice.steps; ++s) {
         FA_ONE_BY_FOUR(a + s * kLineBytes, a_bytes, slice.panel + s * kTileWords * kPanelWordBytes);
+        if (s % kStepsToStore == kStepsToStore - 1) FA_TILE_STORE(7, idle, 0);
         prefetch.step();
+        finished.step();
     }
     if (slice.last && tail.words > 0)
         FA_ONE_BY_FOUR(reinterpret_cast<const std::byte*>(tail.rows), kLineBytes,
@@ -184,10 +235,10 @@ FA_INLINE void one_by_four(const std::byte* a, int64_t a_bytes, const Slice& sli
 #undef FA_TWO_BY_TWO
 #undef FA_ONE_BY_FOUR
 
-// Adds a slice to the sums of a block of rows, and writes the block to c after the last one.
+// Adds a slice to the sums of a block of rows.
 template <Format kFormat>
-FA_INLINE void multiply_rows(const LinearArgs& args, const RowBlock& block, int panel, int k0, const Slice& slice,
-                             Tail& tail, float* sums, PanelPrefetch& prefetch) {
+FA_INLINE void multiply_rows(const LinearArgs& args, const RowBlock& block, int k0, const Slice& slice, Tail& tail,
+                             float* sums, PanelPrefetch& prefetch, FinishedRows<kFormat>& finished) {
     const int32_t* a = static_cast<const int32_t*>(args.a) + block.start * args.a_stride + k0;
     const auto* bytes = reinterpret_cast<const std::byte*>(a);
     const int64_t a_bytes = args.a_stride * kWordBytes;
@@ -197,62 +248,80 @@ FA_INLINE void multiply_rows(const LinearArgs& args, const RowBlock& block, int 
                        args.m - block.start < rows ? args.m - block.start : rows);
     }
     if (block.two_tiles) {
-        two_by_two<kFormat>(bytes, a_bytes, slice, tail, 0, sums, prefetch);
-        two_by_two<kFormat>(bytes, a_bytes, slice, tail, 1, sums, prefetch);
+        two_by_two<kFormat>(bytes, a_bytes, slice, tail, 0, sums, prefetch, finished);
+        two_by_two<kFormat>(bytes, a_bytes, slice, tail, 1, sums, prefetch, finished);
     } else {
-        one_by_four<kFormat>(bytes, a_bytes, slice, tail, sums, prefetch);
+        one_by_four<kFormat>(bytes, a_bytes, slice, tail, sums, prefetch, finished);
     }
-    if (!slice.last) return;
-    const Tile t{.a = nullptr,
-                 .panel = nullptr,
-                 .partial = sums + (block.row - block.start) * kPanelWidth,
-                 .words = 0,
-                 .first = slice.first,
-                 .last = true,
-                 .row = block.row,
-                 .column = panel * kPanelWidth,
-                 .c_column = (panel - args.panel_begin) * kPanelWidth};
-    finish<kFormat>(args, t, block.rows);
 }
 
-// All rows times one panel. `weights`: words of the panel (int4: groups).
+// Moves the sums that a block of rows has to write to the start of its room.
+FA_INLINE void skip_repeated(const RowBlock& block, float* sums) {
+    const int skipped = block.row - block.start;
+    if (skipped == 0) return;
+    for (int i = 0; i < block.rows * kPanelWidth; i += kLanes)
+        store_words(sums + i, load_words(sums + skipped * kPanelWidth + i));
+}
+
+// Rows [first, end) times a slice of a panel. Their sums are in `sums`.
 template <Format kFormat>
-void multiply_panel(const LinearArgs& args, int panel, const std::byte* weights, const std::byte* next) {
-    const int64_t blocks = (args.m + kBlockRows - 1) / kBlockRows, steps = args.words / kTileWords;
-    PanelPrefetch prefetch(next, panel_bytes_of(kFormat, args.words),
-                           (steps > 0 ? steps : 1) * (args.m > kTileWords ? 2 * blocks : 1));
+void multiply_slice(const LinearArgs& args, int first, int end, int k0, const Slice& slice, Tail& tail, float* sums,
+                    PanelPrefetch& prefetch, FinishedRows<kFormat>& finished) {
+    if (slice.last && tail.words > 0) tail.read_panel(slice.panel + slice.steps * kTileWords * kPanelWordBytes);
+    for (int row = first; row < end; row += kBlockRows) {
+        const RowBlock block = RowBlock::at(row, end, args.m);
+        float* of_block = sums + (row - first) * kPanelWidth;
+        multiply_rows<kFormat>(args, block, k0, slice, tail, of_block, prefetch, finished);
+        if (slice.last) skip_repeated(block, of_block);
+    }
+}
+
+// All rows times one panel. `weights`: words of the panel (int4: groups). `sums`: room for the sums of two times
+// kSumRows rows; a row block's sums are written while the next one uses the other half.
+template <Format kFormat>
+void multiply_panel(const LinearArgs& args, int panel, const std::byte* weights, PanelPrefetch& prefetch,
+                    FinishedRows<kFormat>& finished, int& half) {
     Tail tail;
     tail.words = args.words % kTileWords;
     alignas(kLineBytes) int32_t start[kPanelWidth];
     if constexpr (kInteger<kFormat>)
         for (int j = 0; j < kPanelWidth; j += kLanes)
             store_words(start + j, offset_of(args, panel * kPanelWidth + j));
+    constexpr bool kUnpacked = kFormat == Format::kInt4;
     float* unpacked = args.scratch + kLinearRowBlock * kPanelWidth;
-    const bool at_once = args.words <= kUnpackedWords;
-    if (kFormat == Format::kInt4 && at_once) unpack_panel(weights, 0, args.words, unpacked);
-    for (int first = 0; first < args.m; first += kLinearRowBlock) {
-        const int end = first + kLinearRowBlock < args.m ? first + kLinearRowBlock : args.m;
+    const int most = kUnpacked && args.words > kUnpackedWords ? kUnpackedWords : args.words;
+    if (kUnpacked && most == args.words) unpack_panel(weights, 0, most, unpacked);
+    for (int first = 0; first < args.m; first += kSumRows) {
+        const int end = first + kSumRows < args.m ? first + kSumRows : args.m;
+        float* sums = args.scratch + half * kSumRows * kPanelWidth;
         int k0 = 0;
         do {
             Slice slice{.panel = weights + k0 * kPanelWordBytes,
-                        .words = args.words - k0 < kSliceWords ? args.words - k0 : kSliceWords,
+                        .words = args.words - k0 < most ? args.words - k0 : most,
                         .steps = 0,
                         .first = k0 == 0,
                         .last = false,
                         .start = start};
             slice.steps = slice.words / kTileWords;
             slice.last = k0 + slice.words == args.words;
-            if constexpr (kFormat == Format::kInt4) {
-                if (!at_once) unpack_panel(weights, k0, slice.words, unpacked);
-                slice.panel = reinterpret_cast<const std::byte*>(unpacked) + (at_once ? k0 : 0) * kPanelWordBytes;
+            if constexpr (kUnpacked) {
+                if (most < args.words) unpack_panel(weights, k0, slice.words, unpacked);
+                slice.panel = reinterpret_cast<const std::byte*>(unpacked);
             }
-            if (slice.last && tail.words > 0)
-                tail.read_panel(slice.panel + slice.steps * kTileWords * kPanelWordBytes);
-            for (int row = first; row < end; row += kBlockRows)
-                multiply_rows<kFormat>(args, RowBlock::at(row, end, args.m), panel, k0, slice, tail,
-                                       args.scratch + (row - first) * kPanelWidth, prefetch);
+            multiply_slice<kFormat>(args, first, end, k0, slice, tail, sums, prefetch, finished);
             k0 += slice.words;
         } while (k0 < args.words);
+        const Tile t{.a = nullptr,
+                     .panel = nullptr,
+                     .partial = sums,
+                     .words = 0,
+                     .first = true,
+                     .last = true,
+                     .row = first,
+                     .column = panel * kPanelWidth,
+                     .c_column = (panel - args.panel_begin) * kPanelWidth};
+        finished.start(t, end - first, steps_of(args, kSumRows));
+        half = 1 - half;
     }
 }
 
@@ -260,6 +329,8 @@ template <Format kFormat>
 void linear_on_tiles(const LinearArgs& args) {
     const TileRegisters tiles(args.m);
     const int64_t bytes = panel_bytes_of(kFormat, args.words);
+    FinishedRows<kFormat> finished(args);
+    int half = 0;
     for (int panel = args.panel_begin; panel < args.panel_end; ++panel) {
         const std::byte* weights = static_cast<const std::byte*>(args.panels) + panel * bytes;
         const auto* next =
@@ -269,8 +340,10 @@ void linear_on_tiles(const LinearArgs& args) {
                 one_row_int4(args, weights, panel * kPanelWidth);
                 continue;
             }
-        multiply_panel<kFormat>(args, panel, weights, next);
+        PanelPrefetch prefetch(next, bytes, steps_of(args, args.m));
+        multiply_panel<kFormat>(args, panel, weights, prefetch, finished, half);
     }
+    finished.write_all();
     if (args.c_stream) end_streams();
 }
 

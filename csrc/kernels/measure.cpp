@@ -34,6 +34,7 @@ FA_INLINE float measure_tiles(int64_t iterations) {
     alignas(64) static constexpr std::byte kZeros[kTileBytes]{};
     alignas(64) float sums[kTileWords * kTileWords];
     const TileRegisters tiles(2 * kTileWords);
+    FA_TILE_READY();
     FA_TILE_CLEAR(0);
     FA_TILE_CLEAR(1);
     FA_TILE_CLEAR(2);

@@ -1,4 +1,5 @@
 // KV store, attention and attention probabilities, over blocks with NaN wherever nothing was stored.
+#include <algorithm>
 #include <limits>
 #include <memory>
 
@@ -13,6 +14,13 @@ struct Shape {
 };
 constexpr Shape kShapes[] = {{0, 0, 0},   {1, 0, 0}, {1, 0, 1},    {1, 63, 64}, {1, 64, 65}, {5, 0, 5},
                              {6, 60, 66}, {7, 0, 7}, {13, 58, 71}, {16, 0, 16}, {70, 0, 70}, {3, 200, 203}};
+struct Variant {
+    bool masked;
+    int window;
+    bool biased;
+};
+constexpr Variant kVariants[] = {{false, 0, false}, {true, 0, false},   {false, 1, false}, {false, 16, true},
+                                 {false, 0, true},  {false, 64, false}, {true, 65, true},  {false, 1000, false}};
 constexpr int kHeadDims[] = {1, 15, 16, 17, 32, 35, 64, 80, 128, 256};
 
 // int8 with a head_dim that is not a multiple of four bytes, and bfloat16 with an odd one, end with a partial word.
@@ -58,36 +66,57 @@ void kv_store(const KernelTable& table, Record& record) {
         for (const Shape& shape : kShapes) Blocks<kFormat>(table, shape.kv_len, head_dim).add_to(record);
 }
 
+// The biases have no room beyond the relative positions of the shape. There are no blocks before the window of the
+// first row.
+template <class Run>
+void with_variant(const Shape& shape, const Variant& variant, AttentionArgs args, Run run) {
+    const GuardedBuffer mask(int64_t{shape.q_len} * shape.kv_len, 113);
+    for (int64_t i = 0; i < mask.size(); ++i)
+        if (bits_at(114, static_cast<uint64_t>(i)) % 4 == 0 || i < shape.kv_len)
+            mask.data()[i] = -std::numeric_limits<float>::infinity();  // the whole first row
+    const int64_t before = std::max(0, shape.kv_len - 1);
+    const GuardedBuffer bias(args.causal ? before + 1 : 2 * before + 1, 117, 5.0f);
+    args.mask = variant.masked ? mask.data() : nullptr;
+    args.mask_stride = shape.kv_len;
+    args.window = variant.window;
+    std::vector<const std::byte*> blocks(args.blocks, args.blocks + (shape.kv_len + kBlockLen - 1) / kBlockLen);
+    const int first = std::min(shape.q_position, shape.kv_len - 1) - variant.window + 1;
+    if (variant.window > 0)
+        for (int i = 0; i < first / kBlockLen; ++i) blocks[static_cast<size_t>(i)] = nullptr;
+    args.blocks = blocks.data();
+    args.bias = variant.biased ? bias.data() + before : nullptr;
+    run(args);
+}
+
 template <Format kFormat, class Run>
 void for_each_case(const KernelTable& table, Run run) {
     for (int head_dim : kHeadDims)
-        for (const Shape& shape : kShapes)
+        for (const Shape& shape : kShapes) {
+            const Blocks<kFormat> blocks(table, shape.kv_len, head_dim);
+            const GuardedBuffer q(int64_t{shape.q_len} * head_dim, 111, 3.0f), scratch(kAttentionScratch, 112);
             for (bool causal : {false, true})
-                for (bool masked : {false, true}) {
-                    if (masked && kFormat != Format::kFloat32) continue;
-                    const Blocks<kFormat> blocks(table, shape.kv_len, head_dim);
-                    const GuardedBuffer q(int64_t{shape.q_len} * head_dim, 111, 3.0f), scratch(kAttentionScratch, 112);
-                    const GuardedBuffer mask(int64_t{shape.q_len} * shape.kv_len, 113);
-                    for (int64_t i = 0; i < mask.size(); ++i)
-                        if (bits_at(114, static_cast<uint64_t>(i)) % 4 == 0 || i < shape.kv_len)
-                            mask.data()[i] = -std::numeric_limits<float>::infinity();  // the whole first row
-                    run(AttentionArgs{.q = q.data(),
-                                      .q_stride = head_dim,
-                                      .blocks = blocks.pointers(),
-                                      .offset = 0,
-                                      .mask = masked ? mask.data() : nullptr,
-                                      .mask_stride = shape.kv_len,
-                                      .out = nullptr,
-                                      .out_stride = 0,
-                                      .scratch = scratch.data(),
-                                      .q_len = shape.q_len,
-                                      .q_position = shape.q_position,
-                                      .kv_len = shape.kv_len,
-                                      .head_dim = head_dim,
-                                      .rows_per_head = 0,
-                                      .causal = causal,
-                                      .scale = 0.125f});
+                for (const Variant& variant : kVariants) {
+                    if (variant.masked && kFormat != Format::kFloat32) continue;
+                    with_variant(shape, variant,
+                                 {.q = q.data(),
+                                  .q_stride = head_dim,
+                                  .blocks = blocks.pointers(),
+                                  .offset = 0,
+                                  .mask = nullptr,
+                                  .mask_stride = 0,
+                                  .out = nullptr,
+                                  .out_stride = 0,
+                                  .scratch = scratch.data(),
+                                  .q_len = shape.q_len,
+                                  .q_position = shape.q_position,
+                                  .kv_len = shape.kv_len,
+                                  .head_dim = head_dim,
+                                  .rows_per_head = 0,
+                                  .causal = causal,
+                                  .scale = 0.125f},
+                                 run);
                 }
+        }
 }
 
 template <Format kFormat>

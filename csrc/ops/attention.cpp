@@ -55,7 +55,8 @@ struct HeadPlace {
     int64_t offset;
 };
 
-AttentionArgs head_args(const AttentionOp& op, const SequenceBlocks& s, HeadPlace place, int thread) {
+// Arguments for query rows of `head`, or for rows that are heads from `head` on.
+AttentionArgs head_args(const AttentionOp& op, const SequenceBlocks& s, HeadPlace place, int32_t head, int thread) {
     return {.q = nullptr,
             .q_stride = op.q.stride,
             .blocks = place.blocks,
@@ -71,7 +72,10 @@ AttentionArgs head_args(const AttentionOp& op, const SequenceBlocks& s, HeadPlac
             .head_dim = op.head_dim,
             .rows_per_head = 0,
             .causal = op.causal,
-            .scale = op.scale};
+            .scale = op.scale,
+            .window = op.window,
+            .bias = op.bias == nullptr ? nullptr : op.bias + head * op.bias_stride,
+            .bias_stride = op.bias_stride};
 }
 
 // Calls run(begin, end, position) for runs of query rows at consecutive positions.
@@ -107,9 +111,9 @@ void store(const KernelTable& kernels, const AttentionOp& op, const SequenceBloc
 // Attends with one query row, for all of its heads that belong to KV heads [begin, end).
 void attend_heads(const KernelTable& kernels, const AttentionOp& op, const SequenceBlocks& s, int32_t begin,
                   int32_t end, int thread) {
-    AttentionArgs args = head_args(op, s, {s.blocks, head_offset(op, begin)}, thread);
-    const int32_t group = op.n_head / op.n_kv_head;
-    const int64_t column = int64_t{begin} * group * op.head_dim;
+    const int32_t group = op.n_head / op.n_kv_head, head = begin * group;
+    AttentionArgs args = head_args(op, s, {s.blocks, head_offset(op, begin)}, head, thread);
+    const int64_t column = int64_t{head} * op.head_dim;
     for_runs(op, s, s.q_begin, s.q_end, [&](int32_t row, int32_t, int32_t position) {
         args.q = op.q.row(row) + column;
         args.out = op.out.row(row) + column;
@@ -124,7 +128,7 @@ void attend_heads(const KernelTable& kernels, const AttentionOp& op, const Seque
 // Attends with query rows [begin, end) of one head.
 void attend(const KernelTable& kernels, const AttentionOp& op, const SequenceBlocks& s, HeadPlace place, int32_t head,
             int32_t begin, int32_t end, int thread) {
-    AttentionArgs args = head_args(op, s, place, thread);
+    AttentionArgs args = head_args(op, s, place, head, thread);
     const int64_t column = int64_t{head} * op.head_dim;
     for_runs(op, s, begin, end, [&](int32_t first, int32_t last, int32_t position) {
         args.q = op.q.row(first) + column;
@@ -225,7 +229,7 @@ void attention_probs(Team& team, const KernelTable& kernels, const AttentionOp& 
         }
         const SequenceBlocks& s = op.sequences[sequence];
         const HeadPlace place{s.blocks, head_offset(op, head / (op.n_head / op.n_kv_head))};
-        AttentionArgs args = head_args(op, s, place, team.index());
+        AttentionArgs args = head_args(op, s, place, head, team.index());
         args.q_len = s.q_end - s.q_begin;
         if (args.q_len == 0) return;
         args.q = op.q.row(s.q_begin) + int64_t{head} * op.head_dim;

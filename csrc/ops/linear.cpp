@@ -73,10 +73,12 @@ int64_t most_rows_of(const KernelTable& kernels, const LinearOp& op) {
 // True if the output passes the caches anyway. Then whole lines that are not read first halve the traffic.
 bool streams(const Team& team, const KernelTable& kernels, const LinearOp& op) {
     constexpr int64_t kCacheBytes = int64_t{512} << 10, kLine = 64;
-    if (!kernels.linear_tile[static_cast<int>(op.weights.format)].many_rows || op.out.data == nullptr) return false;
-    const int64_t row_bytes = op.out.stride * kWordBytes;
-    return op.out.rows * row_bytes > kCacheBytes * team.size() && op.out.width % (kLine / kWordBytes) == 0 &&
-           row_bytes % kLine == 0 && reinterpret_cast<uintptr_t>(op.out.data) % kLine == 0;
+    if (!kernels.linear_tile[static_cast<int>(op.weights.format)].many_rows) return false;
+    const bool rounded = op.rounded.format != Format::kFloat32;
+    const void* out = rounded ? static_cast<const void*>(op.rounded.to.words) : op.out.data;
+    const int64_t row_bytes = kWordBytes * (rounded ? quantized_stride(op.rounded.words) : op.out.stride);
+    return out != nullptr && op.x.rows * row_bytes > kCacheBytes * team.size() && op.out.width % kPanelWidth == 0 &&
+           row_bytes % kLine == 0 && reinterpret_cast<uintptr_t>(out) % kLine == 0;
 }
 
 // x in the format of the weights, ready for this thread to read.

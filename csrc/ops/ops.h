@@ -38,8 +38,9 @@ struct Quantized {
     int32_t* words = nullptr;
     float* scales = nullptr;
 };
+// An odd number of cache lines, so that sixteen rows spread over the sets of a cache.
 inline int64_t quantized_stride(int64_t words) {
-    return (words + 15) / 16 * 16;
+    return ((words + 15) / 16 | 1) * 16;
 }
 
 // A copy of an op's output, rounded for the linear that reads it next.
@@ -126,6 +127,10 @@ struct AttentionOp {
     // Each thread's own blocks for the keys and values of one head if there is no cache, else null.
     std::byte* const* const* thread_blocks;
     float* probs;  // attention_probs: [n_head, q_len, kv_len] of each sequence, concatenated; else null
+    int32_t window = 0;
+    // Of head 0, and the floats between heads: bias[j - p] is added to the score of position j for a query at p.
+    const float* bias = nullptr;
+    int64_t bias_stride = 0;
 };
 
 // Stores the keys and values of the step, then attends. If there are enough heads for all threads, one thread does both

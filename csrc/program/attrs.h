@@ -69,6 +69,12 @@ struct AttentionAttrs {
     int32_t layer = 0, n_head = 0, n_kv_head = 0, head_dim = 0;
     float scale = 0.0f;
     Gather q_rows = Gather::kTokens;
+    int32_t window = 0;
+    bool has_bias = false;
+    int32_t bias_positions = 0;  // the most positions of a sequence for which the table has biases
+
+    // Of the table: relative positions 1 - bias_positions to 0, or to bias_positions - 1 if not causal.
+    int64_t bias_columns() const { return causal ? bias_positions : 2 * int64_t{bias_positions} - 1; }
 };
 
 struct AttentionProbsAttrs : AttentionAttrs {

@@ -1,4 +1,6 @@
 // Validates a step against the Program.
+#include <algorithm>
+#include <limits>
 #include <string>
 
 #include "core/error.h"
@@ -16,7 +18,7 @@ const char* name_of(Index index) {
     return index == Index::kTokenIds ? "token_ids" : index == Index::kPositions ? "positions" : "token_type_ids";
 }
 
-void check_lengths(const StepArrays& step) {
+void check_rows(const StepArrays& step) {
     if (step.cu_seqlens[0] != 0 || step.cu_seqlens[step.n_sequences] != step.n_tokens)
         bad_input("cu_seqlens: expected 0 first and n_tokens last");
     for (int32_t s = 0; s < step.n_sequences; ++s)
@@ -57,6 +59,21 @@ void check_continues(const ProgramSpec& spec, const StepInput& step, int32_t s) 
                       ", in sequence " + std::to_string(s));
 }
 
+// Checks that the tables of attention have a bias for every pair of positions.
+void check_lengths(const ProgramSpec& spec, const StepInput& step) {
+    int32_t most = std::numeric_limits<int32_t>::max();
+    const auto limit = [&](const AttentionAttrs* attrs) {
+        if (attrs != nullptr && attrs->has_bias) most = std::min(most, attrs->bias_positions);
+    };
+    for (const OpSpec& op : spec.ops) limit(op.as<AttentionAttrs>()), limit(op.as<AttentionProbsAttrs>());
+    for (int32_t s = 0; s < step.n_sequences; ++s) {
+        const int64_t length = int64_t{step.start(s)} + step.length(s);
+        if (length > most)
+            throw Error(ErrorKind::kContextLength, "sequence " + std::to_string(s) + ": " + std::to_string(length) +
+                                                       " positions, the attention bias has " + std::to_string(most));
+    }
+}
+
 }  // namespace
 
 const int32_t* index_of(const StepArrays& step, Index index) {
@@ -92,7 +109,7 @@ int32_t vocab_of(const ProgramSpec& spec) {
 
 void check_step(const ProgramSpec& spec, const StepInput& step, const PagePool* pool,
                 const std::function<int64_t(int32_t)>& table_rows) {
-    check_lengths(step);
+    check_rows(step);
     if (!step.caches.empty() && step.caches.size() != static_cast<size_t>(step.n_sequences))
         bad_input("caches: expected one per sequence");
     for (int32_t s = 0; s < static_cast<int32_t>(step.caches.size()); ++s) {
@@ -101,6 +118,7 @@ void check_step(const ProgramSpec& spec, const StepInput& step, const PagePool* 
         if (cache.pool() != pool) bad_input("caches: a cache belongs to another model");
         check_continues(spec, step, s);
     }
+    check_lengths(spec, step);
     check_ids(spec, step, table_rows);
 }
 

@@ -117,7 +117,10 @@ ops::AttentionOp attention_of(const AttentionAttrs& attrs, const OpRun& op, View
             .scale = attrs.scale,
             .scratch = op.memory.scratch(),
             .thread_blocks = cached ? nullptr : op.memory.thread_blocks(),
-            .probs = nullptr};
+            .probs = nullptr,
+            .window = attrs.window,
+            .bias = attrs.has_bias ? op.vector(0) + attrs.bias_positions - 1 : nullptr,
+            .bias_stride = attrs.bias_columns()};
 }
 
 void run(const AttentionAttrs& attrs, const OpRun& op) {

@@ -42,8 +42,8 @@ int64_t floats_of(const ProgramSpec& spec, int32_t value, const StepInput& step)
 int32_t vocab_of(const ProgramSpec& spec);
 
 // Checks the arrays, that the caches are open, of this pool and continued by their sequences, and that ids and
-// positions have a row in their tables. table_rows(weight): rows of a weight, by its index in the spec. Throws
-// Error(kInput), or Error(kContextLength) beyond the model's limit.
+// positions have a row in their tables, and pairs of positions a bias. table_rows(weight): rows of a weight, by its
+// index in the spec. Throws Error(kInput), or Error(kContextLength) beyond the model's limit.
 void check_step(const ProgramSpec& spec, const StepInput& step, const PagePool* pool,
                 const std::function<int64_t(int32_t weight)>& table_rows);
 

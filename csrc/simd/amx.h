@@ -11,6 +11,10 @@ namespace {
 constexpr int kTileWords = 16;    // rows of a tile, columns of sums, and words of a row
 constexpr int kTileBytes = 1024;  // of a whole tile
 
+// Ends all writes to memory that tiles read next. GCC does not know that its intrinsics read memory, so it could move or
+// drop the writes.
+#define FA_TILE_READY() asm volatile("" : : : "memory")
+
 // Tiles 0 to 3 are sums, and 4 to 7 are operands:
 //
 //   two tiles of rows, two of columns         one tile of rows, four of columns
@@ -37,6 +41,7 @@ public:
             config.row_bytes[t] = 64;
             config.rows[t] = static_cast<uint8_t>(of_tile[t]);
         }
+        FA_TILE_READY();
         _tile_loadconfig(&config);
     }
     ~TileRegisters() {

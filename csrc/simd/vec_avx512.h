@@ -256,6 +256,10 @@ FA_INLINE void store_bf16(uint16_t* p, Vec a) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(round_bf16(a).v));
 }
 
+FA_INLINE void stream_bf16(uint16_t* p, Vec a) {  // p is a multiple of 32 bytes; see stream
+    _mm256_stream_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(round_bf16(a).v));
+}
+
 #if defined(__AVX512VNNI__)
 // The instruction multiplies unsigned by signed bytes, so `a` is stored with 128 added.
 inline constexpr int kInt8Offset = 128;

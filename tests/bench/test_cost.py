@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from fastattn.graph.cost import Cost, Formats, StepShape
 from fastattn.graph.ir import Op, Program
 from fastattn.graph.step_cost import op_cost, op_format, step_cost
 from tests.reference.checkpoints import write_bert, write_gpt2
+from tests.reference.decoder_program import decoder_program
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +85,34 @@ def test_an_encoder(bert: Program) -> None:
     # In the last layer, everything after the attention only runs on the first token of each sequence.
     up = named(bert, "linear", "layer.1.intermediate")
     assert op_cost(bert, up, StepShape((3, 4))).multiply_adds == 2 * 12 * 20
+
+
+def test_attention_with_a_window(gpt2: Program, bert: Program) -> None:
+    op = named(gpt2, "attention")
+    op = replace(op, attrs={**op.attrs, "window": 3})
+    # 5 tokens see 1 + 2 + 3 + 3 + 3 positions.
+    assert op_cost(gpt2, op, StepShape((5,))) == Cost(2 * 12 * 12)
+    # A token after 9 positions sees 3, two of them in the cache.
+    assert op_cost(gpt2, op, StepShape((1,), (9,))) == Cost(2 * 12 * 3, 0, 2 * 12 * 2 * 4)
+    assert op_cost(gpt2, op, StepShape((4,), (1.5,))) == Cost(2 * 12 * (2.5 + 3 + 3 + 3), 0, 2 * 12 * 1.5 * 4)
+    # The last two of four tokens see three positions each, only one of them in the cache.
+    last = replace(op, attrs={**op.attrs, "q_rows": "wanted"})
+    assert op_cost(gpt2, last, StepShape((3,), (5,), wanted=2)) == Cost(2 * 12 * 6, 0, 2 * 12 * 1 * 4)
+    first, last = (op for op in bert.ops if op.kind == "attention")
+    # 4 tokens see 2 positions on each side: 3 + 4 + 4 + 3. The first one sees 3.
+    assert op_cost(bert, replace(first, attrs={**first.attrs, "window": 3}), StepShape((4,))) == Cost(2 * 12 * 14)
+    assert op_cost(bert, replace(last, attrs={**last.attrs, "window": 3}), StepShape((4,))) == Cost(2 * 12 * 3)
+
+
+def test_attention_biases_are_read_once() -> None:
+    program = decoder_program(layers=2, heads=4, bias="alibi").program
+    first, second = (op for op in program.ops if op.kind == "attention")
+    # Four heads, and the relative positions of the longest sequence.
+    assert op_cost(program, first, StepShape((1, 1), (7, 9))).weight_bytes == 4 * 10 * 4
+    assert op_cost(program, second, StepShape((1, 1), (7, 9))).weight_bytes == 0
+    both = decoder_program(layers=2, heads=4, bias="alibi", causal=False, window=4).program
+    assert op_cost(both, named(both, "attention"), StepShape((3, 9))).weight_bytes == 4 * 7 * 4
+    assert op_cost(both, named(both, "attention"), StepShape((3, 2))).weight_bytes == 4 * 5 * 4
 
 
 def test_a_whole_step_of_gpt2(gpt2: Program) -> None:

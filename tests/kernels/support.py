@@ -73,15 +73,26 @@ def kv_blocks(
 
 
 def attention_reference(
-    q: F32, k: F32, v: F32, *, scale: float, causal: bool, q_position: int, mask: F32 | None, dtype: type = np.float64
+    q: F32,
+    k: F32,
+    v: F32,
+    *,
+    scale: float,
+    causal: bool,
+    q_position: int,
+    mask: F32 | None,
+    window: int = 0,
+    dtype: type = np.float64,
 ) -> tuple[NDArray, NDArray]:
     """Return output and probabilities of the plain formula in `dtype`."""
     scores = (q.astype(dtype) @ k.astype(dtype).T) * dtype(scale)
     if mask is not None:
         scores = scores + mask.astype(dtype)
+    relative = np.arange(len(k)) - (q_position + np.arange(len(q)))[:, None]
     if causal:
-        position = q_position + np.arange(len(q))[:, None]
-        scores = np.where(np.arange(len(k))[None, :] <= position, scores, dtype(-np.inf))
+        scores = np.where(relative <= 0, scores, dtype(-np.inf))
+    if window:
+        scores = np.where(np.abs(relative) < window, scores, dtype(-np.inf))
     if scores.shape[1] == 0:
         return np.zeros((len(q), v.shape[1]), dtype), scores
     highest = scores.max(axis=1, keepdims=True)

@@ -94,23 +94,34 @@ def test_kv_store_of_a_wider_array(target: str, format: str) -> None:
     np.testing.assert_array_equal(kv_blocks(k, v, target=target, format=format), dense)
 
 
-def _reference(
-    format: str, q: F32, k: F32, v: F32, scale: float, causal: bool, q_position: int
+def rounded_reference(
+    format: str,
+    q: F32,
+    k: F32,
+    v: F32,
+    scale: float,
+    causal: bool,
+    q_position: int,
+    *,
+    window: int = 0,
+    bias: F32 | None = None,
 ) -> tuple[F64, F64, F64, F64, F64]:
     """Return output and probabilities for q, k and v rounded to the format, and bounds of both."""
+    wide_bias = None if bias is None else bias.astype(np.float64)
     if format == "bfloat16":
         factor = np.float32(scale) * LOG2_E
         wide = [_bfloat16(q * factor).astype(np.float64) / float(LOG2_E), *(_bfloat16(x).astype(float) for x in (k, v))]
         scale = 1.0
     else:
         wide = [bytes_.astype(np.float64) * scales for bytes_, scales in map(_int8, (q, k, v))]
-    options: Any = {"scale": scale, "causal": causal, "q_position": q_position, "mask": None}
+    options: Any = {"scale": scale, "causal": causal, "q_position": q_position, "mask": bias, "window": window}
     out, probs = attention_reference(*wide, **options)
     if format == "bfloat16":
-        bound = tolerances.attention_bfloat16(wide[0], wide[1], probs, wide[2], scale)
+        bound = tolerances.attention_bfloat16(wide[0], wide[1], probs, wide[2], scale, wide_bias)
     else:
-        bound = tolerances.attention_int8(wide[0], wide[1], probs, wide[2], _int8(v)[1][:, 0].astype(float), scale)
-    rough = tolerances.attention_rough(wide[0], wide[1], probs, scale)
+        v_scales = _int8(v)[1][:, 0].astype(float)
+        bound = tolerances.attention_int8(wide[0], wide[1], probs, wide[2], v_scales, scale, wide_bias)
+    rough = tolerances.attention_rough(wide[0], wide[1], scale, wide_bias)
     return out, probs, bound, rough * probs + 2.0**-125, wide[2]
 
 
@@ -122,7 +133,7 @@ def test_against_float64(head_dim: int, shape: tuple[int, int, int], causal: boo
     q_len, q_position, kv_len = shape
     q, k, v = _inputs(q_len, kv_len, head_dim)
     scale = float(np.float32(head_dim**-0.5))
-    reference, probs, bound, probs_bound, _ = _reference(format, q, k, v, scale, causal, q_position)
+    reference, probs, bound, probs_bound, _ = rounded_reference(format, q, k, v, scale, causal, q_position)
     options: dict[str, Any] = {"scale": scale, "causal": causal, "q_position": q_position, "format": format}
     results = {}
     for target in TARGETS:

@@ -58,8 +58,9 @@ def loaded(folder: Path, family: str) -> Loaded:
 
 
 def loaded_decoder() -> Loaded:
-    engine, made = _core.Engine(2), decoder_program(layers=2, heads=4)
-    programs = [made.program, decoder_program(which="last", layers=2, heads=4).program]
+    engine, made = _core.Engine(2), decoder_program(layers=2, heads=4, window=5, bias="alibi")
+    marked = with_outputs(made.program, attentions=True)
+    programs = [made.program, marked, decoder_program(which="last", layers=2, heads=4).program]
     cpu._load(engine, made.program.weights, made.sources, weight_formats(made.program, "float32"))
     return Loaded(engine, tuple(cpu.spec_of(program, "float32") for program in programs))
 
@@ -91,7 +92,7 @@ WORDS = ("tokens", "wanted", "sequences", "first", "last", "token_ids", "positio
          "none", "relu", "")  # fmt: skip
 ATTRS = ("activation", "index", "which", "q_rows", "pool", "has_bias", "has_residual", "causal", "offset", "layer",
          "n_head", "n_kv_head", "head_dim", "eps", "scale", "groups", "dimensions", "interleaved", "rows",
-         "unheard")  # fmt: skip
+         "window", "bias_positions", "unheard")  # fmt: skip
 numbers = st.sampled_from(NUMBERS)
 small = st.integers(0, 40)
 anything = st.one_of(numbers, st.sampled_from(WORDS), st.booleans(), st.floats(), st.none(), st.just([]))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from fastattn.checkpoint import ArraySource, ComputedSource, WeightSource
+from fastattn.graph.attention_bias import AlibiBias, RelativeBias, T5Buckets, alibi_slopes
 from fastattn.graph.ir import Program, Step
 from fastattn.graph.kinds import activate, attention, embedding, gather_rows, linear, rms_norm, rotary
 from fastattn.graph.rotary_table import RotaryTable
@@ -39,9 +40,20 @@ class DecoderProgram:
 
 
 def decoder_program(
-    *, interleaved: bool = False, dimensions: int = 8, which: str | None = None, layers: int = 1, heads: int = HEADS
+    *,
+    interleaved: bool = False,
+    dimensions: int = 8,
+    which: str | None = None,
+    layers: int = 1,
+    heads: int = HEADS,
+    causal: bool = True,
+    window: int = 0,
+    bias: str | None = None,
 ) -> DecoderProgram:
-    """Trace it. which: None for an output of every token, or the rows that gather_rows selects."""
+    """Trace it. which: None for an output of every token, or the rows that gather_rows selects.
+
+    window: of every second layer, from the first on. bias: None, or a key of BIASES for one that all layers read.
+    """
     tracer = Tracer()
     w, width = Weights(tracer, AllNames()), heads * HEAD_DIM
     table = RotaryTable(frequencies=FREQUENCIES[: dimensions // 2], positions=POSITIONS, interleaved=interleaved)
@@ -58,13 +70,40 @@ def decoder_program(
         q = linear(normed, b["q"], width, bias=False)
         k, v = (linear(normed, b[name], HEADS * HEAD_DIM, bias=False) for name in "kv")
         q = turned(rms_norm(q, b["q_norm"], 1e-5, groups=heads), heads)
-        y = x + attention(q, turned(k, HEADS), v, layer=layer, n_head=heads, n_kv_head=HEADS, causal=True)
+        y = x + attention(
+            q,
+            turned(k, HEADS),
+            v,
+            layer=layer,
+            n_head=heads,
+            n_kv_head=HEADS,
+            causal=causal,
+            window=0 if layer % 2 else window,
+            bias=w["bias"] if bias else None,
+            bias_positions=POSITIONS if bias else 0,
+        )
         normed = rms_norm(y, b["mlp_norm"], 1e-6)
         gate, up = (linear(normed, b[name], 72, bias=False) for name in ("gate", "up"))
         x = y + linear(activate(gate, "silu") * up, b["down"], width, bias=False)
     outputs = {"y": x if which is None else gather_rows(x, which)}
     program = tracer.program(outputs, max_positions=POSITIONS, n_kv_head=HEADS, head_dim=HEAD_DIM)
-    return DecoderProgram(program, sources_of(program, table))
+    sources = sources_of(program, table)
+    if bias:
+        made = BIASES[bias](heads, causal)
+        sources["bias.weight"] = ComputedSource("bias.weight", made.shape, made.rows)
+    return DecoderProgram(program, sources)
+
+
+def _learned(heads: int, causal: bool) -> RelativeBias:
+    buckets = T5Buckets(num_buckets=16, max_distance=100, bidirectional=not causal)
+    numbers = 3 * np.random.default_rng(8).standard_normal((16, heads)).astype(np.float32)
+    return RelativeBias(weight=ArraySource("learned", numbers), buckets=buckets, positions=POSITIONS, causal=causal)
+
+
+BIASES: Mapping[str, Callable[[int, bool], AlibiBias | RelativeBias]] = {
+    "alibi": lambda heads, causal: AlibiBias(slopes=alibi_slopes(heads), positions=POSITIONS, causal=causal),
+    "learned": _learned,
+}
 
 
 def sources_of(program: Program, table: RotaryTable) -> dict[str, WeightSource]:

@@ -28,12 +28,47 @@ FA_DEVICE Sequence sequence_at(const Sequences& sequences, const KvPages& pages,
     return {begin, start, start + sequences.cu_seqlens[s + 1] - begin, pages.table + s * pages.table_stride};
 }
 
-// Positions that query row `row` sees. A row without a token (-1) sees nothing.
-FA_DEVICE int visible(const AttentionArgs& args, const Sequence& sequence, int row) {
-    const int token = args.query_tokens == nullptr ? row : args.query_tokens[row];
-    if (token < 0) return 0;
-    const int own = sequence.start + token - sequence.token_begin + 1;  // beyond kv_len in an empty sequence
-    return args.causal && own < sequence.kv_len ? own : sequence.kv_len;
+// Some positions, the last exclusive.
+struct Range {
+    int begin, end;
+
+    FA_DEVICE bool empty() const { return begin >= end; }
+    FA_DEVICE bool has(int position) const { return begin <= position && position < end; }
+    // The part in a block, from the block's first position on.
+    FA_DEVICE Range of_block(int block) const {
+        const int from = begin - block * kBlockLen, to = end - block * kBlockLen;
+        return {from > 0 ? from : 0, to < kBlockLen ? to : kBlockLen};
+    }
+    // The blocks of which it has a part.
+    FA_DEVICE Range blocks() const { return {begin / kBlockLen, (end + kBlockLen - 1) / kBlockLen}; }
+};
+
+// What a query row sees, in the order of csrc/kernels/attention_rows.h. `position` is the row's own; that of an empty
+// sequence counts as the last one of its cache. A row without a token sees nothing.
+struct Query {
+    int position;
+    Range seen;
+};
+FA_DEVICE Query query_at(const Relative& relative, const Sequence& sequence, int token) {
+    int own = sequence.start + token - sequence.token_begin;
+    if (own >= sequence.kv_len) own = sequence.kv_len - 1;
+    if (token < 0 || own < 0) return {0, {0, 0}};
+    Range seen{0, relative.causal ? own + 1 : sequence.kv_len};
+    if (relative.window > 0) {
+        if (relative.window <= own) seen.begin = own - relative.window + 1;
+        if (relative.window < seen.end - own) seen.end = own + relative.window;
+    }
+    return {own, seen};
+}
+FA_DEVICE Query query_of(const AttentionArgs& args, const Sequence& sequence, int row) {
+    return query_at(args.relative, sequence, args.query_tokens == nullptr ? row : args.query_tokens[row]);
+}
+
+// Biases of a head, from the block's first position on, for a query at `position`; or null. Only those of positions
+// that the query sees may be read.
+FA_DEVICE const float* biases_at(const Relative& relative, int head, int position, int block) {
+    if (relative.bias == nullptr) return nullptr;
+    return relative.bias + head * relative.bias_stride + (block * kBlockLen - position);
 }
 
 // Keys [kBlockLen, row_elements(head_dim)] of block `block` for a KV head. The values follow, kBlockLen rows later.

@@ -5,6 +5,20 @@
 namespace fastattn::cuda {
 namespace {
 
+// Copies the queries of up to `heads` heads from `head` on to q [kWarpRows, kPitch]; zero after them.
+template <class T, int kDim>
+FA_DEVICE void copy_heads(uint16_t* q, const AttentionArgs& args, int row, int head, int heads) {
+    const int head_dim = args.pages.head_dim;
+    for (int i = lane(); i < kWarpRows * kDim / 2; i += kWarp) {
+        const int r = i / (kDim / 2), d = i % (kDim / 2) * 2;
+        uint32_t pair = 0;
+        if (r < heads)
+            pair =
+                query_pair<T>(args.q + row * args.q_stride + (head + r) * head_dim, d, head_dim, args.scale * kLog2E);
+        *reinterpret_cast<uint32_t*>(q + r * MmaShape<T, kDim>::kPitch + d) = pair;
+    }
+}
+
 // One warp per block. The query heads of a KV head are the rows of a tile, sixteen at a time.
 template <class T, int kDim>
 FA_KERNEL(kWarp)
@@ -14,8 +28,10 @@ decode_block(const AttentionArgs args) {
     const int s = block_x() / pages.n_kv_head, kv_head = block_x() % pages.n_kv_head, block = block_y();
     if (s >= count_of(args.sequences.rows) || args.q_begin[s] == args.q_begin[s + 1]) return;
     const Sequence sequence = sequence_at(args.sequences, pages, s);
-    const int row = args.q_begin[s], seen = visible(args, sequence, row) - block * kBlockLen;
-    if (seen <= 0) return;
+    const int row = args.q_begin[s];
+    const Query query = query_of(args, sequence, row);
+    const Range seen = query.seen.of_block(block);
+    if (seen.empty()) return;
     const int head_dim = pages.head_dim, group = args.n_head / pages.n_kv_head;
     const int row_width = static_cast<int>(row_elements(head_dim)), rows = sequence.kv_len - block * kBlockLen;
     uint16_t* q = reinterpret_cast<uint16_t*>(shared_memory());  // [kWarpRows, kPitch]
@@ -27,24 +43,23 @@ decode_block(const AttentionArgs args) {
 
     for (int begin = 0; begin < group; begin += kWarpRows) {
         const int head = kv_head * group + begin;
-        for (int i = lane(); i < kWarpRows * kDim / 2; i += kWarp) {
-            const int r = i / (kDim / 2), d = i % (kDim / 2) * 2;
-            uint32_t pair = 0;
-            if (begin + r < group)
-                pair = query_pair<T>(args.q + row * args.q_stride + (head + r) * head_dim, d, head_dim,
-                                     args.scale * kLog2E);
-            *reinterpret_cast<uint32_t*>(q + r * kPitch + d) = pair;
-        }
+        copy_heads<T, kDim>(q, args, row, head, group - begin);
         copy_async_wait<1>();  // the keys; the values may still be in flight
         sync_warp();
         float score[kScoreTiles][4], highest[2], total[2];
         score_block<T, kDim>(q, keys, head_dim, score);
-        const int count[2] = {seen, seen};
+        const int of_group = begin + lane() / 4;  // the lane's first row
+        SeenBlock rows_seen[2];
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+            const bool there = of_group + 8 * i < group;
+            rows_seen[i] = {
+                seen, there ? biases_at(args.relative, head + lane() / 4 + 8 * i, query.position, block) : nullptr};
+        }
         uint32_t probs[kBlockLen / 16][4];
-        probabilities<T>(score, count, highest, total, probs);
+        probabilities<T>(score, rows_seen, highest, total, probs);
         copy_async_wait<0>();
         sync_warp();
-        const int of_group = begin + lane() / 4;  // the lane's first row
         float* partial[2];
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
@@ -72,12 +87,13 @@ merge_blocks(const AttentionArgs args) {
     const int s = block_x(), head = block_y(), d = thread_id(), head_dim = args.pages.head_dim;
     if (s >= count_of(args.sequences.rows) || args.q_begin[s] == args.q_begin[s + 1] || d >= head_dim) return;
     const Sequence sequence = sequence_at(args.sequences, args.pages, s);
-    const int row = args.q_begin[s], blocks = (visible(args, sequence, row) + kBlockLen - 1) / kBlockLen;
-    const float* partial = args.partials + partial_at(args, row, head, 0);
+    const int row = args.q_begin[s];
+    const Range blocks = query_of(args, sequence, row).seen.blocks();
+    const float* partial = args.partials + partial_at(args, row, head, blocks.begin);
     Running<kFloat32> running;
     float sum = 0.0f;
 #pragma unroll 4
-    for (int block = 0; block < blocks; ++block, partial += head_dim + 2) {
+    for (int block = blocks.begin; block < blocks.end; ++block, partial += head_dim + 2) {
         running.merge(partial[head_dim], partial[head_dim + 1]);
         sum = running.merged(sum, partial[d]);
     }

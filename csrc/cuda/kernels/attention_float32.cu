@@ -43,8 +43,8 @@ struct Prefill {
     int64_t row_width;
     float *q, *probs, *keys, *values;  // shared: [kRows, kQPitch], [kRows, kPitch], and twice [kBlockLen, kPitch]
     int tx, first;                     // the thread's place and its first row
-    int seen[4];                       // positions that the thread's rows see
-    int blocks;                        // of positions that the tile's last row sees
+    Query query[4];                    // of the thread's rows
+    Range blocks;                      // of positions that the tile's rows see
     Running<true> running[4];          // m and l of the thread's rows
     float sum[4][4 * kChunks] = {};    // O: rows, elements 64 chunk + 4 tx to 64 chunk + 4 tx + 3
 
@@ -60,8 +60,10 @@ struct Prefill {
         tx = thread_id() % kSide, first = thread_id() / kSide * 4;
 #pragma unroll
         for (int r = 0; r < 4; ++r)
-            seen[r] = tile.begin + first + r < tile.end ? visible(args, sequence, tile.begin + first + r) : 0;
-        blocks = (visible(args, sequence, tile.end - 1) + kBlockLen - 1) / kBlockLen;
+            query[r] =
+                tile.begin + first + r < tile.end ? query_of(args, sequence, tile.begin + first + r) : Query{0, {0, 0}};
+        blocks = {query_of(args, sequence, tile.begin).seen.blocks().begin,
+                  query_of(args, sequence, tile.end - 1).seen.blocks().end};
     }
 
     FA_DEVICE const float* block_at(int block) const {
@@ -116,12 +118,18 @@ struct Prefill {
         }
     }
 
-    // Writes P of row r and merges the block into its m and l. `count`: positions of the block that the row sees.
-    FA_DEVICE void merge_row(int r, int count, float (&score)[kVectors]) {
+    // Writes P of row r and merges the block into its m and l.
+    FA_DEVICE void merge_row(int r, int block, float (&score)[kVectors]) {
+        const Range seen = query[r].seen.of_block(block);
+        const float* bias = biases_at(args.relative, head, query[r].position, block);
         float highest = -kInf;
 #pragma unroll
         for (int c = 0; c < kVectors; ++c) {
-            score[c] = tx + kSide * c < count ? score[c] * args.scale : -kInf;
+            const int column = tx + kSide * c;
+            const bool sees = seen.has(column);
+            score[c] *= args.scale;
+            if (sees && bias != nullptr) score[c] += bias[column];
+            score[c] = sees ? score[c] : -kInf;
             highest = math::max(highest, score[c]);
         }
 #pragma unroll
@@ -136,19 +144,37 @@ struct Prefill {
         float total = (p[0] + p[1]) + (p[2] + p[3]);
 #pragma unroll
         for (int mask : {8, 4, 2, 1}) total += shuffle_xor(total, mask);
-        if (count > 0) running[r].merge(highest, total);
+        if (!seen.empty()) running[r].merge(highest, total);
     }
 
-    // part = P V of one chunk. Rows skip the positions that they do not see.
-    FA_DEVICE void weigh_values(const int (&count)[4], float (&part)[4][4]) const {
-        int least = kBlockLen, most = 0;
+    // Adds P V of positions [begin, end) to `part`. Rows skip the positions that they do not see.
+    FA_DEVICE void weigh_seen(const Range (&seen)[4], int begin, int end, float (&part)[4][4]) const {
+        for (int position = begin; position < end; ++position) {
+            const Four v = load_four(values + position * kPitch + 4 * tx);
+#pragma unroll
+            for (int r = 0; r < 4; ++r) {
+                if (!seen[r].has(position)) continue;
+                const float p = probs[(first + r) * kPitch + position];
+#pragma unroll
+                for (int c = 0; c < 4; ++c) part[r][c] = math::fma(p, v.x[c], part[r][c]);
+            }
+        }
+    }
+
+    // part = P V of one chunk.
+    FA_DEVICE void weigh_values(const Range (&seen)[4], float (&part)[4][4]) const {
+        Range some{kBlockLen, 0}, all{0, kBlockLen};  // positions that any of the rows sees, and that all of them see
 #pragma unroll
         for (int r = 0; r < 4; ++r) {
-            least = count[r] < least ? count[r] : least;
-            most = count[r] > most ? count[r] : most;
+            some.begin = seen[r].begin < some.begin ? seen[r].begin : some.begin;
+            some.end = seen[r].end > some.end ? seen[r].end : some.end;
+            all.begin = seen[r].begin > all.begin ? seen[r].begin : all.begin;
+            all.end = seen[r].end < all.end ? seen[r].end : all.end;
         }
-        int position = 0;
-        for (; position + 4 <= least; position += 4) {
+        int from = (all.begin + 3) / 4 * 4, to = all.end / 4 * 4;  // whole fours that all rows see
+        if (from >= to) from = to = some.end;
+        weigh_seen(seen, some.begin, from, part);
+        for (int position = from; position < to; position += 4) {
             Four p[4];
 #pragma unroll
             for (int r = 0; r < 4; ++r) p[r] = load_four(probs + (first + r) * kPitch + position);
@@ -161,38 +187,26 @@ struct Prefill {
                     for (int c = 0; c < 4; ++c) part[r][c] = math::fma(p[r].x[j], v.x[c], part[r][c]);
             }
         }
-        for (; position < most; ++position) {
-            const Four v = load_four(values + position * kPitch + 4 * tx);
-#pragma unroll
-            for (int r = 0; r < 4; ++r) {
-                if (position >= count[r]) continue;
-                const float p = probs[(first + r) * kPitch + position];
-#pragma unroll
-                for (int c = 0; c < 4; ++c) part[r][c] = math::fma(p, v.x[c], part[r][c]);
-            }
-        }
+        weigh_seen(seen, to, some.end, part);
     }
 
     // Merges P V of the block into O. Copies the first keys of the next block meanwhile.
     FA_DEVICE void value_block(int block) {
-        int count[4];
+        Range seen[4];
 #pragma unroll
-        for (int r = 0; r < 4; ++r) {
-            count[r] = seen[r] - block * kBlockLen;
-            if (count[r] > kBlockLen) count[r] = kBlockLen;
-        }
+        for (int r = 0; r < 4; ++r) seen[r] = query[r].seen.of_block(block);
 #pragma unroll
         for (int chunk = 0; chunk < kChunks; ++chunk) {
             copy_async_wait<0>();
             sync_threads();
-            if (chunk == kChunks - 1 && block + 1 < blocks) copy_keys(block + 1, 0);
+            if (chunk == kChunks - 1 && block + 1 < blocks.end) copy_keys(block + 1, 0);
             float part[4][4] = {};
-            weigh_values(count, part);
+            weigh_values(seen, part);
 #pragma unroll
             for (int r = 0; r < 4; ++r)
 #pragma unroll
                 for (int c = 0; c < 4; ++c)
-                    if (count[r] > 0) sum[r][4 * chunk + c] = running[r].merged(sum[r][4 * chunk + c], part[r][c]);
+                    if (!seen[r].empty()) sum[r][4 * chunk + c] = running[r].merged(sum[r][4 * chunk + c], part[r][c]);
             if (chunk < kChunks - 1) {
                 sync_threads();
                 copy_values(block, chunk + 1);
@@ -224,13 +238,13 @@ prefill_float32(const AttentionArgs args) {
     const RowTile tile = find_tile<kRows>(args.q_begin, count_of(args.sequences.rows), block_x());
     if (tile.sequence < 0) return;
     Prefill<kDim, kRows> prefill(args, tile);
-    if (prefill.blocks > 0) prefill.copy_keys(0, 0);
+    if (!prefill.blocks.empty()) prefill.copy_keys(prefill.blocks.begin, 0);
     prefill.copy_queries();
-    for (int block = 0; block < prefill.blocks; ++block) {
+    for (int block = prefill.blocks.begin; block < prefill.blocks.end; ++block) {
         float score[4][kVectors] = {};
         prefill.score_block(block, score);
 #pragma unroll
-        for (int r = 0; r < 4; ++r) prefill.merge_row(r, prefill.seen[r] - block * kBlockLen, score[r]);
+        for (int r = 0; r < 4; ++r) prefill.merge_row(r, block, score[r]);
         prefill.value_block(block);
     }
     prefill.write_rows();
@@ -257,10 +271,12 @@ decode_float32(const AttentionArgs args) {
     const int s = block_x() / pages.n_kv_head, kv_head = block_x() % pages.n_kv_head, block = block_y();
     if (s >= count_of(args.sequences.rows) || args.q_begin[s] == args.q_begin[s + 1]) return;
     const Sequence sequence = sequence_at(args.sequences, pages, s);
-    const int row = args.q_begin[s], count = visible(args, sequence, row) - block * kBlockLen;
-    if (count <= 0) return;
+    const int row = args.q_begin[s];
+    const Query query = query_of(args, sequence, row);
+    const Range seen = query.seen.of_block(block);
+    if (seen.empty()) return;
     const int head_dim = pages.head_dim, pitch = key_pitch(head_dim), group = args.n_head / pages.n_kv_head;
-    const int t = thread_id(), positions = count < kBlockLen ? count : kBlockLen;
+    const int t = thread_id();
     const int64_t row_width = row_elements(head_dim);
     const float* from = reinterpret_cast<const float*>(keys_at(pages, sequence, kv_head, block));
     float* keys = reinterpret_cast<float*>(shared_memory());  // [kBlockLen, pitch]
@@ -269,7 +285,7 @@ decode_float32(const AttentionArgs args) {
     float* room = probs + kBlockLen;                          // [kBlockSumFloats]
 
     const int units = pitch / 4 - 1;
-    for (int unit = t; unit < positions * units; unit += kDecodeThreads)
+    for (int unit = seen.begin * units + t; unit < seen.end * units; unit += kDecodeThreads)
         copy_async_16(keys + unit / units * pitch + unit % units * 4,
                       from + unit / units * row_width + unit % units * 4);
     copy_async_commit();
@@ -280,13 +296,16 @@ decode_float32(const AttentionArgs args) {
         copy_async_wait<0>();
         sync_threads();
         float score = 0.0f;
-        if (t < positions)
+        if (seen.has(t))
             for (int d = 0; d < 4 * units; d += 4) {
                 const Four a = load_four(q + d), b = load_four(keys + t * pitch + d);
 #pragma unroll
                 for (int j = 0; j < 4; ++j) score = math::fma(a.x[j], b.x[j], score);
             }
-        score = t < positions ? score * args.scale : -kInf;
+        score *= args.scale;
+        const float* bias = biases_at(args.relative, head, query.position, block);
+        if (seen.has(t) && bias != nullptr) score += bias[t];
+        score = seen.has(t) ? score : -kInf;
         const BlockSums sums = sum_block<true>(score, room);
         probs[t] = sums.p;
         float* partial = args.partials + partial_at(args, row, head, block);
@@ -299,7 +318,7 @@ decode_float32(const AttentionArgs args) {
         for (int d = t; d < head_dim; d += kDecodeThreads) {
             float sum = 0.0f;
 #pragma unroll 16
-            for (int position = 0; position < positions; ++position)
+            for (int position = seen.begin; position < seen.end; ++position)
                 sum = math::fma(probs[position], values[position * row_width + d], sum);
             partial[d] = sum;
         }

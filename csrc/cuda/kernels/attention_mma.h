@@ -66,10 +66,16 @@ FA_DEVICE void score_block(const uint16_t* q, const uint16_t* keys, int head_dim
     }
 }
 
-// Replaces S by P, as fragments of a matrix [16, 64], and stores the maxima of S and the sums of P. Row g sees count[0]
-// positions, row g + 8 sees count[1].
+// What a row sees of a block, and the biases from the block's first position on, or null.
+struct SeenBlock {
+    Range seen;
+    const float* bias;
+};
+
+// Replaces S by P, as fragments of a matrix [16, 64], and stores the maxima of S and the sums of P. rows: those of rows
+// g and g + 8. S has units of log2(e).
 template <class T>
-FA_DEVICE void probabilities(float (&score)[kScoreTiles][4], const int (&count)[2], float (&highest)[2],
+FA_DEVICE void probabilities(float (&score)[kScoreTiles][4], const SeenBlock (&rows)[2], float (&highest)[2],
                              float (&total)[2], uint32_t (&probs)[kBlockLen / 16][4]) {
 #pragma unroll
     for (int row = 0; row < 2; ++row) {
@@ -80,7 +86,10 @@ FA_DEVICE void probabilities(float (&score)[kScoreTiles][4], const int (&count)[
 #pragma unroll
             for (int i = 0; i < 2; ++i) {
                 float& s = score[n][2 * row + i];
-                s = 8 * n + lane() % 4 * 2 + i < count[row] ? s : -kInf;
+                const int column = 8 * n + lane() % 4 * 2 + i;
+                const bool sees = rows[row].seen.has(column);
+                if (sees && rows[row].bias != nullptr) s = math::fma(rows[row].bias[column], kLog2E, s);
+                s = sees ? s : -kInf;
                 highest[row] = math::max(highest[row], s);
             }
         highest[row] = math::max(highest[row], shuffle_xor(highest[row], 1));

@@ -65,37 +65,42 @@ attention_prefill(const AttentionArgs args) {
         const std::byte* from = keys_at(pages, sequence, kv_head, block) + rows_behind * row_width * 2;
         copy_block<T, kDim, kPrefillThreads>(tile_of, from, sequence.kv_len - block * kBlockLen, row_width);
     };
-    const int blocks = (visible(args, sequence, tile.end - 1) + kBlockLen - 1) / kBlockLen;
-    if (blocks > 0) copy(keys, 0, 0);
+    const Range blocks{query_of(args, sequence, tile.begin).seen.blocks().begin,
+                       query_of(args, sequence, tile.end - 1).seen.blocks().end};
+    if (!blocks.empty()) copy(keys, blocks.begin, 0);
     copy_queries<T, kDim>(q, args, tile, head);
 
-    // The lane's rows, and the number of positions that they see.
+    // The lane's rows.
     const int first = tile.begin + warp() * kWarpRows + lane() / 4;
-    int seen[2];
+    Query query[2];
 #pragma unroll
-    for (int i = 0; i < 2; ++i) seen[i] = first + 8 * i < tile.end ? visible(args, sequence, first + 8 * i) : 0;
+    for (int i = 0; i < 2; ++i)
+        query[i] = first + 8 * i < tile.end ? query_of(args, sequence, first + 8 * i) : Query{0, {0, 0}};
     Running<false> running[2];    // m and l of the lane's rows
     float sum[kDim / 8][4] = {};  // O
-    for (int block = 0; block < blocks; ++block) {
+    for (int block = blocks.begin; block < blocks.end; ++block) {
         copy_async_wait<0>();
         sync_threads();
         copy(values, block, kBlockLen);  // while scores are computed
         sync_warp();                     // ldmatrix and mma need all lanes together; the copies may have separated them
         float score[kScoreTiles][4], highest[2], total[2];
         score_block<T, kDim>(q + warp() * kWarpRows * kPitch, keys, head_dim, score);
-        const int count[2] = {seen[0] - block * kBlockLen, seen[1] - block * kBlockLen};
-        uint32_t probs[kBlockLen / 16][4];
-        probabilities<T>(score, count, highest, total, probs);
+        SeenBlock rows[2];
 #pragma unroll
         for (int i = 0; i < 2; ++i)
-            if (count[i] > 0) running[i].merge(highest[i], total[i]);
+            rows[i] = {query[i].seen.of_block(block), biases_at(args.relative, head, query[i].position, block)};
+        uint32_t probs[kBlockLen / 16][4];
+        probabilities<T>(score, rows, highest, total, probs);
+#pragma unroll
+        for (int i = 0; i < 2; ++i)
+            if (!rows[i].seen.empty()) running[i].merge(highest[i], total[i]);
         copy_async_wait<0>();
         sync_threads();
-        if (block + 1 < blocks) copy(keys, block + 1, 0);  // while P V is added up
+        if (block + 1 < blocks.end) copy(keys, block + 1, 0);  // while P V is added up
         weigh_values<T, kDim>(probs, values, head_dim, [&](int n, const float (&part)[4]) {
 #pragma unroll
             for (int i = 0; i < 4; ++i)
-                if (count[i / 2] > 0) sum[n][i] = running[i / 2].merged(sum[n][i], part[i]);
+                if (!rows[i / 2].seen.empty()) sum[n][i] = running[i / 2].merged(sum[n][i], part[i]);
         });
     }
     write_rows<T, kDim>(args, tile, head, running, sum);

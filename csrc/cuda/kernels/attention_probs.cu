@@ -17,7 +17,8 @@ attention_probs(const AttentionProbsArgs args) {
     const int s = sequence_of(args.sequences.cu_seqlens, count_of(args.sequences.rows), token);
     const Sequence sequence = sequence_at(args.sequences, pages, s);
     const int q_len = args.sequences.cu_seqlens[s + 1] - sequence.token_begin, q_row = token - sequence.token_begin;
-    const int seen = args.causal ? sequence.start + q_row + 1 : sequence.kv_len;
+    const Query query = query_at(args.relative, sequence, token);
+    const Range seen = query.seen, blocks = seen.blocks();
     const int kv_head = head / (args.n_head / pages.n_kv_head);
     float* probs = args.probs + args.offsets[s] + (int64_t{head} * q_len + q_row) * sequence.kv_len;
     float* q = reinterpret_cast<float*>(shared_memory());  // [head_dim]
@@ -29,15 +30,17 @@ attention_probs(const AttentionProbsArgs args) {
     }
     sync_threads();
     Running<kFloat32> running;
-    for (int block = 0; block * kBlockLen < seen; ++block) {
+    for (int block = blocks.begin; block < blocks.end; ++block) {
         const int position = block * kBlockLen + t;
         float score = -kInf;
-        if (position < seen) {
+        if (seen.has(position)) {
             const std::byte* keys = keys_at(pages, sequence, kv_head, block);
             score = 0.0f;
             for (int d = 0; d < head_dim; ++d)
                 score = math::fma(q[d], read(keys, t * row_elements(head_dim) + d, kType), score);
             if (kFloat32) score *= args.scale;
+            if (const float* bias = biases_at(args.relative, head, query.position, block))
+                score = kFloat32 ? score + bias[t] : math::fma(bias[t], kLog2E, score);
             probs[position] = score;
         }
         const BlockSums sums = sum_block<kFloat32>(score, room);
@@ -46,7 +49,7 @@ attention_probs(const AttentionProbsArgs args) {
     }
     const float shift = shift_of(running.highest), total = running.total == 0.0f ? 1.0f : running.total;
     for (int position = t; position < sequence.kv_len; position += kProbsThreads)
-        probs[position] = position < seen ? softmax_exp<kFloat32>(probs[position] - shift) / total : 0.0f;
+        probs[position] = seen.has(position) ? softmax_exp<kFloat32>(probs[position] - shift) / total : 0.0f;
 }
 
 }  // namespace

@@ -251,6 +251,15 @@ struct KvStoreArgs {
 };
 void launch_kv_store(const KvStoreArgs& args, Stream stream);
 
+// What depends on the positions of a query and a key.
+struct Relative {
+    bool causal;
+    int32_t window = 0;  // a query at p sees position j only if |p - j| < window; 0: no window
+    // Of head 0, and the floats between heads: bias[j - p] is added to the scaled score. Null: no bias.
+    const float* bias = nullptr;
+    int64_t bias_stride = 0;
+};
+
 // Softmax attention of query rows over the pages of their sequences, which must already have the step's keys and
 // values. Query rows q_begin[s] to q_begin[s + 1] belong to sequence s. Row i is token query_tokens[i] of the step (if
 // null: token i). With causal it sees positions up to its token's own. A row that sees nothing is 0. Rows that belong
@@ -269,7 +278,7 @@ struct AttentionArgs {
     Sequences sequences;
     KvPages pages;
     int32_t n_head;  // a multiple of pages.n_kv_head
-    bool causal;
+    Relative relative;
     float scale;
     Output out;          // [rows, n_head * head_dim]
     float* partials;     // decode: decode_partial_floats
@@ -292,7 +301,7 @@ struct AttentionProbsArgs {
     Sequences sequences;
     KvPages pages;
     int32_t n_head;
-    bool causal;
+    Relative relative;
     float scale;
     float* probs;
     const int64_t* offsets;  // [sequences]

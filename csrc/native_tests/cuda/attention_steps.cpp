@@ -15,6 +15,11 @@ int longest(const std::vector<Part>& parts) {
 
 }  // namespace
 
+std::string name_of(const Look& look) {
+    return std::string(look.causal ? ", causal" : "") + (look.biased ? ", biased" : "") +
+           (look.window > 0 ? ", window of " + std::to_string(look.window) : "");
+}
+
 Step::Step(const Shape& shape, const std::vector<Part>& parts, int room)
     : shape_(shape),
       parts_(parts),
@@ -95,11 +100,27 @@ void Step::store(const std::vector<Part>& pieces) const {
                     nullptr);
 }
 
-std::vector<float> Step::attention(Kernel kernel, bool causal) const {
-    return attention(kernel, causal, {}, cu_seqlens_);
+// No relative position but those of the longest sequence.
+Memory<float> Step::biases(const Look& look) const {
+    const int positions = longest(parts_), columns = look.causal ? positions : 2 * positions - 1;
+    Memory<float> table(look.biased ? int64_t{shape_.n_head} * columns : 0);
+    for (int64_t i = 0; i < table.size(); ++i)
+        table[i] = bias_of(static_cast<int>(i / columns), static_cast<int>(i % columns) - positions + 1);
+    return table;
 }
 
-std::vector<float> Step::attention(Kernel kernel, bool causal, const std::vector<int32_t>& query_tokens,
+Relative Step::relative(const Look& look, const Memory<float>& biases) const {
+    return {.causal = look.causal,
+            .window = look.window,
+            .bias = look.biased ? biases.data() + longest(parts_) - 1 : nullptr,
+            .bias_stride = biases.size() / shape_.n_head};
+}
+
+std::vector<float> Step::attention(Kernel kernel, const Look& look) const {
+    return attention(kernel, look, {}, cu_seqlens_);
+}
+
+std::vector<float> Step::attention(Kernel kernel, const Look& look, const std::vector<int32_t>& query_tokens,
                                    const std::vector<int32_t>& q_begin) const {
     const int rows = q_begin.back(), width = shape_.q_width();
     const bool all = query_tokens.empty();
@@ -116,6 +137,7 @@ std::vector<float> Step::attention(Kernel kernel, bool causal, const std::vector
     const int most_positions = longest(parts_);
     Memory<float> partials(decode_partial_floats(rows + room_, shape_.n_head, most_positions, shape_.head_dim));
     Memory<float> out((rows + room_) * int64_t{width});
+    const Memory<float> biases = this->biases(look);
     const AttentionArgs args{.q = q.data(),
                              .q_stride = width,
                              .rows = {.count = count.data(), .most = rows + room_},
@@ -124,7 +146,7 @@ std::vector<float> Step::attention(Kernel kernel, bool causal, const std::vector
                              .sequences = sequences(cu_seqlens, start, most_positions),
                              .pages = pages(),
                              .n_head = shape_.n_head,
-                             .causal = causal,
+                             .relative = relative(look, biases),
                              .scale = kScale,
                              .out = {.data = out.data(), .stride = width},
                              .partials = partials.data(),
@@ -136,7 +158,7 @@ std::vector<float> Step::attention(Kernel kernel, bool causal, const std::vector
     return {out.data(), out.data() + rows * int64_t{width}};
 }
 
-std::vector<float> Step::probs(bool causal) const {
+std::vector<float> Step::probs(const Look& look) const {
     const int width = shape_.q_width();
     Memory<float> q((n_tokens_ + 1) * int64_t{width});
     Memory<int64_t> offsets(static_cast<int64_t>(parts_.size()));
@@ -150,13 +172,14 @@ std::vector<float> Step::probs(bool causal) const {
     }
     const Memory<int32_t> cu_seqlens(cu_seqlens_), start(start_);
     Memory<float> out(floats);
+    const Memory<float> biases = this->biases(look);
     launch_attention_probs({.q = q.data(),
                             .q_stride = width,
                             .tokens = {.count = token_count_.data(), .most = n_tokens_ + room_},
                             .sequences = sequences(cu_seqlens, start, longest(parts_)),
                             .pages = pages(),
                             .n_head = shape_.n_head,
-                            .causal = causal,
+                            .relative = relative(look, biases),
                             .scale = kScale,
                             .probs = out.data(),
                             .offsets = offsets.data()},

@@ -19,6 +19,19 @@ constexpr float kScale = 0.3f;
 
 enum class Kernel { kPrefill, kDecode };
 
+// How queries look at positions.
+struct Look {
+    bool causal;
+    int window = 0;
+    bool biased = false;
+};
+std::string name_of(const Look& look);
+
+// The bias of a head at a relative position.
+inline float bias_of(int head, int relative) {
+    return 4.0f * number_at(static_cast<uint64_t>(900 + head), static_cast<uint64_t>(100000 + relative));
+}
+
 // Element i of the query, key or value (which: 0, 1, 2) of a position.
 inline float number_of(const Shape& shape, int id, int which, int position, int i) {
     const auto stream = static_cast<uint64_t>(1000 + 3 * id + which);
@@ -38,11 +51,11 @@ public:
 
     // Attention of query rows, [rows, n_head * head_dim]: one row per token, or the rows of `query_tokens` (rows
     // q_begin[s] to q_begin[s + 1] belong to sequence s).
-    std::vector<float> attention(Kernel kernel, bool causal) const;
-    std::vector<float> attention(Kernel kernel, bool causal, const std::vector<int32_t>& query_tokens,
+    std::vector<float> attention(Kernel kernel, const Look& look) const;
+    std::vector<float> attention(Kernel kernel, const Look& look, const std::vector<int32_t>& query_tokens,
                                  const std::vector<int32_t>& q_begin) const;
     // [n_head, tokens, kv_len] of each sequence, concatenated.
-    std::vector<float> probs(bool causal) const;
+    std::vector<float> probs(const Look& look) const;
 
     // Element d that a page stores for a position, as float: of the value if `values`, else of the key.
     float stored(const Part& part, int position, int head, int d, bool values) const;
@@ -56,6 +69,8 @@ private:
     unsigned char* head_at(const Part& part, int position, int head) const;
     Sequences sequences(const Memory<int32_t>& cu_seqlens, const Memory<int32_t>& start, int most_positions) const;
     KvPages pages() const;
+    Memory<float> biases(const Look& look) const;
+    Relative relative(const Look& look, const Memory<float>& biases) const;
 
     Shape shape_;
     std::vector<Part> parts_;

@@ -10,10 +10,19 @@ namespace {
 constexpr Type kTypes[] = {Type::kFloat32, Type::kBfloat16, Type::kFloat16};
 const std::vector<Part> kRagged = {{1, 0, 5}, {2, 60, 9}, {3, 0, 0}, {4, 130, 70}, {5, 64, 1}, {6, 0, 66}};
 
-std::string name_of(const Shape& shape, const char* what) {
+const std::vector<Look> kLooks = {{.causal = false},
+                                  {.causal = true},
+                                  {.causal = false, .window = 17},
+                                  {.causal = true, .window = 64},
+                                  {.causal = false, .window = 0, .biased = true},
+                                  {.causal = true, .window = 0, .biased = true},
+                                  {.causal = false, .window = 65, .biased = true},
+                                  {.causal = true, .window = 16, .biased = true}};
+
+std::string name_of(const Shape& shape, const char* what, const Look& look = {}) {
     static const char* const types[] = {"float32", "bfloat16", "float16"};
     return std::string(what) + " " + types[static_cast<int>(shape.type)] + " of head_dim " +
-           std::to_string(shape.head_dim);
+           std::to_string(shape.head_dim) + name_of(look);
 }
 
 void kv_store(Check& check) {
@@ -39,7 +48,7 @@ void kv_store(Check& check) {
 }
 
 // One head of one sequence by the CPU's kernel: [tokens, head_dim], or [tokens, kv_len] with `probs`.
-std::vector<float> cpu_float32(const Shape& shape, const Part& part, int head, bool causal, bool probs) {
+std::vector<float> cpu_float32(const Shape& shape, const Part& part, int head, const Look& look, bool probs) {
     const int kv_len = part.start + part.tokens, head_dim = shape.head_dim;
     const int kv_head = head / (shape.n_head / shape.n_kv_head);
     const auto rows = [&](int which, int from, int of_head) {
@@ -65,6 +74,8 @@ std::vector<float> cpu_float32(const Shape& shape, const Part& part, int head, b
                      .rows = kv_len,
                      .position = 0,
                      .head_dim = head_dim});
+    std::vector<float> bias;  // of relative positions 1 - kv_len to kv_len - 1
+    for (int relative = 1 - kv_len; relative < kv_len; ++relative) bias.push_back(bias_of(head, relative));
     const int width = probs ? kv_len : head_dim;
     std::vector<float> out(static_cast<size_t>(part.tokens * width)), scratch(kAttentionScratch);
     (probs ? cpu.attention_probs : cpu.attention)[0]({.q = q.data(),
@@ -81,8 +92,10 @@ std::vector<float> cpu_float32(const Shape& shape, const Part& part, int head, b
                                                       .kv_len = kv_len,
                                                       .head_dim = head_dim,
                                                       .rows_per_head = 0,
-                                                      .causal = causal,
-                                                      .scale = kScale});
+                                                      .causal = look.causal,
+                                                      .scale = kScale,
+                                                      .window = look.window,
+                                                      .bias = look.biased ? bias.data() + kv_len - 1 : nullptr});
     return out;
 }
 
@@ -90,14 +103,14 @@ void float32_as_cpu(Check& check) {
     for (const int head_dim : {1, 16, 20, 64, 80, 128, 160, 256}) {
         const Shape shape{Type::kFloat32, head_dim, 2, 1};
         const Step step(shape, kRagged);
-        for (const bool causal : {false, true}) {
-            const std::vector<float> out = step.attention(Kernel::kPrefill, causal);
+        for (const Look& look : kLooks) {
+            const std::vector<float> out = step.attention(Kernel::kPrefill, look);
             int row = 0;
             for (const Part& part : kRagged) {
                 for (int head = 0; head < shape.n_head; ++head) {
-                    const std::vector<float> expected = cpu_float32(shape, part, head, causal, /*probs=*/false);
+                    const std::vector<float> expected = cpu_float32(shape, part, head, look, /*probs=*/false);
                     for (int i = 0; i < part.tokens; ++i)
-                        check.same(name_of(shape, "attention"),
+                        check.same(name_of(shape, "attention", look),
                                    out.data() + (row + i) * shape.q_width() + head * head_dim,
                                    expected.data() + i * head_dim, head_dim);
                 }
@@ -111,33 +124,38 @@ void probs_as_cpu(Check& check) {
     for (const int head_dim : {1, 20, 64, 256}) {
         const Shape shape{Type::kFloat32, head_dim, 2, 2};
         const Step step(shape, kRagged);
-        for (const bool causal : {false, true}) {
-            const std::vector<float> probs = step.probs(causal);
+        for (const Look& look : kLooks) {
+            const std::vector<float> probs = step.probs(look);
             const float* at = probs.data();
             for (const Part& part : kRagged)
                 for (int head = 0; head < shape.n_head; ++head) {
-                    const std::vector<float> expected = cpu_float32(shape, part, head, causal, /*probs=*/true);
-                    check.same(name_of(shape, "probs"), at, expected.data(), static_cast<int64_t>(expected.size()));
+                    const std::vector<float> expected = cpu_float32(shape, part, head, look, /*probs=*/true);
+                    check.same(name_of(shape, "probs", look), at, expected.data(),
+                               static_cast<int64_t>(expected.size()));
                     at += expected.size();
                 }
         }
     }
 }
 
-// A query row in float64 over operands rounded as the kernel rounds them: the probabilities, and the error of a score
-// for the bounds.
+// A query row in float64 over operands rounded as the kernel rounds them: the probabilities, and for the bounds the
+// error and the magnitude of a score, in units of log2(e).
 struct Reference {
+    int begin = 0;          // the first position that it sees
     std::vector<double> p;  // of the positions that it sees; they sum to 1
-    double score_error = 0.0;
+    double score_error = 0.0, largest = 0.0;
+
+    int end() const { return begin + static_cast<int>(p.size()); }
 };
 
-Reference reference(const Step& step, const Part& part, int head, int position, bool causal) {
+Reference reference(const Step& step, const Part& part, int head, int position, const Look& look) {
     const Shape& shape = step.shape();
-    const int kv_head = head / (shape.n_head / shape.n_kv_head);
-    const int seen = causal ? position + 1 : part.start + part.tokens;
+    const int kv_head = head / (shape.n_head / shape.n_kv_head), kv_len = part.start + part.tokens;
+    const int reach = look.window > 0 ? look.window : kv_len;
     Reference r;
+    r.begin = std::max(0, position - reach + 1);
     double highest = -std::numeric_limits<double>::infinity(), total = 0.0;
-    for (int j = 0; j < seen; ++j) {
+    for (int j = r.begin; j < (look.causal ? position + 1 : std::min(kv_len, position + reach)); ++j) {
         double score = 0.0, magnitude = 0.0;
         for (int d = 0; d < shape.head_dim; ++d) {
             const float q = number_of(shape, part.id, 0, position, head * shape.head_dim + d);
@@ -146,22 +164,28 @@ Reference reference(const Step& step, const Part& part, int head, int position, 
             score += product;
             magnitude += std::fabs(product);
         }
+        // Each of the head_dim additions of a tensor core loses at most a unit in the last place (it may truncate).
+        double error = (shape.head_dim + 1) * 2 * kHalfUlp * magnitude;
+        if (look.biased) {  // fma(bias, log2 e, score): the factor and the result are rounded
+            const double bias = bias_of(head, j - position) * 1.4426950408889634;
+            score += bias;
+            error += kHalfUlp * (std::fabs(bias) + std::fabs(score));
+        }
         r.p.push_back(score);
         highest = std::max(highest, score);
-        // Each of the head_dim additions of a tensor core loses at most a unit in the last place (it may truncate).
-        r.score_error = std::max(r.score_error, (shape.head_dim + 1) * 2 * kHalfUlp * magnitude);
+        r.score_error = std::max(r.score_error, error);
+        r.largest = std::max(r.largest, std::fabs(score));
     }
     for (double& p : r.p) total += p = std::exp2(p - highest);
     for (double& p : r.p) p /= total;
     return r;
 }
 
-// Relative error of a probability before it is rounded to T. The score and the maximum have errors, the subtraction
-// rounds (scores are below 2^6 here), 2^x has an error of 2 ulp, and each block multiplies by a factor of the same
-// kind.
+// Relative error of a probability before it is rounded to T. The score and the maximum have errors, their difference is
+// rounded, 2^x has an error of 2 ulp, and each block multiplies by a factor of the same kind.
 double probability_error(const Reference& r) {
-    const double blocks = std::ceil(static_cast<double>(r.p.size()) / kBlockLen);
-    const double exponent = 2 * r.score_error + 64 * kHalfUlp;
+    const double blocks = (r.end() + kBlockLen - 1) / kBlockLen - r.begin / kBlockLen;
+    const double exponent = 2 * r.score_error + 2 * r.largest * kHalfUlp;
     return (1 + blocks) * (exponent * 0.6931471805599453 * 1.01 + 4 * kHalfUlp) + 2 * blocks * kHalfUlp;
 }
 
@@ -171,14 +195,14 @@ void within_bounds(Check& check) {
             const Shape shape{type, head_dim, 2, 1};
             const std::vector<Part> parts = {{1, 0, 3}, {2, 130, 70}, {3, 63, 2}};
             const Step step(shape, parts);
-            for (const bool causal : {false, true}) {
-                const std::vector<float> out = step.attention(Kernel::kPrefill, causal);
+            for (const Look& look : kLooks) {
+                const std::vector<float> out = step.attention(Kernel::kPrefill, look);
                 int row = 0;
                 for (const Part& part : parts)
                     for (int position = part.start; position < part.start + part.tokens; ++position, ++row) {
                         if (position % 3 == 1) continue;  // float64 loops are slow
                         for (int head = 0; head < shape.n_head; ++head) {
-                            const Reference r = reference(step, part, head, position, causal);
+                            const Reference r = reference(step, part, head, position, look);
                             // Twice the error of the probability itself (the sum has it, too), its rounding to T, and a
                             // sum of 64 values, each addition of which may truncate. Float16 has no steps below 2^-24.
                             const double relative =
@@ -186,7 +210,7 @@ void within_bounds(Check& check) {
                             for (int d = 0; d < head_dim; ++d) {
                                 double expected = 0.0, magnitude = 0.0, largest = 0.0;
                                 for (size_t j = 0; j < r.p.size(); ++j) {
-                                    const double v = step.stored(part, static_cast<int>(j),
+                                    const double v = step.stored(part, r.begin + static_cast<int>(j),
                                                                  head / (shape.n_head / shape.n_kv_head), d, true);
                                     expected += r.p[j] * v;
                                     magnitude += r.p[j] * std::fabs(v);
@@ -194,7 +218,7 @@ void within_bounds(Check& check) {
                                 }
                                 const double steps =
                                     type == Type::kFloat16 ? 0x1p-25 * largest * static_cast<double>(r.p.size()) : 0.0;
-                                check.within(name_of(shape, "attention"),
+                                check.within(name_of(shape, "attention", look),
                                              out[static_cast<size_t>(row * shape.q_width() + head * head_dim + d)],
                                              expected, relative * magnitude + steps);
                             }
@@ -209,17 +233,17 @@ void probs_within_bounds(Check& check) {
         const Shape shape{type, 20, 2, 1};
         const std::vector<Part> parts = {{1, 0, 3}, {2, 130, 10}};
         const Step step(shape, parts);
-        for (const bool causal : {false, true}) {
-            const std::vector<float> probs = step.probs(causal);
+        for (const Look& look : kLooks) {
+            const std::vector<float> probs = step.probs(look);
             const float* at = probs.data();
             for (const Part& part : parts)
                 for (int head = 0; head < shape.n_head; ++head)
                     for (int position = part.start; position < part.start + part.tokens; ++position) {
-                        const Reference r = reference(step, part, head, position, causal);
+                        const Reference r = reference(step, part, head, position, look);
                         for (int j = 0; j < part.start + part.tokens; ++j, ++at) {
-                            const double expected =
-                                static_cast<size_t>(j) < r.p.size() ? r.p[static_cast<size_t>(j)] : 0.0;
-                            check.within(name_of(shape, "probs"), *at, expected,
+                            const auto i = static_cast<size_t>(j - r.begin);
+                            const double expected = j >= r.begin && i < r.p.size() ? r.p[i] : 0.0;
+                            check.within(name_of(shape, "probs", look), *at, expected,
                                          expected * (2 * probability_error(r) + (kBlockLen + 8) * kHalfUlp));
                         }
                     }
@@ -240,14 +264,16 @@ void alone_as_in_batch(Check& check) {
         for (const int head_dim : {20, 64}) {
             const Shape shape{type, head_dim, 2, 1};
             const Step batch(shape, kRagged);
-            const std::vector<float> all = batch.attention(Kernel::kPrefill, /*causal=*/true);
-            int row = 0;
-            for (const Part& part : kRagged) {
-                if (part.tokens > 0)
-                    same(check, name_of(shape, "alone"),
-                         Step(shape, {part}, /*room=*/0).attention(Kernel::kPrefill, true),
-                         rows_of(all, shape.q_width(), row, row + part.tokens));
-                row += part.tokens;
+            for (const Look& look : kLooks) {
+                const std::vector<float> all = batch.attention(Kernel::kPrefill, look);
+                int row = 0;
+                for (const Part& part : kRagged) {
+                    if (part.tokens > 0)
+                        same(check, name_of(shape, "alone", look),
+                             Step(shape, {part}, /*room=*/0).attention(Kernel::kPrefill, look),
+                             rows_of(all, shape.q_width(), row, row + part.tokens));
+                    row += part.tokens;
+                }
             }
         }
 }
@@ -256,12 +282,15 @@ void chunks_as_at_once(Check& check) {
     for (const Type type : kTypes)
         for (const int head_dim : {20, 64}) {
             const Shape shape{type, head_dim, 2, 2};
-            const std::vector<float> whole = Step(shape, {{7, 0, 140}}).attention(Kernel::kPrefill, /*causal=*/true);
-            for (int begin = 0, chunk = 37; begin < 140; begin += chunk, chunk = std::min(2 * chunk, 140 - begin)) {
-                const Step step(shape, {{8, 3, 2}, {7, begin, chunk}});
-                same(check, name_of(shape, "chunk"),
-                     rows_of(step.attention(Kernel::kPrefill, true), shape.q_width(), 2, 2 + chunk),
-                     rows_of(whole, shape.q_width(), begin, begin + chunk));
+            for (const Look& look : kLooks) {
+                if (!look.causal) continue;
+                const std::vector<float> whole = Step(shape, {{7, 0, 140}}).attention(Kernel::kPrefill, look);
+                for (int begin = 0, chunk = 37; begin < 140; begin += chunk, chunk = std::min(2 * chunk, 140 - begin)) {
+                    const Step step(shape, {{8, 3, 2}, {7, begin, chunk}});
+                    same(check, name_of(shape, "chunk", look),
+                         rows_of(step.attention(Kernel::kPrefill, look), shape.q_width(), 2, 2 + chunk),
+                         rows_of(whole, shape.q_width(), begin, begin + chunk));
+                }
             }
         }
 }
@@ -274,9 +303,33 @@ void decode_as_prefill(Check& check) {
                 if (group == 20 && head_dim > 16) continue;
                 const Shape shape{type, head_dim, 2 * group, 2};
                 const Step step(shape, {{1, 0, 1}, {2, 63, 1}, {3, 64, 1}, {4, 5, 0}, {5, 200, 1}});
-                for (const bool causal : {false, true})
-                    same(check, name_of(shape, "decode"), step.attention(Kernel::kDecode, causal),
-                         step.attention(Kernel::kPrefill, causal));
+                for (const Look& look : kLooks) {
+                    if ((head_dim > 16 || group > 1) && look.biased != (look.window > 0)) continue;
+                    same(check, name_of(shape, "decode", look), step.attention(Kernel::kDecode, look),
+                         step.attention(Kernel::kPrefill, look));
+                }
+            }
+}
+
+// Windows that end at and next to the ends of vectors, blocks and texts: the CPU's bits in float32, and the same bits
+// in chunks, in decode and in prefill.
+void windows(Check& check) {
+    for (const Type type : kTypes)
+        for (const int window : {1, 15, 16, 17, 63, 64, 65, 128, 199, 200, 201, 1 << 30})
+            for (const bool biased : {false, true}) {
+                const Shape shape{type, 16, 1, 1};
+                const Look look{.causal = true, .window = window, .biased = biased};
+                const Part part{9, 0, 200};
+                const std::vector<float> whole = Step(shape, {part}).attention(Kernel::kPrefill, look);
+                if (type == Type::kFloat32) same(check, "whole", whole, cpu_float32(shape, part, 0, look, false));
+                for (const Part& piece : {Part{9, 100, 37}, Part{9, 137, 1}, Part{9, 199, 1}}) {
+                    const Step step(shape, {piece});
+                    const std::vector<float> expected =
+                        rows_of(whole, shape.q_width(), piece.start, piece.start + piece.tokens);
+                    same(check, name_of(shape, "chunk", look), step.attention(Kernel::kPrefill, look), expected);
+                    if (piece.tokens == 1)
+                        same(check, name_of(shape, "decode", look), step.attention(Kernel::kDecode, look), expected);
+                }
             }
 }
 
@@ -285,22 +338,22 @@ void selected_rows(Check& check) {
     for (const Type type : kTypes) {
         const Shape shape{type, 20, 2, 1};
         const Step step(shape, kRagged);
-        for (const bool causal : {false, true}) {
-            const std::vector<float> all = step.attention(Kernel::kPrefill, causal);
+        for (const Look& look : kLooks) {
+            const std::vector<float> all = step.attention(Kernel::kPrefill, look);
             const std::vector<int32_t> wanted = {4, 5, 13, 14, 70, 83, 84, 90, 150}, begin = {0, 1, 3, 3, 6, 7, 9};
-            const std::vector<float> some = step.attention(Kernel::kPrefill, causal, wanted, begin);
+            const std::vector<float> some = step.attention(Kernel::kPrefill, look, wanted, begin);
             const std::vector<int32_t> last = {4, 13, -1, 83, 84, 150}, one_each = {0, 1, 2, 3, 4, 5, 6};
             for (const Kernel kernel : {Kernel::kPrefill, Kernel::kDecode}) {
-                const std::vector<float> ends = step.attention(kernel, causal, last, one_each);
+                const std::vector<float> ends = step.attention(kernel, look, last, one_each);
                 for (size_t i = 0; i < last.size(); ++i) {
                     const std::vector<float> zeros(static_cast<size_t>(shape.q_width()));
                     const auto row = static_cast<int>(i);
-                    same(check, name_of(shape, "last row"), rows_of(ends, shape.q_width(), row, row + 1),
+                    same(check, name_of(shape, "last row", look), rows_of(ends, shape.q_width(), row, row + 1),
                          last[i] < 0 ? zeros : rows_of(all, shape.q_width(), last[i], last[i] + 1));
                 }
             }
             for (size_t i = 0; i < wanted.size(); ++i)
-                same(check, name_of(shape, "wanted row"),
+                same(check, name_of(shape, "wanted row", look),
                      rows_of(some, shape.q_width(), static_cast<int>(i), static_cast<int>(i) + 1),
                      rows_of(all, shape.q_width(), wanted[i], wanted[i] + 1));
         }
@@ -312,11 +365,11 @@ void many_sequences(Check& check) {
     std::vector<Part> parts;
     for (int i = 0; i < 75; ++i) parts.push_back({100 + i, i % 4 * 30, i % 11 == 3 ? 70 : i % 3});
     const Shape shape{Type::kBfloat16, 16, 1, 1};
-    const std::vector<float> all = Step(shape, parts).attention(Kernel::kPrefill, /*causal=*/true);
+    const std::vector<float> all = Step(shape, parts).attention(Kernel::kPrefill, {.causal = true});
     int row = 0;
     for (const Part& part : parts) {
         if (part.tokens > 0)
-            same(check, "one of many", Step(shape, {part}).attention(Kernel::kPrefill, true),
+            same(check, "one of many", Step(shape, {part}).attention(Kernel::kPrefill, {.causal = true}),
                  rows_of(all, shape.q_width(), row, row + part.tokens));
         row += part.tokens;
     }
@@ -327,8 +380,8 @@ void more_heads_than_grid_rows(Check& check) {
     constexpr int kHeads = 64, kRoom = 65536 / kHeads;
     const Shape shape{kTypes[static_cast<int>(emulation::order)], 1, kHeads, kHeads};
     const std::vector<Part> parts = {{1, 3, 1}, {2, 0, 1}};
-    same(check, name_of(shape, "decode"), Step(shape, parts, kRoom).attention(Kernel::kDecode, /*causal=*/true),
-         Step(shape, parts, /*room=*/0).attention(Kernel::kDecode, /*causal=*/true));
+    same(check, name_of(shape, "decode"), Step(shape, parts, kRoom).attention(Kernel::kDecode, {.causal = true}),
+         Step(shape, parts, /*room=*/0).attention(Kernel::kDecode, {.causal = true}));
 }
 
 // A NaN reaches the rows that see it and no other sequence. In float32 it reaches no earlier row either; in 16 bits, no
@@ -337,11 +390,11 @@ void nan_stays(Check& check) {
     for (const Type type : kTypes) {
         const Shape shape{type, 20, 1, 1};
         Step step(shape, kRagged);
-        const std::vector<float> before = step.attention(Kernel::kPrefill, /*causal=*/true);
+        const std::vector<float> before = step.attention(Kernel::kPrefill, {.causal = true});
         const Part& part = kRagged[3];
         constexpr int kPosition = 195, kFirstRow = 14;  // 195 is the fourth of a block; part 3 begins at row 14
         step.poison(part, kPosition);
-        const std::vector<float> after = step.attention(Kernel::kPrefill, /*causal=*/true);
+        const std::vector<float> after = step.attention(Kernel::kPrefill, {.causal = true});
         const int poisoned = kFirstRow + kPosition - part.start, end = kFirstRow + part.tokens;
         for (int row = 0; row < step.n_tokens(); ++row) {
             const float* got = after.data() + row * shape.q_width();
@@ -351,6 +404,33 @@ void nan_stays(Check& check) {
                 check.same(name_of(shape, "a row that does not see NaN"), got, before.data() + row * shape.q_width(),
                            shape.q_width());
         }
+    }
+}
+
+// The same with a window, for rows whose window begins later.
+void nan_before_the_window(Check& check) {
+    constexpr int kPosition = 135, kBlockEnd = 192, kFirstRow = 14;  // part 3 has positions from 130 on
+    const Look look{.causal = true, .window = 5};
+    for (const Type type : kTypes) {
+        const Shape shape{type, 20, 1, 1};
+        Step step(shape, kRagged);
+        const Part& part = kRagged[3];
+        const std::vector<float> before = step.attention(Kernel::kPrefill, look);
+        step.poison(part, kPosition);
+        const std::vector<float> after = step.attention(Kernel::kPrefill, look);
+        const int unseen_from = (type == Type::kFloat32 ? kPosition + 1 : kBlockEnd) + look.window - 1;
+        for (int position = kPosition; position < part.start + part.tokens; ++position) {
+            const int at = (kFirstRow + position - part.start) * shape.q_width();
+            if (position < kPosition + look.window)
+                for (int d = 0; d < shape.q_width(); ++d) check.that("a row that sees NaN", std::isnan(after[at + d]));
+            if (position >= unseen_from)
+                check.same(name_of(shape, "a row after NaN"), after.data() + at, before.data() + at, shape.q_width());
+        }
+        const Part last{part.id, part.start + part.tokens - 1, 1};
+        Step decode(shape, {last});
+        const std::vector<float> clean = decode.attention(Kernel::kDecode, look);
+        decode.poison(last, kPosition);
+        same(check, name_of(shape, "decode after NaN"), decode.attention(Kernel::kDecode, look), clean);
     }
 }
 
@@ -367,6 +447,8 @@ const std::vector<Case> kAttentionCases = {{"kv_store", kv_store},
                                            {"attention_selected_rows", selected_rows},
                                            {"attention_many_sequences", many_sequences},
                                            {"attention_more_heads_than_grid_rows", more_heads_than_grid_rows},
-                                           {"attention_nan_stays", nan_stays}};
+                                           {"attention_windows", windows},
+                                           {"attention_nan_stays", nan_stays},
+                                           {"attention_nan_before_the_window", nan_before_the_window}};
 
 }  // namespace fastattn::cuda::tests

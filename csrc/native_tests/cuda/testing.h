@@ -19,9 +19,9 @@ using native_tests::bits_at;
 using native_tests::number_at;
 
 inline constexpr double kHalfUlp = 0x1p-24;  // unit roundoff of float32
-// Unit roundoff of a 16-bit type.
+// Unit roundoff of a 16-bit type: half the distance from 1 to the next number.
 inline double roundoff(Type type) {
-    return type == Type::kBfloat16 ? 0x1p-9 : type == Type::kFloat16 ? 0x1p-12 : 0.0;
+    return type == Type::kBfloat16 ? 0x1p-8 : type == Type::kFloat16 ? 0x1p-11 : 0.0;
 }
 inline double to_double(Type type, uint16_t bits) {
     return type == Type::kBfloat16 ? float_from_bf16(bits) : float_from_f16(bits);

@@ -1,4 +1,6 @@
 // attention, and attention_probs, the maps that explain it.
+#include <algorithm>
+
 #include "program/op_kind.h"
 
 namespace fastattn {
@@ -11,7 +13,22 @@ AttentionAttrs read_attention(AttrReader& attrs) {
             .n_kv_head = attrs.integer("n_kv_head"),
             .head_dim = attrs.integer("head_dim"),
             .scale = attrs.number("scale"),
-            .q_rows = attrs.choice("q_rows", kGatherNames)};
+            .q_rows = attrs.choice("q_rows", kGatherNames),
+            .window = attrs.integer("window"),
+            .has_bias = attrs.flag("has_bias"),
+            .bias_positions = attrs.integer("bias_positions")};
+}
+
+template <class A>
+OpKind::Absent absent(const Attrs& attrs) {
+    return {0, std::get<A>(attrs).has_bias ? size_t{0} : size_t{1}};
+}
+
+template <class A>
+std::vector<WeightNeed> needs(const ProgramSpec&, const OpSpec& op) {
+    const AttentionAttrs& attrs = *op.as<A>();
+    if (!attrs.has_bias) return {};
+    return {{WeightUse::kTable, attrs.n_head, attrs.bias_columns(), /*only_table=*/true}};
 }
 
 void check_heads(const OpCheck& op, const AttentionAttrs& attrs) {
@@ -23,6 +40,10 @@ void check_heads(const OpCheck& op, const AttentionAttrs& attrs) {
     if (attrs.n_kv_head != spec.n_kv_head || attrs.head_dim != spec.head_dim || attrs.n_head < 1 ||
         attrs.n_head % attrs.n_kv_head != 0)
         op.bad("the numbers of heads or head_dim do not fit");
+    if (attrs.window < 0) op.bad("expected a window of at least 0, got " + std::to_string(attrs.window));
+    if (attrs.has_bias ? attrs.bias_positions < std::max(1, spec.max_positions) : attrs.bias_positions != 0)
+        op.bad("expected biases for " + std::to_string(spec.max_positions) + " positions, got " +
+               std::to_string(attrs.bias_positions));
     op.expect_rows(op.in(0), rows_of(attrs.q_rows));
     op.expect_width(op.in(0), int64_t{attrs.n_head} * attrs.head_dim);
     for (size_t i = 1; i < op.op().inputs.size(); ++i) {
@@ -55,17 +76,21 @@ void check_probs(const OpCheck& op) {
 constinit const OpKind AttentionAttrs::kKind{
     .name = "attention",
     .inputs = 3,
-    .weights = 0,
+    .weights = 1,
     .read = [](AttrReader& attrs) -> Attrs { return read_attention(attrs); },
     .check = check_attention,
+    .needs = needs<AttentionAttrs>,
+    .absent = absent<AttentionAttrs>,
 };
 
 constinit const OpKind AttentionProbsAttrs::kKind{
     .name = "attention_probs",
     .inputs = 2,
-    .weights = 0,
+    .weights = 1,
     .read = [](AttrReader& attrs) -> Attrs { return AttentionProbsAttrs{read_attention(attrs)}; },
     .check = check_probs,
+    .needs = needs<AttentionProbsAttrs>,
+    .absent = absent<AttentionProbsAttrs>,
     .writes_maps = true,
 };
 

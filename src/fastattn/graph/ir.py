@@ -15,8 +15,9 @@ the keys that the cache had before the step and the keys of the step; its q_rows
 
 Attention reads the keys and values of all tokens, but its query rows may be a selection (`q_rows`, with the same
 meaning as in the gather_rows that made q). Row i of q is then the token `Step.wanted[i]`, or the first or last token of
-sequence i. With causal=True it sees the positions up to its own. An empty sequence gathers a row of zeros and pools to
-zeros. A query that sees no key gives zeros. If `Step.token_type_ids` is None, all of them are 0.
+sequence i. With causal=True it sees the positions up to its own; with a window, only those at a smaller distance. An
+empty sequence gathers a row of zeros and pools to zeros. A query that sees no key gives zeros. If `Step.token_type_ids`
+is None, all of them are 0.
 
 Every op computes each row independently, except attention (whose rows read the keys of their sequence) and pool. rotary
 reads the position of each row's token; its attr `rows` says which tokens the rows are, like q_rows of attention.
@@ -49,13 +50,14 @@ class Weight:
 
     use: "matrix" [out_features, in_features] (linear), "table" [rows, width] (embedding), "vector" [width].
     A "matrix" may also be read as a "table" (tied embeddings); it is stored once, as a matrix.
-    transposed: the checkpoint stores [in_features, out_features] (GPT-2's Conv1D).
+    transposed: the checkpoint stores [in_features, out_features] (GPT-2's Conv1D). exact: float32 in every dtype.
     """
 
     parts: tuple[str, ...]
     use: Literal["matrix", "table", "vector"]
     shape: tuple[int, ...]
     transposed: bool = False
+    exact: bool = False
 
 
 @dataclass(frozen=True, slots=True)

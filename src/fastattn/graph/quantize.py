@@ -177,29 +177,23 @@ def embedding_tables(program: Program) -> set[str]:
     return {op.weights[0] for op in program.ops if op.kind == "embedding"}
 
 
-def rotary_tables(program: Program) -> set[str]:
-    """Return the names of the tables of cosines and sines."""
-    return {op.weights[0] for op in program.ops if op.kind == "rotary"}
-
-
 def weight_formats(program: Program, dtype: str, head_dtype: str | None = None) -> dict[str, str]:
     """Return the format of each weight of a Program for a dtype.
 
-    Vectors (biases, norms), matrices of fewer than 64 rows (classifier heads) and the tables of rotary stay in float32;
-    their cost is negligible. Other tables have no int4 and use int8 instead. head_dtype, if given, applies to the
-    matrix that computes the logits and to token embeddings that are tied to a head, even in the Program of a task with
-    another head or none. So each weight of a checkpoint has one format, whatever task it is loaded for.
+    Vectors (biases, norms), matrices of fewer than 64 rows (classifier heads) and exact tables (rotary, attention) stay
+    in float32; their cost is negligible. Other tables have no int4 and use int8 instead. head_dtype, if given,
+    applies to the matrix that computes the logits and to token embeddings that are tied to a head, even in the Program
+    of a task with another head or none. So each weight of a checkpoint has one format, whatever task it is loaded for.
     """
     head = {op.weights[0] for op in program.ops if op.kind == "linear" and op.output == program.outputs.get("logits")}
     head |= tied_embeddings(program)
     dtype = stored_dtype(dtype)
-    exact = rotary_tables(program)
     formats = {}
     for name, weight in program.weights.items():
         wanted = head_dtype if head_dtype is not None and name in head else dtype
         # rows per part, so stacking q, k and v changes nothing
         small = weight.use == "matrix" and weight.shape[0] // len(weight.parts) < SMALL_MATRIX
-        if weight.use == "vector" or small or name in exact:
+        if weight.use == "vector" or small or weight.exact:
             wanted = "float32"
         elif weight.use == "table":
             wanted = FORMATS[wanted].table or wanted

@@ -178,8 +178,8 @@ class Weights:
     def vector(self, name: str, width: int) -> str:
         return self.tracer.weight(Weight((self.path(name),), "vector", (width,)))
 
-    def table(self, rows: int, width: int) -> str:
-        return self.tracer.weight(Weight((self.path("weight"),), "table", (rows, width)))
+    def table(self, rows: int, width: int, *, exact: bool = False) -> str:
+        return self.tracer.weight(Weight((self.path("weight"),), "table", (rows, width), exact=exact))
 
     def matrix(self, out_features: int, in_features: int) -> str:
         part = self.path("weight")

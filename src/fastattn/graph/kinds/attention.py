@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fastattn.errors import ConfigError
+from fastattn.errors import ConfigError, ContextLengthError
 from fastattn.formats import FORMATS
-from fastattn.graph.cost import Cost, Formats, StepShape
+from fastattn.graph.attention_bias import bias_columns
+from fastattn.graph.cost import FLOAT_BYTES, Cost, Formats, StepShape
 from fastattn.graph.ir import Attr, Op, Program
 from fastattn.graph.kinds.rows import ROWS_OF
 from fastattn.graph.op_kind import Floats, OpKind, Run
-from fastattn.graph.tensor import Tensor
+from fastattn.graph.tensor import Tensor, Weights
 
 
 def attention(
@@ -26,12 +29,27 @@ def attention(
     causal: bool,
     n_kv_head: int | None = None,
     scale: float | None = None,
+    window: int = 0,
+    bias: Weights | None = None,
+    bias_positions: int = 0,
 ) -> Tensor:
-    """Compute softmax(scale * q @ k.T) @ v for every head within each sequence (Vaswani et al. 2017)."""
+    """Compute softmax(scale * q @ k.T + bias) @ v for every head within each sequence (Vaswani et al. 2017).
+
+    window: a query at position p sees position j only if |p - j| < window; 0 for no window. Mistral's `sliding_window`
+    is this number. ModernBERT's is `local_attention` // 2 + 1.
+
+    bias: its weight is the table [n_head, relative positions] of `fastattn.graph.attention_bias`, for sequences of up
+    to `bias_positions`. Several layers may read the same one.
+    """
     kv_heads = n_kv_head or n_head
     if q.width % n_head or n_head % kv_heads or k.width != v.width or k.width * n_head != q.width * kv_heads:
         raise ConfigError(
             f"attention: {n_head} heads over {kv_heads} do not fit q, k, v of widths {q.width}, {k.width}, {v.width}"
+        )
+    if window < 0 or (bias_positions < 1 if bias else bias_positions):
+        raise ConfigError(
+            f"attention: expected a window of at least 0, and bias_positions for a bias alone, got {window} and "
+            f"{bias_positions}"
         )
     head_dim = q.width // n_head
     attrs: dict[str, Attr] = {
@@ -42,8 +60,13 @@ def attention(
         "head_dim": head_dim,
         "scale": 1.0 / math.sqrt(head_dim) if scale is None else scale,
         "q_rows": "tokens",
+        "window": window,
+        "has_bias": bias is not None,
+        "bias_positions": bias_positions,
     }
-    return q.tracer.emit(ATTENTION, (q, k, v), q.rows, q.width, attrs=attrs)
+    columns = bias_columns(bias_positions, causal=causal)
+    weights = () if bias is None else (bias.table(n_head, columns, exact=True),)
+    return q.tracer.emit(ATTENTION, (q, k, v), q.rows, q.width, weights=weights, attrs=attrs)
 
 
 def attention_formula(run: Run, op: Op, q: Floats, k: Floats, v: Floats) -> Floats:
@@ -51,7 +74,7 @@ def attention_formula(run: Run, op: Op, q: Floats, k: Floats, v: Floats) -> Floa
     out = np.zeros_like(q)
     for sequence, (rows, positions) in enumerate(_queries(run, str(op.attrs["q_rows"]))):
         keys, values = _keys_and_values(run, op, sequence, k, v)
-        probs = _probs(op, q[rows], positions, keys, len(keys) - _length(run, sequence))
+        probs = _probs(run, op, sequence, q[rows], positions, keys)
         out[rows] = _join(probs @ _repeat(_heads(values, op), op))
     return out
 
@@ -61,7 +84,7 @@ def attention_probs_formula(run: Run, op: Op, q: Floats, k: Floats) -> list[Floa
     maps = []
     for sequence, (rows, positions) in enumerate(_queries(run, "tokens")):
         keys, _ = _keys_and_values(run, op, sequence, k, None)
-        maps.append(_probs(op, q[rows], positions, keys, len(keys) - _length(run, sequence)))
+        maps.append(_probs(run, op, sequence, q[rows], positions, keys))
     return maps
 
 
@@ -113,14 +136,30 @@ def _keys_and_values(run: Run, op: Op, sequence: int, k: Floats, v: Floats | Non
     return keys, values
 
 
-def _probs(op: Op, q: Floats, positions: NDArray[np.intp], keys: Floats, past: int) -> Floats:
+def _probs(run: Run, op: Op, sequence: int, q: Floats, positions: NDArray[np.intp], keys: Floats) -> Floats:
     """Return the attention probabilities [n_head, q_len, kv_len] of a sequence."""
     queries = _heads(q, op)
     scores = float(op.attrs["scale"]) * (queries @ _repeat(_heads(keys, op), op).transpose(0, 2, 1))
+    past = len(keys) - _length(run, sequence)
+    relative = np.arange(len(keys)) - (positions + past)[:, None]
+    if op.attrs["has_bias"]:
+        scores = scores + _biases(run, op, sequence, relative)
+    window = int(op.attrs["window"])
     if op.attrs["causal"]:
-        unseen = np.arange(len(keys)) > (positions + past)[:, None]
-        scores = np.where(unseen, -np.inf, scores)
+        scores = np.where(relative > 0, -np.inf, scores)
+    if window:
+        scores = np.where(np.abs(relative) < window, scores, -np.inf)
     return softmax(scores)
+
+
+def _biases(run: Run, op: Op, sequence: int, relative: NDArray[np.intp]) -> Floats:
+    """Return the bias [n_head, q_len, kv_len] at relative positions; any number where a causal query does not see."""
+    most = int(op.attrs["bias_positions"])
+    if relative.shape[1] > most:
+        raise ContextLengthError(f"sequence {sequence}: {relative.shape[1]} positions, the attention bias has {most}")
+    table = run.weights[op.weights[0]].values
+    biases: Floats = table[:, np.minimum(relative, table.shape[1] - most) + most - 1]
+    return biases
 
 
 def _heads(x: Floats, op: Op) -> Floats:
@@ -143,27 +182,58 @@ def _join(x: Floats) -> Floats:
 
 
 def attention_cost(program: Program, op: Op, shape: StepShape, formats: Formats) -> Cost:
-    """q k^T, and in attention probabilities times v; keys and values of the cache are read once."""
+    """q k^T, and in attention probabilities times v; keys and values of the cache, and biases, are read once."""
     n_products = 2 if op.kind == "attention" else 1
-    multiply_adds = n_products * seen_pairs(op, shape) * int(op.attrs["n_head"]) * int(op.attrs["head_dim"])
+    seen = [_seen(op, shape, q_len, past) for q_len, past in _lengths(shape)]
+    pairs = sum(of_sequence.pairs for of_sequence in seen)
+    multiply_adds = n_products * pairs * int(op.attrs["n_head"]) * int(op.attrs["head_dim"])
     kv = FORMATS[formats.kv]
     row_bytes = int(op.attrs["head_dim"]) * kv.element_bytes + kv.scale_bytes
-    n_rows = n_products * int(op.attrs["n_kv_head"]) * sum(shape.past_lens or ())
-    return Cost(multiply_adds, kv_bytes=n_rows * row_bytes)
+    n_rows = n_products * int(op.attrs["n_kv_head"]) * sum(of_sequence.past for of_sequence in seen)
+    biases = 0.0
+    # The first op that reads a table counts it for all.
+    if op.weights and op.output == next(o.output for o in program.ops if op.weights[0] in o.weights):
+        biases = int(op.attrs["n_head"]) * max((of_sequence.relative for of_sequence in seen), default=0.0)
+    return Cost(multiply_adds, weight_bytes=biases * FLOAT_BYTES, kv_bytes=n_rows * row_bytes)
 
 
-def seen_pairs(op: Op, shape: StepShape) -> float:
-    """Return the number of pairs of a query row and a position that it sees, for one head."""
-    total = 0.0
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """What the query rows of a sequence see: pairs of a row and a position, positions of the cache, and relative ones.
+
+    A cache may have a fractional number of positions (see StepShape).
+    """
+
+    pairs: float
+    past: float
+    relative: float
+
+
+def _lengths(shape: StepShape) -> Iterator[tuple[int, float]]:
+    """Yield the new tokens of each sequence that has some, and the positions in its cache."""
     for q_len, past in zip(shape.q_lens, shape.past_lens or (0,) * len(shape.q_lens), strict=True):
-        if q_len == 0:
-            continue
-        kv_len = past + q_len
-        selection = op.attrs["q_rows"]
-        count = {"tokens": q_len, "wanted": shape.wanted_rows(q_len)}.get(str(selection), 1)
-        last_sees = past + 1 if selection == "first" else kv_len
-        total += count * (last_sees - (count - 1) / 2) if op.attrs["causal"] else count * kv_len
-    return total
+        if q_len:
+            yield q_len, past
+
+
+def _seen(op: Op, shape: StepShape, q_len: int, past: float) -> _Seen:
+    selection = str(op.attrs["q_rows"])
+    count = {"tokens": q_len, "wanted": shape.wanted_rows(q_len)}.get(selection, 1)
+    last = past if selection == "first" else past + q_len - 1
+    first, end = last - (count - 1), past + q_len - 1
+    reach = float(op.attrs["window"]) - 1 if op.attrs["window"] else math.inf
+    pairs = count + _sum_up_to(reach, first, count)
+    after = 0.0
+    if not op.attrs["causal"]:
+        pairs += _sum_up_to(reach, end - last, count)
+        after = min(reach, end - first)
+    return _Seen(pairs, max(0.0, min(past, reach - (first - past))), 1 + min(reach, last) + after)
+
+
+def _sum_up_to(most: float, first: float, count: int) -> float:
+    """Return the sum of min(most, n) for n from `first` to first + count - 1."""
+    below = max(0, min(count, math.ceil(most - first))) if most < math.inf else count
+    return below * (first + (below - 1) / 2) + (count - below) * (most if count > below else 0.0)
 
 
 _ATTRS: dict[str, type | tuple[str, ...]] = {
@@ -174,10 +244,14 @@ _ATTRS: dict[str, type | tuple[str, ...]] = {
     "head_dim": int,
     "scale": float,
     "q_rows": tuple(ROWS_OF),
+    "window": int,
+    "has_bias": bool,
+    "bias_positions": int,
 }
 ATTENTION = OpKind(
     name="attention",
     inputs=("q", "k", "v"),
+    weights=("bias",),
     attrs=_ATTRS,
     formula=attention_formula,
     reads="queries",
@@ -187,6 +261,7 @@ ATTENTION = OpKind(
 ATTENTION_PROBS = OpKind(
     name="attention_probs",
     inputs=("q", "k"),
+    weights=("bias",),
     attrs=_ATTRS,
     formula=attention_probs_formula,
     reads="all",

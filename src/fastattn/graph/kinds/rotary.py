@@ -36,7 +36,7 @@ def rotary(
         "interleaved": interleaved,
         "rows": "tokens",
     }
-    weights = (w.table(max_positions, dimensions),)
+    weights = (w.table(max_positions, dimensions, exact=True),)
     return x.tracer.emit(ROTARY, (x,), x.rows, x.width, weights=weights, attrs=attrs)
 
 
