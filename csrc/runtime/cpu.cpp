@@ -37,7 +37,7 @@ struct Target {
     bool own_bfloat16_sums = false;
 };
 
-std::string unless(bool runs) {
+[[maybe_unused]] std::string unless(bool runs) {
     return runs ? "" : kCannotRun;
 }
 std::string no_obstacle() {

@@ -3,7 +3,6 @@
 #pragma once
 #include <immintrin.h>
 
-#include "kernels/formats.h"
 #include "simd/vec.h"
 
 namespace fastattn::FASTATTN_TARGET {
@@ -55,7 +54,8 @@ private:
     bool in_use_;
 };
 
-// Macros, because the number of a tile is part of the instruction. Strides are in bytes.
+// Macros, because the number of a tile is part of the instruction. Strides are in bytes. A format is a Format of
+// kernels/formats.h.
 #define FA_TILE_CLEAR(t) _tile_zero(t)
 #define FA_TILE_LOAD(t, p, stride) _tile_loadd(t, p, stride)
 #define FA_TILE_STORE(t, p, stride) _tile_stored(t, p, stride)

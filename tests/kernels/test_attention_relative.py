@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from tests import tolerances
 from tests.kernels.support import (
     F32,
+    PORTABLE,
     TARGETS,
     assert_same_bits,
     assert_within,
@@ -80,7 +81,7 @@ def test_float32_against_float64(
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("window", [0, *WINDOWS])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("head_dim", [3, 20, 64])
+@pytest.mark.parametrize("head_dim", [3, 20, 32, 64])
 @pytest.mark.parametrize("format", ["bfloat16", "int8"])
 def test_rounding_formats_against_float64(
     format: str, head_dim: int, shape: tuple[int, int, int], window: int, causal: bool, biased: bool
@@ -94,28 +95,29 @@ def test_rounding_formats_against_float64(
     )
     options: dict[str, Any] = {"scale": 0.25, "causal": causal, "q_position": q_position, "format": format}
     options |= {"window": window, "bias": table}
-    results = []
+    results = {}
     for target in TARGETS:
         blocks = kv_blocks(k, v, target=target, format=format)
         out = kernels.attention(target, q, blocks, kv_len=kv_len, **options)
         assert_within(out, reference, bound)
         out_probs = kernels.attention_probs(target, q, blocks, kv_len=kv_len, **options)
         assert_within(out_probs, probs, probs_bound)
-        results.append((out, out_probs))
-    for out, out_probs in results[1:] if format == "int8" else []:
-        assert_same_bits(out, results[0][0])
-        assert_same_bits(out_probs, results[0][1])
+        results[target] = out, out_probs
+    for target in PORTABLE if format == "bfloat16" else TARGETS:
+        assert_same_bits(results[target][0], results["scalar"][0])
+        assert_same_bits(results[target][1], results["scalar"][1])
 
 
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize("biased", [False, True])
 @pytest.mark.parametrize("window", [0, *WINDOWS])
+@pytest.mark.parametrize("head_dim", [17, 64])
 def test_causal_row_does_not_depend_on_tiles_chunks_or_later_tokens(
-    target: str, format: str, biased: bool, window: int
+    target: str, format: str, biased: bool, window: int, head_dim: int
 ) -> None:
     kv_len = 200
-    q, k, v = _inputs(kv_len, kv_len, 17)
+    q, k, v = _inputs(kv_len, kv_len, head_dim)
     blocks = kv_blocks(k, v, target=target, format=format)
     options: dict[str, Any] = {"causal": True, "scale": 0.2, "format": format, "window": window}
     table = _table(kv_len, causal=True) if biased else None
@@ -210,8 +212,9 @@ def test_a_window_of_one_returns_the_own_value(target: str, format: str) -> None
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize("causal", [False, True])
-def test_nan_outside_the_window_is_not_seen(target: str, format: str, causal: bool) -> None:
-    q, k, v = _inputs(200, 200, 20)
+@pytest.mark.parametrize("head_dim", [20, 64])
+def test_nan_outside_the_window_is_not_seen(target: str, format: str, causal: bool, head_dim: int) -> None:
+    q, k, v = _inputs(200, 200, head_dim)
     window = 30
     options: dict[str, Any] = {"kv_len": 200, "causal": causal, "window": window, "format": format}
     clean = kernels.attention(target, q, kv_blocks(k, v, format=format), **options)
@@ -228,9 +231,10 @@ def test_nan_outside_the_window_is_not_seen(target: str, format: str, causal: bo
 
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("format", FORMATS)
-def test_biases_that_are_not_finite(target: str, format: str) -> None:
+@pytest.mark.parametrize("head_dim", [20, 64])
+def test_biases_that_are_not_finite(target: str, format: str, head_dim: int) -> None:
     """-inf hides a position, NaN and +inf give NaN, all of them only in the rows that see that relative position."""
-    q, k, v = _inputs(100, 100, 20)
+    q, k, v = _inputs(100, 100, head_dim)
     blocks = kv_blocks(k, v, format=format)
     options: dict[str, Any] = {"kv_len": 100, "causal": True, "format": format}
     table = _table(100, causal=True)
