@@ -192,8 +192,7 @@ FA_INLINE void for_chains(int begin, int end, typename Dot::Sum (&sum)[kRows][kV
 #pragma GCC unroll 8
             for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 8
-                for (int c = 0; c < kVecs; ++c)
-                    sum[r][c] = add(sum[r][c], end_chains(even[r][c], odd[r][c], last - w));
+                for (int c = 0; c < kVecs; ++c) sum[r][c] = add(sum[r][c], end_chains(even[r][c], odd[r][c], last - w));
             w = last;
         }
     }

@@ -2,9 +2,9 @@
 //
 // float32: each output element is one lane that accumulates over k in order with fused multiply-add, in sums of
 // kSum terms. These sums are added in order, for any number of rows and threads and any SIMD width (docs/numerics.md;
-// docs/design/0005-blocked-sums.md explains why it is not one sum). bfloat16 sums have the order of dot.h. int8 sums are
-// exact, so their order does not matter. Blocks of k keep a panel slice in cache. Partial sums are saved in `scratch`
-// and continue exactly where they stopped.
+// docs/design/0005-blocked-sums.md explains why it is not one sum). bfloat16 sums have the order of dot.h. int8 sums
+// are exact, so their order does not matter. Blocks of k keep a panel slice in cache. Partial sums are saved in
+// `scratch` and continue exactly where they stopped.
 #pragma once
 #include <cstddef>
 
@@ -61,7 +61,7 @@ constexpr int64_t kLineBytes = 64;
 // kRows x kTileVecs vectors of the output, over `words` words, with the sums in registers.
 template <class Dot, int kRows, bool kPrefetch = true>
 FA_INLINE void multiply_words(const int32_t* a, int64_t a_stride, const std::byte* panel, int words, Prefetch& prefetch,
-                             typename Dot::Sum (&sum)[kRows][kTileVecs]) {
+                              typename Dot::Sum (&sum)[kRows][kTileVecs]) {
     const std::byte* ahead = prefetch.next;
     const int64_t step = prefetch.step;
     const int lines = prefetch.lines;

@@ -85,7 +85,7 @@ private:
 
 // The words after the last whole 16 of k, with zeros behind them.
 struct Tail {
-    int words;                                                 // or 0
+    int words;                                                  // or 0
     alignas(kLineBytes) int32_t rows[kBlockRows * kTileWords];  // of the current block
     alignas(kLineBytes) int32_t panel[kTileWords * kPanelWidth];
 
@@ -110,8 +110,8 @@ FA_INLINE int64_t steps_of(const LinearArgs& args, int rows, int words) {
 
 // Rows of the output that are computed together.
 struct RowBlock {
-    int row, rows;    // to write
-    int start;        // first row of the tiles; they may repeat rows that another block writes
+    int row, rows;  // to write
+    int start;      // first row of the tiles; they may repeat rows that another block writes
     bool two_tiles;
 
     // The block of rows from `row` on, before `end`.
@@ -127,36 +127,36 @@ struct RowBlock {
 // What a block of rows goes over: words of a panel.
 struct Slice {
     const std::byte* panel;
-    int words, steps;   // steps: whole tiles
+    int words, steps;  // steps: whole tiles
     bool first, last;
     const int32_t* start;  // int8, int4: initial sums of the columns
 };
 
 // One step of k: rows times two tiles of columns.
-#define FA_TWO_BY_TWO(a, a_bytes, b)                     \
-    do {                                                 \
-        FA_TILE_LOAD(6, b, kPanelWordBytes);             \
-        FA_TILE_LOAD(4, a, a_bytes);                     \
-        FA_TILE_MULTIPLY(kFormat, 0, 4, 6);              \
+#define FA_TWO_BY_TWO(a, a_bytes, b)                            \
+    do {                                                        \
+        FA_TILE_LOAD(6, b, kPanelWordBytes);                    \
+        FA_TILE_LOAD(4, a, a_bytes);                            \
+        FA_TILE_MULTIPLY(kFormat, 0, 4, 6);                     \
         FA_TILE_LOAD(5, (a) + kTileWords * (a_bytes), a_bytes); \
-        FA_TILE_MULTIPLY(kFormat, 2, 5, 6);              \
-        FA_TILE_LOAD(7, (b) + kLineBytes, kPanelWordBytes); \
-        FA_TILE_MULTIPLY(kFormat, 1, 4, 7);              \
-        FA_TILE_MULTIPLY(kFormat, 3, 5, 7);              \
+        FA_TILE_MULTIPLY(kFormat, 2, 5, 6);                     \
+        FA_TILE_LOAD(7, (b) + kLineBytes, kPanelWordBytes);     \
+        FA_TILE_MULTIPLY(kFormat, 1, 4, 7);                     \
+        FA_TILE_MULTIPLY(kFormat, 3, 5, 7);                     \
     } while (false)
 
 // Rows times four tiles of columns.
-#define FA_ONE_BY_FOUR(a, a_bytes, b)                    \
-    do {                                                 \
-        FA_TILE_LOAD(4, a, a_bytes);                     \
-        FA_TILE_LOAD(5, b, kPanelWordBytes);             \
-        FA_TILE_MULTIPLY(kFormat, 0, 4, 5);              \
-        FA_TILE_LOAD(6, (b) + kLineBytes, kPanelWordBytes); \
-        FA_TILE_MULTIPLY(kFormat, 1, 4, 6);              \
+#define FA_ONE_BY_FOUR(a, a_bytes, b)                           \
+    do {                                                        \
+        FA_TILE_LOAD(4, a, a_bytes);                            \
+        FA_TILE_LOAD(5, b, kPanelWordBytes);                    \
+        FA_TILE_MULTIPLY(kFormat, 0, 4, 5);                     \
+        FA_TILE_LOAD(6, (b) + kLineBytes, kPanelWordBytes);     \
+        FA_TILE_MULTIPLY(kFormat, 1, 4, 6);                     \
         FA_TILE_LOAD(7, (b) + 2 * kLineBytes, kPanelWordBytes); \
-        FA_TILE_MULTIPLY(kFormat, 2, 4, 7);              \
+        FA_TILE_MULTIPLY(kFormat, 2, 4, 7);                     \
         FA_TILE_LOAD(5, (b) + 3 * kLineBytes, kPanelWordBytes); \
-        FA_TILE_MULTIPLY(kFormat, 3, 4, 5);              \
+        FA_TILE_MULTIPLY(kFormat, 3, 4, 5);                     \
     } while (false)
 
 // Adds a slice to the sums of two tiles of rows and half a panel, from column `half` * 32 on.
@@ -288,12 +288,12 @@ void multiply_panel(const LinearArgs& args, int panel, const std::byte* weights,
     tail.words = args.words % kTileWords;
     alignas(kLineBytes) int32_t start[kPanelWidth];
     if constexpr (kInteger<kFormat>)
-        for (int j = 0; j < kPanelWidth; j += kLanes)
-            store_words(start + j, offset_of(args, panel * kPanelWidth + j));
+        for (int j = 0; j < kPanelWidth; j += kLanes) store_words(start + j, offset_of(args, panel * kPanelWidth + j));
     constexpr bool kUnpacked = kFormat == Format::kInt4;
     float* unpacked = args.scratch + kLinearRowBlock * kPanelWidth;
-    constexpr int kMost = kUnpacked ? kUnpackedWords : kSliceWords;
-    const int most = args.words > kMost ? kMost : args.words;
+    // Few rows use an unpacked slice once, so it should be in the L1 cache.
+    const int limit = !kUnpacked ? kSliceWords : args.m <= kBlockRows ? kInt4Block : kUnpackedWords;
+    const int most = args.words > limit ? limit : args.words;
     if (kUnpacked && most == args.words) unpack_panel(weights, 0, most, unpacked);
     SlicePrefetch prefetch;
     prefetch.start(next_panel, panel_bytes_of(kFormat, most), steps_of(args, args.m, most));
@@ -348,11 +348,6 @@ void linear_on_tiles(const LinearArgs& args) {
         const std::byte* weights = static_cast<const std::byte*>(args.panels) + panel * bytes;
         const auto* next =
             panel + 1 < args.panel_end ? weights + bytes : static_cast<const std::byte*>(args.next_panel);
-        if constexpr (kFormat == Format::kInt4)
-            if (args.m == 1) {
-                one_row_int4(args, weights, panel * kPanelWidth);
-                continue;
-            }
         multiply_panel<kFormat>(args, panel, weights, next, finished, half);
     }
     finished.write_all();
@@ -364,10 +359,10 @@ void linear_on_tiles(const LinearArgs& args) {
 template <Format kFormat>
 FA_INLINE void linear_of_target(const LinearArgs& args) {
 #if FASTATTN_HAS_TILES
-    linear_on_tiles<kFormat>(args);
-#else
-    linear<kFormat>(args);
+    // One row reads its weights at the rate of memory anyway. bfloat16 needs the order of tiles.
+    if (!kInteger<kFormat> || args.m > 1) return linear_on_tiles<kFormat>(args);
 #endif
+    if constexpr (kInteger<kFormat> || !FASTATTN_HAS_TILES) linear<kFormat>(args);
 }
 
 }  // namespace

@@ -52,8 +52,8 @@ private:
         return (rows + limits_.tile_rows - 1) / limits_.tile_rows * limits_.tile_rows;
     }
     int64_t row_chunks() const { return (m_ + rows_ - 1) / rows_; }
-    // Whole register tiles, at most `limits.rows`, and small enough for several chunks per thread, because the cores of a
-    // shared machine are not equally fast.
+    // Whole register tiles, at most `limits.rows`, and small enough for several chunks per thread, because the cores of
+    // a shared machine are not equally fast.
     int64_t rows_per_chunk() const {
         const int64_t wanted_chunks = std::max<int64_t>(1, limits_.chunks * threads_ / panels_);
         const int64_t blocks = std::max((m_ + limits_.rows - 1) / limits_.rows, std::min(wanted_chunks, m_ / 48));

@@ -11,8 +11,8 @@ namespace {
 constexpr int kTileWords = 16;    // rows of a tile, columns of sums, and words of a row
 constexpr int kTileBytes = 1024;  // of a whole tile
 
-// Ends all writes to memory that tiles read next. GCC does not know that its intrinsics read memory, so it could move or
-// drop the writes.
+// Ends all writes to memory that tiles read next. GCC does not know that its intrinsics read memory, so it could move
+// or drop the writes.
 #define FA_TILE_READY() asm volatile("" : : : "memory")
 
 // Tiles 0 to 3 are sums, and 4 to 7 are operands:
@@ -35,7 +35,7 @@ public:
         } config;
         const int first = rows < kTileWords ? rows : kTileWords;
         const int second = rows <= kTileWords || rows >= 2 * kTileWords ? first : rows - kTileWords;
-        const int of_tile[8] = {first, first, second, second, first, rows <= kTileWords ? kTileWords : second,
+        const int of_tile[8] = {first,      first,     second, second, first, rows <= kTileWords ? kTileWords : second,
                                 kTileWords, kTileWords};
         for (int t = 0; t < 8; ++t) {
             config.row_bytes[t] = 64;
@@ -60,12 +60,12 @@ private:
 #define FA_TILE_LOAD(t, p, stride) _tile_loadd(t, p, stride)
 #define FA_TILE_STORE(t, p, stride) _tile_stored(t, p, stride)
 // int8: bytes of `a` from 0 to 255, and signed bytes of `b`.
-#define FA_TILE_MULTIPLY(format, sum, a, b)       \
-    do {                                          \
+#define FA_TILE_MULTIPLY(format, sum, a, b)        \
+    do {                                           \
         if constexpr (format == Format::kBfloat16) \
-            _tile_dpbf16ps(sum, a, b);            \
-        else                                      \
-            _tile_dpbusd(sum, a, b);              \
+            _tile_dpbf16ps(sum, a, b);             \
+        else                                       \
+            _tile_dpbusd(sum, a, b);               \
     } while (false)
 
 // The same with signed bytes of `a`.

@@ -61,8 +61,8 @@
 #define FASTATTN_HAS_TILES 0
 #endif
 
-#if defined(FASTATTN_TARGET_avx512) || defined(FASTATTN_TARGET_avx512_vnni) || \
-    defined(FASTATTN_TARGET_avx512_bf16) || defined(FASTATTN_TARGET_amx)
+#if defined(FASTATTN_TARGET_avx512) || defined(FASTATTN_TARGET_avx512_vnni) || defined(FASTATTN_TARGET_avx512_bf16) || \
+    defined(FASTATTN_TARGET_amx)
 #include "simd/vec_avx512.h"
 #elif defined(FASTATTN_TARGET_avx2)
 #include "simd/vec_avx2.h"

@@ -295,7 +295,6 @@ FA_INLINE void store_int8(int8_t* p, Words a) {
         vst1_s8(p + 8 * i, vmovn_s16(vcombine_s16(vmovn_s32(a.v[2 * i]), vmovn_s32(a.v[2 * i + 1]))));
 }
 
-
 inline constexpr int kInt8Offset = 0;
 FA_INLINE Words add_int8_offset(Words a) {
     return a;

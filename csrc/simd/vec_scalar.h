@@ -272,7 +272,6 @@ FA_INLINE void store_int8(int8_t* p, Words a) {
     FA_EACH p[i] = static_cast<int8_t>(a.v[i]);
 }
 
-
 inline constexpr int kInt8Offset = 0;
 FA_INLINE Words add_int8_offset(Words a) {
     return a;
