@@ -62,8 +62,10 @@ def bench_products(options: argparse.Namespace) -> list[Row]:
         return rows
     workers: dict[str, Process] = {}
     try:
-        for library in (OURS, *(name for name in options.against if name in MULTIPLY)):
-            arguments = json.dumps({"library": library, "threads": options.threads})
+        others = [] if options.dtype not in (None, "float32") else options.against  # they multiply in float32
+        for library in (OURS, *(name for name in others if name in MULTIPLY)):
+            dtype = options.dtype or "float32"
+            arguments = json.dumps({"library": library, "threads": options.threads, "dtype": dtype})
             blas = {"OPENBLAS_NUM_THREADS": str(options.threads)} if library == "numpy" else {}
             workers[library] = Process(command_of("products", arguments), options.threads, environment=blas)
         for name in names:

@@ -17,6 +17,8 @@ from fastattn.bench.worker import VALUES, Answer, Service, serve
 from fastattn.profiling.limits import measure_over
 from work import LINEARS, PRODUCTS, Product
 
+WEIGHT_BYTES = {"float32": 4.0, "bfloat16": 2.0, "int8": 1.0, "int4": 0.5 + 1 / 32}  # int4: a scale per 32
+
 
 class Runnable(Protocol):
     def run(self) -> NDArray[Any]:
@@ -38,10 +40,11 @@ def matrices(item: Product) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
 class Fastattn:
     """A Program that uses the same code path as models.
 
-    It has an embedding that copies the rows of x, LINEARS linears, and a gather of the last one's first row.
+    It has an embedding that copies the rows of x, LINEARS linears, and a gather of the last one's first row. In dtypes
+    other than float32, each linear rounds x.
     """
 
-    def __init__(self, item: Product, threads: int) -> None:
+    def __init__(self, item: Product, threads: int, dtype: str = "float32") -> None:
         from fastattn.checkpoint import array_sources
         from fastattn.executors.cpu import CpuExecutor
         from fastattn.graph.ir import Op, Program, Step, Value, Weight
@@ -49,7 +52,7 @@ class Fastattn:
         m, n, k = item.m, item.n, item.k
         x, weights = matrices(item)
         plain = {"activation": "none", "has_bias": False, "has_residual": False}
-        ops = [Op("embedding", (), 0, ("x",), {"index": "token_ids"})]
+        ops = [Op("embedding", (), 0, ("x",), {"index": "token_ids", "offset": 0})]
         ops += [Op("linear", (0,), i + 1, (f"w{i % item.weights}",), plain) for i in range(LINEARS)]
         ops += [Op("gather_rows", (LINEARS,), LINEARS + 1, (), {"which": "wanted"})]
         program = Program(
@@ -65,7 +68,7 @@ class Fastattn:
             causal=False,
         )
         arrays = {"x": x, **{f"w{i}": w for i, w in enumerate(weights)}}
-        self.executor = CpuExecutor(program, array_sources(arrays), dtype="float32", threads=threads)
+        self.executor = CpuExecutor(program, array_sources(arrays), dtype=dtype, threads=threads)
         ids = np.arange(m, dtype=np.int32)
         ends = np.array([0, m], np.int32)
         self.step = Step(token_ids=ids, cu_seqlens=ends, positions=ids, wanted=ids[:1])
@@ -122,14 +125,15 @@ LIBRARIES: dict[str, type[Any]] = {"fastattn": Fastattn, "torch": Torch, "numpy"
 class Runner:
     """Answers the commands of `fastattn.bench.worker` for products; the last product stays loaded."""
 
-    def __init__(self, library: str, threads: int) -> None:
-        self.library, self.threads = library, threads
+    def __init__(self, library: str, threads: int, dtype: str) -> None:
+        self.library, self.threads, self.dtype = library, threads, dtype
         self.loaded: tuple[str, Any] = ("", None)
 
     def product(self, name: str) -> Any:
         if self.loaded[0] != name:
             self.loaded = ("", None)
-            self.loaded = (name, LIBRARIES[self.library](PRODUCTS[name], self.threads))
+            options = {"dtype": self.dtype} if self.library == "fastattn" else {}
+            self.loaded = (name, LIBRARIES[self.library](PRODUCTS[name], self.threads, **options))
         return self.loaded[1]
 
     def sample(self, command: Answer) -> tuple[float, Answer]:
@@ -141,11 +145,13 @@ class Runner:
     def limit(self, command: Answer) -> Answer:
         item = PRODUCTS[command["name"]]
         limits = measure_over(self.product(item.name).executor)
+        rate = limits.rates["int8" if self.dtype == "int4" else self.dtype]
+        weight_bytes = item.weight_bytes * WEIGHT_BYTES[self.dtype] / WEIGHT_BYTES["float32"]
         return {
-            "compute_seconds": item.operations / limits.rates["float32"] / 1e9,
-            "memory_seconds": item.weight_bytes / limits.read_gbps / 1e9,
+            "compute_seconds": item.operations / rate / 1e9,
+            "memory_seconds": weight_bytes / limits.read_gbps / 1e9,
             "operations": item.operations,
-            "bytes": item.weight_bytes,
+            "bytes": weight_bytes,
         }
 
     def profile(self, command: Answer) -> Answer:
@@ -154,4 +160,4 @@ class Runner:
 
 def main(arguments: str) -> None:
     options = json.loads(arguments)
-    serve(Service(Runner(options["library"], options["threads"])).answer)
+    serve(Service(Runner(options["library"], options["threads"], options["dtype"])).answer)

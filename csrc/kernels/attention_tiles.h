@@ -24,10 +24,7 @@ FA_INLINE bool rows_fit_tiles(const AttentionArgs& args, const QueryRows& q) {
 template <Format kFormat>
 FA_INLINE void score_on_tiles(const QueryRows& q, BlockScores& scores, const ConstHeadBlock<kFormat>& kv) {
     FA_TILE_READY();
-    FA_TILE_CLEAR(0);
-    FA_TILE_CLEAR(1);
-    FA_TILE_CLEAR(2);
-    FA_TILE_CLEAR(3);
+    FA_TILE_CLEAR_SUMS();
     for (int w = 0; w < kv.key_words; w += kTileWords) {
         const std::byte* keys = kv.keys + w * kKeyWordBytes;
         FA_TILE_LOAD(4, q.words + w, q.stride * kWordBytes);
@@ -62,10 +59,7 @@ template <Format kFormat>
 FA_INLINE void multiply_values(const BlockScores& scores, const ConstHeadBlock<kFormat>& kv, int d, int tiles,
                                int words, float* sums) {
     FA_TILE_READY();
-    FA_TILE_CLEAR(0);
-    FA_TILE_CLEAR(1);
-    FA_TILE_CLEAR(2);
-    FA_TILE_CLEAR(3);
+    FA_TILE_CLEAR_SUMS();
     for (int w = 0; w < words; w += kTileWords) {
         const std::byte* values = kv.values + w * kv.value_stride + d * kWordBytes;
         FA_TILE_LOAD(4, scores.s + w, kScoreBytes);

@@ -14,9 +14,9 @@ enum class Activation : int32_t { kNone, kGeluErf, kGeluTanh, kRelu, kTanh, kSil
 enum class PoolKind : int32_t { kMean, kMax, kMeanSqrtLen };
 
 // c[i, j] = residual[i, j] + activation(bias[j] + sum over k of a[i, k] * b[k, j]), for rows [0, m) and the columns of
-// panels [panel_begin, panel_end). The arithmetic is the same for every m. float32 and bfloat16 sum over k in order
-// (products of bfloat16 are added in float32). int8 and int4 sums are exact, and then multiplied by
-// a_scales[i] * scales[j].
+// panels [panel_begin, panel_end). The arithmetic is the same for every m. float32 sums over k in order, and
+// bfloat16 in the order of docs/numerics.md (products are added in float32). int8 and int4 sums are exact, and then
+// multiplied by a_scales[i] * scales[j].
 struct LinearArgs {
     const void* a;          // [m, words]: floats, or the output of quantize_rows
     int64_t a_stride;       // words

@@ -180,10 +180,7 @@ FA_INLINE void two_by_two(const std::byte* a, int64_t a_bytes, const Slice& slic
         FA_TILE_LOAD(2, start, 0);
         FA_TILE_LOAD(3, start + kTileWords, 0);
     } else {
-        FA_TILE_CLEAR(0);
-        FA_TILE_CLEAR(1);
-        FA_TILE_CLEAR(2);
-        FA_TILE_CLEAR(3);
+        FA_TILE_CLEAR_SUMS();
     }
     for (int s = 0; s < slice.steps; ++s) {
         FA_TWO_BY_TWO(a + s * kLineBytes, a_bytes, b + s * kTileWords * kPanelWordBytes);
@@ -215,10 +212,7 @@ FA_INLINE void one_by_four(const std::byte* a, int64_t a_bytes, const Slice& sli
         FA_TILE_LOAD(2, from + 2 * kTileWords, stride);
         FA_TILE_LOAD(3, from + 3 * kTileWords, stride);
     } else {
-        FA_TILE_CLEAR(0);
-        FA_TILE_CLEAR(1);
-        FA_TILE_CLEAR(2);
-        FA_TILE_CLEAR(3);
+        FA_TILE_CLEAR_SUMS();
     }
     for (int s = 0; s < slice.steps; ++s) {
         FA_ONE_BY_FOUR(a + s * kLineBytes, a_bytes, slice.panel + s * kTileWords * kPanelWordBytes);

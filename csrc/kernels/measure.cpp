@@ -35,10 +35,7 @@ FA_INLINE float measure_tiles(int64_t iterations) {
     alignas(64) float sums[kTileWords * kTileWords];
     const TileRegisters tiles(2 * kTileWords);
     FA_TILE_READY();
-    FA_TILE_CLEAR(0);
-    FA_TILE_CLEAR(1);
-    FA_TILE_CLEAR(2);
-    FA_TILE_CLEAR(3);
+    FA_TILE_CLEAR_SUMS();
     for (int64_t i = 0; i < iterations; ++i) {
         FA_TILE_LOAD(4, kZeros, 64);
         FA_TILE_LOAD(5, kZeros, 64);

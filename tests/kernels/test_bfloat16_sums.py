@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -207,4 +208,4 @@ def test_heads_of_one_position_on_every_target(head_dim: int) -> None:
         blocks = np.ascontiguousarray(np.concatenate(heads, axis=1))
         options: dict[str, Any] = {"kv_len": kv_len, "q_position": kv_len - 1, "causal": True, "format": "bfloat16"}
         options["rows_per_head"] = rows_per_head
-        on_every_target(lambda target: kernels.attention(target, q, blocks, **options), PORTABLE)  # noqa: B023
+        on_every_target(partial(kernels.attention, q=q, blocks=blocks, **options), PORTABLE)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -12,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fastattn import _core
 from fastattn.checkpoint import ArraySource
 from fastattn.errors import ConfigError, ContextLengthError
 from fastattn.executors.cpu import CpuExecutor
@@ -26,6 +22,7 @@ from tests.program.test_decoder_ops import alone, executor_of, in_chunks
 from tests.reference.bounds import assert_close
 from tests.reference.decoder_program import POSITIONS, AllNames, DecoderProgram, decoder_program, step_of
 from tests.reference.op_by_op import check_program
+from tests.reference.targets import assert_same_on_targets, printed_on_targets
 
 WINDOWS = (1, 15, 16, 17, 63, 64, 65, 128, 1000)
 VARIANTS: Mapping[str, dict[str, Any]] = {
@@ -132,21 +129,7 @@ for variant in VARIANTS:
 
 
 def test_all_targets_have_the_same_bits() -> None:
-    results = {}
-    for target in _core.available_targets():
-        environment = {**os.environ, "FASTATTN_FORCE_TARGET": target, "PYTHONPATH": os.pathsep.join(sys.path)}
-        done = subprocess.run(
-            [sys.executable, "-c", PRINT], env=environment, capture_output=True, text=True, check=True
-        )
-        results[target] = done.stdout.split()
-    expected = results["scalar"]
-    assert len(set(expected)) == 32
-    for target, digests in results.items():
-        if _core.bfloat16_sums(target) == "portable":
-            assert digests == expected
-        else:
-            assert len(digests) == 24
-            assert set(digests) < set(expected)
+    assert_same_on_targets(printed_on_targets(PRINT), count=32, without_bfloat16=24)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import itertools
-import os
-import subprocess
-import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from fastattn import _core
 from fastattn.errors import ConfigError, InputError
 from fastattn.executors.cpu import CpuExecutor
 from fastattn.graph.rewrites import optimize
 from tests.reference.decoder_program import POSITIONS, DecoderProgram, decoder_program, step_of
 from tests.reference.op_by_op import check_program
+from tests.reference.targets import assert_same_on_targets, printed_on_targets
 
 DTYPES = ("float32", "bfloat16", "int8", "int4")
 
@@ -91,21 +88,7 @@ for interleaved in (False, True):
 
 
 def test_all_targets_have_the_same_bits() -> None:
-    results = {}
-    for target in _core.available_targets():
-        environment = {**os.environ, "FASTATTN_FORCE_TARGET": target, "PYTHONPATH": os.pathsep.join(sys.path)}
-        done = subprocess.run(
-            [sys.executable, "-c", PRINT], env=environment, capture_output=True, text=True, check=True
-        )
-        results[target] = done.stdout.split()
-    expected = results["scalar"]
-    assert len(set(expected)) == 8
-    for target, digests in results.items():
-        if _core.bfloat16_sums(target) == "portable":
-            assert digests == expected
-        else:
-            assert len(digests) == 6
-            assert set(digests) < set(expected)
+    assert_same_on_targets(printed_on_targets(PRINT), count=8, without_bfloat16=6)
 
 
 def test_positions_beyond_the_table() -> None:

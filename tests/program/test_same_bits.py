@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +17,7 @@ from fastattn.api.model import Model
 from fastattn.executors import cpu
 from fastattn.graph.ir import Program, Step
 from tests.reference.checkpoints import write_bert, write_gpt2
+from tests.reference.targets import printed_on_targets
 
 GPT2 = {"vocab_size": 131, "n_positions": 300, "n_embd": 96, "n_layer": 3, "n_head": 3}
 BERT = {"vocab_size": 131, "hidden_size": 96, "num_attention_heads": 3, "intermediate_size": 200,
@@ -212,15 +210,9 @@ def test_targets(dtype: str, tmp_path: Path) -> None:
     The order of bfloat16 sums may be a target's own.
     """
     digests = {}
-    for target in _core.available_targets():
-        if "bfloat16" in dtype and _core.bfloat16_sums(target) != "portable":
-            continue
-        environment = {**os.environ, "FASTATTN_FORCE_TARGET": target, "PYTHONPATH": os.pathsep.join(sys.path)}
-        out = subprocess.run(
-            [sys.executable, "-c", OF_A_TARGET, str(tmp_path), dtype],
-            env=environment, check=True, capture_output=True, text=True,
-        ).stdout.split()  # fmt: skip
-        assert out[0] == target
-        digests[target] = out[1]
+    for target, (active, digest) in printed_on_targets(OF_A_TARGET, str(tmp_path), dtype).items():
+        assert active == target
+        if "bfloat16" not in dtype or _core.bfloat16_sums(target) == "portable":
+            digests[target] = digest
     assert len(digests) > 1
     assert len(set(digests.values())) == 1, digests
