@@ -56,7 +56,7 @@ py::list run(Executor& executor, const py::array& token_ids, const py::array& cu
     const CacheGuard guard(step.caches);
     const std::vector<int32_t>& outputs = executor.spec().outputs;
     if (wanted_outputs.size() != outputs.size())
-        throw Error(ErrorKind::kInput, "wanted_outputs: expected one an output");
+        throw Error(ErrorKind::kInput, "wanted_outputs: expected one bool per output");
     py::list arrays;
     std::vector<float*> pointers;
     for (size_t i = 0; i < outputs.size(); ++i) {
@@ -105,7 +105,7 @@ size_t count(const Executor& executor, size_t (Executor::*number)() const) {
     return found;
 }
 
-// The file of cuBLASLt that a model would use, or None, and why the others are passed over.
+// The file of cuBLASLt that a model would use, or None, and why others were skipped.
 py::tuple find_library(const std::vector<std::string>& paths) {
     (void)open_device();
     const auto budget = std::make_shared<Budget>(CublasLt::kWorkspaceBytes);
@@ -149,7 +149,7 @@ FASTATTN_MODULE(FASTATTN_CUDA_MODULE, m) {
     m.def("device_info", &fastattn::cuda::device_info,
           "The GPU that a model would run on. Raises ConfigError if there is none.");
     m.def("find_library", &fastattn::cuda::find_library, pybind11::arg("paths"),
-          "The cuBLASLt that a model would use, or None, and why others are passed over.");
+          "The cuBLASLt that a model would use, or None, and why others were skipped.");
     fastattn::cuda::register_engine(m);
     fastattn::register_cache(m, pybind11::module_local());
     fastattn::cuda::register_executor(m);

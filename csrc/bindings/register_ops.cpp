@@ -62,16 +62,19 @@ py::array product(const py::array& x, const py::array& b, bool k_major, const py
     const float* a = data_of<float>("input", x, 2);
     const float* w = data_of<float>(k_major ? "other" : "weight", b, 2);
     const int64_t m = x.shape(0), k = x.shape(1), n = b.shape(k_major ? 1 : 0);
-    if (b.shape(k_major ? 0 : 1) != k) throw Error(ErrorKind::kInput, "input, weight: the inner sizes differ");
+    if (b.shape(k_major ? 0 : 1) != k)
+        throw Error(ErrorKind::kInput, "input, weight: expected equal inner sizes, got " + std::to_string(k) + " and " +
+                                           std::to_string(b.shape(k_major ? 0 : 1)));
     const float* bias_data = nullptr;
     if (!bias.is_none()) {
         const auto array = bias.cast<py::array>();
         bias_data = data_of<float>("bias", array, 1);
-        if (array.shape(0) != n) throw Error(ErrorKind::kInput, "bias: expected one number an output column");
+        if (array.shape(0) != n) throw Error(ErrorKind::kInput, "bias: expected one number per output column");
     }
     py::array result = out.is_none() ? py::array(py::array_t<float>({m, n})) : out.cast<py::array>();
     float* c = writable<float>("out", result, 2);
-    if (result.shape(0) != m || result.shape(1) != n) throw Error(ErrorKind::kInput, "out: wrong shape");
+    if (result.shape(0) != m || result.shape(1) != n)
+        throw Error(ErrorKind::kInput, "out: expected shape [" + std::to_string(m) + ", " + std::to_string(n) + "]");
     if (m == 0 || n == 0) return result;
     in_region([&](OpsRuntime& runtime, const std::function<bool()>& poll) {
         const int64_t panels = (n + kPanelWidth - 1) / kPanelWidth;
@@ -113,7 +116,7 @@ const float* optional_vector(const char* name, const py::object& object, int64_t
     if (object.is_none()) return nullptr;
     const auto array = object.cast<py::array>();
     const float* data = data_of<float>(name, array, 1);
-    if (array.shape(0) != n) throw Error(ErrorKind::kInput, std::string(name) + ": expected one number a column");
+    if (array.shape(0) != n) throw Error(ErrorKind::kInput, std::string(name) + ": expected one number per column");
     return data;
 }
 
@@ -230,7 +233,8 @@ py::array attention(const py::array& q, const py::array& k, const py::array& v, 
     if (k.shape(0) != s.batch || k.shape(3) != s.head_dim || v.shape(0) != s.batch || v.shape(1) != s.n_kv_head ||
         v.shape(2) != s.kv_len || v.shape(3) != s.head_dim)
         throw Error(ErrorKind::kInput, "key, value: the shapes do not fit the query's");
-    if (s.head_dim > kMaxHeadDim) throw Error(ErrorKind::kInput, "query: head_dim is at most 256");
+    if (s.head_dim > kMaxHeadDim)
+        throw Error(ErrorKind::kInput, "query: expected a head_dim of at most 256, got " + std::to_string(s.head_dim));
     const float* mask_data = nullptr;
     int64_t mask_strides[2] = {0, 0};
     if (!mask.is_none()) {
@@ -246,7 +250,8 @@ py::array attention(const py::array& q, const py::array& k, const py::array& v, 
     float* result = out.mutable_data();
     if (out.size() == 0) return out;
     if (s.n_kv_head == 0 || s.n_head % s.n_kv_head != 0)
-        throw Error(ErrorKind::kInput, "query, key: n_head must be a multiple of n_kv_head");
+        throw Error(ErrorKind::kInput, "query, key: expected n_head as a multiple of n_kv_head, got " +
+                                           std::to_string(s.n_head) + " and " + std::to_string(s.n_kv_head));
     in_region([&](OpsRuntime& runtime, const std::function<bool()>& poll) {
         const int threads = runtime.pool.size();
         const int64_t n_blocks = (s.kv_len + kBlockLen - 1) / kBlockLen;

@@ -46,12 +46,15 @@ struct Draws {
         if (offsets.size() != n + 1 || begins[0] != 0 || begins[n] != history.size())
             throw Error(ErrorKind::kInput, "history_offsets: expected n + 1 numbers from 0 to the length of history");
         for (int32_t i = 0; i < n; ++i) {
-            if (begins[i + 1] < begins[i]) throw Error(ErrorKind::kInput, "history_offsets: expected rising numbers");
+            if (begins[i + 1] < begins[i])
+                throw Error(ErrorKind::kInput, "history_offsets: expected non-decreasing numbers");
             histories.push_back(ids + begins[i]);
             lengths.push_back(begins[i + 1] - begins[i]);
         }
         for (py::ssize_t i = 0; i < history.size(); ++i)
-            if (ids[i] < 0 || ids[i] >= vocab) throw Error(ErrorKind::kInput, "history: an id is out of range");
+            if (ids[i] < 0 || ids[i] >= vocab)
+                throw Error(ErrorKind::kInput, "history: expected ids from 0 to " + std::to_string(vocab - 1) +
+                                                   ", got " + std::to_string(ids[i]));
         suppress = no_suppress.data();
     }
     void suppress_ids(const std::optional<py::array>& ids, const std::optional<py::array>& counts) {

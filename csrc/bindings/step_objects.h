@@ -101,11 +101,12 @@ std::shared_ptr<Decoding> new_decoding(std::shared_ptr<Executor> executor, const
                                       logprobs);
 }
 
-// Uses a cache outside of a step. An error while a step in another thread uses it.
+// Uses a cache outside of a step. Throws Error(kInput) while a step in another thread uses it.
 template <class F>
 auto use(KvCache& cache, const F& work) {
     cache.check_open();
-    if (!cache.try_acquire()) throw Error(ErrorKind::kInput, "cache: it is used by a call in another thread");
+    if (!cache.try_acquire())
+        throw Error(ErrorKind::kInput, "cache: expected one that no call uses, got one in use by another thread");
     struct Release {
         KvCache& cache;
         ~Release() { cache.release(); }

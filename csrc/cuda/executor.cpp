@@ -215,7 +215,7 @@ void Executor::copy_outputs(const StepInput& step, const Running& running, const
 }
 
 void Executor::run(const StepInput& step, const std::vector<float*>& outputs, const std::function<bool()>& poll) {
-    engine_->check_process();  // before the lock, which a thread of the parent may hold for ever
+    engine_->check_process();  // before the lock, which a thread of the parent may hold forever
     const std::lock_guard lock(engine_->mutex());
     const UseDevice current;
     check(step);
@@ -277,7 +277,7 @@ void Executor::fill_draw(const DrawLayout& layout, const SampleArgs& args, std::
 }
 
 void Executor::draw(const StepInput& step, const SampleArgs& args, const std::function<bool()>& poll) {
-    engine_->check_process();  // before the lock, which a thread of the parent may hold for ever
+    engine_->check_process();  // before the lock, which a thread of the parent may hold forever
     const std::lock_guard lock(engine_->mutex());
     const UseDevice current;
     check(step);

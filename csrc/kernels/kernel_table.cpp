@@ -5,7 +5,7 @@
 
 namespace fastattn::FASTATTN_TARGET {
 
-// Operations per iteration of a measurement, with one number per word: of vectors, and of four products of tiles.
+// Operations per iteration of a measurement with one number per word: on vectors, and for four tile products.
 constexpr int kSumOps = 2 * kLanes * kMeasureSums * kMeasureSteps;
 constexpr int kTileOps = FASTATTN_HAS_TILES ? 4 * 2 * 16 * 16 * 16 : kSumOps;
 

@@ -34,11 +34,11 @@ struct LinearArgs {
     int32_t m, words, n, panel_begin, panel_end;
     Activation activation;
     bool c_stream = false;    // a hint: c is larger than the caches, and whole cache lines of it are written
-    bool c_bfloat16 = false;  // only for a bfloat16 linear whose reader is another one; n % 16 == 0
+    bool c_bfloat16 = false;  // only if this linear and the one that reads c are bfloat16; n % 16 == 0
 };
 inline constexpr int kLinearRowBlock = 192;  // rows whose partial sums are in scratch
 inline constexpr int kInt4Block = 128;       // words of an int4 panel that are unpacked at a time
-inline constexpr int kUnpackedWords = 2048;  // the same if there is time to unpack a whole panel first
+inline constexpr int kUnpackedWords = 2048;  // the same on AMX tiles for many rows
 inline constexpr int64_t kLinearScratch = int64_t{kLinearRowBlock + kUnpackedWords} * kPanelWidth;  // floats
 
 // Rows of activations (or weights) in the format of a linear. int8 (and int4, whose activations are int8): one scale
@@ -124,6 +124,8 @@ struct KvStoreArgs {
 // With rows_per_head, rows are not positions but the query heads of one position, q_position. Each KV head has
 // rows_per_head of them, and the next KV head's part of a block follows. So a decode step reads blocks as one long
 // stream.
+//
+// attention_probs writes the probabilities [q_len, kv_len] of the same attention to `out` instead (attention maps).
 struct AttentionArgs {
     const float* q;  // [q_len, head_dim]
     int64_t q_stride;
@@ -147,8 +149,6 @@ struct AttentionArgs {
 inline constexpr int kAttentionRows = 16;  // query rows that visit a block together
 inline constexpr int64_t kAttentionScratch =
     kAttentionRows * (kBlockLen + kMaxHeadDim + kMaxHeadDim / 2) + 16 * 16;  // floats
-
-// probs [q_len, kv_len] of the same attention, for attention maps; written to `out` with `out_stride`.
 
 struct SoftmaxF32Args {
     const float* x;  // [rows, n]

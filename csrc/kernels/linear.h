@@ -264,8 +264,8 @@ void tile(const LinearArgs& args, const Tile& t, Prefetch& prefetch) {
     if (t.last) finish<kFormat>(args, t, kRows);
 }
 
-// What to prefetch while `rows` rows go over words [k0, k0 + words) of a panel: its next words, or the first words of
-// the next panel. At most one slice, which fits in the cache next to the current one.
+// What to prefetch while `rows` rows are multiplied by words [k0, k0 + words) of a panel: its next words, or the first
+// words of the next panel. At most one slice, which fits in the cache next to the current one.
 template <Format kFormat>
 FA_INLINE Prefetch prefetch_of(const LinearArgs& args, int panel, int k0, int words, int rows) {
     constexpr int kKBlock = Blocks<kFormat>::kK;

@@ -91,7 +91,7 @@ using Launches = std::vector<std::function<void()>>;
 
 Graph::Graph(Stream stream, const std::function<void()>& launches) {
     if (std::getenv("FASTATTN_EMULATED_CAPTURE_FAILS") != nullptr)
-        throw Error(ErrorKind::kOs, "cuda: cudaStreamEndCapture failed: the emulation was told so");
+        throw Error(ErrorKind::kOs, "cuda: cudaStreamEndCapture failed: FASTATTN_EMULATED_CAPTURE_FAILS is set");
     auto noted = std::make_unique<Launches>();
     stream->captured = noted.get();
     try {

@@ -128,7 +128,7 @@ struct AttentionOp {
     std::byte* const* const* thread_blocks;
     float* probs;  // attention_probs: [n_head, q_len, kv_len] of each sequence, concatenated; else null
     int32_t window = 0;
-    // Of head 0, and the floats between heads: bias[j - p] is added to the score of position j for a query at p.
+    // bias[j - p] of head 0 is added to the score of position j for a query at p. bias_stride: floats between heads.
     const float* bias = nullptr;
     int64_t bias_stride = 0;
 };

@@ -11,7 +11,7 @@
 namespace fastattn {
 namespace {
 
-// Multiply-adds per step: about ten microseconds, the possible cost of waking threads.
+// Multiply-adds of a step that takes about ten microseconds. Waking the threads can take as long.
 constexpr int64_t kAloneBelow = 500'000;
 
 Model model_of(Engine& engine, ProgramSpec spec) {

@@ -127,7 +127,7 @@ void run(const AttentionAttrs& attrs, const OpRun& op) {
     ops::attention(op.team, op.model.kernels, attention_of(attrs, op, op.in(2)));
 }
 
-// It has no values. It stores the keys twice, and the attention for it stores both again.
+// Maps need no values. Keys stand in for them until the attention of the same layer stores both.
 void run(const AttentionProbsAttrs& attrs, const OpRun& op) {
     ops::AttentionOp args = attention_of(attrs, op, op.in(1));
     args.probs = args.out.data;

@@ -51,7 +51,7 @@ struct ProgramSpec {
 [[noreturn]] void bad_spec(const std::string& what);  // throws Error(kConfig)
 void check_spec(const ProgramSpec& spec);             // throws Error(kConfig) with the name of the op
 
-// What an op needs of a weight.
+// What an op needs from a weight.
 struct WeightNeed {
     WeightUse use;
     int64_t rows, columns;    // -1: any number
@@ -65,7 +65,7 @@ struct WeightShape {
     int64_t rows, columns;
 };
 
-// Checks that every weight fits its ops. shape_of(weight): of the weight of this index.
+// Checks that every weight fits its ops. shape_of(weight) returns the shape of the weight with this index.
 void check_weights(const ProgramSpec& spec, const std::function<WeightShape(int32_t weight)>& shape_of);
 
 // Sets ActivationAttrs::rough. rounds(weight): whether a linear of this weight rounds its operands.

@@ -177,8 +177,8 @@ ThreadPool::ThreadPool(int threads) : size_(threads), shared_(std::make_unique<T
     } catch (const std::exception&) {  // std::system_error, or out of memory
         const size_t started = shared->workers.size() + 1;
         shared->end_workers();
-        throw Error(ErrorKind::kOutOfMemory, "threads: expected to start " + std::to_string(threads) +
-                                                 ", the system gave " + std::to_string(started));
+        throw Error(ErrorKind::kOutOfMemory, "threads: expected to start " + std::to_string(threads) + ", got " +
+                                                 std::to_string(started) + "; use fewer threads");
     }
 }
 

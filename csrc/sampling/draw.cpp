@@ -30,7 +30,7 @@ float sum_of_lanes(const std::vector<Candidate>& candidates, const std::vector<f
     return sums[0][0];
 }
 
-// The lowest logit that the temperature makes equal to `logit`, or kLowest if that logit is far away.
+// The lowest logit that equals `logit` after division by the temperature, or kLowest if that logit is far away.
 float lowest_level_with(float logit, float temperature) {
     const float level = logit / temperature;
     for (int step = 0; step < 8; ++step) {
@@ -84,7 +84,7 @@ static void keep_highest(std::vector<Candidate>& candidates, size_t k, float tem
 
 int32_t Drawer::from_candidates(std::vector<Candidate>& candidates, Candidate best, const SampleParams& params) {
     const float highest = best.logit / params.temperature;
-    // Outside float32 there is nothing to weigh: choose the highest logit, as with temperature 0.
+    // If a logit overflows after the division, choose the highest one, as with temperature 0.
     if (!std::isfinite(highest)) return best.id;
     const auto k = static_cast<size_t>(params.top_k);
     if (k < candidates.size()) keep_highest(candidates, k, params.temperature);

@@ -1,7 +1,7 @@
 // Treats denormal inputs and results of float operations as zero while it exists, as AMX tiles always do.
 //
-// x86 finds out after rounding whether a result is denormal, and Arm before. So a result from 2^-126 (1 - 2^-25) to
-// 2^-126 is 2^-126 on x86 and 0 on Arm.
+// x86 decides after rounding whether a result is denormal, and Arm decides before it. So a result from 2^-126 (1 -
+// 2^-25) to 2^-126 is 2^-126 on x86 and 0 on Arm.
 #pragma once
 #include "simd/vec.h"
 
@@ -16,8 +16,8 @@ public:
     FlushDenormals& operator=(const FlushDenormals&) = delete;
 
 private:
-    // The compiler does not know that float operations depend on the mode. It moves none over these statements, because
-    // the kernels take their inputs from memory and write their results to memory.
+    // The compiler does not know that float operations depend on the mode. It does not move any across these
+    // statements, because the kernels take their inputs from memory and write their results to memory.
 #if defined(__x86_64__)
     using Word = uint32_t;
     static constexpr Word kFlush = 0x8040;  // MXCSR: flush to zero, denormals are zeros

@@ -6,7 +6,7 @@
 //   struct Vec, struct Mask
 //   constexpr int kTileVecs            vectors along n in the register tile of the matrix product
 //   zero() broadcast(float) load(p) load_partial(p, n) store(p, v) store_partial(p, v, n)   n in 0..16, the rest is 0
-//   stream(p, v), end_streams()        a store past the caches; only with AVX-512
+//   stream(p, v), end_streams()        a store that bypasses the caches; only with AVX-512
 //   fma(a, b, c) = a * b + c, rounded once
 //   add sub mul div sqrt abs neg
 //   max(a, b) = a > b ? a : b      min(a, b) = a < b ? a : b      (a NaN in either gives b, as on x86)
@@ -27,19 +27,21 @@
 //   add_int(a, b) mul_int(a, b)        modulo 2^32
 //   as_words(v) and_words(a, b) or_words(a, b) shift_left<bits>(w)
 //   transpose(Words (&w)[16])          swaps lane i of w[j] with lane j of w[i]
-//   magnitude_bits(v) max_unsigned(a, b)     the larger of two magnitudes; infinity is above all numbers, NaN above it
-//   load_bf16(p) -> Vec, store_bf16(p, v)    sixteen bfloat16, rounded to nearest even; NaN stays NaN
-//   round_bf16(v) -> Words             the same as store_bf16, in the low half of each lane
-//   load_int8(p) -> Words, store_int8(p, w)    sixteen bytes; stores the low ones
-//   pack_int8(a, b, c, d) -> Words     their 64 numbers as bytes, in order; all must be within int8
-//   interleave_bytes(Words (&w)[4])    byte j of lane l of w[i] becomes the former byte 16 i + l of w[j]
-//   dot_bf16(sum, a, b)                sum + a[0] b[0] + a[1] b[1] in each lane, with the rounding of the instruction;
+//   magnitude_bits(v) -> Words         the bits of |v|
+//   max_unsigned(a, b)                 the larger one, also of magnitude_bits: infinity is above all numbers, NaN above
+//   it load_bf16(p) -> Vec, store_bf16(p, v)    sixteen bfloat16, rounded to nearest even; NaN stays NaN round_bf16(v)
+//   -> Words             the same as store_bf16, in the low half of each lane load_int8(p) -> Words, store_int8(p, w)
+//   sixteen bytes, sign-extended; stores the low byte of each lane pack_int8(a, b, c, d) -> Words     their 64 numbers
+//   as bytes, in order; all must be within int8 interleave_bytes(Words (&w)[4])    byte j of lane l of w[i] becomes the
+//   former byte 16 i + l of w[j] dot_bf16(sum, a, b)                sum + a[0] b[0] + a[1] b[1] in each lane, with the
+//   rounding of the instruction;
 //                                      only if FASTATTN_HAS_DOT_BF16 is 1
-//   dot_int8(sum, a, b)                sum + a[0] b[0] + ... + a[3] b[3], exact; bytes in [-127, 127], kInt8Offset is
-//                                      added to those of `a` (bytes in 0..127 without it mean themselves)
+//   dot_int8(sum, a, b)                sum + a[0] b[0] + ... + a[3] b[3], exact; bytes in [-127, 127]. The bytes of `a`
+//                                      must have kInt8Offset added, which the products include. Bytes of `a` in
+//                                      [0, 127] may also be passed without it.
 //   add_int8_offset(w)                 adds kInt8Offset to every byte
 //   unpack_int4(w, low, high)          nibbles of each byte minus 8, as int8
-//   scale_int8(w, scale)               the four bytes of each lane times its integer; products within int8
+//   scale_int8(w, scale)               the four bytes of each lane times the lane's integer; products must fit in int8
 #pragma once
 
 #include <cstdint>

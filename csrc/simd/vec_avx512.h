@@ -37,7 +37,7 @@ FA_INLINE Vec load_partial(const float* p, int n) {
 FA_INLINE void store(float* p, Vec a) {
     _mm512_storeu_ps(p, a.v);
 }
-// Not through the caches; p is a multiple of 64 bytes. Other threads see it after end_streams.
+// Bypasses the caches. p must be a multiple of 64 bytes. Other threads see the store after end_streams.
 FA_INLINE void stream(float* p, Vec a) {
     _mm512_stream_ps(p, a.v);
 }
@@ -183,7 +183,7 @@ FA_INLINE Words shift_left(Words a) {
     return {_mm512_slli_epi32(a.v, kBits)};
 }
 FA_INLINE Words pack_int8(Words a, Words b, Words c, Words d) {
-    // Each 128-bit part of the packs has four numbers of a, b, c and d. Restore their order.
+    // Each 128-bit part of `packed` has four numbers of each of a, b, c and d. This restores their order.
     const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
     const __m512i packed = _mm512_packs_epi16(_mm512_packs_epi32(a.v, b.v), _mm512_packs_epi32(c.v, d.v));
     return {_mm512_permutexvar_epi32(order, packed)};

@@ -81,10 +81,14 @@ std::array<int64_t, 3> bytes_of(const Weight& weight, const std::string& name) {
     const bool table = weight.use == WeightUse::kTable;
     const bool scaled = traits_of(weight.format).integer;
     if ((table && weight.format == Format::kInt4) || (!matrix && !table && weight.format != Format::kFloat32))
-        throw Error(ErrorKind::kConfig, "weight " + name + ": no such format for its use");
+        throw Error(ErrorKind::kConfig, "weight " + name +
+                                            ": expected float32 for a vector and no int4 for a table, got " +
+                                            traits_of(weight.format).name);
     // A sum of int8 products over k is at most 255 * 127 per term.
     if (matrix && scaled && weight.columns > 65536)
-        throw Error(ErrorKind::kConfig, "weight " + name + ": int8 and int4 take at most 65536 input features");
+        throw Error(ErrorKind::kConfig, "weight " + name +
+                                            ": expected at most 65536 input features for int8 and int4, got " +
+                                            std::to_string(weight.columns));
     const int64_t panels = (weight.rows + kPanelWidth - 1) / kPanelWidth;
     return {matrix ? panels * panel_bytes(weight) : weight.rows * weight.columns * value_bytes_of(weight.format),
             scaled ? panels * kPanelWidth * int64_t{sizeof(float)} : 0,

@@ -255,7 +255,7 @@ void launch_kv_store(const KvStoreArgs& args, Stream stream);
 struct Relative {
     bool causal;
     int32_t window = 0;  // a query at p sees position j only if |p - j| < window; 0: no window
-    // Of head 0, and the floats between heads: bias[j - p] is added to the scaled score. Null: no bias.
+    // bias[j - p] of head 0 is added to the scaled score. Null: no bias. bias_stride: floats between heads.
     const float* bias = nullptr;
     int64_t bias_stride = 0;
 };
@@ -308,9 +308,7 @@ struct AttentionProbsArgs {
 };
 void launch_attention_probs(const AttentionProbsArgs& args, Stream stream);
 
-// The outcome of sampling a row. Except for kFine the id is -1.
-
-// The highest logit of each row; ties go to the lowest id.
+// The highest logit of each row; ties go to the lowest id. The id is -1 unless the status is kFine.
 struct ArgmaxArgs {
     const float* logits;  // [rows, vocab]
     int64_t logits_stride;

@@ -36,9 +36,9 @@ struct Outputs {
         }
         // Nothing after the rows is written.
         for (int64_t i = int64_t{rows} * stride; i < data.size(); ++i)
-            check.that(what + ": wrote behind the last row", std::isnan(data[i]));
+            check.that(what + ": wrote after the last row", std::isnan(data[i]));
         for (int64_t i = rows * rounded_width; i < rounded.size(); ++i)
-            check.that(what + ": wrote behind the last rounded row", rounded[i] == 0xffff);
+            check.that(what + ": wrote after the last rounded row", rounded[i] == 0xffff);
     }
 
     int width, stride;

@@ -38,7 +38,7 @@ constinit const OpKind SliceAttrs::kKind{
             const auto& [offset, width] = op.attrs<SliceAttrs>();
             op.expect_rows(op.out(), op.in(0).rows);
             op.expect_width(op.out(), width);
-            if (offset < 0 || int64_t{offset} + width > op.in(0).width) op.bad("outside of its input");
+            if (offset < 0 || int64_t{offset} + width > op.in(0).width) op.bad("expected columns of its input");
         },
     .is_view = true,
 };
