@@ -9,7 +9,7 @@
 #include <string>
 
 #include "core/error.h"
-#include "runtime/float_mode.h"
+#include "simd/float_mode.h"
 
 namespace fastattn {
 namespace {

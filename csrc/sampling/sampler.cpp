@@ -9,7 +9,7 @@
 
 #include "core/error.h"
 #include "runtime/cpu.h"
-#include "runtime/float_mode.h"
+#include "simd/float_mode.h"
 
 namespace fastattn {
 namespace {

@@ -65,23 +65,16 @@ private:
     } while (false)
 #define FA_TILE_LOAD(t, p, stride) _tile_loadd(t, p, stride)
 #define FA_TILE_STORE(t, p, stride) _tile_stored(t, p, stride)
-// int8: bytes of `a` from 0 to 255, and signed bytes of `b`.
-#define FA_TILE_MULTIPLY(format, sum, a, b)        \
-    do {                                           \
-        if constexpr (format == Format::kBfloat16) \
-            _tile_dpbf16ps(sum, a, b);             \
-        else                                       \
-            _tile_dpbusd(sum, a, b);               \
+#define FA_TILE_PRODUCT(format, int8_product, sum, a, b) \
+    do {                                                 \
+        if constexpr (format == Format::kBfloat16)       \
+            _tile_dpbf16ps(sum, a, b);                   \
+        else                                             \
+            int8_product(sum, a, b);                     \
     } while (false)
-
-// The same with signed bytes of `a`.
-#define FA_TILE_MULTIPLY_SIGNED(format, sum, a, b) \
-    do {                                           \
-        if constexpr (format == Format::kBfloat16) \
-            _tile_dpbf16ps(sum, a, b);             \
-        else                                       \
-            _tile_dpbssd(sum, a, b);               \
-    } while (false)
+// int8: signed bytes of `b`, and bytes of `a` from 0 to 255, or also signed ones.
+#define FA_TILE_MULTIPLY(format, sum, a, b) FA_TILE_PRODUCT(format, _tile_dpbusd, sum, a, b)
+#define FA_TILE_MULTIPLY_SIGNED(format, sum, a, b) FA_TILE_PRODUCT(format, _tile_dpbssd, sum, a, b)
 
 }  // namespace
 }  // namespace fastattn::FASTATTN_TARGET

@@ -52,6 +52,8 @@
 #include "simd/vec_cuda.h"
 #else
 
+#define FA_INLINE static inline __attribute__((always_inline))
+
 #if defined(FASTATTN_TARGET_avx512_bf16)
 #define FASTATTN_HAS_DOT_BF16 1
 #else
@@ -78,6 +80,13 @@ namespace fastattn::FASTATTN_TARGET {
 inline constexpr int kLanes = FASTATTN_LANES;
 inline constexpr int kTileRows = 6;
 inline constexpr int kLineFloats = 16;  // floats per cache line
+
+#ifndef FASTATTN_HAS_INT8_OFFSET
+inline constexpr int kInt8Offset = 0;
+FA_INLINE Words add_int8_offset(Words a) {
+    return a;
+}
+#endif
 
 // Rows of a head are far apart and only a few cache lines long, too short for the hardware prefetcher.
 FA_INLINE void prefetch_rows(const float* p, int64_t stride, int rows, int width) {
