@@ -72,24 +72,19 @@ Weight packed_matrix(const KernelTable& kernels, const Rows& w, Format format, b
 py::tuple quantize(const std::string& target, const py::array& x, const std::string& format) {
     const Rows in = rows_of("x", x);
     const Format kept = format_from(format);
-    const KernelTable& kernels = kernels_of(target);
     const int32_t words = words_of(kept, in.n);
     py::array_t<int32_t> out(
         {static_cast<py::ssize_t>(in.rows), static_cast<py::ssize_t>(ops::quantized_stride(words))});
     py::array_t<float> scales(static_cast<py::ssize_t>(in.rows));
-    const QuantizeArgs args{.x = in.data,
-                            .x_stride = in.stride,
-                            .out = out.mutable_data(),
-                            .out_stride = ops::quantized_stride(words),
-                            .scales = scales.mutable_data(),
-                            .rows = in.rows,
-                            .n = in.n,
-                            .words = words,
-                            .offset = 0};
-    if (kept == Format::kBfloat16)
-        kernels.quantize_bfloat16(args);
-    else
-        kernels.quantize_int8(args);
+    kernels_of(target).quantize[static_cast<int>(kept)]({.x = in.data,
+                                                         .x_stride = in.stride,
+                                                         .out = out.mutable_data(),
+                                                         .out_stride = ops::quantized_stride(words),
+                                                         .scales = scales.mutable_data(),
+                                                         .rows = in.rows,
+                                                         .n = in.n,
+                                                         .words = words,
+                                                         .offset = 0});
     return py::make_tuple(out[py::make_tuple(py::ellipsis(), py::slice(0, words, 1))], scales);
 }
 
@@ -114,25 +109,13 @@ py::array linear(const std::string& target, const py::array& a, const py::array&
     const int64_t stride = ops::quantized_stride(panels.words);
     std::vector<int32_t> words(static_cast<size_t>(x.rows * stride));
     std::vector<float> scales(static_cast<size_t>(x.rows)), scratch(kLinearScratch);
-    if (packed.format != Format::kFloat32) {
-        const QuantizeArgs args{.x = x.data,
-                                .x_stride = x.stride,
-                                .out = words.data(),
-                                .out_stride = stride,
-                                .scales = scales.data(),
-                                .rows = x.rows,
-                                .n = x.n,
-                                .words = panels.words,
-                                .offset = kernels.int8_offset};
-        if (packed.format == Format::kBfloat16)
-            kernels.quantize_bfloat16(args);
-        else
-            kernels.quantize_int8(args);
-    }
+    const bool plain = packed.format == Format::kFloat32;
+    if (!plain)
+        ops::round_rows(kernels, {x.data, x.rows, x.stride, x.n}, 0, x.rows,
+                        {packed.format, panels.words, {words.data(), scales.data()}});
     if (bfloat16_output && (packed.format != Format::kBfloat16 || w.rows % 16 != 0))
         throw py::value_error("bfloat16_output: expected format bfloat16 and columns in sixteens");
     const py::array out = bfloat16_output ? py::array(py::array_t<uint16_t>({x.rows, w.rows})) : matrix(x.rows, w.rows);
-    const bool plain = packed.format == Format::kFloat32;
     kernels.linear[static_cast<int>(packed.format)]({.a = plain ? static_cast<const void*>(x.data) : words.data(),
                                                      .a_stride = plain ? x.stride : stride,
                                                      .a_scales = scales.data(),

@@ -222,9 +222,8 @@ struct KernelTable {
     int32_t int8_offset;  // added to the int8 activations of this target's linears
     void (*linear[kFormats])(const LinearArgs&);
     TileShape linear_tile[kFormats];
-    void (*quantize_bfloat16)(const QuantizeArgs&);
-    void (*quantize_int8)(const QuantizeArgs&);
-    void (*pack[kFormats])(const PackArgs&);  // null for float32, whose bits are only moved
+    void (*quantize[kFormats])(const QuantizeArgs&);  // null for float32; int4: as int8
+    void (*pack[kFormats])(const PackArgs&);          // null for float32, whose bits are only moved
     void (*layer_norm_f32)(const LayerNormF32Args&);
     void (*rms_norm_f32)(const RmsNormF32Args&);
     void (*rotary_f32)(const RotaryF32Args&);

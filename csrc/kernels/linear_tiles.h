@@ -319,12 +319,7 @@ void multiply_panel(const LinearArgs& args, int panel, const std::byte* weights,
             multiply_slice<kFormat>(args, first, end, k0, slice, tail, sums, prefetch, finished);
             k0 += slice.words;
         } while (k0 < args.words);
-        const Tile t{.a = nullptr,
-                     .panel = nullptr,
-                     .partial = sums,
-                     .words = 0,
-                     .first = true,
-                     .last = true,
+        const Tile t{.partial = sums,
                      .row = first,
                      .column = panel * kPanelWidth,
                      .c_column = (panel - args.panel_begin) * kPanelWidth};

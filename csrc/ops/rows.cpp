@@ -57,19 +57,15 @@ void rms_norm(Team& team, const KernelTable& kernels, View x, View out, const fl
 
 void round_rows(const KernelTable& kernels, View x, int64_t first, int64_t rows, const Rounded& rounded) {
     const int64_t stride = quantized_stride(rounded.words);
-    const QuantizeArgs args{.x = x.row(first),
-                            .x_stride = x.stride,
-                            .out = rounded.to.words + first * stride,
-                            .out_stride = stride,
-                            .scales = rounded.to.scales + first,
-                            .rows = static_cast<int32_t>(rows),
-                            .n = x.width,
-                            .words = rounded.words,
-                            .offset = kernels.int8_offset};
-    if (rounded.format == Format::kBfloat16)
-        kernels.quantize_bfloat16(args);
-    else
-        kernels.quantize_int8(args);
+    kernels.quantize[static_cast<int>(rounded.format)]({.x = x.row(first),
+                                                        .x_stride = x.stride,
+                                                        .out = rounded.to.words + first * stride,
+                                                        .out_stride = stride,
+                                                        .scales = rounded.to.scales + first,
+                                                        .rows = static_cast<int32_t>(rows),
+                                                        .n = x.width,
+                                                        .words = rounded.words,
+                                                        .offset = kernels.int8_offset});
 }
 
 void add(Team& team, const KernelTable& kernels, View a, View b, View out) {

@@ -88,6 +88,15 @@ FA_INLINE Words add_int8_offset(Words a) {
 }
 #endif
 
+// Prefetches a cache line. Takes an address, because it may be outside of any array, where a pointer is undefined.
+template <bool kWrite = false>
+FA_INLINE void prefetch_line(uintptr_t address) {
+    __builtin_prefetch(reinterpret_cast<const void*>(address), kWrite);
+}
+FA_INLINE uintptr_t address_of(const void* p) {
+    return reinterpret_cast<uintptr_t>(p);
+}
+
 // Rows of a head are far apart and only a few cache lines long, too short for the hardware prefetcher.
 FA_INLINE void prefetch_rows(const float* p, int64_t stride, int rows, int width) {
     for (int r = 0; r < rows; ++r)

@@ -137,21 +137,16 @@ void pack_table(const float* src, int64_t n, const KernelTable& kernels, Weight&
     const int32_t n_words = words_of(weight.format, k);
     for (int64_t i = 0; i < n; ++i) {
         float scale = 0.0f;
-        const QuantizeArgs args{.x = src + i * k,
-                                .x_stride = k,
-                                .out = room,
-                                .out_stride = ops::quantized_stride(n_words),
-                                .scales = &scale,
-                                .rows = 1,
-                                .n = static_cast<int32_t>(k),
-                                .words = n_words,
-                                .offset = 0};
-        if (weight.format == Format::kBfloat16) {
-            kernels.quantize_bfloat16(args);
-        } else {
-            kernels.quantize_int8(args);
-            weight.scales.floats()[first + i] = scale;
-        }
+        kernels.quantize[static_cast<int>(weight.format)]({.x = src + i * k,
+                                                           .x_stride = k,
+                                                           .out = room,
+                                                           .out_stride = ops::quantized_stride(n_words),
+                                                           .scales = &scale,
+                                                           .rows = 1,
+                                                           .n = static_cast<int32_t>(k),
+                                                           .words = n_words,
+                                                           .offset = 0});
+        if (weight.scales.bytes() > 0) weight.scales.floats()[first + i] = scale;
         std::memcpy(weight.data.data() + (first + i) * row_bytes, room, static_cast<size_t>(row_bytes));
     }
 }
