@@ -21,14 +21,14 @@ Allocation::Allocation(std::shared_ptr<Budget> budget, int64_t bytes, const std:
     try {
         buffer_ = DeviceBuffer(bytes);
     } catch (...) {
-        budget->give_back(bytes);
+        budget->release(bytes);
         throw;
     }
     budget_ = std::move(budget);
 }
 
 Allocation::~Allocation() {
-    if (budget_ != nullptr) budget_->give_back(buffer_.bytes());
+    if (budget_ != nullptr) budget_->release(buffer_.bytes());
 }
 
 void KvPool::copy_page(std::byte* to, const std::byte* from) {

@@ -18,7 +18,7 @@ public:
     int64_t bytes() const { return bytes_; }
     int64_t used() const { return used_; }
     void take(int64_t bytes, const std::string& what);  // throws Error(kOutOfMemory)
-    void give_back(int64_t bytes) noexcept { used_ -= bytes; }
+    void release(int64_t bytes) noexcept { used_ -= bytes; }
 
 private:
     int64_t bytes_;

@@ -14,10 +14,6 @@ namespace {
     throw Error(ErrorKind::kInput, what);
 }
 
-const char* name_of(Index index) {
-    return index == Index::kTokenIds ? "token_ids" : index == Index::kPositions ? "positions" : "token_type_ids";
-}
-
 void check_rows(const StepArrays& step) {
     if (step.cu_seqlens[0] != 0 || step.cu_seqlens[step.n_sequences] != step.n_tokens)
         bad_input("cu_seqlens: expected 0 first and n_tokens last");
@@ -39,7 +35,7 @@ void check_ids(const ProgramSpec& spec, const StepArrays& step, const std::funct
         for (int32_t i = 0; i < step.n_tokens; ++i) {
             const int64_t row = (index ? int64_t{index[i]} : 0) + used->offset;
             if (row < 0 || row >= rows)
-                bad_input(std::string(name_of(used->index)) + ": expected 0 to " +
+                bad_input(std::string(kIndexNames[static_cast<int>(used->index)].name) + ": expected 0 to " +
                           std::to_string(rows - 1 - used->offset) + ", got " + std::to_string(row - used->offset) +
                           " at token " + std::to_string(i));
         }

@@ -16,16 +16,8 @@ constexpr int64_t kAloneBelow = 500'000;
 
 Model model_of(Engine& engine, ProgramSpec spec) {
     check_spec(spec);
-    std::vector<const Weight*> weights;
-    for (const auto& name : spec.weights) {
-        weights.push_back(engine.weights().find(name));
-        if (weights.back() == nullptr) bad_spec("weight " + name + " is not loaded");
-    }
-    check_weights(spec, [&](int32_t index) -> WeightShape {
-        const Weight& weight = *weights[index];
-        return {weight.use, weight.format == Format::kFloat32, weight.rows, weight.columns};
-    });
-    find_rough_activations(spec, [&](int32_t weight) { return weights[weight]->matrix().format != Format::kFloat32; });
+    std::vector<const Weight*> weights = find_weights(spec, engine.weights());
+    find_rough_activations(spec, [&](int32_t weight) { return weights[weight]->format != Format::kFloat32; });
     Plan plan(spec, weights);
     const KvShape kv{spec.kv_format, spec.n_layer, spec.n_kv_head, spec.head_dim};
     return {std::move(spec), std::move(weights), std::move(plan), kv, active_kernels()};

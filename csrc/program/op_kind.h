@@ -100,6 +100,8 @@ Attrs read_attrs(const std::string& kind, AttrReader& attrs);
 // Rows of the tokens that a selection has.
 Rows rows_of(Gather which);
 
+inline constexpr Named<Index> kIndexNames[] = {
+    {"token_ids", Index::kTokenIds}, {"positions", Index::kPositions}, {"token_type_ids", Index::kTokenTypeIds}};
 inline constexpr Named<Gather> kGatherNames[] = {
     {"tokens", Gather::kTokens}, {"wanted", Gather::kWanted}, {"first", Gather::kFirst}, {"last", Gather::kLast}};
 

@@ -2,12 +2,6 @@
 #include "program/op_kind.h"
 
 namespace fastattn {
-namespace {
-
-constexpr Named<Index> kIndexNames[] = {
-    {"token_ids", Index::kTokenIds}, {"positions", Index::kPositions}, {"token_type_ids", Index::kTokenTypeIds}};
-
-}  // namespace
 
 constinit const OpKind EmbeddingAttrs::kKind{
     .name = "embedding",
