@@ -6,6 +6,7 @@
 
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "program/names.h"
@@ -128,7 +129,6 @@ py::array linear(const std::string& target, const py::array& a, const py::array&
                                                      .c = static_cast<float*>(const_cast<void*>(out.data())),
                                                      .c_stride = bfloat16_output ? w.rows / 2 : w.rows,
                                                      .scratch = scratch.data(),
-                                                     .next_panel = nullptr,
                                                      .m = x.rows,
                                                      .words = panels.words,
                                                      .n = w.rows,
@@ -223,7 +223,6 @@ void kv_store(const std::string& target, const py::array& k, const py::array& v,
                                                          .k_stride = keys.stride,
                                                          .v_stride = values.stride,
                                                          .blocks = pointers.data(),
-                                                         .offset = 0,
                                                          .rows = keys.rows,
                                                          .position = position,
                                                          .head_dim = keys.n});
@@ -231,9 +230,10 @@ void kv_store(const std::string& target, const py::array& k, const py::array& v,
 
 // attention [q_len, head_dim], or its probs [q_len, kv_len]. bias [1, or a row per head, columns]: of relative
 // positions up to 0 if causal, else up to as many after as before.
+template <bool kProbs>
 py::array attention(const std::string& target, const py::array& q, const py::array& blocks, int kv_len, int q_position,
                     bool causal, float scale, const MaybeArray& mask, const std::string& format, int rows_per_head,
-                    int window, const MaybeArray& bias, bool probs) {
+                    int window, const MaybeArray& bias) {
     const Rows queries = rows_of("q", q), m = rows_of("mask", mask, queries.rows, kv_len);
     const Format kept = kv_format_from(format);
     if (mask && kept != Format::kFloat32) throw py::value_error("mask: only with float32");
@@ -246,28 +246,27 @@ py::array attention(const std::string& target, const py::array& q, const py::arr
     if (bias && bias_positions < kv_len) throw py::value_error("bias: expected one for each relative position");
     const auto pointers = blocks_of(blocks, kept, heads, queries.n, kv_len);
     std::vector<float> scratch(kAttentionScratch);
-    auto out = matrix(queries.rows, probs ? kv_len : queries.n);
+    auto out = matrix(queries.rows, kProbs ? kv_len : queries.n);
     const KernelTable& kernels = kernels_of(target);
-    (probs ? kernels.attention_probs
-           : kernels.attention)[static_cast<int>(kept)]({.q = queries.data,
-                                                         .q_stride = queries.stride,
-                                                         .blocks = pointers.data(),
-                                                         .offset = 0,
-                                                         .mask = m.data,
-                                                         .mask_stride = m.stride,
-                                                         .out = out.mutable_data(),
-                                                         .out_stride = probs ? kv_len : queries.n,
-                                                         .scratch = scratch.data(),
-                                                         .q_len = queries.rows,
-                                                         .q_position = q_position,
-                                                         .kv_len = kv_len,
-                                                         .head_dim = queries.n,
-                                                         .rows_per_head = rows_per_head,
-                                                         .causal = causal,
-                                                         .scale = scale,
-                                                         .window = window,
-                                                         .bias = bias ? biases.data + bias_positions - 1 : nullptr,
-                                                         .bias_stride = biases.stride});
+    (kProbs ? kernels.attention_probs
+            : kernels.attention)[static_cast<int>(kept)]({.q = queries.data,
+                                                          .q_stride = queries.stride,
+                                                          .blocks = pointers.data(),
+                                                          .mask = m.data,
+                                                          .mask_stride = m.stride,
+                                                          .out = out.mutable_data(),
+                                                          .out_stride = kProbs ? kv_len : queries.n,
+                                                          .scratch = scratch.data(),
+                                                          .q_len = queries.rows,
+                                                          .q_position = q_position,
+                                                          .kv_len = kv_len,
+                                                          .head_dim = queries.n,
+                                                          .rows_per_head = rows_per_head,
+                                                          .causal = causal,
+                                                          .scale = scale,
+                                                          .window = window,
+                                                          .bias = bias ? biases.data + bias_positions - 1 : nullptr,
+                                                          .bias_stride = biases.stride});
     return out;
 }
 
@@ -287,12 +286,8 @@ py::array softmax_f32(const std::string& target, const py::array& x, bool log) {
 py::array activation_f32(const std::string& target, const py::array& x, const std::string& activation, bool rough) {
     const Rows in = rows_of("x", x, 1);
     py::array_t<float> out(in.n);
-    kernels_of(target).activation_f32({.x = in.data,
-                                       .y = nullptr,
-                                       .out = out.mutable_data(),
-                                       .n = in.n,
-                                       .activation = activation_of(activation),
-                                       .rough = rough});
+    kernels_of(target).activation_f32(
+        {.x = in.data, .out = out.mutable_data(), .n = in.n, .activation = activation_of(activation), .rough = rough});
     return out;
 }
 
@@ -301,8 +296,7 @@ template <void (*KernelTable::*kKernel)(const ElementwiseF32Args&)>
 py::array combine(const std::string& target, const py::array& x, const py::array& y) {
     const Rows a = rows_of("x", x, 1), b = rows_of("y", y, 1, a.n);
     py::array_t<float> out(a.n);
-    (kernels_of(target).*
-     kKernel)({.x = a.data, .y = b.data, .out = out.mutable_data(), .n = a.n, .activation = Activation::kNone});
+    (kernels_of(target).*kKernel)({.x = a.data, .y = b.data, .out = out.mutable_data(), .n = a.n});
     return out;
 }
 
@@ -380,18 +374,11 @@ void register_kernels(py::module_& module) {
           [](const std::string& name, int head_dim) { return kv_head_layout(kv_format_from(name), head_dim).bytes; });
     m.def("kv_store", &kv_store, target, py::arg("k"), py::arg("v"), blocks, py::kw_only(), py::arg("position"),
           py::arg("format") = "float32");
-    for (const bool probs : {false, true})
-        m.def(
-            probs ? "attention_probs" : "attention",
-            [probs](const std::string& name, const py::array& queries, const py::array& kv, int length, int position,
-                    bool causal, float scale, const MaybeArray& mask, const std::string& kept, int rows_per_head,
-                    int window, const MaybeArray& bias) {
-                return attention(name, queries, kv, length, position, causal, scale, mask, kept, rows_per_head, window,
-                                 bias, probs);
-            },
-            target, q, blocks, py::kw_only(), kv_len, py::arg("q_position") = 0, py::arg("causal") = false,
-            py::arg("scale") = 1.0f, py::arg("mask") = none, py::arg("format") = "float32",
-            py::arg("rows_per_head") = 0, py::arg("window") = 0, py::arg("bias") = none);
+    for (const auto& [name, kernel] :
+         {std::pair{"attention", &attention<false>}, std::pair{"attention_probs", &attention<true>}})
+        m.def(name, kernel, target, q, blocks, py::kw_only(), kv_len, py::arg("q_position") = 0,
+              py::arg("causal") = false, py::arg("scale") = 1.0f, py::arg("mask") = none, py::arg("format") = "float32",
+              py::arg("rows_per_head") = 0, py::arg("window") = 0, py::arg("bias") = none);
     m.def("softmax_f32", &softmax_f32, target, x, py::kw_only(), py::arg("log") = false);
     m.def("activation_f32", &activation_f32, target, x, py::kw_only(), py::arg("activation"), py::arg("rough") = false);
     m.def("add_f32", &combine<&KernelTable::add_f32>, target, x, py::arg("y"));

@@ -106,11 +106,7 @@ py::array product(const py::array& x, const py::array& b, bool k_major, const py
                                          .words = static_cast<int32_t>(k),
                                          .panel_bytes = k * kPanelWordBytes,
                                          .count = panels},
-                             .next = {},
                              .bias = bias_data,
-                             .residual = {},
-                             .activation = Activation::kNone,
-                             .quantized = {},
                              .scratch = scratch.data()});
             },
             poll);
@@ -160,7 +156,6 @@ py::array activation(const py::array& x, const std::string& kind) {
     in_region([&](Team& team) {
         team.for_chunks((n + kChunk - 1) / kChunk, [&](int64_t i) {
             active_kernels().activation_f32({.x = data + i * kChunk,
-                                             .y = nullptr,
                                              .out = result + i * kChunk,
                                              .n = std::min(kChunk, n - i * kChunk),
                                              .activation = which});
@@ -188,7 +183,6 @@ void attention_head(const HeadShape& s, int64_t index, const float* q, const flo
                                         .k_stride = d,
                                         .v_stride = d,
                                         .blocks = blocks,
-                                        .offset = 0,
                                         .rows = static_cast<int32_t>(s.kv_len),
                                         .position = 0,
                                         .head_dim = d});
@@ -196,7 +190,6 @@ void attention_head(const HeadShape& s, int64_t index, const float* q, const flo
         {.q = q + index * s.q_len * d,
          .q_stride = d,
          .blocks = blocks,
-         .offset = 0,
          .mask = mask ? mask + batch * mask_strides[0] + head * mask_strides[1] : nullptr,
          .mask_stride = s.kv_len,
          .out = out + index * s.q_len * d,
@@ -206,7 +199,6 @@ void attention_head(const HeadShape& s, int64_t index, const float* q, const flo
          .q_position = 0,
          .kv_len = static_cast<int32_t>(s.kv_len),
          .head_dim = d,
-         .rows_per_head = 0,
          .causal = causal,
          .scale = scale});
 }

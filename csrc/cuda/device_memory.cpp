@@ -16,19 +16,10 @@ void Budget::take(int64_t bytes, const std::string& what) {
                                              std::to_string(bytes_) + " are in use");
 }
 
-Allocation::Allocation(std::shared_ptr<Budget> budget, int64_t bytes, const std::string& what) {
+Allocation::Allocation(const std::shared_ptr<Budget>& budget, int64_t bytes, const std::string& what) {
     budget->take(bytes, what);
-    try {
-        buffer_ = DeviceBuffer(bytes);
-    } catch (...) {
-        budget->release(bytes);
-        throw;
-    }
-    budget_ = std::move(budget);
-}
-
-Allocation::~Allocation() {
-    if (budget_ != nullptr) budget_->release(buffer_.bytes());
+    share_ = {budget.get(), [budget, bytes](Budget* owner) { owner->release(bytes); }};
+    buffer_ = DeviceBuffer(bytes);
 }
 
 void KvPool::copy_page(std::byte* to, const std::byte* from) {

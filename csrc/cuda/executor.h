@@ -140,9 +140,7 @@ private:
     // One op (run_op.cpp).
     struct OpRun;
     void launch_op(size_t index, const Running& running);
-    Rows rows(const Running& running, fastattn::Rows kind) const;
     View view(int32_t value, const Running& running) const;
-    Output output(int32_t value, const Running& running) const;
 
     std::shared_ptr<Engine> engine_;
     ProgramSpec spec_;

@@ -4,10 +4,6 @@
 
 namespace fastattn::cuda {
 
-Rows Executor::rows(const Running& running, fastattn::Rows kind) const {
-    return {running.of(running.layout.counts) + static_cast<int>(kind), running.sizes.rows(kind)};
-}
-
 Executor::View Executor::view(int32_t value, const Running& running) const {
     const Place& place = plan_->places()[static_cast<size_t>(value)];
     const auto parent = static_cast<size_t>(place.parent);
@@ -15,18 +11,6 @@ Executor::View Executor::view(int32_t value, const Running& running) const {
     if (slot < 0) return {nullptr, 0};
     auto* data = reinterpret_cast<float*>(running.base + running.workspace.slots[static_cast<size_t>(slot)]);
     return {data + place.column, row_elements(spec_.values[parent].width)};
-}
-
-Output Executor::output(int32_t value, const Running& running) const {
-    const Place& place = plan_->places()[static_cast<size_t>(value)];
-    const View floats = view(value, running);
-    Output out{.data = floats.data, .stride = floats.stride};
-    if (place.rounded >= 0) {
-        out.rounded = running.base + running.workspace.slots[static_cast<size_t>(place.rounded)];
-        out.rounded_stride = row_elements(spec_.values[static_cast<size_t>(value)].width);
-        out.type = place.rounded_type;
-    }
-    return out;
 }
 
 // One op of the running step.
@@ -39,10 +23,12 @@ struct Executor::OpRun {
     const Plan& plan() const { return *executor.plan_; }
     Stream stream() const { return executor.engine_->stream().get(); }
     View in(size_t i) const { return executor.view(op().inputs[i], running); }
-    Output out() const { return executor.output(op().output, running); }
+    Output out() const;
     int32_t width() const { return executor.spec_.out(op()).width; }
     Rows rows() const { return rows(executor.spec_.out(op()).rows); }
-    Rows rows(fastattn::Rows kind) const { return executor.rows(running, kind); }
+    Rows rows(fastattn::Rows kind) const {
+        return {running.of(running.layout.counts) + static_cast<int>(kind), running.sizes.rows(kind)};
+    }
     const Weight& weight(size_t i) const { return *executor.weights_[static_cast<size_t>(op().weights[i])]; }
     const float* vector(size_t i) const { return reinterpret_cast<const float*>(weight(i).data.data()); }
 
@@ -76,6 +62,18 @@ private:
     Relative relative(const AttentionAttrs& attrs) const;
     void store(View k, View v, const KvPages& pages) const;
 };
+
+Output Executor::OpRun::out() const {
+    const View floats = executor.view(op().output, running);
+    Output out{.data = floats.data, .stride = floats.stride};
+    const Place& place = plan().places()[static_cast<size_t>(op().output)];
+    if (place.rounded >= 0) {
+        out.rounded = running.base + running.workspace.slots[static_cast<size_t>(place.rounded)];
+        out.rounded_stride = row_elements(width());
+        out.type = place.rounded_type;
+    }
+    return out;
+}
 
 void Executor::OpRun::launch(const EmbeddingAttrs& attrs) const {
     const Weight& table = weight(0);

@@ -27,10 +27,10 @@ struct LinearArgs {
     const float* bias;      // [n] or null
     const float* residual;  // [m, n] or null; may be the memory of c
     int64_t residual_stride;
-    float* c;                // [m, columns of the panels]: the first one is that of panel_begin; bfloat16 if c_bfloat16
-    int64_t c_stride;        // floats
-    float* scratch;          // kLinearScratch floats, owned by the calling thread
-    const void* next_panel;  // a panel to prefetch meanwhile, or null
+    float* c;          // [m, columns of the panels]: the first one is that of panel_begin; bfloat16 if c_bfloat16
+    int64_t c_stride;  // floats
+    float* scratch;    // kLinearScratch floats, owned by the calling thread
+    const void* next_panel = nullptr;  // a panel to prefetch meanwhile, or null
     int32_t m, words, n, panel_begin, panel_end;
     Activation activation;
     bool c_stream = false;    // a hint: c is larger than the caches, and whole cache lines of it are written
@@ -113,7 +113,7 @@ struct KvStoreArgs {
     const float* v;  // [rows, head_dim]
     int64_t k_stride, v_stride;
     std::byte* const* blocks;
-    int64_t offset;  // bytes: the head's part starts at blocks[b] + offset
+    int64_t offset = 0;  // bytes: the head's part starts at blocks[b] + offset
     int32_t rows, position, head_dim;
 };
 
@@ -130,14 +130,14 @@ struct AttentionArgs {
     const float* q;  // [q_len, head_dim]
     int64_t q_stride;
     const std::byte* const* blocks;  // as in KvStoreArgs
-    int64_t offset;
-    const float* mask;  // [q_len, kv_len], added to the scaled scores, or null; float32 only
-    int64_t mask_stride;
+    int64_t offset = 0;
+    const float* mask = nullptr;  // [q_len, kv_len], added to the scaled scores, or null; float32 only
+    int64_t mask_stride = 0;
     float* out;  // [q_len, head_dim]; a row that sees nothing is 0
     int64_t out_stride;
     float* scratch;  // kAttentionScratch floats, owned by the calling thread
     int32_t q_len, q_position, kv_len, head_dim;
-    int32_t rows_per_head;  // or 0: rows are positions
+    int32_t rows_per_head = 0;  // 0: rows are positions
     bool causal;
     float scale;         // positive except in float32
     int32_t window = 0;  // a query at p sees position j only if |p - j| < window; 0: no window
@@ -160,11 +160,11 @@ struct SoftmaxF32Args {
 };
 
 struct ElementwiseF32Args {
-    const float* x;  // [n]
-    const float* y;  // [n], for add and multiply
-    float* out;      // [n]
+    const float* x;            // [n]
+    const float* y = nullptr;  // [n], for add and multiply
+    float* out;                // [n]
     int64_t n;
-    Activation activation;
+    Activation activation = Activation::kNone;
     bool rough = false;  // use the approximate gelus, for formats that round
 };
 

@@ -68,17 +68,10 @@ void round_rows(const KernelTable& kernels, View x, int64_t first, int64_t rows,
                                                         .offset = kernels.int8_offset});
 }
 
-void add(Team& team, const KernelTable& kernels, View a, View b, View out) {
+void combine(Team& team, void (*kernel)(const ElementwiseF32Args&), View a, View b, View out) {
     for_rows(team, a, [&](int64_t first, int32_t rows) {
         for (int64_t i = first; i < first + rows; ++i)
-            kernels.add_f32({.x = a.row(i), .y = b.row(i), .out = out.row(i), .n = a.width, .activation = {}});
-    });
-}
-
-void multiply(Team& team, const KernelTable& kernels, View a, View b, View out) {
-    for_rows(team, a, [&](int64_t first, int32_t rows) {
-        for (int64_t i = first; i < first + rows; ++i)
-            kernels.multiply_f32({.x = a.row(i), .y = b.row(i), .out = out.row(i), .n = a.width, .activation = {}});
+            kernel({.x = a.row(i), .y = b.row(i), .out = out.row(i), .n = a.width});
     });
 }
 
@@ -102,7 +95,7 @@ void activation(Team& team, const KernelTable& kernels, View x, View out, Activa
     for_rows(team, x, [&](int64_t first, int32_t rows) {
         for (int64_t i = first; i < first + rows; ++i)
             kernels.activation_f32(
-                {.x = x.row(i), .y = nullptr, .out = out.row(i), .n = x.width, .activation = kind, .rough = rough});
+                {.x = x.row(i), .out = out.row(i), .n = x.width, .activation = kind, .rough = rough});
     });
 }
 

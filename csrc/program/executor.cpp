@@ -81,7 +81,7 @@ void Executor::run_region(const StepInput& step, Sampler* sampler, Engine::Runni
     const int64_t work = multiply_adds(step);
     const bool small = work < kAloneBelow, alone = small || running.pace.alone(step.n_tokens);
     const auto begin = std::chrono::steady_clock::now();
-    const bool finished = alone ? running.pool.run_alone(body, poll) : running.pool.run(body, poll);
+    const bool finished = running.pool.run_on(alone ? 1 : running.pool.size(), body, poll);
     const std::chrono::duration<double> took = std::chrono::steady_clock::now() - begin;
     if (!small && finished && running.pool.size() > 1) running.pace.took(step.n_tokens, work, took.count(), alone);
     if (!finished) throw Error(ErrorKind::kCancelled, "the call was cancelled");

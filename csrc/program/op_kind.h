@@ -68,7 +68,7 @@ struct TableIndex {
 
 struct OpKind {
     const char* name;
-    size_t inputs, weights;  // optional ones included; `absent` says how many of them this op does not have
+    size_t inputs = 0, weights = 0;  // optional ones included; `absent` says how many of them this op does not have
 
     Attrs (*read)(AttrReader& attrs);
     void (*check)(const OpCheck& op);  // shapes

@@ -186,14 +186,6 @@ ThreadPool::~ThreadPool() {
     if (Team::Shared* const shared = shared_.find()) shared->end_workers();
 }
 
-bool ThreadPool::run(const std::function<void(Team&)>& body, const std::function<bool()>& poll) {
-    return run_on(size_, body, poll);
-}
-
-bool ThreadPool::run_alone(const std::function<void(Team&)>& body, const std::function<bool()>& poll) {
-    return run_on(1, body, poll);
-}
-
 bool ThreadPool::run_on(int threads, const std::function<void(Team&)>& body, const std::function<bool()>& poll) {
     Team::Shared* const found = shared_.find();
     if (found == nullptr) return false;

@@ -115,7 +115,6 @@ std::vector<float> cpu_float32(const Linear& linear, const Options& options) {
                    .c = out.data(),
                    .c_stride = n,
                    .scratch = scratch.data(),
-                   .next_panel = nullptr,
                    .m = rows,
                    .words = k,
                    .n = n,
@@ -124,7 +123,6 @@ std::vector<float> cpu_float32(const Linear& linear, const Options& options) {
                    .activation = options.rough ? Activation::kNone : options.activation});
     if (options.rough) {
         cpu.activation_f32({.x = out.data(),
-                            .y = nullptr,
                             .out = out.data(),
                             .n = static_cast<int64_t>(out.size()),
                             .activation = options.activation,

@@ -195,8 +195,7 @@ void activation(Check& check) {
                 check, "activation " + std::to_string(static_cast<int>(kind)),
                 [&](const RowArgs& io) { launch_activation({.io = io, .activation = kind, .rough = rough}, nullptr); },
                 [&](const float* x, float* out, int width) {
-                    cpu().activation_f32(
-                        {.x = x, .y = nullptr, .out = out, .n = width, .activation = kind, .rough = rough});
+                    cpu().activation_f32({.x = x, .out = out, .n = width, .activation = kind, .rough = rough});
                 });
 }
 
@@ -216,12 +215,8 @@ void activation_range(Check& check) {
                                .activation = kind,
                                .rough = rough},
                               nullptr);
-            cpu().activation_f32({.x = x.data(),
-                                  .y = nullptr,
-                                  .out = expected.data(),
-                                  .n = kNumbers,
-                                  .activation = kind,
-                                  .rough = rough});
+            cpu().activation_f32(
+                {.x = x.data(), .out = expected.data(), .n = kNumbers, .activation = kind, .rough = rough});
             check.same("activation " + std::to_string(static_cast<int>(kind)), got.data(), expected.data(), kNumbers);
         }
 }
@@ -245,9 +240,7 @@ void add(Check& check) {
                         .out = io.out},
                        nullptr);
         },
-        [](const float* x, float* out, int width) {
-            cpu().add_f32({.x = x, .y = x, .out = out, .n = width, .activation = Activation::kNone});
-        });
+        [](const float* x, float* out, int width) { cpu().add_f32({.x = x, .y = x, .out = out, .n = width}); });
 }
 
 void multiply(Check& check) {
@@ -265,7 +258,7 @@ void multiply(Check& check) {
                             nullptr);
         },
         [&](const float* x, float* out, int width) {
-            cpu().multiply_f32({.x = x, .y = factors.data(), .out = out, .n = width, .activation = Activation::kNone});
+            cpu().multiply_f32({.x = x, .y = factors.data(), .out = out, .n = width});
         });
 }
 
@@ -291,7 +284,7 @@ void epilogue(Check& check) {
                 },
                 [&](const float* x, float* out, int width) {
                     for (int i = 0; i < width; ++i) out[i] = whole ? x[i] + bias[i] : x[i];
-                    cpu().activation_f32({.x = out, .y = nullptr, .out = out, .n = width, .activation = kind});
+                    cpu().activation_f32({.x = out, .out = out, .n = width, .activation = kind});
                     for (int i = 0; whole && i < width; ++i) out[i] += residual[row * 1024 + i];
                     ++row;
                 });

@@ -5,7 +5,6 @@ namespace fastattn {
 
 constinit const OpKind EmbeddingAttrs::kKind{
     .name = "embedding",
-    .inputs = 0,
     .weights = 1,
     .read = [](AttrReader& attrs) -> Attrs {
         return EmbeddingAttrs{.index = attrs.choice("index", kIndexNames), .offset = attrs.integer("offset")};
@@ -23,7 +22,6 @@ constinit const OpKind EmbeddingAttrs::kKind{
 constinit const OpKind SliceAttrs::kKind{
     .name = "slice",
     .inputs = 1,
-    .weights = 0,
     .read = [](AttrReader& attrs) -> Attrs {
         return SliceAttrs{.offset = attrs.integer("offset"), .width = attrs.integer("width")};
     },
@@ -40,7 +38,6 @@ constinit const OpKind SliceAttrs::kKind{
 constinit const OpKind GatherRowsAttrs::kKind{
     .name = "gather_rows",
     .inputs = 1,
-    .weights = 0,
     .read = [](AttrReader& attrs) -> Attrs { return GatherRowsAttrs{.which = attrs.choice("which", kGatherNames)}; },
     .check =
         [](const OpCheck& op) {
@@ -55,7 +52,6 @@ constinit const OpKind GatherRowsAttrs::kKind{
 constinit const OpKind PoolAttrs::kKind{
     .name = "pool",
     .inputs = 1,
-    .weights = 0,
     .read = [](AttrReader& attrs) -> Attrs { return PoolAttrs{.pool = attrs.choice("pool", kPoolNames)}; },
     .check =
         [](const OpCheck& op) {
