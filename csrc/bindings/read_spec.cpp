@@ -13,7 +13,7 @@ namespace {
 constexpr Named<Rows> kRowNames[] = {
     {"tokens", Rows::kTokens}, {"wanted", Rows::kWanted}, {"sequences", Rows::kSequences}};
 
-// "float32, bfloat16, ...": the first `n` formats.
+// The names of the first `n` formats, for messages.
 std::string format_names(int n) {
     std::string names;
     for (int i = 0; i < n; ++i) names += (i > 0 ? ", " : "") + std::string(kFormatTraits[i].name);

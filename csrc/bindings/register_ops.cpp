@@ -44,7 +44,7 @@ void with_runtime(const F& work) {
     });
 }
 
-// Runs `body` in a region, for ops that need no other memory.
+// Runs `body` in a region, for ops that need no workspace.
 template <class F>
 void in_region(const F& body) {
     with_runtime([&](OpsRuntime& runtime, const std::function<bool()>& poll) { return runtime.pool.run(body, poll); });

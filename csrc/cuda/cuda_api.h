@@ -42,7 +42,8 @@ private:
 // Whether `path` may be loaded as cuBLASLt. The emulation has no memory that the real library could use.
 bool may_load(const std::string& path);
 
-// Memory of a kind, freed at the end of scope. A forked child does not free it: the GPU belongs to the parent.
+// Memory on the device, or pinned on the host (Kind), freed at the end of scope. A forked child does not free it: the
+// GPU belongs to the parent.
 template <class Kind>
 class MemoryOf {
 public:

@@ -51,7 +51,7 @@ constexpr int kGroupWords = traits_of(Format::kInt4).group_words;
 // version of this, in adjacent runs of two threads (benchmarks/percent_of_limit.py). Prefetching several lines every
 // eight words, in a separate loop, was 1 to 2 % slower.
 struct Prefetch {
-    uintptr_t next;  // address
+    uintptr_t next;  // address of the first line of the next step
     int64_t step;    // bytes per word, rounded up; may reach past the slice
     int lines;       // cache lines that a step touches
 };

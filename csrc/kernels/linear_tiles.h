@@ -23,7 +23,7 @@ constexpr int kSumRows = kLinearRowBlock / 2;  // rows whose sums are computed a
 constexpr int64_t kHalfPanelBytes = kPanelWordBytes / 2;
 static_assert(kSliceWords % kTileWords == 0 && kUnpackedWords % kTileWords == 0 && kSumRows % kBlockRows == 0);
 
-// Prefetches what comes after a slice to L2, some lines per tile product. One stream does not reach the memory
+// Prefetches into L2 what comes after a slice, some lines per tile product. One stream does not reach the memory
 // bandwidth of every machine, so it uses four.
 class SlicePrefetch {
 public:

@@ -68,7 +68,7 @@ CacheGuard::CacheGuard(const std::vector<KvCache*>& caches) {
         if (!cache->try_acquire()) {
             release();
             throw Error(ErrorKind::kInput,
-                        "caches: expected caches that no other call uses, each once, got one that is in use");
+                        "caches: expected each cache once and in no other call, got one that is in use");
         }
         held_.push_back(cache);
     }

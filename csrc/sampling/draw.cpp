@@ -15,7 +15,7 @@ uint64_t weight_of(float probability) {
     return static_cast<uint64_t>(static_cast<int64_t>(static_cast<double>(probability) * 0x1p62));
 }
 
-// The weight of the candidates that min_p keeps: those of at least this probability.
+// The sum of the weights of all probabilities of at least `least`, which min_p keeps.
 uint64_t weight_from(const std::vector<float>& probs, float least) {
     uint64_t total = 0;
     for (const float prob : probs)

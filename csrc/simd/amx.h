@@ -72,7 +72,7 @@ private:
         else                                             \
             int8_product(sum, a, b);                     \
     } while (false)
-// int8: signed bytes of `b`, and bytes of `a` from 0 to 255, or also signed ones.
+// int8: bytes of `a` from 0 to 255 (SIGNED: signed bytes), and signed bytes of `b`.
 #define FA_TILE_MULTIPLY(format, sum, a, b) FA_TILE_PRODUCT(format, _tile_dpbusd, sum, a, b)
 #define FA_TILE_MULTIPLY_SIGNED(format, sum, a, b) FA_TILE_PRODUCT(format, _tile_dpbssd, sum, a, b)
 

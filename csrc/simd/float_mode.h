@@ -1,4 +1,4 @@
-// Modes of float arithmetic that a thread has while an object exists. All targets share this header, so it is in an
+// Modes of float arithmetic of a thread, for a scope. All targets share this header, so it is in an
 // anonymous namespace: the linker must not choose one target's copy for all.
 #pragma once
 #include <cstdint>

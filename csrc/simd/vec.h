@@ -28,13 +28,13 @@
 //   as_words(v) and_words(a, b) or_words(a, b) shift_left<bits>(w)
 //   transpose(Words (&w)[16])          swaps lane i of w[j] with lane j of w[i]
 //   magnitude_bits(v) -> Words         the bits of |v|
-//   max_unsigned(a, b)                 the larger one, also of magnitude_bits: infinity is above all numbers, NaN above
-//   it load_bf16(p) -> Vec, store_bf16(p, v)    sixteen bfloat16, rounded to nearest even; NaN stays NaN round_bf16(v)
-//   -> Words             the same as store_bf16, in the low half of each lane load_int8(p) -> Words, store_int8(p, w)
-//   sixteen bytes, sign-extended; stores the low byte of each lane pack_int8(a, b, c, d) -> Words     their 64 numbers
-//   as bytes, in order; all must be within int8 interleave_bytes(Words (&w)[4])    byte j of lane l of w[i] becomes the
-//   former byte 16 i + l of w[j] dot_bf16(sum, a, b)                sum + a[0] b[0] + a[1] b[1] in each lane, with the
-//   rounding of the instruction;
+//   max_unsigned(a, b)                 the larger one; NaN is above infinity if both are magnitude_bits
+//   load_bf16(p) -> Vec, store_bf16(p, v)    sixteen bfloat16, rounded to nearest even; NaN stays NaN
+//   round_bf16(v) -> Words             the same as store_bf16, in the low half of each lane
+//   load_int8(p) -> Words, store_int8(p, w)    sixteen bytes, sign-extended; stores the low byte of each lane
+//   pack_int8(a, b, c, d) -> Words     their 64 numbers as bytes, in order; all must be within int8
+//   interleave_bytes(Words (&w)[4])    byte j of lane l of w[i] becomes the former byte 16 i + l of w[j]
+//   dot_bf16(sum, a, b)                sum + a[0] b[0] + a[1] b[1] in each lane, with the rounding of the instruction;
 //                                      only if FASTATTN_HAS_DOT_BF16 is 1
 //   dot_int8(sum, a, b)                sum + a[0] b[0] + ... + a[3] b[3], exact; bytes in [-127, 127]. The bytes of `a`
 //                                      must have kInt8Offset added, which the products include. Bytes of `a` in

@@ -81,9 +81,10 @@ std::array<int64_t, 3> bytes_of(const Weight& weight, const std::string& name) {
     const bool table = weight.use == WeightUse::kTable;
     const bool scaled = traits_of(weight.format).integer;
     if ((table && weight.format == Format::kInt4) || (!matrix && !table && weight.format != Format::kFloat32))
-        throw Error(ErrorKind::kConfig, "weight " + name +
-                                            ": expected float32 for a vector and no int4 for a table, got " +
-                                            traits_of(weight.format).name);
+        throw Error(ErrorKind::kConfig,
+                    "weight " + name +
+                        ": expected float32 for a vector, or a format other than int4 for a table, got " +
+                        traits_of(weight.format).name);
     // A sum of int8 products over k is at most 255 * 127 per term.
     if (matrix && scaled && weight.columns > 65536)
         throw Error(ErrorKind::kConfig, "weight " + name +

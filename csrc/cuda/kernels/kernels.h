@@ -172,7 +172,7 @@ void launch_gather(const GatherArgs& args, Stream stream);
 
 // One row per sequence, from its tokens cu_seqlens[s] to cu_seqlens[s + 1] in order; zeros if it has none.
 struct PoolArgs {
-    RowArgs io;                 // x: [tokens, width]; the rows are those of the sequences
+    RowArgs io;                 // x: [tokens, width]; rows: one per sequence
     const int32_t* cu_seqlens;  // [sequences + 1]
     PoolKind kind;
 };
