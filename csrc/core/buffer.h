@@ -20,7 +20,7 @@ public:
 
 private:
     struct Free {
-        size_t mapped = 0;  // bytes mapped; 0 for a small buffer from the heap
+        size_t mapped;  // bytes mapped; 0 for a small buffer from the heap
         void operator()(std::byte* data) const;
     };
     std::unique_ptr<std::byte, Free> data_;

@@ -54,7 +54,7 @@ public:
 
 private:
     struct Free {
-        int64_t bytes = 0;
+        int64_t bytes;
         void operator()(std::byte* data) const { Kind::free(data, bytes); }
     };
     std::unique_ptr<std::byte, Free> data_;
