@@ -173,13 +173,14 @@ FA_INLINE void finish_columns(const LinearArgs& args, const Tile& t, int rows, i
 #pragma GCC unroll 4
     for (int j = 0; j < kVecs; ++j) terms[j] = column_terms<kFormat>(args, column + j * kLanes, kPart ? n : kLanes);
     for (int i = 0; i < rows; ++i) {
-        const float* residual = nullptr;
-        if (args.residual) residual = args.residual + (t.row + i) * args.residual_stride + column;
+        // From an address, because args.residual may be null.
+        const auto* residual = reinterpret_cast<const float*>(
+            address_of(args.residual) + sizeof(float) * ((t.row + i) * args.residual_stride + column));
 #pragma GCC unroll 4
         for (int j = 0; j < kVecs; ++j) {
             const auto sum = Dot::load_sum(t.partial + i * kPanelWidth + first + j * kLanes);
             Vec y = activate<kActivation, kFormat != Format::kFloat32>(scaled<kFormat>(args, t.row + i, sum, terms[j]));
-            if (residual) y = add(kPart ? load_partial(residual, n) : load(residual + j * kLanes), y);
+            if (args.residual) y = add(kPart ? load_partial(residual, n) : load(residual + j * kLanes), y);
             if (kPart && n < kLanes)
                 store_partial(args.c + (t.row + i) * args.c_stride + c_column, y, n);
             else
