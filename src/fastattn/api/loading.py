@@ -48,14 +48,12 @@ def load_executor(
     if device == "cuda":
         from fastattn.executors.cuda import CudaExecutor
 
-        found = CudaExecutor(program, sources, dtype=dtype, kv_dtype=kv_dtype, head_dtype=head_dtype)
-        return cast(Executor, found)
+        return CudaExecutor(program, sources, dtype=dtype, kv_dtype=kv_dtype, head_dtype=head_dtype)
     from fastattn.executors.cpu import CpuExecutor
 
-    executor = CpuExecutor(
+    return CpuExecutor(
         program, sources, dtype=dtype, kv_dtype=kv_dtype, head_dtype=head_dtype, packed=packed, threads=threads
     )
-    return cast(Executor, executor)
 
 
 def find_folder(

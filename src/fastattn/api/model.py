@@ -33,8 +33,9 @@ from fastattn.graph.executor import Executor
 from fastattn.graph.ir import Program
 from fastattn.graph.quantize import embedding_tables
 from fastattn.graph.rewrites import optimize, with_outputs
+from fastattn.models.config import CommonConfig
 from fastattn.models.inputs import Batch, read_model_batch
-from fastattn.models.registry import BuiltModel, ModelConfig
+from fastattn.models.registry import BuiltModel
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -88,7 +89,7 @@ class Model:
     # -- properties ---------------------------------------------------------------------------------------------------
 
     @property
-    def config(self) -> ModelConfig:
+    def config(self) -> CommonConfig:
         """The options of the checkpoint, as the family's dataclass."""
         return self._built.config
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import os
 import platform
@@ -161,12 +162,10 @@ def _bytes(text: str) -> int:
 def about() -> dict[str, Any]:
     """Describe the CPU, the build and the installed packages, for reports."""
     info = cpu.info()
-    names = {name.replace("_", "-") for name in _LIBRARIES}
-    versions = {
-        distribution.name: distribution.version
-        for distribution in importlib.metadata.distributions()
-        if (distribution.name or "").lower().replace("_", "-") in names
-    }
+    versions = {}
+    for name in sorted(_LIBRARIES):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
     return {
         "cpu": cpu_name(),
         "cpus": len(os.sched_getaffinity(0)),
@@ -174,7 +173,7 @@ def about() -> dict[str, Any]:
         "compiler": info["compiler"],
         "fastattn": info["version"],
         "python": platform.python_version(),
-        "versions": dict(sorted(versions.items())),
+        "versions": versions,
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
 

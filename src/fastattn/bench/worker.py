@@ -37,15 +37,12 @@ class Runner(Protocol):
 
     def sample(self, command: Answer) -> tuple[float, Answer]:
         """Return the seconds of one pass (one step for a decode) and the result."""
-        ...
 
     def limit(self, command: Answer) -> Answer:
         """Return the current limit of a sample: {"compute_seconds", "memory_seconds", "operations", "bytes"}."""
-        ...
 
     def profile(self, command: Answer) -> Answer:
         """Return where the time goes."""
-        ...
 
 
 class ModelRunner:
@@ -63,7 +60,6 @@ class ModelRunner:
         return self._peer
 
     def sample(self, command: Answer) -> tuple[float, Answer]:
-        """See `Runner`."""
         ids, n_new = command["ids"], command["n_new"]
         if command["kind"] == "decode":
             tokens, seconds = self.peer.decode(ids, n_new)
@@ -75,7 +71,6 @@ class ModelRunner:
         return seconds, {"values": [float(x) for x in rows.reshape(-1)[:VALUES]], "top": top}
 
     def limit(self, command: Answer) -> Answer:
-        """See `Runner`."""
         from fastattn.graph.step_cost import step_cost
         from fastattn.profiling.limits import measure_over, step_least_time
 
@@ -92,7 +87,6 @@ class ModelRunner:
         }
 
     def profile(self, command: Answer) -> Answer:
-        """See `Runner`."""
         found = self.peer.model.profile(command["ids"], decode=command["kind"] == "decode")
         return {"text": str(found), "shares": found.shares(), **found.as_dict()}
 

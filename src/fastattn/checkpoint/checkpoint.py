@@ -29,7 +29,7 @@ from fastattn.checkpoint.safetensors import WEIGHT_DTYPES, TensorInfo, read_sour
 from fastattn.checkpoint.source import read_tensor
 from fastattn.checks import check_flag, quote
 from fastattn.errors import ConfigError, ModelFormatError, ModelNotFoundError
-from fastattn.files import FileSet, SourceFile
+from fastattn.files import FileSet, SourceFile, malformed
 from fastattn.jsonfile import CONFIG_LIMITS, JsonValue, read_json
 
 if TYPE_CHECKING:
@@ -219,11 +219,8 @@ def _read_tensors(directory: Path, files: FileSet) -> dict[str, TensorInfo]:
     others = sorted(entry.name for entry in directory.iterdir() if entry.suffix in OTHER_FORMATS)
     if others:
         hint = "convert it once with transformers: AutoModel.from_pretrained(directory).save_pretrained(new_directory)"
-        raise ModelFormatError(
-            f"{directory}: expected {SINGLE_NAME}, found only {', '.join(map(_shown, others[:_MAX_SHOWN]))}; {hint}",
-            path=str(directory),
-            code="other_format",
-        )
+        shown = ", ".join(map(_shown, others[:_MAX_SHOWN]))
+        raise malformed(directory, "other_format", f"expected {SINGLE_NAME}, found only {shown}; {hint}")
     adapter = (directory / ADAPTER_NAME).exists()
     hint = f"; {ADAPTER_NAME} is there: merge the adapter into its model with peft, and load that" if adapter else ""
     raise ModelNotFoundError(f"{directory}: expected {SINGLE_NAME} or {INDEX_NAME}, found neither{hint}")

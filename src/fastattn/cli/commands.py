@@ -25,7 +25,7 @@ from fastattn.cli.progress import on_terminal, progress
 from fastattn.cli.streams import emit, say
 from fastattn.cli.texts import Text, read_texts
 from fastattn.errors import ContextLengthError, InputError
-from fastattn.generation.generate import complete, need_tokenizer, stream
+from fastattn.generation.generate import complete, make_requests, need_tokenizer, stream
 from fastattn.generation.options import GenerationOptions, read_options
 from fastattn.generation.prompts import encode_prompt
 
@@ -83,7 +83,9 @@ def generate(args: argparse.Namespace) -> int:
         n_new = _stream(model, prompts, options)
     else:
         n_new = 0
-        requests = complete(model, ids, checked, names=[prompt.where for prompt in prompts], tokenizer=tokenizer)
+        names = [prompt.where for prompt in prompts]
+        requests = make_requests(model, ids, checked, names=names, tokenizer=tokenizer)
+        complete(model, requests, checked)
         for i, (prompt, request) in enumerate(zip(prompts, requests, strict=True)):
             n_new += request.new_len
             text = "" if request.text is None else request.text.text

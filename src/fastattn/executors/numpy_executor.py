@@ -7,6 +7,7 @@ stays in float64.
 from __future__ import annotations
 
 import contextlib
+import copy
 import itertools
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,7 +19,7 @@ from fastattn.checkpoint.source import WeightSource
 from fastattn.errors import ContextLengthError, InputError
 from fastattn.executors.sources import read_weight
 from fastattn.formats import FORMATS
-from fastattn.graph.executor import Output
+from fastattn.graph.executor import Output, requested
 from fastattn.graph.ir import Op, Program, Step, Weight
 from fastattn.graph.kinds import KINDS
 from fastattn.graph.op_kind import Floats, Parameter
@@ -142,9 +143,8 @@ class NumpyExecutor:
     def with_program(self, program: Program) -> NumpyExecutor:
         """Return an executor for another Program over the same weights."""
         weights = self._open()
-        other = NumpyExecutor.__new__(NumpyExecutor)
-        other.program, other._owner, other._precision = program, self._owner, self._precision
-        other._weights = {key: weights[key] for key in program.weights}
+        other = copy.copy(self)
+        other.program, other._weights = program, {key: weights[key] for key in program.weights}
         return other
 
     def close(self) -> None:
@@ -158,10 +158,7 @@ class NumpyExecutor:
 
     def run(self, step: Step, outputs: Sequence[str] | None = None) -> dict[str, Output]:
         """Run one step; see `fastattn.graph.executor.Executor`."""
-        names = tuple(self.program.outputs) if outputs is None else tuple(outputs)
-        for name in names:
-            if name not in self.program.outputs:
-                raise InputError(f"outputs: expected some of {sorted(self.program.outputs)}, got {name!r}")
+        names = requested(self.program, outputs)
         taken: list[NumpyCache] = []
         try:
             for cache in step.caches or ():

@@ -38,6 +38,7 @@ __all__ = [
     "TextStream",
     "complete",
     "generate",
+    "make_requests",
     "need_tokenizer",
     "stream",
 ]
@@ -74,16 +75,11 @@ def generate(
     tokenizer = None
     if checked.stops():
         tokenizer = need_tokenizer(model, "stop_strings") if chosen is None else Tokenizer.from_object(chosen)
-    requests = complete(
-        model,
-        prompts.ids,
-        checked,
-        names=prompts.names,
-        tokenizer=tokenizer,
-        lengths=prompts.lengths,
-        logprobs=wants_output,
-        feed=None if streamer is None else StreamerFeed(streamer, prompts.ids, checked),
+    feed = None if streamer is None else StreamerFeed(streamer, prompts.ids, checked)
+    requests = make_requests(
+        model, prompts.ids, checked, names=prompts.names, tokenizer=tokenizer, lengths=prompts.lengths
     )
+    complete(model, requests, checked, logprobs=wants_output, feed=feed)
     sequences = [np.array(request.ids, np.int32) for request in requests]
     if wants_output:
         return GenerateOutput(
@@ -138,34 +134,13 @@ class StreamerFeed:
 
 def complete(
     model: LanguageModel,
-    prompts: Sequence[NDArray[np.int32]],
+    requests: Sequence[Request],
     options: GenerationOptions,
     *,
-    tokenizer: Tokenizer | None,
-    names: Sequence[str] | None = None,
-    lengths: Sequence[int] | None = None,
-    default_new_tokens: int = DEFAULT_NEW_TOKENS,
     logprobs: bool = False,
-    skip_special_tokens: bool = True,
-    clean_up_tokenization_spaces: bool | None = None,
     feed: StreamerFeed | None = None,
-) -> list[Request]:
-    """Run every prompt to its end. With a tokenizer, each request collects its text, which stop strings need.
-
-    names: of the prompts, for messages; None uses input_ids[i].
-    lengths: prompt lengths as max_length counts them; None uses the number of ids.
-    """
-    requests = make_requests(
-        model,
-        prompts,
-        options,
-        names=names,
-        tokenizer=tokenizer,
-        lengths=lengths,
-        default_new_tokens=default_new_tokens,
-        skip_special_tokens=skip_special_tokens,
-        clean_up_tokenization_spaces=clean_up_tokenization_spaces,
-    )
+) -> None:
+    """Run all requests to their end. logprobs: whether they collect log-probabilities. feed: gets each new token."""
     ends = eos_ids(model, options)
     with Scheduler(model.executor, requests, options, eos_ids=ends, logprobs=logprobs) as scheduler:
         while not scheduler.done:
@@ -174,7 +149,6 @@ def complete(
                     feed.push(draw.token_id)
     if feed is not None:
         feed.end()
-    return requests
 
 
 def stream(model: LanguageModel, text_or_ids: Any, **options: Unpack[GenerationArgs]) -> TextStream:
@@ -212,7 +186,11 @@ def make_requests(
     skip_special_tokens: bool = True,
     clean_up_tokenization_spaces: bool | None = None,
 ) -> list[Request]:
-    """Create `options.num_return_sequences` requests per prompt, checked against the model's context."""
+    """Create `options.num_return_sequences` requests per prompt, checked against the model's context.
+
+    tokenizer: with one, each request collects its text, which stop strings need. names: of the prompts, for messages;
+    None uses input_ids[i]. lengths: prompt lengths as max_length counts them; None uses the number of ids.
+    """
     context, n_texts = model.executor.program.max_positions, options.num_return_sequences
     if len(prompts) * n_texts > MAX_SEQUENCES:
         raise InputError(f"num_return_sequences: expected at most {MAX_SEQUENCES} texts in one call, got more")

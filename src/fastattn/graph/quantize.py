@@ -152,15 +152,16 @@ _EXP2 = _floats("0x1.62f5fcp-1", "0x1.f00c4ep-3", "0x1.c2a1a4p-5")
 def rough_gelu(activation: str, x: NDArray[np.floating[Any]]) -> NDArray[np.floating[Any]]:
     """Compute gelu_erf or gelu_tanh as linears with a rounding format do, within 2.5e-5: max(x, 0) - |x| tail(|x|)."""
     t = np.minimum(np.abs(x), 16).astype(x.dtype)
-    exponent = np.clip(-t * _polynomial(t, _TAIL[activation]), -160, 0)
+    exponent = np.clip(-t * polynomial(t, _TAIL[activation]), -160, 0)
     whole = np.where(np.isnan(x), 0, np.rint(exponent))
     part = exponent - whole
-    power = np.ldexp(1 + part * _polynomial(part, _EXP2), whole.astype(np.int32))
+    power = np.ldexp(1 + part * polynomial(part, _EXP2), whole.astype(np.int32))
     result: NDArray[np.floating[Any]] = np.maximum(x, 0) - t / 2 * power
     return result
 
 
-def _polynomial(x: NDArray[np.floating[Any]], coefficients: tuple[float, ...]) -> NDArray[np.floating[Any]]:
+def polynomial(x: NDArray[np.floating[Any]], coefficients: tuple[float, ...]) -> NDArray[np.floating[Any]]:
+    """Evaluate a polynomial by Horner's rule in the dtype of x; coefficients: of x^0, x^1, ..."""
     result = np.full_like(x, coefficients[-1])
     for coefficient in reversed(coefficients[:-1]):
         result = result * x + x.dtype.type(coefficient)

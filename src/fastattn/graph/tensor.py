@@ -9,14 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, Protocol, get_args
+from typing import Literal, Protocol
 
 from fastattn.errors import ConfigError
 from fastattn.graph.ir import Attr, Op, Program, Rows, Value, Weight
-from fastattn.graph.op_kind import Floats, OpKind, Run
+from fastattn.graph.op_kind import OpKind
 
-IndexName = Literal["token_ids", "positions", "token_type_ids"]
-INDEX_NAMES: tuple[str, ...] = get_args(IndexName)
+Index = Literal["token_ids", "positions", "token_type_ids"]
 
 
 class Names(Protocol):
@@ -114,42 +113,28 @@ class Tensor:
         return self.value.width
 
     def __add__(self, other: Tensor) -> Tensor:
-        if self.value != other.value:
-            raise ConfigError(f"add: expected two values of one shape, got {self.value} and {other.value}")
-        return self.tracer.emit(ADD, (self, other), self.rows, self.width)
+        return self._combine(ADD, other)
 
     def __mul__(self, other: Tensor) -> Tensor:
+        return self._combine(MULTIPLY, other)
+
+    def _combine(self, kind: OpKind, other: Tensor) -> Tensor:
         if self.value != other.value:
-            raise ConfigError(f"multiply: expected two values of one shape, got {self.value} and {other.value}")
-        return self.tracer.emit(MULTIPLY, (self, other), self.rows, self.width)
+            raise ConfigError(f"{kind.name}: expected two values of one shape, got {self.value} and {other.value}")
+        return self.tracer.emit(kind, (self, other), self.rows, self.width)
 
 
-def _add_formula(run: Run, op: Op, a: Floats, b: Floats) -> Floats:
-    return a + b
-
-
-def _multiply_formula(run: Run, op: Op, a: Floats, b: Floats) -> Floats:
-    return a * b
-
-
-ADD = OpKind(name="add", inputs=("a", "b"), formula=_add_formula)
-MULTIPLY = OpKind(name="multiply", inputs=("a", "b"), formula=_multiply_formula)
-
-
-@dataclass(frozen=True, slots=True)
-class Index:
-    """One of the integer inputs of a step."""
-
-    name: IndexName
+ADD = OpKind(name="add", inputs=("a", "b"), formula=lambda run, op, a, b: a + b)
+MULTIPLY = OpKind(name="multiply", inputs=("a", "b"), formula=lambda run, op, a, b: a * b)
 
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """The ragged tokens of a step, as a model sees them."""
+    """The integer inputs of a step, as a model sees them."""
 
-    ids: Index = field(default_factory=lambda: Index("token_ids"))
-    positions: Index = field(default_factory=lambda: Index("positions"))
-    type_ids: Index = field(default_factory=lambda: Index("token_type_ids"))
+    ids: Index = "token_ids"
+    positions: Index = "positions"
+    type_ids: Index = "token_type_ids"
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from fastattn.checks import closest, quote, shown_names
 from fastattn.errors import ConfigError, InputError
@@ -89,6 +89,21 @@ class CommonConfig:
     architectures: tuple[str, ...]
     model_type: str
     position_offset: int = 0
+
+    if TYPE_CHECKING:  # a field of each family, or a property if config.json has another name for it
+
+        @property
+        def hidden_size(self) -> int: ...
+        @property
+        def num_hidden_layers(self) -> int: ...
+        @property
+        def num_attention_heads(self) -> int: ...
+        @property
+        def max_position_embeddings(self) -> int: ...
+        @property
+        def max_positions(self) -> int: ...
+        @property
+        def type_vocab_size(self) -> int | None: ...
 
     @property
     def eos_token_id(self) -> int | list[int] | None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from fastattn.graph.ir import Program
-from fastattn.graph.kinds import Activation, activate, attention, embedding, layer_norm, linear, split, wanted_rows
+from fastattn.graph.kinds import Activation, activate, attention, embedding, gather_rows, layer_norm, linear, split
 from fastattn.graph.tensor import Tensor, Tokens, Weights, hidden_state
 from fastattn.models.config import MAX_LAYERS, CommonConfig, ConfigReader, unchangeable
 from fastattn.models.names import Layout
@@ -132,9 +132,9 @@ def build(cfg: Gpt2Config, w: Weights, task: Task, *, types: bool = False) -> Pr
         head.matrix(cfg.vocab_size, cfg.n_embd)  # for every task, so it is rounded the same way in all of them
     h = transformer(cfg, w, Tokens(), types=types)
     if task == "causal-lm":
-        outputs = {"logits": linear(wanted_rows(h), head, cfg.vocab_size, bias=False)}
+        outputs = {"logits": linear(gather_rows(h, "wanted"), head, cfg.vocab_size, bias=False)}
     elif task == "sequence-classification":
-        outputs = {"logits": linear(wanted_rows(h), w["score"], len(cfg.labels), bias=False)}
+        outputs = {"logits": linear(gather_rows(h, "wanted"), w["score"], len(cfg.labels), bias=False)}
     else:
         outputs = {"last_hidden_state": h}
     return w.tracer.program(

@@ -9,29 +9,17 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fastattn.errors import ContextLengthError, InputError
 from fastattn.graph.ir import Step
+from fastattn.models.config import CommonConfig
 from fastattn.models.sequences import Array, Layout, check_range, place, read_beside, read_sequences
 
 Explain = Callable[[int], str]
-
-
-class InputConfig(Protocol):
-    """The options of a model that describe its input."""
-
-    @property
-    def vocab_size(self) -> int: ...
-    @property
-    def max_positions(self) -> int: ...
-    @property
-    def position_offset(self) -> int: ...
-    @property
-    def type_vocab_size(self) -> int | None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +166,7 @@ class Batch:
 
 
 def read_model_batch(
-    config: InputConfig,
+    config: CommonConfig,
     input_ids: object,
     attention_mask: object = None,
     token_type_ids: object = None,

@@ -13,9 +13,8 @@ from fastattn.graph.cost import Cost, Formats, StepShape
 from fastattn.graph.ir import Program
 from fastattn.graph.step_cost import op_cost, op_format
 
-# Names in `_core.measure_limits`, which end in _gflops or _gops (billions per second), _flops or _ops.
-_DTYPES: Mapping[str, str] = {"fma": "float32", "f32": "float32", "bf16": "bfloat16", "int8": "int8"}
-_BILLIONS: Mapping[str, float] = {"gflops": 1.0, "gops": 1.0, "flops": 1e-9, "ops": 1e-9}
+# Their names in `_core.measure_limits`.
+_RATES: Mapping[str, str] = {"float32": "fma_gflops", "bfloat16": "bf16_gflops", "int8": "int8_gops"}
 # The format whose rate limits products with weights of a format.
 PRODUCTS: Mapping[str, str] = {name: found.product for name, found in FORMATS.items() if found.product is not None}
 STEADY = 0.1  # limits that differ by at most this fraction are the same, and so is a machine with so little waiting
@@ -71,15 +70,8 @@ class LeastTime:
 
 def measure(threads: int, *, seconds: float = 0.2, read_bytes: int = 1 << 29) -> Limits:
     """Measure for about `seconds`; the threads share `read_bytes`. Raises InputError for fewer than one thread."""
-    rates: dict[str, float] = {}
-    read_gbps = 0.0
-    for name, value in _core.measure_limits(threads, seconds, read_bytes).items():
-        kernel, _, unit = name.rpartition("_")
-        if unit == "gbps":
-            read_gbps = float(value)
-        elif unit in _BILLIONS:
-            rates[_DTYPES.get(kernel, kernel)] = float(value) * _BILLIONS[unit]
-    return Limits(threads, rates, read_gbps)
+    found = _core.measure_limits(threads, seconds, read_bytes)
+    return Limits(threads, {dtype: found[name] for dtype, name in _RATES.items()}, found["read_gbps"])
 
 
 def measure_over(executor: Loaded, *, seconds: float = 0.1) -> Limits:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from fastattn.api.causal_lm import CausalLM
 from fastattn.checks import Neutral, check_choice, check_flag, check_neutral, check_str
 from fastattn.errors import InputError
-from fastattn.generation.generate import StreamerFeed, complete
+from fastattn.generation.generate import StreamerFeed, complete, make_requests
 from fastattn.generation.generate_args import GenerationArgs, Streamer
 from fastattn.generation.keywords import with_generation_config
 from fastattn.generation.options import GenerationOptions, read_options
@@ -149,7 +149,8 @@ class TextGenerationPipeline(Pipeline[CausalLM]):
         names = names_of("text_inputs", len(texts), single=single)
         prompts = [self._encode(text, name, call) for text, name in zip(texts, names, strict=True)]
         hidden = len(self._encode_prefix(call)) if call.prefix else 0
-        requests = complete(
+        feed = None if call.streamer is None else StreamerFeed(call.streamer, prompts, call.options)
+        requests = make_requests(
             self.model,
             prompts,
             call.options,
@@ -159,8 +160,8 @@ class TextGenerationPipeline(Pipeline[CausalLM]):
             default_new_tokens=NEW_TOKENS,
             skip_special_tokens=call.skip_special_tokens,
             clean_up_tokenization_spaces=call.clean_up_tokenization_spaces,
-            feed=None if call.streamer is None else StreamerFeed(call.streamer, prompts, call.options),
         )
+        complete(self.model, requests, call.options, feed=feed)
         n_texts = call.options.num_return_sequences
         out = [
             [self._record(text, request, call) for request in requests[i * n_texts : (i + 1) * n_texts]]

@@ -17,7 +17,11 @@ __all__ = ["LIBRARIES", "Job", "Library", "Peer", "Unsupported", "convert", "loa
 
 @dataclass(frozen=True, slots=True)
 class Library:
-    """adapter: its module in this folder; needs: required packages, by import name and package name."""
+    """A library to compare with.
+
+    adapter: its module in this folder, which has the class `Model` and, if the library has its own format, `convert`.
+    needs: required packages, by import name and package name.
+    """
 
     adapter: str
     needs: Mapping[str, str]
@@ -65,7 +69,7 @@ def convert(name: str, job: Job) -> None:
 
 def load(name: str, job: Job) -> Peer:
     """Load a converted model. Raises whatever the library raises."""
-    peer: Peer = _adapter(name).load(replace(job, folder=_folder(name, job)))
+    peer: Peer = _adapter(name).Model(replace(job, folder=_folder(name, job)))
     return peer
 
 

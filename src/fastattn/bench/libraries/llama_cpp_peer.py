@@ -38,8 +38,8 @@ def convert(job: Job) -> None:
     plain.unlink()
 
 
-class LlamaCpp:
-    """A model, and the context for the shape of the last work."""
+class Model:
+    """A model in float32, bfloat16, int8 (q8_0) or int4 (q4_0), and the context for the shape of the last work."""
 
     def __init__(self, job: Job) -> None:
         @llama_cpp.llama_log_callback  # type: ignore[untyped-decorator, unused-ignore]
@@ -137,8 +137,3 @@ class LlamaCpp:
     def _logits(self, n: int) -> Array:
         rows: Array = np.ctypeslib.as_array(llama_cpp.llama_get_logits(self.context), (n, self.width))
         return rows
-
-
-def load(job: Job) -> LlamaCpp:
-    """Load the model in float32, bfloat16, int8 (q8_0) or int4 (q4_0)."""
-    return LlamaCpp(job)

@@ -25,7 +25,6 @@ from fastattn.graph.kinds.rows import (
     gather_rows,
     pool,
     split,
-    wanted_rows,
 )
 from fastattn.graph.op_kind import OpKind
 from fastattn.graph.tensor import ADD, MULTIPLY
@@ -46,7 +45,6 @@ __all__ = [
     "rms_norm",
     "rotary",
     "split",
-    "wanted_rows",
 ]
 
 KINDS: Mapping[str, OpKind] = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -236,35 +236,27 @@ def _sum_up_to(most: float, first: float, count: int) -> float:
     return below * (first + (below - 1) / 2) + (count - below) * (most if count > below else 0.0)
 
 
-_ATTRS: dict[str, type | tuple[str, ...]] = {
-    "causal": bool,
-    "layer": int,
-    "n_head": int,
-    "n_kv_head": int,
-    "head_dim": int,
-    "scale": float,
-    "q_rows": tuple(ROWS_OF),
-    "window": int,
-    "has_bias": bool,
-    "bias_positions": int,
-}
 ATTENTION = OpKind(
     name="attention",
     inputs=("q", "k", "v"),
     weights=("bias",),
-    attrs=_ATTRS,
+    attrs={
+        "causal": bool,
+        "layer": int,
+        "n_head": int,
+        "n_kv_head": int,
+        "head_dim": int,
+        "scale": float,
+        "q_rows": tuple(ROWS_OF),
+        "window": int,
+        "has_bias": bool,
+        "bias_positions": int,
+    },
     formula=attention_formula,
     reads="queries",
     cost=attention_cost,
     format=lambda op, formats: formats.kv,
 )
-ATTENTION_PROBS = OpKind(
-    name="attention_probs",
-    inputs=("q", "k"),
-    weights=("bias",),
-    attrs=_ATTRS,
-    formula=attention_probs_formula,
-    reads="all",
-    cost=attention_cost,
-    format=lambda op, formats: formats.kv,
+ATTENTION_PROBS = replace(
+    ATTENTION, name="attention_probs", inputs=("q", "k"), formula=attention_probs_formula, reads="all"
 )

@@ -12,7 +12,7 @@ from fastattn.errors import ConfigError, InputError
 from fastattn.graph.cost import Cost, Formats, StepShape, weight_bytes
 from fastattn.graph.ir import Attr, Op, Program, Rows
 from fastattn.graph.op_kind import Floats, OpKind, Run
-from fastattn.graph.tensor import INDEX_NAMES, Index, Tensor, Weights
+from fastattn.graph.tensor import Index, Tensor, Weights
 
 Selection = Literal["wanted", "first", "last"]
 Pooling = Literal["mean", "max", "mean_sqrt_len"]
@@ -22,7 +22,7 @@ ROWS_OF: Mapping[str, Rows] = {"tokens": "tokens", "wanted": "wanted", "first": 
 
 def embedding(w: Weights, index: Index, rows: int, width: int, *, offset: int = 0) -> Tensor:
     """Look up row index + offset of a table [rows, width] for every token."""
-    attrs: dict[str, Attr] = {"index": index.name, "offset": offset}
+    attrs: dict[str, Attr] = {"index": index, "offset": offset}
     return w.tracer.emit(EMBEDDING, (), "tokens", width, weights=(w.table(rows, width),), attrs=attrs)
 
 
@@ -62,13 +62,8 @@ def slice_formula(run: Run, op: Op, x: Floats) -> Floats:
 
 
 def gather_rows(x: Tensor, which: Selection) -> Tensor:
-    """Gather the wanted rows of a step, or the first or last row of every sequence."""
+    """Gather the rows that need logits ("wanted"), or the first or last row of every sequence."""
     return x.tracer.emit(GATHER_ROWS, (x,), ROWS_OF[which], x.width, attrs={"which": which})
-
-
-def wanted_rows(x: Tensor) -> Tensor:
-    """Gather the rows that need logits."""
-    return gather_rows(x, "wanted")
 
 
 def gather_rows_formula(run: Run, op: Op, x: Floats) -> Floats:
@@ -106,7 +101,7 @@ def pool_formula(run: Run, op: Op, x: Floats) -> Floats:
 EMBEDDING = OpKind(
     name="embedding",
     weights=("table",),
-    attrs={"index": INDEX_NAMES, "offset": int},
+    attrs={"index": get_args(Index), "offset": int},
     formula=embedding_formula,
     reads="all",
     cost=embedding_cost,
