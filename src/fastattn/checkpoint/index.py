@@ -31,9 +31,8 @@ def read_shards(directory: Path, files: FileSet) -> dict[str, TensorInfo]:
             listed = weight_map.get(name)
             if name in tensors or (listed is not None and listed != shard):
                 other = tensors[name].path.name if name in tensors else listed
-                raise malformed(
-                    directory / shard, "shard_twice", f"expected in no other shard, got it in {other} too", tensor=name
-                )
+                message = f"expected in only one shard, also found in {other}"
+                raise malformed(directory / shard, "shard_twice", message, tensor=name)
             if listed is None:
                 unlisted.append(name)
             tensors[name] = info

@@ -134,9 +134,8 @@ def _tensors(file: SourceFile, header: dict[str, JsonValue], *, data_start: int)
             )
         end, last = stop, name
     if end < data_bytes:
-        raise malformed(
-            path, "trailing_bytes", f"{data_bytes - end} bytes after the last tensor", offset=data_start + end
-        )
+        message = f"expected no data after the last tensor, got {data_bytes - end} bytes"
+        raise malformed(path, "trailing_bytes", message, offset=data_start + end)
     return {
         name: TensorInfo(name, dtype, shape, path, data_start + begin, stop - begin, file)
         for name, (dtype, shape, begin, stop) in spans.items()

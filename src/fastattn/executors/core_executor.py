@@ -1,4 +1,4 @@
-"""The shared part of the C++ executors. The types are those of `fastattn._core`; `fastattn._cuda` has the same methods."""
+"""What the C++ executors share. The types are those of `fastattn._core`; `fastattn._cuda` has the same methods."""
 
 from __future__ import annotations
 
