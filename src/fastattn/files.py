@@ -205,7 +205,7 @@ def identity_of(path: Path) -> FileIdentity | None:
 
 def changed(path: Path, since: str = "it was opened", *, advice: str = "load it again") -> ModelFormatError:
     """Return the error (code "changed") for a file that differs from the one read before."""
-    return malformed(path, "changed", f"expected the file as it was when {since}, got another; {advice}")
+    return malformed(path, "changed", f"expected the file as it was when {since}, got a different one; {advice}")
 
 
 def malformed(

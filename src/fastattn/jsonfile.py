@@ -60,7 +60,7 @@ def parse_strict(data: bytes, limits: JsonLimits = CONFIG_LIMITS) -> JsonValue:
 
 
 def parse_lenient(data: bytes, where: str, limits: JsonLimits = CONFIG_LIMITS) -> JsonValue:
-    """Parse JSON as Python does: NaN and infinity are numbers, and the last of several duplicate keys counts.
+    """Parse JSON as Python does: NaN and infinity are numbers, and the last of several equal keys is used.
 
     A byte order mark is skipped. Duplicate keys with different values are logged, with `where` as the file's name.
     Raises JsonError.
@@ -78,7 +78,7 @@ def parse_lenient(data: bytes, where: str, limits: JsonLimits = CONFIG_LIMITS) -
     value = _load(text, unique=last, constant=float)
     if duplicates:
         names = ", ".join(quote(name, 60) for name in dict.fromkeys(duplicates[:20]))
-        _log.warning("%s: duplicate keys, the last one counts: %s", where, names)
+        _log.warning("%s: duplicate keys; the last one is used: %s", where, names)
     return value
 
 

@@ -82,7 +82,7 @@ def test_what_the_onnx_graphs_do_not_know(tmp_path: Path) -> None:
         pytest.skip("onnxruntime is not installed")
     path = write_gpt2(tmp_path / "m", activation_function="relu")
     reason = convert_apart("onnxruntime", job(path, tmp_path / "converted"), SOON)
-    assert reason == "Unsupported: no ONNX graph with the activation relu is written here"
+    assert reason == "Unsupported: expected a gelu for the ONNX graph, got relu"
 
 
 def test_a_checkpoint_by_the_names_of_the_model_text(tmp_path: Path) -> None:

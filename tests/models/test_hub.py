@@ -442,7 +442,7 @@ def test_interrupts_and_memory_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 )
 def test_neither_folder_nor_id(name: str) -> None:
     for given in (name, Path(name)) if name else (name,):
-        with pytest.raises(ModelNotFoundError, match=r"^no folder .* here, and it is no hub id") as caught:
+        with pytest.raises(ModelNotFoundError, match=r"^no folder .* here, and it is not a hub id") as caught:
             resolve(given)
         assert len(str(caught.value)) < 300
         assert str(caught.value).isprintable()

@@ -473,9 +473,9 @@ def test_bos_as_a_keyword_applies_to_tokenizer_json(gpt2: Tokenizer, tmp_path: P
         ({"force_download": True}, InputError, "force_download: expected False; delete the model from the cache"),
         ({"force_download": "yes"}, DTypeError, "force_download: expected True or False"),
         ({"proxies": {"https": "a"}}, InputError, "set HTTPS_PROXY"),
-        ({"token": "a", "use_auth_token": "b"}, InputError, "use_auth_token: expected no value beside token"),
+        ({"token": "a", "use_auth_token": "b"}, InputError, "use_auth_token: expected None together with token"),
         ({"token": 3}, DTypeError, "token: expected str, True, False or None"),
-        ({"pretrained_model_name_or_path": "b"}, InputError, "expected no value beside path"),
+        ({"pretrained_model_name_or_path": "b"}, InputError, "expected None together with path"),
     ],
 )
 def test_refused_keywords(tmp_path: Path, options: Any, kind: type[FastattnError], message: str) -> None:

@@ -50,7 +50,7 @@ _INSTEAD = {
     "bfloat16": 'load it with from_pretrained(..., dtype="bfloat16")',
     "cuda": 'load it with from_pretrained(..., device="cuda")',
     "forward": "call the model itself",
-    "get_input_embeddings": "read them with fastattn.checkpoint.open_checkpoint(model.path)",
+    "get_input_embeddings": "read the table with fastattn.checkpoint.open_checkpoint(model.path)",
     "half": 'load it with from_pretrained(..., dtype="bfloat16")',
     "named_parameters": "read them with fastattn.checkpoint.open_checkpoint(model.path)",
     "parameters": "read them with fastattn.checkpoint.open_checkpoint(model.path), count them with num_parameters()",
@@ -58,7 +58,7 @@ _INSTEAD = {
     "resize_token_embeddings": "resize them with transformers, and save the model",
     "save_pretrained": "the files are in model.path; fastattn.quantize writes smaller ones",
     "state_dict": "read the weights with fastattn.checkpoint.open_checkpoint(model.path)",
-    "train": "models are for inference",
+    "train": "models support only inference",
 }
 
 
@@ -303,7 +303,7 @@ class Model:
         if attention_mask is None and pad is not None and _may_be_padded(input_ids, batch) and batch.touches(pad):
             self._warn(
                 f"input_ids begin or end with pad_token_id {pad}, and there is no attention_mask: as in transformers, "
-                "padding is read as text; give an attention_mask, or lists of different lengths"
+                "padding is read as text; pass an attention_mask, or lists of different lengths"
             )
         return batch
 
@@ -314,7 +314,7 @@ class Model:
             _log.warning("%s: %s", self._directory, message)
 
     def trace(self, *, types: bool) -> Program:
-        """Return the Program before the rewrites. types: include a separately computed sum of token types."""
+        """Return the Program before the rewrites. types: the one for calls with token types, if the family has it."""
         trace = self._built.trace_with_types
         return trace() if types and trace is not None else self.traced
 

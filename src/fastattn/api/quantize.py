@@ -44,7 +44,7 @@ def quantize(
     A model loaded from the directory returns the same bits as `from_pretrained(path_or_id, dtype=dtype)`. Returns the
     directory.
     Besides the weights, only regular files with known names are copied (`fastattn.checkpoint.companions.COPIED`); a
-    warning lists the others. The directory appears when everything is written. If two processes write the same
+    warning lists the others. The directory appears only when everything is written. If two processes write the same
     directory, one succeeds and the other gets a ConfigError.
     revision, cache_dir, local_files_only and token: for hub ids.
     Raises ConfigError, ModelFormatError, InputError, DTypeError, HubError, OSError.
@@ -58,7 +58,7 @@ def quantize(
     with open_checkpoint(source, check_config=find_family) as checkpoint, new_folder(target) as folder:
         if checkpoint.quantized is not None:
             dtype = checkpoint.quantized.dtype
-            raise ConfigError(f"{source}: expected a float checkpoint, got one quantized to {dtype}; give the original")
+            raise ConfigError(f"{source}: expected a float checkpoint, got one quantized to {dtype}; pass the original")
         _write(checkpoint, folder, dtype, head_dtype, threads)
         copy_companions(source, folder, checkpoint.files)
         checkpoint.check_unchanged()

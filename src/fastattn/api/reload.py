@@ -90,7 +90,7 @@ def recipe_of(task: Task, origin: Origin | None) -> Recipe:
     Raises InputError for a model without a folder, ModelFormatError if a file is not the one that was loaded.
     """
     if origin is None:
-        raise InputError("pickle: expected a model from from_pretrained, got one made by hand")
+        raise InputError("pickle: expected a model from from_pretrained, got one without a folder")
     if origin.digests is None:
         origin.digests = {name: _digest_of(origin, name) for name in origin.stamps}
     return Recipe(task, str(origin.directory), origin.name, origin.options, tuple(sorted(origin.digests.items())))

@@ -231,8 +231,8 @@ def _dtypes(model: OpenModel, options: Options) -> tuple[str, str | None]:
         if asked not in (None, *DTYPES["cpu"]):
             raise InputError(f"{name}: expected one of {', '.join(DTYPES['cpu'])}, got {asked!r}")
         if model.quantized is not None and asked not in (None, kept := getattr(model.quantized, name)):
-            held = f"is quantized to {kept}" if kept is not None else "is quantized with that of its weights"
-            raise InputError(f"{name}: {model.path} {held}, got {asked!r}")
+            expected = "None" if kept is None else f"None or {kept!r}"
+            raise InputError(f"{name}: expected {expected}, as {model.path} is quantized, got {asked!r}")
     if model.quantized is not None:
         return model.quantized.dtype, model.quantized.head_dtype
     return options.dtype or "float32", options.head_dtype

@@ -44,7 +44,8 @@ class Limit(LeastTime):
 class Turn:
     """Samples of one library between two limits.
 
-    waited: seconds per second that its threads were ready but had no core; at: index among the turns of all libraries.
+    waited: seconds per second, over all its threads, that a thread was ready but had no core; at: index among the turns
+    of all libraries.
     """
 
     before: Limit

@@ -72,7 +72,7 @@ def _language_model(context: int) -> list[Work]:
     n_new = min(MOST_NEW_TOKENS, context - prompt)
     far = min(900, context - n_new)
     works = [Work(f"prefill-{prefill}", "forward", (prefill,))]
-    if n_new > 1:  # a context of two positions has no step to measure
+    if n_new > 1:  # a context of two positions leaves no step to measure
         works += [Work(f"decode-{n}", "decode", (prompt,) * n, n_new) for n in (1, 8, 32)]
         works += [Work(f"decode-after-{far}", "decode", (far,), n_new)] if far > prompt else []
     return works

@@ -182,7 +182,7 @@ def read_config(directory: Path, *, files: FileSet | None = None) -> dict[str, J
     """
     config = _read_object(directory / CONFIG_NAME, files)
     if config is None:
-        raise ConfigError(f"{directory / CONFIG_NAME}: expected a config.json beside the weights, found none")
+        raise ConfigError(f"{directory / CONFIG_NAME}: expected a config.json next to the weights, found none")
     generation = read_generation_config(directory, files=files)
     ids = {key: generation[key] for key in ("bos_token_id", "eos_token_id") if generation.get(key) is not None}
     pad = {"generation_pad_token_id": generation.get("pad_token_id")} if generation else {}
@@ -211,7 +211,7 @@ def _read_object(path: Path, files: FileSet | None) -> dict[str, JsonValue] | No
 
 def _read_tensors(directory: Path, files: FileSet) -> dict[str, TensorInfo]:
     single = directory / SINGLE_NAME
-    if single.is_symlink() or single.exists():  # before an index, as in transformers
+    if single.is_symlink() or single.exists():  # takes precedence over an index, as in transformers
         return read_source(files.open(single))[0]
     files.expect_missing(single)
     if (directory / INDEX_NAME).exists():
@@ -222,7 +222,7 @@ def _read_tensors(directory: Path, files: FileSet) -> dict[str, TensorInfo]:
         shown = ", ".join(map(_shown, others[:_MAX_SHOWN]))
         raise malformed(directory, "other_format", f"expected {SINGLE_NAME}, found only {shown}; {hint}")
     adapter = (directory / ADAPTER_NAME).exists()
-    hint = f"; {ADAPTER_NAME} is there: merge the adapter into its model with peft, and load that" if adapter else ""
+    hint = f"; found {ADAPTER_NAME}: merge the adapter into its model with peft, and load the result" if adapter else ""
     raise ModelNotFoundError(f"{directory}: expected {SINGLE_NAME} or {INDEX_NAME}, found neither{hint}")
 
 

@@ -84,7 +84,7 @@ def _mode_of_free(target: Path, real: Path) -> int | None:
         status = os.lstat(real)
     except FileNotFoundError:
         if os.path.lexists(target):
-            raise _not_free(target, ", got a link to nothing") from None
+            raise _not_free(target, ", got a broken link") from None
         return None
     if not stat.S_ISDIR(status.st_mode):
         raise _not_free(target, ", got a file")
@@ -112,7 +112,7 @@ def _lock_target(target: Path, real: Path, cleanup: contextlib.ExitStack) -> Non
     """Lock the target, so only one process at a time writes inside it."""
     descriptor = _open_directory(real, cleanup)
     if _lock(descriptor) is False:
-        raise _not_free(target, "; another process writes it now")
+        raise _not_free(target, "; another process is writing to it")
 
 
 def _make_unfinished(parent: Path, name: str, cleanup: contextlib.ExitStack) -> tuple[Path, int, int]:

@@ -1,6 +1,6 @@
 """Reads safetensors headers strictly: https://github.com/huggingface/safetensors#format
 
-A file has an 8-byte little-endian header length, that many bytes of JSON, then the data without holes. Every size in
+A file has an 8-byte little-endian header length, that many bytes of JSON, then the data without gaps. Every size in
 the file is checked against the file's size before memory is allocated for it.
 """
 
@@ -75,7 +75,9 @@ def read_source(file: SourceFile) -> tuple[dict[str, TensorInfo], dict[str, str]
         message = f"expected a header of at most {HEADER_LIMITS.n_bytes} bytes, got {length}"
         raise malformed(path, "header_too_large", message, offset=0)
     if length > size - 8:
-        raise malformed(path, "header_truncated", f"a header of {length} bytes in a file of {size} bytes", offset=0)
+        raise malformed(
+            path, "header_truncated", f"expected a header of at most {size - 8} bytes, got {length}", offset=0
+        )
     header = file.read(length, 8)
     if len(header) < length:
         raise malformed(path, "header_truncated", f"expected {length} bytes of header, got {len(header)}", offset=8)
@@ -116,22 +118,13 @@ def _tensors(file: SourceFile, header: dict[str, JsonValue], *, data_start: int)
     spans = {name: _span(path, name, entry) for name, entry in header.items()}
     end, last = 0, "the header"
     for name, (_, _, begin, stop) in sorted(spans.items(), key=lambda item: item[1][2:]):
-        if begin < end:
-            raise malformed(
-                path, "overlap", f"starts at byte {begin} inside {quote(last)}", tensor=name, offset=data_start + begin
-            )
-        if begin > end:
-            raise malformed(
-                path,
-                "hole",
-                f"expected to start at byte {end}, where {quote(last)} ends, got {begin}",
-                tensor=name,
-                offset=data_start + begin,
-            )
+        offset = data_start + begin
+        if begin != end:
+            code, message = "overlap" if begin < end else "hole", f"where {quote(last)} ends, got {begin}"
+            raise malformed(path, code, f"expected to start at byte {end}, {message}", tensor=name, offset=offset)
         if stop > data_bytes:
-            raise malformed(
-                path, "data_truncated", f"ends at byte {stop} of {data_bytes}", tensor=name, offset=data_start + begin
-            )
+            message = f"expected to end by byte {data_bytes}, got {stop}"
+            raise malformed(path, "data_truncated", message, tensor=name, offset=offset)
         end, last = stop, name
     if end < data_bytes:
         message = f"expected no data after the last tensor, got {data_bytes - end} bytes"
@@ -158,7 +151,9 @@ def _span(path: Path, name: str, entry: JsonValue) -> tuple[str, tuple[int, ...]
         raise malformed(path, "shape", f"shape: expected at most {MAX_DIMS} sizes, got {quote(shape)}", tensor=name)
     bits = math.prod(sizes) * DTYPE_BITS[dtype]
     if bits // 8 > MAX_SIZE:
-        raise malformed(path, "size_overflow", f"shape {quote(list(sizes), 200)}: more than 2^63 bytes", tensor=name)
+        raise malformed(
+            path, "size_overflow", f"shape: expected less than 2^63 bytes, got {quote(list(sizes), 200)}", tensor=name
+        )
     places = _integers(offsets)
     if places is None or len(places) != 2 or places[0] > places[1]:
         raise malformed(path, "offsets", f"data_offsets: expected [begin, end], got {quote(offsets)}", tensor=name)

@@ -27,7 +27,7 @@ from fastattn.files import malformed, read_at
 Float32 = NDArray[np.float32]
 
 _READ_BYTES = 16 << 20
-_SLICE_FLOATS = 1 << 20  # 4 MiB: a function is called rarely enough, and its rows need little memory
+_SLICE_FLOATS = 1 << 20  # 4 MiB: few calls, and little memory for the rows
 _PANEL_ROWS = 64  # of a packed matrix
 _NUMPY_DTYPES: Mapping[str, str] = {"F16": "<f2", "BF16": "<u2", "F32": "<f4", "F64": "<f8"}
 _DTYPES: Mapping[str, str] = {"float32": "F32", "float16": "F16", "float64": "F64", "bfloat16": "BF16", "uint8": "U8"}
@@ -69,10 +69,10 @@ class ComputedSource:
     """A vector or matrix whose rows a function computes when they are packed.
 
     compute(begin, end) returns rows [begin, end) as a C-contiguous float32 array with as many dimensions as `shape`.
-    The thread that loads the model calls it with ascending slices. slice_rows: the most rows per call; None: about 4
-    MiB of floats. If the function cannot compute slices, pass shape[0]; it is then called once.
+    The thread that loads the model calls it with ascending slices. slice_rows: the maximum number of rows per
+    call; None: about 4 MiB of floats. If the function cannot compute slices, pass shape[0]; it is then called once.
 
-    An exception of the function becomes an InputError; FastattnError, OSError and MemoryError stay as they are. Wrong
+    An exception in the function becomes an InputError; FastattnError, OSError and MemoryError propagate. Wrong
     arrays raise InputError or DTypeError.
     """
 
@@ -83,7 +83,9 @@ class ComputedSource:
 
     def __post_init__(self) -> None:
         if not callable(self.compute):
-            raise DTypeError(f"{_tensor(self.name)}: expected a function of two rows, got {quote(self.compute)}")
+            raise DTypeError(
+                f"{_tensor(self.name)}: expected a function compute(begin, end), got {quote(self.compute)}"
+            )
         if not 1 <= len(self.shape) <= 2:
             raise InputError(f"{_tensor(self.name)}: expected a shape of one or two sizes, got {quote(self.shape)}")
         for size in self.shape:
@@ -98,7 +100,7 @@ class ComputedSource:
 
     @property
     def rows_per_call(self) -> int:
-        """The most rows that one call returns."""
+        """The maximum number of rows that one call returns."""
         if self.slice_rows is not None:
             return self.slice_rows
         rows = _SLICE_FLOATS // max(1, matrix_shape(self.shape)[1])
@@ -260,7 +262,7 @@ def _read_bytes(info: TensorInfo, at: int, size: int) -> bytes:
     with info.opened() as descriptor:
         found = read_at(descriptor, size, info.offset + at)
         if len(found) < size:
-            message = "the file became shorter while it was read"
+            message = "expected the whole tensor, got a file that became shorter while it was read"
             raise malformed(info.path, "data_truncated", message, tensor=info.name, offset=info.offset + at)
     return found
 

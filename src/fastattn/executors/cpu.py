@@ -72,7 +72,7 @@ class CpuExecutor(CoreExecutor):
         return int(self._engine.threads)
 
     def seconds_to_read(self) -> float:
-        """Measure the seconds to read every packed weight once on all threads: the least time of a decode step."""
+        """Measure the seconds to read every packed weight once on all threads: the minimum time of a decode step."""
         return float(self._engine.seconds_to_read())
 
     def set_profiling(self, on: bool) -> None:

@@ -37,7 +37,7 @@ def extension() -> ModuleType:
         found = "one without" if isinstance(error, ModuleNotFoundError) else str(error)
         raise ConfigError(
             f'device: expected a build of fastattn with CUDA for "cuda", got {found}; install it where nvcc 12.4 or '
-            'newer is found (-C cmake.define.FASTATTN_CUDA=ON insists on it), or use device="cpu"'
+            'newer is found (-C cmake.define.FASTATTN_CUDA=ON requires it), or use device="cpu"'
         ) from None
 
 
@@ -132,7 +132,7 @@ class CudaExecutor(CoreExecutor):
 
     @property
     def failed_graphs(self) -> int:
-        """The number of sizes of small steps that could not be captured as a graph, and so start slower."""
+        """The number of small step sizes that could not be captured as CUDA graphs; these steps start more slowly."""
         return int(self._open().failed_graphs)
 
     def _new_executor(self, program: Program) -> Any:
@@ -152,7 +152,7 @@ def _budget() -> int:
     if not text:
         return 0
     if not text.isascii() or not text.isdigit() or int(text) < 1:
-        raise InputError(f"{MEMORY_VARIABLE}: expected a number of MiB from 1 on, got {text!r}")
+        raise InputError(f"{MEMORY_VARIABLE}: expected a number of MiB of at least 1, got {text!r}")
     return int(text) << 20
 
 

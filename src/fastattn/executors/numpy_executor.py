@@ -66,7 +66,7 @@ class NumpyCache:
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
         if not self._lock.acquire(blocking=False):
-            raise InputError("cache: a step uses it in another thread")
+            raise InputError("cache: expected a cache that is not in use, got one in use by a step in another thread")
         try:
             yield
         finally:
@@ -81,7 +81,9 @@ class NumpyCache:
         if self._owner is not owner:
             raise InputError("caches: expected KV caches of this model, got one of another model")
         if not self._lock.acquire(blocking=False):
-            raise InputError("caches: a KV cache is in use by another call, or stands twice in one step")
+            raise InputError(
+                "caches: expected each cache in one step at a time, got one that is in use, or appears twice"
+            )
         if self._closed:
             self._lock.release()
             self._check()
@@ -102,7 +104,8 @@ class NumpyCache:
 class NumpyExecutor:
     """Runs a Program in float64. sources: the source of every part of its weights, read as float32.
 
-    precision: the type of everything except rounded operands; float32 gives the naive formula behind the tests' bounds.
+    precision: the type of everything except rounded operands; float32 gives the plain formula for the
+    bounds of tests.
     """
 
     def __init__(
@@ -123,7 +126,7 @@ class NumpyExecutor:
         }
 
     def evaluate(self, op: Op, step: Step, *inputs: Floats) -> Output:
-        """One op of the Program on inputs of the caller's, without caches."""
+        """Run one op of the Program on the given inputs, without caches."""
         return _Run(self.program, self._open(), step, []).evaluate(op, *inputs)
 
     @property
@@ -210,7 +213,7 @@ class _Run:
             total = end - start + (caches[sequence].length if caches else 0)
             if total > program.max_positions:
                 raise ContextLengthError(
-                    f"sequence {sequence}: {total} positions, but the model has {program.max_positions}"
+                    f"sequence {sequence}: expected at most {program.max_positions} positions, got {total}"
                 )
 
     def commit(self) -> None:
@@ -219,6 +222,6 @@ class _Run:
             cache.extend(layer, keys, values)
 
     def evaluate(self, op: Op, *inputs: Output) -> Output:
-        """One op, by the formula of its kind."""
+        """Run one op with the formula of its kind."""
         result: Output = KINDS[op.kind].formula(self, op, *inputs)
         return result

@@ -67,7 +67,9 @@ def generate(
     mask, streamer, chosen = (given.pop(name, None) for name in ("attention_mask", "streamer", "tokenizer"))
     inputs = given.pop("inputs", None)
     if inputs is not None and ids is not None:
-        raise InputError("inputs: expected None beside input_ids, which is the same")
+        raise InputError(
+            "inputs: expected None together with input_ids, another name for it, got both; pass one of them"
+        )
     wanted = given.pop("return_dict_in_generate", None)
     wants_output = False if wanted is None else check_flag("return_dict_in_generate", wanted)
     checked = read_options(given, "generate", also=_ARGUMENTS)

@@ -1,4 +1,4 @@
-"""What an op has to do at least: its multiply-adds, and the bytes that it reads.
+"""The minimum work of an op: its multiply-adds, and the bytes that it reads.
 
 We count the multiply-adds of products and attention, and the bytes of the weights and cached keys and values that they
 read, each byte once. We omit norms, activations and the data between ops, which may stay in the caches. So no executor

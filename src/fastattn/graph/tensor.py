@@ -1,8 +1,8 @@
 """Symbolic tensors. A model is a function over them; calling it once records a Program.
 
 Nothing is computed here. `Tokens` represents the ragged step, `Weights` the checkpoint with its own names, and `Tensor`
-a matrix with one row per token (or per wanted token, or per sequence). Each function of
-`fastattn.graph.kinds` appends one Op.
+a matrix with one row per token (or per wanted token, or per sequence). Each function of `fastattn.graph.kinds` appends
+one Op.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Tracer:
         key = weight.parts[0]
         known = self.weights.get(key)
         if known is not None and known.shape != weight.shape:
-            raise ConfigError(f"{key}: used both as {list(known.shape)} and as {list(weight.shape)}")
+            raise ConfigError(f"{key}: expected one shape, got {list(known.shape)} and {list(weight.shape)}")
         if known is None or (known.use == "table" and weight.use == "matrix"):
             self.weights[key] = weight
         return key

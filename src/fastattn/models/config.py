@@ -244,7 +244,9 @@ class ConfigReader(Settings):
         if value is None or value in PROBLEM_TYPES:
             return value
         hint = closest(value, PROBLEM_TYPES)
-        _log.warning("%s: problem_type = %s is ignored, it is none of transformers'%s", self.where, quote(value), hint)
+        _log.warning(
+            "%s: problem_type = %s is ignored, because transformers does not have it%s", self.where, quote(value), hint
+        )
         return None
 
     def must_be(self, key: str, *allowed: object) -> None:
@@ -260,7 +262,7 @@ class ConfigReader(Settings):
             self.must_be(key, *allowed)
         for key in ("auto_map", "trust_remote_code"):
             if self.values.get(key):
-                _log.warning("%s: %s is ignored; no code of a checkpoint is run", self.where, key)
+                _log.warning("%s: %s is ignored; code from a checkpoint never runs", self.where, key)
         if self.values.get("return_dict") is False:
             _log.warning("%s: return_dict = False is ignored; outputs can be indexed like tuples", self.where)
         self.ignore(*HARMLESS, *harmless.split())

@@ -28,7 +28,7 @@ class Batch:
 
     layout: "single" [seq_len], "dense" [batch, seq_len] or "ragged" (lists). token_ids: int32 [n_tokens], the
     concatenated real tokens of all sequences. counts: the number of real tokens per sequence. token_type_ids: like
-    token_ids, or None. keep: which positions are real tokens, None without a mask. lengths: of the sequences, with
+    token_ids, or None. keep: which positions are real tokens, None without a mask. lengths: of the sequences, including
     padding. width: seq_len of a dense batch. positions: like token_ids, or None if they count the tokens of each
     sequence from 0.
     """
@@ -76,7 +76,7 @@ class Batch:
         return rows
 
     def touches(self, token_id: int) -> bool:
-        """Return whether a sequence begins or ends with a token."""
+        """Return whether any sequence begins or ends with this token."""
         ends = np.cumsum([count for count in self.counts if count])
         edges = np.concatenate([ends - 1, ends[:-1], [0]]).astype(np.intp)
         return bool(len(ends)) and bool((self.token_ids[edges] == token_id).any())

@@ -140,7 +140,7 @@ def _wrong_task(model_type: str, task: Task, family: Family) -> str:
 
 
 def _other_head(config: CommonConfig, task: Task) -> str:
-    """Return why a classifier may not fit: the checkpoint has another kind of head."""
+    """Return the architectures of the checkpoint, for a message, if it has another kind of head."""
     ending = TASKS[task].architecture
     if not ending or any(name.endswith(ending) for name in config.architectures):
         return ""
@@ -170,7 +170,7 @@ def warn_of_unused(config: Mapping[str, object], built: BuiltModel, where: objec
         family = quote(config.get("model_type"))
         _log.warning("%s: architectures %s are not known; loaded as model_type %s", where, quote(others), family)
     if built.outer_prefix:
-        _log.warning("%s: names of tensors begin with %s; they are read without it", where, quote(built.outer_prefix))
+        _log.warning("%s: the tensor names begin with %s; this prefix is ignored", where, quote(built.outer_prefix))
     if built.unexpected:
         shown = shown_names((quote(name, 60) for name in built.unexpected), len(built.unexpected), _MAX_NAMED)
         _log.warning("%s: the model of config.json does not use the tensors %s", where, shown)

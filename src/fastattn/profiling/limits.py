@@ -1,4 +1,4 @@
-"""Measures the machine's limits: its current rates of arithmetic and reading, and the least time of a step."""
+"""Measures the machine's limits: its current rates of arithmetic and reading, and the minimum time of a step."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ from fastattn.graph.step_cost import op_cost, op_format
 _RATES: Mapping[str, str] = {"float32": "fma_gflops", "bfloat16": "bf16_gflops", "int8": "int8_gops"}
 # The format whose rate limits products with weights of a format.
 PRODUCTS: Mapping[str, str] = {name: found.product for name, found in FORMATS.items() if found.product is not None}
-STEADY = 0.1  # limits that differ by at most this fraction are the same, and so is a machine with so little waiting
-UNSTEADY = "~ The machine was busy, or not the same before and after."
+# Limits that differ by at most this fraction count as equal. In a steady turn, threads wait for at most this fraction.
+STEADY = 0.1
+UNSTEADY = "~ The machine was busy, or its limits changed during the measurement."
 _SMALL_READ_BYTES = 1 << 20  # if the read rate is not needed
 
 
@@ -46,7 +47,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class LeastTime:
-    """The least seconds that a step needs for its operations and for its bytes; the larger is the limit."""
+    """The minimum seconds that a step needs for its operations and for its bytes; the larger is the limit."""
 
     compute_seconds: float
     memory_seconds: float
@@ -82,17 +83,17 @@ def measure_over(executor: Loaded, *, seconds: float = 0.1) -> Limits:
 
 
 def least_time(cost: Cost, kept: str, limits: Limits) -> LeastTime:
-    """Return the least time of an op whose products have a format (`fastattn.graph.cost.op_format`)."""
+    """Return the minimum time of an op whose products have a format (`fastattn.graph.step_cost.op_format`)."""
     rate = limits.rates[PRODUCTS[kept]]
     return LeastTime(cost.operations / rate / 1e9, cost.bytes / limits.read_gbps / 1e9)
 
 
 def are_same(before: float, after: float) -> bool:
-    """Return whether two least times of the same work, measured before and after it, mean the same machine."""
+    """Return whether the minimum times of a work, measured before and after it, count as equal."""
     return abs(before - after) <= STEADY * max(before, after)
 
 
 def step_least_time(program: Program, shape: StepShape, formats: Formats, limits: Limits) -> LeastTime:
-    """Return the least time of a whole step."""
+    """Return the minimum time of a whole step."""
     times = (least_time(op_cost(program, op, shape, formats), op_format(op, formats), limits) for op in program.ops)
     return sum(times, LeastTime(0.0, 0.0))

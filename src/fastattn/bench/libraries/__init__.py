@@ -55,7 +55,7 @@ def convert(name: str, job: Job) -> None:
     """
     library = LIBRARIES[name]
     if job.dtype not in library.dtypes:
-        raise Unsupported(f"{name} is run in {', '.join(library.dtypes)} here, not in {job.dtype}")
+        raise Unsupported(f"{name}: expected one of {', '.join(library.dtypes)}, got {job.dtype}")
     target = _folder(name, job)
     adapter = _adapter(name)
     if not hasattr(adapter, "convert") or target.exists():

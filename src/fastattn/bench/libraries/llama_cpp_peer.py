@@ -53,7 +53,7 @@ class Model:
         options.n_gpu_layers = 0
         self.model = llama_cpp.llama_model_load_from_file(str(job.folder / _FILE).encode(), options)
         if not self.model:
-            raise RuntimeError("llama_model_load_from_file gave no model")
+            raise RuntimeError("llama_model_load_from_file returned no model")
         self.job = job
         self.causal = job.task == "causal-lm"
         config = Source(job).config
@@ -116,7 +116,7 @@ class Model:
         self.context = llama_cpp.llama_init_from_model(self.model, options)
         if not self.context:
             self.context = None
-            raise RuntimeError("llama_init_from_model gave no context")
+            raise RuntimeError("llama_init_from_model returned no context")
         self.batch = llama_cpp.llama_batch_init(batch, 0, 1)
         self.shape = (n, length, batch)
 

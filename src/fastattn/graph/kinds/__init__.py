@@ -1,7 +1,7 @@
-"""THE TABLE of the kinds of op, and the functions that models call.
+"""The table of op kinds, and the functions that models call.
 
 One file declares a kind once: what models call, its float64 formula, its cost, and what rewrites may do. Executors,
-rewrites, costs and profiles look kinds up here. csrc/program has the C++ half.
+rewrites, costs and profiles look kinds up here. csrc/program has their counterpart in C++.
 """
 
 from __future__ import annotations

@@ -46,7 +46,7 @@ FORMULAS: Mapping[str, Callable[[Floats], Floats]] = {
 
 
 def activated(activation: str, x: Floats, form: str) -> Floats:
-    """Apply an activation after a linear with weights of this format; rounding formats use the rough gelu."""
+    """Apply an activation after a linear with weights of this format; formats other than float32 use a coarser gelu."""
     if form != "float32" and activation in ("gelu_erf", "gelu_tanh"):
         return rough_gelu(activation, x)
     return FORMULAS[activation](x)

@@ -62,7 +62,7 @@ def activate(x: Tensor, activation: Activation) -> Tensor:
 
 
 def activation_formula(run: Run, op: Op, x: Floats) -> Floats:
-    """activation(x); rough where x comes from a linear of a format that rounds, as if it were fused."""
+    """activation(x); coarser if x comes from a linear in another format than float32, as if fused with it."""
     source = run.sources.get(op.inputs[0])
     form = "float32"
     if source is not None and source.kind == "linear":

@@ -18,7 +18,7 @@ def layer_norm(x: Tensor, w: Weights, eps: float) -> Tensor:
 
 
 def layer_norm_formula(run: Run, op: Op, x: Floats) -> Floats:
-    """As `layer_norm` says, with the variance in two passes."""
+    """Compute what `layer_norm` describes, with the variance in two passes."""
     weight, bias = (run.weights[key].values for key in op.weights)
     centered = x - x.mean(axis=1, keepdims=True)
     variance = (centered**2).mean(axis=1, keepdims=True)
@@ -46,7 +46,7 @@ def rms_norm(x: Tensor, w: Weights, eps: float, *, groups: int = 1) -> Tensor:
 
 
 def rms_norm_formula(run: Run, op: Op, x: Floats) -> Floats:
-    """As `rms_norm` says."""
+    """Compute what `rms_norm` describes."""
     weight = run.weights[op.weights[0]].values
     parts = x.reshape(len(x), int(op.attrs["groups"]), len(weight))
     mean = (parts**2).mean(axis=2, keepdims=True)

@@ -51,7 +51,7 @@ def pairs(dimensions: int, *, interleaved: bool) -> tuple[slice, slice]:
 
 
 def rotary_formula(run: Run, op: Op, x: Floats) -> Floats:
-    """As `rotary` says. Raises InputError for a position that the table does not have."""
+    """Compute what `rotary` describes. Raises InputError for a position outside the table."""
     table = run.weights[op.weights[0]].values
     positions = _positions(run, str(op.attrs["rows"]))
     for row in np.flatnonzero((positions < 0) | (positions >= len(table))):

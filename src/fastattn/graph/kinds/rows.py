@@ -27,7 +27,7 @@ def embedding(w: Weights, index: Index, rows: int, width: int, *, offset: int = 
 
 
 def embedding_formula(run: Run, op: Op) -> Floats:
-    """Rows of the table. Raises InputError for an index that it does not have."""
+    """Return rows of the table. Raises InputError for an index outside it."""
     name, offset = str(op.attrs["index"]), int(op.attrs["offset"])
     index = getattr(run.step, name)
     if index is None:
@@ -67,7 +67,7 @@ def gather_rows(x: Tensor, which: Selection) -> Tensor:
 
 
 def gather_rows_formula(run: Run, op: Op, x: Floats) -> Floats:
-    """The rows; zeros for a sequence without tokens."""
+    """Return the rows; zeros for a sequence without tokens."""
     rows = np.zeros((0, x.shape[1]))
     if op.attrs["which"] == "wanted":
         return x[run.step.wanted]
@@ -83,7 +83,7 @@ def pool(x: Tensor, pooling: Pooling) -> Tensor:
 
 
 def pool_formula(run: Run, op: Op, x: Floats) -> Floats:
-    """As `pool` says; zeros for a sequence without tokens."""
+    """Compute what `pool` describes; zeros for a sequence without tokens."""
     rows = np.zeros((len(run.spans), x.shape[1]))
     for sequence, (start, end) in enumerate(run.spans):
         if end > start:
