@@ -263,7 +263,7 @@ def test_of_two_that_write_one_folder_one_wins(
         fastattn.quantize(floats, out, dtype="int8")
     if inside:
         assert isinstance(second[0], ConfigError)
-        assert "another process writes it now" in str(second[0])
+        assert "another process is writing to it" in str(second[0])
     else:
         assert second == [out]
     assert json.loads((out / "config.json").read_text())["quantization_config"]["dtype"] == (
