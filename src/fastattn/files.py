@@ -184,7 +184,6 @@ class FileSet:
                 raise changed(path)
 
     def close(self) -> None:
-        """Close all files."""
         for file in self._files.values():
             file.close()
 

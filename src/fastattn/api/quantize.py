@@ -19,6 +19,7 @@ from fastattn.checkpoint.new_folder import NewFolder, new_folder
 from fastattn.checkpoint.quantized_writer import NewWeight, write_quantized
 from fastattn.checks import check_choice, check_count, check_keywords, check_path
 from fastattn.errors import ConfigError
+from fastattn.executors.cpu import pack_weight, packed_sizes
 from fastattn.formats import DTYPES, PACKED_DTYPES
 from fastattn.graph.ir import Weight
 from fastattn.graph.quantize import tied_embeddings, weight_formats
@@ -110,8 +111,6 @@ def _every_task(config: Mapping[str, object], tensors: Mapping[str, WeightSource
 
 
 def _plan(weights: Mapping[str, Weight], formats: Mapping[str, str]) -> list[NewWeight]:
-    from fastattn.executors.cpu import packed_sizes
-
     return [
         NewWeight(name, weight.use, formats[name], weight.shape, packed_sizes(weight, formats[name]))
         for name, weight in weights.items()
@@ -122,7 +121,5 @@ def _pieces(
     planned: list[NewWeight], weights: Mapping[str, Weight], tensors: Mapping[str, WeightSource], threads: int | None
 ) -> Iterator[list[NDArray[np.uint8]]]:
     """Yield one weight at a time, so only one is in memory."""
-    from fastattn.executors.cpu import pack_weight
-
     for item in planned:
         yield pack_weight(item.name, weights[item.name], item.form, tensors, threads)

@@ -55,7 +55,6 @@ class Machine:
     reads: Mapping[int, tuple[ReadRate, ...]]
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the limits for JSON."""
         return {
             "caches": [
                 {"level": cache.level, "bytes": cache.bytes, "count": len(cache.shared)} for cache in self.caches

@@ -70,7 +70,6 @@ class ModelBench:
 
     @property
     def unit(self) -> str:
-        """The unit of the rate."""
         return self.rows[0].unit if self.rows else "tokens"
 
     def as_dict(self) -> dict[str, Any]:

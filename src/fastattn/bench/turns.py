@@ -8,7 +8,7 @@ The memory rate of a shared machine may halve within minutes; this method remove
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -187,34 +187,22 @@ def measure(
             raise BenchError(f"{row.name}: measuring the limit: {answer['error']}")
         return Limit(**answer)
 
+    before, at = limit(), 0
     try:
-        _rotate(row, workers, command, limit, rounds=rounds, seconds=seconds)
+        for _ in range(4 * rounds):
+            for library, worker in workers.items():
+                turns = row.turns.setdefault(library, [])
+                if library in row.errors or sum(turn.steady for turn in turns) >= rounds:
+                    continue
+                answer = worker.ask(do="run", seconds=seconds, **command)
+                if "error" in answer:
+                    row.errors[library] = answer["error"]
+                    if library == OURS:
+                        raise BenchError(f"{row.name}: {answer['error']}")
+                    continue
+                after = limit()
+                turns.append(Turn(before, after, answer.pop("seconds"), answer.pop("waited", 0.0), at))
+                row.results[library] = answer
+                before, at = after, at + 1
     finally:  # also if the run ends early
         row.turns = {library: turns for library, turns in row.turns.items() if turns}
-
-
-def _rotate(
-    row: Row,
-    workers: Mapping[str, Worker],
-    command: Mapping[str, Any],
-    limit: Callable[[], Limit],
-    *,
-    rounds: int,
-    seconds: float,
-) -> None:
-    before, at = limit(), 0
-    for _ in range(4 * rounds):
-        for library, worker in workers.items():
-            turns = row.turns.setdefault(library, [])
-            if library in row.errors or sum(turn.steady for turn in turns) >= rounds:
-                continue
-            answer = worker.ask(do="run", seconds=seconds, **command)
-            if "error" in answer:
-                row.errors[library] = answer["error"]
-                if library == OURS:
-                    raise BenchError(f"{row.name}: {answer['error']}")
-                continue
-            after = limit()
-            turns.append(Turn(before, after, answer.pop("seconds"), answer.pop("waited", 0.0), at))
-            row.results[library] = answer
-            before, at = after, at + 1

@@ -99,7 +99,6 @@ class Service:
         self._warm: set[str] = set()
 
     def answer(self, command: Answer) -> Answer:
-        """Answer one command."""
         if command["do"] == "limit":
             return self.runner.limit(command)
         if command["do"] == "profile":

@@ -86,7 +86,6 @@ class Checkpoint:
         self.files.check_unchanged()
 
     def close(self) -> None:
-        """Close the files."""
         self.files.close()
 
     def __enter__(self) -> Self:

@@ -55,7 +55,6 @@ class ArraySource:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The shape of the array."""
         return self.array.shape
 
     @property

@@ -140,7 +140,6 @@ class CoreDecoding:
         self._executor, self._loop = executor, loop
 
     def draw(self) -> Drawn:
-        """Run one step."""
         self._executor._open()
         return self._loop.draw()
 

@@ -90,7 +90,6 @@ class CpuExecutor(CoreExecutor):
 def _load(
     engine: _core.Engine, weights: Mapping[str, Weight], sources: Mapping[str, WeightSource], formats: Mapping[str, str]
 ) -> None:
-    """Load every weight."""
     with CoreParts() as parts:
         for name, weight in weights.items():
             found = parts.of_weight(weight, sources)

@@ -38,12 +38,10 @@ class NumpyCache:
 
     @property
     def length(self) -> int:
-        """The number of stored positions."""
         self._check()
         return len(self._keys[0]) if self._keys else 0
 
     def truncate(self, length: int) -> None:
-        """Remove the positions from `length` on."""
         with self._alone():
             if not 0 <= length <= self.length:
                 raise InputError(f"length: expected 0 to {self.length}, got {length}")
@@ -59,7 +57,6 @@ class NumpyCache:
             return other
 
     def close(self) -> None:
-        """Free the memory."""
         with self._alone():
             self._keys, self._values, self._closed = [], [], True
 
@@ -89,7 +86,6 @@ class NumpyCache:
             self._check()
 
     def release(self) -> None:
-        """Release the cache after the step."""
         self._lock.release()
 
     def past(self, layer: int) -> tuple[Floats, Floats]:
@@ -131,7 +127,6 @@ class NumpyExecutor:
 
     @property
     def weight_bytes(self) -> int:
-        """The bytes of the weight arrays."""
         return sum(int(weight.values.nbytes) for weight in self._open().values())
 
     def values(self, key: str) -> Floats:
@@ -151,7 +146,6 @@ class NumpyExecutor:
         return other
 
     def close(self) -> None:
-        """Free the memory."""
         self._weights = None
 
     def _open(self) -> Mapping[str, Parameter]:

@@ -119,7 +119,6 @@ class StreamerFeed:
         self._prompt: NDArray[np.int64] | None = prompts[0][None].astype(np.int64)
 
     def push(self, token_id: int) -> None:
-        """Send a new token."""
         self._start()
         self._streamer.put(np.array([token_id], np.int64))
 

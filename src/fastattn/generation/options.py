@@ -165,7 +165,6 @@ class GenerationOptions:
         return list(seed)
 
     def stops(self) -> tuple[str, ...]:
-        """Return the stop strings."""
         return self.stop_strings if isinstance(self.stop_strings, tuple) else ()
 
     def eos_ids(self, of_checkpoint: Sequence[int]) -> frozenset[int]:

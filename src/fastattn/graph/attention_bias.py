@@ -62,7 +62,6 @@ class AlibiBias:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """The shape of the table."""
         return len(self.slopes), bias_columns(self.positions, causal=self.causal)
 
     def rows(self, begin: int, end: int) -> NDArray[np.float32]:
@@ -143,7 +142,6 @@ class RelativeBias:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """The shape of the table."""
         return self.weight.shape[1], bias_columns(self.positions, causal=self.causal)
 
     def rows(self, begin: int, end: int) -> NDArray[np.float32]:

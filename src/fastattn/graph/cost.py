@@ -28,7 +28,6 @@ class Formats:
     kv: str = "float32"
 
     def weight(self, name: str) -> str:
-        """Return the format of a weight."""
         return self.weights.get(name, "float32")
 
 
@@ -49,7 +48,6 @@ class StepShape:
 
     @property
     def n_tokens(self) -> int:
-        """The new tokens of all sequences."""
         return sum(self.q_lens)
 
     def rows(self, of: str) -> int:

@@ -51,7 +51,6 @@ class RotaryTable:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """The shape of the table."""
         return self.positions, 2 * len(self.frequencies)
 
     def rows(self, begin: int, end: int) -> NDArray[np.float32]:

@@ -69,24 +69,18 @@ class Tracer:
             self.weights[key] = weight
         return key
 
-    def program(
-        self,
-        outputs: Mapping[str, Tensor],
-        *,
-        max_positions: int,
-        n_kv_head: int,
-        head_dim: int,
-    ) -> Program:
-        """Return the recorded ops as a Program with these outputs."""
+    def program(self, outputs: Mapping[str, Tensor], max_positions: int) -> Program:
+        """Return the recorded ops as a Program with these outputs. All its attentions have keys of the same shape."""
         attentions = [op for op in self.ops if op.kind == "attention"]
+        attrs = attentions[0].attrs if attentions else {"n_kv_head": 1, "head_dim": 1}
         return Program(
             values=tuple(self.values),
             ops=tuple(self.ops),
             weights=dict(self.weights),
             outputs={name: tensor.index for name, tensor in outputs.items()},
             n_layer=len(attentions),
-            n_kv_head=n_kv_head,
-            head_dim=head_dim,
+            n_kv_head=int(attrs["n_kv_head"]),
+            head_dim=int(attrs["head_dim"]),
             max_positions=max_positions,
             causal=any(bool(op.attrs["causal"]) for op in attentions),
             marks=dict(self.marks),

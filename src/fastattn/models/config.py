@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from fastattn.checks import closest, quote, shown_names
@@ -90,7 +91,7 @@ class CommonConfig:
     model_type: str
     position_offset: int = 0
 
-    if TYPE_CHECKING:  # a field of each family, or a property if config.json has another name for it
+    if TYPE_CHECKING:  # a field of each family, or a property for one of another name (`add_names`)
 
         @property
         def hidden_size(self) -> int: ...
@@ -101,9 +102,12 @@ class CommonConfig:
         @property
         def max_position_embeddings(self) -> int: ...
         @property
-        def max_positions(self) -> int: ...
-        @property
         def type_vocab_size(self) -> int | None: ...
+
+    @property
+    def max_positions(self) -> int:
+        """The longest text, in tokens."""
+        return self.max_position_embeddings - self.position_offset
 
     @property
     def eos_token_id(self) -> int | list[int] | None:
@@ -113,12 +117,10 @@ class CommonConfig:
 
     @property
     def num_labels(self) -> int:
-        """The number of classes."""
         return len(self.labels)
 
     @property
     def id2label(self) -> Mapping[int, str]:
-        """The class names by number."""
         return LabelTable(enumerate(self.labels))
 
 
@@ -134,6 +136,17 @@ def unchangeable(config: _Config) -> _Config:
     setters: Callable[..., None] = refuse
     type.__setattr__(config, "__setattr__", setters)
     return config
+
+
+def add_names(names: Mapping[str, str]) -> Callable[[_Config], _Config]:
+    """Return a decorator that adds a property for each of transformers' common names; see `ConfigReader`."""
+
+    def add(config: _Config) -> _Config:
+        for common, own in names.items():
+            setattr(config, common, property(attrgetter(own)))
+        return config
+
+    return add
 
 
 class ConfigReader(Settings):

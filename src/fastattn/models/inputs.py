@@ -277,8 +277,7 @@ def _positions(
     real = (token_ids != offset - 1).astype(np.int32)
     ends = np.cumsum(counts)
     counted = np.concatenate([np.cumsum(real[end - n : end]) for end, n in zip(ends, counts, strict=True)])
-    positions: NDArray[np.int32] = np.where(real == 1, counted - 1, -1).astype(np.int32)
-    return positions
+    return np.where(real == 1, counted - 1, -1).astype(np.int32)
 
 
 def _join(rows: Sequence[Array]) -> NDArray[np.int32]:

@@ -127,8 +127,7 @@ def _integers(value: object, name: str, mask: bool, dims: tuple[int, ...] = (1,)
     if isinstance(value, list | tuple):
         _check_total(name, 1, len(value))
         _check_items(value, name, mask)
-        array: Array = np.array([int(cast(Any, item)) for item in value], dtype=np.int64)
-        return array
+        return np.array([int(cast(Any, item)) for item in value], dtype=np.int64)
     array = _as_array(value, name)
     if array.dtype.kind not in ("iubf" if mask else "iu"):
         raise DTypeError(f"{name}: expected an array of integers, got {array.dtype}")

@@ -25,7 +25,6 @@ class _Vocabulary:
         self.size = size
 
     def get_vocab(self) -> dict[str, int]:
-        """Return token -> id."""
         return {_token(i): i for i in range(self.size)}
 
 

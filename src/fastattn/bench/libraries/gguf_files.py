@@ -47,13 +47,11 @@ class _File:
         self.writer.add_context_length(context)
 
     def put(self, name: str, source_name: str, parts: tuple[str, ...] = ("weight", "bias")) -> None:
-        """Add some tensors of a layer."""
         for part in parts:
             array = np.ascontiguousarray(self.source(f"{source_name}.{part}"), np.float32)
             self.writer.add_tensor(f"{name}.{part}", array)
 
     def close(self) -> None:
-        """Write everything."""
         self.writer.write_header_to_file()
         self.writer.write_kv_data_to_file()
         self.writer.write_tensors_to_file()

@@ -25,14 +25,12 @@ def gelu_erf(x: Floats) -> Floats:
 
 def gelu_tanh(x: Floats) -> Floats:
     """Compute the tanh approximation of gelu, as in GPT-2."""
-    result: Floats = 0.5 * x * (1.0 + np.tanh(math.sqrt(2.0 / math.pi) * (x + 0.044715 * x**3)))
-    return result
+    return 0.5 * x * (1.0 + np.tanh(math.sqrt(2.0 / math.pi) * (x + 0.044715 * x**3)))
 
 
 def silu(x: Floats) -> Floats:
     """Compute x * sigmoid(x)."""
-    result: Floats = x * np.exp(-np.logaddexp(0.0, -x))
-    return result
+    return x * np.exp(-np.logaddexp(0.0, -x))
 
 
 FORMULAS: Mapping[str, Callable[[Floats], Floats]] = {

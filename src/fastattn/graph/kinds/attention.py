@@ -95,8 +95,7 @@ def softmax(scores: Floats) -> Floats:
     top = scores.max(axis=-1, keepdims=True)
     weights = np.exp(scores - np.where(np.isneginf(top), 0.0, top))
     total = weights.sum(axis=-1, keepdims=True)
-    result: Floats = weights / np.where(total == 0.0, 1.0, total)
-    return result
+    return weights / np.where(total == 0.0, 1.0, total)
 
 
 def _length(run: Run, sequence: int) -> int:
@@ -160,8 +159,7 @@ def _biases(run: Run, op: Op, sequence: int, relative: NDArray[np.intp]) -> Floa
             f"sequence {sequence}: expected at most {most} positions, as in the attention bias, got {relative.shape[1]}"
         )
     table = run.weights[op.weights[0]].values
-    biases: Floats = table[:, np.minimum(relative, table.shape[1] - most) + most - 1]
-    return biases
+    return table[:, np.minimum(relative, table.shape[1] - most) + most - 1]
 
 
 def _heads(x: Floats, op: Op) -> Floats:

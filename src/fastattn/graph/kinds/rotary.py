@@ -63,8 +63,7 @@ def rotary_formula(run: Run, op: Op, x: Floats) -> Floats:
     result: Floats = heads.copy()
     result[..., first] = heads[..., first] * cosine - heads[..., second] * sine
     result[..., second] = heads[..., second] * cosine + heads[..., first] * sine
-    joined: Floats = result.reshape(x.shape)
-    return joined
+    return result.reshape(x.shape)
 
 
 def _positions(run: Run, rows: str) -> NDArray[np.int32]:
