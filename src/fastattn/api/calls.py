@@ -56,16 +56,7 @@ _KEYWORDS: Mapping[str, Neutral] = {
     "next_sentence_label": Neutral((), "no loss is computed: compute it from the logits"),
     "past_key_values": Neutral((), "`generate` and `stream` have a cache of their own"),
 }
-_NAMES = (
-    "input_ids",
-    "attention_mask",
-    "token_type_ids",
-    "position_ids",
-    "logits_to_keep",
-    "output_hidden_states",
-    "output_attentions",
-    "return_dict",
-)
+_NAMES = ("input_ids", "attention_mask", "token_type_ids", "return_dict", *CausalLMCallArgs.__annotations__)
 
 
 def check_call_keywords(others: Mapping[str, Any], where: str) -> None:

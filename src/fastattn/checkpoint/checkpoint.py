@@ -29,7 +29,7 @@ from fastattn.checkpoint.safetensors import WEIGHT_DTYPES, TensorInfo, read_sour
 from fastattn.checkpoint.source import read_tensor
 from fastattn.checks import check_flag, quote
 from fastattn.errors import ConfigError, ModelFormatError, ModelNotFoundError
-from fastattn.files import FileSet, SourceFile, malformed
+from fastattn.files import FileSet, malformed
 from fastattn.jsonfile import CONFIG_LIMITS, JsonValue, read_json
 
 if TYPE_CHECKING:
@@ -135,18 +135,14 @@ def open_checkpoint(
         tensors = _read_tensors(directory, files) if quantized is None else dict(quantized.originals)
         checkpoint = Checkpoint(directory, config, tensors, quantized, files)
         if verify is not None:
-            verify_files(directory, _weight_files(checkpoint), digests, files)
+            weights = [files.open(path) for path in {info.path for info in tensors.values()}]
+            verify_files(directory, weights, digests, files)
         if check_finite:
             _refuse_nonfinite(checkpoint)
     except BaseException:
         files.close()
         raise
     return checkpoint
-
-
-def _weight_files(checkpoint: Checkpoint) -> list[SourceFile]:
-    paths = {info.path for info in checkpoint.tensors.values()}
-    return [checkpoint.files.open(path) for path in paths]
 
 
 def _refuse_nonfinite(checkpoint: Checkpoint) -> None:

@@ -96,23 +96,19 @@ def _mode_of_free(target: Path, real: Path) -> int | None:
 
 def _start(target: Path, real: Path, *, exists: bool, cleanup: contextlib.ExitStack) -> tuple[Path, int, int, bool]:
     """Return the unfinished folder, its descriptor, its original mode, and whether it is inside the target."""
-    if not (exists and (os.path.ismount(real) or _has_unfinished(real))):
+    inside = exists and (os.path.ismount(real) or any(_is_unfinished(entry, real.name) for entry in os.listdir(real)))
+    if not inside:
         _remove_dead(real.parent, real.name)
         try:
             return (*_make_unfinished(real.parent, real.name, cleanup), False)
         except OSError as error:
             if not exists or error.errno not in _NOT_BESIDE:
                 raise
-    _lock_target(target, real, cleanup)
+    # Only one process at a time may write inside the target.
+    if _lock(_open_directory(real, cleanup)) is False:
+        raise _not_free(target, "; another process is writing to it")
     _remove_dead(real, real.name)
     return (*_make_unfinished(real, real.name, cleanup), True)
-
-
-def _lock_target(target: Path, real: Path, cleanup: contextlib.ExitStack) -> None:
-    """Lock the target, so only one process at a time writes inside it."""
-    descriptor = _open_directory(real, cleanup)
-    if _lock(descriptor) is False:
-        raise _not_free(target, "; another process is writing to it")
 
 
 def _make_unfinished(parent: Path, name: str, cleanup: contextlib.ExitStack) -> tuple[Path, int, int]:
@@ -164,10 +160,6 @@ def _prefix(name: str) -> str:
 def _is_unfinished(entry: str, name: str) -> bool:
     token = entry.removeprefix(_prefix(name)).removesuffix(SUFFIX)
     return entry == f"{_prefix(name)}{token}{SUFFIX}" and len(token) == 16 and set(token) <= set("0123456789abcdef")
-
-
-def _has_unfinished(folder: Path) -> bool:
-    return any(_is_unfinished(entry, folder.name) for entry in os.listdir(folder))
 
 
 def _remove_dead(parent: Path, name: str) -> None:

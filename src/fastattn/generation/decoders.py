@@ -112,8 +112,7 @@ class Through(Stage):
 class Join(Stage):
     """Joins tokens with spaces: a tokenizer without a decoder."""
 
-    def __init__(self) -> None:
-        self._space = ""
+    _space = ""
 
     def push(self, pieces: Iterable[str]) -> list[str]:
         out = []
@@ -133,9 +132,7 @@ class EachToken(_DecoderStage):
 class FirstDiffers(_DecoderStage):
     """A decoder that processes each token separately and the first one differently."""
 
-    def __init__(self, decoder: Decoder) -> None:
-        super().__init__(decoder)
-        self._before: tuple[str, ...] = ()
+    _before: tuple[str, ...] = ()
 
     def push(self, pieces: Iterable[str]) -> list[str]:
         out = []
@@ -148,9 +145,7 @@ class FirstDiffers(_DecoderStage):
 class LastDiffers(_DecoderStage):
     """A decoder that processes each token separately and the last one differently."""
 
-    def __init__(self, decoder: Decoder) -> None:
-        super().__init__(decoder)
-        self._last: str | None = None
+    _last: str | None = None
 
     def push(self, pieces: Iterable[str]) -> list[str]:
         out = []
@@ -167,9 +162,7 @@ class LastDiffers(_DecoderStage):
 class WithoutRepeats(_DecoderStage):
     """A CTC decoder: drops repeats of a token."""
 
-    def __init__(self, decoder: Decoder) -> None:
-        super().__init__(decoder)
-        self._last: str | None = None
+    _last: str | None = None
 
     def push(self, pieces: Iterable[str]) -> list[str]:
         out = []

@@ -94,15 +94,7 @@ def generate(
     return sequences[0] if prompts.single and checked.num_return_sequences == 1 else sequences
 
 
-_ARGUMENTS = (
-    "input_ids",
-    "inputs",
-    "attention_mask",
-    "streamer",
-    "tokenizer",
-    "return_dict_in_generate",
-    "generation_config",
-)
+_ARGUMENTS = ("input_ids", "return_dict_in_generate", *GenerateArgs.__annotations__)
 
 
 class StreamerFeed:
