@@ -51,7 +51,7 @@ class Settings:
         expected: str,
         accepts: Callable[[_Kind], bool] = lambda value: True,
     ) -> _Kind | _Default:
-        """Read a value of one type that `accepts` accepts. A bool is no int."""
+        """Read a value of one type that `accepts` accepts. A bool does not count as an int."""
         value = self.raw(key)
         if value is None:
             return default

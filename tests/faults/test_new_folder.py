@@ -259,7 +259,7 @@ def test_of_two_that_write_one_folder_one_wins(
             second[0] = error
 
     hook(monkeypatch, run_second)
-    with pytest.raises(ConfigError, match="another process wrote it meanwhile") if not inside else nothing():
+    with pytest.raises(ConfigError, match="another process wrote to it in the meantime") if not inside else nothing():
         fastattn.quantize(floats, out, dtype="int8")
     if inside:
         assert isinstance(second[0], ConfigError)

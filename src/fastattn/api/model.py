@@ -81,7 +81,7 @@ class Model:
         self._directory, self._built, self._origin, self._shared = directory, built, origin, shared
         self._executor: Executor | None = executor
         # No lock here: if the process forked while another thread held it, the child would wait forever. Two threads
-        # that need the same variant at once both create it, and one of the two is used.
+        # that need the same variant at the same time both create it, and one of the two is used.
         self._variants: dict[tuple[bool, bool, bool], Executor] = {(False, False, False): executor}
         self._tokenizers: list[Tokenizer | None] = []
         self._warned: set[str] = set()

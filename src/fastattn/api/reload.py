@@ -73,7 +73,7 @@ class Shared:
 
 
 # No lock: if the process forked while another thread held it, the child would wait forever. Two threads that load the
-# same model at once both load it, and one of the two is remembered.
+# same model at the same time both load it, and one of the two is remembered.
 _shared: WeakValueDictionary[str, Shared] = WeakValueDictionary()
 _verified: dict[tuple[str, str], FileIdentity] = {}
 

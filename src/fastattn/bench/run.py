@@ -270,7 +270,7 @@ def _start_others(bench: ModelBench, job: Job, run: _Run) -> dict[str, _Patient]
 
 
 def _measure(bench: ModelBench, work: Work, built: BuiltModel, options: Options, workers: dict[str, _Patient]) -> None:
-    """Add the row of a work when it has its first turn of ours. Raises BenchError, OutOfTime."""
+    """Add the row of a work once it has our first turn. Raises BenchError, OutOfTime."""
     command = {
         "name": work.name,
         "kind": work.kind,

@@ -1,8 +1,9 @@
 """Measures all libraries on one work in turns, each between two measurements of the machine's limits.
 
-The order is limit, one library, limit, the next, ...; all other libraries are stopped meanwhile. A turn counts if the
-limits before and after it agree within 10 %. Its percent is relative to their mean. Results are medians over the turns.
-The memory rate of a shared machine may halve within minutes; this method removes such drift from percents and ratios.
+The order is limit, one library, limit, the next, ...; all other libraries are stopped during a turn. A turn counts if
+the limits before and after it agree within 10 %. Its percentage is relative to their mean. Results are medians over the
+turns. The memory rate of a shared machine may halve within minutes; this method removes such drift from percentages and
+ratios.
 """
 
 from __future__ import annotations
@@ -88,7 +89,7 @@ class Row:
         return [turn for turn in turns if turn.steady] or turns
 
     def is_steady(self, library: str) -> bool:
-        """Return whether any turn is steady; without one, percents and ratios mean little."""
+        """Return whether any turn is steady; without one, percentages and ratios are unreliable."""
         return any(turn.steady for turn in self.turns[library])
 
     def seconds(self, library: str) -> list[float]:

@@ -35,7 +35,7 @@ class Work:
         """Return the shape of a sample; for a decode, the mean of its steps."""
         if self.kind == "forward":
             return StepShape(self.lengths, None, wanted=1)
-        # Step t of n_new - 1 sees the prompt and t - 1 tokens in the cache.
+        # Step t of n_new - 1 reads the prompt and t - 1 tokens from the cache.
         return StepShape((1,) * len(self.lengths), tuple(n + self.n_new / 2 - 1 for n in self.lengths), wanted=1)
 
     def ids(self, vocab_size: int) -> list[list[int]]:

@@ -70,7 +70,7 @@ def new_folder(target: Path) -> Iterator[NewFolder]:
             os.rename(unfinished, real)
         except OSError as error:
             if error.errno in _NOT_FREE:
-                raise _not_free(target, "; another process wrote it meanwhile") from None
+                raise _not_free(target, "; another process wrote to it in the meantime") from None
             raise
 
 
@@ -179,7 +179,7 @@ def _remove_dead(parent: Path, name: str) -> None:
 def _move_up(target: Path, real: Path, unfinished: Path, descriptor: int) -> None:
     """Move the files of an unfinished folder into its parent, in an order in which no partial result loads."""
     if any(not _is_unfinished(entry, real.name) for entry in os.listdir(real)):
-        raise _not_free(target, "; another process wrote it meanwhile")
+        raise _not_free(target, "; another process wrote to it in the meantime")
     names = sorted(os.listdir(descriptor), key=lambda name: (_LAST.index(name) + 1 if name in _LAST else 0, name))
     moved: list[str] = []
     try:

@@ -151,7 +151,7 @@ def start_id(model: LanguageModel, options: GenerationOptions, name: str) -> int
     for token_id in (options.bos_token_id, model.bos_token_id, *model.eos_token_ids):
         if token_id is not None:
             return token_id
-    raise InputError(f"{name}: expected at least one id, as the checkpoint has no bos or eos id to start from")
+    raise InputError(f"{name}: expected at least one id, because the checkpoint has no bos or eos id to start from")
 
 
 def eos_ids(model: LanguageModel, options: GenerationOptions) -> frozenset[int]:

@@ -80,7 +80,7 @@ def to_int4(x: Float32) -> QuantizedRows:
 
 
 def _best_group_scales(groups: Float32, column: Float32, inverse: Float32) -> Float32:
-    """Return the integer scale of each group with the least squared error.
+    """Return the integer scale of each group with the smallest squared error.
 
     Candidates are the scales around the one that fits the group's largest magnitude; the first of equal ones is used.
     The sign maps the largest magnitude to -8, because nibbles have no +8.

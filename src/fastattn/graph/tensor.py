@@ -70,7 +70,7 @@ class Tracer:
         return key
 
     def program(self, outputs: Mapping[str, Tensor], max_positions: int) -> Program:
-        """Return the recorded ops as a Program with these outputs. All its attentions have keys of the same shape."""
+        """Return the recorded ops as a Program with these outputs. All attention ops have keys of one shape."""
         attentions = [op for op in self.ops if op.kind == "attention"]
         attrs = attentions[0].attrs if attentions else {"n_kv_head": 1, "head_dim": 1}
         return Program(

@@ -97,7 +97,7 @@ class LabelTable(dict[_Key, _Value]):
 
     def _refuse(self, *_: object, **__: object) -> NoReturn:
         raise InputError(
-            "config: expected no change after loading; give id2label and label2id to from_pretrained, as in "
+            "config: expected no change after loading; pass id2label and label2id to from_pretrained, as in "
             'from_pretrained(folder, id2label={0: "NEGATIVE", 1: "POSITIVE"})'
         )
 

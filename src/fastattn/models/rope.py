@@ -48,7 +48,7 @@ def read_rope(
     partial: float = 1.0,
     layer_type: str | None = None,
 ) -> Rope:
-    """Read rope_parameters (or rope_scaling, and rope_theta and partial_rotary_factor beside it). Raises ConfigError.
+    """Read rope_parameters (or rope_scaling, and rope_theta and partial_rotary_factor next to it). Raises ConfigError.
 
     max_positions: max_position_embeddings. positions: the longest text that the model is loaded for, at least
     max_positions. theta, partial: the family's defaults. layer_type: the key of the parameters in a config that has

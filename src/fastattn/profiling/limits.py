@@ -13,7 +13,7 @@ from fastattn.graph.cost import Cost, Formats, StepShape
 from fastattn.graph.ir import Program
 from fastattn.graph.step_cost import op_cost, op_format
 
-# Their names in `_core.measure_limits`.
+# The formats whose rates are measured, and their names in `_core.measure_limits`.
 _RATES: Mapping[str, str] = {"float32": "fma_gflops", "bfloat16": "bf16_gflops", "int8": "int8_gops"}
 # The format whose rate limits products with weights of a format.
 PRODUCTS: Mapping[str, str] = {name: found.product for name, found in FORMATS.items() if found.product is not None}

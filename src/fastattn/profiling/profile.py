@@ -91,7 +91,7 @@ class Profile:
         return 100 * self.limit_seconds / self.seconds
 
     def _shown(self, percent: float) -> str:
-        """Return a percentage for the table. Above 100 the limits were not those of the step."""
+        """Return a percentage for the table. Above 100, the measured limits did not hold during the step."""
         return f"{'' if self.steady and percent <= 100 else '~'}{percent:.0f} %"
 
     def shares(self) -> dict[str, float]:

@@ -182,7 +182,7 @@ def _join(x: Floats) -> Floats:
 
 
 def attention_cost(program: Program, op: Op, shape: StepShape, formats: Formats) -> Cost:
-    """q @ k.T and, in attention, probabilities @ v; cached keys and values, and biases, are read once."""
+    """Count q @ k.T and, for attention, probabilities @ v; cached keys and values, and biases, are read once."""
     n_products = 2 if op.kind == "attention" else 1
     seen = [_seen(op, shape, q_len, past) for q_len, past in _lengths(shape)]
     pairs = sum(of_sequence.pairs for of_sequence in seen)

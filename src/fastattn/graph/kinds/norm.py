@@ -27,7 +27,7 @@ def layer_norm_formula(run: Run, op: Op, x: Floats) -> Floats:
 
 
 def norm_cost(program: Program, op: Op, shape: StepShape, formats: Formats) -> Cost:
-    """The weight, and the bias if there is one, are read once."""
+    """Count the weight, and the bias if there is one, once."""
     n_floats = sum(program.weights[name].shape[0] for name in op.weights)
     return Cost(weight_bytes=n_floats * FLOAT_BYTES) if shape.rows(program.values[op.output].rows) else Cost()
 
@@ -55,7 +55,7 @@ def rms_norm_formula(run: Run, op: Op, x: Floats) -> Floats:
 
 
 def l2_normalize_formula(run: Run, op: Op, x: Floats) -> Floats:
-    """x / max(||x||, eps), row by row."""
+    """Compute x / max(||x||, eps), row by row."""
     norm = np.sqrt((x**2).sum(axis=1, keepdims=True))
     result: Floats = x / np.maximum(norm, float(op.attrs["eps"]))
     return result

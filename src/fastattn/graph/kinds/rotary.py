@@ -78,7 +78,7 @@ def _positions(run: Run, rows: str) -> NDArray[np.int32]:
 
 
 def rotary_cost(program: Program, op: Op, shape: StepShape, formats: Formats) -> Cost:
-    """One row of the table per token. The first op that reads a table counts it for all."""
+    """Count one row of the table per token. The first op that reads a table counts it for all."""
     first = next(other for other in program.ops if op.weights[0] in other.weights)
     if op.output != first.output:
         return Cost()

@@ -40,7 +40,7 @@ def embedding_formula(run: Run, op: Op) -> Floats:
 
 
 def embedding_cost(program: Program, op: Op, shape: StepShape, formats: Formats) -> Cost:
-    """One row of the table per token."""
+    """Count one row of the table per token."""
     value = program.values[op.output]
     return Cost(weight_bytes=weight_bytes(op, formats, shape.rows(value.rows), value.width))
 
@@ -56,7 +56,7 @@ def split(x: Tensor, parts: int) -> tuple[Tensor, ...]:
 
 
 def slice_formula(run: Run, op: Op, x: Floats) -> Floats:
-    """Columns offset to offset + width."""
+    """Return the columns from offset to offset + width - 1."""
     offset = int(op.attrs["offset"])
     return x[:, offset : offset + int(op.attrs["width"])]
 
