@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from fastattn.checks import closest, quote, shown_names
 from fastattn.errors import ConfigError, InputError
 from fastattn.graph.kinds import Activation
-from fastattn.models.labels import Labels, LabelTable, read_labels
+from fastattn.models.labels import LabelTable, read_labels
 from fastattn.settings import Settings
 
 MAX_SIZE = 2**31 - 1
@@ -204,7 +204,7 @@ class ConfigReader(Settings):
 
         bos, eos, pad: the default ids, from the family's config class in transformers.
         """
-        labels = self.labels()
+        labels = read_labels(self)
         architectures = self.raw("architectures")
         pad_id = self.token_id("pad_token_id", vocab_size, pad)
         return {
@@ -246,10 +246,6 @@ class ConfigReader(Settings):
             shown = quote(others[0] if len(others) == 1 else others)
             _log.warning("%s: %s = %s is ignored, vocab_size is %d", self.where, key, shown, vocab_size)
         return [value for value in ids if 0 <= value < vocab_size]
-
-    def labels(self) -> Labels:
-        """Read the class names; see `read_labels`."""
-        return read_labels(self)
 
     def problem_type(self) -> str | None:
         """Read problem_type: what a classifier's scores mean. Values unknown to transformers are logged and ignored."""

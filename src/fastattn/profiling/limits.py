@@ -5,9 +5,9 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
 
 from fastattn import _core
+from fastattn.executors.cpu import CpuExecutor
 from fastattn.formats import FORMATS
 from fastattn.graph.cost import Cost, Formats, StepShape
 from fastattn.graph.ir import Program
@@ -21,16 +21,6 @@ PRODUCTS: Mapping[str, str] = {name: found.product for name, found in FORMATS.it
 STEADY = 0.1
 UNSTEADY = "~ The machine was busy, or its limits changed during the measurement."
 _SMALL_READ_BYTES = 1 << 20  # if the read rate is not needed
-
-
-class Loaded(Protocol):
-    """Weights in memory and the threads that read them, such as `fastattn.executors.cpu.CpuExecutor`."""
-
-    @property
-    def threads(self) -> int: ...
-    @property
-    def weight_bytes(self) -> int: ...
-    def seconds_to_read(self) -> float: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +65,7 @@ def measure(threads: int, *, seconds: float = 0.2, read_bytes: int = 1 << 29) ->
     return Limits(threads, {dtype: found[name] for dtype, name in _RATES.items()}, found["read_gbps"])
 
 
-def measure_over(executor: Loaded, *, seconds: float = 0.1) -> Limits:
+def measure_over(executor: CpuExecutor, *, seconds: float = 0.1) -> Limits:
     """Measure with the read rate of a model's own weights, whether they are in memory or in a cache."""
     measured = measure(executor.threads, seconds=seconds, read_bytes=_SMALL_READ_BYTES)
     reading = statistics.median(executor.seconds_to_read() for _ in range(5))
