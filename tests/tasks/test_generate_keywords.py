@@ -182,7 +182,7 @@ def test_padding_where_nothing_was_padded_is_a_warning(caplog: pytest.LogCapture
         with caplog.at_level(logging.WARNING, logger="fastattn"):
             generate(model, ids, max_new_tokens=1)
         (record,) = caplog.records
-        assert record.getMessage().startswith("input_ids: id 1 is pad_token_id, so it is removed as padding; where it")
+        assert record.getMessage().startswith("input_ids: id 1 is pad_token_id, so it is removed as padding; if it")
     caplog.clear()
     with caplog.at_level(logging.WARNING, logger="fastattn"):
         generate(model, [[1, 5], [6, 7]], max_new_tokens=1)
@@ -202,7 +202,7 @@ def test_padding_that_is_eos_is_a_warning(caplog: pytest.LogCaptureFixture) -> N
             found = generate(model, ids, max_new_tokens=2)
         assert np.asarray(found[0])[:4].tolist() == [1, 1, 5, 6]
         assert len(caplog.records) == 1
-        assert caplog.records[0].getMessage().startswith("input_ids: rows begin or end with id 1, which is also an id")
+        assert caplog.records[0].getMessage().startswith("input_ids: rows begin or end with id 1, which is also an eos id")
     caplog.clear()
     with caplog.at_level(logging.WARNING, logger="fastattn"):
         generate(model, [[1, 1, 5, 6], [9, 8, 7]], max_new_tokens=2)

@@ -19,7 +19,7 @@ from fastattn.checkpoint.new_folder import NewFolder, new_folder
 from fastattn.checkpoint.quantized_writer import NewWeight, write_quantized
 from fastattn.checks import check_choice, check_count, check_keywords, check_path
 from fastattn.errors import ConfigError
-from fastattn.executors.cpu import pack_weight, packed_sizes
+from fastattn.executors import cpu
 from fastattn.formats import DTYPES, PACKED_DTYPES
 from fastattn.graph.ir import Weight
 from fastattn.graph.quantize import tied_embeddings, weight_formats
@@ -112,7 +112,7 @@ def _every_task(config: Mapping[str, object], tensors: Mapping[str, WeightSource
 
 def _plan(weights: Mapping[str, Weight], formats: Mapping[str, str]) -> list[NewWeight]:
     return [
-        NewWeight(name, weight.use, formats[name], weight.shape, packed_sizes(weight, formats[name]))
+        NewWeight(name, weight.use, formats[name], weight.shape, cpu.packed_sizes(weight, formats[name]))
         for name, weight in weights.items()
     ]
 
@@ -122,4 +122,4 @@ def _pieces(
 ) -> Iterator[list[NDArray[np.uint8]]]:
     """Yield one weight at a time, so only one is in memory."""
     for item in planned:
-        yield pack_weight(item.name, weights[item.name], item.form, tensors, threads)
+        yield cpu.pack_weight(item.name, weights[item.name], item.form, tensors, threads)

@@ -207,7 +207,7 @@ class _Run:
             total = end - start + (caches[sequence].length if caches else 0)
             if total > program.max_positions:
                 raise ContextLengthError(
-                    f"sequence {sequence}: expected at most {program.max_positions} positions, got {total}"
+                    f"sequence {sequence}: {total} positions, the model has {program.max_positions}"
                 )
 
     def commit(self) -> None:

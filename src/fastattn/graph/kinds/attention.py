@@ -155,9 +155,7 @@ def _biases(run: Run, op: Op, sequence: int, relative: NDArray[np.intp]) -> Floa
     """Return the bias [n_head, q_len, kv_len] at relative positions; arbitrary where a causal query does not attend."""
     most = int(op.attrs["bias_positions"])
     if relative.shape[1] > most:
-        raise ContextLengthError(
-            f"sequence {sequence}: expected at most {most} positions, as in the attention bias, got {relative.shape[1]}"
-        )
+        raise ContextLengthError(f"sequence {sequence}: {relative.shape[1]} positions, the attention bias has {most}")
     table = run.weights[op.weights[0]].values
     return table[:, np.minimum(relative, table.shape[1] - most) + most - 1]
 
