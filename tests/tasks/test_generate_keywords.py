@@ -202,7 +202,9 @@ def test_padding_that_is_eos_is_a_warning(caplog: pytest.LogCaptureFixture) -> N
             found = generate(model, ids, max_new_tokens=2)
         assert np.asarray(found[0])[:4].tolist() == [1, 1, 5, 6]
         assert len(caplog.records) == 1
-        assert caplog.records[0].getMessage().startswith("input_ids: rows begin or end with id 1, which is also an eos id")
+        assert (
+            caplog.records[0].getMessage().startswith("input_ids: rows begin or end with id 1, which is also an eos id")
+        )
     caplog.clear()
     with caplog.at_level(logging.WARNING, logger="fastattn"):
         generate(model, [[1, 1, 5, 6], [9, 8, 7]], max_new_tokens=2)
