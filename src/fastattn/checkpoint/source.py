@@ -174,7 +174,7 @@ def read_tensor(source: WeightSource) -> Float32:
 def read_rows(source: WeightSource, begin: int, end: int) -> Float32:
     """Read rows [begin, end) of a tensor as float32, for functions that merge or convert tensors.
 
-    Raises as `read_tensor`, and InputError for rows that do not exist.
+    Raises what `read_tensor` raises, and InputError for rows that do not exist.
     """
     require_weight_dtype(source)
     rows, columns = matrix_shape(source.shape)
@@ -187,9 +187,9 @@ def read_rows(source: WeightSource, begin: int, end: int) -> Float32:
 
 
 def read_slices(source: WeightSource) -> Iterator[tuple[int, Float32]]:
-    """Yield the first row and the rows of each slice of a tensor, as float32 [rows, columns]. Raises as `read_tensor`.
+    """Yield the first row and the rows of each slice of a tensor, as float32 [rows, columns].
 
-    The rows are valid until the next slice. Do not write to them.
+    The rows are valid until the next slice. Do not write to them. Raises what `read_tensor` raises.
     """
     require_weight_dtype(source)
     columns = matrix_shape(source.shape)[1]
