@@ -114,7 +114,7 @@ def test_keywords_that_change_nothing(tmp_path: Path) -> None:
             model([1, 2], use_cache="yes")
         with pytest.raises(DTypeError, match=r"input_ids: .* got dict; call model\(\*\*encoding\)"):
             model({"input_ids": [1, 2]})
-        with pytest.raises(DTypeError, match=r"input_ids: .* got DataFrame; give input_ids=table\.to_numpy\(\)"):
+        with pytest.raises(DTypeError, match=r"input_ids: .* got DataFrame; pass input_ids=table\.to_numpy\(\)"):
             model(pandas_frame())
 
 
