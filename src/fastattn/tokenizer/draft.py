@@ -221,6 +221,11 @@ def _check_content(path: str, key: str, content: str) -> str:
     return content
 
 
+def with_flags(token: AddedToken, **changes: bool) -> AddedToken:
+    """Return a token with the same text and other flags."""
+    return AddedToken(token.content, **{flag: getattr(token, flag) for flag in ADDED_TOKEN_FLAGS} | changes)
+
+
 def _present(token: Token | None) -> Token:
     return "" if token is None else token
 

@@ -14,7 +14,7 @@ from fastattn.errors import ConfigError
 from fastattn.settings import Settings
 from fastattn.tokenizer import classes
 from fastattn.tokenizer.backend import JsonSettings, assemble
-from fastattn.tokenizer.draft import Draft, Token, read_draft
+from fastattn.tokenizer.draft import Draft, Token, read_draft, with_flags
 from fastattn.tokenizer.folder import Folder
 from fastattn.tokenizer.generic import raw_from_json, raw_from_sentencepiece
 from fastattn.tokenizer.known_settings import finish
@@ -120,7 +120,7 @@ def _generic_sentencepiece(draft: Draft, entry: TokenizerClass, model: SentenceP
     draft.additional = [token for token in draft.additional or () if str(token) not in user_defined]
     raw = raw_from_sentencepiece(draft, model)
     if model.add_dummy_prefix:
-        draft.added = {i: _not_normalized(token) for i, token in draft.added.items()}
+        draft.added = {i: with_flags(token, normalized=False) for i, token in draft.added.items()}
     with refusals_of(model.path):
         raw, options = assemble(draft, entry, tokens, JsonSettings(), raw=raw, from_json=False)
     return raw, options, model.path
@@ -203,17 +203,6 @@ def _warn_of_class(folder: Folder, settings: Settings, name: str) -> None:
         _log.warning("%s: the code that auto_map names is not run; %s is used as it is", settings.where, path)
     elif classes.has_rules(name):
         _log.warning("%s: the rules of %s are not known here; the file is used as it is", path, name)
-
-
-def _not_normalized(token: AddedToken) -> AddedToken:
-    return AddedToken(
-        token.content,
-        single_word=token.single_word,
-        lstrip=token.lstrip,
-        rstrip=token.rstrip,
-        normalized=False,
-        special=token.special,
-    )
 
 
 def _no_parts() -> Parts:

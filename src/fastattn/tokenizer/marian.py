@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tokenizers import AddedToken, NormalizedString, models
+from tokenizers import NormalizedString, models
 from tokenizers import Tokenizer as RawTokenizer
 from tokenizers.decoders import Decoder
 from tokenizers.pre_tokenizers import PreTokenizer
@@ -24,7 +24,7 @@ from tokenizers.pre_tokenizers import PreTokenizer
 from fastattn.checks import quote
 from fastattn.errors import ConfigError, InputError
 from fastattn.tokenizer.backend import JsonSettings, assemble
-from fastattn.tokenizer.draft import Draft
+from fastattn.tokenizer.draft import Draft, with_flags
 from fastattn.tokenizer.folder import Folder, format_error
 from fastattn.tokenizer.library import called_back, file_errors
 from fastattn.tokenizer.limits import ADDED_TOKEN_FLAGS, NO_LIMIT
@@ -239,14 +239,7 @@ def _with_special(raw: RawTokenizer, special: set[str]) -> RawTokenizer:
     copy = RawTokenizer(raw.model)
     copy.add_tokens(
         [
-            AddedToken(
-                token.content,
-                single_word=token.single_word,
-                lstrip=token.lstrip,
-                rstrip=token.rstrip,
-                normalized=token.normalized,
-                special=token.content in special,
-            )
+            with_flags(token, special=token.content in special)
             for _, token in sorted(raw.get_added_tokens_decoder().items())
         ]
     )

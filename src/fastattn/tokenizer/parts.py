@@ -22,6 +22,16 @@ if TYPE_CHECKING:
 Tokens: TypeAlias = Mapping[str, "Token | None"]
 Build: TypeAlias = "Callable[[Draft, Vocabulary, Tokens], Parts]"
 Flags: TypeAlias = Mapping[str, bool]
+# The special tokens of the DeBERTa models.
+DEBERTA_TOKENS = {
+    "bos": "[CLS]",
+    "eos": "[SEP]",
+    "unk": "[UNK]",
+    "sep": "[SEP]",
+    "pad": "[PAD]",
+    "cls": "[CLS]",
+    "mask": "[MASK]",
+}
 # The special tokens of RoBERTa and other fairseq models.
 FAIRSEQ_TOKENS = {
     "bos": "<s>",
@@ -32,6 +42,7 @@ FAIRSEQ_TOKENS = {
     "cls": "<s>",
     "mask": "<mask>",
 }
+XLNET_TOKENS = {**FAIRSEQ_TOKENS, "sep": "<sep>", "cls": "<cls>"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,17 +129,37 @@ def token_id(raw: RawTokenizer, token: str) -> int:
     return found
 
 
-def template(single: str, pair: str, *tokens: str) -> Callable[[RawTokenizer], Any]:
-    """Return a post-processor that puts tokens around texts, in the syntax of the tokenizers library."""
+def template(
+    single: str | Sequence[str], pair: str | Sequence[str], tokens: Sequence[str] | Mapping[str, str]
+) -> Callable[[RawTokenizer], Any]:
+    """Return a function that makes a post-processor, which puts tokens around texts.
+
+    single, pair: in the syntax of the tokenizers library. tokens: the special tokens in them; or a mapping from each
+    name in them to the token whose id it gets.
+    """
+    named = tokens if isinstance(tokens, Mapping) else {token: token for token in tokens}
     return lambda raw: call_library(
         processors.TemplateProcessing,
         single=single,
         pair=pair,
-        special_tokens=[(token, token_id(raw, token)) for token in dict.fromkeys(tokens)],
+        special_tokens=[(name, token_id(raw, token)) for name, token in named.items()],
+    )
+
+
+def roberta_post(
+    cls: str, sep: str, *, trim_offsets: bool = True, add_prefix_space: bool = False
+) -> Callable[[RawTokenizer], Any]:
+    """Return a function that makes RoBERTa's post-processor: `<s> A </s>` and `<s> A </s></s> B </s>`."""
+    return lambda raw: call_library(
+        processors.RobertaProcessing,
+        (sep, token_id(raw, sep)),
+        (cls, token_id(raw, cls)),
+        trim_offsets=trim_offsets,
+        add_prefix_space=add_prefix_space,
     )
 
 
 def cls_sep_template(cls: str, sep: str, *, cls_type: int = 0) -> Callable[[RawTokenizer], Any]:
     """Return BERT's post-processor: `[CLS] A [SEP]` and `[CLS] A [SEP] B [SEP]`, the second text with type 1."""
     single = f"{cls}:{cls_type} $A:0 {sep}:0"
-    return template(single, f"{single} $B:1 {sep}:1", cls, sep)
+    return template(single, f"{single} $B:1 {sep}:1", [cls, sep])
