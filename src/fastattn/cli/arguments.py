@@ -131,9 +131,7 @@ def _add_bench(commands: _Commands) -> None:
         "the demo models.",
     )
     what = parser.add_mutually_exclusive_group()
-    what.add_argument(
-        "-m", "--model", type=some_text("a folder or a hub id"), metavar="DIR", help="a model's folder or hub id"
-    )
+    _add_model_name(what, "a model's folder or hub id")
     what.add_argument("--machine", action="store_true", help="measure only the machine's limits")
     add_flag(parser, LoadOptions, "dtype", choices=DTYPES["cpu"])
     add_flags(parser, LoadOptions, only=("kv_dtype", *_OF_HEADS))
@@ -201,14 +199,10 @@ def _libraries(text: str) -> tuple[str, ...]:
     return read_libraries(text)
 
 
-def _add_model_name(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "-m",
-        "--model",
-        type=some_text("a folder or a hub id"),
-        metavar="DIR",
-        help="a model's folder or hub id (the demo model)",
-    )
+def _add_model_name(
+    parser: argparse._ActionsContainer, text: str = "a model's folder or hub id (the demo model)"
+) -> None:
+    parser.add_argument("-m", "--model", type=some_text("a folder or a hub id"), metavar="DIR", help=text)
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:

@@ -17,6 +17,7 @@ from fastattn.tasks.pipeline_inputs import (
     BatchArgs,
     EncodeArgs,
     Encoding,
+    Many,
     batches,
     merge_kwargs,
     names_of,
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 
 Features: TypeAlias = list[list[list[float]]]  # [1, seq_len, hidden_size]
 FeatureArray: TypeAlias = NDArray[np.floating[Any]]  # the same
-Many: TypeAlias = "list[Any] | tuple[Any, ...] | NDArray[Any]"
 Tensors: TypeAlias = Literal[True, "np"]
 
 
@@ -44,9 +44,6 @@ class FeatureExtractionArgs(TokenizeArgs, total=False):
     """Arguments of a call of `FeatureExtractionPipeline`."""
 
     return_tensors: bool | Literal["np"] | None
-
-
-_NAMES = ("return_tensors", "tokenize_kwargs", *EncodeArgs.__annotations__, *BatchArgs.__annotations__)
 
 
 class FeatureExtractionPipeline(Pipeline[Encoder]):
@@ -109,5 +106,5 @@ class FeatureExtractionPipeline(Pipeline[Encoder]):
             tensors = True
         found = check_flag("return_tensors", tensors)
         encoding, batch_size = read_encoding(merged, padding_shows=True), read_batch_size(merged)
-        check_keywords(merged, _NAMES, self.task)
+        check_keywords(merged, FeatureExtractionArgs.__annotations__, self.task)
         return found, encoding, batch_size

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypedDict
+from typing import Any, TypeAlias, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,7 @@ from fastattn.tokenizer.truncation import DO_NOT_TRUNCATE
 
 Pair = tuple[str, str | None]
 Ids = list[NDArray[np.int32]]
+Many: TypeAlias = "list[Any] | tuple[Any, ...] | NDArray[Any]"
 DEFAULT_BATCH_SIZE = 32
 
 

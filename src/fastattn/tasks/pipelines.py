@@ -18,16 +18,10 @@ from fastattn.checks import Neutral, check_choice, check_flag, check_keywords, c
 from fastattn.errors import DTypeError, InputError
 from fastattn.models.tasks import Task
 from fastattn.tasks.demo import demo_model
-from fastattn.tasks.feature_extraction import FeatureExtractionArgs, FeatureExtractionPipeline, TokenizeArgs
+from fastattn.tasks.feature_extraction import FeatureExtractionArgs, FeatureExtractionPipeline
 from fastattn.tasks.pipeline_base import Pipeline, check_model
-from fastattn.tasks.pipeline_inputs import BatchArgs, EncodeArgs
-from fastattn.tasks.text_classification import (
-    Prediction,
-    ScoreArgs,
-    TextClassificationArgs,
-    TextClassificationPipeline,
-)
-from fastattn.tasks.text_generation import PromptArgs, TextGenerationArgs, TextGenerationPipeline
+from fastattn.tasks.text_classification import Prediction, TextClassificationArgs, TextClassificationPipeline
+from fastattn.tasks.text_generation import TextGenerationArgs, TextGenerationPipeline
 from fastattn.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -131,25 +125,17 @@ class _Entry:
     pipeline: type[Pipeline[Any]]
     loads: Task
     demo: Literal["text-generation", "text-classification"]
-    call_args: tuple[Any, ...]
+    call_args: type
 
 
 _CLASSIFICATION = _Entry(
-    TextClassificationPipeline,
-    "sequence-classification",
-    "text-classification",
-    (TextClassificationArgs, ScoreArgs, EncodeArgs, BatchArgs),
+    TextClassificationPipeline, "sequence-classification", "text-classification", TextClassificationArgs
 )
 PIPELINES: Mapping[str, _Entry] = {
-    "text-generation": _Entry(TextGenerationPipeline, "causal-lm", "text-generation", (TextGenerationArgs, PromptArgs)),
+    "text-generation": _Entry(TextGenerationPipeline, "causal-lm", "text-generation", TextGenerationArgs),
     "text-classification": _CLASSIFICATION,
     "sentiment-analysis": _CLASSIFICATION,
-    "feature-extraction": _Entry(
-        FeatureExtractionPipeline,
-        "encoder",
-        "text-classification",
-        (FeatureExtractionArgs, TokenizeArgs, EncodeArgs, BatchArgs),
-    ),
+    "feature-extraction": _Entry(FeatureExtractionPipeline, "encoder", "text-classification", FeatureExtractionArgs),
 }
 TASKS = tuple(PIPELINES)
 _LOAD_NAMES = tuple(PipelineLoadArgs.__annotations__)
@@ -185,9 +171,8 @@ def _split(options: Mapping[str, Any], entry: _Entry) -> tuple[dict[str, Any], d
         if name in loading:
             raise InputError(f"{quote(name)}: expected it once, got it as a keyword and in model_kwargs")
         loading[name] = value
-    known = [name for args in entry.call_args for name in args.__annotations__]
     if entry.pipeline is not TextGenerationPipeline:  # it checks its many options itself
-        check_keywords(given, (*known, *_LOAD_NAMES), f"pipeline({entry.pipeline.task!r})")
+        check_keywords(given, (*entry.call_args.__annotations__, *_LOAD_NAMES), f"pipeline({entry.pipeline.task!r})")
     return loading, given
 
 

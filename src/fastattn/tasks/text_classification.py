@@ -19,6 +19,7 @@ from fastattn.tasks.pipeline_inputs import (
     BatchArgs,
     EncodeArgs,
     Encoding,
+    Many,
     batches,
     names_of,
     read_batch_size,
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 Activation: TypeAlias = Literal["sigmoid", "softmax", "none", "default"]
-Many: TypeAlias = "list[Any] | tuple[Any, ...] | NDArray[Any]"
 _ACTIVATIONS = ("sigmoid", "softmax", "none", "default")
 
 
@@ -52,9 +52,6 @@ class TextClassificationArgs(ScoreArgs, total=False):
     """Arguments of a call of `TextClassificationPipeline`."""
 
     top_k: int | None
-
-
-_NAMES = ("top_k", "function_to_apply", *EncodeArgs.__annotations__, *BatchArgs.__annotations__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,7 +147,7 @@ class TextClassificationPipeline(Pipeline[SequenceClassifier]):
             encoding=read_encoding(merged),
             batch_size=read_batch_size(merged),
         )
-        check_keywords(merged, _NAMES, self.task)
+        check_keywords(merged, TextClassificationArgs.__annotations__, self.task)
         return call
 
     def _activation(self) -> Activation:

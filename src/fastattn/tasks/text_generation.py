@@ -21,6 +21,7 @@ from fastattn.generation.request import Request
 from fastattn.tasks.pipeline_base import Pipeline
 from fastattn.tasks.pipeline_inputs import (
     Encoding,
+    Many,
     check_fits,
     merge_kwargs,
     names_of,
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
 
 NEW_TOKENS = 256  # default, as in transformers
 TEMPERATURE = 0.7  # default, as in transformers
-Many: TypeAlias = "list[Any] | tuple[Any, ...] | NDArray[Any]"
 Prompt: TypeAlias = NDArray[np.int32]
 
 
@@ -90,7 +90,6 @@ _REFUSED: Mapping[str, Neutral] = {
     "documents": Neutral((False,), _OF_CHATS),
     "return_dict_in_generate": Neutral((False,), "use model.generate"),
 }
-_NAMES = tuple(name for args in (TextGenerationArgs, PromptArgs) for name in args.__annotations__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -270,4 +269,4 @@ def _read_generation(merged: dict[str, Any]) -> GenerationOptions:
         chosen["do_sample"] = True
     if check_flag("do_sample", chosen["do_sample"]) and chosen.get("temperature") is None:
         chosen["temperature"] = TEMPERATURE
-    return read_options(chosen, "text-generation", also=_NAMES)
+    return read_options(chosen, "text-generation", also=TextGenerationArgs.__annotations__)
