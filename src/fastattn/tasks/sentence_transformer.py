@@ -19,8 +19,8 @@ from fastattn.api.load_args import HubArgs, RunArgs
 from fastattn.api.load_options import check_target
 from fastattn.checks import check_count, check_flag, check_keywords, check_path, check_str, one_of, quote
 from fastattn.errors import DTypeError, InputError
-from fastattn.tasks.sentence.encoders import InputModule, TextTask, TextTruncation, Transformer
-from fastattn.tasks.sentence.encoding import EncodeMethods, EncodeOptions, read_sentences, to_tensors
+from fastattn.tasks.sentence.encoders import InputModule, Pairs, TextTask, TextTruncation, Transformer
+from fastattn.tasks.sentence.encoding import EncodeMethods, EncodeOptions, to_tensors
 from fastattn.tasks.sentence.features import SENTENCE, TOKENS, Features, Float, Module
 from fastattn.tasks.sentence.folder import ModelSettings, read_folder
 from fastattn.tasks.sentence.loading import read_processing_kwargs
@@ -36,11 +36,14 @@ from fastattn.tasks.sentence.similarity import (
 )
 from fastattn.tasks.sentence.stack import StackOptions, load_stack
 from fastattn.tokenizer import Tokenizer, check_text, check_texts, is_list_like
+from fastattn.tokenizer.inputs import read_pairs
+from fastattn.tokenizer.truncation import DO_NOT_TRUNCATE
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
 
 _log = logging.getLogger("fastattn")
+_JOIN = "join the texts into one"  # what to do with a list of more texts than a pair
 
 
 class SentenceLoadArgs(RunArgs, HubArgs, total=False):
@@ -263,12 +266,13 @@ class SentenceTransformer(EncodeMethods):
     ) -> dict[str, NDArray[Any]]:
         """Return the padded input arrays of the first module: token ids, masks and token types [n_texts, seq_len].
 
-        A StaticEmbedding has input_ids [n_tokens] of all texts and the offset [n_texts] of the start of each.
+        inputs: a sequence of str and of pairs of str. A StaticEmbedding has input_ids [n_tokens] of all texts and the
+        offset [n_texts] of the start of each.
         """
-        texts = check_texts(inputs, "inputs")
+        texts = read_pairs("inputs", inputs, _JOIN)
         prefix = "" if prompt is None else check_text(prompt, "prompt")
         truncation = read_processing_kwargs("processing_kwargs", processing_kwargs, self._truncation)
-        return self._first.preprocess([prefix + text for text in texts], truncation, task)
+        return self._first.preprocess(_with_prompt(prefix, texts), truncation, task)
 
     def tokenize(self, texts: object) -> dict[str, NDArray[Any]]:
         """Call `preprocess` without a prompt."""
@@ -277,8 +281,8 @@ class SentenceTransformer(EncodeMethods):
     def count_tokens(self, sentences: object) -> list[int]:
         """Count the tokens of each text before `encode` cuts it, including special tokens and the default prompt."""
         prefix = self._resolve_prompt(None, None)
-        texts = [prefix + text for text in check_texts(sentences, "sentences")]
-        return [len(ids) for ids, _ in self._first.encode(texts, TextTruncation(enabled=False), None)]
+        texts = _with_prompt(prefix, read_pairs("sentences", sentences, _JOIN))
+        return [len(ids) for ids, _ in self._first.encode(texts, TextTruncation(DO_NOT_TRUNCATE), None)]
 
     def encode_with_cuts(
         self,
@@ -291,39 +295,36 @@ class SentenceTransformer(EncodeMethods):
         """Call `encode` for a list of texts; also return the cut texts as a dict of index to remaining token count."""
         cut: dict[int, int] = {}
         options = EncodeOptions(
-            prompt_name=None if prompt_name is None else check_str("prompt_name", prompt_name),
-            batch_size=check_count("batch_size", batch_size, low=1),
-            normalize=check_flag("normalize_embeddings", normalize_embeddings),
-            cut=cut,
+            prompt_name=prompt_name, batch_size=batch_size, normalize_embeddings=normalize_embeddings, cut=cut
         )
         return self._encode(check_texts(sentences, "sentences"), options), cut
 
     def _encode(self, sentences: object, options: EncodeOptions) -> Any:
         single = not is_list_like(sentences)
-        texts = [check_text(sentences, "sentences")] if single else read_sentences(sentences, "sentences")
+        texts = [(check_text(sentences, "sentences"), None)] if single else read_pairs("sentences", sentences, _JOIN)
         self._check_output(options.output_value)
         rows = self._rows(texts, options)
         if options.output_value == "sentence_embedding":
             nothing = np.zeros((0, self._stack.width), np.float32)[:, : self._width(options)]
             full = np.stack(rows) if rows else nothing
             vectors = quantize_vectors(full, options.precision)
-            listed = not (options.as_array or options.tensor)
+            listed = not (options.convert_to_numpy or options.convert_to_tensor)
             found: Any = vectors[0] if single else list(vectors) if listed else vectors
         else:
-            if options.precision != "float32":
+            if options.precision not in (None, "float32"):
                 raise InputError('precision: expected "float32" for the features of tokens')
             found = rows[0] if single else rows
-        return to_tensors(found) if options.tensor else found
+        return to_tensors(found) if options.convert_to_tensor else found
 
-    def _rows(self, texts: Sequence[str], options: EncodeOptions) -> list[Any]:
+    def _rows(self, texts: Pairs, options: EncodeOptions) -> list[Any]:
         """Return the requested result of each text, in order. Texts of similar length share a step."""
         prefix = self._resolve_prompt(options.prompt, options.prompt_name)
         prompt_len = self._prompt_len(prefix)
         truncation = read_processing_kwargs("processing_kwargs", options.processing_kwargs, self._truncation)
-        encoded = self._first.encode([prefix + text for text in texts], truncation, options.task, options.cut)
+        encoded = self._first.encode(_with_prompt(prefix, texts), truncation, options.task, options.cut)
         order = sorted(range(len(encoded)), key=lambda i: -len(encoded[i][0]))
         rows: list[Any] = [None] * len(encoded)
-        for start in _steps(len(order), options.batch_size, show=options.progress):
+        for start in _steps(len(order), options.batch_size, show=options.show_progress_bar):
             batch = order[start : start + options.batch_size]
             where = [f"sentences[{i}]" for i in batch]
             found = self._stack.run(
@@ -345,7 +346,7 @@ class SentenceTransformer(EncodeMethods):
         width = self._width(options)
         if width is not None and SENTENCE in features.sentences:
             features.sentences[SENTENCE] = np.ascontiguousarray(features.sentences[SENTENCE][:, :width])
-        if options.normalize and options.output_value == "sentence_embedding":
+        if options.normalize_embeddings and options.output_value == "sentence_embedding":
             features.sentences[SENTENCE] = normalized(features.sentences[SENTENCE])
 
     def _all_features(self, encoded: Any, features: Features, place: int) -> dict[str, Any]:
@@ -376,7 +377,7 @@ class SentenceTransformer(EncodeMethods):
         """Return the number of prompt tokens that a Pooling module excludes, without a special token at the end."""
         if not prefix or all(module.include_prompt for module in self._stack.later if isinstance(module, Pooling)):
             return 0
-        ids, _ = self._first.encode([prefix], self._truncation, None)[0]
+        ids, _ = self._first.encode([(prefix, None)], self._truncation, None)[0]
         closing = bool(len(ids)) and int(ids[-1]) in self.tokenizer.all_special_ids
         return len(ids) - int(closing)
 
@@ -427,7 +428,7 @@ class SentenceTransformer(EncodeMethods):
         self.close()
 
 
-def _steps(n: int, size: int, *, show: bool) -> Any:
+def _steps(n: int, size: int, *, show: bool | None) -> Any:
     """Return the start of each batch, with an optional progress bar on standard error."""
     starts = range(0, n, size)
     if not show:
@@ -435,6 +436,10 @@ def _steps(n: int, size: int, *, show: bool) -> Any:
     from tqdm.auto import tqdm
 
     return tqdm(starts, desc="Batches")
+
+
+def _with_prompt(prompt: str, texts: Pairs) -> Pairs:
+    return [(prompt + first, second) for first, second in texts]
 
 
 def _row(features: Features, name: str, place: int) -> NDArray[Any]:

@@ -11,10 +11,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fastattn.api.load_options import read_device
-from fastattn.checks import Neutral, check_choice, check_count, check_flag, check_neutral, closest, quote
+from fastattn.checks import Neutral, check_count, check_neutral, closest, quote
 from fastattn.errors import ConfigError, DTypeError, InputError
 from fastattn.tasks.sentence.encoders import TextTruncation
 from fastattn.tokenizer.overrides import TokenizerSettings, read_overrides
+from fastattn.tokenizer.truncation import read_truncation
 
 
 def _accept(name: str, value: object) -> None:
@@ -120,8 +121,8 @@ def read_processing_kwargs(where: str, values: object, truncation: TextTruncatio
         inside = f"{where}: {group}"
         settings = _dictionary(inside, found.pop(group, None))
         if "truncation" in settings:
-            enabled = _truncation(f"{inside}: truncation", settings.pop("truncation"))
-            truncation = replace(truncation, enabled=enabled)
+            strategy = read_truncation(f"{inside}: truncation", settings.pop("truncation"))
+            truncation = replace(truncation, strategy=strategy)
         if "max_length" in settings:
             length = settings.pop("max_length")
             if length is not None:
@@ -135,15 +136,6 @@ def read_processing_kwargs(where: str, values: object, truncation: TextTruncatio
     for key in found:
         raise InputError(f"{where}: unknown key {quote(key)}{closest(str(key), ('text', 'common'))}")
     return truncation
-
-
-def _truncation(name: str, value: object) -> bool:
-    """Return whether a text is cut; all strategies except "only_second" cut a single text in the same way."""
-    if value is None:
-        return False
-    if isinstance(value, str):
-        return check_choice(name, value, ("longest_first", "only_first", "do_not_truncate")) != "do_not_truncate"
-    return check_flag(name, value)
 
 
 def _dictionary(where: str, values: object) -> dict[Any, Any]:

@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -116,11 +116,7 @@ class LayerNorm:
     dimension: int
     weight: Rows = field(repr=False)
     bias: Rows = field(repr=False)
-
-    @property
-    def reads(self) -> str:
-        """The feature that the module reads."""
-        return SENTENCE
+    reads: ClassVar[str] = SENTENCE
 
     def get_embedding_dimension(self) -> int:
         """Return the width of the vectors."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from typing import cast
+from typing import ClassVar, cast
 
 import numpy as np
 
@@ -49,16 +49,12 @@ class Pooling:
     embedding_dimension: int
     pooling_mode: str | tuple[str, ...] = "mean"
     include_prompt: bool = True
+    reads: ClassVar[str] = TOKENS
 
     @property
     def modes(self) -> tuple[str, ...]:
         """The modes in order."""
         return (self.pooling_mode,) if isinstance(self.pooling_mode, str) else self.pooling_mode
-
-    @property
-    def reads(self) -> str:
-        """The feature that the module reads."""
-        return TOKENS
 
     def get_pooling_mode_str(self) -> str:
         """Return the modes as one string."""

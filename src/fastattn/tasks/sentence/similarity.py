@@ -62,14 +62,14 @@ def similarity_pairwise(name: Similarity, a: object, b: object) -> Float:
     return np.asarray(found, dtype)
 
 
-def quantize_vectors(vectors: NDArray[np.float32], precision: str) -> NDArray[Any]:
-    """Quantize float32 vectors [n, d].
+def quantize_vectors(vectors: NDArray[np.float32], precision: str | None) -> NDArray[Any]:
+    """Quantize float32 vectors [n, d]; None and "float32" return them unchanged.
 
     "binary" and "ubinary" store the signs, 8 per byte. "int8" and "uint8" divide the range of each column of these
     vectors into 256 steps, so each row depends on all rows. Raises InputError for a single vector with "int8" or
     "uint8".
     """
-    if precision == "float32":
+    if precision in (None, "float32"):
         return vectors
     signed = precision in ("int8", "binary")
     if precision in ("binary", "ubinary"):
