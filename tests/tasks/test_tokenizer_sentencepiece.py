@@ -65,8 +65,8 @@ def test_fields_and_defaults() -> None:
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
-        (b"", "it has no pieces"),
-        (b"\x0a", "it ends within a number"),
+        (b"", "the model has no pieces"),
+        (b"\x0a", "the data ends inside a number"),
         (b"\x0a\x05ab", "field 1 needs 5 bytes, and 2 are left"),
         (b"\x80" * 11, "a number of more than 64 bits"),
         (b"\x00\x00", "field number 0"),

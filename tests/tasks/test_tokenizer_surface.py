@@ -219,7 +219,7 @@ def test_without_a_limit_nothing_is_cut(bert: Tokenizer, caplog: pytest.LogCaptu
 @pytest.mark.parametrize(
     ("name", "value", "kind", "message"),
     [
-        ("pad_token", "<new>", InputError, "expected a token of the vocabulary, got '<new>'; add it with"),
+        ("pad_token", "<new>", InputError, "expected a token in the vocabulary, got '<new>'; add it with"),
         ("pad_token", 3, DTypeError, "expected str or AddedToken"),
         ("pad_token", "", InputError, "expected a token of 1 to"),
         ("sep_token_id", -7, InputError, "expected 0 to"),

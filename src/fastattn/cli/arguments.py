@@ -64,7 +64,11 @@ def _add_classify(commands: _Commands) -> None:
     _add_model(parser)
     _add_texts(parser, "a text; '-' reads lines from standard input")
     parser.add_argument(
-        "--top-k", type=integer(0, INT32_MAX), default=1, metavar="K", help="print K labels per text; 0 is all (1)"
+        "--top-k",
+        type=integer(0, INT32_MAX),
+        default=1,
+        metavar="K",
+        help="print the K best labels per text; 0 prints all (1)",
     )
     parser.add_argument("--truncate", action="store_true", help="cut texts longer than the model's context")
 
@@ -91,7 +95,7 @@ def _add_embed(commands: _Commands) -> None:
 
 
 def _add_quality(commands: _Commands) -> None:
-    parser = commands.add_parser("quality", help="measure what bfloat16, int8 and int4 lose against float32")
+    parser = commands.add_parser("quality", help="measure what bfloat16, int8 and int4 lose compared with float32")
     _add_model_name(parser)
     parser.add_argument(
         "--data",

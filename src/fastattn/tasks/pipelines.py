@@ -91,13 +91,13 @@ def pipeline(task: Any = None, model: Any = None, **options: Any) -> Any:
     Raises InputError, DTypeError, and what `from_pretrained` raises.
     """
     if task is None:
-        raise InputError(f"task: expected one of {', '.join(map(repr, TASKS))}; a model does not say what it is for")
+        raise InputError(f"task: expected one of {', '.join(map(repr, TASKS))}, got None")
     entry = PIPELINES[check_choice("task", task, TASKS)]
     loading, defaults = _split(options, entry)
     if model is None:
         model = demo_model(entry.demo)
     if isinstance(model, (str, Path)):
-        check_path("model", model)  # not converted: a Path is never treated as a hub id
+        check_path("model", model)  # the type stays: a Path is never a hub id
     tokenizer = loading.pop("tokenizer", None)
     if tokenizer is not None and not isinstance(tokenizer, (str, Path)):
         tokenizer = Tokenizer.from_object(tokenizer)
@@ -169,7 +169,7 @@ def _split(options: Mapping[str, Any], entry: _Entry) -> tuple[dict[str, Any], d
     loading = {name: value for name, value in loading.items() if value is not None}
     for name, value in (more or {}).items():
         if name in loading:
-            raise InputError(f"{quote(name)}: expected it once, got it as a keyword and in model_kwargs")
+            raise InputError(f"{quote(name)}: expected one value, got one as a keyword and one in model_kwargs")
         loading[name] = value
     if entry.pipeline is not TextGenerationPipeline:  # it checks its many options itself
         check_keywords(given, (*entry.call_args.__annotations__, *_LOAD_NAMES), f"pipeline({entry.pipeline.task!r})")
@@ -188,4 +188,6 @@ def _check_as_loaded(model: Model, loading: Mapping[str, Any]) -> None:
         elif (name, value) in (("check_finite", False), ("subfolder", "")):
             continue
         elif name not in ("cache_dir", "local_files_only", "token", "trust_remote_code", "use_auth_token"):
-            raise InputError(f"{quote(name)}: expected None beside a loaded model; give it to from_pretrained")
+            raise InputError(
+                f"{quote(name)}: expected None, because the model is already loaded; pass it to from_pretrained"
+            )

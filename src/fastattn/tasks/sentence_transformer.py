@@ -91,7 +91,7 @@ class SentenceTransformer(EncodeMethods):
         dtype, kv_dtype, device, threads: as in `AutoModel.from_pretrained`. prompts: added to those of the folder; they
         replace prompts with the same name. cache_folder or cache_dir, revision, local_files_only, token: for hub ids.
         model_kwargs, processor_kwargs (or tokenizer_kwargs), config_kwargs: "dtype", "model_max_length" and
-        "truncation_side" are used; other keys are accepted if they change nothing. Code of a model never runs.
+        "truncation_side" are used; other keys are accepted if they change nothing. Code in a model folder never runs.
         Raises ConfigError, ModelFormatError, ModelNotFoundError, HubError, InputError, DTypeError.
         """
         _refuse_parts(options, modules, backend)
@@ -167,7 +167,9 @@ class SentenceTransformer(EncodeMethods):
     def model(self) -> Encoder:
         """The transformer. Raises InputError if the model has none (StaticEmbedding)."""
         if not isinstance(self._first, Transformer):
-            raise InputError("model: this SentenceTransformer has no transformer, its vectors are those of its tokens")
+            raise InputError(
+                "model: expected a model with a transformer, got a StaticEmbedding, which only averages token vectors"
+            )
         return self._first.auto_model
 
     @property
@@ -312,7 +314,7 @@ class SentenceTransformer(EncodeMethods):
             found: Any = vectors[0] if single else list(vectors) if listed else vectors
         else:
             if options.precision not in (None, "float32"):
-                raise InputError('precision: expected "float32" for the features of tokens')
+                raise InputError('precision: expected "float32" unless output_value is "sentence_embedding"')
             found = rows[0] if single else rows
         return to_tensors(found) if options.convert_to_tensor else found
 
@@ -363,7 +365,7 @@ class SentenceTransformer(EncodeMethods):
         known = self._stack.known
         if output == SENTENCE and output not in known:
             raise InputError(
-                "output_value: no module of this model gives a sentence embedding, as Pooling does; "
+                "output_value: no module of this model computes a sentence embedding, as Pooling does; "
                 'use output_value="token_embeddings"'
             )
         if output == TOKENS and known.get(TOKENS, ("sentences", 0))[0] != "tokens":
@@ -452,7 +454,9 @@ def _refuse_parts(unknown: Mapping[str, object], modules: object, backend: objec
     """Reject unknown keywords and ways to build a model that this class does not support."""
     check_keywords(unknown, _KEYWORDS, "SentenceTransformer")
     if modules is not None:
-        raise InputError("modules: expected None, because a model is loaded from a folder; save its modules first")
+        raise InputError(
+            "modules: expected None, because a model is loaded from a folder; save the modules to a folder first"
+        )
     if backend != "torch":
         raise InputError(f'backend: expected "torch", which changes nothing here, got {quote(backend)}')
 

@@ -190,8 +190,8 @@ class TextGenerationPipeline(Pipeline[CausalLM]):
             return ids
         if n_new >= longest:
             raise InputError(
-                f'handle_long_generation: "hole" expected fewer than {longest} new tokens, the limit of model and '
-                f"tokenizer, got {n_new}"
+                f'handle_long_generation: with "hole", expected fewer than {longest} new tokens, the limit of '
+                f"the model and tokenizer, got {n_new}"
             )
         return ids[n_new - longest :]
 
@@ -246,9 +246,9 @@ def _read_returns(merged: dict[str, Any]) -> Literal["full_text", "new_text", "i
     given = {name: merged.pop(name, None) for name in ("return_full_text", "return_tensors", "return_text")}
     full, ids, text = (None if value is None else check_flag(name, value) for name, value in given.items())
     if full is not None and text is not None:
-        raise InputError("return_text: expected None beside return_full_text, got both")
+        raise InputError("return_text: expected None, because return_full_text is set, got both")
     if ids and (full is not None or text):
-        raise InputError("return_tensors: expected None beside return_full_text and return_text, got both")
+        raise InputError("return_tensors: expected None, because return_full_text or return_text is set, got both")
     if ids:
         return "ids"
     return "new_text" if full is False else "full_text"
@@ -259,7 +259,7 @@ def _read_generation(merged: dict[str, Any]) -> GenerationOptions:
     stop = merged.pop("stop_sequence", None)
     if stop is not None:
         if merged.get("stop_strings") is not None:
-            raise InputError("stop_sequence: expected None beside stop_strings, which is the same")
+            raise InputError("stop_sequence: expected None, because stop_strings is set and means the same, got both")
         merged["stop_strings"] = stop
     batch_size = read_batch_size(merged)
     if batch_size is not None and merged.get("max_batch_size") is None:

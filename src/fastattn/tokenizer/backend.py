@@ -143,13 +143,13 @@ def _add(raw: RawTokenizer, draft: Draft, named: Sequence[Token], extra: Sequenc
 
 def _warn_of_ids(raw: RawTokenizer, draft: Draft) -> None:
     wrong = [
-        f"{quote(token.content, 40)} is {i} there and {raw.token_to_id(token.content)} by the vocabulary"
+        f"{quote(token.content, 40)} is {i} there and {raw.token_to_id(token.content)} in the vocabulary"
         for i, token in sorted(draft.added.items())
         if raw.token_to_id(token.content) != i
     ]
     if wrong:
         _log.warning(
-            "%s: ids of added tokens do not fit the vocabulary, whose ids are used, as in transformers: %s",
+            "%s: ids of added tokens differ from the vocabulary, which is used, as in transformers: %s",
             draft.added_path,
             shown_names(wrong, len(wrong), _MAX_NAMES, separator="; "),
         )

@@ -26,9 +26,9 @@ Token: TypeAlias = "str | AddedToken"
 class Draft:
     """The settings of a folder, before a tokenizer class adds its defaults.
 
-    roles: "bos" and so on to token, if a file names the role; None means "no such token". named: tokens with roles of
-    the model's own ("image_token"). extra: `extra_special_tokens`, None if no file has it. additional:
-    `additional_special_tokens`, if it counts separately. added: id to token.
+    roles: "bos" and so on to token, if a file names the role; None means "no such token". named: tokens with roles
+    that only this model has ("image_token"). extra: `extra_special_tokens`, None if no file has it. additional:
+    `additional_special_tokens`, if it is separate from `extra`. added: id to token.
     """
 
     folder: Folder

@@ -22,7 +22,7 @@ _MAIN = "input_ids"
 def encode_call(state: State, call: Call, name: str, text: Any, text_pair: Any) -> BatchEncoding:
     """Encode a text or pair, or a sequence of them."""
     if call.offsets and state.options.steps is not None:
-        raise InputError(f"return_offsets_mapping: {state.options.class_name} does not know where its tokens lie")
+        raise InputError(f"return_offsets_mapping: {state.options.class_name} does not provide the positions of tokens")
     inputs = read_inputs(name, text, text_pair, words=call.words)
     rows, samples = _encode_all(state, call, name, inputs)
     columns, pads = _columns(rows, call, state), None

@@ -42,7 +42,7 @@ def _read_texts(name: str, text: Any, text_pair: Any) -> Inputs:
     if not is_list_like(text):
         first = check_text(text, name)
         if is_list_like(text_pair):
-            raise DTypeError(f"{pair_name}: expected one str, as {name} is one, got {type(text_pair).__name__}")
+            raise DTypeError(f"{pair_name}: expected one str, because {name} is one, got {type(text_pair).__name__}")
         second = None if text_pair is None else check_text(text_pair, pair_name)
         return Inputs([(first, second or None)], batched=False)
     if text_pair is not None:
@@ -95,18 +95,20 @@ def _words_or_pair(name: str, item: Any) -> tuple[Text, Text | None]:
 
 def _check_is_words(name: str, value: Any) -> None:
     if not is_list_like(value):
-        raise DTypeError(f"{name}: expected words, as is_split_into_words=True says, got {type(value).__name__}")
+        raise DTypeError(
+            f"{name}: expected a sequence of words, because of is_split_into_words=True, got {type(value).__name__}"
+        )
 
 
 def _check_batch(pair_name: str, text_pair: Any, name: str) -> None:
     if not is_list_like(text_pair):
         found = type(text_pair).__name__
-        raise DTypeError(f"{pair_name}: expected a sequence of as many texts as {name} has, got {found}")
+        raise DTypeError(f"{pair_name}: expected a sequence of as many texts as in {name}, got {found}")
 
 
 def _check_lengths(pair_name: str, found: int, name: str, expected: int) -> None:
     if found != expected:
-        raise InputError(f"{pair_name}: expected {expected} texts, as {name} has, got {found}")
+        raise InputError(f"{pair_name}: expected {expected} texts, as many as in {name}, got {found}")
 
 
 def _pair_name(name: str) -> str:

@@ -39,7 +39,7 @@ from fastattn.tokenizer.vocabulary import (
 
 _log = logging.getLogger("fastattn")
 _MARIAN = "MarianTokenizer"
-_ANY_SCORES = (("a", 0.0), ("b", 0.0))  # for parts of which only the post-processor is used
+_ANY_SCORES = (("a", 0.0), ("b", 0.0))  # a placeholder: of these parts, only the post-processor is used
 _Loaded = tuple[RawTokenizer, TokenizerOptions, Path]
 _GENERIC = TokenizerClass(name=classes.GENERIC, kind="", file="tokenizer.model", build=lambda *_: _no_parts())
 
@@ -151,7 +151,7 @@ def _vocabulary(
     if found is None:
         names = "vocab.json and merges.txt" if entry.file == "vocab.json" else entry.file
         wanted = f"tokenizer.json or {names}" if names else "tokenizer.json"
-        raise _no_files(folder, f"{wanted}, as {entry.name} reads")
+        raise _no_files(folder, f"{wanted}, which {entry.name} reads")
     return found
 
 
@@ -174,7 +174,7 @@ def _no_files(folder: Folder, wanted: str) -> ConfigError:
                 "AutoTokenizer.from_pretrained(folder).save_pretrained(folder)"
             )
     others = [name for name in VOCABULARY_FILES if folder.has(name)]
-    found = f"{', '.join(others)}, which this tokenizer class does not read" if others else "no file of a tokenizer"
+    found = f"{', '.join(others)}, which this tokenizer class does not read" if others else "no tokenizer file"
     return ConfigError(f"{folder.directory}: expected {wanted}; found {found}")
 
 
@@ -200,9 +200,9 @@ def _warn_of_class(folder: Folder, settings: Settings, name: str) -> None:
     """Log a warning if transformers would do more than tokenizer.json says."""
     path = folder.path("tokenizer.json")
     if "auto_map" in settings:
-        _log.warning("%s: the code that auto_map names is not run; %s is used as it is", settings.where, path)
+        _log.warning("%s: the code that auto_map names never runs; %s is used unchanged", settings.where, path)
     elif classes.has_rules(name):
-        _log.warning("%s: the rules of %s are not known here; the file is used as it is", path, name)
+        _log.warning("%s: fastattn does not implement the rules of %s; the file is used unchanged", path, name)
 
 
 def _no_parts() -> Parts:

@@ -130,7 +130,7 @@ def missing_files(folder: Folder) -> ConfigError:
     """Return the error for a folder that lacks files of the class."""
     missing = [name for name in FILES if not folder.has(name)]
     return ConfigError(
-        f"{folder.directory}: expected {', '.join(FILES[:-1])} and {FILES[-1]}, as {CLASS.name} reads; "
+        f"{folder.directory}: expected {', '.join(FILES[:-1])} and {FILES[-1]}, which {CLASS.name} reads; "
         f"missing: {', '.join(missing)}"
     )
 
@@ -216,7 +216,7 @@ def _vocabulary(folder: Folder) -> Mapping[str, int]:
     _content(folder, "vocab.json")
     vocab = check_ids(path, folder.json("vocab.json"))
     if sorted(vocab.values()) != list(range(len(vocab))):
-        raise format_error(path, f"expected each id from 0 to {len(vocab) - 1} once, got ids with holes or twice")
+        raise format_error(path, f"expected each id from 0 to {len(vocab) - 1} once, got gaps or duplicates")
     return vocab
 
 
@@ -226,8 +226,8 @@ def _check_added_ids(draft: Draft, raw: RawTokenizer) -> None:
         found = raw.token_to_id(token.content)
         if found != i:
             raise ConfigError(
-                f"{draft.added_path}: {quote(token.content)}: expected the id {found}, as vocab.json and the number of "
-                f"its tokens make it, got {i}"
+                f"{draft.added_path}: {quote(token.content)}: expected the id {found}, which follows from "
+                f"vocab.json, got {i}"
             )
 
 

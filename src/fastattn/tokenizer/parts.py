@@ -112,7 +112,7 @@ def needed(draft: Draft, tokens: Tokens, role: str) -> str:
     token = tokens.get(role)
     if token is None or not str(token):
         raise ConfigError(
-            f"{draft.settings.where}: {role}_token: expected a token, as {draft.class_name} uses it, got none"
+            f"{draft.settings.where}: {role}_token: expected a token, because {draft.class_name} needs it, got none"
         )
     return str(token)
 
@@ -122,7 +122,7 @@ class MissingTokenError(ConfigError):
 
 
 def token_id(raw: RawTokenizer, token: str) -> int:
-    """Return the id of a token that was added before. Raises MissingTokenError."""
+    """Return the id of a token that is already in the vocabulary. Raises MissingTokenError."""
     found = raw.token_to_id(token)
     if found is None:
         raise MissingTokenError(f"the special token {quote(token)} is not in the vocabulary")

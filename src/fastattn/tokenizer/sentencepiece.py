@@ -58,7 +58,7 @@ class SentencePieceModel:
 
     @property
     def ids(self) -> dict[str, int]:
-        """Piece to id; the last one of equal pieces counts."""
+        """Piece to id; of equal pieces, the last one."""
         return {piece.text: i for i, piece in enumerate(self.pieces)}
 
 
@@ -132,7 +132,7 @@ class _Field:
     def number32(self) -> float:
         data = self.bytes()
         if len(data) != 4:
-            raise _WireError(f"field {self.number}: expected a float of 32 bits")
+            raise _WireError(f"field {self.number}: expected a 32-bit float")
         return float(struct.unpack("<f", data)[0])
 
 
@@ -163,7 +163,7 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
     value = 0
     for shift in range(0, 70, 7):
         if at >= len(data):
-            raise _WireError("it ends within a number")
+            raise _WireError("the data ends inside a number")
         byte = data[at]
         at += 1
         value |= (byte & 0x7F) << shift
@@ -186,7 +186,7 @@ def _parse(path: Path, data: bytes) -> SentencePieceModel:
             target = {2: trainer, 3: normalizer, 5: denormalizer}[part.number]
             target.update((inner.number, inner) for inner in _fields(part.bytes()))
     if not pieces:
-        raise _WireError("it has no pieces")
+        raise _WireError("the model has no pieces")
     check_tokens(path, [piece.text for piece in pieces])
 
     def integer(fields: dict[int, _Field], number: int, default: int) -> int:
@@ -197,7 +197,7 @@ def _parse(path: Path, data: bytes) -> SentencePieceModel:
 
     algorithm = integer(trainer, 3, UNIGRAM)
     if algorithm not in (UNIGRAM, BPE):
-        raise format_error(path, "expected a Unigram or BPE model, got one of words or characters", "sentencepiece")
+        raise format_error(path, "expected a Unigram or BPE model, got a word or character model", "sentencepiece")
     return SentencePieceModel(
         path=path,
         pieces=tuple(pieces),

@@ -263,8 +263,8 @@ class Tokenizer(TokenizerBase):
     def apply_chat_template(self, *_: object, **__: object) -> NoReturn:
         """Raise InputError: chat templates are not supported."""
         raise InputError(
-            "apply_chat_template: chat templates are not supported; write the prompt as one str, as the model's page "
-            "describes it, and encode that"
+            "apply_chat_template: chat templates are not supported; write the prompt as one str, in the format that "
+            "the model's page describes"
         )
 
     def _read(self, state: State, options: Mapping[str, Any], where: str) -> Call:

@@ -156,7 +156,11 @@ class _Rules:
         data = model.charsmap or struct.pack("<II", 4, 0)  # a table without rules
         size = int.from_bytes(data[:4], "little")
         if size % 4 or not 4 <= size <= len(data) - 4:
-            raise format_error(model.path, "precompiled_charsmap: its size is not what it says", "sentencepiece")
+            raise format_error(
+                model.path,
+                "precompiled_charsmap: expected a table of the size that it states, got another",
+                "sentencepiece",
+            )
         self._units = struct.unpack(f"<{size // 4}I", data[4 : 4 + size])
         self._texts = data[4 + size :]
 

@@ -194,8 +194,8 @@ def _steps(normalizer: object) -> Iterable[Mapping[str, Any]]:
 def _wrong_kind(path: Path, found: str, expected: str) -> ModelFormatError:
     return format_error(
         path,
-        f"expected a {expected} model, as its tokenizer class uses, got {quote(found)}; "
-        'set "tokenizer_class" of tokenizer_config.json to "PreTrainedTokenizerFast" to use the file as it is',
+        f"expected a {expected} model for its tokenizer class, got {quote(found)}; "
+        'set "tokenizer_class" of tokenizer_config.json to "PreTrainedTokenizerFast" to use the file unchanged',
     )
 
 

@@ -357,7 +357,7 @@ def _vectors(folder: Path) -> Rows:
     path = folder / WEIGHTS_NAME
     name = "embedding.weight" if "embedding.weight" in tensors else "embeddings"
     if name not in tensors or len(tensors[name].shape) != 2:
-        raise ModelFormatError(f"{path}: expected a matrix embedding.weight or embeddings", path=str(path))
+        raise ModelFormatError(f"{path}: expected a matrix named embedding.weight or embeddings", path=str(path))
     info = tensors[name]
     scaled = is_integer(info) and "weights" in tensors
     vectors = read_integers(info).astype(np.float32) if scaled else read_floats(info)
@@ -365,7 +365,7 @@ def _vectors(folder: Path) -> Rows:
         if "mapping" in tensors:
             mapping = read_integers(tensors["mapping"])
             if mapping.ndim != 1 or ((mapping < 0) | (mapping >= len(vectors))).any():
-                raise ModelFormatError(f"{path}: mapping: expected rows of embeddings", path=str(path))
+                raise ModelFormatError(f"{path}: mapping: expected row numbers of embeddings", path=str(path))
             vectors = vectors[mapping]
         if "weights" in tensors:
             vectors = vectors * read_floats(tensors["weights"], (len(vectors),))[:, None]

@@ -237,7 +237,7 @@ def _check_place(own: str, device: object, pool: object, chunk_size: object) -> 
     for place in device if isinstance(device, (list, tuple)) else [device]:
         if place is not None and not is_on(place, own):
             raise InputError(
-                f"device: this model is on {own!r}, got {quote(str(place))}; name the device when you load it"
+                f"device: expected {own!r}, where this model is, got {quote(str(place))}; set it in the constructor"
             )
     if pool is not None:
         raise InputError("pool: expected None; one process uses all threads, so call encode without a pool")

@@ -26,10 +26,10 @@ def _not_here(name: str, value: object) -> None:
     """Reject keywords that change how a hub id is looked up: the whole folder is looked up at once."""
     if value is not False:  # the value may be a secret token, so do not show it
         key = name.rpartition(": ")[2]
-        raise InputError(f"{name}: expected None; give {key} to SentenceTransformer itself")
+        raise InputError(f"{name}: expected None; pass {key} to SentenceTransformer itself")
 
 
-# Values of these change no vector: they select additional results or how torch computes.
+# These keywords change no vector: they request more results, or select how torch computes.
 _WORDS = "code_revision low_cpu_mem_usage offload_folder resume_download use_cache use_fast weights_only"
 _OF_THE_FOLDER = ("cache_dir", "local_files_only", "revision", "token", "use_auth_token")
 _KEYWORDS: Mapping[str, Neutral] = {
@@ -47,7 +47,7 @@ _KEYWORDS: Mapping[str, Neutral] = {
     "quantization_config": Neutral((), 'use dtype="int8" or dtype="int4"'),
     "return_dict": Neutral((True,)),
     "subfolder": Neutral(("",)),
-    "trust_remote_code": Neutral((False,), "no code of a checkpoint is run"),
+    "trust_remote_code": Neutral((False,), "code in a model folder never runs"),
     "use_safetensors": Neutral((True,), "only safetensors are read"),
     "variant": Neutral((), "only model.safetensors is read: rename the variant's file"),
 }
@@ -81,11 +81,11 @@ def read_model_kwargs(where: str, values: object, options: TransformerOptions) -
             options = replace(options, dtype=value)
     device_map = found.pop("device_map", None)
     if not is_on(device_map, "cpu"):
-        raise InputError(f"{where}: device_map: expected None, 'auto' or 'cpu', got {quote(device_map)}; see device=")
+        raise InputError(f"{where}: device_map: expected None, 'auto' or 'cpu', got {quote(device_map)}; use device=")
     for key in ("provider", "file_name", "export"):
         if found.pop(key, None) is not None:
             raise InputError(
-                f"{where}: {key}: expected no option of onnx or openvino; the weights are model.safetensors"
+                f"{where}: {key}: expected None, because there are no ONNX or OpenVINO files; only safetensors are read"
             )
     _refuse(where, found, ("dtype", "torch_dtype", "device_map"))
     return options

@@ -99,7 +99,7 @@ class Normalize:
     def check(self, widths: Widths) -> None:
         """Record the output. As in sentence-transformers, the module changes nothing if its input is missing."""
         if self.module_input_name not in widths.known:
-            _log.warning("Normalize changes nothing: no module before it gives %s", quote(self.module_input_name))
+            _log.warning("Normalize changes nothing: no module before it computes %s", quote(self.module_input_name))
             return
         widths.known[self.module_output_name] = widths.known[self.module_input_name]
 
@@ -242,7 +242,7 @@ def _activation(settings: Settings, *, trust_remote_code: bool) -> str:
     """Return activation_function: a class of torch.nn; Tanh if it is missing."""
     key = "activation_function"
     if key in settings.values and settings.values[key] is None:
-        raise settings.error(key, "the path of a class, as torch.nn.modules.linear.Identity")
+        raise settings.error(key, "the path of a class, such as torch.nn.modules.linear.Identity")
     path = settings.text(key, "torch.nn.modules.activation.Tanh")
     name = path.rpartition(".")[2]
     if path.startswith("torch.nn.") and name in ACTIVATIONS:

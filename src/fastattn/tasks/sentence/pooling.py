@@ -69,7 +69,7 @@ class Pooling:
     def check(self, widths: Widths) -> None:
         """Check the input and record the output."""
         width = widths.need(TOKENS, "Pooling", level="tokens")
-        if width != self.embedding_dimension:  # sentence-transformers also pools them as they are
+        if width != self.embedding_dimension:  # sentence-transformers pools them anyway
             _log.warning(
                 "Pooling: embedding_dimension is %d, the token vectors have %d", self.embedding_dimension, width
             )

@@ -39,7 +39,7 @@ def similarity(name: Similarity, a: object, b: object) -> Float:
     """
     first, second, dtype = _two(a, b, matrix=True)
     if first.shape[1] != second.shape[1]:
-        raise InputError(f"b: expected [n, {first.shape[-1]}], as a has, got {list(second.shape)}")
+        raise InputError(f"b: expected shape [n, {first.shape[-1]}] to match a, got {list(second.shape)}")
     if name in ("cosine", "dot"):
         if name == "cosine":
             first, second = _unit(first), _unit(second)
@@ -55,7 +55,7 @@ def similarity_pairwise(name: Similarity, a: object, b: object) -> Float:
     first, second, dtype = _two(a, b, matrix=False)
     rows = {len(x) for x in (first, second) if x.ndim == 2}
     if first.shape[-1] != second.shape[-1] or len(rows - {1}) > 1:
-        raise InputError(f"b: expected {list(first.shape)}, as a has, got {list(second.shape)}")
+        raise InputError(f"b: expected shape {list(first.shape)} to match a, got {list(second.shape)}")
     if name == "cosine":
         first, second = _unit(first), _unit(second)
     found = (first * second).sum(axis=-1) if name in ("cosine", "dot") else _negative_distance(name, first - second)
