@@ -136,7 +136,7 @@ def test_refuses(gpt2: Path, tmp_path: Path) -> None:
 
 def test_refuses_what_has_no_float32_to_compare_with(gpt2: Path, tmp_path: Path) -> None:
     packed = fastattn.quantize(gpt2, tmp_path / "int8", dtype="int8")
-    with pytest.raises(ConfigError, match="expected a float checkpoint, to compare with, got one quantized to int8"):
+    with pytest.raises(ConfigError, match="expected a float checkpoint to compare with, got one quantized to int8"):
         fastattn.compare_dtypes(packed, TEXTS)
     broken = tmp_path / "nan"
     shutil.copytree(gpt2, broken)

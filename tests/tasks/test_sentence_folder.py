@@ -269,7 +269,7 @@ def test_two_modules_of_one_name(folder: Path) -> None:
     write_json(
         folder / "modules.json", [entry(0, "Transformer", ""), {**entry(1, "Pooling", "1_Pooling"), "name": "0"}]
     )
-    with pytest.raises(ConfigError, match="name: expected another name"):
+    with pytest.raises(ConfigError, match="name: expected a name that no earlier module has"):
         fastattn.SentenceTransformer(folder)
 
 

@@ -214,7 +214,7 @@ def test_settings_that_are_refused(config: dict[str, object], problem: str, tmp_
         (model(PIECES) + data(5, data(2, b"abc")), "a denormalizer_spec is not supported"),
         (model(PIECES, b"", integer(5, 0)), "escape_whitespaces=false is not supported"),
         (model(PIECES[:3]), "expected at least one normal piece"),
-        (model(PIECES, b"", data(2, b"\xff\xff\0\0abcd")), "expected a table of the size that it states"),
+        (model(PIECES, b"", data(2, b"\xff\xff\0\0abcd")), "expected a table of the stated size"),
         (model([*PIECES, ("x", float("nan"), NORMAL)]), "expected finite scores"),
         (b"abc", "expected a SentencePiece model"),
     ],

@@ -39,7 +39,7 @@ _MAX_EXACT_INTEGER = 2**53 - 1  # the largest integer that double-precision JSON
 
 
 def info(args: argparse.Namespace) -> int:
-    """Print what is installed and which parts of it run here."""
+    """Print what is installed and what runs on this machine."""
     found: dict[str, Any] = {"version": __version__, "python": platform.python_version(), "numpy": np.__version__}
     try:
         from fastattn.executors import cpu

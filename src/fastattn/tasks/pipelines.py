@@ -97,7 +97,7 @@ def pipeline(task: Any = None, model: Any = None, **options: Any) -> Any:
     if model is None:
         model = demo_model(entry.demo)
     if isinstance(model, (str, Path)):
-        check_path("model", model)  # the type stays: a Path is never a hub id
+        check_path("model", model)  # keep the type: a Path is never a hub id
     tokenizer = loading.pop("tokenizer", None)
     if tokenizer is not None and not isinstance(tokenizer, (str, Path)):
         tokenizer = Tokenizer.from_object(tokenizer)
@@ -144,7 +144,7 @@ _REFUSED: Mapping[str, Neutral] = {
     "config": Neutral((False,), "config.json of the folder is used"),
     "feature_extractor": Neutral((False,), "these tasks take only texts"),
     "image_processor": Neutral((False,), "these tasks take only texts"),
-    "processor": Neutral((False,), "these tasks take only texts; give the tokenizer"),
+    "processor": Neutral((False,), "these tasks take only texts; pass a tokenizer"),
     "pipeline_class": Neutral((False,), "leave it out"),
     "binary_output": Neutral((False,), "results are Python objects and NumPy arrays"),
     "assistant_model": Neutral((False,), "there is no assisted generation"),

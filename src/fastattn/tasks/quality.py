@@ -132,7 +132,7 @@ def default_texts() -> list[str]:
     try:
         return path.read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
-        raise ConfigError(f"texts: expected a list of str, got None; this installation has no {path}") from None
+        raise ConfigError(f"texts: expected a list of str, because there is no {path}; got None") from None
 
 
 def find_task(directory: Path) -> Task:
@@ -141,7 +141,7 @@ def find_task(directory: Path) -> Task:
         if checkpoint.quantized is not None:
             quantized = checkpoint.quantized.dtype
             raise ConfigError(
-                f"{directory}: expected a float checkpoint, to compare with, got one quantized to {quantized}"
+                f"{directory}: expected a float checkpoint to compare with, got one quantized to {quantized}"
             )
         tasks: tuple[Task, ...] = ("sequence-classification", "causal-lm")
         for task in tasks:
@@ -208,7 +208,7 @@ def _run(model: AnyModel, ids: NDArray[np.int32]) -> _Run:
 
 @dataclass(slots=True)
 class _Sums:
-    """What the means of a dtype are computed from."""
+    """Collects the values whose means describe a dtype."""
 
     differences: list[float] = field(default_factory=list)
     squares: list[float] = field(default_factory=list)

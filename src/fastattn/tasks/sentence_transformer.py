@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -43,18 +44,11 @@ if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
 
 _log = logging.getLogger("fastattn")
-_JOIN = "join the texts into one"  # what to do with a list of more texts than a pair
+_JOIN = "join the texts into one"  # the advice for a list that is not a pair
 
 
 class SentenceLoadArgs(RunArgs, HubArgs, total=False):
     """How to load the transformer, as in `AutoModel.from_pretrained`, and where to look up a hub id."""
-
-
-_KEYWORDS = (
-    *SentenceLoadArgs.__annotations__, "prompts", "default_prompt_name", "similarity_fn_name", "truncate_dim",
-    "cache_folder", "use_auth_token", "trust_remote_code", "model_kwargs", "processor_kwargs", "tokenizer_kwargs",
-    "config_kwargs", "backend", "modules", "model_card_data",
-)  # fmt: skip
 
 
 class SentenceTransformer(EncodeMethods):
@@ -314,7 +308,8 @@ class SentenceTransformer(EncodeMethods):
             found: Any = vectors[0] if single else list(vectors) if listed else vectors
         else:
             if options.precision not in (None, "float32"):
-                raise InputError('precision: expected "float32" unless output_value is "sentence_embedding"')
+                asked = f"output_value={options.output_value!r}"
+                raise InputError(f'precision: expected "float32" with {asked}, got {options.precision!r}')
             found = rows[0] if single else rows
         return to_tensors(found) if options.convert_to_tensor else found
 
@@ -452,7 +447,8 @@ def _row(features: Features, name: str, place: int) -> NDArray[Any]:
 
 def _refuse_parts(unknown: Mapping[str, object], modules: object, backend: object) -> None:
     """Reject unknown keywords and ways to build a model that this class does not support."""
-    check_keywords(unknown, _KEYWORDS, "SentenceTransformer")
+    names = inspect.signature(SentenceTransformer).parameters
+    check_keywords(unknown, (*SentenceLoadArgs.__annotations__, *names), "SentenceTransformer")
     if modules is not None:
         raise InputError(
             "modules: expected None, because a model is loaded from a folder; save the modules to a folder first"

@@ -143,7 +143,7 @@ def _add(raw: RawTokenizer, draft: Draft, named: Sequence[Token], extra: Sequenc
 
 def _warn_of_ids(raw: RawTokenizer, draft: Draft) -> None:
     wrong = [
-        f"{quote(token.content, 40)} is {i} there and {raw.token_to_id(token.content)} in the vocabulary"
+        f"{quote(token.content, 40)} has id {i} there and {raw.token_to_id(token.content)} in the vocabulary"
         for i, token in sorted(draft.added.items())
         if raw.token_to_id(token.content) != i
     ]

@@ -46,7 +46,7 @@ class BatchEncoding(dict[str, Any]):
         *,
         aligned: bool = True,
     ) -> None:
-        """Store the columns and what the other methods need.
+        """Store the columns, and the encodings that the other methods read.
 
         pads: (left, right), the number of padding tokens around each encoding. aligned: whether token positions are
         known.
@@ -185,7 +185,7 @@ class BatchEncoding(dict[str, Any]):
         encodings = self._encodings
         if encodings is None:
             raise InputError(
-                "BatchEncoding: expected the result of a tokenizer call, got that of pad(), which has no positions; "
+                "BatchEncoding: expected the result of a tokenizer call, got one of pad(), which has no positions; "
                 'use a column by name, such as encoding["input_ids"]'
             )
         if aligned and not self._aligned:

@@ -36,7 +36,7 @@ ALIASES = {
 REFUSED = {
     "BertJapaneseTokenizer": "it splits words with MeCab or another program for Japanese",
     "BertweetTokenizer": "it rewrites tweets by its own rules before it splits words (bpe.codes)",
-    "PhobertTokenizer": "it expects segmented words and has its own format of merges (bpe.codes)",
+    "PhobertTokenizer": "it expects segmented words, and its merges have a special format (bpe.codes)",
     "RoFormerTokenizer": "it splits words with jieba",
     "CpmTokenizer": "it splits words with jieba",
     "CpmAntTokenizer": "it splits words with jieba",

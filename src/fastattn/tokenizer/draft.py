@@ -111,7 +111,7 @@ def _read_special_tokens_map(draft: Draft) -> None:
 def _read_added_tokens_json(draft: Draft) -> None:
     """Read added_tokens.json: token to id. A token that is not special is matched in normalized text.
 
-    As in transformers, tokens that tokenizer_config.json writes as objects do not count as special here.
+    As in transformers, tokens that are objects in tokenizer_config.json do not count as special here.
     """
     path = draft.folder.path("added_tokens.json")
     entries = draft.folder.json("added_tokens.json")
@@ -127,7 +127,7 @@ def _read_added_tokens_json(draft: Draft) -> None:
 
 
 def _written_as_text(draft: Draft) -> set[str]:
-    """Return the special tokens that tokenizer_config.json writes as strings, and those of special_tokens_map.json."""
+    """Return the special tokens that are strings in tokenizer_config.json, and those of special_tokens_map.json."""
     given, later = draft.settings.values, draft.folder.json("special_tokens_map.json")
     objects = set()
     for key in ("extra_special_tokens", "additional_special_tokens"):

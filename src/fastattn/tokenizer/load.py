@@ -39,7 +39,7 @@ from fastattn.tokenizer.vocabulary import (
 
 _log = logging.getLogger("fastattn")
 _MARIAN = "MarianTokenizer"
-_ANY_SCORES = (("a", 0.0), ("b", 0.0))  # a placeholder: of these parts, only the post-processor is used
+_ANY_SCORES = (("a", 0.0), ("b", 0.0))  # placeholder scores: only the post-processor is used
 _Loaded = tuple[RawTokenizer, TokenizerOptions, Path]
 _GENERIC = TokenizerClass(name=classes.GENERIC, kind="", file="tokenizer.model", build=lambda *_: _no_parts())
 
@@ -206,4 +206,4 @@ def _warn_of_class(folder: Folder, settings: Settings, name: str) -> None:
 
 
 def _no_parts() -> Parts:
-    raise AssertionError("a generic tokenizer has no parts of its own")
+    raise AssertionError("a generic tokenizer has no parts")

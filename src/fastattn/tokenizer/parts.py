@@ -42,6 +42,11 @@ FAIRSEQ_TOKENS = {
     "cls": "<s>",
     "mask": "<mask>",
 }
+STRIP_LEFT = {"lstrip": True, "rstrip": False}
+WRAP_ALL: Mapping[str, Flags] = {
+    **{role: {"lstrip": False, "rstrip": False} for role in ("bos", "eos", "unk", "pad", "cls", "sep")},
+    "mask": STRIP_LEFT,
+}
 XLNET_TOKENS = {**FAIRSEQ_TOKENS, "sep": "<sep>", "cls": "<cls>"}
 
 
@@ -134,8 +139,8 @@ def template(
 ) -> Callable[[RawTokenizer], Any]:
     """Return a function that makes a post-processor, which puts tokens around texts.
 
-    single, pair: in the syntax of the tokenizers library. tokens: the special tokens in them; or a mapping from each
-    name in them to the token whose id it gets.
+    single, pair: in the syntax of the tokenizers library. tokens: the special tokens in them. A mapping
+    gives each name in them the id of a token.
     """
     named = tokens if isinstance(tokens, Mapping) else {token: token for token in tokens}
     return lambda raw: call_library(

@@ -7,9 +7,10 @@ sentencepiece_model.proto in https://github.com/google/sentencepiece.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from fastattn.tokenizer.folder import format_error
 from fastattn.tokenizer.vocabulary import check_tokens
@@ -58,7 +59,7 @@ class SentencePieceModel:
 
     @property
     def ids(self) -> dict[str, int]:
-        """Piece to id; of equal pieces, the last one."""
+        """Piece to id; if a piece occurs twice, its last id."""
         return {piece.text: i for i, piece in enumerate(self.pieces)}
 
 
@@ -73,27 +74,26 @@ def parse_model(path: Path, data: bytes) -> SentencePieceModel:
 def merges_by_id(vocab: dict[str, int], path: Path) -> list[tuple[str, str]]:
     """Return the BPE merges of a vocabulary without scores: every split of a token into two, in order of ids."""
     check_splits(path, vocab)
-    merges = [
-        (i, at, token[:at], token[at:])
-        for token, i in vocab.items()
-        for at in range(1, len(token))
-        if token[:at] in vocab and token[at:] in vocab
-    ]
-    return [(left, right) for _, _, left, right in sorted(merges)]
+    return _splits(vocab)
 
 
 def merges_by_score(model: SentencePieceModel, vocab: dict[str, int]) -> list[tuple[str, str]]:
     """Return the BPE merges of the normal pieces, best score first."""
     check_splits(model.path, vocab)
     names = {i: token for token, i in vocab.items()}
-    normal = {names[i]: (piece.score, i) for i, piece in enumerate(model.pieces) if piece.kind == NORMAL and i in names}
-    ranked = [
-        (-score, i, token[:at], token[at:])
-        for token, (score, i) in normal.items()
+    normal = [(i, piece.score) for i, piece in enumerate(model.pieces) if piece.kind == NORMAL and i in names]
+    return _splits({names[i]: (-score, i) for i, score in normal})
+
+
+def _splits(ranks: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return every split of a token into two tokens, by the rank of the token; its splits are in order of position."""
+    splits = [
+        (rank, at, token[:at], token[at:])
+        for token, rank in ranks.items()
         for at in range(1, len(token))
-        if token[:at] in normal and token[at:] in normal
+        if token[:at] in ranks and token[at:] in ranks
     ]
-    return [(left, right) for _, _, left, right in sorted(ranked)]
+    return [(left, right) for _, _, left, right in sorted(splits)]
 
 
 def check_splits(path: Path, vocab: dict[str, int]) -> None:

@@ -14,6 +14,8 @@ from fastattn.tokenizer.library import call_library
 from fastattn.tokenizer.parts import (
     DEBERTA_TOKENS,
     FAIRSEQ_TOKENS,
+    STRIP_LEFT,
+    WRAP_ALL,
     XLNET_TOKENS,
     Parts,
     TokenizerClass,
@@ -26,7 +28,6 @@ from fastattn.tokenizer.sentencepiece import SentencePieceModel
 from fastattn.tokenizer.vocabulary import Vocabulary
 
 _ALBERT_TOKENS = {**DEBERTA_TOKENS, "unk": "<unk>", "pad": "<pad>"}
-_STRIP_LEFT = {"lstrip": True, "rstrip": False}
 _SPACES = Regex(" {2,}")
 _ANY_SPACES = Regex(r"\s{2,}|[\n\r\t]")
 Scores = list[tuple[str, float]]
@@ -53,27 +54,20 @@ def _precompiled(vocab: Vocabulary) -> list[Any]:
     return [] if vocab.charsmap is None else [call_library(normalizers.Precompiled, vocab.charsmap)]
 
 
-def _bos_eos_template(bos: str, eos: str) -> Callable[[Any], Any]:
-    return template([bos, "$A", eos], [bos, "$A", eos, eos, "$B", eos], [bos, eos])
-
-
-def _xlm_roberta(draft: Draft, vocab: Vocabulary, tokens: Tokens) -> Parts:
+def _xlm_roberta(draft: Draft, vocab: Vocabulary, tokens: Tokens, unk_id: int = 3) -> Parts:
+    bos, eos = needed(draft, tokens, "bos"), needed(draft, tokens, "eos")
     return Parts(
-        model=_model(vocab, 3),
+        model=_model(vocab, unk_id),
         normalizer=next(iter(_precompiled(vocab)), None),
         **_spaces(_scheme(draft), words=True),
-        post=_bos_eos_template(needed(draft, tokens, "bos"), needed(draft, tokens, "eos")),
+        post=template([bos, "$A", eos], [bos, "$A", eos, eos, "$B", eos], [bos, eos]),
     )
 
 
 def _camembert(draft: Draft, vocab: Vocabulary, tokens: Tokens) -> Parts:
     unk = str(tokens.get("unk"))
-    return Parts(
-        model=_model(vocab, next((i for i, (token, _) in enumerate(vocab.scores) if token == unk), 0)),
-        normalizer=next(iter(_precompiled(vocab)), None),
-        **_spaces(_scheme(draft), words=True),
-        post=_bos_eos_template(needed(draft, tokens, "bos"), needed(draft, tokens, "eos")),
-    )
+    unk_id = next((i for i, (token, _) in enumerate(vocab.scores) if token == unk), 0)
+    return _xlm_roberta(draft, vocab, tokens, unk_id)
 
 
 def _barthez(draft: Draft, vocab: Vocabulary, tokens: Tokens) -> Parts:
@@ -245,20 +239,14 @@ def _pegasus_additional(draft: Draft, found: list[Token] | None, tokens: Tokens)
 # -- vocabularies from SentencePiece files, with the ids of each class ----------------------------------------------
 
 
-def _fairseq_scores(*last: str) -> Callable[[SentencePieceModel, Tokens, Draft], Scores]:
+def _fairseq_scores(*last: str, start: str = "bos") -> Callable[[SentencePieceModel, Tokens, Draft], Scores]:
     """Return a function for fairseq's order: four special tokens, pieces after the first three, languages, and mask."""
 
     def scores(model: SentencePieceModel, tokens: Tokens, draft: Draft) -> Scores:
-        first = [(str(tokens.get(role)), 0.0) for role in ("bos", "pad", "eos", "unk")]
+        first = [(str(tokens.get(role)), 0.0) for role in (start, "pad", "eos", "unk")]
         return [*first, *model.scores[3:], *((token, 0.0) for token in last), (str(tokens.get("mask")), 0.0)]
 
     return scores
-
-
-def _mbart50_scores(model: SentencePieceModel, tokens: Tokens, draft: Draft) -> Scores:
-    first = [(str(tokens.get(role)), 0.0) for role in ("cls", "pad", "eos", "unk")]
-    languages = [(token, 0.0) for token in MBART50_LANGUAGES]
-    return [*first, *model.scores[3:], *languages, (str(tokens.get("mask")), 0.0)]
 
 
 def _camembert_scores(model: SentencePieceModel, tokens: Tokens, draft: Draft) -> Scores:
@@ -315,7 +303,7 @@ CLASSES = (
         scores=_camembert_scores,
         additional=_defaults("<s>NOTUSED", "</s>NOTUSED", "<unk>NOTUSED"),
     ),
-    _unigram("BarthezTokenizer", _barthez, FAIRSEQ_TOKENS, "sentencepiece.bpe.model", wrap={"mask": _STRIP_LEFT}),
+    _unigram("BarthezTokenizer", _barthez, FAIRSEQ_TOKENS, "sentencepiece.bpe.model", wrap={"mask": STRIP_LEFT}),
     _unigram("AlbertTokenizer", _albert, _ALBERT_TOKENS, "spiece.model"),
     _unigram(
         "FNetTokenizer",
@@ -345,10 +333,7 @@ CLASSES = (
         _big_bird,
         {**FAIRSEQ_TOKENS, "sep": "[SEP]", "mask": "[MASK]", "cls": "[CLS]"},
         "spiece.model",
-        wrap={
-            **{role: {"lstrip": False, "rstrip": False} for role in ("bos", "eos", "unk", "pad", "cls", "sep")},
-            "mask": _STRIP_LEFT,
-        },
+        wrap=WRAP_ALL,
     ),
     _unigram("RemBertTokenizer", _rembert, _ALBERT_TOKENS, "sentencepiece.model", post_init=True),
     _unigram(
@@ -356,7 +341,7 @@ CLASSES = (
         _xlnet,
         XLNET_TOKENS,
         "spiece.model",
-        wrap={"mask": _STRIP_LEFT},
+        wrap={"mask": STRIP_LEFT},
         additional=_defaults("<eop>", "<eod>"),
         padding_side="left",
     ),
@@ -365,7 +350,7 @@ CLASSES = (
         _mbart,
         FAIRSEQ_TOKENS,
         "sentencepiece.bpe.model",
-        wrap={"mask": _STRIP_LEFT},
+        wrap={"mask": STRIP_LEFT},
         scores=_fairseq_scores(*MBART_LANGUAGES),
         additional=_mbart_additional,
     ),
@@ -374,8 +359,8 @@ CLASSES = (
         _mbart50,
         {role: token for role, token in FAIRSEQ_TOKENS.items() if role != "bos"},
         "sentencepiece.bpe.model",
-        wrap={"mask": _STRIP_LEFT},
-        scores=_mbart50_scores,
+        wrap={"mask": STRIP_LEFT},
+        scores=_fairseq_scores(*MBART50_LANGUAGES, start="cls"),
         additional=_mbart50_additional,
         extra_names=MBART50_LANGUAGES,
     ),

@@ -43,7 +43,7 @@ class Vocabulary:
 def from_vocab_txt(folder: Folder, name: str = "vocab.txt") -> Vocabulary | None:
     """Read one token per line, as the tokenizers library does.
 
-    Spaces at the end of a line and Windows line ends are not part of the token. The last of several equal lines counts.
+    Spaces at the end of a line and Windows line ends are not part of the token. Of equal lines, the last one counts.
     """
     text = folder.text(name)
     if text is None:

@@ -11,6 +11,7 @@ from fastattn.tokenizer.draft import Draft
 from fastattn.tokenizer.library import call_library
 from fastattn.tokenizer.parts import (
     FAIRSEQ_TOKENS,
+    WRAP_ALL,
     XLNET_TOKENS,
     Build,
     Parts,
@@ -82,14 +83,6 @@ CLASSES = (
     _wordpiece("DPRContextEncoderTokenizer", _dpr, input_names=_COLUMNS),
     _wordpiece("DPRQuestionEncoderTokenizer", _dpr, input_names=_COLUMNS),
     _wordpiece("DPRReaderTokenizer", _dpr),
-    _wordpiece(
-        "MPNetTokenizer",
-        _mpnet,
-        {**FAIRSEQ_TOKENS, "unk": "[UNK]"},
-        wrap={
-            **{role: {"lstrip": False, "rstrip": False} for role in ("bos", "eos", "sep", "cls", "unk", "pad")},
-            "mask": {"lstrip": True, "rstrip": False},
-        },
-    ),
+    _wordpiece("MPNetTokenizer", _mpnet, {**FAIRSEQ_TOKENS, "unk": "[UNK]"}, wrap=WRAP_ALL),
     _wordpiece("FunnelTokenizer", _funnel, XLNET_TOKENS),
 )

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 Ids: TypeAlias = "NDArray[np.int32]"
 Encoded: TypeAlias = "list[tuple[Ids, Ids]]"
-Pairs: TypeAlias = "Sequence[tuple[str, str | None]]"  # a text alone has None
+Pairs: TypeAlias = "Sequence[tuple[str, str | None]]"  # None: a single text
 TextTask: TypeAlias = Literal["query", "document"]
 
 

@@ -49,7 +49,7 @@ def _tensor(name: str, value: object) -> bool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EncodeOptions:
-    """The arguments of one call that `EncodeMethods.encode` describes, checked. Raises DTypeError, InputError.
+    """The checked arguments of one call; `EncodeMethods.encode` describes them. Raises DTypeError, InputError.
 
     cut: receives the index of each text that was cut and its remaining number of tokens.
     """
@@ -76,7 +76,7 @@ class EncodeOptions:
 
 
 def _signature_of(encode: _Method) -> Callable[[Callable[..., Any]], _Method]:
-    """Give another method the signature of `encode`, for type checkers and `help`; at run time without `task`."""
+    """Give another method the signature of `encode`. `help` does not show `task`; type checkers still accept it."""
     signature = inspect.signature(encode)
     parameters = [parameter for name, parameter in signature.parameters.items() if name != "task"]
 

@@ -261,7 +261,7 @@ def _without_trust(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_modalities(settings: Settings) -> None:
-    """Check modality_config and module_output_name: texts must give the last hidden state as token embeddings."""
+    """Check modality_config and module_output_name: the token embeddings of texts must be the last hidden state."""
     config = settings.table("modality_config")
     if not config:
         return

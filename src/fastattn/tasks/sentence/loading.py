@@ -23,7 +23,7 @@ def _accept(name: str, value: object) -> None:
 
 
 def _not_here(name: str, value: object) -> None:
-    """Reject keywords that change how a hub id is looked up: the whole folder is looked up at once."""
+    """Reject keywords that change where a module comes from: all modules come from one folder."""
     if value is not False:  # the value may be a secret token, so do not show it
         key = name.rpartition(": ")[2]
         raise InputError(f"{name}: expected None; pass {key} to SentenceTransformer itself")
@@ -57,7 +57,8 @@ _KEYWORDS: Mapping[str, Neutral] = {
 class TransformerOptions:
     """The settings of the Transformer module from the keyword dictionaries.
 
-    dtype: as `AutoModel.from_pretrained` takes it. tokenizer: settings that replace those of tokenizer_config.json.
+    dtype: any value that `AutoModel.from_pretrained` accepts. tokenizer: settings that replace those of
+    tokenizer_config.json.
     """
 
     dtype: Any = None

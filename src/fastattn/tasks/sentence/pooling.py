@@ -85,7 +85,7 @@ class Pooling:
     def pool(self, states: Float, skipped: int, where: str) -> Rows:
         """Return one vector [len(modes) * width] from states [n_tokens, width], without the first `skipped` rows.
 
-        If no token is left, means and the last token give zeros and cls gives the first token, as in
+        If no token is left, the result is zeros for means and the last token, and the first token for cls, as in
         sentence-transformers. Raises InputError for a mode that has no value then.
         """
         rows = states[skipped:]

@@ -205,8 +205,8 @@ def _load_transformer(folder: Path, settings: TransformerSettings, options: Stac
     config = read_settings(folder / "config.json").values
     if options.trust_remote_code and config.get("auto_map"):
         raise ConfigError(
-            f"{folder / 'config.json'}: auto_map names code that comes with the model, which never "
-            "runs; if fastattn supports the architecture, use trust_remote_code=False"
+            f"{folder / 'config.json'}: auto_map: code that comes with a model never runs; if "
+            "fastattn supports the architecture, use trust_remote_code=False"
         )
     given = read_model_kwargs("model_kwargs", options.model_kwargs, settings.options)
     given = read_processor_kwargs("processor_kwargs", options.processor_kwargs, given)
@@ -220,7 +220,7 @@ def _load_transformer(folder: Path, settings: TransformerSettings, options: Stac
     if "attention_mask" not in tokenizer.model_input_names:
         _log.warning(
             "%s: model_input_names has no attention_mask: sentence-transformers reads the padding of a batch as text; "
-            "here a vector depends on its text alone",
+            "here a vector depends only on its own text",
             folder,
         )
     run = options.run.copy()
