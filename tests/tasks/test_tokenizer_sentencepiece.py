@@ -73,7 +73,7 @@ def test_fields_and_defaults() -> None:
         (b"\x0b", "unknown wire type 3"),
         (b"\x08\x01", "field 1: expected bytes"),
         (data(1, data(1, b"\xff")), "field 1: expected UTF-8"),
-        (data(1, data(2, b"abc")), "field 2: expected a float"),
+        (data(1, data(2, b"abc")), "field 2: expected a 32-bit float"),
         (data(1, data(3, b"abc")), "field 3: expected an integer"),
         (b"IQ== 0\nIg== 1\n", "expected a SentencePiece model"),  # a file of tiktoken
         (model(PIECES, integer(3, 4)), "expected a Unigram or BPE model"),

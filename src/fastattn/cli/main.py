@@ -84,7 +84,7 @@ def _parse(words: list[str]) -> argparse.Namespace | None:
 def _one_line(error: BaseException) -> str:
     text = str(error)
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
-        text = f"{error.filename}: {error.strerror}"  # without [Errno 2]
+        text = f"{error.filename}: {error.strerror}"  # omits [Errno 2]
     line = " ".join(text.split()) or type(error).__name__
     return line if len(line) <= _MAX_MESSAGE_CHARS else line[: _MAX_MESSAGE_CHARS - 3] + "..."
 

@@ -44,7 +44,7 @@ def number(low: float, high: float = math.inf) -> Callable[[str], float]:
 
 
 def some_text(what: str) -> Callable[[str], str]:
-    """Return a parser for a text that is not empty."""
+    """Return a parser for a text that is not blank; `what` names it in the message."""
 
     def read(text: str) -> str:
         if not text.strip():

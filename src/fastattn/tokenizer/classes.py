@@ -96,7 +96,7 @@ def is_generic(name: str | None) -> bool:
 
 
 def has_rules(name: str) -> bool:
-    """Return whether this is a class of transformers that may do more than its tokenizer.json says."""
+    """Return whether this is a class of transformers that may do more than apply its tokenizer.json."""
     return name in REFUSED or name in CLASS_OF_MODEL_TYPE.values()
 
 

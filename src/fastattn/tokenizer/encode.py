@@ -101,7 +101,7 @@ def pad_encoded(encoded: Any, call: Call) -> BatchEncoding:
     rows = columns[_MAIN]
     for name, column in columns.items():
         if len(column) != len(rows):
-            raise InputError(f"{name}: expected {len(rows)} rows, as {_MAIN} has, got {len(column)}")
+            raise InputError(f"{name}: expected {len(rows)} rows, as many as in {_MAIN}, got {len(column)}")
     if call.attention_mask and "attention_mask" not in columns:
         columns["attention_mask"] = [[1] * len(row) for row in rows]
     if call.padding is not None:

@@ -156,7 +156,7 @@ def _vocabulary(
 
 
 def _sentencepiece(folder: Folder, entry: TokenizerClass) -> SentencePieceModel | None:
-    """Read the class's SentencePiece file. As in transformers, tokenizer.model comes before files of other names."""
+    """Read the class's SentencePiece file. As in transformers, tokenizer.model takes precedence over other names."""
     if entry.file in ("vocab.txt", "vocab.json"):
         return None
     for name in ("tokenizer.model", entry.file):
@@ -188,16 +188,16 @@ def _use_control_pieces(draft: Draft, model: SentencePieceModel) -> None:
 
 
 def _tokenizer_file(settings: Settings) -> str:
-    """Return tokenizer.json. Lists of files for different versions of transformers are not supported."""
+    """Return "tokenizer.json". Raises ConfigError for a list of files for different versions of transformers."""
     names: Sequence[str] = settings.texts("fast_tokenizer_files")
     others = [name for name in names if name != "tokenizer.json"]
     if others:
-        raise settings.error("fast_tokenizer_files", "tokenizer.json alone")
+        raise settings.error("fast_tokenizer_files", "only tokenizer.json")
     return "tokenizer.json"
 
 
 def _warn_of_class(folder: Folder, settings: Settings, name: str) -> None:
-    """Log a warning if transformers would do more than tokenizer.json says."""
+    """Log a warning if transformers would do more than apply tokenizer.json."""
     path = folder.path("tokenizer.json")
     if "auto_map" in settings:
         _log.warning("%s: the code that auto_map names never runs; %s is used unchanged", settings.where, path)

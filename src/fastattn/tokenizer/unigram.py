@@ -140,7 +140,7 @@ def _t5_additional(draft: Draft, found: list[Token] | None, tokens: Tokens) -> l
         return [*(found or ()), *(f"<extra_id_{i}>" for i in range(n_ids))]
     if n_ids > 0 and n_ids != len(listed):
         raise ConfigError(
-            f"{draft.settings.where}: extra_ids: expected {len(listed)}, as additional_special_tokens has, got {n_ids}"
+            f"{draft.settings.where}: extra_ids: expected {len(listed)} as in additional_special_tokens, got {n_ids}"
         )
     return list(found or ())
 

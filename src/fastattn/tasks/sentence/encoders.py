@@ -162,7 +162,7 @@ class Transformer:
     get_word_embedding_dimension = get_embedding_dimension
 
     def start(self, widths: Widths) -> None:
-        """Record the output."""
+        """Record the features that this module computes."""
         widths.put(TOKENS, "tokens", self.get_embedding_dimension())
 
     def encode(
@@ -288,7 +288,7 @@ class StaticEmbedding:
         return int(self.embedding_dim)
 
     def start(self, widths: Widths) -> None:
-        """Record the output."""
+        """Record the features that this module computes."""
         widths.put(SENTENCE, "sentences", self.get_embedding_dimension())
 
     def encode(

@@ -97,7 +97,10 @@ class Normalize:
         return self.module_input_name
 
     def check(self, widths: Widths) -> None:
-        """Record the output. As in sentence-transformers, the module changes nothing if its input is missing."""
+        """Record the feature that the module computes.
+
+        As in sentence-transformers, the module changes nothing if its input is missing.
+        """
         if self.module_input_name not in widths.known:
             _log.warning("Normalize changes nothing: no module before it computes %s", quote(self.module_input_name))
             return
@@ -162,7 +165,7 @@ class Dense:
         return self.out_features
 
     def check(self, widths: Widths) -> None:
-        """Check the input and record the output."""
+        """Check the input and record the feature that the module computes."""
         widths.need(self.module_input_name, "Dense", width=self.in_features)
         level, _ = widths.known[self.module_input_name]
         widths.put(self.module_output_name, level, self.out_features)

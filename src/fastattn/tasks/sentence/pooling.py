@@ -67,7 +67,7 @@ class Pooling:
     get_sentence_embedding_dimension = get_embedding_dimension
 
     def check(self, widths: Widths) -> None:
-        """Check the input and record the output."""
+        """Check the input and record the feature that the module computes."""
         width = widths.need(TOKENS, "Pooling", level="tokens")
         if width != self.embedding_dimension:  # sentence-transformers pools them anyway
             _log.warning(
