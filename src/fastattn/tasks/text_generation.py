@@ -21,6 +21,7 @@ from fastattn.generation.request import Request
 from fastattn.tasks.pipeline_base import Pipeline
 from fastattn.tasks.pipeline_inputs import (
     Encoding,
+    Many,
     check_fits,
     merge_kwargs,
     names_of,
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
 
 NEW_TOKENS = 256  # default, as in transformers
 TEMPERATURE = 0.7  # default, as in transformers
-Many: TypeAlias = "list[Any] | tuple[Any, ...] | NDArray[Any]"
 Prompt: TypeAlias = NDArray[np.int32]
 
 
@@ -90,7 +90,6 @@ _REFUSED: Mapping[str, Neutral] = {
     "documents": Neutral((False,), _OF_CHATS),
     "return_dict_in_generate": Neutral((False,), "use model.generate"),
 }
-_NAMES = tuple(name for args in (TextGenerationArgs, PromptArgs) for name in args.__annotations__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -192,8 +191,8 @@ class TextGenerationPipeline(Pipeline[CausalLM]):
             return ids
         if n_new >= longest:
             raise InputError(
-                f'handle_long_generation: "hole" expected fewer than {longest} new tokens, the limit of model and '
-                f"tokenizer, got {n_new}"
+                f'handle_long_generation: with "hole", expected fewer than {longest} new tokens, the limit of '
+                f"the model and tokenizer, got {n_new}"
             )
         return ids[n_new - longest :]
 
@@ -248,9 +247,9 @@ def _read_returns(merged: dict[str, Any]) -> Literal["full_text", "new_text", "i
     given = {name: merged.pop(name, None) for name in ("return_full_text", "return_tensors", "return_text")}
     full, ids, text = (None if value is None else check_flag(name, value) for name, value in given.items())
     if full is not None and text is not None:
-        raise InputError("return_text: expected None beside return_full_text, got both")
+        raise InputError("return_text: expected None, because return_full_text is set, got both")
     if ids and (full is not None or text):
-        raise InputError("return_tensors: expected None beside return_full_text and return_text, got both")
+        raise InputError("return_tensors: expected None, because return_full_text or return_text is set, got both")
     if ids:
         return "ids"
     return "new_text" if full is False else "full_text"
@@ -261,7 +260,7 @@ def _read_generation(merged: dict[str, Any]) -> GenerationOptions:
     stop = merged.pop("stop_sequence", None)
     if stop is not None:
         if merged.get("stop_strings") is not None:
-            raise InputError("stop_sequence: expected None beside stop_strings, which is the same")
+            raise InputError("stop_sequence: expected None, because stop_strings is set and means the same, got both")
         merged["stop_strings"] = stop
     batch_size = read_batch_size(merged)
     if batch_size is not None and merged.get("max_batch_size") is None:
@@ -271,4 +270,4 @@ def _read_generation(merged: dict[str, Any]) -> GenerationOptions:
         chosen["do_sample"] = True
     if check_flag("do_sample", chosen["do_sample"]) and chosen.get("temperature") is None:
         chosen["temperature"] = TEMPERATURE
-    return read_options(chosen, "text-generation", also=_NAMES)
+    return read_options(chosen, "text-generation", also=TextGenerationArgs.__annotations__)
