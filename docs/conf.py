@@ -27,6 +27,7 @@ extensions = [
 ]
 exclude_patterns = ["_ext"]
 nitpicky = True
+smartquotes = False  # quotes are part of code
 
 myst_heading_anchors = 4
 myst_url_schemes = {"http": None, "https": None, "mailto": None, "checkout": None}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Collection
 from typing import Any
 
 from docutils import nodes
@@ -26,14 +27,21 @@ def _option(action: argparse.Action) -> str:
     return ", ".join(f"{name} {value}".strip() for name in names)
 
 
+def _sentence(text: str, values: object = None) -> str:
+    """Write a help text as a sentence; it may begin with one of the values."""
+    text = text.strip().rstrip(".") + "."
+    names = list(values) if isinstance(values, Collection) else []
+    return text if text.split(" ")[0] in names else text[0].upper() + text[1:]
+
+
 def _command(name: str, summary: str, parser: argparse.ArgumentParser) -> list[str]:
-    lines = [f"## `fastattn {name}`", "", (parser.description or summary).strip().rstrip(".") + ".", ""]
+    lines = [f"## `fastattn {name}`", "", _sentence(parser.description or summary), ""]
     lines += ["```text", parser.format_usage().removeprefix("usage: ").rstrip(), "```", ""]
     for action in parser._actions:
         if action.help is argparse.SUPPRESS or isinstance(action, argparse._HelpAction):
             continue
         text = (action.help or "").replace("%%", "%") % {"prog": parser.prog} if action.help else ""
-        lines += [f"`{_option(action)}`", f": {text[:1].upper()}{text[1:]}.", ""]
+        lines += [f"`{_option(action)}`", f": {_sentence(text, action.choices)}", ""]
     return lines
 
 

@@ -2,14 +2,14 @@
 
 They are plain text with three habits, which this module recognizes:
 
-- `name: text` at the start of a line describes an argument; further lines may be indented. `a, b: text` describes two.
-- A sentence that begins with "Raises" lists errors.
+- `name: text` at the start of a line or sentence describes an argument; further lines may be indented. `a, b: text`
+  describes two.
+- A sentence that begins with "Returns" or "Raises" stands alone.
 - Single backticks mark code.
 """
 
 from __future__ import annotations
 
-import inspect
 import re
 from typing import Any
 
@@ -17,15 +17,9 @@ from sphinx.application import Sphinx
 
 NAME = r"\*{0,2}[a-z_][a-z0-9_]*"
 ARGUMENT = re.compile(rf"^({NAME}(?:(?:, | and |, and | \(or )(?:{NAME}))*\)?): (.*)$")
-RAISES = re.compile(r"(?:^|(?<=[.;)] ))(Raises [^`]*?[A-Z]\w+.*)$", re.DOTALL)
-
-
-def names_of(obj: object) -> set[str]:
-    """Return the names of the arguments or fields of an object; empty if they are unknown."""
-    try:
-        return set(inspect.signature(obj).parameters)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
-        return set()
+# The end of a sentence before an argument, or before what a function returns or raises.
+SENTENCE = re.compile(rf"(?<=\.) (?=(?:{NAME}(?:, {NAME})*: |Returns |Raises ))")
+TYPES = {"int", "str", "float", "bool"}
 
 
 def convert(lines: list[str]) -> list[str]:
@@ -38,7 +32,7 @@ def convert(lines: list[str]) -> list[str]:
             names = re.split(r", and | and |, | \(or ", found[1].rstrip(")"))
             if not item:
                 out.append("")
-            out += [", ".join(f"**{_escape(name)}**" for name in names), f"   {_inline(found[2])}", ""]
+            out += [", ".join(f"**{_escape(name)}**" for name in names), f"   {_inline(_capital(found[2]))}", ""]
             item = True
         else:
             if item and paragraph:
@@ -52,24 +46,27 @@ def _statements(lines: list[str]) -> list[str]:
     """Join the lines of each paragraph and of each argument; split off what a function raises."""
     joined: list[str] = []
     open_text = False
+    hanging = any(line.startswith(" ") for line in lines)  # then a line that is not indented may begin something new
     for line in lines:
         stripped = line.strip()
         if not stripped:
             joined.append("")
             open_text = False
-        elif not open_text or (not line.startswith(" ") and ARGUMENT.match(stripped)):
+        elif not open_text or (
+            not line.startswith(" ")
+            and (ARGUMENT.match(stripped) or (hanging and ARGUMENT.match(joined[-1]) and joined[-1].endswith(".")))
+        ):
             joined.append(stripped)
             open_text = True
         else:
             joined[-1] += " " + stripped
-    out: list[str] = []
-    for text in joined:
-        found = RAISES.search(text)
-        if found and found.start():
-            out += [text[: found.start()].rstrip(), found[1]]
-        else:
-            out.append(text)
-    return out
+    return [sentence for text in joined for sentence in SENTENCE.split(text)]
+
+
+def _capital(text: str) -> str:
+    """Begin a description with a capital letter, unless it begins with a name or a type."""
+    word = re.match(r"[a-z]+(?=[ ,.;:]|$)", text)
+    return text[0].upper() + text[1:] if word and word[0] not in TYPES else text
 
 
 def _escape(text: str) -> str:
