@@ -7,7 +7,6 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE / "_ext"))
-sys.path.insert(0, str(HERE.parent / "src"))  # for a checkout with a built module in src; else the installed package
 
 import fastattn  # noqa: E402
 

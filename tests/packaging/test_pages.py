@@ -12,7 +12,7 @@ from tests.reference.pages import PAGES, ROOT, PageError, Run, blocks, matches
 
 WITH_BLOCKS = [page for page in PAGES if any(block.runs for block in blocks(page.read_text(encoding="utf-8")))]
 # Blocks that cannot run: they install packages, build the project or its extensions, or measure for minutes.
-MAX_NOT_RUN = 30
+MAX_NOT_RUN = 15
 
 
 def name_of(page: Path) -> str:
@@ -32,6 +32,13 @@ def test_blocks_run_and_print_what_the_page_shows(
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_every_block_has_a_known_language(page: Path) -> None:
     assert pages.unknown_languages(page.read_text(encoding="utf-8")) == []
+
+
+def test_the_readme_shows_the_main_commands() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    shown = " ".join(block.body for block in blocks(text) if block.language == "console")
+    for name in ("generate", "classify", "embed"):
+        assert f"fastattn {name} " in shown
 
 
 def test_few_blocks_are_not_run() -> None:
