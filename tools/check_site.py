@@ -53,9 +53,13 @@ def check(folder: Path) -> tuple[list[str], set[str]]:
             target = (path.parent / unquote(parts.path)).resolve() if parts.path else path
             if not target.is_file():
                 wrong.append(f"{path.relative_to(folder.resolve())}: no file {link}")
-            elif parts.fragment and target in pages and unquote(parts.fragment) not in pages[target].anchors:
-                if target.name not in GENERATED:
-                    wrong.append(f"{path.relative_to(folder.resolve())}: no anchor {link}")
+            elif (
+                parts.fragment
+                and target in pages
+                and target.name not in GENERATED
+                and unquote(parts.fragment) not in pages[target].anchors
+            ):
+                wrong.append(f"{path.relative_to(folder.resolve())}: no anchor {link}")
     return wrong, outside
 
 

@@ -103,7 +103,11 @@ def file_pages(app: Sphinx) -> Iterator[tuple[str, dict[str, Any], str]]:
             language = "text"
         code = app.builder.highlighter.highlight_block(text, language, linenos=False, force=True)  # type: ignore[attr-defined]
         body = f"<h1><code>{html.escape(name)}</code></h1>\n{code}"
-        yield _page(name), {"title": name, "body": body, "toc": "", "display_toc": False, "theme_hide_toc": True}, "page.html"
+        yield (
+            _page(name),
+            {"title": name, "body": body, "toc": "", "display_toc": False, "theme_hide_toc": True},
+            "page.html",
+        )
 
 
 def setup(app: Sphinx) -> dict[str, Any]:

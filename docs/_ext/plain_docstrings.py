@@ -5,7 +5,8 @@ They are plain text with three habits, which this module recognizes:
 - `name: text` at the start of a line or sentence describes an argument; further lines may be indented. `a, b: text`
   describes two.
 - A sentence that begins with "Returns" or "Raises" stands alone.
-- Single backticks mark code.
+- Single backticks mark code; the name of a public class or function becomes a link.
+- An indented paragraph is shown as it is.
 """
 
 from __future__ import annotations
@@ -13,12 +14,18 @@ from __future__ import annotations
 import re
 from typing import Any
 
+import fastattn
 from sphinx.application import Sphinx
 
 NAME = r"\*{0,2}[a-z_][a-z0-9_]*"
 ARGUMENT = re.compile(rf"^({NAME}(?:(?:, | and |, and | \(or )(?:{NAME}))*\)?): (.*)$")
 # The end of a sentence before an argument, or before what a function returns or raises.
 SENTENCE = re.compile(rf"(?<=\.) (?=(?:{NAME}(?:, {NAME})*: |Returns |Raises ))")
+# Names that the reference describes.
+LINKS = {name: f"fastattn.{name}" for name in fastattn.__all__ if name[0].isalpha() and name.isidentifier()}
+for _module in ("errors", "generation", "ops"):
+    del LINKS[_module]
+LITERAL = "\0"
 TYPES = {"int", "str", "float", "bool"}
 
 
@@ -27,6 +34,10 @@ def convert(lines: list[str]) -> list[str]:
     out: list[str] = []
     item = False
     for paragraph in _statements(lines):
+        if paragraph.startswith(LITERAL):
+            out += ["", "::", "", f"   {paragraph[1:]}", ""]
+            item = False
+            continue
         found = ARGUMENT.match(paragraph)
         if found:
             names = re.split(r", and | and |, | \(or ", found[1].rstrip(")"))
@@ -49,7 +60,9 @@ def _statements(lines: list[str]) -> list[str]:
     hanging = any(line.startswith(" ") for line in lines)  # then a line that is not indented may begin something new
     for line in lines:
         stripped = line.strip()
-        if not stripped:
+        if line.startswith("    ") and not open_text:
+            joined.append(LITERAL + stripped)
+        elif not stripped:
             joined.append("")
             open_text = False
         elif not open_text or (
@@ -77,13 +90,20 @@ def _inline(text: str) -> str:
     """Mark code, and escape what reStructuredText would read as markup outside it."""
     parts = re.split(r"(`[^`]+`)", text)
     return "".join(
-        f"`{part}`" if part.startswith("`") else re.sub(r"([*|_\\])", r"\\\1", part) for part in parts
+        _code(part[1:-1]) if part.startswith("`") else re.sub(r"([*|_\\])", r"\\\1", part) for part in parts
     )
+
+
+def _code(text: str) -> str:
+    name = text.removeprefix("fastattn.")
+    return f":py:obj:`{text} <{LINKS[name]}>`" if name in LINKS else f"``{text}``"
 
 
 def process(app: Sphinx, what: str, name: str, obj: object, options: Any, lines: list[str]) -> None:
     """Replace the lines of a docstring."""
     lines[:] = convert(list(lines))
+    if isinstance(obj, type) and hasattr(obj, "__required_keys__"):  # a TypedDict: the keywords of a call
+        lines += ["Keywords: " + ", ".join(f"``{key}``" for key in obj.__annotations__) + ".", ""]
 
 
 def setup(app: Sphinx) -> dict[str, Any]:

@@ -20,9 +20,7 @@ def name_of(page: Path) -> str:
 
 
 @pytest.mark.parametrize("page", WITH_BLOCKS, ids=name_of)
-def test_blocks_run_and_print_what_the_page_shows(
-    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_blocks_run_and_print_what_the_page_shows(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MPLBACKEND", "Agg")
     ran = Run(page, tmp_path).all()
     assert ran == sum(block.runs for block in blocks(page.read_text(encoding="utf-8")))

@@ -34,7 +34,9 @@ from tests.reference.package import PYTHON_ENVIRONMENT
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), ROOT / "benchmarks/README.md"])
 
-FENCE = re.compile(r"^(?P<indent> *)(?P<fence>`{3,})(?P<language>[^\n`]*)\n(?P<body>.*?)^(?P=indent)(?P=fence)$", re.M | re.S)
+FENCE = re.compile(
+    r"^(?P<indent> *)(?P<fence>`{3,})(?P<language>[^\n`]*)\n(?P<body>.*?)^(?P=indent)(?P=fence)$", re.M | re.S
+)
 NOT_RUN = re.compile(r"# not run in the tests: \S.*")
 RUN = ("python", "console", "sh")
 # Text that no reader runs. Other languages are refused: a block named `py` or `bash` would never run.
