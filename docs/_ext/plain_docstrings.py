@@ -25,6 +25,14 @@ SENTENCE = re.compile(rf"(?<=\.) (?=(?:{NAME}(?:, {NAME})*: |Returns |Raises ))"
 LINKS = {name: f"fastattn.{name}" for name in fastattn.__all__ if name[0].isalpha() and name.isidentifier()}
 for _module in ("errors", "generation", "ops"):
     del LINKS[_module]
+LINKS |= {
+    "CallArgs": "fastattn.tokenizer.call.CallArgs",
+    "CausalLMOutput": "fastattn.models.outputs.CausalLMOutput",
+    "Model": "fastattn.api.model.Model",
+    "PipelineLoadArgs": "fastattn.tasks.pipelines.PipelineLoadArgs",
+    "PromptArgs": "fastattn.tasks.text_generation.PromptArgs",
+}
+ERRORS = re.compile(r"\b(" + "|".join(name for name in LINKS if name in fastattn.errors.__dict__) + r")\b")
 LITERAL = "\0"
 TYPES = {"int", "str", "float", "bool"}
 
@@ -90,8 +98,14 @@ def _inline(text: str) -> str:
     """Mark code, and escape what reStructuredText would read as markup outside it."""
     parts = re.split(r"(`[^`]+`)", text)
     return "".join(
-        _code(part[1:-1]) if part.startswith("`") else re.sub(r"([*|_\\])", r"\\\1", part) for part in parts
+        _code(part[1:-1]) if part.startswith("`") else ERRORS.sub(_link, re.sub(r"([*|_\\])", r"\\\1", part))
+        for part in parts
     )
+
+
+def _link(found: re.Match[str]) -> str:
+    """Link the name of an error. The escaped spaces end the link next to a letter, as in a plural."""
+    return f"\\ :py:obj:`{found[1]} <{LINKS[found[1]]}>`\\ "
 
 
 def _code(text: str) -> str:
