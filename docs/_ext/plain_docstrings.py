@@ -14,8 +14,9 @@ from __future__ import annotations
 import re
 from typing import Any
 
-import fastattn
 from sphinx.application import Sphinx
+
+import fastattn
 
 NAME = r"\*{0,2}[a-z_][a-z0-9_]*"
 ARGUMENT = re.compile(rf"^({NAME}(?:(?:, | and |, and | \(or )(?:{NAME}))*\)?): (.*)$")
