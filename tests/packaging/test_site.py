@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import fastattn
+from fastattn.cli.arguments import build_parser
 from tests.reference.package import PYTHON_ENVIRONMENT
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -58,6 +59,25 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     return folder / "html"
+
+
+def test_the_reference_lists_arguments_errors_and_options(site: Path) -> None:
+    models = (site / "reference/models.html").read_text(encoding="utf-8")
+    for name in ("dtype", "kv_dtype", "check_finite"):
+        assert f"<strong>{name}</strong>" in models
+    assert 'href="errors.html#fastattn.ConfigError"' in models
+    command = (site / "reference/command-line.html").read_text(encoding="utf-8")
+    _, commands = build_parser()
+    for name, parser in commands.items():
+        assert f"fastattn {name}" in command
+        for option in parser.option_strings():
+            assert option in ("-h", "--help") or option in command
+
+
+def test_the_site_shows_source_files_that_pages_link_to(site: Path) -> None:
+    tour = (site / "tour.html").read_text(encoding="utf-8")
+    assert 'href="checkout/csrc/program/plan.cpp.html"' in tour
+    assert "plan_slots" in (site / "checkout/csrc/program/plan.cpp.html").read_text(encoding="utf-8")
 
 
 def run_check(folder: Path) -> subprocess.CompletedProcess[str]:
