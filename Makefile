@@ -103,6 +103,7 @@ $(S)/docs-tools: $(S)/venv pyproject.toml
 
 # Builds the documentation site; a warning, or a link that leads nowhere, is an error.
 docs: install $(S)/docs-tools
+	rm -rf build/site
 	$(PY) -m sphinx -q -W --keep-going -E -b html -d build/site-doctrees docs build/site
 	$(PY) tools/check_site.py build/site
 
