@@ -47,11 +47,10 @@ def test_every_public_name_has_a_docstring_that_says_what_it_needs(name: str) ->
         assert errors, f"{name} does not say what it raises"
 
 
-@pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def build(folder: Path) -> Path:
+    """Build the site with warnings as errors."""
     pytest.importorskip("furo", reason="builds the site with the packages of the extra `docs`")
     pytest.importorskip("myst_parser", reason="builds the site with the packages of the extra `docs`")
-    folder = tmp_path_factory.mktemp("site")
     command = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-b", "html", "docs", str(folder / "html")]
     done = subprocess.run(
         [*command, "-d", str(folder / "doctrees")],
@@ -61,7 +60,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "html"
 
 
-def test_the_reference_lists_arguments_errors_and_options(site: Path) -> None:
+def check_reference(site: Path) -> None:
     models = (site / "reference/models.html").read_text(encoding="utf-8")
     for name in ("dtype", "kv_dtype", "check_finite"):
         assert f"<strong>{name}</strong>" in models
@@ -74,7 +73,7 @@ def test_the_reference_lists_arguments_errors_and_options(site: Path) -> None:
             assert option in ("-h", "--help") or option in command
 
 
-def test_the_site_shows_source_files_that_pages_link_to(site: Path) -> None:
+def check_source_files(site: Path) -> None:
     tour = (site / "tour.html").read_text(encoding="utf-8")
     assert 'href="checkout/csrc/program/plan.cpp.html"' in tour
     assert "plan_slots" in (site / "checkout/csrc/program/plan.cpp.html").read_text(encoding="utf-8")
@@ -86,13 +85,13 @@ def run_check(folder: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_the_site_has_no_broken_links(site: Path) -> None:
+def check_links(site: Path) -> None:
     done = run_check(site)
     assert done.returncode == 0, done.stderr
     assert "0 broken links" in done.stdout
 
 
-def test_the_site_can_be_searched_and_needs_no_other_site(site: Path) -> None:
+def check_search_and_sources(site: Path) -> None:
     assert "classif" in (site / "searchindex.js").read_text(encoding="utf-8")
     start = (site / "index.html").read_text(encoding="utf-8")
     loaded = re.findall(
@@ -100,6 +99,15 @@ def test_the_site_can_be_searched_and_needs_no_other_site(site: Path) -> None:
     )
     assert loaded
     assert not [source for pair in loaded for source in pair if source.startswith(("http", "//"))]
+
+
+def test_the_site_builds_without_a_warning_and_is_complete(tmp_path: Path) -> None:
+    """Everything in one test, because a build takes seconds and test processes share no fixtures."""
+    site = build(tmp_path)
+    check_links(site)
+    check_search_and_sources(site)
+    check_reference(site)
+    check_source_files(site)
 
 
 @pytest.mark.parametrize(
