@@ -112,7 +112,7 @@ def test_options(gpu: str, folder: Path, options: dict[str, Any], error: type[Ex
 
 def test_a_quantized_checkpoint(gpu: str, folder: Path, tmp_path: Path) -> None:
     fa.quantize(folder, tmp_path / "int8", dtype="int8")
-    with pytest.raises(ConfigError, match="packed for device cpu; cuda needs the float checkpoint"):
+    with pytest.raises(ConfigError, match="expected device cpu for quantized weights, got cuda"):
         AutoModelForCausalLM.from_pretrained(tmp_path / "int8", device="cuda")
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 import fastattn
 from fastattn.api.auto import AutoModelForCausalLM
 from fastattn.checkpoint.quantized import read_quantized
-from fastattn.checkpoint.safetensors import read_file
+from fastattn.checkpoint.safetensors import read_header
 from fastattn.errors import ConfigError, FastattnError, ModelFormatError
 from fastattn.formats import INT4_GROUP
 from fastattn.graph.quantize import MOST_INT4_SCALE
@@ -213,7 +213,7 @@ def test_values_that_packing_never_writes(dtype: str, byte: int, tmp_path: Path)
     """Group scales above 15, and -128: one row and many rows, or two targets, would multiply them differently."""
     folder = fastattn.quantize(write_gpt2(tmp_path / "floats", **SIZES), tmp_path / "out", dtype=dtype)
     path = folder / "model.safetensors"
-    tensors, _ = read_file(path)
+    tensors = read_header(path)
     name = next(name for name in tensors if name.endswith("attn.c_attn.weight"))
     data = bytearray(path.read_bytes())
     data[tensors[name].offset + 3] = byte
