@@ -23,8 +23,8 @@ constexpr double kLongRegion = 0.002;  // seconds
 
 using Clock = std::chrono::steady_clock;
 
-// Says when the caller must poll. Reading the clock takes as long as a tenth of a small chunk, so while checks are close
-// together only every eighth reads it.
+// Says when the caller must poll. Reading the clock takes as long as a tenth of a small chunk, so while checks are
+// close together only every eighth reads it.
 class PollTimer {
 public:
     void start(Clock::time_point now) {
