@@ -49,6 +49,10 @@ CASES: dict[str, tuple[str, Any, dict[str, Any]]] = {
     "bert-classify": ("BertForSequenceClassification", "sequence-classification", {**BERT, "num_labels": 3}),
     "distilbert": ("DistilBertForSequenceClassification", "sequence-classification", DISTIL),
     "roberta": ("RobertaForSequenceClassification", "sequence-classification", {**BERT, "num_labels": 5}),
+    "camembert": ("CamembertModel", "encoder", BERT),
+    "electra": ("ElectraForSequenceClassification", "sequence-classification", {**BERT, "embedding_size": 70}),
+    "albert": ("AlbertModel", "encoder", {**BERT, "embedding_size": 70}),
+    "mpnet": ("MPNetModel", "encoder", BERT),
 }
 LENGTHS = (1, 7, 130)
 N_NAIVE = 8

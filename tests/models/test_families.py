@@ -27,6 +27,8 @@ BERT = {
     "intermediate_size": 40,
     "max_position_embeddings": 24,
 }
+ELECTRA = {**BERT, "embedding_size": 10}
+ALBERT = {**BERT, "embedding_size": 10}
 DISTIL = {"vocab_size": 61, "dim": 24, "n_heads": 3, "n_layers": 2, "hidden_dim": 40, "max_position_embeddings": 24}
 
 
@@ -70,6 +72,25 @@ CASES = [
     Case("roberta-classify-2", "RobertaForSequenceClassification", BERT, {"num_labels": 2, "type_vocab_size": 1}),
     Case("roberta-classify-5", "RobertaForSequenceClassification", BERT, {"num_labels": 5, "pad_token_id": 0}),
     Case("xlm-roberta", "XLMRobertaModel", BERT),
+    Case("camembert", "CamembertModel", BERT),
+    Case("camembert-classify-3", "CamembertForSequenceClassification", BERT, {"num_labels": 3, "pad_token_id": 2}),
+    Case("electra", "ElectraModel", ELECTRA),
+    Case("electra-one-width", "ElectraModel", ELECTRA, {"embedding_size": 24, "hidden_act": "relu"}),
+    Case("electra-classify-3", "ElectraForSequenceClassification", ELECTRA, {"num_labels": 3, "hidden_act": "silu"}),
+    Case("albert", "AlbertModel", ALBERT),
+    Case("albert-one-width", "AlbertModel", ALBERT, {"embedding_size": 24, "type_vocab_size": 3}),
+    Case("albert-groups", "AlbertModel", ALBERT, {"num_hidden_layers": 5, "num_hidden_groups": 3, "pooler": False}),
+    Case("albert-inner", "AlbertModel", ALBERT, {"inner_group_num": 2, "num_hidden_groups": 2, "hidden_act": "gelu"}),
+    Case("albert-classify-3", "AlbertForSequenceClassification", ALBERT, {"num_labels": 3}),
+    Case("mpnet", "MPNetModel", BERT),
+    Case("mpnet-no-pooler", "MPNetModel", BERT, {"pooler": False, "pad_token_id": 3, "hidden_act": "gelu_new"}),
+    Case("mpnet-classify-3", "MPNetForSequenceClassification", BERT, {"num_labels": 3, "num_attention_heads": 6}),
+    Case("camembert-of-masked-lm", "CamembertForMaskedLM", BERT),
+    Case("electra-of-masked-lm", "ElectraForMaskedLM", ELECTRA),
+    Case("electra-of-pretraining", "ElectraForPreTraining", ELECTRA),
+    Case("albert-of-masked-lm", "AlbertForMaskedLM", ALBERT),
+    Case("albert-of-pretraining", "AlbertForPreTraining", ALBERT),
+    Case("mpnet-of-masked-lm", "MPNetForMaskedLM", BERT),
     Case("bert-of-masked-lm", "BertForMaskedLM", BERT),
     Case("roberta-of-masked-lm", "RobertaForMaskedLM", BERT),
     Case("distilbert-of-masked-lm", "DistilBertForMaskedLM", DISTIL),
@@ -92,7 +113,8 @@ def test_all_outputs_equal_transformers(case: Case, tmp_path: Path, device: str,
     inputs: dict[str, Any] = {}
     if model.config.type_vocab_size:
         inputs["token_type_ids"] = rng.integers(0, model.config.type_vocab_size, ids.shape)
-    backbone = reference.base_model if "MaskedLM" in case.model_class else reference
+    pretrained = case.model_class.endswith(("ForMaskedLM", "ForPreTraining"))
+    backbone = reference.base_model if pretrained else reference
     expected = hf.call(backbone, ids, **inputs)
     found = model(ids, output_hidden_states=True, output_attentions=True, **inputs)
     scale = max(float(np.abs(hf.array(state)).max()) for state in expected.hidden_states)
@@ -100,7 +122,7 @@ def test_all_outputs_equal_transformers(case: Case, tmp_path: Path, device: str,
     pairs += list(zip(found.attentions, expected.attentions, strict=True))
     name = "last_hidden_state" if hasattr(found, "last_hidden_state") else "logits"
     pairs.append((getattr(found, name), expected[name]))
-    if getattr(expected, "pooler_output", None) is not None and "MaskedLM" not in case.model_class:
+    if getattr(expected, "pooler_output", None) is not None and not pretrained:
         pairs.append((found.pooler_output, expected.pooler_output))
     for ours, theirs in pairs:
         assert_close(ours, hf.array(theirs), model.traced, longest=9, scale=scale)

@@ -21,6 +21,11 @@ LAYOUT = Layout(
     tied=("embeddings.word_embeddings.weight", "cls.predictions.decoder.weight"),
     unused=UNUSED,
 )
+# Options of BERT and its relatives that do not affect the result.
+HARMLESS = (
+    "attention_probs_dropout_prob directionality hidden_dropout_prob pooler_fc_size pooler_num_attention_heads "
+    "pooler_num_fc_layers pooler_size_per_head pooler_type"
+)
 HEADS = (
     "Model ForSequenceClassification ForMaskedLM ForPreTraining ForNextSentencePrediction ForTokenClassification "
     "ForQuestionAnswering ForMultipleChoice ForCausalLM LMHeadModel"
@@ -31,7 +36,7 @@ ARCHITECTURES = tuple(f"Bert{head}" for head in HEADS.split())
 @unchangeable
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BertConfig(CommonConfig):
-    """The options of a BERT or RoBERTa, named as in config.json."""
+    """The options of a BERT, RoBERTa or CamemBERT, named as in config.json."""
 
     hidden_size: int
     num_hidden_layers: int
@@ -50,36 +55,59 @@ def read_config(raw: Mapping[str, object]) -> BertConfig:
 
 
 def read_bert_config(c: ConfigReader, common: Mapping[str, Any], position_offset: int = 0) -> BertConfig:
-    """Read the options that BERT and RoBERTa share."""
-    hidden_size = c.size("hidden_size", 768)
-    config = BertConfig(
-        hidden_size=hidden_size,
-        num_hidden_layers=c.size("num_hidden_layers", 12, high=MAX_LAYERS),
-        num_attention_heads=c.heads(hidden_size, "hidden_size", "num_attention_heads", 12),
-        intermediate_size=c.size("intermediate_size", 3072),
-        hidden_act=c.activation("hidden_act", "gelu"),
-        max_position_embeddings=c.size("max_position_embeddings", 512, low=position_offset + 1),
-        type_vocab_size=c.size("type_vocab_size", 2),
-        layer_norm_eps=c.epsilon("layer_norm_eps", 1e-12),
-        position_offset=position_offset,
-        **common,
-    )
-    c.finish(
-        "attention_probs_dropout_prob directionality hidden_dropout_prob pooler_fc_size pooler_num_attention_heads "
-        "pooler_num_fc_layers pooler_size_per_head pooler_type"
-    )
+    """Read the config of a BERT, RoBERTa or CamemBERT."""
+    config = BertConfig(**read_layers(c, position_offset=position_offset), **read_types(c), **common)
+    c.finish(HARMLESS)
     return config
+
+
+def read_layers(
+    c: ConfigReader,
+    *,
+    width: int = 768,
+    heads: int = 12,
+    inner: int = 3072,
+    act: str = "gelu",
+    position_offset: int = 0,
+) -> dict[str, Any]:
+    """Read the options of embeddings and layers, which BERT's relatives share. width, heads, inner, act: defaults."""
+    hidden_size = c.size("hidden_size", width)
+    return {
+        "hidden_size": hidden_size,
+        "num_hidden_layers": c.size("num_hidden_layers", 12, high=MAX_LAYERS),
+        "num_attention_heads": c.heads(hidden_size, "hidden_size", "num_attention_heads", heads),
+        "intermediate_size": c.size("intermediate_size", inner),
+        "hidden_act": c.activation("hidden_act", act),
+        "max_position_embeddings": c.size("max_position_embeddings", 512, low=position_offset + 1),
+        "layer_norm_eps": c.epsilon("layer_norm_eps", 1e-12),
+        "position_offset": position_offset,
+    }
+
+
+def read_types(c: ConfigReader) -> dict[str, int]:
+    """Read the number of token types."""
+    return {"type_vocab_size": c.size("type_vocab_size", 2)}
 
 
 def encoder(cfg: BertConfig, w: Weights, t: Tokens) -> Tensor:
     """Compute the hidden states of all tokens, [n_tokens, hidden_size]."""
-    d, eps = cfg.hidden_size, cfg.layer_norm_eps
+    return layers(cfg, w, embeddings(cfg, w, t, cfg.hidden_size))
+
+
+def embeddings(cfg: BertConfig, w: Weights, t: Tokens, width: int) -> Tensor:
+    """Compute the normalized sums of the embeddings of words, token types and positions, [n_tokens, width]."""
     e = w["embeddings"]
-    h = embedding(e["word_embeddings"], t.ids, cfg.vocab_size, d)
-    h = h + embedding(e["token_type_embeddings"], t.type_ids, cfg.type_vocab_size, d)
+    h = embedding(e["word_embeddings"], t.ids, cfg.vocab_size, width)
+    h = h + embedding(e["token_type_embeddings"], t.type_ids, cfg.type_vocab_size, width)
     positions = cfg.max_position_embeddings
-    h = h + embedding(e["position_embeddings"], t.positions, positions, d, offset=cfg.position_offset)
-    h = hidden_state(layer_norm(h, e["LayerNorm"], eps))
+    h = h + embedding(e["position_embeddings"], t.positions, positions, width, offset=cfg.position_offset)
+    return layer_norm(h, e["LayerNorm"], cfg.layer_norm_eps)
+
+
+def layers(cfg: BertConfig, w: Weights, h: Tensor) -> Tensor:
+    """Compute all layers from the first hidden state, [n_tokens, hidden_size]."""
+    d, eps = cfg.hidden_size, cfg.layer_norm_eps
+    h = hidden_state(h)
     for i in range(cfg.num_hidden_layers):
         b = w[f"encoder.layer.{i}"]
         q, k, v = (linear(h, b[f"attention.self.{name}"], d) for name in ("query", "key", "value"))
@@ -90,7 +118,7 @@ def encoder(cfg: BertConfig, w: Weights, t: Tokens) -> Tensor:
     return h
 
 
-def pooler(cfg: BertConfig, w: Weights, h: Tensor) -> Tensor:
+def pooler(cfg: Any, w: Weights, h: Tensor) -> Tensor:
     """Compute tanh of a linear over the first token ([CLS]), [n_sequences, hidden_size]."""
     return activate(linear(gather_rows(h, "first"), w["pooler.dense"], cfg.hidden_size), "tanh")
 

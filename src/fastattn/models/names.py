@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fastattn.checkpoint.source import WeightSource, place_of, require_weight_dtype, same_data
 from fastattn.checks import quote
@@ -62,6 +62,10 @@ class ModelNames:
             names = " and ".join(quote(info.name) for info in candidates[:4])
             raise ConfigError(f"{name}: expected one tensor, got {names}")
         return candidates[0]
+
+    def with_computed(self, sources: Mapping[str, WeightSource]) -> ModelNames:
+        """Add tensors that a family computes. Those in the checkpoint take precedence: quantized folders store them."""
+        return replace(self, found={**{name: (source,) for name, source in sources.items()}, **self.found})
 
     def unexpected(self, used: Mapping[str, WeightSource]) -> list[str]:
         """Return the names of the tensors that a model does not use, except those known to be unused."""

@@ -14,7 +14,7 @@ from fastattn.errors import ConfigError
 from fastattn.graph.ir import Program
 from fastattn.graph.rewrites import optimize
 from fastattn.graph.tensor import Tracer, Weights
-from fastattn.models import bert, distilbert, gpt2, roberta
+from fastattn.models import albert, bert, camembert, distilbert, electra, gpt2, mpnet, roberta
 from fastattn.models.config import CommonConfig
 from fastattn.models.names import Layout, ModelNames, check_tensors, resolve_names
 from fastattn.models.tasks import TASKS, Task
@@ -28,6 +28,7 @@ class Family:
     """A model family, in one file of this folder.
 
     build_with_types: `build` for calls with token types, if the family uses them only in such calls.
+    computed: returns the weights that are computed from the config and the checkpoint, by their names in the model.
     """
 
     architectures: tuple[str, ...]
@@ -36,6 +37,7 @@ class Family:
     read_config: Callable[[Mapping[str, object]], CommonConfig]
     build: Callable[[Any, Weights, Task], Program]
     build_with_types: Callable[[Any, Weights, Task], Program] | None = None
+    computed: Callable[[Any, ModelNames], Mapping[str, WeightSource]] | None = None
 
 
 _ENCODER_TASKS: tuple[Task, ...] = ("encoder", "sequence-classification")
@@ -49,6 +51,12 @@ FAMILIES: Mapping[str, Family] = {
     ),
     "roberta": Family(roberta.ARCHITECTURES, roberta.LAYOUT, _ENCODER_TASKS, roberta.read_config, roberta.build),
     "xlm-roberta": Family(roberta.ARCHITECTURES, roberta.LAYOUT, _ENCODER_TASKS, roberta.read_config, roberta.build),
+    "camembert": Family(camembert.ARCHITECTURES, roberta.LAYOUT, _ENCODER_TASKS, camembert.read_config, roberta.build),
+    "electra": Family(electra.ARCHITECTURES, electra.LAYOUT, _ENCODER_TASKS, electra.read_config, electra.build),
+    "albert": Family(albert.ARCHITECTURES, albert.LAYOUT, _ENCODER_TASKS, albert.read_config, albert.build),
+    "mpnet": Family(
+        mpnet.ARCHITECTURES, mpnet.LAYOUT, _ENCODER_TASKS, mpnet.read_config, mpnet.build, computed=mpnet.computed
+    ),
 }
 
 
@@ -111,6 +119,8 @@ def build(config: Mapping[str, object], tensors: Mapping[str, WeightSource], tas
         raise ConfigError(_wrong_task(str(_model_type(config)), task, family))
     parsed = family.read_config(config)
     names = resolve_names(tensors, family.layout, tied=config.get("tie_word_embeddings") is not False)
+    if family.computed is not None:
+        names = names.with_computed(family.computed(parsed, names))
     if task == "sequence-classification":
         _check_classifier(names, parsed)
     traced = family.build(parsed, Weights(Tracer(), names), task)

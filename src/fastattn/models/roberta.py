@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from fastattn.graph.ir import Program
-from fastattn.graph.kinds import activate, gather_rows, linear
-from fastattn.graph.tensor import Tokens, Weights
+from fastattn.graph.kinds import Activation, activate, gather_rows, linear
+from fastattn.graph.tensor import Tensor, Tokens, Weights
 from fastattn.models.bert import HEADS, UNUSED, BertConfig, encoder, pooler, read_bert_config
 from fastattn.models.config import ConfigReader
 from fastattn.models.names import Layout
@@ -32,13 +33,19 @@ def read_config(raw: Mapping[str, object]) -> BertConfig:
 
 def build(cfg: BertConfig, w: Weights, task: Task) -> Program:
     """Build the Program of a task: "last_hidden_state" and "pooler_output", or "logits" of every sequence."""
-    h = encoder(cfg, w, Tokens())
+    return w.tracer.program(outputs(cfg, w, encoder(cfg, w, Tokens()), task), cfg.max_positions)
+
+
+def outputs(cfg: Any, w: Weights, h: Tensor, task: Task, *, activation: Activation = "tanh") -> dict[str, Tensor]:
+    """Compute the outputs of a task from the last hidden state.
+
+    cfg: the config of a family that has this head. activation: the function between its two matrices.
+    """
     if task == "sequence-classification":
         head = w["classifier"]
-        x = activate(linear(gather_rows(h, "first"), head["dense"], cfg.hidden_size), "tanh")
-        outputs = {"logits": linear(x, head["out_proj"], len(cfg.labels))}
-    else:
-        outputs = {"last_hidden_state": h}
-        if w["pooler.dense"].has("weight"):
-            outputs["pooler_output"] = pooler(cfg, w, h)
-    return w.tracer.program(outputs, cfg.max_positions)
+        x = activate(linear(gather_rows(h, "first"), head["dense"], cfg.hidden_size), activation)
+        return {"logits": linear(x, head["out_proj"], len(cfg.labels))}
+    found = {"last_hidden_state": h}
+    if w["pooler.dense"].has("weight"):
+        found["pooler_output"] = pooler(cfg, w, h)
+    return found
