@@ -28,6 +28,7 @@ BERT = {
     "max_position_embeddings": 24,
 }
 ELECTRA = {**BERT, "embedding_size": 10}
+MODERN = {**BERT, "num_hidden_layers": 4, "local_attention": 4, "pad_token_id": 0, "cls_token_id": 1, "sep_token_id": 2}
 ALBERT = {**BERT, "embedding_size": 10}
 DISTIL = {"vocab_size": 61, "dim": 24, "n_heads": 3, "n_layers": 2, "hidden_dim": 40, "max_position_embeddings": 24}
 
@@ -85,6 +86,59 @@ CASES = [
     Case("mpnet", "MPNetModel", BERT),
     Case("mpnet-no-pooler", "MPNetModel", BERT, {"pooler": False, "pad_token_id": 3, "hidden_act": "gelu_new"}),
     Case("mpnet-classify-3", "MPNetForSequenceClassification", BERT, {"num_labels": 3, "num_attention_heads": 6}),
+    Case("modernbert", "ModernBertModel", MODERN),
+    Case(
+        "modernbert-types",
+        "ModernBertModel",
+        MODERN,
+        {"layer_types": ["sliding_attention", "full_attention"], "num_hidden_layers": 2, "local_attention": 5},
+    ),
+    Case(
+        "modernbert-thetas",
+        "ModernBertModel",
+        MODERN,
+        {
+            "rope_parameters": {
+                "full_attention": {"rope_type": "linear", "rope_theta": 77.0, "factor": 3.0},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 20.0},
+            }
+        },
+    ),
+    Case(
+        "modernbert-biases",
+        "ModernBertForSequenceClassification",
+        MODERN,
+        {
+            "norm_bias": True,
+            "attention_bias": True,
+            "mlp_bias": True,
+            "classifier_bias": True,
+            "num_labels": 3,
+            "classifier_pooling": "mean",
+            "classifier_activation": "silu",
+            "hidden_activation": "relu",
+        },
+    ),
+    Case("modernbert-classify-3", "ModernBertForSequenceClassification", MODERN, {"num_labels": 3}),
+    Case("modernbert-of-masked-lm", "ModernBertForMaskedLM", MODERN),
+    Case("nomic", "NomicBertModel", BERT),
+    Case("nomic-pooler", "NomicBertModel", BERT, {"pooler": True, "hidden_act": "gelu", "type_vocab_size": 3}),
+    Case("nomic-heads", "NomicBertModel", BERT, {"head_dim": 10, "num_attention_heads": 5}),
+    Case(
+        "nomic-scaled",
+        "NomicBertModel",
+        BERT,
+        {
+            "rope_parameters": {
+                "rope_type": "yarn",
+                "rope_theta": 500.0,
+                "factor": 4.0,
+                "original_max_position_embeddings": 6,
+            }
+        },
+    ),
+    Case("nomic-classify-3", "NomicBertForSequenceClassification", BERT, {"num_labels": 3}),
+    Case("nomic-of-masked-lm", "NomicBertForMaskedLM", BERT),
     Case("camembert-of-masked-lm", "CamembertForMaskedLM", BERT),
     Case("electra-of-masked-lm", "ElectraForMaskedLM", ELECTRA),
     Case("electra-of-pretraining", "ElectraForPreTraining", ELECTRA),

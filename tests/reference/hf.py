@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
 import transformers
 from numpy.typing import NDArray
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 transformers.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
@@ -35,9 +39,44 @@ def save(model: Any, directory: Path) -> Path:
     return directory
 
 
+@contextmanager
+def exact(model: Any) -> Iterator[None]:
+    """Compute rotary angles and softmax in float64, where transformers uses float32 in a float64 model too.
+
+    The cosines and sines are then rounded to float32, as they are in a `RotaryTable`.
+    """
+    float32, handles = torch.float32, []
+
+    def rounded(module: Any, args: Any, output: Any) -> Any:
+        return tuple(part.to(float32).double() for part in output)
+
+    with (
+        patch.multiple(torch, float=torch.float64, float32=torch.float64),
+        patch.object(torch.Tensor, "float", torch.Tensor.double),
+    ):
+        for module in model.modules():
+            if hasattr(module, "compute_default_rope_parameters"):
+                _set_frequencies(module)
+                handles.append(module.register_forward_hook(rounded))
+        yield
+    for handle in handles:
+        handle.remove()
+
+
+def _set_frequencies(module: Any) -> None:
+    """Compute the frequencies of a rotary module again, in the current precision."""
+    by_layer = isinstance(module.rope_type, dict)
+    for layer_type, rope_type in module.rope_type.items() if by_layer else [(None, module.rope_type)]:
+        compute = module.compute_default_rope_parameters
+        if rope_type != "default":
+            compute = ROPE_INIT_FUNCTIONS[rope_type]
+        frequencies, _ = compute(module.config, layer_type=layer_type)
+        setattr(module, f"{layer_type}_inv_freq" if by_layer else "inv_freq", frequencies.double())
+
+
 def call(model: Any, ids: list[list[int]], **inputs: Any) -> Any:
     """Return the model's outputs for a dense batch, in float64, as numpy arrays (or tuples of arrays)."""
-    with torch.no_grad():
+    with torch.no_grad(), exact(model):
         out = model(
             torch.tensor(ids),
             output_hidden_states=True,

@@ -14,7 +14,7 @@ from fastattn.errors import ConfigError
 from fastattn.graph.ir import Program
 from fastattn.graph.rewrites import optimize
 from fastattn.graph.tensor import Tracer, Weights
-from fastattn.models import albert, bert, camembert, distilbert, electra, gpt2, mpnet, roberta
+from fastattn.models import albert, bert, camembert, distilbert, electra, gpt2, modernbert, mpnet, nomic_bert, roberta
 from fastattn.models.config import CommonConfig
 from fastattn.models.names import Layout, ModelNames, check_tensors, resolve_names
 from fastattn.models.tasks import TASKS, Task
@@ -56,6 +56,22 @@ FAMILIES: Mapping[str, Family] = {
     "albert": Family(albert.ARCHITECTURES, albert.LAYOUT, _ENCODER_TASKS, albert.read_config, albert.build),
     "mpnet": Family(
         mpnet.ARCHITECTURES, mpnet.LAYOUT, _ENCODER_TASKS, mpnet.read_config, mpnet.build, computed=mpnet.computed
+    ),
+    "modernbert": Family(
+        modernbert.ARCHITECTURES,
+        modernbert.LAYOUT,
+        _ENCODER_TASKS,
+        modernbert.read_config,
+        modernbert.build,
+        computed=modernbert.computed,
+    ),
+    "nomic_bert": Family(
+        nomic_bert.ARCHITECTURES,
+        nomic_bert.LAYOUT,
+        _ENCODER_TASKS,
+        nomic_bert.read_config,
+        nomic_bert.build,
+        computed=nomic_bert.computed,
     ),
 }
 
