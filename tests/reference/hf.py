@@ -41,23 +41,26 @@ def save(model: Any, directory: Path) -> Path:
 
 @contextmanager
 def exact(model: Any) -> Iterator[None]:
-    """Compute rotary angles and softmax in float64, where transformers uses float32 in a float64 model too.
+    """Let a model with rotary positions compute angles and softmax in float64; by default it rounds them to float32.
 
     The cosines and sines are then rounded to float32, as they are in a `RotaryTable`.
     """
-    float32, handles = torch.float32, []
+    rotary = [module for module in model.modules() if hasattr(module, "compute_default_rope_parameters")]
+    if not rotary:
+        yield
+        return
+    float32 = torch.float32
 
     def rounded(module: Any, args: Any, output: Any) -> Any:
         return tuple(part.to(float32).double() for part in output)
 
+    handles = [module.register_forward_hook(rounded) for module in rotary]
     with (
         patch.multiple(torch, float=torch.float64, float32=torch.float64),
         patch.object(torch.Tensor, "float", torch.Tensor.double),
     ):
-        for module in model.modules():
-            if hasattr(module, "compute_default_rope_parameters"):
-                _set_frequencies(module)
-                handles.append(module.register_forward_hook(rounded))
+        for module in rotary:
+            _set_frequencies(module)
         yield
     for handle in handles:
         handle.remove()

@@ -55,7 +55,7 @@ class AutoModelForCausalLM(_Auto[CausalLM]):
 
 
 class AutoModel(_Auto[Encoder]):
-    """Loads BERT, DistilBERT, RoBERTa and GPT-2 checkpoints without a head."""
+    """Loads checkpoints of encoders and of GPT-2 without a head."""
 
     _model, _task = Encoder, "encoder"
 
