@@ -40,7 +40,7 @@ private:
 };
 
 // A function and its last rows, which stay alive until the next call.
-struct Rows {
+struct ComputedRows {
     std::string name;
     int64_t columns;
     py::object function, rows{};
@@ -71,7 +71,7 @@ std::unique_ptr<WeightSource> source_from(WeightSource::Matrix matrix, const py:
         return std::make_unique<FileSource>(std::move(matrix), first.cast<int>(), second);
     if (matrix.dtype != DType::kF32)
         throw Error(ErrorKind::kDtype, "tensor " + matrix.name + ": expected dtype F32 for a function");
-    Rows rows{.name = matrix.name, .columns = matrix.columns, .function = first};
+    ComputedRows rows{.name = matrix.name, .columns = matrix.columns, .function = first};
     return std::make_unique<ComputedSource>(matrix.name, matrix.rows, matrix.columns, second, std::move(rows));
 }
 
