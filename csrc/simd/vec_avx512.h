@@ -1,9 +1,7 @@
 #pragma once
 // GCC 12 warns about the deliberately undefined operands inside these intrinsics (GCC bug 105593).
 #pragma GCC diagnostic push
-#if !defined(__clang__)
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-#endif
 #pragma GCC diagnostic ignored "-Wuninitialized"
 #include <immintrin.h>
 #pragma GCC diagnostic pop
