@@ -1,11 +1,12 @@
-# make demo | test | check | format | bench | test-neon | wheels | clean   (needs Python >= 3.10, a C++20 compiler, make)
+# make demo | install | test | check | docs | format | bench | test-neon | wheels | clean
+# It needs Python >= 3.10 and a C++20 compiler.
 PYTHON ?= python3
 VENV   ?= .venv
 # The index from which pip installs PyTorch for the reference tests; empty: the default index.
 # A CPU-only wheel, such as from https://download.pytorch.org/whl/cpu, saves gigabytes.
 TORCH       ?= torch==2.13.0
 TORCH_INDEX ?=
-# The CUDA module: OFF, ON, or AUTO (ON if there is an nvcc). It takes minutes to compile and needs a GPU to run.
+# The CUDA extension: OFF, ON, or AUTO (ON if nvcc is found). It takes minutes to compile and needs a GPU to run.
 CUDA        ?= OFF
 # Test processes; each needs about 1.5 GB.
 WORKERS     ?= $(shell $(PYTHON) -c 'import os; print(max(1, min(os.cpu_count() or 1, 4)))')
@@ -26,7 +27,7 @@ PACKAGED  := $(CXX_FILES) CMakeLists.txt $(wildcard cmake/*) pyproject.toml READ
 BENCH_ARGS ?=
 WHEEL_ARGS ?=
 
-.PHONY: demo test check format bench test-neon wheels install clean
+.PHONY: demo test check docs format bench test-neon wheels install clean
 .DEFAULT_GOAL := demo
 
 demo: install
@@ -35,8 +36,8 @@ demo: install
 	@echo; echo "== fastattn classify: the embedded sentiment model =="
 	@printf '%s\n' "A quiet film that stays with you for days." "The plot is a mess and the jokes fall flat." \
 	  "I laughed, I cried, I would see it again." | $(BIN)/fastattn classify -f -
-	@echo; echo "Both are toys of 2.6M and 1.0M parameters, made to show that things run."
-	@echo "Next: $(BIN)/fastattn generate -m FOLDER -p TEXT with a model of your own; README.md has the rest."
+	@echo; echo "Both are tiny models (2.6M and 1.0M parameters) that only show that everything works."
+	@echo "Next, use your own model: $(BIN)/fastattn generate -m FOLDER -p TEXT. See README.md for more."
 
 install: $(S)/installed
 
@@ -48,7 +49,7 @@ $(S)/installed: $(S)/build-tools $(S)/cuda-$(CUDA) $(PACKAGED)
 	$(PIP) --no-build-isolation -C cmake.define.FASTATTN_CUDA=$(CUDA) .
 	@touch $@
 
-# Only one such stamp exists, so a change of CUDA causes a reinstall.
+# Only one stamp of this kind exists at a time, so changing CUDA causes a reinstall.
 $(S)/cuda-$(CUDA): $(S)/venv
 	@rm -f $(S)/cuda-* && touch $@
 
@@ -61,9 +62,9 @@ $(S)/venv:
 	$(PYTHON) -m venv $(VENV)
 	@mkdir -p $(S) && touch $@
 
-# PyTorch is installed first and pinned: otherwise a dependency of transformers would choose another build of it. The
-# stamp means that all packages are installed. If they cannot be installed, the other tests still run (not in CI), and
-# the next run tries again.
+# PyTorch is installed first and pinned; otherwise pip would choose another build of it as a dependency of transformers.
+# The stamp means that all packages are installed. If they cannot be installed, the other tests still run (but not in
+# CI), and the next run tries to install them again.
 $(S)/reference-packages: $(S)/venv pyproject.toml
 	@rm -f $@; others=$$($(PY) tools/extra.py reference | grep -v '^torch$$') && \
 	  $(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$(TORCH)" && $(PIP) $$others && touch $@ || { \
@@ -79,7 +80,7 @@ PYTEST = $(PY) -m pytest -q -p no:benchmark -n $(WORKERS) --dist worksteal
 test: install $(S)/test-tools $(S)/reference-packages
 	@if [ -e $(S)/reference-packages ]; then $(PYTEST) $(TEST_ARGS); \
 	else $(PYTEST) -m "not torch" $(TEST_ARGS); status=$$?; \
-	  echo "WARNING: comparisons with PyTorch and transformers were LEFT OUT, they cannot be installed"; exit $$status; fi
+	  echo "WARNING: SKIPPED the comparisons with PyTorch and transformers, which could not be installed"; exit $$status; fi
 
 $(S)/check-tools: $(S)/venv tools/requirements-check.txt
 	$(PIP) -r tools/requirements-check.txt numpy tokenizers
@@ -98,6 +99,16 @@ check: $(S)/check-tools install
 	cd $(S) && $(abspath $(PY)) -m mypy.stubtest --allowlist $(CURDIR)/tools/stubtest-allow.txt \
 	  --ignore-unused-allowlist fastattn._core $$($(abspath $(PY)) -c \
 	  "import importlib.util as u; print('fastattn._cuda' if u.find_spec('fastattn._cuda') else '')")
+
+$(S)/docs-tools: $(S)/venv pyproject.toml
+	$(PIP) $$($(PY) tools/extra.py docs)
+	@touch $@
+
+# Builds the documentation site; a warning, or a link that leads nowhere, is an error.
+docs: install $(S)/docs-tools
+	rm -rf build/site
+	$(PY) -m sphinx -q -W --keep-going -E -b html -d build/site-doctrees docs build/site
+	$(PY) tools/check_site.py build/site
 
 # Formats every file as `make check` requires.
 format: $(S)/check-tools

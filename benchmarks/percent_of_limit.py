@@ -1,7 +1,7 @@
 """Measures how close fastattn comes to the machine's limits, and stores the results.
 
-It runs `fastattn bench` on the full-size models of make_models.py, and separate products; optionally other libraries do
-the same work.
+It runs `fastattn bench` on the full-size models of make_models.py, and single matrix products. Optionally, other
+libraries run the same workloads.
 
     python benchmarks/percent_of_limit.py                                        # every row, fastattn alone
     python benchmarks/percent_of_limit.py --against torch onnxruntime numpy      # with ratios

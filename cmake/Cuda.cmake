@@ -1,10 +1,10 @@
-# The CUDA module, fastattn._cuda: a separate extension, so one wheel works on machines with and without a GPU.
-# FASTATTN_CUDA: ON, OFF, or AUTO. AUTO builds it if there is a usable nvcc, and otherwise skips it silently.
+# The CUDA extension, fastattn._cuda. It is separate, so one wheel works on machines with and without a GPU.
+# FASTATTN_CUDA: ON, OFF, or AUTO. AUTO builds it if it finds a usable nvcc, and otherwise skips it silently.
 set(FASTATTN_CUDA AUTO CACHE STRING "Build the CUDA extension fastattn._cuda: AUTO, ON or OFF")
 set_property(CACHE FASTATTN_CUDA PROPERTY STRINGS AUTO ON OFF)
 # Code for Ampere, Ada and Hopper, and PTX, which the driver compiles for newer GPUs.
 set(FASTATTN_CUDA_TARGETS 80 86 89 90a CACHE STRING "GPUs (sm_XX) that the CUDA extension has code for")
-set(FASTATTN_CUDA_PTX 90 CACHE STRING "Virtual architecture of its PTX; empty: none")
+set(FASTATTN_CUDA_PTX 90 CACHE STRING "Virtual architecture of the PTX code; empty: no PTX")
 option(FASTATTN_CUDA_EMULATION "Build the CUDA executor over an emulation on the CPU, for tests" OFF)
 set(FASTATTN_LEAST_NVCC 12.4)
 

@@ -1,7 +1,7 @@
 include(CheckCXXSourceCompiles)
 
-# The targets, one per line. Every kernel source is compiled once per target, in the target's own namespace. So the
-# linker can never merge AVX-512 code into what an AVX2 machine runs (tools/check_weak_symbols.py).
+# The targets, one per line. Every kernel source is compiled once per target, in the target's own namespace, so the
+# linker cannot replace AVX2 functions with AVX-512 ones (tools/check_weak_symbols.py checks this).
 set(FASTATTN_KERNEL_FLAGS -O3 -ffp-contract=off -fno-math-errno -fno-trapping-math -fno-exceptions -fno-rtti
     -fno-lto -fno-strict-aliasing -fno-threadsafe-statics -Wall -Wextra)
 
@@ -15,8 +15,8 @@ function(fastattn_simd_target name)
   set_property(GLOBAL APPEND PROPERTY FASTATTN_TARGETS ${name})
 endfunction()
 
-# The tests of CUDA kernels can compare with any target, and one compiles faster than all.
-option(FASTATTN_SCALAR_ONLY "Build no target but scalar" OFF)
+# The tests of CUDA kernels need only one target to compare with, and one target compiles faster than all.
+option(FASTATTN_SCALAR_ONLY "Build only the scalar target" OFF)
 
 fastattn_simd_target(scalar)
 if(FASTATTN_SCALAR_ONLY)
@@ -26,7 +26,7 @@ elseif(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
   fastattn_simd_target(avx512 ${avx512})
   fastattn_simd_target(avx512_vnni ${avx512} -mavx512vnni)
   fastattn_simd_target(avx512_bf16 ${avx512} -mavx512vnni -mavx512bf16)
-  # A compiler may know these flags and call an assembler that does not know the instructions.
+  # A compiler may accept these flags but call an assembler that does not support the instructions.
   set(amx -mamx-tile -mamx-bf16 -mamx-int8)
   list(JOIN amx " " CMAKE_REQUIRED_FLAGS)
   check_cxx_source_compiles("#include <immintrin.h>

@@ -1,4 +1,4 @@
-"""Compute sentence vectors of a pandas column, and find the sentences nearest to a question.
+"""Compute sentence vectors for a pandas column, and find the sentences closest to a question.
 
 pip install pandas
 python examples/embed_pandas.py FOLDER    # a sentence-transformers folder, such as all-MiniLM-L6-v2

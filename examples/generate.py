@@ -18,7 +18,7 @@ def main() -> None:
     for piece in model.stream("It was a dark", max_new_tokens=60, do_sample=True, temperature=0.8, seed=1):
         print(piece, end="", flush=True)
 
-    print("\n\nSeveral prompts at once, of any lengths, each with its own seed:")
+    print("\n\nSeveral prompts of any length in one batch, each with its own seed:")
     prompts = ["The old man", "She opened the letter, and"]
     ids = model.generate(
         [tokenizer.encode(text) for text in prompts], max_new_tokens=30, do_sample=True, top_p=0.9, seed=[1, 2]
@@ -26,7 +26,9 @@ def main() -> None:
     for text in tokenizer.batch_decode(ids, skip_special_tokens=True):
         print("-", text)
 
-    print("\nUp to the end of the paragraph (a stop string is no part of the text), in the form of transformers:")
+    print(
+        "\nUp to the end of the paragraph (the text does not include the stop string), as a transformers-style result:"
+    )
     print(generator("The house", max_new_tokens=100, stop_strings=["\n"], seed=3))
 
 

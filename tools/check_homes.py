@@ -1,8 +1,8 @@
-"""Checks that what has one home is not written again elsewhere.
+"""Checks that tables and mechanisms that must exist once are not duplicated in other files.
 
 python tools/check_homes.py [ROOT]
 
-`HOMES` lists each concept, the pattern of its second copies, and the files that may have it.
+`HOMES` lists each concept, a pattern that finds it, and the files in which it may occur (its homes).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True)
 class Home:
-    """A concept, and where it is declared. within: the files that are searched; homes: those that may match."""
+    """A concept and its home. within: the files that are searched; homes: the files that may match."""
 
     concept: str
     within: tuple[str, ...]
@@ -32,7 +32,7 @@ HOMES = (
         "a list of number formats",
         _PYTHON,
         re.compile(rf"[(\[{{]\s*{_FORMAT},\s*{_FORMAT}"),
-        # What other libraries have, and the formats of a finished vector.
+        # The last two are about formats of other libraries, and of sentence vectors.
         ("src/fastattn/formats.py", "src/fastattn/bench/libraries/*", "src/fastattn/tasks/sentence/*"),
     ),
     Home(
@@ -60,7 +60,7 @@ HOMES = (
 
 
 def check(root: Path) -> Iterator[str]:
-    """Yield every second copy in a checkout."""
+    """Yield a message for every match outside the homes."""
     for path in sorted([*root.glob("src/**/*"), *root.glob("csrc/**/*")]):
         name = path.relative_to(root).as_posix()
         for home in HOMES:
@@ -69,7 +69,7 @@ def check(root: Path) -> Iterator[str]:
             text = path.read_text(encoding="utf-8")
             for found in home.pattern.finditer(text):
                 line = text.count("\n", 0, found.start()) + 1
-                yield f"{name}:{line}: {home.concept} has a home: {', '.join(home.homes)}"
+                yield f"{name}:{line}: {home.concept}: put this in {', '.join(home.homes)}"
 
 
 def _matches(name: str, patterns: tuple[str, ...]) -> bool:

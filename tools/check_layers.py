@@ -2,10 +2,10 @@
 
     python tools/check_layers.py [ROOT]
 
-Python: every import of fastattn inside src/fastattn, including those in functions, under TYPE_CHECKING, and by
-`import_module` of a literal name. C++: every quoted #include inside csrc. Folders on one line of the list may use each
-other. pybind11 may only be included in csrc/bindings, headers with intrinsics only in csrc/simd, and CUDA headers only
-in csrc/cuda.
+It checks every import of fastattn inside src/fastattn, including those in functions, under TYPE_CHECKING, and by
+`import_module` of a literal name, and every quoted #include inside csrc. Folders on one line of the lists below may use
+each other. pybind11 may only be included in csrc/bindings, headers with intrinsics only in csrc/simd, and CUDA headers
+only in csrc/cuda.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-# From the top down. One line is one layer.
+# One layer per line, the highest first.
 PYTHON_LAYERS = (
     ("__init__", "__main__", "cli"),
     ("bench",),
@@ -49,7 +49,7 @@ CPP_LAYERS = (
     ("simd",),
     ("core",),
 )
-# Only that folder may include this.
+# Headers that only the named folder may include.
 RESERVED = (
     (re.compile(r"[<\"]pybind11/"), "bindings"),
     (re.compile(r"[<\"](\w*intrin|arm_neon|arm_sve|x86gprintrin)\.h[>\"]"), "simd"),
@@ -72,7 +72,7 @@ def ranks(layers: tuple[tuple[str, ...], ...]) -> dict[str, int]:
 
 
 def python_uses(package: Path) -> Iterator[Use]:
-    """Yield every import of the package's own modules, relative or absolute; a name that is not a module is public."""
+    """Yield every import of the package's own modules, relative or absolute; other public names count as __init__."""
     modules = {child.stem for child in package.iterdir()} | set(ranks(PYTHON_LAYERS))
     for path in sorted(package.rglob("*.py")):
         parts = path.relative_to(package).with_suffix("").parts
@@ -127,7 +127,7 @@ def complaints(uses: Iterator[Use], layers: tuple[tuple[str, ...], ...]) -> Iter
             if unknown != "pybind11":
                 yield f"{use.where}: {unknown!r} is in no layer; name it in tools/check_layers.py and ARCHITECTURE.md"
         elif rank[use.target] < rank[use.source]:
-            yield f"{use.where}: {use.source} uses {use.target}, which stands above it"
+            yield f"{use.where}: {use.source} uses {use.target}, which is above it"
 
 
 def check(root: Path) -> list[str]:

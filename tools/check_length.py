@@ -1,6 +1,6 @@
 """Checks that no source file has more than 500 lines and no Python or C++ function more than 60.
 
-C++ is read as clang-format writes it: the brace that ends a function has the indentation of the function's first line.
+C++ must be formatted by clang-format: the closing brace of a function has the same indentation as its first line.
 
 python tools/check_length.py [ROOT]
 """
@@ -36,14 +36,14 @@ def long_functions(path: Path, text: str) -> Iterator[str]:
                 yield f"{path}:{node.lineno}: function {node.name} has {lines} lines; at most {FUNCTION_LINES}"
 
 
-# What may stand before the brace of a block that is no function.
+# Matches the line before the opening brace of a block that is not a function.
 NO_FUNCTION = re.compile(r"(if|else|for|while|switch|do|try|namespace|struct|class|enum|union|extern)\b|[^(]*[=\[]|#|}")
 CPP_NOISE = re.compile(r'"(?:[^"\\\n]|\\.)*"|\'(?:[^\'\\\n]|\\.)\'|//[^\n]*')
 
 
 def long_cpp_functions(path: Path, text: str) -> Iterator[str]:
     lines = CPP_NOISE.sub("", text).split("\n")
-    opened: list[int] = []  # lines of the braces that are open
+    opened: list[int] = []  # line numbers of the open braces
     for number, line in enumerate(lines):
         for brace in re.findall("[{}]", line):
             if brace == "{":
@@ -53,7 +53,7 @@ def long_cpp_functions(path: Path, text: str) -> Iterator[str]:
             if number - begin <= FUNCTION_LINES // 2 or "}" not in line[: indentation(line) + 1]:
                 continue
             while begin > 0 and indentation(lines[begin]) != indentation(line):
-                begin -= 1  # the first line of a declaration that continues over several
+                begin -= 1  # go to the first line of a declaration that spans several
             name = re.search(r"([\w:~]+)\(", lines[begin])
             size = number - begin + 1
             if name and size > FUNCTION_LINES and not NO_FUNCTION.match(lines[begin].strip()):

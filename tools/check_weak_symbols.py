@@ -2,8 +2,8 @@
 
     python tools/check_weak_symbols.py build/dev
 
-A weak function outside the target's namespace (such as an inline function of the standard library) exists once per
-target with different instructions. The linker chooses one of them, so an AVX2 machine may run AVX-512 code.
+Each target compiles its own copy of a weak function outside its namespace, such as an inline function of the standard
+library. The linker keeps only one of the copies, so an AVX2 machine may run AVX-512 code.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 
 OBJECT_FOLDER = re.compile(r"fastattn_kernels_(\w+)\.dir")
 MAPPING_SYMBOL = re.compile(r"\$[dx](\.\w+)?")  # of an assembler for Arm, always local; nm of another CPU calls them N
-LOCAL_KINDS = "abdrtn?-"  # lower case in nm: not visible to the linker; the exceptions u, v, w are weak or unique
+LOCAL_KINDS = "abdrtn?-"  # lower case in nm means local; u, v and w, which are unique or weak, are not
 
 
 def foreign_symbols(path: Path, target: str) -> list[str]:

@@ -23,7 +23,7 @@ DISCOUNT = 0.75
 
 
 class Counts:
-    """The number of occurrences of each key, as sorted arrays."""
+    """Counts the occurrences of each key."""
 
     def __init__(self, keys: np.ndarray) -> None:
         self.keys, self.counts = np.unique(keys, return_counts=True)
@@ -34,7 +34,7 @@ class Counts:
 
 
 def discounted(count: np.ndarray, total: np.ndarray, kinds: np.ndarray, lower: np.ndarray) -> np.ndarray:
-    """Apply absolute discounting, interpolated with a lower order; for an unseen context use only the lower order."""
+    """Apply absolute discounting, interpolated with the lower order; an unseen context uses only the lower order."""
     safe = np.maximum(total, 1)
     return np.maximum(count - DISCOUNT, 0) / safe + np.where(total > 0, DISCOUNT * kinds / safe, 1.0) * lower
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 LITBANK_ARCHIVE = "litbank/litbank-original-100-novels.tar.gz"
 
-# Never used for training: whole novels. None shares its author with a training novel except where noted.
+# Whole novels that are never used for training. Unless noted, their authors have no other novel in the training set.
 HELD_OUT_NOVELS = (
     "33_the_scarlet_letter",  # Hawthorne (The House of the Seven Gables is in training)
     "60_the_scarlet_pimpernel",  # Orczy
@@ -76,7 +76,7 @@ def load_novels(data: Path) -> dict[str, str]:
 
 
 def split_novels(novels: dict[str, str]) -> tuple[dict[str, str], dict[str, str]]:
-    """Return (training, held-out) novels; only whole books."""
+    """Return the training novels and the held-out novels."""
     missing = set(HELD_OUT_NOVELS) - set(novels)
     if missing:
         raise ValueError(f"held-out novels not found: {sorted(missing)}")

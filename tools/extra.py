@@ -2,7 +2,7 @@
 
     python tools/extra.py test
 
-Installing `.[test]` would build the project again just to get a list of names.
+`pip install ".[test]"` would install these, too, but also build the project again.
 """
 
 from __future__ import annotations

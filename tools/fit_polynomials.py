@@ -3,8 +3,8 @@
     python tools/fit_polynomials.py
 
 Each fit minimizes the largest weighted error over an interval (Lawson's iteration on Chebyshev points; reference values
-from mpmath at 40 digits). Coefficients are rounded to float32 one at a time, from the lowest power up. The remaining
-ones are refitted after every rounding, so the printed error is that of the float32 coefficients. Needs numpy and
+from mpmath at 40 digits). Coefficients are rounded to float32 one at a time, from the lowest power up. After each
+rounding, the remaining ones are fitted again. The printed error is that of the float32 coefficients. Needs numpy and
 mpmath; not needed to build fastattn.
 """
 
@@ -71,12 +71,12 @@ def _literal(c: np.float32) -> str:
 
 
 def _upper_tail(t: mpmath.mpf) -> mpmath.mpf:
-    """Return P(X > t) of the normal distribution."""
+    """Return Prob(X > t) for a standard normal X."""
     return mpmath.erfc(t / mpmath.sqrt(2)) / 2
 
 
 def _tanh_tail(t: mpmath.mpf) -> mpmath.mpf:
-    """Return the same for gelu's approximation by tanh."""
+    """Return the same tail for gelu's tanh approximation."""
     return 1 / (1 + mpmath.exp(mpmath.sqrt(8 / mpmath.pi) * (t + mpmath.mpf("0.044715") * t**3)))
 
 
@@ -85,14 +85,14 @@ def _exponent(tail: Function) -> Function:
 
 
 def _rough_weight(tail: Function) -> Function:
-    # The error of t tail(t). Far out the weight is a little larger, so that the tail still decreases.
+    # Weighs the error of t tail(t). The second term keeps the approximated tail decreasing for large t.
     return lambda t: t * mpmath.log(2) * (t * tail(t) + mpmath.mpf("1e-4") * mpmath.power(tail(t), 0.25))
 
 
 def _tail_weight(t: mpmath.mpf) -> mpmath.mpf:
-    # An error e of the exponent is a relative error ln(2) * e of the tail. gelu needs a small error only where the tail
-    # is not small. The square root gives the far tail (1e-10 and below) relative errors of about 1e-3 and halves the
-    # degree.
+    # An error e of the exponent is a relative error ln(2) * e of the tail. gelu needs a small relative error only where
+    # the tail is large. The square root allows relative errors of about 1e-3 in the far tail (1e-10 and below), which
+    # halves the degree.
     return mpmath.log(2) * (mpmath.sqrt(_upper_tail(t)) + mpmath.mpf("1e-5"))
 
 
@@ -142,7 +142,7 @@ FITS = (
         high=2**0.5 - 1,
         powers=tuple(range(9)),
     ),
-    # P(X > t) = 2^-(1 + t P(t)) of the normal distribution
+    # Prob(X > t) = 2^-(1 + t P(t)) for a normal X
     Fit(
         name="kNormalTail",
         target=_exponent(_upper_tail),
@@ -151,7 +151,7 @@ FITS = (
         high=14.5,
         powers=tuple(range(12)),
     ),
-    # The same, and gelu's approximation of it, for results that are rounded to bfloat16 or int8
+    # The same, and its tanh approximation, for results that are rounded to bfloat16 or int8
     Fit(
         name="kNormalTailRough",
         target=_exponent(_upper_tail),

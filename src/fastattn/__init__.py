@@ -1,4 +1,4 @@
-"""GPT-2- and BERT-family transformers from Python at the limit of the CPU: numpy in, numpy out, no PyTorch."""
+"""Run GPT-2- and BERT-family transformers from Python, close to the CPU's limit: numpy in, numpy out, no PyTorch."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ from fastattn.errors import DTypeError, InputError
 
 MAX_QUOTE_CHARS = 80
 _MAX_INTEGER_BITS = 128
-_CLOSE = 0.61  # least similarity of a suggestion; "greedy" and "seed" have 0.6
+_CLOSE = 0.61  # minimum similarity of a suggestion; that of "greedy" and "seed" is 0.6
 
 
 def quote(value: object, limit: int = MAX_QUOTE_CHARS) -> str:
@@ -120,7 +120,7 @@ def is_masked_array(value: object) -> bool:
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
-    """Return the known name that a misspelled one probably means, None if no known name is close."""
+    """Return the known name that a misspelled one probably means, or None if no known name is close."""
     found = difflib.get_close_matches(name[:100], list(known), n=1, cutoff=_CLOSE)
     return found[0] if found else None
 
@@ -134,7 +134,9 @@ def closest(name: str, known: Iterable[str]) -> str:
 def one_of(name: str, value: Any, other: str, other_value: Any) -> Any:
     """Return the value of an argument that has two names. Raises InputError if both are given."""
     if value is not None and other_value is not None:
-        raise InputError(f"{other}: expected no value beside {name}, which is another name of it")
+        raise InputError(
+            f"{other}: expected None together with {name}, another name for it, got both; pass one of them"
+        )
     return other_value if value is None else value
 
 
@@ -164,7 +166,7 @@ def check_keywords(found: Iterable[str], known: Collection[str], where: str) -> 
 
 @dataclass(frozen=True, slots=True)
 class Neutral:
-    """The values, besides None, with which a keyword of another library changes nothing here.
+    """A keyword of another library: the values, besides None, that change nothing here.
 
     instead: what to do instead of passing any other value. check: if given, it raises for an invalid value, and every
     other value is accepted.

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fastattn.checks import quote
 from fastattn.errors import ModelFormatError
 
 if TYPE_CHECKING:
@@ -50,13 +51,6 @@ def _require_regular(status: os.stat_result, path: Path) -> None:
         raise OSError(errno.ELOOP, "expected a regular file, got a symbolic link", str(path))
     if not stat.S_ISREG(status.st_mode):
         raise OSError(errno.EINVAL, "expected a regular file, got a device, pipe or socket", str(path))
-
-
-@contextlib.contextmanager
-def open_regular(path: Path) -> Iterator[tuple[int, int]]:
-    """Yield a descriptor of a regular file and its size in bytes. Raises OSError for anything else; never blocks."""
-    with open_file(path) as file:
-        yield file.fileno(), os.fstat(file.fileno()).st_size
 
 
 def read_at(descriptor: int, size: int, offset: int) -> bytes:
@@ -190,7 +184,6 @@ class FileSet:
                 raise changed(path)
 
     def close(self) -> None:
-        """Close all files."""
         for file in self._files.values():
             file.close()
 
@@ -211,5 +204,12 @@ def identity_of(path: Path) -> FileIdentity | None:
 
 def changed(path: Path, since: str = "it was opened", *, advice: str = "load it again") -> ModelFormatError:
     """Return the error (code "changed") for a file that differs from the one read before."""
-    message = f"{path}: expected the file as it was when {since}, got another; {advice}"
-    return ModelFormatError(message, path=str(path), code="changed")
+    return malformed(path, "changed", f"expected the file as it was when {since}, got a different one; {advice}")
+
+
+def malformed(
+    path: Path, code: str, message: str, *, tensor: str | None = None, offset: int | None = None
+) -> ModelFormatError:
+    """Return the error for a file, or for a tensor in it."""
+    where = str(path) if tensor is None else f"{path}: tensor {quote(tensor)}"
+    return ModelFormatError(f"{where}: {message}", path=str(path), tensor=tensor, offset=offset, code=code)

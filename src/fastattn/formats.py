@@ -17,7 +17,7 @@ class Format:
     """A number format.
 
     weights_on, kv_on: the devices that support it for weights, or for keys and values.
-    element_bytes: bytes per element, with its share of a group's scale. scale_bytes: bytes per row for its scale.
+    element_bytes: bytes per element, including its share of a group's scale. scale_bytes: bytes per row for its scale.
     product: the format whose arithmetic computes its products on the CPU, None if the CPU does not support it.
     stored_as: the storage format of the weights, if the name only describes how they are multiplied.
     kv, table: the format of keys and values, and of embedding tables, for weights of this format, if different.

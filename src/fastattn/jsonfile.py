@@ -14,8 +14,7 @@ from typing import Any
 import numpy as np
 
 from fastattn.checks import quote
-from fastattn.errors import ModelFormatError
-from fastattn.files import FileSet, SourceFile
+from fastattn.files import FileSet, SourceFile, malformed
 
 JsonValue = dict[str, "JsonValue"] | list["JsonValue"] | str | int | float | bool | None
 
@@ -61,7 +60,7 @@ def parse_strict(data: bytes, limits: JsonLimits = CONFIG_LIMITS) -> JsonValue:
 
 
 def parse_lenient(data: bytes, where: str, limits: JsonLimits = CONFIG_LIMITS) -> JsonValue:
-    """Parse JSON as Python does: NaN and infinity are numbers, and the last of several duplicate keys counts.
+    """Parse JSON as Python does: NaN and infinity are numbers, and the last of several equal keys is used.
 
     A byte order mark is skipped. Duplicate keys with different values are logged, with `where` as the file's name.
     Raises JsonError.
@@ -79,7 +78,7 @@ def parse_lenient(data: bytes, where: str, limits: JsonLimits = CONFIG_LIMITS) -
     value = _load(text, unique=last, constant=float)
     if duplicates:
         names = ", ".join(quote(name, 60) for name in dict.fromkeys(duplicates[:20]))
-        _log.warning("%s: duplicate keys, the last one counts: %s", where, names)
+        _log.warning("%s: duplicate keys; the last one is used: %s", where, names)
     return value
 
 
@@ -155,9 +154,7 @@ def _no_constant(name: str) -> JsonValue:
 def read_bounded(file: SourceFile, limit: int) -> bytes:
     """Read a file of at most `limit` bytes. Raises ModelFormatError."""
     if file.size > limit:
-        raise ModelFormatError(
-            f"{file.path}: expected at most {limit} bytes, got {file.size}", path=str(file.path), code="file_too_large"
-        )
+        raise malformed(file.path, "file_too_large", f"expected at most {limit} bytes, got {file.size}")
     return file.read(file.size)
 
 
@@ -172,4 +169,4 @@ def read_json(path: Path, *, files: FileSet | None = None, limits: JsonLimits = 
     try:
         return parse_lenient(data, str(path), limits)
     except JsonError as error:
-        raise ModelFormatError(f"{path}: {error}", path=str(path), code=error.code) from None
+        raise malformed(path, error.code, str(error)) from None

@@ -2,7 +2,7 @@
 
     linear  matmul  layer_norm  softmax  log_softmax  gelu  scaled_dot_product_attention
 
-Arrays. Every array is a `numpy.ndarray` of float32. An array of the other byte order is converted without loss. Every
+Arrays. Every array is a `numpy.ndarray` of float32. An array in non-native byte order is converted without loss. Every
 other dtype raises DTypeError, because a silent cast would hide a copy or lose bits; use `x.astype(numpy.float32)`. Any
 layout is accepted: an array that is not C-contiguous or not aligned is copied once. Inputs may be read-only. If another
 thread changes an input during the call, the result is unspecified, but the call does not crash.
@@ -214,10 +214,10 @@ def scaled_dot_product_attention(
     most 256.
 
     attn_mask broadcasts to [..., n_head, q_len, kv_len]. A bool mask is True for keys that take part; a float32 mask is
-    added to the scaled scores. is_causal: query i sees keys 0 to i (aligned at the top left, as in torch); excludes
-    attn_mask. scale: 1 / sqrt(head_dim) if None. enable_gqa: n_head is a multiple of n_kv_head, and head h reads key
-    head h // (n_head // n_kv_head). dropout_p: only 0 (inference).
-    A query row that sees no key gives zeros.
+    added to the scaled scores. is_causal: query i attends to keys 0 to i (aligned at the top left, as in torch);
+    excludes attn_mask. scale: 1 / sqrt(head_dim) if None. enable_gqa: n_head is a multiple of n_kv_head, and head h
+    reads key head h // (n_head // n_kv_head). dropout_p: only 0 (inference).
+    A query row that attends to no key gives zeros.
     """
     q, k, v = (_array(n, a, at_least=2) for n, a in (("query", query), ("key", key), ("value", value)))
     _check_attention(q, k, v)
@@ -269,7 +269,7 @@ def _attention_axes(q: Array, k: Array, v: Array, *, enable_gqa: bool) -> tuple[
         raise InputError(f"enable_gqa: expected a head axis, got {shapes}")
     n_head, n_kv_head = q.shape[-3], k.shape[-3]
     if v.shape[-3] != n_kv_head:
-        raise InputError(f"value: expected {n_kv_head} heads as key {_shape(k.shape)} has, got shape {_shape(v.shape)}")
+        raise InputError(f"value: expected {n_kv_head} heads, as in key {_shape(k.shape)}, got shape {_shape(v.shape)}")
     if n_kv_head == 0 or n_head % n_kv_head:
         raise InputError(f"key: expected a number of heads that divides query's {n_head}, got {n_kv_head}")
     batch = _broadcast("key", q.shape[:-3], _broadcast("value", k.shape[:-3], v.shape[:-3]))
@@ -315,7 +315,7 @@ def _shape(shape: tuple[int, ...]) -> str:
 
 
 def _check_plain(name: str, array: Any, expected: str) -> None:
-    """Refuse anything but an array, and a masked array, whose mask would be lost."""
+    """Refuse everything but arrays. Masked arrays are refused too, because their mask would be lost."""
     if not isinstance(array, np.ndarray):
         raise DTypeError(f"{name}: expected {expected} numpy array, got {type(array).__name__}")
     if is_masked_array(array):

@@ -18,7 +18,7 @@ INT32_MAX = 2**31 - 1
 
 
 class Count:
-    """An integer from `low` to `high`; None is no limit."""
+    """An integer from `low` to `high`; high=None means no upper limit."""
 
     __slots__ = ("high", "low")
 
@@ -73,11 +73,11 @@ Values: TypeAlias = "Count | Number | Text | Choice"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Flag:
-    """How the command takes an option.
+    """The command-line flag of an option.
 
-    help: one line; it states the default. names: None is the option's name with dashes. values: what a word may be;
-    None is the option's check. default: of the command, which may differ from that of the library. repeatable: whether
-    the flag collects a list.
+    help: one line; it states the default. names: None is the option's name with dashes. values: the check of one
+    value; None uses the option's check. default: the command's, which may differ from the library's. repeatable:
+    whether the flag collects a list.
     """
 
     help: str
@@ -89,7 +89,7 @@ class Flag:
 
 
 class Option:
-    """One option. check: takes the name and the value, and for options of loading the device; None: it has no check."""
+    """One option. check: called with the name and value, and for loading options the device; None: no check."""
 
     __slots__ = ("check", "default", "flag")
 
@@ -98,10 +98,10 @@ class Option:
 
 
 def option(default: Any, check: Callable[..., Any] | None = None, *, flag: Flag | None = None) -> Any:
-    """Return the field of an option. None is a valid value if it is the default."""
+    """Return a dataclass field that declares an option. None is a valid value if it is the default."""
     return field(default=default, metadata={"option": Option(default, check, flag)})
 
 
 def options_of(table: Any) -> Mapping[str, Option]:
-    """Return the options of a dataclass by name, in order."""
+    """Return the options of a dataclass by name, in the order of its fields."""
     return {item.name: item.metadata["option"] for item in fields(table) if "option" in item.metadata}

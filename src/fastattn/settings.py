@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,6 +12,7 @@ from fastattn.errors import ConfigError
 
 _log = logging.getLogger("fastattn")
 _Default = TypeVar("_Default")
+_Kind = TypeVar("_Kind")
 
 
 class Settings:
@@ -42,23 +43,29 @@ class Settings:
         self.read.add(key)
         return self.values.get(key)
 
-    def flag(self, key: str, default: _Default) -> bool | _Default:
-        """Read true or false."""
+    def _read(
+        self,
+        key: str,
+        default: _Default,
+        kind: type[_Kind],
+        expected: str,
+        accepts: Callable[[_Kind], bool] = lambda value: True,
+    ) -> _Kind | _Default:
+        """Read a value of one type that `accepts` accepts. A bool does not count as an int."""
         value = self.raw(key)
         if value is None:
             return default
-        if not isinstance(value, bool):
-            raise self.error(key, "true or false")
+        if not isinstance(value, kind) or isinstance(value, bool) != (kind is bool) or not accepts(value):
+            raise self.error(key, expected)
         return value
+
+    def flag(self, key: str, default: _Default) -> bool | _Default:
+        """Read true or false."""
+        return self._read(key, default, bool, "true or false")
 
     def count(self, key: str, default: _Default, *, low: int = 0, high: int = 2**31 - 1) -> int | _Default:
         """Read an integer from `low` to `high`."""
-        value = self.raw(key)
-        if value is None:
-            return default
-        if type(value) is not int or not low <= value <= high:
-            raise self.error(key, f"an integer from {low} to {high}")
-        return value
+        return self._read(key, default, int, f"an integer from {low} to {high}", lambda value: low <= value <= high)
 
     def number(self, key: str, default: _Default) -> float | _Default:
         """Read a number."""
@@ -71,12 +78,7 @@ class Settings:
 
     def text(self, key: str, default: _Default) -> str | _Default:
         """Read a string of valid Unicode."""
-        value = self.raw(key)
-        if value is None:
-            return default
-        if not is_text(value):
-            raise self.error(key, "a string")
-        return str(value)
+        return self._read(key, default, str, "a string", is_text)
 
     def choice(self, key: str, choices: Collection[str], default: _Default) -> str | _Default:
         """Read a string that is one of `choices`."""
@@ -89,21 +91,11 @@ class Settings:
 
     def texts(self, key: str) -> tuple[str, ...]:
         """Read a list of strings; () if it is missing."""
-        value = self.raw(key)
-        if value is None:
-            return ()
-        if not isinstance(value, list) or not all(is_text(item) for item in value):
-            raise self.error(key, "a list of strings")
-        return tuple(value)
+        return tuple(self._read(key, [], list, "a list of strings", lambda items: all(map(is_text, items))))
 
     def table(self, key: str) -> Mapping[str, Any]:
         """Read an object; {} if it is missing."""
-        value = self.raw(key)
-        if value is None:
-            return {}
-        if not isinstance(value, dict):
-            raise self.error(key, "an object")
-        return value
+        return self._read(key, {}, dict, "an object")
 
     def text_table(self, key: str) -> Mapping[str, str]:
         """Read an object of strings; {} if it is missing."""

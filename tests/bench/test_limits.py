@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
+from fastattn import _core
 from fastattn.errors import InputError
 from fastattn.formats import DTYPES
 from fastattn.graph.cost import Cost, Formats, StepShape
@@ -32,21 +32,12 @@ def test_less_than_one_thread() -> None:
         measure(0)
 
 
-def fake(monkeypatch: pytest.MonkeyPatch, **rates: float) -> Limits:
-    def measured(*_: Any) -> dict[str, float]:
-        return rates
-
-    monkeypatch.setattr(limits, "_core", SimpleNamespace(measure_limits=measured))
-    return measure(2)
-
-
-@pytest.mark.parametrize(
-    ("name", "value"), [("int8_gops", 1800.0), ("int8_gflops", 1800.0), ("int8_ops", 1.8e12), ("int8_flops", 1.8e12)]
-)
-def test_units_of_rates(monkeypatch: pytest.MonkeyPatch, name: str, value: float) -> None:
-    found = fake(monkeypatch, fma_gflops=480.0, read_gbps=40.0, **{name: value})
-    assert found.rates == {"float32": 480.0, "int8": 1800.0}
-    assert found.read_gbps == 40.0
+def test_names_of_rates(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every rate of the C++ is read, under the name of its format."""
+    rates = {"fma_gflops": 480.0, "bf16_gflops": 960.0, "int8_gops": 1800.0, "read_gbps": 40.0}
+    assert set(_core.measure_limits(1, 0.01, 1 << 20)) == set(rates)
+    monkeypatch.setattr(limits, "_core", SimpleNamespace(measure_limits=lambda *_: rates))
+    assert measure(2) == Limits(2, {"float32": 480.0, "bfloat16": 960.0, "int8": 1800.0}, 40.0)
 
 
 def test_every_format_has_a_rate() -> None:

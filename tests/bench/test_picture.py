@@ -47,10 +47,10 @@ def test_everything_is_in_it() -> None:
         assert text in found
     marks = [group.find(f"{SVG}title") for group in root.iter(f"{SVG}g")]
     assert {mark.text for mark in marks if mark is not None} == {
-        "decode-1, fastattn: 21.0 billion operations/s, 0.5 a byte, 95 % of its limit",
-        "prefill-512, fastattn: 420 billion operations/s, 200 a byte, 88 % of its limit",
-        'odd <name> & "quotes", torch: 60.0 billion operations/s, 4 a byte, 40 % of its limit',
-        "decode-1, torch: 8.00 billion operations/s, 0.5 a byte, 38 % of its limit",
+        "decode-1, fastattn: 21.0 billion operations/s, 0.5 per byte, 95 % of its limit",
+        "prefill-512, fastattn: 420 billion operations/s, 200 per byte, 88 % of its limit",
+        'odd <name> & "quotes", torch: 60.0 billion operations/s, 4 per byte, 40 % of its limit',
+        "decode-1, torch: 8.00 billion operations/s, 0.5 per byte, 38 % of its limit",
     }
 
 

@@ -184,7 +184,7 @@ def test_a_library_that_breaks_is_reported(tmp_path: Path, monkeypatch: pytest.M
 
 def test_a_dtype_that_a_library_is_not_run_in(tmp_path: Path) -> None:
     reason = convert_apart("torch", job(tmp_path, tmp_path, dtype="int4"), SOON)
-    assert reason == "Unsupported: torch is run in float32, bfloat16 here, not in int4"
+    assert reason == "Unsupported: torch: expected one of float32, bfloat16, got int4"
 
 
 def test_the_search_path_is_the_parents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

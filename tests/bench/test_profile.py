@@ -97,7 +97,7 @@ def test_a_busy_machine_is_marked(bert: SequenceClassifier) -> None:
     busy = replace(steady, steady=False)
     assert "~50 % of the limit" in str(busy)
     assert "~50 %" in repr(busy)
-    assert str(busy).endswith("\n~ The machine was busy, or not the same before and after.")
+    assert str(busy).endswith("\n~ The machine was busy, or its limits changed during the measurement.")
     (op,) = ops
     above = replace(steady, ops=(replace(op, limit_seconds=1.5),))
     assert str(above).count("~150 %") == 1

@@ -68,7 +68,7 @@ def test_unsteady_figures_are_marked() -> None:
     made.turns["fastattn"][0] = Turn(LIMIT, Limit(0.02, 0.004, 4e9, 1e9), [0.03])
     text = result_table([made])
     assert "~50 %" in text
-    assert text.endswith("~ The machine was busy, or not the same before and after.\n")
+    assert text.endswith("~ The machine was busy, or its limits changed during the measurement.\n")
 
 
 def test_shares() -> None:

@@ -112,7 +112,7 @@ def test_options(gpu: str, folder: Path, options: dict[str, Any], error: type[Ex
 
 def test_a_quantized_checkpoint(gpu: str, folder: Path, tmp_path: Path) -> None:
     fa.quantize(folder, tmp_path / "int8", dtype="int8")
-    with pytest.raises(ConfigError, match="packed for device cpu; cuda needs the float checkpoint"):
+    with pytest.raises(ConfigError, match="expected device cpu for quantized weights, got cuda"):
         AutoModelForCausalLM.from_pretrained(tmp_path / "int8", device="cuda")
 
 
@@ -124,7 +124,7 @@ def test_the_budget(gpu: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> 
             AutoModelForCausalLM.from_pretrained(folder, device="cuda")
     big = checkpoints.write_gpt2(folder.parent / "big", vocab_size=5000, n_embd=96, n_positions=512)
     monkeypatch.setenv(fastattn.executors.cuda.MEMORY_VARIABLE, "1")
-    with pytest.raises(OutOfMemory, match=r"could not take \d+ bytes for .*budget of 1048576 are in use"):
+    with pytest.raises(OutOfMemory, match=r"could not allocate \d+ bytes for .*budget of 1048576 are in use"):
         AutoModelForCausalLM.from_pretrained(big, device="cuda")
     monkeypatch.setenv(fastattn.executors.cuda.MEMORY_VARIABLE, "36")
     with AutoModelForCausalLM.from_pretrained(big, device="cuda") as model:

@@ -184,7 +184,7 @@ def test_config_with_duplicate_keys(tmp_path: Path, caplog: pytest.LogCaptureFix
     (tmp_path / "config.json").write_text('{"n_layer": 1, "a\\nb": NaN, "n_layer": 2, "a\\nb": NaN, "c": 1, "c": true}')
     with caplog.at_level(logging.WARNING, "fastattn"):
         assert read_config(tmp_path)["n_layer"] == 2
-    assert "duplicate keys, the last one counts: 'n_layer', 'c'" in caplog.text
+    assert "duplicate keys; the last one is used: 'n_layer', 'c'" in caplog.text
     assert len(caplog.records) == 1
 
 

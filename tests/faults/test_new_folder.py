@@ -259,11 +259,11 @@ def test_of_two_that_write_one_folder_one_wins(
             second[0] = error
 
     hook(monkeypatch, run_second)
-    with pytest.raises(ConfigError, match="another process wrote it meanwhile") if not inside else nothing():
+    with pytest.raises(ConfigError, match="another process wrote to it in the meantime") if not inside else nothing():
         fastattn.quantize(floats, out, dtype="int8")
     if inside:
         assert isinstance(second[0], ConfigError)
-        assert "another process writes it now" in str(second[0])
+        assert "another process is writing to it" in str(second[0])
     else:
         assert second == [out]
     assert json.loads((out / "config.json").read_text())["quantization_config"]["dtype"] == (

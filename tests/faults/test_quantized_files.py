@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 import fastattn
 from fastattn.api.auto import AutoModelForCausalLM
 from fastattn.checkpoint.quantized import read_quantized
-from fastattn.checkpoint.safetensors import read_file
+from fastattn.checkpoint.safetensors import read_header
 from fastattn.errors import ConfigError, FastattnError, ModelFormatError
 from fastattn.formats import INT4_GROUP
 from fastattn.graph.quantize import MOST_INT4_SCALE
@@ -155,7 +155,7 @@ def test_any_byte_of_the_data_may_be_wrong(folder: Path) -> None:
         broken[start:] = rng.integers(0, 256, len(data) - start) if fill is None else fill
         path.write_bytes(broken.tobytes())
         if refused:
-            with pytest.raises(ModelFormatError, match="holds no packed int4"):
+            with pytest.raises(ModelFormatError, match="expected packed int4, got other bytes"):
                 load(folder)
             continue
         with AutoModelForCausalLM.from_pretrained(folder) as model:
@@ -213,10 +213,10 @@ def test_values_that_packing_never_writes(dtype: str, byte: int, tmp_path: Path)
     """Group scales above 15, and -128: one row and many rows, or two targets, would multiply them differently."""
     folder = fastattn.quantize(write_gpt2(tmp_path / "floats", **SIZES), tmp_path / "out", dtype=dtype)
     path = folder / "model.safetensors"
-    tensors, _ = read_file(path)
+    tensors = read_header(path)
     name = next(name for name in tensors if name.endswith("attn.c_attn.weight"))
     data = bytearray(path.read_bytes())
     data[tensors[name].offset + 3] = byte
     path.write_bytes(data)
-    with pytest.raises(ModelFormatError, match=rf"{name}: holds no packed {dtype}"):
+    with pytest.raises(ModelFormatError, match=rf"{name}: expected packed {dtype}, got other bytes"):
         load(folder)

@@ -152,7 +152,7 @@ def program_of(layer: Layer, states: F32) -> tuple[Any, dict[str, WeightSource]]
         bias_positions=LENGTH if layer.bias else 0,
     )
     y = linear(y, w["o"], states.shape[1], bias="o.bias" in arrays)
-    return tracer.program({"y": y}, max_positions=LENGTH, n_kv_head=layer.kv_heads, head_dim=HEAD_DIM), sources
+    return tracer.program({"y": y}, LENGTH), sources
 
 
 def run_with_layer(model: Any, module: Any, **inputs: Any) -> tuple[F32, NDArray[np.float64]]:

@@ -48,12 +48,12 @@ def test_neutral_options_are_no_news(tmp_path: Path, caplog: pytest.LogCaptureFi
 
 def test_an_eos_that_only_config_json_names(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     found = warnings_of(write(tmp_path / "a", {"eos_token_id": 3}, {"bos_token_id": 0}), caplog)
-    assert "generation_config.json names no eos_token_id" in found
+    assert "generation_config.json has no eos_token_id" in found
     assert "eos_token_id" not in warnings_of(write(tmp_path / "b", {"eos_token_id": 3}, None), caplog)
 
 
 def test_a_prefix_of_config_json(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    assert "prefix 'Say: ' is not put before prompts" in warnings_of(write(tmp_path, {"prefix": "Say: "}, None), caplog)
+    assert "prefix 'Say: ' is not added to prompts" in warnings_of(write(tmp_path, {"prefix": "Say: "}, None), caplog)
 
 
 def test_tables_of_classes_refuse_changes() -> None:

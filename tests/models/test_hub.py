@@ -223,12 +223,12 @@ def test_a_local_folder_wins(hub: Hub, tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(HubError, match="local_files_only=True; give a local folder"):
+    with pytest.raises(HubError, match="local_files_only=True; pass a local folder"):
         resolve("tiny/gpt2", cache_dir=tmp_path, local_files_only=True)
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(HubError, match="give a local folder"):
+    with pytest.raises(HubError, match="pass a local folder"):
         resolve("tiny/gpt2", cache_dir=tmp_path)
 
 
@@ -244,7 +244,7 @@ def test_offline_with_a_cache(hub: Hub, tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # no server listens there
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     assert resolve("tiny/gpt2", cache_dir=tmp_path) == expected
-    with pytest.raises(HubError, match="give a local folder"):
+    with pytest.raises(HubError, match="pass a local folder"):
         resolve("tiny/other", cache_dir=tmp_path)
 
 
@@ -312,7 +312,7 @@ def test_a_hub_that_does_not_work(
         return
     with pytest.raises(HubError) as caught:
         resolve("tiny/gpt2", cache_dir=cache)
-    assert "give a local folder" in str(caught.value) or "token=" in str(caught.value)
+    assert "pass a local folder" in str(caught.value) or "token=" in str(caught.value)
     assert len(str(caught.value)) < 500
     assert str(caught.value).isprintable()
 
@@ -326,7 +326,7 @@ def test_the_copy_in_the_cache_is_said(
         assert resolve("tiny/gpt2", cache_dir=tmp_path) == expected
     (record,) = [record for record in caplog.records if record.name == "fastattn"]
     assert record.getMessage().startswith("tiny/gpt2: fetching from the hub failed (JSONDecodeError")
-    assert record.getMessage().endswith("the copy in the local cache is used")
+    assert record.getMessage().endswith("using the copy in the local cache")
 
 
 def test_a_download_that_breaks_off(hub: Hub, tmp_path: Path, no_waits: None) -> None:
@@ -340,7 +340,7 @@ def test_a_download_that_breaks_off(hub: Hub, tmp_path: Path, no_waits: None) ->
             return 10_000  # more than arrives
 
     hub.files["config.json"] = Broken(served)
-    with pytest.raises(HubError, match="give a local folder"):
+    with pytest.raises(HubError, match="pass a local folder"):
         resolve("tiny/gpt2", cache_dir=tmp_path)
 
 
@@ -407,7 +407,7 @@ def test_interrupts_and_memory_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         ValueError("odd"),
     ):
         raised[:] = [error]
-        with pytest.raises(HubError, match="give a local folder"):
+        with pytest.raises(HubError, match="pass a local folder"):
             resolve("tiny/gpt2", cache_dir=tmp_path)
 
 
@@ -442,7 +442,7 @@ def test_interrupts_and_memory_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 )
 def test_neither_folder_nor_id(name: str) -> None:
     for given in (name, Path(name)) if name else (name,):
-        with pytest.raises(ModelNotFoundError, match=r"^no folder .* here, and it is no hub id") as caught:
+        with pytest.raises(ModelNotFoundError, match=r"^no folder .* here, and it is not a hub id") as caught:
             resolve(given)
         assert len(str(caught.value)) < 300
         assert str(caught.value).isprintable()

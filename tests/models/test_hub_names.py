@@ -60,7 +60,7 @@ def test_the_message_has_the_callers_name_of_the_argument(load: Callable[[], obj
 
 def test_a_path_object_is_a_folder(tmp_path: Path) -> None:
     assert resolve(Fspath(str(tmp_path))) == tmp_path
-    with pytest.raises(ModelNotFoundError, match="no hub id"):
+    with pytest.raises(ModelNotFoundError, match="not a hub id"):
         resolve(Fspath("tiny/gpt2"))
 
 

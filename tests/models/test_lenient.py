@@ -87,7 +87,7 @@ def test_names_of_a_model_inside_another(
     expected = run(tmp_path / "a", family)
     inside = {f"{outer}{name}": tensor for name, tensor in FAMILIES[family][1]().items()}
     assert np.array_equal(run(tmp_path / "b", family, None, inside), expected)
-    assert messages(caplog) == [f"{tmp_path / 'b'}: names of tensors begin with {outer!r}; they are read without it"]
+    assert messages(caplog) == [f"{tmp_path / 'b'}: the tensor names begin with {outer!r}; this prefix is ignored"]
 
 
 def test_such_files_are_quantized_too(tmp_path: Path) -> None:
@@ -105,9 +105,7 @@ def test_such_files_are_quantized_too(tmp_path: Path) -> None:
 
 def test_two_models_in_one_file_are_not_guessed_at(tmp_path: Path) -> None:
     both = {f"{outer}.{name}": tensor for outer in ("query", "text") for name, tensor in bert_tensors().items()}
-    with pytest.raises(
-        ConfigError, match=r"found none; it holds 'query\.bert\.embeddings\.word_embeddings\.weight' and"
-    ):
+    with pytest.raises(ConfigError, match=r"found none; it has 'query\.bert\.embeddings\.word_embeddings\.weight' and"):
         AutoModel.from_pretrained(write(tmp_path, BERT, both), device="numpy")
 
 
@@ -167,7 +165,7 @@ def test_an_adapter_that_is_not_applied_is_named(family: str, tmp_path: Path, ca
     (message,) = messages(caplog)
     assert "adapter_config.json is ignored" in message
     (tmp_path / "model.safetensors").unlink()
-    with pytest.raises(ModelNotFoundError, match=r"found neither; adapter_config\.json is there: merge the adapter"):
+    with pytest.raises(ModelNotFoundError, match=r"found neither; found adapter_config\.json: merge the adapter"):
         FAMILIES[family][2].from_pretrained(tmp_path)
 
 

@@ -119,7 +119,7 @@ def test_objects_of_torch() -> None:
         ({"use_safetensors": 1}, InputError, "use_safetensors: expected None or True, got 1"),
         ({"thread": 2}, InputError, "unknown keyword 'thread'; did you mean 'threads'"),
         ({"torch_dtyp": "int8"}, InputError, "unknown keyword 'torch_dtyp'; did you mean 'torch_dtype'"),
-        ({"n_layer": 6}, InputError, "unknown keyword 'n_layer'; config.json says what the model is"),
+        ({"n_layer": 6}, InputError, "unknown keyword 'n_layer'; config.json determines the architecture"),
         ({"x" * 10_000: 1}, InputError, "unknown keyword 'xxx"),
         ({"variant": "y\n" * 10_000}, InputError, "variant: expected None"),
     ],

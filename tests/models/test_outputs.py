@@ -103,7 +103,7 @@ def test_keywords_that_change_nothing(tmp_path: Path) -> None:
         for name, value, hint in (
             ("labels", [1, 2], "no loss is computed"),
             ("past_key_values", (), "have a cache of their own"),
-            ("inputs_embeds", np.zeros((1, 2, 12)), "give input_ids"),
+            ("inputs_embeds", np.zeros((1, 2, 12)), "pass input_ids"),
             ("attention_masks", [1, 1], "did you mean 'attention_mask'"),
             ("x" * 10_000, 1, "unknown keyword 'xxx"),
         ):
@@ -114,7 +114,7 @@ def test_keywords_that_change_nothing(tmp_path: Path) -> None:
             model([1, 2], use_cache="yes")
         with pytest.raises(DTypeError, match=r"input_ids: .* got dict; call model\(\*\*encoding\)"):
             model({"input_ids": [1, 2]})
-        with pytest.raises(DTypeError, match=r"input_ids: .* got DataFrame; give input_ids=table\.to_numpy\(\)"):
+        with pytest.raises(DTypeError, match=r"input_ids: .* got DataFrame; pass input_ids=table\.to_numpy\(\)"):
             model(pandas_frame())
 
 

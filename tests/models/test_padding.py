@@ -227,7 +227,7 @@ def test_arrays_without_memory_are_refused_by_their_length(ids: Any) -> None:
 def test_masked_arrays_are_refused() -> None:
     masked: Any = np.ma.array([[5, 6, 7]], mask=[[0, 0, 1]])
     for bad in (masked, [masked[0]], np.ma.array([5, 6])):
-        with pytest.raises(DTypeError, match=r"^input_ids.* got a masked array; give the model input_ids=a\.filled"):
+        with pytest.raises(DTypeError, match=r"^input_ids.* got a masked array; pass input_ids=a\.filled"):
             read_batch(bad, vocab_size=31, max_positions=16)
     with pytest.raises(DTypeError, match=r"^attention_mask: .* got a masked array"):
         read_batch(np.array([[5, 6, 7]]), masked, vocab_size=31, max_positions=16)

@@ -52,7 +52,11 @@ def test_imports_and_includes_that_go_down_are_accepted(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "text", "expected"),
     [
-        ("src/fastattn/graph/ir.py", "from fastattn.models import auto", "ir.py:1: graph uses models, which stands"),
+        (
+            "src/fastattn/graph/ir.py",
+            "from fastattn.models import auto",
+            "ir.py:1: graph uses models, which is above it",
+        ),
         ("src/fastattn/graph/ir.py", "from ..models.auto import x", "graph uses models"),
         ("src/fastattn/graph/ir.py", "def f():\n    import fastattn.cli.main", "ir.py:2: graph uses cli"),
         ("src/fastattn/graph/ir.py", "importlib.import_module('fastattn.models.auto')", "graph uses models"),
@@ -116,8 +120,8 @@ def test_this_checkout_has_no_second_homes() -> None:
     ("name", "text", "expected"),
     [
         ("src/fastattn/cli/values.py", 'DTYPES = (\n    "float32", "int8")', "values.py:1: a list of number formats"),
-        ("src/fastattn/models/gpt2.py", "\nX = OpKind(name='x')", "gpt2.py:2: a kind of op has a home"),
-        ("csrc/program/run_op.cpp", "const OpKind AddAttrs::kKind{", "run_op.cpp:1: a kind of op has a home"),
+        ("src/fastattn/models/gpt2.py", "\nX = OpKind(name='x')", "gpt2.py:2: a kind of op: put this in src/"),
+        ("csrc/program/run_op.cpp", "const OpKind AddAttrs::kKind{", "run_op.cpp:1: a kind of op: put this in csrc/"),
         ("csrc/ops/linear.cpp", "if (fork_generation() != 1) return;", "linear.cpp:1: fork safety (use ForkLocal)"),
         ("csrc/ops/linear.cpp", '{"int8", Format::kInt8}', "linear.cpp:1: the names of number formats"),
     ],

@@ -18,6 +18,7 @@ from fastattn import _core
 from fastattn.checkpoint import array_sources, open_checkpoint
 from fastattn.errors import ConfigError, FastattnError
 from fastattn.executors import cpu
+from fastattn.executors.core_executor import spec_of
 from fastattn.executors.numpy_executor import NumpyExecutor
 from fastattn.graph.ir import Op, Program, Step, Value, Weight
 from fastattn.graph.kinds import KINDS
@@ -55,7 +56,7 @@ def loaded(folder: Path, family: str) -> Loaded:
         weights = {name: weight for name, weight in program.weights.items() if not engine.has(name)}
         part = Program((), (), weights, {}, 0, 0, 0, 0, False)
         cpu._load(engine, part.weights, built.tensors, weight_formats(part, "float32"))
-    return Loaded(engine, tuple(cpu.spec_of(program, "float32") for program in programs))
+    return Loaded(engine, tuple(spec_of(program, "float32") for program in programs))
 
 
 def loaded_decoder() -> Loaded:
@@ -63,7 +64,7 @@ def loaded_decoder() -> Loaded:
     marked = with_outputs(made.program, attentions=True)
     programs = [made.program, marked, decoder_program(which="last", layers=2, heads=4).program]
     cpu._load(engine, made.program.weights, made.sources, weight_formats(made.program, "float32"))
-    return Loaded(engine, tuple(cpu.spec_of(program, "float32") for program in programs))
+    return Loaded(engine, tuple(spec_of(program, "float32") for program in programs))
 
 
 @pytest.fixture(scope="module")
@@ -288,6 +289,6 @@ def test_a_linear_that_reads_columns_of_its_residual(tmp_path: Path, offset: int
     ids = rng.integers(0, 31, 60).astype(np.int32)
     step = Step(ids, np.array([0, 60], np.int32), np.arange(60, dtype=np.int32), ids[:0])
     expected = NumpyExecutor(program, array_sources(single)).run(step)["y"]
-    executor = _core.Executor(engine, cpu.spec_of(program, "float32"))
+    executor = _core.Executor(engine, spec_of(program, "float32"))
     (found,) = executor.run(step.token_ids, step.cu_seqlens, step.positions, step.wanted)
     assert_close(found, np.asarray(expected), program, longest=60)

@@ -88,7 +88,7 @@ class Model:
         y = x + attention(q, k, v, layer=0, n_head=HEADS, causal=True)
         y = linear(normed, w["up"], width, bias=False) * y
         outputs = {"y": y if which is None else gather_rows(y, which)}
-        self.program = tracer.program(outputs, max_positions=POSITIONS, n_kv_head=HEADS, head_dim=HEAD_DIM)
+        self.program = tracer.program(outputs, POSITIONS)
         rope = Rope(FREQUENCIES[: dimensions // 2])
         self.table = RotaryTable(frequencies=rope.frequencies, positions=POSITIONS, interleaved=interleaved)
 

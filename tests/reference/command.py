@@ -29,11 +29,10 @@ def run(*arguments: object, stdin: str = "") -> subprocess.CompletedProcess[str]
 def assert_refused(
     capsys: pytest.CaptureFixture[str], arguments: Sequence[str], *, code: int, words: str, usage: str
 ) -> str:
-    """Assert that it exits with `code` and prints `words`: 1 is one line on stderr, 2 a line and a hint about `usage`.
+    """Assert that the command exits with `code` and prints `words` to stderr. Return what it wrote to stdout.
 
-    usage: the command that the error is about, "" for that of the whole command.
-
-    Returns what it wrote to stdout.
+    code: 1 prints one line; 2 also prints a hint, which names the help of `usage`. usage: a command such as "embed", or
+    "" for `fastattn` itself.
     """
     try:
         found: object = main(arguments)

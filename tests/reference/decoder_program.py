@@ -86,7 +86,7 @@ def decoder_program(
         gate, up = (linear(normed, b[name], 72, bias=False) for name in ("gate", "up"))
         x = y + linear(activate(gate, "silu") * up, b["down"], width, bias=False)
     outputs = {"y": x if which is None else gather_rows(x, which)}
-    program = tracer.program(outputs, max_positions=POSITIONS, n_kv_head=HEADS, head_dim=HEAD_DIM)
+    program = tracer.program(outputs, POSITIONS)
     sources = sources_of(program, table)
     if bias:
         made = BIASES[bias](heads, causal)

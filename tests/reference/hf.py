@@ -1,4 +1,4 @@
-"""transformers' models with tiny random configs, as the second oracle. Needs torch."""
+"""transformers' models with tiny random configs, as a second reference. Needs torch."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ def check_every_op(built: BuiltModel, step: Step, dtype: str) -> None:
 
 
 def check_program(program: Program, sources: Mapping[str, WeightSource], step: Step, dtype: str) -> None:
-    """As `check_every_op`, for a Program and the sources of its weights."""
+    """Check a Program, given the sources of its weights, as `check_every_op` does."""
     program = every_value(program)
     longest = int(np.diff(step.cu_seqlens).max())
     exact = NumpyExecutor(program, sources, dtype=dtype)

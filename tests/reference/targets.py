@@ -1,4 +1,4 @@
-"""Runs a script once per SIMD target, each in a process of its own."""
+"""Runs a script once per SIMD target, each in its own process."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def printed_on_targets(script: str, *arguments: str) -> dict[str, list[str]]:
 
 
 def assert_same_on_targets(digests: dict[str, list[str]], *, count: int, without_bfloat16: int) -> None:
-    """Assert equal digests on all targets. One with bfloat16 sums of its own prints those of other formats only."""
+    """Assert equal digests on all targets. A target with its own bfloat16 sums prints only digests of other formats."""
     expected = digests["scalar"]
     assert len(set(expected)) == count
     for target, found in digests.items():

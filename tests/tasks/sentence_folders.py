@@ -23,7 +23,7 @@ POOLING: ModuleFiles = ("Pooling", MEAN, None)
 
 
 def random(*shape: int, seed: int = 0) -> NDArray[np.float32]:
-    """Return normal random numbers."""
+    """Return normally distributed random numbers."""
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 

@@ -161,7 +161,7 @@ def test_embed_with_a_prompt(tmp_path: Path) -> None:
         (("x" * 100_000,), 2, "unknown command 'xxx"),
         (("generate",), 2, "required"),
         (("generate", "-p", "a", "-f", "b"), 2, "not allowed with"),
-        (("classify", "--skip-blank", "-p", " "), 1, "-p/--prompt: expected a text, got blank ones only"),
+        (("classify", "--skip-blank", "-p", " "), 1, "-p/--prompt: expected a text, got only blank ones"),
         (("generate", "-p", "a", "-n", "x"), 2, "expected an integer, got 'x'"),
         (("generate", "-m", "/no/such/folder", "-p", "a"), 1, "/no/such/folder"),
         (("generate", "-p", "a", "-n", "-1"), 2, "argument -n/--max-tokens: expected 0 to"),
@@ -260,7 +260,7 @@ def test_texts_longer_than_the_context(bert: Path, tmp_path: Path) -> None:
     assert len(run("classify", *options, "--truncate").stdout.splitlines()) == 3
     cut = run("embed", *options)
     assert (cut.returncode, len(cut.stdout.splitlines())) == (0, 3)
-    assert cut.stderr.endswith(f"\ncut to the model's 64 tokens: {where}\n")  # after the line about pooling
+    assert cut.stderr.endswith(f"\ncut to 64 tokens, the model's limit: {where}\n")  # after the line about pooling
 
 
 @pytest.mark.parametrize("side", ["left", "right"])

@@ -179,7 +179,7 @@ def test_embed_says_which_texts_were_cut_and_tokenizes_each_once(
     arguments = ["-m", str(folder), "-f", str(tmp_path / "lines.txt"), "-o", str(tmp_path / "out.npy")]
     assert main(["embed", *arguments, "--batch-size", "2"]) == 0
     assert tokenized == lines
-    expected = f"cut to the model's {longest} tokens: {tmp_path / 'lines.txt'} line 4 and 1 more\n"
+    expected = f"cut to {longest} tokens, the model's limit: {tmp_path / 'lines.txt'} line 4 and 1 more\n"
     assert capsys.readouterr().err.endswith(expected)
 
 

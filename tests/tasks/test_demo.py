@@ -47,5 +47,5 @@ def test_feature_extraction(device: str) -> None:
 
 def test_without_them_the_error_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: object) -> None:
     monkeypatch.setattr("importlib.resources.files", lambda name: tmp_path)
-    with pytest.raises(ConfigError, match="name a directory"):
+    with pytest.raises(ConfigError, match=r"^model: expected a folder or a hub id, because there is no demo model"):
         demo_model("text-generation")

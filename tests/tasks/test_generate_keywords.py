@@ -60,12 +60,12 @@ REFUSED: list[tuple[str, Any, str]] = [
     ("output_attentions", True, "output_attentions: .*; call the model"),
     ("no_repeat_ngram_size", 2, "no_repeat_ngram_size: .*; use repetition_penalty"),
     ("typical_p", 0.9, "typical_p: .*; use temperature, top_k, top_p"),
-    ("logits_processor", [print], "logits_processor: .* cannot be changed by code"),
+    ("logits_processor", [print], "logits_processor: .* logits processors are not supported"),
     ("stopping_criteria", [print], "stopping_criteria: .*; use stop_strings"),
     ("max_time", 1.0, "max_time: .*; use stream"),
-    ("token_type_ids", [0, 0, 0, 0], "token_type_ids: .*; generate takes no token types: give it input_ids and atten"),
+    ("token_type_ids", [0, 0, 0, 0], "token_type_ids: .*; generate takes no token types; pass only input_ids and"),
     ("position_ids", [0, 1, 2, 3], "position_ids: .*; positions count"),
-    ("inputs_embeds", np.ones((1, 2, 3)), "inputs_embeds: .*; give input_ids"),
+    ("inputs_embeds", np.ones((1, 2, 3)), "inputs_embeds: .*; pass input_ids"),
     ("cache_implementation", "quantized", "cache_implementation: .*; load the model with kv_dtype="),
     ("remove_invalid_values", True, 'remove_invalid_values: .*; use nan="finite"'),
     ("use_cache", "false", "use_cache: expected True or False, got str 'false'"),
@@ -80,7 +80,7 @@ REFUSED: list[tuple[str, Any, str]] = [
     ("stream", True, "stream: expected None or False, got True; call stream"),
     ("whatever", 3, "generate: unknown keyword 'whatever'; see GenerationOptions"),
     ("return_dict_in_generate", "yes", "return_dict_in_generate: expected True or False"),
-    ("inputs", [1], "inputs: expected None beside input_ids"),
+    ("inputs", [1], "inputs: expected None together with input_ids"),
 ]  # fmt: skip
 
 
@@ -182,7 +182,7 @@ def test_padding_where_nothing_was_padded_is_a_warning(caplog: pytest.LogCapture
         with caplog.at_level(logging.WARNING, logger="fastattn"):
             generate(model, ids, max_new_tokens=1)
         (record,) = caplog.records
-        assert record.getMessage().startswith("input_ids: id 1 is pad_token_id, so it is left out as padding; where it")
+        assert record.getMessage().startswith("input_ids: id 1 is pad_token_id, so it is removed as padding; if it")
     caplog.clear()
     with caplog.at_level(logging.WARNING, logger="fastattn"):
         generate(model, [[1, 5], [6, 7]], max_new_tokens=1)
@@ -202,7 +202,9 @@ def test_padding_that_is_eos_is_a_warning(caplog: pytest.LogCaptureFixture) -> N
             found = generate(model, ids, max_new_tokens=2)
         assert np.asarray(found[0])[:4].tolist() == [1, 1, 5, 6]
         assert len(caplog.records) == 1
-        assert caplog.records[0].getMessage().startswith("input_ids: rows begin or end with id 1, which is also an id")
+        assert (
+            caplog.records[0].getMessage().startswith("input_ids: rows begin or end with id 1, which is also an eos id")
+        )
     caplog.clear()
     with caplog.at_level(logging.WARNING, logger="fastattn"):
         generate(model, [[1, 1, 5, 6], [9, 8, 7]], max_new_tokens=2)
@@ -272,9 +274,7 @@ def test_messages_name_the_argument() -> None:
         stream(model, [10**6])
     with pytest.raises(DTypeError, match=r"^text_or_ids: expected one text or token ids, got list of str; call stream"):
         stream(model, ["a", "b"])
-    with pytest.raises(
-        DTypeError, match=r"^text_or_ids: expected token ids, got dict; give stream\(\) the text, or the"
-    ):
+    with pytest.raises(DTypeError, match=r"^text_or_ids: expected token ids, got dict; pass the text, or the"):
         stream(model, {"input_ids": [1]})
     with pytest.raises(DTypeError, match=r"^input_ids: expected token ids, got list of str; encode the text .* stream"):
         generate(model, ["a", "b"])

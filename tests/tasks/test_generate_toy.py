@@ -133,9 +133,9 @@ def test_a_minimum_beyond_the_default_maximum_is_refused() -> None:
     """transformers stops at the default, before the minimum."""
     model = ToyModel()
     assert len(details(model, [1, 2], min_new_tokens=20, eos_token_id=-1).sequences[0]) == 22
-    with pytest.raises(InputError, match=r"^min_new_tokens: expected at most 20 without max_new_tokens, got 21; give"):
+    with pytest.raises(InputError, match=r"^min_new_tokens: expected at most 20 without max_new_tokens, got 21; pass"):
         generate(model, [1, 2], min_new_tokens=21)
-    with pytest.raises(InputError, match=r"^min_length: expected at most 22 without max_new_tokens, got 23; give max"):
+    with pytest.raises(InputError, match=r"^min_length: expected at most 22 without max_new_tokens, got 23; pass max"):
         generate(model, [1, 2], min_length=23)
 
 
@@ -172,9 +172,9 @@ def test_stop_strings(tokenizer: Tokenizer, stops: list[str], text: str | None) 
 
 
 def test_stop_strings_need_a_tokenizer() -> None:
-    with pytest.raises(ConfigError, match="stop_strings: needs a tokenizer"):
+    with pytest.raises(ConfigError, match="stop_strings: expected a tokenizer"):
         generate(ToyModel(), [1], stop_strings=["a"])
-    with pytest.raises(ConfigError, match="stream: needs a tokenizer"):
+    with pytest.raises(ConfigError, match="stream: expected a tokenizer"):
         stream(ToyModel(), "a")
 
 

@@ -29,7 +29,7 @@ def test_import_loads_nothing_heavy() -> None:
     assert not {"torch", "transformers", "tokenizers", "pandas", "safetensors", "huggingface_hub"} & set(loaded)
 
 
-def test_import_loads_two_modules_beside_numpys() -> None:
+def test_import_loads_two_modules_besides_those_of_numpy() -> None:
     """Expensive modules are imported on first use."""
     code = (
         "import __future__, sys, numpy, importlib, typing; before = set(sys.modules); import fastattn;"

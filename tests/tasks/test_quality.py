@@ -93,7 +93,8 @@ def test_long_texts_of_encoders_keep_their_last_special_token(tmp_path: Path, mo
     context = fastattn.AutoModel.from_pretrained(folder).config.max_positions
     assert report.n_tokens == len(read[0]) == context
     assert (read[0][0], read[0][-1]) == (tokenizer.cls_token_id, tokenizer.sep_token_id)
-    with pytest.raises(InputError, match=rf"^max_tokens: expected at least the {context} of the first text, got 5$"):
+    expected = rf"^max_tokens: expected at least {context}, the length of the first text, got 5$"
+    with pytest.raises(InputError, match=expected):
         fastattn.compare_dtypes(folder, ["the cat " * 200], dtypes=["int8"], max_tokens=5)
 
 
@@ -135,7 +136,7 @@ def test_refuses(gpt2: Path, tmp_path: Path) -> None:
 
 def test_refuses_what_has_no_float32_to_compare_with(gpt2: Path, tmp_path: Path) -> None:
     packed = fastattn.quantize(gpt2, tmp_path / "int8", dtype="int8")
-    with pytest.raises(ConfigError, match="expected the float checkpoint, to compare with, got one quantized to int8"):
+    with pytest.raises(ConfigError, match="expected a float checkpoint to compare with, got one quantized to int8"):
         fastattn.compare_dtypes(packed, TEXTS)
     broken = tmp_path / "nan"
     shutil.copytree(gpt2, broken)

@@ -106,13 +106,13 @@ def test_logits_that_leave_float32_give_the_highest(row: list[float], top_p: flo
     logits = np.array([row], np.float32)
     record, none, offsets = params(temperature=0.5, top_p=top_p), np.zeros(0, np.int32), np.zeros(2, np.int64)
     assert sample(logits, record, none, offsets)[0].tolist() == [1]
-    from fastattn.executors import cpu
+    from fastattn import _core
 
-    assert cpu.sample(logits, record, none, offsets)[0].tolist() == [1]
+    assert _core.sample(logits, record, none, offsets)[0].tolist() == [1]
 
 
 def test_the_compiled_sampler_follows_the_specification() -> None:
-    from fastattn.executors import cpu
+    from fastattn import _core
 
     rng = np.random.default_rng(8)
     n, vocab = 400, 300
@@ -128,7 +128,7 @@ def test_the_compiled_sampler_follows_the_specification() -> None:
     history = rng.integers(0, vocab, lengths.sum()).astype(np.int32)
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     expected, expected_logprobs = sample(logits, record, history, offsets)
-    ids, logprobs = cpu.sample(logits, record, history, offsets)
+    ids, logprobs = _core.sample(logits, record, history, offsets)
     # Boundaries between candidates are float32 sums: about once in 10^5, a draw may fall on the other side of one.
     assert (ids == expected).sum() >= n - 1
     same = ids == expected
@@ -137,7 +137,7 @@ def test_the_compiled_sampler_follows_the_specification() -> None:
     for bad in (np.nan, np.inf):
         logits[3, 4] = bad
         with pytest.raises(NonFiniteError, match="3"):
-            cpu.sample(logits, record, history, offsets)
+            _core.sample(logits, record, history, offsets)
 
 
 def exact_draw(row: np.ndarray, params: np.void, history: np.ndarray) -> int:
@@ -176,7 +176,7 @@ def exact_draw(row: np.ndarray, params: np.void, history: np.ndarray) -> int:
 @pytest.mark.parametrize("kind", ["normal", "ties", "equal", "holes", "far apart", "two groups"])
 def test_the_compiled_sampler_is_exact(kind: str) -> None:
     """Ids equal those of sums without rounding, in whatever order the kernels process the candidates."""
-    from fastattn.executors import cpu
+    from fastattn import _core
 
     rng = np.random.default_rng(11)
     for vocab in (1, 2, 17, 64, 300):
@@ -206,4 +206,4 @@ def test_the_compiled_sampler_is_exact(kind: str) -> None:
         rows = logits.astype(np.float32)
         with np.errstate(over="ignore"):
             expected = [exact_draw(rows[i], record[i], history[offsets[i] : offsets[i + 1]]) for i in range(n)]
-        assert cpu.sample(rows, record, history, offsets)[0].tolist() == expected
+        assert _core.sample(rows, record, history, offsets)[0].tolist() == expected

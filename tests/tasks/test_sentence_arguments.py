@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import logging
 import pickle
 import subprocess
@@ -140,7 +141,7 @@ def test_inputs(model: fastattn.SentenceTransformer) -> None:
     assert model.encode(inputs=TEXTS).tobytes() == model.encode_query(inputs=TEXTS).tobytes() == expected
     with pytest.raises(InputError, match=r"^inputs: "):
         model.encode("a", inputs="b")
-    for bad in ([("a", "b")], [["a", "b"]], {"text": "a"}, [{"text": "a"}], b"a", [b"a"], None, 3, {"a", "b"}):
+    for bad in ([("a", None)], [["a", 3]], {"text": "a"}, [{"text": "a"}], b"a", [b"a"], None, 3, {"a", "b"}):
         with pytest.raises(DTypeError, match=r"^sentences"):
             model.encode(bad)
     with pytest.raises(DTypeError, match=r"^sentences\[1\] \(row 8\)"):
@@ -203,23 +204,35 @@ def test_options_without_effect(model: fastattn.SentenceTransformer, options: di
 def test_refused_options(
     model: fastattn.SentenceTransformer, method: str, options: dict[str, Any], error: type[FastattnError]
 ) -> None:
-    if method != "encode" and "task" in options:
-        pytest.skip("the method says the task")
     with pytest.raises(error) as caught:
         getattr(model, method)(TEXTS, **options)
     assert next(iter(options)) in str(caught.value) or "precision" in str(caught.value)
     assert len(str(caught.value)) < 400
 
 
-@pytest.mark.parametrize("pairs", [[("a", "b")], [["a", "b"], ["b", "a"]], ["a", ("a", "b")]])
-def test_pairs_say_what_to_do(model: fastattn.SentenceTransformer, pairs: Any) -> None:
-    """sentence-transformers joins the texts of a pair; here that is for cross-encoders."""
-    with pytest.raises(
-        DTypeError, match=r"sentences\[\d\]: expected str, got .*; a vector is that of one text.* pairs"
-    ):
-        model.encode(pairs)
-    with pytest.raises(DTypeError, match=r"^sentences\[0\]: expected str, got list$"):
-        model.encode([["a", "b", "a"]])
+@pytest.mark.parametrize("method", ["encode_query", "encode_document"])
+def test_the_methods_of_a_task_take_no_task(model: fastattn.SentenceTransformer, method: str) -> None:
+    with pytest.raises(InputError, match=f"^{method}: unknown keyword 'task'"):
+        getattr(model, method)(TEXTS, task="query")
+    assert "task" not in inspect.signature(getattr(model, method)).parameters
+    assert list(inspect.signature(getattr(model, method)).parameters)[:3] == ["sentences", "prompt_name", "prompt"]
+
+
+def test_pairs(model: fastattn.SentenceTransformer) -> None:
+    """The comparison with sentence-transformers is in test_sentence_transformer.py."""
+    pairs = [("a", "b"), ("b", "a c")]
+    expected = model.encode(pairs)
+    assert expected.shape == (2, 40)
+    assert model.encode([list(pair) for pair in pairs]).tobytes() == expected.tobytes()
+    assert model.encode(iter(pairs)).tobytes() == expected.tobytes()
+    assert model.encode(["a", pairs[0]])[1].tobytes() == expected[0].tobytes()
+    assert model.encode(("a", "b")).tobytes() == model.encode(["a", "b"]).tobytes()
+    assert model.count_tokens(pairs) == [len(model.tokenizer(*pair).input_ids) for pair in pairs]
+    ids = model.preprocess(["a", *pairs])["input_ids"]
+    assert ids.tolist() == model.tokenizer(["a", *pairs], padding=True).input_ids
+    for items in (["a", "b", "a"], ["a"], []):
+        with pytest.raises(InputError, match=r"^sentences\[0\]: expected a str or a pair of them.*; join the texts"):
+            model.encode([items])
 
 
 def test_a_misspelled_keyword_names_the_closest_one(folder: Path, model: fastattn.SentenceTransformer) -> None:
@@ -268,14 +281,14 @@ def test_options_of_the_constructor_without_effect(
         ({"model_kwargs": {"subfolder": "x"}}, InputError, "model_kwargs: subfolder: expected None or '', got 'x'"),
         ({"processor_kwargs": {"model_max_len": 3}}, InputError, "did you mean 'model_max_length'"),
         ({"processor_kwargs": {"model_max_length": "5"}}, DTypeError, "model_max_length: expected int"),
-        ({"processor_kwargs": {}, "tokenizer_kwargs": {}}, InputError, "tokenizer_kwargs: expected no value beside"),
+        ({"processor_kwargs": {}, "tokenizer_kwargs": {}}, InputError, "tokenizer_kwargs: expected None together with"),
         (
             {"config_kwargs": {"num_hidden_layers": 1}},
             InputError,
             "config_kwargs: unknown keyword 'num_hidden_layers'",
         ),
-        ({"cache_dir": "a", "cache_folder": "b"}, InputError, "cache_folder: expected no value beside"),
-        ({"token": "a", "use_auth_token": "b"}, InputError, "use_auth_token: expected no value beside"),
+        ({"cache_dir": "a", "cache_folder": "b"}, InputError, "cache_folder: expected None together with"),
+        ({"token": "a", "use_auth_token": "b"}, InputError, "use_auth_token: expected None together with"),
         ({"token": 3}, DTypeError, "token: expected str"),
         ({"similarity_fn_name": "cosin"}, InputError, "similarity_fn_name: expected one of cosine"),
         ({"default_prompt_name": 3}, DTypeError, "default_prompt_name: expected str"),

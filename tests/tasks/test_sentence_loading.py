@@ -44,7 +44,7 @@ def test_keywords_of_the_hub_are_those_of_the_class(folder: Path, keyword: str) 
     for key, value in zip(HUB_KEYS, ("cache", True, "v2", "hf_secret", True), strict=True):
         given: Any = {keyword: {key: value}}
         with pytest.raises(
-            InputError, match=f"{key}: expected None; give {key} to SentenceTransformer itself"
+            InputError, match=f"{key}: expected None; pass {key} to SentenceTransformer itself"
         ) as found:
             fastattn.SentenceTransformer(folder, threads=1, **given)
         assert "hf_secret" not in str(found.value)

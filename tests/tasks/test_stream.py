@@ -137,7 +137,7 @@ def test_an_end_of_text_id_with_a_text_of_its_own() -> None:
     assert pieces.finish_reason == "eos"
 
 
-def test_text_states_do_constant_work_for_a_token(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_text_states_do_constant_work_per_token(monkeypatch: pytest.MonkeyPatch) -> None:
     """The tokenizer decodes the prompt once, and nothing for new tokens."""
     calls: list[int] = []
     decode = Tokenizer.decode

@@ -126,7 +126,7 @@ def call(tokenizer: Any, *texts: Any, **options: Any) -> Any:
 def check_same(found: Any, expected: Any, options: dict[str, Any]) -> None:
     """Assert the same columns, or an error from both.
 
-    Two of our errors cover results that transformers gets wrong or ragged.
+    In two cases we raise an error where the result of transformers is wrong or ragged.
     """
     if isinstance(expected, BaseException):
         assert isinstance(found, InputError) or options.get("stride"), (found, expected)

@@ -65,15 +65,15 @@ def test_fields_and_defaults() -> None:
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
-        (b"", "it has no pieces"),
-        (b"\x0a", "it ends within a number"),
+        (b"", "the model has no pieces"),
+        (b"\x0a", "the data ends inside a number"),
         (b"\x0a\x05ab", "field 1 needs 5 bytes, and 2 are left"),
         (b"\x80" * 11, "a number of more than 64 bits"),
         (b"\x00\x00", "field number 0"),
         (b"\x0b", "unknown wire type 3"),
         (b"\x08\x01", "field 1: expected bytes"),
         (data(1, data(1, b"\xff")), "field 1: expected UTF-8"),
-        (data(1, data(2, b"abc")), "field 2: expected a float"),
+        (data(1, data(2, b"abc")), "field 2: expected a 32-bit float"),
         (data(1, data(3, b"abc")), "field 3: expected an integer"),
         (b"IQ== 0\nIg== 1\n", "expected a SentencePiece model"),  # a file of tiktoken
         (model(PIECES, integer(3, 4)), "expected a Unigram or BPE model"),

@@ -123,9 +123,9 @@ def test_pad(bert: Tokenizer) -> None:
     assert bert.pad({"input_ids": np.array([2, 3])}, padding="max_length", max_length=3).input_ids.tolist() == [2, 3, 0]
     with pytest.raises(InputError, match="expected the column 'input_ids'"):
         bert.pad({"ids": [1]})
-    with pytest.raises(InputError, match=r"attention_mask: expected 2 rows, as input_ids has, got 1"):
+    with pytest.raises(InputError, match=r"attention_mask: expected 2 rows, as many as in input_ids, got 1"):
         bert.pad({"input_ids": [[1], [2, 3]], "attention_mask": [[1]]})
-    with pytest.raises(InputError, match="after a call of the tokenizer"):
+    with pytest.raises(InputError, match="expected the result of a tokenizer call"):
         padded.tokens()
 
 
@@ -219,7 +219,7 @@ def test_without_a_limit_nothing_is_cut(bert: Tokenizer, caplog: pytest.LogCaptu
 @pytest.mark.parametrize(
     ("name", "value", "kind", "message"),
     [
-        ("pad_token", "<new>", InputError, "expected a token of the vocabulary, got '<new>'; add it with"),
+        ("pad_token", "<new>", InputError, "expected a token in the vocabulary, got '<new>'; add it with"),
         ("pad_token", 3, DTypeError, "expected str or AddedToken"),
         ("pad_token", "", InputError, "expected a token of 1 to"),
         ("sep_token_id", -7, InputError, "expected 0 to"),
@@ -237,7 +237,7 @@ def test_without_a_limit_nothing_is_cut(bert: Tokenizer, caplog: pytest.LogCaptu
         ("model_input_names", "input_ids", DTypeError, "expected a list of str"),
         ("pad_tokn", "x", AttributeError, "did you mean 'pad_token'"),
         ("additional_special_tokens", ["x"], AttributeError, "cannot be set; set extra_special_tokens"),
-        ("do_lower_case", True, AttributeError, "cannot be set; it belongs to the tokenizer's files"),
+        ("do_lower_case", True, AttributeError, "cannot be set; it is a setting of the tokenizer's files"),
         ("vocab_size", 3, AttributeError, "cannot be set"),
         ("all_special_ids", [1], AttributeError, "cannot be set"),
     ],
@@ -295,7 +295,7 @@ def test_strings_and_numbers_are_no_flags(bert: Tokenizer, name: str, value: Any
         ({"truncate": True}, "unknown keyword 'truncate'; did you mean 'truncation'"),
         ({"return_tensor": "np"}, "did you mean 'return_tensors'"),
         ({"pad_to_max_length": True}, "unknown keyword 'pad_to_max_length'"),
-        ({"return_tensors": "pt"}, "expected \"np\" or None, got 'pt'; fastattn takes lists and NumPy arrays"),
+        ({"return_tensors": "pt"}, "expected \"np\" or None, got 'pt'; fastattn works with lists and NumPy"),
         ({"return_tensors": "numpy"}, "expected one of 'np', got 'numpy'"),
         ({"tokenizer_kwargs": {}}, "pass its items as keywords"),
         ({"padding": "max"}, "expected one of 'longest', 'max_length', 'do_not_pad', got 'max'"),
@@ -470,12 +470,12 @@ def test_bos_as_a_keyword_applies_to_tokenizer_json(gpt2: Tokenizer, tmp_path: P
         ({"extra_special_tokens": "a"}, DTypeError, "extra_special_tokens: expected a list"),
         ({"subfolder": "../x"}, InputError, "subfolder: expected a folder inside the model's"),
         ({"subfolder": "x"}, ModelNotFoundError, "x: expected the subfolder of a model, found none"),
-        ({"force_download": True}, InputError, "force_download: expected False; delete the model from the cache"),
+        ({"force_download": True}, InputError, "force_download: expected False, got True; delete the model"),
         ({"force_download": "yes"}, DTypeError, "force_download: expected True or False"),
         ({"proxies": {"https": "a"}}, InputError, "set HTTPS_PROXY"),
-        ({"token": "a", "use_auth_token": "b"}, InputError, "use_auth_token: expected no value beside token"),
+        ({"token": "a", "use_auth_token": "b"}, InputError, "use_auth_token: expected None together with token"),
         ({"token": 3}, DTypeError, "token: expected str, True, False or None"),
-        ({"pretrained_model_name_or_path": "b"}, InputError, "expected no value beside path"),
+        ({"pretrained_model_name_or_path": "b"}, InputError, "expected None together with path"),
     ],
 )
 def test_refused_keywords(tmp_path: Path, options: Any, kind: type[FastattnError], message: str) -> None:

@@ -184,9 +184,9 @@ def test_pairs_with_wrong_items(bert: Tokenizer) -> None:
     ):
         with pytest.raises((DTypeError, InputError), match=message):
             bert(bad)
-    with pytest.raises(DTypeError, match="text_pair: expected a sequence of as many texts as text has, got str"):
+    with pytest.raises(DTypeError, match="text_pair: expected a sequence of as many texts as in text, got str"):
         bert(["a", "b"], "cd")
-    with pytest.raises(InputError, match="text_pair: expected 2 texts, as text has, got 1"):
+    with pytest.raises(InputError, match="text_pair: expected 2 texts, as many as in text, got 1"):
         bert(["a", "b"], ["c"])
     with pytest.raises(DTypeError, match="text_pair: expected one str"):
         bert("a", ["b"])

@@ -86,7 +86,7 @@ def test_added_tokens_of_older_folders(
 def test_tokens_of_older_folders_written_as_objects(
     kind: tuple[str, Callable[[Path], Path], str], where: str, tmp_path: Path
 ) -> None:
-    """tokenizer_config.json matches them in normalized text, special_tokens_map.json in the original text."""
+    """Tokens of tokenizer_config.json are matched in normalized text, those of the other file in the original text."""
     transformers = pytest.importorskip("transformers")
     name, write, model_type = kind
     files = write(tmp_path)

@@ -29,7 +29,7 @@ class _Auto(Generic[_Loaded]):
 
     def __init__(self) -> None:
         name = type(self).__name__
-        raise TypeError(f"{name} is not made directly: call {name}.from_pretrained(path)")
+        raise TypeError(f"{name} cannot be instantiated; call {name}.from_pretrained(path)")
 
     @classmethod
     @describes(RunArgs, HubArgs, LoadArgs, ModelArgs)

@@ -32,7 +32,7 @@ class AutoTokenizer:
     """Loads the tokenizer of a checkpoint directory."""
 
     def __init__(self) -> None:
-        raise TypeError("AutoTokenizer is not made directly: call AutoTokenizer.from_pretrained(path)")
+        raise TypeError("AutoTokenizer cannot be instantiated; call AutoTokenizer.from_pretrained(path)")
 
     @classmethod
     def from_pretrained(
@@ -67,7 +67,9 @@ class AutoTokenizer:
         overrides = read_overrides(given, _KEYWORDS)
         if not (force_download is None or force_download is False):
             check_flag("force_download", force_download)
-            raise InputError("force_download: expected False; delete the model from the cache to download it again")
+            raise InputError(
+                "force_download: expected False, got True; delete the model from the cache to download it again"
+            )
         if proxies:
             raise InputError(f"proxies: expected None, got {quote(proxies)}; set HTTPS_PROXY in the environment")
         source = one_of("path", path, "pretrained_model_name_or_path", pretrained_model_name_or_path)

@@ -10,13 +10,13 @@ from numpy.typing import NDArray
 
 from fastattn.checks import Neutral, check_flag, check_neutral
 
-# The input of a call whose results are arrays, and of one whose results are lists.
+# The input of calls that return arrays, and of calls that return lists.
 OneInput: TypeAlias = "Sequence[int] | NDArray[np.integer[Any]]"
 Inputs: TypeAlias = "Sequence[Sequence[int]] | Sequence[NDArray[np.integer[Any]]]"
 
 
 class OtherArgs(TypedDict, total=False):
-    """Arguments of a call that are only keywords, and those of transformers that change nothing."""
+    """Keyword-only arguments of a call, and arguments of transformers that change nothing here."""
 
     position_ids: object
     use_cache: bool | None
@@ -51,21 +51,12 @@ _KEYWORDS: Mapping[str, Neutral] = {
     "encoder_attention_mask": Neutral((), "these models have no cross attention"),
     "encoder_hidden_states": Neutral((), "these models have no cross attention"),
     "head_mask": Neutral((), "no head can be masked"),
-    "inputs_embeds": Neutral((), "give input_ids"),
+    "inputs_embeds": Neutral((), "pass input_ids"),
     "labels": Neutral((), "no loss is computed: compute it from the logits"),
     "next_sentence_label": Neutral((), "no loss is computed: compute it from the logits"),
     "past_key_values": Neutral((), "`generate` and `stream` have a cache of their own"),
 }
-_NAMES = (
-    "input_ids",
-    "attention_mask",
-    "token_type_ids",
-    "position_ids",
-    "logits_to_keep",
-    "output_hidden_states",
-    "output_attentions",
-    "return_dict",
-)
+_NAMES = ("input_ids", "attention_mask", "token_type_ids", "return_dict", *CausalLMCallArgs.__annotations__)
 
 
 def check_call_keywords(others: Mapping[str, Any], where: str) -> None:

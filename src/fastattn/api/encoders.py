@@ -14,7 +14,7 @@ from fastattn.models.outputs import Array, EncoderOutput, ModelOutput, SequenceC
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-# The output of a call: of one array, of a list of sequences, and of an input whose type does not say which.
+# The type of the output for one array, for a list of sequences, and for an input that may be either.
 _OfArray = TypeVar("_OfArray", bound=ModelOutput)
 _OfList = TypeVar("_OfList", bound=ModelOutput)
 _OfEither = TypeVar("_OfEither", bound=ModelOutput)
@@ -88,7 +88,7 @@ class _OneStepModel(Model, Generic[_OfArray, _OfList, _OfEither]):
 
     @abstractmethod
     def _compute(self, batch: Batch, hidden_states: bool | None, attentions: bool | None) -> _OfEither:
-        """Run one step. Raises InputError for an empty sequence that the output has no value for."""
+        """Run one step. Raises InputError for an empty sequence for which the output is undefined."""
 
 
 class Encoder(_OneStepModel[EncoderOutput[Array], EncoderOutput[list[Array]], EncoderOutput]):
@@ -100,7 +100,7 @@ class Encoder(_OneStepModel[EncoderOutput[Array], EncoderOutput[list[Array]], En
 
     def _compute(self, batch: Batch, hidden_states: bool | None, attentions: bool | None) -> EncoderOutput:
         if "pooler_output" in self.traced.outputs:
-            batch.need_tokens("pooler_output is that of the first token")
+            batch.need_tokens("pooler_output is computed from the first token")
         results = self._run(batch, hidden_states=hidden_states, attentions=attentions)
         return EncoderOutput(
             results.per_token("last_hidden_state"),
@@ -124,7 +124,7 @@ class SequenceClassifier(_OneStepModel[SequenceClassifierOutput, SequenceClassif
         return dict(enumerate(self.config.labels))
 
     def _compute(self, batch: Batch, hidden_states: bool | None, attentions: bool | None) -> SequenceClassifierOutput:
-        batch.need_tokens("the classes are those of one of its tokens")
+        batch.need_tokens("the logits are computed from one of its tokens")
         wanted = batch.last_rows(self.config.pad_token_id)
         results = self._run(batch, hidden_states=hidden_states, attentions=attentions, wanted=wanted)
         logits = cast(Array, results.per_sequence("logits"))

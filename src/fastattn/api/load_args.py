@@ -84,7 +84,7 @@ class ModelArgs(LoadArgs, total=False):
     pad_token_id: int | None
     output_hidden_states: bool | None
     output_attentions: bool | None
-    # Those of transformers that change nothing here.
+    # Keywords of transformers that change nothing here.
     adapter_name: Literal["default"] | None
     add_pooling_layer: Literal[True] | None
     attn_implementation: Any

@@ -32,17 +32,17 @@ _KEYWORDS: Mapping[str, Neutral] = {
     "force_download": Neutral((False,), "delete the model from the cache to download it again"),
     "from_flax": Neutral((False,), "convert it once to model.safetensors"),
     "from_tf": Neutral((False,), "convert it once to model.safetensors"),
-    "generation_config": Neutral((), "give the options to generate"),
+    "generation_config": Neutral((), "pass the options to generate"),
     "gguf_file": Neutral((), "only safetensors are read"),
     "is_decoder": Neutral((False,), "these models are encoders, or GPT-2"),
     "key_mapping": Neutral((), "rename the tensors in the file"),
     "kernel_config": Neutral((), "leave it out"),
     "load_in_4bit": Neutral((False,), 'use dtype="int4"'),
     "load_in_8bit": Neutral((False,), 'use dtype="int8"'),
-    "output_loading_info": Neutral((False,), "what does not fit is an error, what is not used is logged"),
+    "output_loading_info": Neutral((False,), "tensors that do not fit raise an error, and unused ones are logged"),
     "proxies": Neutral((), "set HTTPS_PROXY in the environment"),
     "quantization_config": Neutral((), 'use dtype="int8" or dtype="int4"'),
-    "return_dict": Neutral((True,), "give return_dict=False to the call"),
+    "return_dict": Neutral((True,), "pass return_dict=False to the call"),
     "state_dict": Neutral((), "save it to a folder first"),
     "torchscript": Neutral((False,), "leave it out"),
     "tp_plan": Neutral((), "a model is loaded on one device"),
@@ -57,5 +57,5 @@ _KEYWORDS: Mapping[str, Neutral] = {
 
 def check_unused(keywords: Mapping[str, Any]) -> None:
     """Reject unknown keywords and keywords that would change the model. Raises InputError."""
-    hint = "; config.json says what the model is"
+    hint = "; config.json determines the architecture"
     check_neutral(keywords, _KEYWORDS, "from_pretrained", ModelArgs.__annotations__, hint=hint)

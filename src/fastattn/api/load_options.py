@@ -129,7 +129,7 @@ def check_target(value: Any, device: str, dtype: str) -> None:
         found = None
     if found != device:
         raise InputError(
-            f"to: expected {device!r} or {dtype!r}, which the model has, got {quote(value)}; load it with "
+            f"to: expected {device!r} or {dtype!r}, as loaded, got {quote(value)}; load it with "
             "from_pretrained(..., device=, dtype=)"
         )
 
@@ -211,7 +211,7 @@ def _unknown_dtype(name: str, value: Any, known: Collection[str], device: str) -
     if value == "float64":
         hint = '; device="numpy" computes in float64'
     elif device == "cpu" and value in ("uint8", "fp8", "float8_e4m3fn", "nf4", "fp4"):
-        hint = "; int8 and int4 are the small ones"
+        hint = "; use int8 or int4 for smaller weights"
     return InputError(f"{expected}, got {quote(value)}{hint}")
 
 
@@ -243,7 +243,7 @@ def _threads(value: Any, device: str) -> int | None:
 
 def _verify(value: Any) -> Any:
     if value is not None:
-        from fastattn.checkpoint.digests import check_verify  # not for the help of the command
+        from fastattn.checkpoint.digests import check_verify  # `fastattn --help` does not need it
 
         check_verify(value)
     return value
@@ -253,7 +253,7 @@ def _subfolder(value: Any) -> str:
     name = "" if value is None else check_str("subfolder", value)
     parts = PurePosixPath(name).parts
     if name.startswith("/") or ".." in parts or "\0" in name or "\\" in name:
-        raise InputError(f"subfolder: expected a folder inside the model's, got {quote(name)}")
+        raise InputError(f"subfolder: expected a folder inside the model's folder, got {quote(name)}")
     return "/".join(part for part in parts if part != ".")
 
 

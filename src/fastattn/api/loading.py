@@ -48,14 +48,12 @@ def load_executor(
     if device == "cuda":
         from fastattn.executors.cuda import CudaExecutor
 
-        found = CudaExecutor(program, sources, dtype=dtype, kv_dtype=kv_dtype, head_dtype=head_dtype)
-        return cast(Executor, found)
+        return CudaExecutor(program, sources, dtype=dtype, kv_dtype=kv_dtype, head_dtype=head_dtype)
     from fastattn.executors.cpu import CpuExecutor
 
-    executor = CpuExecutor(
+    return CpuExecutor(
         program, sources, dtype=dtype, kv_dtype=kv_dtype, head_dtype=head_dtype, packed=packed, threads=threads
     )
-    return cast(Executor, executor)
 
 
 def find_folder(
@@ -119,7 +117,7 @@ def _load_opened(
     warn_of_unused(config, built, directory)
     if os.path.lexists(directory / ADAPTER_NAME):
         _log.warning(
-            "%s: %s is ignored, transformers with peft adds the adapter to the weights; merge it with peft: "
+            "%s: %s is ignored, but transformers with peft adds the adapter to the weights; merge it with peft: "
             "model.merge_and_unload()",
             directory,
             ADAPTER_NAME,
@@ -153,14 +151,17 @@ def override(config: Mapping[str, JsonValue], overrides: Mapping[str, JsonValue]
 def _check_quantized(directory: Path, quantized: QuantizedCheckpoint, options: LoadOptions) -> None:
     device = options.device
     if device != "cpu":
-        raise ConfigError(f"{directory}: its weights are packed for device cpu; {device} needs the float checkpoint")
+        raise ConfigError(
+            f"{directory}: expected device cpu for quantized weights, got {device}; load the float checkpoint"
+        )
     asked_and_stored = (
         ("dtype", options.dtype, quantized.dtype),
         ("head_dtype", options.head_dtype, quantized.head_dtype),
     )
     for name, asked, stored in asked_and_stored:
         if asked is not None and asked != stored:
+            expected = "None" if stored is None else f"None or {stored!r}"
             raise ConfigError(
-                f"{directory}: {name}: this checkpoint is quantized to {stored}, expected None or that, got {asked!r}; "
-                "another one needs the float checkpoint"
+                f"{directory}: {name}: expected {expected}, as this checkpoint is quantized, got {asked!r}; load the "
+                "float checkpoint"
             )

@@ -33,8 +33,9 @@ from fastattn.graph.executor import Executor
 from fastattn.graph.ir import Program
 from fastattn.graph.quantize import embedding_tables
 from fastattn.graph.rewrites import optimize, with_outputs
+from fastattn.models.config import CommonConfig
 from fastattn.models.inputs import Batch, read_model_batch
-from fastattn.models.registry import BuiltModel, ModelConfig
+from fastattn.models.registry import BuiltModel
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -49,7 +50,7 @@ _INSTEAD = {
     "bfloat16": 'load it with from_pretrained(..., dtype="bfloat16")',
     "cuda": 'load it with from_pretrained(..., device="cuda")',
     "forward": "call the model itself",
-    "get_input_embeddings": "read them with fastattn.checkpoint.open_checkpoint(model.path)",
+    "get_input_embeddings": "read the table with fastattn.checkpoint.open_checkpoint(model.path)",
     "half": 'load it with from_pretrained(..., dtype="bfloat16")',
     "named_parameters": "read them with fastattn.checkpoint.open_checkpoint(model.path)",
     "parameters": "read them with fastattn.checkpoint.open_checkpoint(model.path), count them with num_parameters()",
@@ -57,7 +58,7 @@ _INSTEAD = {
     "resize_token_embeddings": "resize them with transformers, and save the model",
     "save_pretrained": "the files are in model.path; fastattn.quantize writes smaller ones",
     "state_dict": "read the weights with fastattn.checkpoint.open_checkpoint(model.path)",
-    "train": "models are for inference",
+    "train": "models support only inference",
 }
 
 
@@ -80,7 +81,7 @@ class Model:
         self._directory, self._built, self._origin, self._shared = directory, built, origin, shared
         self._executor: Executor | None = executor
         # No lock here: if the process forked while another thread held it, the child would wait forever. Two threads
-        # that need the same variant at once both create it, and one of the two is used.
+        # that need the same variant at the same time both create it, and one of the two is used.
         self._variants: dict[tuple[bool, bool, bool], Executor] = {(False, False, False): executor}
         self._tokenizers: list[Tokenizer | None] = []
         self._warned: set[str] = set()
@@ -88,7 +89,7 @@ class Model:
     # -- properties ---------------------------------------------------------------------------------------------------
 
     @property
-    def config(self) -> ModelConfig:
+    def config(self) -> CommonConfig:
         """The options of the checkpoint, as the family's dataclass."""
         return self._built.config
 
@@ -302,7 +303,7 @@ class Model:
         if attention_mask is None and pad is not None and _may_be_padded(input_ids, batch) and batch.touches(pad):
             self._warn(
                 f"input_ids begin or end with pad_token_id {pad}, and there is no attention_mask: as in transformers, "
-                "padding is read as text; give an attention_mask, or lists of different lengths"
+                "padding is read as text; pass an attention_mask, or lists of different lengths"
             )
         return batch
 
@@ -313,7 +314,7 @@ class Model:
             _log.warning("%s: %s", self._directory, message)
 
     def trace(self, *, types: bool) -> Program:
-        """Return the Program before the rewrites. types: include a separately computed sum of token types."""
+        """Return the Program before the rewrites. types: the one for calls with token types, if the family has it."""
         trace = self._built.trace_with_types
         return trace() if types and trace is not None else self.traced
 

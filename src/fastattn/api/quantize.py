@@ -19,6 +19,7 @@ from fastattn.checkpoint.new_folder import NewFolder, new_folder
 from fastattn.checkpoint.quantized_writer import NewWeight, write_quantized
 from fastattn.checks import check_choice, check_count, check_keywords, check_path
 from fastattn.errors import ConfigError
+from fastattn.executors import cpu
 from fastattn.formats import DTYPES, PACKED_DTYPES
 from fastattn.graph.ir import Weight
 from fastattn.graph.quantize import tied_embeddings, weight_formats
@@ -44,7 +45,7 @@ def quantize(
     A model loaded from the directory returns the same bits as `from_pretrained(path_or_id, dtype=dtype)`. Returns the
     directory.
     Besides the weights, only regular files with known names are copied (`fastattn.checkpoint.companions.COPIED`); a
-    warning lists the others. The directory appears when everything is written. If two processes write the same
+    warning lists the others. The directory appears only when everything is written. If two processes write the same
     directory, one succeeds and the other gets a ConfigError.
     revision, cache_dir, local_files_only and token: for hub ids.
     Raises ConfigError, ModelFormatError, InputError, DTypeError, HubError, OSError.
@@ -58,7 +59,7 @@ def quantize(
     with open_checkpoint(source, check_config=find_family) as checkpoint, new_folder(target) as folder:
         if checkpoint.quantized is not None:
             dtype = checkpoint.quantized.dtype
-            raise ConfigError(f"{source}: expected a float checkpoint, got one quantized to {dtype}; give the original")
+            raise ConfigError(f"{source}: expected a float checkpoint, got one quantized to {dtype}; pass the original")
         _write(checkpoint, folder, dtype, head_dtype, threads)
         copy_companions(source, folder, checkpoint.files)
         checkpoint.check_unchanged()
@@ -110,10 +111,8 @@ def _every_task(config: Mapping[str, object], tensors: Mapping[str, WeightSource
 
 
 def _plan(weights: Mapping[str, Weight], formats: Mapping[str, str]) -> list[NewWeight]:
-    from fastattn.executors.cpu import packed_sizes
-
     return [
-        NewWeight(name, weight.use, formats[name], weight.shape, packed_sizes(weight, formats[name]))
+        NewWeight(name, weight.use, formats[name], weight.shape, cpu.packed_sizes(weight, formats[name]))
         for name, weight in weights.items()
     ]
 
@@ -122,7 +121,5 @@ def _pieces(
     planned: list[NewWeight], weights: Mapping[str, Weight], tensors: Mapping[str, WeightSource], threads: int | None
 ) -> Iterator[list[NDArray[np.uint8]]]:
     """Yield one weight at a time, so only one is in memory."""
-    from fastattn.executors.cpu import pack_weight
-
     for item in planned:
-        yield pack_weight(item.name, weights[item.name], item.form, tensors, threads)
+        yield cpu.pack_weight(item.name, weights[item.name], item.form, tensors, threads)

@@ -73,7 +73,7 @@ class Shared:
 
 
 # No lock: if the process forked while another thread held it, the child would wait forever. Two threads that load the
-# same model at once both load it, and one of the two is remembered.
+# same model at the same time both load it, and one of the two is remembered.
 _shared: WeakValueDictionary[str, Shared] = WeakValueDictionary()
 _verified: dict[tuple[str, str], FileIdentity] = {}
 
@@ -90,7 +90,7 @@ def recipe_of(task: Task, origin: Origin | None) -> Recipe:
     Raises InputError for a model without a folder, ModelFormatError if a file is not the one that was loaded.
     """
     if origin is None:
-        raise InputError("pickle: expected a model from from_pretrained, got one made by hand")
+        raise InputError("pickle: expected a model from from_pretrained, got one without a folder")
     if origin.digests is None:
         origin.digests = {name: _digest_of(origin, name) for name in origin.stamps}
     return Recipe(task, str(origin.directory), origin.name, origin.options, tuple(sorted(origin.digests.items())))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import os
 import platform
@@ -54,7 +55,6 @@ class Machine:
     reads: Mapping[int, tuple[ReadRate, ...]]
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the limits for JSON."""
         return {
             "caches": [
                 {"level": cache.level, "bytes": cache.bytes, "count": len(cache.shared)} for cache in self.caches
@@ -161,12 +161,10 @@ def _bytes(text: str) -> int:
 def about() -> dict[str, Any]:
     """Describe the CPU, the build and the installed packages, for reports."""
     info = cpu.info()
-    names = {name.replace("_", "-") for name in _LIBRARIES}
-    versions = {
-        distribution.name: distribution.version
-        for distribution in importlib.metadata.distributions()
-        if (distribution.name or "").lower().replace("_", "-") in names
-    }
+    versions = {}
+    for name in sorted(_LIBRARIES):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
     return {
         "cpu": cpu_name(),
         "cpus": len(os.sched_getaffinity(0)),
@@ -174,7 +172,7 @@ def about() -> dict[str, Any]:
         "compiler": info["compiler"],
         "fastattn": info["version"],
         "python": platform.python_version(),
-        "versions": dict(sorted(versions.items())),
+        "versions": versions,
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
 

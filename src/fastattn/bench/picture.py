@@ -233,9 +233,9 @@ def _grid(axes: _Axes) -> list[str]:
             found.append(_text(left - 6, axes.y(value) + 4, text, size=_SMALL, anchor="end", class_="quiet"))
     middle = (top + bottom) / 2
     found.append(_element("rect", x=left, y=top, width=right - left, height=bottom - top, class_="frame"))
-    found.append(_text(right, bottom + 34, "operations a byte of weights and cache", size=_SMALL, anchor="end"))
+    found.append(_text(right, bottom + 34, "operations per byte of weights and KV cache", size=_SMALL, anchor="end"))
     turned = f"rotate(-90 20 {middle:.0f})"
-    found.append(_text(20, middle, "billions of operations a second", size=_SMALL, anchor="middle", transform=turned))
+    found.append(_text(20, middle, "billions of operations per second", size=_SMALL, anchor="middle", transform=turned))
     return found
 
 
@@ -319,7 +319,7 @@ def _points(
         point, (x, y) = points[i], places[i]
         rank = libraries.index(point.library)
         about = f"{point.name}, {point.library}: {quantity(point.gops)} billion operations/s, "
-        about += f"{point.intensity:.3g} a byte, {point.percent:.0f} % of its limit"
+        about += f"{point.intensity:.3g} per byte, {point.percent:.0f} % of its limit"
         found.append(_element("g", _element("title", escape(about)) + _mark(rank, x, y)))
         text = f"{point.percent:.0f} %" if rank else f"{point.name}  {point.percent:.0f} %"
         size = _SMALL if rank else _NORMAL

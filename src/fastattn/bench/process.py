@@ -78,7 +78,6 @@ class Process:
         return answer
 
     def close(self) -> None:
-        """End the process."""
         if self._process.poll() is None:
             self._process.kill()  # also ends a stopped process
         self._process.wait()
@@ -127,6 +126,5 @@ def convert_apart(library: str, job: Job, timeout: float) -> str | None:
 
 
 def _process(library: str, job: Job, what: str) -> Process:
-    fields = {**asdict(job), "path": str(job.path), "folder": str(job.folder)}
-    arguments = json.dumps({"do": what, "library": library, "job": fields})
+    arguments = json.dumps({"do": what, "library": library, "job": asdict(job)}, default=str)
     return Process(command_of("fastattn.bench.worker", arguments), job.threads)

@@ -30,8 +30,7 @@ def result_table(rows: Sequence[Row], *, markdown: bool = False) -> str:
             line += [quantity(row.rate(library)), f"{about}{row.percent(library):.0f} %", str(limit)]
             if compared:
                 other = library != OURS and OURS in row.turns
-                line += [f"{row.ratio(library):.2f}x" if other else "", str(row.agreement(library) or "")]
-                line[-1] = line[-1] if other else ""
+                line += [f"{row.ratio(library):.2f}x", str(row.agreement(library) or "")] if other else ["", ""]
             cells.append(line)
         cells += [[row.name, library, *[""] * (len(header) - 3), error] for library, error in row.errors.items()]
     table = markdown_table(header, cells) if markdown else text_table(header, cells, left=2 if compared else 1)

@@ -12,7 +12,7 @@ from fastattn.bench.run import ModelBench
 from fastattn.bench.turns import OURS, Row
 from fastattn.profiling.limits import PRODUCTS
 
-_NOTE = "A point's height is its percent of the limit that was measured before and after it, taken of the roof here."
+_NOTE = "The height of a point is the roof here times its percentage of the limit measured before and after it."
 
 
 def plot(benches: Sequence[ModelBench], machine: Machine | None, about: dict[str, Any]) -> Plot:

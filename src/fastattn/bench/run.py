@@ -70,7 +70,6 @@ class ModelBench:
 
     @property
     def unit(self) -> str:
-        """The unit of the rate."""
         return self.rows[0].unit if self.rows else "tokens"
 
     def as_dict(self) -> dict[str, Any]:
@@ -231,8 +230,8 @@ def _dtypes(model: OpenModel, options: Options) -> tuple[str, str | None]:
         if asked not in (None, *DTYPES["cpu"]):
             raise InputError(f"{name}: expected one of {', '.join(DTYPES['cpu'])}, got {asked!r}")
         if model.quantized is not None and asked not in (None, kept := getattr(model.quantized, name)):
-            held = f"is quantized to {kept}" if kept is not None else "is quantized with that of its weights"
-            raise InputError(f"{name}: {model.path} {held}, got {asked!r}")
+            expected = "None" if kept is None else f"None or {kept!r}"
+            raise InputError(f"{name}: expected {expected}, as {model.path} is quantized, got {asked!r}")
     if model.quantized is not None:
         return model.quantized.dtype, model.quantized.head_dtype
     return options.dtype or "float32", options.head_dtype
@@ -271,7 +270,7 @@ def _start_others(bench: ModelBench, job: Job, run: _Run) -> dict[str, _Patient]
 
 
 def _measure(bench: ModelBench, work: Work, built: BuiltModel, options: Options, workers: dict[str, _Patient]) -> None:
-    """Add the row of a work when it has its first turn of ours. Raises BenchError, OutOfTime."""
+    """Add the row of a work once it has our first turn. Raises BenchError, OutOfTime."""
     command = {
         "name": work.name,
         "kind": work.kind,

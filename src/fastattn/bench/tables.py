@@ -34,8 +34,8 @@ def quantity(value: float) -> str:
 
 def size(n_bytes: float) -> str:
     """Format a number of bytes in KiB, MiB or GiB."""
-    for unit in ("bytes", "KiB", "MiB", "GiB"):
-        if n_bytes < 1024 or unit == "GiB":
-            return f"{n_bytes:.0f} {unit}" if n_bytes >= 10 or n_bytes == int(n_bytes) else f"{n_bytes:.1f} {unit}"
+    units = ["GiB", "MiB", "KiB", "bytes"]
+    while n_bytes >= 1024 and len(units) > 1:
         n_bytes /= 1024
-    raise AssertionError
+        units.pop()
+    return f"{n_bytes:.0f} {units[-1]}" if n_bytes >= 10 or n_bytes == int(n_bytes) else f"{n_bytes:.1f} {units[-1]}"

@@ -1,14 +1,15 @@
 """Measures all libraries on one work in turns, each between two measurements of the machine's limits.
 
-The order is limit, one library, limit, the next, ...; all other libraries are stopped meanwhile. A turn counts if the
-limits before and after it agree within 10 %. Its percent is relative to their mean. Results are medians over the turns.
-The memory rate of a shared machine may halve within minutes; this method removes such drift from percents and ratios.
+The order is limit, one library, limit, the next, ...; all other libraries are stopped during a turn. A turn counts if
+the limits before and after it agree within 10 %. Its percentage is relative to their mean. Results are medians over the
+turns. The memory rate of a shared machine may halve within minutes; this method removes such drift from percentages and
+ratios.
 """
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -44,7 +45,8 @@ class Limit(LeastTime):
 class Turn:
     """Samples of one library between two limits.
 
-    waited: seconds per second that its threads were ready but had no core; at: index among the turns of all libraries.
+    waited: seconds per second, over all its threads, that a thread was ready but had no core; at: index among the turns
+    of all libraries.
     """
 
     before: Limit
@@ -87,7 +89,7 @@ class Row:
         return [turn for turn in turns if turn.steady] or turns
 
     def is_steady(self, library: str) -> bool:
-        """Return whether any turn is steady; without one, percents and ratios mean little."""
+        """Return whether any turn is steady; without one, percentages and ratios are unreliable."""
         return any(turn.steady for turn in self.turns[library])
 
     def seconds(self, library: str) -> list[float]:
@@ -186,34 +188,22 @@ def measure(
             raise BenchError(f"{row.name}: measuring the limit: {answer['error']}")
         return Limit(**answer)
 
+    before, at = limit(), 0
     try:
-        _rotate(row, workers, command, limit, rounds=rounds, seconds=seconds)
+        for _ in range(4 * rounds):
+            for library, worker in workers.items():
+                turns = row.turns.setdefault(library, [])
+                if library in row.errors or sum(turn.steady for turn in turns) >= rounds:
+                    continue
+                answer = worker.ask(do="run", seconds=seconds, **command)
+                if "error" in answer:
+                    row.errors[library] = answer["error"]
+                    if library == OURS:
+                        raise BenchError(f"{row.name}: {answer['error']}")
+                    continue
+                after = limit()
+                turns.append(Turn(before, after, answer.pop("seconds"), answer.pop("waited", 0.0), at))
+                row.results[library] = answer
+                before, at = after, at + 1
     finally:  # also if the run ends early
         row.turns = {library: turns for library, turns in row.turns.items() if turns}
-
-
-def _rotate(
-    row: Row,
-    workers: Mapping[str, Worker],
-    command: Mapping[str, Any],
-    limit: Callable[[], Limit],
-    *,
-    rounds: int,
-    seconds: float,
-) -> None:
-    before, at = limit(), 0
-    for _ in range(4 * rounds):
-        for library, worker in workers.items():
-            turns = row.turns.setdefault(library, [])
-            if library in row.errors or sum(turn.steady for turn in turns) >= rounds:
-                continue
-            answer = worker.ask(do="run", seconds=seconds, **command)
-            if "error" in answer:
-                row.errors[library] = answer["error"]
-                if library == OURS:
-                    raise BenchError(f"{row.name}: {answer['error']}")
-                continue
-            after = limit()
-            turns.append(Turn(before, after, answer.pop("seconds"), answer.pop("waited", 0.0), at))
-            row.results[library] = answer
-            before, at = after, at + 1

@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from fastattn.bench.libraries import Job, convert, load
 from fastattn.graph.cost import StepShape
@@ -30,22 +30,6 @@ from fastattn.graph.cost import StepShape
 VALUES = 4096  # number of values of a result that are compared
 
 Answer = dict[str, Any]
-
-
-class Runner(Protocol):
-    """The commands that a process can answer."""
-
-    def sample(self, command: Answer) -> tuple[float, Answer]:
-        """Return the seconds of one pass (one step for a decode) and the result."""
-        ...
-
-    def limit(self, command: Answer) -> Answer:
-        """Return the current limit of a sample: {"compute_seconds", "memory_seconds", "operations", "bytes"}."""
-        ...
-
-    def profile(self, command: Answer) -> Answer:
-        """Return where the time goes."""
-        ...
 
 
 class ModelRunner:
@@ -63,7 +47,7 @@ class ModelRunner:
         return self._peer
 
     def sample(self, command: Answer) -> tuple[float, Answer]:
-        """See `Runner`."""
+        """Return the seconds of one pass (one step for a decode) and the result."""
         ids, n_new = command["ids"], command["n_new"]
         if command["kind"] == "decode":
             tokens, seconds = self.peer.decode(ids, n_new)
@@ -75,7 +59,7 @@ class ModelRunner:
         return seconds, {"values": [float(x) for x in rows.reshape(-1)[:VALUES]], "top": top}
 
     def limit(self, command: Answer) -> Answer:
-        """See `Runner`."""
+        """Return the current limit of a sample: {"compute_seconds", "memory_seconds", "operations", "bytes"}."""
         from fastattn.graph.step_cost import step_cost
         from fastattn.profiling.limits import measure_over, step_least_time
 
@@ -92,7 +76,7 @@ class ModelRunner:
         }
 
     def profile(self, command: Answer) -> Answer:
-        """See `Runner`."""
+        """Return where the time goes."""
         found = self.peer.model.profile(command["ids"], decode=command["kind"] == "decode")
         return {"text": str(found), "shares": found.shares(), **found.as_dict()}
 
@@ -100,12 +84,11 @@ class ModelRunner:
 class Service:
     """Answers commands with a runner."""
 
-    def __init__(self, runner: Runner) -> None:
+    def __init__(self, runner: ModelRunner) -> None:
         self.runner = runner
         self._warm: set[str] = set()
 
     def answer(self, command: Answer) -> Answer:
-        """Answer one command."""
         if command["do"] == "limit":
             return self.runner.limit(command)
         if command["do"] == "profile":
@@ -113,7 +96,7 @@ class Service:
         return self.run(command)
 
     def run(self, command: Answer) -> Answer:
-        """Take samples for at least the given seconds; the first time, one sample is taken and dropped before."""
+        """Take samples for at least the given seconds; the first time, a warm-up sample is taken first and dropped."""
         if command["name"] not in self._warm:
             self.runner.sample(command)
             self._warm.add(command["name"])

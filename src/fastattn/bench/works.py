@@ -35,7 +35,7 @@ class Work:
         """Return the shape of a sample; for a decode, the mean of its steps."""
         if self.kind == "forward":
             return StepShape(self.lengths, None, wanted=1)
-        # Step t of n_new - 1 sees the prompt and t - 1 tokens in the cache.
+        # Step t of n_new - 1 reads the prompt and t - 1 tokens from the cache.
         return StepShape((1,) * len(self.lengths), tuple(n + self.n_new / 2 - 1 for n in self.lengths), wanted=1)
 
     def ids(self, vocab_size: int) -> list[list[int]]:
@@ -72,7 +72,7 @@ def _language_model(context: int) -> list[Work]:
     n_new = min(MOST_NEW_TOKENS, context - prompt)
     far = min(900, context - n_new)
     works = [Work(f"prefill-{prefill}", "forward", (prefill,))]
-    if n_new > 1:  # a context of two positions has no step to measure
+    if n_new > 1:  # a context of two positions leaves no step to measure
         works += [Work(f"decode-{n}", "decode", (prompt,) * n, n_new) for n in (1, 8, 32)]
         works += [Work(f"decode-after-{far}", "decode", (far,), n_new)] if far > prompt else []
     return works

@@ -29,7 +29,7 @@ from fastattn.checkpoint.safetensors import WEIGHT_DTYPES, TensorInfo, read_sour
 from fastattn.checkpoint.source import read_tensor
 from fastattn.checks import check_flag, quote
 from fastattn.errors import ConfigError, ModelFormatError, ModelNotFoundError
-from fastattn.files import FileSet, SourceFile
+from fastattn.files import FileSet, malformed
 from fastattn.jsonfile import CONFIG_LIMITS, JsonValue, read_json
 
 if TYPE_CHECKING:
@@ -86,7 +86,6 @@ class Checkpoint:
         self.files.check_unchanged()
 
     def close(self) -> None:
-        """Close the files."""
         self.files.close()
 
     def __enter__(self) -> Self:
@@ -136,18 +135,14 @@ def open_checkpoint(
         tensors = _read_tensors(directory, files) if quantized is None else dict(quantized.originals)
         checkpoint = Checkpoint(directory, config, tensors, quantized, files)
         if verify is not None:
-            verify_files(directory, _weight_files(checkpoint), digests, files)
+            weights = [files.open(path) for path in {info.path for info in tensors.values()}]
+            verify_files(directory, weights, digests, files)
         if check_finite:
             _refuse_nonfinite(checkpoint)
     except BaseException:
         files.close()
         raise
     return checkpoint
-
-
-def _weight_files(checkpoint: Checkpoint) -> list[SourceFile]:
-    paths = {info.path for info in checkpoint.tensors.values()}
-    return [checkpoint.files.open(path) for path in paths]
 
 
 def _refuse_nonfinite(checkpoint: Checkpoint) -> None:
@@ -182,7 +177,7 @@ def read_config(directory: Path, *, files: FileSet | None = None) -> dict[str, J
     """
     config = _read_object(directory / CONFIG_NAME, files)
     if config is None:
-        raise ConfigError(f"{directory / CONFIG_NAME}: expected a config.json beside the weights, found none")
+        raise ConfigError(f"{directory / CONFIG_NAME}: expected a config.json next to the weights, found none")
     generation = read_generation_config(directory, files=files)
     ids = {key: generation[key] for key in ("bos_token_id", "eos_token_id") if generation.get(key) is not None}
     pad = {"generation_pad_token_id": generation.get("pad_token_id")} if generation else {}
@@ -211,7 +206,7 @@ def _read_object(path: Path, files: FileSet | None) -> dict[str, JsonValue] | No
 
 def _read_tensors(directory: Path, files: FileSet) -> dict[str, TensorInfo]:
     single = directory / SINGLE_NAME
-    if single.is_symlink() or single.exists():  # before an index, as in transformers
+    if single.is_symlink() or single.exists():  # takes precedence over an index, as in transformers
         return read_source(files.open(single))[0]
     files.expect_missing(single)
     if (directory / INDEX_NAME).exists():
@@ -219,13 +214,10 @@ def _read_tensors(directory: Path, files: FileSet) -> dict[str, TensorInfo]:
     others = sorted(entry.name for entry in directory.iterdir() if entry.suffix in OTHER_FORMATS)
     if others:
         hint = "convert it once with transformers: AutoModel.from_pretrained(directory).save_pretrained(new_directory)"
-        raise ModelFormatError(
-            f"{directory}: expected {SINGLE_NAME}, found only {', '.join(map(_shown, others[:_MAX_SHOWN]))}; {hint}",
-            path=str(directory),
-            code="other_format",
-        )
+        shown = ", ".join(map(_shown, others[:_MAX_SHOWN]))
+        raise malformed(directory, "other_format", f"expected {SINGLE_NAME}, found only {shown}; {hint}")
     adapter = (directory / ADAPTER_NAME).exists()
-    hint = f"; {ADAPTER_NAME} is there: merge the adapter into its model with peft, and load that" if adapter else ""
+    hint = f"; found {ADAPTER_NAME}: merge the adapter into its model with peft, and load the result" if adapter else ""
     raise ModelNotFoundError(f"{directory}: expected {SINGLE_NAME} or {INDEX_NAME}, found neither{hint}")
 
 

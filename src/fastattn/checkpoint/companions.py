@@ -1,4 +1,4 @@
-"""Copies the files beside the weights to a quantized directory: regular files of known names and bounded size."""
+"""Copies the files next to the weights to a quantized directory: regular files of known names and bounded size."""
 
 from __future__ import annotations
 

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from fastattn.checks import quote
-from fastattn.errors import DTypeError, InputError, ModelFormatError
-from fastattn.files import FileSet, SourceFile, read_at
+from fastattn.errors import DTypeError, InputError
+from fastattn.files import FileSet, SourceFile, malformed, read_at
 from fastattn.jsonfile import CONFIG_LIMITS, read_bounded
 
 SUMS_NAME = "SHA256SUMS"
@@ -49,14 +49,10 @@ def verify_files(
         path, expected = source.path, known.get(source.path.name)
         if expected is None:
             where = SUMS_NAME if given is None else "the digests"
-            raise ModelFormatError(
-                f"{path}: verify: expected its SHA-256 in {where}, found none", path=str(path), code="sha256_unknown"
-            )
+            raise malformed(path, "sha256_unknown", f"verify: expected its SHA-256 in {where}, found none")
         found = file_digest(source)
         if found != expected.lower():
-            raise ModelFormatError(
-                f"{path}: expected SHA-256 {expected.lower()}, got {found}", path=str(path), code="sha256"
-            )
+            raise malformed(path, "sha256", f"expected SHA-256 {expected.lower()}, got {found}")
 
 
 def file_digest(source: SourceFile) -> str:

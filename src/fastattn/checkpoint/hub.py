@@ -120,7 +120,7 @@ def resolve(
     if given and os.path.exists(path):
         raise ModelNotFoundError(f"{quote(str(path), 200)}: expected the folder of a model, got a file")
     if not isinstance(path_or_id, str) or not _is_hub_id(given):
-        raise ModelNotFoundError(f"no folder {quote(given)} here, and it is no hub id (owner/name) either")
+        raise ModelNotFoundError(f"no folder {quote(given)} here, and it is not a hub id (owner/name)")
     return _fetch(request)
 
 
@@ -153,15 +153,15 @@ def _fetch(request: _Request) -> Path:
     if request.local_only:
         raise HubError(
             f"no folder {request.name!r} here, no complete copy in the local cache, and local_files_only=True; "
-            "give a local folder"
+            "pass a local folder"
         ) from None
     cached = _cached(snapshot_download, request)
     if cached is None:
         raise HubError(
             f"no folder {request.name!r} here, no complete copy in the local cache, and fetching it from the hub "
-            f"failed ({reason}); try again, or give a local folder"
+            f"failed ({reason}); try again, or pass a local folder"
         ) from None
-    _log.warning("%s: fetching from the hub failed (%s); the copy in the local cache is used", request.name, reason)
+    _log.warning("%s: fetching from the hub failed (%s); using the copy in the local cache", request.name, reason)
     return cached
 
 
@@ -247,15 +247,15 @@ def _refusal(error: Exception, request: _Request) -> HubError | None:
     name = request.name
     if isinstance(error, errors.GatedRepoError):
         return HubError(
-            f"{name}: expected a repository that you may read, got a gated one; ask for access, give token="
+            f"{name}: expected a repository that you may read, got a gated one; request access and pass token="
         )
     if isinstance(error, errors.RepositoryNotFoundError):
         return HubError(
-            f"no folder {name!r} here, and no such public repository on the hub; for a private one give token="
+            f"no folder {name!r} here, and no such public repository on the hub; for a private one pass token="
         )
     if isinstance(error, errors.RevisionNotFoundError):
         return HubError(
-            f"revision: expected one of {name}, but the hub has no revision {quote(request.revision)}; give another one"
+            f"revision: expected one of {name}, but the hub has no revision {quote(request.revision)}; pass another one"
         )
     return None
 

@@ -70,7 +70,7 @@ def new_folder(target: Path) -> Iterator[NewFolder]:
             os.rename(unfinished, real)
         except OSError as error:
             if error.errno in _NOT_FREE:
-                raise _not_free(target, "; another process wrote it meanwhile") from None
+                raise _not_free(target, "; another process wrote to it in the meantime") from None
             raise
 
 
@@ -84,7 +84,7 @@ def _mode_of_free(target: Path, real: Path) -> int | None:
         status = os.lstat(real)
     except FileNotFoundError:
         if os.path.lexists(target):
-            raise _not_free(target, ", got a link to nothing") from None
+            raise _not_free(target, ", got a broken link") from None
         return None
     if not stat.S_ISDIR(status.st_mode):
         raise _not_free(target, ", got a file")
@@ -96,23 +96,19 @@ def _mode_of_free(target: Path, real: Path) -> int | None:
 
 def _start(target: Path, real: Path, *, exists: bool, cleanup: contextlib.ExitStack) -> tuple[Path, int, int, bool]:
     """Return the unfinished folder, its descriptor, its original mode, and whether it is inside the target."""
-    if not (exists and (os.path.ismount(real) or _has_unfinished(real))):
+    inside = exists and (os.path.ismount(real) or any(_is_unfinished(entry, real.name) for entry in os.listdir(real)))
+    if not inside:
         _remove_dead(real.parent, real.name)
         try:
             return (*_make_unfinished(real.parent, real.name, cleanup), False)
         except OSError as error:
             if not exists or error.errno not in _NOT_BESIDE:
                 raise
-    _lock_target(target, real, cleanup)
+    # Only one process at a time may write inside the target.
+    if _lock(_open_directory(real, cleanup)) is False:
+        raise _not_free(target, "; another process is writing to it")
     _remove_dead(real, real.name)
     return (*_make_unfinished(real, real.name, cleanup), True)
-
-
-def _lock_target(target: Path, real: Path, cleanup: contextlib.ExitStack) -> None:
-    """Lock the target, so only one process at a time writes inside it."""
-    descriptor = _open_directory(real, cleanup)
-    if _lock(descriptor) is False:
-        raise _not_free(target, "; another process writes it now")
 
 
 def _make_unfinished(parent: Path, name: str, cleanup: contextlib.ExitStack) -> tuple[Path, int, int]:
@@ -166,10 +162,6 @@ def _is_unfinished(entry: str, name: str) -> bool:
     return entry == f"{_prefix(name)}{token}{SUFFIX}" and len(token) == 16 and set(token) <= set("0123456789abcdef")
 
 
-def _has_unfinished(folder: Path) -> bool:
-    return any(_is_unfinished(entry, folder.name) for entry in os.listdir(folder))
-
-
 def _remove_dead(parent: Path, name: str) -> None:
     """Remove the unfinished folders of dead processes for a target. Locked ones and those of other users stay."""
     for entry in os.listdir(parent):
@@ -187,7 +179,7 @@ def _remove_dead(parent: Path, name: str) -> None:
 def _move_up(target: Path, real: Path, unfinished: Path, descriptor: int) -> None:
     """Move the files of an unfinished folder into its parent, in an order in which no partial result loads."""
     if any(not _is_unfinished(entry, real.name) for entry in os.listdir(real)):
-        raise _not_free(target, "; another process wrote it meanwhile")
+        raise _not_free(target, "; another process wrote to it in the meantime")
     names = sorted(os.listdir(descriptor), key=lambda name: (_LAST.index(name) + 1 if name in _LAST else 0, name))
     moved: list[str] = []
     try:

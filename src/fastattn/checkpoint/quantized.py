@@ -15,7 +15,7 @@ from fastattn.checkpoint.safetensors import HEADER_LIMITS, NOT_THERE, TensorInfo
 from fastattn.checkpoint.source import WeightSource
 from fastattn.checks import is_text, quote
 from fastattn.errors import ConfigError, ModelFormatError
-from fastattn.files import FileSet
+from fastattn.files import FileSet, malformed
 from fastattn.formats import DTYPES, PACKED_DTYPES
 from fastattn.jsonfile import JsonError, JsonValue, parse_strict
 from fastattn.settings import Settings
@@ -102,8 +102,7 @@ def _check_version(section: Mapping[str, JsonValue]) -> None:
 
 
 def _error(path: Path, message: str, tensor: str | None = None) -> ModelFormatError:
-    where = f"{path}: tensor {quote(tensor)}" if tensor is not None else str(path)
-    return ModelFormatError(f"{where}: {message}", path=str(path), tensor=tensor, code="quantized")
+    return malformed(path, "quantized", message, tensor=tensor)
 
 
 def _object(path: Path, text: str | None) -> dict[str, JsonValue]:

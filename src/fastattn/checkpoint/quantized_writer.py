@@ -46,7 +46,7 @@ def write_quantized(
         file.write(_header(shapes, weights))
         for weight, arrays in zip(weights, pieces, strict=True):
             if tuple(array.nbytes for array in arrays) != weight.sizes:
-                raise AssertionError(f"{weight.name}: the sizes differ from those of the header")
+                raise AssertionError(f"{weight.name}: expected the sizes in the header, got others")
             for array in arrays:
                 file.write(array.data)
 

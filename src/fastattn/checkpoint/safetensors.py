@@ -1,6 +1,6 @@
 """Reads safetensors headers strictly: https://github.com/huggingface/safetensors#format
 
-A file has an 8-byte little-endian header length, that many bytes of JSON, then the data without holes. Every size in
+A file has an 8-byte little-endian header length, that many bytes of JSON, then the data without gaps. Every size in
 the file is checked against the file's size before memory is allocated for it.
 """
 
@@ -9,13 +9,12 @@ from __future__ import annotations
 import contextlib
 import math
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from fastattn.checks import is_text, quote
-from fastattn.errors import ModelFormatError
-from fastattn.files import SourceFile, open_regular
+from fastattn.files import SourceFile, malformed
 from fastattn.jsonfile import JsonError, JsonLimits, JsonValue, parse_strict
 
 # The format allows headers of 100 MB. Those of published files have less than 1 MB, and one of 100,000 matrices has 14
@@ -49,27 +48,17 @@ class TensorInfo:
     nbytes: int
     source: SourceFile | None = field(default=None, repr=False, compare=False)
 
-    @contextlib.contextmanager
-    def opened(self) -> Iterator[int]:
+    def opened(self) -> contextlib.AbstractContextManager[int]:
         """Yield a descriptor of the file whose header was read. Raises ModelFormatError if it was replaced, OSError."""
-        if self.source is not None:
-            with self.source.opened() as descriptor:
-                yield descriptor
-        else:
-            with open_regular(self.path) as (descriptor, _):
-                yield descriptor
+        source = SourceFile(self.path) if self.source is None else self.source
+        return source.opened()
 
 
 def read_header(path: Path) -> dict[str, TensorInfo]:
     """Read the tensors of one safetensors file by name. Raises ModelFormatError, OSError (not a regular file)."""
-    return read_file(path)[0]
-
-
-def read_file(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
-    """Read the tensors of one safetensors file by name, and its metadata. Raises the errors of `read_header`."""
     source = SourceFile(path)
     try:
-        return read_source(source)
+        return read_source(source)[0]
     finally:
         source.close()
 
@@ -78,40 +67,35 @@ def read_source(file: SourceFile) -> tuple[dict[str, TensorInfo], dict[str, str]
     """Read the tensors of an open safetensors file by name, and its metadata. Raises ModelFormatError."""
     path, size, head = file.path, file.size, file.read(8)
     if size < 8 or len(head) < 8:
-        raise _error(path, "file_too_small", f"expected at least 8 bytes, got {size}", offset=0)
+        raise malformed(path, "file_too_small", f"expected at least 8 bytes, got {size}", offset=0)
     length = int(struct.unpack("<Q", head)[0])
     if length < 2:
-        raise _error(path, "header_length", f"expected a header of at least 2 bytes, got {length}", offset=0)
+        raise malformed(path, "header_length", f"expected a header of at least 2 bytes, got {length}", offset=0)
     if length > HEADER_LIMITS.n_bytes:
         message = f"expected a header of at most {HEADER_LIMITS.n_bytes} bytes, got {length}"
-        raise _error(path, "header_too_large", message, offset=0)
+        raise malformed(path, "header_too_large", message, offset=0)
     if length > size - 8:
-        raise _error(path, "header_truncated", f"a header of {length} bytes in a file of {size} bytes", offset=0)
+        raise malformed(
+            path, "header_truncated", f"expected a header of at most {size - 8} bytes, got {length}", offset=0
+        )
     header = file.read(length, 8)
     if len(header) < length:
-        raise _error(path, "header_truncated", f"expected {length} bytes of header, got {len(header)}", offset=8)
+        raise malformed(path, "header_truncated", f"expected {length} bytes of header, got {len(header)}", offset=8)
     entries = _parse(path, header)
     metadata = _metadata(path, entries.pop("__metadata__", None))
     return _tensors(file, entries, data_start=8 + length), metadata
 
 
-def _error(
-    path: Path, code: str, message: str, *, tensor: str | None = None, offset: int | None = None
-) -> ModelFormatError:
-    where = f"{path}: tensor {quote(tensor)}" if tensor is not None else f"{path}"
-    return ModelFormatError(f"{where}: {message}", path=str(path), tensor=tensor, offset=offset, code=code)
-
-
 def _parse(path: Path, header: bytes) -> dict[str, JsonValue]:
     codes = {"json": "header_json", "utf8": "header_utf8", "depth": "header_depth", "too_large": "header_too_large"}
     if header[:1] != b"{" and header[:3] != b"\xef\xbb\xbf":
-        raise _error(path, "header_start", f"expected the header to start with '{{', got {header[:1]!r}", offset=8)
+        raise malformed(path, "header_start", f"expected the header to start with '{{', got {header[:1]!r}", offset=8)
     try:
         value = parse_strict(header.rstrip(b" "), HEADER_LIMITS)
     except JsonError as error:
-        raise _error(path, codes.get(error.code, error.code), f"header: {error}", offset=8) from None
+        raise malformed(path, codes.get(error.code, error.code), f"header: {error}", offset=8) from None
     if not isinstance(value, dict):
-        raise _error(path, "header_json", "header: expected a JSON object", offset=8)
+        raise malformed(path, "header_json", "header: expected a JSON object", offset=8)
     return value
 
 
@@ -121,11 +105,11 @@ def _metadata(path: Path, value: JsonValue) -> dict[str, str]:
         return {}
     strings = {key: item for key, item in value.items() if isinstance(item, str)} if isinstance(value, dict) else {}
     if strings != value:
-        raise _error(path, "metadata", "__metadata__: expected an object of strings", offset=8)
+        raise malformed(path, "metadata", "__metadata__: expected an object of strings", offset=8)
     for key, item in strings.items():
         if not (is_text(key) and is_text(item)):
             message = f"__metadata__: expected strings of valid Unicode, got {quote(key)}: {quote(item)}"
-            raise _error(path, "header_utf8", message, offset=8)
+            raise malformed(path, "header_utf8", message, offset=8)
     return strings
 
 
@@ -134,25 +118,17 @@ def _tensors(file: SourceFile, header: dict[str, JsonValue], *, data_start: int)
     spans = {name: _span(path, name, entry) for name, entry in header.items()}
     end, last = 0, "the header"
     for name, (_, _, begin, stop) in sorted(spans.items(), key=lambda item: item[1][2:]):
-        if begin < end:
-            raise _error(
-                path, "overlap", f"starts at byte {begin} inside {quote(last)}", tensor=name, offset=data_start + begin
-            )
-        if begin > end:
-            raise _error(
-                path,
-                "hole",
-                f"expected to start at byte {end}, where {quote(last)} ends, got {begin}",
-                tensor=name,
-                offset=data_start + begin,
-            )
+        offset = data_start + begin
+        if begin != end:
+            code, message = "overlap" if begin < end else "hole", f"where {quote(last)} ends, got {begin}"
+            raise malformed(path, code, f"expected to start at byte {end}, {message}", tensor=name, offset=offset)
         if stop > data_bytes:
-            raise _error(
-                path, "data_truncated", f"ends at byte {stop} of {data_bytes}", tensor=name, offset=data_start + begin
-            )
+            message = f"expected to end by byte {data_bytes}, got {stop}"
+            raise malformed(path, "data_truncated", message, tensor=name, offset=offset)
         end, last = stop, name
     if end < data_bytes:
-        raise _error(path, "trailing_bytes", f"{data_bytes - end} bytes after the last tensor", offset=data_start + end)
+        message = f"expected no data after the last tensor, got {data_bytes - end} bytes"
+        raise malformed(path, "trailing_bytes", message, offset=data_start + end)
     return {
         name: TensorInfo(name, dtype, shape, path, data_start + begin, stop - begin, file)
         for name, (dtype, shape, begin, stop) in spans.items()
@@ -162,26 +138,28 @@ def _tensors(file: SourceFile, header: dict[str, JsonValue], *, data_start: int)
 def _span(path: Path, name: str, entry: JsonValue) -> tuple[str, tuple[int, ...], int, int]:
     """Return dtype, shape, begin and end of one header entry; begin and end are byte offsets in the data."""
     if not is_text(name):
-        raise _error(path, "header_utf8", f"expected a name in UTF-8, got {quote(name)}")
+        raise malformed(path, "header_utf8", f"expected a name in UTF-8, got {quote(name)}")
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
         found = quote(sorted(entry)) if isinstance(entry, dict) else type(entry).__name__
-        raise _error(path, "entry", f"expected dtype, shape and data_offsets, got {found}", tensor=name)
+        raise malformed(path, "entry", f"expected dtype, shape and data_offsets, got {found}", tensor=name)
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPE_BITS:
         supported = ", ".join(WEIGHT_DTYPES)
-        raise _error(path, "dtype_unknown", f"dtype: expected one of {supported}, got {quote(dtype)}", tensor=name)
+        raise malformed(path, "dtype_unknown", f"dtype: expected one of {supported}, got {quote(dtype)}", tensor=name)
     sizes = _integers(shape)
     if sizes is None or len(sizes) > MAX_DIMS:
-        raise _error(path, "shape", f"shape: expected at most {MAX_DIMS} sizes, got {quote(shape)}", tensor=name)
+        raise malformed(path, "shape", f"shape: expected at most {MAX_DIMS} sizes, got {quote(shape)}", tensor=name)
     bits = math.prod(sizes) * DTYPE_BITS[dtype]
     if bits // 8 > MAX_SIZE:
-        raise _error(path, "size_overflow", f"shape {quote(list(sizes), 200)}: more than 2^63 bytes", tensor=name)
+        raise malformed(
+            path, "size_overflow", f"shape: expected less than 2^63 bytes, got {quote(list(sizes), 200)}", tensor=name
+        )
     places = _integers(offsets)
     if places is None or len(places) != 2 or places[0] > places[1]:
-        raise _error(path, "offsets", f"data_offsets: expected [begin, end], got {quote(offsets)}", tensor=name)
+        raise malformed(path, "offsets", f"data_offsets: expected [begin, end], got {quote(offsets)}", tensor=name)
     if bits % 8 or places[1] - places[0] != bits // 8:
         expected = f"{dtype} {list(sizes)} to take {bits / 8:g} bytes"
-        raise _error(path, "span", f"expected {expected}, got {places[1] - places[0]}", tensor=name)
+        raise malformed(path, "span", f"expected {expected}, got {places[1] - places[0]}", tensor=name)
     return dtype, sizes, places[0], places[1]
 
 

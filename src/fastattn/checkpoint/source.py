@@ -21,13 +21,13 @@ from numpy.typing import NDArray
 
 from fastattn.checkpoint.safetensors import NOT_THERE, WEIGHT_DTYPES, TensorInfo
 from fastattn.checks import check_count, is_masked_array, quote
-from fastattn.errors import ConfigError, DTypeError, FastattnError, InputError, ModelFormatError
-from fastattn.files import read_at
+from fastattn.errors import ConfigError, DTypeError, FastattnError, InputError
+from fastattn.files import malformed, read_at
 
 Float32 = NDArray[np.float32]
 
 _READ_BYTES = 16 << 20
-_SLICE_FLOATS = 1 << 20  # 4 MiB: a function is called rarely enough, and its rows need little memory
+_SLICE_FLOATS = 1 << 20  # 4 MiB: few calls, and little memory for the rows
 _PANEL_ROWS = 64  # of a packed matrix
 _NUMPY_DTYPES: Mapping[str, str] = {"F16": "<f2", "BF16": "<u2", "F32": "<f4", "F64": "<f8"}
 _DTYPES: Mapping[str, str] = {"float32": "F32", "float16": "F16", "float64": "F64", "bfloat16": "BF16", "uint8": "U8"}
@@ -55,7 +55,6 @@ class ArraySource:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The shape of the array."""
         return self.array.shape
 
     @property
@@ -69,10 +68,10 @@ class ComputedSource:
     """A vector or matrix whose rows a function computes when they are packed.
 
     compute(begin, end) returns rows [begin, end) as a C-contiguous float32 array with as many dimensions as `shape`.
-    The thread that loads the model calls it with ascending slices. slice_rows: the most rows per call; None: about 4
-    MiB of floats. If the function cannot compute slices, pass shape[0]; it is then called once.
+    The thread that loads the model calls it with ascending slices. slice_rows: the maximum number of rows per
+    call; None: about 4 MiB of floats. If the function cannot compute slices, pass shape[0]; it is then called once.
 
-    An exception of the function becomes an InputError; FastattnError, OSError and MemoryError stay as they are. Wrong
+    An exception in the function becomes an InputError; FastattnError, OSError and MemoryError propagate. Wrong
     arrays raise InputError or DTypeError.
     """
 
@@ -83,7 +82,9 @@ class ComputedSource:
 
     def __post_init__(self) -> None:
         if not callable(self.compute):
-            raise DTypeError(f"{_tensor(self.name)}: expected a function of two rows, got {quote(self.compute)}")
+            raise DTypeError(
+                f"{_tensor(self.name)}: expected a function compute(begin, end), got {quote(self.compute)}"
+            )
         if not 1 <= len(self.shape) <= 2:
             raise InputError(f"{_tensor(self.name)}: expected a shape of one or two sizes, got {quote(self.shape)}")
         for size in self.shape:
@@ -98,10 +99,10 @@ class ComputedSource:
 
     @property
     def rows_per_call(self) -> int:
-        """The most rows that one call returns."""
+        """The maximum number of rows that one call returns."""
         if self.slice_rows is not None:
             return self.slice_rows
-        rows = _SLICE_FLOATS // max(1, matrix_shape(self)[1])
+        rows = _SLICE_FLOATS // max(1, matrix_shape(self.shape)[1])
         return max(1, rows - rows % _PANEL_ROWS if rows > _PANEL_ROWS else rows)
 
     def rows(self, begin: int, end: int) -> Float32:
@@ -141,21 +142,19 @@ def place_of(source: WeightSource) -> str:
     return "an array" if isinstance(source, ArraySource) else "a function"
 
 
-def matrix_shape(source: WeightSource) -> tuple[int, int]:
-    """Return the shape as rows and columns; a vector has one column."""
-    return (source.shape or (1,))[0], math.prod(source.shape[1:])
+def matrix_shape(shape: tuple[int, ...]) -> tuple[int, int]:
+    """Return a shape as rows and columns; a vector has one column."""
+    return (shape or (1,))[0], math.prod(shape[1:])
 
 
 def require_weight_dtype(source: WeightSource) -> None:
     """Refuse a tensor whose dtype is known but not used for weights (integers, 8-bit floats, ...)."""
     if source.dtype in WEIGHT_DTYPES:
         return
-    message = f"{_located(source)}: dtype: expected one of {', '.join(WEIGHT_DTYPES)}, got {source.dtype}"
+    message = f"dtype: expected one of {', '.join(WEIGHT_DTYPES)}, got {source.dtype}"
     if not isinstance(source, TensorInfo):
-        raise DTypeError(message)
-    raise ModelFormatError(
-        message, path=str(source.path), tensor=source.name, offset=source.offset, code="dtype_unsupported"
-    )
+        raise DTypeError(f"{_tensor(source.name)}: {message}")
+    raise malformed(source.path, "dtype_unsupported", message, tensor=source.name, offset=source.offset)
 
 
 def read_tensor(source: WeightSource) -> Float32:
@@ -166,7 +165,7 @@ def read_tensor(source: WeightSource) -> Float32:
     """
     require_weight_dtype(source)
     result = np.empty(source.shape, np.float32)
-    matrix = result.reshape(matrix_shape(source))
+    matrix = result.reshape(matrix_shape(source.shape))
     for begin, end in _slices(source):
         _read_rows(source, begin, end, matrix[begin:end])
     return result
@@ -175,10 +174,10 @@ def read_tensor(source: WeightSource) -> Float32:
 def read_rows(source: WeightSource, begin: int, end: int) -> Float32:
     """Read rows [begin, end) of a tensor as float32, for functions that merge or convert tensors.
 
-    Raises as `read_tensor`, and InputError for rows that do not exist.
+    Raises what `read_tensor` raises, and InputError for rows that do not exist.
     """
     require_weight_dtype(source)
-    rows, columns = matrix_shape(source)
+    rows, columns = matrix_shape(source.shape)
     if not 0 <= begin <= end <= rows:
         raise InputError(f"{_tensor(source.name)}: expected rows from 0 to {rows}, got {begin} to {end}")
     result = np.empty((end - begin, *source.shape[1:]), np.float32)
@@ -188,12 +187,12 @@ def read_rows(source: WeightSource, begin: int, end: int) -> Float32:
 
 
 def read_slices(source: WeightSource) -> Iterator[tuple[int, Float32]]:
-    """Yield the first row and the rows of each slice of a tensor, as float32 [rows, columns]. Raises as `read_tensor`.
+    """Yield the first row and the rows of each slice of a tensor, as float32 [rows, columns].
 
-    The rows are valid until the next slice. Do not write to them.
+    The rows are valid until the next slice. Do not write to them. Raises what `read_tensor` raises.
     """
     require_weight_dtype(source)
-    columns = matrix_shape(source)[1]
+    columns = matrix_shape(source.shape)[1]
     for begin, end in _slices(source):
         rows = np.empty((end - begin, columns), np.float32)
         _read_rows(source, begin, end, rows)
@@ -224,7 +223,7 @@ def _same_bytes(a: NDArray[Any], b: NDArray[Any]) -> bool:
 
 def _slices(source: WeightSource) -> Iterator[tuple[int, int]]:
     """Yield begin and end of the rows to read at once."""
-    rows, columns = matrix_shape(source)
+    rows, columns = matrix_shape(source.shape)
     if columns == 0:
         return
     if isinstance(source, ComputedSource):
@@ -262,13 +261,8 @@ def _read_bytes(info: TensorInfo, at: int, size: int) -> bytes:
     with info.opened() as descriptor:
         found = read_at(descriptor, size, info.offset + at)
         if len(found) < size:
-            raise ModelFormatError(
-                f"{info.path}: tensor {quote(info.name)}: the file became shorter while it was read",
-                path=str(info.path),
-                tensor=info.name,
-                offset=info.offset + at,
-                code="data_truncated",
-            )
+            message = "expected the whole tensor, got a file that became shorter while it was read"
+            raise malformed(info.path, "data_truncated", message, tensor=info.name, offset=info.offset + at)
     return found
 
 
@@ -284,15 +278,10 @@ def _to_float32(values: NDArray[Any], result: Float32) -> None:
 def _require_range(source: WeightSource, values: NDArray[np.float64], rounded: Float32) -> None:
     beyond = values[np.isinf(rounded) & np.isfinite(values)]
     if len(beyond):
+        where = f"{source.path}: " if isinstance(source, TensorInfo) else ""
         raise ConfigError(
-            f"{_located(source)}: expected float64 numbers within the range of float32, got {beyond[0]:g}"
+            f"{where}{_tensor(source.name)}: expected float64 numbers within the range of float32, got {beyond[0]:g}"
         )
-
-
-def _located(source: WeightSource) -> str:
-    """Return the tensor, after its file if it is in one."""
-    inside = f"{source.path}: " if isinstance(source, TensorInfo) else ""
-    return f"{inside}{_tensor(source.name)}"
 
 
 def _tensor(name: str) -> str:

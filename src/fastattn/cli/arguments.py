@@ -64,7 +64,11 @@ def _add_classify(commands: _Commands) -> None:
     _add_model(parser)
     _add_texts(parser, "a text; '-' reads lines from standard input")
     parser.add_argument(
-        "--top-k", type=integer(0, INT32_MAX), default=1, metavar="K", help="print K labels per text; 0 is all (1)"
+        "--top-k",
+        type=integer(0, INT32_MAX),
+        default=1,
+        metavar="K",
+        help="print the K best labels per text; 0 prints all (1)",
     )
     parser.add_argument("--truncate", action="store_true", help="cut texts longer than the model's context")
 
@@ -91,7 +95,7 @@ def _add_embed(commands: _Commands) -> None:
 
 
 def _add_quality(commands: _Commands) -> None:
-    parser = commands.add_parser("quality", help="measure what bfloat16, int8 and int4 lose against float32")
+    parser = commands.add_parser("quality", help="measure what bfloat16, int8 and int4 lose compared with float32")
     _add_model_name(parser)
     parser.add_argument(
         "--data",
@@ -131,9 +135,7 @@ def _add_bench(commands: _Commands) -> None:
         "the demo models.",
     )
     what = parser.add_mutually_exclusive_group()
-    what.add_argument(
-        "-m", "--model", type=some_text("a folder or a hub id"), metavar="DIR", help="a model's folder or hub id"
-    )
+    _add_model_name(what, "a model's folder or hub id")
     what.add_argument("--machine", action="store_true", help="measure only the machine's limits")
     add_flag(parser, LoadOptions, "dtype", choices=DTYPES["cpu"])
     add_flags(parser, LoadOptions, only=("kv_dtype", *_OF_HEADS))
@@ -201,14 +203,10 @@ def _libraries(text: str) -> tuple[str, ...]:
     return read_libraries(text)
 
 
-def _add_model_name(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "-m",
-        "--model",
-        type=some_text("a folder or a hub id"),
-        metavar="DIR",
-        help="a model's folder or hub id (the demo model)",
-    )
+def _add_model_name(
+    parser: argparse._ActionsContainer, text: str = "a model's folder or hub id (the demo model)"
+) -> None:
+    parser.add_argument("-m", "--model", type=some_text("a folder or a hub id"), metavar="DIR", help=text)
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:

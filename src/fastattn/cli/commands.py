@@ -25,7 +25,7 @@ from fastattn.cli.progress import on_terminal, progress
 from fastattn.cli.streams import emit, say
 from fastattn.cli.texts import Text, read_texts
 from fastattn.errors import ContextLengthError, InputError
-from fastattn.generation.generate import complete, need_tokenizer, stream
+from fastattn.generation.generate import complete, make_requests, need_tokenizer, stream
 from fastattn.generation.options import GenerationOptions, read_options
 from fastattn.generation.prompts import encode_prompt
 
@@ -34,12 +34,12 @@ if TYPE_CHECKING:
 
 _BETWEEN = "\n"  # an empty line between the texts of several prompts
 _EXTRAS = {"hub": "huggingface_hub", "completion": "shtab"}  # extra in pyproject.toml -> one of its modules
-_PART_TEXTS = 256  # the steps of a progress bar
+_PART_TEXTS = 256  # texts per step of a progress bar
 _MAX_EXACT_INTEGER = 2**53 - 1  # the largest integer that double-precision JSON readers read exactly
 
 
 def info(args: argparse.Namespace) -> int:
-    """Print what is installed and which parts of it run here."""
+    """Print what is installed and what runs on this machine."""
     found: dict[str, Any] = {"version": __version__, "python": platform.python_version(), "numpy": np.__version__}
     try:
         from fastattn.executors import cpu
@@ -83,7 +83,9 @@ def generate(args: argparse.Namespace) -> int:
         n_new = _stream(model, prompts, options)
     else:
         n_new = 0
-        requests = complete(model, ids, checked, names=[prompt.where for prompt in prompts], tokenizer=tokenizer)
+        names = [prompt.where for prompt in prompts]
+        requests = make_requests(model, ids, checked, names=names, tokenizer=tokenizer)
+        complete(model, requests, checked)
         for i, (prompt, request) in enumerate(zip(prompts, requests, strict=True)):
             n_new += request.new_len
             text = "" if request.text is None else request.text.text
@@ -103,7 +105,7 @@ def _check_lengths(prompts: list[Text], ids: list[NDArray[np.int32]], args: argp
     for prompt, tokens in zip(prompts, ids, strict=True):
         n_prompt = max(1, len(tokens))  # an empty prompt starts from one id
         if n_prompt + n_new > context and not cuts:
-            alone = "; -n alone does, so that no cut of the prompt helps" if n_new >= context else ""
+            alone = "; -n alone does, so cutting the prompt does not help" if n_new >= context else ""
             raise ContextLengthError(
                 f"{prompt.where}: a prompt of {n_prompt} tokens and -n {n_new} exceed the model's context of "
                 f"{context}{alone}"
@@ -185,7 +187,7 @@ def embed(args: argparse.Namespace) -> int:
             emit(_json({"text": text.text, "embedding": numbers}) if args.json else as_text)
     if cut:
         more = f" and {len(cut) - 1} more" if len(cut) > 1 else ""
-        say(f"cut to the model's {cut[0][1]} tokens: {cut[0][0]}{more}")
+        say(f"cut to {cut[0][1]} tokens, the model's limit: {cut[0][0]}{more}")
     return 0
 
 

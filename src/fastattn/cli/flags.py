@@ -26,7 +26,7 @@ def add_flags(
 
 
 def add_flag(parser: argparse.ArgumentParser, table: Any, name: str, **changes: Any) -> None:
-    """Add the flag of an option. changes: what is different in this command, as `add_argument` takes it."""
+    """Add the flag of an option. changes: arguments of `add_argument` that replace those of the table."""
     entry = options_of(table)[name]
     flag = flags_of(table)[name]
     values = entry.check if flag.values is None else flag.values
@@ -55,4 +55,4 @@ def _word(values: object) -> Callable[[str], Any]:
         return number(values.low, values.high)
     if isinstance(values, Text):
         return characters(values.low, values.high)
-    raise TypeError(f"a flag needs values or a check that a word can have, got {values!r}")
+    raise TypeError(f"flag: expected values or a check that can parse a word, got {values!r}")

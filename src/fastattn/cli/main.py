@@ -84,7 +84,7 @@ def _parse(words: list[str]) -> argparse.Namespace | None:
 def _one_line(error: BaseException) -> str:
     text = str(error)
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
-        text = f"{error.filename}: {error.strerror}"  # without [Errno 2]
+        text = f"{error.filename}: {error.strerror}"  # omits [Errno 2]
     line = " ".join(text.split()) or type(error).__name__
     return line if len(line) <= _MAX_MESSAGE_CHARS else line[: _MAX_MESSAGE_CHARS - 3] + "..."
 
@@ -95,7 +95,7 @@ def _check_together(args: argparse.Namespace) -> None:
     if args.command == "embed" and args.json and args.output is not None:
         parser.error("argument --json: not allowed with argument -o/--output, which writes no text")
     if args.command == "bench" and args.machine and (args.against or args.works):
-        parser.error("argument --machine: not allowed with --against or --works, which are about models")
+        parser.error("argument --machine: not allowed with --against or --works, which measure models")
     if getattr(args, "dtype", None) == "float64" and args.device != "numpy":
         parser.error("argument --dtype: float64 needs --device numpy")
     if getattr(args, "dtype", None) in ("float16", "tf32") and args.device != "cuda":

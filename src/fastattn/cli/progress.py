@@ -49,7 +49,7 @@ class Reporter:
             say(line)
 
     def step(self, done: int, total: int) -> None:
-        """Report how much is done."""
+        """Report that `done` of `total` steps are complete."""
         if self._bar is None and on_terminal():
             from tqdm import tqdm
 

@@ -84,7 +84,7 @@ def say(text: str) -> None:
 
 
 def settle() -> None:
-    """Empty the buffers of both outputs, so Python's own flush at process exit cannot fail."""
+    """Flush or discard the buffers of both outputs, so that Python's flush at exit cannot fail."""
     for stream in (sys.stdout, sys.stderr):
         if stream is None or stream.closed:
             continue

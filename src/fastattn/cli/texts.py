@@ -43,7 +43,7 @@ def read_texts(
         elif not (skip_blank and not argument.strip()):
             texts.append(Text(check_text(argument, f"text {i + 1}"), f"text {i + 1}"))
     if not texts:
-        raise InputError("-p/--prompt: expected a text, got blank ones only")
+        raise InputError("-p/--prompt: expected a text, got only blank ones")
     return texts
 
 
@@ -102,7 +102,7 @@ def _decode(data: bytes, where: str, *, first_line: int) -> str:
     """Decode UTF-8. Raises InputError that names the line.
 
     NUL bytes are rejected although UTF-8 allows them. ASCII text in UTF-16 without a byte order mark is valid UTF-8
-    with a NUL byte next to each letter; accepting it would silently give results for other texts.
+    with a NUL byte next to each letter; accepting it would silently give results for the wrong texts.
     """
     try:
         text = data.decode("utf-8")

@@ -44,7 +44,7 @@ def number(low: float, high: float = math.inf) -> Callable[[str], float]:
 
 
 def some_text(what: str) -> Callable[[str], str]:
-    """Return a parser for a text that is not empty."""
+    """Return a parser for a text that is not blank; `what` names it in the message."""
 
     def read(text: str) -> str:
         if not text.strip():
@@ -61,8 +61,8 @@ def names(*known: str) -> Callable[[str], tuple[str, ...]]:
         found = tuple(name.strip() for name in text.split(","))
         for name in found:
             if name not in known:
-                found_none = f"got {quote(name)}{closest(name, known)}"
-                raise argparse.ArgumentTypeError(f"expected some of {','.join(known)}, {found_none}")
+                got = f"got {quote(name)}{closest(name, known)}"
+                raise argparse.ArgumentTypeError(f"expected some of {','.join(known)}, {got}")
         return found
 
     return read

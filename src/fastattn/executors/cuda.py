@@ -15,14 +15,11 @@ from numpy.typing import NDArray
 
 from fastattn.checkpoint.source import WeightSource
 from fastattn.errors import ConfigError, FastattnError, InputError
-from fastattn.executors.cpu import shaped, spec_of
+from fastattn.executors.core_executor import CoreExecutor, spec_of
 from fastattn.executors.sources import read_weight
 from fastattn.formats import DTYPES, KV_DTYPES, stored_dtype
-from fastattn.graph.cost import Formats
-from fastattn.graph.executor import Drawn, Output
-from fastattn.graph.ir import Program, Step
+from fastattn.graph.ir import Program
 from fastattn.graph.quantize import to_bfloat16, weight_formats
-from fastattn.graph.sampling import Sampling
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -40,7 +37,7 @@ def extension() -> ModuleType:
         found = "one without" if isinstance(error, ModuleNotFoundError) else str(error)
         raise ConfigError(
             f'device: expected a build of fastattn with CUDA for "cuda", got {found}; install it where nvcc 12.4 or '
-            'newer is found (-C cmake.define.FASTATTN_CUDA=ON insists on it), or use device="cpu"'
+            'newer is found (-C cmake.define.FASTATTN_CUDA=ON requires it), or use device="cpu"'
         ) from None
 
 
@@ -66,7 +63,7 @@ def describe() -> str:
     return f"{found['name']}, compute capability {major}.{minor}, {memory:.0f} GiB; {products}"
 
 
-class CudaExecutor:
+class CudaExecutor(CoreExecutor):
     """Runs a Program on the first visible GPU; see `fastattn.graph.executor.Executor`.
 
     sources: the source of every part of its weights.
@@ -75,6 +72,8 @@ class CudaExecutor:
     compute products, if it is installed. The built-in kernel is slower, but its float32 results have the same bits as
     on the CPU.
     """
+
+    _engine: Any
 
     def __init__(
         self,
@@ -108,40 +107,7 @@ class CudaExecutor:
             values = read_weight(weight, sources, _HOST_TYPES[form], partial(_converted, name, form))
             self._engine.load(name, weight.use, form, values)
             del values  # before the next one is read
-        self._executor: Any = self._new_executor(program)
-
-    def _new_executor(self, program: Program) -> Any:
-        # "float32" is for the CPU executor's spec; the CUDA executor takes its own dtype.
-        return self._module.Executor(self._engine, spec_of(program, "float32"), self._kv_dtype)
-
-    @property
-    def program(self) -> Program:
-        return self._program
-
-    @property
-    def dtype(self) -> str:
-        """The requested dtype of the weights."""
-        return self._dtype
-
-    @property
-    def kv_dtype(self) -> str:
-        """The format of keys and values."""
-        return self._kv_dtype
-
-    @property
-    def formats(self) -> Formats:
-        """The formats of each weight, and of keys and values."""
-        return Formats(self._formats, self._kv_dtype)
-
-    @property
-    def weight_bytes(self) -> int:
-        """The bytes of the weights in device memory."""
-        return int(self._engine.weight_bytes)
-
-    @property
-    def kv_bytes(self) -> int:
-        """The bytes of all pages of keys and values, in use or free for the next sequence."""
-        return int(self._open().kv_bytes)
+        self._executor = self._new_executor(program)
 
     @property
     def budget_bytes(self) -> int:
@@ -166,103 +132,18 @@ class CudaExecutor:
 
     @property
     def failed_graphs(self) -> int:
-        """The number of sizes of small steps that could not be captured as a graph, and so start slower."""
+        """The number of small step sizes that could not be captured as CUDA graphs; these steps start more slowly."""
         return int(self._open().failed_graphs)
 
-    def new_cache(self) -> Any:
-        """Return an empty KV cache for one sequence."""
-        return self._open().new_cache()
+    def _new_executor(self, program: Program) -> Any:
+        # "float32" is for the CPU executor's spec; the CUDA executor takes its own dtype.
+        return self._module.Executor(self._engine, spec_of(program, "float32"), self._kv_dtype)
 
-    def run(self, step: Step, outputs: Sequence[str] | None = None) -> dict[str, Output]:
-        """Run one step; see `fastattn.graph.executor.Executor`."""
-        wanted = tuple(self._program.outputs) if outputs is None else tuple(outputs)
-        for name in wanted:
-            if name not in self._program.outputs:
-                raise InputError(f"outputs: expected some of {sorted(self._program.outputs)}, got {name!r}")
-        arrays = self._open().run(
-            step.token_ids,
-            step.cu_seqlens,
-            step.positions,
-            step.wanted,
-            step.token_type_ids,
-            self._caches(step),
-            [name in wanted for name in self._program.outputs],
-        )
-        named = dict(zip(self._program.outputs, arrays, strict=True))
-        return {name: shaped(self._program, name, named[name], step) for name in wanted}
+    def _open(self) -> Any:  # the extension's executor has more attributes than the CPU's
+        return super()._open()
 
-    def draw(self, step: Step, sampling: Sampling) -> Drawn:
-        """Run one step and draw tokens on the GPU; see `fastattn.graph.executor.DrawingExecutor`."""
-        drawn: Drawn = self._open().draw(
-            step.token_ids,
-            step.cu_seqlens,
-            step.positions,
-            step.wanted,
-            self._caches(step),
-            sampling.params,
-            sampling.history,
-            sampling.history_offsets,
-            sampling.suppressed,
-            sampling.suppress,
-            sampling.logprobs,
-        )
-        return drawn
-
-    def decoding(self, step: Step, sampling: Sampling) -> CudaDecoding:
-        """Return a decode loop that starts with this step; see `fastattn.graph.executor.DrawingExecutor`."""
-        loop = self._module.Decoding(
-            self._open(),
-            step.token_ids,
-            self._caches(step) or (),
-            sampling.params,
-            sampling.history,
-            sampling.history_offsets,
-            sampling.suppressed,
-            sampling.suppress,
-            sampling.logprobs,
-        )
-        return CudaDecoding(self, loop)
-
-    def with_program(self, program: Program) -> CudaExecutor:
-        """Return an executor for another Program over the same weights."""
-        self._open()
-        other = object.__new__(CudaExecutor)
-        other._module, other._engine, other._program = self._module, self._engine, program
-        other._dtype, other._kv_dtype, other._formats = self._dtype, self._kv_dtype, self._formats
-        other._executor = other._new_executor(program)
-        return other
-
-    def cancel(self) -> None:
-        """Make the step that is running in another thread raise Cancelled once the GPU has finished it."""
-        self._engine.cancel()
-
-    def close(self) -> None:
-        """Free the memory; the weights are freed with the last executor that uses them."""
-        self._executor = None
-
-    def _open(self) -> Any:
-        if self._executor is None:
-            raise InputError("the model was closed")
-        return self._executor
-
-    def _caches(self, step: Step) -> tuple[Any, ...] | None:
-        for cache in step.caches or ():
-            if not isinstance(cache, self._module.Cache):
-                raise InputError(f"caches: expected KV caches of this executor, got {type(cache).__name__}")
-        return step.caches
-
-
-class CudaDecoding:
-    """A decode loop; see `fastattn.graph.executor.Decoding`. Unusable after its executor is closed."""
-
-    def __init__(self, executor: CudaExecutor, loop: Any) -> None:
-        self._executor, self._loop = executor, loop
-
-    def draw(self) -> Drawn:
-        """Run one step. An error leaves everything unchanged."""
-        self._executor._open()
-        drawn: Drawn = self._loop.draw()
-        return drawn
+    def _run_arguments(self, names: Sequence[str]) -> tuple[Any, ...]:
+        return ([name in names for name in self._program.outputs],)
 
 
 def _budget() -> int:
@@ -271,7 +152,7 @@ def _budget() -> int:
     if not text:
         return 0
     if not text.isascii() or not text.isdigit() or int(text) < 1:
-        raise InputError(f"{MEMORY_VARIABLE}: expected a number of MiB from 1 on, got {text!r}")
+        raise InputError(f"{MEMORY_VARIABLE}: expected a number of MiB of at least 1, got {text!r}")
     return int(text) << 20
 
 

@@ -7,6 +7,7 @@ stays in float64.
 from __future__ import annotations
 
 import contextlib
+import copy
 import itertools
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,7 +19,7 @@ from fastattn.checkpoint.source import WeightSource
 from fastattn.errors import ContextLengthError, InputError
 from fastattn.executors.sources import read_weight
 from fastattn.formats import FORMATS
-from fastattn.graph.executor import Output
+from fastattn.graph.executor import Output, requested
 from fastattn.graph.ir import Op, Program, Step, Weight
 from fastattn.graph.kinds import KINDS
 from fastattn.graph.op_kind import Floats, Parameter
@@ -37,12 +38,10 @@ class NumpyCache:
 
     @property
     def length(self) -> int:
-        """The number of stored positions."""
         self._check()
         return len(self._keys[0]) if self._keys else 0
 
     def truncate(self, length: int) -> None:
-        """Remove the positions from `length` on."""
         with self._alone():
             if not 0 <= length <= self.length:
                 raise InputError(f"length: expected 0 to {self.length}, got {length}")
@@ -58,14 +57,13 @@ class NumpyCache:
             return other
 
     def close(self) -> None:
-        """Free the memory."""
         with self._alone():
             self._keys, self._values, self._closed = [], [], True
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
         if not self._lock.acquire(blocking=False):
-            raise InputError("cache: a step uses it in another thread")
+            raise InputError("cache: expected a cache that is not in use, got one in use by a step in another thread")
         try:
             yield
         finally:
@@ -80,13 +78,14 @@ class NumpyCache:
         if self._owner is not owner:
             raise InputError("caches: expected KV caches of this model, got one of another model")
         if not self._lock.acquire(blocking=False):
-            raise InputError("caches: a KV cache is in use by another call, or stands twice in one step")
+            raise InputError(
+                "caches: expected each cache in one step at a time, got one that is in use, or appears twice"
+            )
         if self._closed:
             self._lock.release()
             self._check()
 
     def release(self) -> None:
-        """Release the cache after the step."""
         self._lock.release()
 
     def past(self, layer: int) -> tuple[Floats, Floats]:
@@ -101,7 +100,8 @@ class NumpyCache:
 class NumpyExecutor:
     """Runs a Program in float64. sources: the source of every part of its weights, read as float32.
 
-    precision: the type of everything except rounded operands; float32 gives the naive formula behind the tests' bounds.
+    precision: the type of everything except rounded operands; float32 gives the plain formula for the
+    bounds of tests.
     """
 
     def __init__(
@@ -122,12 +122,11 @@ class NumpyExecutor:
         }
 
     def evaluate(self, op: Op, step: Step, *inputs: Floats) -> Output:
-        """One op of the Program on inputs of the caller's, without caches."""
+        """Run one op of the Program on the given inputs, without caches."""
         return _Run(self.program, self._open(), step, []).evaluate(op, *inputs)
 
     @property
     def weight_bytes(self) -> int:
-        """The bytes of the weight arrays."""
         return sum(int(weight.values.nbytes) for weight in self._open().values())
 
     def values(self, key: str) -> Floats:
@@ -142,13 +141,11 @@ class NumpyExecutor:
     def with_program(self, program: Program) -> NumpyExecutor:
         """Return an executor for another Program over the same weights."""
         weights = self._open()
-        other = NumpyExecutor.__new__(NumpyExecutor)
-        other.program, other._owner, other._precision = program, self._owner, self._precision
-        other._weights = {key: weights[key] for key in program.weights}
+        other = copy.copy(self)
+        other.program, other._weights = program, {key: weights[key] for key in program.weights}
         return other
 
     def close(self) -> None:
-        """Free the memory."""
         self._weights = None
 
     def _open(self) -> Mapping[str, Parameter]:
@@ -158,10 +155,7 @@ class NumpyExecutor:
 
     def run(self, step: Step, outputs: Sequence[str] | None = None) -> dict[str, Output]:
         """Run one step; see `fastattn.graph.executor.Executor`."""
-        names = tuple(self.program.outputs) if outputs is None else tuple(outputs)
-        for name in names:
-            if name not in self.program.outputs:
-                raise InputError(f"outputs: expected some of {sorted(self.program.outputs)}, got {name!r}")
+        names = requested(self.program, outputs)
         taken: list[NumpyCache] = []
         try:
             for cache in step.caches or ():
@@ -213,7 +207,7 @@ class _Run:
             total = end - start + (caches[sequence].length if caches else 0)
             if total > program.max_positions:
                 raise ContextLengthError(
-                    f"sequence {sequence}: {total} positions, but the model has {program.max_positions}"
+                    f"sequence {sequence}: {total} positions, the model has {program.max_positions}"
                 )
 
     def commit(self) -> None:
@@ -222,6 +216,6 @@ class _Run:
             cache.extend(layer, keys, values)
 
     def evaluate(self, op: Op, *inputs: Output) -> Output:
-        """One op, by the formula of its kind."""
+        """Run one op with the formula of its kind."""
         result: Output = KINDS[op.kind].formula(self, op, *inputs)
         return result

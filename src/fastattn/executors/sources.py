@@ -38,7 +38,7 @@ class CoreParts:
 
     def of(self, source: WeightSource) -> CorePart:
         """Return a source for C++."""
-        return (source.name, source.dtype, *matrix_shape(source), self._data(source))
+        return (source.name, source.dtype, *matrix_shape(source.shape), self._data(source))
 
     def _data(self, source: WeightSource) -> Any:
         if isinstance(source, TensorInfo):
@@ -63,7 +63,7 @@ def read_weight(
     InputError if the parts do not add up to the weight's shape, and the errors of `read_tensor`.
     """
     parts = _stacked(weight, sources)
-    result = np.empty(_matrix_shape(weight), dtype)
+    result = np.empty(matrix_shape(weight.shape), dtype)
     for source, rows in parts:
         stored = result[rows].T if weight.transposed else result[rows]
         for begin, found in read_slices(source):
@@ -73,11 +73,11 @@ def read_weight(
 
 def _stacked(weight: Weight, sources: Mapping[str, WeightSource]) -> list[tuple[WeightSource, slice]]:
     """Return the sources of a weight's parts, and the rows (out_features) of each."""
-    rows, columns = _matrix_shape(weight)
+    rows, columns = matrix_shape(weight.shape)
     found, end = [], 0
     for part in weight.parts:
         source = sources[part]
-        shape = matrix_shape(source)
+        shape = matrix_shape(source.shape)
         n, width = shape[::-1] if weight.transposed else shape
         begin, end = end, end + n
         if width != columns or end > rows:
@@ -86,8 +86,3 @@ def _stacked(weight: Weight, sources: Mapping[str, WeightSource]) -> list[tuple[
     if end != rows:
         raise InputError(f"{weight.parts[0]}: expected {rows} rows in all parts of a weight, got {end}")
     return found
-
-
-def _matrix_shape(weight: Weight) -> tuple[int, int]:
-    """Return the shape as rows and columns; a vector has one column."""
-    return weight.shape[0], weight.shape[1] if len(weight.shape) > 1 else 1

@@ -12,25 +12,33 @@ from __future__ import annotations
 
 import codecs
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as RawTokenizer
     from tokenizers.decoders import Decoder
 
 
-class Stage(Protocol):
+class Stage(ABC):
     """One step of decoding."""
 
+    @abstractmethod
     def push(self, pieces: Iterable[str]) -> list[str]:
         """Take more input and return the output that can no longer change."""
-        ...
 
     def finish(self) -> list[str]:
         """Return the remaining output after the last input."""
-        ...
+        return []
+
+
+class _DecoderStage(Stage):
+    """A stage that calls a decoder of the library."""
+
+    def __init__(self, decoder: Decoder) -> None:
+        self._decoder = decoder
 
 
 def make_stages(raw: RawTokenizer) -> list[Stage]:
@@ -75,16 +83,8 @@ def make_decoder(state: Mapping[str, Any]) -> Decoder:
 def _token_stage(part: Mapping[str, Any]) -> Stage | None:
     """Return the stage of a decoder that gets tokens; None if it can only decode all tokens at once."""
     kind = part["type"]
-    if kind in ("Replace", "Strip"):
-        return EachToken(make_decoder(part))
-    if kind in ("WordPiece", "Metaspace"):
-        return FirstDiffers(make_decoder(part))
-    if kind == "BPEDecoder":
-        return LastDiffers(make_decoder(part))
-    if kind == "CTC":
-        return WithoutRepeats(make_decoder(part))
-    if kind == "ByteFallback":
-        return ByteRuns(make_decoder(part))
+    if kind in _TOKEN_STAGES:
+        return _TOKEN_STAGES[kind](make_decoder(part))
     if kind == "ByteLevel":
         return Utf8()
     return Through() if kind == "Fuse" else None
@@ -102,21 +102,17 @@ def _joined_stage(part: Mapping[str, Any]) -> Stage | None:
     return None
 
 
-class Through:
+class Through(Stage):
     """Returns its input unchanged."""
 
     def push(self, pieces: Iterable[str]) -> list[str]:
         return list(pieces)
 
-    def finish(self) -> list[str]:
-        return []
 
-
-class Join:
+class Join(Stage):
     """Joins tokens with spaces: a tokenizer without a decoder."""
 
-    def __init__(self) -> None:
-        self._space = ""
+    _space = ""
 
     def push(self, pieces: Iterable[str]) -> list[str]:
         out = []
@@ -125,29 +121,18 @@ class Join:
             self._space = " "
         return out
 
-    def finish(self) -> list[str]:
-        return []
 
-
-class EachToken:
+class EachToken(_DecoderStage):
     """A decoder that processes each token separately."""
-
-    def __init__(self, decoder: Decoder) -> None:
-        self._decoder = decoder
 
     def push(self, pieces: Iterable[str]) -> list[str]:
         return [self._decoder.decode([piece]) for piece in pieces]
 
-    def finish(self) -> list[str]:
-        return []
 
-
-class FirstDiffers:
+class FirstDiffers(_DecoderStage):
     """A decoder that processes each token separately and the first one differently."""
 
-    def __init__(self, decoder: Decoder) -> None:
-        self._decoder = decoder
-        self._before: tuple[str, ...] = ()
+    _before: tuple[str, ...] = ()
 
     def push(self, pieces: Iterable[str]) -> list[str]:
         out = []
@@ -156,16 +141,11 @@ class FirstDiffers:
             self._before = ("",)  # decoders of this kind return "" for it
         return out
 
-    def finish(self) -> list[str]:
-        return []
 
-
-class LastDiffers:
+class LastDiffers(_DecoderStage):
     """A decoder that processes each token separately and the last one differently."""
 
-    def __init__(self, decoder: Decoder) -> None:
-        self._decoder = decoder
-        self._last: str | None = None
+    _last: str | None = None
 
     def push(self, pieces: Iterable[str]) -> list[str]:
         out = []
@@ -179,12 +159,10 @@ class LastDiffers:
         return [] if self._last is None else [self._decoder.decode([self._last])]
 
 
-class WithoutRepeats:
+class WithoutRepeats(_DecoderStage):
     """A CTC decoder: drops repeats of a token."""
 
-    def __init__(self, decoder: Decoder) -> None:
-        self._decoder = decoder
-        self._last: str | None = None
+    _last: str | None = None
 
     def push(self, pieces: Iterable[str]) -> list[str]:
         out = []
@@ -194,15 +172,12 @@ class WithoutRepeats:
             self._last = piece
         return [text for text in out if text]
 
-    def finish(self) -> list[str]:
-        return []
 
-
-class ByteRuns:
+class ByteRuns(_DecoderStage):
     """ByteFallback: a run of tokens like <0xE4> is text if the whole run is UTF-8, else one U+FFFD per byte."""
 
     def __init__(self, decoder: Decoder) -> None:
-        self._decoder = decoder
+        super().__init__(decoder)
         self._run = bytearray()
 
     def push(self, pieces: Iterable[str]) -> list[str]:
@@ -226,7 +201,7 @@ class ByteRuns:
         return piece.startswith("<0x") and self._decoder.decode([piece]) != piece
 
 
-class Utf8:
+class Utf8(Stage):
     """ByteLevel: each token is bytes, and the joined bytes are UTF-8."""
 
     def __init__(self) -> None:
@@ -239,7 +214,7 @@ class Utf8:
         return [self._decoder.decode(b"", final=True)]
 
 
-class ReplaceText:
+class ReplaceText(Stage):
     """Replaces a string in one long text, from left to right."""
 
     def __init__(self, old: str, new: str) -> None:
@@ -258,11 +233,11 @@ class ReplaceText:
         return [held]
 
 
-class StripEnds:
+class StripEnds(_DecoderStage):
     """Removes up to `start` and `stop` characters equal to `content` from the two ends of one long text."""
 
     def __init__(self, decoder: Decoder, content: str, start: int, stop: int) -> None:
-        self._decoder = decoder
+        super().__init__(decoder)
         self._content = content
         self._start = start
         self._stop = stop
@@ -288,11 +263,11 @@ class StripEnds:
         return [self._held.rstrip(self._content)]
 
 
-class Whole:
+class Whole(_DecoderStage):
     """A decoder whose output can change with every token: it returns nothing before the last one."""
 
     def __init__(self, decoder: Decoder, *, joined: bool = False) -> None:
-        self._decoder = decoder
+        super().__init__(decoder)
         self._joined = joined
         self._pieces: list[str] = []
 
@@ -302,6 +277,17 @@ class Whole:
 
     def finish(self) -> list[str]:
         return [self._decoder.decode(["".join(self._pieces)] if self._joined else self._pieces)]
+
+
+_TOKEN_STAGES: Mapping[str, type[_DecoderStage]] = {
+    "Replace": EachToken,
+    "Strip": EachToken,
+    "WordPiece": FirstDiffers,
+    "Metaspace": FirstDiffers,
+    "BPEDecoder": LastDiffers,
+    "CTC": WithoutRepeats,
+    "ByteFallback": ByteRuns,
+}
 
 
 def length_of_beginning(text: str, of: str) -> int:

@@ -8,6 +8,7 @@ from typing import Any, TypeAlias, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from fastattn import _core
 from fastattn.generation import numpy_sampler
 from fastattn.generation.options import GenerationOptions, NanPolicy
 from fastattn.generation.request import Request
@@ -72,10 +73,7 @@ def draw_from_logits(executor: Executor, step: Step, sampling: Sampling, *, nan:
     unclean = _unclean(logits) if nan == "propagate" else None
     if nan != "raise":
         logits = _cleaned(logits, nan, sampling)
-    if logits.dtype == np.float64:
-        sample = numpy_sampler.sample
-    else:
-        from fastattn.executors.cpu import sample
+    sample = numpy_sampler.sample if logits.dtype == np.float64 else _core.sample
     ids, logprobs = sample(logits, sampling.params, sampling.history, sampling.history_offsets)
     if unclean is not None:
         logprobs[unclean] = np.nan

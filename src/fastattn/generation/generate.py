@@ -38,6 +38,7 @@ __all__ = [
     "TextStream",
     "complete",
     "generate",
+    "make_requests",
     "need_tokenizer",
     "stream",
 ]
@@ -66,7 +67,9 @@ def generate(
     mask, streamer, chosen = (given.pop(name, None) for name in ("attention_mask", "streamer", "tokenizer"))
     inputs = given.pop("inputs", None)
     if inputs is not None and ids is not None:
-        raise InputError("inputs: expected None beside input_ids, which is the same")
+        raise InputError(
+            "inputs: expected None together with input_ids, another name for it, got both; pass one of them"
+        )
     wanted = given.pop("return_dict_in_generate", None)
     wants_output = False if wanted is None else check_flag("return_dict_in_generate", wanted)
     checked = read_options(given, "generate", also=_ARGUMENTS)
@@ -74,16 +77,11 @@ def generate(
     tokenizer = None
     if checked.stops():
         tokenizer = need_tokenizer(model, "stop_strings") if chosen is None else Tokenizer.from_object(chosen)
-    requests = complete(
-        model,
-        prompts.ids,
-        checked,
-        names=prompts.names,
-        tokenizer=tokenizer,
-        lengths=prompts.lengths,
-        logprobs=wants_output,
-        feed=None if streamer is None else StreamerFeed(streamer, prompts.ids, checked),
+    feed = None if streamer is None else StreamerFeed(streamer, prompts.ids, checked)
+    requests = make_requests(
+        model, prompts.ids, checked, names=prompts.names, tokenizer=tokenizer, lengths=prompts.lengths
     )
+    complete(model, requests, checked, logprobs=wants_output, feed=feed)
     sequences = [np.array(request.ids, np.int32) for request in requests]
     if wants_output:
         return GenerateOutput(
@@ -96,15 +94,7 @@ def generate(
     return sequences[0] if prompts.single and checked.num_return_sequences == 1 else sequences
 
 
-_ARGUMENTS = (
-    "input_ids",
-    "inputs",
-    "attention_mask",
-    "streamer",
-    "tokenizer",
-    "return_dict_in_generate",
-    "generation_config",
-)
+_ARGUMENTS = ("input_ids", "return_dict_in_generate", *GenerateArgs.__annotations__)
 
 
 class StreamerFeed:
@@ -121,7 +111,6 @@ class StreamerFeed:
         self._prompt: NDArray[np.int64] | None = prompts[0][None].astype(np.int64)
 
     def push(self, token_id: int) -> None:
-        """Send a new token."""
         self._start()
         self._streamer.put(np.array([token_id], np.int64))
 
@@ -138,34 +127,13 @@ class StreamerFeed:
 
 def complete(
     model: LanguageModel,
-    prompts: Sequence[NDArray[np.int32]],
+    requests: Sequence[Request],
     options: GenerationOptions,
     *,
-    tokenizer: Tokenizer | None,
-    names: Sequence[str] | None = None,
-    lengths: Sequence[int] | None = None,
-    default_new_tokens: int = DEFAULT_NEW_TOKENS,
     logprobs: bool = False,
-    skip_special_tokens: bool = True,
-    clean_up_tokenization_spaces: bool | None = None,
     feed: StreamerFeed | None = None,
-) -> list[Request]:
-    """Run every prompt to its end. With a tokenizer, each request collects its text, which stop strings need.
-
-    names: of the prompts, for messages; None uses input_ids[i].
-    lengths: prompt lengths as max_length counts them; None uses the number of ids.
-    """
-    requests = make_requests(
-        model,
-        prompts,
-        options,
-        names=names,
-        tokenizer=tokenizer,
-        lengths=lengths,
-        default_new_tokens=default_new_tokens,
-        skip_special_tokens=skip_special_tokens,
-        clean_up_tokenization_spaces=clean_up_tokenization_spaces,
-    )
+) -> None:
+    """Run all requests to their end. logprobs: whether they collect log-probabilities. feed: gets each new token."""
     ends = eos_ids(model, options)
     with Scheduler(model.executor, requests, options, eos_ids=ends, logprobs=logprobs) as scheduler:
         while not scheduler.done:
@@ -174,7 +142,6 @@ def complete(
                     feed.push(draw.token_id)
     if feed is not None:
         feed.end()
-    return requests
 
 
 def stream(model: LanguageModel, text_or_ids: Any, **options: Unpack[GenerationArgs]) -> TextStream:
@@ -212,7 +179,11 @@ def make_requests(
     skip_special_tokens: bool = True,
     clean_up_tokenization_spaces: bool | None = None,
 ) -> list[Request]:
-    """Create `options.num_return_sequences` requests per prompt, checked against the model's context."""
+    """Create `options.num_return_sequences` requests per prompt, checked against the model's context.
+
+    tokenizer: with one, each request collects its text, which stop strings need. names: of the prompts, for messages;
+    None uses input_ids[i]. lengths: prompt lengths as max_length counts them; None uses the number of ids.
+    """
     context, n_texts = model.executor.program.max_positions, options.num_return_sequences
     if len(prompts) * n_texts > MAX_SEQUENCES:
         raise InputError(f"num_return_sequences: expected at most {MAX_SEQUENCES} texts in one call, got more")

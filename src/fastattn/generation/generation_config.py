@@ -36,7 +36,7 @@ def warn_of_options(directory: Path, config: Mapping[str, object]) -> None:
     name = "generation_config.json"
     if found and found.get("eos_token_id") is None and config.get("eos_token_id") is not None:
         _log.warning(
-            "%s: %s names no eos_token_id; texts end at that of config.json (in transformers they do not)",
+            "%s: %s has no eos_token_id; texts end at the one of config.json, which transformers ignores",
             directory,
             name,
         )
@@ -58,7 +58,7 @@ def warn_of_options(directory: Path, config: Mapping[str, object]) -> None:
         )
     if config.get("prefix"):
         _log.warning(
-            "%s: config.json: prefix %s is not put before prompts; give the text-generation pipeline prefix=",
+            "%s: config.json: prefix %s is not added to prompts; pass prefix= to the text-generation pipeline",
             directory,
             quote(config["prefix"]),
         )

@@ -8,12 +8,12 @@ from typing import Any
 from fastattn.checks import Neutral, check_flag, check_number
 
 _OF_BEAMS = "there is no beam search: use do_sample=True, or greedy search"
-_NO_PROCESSORS = "logits cannot be changed by code: call the model, and draw from its logits"
+_NO_PROCESSORS = "logits processors are not supported; call the model and sample from its logits"
 _LIMITED = "use temperature, top_k, top_p, min_p and repetition_penalty"
 _LOGPROBS = "use return_dict_in_generate=True, which gives the log-probabilities of the new tokens"
 _CALL = "call the model with the ids that generate returned"
 _NO_DRAFTS = "there is no assisted generation; leave it out"
-_NO_CACHES = "generate makes its own cache; give the whole prompt"
+_NO_CACHES = "generate creates its own cache; pass the whole prompt"
 _CACHES = ("dynamic", "dynamic_full", "static", "offloaded", "offloaded_static", "hybrid", "sliding_window")
 
 
@@ -47,8 +47,8 @@ KEYWORDS: Mapping[str, Neutral] = {
     "compile_config": Neutral((), "nothing is compiled; leave it out"),
     "constraints": Neutral((), _OF_BEAMS),
     "custom_generate": Neutral((), "no code of a checkpoint is run"),
-    "decoder_input_ids": Neutral((), "give input_ids"),
-    "decoder_start_token_id": Neutral((), "these models have no decoder of their own; give input_ids"),
+    "decoder_input_ids": Neutral((), "pass input_ids"),
+    "decoder_start_token_id": Neutral((), "these models have no separate decoder; pass input_ids"),
     "diversity_penalty": Neutral((0,), _OF_BEAMS),
     "dola_layers": Neutral((), _LIMITED),
     "encoder_no_repeat_ngram_size": Neutral((0,), _LIMITED),
@@ -60,13 +60,13 @@ KEYWORDS: Mapping[str, Neutral] = {
     "forced_bos_token_id": Neutral((), "put the id at the end of the prompt"),
     "forced_eos_token_id": Neutral((), "add the id to the result"),
     "guidance_scale": Neutral((1,), _LIMITED),
-    "inputs_embeds": Neutral((), "give input_ids"),
+    "inputs_embeds": Neutral((), "pass input_ids"),
     "labels": Neutral((), "no loss is computed; leave it out"),
     "logits_processor": Neutral((), _NO_PROCESSORS),
     "logits_to_keep": Neutral((0, 1), "generate computes the logits that it draws from"),
     "max_cache_len": Neutral((), "the cache grows as needed; leave it out"),
     "max_matching_ngram_size": Neutral((), _NO_DRAFTS),
-    "max_time": Neutral((), "use stream, and close it when the time is over"),
+    "max_time": Neutral((), "use stream, and close it when time is up"),
     "negative_prompt_attention_mask": Neutral((), _LIMITED),
     "negative_prompt_ids": Neutral((), _LIMITED),
     "no_repeat_ngram_size": Neutral((0,), "use repetition_penalty"),
@@ -81,7 +81,7 @@ KEYWORDS: Mapping[str, Neutral] = {
     "past_key_values": Neutral((), _NO_CACHES),
     "penalty_alpha": Neutral((0,), _LIMITED),
     "position_ids": Neutral((), "positions count the tokens of each sequence; mark padding with attention_mask"),
-    "prefill_chunk_size": Neutral((), "long prompts are read in parts anyway; leave it out"),
+    "prefill_chunk_size": Neutral((), "long prompts are always processed in chunks; leave it out"),
     "prefix_allowed_tokens_fn": Neutral((), _NO_PROCESSORS),
     "prompt_lookup_num_tokens": Neutral((), _NO_DRAFTS),
     "remove_invalid_values": Neutral((False,), 'use nan="finite"'),
@@ -93,7 +93,7 @@ KEYWORDS: Mapping[str, Neutral] = {
     "synced_gpus": Neutral((False,), "a model runs on one device"),
     "target_lookbehind": Neutral((10,), _NO_DRAFTS),
     "token_healing": Neutral((False,), "leave it out"),
-    "token_type_ids": Neutral((), "generate takes no token types: give it input_ids and attention_mask alone"),
+    "token_type_ids": Neutral((), "generate takes no token types; pass only input_ids and attention_mask"),
     "top_h": Neutral((), _LIMITED),
     "typical_p": Neutral((1,), _LIMITED),
     "use_mtp": Neutral((False,), _NO_DRAFTS),

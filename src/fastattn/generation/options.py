@@ -39,8 +39,8 @@ class GenerationOptions:
     do_sample: draw at random; otherwise take the highest logit. temperature: below 1e-6 is greedy.
     top_k: 0 is off, more than the vocabulary is off. top_p: 1 is off, 0 leaves one candidate. min_p: 0 is off.
     repetition_penalty: 1 is off; applies to the ids of the prompt and the new text.
-    seed: None draws one; an int s gives request i `request_seed(s, i)`; a list gives each request its own. A request is
-        one text: with num_return_sequences=n, prompt p has requests p * n to p * n + n - 1.
+    seed: None chooses random seeds; an int s gives request i `request_seed(s, i)`; a list gives each request its own.
+        A request is one text: with num_return_sequences=n, prompt p has requests p * n to p * n + n - 1.
     stop_strings: the text ends before the first of them.
     eos_token_id: None uses the checkpoint's, -1 uses none; an int or several ints replace the checkpoint's.
     bos_token_id: the start of an empty prompt; None uses the checkpoint's bos, else its eos.
@@ -132,7 +132,7 @@ class GenerationOptions:
             if self.max_length <= length:
                 raise InputError(
                     f"max_length: expected more than the {length} tokens of the prompt, which count too, got "
-                    f"{self.max_length}; give max_new_tokens, which counts only new tokens"
+                    f"{self.max_length}; pass max_new_tokens, which counts only new tokens"
                 )
             return min(lowest, self.max_length - length), self.max_length - length
         left = context - length
@@ -142,8 +142,8 @@ class GenerationOptions:
         if lowest > highest:  # transformers stops before the minimum
             name, limit = ("min_new_tokens", 0) if self.min_new_tokens else ("min_length", length)
             raise InputError(
-                f"{name}: expected at most {limit + highest} without max_new_tokens, got {limit + lowest}; give "
-                "max_new_tokens, too"
+                f"{name}: expected at most {limit + highest} without max_new_tokens, got {limit + lowest}; pass "
+                "max_new_tokens too"
             )
         return lowest, highest
 
@@ -165,7 +165,6 @@ class GenerationOptions:
         return list(seed)
 
     def stops(self) -> tuple[str, ...]:
-        """Return the stop strings."""
         return self.stop_strings if isinstance(self.stop_strings, tuple) else ()
 
     def eos_ids(self, of_checkpoint: Sequence[int]) -> frozenset[int]:
@@ -243,5 +242,5 @@ def _items(name: str, value: Any, most: int) -> Collection[Any] | None:
     else:
         return None
     if length > most:
-        raise InputError(f"{name}: expected at most {most} of them, got {length}")
+        raise InputError(f"{name}: expected at most {most} items, got {length}")
     return value if isinstance(value, Collection) and shape is None else list(value)

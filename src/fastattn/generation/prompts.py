@@ -90,7 +90,7 @@ def _refuse_texts(ids: Any, name: str) -> None:
         raise DTypeError(f"{name}: expected {expected}, got {what}; {instead}")
     if isinstance(ids, Mapping) or (hasattr(ids, "keys") and not hasattr(ids, "__array__")):
         instead = (
-            'give stream() the text, or the "input_ids" of one text'
+            'pass the text, or the "input_ids" of one text, to stream()'
             if streamed
             else "call generate(**encoding) instead of generate(encoding)"
         )
@@ -108,7 +108,7 @@ def _without_padding(
         padded = len(batch.counts) > 1 and len(set(batch.counts)) == 1
         if not padded and (batch.token_ids == pad).any():
             _log.warning(
-                "%s: id %d is pad_token_id, so it is left out as padding; where it is text, give an attention_mask",
+                "%s: id %d is pad_token_id, so it is removed as padding; if it is text, pass an attention_mask",
                 name,
                 pad,
             )
@@ -116,8 +116,8 @@ def _without_padding(
     maybe = pad if pad is not None else next(iter(model.eos_token_ids), None)
     if maybe is not None and batch.layout == "dense" and len(batch.counts) > 1 and batch.touches(maybe):
         _log.warning(
-            "%s: rows begin or end with id %d, which is also an id of eos, and there is no attention_mask: they are "
-            "read as text; give an attention_mask, or lists of different lengths",
+            "%s: rows begin or end with id %d, which is also an eos id, and there is no attention_mask: they are "
+            "read as text; pass an attention_mask, or lists of different lengths",
             name,
             maybe,
         )
@@ -138,7 +138,7 @@ def need_tokenizer(model: HasTokenizer, what: str) -> Tokenizer:
     tokenizer = model.tokenizer
     if tokenizer is None:
         raise ConfigError(
-            f"{what}: needs a tokenizer, and the model's folder has none; add one, or call the model with token ids"
+            f"{what}: expected a tokenizer in the model's folder, found none; add one, or call the model with token ids"
         )
     return tokenizer
 
@@ -151,7 +151,7 @@ def start_id(model: LanguageModel, options: GenerationOptions, name: str) -> int
     for token_id in (options.bos_token_id, model.bos_token_id, *model.eos_token_ids):
         if token_id is not None:
             return token_id
-    raise InputError(f"{name}: expected at least one id, as the checkpoint has no bos or eos id to start from")
+    raise InputError(f"{name}: expected at least one id, because the checkpoint has no bos or eos id to start from")
 
 
 def eos_ids(model: LanguageModel, options: GenerationOptions) -> frozenset[int]:

@@ -55,7 +55,6 @@ class Request:
         return piece
 
     def close(self) -> None:
-        """Free the cache."""
         if self.cache is not None:
             self.cache.close()
             self.cache = None

@@ -35,12 +35,7 @@ class TextState:
             "skip_special_tokens": skip_special_tokens,
             "clean_up_tokenization_spaces": clean_up_tokenization_spaces,
         }
-        self._detokenizer = Detokenizer(
-            tokenizer,
-            self._prompt,
-            skip_special_tokens=skip_special_tokens,
-            clean_up_tokenization_spaces=clean_up_tokenization_spaces,
-        )
+        self._detokenizer = Detokenizer(tokenizer, self._prompt, **self._options)
         self._stops = tuple(stop_strings)
         self._pieces: list[str] = []
         self._held = ""  # final text that may be the beginning of a stop string

@@ -3,43 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
-from typing import Protocol
+from collections.abc import AsyncIterator, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fastattn.errors import InputError
+from fastattn.generation.scheduler import Request, Scheduler
 from fastattn.models.outputs import FinishReason
-
-
-class Draw(Protocol):
-    """The text of a new token."""
-
-    @property
-    def piece(self) -> str: ...
-
-
-class Work(Protocol):
-    """Draws the tokens: a scheduler with one request."""
-
-    @property
-    def done(self) -> bool: ...
-    def step(self) -> Iterable[Draw]: ...
-    def close(self) -> None: ...
-
-
-class Continued(Protocol):
-    """The request."""
-
-    @property
-    def ids(self) -> Sequence[int]: ...
-    @property
-    def new_len(self) -> int: ...
-    @property
-    def seed(self) -> int: ...
-    @property
-    def finish_reason(self) -> FinishReason | None: ...
 
 
 class TextStream(Iterator[str], AsyncIterator[str]):
@@ -52,11 +23,11 @@ class TextStream(Iterator[str], AsyncIterator[str]):
     the stream, it ends after the piece that is in progress.
     """
 
-    def __init__(self, work: Work, request: Continued) -> None:
+    def __init__(self, scheduler: Scheduler, request: Request) -> None:
         self._lock = threading.Lock()  # acquired without blocking
         self._closing = False
         self._request = request
-        self._work = work
+        self._scheduler = scheduler
 
     @property
     def token_ids(self) -> NDArray[np.int32]:
@@ -95,8 +66,8 @@ class TextStream(Iterator[str], AsyncIterator[str]):
                 self.close()
 
     def _next_piece(self) -> str:
-        while not self._work.done:
-            for draw in self._work.step():
+        while not self._scheduler.done:
+            for draw in self._scheduler.step():
                 if draw.piece:
                     return draw.piece
         raise StopIteration
@@ -133,7 +104,7 @@ class TextStream(Iterator[str], AsyncIterator[str]):
         self.close()
 
     def __del__(self) -> None:
-        if hasattr(self, "_work"):  # else __init__ failed earlier
+        if hasattr(self, "_scheduler"):  # else __init__ failed earlier
             self.close()
 
     def close(self) -> None:
@@ -141,6 +112,6 @@ class TextStream(Iterator[str], AsyncIterator[str]):
         self._closing = True
         if self._lock.acquire(blocking=False):  # else the thread that holds the lock closes the stream
             try:
-                self._work.close()
+                self._scheduler.close()
             finally:
                 self._lock.release()

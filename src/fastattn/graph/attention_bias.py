@@ -52,7 +52,8 @@ def alibi_slopes(n_head: int, *, most: float = 8.0) -> tuple[float, ...]:
 class AlibiBias:
     """-slope * distance, for one slope per head. If not causal, positions after the query count like those before it.
 
-    BLOOM adds slope * position instead. The softmax of a row does not change when all its scores do by the same number.
+    BLOOM adds slope * position instead. The softmax of a row does not change if the same number is added to all of
+    them.
     """
 
     slopes: tuple[float, ...]
@@ -61,7 +62,6 @@ class AlibiBias:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """The shape of the table."""
         return len(self.slopes), bias_columns(self.positions, causal=self.causal)
 
     def rows(self, begin: int, end: int) -> NDArray[np.float32]:
@@ -74,9 +74,9 @@ class AlibiBias:
 class T5Buckets:
     """The buckets of T5 and MPNet, in which relative positions share a bias (Raffel et al. 2020).
 
-    Half of the buckets of a direction have one distance each. The others grow in logarithmic steps up to max_distance;
-    the last one has all distances beyond. bidirectional: positions after the query have the second half of the buckets.
-    Otherwise they have the bucket of distance 0.
+    Half of the buckets of each direction hold a single distance. The others hold ranges that grow logarithmically up to
+    max_distance; the last one also holds all larger distances. bidirectional: positions after the query use the second
+    half of the buckets. Otherwise they use the bucket of distance 0.
     """
 
     num_buckets: int = 32
@@ -106,10 +106,10 @@ class T5Buckets:
         return found + np.where(relative > 0, self._one_way, 0) if self.bidirectional else found
 
     def _bounds(self) -> Ints:
-        """Return the least distance of each bucket that has several, except of the first.
+        """Return the smallest distance of each bucket that holds several, except the first of these buckets.
 
         Distance d has bucket exact + floor(log(d / exact) / log(max_distance / exact) * steps). So bucket exact + k
-        begins at the least d with d^steps >= max_distance^k * exact^(steps - k), in integers.
+        begins at the smallest d with d^steps >= max_distance^k * exact^(steps - k), in integers.
         """
         steps = self._one_way - self._exact
         bounds, d = [], self._exact
@@ -142,10 +142,9 @@ class RelativeBias:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """The shape of the table."""
         return self.weight.shape[1], bias_columns(self.positions, causal=self.causal)
 
     def rows(self, begin: int, end: int) -> NDArray[np.float32]:
-        """Return the rows of heads `begin` to `end` - 1. Raises as `read_tensor`."""
+        """Return the rows of heads `begin` to `end` - 1. Raises what `read_tensor` raises."""
         buckets = self.buckets.of(relative_positions(self.positions, causal=self.causal))
         return np.ascontiguousarray(read_tensor(self.weight)[buckets, begin:end].T)

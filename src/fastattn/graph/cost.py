@@ -1,4 +1,4 @@
-"""What an op has to do at least: its multiply-adds, and the bytes that it reads.
+"""The minimum work of an op: its multiply-adds, and the bytes that it reads.
 
 We count the multiply-adds of products and attention, and the bytes of the weights and cached keys and values that they
 read, each byte once. We omit norms, activations and the data between ops, which may stay in the caches. So no executor
@@ -28,7 +28,6 @@ class Formats:
     kv: str = "float32"
 
     def weight(self, name: str) -> str:
-        """Return the format of a weight."""
         return self.weights.get(name, "float32")
 
 
@@ -49,7 +48,6 @@ class StepShape:
 
     @property
     def n_tokens(self) -> int:
-        """The new tokens of all sequences."""
         return sum(self.q_lens)
 
     def rows(self, of: str) -> int:

@@ -7,10 +7,20 @@ from typing import Any, Protocol, runtime_checkable
 
 from numpy.typing import NDArray
 
+from fastattn.errors import InputError
 from fastattn.graph.ir import Program, Step
 from fastattn.graph.sampling import Sampling
 
 Output = NDArray[Any] | list[NDArray[Any]]
+
+
+def requested(program: Program, outputs: Sequence[str] | None) -> tuple[str, ...]:
+    """Return the names of the requested outputs (None: all). Raises InputError for a name that the Program lacks."""
+    names = tuple(program.outputs if outputs is None else outputs)
+    for name in names:
+        if name not in program.outputs:
+            raise InputError(f"outputs: expected some of {sorted(program.outputs)}, got {name!r}")
+    return names
 
 
 class Cache(Protocol):
@@ -19,19 +29,15 @@ class Cache(Protocol):
     @property
     def length(self) -> int:
         """The number of stored positions."""
-        ...
 
     def truncate(self, length: int) -> None:
         """Remove the positions from `length` on."""
-        ...
 
     def fork(self) -> Cache:
         """Return an independent copy of the cache. Pages are shared until written to."""
-        ...
 
     def close(self) -> None:
         """Free the memory."""
-        ...
 
 
 class Executor(Protocol):
@@ -43,11 +49,9 @@ class Executor(Protocol):
     @property
     def weight_bytes(self) -> int:
         """The bytes of the weights in memory."""
-        ...
 
     def new_cache(self) -> Cache:
         """Return an empty KV cache for one sequence."""
-        ...
 
     def run(self, step: Step, outputs: Sequence[str] | None = None) -> dict[str, Output]:
         """Run one step and return the requested outputs (None: all outputs of the Program).
@@ -56,7 +60,6 @@ class Executor(Protocol):
         [n_head, q_len, kv_len] per sequence. `step.caches` grow by the tokens of their sequences; an error leaves them
         unchanged.
         """
-        ...
 
     def with_program(self, program: Program) -> Executor:
         """Return an executor for another optimized Program of the same model, without loading the weights again.
@@ -64,11 +67,9 @@ class Executor(Protocol):
         Its weights must be among this executor's. Each executor accepts the caches of the other. Closing one does not
         close the other.
         """
-        ...
 
     def close(self) -> None:
         """Free the memory."""
-        ...
 
 
 Drawn = tuple[list[int], list[float] | None]
@@ -82,7 +83,6 @@ class Decoding(Protocol):
 
         An error leaves everything unchanged.
         """
-        ...
 
 
 @runtime_checkable
@@ -94,8 +94,6 @@ class DrawingExecutor(Protocol):
 
         Raises NonFiniteError, which names the row. `step.caches` grow as in `run`; an error leaves them unchanged.
         """
-        ...
 
     def decoding(self, step: Step, sampling: Sampling) -> Decoding:
         """Return a loop that starts with this step, which has one token per sequence, all of them wanted."""
-        ...

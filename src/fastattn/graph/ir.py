@@ -9,15 +9,15 @@ float matrix with one of these kinds of rows:
 
 `graph/kinds/` has the table of kinds: inputs, weights, attrs, float64 formula, cost.
 
-Attention with causal=True reads and writes the KV caches of the step's
-sequences; otherwise keys and values exist only during the step. `attention_probs` comes before its attention. It reads
-the keys that the cache had before the step and the keys of the step; its q_rows is always "tokens".
+Attention with causal=True reads and writes the KV caches of the step's sequences; otherwise keys and values exist only
+during the step. `attention_probs` comes before its attention. It reads the keys that were cached before the step and
+the keys of the step; its q_rows is always "tokens".
 
 Attention reads the keys and values of all tokens, but its query rows may be a selection (`q_rows`, with the same
 meaning as in the gather_rows that made q). Row i of q is then the token `Step.wanted[i]`, or the first or last token of
-sequence i. With causal=True it sees the positions up to its own; with a window, only those at a smaller distance. An
-empty sequence gathers a row of zeros and pools to zeros. A query that sees no key gives zeros. If `Step.token_type_ids`
-is None, all of them are 0.
+sequence i. With causal=True it attends to the positions up to its own; with a window, only to those at a smaller
+distance. An empty sequence gathers a row of zeros and pools to zeros. A query that attends to no key gives zeros. If
+`Step.token_type_ids` is None, all of them are 0.
 
 Every op computes each row independently, except attention (whose rows read the keys of their sequence) and pool. rotary
 reads the position of each row's token; its attr `rows` says which tokens the rows are, like q_rows of attention.

@@ -52,7 +52,7 @@ class Run(Protocol):
 
 
 def no_cost(program: Program, op: Op, shape: StepShape, formats: Formats) -> Cost:
-    """Of ops that neither multiply nor read weights."""
+    """Return no cost, for ops that neither multiply nor read weights."""
     return Cost()
 
 
@@ -60,7 +60,7 @@ def no_cost(program: Program, op: Op, shape: StepShape, formats: Formats) -> Cos
 class OpKind:
     """One kind of op.
 
-    inputs, weights: their names in order; a name that an attr "has_<name>" stands for is there only where that is True.
+    inputs, weights: their names in order. If there is an attr "has_<name>", the name is present only if it is True.
     attrs: names and types, or the strings that are allowed. formula: the float64 meaning, (run, op, *inputs) -> matrix,
     or a list of maps. reads: which rows it computes from which. cost: what it must multiply and read. format: the
     number format of its products, None without products.
@@ -76,7 +76,7 @@ class OpKind:
     format: Callable[[Op, Formats], str] | None = None
 
     def check(self, op: Op) -> None:
-        """Raises ConfigError for attrs of other names or types, and for another number of inputs or weights."""
+        """Raise ConfigError for wrong names or types of attrs, or a wrong number of inputs or weights."""
         if set(op.attrs) != set(self.attrs):
             raise ConfigError(f"{self.name}: expected attrs {sorted(self.attrs)}, got {sorted(op.attrs)}")
         for name, expected in self.attrs.items():

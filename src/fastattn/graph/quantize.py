@@ -3,7 +3,7 @@
 Every operation is in float32, rounded to nearest even, so the C++ gives identical bits on every target.
 
     bfloat16  float32 without the low 16 of its 24 mantissa bits, rounded to nearest even
-    int8      one scale per row: the highest magnitude / 127
+    int8      one scale per row: the largest magnitude / 127
     int4      one scale per row, and one integer scale from -15 to 15 per group of 32 along k; values are
               scale * group scale * nibble, nibbles from -8 to 7
 
@@ -80,10 +80,10 @@ def to_int4(x: Float32) -> QuantizedRows:
 
 
 def _best_group_scales(groups: Float32, column: Float32, inverse: Float32) -> Float32:
-    """Return the integer scale of each group with the least squared error.
+    """Return the integer scale of each group with the smallest squared error.
 
-    Candidates are the scales around the one that fits the group's highest magnitude; the first of equal ones is used.
-    The sign maps the highest magnitude to -8, because nibbles have no +8.
+    Candidates are the scales around the one that fits the group's largest magnitude; the first of equal ones is used.
+    The sign maps the largest magnitude to -8, because nibbles have no +8.
     """
     top = groups.max(axis=2, initial=0.0)
     bottom = (-groups).max(axis=2, initial=0.0)
@@ -110,7 +110,7 @@ def _nibbles(groups: Float32, factor: Float32) -> Float32:
 
 
 def _highest(x: Float32) -> tuple[Float32, NDArray[np.bool_]]:
-    """Return the highest magnitude of each row (0 if the row is not finite), and whether the row is finite."""
+    """Return the largest magnitude of each row (0 if the row is not finite), and whether the row is finite."""
     finite: NDArray[np.bool_] = np.asarray(np.isfinite(x).all(axis=1))
     highest = np.abs(np.where(finite[:, None], x, np.float32(0))).max(axis=1, initial=0.0)
     return highest.astype(np.float32), finite
@@ -150,17 +150,18 @@ _EXP2 = _floats("0x1.62f5fcp-1", "0x1.f00c4ep-3", "0x1.c2a1a4p-5")
 
 
 def rough_gelu(activation: str, x: NDArray[np.floating[Any]]) -> NDArray[np.floating[Any]]:
-    """Compute gelu_erf or gelu_tanh as linears with a rounding format do, within 2.5e-5: max(x, 0) - |x| tail(|x|)."""
+    """Compute gelu_erf or gelu_tanh as linears that are not float32 do: max(x, 0) - |x| tail(|x|), within 2.5e-5."""
     t = np.minimum(np.abs(x), 16).astype(x.dtype)
-    exponent = np.clip(-t * _polynomial(t, _TAIL[activation]), -160, 0)
+    exponent = np.clip(-t * polynomial(t, _TAIL[activation]), -160, 0)
     whole = np.where(np.isnan(x), 0, np.rint(exponent))
     part = exponent - whole
-    power = np.ldexp(1 + part * _polynomial(part, _EXP2), whole.astype(np.int32))
+    power = np.ldexp(1 + part * polynomial(part, _EXP2), whole.astype(np.int32))
     result: NDArray[np.floating[Any]] = np.maximum(x, 0) - t / 2 * power
     return result
 
 
-def _polynomial(x: NDArray[np.floating[Any]], coefficients: tuple[float, ...]) -> NDArray[np.floating[Any]]:
+def polynomial(x: NDArray[np.floating[Any]], coefficients: tuple[float, ...]) -> NDArray[np.floating[Any]]:
+    """Evaluate a polynomial by Horner's rule in the dtype of x; coefficients: of x^0, x^1, ..."""
     result = np.full_like(x, coefficients[-1])
     for coefficient in reversed(coefficients[:-1]):
         result = result * x + x.dtype.type(coefficient)

@@ -108,7 +108,7 @@ def merge_qkv(program: Program) -> Program:
 
 
 def _source(program: Program, writers: Mapping[int, int], value: int) -> int:
-    """Return the position of the op whose columns `value` still has."""
+    """Return the position of the op that computed `value`, before norms and rotations of its columns."""
     position = writers[value]
     while program.ops[position].kind in ("rms_norm", "rotary"):
         position = writers[program.ops[position].inputs[0]]
@@ -161,7 +161,7 @@ def sink_gathers(program: Program) -> Program:
 
 
 class _Sink:
-    """One pass up finds which rows of every value are read; one pass down emits the ops for those rows."""
+    """A backward pass finds which rows of every value are read; a forward pass emits the ops for those rows."""
 
     def __init__(self, program: Program) -> None:
         self.program = program

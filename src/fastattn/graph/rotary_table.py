@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from fastattn.errors import ConfigError
 from fastattn.graph.kinds.rotary import pairs
+from fastattn.graph.quantize import polynomial
 
 Float64 = NDArray[np.float64]
 # A position is a multiple of _STRIDE plus an offset, so only a few angles need a polynomial.
@@ -50,7 +51,6 @@ class RotaryTable:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """The shape of the table."""
         return self.positions, 2 * len(self.frequencies)
 
     def rows(self, begin: int, end: int) -> NDArray[np.float32]:
@@ -76,15 +76,8 @@ def cosine_and_sine(angles: Float64) -> tuple[Float64, Float64]:
     """Compute cos and sin of angles up to MAX_ANGLE, within 2^-51, with additions and multiplications of float64."""
     quarters = np.rint(angles * (2 / math.pi))
     x = (angles - quarters * _HALF_PI) - quarters * _HALF_PI_REST
-    sine, cosine = x * _polynomial(x * x, _SINE), _polynomial(x * x, _COSINE)
+    sine, cosine = x * polynomial(x * x, _SINE), polynomial(x * x, _COSINE)
     quadrant = quarters.astype(np.int64) % 4
     odd = quadrant % 2 == 1
     cosine, sine = np.where(odd, sine, cosine), np.where(odd, cosine, sine)
     return np.where((quadrant == 1) | (quadrant == 2), -cosine, cosine), np.where(quadrant >= 2, -sine, sine)
-
-
-def _polynomial(x: Float64, coefficients: tuple[float, ...]) -> Float64:
-    result = np.full_like(x, coefficients[-1])
-    for coefficient in reversed(coefficients[:-1]):
-        result = result * x + coefficient
-    return result

@@ -1,4 +1,4 @@
-"""What a step has to do at least: the sum of what the kinds of its ops say."""
+"""The minimum work of a step: the sum over its ops."""
 
 from __future__ import annotations
 

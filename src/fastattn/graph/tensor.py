@@ -1,22 +1,21 @@
 """Symbolic tensors. A model is a function over them; calling it once records a Program.
 
 Nothing is computed here. `Tokens` represents the ragged step, `Weights` the checkpoint with its own names, and `Tensor`
-a matrix with one row per token (or per wanted token, or per sequence). Each function of
-`fastattn.graph.kinds` appends one Op.
+a matrix with one row per token (or per wanted token, or per sequence). Each function of `fastattn.graph.kinds` appends
+one Op.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, Protocol, get_args
+from typing import Literal, Protocol
 
 from fastattn.errors import ConfigError
 from fastattn.graph.ir import Attr, Op, Program, Rows, Value, Weight
-from fastattn.graph.op_kind import Floats, OpKind, Run
+from fastattn.graph.op_kind import OpKind
 
-IndexName = Literal["token_ids", "positions", "token_type_ids"]
-INDEX_NAMES: tuple[str, ...] = get_args(IndexName)
+Index = Literal["token_ids", "positions", "token_type_ids"]
 
 
 class Names(Protocol):
@@ -65,29 +64,23 @@ class Tracer:
         key = weight.parts[0]
         known = self.weights.get(key)
         if known is not None and known.shape != weight.shape:
-            raise ConfigError(f"{key}: used both as {list(known.shape)} and as {list(weight.shape)}")
+            raise ConfigError(f"{key}: expected one shape, got {list(known.shape)} and {list(weight.shape)}")
         if known is None or (known.use == "table" and weight.use == "matrix"):
             self.weights[key] = weight
         return key
 
-    def program(
-        self,
-        outputs: Mapping[str, Tensor],
-        *,
-        max_positions: int,
-        n_kv_head: int,
-        head_dim: int,
-    ) -> Program:
-        """Return the recorded ops as a Program with these outputs."""
+    def program(self, outputs: Mapping[str, Tensor], max_positions: int) -> Program:
+        """Return the recorded ops as a Program with these outputs. All attention ops have keys of one shape."""
         attentions = [op for op in self.ops if op.kind == "attention"]
+        attrs = attentions[0].attrs if attentions else {"n_kv_head": 1, "head_dim": 1}
         return Program(
             values=tuple(self.values),
             ops=tuple(self.ops),
             weights=dict(self.weights),
             outputs={name: tensor.index for name, tensor in outputs.items()},
             n_layer=len(attentions),
-            n_kv_head=n_kv_head,
-            head_dim=head_dim,
+            n_kv_head=int(attrs["n_kv_head"]),
+            head_dim=int(attrs["head_dim"]),
             max_positions=max_positions,
             causal=any(bool(op.attrs["causal"]) for op in attentions),
             marks=dict(self.marks),
@@ -114,42 +107,28 @@ class Tensor:
         return self.value.width
 
     def __add__(self, other: Tensor) -> Tensor:
-        if self.value != other.value:
-            raise ConfigError(f"add: expected two values of one shape, got {self.value} and {other.value}")
-        return self.tracer.emit(ADD, (self, other), self.rows, self.width)
+        return self._combine(ADD, other)
 
     def __mul__(self, other: Tensor) -> Tensor:
+        return self._combine(MULTIPLY, other)
+
+    def _combine(self, kind: OpKind, other: Tensor) -> Tensor:
         if self.value != other.value:
-            raise ConfigError(f"multiply: expected two values of one shape, got {self.value} and {other.value}")
-        return self.tracer.emit(MULTIPLY, (self, other), self.rows, self.width)
+            raise ConfigError(f"{kind.name}: expected two values of one shape, got {self.value} and {other.value}")
+        return self.tracer.emit(kind, (self, other), self.rows, self.width)
 
 
-def _add_formula(run: Run, op: Op, a: Floats, b: Floats) -> Floats:
-    return a + b
-
-
-def _multiply_formula(run: Run, op: Op, a: Floats, b: Floats) -> Floats:
-    return a * b
-
-
-ADD = OpKind(name="add", inputs=("a", "b"), formula=_add_formula)
-MULTIPLY = OpKind(name="multiply", inputs=("a", "b"), formula=_multiply_formula)
-
-
-@dataclass(frozen=True, slots=True)
-class Index:
-    """One of the integer inputs of a step."""
-
-    name: IndexName
+ADD = OpKind(name="add", inputs=("a", "b"), formula=lambda run, op, a, b: a + b)
+MULTIPLY = OpKind(name="multiply", inputs=("a", "b"), formula=lambda run, op, a, b: a * b)
 
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """The ragged tokens of a step, as a model sees them."""
+    """The integer inputs of a step, as a model sees them."""
 
-    ids: Index = field(default_factory=lambda: Index("token_ids"))
-    positions: Index = field(default_factory=lambda: Index("positions"))
-    type_ids: Index = field(default_factory=lambda: Index("token_type_ids"))
+    ids: Index = "token_ids"
+    positions: Index = "positions"
+    type_ids: Index = "token_type_ids"
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,10 +42,6 @@ class BertConfig(CommonConfig):
     type_vocab_size: int
     layer_norm_eps: float
 
-    @property
-    def max_positions(self) -> int:
-        return self.max_position_embeddings - self.position_offset
-
 
 def read_config(raw: Mapping[str, object]) -> BertConfig:
     """Read config.json. Raises ConfigError."""
@@ -108,12 +104,4 @@ def build(cfg: BertConfig, w: Weights, task: Task) -> Program:
         outputs = {"last_hidden_state": h}
         if w["pooler.dense"].has("weight"):
             outputs["pooler_output"] = pooler(cfg, w, h)
-    return encoder_program(cfg, w, outputs)
-
-
-def encoder_program(cfg: BertConfig, w: Weights, outputs: Mapping[str, Tensor]) -> Program:
-    """Return the traced Program with these outputs."""
-    head_dim = cfg.hidden_size // cfg.num_attention_heads
-    return w.tracer.program(
-        outputs, max_positions=cfg.max_positions, n_kv_head=cfg.num_attention_heads, head_dim=head_dim
-    )
+    return w.tracer.program(outputs, cfg.max_positions)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from fastattn.checks import closest, quote, shown_names
 from fastattn.errors import ConfigError, InputError
 from fastattn.graph.kinds import Activation
-from fastattn.models.labels import Labels, LabelTable, read_labels
+from fastattn.models.labels import LabelTable, read_labels
 from fastattn.settings import Settings
 
 MAX_SIZE = 2**31 - 1
@@ -90,6 +91,24 @@ class CommonConfig:
     model_type: str
     position_offset: int = 0
 
+    if TYPE_CHECKING:  # a field of each family, or a property for one of another name (`add_names`)
+
+        @property
+        def hidden_size(self) -> int: ...
+        @property
+        def num_hidden_layers(self) -> int: ...
+        @property
+        def num_attention_heads(self) -> int: ...
+        @property
+        def max_position_embeddings(self) -> int: ...
+        @property
+        def type_vocab_size(self) -> int | None: ...
+
+    @property
+    def max_positions(self) -> int:
+        """The longest text, in tokens."""
+        return self.max_position_embeddings - self.position_offset
+
     @property
     def eos_token_id(self) -> int | list[int] | None:
         """None, one id or a list of ids, as in transformers."""
@@ -98,12 +117,10 @@ class CommonConfig:
 
     @property
     def num_labels(self) -> int:
-        """The number of classes."""
         return len(self.labels)
 
     @property
     def id2label(self) -> Mapping[int, str]:
-        """The class names by number."""
         return LabelTable(enumerate(self.labels))
 
 
@@ -119,6 +136,17 @@ def unchangeable(config: _Config) -> _Config:
     setters: Callable[..., None] = refuse
     type.__setattr__(config, "__setattr__", setters)
     return config
+
+
+def add_names(names: Mapping[str, str]) -> Callable[[_Config], _Config]:
+    """Return a decorator that adds a property for each of transformers' common names; see `ConfigReader`."""
+
+    def add(config: _Config) -> _Config:
+        for common, own in names.items():
+            setattr(config, common, property(attrgetter(own)))
+        return config
+
+    return add
 
 
 class ConfigReader(Settings):
@@ -176,7 +204,7 @@ class ConfigReader(Settings):
 
         bos, eos, pad: the default ids, from the family's config class in transformers.
         """
-        labels = self.labels()
+        labels = read_labels(self)
         architectures = self.raw("architectures")
         pad_id = self.token_id("pad_token_id", vocab_size, pad)
         return {
@@ -219,17 +247,15 @@ class ConfigReader(Settings):
             _log.warning("%s: %s = %s is ignored, vocab_size is %d", self.where, key, shown, vocab_size)
         return [value for value in ids if 0 <= value < vocab_size]
 
-    def labels(self) -> Labels:
-        """Read the class names; see `read_labels`."""
-        return read_labels(self)
-
     def problem_type(self) -> str | None:
         """Read problem_type: what a classifier's scores mean. Values unknown to transformers are logged and ignored."""
         value = self.text("problem_type", None)
         if value is None or value in PROBLEM_TYPES:
             return value
         hint = closest(value, PROBLEM_TYPES)
-        _log.warning("%s: problem_type = %s is ignored, it is none of transformers'%s", self.where, quote(value), hint)
+        _log.warning(
+            "%s: problem_type = %s is ignored, because transformers does not have it%s", self.where, quote(value), hint
+        )
         return None
 
     def must_be(self, key: str, *allowed: object) -> None:
@@ -245,7 +271,7 @@ class ConfigReader(Settings):
             self.must_be(key, *allowed)
         for key in ("auto_map", "trust_remote_code"):
             if self.values.get(key):
-                _log.warning("%s: %s is ignored; no code of a checkpoint is run", self.where, key)
+                _log.warning("%s: %s is ignored; code from a checkpoint never runs", self.where, key)
         if self.values.get("return_dict") is False:
             _log.warning("%s: return_dict = False is ignored; outputs can be indexed like tuples", self.where)
         self.ignore(*HARMLESS, *harmless.split())

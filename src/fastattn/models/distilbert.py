@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from fastattn.graph.ir import Program
 from fastattn.graph.kinds import Activation, activate, attention, embedding, gather_rows, layer_norm, linear
 from fastattn.graph.tensor import Tensor, Tokens, Weights, hidden_state
-from fastattn.models.config import MAX_LAYERS, CommonConfig, ConfigReader, unchangeable
+from fastattn.models.config import MAX_LAYERS, CommonConfig, ConfigReader, add_names, unchangeable
 from fastattn.models.names import Layout
 from fastattn.models.tasks import Task
 
@@ -30,6 +30,7 @@ LAYER_NORM_EPS = 1e-12  # constant in this family
 NAMES = {"hidden_size": "dim", "num_attention_heads": "n_heads", "num_hidden_layers": "n_layers"}
 
 
+@add_names(NAMES)
 @unchangeable
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DistilBertConfig(CommonConfig):
@@ -41,22 +42,6 @@ class DistilBertConfig(CommonConfig):
     hidden_dim: int
     activation: Activation
     max_position_embeddings: int
-
-    @property
-    def max_positions(self) -> int:
-        return self.max_position_embeddings
-
-    @property
-    def hidden_size(self) -> int:
-        return self.dim
-
-    @property
-    def num_hidden_layers(self) -> int:
-        return self.n_layers
-
-    @property
-    def num_attention_heads(self) -> int:
-        return self.n_heads
 
     @property
     def type_vocab_size(self) -> int | None:
@@ -105,6 +90,4 @@ def build(cfg: DistilBertConfig, w: Weights, task: Task) -> Program:
         outputs = {"logits": linear(x, w["classifier"], len(cfg.labels))}
     else:
         outputs = {"last_hidden_state": h}
-    return w.tracer.program(
-        outputs, max_positions=cfg.max_position_embeddings, n_kv_head=cfg.n_heads, head_dim=cfg.dim // cfg.n_heads
-    )
+    return w.tracer.program(outputs, cfg.max_positions)

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from fastattn.graph.ir import Program
-from fastattn.graph.kinds import Activation, activate, attention, embedding, layer_norm, linear, split, wanted_rows
+from fastattn.graph.kinds import Activation, activate, attention, embedding, gather_rows, layer_norm, linear, split
 from fastattn.graph.tensor import Tensor, Tokens, Weights, hidden_state
-from fastattn.models.config import MAX_LAYERS, CommonConfig, ConfigReader, unchangeable
+from fastattn.models.config import MAX_LAYERS, CommonConfig, ConfigReader, add_names, unchangeable
 from fastattn.models.names import Layout
 from fastattn.models.tasks import Task
 
@@ -33,6 +33,7 @@ NAMES = {
 }
 
 
+@add_names(NAMES)
 @unchangeable
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gpt2Config(CommonConfig):
@@ -47,26 +48,6 @@ class Gpt2Config(CommonConfig):
     layer_norm_epsilon: float
     scale_attn_weights: bool
     tie_word_embeddings: bool
-
-    @property
-    def max_positions(self) -> int:
-        return self.n_positions
-
-    @property
-    def max_position_embeddings(self) -> int:
-        return self.n_positions
-
-    @property
-    def hidden_size(self) -> int:
-        return self.n_embd
-
-    @property
-    def num_hidden_layers(self) -> int:
-        return self.n_layer
-
-    @property
-    def num_attention_heads(self) -> int:
-        return self.n_head
 
     @property
     def type_vocab_size(self) -> int:
@@ -132,11 +113,9 @@ def build(cfg: Gpt2Config, w: Weights, task: Task, *, types: bool = False) -> Pr
         head.matrix(cfg.vocab_size, cfg.n_embd)  # for every task, so it is rounded the same way in all of them
     h = transformer(cfg, w, Tokens(), types=types)
     if task == "causal-lm":
-        outputs = {"logits": linear(wanted_rows(h), head, cfg.vocab_size, bias=False)}
+        outputs = {"logits": linear(gather_rows(h, "wanted"), head, cfg.vocab_size, bias=False)}
     elif task == "sequence-classification":
-        outputs = {"logits": linear(wanted_rows(h), w["score"], len(cfg.labels), bias=False)}
+        outputs = {"logits": linear(gather_rows(h, "wanted"), w["score"], len(cfg.labels), bias=False)}
     else:
         outputs = {"last_hidden_state": h}
-    return w.tracer.program(
-        outputs, max_positions=cfg.n_positions, n_kv_head=cfg.n_head, head_dim=cfg.n_embd // cfg.n_head
-    )
+    return w.tracer.program(outputs, cfg.max_positions)

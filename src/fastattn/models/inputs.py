@@ -9,29 +9,17 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fastattn.errors import ContextLengthError, InputError
 from fastattn.graph.ir import Step
+from fastattn.models.config import CommonConfig
 from fastattn.models.sequences import Array, Layout, check_range, place, read_beside, read_sequences
 
 Explain = Callable[[int], str]
-
-
-class InputConfig(Protocol):
-    """The options of a model that describe its input."""
-
-    @property
-    def vocab_size(self) -> int: ...
-    @property
-    def max_positions(self) -> int: ...
-    @property
-    def position_offset(self) -> int: ...
-    @property
-    def type_vocab_size(self) -> int | None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +28,7 @@ class Batch:
 
     layout: "single" [seq_len], "dense" [batch, seq_len] or "ragged" (lists). token_ids: int32 [n_tokens], the
     concatenated real tokens of all sequences. counts: the number of real tokens per sequence. token_type_ids: like
-    token_ids, or None. keep: which positions are real tokens, None without a mask. lengths: of the sequences, with
+    token_ids, or None. keep: which positions are real tokens, None without a mask. lengths: of the sequences, including
     padding. width: seq_len of a dense batch. positions: like token_ids, or None if they count the tokens of each
     sequence from 0.
     """
@@ -88,7 +76,7 @@ class Batch:
         return rows
 
     def touches(self, token_id: int) -> bool:
-        """Return whether a sequence begins or ends with a token."""
+        """Return whether any sequence begins or ends with this token."""
         ends = np.cumsum([count for count in self.counts if count])
         edges = np.concatenate([ends - 1, ends[:-1], [0]]).astype(np.intp)
         return bool(len(ends)) and bool((self.token_ids[edges] == token_id).any())
@@ -178,7 +166,7 @@ class Batch:
 
 
 def read_model_batch(
-    config: InputConfig,
+    config: CommonConfig,
     input_ids: object,
     attention_mask: object = None,
     token_type_ids: object = None,
@@ -289,8 +277,7 @@ def _positions(
     real = (token_ids != offset - 1).astype(np.int32)
     ends = np.cumsum(counts)
     counted = np.concatenate([np.cumsum(real[end - n : end]) for end, n in zip(ends, counts, strict=True)])
-    positions: NDArray[np.int32] = np.where(real == 1, counted - 1, -1).astype(np.int32)
-    return positions
+    return np.where(real == 1, counted - 1, -1).astype(np.int32)
 
 
 def _join(rows: Sequence[Array]) -> NDArray[np.int32]:

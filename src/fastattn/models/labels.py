@@ -85,9 +85,8 @@ def _read_ids(settings: Settings) -> dict[str, int] | None:
     listed = settings.table("label2id")
     ids: dict[str, int] = {}
     for name, value in listed.items():
-        if type(value) is not int and not (isinstance(value, str) and value.isascii() and value.isdigit()):
-            raise settings.error("label2id", "class numbers as values")
-        if isinstance(value, str) and len(value) > 12:
+        is_decimal = isinstance(value, str) and value.isascii() and value.isdigit() and len(value) <= 12
+        if type(value) is not int and not is_decimal:
             raise settings.error("label2id", "class numbers as values")
         ids[name] = int(value)
     return ids or None
@@ -98,7 +97,7 @@ class LabelTable(dict[_Key, _Value]):
 
     def _refuse(self, *_: object, **__: object) -> NoReturn:
         raise InputError(
-            "config: expected no change after loading; give id2label and label2id to from_pretrained, as in "
+            "config: expected no change after loading; pass id2label and label2id to from_pretrained, as in "
             'from_pretrained(folder, id2label={0: "NEGATIVE", 1: "POSITIVE"})'
         )
 

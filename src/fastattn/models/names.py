@@ -56,11 +56,11 @@ class ModelNames:
         if not candidates:
             prefixes = " or ".join(repr(prefix) for prefix in ("", *self.layout.prefixes))
             others = [other for other in self.found if other.endswith(f".{name}")]
-            hint = f"; it holds {' and '.join(quote(other) for other in others[:2])}" if others else ""
+            hint = f"; it has {' and '.join(quote(other) for other in others[:2])}" if others else ""
             raise ConfigError(f"{name}: expected this tensor in the checkpoint (prefix {prefixes}), found none{hint}")
         if len(candidates) > 1:
             names = " and ".join(quote(info.name) for info in candidates[:4])
-            raise ConfigError(f"{name}: ambiguous, the checkpoint holds {names}")
+            raise ConfigError(f"{name}: expected one tensor, got {names}")
         return candidates[0]
 
     def unexpected(self, used: Mapping[str, WeightSource]) -> list[str]:
@@ -150,6 +150,6 @@ def _why_of_shape(name: str, expected: tuple[int, ...], found: tuple[int, ...]) 
     ):
         return ""
     return (
-        f"; the classifier has {found[0]} classes, but num_labels and id2label say {expected[0]} (2 where neither is "
-        f"there): load it with num_labels={found[0]}"
+        f"; the classifier has {found[0]} classes, but num_labels and id2label say {expected[0]} (2 if both are "
+        f"missing); load it with num_labels={found[0]}"
     )

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 from fastattn.checkpoint.source import WeightSource
 from fastattn.checks import closest, quote, shown_names
@@ -15,60 +15,12 @@ from fastattn.graph.ir import Program
 from fastattn.graph.rewrites import optimize
 from fastattn.graph.tensor import Tracer, Weights
 from fastattn.models import bert, distilbert, gpt2, roberta
+from fastattn.models.config import CommonConfig
 from fastattn.models.names import Layout, ModelNames, check_tensors, resolve_names
 from fastattn.models.tasks import TASKS, Task
 
 _MAX_NAMED = 8
 _log = logging.getLogger("fastattn")
-
-
-class ModelConfig(Protocol):
-    """The attributes that the configs of all families share; see `CommonConfig`."""
-
-    @property
-    def model_type(self) -> str: ...
-    @property
-    def architectures(self) -> tuple[str, ...]: ...
-    @property
-    def vocab_size(self) -> int: ...
-    @property
-    def hidden_size(self) -> int: ...
-    @property
-    def num_hidden_layers(self) -> int: ...
-    @property
-    def num_attention_heads(self) -> int: ...
-    @property
-    def max_position_embeddings(self) -> int: ...
-    @property
-    def max_positions(self) -> int: ...
-    @property
-    def position_offset(self) -> int: ...
-    @property
-    def type_vocab_size(self) -> int | None: ...
-    @property
-    def bos_token_id(self) -> int | None: ...
-    @property
-    def eos_token_id(self) -> int | list[int] | None: ...
-    @property
-    def eos_token_ids(self) -> tuple[int, ...]: ...
-    @property
-    def pad_token_id(self) -> int | None: ...
-    @property
-    def generation_pad_token_id(self) -> int | None: ...
-    @property
-    def num_labels(self) -> int: ...
-    @property
-    def labels(self) -> tuple[str, ...]: ...
-    @property
-    def id2label(self) -> Mapping[int, str]: ...
-    @property
-    def label2id(self) -> Mapping[str, int]: ...
-    @property
-    def problem_type(self) -> str | None: ...
-    @property
-    def output_hidden_states(self) -> bool: ...
-    @property
-    def output_attentions(self) -> bool: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +33,7 @@ class Family:
     architectures: tuple[str, ...]
     layout: Layout
     tasks: tuple[Task, ...]
-    read_config: Callable[[Mapping[str, object]], ModelConfig]
+    read_config: Callable[[Mapping[str, object]], CommonConfig]
     build: Callable[[Any, Weights, Task], Program]
     build_with_types: Callable[[Any, Weights, Task], Program] | None = None
 
@@ -110,7 +62,7 @@ class BuiltModel:
     outer_prefix: the prefix of its names before the family's prefix.
     """
 
-    config: ModelConfig
+    config: CommonConfig
     traced: Program
     program: Program
     tensors: Mapping[str, WeightSource]
@@ -187,15 +139,15 @@ def _wrong_task(model_type: str, task: Task, family: Family) -> str:
     )
 
 
-def _other_head(config: ModelConfig, task: Task) -> str:
-    """Return why a classifier may not fit: the checkpoint has another kind of head."""
+def _other_head(config: CommonConfig, task: Task) -> str:
+    """Return the architectures of the checkpoint, for a message, if it has another kind of head."""
     ending = TASKS[task].architecture
     if not ending or any(name.endswith(ending) for name in config.architectures):
         return ""
     return f"; architectures of config.json is {quote(list(config.architectures))}" if config.architectures else ""
 
 
-def _check_classifier(names: ModelNames, config: ModelConfig) -> None:
+def _check_classifier(names: ModelNames, config: CommonConfig) -> None:
     heads = TASKS["sequence-classification"].heads
     if not any(name.startswith(heads) for name in names.found):
         raise ConfigError(
@@ -218,7 +170,7 @@ def warn_of_unused(config: Mapping[str, object], built: BuiltModel, where: objec
         family = quote(config.get("model_type"))
         _log.warning("%s: architectures %s are not known; loaded as model_type %s", where, quote(others), family)
     if built.outer_prefix:
-        _log.warning("%s: names of tensors begin with %s; they are read without it", where, quote(built.outer_prefix))
+        _log.warning("%s: the tensor names begin with %s; this prefix is ignored", where, quote(built.outer_prefix))
     if built.unexpected:
         shown = shown_names((quote(name, 60) for name in built.unexpected), len(built.unexpected), _MAX_NAMED)
         _log.warning("%s: the model of config.json does not use the tensors %s", where, shown)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from fastattn.graph.ir import Program
 from fastattn.graph.kinds import activate, gather_rows, linear
 from fastattn.graph.tensor import Tokens, Weights
-from fastattn.models.bert import HEADS, UNUSED, BertConfig, encoder, encoder_program, pooler, read_bert_config
+from fastattn.models.bert import HEADS, UNUSED, BertConfig, encoder, pooler, read_bert_config
 from fastattn.models.config import ConfigReader
 from fastattn.models.names import Layout
 from fastattn.models.tasks import Task
@@ -41,4 +41,4 @@ def build(cfg: BertConfig, w: Weights, task: Task) -> Program:
         outputs = {"last_hidden_state": h}
         if w["pooler.dense"].has("weight"):
             outputs["pooler_output"] = pooler(cfg, w, h)
-    return encoder_program(cfg, w, outputs)
+    return w.tracer.program(outputs, cfg.max_positions)

@@ -2,7 +2,7 @@
 
 Everything is computed in float64 (powers and logarithms in decimal arithmetic), so the frequencies are the same on
 every machine. A type whose frequencies depend on the length of a text in transformers uses those of the length that the
-model is loaded for: a row may not depend on the batch or on what the KV cache had (docs/numerics.md).
+model is loaded for: a row must not depend on the batch or on the content of the KV cache (docs/numerics.md).
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def read_rope(
     partial: float = 1.0,
     layer_type: str | None = None,
 ) -> Rope:
-    """Read rope_parameters (or rope_scaling, and rope_theta and partial_rotary_factor beside it). Raises ConfigError.
+    """Read rope_parameters (or rope_scaling, and rope_theta and partial_rotary_factor next to it). Raises ConfigError.
 
     max_positions: max_position_embeddings. positions: the longest text that the model is loaded for, at least
     max_positions. theta, partial: the family's defaults. layer_type: the key of the parameters in a config that has
@@ -64,7 +64,7 @@ def read_rope(
     if rotary_type == "proportional":
         dimensions = head_dim
     if dimensions == 0 or dimensions + dimensions % 2 > head_dim:
-        raise p.error("partial_rotary_factor", f"a share of head_dim = {head_dim} that has pairs")
+        raise p.error("partial_rotary_factor", f"a fraction of head_dim = {head_dim} that leaves at least one pair")
     model = _Model(
         head_dim=head_dim,
         dimensions=dimensions,
@@ -115,13 +115,13 @@ def _dynamic(p: Settings, model: _Model, base: float) -> Rope:
 
 
 def _yarn(p: Settings, model: _Model, base: float) -> Rope:
-    """High frequencies stay, low ones are divided by a factor, with a ramp between (Peng et al. 2023)."""
+    """High frequencies do not change, low ones are divided by a factor, with a ramp between them (Peng et al. 2023)."""
     original = _original(p, model)
     factor = _positive(p, "factor", model.max_positions / original)
     dimensions, truncate = model.dimensions, p.flag("truncate", True)
 
     def dimension(turns: float) -> float:
-        """Which dimension turns so often over the original positions."""
+        """Return the dimension that makes this many turns over the original positions."""
         return dimensions * _log(original / (turns * 2 * math.pi)) / (2 * _log(base))
 
     low, high = dimension(_positive(p, "beta_fast", 32.0)), dimension(_positive(p, "beta_slow", 1.0))
@@ -176,7 +176,7 @@ def _llama3(p: Settings, model: _Model, base: float) -> Rope:
 
 
 def _proportional(p: Settings, model: _Model, base: float) -> Rope:
-    """The frequencies of a whole head; the last ones are 0, so that a share of the head rotates."""
+    """The frequencies of a whole head; the last ones are 0, so only a fraction of the head rotates."""
     factor, share = _positive(p, "factor", 1.0), p.number("partial_rotary_factor", 1.0)
     count = int(share * model.head_dim // 2)
     frequencies = _frequencies(Decimal(base), model.head_dim)

@@ -127,8 +127,7 @@ def _integers(value: object, name: str, mask: bool, dims: tuple[int, ...] = (1,)
     if isinstance(value, list | tuple):
         _check_total(name, 1, len(value))
         _check_items(value, name, mask)
-        array: Array = np.array([int(cast(Any, item)) for item in value], dtype=np.int64)
-        return array
+        return np.array([int(cast(Any, item)) for item in value], dtype=np.int64)
     array = _as_array(value, name)
     if array.dtype.kind not in ("iubf" if mask else "iu"):
         raise DTypeError(f"{name}: expected an array of integers, got {array.dtype}")
@@ -148,14 +147,14 @@ def _as_array(value: object, name: str) -> Array:
     if isinstance(value, dict) or (hasattr(value, "keys") and hasattr(value, "__getitem__")):
         hint = "call model(**encoding) instead of model(encoding)"
         if hasattr(value, "__array__"):  # pandas
-            hint = f"give {name}=table.to_numpy()"
+            hint = f"pass {name}=table.to_numpy()"
         raise DTypeError(f"{name}: expected token ids (integers), got {type(value).__name__}; {hint}")
     if isinstance(value, str | bytes | set | frozenset) or value is None:
         expected, hint = ("token ids (integers)", "; encode texts first") if name == "input_ids" else ("integers", "")
         raise DTypeError(f"{name}: expected {expected}, got {type(value).__name__}{hint}")
     if is_masked_array(value):
         raise DTypeError(
-            f"{name}: expected an array of integers, got a masked array; give the model "
+            f"{name}: expected an array of integers, got a masked array; pass "
             "input_ids=a.filled(0) and attention_mask=~numpy.ma.getmaskarray(a)"
         )
     if type(value).__module__ == "torch":
@@ -174,7 +173,7 @@ def _from_torch(tensor: Any, name: str) -> Array:
     except (TypeError, RuntimeError) as error:  # another device, bfloat16, a gradient
         why = quote(str(error).partition("\n")[0], 160)[1:-1]
         raise DTypeError(
-            f"{name}: expected an array of integers, got a tensor that numpy cannot read ({why}); give it "
+            f"{name}: expected an array of integers, got a tensor that numpy cannot read ({why}); pass "
             f"{name}.detach().cpu().long()"
         ) from None
 

@@ -1,1 +1,1 @@
-"""Measures where the time goes, and the least time that the machine allows."""
+"""Measures where the time goes, and the minimum time that the machine allows."""

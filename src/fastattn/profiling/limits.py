@@ -1,36 +1,26 @@
-"""Measures the machine's limits: its current rates of arithmetic and reading, and the least time of a step."""
+"""Measures the machine's limits: its current rates of arithmetic and reading, and the minimum time of a step."""
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
 
 from fastattn import _core
+from fastattn.executors.cpu import CpuExecutor
 from fastattn.formats import FORMATS
 from fastattn.graph.cost import Cost, Formats, StepShape
 from fastattn.graph.ir import Program
 from fastattn.graph.step_cost import op_cost, op_format
 
-# Names in `_core.measure_limits`, which end in _gflops or _gops (billions per second), _flops or _ops.
-_DTYPES: Mapping[str, str] = {"fma": "float32", "f32": "float32", "bf16": "bfloat16", "int8": "int8"}
-_BILLIONS: Mapping[str, float] = {"gflops": 1.0, "gops": 1.0, "flops": 1e-9, "ops": 1e-9}
+# The formats whose rates are measured, and their names in `_core.measure_limits`.
+_RATES: Mapping[str, str] = {"float32": "fma_gflops", "bfloat16": "bf16_gflops", "int8": "int8_gops"}
 # The format whose rate limits products with weights of a format.
 PRODUCTS: Mapping[str, str] = {name: found.product for name, found in FORMATS.items() if found.product is not None}
-STEADY = 0.1  # limits that differ by at most this fraction are the same, and so is a machine with so little waiting
-UNSTEADY = "~ The machine was busy, or not the same before and after."
+# Limits that differ by at most this fraction count as equal. In a steady turn, threads wait for at most this fraction.
+STEADY = 0.1
+UNSTEADY = "~ The machine was busy, or its limits changed during the measurement."
 _SMALL_READ_BYTES = 1 << 20  # if the read rate is not needed
-
-
-class Loaded(Protocol):
-    """Weights in memory and the threads that read them, such as `fastattn.executors.cpu.CpuExecutor`."""
-
-    @property
-    def threads(self) -> int: ...
-    @property
-    def weight_bytes(self) -> int: ...
-    def seconds_to_read(self) -> float: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +37,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class LeastTime:
-    """The least seconds that a step needs for its operations and for its bytes; the larger is the limit."""
+    """The minimum seconds that a step needs for its operations and for its bytes; the larger is the limit."""
 
     compute_seconds: float
     memory_seconds: float
@@ -71,18 +61,11 @@ class LeastTime:
 
 def measure(threads: int, *, seconds: float = 0.2, read_bytes: int = 1 << 29) -> Limits:
     """Measure for about `seconds`; the threads share `read_bytes`. Raises InputError for fewer than one thread."""
-    rates: dict[str, float] = {}
-    read_gbps = 0.0
-    for name, value in _core.measure_limits(threads, seconds, read_bytes).items():
-        kernel, _, unit = name.rpartition("_")
-        if unit == "gbps":
-            read_gbps = float(value)
-        elif unit in _BILLIONS:
-            rates[_DTYPES.get(kernel, kernel)] = float(value) * _BILLIONS[unit]
-    return Limits(threads, rates, read_gbps)
+    found = _core.measure_limits(threads, seconds, read_bytes)
+    return Limits(threads, {dtype: found[name] for dtype, name in _RATES.items()}, found["read_gbps"])
 
 
-def measure_over(executor: Loaded, *, seconds: float = 0.1) -> Limits:
+def measure_over(executor: CpuExecutor, *, seconds: float = 0.1) -> Limits:
     """Measure with the read rate of a model's own weights, whether they are in memory or in a cache."""
     measured = measure(executor.threads, seconds=seconds, read_bytes=_SMALL_READ_BYTES)
     reading = statistics.median(executor.seconds_to_read() for _ in range(5))
@@ -90,17 +73,17 @@ def measure_over(executor: Loaded, *, seconds: float = 0.1) -> Limits:
 
 
 def least_time(cost: Cost, kept: str, limits: Limits) -> LeastTime:
-    """Return the least time of an op whose products have a format (`fastattn.graph.cost.op_format`)."""
+    """Return the minimum time of an op whose products have a format (`fastattn.graph.step_cost.op_format`)."""
     rate = limits.rates[PRODUCTS[kept]]
     return LeastTime(cost.operations / rate / 1e9, cost.bytes / limits.read_gbps / 1e9)
 
 
 def are_same(before: float, after: float) -> bool:
-    """Return whether two least times of the same work, measured before and after it, mean the same machine."""
+    """Return whether the minimum times of a work, measured before and after it, count as equal."""
     return abs(before - after) <= STEADY * max(before, after)
 
 
 def step_least_time(program: Program, shape: StepShape, formats: Formats, limits: Limits) -> LeastTime:
-    """Return the least time of a whole step."""
+    """Return the minimum time of a whole step."""
     times = (least_time(op_cost(program, op, shape, formats), op_format(op, formats), limits) for op in program.ops)
     return sum(times, LeastTime(0.0, 0.0))

@@ -39,7 +39,7 @@ class OpProfile:
     """One op of the model in one step, over all layers.
 
     seconds: time spent in it. share: fraction of the step. operations: a multiply-add counts as two. bytes: of weights
-    and KV cache. limit_seconds: the least time at the measured rates (0 if the op only needs the caches). binds: the
+    and KV cache. limit_seconds: the minimum time at the measured rates (0 for an op without products). binds: the
     limiting resource, "compute" or "memory".
     """
 
@@ -91,7 +91,7 @@ class Profile:
         return 100 * self.limit_seconds / self.seconds
 
     def _shown(self, percent: float) -> str:
-        """Return a percentage for the table. Above 100 the limits were not those of the step."""
+        """Return a percentage for the table. Above 100, the measured limits did not hold during the step."""
         return f"{'' if self.steady and percent <= 100 else '~'}{percent:.0f} %"
 
     def shares(self) -> dict[str, float]:
@@ -232,7 +232,7 @@ def _build(
 
 def _row(name: str, seconds: Sequence[float], wall: float, cost: Cost, least: LeastTime) -> OpProfile:
     total = sum(seconds)
-    if KINDS[name.split()[0]].format is None:  # limited by the caches, which have no rate here
+    if KINDS[name.split()[0]].format is None:  # no products: limited by the CPU's caches, whose rates are not measured
         return OpProfile(name, len(seconds), total, total / wall)
     return OpProfile(name, len(seconds), total, total / wall, cost.operations, cost.bytes, least.seconds, least.binds)
 

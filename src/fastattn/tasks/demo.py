@@ -15,5 +15,5 @@ def demo_model(task: Literal["text-generation", "text-classification"]) -> Path:
     """Return the folder of the demo model for a task; raise ConfigError if it is not installed."""
     folder = Path(str(resources.files("fastattn"))) / "demo" / _FOLDERS[task]
     if not (folder / "config.json").is_file():
-        raise ConfigError(f"model: none named, and this installation has no demo model at {folder}; name a directory")
+        raise ConfigError(f"model: expected a folder or a hub id, because there is no demo model in {folder}; got None")
     return folder

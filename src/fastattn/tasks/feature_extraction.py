@@ -17,6 +17,7 @@ from fastattn.tasks.pipeline_inputs import (
     BatchArgs,
     EncodeArgs,
     Encoding,
+    Many,
     batches,
     merge_kwargs,
     names_of,
@@ -30,12 +31,11 @@ if TYPE_CHECKING:
 
 Features: TypeAlias = list[list[list[float]]]  # [1, seq_len, hidden_size]
 FeatureArray: TypeAlias = NDArray[np.floating[Any]]  # the same
-Many: TypeAlias = "list[Any] | tuple[Any, ...] | NDArray[Any]"
 Tensors: TypeAlias = Literal[True, "np"]
 
 
 class TokenizeArgs(EncodeArgs, BatchArgs, total=False):
-    """Arguments of a call other than return_tensors. tokenize_kwargs: a mapping of EncodeArgs."""
+    """Arguments of a call other than return_tensors. tokenize_kwargs: a mapping with the keys of `EncodeArgs`."""
 
     tokenize_kwargs: Mapping[str, Any] | None
 
@@ -44,9 +44,6 @@ class FeatureExtractionArgs(TokenizeArgs, total=False):
     """Arguments of a call of `FeatureExtractionPipeline`."""
 
     return_tensors: bool | Literal["np"] | None
-
-
-_NAMES = ("return_tensors", "tokenize_kwargs", *EncodeArgs.__annotations__, *BatchArgs.__annotations__)
 
 
 class FeatureExtractionPipeline(Pipeline[Encoder]):
@@ -77,11 +74,11 @@ class FeatureExtractionPipeline(Pipeline[Encoder]):
         self, inputs: object, *, return_tensors: bool | Literal["np"] | None = ..., **options: Unpack[TokenizeArgs]
     ) -> Features | FeatureArray | list[Features] | list[FeatureArray]: ...
     def __call__(self, inputs: Any, *, return_tensors: Any = None, **options: Unpack[TokenizeArgs]) -> Any:
-        """Return nested lists [1, seq_len, hidden_size]; return_tensors=True returns arrays. A sequence returns a list.
+        """Return nested lists [1, seq_len, hidden_size] for a str, and a list of those for a sequence.
 
-        inputs: a str or a sequence of str (also an iterator). Texts longer than the model's context are rejected unless
-        truncation=True; max_length cuts them shorter. Raises DTypeError, InputError, ContextLengthError, and
-        NonFiniteError if a number is NaN or infinite.
+        return_tensors=True returns arrays instead. inputs: a str or a sequence of str (also an iterator). Texts longer
+        than the model's context are rejected unless truncation=True; max_length cuts them shorter. Raises DTypeError,
+        InputError, ContextLengthError, and NonFiniteError if a number is NaN or infinite.
         """
         tensors, encoding, batch_size = self._read({**options, "return_tensors": return_tensors})
         texts, single = read_texts(inputs, "inputs")
@@ -103,11 +100,11 @@ class FeatureExtractionPipeline(Pipeline[Encoder]):
         if isinstance(tensors, str):
             if tensors != "np":
                 raise InputError(
-                    f'return_tensors: expected True, False or "np", got {tensors!r:.40}; results are NumPy arrays: use '
-                    "torch.from_numpy or the like for another library"
+                    f'return_tensors: expected True, False or "np", got {tensors!r:.40}; results are NumPy arrays: '
+                    "convert them, for example with torch.from_numpy"
                 )
             tensors = True
         found = check_flag("return_tensors", tensors)
-        encoding, batch_size = read_encoding(merged, padding_shows=True), read_batch_size(merged)
-        check_keywords(merged, _NAMES, self.task)
+        encoding, batch_size = read_encoding(merged, reject_fixed_padding=True), read_batch_size(merged)
+        check_keywords(merged, FeatureExtractionArgs.__annotations__, self.task)
         return found, encoding, batch_size

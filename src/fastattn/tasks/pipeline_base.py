@@ -29,7 +29,7 @@ class Pipeline(Generic[ModelType]):
     __call__: Callable[..., Any]
 
     def __init__(self, model: ModelType, tokenizer: object = None, **defaults: Any) -> None:
-        """Set the defaults of a call's arguments. defaults: used when a call does not set them."""
+        """Store the defaults: arguments for calls that do not set them."""
         self.model = model
         self.tokenizer = need_tokenizer(model, self.task) if tokenizer is None else Tokenizer.from_object(tokenizer)
         self._defaults: Mapping[str, Any] = defaults
@@ -47,11 +47,11 @@ class Pipeline(Generic[ModelType]):
     torch_dtype = dtype
 
     def predict(self, X: Any) -> Any:
-        """Alias of a call."""
+        """Call the pipeline."""
         return self(X)
 
     def transform(self, X: Any) -> Any:
-        """Alias of a call."""
+        """Call the pipeline."""
         return self(X)
 
     def close(self) -> None:
@@ -68,7 +68,7 @@ class Pipeline(Generic[ModelType]):
         return f"<{type(self).__name__} of {self.model!r}>"
 
     def _merged(self, options: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the pipeline's arguments with those of a call on top; None leaves an argument unchanged."""
+        """Return the pipeline's defaults, replaced by those arguments of a call that are not None."""
         return {**self._defaults, **{name: value for name, value in options.items() if value is not None}}
 
 

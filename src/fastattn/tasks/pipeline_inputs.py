@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypedDict
+from typing import Any, TypeAlias, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,7 @@ from fastattn.tokenizer.truncation import DO_NOT_TRUNCATE
 
 Pair = tuple[str, str | None]
 Ids = list[NDArray[np.int32]]
+Many: TypeAlias = "list[Any] | tuple[Any, ...] | NDArray[Any]"
 DEFAULT_BATCH_SIZE = 32
 
 
@@ -63,14 +64,14 @@ class Encoding:
         return min(tokenizer.model_max_length, context) if self.max_length is None else self.max_length
 
 
-def read_encoding(options: dict[str, Any], *, padding_shows: bool = False) -> Encoding:
+def read_encoding(options: dict[str, Any], *, reject_fixed_padding: bool = False) -> Encoding:
     """Remove the arguments of `EncodeArgs` from `options` and check them. Raises InputError, DTypeError.
 
-    padding_shows: padding to a fixed length would change the shape of a result, so it is rejected.
+    reject_fixed_padding: reject padding="max_length", which would change the shape of a result.
     """
     given = {name: options.pop(name, None) for name in EncodeArgs.__annotations__}
     padding = False if given["padding"] is None else given["padding"]
-    if padding_shows and read_padding("padding", padding) == "max_length":
+    if reject_fixed_padding and read_padding("padding", padding) == "max_length":
         raise InputError('padding: expected True, "longest" or False, got "max_length"; results have no padding')
     length = None if given["max_length"] is None else check_count("max_length", given["max_length"], low=1)
     special = given["add_special_tokens"]
@@ -99,7 +100,7 @@ def merge_kwargs(options: dict[str, Any], name: str) -> None:
     check_keywords(map(str, inner), EncodeArgs.__annotations__, name)
     for key, value in inner.items():
         if options.get(key) is not None:
-            raise InputError(f"{key}: expected it once, got it as a keyword and in {name}")
+            raise InputError(f"{key}: expected one value, got one as a keyword and one in {name}")
         options[key] = value
 
 
@@ -125,8 +126,7 @@ def names_of(name: str, count: int, *, single: bool) -> list[str]:
 def _no_mapping(name: str, found: Mapping[Any, Any]) -> DTypeError:
     if "role" in found or "content" in found:
         return DTypeError(
-            f"{name}: expected str, got a message of a chat; chat templates are not supported: write the prompt as one "
-            "text"
+            f"{name}: expected str, got a chat message; chat templates are not supported: write the prompt as one text"
         )
     return DTypeError(f"{name}: expected str, got {type(found).__name__} {quote(found)}")
 
@@ -151,7 +151,7 @@ def _read_pair(item: object, name: str) -> Pair:
         pair = item.get("text_pair")
         return check_text(item["text"], name), None if pair is None else check_text(pair, name) or None
     if isinstance(item, list) and len(item) == 1 and isinstance(item[0], (list, tuple)):
-        item = item[0]  # an old form of transformers
+        item = item[0]  # as older versions of transformers accepted
     first, second = text_or_pair(name, item, 'a pair is {"text": ..., "text_pair": ...}')
     return first, second or None
 
@@ -165,7 +165,7 @@ def batches(
     batch_size: int | None,
     names: Sequence[str],
 ) -> Iterator[tuple[Ids, Ids]]:
-    """Yield token ids and token type ids for `batch_size` texts at a time. names: of the texts, for messages.
+    """Yield token ids and token type ids for `batch_size` texts at a time. names: those of the texts in messages.
 
     Raises ContextLengthError, InputError.
     """
@@ -196,6 +196,6 @@ def check_fits(model: Model, tokenizer: Tokenizer, ids: NDArray[np.int32], name:
     if highest >= n_ids:
         token = quote(tokenizer.convert_ids_to_tokens(highest))
         raise InputError(
-            f"{name}: the tokenizer gives id {highest} for {token}, but the model has ids up to {n_ids - 1}; is the "
-            "tokenizer that of the model?"
+            f"{name}: expected ids below the model's vocab_size {n_ids}, got {highest} for the token {token}; use the "
+            "tokenizer of this model"
         )

@@ -18,16 +18,10 @@ from fastattn.checks import Neutral, check_choice, check_flag, check_keywords, c
 from fastattn.errors import DTypeError, InputError
 from fastattn.models.tasks import Task
 from fastattn.tasks.demo import demo_model
-from fastattn.tasks.feature_extraction import FeatureExtractionArgs, FeatureExtractionPipeline, TokenizeArgs
+from fastattn.tasks.feature_extraction import FeatureExtractionArgs, FeatureExtractionPipeline
 from fastattn.tasks.pipeline_base import Pipeline, check_model
-from fastattn.tasks.pipeline_inputs import BatchArgs, EncodeArgs
-from fastattn.tasks.text_classification import (
-    Prediction,
-    ScoreArgs,
-    TextClassificationArgs,
-    TextClassificationPipeline,
-)
-from fastattn.tasks.text_generation import PromptArgs, TextGenerationArgs, TextGenerationPipeline
+from fastattn.tasks.text_classification import Prediction, TextClassificationArgs, TextClassificationPipeline
+from fastattn.tasks.text_generation import TextGenerationArgs, TextGenerationPipeline
 from fastattn.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -97,13 +91,13 @@ def pipeline(task: Any = None, model: Any = None, **options: Any) -> Any:
     Raises InputError, DTypeError, and what `from_pretrained` raises.
     """
     if task is None:
-        raise InputError(f"task: expected one of {', '.join(map(repr, TASKS))}; a model does not say what it is for")
+        raise InputError(f"task: expected one of {', '.join(map(repr, TASKS))}, got None")
     entry = PIPELINES[check_choice("task", task, TASKS)]
     loading, defaults = _split(options, entry)
     if model is None:
         model = demo_model(entry.demo)
     if isinstance(model, (str, Path)):
-        check_path("model", model)  # not converted: a Path is never treated as a hub id
+        check_path("model", model)  # keep the type: a Path is never a hub id
     tokenizer = loading.pop("tokenizer", None)
     if tokenizer is not None and not isinstance(tokenizer, (str, Path)):
         tokenizer = Tokenizer.from_object(tokenizer)
@@ -131,25 +125,17 @@ class _Entry:
     pipeline: type[Pipeline[Any]]
     loads: Task
     demo: Literal["text-generation", "text-classification"]
-    call_args: tuple[Any, ...]
+    call_args: type
 
 
 _CLASSIFICATION = _Entry(
-    TextClassificationPipeline,
-    "sequence-classification",
-    "text-classification",
-    (TextClassificationArgs, ScoreArgs, EncodeArgs, BatchArgs),
+    TextClassificationPipeline, "sequence-classification", "text-classification", TextClassificationArgs
 )
 PIPELINES: Mapping[str, _Entry] = {
-    "text-generation": _Entry(TextGenerationPipeline, "causal-lm", "text-generation", (TextGenerationArgs, PromptArgs)),
+    "text-generation": _Entry(TextGenerationPipeline, "causal-lm", "text-generation", TextGenerationArgs),
     "text-classification": _CLASSIFICATION,
     "sentiment-analysis": _CLASSIFICATION,
-    "feature-extraction": _Entry(
-        FeatureExtractionPipeline,
-        "encoder",
-        "text-classification",
-        (FeatureExtractionArgs, TokenizeArgs, EncodeArgs, BatchArgs),
-    ),
+    "feature-extraction": _Entry(FeatureExtractionPipeline, "encoder", "text-classification", FeatureExtractionArgs),
 }
 TASKS = tuple(PIPELINES)
 _LOAD_NAMES = tuple(PipelineLoadArgs.__annotations__)
@@ -158,7 +144,7 @@ _REFUSED: Mapping[str, Neutral] = {
     "config": Neutral((False,), "config.json of the folder is used"),
     "feature_extractor": Neutral((False,), "these tasks take only texts"),
     "image_processor": Neutral((False,), "these tasks take only texts"),
-    "processor": Neutral((False,), "these tasks take only texts; give the tokenizer"),
+    "processor": Neutral((False,), "these tasks take only texts; pass a tokenizer"),
     "pipeline_class": Neutral((False,), "leave it out"),
     "binary_output": Neutral((False,), "results are Python objects and NumPy arrays"),
     "assistant_model": Neutral((False,), "there is no assisted generation"),
@@ -183,11 +169,10 @@ def _split(options: Mapping[str, Any], entry: _Entry) -> tuple[dict[str, Any], d
     loading = {name: value for name, value in loading.items() if value is not None}
     for name, value in (more or {}).items():
         if name in loading:
-            raise InputError(f"{quote(name)}: expected it once, got it as a keyword and in model_kwargs")
+            raise InputError(f"{quote(name)}: expected one value, got one as a keyword and one in model_kwargs")
         loading[name] = value
-    known = [name for args in entry.call_args for name in args.__annotations__]
     if entry.pipeline is not TextGenerationPipeline:  # it checks its many options itself
-        check_keywords(given, (*known, *_LOAD_NAMES), f"pipeline({entry.pipeline.task!r})")
+        check_keywords(given, (*entry.call_args.__annotations__, *_LOAD_NAMES), f"pipeline({entry.pipeline.task!r})")
     return loading, given
 
 
@@ -203,4 +188,6 @@ def _check_as_loaded(model: Model, loading: Mapping[str, Any]) -> None:
         elif (name, value) in (("check_finite", False), ("subfolder", "")):
             continue
         elif name not in ("cache_dir", "local_files_only", "token", "trust_remote_code", "use_auth_token"):
-            raise InputError(f"{quote(name)}: expected None beside a loaded model; give it to from_pretrained")
+            raise InputError(
+                f"{quote(name)}: expected None, because the model is already loaded; pass it to from_pretrained"
+            )

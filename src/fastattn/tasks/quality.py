@@ -87,12 +87,12 @@ def compare_dtypes(
 ) -> QualityReport:
     """Run a model in float32 and in each of `dtypes` on the same texts.
 
-    texts: None uses a chapter of a novel that ships with fastattn. A language model reads them as one text, one per
-    line, in windows of up to 256 tokens. Other models read each text separately, cut to their context. max_tokens:
-    stop reading after this many tokens (a language model's last text is cut there). All dtypes are in memory together.
-    revision, cache_dir, local_files_only and token: for hub ids. Raises ConfigError (also for a quantized directory,
-    because it has no float32 weights to compare with), ModelFormatError, InputError, OSError, and NonFiniteError if the
-    float32 model returns NaN or infinity.
+    texts: None uses a chapter of a novel that ships with fastattn. A language model reads them as the lines of one
+    text, in windows of up to 256 tokens. Other models read each text separately, cut to their context. max_tokens: stop
+    reading after this many tokens (a language model's last text is cut there). The models of all dtypes are in memory
+    at the same time. revision, cache_dir, local_files_only and token: for hub ids. Raises ConfigError (also for a
+    quantized directory, because it has no float32 weights to compare with), ModelFormatError, InputError, OSError, and
+    NonFiniteError if the float32 model returns NaN or infinity.
     """
     if isinstance(dtypes, str) or not isinstance(dtypes, Sequence):
         raise DTypeError(f"dtypes: expected a list of {', '.join(PACKED_DTYPES)}, got {quote(dtypes)}")
@@ -132,16 +132,16 @@ def default_texts() -> list[str]:
     try:
         return path.read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
-        raise ConfigError(f"texts: none given, and this installation has no {path}; give some") from None
+        raise ConfigError(f"texts: expected a list of str, because there is no {path}; got None") from None
 
 
 def find_task(directory: Path) -> Task:
     """Return how to load a checkpoint: as a classifier, else a language model, else an encoder."""
     with open_checkpoint(directory, check_config=find_family) as checkpoint:
         if checkpoint.quantized is not None:
-            kept = checkpoint.quantized.dtype
+            quantized = checkpoint.quantized.dtype
             raise ConfigError(
-                f"{directory}: expected the float checkpoint, to compare with, got one quantized to {kept}"
+                f"{directory}: expected a float checkpoint to compare with, got one quantized to {quantized}"
             )
         tasks: tuple[Task, ...] = ("sequence-classification", "causal-lm")
         for task in tasks:
@@ -177,14 +177,16 @@ def _read(model: AnyModel, task: str, lines: list[str], max_tokens: int) -> _Inp
         else:
             ids = tokenizer.encode_batch([line], max_length=context)[0][0]
             if not inputs and len(ids) > room:
-                raise InputError(f"max_tokens: expected at least the {len(ids)} of the first text, got {max_tokens}")
+                raise InputError(
+                    f"max_tokens: expected at least {len(ids)}, the length of the first text, got {max_tokens}"
+                )
         if len(ids) > room:
             break
         inputs.append(ids)
         room, n_bytes = room - len(ids), n_bytes + len(text.encode())
     n_texts = len(inputs)
     if sum(len(ids) for ids in inputs) < 2:
-        raise InputError("texts: expected at least two tokens, found fewer")
+        raise InputError("texts: expected at least two tokens, got fewer")
     if task == "causal-lm":
         whole, width = np.concatenate(inputs), min(WINDOW, context)
         inputs = [whole[at : at + width] for at in range(0, len(whole), width) if len(whole) - at > 1]
@@ -206,7 +208,7 @@ def _run(model: AnyModel, ids: NDArray[np.int32]) -> _Run:
 
 @dataclass(slots=True)
 class _Sums:
-    """The sums behind the means of a dtype."""
+    """Collects the values whose means describe a dtype."""
 
     differences: list[float] = field(default_factory=list)
     squares: list[float] = field(default_factory=list)
@@ -238,7 +240,7 @@ class _Sums:
 
     def result(self, dtype: str, weight_bytes: int, n_bytes: int, n_tokens: int) -> DtypeQuality:
         nats = _mean(self.nats)
-        bytes_a_token = n_bytes / n_tokens
+        bytes_per_token = n_bytes / n_tokens
         return DtypeQuality(
             dtype=dtype,
             weight_bytes=weight_bytes,
@@ -246,7 +248,7 @@ class _Sums:
                 math.sqrt(d / s) if s else 0.0 for d, s in zip(self.differences, self.squares, strict=True)
             ),
             perplexity=None if nats is None else math.exp(min(nats, 700.0)),
-            bits_per_byte=None if nats is None else nats / math.log(2) / bytes_a_token,
+            bits_per_byte=None if nats is None else nats / math.log(2) / bytes_per_token,
             kl=_mean(self.divergences),
             top1_agreement=_mean(self.same_token),
             cosine=_mean(self.cosines),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,8 +20,8 @@ from fastattn.api.load_args import HubArgs, RunArgs
 from fastattn.api.load_options import check_target
 from fastattn.checks import check_count, check_flag, check_keywords, check_path, check_str, one_of, quote
 from fastattn.errors import DTypeError, InputError
-from fastattn.tasks.sentence.encoders import InputModule, TextTask, TextTruncation, Transformer
-from fastattn.tasks.sentence.encoding import EncodeMethods, EncodeOptions, read_sentences, to_tensors
+from fastattn.tasks.sentence.encoders import InputModule, Pairs, TextTask, TextTruncation, Transformer
+from fastattn.tasks.sentence.encoding import EncodeMethods, EncodeOptions, to_tensors
 from fastattn.tasks.sentence.features import SENTENCE, TOKENS, Features, Float, Module
 from fastattn.tasks.sentence.folder import ModelSettings, read_folder
 from fastattn.tasks.sentence.loading import read_processing_kwargs
@@ -36,22 +37,18 @@ from fastattn.tasks.sentence.similarity import (
 )
 from fastattn.tasks.sentence.stack import StackOptions, load_stack
 from fastattn.tokenizer import Tokenizer, check_text, check_texts, is_list_like
+from fastattn.tokenizer.inputs import read_pairs
+from fastattn.tokenizer.truncation import DO_NOT_TRUNCATE
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
 
 _log = logging.getLogger("fastattn")
+_JOIN = "join the texts into one"  # the advice for a list that is not a pair
 
 
 class SentenceLoadArgs(RunArgs, HubArgs, total=False):
     """How to load the transformer, as in `AutoModel.from_pretrained`, and where to look up a hub id."""
-
-
-_KEYWORDS = (
-    *SentenceLoadArgs.__annotations__, "prompts", "default_prompt_name", "similarity_fn_name", "truncate_dim",
-    "cache_folder", "use_auth_token", "trust_remote_code", "model_kwargs", "processor_kwargs", "tokenizer_kwargs",
-    "config_kwargs", "backend", "modules", "model_card_data",
-)  # fmt: skip
 
 
 class SentenceTransformer(EncodeMethods):
@@ -88,7 +85,7 @@ class SentenceTransformer(EncodeMethods):
         dtype, kv_dtype, device, threads: as in `AutoModel.from_pretrained`. prompts: added to those of the folder; they
         replace prompts with the same name. cache_folder or cache_dir, revision, local_files_only, token: for hub ids.
         model_kwargs, processor_kwargs (or tokenizer_kwargs), config_kwargs: "dtype", "model_max_length" and
-        "truncation_side" are used; other keys are accepted if they change nothing. Code of a model never runs.
+        "truncation_side" are used; other keys are accepted if they change nothing. Code in a model folder never runs.
         Raises ConfigError, ModelFormatError, ModelNotFoundError, HubError, InputError, DTypeError.
         """
         _refuse_parts(options, modules, backend)
@@ -164,7 +161,9 @@ class SentenceTransformer(EncodeMethods):
     def model(self) -> Encoder:
         """The transformer. Raises InputError if the model has none (StaticEmbedding)."""
         if not isinstance(self._first, Transformer):
-            raise InputError("model: this SentenceTransformer has no transformer, its vectors are those of its tokens")
+            raise InputError(
+                "model: expected a model with a transformer, got a StaticEmbedding, which only averages token vectors"
+            )
         return self._first.auto_model
 
     @property
@@ -263,12 +262,13 @@ class SentenceTransformer(EncodeMethods):
     ) -> dict[str, NDArray[Any]]:
         """Return the padded input arrays of the first module: token ids, masks and token types [n_texts, seq_len].
 
-        A StaticEmbedding has input_ids [n_tokens] of all texts and the offset [n_texts] of the start of each.
+        inputs: a sequence of str and of pairs of str. A StaticEmbedding has input_ids [n_tokens] of all texts and the
+        offset [n_texts] of the start of each.
         """
-        texts = check_texts(inputs, "inputs")
+        texts = read_pairs("inputs", inputs, _JOIN)
         prefix = "" if prompt is None else check_text(prompt, "prompt")
         truncation = read_processing_kwargs("processing_kwargs", processing_kwargs, self._truncation)
-        return self._first.preprocess([prefix + text for text in texts], truncation, task)
+        return self._first.preprocess(_with_prompt(prefix, texts), truncation, task)
 
     def tokenize(self, texts: object) -> dict[str, NDArray[Any]]:
         """Call `preprocess` without a prompt."""
@@ -277,8 +277,8 @@ class SentenceTransformer(EncodeMethods):
     def count_tokens(self, sentences: object) -> list[int]:
         """Count the tokens of each text before `encode` cuts it, including special tokens and the default prompt."""
         prefix = self._resolve_prompt(None, None)
-        texts = [prefix + text for text in check_texts(sentences, "sentences")]
-        return [len(ids) for ids, _ in self._first.encode(texts, TextTruncation(enabled=False), None)]
+        texts = _with_prompt(prefix, read_pairs("sentences", sentences, _JOIN))
+        return [len(ids) for ids, _ in self._first.encode(texts, TextTruncation(DO_NOT_TRUNCATE), None)]
 
     def encode_with_cuts(
         self,
@@ -291,39 +291,37 @@ class SentenceTransformer(EncodeMethods):
         """Call `encode` for a list of texts; also return the cut texts as a dict of index to remaining token count."""
         cut: dict[int, int] = {}
         options = EncodeOptions(
-            prompt_name=None if prompt_name is None else check_str("prompt_name", prompt_name),
-            batch_size=check_count("batch_size", batch_size, low=1),
-            normalize=check_flag("normalize_embeddings", normalize_embeddings),
-            cut=cut,
+            prompt_name=prompt_name, batch_size=batch_size, normalize_embeddings=normalize_embeddings, cut=cut
         )
         return self._encode(check_texts(sentences, "sentences"), options), cut
 
     def _encode(self, sentences: object, options: EncodeOptions) -> Any:
         single = not is_list_like(sentences)
-        texts = [check_text(sentences, "sentences")] if single else read_sentences(sentences, "sentences")
+        texts = [(check_text(sentences, "sentences"), None)] if single else read_pairs("sentences", sentences, _JOIN)
         self._check_output(options.output_value)
         rows = self._rows(texts, options)
         if options.output_value == "sentence_embedding":
             nothing = np.zeros((0, self._stack.width), np.float32)[:, : self._width(options)]
             full = np.stack(rows) if rows else nothing
             vectors = quantize_vectors(full, options.precision)
-            listed = not (options.as_array or options.tensor)
+            listed = not (options.convert_to_numpy or options.convert_to_tensor)
             found: Any = vectors[0] if single else list(vectors) if listed else vectors
         else:
-            if options.precision != "float32":
-                raise InputError('precision: expected "float32" for the features of tokens')
+            if options.precision not in (None, "float32"):
+                asked = f"output_value={options.output_value!r}"
+                raise InputError(f'precision: expected "float32" with {asked}, got {options.precision!r}')
             found = rows[0] if single else rows
-        return to_tensors(found) if options.tensor else found
+        return to_tensors(found) if options.convert_to_tensor else found
 
-    def _rows(self, texts: Sequence[str], options: EncodeOptions) -> list[Any]:
+    def _rows(self, texts: Pairs, options: EncodeOptions) -> list[Any]:
         """Return the requested result of each text, in order. Texts of similar length share a step."""
         prefix = self._resolve_prompt(options.prompt, options.prompt_name)
         prompt_len = self._prompt_len(prefix)
         truncation = read_processing_kwargs("processing_kwargs", options.processing_kwargs, self._truncation)
-        encoded = self._first.encode([prefix + text for text in texts], truncation, options.task, options.cut)
+        encoded = self._first.encode(_with_prompt(prefix, texts), truncation, options.task, options.cut)
         order = sorted(range(len(encoded)), key=lambda i: -len(encoded[i][0]))
         rows: list[Any] = [None] * len(encoded)
-        for start in _steps(len(order), options.batch_size, show=options.progress):
+        for start in _steps(len(order), options.batch_size, show=options.show_progress_bar):
             batch = order[start : start + options.batch_size]
             where = [f"sentences[{i}]" for i in batch]
             found = self._stack.run(
@@ -345,7 +343,7 @@ class SentenceTransformer(EncodeMethods):
         width = self._width(options)
         if width is not None and SENTENCE in features.sentences:
             features.sentences[SENTENCE] = np.ascontiguousarray(features.sentences[SENTENCE][:, :width])
-        if options.normalize and options.output_value == "sentence_embedding":
+        if options.normalize_embeddings and options.output_value == "sentence_embedding":
             features.sentences[SENTENCE] = normalized(features.sentences[SENTENCE])
 
     def _all_features(self, encoded: Any, features: Features, place: int) -> dict[str, Any]:
@@ -362,7 +360,7 @@ class SentenceTransformer(EncodeMethods):
         known = self._stack.known
         if output == SENTENCE and output not in known:
             raise InputError(
-                "output_value: no module of this model gives a sentence embedding, as Pooling does; "
+                "output_value: no module of this model computes a sentence embedding, as Pooling does; "
                 'use output_value="token_embeddings"'
             )
         if output == TOKENS and known.get(TOKENS, ("sentences", 0))[0] != "tokens":
@@ -376,7 +374,7 @@ class SentenceTransformer(EncodeMethods):
         """Return the number of prompt tokens that a Pooling module excludes, without a special token at the end."""
         if not prefix or all(module.include_prompt for module in self._stack.later if isinstance(module, Pooling)):
             return 0
-        ids, _ = self._first.encode([prefix], self._truncation, None)[0]
+        ids, _ = self._first.encode([(prefix, None)], self._truncation, None)[0]
         closing = bool(len(ids)) and int(ids[-1]) in self.tokenizer.all_special_ids
         return len(ids) - int(closing)
 
@@ -427,7 +425,7 @@ class SentenceTransformer(EncodeMethods):
         self.close()
 
 
-def _steps(n: int, size: int, *, show: bool) -> Any:
+def _steps(n: int, size: int, *, show: bool | None) -> Any:
     """Return the start of each batch, with an optional progress bar on standard error."""
     starts = range(0, n, size)
     if not show:
@@ -435,6 +433,10 @@ def _steps(n: int, size: int, *, show: bool) -> Any:
     from tqdm.auto import tqdm
 
     return tqdm(starts, desc="Batches")
+
+
+def _with_prompt(prompt: str, texts: Pairs) -> Pairs:
+    return [(prompt + first, second) for first, second in texts]
 
 
 def _row(features: Features, name: str, place: int) -> NDArray[Any]:
@@ -445,9 +447,12 @@ def _row(features: Features, name: str, place: int) -> NDArray[Any]:
 
 def _refuse_parts(unknown: Mapping[str, object], modules: object, backend: object) -> None:
     """Reject unknown keywords and ways to build a model that this class does not support."""
-    check_keywords(unknown, _KEYWORDS, "SentenceTransformer")
+    names = inspect.signature(SentenceTransformer).parameters
+    check_keywords(unknown, (*SentenceLoadArgs.__annotations__, *names), "SentenceTransformer")
     if modules is not None:
-        raise InputError("modules: expected None, because a model is loaded from a folder; save its modules first")
+        raise InputError(
+            "modules: expected None, because a model is loaded from a folder; save the modules to a folder first"
+        )
     if backend != "torch":
         raise InputError(f'backend: expected "torch", which changes nothing here, got {quote(backend)}')
 

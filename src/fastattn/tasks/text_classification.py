@@ -19,6 +19,7 @@ from fastattn.tasks.pipeline_inputs import (
     BatchArgs,
     EncodeArgs,
     Encoding,
+    Many,
     batches,
     names_of,
     read_batch_size,
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 Activation: TypeAlias = Literal["sigmoid", "softmax", "none", "default"]
-Many: TypeAlias = "list[Any] | tuple[Any, ...] | NDArray[Any]"
 _ACTIVATIONS = ("sigmoid", "softmax", "none", "default")
 
 
@@ -54,12 +54,9 @@ class TextClassificationArgs(ScoreArgs, total=False):
     top_k: int | None
 
 
-_NAMES = ("top_k", "function_to_apply", *EncodeArgs.__annotations__, *BatchArgs.__annotations__)
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Call:
-    """The checked arguments of a call. legacy: without top_k, a text returns one label that is not in a list."""
+    """The checked arguments of a call. legacy: top_k is not set, so a text returns one label instead of a list."""
 
     activation: Activation
     legacy: bool
@@ -100,7 +97,7 @@ class TextClassificationPipeline(Pipeline[SequenceClassifier]):
 
         inputs: a str, a pair {"text": ..., "text_pair": ...}, or a sequence of those (also an iterator); in a sequence,
         a tuple of two str is a pair too. With top_k, even 1, each text returns a list of its top_k labels, highest
-        score first; None returns all. Scores: sigmoid for one label or a multi-label model, unchanged for a regression,
+        score first; None returns all. Scores: sigmoid for one label or a multi-label model, the logits for regression,
         else softmax; function_to_apply overrides that. Texts longer than the model's context are rejected unless
         truncation=True (or one of transformers' strategies); max_length cuts them shorter. Results do not depend on
         batch_size, and padding changes nothing. Raises DTypeError, InputError, ContextLengthError, and NonFiniteError
@@ -150,7 +147,7 @@ class TextClassificationPipeline(Pipeline[SequenceClassifier]):
             encoding=read_encoding(merged),
             batch_size=read_batch_size(merged),
         )
-        check_keywords(merged, _NAMES, self.task)
+        check_keywords(merged, TextClassificationArgs.__annotations__, self.task)
         return call
 
     def _activation(self) -> Activation:

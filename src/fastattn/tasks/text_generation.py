@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from fastattn.api.causal_lm import CausalLM
 from fastattn.checks import Neutral, check_choice, check_flag, check_neutral, check_str
 from fastattn.errors import InputError
-from fastattn.generation.generate import StreamerFeed, complete
+from fastattn.generation.generate import StreamerFeed, complete, make_requests
 from fastattn.generation.generate_args import GenerationArgs, Streamer
 from fastattn.generation.keywords import with_generation_config
 from fastattn.generation.options import GenerationOptions, read_options
@@ -21,6 +21,7 @@ from fastattn.generation.request import Request
 from fastattn.tasks.pipeline_base import Pipeline
 from fastattn.tasks.pipeline_inputs import (
     Encoding,
+    Many,
     check_fits,
     merge_kwargs,
     names_of,
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
 
 NEW_TOKENS = 256  # default, as in transformers
 TEMPERATURE = 0.7  # default, as in transformers
-Many: TypeAlias = "list[Any] | tuple[Any, ...] | NDArray[Any]"
 Prompt: TypeAlias = NDArray[np.int32]
 
 
@@ -90,7 +90,6 @@ _REFUSED: Mapping[str, Neutral] = {
     "documents": Neutral((False,), _OF_CHATS),
     "return_dict_in_generate": Neutral((False,), "use model.generate"),
 }
-_NAMES = tuple(name for args in (TextGenerationArgs, PromptArgs) for name in args.__annotations__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,7 +148,8 @@ class TextGenerationPipeline(Pipeline[CausalLM]):
         names = names_of("text_inputs", len(texts), single=single)
         prompts = [self._encode(text, name, call) for text, name in zip(texts, names, strict=True)]
         hidden = len(self._encode_prefix(call)) if call.prefix else 0
-        requests = complete(
+        feed = None if call.streamer is None else StreamerFeed(call.streamer, prompts, call.options)
+        requests = make_requests(
             self.model,
             prompts,
             call.options,
@@ -159,8 +159,8 @@ class TextGenerationPipeline(Pipeline[CausalLM]):
             default_new_tokens=NEW_TOKENS,
             skip_special_tokens=call.skip_special_tokens,
             clean_up_tokenization_spaces=call.clean_up_tokenization_spaces,
-            feed=None if call.streamer is None else StreamerFeed(call.streamer, prompts, call.options),
         )
+        complete(self.model, requests, call.options, feed=feed)
         n_texts = call.options.num_return_sequences
         out = [
             [self._record(text, request, call) for request in requests[i * n_texts : (i + 1) * n_texts]]
@@ -191,8 +191,8 @@ class TextGenerationPipeline(Pipeline[CausalLM]):
             return ids
         if n_new >= longest:
             raise InputError(
-                f'handle_long_generation: "hole" expected fewer than {longest} new tokens, the limit of model and '
-                f"tokenizer, got {n_new}"
+                f'handle_long_generation: with "hole", expected fewer than {longest} new tokens, the limit of '
+                f"the model and tokenizer, got {n_new}"
             )
         return ids[n_new - longest :]
 
@@ -247,9 +247,9 @@ def _read_returns(merged: dict[str, Any]) -> Literal["full_text", "new_text", "i
     given = {name: merged.pop(name, None) for name in ("return_full_text", "return_tensors", "return_text")}
     full, ids, text = (None if value is None else check_flag(name, value) for name, value in given.items())
     if full is not None and text is not None:
-        raise InputError("return_text: expected None beside return_full_text, got both")
+        raise InputError("return_text: expected None, because return_full_text is set, got both")
     if ids and (full is not None or text):
-        raise InputError("return_tensors: expected None beside return_full_text and return_text, got both")
+        raise InputError("return_tensors: expected None, because return_full_text or return_text is set, got both")
     if ids:
         return "ids"
     return "new_text" if full is False else "full_text"
@@ -260,7 +260,7 @@ def _read_generation(merged: dict[str, Any]) -> GenerationOptions:
     stop = merged.pop("stop_sequence", None)
     if stop is not None:
         if merged.get("stop_strings") is not None:
-            raise InputError("stop_sequence: expected None beside stop_strings, which is the same")
+            raise InputError("stop_sequence: expected None, because stop_strings is set and means the same, got both")
         merged["stop_strings"] = stop
     batch_size = read_batch_size(merged)
     if batch_size is not None and merged.get("max_batch_size") is None:
@@ -270,4 +270,4 @@ def _read_generation(merged: dict[str, Any]) -> GenerationOptions:
         chosen["do_sample"] = True
     if check_flag("do_sample", chosen["do_sample"]) and chosen.get("temperature") is None:
         chosen["temperature"] = TEMPERATURE
-    return read_options(chosen, "text-generation", also=_NAMES)
+    return read_options(chosen, "text-generation", also=TextGenerationArgs.__annotations__)

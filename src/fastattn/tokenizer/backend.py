@@ -11,13 +11,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from tokenizers import AddedToken, processors
+from tokenizers import AddedToken
 from tokenizers import Tokenizer as RawTokenizer
 
 from fastattn.checks import quote, shown_names
 from fastattn.errors import ConfigError
 from fastattn.settings import Settings
 from fastattn.tokenizer.draft import Draft, Token
+from fastattn.tokenizer.encoder import ends_processor
 from fastattn.tokenizer.library import call_library
 from fastattn.tokenizer.limits import ROLES
 from fastattn.tokenizer.options import Side, TokenizerOptions
@@ -142,13 +143,13 @@ def _add(raw: RawTokenizer, draft: Draft, named: Sequence[Token], extra: Sequenc
 
 def _warn_of_ids(raw: RawTokenizer, draft: Draft) -> None:
     wrong = [
-        f"{quote(token.content, 40)} is {i} there and {raw.token_to_id(token.content)} by the vocabulary"
+        f"{quote(token.content, 40)} has id {i} there and {raw.token_to_id(token.content)} in the vocabulary"
         for i, token in sorted(draft.added.items())
         if raw.token_to_id(token.content) != i
     ]
     if wrong:
         _log.warning(
-            "%s: ids of added tokens do not fit the vocabulary, whose ids are used, as in transformers: %s",
+            "%s: ids of added tokens differ from the vocabulary, which is used, as in transformers: %s",
             draft.added_path,
             shown_names(wrong, len(wrong), _MAX_NAMES, separator="; "),
         )
@@ -175,19 +176,12 @@ def _mark_all(raw: RawTokenizer, named: Sequence[Token], extra: Sequence[Token])
 
 def _plain_post(tokens: Tokens, *, add_bos: bool, add_eos: bool) -> Any:
     """Return the default post-processor: texts have types 0 and 1, with `bos` and `eos` if requested."""
-    bos = str(tokens["bos"]) if add_bos and tokens.get("bos") is not None else None
-    eos = str(tokens["eos"]) if add_eos and tokens.get("eos") is not None else None
+    wanted = {"bos": add_bos, "eos": add_eos}
+    ends = [str(tokens[role]) if add and tokens.get(role) is not None else None for role, add in wanted.items()]
 
     def make(raw: RawTokenizer) -> Any:
-        def side(text: str, number: int) -> str:
-            before = "" if bos is None else f"{bos}:{number} "
-            after = "" if eos is None else f" {eos}:{number}"
-            return f"{before}{text}:{number}{after}"
-
-        special = [(token, raw.token_to_id(token)) for token in dict.fromkeys((bos, eos)) if token is not None]
-        single = side("$A", 0)
         return call_library(
-            processors.TemplateProcessing, single=single, pair=f"{single} {side('$B', 1)}", special_tokens=special
+            ends_processor, *(None if token is None else (token, raw.token_to_id(token)) for token in ends)
         )
 
     return make

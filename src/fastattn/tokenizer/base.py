@@ -56,7 +56,7 @@ class State:
         object.__setattr__(self, "tokens", {role: self.options.special_tokens[role] for role in known})
 
 
-_FROM_FILES = "; it belongs to the tokenizer's files: give it to AutoTokenizer.from_pretrained"
+_FROM_FILES = "; it is a setting of the tokenizer's files: pass it to AutoTokenizer.from_pretrained"
 # What to do instead of setting an attribute of transformers' tokenizers.
 _INSTEAD = {
     "additional_special_tokens": "; set extra_special_tokens",
@@ -202,7 +202,7 @@ class TokenizerBase:
 
     @property
     def pad_token_type_id(self) -> int:
-        """The token type of pads."""
+        """The token type of padding."""
         return 0
 
     @property
@@ -402,7 +402,7 @@ class TokenizerBase:
             key = EXTRA if name.startswith(EXTRA) else name
             value = [token] if key == EXTRA else token
             raise InputError(
-                f"{name}: expected a token of the vocabulary, got {quote(token)}; "
+                f"{name}: expected a token in the vocabulary, got {quote(token)}; "
                 f"add it with tok.add_special_tokens({{{key!r}: {quote(value)}}})"
             )
         return token

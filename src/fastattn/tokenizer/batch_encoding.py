@@ -46,7 +46,11 @@ class BatchEncoding(dict[str, Any]):
         *,
         aligned: bool = True,
     ) -> None:
-        """pads: (left, right), the number of pads around each encoding. aligned: whether token positions are known."""
+        """Store the columns, and the encodings that the other methods read.
+
+        pads: (left, right), the number of padding tokens around each encoding. aligned: whether token positions are
+        known.
+        """
         super().__init__(columns)
         self.__dict__["_encodings"] = None if encodings is None else list(encodings)
         self.__dict__["_pads"] = list(pads) if pads is not None else [(0, 0)] * len(encodings or ())
@@ -181,11 +185,11 @@ class BatchEncoding(dict[str, Any]):
         encodings = self._encodings
         if encodings is None:
             raise InputError(
-                "BatchEncoding: rows and tokens are known after a call of the tokenizer, not after pad(); "
+                "BatchEncoding: expected the result of a tokenizer call, got one of pad(), which has no positions; "
                 'use a column by name, such as encoding["input_ids"]'
             )
         if aligned and not self._aligned:
-            raise InputError("BatchEncoding: this tokenizer does not know where its tokens lie in the text")
+            raise InputError("BatchEncoding: this tokenizer does not provide the positions of tokens in the text")
         n_rows = len(encodings)
         if isinstance(row, bool):
             raise DTypeError("batch_index: expected int, got bool")

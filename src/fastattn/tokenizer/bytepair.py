@@ -9,7 +9,16 @@ from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, pro
 
 from fastattn.tokenizer.draft import Draft
 from fastattn.tokenizer.library import call_library
-from fastattn.tokenizer.parts import FAIRSEQ_TOKENS, Parts, TokenizerClass, Tokens, needed, template, token_id
+from fastattn.tokenizer.parts import (
+    DEBERTA_TOKENS,
+    FAIRSEQ_TOKENS,
+    Parts,
+    TokenizerClass,
+    Tokens,
+    needed,
+    roberta_post,
+    template,
+)
 from fastattn.tokenizer.vocabulary import Vocabulary
 
 _END = "<|endoftext|>"
@@ -67,21 +76,13 @@ def _roberta(draft: Draft, vocab: Vocabulary, tokens: Tokens) -> Parts:
     cls, sep = needed(draft, tokens, "cls"), needed(draft, tokens, "sep")
     trim_offsets = draft.settings.flag("trim_offsets", True)
     prefix_space = draft.settings.flag("add_prefix_space", False)
-    return Parts(
-        **_byte_level(draft, vocab),
-        post=lambda raw: call_library(
-            processors.RobertaProcessing,
-            (sep, token_id(raw, sep)),
-            (cls, token_id(raw, cls)),
-            trim_offsets,
-            prefix_space,
-        ),
-    )
+    post = roberta_post(cls, sep, trim_offsets=trim_offsets, add_prefix_space=prefix_space)
+    return Parts(**_byte_level(draft, vocab), post=post)
 
 
 def _deberta(draft: Draft, vocab: Vocabulary, tokens: Tokens) -> Parts:
     cls, sep = needed(draft, tokens, "cls"), needed(draft, tokens, "sep")
-    post = template(f"{cls} $A {sep}", f"{cls} $A {sep} {sep} $B {sep}", cls, sep)
+    post = template(f"{cls} $A {sep}", f"{cls} $A {sep} {sep} $B {sep}", [cls, sep])
     return Parts(**_byte_level(draft, vocab), post=post)
 
 
@@ -117,9 +118,7 @@ def _clip(draft: Draft, vocab: Vocabulary, tokens: Tokens) -> Parts:
         normalizer=normalizers.Sequence(spaces),
         pre_tokenizer=pre_tokenizers.Sequence([words, pre_tokenizers.ByteLevel(add_prefix_space=False)]),
         decoder=clip_decoder("</w>"),
-        post=lambda raw: call_library(
-            processors.RobertaProcessing, (eos, token_id(raw, eos)), (bos, token_id(raw, bos)), False, False
-        ),
+        post=roberta_post(bos, eos, trim_offsets=False),
     )
 
 
@@ -233,15 +232,7 @@ CLASSES = (
     _bpe(
         "DebertaTokenizer",
         _deberta,
-        {
-            "bos": "[CLS]",
-            "eos": "[SEP]",
-            "unk": "[UNK]",
-            "sep": "[SEP]",
-            "pad": "[PAD]",
-            "cls": "[CLS]",
-            "mask": "[MASK]",
-        },
+        DEBERTA_TOKENS,
         input_names=("input_ids", "attention_mask", "token_type_ids"),
     ),
     _bpe(

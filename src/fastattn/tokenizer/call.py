@@ -121,7 +121,9 @@ def read_limits(
     strategy = read_strategy(arguments.get("truncation"), length, asked)
     verbose = check_flag("verbose", arguments.get("verbose", True))
     if verbose and length is not None and padding == "longest" and strategy == DO_NOT_TRUNCATE:
-        _log.warning('max_length is ignored: padding=True pads to the longest text; see padding="max_length"')
+        _log.warning(
+            'max_length is ignored: padding=True pads to the longest text; padding="max_length" pads to max_length'
+        )
     limit: int | None = options.model_max_length if length is None else length
     if limit is None:
         strategy, padding = _without_limit(strategy, padding, verbose=verbose)
@@ -174,8 +176,8 @@ def read_tensors(value: object) -> bool:
     found = check_str("return_tensors", value)
     if found in ("pt", "tf", "jax", "mlx"):
         raise InputError(
-            f'return_tensors: expected "np" or None, got {found!r}; fastattn takes lists and NumPy arrays: '
-            'use return_tensors="np", and torch.from_numpy or the like for another library'
+            f'return_tensors: expected "np" or None, got {found!r}; fastattn works with lists and NumPy '
+            'arrays: use return_tensors="np", then for example torch.from_numpy'
         )
     return check_choice("return_tensors", found, ("np",)) == "np"
 

@@ -35,8 +35,8 @@ ALIASES = {
 # Classes whose rules no pipeline of the tokenizers library can express.
 REFUSED = {
     "BertJapaneseTokenizer": "it splits words with MeCab or another program for Japanese",
-    "BertweetTokenizer": "it rewrites tweets by rules of its own before it splits words (bpe.codes)",
-    "PhobertTokenizer": "it reads words that were segmented before and merges of its own format (bpe.codes)",
+    "BertweetTokenizer": "it rewrites tweets by its own rules before it splits words (bpe.codes)",
+    "PhobertTokenizer": "it expects segmented words, and its merges have a special format (bpe.codes)",
     "RoFormerTokenizer": "it splits words with jieba",
     "CpmTokenizer": "it splits words with jieba",
     "CpmAntTokenizer": "it splits words with jieba",
@@ -44,7 +44,7 @@ REFUSED = {
     "FlaubertTokenizer": "it splits words with Moses",
     "FSMTTokenizer": "it splits words with Moses",
     "BioGptTokenizer": "it splits words with Moses",
-    "GPTNeoXJapaneseTokenizer": "it splits Japanese by rules of its own",
+    "GPTNeoXJapaneseTokenizer": "it splits Japanese by its own rules",
     "TapasTokenizer": "it reads tables",
     "CanineTokenizer": "its ids are characters, without a vocabulary",
     "ByT5Tokenizer": "its ids are bytes, without a vocabulary",
@@ -84,7 +84,7 @@ def find_class(name: str | None) -> TokenizerClass | None:
 
 
 def _rare_class(name: str) -> TokenizerClass | None:
-    """Return an entry of the larger modules, which most folders do not need."""
+    """Return an entry of the larger modules, which are imported only if a folder needs them."""
     from fastattn.tokenizer import marian, unigram
 
     return next((entry for entry in (*unigram.CLASSES, marian.CLASS) if entry.name == name), None)
@@ -96,7 +96,7 @@ def is_generic(name: str | None) -> bool:
 
 
 def has_rules(name: str) -> bool:
-    """Return whether this is a class of transformers that may do more than its tokenizer.json says."""
+    """Return whether this is a class of transformers that may do more than apply its tokenizer.json."""
     return name in REFUSED or name in CLASS_OF_MODEL_TYPE.values()
 
 
@@ -108,7 +108,7 @@ def class_of_files(folder: Folder) -> TokenizerClass | None:
     if name is None:
         return None
     _log.warning(
-        "%s: no file names the tokenizer class; %s is taken because of the names of the files. To be sure, set "
+        "%s: no file names the tokenizer class; %s is assumed from the file names. To be sure, set "
         '"tokenizer_class" in tokenizer_config.json',
         folder.directory,
         name,
@@ -118,7 +118,7 @@ def class_of_files(folder: Folder) -> TokenizerClass | None:
 
 def refuse(folder: Folder, name: str) -> ConfigError:
     """Return the error for an unsupported class without a tokenizer.json."""
-    reason = REFUSED.get(name, "its rules are not known here")
+    reason = REFUSED.get(name, "fastattn does not implement its rules")
     return ConfigError(
         f"{folder.directory}: {quote(name)[1:-1]} is not supported: {reason}. Save a tokenizer.json with transformers "
         f"(PreTrainedTokenizerFast(tokenizer_object=...).save_pretrained(folder)) or use another tokenizer"

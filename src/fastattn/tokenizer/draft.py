@@ -26,9 +26,9 @@ Token: TypeAlias = "str | AddedToken"
 class Draft:
     """The settings of a folder, before a tokenizer class adds its defaults.
 
-    roles: "bos" and so on to token, if a file names the role; None means "no such token". named: tokens with roles of
-    the model's own ("image_token"). extra: `extra_special_tokens`, None if no file has it. additional:
-    `additional_special_tokens`, if it counts separately. added: id to token.
+    roles: "bos" and so on to token, if a file names the role; None means "no such token". named: tokens with roles
+    that only this model has ("image_token"). extra: `extra_special_tokens`, None if no file has it. additional:
+    `additional_special_tokens`, if it is separate from `extra`. added: id to token.
     """
 
     folder: Folder
@@ -111,7 +111,7 @@ def _read_special_tokens_map(draft: Draft) -> None:
 def _read_added_tokens_json(draft: Draft) -> None:
     """Read added_tokens.json: token to id. A token that is not special is matched in normalized text.
 
-    As in transformers, tokens that tokenizer_config.json writes as objects do not count as special here.
+    As in transformers, tokens that are objects in tokenizer_config.json do not count as special here.
     """
     path = draft.folder.path("added_tokens.json")
     entries = draft.folder.json("added_tokens.json")
@@ -127,7 +127,7 @@ def _read_added_tokens_json(draft: Draft) -> None:
 
 
 def _written_as_text(draft: Draft) -> set[str]:
-    """Return the special tokens that tokenizer_config.json writes as strings, and those of special_tokens_map.json."""
+    """Return the special tokens that are strings in tokenizer_config.json, and those of special_tokens_map.json."""
     given, later = draft.settings.values, draft.folder.json("special_tokens_map.json")
     objects = set()
     for key in ("extra_special_tokens", "additional_special_tokens"):
@@ -219,6 +219,11 @@ def _check_content(path: str, key: str, content: str) -> str:
     if not is_text(content):
         raise ConfigError(f"{path}: {quote(key)}: expected valid Unicode, got a lone surrogate in {quote(content)}")
     return content
+
+
+def with_flags(token: AddedToken, **changes: bool) -> AddedToken:
+    """Return a token with the same text and other flags."""
+    return AddedToken(token.content, **{flag: getattr(token, flag) for flag in ADDED_TOKEN_FLAGS} | changes)
 
 
 def _present(token: Token | None) -> Token:

@@ -22,7 +22,7 @@ _MAIN = "input_ids"
 def encode_call(state: State, call: Call, name: str, text: Any, text_pair: Any) -> BatchEncoding:
     """Encode a text or pair, or a sequence of them."""
     if call.offsets and state.options.steps is not None:
-        raise InputError(f"return_offsets_mapping: {state.options.class_name} does not know where its tokens lie")
+        raise InputError(f"return_offsets_mapping: {state.options.class_name} does not provide the positions of tokens")
     inputs = read_inputs(name, text, text_pair, words=call.words)
     rows, samples = _encode_all(state, call, name, inputs)
     columns, pads = _columns(rows, call, state), None
@@ -101,7 +101,7 @@ def pad_encoded(encoded: Any, call: Call) -> BatchEncoding:
     rows = columns[_MAIN]
     for name, column in columns.items():
         if len(column) != len(rows):
-            raise InputError(f"{name}: expected {len(rows)} rows, as {_MAIN} has, got {len(column)}")
+            raise InputError(f"{name}: expected {len(rows)} rows, as many as in {_MAIN}, got {len(column)}")
     if call.attention_mask and "attention_mask" not in columns:
         columns["attention_mask"] = [[1] * len(row) for row in rows]
     if call.padding is not None:

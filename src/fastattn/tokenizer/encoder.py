@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fastattn.errors import InputError
 from fastattn.tokenizer.library import library_errors
@@ -32,13 +32,11 @@ class Encoder:
 
         steps: steps that the library does not have. target: whether to use the steps for the target language.
         """
-        from tokenizers.processors import TemplateProcessing
-
         raw.no_padding()
         raw.no_truncation()
         raw.encode_special_tokens = False
         if raw.post_processor is None:
-            raw.post_processor = TemplateProcessing(single="$A:0", pair="$A:0 $B:1", special_tokens=[])
+            raw.post_processor = ends_processor(None, None)
         self.special_ids = _special_ids(raw)
         """The ids that decoding with skip_special_tokens omits."""
         if steps is not None:
@@ -122,17 +120,21 @@ class Encoder:
 
     def with_ends(self, bos: tuple[str, int] | None = None, eos: tuple[str, int] | None = None) -> Encoder:
         """Return an encoder whose only special tokens are `bos` before and `eos` after each text."""
-        from tokenizers.processors import TemplateProcessing
-
-        def side(text: str, kind: int) -> list[str]:
-            before, after = ([f"{token[0]}:{kind}"] if token else [] for token in (bos, eos))
-            return [*before, f"{text}:{kind}", *after]
-
         raw = shared_copy(self.raw)
-        special = list(dict.fromkeys(token for token in (bos, eos) if token))
-        single, pair = side("$A", 0), [*side("$A", 0), *side("$B", 1)]
-        raw.post_processor = TemplateProcessing(single=single, pair=pair, special_tokens=special)
+        raw.post_processor = ends_processor(bos, eos)
         return Encoder(raw, self.steps)
+
+
+def ends_processor(bos: tuple[str, int] | None, eos: tuple[str, int] | None) -> Any:
+    """Return a post-processor that puts `bos` before and `eos` after each text; the texts of a pair have types 0, 1."""
+    from tokenizers.processors import TemplateProcessing
+
+    def side(text: str, kind: int) -> list[str]:
+        before, after = ([f"{token[0]}:{kind}"] if token else [] for token in (bos, eos))
+        return [*before, f"{text}:{kind}", *after]
+
+    special = list(dict.fromkeys(token for token in (bos, eos) if token))
+    return TemplateProcessing(single=side("$A", 0), pair=[*side("$A", 0), *side("$B", 1)], special_tokens=special)
 
 
 def _special_ids(raw: RawTokenizer) -> frozenset[int]:

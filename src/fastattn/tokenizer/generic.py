@@ -9,7 +9,6 @@ from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as RawTokenizer
 
 from fastattn.tokenizer.draft import Draft
-from fastattn.tokenizer.folder import format_error
 from fastattn.tokenizer.library import call_library, file_errors, refusals_of
 from fastattn.tokenizer.sentencepiece import BPE, UNIGRAM, USER_DEFINED, SentencePieceModel, merges_by_score
 
@@ -55,8 +54,6 @@ def _ids(draft: Draft, model: SentencePieceModel) -> dict[str, int]:
 def _model(draft: Draft, model: SentencePieceModel) -> Any:
     if model.algorithm == UNIGRAM:
         return call_library(models.Unigram, model.scores, unk_id=model.unk_id, byte_fallback=model.byte_fallback)
-    if model.algorithm != BPE:
-        raise format_error(model.path, "expected a Unigram or BPE model")
     vocab = _ids(draft, model)
     return call_library(
         models.BPE,

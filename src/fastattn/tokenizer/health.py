@@ -20,7 +20,7 @@ _PROBES = (
     "\u043f\u0440\u0438\u0432\u0435\u0442 \u043c\u0438\u0440",
     "\u0645\u0631\u062d\u0628\u0627",
 )
-_SLIVER = 10  # a vocabulary with less than a tenth of the model's ids is not the model's
+_MAX_RATIO = 10  # a vocabulary with less than a tenth of the model's ids belongs to another model
 
 
 def check_health(raw: RawTokenizer, folder: Folder, path: Path) -> None:
@@ -31,11 +31,13 @@ def check_health(raw: RawTokenizer, folder: Folder, path: Path) -> None:
     found = [_encode(raw, text, path) for text in _PROBES]
     _encode(raw, "", path)
     if all(n_tokens == 0 for n_tokens in found):
-        _log.warning("%s: the tokenizer makes no tokens of any text: its vocabulary does not fit its other files", path)
+        _log.warning(
+            "%s: the tokenizer finds no tokens in any test text: its vocabulary does not match its other files", path
+        )
     config = Settings(folder.path("config.json"), folder.json("config.json"))
     n_ids = config.raw("vocab_size")
     n_tokens = raw.get_vocab_size(with_added_tokens=True)
-    if type(n_ids) is int and n_tokens * _SLIVER < n_ids:
+    if type(n_ids) is int and n_tokens * _MAX_RATIO < n_ids:
         _log.warning(
             "%s: the tokenizer has %d tokens, and the model has %d ids (vocab_size of config.json): these files do "
             "not seem to belong together",

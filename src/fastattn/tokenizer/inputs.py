@@ -9,6 +9,7 @@ from fastattn.errors import DTypeError, InputError
 from fastattn.tokenizer.texts import check_items, check_text, check_texts, is_list_like, read_items
 
 Text = str | list[str]
+_WORDS = "is_split_into_words=True reads a list as the words of one text"
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,15 +29,12 @@ def read_inputs(name: str, text: Any, text_pair: Any = None, *, words: bool = Fa
     return _read_words(name, text, text_pair) if words else _read_texts(name, text, text_pair)
 
 
-def read_pairs(name: str, texts: Any) -> list[tuple[str, str | None]]:
-    """Read a sequence of texts and pairs; the second text may be None. Raises DTypeError, InputError."""
-    pairs: list[tuple[str, str | None]] = []
-    for i, item in enumerate(read_items(texts, name)):
-        if isinstance(item, (tuple, list)) and len(item) == 2 and item[1] is None:
-            pairs.append((check_text(item[0], f"{name}[{i}]"), None))
-        else:
-            pairs.append(text_or_pair(f"{name}[{i}]", item))
-    return pairs
+def read_pairs(name: str, texts: Any, hint: str = _WORDS) -> list[tuple[str, str | None]]:
+    """Read a sequence of texts and pairs. Raises DTypeError, or InputError with a hint for a list of another length."""
+    items = read_items(texts, name)
+    if not any(isinstance(item, (tuple, list)) for item in items):
+        return [(text, None) for text in check_items(items, name, texts)]
+    return [text_or_pair(f"{name}[{i}]", item, hint) for i, item in enumerate(items)]
 
 
 def _read_texts(name: str, text: Any, text_pair: Any) -> Inputs:
@@ -44,7 +42,7 @@ def _read_texts(name: str, text: Any, text_pair: Any) -> Inputs:
     if not is_list_like(text):
         first = check_text(text, name)
         if is_list_like(text_pair):
-            raise DTypeError(f"{pair_name}: expected one str, as {name} is one, got {type(text_pair).__name__}")
+            raise DTypeError(f"{pair_name}: expected one str, because {name} is one, got {type(text_pair).__name__}")
         second = None if text_pair is None else check_text(text_pair, pair_name)
         return Inputs([(first, second or None)], batched=False)
     if text_pair is not None:
@@ -52,13 +50,7 @@ def _read_texts(name: str, text: Any, text_pair: Any) -> Inputs:
         firsts, seconds = check_texts(text, name), check_texts(text_pair, pair_name)
         _check_lengths(pair_name, len(seconds), name, len(firsts))
         return Inputs(list(zip(firsts, seconds, strict=True)), batched=True)
-    items = read_items(text, name)
-    if not any(isinstance(item, (tuple, list)) for item in items):
-        return Inputs([(item, None) for item in check_items(items, name, text)], batched=True)
-    return Inputs([text_or_pair(f"{name}[{i}]", item) for i, item in enumerate(items)], batched=True)
-
-
-_WORDS = "is_split_into_words=True reads a list as the words of one text"
+    return Inputs([*read_pairs(name, text)], batched=True)
 
 
 def text_or_pair(name: str, item: Any, hint: str = _WORDS) -> tuple[str, str | None]:
@@ -103,18 +95,20 @@ def _words_or_pair(name: str, item: Any) -> tuple[Text, Text | None]:
 
 def _check_is_words(name: str, value: Any) -> None:
     if not is_list_like(value):
-        raise DTypeError(f"{name}: expected words, as is_split_into_words=True says, got {type(value).__name__}")
+        raise DTypeError(
+            f"{name}: expected a sequence of words, because of is_split_into_words=True, got {type(value).__name__}"
+        )
 
 
 def _check_batch(pair_name: str, text_pair: Any, name: str) -> None:
     if not is_list_like(text_pair):
         found = type(text_pair).__name__
-        raise DTypeError(f"{pair_name}: expected a sequence of as many texts as {name} has, got {found}")
+        raise DTypeError(f"{pair_name}: expected a sequence of as many texts as in {name}, got {found}")
 
 
 def _check_lengths(pair_name: str, found: int, name: str, expected: int) -> None:
     if found != expected:
-        raise InputError(f"{pair_name}: expected {expected} texts, as {name} has, got {found}")
+        raise InputError(f"{pair_name}: expected {expected} texts, as many as in {name}, got {found}")
 
 
 def _pair_name(name: str) -> str:

@@ -7,8 +7,8 @@ import logging
 from fastattn.settings import Settings
 
 _log = logging.getLogger("fastattn")
-# Names of files, options of other libraries, and options that affect only some tokenizer classes, whose builders read
-# them before.
+# Names of files, options of other libraries, and options that affect only some tokenizer classes (their builders
+# have already read them).
 _WITHOUT_EFFECT = """
 tokenizer_class name_or_path special_tokens_map_file tokenizer_file vocab_file merges_file added_tokens_file
 full_tokenizer_file auto_map backend is_local local_files_only processor_class chat_template response_template

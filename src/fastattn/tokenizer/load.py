@@ -14,7 +14,7 @@ from fastattn.errors import ConfigError
 from fastattn.settings import Settings
 from fastattn.tokenizer import classes
 from fastattn.tokenizer.backend import JsonSettings, assemble
-from fastattn.tokenizer.draft import Draft, Token, read_draft
+from fastattn.tokenizer.draft import Draft, Token, read_draft, with_flags
 from fastattn.tokenizer.folder import Folder
 from fastattn.tokenizer.generic import raw_from_json, raw_from_sentencepiece
 from fastattn.tokenizer.known_settings import finish
@@ -39,7 +39,7 @@ from fastattn.tokenizer.vocabulary import (
 
 _log = logging.getLogger("fastattn")
 _MARIAN = "MarianTokenizer"
-_ANY_SCORES = (("a", 0.0), ("b", 0.0))  # for parts of which only the post-processor is used
+_ANY_SCORES = (("a", 0.0), ("b", 0.0))  # placeholder scores: only the post-processor is used
 _Loaded = tuple[RawTokenizer, TokenizerOptions, Path]
 _GENERIC = TokenizerClass(name=classes.GENERIC, kind="", file="tokenizer.model", build=lambda *_: _no_parts())
 
@@ -120,7 +120,7 @@ def _generic_sentencepiece(draft: Draft, entry: TokenizerClass, model: SentenceP
     draft.additional = [token for token in draft.additional or () if str(token) not in user_defined]
     raw = raw_from_sentencepiece(draft, model)
     if model.add_dummy_prefix:
-        draft.added = {i: _not_normalized(token) for i, token in draft.added.items()}
+        draft.added = {i: with_flags(token, normalized=False) for i, token in draft.added.items()}
     with refusals_of(model.path):
         raw, options = assemble(draft, entry, tokens, JsonSettings(), raw=raw, from_json=False)
     return raw, options, model.path
@@ -151,12 +151,12 @@ def _vocabulary(
     if found is None:
         names = "vocab.json and merges.txt" if entry.file == "vocab.json" else entry.file
         wanted = f"tokenizer.json or {names}" if names else "tokenizer.json"
-        raise _no_files(folder, f"{wanted}, as {entry.name} reads")
+        raise _no_files(folder, f"{wanted}, which {entry.name} reads")
     return found
 
 
 def _sentencepiece(folder: Folder, entry: TokenizerClass) -> SentencePieceModel | None:
-    """Read the class's SentencePiece file. As in transformers, tokenizer.model comes before files of other names."""
+    """Read the class's SentencePiece file. As in transformers, tokenizer.model takes precedence over other names."""
     if entry.file in ("vocab.txt", "vocab.json"):
         return None
     for name in ("tokenizer.model", entry.file):
@@ -174,7 +174,7 @@ def _no_files(folder: Folder, wanted: str) -> ConfigError:
                 "AutoTokenizer.from_pretrained(folder).save_pretrained(folder)"
             )
     others = [name for name in VOCABULARY_FILES if folder.has(name)]
-    found = f"{', '.join(others)}, which this tokenizer class does not read" if others else "no file of a tokenizer"
+    found = f"{', '.join(others)}, which this tokenizer class does not read" if others else "no tokenizer file"
     return ConfigError(f"{folder.directory}: expected {wanted}; found {found}")
 
 
@@ -188,33 +188,22 @@ def _use_control_pieces(draft: Draft, model: SentencePieceModel) -> None:
 
 
 def _tokenizer_file(settings: Settings) -> str:
-    """Return tokenizer.json. Lists of files for different versions of transformers are not supported."""
+    """Return "tokenizer.json". Raises ConfigError for a list of files for different versions of transformers."""
     names: Sequence[str] = settings.texts("fast_tokenizer_files")
     others = [name for name in names if name != "tokenizer.json"]
     if others:
-        raise settings.error("fast_tokenizer_files", "tokenizer.json alone")
+        raise settings.error("fast_tokenizer_files", "only tokenizer.json")
     return "tokenizer.json"
 
 
 def _warn_of_class(folder: Folder, settings: Settings, name: str) -> None:
-    """Log a warning if transformers would do more than tokenizer.json says."""
+    """Log a warning if transformers would do more than apply tokenizer.json."""
     path = folder.path("tokenizer.json")
     if "auto_map" in settings:
-        _log.warning("%s: the code that auto_map names is not run; %s is used as it is", settings.where, path)
+        _log.warning("%s: the code that auto_map names never runs; %s is used unchanged", settings.where, path)
     elif classes.has_rules(name):
-        _log.warning("%s: the rules of %s are not known here; the file is used as it is", path, name)
-
-
-def _not_normalized(token: AddedToken) -> AddedToken:
-    return AddedToken(
-        token.content,
-        single_word=token.single_word,
-        lstrip=token.lstrip,
-        rstrip=token.rstrip,
-        normalized=False,
-        special=token.special,
-    )
+        _log.warning("%s: fastattn does not implement the rules of %s; the file is used unchanged", path, name)
 
 
 def _no_parts() -> Parts:
-    raise AssertionError("a generic tokenizer has no parts of its own")
+    raise AssertionError("a generic tokenizer has no parts")

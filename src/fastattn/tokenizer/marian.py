@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tokenizers import AddedToken, NormalizedString, models
+from tokenizers import NormalizedString, models
 from tokenizers import Tokenizer as RawTokenizer
 from tokenizers.decoders import Decoder
 from tokenizers.pre_tokenizers import PreTokenizer
@@ -24,7 +24,7 @@ from tokenizers.pre_tokenizers import PreTokenizer
 from fastattn.checks import quote
 from fastattn.errors import ConfigError, InputError
 from fastattn.tokenizer.backend import JsonSettings, assemble
-from fastattn.tokenizer.draft import Draft
+from fastattn.tokenizer.draft import Draft, with_flags
 from fastattn.tokenizer.folder import Folder, format_error
 from fastattn.tokenizer.library import called_back, file_errors
 from fastattn.tokenizer.limits import ADDED_TOKEN_FLAGS, NO_LIMIT
@@ -130,7 +130,7 @@ def missing_files(folder: Folder) -> ConfigError:
     """Return the error for a folder that lacks files of the class."""
     missing = [name for name in FILES if not folder.has(name)]
     return ConfigError(
-        f"{folder.directory}: expected {', '.join(FILES[:-1])} and {FILES[-1]}, as {CLASS.name} reads; "
+        f"{folder.directory}: expected {', '.join(FILES[:-1])} and {FILES[-1]}, which {CLASS.name} reads; "
         f"missing: {', '.join(missing)}"
     )
 
@@ -216,7 +216,7 @@ def _vocabulary(folder: Folder) -> Mapping[str, int]:
     _content(folder, "vocab.json")
     vocab = check_ids(path, folder.json("vocab.json"))
     if sorted(vocab.values()) != list(range(len(vocab))):
-        raise format_error(path, f"expected each id from 0 to {len(vocab) - 1} once, got ids with holes or twice")
+        raise format_error(path, f"expected each id from 0 to {len(vocab) - 1} once, got gaps or duplicates")
     return vocab
 
 
@@ -226,8 +226,8 @@ def _check_added_ids(draft: Draft, raw: RawTokenizer) -> None:
         found = raw.token_to_id(token.content)
         if found != i:
             raise ConfigError(
-                f"{draft.added_path}: {quote(token.content)}: expected the id {found}, as vocab.json and the number of "
-                f"its tokens make it, got {i}"
+                f"{draft.added_path}: {quote(token.content)}: expected the id {found}, which follows from "
+                f"vocab.json, got {i}"
             )
 
 
@@ -239,14 +239,7 @@ def _with_special(raw: RawTokenizer, special: set[str]) -> RawTokenizer:
     copy = RawTokenizer(raw.model)
     copy.add_tokens(
         [
-            AddedToken(
-                token.content,
-                single_word=token.single_word,
-                lstrip=token.lstrip,
-                rstrip=token.rstrip,
-                normalized=token.normalized,
-                special=token.content in special,
-            )
+            with_flags(token, special=token.content in special)
             for _, token in sorted(raw.get_added_tokens_decoder().items())
         ]
     )

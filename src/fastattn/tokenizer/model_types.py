@@ -131,7 +131,7 @@ CLASS_OF_MODEL_TYPE = {
     model_type: name for name, model_types in _MODEL_TYPES.items() for model_type in model_types.split()
 } | {"lighton_ocr": "Qwen2Tokenizer", "vibevoice": "Qwen2Tokenizer"}
 
-# Model types whose folders name a wrong class; transformers uses the one above.
+# Model types whose folders name the wrong class; transformers uses the one in _MODEL_TYPES.
 _WRONG_CLASS_IN_FILES = """
 arctic camembertv2-base chatlm cohere_asr ernie4_5 ernie4_5_moe fuyu h2ovl_chat hyperclovax
 hyperclovax_vision_v2 hyperclovax_vlm internlm2 internlm3 iquestcoder jamba llava llava_next

@@ -22,6 +22,16 @@ if TYPE_CHECKING:
 Tokens: TypeAlias = Mapping[str, "Token | None"]
 Build: TypeAlias = "Callable[[Draft, Vocabulary, Tokens], Parts]"
 Flags: TypeAlias = Mapping[str, bool]
+# The special tokens of the DeBERTa models.
+DEBERTA_TOKENS = {
+    "bos": "[CLS]",
+    "eos": "[SEP]",
+    "unk": "[UNK]",
+    "sep": "[SEP]",
+    "pad": "[PAD]",
+    "cls": "[CLS]",
+    "mask": "[MASK]",
+}
 # The special tokens of RoBERTa and other fairseq models.
 FAIRSEQ_TOKENS = {
     "bos": "<s>",
@@ -32,6 +42,12 @@ FAIRSEQ_TOKENS = {
     "cls": "<s>",
     "mask": "<mask>",
 }
+STRIP_LEFT = {"lstrip": True, "rstrip": False}
+WRAP_ALL: Mapping[str, Flags] = {
+    **{role: {"lstrip": False, "rstrip": False} for role in ("bos", "eos", "unk", "pad", "cls", "sep")},
+    "mask": STRIP_LEFT,
+}
+XLNET_TOKENS = {**FAIRSEQ_TOKENS, "sep": "<sep>", "cls": "<cls>"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,7 +117,7 @@ def needed(draft: Draft, tokens: Tokens, role: str) -> str:
     token = tokens.get(role)
     if token is None or not str(token):
         raise ConfigError(
-            f"{draft.settings.where}: {role}_token: expected a token, as {draft.class_name} uses it, got none"
+            f"{draft.settings.where}: {role}_token: expected a token, because {draft.class_name} needs it, got none"
         )
     return str(token)
 
@@ -111,24 +127,44 @@ class MissingTokenError(ConfigError):
 
 
 def token_id(raw: RawTokenizer, token: str) -> int:
-    """Return the id of a token that was added before. Raises MissingTokenError."""
+    """Return the id of a token that is already in the vocabulary. Raises MissingTokenError."""
     found = raw.token_to_id(token)
     if found is None:
         raise MissingTokenError(f"the special token {quote(token)} is not in the vocabulary")
     return found
 
 
-def template(single: str, pair: str, *tokens: str) -> Callable[[RawTokenizer], Any]:
-    """Return a post-processor that puts tokens around texts, in the syntax of the tokenizers library."""
+def template(
+    single: str | Sequence[str], pair: str | Sequence[str], tokens: Sequence[str] | Mapping[str, str]
+) -> Callable[[RawTokenizer], Any]:
+    """Return a function that makes a post-processor, which puts tokens around texts.
+
+    single, pair: in the syntax of the tokenizers library. tokens: the special tokens in them. A mapping
+    gives each name in them the id of a token.
+    """
+    named = tokens if isinstance(tokens, Mapping) else {token: token for token in tokens}
     return lambda raw: call_library(
         processors.TemplateProcessing,
         single=single,
         pair=pair,
-        special_tokens=[(token, token_id(raw, token)) for token in dict.fromkeys(tokens)],
+        special_tokens=[(name, token_id(raw, token)) for name, token in named.items()],
+    )
+
+
+def roberta_post(
+    cls: str, sep: str, *, trim_offsets: bool = True, add_prefix_space: bool = False
+) -> Callable[[RawTokenizer], Any]:
+    """Return a function that makes RoBERTa's post-processor: `<s> A </s>` and `<s> A </s></s> B </s>`."""
+    return lambda raw: call_library(
+        processors.RobertaProcessing,
+        (sep, token_id(raw, sep)),
+        (cls, token_id(raw, cls)),
+        trim_offsets=trim_offsets,
+        add_prefix_space=add_prefix_space,
     )
 
 
 def cls_sep_template(cls: str, sep: str, *, cls_type: int = 0) -> Callable[[RawTokenizer], Any]:
     """Return BERT's post-processor: `[CLS] A [SEP]` and `[CLS] A [SEP] B [SEP]`, the second text with type 1."""
     single = f"{cls}:{cls_type} $A:0 {sep}:0"
-    return template(single, f"{single} $B:1 {sep}:1", cls, sep)
+    return template(single, f"{single} $B:1 {sep}:1", [cls, sep])

@@ -7,9 +7,10 @@ sentencepiece_model.proto in https://github.com/google/sentencepiece.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from fastattn.tokenizer.folder import format_error
 from fastattn.tokenizer.vocabulary import check_tokens
@@ -58,7 +59,7 @@ class SentencePieceModel:
 
     @property
     def ids(self) -> dict[str, int]:
-        """Piece to id; the last one of equal pieces counts."""
+        """Piece to id; if a piece occurs twice, its last id."""
         return {piece.text: i for i, piece in enumerate(self.pieces)}
 
 
@@ -73,27 +74,26 @@ def parse_model(path: Path, data: bytes) -> SentencePieceModel:
 def merges_by_id(vocab: dict[str, int], path: Path) -> list[tuple[str, str]]:
     """Return the BPE merges of a vocabulary without scores: every split of a token into two, in order of ids."""
     check_splits(path, vocab)
-    merges = [
-        (i, at, token[:at], token[at:])
-        for token, i in vocab.items()
-        for at in range(1, len(token))
-        if token[:at] in vocab and token[at:] in vocab
-    ]
-    return [(left, right) for _, _, left, right in sorted(merges)]
+    return _splits(vocab)
 
 
 def merges_by_score(model: SentencePieceModel, vocab: dict[str, int]) -> list[tuple[str, str]]:
     """Return the BPE merges of the normal pieces, best score first."""
     check_splits(model.path, vocab)
     names = {i: token for token, i in vocab.items()}
-    normal = {names[i]: (piece.score, i) for i, piece in enumerate(model.pieces) if piece.kind == NORMAL and i in names}
-    ranked = [
-        (-score, i, token[:at], token[at:])
-        for token, (score, i) in normal.items()
+    normal = [(i, piece.score) for i, piece in enumerate(model.pieces) if piece.kind == NORMAL and i in names]
+    return _splits({names[i]: (-score, i) for i, score in normal})
+
+
+def _splits(ranks: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return every split of a token into two tokens, by the rank of the token; its splits are in order of position."""
+    splits = [
+        (rank, at, token[:at], token[at:])
+        for token, rank in ranks.items()
         for at in range(1, len(token))
-        if token[:at] in normal and token[at:] in normal
+        if token[:at] in ranks and token[at:] in ranks
     ]
-    return [(left, right) for _, _, left, right in sorted(ranked)]
+    return [(left, right) for _, _, left, right in sorted(splits)]
 
 
 def check_splits(path: Path, vocab: dict[str, int]) -> None:
@@ -132,7 +132,7 @@ class _Field:
     def number32(self) -> float:
         data = self.bytes()
         if len(data) != 4:
-            raise _WireError(f"field {self.number}: expected a float of 32 bits")
+            raise _WireError(f"field {self.number}: expected a 32-bit float")
         return float(struct.unpack("<f", data)[0])
 
 
@@ -163,7 +163,7 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
     value = 0
     for shift in range(0, 70, 7):
         if at >= len(data):
-            raise _WireError("it ends within a number")
+            raise _WireError("the data ends inside a number")
         byte = data[at]
         at += 1
         value |= (byte & 0x7F) << shift
@@ -186,7 +186,7 @@ def _parse(path: Path, data: bytes) -> SentencePieceModel:
             target = {2: trainer, 3: normalizer, 5: denormalizer}[part.number]
             target.update((inner.number, inner) for inner in _fields(part.bytes()))
     if not pieces:
-        raise _WireError("it has no pieces")
+        raise _WireError("the model has no pieces")
     check_tokens(path, [piece.text for piece in pieces])
 
     def integer(fields: dict[int, _Field], number: int, default: int) -> int:
@@ -197,7 +197,7 @@ def _parse(path: Path, data: bytes) -> SentencePieceModel:
 
     algorithm = integer(trainer, 3, UNIGRAM)
     if algorithm not in (UNIGRAM, BPE):
-        raise format_error(path, "expected a Unigram or BPE model, got one of words or characters", "sentencepiece")
+        raise format_error(path, "expected a Unigram or BPE model, got a word or character model", "sentencepiece")
     return SentencePieceModel(
         path=path,
         pieces=tuple(pieces),

@@ -92,7 +92,7 @@ def read_special_tokens(tokens: object) -> dict[str, Any]:
         if name not in known:
             near = closest(name, known) if isinstance(name, str) else ""
             raise InputError(f"special_tokens_dict: expected keys such as 'pad_token', got {quote(name)}{near}")
-        if name == EXTRA and (not isinstance(value, (list, tuple))):
+        if name == EXTRA and not isinstance(value, (list, tuple)):
             raise DTypeError(f"{EXTRA}: expected a list of tokens, got {type(value).__name__}")
     return found
 

@@ -126,7 +126,7 @@ def _row_labels(texts: Any) -> Any:
 
 
 def _kind(value: object) -> str:
-    """Return the type of a value, or the value itself if it is missing or a number."""
+    """Return the type of a value for a message, with the value if it is missing or a number."""
     kind = type(value).__name__
     if value is None or kind in ("NAType", "NaTType", "MaskedConstant") or value != value:
         shown = "None" if value is None else "a missing value" if is_masked_array(value) else None

@@ -27,7 +27,7 @@ from fastattn.tokenizer.inputs import read_pairs
 from fastattn.tokenizer.library import library_errors
 from fastattn.tokenizer.limits import MAX_IDS
 from fastattn.tokenizer.options import Side, TokenizerOptions
-from fastattn.tokenizer.texts import check_text, check_texts, is_list_like
+from fastattn.tokenizer.texts import check_text, check_texts, is_list_like, read_items
 from fastattn.tokenizer.truncation import DO_NOT_TRUNCATE, Truncation, read_truncation
 
 if TYPE_CHECKING:
@@ -174,8 +174,12 @@ class Tokenizer(TokenizerBase):
         texts: a sequence of str and of pairs (text, second text or None). truncation: transformers' strategies; without
         max_length, nothing is truncated. Types are zeros if the model has none. Raises DTypeError, InputError.
         """
+        items = [
+            item[0] if isinstance(item, (tuple, list)) and len(item) == 2 and item[1] is None else item
+            for item in read_items(texts, "texts")
+        ]
         return self.encode_pairs(
-            read_pairs("texts", texts),
+            read_pairs("texts", items),
             add_special_tokens=check_flag("add_special_tokens", add_special_tokens),
             max_length=None if max_length is None else check_count("max_length", max_length, low=1),
             strategy=read_truncation("truncation", truncation),
@@ -259,8 +263,8 @@ class Tokenizer(TokenizerBase):
     def apply_chat_template(self, *_: object, **__: object) -> NoReturn:
         """Raise InputError: chat templates are not supported."""
         raise InputError(
-            "apply_chat_template: chat templates are not supported; write the prompt as one str, as the model's page "
-            "describes it, and encode that"
+            "apply_chat_template: chat templates are not supported; write the prompt as one str, in the format that "
+            "the model's page describes"
         )
 
     def _read(self, state: State, options: Mapping[str, Any], where: str) -> Call:

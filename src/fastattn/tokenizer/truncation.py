@@ -65,11 +65,11 @@ def truncate(
     elif truncation.strategy == "longest_first":
         n_first, n_second = longest_first(n_first, n_second, room)
     elif truncation.strategy == "only_first":
-        n_first = _what_is_left(name, "first", n_first, room - n_second)
+        n_first = _room_for(name, "first", n_first, room - n_second)
     elif second is None:
         raise InputError(f'truncation: "only_second" needs a pair, but {name} of {n_first} tokens has no second text')
     else:
-        n_second = _what_is_left(name, "second", n_second, room - n_first)
+        n_second = _room_for(name, "second", n_second, room - n_first)
     _cut(first, n_first, truncation)
     if second is not None:
         _cut(second, n_second, truncation)
@@ -87,7 +87,7 @@ def longest_first(n_first: int, n_second: int, room: int) -> tuple[int, int]:
     return (short, long) if n_first <= n_second else (long, short)
 
 
-def _what_is_left(name: str, which: str, n_tokens: int, room: int) -> int:
+def _room_for(name: str, which: str, n_tokens: int, room: int) -> int:
     if room <= 0:
         raise InputError(
             f'truncation: "only_{which}" cannot make {name} fit: the {which} text has {n_tokens} tokens and '

@@ -2,29 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
 
 from fastattn.errors import ConfigError
 from fastattn.tokenizer.draft import Draft, Token
 from fastattn.tokenizer.languages import MBART50_LANGUAGES, MBART_LANGUAGES
 from fastattn.tokenizer.library import call_library
-from fastattn.tokenizer.parts import FAIRSEQ_TOKENS, Parts, TokenizerClass, Tokens, cls_sep_template, needed, token_id
+from fastattn.tokenizer.parts import (
+    DEBERTA_TOKENS,
+    FAIRSEQ_TOKENS,
+    STRIP_LEFT,
+    WRAP_ALL,
+    XLNET_TOKENS,
+    Parts,
+    TokenizerClass,
+    Tokens,
+    cls_sep_template,
+    needed,
+    template,
+)
 from fastattn.tokenizer.sentencepiece import SentencePieceModel
 from fastattn.tokenizer.vocabulary import Vocabulary
 
-_ALBERT_TOKENS = {
-    "bos": "[CLS]",
-    "eos": "[SEP]",
-    "unk": "<unk>",
-    "sep": "[SEP]",
-    "pad": "<pad>",
-    "cls": "[CLS]",
-    "mask": "[MASK]",
-}
-_STRIP_LEFT = {"lstrip": True, "rstrip": False}
+_ALBERT_TOKENS = {**DEBERTA_TOKENS, "unk": "<unk>", "pad": "<pad>"}
 _SPACES = Regex(" {2,}")
 _ANY_SPACES = Regex(r"\s{2,}|[\n\r\t]")
 Scores = list[tuple[str, float]]
@@ -51,36 +54,20 @@ def _precompiled(vocab: Vocabulary) -> list[Any]:
     return [] if vocab.charsmap is None else [call_library(normalizers.Precompiled, vocab.charsmap)]
 
 
-def _list_template(single: Sequence[str], pair: Sequence[str], *tokens: str) -> Callable[[Any], Any]:
-    return lambda raw: call_library(
-        processors.TemplateProcessing,
-        single=list(single),
-        pair=list(pair),
-        special_tokens=[(token, token_id(raw, token)) for token in dict.fromkeys(tokens)],
-    )
-
-
-def _roberta_post(bos: str, eos: str) -> Callable[[Any], Any]:
-    return _list_template([bos, "$A", eos], [bos, "$A", eos, eos, "$B", eos], bos, eos)
-
-
-def _xlm_roberta(draft: Draft, vocab: Vocabulary, tokens: Tokens) -> Parts:
+def _xlm_roberta(draft: Draft, vocab: Vocabulary, tokens: Tokens, unk_id: int = 3) -> Parts:
+    bos, eos = needed(draft, tokens, "bos"), needed(draft, tokens, "eos")
     return Parts(
-        model=_model(vocab, 3),
+        model=_model(vocab, unk_id),
         normalizer=next(iter(_precompiled(vocab)), None),
         **_spaces(_scheme(draft), words=True),
-        post=_roberta_post(needed(draft, tokens, "bos"), needed(draft, tokens, "eos")),
+        post=template([bos, "$A", eos], [bos, "$A", eos, eos, "$B", eos], [bos, eos]),
     )
 
 
 def _camembert(draft: Draft, vocab: Vocabulary, tokens: Tokens) -> Parts:
     unk = str(tokens.get("unk"))
-    return Parts(
-        model=_model(vocab, next((i for i, (token, _) in enumerate(vocab.scores) if token == unk), 0)),
-        normalizer=next(iter(_precompiled(vocab)), None),
-        **_spaces(_scheme(draft), words=True),
-        post=_roberta_post(needed(draft, tokens, "bos"), needed(draft, tokens, "eos")),
-    )
+    unk_id = next((i for i, (token, _) in enumerate(vocab.scores) if token == unk), 0)
+    return _xlm_roberta(draft, vocab, tokens, unk_id)
 
 
 def _barthez(draft: Draft, vocab: Vocabulary, tokens: Tokens) -> Parts:
@@ -102,21 +89,13 @@ def _albert(draft: Draft, vocab: Vocabulary, tokens: Tokens) -> Parts:
         strip_accents=not settings.flag("keep_accents", False),
         lowercase=settings.flag("do_lower_case", True),
     )
-    cls, sep = needed(draft, tokens, "cls"), needed(draft, tokens, "sep")
-
-    def post(raw: Any) -> Any:  # the names are fixed; the ids are those of the class's tokens
-        return call_library(
-            processors.TemplateProcessing,
-            single="[CLS]:0 $A:0 [SEP]:0",
-            pair="[CLS]:0 $A:0 [SEP]:0 $B:1 [SEP]:1",
-            special_tokens=[("[CLS]", token_id(raw, cls)), ("[SEP]", token_id(raw, sep))],
-        )
-
+    # The names are fixed; the ids are those of the class's tokens.
+    names = {"[CLS]": needed(draft, tokens, "cls"), "[SEP]": needed(draft, tokens, "sep")}
     return Parts(
         model=_model(vocab, 1),
         normalizer=normalizers.Sequence([*steps, *_precompiled(vocab)]),
         **_spaces(_scheme(draft), words=True),
-        first_post=post,
+        first_post=template("[CLS]:0 $A:0 [SEP]:0", "[CLS]:0 $A:0 [SEP]:0 $B:1 [SEP]:1", names),
     )
 
 
@@ -141,21 +120,12 @@ def _deberta_v2(draft: Draft, vocab: Vocabulary, tokens: Tokens) -> Parts:
 
 
 def _t5(draft: Draft, vocab: Vocabulary, tokens: Tokens) -> Parts:
-    eos = needed(draft, tokens, "eos")
-
-    def post(raw: Any) -> Any:  # the name is fixed; the id is that of the class's token
-        return call_library(
-            processors.TemplateProcessing,
-            single=["$A", "</s>"],
-            pair=["$A", "</s>", "$B", "</s>"],
-            special_tokens=[("</s>", token_id(raw, eos))],
-        )
-
+    names = {"</s>": needed(draft, tokens, "eos")}  # the name is fixed; the id is that of the class's token
     return Parts(
         model=_model(vocab, 2),
         normalizer=next(iter(_precompiled(vocab)), None),
         **_spaces("always", words=True),
-        post=post,
+        post=template(["$A", "</s>"], ["$A", "</s>", "$B", "</s>"], names),
     )
 
 
@@ -170,7 +140,7 @@ def _t5_additional(draft: Draft, found: list[Token] | None, tokens: Tokens) -> l
         return [*(found or ()), *(f"<extra_id_{i}>" for i in range(n_ids))]
     if n_ids > 0 and n_ids != len(listed):
         raise ConfigError(
-            f"{draft.settings.where}: extra_ids: expected {len(listed)}, as additional_special_tokens has, got {n_ids}"
+            f"{draft.settings.where}: extra_ids: expected {len(listed)} as in additional_special_tokens, got {n_ids}"
         )
     return list(found or ())
 
@@ -207,20 +177,11 @@ def _xlnet(draft: Draft, vocab: Vocabulary, tokens: Tokens) -> Parts:
     settings = draft.settings
     steps = _quotes_and_case(draft, strip_accents=True, lowercase=settings.flag("do_lower_case", False))
     cls, sep = needed(draft, tokens, "cls"), needed(draft, tokens, "sep")
-
-    def post(raw: Any) -> Any:
-        return call_library(
-            processors.TemplateProcessing,
-            single=f"$A:0 {sep}:0 {cls}:2",
-            pair=f"$A:0 {sep}:0 $B:1 {sep}:1 {cls}:2",
-            special_tokens=[(sep, token_id(raw, sep)), (cls, token_id(raw, cls))],
-        )
-
     return Parts(
         model=_model(vocab, settings.count("unk_id", 0) if vocab.unk_id is None else vocab.unk_id),
         normalizer=normalizers.Sequence([*steps, *_precompiled(vocab)]),
         **_spaces("always", words=True),
-        post=post,
+        post=template(f"$A:0 {sep}:0 {cls}:2", f"$A:0 {sep}:0 $B:1 {sep}:1 {cls}:2", [sep, cls]),
     )
 
 
@@ -230,7 +191,7 @@ def _mbart(draft: Draft, vocab: Vocabulary, tokens: Tokens) -> Parts:
     return Parts(
         model=_model(vocab, 3),
         **_spaces("always", words=True),
-        post=_list_template(["$A", eos, language], ["$A", "$B", eos, language], eos, language),
+        post=template(["$A", eos, language], ["$A", "$B", eos, language], [eos, language]),
     )
 
 
@@ -241,7 +202,7 @@ def _mbart50(draft: Draft, vocab: Vocabulary, tokens: Tokens) -> Parts:
         model=_model(vocab, 3),
         normalizer=normalizers.Sequence([*_precompiled(vocab), normalizers.Replace(_SPACES, " ")]),
         **_spaces("always"),
-        post=_list_template([language, "$A", eos], [language, "$A", "$B", eos], language, eos),
+        post=template([language, "$A", eos], [language, "$A", "$B", eos], [language, eos]),
     )
 
 
@@ -251,7 +212,7 @@ def _xglm(draft: Draft, vocab: Vocabulary, tokens: Tokens) -> Parts:
         model=_model(vocab, 3),
         normalizer=normalizers.Sequence([*_precompiled(vocab), normalizers.Replace(_SPACES, " ")]),
         **_spaces(_scheme(draft)),
-        post=_list_template([eos, "$A"], [eos, "$A", eos, eos, "$B"], bos, eos),
+        post=template([eos, "$A"], [eos, "$A", eos, eos, "$B"], [bos, eos]),
     )
 
 
@@ -265,7 +226,7 @@ def _pegasus(draft: Draft, vocab: Vocabulary, tokens: Tokens) -> Parts:
         model=_model(vocab, vocab.scores.index(unk, 1)),
         normalizer=normalizers.Sequence([*steps, normalizers.Replace(_SPACES, " ")]),
         **_spaces("always"),
-        post=_list_template(["$A", eos], ["$A", "$B", eos], eos),
+        post=template(["$A", eos], ["$A", "$B", eos], [eos]),
     )
 
 
@@ -278,20 +239,14 @@ def _pegasus_additional(draft: Draft, found: list[Token] | None, tokens: Tokens)
 # -- vocabularies from SentencePiece files, with the ids of each class ----------------------------------------------
 
 
-def _fairseq_scores(*last: str) -> Callable[[SentencePieceModel, Tokens, Draft], Scores]:
+def _fairseq_scores(*last: str, start: str = "bos") -> Callable[[SentencePieceModel, Tokens, Draft], Scores]:
     """Return a function for fairseq's order: four special tokens, pieces after the first three, languages, and mask."""
 
     def scores(model: SentencePieceModel, tokens: Tokens, draft: Draft) -> Scores:
-        first = [(str(tokens.get(role)), 0.0) for role in ("bos", "pad", "eos", "unk")]
+        first = [(str(tokens.get(role)), 0.0) for role in (start, "pad", "eos", "unk")]
         return [*first, *model.scores[3:], *((token, 0.0) for token in last), (str(tokens.get("mask")), 0.0)]
 
     return scores
-
-
-def _mbart50_scores(model: SentencePieceModel, tokens: Tokens, draft: Draft) -> Scores:
-    first = [(str(tokens.get(role)), 0.0) for role in ("cls", "pad", "eos", "unk")]
-    languages = [(token, 0.0) for token in MBART50_LANGUAGES]
-    return [*first, *model.scores[3:], *languages, (str(tokens.get("mask")), 0.0)]
 
 
 def _camembert_scores(model: SentencePieceModel, tokens: Tokens, draft: Draft) -> Scores:
@@ -333,29 +288,27 @@ def _defaults(*names: str) -> Callable[[Draft, list[Token] | None, Tokens], list
     return lambda draft, found, tokens: list(names) if found is None else found
 
 
-def _unigram(name: str, build: Any, tokens: dict[str, str | None], file: str, **more: Any) -> TokenizerClass:
+def _unigram(name: str, build: Any, tokens: Mapping[str, str | None], file: str, **more: Any) -> TokenizerClass:
     return TokenizerClass(name=name, kind="Unigram", file=file, build=build, tokens=tokens, **more)
 
 
 CLASSES = (
-    _unigram(
-        "XLMRobertaTokenizer", _xlm_roberta, {**FAIRSEQ_TOKENS}, "sentencepiece.bpe.model", scores=_fairseq_scores()
-    ),
+    _unigram("XLMRobertaTokenizer", _xlm_roberta, FAIRSEQ_TOKENS, "sentencepiece.bpe.model", scores=_fairseq_scores()),
     _unigram(
         "CamembertTokenizer",
         _camembert,
-        {**FAIRSEQ_TOKENS},
+        FAIRSEQ_TOKENS,
         "sentencepiece.bpe.model",
         wrap={"mask": {"lstrip": True, "special": True}},
         scores=_camembert_scores,
         additional=_defaults("<s>NOTUSED", "</s>NOTUSED", "<unk>NOTUSED"),
     ),
-    _unigram("BarthezTokenizer", _barthez, {**FAIRSEQ_TOKENS}, "sentencepiece.bpe.model", wrap={"mask": _STRIP_LEFT}),
-    _unigram("AlbertTokenizer", _albert, {**_ALBERT_TOKENS}, "spiece.model"),
+    _unigram("BarthezTokenizer", _barthez, FAIRSEQ_TOKENS, "sentencepiece.bpe.model", wrap={"mask": STRIP_LEFT}),
+    _unigram("AlbertTokenizer", _albert, _ALBERT_TOKENS, "spiece.model"),
     _unigram(
         "FNetTokenizer",
         _albert,
-        {**_ALBERT_TOKENS},
+        _ALBERT_TOKENS,
         "spiece.model",
         input_names=("input_ids", "token_type_ids"),
         follows_file=True,
@@ -363,7 +316,7 @@ CLASSES = (
     _unigram(
         "DebertaV2Tokenizer",
         _deberta_v2,
-        {**_ALBERT_TOKENS, "unk": "[UNK]", "pad": "[PAD]"},
+        DEBERTA_TOKENS,
         "spm.model",
         input_names=("input_ids", "attention_mask", "token_type_ids"),
     ),
@@ -380,27 +333,24 @@ CLASSES = (
         _big_bird,
         {**FAIRSEQ_TOKENS, "sep": "[SEP]", "mask": "[MASK]", "cls": "[CLS]"},
         "spiece.model",
-        wrap={
-            **{role: {"lstrip": False, "rstrip": False} for role in ("bos", "eos", "unk", "pad", "cls", "sep")},
-            "mask": _STRIP_LEFT,
-        },
+        wrap=WRAP_ALL,
     ),
-    _unigram("RemBertTokenizer", _rembert, {**_ALBERT_TOKENS}, "sentencepiece.model", post_init=True),
+    _unigram("RemBertTokenizer", _rembert, _ALBERT_TOKENS, "sentencepiece.model", post_init=True),
     _unigram(
         "XLNetTokenizer",
         _xlnet,
-        {**FAIRSEQ_TOKENS, "sep": "<sep>", "cls": "<cls>"},
+        XLNET_TOKENS,
         "spiece.model",
-        wrap={"mask": _STRIP_LEFT},
+        wrap={"mask": STRIP_LEFT},
         additional=_defaults("<eop>", "<eod>"),
         padding_side="left",
     ),
     _unigram(
         "MBartTokenizer",
         _mbart,
-        {**FAIRSEQ_TOKENS},
+        FAIRSEQ_TOKENS,
         "sentencepiece.bpe.model",
-        wrap={"mask": _STRIP_LEFT},
+        wrap={"mask": STRIP_LEFT},
         scores=_fairseq_scores(*MBART_LANGUAGES),
         additional=_mbart_additional,
     ),
@@ -409,8 +359,8 @@ CLASSES = (
         _mbart50,
         {role: token for role, token in FAIRSEQ_TOKENS.items() if role != "bos"},
         "sentencepiece.bpe.model",
-        wrap={"mask": _STRIP_LEFT},
-        scores=_mbart50_scores,
+        wrap={"mask": STRIP_LEFT},
+        scores=_fairseq_scores(*MBART50_LANGUAGES, start="cls"),
         additional=_mbart50_additional,
         extra_names=MBART50_LANGUAGES,
     ),

@@ -156,7 +156,11 @@ class _Rules:
         data = model.charsmap or struct.pack("<II", 4, 0)  # a table without rules
         size = int.from_bytes(data[:4], "little")
         if size % 4 or not 4 <= size <= len(data) - 4:
-            raise format_error(model.path, "precompiled_charsmap: its size is not what it says", "sentencepiece")
+            raise format_error(
+                model.path,
+                "precompiled_charsmap: expected a table of the stated size, got a different one",
+                "sentencepiece",
+            )
         self._units = struct.unpack(f"<{size // 4}I", data[4 : 4 + size])
         self._texts = data[4 + size :]
 
@@ -217,7 +221,7 @@ def _path(text: str, starts: list[int], unknown: bytearray) -> list[str]:
 def _unsupported(model: SentencePieceModel) -> str:
     """Return why the model is not supported, or "" if it is."""
     if model.algorithm != UNIGRAM:
-        return "expected a Unigram model, got a BPE model, which this tokenizer class does not support here"
+        return "expected a Unigram model, got a BPE model, which fastattn does not support for this tokenizer class"
     if model.byte_fallback or any(piece.kind == BYTE for piece in model.pieces):
         return "byte_fallback is not supported for this tokenizer class"
     if model.whitespace_as_suffix:

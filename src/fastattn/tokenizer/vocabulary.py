@@ -43,7 +43,7 @@ class Vocabulary:
 def from_vocab_txt(folder: Folder, name: str = "vocab.txt") -> Vocabulary | None:
     """Read one token per line, as the tokenizers library does.
 
-    Spaces at the end of a line and Windows line ends are not part of the token. The last of several equal lines counts.
+    Spaces at the end of a line and Windows line ends are not part of the token. Of equal lines, the last one counts.
     """
     text = folder.text(name)
     if text is None:
@@ -194,8 +194,8 @@ def _steps(normalizer: object) -> Iterable[Mapping[str, Any]]:
 def _wrong_kind(path: Path, found: str, expected: str) -> ModelFormatError:
     return format_error(
         path,
-        f"expected a {expected} model, as its tokenizer class uses, got {quote(found)}; "
-        'set "tokenizer_class" of tokenizer_config.json to "PreTrainedTokenizerFast" to use the file as it is',
+        f"expected a {expected} model for its tokenizer class, got {quote(found)}; "
+        'set "tokenizer_class" of tokenizer_config.json to "PreTrainedTokenizerFast" to use the file unchanged',
     )
 
 

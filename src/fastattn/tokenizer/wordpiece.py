@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers import decoders, models, normalizers, pre_tokenizers
 
 from fastattn.tokenizer.draft import Draft
 from fastattn.tokenizer.library import call_library
-from fastattn.tokenizer.parts import Build, Parts, TokenizerClass, Tokens, cls_sep_template, needed, token_id
+from fastattn.tokenizer.parts import (
+    FAIRSEQ_TOKENS,
+    WRAP_ALL,
+    XLNET_TOKENS,
+    Build,
+    Parts,
+    TokenizerClass,
+    Tokens,
+    cls_sep_template,
+    needed,
+    roberta_post,
+)
 from fastattn.tokenizer.vocabulary import Vocabulary
 
 _BERT_TOKENS = {"unk": "[UNK]", "sep": "[SEP]", "pad": "[PAD]", "cls": "[CLS]", "mask": "[MASK]"}
@@ -44,17 +56,8 @@ def _bert(draft: Draft, vocab: Vocabulary, tokens: Tokens) -> Parts:
 
 
 def _mpnet(draft: Draft, vocab: Vocabulary, tokens: Tokens) -> Parts:
-    cls, sep = needed(draft, tokens, "cls"), needed(draft, tokens, "sep")
-    return Parts(
-        **_pipeline(draft, vocab, tokens),
-        post=lambda raw: call_library(
-            processors.RobertaProcessing,
-            (sep, token_id(raw, sep)),
-            (cls, token_id(raw, cls)),
-            trim_offsets=True,
-            add_prefix_space=False,
-        ),
-    )
+    post = roberta_post(needed(draft, tokens, "cls"), needed(draft, tokens, "sep"))
+    return Parts(**_pipeline(draft, vocab, tokens), post=post)
 
 
 def _funnel(draft: Draft, vocab: Vocabulary, tokens: Tokens) -> Parts:
@@ -66,58 +69,20 @@ def _funnel(draft: Draft, vocab: Vocabulary, tokens: Tokens) -> Parts:
     return Parts(**parts, post=post)
 
 
-def _bert_class(name: str, build: Build = _bert, *, types: bool = True, follows_file: bool = False) -> TokenizerClass:
-    names = ("input_ids", "token_type_ids", "attention_mask") if types else ("input_ids", "attention_mask")
-    return TokenizerClass(
-        name=name,
-        kind="WordPiece",
-        file="vocab.txt",
-        build=build,
-        tokens=_BERT_TOKENS,
-        input_names=names,
-        follows_file=follows_file,
-    )
+def _wordpiece(
+    name: str, build: Build = _bert, tokens: Mapping[str, str | None] = _BERT_TOKENS, **more: Any
+) -> TokenizerClass:
+    return TokenizerClass(name=name, kind="WordPiece", file="vocab.txt", build=build, tokens=tokens, **more)
 
 
+_COLUMNS = ("input_ids", "token_type_ids", "attention_mask")
 CLASSES = (
-    _bert_class("BertTokenizer"),
-    _bert_class("DistilBertTokenizer", types=False),
-    _bert_class("ConvBertTokenizer", follows_file=True),
-    _bert_class("DPRContextEncoderTokenizer", _dpr),
-    _bert_class("DPRQuestionEncoderTokenizer", _dpr),
-    _bert_class("DPRReaderTokenizer", _dpr, types=False),
-    TokenizerClass(
-        name="MPNetTokenizer",
-        kind="WordPiece",
-        file="vocab.txt",
-        build=_mpnet,
-        tokens={
-            "bos": "<s>",
-            "eos": "</s>",
-            "unk": "[UNK]",
-            "sep": "</s>",
-            "pad": "<pad>",
-            "cls": "<s>",
-            "mask": "<mask>",
-        },
-        wrap={
-            **{role: {"lstrip": False, "rstrip": False} for role in ("bos", "eos", "sep", "cls", "unk", "pad")},
-            "mask": {"lstrip": True, "rstrip": False},
-        },
-    ),
-    TokenizerClass(
-        name="FunnelTokenizer",
-        kind="WordPiece",
-        file="vocab.txt",
-        build=_funnel,
-        tokens={
-            "bos": "<s>",
-            "eos": "</s>",
-            "unk": "<unk>",
-            "sep": "<sep>",
-            "pad": "<pad>",
-            "cls": "<cls>",
-            "mask": "<mask>",
-        },
-    ),
+    _wordpiece("BertTokenizer", input_names=_COLUMNS),
+    _wordpiece("DistilBertTokenizer"),
+    _wordpiece("ConvBertTokenizer", input_names=_COLUMNS, follows_file=True),
+    _wordpiece("DPRContextEncoderTokenizer", _dpr, input_names=_COLUMNS),
+    _wordpiece("DPRQuestionEncoderTokenizer", _dpr, input_names=_COLUMNS),
+    _wordpiece("DPRReaderTokenizer", _dpr),
+    _wordpiece("MPNetTokenizer", _mpnet, {**FAIRSEQ_TOKENS, "unk": "[UNK]"}, wrap=WRAP_ALL),
+    _wordpiece("FunnelTokenizer", _funnel, XLNET_TOKENS),
 )

@@ -17,7 +17,11 @@ __all__ = ["LIBRARIES", "Job", "Library", "Peer", "Unsupported", "convert", "loa
 
 @dataclass(frozen=True, slots=True)
 class Library:
-    """adapter: its module in this folder; needs: required packages, by import name and package name."""
+    """A library to compare with.
+
+    adapter: its module in this folder, which has the class `Model` and, if the library has its own format, `convert`.
+    needs: required packages, by import name and package name.
+    """
 
     adapter: str
     needs: Mapping[str, str]
@@ -51,7 +55,7 @@ def convert(name: str, job: Job) -> None:
     """
     library = LIBRARIES[name]
     if job.dtype not in library.dtypes:
-        raise Unsupported(f"{name} is run in {', '.join(library.dtypes)} here, not in {job.dtype}")
+        raise Unsupported(f"{name}: expected one of {', '.join(library.dtypes)}, got {job.dtype}")
     target = _folder(name, job)
     adapter = _adapter(name)
     if not hasattr(adapter, "convert") or target.exists():
@@ -65,7 +69,7 @@ def convert(name: str, job: Job) -> None:
 
 def load(name: str, job: Job) -> Peer:
     """Load a converted model. Raises whatever the library raises."""
-    peer: Peer = _adapter(name).load(replace(job, folder=_folder(name, job)))
+    peer: Peer = _adapter(name).Model(replace(job, folder=_folder(name, job)))
     return peer
 
 

@@ -40,11 +40,9 @@ class Peer(Protocol):
 
     def forward(self, ids: Ids) -> Array:
         """Return float [n_sequences, width]: logits of each last token or of each sequence, or first hidden states."""
-        ...
 
     def decode(self, ids: Ids, n_new: int) -> tuple[Ids, float]:
         """Return greedy tokens after prompts of one length, and the seconds from the first to the last token."""
-        ...
 
 
 # Per classifier: dense layer, last layer, activation between them.

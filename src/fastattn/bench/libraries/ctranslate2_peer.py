@@ -25,7 +25,6 @@ class _Vocabulary:
         self.size = size
 
     def get_vocab(self) -> dict[str, int]:
-        """Return token -> id."""
         return {_token(i): i for i in range(self.size)}
 
 
@@ -51,8 +50,8 @@ def convert(job: Job) -> None:
     Converter(str(job.path)).convert(str(job.folder), force=True)
 
 
-class CTranslate2:
-    """A generator, or an encoder with its head."""
+class Model:
+    """A generator, or an encoder with its head, in float32 or int8."""
 
     def __init__(self, job: Job) -> None:
         options = {"device": "cpu", "inter_threads": 1, "intra_threads": job.threads, "compute_type": job.dtype}
@@ -91,8 +90,3 @@ class CTranslate2:
             include_prompt_in_result=False, return_logits_vocab=logits, callback=callback,
         )  # fmt: skip
         return results
-
-
-def load(job: Job) -> CTranslate2:
-    """Load the model in float32 or int8."""
-    return CTranslate2(job)

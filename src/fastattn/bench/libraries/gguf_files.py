@@ -47,13 +47,11 @@ class _File:
         self.writer.add_context_length(context)
 
     def put(self, name: str, source_name: str, parts: tuple[str, ...] = ("weight", "bias")) -> None:
-        """Add some tensors of a layer."""
         for part in parts:
             array = np.ascontiguousarray(self.source(f"{source_name}.{part}"), np.float32)
             self.writer.add_tensor(f"{name}.{part}", array)
 
     def close(self) -> None:
-        """Write everything."""
         self.writer.write_header_to_file()
         self.writer.write_kv_data_to_file()
         self.writer.write_tensors_to_file()
@@ -67,13 +65,13 @@ def write(source: Source, target: Path) -> None:
     elif source.model_type == "bert":
         _bert(source, target)
     else:
-        raise Unsupported(f"no GGUF file of a {source.model_type} is written here")
+        raise Unsupported(f"expected gpt2 or bert for a GGUF file, got {source.model_type}")
 
 
 def _gpt2(source: Source, target: Path) -> None:
     c, file = source.config, _File(source, target, "gpt2")
     if c.activation_function != "gelu_tanh" or not c.scale_attn_weights:
-        raise Unsupported("llama.cpp computes GPT-2 with gelu_new and scaled attention alone")
+        raise Unsupported("llama.cpp supports GPT-2 only with gelu_new and scaled attention")
     file.shape(c.n_layer, c.n_embd, c.n_inner, c.n_head, c.layer_norm_epsilon, c.n_positions)
     file.put("token_embd", "wte", ("weight",))
     file.put("position_embd", "wpe", ("weight",))
@@ -89,7 +87,7 @@ def _gpt2(source: Source, target: Path) -> None:
 def _bert(source: Source, target: Path) -> None:
     c, file = source.config, _File(source, target, "bert")
     if c.hidden_act != "gelu_erf":
-        raise Unsupported("llama.cpp computes BERT with gelu alone")
+        raise Unsupported("llama.cpp supports BERT only with gelu")
     classifies = source.task == "sequence-classification"
     width, inner = c.hidden_size, c.intermediate_size
     file.shape(c.num_hidden_layers, width, inner, c.num_attention_heads, c.layer_norm_eps, c.max_position_embeddings)

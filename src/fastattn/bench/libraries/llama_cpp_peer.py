@@ -38,8 +38,8 @@ def convert(job: Job) -> None:
     plain.unlink()
 
 
-class LlamaCpp:
-    """A model, and the context for the shape of the last work."""
+class Model:
+    """A model in float32, bfloat16, int8 (q8_0) or int4 (q4_0), and the context for the shape of the last work."""
 
     def __init__(self, job: Job) -> None:
         @llama_cpp.llama_log_callback  # type: ignore[untyped-decorator, unused-ignore]
@@ -53,7 +53,7 @@ class LlamaCpp:
         options.n_gpu_layers = 0
         self.model = llama_cpp.llama_model_load_from_file(str(job.folder / _FILE).encode(), options)
         if not self.model:
-            raise RuntimeError("llama_model_load_from_file gave no model")
+            raise RuntimeError("llama_model_load_from_file returned no model")
         self.job = job
         self.causal = job.task == "causal-lm"
         config = Source(job).config
@@ -116,7 +116,7 @@ class LlamaCpp:
         self.context = llama_cpp.llama_init_from_model(self.model, options)
         if not self.context:
             self.context = None
-            raise RuntimeError("llama_init_from_model gave no context")
+            raise RuntimeError("llama_init_from_model returned no context")
         self.batch = llama_cpp.llama_batch_init(batch, 0, 1)
         self.shape = (n, length, batch)
 
@@ -137,8 +137,3 @@ class LlamaCpp:
     def _logits(self, n: int) -> Array:
         rows: Array = np.ctypeslib.as_array(llama_cpp.llama_get_logits(self.context), (n, self.width))
         return rows
-
-
-def load(job: Job) -> LlamaCpp:
-    """Load the model in float32, bfloat16, int8 (q8_0) or int4 (q4_0)."""
-    return LlamaCpp(job)

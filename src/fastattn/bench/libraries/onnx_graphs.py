@@ -72,14 +72,14 @@ def _info(name: str, kind: str, shape: list[Any]) -> Any:
 
 def _gelu(name: str) -> str:
     if name not in _GELUS:
-        raise Unsupported(f"no ONNX graph with the activation {name} is written here")
+        raise Unsupported(f"expected a gelu for the ONNX graph, got {name}")
     return _GELUS[name]
 
 
 def _gpt2(w: Source) -> Any:
     config = w.config
     if not config.scale_attn_weights:
-        raise Unsupported("no ONNX graph with scale_attn_weights false is written here")
+        raise Unsupported("expected scale_attn_weights true for the ONNX graph, got false")
     g, eps, heads = _Graph(), config.layer_norm_epsilon, config.n_head
     head_dim = config.n_embd // heads
     ids = [_info("input_ids", "INT64", ["b", "s"]), _info("position_ids", "INT64", ["b", "s"])]

@@ -45,8 +45,8 @@ def _quantize(plain: Path, target: Path, dtype: str) -> None:
     quantizer.model.save_model_to_file(str(target), False)
 
 
-class OnnxRuntime:
-    """A session on the CPU."""
+class Model:
+    """A session on the CPU, in float32, int8 or int4."""
 
     def __init__(self, job: Job) -> None:
         options = ort.SessionOptions()
@@ -98,8 +98,3 @@ class OnnxRuntime:
             begin = begin or time.perf_counter()
         seconds = time.perf_counter() - begin
         return np.concatenate(tokens, 1).tolist(), seconds, logits.numpy()[:, 0].copy()
-
-
-def load(job: Job) -> OnnxRuntime:
-    """Load the model in float32, int8 or int4."""
-    return OnnxRuntime(job)

@@ -19,8 +19,8 @@ def convert(job: Job) -> None:
     openvino_graphs.write(job, job.folder / _FILE)
 
 
-class OpenVino:
-    """A compiled graph and one request."""
+class Model:
+    """A compiled graph and one request, in float32 or bfloat16, or with weights in int8 or int4."""
 
     def __init__(self, job: Job) -> None:
         lower = job.dtype == "bfloat16"
@@ -64,8 +64,3 @@ class OpenVino:
             tokens.append(x)
             begin = begin or time.perf_counter()
         return np.concatenate(tokens, 1).tolist(), time.perf_counter() - begin, out.copy()
-
-
-def load(job: Job) -> OpenVino:
-    """Load the model in float32 or bfloat16, or with weights in int8 or int4."""
-    return OpenVino(job)

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from fastattn.api.auto import AUTO_CLASSES
-from fastattn.api.model import Model
 from fastattn.bench.libraries.base import Array, Ids, Job
 from fastattn.executors.cpu import CpuExecutor
 from fastattn.generation.generate import make_requests
@@ -16,12 +15,12 @@ from fastattn.generation.options import GenerationOptions
 from fastattn.generation.scheduler import Scheduler
 
 
-class Fastattn:
-    """A fastattn model with the interface of all libraries."""
+class Model:
+    """A fastattn model as a `Peer`. Raises FastattnError."""
 
     def __init__(self, job: Job) -> None:
         self.task, self.dtype = job.task, job.dtype
-        self.model: Model = AUTO_CLASSES[job.task].from_pretrained(
+        self.model: Any = AUTO_CLASSES[job.task].from_pretrained(
             job.path, dtype=job.dtype, kv_dtype=job.kv_dtype, head_dtype=job.head_dtype, threads=job.threads
         )
 
@@ -33,20 +32,17 @@ class Fastattn:
         return executor
 
     def forward(self, ids: Ids) -> Array:
-        """See `Peer`."""
-        model: Any = self.model
         if self.task == "causal-lm":
-            return np.stack([rows[-1] for rows in model(ids, logits_to_keep=1).logits])
+            return np.stack([rows[-1] for rows in self.model(ids, logits_to_keep=1).logits])
         if self.task == "encoder":
-            return np.stack([rows[0] for rows in model(ids).last_hidden_state])
-        logits: Array = model(ids).logits
+            return np.stack([rows[0] for rows in self.model(ids).last_hidden_state])
+        logits: Array = self.model(ids).logits
         return logits
 
     def decode(self, ids: Ids, n_new: int) -> tuple[Ids, float]:
         """Do what `generate` does, and record the time when every sequence has its first token."""
         options = GenerationOptions(max_new_tokens=n_new, eos_token_id=-1, max_batch_size=len(ids))
-        model: Any = self.model
-        requests = make_requests(model, [np.array(row, np.int32) for row in ids], options, tokenizer=None)
+        requests = make_requests(self.model, [np.array(row, np.int32) for row in ids], options, tokenizer=None)
         with Scheduler(self.executor, requests, options, eos_ids=frozenset()) as scheduler:
             while any(request.new_len == 0 for request in requests):
                 scheduler.step()
@@ -56,8 +52,3 @@ class Fastattn:
                 scheduler.step()
             seconds = time.perf_counter() - begin
         return [request.ids[request.prompt_len :] for request in requests], seconds * (n_new - 1) / max(n_left, 1)
-
-
-def load(job: Job) -> Fastattn:
-    """Load the model in a dtype. Raises FastattnError."""
-    return Fastattn(job)

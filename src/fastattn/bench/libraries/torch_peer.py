@@ -22,8 +22,8 @@ def load_transformers(job: Job, dtype: Any = torch.float32) -> Any:
     return auto.from_pretrained(job.path, dtype=dtype, local_files_only=True).eval()
 
 
-class Torch:
-    """A model of transformers."""
+class Model:
+    """A model of transformers in float32 or bfloat16."""
 
     def __init__(self, job: Job) -> None:
         self.model = load_transformers(job, torch.bfloat16 if job.dtype == "bfloat16" else torch.float32)
@@ -55,8 +55,3 @@ class Torch:
                 tokens.append(token)
             seconds = time.perf_counter() - begin
         return torch.cat(tokens, 1).tolist(), seconds
-
-
-def load(job: Job) -> Torch:
-    """Load the model in float32 or bfloat16."""
-    return Torch(job)

@@ -1,7 +1,7 @@
-"""THE TABLE of the kinds of op, and the functions that models call.
+"""The table of op kinds, and the functions that models call.
 
 One file declares a kind once: what models call, its float64 formula, its cost, and what rewrites may do. Executors,
-rewrites, costs and profiles look kinds up here. csrc/program has the C++ half.
+rewrites, costs and profiles look kinds up here. csrc/program has their counterpart in C++.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ from fastattn.graph.kinds.rows import (
     gather_rows,
     pool,
     split,
-    wanted_rows,
 )
 from fastattn.graph.op_kind import OpKind
 from fastattn.graph.tensor import ADD, MULTIPLY
@@ -46,7 +45,6 @@ __all__ = [
     "rms_norm",
     "rotary",
     "split",
-    "wanted_rows",
 ]
 
 KINDS: Mapping[str, OpKind] = {

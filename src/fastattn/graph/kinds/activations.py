@@ -25,14 +25,12 @@ def gelu_erf(x: Floats) -> Floats:
 
 def gelu_tanh(x: Floats) -> Floats:
     """Compute the tanh approximation of gelu, as in GPT-2."""
-    result: Floats = 0.5 * x * (1.0 + np.tanh(math.sqrt(2.0 / math.pi) * (x + 0.044715 * x**3)))
-    return result
+    return 0.5 * x * (1.0 + np.tanh(math.sqrt(2.0 / math.pi) * (x + 0.044715 * x**3)))
 
 
 def silu(x: Floats) -> Floats:
     """Compute x * sigmoid(x)."""
-    result: Floats = x * np.exp(-np.logaddexp(0.0, -x))
-    return result
+    return x * np.exp(-np.logaddexp(0.0, -x))
 
 
 FORMULAS: Mapping[str, Callable[[Floats], Floats]] = {
@@ -46,7 +44,7 @@ FORMULAS: Mapping[str, Callable[[Floats], Floats]] = {
 
 
 def activated(activation: str, x: Floats, form: str) -> Floats:
-    """Apply an activation after a linear with weights of this format; rounding formats use the rough gelu."""
+    """Apply an activation after a linear with weights of this format; formats other than float32 use a coarser gelu."""
     if form != "float32" and activation in ("gelu_erf", "gelu_tanh"):
         return rough_gelu(activation, x)
     return FORMULAS[activation](x)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,8 +35,8 @@ def attention(
 ) -> Tensor:
     """Compute softmax(scale * q @ k.T + bias) @ v for every head within each sequence (Vaswani et al. 2017).
 
-    window: a query at position p sees position j only if |p - j| < window; 0 for no window. Mistral's `sliding_window`
-    is this number. ModernBERT's is `local_attention` // 2 + 1.
+    window: a query at position p attends to position j only if |p - j| < window; 0 means no window. Mistral's
+    `sliding_window` is this number. ModernBERT's is `local_attention` // 2 + 1.
 
     bias: its weight is the table [n_head, relative positions] of `fastattn.graph.attention_bias`, for sequences of up
     to `bias_positions`. Several layers may read the same one.
@@ -48,7 +48,7 @@ def attention(
         )
     if window < 0 or (bias_positions < 1 if bias else bias_positions):
         raise ConfigError(
-            f"attention: expected a window of at least 0, and bias_positions for a bias alone, got {window} and "
+            f"attention: expected a window of at least 0, and bias_positions only with a bias, got {window} and "
             f"{bias_positions}"
         )
     head_dim = q.width // n_head
@@ -70,7 +70,7 @@ def attention(
 
 
 def attention_formula(run: Run, op: Op, q: Floats, k: Floats, v: Floats) -> Floats:
-    """As `attention` says; zeros for a query that sees no key."""
+    """Compute what `attention` describes; zeros for a query that attends to no key."""
     out = np.zeros_like(q)
     for sequence, (rows, positions) in enumerate(_queries(run, str(op.attrs["q_rows"]))):
         keys, values = _keys_and_values(run, op, sequence, k, v)
@@ -80,7 +80,7 @@ def attention_formula(run: Run, op: Op, q: Floats, k: Floats, v: Floats) -> Floa
 
 
 def attention_probs_formula(run: Run, op: Op, q: Floats, k: Floats) -> list[Floats]:
-    """For every sequence [n_head, q_len, kv_len]."""
+    """Return the probabilities [n_head, q_len, kv_len] of every sequence."""
     maps = []
     for sequence, (rows, positions) in enumerate(_queries(run, "tokens")):
         keys, _ = _keys_and_values(run, op, sequence, k, None)
@@ -89,14 +89,13 @@ def attention_probs_formula(run: Run, op: Op, q: Floats, k: Floats) -> list[Floa
 
 
 def softmax(scores: Floats) -> Floats:
-    """Compute the softmax over the last axis; a row that sees nothing (all -inf, or empty) is 0."""
+    """Compute the softmax over the last axis; a row without a finite score (all -inf, or empty) gives zeros."""
     if scores.shape[-1] == 0:
         return scores
     top = scores.max(axis=-1, keepdims=True)
     weights = np.exp(scores - np.where(np.isneginf(top), 0.0, top))
     total = weights.sum(axis=-1, keepdims=True)
-    result: Floats = weights / np.where(total == 0.0, 1.0, total)
-    return result
+    return weights / np.where(total == 0.0, 1.0, total)
 
 
 def _length(run: Run, sequence: int) -> int:
@@ -122,7 +121,7 @@ def _queries(run: Run, q_rows: str) -> list[tuple[NDArray[np.intp], NDArray[np.i
 
 
 def _keys_and_values(run: Run, op: Op, sequence: int, k: Floats, v: Floats | None) -> tuple[Floats, Floats]:
-    """Return all keys and values that a sequence may see, those of its cache first."""
+    """Return all keys and values of a sequence, the cached ones first."""
     start, end = run.spans[sequence]
     keys = k[start:end]
     values = keys if v is None else v[start:end]
@@ -153,13 +152,12 @@ def _probs(run: Run, op: Op, sequence: int, q: Floats, positions: NDArray[np.int
 
 
 def _biases(run: Run, op: Op, sequence: int, relative: NDArray[np.intp]) -> Floats:
-    """Return the bias [n_head, q_len, kv_len] at relative positions; any number where a causal query does not see."""
+    """Return the bias [n_head, q_len, kv_len] at relative positions; arbitrary where a causal query does not attend."""
     most = int(op.attrs["bias_positions"])
     if relative.shape[1] > most:
         raise ContextLengthError(f"sequence {sequence}: {relative.shape[1]} positions, the attention bias has {most}")
     table = run.weights[op.weights[0]].values
-    biases: Floats = table[:, np.minimum(relative, table.shape[1] - most) + most - 1]
-    return biases
+    return table[:, np.minimum(relative, table.shape[1] - most) + most - 1]
 
 
 def _heads(x: Floats, op: Op) -> Floats:
@@ -182,7 +180,7 @@ def _join(x: Floats) -> Floats:
 
 
 def attention_cost(program: Program, op: Op, shape: StepShape, formats: Formats) -> Cost:
-    """q k^T, and in attention probabilities times v; keys and values of the cache, and biases, are read once."""
+    """Count q @ k.T and, for attention, probabilities @ v; cached keys and values, and biases, are read once."""
     n_products = 2 if op.kind == "attention" else 1
     seen = [_seen(op, shape, q_len, past) for q_len, past in _lengths(shape)]
     pairs = sum(of_sequence.pairs for of_sequence in seen)
@@ -199,7 +197,7 @@ def attention_cost(program: Program, op: Op, shape: StepShape, formats: Formats)
 
 @dataclass(frozen=True, slots=True)
 class _Seen:
-    """What the query rows of a sequence see: pairs of a row and a position, positions of the cache, and relative ones.
+    """What the query rows of a sequence read: (row, position) pairs, cached positions and relative positions.
 
     A cache may have a fractional number of positions (see StepShape).
     """
@@ -236,35 +234,27 @@ def _sum_up_to(most: float, first: float, count: int) -> float:
     return below * (first + (below - 1) / 2) + (count - below) * (most if count > below else 0.0)
 
 
-_ATTRS: dict[str, type | tuple[str, ...]] = {
-    "causal": bool,
-    "layer": int,
-    "n_head": int,
-    "n_kv_head": int,
-    "head_dim": int,
-    "scale": float,
-    "q_rows": tuple(ROWS_OF),
-    "window": int,
-    "has_bias": bool,
-    "bias_positions": int,
-}
 ATTENTION = OpKind(
     name="attention",
     inputs=("q", "k", "v"),
     weights=("bias",),
-    attrs=_ATTRS,
+    attrs={
+        "causal": bool,
+        "layer": int,
+        "n_head": int,
+        "n_kv_head": int,
+        "head_dim": int,
+        "scale": float,
+        "q_rows": tuple(ROWS_OF),
+        "window": int,
+        "has_bias": bool,
+        "bias_positions": int,
+    },
     formula=attention_formula,
     reads="queries",
     cost=attention_cost,
     format=lambda op, formats: formats.kv,
 )
-ATTENTION_PROBS = OpKind(
-    name="attention_probs",
-    inputs=("q", "k"),
-    weights=("bias",),
-    attrs=_ATTRS,
-    formula=attention_probs_formula,
-    reads="all",
-    cost=attention_cost,
-    format=lambda op, formats: formats.kv,
+ATTENTION_PROBS = replace(
+    ATTENTION, name="attention_probs", inputs=("q", "k"), formula=attention_probs_formula, reads="all"
 )

@@ -21,7 +21,7 @@ def linear(x: Tensor, w: Weights, out_features: int, *, bias: bool = True) -> Te
 
 
 def linear_formula(run: Run, op: Op, x: Floats, residual: Floats | None = None) -> Floats:
-    """residual + activation(x @ weight.T + bias)."""
+    """Compute residual + activation(x @ weight.T + bias)."""
     weight = run.weights[op.weights[0]]
     y = product(x, weight)
     if op.attrs["has_bias"]:
@@ -45,7 +45,7 @@ def product(x: Floats, weight: Parameter) -> Floats:
 
 
 def linear_cost(program: Program, op: Op, shape: StepShape, formats: Formats) -> Cost:
-    """One multiply-add per row and weight; the matrix and the bias are read once."""
+    """Count one multiply-add per row and weight; the matrix and the bias are read once."""
     width, depth = program.values[op.output].width, program.values[op.inputs[0]].width
     rows = shape.rows(program.values[op.output].rows)
     if not rows:
@@ -62,7 +62,7 @@ def activate(x: Tensor, activation: Activation) -> Tensor:
 
 
 def activation_formula(run: Run, op: Op, x: Floats) -> Floats:
-    """activation(x); rough where x comes from a linear of a format that rounds, as if it were fused."""
+    """Compute activation(x), with the coarser gelu if x comes from a linear that is not float32, as if fused."""
     source = run.sources.get(op.inputs[0])
     form = "float32"
     if source is not None and source.kind == "linear":

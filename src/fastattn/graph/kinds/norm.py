@@ -18,7 +18,7 @@ def layer_norm(x: Tensor, w: Weights, eps: float) -> Tensor:
 
 
 def layer_norm_formula(run: Run, op: Op, x: Floats) -> Floats:
-    """As `layer_norm` says, with the variance in two passes."""
+    """Compute what `layer_norm` describes, with the variance in two passes."""
     weight, bias = (run.weights[key].values for key in op.weights)
     centered = x - x.mean(axis=1, keepdims=True)
     variance = (centered**2).mean(axis=1, keepdims=True)
@@ -26,10 +26,10 @@ def layer_norm_formula(run: Run, op: Op, x: Floats) -> Floats:
     return result
 
 
-def layer_norm_cost(program: Program, op: Op, shape: StepShape, formats: Formats) -> Cost:
-    """weight and bias are read once."""
-    value = program.values[op.output]
-    return Cost(weight_bytes=2 * value.width * FLOAT_BYTES) if shape.rows(value.rows) else Cost()
+def norm_cost(program: Program, op: Op, shape: StepShape, formats: Formats) -> Cost:
+    """Count the weight, and the bias if there is one, once."""
+    n_floats = sum(program.weights[name].shape[0] for name in op.weights)
+    return Cost(weight_bytes=n_floats * FLOAT_BYTES) if shape.rows(program.values[op.output].rows) else Cost()
 
 
 def rms_norm(x: Tensor, w: Weights, eps: float, *, groups: int = 1) -> Tensor:
@@ -46,7 +46,7 @@ def rms_norm(x: Tensor, w: Weights, eps: float, *, groups: int = 1) -> Tensor:
 
 
 def rms_norm_formula(run: Run, op: Op, x: Floats) -> Floats:
-    """As `rms_norm` says."""
+    """Compute what `rms_norm` describes."""
     weight = run.weights[op.weights[0]].values
     parts = x.reshape(len(x), int(op.attrs["groups"]), len(weight))
     mean = (parts**2).mean(axis=2, keepdims=True)
@@ -54,15 +54,8 @@ def rms_norm_formula(run: Run, op: Op, x: Floats) -> Floats:
     return result
 
 
-def rms_norm_cost(program: Program, op: Op, shape: StepShape, formats: Formats) -> Cost:
-    """The weight is read once."""
-    value = program.values[op.output]
-    width = value.width // int(op.attrs["groups"])
-    return Cost(weight_bytes=width * FLOAT_BYTES) if shape.rows(value.rows) else Cost()
-
-
 def l2_normalize_formula(run: Run, op: Op, x: Floats) -> Floats:
-    """x / max(||x||, eps), row by row."""
+    """Compute x / max(||x||, eps), row by row."""
     norm = np.sqrt((x**2).sum(axis=1, keepdims=True))
     result: Floats = x / np.maximum(norm, float(op.attrs["eps"]))
     return result
@@ -74,7 +67,7 @@ LAYER_NORM = OpKind(
     weights=("weight", "bias"),
     attrs={"eps": float},
     formula=layer_norm_formula,
-    cost=layer_norm_cost,
+    cost=norm_cost,
 )
 RMS_NORM = OpKind(
     name="rms_norm",
@@ -82,6 +75,6 @@ RMS_NORM = OpKind(
     weights=("weight",),
     attrs={"eps": float, "groups": int},
     formula=rms_norm_formula,
-    cost=rms_norm_cost,
+    cost=norm_cost,
 )
 L2_NORMALIZE = OpKind(name="l2_normalize", inputs=("x",), attrs={"eps": float}, formula=l2_normalize_formula)

@@ -51,7 +51,7 @@ def pairs(dimensions: int, *, interleaved: bool) -> tuple[slice, slice]:
 
 
 def rotary_formula(run: Run, op: Op, x: Floats) -> Floats:
-    """As `rotary` says. Raises InputError for a position that the table does not have."""
+    """Compute what `rotary` describes. Raises InputError for a position outside the table."""
     table = run.weights[op.weights[0]].values
     positions = _positions(run, str(op.attrs["rows"]))
     for row in np.flatnonzero((positions < 0) | (positions >= len(table))):
@@ -63,8 +63,7 @@ def rotary_formula(run: Run, op: Op, x: Floats) -> Floats:
     result: Floats = heads.copy()
     result[..., first] = heads[..., first] * cosine - heads[..., second] * sine
     result[..., second] = heads[..., second] * cosine + heads[..., first] * sine
-    joined: Floats = result.reshape(x.shape)
-    return joined
+    return result.reshape(x.shape)
 
 
 def _positions(run: Run, rows: str) -> NDArray[np.int32]:
@@ -79,7 +78,7 @@ def _positions(run: Run, rows: str) -> NDArray[np.int32]:
 
 
 def rotary_cost(program: Program, op: Op, shape: StepShape, formats: Formats) -> Cost:
-    """One row of the table per token. The first op that reads a table counts it for all."""
+    """Count one row of the table per token. The first op that reads a table counts it for all."""
     first = next(other for other in program.ops if op.weights[0] in other.weights)
     if op.output != first.output:
         return Cost()

@@ -12,7 +12,7 @@ from fastattn.errors import ConfigError, InputError
 from fastattn.graph.cost import Cost, Formats, StepShape, weight_bytes
 from fastattn.graph.ir import Attr, Op, Program, Rows
 from fastattn.graph.op_kind import Floats, OpKind, Run
-from fastattn.graph.tensor import INDEX_NAMES, Index, Tensor, Weights
+from fastattn.graph.tensor import Index, Tensor, Weights
 
 Selection = Literal["wanted", "first", "last"]
 Pooling = Literal["mean", "max", "mean_sqrt_len"]
@@ -22,12 +22,12 @@ ROWS_OF: Mapping[str, Rows] = {"tokens": "tokens", "wanted": "wanted", "first": 
 
 def embedding(w: Weights, index: Index, rows: int, width: int, *, offset: int = 0) -> Tensor:
     """Look up row index + offset of a table [rows, width] for every token."""
-    attrs: dict[str, Attr] = {"index": index.name, "offset": offset}
+    attrs: dict[str, Attr] = {"index": index, "offset": offset}
     return w.tracer.emit(EMBEDDING, (), "tokens", width, weights=(w.table(rows, width),), attrs=attrs)
 
 
 def embedding_formula(run: Run, op: Op) -> Floats:
-    """Rows of the table. Raises InputError for an index that it does not have."""
+    """Return rows of the table. Raises InputError for an index outside it."""
     name, offset = str(op.attrs["index"]), int(op.attrs["offset"])
     index = getattr(run.step, name)
     if index is None:
@@ -40,7 +40,7 @@ def embedding_formula(run: Run, op: Op) -> Floats:
 
 
 def embedding_cost(program: Program, op: Op, shape: StepShape, formats: Formats) -> Cost:
-    """One row of the table per token."""
+    """Count one row of the table per token."""
     value = program.values[op.output]
     return Cost(weight_bytes=weight_bytes(op, formats, shape.rows(value.rows), value.width))
 
@@ -56,23 +56,18 @@ def split(x: Tensor, parts: int) -> tuple[Tensor, ...]:
 
 
 def slice_formula(run: Run, op: Op, x: Floats) -> Floats:
-    """Columns offset to offset + width."""
+    """Return the columns from offset to offset + width - 1."""
     offset = int(op.attrs["offset"])
     return x[:, offset : offset + int(op.attrs["width"])]
 
 
 def gather_rows(x: Tensor, which: Selection) -> Tensor:
-    """Gather the wanted rows of a step, or the first or last row of every sequence."""
+    """Gather the rows that need logits ("wanted"), or the first or last row of every sequence."""
     return x.tracer.emit(GATHER_ROWS, (x,), ROWS_OF[which], x.width, attrs={"which": which})
 
 
-def wanted_rows(x: Tensor) -> Tensor:
-    """Gather the rows that need logits."""
-    return gather_rows(x, "wanted")
-
-
 def gather_rows_formula(run: Run, op: Op, x: Floats) -> Floats:
-    """The rows; zeros for a sequence without tokens."""
+    """Return the rows; zeros for a sequence without tokens."""
     rows = np.zeros((0, x.shape[1]))
     if op.attrs["which"] == "wanted":
         return x[run.step.wanted]
@@ -88,7 +83,7 @@ def pool(x: Tensor, pooling: Pooling) -> Tensor:
 
 
 def pool_formula(run: Run, op: Op, x: Floats) -> Floats:
-    """As `pool` says; zeros for a sequence without tokens."""
+    """Compute what `pool` describes; zeros for a sequence without tokens."""
     rows = np.zeros((len(run.spans), x.shape[1]))
     for sequence, (start, end) in enumerate(run.spans):
         if end > start:
@@ -106,7 +101,7 @@ def pool_formula(run: Run, op: Op, x: Floats) -> Floats:
 EMBEDDING = OpKind(
     name="embedding",
     weights=("table",),
-    attrs={"index": INDEX_NAMES, "offset": int},
+    attrs={"index": get_args(Index), "offset": int},
     formula=embedding_formula,
     reads="all",
     cost=embedding_cost,

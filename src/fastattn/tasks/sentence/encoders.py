@@ -13,11 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastattn.api.encoders import Encoder
-from fastattn.checks import check_count, quote
+from fastattn.checks import check_count
 from fastattn.errors import ConfigError, InputError, ModelFormatError
 from fastattn.graph.executor import Executor
 from fastattn.graph.rewrites import optimize, with_pooling
 from fastattn.models.inputs import read_model_batch
+from fastattn.tasks.pipeline_inputs import check_fits
 from fastattn.tasks.sentence.features import SENTENCE, TOKENS, Features, Rows, Widths
 from fastattn.tasks.sentence.files import (
     WEIGHTS_NAME,
@@ -27,27 +28,35 @@ from fastattn.tasks.sentence.files import (
     read_integers,
 )
 from fastattn.tokenizer import Tokenizer
+from fastattn.tokenizer.call import TruncationArg
 from fastattn.tokenizer.encoder import full_copy
 from fastattn.tokenizer.folder import Folder
 from fastattn.tokenizer.library import file_errors
 from fastattn.tokenizer.options import Side, TokenizerOptions
+from fastattn.tokenizer.truncation import DO_NOT_TRUNCATE
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 Ids: TypeAlias = "NDArray[np.int32]"
 Encoded: TypeAlias = "list[tuple[Ids, Ids]]"
+Pairs: TypeAlias = "Sequence[tuple[str, str | None]]"  # None: a single text
 TextTask: TypeAlias = Literal["query", "document"]
 
 
 @dataclass(frozen=True, slots=True)
 class TextTruncation:
-    """Whether to cut texts, and to how many tokens per task if that differs from max_seq_length."""
+    """How to cut texts: transformers' strategy, and the number of tokens per task if it is not max_seq_length."""
 
-    enabled: bool = True
+    strategy: str = "longest_first"
     max_length: int | None = None
     query_length: int | None = None
     document_length: int | None = None
+
+    @property
+    def enabled(self) -> bool:
+        """Whether texts are cut."""
+        return self.strategy != DO_NOT_TRUNCATE
 
     def length(self, task: TextTask | None) -> int | None:
         """Return the number of tokens that a task's texts are cut to; None for max_seq_length."""
@@ -70,14 +79,14 @@ class InputModule(Protocol):
     def start(self, widths: Widths) -> None: ...
     def encode(
         self,
-        texts: Sequence[str],
+        texts: Pairs,
         truncation: TextTruncation,
         task: TextTask | None,
         cut: dict[int, int] | None = None,
     ) -> Encoded: ...
     def run(self, encoded: Encoded, features: Features) -> None: ...
     def preprocess(
-        self, texts: Sequence[str], truncation: TextTruncation, task: TextTask | None
+        self, texts: Pairs, truncation: TextTruncation, task: TextTask | None
     ) -> dict[str, NDArray[Any]]: ...
     def close(self) -> None: ...
 
@@ -153,25 +162,31 @@ class Transformer:
     get_word_embedding_dimension = get_embedding_dimension
 
     def start(self, widths: Widths) -> None:
-        """Record the output."""
+        """Record the features that this module computes."""
         widths.put(TOKENS, "tokens", self.get_embedding_dimension())
 
     def encode(
         self,
-        texts: Sequence[str],
+        texts: Pairs,
         truncation: TextTruncation,
         task: TextTask | None,
         cut: dict[int, int] | None = None,
     ) -> Encoded:
         """Return (token ids, token type ids) of each text. cut: as in `Tokenizer.encode_pairs`."""
-        return self.tokenizer.encode_pairs(_alone(texts), max_length=self._limit(truncation, task), cut=cut)
+        return self.tokenizer.encode_pairs(
+            texts, max_length=self._limit(truncation, task), strategy=truncation.strategy, cut=cut
+        )
 
-    def preprocess(
-        self, texts: Sequence[str], truncation: TextTruncation, task: TextTask | None
-    ) -> dict[str, NDArray[Any]]:
+    def preprocess(self, texts: Pairs, truncation: TextTruncation, task: TextTask | None) -> dict[str, NDArray[Any]]:
         """Return the padded arrays of the tokenizer."""
-        limit = self._limit(truncation, task)
-        return self.tokenizer(texts, padding=True, truncation=limit is not None, max_length=limit, return_tensors="np")
+        items = [first if second is None else (first, second) for first, second in texts]
+        return self.tokenizer(
+            items,
+            padding=True,
+            truncation=cast(TruncationArg, truncation.strategy),
+            max_length=self._limit(truncation, task),
+            return_tensors="np",
+        )
 
     def _limit(self, truncation: TextTruncation, task: TextTask | None) -> int | None:
         """Return the number of tokens that a text is cut to; None if it is not cut."""
@@ -218,22 +233,9 @@ class Transformer:
 
     def _check_ids(self, encoded: Encoded, where: Sequence[str]) -> None:
         """Reject tokenizer ids that the model does not have."""
-        size = self.auto_model.config.vocab_size
-        if self.tokenizer.id_limit <= size:
-            return
-        for (ids, _), name in zip(encoded, where, strict=True):
-            bad = ids[ids >= size]
-            if bad.size:
-                token = self.tokenizer.raw.id_to_token(int(bad[0]))
-                raise InputError(
-                    f"{name}: token {quote(token)} has id {bad[0]}, but vocab_size of the model is {size}; "
-                    "use the tokenizer that belongs to the model"
-                )
-
-
-def _alone(texts: Sequence[str]) -> list[tuple[str, None]]:
-    """Return the texts as pairs without a second text."""
-    return [(text, None) for text in texts]
+        if self.tokenizer.id_limit > self.auto_model.config.vocab_size:
+            for (ids, _), name in zip(encoded, where, strict=True):
+                check_fits(self.auto_model, self.tokenizer, ids, name)
 
 
 def _lowercase(tokenizer: Tokenizer) -> Tokenizer:
@@ -286,23 +288,23 @@ class StaticEmbedding:
         return int(self.embedding_dim)
 
     def start(self, widths: Widths) -> None:
-        """Record the output."""
+        """Record the features that this module computes."""
         widths.put(SENTENCE, "sentences", self.get_embedding_dimension())
 
     def encode(
         self,
-        texts: Sequence[str],
+        texts: Pairs,
         truncation: TextTruncation,
         task: TextTask | None,
         cut: dict[int, int] | None = None,
     ) -> Encoded:
         """Return the token ids of each text without special tokens, cut as tokenizer.json specifies."""
         limit = self.tokenizer.options.model_max_length if truncation.enabled else None
-        return self.tokenizer.encode_pairs(_alone(texts), add_special_tokens=False, max_length=limit, cut=cut)
+        return self.tokenizer.encode_pairs(
+            texts, add_special_tokens=False, max_length=limit, strategy=truncation.strategy, cut=cut
+        )
 
-    def preprocess(
-        self, texts: Sequence[str], truncation: TextTruncation, task: TextTask | None
-    ) -> dict[str, NDArray[Any]]:
+    def preprocess(self, texts: Pairs, truncation: TextTruncation, task: TextTask | None) -> dict[str, NDArray[Any]]:
         """Return input_ids [n_tokens] of all texts, and the offset [n_texts] of the start of each."""
         ids = [ids for ids, _ in self.encode(texts, truncation, task)]
         ends = np.cumsum([0, *(len(row) for row in ids)])
@@ -355,7 +357,7 @@ def _vectors(folder: Path) -> Rows:
     path = folder / WEIGHTS_NAME
     name = "embedding.weight" if "embedding.weight" in tensors else "embeddings"
     if name not in tensors or len(tensors[name].shape) != 2:
-        raise ModelFormatError(f"{path}: expected a matrix embedding.weight or embeddings", path=str(path))
+        raise ModelFormatError(f"{path}: expected a matrix named embedding.weight or embeddings", path=str(path))
     info = tensors[name]
     scaled = is_integer(info) and "weights" in tensors
     vectors = read_integers(info).astype(np.float32) if scaled else read_floats(info)
@@ -363,7 +365,7 @@ def _vectors(folder: Path) -> Rows:
         if "mapping" in tensors:
             mapping = read_integers(tensors["mapping"])
             if mapping.ndim != 1 or ((mapping < 0) | (mapping >= len(vectors))).any():
-                raise ModelFormatError(f"{path}: mapping: expected rows of embeddings", path=str(path))
+                raise ModelFormatError(f"{path}: mapping: expected row numbers of embeddings", path=str(path))
             vectors = vectors[mapping]
         if "weights" in tensors:
             vectors = vectors * read_floats(tensors["weights"], (len(vectors),))[:, None]

@@ -2,54 +2,89 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, NoReturn, cast, overload
+from typing import Any, Literal, NoReturn, TypeVar, cast, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fastattn.checks import check_choice, check_count, check_flag, check_keywords, check_str, quote
-from fastattn.errors import DTypeError, InputError
+from fastattn.checks import check_choice, check_count, check_flag, check_keywords, check_str, one_of, quote
+from fastattn.errors import InputError
+from fastattn.options import Choice, Count, option, options_of
 from fastattn.tasks.sentence.encoders import TextTask
 from fastattn.tasks.sentence.loading import is_on
 from fastattn.tasks.sentence.similarity import PRECISIONS
-from fastattn.tokenizer import check_text, check_texts
+from fastattn.tokenizer import check_text
 
 OutputValue = Literal["sentence_embedding", "token_embeddings"]
 Precision = Literal["float32", "int8", "uint8", "binary", "ubinary"]
-_KEYWORDS = (
-    "sentences", "inputs", "prompt_name", "prompt", "batch_size", "show_progress_bar", "output_value", "precision",
-    "convert_to_numpy", "convert_to_tensor", "device", "normalize_embeddings", "truncate_dim", "pool", "chunk_size",
-    "task", "processing_kwargs",
-)  # fmt: skip
+_Method = TypeVar("_Method", bound=Callable[..., Any])
 _log = logging.getLogger("fastattn")
+
+
+def _output_value(name: str, value: object) -> str | None:
+    return None if value is None else check_choice(name, value, ("sentence_embedding", "token_embeddings"))
+
+
+def _progress(name: str, value: object) -> bool:
+    if value is None:
+        return _log.getEffectiveLevel() in (logging.INFO, logging.DEBUG)
+    return check_flag(name, value)
+
+
+def _tensor(name: str, value: object) -> bool:
+    wanted = check_flag(name, value)
+    if wanted and "torch" not in sys.modules:
+        raise InputError(
+            f"{name}: expected False, because torch is not imported; import torch first, or use "
+            "torch.from_numpy(model.encode(...))"
+        )
+    return wanted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EncodeOptions:
-    """The checked arguments of one call.
+    """The checked arguments of one call; `EncodeMethods.encode` describes them. Raises DTypeError, InputError.
 
-    tensor: return torch tensors instead of arrays. cut: receives the index of each text that was cut and its remaining
-    number of tokens.
+    cut: receives the index of each text that was cut and its remaining number of tokens.
     """
 
-    prompt_name: str | None = None
-    prompt: str | None = None
-    batch_size: int = 32
-    progress: bool = False
-    output_value: OutputValue | None = "sentence_embedding"
-    precision: str = "float32"
-    as_array: bool = True
-    tensor: bool = False
-    normalize: bool = False
-    truncate_dim: int | None = None
-    task: TextTask | None = None
+    prompt_name: str | None = option(None, check_str)
+    prompt: str | None = option(None, lambda name, value: check_text(value, name))
+    batch_size: int = option(32, Count(low=1))
+    show_progress_bar: bool | None = option(False, _progress)
+    output_value: str | None = option("sentence_embedding", _output_value)
+    precision: str | None = option(None, Choice(*PRECISIONS))
+    convert_to_numpy: bool = option(True, check_flag)
+    convert_to_tensor: bool = option(False, _tensor)
+    normalize_embeddings: bool = option(False, check_flag)
+    truncate_dim: int | None = option(None, Count(low=1))
+    task: Literal["query", "document"] | None = option(None, Choice("query", "document"))
     processing_kwargs: object = None
     cut: dict[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        for name, entry in options_of(self).items():
+            value = getattr(self, name)
+            if entry.check is not None and not (value is None and entry.default is None):
+                object.__setattr__(self, name, entry.check(name, value))
+
+
+def _signature_of(encode: _Method) -> Callable[[Callable[..., Any]], _Method]:
+    """Give another method the signature of `encode`. `help` does not show `task`; type checkers still accept it."""
+    signature = inspect.signature(encode)
+    parameters = [parameter for name, parameter in signature.parameters.items() if name != "task"]
+
+    def decorate(method: Any) -> _Method:
+        method.__signature__ = signature.replace(parameters=parameters)
+        return cast(_Method, method)
+
+    return decorate
 
 
 class EncodeMethods(ABC):
@@ -135,18 +170,19 @@ class EncodeMethods(ABC):
     ) -> Any:
         """Return vectors in input order: float32 [n, d] for a list, array, Series or iterator of str; [d] for a str.
 
-        The arguments are those of sentence-transformers. inputs: another name for sentences. prompt, or the entry
-        prompt_name of `prompts`: put before each text. output_value: "token_embeddings" returns float32 [n_tokens,
-        width] per text, None a dict of all features per text. precision: see `quantize_vectors`; with int8 and uint8
-        each row depends on all rows. convert_to_numpy=False: a list of vectors. convert_to_tensor: torch tensors, if
-        torch is imported. show_progress_bar: a bar on standard error; None shows it if the logger "fastattn" is at
-        level INFO. task: "query" or "document", as in `encode_query` and `encode_document`. processing_kwargs: {"text":
-        {"max_length": n, "truncation": True}} for this call. Devices, pools and chunks do not apply: one process uses
-        all threads.
+        In a sequence, a tuple or list of two str is a pair, tokenized together. The arguments are those of
+        sentence-transformers. inputs: another name for sentences. prompt, or the entry prompt_name of `prompts`: put
+        before each text, in a pair before the first one. output_value: "token_embeddings" returns float32 [n_tokens,
+        width] per text, None returns a dict of all features per text. precision: see `quantize_vectors`; with int8 and
+        uint8 each row depends on all rows. convert_to_numpy=False: return a list of vectors. convert_to_tensor: return
+        torch tensors; torch must be imported. show_progress_bar: a bar on standard error; None shows it if the level of
+        the logger "fastattn" is INFO or DEBUG. task: "query" or "document", as in `encode_query` and `encode_document`.
+        processing_kwargs: {"text": {"max_length": n, "truncation": True}} for this call. device must be the model's,
+        pool None; chunk_size changes nothing: one process uses all threads.
         Raises DTypeError, InputError, and NonFiniteError if a number is NaN or infinite.
         """
         check_keywords(unknown, _KEYWORDS, "encode")
-        options = _options(
+        options = EncodeOptions(
             prompt_name=prompt_name,
             prompt=prompt,
             batch_size=batch_size,
@@ -161,253 +197,39 @@ class EncodeMethods(ABC):
             processing_kwargs=processing_kwargs,
         )
         _check_place(self.device, device, pool, chunk_size)
-        return self._encode(_the_texts(sentences, inputs), options)
+        return self._encode(one_of("sentences", sentences, "inputs", inputs), options)
 
-    @overload
-    def encode_query(
-        self,
-        sentences: object = ...,
-        prompt_name: str | None = ...,
-        prompt: str | None = ...,
-        batch_size: int = ...,
-        show_progress_bar: bool | None = ...,
-        output_value: Literal["sentence_embedding"] = ...,
-        precision: Precision | None = ...,
-        convert_to_numpy: Literal[True] = ...,
-        convert_to_tensor: Literal[False] = ...,
-        device: object = ...,
-        normalize_embeddings: bool = ...,
-        truncate_dim: int | None = ...,
-        pool: None = ...,
-        chunk_size: int | None = ...,
-        *,
-        inputs: object = ...,
-        processing_kwargs: Mapping[str, Any] | None = ...,
-    ) -> NDArray[Any]: ...
-
-    @overload
-    def encode_query(
-        self,
-        sentences: object = ...,
-        prompt_name: str | None = ...,
-        prompt: str | None = ...,
-        batch_size: int = ...,
-        show_progress_bar: bool | None = ...,
-        output_value: OutputValue | None = ...,
-        precision: Precision | None = ...,
-        convert_to_numpy: bool = ...,
-        convert_to_tensor: bool = ...,
-        device: object = ...,
-        normalize_embeddings: bool = ...,
-        truncate_dim: int | None = ...,
-        pool: None = ...,
-        chunk_size: int | None = ...,
-        *,
-        inputs: object = ...,
-        processing_kwargs: Mapping[str, Any] | None = ...,
-    ) -> Any: ...
-
-    def encode_query(
-        self,
-        sentences: object = None,
-        prompt_name: str | None = None,
-        prompt: str | None = None,
-        batch_size: int = 32,
-        show_progress_bar: bool | None = None,
-        output_value: OutputValue | None = "sentence_embedding",
-        precision: Precision | None = "float32",
-        convert_to_numpy: bool = True,
-        convert_to_tensor: bool = False,
-        device: object = None,
-        normalize_embeddings: bool = False,
-        truncate_dim: int | None = None,
-        pool: None = None,
-        chunk_size: int | None = None,
-        *,
-        inputs: object = None,
-        processing_kwargs: Mapping[str, Any] | None = None,
-        **unknown: NoReturn,
-    ) -> Any:
+    @_signature_of(encode)
+    def encode_query(self, *args: Any, **options: Any) -> Any:
         """Call `encode` with task="query"; the default prompt is the one named "query"."""
-        check_keywords(unknown, _KEYWORDS, "encode_query")
-        if prompt_name is None and prompt is None:
-            prompt_name = "query" if "query" in self.prompts else None
-        return self.encode(
-            sentences,
-            prompt_name,
-            prompt,
-            batch_size,
-            show_progress_bar,
-            output_value,
-            precision,
-            convert_to_numpy,
-            convert_to_tensor,
-            device,
-            normalize_embeddings,
-            truncate_dim,
-            pool,
-            chunk_size,
-            inputs=inputs,
-            task="query",
-            processing_kwargs=processing_kwargs,
-        )
+        return self._encode_for("query", ("query",), *args, **options)
 
-    @overload
-    def encode_document(
-        self,
-        sentences: object = ...,
-        prompt_name: str | None = ...,
-        prompt: str | None = ...,
-        batch_size: int = ...,
-        show_progress_bar: bool | None = ...,
-        output_value: Literal["sentence_embedding"] = ...,
-        precision: Precision | None = ...,
-        convert_to_numpy: Literal[True] = ...,
-        convert_to_tensor: Literal[False] = ...,
-        device: object = ...,
-        normalize_embeddings: bool = ...,
-        truncate_dim: int | None = ...,
-        pool: None = ...,
-        chunk_size: int | None = ...,
-        *,
-        inputs: object = ...,
-        processing_kwargs: Mapping[str, Any] | None = ...,
-    ) -> NDArray[Any]: ...
-
-    @overload
-    def encode_document(
-        self,
-        sentences: object = ...,
-        prompt_name: str | None = ...,
-        prompt: str | None = ...,
-        batch_size: int = ...,
-        show_progress_bar: bool | None = ...,
-        output_value: OutputValue | None = ...,
-        precision: Precision | None = ...,
-        convert_to_numpy: bool = ...,
-        convert_to_tensor: bool = ...,
-        device: object = ...,
-        normalize_embeddings: bool = ...,
-        truncate_dim: int | None = ...,
-        pool: None = ...,
-        chunk_size: int | None = ...,
-        *,
-        inputs: object = ...,
-        processing_kwargs: Mapping[str, Any] | None = ...,
-    ) -> Any: ...
-
-    def encode_document(
-        self,
-        sentences: object = None,
-        prompt_name: str | None = None,
-        prompt: str | None = None,
-        batch_size: int = 32,
-        show_progress_bar: bool | None = None,
-        output_value: OutputValue | None = "sentence_embedding",
-        precision: Precision | None = "float32",
-        convert_to_numpy: bool = True,
-        convert_to_tensor: bool = False,
-        device: object = None,
-        normalize_embeddings: bool = False,
-        truncate_dim: int | None = None,
-        pool: None = None,
-        chunk_size: int | None = None,
-        *,
-        inputs: object = None,
-        processing_kwargs: Mapping[str, Any] | None = None,
-        **unknown: NoReturn,
-    ) -> Any:
+    @_signature_of(encode)
+    def encode_document(self, *args: Any, **options: Any) -> Any:
         """Call `encode` with task="document"; the default prompt is named "document", "passage" or "corpus".
 
         The first of these names in `prompts` is used; "document" exists unless it was deleted.
         """
-        check_keywords(unknown, _KEYWORDS, "encode_document")
+        return self._encode_for("document", ("document", "passage", "corpus"), *args, **options)
+
+    def _encode_for(
+        self,
+        task: TextTask,
+        default_prompts: tuple[str, ...],
+        /,
+        sentences: object = None,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        *args: Any,
+        **options: Any,
+    ) -> Any:
+        check_keywords(options, [name for name in _KEYWORDS if name != "task"], f"encode_{task}")
         if prompt_name is None and prompt is None:
-            prompt_name = next((name for name in ("document", "passage", "corpus") if name in self.prompts), None)
-        return self.encode(
-            sentences,
-            prompt_name,
-            prompt,
-            batch_size,
-            show_progress_bar,
-            output_value,
-            precision,
-            convert_to_numpy,
-            convert_to_tensor,
-            device,
-            normalize_embeddings,
-            truncate_dim,
-            pool,
-            chunk_size,
-            inputs=inputs,
-            task="document",
-            processing_kwargs=processing_kwargs,
-        )
+            prompt_name = next((name for name in default_prompts if name in self.prompts), None)
+        return self.encode(sentences, prompt_name, prompt, *args, task=task, **options)
 
 
-def _options(
-    *,
-    prompt_name: object,
-    prompt: object,
-    batch_size: object,
-    show_progress_bar: object,
-    output_value: object,
-    precision: object,
-    convert_to_numpy: object,
-    convert_to_tensor: object,
-    normalize_embeddings: object,
-    truncate_dim: object,
-    task: object,
-    processing_kwargs: object,
-) -> EncodeOptions:
-    if output_value is not None:
-        check_choice("output_value", output_value, ("sentence_embedding", "token_embeddings"))
-    if task is not None:
-        check_choice("task", task, ("query", "document"))
-    if show_progress_bar is None:
-        progress = _log.getEffectiveLevel() in (logging.INFO, logging.DEBUG)
-    else:
-        progress = check_flag("show_progress_bar", show_progress_bar)
-    tensor = check_flag("convert_to_tensor", convert_to_tensor)
-    if tensor and "torch" not in sys.modules:
-        raise InputError(
-            "convert_to_tensor: expected False, because torch is not imported; import torch first, or use "
-            "torch.from_numpy(model.encode(...))"
-        )
-    return EncodeOptions(
-        prompt_name=None if prompt_name is None else check_str("prompt_name", prompt_name),
-        prompt=None if prompt is None else check_text(prompt, "prompt"),
-        batch_size=check_count("batch_size", batch_size, low=1),
-        progress=progress,
-        output_value=cast("OutputValue | None", output_value),
-        precision="float32" if precision is None else check_choice("precision", precision, PRECISIONS),
-        as_array=check_flag("convert_to_numpy", convert_to_numpy),
-        tensor=tensor,
-        normalize=check_flag("normalize_embeddings", normalize_embeddings),
-        truncate_dim=None if truncate_dim is None else check_count("truncate_dim", truncate_dim, low=1),
-        task=cast("TextTask | None", task),
-        processing_kwargs=processing_kwargs,
-    )
-
-
-def _the_texts(sentences: object, inputs: object) -> object:
-    if sentences is not None and inputs is not None:
-        raise InputError("inputs: expected no value beside sentences, which is another name of it")
-    return sentences if inputs is None else inputs
-
-
-def read_sentences(sentences: object, name: str) -> list[str]:
-    """Return a list of texts. Raises DTypeError, which says what to do with pairs of texts."""
-    try:
-        return check_texts(sentences, name)
-    except DTypeError as error:
-        items = sentences if isinstance(sentences, (list, tuple)) else ()
-        if not any(isinstance(item, (list, tuple)) and len(item) == 2 for item in items):
-            raise
-        raise DTypeError(
-            f"{error}; a vector is that of one text: encode the texts of a pair one by one, or join them. A "
-            'cross-encoder takes pairs: pipeline("text-classification")({"text": a, "text_pair": b})'
-        ) from None
+_KEYWORDS = tuple(inspect.signature(EncodeMethods.encode).parameters)[1:-1]  # without self and unknown
 
 
 def _check_place(own: str, device: object, pool: object, chunk_size: object) -> None:
@@ -415,7 +237,7 @@ def _check_place(own: str, device: object, pool: object, chunk_size: object) -> 
     for place in device if isinstance(device, (list, tuple)) else [device]:
         if place is not None and not is_on(place, own):
             raise InputError(
-                f"device: this model is on {own!r}, got {quote(str(place))}; name the device when you load it"
+                f"device: expected {own!r}, where this model is, got {quote(str(place))}; set it in the constructor"
             )
     if pool is not None:
         raise InputError("pool: expected None; one process uses all threads, so call encode without a pool")

@@ -76,7 +76,7 @@ class Module(Protocol):
     """A module after the first one."""
 
     def check(self, widths: Widths) -> None:
-        """Check that the module can read its input, and record its output. Raises ConfigError."""
+        """Check that the module can read its input, and record the feature that it computes. Raises ConfigError."""
         ...
 
     def __call__(self, features: Features) -> None:

@@ -114,5 +114,5 @@ def read_integers(info: TensorInfo) -> NDArray[np.int64]:
 
 
 def is_integer(info: TensorInfo) -> bool:
-    """Return whether a tensor holds integers."""
+    """Return whether a tensor has an integer dtype."""
     return info.dtype in _INTEGERS

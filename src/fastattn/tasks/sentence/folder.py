@@ -147,16 +147,16 @@ def _entries(directory: Path, value: object) -> tuple[ModuleEntry, ...]:
         entry.ignore("idx")
         name = entry.text("name", str(i))
         if name in names:  # sentence-transformers would replace the first one
-            raise entry.error("name", "another name than the modules before it have")
+            raise entry.error("name", "a name that no earlier module has")
         names.add(name)
         kind = _kind(entry)
         folder = entry.text("path", None)
         if folder is None or not _is_inside(folder):
-            raise entry.error("path", "the name of a folder inside the model's")
+            raise entry.error("path", "the name of a folder inside the model folder")
         if "\\" in folder:  # written by a program on Windows: other systems have no such folder
             raise entry.error("path", 'a path with "/" and without a backslash')
         if entry.texts("kwargs"):
-            raise entry.error("kwargs", "no keywords, because its modules take none")
+            raise entry.error("kwargs", "no keywords, because no supported module takes any")
         entry.finish()
         entries.append(ModuleEntry(kind, directory / folder))
     return tuple(entries)
@@ -169,7 +169,9 @@ def _kind(entry: Settings) -> str:
         raise entry.error("type", "the class of a module")
     name = kind.rpartition(".")[2]
     if not kind.startswith("sentence_transformers."):
-        raise ConfigError(f"{entry.where}: type {quote(kind)}: the module is code of the model, which is never run")
+        raise ConfigError(
+            f"{entry.where}: type {quote(kind)}: the module is code that comes with the model, and such code never runs"
+        )
     if not kind.startswith(_HOMES) or name not in MODULES:
         raise ConfigError(
             f"{entry.where}: type {quote(kind)}: module {quote(name)} is not supported; supported: "
@@ -249,7 +251,7 @@ def _given_key(settings: Settings, old: str, new: str) -> str:
     if old not in settings.values:
         return new
     if settings.raw(new):
-        _log.warning("%s: %s is not read, because %s is there, as in sentence-transformers", settings.where, new, old)
+        _log.warning("%s: %s is not read, because %s is set, as in sentence-transformers", settings.where, new, old)
     return old
 
 
@@ -259,7 +261,7 @@ def _without_trust(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_modalities(settings: Settings) -> None:
-    """Check modality_config and module_output_name: texts must give the last hidden state as token embeddings."""
+    """Check modality_config and module_output_name: the token embeddings of texts must be the last hidden state."""
     config = settings.table("modality_config")
     if not config:
         return
@@ -277,7 +279,7 @@ def check_no_adapter(folder: Path) -> None:
     path = folder / ADAPTER_NAME
     if os.path.lexists(path):
         raise ConfigError(
-            f"{path}: adapters are not supported; merge it into the weights with peft: model.merge_and_unload()"
+            f"{path}: adapters are not supported; merge this one into the weights with peft: model.merge_and_unload()"
         )
 
 

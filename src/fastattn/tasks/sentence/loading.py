@@ -11,10 +11,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fastattn.api.load_options import read_device
-from fastattn.checks import Neutral, check_choice, check_count, check_flag, check_neutral, closest, quote
+from fastattn.checks import Neutral, check_count, check_neutral, closest, quote
 from fastattn.errors import ConfigError, DTypeError, InputError
 from fastattn.tasks.sentence.encoders import TextTruncation
 from fastattn.tokenizer.overrides import TokenizerSettings, read_overrides
+from fastattn.tokenizer.truncation import read_truncation
 
 
 def _accept(name: str, value: object) -> None:
@@ -22,13 +23,13 @@ def _accept(name: str, value: object) -> None:
 
 
 def _not_here(name: str, value: object) -> None:
-    """Reject keywords that change how a hub id is looked up: the whole folder is looked up at once."""
+    """Reject keywords that change where a module comes from: all modules come from one folder."""
     if value is not False:  # the value may be a secret token, so do not show it
         key = name.rpartition(": ")[2]
-        raise InputError(f"{name}: expected None; give {key} to SentenceTransformer itself")
+        raise InputError(f"{name}: expected None; pass {key} to SentenceTransformer itself")
 
 
-# Values of these change no vector: they select additional results or how torch computes.
+# These keywords change no vector: they request more results, or select how torch computes.
 _WORDS = "code_revision low_cpu_mem_usage offload_folder resume_download use_cache use_fast weights_only"
 _OF_THE_FOLDER = ("cache_dir", "local_files_only", "revision", "token", "use_auth_token")
 _KEYWORDS: Mapping[str, Neutral] = {
@@ -46,7 +47,7 @@ _KEYWORDS: Mapping[str, Neutral] = {
     "quantization_config": Neutral((), 'use dtype="int8" or dtype="int4"'),
     "return_dict": Neutral((True,)),
     "subfolder": Neutral(("",)),
-    "trust_remote_code": Neutral((False,), "no code of a checkpoint is run"),
+    "trust_remote_code": Neutral((False,), "code in a model folder never runs"),
     "use_safetensors": Neutral((True,), "only safetensors are read"),
     "variant": Neutral((), "only model.safetensors is read: rename the variant's file"),
 }
@@ -56,7 +57,8 @@ _KEYWORDS: Mapping[str, Neutral] = {
 class TransformerOptions:
     """The settings of the Transformer module from the keyword dictionaries.
 
-    dtype: as `AutoModel.from_pretrained` takes it. tokenizer: settings that replace those of tokenizer_config.json.
+    dtype: any value that `AutoModel.from_pretrained` accepts. tokenizer: settings that replace those of
+    tokenizer_config.json.
     """
 
     dtype: Any = None
@@ -80,11 +82,11 @@ def read_model_kwargs(where: str, values: object, options: TransformerOptions) -
             options = replace(options, dtype=value)
     device_map = found.pop("device_map", None)
     if not is_on(device_map, "cpu"):
-        raise InputError(f"{where}: device_map: expected None, 'auto' or 'cpu', got {quote(device_map)}; see device=")
+        raise InputError(f"{where}: device_map: expected None, 'auto' or 'cpu', got {quote(device_map)}; use device=")
     for key in ("provider", "file_name", "export"):
         if found.pop(key, None) is not None:
             raise InputError(
-                f"{where}: {key}: expected no option of onnx or openvino; the weights are model.safetensors"
+                f"{where}: {key}: expected None, because there are no ONNX or OpenVINO files; only safetensors are read"
             )
     _refuse(where, found, ("dtype", "torch_dtype", "device_map"))
     return options
@@ -120,8 +122,8 @@ def read_processing_kwargs(where: str, values: object, truncation: TextTruncatio
         inside = f"{where}: {group}"
         settings = _dictionary(inside, found.pop(group, None))
         if "truncation" in settings:
-            enabled = _truncation(f"{inside}: truncation", settings.pop("truncation"))
-            truncation = replace(truncation, enabled=enabled)
+            strategy = read_truncation(f"{inside}: truncation", settings.pop("truncation"))
+            truncation = replace(truncation, strategy=strategy)
         if "max_length" in settings:
             length = settings.pop("max_length")
             if length is not None:
@@ -135,15 +137,6 @@ def read_processing_kwargs(where: str, values: object, truncation: TextTruncatio
     for key in found:
         raise InputError(f"{where}: unknown key {quote(key)}{closest(str(key), ('text', 'common'))}")
     return truncation
-
-
-def _truncation(name: str, value: object) -> bool:
-    """Return whether a text is cut; all strategies except "only_second" cut a single text in the same way."""
-    if value is None:
-        return False
-    if isinstance(value, str):
-        return check_choice(name, value, ("longest_first", "only_first", "do_not_truncate")) != "do_not_truncate"
-    return check_flag(name, value)
 
 
 def _dictionary(where: str, values: object) -> dict[Any, Any]:

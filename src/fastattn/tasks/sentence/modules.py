@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -97,9 +97,12 @@ class Normalize:
         return self.module_input_name
 
     def check(self, widths: Widths) -> None:
-        """Record the output. As in sentence-transformers, the module changes nothing if its input is missing."""
+        """Record the feature that the module computes.
+
+        As in sentence-transformers, the module changes nothing if its input is missing.
+        """
         if self.module_input_name not in widths.known:
-            _log.warning("Normalize changes nothing: no module before it gives %s", quote(self.module_input_name))
+            _log.warning("Normalize changes nothing: no module before it computes %s", quote(self.module_input_name))
             return
         widths.known[self.module_output_name] = widths.known[self.module_input_name]
 
@@ -116,11 +119,7 @@ class LayerNorm:
     dimension: int
     weight: Rows = field(repr=False)
     bias: Rows = field(repr=False)
-
-    @property
-    def reads(self) -> str:
-        """The feature that the module reads."""
-        return SENTENCE
+    reads: ClassVar[str] = SENTENCE
 
     def get_embedding_dimension(self) -> int:
         """Return the width of the vectors."""
@@ -166,7 +165,7 @@ class Dense:
         return self.out_features
 
     def check(self, widths: Widths) -> None:
-        """Check the input and record the output."""
+        """Check the input and record the feature that the module computes."""
         widths.need(self.module_input_name, "Dense", width=self.in_features)
         level, _ = widths.known[self.module_input_name]
         widths.put(self.module_output_name, level, self.out_features)
@@ -246,7 +245,7 @@ def _activation(settings: Settings, *, trust_remote_code: bool) -> str:
     """Return activation_function: a class of torch.nn; Tanh if it is missing."""
     key = "activation_function"
     if key in settings.values and settings.values[key] is None:
-        raise settings.error(key, "the path of a class, as torch.nn.modules.linear.Identity")
+        raise settings.error(key, "the path of a class, such as torch.nn.modules.linear.Identity")
     path = settings.text(key, "torch.nn.modules.activation.Tanh")
     name = path.rpartition(".")[2]
     if path.startswith("torch.nn.") and name in ACTIVATIONS:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from typing import cast
+from typing import ClassVar, cast
 
 import numpy as np
 
@@ -49,16 +49,12 @@ class Pooling:
     embedding_dimension: int
     pooling_mode: str | tuple[str, ...] = "mean"
     include_prompt: bool = True
+    reads: ClassVar[str] = TOKENS
 
     @property
     def modes(self) -> tuple[str, ...]:
         """The modes in order."""
         return (self.pooling_mode,) if isinstance(self.pooling_mode, str) else self.pooling_mode
-
-    @property
-    def reads(self) -> str:
-        """The feature that the module reads."""
-        return TOKENS
 
     def get_pooling_mode_str(self) -> str:
         """Return the modes as one string."""
@@ -71,9 +67,9 @@ class Pooling:
     get_sentence_embedding_dimension = get_embedding_dimension
 
     def check(self, widths: Widths) -> None:
-        """Check the input and record the output."""
+        """Check the input and record the feature that the module computes."""
         width = widths.need(TOKENS, "Pooling", level="tokens")
-        if width != self.embedding_dimension:  # sentence-transformers also pools them as they are
+        if width != self.embedding_dimension:  # sentence-transformers pools them anyway
             _log.warning(
                 "Pooling: embedding_dimension is %d, the token vectors have %d", self.embedding_dimension, width
             )
@@ -89,7 +85,7 @@ class Pooling:
     def pool(self, states: Float, skipped: int, where: str) -> Rows:
         """Return one vector [len(modes) * width] from states [n_tokens, width], without the first `skipped` rows.
 
-        If no token is left, means and the last token give zeros and cls gives the first token, as in
+        If no token is left, the result is zeros for means and the last token, and the first token for cls, as in
         sentence-transformers. Raises InputError for a mode that has no value then.
         """
         rows = states[skipped:]

@@ -39,7 +39,7 @@ def similarity(name: Similarity, a: object, b: object) -> Float:
     """
     first, second, dtype = _two(a, b, matrix=True)
     if first.shape[1] != second.shape[1]:
-        raise InputError(f"b: expected [n, {first.shape[-1]}], as a has, got {list(second.shape)}")
+        raise InputError(f"b: expected shape [n, {first.shape[-1]}] to match a, got {list(second.shape)}")
     if name in ("cosine", "dot"):
         if name == "cosine":
             first, second = _unit(first), _unit(second)
@@ -55,21 +55,21 @@ def similarity_pairwise(name: Similarity, a: object, b: object) -> Float:
     first, second, dtype = _two(a, b, matrix=False)
     rows = {len(x) for x in (first, second) if x.ndim == 2}
     if first.shape[-1] != second.shape[-1] or len(rows - {1}) > 1:
-        raise InputError(f"b: expected {list(first.shape)}, as a has, got {list(second.shape)}")
+        raise InputError(f"b: expected shape {list(first.shape)} to match a, got {list(second.shape)}")
     if name == "cosine":
         first, second = _unit(first), _unit(second)
     found = (first * second).sum(axis=-1) if name in ("cosine", "dot") else _negative_distance(name, first - second)
     return np.asarray(found, dtype)
 
 
-def quantize_vectors(vectors: NDArray[np.float32], precision: str) -> NDArray[Any]:
-    """Quantize float32 vectors [n, d].
+def quantize_vectors(vectors: NDArray[np.float32], precision: str | None) -> NDArray[Any]:
+    """Quantize float32 vectors [n, d]; None and "float32" return them unchanged.
 
     "binary" and "ubinary" store the signs, 8 per byte. "int8" and "uint8" divide the range of each column of these
     vectors into 256 steps, so each row depends on all rows. Raises InputError for a single vector with "int8" or
     "uint8".
     """
-    if precision == "float32":
+    if precision in (None, "float32"):
         return vectors
     signed = precision in ("int8", "binary")
     if precision in ("binary", "ubinary"):

@@ -167,7 +167,7 @@ def load_stack(folder: ModelFolder, options: StackOptions) -> Stack:
         raise ConfigError(f"{path}: expected one of {', '.join(INPUT_MODULES)} as the first module, got {first.kind}")
     for entry in rest:
         if entry.kind in INPUT_MODULES:
-            raise ConfigError(f"{path}: expected {entry.kind} as the first module alone, got it after {first.kind}")
+            raise ConfigError(f"{path}: expected {entry.kind} only as the first module, got it after {first.kind}")
     if first.kind == "StaticEmbedding":
         _check_static_options(options)
         start: InputModule = read_static_embedding(first.folder)
@@ -205,8 +205,8 @@ def _load_transformer(folder: Path, settings: TransformerSettings, options: Stac
     config = read_settings(folder / "config.json").values
     if options.trust_remote_code and config.get("auto_map"):
         raise ConfigError(
-            f"{folder / 'config.json'}: auto_map names code of the model, which is never run; "
-            "load it with trust_remote_code=False where its architecture is a known one"
+            f"{folder / 'config.json'}: auto_map: code that comes with a model never runs; if "
+            "fastattn supports the architecture, use trust_remote_code=False"
         )
     given = read_model_kwargs("model_kwargs", options.model_kwargs, settings.options)
     given = read_processor_kwargs("processor_kwargs", options.processor_kwargs, given)
@@ -214,13 +214,13 @@ def _load_transformer(folder: Path, settings: TransformerSettings, options: Stac
     if settings.max_seq_length is not None:
         overrides.setdefault("model_max_length", settings.max_seq_length)
     if not has_tokenizer(folder):
-        raise ConfigError(f"{folder}: expected a tokenizer beside the model, found none; add its tokenizer.json")
+        raise ConfigError(f"{folder}: expected a tokenizer in the model folder, found none; add its tokenizer.json")
     tokenizer = load_tokenizer(folder, overrides)
     _check_room(tokenizer, settings, options, folder)
     if "attention_mask" not in tokenizer.model_input_names:
         _log.warning(
             "%s: model_input_names has no attention_mask: sentence-transformers reads the padding of a batch as text; "
-            "here a vector depends on its text alone",
+            "here a vector depends only on its own text",
             folder,
         )
     run = options.run.copy()
@@ -267,7 +267,7 @@ def _check_static_options(options: StackOptions) -> None:
     given = read_model_kwargs("model_kwargs", options.model_kwargs, TransformerOptions())
     given = read_processor_kwargs("processor_kwargs", options.processor_kwargs, given)
     for name, value in given.tokenizer.items():
-        raise InputError(f"processor_kwargs: {name}: expected none for a StaticEmbedding, got {quote(value)}")
+        raise InputError(f"processor_kwargs: {name}: expected None for a StaticEmbedding, got {quote(value)}")
     for dtype in (options.run.get("dtype"), given.dtype):
         if dtype is not None and str(dtype).rpartition(".")[2] not in ("float32", "auto"):
             raise InputError(f"dtype: expected float32 for a StaticEmbedding, got {quote(str(dtype))}")
