@@ -42,6 +42,15 @@ BERT = {
     "max_position_embeddings": 140,
 }
 DISTIL = {"vocab_size": 131, "dim": 78, "n_heads": 3, "n_layers": 2, "hidden_dim": 101, "max_position_embeddings": 140}
+MODERN = {
+    **BERT,
+    "num_labels": 3,
+    "layer_types": ["full_attention", "sliding_attention"],
+    "local_attention": 8,
+    "pad_token_id": 0,
+    "cls_token_id": 1,
+    "sep_token_id": 2,
+}
 CASES: dict[str, tuple[str, Any, dict[str, Any]]] = {
     "gpt2": ("GPT2LMHeadModel", "causal-lm", GPT2),
     "gpt2-untied": ("GPT2LMHeadModel", "causal-lm", {**GPT2, "tie_word_embeddings": False, "n_inner": 101}),
@@ -53,6 +62,8 @@ CASES: dict[str, tuple[str, Any, dict[str, Any]]] = {
     "electra": ("ElectraForSequenceClassification", "sequence-classification", {**BERT, "embedding_size": 70}),
     "albert": ("AlbertModel", "encoder", {**BERT, "embedding_size": 70}),
     "mpnet": ("MPNetModel", "encoder", BERT),
+    "modernbert": ("ModernBertForSequenceClassification", "sequence-classification", MODERN),
+    "nomic": ("NomicBertModel", "encoder", BERT),
 }
 LENGTHS = (1, 7, 130)
 N_NAIVE = 8

@@ -11,10 +11,16 @@ from numpy.typing import NDArray
 
 import fastattn
 from fastattn.api.auto import AutoModel, AutoModelForSequenceClassification
+from fastattn.bench.libraries.base import Job, Source, Unsupported
 from fastattn.checkpoint import array_sources, open_checkpoint, read_tensor
 from fastattn.errors import ConfigError
+from fastattn.executors.cpu import CpuExecutor
+from fastattn.graph.ir import Step
 from fastattn.models.registry import FAMILIES, build
 from tests.reference.checkpoints import write
+from tests.tasks.bounds import assert_as_good_as
+from tests.tasks.sentence_folders import TEXTS, write_json, write_modules
+from tests.tasks.tokenizers import write_bert
 
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
@@ -95,6 +101,27 @@ def test_same_bits(family: str, dtype: str, tmp_path: Path) -> None:
             assert all(map(same, model([list(text) for text in batch]).last_hidden_state, alone))
 
 
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
+@pytest.mark.parametrize("head", ["Model", "ForSequenceClassification"])
+@pytest.mark.parametrize("family", MODELS)
+def test_rewrites_change_no_bit(family: str, head: str, dtype: str, tmp_path: Path) -> None:
+    auto: Any = AutoModel if head == "Model" else AutoModelForSequenceClassification
+    with auto.from_pretrained(saved(family, tmp_path, head), dtype=dtype, threads=2) as model:
+        built = model._built
+        assert len(built.program.ops) < len(built.traced.ops)
+        plain = CpuExecutor(built.traced, built.tensors, dtype=dtype, threads=2)
+        ends = np.cumsum([0, *LENGTHS]).astype(np.int32)
+        step = Step(
+            token_ids=np.concatenate(texts()).astype(np.int32),
+            cu_seqlens=ends,
+            positions=np.concatenate([np.arange(n) for n in LENGTHS]).astype(np.int32),
+            wanted=ends[1:] - 1,
+        )
+        found = model.executor.run(step)
+        for name, value in plain.run(step).items():
+            assert same(found[name], value)
+
+
 @pytest.mark.parametrize("family", MODELS)
 def test_long_texts_equal_transformers(family: str, tmp_path: Path) -> None:
     """Texts longer than a window and than the single buckets, in one ragged batch, to float32 rounding."""
@@ -126,6 +153,33 @@ def test_full_width(family: str, tmp_path: Path, rng: np.random.Generator) -> No
         found = model(ids).last_hidden_state
     ours, theirs = (float(np.sqrt(np.mean((x.astype(np.float64) - exact) ** 2))) for x in (found, rough))
     assert 0 < ours <= 2 * theirs
+
+
+@pytest.mark.parametrize("family", MODELS)
+def test_sentence_vectors(family: str, tmp_path: Path) -> None:
+    reference = pytest.importorskip("sentence_transformers").SentenceTransformer
+    folder = write_bert(saved(family, tmp_path))
+    write_json(folder / "tokenizer_config.json", {"tokenizer_class": "BertTokenizer", "model_max_length": 64})
+    write_modules(folder, ("Pooling", {"embedding_dimension": 72, "pooling_mode": ["mean"]}, None))
+    wide, single = (
+        reference(str(folder), device="cpu", model_kwargs={"dtype": dtype}) for dtype in (torch.float64, torch.float32)
+    )
+    with hf.exact(wide):
+        exact = wide.encode(TEXTS)
+    with fastattn.SentenceTransformer(folder, threads=1) as model:
+        vectors = model.encode(TEXTS)
+        assert_as_good_as(vectors, exact, single.encode(TEXTS))
+        assert all(same(model.encode(text), vector) for text, vector in zip(TEXTS, vectors, strict=True))
+
+
+@pytest.mark.parametrize("family", MODELS)
+def test_graphs_for_other_libraries_are_refused(family: str, tmp_path: Path) -> None:
+    source = Source(Job(task="encoder", dtype="float32", threads=1, folder=tmp_path, path=saved(family, tmp_path)))
+    if family == "camembert":
+        assert source.head_names()[1] == "classifier.out_proj"
+        return
+    with pytest.raises(Unsupported, match=family):
+        source.head_names()
 
 
 def test_albert_stores_shared_layers_once(tmp_path: Path) -> None:

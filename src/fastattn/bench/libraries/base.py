@@ -51,6 +51,7 @@ HEADS: Mapping[str, tuple[str, str, str]] = {
     "distilbert": ("pre_classifier", "classifier", "relu"),
     "roberta": ("classifier.dense", "classifier.out_proj", "tanh"),
     "xlm-roberta": ("classifier.dense", "classifier.out_proj", "tanh"),
+    "camembert": ("classifier.dense", "classifier.out_proj", "tanh"),
 }
 
 
@@ -82,9 +83,15 @@ class Source:
         array = read_tensor(self._names.get(name))
         return np.ascontiguousarray(array.T) if self._names.transposed(name) else array
 
+    def head_names(self) -> tuple[str, str, str]:
+        """Return the entry of HEADS. Raises Unsupported for families whose layers this module cannot write."""
+        if self.model_type not in HEADS:
+            raise Unsupported(f"expected one of gpt2, {', '.join(HEADS)}, got {self.model_type}")
+        return HEADS[self.model_type]
+
     def head(self) -> Callable[[Array], Array]:
         """Return the classification head in numpy: hidden states of first tokens [n, width] -> logits [n, labels]."""
-        dense, last, activation = HEADS[self.model_type]
+        dense, last, activation = self.head_names()
         first, second = self(f"{dense}.weight").T, self(f"{last}.weight").T
         biases = self(f"{dense}.bias"), self(f"{last}.bias")
 

@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from fastattn.bench.libraries.base import HEADS, Source, Unsupported
+from fastattn.bench.libraries.base import Source, Unsupported
 
 _DOMAIN = "com.microsoft"
 _GELUS = {"gelu_erf": "BiasGelu", "gelu_tanh": "FastGelu"}
@@ -139,6 +139,7 @@ def _options(w: Source) -> _Encoder:
 
 
 def _encoder(w: Source) -> Any:
+    dense, last, activation = w.head_names()
     g, c = _Graph(), _options(w)
     e = "embeddings."
     # There is only one segment, so its embedding is added to the positions once.
@@ -162,7 +163,6 @@ def _encoder(w: Source) -> Any:
     if w.task == "encoder":
         g.op("Identity", [x], ["hidden"])
         return g.model(inputs_info, [_info("hidden", "FLOAT", ["b", "s", w.config.hidden_size])])
-    dense, last, activation = HEADS[w.model_type]
     h = g.op("Gather", [x, g.const(np.array(0, np.int64))], axis=1)
     h = g.op({"tanh": "Tanh", "relu": "Relu"}[activation], [g.op("Gemm", [h, *_linear(g, w, dense)])])
     g.op("Gemm", [h, *_linear(g, w, last)], ["logits"])
