@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from fastattn.errors import ConfigError
 from fastattn.executors.cpu import CpuExecutor
 from fastattn.graph.ir import Step
 from fastattn.models.registry import FAMILIES, build
+from tests.models.test_lenient import ODD_VALUES, refusal
 from tests.reference.checkpoints import write
 from tests.tasks.bounds import assert_as_good_as
 from tests.tasks.sentence_folders import TEXTS, write_json, write_modules
@@ -25,6 +27,7 @@ from tests.tasks.tokenizers import write_bert
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
 import torch
+import transformers
 
 from tests.reference import hf
 
@@ -236,6 +239,8 @@ REFUSED: list[tuple[str, str, Any]] = [
     ("modernbert", "rope_scaling", {"rope_type": "linear", "factor": 2.0}),
     ("modernbert", "rope_theta", 500.0),
     ("modernbert", "rope_parameters", {"rope_type": "default"}),
+    ("modernbert", "global_rope_theta", 1.0),
+    ("modernbert", "local_rope_theta", -5),
     ("modernbert", "classifier_pooling", "max"),
     ("modernbert", "hidden_activation", "mish"),
     ("modernbert", "norm_bias", 1),
@@ -256,6 +261,41 @@ def test_unsupported_options_are_named(family: str, key: str, value: Any) -> Non
         FAMILIES[family].read_config({**config, key: value})
 
 
+@pytest.mark.parametrize("family", MODELS)
+def test_any_value_of_any_option(family: str) -> None:
+    """Any value is accepted, or rejected in one short line that names the option."""
+    theirs = getattr(transformers, f"{MODELS[family][0]}Config")()
+    base = {"model_type": family, **SIZES, **MODELS[family][1]}
+    read: Any = FAMILIES[family].read_config
+    keys = {*theirs.to_dict(), *base, "layer_types", "global_rope_theta", "rope_scaling", "head_dim", "n_embd"}
+    refused = [(key, text) for key in sorted(keys) for value in ODD_VALUES if (text := refusal(read, base, key, value))]
+    assert len(refused) > 60
+    for key, text in refused:
+        assert key in text or (key in ("hidden_size", "num_hidden_layers") and family in text.lower())
+        assert len(text) < 500
+        assert text.isprintable()
+
+
+OWN_DEFAULTS = (
+    "embedding_size inner_group_num num_hidden_groups intermediate_size layer_norm_eps norm_eps norm_bias "
+    "attention_bias mlp_bias local_attention layer_types classifier_pooling classifier_bias head_dim type_vocab_size"
+)
+
+
+@pytest.mark.parametrize("family", MODELS)
+def test_defaults_of_a_family(family: str, caplog: pytest.LogCaptureFixture) -> None:
+    """They are transformers', and a file with all of transformers' options gives no warning."""
+    theirs = getattr(transformers, f"{MODELS[family][0]}Config")()
+    read: Any = FAMILIES[family].read_config
+    ours = read({"model_type": family})
+    for key in OWN_DEFAULTS.split():
+        expected = getattr(theirs, key, None)
+        if hasattr(ours, key) and expected is not None:
+            assert getattr(ours, key) == (tuple(expected) if isinstance(expected, list) else expected), key
+    assert read({**json.loads(theirs.to_json_string(use_diff=False)), "architectures": None}) == ours
+    assert not caplog.records
+
+
 def test_older_options_of_modernbert() -> None:
     """The names on the hub give the same as the current ones."""
     base: dict[str, Any] = {"model_type": "modernbert", "num_hidden_layers": 5}
@@ -272,7 +312,7 @@ def test_weights_that_contradict_the_config(tmp_path: Path) -> None:
         checkpoint = open_checkpoint(saved(family, tmp_path / family))
         return build(checkpoint.config, {**checkpoint.tensors, **array_sources({name: array})}, "encoder")
 
-    with pytest.raises(ConfigError, match=r"final_norm\.bias: expected no such tensor, as norm_bias is false"):
+    with pytest.raises(ConfigError, match=r"final_norm\.bias: expected no such tensor with this config.json"):
         traced("modernbert", "final_norm.bias", np.ones(72, np.float32))
     bias = "encoder.relative_attention_bias.weight"
     with pytest.raises(ConfigError, match=rf"{bias}: expected shape \[32, 3\] from config.json, got \[32, 4\]"):

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 import fastattn
 from fastattn.api.auto import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
 from fastattn.errors import ConfigError, ModelNotFoundError
-from fastattn.models import bert, distilbert, gpt2, roberta
+from fastattn.models import bert, distilbert, gpt2, registry, roberta
 from fastattn.models.config import ConfigReader
 from tests.reference.checkpoints import (
     BERT,
@@ -298,13 +298,19 @@ def test_problem_types(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None
         assert model.config.problem_type == "regression"
 
 
+DEFAULTS = [
+    *("GPT2", "Bert", "Roberta", "XLMRoberta", "DistilBert", "Camembert"),
+    *("Electra", "Albert", "MPNet", "ModernBert", "NomicBert"),
+]
+
+
 @pytest.mark.torch
-@pytest.mark.parametrize("family", ["GPT2", "Bert", "Roberta", "XLMRoberta", "DistilBert"])
+@pytest.mark.parametrize("family", DEFAULTS)
 def test_defaults_are_those_of_transformers(family: str) -> None:
     """For a config.json that omits an option, and one that sets it to null."""
     transformers = pytest.importorskip("transformers")
     theirs = getattr(transformers, f"{family}Config")()
-    read: Any = {"GPT2": gpt2, "Bert": bert, "DistilBert": distilbert}.get(family, roberta).read_config
+    read: Any = registry.FAMILIES[theirs.model_type].read_config
     ours = read({"model_type": theirs.model_type})
     for key in (
         "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings",

@@ -84,7 +84,7 @@ def read_layers(
     }
 
 
-def read_types(c: ConfigReader) -> dict[str, int]:
+def read_types(c: ConfigReader) -> dict[str, Any]:
     """Read the number of token types."""
     return {"type_vocab_size": c.size("type_vocab_size", 2)}
 

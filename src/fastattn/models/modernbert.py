@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -9,9 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastattn.checkpoint.safetensors import NOT_THERE, TensorInfo
-from fastattn.checkpoint.source import ComputedSource, WeightSource, place_of
-from fastattn.errors import ConfigError
+from fastattn.checkpoint.source import ComputedSource, WeightSource
 from fastattn.graph.ir import Program
 from fastattn.graph.kinds import (
     Activation,
@@ -81,10 +80,8 @@ def read_config(raw: Mapping[str, object]) -> ModernBertConfig:
     """Read config.json. Raises ConfigError."""
     c = ConfigReader(raw, "ModernBERT")
     hidden_size, layers = c.size("hidden_size", 768), c.size("num_hidden_layers", 22, high=MAX_LAYERS)
-    heads, positions = (
-        c.heads(hidden_size, "hidden_size", "num_attention_heads", 12),
-        c.size("max_position_embeddings", 8192),
-    )
+    heads = c.heads(hidden_size, "hidden_size", "num_attention_heads", 12)
+    positions = c.size("max_position_embeddings", 8192)
     local = c.size("local_attention", 128)
     c.must_be("sliding_window", local // 2, None)
     c.must_be("head_dim", hidden_size // heads, None)
@@ -132,9 +129,10 @@ def _ropes(c: ConfigReader, head_dim: int, positions: int) -> dict[str, Rope]:
         raise c.error("rope_parameters", f"an object with {FULL} and {LOCAL}")
     ropes = {}
     for kind, (key, default) in THETAS.items():
-        ropes[kind] = read_rope(
-            c, head_dim=head_dim, max_positions=positions, theta=c.number(key, default), layer_type=kind
-        )
+        theta = c.number(key, default)
+        if not 1 < theta < math.inf:
+            raise c.error(key, "a number above 1")
+        ropes[kind] = read_rope(c, head_dim=head_dim, max_positions=positions, theta=theta, layer_type=kind)
         if 2 * len(ropes[kind].frequencies) != head_dim:
             raise c.error("rope_parameters", f"frequencies for whole heads of an even head_dim, which is {head_dim}")
     return ropes
@@ -150,22 +148,12 @@ def computed(cfg: ModernBertConfig, names: ModelNames) -> Mapping[str, WeightSou
     if not cfg.norm_bias:
         norms = [f"layers.{i}.{norm}" for i in range(cfg.num_hidden_layers) for norm in ("attn_norm", "mlp_norm")]
         for norm in ("embeddings.norm", *norms[1:], "final_norm", "head.norm"):
-            _refuse_bias(f"{norm}.bias", names)
             sources[f"{norm}.bias"] = ComputedSource(f"{norm}.bias", (cfg.hidden_size,), _zeros)
     return sources
 
 
 def _zeros(begin: int, end: int) -> NDArray[np.float32]:
     return np.zeros(end - begin, np.float32)
-
-
-def _refuse_bias(name: str, names: ModelNames) -> None:
-    """Refuse a bias in the checkpoint that config.json rules out. A quantized folder has these zeros itself."""
-    if not names.has(name):
-        return
-    source = names.get(name)
-    if not isinstance(source, TensorInfo) or source.offset != NOT_THERE:
-        raise ConfigError(f"{name}: expected no such tensor, as norm_bias is false, found it in {place_of(source)}")
 
 
 def encoder(cfg: ModernBertConfig, w: Weights, t: Tokens) -> Tensor:

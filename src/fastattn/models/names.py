@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from fastattn.checkpoint.safetensors import NOT_THERE, TensorInfo
 from fastattn.checkpoint.source import WeightSource, place_of, require_weight_dtype, same_data
 from fastattn.checks import quote
 from fastattn.errors import ConfigError
@@ -64,7 +65,13 @@ class ModelNames:
         return candidates[0]
 
     def with_computed(self, sources: Mapping[str, WeightSource]) -> ModelNames:
-        """Add tensors that a family computes. Those in the checkpoint take precedence: quantized folders store them."""
+        """Add tensors that a family computes. Quantized folders have them. Raises ConfigError if a float one does."""
+        for name in filter(self.has, sources):
+            found = self.get(name)
+            if not isinstance(found, TensorInfo) or found.offset != NOT_THERE:
+                raise ConfigError(
+                    f"{name}: expected no such tensor with this config.json, found it in {place_of(found)}"
+                )
         return replace(self, found={**{name: (source,) for name, source in sources.items()}, **self.found})
 
     def unexpected(self, used: Mapping[str, WeightSource]) -> list[str]:
