@@ -210,8 +210,7 @@ def read_batch(
     model has no token types; it then ignores them. position_offset: the row of position 0 in a position table of
     position_offset + max_positions rows; position_ids are rows of that table. For RoBERTa it is the padding id + 1;
     tokens with the padding id use row position_offset - 1 and do not advance the position. explain: returns a hint for
-    an unknown id. name: the name of input_ids in messages. if_too_long: what a message about the context adds.
-    Raises DTypeError, InputError, ContextLengthError.
+    an unknown id. name, if_too_long: for messages. Raises DTypeError, InputError, ContextLengthError.
     """
     layout, rows, width = read_sequences(input_ids, name)
     if attention_mask is None:
