@@ -198,7 +198,7 @@ def test_albert_stores_shared_layers_once(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("family", MODELS)
 def test_layouts_of_checkpoints(family: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """The prefix may be missing or doubled, buffers and heads of pretraining are ignored, all without a warning."""
+    """The prefix may be missing, buffers and heads of pretraining are ignored, all without a warning."""
     checkpoint = open_checkpoint(saved(family, tmp_path / "a"))
     config, ids = dict(checkpoint.config), [5, 9, 7]
     prefix = FAMILIES[family].layout.prefixes[0]
@@ -211,6 +211,10 @@ def test_layouts_of_checkpoints(family: str, tmp_path: Path, caplog: pytest.LogC
         with AutoModel.from_pretrained(write(tmp_path / str(number), config, stored)) as model:
             assert same(model(ids).last_hidden_state, expected)
     assert not caplog.records
+    outer = {f"module.{name}": tensor for name, tensor in prefixed.items()}
+    with AutoModel.from_pretrained(write(tmp_path / "outer", config, outer)) as model:
+        assert same(model(ids).last_hidden_state, expected)
+    assert "begin with 'module.'" in caplog.text
     embeddings, head = FAMILIES[family].layout.tied or ("", "")
     renamed = {**prefixed, head: prefixed[f"{prefix}{embeddings}"]}
     del renamed[f"{prefix}{embeddings}"]
