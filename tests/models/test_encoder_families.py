@@ -21,7 +21,7 @@ from fastattn.models.registry import FAMILIES, build
 from tests.models.test_lenient import ODD_VALUES, refusal
 from tests.reference.checkpoints import write
 from tests.tasks.bounds import assert_as_good_as
-from tests.tasks.sentence_folders import TEXTS, write_json, write_modules
+from tests.tasks.sentence_folders import TEXTS, change_json, write_modules
 from tests.tasks.tokenizers import write_bert
 
 pytest.importorskip("torch")
@@ -162,7 +162,9 @@ def test_full_width(family: str, tmp_path: Path, rng: np.random.Generator) -> No
 def test_sentence_vectors(family: str, tmp_path: Path) -> None:
     reference = pytest.importorskip("sentence_transformers").SentenceTransformer
     folder = write_bert(saved(family, tmp_path))
-    write_json(folder / "tokenizer_config.json", {"tokenizer_class": "BertTokenizer", "model_max_length": 64})
+    # With a tokenizer.json, because transformers knows no other kind of tokenizer for ModernBERT.
+    transformers.BertTokenizer.from_pretrained(folder, model_max_length=64).save_pretrained(folder)
+    change_json(folder / "tokenizer_config.json", tokenizer_class="PreTrainedTokenizerFast")
     write_modules(folder, ("Pooling", {"embedding_dimension": 72, "pooling_mode": ["mean"]}, None))
     wide, single = (
         reference(str(folder), device="cpu", model_kwargs={"dtype": dtype}) for dtype in (torch.float64, torch.float32)
