@@ -1,4 +1,4 @@
-# make demo | install | test | check | format | bench | test-neon | clean    (needs Python >= 3.10 and a C++20 compiler)
+# make demo | install | test | check | format | bench | test-neon | test-arm64 | clean    (needs Python >= 3.10 and a C++20 compiler)
 PYTHON ?= python3
 VENV   ?= .venv
 # The index from which pip installs PyTorch for the reference tests; empty: the default index.
@@ -24,7 +24,7 @@ PACKAGED  := $(CXX_FILES) CMakeLists.txt $(wildcard cmake/*) pyproject.toml READ
              $(shell find src -type f -not -name '*.so' -not -path '*__pycache__*')
 BENCH_ARGS ?=
 
-.PHONY: demo test check format bench test-neon install clean
+.PHONY: demo test check format bench test-neon test-arm64 install clean
 .DEFAULT_GOAL := demo
 
 demo: install
@@ -113,6 +113,12 @@ test-neon: $(S)/build-tools
 	@for tool in aarch64-linux-gnu-g++ qemu-aarch64; do command -v $$tool > /dev/null || { \
 	  echo "test-neon needs $$tool; Debian: apt-get install g++-aarch64-linux-gnu qemu-user"; exit 1; }; done
 	PATH="$(abspath $(BIN)):$$PATH" tools/test_neon.sh
+
+# Runs Python tests in an arm64 Debian under an emulator: takes about 15 minutes.
+test-arm64: $(S)/build-tools
+	@for tool in aarch64-linux-gnu-g++ qemu-aarch64 apt-get; do command -v $$tool > /dev/null || { \
+	  echo "test-arm64 needs $$tool; Debian: apt-get install g++-aarch64-linux-gnu qemu-user"; exit 1; }; done
+	PATH="$(abspath $(BIN)):$$PATH" PYTHON="$(abspath $(PY))" tools/test_arm64.sh $(TEST_ARGS)
 
 clean:
 	rm -rf $(VENV) build dist .stamps .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks

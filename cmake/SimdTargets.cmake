@@ -15,6 +15,22 @@ function(fastattn_simd_target name)
   set_property(GLOBAL APPEND PROPERTY FASTATTN_TARGETS ${name})
 endfunction()
 
+# A target with extensions of Arm, if the compiler has the intrinsic that `value` uses. GCC and clang take extensions
+# with -march, zig with -mcpu.
+function(fastattn_arm_target name extensions value)
+  foreach(option -march=armv8.2-a -mcpu=generic)
+    string(MAKE_C_IDENTIFIER "FASTATTN_${name}${option}" accepted)
+    set(CMAKE_REQUIRED_FLAGS ${option}${extensions})
+    check_cxx_source_compiles("#include <arm_neon.h>
+      int main() { return vgetq_lane_s32(${value}, 0); }" ${accepted})
+    if(${accepted})
+      fastattn_simd_target(${name} ${option}${extensions})
+      return()
+    endif()
+  endforeach()
+  message(STATUS "SIMD target ${name}: not built, because the compiler cannot compile its instructions")
+endfunction()
+
 # The tests of CUDA kernels need only one target to compare with, and one target compiles faster than all.
 option(FASTATTN_SCALAR_ONLY "Build only the scalar target" OFF)
 
@@ -39,4 +55,6 @@ elseif(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
   endif()
 elseif(CMAKE_SYSTEM_PROCESSOR MATCHES "aarch64|arm64")
   fastattn_simd_target(neon)
+  fastattn_arm_target(neon_dotprod +dotprod "vdotq_s32(vdupq_n_s32(0), vdupq_n_s8(0), vdupq_n_s8(0))")
+  fastattn_arm_target(neon_i8mm +dotprod+i8mm+bf16 "vmmlaq_s32(vdupq_n_s32(0), vdupq_n_s8(0), vdupq_n_s8(0))")
 endif()

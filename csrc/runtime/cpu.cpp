@@ -18,6 +18,7 @@
 #include <system_error>
 
 #include "core/error.h"
+#include "runtime/arm_features.h"
 
 namespace fastattn {
 namespace {
@@ -90,6 +91,12 @@ const Target kTargets[] = {
 #endif
 #if FASTATTN_HAS_NEON
     {"neon", neon::kernel_table, no_obstacle},
+#endif
+#if FASTATTN_HAS_NEON_DOTPROD
+    {"neon_dotprod", neon_dotprod::kernel_table, [] { return unless(arm_features().dotprod); }},
+#endif
+#if FASTATTN_HAS_NEON_I8MM
+    {"neon_i8mm", neon_i8mm::kernel_table, [] { return unless(arm_features().i8mm_and_bf16); }},
 #endif
 };
 
