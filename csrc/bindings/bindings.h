@@ -4,9 +4,6 @@
 #include <pybind11/pybind11.h>
 
 #include <cxxabi.h>
-#include <sys/syscall.h>
-#include <unistd.h>
-
 #include <condition_variable>
 #include <exception>
 #include <functional>
@@ -14,6 +11,7 @@
 #include <string>
 
 #include "core/error.h"
+#include "core/platform.h"
 #include "kernels/kernels.h"
 
 namespace fastattn {
@@ -102,7 +100,7 @@ public:
         try {
             PyEval_RestoreThread(state_);
         } catch (abi::__forced_unwind&) {
-            for (;;) pause();
+            sleep_forever();
         }
     }
     GilReleased(const GilReleased&) = delete;
@@ -118,7 +116,7 @@ private:
 class ImportGuard {
 public:
     ImportGuard() {
-        state().process = getpid();
+        state().process = process_id();
         py::module_::import("atexit").attr("register")(py::cpp_function(&ImportGuard::wait));
     }
     ~ImportGuard() {
@@ -133,7 +131,7 @@ private:
     struct State {
         std::mutex mutex;
         std::condition_variable finished;
-        pid_t process = 0;  // that imports; in the child of a fork, the importing thread does not exist
+        int64_t process = 0;  // that imports; in the child of a fork, the importing thread does not exist
     };
     static State& state() {
         static auto* const value = new State;  // threads may outlive static objects
@@ -142,7 +140,7 @@ private:
     static void wait() {
         const GilReleased released;
         std::unique_lock lock(state().mutex);
-        state().finished.wait(lock, [] { return state().process != getpid(); });
+        state().finished.wait(lock, [] { return state().process != process_id(); });
     }
 };
 
@@ -151,14 +149,14 @@ struct SignalPoll {
     std::exception_ptr error;
     // Python runs signal handlers only in the main thread. Other threads need not ask for the GIL, and must not: the
     // end of the interpreter would end them, which is not possible in the middle of a region.
-    pid_t process = getpid();
-    bool in_main_thread = syscall(SYS_gettid) == process;
+    int64_t process = process_id();
+    bool main_thread = in_main_thread();
 
     // Whether a handler forked and this is the child. The work of the other threads cannot be finished here.
-    bool forked() const { return getpid() != process; }
+    bool forked() const { return process_id() != process; }
 
     bool operator()() {
-        if (!in_main_thread) return false;
+        if (!main_thread) return false;
         const py::gil_scoped_acquire gil;
         if (PyErr_CheckSignals() == 0) return forked();
         try {

@@ -8,10 +8,6 @@
 namespace fastattn {
 namespace {
 
-[[noreturn]] void sleep_forever() {
-    for (;;) pause();
-}
-
 // Calls function(begin, end). If the interpreter ends meanwhile, Python 3.13 and older unwind the stack (GilReleased);
 // no object here may own a Python object then.
 PyObject* call(PyObject* function, int64_t begin, int64_t end) {

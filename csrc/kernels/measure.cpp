@@ -11,7 +11,10 @@ namespace {
 
 template <class Dot>
 FA_INLINE float measure(int64_t iterations) {
-    const Words x = broadcast_word(0x3f803f80);  // bfloat16 ones, which never need slow rounding
+    // bfloat16 ones, which never need slow rounding. Volatile, because GCC 12 loads a constant vector of bfloat16 with
+    // an instruction for float16 on Arm.
+    const volatile int32_t ones = 0x3f803f80;
+    const Words x = broadcast_word(ones);
     typename Dot::Sum sum[kMeasureSums];
     for (auto& s : sum) s = Dot::zero_sum();
     for (int64_t i = 0; i < iterations; ++i) {

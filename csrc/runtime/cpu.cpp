@@ -1,10 +1,7 @@
 #include "runtime/cpu.h"
 
-#include <sched.h>
 #if defined(__x86_64__)
 #include <cpuid.h>
-#include <sys/syscall.h>
-#include <unistd.h>
 #endif
 
 #include <algorithm>
@@ -14,10 +11,10 @@
 #include <cstdlib>
 #include <fstream>
 #include <iterator>
-#include <memory>
 #include <system_error>
 
 #include "core/error.h"
+#include "core/platform.h"
 #include "runtime/arm_features.h"
 
 namespace fastattn {
@@ -67,12 +64,10 @@ bool cpu_has_amx() {
     unsigned a = 0, b = 0, c = 0, d = 0;
     return has_avx512_vnni() && __get_cpuid_count(7, 0, &a, &b, &c, &d) != 0 && (d & kAll) == kAll;
 }
-// Linux gives a process the tile registers when it asks, also in threads that run already. Asking again changes
-// nothing, and the child of a fork has them too.
 std::string obstacle_to_amx() {
-    constexpr long kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
     if (!cpu_has_amx()) return kCannotRun;
-    return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0 ? "" : tiles_refused(errno);
+    const int error = request_tile_registers();
+    return error == 0 ? "" : tiles_refused(error);
 }
 #endif
 
@@ -128,18 +123,6 @@ double least_quota(std::string path, const F& limit) {
         cpus = std::min(cpus, limit(path));
         if (path.find('/') == std::string::npos) return cpus;
     }
-}
-
-// CPUs in the affinity mask. On a kernel for many CPUs the mask does not fit into a cpu_set_t of 1024 bits.
-int affinity_cpus() {
-    for (size_t most = CPU_SETSIZE; most <= size_t{1} << 22; most *= 2) {
-        const std::unique_ptr<cpu_set_t, void (*)(cpu_set_t*)> set(CPU_ALLOC(most), [](cpu_set_t* p) { CPU_FREE(p); });
-        if (!set) break;
-        const size_t bytes = CPU_ALLOC_SIZE(most);
-        if (sched_getaffinity(0, bytes, set.get()) == 0) return CPU_COUNT_S(bytes, set.get());
-        if (errno != EINVAL) break;  // EINVAL: the kernel's mask is larger
-    }
-    return 1;
 }
 
 }  // namespace
@@ -230,7 +213,7 @@ double cpu_quota(const std::string& root) {
 }
 
 int default_threads() {
-    const int cpus = affinity_cpus();
+    const int cpus = allowed_cpus();
     const double quota = std::floor(cpu_quota());
     return std::max(quota < cpus ? static_cast<int>(quota) : cpus, 1);
 }
