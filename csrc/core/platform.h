@@ -1,7 +1,7 @@
-// What differs between operating systems. Nothing else in csrc includes their headers, except the CUDA executor, which
-// runs on Linux only, and the native tests.
+// What differs between operating systems. Their headers are included only here, where Arm features are looked up, in the
+// CUDA executor and in the native tests (tools/check_homes.py).
 //
-// Linux runs and is tested. For macOS and Windows, this only compiles.
+// Linux is tested. For macOS and Windows, this only compiles (tools/compile_elsewhere.sh).
 #pragma once
 #include <cstddef>
 #include <cstdint>
