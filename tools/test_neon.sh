@@ -18,10 +18,12 @@ build() { # folder, extra cmake arguments
 hashes() { awk '$4 == "passed" { print $1, $3 }' "$1" | sort -u; }
 targets() { awk '$4 == "passed" { print $2 }' "$1" | sort -u | xargs; }
 
-run_on() { # CPU of qemu, the targets that it must run
+run() { # CPU of qemu
+  qemu-aarch64 -cpu "$1" build/neon/fastattn_native_tests > "build/neon/results-$1.txt"
+}
+check() { # CPU of qemu, the targets that it must have run
   local results="build/neon/results-$1.txt"
-  echo "== $1"
-  qemu-aarch64 -cpu "$1" build/neon/fastattn_native_tests | tee "$results"
+  sed "s/^/$1: /" "$results"
   diff <(hashes build/native/results.txt) <(hashes "$results")
   if [ "$(targets "$results")" != "$2" ]; then
     echo "$1: expected the targets $2, got $(targets "$results")"
@@ -32,7 +34,14 @@ run_on() { # CPU of qemu, the targets that it must run
 build build/neon -DCMAKE_TOOLCHAIN_FILE=cmake/aarch64-linux-gnu.cmake
 build build/native
 build/native/fastattn_native_tests | tee build/native/results.txt
-run_on max "neon neon_dotprod neon_i8mm scalar"
-run_on neoverse-n1 "neon neon_dotprod scalar"
-run_on cortex-a57 "neon scalar"
+runs=()
+for cpu in max neoverse-n1 cortex-a57; do
+  run "$cpu" & runs+=($!)
+done
+failed=no
+for pid in "${runs[@]}"; do wait "$pid" || failed=yes; done
+check max "neon neon_dotprod neon_i8mm scalar"
+check neoverse-n1 "neon neon_dotprod scalar"
+check cortex-a57 "neon scalar"
+[ "$failed" = no ]
 echo "aarch64 and $(uname -m) give the same bits"

@@ -16,16 +16,22 @@ namespace {
 
 Buffer::Buffer(size_t bytes) : bytes_(bytes) {
     if (bytes == 0) return;
-    mapped_ = bytes < kHugePage ? 0 : (bytes + kHugePage - 1) / kHugePage * kHugePage;
-    data_ = mapped_ > 0 ? map_pages(mapped_) : allocate_aligned(bytes);
+    const size_t mapped = bytes < kHugePage ? 0 : (bytes + kHugePage - 1) / kHugePage * kHugePage;
+    data_ = {mapped > 0 ? map_pages(mapped) : allocate_aligned(bytes), Free{mapped}};
     if (data_ == nullptr) out_of_memory(bytes);
 }
 
-Buffer::~Buffer() {
-    if (mapped_ > 0)
-        unmap_pages(data_, mapped_);
+void Buffer::grow(size_t bytes) {
+    if (bytes_ >= bytes) return;
+    *this = Buffer();
+    *this = Buffer(bytes);
+}
+
+void Buffer::Free::operator()(std::byte* data) const {
+    if (mapped > 0)
+        unmap_pages(data, mapped);
     else
-        free_aligned(data_);
+        free_aligned(data);
 }
 
 }  // namespace fastattn

@@ -176,7 +176,7 @@ const KernelTable& kernels_of(const std::string& name) {
 }
 
 const KernelTable& active_kernels() {
-    // No static with a run-time initializer: the child of a fork in the middle of it would wait for its end.
+    // No static with a run-time initializer: a child forked during the initialization would wait for it forever.
     static std::atomic<const KernelTable*> active{nullptr};
     const KernelTable* table = active.load(std::memory_order_acquire);
     if (table == nullptr) {
