@@ -58,7 +58,14 @@ HOMES = (
         "what differs between operating systems (use core/platform.h)",
         _CPP,
         re.compile(r"#include <(?:sys/\w+|unistd|sched|pthread|signal|dlfcn|windows)\.h>"),
-        ("csrc/core/platform.cpp", "csrc/runtime/arm_features.cpp", "csrc/cuda/*", "csrc/native_tests/*"),
+        # python_calls.cpp works around what pthread_exit of glibc does to C++.
+        (
+            "csrc/core/platform.cpp",
+            "csrc/runtime/arm_features.cpp",
+            "csrc/bindings/python_calls.cpp",
+            "csrc/cuda/*",
+            "csrc/native_tests/*",
+        ),
     ),
     Home("the tasks of a head", _PYTHON, re.compile(r"\bTaskEntry\("), ("src/fastattn/models/tasks.py",)),
     Home("the sources of weights", _PYTHON, re.compile(r"\bos\.pread\w*\("), ("src/fastattn/files.py",)),

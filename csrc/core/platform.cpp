@@ -81,9 +81,6 @@ const DWORD loading_thread = GetCurrentThreadId();
 bool in_main_thread() {
     return GetCurrentThreadId() == loading_thread;
 }
-void sleep_forever() {
-    for (;;) Sleep(INFINITE);
-}
 int on_fork(void (*)(), void (*)(), void (*)()) {  // Windows has no fork
     return 0;
 }
@@ -170,9 +167,6 @@ bool in_main_thread() {
 
 int64_t process_id() {
     return getpid();
-}
-void sleep_forever() {
-    for (;;) pause();
 }
 int on_fork(void (*before)(), void (*in_parent)(), void (*in_child)()) {
     return pthread_atfork(before, in_parent, in_child);

@@ -28,7 +28,6 @@ void leave_cpu(int cpu, int wanted);
 
 int64_t process_id();
 bool in_main_thread();
-[[noreturn]] void sleep_forever();
 
 // Calls the functions before a fork, and after it in the parent and in the child. Returns 0.
 int on_fork(void (*before)(), void (*in_parent)(), void (*in_child)());

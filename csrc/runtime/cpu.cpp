@@ -1,9 +1,5 @@
 #include "runtime/cpu.h"
 
-#if defined(__x86_64__)
-#include <cpuid.h>
-#endif
-
 #include <algorithm>
 #include <atomic>
 #include <cerrno>
@@ -16,6 +12,7 @@
 #include "core/error.h"
 #include "core/platform.h"
 #include "runtime/arm_features.h"
+#include "runtime/x86_features.h"
 
 namespace fastattn {
 namespace {
@@ -41,31 +38,9 @@ struct Target {
 std::string no_obstacle() {
     return {};
 }
-#if FASTATTN_HAS_AVX2
-bool has_avx2() {
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-}
-#endif
-#if FASTATTN_HAS_AVX512
-bool has_avx512() {
-    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-}
-bool has_avx512_vnni() {
-    return has_avx512() && __builtin_cpu_supports("avx512vnni");
-}
-bool has_avx512_bf16() {
-    return has_avx512_vnni() && __builtin_cpu_supports("avx512bf16");
-}
-#endif
 #if FASTATTN_HAS_AMX
-bool cpu_has_amx() {
-    constexpr unsigned kBfloat16 = 1u << 22, kTiles = 1u << 24, kInt8 = 1u << 25, kAll = kBfloat16 | kTiles | kInt8;
-    unsigned a = 0, b = 0, c = 0, d = 0;
-    return has_avx512_vnni() && __get_cpuid_count(7, 0, &a, &b, &c, &d) != 0 && (d & kAll) == kAll;
-}
 std::string obstacle_to_amx() {
-    if (!cpu_has_amx()) return kCannotRun;
+    if (!x86_features().tiles) return kCannotRun;
     const int error = request_tile_registers();
     return error == 0 ? "" : tiles_refused(error);
 }
@@ -74,12 +49,13 @@ std::string obstacle_to_amx() {
 const Target kTargets[] = {
     {"scalar", scalar::kernel_table, no_obstacle},
 #if FASTATTN_HAS_AVX2
-    {"avx2", avx2::kernel_table, [] { return unless(has_avx2()); }},
+    {"avx2", avx2::kernel_table, [] { return unless(x86_features().avx2); }},
 #endif
 #if FASTATTN_HAS_AVX512
-    {"avx512", avx512::kernel_table, [] { return unless(has_avx512()); }},
-    {"avx512_vnni", avx512_vnni::kernel_table, [] { return unless(has_avx512_vnni()); }},
-    {"avx512_bf16", avx512_bf16::kernel_table, [] { return unless(has_avx512_bf16()); }, /*own_bfloat16_sums=*/true},
+    {"avx512", avx512::kernel_table, [] { return unless(x86_features().avx512); }},
+    {"avx512_vnni", avx512_vnni::kernel_table, [] { return unless(x86_features().avx512_vnni); }},
+    {"avx512_bf16", avx512_bf16::kernel_table, [] { return unless(x86_features().avx512_bf16); },
+     /*own_bfloat16_sums=*/true},
 #endif
 #if FASTATTN_HAS_AMX
     {"amx", amx::kernel_table, obstacle_to_amx},
@@ -129,7 +105,7 @@ double least_quota(std::string path, const F& limit) {
 
 bool on_intel() {
 #if defined(__x86_64__)
-    return __builtin_cpu_is("intel");
+    return x86_features().intel;
 #else
     return false;
 #endif
