@@ -127,7 +127,7 @@ test-neon: $(S)/build-tools
 	  echo "test-neon needs $$tool; Debian: apt-get install g++-aarch64-linux-gnu qemu-user"; exit 1; }; done
 	PATH="$(abspath $(BIN)):$$PATH" tools/test_neon.sh
 
-# Runs Python tests in an arm64 Debian under an emulator: takes about 15 minutes.
+# Runs Python tests in an arm64 Debian under an emulator, where each takes many times longer than on a CPU.
 test-arm64: $(S)/build-tools
 	@for tool in aarch64-linux-gnu-g++ qemu-aarch64 apt-get; do command -v $$tool > /dev/null || { \
 	  echo "test-arm64 needs $$tool; Debian: apt-get install g++-aarch64-linux-gnu qemu-user"; exit 1; }; done

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs Python tests for 64-bit Arm on another machine: cross-compiles the extension, installs Debian's arm64 Python with
-# numpy and tokenizers in build/arm64/root, and runs tests and digests there under qemu-user. Takes about 15 minutes.
-#   tools/test_arm64.sh                          the tests listed at the end of this file, with the digests of the demo models
+# numpy and tokenizers in build/arm64/root, and runs tests there under qemu-user. That is slow.
+#   tools/test_arm64.sh                          the tests listed at the end, with the digests of the demo models
 #   tools/test_arm64.sh tests/kernels -k rotary  only pytest, with these arguments
 # Needs Debian or Ubuntu with g++-aarch64-linux-gnu, qemu-user, cmake, ninja and pybind11 for $PYTHON (python3).
 set -euo pipefail
@@ -50,12 +50,13 @@ build_extension() {
     -DFASTATTN_PYTHON=ON -DFASTATTN_NATIVE_TESTS=ON -DFASTATTN_CUDA=OFF -DSKBUILD_PROJECT_VERSION=0.1.0 \
     -DPython_EXECUTABLE="$(command -v "$PYTHON")" -DPython_INCLUDE_DIR="$root/usr/include/python3.11" \
     -Dpybind11_DIR="$("$PYTHON" -m pybind11 --cmakedir)" > /dev/null
+  rm -f build/neon/_core*.so  # only one of the names that it may have
   cmake --build build/neon --target _core
   rm -rf "$packages/fastattn"
   mkdir -p "$packages"
   cp -r src/fastattn "$packages/"
   find "$packages/fastattn" -name '*.so' -delete
-  cp build/neon/_core.*.so "$packages/fastattn/_core.cpython-311-aarch64-linux-gnu.so"
+  cp build/neon/_core*.so "$packages/fastattn/_core.cpython-311-aarch64-linux-gnu.so"
 }
 
 run() { PYTHONPATH=$PWD TOKENIZERS_PARALLELISM=false "$root/usr/bin/python" "$@"; }
