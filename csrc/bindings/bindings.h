@@ -51,34 +51,17 @@ inline void look_up_numpy() {
     (void)py::dtype::of<float>();
 }
 
-template <class T>
-const char* dtype_name();
-template <>
-inline const char* dtype_name<float>() {
-    return "float32";
-}
-template <>
-inline const char* dtype_name<int32_t>() {
-    return "int32";
-}
-template <>
-inline const char* dtype_name<int64_t>() {
-    return "int64";
-}
-
-template <>
-inline const char* dtype_name<uint8_t>() {
-    return "uint8";
+inline std::string name_of(const py::dtype& dtype) {
+    return py::str(dtype).cast<std::string>();
 }
 
 // Converts nothing: an array of another dtype, order or rank is an error that describes the array.
 template <class T>
 void check_array(const char* name, const py::array& array, int ndim) {
     if (!py::isinstance<py::array_t<T>>(array) || array.ndim() != ndim || !(array.flags() & py::array::c_style))
-        throw Error(ErrorKind::kDtype, std::string(name) + ": expected C-contiguous " + dtype_name<T>() + " with " +
-                                           std::to_string(ndim) + " dimensions, got " +
-                                           py::str(array.dtype()).cast<std::string>() + " with " +
-                                           std::to_string(array.ndim()));
+        throw Error(ErrorKind::kDtype, std::string(name) + ": expected C-contiguous " + name_of(py::dtype::of<T>()) +
+                                           " with " + std::to_string(ndim) + " dimensions, got " +
+                                           name_of(array.dtype()) + " with " + std::to_string(array.ndim()));
 }
 template <class T>
 const T* data_of(const char* name, const py::array& array, int ndim) {

@@ -40,8 +40,8 @@ void load(Engine& engine, const std::string& name, const std::string& use, const
         (type == Type::kFloat32) != (array.dtype().kind() == 'f'))
         throw Error(ErrorKind::kDtype, name + ": expected C-contiguous " +
                                            (type == Type::kFloat32 ? "float32" : "uint16 bits of " + format) +
-                                           " with 2 dimensions, got " + py::str(array.dtype()).cast<std::string>() +
-                                           " with " + std::to_string(array.ndim()));
+                                           " with 2 dimensions, got " + name_of(array.dtype()) + " with " +
+                                           std::to_string(array.ndim()));
     const int64_t rows = array.shape(0), columns = array.shape(1);
     const void* data = array.data();
     without_gil([&](const std::function<bool()>&) { engine.load(name, as, type, rows, columns, data); });
@@ -50,13 +50,13 @@ void load(Engine& engine, const std::string& name, const std::string& use, const
 // The outputs with `wanted_outputs` set: [rows, width], or flat for attention maps, which are ragged. None for the
 // others.
 py::list run(Executor& executor, const py::array& token_ids, const py::array& cu_seqlens, const py::array& positions,
-             const py::array& wanted, const std::optional<py::array>& token_type_ids,
-             const std::optional<std::vector<KvCache*>>& caches, const std::vector<bool>& wanted_outputs) {
+             const py::array& wanted, const std::optional<py::array>& token_type_ids, const Caches& caches,
+             const std::vector<bool>& wanted_outputs) {
     const StepInput step = step_from(token_ids, cu_seqlens, positions, wanted, token_type_ids, caches);
     const CacheGuard guard(step.caches);
     const std::vector<int32_t>& outputs = executor.spec().outputs;
     if (wanted_outputs.size() != outputs.size())
-        throw Error(ErrorKind::kInput, "wanted_outputs: expected one an output");
+        throw Error(ErrorKind::kInput, "wanted_outputs: expected one bool per output");
     py::list arrays;
     std::vector<float*> pointers;
     for (size_t i = 0; i < outputs.size(); ++i) {
@@ -98,14 +98,13 @@ void register_engine(py::module_& m) {
         .def("cancel", &Engine::cancel);
 }
 
-// A number that waits for a running step.
-size_t count(const Executor& executor, size_t (Executor::*number)() const) {
-    size_t found = 0;
-    without_gil([&](const std::function<bool()>&) { found = (executor.*number)(); });
-    return found;
+Executor::GraphCounts count_graphs(const Executor& executor) {
+    Executor::GraphCounts counts;
+    without_gil([&](const std::function<bool()>&) { counts = executor.count_graphs(); });
+    return counts;
 }
 
-// The file of cuBLASLt that a model would use, or None, and why the others are passed over.
+// The file of cuBLASLt that a model would use, or None, and why others were skipped.
 py::tuple find_library(const std::vector<std::string>& paths) {
     (void)open_device();
     const auto budget = std::make_shared<Budget>(CublasLt::kWorkspaceBytes);
@@ -130,9 +129,8 @@ void register_executor(py::module_& m) {
         },
         py::arg("engine"), py::arg("spec"), py::arg("kv_dtype"));
     define_drawing(executor);
-    executor.def_property_readonly("graphs", [](Executor& executor) { return count(executor, &Executor::graphs); })
-        .def_property_readonly("failed_graphs",
-                               [](Executor& executor) { return count(executor, &Executor::failed_graphs); })
+    executor.def_property_readonly("graphs", [](Executor& executor) { return count_graphs(executor).captured; })
+        .def_property_readonly("failed_graphs", [](Executor& executor) { return count_graphs(executor).failed; })
         .def_property_readonly("built_in_products", &Executor::built_in_products)
         .def("run", run, py::arg("token_ids"), py::arg("cu_seqlens"), py::arg("positions"), py::arg("wanted"),
              py::arg("token_type_ids"), py::arg("caches"), py::arg("wanted_outputs"));
@@ -149,7 +147,7 @@ FASTATTN_MODULE(FASTATTN_CUDA_MODULE, m) {
     m.def("device_info", &fastattn::cuda::device_info,
           "The GPU that a model would run on. Raises ConfigError if there is none.");
     m.def("find_library", &fastattn::cuda::find_library, pybind11::arg("paths"),
-          "The cuBLASLt that a model would use, or None, and why others are passed over.");
+          "The cuBLASLt that a model would use, or None, and why others were skipped.");
     fastattn::cuda::register_engine(m);
     fastattn::register_cache(m, pybind11::module_local());
     fastattn::cuda::register_executor(m);

@@ -25,7 +25,8 @@ void hold(py::detail::value_and_holder& slot, const std::shared_ptr<T>& value) {
     }
 }
 
-// tp_new of a bound class. pybind11's own lets a C++ exception pass through Python, and reads what was not created.
+// tp_new of a bound class. pybind11's own lets a C++ exception pass through Python, and reads a layout that was never
+// allocated.
 inline PyObject* new_object(PyTypeObject* type, PyObject*, PyObject*) {
     PyObject* object = type->tp_alloc(type, 0);
     if (object == nullptr) return nullptr;

@@ -1,5 +1,4 @@
 // Reads a Program from Python's plain lists, and the names of formats.
-#include <array>
 #include <utility>
 
 #include "bindings/bindings.h"
@@ -14,31 +13,12 @@ namespace {
 constexpr Named<Rows> kRowNames[] = {
     {"tokens", Rows::kTokens}, {"wanted", Rows::kWanted}, {"sequences", Rows::kSequences}};
 
-template <class T, size_t n>
-T lookup(const Named<T> (&names)[n], const char* what, const py::handle& name) {
-    return value_of(names, name.cast<std::string>(), what, ErrorKind::kConfig);
+// The names of the first `n` formats, for messages.
+std::string format_names(int n) {
+    std::string names;
+    for (int i = 0; i < n; ++i) names += (i > 0 ? ", " : "") + std::string(kFormatTraits[i].name);
+    return names;
 }
-
-}  // namespace
-
-Format format_from(const std::string& name) {
-    static const std::array<Named<Format>, kFormats> names = [] {
-        std::array<Named<Format>, kFormats> all{};
-        for (int i = 0; i < kFormats; ++i) all[i] = {kFormatTraits[i].name, kFormatTraits[i].format};
-        return all;
-    }();
-    return value_of(names, name, "format", ErrorKind::kConfig);
-}
-
-Format kv_format_from(const std::string& name) {
-    const Format format = format_from(name);
-    if (static_cast<int>(format) < kKvFormats) return format;
-    std::string known;
-    for (int i = 0; i < kKvFormats; ++i) known += (i > 0 ? ", " : "") + std::string(kFormatTraits[i].name);
-    throw Error(ErrorKind::kInput, "kv_dtype: expected one of " + known + ", got " + name);
-}
-
-namespace {
 
 AttrValue value_of_attr(const py::handle& value) {
     if (py::isinstance<py::bool_>(value)) return value.cast<bool>();
@@ -58,7 +38,8 @@ ProgramSpec read_spec(const py::dict& dict) {
     ProgramSpec spec;
     for (const auto& item : dict["values"]) {
         const auto [rows, width] = item.cast<std::pair<py::object, int32_t>>();
-        spec.values.push_back({lookup(kRowNames, "program: rows", rows), width});
+        const Rows kind = value_of(kRowNames, rows.cast<std::string>(), "program: rows", ErrorKind::kConfig);
+        spec.values.push_back({kind, width});
     }
     for (const auto& item : dict["ops"]) {
         const auto fields = item.cast<py::tuple>();
@@ -81,6 +62,18 @@ ProgramSpec read_spec(const py::dict& dict) {
 }
 
 }  // namespace
+
+Format format_from(const std::string& name) {
+    for (const FormatTraits& traits : kFormatTraits)
+        if (name == traits.name) return traits.format;
+    throw Error(ErrorKind::kConfig, "format: expected one of " + format_names(kFormats) + ", got " + name);
+}
+
+Format kv_format_from(const std::string& name) {
+    const Format format = format_from(name);
+    if (static_cast<int>(format) < kKvFormats) return format;
+    throw Error(ErrorKind::kInput, "kv_dtype: expected one of " + format_names(kKvFormats) + ", got " + name);
+}
 
 ProgramSpec spec_from(const py::dict& dict) {
     try {

@@ -6,6 +6,7 @@
 
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "program/names.h"
@@ -72,24 +73,19 @@ Weight packed_matrix(const KernelTable& kernels, const Rows& w, Format format, b
 py::tuple quantize(const std::string& target, const py::array& x, const std::string& format) {
     const Rows in = rows_of("x", x);
     const Format kept = format_from(format);
-    const KernelTable& kernels = kernels_of(target);
     const int32_t words = words_of(kept, in.n);
     py::array_t<int32_t> out(
         {static_cast<py::ssize_t>(in.rows), static_cast<py::ssize_t>(ops::quantized_stride(words))});
     py::array_t<float> scales(static_cast<py::ssize_t>(in.rows));
-    const QuantizeArgs args{.x = in.data,
-                            .x_stride = in.stride,
-                            .out = out.mutable_data(),
-                            .out_stride = ops::quantized_stride(words),
-                            .scales = scales.mutable_data(),
-                            .rows = in.rows,
-                            .n = in.n,
-                            .words = words,
-                            .offset = 0};
-    if (kept == Format::kBfloat16)
-        kernels.quantize_bfloat16(args);
-    else
-        kernels.quantize_int8(args);
+    kernels_of(target).quantize[static_cast<int>(kept)]({.x = in.data,
+                                                         .x_stride = in.stride,
+                                                         .out = out.mutable_data(),
+                                                         .out_stride = ops::quantized_stride(words),
+                                                         .scales = scales.mutable_data(),
+                                                         .rows = in.rows,
+                                                         .n = in.n,
+                                                         .words = words,
+                                                         .offset = 0});
     return py::make_tuple(out[py::make_tuple(py::ellipsis(), py::slice(0, words, 1))], scales);
 }
 
@@ -114,25 +110,13 @@ py::array linear(const std::string& target, const py::array& a, const py::array&
     const int64_t stride = ops::quantized_stride(panels.words);
     std::vector<int32_t> words(static_cast<size_t>(x.rows * stride));
     std::vector<float> scales(static_cast<size_t>(x.rows)), scratch(kLinearScratch);
-    if (packed.format != Format::kFloat32) {
-        const QuantizeArgs args{.x = x.data,
-                                .x_stride = x.stride,
-                                .out = words.data(),
-                                .out_stride = stride,
-                                .scales = scales.data(),
-                                .rows = x.rows,
-                                .n = x.n,
-                                .words = panels.words,
-                                .offset = kernels.int8_offset};
-        if (packed.format == Format::kBfloat16)
-            kernels.quantize_bfloat16(args);
-        else
-            kernels.quantize_int8(args);
-    }
+    const bool plain = packed.format == Format::kFloat32;
+    if (!plain)
+        ops::round_rows(kernels, {x.data, x.rows, x.stride, x.n}, 0, x.rows,
+                        {packed.format, panels.words, {words.data(), scales.data()}});
     if (bfloat16_output && (packed.format != Format::kBfloat16 || w.rows % 16 != 0))
         throw py::value_error("bfloat16_output: expected format bfloat16 and columns in sixteens");
     const py::array out = bfloat16_output ? py::array(py::array_t<uint16_t>({x.rows, w.rows})) : matrix(x.rows, w.rows);
-    const bool plain = packed.format == Format::kFloat32;
     kernels.linear[static_cast<int>(packed.format)]({.a = plain ? static_cast<const void*>(x.data) : words.data(),
                                                      .a_stride = plain ? x.stride : stride,
                                                      .a_scales = scales.data(),
@@ -145,7 +129,6 @@ py::array linear(const std::string& target, const py::array& a, const py::array&
                                                      .c = static_cast<float*>(const_cast<void*>(out.data())),
                                                      .c_stride = bfloat16_output ? w.rows / 2 : w.rows,
                                                      .scratch = scratch.data(),
-                                                     .next_panel = nullptr,
                                                      .m = x.rows,
                                                      .words = panels.words,
                                                      .n = w.rows,
@@ -240,7 +223,6 @@ void kv_store(const std::string& target, const py::array& k, const py::array& v,
                                                          .k_stride = keys.stride,
                                                          .v_stride = values.stride,
                                                          .blocks = pointers.data(),
-                                                         .offset = 0,
                                                          .rows = keys.rows,
                                                          .position = position,
                                                          .head_dim = keys.n});
@@ -248,9 +230,10 @@ void kv_store(const std::string& target, const py::array& k, const py::array& v,
 
 // attention [q_len, head_dim], or its probs [q_len, kv_len]. bias [1, or a row per head, columns]: of relative
 // positions up to 0 if causal, else up to as many after as before.
+template <bool kProbs>
 py::array attention(const std::string& target, const py::array& q, const py::array& blocks, int kv_len, int q_position,
                     bool causal, float scale, const MaybeArray& mask, const std::string& format, int rows_per_head,
-                    int window, const MaybeArray& bias, bool probs) {
+                    int window, const MaybeArray& bias) {
     const Rows queries = rows_of("q", q), m = rows_of("mask", mask, queries.rows, kv_len);
     const Format kept = kv_format_from(format);
     if (mask && kept != Format::kFloat32) throw py::value_error("mask: only with float32");
@@ -263,28 +246,27 @@ py::array attention(const std::string& target, const py::array& q, const py::arr
     if (bias && bias_positions < kv_len) throw py::value_error("bias: expected one for each relative position");
     const auto pointers = blocks_of(blocks, kept, heads, queries.n, kv_len);
     std::vector<float> scratch(kAttentionScratch);
-    auto out = matrix(queries.rows, probs ? kv_len : queries.n);
+    auto out = matrix(queries.rows, kProbs ? kv_len : queries.n);
     const KernelTable& kernels = kernels_of(target);
-    (probs ? kernels.attention_probs
-           : kernels.attention)[static_cast<int>(kept)]({.q = queries.data,
-                                                         .q_stride = queries.stride,
-                                                         .blocks = pointers.data(),
-                                                         .offset = 0,
-                                                         .mask = m.data,
-                                                         .mask_stride = m.stride,
-                                                         .out = out.mutable_data(),
-                                                         .out_stride = probs ? kv_len : queries.n,
-                                                         .scratch = scratch.data(),
-                                                         .q_len = queries.rows,
-                                                         .q_position = q_position,
-                                                         .kv_len = kv_len,
-                                                         .head_dim = queries.n,
-                                                         .rows_per_head = rows_per_head,
-                                                         .causal = causal,
-                                                         .scale = scale,
-                                                         .window = window,
-                                                         .bias = bias ? biases.data + bias_positions - 1 : nullptr,
-                                                         .bias_stride = biases.stride});
+    (kProbs ? kernels.attention_probs
+            : kernels.attention)[static_cast<int>(kept)]({.q = queries.data,
+                                                          .q_stride = queries.stride,
+                                                          .blocks = pointers.data(),
+                                                          .mask = m.data,
+                                                          .mask_stride = m.stride,
+                                                          .out = out.mutable_data(),
+                                                          .out_stride = kProbs ? kv_len : queries.n,
+                                                          .scratch = scratch.data(),
+                                                          .q_len = queries.rows,
+                                                          .q_position = q_position,
+                                                          .kv_len = kv_len,
+                                                          .head_dim = queries.n,
+                                                          .rows_per_head = rows_per_head,
+                                                          .causal = causal,
+                                                          .scale = scale,
+                                                          .window = window,
+                                                          .bias = bias ? biases.data + bias_positions - 1 : nullptr,
+                                                          .bias_stride = biases.stride});
     return out;
 }
 
@@ -304,12 +286,8 @@ py::array softmax_f32(const std::string& target, const py::array& x, bool log) {
 py::array activation_f32(const std::string& target, const py::array& x, const std::string& activation, bool rough) {
     const Rows in = rows_of("x", x, 1);
     py::array_t<float> out(in.n);
-    kernels_of(target).activation_f32({.x = in.data,
-                                       .y = nullptr,
-                                       .out = out.mutable_data(),
-                                       .n = in.n,
-                                       .activation = activation_of(activation),
-                                       .rough = rough});
+    kernels_of(target).activation_f32(
+        {.x = in.data, .out = out.mutable_data(), .n = in.n, .activation = activation_of(activation), .rough = rough});
     return out;
 }
 
@@ -318,8 +296,7 @@ template <void (*KernelTable::*kKernel)(const ElementwiseF32Args&)>
 py::array combine(const std::string& target, const py::array& x, const py::array& y) {
     const Rows a = rows_of("x", x, 1), b = rows_of("y", y, 1, a.n);
     py::array_t<float> out(a.n);
-    (kernels_of(target).*
-     kKernel)({.x = a.data, .y = b.data, .out = out.mutable_data(), .n = a.n, .activation = Activation::kNone});
+    (kernels_of(target).*kKernel)({.x = a.data, .y = b.data, .out = out.mutable_data(), .n = a.n});
     return out;
 }
 
@@ -397,18 +374,11 @@ void register_kernels(py::module_& module) {
           [](const std::string& name, int head_dim) { return kv_head_layout(kv_format_from(name), head_dim).bytes; });
     m.def("kv_store", &kv_store, target, py::arg("k"), py::arg("v"), blocks, py::kw_only(), py::arg("position"),
           py::arg("format") = "float32");
-    for (const bool probs : {false, true})
-        m.def(
-            probs ? "attention_probs" : "attention",
-            [probs](const std::string& name, const py::array& queries, const py::array& kv, int length, int position,
-                    bool causal, float scale, const MaybeArray& mask, const std::string& kept, int rows_per_head,
-                    int window, const MaybeArray& bias) {
-                return attention(name, queries, kv, length, position, causal, scale, mask, kept, rows_per_head, window,
-                                 bias, probs);
-            },
-            target, q, blocks, py::kw_only(), kv_len, py::arg("q_position") = 0, py::arg("causal") = false,
-            py::arg("scale") = 1.0f, py::arg("mask") = none, py::arg("format") = "float32",
-            py::arg("rows_per_head") = 0, py::arg("window") = 0, py::arg("bias") = none);
+    for (const auto& [name, kernel] :
+         {std::pair{"attention", &attention<false>}, std::pair{"attention_probs", &attention<true>}})
+        m.def(name, kernel, target, q, blocks, py::kw_only(), kv_len, py::arg("q_position") = 0,
+              py::arg("causal") = false, py::arg("scale") = 1.0f, py::arg("mask") = none, py::arg("format") = "float32",
+              py::arg("rows_per_head") = 0, py::arg("window") = 0, py::arg("bias") = none);
     m.def("softmax_f32", &softmax_f32, target, x, py::kw_only(), py::arg("log") = false);
     m.def("activation_f32", &activation_f32, target, x, py::kw_only(), py::arg("activation"), py::arg("rough") = false);
     m.def("add_f32", &combine<&KernelTable::add_f32>, target, x, py::arg("y"));

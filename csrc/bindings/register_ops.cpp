@@ -22,11 +22,7 @@ struct OpsRuntime {
     Buffer workspace;
 
     float* room(int64_t floats) {
-        const size_t bytes = static_cast<size_t>(floats) * sizeof(float);
-        if (workspace.bytes() < bytes) {
-            workspace = Buffer();
-            workspace = Buffer(bytes);
-        }
+        workspace.grow(static_cast<size_t>(floats) * sizeof(float));
         return workspace.floats();
     }
 };
@@ -38,13 +34,20 @@ OpsRuntime& ops_runtime() {
     return runtime.get([] { return std::make_unique<OpsRuntime>(); });
 }
 
+// Calls work(runtime, poll), which runs a region on runtime.pool and returns its result.
 template <class F>
-void in_region(const F& work) {
+void with_runtime(const F& work) {
     without_gil([&](const std::function<bool()>& poll) {
         OpsRuntime& runtime = ops_runtime();
         const std::lock_guard lock(runtime.mutex);
         if (!work(runtime, poll)) throw Error(ErrorKind::kCancelled, "the call was cancelled");
     });
+}
+
+// Runs `body` in a region, for ops that need no workspace.
+template <class F>
+void in_region(const F& body) {
+    with_runtime([&](OpsRuntime& runtime, const std::function<bool()>& poll) { return runtime.pool.run(body, poll); });
 }
 
 std::vector<float*> scratch_of(float* at, int threads) {
@@ -57,23 +60,29 @@ View view_of(const float* data, int64_t rows, int64_t width) {
     return {const_cast<float*>(data), rows, width, static_cast<int32_t>(width)};
 }
 
+const float* optional_vector(const char* name, const py::object& object, int64_t n) {
+    if (object.is_none()) return nullptr;
+    const auto array = object.cast<py::array>();
+    const float* data = data_of<float>(name, array, 1);
+    if (array.shape(0) != n) throw Error(ErrorKind::kInput, std::string(name) + ": expected one number per column");
+    return data;
+}
+
 // out [m, n] = x [m, k] times b, which is a weight [n, k] or, with k_major, a matrix [k, n].
 py::array product(const py::array& x, const py::array& b, bool k_major, const py::object& bias, const py::object& out) {
     const float* a = data_of<float>("input", x, 2);
     const float* w = data_of<float>(k_major ? "other" : "weight", b, 2);
     const int64_t m = x.shape(0), k = x.shape(1), n = b.shape(k_major ? 1 : 0);
-    if (b.shape(k_major ? 0 : 1) != k) throw Error(ErrorKind::kInput, "input, weight: the inner sizes differ");
-    const float* bias_data = nullptr;
-    if (!bias.is_none()) {
-        const auto array = bias.cast<py::array>();
-        bias_data = data_of<float>("bias", array, 1);
-        if (array.shape(0) != n) throw Error(ErrorKind::kInput, "bias: expected one number an output column");
-    }
+    if (b.shape(k_major ? 0 : 1) != k)
+        throw Error(ErrorKind::kInput, "input, weight: expected equal inner sizes, got " + std::to_string(k) + " and " +
+                                           std::to_string(b.shape(k_major ? 0 : 1)));
+    const float* bias_data = optional_vector("bias", bias, n);
     py::array result = out.is_none() ? py::array(py::array_t<float>({m, n})) : out.cast<py::array>();
     float* c = writable<float>("out", result, 2);
-    if (result.shape(0) != m || result.shape(1) != n) throw Error(ErrorKind::kInput, "out: wrong shape");
+    if (result.shape(0) != m || result.shape(1) != n)
+        throw Error(ErrorKind::kInput, "out: expected shape [" + std::to_string(m) + ", " + std::to_string(n) + "]");
     if (m == 0 || n == 0) return result;
-    in_region([&](OpsRuntime& runtime, const std::function<bool()>& poll) {
+    with_runtime([&](OpsRuntime& runtime, const std::function<bool()>& poll) {
         const int64_t panels = (n + kPanelWidth - 1) / kPanelWidth;
         const int64_t scratch_floats = runtime.pool.size() * ops::kScratchFloats;
         float* room = runtime.room(scratch_floats + panels * kPanelWidth * k);
@@ -97,24 +106,12 @@ py::array product(const py::array& x, const py::array& b, bool k_major, const py
                                          .words = static_cast<int32_t>(k),
                                          .panel_bytes = k * kPanelWordBytes,
                                          .count = panels},
-                             .next = {},
                              .bias = bias_data,
-                             .residual = {},
-                             .activation = Activation::kNone,
-                             .quantized = {},
                              .scratch = scratch.data()});
             },
             poll);
     });
     return result;
-}
-
-const float* optional_vector(const char* name, const py::object& object, int64_t n) {
-    if (object.is_none()) return nullptr;
-    const auto array = object.cast<py::array>();
-    const float* data = data_of<float>(name, array, 1);
-    if (array.shape(0) != n) throw Error(ErrorKind::kInput, std::string(name) + ": expected one number a column");
-    return data;
 }
 
 py::array layer_norm(const py::array& x, const py::object& weight, const py::object& bias, float eps) {
@@ -124,11 +121,8 @@ py::array layer_norm(const py::array& x, const py::object& weight, const py::obj
     const float* b = optional_vector("bias", bias, n);
     py::array_t<float> out({rows, n});
     const View result = view_of(out.mutable_data(), rows, n);
-    in_region([&](OpsRuntime& runtime, const std::function<bool()>& poll) {
-        return runtime.pool.run(
-            [&](Team& team) { ops::layer_norm(team, active_kernels(), view_of(data, rows, n), result, w, b, eps, {}); },
-            poll);
-    });
+    in_region(
+        [&](Team& team) { ops::layer_norm(team, active_kernels(), view_of(data, rows, n), result, w, b, eps, {}); });
     return out;
 }
 
@@ -138,20 +132,16 @@ py::array softmax(const py::array& x, bool log) {
     py::array_t<float> out({rows, n});
     float* result = out.mutable_data();
     if (rows == 0 || n == 0) return out;
-    in_region([&](OpsRuntime& runtime, const std::function<bool()>& poll) {
-        return runtime.pool.run(
-            [&](Team& team) {
-                team.for_chunks(rows, [&](int64_t row) {
-                    active_kernels().softmax_f32({.x = data + row * n,
-                                                  .x_stride = n,
-                                                  .out = result + row * n,
-                                                  .out_stride = n,
-                                                  .rows = 1,
-                                                  .n = static_cast<int32_t>(n),
-                                                  .log = log});
-                });
-            },
-            poll);
+    in_region([&](Team& team) {
+        team.for_chunks(rows, [&](int64_t row) {
+            active_kernels().softmax_f32({.x = data + row * n,
+                                          .x_stride = n,
+                                          .out = result + row * n,
+                                          .out_stride = n,
+                                          .rows = 1,
+                                          .n = static_cast<int32_t>(n),
+                                          .log = log});
+        });
     });
     return out;
 }
@@ -163,18 +153,13 @@ py::array activation(const py::array& x, const std::string& kind) {
     py::array_t<float> out(n);
     float* result = out.mutable_data();
     constexpr int64_t kChunk = 16384;
-    in_region([&](OpsRuntime& runtime, const std::function<bool()>& poll) {
-        return runtime.pool.run(
-            [&](Team& team) {
-                team.for_chunks((n + kChunk - 1) / kChunk, [&](int64_t i) {
-                    active_kernels().activation_f32({.x = data + i * kChunk,
-                                                     .y = nullptr,
-                                                     .out = result + i * kChunk,
-                                                     .n = std::min(kChunk, n - i * kChunk),
-                                                     .activation = which});
-                });
-            },
-            poll);
+    in_region([&](Team& team) {
+        team.for_chunks((n + kChunk - 1) / kChunk, [&](int64_t i) {
+            active_kernels().activation_f32({.x = data + i * kChunk,
+                                             .out = result + i * kChunk,
+                                             .n = std::min(kChunk, n - i * kChunk),
+                                             .activation = which});
+        });
     });
     return out;
 }
@@ -198,7 +183,6 @@ void attention_head(const HeadShape& s, int64_t index, const float* q, const flo
                                         .k_stride = d,
                                         .v_stride = d,
                                         .blocks = blocks,
-                                        .offset = 0,
                                         .rows = static_cast<int32_t>(s.kv_len),
                                         .position = 0,
                                         .head_dim = d});
@@ -206,7 +190,6 @@ void attention_head(const HeadShape& s, int64_t index, const float* q, const flo
         {.q = q + index * s.q_len * d,
          .q_stride = d,
          .blocks = blocks,
-         .offset = 0,
          .mask = mask ? mask + batch * mask_strides[0] + head * mask_strides[1] : nullptr,
          .mask_stride = s.kv_len,
          .out = out + index * s.q_len * d,
@@ -216,7 +199,6 @@ void attention_head(const HeadShape& s, int64_t index, const float* q, const flo
          .q_position = 0,
          .kv_len = static_cast<int32_t>(s.kv_len),
          .head_dim = d,
-         .rows_per_head = 0,
          .causal = causal,
          .scale = scale});
 }
@@ -230,7 +212,8 @@ py::array attention(const py::array& q, const py::array& k, const py::array& v, 
     if (k.shape(0) != s.batch || k.shape(3) != s.head_dim || v.shape(0) != s.batch || v.shape(1) != s.n_kv_head ||
         v.shape(2) != s.kv_len || v.shape(3) != s.head_dim)
         throw Error(ErrorKind::kInput, "key, value: the shapes do not fit the query's");
-    if (s.head_dim > kMaxHeadDim) throw Error(ErrorKind::kInput, "query: head_dim is at most 256");
+    if (s.head_dim > kMaxHeadDim)
+        throw Error(ErrorKind::kInput, "query: expected a head_dim of at most 256, got " + std::to_string(s.head_dim));
     const float* mask_data = nullptr;
     int64_t mask_strides[2] = {0, 0};
     if (!mask.is_none()) {
@@ -246,8 +229,9 @@ py::array attention(const py::array& q, const py::array& k, const py::array& v, 
     float* result = out.mutable_data();
     if (out.size() == 0) return out;
     if (s.n_kv_head == 0 || s.n_head % s.n_kv_head != 0)
-        throw Error(ErrorKind::kInput, "query, key: n_head must be a multiple of n_kv_head");
-    in_region([&](OpsRuntime& runtime, const std::function<bool()>& poll) {
+        throw Error(ErrorKind::kInput, "query, key: expected n_head as a multiple of n_kv_head, got " +
+                                           std::to_string(s.n_head) + " and " + std::to_string(s.n_kv_head));
+    with_runtime([&](OpsRuntime& runtime, const std::function<bool()>& poll) {
         const int threads = runtime.pool.size();
         const int64_t n_blocks = (s.kv_len + kBlockLen - 1) / kBlockLen;
         const int64_t per_thread = n_blocks * kv_head_layout(Format::kFloat32, static_cast<int32_t>(s.head_dim)).bytes /

@@ -15,45 +15,38 @@
 namespace fastattn {
 namespace {
 
-// Calls add(weights, pool, poll) with the model's lock and without the GIL.
-template <class F>
-void add_weight(Engine& engine, const F& add) {
+WeightUse use_from(const std::string& name) {
+    return value_of(kUseNames, name, "use", ErrorKind::kConfig);
+}
+
+// Calls `add`, Weights::add or Weights::add_packed, with the model's lock and without the GIL.
+template <class Add>
+void add_weight(Engine& engine, Add add, const NewWeight& spec, const WeightParts& parts) {
     without_gil([&](const std::function<bool()>& poll) {
         Engine::Running& running = engine.running();
         const std::lock_guard lock(running.mutex);
-        add(engine.weights(), running.pool, poll);
+        (engine.weights().*add)(spec, parts.sources, running.pool, poll);
     });
 }
 
 void load(Engine& engine, const std::string& name, const std::string& use, const std::string& format,
           const py::list& parts, bool transposed) {
     const WeightParts loaded = parts_from(parts, /*packed=*/false);
-    const NewWeight spec{.name = name,
-                         .use = value_of(kUseNames, use, "use", ErrorKind::kConfig),
-                         .format = format_from(format),
-                         .transposed = transposed};
-    add_weight(engine, [&](Weights& weights, ThreadPool& pool, const std::function<bool()>& poll) {
-        weights.add(spec, loaded.sources, pool, poll);
-    });
+    const NewWeight spec{.name = name, .use = use_from(use), .format = format_from(format), .transposed = transposed};
+    add_weight(engine, &Weights::add, spec, loaded);
 }
 
 void load_packed(Engine& engine, const std::string& name, const std::string& use, const std::string& format,
                  int64_t rows, int64_t columns, const py::list& parts) {
     const WeightParts loaded = parts_from(parts, /*packed=*/true);
-    const NewWeight spec{.name = name,
-                         .use = value_of(kUseNames, use, "use", ErrorKind::kConfig),
-                         .format = format_from(format),
-                         .rows = rows,
-                         .columns = columns};
-    add_weight(engine, [&](Weights& weights, ThreadPool& pool, const std::function<bool()>& poll) {
-        weights.add_packed(spec, loaded.sources, pool, poll);
-    });
+    const NewWeight spec{
+        .name = name, .use = use_from(use), .format = format_from(format), .rows = rows, .columns = columns};
+    add_weight(engine, &Weights::add_packed, spec, loaded);
 }
 
 std::array<int64_t, 3> packed_sizes(const std::string& use, const std::string& format, int64_t rows, int64_t columns) {
     Weight weight;
-    weight.use = value_of(kUseNames, use, "use", ErrorKind::kConfig), weight.format = format_from(format),
-    weight.rows = rows, weight.columns = columns;
+    weight.use = use_from(use), weight.format = format_from(format), weight.rows = rows, weight.columns = columns;
     return bytes_of(weight, use);
 }
 
@@ -70,8 +63,8 @@ py::list packed(Engine& engine, const std::string& name) {
 }
 
 py::list run(Executor& executor, const py::array& token_ids, const py::array& cu_seqlens, const py::array& positions,
-             const py::array& wanted, const std::optional<py::array>& token_type_ids,
-             const std::optional<std::vector<KvCache*>>& caches, const py::object& out) {
+             const py::array& wanted, const std::optional<py::array>& token_type_ids, const Caches& caches,
+             const py::object& out) {
     const StepInput step = step_from(token_ids, cu_seqlens, positions, wanted, token_type_ids, caches);
     const CacheGuard guard(step.caches);
     py::list arrays;

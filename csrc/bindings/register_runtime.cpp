@@ -122,11 +122,13 @@ void register_runtime(py::module_& m) {
     m.attr("compiler") = compiler();
     m.def(
         "built_targets", [](std::optional<bool> intel) { return built_targets(intel.value_or(on_intel())); },
-        py::kw_only(), py::arg("intel") = py::none(), "Best last, on this CPU, on one of Intel or on another.");
+        py::kw_only(), py::arg("intel") = py::none(),
+        "The built targets, best last. intel: in the order for Intel CPUs or for others; None: for this CPU.");
     m.def("available_targets", available_targets);
     m.def("refused_targets", refused_targets, "Targets that the operating system refuses, and its reasons.");
-    m.def("tiles_refused", tiles_refused, py::arg("error"), "The reason for an errno.");
-    m.def("bfloat16_sums", bfloat16_sums, py::arg("target"), "Their order: \"portable\" or the target's own.");
+    m.def("tiles_refused", tiles_refused, py::arg("error"), "Why Linux refused AMX's tile registers, by errno.");
+    m.def("bfloat16_sums", bfloat16_sums, py::arg("target"),
+          "The order of a target's bfloat16 sums: \"portable\" or its own name.");
     m.def("active_target", [] { return active_kernels().target; });
     m.def("default_threads", default_threads, "CPUs this process may use, by affinity and the cgroup's quota.");
     m.def("cpu_quota", cpu_quota, py::arg("root") = "", "CPUs that the cgroup allows; infinity without a quota.");
@@ -138,7 +140,7 @@ void register_runtime(py::module_& m) {
     m.def("measure_limits", measure_limits, py::arg("threads"), py::arg("seconds") = 0.2,
           py::arg("read_bytes") = int64_t{1} << 29,
           "The machine's current limits with `threads` threads: {fma_gflops, bf16_gflops, int8_gops, "
-          "read_gbps}, medians.");
+          "read_gbps}, means.");
     m.def("measure_regions", measure_regions, py::arg("threads"), py::arg("barriers") = 0, py::arg("rest") = 0.0,
           py::arg("rounds") = 1, "Seconds of `rounds` empty parallel regions, each after `rest` seconds without one.");
 }

@@ -37,7 +37,8 @@ struct Draws {
     int32_t n, vocab;
 
     // The ids before the token of row i are history[offsets[i]:offsets[i + 1]].
-    Draws(int32_t n, int32_t vocab, const py::array& params, const py::array& history, const py::array& offsets)
+    Draws(int32_t n, int32_t vocab, const py::array& params, const py::array& history, const py::array& offsets,
+          const std::optional<py::array>& ids_to_suppress = {}, const std::optional<py::array>& counts = {})
         : params(static_cast<const SampleParams*>(params.data())), no_suppress(n), n(n), vocab(vocab) {
         if (params.itemsize() != sizeof(SampleParams) || params.size() != n || !(params.flags() & py::array::c_style))
             throw Error(ErrorKind::kInput, "params: expected one SAMPLE_PARAMS record per row");
@@ -46,18 +47,19 @@ struct Draws {
         if (offsets.size() != n + 1 || begins[0] != 0 || begins[n] != history.size())
             throw Error(ErrorKind::kInput, "history_offsets: expected n + 1 numbers from 0 to the length of history");
         for (int32_t i = 0; i < n; ++i) {
-            if (begins[i + 1] < begins[i]) throw Error(ErrorKind::kInput, "history_offsets: expected rising numbers");
+            if (begins[i + 1] < begins[i])
+                throw Error(ErrorKind::kInput, "history_offsets: expected non-decreasing numbers");
             histories.push_back(ids + begins[i]);
             lengths.push_back(begins[i + 1] - begins[i]);
         }
         for (py::ssize_t i = 0; i < history.size(); ++i)
-            if (ids[i] < 0 || ids[i] >= vocab) throw Error(ErrorKind::kInput, "history: an id is out of range");
+            if (ids[i] < 0 || ids[i] >= vocab)
+                throw Error(ErrorKind::kInput, "history: expected ids from 0 to " + std::to_string(vocab - 1) +
+                                                   ", got " + std::to_string(ids[i]));
         suppress = no_suppress.data();
-    }
-    void suppress_ids(const std::optional<py::array>& ids, const std::optional<py::array>& counts) {
-        if (!ids || !counts) return;
-        suppressed = data_of<int32_t>("suppressed", *ids, 1);
-        n_suppressed = static_cast<int32_t>(ids->size());
+        if (!ids_to_suppress || !counts) return;
+        suppressed = data_of<int32_t>("suppressed", *ids_to_suppress, 1);
+        n_suppressed = static_cast<int32_t>(ids_to_suppress->size());
         suppress = data_of<int64_t>("suppress", *counts, 1);
         if (counts->size() != n) throw Error(ErrorKind::kInput, "suppress: expected one number per row");
     }

@@ -66,8 +66,7 @@ py::tuple draw(Executor& executor, const py::array& token_ids, const py::array& 
                const std::optional<py::array>& suppress, bool logprobs) {
     const StepInput step = step_from(token_ids, cu_seqlens, positions, wanted, std::nullopt, caches);
     const CacheGuard guard(step.caches);
-    Draws draws(step.n_wanted, executor.vocab(), params, history, history_offsets);
-    draws.suppress_ids(suppressed, suppress);
+    const Draws draws(step.n_wanted, executor.vocab(), params, history, history_offsets, suppressed, suppress);
     const auto n = static_cast<size_t>(step.n_wanted);
     Decoding::Drawn drawn{std::vector<int32_t>(n), std::vector<float>(logprobs ? n : 0)};
     const SampleArgs args = draws.args(drawn.ids.data(), logprobs ? drawn.logprobs.data() : nullptr);
@@ -84,8 +83,7 @@ std::shared_ptr<Decoding> new_decoding(std::shared_ptr<Executor> executor, const
     const int32_t* ids = data_of<int32_t>("token_ids", token_ids, 1);
     const auto n = static_cast<int32_t>(token_ids.size());
     if (caches.size() != static_cast<size_t>(n)) throw Error(ErrorKind::kInput, "caches: expected one per sequence");
-    Draws draws(n, executor->vocab(), params, history, history_offsets);
-    draws.suppress_ids(suppressed, suppress);
+    const Draws draws(n, executor->vocab(), params, history, history_offsets, suppressed, suppress);
     std::vector<Decoding::Row> rows;
     for (size_t i = 0; i < caches.size(); ++i) {
         if (caches[i] == nullptr)
@@ -101,11 +99,12 @@ std::shared_ptr<Decoding> new_decoding(std::shared_ptr<Executor> executor, const
                                       logprobs);
 }
 
-// Uses a cache outside of a step. An error while a step in another thread uses it.
+// Uses a cache outside of a step. Throws Error(kInput) while a step in another thread uses it.
 template <class F>
 auto use(KvCache& cache, const F& work) {
     cache.check_open();
-    if (!cache.try_acquire()) throw Error(ErrorKind::kInput, "cache: it is used by a call in another thread");
+    if (!cache.try_acquire())
+        throw Error(ErrorKind::kInput, "cache: expected one that no call uses, got one in use by another thread");
     struct Release {
         KvCache& cache;
         ~Release() { cache.release(); }

@@ -88,7 +88,8 @@ WeightParts parts_from(const py::list& parts, bool packed) {
     for (const auto& part : parts) {
         const auto [name, dtype, rows, columns, data] =
             part.cast<std::tuple<std::string, std::string, int64_t, int64_t, py::object>>();
-        if (rows < 0 || columns < 0) throw Error(ErrorKind::kInput, "tensor " + name + ": expected sizes from 0 on");
+        if (rows < 0 || columns < 0)
+            throw Error(ErrorKind::kInput, "tensor " + name + ": expected sizes of at least 0");
         const DType type = packed && dtype == "U8" ? DType::kU8 : dtype_from_name(dtype);
         if (packed && type != DType::kU8)
             throw Error(ErrorKind::kDtype, "tensor " + name + ": expected dtype U8, got " + dtype);

@@ -1,4 +1,4 @@
-// FA_ANYWHERE: a constexpr function that kernels of CUDA can call, too.
+// FA_ANYWHERE marks a constexpr function that CUDA kernels can call, too.
 #pragma once
 
 #ifdef __CUDACC__

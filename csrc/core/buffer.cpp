@@ -23,9 +23,9 @@ Buffer::Buffer(size_t bytes) : bytes_(bytes) {
     if (bytes == 0) return;
     if (bytes < kHugePage) {
         const size_t rounded = (bytes + 63) / 64 * 64;
-        data_ = static_cast<std::byte*>(std::aligned_alloc(64, rounded));
+        data_.reset(static_cast<std::byte*>(std::aligned_alloc(64, rounded)));
         if (data_ == nullptr) out_of_memory(bytes);
-        std::memset(data_, 0, rounded);
+        std::memset(data_.get(), 0, rounded);
         return;
     }
     // Map one extra huge page and unmap the unaligned ends, so that every page can be a huge page. The kernel then
@@ -39,15 +39,20 @@ Buffer::Buffer(size_t bytes) : bytes_(bytes) {
     const size_t tail = begin + kHugePage - aligned;
     if (tail > 0) munmap(reinterpret_cast<void*>(aligned + need), tail);
     madvise(reinterpret_cast<void*>(aligned), need, MADV_HUGEPAGE);
-    data_ = reinterpret_cast<std::byte*>(aligned);
-    mapped_ = need;
+    data_ = {reinterpret_cast<std::byte*>(aligned), Free{need}};
 }
 
-Buffer::~Buffer() {
-    if (mapped_ > 0)
-        munmap(data_, mapped_);
+void Buffer::grow(size_t bytes) {
+    if (bytes_ >= bytes) return;
+    *this = Buffer();
+    *this = Buffer(bytes);
+}
+
+void Buffer::Free::operator()(std::byte* data) const {
+    if (mapped > 0)
+        munmap(data, mapped);
     else
-        std::free(data_);
+        std::free(data);
 }
 
 }  // namespace fastattn

@@ -2,7 +2,7 @@
 #pragma once
 #include <cstddef>
 #include <cstdint>
-#include <utility>
+#include <memory>
 
 namespace fastattn {
 
@@ -10,28 +10,21 @@ class Buffer {
 public:
     Buffer() = default;
     explicit Buffer(size_t bytes);  // throws Error(kOutOfMemory) with the requested size
-    ~Buffer();
-    Buffer(Buffer&& other) noexcept { swap(other); }
-    Buffer& operator=(Buffer&& other) noexcept {
-        swap(other);
-        return *this;
-    }
-    Buffer(const Buffer&) = delete;
-    Buffer& operator=(const Buffer&) = delete;
 
-    std::byte* data() const { return data_; }
-    float* floats() const { return reinterpret_cast<float*>(data_); }
+    // Makes room for `bytes`. If the buffer is too small, frees it first; the contents are then lost.
+    void grow(size_t bytes);
+
+    std::byte* data() const { return data_.get(); }
+    float* floats() const { return reinterpret_cast<float*>(data_.get()); }
     size_t bytes() const { return bytes_; }
 
 private:
-    void swap(Buffer& other) noexcept {
-        std::swap(data_, other.data_);
-        std::swap(bytes_, other.bytes_);
-        std::swap(mapped_, other.mapped_);
-    }
-    std::byte* data_ = nullptr;
+    struct Free {
+        size_t mapped;  // bytes mapped; 0 for a small buffer from the heap
+        void operator()(std::byte* data) const;
+    };
+    std::unique_ptr<std::byte, Free> data_;
     size_t bytes_ = 0;
-    size_t mapped_ = 0;  // bytes mapped; 0 for a small buffer from the heap
 };
 
 }  // namespace fastattn

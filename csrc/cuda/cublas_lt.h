@@ -31,7 +31,8 @@ public:
     static constexpr int64_t kReferenceRows = 64;
     static constexpr int64_t kWorkspaceBytes = int64_t{32} << 20;
 
-    // Tries `paths`, then the names of the system. Returns null if none can be loaded; `why` then has the reasons.
+    // Tries `paths`, then the names of the system's libraries. Returns null if none can be loaded; `why` then has the
+    // reasons.
     static std::unique_ptr<CublasLt> load(const std::vector<std::string>& paths, bool tf32,
                                           const std::shared_ptr<Budget>& budget, std::string& why);
     ~CublasLt();

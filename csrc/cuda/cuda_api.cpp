@@ -95,8 +95,7 @@ bool may_load(const std::string&) {
     return true;
 }
 
-DeviceBuffer::DeviceBuffer(int64_t bytes) : bytes_(bytes) {
-    if (bytes == 0) return;
+std::byte* OnDevice::allocate(int64_t bytes) {
     const UseDevice current;
     void* data = nullptr;
     const cudaError_t status = cudaMalloc(&data, static_cast<size_t>(bytes));
@@ -104,23 +103,22 @@ DeviceBuffer::DeviceBuffer(int64_t bytes) : bytes_(bytes) {
         (void)cudaGetLastError();
         fail(status, "cudaMalloc of " + std::to_string(bytes) + " bytes");
     }
-    data_ = static_cast<std::byte*>(data);
+    return static_cast<std::byte*>(data);
 }
 
-DeviceBuffer::~DeviceBuffer() {
-    if (data_ != nullptr && mine()) (void)cudaFree(data_);
+void OnDevice::free(std::byte* data, int64_t) {
+    if (mine()) (void)cudaFree(data);
 }
 
-PinnedBuffer::PinnedBuffer(int64_t bytes) : bytes_(bytes) {
-    if (bytes == 0) return;
+std::byte* Pinned::allocate(int64_t bytes) {
     const UseDevice current;
     void* data = nullptr;
     check(cudaMallocHost(&data, static_cast<size_t>(bytes)), "cudaMallocHost");
-    data_ = static_cast<std::byte*>(data);
+    return static_cast<std::byte*>(data);
 }
 
-PinnedBuffer::~PinnedBuffer() {
-    if (data_ != nullptr && mine()) (void)cudaFreeHost(data_);
+void Pinned::free(std::byte* data, int64_t) {
+    if (mine()) (void)cudaFreeHost(data);
 }
 
 OwnStream::OwnStream() {
@@ -168,15 +166,15 @@ Graph::Graph(Stream stream, const std::function<void()>& launches) {
     const cudaError_t status = cudaGraphInstantiate(&executable, graph, 0);
     (void)cudaGraphDestroy(graph);
     check(status, "cudaGraphInstantiate");
-    graph_ = executable;
+    graph_.reset(executable);
 }
 
-Graph::~Graph() {
-    if (graph_ != nullptr && mine()) (void)cudaGraphExecDestroy(static_cast<cudaGraphExec_t>(graph_));
+void Graph::Destroy::operator()(void* graph) const {
+    if (mine()) (void)cudaGraphExecDestroy(static_cast<cudaGraphExec_t>(graph));
 }
 
 void Graph::launch(Stream stream) const {
-    check(cudaGraphLaunch(static_cast<cudaGraphExec_t>(graph_), stream), "cudaGraphLaunch");
+    check(cudaGraphLaunch(static_cast<cudaGraphExec_t>(graph_.get()), stream), "cudaGraphLaunch");
 }
 
 void copy_to_device(void* to, const void* from, int64_t bytes, Stream stream) {
@@ -198,10 +196,6 @@ void copy_rows_to_host(void* to, const void* from, int64_t from_stride_bytes, in
         cudaMemcpy2DAsync(to, static_cast<size_t>(width_bytes), from, static_cast<size_t>(from_stride_bytes),
                           static_cast<size_t>(width_bytes), static_cast<size_t>(rows), cudaMemcpyDeviceToHost, stream),
         "cudaMemcpy2DAsync");
-}
-
-void clear(void* to, int64_t bytes, Stream stream) {
-    check(cudaMemsetAsync(to, 0, static_cast<size_t>(bytes), stream), "cudaMemsetAsync");
 }
 
 void check_launch(const char* what) {

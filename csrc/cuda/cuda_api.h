@@ -5,8 +5,8 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <string>
-#include <utility>
 
 #include "cuda/kernels/kernels.h"
 
@@ -42,55 +42,36 @@ private:
 // Whether `path` may be loaded as cuBLASLt. The emulation has no memory that the real library could use.
 bool may_load(const std::string& path);
 
-// Device memory, freed at the end of scope. A forked child does not free it: the GPU belongs to the parent.
-class DeviceBuffer {
+// Memory on the device, or pinned on the host (Kind), freed at the end of scope. A forked child does not free it: the
+// GPU belongs to the parent.
+template <class Kind>
+class MemoryOf {
 public:
-    DeviceBuffer() = default;
-    explicit DeviceBuffer(int64_t bytes);  // throws Error(kOutOfMemory) with the requested size
-    ~DeviceBuffer();
-    DeviceBuffer(DeviceBuffer&& other) noexcept { swap(other); }
-    DeviceBuffer& operator=(DeviceBuffer&& other) noexcept {
-        swap(other);
-        return *this;
-    }
-    DeviceBuffer(const DeviceBuffer&) = delete;
-    DeviceBuffer& operator=(const DeviceBuffer&) = delete;
-    std::byte* data() const { return data_; }
-    int64_t bytes() const { return bytes_; }
+    MemoryOf() = default;
+    explicit MemoryOf(int64_t bytes) : data_(bytes > 0 ? Kind::allocate(bytes) : nullptr, Free{bytes}) {}
+    std::byte* data() const { return data_.get(); }
+    int64_t bytes() const { return data_.get_deleter().bytes; }
 
 private:
-    void swap(DeviceBuffer& other) noexcept {
-        std::swap(data_, other.data_);
-        std::swap(bytes_, other.bytes_);
-    }
-    std::byte* data_ = nullptr;
-    int64_t bytes_ = 0;
+    struct Free {
+        int64_t bytes;
+        void operator()(std::byte* data) const { Kind::free(data, bytes); }
+    };
+    std::unique_ptr<std::byte, Free> data_;
 };
+
+struct OnDevice {
+    static std::byte* allocate(int64_t bytes);  // throws Error(kOutOfMemory) with the requested size
+    static void free(std::byte* data, int64_t bytes);
+};
+using DeviceBuffer = MemoryOf<OnDevice>;
 
 // Pinned host memory, which the device copies from and to directly.
-class PinnedBuffer {
-public:
-    PinnedBuffer() = default;
-    explicit PinnedBuffer(int64_t bytes);
-    ~PinnedBuffer();
-    PinnedBuffer(PinnedBuffer&& other) noexcept { swap(other); }
-    PinnedBuffer& operator=(PinnedBuffer&& other) noexcept {
-        swap(other);
-        return *this;
-    }
-    PinnedBuffer(const PinnedBuffer&) = delete;
-    PinnedBuffer& operator=(const PinnedBuffer&) = delete;
-    std::byte* data() const { return data_; }
-    int64_t bytes() const { return bytes_; }
-
-private:
-    void swap(PinnedBuffer& other) noexcept {
-        std::swap(data_, other.data_);
-        std::swap(bytes_, other.bytes_);
-    }
-    std::byte* data_ = nullptr;
-    int64_t bytes_ = 0;
+struct Pinned {
+    static std::byte* allocate(int64_t bytes);
+    static void free(std::byte* data, int64_t bytes);
 };
+using PinnedBuffer = MemoryOf<Pinned>;
 
 // The work of one model, in order.
 class OwnStream {
@@ -111,21 +92,14 @@ private:
 // The launches of one step, captured once and replayed with the current contents of their inputs.
 class Graph {
 public:
-    Graph() = default;
     Graph(Stream stream, const std::function<void()>& launches);  // captures; runs nothing
-    ~Graph();
-    Graph(Graph&& other) noexcept { swap(other); }
-    Graph& operator=(Graph&& other) noexcept {
-        swap(other);
-        return *this;
-    }
-    Graph(const Graph&) = delete;
-    Graph& operator=(const Graph&) = delete;
     void launch(Stream stream) const;
 
 private:
-    void swap(Graph& other) noexcept { std::swap(graph_, other.graph_); }
-    void* graph_ = nullptr;
+    struct Destroy {
+        void operator()(void* graph) const;
+    };
+    std::unique_ptr<void, Destroy> graph_;
 };
 
 // In stream order. A copy from or to host memory that is not pinned blocks until it is done.
@@ -135,7 +109,6 @@ void copy_on_device(void* to, const void* from, int64_t bytes, Stream stream);
 // `rows` rows of width_bytes each: from_stride_bytes apart on the device, dense on the host.
 void copy_rows_to_host(void* to, const void* from, int64_t from_stride_bytes, int64_t width_bytes, int64_t rows,
                        Stream stream);
-void clear(void* to, int64_t bytes, Stream stream);
 
 // Throws if an earlier launch was refused. `what` names the op.
 void check_launch(const char* what);

@@ -11,24 +11,15 @@ void Budget::take(int64_t bytes, const std::string& what) {
     const int64_t before = used_.fetch_add(bytes);
     if (before + bytes <= bytes_) return;
     used_ -= bytes;
-    throw Error(ErrorKind::kOutOfMemory, "cuda: could not take " + std::to_string(bytes) + " bytes for " + what + ": " +
-                                             std::to_string(before) + " of the budget of " + std::to_string(bytes_) +
-                                             " are in use");
+    throw Error(ErrorKind::kOutOfMemory, "cuda: could not allocate " + std::to_string(bytes) + " bytes for " + what +
+                                             ": " + std::to_string(before) + " of the budget of " +
+                                             std::to_string(bytes_) + " are in use");
 }
 
-Allocation::Allocation(std::shared_ptr<Budget> budget, int64_t bytes, const std::string& what) {
+Allocation::Allocation(const std::shared_ptr<Budget>& budget, int64_t bytes, const std::string& what) {
     budget->take(bytes, what);
-    try {
-        buffer_ = DeviceBuffer(bytes);
-    } catch (...) {
-        budget->give_back(bytes);
-        throw;
-    }
-    budget_ = std::move(budget);
-}
-
-Allocation::~Allocation() {
-    if (budget_ != nullptr) budget_->give_back(buffer_.bytes());
+    share_ = {budget.get(), [budget, bytes](Budget* owner) { owner->release(bytes); }};
+    buffer_ = DeviceBuffer(bytes);
 }
 
 void KvPool::copy_page(std::byte* to, const std::byte* from) {

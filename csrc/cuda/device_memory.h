@@ -18,7 +18,7 @@ public:
     int64_t bytes() const { return bytes_; }
     int64_t used() const { return used_; }
     void take(int64_t bytes, const std::string& what);  // throws Error(kOutOfMemory)
-    void give_back(int64_t bytes) noexcept { used_ -= bytes; }
+    void release(int64_t bytes) noexcept { used_ -= bytes; }
 
 private:
     int64_t bytes_;
@@ -29,24 +29,12 @@ private:
 class Allocation {
 public:
     Allocation() = default;
-    Allocation(std::shared_ptr<Budget> budget, int64_t bytes, const std::string& what);
-    ~Allocation();
-    Allocation(Allocation&& other) noexcept { swap(other); }
-    Allocation& operator=(Allocation&& other) noexcept {
-        swap(other);
-        return *this;
-    }
-    Allocation(const Allocation&) = delete;
-    Allocation& operator=(const Allocation&) = delete;
+    Allocation(const std::shared_ptr<Budget>& budget, int64_t bytes, const std::string& what);
     std::byte* data() const { return buffer_.data(); }
     int64_t bytes() const { return buffer_.bytes(); }
 
 private:
-    void swap(Allocation& other) noexcept {
-        std::swap(budget_, other.budget_);
-        std::swap(buffer_, other.buffer_);
-    }
-    std::shared_ptr<Budget> budget_;
+    std::shared_ptr<Budget> share_;  // its deleter releases the bytes
     DeviceBuffer buffer_;
 };
 

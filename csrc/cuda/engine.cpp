@@ -7,7 +7,7 @@
 namespace fastattn::cuda {
 namespace {
 
-// Left to the driver, to modules that are loaded later and to other programs.
+// Left for the driver, for modules that are loaded later and for other programs.
 constexpr int64_t kReserveBytes = int64_t{512} << 20;
 
 int64_t budget_of(const EngineOptions& options, const Device& device) {
@@ -22,7 +22,7 @@ Engine::Engine(const EngineOptions& options)
     if (options.library)
         library_ = CublasLt::load(options.library_paths, options.tf32, budget_, why_no_library_);
     else
-        why_no_library_ = "not asked for";
+        why_no_library_ = "not requested";
 }
 
 void Engine::check_process() const {
@@ -33,7 +33,7 @@ void Engine::check_process() const {
 }
 
 void Engine::load(const std::string& name, WeightUse use, Type type, int64_t rows, int64_t columns, const void* data) {
-    check_process();  // before the lock, which a thread of the parent may hold for ever
+    check_process();  // before the lock, which a thread of the parent may hold forever
     const std::lock_guard lock(mutex_);
     const UseDevice current;
     if (weights_.contains(name)) throw Error(ErrorKind::kInput, "weight " + name + " is already loaded");

@@ -46,7 +46,7 @@ Executor::Executor(std::shared_ptr<Engine> engine, ProgramSpec spec, Type kv_typ
     const std::lock_guard lock(engine_->mutex());
     const UseDevice current;
     check_spec(spec_);
-    find_weights();
+    weights_ = find_weights(spec_, *engine_);
     find_rough_activations(
         spec_, [this](int32_t weight) { return weights_[static_cast<size_t>(weight)]->type != Type::kFloat32; });
     std::vector<Type> types;
@@ -54,17 +54,6 @@ Executor::Executor(std::shared_ptr<Engine> engine, ProgramSpec spec, Type kv_typ
     plan_ = std::make_unique<Plan>(spec_, std::move(types));
     kv_pool_ = engine_->kv_pool({kv_type_, spec_.n_layer, spec_.n_kv_head, spec_.head_dim});
     prepare_products();
-}
-
-void Executor::find_weights() {
-    for (const auto& name : spec_.weights) {
-        weights_.push_back(engine_->find(name));
-        if (weights_.back() == nullptr) bad_spec("weight " + name + " is not loaded");
-    }
-    check_weights(spec_, [this](int32_t index) -> WeightShape {
-        const Weight& weight = *weights_[static_cast<size_t>(index)];
-        return {weight.use, weight.type == Type::kFloat32, weight.rows, weight.columns};
-    });
 }
 
 // Decides once, for every number of rows, whether cuBLASLt computes the product of a linear.
@@ -94,18 +83,15 @@ void Executor::prepare_products() {
     }
 }
 
-size_t Executor::graphs() const {
+Executor::GraphCounts Executor::count_graphs() const {
     engine_->check_process();
     const std::lock_guard lock(engine_->mutex());
-    return static_cast<size_t>(
-        std::count_if(graphs_.begin(), graphs_.end(), [](const auto& of) { return of.second.graph.has_value(); }));
-}
-
-size_t Executor::failed_graphs() const {
-    engine_->check_process();
-    const std::lock_guard lock(engine_->mutex());
-    return static_cast<size_t>(
-        std::count_if(graphs_.begin(), graphs_.end(), [](const auto& of) { return of.second.failed; }));
+    GraphCounts counts;
+    for (const auto& [sizes, of_sizes] : graphs_) {
+        counts.captured += of_sizes.graph ? 1 : 0;
+        counts.failed += of_sizes.failed ? 1 : 0;
+    }
+    return counts;
 }
 
 size_t Executor::built_in_products() const {
@@ -215,7 +201,7 @@ void Executor::copy_outputs(const StepInput& step, const Running& running, const
 }
 
 void Executor::run(const StepInput& step, const std::vector<float*>& outputs, const std::function<bool()>& poll) {
-    engine_->check_process();  // before the lock, which a thread of the parent may hold for ever
+    engine_->check_process();  // before the lock, which a thread of the parent may hold forever
     const std::lock_guard lock(engine_->mutex());
     const UseDevice current;
     check(step);
@@ -277,7 +263,7 @@ void Executor::fill_draw(const DrawLayout& layout, const SampleArgs& args, std::
 }
 
 void Executor::draw(const StepInput& step, const SampleArgs& args, const std::function<bool()>& poll) {
-    engine_->check_process();  // before the lock, which a thread of the parent may hold for ever
+    engine_->check_process();  // before the lock, which a thread of the parent may hold forever
     const std::lock_guard lock(engine_->mutex());
     const UseDevice current;
     check(step);

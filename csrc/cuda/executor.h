@@ -28,6 +28,8 @@ struct Weight {
     Type type;
     int64_t rows, columns, stride;
     Allocation data;
+
+    WeightShape shape() const { return {use, type == Type::kFloat32, rows, columns}; }
 };
 
 struct EngineOptions {
@@ -95,10 +97,11 @@ public:
     Engine& engine() { return *engine_; }
     std::shared_ptr<KvPool> kv_pool() const { return kv_pool_; }
     int32_t vocab() const override { return vocab_of(spec_); }
-    // Sizes of steps that are captured, or could not be, so that every launch is made anew. Both wait for a running
-    // step.
-    size_t graphs() const;
-    size_t failed_graphs() const;
+    // Sizes of steps that are captured, or could not be, so that every launch is made anew. Waits for a running step.
+    struct GraphCounts {
+        size_t captured = 0, failed = 0;
+    };
+    GraphCounts count_graphs() const;
     size_t built_in_products() const;  // linears that cuBLASLt does not compute; they are slower
 
     // Like the C++ executor's (program/executor.h). outputs[i] is null if not requested.
@@ -123,7 +126,6 @@ private:
         const int32_t* of(int64_t offset) const { return arrays + offset; }
     };
 
-    void find_weights();
     void check(const StepInput& step) const;
     void prepare_products();
     Running start(const StepInput& step, int64_t more_staging);
@@ -138,9 +140,7 @@ private:
     // One op (run_op.cpp).
     struct OpRun;
     void launch_op(size_t index, const Running& running);
-    Rows rows(const Running& running, fastattn::Rows kind) const;
     View view(int32_t value, const Running& running) const;
-    Output output(int32_t value, const Running& running) const;
 
     std::shared_ptr<Engine> engine_;
     ProgramSpec spec_;

@@ -1,4 +1,4 @@
-// What a thread that waits for the GPU does between two looks at it.
+// What a thread that waits for the GPU does between two checks.
 #pragma once
 #include <chrono>
 

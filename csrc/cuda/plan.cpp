@@ -17,11 +17,6 @@ int32_t power_of_two(int32_t n) {
     return static_cast<int32_t>(std::bit_ceil(static_cast<uint32_t>(std::max(n, 1))));
 }
 
-// Number of rows of q.
-int32_t query_rows(const Sizes& sizes, Gather gather) {
-    return gather == Gather::kTokens ? sizes.tokens : gather == Gather::kWanted ? sizes.wanted : sizes.sequences;
-}
-
 int32_t multiple(int32_t n, int32_t of) {
     return (std::max(n, 1) + of - 1) / of * of;
 }
@@ -233,7 +228,7 @@ Workspace::Workspace(const Plan& plan, const ProgramSpec& spec, const Sizes& siz
         const auto* attention = op.as<AttentionAttrs>();
         if (attention == nullptr || most_queries(sizes, attention->q_rows) > 1) continue;
         most_partials =
-            std::max(most_partials, decode_partial_floats(query_rows(sizes, attention->q_rows), attention->n_head,
+            std::max(most_partials, decode_partial_floats(sizes.rows(rows_of(attention->q_rows)), attention->n_head,
                                                           sizes.positions, attention->head_dim));
     }
     partials = take(most_partials * int64_t{sizeof(float)});

@@ -12,7 +12,6 @@
 
 namespace fastattn::cuda {
 
-inline constexpr int kRowKinds = fastattn::kRowKinds;
 inline constexpr int64_t kAlignment = 256;  // bytes; for everything in the workspace
 inline constexpr int64_t align(int64_t bytes) {
     return (bytes + kAlignment - 1) / kAlignment * kAlignment;

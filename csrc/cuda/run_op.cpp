@@ -4,10 +4,6 @@
 
 namespace fastattn::cuda {
 
-Rows Executor::rows(const Running& running, fastattn::Rows kind) const {
-    return {running.of(running.layout.counts) + static_cast<int>(kind), running.sizes.rows(kind)};
-}
-
 Executor::View Executor::view(int32_t value, const Running& running) const {
     const Place& place = plan_->places()[static_cast<size_t>(value)];
     const auto parent = static_cast<size_t>(place.parent);
@@ -15,18 +11,6 @@ Executor::View Executor::view(int32_t value, const Running& running) const {
     if (slot < 0) return {nullptr, 0};
     auto* data = reinterpret_cast<float*>(running.base + running.workspace.slots[static_cast<size_t>(slot)]);
     return {data + place.column, row_elements(spec_.values[parent].width)};
-}
-
-Output Executor::output(int32_t value, const Running& running) const {
-    const Place& place = plan_->places()[static_cast<size_t>(value)];
-    const View floats = view(value, running);
-    Output out{.data = floats.data, .stride = floats.stride};
-    if (place.rounded >= 0) {
-        out.rounded = running.base + running.workspace.slots[static_cast<size_t>(place.rounded)];
-        out.rounded_stride = row_elements(spec_.values[static_cast<size_t>(value)].width);
-        out.type = place.rounded_type;
-    }
-    return out;
 }
 
 // One op of the running step.
@@ -39,10 +23,12 @@ struct Executor::OpRun {
     const Plan& plan() const { return *executor.plan_; }
     Stream stream() const { return executor.engine_->stream().get(); }
     View in(size_t i) const { return executor.view(op().inputs[i], running); }
-    Output out() const { return executor.output(op().output, running); }
+    Output out() const;
     int32_t width() const { return executor.spec_.out(op()).width; }
     Rows rows() const { return rows(executor.spec_.out(op()).rows); }
-    Rows rows(fastattn::Rows kind) const { return executor.rows(running, kind); }
+    Rows rows(fastattn::Rows kind) const {
+        return {running.of(running.layout.counts) + static_cast<int>(kind), running.sizes.rows(kind)};
+    }
     const Weight& weight(size_t i) const { return *executor.weights_[static_cast<size_t>(op().weights[i])]; }
     const float* vector(size_t i) const { return reinterpret_cast<const float*>(weight(i).data.data()); }
 
@@ -67,6 +53,7 @@ private:
         const StepLayout& layout = running.layout;
         return which == Gather::kWanted ? layout.wanted : which == Gather::kFirst ? layout.first : layout.last;
     }
+    RowArgs io() const;
     PairArgs pair() const;
     ProductArgs product() const;
     void round_input(const ProductArgs& product) const;
@@ -76,6 +63,18 @@ private:
     void store(View k, View v, const KvPages& pages) const;
 };
 
+Output Executor::OpRun::out() const {
+    const View floats = executor.view(op().output, running);
+    Output out{.data = floats.data, .stride = floats.stride};
+    const Place& place = plan().places()[static_cast<size_t>(op().output)];
+    if (place.rounded >= 0) {
+        out.rounded = running.base + running.workspace.slots[static_cast<size_t>(place.rounded)];
+        out.rounded_stride = row_elements(width());
+        out.type = place.rounded_type;
+    }
+    return out;
+}
+
 void Executor::OpRun::launch(const EmbeddingAttrs& attrs) const {
     const Weight& table = weight(0);
     const StepLayout& layout = running.layout;
@@ -83,17 +82,21 @@ void Executor::OpRun::launch(const EmbeddingAttrs& attrs) const {
                           : attrs.index == Index::kPositions ? layout.positions
                                                              : layout.token_type_ids;
     const View to = executor.view(op().output, running);
-    launch_embedding({.tables = {{.data = table.data.data(),
-                                  .type = table.type,
-                                  .stride = table.stride,
-                                  .index = running.of(index),
-                                  .offset = attrs.offset}},
-                      .n_tables = 1,
+    launch_embedding({.table = table.data.data(),
+                      .type = table.type,
+                      .stride = table.stride,
+                      .index = running.of(index),
+                      .offset = attrs.offset,
                       .rows = rows(),
                       .width = width(),
                       .out = to.data,
                       .out_stride = to.stride},
                      stream());
+}
+
+RowArgs Executor::OpRun::io() const {
+    const View x = in(0);
+    return {.x = x.data, .x_stride = x.stride, .rows = rows(), .width = width(), .out = out()};
 }
 
 PairArgs Executor::OpRun::pair() const {
@@ -116,29 +119,11 @@ void Executor::OpRun::launch(const MultiplyAttrs&) const {
 }
 
 void Executor::OpRun::launch(const LayerNormAttrs& attrs) const {
-    const View x = in(0);
-    launch_layer_norm({.x = x.data,
-                       .x_stride = x.stride,
-                       .weight = vector(0),
-                       .bias = vector(1),
-                       .eps = attrs.eps,
-                       .rows = rows(),
-                       .width = width(),
-                       .out = out()},
-                      stream());
+    launch_layer_norm({.io = io(), .weight = vector(0), .bias = vector(1), .eps = attrs.eps}, stream());
 }
 
 void Executor::OpRun::launch(const RmsNormAttrs& attrs) const {
-    const View x = in(0);
-    launch_rms_norm({.x = x.data,
-                     .x_stride = x.stride,
-                     .weight = vector(0),
-                     .eps = attrs.eps,
-                     .rows = rows(),
-                     .width = width(),
-                     .groups = attrs.groups,
-                     .out = out()},
-                    stream());
+    launch_rms_norm({.io = io(), .weight = vector(0), .eps = attrs.eps, .groups = attrs.groups}, stream());
 }
 
 void Executor::OpRun::launch(const RotaryAttrs& attrs) const {
@@ -159,45 +144,19 @@ void Executor::OpRun::launch(const RotaryAttrs& attrs) const {
 }
 
 void Executor::OpRun::launch(const L2NormalizeAttrs& attrs) const {
-    const View x = in(0);
-    launch_l2_normalize(
-        {.x = x.data, .x_stride = x.stride, .eps = attrs.eps, .rows = rows(), .width = width(), .out = out()},
-        stream());
+    launch_l2_normalize({.io = io(), .eps = attrs.eps}, stream());
 }
 
 void Executor::OpRun::launch(const ActivationAttrs& attrs) const {
-    const View x = in(0);
-    launch_activation({.x = x.data,
-                       .x_stride = x.stride,
-                       .activation = attrs.activation,
-                       .rough = attrs.rough,
-                       .rows = rows(),
-                       .width = width(),
-                       .out = out()},
-                      stream());
+    launch_activation({.io = io(), .activation = attrs.activation, .rough = attrs.rough}, stream());
 }
 
 void Executor::OpRun::launch(const GatherRowsAttrs& attrs) const {
-    const View x = in(0);
-    launch_gather({.x = x.data,
-                   .x_stride = x.stride,
-                   .index = running.of(tokens_of(attrs.which)),
-                   .rows = rows(),
-                   .width = width(),
-                   .out = out()},
-                  stream());
+    launch_gather({.io = io(), .index = running.of(tokens_of(attrs.which))}, stream());
 }
 
 void Executor::OpRun::launch(const PoolAttrs& attrs) const {
-    const View x = in(0);
-    launch_pool({.x = x.data,
-                 .x_stride = x.stride,
-                 .cu_seqlens = running.of(running.layout.cu_seqlens),
-                 .kind = attrs.pool,
-                 .sequences = rows(),
-                 .width = width(),
-                 .out = out()},
-                stream());
+    launch_pool({.io = io(), .cu_seqlens = running.of(running.layout.cu_seqlens), .kind = attrs.pool}, stream());
 }
 
 ProductArgs Executor::OpRun::product() const {
@@ -243,38 +202,28 @@ void Executor::OpRun::launch(const LinearAttrs& attrs) const {
     const ProductArgs product = this->product();
     round_input(product);
     const View residual = attrs.has_residual ? in(1) : View{};
-    const float* bias = attrs.has_bias ? vector(1) : nullptr;
-    const bool rough = product.type != Type::kFloat32;
+    const Epilogue epilogue{.bias = attrs.has_bias ? vector(1) : nullptr,
+                            .residual = residual.data,
+                            .residual_stride = residual.stride,
+                            .activation = attrs.activation,
+                            .rough = product.type != Type::kFloat32,
+                            .rows = rows(),
+                            .n = static_cast<int32_t>(product.n),
+                            .out = out()};
     if (!executor.by_library_[index])
         return launch_linear({.x = product.x,
                               .x_stride = product.x_stride,
                               .weight = product.weight,
                               .weight_stride = product.weight_stride,
                               .type = product.type,
-                              .bias = bias,
-                              .residual = residual.data,
-                              .residual_stride = residual.stride,
-                              .activation = attrs.activation,
-                              .rough = rough,
-                              .rows = rows(),
-                              .n = static_cast<int32_t>(product.n),
                               .k = static_cast<int32_t>(product.k),
-                              .out = out()},
+                              .epilogue = epilogue},
                              stream());
     executor.engine_->library()->multiply(product, stream());
-    const Output out = this->out();
-    const bool done = bias == nullptr && residual.data == nullptr && attrs.activation == Activation::kNone;
-    if (done && out.rounded == nullptr && out.data == product.product) return;
-    launch_epilogue({.product = product.product,
-                     .product_stride = product.product_stride,
-                     .bias = bias,
-                     .residual = residual.data,
-                     .residual_stride = residual.stride,
-                     .activation = attrs.activation,
-                     .rough = rough,
-                     .rows = rows(),
-                     .n = static_cast<int32_t>(product.n),
-                     .out = out},
+    const bool plain =
+        epilogue.bias == nullptr && epilogue.residual == nullptr && epilogue.activation == Activation::kNone;
+    if (plain && epilogue.out.rounded == nullptr && epilogue.out.data == product.product) return;
+    launch_epilogue({.product = product.product, .product_stride = product.product_stride, .epilogue = epilogue},
                     stream());
 }
 

@@ -1,6 +1,6 @@
 #include "kernels/attention.h"
 #include "kernels/kv_store.h"
-#include "simd/flush_denormals.h"
+#include "simd/float_mode.h"
 
 namespace fastattn::FASTATTN_TARGET {
 

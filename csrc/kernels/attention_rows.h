@@ -15,7 +15,7 @@ static_assert(kAttentionRows == kLanes);  // one lane per row
 template <Format kFormat>
 using ConstHeadBlock = HeadBlock<kFormat, const std::byte>;
 
-// A value of each row. It is in memory, because the rows of a tile read theirs one by one.
+// One value per row, in memory, because the rows of a tile read theirs one by one.
 struct alignas(kLineBytes) PerRow {
     float of[kLanes];
 

@@ -1,5 +1,5 @@
-// Q K^T and P V on AMX tiles, for rows that are positions. Rows beyond q.count are computed from whatever is in memory
-// and never read.
+// Q K^T and P V on AMX tiles, for rows that are positions. Rows beyond q.count are computed from whatever is in memory,
+// and the results are never read.
 #pragma once
 #include "kernels/attention_softmax.h"
 #include "kernels/attention_values.h"
@@ -54,7 +54,7 @@ FA_INLINE void score_on_tiles(const QueryRows& q, BlockScores& scores, const Con
     }
 }
 
-// P V of four tiles of elements (two, if `narrow`) from `d` on, over words [0, words), to `sums` [16, 64].
+// P V of `tiles` tiles of elements (at most four) from `d` on, over words [0, words), to `sums` [16, 64].
 template <Format kFormat>
 FA_INLINE void multiply_values(const BlockScores& scores, const ConstHeadBlock<kFormat>& kv, int d, int tiles,
                                int words, float* sums) {

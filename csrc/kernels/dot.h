@@ -17,7 +17,7 @@ struct DotFloat32 {
     FA_METHOD Sum step(Sum sum, Words a, Words b) { return fma(as_floats(a), as_floats(b), sum); }
 };
 
-// One bfloat16 of each word, the first or the second.
+// Multiply one bfloat16 of each word: the first (DotEven) or the second (DotOdd).
 struct DotEven : DotFloat32 {
     FA_METHOD Sum step(Sum sum, Words a, Words b) {
         return fma(as_floats(shift_left<16>(a)), as_floats(shift_left<16>(b)), sum);
@@ -41,8 +41,8 @@ struct DotTwoChains : DotFloat32 {
 };
 inline constexpr int kChainWords = 16;
 
-// The sum of two chains over `words` words. Tiles always take kChainWords words, the last ones with zeros, which make
-// a chain of -0 +0.
+// The sum of two chains over `words` words. Tiles always process kChainWords words and pad the last
+// ones with zeros, which turns a chain of -0 into +0.
 FA_INLINE Vec end_chains(Vec even, Vec odd, int words) {
     if (words < kChainWords) {
         even = add(even, zero());

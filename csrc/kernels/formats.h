@@ -10,7 +10,7 @@ namespace fastattn {
 // unpacked to int8 on the way into the registers.
 enum class Format : int32_t { kFloat32, kBfloat16, kInt8, kInt4 };
 inline constexpr int kFormats = 4;
-inline constexpr int kKvFormats = 3;   // the first ones: formats of keys and values
+inline constexpr int kKvFormats = 3;   // the first three: also formats of keys and values
 inline constexpr int kInt4Group = 32;  // values along k that share an integer scale
 
 struct FormatTraits {
@@ -43,7 +43,7 @@ inline constexpr int kPanelWidth = 64;  // columns of a packed weight panel
 inline constexpr int64_t kWordBytes = 4;
 inline constexpr int64_t kPanelWordBytes = kPanelWidth * kWordBytes;  // one word of every column of a panel
 // An int4 group of a panel: one scale per column, then one word per column for each of four words of the group. The low
-// nibbles are that word. The high nibbles are the word four after it.
+// nibbles belong to that word. The high nibbles belong to the fourth word after it.
 inline constexpr int64_t kInt4GroupBytes = kPanelWidth * traits_of(Format::kInt4).group_bytes;
 
 // Words along k of a packed weight [n, k], and of a row of activations for it.

@@ -5,7 +5,7 @@
 
 namespace fastattn::FASTATTN_TARGET {
 
-// Operations per iteration of a measurement, with one number per word: of vectors, and of four products of tiles.
+// Operations per iteration of a measurement with one number per word: on vectors, and for four tile products.
 constexpr int kSumOps = 2 * kLanes * kMeasureSums * kMeasureSteps;
 constexpr int kTileOps = FASTATTN_HAS_TILES ? 4 * 2 * 16 * 16 * 16 : kSumOps;
 
@@ -23,8 +23,7 @@ const KernelTable& kernel_table() {
         .int8_offset = kInt8Offset,
         .linear = {linear_float32, linear_bfloat16, linear_int8, linear_int4},
         .linear_tile = {kVectors, kTiles, kTiles, kTiles},
-        .quantize_bfloat16 = quantize_bfloat16,
-        .quantize_int8 = quantize_int8,
+        .quantize = {nullptr, quantize_bfloat16, quantize_int8, quantize_int8},
         .pack = {nullptr, pack_bfloat16, pack_int8, pack_int4},
         .layer_norm_f32 = layer_norm_f32,
         .rms_norm_f32 = rms_norm_f32,

@@ -27,18 +27,18 @@ struct LinearArgs {
     const float* bias;      // [n] or null
     const float* residual;  // [m, n] or null; may be the memory of c
     int64_t residual_stride;
-    float* c;                // [m, columns of the panels]: the first one is that of panel_begin; bfloat16 if c_bfloat16
-    int64_t c_stride;        // floats
-    float* scratch;          // kLinearScratch floats, owned by the calling thread
-    const void* next_panel;  // a panel to prefetch meanwhile, or null
+    float* c;          // [m, columns of the panels]: the first one is that of panel_begin; bfloat16 if c_bfloat16
+    int64_t c_stride;  // floats
+    float* scratch;    // kLinearScratch floats, owned by the calling thread
+    const void* next_panel = nullptr;  // a panel to prefetch meanwhile, or null
     int32_t m, words, n, panel_begin, panel_end;
     Activation activation;
     bool c_stream = false;    // a hint: c is larger than the caches, and whole cache lines of it are written
-    bool c_bfloat16 = false;  // only for a bfloat16 linear whose reader is another one; n % 16 == 0
+    bool c_bfloat16 = false;  // only if this linear and the one that reads c are bfloat16; n % 16 == 0
 };
 inline constexpr int kLinearRowBlock = 192;  // rows whose partial sums are in scratch
 inline constexpr int kInt4Block = 128;       // words of an int4 panel that are unpacked at a time
-inline constexpr int kUnpackedWords = 2048;  // the same if there is time to unpack a whole panel first
+inline constexpr int kUnpackedWords = 2048;  // the same on AMX tiles for many rows
 inline constexpr int64_t kLinearScratch = int64_t{kLinearRowBlock + kUnpackedWords} * kPanelWidth;  // floats
 
 // Rows of activations (or weights) in the format of a linear. int8 (and int4, whose activations are int8): one scale
@@ -113,7 +113,7 @@ struct KvStoreArgs {
     const float* v;  // [rows, head_dim]
     int64_t k_stride, v_stride;
     std::byte* const* blocks;
-    int64_t offset;  // bytes: the head's part starts at blocks[b] + offset
+    int64_t offset = 0;  // bytes: the head's part starts at blocks[b] + offset
     int32_t rows, position, head_dim;
 };
 
@@ -124,18 +124,20 @@ struct KvStoreArgs {
 // With rows_per_head, rows are not positions but the query heads of one position, q_position. Each KV head has
 // rows_per_head of them, and the next KV head's part of a block follows. So a decode step reads blocks as one long
 // stream.
+//
+// attention_probs writes the probabilities [q_len, kv_len] of the same attention to `out` instead (attention maps).
 struct AttentionArgs {
     const float* q;  // [q_len, head_dim]
     int64_t q_stride;
     const std::byte* const* blocks;  // as in KvStoreArgs
-    int64_t offset;
-    const float* mask;  // [q_len, kv_len], added to the scaled scores, or null; float32 only
-    int64_t mask_stride;
+    int64_t offset = 0;
+    const float* mask = nullptr;  // [q_len, kv_len], added to the scaled scores, or null; float32 only
+    int64_t mask_stride = 0;
     float* out;  // [q_len, head_dim]; a row that sees nothing is 0
     int64_t out_stride;
     float* scratch;  // kAttentionScratch floats, owned by the calling thread
     int32_t q_len, q_position, kv_len, head_dim;
-    int32_t rows_per_head;  // or 0: rows are positions
+    int32_t rows_per_head = 0;  // 0: rows are positions
     bool causal;
     float scale;         // positive except in float32
     int32_t window = 0;  // a query at p sees position j only if |p - j| < window; 0: no window
@@ -148,8 +150,6 @@ inline constexpr int kAttentionRows = 16;  // query rows that visit a block toge
 inline constexpr int64_t kAttentionScratch =
     kAttentionRows * (kBlockLen + kMaxHeadDim + kMaxHeadDim / 2) + 16 * 16;  // floats
 
-// probs [q_len, kv_len] of the same attention, for attention maps; written to `out` with `out_stride`.
-
 struct SoftmaxF32Args {
     const float* x;  // [rows, n]
     int64_t x_stride;
@@ -160,11 +160,11 @@ struct SoftmaxF32Args {
 };
 
 struct ElementwiseF32Args {
-    const float* x;  // [n]
-    const float* y;  // [n], for add and multiply
-    float* out;      // [n]
+    const float* x;            // [n]
+    const float* y = nullptr;  // [n], for add and multiply
+    float* out;                // [n]
     int64_t n;
-    Activation activation;
+    Activation activation = Activation::kNone;
     bool rough = false;  // use the approximate gelus, for formats that round
 };
 
@@ -222,9 +222,8 @@ struct KernelTable {
     int32_t int8_offset;  // added to the int8 activations of this target's linears
     void (*linear[kFormats])(const LinearArgs&);
     TileShape linear_tile[kFormats];
-    void (*quantize_bfloat16)(const QuantizeArgs&);
-    void (*quantize_int8)(const QuantizeArgs&);
-    void (*pack[kFormats])(const PackArgs&);  // null for float32, whose bits are only moved
+    void (*quantize[kFormats])(const QuantizeArgs&);  // null for float32; int4: as int8
+    void (*pack[kFormats])(const PackArgs&);          // null for float32, whose bits are only moved
     void (*layer_norm_f32)(const LayerNormF32Args&);
     void (*rms_norm_f32)(const RmsNormF32Args&);
     void (*rotary_f32)(const RotaryF32Args&);

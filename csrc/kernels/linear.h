@@ -51,9 +51,9 @@ constexpr int kGroupWords = traits_of(Format::kInt4).group_words;
 // version of this, in adjacent runs of two threads (benchmarks/percent_of_limit.py). Prefetching several lines every
 // eight words, in a separate loop, was 1 to 2 % slower.
 struct Prefetch {
-    const std::byte* next;
-    int64_t step;  // bytes per word, rounded up; may reach past the slice
-    int lines;     // cache lines that a step touches
+    uintptr_t next;  // address of the first line of the next step
+    int64_t step;    // bytes per word, rounded up; may reach past the slice
+    int lines;       // cache lines that a step touches
 };
 constexpr int kAheadWords = 16;  // 4 KiB
 constexpr int64_t kLineBytes = 64;
@@ -62,16 +62,16 @@ constexpr int64_t kLineBytes = 64;
 template <class Dot, int kRows, bool kPrefetch = true>
 FA_INLINE void multiply_words(const int32_t* a, int64_t a_stride, const std::byte* panel, int words, Prefetch& prefetch,
                               typename Dot::Sum (&sum)[kRows][kTileVecs]) {
-    const std::byte* ahead = prefetch.next;
+    uintptr_t ahead = prefetch.next;
     const int64_t step = prefetch.step;
     const int lines = prefetch.lines;
     for (int p = 0; p < words; ++p) {
         if constexpr (!kPrefetch) {
         } else if constexpr (kRows == 1) {
             for (int j = 0; j < kTileVecs; ++j)
-                __builtin_prefetch(panel + int64_t{p + kAheadWords} * kPanelWordBytes + j * kLineBytes);
+                prefetch_line(address_of(panel) + int64_t{p + kAheadWords} * kPanelWordBytes + j * kLineBytes);
         } else {
-            for (int line = 0; line < lines; ++line) __builtin_prefetch(ahead + line * kLineBytes);
+            for (int line = 0; line < lines; ++line) prefetch_line(ahead + line * kLineBytes);
             ahead += step;
         }
         Words b[kTileVecs];
@@ -108,14 +108,15 @@ FA_INLINE void multiply_block(const int32_t* a, int64_t a_stride, const std::byt
     }
 }
 
+// `finish` needs only `partial` and the places in the output.
 struct Tile {
-    const int32_t* a;        // first row, first word of this block
-    const std::byte* panel;  // first word of this block, first column of this tile
-    float* partial;          // [rows, 64] sums of this row block, first column of this tile
-    int words;
-    bool first, last;  // first or last block of k
-    int row, column;   // of the output
-    int c_column;      // of args.c
+    const int32_t* a = nullptr;        // first row, first word of this block
+    const std::byte* panel = nullptr;  // first word of this block, first column of this tile
+    float* partial;                    // [rows, 64] sums of this row block, first column of this tile
+    int words = 0;
+    bool first = true, last = true;  // first or last block of k
+    int row, column;                 // of the output
+    int c_column;                    // of args.c
 };
 
 // The correction for int8_offset, from the sums of the weights.
@@ -172,7 +173,9 @@ FA_INLINE void finish_columns(const LinearArgs& args, const Tile& t, int rows, i
 #pragma GCC unroll 4
     for (int j = 0; j < kVecs; ++j) terms[j] = column_terms<kFormat>(args, column + j * kLanes, kPart ? n : kLanes);
     for (int i = 0; i < rows; ++i) {
-        const float* residual = args.residual + (t.row + i) * args.residual_stride + column;
+        // From an address, because args.residual may be null.
+        const auto* residual = reinterpret_cast<const float*>(
+            address_of(args.residual) + sizeof(float) * ((t.row + i) * args.residual_stride + column));
 #pragma GCC unroll 4
         for (int j = 0; j < kVecs; ++j) {
             const auto sum = Dot::load_sum(t.partial + i * kPanelWidth + first + j * kLanes);
@@ -234,8 +237,9 @@ void tile(const LinearArgs& args, const Tile& t, Prefetch& prefetch) {
     if (t.last)  // prefetch the lines of c, which are written at the end
         for (int i = 0; i < kRows; ++i)
             for (int j = 0; j < kTileVecs; ++j)
-                __builtin_prefetch(
-                    args.c + (t.row + i) * args.c_stride + ((t.c_column + j * kLanes) >> args.c_bfloat16), 1);
+                prefetch_line</*kWrite=*/true>(
+                    address_of(args.c) +
+                    sizeof(float) * ((t.row + i) * args.c_stride + ((t.c_column + j * kLanes) >> args.c_bfloat16)));
     for (int k0 = 0; k0 == 0 || k0 < t.words; k0 += kSumBlock) {
         const int words = t.words - k0 < kSumBlock ? t.words - k0 : kSumBlock;
         const bool first = t.first && k0 == 0;
@@ -264,8 +268,8 @@ void tile(const LinearArgs& args, const Tile& t, Prefetch& prefetch) {
     if (t.last) finish<kFormat>(args, t, kRows);
 }
 
-// What to prefetch while `rows` rows go over words [k0, k0 + words) of a panel: its next words, or the first words of
-// the next panel. At most one slice, which fits in the cache next to the current one.
+// What to prefetch while `rows` rows are multiplied by words [k0, k0 + words) of a panel: its next words, or the first
+// words of the next panel. At most one slice, which fits in the cache next to the current one.
 template <Format kFormat>
 FA_INLINE Prefetch prefetch_of(const LinearArgs& args, int panel, int k0, int words, int rows) {
     constexpr int kKBlock = Blocks<kFormat>::kK;
@@ -277,11 +281,11 @@ FA_INLINE Prefetch prefetch_of(const LinearArgs& args, int panel, int k0, int wo
         if (panel + 1 == args.panel_end) next = static_cast<const std::byte*>(args.next_panel);
     }
     // A tile of a single row prefetches its own panel while it reads it.
-    if (next == nullptr || rows <= 1) return {weights, 0, 0};
+    if (next == nullptr || rows <= 1) return {0, 0, 0};
     const int tiles = (rows + kTileRows - 2) / kTileRows * (kVecsPerPanel / kTileVecs);
     const int64_t steps = int64_t{words > 0 ? words : 1} * tiles;
     const int64_t step = (panel_bytes_of(kFormat, left < kKBlock ? left : kKBlock) + steps - 1) / steps;
-    return {next, step, static_cast<int>((step + kLineBytes - 1) / kLineBytes)};
+    return {address_of(next), step, static_cast<int>((step + kLineBytes - 1) / kLineBytes)};
 }
 
 using TileFunction = void (*)(const LinearArgs&, const Tile&, Prefetch&);
@@ -316,7 +320,7 @@ FA_INLINE void one_row_int4(const LinearArgs& args, const std::byte* panel, int 
         for (int p = 0; p < args.words; p += kGroupWords, group += kInt4GroupBytes) {
             if (j0 == 0)
                 for (int64_t line = 0; line < kInt4GroupBytes; line += kLineBytes)
-                    __builtin_prefetch(group + kAhead + line);
+                    prefetch_line(address_of(group) + kAhead + line);
             Words dot[kTileVecs];
             for (int j = 0; j < kTileVecs; ++j) dot[j] = zero_words();
 #pragma GCC unroll 4
@@ -335,12 +339,7 @@ FA_INLINE void one_row_int4(const LinearArgs& args, const std::byte* panel, int 
                 sum[j] = add_int(
                     sum[j], mul_int(dot[j], load_int8(reinterpret_cast<const int8_t*>(group) + (j0 + j) * kLanes)));
         }
-        const Tile t{.a = nullptr,
-                     .panel = nullptr,
-                     .partial = args.scratch,
-                     .words = 0,
-                     .first = true,
-                     .last = true,
+        const Tile t{.partial = args.scratch,
                      .row = 0,
                      .column = column + j0 * kLanes,
                      .c_column = column + j0 * kLanes - args.panel_begin * kPanelWidth};

@@ -1,5 +1,5 @@
 #include "kernels/linear_tiles.h"
-#include "simd/flush_denormals.h"
+#include "simd/float_mode.h"
 
 namespace fastattn::FASTATTN_TARGET {
 

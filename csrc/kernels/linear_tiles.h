@@ -1,8 +1,8 @@
 // The matrix product on AMX tiles, for bfloat16, int8 and int4 (unpacked to int8). A panel has the layout of the tiles:
 // 16 words of 16 columns, 256 bytes apart.
 //
-// A block of 32 rows and 32 columns of the output is in registers while it goes over a slice of k. Slices are large,
-// because loading and storing sums is slow: slices that fit the L1 cache were slower.
+// The sums of 32 rows and 32 columns of the output stay in registers for a slice of k. Slices are large, because
+// loading and storing sums is slow: slices that fit the L1 cache were slower.
 #pragma once
 #include "kernels/linear.h"
 #if FASTATTN_HAS_TILES
@@ -16,15 +16,15 @@ namespace {
 
 constexpr int kBlockRows = 2 * kTileWords;
 // Steps between two tile stores. After about 2,000 cycles without one, a store took 900 cycles longer (measured on a
-// Xeon of 2024), so a long block has some that nothing reads.
+// Xeon from 2024), so a long block also stores a tile that nothing reads.
 constexpr int kStepsToStore = 16;
 constexpr int kSliceWords = 768;  // 192 KiB of a panel: the rows, this slice and the next one fit the L2 cache
 constexpr int kSumRows = kLinearRowBlock / 2;  // rows whose sums are computed at a time
 constexpr int64_t kHalfPanelBytes = kPanelWordBytes / 2;
 static_assert(kSliceWords % kTileWords == 0 && kUnpackedWords % kTileWords == 0 && kSumRows % kBlockRows == 0);
 
-// Prefetches what comes after a slice to L2, some lines per product of tiles. One stream does not reach the rate of
-// memory everywhere, so it is read as four.
+// Prefetches into L2 what comes after a slice, some lines per tile product. One stream does not reach the memory
+// bandwidth of every machine, so it uses four.
 class SlicePrefetch {
 public:
     void start(const std::byte* next, int64_t bytes, int64_t steps) {
@@ -54,7 +54,7 @@ template <Format kFormat>
 class FinishedRows {
 public:
     explicit FinishedRows(const LinearArgs& args) : args_(args) {}
-    // Starts with rows of `tile`, in the time of `steps` products.
+    // Starts to write the rows of `tile`, spread over `steps` products.
     void start(const Tile& tile, int rows, int64_t steps) {
         write_all();
         tile_ = tile;
@@ -83,9 +83,9 @@ private:
     float per_step_ = 0, due_ = 0;
 };
 
-// The words after the last whole 16 of k, with zeros behind them.
+// The last words of k, if they do not fill a tile, padded with zeros.
 struct Tail {
-    int words;                                                  // or 0
+    int words;                                                  // 0: none
     alignas(kLineBytes) int32_t rows[kBlockRows * kTileWords];  // of the current block
     alignas(kLineBytes) int32_t panel[kTileWords * kPanelWidth];
 
@@ -101,7 +101,7 @@ struct Tail {
     }
 };
 
-// Products of tiles (two by two, or one by four) of `rows` rows with words of a panel, at least 1.
+// The number of steps (two by two tiles, or one by four) that multiply `rows` rows by words of a panel, at least 1.
 FA_INLINE int64_t steps_of(const LinearArgs& args, int rows, int words) {
     const int most = rows < args.m ? rows : args.m;
     const int64_t of_words = words < kTileWords ? 1 : words / kTileWords;
@@ -124,7 +124,7 @@ struct RowBlock {
     }
 };
 
-// What a block of rows goes over: words of a panel.
+// The words of a panel that a block of rows is multiplied by.
 struct Slice {
     const std::byte* panel;
     int words, steps;  // steps: whole tiles
@@ -132,7 +132,7 @@ struct Slice {
     const int32_t* start;  // int8, int4: initial sums of the columns
 };
 
-// One step of k: rows times two tiles of columns.
+// One step of k: two tiles of rows times two tiles of columns.
 #define FA_TWO_BY_TWO(a, a_bytes, b)                            \
     do {                                                        \
         FA_TILE_LOAD(6, b, kPanelWordBytes);                    \
@@ -145,7 +145,7 @@ struct Slice {
         FA_TILE_MULTIPLY(kFormat, 3, 5, 7);                     \
     } while (false)
 
-// Rows times four tiles of columns.
+// The same for one tile of rows times four tiles of columns.
 #define FA_ONE_BY_FOUR(a, a_bytes, b)                           \
     do {                                                        \
         FA_TILE_LOAD(4, a, a_bytes);                            \
@@ -252,7 +252,7 @@ FA_INLINE void multiply_rows(const LinearArgs& args, const RowBlock& block, int 
     }
 }
 
-// Moves the sums that a block of rows has to write to the start of its room.
+// Moves the sums that a block of rows writes to the start of the block's memory.
 FA_INLINE void skip_repeated(const RowBlock& block, float* sums) {
     const int skipped = block.row - block.start;
     if (skipped == 0) return;
@@ -273,8 +273,8 @@ void multiply_slice(const LinearArgs& args, int first, int end, int k0, const Sl
     }
 }
 
-// All rows times one panel. `weights`: words of the panel (int4: groups). `sums`: room for the sums of two times
-// kSumRows rows; a row block's sums are written while the next one uses the other half.
+// All rows times one panel. `weights`: words of the panel (int4: groups). args.scratch has memory for the sums of two
+// times kSumRows rows: the sums of some rows are written while the next rows use the other half. `half`: the free one.
 template <Format kFormat>
 void multiply_panel(const LinearArgs& args, int panel, const std::byte* weights, const std::byte* next_panel,
                     FinishedRows<kFormat>& finished, int& half) {
@@ -310,7 +310,8 @@ void multiply_panel(const LinearArgs& args, int panel, const std::byte* weights,
             }
             if (most < args.words) {
                 const std::byte* next = slice.last ? next_panel : weights + panel_bytes_of(kFormat, k0 + slice.words);
-                // The first rows bring the slices of this panel to the cache, and the last rows the next panel's first.
+                // The first rows prefetch the slices of this panel, and the last rows the first slice of the next
+                // panel.
                 const bool missing = slice.last ? end == args.m : first == 0;
                 prefetch.start(missing ? next : nullptr, panel_bytes_of(kFormat, most),
                                steps_of(args, end - first, slice.words));
@@ -318,12 +319,7 @@ void multiply_panel(const LinearArgs& args, int panel, const std::byte* weights,
             multiply_slice<kFormat>(args, first, end, k0, slice, tail, sums, prefetch, finished);
             k0 += slice.words;
         } while (k0 < args.words);
-        const Tile t{.a = nullptr,
-                     .panel = nullptr,
-                     .partial = sums,
-                     .words = 0,
-                     .first = true,
-                     .last = true,
+        const Tile t{.partial = sums,
                      .row = first,
                      .column = panel * kPanelWidth,
                      .c_column = (panel - args.panel_begin) * kPanelWidth};
@@ -353,7 +349,7 @@ void linear_on_tiles(const LinearArgs& args) {
 template <Format kFormat>
 FA_INLINE void linear_of_target(const LinearArgs& args) {
 #if FASTATTN_HAS_TILES
-    // One row reads its weights at the rate of memory anyway. bfloat16 needs the order of tiles.
+    // A single row is limited by the memory bandwidth anyway. bfloat16 sums need the order of tiles.
     if (!kInteger<kFormat> || args.m > 1) return linear_on_tiles<kFormat>(args);
 #endif
     if constexpr (kInteger<kFormat> || !FASTATTN_HAS_TILES) linear<kFormat>(args);

@@ -44,7 +44,7 @@ FA_INLINE Vec exp2_nonpositive(Vec x) {
 // result becomes. 0 for -inf.
 FA_INLINE Vec exp2_rough(Vec x) {
     constexpr float kExp2Rough[] = {0x1.62f5fcp-1f, 0x1.f00c4ep-3f, 0x1.c2a1a4p-5f};
-    // x is above 0 only through rounding, by a lot for huge scores. The order of the operands preserves NaN.
+    // Only rounding can make x positive, but by a lot if the scores are huge. The order of the operands preserves NaN.
     x = min(zero(), max(broadcast(-160.0f), x));
     const Vec n = round_even(x);
     const Vec r = sub(x, n);

@@ -9,7 +9,7 @@ namespace {
 
 constexpr int kGroupWords = traits_of(Format::kInt4).group_words;
 
-// The columns at one k; zero after the last column and after k.
+// The columns' values at position p of k; zero after the last column and after k.
 FA_INLINE Vec columns_at(const PackArgs& args, int p) {
     if (p >= args.k) return zero();
     const float* x = args.x + p * args.x_stride;
@@ -61,8 +61,8 @@ FA_INLINE void store_sums(const PackArgs& args, Words sum) {
     store_columns(args, args.sums, sum);
 }
 
-// Of the integer scales around the one that fits the group's highest magnitude, the one with the least squared error,
-// and the first of equal ones. Its sign maps the highest value to -8, because there is no 8.
+// Returns the integer scale with the least squared error (the first of equal ones) among those around the scale that
+// fits the group's highest magnitude. Its sign maps the highest value to -8, because there is no 8.
 FA_INLINE Vec best_group_scale(const Vec (&x)[kInt4Group], const Scale& column) {
     Vec top = zero(), bottom = zero();
     for (int i = 0; i < kInt4Group; ++i) {

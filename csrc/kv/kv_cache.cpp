@@ -28,7 +28,7 @@ void KvCache::reserve(int32_t count) {
 }
 
 void KvCache::check_open() const {
-    if (closed()) throw Error(ErrorKind::kInput, "cache: expected an open one, it was closed");
+    if (closed()) throw Error(ErrorKind::kInput, "cache: expected an open cache, got a closed one");
 }
 
 void KvCache::truncate(int32_t length) {
@@ -67,7 +67,8 @@ CacheGuard::CacheGuard(const std::vector<KvCache*>& caches) {
     for (KvCache* cache : caches) {
         if (!cache->try_acquire()) {
             release();
-            throw Error(ErrorKind::kInput, "caches: a cache is used by another call, or twice in this one");
+            throw Error(ErrorKind::kInput,
+                        "caches: expected each cache once and in no other call, got one that is in use");
         }
         held_.push_back(cache);
     }

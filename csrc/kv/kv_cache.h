@@ -1,4 +1,4 @@
-// Keys and values of one sequence: block b of it is page b. Pages are reference-counted: forked sequences share a page
+// Keys and values of one sequence; block b is page b. Pages are reference-counted: forked sequences share a page
 // until one of them writes to it.
 #pragma once
 #include <atomic>

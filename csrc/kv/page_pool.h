@@ -9,7 +9,7 @@
 
 namespace fastattn {
 
-// Reuses freed pages for later sequences, and frees memory only at its own end.
+// Reuses freed pages for later sequences. Frees memory only when it is destroyed.
 class PagePool : public std::enable_shared_from_this<PagePool> {
 public:
     using Page = std::shared_ptr<std::byte>;  // the last reference frees the page
@@ -22,7 +22,7 @@ public:
     int64_t page_bytes() const { return page_bytes_; }
     int64_t bytes() const;  // of all pages, in use or free
 
-    // One caller at a time. Pages may end in any thread.
+    // One caller at a time. Any thread may free a page.
     Page page();
     virtual void copy_page(std::byte* to, const std::byte* from) = 0;
 

@@ -43,7 +43,6 @@ public:
                                                        .k_stride = head_dim,
                                                        .v_stride = head_dim,
                                                        .blocks = pointers_.data(),
-                                                       .offset = 0,
                                                        .rows = rows,
                                                        .position = begin,
                                                        .head_dim = head_dim});
@@ -101,9 +100,6 @@ void for_each_case(const KernelTable& table, Run run) {
                                  {.q = q.data(),
                                   .q_stride = head_dim,
                                   .blocks = blocks.pointers(),
-                                  .offset = 0,
-                                  .mask = nullptr,
-                                  .mask_stride = 0,
                                   .out = nullptr,
                                   .out_stride = 0,
                                   .scratch = scratch.data(),
@@ -111,7 +107,6 @@ void for_each_case(const KernelTable& table, Run run) {
                                   .q_position = shape.q_position,
                                   .kv_len = shape.kv_len,
                                   .head_dim = head_dim,
-                                  .rows_per_head = 0,
                                   .causal = causal,
                                   .scale = 0.125f},
                                  run);

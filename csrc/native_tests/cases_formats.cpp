@@ -31,19 +31,15 @@ Quantized quantized(const KernelTable& table, const GuardedBuffer& x, int rows, 
     const int32_t words = words_of(format, k), stride = (words + 15) / 16 * 16;
     const GuardedBuffer wide(int64_t{rows} * stride, 1);
     Quantized found{GuardedBuffer(int64_t{rows} * words, 2), GuardedBuffer(rows, 3)};
-    const QuantizeArgs args{.x = x.data(),
-                            .x_stride = k,
-                            .out = wide.data(),
-                            .out_stride = stride,
-                            .scales = found.scales.data(),
-                            .rows = rows,
-                            .n = k,
-                            .words = words,
-                            .offset = offset};
-    if (format == Format::kBfloat16)
-        table.quantize_bfloat16(args);
-    else
-        table.quantize_int8(args);
+    table.quantize[static_cast<int>(format)]({.x = x.data(),
+                                              .x_stride = k,
+                                              .out = wide.data(),
+                                              .out_stride = stride,
+                                              .scales = found.scales.data(),
+                                              .rows = rows,
+                                              .n = k,
+                                              .words = words,
+                                              .offset = offset});
     for (int r = 0; r < rows; ++r)
         std::memcpy(found.words.data() + int64_t{r} * words, wide.data() + int64_t{r} * stride,
                     static_cast<size_t>(words) * kWordBytes);
@@ -125,7 +121,6 @@ void linear_case(const KernelTable& table, Record& record, Format format, int m,
                                             .c = c.data(),
                                             .c_stride = c_bfloat16 ? n / 2 : n,
                                             .scratch = scratch.data(),
-                                            .next_panel = nullptr,
                                             .m = m,
                                             .words = words_of(format, k),
                                             .n = n,

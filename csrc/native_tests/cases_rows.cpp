@@ -155,12 +155,8 @@ void activation(const KernelTable& table, Record& record) {
                 const GuardedBuffer x(n, 31, factor), out(n, 32);
                 add_specials(x, 33);
                 for (bool rough : {false, true}) {
-                    table.activation_f32({.x = x.data(),
-                                          .y = nullptr,
-                                          .out = out.data(),
-                                          .n = n,
-                                          .activation = activation,
-                                          .rough = rough});
+                    table.activation_f32(
+                        {.x = x.data(), .out = out.data(), .n = n, .activation = activation, .rough = rough});
                     record.add(out.data(), n);
                 }
             }
@@ -171,7 +167,7 @@ void combine(const KernelTable& table, Record& record) {
     for (int n : kSizes) {
         const GuardedBuffer x(n, 41), y(n, 42), out(n, 43);
         add_specials(x, 44);
-        (table.*kKernel)({.x = x.data(), .y = y.data(), .out = out.data(), .n = n, .activation = Activation::kNone});
+        (table.*kKernel)({.x = x.data(), .y = y.data(), .out = out.data(), .n = n});
         record.add(out.data(), n);
     }
 }

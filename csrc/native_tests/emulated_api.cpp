@@ -24,7 +24,7 @@ void need_device(const char* call) {
         throw Error(ErrorKind::kOs, std::string("cuda: ") + call + " failed: the thread has not set its device");
 }
 
-std::byte* allocate(int64_t bytes) {
+std::byte* noise(int64_t bytes) {
     auto* data = static_cast<std::byte*>(std::aligned_alloc(256, static_cast<size_t>((bytes + 255) / 256 * 256)));
     if (data == nullptr) throw std::bad_alloc();
     std::memset(data, kNoise, static_cast<size_t>(bytes));
@@ -55,26 +55,26 @@ bool may_load(const std::string& path) {
     return path.find("libcublasLt.so") == std::string::npos;
 }
 
-DeviceBuffer::DeviceBuffer(int64_t bytes) : bytes_(bytes) {
-    if (bytes == 0) return;
+std::byte* OnDevice::allocate(int64_t bytes) {
     if (allocated + bytes > kMemoryBytes)
         throw Error(ErrorKind::kOutOfMemory,
                     "cuda: cudaMalloc of " + std::to_string(bytes) + " bytes failed: the emulated memory is full");
-    data_ = allocate(bytes);
+    std::byte* data = noise(bytes);
     allocated += bytes;
+    return data;
 }
 
-DeviceBuffer::~DeviceBuffer() {
-    std::free(data_);
-    if (data_ != nullptr) allocated -= bytes_;
+void OnDevice::free(std::byte* data, int64_t bytes) {
+    std::free(data);
+    allocated -= bytes;
 }
 
-PinnedBuffer::PinnedBuffer(int64_t bytes) : bytes_(bytes) {
-    if (bytes > 0) data_ = allocate(bytes);
+std::byte* Pinned::allocate(int64_t bytes) {
+    return noise(bytes);
 }
 
-PinnedBuffer::~PinnedBuffer() {
-    std::free(data_);
+void Pinned::free(std::byte* data, int64_t) {
+    std::free(data);
 }
 
 OwnStream::OwnStream() : stream_(new CUstream_st) {}
@@ -91,7 +91,7 @@ using Launches = std::vector<std::function<void()>>;
 
 Graph::Graph(Stream stream, const std::function<void()>& launches) {
     if (std::getenv("FASTATTN_EMULATED_CAPTURE_FAILS") != nullptr)
-        throw Error(ErrorKind::kOs, "cuda: cudaStreamEndCapture failed: the emulation was told so");
+        throw Error(ErrorKind::kOs, "cuda: cudaStreamEndCapture failed: FASTATTN_EMULATED_CAPTURE_FAILS is set");
     auto noted = std::make_unique<Launches>();
     stream->captured = noted.get();
     try {
@@ -101,16 +101,16 @@ Graph::Graph(Stream stream, const std::function<void()>& launches) {
         throw;
     }
     stream->captured = nullptr;
-    graph_ = noted.release();
+    graph_.reset(noted.release());
 }
 
-Graph::~Graph() {
-    delete static_cast<Launches*>(graph_);
+void Graph::Destroy::operator()(void* graph) const {
+    delete static_cast<Launches*>(graph);
 }
 
 void Graph::launch(Stream) const {
     need_device("cudaGraphLaunch");
-    for (const auto& work : *static_cast<const Launches*>(graph_)) work();
+    for (const auto& work : *static_cast<const Launches*>(graph_.get())) work();
 }
 
 void copy_to_device(void* to, const void* from, int64_t bytes, Stream stream) {
@@ -137,11 +137,6 @@ void copy_rows_to_host(void* to, const void* from, int64_t from_stride_bytes, in
                         static_cast<const std::byte*>(from) + row * from_stride_bytes,
                         static_cast<size_t>(width_bytes));
     });
-}
-
-void clear(void* to, int64_t bytes, Stream stream) {
-    need_device("cudaMemsetAsync");
-    submit(stream, [=] { std::memset(to, 0, static_cast<size_t>(bytes)); });
 }
 
 void check_launch(const char*) {}

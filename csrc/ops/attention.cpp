@@ -61,8 +61,6 @@ AttentionArgs head_args(const AttentionOp& op, const SequenceBlocks& s, HeadPlac
             .q_stride = op.q.stride,
             .blocks = place.blocks,
             .offset = place.offset,
-            .mask = nullptr,
-            .mask_stride = 0,
             .out = nullptr,
             .out_stride = op.out.stride,
             .scratch = op.scratch[thread],
@@ -70,7 +68,6 @@ AttentionArgs head_args(const AttentionOp& op, const SequenceBlocks& s, HeadPlac
             .q_position = 0,
             .kv_len = s.position + s.token_end - s.token_begin,
             .head_dim = op.head_dim,
-            .rows_per_head = 0,
             .causal = op.causal,
             .scale = op.scale,
             .window = op.window,
@@ -203,13 +200,13 @@ void attention(Team& team, const KernelTable& kernels, const AttentionOp& op) {
     };
     if (op.thread_blocks == nullptr && std::all_of(op.sequences, op.sequences + op.n_sequences, one_row))
         return attention_of_one_row(team, kernels, op);
-    bool short_ones = op.n_head == op.n_kv_head;  // sequences whose heads cannot be split further
-    for (int32_t i = 0; i < op.n_sequences && short_ones; ++i) {
+    bool all_short = op.n_head == op.n_kv_head;  // no head of a sequence can be split further
+    for (int32_t i = 0; i < op.n_sequences && all_short; ++i) {
         const SequenceBlocks& s = op.sequences[i];
-        short_ones = s.q_end - s.q_begin <= kQueryRows && s.token_end - s.token_begin <= kStoreRows;
+        all_short = s.q_end - s.q_begin <= kQueryRows && s.token_end - s.token_begin <= kStoreRows;
     }
     // Four chunks per thread even out the cost of heads of unequal length.
-    if (short_ones || int64_t{op.n_sequences} * op.n_kv_head >= int64_t{4} * team.size())
+    if (all_short || int64_t{op.n_sequences} * op.n_kv_head >= int64_t{4} * team.size())
         attention_by_heads(team, kernels, op);
     else
         attention_by_rows(team, kernels, op);

@@ -9,7 +9,7 @@ struct Chunk {
     int64_t row, rows, panel, panels;
 };
 
-// How a linear is cut: rows are multiples of tile_rows, at most `rows`, and there are about `chunks` per thread.
+// How a linear is split: chunks have a multiple of tile_rows rows, at most `rows`. There are about `chunks` per thread.
 struct Limits {
     int64_t tile_rows, rows, chunks;
 };
@@ -79,7 +79,7 @@ Limits limits_of(const KernelTable& kernels, const LinearOp& op) {
     return {.tile_rows = tile.rows, .rows = blocks * kLinearRowBlock, .chunks = 4};
 }
 
-// True if the output passes the caches anyway. Then whole lines that are not read first halve the traffic.
+// True if the output is larger than the caches. Writing whole lines without reading them first halves the traffic.
 bool streams(const Team& team, const KernelTable& kernels, const LinearOp& op) {
     constexpr int64_t kCacheBytes = int64_t{512} << 10, kLine = 64;
     if (!kernels.linear_tile[static_cast<int>(op.weights.format)].many_rows) return false;

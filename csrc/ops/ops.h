@@ -71,11 +71,11 @@ static_assert(LinearSink::kTileFloats >= kLinearRowBlock * kPanelWidth);
 struct LinearOp {
     View x, out;
     Matrix weights;
-    Matrix next;        // of the following linear, whose first panels are prefetched; may be empty
+    Matrix next{};      // of the following linear, whose first panels are prefetched; may be empty
     const float* bias;  // [n] or null
-    View residual;      // data is null without a residual
-    Activation activation;
-    Quantized quantized;         // x, or room for it; shared by all threads; not for float32
+    View residual{};    // data is null without a residual
+    Activation activation = Activation::kNone;
+    Quantized quantized{};       // x, or room for it; shared by all threads; not for float32
     bool x_rounded = false;      // quantized already holds x, and x.data may be null
     Rounded rounded{};           // bfloat16 with bfloat16 weights; replaces out, whose data may then be null
     float* const* scratch;       // one per thread, kScratchFloats each
@@ -91,8 +91,8 @@ void layer_norm(Team& team, const KernelTable& kernels, View x, View out, const 
                 float eps, const Rounded& rounded);
 void rms_norm(Team& team, const KernelTable& kernels, View x, View out, const float* weight, int32_t groups, float eps,
               const Rounded& rounded);
-void add(Team& team, const KernelTable& kernels, View a, View b, View out);
-void multiply(Team& team, const KernelTable& kernels, View a, View b, View out);
+// kernel: add_f32 or multiply_f32.
+void combine(Team& team, void (*kernel)(const ElementwiseF32Args&), View a, View b, View out);
 
 struct RotaryOp {
     View x, out;
@@ -126,9 +126,9 @@ struct AttentionOp {
     float* const* scratch;
     // Each thread's own blocks for the keys and values of one head if there is no cache, else null.
     std::byte* const* const* thread_blocks;
-    float* probs;  // attention_probs: [n_head, q_len, kv_len] of each sequence, concatenated; else null
+    float* probs = nullptr;  // attention_probs: [n_head, q_len, kv_len] of each sequence, concatenated; else null
     int32_t window = 0;
-    // Of head 0, and the floats between heads: bias[j - p] is added to the score of position j for a query at p.
+    // bias[j - p] of head 0 is added to the score of position j for a query at p. bias_stride: floats between heads.
     const float* bias = nullptr;
     int64_t bias_stride = 0;
 };

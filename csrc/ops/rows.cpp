@@ -57,32 +57,21 @@ void rms_norm(Team& team, const KernelTable& kernels, View x, View out, const fl
 
 void round_rows(const KernelTable& kernels, View x, int64_t first, int64_t rows, const Rounded& rounded) {
     const int64_t stride = quantized_stride(rounded.words);
-    const QuantizeArgs args{.x = x.row(first),
-                            .x_stride = x.stride,
-                            .out = rounded.to.words + first * stride,
-                            .out_stride = stride,
-                            .scales = rounded.to.scales + first,
-                            .rows = static_cast<int32_t>(rows),
-                            .n = x.width,
-                            .words = rounded.words,
-                            .offset = kernels.int8_offset};
-    if (rounded.format == Format::kBfloat16)
-        kernels.quantize_bfloat16(args);
-    else
-        kernels.quantize_int8(args);
+    kernels.quantize[static_cast<int>(rounded.format)]({.x = x.row(first),
+                                                        .x_stride = x.stride,
+                                                        .out = rounded.to.words + first * stride,
+                                                        .out_stride = stride,
+                                                        .scales = rounded.to.scales + first,
+                                                        .rows = static_cast<int32_t>(rows),
+                                                        .n = x.width,
+                                                        .words = rounded.words,
+                                                        .offset = kernels.int8_offset});
 }
 
-void add(Team& team, const KernelTable& kernels, View a, View b, View out) {
+void combine(Team& team, void (*kernel)(const ElementwiseF32Args&), View a, View b, View out) {
     for_rows(team, a, [&](int64_t first, int32_t rows) {
         for (int64_t i = first; i < first + rows; ++i)
-            kernels.add_f32({.x = a.row(i), .y = b.row(i), .out = out.row(i), .n = a.width, .activation = {}});
-    });
-}
-
-void multiply(Team& team, const KernelTable& kernels, View a, View b, View out) {
-    for_rows(team, a, [&](int64_t first, int32_t rows) {
-        for (int64_t i = first; i < first + rows; ++i)
-            kernels.multiply_f32({.x = a.row(i), .y = b.row(i), .out = out.row(i), .n = a.width, .activation = {}});
+            kernel({.x = a.row(i), .y = b.row(i), .out = out.row(i), .n = a.width});
     });
 }
 
@@ -106,7 +95,7 @@ void activation(Team& team, const KernelTable& kernels, View x, View out, Activa
     for_rows(team, x, [&](int64_t first, int32_t rows) {
         for (int64_t i = first; i < first + rows; ++i)
             kernels.activation_f32(
-                {.x = x.row(i), .y = nullptr, .out = out.row(i), .n = x.width, .activation = kind, .rough = rough});
+                {.x = x.row(i), .out = out.row(i), .n = x.width, .activation = kind, .rough = rough});
     });
 }
 

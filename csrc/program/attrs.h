@@ -1,5 +1,5 @@
 // The attrs of every kind of op, with the names of src/fastattn/graph/kinds/. The variant `Attrs` is THE TABLE of
-// kinds. program/kinds/ declares what else a kind is (op_kind.h), program/run_op.cpp and cuda/run_op.cpp run it.
+// kinds. program/kinds/ declares the rest of a kind (op_kind.h); program/run_op.cpp and cuda/run_op.cpp run it.
 #pragma once
 #include <cstdint>
 #include <variant>
@@ -55,7 +55,7 @@ struct LinearAttrs {
 struct ActivationAttrs {
     static const OpKind kKind;
     Activation activation = Activation::kNone;
-    bool rough = false;  // not an attr of Python's; see find_rough_activations
+    bool rough = false;  // not an attr in Python; see find_rough_activations
 };
 
 struct SliceAttrs {

@@ -69,14 +69,15 @@ private:
         std::vector<bool> given(spec_.values.size(), false);
         for (const int32_t output : spec_.outputs) {
             if (!is_written(output)) bad_spec("an output is never written");
-            if (maps_[output] && given[output]) bad_spec("attention maps are an output twice");
+            if (maps_[output] && given[output])
+                bad_spec("attention maps: expected them once in the outputs, got them twice");
             given[output] = true;
         }
         if (spec_.logits < -1 || spec_.logits >= static_cast<int32_t>(spec_.outputs.size()) ||
             (spec_.logits >= 0 && spec_.values[spec_.outputs[spec_.logits]].rows != Rows::kWanted))
             bad_spec("logits: expected an output with a row for each wanted token");
         for (size_t value = 0; value < maps_.size(); ++value)
-            if (maps_[value] && !given[value]) bad_spec("attention maps are no output");
+            if (maps_[value] && !given[value]) bad_spec("attention maps: expected them in the outputs");
     }
 
     const ProgramSpec& spec_;

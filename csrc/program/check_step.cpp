@@ -14,18 +14,14 @@ namespace {
     throw Error(ErrorKind::kInput, what);
 }
 
-const char* name_of(Index index) {
-    return index == Index::kTokenIds ? "token_ids" : index == Index::kPositions ? "positions" : "token_type_ids";
-}
-
 void check_rows(const StepArrays& step) {
     if (step.cu_seqlens[0] != 0 || step.cu_seqlens[step.n_sequences] != step.n_tokens)
         bad_input("cu_seqlens: expected 0 first and n_tokens last");
     for (int32_t s = 0; s < step.n_sequences; ++s)
-        if (step.cu_seqlens[s + 1] < step.cu_seqlens[s]) bad_input("cu_seqlens: expected rising numbers");
+        if (step.cu_seqlens[s + 1] < step.cu_seqlens[s]) bad_input("cu_seqlens: expected non-decreasing numbers");
     for (int32_t i = 0; i < step.n_wanted; ++i)
         if (step.wanted[i] < (i > 0 ? step.wanted[i - 1] + 1 : 0) || step.wanted[i] >= step.n_tokens)
-            bad_input("wanted: expected rising rows of the step");
+            bad_input("wanted: expected rows of the step in ascending order");
 }
 
 // Checks that ids and positions have a row in their tables.
@@ -39,7 +35,7 @@ void check_ids(const ProgramSpec& spec, const StepArrays& step, const std::funct
         for (int32_t i = 0; i < step.n_tokens; ++i) {
             const int64_t row = (index ? int64_t{index[i]} : 0) + used->offset;
             if (row < 0 || row >= rows)
-                bad_input(std::string(name_of(used->index)) + ": expected 0 to " +
+                bad_input(std::string(kIndexNames[static_cast<int>(used->index)].name) + ": expected 0 to " +
                           std::to_string(rows - 1 - used->offset) + ", got " + std::to_string(row - used->offset) +
                           " at token " + std::to_string(i));
         }
@@ -55,7 +51,7 @@ void check_continues(const ProgramSpec& spec, const StepInput& step, int32_t s) 
                                                    " positions, the model has " + std::to_string(spec.max_positions));
     for (int32_t i = begin; i < end; ++i)
         if (step.positions[i] != cached + i - begin)
-            bad_input("positions: expected to go on where the cache ends, at " + std::to_string(cached) +
+            bad_input("positions: expected to continue where the cache ends, at " + std::to_string(cached) +
                       ", in sequence " + std::to_string(s));
 }
 
@@ -103,7 +99,8 @@ int64_t floats_of(const ProgramSpec& spec, int32_t value, const StepInput& step)
 }
 
 int32_t vocab_of(const ProgramSpec& spec) {
-    if (spec.logits < 0) bad_input("program: expected one that ends with logits of wanted tokens, to draw from");
+    if (spec.logits < 0)
+        bad_input("program: expected logits of the wanted tokens as an output, to draw from; got none");
     return spec.values[static_cast<size_t>(spec.outputs[static_cast<size_t>(spec.logits)])].width;
 }
 
@@ -115,7 +112,7 @@ void check_step(const ProgramSpec& spec, const StepInput& step, const PagePool* 
     for (int32_t s = 0; s < static_cast<int32_t>(step.caches.size()); ++s) {
         const KvCache& cache = *step.caches[static_cast<size_t>(s)];
         cache.check_open();
-        if (cache.pool() != pool) bad_input("caches: a cache belongs to another model");
+        if (cache.pool() != pool) bad_input("caches: expected caches of this model, got one of another model");
         check_continues(spec, step, s);
     }
     check_lengths(spec, step);

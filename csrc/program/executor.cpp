@@ -11,21 +11,13 @@
 namespace fastattn {
 namespace {
 
-// Multiply-adds per step: about ten microseconds, the possible cost of waking threads.
+// Multiply-adds of a step that takes about ten microseconds. Waking the threads can take as long.
 constexpr int64_t kAloneBelow = 500'000;
 
 Model model_of(Engine& engine, ProgramSpec spec) {
     check_spec(spec);
-    std::vector<const Weight*> weights;
-    for (const auto& name : spec.weights) {
-        weights.push_back(engine.weights().find(name));
-        if (weights.back() == nullptr) bad_spec("weight " + name + " is not loaded");
-    }
-    check_weights(spec, [&](int32_t index) -> WeightShape {
-        const Weight& weight = *weights[index];
-        return {weight.use, weight.format == Format::kFloat32, weight.rows, weight.columns};
-    });
-    find_rough_activations(spec, [&](int32_t weight) { return weights[weight]->matrix().format != Format::kFloat32; });
+    std::vector<const Weight*> weights = find_weights(spec, engine.weights());
+    find_rough_activations(spec, [&](int32_t weight) { return weights[weight]->format != Format::kFloat32; });
     Plan plan(spec, weights);
     const KvShape kv{spec.kv_format, spec.n_layer, spec.n_kv_head, spec.head_dim};
     return {std::move(spec), std::move(weights), std::move(plan), kv, active_kernels()};
@@ -89,7 +81,7 @@ void Executor::run_region(const StepInput& step, Sampler* sampler, Engine::Runni
     const int64_t work = multiply_adds(step);
     const bool small = work < kAloneBelow, alone = small || running.pace.alone(step.n_tokens);
     const auto begin = std::chrono::steady_clock::now();
-    const bool finished = alone ? running.pool.run_alone(body, poll) : running.pool.run(body, poll);
+    const bool finished = running.pool.run_on(alone ? 1 : running.pool.size(), body, poll);
     const std::chrono::duration<double> took = std::chrono::steady_clock::now() - begin;
     if (!small && finished && running.pool.size() > 1) running.pace.took(step.n_tokens, work, took.count(), alone);
     if (!finished) throw Error(ErrorKind::kCancelled, "the call was cancelled");

@@ -68,7 +68,7 @@ struct TableIndex {
 
 struct OpKind {
     const char* name;
-    size_t inputs, weights;  // optional ones included; `absent` says how many of them this op does not have
+    size_t inputs = 0, weights = 0;  // optional ones included; `absent` says how many of them this op does not have
 
     Attrs (*read)(AttrReader& attrs);
     void (*check)(const OpCheck& op);  // shapes
@@ -100,6 +100,8 @@ Attrs read_attrs(const std::string& kind, AttrReader& attrs);
 // Rows of the tokens that a selection has.
 Rows rows_of(Gather which);
 
+inline constexpr Named<Index> kIndexNames[] = {
+    {"token_ids", Index::kTokenIds}, {"positions", Index::kPositions}, {"token_type_ids", Index::kTokenTypeIds}};
 inline constexpr Named<Gather> kGatherNames[] = {
     {"tokens", Gather::kTokens}, {"wanted", Gather::kWanted}, {"first", Gather::kFirst}, {"last", Gather::kLast}};
 

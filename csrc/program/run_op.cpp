@@ -19,11 +19,11 @@ void run(const EmbeddingAttrs& attrs, const OpRun& op) {
 }
 
 void run(const AddAttrs&, const OpRun& op) {
-    ops::add(op.team, op.model.kernels, op.in(0), op.in(1), op.out());
+    ops::combine(op.team, op.model.kernels.add_f32, op.in(0), op.in(1), op.out());
 }
 
 void run(const MultiplyAttrs&, const OpRun& op) {
-    ops::multiply(op.team, op.model.kernels, op.in(0), op.in(1), op.out());
+    ops::combine(op.team, op.model.kernels.multiply_f32, op.in(0), op.in(1), op.out());
 }
 
 void run(const ActivationAttrs& attrs, const OpRun& op) {
@@ -117,7 +117,6 @@ ops::AttentionOp attention_of(const AttentionAttrs& attrs, const OpRun& op, View
             .scale = attrs.scale,
             .scratch = op.memory.scratch(),
             .thread_blocks = cached ? nullptr : op.memory.thread_blocks(),
-            .probs = nullptr,
             .window = attrs.window,
             .bias = attrs.has_bias ? op.vector(0) + attrs.bias_positions - 1 : nullptr,
             .bias_stride = attrs.bias_columns()};
@@ -127,7 +126,7 @@ void run(const AttentionAttrs& attrs, const OpRun& op) {
     ops::attention(op.team, op.model.kernels, attention_of(attrs, op, op.in(2)));
 }
 
-// It has no values. It stores the keys twice, and the attention for it stores both again.
+// Maps need no values. Keys stand in for them until the attention of the same layer stores both.
 void run(const AttentionProbsAttrs& attrs, const OpRun& op) {
     ops::AttentionOp args = attention_of(attrs, op, op.in(1));
     args.probs = args.out.data;

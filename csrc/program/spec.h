@@ -51,22 +51,28 @@ struct ProgramSpec {
 [[noreturn]] void bad_spec(const std::string& what);  // throws Error(kConfig)
 void check_spec(const ProgramSpec& spec);             // throws Error(kConfig) with the name of the op
 
-// What an op needs of a weight.
+// What an op needs from a weight.
 struct WeightNeed {
     WeightUse use;
     int64_t rows, columns;    // -1: any number
     bool only_table = false;  // a table of float32, and not a matrix that is read as one
 };
 
-// What a weight is, for any executor.
-struct WeightShape {
-    WeightUse use;
-    bool is_float32;
-    int64_t rows, columns;
-};
-
-// Checks that every weight fits its ops. shape_of(weight): of the weight of this index.
+// Checks that every weight fits its ops. shape_of(weight) returns the shape of the weight with this index.
 void check_weights(const ProgramSpec& spec, const std::function<WeightShape(int32_t weight)>& shape_of);
+
+// Returns the weights of a Program from `all`, whose find(name) returns a pointer or null. Throws Error(kConfig) if one
+// is missing or does not fit its ops.
+template <class All>
+auto find_weights(const ProgramSpec& spec, const All& all) {
+    std::vector<decltype(all.find({}))> weights;
+    for (const std::string& name : spec.weights) {
+        weights.push_back(all.find(name));
+        if (weights.back() == nullptr) bad_spec("weight " + name + " is not loaded");
+    }
+    check_weights(spec, [&](int32_t weight) { return weights[static_cast<size_t>(weight)]->shape(); });
+    return weights;
+}
 
 // Sets ActivationAttrs::rough. rounds(weight): whether a linear of this weight rounds its operands.
 void find_rough_activations(ProgramSpec& spec, const std::function<bool(int32_t weight)>& rounds);

@@ -41,13 +41,14 @@ int64_t floats_of(const ProgramSpec& spec, int32_t value, const StepInput& step)
 // The width of the logits. Throws Error(kInput) if there are none.
 int32_t vocab_of(const ProgramSpec& spec);
 
-// Checks the arrays, that the caches are open, of this pool and continued by their sequences, and that ids and
-// positions have a row in their tables, and pairs of positions a bias. table_rows(weight): rows of a weight, by its
-// index in the spec. Throws Error(kInput), or Error(kContextLength) beyond the model's limit.
+// Checks the arrays. Checks that every cache is open, belongs to this pool and is continued by its sequence. Checks
+// that the tables have a row for every id and position, and a bias for every pair of positions. table_rows(weight):
+// rows of the weight with this index in the spec. Throws Error(kInput), or Error(kContextLength) beyond the model's
+// limit.
 void check_step(const ProgramSpec& spec, const StepInput& step, const PagePool* pool,
                 const std::function<int64_t(int32_t weight)>& table_rows);
 
-// The caches have what the step added to them.
+// Adds the step's tokens to the lengths of the caches.
 void advance(const StepInput& step);
 
 }  // namespace fastattn

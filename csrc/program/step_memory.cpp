@@ -74,11 +74,7 @@ StepMemory::Layout::Layout(const Model& model, const StepInput& step, const std:
 void StepMemory::prepare(const Model& model, const StepInput& step, const std::vector<float*>& outputs,
                          const Sampler* sampler, int threads) {
     const Layout layout(model, step, outputs, draws_in_tiles(model, sampler), threads);
-    const auto bytes = static_cast<size_t>(layout.floats) * sizeof(float);
-    if (buffer_.bytes() < bytes) {
-        buffer_ = Buffer();  // free the old one first
-        buffer_ = Buffer(bytes);
-    }
+    buffer_.grow(static_cast<size_t>(layout.floats) * sizeof(float));
     float* base = buffer_.floats();
     scratch_.clear();
     for (int i = 0; i < threads; ++i) scratch_.push_back(base + layout.scratch + i * ops::kScratchFloats);

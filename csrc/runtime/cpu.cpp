@@ -66,8 +66,8 @@ bool cpu_has_amx() {
     unsigned a = 0, b = 0, c = 0, d = 0;
     return has_avx512_vnni() && __get_cpuid_count(7, 0, &a, &b, &c, &d) != 0 && (d & kAll) == kAll;
 }
-// Linux gives a process the tile registers when it asks, also in threads that run already. Asking again changes
-// nothing, and the child of a fork has them too.
+// Linux grants a process the tile registers on request, also for threads that are already running. Asking again changes
+// nothing, and a forked child has them too.
 std::string obstacle_to_amx() {
     constexpr long kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
     if (!cpu_has_amx()) return kCannotRun;
@@ -186,7 +186,7 @@ const KernelTable& kernels_of(const std::string& name) {
 }
 
 const KernelTable& active_kernels() {
-    // No static with a run-time initializer: the child of a fork in the middle of it would wait for its end.
+    // No static with a run-time initializer: a child forked during the initialization would wait for it forever.
     static std::atomic<const KernelTable*> active{nullptr};
     const KernelTable* table = active.load(std::memory_order_acquire);
     if (table == nullptr) {

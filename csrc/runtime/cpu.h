@@ -10,7 +10,7 @@ namespace fastattn {
 
 bool on_intel();
 
-// The built targets, best last. `intel`: on a CPU of Intel.
+// The built targets, best last. `intel`: in the order for Intel CPUs.
 std::vector<std::string> built_targets(bool intel = on_intel());
 
 // The built targets that can run here, best last.
@@ -19,7 +19,7 @@ std::vector<std::string> available_targets();
 // The targets that this CPU could run but the operating system refuses, and its reasons.
 std::map<std::string, std::string> refused_targets();
 
-// The reason, from the errno of the request for AMX's tile registers.
+// Why Linux refused AMX's tile registers, from the errno of the request.
 std::string tiles_refused(int error);
 
 // The order of a target's bfloat16 sums: "portable", or the target's own name (docs/design/0014-bfloat16-sums.md).

@@ -13,7 +13,7 @@ uint64_t fork_generation();
 
 // Locked while a process's state is looked up or created, and while a step prepares its memory. A fork waits for it. So
 // no child finds it locked, or its data half written, by a thread that does not exist there. The holder must not wait
-// for Python's GIL, because a fork has it.
+// for Python's GIL, because the forking thread holds it.
 std::mutex& start_mutex();
 
 // The process in which an object was created.

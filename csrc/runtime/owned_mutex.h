@@ -14,8 +14,10 @@ public:
     void lock() {
         const std::thread::id self = std::this_thread::get_id();
         if (owner_.load(std::memory_order_relaxed) == self)
-            throw Error(ErrorKind::kInput,
-                        "expected no call within a call of the same thread, as a signal handler may make");
+            throw Error(
+                ErrorKind::kInput,
+                "expected no call within a call of the same thread; do not call fastattn in a signal handler or in a "
+                "function that computes weights");
         mutex_.lock();
         owner_.store(self, std::memory_order_relaxed);
     }

@@ -9,7 +9,7 @@
 #include <string>
 
 #include "core/error.h"
-#include "runtime/float_mode.h"
+#include "simd/float_mode.h"
 
 namespace fastattn {
 namespace {
@@ -177,21 +177,13 @@ ThreadPool::ThreadPool(int threads) : size_(threads), shared_(std::make_unique<T
     } catch (const std::exception&) {  // std::system_error, or out of memory
         const size_t started = shared->workers.size() + 1;
         shared->end_workers();
-        throw Error(ErrorKind::kOutOfMemory, "threads: expected to start " + std::to_string(threads) +
-                                                 ", the system gave " + std::to_string(started));
+        throw Error(ErrorKind::kOutOfMemory, "threads: expected to start " + std::to_string(threads) + ", got " +
+                                                 std::to_string(started) + "; use fewer threads");
     }
 }
 
 ThreadPool::~ThreadPool() {
     if (Team::Shared* const shared = shared_.find()) shared->end_workers();
-}
-
-bool ThreadPool::run(const std::function<void(Team&)>& body, const std::function<bool()>& poll) {
-    return run_on(size_, body, poll);
-}
-
-bool ThreadPool::run_alone(const std::function<void(Team&)>& body, const std::function<bool()>& poll) {
-    return run_on(1, body, poll);
 }
 
 bool ThreadPool::run_on(int threads, const std::function<void(Team&)>& body, const std::function<bool()>& poll) {

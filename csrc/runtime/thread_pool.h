@@ -75,16 +75,16 @@ public:
     // every 50 ms and stops the region if it returns true. Returns false if the region was stopped. Also returns false
     // in the child of a fork, because the other threads do not exist there; a fork made by `poll` ends the region, and
     // after it no region starts. One caller at a time.
-    bool run(const std::function<void(Team&)>& body, const std::function<bool()>& poll = {});
-
-    // Runs `body` on the calling thread alone, for work too small to justify waking other threads.
-    bool run_alone(const std::function<void(Team&)>& body, const std::function<bool()>& poll = {});
+    bool run(const std::function<void(Team&)>& body, const std::function<bool()>& poll = {}) {
+        return run_on(size_, body, poll);
+    }
+    // threads: size(), or 1 to use only the calling thread, for work too small to justify waking other threads.
+    bool run_on(int threads, const std::function<void(Team&)>& body, const std::function<bool()>& poll);
 
     // Stops the running region, if any.
     void cancel();
 
 private:
-    bool run_on(int threads, const std::function<void(Team&)>& body, const std::function<bool()>& poll);
     int size_;
     ForkLocal<Team::Shared> shared_;
 };

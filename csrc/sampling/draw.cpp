@@ -9,10 +9,18 @@ namespace {
 
 constexpr float kLowest = std::numeric_limits<float>::lowest();
 constexpr int kLanes = 16;  // of a sum over a row (docs/numerics.md)
+constexpr int kLook = 64;   // ids whose buckets are checked together
 
-constexpr int kLook = 64;  // ids whose buckets are checked together
 uint64_t weight_of(float probability) {
     return static_cast<uint64_t>(static_cast<int64_t>(static_cast<double>(probability) * 0x1p62));
+}
+
+// The sum of the weights of all probabilities of at least `least`, which min_p keeps.
+uint64_t weight_from(const std::vector<float>& probs, float least) {
+    uint64_t total = 0;
+    for (const float prob : probs)
+        if (prob >= least) total += weight_of(prob);
+    return total;
 }
 
 // The sum of a softmax over `n` logits, all -inf except `candidates`, which are in order of ascending id. Uses the
@@ -30,7 +38,7 @@ float sum_of_lanes(const std::vector<Candidate>& candidates, const std::vector<f
     return sums[0][0];
 }
 
-// The lowest logit that the temperature makes equal to `logit`, or kLowest if that logit is far away.
+// The lowest logit that equals `logit` after division by the temperature, or kLowest if that logit is far away.
 float lowest_level_with(float logit, float temperature) {
     const float level = logit / temperature;
     for (int step = 0; step < 8; ++step) {
@@ -84,7 +92,7 @@ static void keep_highest(std::vector<Candidate>& candidates, size_t k, float tem
 
 int32_t Drawer::from_candidates(std::vector<Candidate>& candidates, Candidate best, const SampleParams& params) {
     const float highest = best.logit / params.temperature;
-    // Outside float32 there is nothing to weigh: choose the highest logit, as with temperature 0.
+    // If a logit overflows after the division, choose the highest one, as with temperature 0.
     if (!std::isfinite(highest)) return best.id;
     const auto k = static_cast<size_t>(params.top_k);
     if (k < candidates.size()) keep_highest(candidates, k, params.temperature);
@@ -110,18 +118,13 @@ int32_t Drawer::from_candidates(std::vector<Candidate>& candidates, Candidate be
         probs_[i] = prob;
         total += ranked_.back().weight;
     }
-    uint64_t least_total = total;  // of the candidates that min_p keeps
-    if (params.min_p > 0.0f) {
-        least_total = 0;
-        for (const float prob : probs_)
-            if (prob >= params.min_p * best_prob) least_total += weight_of(prob);
-    }
+    const uint64_t kept = params.min_p > 0.0f ? weight_from(probs_, params.min_p * best_prob) : total;
     std::sort(ranked_.begin(), ranked_.end(), [](const Ranked& a, const Ranked& b) { return is_higher(a, b); });
     if (params.top_p < 1.0f) {
         const Crossing nucleus = cross(ranked_, 0, nucleus_limit(params.top_p));
         if (nucleus.id >= 0) total = nucleus.sum;
     }
-    return cross(ranked_, 0, drawn_part(std::min(total, least_total), params) + 1).id;
+    return cross(ranked_, 0, drawn_part(std::min(total, kept), params) + 1).id;
 }
 
 int32_t Drawer::from_logits(const float* logits, Candidate best, const SampleParams& params) {
@@ -143,18 +146,13 @@ int32_t Drawer::from_logits(const float* logits, Candidate best, const SamplePar
     fill_buckets(logits, highest);
     uint64_t total = 0;
     for (const uint64_t bucket : buckets_) total += bucket;
-    uint64_t least_total = total;
-    if (params.min_p > 0.0f) {
-        least_total = 0;
-        const float least = params.min_p * probs_[static_cast<size_t>(best.id)];
-        for (const float prob : probs_)
-            if (prob >= least) least_total += weight_of(prob);
-    }
+    const float least = params.min_p * probs_[static_cast<size_t>(best.id)];
+    const uint64_t kept = params.min_p > 0.0f ? weight_from(probs_, least) : total;
     if (params.top_p < 1.0f) {
         const Crossing nucleus = cross_buckets(logits, nucleus_limit(params.top_p));
         if (nucleus.id >= 0) total = nucleus.sum;
     }
-    return cross_buckets(logits, drawn_part(std::min(total, least_total), params) + 1).id;
+    return cross_buckets(logits, drawn_part(std::min(total, kept), params) + 1).id;
 }
 
 Drawer::Crossing Drawer::cross(const std::vector<Ranked>& ranked, uint64_t before, uint64_t limit) {

@@ -1,4 +1,4 @@
-// The arithmetic of drawing a token, for the CPU and for kernels of CUDA.
+// The arithmetic of drawing a token, for the CPU and for CUDA kernels.
 //
 // Weights are softmax probabilities as integer multiples of 2^-62, so their sums are exact. The drawn token does not
 // depend on the order of the candidates or on how many are omitted because their weight is 0.

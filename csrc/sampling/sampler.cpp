@@ -9,20 +9,13 @@
 
 #include "core/error.h"
 #include "runtime/cpu.h"
-#include "runtime/float_mode.h"
+#include "simd/float_mode.h"
 
 namespace fastattn {
 namespace {
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr float kLowest = std::numeric_limits<float>::lowest();
-
-void make_room(Buffer& buffer, int64_t floats) {
-    const size_t bytes = static_cast<size_t>(floats) * sizeof(float);
-    if (buffer.bytes() >= bytes) return;
-    buffer = Buffer();  // free the old one first
-    buffer = Buffer(bytes);
-}
 
 int64_t stride_of(int32_t vocab) {
     return (int64_t{vocab} + 15) / 16 * 16;
@@ -39,9 +32,9 @@ void Sampler::begin(const SampleArgs& args, int threads, bool whole) {
         keeps_ |= params.repetition_penalty != 1.0f || !(params.greedy() || has_top_k(params));
     }
     if (keeps_)
-        make_room(logits_, args.n * stride_of(args.vocab));
+        logits_.grow(static_cast<size_t>(args.n * stride_of(args.vocab)) * sizeof(float));
     else
-        make_room(rooms_, threads * kTileFloats);
+        rooms_.grow(static_cast<size_t>(threads * kTileFloats) * sizeof(float));
     const auto rows = static_cast<size_t>(args.n);
     scans_.resize(std::max(scans_.size(), static_cast<size_t>(threads) * rows));
     for (int thread = 0; thread < threads; ++thread)

@@ -1,5 +1,5 @@
-// AMX: eight tile registers of up to 16 rows of 64 bytes. A product of tiles multiplies rows of 16 words by 16 words of
-// 16 columns. Sums are float32 for bfloat16 words and int32 for int8 words.
+// AMX: eight tile registers of up to 16 rows of 64 bytes. A tile product multiplies up to 16 rows of 16 words by 16
+// columns of 16 words. Sums are float32 for bfloat16 words and int32 for int8 words.
 #pragma once
 #include <immintrin.h>
 
@@ -11,8 +11,8 @@ namespace {
 constexpr int kTileWords = 16;    // rows of a tile, columns of sums, and words of a row
 constexpr int kTileBytes = 1024;  // of a whole tile
 
-// Ends all writes to memory that tiles read next. GCC does not know that its intrinsics read memory, so it could move
-// or drop the writes.
+// Completes all writes to memory that tile instructions read next. GCC does not know that its intrinsics read memory,
+// so it could move or drop the writes.
 #define FA_TILE_READY() asm volatile("" : : : "memory")
 
 // Tiles 0 to 3 are sums, and 4 to 7 are operands:
@@ -22,10 +22,10 @@ constexpr int kTileBytes = 1024;  // of a whole tile
 //          2 3  (second rows)      5
 //     columns 6 7                               columns 5, 6, 7, 5
 //
-// A thread that keeps its tiles makes its context switches slower, so a kernel releases them when it returns.
+// Context switches of a thread are slower while its tiles are in use, so a kernel releases them when it returns.
 class TileRegisters {
 public:
-    // For `rows` rows, or whole tiles from 32 on; for none, it does nothing.
+    // For `rows` rows: whole tiles for 32 or more, nothing for 0.
     explicit TileRegisters(int rows) : in_use_(rows > 0) {
         if (!in_use_) return;
         struct alignas(64) Config {
@@ -65,23 +65,16 @@ private:
     } while (false)
 #define FA_TILE_LOAD(t, p, stride) _tile_loadd(t, p, stride)
 #define FA_TILE_STORE(t, p, stride) _tile_stored(t, p, stride)
-// int8: bytes of `a` from 0 to 255, and signed bytes of `b`.
-#define FA_TILE_MULTIPLY(format, sum, a, b)        \
-    do {                                           \
-        if constexpr (format == Format::kBfloat16) \
-            _tile_dpbf16ps(sum, a, b);             \
-        else                                       \
-            _tile_dpbusd(sum, a, b);               \
+#define FA_TILE_PRODUCT(format, int8_product, sum, a, b) \
+    do {                                                 \
+        if constexpr (format == Format::kBfloat16)       \
+            _tile_dpbf16ps(sum, a, b);                   \
+        else                                             \
+            int8_product(sum, a, b);                     \
     } while (false)
-
-// The same with signed bytes of `a`.
-#define FA_TILE_MULTIPLY_SIGNED(format, sum, a, b) \
-    do {                                           \
-        if constexpr (format == Format::kBfloat16) \
-            _tile_dpbf16ps(sum, a, b);             \
-        else                                       \
-            _tile_dpbssd(sum, a, b);               \
-    } while (false)
+// int8: bytes of `a` from 0 to 255 (SIGNED: signed bytes), and signed bytes of `b`.
+#define FA_TILE_MULTIPLY(format, sum, a, b) FA_TILE_PRODUCT(format, _tile_dpbusd, sum, a, b)
+#define FA_TILE_MULTIPLY_SIGNED(format, sum, a, b) FA_TILE_PRODUCT(format, _tile_dpbssd, sum, a, b)
 
 }  // namespace
 }  // namespace fastattn::FASTATTN_TARGET

@@ -6,7 +6,7 @@
 //   struct Vec, struct Mask
 //   constexpr int kTileVecs            vectors along n in the register tile of the matrix product
 //   zero() broadcast(float) load(p) load_partial(p, n) store(p, v) store_partial(p, v, n)   n in 0..16, the rest is 0
-//   stream(p, v), end_streams()        a store past the caches; only with AVX-512
+//   stream(p, v), end_streams()        a store that bypasses the caches; only with AVX-512
 //   fma(a, b, c) = a * b + c, rounded once
 //   add sub mul div sqrt abs neg
 //   max(a, b) = a > b ? a : b      min(a, b) = a < b ? a : b      (a NaN in either gives b, as on x86)
@@ -27,19 +27,21 @@
 //   add_int(a, b) mul_int(a, b)        modulo 2^32
 //   as_words(v) and_words(a, b) or_words(a, b) shift_left<bits>(w)
 //   transpose(Words (&w)[16])          swaps lane i of w[j] with lane j of w[i]
-//   magnitude_bits(v) max_unsigned(a, b)     the larger of two magnitudes; infinity is above all numbers, NaN above it
+//   magnitude_bits(v) -> Words         the bits of |v|
+//   max_unsigned(a, b)                 the larger one; NaN is above infinity if both are magnitude_bits
 //   load_bf16(p) -> Vec, store_bf16(p, v)    sixteen bfloat16, rounded to nearest even; NaN stays NaN
 //   round_bf16(v) -> Words             the same as store_bf16, in the low half of each lane
-//   load_int8(p) -> Words, store_int8(p, w)    sixteen bytes; stores the low ones
+//   load_int8(p) -> Words, store_int8(p, w)    sixteen bytes, sign-extended; stores the low byte of each lane
 //   pack_int8(a, b, c, d) -> Words     their 64 numbers as bytes, in order; all must be within int8
 //   interleave_bytes(Words (&w)[4])    byte j of lane l of w[i] becomes the former byte 16 i + l of w[j]
 //   dot_bf16(sum, a, b)                sum + a[0] b[0] + a[1] b[1] in each lane, with the rounding of the instruction;
 //                                      only if FASTATTN_HAS_DOT_BF16 is 1
-//   dot_int8(sum, a, b)                sum + a[0] b[0] + ... + a[3] b[3], exact; bytes in [-127, 127], kInt8Offset is
-//                                      added to those of `a` (bytes in 0..127 without it mean themselves)
+//   dot_int8(sum, a, b)                sum + a[0] b[0] + ... + a[3] b[3], exact; bytes in [-127, 127]. The bytes of `a`
+//                                      must have kInt8Offset added, which the products include. Bytes of `a` in
+//                                      [0, 127] may also be passed without it.
 //   add_int8_offset(w)                 adds kInt8Offset to every byte
 //   unpack_int4(w, low, high)          nibbles of each byte minus 8, as int8
-//   scale_int8(w, scale)               the four bytes of each lane times its integer; products within int8
+//   scale_int8(w, scale)               the four bytes of each lane times the lane's integer; products must fit in int8
 #pragma once
 
 #include <cstdint>
@@ -49,6 +51,8 @@
 #if defined(FASTATTN_TARGET_cuda_lane)  // one lane; only what kernels/math.h needs
 #include "simd/vec_cuda.h"
 #else
+
+#define FA_INLINE static inline __attribute__((always_inline))
 
 #if defined(FASTATTN_TARGET_avx512_bf16)
 #define FASTATTN_HAS_DOT_BF16 1
@@ -76,6 +80,22 @@ namespace fastattn::FASTATTN_TARGET {
 inline constexpr int kLanes = FASTATTN_LANES;
 inline constexpr int kTileRows = 6;
 inline constexpr int kLineFloats = 16;  // floats per cache line
+
+#ifndef FASTATTN_HAS_INT8_OFFSET
+inline constexpr int kInt8Offset = 0;
+FA_INLINE Words add_int8_offset(Words a) {
+    return a;
+}
+#endif
+
+// Prefetches a cache line. Takes an address, because it may be outside of any array, where a pointer is undefined.
+template <bool kWrite = false>
+FA_INLINE void prefetch_line(uintptr_t address) {
+    __builtin_prefetch(reinterpret_cast<const void*>(address), kWrite);
+}
+FA_INLINE uintptr_t address_of(const void* p) {
+    return reinterpret_cast<uintptr_t>(p);
+}
 
 // Rows of a head are far apart and only a few cache lines long, too short for the hardware prefetcher.
 FA_INLINE void prefetch_rows(const float* p, int64_t stride, int rows, int width) {

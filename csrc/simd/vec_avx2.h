@@ -3,8 +3,6 @@
 
 namespace fastattn::FASTATTN_TARGET {
 
-#define FA_INLINE static inline __attribute__((always_inline))
-
 struct Vec {
     __m256 lo, hi;  // lanes 0-7, 8-15
 };
@@ -42,21 +40,18 @@ FA_INLINE void store_partial(float* p, Vec a, int n) {
     _mm256_maskstore_ps(p + 8, _mm256_castps_si256(m.hi), a.hi);
 }
 
+#define FA_BINARY(type, name, intrinsic)                       \
+    FA_INLINE type name(type a, type b) {                      \
+        return {intrinsic(a.lo, b.lo), intrinsic(a.hi, b.hi)}; \
+    }
+
 FA_INLINE Vec fma(Vec a, Vec b, Vec c) {
     return {_mm256_fmadd_ps(a.lo, b.lo, c.lo), _mm256_fmadd_ps(a.hi, b.hi, c.hi)};
 }
-FA_INLINE Vec add(Vec a, Vec b) {
-    return {_mm256_add_ps(a.lo, b.lo), _mm256_add_ps(a.hi, b.hi)};
-}
-FA_INLINE Vec sub(Vec a, Vec b) {
-    return {_mm256_sub_ps(a.lo, b.lo), _mm256_sub_ps(a.hi, b.hi)};
-}
-FA_INLINE Vec mul(Vec a, Vec b) {
-    return {_mm256_mul_ps(a.lo, b.lo), _mm256_mul_ps(a.hi, b.hi)};
-}
-FA_INLINE Vec div(Vec a, Vec b) {
-    return {_mm256_div_ps(a.lo, b.lo), _mm256_div_ps(a.hi, b.hi)};
-}
+FA_BINARY(Vec, add, _mm256_add_ps)
+FA_BINARY(Vec, sub, _mm256_sub_ps)
+FA_BINARY(Vec, mul, _mm256_mul_ps)
+FA_BINARY(Vec, div, _mm256_div_ps)
 FA_INLINE Vec sqrt(Vec a) {
     return {_mm256_sqrt_ps(a.lo), _mm256_sqrt_ps(a.hi)};
 }
@@ -73,12 +68,8 @@ FA_INLINE Vec copysign(Vec a, Vec b) {
     return {_mm256_or_ps(_mm256_andnot_ps(sign, a.lo), _mm256_and_ps(sign, b.lo)),
             _mm256_or_ps(_mm256_andnot_ps(sign, a.hi), _mm256_and_ps(sign, b.hi))};
 }
-FA_INLINE Vec max(Vec a, Vec b) {
-    return {_mm256_max_ps(a.lo, b.lo), _mm256_max_ps(a.hi, b.hi)};
-}
-FA_INLINE Vec min(Vec a, Vec b) {
-    return {_mm256_min_ps(a.lo, b.lo), _mm256_min_ps(a.hi, b.hi)};
-}
+FA_BINARY(Vec, max, _mm256_max_ps)
+FA_BINARY(Vec, min, _mm256_min_ps)
 
 FA_INLINE Mask less(Vec a, Vec b) {
     return {_mm256_cmp_ps(a.lo, b.lo, _CMP_LT_OQ), _mm256_cmp_ps(a.hi, b.hi, _CMP_LT_OQ)};
@@ -169,29 +160,19 @@ FA_INLINE Vec to_float(Words a) {
 FA_INLINE Words round_to_int(Vec a) {
     return {_mm256_cvtps_epi32(a.lo), _mm256_cvtps_epi32(a.hi)};
 }
-FA_INLINE Words add_int(Words a, Words b) {
-    return {_mm256_add_epi32(a.lo, b.lo), _mm256_add_epi32(a.hi, b.hi)};
-}
-FA_INLINE Words max_unsigned(Words a, Words b) {
-    return {_mm256_max_epu32(a.lo, b.lo), _mm256_max_epu32(a.hi, b.hi)};
-}
+FA_BINARY(Words, add_int, _mm256_add_epi32)
+FA_BINARY(Words, max_unsigned, _mm256_max_epu32)
 FA_INLINE Words magnitude_bits(Vec a) {
     const __m256i bits = _mm256_set1_epi32(0x7fffffff);
     return {_mm256_and_si256(_mm256_castps_si256(a.lo), bits), _mm256_and_si256(_mm256_castps_si256(a.hi), bits)};
 }
-FA_INLINE Words mul_int(Words a, Words b) {
-    return {_mm256_mullo_epi32(a.lo, b.lo), _mm256_mullo_epi32(a.hi, b.hi)};
-}
+FA_BINARY(Words, mul_int, _mm256_mullo_epi32)
 
 FA_INLINE Words as_words(Vec a) {
     return {_mm256_castps_si256(a.lo), _mm256_castps_si256(a.hi)};
 }
-FA_INLINE Words and_words(Words a, Words b) {
-    return {_mm256_and_si256(a.lo, b.lo), _mm256_and_si256(a.hi, b.hi)};
-}
-FA_INLINE Words or_words(Words a, Words b) {
-    return {_mm256_or_si256(a.lo, b.lo), _mm256_or_si256(a.hi, b.hi)};
-}
+FA_BINARY(Words, and_words, _mm256_and_si256)
+FA_BINARY(Words, or_words, _mm256_or_si256)
 template <int kBits>
 FA_INLINE Words shift_left(Words a) {
     return {_mm256_slli_epi32(a.lo, kBits), _mm256_slli_epi32(a.hi, kBits)};
@@ -283,10 +264,6 @@ FA_INLINE void store_bf16(uint16_t* p, Vec a) {
     _mm_storeu_si128(at + 1, low_halves(bf16_bits(a.hi)));
 }
 
-inline constexpr int kInt8Offset = 0;
-FA_INLINE Words add_int8_offset(Words a) {
-    return a;
-}
 FA_INLINE __m256i dot_int8(__m256i sum, __m256i a, __m256i b) {
     // |a| * (b with the sign of a): the sum of two products of at most 127 * 127 does not saturate 16 bits.
     const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(a), _mm256_sign_epi8(b, a));
@@ -312,5 +289,6 @@ FA_INLINE void unpack_int4(Words packed, Words& low, Words& high) {
     high = {_mm256_sub_epi8(_mm256_and_si256(_mm256_srli_epi16(packed.lo, 4), nibble), eight),
             _mm256_sub_epi8(_mm256_and_si256(_mm256_srli_epi16(packed.hi, 4), nibble), eight)};
 }
+#undef FA_BINARY
 
 }  // namespace fastattn::FASTATTN_TARGET

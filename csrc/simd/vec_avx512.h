@@ -8,8 +8,6 @@
 
 namespace fastattn::FASTATTN_TARGET {
 
-#define FA_INLINE static inline __attribute__((always_inline))
-
 struct Vec {
     __m512 v;
 };
@@ -37,7 +35,7 @@ FA_INLINE Vec load_partial(const float* p, int n) {
 FA_INLINE void store(float* p, Vec a) {
     _mm512_storeu_ps(p, a.v);
 }
-// Not through the caches; p is a multiple of 64 bytes. Other threads see it after end_streams.
+// Bypasses the caches. p must be a multiple of 64 bytes. Other threads see the store after end_streams.
 FA_INLINE void stream(float* p, Vec a) {
     _mm512_stream_ps(p, a.v);
 }
@@ -48,21 +46,18 @@ FA_INLINE void store_partial(float* p, Vec a, int n) {
     _mm512_mask_storeu_ps(p, first_lanes(n).m, a.v);
 }
 
+#define FA_BINARY(type, name, intrinsic)  \
+    FA_INLINE type name(type a, type b) { \
+        return {intrinsic(a.v, b.v)};     \
+    }
+
 FA_INLINE Vec fma(Vec a, Vec b, Vec c) {
     return {_mm512_fmadd_ps(a.v, b.v, c.v)};
 }
-FA_INLINE Vec add(Vec a, Vec b) {
-    return {_mm512_add_ps(a.v, b.v)};
-}
-FA_INLINE Vec sub(Vec a, Vec b) {
-    return {_mm512_sub_ps(a.v, b.v)};
-}
-FA_INLINE Vec mul(Vec a, Vec b) {
-    return {_mm512_mul_ps(a.v, b.v)};
-}
-FA_INLINE Vec div(Vec a, Vec b) {
-    return {_mm512_div_ps(a.v, b.v)};
-}
+FA_BINARY(Vec, add, _mm512_add_ps)
+FA_BINARY(Vec, sub, _mm512_sub_ps)
+FA_BINARY(Vec, mul, _mm512_mul_ps)
+FA_BINARY(Vec, div, _mm512_div_ps)
 FA_INLINE Vec sqrt(Vec a) {
     return {_mm512_sqrt_ps(a.v)};
 }
@@ -76,12 +71,8 @@ FA_INLINE Vec copysign(Vec a, Vec b) {
     const __m512 sign = _mm512_set1_ps(-0.0f);
     return {_mm512_or_ps(_mm512_andnot_ps(sign, a.v), _mm512_and_ps(sign, b.v))};
 }
-FA_INLINE Vec max(Vec a, Vec b) {
-    return {_mm512_max_ps(a.v, b.v)};
-}
-FA_INLINE Vec min(Vec a, Vec b) {
-    return {_mm512_min_ps(a.v, b.v)};
-}
+FA_BINARY(Vec, max, _mm512_max_ps)
+FA_BINARY(Vec, min, _mm512_min_ps)
 
 FA_INLINE Mask less(Vec a, Vec b) {
     return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_LT_OQ)};
@@ -156,34 +147,24 @@ FA_INLINE Vec to_float(Words a) {
 FA_INLINE Words round_to_int(Vec a) {
     return {_mm512_cvtps_epi32(a.v)};
 }
-FA_INLINE Words add_int(Words a, Words b) {
-    return {_mm512_add_epi32(a.v, b.v)};
-}
-FA_INLINE Words max_unsigned(Words a, Words b) {
-    return {_mm512_max_epu32(a.v, b.v)};
-}
+FA_BINARY(Words, add_int, _mm512_add_epi32)
+FA_BINARY(Words, max_unsigned, _mm512_max_epu32)
 FA_INLINE Words magnitude_bits(Vec a) {
     return {_mm512_and_si512(_mm512_castps_si512(a.v), _mm512_set1_epi32(0x7fffffff))};
 }
-FA_INLINE Words mul_int(Words a, Words b) {
-    return {_mm512_mullo_epi32(a.v, b.v)};
-}
+FA_BINARY(Words, mul_int, _mm512_mullo_epi32)
 
 FA_INLINE Words as_words(Vec a) {
     return {_mm512_castps_si512(a.v)};
 }
-FA_INLINE Words and_words(Words a, Words b) {
-    return {_mm512_and_si512(a.v, b.v)};
-}
-FA_INLINE Words or_words(Words a, Words b) {
-    return {_mm512_or_si512(a.v, b.v)};
-}
+FA_BINARY(Words, and_words, _mm512_and_si512)
+FA_BINARY(Words, or_words, _mm512_or_si512)
 template <int kBits>
 FA_INLINE Words shift_left(Words a) {
     return {_mm512_slli_epi32(a.v, kBits)};
 }
 FA_INLINE Words pack_int8(Words a, Words b, Words c, Words d) {
-    // Each 128-bit part of the packs has four numbers of a, b, c and d. Restore their order.
+    // Each 128-bit part of `packed` has four numbers of each of a, b, c and d. This restores their order.
     const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
     const __m512i packed = _mm512_packs_epi16(_mm512_packs_epi32(a.v, b.v), _mm512_packs_epi32(c.v, d.v));
     return {_mm512_permutexvar_epi32(order, packed)};
@@ -262,6 +243,7 @@ FA_INLINE void stream_bf16(uint16_t* p, Vec a) {  // p is a multiple of 32 bytes
 
 #if defined(__AVX512VNNI__)
 // The instruction multiplies unsigned by signed bytes, so `a` is stored with 128 added.
+#define FASTATTN_HAS_INT8_OFFSET
 inline constexpr int kInt8Offset = 128;
 FA_INLINE Words dot_int8(Words sum, Words a, Words b) {
     return {_mm512_dpbusd_epi32(sum.v, a.v, b.v)};
@@ -270,10 +252,6 @@ FA_INLINE Words add_int8_offset(Words a) {
     return {_mm512_xor_si512(a.v, _mm512_set1_epi32(static_cast<int>(0x80808080u)))};
 }
 #else
-inline constexpr int kInt8Offset = 0;
-FA_INLINE Words add_int8_offset(Words a) {
-    return a;
-}
 FA_INLINE Words dot_int8(Words sum, Words a, Words b) {
     // |a| * (b with the sign of a): the sum of two products of at most 127 * 127 does not saturate 16 bits.
     const __m512i signed_b = _mm512_mask_sub_epi8(b.v, _mm512_movepi8_mask(a.v), _mm512_setzero_si512(), b.v);
@@ -295,5 +273,6 @@ FA_INLINE void unpack_int4(Words packed, Words& low, Words& high) {
 FA_INLINE Words scale_int8(Words bytes, Words scale) {
     return scale_bytes(bytes.v, _mm512_mask_blend_epi16(0xaaaaaaaa, scale.v, _mm512_slli_epi32(scale.v, 16)));
 }
+#undef FA_BINARY
 
 }  // namespace fastattn::FASTATTN_TARGET

@@ -2,6 +2,8 @@
 // compiles the same header for the emulation (csrc/native_tests/cuda_emulation.h). Operations are IEEE and round to
 // nearest even with any compiler flags: the intrinsics are never contracted.
 #pragma once
+#include <math.h>
+
 #include <cstdint>
 #include <cstring>
 
@@ -32,15 +34,6 @@ FA_INLINE Vec mul(Vec a, Vec b) {
 FA_INLINE Vec div(Vec a, Vec b) {
     return __fdiv_rn(a, b);
 }
-FA_INLINE Vec round_even(Vec a) {
-    return rintf(a);
-}
-FA_INLINE Vec abs(Vec a) {
-    return fabsf(a);
-}
-FA_INLINE Vec copysign(Vec a, Vec b) {
-    return copysignf(a, b);
-}
 FA_INLINE uint32_t bits_of(float a) {
     return __float_as_uint(a);
 }
@@ -63,15 +56,6 @@ FA_INLINE Vec mul(Vec a, Vec b) {
 FA_INLINE Vec div(Vec a, Vec b) {
     return a / b;
 }
-FA_INLINE Vec round_even(Vec a) {
-    return __builtin_rintf(a);
-}
-FA_INLINE Vec abs(Vec a) {
-    return __builtin_fabsf(a);
-}
-FA_INLINE Vec copysign(Vec a, Vec b) {
-    return __builtin_copysignf(a, b);
-}
 FA_INLINE uint32_t bits_of(float a) {
     uint32_t bits;
     std::memcpy(&bits, &a, sizeof bits);
@@ -84,6 +68,15 @@ FA_INLINE float float_of(uint32_t bits) {
 }
 #endif
 
+FA_INLINE Vec round_even(Vec a) {
+    return rintf(a);
+}
+FA_INLINE Vec abs(Vec a) {
+    return fabsf(a);
+}
+FA_INLINE Vec copysign(Vec a, Vec b) {
+    return copysignf(a, b);
+}
 FA_INLINE Vec zero() {
     return 0.0f;
 }

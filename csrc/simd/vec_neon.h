@@ -5,8 +5,6 @@
 
 namespace fastattn::FASTATTN_TARGET {
 
-#define FA_INLINE static inline __attribute__((always_inline))
-
 struct Vec {
     float32x4_t v[4];  // lanes 0-3, 4-7, 8-11, 12-15
 };
@@ -56,46 +54,39 @@ FA_INLINE Vec fma(Vec a, Vec b, Vec c) {
     FA_EACH c.v[i] = vfmaq_f32(c.v[i], a.v[i], b.v[i]);
     return c;
 }
-#define FA_BINARY(name, expression)    \
-    FA_INLINE Vec name(Vec a, Vec b) { \
-        FA_EACH a.v[i] = expression;   \
-        return a;                      \
+#define FA_BINARY(type, name, expression) \
+    FA_INLINE type name(type a, type b) { \
+        FA_EACH a.v[i] = expression;      \
+        return a;                         \
     }
-FA_BINARY(add, vaddq_f32(a.v[i], b.v[i]))
-FA_BINARY(sub, vsubq_f32(a.v[i], b.v[i]))
-FA_BINARY(mul, vmulq_f32(a.v[i], b.v[i]))
-FA_BINARY(div, vdivq_f32(a.v[i], b.v[i]))
+FA_BINARY(Vec, add, vaddq_f32(a.v[i], b.v[i]))
+FA_BINARY(Vec, sub, vsubq_f32(a.v[i], b.v[i]))
+FA_BINARY(Vec, mul, vmulq_f32(a.v[i], b.v[i]))
+FA_BINARY(Vec, div, vdivq_f32(a.v[i], b.v[i]))
 // Not vmaxq/vminq: they return NaN if either operand is NaN, and they order the zeros.
-FA_BINARY(max, vbslq_f32(vcgtq_f32(a.v[i], b.v[i]), a.v[i], b.v[i]))
-FA_BINARY(min, vbslq_f32(vcltq_f32(a.v[i], b.v[i]), a.v[i], b.v[i]))
-FA_BINARY(copysign, vbslq_f32(vdupq_n_u32(0x80000000u), b.v[i], a.v[i]))
-#undef FA_BINARY
-#define FA_UNARY(name, expression)   \
-    FA_INLINE Vec name(Vec a) {      \
-        FA_EACH a.v[i] = expression; \
-        return a;                    \
+FA_BINARY(Vec, max, vbslq_f32(vcgtq_f32(a.v[i], b.v[i]), a.v[i], b.v[i]))
+FA_BINARY(Vec, min, vbslq_f32(vcltq_f32(a.v[i], b.v[i]), a.v[i], b.v[i]))
+FA_BINARY(Vec, copysign, vbslq_f32(vdupq_n_u32(0x80000000u), b.v[i], a.v[i]))
+#define FA_UNARY(result, name, type, expression) \
+    FA_INLINE result name(type a) {              \
+        result r;                                \
+        FA_EACH r.v[i] = expression;             \
+        return r;                                \
     }
-FA_UNARY(sqrt, vsqrtq_f32(a.v[i]))
-FA_UNARY(abs, vabsq_f32(a.v[i]))
-FA_UNARY(neg, vnegq_f32(a.v[i]))
-FA_UNARY(round_even, vrndnq_f32(a.v[i]))
-#undef FA_UNARY
+FA_UNARY(Vec, sqrt, Vec, vsqrtq_f32(a.v[i]))
+FA_UNARY(Vec, abs, Vec, vabsq_f32(a.v[i]))
+FA_UNARY(Vec, neg, Vec, vnegq_f32(a.v[i]))
+FA_UNARY(Vec, round_even, Vec, vrndnq_f32(a.v[i]))
 
-FA_INLINE Mask less(Vec a, Vec b) {
-    Mask r;
-    FA_EACH r.m[i] = vcltq_f32(a.v[i], b.v[i]);
-    return r;
-}
-FA_INLINE Mask not_less(Vec a, Vec b) {
-    Mask r;
-    FA_EACH r.m[i] = vmvnq_u32(vcltq_f32(a.v[i], b.v[i]));
-    return r;
-}
-FA_INLINE Mask equal(Vec a, Vec b) {
-    Mask r;
-    FA_EACH r.m[i] = vceqq_f32(a.v[i], b.v[i]);
-    return r;
-}
+#define FA_COMPARE(name, expression)    \
+    FA_INLINE Mask name(Vec a, Vec b) { \
+        Mask r;                         \
+        FA_EACH r.m[i] = expression;    \
+        return r;                       \
+    }
+FA_COMPARE(less, vcltq_f32(a.v[i], b.v[i]))
+FA_COMPARE(not_less, vmvnq_u32(vcltq_f32(a.v[i], b.v[i])))
+FA_COMPARE(equal, vceqq_f32(a.v[i], b.v[i]))
 FA_INLINE Mask is_nan(Vec a) {
     Mask r;
     FA_EACH r.m[i] = vmvnq_u32(vceqq_f32(a.v[i], a.v[i]));
@@ -172,53 +163,21 @@ FA_INLINE Words load_words(const void* p) {
 FA_INLINE void store_words(void* p, Words a) {
     FA_EACH vst1q_u8(static_cast<uint8_t*>(p) + 16 * i, vreinterpretq_u8_s32(a.v[i]));
 }
-FA_INLINE Vec as_floats(Words a) {
-    Vec r;
-    FA_EACH r.v[i] = vreinterpretq_f32_s32(a.v[i]);
-    return r;
-}
-FA_INLINE Vec to_float(Words a) {
-    Vec r;
-    FA_EACH r.v[i] = vcvtq_f32_s32(a.v[i]);
-    return r;
-}
-FA_INLINE Words round_to_int(Vec a) {
-    Words r;
-    FA_EACH r.v[i] = vcvtnq_s32_f32(a.v[i]);
-    return r;
-}
-FA_INLINE Words add_int(Words a, Words b) {
-    FA_EACH a.v[i] = vaddq_s32(a.v[i], b.v[i]);
-    return a;
-}
+FA_UNARY(Vec, as_floats, Words, vreinterpretq_f32_s32(a.v[i]))
+FA_UNARY(Vec, to_float, Words, vcvtq_f32_s32(a.v[i]))
+FA_UNARY(Words, round_to_int, Vec, vcvtnq_s32_f32(a.v[i]))
+FA_BINARY(Words, add_int, vaddq_s32(a.v[i], b.v[i]))
 FA_INLINE Words max_unsigned(Words a, Words b) {
     for (int i = 0; i < 4; ++i)
         a.v[i] = vreinterpretq_s32_u32(vmaxq_u32(vreinterpretq_u32_s32(a.v[i]), vreinterpretq_u32_s32(b.v[i])));
     return a;
 }
-FA_INLINE Words magnitude_bits(Vec a) {
-    Words r;
-    FA_EACH r.v[i] = vreinterpretq_s32_f32(vabsq_f32(a.v[i]));
-    return r;
-}
-FA_INLINE Words mul_int(Words a, Words b) {
-    FA_EACH a.v[i] = vmulq_s32(a.v[i], b.v[i]);
-    return a;
-}
+FA_UNARY(Words, magnitude_bits, Vec, vreinterpretq_s32_f32(vabsq_f32(a.v[i])))
+FA_BINARY(Words, mul_int, vmulq_s32(a.v[i], b.v[i]))
 
-FA_INLINE Words as_words(Vec a) {
-    Words r;
-    FA_EACH r.v[i] = vreinterpretq_s32_f32(a.v[i]);
-    return r;
-}
-FA_INLINE Words and_words(Words a, Words b) {
-    FA_EACH a.v[i] = vandq_s32(a.v[i], b.v[i]);
-    return a;
-}
-FA_INLINE Words or_words(Words a, Words b) {
-    FA_EACH a.v[i] = vorrq_s32(a.v[i], b.v[i]);
-    return a;
-}
+FA_UNARY(Words, as_words, Vec, vreinterpretq_s32_f32(a.v[i]))
+FA_BINARY(Words, and_words, vandq_s32(a.v[i], b.v[i]))
+FA_BINARY(Words, or_words, vorrq_s32(a.v[i], b.v[i]))
 template <int kBits>
 FA_INLINE Words shift_left(Words a) {
     FA_EACH a.v[i] = vshlq_n_s32(a.v[i], kBits);
@@ -295,10 +254,6 @@ FA_INLINE void store_int8(int8_t* p, Words a) {
         vst1_s8(p + 8 * i, vmovn_s16(vcombine_s16(vmovn_s32(a.v[2 * i]), vmovn_s32(a.v[2 * i + 1]))));
 }
 
-inline constexpr int kInt8Offset = 0;
-FA_INLINE Words add_int8_offset(Words a) {
-    return a;
-}
 FA_INLINE Words dot_int8(Words sum, Words a, Words b) {
     for (int i = 0; i < 4; ++i) {
         const int8x16_t x = vreinterpretq_s8_s32(a.v[i]), y = vreinterpretq_s8_s32(b.v[i]);
@@ -324,6 +279,9 @@ FA_INLINE void unpack_int4(Words packed, Words& low, Words& high) {
         high.v[i] = vreinterpretq_s32_s8(vsubq_s8(hi, vdupq_n_s8(8)));
     }
 }
+#undef FA_COMPARE
+#undef FA_UNARY
+#undef FA_BINARY
 #undef FA_EACH
 
 }  // namespace fastattn::FASTATTN_TARGET

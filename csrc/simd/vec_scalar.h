@@ -5,7 +5,6 @@
 
 namespace fastattn::FASTATTN_TARGET {
 
-#define FA_INLINE static inline __attribute__((always_inline))
 // For functions outside the inner loops of products. Inlining them at sixteen lanes each only makes compilation slower.
 #define FA_CALLED [[maybe_unused]] static __attribute__((noinline))
 
@@ -54,18 +53,18 @@ FA_INLINE Vec fma(Vec a, Vec b, Vec c) {
     FA_EACH c.v[i] = __builtin_fmaf(a.v[i], b.v[i], c.v[i]);
     return c;
 }
-#define FA_BINARY(name, expression)    \
-    FA_INLINE Vec name(Vec a, Vec b) { \
-        FA_EACH a.v[i] = expression;   \
-        return a;                      \
+#define FA_BINARY(type, name, expression) \
+    FA_INLINE type name(type a, type b) { \
+        FA_EACH a.v[i] = expression;      \
+        return a;                         \
     }
-FA_BINARY(add, a.v[i] + b.v[i])
-FA_BINARY(sub, a.v[i] - b.v[i])
-FA_BINARY(mul, a.v[i] * b.v[i])
-FA_BINARY(div, a.v[i] / b.v[i])
-FA_BINARY(max, a.v[i] > b.v[i] ? a.v[i] : b.v[i])
-FA_BINARY(min, a.v[i] < b.v[i] ? a.v[i] : b.v[i])
-#undef FA_BINARY
+FA_BINARY(Vec, add, a.v[i] + b.v[i])
+FA_BINARY(Vec, sub, a.v[i] - b.v[i])
+FA_BINARY(Vec, mul, a.v[i] * b.v[i])
+FA_BINARY(Vec, div, a.v[i] / b.v[i])
+FA_BINARY(Vec, max, a.v[i] > b.v[i] ? a.v[i] : b.v[i])
+FA_BINARY(Vec, copysign, __builtin_copysignf(a.v[i], b.v[i]))
+FA_BINARY(Vec, min, a.v[i] < b.v[i] ? a.v[i] : b.v[i])
 FA_CALLED Vec sqrt(Vec a) {
     FA_EACH a.v[i] = __builtin_sqrtf(a.v[i]);
     return a;
@@ -78,25 +77,15 @@ FA_INLINE Vec neg(Vec a) {
     FA_EACH a.v[i] = -a.v[i];
     return a;
 }
-FA_INLINE Vec copysign(Vec a, Vec b) {
-    FA_EACH a.v[i] = __builtin_copysignf(a.v[i], b.v[i]);
-    return a;
-}
-FA_INLINE Mask less(Vec a, Vec b) {
-    Mask r;
-    FA_EACH r.m[i] = a.v[i] < b.v[i];
-    return r;
-}
-FA_INLINE Mask not_less(Vec a, Vec b) {
-    Mask r;
-    FA_EACH r.m[i] = !(a.v[i] < b.v[i]);
-    return r;
-}
-FA_INLINE Mask equal(Vec a, Vec b) {
-    Mask r;
-    FA_EACH r.m[i] = a.v[i] == b.v[i];
-    return r;
-}
+#define FA_COMPARE(name, expression)    \
+    FA_INLINE Mask name(Vec a, Vec b) { \
+        Mask r;                         \
+        FA_EACH r.m[i] = expression;    \
+        return r;                       \
+    }
+FA_COMPARE(less, a.v[i] < b.v[i])
+FA_COMPARE(not_less, !(a.v[i] < b.v[i]))
+FA_COMPARE(equal, a.v[i] == b.v[i])
 FA_INLINE Mask is_nan(Vec a) {
     Mask r;
     FA_EACH r.m[i] = a.v[i] != a.v[i];
@@ -176,38 +165,23 @@ FA_CALLED Words round_to_int(Vec a) {
     FA_EACH r.v[i] = static_cast<int32_t>(__builtin_rintf(a.v[i]));
     return r;
 }
-FA_INLINE Words add_int(Words a, Words b) {
-    FA_EACH a.v[i] = static_cast<int32_t>(static_cast<uint32_t>(a.v[i]) + static_cast<uint32_t>(b.v[i]));
-    return a;
-}
-FA_INLINE Words max_unsigned(Words a, Words b) {
-    FA_EACH a.v[i] = static_cast<uint32_t>(a.v[i]) > static_cast<uint32_t>(b.v[i]) ? a.v[i] : b.v[i];
-    return a;
-}
+FA_BINARY(Words, add_int, static_cast<int32_t>(static_cast<uint32_t>(a.v[i]) + static_cast<uint32_t>(b.v[i])))
+FA_BINARY(Words, max_unsigned, static_cast<uint32_t>(a.v[i]) > static_cast<uint32_t>(b.v[i]) ? a.v[i] : b.v[i])
 FA_INLINE Words magnitude_bits(Vec a) {
     Words r;
     std::memcpy(r.v, a.v, sizeof r.v);
     FA_EACH r.v[i] &= 0x7fffffff;
     return r;
 }
-FA_INLINE Words mul_int(Words a, Words b) {
-    FA_EACH a.v[i] = static_cast<int32_t>(static_cast<uint32_t>(a.v[i]) * static_cast<uint32_t>(b.v[i]));
-    return a;
-}
+FA_BINARY(Words, mul_int, static_cast<int32_t>(static_cast<uint32_t>(a.v[i]) * static_cast<uint32_t>(b.v[i])))
 
 FA_INLINE Words as_words(Vec a) {
     Words r;
     std::memcpy(r.v, a.v, sizeof r.v);
     return r;
 }
-FA_INLINE Words and_words(Words a, Words b) {
-    FA_EACH a.v[i] &= b.v[i];
-    return a;
-}
-FA_INLINE Words or_words(Words a, Words b) {
-    FA_EACH a.v[i] |= b.v[i];
-    return a;
-}
+FA_BINARY(Words, and_words, a.v[i] & b.v[i])
+FA_BINARY(Words, or_words, a.v[i] | b.v[i])
 template <int kBits>
 FA_INLINE Words shift_left(Words a) {
     FA_EACH a.v[i] = static_cast<int32_t>(static_cast<uint32_t>(a.v[i]) << kBits);
@@ -239,11 +213,6 @@ FA_CALLED void transpose(Words (&w)[16]) {
         }
 }
 
-FA_INLINE float float_of_bf16(int32_t bits) {  // bfloat16 in the high half
-    float x;
-    std::memcpy(&x, &bits, sizeof x);
-    return x;
-}
 FA_INLINE Vec load_bf16(const uint16_t* p) {
     Words r;
     FA_EACH r.v[i] = static_cast<int32_t>(uint32_t{p[i]} << 16);
@@ -272,10 +241,6 @@ FA_INLINE void store_int8(int8_t* p, Words a) {
     FA_EACH p[i] = static_cast<int8_t>(a.v[i]);
 }
 
-inline constexpr int kInt8Offset = 0;
-FA_INLINE Words add_int8_offset(Words a) {
-    return a;
-}
 FA_INLINE Words dot_int8(Words sum, Words a, Words b) {
     int8_t x[64], y[64];
     std::memcpy(x, a.v, sizeof x);
@@ -301,6 +266,8 @@ FA_INLINE void unpack_int4(Words packed, Words& low, Words& high) {
     low = load_words(lo);
     high = load_words(hi);
 }
+#undef FA_COMPARE
+#undef FA_BINARY
 #undef FA_EACH
 
 }  // namespace fastattn::FASTATTN_TARGET

@@ -81,10 +81,15 @@ std::array<int64_t, 3> bytes_of(const Weight& weight, const std::string& name) {
     const bool table = weight.use == WeightUse::kTable;
     const bool scaled = traits_of(weight.format).integer;
     if ((table && weight.format == Format::kInt4) || (!matrix && !table && weight.format != Format::kFloat32))
-        throw Error(ErrorKind::kConfig, "weight " + name + ": no such format for its use");
+        throw Error(ErrorKind::kConfig,
+                    "weight " + name +
+                        ": expected float32 for a vector, or a format other than int4 for a table, got " +
+                        traits_of(weight.format).name);
     // A sum of int8 products over k is at most 255 * 127 per term.
     if (matrix && scaled && weight.columns > 65536)
-        throw Error(ErrorKind::kConfig, "weight " + name + ": int8 and int4 take at most 65536 input features");
+        throw Error(ErrorKind::kConfig, "weight " + name +
+                                            ": expected at most 65536 input features for int8 and int4, got " +
+                                            std::to_string(weight.columns));
     const int64_t panels = (weight.rows + kPanelWidth - 1) / kPanelWidth;
     return {matrix ? panels * panel_bytes(weight) : weight.rows * weight.columns * value_bytes_of(weight.format),
             scaled ? panels * kPanelWidth * int64_t{sizeof(float)} : 0,
@@ -133,21 +138,16 @@ void pack_table(const float* src, int64_t n, const KernelTable& kernels, Weight&
     const int32_t n_words = words_of(weight.format, k);
     for (int64_t i = 0; i < n; ++i) {
         float scale = 0.0f;
-        const QuantizeArgs args{.x = src + i * k,
-                                .x_stride = k,
-                                .out = room,
-                                .out_stride = ops::quantized_stride(n_words),
-                                .scales = &scale,
-                                .rows = 1,
-                                .n = static_cast<int32_t>(k),
-                                .words = n_words,
-                                .offset = 0};
-        if (weight.format == Format::kBfloat16) {
-            kernels.quantize_bfloat16(args);
-        } else {
-            kernels.quantize_int8(args);
-            weight.scales.floats()[first + i] = scale;
-        }
+        kernels.quantize[static_cast<int>(weight.format)]({.x = src + i * k,
+                                                           .x_stride = k,
+                                                           .out = room,
+                                                           .out_stride = ops::quantized_stride(n_words),
+                                                           .scales = &scale,
+                                                           .rows = 1,
+                                                           .n = static_cast<int32_t>(k),
+                                                           .words = n_words,
+                                                           .offset = 0});
+        if (weight.scales.bytes() > 0) weight.scales.floats()[first + i] = scale;
         std::memcpy(weight.data.data() + (first + i) * row_bytes, room, static_cast<size_t>(row_bytes));
     }
 }

@@ -18,7 +18,8 @@ namespace fastattn {
 // The first failure of a parallel load; the message is written under the lock and read after the region.
 class Failure {
 public:
-    // message() -> std::string. Nothing may throw inside a region, so a message without memory for it is a failure too.
+    // message() -> std::string. Nothing may throw inside a region, so running out of memory for the message is a
+    // failure, too.
     template <class F>
     void set(ErrorKind kind, const F& message) noexcept {
         const std::lock_guard lock(mutex_);

@@ -138,7 +138,7 @@ void load_transposed(WeightSource& source, Weight& weight, int64_t first_column,
 // Executors store the addresses of weights, so none may be replaced.
 void check_new(const Weights& weights, const std::string& name) {
     if (weights.find(name) != nullptr)
-        throw Error(ErrorKind::kInput, "weight " + name + ": expected a new name, this one is loaded already");
+        throw Error(ErrorKind::kInput, "weight " + name + ": expected a new name, got that of a loaded weight");
 }
 
 // An empty weight with the size of its sources.
@@ -151,7 +151,8 @@ std::unique_ptr<Weight> weight_for(const NewWeight& spec, const WeightSources& s
     for (const auto& source : sources) {
         const int64_t columns = spec.transposed ? source->rows() : source->columns();
         if (source != sources.front() && columns != weight->columns)
-            throw Error(ErrorKind::kConfig, "weight " + spec.name + ": its parts differ in width");
+            throw Error(ErrorKind::kConfig, "weight " + spec.name + ": expected parts of one width, got " +
+                                                std::to_string(weight->columns) + " and " + std::to_string(columns));
         weight->columns = columns;
         weight->rows += spec.transposed ? source->columns() : source->rows();
     }
@@ -185,8 +186,8 @@ void load_bytes(const WeightSource& source, const Buffer& buffer, Format format,
             if (from != to) std::memcpy(to, from, static_cast<size_t>(n));
             if (out_of_range(to, n, format))
                 load.failure.set(ErrorKind::kModelFormat, [&] {
-                    return "tensor " + source.name() + ": holds no packed " +
-                           (format == Format::kInt8 ? "int8" : "int4");
+                    return "tensor " + source.name() + ": expected packed " + traits_of(format).name +
+                           ", got other bytes; quantize the model again";
                 });
         });
     });

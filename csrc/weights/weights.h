@@ -26,6 +26,7 @@ struct Weight {
     Buffer sums;    // int8, int4 matrix: [rows] int32 sums over k, padded
 
     int64_t bytes() const { return static_cast<int64_t>(data.bytes() + scales.bytes() + sums.bytes()); }
+    WeightShape shape() const { return {use, format == Format::kFloat32, rows, columns}; }
     ops::Matrix matrix() const;
 };
 

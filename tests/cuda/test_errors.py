@@ -124,7 +124,7 @@ def test_the_budget(gpu: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> 
             AutoModelForCausalLM.from_pretrained(folder, device="cuda")
     big = checkpoints.write_gpt2(folder.parent / "big", vocab_size=5000, n_embd=96, n_positions=512)
     monkeypatch.setenv(fastattn.executors.cuda.MEMORY_VARIABLE, "1")
-    with pytest.raises(OutOfMemory, match=r"could not take \d+ bytes for .*budget of 1048576 are in use"):
+    with pytest.raises(OutOfMemory, match=r"could not allocate \d+ bytes for .*budget of 1048576 are in use"):
         AutoModelForCausalLM.from_pretrained(big, device="cuda")
     monkeypatch.setenv(fastattn.executors.cuda.MEMORY_VARIABLE, "36")
     with AutoModelForCausalLM.from_pretrained(big, device="cuda") as model:

@@ -1,4 +1,4 @@
-// Everything that a kernel uses of CUDA, under our own names. Kernels are compiled twice: by nvcc, and by g++ against
+// Everything from CUDA that a kernel uses, under our own names. Kernels are compiled twice: by nvcc, and by g++ against
 // csrc/native_tests/cuda_emulation.h, which has the same names (the macro FASTATTN_CUDA_EMULATION names it). So their
 // logic and their numbers are tested without a GPU.
 //

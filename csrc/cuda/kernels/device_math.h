@@ -70,6 +70,16 @@ FA_DEVICE void write_four(const Output& out, int64_t row, int i, int width, cons
     if (i + 4 == width && width % 8 != 0) to[2] = to[3] = 0;
 }
 
+// Applies an epilogue to four sums of a linear. Without a bias or a residual, theirs are not read.
+FA_DEVICE void finish(const Epilogue& epilogue, Four& v, const Four& bias, const Four& residual) {
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+        if (epilogue.bias) v.x[j] += bias.x[j];
+        v.x[j] = activate(v.x[j], epilogue.activation, epilogue.rough);
+        if (epilogue.residual) v.x[j] += residual.x[j];
+    }
+}
+
 // Whether the rows of a launch can be read and written in fours.
 FA_BOTH bool by_four(const void* p, int64_t stride) {
     return reinterpret_cast<uintptr_t>(p) % 16 == 0 && stride % 4 == 0;

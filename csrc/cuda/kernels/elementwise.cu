@@ -28,24 +28,13 @@ struct Columns {
 
 template <bool kFour>
 FA_DEVICE Four values(const EmbeddingArgs& args, Columns<kFour> at) {
-    Four sum{};
+    const int64_t start = ((args.index ? args.index[at.row] : 0) + int64_t{args.offset}) * args.stride;
+    if (args.type == Type::kFloat32) return at.of(static_cast<const float*>(args.table) + start);
+    Four v{};
 #pragma unroll
-    for (int t = 0; t < 3; ++t) {
-        if (t >= args.n_tables) break;
-        const EmbeddingArgs::Table& table = args.tables[t];
-        const int64_t start = ((table.index ? table.index[at.row] : 0) + int64_t{table.offset}) * table.stride;
-        Four v{};
-        if (table.type == Type::kFloat32) {
-            v = at.of(static_cast<const float*>(table.data) + start);
-        } else {
-#pragma unroll
-            for (int j = 0; j < 4; ++j)
-                if (j < at.n) v.x[j] = read(table.data, start + at.i + j, table.type);
-        }
-#pragma unroll
-        for (int j = 0; j < 4; ++j) sum.x[j] = t == 0 ? v.x[j] : sum.x[j] + v.x[j];
-    }
-    return sum;
+    for (int j = 0; j < 4; ++j)
+        if (j < at.n) v.x[j] = read(args.table, start + at.i + j, args.type);
+    return v;
 }
 
 struct Sum : PairArgs {};
@@ -64,13 +53,13 @@ FA_DEVICE Four values(const Product& args, Columns<kFour> at) {
 }
 
 template <bool kFour>
-FA_DEVICE Four values(const RoundArgs& args, Columns<kFour> at) {
+FA_DEVICE Four values(const RowArgs& args, Columns<kFour> at) {
     return at.of(args.x + at.row * args.x_stride);
 }
 
 template <bool kFour>
 FA_DEVICE Four values(const ActivationArgs& args, Columns<kFour> at) {
-    Four v = at.of(args.x + at.row * args.x_stride);
+    Four v = at.of(args.io.x + at.row * args.io.x_stride);
 #pragma unroll
     for (float& x : v.x) x = activate(x, args.activation, args.rough);
     return v;
@@ -79,21 +68,17 @@ FA_DEVICE Four values(const ActivationArgs& args, Columns<kFour> at) {
 template <bool kFour>
 FA_DEVICE Four values(const EpilogueArgs& args, Columns<kFour> at) {
     Four v = at.of(args.product + at.row * args.product_stride), bias{}, residual{};
-    if (args.bias) bias = at.of(args.bias);
-    if (args.residual) residual = at.of(args.residual + at.row * args.residual_stride);
-#pragma unroll
-    for (int j = 0; j < 4; ++j) {
-        if (args.bias) v.x[j] += bias.x[j];
-        v.x[j] = activate(v.x[j], args.activation, args.rough);
-        if (args.residual) v.x[j] += residual.x[j];
-    }
+    const Epilogue& epilogue = args.epilogue;
+    if (epilogue.bias) bias = at.of(epilogue.bias);
+    if (epilogue.residual) residual = at.of(epilogue.residual + at.row * epilogue.residual_stride);
+    finish(epilogue, v, bias, residual);
     return v;
 }
 
 template <bool kFour>
 FA_DEVICE Four values(const GatherArgs& args, Columns<kFour> at) {
     const int32_t from = args.index[at.row];
-    return from < 0 ? Four{} : at.of(args.x + from * args.x_stride);
+    return from < 0 ? Four{} : at.of(args.io.x + from * args.io.x_stride);
 }
 
 template <class Args>
@@ -128,6 +113,11 @@ void launch_map(const char* name, const Map<Args>& map, bool fours, Stream strea
     launch(name, kernel, grid, kMapThreads, /*shared_bytes=*/0, map, stream);
 }
 
+template <class Args>
+void launch_rows(const char* name, const Args& args, const RowArgs& io, Stream stream) {
+    launch_map<Args>(name, {args, io.rows, io.width, io.out}, by_four(io.x, io.x_stride), stream);
+}
+
 template <class Pair>
 void launch_pair(const char* name, const PairArgs& args, Stream stream) {
     const bool fours = by_four(args.a, args.a_stride) && by_four(args.b, args.b_stride);
@@ -137,9 +127,7 @@ void launch_pair(const char* name, const PairArgs& args, Stream stream) {
 }  // namespace
 
 void launch_embedding(const EmbeddingArgs& args, Stream stream) {
-    bool fours = true;
-    for (int t = 0; t < args.n_tables; ++t)
-        if (args.tables[t].type == Type::kFloat32) fours &= by_four(args.tables[t].data, args.tables[t].stride);
+    const bool fours = args.type != Type::kFloat32 || by_four(args.table, args.stride);
     const Output out{.data = args.out, .stride = args.out_stride};
     launch_map<EmbeddingArgs>("embedding", {args, args.rows, args.width, out}, fours, stream);
 }
@@ -152,23 +140,23 @@ void launch_multiply(const PairArgs& args, Stream stream) {
     launch_pair<Product>("multiply", args, stream);
 }
 
-void launch_round(const RoundArgs& args, Stream stream) {
-    launch_map<RoundArgs>("round", {args, args.rows, args.width, args.out}, by_four(args.x, args.x_stride), stream);
+void launch_round(const RowArgs& args, Stream stream) {
+    launch_rows("round", args, args, stream);
 }
 
 void launch_activation(const ActivationArgs& args, Stream stream) {
-    launch_map<ActivationArgs>("activation", {args, args.rows, args.width, args.out}, by_four(args.x, args.x_stride),
-                               stream);
+    launch_rows("activation", args, args.io, stream);
 }
 
 void launch_epilogue(const EpilogueArgs& args, Stream stream) {
-    const bool fours = by_four(args.product, args.product_stride) && by_four(args.bias, 0) &&
-                       by_four(args.residual, args.residual_stride);
-    launch_map<EpilogueArgs>("epilogue", {args, args.rows, args.n, args.out}, fours, stream);
+    const Epilogue& epilogue = args.epilogue;
+    const bool fours = by_four(args.product, args.product_stride) && by_four(epilogue.bias, 0) &&
+                       by_four(epilogue.residual, epilogue.residual_stride);
+    launch_map<EpilogueArgs>("epilogue", {args, epilogue.rows, epilogue.n, epilogue.out}, fours, stream);
 }
 
 void launch_gather(const GatherArgs& args, Stream stream) {
-    launch_map<GatherArgs>("gather", {args, args.rows, args.width, args.out}, by_four(args.x, args.x_stride), stream);
+    launch_rows("gather", args, args.io, stream);
 }
 
 }  // namespace fastattn::cuda

@@ -49,17 +49,22 @@ struct Output {
     Type type = Type::kBfloat16;  // of `rounded`
 };
 
-// Row-wise sum of one to three tables: tokens, then positions, then types, in the order of `tables`.
+// What most ops on rows have: the rows that they read, and where they write their own.
+struct RowArgs {
+    const float* x;  // [rows, width]
+    int64_t x_stride;
+    Rows rows;
+    int32_t width;
+    Output out;
+};
+
+// Row i of out is row index[i] + offset of a table.
 struct EmbeddingArgs {
-    struct Table {
-        const void* data = nullptr;  // [., width] of `type`
-        Type type = Type::kFloat32;
-        int64_t stride = 0;
-        const int32_t* index = nullptr;  // [rows]; null: all 0
-        int32_t offset = 0;              // row of the table = index + offset
-    };
-    Table tables[3];
-    int32_t n_tables;
+    const void* table;  // [., width] of `type`
+    Type type;
+    int64_t stride;
+    const int32_t* index;  // [rows]; null: all 0
+    int32_t offset;
     Rows rows;
     int32_t width;
     float* out;  // [rows, width]
@@ -82,26 +87,19 @@ void launch_multiply(const PairArgs& args, Stream stream);
 
 // The sums are in the CPU's order, and so the bits are the CPU's (docs/numerics.md).
 struct LayerNormArgs {
-    const float* x;  // [rows, width]
-    int64_t x_stride;
+    RowArgs io;           // out.data may be x
     const float* weight;  // [width] or null (ones)
     const float* bias;    // [width] or null (zeros)
     float eps;
-    Rows rows;
-    int32_t width;
-    Output out;  // out.data may be x
 };
 void launch_layer_norm(const LayerNormArgs& args, Stream stream);
 
 // x / sqrt(mean(x^2) + eps) * weight, for each of the equal parts of a row, with the CPU's bits.
 struct RmsNormArgs {
-    const float* x;  // [rows, width]
-    int64_t x_stride;
+    RowArgs io;           // out.data may be x
     const float* weight;  // [width / groups]
     float eps;
-    Rows rows;
-    int32_t width, groups;
-    Output out;  // out.data may be x
+    int32_t groups;
 };
 void launch_rms_norm(const RmsNormArgs& args, Stream stream);
 
@@ -122,16 +120,21 @@ struct RotaryArgs {
 void launch_rotary(const RotaryArgs& args, Stream stream);
 
 // Rounds rows of float32 to a 16-bit type, to nearest even. out.data is null.
-struct RoundArgs {
-    const float* x;  // [rows, width]
-    int64_t x_stride;
+void launch_round(const RowArgs& args, Stream stream);
+
+// What a linear does with its product: out = residual + activation(product + bias).
+struct Epilogue {
+    const float* bias;      // [n] or null
+    const float* residual;  // [rows, n] or null; may be out.data
+    int64_t residual_stride;
+    Activation activation;
+    bool rough = false;  // use the approximate gelus, for formats that round
     Rows rows;
-    int32_t width;
+    int32_t n;
     Output out;
 };
-void launch_round(const RoundArgs& args, Stream stream);
 
-// out = residual + activation(x @ weight.T + bias), without a library. Float32: the CPU's order and bits. 16-bit types:
+// A linear without a library: its product is x @ weight.T. Float32: the CPU's order and bits. 16-bit types:
 // tensor cores, sums over k in order. Either way the order is the same for every number of rows. Designed for
 // correctness: cuBLASLt is faster for many rows.
 struct LinearArgs {
@@ -140,14 +143,8 @@ struct LinearArgs {
     const void* weight;  // [n, k] of `type`; in 16 bits zero between k and row_elements(k), like x
     int64_t weight_stride;
     Type type;
-    const float* bias;      // [n] or null
-    const float* residual;  // [rows, n] or null; may be out.data
-    int64_t residual_stride;
-    Activation activation;
-    bool rough = false;  // use the approximate gelus, for formats that round
-    Rows rows;
-    int32_t n, k;
-    Output out;
+    int32_t k;
+    Epilogue epilogue;
 };
 void launch_linear(const LinearArgs& args, Stream stream);
 
@@ -155,59 +152,36 @@ void launch_linear(const LinearArgs& args, Stream stream);
 struct EpilogueArgs {
     const float* product;  // [rows, n]; may be out.data
     int64_t product_stride;
-    const float* bias;      // [n] or null
-    const float* residual;  // [rows, n] or null; may be out.data
-    int64_t residual_stride;
-    Activation activation;
-    bool rough = false;
-    Rows rows;
-    int32_t n;
-    Output out;
+    Epilogue epilogue;
 };
 void launch_epilogue(const EpilogueArgs& args, Stream stream);
 
 struct ActivationArgs {
-    const float* x;  // [rows, width]
-    int64_t x_stride;
+    RowArgs io;
     Activation activation;
     bool rough = false;
-    Rows rows;
-    int32_t width;
-    Output out;
 };
 void launch_activation(const ActivationArgs& args, Stream stream);
 
 // Row i of out is row index[i] of x, or zeros if index[i] < 0: the first or last row of an empty sequence.
 struct GatherArgs {
-    const float* x;  // [., width]
-    int64_t x_stride;
+    RowArgs io;            // x: [., width]
     const int32_t* index;  // [rows]
-    Rows rows;
-    int32_t width;
-    Output out;
 };
 void launch_gather(const GatherArgs& args, Stream stream);
 
 // One row per sequence, from its tokens cu_seqlens[s] to cu_seqlens[s + 1] in order; zeros if it has none.
 struct PoolArgs {
-    const float* x;  // [tokens, width]
-    int64_t x_stride;
+    RowArgs io;                 // x: [tokens, width]; rows: one per sequence
     const int32_t* cu_seqlens;  // [sequences + 1]
     PoolKind kind;
-    Rows sequences;
-    int32_t width;
-    Output out;
 };
 void launch_pool(const PoolArgs& args, Stream stream);
 
 // x / max(norm(x), eps)
 struct L2NormalizeArgs {
-    const float* x;  // [rows, width]
-    int64_t x_stride;
+    RowArgs io;
     float eps;
-    Rows rows;
-    int32_t width;
-    Output out;
 };
 void launch_l2_normalize(const L2NormalizeArgs& args, Stream stream);
 
@@ -255,7 +229,7 @@ void launch_kv_store(const KvStoreArgs& args, Stream stream);
 struct Relative {
     bool causal;
     int32_t window = 0;  // a query at p sees position j only if |p - j| < window; 0: no window
-    // Of head 0, and the floats between heads: bias[j - p] is added to the scaled score. Null: no bias.
+    // bias[j - p] of head 0 is added to the scaled score. Null: no bias. bias_stride: floats between heads.
     const float* bias = nullptr;
     int64_t bias_stride = 0;
 };
@@ -308,9 +282,7 @@ struct AttentionProbsArgs {
 };
 void launch_attention_probs(const AttentionProbsArgs& args, Stream stream);
 
-// The outcome of sampling a row. Except for kFine the id is -1.
-
-// The highest logit of each row; ties go to the lowest id.
+// The highest logit of each row; ties go to the lowest id. The id is -1 unless the status is kFine.
 struct ArgmaxArgs {
     const float* logits;  // [rows, vocab]
     int64_t logits_stride;

@@ -7,12 +7,12 @@ namespace {
 template <bool kFour>
 FA_KERNEL(kNormThreads)
 layer_norm(const LayerNormArgs args) {
-    const int t = thread_id() % kRowThreads, n = args.width;
+    const int t = thread_id() % kRowThreads, n = args.io.width;
     const int64_t row = int64_t{block_x()} * kRowsOfBlock + thread_id() / kRowThreads;
-    const int count = count_of(args.rows);
+    const int count = count_of(args.io.rows);
     if (int64_t{block_x()} * kRowsOfBlock >= count) return;
     // Threads without a row repeat the last one, because all lanes take part in shuffles.
-    const float* x = args.x + (row < count ? row : count - 1) * args.x_stride;
+    const float* x = args.io.x + (row < count ? row : count - 1) * args.io.x_stride;
     const float mean = sum_of_row<false, kFour>(x, n, 0.0f, t) / static_cast<float>(n);
     const float variance = sum_of_row<true, kFour>(x, n, mean, t) / static_cast<float>(n);
     const float scale = 1.0f / square_root(variance + args.eps);
@@ -29,18 +29,18 @@ layer_norm(const LayerNormArgs args) {
             Four v = load_four(x + i);
 #pragma unroll
             for (int c = 0; c < 4; ++c) v.x[c] = normalize(v.x[c], i + c);
-            write_four(args.out, row, i, n, v);
+            write_four(args.io.out, row, i, n, v);
         }
     } else {
-        for (int i = t; i < n; i += kRowThreads) write(args.out, row, i, n, normalize(x[i], i));
+        for (int i = t; i < n; i += kRowThreads) write(args.io.out, row, i, n, normalize(x[i], i));
     }
 }
 
 }  // namespace
 
 void launch_layer_norm(const LayerNormArgs& args, Stream stream) {
-    const bool fours = by_four(args.x, args.x_stride) && by_four(args.out, args.width);
-    const Grid grid{divide_up(args.rows.most, kRowsOfBlock)};
+    const bool fours = by_four(args.io.x, args.io.x_stride) && by_four(args.io.out, args.io.width);
+    const Grid grid{divide_up(args.io.rows.most, kRowsOfBlock)};
     launch("layer_norm", fours ? layer_norm<true> : layer_norm<false>, grid, kNormThreads, /*shared_bytes=*/0, args,
            stream);
 }

@@ -27,28 +27,22 @@ FA_DEVICE Four four_or_fewer(const float* p, int n, bool fours) {
 // column `column_begin` on.
 template <class Tile>
 FA_DEVICE void finish_tile(const LinearCall& call, const float* sums, int row_begin, int column_begin, int count) {
-    const LinearArgs& args = call.args;
+    const Epilogue& end = call.args.epilogue;
     constexpr int kUnits = Tile::kColumns / 4;
     for (int unit = thread_id(); unit < Tile::kRows * kUnits; unit += Tile::kThreads) {
         const int64_t row = row_begin + unit / kUnits;
-        const int i = unit % kUnits * 4, column = column_begin + i, left = args.n - column;
+        const int i = unit % kUnits * 4, column = column_begin + i, left = end.n - column;
         if (row >= count || left <= 0) continue;
         Four v = load_four(sums + unit / kUnits * (Tile::kColumns + 4) + i), bias{}, residual{};
-        if (args.bias) bias = four_or_fewer(args.bias + column, left, call.fours);
-        if (args.residual)
-            residual = four_or_fewer(args.residual + row * args.residual_stride + column, left, call.fours);
-#pragma unroll
-        for (int j = 0; j < 4; ++j) {
-            if (args.bias) v.x[j] += bias.x[j];
-            v.x[j] = activate(v.x[j], args.activation, args.rough);
-            if (args.residual) v.x[j] += residual.x[j];
-        }
+        if (end.bias) bias = four_or_fewer(end.bias + column, left, call.fours);
+        if (end.residual) residual = four_or_fewer(end.residual + row * end.residual_stride + column, left, call.fours);
+        finish(end, v, bias, residual);
         if (call.fours) {
-            write_four(args.out, row, column, args.n, v);
+            write_four(end.out, row, column, end.n, v);
         } else {
 #pragma unroll
             for (int j = 0; j < 4; ++j)
-                if (j < left) write(args.out, row, column + j, args.n, v.x[j]);
+                if (j < left) write(end.out, row, column + j, end.n, v.x[j]);
         }
     }
 }
@@ -132,7 +126,7 @@ linear_float32(const LinearCall call) {
     const LinearArgs& args = call.args;
     static_assert(Tile::kRows * Tile::kColumns == 16 * Tile::kThreads);
     constexpr int kPieceFloats = (Tile::kRows + Tile::kColumns) * kFloatPitch, kAcross = Tile::kColumns / 4;
-    const int count = count_of(args.rows), row_begin = block_y() * Tile::kRows,
+    const int count = count_of(args.epilogue.rows), row_begin = block_y() * Tile::kRows,
               column_begin = block_x() * Tile::kColumns;
     if (row_begin >= count) return;
     float* shared = reinterpret_cast<float*>(shared_memory());
@@ -142,8 +136,8 @@ linear_float32(const LinearCall call) {
         stage<float, Tile::kRows, Tile::kDepth, kFloatPitch, Tile::kThreads, kFour>(
             to, args.x, args.x_stride, row_begin, count, piece * Tile::kDepth, args.k);
         stage<float, Tile::kColumns, Tile::kDepth, kFloatPitch, Tile::kThreads, kFour>(
-            to + Tile::kRows * kFloatPitch, args.weight, args.weight_stride, column_begin, args.n, piece * Tile::kDepth,
-            args.k);
+            to + Tile::kRows * kFloatPitch, args.weight, args.weight_stride, column_begin, args.epilogue.n,
+            piece * Tile::kDepth, args.k);
     };
     float total[4][4], sum[4][4] = {};
     const int pieces = (args.k + Tile::kDepth - 1) / Tile::kDepth;
@@ -199,7 +193,7 @@ linear_mma(const LinearCall call) {
     const LinearArgs& args = call.args;
     static_assert(Tile::kRows / 16 * (Tile::kColumns / kWarpColumns) * kWarp == Tile::kThreads);
     constexpr int kPieceElements = (Tile::kRows + Tile::kColumns) * kHalfPitch, kTiles = kWarpColumns / 8;
-    const int count = count_of(args.rows), row_begin = block_y() * Tile::kRows,
+    const int count = count_of(args.epilogue.rows), row_begin = block_y() * Tile::kRows,
               column_begin = block_x() * Tile::kColumns;
     if (row_begin >= count) return;
     uint16_t* shared = reinterpret_cast<uint16_t*>(shared_memory());
@@ -210,8 +204,8 @@ linear_mma(const LinearCall call) {
         stage<uint16_t, Tile::kRows, Tile::kDepth, kHalfPitch, Tile::kThreads, true>(
             to, args.x, args.x_stride, row_begin, count, piece * Tile::kDepth, width);
         stage<uint16_t, Tile::kColumns, Tile::kDepth, kHalfPitch, Tile::kThreads, true>(
-            to + Tile::kRows * kHalfPitch, args.weight, args.weight_stride, column_begin, args.n, piece * Tile::kDepth,
-            width);
+            to + Tile::kRows * kHalfPitch, args.weight, args.weight_stride, column_begin, args.epilogue.n,
+            piece * Tile::kDepth, width);
     };
     float sum[kTiles][4] = {};
     for_pieces<Tile>((args.k + Tile::kDepth - 1) / Tile::kDepth, copy, [&](int buffer, int) {
@@ -248,12 +242,13 @@ linear_mma(const LinearCall call) {
 constexpr int kFewRows = 16;
 
 LinearCall call_of(const LinearArgs& args) {
-    return {args, by_four(args.out, args.n) && by_four(args.bias, 0) && by_four(args.residual, args.residual_stride)};
+    return {args, by_four(args.epilogue.out, args.epilogue.n) && by_four(args.epilogue.bias, 0) &&
+                      by_four(args.epilogue.residual, args.epilogue.residual_stride)};
 }
 
 template <class Tile>
 Grid grid_of(const LinearArgs& args) {
-    return {divide_up(args.n, Tile::kColumns), divide_up(args.rows.most, Tile::kRows)};
+    return {divide_up(args.epilogue.n, Tile::kColumns), divide_up(args.epilogue.rows.most, Tile::kRows)};
 }
 
 template <class Tile>
@@ -267,7 +262,7 @@ template <class T>
 void launch_mma(const LinearArgs& args, Stream stream) {
     using Few = TileOf<kFewRows, 64, 128, 4>;
     using Many = TileOf<64, 64, 128, 3>;
-    if (args.rows.most <= kFewRows)
+    if (args.epilogue.rows.most <= kFewRows)
         launch("linear_mma", linear_mma<T, Few, 16>, grid_of<Few>(args), Few::kThreads, shared_bytes_mma<Few>(),
                call_of(args), stream);
     else
@@ -280,7 +275,7 @@ void launch_mma(const LinearArgs& args, Stream stream) {
 void launch_linear(const LinearArgs& args, Stream stream) {
     switch (args.type) {
         case Type::kFloat32:
-            if (args.rows.most <= kFewRows) return launch_float32<TileOf<kFewRows, 32, 32, 4>>(args, stream);
+            if (args.epilogue.rows.most <= kFewRows) return launch_float32<TileOf<kFewRows, 32, 32, 4>>(args, stream);
             return launch_float32<TileOf<64, 64, 256, 2>>(args, stream);
         case Type::kBfloat16: return launch_mma<Bf16>(args, stream);
         case Type::kFloat16: return launch_mma<F16>(args, stream);

@@ -1,6 +1,6 @@
-// Draws a token for each row of logits, by the rules of csrc/sampling and with the CPU's bits; one
-// block per row. Weights are probabilities as integer multiples of 2^-62, whose sums do not depend on their order. The
-// sum of the softmax has the lanes and the tree of csrc/kernels/softmax_f32.cpp.
+// Draws a token for each row of logits, by the rules of csrc/sampling and with the CPU's bits; one block per row.
+// Weights are probabilities as integer multiples of 2^-62, whose sums do not depend on their order. The sum of the
+// softmax has the lanes and the tree of csrc/kernels/softmax_f32.cpp.
 #include "cuda/kernels/device_math.h"
 
 namespace fastattn::cuda {
@@ -227,7 +227,7 @@ FA_DEVICE int32_t id_of_rank(const float* logits, int vocab, uint32_t key, uint6
 FA_DEVICE int32_t draw(const float* logits, int vocab, Candidate best, const SampleParams& params, float* scaled,
                        float* probs, Shared& shared) {
     const float highest = best.logit / params.temperature;
-    // Outside float32 there is nothing to weigh.
+    // If a logit overflows after the division, the highest one is drawn.
     if (!(math::abs(highest) < kInf)) return best.id;
     for (int i = thread_id(); i < vocab; i += kThreads) scaled[i] = logits[i] / params.temperature;
     sync_threads();

@@ -217,7 +217,7 @@ void Step::check_untouched(Check& check) const {
         for (int position = length; position < pages_each_ * kBlockLen; ++position)
             for (int head = 0; head < shape_.n_kv_head; ++head)
                 for (const bool values : {false, true})
-                    check.that("a position behind the end was written to",
+                    check.that("a position after the end was written to",
                                std::isnan(stored(part, position, head, 0, values)));
     }
 }

@@ -19,7 +19,7 @@ constexpr float kScale = 0.3f;
 
 enum class Kernel { kPrefill, kDecode };
 
-// How queries look at positions.
+// Which positions a query sees, and whether scores have a bias.
 struct Look {
     bool causal;
     int window = 0;

@@ -97,7 +97,7 @@ bool row_by_row(const OpSpec& op) {
     return op.is<LayerNormAttrs>() || op.is<AddAttrs>() || op.is<ActivationAttrs>();
 }
 
-// Runs a plan with names of values instead of numbers: every reader must find what it expects.
+// Follows a plan with the index of a value in place of its numbers: every reader must find what it expects.
 void check_values(Check& check, const RandomProgram& program, const Plan& plan) {
     struct Content {
         int32_t value = -1;
@@ -129,7 +129,7 @@ void check_values(Check& check, const RandomProgram& program, const Plan& plan) 
             continue;
         }
         check.that("an op writes something", out.slot >= 0 || out.rounded >= 0);
-        check.that("rows and rounded rows lie apart", out.slot != out.rounded || out.slot < 0);
+        check.that("rows and rounded rows share no slot", out.slot != out.rounded || out.slot < 0);
         for (const int32_t input : op.inputs) {
             const Place& from = place(place(input).parent);
             // Only what is read row by row before it is written may be overwritten.
@@ -152,7 +152,7 @@ void check_values(Check& check, const RandomProgram& program, const Plan& plan) 
             memory[static_cast<size_t>(slot)] = {op.output, rounded};
         }
     }
-    for (const int32_t output : spec.outputs) holds(output, "an output is there at the end");
+    for (const int32_t output : spec.outputs) holds(output, "an output has its memory until the end");
 }
 
 void run_plans(Check& check) {
@@ -200,13 +200,13 @@ void run_buckets(Check& check) {
                     .positions = numbers.below(2000),
                     .cached = i % 2 == 0};
         const Sizes bucket = bucket_of(sizes);
-        check.that("a bucket holds its sizes",
+        check.that("a bucket is no smaller than its sizes",
                    bucket.tokens >= sizes.tokens && bucket.wanted >= sizes.wanted &&
                        bucket.sequences >= sizes.sequences && bucket.sequence_tokens >= sizes.sequence_tokens &&
                        bucket.sequence_wanted >= sizes.sequence_wanted && bucket.positions >= sizes.positions &&
                        bucket.cached == sizes.cached && bucket.positions % kBlockLen == 0);
-        check.that("a bucket is its own", bucket_of(bucket) == bucket || sizes.tokens > kGraphTokens);
-        check.that("one query a sequence stays one", sizes.sequence_tokens != 1 || bucket.sequence_tokens == 1);
+        check.that("a bucket is in its own bucket", bucket_of(bucket) == bucket || sizes.tokens > kGraphTokens);
+        check.that("one query per sequence stays one", sizes.sequence_tokens != 1 || bucket.sequence_tokens == 1);
     }
     std::set<Sizes> graphs;  // for a text that grows to 1024 positions, one token at a time
     for (int32_t position = 0; position < 1024; ++position)
@@ -292,7 +292,7 @@ public:
             const int32_t begin = at(layout_.cu_seqlens, s), end = at(layout_.cu_seqlens, s + 1);
             const int32_t first = at(layout_.wanted_begin, s), last = at(layout_.wanted_begin, s + 1);
             if (s >= arrays_.n_sequences) {
-                check.that("sequences behind the last are empty", begin == end && first == last);
+                check.that("sequences after the last are empty", begin == end && first == last);
                 continue;
             }
             check.that("cu_seqlens",

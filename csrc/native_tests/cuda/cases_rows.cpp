@@ -36,9 +36,9 @@ struct Outputs {
         }
         // Nothing after the rows is written.
         for (int64_t i = int64_t{rows} * stride; i < data.size(); ++i)
-            check.that(what + ": wrote behind the last row", std::isnan(data[i]));
+            check.that(what + ": wrote after the last row", std::isnan(data[i]));
         for (int64_t i = rows * rounded_width; i < rounded.size(); ++i)
-            check.that(what + ": wrote behind the last rounded row", rounded[i] == 0xffff);
+            check.that(what + ": wrote after the last rounded row", rounded[i] == 0xffff);
     }
 
     int width, stride;
@@ -47,8 +47,11 @@ struct Outputs {
     Output output;
 };
 
-// For all widths, alignments and types: compares run(x, x_stride, width, out) with expect(x row, out row, width).
-void for_rows(Check& check, const std::string& what, const std::function<void(const float*, int64_t, int, Output)>& run,
+const Memory<int32_t> kCount = {kRows};
+const cuda::Rows kRowCount{.count = kCount.data(), .most = kMostRows};
+
+// For all widths, alignments and types: compares run(rows in and out) with expect(x row, out row, width).
+void for_rows(Check& check, const std::string& what, const std::function<void(const RowArgs&)>& run,
               const std::function<void(const float*, float*, int)>& expect) {
     for (const int width : kWidths)
         for (const bool aligned : {true, false}) {
@@ -59,29 +62,22 @@ void for_rows(Check& check, const std::string& what, const std::function<void(co
             for (int row = 0; row < kRows; ++row) expect(from + row * stride, expected.data() + row * width, width);
             for (const Type type : {Type::kBfloat16, Type::kFloat16}) {
                 const Outputs out(width, type, aligned);
-                run(from, stride, width, out.output);
+                run({.x = from, .x_stride = stride, .rows = kRowCount, .width = width, .out = out.output});
                 out.check(check, what + " of width " + std::to_string(width), expected.data());
             }
         }
 }
-
-const Memory<int32_t> kCount = {kRows};
-const cuda::Rows kRowCount{.count = kCount.data(), .most = kMostRows};
 
 void layer_norm(Check& check) {
     const Memory<float> weight(1024, 2), bias(1024, 3);
     for (const bool affine : {true, false})
         for_rows(
             check, "layer_norm",
-            [&](const float* x, int64_t stride, int width, Output out) {
-                launch_layer_norm({.x = x,
-                                   .x_stride = stride,
+            [&](const RowArgs& io) {
+                launch_layer_norm({.io = io,
                                    .weight = affine ? weight.data() : nullptr,
                                    .bias = affine ? bias.data() : nullptr,
-                                   .eps = 1e-5f,
-                                   .rows = kRowCount,
-                                   .width = width,
-                                   .out = out},
+                                   .eps = 1e-5f},
                                   nullptr);
             },
             [&](const float* x, float* out, int width) {
@@ -102,15 +98,11 @@ void rms_norm(Check& check) {
     for (const int most_groups : {1, 4, 5})
         for_rows(
             check, "rms_norm",
-            [&](const float* x, int64_t stride, int width, Output out) {
-                launch_rms_norm({.x = x,
-                                 .x_stride = stride,
+            [&](const RowArgs& io) {
+                launch_rms_norm({.io = io,
                                  .weight = weight.data(),
                                  .eps = 1e-6f,
-                                 .rows = kRowCount,
-                                 .width = width,
-                                 .groups = width % most_groups == 0 ? most_groups : 1,
-                                 .out = out},
+                                 .groups = io.width % most_groups == 0 ? most_groups : 1},
                                 nullptr);
             },
             [&](const float* x, float* out, int width) {
@@ -186,11 +178,7 @@ void rotary(Check& check) {
 
 void l2_normalize(Check& check) {
     for_rows(
-        check, "l2_normalize",
-        [](const float* x, int64_t stride, int width, Output out) {
-            launch_l2_normalize(
-                {.x = x, .x_stride = stride, .eps = 1e-12f, .rows = kRowCount, .width = width, .out = out}, nullptr);
-        },
+        check, "l2_normalize", [](const RowArgs& io) { launch_l2_normalize({.io = io, .eps = 1e-12f}, nullptr); },
         [](const float* x, float* out, int width) {
             cpu().l2_normalize_f32(
                 {.x = x, .x_stride = width, .out = out, .out_stride = width, .rows = 1, .n = width, .eps = 1e-12f});
@@ -205,19 +193,9 @@ void activation(Check& check) {
         for (const bool rough : {false, true})
             for_rows(
                 check, "activation " + std::to_string(static_cast<int>(kind)),
-                [&](const float* x, int64_t stride, int width, Output out) {
-                    launch_activation({.x = x,
-                                       .x_stride = stride,
-                                       .activation = kind,
-                                       .rough = rough,
-                                       .rows = kRowCount,
-                                       .width = width,
-                                       .out = out},
-                                      nullptr);
-                },
+                [&](const RowArgs& io) { launch_activation({.io = io, .activation = kind, .rough = rough}, nullptr); },
                 [&](const float* x, float* out, int width) {
-                    cpu().activation_f32(
-                        {.x = x, .y = nullptr, .out = out, .n = width, .activation = kind, .rough = rough});
+                    cpu().activation_f32({.x = x, .out = out, .n = width, .activation = kind, .rough = rough});
                 });
 }
 
@@ -229,62 +207,58 @@ void activation_range(Check& check) {
     Memory<float> got(kNumbers), expected(kNumbers);
     for (const Activation kind : kActivations)
         for (const bool rough : {false, true}) {
-            launch_activation({.x = x.data(),
-                               .x_stride = kNumbers,
+            launch_activation({.io = {.x = x.data(),
+                                      .x_stride = kNumbers,
+                                      .rows = {.count = nullptr, .most = 1},
+                                      .width = kNumbers,
+                                      .out = {.data = got.data(), .stride = kNumbers}},
                                .activation = kind,
-                               .rough = rough,
-                               .rows = {.count = nullptr, .most = 1},
-                               .width = kNumbers,
-                               .out = {.data = got.data(), .stride = kNumbers}},
+                               .rough = rough},
                               nullptr);
-            cpu().activation_f32({.x = x.data(),
-                                  .y = nullptr,
-                                  .out = expected.data(),
-                                  .n = kNumbers,
-                                  .activation = kind,
-                                  .rough = rough});
+            cpu().activation_f32(
+                {.x = x.data(), .out = expected.data(), .n = kNumbers, .activation = kind, .rough = rough});
             check.same("activation " + std::to_string(static_cast<int>(kind)), got.data(), expected.data(), kNumbers);
         }
 }
 
 void round(Check& check) {
     for_rows(
-        check, "round",
-        [](const float* x, int64_t stride, int width, Output out) {
-            launch_round({.x = x, .x_stride = stride, .rows = kRowCount, .width = width, .out = out}, nullptr);
-        },
+        check, "round", [](const RowArgs& io) { launch_round(io, nullptr); },
         [](const float* x, float* out, int width) { std::copy(x, x + width, out); });
 }
 
 void add(Check& check) {
     for_rows(
         check, "add",
-        [](const float* x, int64_t stride, int width, Output out) {
-            launch_add(
-                {.a = x, .a_stride = stride, .b = x, .b_stride = stride, .rows = kRowCount, .width = width, .out = out},
-                nullptr);
+        [](const RowArgs& io) {
+            launch_add({.a = io.x,
+                        .a_stride = io.x_stride,
+                        .b = io.x,
+                        .b_stride = io.x_stride,
+                        .rows = io.rows,
+                        .width = io.width,
+                        .out = io.out},
+                       nullptr);
         },
-        [](const float* x, float* out, int width) {
-            cpu().add_f32({.x = x, .y = x, .out = out, .n = width, .activation = Activation::kNone});
-        });
+        [](const float* x, float* out, int width) { cpu().add_f32({.x = x, .y = x, .out = out, .n = width}); });
 }
 
 void multiply(Check& check) {
     const Memory<float> factors(1024, 2);
     for_rows(
         check, "multiply",
-        [&](const float* x, int64_t stride, int width, Output out) {
-            launch_multiply({.a = x,
-                             .a_stride = stride,
+        [&](const RowArgs& io) {
+            launch_multiply({.a = io.x,
+                             .a_stride = io.x_stride,
                              .b = factors.data(),
                              .b_stride = 0,
-                             .rows = kRowCount,
-                             .width = width,
-                             .out = out},
+                             .rows = io.rows,
+                             .width = io.width,
+                             .out = io.out},
                             nullptr);
         },
         [&](const float* x, float* out, int width) {
-            cpu().multiply_f32({.x = x, .y = factors.data(), .out = out, .n = width, .activation = Activation::kNone});
+            cpu().multiply_f32({.x = x, .y = factors.data(), .out = out, .n = width});
         });
 }
 
@@ -295,22 +269,22 @@ void epilogue(Check& check) {
             int row = 0;
             for_rows(
                 check, "epilogue",
-                [&](const float* x, int64_t stride, int width, Output out) {
+                [&](const RowArgs& io) {
                     row = 0;
-                    launch_epilogue({.product = x,
-                                     .product_stride = stride,
-                                     .bias = whole ? bias.data() : nullptr,
-                                     .residual = whole ? residual.data() : nullptr,
-                                     .residual_stride = 1024,
-                                     .activation = kind,
-                                     .rows = kRowCount,
-                                     .n = width,
-                                     .out = out},
+                    launch_epilogue({.product = io.x,
+                                     .product_stride = io.x_stride,
+                                     .epilogue = {.bias = whole ? bias.data() : nullptr,
+                                                  .residual = whole ? residual.data() : nullptr,
+                                                  .residual_stride = 1024,
+                                                  .activation = kind,
+                                                  .rows = io.rows,
+                                                  .n = io.width,
+                                                  .out = io.out}},
                                     nullptr);
                 },
                 [&](const float* x, float* out, int width) {
                     for (int i = 0; i < width; ++i) out[i] = whole ? x[i] + bias[i] : x[i];
-                    cpu().activation_f32({.x = out, .y = nullptr, .out = out, .n = width, .activation = kind});
+                    cpu().activation_f32({.x = out, .out = out, .n = width, .activation = kind});
                     for (int i = 0; whole && i < width; ++i) out[i] += residual[row * 1024 + i];
                     ++row;
                 });
@@ -326,49 +300,41 @@ void gather(Check& check) {
         for (int row = 0; row < kRows; ++row)
             for (int i = 0; i < width; ++i) expected.push_back(index[row] < 0 ? 0.0f : x[index[row] * width + i]);
         const Outputs out(width, Type::kBfloat16, /*aligned=*/true);
-        launch_gather({.x = x.data(),
-                       .x_stride = width,
-                       .index = index.data(),
-                       .rows = kRowCount,
-                       .width = width,
-                       .out = out.output},
+        launch_gather({.io = {.x = x.data(), .x_stride = width, .rows = kRowCount, .width = width, .out = out.output},
+                       .index = index.data()},
                       nullptr);
         out.check(check, "gather of width " + std::to_string(width), expected.data());
     }
 }
 
 void embedding(Check& check) {
-    constexpr int kTableRows = 11;
+    constexpr int kTableRows = 11, kOffset = 2;
+    Memory<int32_t> ids(kRows);
+    for (int row = 0; row < kRows; ++row)
+        ids[row] = static_cast<int32_t>(bits_at(5, static_cast<uint64_t>(row)) % (kTableRows - kOffset));
     for (const int width : kWidths)
         for (const Type type : {Type::kFloat32, Type::kBfloat16, Type::kFloat16})
-            for (int n_tables = 1; n_tables <= 3; ++n_tables) {
+            for (const bool indexed : {false, true}) {
                 const int64_t stride = row_elements(width);
-                const Memory<float> plain(kTableRows * stride, 1), positions(kTableRows * stride, 2);
-                Memory<uint16_t> tokens(kTableRows * stride);
-                for (int64_t i = 0; i < tokens.size(); ++i) tokens[i] = tests::rounded(type, plain[i]);
-                Memory<int32_t> ids(kRows), places(kRows);
-                for (int row = 0; row < kRows; ++row) {
-                    ids[row] = static_cast<int32_t>(bits_at(5, static_cast<uint64_t>(row)) % kTableRows);
-                    places[row] = row % 9;
-                }
-                const bool wide = type == Type::kFloat32;
-                const void* data = wide ? static_cast<const void*>(plain.data()) : tokens.data();
-                EmbeddingArgs args{.tables = {{data, type, stride, ids.data(), 0},
-                                              {positions.data(), Type::kFloat32, stride, places.data(), 2},
-                                              {positions.data(), Type::kFloat32, stride, nullptr, 1}},
-                                   .n_tables = n_tables,
-                                   .rows = kRowCount,
-                                   .width = width,
-                                   .out = nullptr,
-                                   .out_stride = stride};
+                const Memory<float> plain(kTableRows * stride, 1);
+                Memory<uint16_t> half(kTableRows * stride);
+                for (int64_t i = 0; i < half.size(); ++i) half[i] = tests::rounded(type, plain[i]);
                 Memory<float> out(kMostRows * stride);
-                args.out = out.data();
-                launch_embedding(args, nullptr);
+                launch_embedding(
+                    {.table = type == Type::kFloat32 ? static_cast<const void*>(plain.data()) : half.data(),
+                     .type = type,
+                     .stride = stride,
+                     .index = indexed ? ids.data() : nullptr,
+                     .offset = kOffset,
+                     .rows = kRowCount,
+                     .width = width,
+                     .out = out.data(),
+                     .out_stride = stride},
+                    nullptr);
                 for (int row = 0; row < kRows; ++row)
                     for (int i = 0; i < width; ++i) {
-                        float expected = held(type, plain[ids[row] * stride + i]);
-                        if (n_tables > 1) expected += positions[(places[row] + 2) * stride + i];
-                        if (n_tables > 2) expected += positions[stride + i];
+                        const int64_t from = ((indexed ? ids[row] : 0) + kOffset) * stride + i;
+                        const float expected = held(type, plain[from]);
                         check.same("embedding", &out[row * stride + i], &expected, 1);
                     }
             }
@@ -389,13 +355,13 @@ void pool(Check& check) {
                                 .n = width,
                                 .kind = kind});
             const Outputs out(width, Type::kFloat16, /*aligned=*/false);
-            launch_pool({.x = x.data(),
-                         .x_stride = width,
+            launch_pool({.io = {.x = x.data(),
+                                .x_stride = width,
+                                .rows = {.count = count.data(), .most = kMostRows},
+                                .width = width,
+                                .out = out.output},
                          .cu_seqlens = cu_seqlens.data(),
-                         .kind = kind,
-                         .sequences = {.count = count.data(), .most = kMostRows},
-                         .width = width,
-                         .out = out.output},
+                         .kind = kind},
                         nullptr);
             out.check(check, "pool of width " + std::to_string(width), expected.data(), /*rows=*/4);
         }

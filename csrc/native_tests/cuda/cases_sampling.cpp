@@ -101,7 +101,7 @@ public:
         check.same(name + ", logprobs", logprobs.data(), expected_logprobs.data(), rows_);
         const std::vector<int32_t> fine(static_cast<size_t>(rows_), 0);
         check.same(name + ", status", status.data(), fine.data(), rows_);
-        check.that(name + ": wrote behind the last row", ids[rows_] == -1 && status[rows_] == -1);
+        check.that(name + ": wrote after the last row", ids[rows_] == -1 && status[rows_] == -1);
     }
 
 private:
@@ -191,7 +191,7 @@ void frequencies(Check& check) {
     }
 }
 
-// By the kernel for greedy rows alone, or by the one for all.
+// Launches the kernel for greedy rows only, or the kernel for all kinds of rows.
 void launch_greedy(bool sampled, Memory<float>& logits, int vocab, const cuda::Rows& rows, Memory<int32_t>& ids,
                    Memory<int32_t>& status) {
     if (!sampled)

@@ -157,7 +157,7 @@ void block_barrier() {
 const Slot* exchange(const char* what, const Slot& mine) {
     Fiber& fiber = fibers[static_cast<size_t>(running)];
     Warp& warp = warps[static_cast<size_t>(running / kWarp)];
-    if (warp.left > 0) fail("a lane speaks to lanes that have left");
+    if (warp.left > 0) fail("a lane communicates with lanes that have exited");
     if (warp.barrier.arrived == 0) warp.what = what;
     if (warp.what != what && std::strcmp(warp.what, what) != 0) fail("lanes of a warp meet at different operations");
     // Two sets of slots: no lane reaches the exchange after the next one before all have read this one.

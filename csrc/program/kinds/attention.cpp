@@ -39,7 +39,7 @@ void check_heads(const OpCheck& op, const AttentionAttrs& attrs) {
         op.bad("expected a layer below " + std::to_string(spec.n_layer) + ", got " + std::to_string(attrs.layer));
     if (attrs.n_kv_head != spec.n_kv_head || attrs.head_dim != spec.head_dim || attrs.n_head < 1 ||
         attrs.n_head % attrs.n_kv_head != 0)
-        op.bad("the numbers of heads or head_dim do not fit");
+        op.bad("expected n_kv_head and head_dim of the Program, and n_head as a multiple of n_kv_head");
     if (attrs.window < 0) op.bad("expected a window of at least 0, got " + std::to_string(attrs.window));
     if (attrs.has_bias ? attrs.bias_positions < std::max(1, spec.max_positions) : attrs.bias_positions != 0)
         op.bad("expected biases for " + std::to_string(spec.max_positions) + " positions, got " +
@@ -60,7 +60,7 @@ void check_attention(const OpCheck& op) {
     for (size_t i = 0; i < op.index(); ++i) {
         const auto* before = op.spec().ops[i].as<AttentionAttrs>();
         if (before != nullptr && before->layer == attrs.layer)
-            op.bad("layer " + std::to_string(attrs.layer) + " stands twice");
+            op.bad("expected one attention per layer, got two for layer " + std::to_string(attrs.layer));
     }
 }
 

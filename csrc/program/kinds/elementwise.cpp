@@ -14,7 +14,6 @@ void check_same(const OpCheck& op) {
 constinit const OpKind AddAttrs::kKind{
     .name = "add",
     .inputs = 2,
-    .weights = 0,
     .read = [](AttrReader&) -> Attrs { return AddAttrs{}; },
     .check = check_same,
     .overwrites = [](const Attrs&) -> std::vector<size_t> { return {0, 1}; },
@@ -23,7 +22,6 @@ constinit const OpKind AddAttrs::kKind{
 constinit const OpKind MultiplyAttrs::kKind{
     .name = "multiply",
     .inputs = 2,
-    .weights = 0,
     .read = [](AttrReader&) -> Attrs { return MultiplyAttrs{}; },
     .check = check_same,
     .overwrites = [](const Attrs&) -> std::vector<size_t> { return {0, 1}; },
@@ -32,7 +30,6 @@ constinit const OpKind MultiplyAttrs::kKind{
 constinit const OpKind ActivationAttrs::kKind{
     .name = "activation",
     .inputs = 1,
-    .weights = 0,
     .read = [](AttrReader& attrs) -> Attrs {
         return ActivationAttrs{.activation = attrs.choice("activation", kActivationNames)};
     },

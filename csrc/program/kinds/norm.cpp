@@ -46,7 +46,6 @@ constinit const OpKind RmsNormAttrs::kKind{
 constinit const OpKind L2NormalizeAttrs::kKind{
     .name = "l2_normalize",
     .inputs = 1,
-    .weights = 0,
     .read = [](AttrReader& attrs) -> Attrs { return L2NormalizeAttrs{.eps = attrs.number("eps")}; },
     .check = kSameShape,
     .overwrites = kOverwritesInput,

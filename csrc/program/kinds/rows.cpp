@@ -2,16 +2,9 @@
 #include "program/op_kind.h"
 
 namespace fastattn {
-namespace {
-
-constexpr Named<Index> kIndexNames[] = {
-    {"token_ids", Index::kTokenIds}, {"positions", Index::kPositions}, {"token_type_ids", Index::kTokenTypeIds}};
-
-}  // namespace
 
 constinit const OpKind EmbeddingAttrs::kKind{
     .name = "embedding",
-    .inputs = 0,
     .weights = 1,
     .read = [](AttrReader& attrs) -> Attrs {
         return EmbeddingAttrs{.index = attrs.choice("index", kIndexNames), .offset = attrs.integer("offset")};
@@ -29,7 +22,6 @@ constinit const OpKind EmbeddingAttrs::kKind{
 constinit const OpKind SliceAttrs::kKind{
     .name = "slice",
     .inputs = 1,
-    .weights = 0,
     .read = [](AttrReader& attrs) -> Attrs {
         return SliceAttrs{.offset = attrs.integer("offset"), .width = attrs.integer("width")};
     },
@@ -38,7 +30,7 @@ constinit const OpKind SliceAttrs::kKind{
             const auto& [offset, width] = op.attrs<SliceAttrs>();
             op.expect_rows(op.out(), op.in(0).rows);
             op.expect_width(op.out(), width);
-            if (offset < 0 || int64_t{offset} + width > op.in(0).width) op.bad("outside of its input");
+            if (offset < 0 || int64_t{offset} + width > op.in(0).width) op.bad("expected columns of its input");
         },
     .is_view = true,
 };
@@ -46,7 +38,6 @@ constinit const OpKind SliceAttrs::kKind{
 constinit const OpKind GatherRowsAttrs::kKind{
     .name = "gather_rows",
     .inputs = 1,
-    .weights = 0,
     .read = [](AttrReader& attrs) -> Attrs { return GatherRowsAttrs{.which = attrs.choice("which", kGatherNames)}; },
     .check =
         [](const OpCheck& op) {
@@ -61,7 +52,6 @@ constinit const OpKind GatherRowsAttrs::kKind{
 constinit const OpKind PoolAttrs::kKind{
     .name = "pool",
     .inputs = 1,
-    .weights = 0,
     .read = [](AttrReader& attrs) -> Attrs { return PoolAttrs{.pool = attrs.choice("pool", kPoolNames)}; },
     .check =
         [](const OpCheck& op) {
