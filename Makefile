@@ -1,4 +1,4 @@
-# make demo | install | test | check | format | bench | test-neon | clean    (needs Python >= 3.10 and a C++20 compiler)
+# make demo | install | test | check | docs | format | bench | test-neon | clean    (needs Python >= 3.10 and a C++20 compiler)
 PYTHON ?= python3
 VENV   ?= .venv
 # The index from which pip installs PyTorch for the reference tests; empty: the default index.
@@ -24,7 +24,7 @@ PACKAGED  := $(CXX_FILES) CMakeLists.txt $(wildcard cmake/*) pyproject.toml READ
              $(shell find src -type f -not -name '*.so' -not -path '*__pycache__*')
 BENCH_ARGS ?=
 
-.PHONY: demo test check format bench test-neon install clean
+.PHONY: demo test check docs format bench test-neon install clean
 .DEFAULT_GOAL := demo
 
 demo: install
@@ -96,6 +96,16 @@ check: $(S)/check-tools install
 	cd $(S) && $(abspath $(PY)) -m mypy.stubtest --allowlist $(CURDIR)/tools/stubtest-allow.txt \
 	  --ignore-unused-allowlist fastattn._core $$($(abspath $(PY)) -c \
 	  "import importlib.util as u; print('fastattn._cuda' if u.find_spec('fastattn._cuda') else '')")
+
+$(S)/docs-tools: $(S)/venv pyproject.toml
+	$(PIP) $$($(PY) tools/extra.py docs)
+	@touch $@
+
+# Builds the documentation site; a warning, or a link that leads nowhere, is an error.
+docs: install $(S)/docs-tools
+	rm -rf build/site
+	$(PY) -m sphinx -q -W --keep-going -E -b html -d build/site-doctrees docs build/site
+	$(PY) tools/check_site.py build/site
 
 # Formats every file as `make check` requires.
 format: $(S)/check-tools
