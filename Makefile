@@ -1,4 +1,5 @@
-# make demo | install | test | check | docs | format | bench | test-neon | clean    (needs Python >= 3.10 and a C++20 compiler)
+# make demo | install | test | check | docs | format | bench | test-neon | sanitize | fuzz | coverage | audit | release |
+# clean    (needs Python >= 3.10 and a C++20 compiler)
 PYTHON ?= python3
 VENV   ?= .venv
 # The index from which pip installs PyTorch for the reference tests; empty: the default index.
@@ -24,7 +25,7 @@ PACKAGED  := $(CXX_FILES) CMakeLists.txt $(wildcard cmake/*) pyproject.toml READ
              $(shell find src -type f -not -name '*.so' -not -path '*__pycache__*')
 BENCH_ARGS ?=
 
-.PHONY: demo test check docs format bench test-neon install clean
+.PHONY: demo test check docs format bench test-neon sanitize asan tsan fuzz coverage audit release install clean
 .DEFAULT_GOAL := demo
 
 demo: install
@@ -124,6 +125,37 @@ test-neon: $(S)/build-tools
 	  echo "test-neon needs $$tool; Debian: apt-get install g++-aarch64-linux-gnu qemu-user"; exit 1; }; done
 	PATH="$(abspath $(BIN)):$$PATH" tools/test_neon.sh
 
+# Tests of the C++ code with sanitizers, for two targets. CONTRIBUTING.md says what they need.
+sanitize: asan tsan
+
+asan tsan: $(S)/build-tools $(S)/test-tools $(S)/dependencies
+	PATH="$(abspath $(BIN)):$$PATH" PYTHON=$(abspath $(PY)) tools/sanitize.sh $@
+
+# Changes model folders at random and loads them, with AddressSanitizer: FUZZ_SECONDS, FUZZ_SEED, FUZZ_ARGS="gpt2 bert".
+fuzz: $(S)/build-tools $(S)/test-tools $(S)/dependencies
+	PATH="$(abspath $(BIN)):$$PATH" PYTHON=$(abspath $(PY)) tools/sanitize.sh asan $(PY) -m tests.fuzz $(FUZZ_ARGS)
+
+$(S)/dependencies: $(S)/venv pyproject.toml
+	$(PIP) $$($(PY) tools/extra.py dependencies)
+	@touch $@
+
+# Lines of Python and C++ that the tests reach (COVERAGE_ARGS: arguments of pytest).
+coverage: $(S)/build-tools $(S)/test-tools $(S)/dependencies
+	$(PIP) coverage gcovr
+	PATH="$(abspath $(BIN)):$$PATH" PYTHON=$(abspath $(PY)) tools/coverage.sh $(COVERAGE_ARGS)
+
+# Looks up what users install in the database of known vulnerabilities, and lists it in build/sbom.json.
+audit: $(S)/venv
+	$(PIP) pip-audit cyclonedx-bom
+	$(PYTHON) -m venv --clear $(VENV)/users
+	$(VENV)/users/bin/pip install --quiet $$($(PY) tools/extra.py dependencies hub completion)
+	@mkdir -p build
+	$(BIN)/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible -o build/sbom.json $(VENV)/users/bin/python
+	$(BIN)/pip-audit --strict --path $$(echo $(VENV)/users/lib/python*/site-packages)
+
+release: $(S)/build-tools
+	$(PY) tools/release.py
+
 clean:
-	rm -rf $(VENV) build dist .stamps .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

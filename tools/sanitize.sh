@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Builds the native tests and the Python extension with sanitizers, for the targets scalar and avx2, and runs a command.
-#   tools/sanitize.sh asan                      AddressSanitizer and UndefinedBehaviorSanitizer: runs tools/sanitized_tests
+#   tools/sanitize.sh asan                      AddressSanitizer and UndefinedBehaviorSanitizer, on the tests below
 #   tools/sanitize.sh tsan                      ThreadSanitizer: the same
 #   tools/sanitize.sh asan python -m tests.fuzz another command, with the sanitized extension first on PYTHONPATH
 # Needs clang with its sanitizer libraries: it compiles the kernels in a third of the time that g++ takes.
@@ -11,6 +11,7 @@ name=$1
 shift
 python=${PYTHON:-.venv/bin/python}
 build=build/$name
+mkdir -p build
 
 for compiler in clang++ clang++-{22,21,20,19,18,17,16,15,14} ''; do
   command -v "$compiler" > /dev/null && break
@@ -21,18 +22,18 @@ if [ -z "$compiler" ]; then
 fi
 
 case $name in
-  asan) library=libclang_rt.asan-x86_64.so ;;
-  tsan) library=libclang_rt.tsan-x86_64.so ;;
+  asan | tsan) library=libclang_rt.$name-x86_64.so ;;
   *) echo "sanitizer: expected asan or tsan, got $name"; exit 1 ;;
 esac
 library=$("$compiler" -print-file-name="${library/x86_64/$(uname -m)}")
+rpath=-Wl,-rpath,$(dirname "$library")
 
 launcher=()
 ! command -v ccache > /dev/null || launcher=(-DCMAKE_CXX_COMPILER_LAUNCHER=ccache)
 cmake --preset "$name" "${launcher[@]}" -DCMAKE_CXX_COMPILER="$compiler" -DPython_EXECUTABLE="$(command -v "$python")" \
   -Dpybind11_DIR="$("$python" -m pybind11 --cmakedir)" -DSKBUILD_PROJECT_VERSION=0.0.0 \
-  -DCMAKE_SHARED_LINKER_FLAGS=-Wl,-rpath,"$(dirname "$library")" > "$build.log" || { cat "$build.log"; exit 1; }
-cmake --build "$build" ${JOBS:+-j "$JOBS"} > "$build.log" || { cat "$build.log"; exit 1; }
+  -DCMAKE_MODULE_LINKER_FLAGS="$rpath" -DCMAKE_EXE_LINKER_FLAGS="$rpath" > "$build.log" || { cat "$build.log"; exit 1; }
+cmake --build "$build" ${JOBS:+-j "$JOBS"} >> "$build.log" || { cat "$build.log"; exit 1; }
 
 # A copy of the package with the sanitized extension.
 rm -rf "$build/python"
@@ -40,3 +41,30 @@ mkdir -p "$build/python"
 cp -r src/fastattn "$build/python/"
 rm -f "$build"/python/fastattn/_*.so
 cp "$build"/_core*.so "$build/python/fastattn/"
+
+export ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1:hard_rss_limit_mb=4000
+export UBSAN_OPTIONS=print_stacktrace=1
+export TSAN_OPTIONS=halt_on_error=1:die_after_fork=0:suppressions=$PWD/tools/tsan-suppressions.txt
+export TOKENIZERS_PARALLELISM=false
+# The sanitizer must be loaded first, and its wrapper of __cxa_throw must find libstdc++, which Python does not load.
+sanitized() {
+  LD_PRELOAD="$library:$("$compiler" -print-file-name=libstdc++.so.6)" PYTHONPATH=$PWD/$build/python "$@"
+}
+
+if [ $# -gt 0 ]; then
+  sanitized "$@"
+  exit
+fi
+
+# What runs C++ on unusual input, or on several threads.
+faults=tests/faults/test
+program=tests/program/test
+tests=("${faults}"_{threads,process,default_threads}.py "${program}"_threads.py)
+if [ "$name" = asan ]; then
+  tests+=("${faults}"_{arrays,files,files_sharded,files_changed,quantized_files,weight_sources,fork}.py)
+  tests+=("${program}"_{check_spec,same_bits_random}.py)
+fi
+"$build/fastattn_native_tests" > "$build.log" || { cat "$build.log"; exit 1; }
+tail -n 1 "$build.log"
+# A sanitizer reserves more memory than the test of an address space limit allows.
+sanitized "$python" -m pytest -q -p no:benchmark -p no:cacheprovider -k "not address_space_limit" "${tests[@]}"

@@ -61,8 +61,8 @@ def start_worker(pool: Pool, folder: Path, names: list[str], seed: int) -> tuple
     return pid, ours
 
 
-def watch(pid: int, reports: int, end: float, totals: Totals) -> str | None:
-    """Count what a worker reports until the time is over; return how it ended before, if it did."""
+def watch(pid: int, reports: int, end: float, totals: Totals, most: int) -> str | None:
+    """Count what a worker reports until `fuzz` is done; return how the worker ended before, if it did."""
     while True:
         left = end - time.monotonic()
         ready, _, _ = select.select([reports], [], [], max(0.0, min(left, HANG)))
@@ -70,7 +70,7 @@ def watch(pid: int, reports: int, end: float, totals: Totals) -> str | None:
         totals.executions += data.count(b".")
         totals.interesting += data.count(b"+")
         totals.findings += data.count(b"!")
-        if left <= 0:
+        if left <= 0 or totals.findings >= most:
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
             return None
@@ -82,16 +82,16 @@ def watch(pid: int, reports: int, end: float, totals: Totals) -> str | None:
             return f"an input took more than {HANG} seconds"
 
 
-def fuzz(names: list[str], seconds: float, seed: int) -> Totals:
-    """Run workers one after another until the time is over."""
+def fuzz(names: list[str], seconds: float, seed: int, most: int = 20) -> Totals:
+    """Run workers one after another until the time is over, or there are `most` findings."""
     totals, begin = Totals(), time.monotonic()
     with tempfile.TemporaryDirectory(prefix="fuzz-") as scratch:
         folder = Path(scratch)
         valid: Mapping[str, Files] = {name: make(name, folder / "seeds") for name in names}
-        while time.monotonic() - begin < seconds:
+        while time.monotonic() - begin < seconds and totals.findings < most:
             pool = Pool(valid, {name: corpus_of(name, files) for name, files in valid.items()})
             pid, reports = start_worker(pool, folder, names, seed)
-            problem = watch(pid, reports, begin + seconds, totals)
+            problem = watch(pid, reports, begin + seconds, totals, most)
             os.close(reports)
             seed += 1
             if problem is not None:

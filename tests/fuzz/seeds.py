@@ -62,7 +62,7 @@ def tokenize(folder: Path) -> None:
     tokenizer = fa.AutoTokenizer.from_pretrained(folder)
     for text in TEXTS:
         tokenizer.decode(tokenizer.encode(text))
-    tokenizer(TEXTS, padding=True, truncation=True, max_length=8)
+    tokenizer(TEXTS, padding=tokenizer.pad_token is not None, truncation=True, max_length=8)
 
 
 def quantize(folder: Path) -> None:
