@@ -129,7 +129,7 @@ test-neon: $(S)/build-tools
 sanitize: asan tsan
 
 asan tsan: $(S)/build-tools $(S)/test-tools $(S)/dependencies
-	PATH="$(abspath $(BIN)):$$PATH" PYTHON=$(abspath $(PY)) tools/sanitize.sh $@
+	PATH="$(abspath $(BIN)):$$PATH" PYTHON=$(abspath $(PY)) WORKERS=$(WORKERS) tools/sanitize.sh $@
 
 # Changes model folders at random and loads them, with AddressSanitizer: FUZZ_SECONDS, FUZZ_SEED, FUZZ_ARGS="gpt2 bert".
 fuzz: $(S)/build-tools $(S)/test-tools $(S)/dependencies
