@@ -1,5 +1,6 @@
-# make demo | install | test | check | docs | format | bench | test-neon | sanitize | fuzz | coverage | audit | release |
-# clean    (needs Python >= 3.10 and a C++20 compiler)
+# make demo | install | test | check | docs | format | bench | test-neon | wheels | clean
+# make sanitize | fuzz | coverage | audit | release
+# It needs Python >= 3.10 and a C++20 compiler.
 PYTHON ?= python3
 VENV   ?= .venv
 # The index from which pip installs PyTorch for the reference tests; empty: the default index.
@@ -19,13 +20,15 @@ PY  := $(BIN)/python
 PIP := $(PY) -m pip install --quiet
 # The stamps are in the virtual environment, so removing it removes them too.
 S   := $(VENV)/stamps
+WHEELS_VENV := $(VENV)/wheels
 
 CXX_FILES := $(wildcard $(foreach kind,h cpp cu,csrc/*/*.$(kind) csrc/*/*/*.$(kind)))
 PACKAGED  := $(CXX_FILES) CMakeLists.txt $(wildcard cmake/*) pyproject.toml README.md LICENSE \
              $(shell find src -type f -not -name '*.so' -not -path '*__pycache__*')
 BENCH_ARGS ?=
+WHEEL_ARGS ?=
 
-.PHONY: demo test check docs format bench test-neon sanitize asan tsan fuzz coverage audit release install clean
+.PHONY: demo test check docs format bench test-neon wheels sanitize asan tsan fuzz coverage audit release install clean
 .DEFAULT_GOAL := demo
 
 demo: install
@@ -155,6 +158,18 @@ audit: $(S)/venv
 
 release: $(S)/build-tools
 	$(PY) tools/release.py
+
+# Wheels for every supported Python, libc and CPU, in dist/ (docs/releasing.md). They have an environment of their own,
+# because the pinned tools may differ from those of `make install`.
+wheels: $(WHEELS_VENV)/tools
+	rm -f dist/*.whl
+	PATH="$(abspath $(WHEELS_VENV)/bin):$$PATH" python tools/wheels.py $(WHEEL_ARGS)
+	$(WHEELS_VENV)/bin/python tools/check_wheels.py dist/*.whl
+
+$(WHEELS_VENV)/tools: tools/requirements-wheels.txt
+	$(PYTHON) -m venv $(WHEELS_VENV)
+	$(WHEELS_VENV)/bin/python -m pip install --quiet -r tools/requirements-wheels.txt
+	@touch $@
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks

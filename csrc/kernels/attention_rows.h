@@ -80,9 +80,9 @@ struct Range {
     }
     // The lanes of x at positions of the range, and `rest` elsewhere. `position` is that of the first lane.
     Vec lanes_or(Vec x, Vec rest, int position) const {
-        const Mask before = first_lanes(clamp_to(begin - position, kLanes));
-        const Mask up_to_end = first_lanes(clamp_to(end - position, kLanes));
-        return select(before, rest, select(up_to_end, x, rest));
+        const Vec up_to_end = select(first_lanes(clamp_to(end - position, kLanes)), x, rest);
+        if (begin <= position) return up_to_end;  // always, without a window
+        return select(first_lanes(clamp_to(begin - position, kLanes)), rest, up_to_end);
     }
 };
 
@@ -92,10 +92,15 @@ FA_INLINE int position_of(const AttentionArgs& args, int row) {
     return own < args.kv_len ? own : args.kv_len - 1;
 }
 
+// The position after the last one that query row `row` sees without a window.
+FA_INLINE int visible_end(const AttentionArgs& args, int row) {
+    return args.causal ? position_of(args, row) + 1 : args.kv_len;
+}
+
 // The positions that query row `row` sees: its own and neighbors, so none only if there are no positions.
 FA_INLINE Range visible(const AttentionArgs& args, int row) {
     const int own = position_of(args, row);
-    Range seen{0, args.causal ? own + 1 : args.kv_len};
+    Range seen{0, visible_end(args, row)};
     if (args.window == 0) return seen;
     if (args.window <= own) seen.begin = own - args.window + 1;
     if (args.window < seen.end - own) seen.end = own + args.window;

@@ -21,8 +21,13 @@ template <Format kFormat, int kRows>
 FA_INLINE SeenValues<kRows> seen_values(const AttentionArgs& args, int row, int block) {
     constexpr int kPositions = kGroup<kFormat>;
     SeenValues<kRows> seen;
+    if (args.window == 0) {
 #pragma GCC unroll 8
-    for (int r = 0; r < kRows; ++r) seen.of_row[r] = visible(args, row + r, block);
+        for (int r = 0; r < kRows; ++r)
+            seen.of_row[r] = {0, clamp_to(visible_end(args, row + r) - block * kBlockLen, kBlockLen)};
+    } else {
+        for (int r = 0; r < kRows; ++r) seen.of_row[r] = visible(args, row + r, block);
+    }
     seen.first = seen.of_row[0].begin / kPositions;
     seen.last = (seen.of_row[kRows - 1].end + kPositions - 1) / kPositions;
     seen.all_begin = seen.first;
@@ -38,8 +43,9 @@ FA_INLINE SeenValues<kRows> seen_values(const AttentionArgs& args, int row, int 
 template <Format kFormat, int kRows, int kVecs>
 using ValueSums = typename Kv<kFormat>::Dot::Sum[kRows][kVecs];
 
-// Adds words [begin, end). A row skips the positions that it does not see.
-template <Format kFormat, class Dot, int kRows, int kVecs, class LoadValue>
+// Adds words [begin, end). A row skips the positions that it does not see. kOnlyEnds: all rows begin before these
+// words.
+template <Format kFormat, class Dot, bool kOnlyEnds, int kRows, int kVecs, class LoadValue>
 FA_INLINE void add_seen_words(const int32_t* probs, const SeenValues<kRows>& seen, int begin, int end,
                               const LoadValue& load_value, ValueSums<kFormat, kRows, kVecs>& sum) {
     constexpr int kPositions = kGroup<kFormat>;
@@ -49,7 +55,8 @@ FA_INLINE void add_seen_words(const int32_t* probs, const SeenValues<kRows>& see
         for (int c = 0; c < kVecs; ++c) value[c] = load_value(w, c);
 #pragma GCC unroll 8
         for (int r = 0; r < kRows; ++r) {
-            const int from = seen.of_row[r].begin - w * kPositions, to = seen.of_row[r].end - w * kPositions;
+            const int from = kOnlyEnds ? 0 : seen.of_row[r].begin - w * kPositions;
+            const int to = seen.of_row[r].end - w * kPositions;
             if (from >= kPositions || to <= 0) continue;
             const Words p = broadcast_word(probs[r * kBlockLen + w]);
             const Words some = broadcast_word((from > 0 ? 0 : 0xffff) | (to < kPositions ? 0 : ~0xffff));
@@ -101,7 +108,7 @@ FA_INLINE void value_tile(Workspace& work, const ConstHeadBlock<kFormat>& kv, co
         const int all_begin = clamp_to(seen.all_begin, end), all_end = clamp_to(seen.all_end, end);
         const int from = all_begin > begin ? all_begin : begin, to = all_end > from ? all_end : from;
         if constexpr (kFormat != Format::kInt8)
-            add_seen_words<kFormat, Chain, kRows, kVecs>(probs, seen, begin, from, load_value, of_chain);
+            add_seen_words<kFormat, Chain, false, kRows, kVecs>(probs, seen, begin, from, load_value, of_chain);
         if constexpr (kTail) {
             for (int w = from; w < to; ++w) {
                 const Words value = load_value(w, 0);
@@ -115,7 +122,7 @@ FA_INLINE void value_tile(Workspace& work, const ConstHeadBlock<kFormat>& kv, co
                                           ahead + skipped + d * kWordBytes, of_chain);
         }
         if constexpr (kFormat != Format::kInt8)
-            add_seen_words<kFormat, Chain, kRows, kVecs>(probs, seen, to, end, load_value, of_chain);
+            add_seen_words<kFormat, Chain, true, kRows, kVecs>(probs, seen, to, end, load_value, of_chain);
     });
     merge_values<kFormat, kRows, kVecs>(work.block, work.running, row, d, sum);
 }

@@ -4,6 +4,7 @@
 #include <sched.h>
 #endif
 
+#include <algorithm>
 #include <chrono>
 #include <exception>
 #include <string>
@@ -19,7 +20,34 @@ namespace {
 constexpr int kSpins = 2000;
 constexpr int kYields = 20;
 constexpr double kLongRegion = 0.002;  // seconds
-constexpr auto kPollPeriod = std::chrono::milliseconds(50);
+
+using Clock = std::chrono::steady_clock;
+
+// Says when the caller must poll. Reading the clock takes as long as a tenth of a small chunk, so while checks are
+// close together only every eighth reads it.
+class PollTimer {
+public:
+    void start(Clock::time_point now) {
+        last_ = now;
+        next_ = now + kPeriod;
+        skip_ = 0;
+    }
+    bool due() {
+        if (skip_ > 0) return --skip_, false;
+        const auto now = Clock::now();
+        skip_ = now - last_ < kClose ? 7 : 0;
+        last_ = now;
+        if (now < next_) return false;
+        next_ = now + kPeriod;
+        return true;
+    }
+
+private:
+    static constexpr auto kPeriod = std::chrono::milliseconds(50);
+    static constexpr auto kClose = std::chrono::microseconds(100);  // eight checks
+    Clock::time_point last_, next_;
+    int skip_ = 0;
+};
 
 void relax() {
 #if defined(__x86_64__)
@@ -74,7 +102,7 @@ struct Team::Shared {
     };
     std::vector<Cpu> cpus;        // where each thread started its last region
     double last_seconds = 0.0;    // duration of the last region
-    Counter counters[kCounters];  // of for_chunks since the last barrier; the last thread to arrive clears them
+    Counter counters[kCounters];  // of for_chunks since the last barrier; the last thread to arrive clears those used
 
     alignas(64) std::atomic<uint32_t> arrived{0};
     alignas(64) std::atomic<uint32_t> barrier_turn{0};
@@ -83,12 +111,13 @@ struct Team::Shared {
     std::atomic<bool> quit{false};
     const std::function<void(Team&)>* body = nullptr;
     const std::function<bool()>* poll = nullptr;
-    std::chrono::steady_clock::time_point next_poll;
+    PollTimer poll_timer;
     std::vector<std::thread> workers;
     HomeProcess home;
 
-    void clear_counters() {
-        for (auto& counter : counters) counter.value.store(0, std::memory_order_relaxed);
+    // Clears the first `used` counters. The others would only move between the cores' caches.
+    void clear_counters(uint32_t used) {
+        for (uint32_t i = 0; i < std::min(used, kCounters); ++i) counters[i].value.store(0, std::memory_order_relaxed);
     }
 
     void end_workers() {
@@ -125,13 +154,9 @@ std::atomic<int64_t>& Team::next_counter() {
 
 bool Team::stopped() {
     if (shared_.stop.load(std::memory_order_relaxed)) return true;
-    if (index_ == 0 && *shared_.poll) {
-        const auto now = std::chrono::steady_clock::now();
-        if (now >= shared_.next_poll) {
-            shared_.next_poll = now + kPollPeriod;
-            if ((*shared_.poll)()) shared_.stop.store(true);
-            if (!shared_.home.here()) go_on_alone();
-        }
+    if (index_ == 0 && *shared_.poll && shared_.poll_timer.due()) {
+        if ((*shared_.poll)()) shared_.stop.store(true);
+        if (!shared_.home.here()) go_on_alone();
     }
     return shared_.stop.load(std::memory_order_relaxed);
 }
@@ -145,14 +170,16 @@ void Team::go_on_alone() {
 }
 
 void Team::barrier() {
+    const uint32_t used = phase_;
     phase_ = 0;
+    if (size_ == 1) return shared_.clear_counters(used);
     const uint32_t turn = shared_.barrier_turn.load(std::memory_order_relaxed);
     if (shared_.arrived.fetch_add(1, std::memory_order_acq_rel) == static_cast<uint32_t>(size_ - 1)) {
         shared_.arrived.store(0, std::memory_order_relaxed);
-        shared_.clear_counters();
+        shared_.clear_counters(used);
         // Not just a release: notify_all checks for sleepers, and must not check before the store is visible.
         shared_.barrier_turn.store(turn + 1, std::memory_order_seq_cst);
-        if (size_ > 1) shared_.barrier_turn.notify_all();
+        shared_.barrier_turn.notify_all();
     } else {
         wait_for_change(shared_.barrier_turn, turn);
     }
@@ -192,9 +219,10 @@ bool ThreadPool::run_on(int threads, const std::function<void(Team&)>& body, con
     Team::Shared& shared = *found;
     shared.body = &body;
     shared.poll = &poll;
-    const auto start = std::chrono::steady_clock::now();
-    shared.next_poll = start + kPollPeriod;
+    const auto start = Clock::now();
+    shared.poll_timer.start(start);
     shared.stop.store(false);
+    shared.clear_counters(Team::kCounters);  // after a stop, some may be in use
     if (threads > 1) {
         shared.part(0, threads);
         shared.region.fetch_add(1, std::memory_order_release);
@@ -202,7 +230,7 @@ bool ThreadPool::run_on(int threads, const std::function<void(Team&)>& body, con
     }
     shared.run_body(0, threads);
     // All other threads have left the body and wait for the next region.
-    shared.last_seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    shared.last_seconds = std::chrono::duration<double>(Clock::now() - start).count();
     return !shared.stop.load();
 }
 

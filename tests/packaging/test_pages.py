@@ -89,7 +89,7 @@ def test_blocks_share_a_namespace_and_a_folder(tmp_path: Path, monkeypatch: pyte
         "```sh\ntest -e DIR/config.json\n```\n"
         "```console\n$ cat file\ntext\n$ fastattn --version\nfastattn ...\n```\n"
         "```python\nprint(x, x / 3)\n```\n\n```text\n5 1.66...\n```\n"
-        "```sh\n# not run in the tests: it fails\nexit 1\n```\n"
+        "<!-- not run in the tests: it fails -->\n```sh\nexit 1\n```\n"
     )
     assert run(tmp_path, page) == 4
 

@@ -6,8 +6,8 @@ A page is a Markdown file. Its blocks run in order, in one namespace and one fol
     ```console   lines `$ command`, each with what it prints to standard output and standard error
     ```sh        commands, as one script; the output is not compared
 
-In an output, `...` stands for any text. A block that cannot run begins with a line `# not run in the tests: REASON`,
-which readers see too. `DIR` in the folder of a page is the demo language model, and files next to a page whose names
+In an output, `...` stands for any text. A comment `<!-- not run in the tests: REASON -->` on the line before marks a
+block that cannot run. `DIR` in the folder of a page is the demo language model, and files next to a page whose names
 the page mentions are copied into its folder. Its blocks draw the pictures next to it.
 
     python -m tests.reference.pages                  # counts the blocks of all pages
@@ -25,7 +25,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import fastattn
@@ -37,7 +37,7 @@ PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), ROOT / "benchmar
 FENCE = re.compile(
     r"^(?P<indent> *)(?P<fence>`{3,})(?P<language>[^\n`]*)\n(?P<body>.*?)^(?P=indent)(?P=fence)$", re.M | re.S
 )
-NOT_RUN = re.compile(r"# not run in the tests: \S.*")
+NOT_RUN = re.compile(r"<!-- not run in the tests: \S.* -->\n\Z")
 RUN = ("python", "console", "sh")
 # Text that no reader runs. Other languages are refused: a block named `py` or `bash` would never run.
 SHOWN = ("text", "cpp", "cmake", "json", "toml", "")
@@ -62,11 +62,8 @@ class Block:
     line: int
     start: int
     end: int
+    runs: bool
     output: Block | None = None  # of a python block
-
-    @property
-    def runs(self) -> bool:
-        return self.language in RUN and not NOT_RUN.match(self.body)
 
 
 def blocks(text: str) -> list[Block]:
@@ -76,10 +73,11 @@ def blocks(text: str) -> list[Block]:
     for fence in FENCE.finditer(text):
         language = fence["language"].strip()
         start, end = fence.span("body")
-        block = Block(language, fence["body"], text.count("\n", 0, start), start, end)
+        runs = language in RUN and not NOT_RUN.search(text, 0, fence.start())
+        block = Block(language, fence["body"], text.count("\n", 0, start), start, end, runs)
         last = found[-1] if found else None
         if language == "text" and last and last.language == "python" and not text[previous_end : fence.start()].strip():
-            found[-1] = Block(last.language, last.body, last.line, last.start, last.end, block)
+            found[-1] = replace(last, output=block)
         else:
             found.append(block)
         previous_end = fence.end()
