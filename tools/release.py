@@ -76,7 +76,9 @@ def main(arguments: list[str]) -> int:
     if "--check" not in arguments:
         sdist = build(ROOT)
         print(f"{hashlib.sha256(sdist.read_bytes()).hexdigest()}  {sdist.relative_to(ROOT)}")
-    print(f"Build the wheels with make wheels. Then tag: git tag -s v{version} -m v{version}; git push origin v{version}")
+    print(
+        f"Build the wheels with make wheels. Then tag: git tag -s v{version} -m v{version}; git push origin v{version}"
+    )
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Changes folders and uses them, in one process. Inputs with new outcomes become starting points for further changes."""
+"""Changes folders and uses them, in one process. Inputs with new outcomes become further starting points."""
 
 from __future__ import annotations
 
