@@ -58,10 +58,10 @@ fi
 # What runs C++ on unusual input, or on several threads.
 faults=tests/faults/test
 program=tests/program/test
-tests=("${faults}"_{threads,process}.py "${program}"_threads.py)
+tests=("${faults}"_{threads,process}.py)
 if [ "$name" = asan ]; then
   tests+=("${faults}"_{arrays,files,files_sharded,files_changed,quantized_files,weight_sources,fork}.py)
-  tests+=("${program}"_{check_spec,same_bits_random}.py)
+  tests+=("${program}"_{check_spec,same_bits_random,threads}.py)
   "$build/fastattn_native_tests" > "$build.log" || { cat "$build.log"; exit 1; }
   tail -n 1 "$build.log"
 fi
