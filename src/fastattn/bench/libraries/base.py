@@ -51,7 +51,6 @@ HEADS: Mapping[str, tuple[str, str, str]] = {
     "distilbert": ("pre_classifier", "classifier", "relu"),
     "roberta": ("classifier.dense", "classifier.out_proj", "tanh"),
     "xlm-roberta": ("classifier.dense", "classifier.out_proj", "tanh"),
-    "camembert": ("classifier.dense", "classifier.out_proj", "tanh"),
 }
 
 
