@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from fastattn.graph.ir import Program
-from fastattn.graph.kinds import activate, gather_rows, linear
+from fastattn.graph.kinds import activate, gather_rows, layer_norm, linear
 from fastattn.graph.tensor import Tokens, Weights
-from fastattn.models.bert import HEADS, UNUSED, BertConfig, encoder, pooler, read_bert_config
+from fastattn.models.bert import HEADS, UNUSED, BertConfig, encoder, head_matrix, read_bert_config, token_outputs
 from fastattn.models.config import ConfigReader
+from fastattn.models.decoder import decode
 from fastattn.models.names import Layout
 from fastattn.models.tasks import Task
 
@@ -31,14 +32,18 @@ def read_config(raw: Mapping[str, object]) -> BertConfig:
 
 
 def build(cfg: BertConfig, w: Weights, task: Task) -> Program:
-    """Build the Program of a task: "last_hidden_state" and "pooler_output", or "logits" of every sequence."""
+    """Build the Program of a task: "last_hidden_state" and "pooler_output", or the "logits" of a head, as in BERT."""
+    lm = w["lm_head"]
+    matrix = head_matrix(cfg, w, lm, "dense")
     h = encoder(cfg, w, Tokens())
     if task == "sequence-classification":
         head = w["classifier"]
         x = activate(linear(gather_rows(h, "first"), head["dense"], cfg.hidden_size), "tanh")
         outputs = {"logits": linear(x, head["out_proj"], len(cfg.labels))}
+    elif task == "masked-lm":
+        x = activate(linear(gather_rows(h, "wanted"), lm["dense"], cfg.hidden_size), "gelu_erf")
+        x = layer_norm(x, lm["layer_norm"], cfg.layer_norm_eps)
+        outputs = {"logits": decode(x, matrix, lm["decoder"], lm, cfg.vocab_size)}
     else:
-        outputs = {"last_hidden_state": h}
-        if w["pooler.dense"].has("weight"):
-            outputs["pooler_output"] = pooler(cfg, w, h)
+        outputs = token_outputs(cfg, w, h, task)
     return w.tracer.program(outputs, cfg.max_positions)
