@@ -210,6 +210,28 @@ def test_an_untied_decoder_must_be_there(tmp_path: Path) -> None:
         auto("BertForMaskedLM").from_pretrained(folder)
 
 
+@pytest.mark.parametrize("name", [f"{family}ForMultipleChoice" for family in FAMILIES])
+def test_multiple_choice(name: str, tmp_path: Path, device: str, rng: np.random.Generator) -> None:
+    theirs = hf.make(name, **family_of(name))
+    model = auto(name).from_pretrained(hf.save(theirs, tmp_path), device=device)
+    ids = rng.integers(2, 61, (2, 3, 7))
+    mask = np.ones_like(ids)
+    mask[1, 2, 5:] = 0
+    expected = hf.call(theirs, ids, attention_mask=mask)
+    found = model(ids, attention_mask=mask, output_hidden_states=True)
+    scale = max(float(np.abs(hf.array(state)).max()) for state in expected.hidden_states)
+    assert_close(found.logits, hf.array(expected.logits), model.traced, longest=7, scale=scale)
+    assert found.hidden_states[-1].shape == tuple(expected.hidden_states[-1].shape)
+    lists = [[row.tolist() for row in item] for item in ids]
+    lists[1][2] = lists[1][2][:5]
+    ragged = model(lists).logits
+    assert_close(ragged, hf.array(expected.logits), model.traced, longest=7, scale=scale)
+    assert model(lists, return_dict=False)[0].shape == (2, 3)
+    for wrong in ([5, 6, 7], [[5, 6, 7]], [[[5], [6]], [[7]]], [], [[]], ids[0], None, 3):
+        with pytest.raises(InputError, match=r"input_ids: expected \[batch, num_choices, seq_len\]"):
+            model(wrong)
+
+
 def test_a_head_for_another_task_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """The classifiers of texts and of tokens have the same names in BERT."""
     folder = write("BertForSequenceClassification", tmp_path / "a")

@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from fastattn.api.causal_lm import CausalLM
 from fastattn.api.encoders import Encoder, SequenceClassifier
-from fastattn.api.heads import MaskedLM, NextSentencePredictor, PreTraining, QuestionAnswerer, TokenClassifier
+from fastattn.api.heads import (
+    MaskedLM,
+    MultipleChoice,
+    NextSentencePredictor,
+    PreTraining,
+    QuestionAnswerer,
+    TokenClassifier,
+)
 from fastattn.api.load_args import HubArgs, LoadArgs, ModelArgs, RunArgs, describes
 from fastattn.api.load_options import read_options
 from fastattn.api.loading import check_device, find_folder, load_model
@@ -91,6 +98,12 @@ class AutoModelForNextSentencePrediction(_Auto[NextSentencePredictor]):
     _model, _task = NextSentencePredictor, "next-sentence-prediction"
 
 
+class AutoModelForMultipleChoice(_Auto[MultipleChoice]):
+    """Loads BERT, DistilBERT and RoBERTa checkpoints with a multiple-choice head."""
+
+    _model, _task = MultipleChoice, "multiple-choice"
+
+
 class AutoModelForPreTraining(_Auto[PreTraining]):
     """Loads BERT checkpoints with the heads for pre-training: masked language model and next sentence."""
 
@@ -104,6 +117,7 @@ _CLASSES: tuple[type[_Auto[Any]], ...] = (
     AutoModelForTokenClassification,
     AutoModelForQuestionAnswering,
     AutoModelForNextSentencePrediction,
+    AutoModelForMultipleChoice,
     AutoModelForPreTraining,
     AutoModel,
 )

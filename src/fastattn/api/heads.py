@@ -9,16 +9,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastattn.api.encoders import OneStepModel
+from fastattn.api.model import Model
 from fastattn.checks import check_count
+from fastattn.errors import InputError
 from fastattn.models.inputs import Batch
 from fastattn.models.outputs import (
     Array,
     MaskedLMOutput,
+    MultipleChoiceOutput,
     NextSentencePredictorOutput,
     PerToken,
     PreTrainingOutput,
     QuestionAnsweringOutput,
     TokenClassifierOutput,
+    finish_output,
 )
 
 _FIRST = "the logits are computed from the first token"
@@ -132,3 +136,55 @@ class PreTraining(OneStepModel[PreTrainingOutput[Array], PreTrainingOutput[list[
             results.hidden_states(),
             results.attentions(),
         )
+
+
+class MultipleChoice(Model):
+    """A model that computes one logit for each of several texts. Created by `AutoModelForMultipleChoice.from_pretrained`.
+
+    A text is often a question and one of its answers.
+    """
+
+    def __call__(
+        self,
+        input_ids: object = None,
+        attention_mask: object = None,
+        token_type_ids: object = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        *,
+        position_ids: object = None,
+        return_dict: bool | None = None,
+        **others: Any,
+    ) -> Any:
+        """Return a MultipleChoiceOutput with logits [batch, num_choices].
+
+        input_ids: an array [batch, num_choices, seq_len], or a list with one list of sequences of any lengths per item;
+        all items have the same number of choices. The masks, types and positions have the same shape. return_dict and
+        others: as in CausalLM. Raises DTypeError, InputError, ContextLengthError.
+        """
+        ids, n_choices = _flat(input_ids, "input_ids")
+        given = (("attention_mask", attention_mask), ("token_type_ids", token_type_ids), ("position_ids", position_ids))
+        mask, types, positions = (None if value is None else _flat(value, name)[0] for name, value in given)
+        batch = self._read(ids, mask, types, positions, others)
+        batch.need_tokens(_FIRST)
+        results = self._run(batch, hidden_states=output_hidden_states, attentions=output_attentions)
+        logits = cast(Array, results.per_sequence("logits")).reshape(-1, n_choices)
+        output = MultipleChoiceOutput(logits, results.hidden_states(), results.attentions())
+        return finish_output(output, return_dict)
+
+
+def _flat(value: object, name: str) -> tuple[Any, int]:
+    """Return the sequences of all items in one list or 2-D array, and the number of choices. Raises InputError."""
+    expected = f"{name}: expected [batch, num_choices, seq_len], or a list of lists of sequences"
+    if not isinstance(value, list | tuple):
+        shape = tuple(getattr(value, "shape", ()))
+        if len(shape) != 3 or 0 in shape:
+            raise InputError(f"{expected}, got {type(value).__name__} of shape {list(shape)}")
+        return cast(Any, value).reshape(-1, shape[2]), int(shape[1])
+    lengths = {len(item) if hasattr(item, "__len__") else -1 for item in value}
+    if len(lengths) != 1 or min(lengths) < 1:
+        raise InputError(f"{expected}, all of the same number of choices, got {len(value)} items of {sorted(lengths)}")
+    flat = [choice for item in value for choice in item]
+    if not all(hasattr(choice, "__len__") for choice in flat):
+        raise InputError(f"{expected}, got {type(flat[0]).__name__} in place of a sequence")
+    return flat, lengths.pop()

@@ -120,6 +120,8 @@ def token_outputs(cfg: BertConfig, w: Weights, h: Tensor, task: Task) -> dict[st
         return {"logits": linear(h, w["classifier"], len(cfg.labels))}
     if task == "question-answering":
         return {"logits": linear(h, w["qa_outputs"], 2)}
+    if task == "multiple-choice":
+        return {"logits": linear(pooler(cfg, w, h), w["classifier"], 1)}
     outputs = {"last_hidden_state": h}
     if w["pooler.dense"].has("weight"):
         outputs["pooler_output"] = pooler(cfg, w, h)

@@ -112,6 +112,8 @@ def build(cfg: DistilBertConfig, w: Weights, task: Task) -> Program:
         outputs = {"logits": linear(h, w["classifier"], len(cfg.labels))}
     elif task == "question-answering":
         outputs = {"logits": linear(h, w["qa_outputs"], 2)}
+    elif task == "multiple-choice":
+        outputs = {"logits": linear(pooled(cfg, w, h), w["classifier"], 1)}
     else:
         outputs = {"last_hidden_state": h}
     return w.tracer.program(outputs, cfg.max_positions)

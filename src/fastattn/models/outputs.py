@@ -173,6 +173,18 @@ class NextSentencePredictorOutput(ModelOutput):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class MultipleChoiceOutput(ModelOutput):
+    """The outputs of a model that chooses between texts.
+
+    logits [batch, num_choices]. hidden_states, attentions: as in CausalLMOutput, of batch * num_choices sequences.
+    """
+
+    logits: Array
+    hidden_states: tuple[PerToken, ...] | None = None
+    attentions: tuple[PerToken, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class PreTrainingOutput(ModelOutput, Generic[_PerToken]):
     """The outputs of BERT's two heads for pre-training.
 

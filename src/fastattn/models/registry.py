@@ -45,6 +45,7 @@ _ENCODER_TASKS: tuple[Task, ...] = (
     "masked-lm",
     "token-classification",
     "question-answering",
+    "multiple-choice",
 )
 _BERT_TASKS: tuple[Task, ...] = (*_ENCODER_TASKS, "next-sentence-prediction", "pre-training")
 FAMILIES: Mapping[str, Family] = {

@@ -13,6 +13,7 @@ Task: TypeAlias = Literal[
     "token-classification",
     "question-answering",
     "next-sentence-prediction",
+    "multiple-choice",
     "pre-training",
     "encoder",
 ]
@@ -49,7 +50,7 @@ TASKS: Mapping[Task, TaskEntry] = {
     ),
     "masked-lm": TaskEntry(
         auto_class="AutoModelForMaskedLM",
-        pipeline=None,
+        pipeline="fill-mask",
         output="logits",
         head="masked-language-model",
         heads=("cls.predictions.", "lm_head.", "vocab_transform."),
@@ -78,6 +79,14 @@ TASKS: Mapping[Task, TaskEntry] = {
         head="next-sentence",
         heads=("cls.seq_relationship.",),
         architecture="ForNextSentencePrediction",
+    ),
+    "multiple-choice": TaskEntry(
+        auto_class="AutoModelForMultipleChoice",
+        pipeline=None,
+        output="logits",
+        head="multiple-choice",
+        heads=("classifier.",),
+        architecture="ForMultipleChoice",
     ),
     "pre-training": TaskEntry(
         auto_class="AutoModelForPreTraining",

@@ -11,6 +11,7 @@ from fastattn.api.auto import AUTO_CLASSES, MODEL_CLASSES
 from fastattn.api.auto_tokenizer import AutoTokenizer
 from fastattn.api.causal_lm import CausalLM
 from fastattn.api.encoders import Encoder, SequenceClassifier
+from fastattn.api.heads import MaskedLM
 from fastattn.api.load_args import LoadArgs
 from fastattn.api.load_keywords import check_unused
 from fastattn.api.model import Model
@@ -19,6 +20,7 @@ from fastattn.errors import DTypeError, InputError
 from fastattn.models.tasks import Task
 from fastattn.tasks.demo import demo_model
 from fastattn.tasks.feature_extraction import FeatureExtractionArgs, FeatureExtractionPipeline
+from fastattn.tasks.fill_mask import Filling, FillMaskArgs, FillMaskPipeline
 from fastattn.tasks.pipeline_base import Pipeline, check_model
 from fastattn.tasks.text_classification import Prediction, TextClassificationArgs, TextClassificationPipeline
 from fastattn.tasks.text_generation import TextGenerationArgs, TextGenerationPipeline
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
 __all__ = [
     "TASKS",
     "FeatureExtractionPipeline",
+    "FillMaskPipeline",
+    "Filling",
     "Pipeline",
     "Prediction",
     "TextClassificationPipeline",
@@ -64,6 +68,10 @@ class FeaturePipelineArgs(PipelineLoadArgs, FeatureExtractionArgs, total=False):
     """Keyword arguments of pipeline("feature-extraction")."""
 
 
+class FillMaskPipelineArgs(PipelineLoadArgs, FillMaskArgs, total=False):
+    """Keyword arguments of pipeline("fill-mask")."""
+
+
 @overload
 def pipeline(
     task: Literal["text-generation"],
@@ -82,12 +90,19 @@ def pipeline(
     model: str | Path | Encoder | None = None,
     **options: Unpack[FeaturePipelineArgs],
 ) -> FeatureExtractionPipeline: ...
+@overload
+def pipeline(
+    task: Literal["fill-mask"],
+    model: str | Path | MaskedLM,
+    **options: Unpack[FillMaskPipelineArgs],
+) -> FillMaskPipeline: ...
 def pipeline(task: Any = None, model: Any = None, **options: Any) -> Any:
-    """Create a callable for "text-generation", "text-classification" ("sentiment-analysis") or "feature-extraction".
+    """Create a callable for "text-generation", "text-classification" ("sentiment-analysis"), "feature-extraction" or
+    "fill-mask".
 
-    model: a folder, a hub id, a loaded model, or None for the small demo model that ships with fastattn. options: those
-    for loading (see `PipelineLoadArgs`), and default arguments for the calls. Other keywords of transformers are
-    accepted if their values change nothing. `close` or a `with` block frees the memory.
+    model: a folder, a hub id, a loaded model, or None for the small demo model that ships with fastattn; "fill-mask"
+    has no demo model. options: those for loading (see `PipelineLoadArgs`), and default arguments for the calls. Other
+    keywords of transformers are accepted if their values change nothing. `close` or a `with` block frees the memory.
     Raises InputError, DTypeError, and what `from_pretrained` raises.
     """
     if task is None:
@@ -95,6 +110,8 @@ def pipeline(task: Any = None, model: Any = None, **options: Any) -> Any:
     entry = PIPELINES[check_choice("task", task, TASKS)]
     loading, defaults = _split(options, entry)
     if model is None:
+        if entry.demo is None:
+            raise InputError(f"model: expected a folder, a hub id or a loaded model for {task}, got None")
         model = demo_model(entry.demo)
     if isinstance(model, (str, Path)):
         check_path("model", model)  # keep the type: a Path is never a hub id
@@ -124,7 +141,7 @@ class _Entry:
 
     pipeline: type[Pipeline[Any]]
     loads: Task
-    demo: Literal["text-generation", "text-classification"]
+    demo: Literal["text-generation", "text-classification"] | None
     call_args: type
 
 
@@ -136,6 +153,7 @@ PIPELINES: Mapping[str, _Entry] = {
     "text-classification": _CLASSIFICATION,
     "sentiment-analysis": _CLASSIFICATION,
     "feature-extraction": _Entry(FeatureExtractionPipeline, "encoder", "text-classification", FeatureExtractionArgs),
+    "fill-mask": _Entry(FillMaskPipeline, "masked-lm", None, FillMaskArgs),
 }
 TASKS = tuple(PIPELINES)
 _LOAD_NAMES = tuple(PipelineLoadArgs.__annotations__)
