@@ -139,9 +139,9 @@ class PreTraining(OneStepModel[PreTrainingOutput[Array], PreTrainingOutput[list[
 
 
 class MultipleChoice(Model):
-    """A model that computes one logit for each of several texts. Created by `AutoModelForMultipleChoice.from_pretrained`.
+    """A model that computes one logit for each of several texts.
 
-    A text is often a question and one of its answers.
+    Created by `AutoModelForMultipleChoice.from_pretrained`. A text is often a question and one of its answers.
     """
 
     def __call__(

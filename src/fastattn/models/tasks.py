@@ -58,7 +58,7 @@ TASKS: Mapping[Task, TaskEntry] = {
     ),
     "token-classification": TaskEntry(
         auto_class="AutoModelForTokenClassification",
-        pipeline=None,
+        pipeline="token-classification",
         output="logits",
         head="classification",
         heads=("classifier.",),

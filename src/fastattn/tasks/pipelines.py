@@ -11,7 +11,7 @@ from fastattn.api.auto import AUTO_CLASSES, MODEL_CLASSES
 from fastattn.api.auto_tokenizer import AutoTokenizer
 from fastattn.api.causal_lm import CausalLM
 from fastattn.api.encoders import Encoder, SequenceClassifier
-from fastattn.api.heads import MaskedLM
+from fastattn.api.heads import MaskedLM, TokenClassifier
 from fastattn.api.load_args import LoadArgs
 from fastattn.api.load_keywords import check_unused
 from fastattn.api.model import Model
@@ -24,6 +24,7 @@ from fastattn.tasks.fill_mask import Filling, FillMaskArgs, FillMaskPipeline
 from fastattn.tasks.pipeline_base import Pipeline, check_model
 from fastattn.tasks.text_classification import Prediction, TextClassificationArgs, TextClassificationPipeline
 from fastattn.tasks.text_generation import TextGenerationArgs, TextGenerationPipeline
+from fastattn.tasks.token_classification import TokenClassificationArgs, TokenClassificationPipeline
 from fastattn.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ __all__ = [
     "Prediction",
     "TextClassificationPipeline",
     "TextGenerationPipeline",
+    "TokenClassificationPipeline",
     "pipeline",
 ]
 
@@ -72,6 +74,10 @@ class FillMaskPipelineArgs(PipelineLoadArgs, FillMaskArgs, total=False):
     """Keyword arguments of pipeline("fill-mask")."""
 
 
+class TokenClassificationPipelineArgs(PipelineLoadArgs, TokenClassificationArgs, total=False):
+    """Keyword arguments of pipeline("token-classification")."""
+
+
 @overload
 def pipeline(
     task: Literal["text-generation"],
@@ -96,13 +102,21 @@ def pipeline(
     model: str | Path | MaskedLM,
     **options: Unpack[FillMaskPipelineArgs],
 ) -> FillMaskPipeline: ...
+@overload
+def pipeline(
+    task: Literal["token-classification", "ner"],
+    model: str | Path | TokenClassifier,
+    **options: Unpack[TokenClassificationPipelineArgs],
+) -> TokenClassificationPipeline: ...
 def pipeline(task: Any = None, model: Any = None, **options: Any) -> Any:
-    """Create a callable for "text-generation", "text-classification" ("sentiment-analysis"), "feature-extraction" or
-    "fill-mask".
+    """Create a callable for a task.
 
-    model: a folder, a hub id, a loaded model, or None for the small demo model that ships with fastattn; "fill-mask"
-    has no demo model. options: those for loading (see `PipelineLoadArgs`), and default arguments for the calls. Other
-    keywords of transformers are accepted if their values change nothing. `close` or a `with` block frees the memory.
+    task: "text-generation", "text-classification" (or "sentiment-analysis"), "feature-extraction", "fill-mask" or
+    "token-classification" (or "ner").
+    model: a folder, a hub id, a loaded model, or None for the small demo model that ships with fastattn,
+    which exists for the first three tasks. options: those for loading (see `PipelineLoadArgs`), and default arguments
+    for the calls. Other keywords of transformers are accepted if their values change nothing. `close` or a `with` block
+    frees the memory.
     Raises InputError, DTypeError, and what `from_pretrained` raises.
     """
     if task is None:
@@ -148,11 +162,14 @@ class _Entry:
 _CLASSIFICATION = _Entry(
     TextClassificationPipeline, "sequence-classification", "text-classification", TextClassificationArgs
 )
+_TOKENS = _Entry(TokenClassificationPipeline, "token-classification", None, TokenClassificationArgs)
 PIPELINES: Mapping[str, _Entry] = {
     "text-generation": _Entry(TextGenerationPipeline, "causal-lm", "text-generation", TextGenerationArgs),
     "text-classification": _CLASSIFICATION,
     "sentiment-analysis": _CLASSIFICATION,
     "feature-extraction": _Entry(FeatureExtractionPipeline, "encoder", "text-classification", FeatureExtractionArgs),
+    "token-classification": _TOKENS,
+    "ner": _TOKENS,
     "fill-mask": _Entry(FillMaskPipeline, "masked-lm", None, FillMaskArgs),
 }
 TASKS = tuple(PIPELINES)
