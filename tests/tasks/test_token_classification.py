@@ -95,10 +95,19 @@ def test_long_texts_equal_transformers(folder: Path, strategy: Any, stride: int)
 def test_texts_of_any_words_equal_transformers(folder: Path, rng: np.random.Generator) -> None:
     """Many texts, so labels of all kinds follow each other."""
     words = ["good", "dogs", "running", "unknown", "!", "a", "cat,", "zebra", "the", "x.y"]
-    texts = [" ".join(rng.choice(words, 9).tolist()) for _ in range(20)]
+    texts = [" ".join(rng.choice(words, 6).tolist()) for _ in range(20)]
     pipe = fastattn.pipeline("token-classification", folder, threads=1)
     for strategy in STRATEGIES:
         assert_equal(folder, pipe, texts, aggregation_strategy=strategy, ignore_labels=["MISC"])
+
+
+def test_a_cut_text_equals_transformers(folder: Path) -> None:
+    """transformers cuts every text to model_max_length."""
+    pipe = fastattn.pipeline("token-classification", folder, threads=1)
+    pipe.tokenizer.model_max_length = 60
+    found = parts_of(pipe(LONG, truncation=True, ignore_labels=[]))[0]
+    assert found == parts_of(expected_of(folder, "float64", LONG, ignore_labels=[]))[0]
+    assert len(found[0]) == 58
 
 
 def test_results_do_not_depend_on_the_batch(bert: Path) -> None:
