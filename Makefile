@@ -1,4 +1,5 @@
-# make demo | install | test | check | docs | format | bench | test-neon | clean    (needs Python >= 3.10 and a C++20 compiler)
+# make demo | install | test | check | docs | format | bench | test-neon | wheels | clean
+# It needs Python >= 3.10 and a C++20 compiler.
 PYTHON ?= python3
 VENV   ?= .venv
 # The index from which pip installs PyTorch for the reference tests; empty: the default index.
@@ -18,13 +19,15 @@ PY  := $(BIN)/python
 PIP := $(PY) -m pip install --quiet
 # The stamps are in the virtual environment, so removing it removes them too.
 S   := $(VENV)/stamps
+WHEELS_VENV := $(VENV)/wheels
 
 CXX_FILES := $(wildcard $(foreach kind,h cpp cu,csrc/*/*.$(kind) csrc/*/*/*.$(kind)))
 PACKAGED  := $(CXX_FILES) CMakeLists.txt $(wildcard cmake/*) pyproject.toml README.md LICENSE \
              $(shell find src -type f -not -name '*.so' -not -path '*__pycache__*')
 BENCH_ARGS ?=
+WHEEL_ARGS ?=
 
-.PHONY: demo test check docs format bench test-neon install clean
+.PHONY: demo test check docs format bench test-neon wheels install clean
 .DEFAULT_GOAL := demo
 
 demo: install
@@ -123,6 +126,18 @@ test-neon: $(S)/build-tools
 	@for tool in aarch64-linux-gnu-g++ qemu-aarch64; do command -v $$tool > /dev/null || { \
 	  echo "test-neon needs $$tool; Debian: apt-get install g++-aarch64-linux-gnu qemu-user"; exit 1; }; done
 	PATH="$(abspath $(BIN)):$$PATH" tools/test_neon.sh
+
+# Wheels for every supported Python, libc and CPU, in dist/ (docs/releasing.md). They have an environment of their own,
+# because the pinned tools may differ from those of `make install`.
+wheels: $(WHEELS_VENV)/tools
+	rm -f dist/*.whl
+	PATH="$(abspath $(WHEELS_VENV)/bin):$$PATH" python tools/wheels.py $(WHEEL_ARGS)
+	$(WHEELS_VENV)/bin/python tools/check_wheels.py dist/*.whl
+
+$(WHEELS_VENV)/tools: tools/requirements-wheels.txt
+	$(PYTHON) -m venv $(WHEELS_VENV)
+	$(WHEELS_VENV)/bin/python -m pip install --quiet -r tools/requirements-wheels.txt
+	@touch $@
 
 clean:
 	rm -rf $(VENV) build dist .stamps .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks

@@ -13,7 +13,8 @@ file(GLOB FASTATTN_CUDA_SOURCES CONFIGURE_DEPENDS csrc/cuda/*.cpp csrc/program/k
 list(APPEND FASTATTN_CUDA_SOURCES csrc/core/buffer.cpp csrc/kv/kv_cache.cpp csrc/kv/page_pool.cpp
      csrc/runtime/fork_local.cpp csrc/program/check_spec.cpp csrc/program/check_step.cpp csrc/program/decoding.cpp
      csrc/program/lifetimes.cpp csrc/program/op_kind.cpp csrc/program/rough_activations.cpp)
-set(FASTATTN_CUDA_BINDINGS csrc/bindings/cuda_module.cpp csrc/bindings/read_spec.cpp csrc/bindings/register_errors.cpp)
+set(FASTATTN_CUDA_BINDINGS csrc/bindings/cuda_module.cpp csrc/bindings/python_calls.cpp csrc/bindings/read_spec.cpp
+    csrc/bindings/register_errors.cpp)
 
 set(build_cuda OFF)
 if(FASTATTN_PYTHON AND NOT FASTATTN_CUDA STREQUAL "OFF")

@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 OBJECT_FOLDER = re.compile(r"fastattn_kernels_(\w+)\.dir")
+MAPPING_SYMBOL = re.compile(r"\$[dx](\.\w+)?")  # of an assembler for Arm, always local; nm of another CPU calls them N
 LOCAL_KINDS = "abdrtn?-"  # lower case in nm means local; u, v and w, which are unique or weak, are not
 
 
@@ -23,7 +24,7 @@ def foreign_symbols(path: Path, target: str) -> list[str]:
     found = []
     for line in listing.stdout.splitlines():
         _, kind, name = line.split(maxsplit=2)
-        if kind in LOCAL_KINDS:
+        if kind in LOCAL_KINDS or MAPPING_SYMBOL.fullmatch(name):
             continue
         if f"fastattn::{target}::" not in name:
             found.append(f"{kind} {name}")

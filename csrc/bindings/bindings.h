@@ -3,7 +3,6 @@
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
-#include <cxxabi.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -13,6 +12,7 @@
 #include <mutex>
 #include <string>
 
+#include "bindings/python_calls.h"
 #include "core/error.h"
 #include "kernels/kernels.h"
 
@@ -75,19 +75,11 @@ T* writable(const char* name, py::array& array, int ndim) {
     return static_cast<T*>(array.mutable_data());
 }
 
-// Releases the GIL for a scope. If the interpreter ends meanwhile, Python 3.13 and older end a thread that requests the
-// GIL by unwinding its stack, which no destructor survives. This class lets the thread sleep for the rest of the
-// process instead, as Python 3.14 does.
+// Releases the GIL for a scope. If the interpreter ends meanwhile, the thread sleeps (python_calls.h).
 class GilReleased {
 public:
     GilReleased() : state_(PyEval_SaveThread()) {}
-    ~GilReleased() {
-        try {
-            PyEval_RestoreThread(state_);
-        } catch (abi::__forced_unwind&) {
-            for (;;) pause();
-        }
-    }
+    ~GilReleased() { restore_thread(state_); }
     GilReleased(const GilReleased&) = delete;
     GilReleased& operator=(const GilReleased&) = delete;
 

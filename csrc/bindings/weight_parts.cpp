@@ -8,20 +8,6 @@
 namespace fastattn {
 namespace {
 
-[[noreturn]] void sleep_forever() {
-    for (;;) pause();
-}
-
-// Calls function(begin, end). If the interpreter ends meanwhile, Python 3.13 and older unwind the stack (GilReleased);
-// no object here may own a Python object then.
-PyObject* call(PyObject* function, int64_t begin, int64_t end) {
-    try {
-        return PyObject_CallFunction(function, "LL", static_cast<long long>(begin), static_cast<long long>(end));
-    } catch (abi::__forced_unwind&) {
-        sleep_forever();
-    }
-}
-
 bool is_usable(const py::array& array) {
     const int needed = static_cast<int>(py::array::c_style) | int{py::detail::npy_api::NPY_ARRAY_ALIGNED_};
     return (array.flags() & needed) == needed;
@@ -41,24 +27,32 @@ const float* floats_of(const std::string& name, const py::object& rows, int64_t 
     return static_cast<const float*>(array.data());
 }
 
+// Has the GIL for a scope, like py::gil_scoped_acquire. If the interpreter ends meanwhile, the thread sleeps.
+class Gil {
+public:
+    Gil() : state_(ensure_gil()) {}
+    ~Gil() { release_gil(state_); }
+    Gil(const Gil&) = delete;
+    Gil& operator=(const Gil&) = delete;
+
+private:
+    PyGILState_STATE state_;
+};
+
 // A function and its last rows, which stay alive until the next call.
-struct Rows {
+struct ComputedRows {
     std::string name;
     int64_t columns;
     py::object function, rows{};
 
     // Called without the GIL.
     const float* operator()(int64_t begin, int64_t end) {
-        try {
-            const py::gil_scoped_acquire gil;
-            rows = py::object();  // free the last slice before the next one is computed
-            PyObject* const made = call(function.ptr(), begin, end);
-            if (made == nullptr) throw py::error_already_set();
-            rows = py::reinterpret_steal<py::object>(made);
-            return floats_of(name, rows, (end - begin) * columns);
-        } catch (abi::__forced_unwind&) {
-            sleep_forever();
-        }
+        const Gil gil;
+        drop(rows.release().ptr());  // free the last slice before the next one is computed
+        PyObject* const made = call_with_range(function.ptr(), begin, end);
+        if (made == nullptr) throw py::error_already_set();
+        rows = py::reinterpret_steal<py::object>(made);
+        return floats_of(name, rows, (end - begin) * columns);
     }
 };
 
@@ -77,7 +71,7 @@ std::unique_ptr<WeightSource> source_from(WeightSource::Matrix matrix, const py:
         return std::make_unique<FileSource>(std::move(matrix), first.cast<int>(), second);
     if (matrix.dtype != DType::kF32)
         throw Error(ErrorKind::kDtype, "tensor " + matrix.name + ": expected dtype F32 for a function");
-    Rows rows{.name = matrix.name, .columns = matrix.columns, .function = first};
+    ComputedRows rows{.name = matrix.name, .columns = matrix.columns, .function = first};
     return std::make_unique<ComputedSource>(matrix.name, matrix.rows, matrix.columns, second, std::move(rows));
 }
 

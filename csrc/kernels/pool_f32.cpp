@@ -78,7 +78,7 @@ void argmax_f32(const ArgmaxF32Args& args) {
 
 int32_t find_f32(const FindF32Args& args) {
     const Vec threshold = broadcast(args.threshold);
-    const auto found = [&](int at) { return any(not_less(load(args.x + at), threshold)); };
+    const auto found = [&](int at) -> int { return any(not_less(load(args.x + at), threshold)); };
     int i = 0;
     while (i + 4 * kLanes <= args.n && !(found(i) | found(i + kLanes) | found(i + 2 * kLanes) | found(i + 3 * kLanes)))
         i += 4 * kLanes;

@@ -2,7 +2,6 @@
 
 #include <sched.h>
 #if defined(__x86_64__)
-#include <cpuid.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
@@ -18,6 +17,7 @@
 #include <system_error>
 
 #include "core/error.h"
+#include "runtime/x86_features.h"
 
 namespace fastattn {
 namespace {
@@ -43,34 +43,12 @@ struct Target {
 std::string no_obstacle() {
     return {};
 }
-#if FASTATTN_HAS_AVX2
-bool has_avx2() {
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-}
-#endif
-#if FASTATTN_HAS_AVX512
-bool has_avx512() {
-    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-}
-bool has_avx512_vnni() {
-    return has_avx512() && __builtin_cpu_supports("avx512vnni");
-}
-bool has_avx512_bf16() {
-    return has_avx512_vnni() && __builtin_cpu_supports("avx512bf16");
-}
-#endif
 #if FASTATTN_HAS_AMX
-bool cpu_has_amx() {
-    constexpr unsigned kBfloat16 = 1u << 22, kTiles = 1u << 24, kInt8 = 1u << 25, kAll = kBfloat16 | kTiles | kInt8;
-    unsigned a = 0, b = 0, c = 0, d = 0;
-    return has_avx512_vnni() && __get_cpuid_count(7, 0, &a, &b, &c, &d) != 0 && (d & kAll) == kAll;
-}
 // Linux grants a process the tile registers on request, also for threads that are already running. Asking again changes
 // nothing, and a forked child has them too.
 std::string obstacle_to_amx() {
     constexpr long kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
-    if (!cpu_has_amx()) return kCannotRun;
+    if (!x86_features().tiles) return kCannotRun;
     return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0 ? "" : tiles_refused(errno);
 }
 #endif
@@ -78,12 +56,13 @@ std::string obstacle_to_amx() {
 const Target kTargets[] = {
     {"scalar", scalar::kernel_table, no_obstacle},
 #if FASTATTN_HAS_AVX2
-    {"avx2", avx2::kernel_table, [] { return unless(has_avx2()); }},
+    {"avx2", avx2::kernel_table, [] { return unless(x86_features().avx2); }},
 #endif
 #if FASTATTN_HAS_AVX512
-    {"avx512", avx512::kernel_table, [] { return unless(has_avx512()); }},
-    {"avx512_vnni", avx512_vnni::kernel_table, [] { return unless(has_avx512_vnni()); }},
-    {"avx512_bf16", avx512_bf16::kernel_table, [] { return unless(has_avx512_bf16()); }, /*own_bfloat16_sums=*/true},
+    {"avx512", avx512::kernel_table, [] { return unless(x86_features().avx512); }},
+    {"avx512_vnni", avx512_vnni::kernel_table, [] { return unless(x86_features().avx512_vnni); }},
+    {"avx512_bf16", avx512_bf16::kernel_table, [] { return unless(x86_features().avx512_bf16); },
+     /*own_bfloat16_sums=*/true},
 #endif
 #if FASTATTN_HAS_AMX
     {"amx", amx::kernel_table, obstacle_to_amx},
@@ -139,7 +118,7 @@ int affinity_cpus() {
 
 bool on_intel() {
 #if defined(__x86_64__)
-    return __builtin_cpu_is("intel");
+    return x86_features().intel;
 #else
     return false;
 #endif

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -51,6 +52,21 @@ def test_order() -> None:
 def test_order_on_this_cpu() -> None:
     intel = "GenuineIntel" in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     assert _core.built_targets() == _core.built_targets(intel=intel)
+
+
+CPU_FLAGS = {"scalar": [], "avx2": ["avx2", "fma", "f16c"]}
+CPU_FLAGS["avx512"] = [*CPU_FLAGS["avx2"], "avx512f", "avx512bw", "avx512vl", "avx512dq"]
+CPU_FLAGS["avx512_vnni"] = [*CPU_FLAGS["avx512"], "avx512_vnni"]
+CPU_FLAGS["avx512_bf16"] = [*CPU_FLAGS["avx512_vnni"], "avx512_bf16"]
+CPU_FLAGS["amx"] = [*CPU_FLAGS["avx512_vnni"], "amx_tile", "amx_int8", "amx_bf16"]
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the other CPUs have no features to find")
+def test_the_available_targets_are_those_of_the_cpu_flags() -> None:
+    """A build that finds too few features is slow without a word."""
+    flags = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").partition("\nflags")[2].split("\n")[0]
+    expected = {target for target in _core.built_targets() if set(CPU_FLAGS[target]) <= set(flags.split())}
+    assert {*_core.available_targets(), *_core.refused_targets()} == expected
 
 
 def test_order_of_bfloat16_sums() -> None:

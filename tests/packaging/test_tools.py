@@ -148,3 +148,11 @@ def test_extra_reads_the_optional_dependencies() -> None:
     assert "pytest>=8" in extra.requirements("test", (ROOT / "pyproject.toml").read_text())
     with pytest.raises(SystemExit):
         extra.requirements("none", text)
+
+
+def test_weak_symbols_of_kernel_objects_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    weak = tool("check_weak_symbols")
+    listing = "0 T fastattn::neon::linear(int)\n0 t local\n0 N $d\n0 N $d.1\n0 W std::max(int)\n0 T other\n"
+    done = weak.subprocess.CompletedProcess([], 0, stdout=listing)
+    monkeypatch.setattr(weak.subprocess, "run", lambda *_, **__: done)
+    assert weak.foreign_symbols(tmp_path / "x.o", "neon") == ["W std::max(int)", "T other"]

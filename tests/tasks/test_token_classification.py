@@ -24,7 +24,7 @@ LABELS = dict(enumerate(["O", "B-PER", "I-PER", "B-LOC", "I-LOC", "MISC"]))
 TEXTS = [
     "good film",
     "the dogs, running unknown cats!",
-    "A Great\tdog  runs\u2014the caf\u00e9 \u4f60\u597d bad.",
+    "A Great\tdog  runs\u2014the na\u00efve \u4f60\u597d bad.",
     "",
     " ! ",
 ]
