@@ -192,9 +192,12 @@ def warn_of_unused(config: Mapping[str, object], built: BuiltModel, where: objec
 
 
 def _warn_of_other_task(built: BuiltModel, where: object) -> None:
-    """Log that the head was trained for another task, if its tensors have the same names and shapes."""
+    """Log that the head was trained for another task, if its tensors have the same names and shapes.
+
+    Classifiers of texts are common under the names of other classes, so they are not logged.
+    """
     entry, listed = TASKS[built.task], built.config.architectures
-    if not entry.heads or any(name.endswith(entry.architecture) for name in listed):
+    if not entry.heads or built.task == "sequence-classification" or any(name.endswith(entry.architecture) for name in listed):
         return
     for other in TASKS.values():
         if set(other.heads) & set(entry.heads) and any(name.endswith(other.architecture) for name in listed):
