@@ -197,7 +197,11 @@ def _warn_of_other_task(built: BuiltModel, where: object) -> None:
     Classifiers of texts are common under the names of other classes, so they are not logged.
     """
     entry, listed = TASKS[built.task], built.config.architectures
-    if not entry.heads or built.task == "sequence-classification" or any(name.endswith(entry.architecture) for name in listed):
+    if (
+        not entry.heads
+        or built.task == "sequence-classification"
+        or any(name.endswith(entry.architecture) for name in listed)
+    ):
         return
     for other in TASKS.values():
         if set(other.heads) & set(entry.heads) and any(name.endswith(other.architecture) for name in listed):

@@ -66,7 +66,7 @@ TASKS: Mapping[Task, TaskEntry] = {
     ),
     "question-answering": TaskEntry(
         auto_class="AutoModelForQuestionAnswering",
-        pipeline=None,
+        pipeline="question-answering",
         output="logits",
         head="question-answering",
         heads=("qa_outputs.",),

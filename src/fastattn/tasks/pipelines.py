@@ -11,7 +11,7 @@ from fastattn.api.auto import AUTO_CLASSES, MODEL_CLASSES
 from fastattn.api.auto_tokenizer import AutoTokenizer
 from fastattn.api.causal_lm import CausalLM
 from fastattn.api.encoders import Encoder, SequenceClassifier
-from fastattn.api.heads import MaskedLM, TokenClassifier
+from fastattn.api.heads import MaskedLM, QuestionAnswerer, TokenClassifier
 from fastattn.api.load_args import LoadArgs
 from fastattn.api.load_keywords import check_unused
 from fastattn.api.model import Model
@@ -22,6 +22,7 @@ from fastattn.tasks.demo import demo_model
 from fastattn.tasks.feature_extraction import FeatureExtractionArgs, FeatureExtractionPipeline
 from fastattn.tasks.fill_mask import Filling, FillMaskArgs, FillMaskPipeline
 from fastattn.tasks.pipeline_base import Pipeline, check_model
+from fastattn.tasks.question_answering import QuestionAnsweringArgs, QuestionAnsweringPipeline
 from fastattn.tasks.text_classification import Prediction, TextClassificationArgs, TextClassificationPipeline
 from fastattn.tasks.text_generation import TextGenerationArgs, TextGenerationPipeline
 from fastattn.tasks.token_classification import TokenClassificationArgs, TokenClassificationPipeline
@@ -37,6 +38,7 @@ __all__ = [
     "Filling",
     "Pipeline",
     "Prediction",
+    "QuestionAnsweringPipeline",
     "TextClassificationPipeline",
     "TextGenerationPipeline",
     "TokenClassificationPipeline",
@@ -78,6 +80,10 @@ class TokenClassificationPipelineArgs(PipelineLoadArgs, TokenClassificationArgs,
     """Keyword arguments of pipeline("token-classification")."""
 
 
+class QuestionAnsweringPipelineArgs(PipelineLoadArgs, QuestionAnsweringArgs, total=False):
+    """Keyword arguments of pipeline("question-answering")."""
+
+
 @overload
 def pipeline(
     task: Literal["text-generation"],
@@ -108,11 +114,17 @@ def pipeline(
     model: str | Path | TokenClassifier,
     **options: Unpack[TokenClassificationPipelineArgs],
 ) -> TokenClassificationPipeline: ...
+@overload
+def pipeline(
+    task: Literal["question-answering"],
+    model: str | Path | QuestionAnswerer,
+    **options: Unpack[QuestionAnsweringPipelineArgs],
+) -> QuestionAnsweringPipeline: ...
 def pipeline(task: Any = None, model: Any = None, **options: Any) -> Any:
     """Create a callable for a task.
 
-    task: "text-generation", "text-classification" (or "sentiment-analysis"), "feature-extraction", "fill-mask" or
-    "token-classification" (or "ner").
+    task: "text-generation", "text-classification" (or "sentiment-analysis"), "feature-extraction", "fill-mask",
+    "token-classification" (or "ner") or "question-answering".
     model: a folder, a hub id, a loaded model, or None for the small demo model that ships with fastattn,
     which exists for the first three tasks. options: those for loading (see `PipelineLoadArgs`), and default arguments
     for the calls. Other keywords of transformers are accepted if their values change nothing. `close` or a `with` block
@@ -170,6 +182,7 @@ PIPELINES: Mapping[str, _Entry] = {
     "feature-extraction": _Entry(FeatureExtractionPipeline, "encoder", "text-classification", FeatureExtractionArgs),
     "token-classification": _TOKENS,
     "ner": _TOKENS,
+    "question-answering": _Entry(QuestionAnsweringPipeline, "question-answering", None, QuestionAnsweringArgs),
     "fill-mask": _Entry(FillMaskPipeline, "masked-lm", None, FillMaskArgs),
 }
 TASKS = tuple(PIPELINES)
