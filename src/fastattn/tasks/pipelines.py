@@ -26,6 +26,7 @@ from fastattn.tasks.question_answering import QuestionAnsweringArgs, QuestionAns
 from fastattn.tasks.text_classification import Prediction, TextClassificationArgs, TextClassificationPipeline
 from fastattn.tasks.text_generation import TextGenerationArgs, TextGenerationPipeline
 from fastattn.tasks.token_classification import TokenClassificationArgs, TokenClassificationPipeline
+from fastattn.tasks.zero_shot import ZeroShotArgs, ZeroShotClassificationPipeline
 from fastattn.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ __all__ = [
     "TextClassificationPipeline",
     "TextGenerationPipeline",
     "TokenClassificationPipeline",
+    "ZeroShotClassificationPipeline",
     "pipeline",
 ]
 
@@ -84,6 +86,10 @@ class QuestionAnsweringPipelineArgs(PipelineLoadArgs, QuestionAnsweringArgs, tot
     """Keyword arguments of pipeline("question-answering")."""
 
 
+class ZeroShotPipelineArgs(PipelineLoadArgs, ZeroShotArgs, total=False):
+    """Keyword arguments of pipeline("zero-shot-classification")."""
+
+
 @overload
 def pipeline(
     task: Literal["text-generation"],
@@ -120,11 +126,17 @@ def pipeline(
     model: str | Path | QuestionAnswerer,
     **options: Unpack[QuestionAnsweringPipelineArgs],
 ) -> QuestionAnsweringPipeline: ...
+@overload
+def pipeline(
+    task: Literal["zero-shot-classification"],
+    model: str | Path | SequenceClassifier,
+    **options: Unpack[ZeroShotPipelineArgs],
+) -> ZeroShotClassificationPipeline: ...
 def pipeline(task: Any = None, model: Any = None, **options: Any) -> Any:
     """Create a callable for a task.
 
     task: "text-generation", "text-classification" (or "sentiment-analysis"), "feature-extraction", "fill-mask",
-    "token-classification" (or "ner") or "question-answering".
+    "token-classification" (or "ner"), "question-answering" or "zero-shot-classification".
     model: a folder, a hub id, a loaded model, or None for the small demo model that ships with fastattn,
     which exists for the first three tasks. options: those for loading (see `PipelineLoadArgs`), and default arguments
     for the calls. Other keywords of transformers are accepted if their values change nothing. `close` or a `with` block
@@ -182,6 +194,7 @@ PIPELINES: Mapping[str, _Entry] = {
     "feature-extraction": _Entry(FeatureExtractionPipeline, "encoder", "text-classification", FeatureExtractionArgs),
     "token-classification": _TOKENS,
     "ner": _TOKENS,
+    "zero-shot-classification": _Entry(ZeroShotClassificationPipeline, "sequence-classification", None, ZeroShotArgs),
     "question-answering": _Entry(QuestionAnsweringPipeline, "question-answering", None, QuestionAnsweringArgs),
     "fill-mask": _Entry(FillMaskPipeline, "masked-lm", None, FillMaskArgs),
 }
