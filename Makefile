@@ -1,4 +1,5 @@
-# make demo | install | test | check | docs | format | bench | test-neon | wheels | clean
+# make demo | install | test | check | docs | format | bench | test-neon | test-arm64 | wheels | clean
+# make sanitize | fuzz | coverage | audit | release
 # It needs Python >= 3.10 and a C++20 compiler.
 PYTHON ?= python3
 VENV   ?= .venv
@@ -27,7 +28,7 @@ PACKAGED  := $(CXX_FILES) CMakeLists.txt $(wildcard cmake/*) pyproject.toml READ
 BENCH_ARGS ?=
 WHEEL_ARGS ?=
 
-.PHONY: demo test check docs format bench test-neon wheels install clean
+.PHONY: demo test check docs format bench test-neon test-arm64 wheels sanitize asan tsan fuzz coverage audit release install clean
 .DEFAULT_GOAL := demo
 
 demo: install
@@ -127,6 +128,43 @@ test-neon: $(S)/build-tools
 	  echo "test-neon needs $$tool; Debian: apt-get install g++-aarch64-linux-gnu qemu-user"; exit 1; }; done
 	PATH="$(abspath $(BIN)):$$PATH" tools/test_neon.sh
 
+# Runs Python tests in an arm64 Debian under an emulator, where each takes many times longer than on a CPU.
+test-arm64: $(S)/build-tools
+	@for tool in aarch64-linux-gnu-g++ qemu-aarch64 apt-get; do command -v $$tool > /dev/null || { \
+	  echo "test-arm64 needs $$tool; Debian: apt-get install g++-aarch64-linux-gnu qemu-user"; exit 1; }; done
+	PATH="$(abspath $(BIN)):$$PATH" PYTHON="$(abspath $(PY))" tools/test_arm64.sh $(TEST_ARGS)
+
+# Tests of the C++ code with sanitizers, for two targets. CONTRIBUTING.md says what they need.
+sanitize: asan tsan
+
+asan tsan: $(S)/build-tools $(S)/test-tools $(S)/dependencies
+	PATH="$(abspath $(BIN)):$$PATH" PYTHON=$(abspath $(PY)) WORKERS=$(WORKERS) tools/sanitize.sh $@
+
+# Changes model folders at random and loads them, with AddressSanitizer: FUZZ_SECONDS, FUZZ_SEED, FUZZ_ARGS="gpt2 bert".
+fuzz: $(S)/build-tools $(S)/test-tools $(S)/dependencies
+	PATH="$(abspath $(BIN)):$$PATH" PYTHON=$(abspath $(PY)) tools/sanitize.sh asan $(PY) -m tests.fuzz $(FUZZ_ARGS)
+
+$(S)/dependencies: $(S)/venv pyproject.toml
+	$(PIP) $$($(PY) tools/extra.py dependencies)
+	@touch $@
+
+# Lines of Python and C++ that the tests reach (COVERAGE_ARGS: arguments of pytest).
+coverage: $(S)/build-tools $(S)/test-tools $(S)/dependencies
+	$(PIP) coverage gcovr
+	PATH="$(abspath $(BIN)):$$PATH" PYTHON=$(abspath $(PY)) tools/coverage.sh $(COVERAGE_ARGS)
+
+# Looks up what users install in the database of known vulnerabilities, and lists it in build/sbom.json.
+audit: $(S)/venv
+	$(PIP) pip-audit cyclonedx-bom
+	$(PYTHON) -m venv --clear $(VENV)/users
+	$(VENV)/users/bin/pip install --quiet $$($(PY) tools/extra.py dependencies hub completion)
+	@mkdir -p build
+	$(BIN)/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible -o build/sbom.json $(VENV)/users/bin/python
+	$(BIN)/pip-audit --strict --path $$(echo $(VENV)/users/lib/python*/site-packages)
+
+release: $(S)/build-tools
+	$(PY) tools/release.py
+
 # Wheels for every supported Python, libc and CPU, in dist/ (docs/releasing.md). They have an environment of their own,
 # because the pinned tools may differ from those of `make install`.
 wheels: $(WHEELS_VENV)/tools
@@ -140,5 +178,5 @@ $(WHEELS_VENV)/tools: tools/requirements-wheels.txt
 	@touch $@
 
 clean:
-	rm -rf $(VENV) build dist .stamps .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

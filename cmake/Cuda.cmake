@@ -10,7 +10,7 @@ set(FASTATTN_LEAST_NVCC 12.4)
 
 file(GLOB FASTATTN_CUDA_KERNELS CONFIGURE_DEPENDS csrc/cuda/kernels/*.cu)
 file(GLOB FASTATTN_CUDA_SOURCES CONFIGURE_DEPENDS csrc/cuda/*.cpp csrc/program/kinds/*.cpp)
-list(APPEND FASTATTN_CUDA_SOURCES csrc/core/buffer.cpp csrc/kv/kv_cache.cpp csrc/kv/page_pool.cpp
+list(APPEND FASTATTN_CUDA_SOURCES csrc/core/buffer.cpp csrc/core/platform.cpp csrc/kv/kv_cache.cpp csrc/kv/page_pool.cpp
      csrc/runtime/fork_local.cpp csrc/program/check_spec.cpp csrc/program/check_step.cpp csrc/program/decoding.cpp
      csrc/program/lifetimes.cpp csrc/program/op_kind.cpp csrc/program/rough_activations.cpp)
 set(FASTATTN_CUDA_BINDINGS csrc/bindings/cuda_module.cpp csrc/bindings/python_calls.cpp csrc/bindings/read_spec.cpp

@@ -2,10 +2,17 @@ include(CheckCXXSourceCompiles)
 
 # The targets, one per line. Every kernel source is compiled once per target, in the target's own namespace, so the
 # linker cannot replace AVX2 functions with AVX-512 ones (tools/check_weak_symbols.py checks this).
-set(FASTATTN_KERNEL_FLAGS -O3 -ffp-contract=off -fno-math-errno -fno-trapping-math -fno-exceptions -fno-rtti
-    -fno-lto -fno-strict-aliasing -fno-threadsafe-statics -Wall -Wextra)
+# FASTATTN_OPTIMIZE is empty, or a level that replaces -O3 and -O2, for builds that must compile quickly.
+set(FASTATTN_OPTIMIZE "" CACHE STRING "Optimization level of all sources, such as -O1; empty: the defaults")
+set(FASTATTN_KERNEL_FLAGS -O3 ${FASTATTN_OPTIMIZE} -ffp-contract=off -fno-math-errno -fno-trapping-math -fno-exceptions
+    -fno-rtti -fno-lto -fno-strict-aliasing -fno-threadsafe-statics -Wall -Wextra)
+
+set(FASTATTN_ONLY_TARGETS "" CACHE STRING "SIMD targets to build, as a list; empty: all")
 
 function(fastattn_simd_target name)
+  if(FASTATTN_ONLY_TARGETS AND NOT name IN_LIST FASTATTN_ONLY_TARGETS)
+    return()
+  endif()
   add_library(fastattn_kernels_${name} OBJECT ${FASTATTN_KERNEL_SOURCES})
   target_compile_definitions(fastattn_kernels_${name} PRIVATE FASTATTN_TARGET=${name} FASTATTN_TARGET_${name}=1)
   target_compile_options(fastattn_kernels_${name} PRIVATE ${FASTATTN_KERNEL_FLAGS} ${ARGN})
@@ -15,12 +22,24 @@ function(fastattn_simd_target name)
   set_property(GLOBAL APPEND PROPERTY FASTATTN_TARGETS ${name})
 endfunction()
 
-# The tests of CUDA kernels need only one target to compare with, and one target compiles faster than all.
-option(FASTATTN_SCALAR_ONLY "Build only the scalar target" OFF)
+# A target with extensions of Arm, if the compiler has the intrinsic that `value` uses. GCC and clang take extensions
+# with -march, zig with -mcpu.
+function(fastattn_arm_target name extensions value)
+  foreach(option -march=armv8.2-a -mcpu=generic)
+    string(MAKE_C_IDENTIFIER "FASTATTN_${name}${option}" accepted)
+    set(CMAKE_REQUIRED_FLAGS ${option}${extensions})
+    check_cxx_source_compiles("#include <arm_neon.h>
+      int main() { return vgetq_lane_s32(${value}, 0); }" ${accepted})
+    if(${accepted})
+      fastattn_simd_target(${name} ${option}${extensions})
+      return()
+    endif()
+  endforeach()
+  message(STATUS "SIMD target ${name}: not built, because the compiler cannot compile its instructions")
+endfunction()
 
 fastattn_simd_target(scalar)
-if(FASTATTN_SCALAR_ONLY)
-elseif(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
+if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
   fastattn_simd_target(avx2 -mavx2 -mfma -mf16c)
   set(avx512 -mavx512f -mavx512bw -mavx512vl -mavx512dq -mfma -mf16c -mprefer-vector-width=512)
   fastattn_simd_target(avx512 ${avx512})
@@ -39,4 +58,6 @@ elseif(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
   endif()
 elseif(CMAKE_SYSTEM_PROCESSOR MATCHES "aarch64|arm64")
   fastattn_simd_target(neon)
+  fastattn_arm_target(neon_dotprod +dotprod "vdotq_s32(vdupq_n_s32(0), vdupq_n_s8(0), vdupq_n_s8(0))")
+  fastattn_arm_target(neon_i8mm +dotprod+i8mm+bf16 "vmmlaq_s32(vdupq_n_s32(0), vdupq_n_s8(0), vdupq_n_s8(0))")
 endif()

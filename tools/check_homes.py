@@ -52,7 +52,20 @@ HOMES = (
         "fork safety (use ForkLocal)",
         _CPP,
         re.compile(r"\b(?:fork_generation|pthread_atfork)\b"),
-        ("csrc/runtime/fork_local.*",),
+        ("csrc/runtime/fork_local.*", "csrc/core/platform.cpp"),
+    ),
+    Home(
+        "what differs between operating systems (use core/platform.h)",
+        _CPP,
+        re.compile(r"#include <(?:sys/\w+|unistd|sched|pthread|signal|dlfcn|windows)\.h>"),
+        # python_calls.cpp works around what pthread_exit of glibc does to C++.
+        (
+            "csrc/core/platform.cpp",
+            "csrc/runtime/arm_features.cpp",
+            "csrc/bindings/python_calls.cpp",
+            "csrc/cuda/*",
+            "csrc/native_tests/*",
+        ),
     ),
     Home("the tasks of a head", _PYTHON, re.compile(r"\bTaskEntry\("), ("src/fastattn/models/tasks.py",)),
     Home("the sources of weights", _PYTHON, re.compile(r"\bos\.pread\w*\("), ("src/fastattn/files.py",)),

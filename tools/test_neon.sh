@@ -1,10 +1,15 @@
 #!/usr/bin/env bash
-# Builds the native kernel tests for 64-bit Arm, runs them under qemu, and compares their hashes with this machine's.
+# Builds the native kernel tests for 64-bit Arm, runs them under qemu on three CPUs, and compares their hashes with this
+# machine's. Each CPU must choose its own SIMD targets.
 #   tools/test_neon.sh            installs the compiler and qemu with apt-get if they are missing
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-if ! command -v aarch64-linux-gnu-g++ qemu-aarch64 cmake ninja > /dev/null; then
+missing=no
+for tool in aarch64-linux-gnu-g++ qemu-aarch64 cmake ninja; do
+  command -v "$tool" > /dev/null || missing=yes
+done
+if [ "$missing" = yes ]; then
   sudo=$([ "$(id -u)" = 0 ] || echo sudo)
   $sudo apt-get update -qq
   $sudo apt-get install -y -qq g++-aarch64-linux-gnu qemu-user cmake ninja-build > /dev/null
@@ -15,10 +20,32 @@ build() { # folder, extra cmake arguments
   cmake --build "$1" --target fastattn_native_tests
 }
 hashes() { awk '$4 == "passed" { print $1, $3 }' "$1" | sort -u; }
+targets() { awk '$4 == "passed" { print $2 }' "$1" | sort -u | xargs; }
+
+run() { # CPU of qemu
+  qemu-aarch64 -cpu "$1" build/neon/fastattn_native_tests > "build/neon/results-$1.txt"
+}
+check() { # CPU of qemu, the targets that it must have run
+  local results="build/neon/results-$1.txt"
+  sed "s/^/$1: /" "$results"
+  diff <(hashes build/native/results.txt) <(hashes "$results")
+  if [ "$(targets "$results")" != "$2" ]; then
+    echo "$1: expected the targets $2, got $(targets "$results")"
+    exit 1
+  fi
+}
 
 build build/neon -DCMAKE_TOOLCHAIN_FILE=cmake/aarch64-linux-gnu.cmake
 build build/native
 build/native/fastattn_native_tests | tee build/native/results.txt
-qemu-aarch64 build/neon/fastattn_native_tests | tee build/neon/results.txt
-diff <(hashes build/native/results.txt) <(hashes build/neon/results.txt)
+runs=()
+for cpu in max neoverse-n1 cortex-a57; do
+  run "$cpu" & runs+=($!)
+done
+failed=no
+for pid in "${runs[@]}"; do wait "$pid" || failed=yes; done
+check max "neon neon_dotprod neon_i8mm scalar"
+check neoverse-n1 "neon neon_dotprod scalar"
+check cortex-a57 "neon scalar"
+[ "$failed" = no ]
 echo "aarch64 and $(uname -m) give the same bits"

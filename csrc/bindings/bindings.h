@@ -3,9 +3,6 @@
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
-#include <sys/syscall.h>
-#include <unistd.h>
-
 #include <condition_variable>
 #include <exception>
 #include <functional>
@@ -14,6 +11,7 @@
 
 #include "bindings/python_calls.h"
 #include "core/error.h"
+#include "core/platform.h"
 #include "kernels/kernels.h"
 
 namespace fastattn {
@@ -93,7 +91,7 @@ private:
 class ImportGuard {
 public:
     ImportGuard() {
-        state().process = getpid();
+        state().process = process_id();
         py::module_::import("atexit").attr("register")(py::cpp_function(&ImportGuard::wait));
     }
     ~ImportGuard() {
@@ -108,7 +106,7 @@ private:
     struct State {
         std::mutex mutex;
         std::condition_variable finished;
-        pid_t process = 0;  // that imports; in the child of a fork, the importing thread does not exist
+        int64_t process = 0;  // that imports; in the child of a fork, the importing thread does not exist
     };
     static State& state() {
         static auto* const value = new State;  // threads may outlive static objects
@@ -117,7 +115,7 @@ private:
     static void wait() {
         const GilReleased released;
         std::unique_lock lock(state().mutex);
-        state().finished.wait(lock, [] { return state().process != getpid(); });
+        state().finished.wait(lock, [] { return state().process != process_id(); });
     }
 };
 
@@ -126,14 +124,14 @@ struct SignalPoll {
     std::exception_ptr error;
     // Python runs signal handlers only in the main thread. Other threads need not ask for the GIL, and must not: the
     // end of the interpreter would end them, which is not possible in the middle of a region.
-    pid_t process = getpid();
-    bool in_main_thread = syscall(SYS_gettid) == process;
+    int64_t process = process_id();
+    bool main_thread = in_main_thread();
 
     // Whether a handler forked and this is the child. The work of the other threads cannot be finished here.
-    bool forked() const { return getpid() != process; }
+    bool forked() const { return process_id() != process; }
 
     bool operator()() {
-        if (!in_main_thread) return false;
+        if (!main_thread) return false;
         const py::gil_scoped_acquire gil;
         if (PyErr_CheckSignals() == 0) return forked();
         try {

@@ -114,7 +114,8 @@ void register_engine(py::module_& m) {
                  });
                  return seconds;
              })
-        .def("load", load, py::arg("name"), py::arg("use"), py::arg("format"), py::arg("parts"), py::kw_only(),
+        // Called without keywords: pybind11 3.1 crashes if it finds no memory for the name of a keyword.
+        .def("load", load, py::arg("name"), py::arg("use"), py::arg("format"), py::arg("parts"),
              py::arg("transposed") = false)
         .def("load_packed", load_packed, py::arg("name"), py::arg("use"), py::arg("format"), py::arg("rows"),
              py::arg("columns"), py::arg("parts"))

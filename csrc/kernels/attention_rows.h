@@ -208,7 +208,7 @@ FA_INLINE void for_chains(int begin, int end, typename Dot::Sum (&sum)[kRows][kV
 template <class Dot, int kRows, int kVecs>
 FA_INLINE void multiply(const int32_t* a, int64_t a_stride, const std::byte* b, int64_t b_stride, int words,
                         const std::byte* ahead, typename Dot::Sum (&sum)[kRows][kVecs]) {
-    for (int w = 0; w < words; ++w) {
+    for (int w = add_pairs<Dot>(a, a_stride, b, b_stride, words, [] {}, sum); w < words; ++w) {
         if constexpr (kRows == 1)
             for (int c = 0; c < kVecs; ++c) __builtin_prefetch(ahead + w * b_stride + c * kLineBytes);
         Words y[kVecs];

@@ -1,5 +1,8 @@
 // The arithmetic of each format, one struct per format: how a word of weights is multiplied and accumulated.
 #pragma once
+#include <cstddef>
+#include <type_traits>
+
 #include "kernels/kernels.h"
 #include "simd/vec.h"
 
@@ -19,15 +22,10 @@ struct DotFloat32 {
 
 // Multiply one bfloat16 of each word: the first (DotEven) or the second (DotOdd).
 struct DotEven : DotFloat32 {
-    FA_METHOD Sum step(Sum sum, Words a, Words b) {
-        return fma(as_floats(shift_left<16>(a)), as_floats(shift_left<16>(b)), sum);
-    }
+    FA_METHOD Sum step(Sum sum, Words a, Words b) { return fma_even_bf16(a, b, sum); }
 };
 struct DotOdd : DotFloat32 {
-    FA_METHOD Sum step(Sum sum, Words a, Words b) {
-        const Words high = broadcast_word(static_cast<int32_t>(0xffff0000u));
-        return fma(as_floats(and_words(a, high)), as_floats(and_words(b, high)), sum);
-    }
+    FA_METHOD Sum step(Sum sum, Words a, Words b) { return fma_odd_bf16(a, b, sum); }
 };
 
 // The order of Intel's AMX tiles (docs/design/0014-bfloat16-sums.md). Sixteen words have two chains of fused
@@ -71,5 +69,30 @@ struct DotInt8 {
 };
 
 #undef FA_METHOD
+
+// sum[r] += sum over w of a[r, w] * b[w] for pairs of words, with strides as in PairSums. Calls before_word() as often
+// as it adds words. Returns the number of words added: 0 for one row, or without instructions for pairs.
+template <class Dot, int kRows, int kVecs, class BeforeWord>
+FA_INLINE int add_pairs([[maybe_unused]] const int32_t* a, [[maybe_unused]] int64_t a_stride,
+                        [[maybe_unused]] const std::byte* b, [[maybe_unused]] int64_t b_stride,
+                        [[maybe_unused]] int words, [[maybe_unused]] const BeforeWord& before_word,
+                        [[maybe_unused]] typename Dot::Sum (&sum)[kRows][kVecs]) {
+#if FASTATTN_HAS_INT8_PAIRS
+    if constexpr (std::is_base_of_v<DotInt8, Dot> && kRows > 1 && kVecs == 1) {
+        static_assert(kInt8Offset == 0);
+        PairSums<kRows> pairs = PairSums<kRows>::zero();
+        int w = 0;
+        for (; w + 2 <= words; w += 2) {
+            before_word();
+            before_word();
+            pairs.add_products(a + w, a_stride, b + w * b_stride, b_stride);
+        }
+#pragma GCC unroll 8
+        for (int r = 0; r < kRows; ++r) sum[r][0] = add_int(sum[r][0], pairs.row(r));
+        return w;
+    }
+#endif
+    return 0;
+}
 
 }  // namespace fastattn::FASTATTN_TARGET

@@ -253,5 +253,7 @@ namespace avx512_vnni { const KernelTable& kernel_table(); }
 namespace avx512_bf16 { const KernelTable& kernel_table(); }
 namespace amx { const KernelTable& kernel_table(); }
 namespace neon { const KernelTable& kernel_table(); }
+namespace neon_dotprod { const KernelTable& kernel_table(); }
+namespace neon_i8mm { const KernelTable& kernel_table(); }
 
 }  // namespace fastattn

@@ -65,14 +65,17 @@ FA_INLINE void multiply_words(const int32_t* a, int64_t a_stride, const std::byt
     uintptr_t ahead = prefetch.next;
     const int64_t step = prefetch.step;
     const int lines = prefetch.lines;
-    for (int p = 0; p < words; ++p) {
+    const auto prefetch_ahead = [&]() __attribute__((always_inline)) {
+        for (int line = 0; line < lines; ++line) prefetch_line(ahead + line * kLineBytes);
+        ahead += step;
+    };
+    for (int p = add_pairs<Dot>(a, a_stride, panel, kPanelWordBytes, words, prefetch_ahead, sum); p < words; ++p) {
         if constexpr (!kPrefetch) {
         } else if constexpr (kRows == 1) {
             for (int j = 0; j < kTileVecs; ++j)
                 prefetch_line(address_of(panel) + int64_t{p + kAheadWords} * kPanelWordBytes + j * kLineBytes);
         } else {
-            for (int line = 0; line < lines; ++line) prefetch_line(ahead + line * kLineBytes);
-            ahead += step;
+            prefetch_ahead();
         }
         Words b[kTileVecs];
 #pragma GCC unroll 8

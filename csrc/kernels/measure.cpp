@@ -11,7 +11,10 @@ namespace {
 
 template <class Dot>
 FA_INLINE float measure(int64_t iterations) {
-    const Words x = broadcast_word(0x3f803f80);  // bfloat16 ones, which never need slow rounding
+    // bfloat16 ones, which never need slow rounding. Volatile, because GCC 12 loads a constant vector of bfloat16 with
+    // an instruction for float16 on Arm.
+    const volatile int32_t ones = 0x3f803f80;
+    const Words x = broadcast_word(ones);
     typename Dot::Sum sum[kMeasureSums];
     for (auto& s : sum) s = Dot::zero_sum();
     for (int64_t i = 0; i < iterations; ++i) {
@@ -51,6 +54,25 @@ FA_INLINE float measure_tiles(int64_t iterations) {
 }
 #endif
 
+#if FASTATTN_HAS_INT8_PAIRS
+// Tiles of a linear with operands from the L1 cache: as many products as measure<DotInt8>, of two words at a time.
+FA_INLINE float measure_pairs(int64_t iterations) {
+    static_assert(kMeasureSums == kTileRows && kMeasureSteps % 2 == 0);
+    // Different operands, and a result that needs all sums, so the compiler computes each of them.
+    alignas(64) int32_t rows[2 * kTileRows], columns[2 * kLanes];
+    for (int i = 0; i < 2 * kTileRows; ++i) rows[i] = i;
+    for (int i = 0; i < 2 * kLanes; ++i) columns[i] = i;
+    auto sums = PairSums<kTileRows>::zero();
+    for (int64_t i = 0; i < iterations; ++i)
+        for (int step = 0; step < kMeasureSteps; step += 2)
+            sums.add_products(rows, 2, columns, kLanes * static_cast<int64_t>(sizeof columns[0]));
+    Words total = sums.row(0);
+#pragma GCC unroll 8
+    for (int r = 1; r < kTileRows; ++r) total = add_int(total, sums.row(r));
+    return reduce_add(to_float(total));
+}
+#endif
+
 }  // namespace
 
 float measure_float32(int64_t iterations) {
@@ -66,6 +88,8 @@ float measure_bfloat16(int64_t iterations) {
 float measure_int8(int64_t iterations) {
 #if FASTATTN_HAS_TILES
     return measure_tiles<Format::kInt8>(iterations);
+#elif FASTATTN_HAS_INT8_PAIRS
+    return measure_pairs(iterations);
 #else
     return measure<DotInt8>(iterations);
 #endif

@@ -1,11 +1,5 @@
 #include "runtime/cpu.h"
 
-#include <sched.h>
-#if defined(__x86_64__)
-#include <sys/syscall.h>
-#include <unistd.h>
-#endif
-
 #include <algorithm>
 #include <atomic>
 #include <cerrno>
@@ -13,10 +7,11 @@
 #include <cstdlib>
 #include <fstream>
 #include <iterator>
-#include <memory>
 #include <system_error>
 
 #include "core/error.h"
+#include "core/platform.h"
+#include "runtime/arm_features.h"
 #include "runtime/x86_features.h"
 
 namespace fastattn {
@@ -44,12 +39,10 @@ std::string no_obstacle() {
     return {};
 }
 #if FASTATTN_HAS_AMX
-// Linux grants a process the tile registers on request, also for threads that are already running. Asking again changes
-// nothing, and a forked child has them too.
 std::string obstacle_to_amx() {
-    constexpr long kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
     if (!x86_features().tiles) return kCannotRun;
-    return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0 ? "" : tiles_refused(errno);
+    const int error = request_tile_registers();
+    return error == 0 ? "" : tiles_refused(error);
 }
 #endif
 
@@ -69,6 +62,12 @@ const Target kTargets[] = {
 #endif
 #if FASTATTN_HAS_NEON
     {"neon", neon::kernel_table, no_obstacle},
+#endif
+#if FASTATTN_HAS_NEON_DOTPROD
+    {"neon_dotprod", neon_dotprod::kernel_table, [] { return unless(arm_features().dotprod); }},
+#endif
+#if FASTATTN_HAS_NEON_I8MM
+    {"neon_i8mm", neon_i8mm::kernel_table, [] { return unless(arm_features().i8mm_and_bf16); }},
 #endif
 };
 
@@ -100,18 +99,6 @@ double least_quota(std::string path, const F& limit) {
         cpus = std::min(cpus, limit(path));
         if (path.find('/') == std::string::npos) return cpus;
     }
-}
-
-// CPUs in the affinity mask. On a kernel for many CPUs the mask does not fit into a cpu_set_t of 1024 bits.
-int affinity_cpus() {
-    for (size_t most = CPU_SETSIZE; most <= size_t{1} << 22; most *= 2) {
-        const std::unique_ptr<cpu_set_t, void (*)(cpu_set_t*)> set(CPU_ALLOC(most), [](cpu_set_t* p) { CPU_FREE(p); });
-        if (!set) break;
-        const size_t bytes = CPU_ALLOC_SIZE(most);
-        if (sched_getaffinity(0, bytes, set.get()) == 0) return CPU_COUNT_S(bytes, set.get());
-        if (errno != EINVAL) break;  // EINVAL: the kernel's mask is larger
-    }
-    return 1;
 }
 
 }  // namespace
@@ -202,7 +189,7 @@ double cpu_quota(const std::string& root) {
 }
 
 int default_threads() {
-    const int cpus = affinity_cpus();
+    const int cpus = allowed_cpus();
     const double quota = std::floor(cpu_quota());
     return std::max(quota < cpus ? static_cast<int>(quota) : cpus, 1);
 }

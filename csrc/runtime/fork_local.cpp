@@ -1,19 +1,19 @@
 #include "runtime/fork_local.h"
 
-#include <pthread.h>
-
 #include <atomic>
+
+#include "core/platform.h"
 
 namespace fastattn {
 namespace {
 
 std::mutex starting;
 std::atomic<uint64_t> forks{0};
-const int fork_handler = pthread_atfork([] { starting.lock(); }, [] { starting.unlock(); },
-                                        [] {
-                                            starting.unlock();
-                                            forks.fetch_add(1, std::memory_order_relaxed);
-                                        });
+const int fork_handler = on_fork([] { starting.lock(); }, [] { starting.unlock(); },
+                                 [] {
+                                     starting.unlock();
+                                     forks.fetch_add(1, std::memory_order_relaxed);
+                                 });
 
 }  // namespace
 

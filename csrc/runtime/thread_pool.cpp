@@ -1,15 +1,12 @@
 #include "runtime/thread_pool.h"
 
-#if defined(__linux__)
-#include <sched.h>
-#endif
-
 #include <algorithm>
 #include <chrono>
 #include <exception>
 #include <string>
 
 #include "core/error.h"
+#include "core/platform.h"
 #include "simd/float_mode.h"
 
 namespace fastattn {
@@ -68,27 +65,6 @@ void wait_for_change(const std::atomic<uint32_t>& word, uint32_t old) {
         std::this_thread::yield();
     }
     while (word.load(std::memory_order_acquire) == old) word.wait(old, std::memory_order_acquire);
-}
-
-// The CPU of the calling thread, or -1 if unknown.
-int current_cpu() {
-#if defined(__linux__)
-    return sched_getcpu();
-#else
-    return -1;
-#endif
-}
-
-// Moves the calling thread from `cpu` to another allowed CPU if at least `wanted` CPUs are allowed.
-void leave_cpu([[maybe_unused]] int cpu, [[maybe_unused]] int wanted) {
-#if defined(__linux__)
-    cpu_set_t allowed;
-    if (sched_getaffinity(0, sizeof allowed, &allowed) != 0 || CPU_COUNT(&allowed) < wanted) return;
-    cpu_set_t others = allowed;
-    CPU_CLR(cpu, &others);
-    if (CPU_COUNT(&others) > 0 && sched_setaffinity(0, sizeof others, &others) == 0)
-        sched_setaffinity(0, sizeof allowed, &allowed);
-#endif
 }
 
 }  // namespace

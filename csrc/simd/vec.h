@@ -36,12 +36,21 @@
 //   interleave_bytes(Words (&w)[4])    byte j of lane l of w[i] becomes the former byte 16 i + l of w[j]
 //   dot_bf16(sum, a, b)                sum + a[0] b[0] + a[1] b[1] in each lane, with the rounding of the instruction;
 //                                      only if FASTATTN_HAS_DOT_BF16 is 1
+//   fma_even_bf16(a, b, c)             a[0] b[0] + c in each lane, rounded once
+//   fma_odd_bf16(a, b, c)              a[1] b[1] + c
 //   dot_int8(sum, a, b)                sum + a[0] b[0] + ... + a[3] b[3], exact; bytes in [-127, 127]. The bytes of `a`
 //                                      must have kInt8Offset added, which the products include. Bytes of `a` in
 //                                      [0, 127] may also be passed without it.
 //   add_int8_offset(w)                 adds kInt8Offset to every byte
 //   unpack_int4(w, low, high)          nibbles of each byte minus 8, as int8
 //   scale_int8(w, scale)               the four bytes of each lane times the lane's integer; products must fit in int8
+//
+//   PairSums<rows>                     sums of int8 products, two words at a time; only with FASTATTN_HAS_INT8_PAIRS,
+//                                      where kInt8Offset is 0 and kTileVecs is 1
+//     zero()
+//     add_products(a, a_stride, b, b_stride)   adds a[r, 0] b[0] + a[r, 1] b[1] to row r; a_stride in words, b_stride
+//                                              in bytes
+//     row(r) -> Words
 #pragma once
 
 #include <cstdint>
@@ -64,13 +73,20 @@
 #else
 #define FASTATTN_HAS_TILES 0
 #endif
+#if defined(FASTATTN_TARGET_neon_i8mm)
+#define FASTATTN_HAS_BF16_FMA 1
+#define FASTATTN_HAS_INT8_PAIRS 1
+#else
+#define FASTATTN_HAS_BF16_FMA 0
+#define FASTATTN_HAS_INT8_PAIRS 0
+#endif
 
 #if defined(FASTATTN_TARGET_avx512) || defined(FASTATTN_TARGET_avx512_vnni) || defined(FASTATTN_TARGET_avx512_bf16) || \
     defined(FASTATTN_TARGET_amx)
 #include "simd/vec_avx512.h"
 #elif defined(FASTATTN_TARGET_avx2)
 #include "simd/vec_avx2.h"
-#elif defined(FASTATTN_TARGET_neon)
+#elif defined(FASTATTN_TARGET_neon) || defined(FASTATTN_TARGET_neon_dotprod) || defined(FASTATTN_TARGET_neon_i8mm)
 #include "simd/vec_neon.h"
 #else
 #include "simd/vec_scalar.h"
@@ -80,6 +96,16 @@ namespace fastattn::FASTATTN_TARGET {
 inline constexpr int kLanes = FASTATTN_LANES;
 inline constexpr int kTileRows = 6;
 inline constexpr int kLineFloats = 16;  // floats per cache line
+
+#if !FASTATTN_HAS_BF16_FMA
+FA_INLINE Vec fma_even_bf16(Words a, Words b, Vec c) {
+    return fma(as_floats(shift_left<16>(a)), as_floats(shift_left<16>(b)), c);
+}
+FA_INLINE Vec fma_odd_bf16(Words a, Words b, Vec c) {
+    const Words high = broadcast_word(static_cast<int32_t>(0xffff0000u));
+    return fma(as_floats(and_words(a, high)), as_floats(and_words(b, high)), c);
+}
+#endif
 
 #ifndef FASTATTN_HAS_INT8_OFFSET
 inline constexpr int kInt8Offset = 0;

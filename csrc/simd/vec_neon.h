@@ -257,9 +257,13 @@ FA_INLINE void store_int8(int8_t* p, Words a) {
 FA_INLINE Words dot_int8(Words sum, Words a, Words b) {
     for (int i = 0; i < 4; ++i) {
         const int8x16_t x = vreinterpretq_s8_s32(a.v[i]), y = vreinterpretq_s8_s32(b.v[i]);
+#if defined(__ARM_FEATURE_DOTPROD)
+        sum.v[i] = vdotq_s32(sum.v[i], x, y);
+#else
         const int32x4_t low = vpaddlq_s16(vmull_s8(vget_low_s8(x), vget_low_s8(y)));
         const int32x4_t high = vpaddlq_s16(vmull_s8(vget_high_s8(x), vget_high_s8(y)));
         sum.v[i] = vaddq_s32(sum.v[i], vpaddq_s32(low, high));
+#endif
     }
     return sum;
 }
@@ -279,6 +283,73 @@ FA_INLINE void unpack_int4(Words packed, Words& low, Words& high) {
         high.v[i] = vreinterpretq_s32_s8(vsubq_s8(hi, vdupq_n_s8(8)));
     }
 }
+
+#if FASTATTN_HAS_BF16_FMA
+FA_INLINE Vec fma_even_bf16(Words a, Words b, Vec c) {
+    FA_EACH c.v[i] = vbfmlalbq_f32(c.v[i], vreinterpretq_bf16_s32(a.v[i]), vreinterpretq_bf16_s32(b.v[i]));
+    return c;
+}
+FA_INLINE Vec fma_odd_bf16(Words a, Words b, Vec c) {
+    FA_EACH c.v[i] = vbfmlaltq_f32(c.v[i], vreinterpretq_bf16_s32(a.v[i]), vreinterpretq_bf16_s32(b.v[i]));
+    return c;
+}
+#endif
+
+#if FASTATTN_HAS_INT8_PAIRS
+// smmla multiplies two rows of eight bytes with two columns of eight bytes. Its four sums are in one register: both
+// columns of the first row, then both of the second.
+template <int kRows>
+class PairSums {
+public:
+    __attribute__((always_inline)) static PairSums zero() {
+        PairSums r;
+#pragma GCC unroll 4
+        for (int i = 0; i < kPairs; ++i)
+#pragma GCC unroll 8
+            for (int c = 0; c < 8; ++c) r.sums_[i][c] = vdupq_n_s32(0);
+        return r;
+    }
+    __attribute__((always_inline)) void add_products(const int32_t* a, int64_t a_stride, const void* b,
+                                                     int64_t b_stride) {
+        int8x16_t rows[kPairs];
+#pragma GCC unroll 4
+        for (int i = 0; i < kPairs; ++i) {  // the last of an odd number of rows is its own partner
+            const int32_t* first = a + 2 * i * a_stride;
+            const int32_t* second = 2 * i + 1 < kRows ? first + a_stride : first;
+            rows[i] = vcombine_s8(vld1_s8(reinterpret_cast<const int8_t*>(first)),
+                                  vld1_s8(reinterpret_cast<const int8_t*>(second)));
+        }
+        const auto* word = static_cast<const uint8_t*>(b);
+#pragma GCC unroll 4
+        for (int c = 0; c < 4; ++c) {  // four columns at a time, because all sixteen would not fit in the registers
+            const int32x4_t x = vreinterpretq_s32_u8(vld1q_u8(word + 16 * c));
+            const int32x4_t y = vreinterpretq_s32_u8(vld1q_u8(word + b_stride + 16 * c));
+            const int8x16_t low = vreinterpretq_s8_s32(vzip1q_s32(x, y)), high = vreinterpretq_s8_s32(vzip2q_s32(x, y));
+#pragma GCC unroll 4
+            for (int i = 0; i < kPairs; ++i) {
+                sums_[i][2 * c] = vmmlaq_s32(sums_[i][2 * c], rows[i], low);
+                sums_[i][2 * c + 1] = vmmlaq_s32(sums_[i][2 * c + 1], rows[i], high);
+            }
+            // Not an instruction. It keeps GCC from loading the next columns before, which moved sums to the stack.
+            asm("" : "+r"(word), "+w"(sums_[kPairs - 1][2 * c + 1]));
+        }
+    }
+    __attribute__((always_inline)) Words row(int r) const {
+        Words out;
+#pragma GCC unroll 4
+        for (int c = 0; c < 4; ++c) {
+            const int64x2_t low = vreinterpretq_s64_s32(sums_[r / 2][2 * c]);
+            const int64x2_t high = vreinterpretq_s64_s32(sums_[r / 2][2 * c + 1]);
+            out.v[c] = vreinterpretq_s32_s64(r % 2 == 0 ? vzip1q_s64(low, high) : vzip2q_s64(low, high));
+        }
+        return out;
+    }
+
+private:
+    static constexpr int kPairs = (kRows + 1) / 2;
+    int32x4_t sums_[kPairs][8];
+};
+#endif
 #undef FA_COMPARE
 #undef FA_UNARY
 #undef FA_BINARY

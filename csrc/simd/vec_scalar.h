@@ -105,7 +105,7 @@ FA_CALLED Vec round_even(Vec a) {
     return a;
 }
 FA_CALLED Vec times_pow2(Vec a, Vec n) {
-    FA_EACH a.v[i] = __builtin_ldexpf(a.v[i], static_cast<int>(n.v[i]));
+    FA_EACH if (n.v[i] == n.v[i]) a.v[i] = __builtin_ldexpf(a.v[i], static_cast<int>(n.v[i]));  // else NaN, like n
     return a;
 }
 FA_INLINE Vec times_pow2_wide(Vec a, Vec n) {

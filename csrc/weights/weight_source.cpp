@@ -1,17 +1,16 @@
 #include "weights/weight_source.h"
 
-#include <unistd.h>
-
 #include <cerrno>
 #include <cstring>
+
+#include "core/platform.h"
 
 namespace fastattn {
 
 const std::byte* FileSource::read(int64_t first, int64_t n, std::byte* room, Failure& failure) const noexcept {
     int64_t bytes = n * row_bytes(), offset = offset_ + first * row_bytes();
     for (std::byte* out = room; bytes > 0;) {
-        const ssize_t got = pread(fd_, out, static_cast<size_t>(bytes), offset);
-        if (got < 0 && errno == EINTR) continue;
+        const int64_t got = read_at(fd_, out, static_cast<size_t>(bytes), offset);
         if (got <= 0) {
             const int error = errno;
             if (got < 0)

@@ -129,6 +129,12 @@ def test_fault_44_no_token_ids(bad: Any) -> None:
         read(bad)
 
 
+@pytest.mark.parametrize("texts", ["hello", ["hello"], [["a", "b"]]])
+def test_fault_44_texts_need_a_tokenizer(texts: Any) -> None:
+    with pytest.raises(DTypeError, match=r"^input_ids.* got str; encode texts first"):
+        read(texts)
+
+
 @pytest.mark.parametrize("bad", [1.9, 2.0, True, 1j, "a", None, np.datetime64(1, "s")])
 def test_fault_50_an_array_without_axes_is_never_cut_to_an_integer(lm: CausalLM, bad: Any) -> None:
     item = np.array(bad)

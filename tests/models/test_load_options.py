@@ -81,7 +81,7 @@ def test_objects_of_torch() -> None:
         ({"kv_dtype": 16}, DTypeError, "kv_dtype: expected None or one of"),
         ({"device": "cpu", "device_map": "cuda"}, InputError, "device_map: expected None or the same as device"),
         ({"kv_dtype": "int4"}, InputError, "kv_dtype: expected None or one of"),
-        ({"device": "gpu"}, InputError, "device: expected one of 'cpu', 'cuda', 'numpy', got 'gpu'"),
+        ({"device": "gpu"}, InputError, "device: expected one of 'cpu', 'cuda', 'numpy', got 'gpu'; use 'cuda'"),
         ({"device": "mps"}, InputError, "device: expected"),
         ({"device": "cuda:1"}, InputError, "device: expected the first visible GPU"),
         ({"device": 1}, InputError, "device: expected the first visible GPU"),

@@ -157,6 +157,8 @@ def test_refuses(tmp_path: Path) -> None:
         fastattn.quantize(folder, tmp_path / "again", dtype="int8")
     with pytest.raises(ConfigError, match="new or an empty folder"):
         fastattn.quantize(floats, folder, dtype="int8")
+    with pytest.raises(InputError, match=r"got 'float32', which is not quantized$"):
+        fastattn.quantize(floats, tmp_path / "third", dtype="float32")
     for options in ({"dtype": "float32"}, {"dtype": "int8", "head_dtype": "int2"}):
         with pytest.raises(InputError, match="dtype: expected"):
             fastattn.quantize(floats, tmp_path / "third", **options)  # type: ignore[arg-type]

@@ -43,7 +43,7 @@ def build() -> Path:
         "CMAKE_MAKE_PROGRAM": _tool("ninja"),
         "FASTATTN_CUDA": "OFF",
         "FASTATTN_CUDA_EMULATION": "ON",
-        "FASTATTN_SCALAR_ONLY": "ON",
+        "FASTATTN_ONLY_TARGETS": "scalar",
         "Python_EXECUTABLE": sys.executable,
         "pybind11_DIR": pybind11.get_cmake_dir(),
     }

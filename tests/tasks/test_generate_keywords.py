@@ -256,15 +256,17 @@ def test_messages_name_the_argument() -> None:
     from tests.tasks.test_decoders import RAW
 
     model = ToyModel(Tokenizer(RAW["Metaspace"], TokenizerOptions()))
-    with pytest.raises(ContextLengthError, match=r"^input_ids: expected prompt and max_new_tokens"):
+    with pytest.raises(ContextLengthError, match=r"^input_ids: expected prompt .*60 \+ 5; truncate=\"left\" cuts"):
         generate(model, [1] * 60, max_new_tokens=5)
+    with pytest.raises(ContextLengthError, match=r"got 60 \+ 64$"):  # cutting the prompt does not help
+        generate(model, [1] * 60, max_new_tokens=64)
     with pytest.raises(ContextLengthError, match=r"^input_ids\[1\]: expected prompt") as caught:
         generate(model, [[1], [1] * 60], max_new_tokens=5)
     assert (caught.value.index, caught.value.n_tokens, caught.value.context) == (1, 60, 64)
     with pytest.raises(ContextLengthError, match=r"^input_ids\[1\]: expected at most 64 tokens") as caught:
         generate(model, [[1], [1] * 65])
     assert (caught.value.index, caught.value.n_tokens, caught.value.context) == (1, 65, 64)
-    with pytest.raises(ContextLengthError, match=r"^text_or_ids: expected at most 64 tokens"):
+    with pytest.raises(ContextLengthError, match=r"^text_or_ids: expected at most 64 tokens.*; truncate="):
         stream(model, [1] * 65)
     with pytest.raises(ContextLengthError, match=r"^text_or_ids: expected prompt"):
         stream(model, [1] * 60, max_new_tokens=5)

@@ -168,6 +168,8 @@ def read_device(value: Any) -> str:
         name = name[:-2]
     if isinstance(name, str) and name.startswith("cuda:"):
         raise InputError(f"device: expected the first visible GPU, cuda:0, got {quote(value)}")
+    if isinstance(name, str) and name == "gpu":
+        raise InputError(f"device: expected one of {', '.join(map(repr, DEVICES))}, got 'gpu'; use 'cuda'")
     return check_choice("device", name, DEVICES)
 
 

@@ -18,7 +18,7 @@ from fastattn.checkpoint.hub import resolve
 from fastattn.checkpoint.new_folder import NewFolder, new_folder
 from fastattn.checkpoint.quantized_writer import NewWeight, write_quantized
 from fastattn.checks import check_choice, check_count, check_keywords, check_path
-from fastattn.errors import ConfigError
+from fastattn.errors import ConfigError, InputError
 from fastattn.executors import cpu
 from fastattn.formats import DTYPES, PACKED_DTYPES
 from fastattn.graph.ir import Weight
@@ -51,6 +51,9 @@ def quantize(
     Raises ConfigError, ModelFormatError, InputError, DTypeError, HubError, OSError.
     """
     check_keywords(hub, ("dtype", "head_dtype", "threads", *HubArgs.__annotations__), "quantize")
+    if isinstance(dtype, str) and dtype == "float32":
+        expected = ", ".join(map(repr, PACKED_DTYPES))
+        raise InputError(f"dtype: expected one of {expected}, got 'float32', which is not quantized")
     dtype = check_choice("dtype", dtype, PACKED_DTYPES)
     head_dtype = None if head_dtype is None else check_choice("head_dtype", head_dtype, DTYPES["cpu"])
     threads = None if threads is None else check_count("threads", threads, low=1, high=MAX_THREADS)

@@ -93,7 +93,7 @@ def _load(
     with CoreParts() as parts:
         for name, weight in weights.items():
             found = parts.of_weight(weight, sources)
-            engine.load(name, weight.use, formats[name], found, transposed=weight.transposed)
+            engine.load(name, weight.use, formats[name], found, weight.transposed)
 
 
 def _load_packed(engine: _core.Engine, weights: Mapping[str, Weight], packed: Mapping[str, PackedWeight]) -> None:

@@ -14,6 +14,7 @@ from fastattn.generation.generate_args import GenerateArgs, GenerationArgs, Stre
 from fastattn.generation.keywords import with_generation_config
 from fastattn.generation.options import DEFAULT_NEW_TOKENS, GenerationOptions, read_options
 from fastattn.generation.prompts import (
+    HOW_TO_CUT,
     LanguageModel,
     encode_prompt,
     eos_ids,
@@ -198,7 +199,7 @@ def make_requests(
         if len(start) + highest > context:
             raise ContextLengthError(
                 f"{names[i]}: expected prompt and max_new_tokens to fit the context of {context} positions, "
-                f"got {len(start)} + {highest}",
+                f"got {len(start)} + {highest}{HOW_TO_CUT if highest < context else ''}",
                 index=i,
                 n_tokens=len(start),
                 context=context,

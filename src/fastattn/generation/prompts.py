@@ -43,6 +43,9 @@ class LanguageModel(HasTokenizer, Protocol):
     def explain_id(self, token_id: int) -> str: ...
 
 
+HOW_TO_CUT = '; truncate="left" cuts the prompt'
+
+
 @dataclass(frozen=True, slots=True)
 class Prompts:
     """Checked prompts.
@@ -67,7 +70,13 @@ def read_prompts(
     _refuse_texts(ids, name)
     context = model.executor.program.max_positions if options.truncate is None else sys.maxsize
     batch = read_batch(
-        ids, attention_mask, vocab_size=vocab_size(model), max_positions=context, explain=model.explain_id, name=name
+        ids,
+        attention_mask,
+        vocab_size=vocab_size(model),
+        max_positions=context,
+        explain=model.explain_id,
+        name=name,
+        if_too_long=HOW_TO_CUT,
     )
     rows = batch.ids if attention_mask is not None else _without_padding(model, batch, options, name)
     # For a 2-D array transformers also counts the padding: every row gets the same number of new tokens.
@@ -138,7 +147,8 @@ def need_tokenizer(model: HasTokenizer, what: str) -> Tokenizer:
     tokenizer = model.tokenizer
     if tokenizer is None:
         raise ConfigError(
-            f"{what}: expected a tokenizer in the model's folder, found none; add one, or call the model with token ids"
+            f"{what}: expected a tokenizer in the model's folder, found none; add its tokenizer.json, as "
+            "tokenizer.save_pretrained(folder) writes it, or call the model with token ids"
         )
     return tokenizer
 

@@ -200,6 +200,7 @@ def read_batch(
     position_offset: int = 0,
     explain: Explain | None = None,
     name: str = "input_ids",
+    if_too_long: str = "",
 ) -> Batch:
     """Check and unpad token ids.
 
@@ -209,11 +210,11 @@ def read_batch(
     model has no token types; it then ignores them. position_offset: the row of position 0 in a position table of
     position_offset + max_positions rows; position_ids are rows of that table. For RoBERTa it is the padding id + 1;
     tokens with the padding id use row position_offset - 1 and do not advance the position. explain: returns a hint for
-    an unknown id. name: the name of input_ids in messages. Raises DTypeError, InputError, ContextLengthError.
+    an unknown id. name, if_too_long: for messages. Raises DTypeError, InputError, ContextLengthError.
     """
     layout, rows, width = read_sequences(input_ids, name)
     if attention_mask is None:
-        _check_context(name, rows, layout, max_positions)
+        _check_context(name, rows, layout, max_positions, if_too_long)
     masks = read_beside(attention_mask, "attention_mask", rows, layout)
     types = read_beside(token_type_ids, "token_type_ids", rows, layout)
     positions = read_beside(position_ids, "position_ids", rows, layout)
@@ -223,7 +224,7 @@ def read_batch(
         check_range(masks, "attention_mask", layout, 2, "0 or 1")
         keep = tuple(mask.astype(np.bool_) for mask in masks)
         rows = [row[kept] for row, kept in zip(rows, keep, strict=True)]
-        _check_context(name, rows, layout, max_positions)
+        _check_context(name, rows, layout, max_positions, if_too_long)
     places = [np.flatnonzero(kept) for kept in keep] if keep is not None else None
     expected = f"a token id from 0 to {vocab_size - 1}"
     check_range(rows, name, layout, vocab_size, expected, places, explain)
@@ -249,12 +250,12 @@ def read_batch(
     )
 
 
-def _check_context(name: str, rows: Sequence[Array], layout: Layout, max_positions: int) -> None:
+def _check_context(name: str, rows: Sequence[Array], layout: Layout, max_positions: int, hint: str) -> None:
     for i, row in enumerate(rows):
         if len(row) > max_positions:
             where = place(name, layout, i)
             raise ContextLengthError(
-                f"{where}: expected at most {max_positions} tokens, the model's context, got {len(row)}",
+                f"{where}: expected at most {max_positions} tokens, the model's context, got {len(row)}{hint}",
                 index=i,
                 n_tokens=len(row),
                 context=max_positions,

@@ -197,7 +197,8 @@ def _check_items(items: Sequence[object], name: str, mask: bool) -> None:
         except TypeError:
             value = None
         if value is None:
-            raise DTypeError(f"{name}[{i}]: expected an integer, got {_kind(item)}")
+            hint = "; encode texts first" if name.startswith("input_ids") and isinstance(item, str) else ""
+            raise DTypeError(f"{name}[{i}]: expected an integer, got {_kind(item)}{hint}")
         if not -(2**63) <= value < 2**63:
             found = value if abs(value) < 2**128 else f"one of {value.bit_length()} bits"
             raise InputError(f"{name}[{i}]: expected an integer of 32 bits, got {found}")

@@ -21,6 +21,7 @@ PRODUCTS: Mapping[str, str] = {name: found.product for name, found in FORMATS.it
 STEADY = 0.1
 UNSTEADY = "~ The machine was busy, or its limits changed during the measurement."
 _SMALL_READ_BYTES = 1 << 20  # if the read rate is not needed
+_FEW_BYTES = 1 << 24  # less is read so quickly that a thread that starts late may double the time
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +69,14 @@ def measure(threads: int, *, seconds: float = 0.2, read_bytes: int = 1 << 29) ->
 def measure_over(executor: CpuExecutor, *, seconds: float = 0.1) -> Limits:
     """Measure with the read rate of a model's own weights, whether they are in memory or in a cache."""
     measured = measure(executor.threads, seconds=seconds, read_bytes=_SMALL_READ_BYTES)
-    reading = statistics.median(executor.seconds_to_read() for _ in range(5))
-    return Limits(measured.threads, measured.rates, executor.weight_bytes / reading / 1e9)
+    return Limits(measured.threads, measured.rates, executor.weight_bytes / _seconds_to_read(executor) / 1e9)
+
+
+def _seconds_to_read(executor: CpuExecutor) -> float:
+    """Return the median time, or the least one for few bytes: on a busy machine, threads start later than they read."""
+    if executor.weight_bytes >= _FEW_BYTES:
+        return statistics.median(executor.seconds_to_read() for _ in range(5))
+    return min(executor.seconds_to_read() for _ in range(50))
 
 
 def least_time(cost: Cost, kept: str, limits: Limits) -> LeastTime:

@@ -76,7 +76,8 @@ def check_one_dimension(texts: object, name: str) -> None:
     shape = getattr(texts, "shape", None)
     if isinstance(shape, tuple) and len(shape) != 1:
         kind = type(texts).__name__
-        raise InputError(f"{name}: expected one dimension of str, got a {kind} of shape {quote(shape)}")
+        hint = "; pass one column" if hasattr(texts, "columns") else ""
+        raise InputError(f"{name}: expected one dimension of str, got a {kind} of shape {quote(shape)}{hint}")
 
 
 def is_list_like(value: object) -> bool:
