@@ -24,7 +24,17 @@ from fastattn.errors import (
 
 if TYPE_CHECKING:
     from fastattn import generation, ops
-    from fastattn.api.auto import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
+    from fastattn.api.auto import (
+        AutoModel,
+        AutoModelForCausalLM,
+        AutoModelForMaskedLM,
+        AutoModelForMultipleChoice,
+        AutoModelForNextSentencePrediction,
+        AutoModelForPreTraining,
+        AutoModelForQuestionAnswering,
+        AutoModelForSequenceClassification,
+        AutoModelForTokenClassification,
+    )
     from fastattn.api.auto_tokenizer import AutoTokenizer
     from fastattn.api.quantize import quantize
     from fastattn.generation.generate import GenerateOutput, TextStream
@@ -42,6 +52,12 @@ _HOME = {
     "AutoModel": "fastattn.api.auto",
     "AutoModelForCausalLM": "fastattn.api.auto",
     "AutoModelForSequenceClassification": "fastattn.api.auto",
+    "AutoModelForMaskedLM": "fastattn.api.auto",
+    "AutoModelForMultipleChoice": "fastattn.api.auto",
+    "AutoModelForNextSentencePrediction": "fastattn.api.auto",
+    "AutoModelForPreTraining": "fastattn.api.auto",
+    "AutoModelForQuestionAnswering": "fastattn.api.auto",
+    "AutoModelForTokenClassification": "fastattn.api.auto",
     "AutoTokenizer": "fastattn.api.auto_tokenizer",
     "BatchEncoding": "fastattn.tokenizer",
     "Tokenizer": "fastattn.tokenizer",
@@ -61,7 +77,13 @@ _MODULES = ("api", "checkpoint", "generation", "graph", "models", "ops", "tasks"
 __all__ = [
     "AutoModel",
     "AutoModelForCausalLM",
+    "AutoModelForMaskedLM",
+    "AutoModelForMultipleChoice",
+    "AutoModelForNextSentencePrediction",
+    "AutoModelForPreTraining",
+    "AutoModelForQuestionAnswering",
     "AutoModelForSequenceClassification",
+    "AutoModelForTokenClassification",
     "AutoTokenizer",
     "BatchEncoding",
     "Cancelled",

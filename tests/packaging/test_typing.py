@@ -24,6 +24,10 @@ tokenizer = fa.AutoTokenizer.from_pretrained("folder")
 causal_lm = fa.AutoModelForCausalLM.from_pretrained("folder")
 encoder = fa.AutoModel.from_pretrained("folder")
 sequence_classifier = fa.AutoModelForSequenceClassification.from_pretrained("folder")
+masked_lm = fa.AutoModelForMaskedLM.from_pretrained("folder")
+answerer = fa.AutoModelForQuestionAnswering.from_pretrained("folder")
+filler = fa.pipeline("fill-mask", "folder")
+entities = fa.pipeline("ner", "folder")
 st = fa.SentenceTransformer("folder")
 array = np.zeros((1, 2, 3, 4), np.float32)
 ids = np.ones((2, 3), np.int64)
@@ -54,6 +58,9 @@ TYPED = {
     "causal_lm.stream('a')": "fastattn.",
     "classifier('a')": "list[",
     "extractor('a')": "list[",
+    "masked_lm.logits_at([1], 1)": "list[numpy.ndarray[",
+    "filler": "fastattn.tasks.fill_mask.FillMaskPipeline",
+    "entities('a')": "list[TypedDict(fastattn.tasks.entities.Entity",
     "st.encode('a')": "numpy.ndarray[",
     "st.encode(['a', 'b'])": "numpy.ndarray[",
     "fa.scaled_dot_product_attention(array, array, array)": "numpy.ndarray[",
@@ -76,6 +83,9 @@ PRECISE = {
     "encoder([[1], [2, 3]], position_ids=None).last_hidden_state": "list",
     "encoder(anything).last_hidden_state": "either",
     "sequence_classifier([[1], [2, 3]]).logits": "array",
+    "masked_lm([1]).logits": "array",
+    "masked_lm([[1], [2, 3]]).logits": "list",
+    "answerer([[1], [2, 3]]).start_logits": "list",
     "sequence_classifier(anything).logits": "array",
 }
 KINDS = {

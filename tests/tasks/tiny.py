@@ -85,3 +85,31 @@ def write_roberta_model(folder: Path) -> Path:
     )  # fmt: skip
     transformers.RobertaForSequenceClassification(config).eval().save_pretrained(folder)
     return folder
+
+
+def write_head(folder: Path, model_class: str, **options: Any) -> Path:
+    """Write a tiny BERT, RoBERTa or DistilBERT with any head, and the words of `write_bert` or `write_roberta`."""
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    torch.set_num_threads(1)
+    torch.manual_seed(6)
+    kind = getattr(transformers, model_class)
+    given: dict[str, Any] = {"initializer_range": 0.3, "max_position_embeddings": 66, **options}
+    if model_class.startswith("Roberta"):
+        write_roberta(folder)
+        words = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
+        given |= {"bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2, "type_vocab_size": 1}
+    else:
+        write_bert(folder)
+        words = (folder / "vocab.txt").read_text(encoding="utf-8").splitlines()
+    if model_class.startswith("DistilBert"):
+        given |= {"dim": 32, "n_layers": 2, "n_heads": 2, "hidden_dim": 64}
+        (folder / "tokenizer_config.json").write_text(json.dumps({"do_lower_case": True, "model_max_length": 64}))
+    else:
+        given |= {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    kind(kind.config_class(vocab_size=len(words), **given)).eval().save_pretrained(folder)
+    return folder
+
+
+def write_masked_lm(folder: Path, family: str) -> Path:
+    """Write a masked language model of a family: "Bert", "Roberta" or "DistilBert"."""
+    return write_head(folder, f"{family}ForMaskedLM")

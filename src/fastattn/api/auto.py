@@ -1,4 +1,4 @@
-"""AutoModelForCausalLM, AutoModel and AutoModelForSequenceClassification: load checkpoints as callable models."""
+"""The Auto classes: load checkpoints as callable models."""
 
 from __future__ import annotations
 
@@ -8,6 +8,14 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from fastattn.api.causal_lm import CausalLM
 from fastattn.api.encoders import Encoder, SequenceClassifier
+from fastattn.api.heads import (
+    MaskedLM,
+    MultipleChoice,
+    NextSentencePredictor,
+    PreTraining,
+    QuestionAnswerer,
+    TokenClassifier,
+)
 from fastattn.api.load_args import HubArgs, LoadArgs, ModelArgs, RunArgs, describes
 from fastattn.api.load_options import read_options
 from fastattn.api.loading import check_device, find_folder, load_model
@@ -66,7 +74,52 @@ class AutoModelForSequenceClassification(_Auto[SequenceClassifier]):
     _model, _task = SequenceClassifier, "sequence-classification"
 
 
-AUTO_CLASSES: Mapping[Task, type[_Auto[Any]]] = {
-    found._task: found for found in (AutoModelForCausalLM, AutoModelForSequenceClassification, AutoModel)
-}
+class AutoModelForMaskedLM(_Auto[MaskedLM]):
+    """Loads BERT, DistilBERT and RoBERTa checkpoints with a masked-language-model head."""
+
+    _model, _task = MaskedLM, "masked-lm"
+
+
+class AutoModelForTokenClassification(_Auto[TokenClassifier]):
+    """Loads BERT, DistilBERT and RoBERTa checkpoints with a head that classifies tokens."""
+
+    _model, _task = TokenClassifier, "token-classification"
+
+
+class AutoModelForQuestionAnswering(_Auto[QuestionAnswerer]):
+    """Loads BERT, DistilBERT and RoBERTa checkpoints with a question-answering head."""
+
+    _model, _task = QuestionAnswerer, "question-answering"
+
+
+class AutoModelForNextSentencePrediction(_Auto[NextSentencePredictor]):
+    """Loads BERT checkpoints with a next-sentence head."""
+
+    _model, _task = NextSentencePredictor, "next-sentence-prediction"
+
+
+class AutoModelForMultipleChoice(_Auto[MultipleChoice]):
+    """Loads BERT, DistilBERT and RoBERTa checkpoints with a multiple-choice head."""
+
+    _model, _task = MultipleChoice, "multiple-choice"
+
+
+class AutoModelForPreTraining(_Auto[PreTraining]):
+    """Loads BERT checkpoints with the heads for pre-training: masked language model and next sentence."""
+
+    _model, _task = PreTraining, "pre-training"
+
+
+_CLASSES: tuple[type[_Auto[Any]], ...] = (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoModelForMaskedLM,
+    AutoModelForTokenClassification,
+    AutoModelForQuestionAnswering,
+    AutoModelForNextSentencePrediction,
+    AutoModelForMultipleChoice,
+    AutoModelForPreTraining,
+    AutoModel,
+)
+AUTO_CLASSES: Mapping[Task, type[_Auto[Any]]] = {found._task: found for found in _CLASSES}
 MODEL_CLASSES: Mapping[Task, type[Model]] = {task: found._model for task, found in AUTO_CLASSES.items()}

@@ -1,4 +1,4 @@
-"""The models that do not generate text: encoders and sequence classifiers."""
+"""The base of the models that do not generate text; encoders and sequence classifiers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _OfList = TypeVar("_OfList", bound=ModelOutput)
 _OfEither = TypeVar("_OfEither", bound=ModelOutput)
 
 
-class _OneStepModel(Model, Generic[_OfArray, _OfList, _OfEither]):
+class OneStepModel(Model, Generic[_OfArray, _OfList, _OfEither]):
     """A model whose calls run one step and return one output."""
 
     @overload
@@ -91,7 +91,7 @@ class _OneStepModel(Model, Generic[_OfArray, _OfList, _OfEither]):
         """Run one step. Raises InputError for an empty sequence for which the output is undefined."""
 
 
-class Encoder(_OneStepModel[EncoderOutput[Array], EncoderOutput[list[Array]], EncoderOutput]):
+class Encoder(OneStepModel[EncoderOutput[Array], EncoderOutput[list[Array]], EncoderOutput]):
     """A model that computes hidden states. Created by `AutoModel.from_pretrained`.
 
     A call returns the last hidden state of every token and, if there is a pooler, its output for every sequence. If the
@@ -110,7 +110,7 @@ class Encoder(_OneStepModel[EncoderOutput[Array], EncoderOutput[list[Array]], En
         )
 
 
-class SequenceClassifier(_OneStepModel[SequenceClassifierOutput, SequenceClassifierOutput, SequenceClassifierOutput]):
+class SequenceClassifier(OneStepModel[SequenceClassifierOutput, SequenceClassifierOutput, SequenceClassifierOutput]):
     """A model that computes one row of logits per sequence.
 
     Created by `AutoModelForSequenceClassification.from_pretrained`. A call returns logits [batch, num_labels];

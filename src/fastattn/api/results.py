@@ -29,19 +29,23 @@ class Results:
     def __init__(self, batch: Batch, program: Program, outputs: Mapping[str, Output], logits_to_keep: int) -> None:
         self._batch, self._program, self._outputs, self._keep = batch, program, outputs, logits_to_keep
 
+    def matrix(self, name: str) -> NDArray[Any]:
+        """Return an output as it was computed: one row per token, wanted token or sequence that is not empty."""
+        return cast("NDArray[Any]", self._outputs[name])
+
     def per_token(self, name: str) -> PerToken:
         """Return an output with one row per token."""
-        return self._batch.restore_tokens(self._matrix(name))
+        return self._batch.restore_tokens(self.matrix(name))
 
     def wanted(self, name: str) -> PerToken:
         """Return an output with one row per wanted token."""
-        return self._batch.restore_wanted(self._matrix(name), self._keep)
+        return self._batch.restore_wanted(self.matrix(name), self._keep)
 
     def per_sequence(self, name: str) -> NDArray[Any] | None:
         """Return an output with one row per sequence, if any: [batch, width], or [width] for a 1-D input."""
         if name not in self._outputs:
             return None
-        rows = self._batch.restore_sequences(self._matrix(name))
+        rows = self._batch.restore_sequences(self.matrix(name))
         return rows[0] if self._batch.layout == "single" else rows
 
     def hidden_states(self) -> tuple[PerToken, ...] | None:
@@ -65,9 +69,6 @@ class Results:
             dtype = found[0].dtype if found else np.dtype(np.float32)
             maps.append(self._batch.restore_maps(found, heads[name], dtype))
         return tuple(maps)
-
-    def _matrix(self, name: str) -> NDArray[Any]:
-        return cast("NDArray[Any]", self._outputs[name])
 
     def _numbered(self, group: str) -> list[str]:
         names = [name for name in self._outputs if name.startswith(f"{group}.")]

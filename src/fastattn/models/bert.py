@@ -10,6 +10,7 @@ from fastattn.graph.ir import Program
 from fastattn.graph.kinds import Activation, activate, attention, embedding, gather_rows, layer_norm, linear
 from fastattn.graph.tensor import Tensor, Tokens, Weights, hidden_state
 from fastattn.models.config import MAX_LAYERS, CommonConfig, ConfigReader, unchangeable
+from fastattn.models.decoder import decode, decoder_matrix
 from fastattn.models.names import Layout
 from fastattn.models.tasks import Task
 
@@ -46,6 +47,7 @@ class BertConfig(CommonConfig):
     max_position_embeddings: int
     type_vocab_size: int
     layer_norm_eps: float
+    tie_word_embeddings: bool = True
 
 
 def read_config(raw: Mapping[str, object]) -> BertConfig:
@@ -56,7 +58,9 @@ def read_config(raw: Mapping[str, object]) -> BertConfig:
 
 def read_bert_config(c: ConfigReader, common: Mapping[str, Any], position_offset: int = 0) -> BertConfig:
     """Read the config of a BERT, RoBERTa or CamemBERT."""
-    config = BertConfig(**read_layers(c, position_offset=position_offset), **read_types(c), **common)
+    tied = c.flag("tie_word_embeddings", True)
+    layer_options = read_layers(c, position_offset=position_offset)
+    config = BertConfig(**layer_options, **read_types(c), tie_word_embeddings=tied, **common)
     c.finish(HARMLESS)
     return config
 
@@ -123,13 +127,53 @@ def pooler(cfg: Any, w: Weights, h: Tensor) -> Tensor:
     return activate(linear(gather_rows(h, "first"), w["pooler.dense"], cfg.hidden_size), "tanh")
 
 
+def predictions(cfg: BertConfig, w: Weights, h: Tensor, matrix: Weights) -> Tensor:
+    """Compute the logits of the masked language model at the wanted rows, [n_wanted, vocab_size]."""
+    head = w["cls.predictions"]
+    x = linear(gather_rows(h, "wanted"), head["transform.dense"], cfg.hidden_size)
+    x = layer_norm(activate(x, cfg.hidden_act), head["transform.LayerNorm"], cfg.layer_norm_eps)
+    return decode(x, matrix, head["decoder"], head, cfg.vocab_size)
+
+
+def head_matrix(cfg: BertConfig, w: Weights, head: Weights, first: str) -> Weights:
+    """Return the place of the masked language model's output matrix. first: the head's first matrix."""
+    if not head[first].has("weight"):
+        return head["decoder"]  # there is no such head
+    e = w["embeddings.word_embeddings"]
+    return decoder_matrix(head["decoder"], e, cfg.vocab_size, cfg.hidden_size, tied=cfg.tie_word_embeddings)
+
+
+def token_outputs(cfg: Any, w: Weights, h: Tensor, task: Task) -> dict[str, Tensor]:
+    """Compute the outputs of the tasks whose heads are the same in BERT and RoBERTa."""
+    if task == "token-classification":
+        return {"logits": linear(h, w["classifier"], len(cfg.labels))}
+    if task == "question-answering":
+        return {"logits": linear(h, w["qa_outputs"], 2)}
+    if task == "multiple-choice":
+        return {"logits": linear(pooler(cfg, w, h), w["classifier"], 1)}
+    outputs = {"last_hidden_state": h}
+    if w["pooler.dense"].has("weight"):
+        outputs["pooler_output"] = pooler(cfg, w, h)
+    return outputs
+
+
 def build(cfg: BertConfig, w: Weights, task: Task) -> Program:
-    """Build the Program of a task: "last_hidden_state" and "pooler_output", or "logits" of every sequence."""
+    """Build the Program of a task: "last_hidden_state" and "pooler_output", or the "logits" of a head.
+
+    Logits are those of every sequence, every token, or for a masked language model of the wanted rows. A model for
+    pre-training also has "seq_relationship_logits" of every sequence.
+    """
+    matrix = head_matrix(cfg, w, w["cls.predictions"], "transform.dense")
     h = encoder(cfg, w, Tokens())
     if task == "sequence-classification":
         outputs = {"logits": linear(pooler(cfg, w, h), w["classifier"], len(cfg.labels))}
+    elif task == "masked-lm":
+        outputs = {"logits": predictions(cfg, w, h, matrix)}
+    elif task == "next-sentence-prediction":
+        outputs = {"logits": linear(pooler(cfg, w, h), w["cls.seq_relationship"], 2)}
+    elif task == "pre-training":
+        next_sentence = linear(pooler(cfg, w, h), w["cls.seq_relationship"], 2)
+        outputs = {"logits": predictions(cfg, w, h, matrix), "seq_relationship_logits": next_sentence}
     else:
-        outputs = {"last_hidden_state": h}
-        if w["pooler.dense"].has("weight"):
-            outputs["pooler_output"] = pooler(cfg, w, h)
+        outputs = token_outputs(cfg, w, h, task)
     return w.tracer.program(outputs, cfg.max_positions)

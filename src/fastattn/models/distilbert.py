@@ -9,6 +9,7 @@ from fastattn.graph.ir import Program
 from fastattn.graph.kinds import Activation, activate, attention, embedding, gather_rows, layer_norm, linear
 from fastattn.graph.tensor import Tensor, Tokens, Weights, hidden_state
 from fastattn.models.config import MAX_LAYERS, CommonConfig, ConfigReader, add_names, unchangeable
+from fastattn.models.decoder import decode, decoder_matrix
 from fastattn.models.names import Layout
 from fastattn.models.tasks import Task
 
@@ -42,6 +43,7 @@ class DistilBertConfig(CommonConfig):
     hidden_dim: int
     activation: Activation
     max_position_embeddings: int
+    tie_word_embeddings: bool
 
     @property
     def type_vocab_size(self) -> int | None:
@@ -60,6 +62,7 @@ def read_config(raw: Mapping[str, object]) -> DistilBertConfig:
         hidden_dim=c.size("hidden_dim", 3072),
         activation=c.activation("activation", "gelu"),
         max_position_embeddings=c.size("max_position_embeddings", 512),
+        tie_word_embeddings=c.flag("tie_word_embeddings", True),
         **c.common("distilbert", vocab_size, pad=0),
     )
     c.finish("attention_dropout dropout qa_dropout seq_classif_dropout sinusoidal_pos_embds tie_weights_")
@@ -82,12 +85,35 @@ def transformer(cfg: DistilBertConfig, w: Weights, t: Tokens) -> Tensor:
     return h
 
 
+def pooled(cfg: DistilBertConfig, w: Weights, h: Tensor) -> Tensor:
+    """Compute relu of a linear over the first token, [n_sequences, dim]."""
+    return activate(linear(gather_rows(h, "first"), w["pre_classifier"], cfg.dim), "relu")
+
+
+def predictions(cfg: DistilBertConfig, w: Weights, h: Tensor, matrix: Weights) -> Tensor:
+    """Compute the logits of the masked language model at the wanted rows, [n_wanted, vocab_size]."""
+    x = activate(linear(gather_rows(h, "wanted"), w["vocab_transform"], cfg.dim), cfg.activation)
+    x = layer_norm(x, w["vocab_layer_norm"], LAYER_NORM_EPS)
+    return decode(x, matrix, w["vocab_projector"], w["vocab_projector"], cfg.vocab_size)
+
+
 def build(cfg: DistilBertConfig, w: Weights, task: Task) -> Program:
-    """Build the Program of a task: "last_hidden_state", or "logits" of every sequence."""
+    """Build the Program of a task: "last_hidden_state", or the "logits" of a head, as in BERT."""
+    matrix = w["vocab_projector"]
+    if w["vocab_transform"].has("weight"):
+        e = w["embeddings.word_embeddings"]
+        matrix = decoder_matrix(matrix, e, cfg.vocab_size, cfg.dim, tied=cfg.tie_word_embeddings)
     h = transformer(cfg, w, Tokens())
     if task == "sequence-classification":
-        x = activate(linear(gather_rows(h, "first"), w["pre_classifier"], cfg.dim), "relu")
-        outputs = {"logits": linear(x, w["classifier"], len(cfg.labels))}
+        outputs = {"logits": linear(pooled(cfg, w, h), w["classifier"], len(cfg.labels))}
+    elif task == "masked-lm":
+        outputs = {"logits": predictions(cfg, w, h, matrix)}
+    elif task == "token-classification":
+        outputs = {"logits": linear(h, w["classifier"], len(cfg.labels))}
+    elif task == "question-answering":
+        outputs = {"logits": linear(h, w["qa_outputs"], 2)}
+    elif task == "multiple-choice":
+        outputs = {"logits": linear(pooled(cfg, w, h), w["classifier"], 1)}
     else:
         outputs = {"last_hidden_state": h}
     return w.tracer.program(outputs, cfg.max_positions)

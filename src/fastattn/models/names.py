@@ -108,10 +108,8 @@ def resolve_names(tensors: Mapping[str, WeightSource], layout: Layout, *, tied: 
         if tied and embeddings not in found and head in found:
             found[embeddings] = found[head]
             hidden.add(head)
-    if "lm_head.weight" in found and "wte.weight" in found:
-        pair = found["lm_head.weight"][0], found["wte.weight"][0]
-        if same_data(*pair):
-            hidden.add("lm_head.weight")
+        if embeddings in found and head in found and same_data(found[head][0], found[embeddings][0]):
+            hidden.add(head)
     return ModelNames(layout, found, frozenset(hidden), outer)
 
 

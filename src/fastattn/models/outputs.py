@@ -122,6 +122,83 @@ class SequenceClassifierOutput(ModelOutput):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class MaskedLMOutput(ModelOutput, Generic[_PerToken]):
+    """The outputs of a masked language model.
+
+    logits [batch, seq_len, vocab_size]. hidden_states, attentions: as in CausalLMOutput.
+    """
+
+    logits: _PerToken
+    hidden_states: tuple[_PerToken, ...] | None = None
+    attentions: tuple[_PerToken, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TokenClassifierOutput(ModelOutput, Generic[_PerToken]):
+    """The outputs of a classifier of tokens.
+
+    logits [batch, seq_len, num_labels]. hidden_states, attentions: as in CausalLMOutput.
+    """
+
+    logits: _PerToken
+    hidden_states: tuple[_PerToken, ...] | None = None
+    attentions: tuple[_PerToken, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class QuestionAnsweringOutput(ModelOutput, Generic[_PerToken]):
+    """The outputs of a model that finds answers in a text.
+
+    start_logits, end_logits [batch, seq_len]: of the first and of the last token of the answer. hidden_states,
+    attentions: as in CausalLMOutput.
+    """
+
+    start_logits: _PerToken
+    end_logits: _PerToken
+    hidden_states: tuple[_PerToken, ...] | None = None
+    attentions: tuple[_PerToken, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class NextSentencePredictorOutput(ModelOutput):
+    """The outputs of a next-sentence predictor.
+
+    logits [batch, 2], or [2] for a 1-D input; index 0 means that the second text follows the first one. hidden_states,
+    attentions: as in CausalLMOutput.
+    """
+
+    logits: Array
+    hidden_states: tuple[PerToken, ...] | None = None
+    attentions: tuple[PerToken, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class MultipleChoiceOutput(ModelOutput):
+    """The outputs of a model that chooses between texts.
+
+    logits [batch, num_choices]. hidden_states, attentions: as in CausalLMOutput, of batch * num_choices sequences.
+    """
+
+    logits: Array
+    hidden_states: tuple[PerToken, ...] | None = None
+    attentions: tuple[PerToken, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PreTrainingOutput(ModelOutput, Generic[_PerToken]):
+    """The outputs of BERT's two heads for pre-training.
+
+    prediction_logits [batch, seq_len, vocab_size]: of the masked language model. seq_relationship_logits: as the logits
+    of NextSentencePredictorOutput. hidden_states, attentions: as in CausalLMOutput.
+    """
+
+    prediction_logits: _PerToken
+    seq_relationship_logits: Array
+    hidden_states: tuple[_PerToken, ...] | None = None
+    attentions: tuple[_PerToken, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class GenerateOutput(ModelOutput):
     """The result of `generate(..., return_dict_in_generate=True)`, with one item per request.
 

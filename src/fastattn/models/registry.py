@@ -40,17 +40,26 @@ class Family:
     computed: Callable[[Any, ModelNames], Mapping[str, WeightSource]] | None = None
 
 
+_GPT2_TASKS: tuple[Task, ...] = ("causal-lm", "sequence-classification", "encoder")
 _ENCODER_TASKS: tuple[Task, ...] = ("encoder", "sequence-classification")
+_ROBERTA_TASKS: tuple[Task, ...] = (
+    *_ENCODER_TASKS,
+    "masked-lm",
+    "token-classification",
+    "question-answering",
+    "multiple-choice",
+)
+_BERT_TASKS: tuple[Task, ...] = (*_ROBERTA_TASKS, "next-sentence-prediction", "pre-training")
 FAMILIES: Mapping[str, Family] = {
     "gpt2": Family(
-        gpt2.ARCHITECTURES, gpt2.LAYOUT, tuple(TASKS), gpt2.read_config, gpt2.build, partial(gpt2.build, types=True)
+        gpt2.ARCHITECTURES, gpt2.LAYOUT, _GPT2_TASKS, gpt2.read_config, gpt2.build, partial(gpt2.build, types=True)
     ),
-    "bert": Family(bert.ARCHITECTURES, bert.LAYOUT, _ENCODER_TASKS, bert.read_config, bert.build),
+    "bert": Family(bert.ARCHITECTURES, bert.LAYOUT, _BERT_TASKS, bert.read_config, bert.build),
     "distilbert": Family(
-        distilbert.ARCHITECTURES, distilbert.LAYOUT, _ENCODER_TASKS, distilbert.read_config, distilbert.build
+        distilbert.ARCHITECTURES, distilbert.LAYOUT, _ROBERTA_TASKS, distilbert.read_config, distilbert.build
     ),
-    "roberta": Family(roberta.ARCHITECTURES, roberta.LAYOUT, _ENCODER_TASKS, roberta.read_config, roberta.build),
-    "xlm-roberta": Family(roberta.ARCHITECTURES, roberta.LAYOUT, _ENCODER_TASKS, roberta.read_config, roberta.build),
+    "roberta": Family(roberta.ARCHITECTURES, roberta.LAYOUT, _ROBERTA_TASKS, roberta.read_config, roberta.build),
+    "xlm-roberta": Family(roberta.ARCHITECTURES, roberta.LAYOUT, _ROBERTA_TASKS, roberta.read_config, roberta.build),
     "camembert": Family(camembert.ARCHITECTURES, roberta.LAYOUT, _ENCODER_TASKS, camembert.read_config, roberta.build),
     "electra": Family(electra.ARCHITECTURES, electra.LAYOUT, _ENCODER_TASKS, electra.read_config, electra.build),
     "albert": Family(albert.ARCHITECTURES, albert.LAYOUT, _ENCODER_TASKS, albert.read_config, albert.build),
@@ -137,8 +146,7 @@ def build(config: Mapping[str, object], tensors: Mapping[str, WeightSource], tas
     names = resolve_names(tensors, family.layout, tied=config.get("tie_word_embeddings") is not False)
     if family.computed is not None:
         names = names.with_computed(family.computed(parsed, names))
-    if task == "sequence-classification":
-        _check_classifier(names, parsed)
+    _check_head(names, parsed, task)
     traced = family.build(parsed, Weights(Tracer(), names), task)
     try:
         found = check_tensors(traced, names)
@@ -173,14 +181,20 @@ def _other_head(config: CommonConfig, task: Task) -> str:
     return f"; architectures of config.json is {quote(list(config.architectures))}" if config.architectures else ""
 
 
-def _check_classifier(names: ModelNames, config: CommonConfig) -> None:
-    heads = TASKS["sequence-classification"].heads
-    if not any(name.startswith(heads) for name in names.found):
+def _check_head(names: ModelNames, config: CommonConfig, task: Task) -> None:
+    """Raise ConfigError if the checkpoint has no tensor of the task's head, or a classifier of one class."""
+    entry = TASKS[task]
+    if entry.heads and not any(name.startswith(entry.heads) for name in names.found):
+        missing = " or ".join(f"{head}weight" if head.count(".") == 1 else f"{head}*" for head in entry.heads)
         raise ConfigError(
-            f"this checkpoint has no classification head ({' or '.join(f'{head}weight' for head in heads)} is "
-            "missing); load it with AutoModel or `fastattn embed`"
+            f"this checkpoint has no {entry.head} head ({missing} is missing); load it with AutoModel or "
+            f"`fastattn embed`{_other_head(config, task)}"
         )
-    if config.problem_type == "single_label_classification" and config.num_labels == 1:
+    if (
+        task == "sequence-classification"
+        and config.problem_type == "single_label_classification"
+        and (config.num_labels == 1)
+    ):
         raise ConfigError(
             'config.json: problem_type: expected "regression" or "multi_label_classification" for one class, got '
             '"single_label_classification"; load it with problem_type='
@@ -195,8 +209,33 @@ def warn_of_unused(config: Mapping[str, object], built: BuiltModel, where: objec
     if others:
         family = quote(config.get("model_type"))
         _log.warning("%s: architectures %s are not known; loaded as model_type %s", where, quote(others), family)
+    _warn_of_other_task(built, where)
     if built.outer_prefix:
         _log.warning("%s: the tensor names begin with %s; this prefix is ignored", where, quote(built.outer_prefix))
     if built.unexpected:
         shown = shown_names((quote(name, 60) for name in built.unexpected), len(built.unexpected), _MAX_NAMED)
         _log.warning("%s: the model of config.json does not use the tensors %s", where, shown)
+
+
+def _warn_of_other_task(built: BuiltModel, where: object) -> None:
+    """Log that the head was trained for another task, if its tensors have the same names and shapes.
+
+    Classifiers of texts are common under the names of other classes, so they are not logged.
+    """
+    entry, listed = TASKS[built.task], built.config.architectures
+    if (
+        not entry.heads
+        or built.task == "sequence-classification"
+        or any(name.endswith(entry.architecture) for name in listed)
+    ):
+        return
+    for other in TASKS.values():
+        if set(other.heads) & set(entry.heads) and any(name.endswith(other.architecture) for name in listed):
+            _log.warning(
+                "%s: architectures of config.json is %s: the head was trained for %s, but is loaded with %s",
+                where,
+                quote(list(listed)),
+                other.auto_class,
+                entry.auto_class,
+            )
+            return

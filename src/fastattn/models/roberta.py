@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from fastattn.graph.ir import Program
-from fastattn.graph.kinds import Activation, activate, gather_rows, linear
+from fastattn.graph.kinds import Activation, activate, gather_rows, layer_norm, linear
 from fastattn.graph.tensor import Tensor, Tokens, Weights
-from fastattn.models.bert import HEADS, UNUSED, BertConfig, encoder, pooler, read_bert_config
+from fastattn.models.bert import HEADS, UNUSED, BertConfig, encoder, head_matrix, read_bert_config, token_outputs
 from fastattn.models.config import ConfigReader
+from fastattn.models.decoder import decode
 from fastattn.models.names import Layout
 from fastattn.models.tasks import Task
 
@@ -32,8 +33,17 @@ def read_config(raw: Mapping[str, object]) -> BertConfig:
 
 
 def build(cfg: BertConfig, w: Weights, task: Task) -> Program:
-    """Build the Program of a task: "last_hidden_state" and "pooler_output", or "logits" of every sequence."""
-    return w.tracer.program(outputs(cfg, w, encoder(cfg, w, Tokens()), task), cfg.max_positions)
+    """Build the Program of a task: "last_hidden_state" and "pooler_output", or the "logits" of a head, as in BERT."""
+    lm = w["lm_head"]
+    matrix = head_matrix(cfg, w, lm, "dense")
+    h = encoder(cfg, w, Tokens())
+    if task == "masked-lm":
+        x = activate(linear(gather_rows(h, "wanted"), lm["dense"], cfg.hidden_size), "gelu_erf")
+        x = layer_norm(x, lm["layer_norm"], cfg.layer_norm_eps)
+        found = {"logits": decode(x, matrix, lm["decoder"], lm, cfg.vocab_size)}
+    else:
+        found = outputs(cfg, w, h, task)
+    return w.tracer.program(found, cfg.max_positions)
 
 
 def outputs(cfg: Any, w: Weights, h: Tensor, task: Task, *, activation: Activation = "tanh") -> dict[str, Tensor]:
@@ -45,7 +55,4 @@ def outputs(cfg: Any, w: Weights, h: Tensor, task: Task, *, activation: Activati
         head = w["classifier"]
         x = activate(linear(gather_rows(h, "first"), head["dense"], cfg.hidden_size), activation)
         return {"logits": linear(x, head["out_proj"], len(cfg.labels))}
-    found = {"last_hidden_state": h}
-    if w["pooler.dense"].has("weight"):
-        found["pooler_output"] = pooler(cfg, w, h)
-    return found
+    return token_outputs(cfg, w, h, task)

@@ -6,21 +6,33 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-Task: TypeAlias = Literal["causal-lm", "sequence-classification", "encoder"]
+Task: TypeAlias = Literal[
+    "causal-lm",
+    "sequence-classification",
+    "masked-lm",
+    "token-classification",
+    "question-answering",
+    "next-sentence-prediction",
+    "multiple-choice",
+    "pre-training",
+    "encoder",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskEntry:
     """A task.
 
-    auto_class: the class that loads it, in fastattn and in transformers. pipeline: its main pipeline. output: the
-    Program's output that is the result. heads: prefixes of the tensor names of the head. architecture: the suffix of
-    names in `architectures` of config.json.
+    auto_class: the class that loads it, in fastattn and in transformers. pipeline: its main pipeline, None if it has
+    none. output: the Program's output that is the result. head: what messages call the head. heads: prefixes of the
+    tensor names of the head; a checkpoint without any of them has no such head. architecture: the suffix of names in
+    `architectures` of config.json.
     """
 
     auto_class: str
-    pipeline: str
+    pipeline: str | None
     output: str
+    head: str = ""
     heads: tuple[str, ...] = ()
     architecture: str = ""
 
@@ -32,8 +44,57 @@ TASKS: Mapping[Task, TaskEntry] = {
         auto_class="AutoModelForSequenceClassification",
         pipeline="text-classification",
         output="logits",
+        head="classification",
         heads=("classifier.", "score."),
         architecture="ForSequenceClassification",
+    ),
+    "masked-lm": TaskEntry(
+        auto_class="AutoModelForMaskedLM",
+        pipeline="fill-mask",
+        output="logits",
+        head="masked-language-model",
+        heads=("cls.predictions.", "lm_head.", "vocab_transform."),
+        architecture="ForMaskedLM",
+    ),
+    "token-classification": TaskEntry(
+        auto_class="AutoModelForTokenClassification",
+        pipeline="token-classification",
+        output="logits",
+        head="classification",
+        heads=("classifier.",),
+        architecture="ForTokenClassification",
+    ),
+    "question-answering": TaskEntry(
+        auto_class="AutoModelForQuestionAnswering",
+        pipeline="question-answering",
+        output="logits",
+        head="question-answering",
+        heads=("qa_outputs.",),
+        architecture="ForQuestionAnswering",
+    ),
+    "next-sentence-prediction": TaskEntry(
+        auto_class="AutoModelForNextSentencePrediction",
+        pipeline=None,
+        output="logits",
+        head="next-sentence",
+        heads=("cls.seq_relationship.",),
+        architecture="ForNextSentencePrediction",
+    ),
+    "multiple-choice": TaskEntry(
+        auto_class="AutoModelForMultipleChoice",
+        pipeline=None,
+        output="logits",
+        head="multiple-choice",
+        heads=("classifier.",),
+        architecture="ForMultipleChoice",
+    ),
+    "pre-training": TaskEntry(
+        auto_class="AutoModelForPreTraining",
+        pipeline=None,
+        output="logits",
+        head="pre-training",
+        heads=("cls.predictions.",),
+        architecture="ForPreTraining",
     ),
     "encoder": TaskEntry(auto_class="AutoModel", pipeline="feature-extraction", output="last_hidden_state"),
 }

@@ -11,6 +11,7 @@ from fastattn.api.auto import AUTO_CLASSES, MODEL_CLASSES
 from fastattn.api.auto_tokenizer import AutoTokenizer
 from fastattn.api.causal_lm import CausalLM
 from fastattn.api.encoders import Encoder, SequenceClassifier
+from fastattn.api.heads import MaskedLM, QuestionAnswerer, TokenClassifier
 from fastattn.api.load_args import LoadArgs
 from fastattn.api.load_keywords import check_unused
 from fastattn.api.model import Model
@@ -19,9 +20,13 @@ from fastattn.errors import DTypeError, InputError
 from fastattn.models.tasks import Task
 from fastattn.tasks.demo import demo_model
 from fastattn.tasks.feature_extraction import FeatureExtractionArgs, FeatureExtractionPipeline
+from fastattn.tasks.fill_mask import Filling, FillMaskArgs, FillMaskPipeline
 from fastattn.tasks.pipeline_base import Pipeline, check_model
+from fastattn.tasks.question_answering import QuestionAnsweringArgs, QuestionAnsweringPipeline
 from fastattn.tasks.text_classification import Prediction, TextClassificationArgs, TextClassificationPipeline
 from fastattn.tasks.text_generation import TextGenerationArgs, TextGenerationPipeline
+from fastattn.tasks.token_classification import TokenClassificationArgs, TokenClassificationPipeline
+from fastattn.tasks.zero_shot import ZeroShotArgs, ZeroShotClassificationPipeline
 from fastattn.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -30,10 +35,15 @@ if TYPE_CHECKING:
 __all__ = [
     "TASKS",
     "FeatureExtractionPipeline",
+    "FillMaskPipeline",
+    "Filling",
     "Pipeline",
     "Prediction",
+    "QuestionAnsweringPipeline",
     "TextClassificationPipeline",
     "TextGenerationPipeline",
+    "TokenClassificationPipeline",
+    "ZeroShotClassificationPipeline",
     "pipeline",
 ]
 
@@ -64,6 +74,22 @@ class FeaturePipelineArgs(PipelineLoadArgs, FeatureExtractionArgs, total=False):
     """Keyword arguments of pipeline("feature-extraction")."""
 
 
+class FillMaskPipelineArgs(PipelineLoadArgs, FillMaskArgs, total=False):
+    """Keyword arguments of pipeline("fill-mask")."""
+
+
+class TokenClassificationPipelineArgs(PipelineLoadArgs, TokenClassificationArgs, total=False):
+    """Keyword arguments of pipeline("token-classification")."""
+
+
+class QuestionAnsweringPipelineArgs(PipelineLoadArgs, QuestionAnsweringArgs, total=False):
+    """Keyword arguments of pipeline("question-answering")."""
+
+
+class ZeroShotPipelineArgs(PipelineLoadArgs, ZeroShotArgs, total=False):
+    """Keyword arguments of pipeline("zero-shot-classification")."""
+
+
 @overload
 def pipeline(
     task: Literal["text-generation"],
@@ -82,12 +108,39 @@ def pipeline(
     model: str | Path | Encoder | None = None,
     **options: Unpack[FeaturePipelineArgs],
 ) -> FeatureExtractionPipeline: ...
+@overload
+def pipeline(
+    task: Literal["fill-mask"],
+    model: str | Path | MaskedLM,
+    **options: Unpack[FillMaskPipelineArgs],
+) -> FillMaskPipeline: ...
+@overload
+def pipeline(
+    task: Literal["token-classification", "ner"],
+    model: str | Path | TokenClassifier,
+    **options: Unpack[TokenClassificationPipelineArgs],
+) -> TokenClassificationPipeline: ...
+@overload
+def pipeline(
+    task: Literal["question-answering"],
+    model: str | Path | QuestionAnswerer,
+    **options: Unpack[QuestionAnsweringPipelineArgs],
+) -> QuestionAnsweringPipeline: ...
+@overload
+def pipeline(
+    task: Literal["zero-shot-classification"],
+    model: str | Path | SequenceClassifier,
+    **options: Unpack[ZeroShotPipelineArgs],
+) -> ZeroShotClassificationPipeline: ...
 def pipeline(task: Any = None, model: Any = None, **options: Any) -> Any:
-    """Create a callable for "text-generation", "text-classification" ("sentiment-analysis") or "feature-extraction".
+    """Create a callable for a task.
 
-    model: a folder, a hub id, a loaded model, or None for the small demo model that ships with fastattn. options: those
-    for loading (see `PipelineLoadArgs`), and default arguments for the calls. Other keywords of transformers are
-    accepted if their values change nothing. `close` or a `with` block frees the memory.
+    task: "text-generation", "text-classification" (or "sentiment-analysis"), "feature-extraction", "fill-mask",
+    "token-classification" (or "ner"), "question-answering" or "zero-shot-classification".
+    model: a folder, a hub id, a loaded model, or None for the small demo model that ships with fastattn,
+    which exists for the first three tasks. options: those for loading (see `PipelineLoadArgs`), and default arguments
+    for the calls. Other keywords of transformers are accepted if their values change nothing. `close` or a `with` block
+    frees the memory.
     Raises InputError, DTypeError, and what `from_pretrained` raises.
     """
     if task is None:
@@ -95,6 +148,8 @@ def pipeline(task: Any = None, model: Any = None, **options: Any) -> Any:
     entry = PIPELINES[check_choice("task", task, TASKS)]
     loading, defaults = _split(options, entry)
     if model is None:
+        if entry.demo is None:
+            raise InputError(f"model: expected a folder, a hub id or a loaded model for {task}, got None")
         model = demo_model(entry.demo)
     if isinstance(model, (str, Path)):
         check_path("model", model)  # keep the type: a Path is never a hub id
@@ -124,18 +179,24 @@ class _Entry:
 
     pipeline: type[Pipeline[Any]]
     loads: Task
-    demo: Literal["text-generation", "text-classification"]
+    demo: Literal["text-generation", "text-classification"] | None
     call_args: type
 
 
 _CLASSIFICATION = _Entry(
     TextClassificationPipeline, "sequence-classification", "text-classification", TextClassificationArgs
 )
+_TOKENS = _Entry(TokenClassificationPipeline, "token-classification", None, TokenClassificationArgs)
 PIPELINES: Mapping[str, _Entry] = {
     "text-generation": _Entry(TextGenerationPipeline, "causal-lm", "text-generation", TextGenerationArgs),
     "text-classification": _CLASSIFICATION,
     "sentiment-analysis": _CLASSIFICATION,
     "feature-extraction": _Entry(FeatureExtractionPipeline, "encoder", "text-classification", FeatureExtractionArgs),
+    "token-classification": _TOKENS,
+    "ner": _TOKENS,
+    "zero-shot-classification": _Entry(ZeroShotClassificationPipeline, "sequence-classification", None, ZeroShotArgs),
+    "question-answering": _Entry(QuestionAnsweringPipeline, "question-answering", None, QuestionAnsweringArgs),
+    "fill-mask": _Entry(FillMaskPipeline, "masked-lm", None, FillMaskArgs),
 }
 TASKS = tuple(PIPELINES)
 _LOAD_NAMES = tuple(PipelineLoadArgs.__annotations__)

@@ -13,10 +13,14 @@ from fastattn.graph.quantize import to_bfloat16, to_int8
 from fastattn.graph.tensor import Tensor, Weights
 
 
-def linear(x: Tensor, w: Weights, out_features: int, *, bias: bool = True) -> Tensor:
-    """Compute x @ weight.T + bias, with weight [out_features, x.width] and, if `bias`, bias [out_features]."""
-    weights = (w.matrix(out_features, x.width),) + ((w.vector("bias", out_features),) if bias else ())
-    attrs: dict[str, Attr] = {"activation": "none", "has_bias": bias, "has_residual": False}
+def linear(x: Tensor, w: Weights, out_features: int, *, bias: bool | Weights = True) -> Tensor:
+    """Compute x @ weight.T + bias, with weight [out_features, x.width] and, if `bias`, bias [out_features].
+
+    bias: whether there is one beside the weight, or the place of a bias that is elsewhere.
+    """
+    place = w if bias is True else bias or None
+    weights = (w.matrix(out_features, x.width),) + (() if place is None else (place.vector("bias", out_features),))
+    attrs: dict[str, Attr] = {"activation": "none", "has_bias": place is not None, "has_residual": False}
     return x.tracer.emit(LINEAR, (x,), x.rows, out_features, weights=weights, attrs=attrs)
 
 

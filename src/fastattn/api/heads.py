@@ -1,0 +1,190 @@
+"""The models of the BERT families with other heads: one output per token, or per pair of texts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastattn.api.encoders import OneStepModel
+from fastattn.api.model import Model
+from fastattn.checks import check_count
+from fastattn.errors import InputError
+from fastattn.models.inputs import Batch
+from fastattn.models.outputs import (
+    Array,
+    MaskedLMOutput,
+    MultipleChoiceOutput,
+    NextSentencePredictorOutput,
+    PerToken,
+    PreTrainingOutput,
+    QuestionAnsweringOutput,
+    TokenClassifierOutput,
+    finish_output,
+)
+
+_FIRST = "the logits are computed from the first token"
+
+
+class MaskedLM(OneStepModel[MaskedLMOutput[Array], MaskedLMOutput[list[Array]], MaskedLMOutput]):
+    """A model that predicts masked tokens. Created by `AutoModelForMaskedLM.from_pretrained`.
+
+    A call returns the logits of every token, as in transformers. `logits_at` computes fewer of them.
+    """
+
+    def logits_at(
+        self,
+        input_ids: object,
+        token_id: int,
+        attention_mask: object = None,
+        token_type_ids: object = None,
+    ) -> list[NDArray[Any]]:
+        """Return the logits only where `token_id` is in the input: [n_found, vocab_size] for each sequence.
+
+        With the mask token's id, this is all that predictions need, and much less work than all logits. The numbers
+        are those of a call, bit for bit. Raises DTypeError, InputError, ContextLengthError.
+        """
+        wanted_id = check_count("token_id", token_id, high=self.config.vocab_size - 1)
+        batch = self._read(input_ids, attention_mask, token_type_ids)
+        found = [ids == wanted_id for ids in batch.ids]
+        rows = np.flatnonzero(np.concatenate(found)) if found else np.zeros(0, np.intp)
+        logits = np.zeros((0, self.config.vocab_size), np.float32)
+        if len(rows):
+            results = self._run(batch, hidden_states=False, attentions=False, wanted=rows.astype(np.int32))
+            logits = results.matrix("logits")
+        ends = np.cumsum([np.count_nonzero(part) for part in found], dtype=np.intp)
+        return np.split(logits, ends[:-1]) if found else []
+
+    def _compute(self, batch: Batch, hidden_states: bool | None, attentions: bool | None) -> MaskedLMOutput:
+        results = self._run(batch, hidden_states=hidden_states, attentions=attentions)
+        return MaskedLMOutput(results.per_token("logits"), results.hidden_states(), results.attentions())
+
+
+class TokenClassifier(
+    OneStepModel[TokenClassifierOutput[Array], TokenClassifierOutput[list[Array]], TokenClassifierOutput]
+):
+    """A model that computes one row of logits per token.
+
+    Created by `AutoModelForTokenClassification.from_pretrained`. A call returns logits [batch, seq_len, num_labels].
+    """
+
+    @property
+    def id2label(self) -> Mapping[int, str]:
+        """The names of the classes."""
+        return dict(enumerate(self.config.labels))
+
+    def _compute(self, batch: Batch, hidden_states: bool | None, attentions: bool | None) -> TokenClassifierOutput:
+        results = self._run(batch, hidden_states=hidden_states, attentions=attentions)
+        return TokenClassifierOutput(results.per_token("logits"), results.hidden_states(), results.attentions())
+
+
+class QuestionAnswerer(
+    OneStepModel[QuestionAnsweringOutput[Array], QuestionAnsweringOutput[list[Array]], QuestionAnsweringOutput]
+):
+    """A model that finds the answer to a question in a text.
+
+    Created by `AutoModelForQuestionAnswering.from_pretrained`. A call returns start_logits and end_logits of every
+    token.
+    """
+
+    def _compute(self, batch: Batch, hidden_states: bool | None, attentions: bool | None) -> QuestionAnsweringOutput:
+        results = self._run(batch, hidden_states=hidden_states, attentions=attentions)
+        logits = results.per_token("logits")
+        start, end = _column(logits, 0), _column(logits, 1)
+        return QuestionAnsweringOutput(start, end, results.hidden_states(), results.attentions())
+
+
+def _column(rows: PerToken, index: int) -> PerToken:
+    if isinstance(rows, list):
+        return [np.ascontiguousarray(row[..., index]) for row in rows]
+    return np.ascontiguousarray(rows[..., index])
+
+
+class NextSentencePredictor(
+    OneStepModel[NextSentencePredictorOutput, NextSentencePredictorOutput, NextSentencePredictorOutput]
+):
+    """A model that computes whether a text follows another one.
+
+    Created by `AutoModelForNextSentencePrediction.from_pretrained`. A call returns logits [batch, 2]; [2] for a 1-D
+    input. Empty sequences are rejected.
+    """
+
+    def _compute(
+        self, batch: Batch, hidden_states: bool | None, attentions: bool | None
+    ) -> NextSentencePredictorOutput:
+        batch.need_tokens(_FIRST)
+        results = self._run(batch, hidden_states=hidden_states, attentions=attentions)
+        logits = cast(Array, results.per_sequence("logits"))
+        return NextSentencePredictorOutput(logits, results.hidden_states(), results.attentions())
+
+
+class PreTraining(OneStepModel[PreTrainingOutput[Array], PreTrainingOutput[list[Array]], PreTrainingOutput]):
+    """A BERT with both of its heads for pre-training.
+
+    Created by `AutoModelForPreTraining.from_pretrained`. A call returns prediction_logits of every token and
+    seq_relationship_logits [batch, 2]. Empty sequences are rejected.
+    """
+
+    def _compute(self, batch: Batch, hidden_states: bool | None, attentions: bool | None) -> PreTrainingOutput:
+        batch.need_tokens(_FIRST)
+        results = self._run(batch, hidden_states=hidden_states, attentions=attentions)
+        return PreTrainingOutput(
+            results.per_token("logits"),
+            cast(Array, results.per_sequence("seq_relationship_logits")),
+            results.hidden_states(),
+            results.attentions(),
+        )
+
+
+class MultipleChoice(Model):
+    """A model that computes one logit for each of several texts.
+
+    Created by `AutoModelForMultipleChoice.from_pretrained`. A text is often a question and one of its answers.
+    """
+
+    def __call__(
+        self,
+        input_ids: object = None,
+        attention_mask: object = None,
+        token_type_ids: object = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        *,
+        position_ids: object = None,
+        return_dict: bool | None = None,
+        **others: Any,
+    ) -> Any:
+        """Return a MultipleChoiceOutput with logits [batch, num_choices].
+
+        input_ids: an array [batch, num_choices, seq_len], or a list with one list of sequences of any lengths per item;
+        all items have the same number of choices. The masks, types and positions have the same shape. return_dict and
+        others: as in CausalLM. Raises DTypeError, InputError, ContextLengthError.
+        """
+        ids, n_choices = _flat(input_ids, "input_ids")
+        given = (("attention_mask", attention_mask), ("token_type_ids", token_type_ids), ("position_ids", position_ids))
+        mask, types, positions = (None if value is None else _flat(value, name)[0] for name, value in given)
+        batch = self._read(ids, mask, types, positions, others)
+        batch.need_tokens(_FIRST)
+        results = self._run(batch, hidden_states=output_hidden_states, attentions=output_attentions)
+        logits = cast(Array, results.per_sequence("logits")).reshape(-1, n_choices)
+        output = MultipleChoiceOutput(logits, results.hidden_states(), results.attentions())
+        return finish_output(output, return_dict)
+
+
+def _flat(value: object, name: str) -> tuple[Any, int]:
+    """Return the sequences of all items in one list or 2-D array, and the number of choices. Raises InputError."""
+    expected = f"{name}: expected [batch, num_choices, seq_len], or a list of lists of sequences"
+    if not isinstance(value, list | tuple):
+        shape = tuple(getattr(value, "shape", ()))
+        if len(shape) != 3 or 0 in shape:
+            raise InputError(f"{expected}, got {type(value).__name__} of shape {list(shape)}")
+        return cast(Any, value).reshape(-1, shape[2]), int(shape[1])
+    lengths = {len(item) if hasattr(item, "__len__") else -1 for item in value}
+    if len(lengths) != 1 or min(lengths) < 1:
+        raise InputError(f"{expected}, all of the same number of choices, got {len(value)} items of {sorted(lengths)}")
+    flat = [choice for item in value for choice in item]
+    if not all(hasattr(choice, "__len__") for choice in flat):
+        raise InputError(f"{expected}, got {type(flat[0]).__name__} in place of a sequence")
+    return flat, lengths.pop()

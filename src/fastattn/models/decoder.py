@@ -1,0 +1,22 @@
+"""The output matrix of masked language models, which is often the table of token embeddings."""
+
+from __future__ import annotations
+
+from fastattn.graph.kinds import linear
+from fastattn.graph.tensor import Tensor, Weights
+
+
+def decoder_matrix(own: Weights, embeddings: Weights, vocab_size: int, width: int, *, tied: bool) -> Weights:
+    """Return the place of the output matrix: `own`, or the token embeddings if they are tied or `own` repeats them.
+
+    Tied embeddings are then a matrix for every task, so they are rounded the same way in all of them.
+    """
+    if own.has("weight") or not (tied or own.repeats("weight")):
+        return own
+    embeddings.matrix(vocab_size, width)
+    return embeddings
+
+
+def decode(x: Tensor, matrix: Weights, own: Weights, head: Weights, vocab_size: int) -> Tensor:
+    """Compute the logits of all tokens of the vocabulary. The bias is in the decoder, or in the head around it."""
+    return linear(x, matrix, vocab_size, bias=own if own.has("bias") else head)

@@ -1,0 +1,166 @@
+"""The pipeline "zero-shot-classification"."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar, TypedDict, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastattn.api.encoders import SequenceClassifier
+from fastattn.checks import check_flag, check_keywords, quote
+from fastattn.errors import InputError
+from fastattn.tasks.finite import check_finite
+from fastattn.tasks.pipeline_base import Pipeline
+from fastattn.tasks.pipeline_inputs import (
+    BatchArgs,
+    EncodeArgs,
+    Encoding,
+    Many,
+    batches,
+    names_of,
+    read_batch_size,
+    read_encoding,
+    read_texts,
+)
+from fastattn.tasks.softmax import softmax
+from fastattn.tokenizer import check_text, is_list_like
+from fastattn.tokenizer.texts import check_items, read_items
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+TEMPLATE = "This example is {}."
+_log = logging.getLogger("fastattn")
+
+
+class Classified(TypedDict):
+    """A text, its labels with the best first, and their scores."""
+
+    sequence: str
+    labels: list[str]
+    scores: list[float]
+
+
+class ZeroShotArgs(EncodeArgs, BatchArgs, total=False):
+    """Arguments of a call of `ZeroShotClassificationPipeline`.
+
+    candidate_labels: a sequence of str, or one str with commas between the labels. hypothesis_template: a text with {}
+    for the label. multi_label: whether several labels can be true, so each score is between 0 and 1 on its own.
+    """
+
+    candidate_labels: str | Sequence[str] | None
+    hypothesis_template: str | None
+    multi_label: bool | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Call:
+    """The checked arguments of a call. hypotheses: the template with each label."""
+
+    labels: list[str]
+    hypotheses: list[str]
+    multi_label: bool
+    encoding: Encoding
+    batch_size: int | None
+
+
+class ZeroShotClassificationPipeline(Pipeline[SequenceClassifier]):
+    """Classifies texts by labels of your choice, with a model of natural-language inference."""
+
+    task: ClassVar[str] = "zero-shot-classification"
+
+    def __init__(self, model: SequenceClassifier, tokenizer: object = None, **defaults: Unpack[ZeroShotArgs]) -> None:
+        super().__init__(model, tokenizer, **defaults)
+        self._read({"candidate_labels": self._defaults.get("candidate_labels", "label")})
+        if len(model.config.labels) < 2:
+            raise InputError(f"model: expected at least 2 classes, got {len(model.config.labels)}")
+        if self.entailment_id == -1:
+            _log.warning(
+                "%s: no name in label2id of config.json begins with 'entail'; the last class is taken for entailment",
+                model.path,
+            )
+
+    @property
+    def entailment_id(self) -> int:
+        """The number of the class whose name begins with "entail"; -1, the last one, if there is none."""
+        found = (i for name, i in self.model.config.label2id.items() if name.lower().startswith("entail"))
+        return next(found, -1)
+
+    @overload
+    def __call__(self, sequences: str, candidate_labels: Any = ..., **options: Unpack[ZeroShotArgs]) -> Classified: ...  # type: ignore[misc]
+    @overload
+    def __call__(  # type: ignore[misc]
+        self, sequences: Many, candidate_labels: Any = ..., **options: Unpack[ZeroShotArgs]
+    ) -> list[Classified]: ...
+    def __call__(self, sequences: Any, candidate_labels: Any = None, **options: Any) -> Any:
+        """Return {"sequence", "labels", "scores"} for a text, and a list of those for a sequence of texts.
+
+        Each text and label are a pair: the text, and hypothesis_template with the label. The scores are the softmax of
+        the entailment logits over the labels; with multi_label, or with one label, of entailment against contradiction
+        (class 0, or the last one if entailment is 0). Texts longer than the model's context are rejected unless
+        truncation=True, which cuts only the text. Raises DTypeError, InputError, ContextLengthError, and NonFiniteError
+        if a score is NaN or infinite.
+        """
+        call = self._read({**options, "candidate_labels": candidate_labels})
+        texts, single = read_texts(sequences, "sequences")
+        names = names_of("sequences", len(texts), single=single)
+        pairs = [(text, hypothesis) for text in texts for hypothesis in call.hypotheses]
+        places = [name for name in names for _ in call.hypotheses]
+        rows: list[NDArray[Any]] = []
+        for ids, type_ids in batches(
+            self.model, self.tokenizer, pairs, call.encoding, batch_size=call.batch_size, names=places
+        ):
+            types = self.model.types_of(self.tokenizer, type_ids)
+            rows += list(self.model(ids, token_type_ids=types).logits)
+        n_labels = len(call.labels)
+        results = []
+        for i, text in enumerate(texts):
+            scores = self._scores(np.stack(rows[i * n_labels : (i + 1) * n_labels]), multi_label=call.multi_label)
+            check_finite(scores, names[i], "scores")
+            order = np.argsort(-scores, kind="stable").tolist()
+            results.append(
+                Classified(sequence=text, labels=[call.labels[j] for j in order], scores=scores[order].tolist())
+            )
+        return results[0] if single else results
+
+    def _scores(self, logits: NDArray[Any], *, multi_label: bool) -> NDArray[np.float64]:
+        """Return the score of each label from its logits [n_labels, n_classes]."""
+        entailment = self.entailment_id
+        if multi_label or len(logits) == 1:
+            return softmax(logits[:, [-1 if entailment == 0 else 0, entailment]])[:, 1]
+        return softmax(logits[:, entailment])
+
+    def _read(self, options: Mapping[str, Any]) -> _Call:
+        """Check the arguments of a call."""
+        merged = self._merged(options)
+        labels = _read_labels(merged.pop("candidate_labels", None))
+        template = check_text(merged.pop("hypothesis_template", TEMPLATE), "hypothesis_template")
+        multi_label = check_flag("multi_label", merged.pop("multi_label", False))
+        encoding, batch_size = read_encoding(merged), read_batch_size(merged)
+        if encoding.strategy == "longest_first":
+            encoding = replace(encoding, strategy="only_first")
+        check_keywords(merged, ZeroShotArgs.__annotations__, self.task)
+        try:
+            hypotheses = [template.format(label) for label in labels]
+        except (AttributeError, IndexError, KeyError, ValueError):
+            hypotheses = [template]
+        if hypotheses[0] == template:
+            raise InputError(f"hypothesis_template: expected a text with {{}} for the label, got {quote(template)}")
+        return _Call(
+            labels=labels, hypotheses=hypotheses, multi_label=multi_label, encoding=encoding, batch_size=batch_size
+        )
+
+
+def _read_labels(given: Any) -> list[str]:
+    """Return the labels of a sequence, or of a str with commas between them. Raises InputError, DTypeError."""
+    if isinstance(given, str) or (given is not None and not is_list_like(given)):
+        labels = [part.strip() for part in check_text(given, "candidate_labels").split(",") if part.strip()]
+    else:
+        labels = [] if given is None else check_items(read_items(given, "candidate_labels"), "candidate_labels", given)
+    if not labels:
+        raise InputError("candidate_labels: expected at least one label, got none")
+    return list(labels)

@@ -1,0 +1,243 @@
+"""Compares the heads of the BERT families with transformers in float64, and tests what a checkpoint must have."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import fastattn
+from fastattn.errors import ConfigError, InputError
+from tests.models.test_families import BERT, DISTIL
+from tests.reference.bounds import assert_close
+
+pytest.importorskip("torch")
+pytest.importorskip("transformers")
+from tests.reference import hf
+
+pytestmark = pytest.mark.torch
+
+FAMILIES = {"Bert": BERT, "Roberta": BERT, "XLMRoberta": BERT, "DistilBert": DISTIL}
+HEADS = ("MaskedLM", "TokenClassification", "QuestionAnswering")
+CASES: list[tuple[str, dict[str, Any]]] = [
+    *((f"{family}For{head}", {}) for family in FAMILIES for head in HEADS),
+    ("BertForNextSentencePrediction", {}),
+    ("BertForPreTraining", {}),
+    ("BertForMaskedLM", {"hidden_act": "relu", "layer_norm_eps": 0.01}),
+    ("BertForMaskedLM", {"tie_word_embeddings": False}),
+    ("BertForPreTraining", {"tie_word_embeddings": False}),
+    ("RobertaForMaskedLM", {"hidden_act": "gelu_new", "layer_norm_eps": 0.01}),
+    ("RobertaForMaskedLM", {"tie_word_embeddings": False}),
+    ("DistilBertForMaskedLM", {"activation": "relu"}),
+    ("DistilBertForMaskedLM", {"tie_word_embeddings": False}),
+    ("BertForTokenClassification", {"num_labels": 5}),
+    ("DistilBertForTokenClassification", {"num_labels": 1}),
+]
+# Outputs with one row per token, and outputs with one row per sequence.
+OUTPUTS = {"ForPreTraining": (("prediction_logits",), ("seq_relationship_logits",)),
+           "ForQuestionAnswering": (("start_logits", "end_logits"), ()),
+           "ForNextSentencePrediction": ((), ("logits",))}  # fmt: skip
+
+
+def family_of(name: str) -> dict[str, Any]:
+    return FAMILIES[name.partition("For")[0]]
+
+
+def auto(name: str) -> Any:
+    return getattr(fastattn, f"AutoModelFor{name.partition('For')[2]}")
+
+
+def outputs_of(name: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    return OUTPUTS.get(f"For{name.partition('For')[2]}", (("logits",), ()))
+
+
+def write(name: str, folder: Path, **options: Any) -> Path:
+    return hf.save(hf.make(name, **{**family_of(name), **options}), folder)
+
+
+@pytest.mark.parametrize(("name", "options"), CASES, ids=lambda value: str(value) if value else "-")
+def test_outputs_equal_transformers(
+    name: str, options: dict[str, Any], tmp_path: Path, device: str, rng: np.random.Generator
+) -> None:
+    theirs = hf.make(name, **{**family_of(name), **options})
+    model = auto(name).from_pretrained(hf.save(theirs, tmp_path), device=device)
+    ids = rng.integers(2, 61, (2, 9))
+    mask = np.ones_like(ids)
+    mask[1, 6:] = 0
+    inputs: dict[str, Any] = {"attention_mask": mask}
+    if model.config.type_vocab_size:
+        inputs["token_type_ids"] = rng.integers(0, model.config.type_vocab_size, ids.shape) * mask
+    expected = hf.call(theirs, ids, **inputs)
+    found = model(ids, output_hidden_states=True, output_attentions=True, **inputs)
+    assert list(found) == [key for key in expected if key != "loss"]
+    scale = max(float(np.abs(hf.array(state)).max()) for state in expected.hidden_states)
+    per_token, per_sequence = outputs_of(name)
+    for key in per_token:
+        ours, reference = found[key], hf.array(expected[key])
+        assert ours.shape == reference.shape
+        assert not ours[1, 6:].any()
+        for row, n_tokens in ((0, 9), (1, 6)):
+            assert_close(ours[row, :n_tokens], reference[row, :n_tokens], model.traced, longest=9, scale=scale)
+    for key in per_sequence:
+        assert_close(found[key], hf.array(expected[key]), model.traced, longest=9, scale=scale)
+    for ours, reference in zip(found.hidden_states, expected.hidden_states, strict=True):
+        assert_close(ours[0], hf.array(reference)[0], model.traced, longest=9, scale=scale)
+
+
+@pytest.mark.parametrize(("name", "options"), CASES[:13], ids=lambda value: str(value) if value else "-")
+def test_rows_do_not_depend_on_the_batch(
+    name: str, options: dict[str, Any], tmp_path: Path, rng: np.random.Generator
+) -> None:
+    """A list of sequences gives lists, an array gives an array, and the bits of a row are those of the row alone."""
+    folder = write(name, tmp_path, **options)
+    batch = [rng.integers(2, 61, n).tolist() for n in (1, 7, 20, 3)]
+    for dtype in ("float32", "int8"):
+        with auto(name).from_pretrained(folder, threads=2, dtype=dtype) as model:
+            together, alone = model(batch), [model(np.array(ids)) for ids in batch]
+            per_token, per_sequence = outputs_of(name)
+            for key in (*per_token, *per_sequence):
+                assert isinstance(together[key], list) == (key in per_token)
+                for row, one in zip(together[key], alone, strict=True):
+                    np.testing.assert_array_equal(row.view(np.uint32), one[key].view(np.uint32))
+
+
+@pytest.mark.parametrize("name", ["BertForMaskedLM", "RobertaForMaskedLM", "DistilBertForMaskedLM"])
+def test_logits_at_a_token(name: str, tmp_path: Path, device: str) -> None:
+    model = auto(name).from_pretrained(write(name, tmp_path), device=device)
+    batch = [[5, 4, 9, 4], [7, 8], [4]]
+    found, whole = model.logits_at(batch, 4), model(batch).logits
+    assert [rows.shape for rows in found] == [(2, 61), (0, 61), (1, 61)]
+    if device != "numpy":
+        np.testing.assert_array_equal(found[0], whole[0][[1, 3]])
+        np.testing.assert_array_equal(found[2], whole[2])
+    else:
+        assert_close(found[0], whole[0][[1, 3]], model.traced, longest=4)
+    assert [rows.shape for rows in model.logits_at(batch, 60)] == [(0, 61)] * 3
+    masked = model.logits_at(np.array([[4, 4, 5]]), 4, attention_mask=np.array([[1, 0, 1]]))
+    assert [rows.shape for rows in masked] == [(1, 61)]
+    assert model.logits_at([], 4) == []
+    with pytest.raises(InputError, match="token_id: expected 0 to 60, got 61"):
+        model.logits_at(batch, 61)
+
+
+@pytest.mark.parametrize("name", ["BertForMaskedLM", "RobertaForMaskedLM", "DistilBertForMaskedLM"])
+def test_tied_weights_are_stored_once(name: str, tmp_path: Path) -> None:
+    """Embeddings are in memory once, count once, and have one format for every task."""
+    folder = write(name, tmp_path, vocab_size=131)  # matrices of fewer than 64 rows are not quantized
+    reference = hf.make(name, **{**family_of(name), "vocab_size": 131})
+    with auto(name).from_pretrained(folder) as model:
+        assert model.num_parameters() == reference.num_parameters()
+    for dtype in ("float32", "bfloat16", "int8", "int4"):
+        with (
+            auto(name).from_pretrained(folder, dtype=dtype) as model,
+            fastattn.AutoModel.from_pretrained(folder, dtype=dtype) as encoder,
+        ):
+            state = model([[5, 6, 7]], output_hidden_states=True).hidden_states[-1][0]
+            np.testing.assert_array_equal(state, encoder([[5, 6, 7]]).last_hidden_state[0])
+        packed = fastattn.quantize(folder, tmp_path / dtype, dtype=dtype) if dtype != "float32" else folder
+        for kind in (auto(name), fastattn.AutoModel):
+            with kind.from_pretrained(folder, dtype=dtype) as model, kind.from_pretrained(packed) as again:
+                np.testing.assert_array_equal(model([[5, 6, 7]])[0][0], again([[5, 6, 7]])[0][0])
+
+
+def test_a_stored_copy_of_the_decoder_is_the_embeddings(tmp_path: Path) -> None:
+    """Files of old versions of transformers store both."""
+    from safetensors.numpy import load_file, save_file
+
+    folder = write("BertForMaskedLM", tmp_path / "a")
+    with auto("BertForMaskedLM").from_pretrained(folder) as model:
+        expected = model([[5, 6, 7]]).logits[0]
+    tensors = load_file(folder / "model.safetensors")
+    tensors["cls.predictions.decoder.weight"] = tensors["bert.embeddings.word_embeddings.weight"].copy()
+    tensors["cls.predictions.decoder.bias"] = tensors["cls.predictions.bias"].copy()
+    save_file(tensors, folder / "model.safetensors")
+    with auto("BertForMaskedLM").from_pretrained(folder) as model:
+        assert "cls.predictions.decoder.weight" not in model.traced.weights
+        np.testing.assert_array_equal(model([[5, 6, 7]]).logits[0], expected)
+    del tensors["bert.embeddings.word_embeddings.weight"]
+    save_file(tensors, folder / "model.safetensors")
+    with auto("BertForMaskedLM").from_pretrained(folder) as model:
+        np.testing.assert_array_equal(model([[5, 6, 7]]).logits[0], expected)
+
+
+@pytest.mark.parametrize(
+    ("stored", "asked", "message"),
+    [
+        ("BertModel", "MaskedLM", r"no masked-language-model head \(cls\.predictions\.\*"),
+        ("RobertaModel", "MaskedLM", "no masked-language-model head"),
+        ("DistilBertModel", "MaskedLM", r"vocab_transform\.weight is missing"),
+        ("BertForMaskedLM", "TokenClassification", r"no classification head .*ForMaskedLM"),
+        ("RobertaForSequenceClassification", "TokenClassification", r"classifier\.weight: expected this tensor"),
+        ("BertForMaskedLM", "QuestionAnswering", r"no question-answering head \(qa_outputs\.weight is missing\)"),
+        ("DistilBertForMaskedLM", "QuestionAnswering", "no question-answering head"),
+        ("BertForMaskedLM", "NextSentencePrediction", "no next-sentence head"),
+        ("BertForMaskedLM", "PreTraining", r"expected this tensor in the checkpoint .*ForMaskedLM"),
+        ("RobertaModel", "NextSentencePrediction", "it has no such head"),
+        ("GPT2LMHeadModel", "MaskedLM", "it has no such head"),
+    ],
+)
+def test_a_missing_head_is_an_error(stored: str, asked: str, message: str, tmp_path: Path) -> None:
+    gpt2 = {"vocab_size": 61, "n_positions": 32, "n_embd": 24, "n_head": 3, "n_layer": 1}
+    base = gpt2 if stored.startswith("GPT2") else FAMILIES[stored.partition("For")[0].removesuffix("Model")]
+    folder = hf.save(hf.make(stored, **base), tmp_path)
+    with pytest.raises(ConfigError, match=message):
+        getattr(fastattn, f"AutoModelFor{asked}").from_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    "tensor", ["transform.dense.bias", "transform.LayerNorm.weight", "bias", "transform.dense.weight"]
+)
+def test_half_a_head_is_an_error(tensor: str, tmp_path: Path) -> None:
+    from safetensors.numpy import load_file, save_file
+
+    folder = write("BertForMaskedLM", tmp_path)
+    tensors = load_file(folder / "model.safetensors")
+    del tensors[f"cls.predictions.{tensor}"]
+    save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(ConfigError, match="expected this tensor in the checkpoint"):
+        auto("BertForMaskedLM").from_pretrained(folder)
+
+
+def test_an_untied_decoder_must_be_there(tmp_path: Path) -> None:
+    folder = write("BertForMaskedLM", tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": False}))
+    with pytest.raises(ConfigError, match=r"cls\.predictions\.decoder\.weight: expected this tensor"):
+        auto("BertForMaskedLM").from_pretrained(folder)
+
+
+@pytest.mark.parametrize("name", [f"{family}ForMultipleChoice" for family in FAMILIES])
+def test_multiple_choice(name: str, tmp_path: Path, device: str, rng: np.random.Generator) -> None:
+    theirs = hf.make(name, **family_of(name))
+    model = auto(name).from_pretrained(hf.save(theirs, tmp_path), device=device)
+    ids = rng.integers(2, 61, (2, 3, 7))
+    mask = np.ones_like(ids)
+    mask[1, 2, 5:] = 0
+    expected = hf.call(theirs, ids, attention_mask=mask)
+    found = model(ids, attention_mask=mask, output_hidden_states=True)
+    scale = max(float(np.abs(hf.array(state)).max()) for state in expected.hidden_states)
+    assert_close(found.logits, hf.array(expected.logits), model.traced, longest=7, scale=scale)
+    assert found.hidden_states[-1].shape == tuple(expected.hidden_states[-1].shape)
+    lists = [[row.tolist() for row in item] for item in ids]
+    lists[1][2] = lists[1][2][:5]
+    ragged = model(lists).logits
+    assert_close(ragged, hf.array(expected.logits), model.traced, longest=7, scale=scale)
+    assert model(lists, return_dict=False)[0].shape == (2, 3)
+    for wrong in ([5, 6, 7], [[5, 6, 7]], [[[5], [6]], [[7]]], [], [[]], ids[0], None, 3):
+        with pytest.raises(InputError, match=r"input_ids: expected \[batch, num_choices, seq_len\]"):
+            model(wrong)
+
+
+def test_a_head_for_another_task_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The classifiers of texts and of tokens have the same names in BERT."""
+    folder = write("BertForSequenceClassification", tmp_path / "a")
+    with caplog.at_level(logging.WARNING, "fastattn"):
+        fastattn.AutoModelForTokenClassification.from_pretrained(folder).close()
+        right = write("BertForTokenClassification", tmp_path / "b")
+        fastattn.AutoModelForTokenClassification.from_pretrained(right).close()
+    (record,) = caplog.records
+    assert "trained for AutoModelForSequenceClassification" in record.getMessage()
