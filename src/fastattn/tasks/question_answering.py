@@ -83,12 +83,13 @@ class QuestionAnsweringPipeline(Pipeline[QuestionAnswerer]):
     ) -> Any:
         """Return {"score", "start", "end", "answer"}: the answer is context[start:end].
 
-        inputs: {"question": ..., "context": ...} or a sequence of those. question and context: a str each instead, or
-        sequences; one context may serve several questions. Several questions return a list; as in transformers 4, a
-        list of one question returns its result. top_k > 1 returns a list of answers for each question, the best first.
-        The score is the probability of the first token times that of the last one. Long contexts are read in
-        overlapping parts; the scores of an answer that is found several times are added. Raises DTypeError, InputError,
-        and NonFiniteError if a score is NaN or infinite.
+        inputs: {"question": ..., "context": ...} or a sequence of those. question and context: a str each
+        instead, or sequences; one context may serve several questions. Several questions return a list; as in
+        transformers 4, a list of one question returns its result. top_k > 1 returns a list of answers for each
+        question, the best first. The score is the probability of the first token times that of the last one.
+        Long contexts are read in overlapping parts; the scores of an answer that is found several times are
+        added, so a score can exceed 1. Raises DTypeError, InputError, and NonFiniteError if a score is NaN or
+        infinite.
         """
         call = self._read(options)
         items = _questions(inputs, question, context)
@@ -96,6 +97,8 @@ class QuestionAnsweringPipeline(Pipeline[QuestionAnswerer]):
         answers: list[list[Answer]] = [[] for _ in items]
         lowest = [np.inf] * len(items)
         size = call.batch_size or DEFAULT_BATCH_SIZE
+        # As in transformers 4: aligned spans may be the same words, whose scores are added.
+        n_spans = 2 * call.top_k + 10 if call.align else call.top_k
         for first in range(0, len(parts), size):
             together = parts[first : first + size]
             types = self.model.types_of(self.tokenizer, [part.type_ids for part in together])
@@ -103,7 +106,7 @@ class QuestionAnsweringPipeline(Pipeline[QuestionAnswerer]):
             for part, start, end in zip(together, output.start_logits, output.end_logits, strict=True):
                 check_finite(np.stack([start, end]), f"inputs[{part.item}]", "logits")
                 lowest[part.item] = min(lowest[part.item], empty_probability(part, start, end))
-                for span in best_spans(part, start, end, call.top_k, call.max_answer_len):
+                for span in best_spans(part, start, end, n_spans, call.max_answer_len):
                     _add(answers[part.item], place_of_span(part, span, items[part.item]["context"], align=call.align))
         results = [self._best(found, low, call) for found, low in zip(answers, lowest, strict=True)]
         return results[0] if len(results) == 1 else results
