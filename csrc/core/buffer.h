@@ -3,12 +3,19 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <utility>
 
 namespace fastattn {
 
 class Buffer {
 public:
     Buffer() = default;
+    Buffer(Buffer&& other) noexcept : data_(std::move(other.data_)), bytes_(std::exchange(other.bytes_, 0)) {}
+    Buffer& operator=(Buffer&& other) noexcept {
+        data_ = std::move(other.data_);
+        bytes_ = std::exchange(other.bytes_, 0);
+        return *this;
+    }
     explicit Buffer(size_t bytes);  // throws Error(kOutOfMemory) with the requested size
 
     // Makes room for `bytes`. If the buffer is too small, frees it first; the contents are then lost.

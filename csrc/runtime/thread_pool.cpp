@@ -98,7 +98,7 @@ struct Team::Shared {
 
     void end_workers() {
         quit.store(true);
-        region.fetch_add(1, std::memory_order_release);
+        region.fetch_add(1, std::memory_order_seq_cst);  // before notify_all, as in barrier()
         region.notify_all();
         for (auto& worker : workers) worker.join();
     }
@@ -201,7 +201,7 @@ bool ThreadPool::run_on(int threads, const std::function<void(Team&)>& body, con
     shared.clear_counters(Team::kCounters);  // after a stop, some may be in use
     if (threads > 1) {
         shared.part(0, threads);
-        shared.region.fetch_add(1, std::memory_order_release);
+        shared.region.fetch_add(1, std::memory_order_seq_cst);  // before notify_all, as in barrier()
         shared.region.notify_all();
     }
     shared.run_body(0, threads);

@@ -320,3 +320,13 @@ def test_weights_that_contradict_the_config(tmp_path: Path) -> None:
     bias = "encoder.relative_attention_bias.weight"
     with pytest.raises(ConfigError, match=rf"{bias}: expected shape \[32, 3\] from config.json, got \[32, 4\]"):
         traced("mpnet", bias, np.ones((32, 4), np.float32))
+
+
+def test_modernbert_without_a_local_theta_uses_the_global_one() -> None:
+    """null has this meaning in transformers 4; transformers 5 cannot read it."""
+    sizes = {"model_type": "modernbert", **SIZES, **MODELS["modernbert"][1], "global_rope_theta": 5000.0}
+    ropes = [
+        FAMILIES["modernbert"].read_config({**sizes, "local_rope_theta": theta}).ropes["sliding_attention"]  # type: ignore[attr-defined]
+        for theta in (None, 5000.0, 10000.0)
+    ]
+    assert ropes[0] == ropes[1] != ropes[2]

@@ -176,8 +176,8 @@ def test_a_stored_copy_of_the_decoder_is_the_embeddings(tmp_path: Path) -> None:
         ("DistilBertForMaskedLM", "QuestionAnswering", "no question-answering head"),
         ("BertForMaskedLM", "NextSentencePrediction", "no next-sentence head"),
         ("BertForMaskedLM", "PreTraining", r"expected this tensor in the checkpoint .*ForMaskedLM"),
-        ("RobertaModel", "NextSentencePrediction", "it has no such head"),
-        ("GPT2LMHeadModel", "MaskedLM", "it has no such head"),
+        ("RobertaModel", "NextSentencePrediction", "no such head"),
+        ("GPT2LMHeadModel", "MaskedLM", "no such head"),
     ],
 )
 def test_a_missing_head_is_an_error(stored: str, asked: str, message: str, tmp_path: Path) -> None:
@@ -230,6 +230,8 @@ def test_multiple_choice(name: str, tmp_path: Path, device: str, rng: np.random.
     for wrong in ([5, 6, 7], [[5, 6, 7]], [[[5], [6]], [[7]]], [], [[]], ids[0], None, 3):
         with pytest.raises(InputError, match=r"input_ids: expected \[batch, num_choices, seq_len\]"):
             model(wrong)
+    with pytest.raises(InputError, match="attention_mask: expected 3 choices per item, as in input_ids, got 2"):
+        model(ids, attention_mask=mask.reshape(3, 2, 7))
 
 
 def test_a_head_for_another_task_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -239,5 +241,7 @@ def test_a_head_for_another_task_is_logged(tmp_path: Path, caplog: pytest.LogCap
         fastattn.AutoModelForTokenClassification.from_pretrained(folder).close()
         right = write("BertForTokenClassification", tmp_path / "b")
         fastattn.AutoModelForTokenClassification.from_pretrained(right).close()
+        # Pre-training includes a masked language model.
+        fastattn.AutoModelForMaskedLM.from_pretrained(write("BertForPreTraining", tmp_path / "c")).close()
     (record,) = caplog.records
     assert "trained for AutoModelForSequenceClassification" in record.getMessage()

@@ -112,6 +112,12 @@ def test_a_model_without_entailment_is_logged(tmp_path: Path, caplog: pytest.Log
     assert pipe(TEXTS[0], LABELS)["labels"] == expected["labels"]
 
 
+def test_entailment_must_be_a_class(tmp_path: Path) -> None:
+    folder = write(tmp_path, "Bert", ["no", "entailment"])
+    with pytest.raises(InputError, match=r"label2id of config\.json: expected class numbers below 2, got 7"):
+        fastattn.pipeline("zero-shot-classification", folder, model_kwargs={"label2id": {"entail": 7}})
+
+
 @pytest.mark.parametrize(
     ("labels", "options", "error", "message"),
     [

@@ -164,13 +164,21 @@ class MultipleChoice(Model):
         """
         ids, n_choices = _flat(input_ids, "input_ids")
         given = (("attention_mask", attention_mask), ("token_type_ids", token_type_ids), ("position_ids", position_ids))
-        mask, types, positions = (None if value is None else _flat(value, name)[0] for name, value in given)
+        mask, types, positions = (None if value is None else _beside(value, name, n_choices) for name, value in given)
         batch = self._read(ids, mask, types, positions, others)
         batch.need_tokens(_FIRST)
         results = self._run(batch, hidden_states=output_hidden_states, attentions=output_attentions)
         logits = cast(Array, results.per_sequence("logits")).reshape(-1, n_choices)
         output = MultipleChoiceOutput(logits, results.hidden_states(), results.attentions())
         return finish_output(output, return_dict)
+
+
+def _beside(value: object, name: str, n_choices: int) -> Any:
+    """Return the sequences of all items of a mask, types or positions. Raises InputError."""
+    flat, found = _flat(value, name)
+    if found != n_choices:
+        raise InputError(f"{name}: expected {n_choices} choices per item, as in input_ids, got {found}")
+    return flat
 
 
 def _flat(value: object, name: str) -> tuple[Any, int]:

@@ -128,8 +128,11 @@ def _ropes(c: ConfigReader, head_dim: int, positions: int) -> dict[str, Rope]:
     if not set(c.table("rope_parameters")) <= set(THETAS):
         raise c.error("rope_parameters", f"an object with {FULL} and {LOCAL}")
     ropes = {}
+    theta = 0.0
     for kind, (key, default) in THETAS.items():
-        theta = c.number(key, default)
+        read = c.number(key, default)
+        if not (kind == LOCAL and key in c.values and key not in c):  # null: as the global one, as in transformers 4
+            theta = read
         if not 1 < theta < math.inf:
             raise c.error(key, "a number above 1")
         ropes[kind] = read_rope(c, head_dim=head_dim, max_positions=positions, theta=theta, layer_type=kind)

@@ -168,8 +168,8 @@ def build(config: Mapping[str, object], tensors: Mapping[str, WeightSource], tas
 def _wrong_task(model_type: str, task: Task, family: Family) -> str:
     others = " or ".join(TASKS[other].auto_class for other in family.tasks)
     return (
-        f"config.json: model_type {model_type!r} cannot be used for {task} ({TASKS[task].auto_class}): it has no such "
-        f"head; use {others}"
+        f"config.json: model_type {model_type!r} cannot be used for {task} ({TASKS[task].auto_class}): this family "
+        f"has no such head, or fastattn does not support it; use {others}"
     )
 
 
@@ -229,7 +229,9 @@ def _warn_of_other_task(built: BuiltModel, where: object) -> None:
         or any(name.endswith(entry.architecture) for name in listed)
     ):
         return
-    for other in TASKS.values():
+    for task, other in TASKS.items():
+        if (task, built.task) == ("pre-training", "masked-lm"):
+            continue  # this head contains the one of a masked language model
         if set(other.heads) & set(entry.heads) and any(name.endswith(other.architecture) for name in listed):
             _log.warning(
                 "%s: architectures of config.json is %s: the head was trained for %s, but is loaded with %s",

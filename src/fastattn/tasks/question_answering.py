@@ -83,11 +83,11 @@ class QuestionAnsweringPipeline(Pipeline[QuestionAnswerer]):
     ) -> Any:
         """Return {"score", "start", "end", "answer"}: the answer is context[start:end].
 
-        inputs: {"question": ..., "context": ...} or a sequence of those. question and context: a str each
-        instead, or sequences; one context may serve several questions. Several questions return a list; as in
-        transformers 4, a list of one question returns its result. top_k > 1 returns a list of answers for each
-        question, the best first. The score is the probability of the first token times that of the last one.
-        Long contexts are read in overlapping parts; the scores of an answer that is found several times are
+        inputs: {"question": ..., "context": ...} or a sequence of those. question and context: a str each instead, or
+        sequences; one context may serve several questions. Several questions return a list; as in transformers 4, a
+        list of one question returns its result. top_k > 1 returns a list of answers for each question, the best
+        first, or a single answer without the list. The score is the probability of the first token times that of the
+        last one. Long contexts are read in overlapping parts; the scores of an answer that is found several times are
         added, so a score can exceed 1. Raises DTypeError, InputError, and NonFiniteError if a score is NaN or
         infinite.
         """

@@ -78,6 +78,11 @@ class ZeroShotClassificationPipeline(Pipeline[SequenceClassifier]):
         self._read({"candidate_labels": self._defaults.get("candidate_labels", "label")})
         if len(model.config.labels) < 2:
             raise InputError(f"model: expected at least 2 classes, got {len(model.config.labels)}")
+        if self.entailment_id >= len(model.config.labels):
+            raise InputError(
+                f"model: label2id of config.json: expected class numbers below {len(model.config.labels)}, got "
+                f"{self.entailment_id} for entailment; load the model with label2id="
+            )
         if self.entailment_id == -1:
             _log.warning(
                 "%s: no name in label2id of config.json begins with 'entail'; the last class is taken for entailment",
