@@ -234,6 +234,13 @@ def test_multiple_choice(name: str, tmp_path: Path, device: str, rng: np.random.
         model(ids, attention_mask=mask.reshape(3, 2, 7))
 
 
+def test_no_advice_about_labels_for_a_head_without_labels(tmp_path: Path) -> None:
+    folder = write("BertForSequenceClassification", tmp_path)
+    with pytest.raises(ConfigError, match=r"classifier\.weight: expected shape \[1, .* got \[2, ") as error:
+        fastattn.AutoModelForMultipleChoice.from_pretrained(folder)
+    assert "num_labels" not in str(error.value)
+
+
 def test_a_head_for_another_task_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """The classifiers of texts and of tokens have the same names in BERT."""
     folder = write("BertForSequenceClassification", tmp_path / "a")

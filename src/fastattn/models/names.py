@@ -11,7 +11,7 @@ from fastattn.checkpoint.source import WeightSource, place_of, require_weight_dt
 from fastattn.checks import quote
 from fastattn.errors import ConfigError
 from fastattn.graph.ir import Program
-from fastattn.models.tasks import TASKS
+from fastattn.models.tasks import TASKS, Task
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +129,7 @@ def _outer_prefix(tensors: Mapping[str, WeightSource], layout: Layout) -> str:
     return next((before.removesuffix(p) for p in layout.prefixes if before.endswith(p)), before)
 
 
-def check_tensors(program: Program, names: ModelNames) -> dict[str, WeightSource]:
+def check_tensors(program: Program, names: ModelNames, task: Task) -> dict[str, WeightSource]:
     """Check the shape and dtype of every weight part of a Program; return the tensors by part.
 
     Allocates no weights. Raises ConfigError, ModelFormatError for a dtype that is not one for weights.
@@ -143,17 +143,18 @@ def check_tensors(program: Program, names: ModelNames) -> dict[str, WeightSource
         if info.shape != expected:
             raise ConfigError(
                 f"{quote(info.name)[1:-1]}: expected shape {list(expected)} from config.json, got {list(info.shape)} "
-                f"in {place_of(info)}{_why_of_shape(weight.parts[0], expected, info.shape)}"
+                f"in {place_of(info)}{_why_of_shape(task, weight.parts[0], expected, info.shape)}"
             )
         require_weight_dtype(info)
         tensors[weight.parts[0]] = info
     return tensors
 
 
-def _why_of_shape(name: str, expected: tuple[int, ...], found: tuple[int, ...]) -> str:
+def _why_of_shape(task: Task, name: str, expected: tuple[int, ...], found: tuple[int, ...]) -> str:
     """Return advice if the classifier's number of classes differs from config.json, else ""."""
     if (
-        not name.startswith(TASKS["sequence-classification"].heads)
+        task not in ("sequence-classification", "token-classification")
+        or not name.startswith(TASKS["sequence-classification"].heads)
         or len(expected) != len(found)
         or expected[1:] != found[1:]
     ):

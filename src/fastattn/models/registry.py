@@ -149,7 +149,7 @@ def build(config: Mapping[str, object], tensors: Mapping[str, WeightSource], tas
     _check_head(names, parsed, task)
     traced = family.build(parsed, Weights(Tracer(), names), task)
     try:
-        found = check_tensors(traced, names)
+        found = check_tensors(traced, names, task)
     except ConfigError as error:
         raise ConfigError(f"{error}{_other_head(parsed, task)}") from None
     with_types = family.build_with_types

@@ -37,7 +37,7 @@ class QuestionAnsweringArgs(BatchArgs, total=False):
 
     top_k: the number of answers (1). max_answer_len: the longest answer, in tokens (15). max_seq_len: the tokens of a
     part, with the question (384, at most the model's context). doc_stride: how many tokens two parts of a long context
-    share (128, at most half of max_seq_len). handle_impossible_answer: whether the empty answer competes.
+    share (128, or half of max_seq_len if that is less). handle_impossible_answer: whether the empty answer competes.
     align_to_words: whether answers begin and end at words (True).
     """
 
@@ -122,15 +122,21 @@ class QuestionAnsweringPipeline(Pipeline[QuestionAnswerer]):
         """Tokenize a question with its context, in parts if they are long. Raises InputError."""
         question_first = self.tokenizer.padding_side == "right"
         texts = (item["question"], item["context"]) if question_first else (item["context"], item["question"])
-        encoded = self.tokenizer(
-            *texts,
-            truncation="only_second" if question_first else "only_first",
-            max_length=call.max_seq_len,
-            stride=call.doc_stride,
-            return_overflowing_tokens=True,
-            return_offsets_mapping=True,
-            return_token_type_ids=True,
-        )
+        try:
+            encoded = self.tokenizer(
+                *texts,
+                truncation="only_second" if question_first else "only_first",
+                max_length=call.max_seq_len,
+                stride=call.doc_stride,
+                return_overflowing_tokens=True,
+                return_offsets_mapping=True,
+                return_token_type_ids=True,
+            )
+        except InputError as error:
+            raise InputError(
+                f"{name}: the question leaves too few of max_seq_len {call.max_seq_len} tokens for the context, whose "
+                f"parts share doc_stride {call.doc_stride}; shorten it or lower doc_stride ({error})"
+            ) from None
         cls_id = -1 if self.tokenizer.cls_token_id is None else self.tokenizer.cls_token_id
         parts = []
         for i, raw in enumerate(encoded.encodings or ()):

@@ -26,6 +26,7 @@ from fastattn.tasks.pipeline_inputs import (
     read_encoding,
     read_pairs,
 )
+from fastattn.tasks.softmax import softmax
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -168,11 +169,6 @@ class TextClassificationPipeline(Pipeline[SequenceClassifier]):
 def _activate(row: NDArray[np.floating[Any]], activation: Activation) -> NDArray[np.floating[Any]]:
     if activation == "none":
         return row
-    wide = row.astype(np.float64)
     if activation == "sigmoid":
-        return np.exp(-np.logaddexp(0.0, -wide))
-    top = wide.max()
-    if not np.isfinite(top):
-        return np.full_like(wide, np.nan)  # avoids numpy's warning
-    weights = np.exp(wide - top)
-    return cast("NDArray[np.floating[Any]]", weights / weights.sum())
+        return np.exp(-np.logaddexp(0.0, -row.astype(np.float64)))
+    return softmax(row)
