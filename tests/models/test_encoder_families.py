@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -198,6 +199,7 @@ def test_albert_stores_shared_layers_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize("family", MODELS)
 def test_layouts_of_checkpoints(family: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """The prefix may be missing, buffers and heads of pretraining are ignored, all without a warning."""
+    caplog.set_level(logging.WARNING, "fastattn")
     checkpoint = open_checkpoint(saved(family, tmp_path / "a"))
     config, ids = dict(checkpoint.config), [5, 9, 7]
     prefix = FAMILIES[family].layout.prefixes[0]
@@ -288,6 +290,7 @@ OWN_DEFAULTS = (
 @pytest.mark.parametrize("family", MODELS)
 def test_defaults_of_a_family(family: str, caplog: pytest.LogCaptureFixture) -> None:
     """They are transformers', and a file with all of transformers' options gives no warning."""
+    caplog.set_level(logging.WARNING, "fastattn")
     theirs = getattr(transformers, f"{MODELS[family][0]}Config")()
     read: Any = FAMILIES[family].read_config
     ours = read({"model_type": family})

@@ -318,7 +318,7 @@ def test_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="closed"):
         decoding.draw()
     twice = executor.decoding(decode_step([1, 2], [caches[0]] * 2), how)
-    with pytest.raises(InputError, match="twice"):
+    with pytest.raises(InputError, match="caches: expected each cache once"):
         twice.draw()
     decoding = executor.decoding(decode_step([1, 2], [model.new_cache(), model.new_cache()]), how)
     decoding.draw()

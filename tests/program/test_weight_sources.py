@@ -152,23 +152,24 @@ def test_packed_weights_come_from_arrays_too(tmp_path: Path) -> None:
     assert outputs_of(found, np.random.default_rng(1)) == outputs_of(expected, np.random.default_rng(1))
 
 
-def test_the_example_of_an_adapter(tmp_path: Path, rng: np.random.Generator) -> None:
+def test_the_example_of_an_adapter() -> None:
     """The code of docs/adding-a-model.md runs, and equals the sum of whole matrices."""
     (code,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
-    folder = write_bert(tmp_path)
-    tensors = open_checkpoint(folder).tensors
-    name = next(name for name in tensors if name.endswith("layer.0.attention.self.query.weight"))
-    rows, columns = tensors[name].shape
-    b, a = (rng.standard_normal(shape).astype(np.float32) for shape in ((rows, 2), (2, columns)))
-    scale = np.float32(0.5)
-    names: dict[str, Any] = {"folder": folder, "name": name, "a": a, "b": b, "scale": scale}
-    names["task"] = "sequence-classification"
+    names: dict[str, Any] = {}
     exec(code, names)
-    whole = ArraySource(name, read_tensor(tensors[name]) + scale * (b @ a))
-    expected, without = (
-        outputs_of(cpu.CpuExecutor(built.program, built.tensors, threads=2), np.random.default_rng(1))
-        for built in (built_from("bert", {**tensors, name: whole}), built_from("bert", tensors))
-    )
+    name, a, b, scale = (names[key] for key in ("name", "a", "b", "scale"))
+    with open_checkpoint(names["folder"]) as checkpoint:
+        tensors = checkpoint.tensors
+        whole = ArraySource(name, read_tensor(tensors[name]) + scale * (b @ a))
+        expected, without = (
+            outputs_of(
+                load_executor(built.program, built.tensors, dtype="float32", device="cpu", threads=2),
+                np.random.default_rng(1),
+            )
+            for built in (
+                build(checkpoint.config, sources, names["task"]) for sources in ({**tensors, name: whole}, tensors)
+            )
+        )
     assert outputs_of(names["executor"], np.random.default_rng(1)) == expected
     assert expected != without
 
