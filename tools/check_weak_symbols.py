@@ -15,6 +15,7 @@ from pathlib import Path
 
 OBJECT_FOLDER = re.compile(r"fastattn_kernels_(\w+)\.dir")
 MAPPING_SYMBOL = re.compile(r"\$[dx](\.\w+)?")  # of an assembler for Arm, always local; nm of another CPU calls them N
+INSTRUMENTED = ("asan", "tsan", "coverage")  # these builds are not installed, and their objects have other symbols
 LOCAL_KINDS = "abdrtn?-"  # lower case in nm means local; u, v and w, which are unique or weak, are not
 
 
@@ -35,7 +36,8 @@ def main(arguments: list[str]) -> int:
     if len(arguments) != 1:
         print(__doc__)
         return 2
-    objects = sorted(Path(arguments[0]).rglob("*.o"))
+    root = Path(arguments[0])
+    objects = sorted(path for path in root.rglob("*.o") if path.relative_to(root).parts[0] not in INSTRUMENTED)
     kernels = [(path, match[1]) for path in objects if (match := OBJECT_FOLDER.search(str(path)))]
     if not kernels:
         print(f"{arguments[0]}: no kernel objects found")

@@ -156,3 +156,8 @@ def test_weak_symbols_of_kernel_objects_are_found(tmp_path: Path, monkeypatch: p
     done = weak.subprocess.CompletedProcess([], 0, stdout=listing)
     monkeypatch.setattr(weak.subprocess, "run", lambda *_, **__: done)
     assert weak.foreign_symbols(tmp_path / "x.o", "neon") == ["W std::max(int)", "T other"]
+    for build, status in (("asan", 2), ("release", 1)):  # 2: no kernel objects found
+        folder = tmp_path / build / "fastattn_kernels_neon.dir"
+        folder.mkdir(parents=True)
+        (folder / "x.o").touch()
+        assert weak.main([str(tmp_path)]) == status
