@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from pathlib import Path
 
@@ -92,6 +93,12 @@ def test_blocks_share_a_namespace_and_a_folder(tmp_path: Path, monkeypatch: pyte
         "<!-- not run in the tests: it fails -->\n```sh\nexit 1\n```\n"
     )
     assert run(tmp_path, page) == 4
+
+
+def test_a_page_does_not_change_the_log_level_of_other_tests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pages, "ROOT", tmp_path)
+    run(tmp_path, "```python\nimport logging\nlogging.getLogger('fastattn').setLevel(logging.ERROR)\n```\n")
+    assert logging.getLogger("fastattn").level == logging.NOTSET
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import os
 import re
 import shutil
@@ -122,7 +123,8 @@ class Run:
         """Run the blocks of the page in order; return how many ran. Raises PageError."""
         text = self.page.read_text(encoding="utf-8")
         self._prepare(text)
-        before = Path.cwd()
+        before, log = Path.cwd(), logging.getLogger("fastattn")
+        level = log.level  # a page may set it
         os.chdir(self.folder)
         try:
             for block in blocks(text):
@@ -133,6 +135,7 @@ class Run:
                 self._compare_pictures(text)
         finally:
             os.chdir(before)
+            log.setLevel(level)
         return self.n_blocks
 
     def _prepare(self, text: str) -> None:
