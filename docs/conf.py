@@ -5,10 +5,10 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import fastattn
+
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE / "_ext"))
-
-import fastattn  # noqa: E402
 
 project = "fastattn"
 author = "The fastattn authors"

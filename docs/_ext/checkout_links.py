@@ -101,7 +101,7 @@ def file_pages(app: Sphinx) -> Iterator[tuple[str, dict[str, Any], str]]:
             language = guess_lexer_for_filename(name, text).aliases[0]
         except ClassNotFound:
             language = "text"
-        code = app.builder.highlighter.highlight_block(text, language, linenos=False, force=True)  # type: ignore[attr-defined]
+        code = app.builder.highlighter.highlight_block(text, language, linenos=False, force=True)
         body = f"<h1><code>{html.escape(name)}</code></h1>\n{code}"
         yield (
             _page(name),

@@ -59,7 +59,7 @@ class CommandLine(SphinxDirective):
         }
         lines: list[str] = []
         for name, command in commands.items():
-            lines += _command(name, summaries.get(name, ""), command)  # type: ignore[arg-type]
+            lines += _command(name, summaries.get(name, ""), command)
         return self.parse_text_to_nodes(StringList(lines, "command-line"), allow_section_headings=True)
 
 

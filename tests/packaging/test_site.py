@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import subprocess
 import sys
@@ -43,8 +44,9 @@ def test_every_public_name_has_a_docstring_that_says_what_it_needs(name: str) ->
     text = found.__doc__ or ""
     assert text.strip().endswith((".", ":", "`"))
     if not isinstance(found, type) and name != "generation.request_seed":  # which takes any ints
-        errors = "Raises " in text or "Errors: " in (sys.modules[found.__module__].__doc__ or "")  # type: ignore[attr-defined]
-        assert errors, f"{name} does not say what it raises"
+        module = inspect.getmodule(found)
+        assert module is not None
+        assert "Raises " in text or "Errors: " in (module.__doc__ or ""), f"{name} does not say what it raises"
 
 
 def build(folder: Path) -> Path:

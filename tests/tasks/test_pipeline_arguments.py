@@ -13,8 +13,9 @@ import pytest
 
 import fastattn
 from fastattn.errors import ContextLengthError, DTypeError, FastattnError, InputError, ModelFormatError
+from fastattn.tasks.pipelines import PIPELINES
 from tests.tasks.test_pipelines import reference
-from tests.tasks.tiny import write_bert_model, write_gpt2_model
+from tests.tasks.tiny import write_bert_model, write_gpt2_model, write_head
 
 pytestmark = pytest.mark.torch
 DIGITS = 4  # of the compared scores; both sides compute in float64
@@ -48,6 +49,26 @@ def theirs(gpt2: Path, classifier: Path, encoder: Path) -> dict[str, Any]:
 def ours(gpt2: Path, classifier: Path, encoder: Path) -> dict[str, Any]:
     folders = {"text-generation": gpt2, "text-classification": classifier, "feature-extraction": encoder}
     return {task: fastattn.pipeline(task, folder, device="numpy") for task, folder in folders.items()}  # type: ignore[call-overload]
+
+
+@pytest.mark.parametrize(
+    ("task", "head", "inputs"),
+    [
+        ("feature-extraction", "", (TEXT,)),
+        ("fill-mask", "MaskedLM", ("a [MASK] film",)),
+        ("token-classification", "TokenClassification", (TEXT,)),
+        ("question-answering", "QuestionAnswering", ({"question": "good?", "context": TEXT},)),
+        ("zero-shot-classification", "SequenceClassification", (TEXT, ["good", "bad"])),
+    ],
+)
+def test_none_is_the_default_of_every_option(task: Any, head: str, inputs: tuple[Any, ...], tmp_path: Path) -> None:
+    """On the pipeline and in a call."""
+    folder = write_head(tmp_path, f"Bert{f'For{head}' if head else 'Model'}")
+    nothing = dict.fromkeys(PIPELINES[task].call_args.__annotations__)
+    expected = fastattn.pipeline(task, folder)(*inputs)
+    assert rounded(fastattn.pipeline(task, folder, **nothing)(*inputs)) == rounded(expected)
+    nothing.pop("candidate_labels", None)  # is positional
+    assert rounded(fastattn.pipeline(task, folder)(*inputs, **nothing)) == rounded(expected)
 
 
 def rounded(value: Any) -> Any:

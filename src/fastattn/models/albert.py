@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from fastattn.graph.ir import Program
 from fastattn.graph.kinds import activate, attention, gather_rows, layer_norm, linear
 from fastattn.graph.tensor import Tensor, Tokens, Weights, hidden_state
-from fastattn.models.bert import HARMLESS, HEADS, BertConfig, embeddings, read_layers, read_types
+from fastattn.models.bert import HARMLESS, HEADS, BertConfig, embeddings, read_layers, read_tables
 from fastattn.models.config import MAX_LAYERS, ConfigReader, unchangeable
 from fastattn.models.names import Layout
 from fastattn.models.tasks import Task
@@ -47,7 +47,7 @@ def read_config(raw: Mapping[str, object]) -> AlbertConfig:
         num_hidden_groups=c.size("num_hidden_groups", 1, high=MAX_LAYERS),
         inner_group_num=c.size("inner_group_num", 1, high=MAX_LAYERS),
         **read_layers(c, width=4096, heads=64, inner=16384, act="gelu_new"),
-        **read_types(c),
+        **read_tables(c),
         **c.common("albert", c.size("vocab_size", 30000), bos=2, eos=3, pad=0),
     )
     if config.num_hidden_layers * config.inner_group_num > MAX_LAYERS:

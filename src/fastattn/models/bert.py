@@ -47,7 +47,7 @@ class BertConfig(CommonConfig):
     max_position_embeddings: int
     type_vocab_size: int
     layer_norm_eps: float
-    tie_word_embeddings: bool = True
+    tie_word_embeddings: bool
 
 
 def read_config(raw: Mapping[str, object]) -> BertConfig:
@@ -58,9 +58,7 @@ def read_config(raw: Mapping[str, object]) -> BertConfig:
 
 def read_bert_config(c: ConfigReader, common: Mapping[str, Any], position_offset: int = 0) -> BertConfig:
     """Read the config of a BERT, RoBERTa or CamemBERT."""
-    tied = c.flag("tie_word_embeddings", True)
-    layer_options = read_layers(c, position_offset=position_offset)
-    config = BertConfig(**layer_options, **read_types(c), tie_word_embeddings=tied, **common)
+    config = BertConfig(**read_layers(c, position_offset=position_offset), **read_tables(c), **common)
     c.finish(HARMLESS)
     return config
 
@@ -88,9 +86,12 @@ def read_layers(
     }
 
 
-def read_types(c: ConfigReader) -> dict[str, Any]:
-    """Read the number of token types."""
-    return {"type_vocab_size": c.size("type_vocab_size", 2)}
+def read_tables(c: ConfigReader) -> dict[str, Any]:
+    """Read the number of token types, and whether a masked language model's matrix is that of the embeddings."""
+    return {
+        "type_vocab_size": c.size("type_vocab_size", 2),
+        "tie_word_embeddings": c.flag("tie_word_embeddings", True),
+    }
 
 
 def encoder(cfg: BertConfig, w: Weights, t: Tokens) -> Tensor:

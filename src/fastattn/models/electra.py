@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from fastattn.graph.ir import Program
 from fastattn.graph.kinds import linear
 from fastattn.graph.tensor import Tensor, Tokens, Weights
-from fastattn.models.bert import HARMLESS, HEADS, BertConfig, embeddings, layers, read_layers, read_types
+from fastattn.models.bert import HARMLESS, HEADS, BertConfig, embeddings, layers, read_layers, read_tables
 from fastattn.models.config import ConfigReader, unchangeable
 from fastattn.models.names import Layout
 from fastattn.models.roberta import outputs
@@ -44,7 +44,7 @@ def read_config(raw: Mapping[str, object]) -> ElectraConfig:
     config = ElectraConfig(
         embedding_size=c.size("embedding_size", 128),
         **read_layers(c, width=256, heads=4, inner=1024),
-        **read_types(c),
+        **read_tables(c),
         **c.common("electra", c.size("vocab_size", 30522), pad=0),
     )
     c.finish(f"{HARMLESS} summary_activation summary_last_dropout summary_type summary_use_proj")

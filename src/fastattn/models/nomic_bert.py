@@ -10,7 +10,7 @@ from fastattn.graph.ir import Program
 from fastattn.graph.kinds import Activation, activate, attention, embedding, layer_norm, linear, rotary, split
 from fastattn.graph.rotary_table import RotaryTable
 from fastattn.graph.tensor import Tensor, Tokens, Weights, hidden_state
-from fastattn.models.bert import HARMLESS, pooler
+from fastattn.models.bert import HARMLESS, pooler, token_outputs
 from fastattn.models.config import MAX_LAYERS, CommonConfig, ConfigReader, unchangeable
 from fastattn.models.names import Layout, ModelNames
 from fastattn.models.rope import Rope, read_rope
@@ -112,7 +112,5 @@ def build(cfg: NomicBertConfig, w: Weights, task: Task) -> Program:
     if task == "sequence-classification":
         outputs = {"logits": linear(pooler(cfg, w, h), w["classifier"], len(cfg.labels))}
     else:
-        outputs = {"last_hidden_state": h}
-        if w["pooler.dense"].has("weight"):
-            outputs["pooler_output"] = pooler(cfg, w, h)
+        outputs = token_outputs(cfg, w, h, task)
     return w.tracer.program(outputs, cfg.max_positions)

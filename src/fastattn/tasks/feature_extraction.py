@@ -94,7 +94,7 @@ class FeatureExtractionPipeline(Pipeline[Encoder]):
 
     def _read(self, options: Mapping[str, Any]) -> tuple[bool, Encoding, int | None]:
         """Check the arguments of a call."""
-        merged = self._merged(options)
+        merged = self._given(options)
         merge_kwargs(merged, "tokenize_kwargs")
         tensors = merged.pop("return_tensors", False)
         if isinstance(tensors, str):

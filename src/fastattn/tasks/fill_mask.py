@@ -143,7 +143,7 @@ class FillMaskPipeline(Pipeline[MaskedLM]):
 
     def _read(self, options: Mapping[str, Any]) -> _Call:
         """Check the arguments of a call."""
-        merged = self._merged(options)
+        merged = self._given(options)
         merge_kwargs(merged, "tokenizer_kwargs")
         n_tokens = self.model.config.vocab_size
         top_k = check_count("top_k", merged.pop("top_k", DEFAULT_TOP_K), low=1)

@@ -69,7 +69,15 @@ class Pipeline(Generic[ModelType]):
 
     def _merged(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """Return the pipeline's defaults, replaced by those arguments of a call that are not None."""
-        return {**self._defaults, **{name: value for name, value in options.items() if value is not None}}
+        return {**self._defaults, **_given(options)}
+
+    def _given(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the same without defaults that are None, for pipelines in which None is never a value."""
+        return _given(self._merged(options))
+
+
+def _given(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def check_model(model: object, expected: type[ModelType]) -> ModelType:

@@ -150,7 +150,7 @@ class QuestionAnsweringPipeline(Pipeline[QuestionAnswerer]):
 
     def _read(self, options: Mapping[str, Any]) -> _Call:
         """Check the arguments of a call."""
-        merged = self._merged(options)
+        merged = self._given(options)
         context = self.model.executor.program.max_positions
         longest = min(self.tokenizer.model_max_length, context)
         length = check_count("max_seq_len", merged.pop("max_seq_len", min(longest, MAX_SEQ_LEN)), low=1, high=context)

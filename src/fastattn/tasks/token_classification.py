@@ -186,7 +186,7 @@ class TokenClassificationPipeline(Pipeline[TokenClassifier]):
 
     def _read(self, options: Mapping[str, Any]) -> _Call:
         """Check the arguments of a call."""
-        merged = self._merged(options)
+        merged = self._given(options)
         strategy = merged.pop("aggregation_strategy", "none")
         strategy = strategy.value if isinstance(strategy, Enum) else strategy
         strategy = strategy.lower() if isinstance(strategy, str) else strategy

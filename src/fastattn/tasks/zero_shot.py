@@ -45,16 +45,24 @@ class Classified(TypedDict):
     scores: list[float]
 
 
-class ZeroShotArgs(EncodeArgs, BatchArgs, total=False):
-    """Arguments of a call of `ZeroShotClassificationPipeline`.
+class HypothesisArgs(EncodeArgs, BatchArgs, total=False):
+    """Keyword arguments of a call of `ZeroShotClassificationPipeline`.
 
-    candidate_labels: a sequence of str, or one str with commas between the labels. hypothesis_template: a text with {}
-    for the label. multi_label: whether several labels can be true, so each score is between 0 and 1 on its own.
+    hypothesis_template: a text with {} for the label. multi_label: whether several labels can be true, so each score is
+    between 0 and 1 on its own.
+    """
+
+    hypothesis_template: str | None
+    multi_label: bool | None
+
+
+class ZeroShotArgs(HypothesisArgs, total=False):
+    """Arguments of a call of `ZeroShotClassificationPipeline`, which may be set on the pipeline.
+
+    candidate_labels: a sequence of str, or one str with commas between the labels. The others: as in `HypothesisArgs`.
     """
 
     candidate_labels: str | Sequence[str] | None
-    hypothesis_template: str | None
-    multi_label: bool | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +83,8 @@ class ZeroShotClassificationPipeline(Pipeline[SequenceClassifier]):
 
     def __init__(self, model: SequenceClassifier, tokenizer: object = None, **defaults: Unpack[ZeroShotArgs]) -> None:
         super().__init__(model, tokenizer, **defaults)
-        self._read({"candidate_labels": self._defaults.get("candidate_labels", "label")})
+        labels = self._defaults.get("candidate_labels")
+        self._read({"candidate_labels": "label" if labels is None else labels})
         if len(model.config.labels) < 2:
             raise InputError(f"model: expected at least 2 classes, got {len(model.config.labels)}")
         if self.entailment_id >= len(model.config.labels):
@@ -96,10 +105,12 @@ class ZeroShotClassificationPipeline(Pipeline[SequenceClassifier]):
         return next(found, -1)
 
     @overload
-    def __call__(self, sequences: str, candidate_labels: Any = ..., **options: Unpack[ZeroShotArgs]) -> Classified: ...  # type: ignore[misc]
+    def __call__(
+        self, sequences: str, candidate_labels: str | Sequence[str] | None = ..., **options: Unpack[HypothesisArgs]
+    ) -> Classified: ...
     @overload
-    def __call__(  # type: ignore[misc]
-        self, sequences: Many, candidate_labels: Any = ..., **options: Unpack[ZeroShotArgs]
+    def __call__(
+        self, sequences: Many, candidate_labels: str | Sequence[str] | None = ..., **options: Unpack[HypothesisArgs]
     ) -> list[Classified]: ...
     def __call__(self, sequences: Any, candidate_labels: Any = None, **options: Any) -> Any:
         """Return {"sequence", "labels", "scores"} for a text, and a list of those for a sequence of texts.
@@ -141,7 +152,7 @@ class ZeroShotClassificationPipeline(Pipeline[SequenceClassifier]):
 
     def _read(self, options: Mapping[str, Any]) -> _Call:
         """Check the arguments of a call."""
-        merged = self._merged(options)
+        merged = self._given(options)
         labels = _read_labels(merged.pop("candidate_labels", None))
         template = check_text(merged.pop("hypothesis_template", TEMPLATE), "hypothesis_template")
         multi_label = check_flag("multi_label", merged.pop("multi_label", False))
