@@ -33,8 +33,8 @@ def start(python: str, job: Job) -> Process:
     return Process([python, "-I", "-c", START, arguments], job.threads)
 
 
-def ask(process: Process, work: Work, context: int, seconds: float) -> dict[str, Any]:
-    command = {"name": work.name, "kind": work.kind, "ids": work.ids(context), "n_new": work.n_new}
+def ask(process: Process, work: Work, vocab_size: int, seconds: float) -> dict[str, Any]:
+    command = {"name": work.name, "kind": work.kind, "ids": work.ids(vocab_size), "n_new": work.n_new}
     answer = process.ask(do="run", seconds=seconds, **command)
     if "error" in answer:
         sys.exit(f"{work.name}: {answer['error']}")
@@ -72,13 +72,14 @@ def main() -> int:
     for path in args.model:
         config = open_checkpoint(path).config
         task: Any = "causal-lm" if "gpt2" in str(config.get("model_type")) else "encoder"
+        context = int(config.get("n_positions") or config.get("max_position_embeddings") or 512)
         for dtype in args.dtype:
             print(f"{path.name} {dtype}", flush=True)
             with tempfile.TemporaryDirectory() as folder:
                 job = Job(path.resolve(), task, dtype, args.threads, Path(folder))
                 pair = [start(python, job) for python in (args.old, args.new)]
             try:
-                for work in choose(works_of(task, 1024 if task == "causal-lm" else 512), args.works):
+                for work in choose(works_of(task, context), args.works):
                     line, same = compare(work, pair, int(config["vocab_size"]), args)
                     print("  " + line, flush=True)
                     failures += not same

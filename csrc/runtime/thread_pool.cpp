@@ -87,7 +87,7 @@ struct Team::Shared {
     std::atomic<bool> quit{false};
     const std::function<void(Team&)>* body = nullptr;
     const std::function<bool()>* poll = nullptr;
-    PollTimer poll_timer;
+    alignas(64) PollTimer poll_timer;  // thread 0 writes it at every check, where the others read `stop`
     std::vector<std::thread> workers;
     HomeProcess home;
 
