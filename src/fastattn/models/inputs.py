@@ -77,6 +77,8 @@ class Batch:
 
     def touches(self, token_id: int) -> bool:
         """Return whether any sequence begins or ends with this token."""
+        if token_id not in self.token_ids:  # nearly always, and much faster than finding the ends
+            return False
         ends = np.cumsum([count for count in self.counts if count])
         edges = np.concatenate([ends - 1, ends[:-1], [0]]).astype(np.intp)
         return bool(len(ends)) and bool((self.token_ids[edges] == token_id).any())
