@@ -1,0 +1,102 @@
+"""`save_classifier`: an encoder and a linear classifier on its vectors, as a normal checkpoint of its family."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastattn.api.classifier_head import Pooling, Tensors, check_writable, head_tensors
+from fastattn.api.encoders import Encoder
+from fastattn.checkpoint import ArraySource, Checkpoint, TensorInfo, open_checkpoint
+from fastattn.checkpoint.new_folder import NewFolder, new_folder
+from fastattn.checkpoint.safetensors_writer import write_tensors
+from fastattn.checks import check_path
+from fastattn.errors import ConfigError
+from fastattn.jsonfile import JsonValue
+from fastattn.models.registry import build, find_family
+from fastattn.tokenizer import Tokenizer
+
+_log = logging.getLogger("fastattn")
+# Keys of config.json that describe another head, or come from another file.
+_DROPPED = ("num_labels", "id2label", "label2id", "generation_pad_token_id", "auto_map", "_name_or_path")
+
+
+def save_classifier(
+    encoder: Encoder,
+    tokenizer: Tokenizer,
+    directory: str | os.PathLike[str],
+    *,
+    weight: NDArray[np.floating],
+    bias: NDArray[np.floating],
+    labels: Sequence[str],
+    pooling: Pooling,
+) -> Path:
+    """Write a checkpoint for `AutoModelForSequenceClassification`, of fastattn and of transformers; return its folder.
+
+    weight [n_labels, hidden_size], bias [n_labels]: the classifier. pooling: the vector that it reads: that of the
+    first token, or the mean over all tokens, centered and divided by its standard deviation if `adds_layer` says so. In
+    ModernBERT, each row of `weight` must have the average 0. The encoder's weights are copied as they are stored. The
+    folder must be new or empty; it appears only when everything is written. Raises ConfigError, ModelFormatError if the
+    encoder's files changed after it was loaded, OSError.
+    """
+    target = check_path("directory", directory)
+    config = encoder.config
+    layout = check_writable(config.model_type, pooling)
+    encoder.__reduce__()  # compares the files with those that were loaded
+    if encoder.dtype != "float32":
+        _log.warning(
+            "%s: the classifier was fitted on the vectors of dtype=%r; load it with the same dtype", target, encoder.dtype
+        )
+    with open_checkpoint(encoder.path, check_config=find_family) as checkpoint, new_folder(target) as folder:
+        if checkpoint.quantized is not None:
+            raise ConfigError(f"{encoder.path}: expected a float checkpoint, got a quantized one; fit on the original")
+        prefix = find_family(checkpoint.config).layout.prefixes[0]
+        head, changes = head_tensors(
+            config,
+            layout,
+            prefix,
+            np.asarray(weight, np.float64),
+            np.asarray(bias, np.float64),
+            pooling=pooling,
+        )
+        changes["architectures"] = [f"{layout.architecture}ForSequenceClassification"]
+        changes["model_type"] = config.model_type
+        _write_config(folder, checkpoint.config, changes, labels)
+        _write_weights(folder, checkpoint, prefix, head)
+        checkpoint.check_unchanged()
+        tokenizer.save_pretrained(folder.path)
+    return target
+
+
+def _write_config(
+    folder: NewFolder, old: Mapping[str, JsonValue], changes: Mapping[str, object], labels: Sequence[str]
+) -> None:
+    config = {key: value for key, value in old.items() if key not in _DROPPED}
+    new = {
+        **config,
+        **changes,
+        "id2label": {str(i): label for i, label in enumerate(labels)},
+        "label2id": {label: i for i, label in enumerate(labels)},
+        "problem_type": "single_label_classification",
+        "dtype": "float32",  # the head's numbers are outside the range of float16
+        "torch_dtype": "float32",  # the name in transformers 4
+    }
+    with folder.create("config.json") as file:
+        file.write(json.dumps(new, indent=2).encode() + b"\n")
+
+
+def _write_weights(folder: NewFolder, checkpoint: Checkpoint, prefix: str, head: Tensors) -> None:
+    """Write the encoder's tensors with transformers' names, and the head."""
+    tensors: dict[str, TensorInfo | ArraySource] = {}
+    for name, source in build(checkpoint.config, checkpoint.tensors, "encoder").tensors.items():
+        is_head = f"{prefix}{name}" in head or name.startswith("pooler.")
+        if isinstance(source, TensorInfo) and not is_head:
+            tensors[f"{prefix}{name}"] = source
+    with folder.create("model.safetensors") as file:
+        write_tensors(file, tensors | {name: ArraySource(name, array) for name, array in head.items()})
