@@ -40,7 +40,8 @@ class HeadLayout:
     """The classification head of a family. Names that begin with "." are below the family's prefix.
 
     architecture: transformers' class. dense, output: the names of the two matrices. layer: the names of a layer's
-    parts, to add one for the mean; None if that is impossible. reads_mean: the head itself can read the mean.
+    parts, to add one for the mean; None if that is impossible. reads_mean: the head itself can read the mean. also: a
+    tensor of the encoder that is not a weight of the Program, which has a table computed from it.
     """
 
     architecture: str
@@ -48,6 +49,7 @@ class HeadLayout:
     output: str = "classifier"
     layer: LayerNames | None = None
     reads_mean: bool = False
+    also: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,8 +97,8 @@ _DISTILBERT_LAYER = LayerNames(
 )
 
 
-def _roberta(name: str, layer: LayerNames | None = _BERT_LAYER) -> HeadLayout:
-    return HeadLayout(architecture=name, dense="classifier.dense", output="classifier.out_proj", layer=layer)
+def _roberta(name: str) -> HeadLayout:
+    return HeadLayout(architecture=name, dense="classifier.dense", output="classifier.out_proj", layer=_BERT_LAYER)
 
 
 HEAD_LAYOUTS: Mapping[str, HeadLayout] = {
@@ -106,7 +108,12 @@ HEAD_LAYOUTS: Mapping[str, HeadLayout] = {
     "xlm-roberta": _roberta("XLMRoberta"),
     "camembert": _roberta("Camembert"),
     "electra": _roberta("Electra"),
-    "mpnet": _roberta("MPNet", None),  # the position bias of its attention changes the mean
+    "mpnet": HeadLayout(  # no layer: the position bias of its attention changes the mean
+        architecture="MPNet",
+        dense="classifier.dense",
+        output="classifier.out_proj",
+        also="encoder.relative_attention_bias.weight",
+    ),
     "albert": HeadLayout(architecture="Albert", dense=".pooler"),  # all of its layers have the same weights
     "nomic_bert": HeadLayout(architecture="NomicBert", dense=".pooler.dense"),
     "modernbert": HeadLayout(architecture="ModernBert", dense="head.dense", reads_mean=True),

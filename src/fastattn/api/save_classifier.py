@@ -11,15 +11,17 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from fastattn.api.classifier_head import Pooling, Tensors, check_writable, head_tensors
+from fastattn.api.classifier_head import HeadLayout, Pooling, Tensors, check_writable, head_tensors
 from fastattn.api.encoders import Encoder
-from fastattn.checkpoint import ArraySource, Checkpoint, TensorInfo, open_checkpoint
+from fastattn.api.reload import verify_files
+from fastattn.checkpoint import ArraySource, Checkpoint, TensorInfo, WeightSource, open_checkpoint
 from fastattn.checkpoint.new_folder import NewFolder, new_folder
 from fastattn.checkpoint.safetensors_writer import write_tensors
 from fastattn.checks import check_path
 from fastattn.errors import ConfigError
 from fastattn.jsonfile import JsonValue
-from fastattn.models.registry import build, find_family
+from fastattn.models.names import resolve_names
+from fastattn.models.registry import Family, build, find_family
 from fastattn.tokenizer import Tokenizer
 
 _log = logging.getLogger("fastattn")
@@ -48,19 +50,22 @@ def save_classifier(
     target = check_path("directory", directory)
     config = encoder.config
     layout = check_writable(config.model_type, pooling)
-    encoder.__reduce__()  # compares the files with those that were loaded
+    _, (recipe,) = encoder.__reduce__()
+    verify_files(recipe)  # they are those that were loaded
     if encoder.dtype != "float32":
         _log.warning(
-            "%s: the classifier was fitted on the vectors of dtype=%r; load it with the same dtype", target, encoder.dtype
+            "%s: the classifier was fitted on the vectors of dtype=%r; load it with the same dtype",
+            target,
+            encoder.dtype,
         )
     with open_checkpoint(encoder.path, check_config=find_family) as checkpoint, new_folder(target) as folder:
         if checkpoint.quantized is not None:
             raise ConfigError(f"{encoder.path}: expected a float checkpoint, got a quantized one; fit on the original")
-        prefix = find_family(checkpoint.config).layout.prefixes[0]
+        family = find_family(checkpoint.config)
         head, changes = head_tensors(
             config,
             layout,
-            prefix,
+            family.layout.prefixes[0],
             np.asarray(weight, np.float64),
             np.asarray(bias, np.float64),
             pooling=pooling,
@@ -68,7 +73,7 @@ def save_classifier(
         changes["architectures"] = [f"{layout.architecture}ForSequenceClassification"]
         changes["model_type"] = config.model_type
         _write_config(folder, checkpoint.config, changes, labels)
-        _write_weights(folder, checkpoint, prefix, head)
+        _write_weights(folder, checkpoint, family, layout, head)
         checkpoint.check_unchanged()
         tokenizer.save_pretrained(folder.path)
     return target
@@ -91,10 +96,16 @@ def _write_config(
         file.write(json.dumps(new, indent=2).encode() + b"\n")
 
 
-def _write_weights(folder: NewFolder, checkpoint: Checkpoint, prefix: str, head: Tensors) -> None:
+def _write_weights(
+    folder: NewFolder, checkpoint: Checkpoint, family: Family, layout: HeadLayout, head: Tensors
+) -> None:
     """Write the encoder's tensors with transformers' names, and the head."""
+    prefix = family.layout.prefixes[0]
+    sources: dict[str, WeightSource] = dict(build(checkpoint.config, checkpoint.tensors, "encoder").tensors)
+    if layout.also is not None:
+        sources[layout.also] = resolve_names(checkpoint.tensors, family.layout).get(layout.also)
     tensors: dict[str, TensorInfo | ArraySource] = {}
-    for name, source in build(checkpoint.config, checkpoint.tensors, "encoder").tensors.items():
+    for name, source in sources.items():
         is_head = f"{prefix}{name}" in head or name.startswith("pooler.")
         if isinstance(source, TensorInfo) and not is_head:
             tensors[f"{prefix}{name}"] = source

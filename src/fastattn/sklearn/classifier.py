@@ -18,7 +18,8 @@ from fastattn.api.classifier_head import adds_layer
 from fastattn.api.save_classifier import save_classifier
 from fastattn.checks import check_choice
 from fastattn.errors import ConfigError, InputError
-from fastattn.sklearn.models import LazyModel, ModelOption, load, read_texts, with_pooling
+from fastattn.sklearn.pooling import with_pooling
+from fastattn.tasks.lazy_model import LazyModel, ModelOption, load_lazily, read_texts
 from fastattn.tasks.sentence.modules import Normalize
 from fastattn.tasks.sentence.pooling import Pooling
 from fastattn.tasks.sentence_transformer import SentenceTransformer
@@ -79,7 +80,7 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         DTypeError for a missing text, InputError, ConfigError, ValueError.
         """
         check_choice("pooling", self.pooling, _POOLINGS)
-        lazy = load(self.model, dtype=self.dtype, threads=self.threads)
+        lazy = load_lazily(self.model, dtype=self.dtype, threads=self.threads)
         model, pooling = _with_pooling(lazy.open(), self.pooling)
         texts = read_texts("X", X)
         vectors = _vectors(model, pooling, texts, self.batch_size).astype(np.float64)
@@ -113,7 +114,7 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """
         vectors = _vectors(self.model_, self.pooling_, read_texts("X", X), self.batch_size)
         found = ops.linear(vectors, self.coef_, self.intercept_)
-        return cast("NDArray[np.float32]", found[:, 0] if len(self.coef_) == 1 else found)
+        return found[:, 0] if len(self.coef_) == 1 else found
 
     def predict_proba(self, X: object) -> NDArray[np.float64]:
         """Return the probability of each class, float64 [n, n_classes], in the order of `classes_`."""

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 
-from fastattn.sklearn.models import LazyModel, ModelOption, load, read_texts
+from fastattn.tasks.lazy_model import LazyModel, ModelOption, load_lazily, read_texts
 from fastattn.tasks.sentence_transformer import SentenceTransformer
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class FastattnEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         lazy = cast("LazyModel | None", getattr(self, "_lazy", None))
         options = (self.model, self.dtype, self.threads)
         if lazy is None or (lazy.options != options and not isinstance(self.model, SentenceTransformer)):
-            self._lazy = lazy = load(self.model, dtype=self.dtype, threads=self.threads)
+            self._lazy = lazy = load_lazily(self.model, dtype=self.dtype, threads=self.threads)
         elif isinstance(self.model, SentenceTransformer):
             return self.model
         return lazy.open()
