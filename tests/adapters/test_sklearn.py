@@ -66,7 +66,7 @@ def test_data_frames(folder: Path) -> None:
     assert same(found, FastattnEmbedder(folder).transform(TEXTS))
     columns = ColumnTransformer([("text", FastattnEmbedder(folder), "text")], remainder="passthrough")
     assert columns.fit_transform(frame).shape == (len(TEXTS), WIDTH + 1)
-    with pytest.raises(InputError, match="X: expected one dimension of str, got a DataFrame .*; pass one column"):
+    with pytest.raises(InputError, match=r"X: expected one dimension of str, got a DataFrame .*; pass one column"):
         embedder.transform(frame[["text"]])
 
 
