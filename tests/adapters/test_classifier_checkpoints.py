@@ -22,7 +22,7 @@ from fastattn.sklearn import TextClassifier
 from tests.adapters.tiny import CLASSES, FAMILIES, TEXTS, THREE, write_encoder, write_sentence_encoder
 from tests.reference import hf
 from tests.tasks.bounds import assert_as_good_as
-from tests.tasks.sentence_folders import change_json
+from tests.tasks.sentence_folders import change_json, dense, layer_norm, write_modules
 
 pytestmark = pytest.mark.torch
 WRITABLE = [(family, "cls") for family in FAMILIES] + [
@@ -149,3 +149,40 @@ def test_weights_are_copied_as_they_are_stored(tmp_path: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     assert config["architectures"] == ["BertForSequenceClassification"]
     assert config["dtype"] == "float32"
+
+
+@pytest.mark.parametrize("family", ["bert", "mpnet"])
+@pytest.mark.parametrize("pooling", ["cls", "mean", "sentence"])
+def test_a_folder_of_sentence_transformers(family: str, pooling: Any, tmp_path: Path) -> None:
+    """sentence-transformers and fastattn compute the logits as vectors."""
+    sentence_transformers = pytest.importorskip("sentence_transformers")
+    source = write_sentence_encoder(tmp_path / "encoder", family=family)
+    classifier = TextClassifier(source, pooling=pooling, threads=1).fit(TEXTS, THREE)
+    folder = classifier.save_sentence_transformer(tmp_path / "classifier")
+    logits = classifier.decision_function(TEXTS)
+    theirs = sentence_transformers.SentenceTransformer(str(folder), device="cpu")
+    rough = theirs.encode(TEXTS)
+    with hf.exact(theirs.double()):
+        exact = theirs.encode(TEXTS)
+    assert_as_good_as(logits, exact, rough)
+    with fa.SentenceTransformer(folder, threads=1) as ours:
+        found = ours.encode(TEXTS)
+        assert [ours.model.config.id2label[i] for i in found.argmax(axis=1)] == classifier.predict(TEXTS).tolist()
+    assert_as_good_as(found, exact, rough)
+    if not (family == "bert" and pooling == "mean"):  # that folder has modules which center and normalize
+        assert (found == logits).all()
+
+
+def test_every_module_is_written(tmp_path: Path) -> None:
+    source = write_sentence_encoder(tmp_path / "encoder")
+    write_modules(source, layer_norm(36), dense(36, 20, activation_function="torch.nn.modules.activation.Tanh"))
+    write_modules(source, dense(20, 20, seed=3, bias=False, use_residual=True), dense(20, 9, seed=5, use_residual=True))
+    classifier = TextClassifier(source, pooling="sentence", threads=1).fit(TEXTS, CLASSES)
+    folder = classifier.save_sentence_transformer(tmp_path / "classifier")
+    with fa.SentenceTransformer(folder, threads=1) as ours:
+        found = ours.encode(TEXTS)
+    assert np.array_equal(found[:, 1] * 2, classifier.decision_function(TEXTS))
+    assert np.array_equal(found[:, 0], -found[:, 1])
+    short = fa.SentenceTransformer(source, truncate_dim=5)
+    with pytest.raises(ConfigError, match="model: expected truncate_dim=None, .* got 5"):
+        TextClassifier(short, pooling="sentence").fit(TEXTS, CLASSES).save_sentence_transformer(tmp_path / "short")

@@ -54,7 +54,7 @@ def write_encoder(folder: Path, family: str = "bert", **options: Any) -> Path:
     return hf.save(hf.make(f"{name}Model", **sizes), folder)
 
 
-def write_sentence_encoder(folder: Path, mode: str = "mean", **options: Any) -> Path:
+def write_sentence_encoder(folder: Path, family: str = "bert", mode: str = "mean", **options: Any) -> Path:
     """Write an encoder with the modules Pooling and Normalize."""
     pooling = ("Pooling", {"word_embedding_dimension": SIZES["hidden_size"], "pooling_mode": mode}, None)
-    return write_modules(write_encoder(folder, **options), pooling, ("Normalize", None, None))
+    return write_modules(write_encoder(folder, family, **options), pooling, ("Normalize", None, None))

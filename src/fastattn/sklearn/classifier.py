@@ -19,6 +19,7 @@ from fastattn.api.save_classifier import save_classifier
 from fastattn.checks import check_choice
 from fastattn.errors import ConfigError, InputError
 from fastattn.sklearn.pooling import with_pooling
+from fastattn.sklearn.sentence_folder import save_sentence_classifier
 from fastattn.tasks.lazy_model import LazyModel, ModelOption, load_lazily, read_texts
 from fastattn.tasks.sentence.modules import Normalize
 from fastattn.tasks.sentence.pooling import Pooling
@@ -138,7 +139,8 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         if self.pooling_ == "sentence":
             raise ConfigError(
                 'pooling: expected "auto", "cls" or "mean", because no classification head reads vectors of '
-                'SentenceTransformer.encode, got "sentence"; fit with another pooling'
+                'SentenceTransformer.encode, got "sentence"; fit with another pooling, or '
+                "call save_sentence_transformer"
             )
         prompt = model.prompts.get(model.default_prompt_name or "", "")
         if prompt:
@@ -146,14 +148,30 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 f"model: expected one without a default prompt, which no checkpoint can add to a text, got {prompt!r}; "
                 "set default_prompt_name = None in a SentenceTransformer, pass it as the model, and fit again"
             )
-        weight, bias = self.coef_.astype(np.float64), self.intercept_.astype(np.float64)
-        if len(weight) == 1:
-            weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
-        labels = [str(name) for name in self.classes_]
+        weight, bias, labels = self._rows()
         pooling = cast(HeadPooling, self.pooling_)
         return save_classifier(
             model.model, model.tokenizer, directory, weight=weight, bias=bias, labels=labels, pooling=pooling
         )
+
+    def save_sentence_transformer(self, directory: str | os.PathLike[str]) -> Path:
+        """Write a folder for `SentenceTransformer`, whose vectors are the logits; return the folder.
+
+        This works for every pooling, also with sentence-transformers. The logits are [n, n_classes], those of
+        `save_pretrained`; config.json has the labels. The folder must be new or empty. Raises ConfigError for a model
+        without a transformer, or with truncate_dim; OSError.
+        """
+        model = self.model_
+        weight, bias, labels = self._rows()
+        normalized = self.pooling_ != "sentence" and _is_normalized(model, self.pooling_)
+        return save_sentence_classifier(model, directory, weight=weight, bias=bias, labels=labels, centered=normalized)
+
+    def _rows(self) -> tuple[NDArray[np.float64], NDArray[np.float64], list[str]]:
+        """Return weights [n_classes, width], biases [n_classes] and labels of a softmax over all classes."""
+        weight, bias = self.coef_.astype(np.float64), self.intercept_.astype(np.float64)
+        if len(weight) == 1:
+            weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
+        return weight, bias, [str(name) for name in self.classes_]
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
