@@ -184,5 +184,5 @@ def test_every_module_is_written(tmp_path: Path) -> None:
     assert np.array_equal(found[:, 1] * 2, classifier.decision_function(TEXTS))
     assert np.array_equal(found[:, 0], -found[:, 1])
     short = fa.SentenceTransformer(source, truncate_dim=5)
-    with pytest.raises(ConfigError, match="model: expected truncate_dim=None, .* got 5"):
+    with pytest.raises(ConfigError, match=r"model: expected truncate_dim=None, .* got 5"):
         TextClassifier(short, pooling="sentence").fit(TEXTS, CLASSES).save_sentence_transformer(tmp_path / "short")

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib
+import io
 import pickle
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,7 @@ import pytest
 import fastattn as fa
 from fastattn.errors import ConfigError, DTypeError, InputError
 from tests.adapters.tiny import TEXTS
+from tests.reference import pages
 from tests.tasks.sentence_folders import NORMALIZE, WIDTH, write_model
 
 POOLING: Any = ("Pooling", {"word_embedding_dimension": WIDTH, "pooling_mode": "mean"}, None)
@@ -173,3 +177,19 @@ def test_a_loaded_model_can_be_passed(name: str, kind: str, folder: Path) -> Non
     assert found._lazy.open() is model
     with pytest.raises(InputError, match="threads: expected None with a loaded model, got 1"):
         getattr(adapter(name), kind)(model, threads=1)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("package", ["langchain_core", "llama_index.core", "chromadb", "keybert"])
+def test_the_page_of_other_libraries(package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The blocks that `test_pages` leaves out, because they need the libraries."""
+    pytest.importorskip(package, reason=f"{package} is not installed")
+    monkeypatch.chdir(tmp_path)
+    text = (pages.ROOT / "docs/how-to/other-libraries.md").read_text(encoding="utf-8")
+    first = re.compile(rf"(from|import) {re.escape(package)}\b")
+    (block,) = [block for block in pages.blocks(text) if first.match(block.body)]
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec(block.body, {"__name__": "__page__"})
+    assert block.output is not None
+    assert pages.matches(block.output.body, printed.getvalue())
