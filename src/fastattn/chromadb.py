@@ -24,7 +24,6 @@ __all__ = ["FastattnEmbeddingFunction"]
 _KEYS = ("model", "normalize_embeddings", "dtype", "threads", "sha256")
 
 
-@register_embedding_function
 class FastattnEmbeddingFunction(EmbeddingFunction):  # type: ignore[misc]
     """Computes vectors with `SentenceTransformer.encode_document` and `encode_query`.
 
@@ -105,3 +104,6 @@ class FastattnEmbeddingFunction(EmbeddingFunction):  # type: ignore[misc]
             raise ConfigError(
                 f"configuration of fastattn: expected the keys {', '.join(_KEYS)}, got {', '.join(config)}"
             )
+
+
+register_embedding_function(FastattnEmbeddingFunction)
