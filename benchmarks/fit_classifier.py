@@ -3,7 +3,7 @@
     python benchmarks/fit_classifier.py --data FOLDER [--rounds 3] [--threads 2]
 
 FOLDER has train.tsv and test.tsv (`sentence<TAB>label`). The candidates are `fastattn.sklearn.TextClassifier`, and
-sentence-transformers with scikit-learn's LogisticRegression. They take turns, each in a new process with the same number
+sentence-transformers with scikit-learn. They take turns, each in a new process with the same number
 of threads, and get the same texts. The time does not include the loading of the model. It prints a Markdown table with
 the medians over the rounds; the ratios are medians of the ratios of each round.
 """
