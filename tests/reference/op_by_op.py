@@ -25,7 +25,7 @@ def every_value(program: Program) -> Program:
 
 
 def check_every_op(built: BuiltModel, step: Step, dtype: str) -> None:
-    """Assert that the two differ only by float32 rounding: each op is within the bound of a Program of that op."""
+    """Check that cpu and numpy differ only by float32 rounding: each op is within the bound of a Program of that op."""
     check_program(built.program, built.tensors, step, dtype)
 
 

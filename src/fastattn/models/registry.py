@@ -220,7 +220,7 @@ def warn_of_unused(config: Mapping[str, object], built: BuiltModel, where: objec
 def _warn_of_other_task(built: BuiltModel, where: object) -> None:
     """Log that the head was trained for another task, if its tensors have the same names and shapes.
 
-    Classifiers of texts are common under the names of other classes, so they are not logged.
+    Text classifiers are often saved under the names of other classes, so they are not logged.
     """
     entry, listed = TASKS[built.task], built.config.architectures
     if (
