@@ -94,7 +94,7 @@ class GenerationOptions:
     truncate: Literal["left", "right"] | None = option(
         None,
         Choice("left", "right"),
-        flag=Flag(help="cut prompts that leave no room for -n new tokens, on this side"),
+        flag=Flag(help="cut this side of prompts that leave no room for -n new tokens"),
     )
     max_batch_size: int = option(32, Count(low=1))
     nan: Literal["raise", "finite", "propagate"] = option("raise", Choice(*NAN_POLICIES))

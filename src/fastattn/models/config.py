@@ -1,4 +1,4 @@
-"""Reads config.json. An option is used, or must have the supported value, or is known to change nothing."""
+"""Reads config.json. Each option is used, must have a supported value, is known to change nothing, or is logged."""
 
 from __future__ import annotations
 
