@@ -57,7 +57,10 @@ class LoadOptions:
     kv_dtype: str | None = option(
         None,
         lambda _, value, device: _kv_dtype(value, device),
-        flag=Flag(values=Choice(*_ALL_KV_DTYPES), help="how keys and values are stored (default: as the weights)"),
+        flag=Flag(
+            values=Choice(*_ALL_KV_DTYPES),
+            help="how keys and values are stored (default: as the weights, int8 for int4)",
+        ),
     )
     device: str = option(
         "cpu",
