@@ -29,7 +29,8 @@ def build_parser() -> tuple[CommandParser, dict[str, CommandParser]]:
     parser.add_argument("--version", action="version", version=f"fastattn {fastattn.__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=CommandParser)
     add: tuple[Callable[[_Commands], None], ...] = (
-        _add_info, _add_generate, _add_classify, _add_embed, _add_quality, _add_quantize, _add_bench, _add_completion
+        _add_info, _add_generate, _add_classify, _add_embed, _add_check, _add_verify, _add_quality, _add_quantize,
+        _add_bench, _add_completion
     )  # fmt: skip
     for add_command in add:
         add_command(commands)
@@ -95,6 +96,59 @@ def _add_embed(commands: _Commands) -> None:
     parser.add_argument(
         "--batch-size", type=integer(1, INT32_MAX), default=32, metavar="N", help="texts per step (default: 32)"
     )
+
+
+def _add_check(commands: _Commands) -> None:
+    parser = commands.add_parser(
+        "check",
+        help="check a model folder: is it intact, what would load, what is ignored",
+        description="Check a model folder without loading the model: headers, settings, tokenizer, SHA-256, and that "
+        "all weights are finite. Prints what would load, and which files and settings are used or ignored. Nothing in "
+        "the folder is executed. Exit code 1 if there are problems.",
+    )
+    parser.add_argument(
+        "model", type=some_text("a folder or a hub id"), metavar="DIR", help="a model's folder or hub id"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def _add_verify(commands: _Commands) -> None:
+    parser = commands.add_parser(
+        "verify",
+        help="compare every layer with the float64 reference on this machine",
+        description="Run a model and compare every op with its float64 formula, and every hidden state with a float64 "
+        "run. Also checks that results do not depend on batches and threads. Exit code 1 if a comparison fails.",
+    )
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument(
+        "folder", nargs="?", type=some_text("a folder or a hub id"), metavar="DIR", help="a model's folder or hub id"
+    )
+    _add_model_name(what, "the same as DIR")
+    parser.add_argument(
+        "--dtypes",
+        type=names(*DTYPES["cpu"]),
+        default=("float32",),
+        metavar="A,B",
+        help=f"some of {','.join(DTYPES['cpu'])} (default: float32)",
+    )
+    parser.add_argument(
+        "--data",
+        type=some_text("a file"),
+        metavar="FILE",
+        help="one text per line; '-' is standard input (default: sentences of a novel)",
+    )
+    parser.add_argument(
+        "--max-tokens",
+        type=integer(2, INT32_MAX),
+        default=128,
+        metavar="N",
+        help="read at most N tokens (default: 128)",
+    )
+    parser.add_argument(
+        "--against", choices=("transformers",), help="also compare with this library in float64 (needs torch)"
+    )
+    add_flag(parser, LoadOptions, "threads")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
 def _add_quality(commands: _Commands) -> None:

@@ -206,6 +206,7 @@ class ConfigReader(Settings):
         bos, eos, pad: the default ids, from the family's config class in transformers.
         """
         labels = read_labels(self)
+        self.raw("model_type")  # `find_family` used it
         architectures = self.raw("architectures")
         pad_id = self.token_id("pad_token_id", vocab_size, pad)
         return {
@@ -276,6 +277,7 @@ class ConfigReader(Settings):
         if self.values.get("return_dict") is False:
             _log.warning("%s: return_dict = False is ignored; outputs can be indexed like tuples", self.where)
         self.ignore(*HARMLESS, *harmless.split())
+        self.finished = True
         names = self.unused()
         if names:
             options = (f"{quote(name, 40)[1:-1]} = {quote(self.values[name], 40)}" for name in names)

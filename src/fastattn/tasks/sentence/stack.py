@@ -175,7 +175,7 @@ def load_stack(folder: ModelFolder, options: StackOptions) -> Stack:
         start: InputModule = read_static_embedding(first.folder)
     else:
         start = _load_transformer(first.folder, read_transformer_settings(first.folder), options)
-    return _stack_of(start, lambda: [_read_module(entry, options) for entry in rest], path)
+    return _stack_of(start, lambda: [read_module(entry, options) for entry in rest], path)
 
 
 def _plain_stack(path: Path, options: StackOptions) -> Stack:
@@ -194,7 +194,8 @@ def _stack_of(start: InputModule, read_later: Callable[[], Sequence[Module]], wh
         raise
 
 
-def _read_module(entry: ModuleEntry, options: StackOptions) -> Module:
+def read_module(entry: ModuleEntry, options: StackOptions) -> Module:
+    """Read a module after the first one. Raises ConfigError, ModelFormatError."""
     if entry.kind == "Pooling":
         return read_pooling(read_settings(entry.folder / "config.json", needed_by="module Pooling"))
     if entry.kind == "Dense":
