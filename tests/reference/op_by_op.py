@@ -11,7 +11,7 @@ from fastattn.tasks.op_errors import op_errors
 
 
 def check_every_op(built: BuiltModel, step: Step, dtype: str) -> None:
-    """Assert that the two differ only by float32 rounding: each op is within the bound of a Program of that op."""
+    """Check that cpu and numpy differ only by float32 rounding: each op is within the bound of a Program of that op."""
     check_program(built.program, built.tensors, step, dtype)
 
 

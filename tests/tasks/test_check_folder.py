@@ -83,7 +83,7 @@ def test_files_that_are_never_opened(gpt2: Path) -> None:
     names = {
         "pytorch_model.bin": "pickle, which can run code when loaded; never opened",
         "modeling_gpt2.py": "code; never runs",
-        "old.safetensors": "weights that no used file names",
+        "old.safetensors": "weights that no file in use refers to",
         "model.onnx": "weights in another format",
         "training_args.bin": "training",
         "LICENSE": "documentation",

@@ -58,7 +58,7 @@ def info(args: argparse.Namespace) -> int:
     refused = found.pop("targets_refused", {})
     found |= {f"target {target}": f"not available, {reason}" for target, reason in refused.items()}
     if found.get("bfloat16_sums", "portable") != "portable":
-        found["bfloat16_sums"] = f"of {found['bfloat16_sums']}"
+        found["bfloat16_sums"] = f"in the order of {found['bfloat16_sums']}"
     for name, value in found.items():
         if value is None or value == []:
             continue
@@ -143,7 +143,7 @@ def classify(args: argparse.Namespace) -> int:
                 raise
             raise ContextLengthError(
                 f"{part[error.index].where}: {error.n_tokens} tokens, the model's context is {error.context}; "
-                "--truncate cuts it"
+                "--truncate cuts the text"
             ) from None
         return list(found)
 

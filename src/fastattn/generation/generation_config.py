@@ -22,7 +22,7 @@ _CHANGING = """
 _OF_SAMPLING = """
     epsilon_cutoff eta_cutoff min_p temperature top_h top_k top_p typical_p
 """
-# Defaults of transformers that differ from ours; with both, a text ends after as many tokens.
+# transformers' defaults. Ours are None, which also ends a text after DEFAULT_NEW_TOKENS tokens.
 _DEFAULTS = {"max_length": DEFAULT_NEW_TOKENS, "max_new_tokens": DEFAULT_NEW_TOKENS}
 _log = logging.getLogger("fastattn")
 
@@ -45,7 +45,7 @@ def warn_of_options(directory: Path, config: Mapping[str, object]) -> None:
     said = [f"{option}={quote(found[option])}" for option in unapplied(found)]
     if said:
         _log.warning(
-            "%s: %s: not applied: %s; pass those that you want to generate, stream or the pipeline",
+            "%s: %s: not applied: %s; to apply an option, pass it to generate, stream or the pipeline",
             directory,
             name,
             ", ".join(said),

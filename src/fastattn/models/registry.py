@@ -228,7 +228,7 @@ def warn_of_unused(config: Mapping[str, object], built: BuiltModel, where: objec
 def trained_for(built: BuiltModel) -> Task | None:
     """Return the task that the head was trained for, if it is another one with tensors of the same names and shapes.
 
-    Classifiers of texts are common under the names of other classes, so for them the result is None.
+    Text classifiers are often saved under the names of other classes, so for them the result is None.
     """
     entry, listed = TASKS[built.task], built.config.architectures
     if (

@@ -22,7 +22,7 @@ _REASONS = (
     (ADAPTER_NAME, "an adapter, which is not added to the weights"),
     ("adapter_model.safetensors", "an adapter, which is not added to the weights"),
     ("chat_template.jinja chat_template.json", "chat templates are not applied"),
-    ("*.safetensors *.safetensors.index.json", "weights that no used file names"),
+    ("*.safetensors *.safetensors.index.json", "weights that no file in use refers to"),
     ("*.md *.txt *.rst *.pdf *.png *.jpg *.jpeg *.gif *.svg LICENSE* NOTICE* CITATION*", "documentation"),
 )
 _PICKLES = "never opened"
@@ -82,4 +82,4 @@ def _reason(name: str) -> str:
     for patterns, reason in _REASONS:
         if any(fnmatch.fnmatchcase(base, pattern) for pattern in patterns.split()):
             return reason
-    return "a config of a folder that no used file names" if base == CONFIG_NAME else "not a known name"
+    return "a config of a folder that no file in use refers to" if base == CONFIG_NAME else "not a known name"

@@ -15,7 +15,7 @@ from fastattn.models.tasks import TASKS, Task
 class TracedTasks:
     """The traced models of all tasks that a checkpoint has the weights for; the main task comes first.
 
-    problem: why the task that config.json names cannot be loaded, or no task at all; "" if there is no problem.
+    problem: why the task that config.json names cannot be loaded, or why no task can; "" if there is no problem.
     """
 
     models: Mapping[Task, BuiltModel]

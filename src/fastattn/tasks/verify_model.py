@@ -81,10 +81,10 @@ class DtypeCheck:
 class TransformersCheck:
     """A comparison with transformers' float64 model, of the results and all hidden states.
 
-    difference, bound: the largest difference of our float64 reference, and the allowed one: what float64 rounding can
-    cause, plus the largest error of their float32 model, because some of their models round parts to float32. error,
-    their_error: the largest error of a hidden state or the result in float32, as root mean squares relative to the
-    float64 model, of fastattn and of transformers.
+    difference: the largest difference between our float64 reference and their float64 model. bound: the largest allowed
+    difference: what float64 rounding can cause, plus the largest error of their float32 model, because some of their
+    models round parts to float32. error, their_error: the largest error of a hidden state or the result in float32, as
+    root mean squares relative to the float64 model, of fastattn and of transformers.
     """
 
     version: str

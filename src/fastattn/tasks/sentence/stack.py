@@ -102,9 +102,10 @@ class Stack:
         self.later = [new if module is old else module for module in self.later]
 
     def run(self, encoded: Encoded, where: Sequence[str], *, prompt_len: int, output: str | None) -> Features:
-        """Compute the features of a batch: "sentence_embedding", "token_embeddings" (at least these), or all for None.
+        """Compute the features of a batch.
 
-        Raises InputError, NonFiniteError.
+        output: the feature that is needed, "sentence_embedding" or "token_embeddings"; None: all. Raises InputError,
+        NonFiniteError.
         """
         features = Features(where, prompt_len)
         modules = list(self.later)
@@ -114,7 +115,8 @@ class Stack:
         self._check_tokens(modules, encoded, where)
         if op is None or output is None:
             self.first.run(encoded, features)
-        if op is not None and isinstance(self.first, Transformer):  # same bits even if the tokens are known
+        # Also if the token vectors are known: the other way to pool may give other bits.
+        if op is not None and isinstance(self.first, Transformer):
             self.first.run_pooled(encoded, features, op)
             del modules[0]
         _check_finite(features)
