@@ -39,12 +39,14 @@ _LARGE = 2.0**30
 class HeadLayout:
     """The classification head of a family. Names that begin with "." are below the family's prefix.
 
-    architecture: transformers' class. dense, output: the names of the two matrices. layer: the names of a layer's
+    architecture: the prefix of transformers' classes. form: how the head computes a linear function. dense, output: the
+    names of the two matrices. layer: the names of a layer's
     parts, to add one for the mean; None if that is impossible. reads_mean: the head itself can read the mean. also: a
     tensor of the encoder that is not a weight of the Program, which has a table computed from it.
     """
 
     architecture: str
+    form: Literal["tanh", "gelu_erf", "relu", "modernbert"] = "tanh"
     dense: str
     output: str = "classifier"
     layer: LayerNames | None = None
@@ -54,9 +56,10 @@ class HeadLayout:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerNames:
-    """The parts of a layer. count: the key of config.json for the number of layers. prefix: before the layer's number.
+    """The parts of a layer. prefix: before the layer's number. zero: queries and keys.
 
-    zero: matrices that are all zeros, with the config keys of their numbers of rows and columns.
+    count, width, inner: the keys of config.json for the number of layers and the widths of hidden states and of the
+    feed-forward part.
     """
 
     count: str
@@ -103,11 +106,17 @@ def _roberta(name: str) -> HeadLayout:
 
 HEAD_LAYOUTS: Mapping[str, HeadLayout] = {
     "bert": HeadLayout(architecture="Bert", dense=".pooler.dense", layer=_BERT_LAYER),
-    "distilbert": HeadLayout(architecture="DistilBert", dense="pre_classifier", layer=_DISTILBERT_LAYER),
+    "distilbert": HeadLayout(architecture="DistilBert", form="relu", dense="pre_classifier", layer=_DISTILBERT_LAYER),
     "roberta": _roberta("Roberta"),
     "xlm-roberta": _roberta("XLMRoberta"),
     "camembert": _roberta("Camembert"),
-    "electra": _roberta("Electra"),
+    "electra": HeadLayout(
+        architecture="Electra",
+        form="gelu_erf",
+        dense="classifier.dense",
+        output="classifier.out_proj",
+        layer=_BERT_LAYER,
+    ),
     "mpnet": HeadLayout(  # no layer: the position bias of its attention changes the mean
         architecture="MPNet",
         dense="classifier.dense",
@@ -116,7 +125,7 @@ HEAD_LAYOUTS: Mapping[str, HeadLayout] = {
     ),
     "albert": HeadLayout(architecture="Albert", dense=".pooler"),  # all of its layers have the same weights
     "nomic_bert": HeadLayout(architecture="NomicBert", dense=".pooler.dense"),
-    "modernbert": HeadLayout(architecture="ModernBert", dense="head.dense", reads_mean=True),
+    "modernbert": HeadLayout(architecture="ModernBert", form="modernbert", dense="head.dense", reads_mean=True),
 }
 
 
@@ -162,17 +171,17 @@ def head_tensors(
         changes[layout.layer.count] = n_layers + 1
         weight = weight * math.sqrt(1 + eps)  # the second norm divides by this
     dense = f"{prefix.removesuffix('.')}{layout.dense}" if layout.dense.startswith(".") else layout.dense
-    if layout.architecture == "ModernBert":
+    if layout.form == "modernbert":
         changes["classifier_pooling"] = pooling
         found, weight = _modernbert(config, dense, weight)
         tensors |= found
-    elif layout.architecture == "DistilBert":
+    elif layout.form == "relu":
         found, weight = _pairs(dense, weight, width)
         tensors |= found
     else:
-        act = "gelu_erf" if layout.architecture == "Electra" else "tanh"
-        tensors |= _linear(dense, np.eye(width) * _SMALL[act], np.zeros(width))
-        weight = weight / (_SMALL[act] * _SLOPES[act])
+        small = _SMALL[layout.form]
+        tensors |= _linear(dense, np.eye(width) * small, np.zeros(width))
+        weight = weight / (small * _SLOPES[layout.form])
     return tensors | _linear(layout.output, weight, bias), changes
 
 
@@ -219,7 +228,7 @@ def _modernbert(config: Any, dense: str, weight: Wide) -> tuple[Tensors, Wide]:
             f"config.json: classifier_activation: expected one of {', '.join(_SLOPES)}, which are linear near 0, got "
             f"{act}"
         )
-    small = 2.0**-40
+    small = 2.0**-40  # also for tanh: the norm is linear only for numbers far below sqrt(eps)
     found = _linear(dense, np.eye(width) * small, np.zeros(width) if config.classifier_bias else None)
     norm = dense.replace("dense", "norm")
     found |= {f"{norm}.weight": np.ones(width, np.float32)}

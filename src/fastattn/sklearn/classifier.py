@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -182,7 +183,7 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 def _with_pooling(model: SentenceTransformer, asked: str) -> tuple[SentenceTransformer, str]:
     """Return a model that shares the weights and ends with the pooling, and its name. Raises InputError."""
     if asked == "sentence":
-        return model, asked
+        return copy.copy(model), asked
     modules = list(model)
     pooling = next((module for module in modules if isinstance(module, Pooling)), None)
     if asked == "auto":
