@@ -20,21 +20,17 @@ from fastattn.api.load_args import HubArgs, RunArgs
 from fastattn.api.load_options import check_target
 from fastattn.checks import check_count, check_flag, check_keywords, check_path, check_str, one_of, quote
 from fastattn.errors import DTypeError, InputError
+from fastattn.tasks.progress import steps
+from fastattn.tasks.search.quantization import Precision, quantize_embeddings, quantize_vectors
+from fastattn.tasks.search.similarity import Similarity, check_similarity, pair_scores, scores
+from fastattn.tasks.search.vectors import normalized
 from fastattn.tasks.sentence.encoders import InputModule, Pairs, TextTask, TextTruncation, Transformer
 from fastattn.tasks.sentence.encoding import EncodeMethods, EncodeOptions, to_tensors
 from fastattn.tasks.sentence.features import SENTENCE, TOKENS, Features, Float, Module
 from fastattn.tasks.sentence.folder import ModelSettings, read_folder
 from fastattn.tasks.sentence.loading import read_processing_kwargs
-from fastattn.tasks.sentence.modules import normalized
 from fastattn.tasks.sentence.names import find_folder
 from fastattn.tasks.sentence.pooling import Pooling
-from fastattn.tasks.sentence.similarity import (
-    Similarity,
-    check_similarity,
-    quantize_vectors,
-    similarity,
-    similarity_pairwise,
-)
 from fastattn.tasks.sentence.stack import StackOptions, load_stack
 from fastattn.tokenizer import Tokenizer, check_text, check_texts, is_list_like
 from fastattn.tokenizer.inputs import read_pairs
@@ -308,8 +304,9 @@ class SentenceTransformer(EncodeMethods):
             found: Any = vectors[0] if single else list(vectors) if listed else vectors
         else:
             if options.precision not in (None, "float32"):
-                asked = f"output_value={options.output_value!r}"
-                raise InputError(f'precision: expected "float32" with {asked}, got {options.precision!r}')
+                if options.output_value is None:
+                    raise InputError(f'precision: expected "float32" with output_value=None, got {options.precision!r}')
+                rows = quantize_embeddings(rows, cast(Precision, options.precision))
             found = rows[0] if single else rows
         return to_tensors(found) if options.convert_to_tensor else found
 
@@ -321,7 +318,7 @@ class SentenceTransformer(EncodeMethods):
         encoded = self._first.encode(_with_prompt(prefix, texts), truncation, options.task, options.cut)
         order = sorted(range(len(encoded)), key=lambda i: -len(encoded[i][0]))
         rows: list[Any] = [None] * len(encoded)
-        for start in _steps(len(order), options.batch_size, show=options.show_progress_bar):
+        for start in steps(len(order), options.batch_size, show=options.show_progress_bar):
             batch = order[start : start + options.batch_size]
             where = [f"sentences[{i}]" for i in batch]
             found = self._stack.run(
@@ -403,16 +400,17 @@ class SentenceTransformer(EncodeMethods):
     def similarity_fn_name(self, name: object) -> None:
         self._similarity = check_similarity(name)
 
-    def similarity(self, a: object, b: object) -> Float:
-        """Return scores [n_a, n_b] of vectors [n_a, d] and [n_b, d] with the model's similarity function.
+    def similarity(self, embeddings1: object, embeddings2: object) -> Float:
+        """Return scores [n_1, n_2] of vectors [n_1, d] and [n_2, d] with the model's similarity function.
 
-        "euclidean" and "manhattan" are negative distances.
+        "euclidean" and "manhattan" are negative distances. A score depends only on its two vectors. Raises DTypeError,
+        InputError.
         """
-        return similarity(self.similarity_fn_name, a, b)
+        return scores(self.similarity_fn_name, embeddings1, embeddings2, ("embeddings1", "embeddings2"))
 
-    def similarity_pairwise(self, a: object, b: object) -> Float:
-        """Return scores [n] of vectors [n, d] and [n, d], row by row."""
-        return similarity_pairwise(self.similarity_fn_name, a, b)
+    def similarity_pairwise(self, embeddings1: object, embeddings2: object) -> Float:
+        """Return scores [n] of vectors [n, d] and [n, d], row by row. Raises DTypeError, InputError."""
+        return pair_scores(self.similarity_fn_name, embeddings1, embeddings2, ("embeddings1", "embeddings2"))
 
     def close(self) -> None:
         """Free the model's memory; any later use raises InputError."""
@@ -423,16 +421,6 @@ class SentenceTransformer(EncodeMethods):
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def _steps(n: int, size: int, *, show: bool | None) -> Any:
-    """Return the start of each batch, with an optional progress bar on standard error."""
-    starts = range(0, n, size)
-    if not show:
-        return starts
-    from tqdm.auto import tqdm
-
-    return tqdm(starts, desc="Batches")
 
 
 def _with_prompt(prompt: str, texts: Pairs) -> Pairs:

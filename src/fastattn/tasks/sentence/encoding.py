@@ -16,13 +16,12 @@ from numpy.typing import NDArray
 from fastattn.checks import check_choice, check_count, check_flag, check_keywords, check_str, one_of, quote
 from fastattn.errors import InputError
 from fastattn.options import Choice, Count, option, options_of
+from fastattn.tasks.search.quantization import PRECISIONS, Precision
 from fastattn.tasks.sentence.encoders import TextTask
 from fastattn.tasks.sentence.loading import is_on
-from fastattn.tasks.sentence.similarity import PRECISIONS
 from fastattn.tokenizer import check_text
 
 OutputValue = Literal["sentence_embedding", "token_embeddings"]
-Precision = Literal["float32", "int8", "uint8", "binary", "ubinary"]
 _Method = TypeVar("_Method", bound=Callable[..., Any])
 _log = logging.getLogger("fastattn")
 
@@ -173,10 +172,11 @@ class EncodeMethods(ABC):
         In a sequence, a tuple or list of two str is a pair, tokenized together. The arguments are those of
         sentence-transformers. inputs: another name for sentences. prompt, or the entry prompt_name of `prompts`: put
         before each text, in a pair before the first one. output_value: "token_embeddings" returns float32 [n_tokens,
-        width] per text, None returns a dict of all features per text. precision: see `quantize_vectors`; with int8 and
-        uint8 each row depends on all rows. convert_to_numpy=False: return a list of vectors. convert_to_tensor: return
-        torch tensors; torch must be imported. show_progress_bar: a bar on standard error; None shows it if the level of
-        the logger "fastattn" is INFO or DEBUG. task: "query" or "document", as in `encode_query` and `encode_document`.
+        width] per text, None returns a dict of all features per text. precision: see `util.quantize_embeddings`; with
+        int8 and uint8 each row depends on all rows. convert_to_numpy=False: return a list of vectors.
+        convert_to_tensor: return torch tensors; torch must be imported. show_progress_bar: a bar on standard error;
+        None shows it if the level of the logger "fastattn" is INFO or DEBUG. task: "query" or "document", as in
+        `encode_query` and `encode_document`.
         processing_kwargs: {"text": {"max_length": n, "truncation": True}} for this call. device must be the model's,
         pool None; chunk_size changes nothing: one process uses all threads.
         Raises DTypeError, InputError, and NonFiniteError if a number is NaN or infinite.
@@ -246,9 +246,9 @@ def _check_place(own: str, device: object, pool: object, chunk_size: object) -> 
 
 
 def to_tensors(value: Any) -> Any:
-    """Convert arrays, also those in lists and dicts, to torch tensors that share their memory."""
+    """Convert arrays, also those in lists and dicts, to torch tensors that share their memory (through DLPack)."""
     if isinstance(value, np.ndarray):
-        return sys.modules["torch"].from_numpy(value)
+        return sys.modules["torch"].from_dlpack(value)
     if isinstance(value, list):
         return [to_tensors(item) for item in value]
     if isinstance(value, dict):

@@ -16,6 +16,7 @@ from fastattn.checkpoint.file_names import ADAPTER_NAME
 from fastattn.checks import closest, quote
 from fastattn.errors import ConfigError
 from fastattn.settings import Settings
+from fastattn.tasks.search.similarity import MEASURES
 from fastattn.tasks.sentence.encoders import TextTruncation
 from fastattn.tasks.sentence.files import read_optional_json, read_settings
 from fastattn.tasks.sentence.loading import (
@@ -29,7 +30,6 @@ from fastattn.tasks.sentence.loading import (
 
 MODULES_NAME = "modules.json"
 SETTINGS_NAME = "config_sentence_transformers.json"
-SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")
 INPUT_MODULES = ("Transformer", "StaticEmbedding")
 MODULES = (*INPUT_MODULES, "Pooling", "Dense", "Normalize", "LayerNorm")
 _HOMES = ("sentence_transformers.models.", "sentence_transformers.sentence_transformer.modules.",
@@ -191,7 +191,7 @@ def _model_settings(settings: Settings) -> ModelSettings:
     if not all(text is None or isinstance(text, str) for text in prompts.values()):
         raise settings.error("prompts", "an object of strings")
     similarity = settings.text("similarity_fn_name", None)
-    if similarity is not None and similarity not in SIMILARITIES:
+    if similarity is not None and similarity not in MEASURES:
         _log.warning("%s: similarity_fn_name %s is not supported: cosine is used", settings.where, quote(similarity))
         similarity = None
     settings.ignore("__version__")
