@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from fastattn.generation.generate import GenerateOutput, TextStream
     from fastattn.generation.options import GenerationOptions
     from fastattn.ops import scaled_dot_product_attention
+    from fastattn.tasks.cross_encoder import CrossEncoder
     from fastattn.tasks.pipelines import pipeline
     from fastattn.tasks.quality import QualityReport, compare_dtypes
     from fastattn.tasks.sentence_transformer import SentenceTransformer
@@ -64,6 +65,7 @@ _HOME = {
     "GenerateOutput": "fastattn.generation.generate",
     "GenerationOptions": "fastattn.generation.options",
     "TextStream": "fastattn.generation.generate",
+    "CrossEncoder": "fastattn.tasks.cross_encoder",
     "SentenceTransformer": "fastattn.tasks.sentence_transformer",
     "QualityReport": "fastattn.tasks.quality",
     "compare_dtypes": "fastattn.tasks.quality",
@@ -89,6 +91,7 @@ __all__ = [
     "Cancelled",
     "ConfigError",
     "ContextLengthError",
+    "CrossEncoder",
     "DTypeError",
     "FastattnError",
     "GenerateOutput",

@@ -6,7 +6,7 @@ import inspect
 import logging
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NoReturn, TypeVar, cast, overload
 
@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 
 from fastattn.checks import check_choice, check_count, check_flag, check_keywords, check_str, one_of, quote
 from fastattn.errors import InputError
-from fastattn.options import Choice, Count, option, options_of
+from fastattn.options import Choice, Count, check_fields, option
+from fastattn.tasks.progress import steps
 from fastattn.tasks.search.quantization import PRECISIONS, Precision
-from fastattn.tasks.sentence.encoders import TextTask
 from fastattn.tasks.sentence.loading import is_on
+from fastattn.tasks.sentence.text_model import Encoded, TextTask
 from fastattn.tokenizer import check_text
 
 OutputValue = Literal["sentence_embedding", "token_embeddings"]
@@ -30,18 +31,20 @@ def _output_value(name: str, value: object) -> str | None:
     return None if value is None else check_choice(name, value, ("sentence_embedding", "token_embeddings"))
 
 
-def _progress(name: str, value: object) -> bool:
+def read_progress(name: str, value: object) -> bool:
+    """Return whether to show a progress bar; None depends on the level of the logger. Raises DTypeError."""
     if value is None:
         return _log.getEffectiveLevel() in (logging.INFO, logging.DEBUG)
     return check_flag(name, value)
 
 
-def _tensor(name: str, value: object) -> bool:
+def read_tensor(name: str, value: object) -> bool:
+    """Return whether results are torch tensors, for which torch must be imported. Raises DTypeError, InputError."""
     wanted = check_flag(name, value)
     if wanted and "torch" not in sys.modules:
         raise InputError(
             f"{name}: expected False, because torch is not imported; import torch first, or use "
-            "torch.from_numpy(model.encode(...))"
+            "torch.from_numpy on the result"
         )
     return wanted
 
@@ -56,11 +59,11 @@ class EncodeOptions:
     prompt_name: str | None = option(None, check_str)
     prompt: str | None = option(None, lambda name, value: check_text(value, name))
     batch_size: int = option(32, Count(low=1))
-    show_progress_bar: bool | None = option(False, _progress)
+    show_progress_bar: bool | None = option(False, read_progress)
     output_value: str | None = option("sentence_embedding", _output_value)
     precision: str | None = option(None, Choice(*PRECISIONS))
     convert_to_numpy: bool = option(True, check_flag)
-    convert_to_tensor: bool = option(False, _tensor)
+    convert_to_tensor: bool = option(False, read_tensor)
     normalize_embeddings: bool = option(False, check_flag)
     truncate_dim: int | None = option(None, Count(low=1))
     task: Literal["query", "document"] | None = option(None, Choice("query", "document"))
@@ -68,10 +71,7 @@ class EncodeOptions:
     cut: dict[int, int] | None = None
 
     def __post_init__(self) -> None:
-        for name, entry in options_of(self).items():
-            value = getattr(self, name)
-            if entry.check is not None and not (value is None and entry.default is None):
-                object.__setattr__(self, name, entry.check(name, value))
+        check_fields(self)
 
 
 def _signature_of(encode: _Method) -> Callable[[Callable[..., Any]], _Method]:
@@ -196,7 +196,7 @@ class EncodeMethods(ABC):
             task=task,
             processing_kwargs=processing_kwargs,
         )
-        _check_place(self.device, device, pool, chunk_size)
+        check_place(self.device, device, pool, chunk_size)
         return self._encode(one_of("sentences", sentences, "inputs", inputs), options)
 
     @_signature_of(encode)
@@ -232,7 +232,7 @@ class EncodeMethods(ABC):
 _KEYWORDS = tuple(inspect.signature(EncodeMethods.encode).parameters)[1:-1]  # without self and unknown
 
 
-def _check_place(own: str, device: object, pool: object, chunk_size: object) -> None:
+def check_place(own: str, device: object, pool: object, chunk_size: object) -> None:
     """Accept only the device that the model already runs on: one process uses all threads."""
     for place in device if isinstance(device, (list, tuple)) else [device]:
         if place is not None and not is_on(place, own):
@@ -243,6 +243,13 @@ def _check_place(own: str, device: object, pool: object, chunk_size: object) -> 
         raise InputError("pool: expected None; one process uses all threads, so call encode without a pool")
     if chunk_size is not None:
         check_count("chunk_size", chunk_size, low=1)
+
+
+def batches_by_length(encoded: Encoded, size: int, *, show: bool | None) -> Iterator[list[int]]:
+    """Yield the indices of the texts of each batch. Texts of similar length share one."""
+    order = sorted(range(len(encoded)), key=lambda i: -len(encoded[i][0]))
+    for start in steps(len(order), size, show=show):
+        yield order[start : start + size]
 
 
 def to_tensors(value: Any) -> Any:
