@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from fastattn.generation.options import GenerationOptions
     from fastattn.ops import scaled_dot_product_attention
     from fastattn.tasks.cross_encoder import CrossEncoder
+    from fastattn.tasks.generators import TextCrossEncoder, TextEmbedding
     from fastattn.tasks.pipelines import pipeline
     from fastattn.tasks.quality import QualityReport, compare_dtypes
     from fastattn.tasks.sentence_transformer import SentenceTransformer
@@ -66,6 +67,8 @@ _HOME = {
     "GenerationOptions": "fastattn.generation.options",
     "TextStream": "fastattn.generation.generate",
     "CrossEncoder": "fastattn.tasks.cross_encoder",
+    "TextCrossEncoder": "fastattn.tasks.generators",
+    "TextEmbedding": "fastattn.tasks.generators",
     "SentenceTransformer": "fastattn.tasks.sentence_transformer",
     "QualityReport": "fastattn.tasks.quality",
     "compare_dtypes": "fastattn.tasks.quality",
@@ -105,6 +108,8 @@ __all__ = [
     "QualityReport",
     "ReadOnlyError",
     "SentenceTransformer",
+    "TextCrossEncoder",
+    "TextEmbedding",
     "TextStream",
     "Tokenizer",
     "__version__",

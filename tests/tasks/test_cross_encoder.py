@@ -381,7 +381,7 @@ def test_refused_folders(folder: Path, tmp_path: Path) -> None:
 
     with pytest.raises(ConfigError, match="no classification head"):
         fastattn.CrossEncoder(write_bert_model(tmp_path / "encoder", head=False))
-    with pytest.raises(ConfigError, match="module LogitScore"):
+    with pytest.raises(ConfigError, match="GPT2LMHeadModel"):
         fastattn.CrossEncoder(write_gpt2_model(tmp_path / "gpt2"))
     causal = write_cross_encoder(tmp_path / "causal")
     change_json(causal / "config.json", architectures=["BertForCausalLM"])

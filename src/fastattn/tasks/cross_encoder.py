@@ -35,9 +35,10 @@ from fastattn.tasks.sentence.prompts import (
     resolve_prompt,
     with_prompt,
 )
-from fastattn.tasks.sentence.text_model import Pairs
+from fastattn.tasks.sentence.text_model import Pairs, TextTruncation
 from fastattn.tasks.softmax import softmax
 from fastattn.tokenizer import Tokenizer
+from fastattn.tokenizer.truncation import DO_NOT_TRUNCATE
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
@@ -340,9 +341,22 @@ class CrossEncoder:
             found.append({**entry, "text": texts[i]} if with_text else entry)
         return found
 
+    def count_tokens(self, inputs: object) -> list[int]:
+        """Count the tokens of each pair before `predict` cuts it, including special tokens and the default prompt."""
+        pairs, _ = read_pair_inputs("inputs", inputs)
+        texts = with_prompt(self._prefix(None, None), pairs)
+        return [len(ids) for ids, _ in self._scorer.text.encode(texts, TextTruncation(DO_NOT_TRUNCATE), None)]
+
+    def _logits(self, pairs: Pairs, *, batch_size: int, where: list[str]) -> Rows:
+        """Return the logits of pairs of texts, float32 [n, num_labels]. where: the names of the pairs in messages."""
+        return self._scores(pairs, PredictOptions(batch_size=batch_size, activation_fn=Activation("Identity")), where)
+
+    def _prefix(self, prompt: str | None, prompt_name: str | None) -> str:
+        return resolve_prompt("predict", self.prompts, self.default_prompt_name, prompt, prompt_name)
+
     def _scores(self, pairs: Pairs, options: PredictOptions, where: list[str]) -> Rows:
         """Return the scores of checked pairs, [n, num_labels]. where: their names in messages."""
-        prefix = resolve_prompt("predict", self.prompts, self.default_prompt_name, options.prompt, options.prompt_name)
+        prefix = self._prefix(options.prompt, options.prompt_name)
         text = self._scorer.text
         truncation = read_processing_kwargs("processing_kwargs", options.processing_kwargs, text.truncation)
         encoded = text.encode(with_prompt(prefix, pairs), truncation, None)

@@ -287,6 +287,18 @@ class SentenceTransformer(EncodeMethods):
         )
         return self._encode(check_texts(sentences, "sentences"), options), cut
 
+    def _encode_part(
+        self, texts: Sequence[str], *, task: TextTask | None, batch_size: int, name: str, first: int
+    ) -> NDArray[np.float32]:
+        """Call `encode`, `encode_query` or `encode_document` for some texts of a longer sequence.
+
+        task: "query" or "document" for the last two. name, first: text i is `name[first + i]` in messages.
+        """
+        prompt_name = self._prompt_of(task)
+        options = EncodeOptions(prompt_name=prompt_name, batch_size=batch_size, task=task, name=name, first=first)
+        found: NDArray[np.float32] = self._encode(texts, options)
+        return found
+
     def _encode(self, sentences: object, options: EncodeOptions) -> Any:
         single = not is_list_like(sentences)
         texts = [(check_text(sentences, "sentences"), None)] if single else read_pairs("sentences", sentences, _JOIN)
@@ -314,7 +326,7 @@ class SentenceTransformer(EncodeMethods):
         encoded = self._first.encode(with_prompt(prefix, texts), truncation, options.task, options.cut)
         rows: list[Any] = [None] * len(encoded)
         for batch in batches_by_length(encoded, options.batch_size, show=options.show_progress_bar):
-            where = [f"sentences[{i}]" for i in batch]
+            where = [f"{options.name}[{options.first + i}]" for i in batch]
             found = self._stack.run(
                 [encoded[i] for i in batch], where, prompt_len=prompt_len, output=options.output_value
             )

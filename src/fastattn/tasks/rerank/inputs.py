@@ -28,11 +28,12 @@ def read_pair_inputs(name: str, inputs: Any) -> tuple[Pairs, bool]:
     single = isinstance(inputs, (list, tuple, np.ndarray)) and len(inputs) > 0 and isinstance(inputs[0], str)
     items = read_items(inputs, name)
     if single:
-        return [_pair(name, items)], True
-    return [_pair(f"{name}[{i}]", item) for i, item in enumerate(items)], False
+        return [read_pair(name, items)], True
+    return [read_pair(f"{name}[{i}]", item) for i, item in enumerate(items)], False
 
 
-def _pair(name: str, item: Any) -> tuple[str, str]:
+def read_pair(name: str, item: Any) -> tuple[str, str]:
+    """Return a pair of texts. Raises DTypeError, InputError."""
     if isinstance(item, np.ndarray):
         item = item.tolist()
     first, second = text_or_pair(name, item, "a pair has two texts")

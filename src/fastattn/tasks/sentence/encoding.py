@@ -23,6 +23,7 @@ from fastattn.tasks.sentence.text_model import Encoded, TextTask
 from fastattn.tokenizer import check_text
 
 OutputValue = Literal["sentence_embedding", "token_embeddings"]
+_TASK_PROMPTS = {"query": ("query",), "document": ("document", "passage", "corpus")}
 _Method = TypeVar("_Method", bound=Callable[..., Any])
 _log = logging.getLogger("fastattn")
 
@@ -53,7 +54,8 @@ def read_tensor(name: str, value: object) -> bool:
 class EncodeOptions:
     """The checked arguments of one call; `EncodeMethods.encode` describes them. Raises DTypeError, InputError.
 
-    cut: receives the index of each text that was cut and its remaining number of tokens.
+    cut: receives the index of each text that was cut and its remaining number of tokens. name, first: text i of the
+    call is `name[first + i]` in messages.
     """
 
     prompt_name: str | None = option(None, check_str)
@@ -69,6 +71,8 @@ class EncodeOptions:
     task: Literal["query", "document"] | None = option(None, Choice("query", "document"))
     processing_kwargs: object = None
     cut: dict[int, int] | None = None
+    name: str = "sentences"
+    first: int = 0
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -202,7 +206,7 @@ class EncodeMethods(ABC):
     @_signature_of(encode)
     def encode_query(self, *args: Any, **options: Any) -> Any:
         """Call `encode` with task="query"; the default prompt is the one named "query"."""
-        return self._encode_for("query", ("query",), *args, **options)
+        return self._encode_for("query", *args, **options)
 
     @_signature_of(encode)
     def encode_document(self, *args: Any, **options: Any) -> Any:
@@ -210,12 +214,15 @@ class EncodeMethods(ABC):
 
         The first of these names in `prompts` is used; "document" exists unless it was deleted.
         """
-        return self._encode_for("document", ("document", "passage", "corpus"), *args, **options)
+        return self._encode_for("document", *args, **options)
+
+    def _prompt_of(self, task: TextTask | None) -> str | None:
+        """Return the name of the default prompt of a task, if there is one."""
+        return next((name for name in _TASK_PROMPTS.get(task or "", ()) if name in self.prompts), None)
 
     def _encode_for(
         self,
         task: TextTask,
-        default_prompts: tuple[str, ...],
         /,
         sentences: object = None,
         prompt_name: str | None = None,
@@ -225,7 +232,7 @@ class EncodeMethods(ABC):
     ) -> Any:
         check_keywords(options, [name for name in _KEYWORDS if name != "task"], f"encode_{task}")
         if prompt_name is None and prompt is None:
-            prompt_name = next((name for name in default_prompts if name in self.prompts), None)
+            prompt_name = self._prompt_of(task)
         return self.encode(sentences, prompt_name, prompt, *args, task=task, **options)
 
 
