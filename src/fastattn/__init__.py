@@ -40,11 +40,13 @@ if TYPE_CHECKING:
     from fastattn.generation.generate import GenerateOutput, TextStream
     from fastattn.generation.options import GenerationOptions
     from fastattn.ops import scaled_dot_product_attention
+    from fastattn.tasks.check_folder import FolderReport, check_folder
     from fastattn.tasks.cross_encoder import CrossEncoder
     from fastattn.tasks.generators import TextCrossEncoder, TextEmbedding
     from fastattn.tasks.pipelines import pipeline
     from fastattn.tasks.quality import QualityReport, compare_dtypes
     from fastattn.tasks.sentence_transformer import SentenceTransformer
+    from fastattn.tasks.verify_model import VerifyReport, verify_model
     from fastattn.tokenizer import BatchEncoding, Tokenizer
 
 __version__ = "0.1.0"
@@ -70,6 +72,10 @@ _HOME = {
     "TextCrossEncoder": "fastattn.tasks.generators",
     "TextEmbedding": "fastattn.tasks.generators",
     "SentenceTransformer": "fastattn.tasks.sentence_transformer",
+    "FolderReport": "fastattn.tasks.check_folder",
+    "check_folder": "fastattn.tasks.check_folder",
+    "VerifyReport": "fastattn.tasks.verify_model",
+    "verify_model": "fastattn.tasks.verify_model",
     "QualityReport": "fastattn.tasks.quality",
     "compare_dtypes": "fastattn.tasks.quality",
     "pipeline": "fastattn.tasks.pipelines",
@@ -97,6 +103,7 @@ __all__ = [
     "CrossEncoder",
     "DTypeError",
     "FastattnError",
+    "FolderReport",
     "GenerateOutput",
     "GenerationOptions",
     "HubError",
@@ -112,7 +119,9 @@ __all__ = [
     "TextEmbedding",
     "TextStream",
     "Tokenizer",
+    "VerifyReport",
     "__version__",
+    "check_folder",
     "compare_dtypes",
     "errors",
     "generation",
@@ -121,6 +130,7 @@ __all__ = [
     "quantize",
     "scaled_dot_product_attention",
     "util",
+    "verify_model",
 ]
 
 

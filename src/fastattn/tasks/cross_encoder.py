@@ -120,15 +120,13 @@ class CrossEncoder:
         refuse_parts(CrossEncoder, options, modules, backend, CrossEncoderLoadArgs)
         check_flag("trust_remote_code", trust_remote_code)
         old: dict[str, Any] = {name: options.get(name) for name in OldArgs.__annotations__}
-        activation = one_of(
-            "activation_fn", activation_fn, "default_activation_function", old["default_activation_function"]
-        )
-        given = None if activation is None else read_activation("activation_fn", activation)
+        name = "default_activation_function"
+        function = one_of("activation_fn", activation_fn, name, old[name])
+        given = None if function is None else read_activation("activation_fn", function)
         texts = check_prompts({} if prompts is None else prompts)
         _check_dropout("classifier_dropout", old["classifier_dropout"])
-        count, config = _num_labels(
-            num_labels, one_of("config_kwargs", config_kwargs, "config_args", old["config_args"])
-        )
+        kwargs = one_of("config_kwargs", config_kwargs, "config_args", old["config_args"])
+        count, config = _num_labels(num_labels, kwargs)
         processor = one_of("processor_kwargs", processor_kwargs, "tokenizer_kwargs", old["tokenizer_kwargs"])
         run = {name: value for name, value in options.items() if name in RunArgs.__annotations__}
         stack = StackOptions(
@@ -138,18 +136,11 @@ class CrossEncoder:
             processor_kwargs=one_of("processor_kwargs", processor, "tokenizer_args", old["tokenizer_args"]),
             config_kwargs=config,
         )
-        path = find_folder(
-            one_of("model_name_or_path", model_name_or_path, "model_name", old["model_name"]),
-            revision=options.get("revision"),
-            cache_dir=cache_of(cache_folder, options.get("cache_dir")),
-            local_files_only=check_flag("local_files_only", options.get("local_files_only", False)),
-            token=options.get("token"),
-            organization=ORGANIZATION,
-        )
-        folder = read_rerank_folder(path, trust_remote_code=trust_remote_code)
+        source = one_of("model_name_or_path", model_name_or_path, "model_name", old["model_name"])
+        folder = read_rerank_folder(_find(source, cache_folder, options), trust_remote_code=trust_remote_code)
         self.prompts = merged_prompts(texts, folder.prompts)
-        name = folder.default_prompt_name if default_prompt_name is None else default_prompt_name
-        self.default_prompt_name = check_prompt_name("default_prompt_name", name, self.prompts)
+        chosen = folder.default_prompt_name if default_prompt_name is None else default_prompt_name
+        self.default_prompt_name = check_prompt_name("default_prompt_name", chosen, self.prompts)
         self._scorer = load_scorer(folder, stack, count)
         try:
             self._finish(folder, max_length, given, keep_in_fp32_modules)
@@ -387,6 +378,18 @@ class CrossEncoder:
         for row, name in zip(scores, where, strict=True):
             check_finite(row, name, "scores")
         return scores
+
+
+def _find(source: str | Path, cache_folder: str | Path | None, options: CrossEncoderLoadArgs) -> Path:
+    """Return the local folder of a model."""
+    return find_folder(
+        source,
+        revision=options.get("revision"),
+        cache_dir=cache_of(cache_folder, options.get("cache_dir")),
+        local_files_only=check_flag("local_files_only", options.get("local_files_only", False)),
+        token=options.get("token"),
+        organization=ORGANIZATION,
+    )
 
 
 def _names_of(method: Any) -> tuple[str, ...]:
