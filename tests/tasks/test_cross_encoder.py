@@ -181,7 +181,7 @@ def test_progress_goes_to_stderr(model: fastattn.CrossEncoder, capsys: pytest.Ca
         ({"inputs": [("a", None)]}, DTypeError, r"inputs\[0\]\[1\]: expected str"),
         ({"inputs": [("a", "b", "c")]}, InputError, r"inputs\[0\]: expected a str or a pair"),
         ({"inputs": [("a", "\ud800")]}, InputError, "surrogate"),
-        ({"sentences": PAIRS}, InputError, "sentences: expected None together with inputs"),
+        ({"sentences": PAIRS}, InputError, "sentences: expected None, because inputs is set"),
         ({"batch_size": 0}, InputError, "batch_size"),
         ({"activation_fn": 3}, DTypeError, "activation_fn: expected None, a name or a function"),
         ({"activation_fn": dict}, DTypeError, "activation_fn: .*call it first"),
@@ -398,4 +398,48 @@ def test_refused_folders(folder: Path, tmp_path: Path) -> None:
     change_json(saved / "tokenizer_config.json", chat_template="{{ messages }}")
     (saved / "modules.json").unlink()
     with pytest.raises(ConfigError, match="chat template"):
+        fastattn.CrossEncoder(saved)
+
+
+def test_checked_and_quantized_folders(folder: Path, tmp_path: Path) -> None:
+    """`check_folder` names the class and uses of settings; a quantized folder scores with the same bits."""
+    saved = tmp_path / "saved"
+    CrossReference(folder, max_length=20).rough.save_pretrained(str(saved))
+    report = fastattn.check_folder(saved)
+    assert (report.ok, report.cross_encoder, report.sentence_transformer) == (True, True, False)
+    uses = {(entry.file, entry.key): entry.use for entry in report.settings}
+    assert uses["config_sentence_transformers.json", "activation_fn"] == "used"
+    assert not fastattn.check_folder(folder).cross_encoder  # a classifier like any other
+    small = fastattn.quantize(saved, tmp_path / "small", dtype="int8")
+    with fastattn.CrossEncoder(small) as found, fastattn.CrossEncoder(saved, dtype="int8") as expected:
+        assert same(found.predict(PAIRS), expected.predict(PAIRS))
+        assert found.max_seq_length == 20
+    change_json(saved / "config.json", architectures=["BertModel"])
+    (saved / "tokenizer.json").unlink()
+    (saved / "tokenizer_config.json").unlink()
+    assert "expected a tokenizer" in str(fastattn.check_folder(saved).problems)
+
+
+@pytest.mark.parametrize(
+    ("file", "change"),
+    [
+        ("config.json", {"architectures": 3}),
+        ("config.json", {"sentence_transformers": 3}),
+        ("config.json", {"sentence_transformers": {"activation_fn": 3}}),
+        ("config.json", {"sbert_ce_default_activation_function": ["torch.nn.Tanh"]}),
+        ("config_sentence_transformers.json", {"prompts": {"query": 3}}),
+        ("config_sentence_transformers.json", {"activation_fn": 3}),
+        ("config_sentence_transformers.json", {"keep_in_fp32_modules": "a"}),
+        ("config_sentence_transformers.json", {"model_type": 3}),
+        ("sentence_bert_config.json", {"module_output_name": "token_embeddings"}),
+        ("sentence_bert_config.json", {"transformer_task": "text-generation"}),
+    ],
+)
+def test_malformed_settings(folder: Path, tmp_path: Path, file: str, change: dict[str, Any]) -> None:
+    saved = tmp_path / "saved"
+    CrossReference(folder).rough.save_pretrained(str(saved))
+    if file == "config.json":
+        change_json(saved / "config_sentence_transformers.json", activation_fn=None)
+    change_json(saved / file, **change)
+    with pytest.raises(ConfigError, match=next(iter(change))):
         fastattn.CrossEncoder(saved)
