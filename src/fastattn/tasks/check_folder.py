@@ -128,9 +128,9 @@ def check_folder(
 ) -> FolderReport:
     """Check a model folder or hub id: all headers, settings, the tokenizer, digests, and that all weights are finite.
 
-    Reads every weight once and needs memory for one tensor at a time. Nothing is executed. Problems are in the report;
-    the function raises only ModelNotFoundError and HubError for a folder that does not exist, InputError and DTypeError
-    for its arguments.
+    Reads every weight once and needs memory for one tensor at a time. Nothing is executed. Problems are in the report.
+    Raises ModelNotFoundError and HubError for a folder that does not exist, InputError and DTypeError for the
+    arguments.
     """
     directory = resolve(
         path_or_id, revision=revision, cache_dir=cache_dir, local_files_only=local_files_only, token=token
