@@ -33,7 +33,7 @@ SETTINGS_NAME = "config_sentence_transformers.json"
 INPUT_MODULES = ("Transformer", "StaticEmbedding")
 MODULES = (*INPUT_MODULES, "Pooling", "Dense", "Normalize", "LayerNorm")
 _HOMES = ("sentence_transformers.models.", "sentence_transformers.sentence_transformer.modules.",
-          "sentence_transformers.base.modules.", "sentence_transformers.cross_encoder.modules.")  # fmt: skip
+          "sentence_transformers.base.modules.")  # fmt: skip
 # The settings of the transformer: sentence-transformers reads the first of these that exists and is not empty.
 TRANSFORMER_CONFIGS = tuple(
     f"sentence_{family}_config.json"
