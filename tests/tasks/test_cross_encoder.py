@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import json
 import pickle
 from pathlib import Path
@@ -13,6 +14,8 @@ import pytest
 
 import fastattn
 from fastattn.errors import ConfigError, DTypeError, FastattnError, InputError, ModelFormatError, NonFiniteError
+from fastattn.tasks.cross_encoder import ORGANIZATION, CrossEncoderLoadArgs
+from fastattn.tasks.sentence.names import full_name
 from tests.tasks.cross_encoders import FAMILIES, PAIRS, CrossReference, write_cross_encoder
 from tests.tasks.sentence_folders import change_json, write_json
 
@@ -443,3 +446,26 @@ def test_malformed_settings(folder: Path, tmp_path: Path, file: str, change: dic
     change_json(saved / file, **change)
     with pytest.raises(ConfigError, match=next(iter(change))):
         fastattn.CrossEncoder(saved)
+
+
+@pytest.mark.parametrize("method", ["predict", "rank", "__init__"])
+def test_every_argument_of_sentence_transformers_is_known(method: str) -> None:
+    """In the same places. The arguments for loading that other classes share are in a table."""
+    theirs = pytest.importorskip("sentence_transformers").CrossEncoder
+    expected = inspect.signature(getattr(theirs, method)).parameters
+    found = inspect.signature(getattr(fastattn.CrossEncoder, method)).parameters
+    shared = set(CrossEncoderLoadArgs.__annotations__) if method == "__init__" else set()
+    assert set(expected) - {"kwargs"} <= {*found, *shared}
+    positional = [
+        [name for name, parameter in table.items() if parameter.kind is parameter.POSITIONAL_OR_KEYWORD]
+        for table in (expected, found)
+    ]
+    assert positional[0] == positional[1]
+    for name, parameter in expected.items():
+        if name in found and name not in ("inputs", "kwargs"):
+            assert found[name].default == parameter.default
+
+
+def test_short_names() -> None:
+    assert full_name("ms-marco-MiniLM-L6-v2", ORGANIZATION) == "cross-encoder/ms-marco-MiniLM-L6-v2"
+    assert full_name("owner/model", ORGANIZATION) == "owner/model"

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
+import tracemalloc
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -273,8 +276,6 @@ def test_small_functions_equal_sentence_transformers() -> None:
 
 
 def test_every_function_of_the_list_has_the_arguments_of_sentence_transformers() -> None:
-    import inspect
-
     module = theirs()
     for name in util.__all__:
         if name == "semantic_search_quantized":
@@ -286,3 +287,25 @@ def test_every_function_of_the_list_has_the_arguments_of_sentence_transformers()
         for parameter in found.values():
             default = expected[parameter.name].default
             assert callable(default) or parameter.default == default
+
+
+def test_a_search_needs_memory_only_for_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All arrays of a search in a table of 16 MB, stored in a file, need less than 2 MB at a time."""
+    np.save(tmp_path / "table.npy", vectors(65536, 64))
+    table = np.load(tmp_path / "table.npy", mmap_mode="r")
+    ranges = [[-5.0] * 64, [5.0] * 64]
+    codes = util.quantize_embeddings(table, "int8", ranges)
+    monkeypatch.setattr("fastattn.tasks.search.vectors.BLOCK_ELEMENTS", 2**15)
+    calls: list[Callable[[], Any]] = [
+        lambda: util.semantic_search(table[:3], table),
+        lambda: util.semantic_search(table[:3], table, score_function=util.euclidean_sim),
+        lambda: util.semantic_search_quantized(table[:3], codes, "int8", ranges=ranges),
+        lambda: util.semantic_search(table[:3].astype(np.float64), table),
+    ]
+    for call in calls:
+        tracemalloc.start()
+        found = call()
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert [row[0]["corpus_id"] for row in found] == [0, 1, 2]
+        assert peak < 2**21
