@@ -23,7 +23,6 @@ WIDTHS = (1, 7, 33, 385)
 Chunked = list[dict[str, int]]
 CHUNKS: Chunked = [
     {}, {"corpus_chunk_size": 7}, {"query_chunk_size": 3}, {"query_chunk_size": 1, "corpus_chunk_size": 1},
-    {"corpus_chunk_size": 60, "query_chunk_size": 50},
 ]  # fmt: skip
 
 
@@ -112,9 +111,9 @@ def test_semantic_search_equals_sentence_transformers(name: str) -> None:
 @pytest.mark.parametrize("name", SCORES)
 def test_search_does_not_depend_on_chunks(name: str, chunks: dict[str, int], monkeypatch: pytest.MonkeyPatch) -> None:
     """Equal scores are ordered by row, also across chunks, and small blocks change nothing."""
-    queries, corpus, function = with_ties(11, 5), with_ties(150, 5, seed=1), getattr(util, name)
+    queries, corpus, function = with_ties(5, 5), with_ties(60, 5, seed=1), getattr(util, name)
     ranking = exact_ranking(function(queries, corpus))
-    for top_k in (1, 20, 150, 1000):
+    for top_k in (1, 20, 1000):
         found = util.semantic_search(queries, corpus, top_k=top_k, score_function=function, **chunks)
         assert ids(found) == [row[:top_k] for row in ranking]
         assert found == util.semantic_search(queries, corpus, top_k=top_k, score_function=function)
@@ -181,7 +180,7 @@ def table_tensor(table: NDArray[np.float32]) -> Any:
 def test_paraphrases_do_not_depend_on_chunks(
     chunks: dict[str, int], max_pairs: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    table, top_k = with_ties(60, 4), 5
+    table, top_k = with_ties(30, 4), 5
     scores = util.dot_score(table, table)
     pairs = set()
     for i, row in enumerate(exact_ranking(scores)):
