@@ -469,3 +469,15 @@ def test_every_argument_of_sentence_transformers_is_known(method: str) -> None:
 def test_short_names() -> None:
     assert full_name("ms-marco-MiniLM-L6-v2", ORGANIZATION) == "cross-encoder/ms-marco-MiniLM-L6-v2"
     assert full_name("owner/model", ORGANIZATION) == "owner/model"
+
+
+def test_a_tokenizer_with_other_separators(tmp_path: Path) -> None:
+    """RoBERTa's own: two separators between the texts of a pair, and no token types."""
+    from tests.tasks.tiny import write_roberta_model
+
+    folder = write_roberta_model(tmp_path / "m")
+    with fastattn.CrossEncoder(folder, threads=1, max_length=30) as model:
+        found = model.predict(PAIRS)
+        assert found.shape == (7, 2)
+        CrossReference(folder, max_length=30).check(found)
+        assert model.count_tokens([("a", "b")])[0] == len(model.tokenizer("a", "b").input_ids)
