@@ -21,10 +21,10 @@ from sklearn.utils.estimator_checks import check_estimator
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 import fastattn as fa
-from fastattn.errors import DTypeError, InputError
+from fastattn.errors import ConfigError, DTypeError, InputError
 from fastattn.sklearn import FastattnEmbedder, TextClassifier
 from tests.adapters.tiny import CLASSES, TEXTS, THREE
-from tests.tasks.sentence_folders import NORMALIZE, WIDTH, dense, write_model
+from tests.tasks.sentence_folders import NORMALIZE, WIDTH, dense, write_model, write_static
 from tests.tasks.tokenizers import WORDS
 
 POOLING: Any = ("Pooling", {"word_embedding_dimension": WIDTH, "pooling_mode": "mean"}, None)
@@ -187,6 +187,26 @@ def test_auto_is_the_pooling_of_the_model(folder: Path, tmp_path: Path) -> None:
         TextClassifier(source).fit(TEXTS, CLASSES)
     with pytest.raises(InputError, match="pooling: expected one of"):
         TextClassifier(folder, pooling="avg").fit(TEXTS, CLASSES)  # type: ignore[arg-type]
+
+
+def test_models_without_a_transformer(tmp_path: Path) -> None:
+    static = write_static(tmp_path / "static")
+    for pooling in ("auto", "cls", "mean"):
+        with pytest.raises(InputError, match=f'pooling: expected "sentence" for a model without a .* got "{pooling}"'):
+            TextClassifier(static, pooling=pooling).fit(TEXTS, CLASSES)  # type: ignore[arg-type]
+    classifier = TextClassifier(static, pooling="sentence").fit(TEXTS, CLASSES)
+    assert same(pickle.loads(pickle.dumps(classifier)).predict_proba(TEXTS), classifier.predict_proba(TEXTS))
+    with pytest.raises(ConfigError, match="model: expected a model with a transformer, got a StaticEmbedding"):
+        classifier.save_sentence_transformer(tmp_path / "new")
+
+
+def test_a_language_model_has_no_such_head(tmp_path: Path) -> None:
+    model = fa.pipeline("text-generation").model.path
+    classifier = TextClassifier(model).fit(TEXTS, CLASSES)
+    with pytest.raises(ConfigError, match="whose heads have the form of a linear classifier, got gpt2"):
+        classifier.save_pretrained(tmp_path / "new")
+    with fa.SentenceTransformer(classifier.save_sentence_transformer(tmp_path / "sentence")) as st:
+        assert same(st.encode(TEXTS)[:, 1] * 2, classifier.decision_function(TEXTS))
 
 
 def test_a_later_parameter_does_not_change_a_fitted_model(folder: Path) -> None:

@@ -22,6 +22,7 @@ from fastattn.errors import ConfigError, InputError
 from fastattn.sklearn.pooling import with_pooling
 from fastattn.sklearn.sentence_folder import save_sentence_classifier
 from fastattn.tasks.lazy_model import LazyModel, ModelOption, load_lazily, read_texts
+from fastattn.tasks.sentence.encoders import Transformer
 from fastattn.tasks.sentence.modules import Normalize
 from fastattn.tasks.sentence.pooling import Pooling
 from fastattn.tasks.sentence_transformer import SentenceTransformer
@@ -186,7 +187,7 @@ def _with_pooling(model: SentenceTransformer, asked: str) -> tuple[SentenceTrans
         return copy.copy(model), asked
     modules = list(model)
     pooling = next((module for module in modules if isinstance(module, Pooling)), None)
-    if asked == "auto":
+    if asked == "auto" and isinstance(modules[0], Transformer):
         others = [module for module in modules[1:] if not isinstance(module, (Pooling, Normalize))]
         found = "+".join(pooling.modes) if pooling is not None else "none"
         if others or found not in ("cls", "mean"):
