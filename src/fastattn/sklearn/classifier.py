@@ -41,8 +41,8 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     share; None is the embedded demo model. pooling: the vector of a text.
 
     - "cls": the hidden state of the first token.
-    - "mean": the mean over all tokens. In families whose head reads only the first token, each vector is also centered
-      and scaled to length 1; `save_pretrained` then adds one layer, which computes the same.
+    - "mean": the mean over all tokens. In BERT, DistilBERT, RoBERTa, XLM-RoBERTa, CamemBERT and ELECTRA, each vector is
+      also centered and divided by its standard deviation; `save_pretrained` adds one layer, which computes the same.
     - "auto": "cls" or "mean", as in the model's Pooling module. A Normalize module after it does not apply.
     - "sentence": the vector that `SentenceTransformer.encode` returns. `save_pretrained` cannot write it.
 
@@ -50,7 +50,7 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     are scaled so that their mean square length is 1 on the training texts. dtype, threads: of `SentenceTransformer`.
 
     Attributes: `classes_`; `coef_` [n_classes, width] and `intercept_` [n_classes] ([1, width] and [1] for two
-    classes), float32, for unscaled vectors; `n_iter_`; `pooling_`, the pooling used; `model_`, the loaded model.
+    classes), float32, for the vectors before this scaling; `n_iter_`; `pooling_`, the pooling used; `model_`, the loaded model.
     """
 
     def __init__(
