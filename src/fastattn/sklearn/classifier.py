@@ -50,7 +50,8 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     are scaled so that their mean square length is 1 on the training texts. dtype, threads: of `SentenceTransformer`.
 
     Attributes: `classes_`; `coef_` [n_classes, width] and `intercept_` [n_classes] ([1, width] and [1] for two
-    classes), float32, for the vectors before this scaling; `n_iter_`; `pooling_`, the pooling used; `model_`, the loaded model.
+    classes), float32, for the vectors before this scaling; `n_iter_`; `pooling_`, the pooling used; `model_`, the
+    loaded model.
     """
 
     def __init__(
