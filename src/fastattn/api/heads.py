@@ -1,9 +1,9 @@
-"""The models of the BERT families with other heads: one output per token, or per pair of texts."""
+"""The models with other heads: one output per token, or per pair of texts."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,12 +15,14 @@ from fastattn.errors import InputError
 from fastattn.models.inputs import Batch
 from fastattn.models.outputs import (
     Array,
+    DiscriminatorOutput,
     MaskedLMOutput,
     MultipleChoiceOutput,
     NextSentencePredictorOutput,
     PerToken,
     PreTrainingOutput,
     QuestionAnsweringOutput,
+    SentenceOrderOutput,
     TokenClassifierOutput,
     finish_output,
 )
@@ -120,22 +122,31 @@ class NextSentencePredictor(
         return NextSentencePredictorOutput(logits, results.hidden_states(), results.attentions())
 
 
-class PreTraining(OneStepModel[PreTrainingOutput[Array], PreTrainingOutput[list[Array]], PreTrainingOutput]):
-    """A BERT with both of its heads for pre-training.
+_OfArray: TypeAlias = PreTrainingOutput[Array] | SentenceOrderOutput[Array] | DiscriminatorOutput[Array]
+_OfList: TypeAlias = (
+    PreTrainingOutput[list[Array]] | SentenceOrderOutput[list[Array]] | DiscriminatorOutput[list[Array]]
+)
+_OfEither: TypeAlias = PreTrainingOutput | SentenceOrderOutput | DiscriminatorOutput
 
-    Created by `AutoModelForPreTraining.from_pretrained`. A call returns prediction_logits of every token and
-    seq_relationship_logits [batch, 2]. Empty sequences are rejected.
+
+class PreTraining(OneStepModel[_OfArray, _OfList, _OfEither]):
+    """A model with its heads for pre-training.
+
+    Created by `AutoModelForPreTraining.from_pretrained`. A call of BERT returns a PreTrainingOutput, of ALBERT a
+    SentenceOrderOutput, and of an ELECTRA discriminator a DiscriminatorOutput. BERT and ALBERT reject empty sequences.
     """
 
-    def _compute(self, batch: Batch, hidden_states: bool | None, attentions: bool | None) -> PreTrainingOutput:
-        batch.need_tokens(_FIRST)
+    def _compute(self, batch: Batch, hidden_states: bool | None, attentions: bool | None) -> _OfEither:
+        outputs = self.traced.outputs
+        if len(outputs) > 1:
+            batch.need_tokens(_FIRST)
         results = self._run(batch, hidden_states=hidden_states, attentions=attentions)
-        return PreTrainingOutput(
-            results.per_token("logits"),
-            cast(Array, results.per_sequence("seq_relationship_logits")),
-            results.hidden_states(),
-            results.attentions(),
-        )
+        logits, others = results.per_token("logits"), (results.hidden_states(), results.attentions())
+        if "seq_relationship_logits" in outputs:
+            return PreTrainingOutput(logits, cast(Array, results.per_sequence("seq_relationship_logits")), *others)
+        if "sop_logits" in outputs:
+            return SentenceOrderOutput(logits, cast(Array, results.per_sequence("sop_logits")), *others)
+        return DiscriminatorOutput(_column(logits, 0), *others)
 
 
 class MultipleChoice(Model):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -14,7 +14,20 @@ from fastattn.errors import ConfigError
 from fastattn.graph.ir import Program
 from fastattn.graph.rewrites import optimize
 from fastattn.graph.tensor import Tracer, Weights
-from fastattn.models import albert, bert, camembert, distilbert, electra, gpt2, modernbert, mpnet, nomic_bert, roberta
+from fastattn.models import (
+    albert,
+    bert,
+    camembert,
+    distilbert,
+    electra,
+    gpt2,
+    gte,
+    jina_bert,
+    modernbert,
+    mpnet,
+    nomic_bert,
+    roberta,
+)
 from fastattn.models.config import CommonConfig
 from fastattn.models.names import Layout, ModelNames, check_tensors, resolve_names
 from fastattn.models.tasks import TASKS, Task
@@ -29,6 +42,8 @@ class Family:
 
     build_with_types: `build` for calls with token types, if the family uses them only in such calls.
     computed: returns the weights that are computed from the config and the checkpoint, by their names in the model.
+    heads: prefixes of the tensor names of heads that have other ones than in `TASKS`.
+    missing: what messages say about heads that transformers has and this family lacks.
     """
 
     architectures: tuple[str, ...]
@@ -38,9 +53,21 @@ class Family:
     build: Callable[[Any, Weights, Task], Program]
     build_with_types: Callable[[Any, Weights, Task], Program] | None = None
     computed: Callable[[Any, ModelNames], Mapping[str, WeightSource]] | None = None
+    heads: Mapping[Task, tuple[str, ...]] = field(default_factory=dict)
+    missing: Mapping[Task, str] = field(default_factory=dict)
+
+    def head_names(self, task: Task) -> tuple[str, ...]:
+        """Return the prefixes of the tensor names of a task's head; () if it has none."""
+        return self.heads.get(task, TASKS[task].heads)
 
 
-_GPT2_TASKS: tuple[Task, ...] = ("causal-lm", "sequence-classification", "encoder")
+_GPT2_TASKS: tuple[Task, ...] = (
+    "causal-lm",
+    "sequence-classification",
+    "token-classification",
+    "question-answering",
+    "encoder",
+)
 _ENCODER_TASKS: tuple[Task, ...] = ("encoder", "sequence-classification")
 _ROBERTA_TASKS: tuple[Task, ...] = (
     *_ENCODER_TASKS,
@@ -49,10 +76,17 @@ _ROBERTA_TASKS: tuple[Task, ...] = (
     "question-answering",
     "multiple-choice",
 )
+_NOMIC_TASKS: tuple[Task, ...] = (*_ENCODER_TASKS, "masked-lm", "token-classification")
 _BERT_TASKS: tuple[Task, ...] = (*_ROBERTA_TASKS, "next-sentence-prediction", "pre-training")
 FAMILIES: Mapping[str, Family] = {
     "gpt2": Family(
-        gpt2.ARCHITECTURES, gpt2.LAYOUT, _GPT2_TASKS, gpt2.read_config, gpt2.build, partial(gpt2.build, types=True)
+        gpt2.ARCHITECTURES,
+        gpt2.LAYOUT,
+        _GPT2_TASKS,
+        gpt2.read_config,
+        gpt2.build,
+        partial(gpt2.build, types=True),
+        missing={"multiple-choice": "the multiple_choice_head of GPT2DoubleHeadsModel is not supported"},
     ),
     "bert": Family(bert.ARCHITECTURES, bert.LAYOUT, _BERT_TASKS, bert.read_config, bert.build),
     "distilbert": Family(
@@ -60,27 +94,55 @@ FAMILIES: Mapping[str, Family] = {
     ),
     "roberta": Family(roberta.ARCHITECTURES, roberta.LAYOUT, _ROBERTA_TASKS, roberta.read_config, roberta.build),
     "xlm-roberta": Family(roberta.ARCHITECTURES, roberta.LAYOUT, _ROBERTA_TASKS, roberta.read_config, roberta.build),
-    "camembert": Family(camembert.ARCHITECTURES, roberta.LAYOUT, _ENCODER_TASKS, camembert.read_config, roberta.build),
-    "electra": Family(electra.ARCHITECTURES, electra.LAYOUT, _ENCODER_TASKS, electra.read_config, electra.build),
-    "albert": Family(albert.ARCHITECTURES, albert.LAYOUT, _ENCODER_TASKS, albert.read_config, albert.build),
+    "camembert": Family(camembert.ARCHITECTURES, roberta.LAYOUT, _ROBERTA_TASKS, camembert.read_config, roberta.build),
+    "electra": Family(
+        electra.ARCHITECTURES,
+        electra.LAYOUT,
+        (*_ROBERTA_TASKS, "pre-training"),
+        electra.read_config,
+        electra.build,
+        heads={"masked-lm": ("generator_predictions.dense.",), "pre-training": ("discriminator_predictions.dense.",)},
+    ),
+    "albert": Family(
+        albert.ARCHITECTURES,
+        albert.LAYOUT,
+        (*_ROBERTA_TASKS, "pre-training"),
+        albert.read_config,
+        albert.build,
+        heads={"masked-lm": ("predictions.dense.",), "pre-training": ("predictions.dense.",)},
+    ),
     "mpnet": Family(
-        mpnet.ARCHITECTURES, mpnet.LAYOUT, _ENCODER_TASKS, mpnet.read_config, mpnet.build, computed=mpnet.computed
+        mpnet.ARCHITECTURES, mpnet.LAYOUT, _ROBERTA_TASKS, mpnet.read_config, mpnet.build, computed=mpnet.computed
     ),
     "modernbert": Family(
         modernbert.ARCHITECTURES,
         modernbert.LAYOUT,
-        _ENCODER_TASKS,
+        _ROBERTA_TASKS,
         modernbert.read_config,
         modernbert.build,
         computed=modernbert.computed,
+        heads={"masked-lm": ("head.dense.",), "question-answering": ("classifier.",)},
     ),
     "nomic_bert": Family(
         nomic_bert.ARCHITECTURES,
         nomic_bert.LAYOUT,
-        _ENCODER_TASKS,
+        _NOMIC_TASKS,
         nomic_bert.read_config,
         nomic_bert.build,
         computed=nomic_bert.computed,
+    ),
+    "gte": Family(gte.ARCHITECTURES, gte.LAYOUT, _NOMIC_TASKS, gte.read_config, gte.build, computed=gte.computed),
+    "new": Family(
+        gte.NEW_ARCHITECTURES, gte.LAYOUT, _ROBERTA_TASKS, gte.read_new_config, gte.build, computed=gte.computed
+    ),
+    # Its config.json has the model type "bert".
+    "jina_bert": Family(
+        jina_bert.ARCHITECTURES,
+        jina_bert.LAYOUT,
+        _BERT_TASKS,
+        jina_bert.read_config,
+        jina_bert.build,
+        computed=jina_bert.computed,
     ),
 }
 
@@ -120,6 +182,8 @@ def _model_type(config: Mapping[str, object]) -> str:
         not isinstance(architectures, list) or not all(isinstance(name, str) for name in architectures)
     ):
         raise ConfigError(f"config.json: architectures: expected a list of names, got {quote(architectures)}")
+    if model_type == "bert" and _is_jina_bert(config, architectures):
+        return "jina_bert"
     if isinstance(model_type, str) and model_type in FAMILIES:
         return model_type
     if model_type is not None:
@@ -137,6 +201,12 @@ def _model_type(config: Mapping[str, object]) -> str:
     )
 
 
+def _is_jina_bert(config: Mapping[str, object], architectures: list[str] | None) -> bool:
+    """Return whether a config.json with the model type "bert" is one of JinaBERT."""
+    named = any(name.startswith("JinaBert") for name in architectures or [])
+    return named or config.get("position_embedding_type") == "alibi"
+
+
 def build(config: Mapping[str, object], tensors: Mapping[str, WeightSource], task: Task) -> BuiltModel:
     """Trace a model for a task and find its tensors; allocates nothing. Raises ConfigError, ModelFormatError."""
     family = find_family(config)
@@ -146,7 +216,7 @@ def build(config: Mapping[str, object], tensors: Mapping[str, WeightSource], tas
     names = resolve_names(tensors, family.layout, tied=config.get("tie_word_embeddings") is not False)
     if family.computed is not None:
         names = names.with_computed(family.computed(parsed, names))
-    _check_head(names, parsed, task)
+    _check_head(family, names, parsed, task)
     traced = family.build(parsed, Weights(Tracer(), names), task)
     try:
         found = check_tensors(traced, names, task)
@@ -167,9 +237,10 @@ def build(config: Mapping[str, object], tensors: Mapping[str, WeightSource], tas
 
 def _wrong_task(model_type: str, task: Task, family: Family) -> str:
     others = " or ".join(TASKS[other].auto_class for other in family.tasks)
+    why = family.missing.get(task, "this family has no such head, or fastattn does not support it")
     return (
-        f"config.json: model_type {model_type!r} cannot be used for {task} ({TASKS[task].auto_class}): this family "
-        f"has no such head, or fastattn does not support it; use {others}"
+        f"config.json: model_type {model_type!r} cannot be used for {task} ({TASKS[task].auto_class}): {why}; use "
+        f"{others}"
     )
 
 
@@ -181,13 +252,13 @@ def _other_head(config: CommonConfig, task: Task) -> str:
     return f"; architectures of config.json is {quote(list(config.architectures))}" if config.architectures else ""
 
 
-def _check_head(names: ModelNames, config: CommonConfig, task: Task) -> None:
+def _check_head(family: Family, names: ModelNames, config: CommonConfig, task: Task) -> None:
     """Raise ConfigError if the checkpoint has no tensor of the task's head, or a classifier of one class."""
-    entry = TASKS[task]
-    if entry.heads and not any(name.startswith(entry.heads) for name in names.found):
-        missing = " or ".join(f"{head}weight" if head.count(".") == 1 else f"{head}*" for head in entry.heads)
+    heads = family.head_names(task)
+    if heads and not any(name.startswith(heads) for name in names.found):
+        missing = " or ".join(f"{head}weight" if head.count(".") == 1 else f"{head}*" for head in heads)
         raise ConfigError(
-            f"this checkpoint has no {entry.head} head ({missing} is missing); load it with AutoModel or "
+            f"this checkpoint has no {TASKS[task].head} head ({missing} is missing); load it with AutoModel or "
             f"`fastattn embed`{_other_head(config, task)}"
         )
     if (
@@ -222,9 +293,10 @@ def _warn_of_other_task(built: BuiltModel, where: object) -> None:
 
     Classifiers of texts are common under the names of other classes, so they are not logged.
     """
-    entry, listed = TASKS[built.task], built.config.architectures
+    entry, listed, family = TASKS[built.task], built.config.architectures, FAMILIES[built.config.model_type]
+    heads = family.head_names(built.task)
     if (
-        not entry.heads
+        not heads
         or built.task == "sequence-classification"
         or any(name.endswith(entry.architecture) for name in listed)
     ):
@@ -232,7 +304,7 @@ def _warn_of_other_task(built: BuiltModel, where: object) -> None:
     for task, other in TASKS.items():
         if (task, built.task) == ("pre-training", "masked-lm"):
             continue  # this head contains the one of a masked language model
-        if set(other.heads) & set(entry.heads) and any(name.endswith(other.architecture) for name in listed):
+        if set(family.head_names(task)) & set(heads) and any(name.endswith(other.architecture) for name in listed):
             _log.warning(
                 "%s: architectures of config.json is %s: the head was trained for %s, but is loaded with %s",
                 where,
