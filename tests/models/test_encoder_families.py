@@ -249,7 +249,7 @@ REFUSED: list[tuple[str, str, Any]] = [
     ("modernbert", "classifier_pooling", "max"),
     ("modernbert", "hidden_activation", "mish"),
     ("modernbert", "norm_bias", 1),
-    ("nomic_bert", "n_embd", 72),
+    ("nomic_bert", "n_head", 3),
     ("nomic_bert", "rotary_emb_fraction", 0.5),
     ("nomic_bert", "partial_rotary_factor", 0.5),
     ("nomic_bert", "rope_parameters", {"rope_type": "default", "rope_theta": 10.0, "partial_rotary_factor": 0.5}),

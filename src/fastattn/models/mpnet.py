@@ -85,6 +85,11 @@ def computed(cfg: MPNetConfig, names: ModelNames) -> Mapping[str, WeightSource]:
     return {name: ComputedSource(name, bias.shape, bias.rows)}
 
 
+def n_hidden_weights(cfg: MPNetConfig) -> int:
+    """Return the number of biases from which the table is computed."""
+    return BUCKETS.num_buckets * cfg.num_attention_heads
+
+
 def encoder(cfg: MPNetConfig, w: Weights, t: Tokens) -> Tensor:
     """Compute the hidden states of all tokens, [n_tokens, hidden_size]."""
     d, eps, e = cfg.hidden_size, cfg.layer_norm_eps, w["embeddings"]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -12,6 +13,7 @@ from fastattn.checkpoint.source import WeightSource
 from fastattn.checks import closest, quote, shown_names
 from fastattn.errors import ConfigError
 from fastattn.graph.ir import Program
+from fastattn.graph.quantize import embedding_tables
 from fastattn.graph.rewrites import optimize
 from fastattn.graph.tensor import Tracer, Weights
 from fastattn.models import (
@@ -42,6 +44,7 @@ class Family:
 
     build_with_types: `build` for calls with token types, if the family uses them only in such calls.
     computed: returns the weights that are computed from the config and the checkpoint, by their names in the model.
+    n_hidden_weights: returns the number of weights of the checkpoint that only `computed` reads.
     heads: prefixes of the tensor names of heads that have other ones than in `TASKS`.
     missing: what messages say about heads that transformers has and this family lacks.
     """
@@ -53,6 +56,7 @@ class Family:
     build: Callable[[Any, Weights, Task], Program]
     build_with_types: Callable[[Any, Weights, Task], Program] | None = None
     computed: Callable[[Any, ModelNames], Mapping[str, WeightSource]] | None = None
+    n_hidden_weights: Callable[[Any], int] | None = None
     heads: Mapping[Task, tuple[str, ...]] = field(default_factory=dict)
     missing: Mapping[Task, str] = field(default_factory=dict)
 
@@ -112,7 +116,13 @@ FAMILIES: Mapping[str, Family] = {
         heads={"masked-lm": ("predictions.dense.",), "pre-training": ("predictions.dense.",)},
     ),
     "mpnet": Family(
-        mpnet.ARCHITECTURES, mpnet.LAYOUT, _ROBERTA_TASKS, mpnet.read_config, mpnet.build, computed=mpnet.computed
+        mpnet.ARCHITECTURES,
+        mpnet.LAYOUT,
+        _ROBERTA_TASKS,
+        mpnet.read_config,
+        mpnet.build,
+        computed=mpnet.computed,
+        n_hidden_weights=mpnet.n_hidden_weights,
     ),
     "modernbert": Family(
         modernbert.ARCHITECTURES,
@@ -154,7 +164,8 @@ class BuiltModel:
     config: the family's dataclass. traced: the Program as in the model code, for `with_outputs` and `with_pooling`.
     program: the optimized Program. tensors: the source of every weight part. trace_with_types: returns `traced` for
     calls with token types, None if they have no Program of their own. unexpected: the unused tensors of the checkpoint.
-    outer_prefix: the prefix of its names before the family's prefix.
+    outer_prefix: the prefix of its names before the family's prefix. n_parameters: the number of weights of the
+    checkpoint that the Program uses, and of those in its embedding tables.
     """
 
     config: CommonConfig
@@ -165,6 +176,7 @@ class BuiltModel:
     unexpected: tuple[str, ...] = ()
     outer_prefix: str = ""
     trace_with_types: Callable[[], Program] | None = None
+    n_parameters: tuple[int, int] = (0, 0)
 
 
 def find_family(config: Mapping[str, object]) -> Family:
@@ -214,8 +226,9 @@ def build(config: Mapping[str, object], tensors: Mapping[str, WeightSource], tas
         raise ConfigError(_wrong_task(str(_model_type(config)), task, family))
     parsed = family.read_config(config)
     names = resolve_names(tensors, family.layout, tied=config.get("tie_word_embeddings") is not False)
-    if family.computed is not None:
-        names = names.with_computed(family.computed(parsed, names))
+    computed = {} if family.computed is None else family.computed(parsed, names)
+    if computed:
+        names = names.with_computed(computed)
     _check_head(family, names, parsed, task)
     traced = family.build(parsed, Weights(Tracer(), names), task)
     try:
@@ -231,8 +244,22 @@ def build(config: Mapping[str, object], tensors: Mapping[str, WeightSource], tas
         task=task,
         unexpected=tuple(names.unexpected(found)),
         outer_prefix=names.outer,
+        n_parameters=_count_parameters(traced, family, parsed, computed),
         trace_with_types=None if with_types is None else lambda: with_types(parsed, Weights(Tracer(), names), task),
     )
+
+
+def _count_parameters(
+    program: Program, family: Family, config: CommonConfig, computed: Collection[str]
+) -> tuple[int, int]:
+    """Count the weights that a checkpoint has, and those in embedding tables. Exact tables are always computed."""
+    sizes = {
+        name: math.prod(weight.shape)
+        for name, weight in program.weights.items()
+        if not weight.exact and name not in computed
+    }
+    hidden = 0 if family.n_hidden_weights is None else family.n_hidden_weights(config)
+    return sum(sizes.values()) + hidden, sum(sizes[name] for name in embedding_tables(program))
 
 
 def _wrong_task(model_type: str, task: Task, family: Family) -> str:
