@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import fastattn
-from fastattn.errors import ConfigError, InputError
+from fastattn.errors import ConfigError, ContextLengthError, DTypeError, InputError
 from tests.models.test_families import ALBERT, BERT, DISTIL, ELECTRA, GPT2, MODERN
 from tests.reference.bounds import assert_close
 
@@ -313,6 +313,28 @@ def test_the_second_head_of_a_gpt2_is_named(tmp_path: Path, caplog: pytest.LogCa
         fastattn.AutoModelForCausalLM.from_pretrained(folder).close()
     assert "does not use the tensors" in caplog.text
     assert "multiple_choice_head" in caplog.text
+
+
+def test_errors_of_multiple_choice_name_the_item_and_the_choice(tmp_path: Path) -> None:
+    with fastattn.AutoModelForMultipleChoice.from_pretrained(write("BertForMultipleChoice", tmp_path)) as model:
+        good = [5, 6]
+        for wrong, message in (
+            ([[good] * 3, [good, good, [5] * 25]], r"^input_ids\[1\]\[2\]: expected at most 24 tokens"),
+            (
+                [[good] * 3, [good, [5, 61], good]],
+                r"^input_ids\[1\]\[1\]\[1\]: expected a token id from 0 to 60, got 61",
+            ),
+            ([[good, good, []], [good] * 3], r"^input_ids\[0\]\[2\]: expected at least one token"),
+            ([[good] * 3, [good, good, [5, "a"]]], r"^input_ids\[1\]\[2\]\[1\]: expected an integer"),
+            (np.array([[[5], [6], [7]], [[5], [61], [7]]]), r"^input_ids\[1, 1, 0\]: expected a token id"),
+        ):
+            with pytest.raises((InputError, DTypeError), match=message):
+                model(wrong)
+        with pytest.raises(InputError, match=r"^token_type_ids\[1\]\[0\]\[1\]: expected a token type from 0 to 1"):
+            model([[good] * 2] * 2, token_type_ids=[[[0, 0], [0, 0]], [[0, 9], [0, 0]]])
+        with pytest.raises(ContextLengthError) as long:
+            model([[good, [5] * 30]])
+        assert (long.value.index, long.value.n_tokens, long.value.context) == (1, 30, 24)
 
 
 def test_no_advice_about_labels_for_a_head_without_labels(tmp_path: Path) -> None:

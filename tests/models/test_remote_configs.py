@@ -20,6 +20,7 @@ import fastattn
 from fastattn.errors import ConfigError
 from fastattn.models.registry import FAMILIES, find_family
 from tests.models.test_families import BERT
+from tests.models.test_lenient import ODD_VALUES, refusal
 from tests.reference.bounds import assert_close
 
 pytest.importorskip("torch")
@@ -376,6 +377,30 @@ def test_unsupported_options_of_older_nomic_files_are_named(key: str, value: Any
 
 
 def test_names_of_both_formats_are_refused() -> None:
-    with pytest.raises(ConfigError, match="n_head"):
-        FAMILIES["nomic_bert"].read_config({"model_type": "nomic_bert", **BERT, "n_head": 3})
+    for key, value in (("n_head", 3), ("n_embd", 24)):
+        with pytest.raises(ConfigError, match=key):
+            FAMILIES["nomic_bert"].read_config({"model_type": "nomic_bert", **BERT, key: value})
     assert find_family(OLDER) is FAMILIES["nomic_bert"]
+
+
+CONFIGS = {
+    "new": NEW,
+    "nomic_bert": {**OLDER, **PUBLISHED},
+    "jina_bert": {**BERT, "model_type": "bert", "position_embedding_type": "alibi", "feed_forward_type": "geglu"},
+}
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_any_value_of_any_option(family: str) -> None:
+    """Any value is accepted, or rejected in one short line that names the option."""
+    read: Any = FAMILIES[family].read_config
+    base = CONFIGS[family]
+    read(base)
+    keys = {*base, "rope_scaling", "logn_attention_scale", "layer_norm_type", "pad_token_id", "id2label"}
+    refused = [(key, text) for key in sorted(keys) for value in ODD_VALUES if (text := refusal(read, base, key, value))]
+    assert len(refused) > 60
+    for key, text in refused:
+        # A size is refused with the option that it does not fit.
+        assert key in text or key in ("hidden_size", "n_embd")
+        assert len(text) < 500
+        assert text.isprintable()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, TypeAlias, cast
 
 import numpy as np
@@ -11,7 +13,7 @@ from numpy.typing import NDArray
 from fastattn.api.encoders import OneStepModel
 from fastattn.api.model import Model
 from fastattn.checks import check_count
-from fastattn.errors import InputError
+from fastattn.errors import DTypeError, InputError
 from fastattn.models.inputs import Batch
 from fastattn.models.outputs import (
     Array,
@@ -27,6 +29,8 @@ from fastattn.models.outputs import (
     finish_output,
 )
 
+# The beginning of an error about one sequence.
+_PLACE = re.compile(r"^(input_ids|attention_mask|token_type_ids|position_ids)\[(\d+)(?=([],]))")
 _FIRST = "the logits are computed from the first token"
 
 
@@ -176,12 +180,28 @@ class MultipleChoice(Model):
         ids, n_choices = _flat(input_ids, "input_ids")
         given = (("attention_mask", attention_mask), ("token_type_ids", token_type_ids), ("position_ids", position_ids))
         mask, types, positions = (None if value is None else _beside(value, name, n_choices) for name, value in given)
-        batch = self._read(ids, mask, types, positions, others)
-        batch.need_tokens(_FIRST)
+        with _places_of_choices(n_choices):
+            batch = self._read(ids, mask, types, positions, others)
+            batch.need_tokens(_FIRST)
         results = self._run(batch, hidden_states=output_hidden_states, attentions=output_attentions)
         logits = cast(Array, results.per_sequence("logits")).reshape(-1, n_choices)
         output = MultipleChoiceOutput(logits, results.hidden_states(), results.attentions())
         return finish_output(output, return_dict)
+
+
+@contextmanager
+def _places_of_choices(n_choices: int) -> Iterator[None]:
+    """Name the item and the choice in errors, in place of the number of the sequence: input_ids[1][2], not [5]."""
+
+    def name(match: re.Match[str]) -> str:
+        item, choice = divmod(int(match[2]), n_choices)
+        return f"{match[1]}[{item}, {choice}" if match[3] == "," else f"{match[1]}[{item}][{choice}"
+
+    try:
+        yield
+    except (InputError, DTypeError) as error:
+        error.args = (_PLACE.sub(name, str(error)), *error.args[1:])
+        raise
 
 
 def _beside(value: object, name: str, n_choices: int) -> Any:

@@ -166,10 +166,11 @@ def _read_new_rope(c: ConfigReader, head_dim: int, positions: int) -> Rope:
 
 
 def _whole_heads(c: ConfigReader, rope: Rope, head_dim: int) -> Rope:
-    if head_dim % 2 or 2 * len(rope.frequencies) != head_dim:
-        raise c.error(
-            "num_attention_heads", f"rotary frequencies for whole heads of an even width, which is {head_dim}"
-        )
+    """Require frequencies for whole heads. Raises ConfigError."""
+    if head_dim % 2:
+        raise c.error("num_attention_heads", f"heads of an even width, which is {head_dim}")
+    if 2 * len(rope.frequencies) != head_dim:
+        raise c.error("rope_parameters", f"frequencies for whole heads, whose width is {head_dim}")
     return rope
 
 

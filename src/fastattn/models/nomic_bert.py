@@ -76,7 +76,8 @@ class NomicBertConfig(CommonConfig):
 
 def read_config(raw: Mapping[str, object]) -> NomicBertConfig:
     """Read config.json in transformers' own format, or with the older names. Raises ConfigError."""
-    return read_current(raw) if raw.get("n_embd") is None else read_older(raw)
+    older = raw.get("n_embd") is not None and raw.get("intermediate_size") is None
+    return read_older(raw) if older else read_current(raw)
 
 
 def read_current(raw: Mapping[str, object]) -> NomicBertConfig:
