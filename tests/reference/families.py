@@ -50,13 +50,16 @@ class Variant:
 
 
 def _variant(*without: str, **config: Any) -> Variant:
-    return Variant({**_SIZES, **config}, without)
+    others = {"gpt2": "n_inner", "distilbert": "hidden_dim"}  # their names of intermediate_size
+    own = others.get(config["model_type"], "intermediate_size")
+    sizes = {own if key == "intermediate_size" else key: size for key, size in _SIZES.items()}
+    return Variant({**sizes, **config}, without)
 
 
 VARIANTS: Mapping[str, Variant] = {
-    "gpt2": _variant(model_type="gpt2", n_inner=128),
+    "gpt2": _variant(model_type="gpt2"),
     "bert": _variant(model_type="bert"),
-    "distilbert": _variant(model_type="distilbert", hidden_dim=128),
+    "distilbert": _variant(model_type="distilbert"),
     "roberta": _variant(model_type="roberta"),
     "xlm-roberta": _variant(model_type="xlm-roberta"),
     "camembert": _variant(model_type="camembert"),
