@@ -18,7 +18,7 @@ LAYOUT = Layout(
     transposed=CONV1D,
     anchor="wpe.weight",
     tied=("wte.weight", "lm_head.weight"),
-    unused=(r"h\.\d+\.attn\.(bias|masked_bias)", r"(lm_head|score|classifier|qa_outputs)\..*"),
+    unused=(r"h\.\d+\.attn\.(bias|masked_bias)", r"(lm_head|score|classifier|qa_outputs|multiple_choice_head)\..*"),
 )
 HEADS = "Model LMHeadModel DoubleHeadsModel ForSequenceClassification ForTokenClassification ForQuestionAnswering"
 ARCHITECTURES = tuple(f"GPT2{head}" for head in HEADS.split())
