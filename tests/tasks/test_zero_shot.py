@@ -144,7 +144,9 @@ def test_errors_name_the_text(bert: Path) -> None:
     with fastattn.pipeline("zero-shot-classification", bert) as pipe:
         long, full = "good " * 100, len(pipe.tokenizer("cats cat")["input_ids"]) + 1
         for options in ({}, {"batch_size": 2}):
-            with pytest.raises(ContextLengthError, match=r"^sequences\[2\]: .*; truncation=True cuts it") as caught:
+            with pytest.raises(
+                ContextLengthError, match=r"^sequences\[2\]: .*; truncation=True cuts the text"
+            ) as caught:
                 pipe(["good", "bad", long], LABELS, **options)
             assert caught.value.index == 2
             # The hypothesis leaves no room, so only an empty text fits.

@@ -112,7 +112,10 @@ class Model:
         return str(getattr(self.executor, "dtype", "float32"))
 
     def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
-        """Return the number of weights; tied weights count once. exclude_embeddings: omit the embedding tables."""
+        """Return the number of weights; tied weights count once. exclude_embeddings: omit the embedding tables.
+
+        Raises DTypeError.
+        """
         check_flag("only_trainable", only_trainable)
         total, in_tables = self._built.n_parameters
         return total - in_tables if check_flag("exclude_embeddings", exclude_embeddings) else total

@@ -65,7 +65,7 @@ class Encoding:
 
     def advice(self, context: int) -> str:
         """Return what to do about a text that is longer than the model's context."""
-        return f"use a max_length of at most {context}" if self.cuts else "truncation=True cuts it"
+        return f"use a max_length of at most {context}" if self.cuts else "truncation=True cuts the text"
 
 
 def read_encoding(options: dict[str, Any], *, reject_fixed_padding: bool = False) -> Encoding:
