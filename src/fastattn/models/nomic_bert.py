@@ -76,8 +76,12 @@ class NomicBertConfig(CommonConfig):
 
 def read_config(raw: Mapping[str, object]) -> NomicBertConfig:
     """Read config.json in transformers' own format, or with the older names. Raises ConfigError."""
-    older = raw.get("n_embd") is not None and raw.get("intermediate_size") is None
-    return read_older(raw) if older else read_current(raw)
+    return read_older(raw) if is_older(raw) else read_current(raw)
+
+
+def is_older(raw: Mapping[str, object]) -> bool:
+    """Return whether a config.json has the option names of GPT-2."""
+    return raw.get("n_embd") is not None and raw.get("intermediate_size") is None
 
 
 def read_current(raw: Mapping[str, object]) -> NomicBertConfig:

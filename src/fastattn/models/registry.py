@@ -46,7 +46,8 @@ class Family:
     computed: returns the weights that are computed from the config and the checkpoint, by their names in the model.
     n_hidden_weights: returns the number of weights of the checkpoint that only `computed` reads.
     heads: prefixes of the tensor names of heads that have other ones than in `TASKS`.
-    missing: what messages say about heads that transformers has and this family lacks.
+    missing: what messages say about heads that transformers has and this family lacks. needs_code: returns whether
+    transformers reads a config.json only with the code that comes with the checkpoint.
     """
 
     architectures: tuple[str, ...]
@@ -59,6 +60,7 @@ class Family:
     n_hidden_weights: Callable[[Any], int] | None = None
     heads: Mapping[Task, tuple[str, ...]] = field(default_factory=dict)
     missing: Mapping[Task, str] = field(default_factory=dict)
+    needs_code: Callable[[Mapping[str, object]], bool] = lambda config: False
 
     def head_names(self, task: Task) -> tuple[str, ...]:
         """Return the prefixes of the tensor names of a task's head; () if it has none."""
@@ -140,10 +142,17 @@ FAMILIES: Mapping[str, Family] = {
         nomic_bert.read_config,
         nomic_bert.build,
         computed=nomic_bert.computed,
+        needs_code=nomic_bert.is_older,
     ),
     "gte": Family(gte.ARCHITECTURES, gte.LAYOUT, _NOMIC_TASKS, gte.read_config, gte.build, computed=gte.computed),
     "new": Family(
-        gte.NEW_ARCHITECTURES, gte.LAYOUT, _ROBERTA_TASKS, gte.read_new_config, gte.build, computed=gte.computed
+        gte.NEW_ARCHITECTURES,
+        gte.LAYOUT,
+        _ROBERTA_TASKS,
+        gte.read_new_config,
+        gte.build,
+        computed=gte.computed,
+        needs_code=lambda config: True,
     ),
     # Its config.json has the model type "bert".
     "jina_bert": Family(
@@ -153,6 +162,7 @@ FAMILIES: Mapping[str, Family] = {
         jina_bert.read_config,
         jina_bert.build,
         computed=jina_bert.computed,
+        needs_code=lambda config: True,
     ),
 }
 
