@@ -88,7 +88,7 @@ def write_roberta_model(folder: Path) -> Path:
 
 
 def write_head(folder: Path, model_class: str, **options: Any) -> Path:
-    """Write a tiny BERT, ELECTRA, RoBERTa or DistilBERT with a head, and the words of `write_bert` or `write_roberta`."""
+    """Write a tiny BERT, ELECTRA, RoBERTa or DistilBERT with a head and the words of `write_bert` (`write_roberta`)."""
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
     torch.set_num_threads(1)
     torch.manual_seed(6)
