@@ -149,7 +149,7 @@ def test_the_ways_to_ask(bert: Path, device: str) -> None:
     first, second = pipe(one), pipe(**other)
     assert pipe([one]) == first
     for size in (1, 2, 32):
-        for many in (pipe([one, other], batch_size=size), pipe(iter([one, other])),
+        for many in (pipe([one, other], batch_size=size), list(pipe(iter([one, other]))),
                      pipe(question=[QUESTION, "a cat"], context=[SHORT, LONG])):  # fmt: skip
             assert [places(found) for found in many] == [places(first), places(second)]
             assert_same_bits([found["score"] for found in many], [first["score"], second["score"]], device)
@@ -184,7 +184,7 @@ def test_no_answer(bert: Path) -> None:
         ({"question": "a", "context": "a"}, {"max_seq_len": 9, "doc_stride": 10}, InputError, "doc_stride"),
         ({"question": "a", "context": LONG}, {"max_seq_len": 9, "doc_stride": 9}, InputError, "stride"),
         ({"question": "a " * 80, "context": LONG}, {}, InputError, "second"),
-        ({"question": "a " * 37, "context": LONG}, {}, InputError, r"inputs\[0\]: the question leaves too few of"),
+        ({"question": "a " * 37, "context": LONG}, {}, InputError, "^inputs: the question leaves too few of"),
         ({"question": "a", "context": "a"}, {"topk": 3}, InputError, "topk"),
     ],
 )

@@ -40,14 +40,15 @@ def check_texts(texts: object, name: str) -> list[str]:
 
 def check_items(items: Sequence[object], name: str, source: object) -> list[str]:
     """Return the items of `source` as checked texts; for a Series, errors name the row."""
+    return [check_text(item, where) for item, where in zip(items, names_of_items(items, name, source), strict=True)]
+
+
+def names_of_items(items: Sequence[object], name: str, source: object) -> Iterator[str]:
+    """Yield the names of the items of `source` for messages; of those that are not str, with the row of a Series."""
     labels = _row_labels(source)
-    out = []
     for i, item in enumerate(items):
-        where = f"{name}[{i}]"
-        if labels is not None and not isinstance(item, str):
-            where += f" (row {quote(labels[i])})"
-        out.append(check_text(item, where))
-    return out
+        row = f" (row {quote(labels[i])})" if labels is not None and not isinstance(item, str) else ""
+        yield f"{name}[{i}]{row}"
 
 
 def read_items(sequence: object, name: str) -> list[Any]:
@@ -62,10 +63,10 @@ def read_items(sequence: object, name: str) -> list[Any]:
     if isinstance(sequence, Set) and not isinstance(sequence, KeysView):
         raise DTypeError(f"{name}: expected a sequence of str, got {type(sequence).__name__}, which has no order")
     check_one_dimension(sequence, name)
-    length = _length(sequence)
+    length = known_length(sequence)
     if length is not None and length > MAX_TEXTS:
         raise _too_many(name, length)
-    items = list(islice(_iterate(sequence, length), MAX_TEXTS + 1))
+    items = list(islice(iterate_items(sequence, length), MAX_TEXTS + 1))
     if len(items) > MAX_TEXTS:
         raise _too_many(name, None)
     return items
@@ -96,14 +97,15 @@ def _is_indexable(value: object) -> bool:
     return all(hasattr(type(value), method) for method in ("__len__", "__getitem__"))
 
 
-def _iterate(sequence: Any, length: int | None) -> Iterator[Any]:
+def iterate_items(sequence: Any, length: int | None) -> Iterator[Any]:
+    """Iterate over a value that `is_list_like` accepts, with its known length."""
     if isinstance(sequence, Iterable):
         return iter(sequence)
     return (sequence[i] for i in range(length or 0))
 
 
-def _length(sequence: Any) -> int | None:
-    """Return the number of items; None for iterators."""
+def known_length(sequence: Any) -> int | None:
+    """Return the number of items; None for iterators, and for iterables without a length."""
     return len(sequence) if hasattr(type(sequence), "__len__") else None
 
 
