@@ -94,6 +94,10 @@ def _check_together(args: argparse.Namespace) -> None:
     parser: argparse.ArgumentParser = args.parser
     if args.command == "embed" and args.json and args.output is not None:
         parser.error("argument --json: not allowed with argument -o/--output, which writes no text")
+    if args.command == "run" and args.task == "text-generation" and args.max_batch_tokens is not None:
+        parser.error(
+            "argument --max-batch-tokens: not allowed with text-generation, whose steps have a limit of tokens"
+        )
     if args.command == "bench" and args.machine and (args.against or args.works):
         parser.error("argument --machine: not allowed with --against or --works, which measure models")
     if getattr(args, "dtype", None) == "float64" and args.device != "numpy":
@@ -117,6 +121,7 @@ def _run(args: argparse.Namespace) -> int:
         "info": commands.info,
         "generate": commands.generate,
         "classify": commands.classify,
+        "run": commands.run,
         "embed": commands.embed,
         "quality": commands.quality,
         "quantize": commands.quantize,
