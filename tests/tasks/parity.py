@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 import re
 import tarfile
@@ -42,6 +41,7 @@ def write_family(maker: Maker, family: str, head: str, **options: Any) -> Path:
         initializer_range=0.3, pad_token_id=tokenizer.pad_token_id, **{**settings, **options},
     )  # fmt: skip
     model_class(config).eval().save_pretrained(folder)
+    tokenizer.save_pretrained(folder)  # so that other versions of transformers read the same tokenizer
     return folder
 
 
@@ -94,9 +94,3 @@ def scores_of(value: Any) -> list[float]:
     if isinstance(value, dict):
         return [float(item) for item in value["scores"]] if "scores" in value else [float(value["score"])]
     return [score for item in value for score in scores_of(item)]
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """Return the config of a model."""
-    found: dict[str, Any] = json.loads((folder / "config.json").read_text())
-    return found

@@ -20,12 +20,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     Without `argv`, the command owns the process: it reads the process's arguments and first makes the standard streams
     usable.
     """
-    own_process = argv is None
+    own_process, interrupted = argv is None, False
     if own_process:
         streams.prepare()
     try:
         return _main(list(sys.argv[1:] if argv is None else argv))
     except KeyboardInterrupt:
+        interrupted = True
         if own_process:
             signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second Ctrl-C ends the process immediately
         streams.say("")
@@ -39,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         streams.say(f"fastattn: {_one_line(error)}")
         return 1
     finally:
-        streams.settle()
+        streams.settle(interrupted=interrupted)
 
 
 def _main(words: list[str]) -> int:

@@ -33,13 +33,18 @@ class VectorFile:
         self._target = Path(path).resolve()  # a link continues to point to the file
         self._part: Path | None = None
         self._file: IO[bytes]
-        if self._target.exists() and not stat.S_ISREG(self._target.stat().st_mode):
-            self._file = open(path, "wb")  # noqa: SIM115
-            return
-        with open(path, "ab"):  # raises now if it cannot be written
-            pass
-        self._part = self._target.with_name(f".{self._target.name}.{os.getpid()}.part")
-        self._file = open(self._part, "wb")  # noqa: SIM115
+        if self._target.exists():
+            if not stat.S_ISREG(self._target.stat().st_mode):
+                self._file = open(path, "wb")  # noqa: SIM115
+                return
+            with open(path, "r+b"):  # raises now if it cannot be written
+                pass
+        part = self._target.with_name(f".{self._target.name}.{os.getpid()}.part")
+        try:
+            self._file = open(part, "wb")  # noqa: SIM115
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, path) from None
+        self._part = part
 
     def __enter__(self) -> Self:
         return self
