@@ -1,6 +1,8 @@
 """Pipelines on 500 real texts and 200 random ones in many scripts: the results of transformers, to the character.
 
-Labels, words, positions and order are equal; scores have the bound of whole models.
+Both compute in float64: among 60,000 tokens, two labels of one may differ by less than float32's rounding. Labels,
+words, positions and order are equal, and so are scores, rounded to float32. The float32 results of the CPU have their
+own tests.
 """
 
 from __future__ import annotations
@@ -20,7 +22,6 @@ import pytest
 import fastattn
 from fastattn.tasks.entities import STRATEGIES
 from tests.reference.package import SOURCES
-from tests.tasks.bounds import assert_as_good_as
 from tests.tasks.parity import (
     FAMILIES,
     LABELS,
@@ -51,31 +52,32 @@ def texts(data_folder: Path) -> list[str]:
     return found
 
 
-def assert_equal(found: Any, expected: Callable[[str], Any]) -> None:
-    """Compare a list of results with those of transformers in float64, and the scores also with those in float32."""
-    exact, rough = expected("float64"), expected("float32")
-    for ours, theirs in zip(without_scores(found), without_scores(exact), strict=True):
-        assert ours == theirs
-    assert_as_good_as(scores_of(found), scores_of(exact), scores_of(rough))
+def ours(task: Any, folder: Path, **options: Any) -> Any:
+    return fastattn.pipeline(task, folder, device="numpy", **options)
+
+
+def assert_equal(found: Any, expected: Any) -> None:
+    for mine, theirs in zip(without_scores(found), without_scores(expected), strict=True):
+        assert mine == theirs
+    precision = np.finfo(np.float32).eps
+    np.testing.assert_allclose(scores_of(found), scores_of(expected), rtol=precision, atol=precision)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_token_classification(maker: Maker, texts: list[str], family: str) -> None:
     folder = write_family(maker, family, "TokenClassification", id2label=LABELS)
-    pipe = fastattn.pipeline("ner", folder, threads=1, truncation=True)
+    pipe = ours("ner", folder, truncation=True)
     words = [text.split() for text in texts if text.split()]
-    for inputs, split in ((texts, False), (words, True)):
-        outputs = {dtype: _token_outputs(folder, dtype, inputs, split=split) for dtype in ("float64", "float32")}
-        for strategy in STRATEGIES:
-            for ignored in ([], ["O", "MISC"]):
-                given: dict[str, Any] = {"aggregation_strategy": strategy, "ignore_labels": ignored}
-                found = pipe(inputs, is_split_into_words=split, **given)
-                assert_equal(found, lambda dtype, given=given, outputs=outputs: outputs[dtype](**given))
+    for inputs, split, strategies in ((texts, False, STRATEGIES), (words[::3], True, ("none", "max"))):
+        results = _results_of_transformers(folder, inputs, split=split)
+        for strategy in strategies:
+            options: dict[str, Any] = {"aggregation_strategy": strategy, "ignore_labels": ["O"] if split else []}
+            assert_equal(pipe(inputs, is_split_into_words=split, **options), results(**options))
 
 
-def _token_outputs(folder: Path, dtype: str, inputs: list[Any], *, split: bool) -> Callable[..., list[Any]]:
+def _results_of_transformers(folder: Path, inputs: list[Any], *, split: bool) -> Callable[..., list[Any]]:
     """Run transformers' model once; return a function that makes results from the outputs."""
-    pipe = reference("token-classification", folder, dtype)
+    pipe = reference("token-classification", folder)
     params, _, _ = pipe._sanitize_parameters(is_split_into_words=split)
     outputs = [[pipe.forward(part) for part in pipe.preprocess(item, **params)] for item in inputs]
 
@@ -91,15 +93,11 @@ def _token_outputs(folder: Path, dtype: str, inputs: list[Any], *, split: bool) 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_fill_mask(maker: Maker, texts: list[str], family: str) -> None:
     folder = write_family(maker, family, "MaskedLM")
-    pipe = fastattn.pipeline("fill-mask", folder, threads=1)
+    pipe, theirs = ours("fill-mask", folder), reference("fill-mask", folder)
     inputs = masked(texts, str(pipe.tokenizer.mask_token), seed=5)
-    assert_equal(
-        pipe(inputs, top_k=3),
-        lambda dtype: reference("fill-mask", folder, dtype)(inputs, top_k=3, batch_size=BATCH),
-    )
+    assert_equal(pipe(inputs, top_k=3), theirs(inputs, top_k=3, batch_size=BATCH))
     targets = sorted(pipe.tokenizer.get_vocab())[100:110]
-    few = inputs[::10]
-    assert_equal(pipe(few, targets=targets), lambda dtype: reference("fill-mask", folder, dtype)(few, targets=targets))
+    assert_equal(pipe(inputs[::10], targets=targets), theirs(inputs[::10], targets=targets))
 
 
 @pytest.mark.parametrize("family", ["bert", "xlm-roberta"])
@@ -108,42 +106,32 @@ def test_classification_of_texts_and_pairs(maker: Maker, texts: list[str], famil
         maker, family, "SequenceClassification", id2label=NLI, label2id={name: i for i, name in NLI.items()}
     )
     pairs = [{"text": a, "text_pair": b} for a, b in zip(texts, reversed(texts), strict=True)]
-    pipe: Any = fastattn.pipeline("text-classification", folder, threads=1)
-    for inputs, options in ((texts, {"top_k": None}), (pairs, {"top_k": 2, "function_to_apply": "sigmoid"})):
-        assert_equal(
-            pipe(inputs, **options),
-            lambda dtype, inputs=inputs, options=options: reference("text-classification", folder, dtype)(
-                inputs, batch_size=BATCH, **options
-            ),
-        )
-    zero_shot = fastattn.pipeline("zero-shot-classification", folder, threads=1)
-    labels, some = ["sport", "\u597d world", "\u6771\u4eac"], [text for text in texts if text][::5]
+    pipe, theirs = ours("text-classification", folder), reference("text-classification", folder)
+    assert_equal(pipe(texts, top_k=None), theirs(texts, top_k=None, batch_size=BATCH))
+    options = {"top_k": 2, "function_to_apply": "sigmoid"}
+    assert_equal(pipe(pairs[::2], **options), theirs(pairs[::2], batch_size=BATCH, **options))
+    pipe, theirs = ours("zero-shot-classification", folder), reference("zero-shot-classification", folder)
+    labels, some = ["sport", "\u597d world", "\u6771\u4eac"], [text for text in texts if text][::7]
     for multi_label in (False, True):
-        assert_equal(
-            zero_shot(some, labels, multi_label=multi_label, hypothesis_template="It is {}!"),
-            lambda dtype, multi_label=multi_label: reference("zero-shot-classification", folder, dtype)(
-                some, labels, multi_label=multi_label, hypothesis_template="It is {}!"
-            ),
-        )
+        options = {"multi_label": multi_label, "hypothesis_template": "It is {}!"}
+        assert_equal(pipe(some, labels, **options), theirs(some, labels, **options))
 
 
 def test_feature_extraction(maker: Maker, texts: list[str]) -> None:
     folder = write_family(maker, "roberta", "")
-    found = fastattn.pipeline("feature-extraction", folder, threads=1)(texts, return_tensors=True)
-    exact, rough = (
-        reference("feature-extraction", folder, dtype)(texts, return_tensors=True) for dtype in ("float64", "float32")
-    )
-    for ours, theirs in zip(found, exact, strict=True):
-        assert ours.shape == tuple(theirs.shape)
-    assert_as_good_as(*(np.concatenate([np.ravel(row) for row in rows]) for rows in (found, exact, rough)))
+    found = ours("feature-extraction", folder)(texts, return_tensors=True)
+    expected = reference("feature-extraction", folder)(texts, return_tensors=True)
+    precision = np.finfo(np.float32).eps
+    for mine, theirs in zip(found, expected, strict=True):
+        assert mine.shape == tuple(theirs.shape)
+        np.testing.assert_allclose(mine, theirs, rtol=precision, atol=precision)
 
 
 def test_text_generation(maker: Maker, texts: list[str]) -> None:
     folder = _write_gpt2(maker)
-    some = [text for text in texts if text][::14]
+    some = [text for text in texts if text][::20]
     options: dict[str, Any] = {"max_new_tokens": 5, "do_sample": False}
-    found = fastattn.pipeline("text-generation", folder, threads=1)(some, **options)
-    assert found == reference("text-generation", folder)(some, **options)
+    assert ours("text-generation", folder)(some, **options) == reference("text-generation", folder)(some, **options)
 
 
 def _write_gpt2(maker: Maker) -> Path:
@@ -219,11 +207,9 @@ def test_question_answering_equals_transformers_4(maker: Maker, texts: list[str]
     subprocess.run(arguments, env=environment, check=True, capture_output=True, timeout=600)
     version, expected = json.loads((tmp_path / "out.json").read_text())
     assert version.startswith("4.57.")
-    pipe: Any = fastattn.pipeline("question-answering", folder, device="numpy")
+    pipe = ours("question-answering", folder)
     for options, results in zip(ASKED, expected, strict=True):
         found = pipe([{"question": question, "context": context} for question, context in asked], **options)
-        for ours, theirs in zip(found, results, strict=True):
+        for mine, theirs in zip(found, results, strict=True):
             answers = [theirs] if isinstance(theirs, dict) else [row for row in theirs if row["score"] > 0]
-            mine = [ours] if isinstance(ours, dict) else ours
-            assert without_scores(mine) == without_scores(answers)
-            np.testing.assert_allclose(scores_of(mine), scores_of(answers), rtol=np.finfo(np.float32).eps, atol=0)
+            assert_equal([mine] if isinstance(mine, dict) else mine, answers)
