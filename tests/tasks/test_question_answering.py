@@ -184,8 +184,13 @@ def test_no_answer(bert: Path) -> None:
         ({"question": "a", "context": "a"}, {"max_seq_len": 9, "doc_stride": 10}, InputError, "doc_stride"),
         ({"question": "a", "context": LONG}, {"max_seq_len": 9, "doc_stride": 9}, InputError, "stride"),
         ({"question": "a " * 80, "context": LONG}, {}, InputError, "second"),
-        ({"question": "a " * 37, "context": LONG}, {}, InputError, "^inputs: the question leaves too few of"),
-        ({"question": "a", "context": "a"}, {"topk": 3}, InputError, "topk"),
+        (
+            {"question": "a " * 37, "context": LONG},
+            {},
+            InputError,
+            "^inputs: with max_seq_len 64, the question leaves too few",
+        ),
+        ({"question": "a", "context": "a"}, {"top_kk": 3}, InputError, "top_kk"),
     ],
 )
 def test_wrong_inputs(bert: Path, inputs: Any, options: dict[str, Any], error: Any, message: str) -> None:

@@ -25,7 +25,7 @@ from fastattn import __version__
 from fastattn.api.load_options import LoadOptions
 from fastattn.checks import check_choice, quote
 from fastattn.cli.flags import given_options
-from fastattn.cli.progress import progress
+from fastattn.cli.progress import on_terminal, progress
 from fastattn.cli.streams import emit, say
 from fastattn.cli.texts import Text, TextStream, read_texts, stream_texts
 from fastattn.cli.vectors import VectorFile
@@ -65,7 +65,7 @@ def info(args: argparse.Namespace) -> int:
     refused = found.pop("targets_refused", {})
     found |= {f"target {target}": f"not available, {reason}" for target, reason in refused.items()}
     if found.get("bfloat16_sums", "portable") != "portable":
-        found["bfloat16_sums"] = f"of {found['bfloat16_sums']}"
+        found["bfloat16_sums"] = f"in the order of {found['bfloat16_sums']}"
     for name, value in found.items():
         if value is None or value == []:
             continue
@@ -98,7 +98,7 @@ def generate(args: argparse.Namespace) -> int:
             text = "" if request.text is None else request.text.text
             if args.json:
                 answer = {"prompt": prompt.text, "text": text, "finish_reason": request.finish_reason}
-                emit(as_json(answer | {"seed": _exact(request.seed), "n_tokens": request.new_len}))
+                emit(json_line(answer | {"seed": _exact(request.seed), "n_tokens": request.new_len}))
             else:
                 emit(f"{_BETWEEN if i else ''}{prompt.text}{text}")
     seconds = time.perf_counter() - begin
@@ -144,7 +144,7 @@ def classify(args: argparse.Namespace) -> int:
     options: dict[str, Any] = {"top_k": args.top_k or None, "truncation": args.truncate, **batching(args)}
     for text, labels in results_of(texts, lambda items: classifier(items, **options)):
         if args.json:
-            emit(as_json({"text": text.text, "labels": labels}), flush=args.batch_size == 1)
+            emit(json_line({"text": text.text, "labels": labels}), flush=args.batch_size == 1)
             continue
         for item in labels:
             shown = " ".join(text.text.split())
@@ -172,9 +172,9 @@ def run(args: argparse.Namespace) -> int:
         except ValueError as error:
             raise InputError(f"{text.where}: expected JSON, got {quote(text.text)} ({error})") from None
 
-    cut = "--set truncation=true cuts it"
+    cut = "--set truncation=true cuts the text"
     for text, result in results_of(texts, lambda items: pipe(items, **options), read, cut):
-        emit(as_json({"input": read(text), "result": result}), flush=args.batch_size == 1)
+        emit(json_line({"input": read(text), "result": result}), flush=args.batch_size == 1)
     return 0
 
 
@@ -182,7 +182,7 @@ def results_of(
     source: TextStream,
     call: Callable[[Iterator[Any]], Any],
     read: Callable[[Text], Any] = lambda text: text.text,
-    cut: str = "--truncate cuts it",
+    cut: str = "--truncate cuts the text",
 ) -> Iterator[tuple[Text, Any]]:
     """Yield each text with its result. Only a few of both are in memory. An error names the line of the text.
 
@@ -256,7 +256,46 @@ def _print_vectors(texts: list[Text], vectors: NDArray[Any], args: argparse.Name
     for text, vector in zip(texts, vectors, strict=True):
         numbers = [float(x) for x in vector]
         as_text = " ".join(f"{x:.6g}" for x in numbers)
-        emit(as_json({"text": text.text, "embedding": numbers}) if args.json else as_text, flush=args.batch_size == 1)
+        emit(json_line({"text": text.text, "embedding": numbers}) if args.json else as_text, flush=args.batch_size == 1)
+
+
+def rerank(args: argparse.Namespace) -> int:
+    """Print texts by their score for a query, the highest first: `score<TAB>text`, or JSON."""
+    from fastattn.tasks.cross_encoder import CrossEncoder
+
+    texts = read_texts(args.prompt, args.file, whole_stdin=False, skip_blank=args.skip_blank)
+    model = CrossEncoder(args.model, **_loading(args))
+    if model.num_labels != 1:
+        found = f"got {model.num_labels}; use fastattn classify"
+        raise InputError(f"-m/--model: expected a cross-encoder with one label, {found}")
+
+    def run(part: list[Text]) -> list[float]:
+        pairs = [(args.query, text.text) for text in part]
+        return list(model.predict(pairs, batch_size=args.batch_size, show_progress_bar=False).tolist())
+
+    scores = _in_parts(texts, run, max(_PART_TEXTS, args.batch_size))
+    order = sorted(range(len(texts)), key=lambda i: -scores[i])  # equal scores stay in the order of the texts
+    for i in order[: args.top_k or None]:
+        if args.json:
+            emit(json_line({"corpus_id": i, "score": scores[i], "text": texts[i].text}))
+        else:
+            emit(f"{scores[i]:.4f}\t{' '.join(texts[i].text.split())}")
+    return 0
+
+
+def _in_parts(texts: list[Text], run: Callable[[list[Text]], list[Any]], part: int) -> list[Any]:
+    """Return the results of all texts, computed in one call, or in parts with a progress bar on a terminal.
+
+    A result depends only on its own text, so both give the same results.
+    """
+    if not on_terminal():
+        return run(texts)
+    found: list[Any] = []
+    with progress(len(texts), "texts") as done:
+        for i in range(0, len(texts), part):
+            found += run(texts[i : i + part])
+            done(len(found) - i)
+    return found
 
 
 def bar(total: int | None) -> AbstractContextManager[Callable[[int], object]]:
@@ -274,7 +313,7 @@ def quality(args: argparse.Namespace) -> int:
     model = _model(args, "text-generation")
     report = compare_dtypes(model, texts, dtypes=args.dtypes, max_tokens=args.max_tokens, threads=args.threads)
     if args.json:
-        emit(as_json(asdict(report)))
+        emit(json_line(asdict(report)))
         return 0
     for line in table(report):
         emit(line)
@@ -310,7 +349,7 @@ def _loading(args: argparse.Namespace) -> Any:
     return given_options(LoadOptions, args)
 
 
-def as_json(value: object) -> str:
+def json_line(value: object) -> str:
     """Return one line of JSON; escape non-ASCII letters unless standard output is UTF-8."""
     ascii_only = codecs.lookup(sys.stdout.encoding or "ascii").name != "utf-8"
     return json.dumps(value, ensure_ascii=ascii_only, default=lambda array: array.tolist())

@@ -116,6 +116,10 @@ def _run(args: argparse.Namespace) -> int:
         from fastattn.cli.completion import completion
 
         return completion(args)
+    if args.command in ("check", "verify"):
+        from fastattn.cli import inspection
+
+        return inspection.check(args) if args.command == "check" else inspection.verify(args)
     from fastattn.cli import commands
 
     run = {
@@ -124,6 +128,7 @@ def _run(args: argparse.Namespace) -> int:
         "classify": commands.classify,
         "run": commands.run,
         "embed": commands.embed,
+        "rerank": commands.rerank,
         "quality": commands.quality,
         "quantize": commands.quantize,
     }[args.command]

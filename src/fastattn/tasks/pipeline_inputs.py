@@ -184,7 +184,7 @@ class PairEncoder:
             strategy=self.encoding.strategy,
             names=[name],
         )[0]
-        check_length(self.model, index, ids, name, "truncation=True cuts it")
+        check_length(self.model, index, ids, name, "truncation=True cuts the text")
         check_fits(self.model, self.tokenizer, ids, name)
         return Part(name, ids, type_ids)
 

@@ -44,14 +44,14 @@ def read_source(
         return Source(name, [read_item(inputs, name)], 1, single=True)
     length = known_length(inputs)
     if length is None or is_torch_dataset(inputs):
-        return Source(name, _checked(inputs, name, read_item, length), length, lazy=True)
+        return Source(name, _checked(inputs, name, read_item), length, lazy=True)
     items = read_items(inputs, name)
     names = names_of_items(items, name, inputs)
     return Source(name, [read_item(item, where) for item, where in zip(items, names, strict=True)], len(items))
 
 
-def _checked(inputs: Any, name: str, read_item: Callable[[Any, str], Item], length: int | None) -> Iterator[Item]:
-    for i, item in enumerate(iterate_items(inputs, length)):
+def _checked(inputs: Any, name: str, read_item: Callable[[Any, str], Item]) -> Iterator[Item]:
+    for i, item in enumerate(iterate_items(inputs, name)):
         yield read_item(item, f"{name}[{i}]")
 
 

@@ -1,9 +1,9 @@
-"""The progress bar of a pipeline call."""
+"""Progress bars of calls, on standard error."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 DELAY_SECONDS = 2.0  # a call that ends sooner shows no bar, unless it is asked for
@@ -27,3 +27,14 @@ def progress_bar(show: bool | None, total: int | None, *, lazy: bool) -> Iterato
 
     with tqdm(total=total, unit=" items", delay=0 if show else DELAY_SECONDS, leave=bool(show)) as bar:
         yield bar.update
+
+
+def steps(n: int, size: int, *, show: bool | None, title: str = "Batches") -> Iterable[int]:
+    """Return the start of each batch of `size` of n items, with a progress bar if `show` is true."""
+    starts = range(0, n, size)
+    if not show:
+        return starts
+    from tqdm.auto import tqdm
+
+    bar: Iterable[int] = tqdm(starts, desc=title)
+    return bar

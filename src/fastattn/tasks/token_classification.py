@@ -43,11 +43,11 @@ AggregationStrategy: TypeAlias = Literal["none", "simple", "first", "average", "
 class TokenClassificationArgs(EncodeArgs, BatchArgs, total=False):
     """Arguments of a call of `TokenClassificationPipeline`.
 
-    aggregation_strategy: "none" returns tokens; "simple" joins neighbors with one label (B- starts a new one); "first",
-    "average" and "max" give a word one label, from its first token, the mean of its tokens, or its most certain token,
-    and join these. ignore_labels: labels to omit (["O"]). stride: cut long texts into parts that share this many
-    tokens, instead of rejecting them; needs a strategy other than "none". is_split_into_words: each text is a list of
-    words; start and end are positions in `delimiter.join(words)`. delimiter: a space; without is_split_into_words, it
+    aggregation_strategy: "none" returns tokens; "simple" joins neighbors with the same label (B- starts a new entity);
+    "first", "average" and "max" give a word one label, from its first token, the mean of its tokens, or its most
+    certain token, and join the words in the same way. ignore_labels: labels to omit (["O"]). stride: cut long texts
+    into parts that share this many tokens, instead of rejecting them; needs a strategy other than "none".
+    is_split_into_words: each text is a list of words; start and end are positions in `delimiter.join(words)`. delimiter: a space; without is_split_into_words, it
     changes nothing. offset_mapping: only None is accepted, because the tokenizer provides the positions.
     """
 
@@ -198,7 +198,7 @@ class _Job(Job["str | list[str]", list[Entity], list[Entity]]):
         parts = []
         for i, (ids, types, offsets, special) in enumerate(rows):
             row = np.array(ids, np.int32)
-            hint = "stride=, with an aggregation_strategy, reads it in parts, truncation=True cuts it"
+            hint = "pass stride= with an aggregation_strategy to read the text in parts, or truncation=True to cut it"
             check_length(self._model, index, row, name, hint)
             check_fits(self._model, self._tokenizer, row, name)
             places = list(offsets) if starts is None else _in_text(offsets, encoded.word_ids(i), starts)

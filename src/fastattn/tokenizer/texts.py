@@ -58,18 +58,23 @@ def read_items(sequence: object, name: str) -> list[Any]:
     `__len__` and `__getitem__`, or an iterator. Raises DTypeError for a str, bytes, a mapping or a set, InputError for
     tables, arrays of other dimensions, and more than MAX_TEXTS items. A known length is checked before reading items.
     """
+    iterator, length = iterate_items(sequence, name), known_length(sequence)
+    if length is not None and length > MAX_TEXTS:
+        raise _too_many(name, length)
+    items = list(islice(iterator, MAX_TEXTS + 1))
+    if len(items) > MAX_TEXTS:
+        raise _too_many(name, None)
+    return items
+
+
+def iterate_items(sequence: object, name: str) -> Iterator[Any]:
+    """Return an iterator over the items of a sequence, which may be endless. Raises what `read_items` raises."""
     if not is_list_like(sequence):
         raise DTypeError(f"{name}: expected a sequence of str, got {_kind(sequence)}")
     if isinstance(sequence, Set) and not isinstance(sequence, KeysView):
         raise DTypeError(f"{name}: expected a sequence of str, got {type(sequence).__name__}, which has no order")
     check_one_dimension(sequence, name)
-    length = known_length(sequence)
-    if length is not None and length > MAX_TEXTS:
-        raise _too_many(name, length)
-    items = list(islice(iterate_items(sequence, length), MAX_TEXTS + 1))
-    if len(items) > MAX_TEXTS:
-        raise _too_many(name, None)
-    return items
+    return _iterate(sequence, known_length(sequence))
 
 
 def check_one_dimension(texts: object, name: str) -> None:
@@ -97,8 +102,7 @@ def _is_indexable(value: object) -> bool:
     return all(hasattr(type(value), method) for method in ("__len__", "__getitem__"))
 
 
-def iterate_items(sequence: Any, length: int | None) -> Iterator[Any]:
-    """Iterate over a value that `is_list_like` accepts, with its known length."""
+def _iterate(sequence: Any, length: int | None) -> Iterator[Any]:
     if isinstance(sequence, Iterable):
         return iter(sequence)
     return (sequence[i] for i in range(length or 0))
