@@ -42,8 +42,9 @@ class QuestionAnsweringArgs(BatchArgs, total=False):
     top_k: the number of answers (1). max_answer_len: the longest answer, in tokens (15). max_seq_len: the maximum
     number of tokens of a part, including the question (384, at most the model's context). doc_stride: how many tokens
     two parts of a long context share (128, or half of max_seq_len if that is less). handle_impossible_answer: whether
-    the empty answer may be returned (False). align_to_words: whether answers begin and end at words (True). topk: an old
-    name of top_k. max_question_len and padding change nothing: as in transformers with these tokenizers, questions are not cut, and nothing is padded.
+    the empty answer may be returned (False). align_to_words: whether answers begin and end at words (True). topk: an
+    old name of top_k. max_question_len and padding change nothing: as in transformers with these tokenizers, questions
+    are not cut, and nothing is padded.
     """
 
     top_k: int | None
@@ -99,8 +100,8 @@ class QuestionAnsweringPipeline(Pipeline[QuestionAnswerer]):
         sequences; one context may serve several questions. An iterator returns an iterator. Several questions return a
         list; as in transformers 4, a list of one question returns its result. top_k > 1 returns a list of answers for
         each question, the best first; if there is only one answer, it is returned without a list. The score is the
-        probability of the first token times that of the last one. Long contexts are read in overlapping parts; the scores of an answer that is
-        found several times are added, so a score can exceed 1. Raises DTypeError, InputError, and NonFiniteError if a
+        probability of the first token times that of the last one. Long contexts are read in overlapping parts; the
+        scores of an answer that is found several times are added, so a score can exceed 1. Raises DTypeError, InputError, and NonFiniteError if a
         score is NaN or infinite.
         """
         call = self._read(options)

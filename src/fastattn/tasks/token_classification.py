@@ -47,8 +47,9 @@ class TokenClassificationArgs(EncodeArgs, BatchArgs, total=False):
     "first", "average" and "max" give a word one label, from its first token, the mean of its tokens, or its most
     certain token, and join the words in the same way. ignore_labels: labels to omit (["O"]). stride: cut long texts
     into parts that share this many tokens, instead of rejecting them; needs a strategy other than "none".
-    is_split_into_words: each text is a list of words; start and end are positions in `delimiter.join(words)`. delimiter: a space; without is_split_into_words, it
-    changes nothing. offset_mapping: only None is accepted, because the tokenizer provides the positions.
+    is_split_into_words: each text is a list of words; start and end are positions in `delimiter.join(words)`.
+    delimiter: a space; without is_split_into_words, it changes nothing. offset_mapping: only None is accepted,
+    because the tokenizer provides the positions.
     """
 
     aggregation_strategy: AggregationStrategy | None
