@@ -101,8 +101,8 @@ class QuestionAnsweringPipeline(Pipeline[QuestionAnswerer]):
         list; as in transformers 4, a list of one question returns its result. top_k > 1 returns a list of answers for
         each question, the best first; if there is only one answer, it is returned without a list. The score is the
         probability of the first token times that of the last one. Long contexts are read in overlapping parts; the
-        scores of an answer that is found several times are added, so a score can exceed 1. Raises DTypeError, InputError, and NonFiniteError if a
-        score is NaN or infinite.
+        scores of an answer that is found several times are added, so a score can exceed 1. Raises DTypeError,
+        InputError, and NonFiniteError if a score is NaN or infinite.
         """
         call = self._read(options)
         given = one_of("inputs", inputs, "data", one_of("data", data, "X", X))
