@@ -203,8 +203,8 @@ class Tokenizer(TokenizerBase):
     ) -> list[tuple[NDArray[np.int32], NDArray[np.int32]]]:
         """Encode texts like `encode_batch`, with checked arguments. The tasks use this method.
 
-        cut: if given, it receives the index of each truncated pair and the number of remaining tokens. names: those of
-        the pairs in messages.
+        cut: if given, it receives the index of each truncated pair and the number of remaining tokens. names: of the
+        pairs, for messages; None uses texts[i].
         """
         state, truncation = self._state, None
         if max_length is not None and strategy != DO_NOT_TRUNCATE:
