@@ -14,7 +14,19 @@ from fastattn.errors import ConfigError
 from fastattn.graph.ir import Program
 from fastattn.graph.rewrites import optimize
 from fastattn.graph.tensor import Tracer, Weights
-from fastattn.models import albert, bert, camembert, distilbert, electra, gpt2, modernbert, mpnet, nomic_bert, roberta
+from fastattn.models import (
+    albert,
+    bert,
+    camembert,
+    deberta_v2,
+    distilbert,
+    electra,
+    gpt2,
+    modernbert,
+    mpnet,
+    nomic_bert,
+    roberta,
+)
 from fastattn.models.config import CommonConfig
 from fastattn.models.names import Layout, ModelNames, check_tensors, resolve_names
 from fastattn.models.tasks import TASKS, Task
@@ -81,6 +93,14 @@ FAMILIES: Mapping[str, Family] = {
         nomic_bert.read_config,
         nomic_bert.build,
         computed=nomic_bert.computed,
+    ),
+    "deberta-v2": Family(
+        deberta_v2.ARCHITECTURES,
+        deberta_v2.LAYOUT,
+        _ROBERTA_TASKS,
+        deberta_v2.read_config,
+        deberta_v2.build,
+        computed=deberta_v2.computed,
     ),
 }
 
