@@ -21,12 +21,13 @@ from fastattn.checkpoint.source import read_tensor
 from fastattn.errors import ConfigError, ContextLengthError
 from fastattn.models.deberta_v2 import LAYOUT, bucket_of, columns_of, computed, read_config
 from fastattn.models.names import resolve_names
-from tests.models.test_families import DEBERTA
 from tests import tolerances
+from tests.models.test_families import DEBERTA
 from tests.reference.bounds import assert_close
 
-torch = pytest.importorskip("torch")
+pytest.importorskip("torch")
 pytest.importorskip("transformers")
+import torch
 from safetensors.numpy import load_file, save_file
 from transformers.models.deberta_v2.modeling_deberta_v2 import make_log_bucket_position
 
@@ -266,7 +267,7 @@ def test_tensors_of_positions_are_checked(tensor: str, options: dict[str, Any], 
     with pytest.raises(ConfigError, match=f"{tensor}: expected this tensor in the checkpoint"):
         fastattn.AutoModel.from_pretrained(tmp_path)
     save_file({**tensors, tensor: np.concatenate([whole, whole])}, file)
-    with pytest.raises(ConfigError, match=rf"{tensor}: expected shape \[.*\] from config.json, got \["):
+    with pytest.raises(ConfigError, match=rf"{tensor}: expected shape \[.*\] from config\.json, got \["):
         fastattn.AutoModel.from_pretrained(tmp_path)
 
 
@@ -274,7 +275,7 @@ def test_a_checkpoint_with_computed_tables_is_refused(tmp_path: Path) -> None:
     file = write("DebertaV2Model", tmp_path) / "model.safetensors"
     tensors = load_file(file)
     save_file({**tensors, "encoder.position_columns.weight": np.zeros((1, 9), np.float32)}, file)
-    with pytest.raises(ConfigError, match="expected no such tensor with this config.json"):
+    with pytest.raises(ConfigError, match=r"expected no such tensor with this config\.json"):
         fastattn.AutoModel.from_pretrained(tmp_path)
 
 
@@ -296,4 +297,3 @@ def test_token_types_without_a_table_are_ignored(tmp_path: Path, caplog: pytest.
         typed = model([[5, 6, 7]], token_type_ids=[[0, 1, 1]]).last_hidden_state[0]
         assert np.array_equal(plain, typed)
     assert "this model has no token types" in caplog.text
-

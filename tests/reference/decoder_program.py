@@ -114,13 +114,15 @@ def sources_of(program: Program, table: RotaryTable) -> dict[str, WeightSource]:
     return sources
 
 
-def random_sources(program: Program) -> dict[str, WeightSource]:
-    """Return random weights, the same for the same name."""
+def random_sources(program: Program, *, scaled: bool = False) -> dict[str, WeightSource]:
+    """Return random weights, the same for the same name. scaled: divide matrices by the root of their inputs."""
     sources: dict[str, WeightSource] = {}
     for weight in program.weights.values():
         for name in weight.parts:
             rng = np.random.default_rng(list(name.encode()))
-            sources[name] = ArraySource(name, rng.standard_normal(weight.shape).astype(np.float32))
+            factor = weight.shape[-1] ** -0.5 if scaled and weight.use == "matrix" else 1.0
+            numbers = (factor * rng.standard_normal(weight.shape)).astype(np.float32)
+            sources[name] = ArraySource(name, numbers)
     return sources
 
 

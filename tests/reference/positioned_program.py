@@ -10,7 +10,7 @@ from fastattn.graph.position_tables import Columns, PositionTables
 from fastattn.graph.tensor import Tokens, Tracer, Weights
 from tests.reference.decoder_program import POSITIONS, AllNames, DecoderProgram, random_sources
 
-HEADS, HEAD_DIM = 3, 20
+HEADS, HEAD_DIM = 4, 20  # matrices of fewer than 64 rows are not quantized
 
 
 def columns(*, linear_part: int = 40, positions: int = POSITIONS) -> Columns:
@@ -46,9 +46,9 @@ def positioned_program(
             n_columns=made.n_columns,
             positions=made.positions,
         )
-        y = attention(q, k, v, layer=layer, n_head=HEADS, causal=False, scale=0.02, window=window, tables=tables)
+        y = attention(q, k, v, layer=layer, n_head=HEADS, causal=False, scale=0.6, window=window, tables=tables)
         x = x + linear(y, b["o"], width, bias=False)
     program = tracer.program({"y": x if which is None else gather_rows(x, which)}, positions)
-    sources: dict[str, WeightSource] = random_sources(program)
+    sources: dict[str, WeightSource] = random_sources(program, scaled=True)
     sources["columns.weight"] = ComputedSource("columns.weight", made.shape, made.rows)
     return DecoderProgram(program, sources)

@@ -44,6 +44,14 @@ class PositionTables:
     n_columns: int
     positions: int
 
+    def weights(self, n_head: int, head_dim: int) -> tuple[str, ...]:
+        """Register the tables and return their keys in the order of the op's weights."""
+        matrices = (place for place in (self.keys, self.queries) if place is not None)
+        return (
+            self.columns.table(1, 2 * column_reach(self.positions) + 1, exact=True),
+            *(place.matrix(n_head * self.n_columns, head_dim) for place in matrices),
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class Columns:

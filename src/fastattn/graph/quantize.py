@@ -182,9 +182,10 @@ def weight_formats(program: Program, dtype: str, head_dtype: str | None = None) 
     """Return the format of each weight of a Program for a dtype.
 
     Vectors (biases, norms), matrices of fewer than 64 rows (classifier heads) and exact tables (rotary, attention) stay
-    in float32; their cost is negligible. Other tables, and attention's position tables, have no int4 and use int8. head_dtype, if given,
-    applies to the matrix that computes the logits and to token embeddings that are tied to a head, even in the Program
-    of a task with another head or none. So each weight of a checkpoint has one format, whatever task it is loaded for.
+    in float32; their cost is negligible. Other tables, and attention's position keys and queries, have no int4 and use
+    int8 instead. head_dtype, if given, applies to the matrix that computes the logits and to token embeddings that are
+    tied to a head, even in the Program of a task with another head or none. So each weight of a checkpoint has one
+    format, whatever task it is loaded for.
     """
     head = {op.weights[0] for op in program.ops if op.kind == "linear" and op.output == program.outputs.get("logits")}
     head |= tied_embeddings(program)

@@ -58,7 +58,9 @@ def attention(
             f"{bias_positions}"
         )
     if tables is not None and (causal or bias is not None or kv_heads != n_head):
-        raise ConfigError("attention: expected position tables only without causal and bias, and with as many key heads")
+        raise ConfigError(
+            "attention: expected position tables only without causal and bias, and with as many key heads"
+        )
     head_dim = q.width // n_head
     attrs: dict[str, Attr] = {
         "causal": causal,
@@ -71,19 +73,23 @@ def attention(
         "window": window,
         "has_bias": bias is not None,
         "bias_positions": bias_positions,
+        **_position_attrs(tables),
+    }
+    columns = bias_columns(bias_positions, causal=causal)
+    weights: tuple[str, ...] = () if bias is None else (bias.table(n_head, columns, exact=True),)
+    if tables is not None:
+        weights += tables.weights(n_head, head_dim)
+    return q.tracer.emit(ATTENTION, (q, k, v), q.rows, q.width, weights=weights, attrs=attrs)
+
+
+def _position_attrs(tables: PositionTables | None) -> dict[str, Attr]:
+    return {
         "has_columns": tables is not None,
         "has_position_keys": tables is not None and tables.keys is not None,
         "has_position_queries": tables is not None and tables.queries is not None,
         "n_columns": 0 if tables is None else tables.n_columns,
         "column_positions": 0 if tables is None else tables.positions,
     }
-    columns = bias_columns(bias_positions, causal=causal)
-    weights = () if bias is None else (bias.table(n_head, columns, exact=True),)
-    if tables is not None:
-        weights += (tables.columns.table(1, 2 * column_reach(tables.positions) + 1, exact=True),)
-        matrices = (place for place in (tables.keys, tables.queries) if place is not None)
-        weights += tuple(place.matrix(n_head * tables.n_columns, head_dim) for place in matrices)
-    return q.tracer.emit(ATTENTION, (q, k, v), q.rows, q.width, weights=weights, attrs=attrs)
 
 
 def attention_formula(run: Run, op: Op, q: Floats, k: Floats, v: Floats) -> Floats:
