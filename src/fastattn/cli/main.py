@@ -111,6 +111,10 @@ def _run(args: argparse.Namespace) -> int:
         from fastattn.cli.completion import completion
 
         return completion(args)
+    if args.command in ("check", "verify"):
+        from fastattn.cli import inspection
+
+        return inspection.check(args) if args.command == "check" else inspection.verify(args)
     from fastattn.cli import commands
 
     run = {
