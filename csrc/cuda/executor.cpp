@@ -43,9 +43,10 @@ void check_positions(const ProgramSpec& spec) {
     const auto has_columns = [](const AttentionAttrs* attrs) { return attrs != nullptr && attrs->has_columns; };
     for (const OpSpec& op : spec.ops)
         if (has_columns(op.as<AttentionAttrs>()) || has_columns(op.as<AttentionProbsAttrs>()))
-            throw Error(ErrorKind::kConfig,
-                        "device: expected \"cpu\" for a model whose attention has tables of relative positions (DeBERTa), "
-                        "got \"cuda\"; load it with device=\"cpu\"");
+            throw Error(
+                ErrorKind::kConfig,
+                "device: expected \"cpu\" for a model whose attention has tables of relative positions (DeBERTa), "
+                "got \"cuda\"; load it with device=\"cpu\"");
 }
 
 }  // namespace

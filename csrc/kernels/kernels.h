@@ -120,8 +120,8 @@ struct KvStoreArgs {
 // Scores of relative positions, as in DeBERTa. Pairs of positions at the same or similar distances share a column. All
 // pointers may be read up to kLanes floats before and after what they have.
 struct PositionScores {
-    // columns[j - p] is the column of a key at j for a query at p. It is an integer, and that of j + 1 - p is the same or
-    // the next one. For all j - p of the blocks and rows, and kLanes more at both ends.
+    // columns[j - p] is the column of a key at j for a query at p. It is an integer, and that of j + 1 - p is the same
+    // or the next one. For all j - p of the blocks and rows, and kLanes more at both ends.
     const float* columns;
     // The score of row r in column c is query[r * query_stride + c - query_first]. Null: none.
     const float* query;

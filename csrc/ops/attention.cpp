@@ -5,7 +5,7 @@
 namespace fastattn::ops {
 namespace {
 
-constexpr int32_t kQueryRows = 96;           // per chunk
+constexpr int32_t kQueryRows = 96;             // per chunk
 constexpr int32_t kPositionedQueryRows = 128;  // per chunk with position tables: whole windows
 constexpr int32_t kStoreRows = 256;
 constexpr int32_t kChunksOfOneRow = 2;  // per thread: few, so that each chunk reads a long run of memory

@@ -101,25 +101,24 @@ void PositionProducts::multiply(const Matrix& table, View x, Panels panels, floa
     const bool plain = table.format == Format::kFloat32;
     if (!plain) round_rows(kernels_, x, 0, x.rows, {.format = table.format, .words = table.words, .to = rounded_});
     const int32_t of_head = head_ * (op_.positions.columns / kPanelWidth);
-    kernels_.linear[static_cast<int>(table.format)](
-        {.a = plain ? static_cast<const void*>(x.data) : rounded_.words,
-         .a_stride = plain ? x.stride : quantized_stride(table.words),
-         .a_scales = plain ? nullptr : rounded_.scales,
-         .panels = table.panels,
-         .scales = table.scales,
-         .sums = table.sums,
-         .bias = nullptr,
-         .residual = nullptr,
-         .residual_stride = 0,
-         .c = out,
-         .c_stride = out_stride,
-         .scratch = scratch_,
-         .m = static_cast<int32_t>(x.rows),
-         .words = table.words,
-         .n = static_cast<int32_t>(table.count) * kPanelWidth,
-         .panel_begin = of_head + panels.begin,
-         .panel_end = of_head + panels.end,
-         .activation = Activation::kNone});
+    kernels_.linear[static_cast<int>(table.format)]({.a = plain ? static_cast<const void*>(x.data) : rounded_.words,
+                                                     .a_stride = plain ? x.stride : quantized_stride(table.words),
+                                                     .a_scales = plain ? nullptr : rounded_.scales,
+                                                     .panels = table.panels,
+                                                     .scales = table.scales,
+                                                     .sums = table.sums,
+                                                     .bias = nullptr,
+                                                     .residual = nullptr,
+                                                     .residual_stride = 0,
+                                                     .c = out,
+                                                     .c_stride = out_stride,
+                                                     .scratch = scratch_,
+                                                     .m = static_cast<int32_t>(x.rows),
+                                                     .words = table.words,
+                                                     .n = static_cast<int32_t>(table.count) * kPanelWidth,
+                                                     .panel_begin = of_head + panels.begin,
+                                                     .panel_end = of_head + panels.end,
+                                                     .activation = Activation::kNone});
 }
 
 }  // namespace fastattn::ops

@@ -116,10 +116,11 @@ struct SequenceBlocks {
 // Tables of relative positions (see PositionScores). A head's rows of a matrix are `columns` columns, whole panels. The
 // scores of a query are its products with the rows of `keys`; those of a key, with the rows of `queries`.
 struct PositionTables {
-    int32_t columns = 0;              // 0: there are no tables
-    const float* column_of = nullptr; // column_of[j - p], for all positions up to whole blocks, and 15 more at both ends
-    Matrix keys{}, queries{};         // [n_head * columns, head_dim]; one of them may have no panels
-    float* const* room = nullptr;     // position_room floats per thread
+    int32_t columns = 0;  // 0: there are no tables
+    const float* column_of =
+        nullptr;                   // column_of[j - p], for all positions up to whole blocks, and 15 more at both ends
+    Matrix keys{}, queries{};      // [n_head * columns, head_dim]; one of them may have no panels
+    float* const* room = nullptr;  // position_room floats per thread
 };
 // Floats that a thread needs for the tables, for sequences of up to `positions` positions.
 int64_t position_room(const PositionTables& tables, int64_t positions);

@@ -14,7 +14,7 @@ struct StepMemory::Layout {
     std::vector<int64_t> blocks;  // of each sequence without a cache, whose keys and values live for one layer
     int64_t thread_blocks = 0, most_blocks = 0;
     int64_t position_room = 0, position_floats = 0;  // of all threads, of one
-    std::vector<int64_t> outputs;  // that nobody requested
+    std::vector<int64_t> outputs;                    // that nobody requested
     int64_t layer_bytes = 0, head_block_floats = 0;
     int64_t floats = 0;
 
@@ -67,8 +67,7 @@ ops::PositionTables position_tables(const Model& model, const OpSpec& op) {
     if (attrs == nullptr || !attrs->has_columns) return {};
     size_t next = attrs->has_bias ? 1 : 0;
     const auto take = [&]() -> const Weight& { return *model.weights[static_cast<size_t>(op.weights[next++])]; };
-    ops::PositionTables tables{.columns = attrs->n_columns,
-                               .column_of = take().data.floats() + attrs->column_reach()};
+    ops::PositionTables tables{.columns = attrs->n_columns, .column_of = take().data.floats() + attrs->column_reach()};
     if (attrs->has_position_keys) tables.keys = take().matrix();
     if (attrs->has_position_queries) tables.queries = take().matrix();
     return tables;

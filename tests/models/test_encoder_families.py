@@ -44,6 +44,14 @@ SIZES: dict[str, Any] = {
     "pad_token_id": 1,
 }
 MODERN = {"layer_types": ["full_attention", "sliding_attention"], "local_attention": 8, "cls_token_id": 2}
+DEBERTA = {
+    "relative_attention": True,
+    "pos_att_type": "p2c|c2p",
+    "position_buckets": 32,
+    "position_biased_input": False,
+    "share_att_key": True,
+    "norm_rel_ebd": "layer_norm",
+}
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "camembert": ("Camembert", {}),
     "electra": ("Electra", {"embedding_size": 40}),
@@ -51,12 +59,14 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "mpnet": ("MPNet", {}),
     "modernbert": ("ModernBert", {**MODERN, "sep_token_id": 3}),
     "nomic_bert": ("NomicBert", {}),
+    "deberta-v2": ("DebertaV2", DEBERTA),
 }
 # The widths of the published base models.
 FULL: dict[str, dict[str, Any]] = {
     "electra": {"embedding_size": 128, "intermediate_size": 1024, "num_attention_heads": 4, "hidden_size": 256},
     "albert": {"embedding_size": 128},
     "modernbert": {"intermediate_size": 1152, "local_attention": 128},
+    "deberta-v2": {"position_buckets": 256},
 }
 LENGTHS = (1, 7, 17, 64, 65, 130)
 EXTRA: dict[str, tuple[str, ...]] = {
@@ -66,6 +76,7 @@ EXTRA: dict[str, tuple[str, ...]] = {
     "mpnet": ("mpnet.embeddings.position_ids", "lm_head.layer_norm.bias"),
     "modernbert": ("decoder.bias",),
     "nomic_bert": ("cls.predictions.bias",),
+    "deberta-v2": ("deberta.embeddings.position_ids", "mask_predictions.dense.bias", "lm_predictions.lm_head.bias"),
 }
 
 

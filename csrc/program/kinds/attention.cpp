@@ -37,8 +37,7 @@ template <class A>
 std::vector<WeightNeed> needs(const ProgramSpec&, const OpSpec& op) {
     const AttentionAttrs& attrs = *op.as<A>();
     std::vector<WeightNeed> needs;
-    if (attrs.has_bias)
-        needs.push_back({WeightUse::kTable, attrs.n_head, attrs.bias_columns(), /*only_table=*/true});
+    if (attrs.has_bias) needs.push_back({WeightUse::kTable, attrs.n_head, attrs.bias_columns(), /*only_table=*/true});
     if (attrs.has_columns) needs.push_back({WeightUse::kTable, 1, 2 * attrs.column_reach() + 1, /*only_table=*/true});
     for (int i = 0; i < attrs.has_position_keys + attrs.has_position_queries; ++i)
         needs.push_back({WeightUse::kMatrix, int64_t{attrs.n_head} * attrs.n_columns, attrs.head_dim});
