@@ -19,7 +19,7 @@ import fastattn
 from fastattn.checkpoint import open_checkpoint
 from fastattn.checkpoint.source import read_tensor
 from fastattn.errors import ConfigError, ContextLengthError
-from fastattn.models.deberta_v2 import LAYOUT, bucket_of, columns_of, computed, read_config
+from fastattn.models.deberta_v2 import LAYOUT, buckets_of, columns_of, computed, read_config
 from fastattn.models.names import resolve_names
 from tests import tolerances
 from tests.models.test_families import DEBERTA
@@ -63,9 +63,9 @@ def refused(folder: Path, call: Any = fastattn.AutoModel, **options: Any) -> str
 )
 def test_buckets(buckets: int, most: int) -> None:
     """As transformers computes them in float32, also beyond the largest relative position."""
-    distances = 2 * most
-    theirs = make_log_bucket_position(torch.arange(distances), buckets, most).long()
-    assert [bucket_of(d, buckets, most) for d in range(distances)] == theirs.tolist()
+    distances = np.arange(2 * most)
+    theirs = make_log_bucket_position(torch.tensor(distances), buckets, most).long().numpy()
+    assert np.array_equal(buckets_of(distances, buckets, most), np.minimum(theirs, buckets))
 
 
 def test_columns_of_the_published_configs() -> None:
@@ -216,6 +216,8 @@ def test_same_bits(dtype: str, tmp_path: Path, rng: np.random.Generator) -> None
         ("position_buckets", 1),
         ("position_buckets", 46),
         ("position_buckets", "8"),
+        ("position_buckets", 10**9),
+        ("max_position_embeddings", 2**20 + 1),
         ("max_relative_positions", -2),
         ("relative_attention", "yes"),
         ("position_biased_input", 1),
@@ -271,10 +273,11 @@ def test_tensors_of_positions_are_checked(tensor: str, options: dict[str, Any], 
         fastattn.AutoModel.from_pretrained(tmp_path)
 
 
-def test_a_checkpoint_with_computed_tables_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["position_columns", "layer.1.attention.self.position_keys"])
+def test_a_checkpoint_with_computed_tables_is_refused(name: str, tmp_path: Path) -> None:
     file = write("DebertaV2Model", tmp_path) / "model.safetensors"
     tensors = load_file(file)
-    save_file({**tensors, "encoder.position_columns.weight": np.zeros((1, 9), np.float32)}, file)
+    save_file({**tensors, f"encoder.{name}.weight": np.zeros((1, 9), np.float32)}, file)
     with pytest.raises(ConfigError, match=r"expected no such tensor with this config\.json"):
         fastattn.AutoModel.from_pretrained(tmp_path)
 

@@ -46,7 +46,11 @@ ARCHITECTURES = tuple(f"DebertaV2{head}" for head in HEADS.split())
 COLUMNS = "encoder.position_columns"
 TYPES = ("c2p", "p2c")  # content to position, position to content
 
+MOST_BUCKETS = 1024  # their limits are powers of large integers
+MOST_POSITIONS = 1 << 20
+
 Float32 = NDArray[np.float32]
+Ints = NDArray[np.intp]
 
 
 @unchangeable
@@ -99,6 +103,8 @@ def read_config(raw: Mapping[str, object]) -> DebertaV2Config:
     if not legacy:
         c.must_be("embedding_size", width, None)
     c.must_be("conv_kernel_size", 0, None)
+    if positions > MOST_POSITIONS:
+        raise c.error("max_position_embeddings", f"an integer from 1 to {MOST_POSITIONS}")
     most = c.count("max_relative_positions", -1, low=-1)
     config = DebertaV2Config(
         **layers,
@@ -140,24 +146,40 @@ def _types(c: ConfigReader) -> tuple[str, ...]:
 
 def _buckets(c: ConfigReader, max_relative_positions: int) -> int:
     buckets = c.count("position_buckets", -1, low=-1)
-    if buckets > 0 and not 1 <= buckets // 2 < max_relative_positions - 1:
-        raise c.error("position_buckets", f"an integer from 2 to {2 * max_relative_positions - 3}, or -1 for none")
+    most = min(2 * max_relative_positions - 3, MOST_BUCKETS)
+    if buckets > 0 and not 2 <= buckets <= most:
+        raise c.error("position_buckets", f"an integer from 2 to {most}, or -1 for none")
     return max(buckets, 0)
 
 
-def bucket_of(distance: int, buckets: int, max_positions: int) -> int:
-    """Return the bucket of a distance of at least 0: half of the buckets have one distance, the others several.
+def buckets_of(distances: Ints, buckets: int, max_positions: int) -> Ints:
+    """Return the bucket of each distance, at most `buckets`: half of them have one distance, the others several.
 
     transformers computes ceil(log(distance / middle) / log((max_positions - 1) / middle) * (middle - 1)) + middle with
     logarithms of float32. This is the same in integers, so it is never off by one.
     """
-    middle = buckets // 2
-    if distance <= middle:
-        return distance
-    k, steps = 0, middle - 1
-    while (max_positions - 1) ** k * middle**steps < distance**steps * middle**k:
-        k += 1
-    return middle + k
+    middle, last = buckets // 2, _last_distances(buckets, max_positions, int(distances.max(initial=0)))
+    found: Ints = np.where(distances <= middle, distances, middle + np.searchsorted(last, distances))
+    return np.minimum(found, buckets)
+
+
+def _last_distances(buckets: int, max_positions: int, most: int) -> Ints:
+    """Return the largest distance of bucket `buckets` // 2 and of each one after it, up to `most`.
+
+    That of bucket middle + k is the largest d with (d / middle)^(middle - 1) <= ((max_positions - 1) / middle)^k.
+    """
+    middle, steps = buckets // 2, buckets // 2 - 1
+    found: list[int] = []
+    while steps and len(found) <= buckets - middle and (not found or found[-1] < most):
+        k = len(found)
+        limit = (max_positions - 1) ** k * middle**steps
+        d = int(middle * ((max_positions - 1) / middle) ** (k / steps))  # within rounding
+        while d**steps * middle**k > limit:
+            d -= 1
+        while (d + 1) ** steps * middle**k <= limit:
+            d += 1
+        found.append(d)
+    return np.array(found, np.intp)
 
 
 def columns_of(cfg: DebertaV2Config) -> Columns:
@@ -165,37 +187,32 @@ def columns_of(cfg: DebertaV2Config) -> Columns:
 
     Both parts of a score have the embedding of query's minus key's position.
     """
-    most, buckets = cfg.max_relative_positions, cfg.position_buckets
-    distances = range(cfg.max_positions)
-    found = [bucket_of(d, buckets, most) if buckets else d for d in distances]
-    before = [min(cfg.span + bucket, 2 * cfg.span - 1) for bucket in found]  # the key is before the query
-    after = [max(cfg.span - bucket, 0) for bucket in found]
-    return Columns(index=(*before[:0:-1], *after))
+    distances = np.arange(cfg.max_positions)
+    if cfg.position_buckets:
+        distances = buckets_of(distances, cfg.position_buckets, cfg.max_relative_positions)
+    before = np.minimum(cfg.span + distances, 2 * cfg.span - 1)  # the key is before the query
+    after = np.maximum(cfg.span - distances, 0)
+    return Columns(index=tuple(np.concatenate([before[:0:-1], after]).tolist()))
 
 
 def computed(cfg: DebertaV2Config, names: ModelNames) -> Mapping[str, WeightSource]:
     """Return the tables of columns, and each layer's position keys and queries: projected embeddings of positions."""
+    sources: dict[str, WeightSource] = {}
     if not (cfg.relative_attention and cfg.pos_att_type):
-        return {}
+        return sources
     columns = columns_of(cfg)
-    sources: dict[str, WeightSource] = {f"{COLUMNS}.weight": _computed(f"{COLUMNS}.weight", columns)}
+    shape = (cfg.num_attention_heads * columns.n_columns, cfg.head_dim)
     for i in range(cfg.num_hidden_layers):
+        place = f"encoder.layer.{i}.attention.self"
         for kind in cfg.pos_att_type:
-            place = f"encoder.layer.{i}.attention.self"
-            name = f"{place}.{'position_keys' if kind == 'c2p' else 'position_queries'}.weight"
-            if names.has(name):  # a quantized folder has it
-                continue
-            own = ("pos_key_proj", "pos_query_proj") if not cfg.share_att_key else ("key_proj", "query_proj")
-            projection = f"{place}.{own[TYPES.index(kind)]}"
-            table = _Projected(cfg, names, columns, projection)
-            table.check()
-            shape = (cfg.num_attention_heads * columns.n_columns, cfg.head_dim)
-            sources[name] = ComputedSource(name, shape, table.rows)
-    return sources
-
-
-def _computed(name: str, columns: Columns) -> ComputedSource:
-    return ComputedSource(name, columns.shape, columns.rows)
+            table, projection = ("position_keys", "key_proj") if kind == "c2p" else ("position_queries", "query_proj")
+            projected = _Projected(cfg, names, columns, f"{place}.{'' if cfg.share_att_key else 'pos_'}{projection}")
+            name = f"{place}.{table}.weight"
+            if not names.has(name):  # a quantized folder has the table instead of the tensors
+                projected.check()
+            sources[name] = ComputedSource(name, shape, projected.rows)
+    name = f"{COLUMNS}.weight"
+    return {**sources, name: ComputedSource(name, columns.shape, columns.rows)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,18 +284,19 @@ def encoder(cfg: DebertaV2Config, w: Weights, t: Tokens) -> Tensor:
     # As in transformers, the scale counts the parts of a score even if relative_attention is false.
     scale = 1 / math.sqrt(cfg.head_dim * (1 + len(cfg.pos_att_type)))
     attend = partial(attention, n_head=cfg.num_attention_heads, causal=False, scale=scale)
+    n_columns = columns_of(cfg).n_columns if cfg.relative_attention else 0
     h = hidden_state(embeddings(cfg, w, t))
     for i in range(cfg.num_hidden_layers):
         b = w[f"encoder.layer.{i}"]
         q, k, v = (linear(h, b[f"attention.self.{name}_proj"], d) for name in ("query", "key", "value"))
-        a = attend(q, k, v, layer=i, tables=position_tables(cfg, w, b["attention.self"]))
+        a = attend(q, k, v, layer=i, tables=position_tables(cfg, w, b["attention.self"], n_columns))
         h = layer_norm(h + linear(a, b["attention.output.dense"], d), b["attention.output.LayerNorm"], eps)
         m = activate(linear(h, b["intermediate.dense"], cfg.intermediate_size), cfg.hidden_act)
         h = hidden_state(layer_norm(h + linear(m, b["output.dense"], d), b["output.LayerNorm"], eps))
     return h
 
 
-def position_tables(cfg: DebertaV2Config, w: Weights, place: Weights) -> PositionTables | None:
+def position_tables(cfg: DebertaV2Config, w: Weights, place: Weights, n_columns: int) -> PositionTables | None:
     """Return the tables that `computed` makes for the attention at `place`."""
     if not (cfg.relative_attention and cfg.pos_att_type):
         return None
@@ -286,7 +304,7 @@ def position_tables(cfg: DebertaV2Config, w: Weights, place: Weights) -> Positio
         columns=w[COLUMNS],
         keys=place["position_keys"] if "c2p" in cfg.pos_att_type else None,
         queries=place["position_queries"] if "p2c" in cfg.pos_att_type else None,
-        n_columns=columns_of(cfg).n_columns,
+        n_columns=n_columns,
         positions=cfg.max_positions,
     )
 
