@@ -59,6 +59,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "mpnet": ("MPNet", {}),
     "modernbert": ("ModernBert", {**MODERN, "sep_token_id": 3}),
     "nomic_bert": ("NomicBert", {}),
+    "gte": ("Gte", {"type_vocab_size": 2}),
     "deberta-v2": ("DebertaV2", DEBERTA),
 }
 # The widths of the published base models.
@@ -76,6 +77,7 @@ EXTRA: dict[str, tuple[str, ...]] = {
     "mpnet": ("mpnet.embeddings.position_ids", "lm_head.layer_norm.bias"),
     "modernbert": ("decoder.bias",),
     "nomic_bert": ("cls.predictions.bias",),
+    "gte": ("lm_head.dense.bias", "new.pooler.dense.bias"),
     "deberta-v2": ("deberta.embeddings.position_ids", "mask_predictions.dense.bias", "lm_predictions.lm_head.bias"),
 }
 
@@ -237,7 +239,7 @@ def test_layouts_of_checkpoints(family: str, tmp_path: Path, caplog: pytest.LogC
 REFUSED: list[tuple[str, str, Any]] = [
     *((family, "is_decoder", True) for family in MODELS),
     *((family, "position_embedding_type", "relative_key") for family in MODELS),
-    *((family, "hidden_size", 71) for family in ("camembert", "electra", "albert", "mpnet", "modernbert")),
+    *((family, "hidden_size", 71) for family in ("camembert", "electra", "albert", "mpnet", "modernbert", "gte")),
     *((family, "hidden_act", "mish") for family in ("camembert", "electra", "albert", "mpnet", "nomic_bert")),
     ("electra", "embedding_size", 0),
     ("albert", "inner_group_num", 501),
@@ -260,11 +262,19 @@ REFUSED: list[tuple[str, str, Any]] = [
     ("modernbert", "classifier_pooling", "max"),
     ("modernbert", "hidden_activation", "mish"),
     ("modernbert", "norm_bias", 1),
-    ("nomic_bert", "n_embd", 72),
+    ("nomic_bert", "n_head", 3),
     ("nomic_bert", "rotary_emb_fraction", 0.5),
     ("nomic_bert", "partial_rotary_factor", 0.5),
     ("nomic_bert", "rope_parameters", {"rope_type": "default", "rope_theta": 10.0, "partial_rotary_factor": 0.5}),
     ("nomic_bert", "head_dim", 7),
+    ("gte", "head_dim", 7),
+    ("gte", "layer_norm_type", "rms_norm"),
+    ("gte", "pack_qkv", False),
+    ("gte", "rope_parameters", {"rope_type": "ntk", "rope_theta": 10.0, "factor": 2.0}),
+    ("gte", "rope_parameters", {"rope_type": "default", "rope_theta": 10.0, "partial_rotary_factor": 0.5}),
+    ("electra", "summary_type", "attn"),
+    ("electra", "summary_activation", "mish"),
+    ("electra", "summary_proj_to_labels", True),
 ]
 
 

@@ -18,7 +18,7 @@ from tests.tasks.test_pipelines import reference
 from tests.tasks.tiny import write_masked_lm
 
 pytestmark = pytest.mark.torch
-FAMILIES = ("Bert", "Roberta", "DistilBert")
+FAMILIES = ("Bert", "Roberta", "DistilBert", "Electra")
 ONE = "the good {mask} runs"
 SEVERAL = "{mask}, a bad {mask}!"
 

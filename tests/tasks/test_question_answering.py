@@ -20,7 +20,7 @@ from tests.tasks.bounds import assert_as_good_as, assert_same_bits
 from tests.tasks.tiny import write_head
 
 pytestmark = pytest.mark.torch
-FAMILIES = ("Bert", "Roberta", "DistilBert")
+FAMILIES = ("Bert", "Roberta", "DistilBert", "Electra")
 QUESTION = "a good dog?"
 SHORT = "The dogs, running unknown cats! A great film."
 LONG = "the good dogs running, a bad cat in unknown films! " * 6 + "Great."

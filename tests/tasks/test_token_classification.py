@@ -126,6 +126,8 @@ def test_long_texts_are_rejected_or_cut(bert: Path) -> None:
     with pytest.raises(ContextLengthError, match=r"inputs\[1\]: .*stride=.*truncation=True") as caught:
         pipe(["good", LONG])
     assert (caught.value.index, caught.value.context) == (1, 66)
+    with pytest.raises(ContextLengthError, match=r"^inputs: \d+ tokens, .*; use a max_length of at most 66$"):
+        pipe(LONG, max_length=1000)
     cut = pipe(LONG, truncation=True)
     assert len(cut) == 62  # model_max_length of the tokenizer is 64
     assert pipe(LONG, truncation=True, max_length=10) == pipe(LONG, max_length=10)

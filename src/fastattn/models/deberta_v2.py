@@ -215,6 +215,15 @@ def computed(cfg: DebertaV2Config, names: ModelNames) -> Mapping[str, WeightSour
     return {**sources, name: ComputedSource(name, columns.shape, columns.rows)}
 
 
+def n_hidden_weights(cfg: DebertaV2Config) -> int:
+    """Return the number of weights that only `computed` reads: embeddings of positions, norm and own projections."""
+    width = cfg.hidden_size
+    if not (cfg.relative_attention and cfg.pos_att_type):
+        return 0
+    own = 0 if cfg.share_att_key else cfg.num_hidden_layers * len(cfg.pos_att_type) * width * (width + 1)
+    return (2 * cfg.span + 2 * cfg.norm_rel_ebd) * width + own
+
+
 @dataclass(frozen=True, slots=True)
 class _Projected:
     """The embeddings of relative positions, projected for one layer, by head and column.

@@ -53,7 +53,7 @@ TASKS: Mapping[Task, TaskEntry] = {
         pipeline="fill-mask",
         output="logits",
         head="masked-language-model",
-        heads=("cls.predictions.", "lm_head.", "vocab_transform.", "lm_predictions."),
+        heads=("cls.predictions.", "lm_head.", "vocab_transform."),
         architecture="ForMaskedLM",
     ),
     "token-classification": TaskEntry(

@@ -63,6 +63,10 @@ class Encoding:
             return None
         return min(tokenizer.model_max_length, context) if self.max_length is None else self.max_length
 
+    def advice(self, context: int) -> str:
+        """Return what to do about a text that is longer than the model's context."""
+        return f"use a max_length of at most {context}" if self.cuts else "truncation=True cuts the text"
+
 
 def read_encoding(options: dict[str, Any], *, reject_fixed_padding: bool = False) -> Encoding:
     """Remove the arguments of `EncodeArgs` from `options` and check them. Raises InputError, DTypeError.
@@ -164,10 +168,12 @@ def batches(
     *,
     batch_size: int | None,
     names: Sequence[str],
+    per_text: int = 1,
 ) -> Iterator[tuple[Ids, Ids]]:
-    """Yield token ids and token type ids for `batch_size` texts at a time. names: those of the texts in messages.
+    """Yield token ids and token type ids for `batch_size` items at a time.
 
-    Raises ContextLengthError, InputError.
+    names: those of the items in messages. per_text: the number of items of each text. Raises ContextLengthError,
+    InputError.
     """
     context = model.executor.program.max_positions
     size, limit = batch_size or DEFAULT_BATCH_SIZE, encoding.limit(tokenizer, context)
@@ -177,12 +183,13 @@ def batches(
             add_special_tokens=encoding.add_special_tokens,
             max_length=limit,
             strategy=encoding.strategy,
+            names=names[start : start + size],
         )
         for i, (ids, _) in enumerate(encoded, start):
             if len(ids) > context:
                 raise ContextLengthError(
-                    f"{names[i]}: {len(ids)} tokens, the model's context is {context}; truncation=True cuts the text",
-                    index=i,
+                    f"{names[i]}: {len(ids)} tokens, the model's context is {context}; {encoding.advice(context)}",
+                    index=i // per_text,
                     n_tokens=len(ids),
                     context=context,
                 )

@@ -141,11 +141,13 @@ class TokenClassificationPipeline(Pipeline[TokenClassifier]):
             _Part(index, np.array(ids, np.int32), np.array(types, np.int32), list(offsets), list(special))
             for ids, types, offsets, special in rows
         ]
+        advice = call.encoding.advice(context)
+        if not call.encoding.cuts:
+            advice = "pass stride= with an aggregation_strategy to read the text in parts, or truncation=True to cut it"
         for part in parts:
             if len(part.ids) > context:
                 raise ContextLengthError(
-                    f"{name}: {len(part.ids)} tokens, the model's context is {context}; pass stride= with "
-                    "an aggregation_strategy to read the text in parts, or truncation=True to cut it",
+                    f"{name}: {len(part.ids)} tokens, the model's context is {context}; {advice}",
                     index=index,
                     n_tokens=len(part.ids),
                     context=context,

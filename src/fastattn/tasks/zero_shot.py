@@ -127,9 +127,16 @@ class ZeroShotClassificationPipeline(Pipeline[SequenceClassifier]):
         pairs = [(text, hypothesis) for text in texts for hypothesis in call.hypotheses]
         places = [name for name in names for _ in call.hypotheses]
         rows: list[NDArray[Any]] = []
-        for ids, type_ids in batches(
-            self.model, self.tokenizer, pairs, call.encoding, batch_size=call.batch_size, names=places
-        ):
+        encoded = batches(
+            self.model,
+            self.tokenizer,
+            pairs,
+            call.encoding,
+            batch_size=call.batch_size,
+            names=places,
+            per_text=len(call.labels),
+        )
+        for ids, type_ids in encoded:
             types = self.model.types_of(self.tokenizer, type_ids)
             rows += list(self.model(ids, token_type_ids=types).logits)
         n_labels = len(call.labels)
