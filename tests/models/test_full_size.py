@@ -46,7 +46,22 @@ ENCODERS = [
     ("BertModel", AutoModel),
     ("DistilBertForSequenceClassification", AutoModelForSequenceClassification),
     ("RobertaForSequenceClassification", AutoModelForSequenceClassification),
+    ("DebertaV2Model", AutoModel),
 ]
+OPTIONS: dict[str, dict[str, Any]] = {
+    "DebertaV2Model": {  # microsoft/deberta-v3-base
+        "hidden_size": 768,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "intermediate_size": 3072,
+        "relative_attention": True,
+        "position_buckets": 256,
+        "norm_rel_ebd": "layer_norm",
+        "share_att_key": True,
+        "pos_att_type": "p2c|c2p",
+        "position_biased_input": False,
+    }
+}
 
 
 def errors(
@@ -64,7 +79,7 @@ def errors(
 
 @pytest.mark.parametrize(("model_class", "auto"), ENCODERS, ids=lambda value: getattr(value, "__name__", value))
 def test_encoders(model_class: str, auto: Any, tmp_path: Path, rng: np.random.Generator) -> None:
-    reference = hf.make(model_class)
+    reference = hf.make(model_class, **OPTIONS.get(model_class, {}))
     with auto.from_pretrained(hf.save(reference, tmp_path)) as model:
         ids = rng.integers(5, reference.config.vocab_size, (2, 70))
         out = model(ids)

@@ -73,18 +73,20 @@ def read_layers(
     heads: int = 12,
     inner: int = 3072,
     act: str = "gelu",
+    layers: int = 12,
+    eps: float = 1e-12,
     position_offset: int = 0,
 ) -> dict[str, Any]:
-    """Read the options of embeddings and layers, which BERT's relatives share. width, heads, inner, act: defaults."""
+    """Read the options of embeddings and layers, which BERT's relatives share. The keywords are the defaults."""
     hidden_size = c.size("hidden_size", width)
     return {
         "hidden_size": hidden_size,
-        "num_hidden_layers": c.size("num_hidden_layers", 12, high=MAX_LAYERS),
+        "num_hidden_layers": c.size("num_hidden_layers", layers, high=MAX_LAYERS),
         "num_attention_heads": c.heads(hidden_size, "hidden_size", "num_attention_heads", heads),
         "intermediate_size": c.size("intermediate_size", inner),
         "hidden_act": c.activation("hidden_act", act),
         "max_position_embeddings": c.size("max_position_embeddings", 512, low=position_offset + 1),
-        "layer_norm_eps": c.epsilon("layer_norm_eps", 1e-12),
+        "layer_norm_eps": c.epsilon("layer_norm_eps", eps),
         "position_offset": position_offset,
     }
 

@@ -20,6 +20,7 @@ from fastattn.models import (
     albert,
     bert,
     camembert,
+    deberta_v2,
     distilbert,
     electra,
     gpt2,
@@ -163,6 +164,16 @@ FAMILIES: Mapping[str, Family] = {
         jina_bert.build,
         computed=jina_bert.computed,
         needs_code=lambda config: True,
+    ),
+    "deberta-v2": Family(
+        deberta_v2.ARCHITECTURES,
+        deberta_v2.LAYOUT,
+        _ROBERTA_TASKS,
+        deberta_v2.read_config,
+        deberta_v2.build,
+        computed=deberta_v2.computed,
+        n_hidden_weights=deberta_v2.n_hidden_weights,
+        heads={"masked-lm": ("cls.predictions.", "lm_predictions.")},
     ),
 }
 
