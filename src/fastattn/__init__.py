@@ -72,7 +72,7 @@ _HOME = {
     "scaled_dot_product_attention": "fastattn.ops",
 }
 # Modules that `fastattn.NAME` imports; only `errors`, `generation` and `ops` are public.
-_MODULES = ("api", "checkpoint", "generation", "graph", "models", "ops", "tasks", "tokenizer")
+_MODULES = ("api", "checkpoint", "generation", "graph", "models", "ops", "tasks", "tokenizer", "viz")
 
 __all__ = [
     "AutoModel",

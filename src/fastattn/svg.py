@@ -71,7 +71,7 @@ def _overlap(a: Box, b: Box) -> bool:
     return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
-def element(name: str, text: str | None = None, **attributes: object) -> str:
+def element(name: str, text: str | None = None, /, **attributes: object) -> str:
     """Return one element. The attribute class_ becomes class, and _ in a name becomes -."""
     parts = [name]
     for key, value in attributes.items():
