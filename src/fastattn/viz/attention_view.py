@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,12 +16,13 @@ from fastattn.tasks.finite import check_finite
 from fastattn.viz.compute import Floats, attention_maps, attention_shape
 from fastattn.viz.drawing import Drawing
 from fastattn.viz.inputs import Encoded, ModelLike, chosen, encode_texts, name_of, opened, tokenizer_of
-from fastattn.viz.maps import beside, matrix, png, shade, small_maps
+from fastattn.viz.maps import beside, gamma, matrix, png, small, small_maps
 from fastattn.viz.picture import Picture, details, scrolled_table, section
 from fastattn.viz.pieces import Piece, chip, read_pieces
 
 MAX_SHOWN = 1 << 24  # probabilities on one page: all maps of 12 layers of 12 heads for 341 tokens
 _LABELLED_MAPS, _LABELLED_TOKENS = 4, 40  # a drawing of no more of both names the tokens
+_Images: TypeAlias = "Sequence[Sequence[str]]"
 _TOP = 3  # tokens per row of the table
 
 
@@ -98,8 +99,9 @@ def _layers(layers: object, n_layers: int, n_heads: int, n_tokens: int) -> list[
 
 def _show(title: str, maps: Maps, group: str) -> tuple[str, Drawing]:
     """Return the section of a page, and the drawing."""
-    uris = [[png(one) for one in of_layer] for of_layer in maps.probabilities]
     labels, n = [piece.text for piece in maps.pieces], len(maps.pieces)
+    uris = [[png(one, gamma(n)) for one in of_layer] for of_layer in maps.probabilities]
+    thumbs = [[png(small(one), gamma(n)) for one in of_layer] for of_layer in maps.probabilities]
     drawings = [
         matrix(f"layer {layer}, head {head}", _words(maps, a, b), labels, uris[a][b])
         for a, layer in enumerate(maps.layers)
@@ -111,10 +113,11 @@ def _show(title: str, maps: Maps, group: str) -> tuple[str, Drawing]:
     if len(drawings) > 1 or one_map:
         drawing = beside(title, drawings)
     else:
-        drawing = small_maps(title, maps.layers, maps.heads, uris, n)
+        drawing = small_maps(title, maps.layers, maps.heads, thumbs)
     start = next((i for i in reversed(range(n)) if not maps.pieces[i].special), n - 1)
-    values = shade(maps.probabilities[0, 0, start])
-    chips = "\n".join(
+    row = maps.probabilities[0, 0, start]
+    values = np.sqrt(row / max(float(row.max()), np.finfo(np.float32).tiny))
+    chips = "".join(
         chip(piece, value=float(v), class_="on" if i == start else "")
         for i, (piece, v) in enumerate(zip(maps.pieces, values, strict=True))
     )
@@ -122,7 +125,7 @@ def _show(title: str, maps: Maps, group: str) -> tuple[str, Drawing]:
     named = f"layer {maps.layers[0]}, head {maps.heads[0]}"
     whole = f'<div class="scroll" role="region" tabindex="0" aria-label="Map">{first.inline(class_="matrix")}</div>'
     body = (
-        f'<div class="beside">{"" if one_map else _selector(maps, uris, group)}'
+        f'<div class="beside">{"" if one_map else _selector(maps, uris, thumbs, group)}'
         f"{details('The whole map', whole, opened=n <= _LABELLED_TOKENS)}</div>\n"
         f'<p class="read" aria-live="polite">In <b class="where">{named}</b>, {_row_of(maps, start)}</p>\n'
         '<fieldset class="way" hidden><legend>Shade the tokens that</legend>'
@@ -132,14 +135,14 @@ def _show(title: str, maps: Maps, group: str) -> tuple[str, Drawing]:
         f'<p class="tokens">{chips}</p>\n'
         + details("As a table", scrolled_table(f"Where attention goes, {named}", ["token", "attends most to"], rows))
     )
-    return section("attention", title, _note(maps), body, start=start), drawing
+    return section("attention", title, _note(maps), body, start=start, gamma=gamma(n)), drawing
 
 
 def _note(maps: Maps) -> str:
     some = f"{len(maps.layers)} of {maps.n_layers} layers are shown. " if len(maps.layers) < maps.n_layers else ""
     return (
         f"{len(maps.pieces)} tokens. {some}The chosen token has a frame. The stronger the color of another token, the "
-        "more the chosen one attends to it; all shares of a token add up to 100 %."
+        "more the chosen one attends to it; the strongest color is its largest share. All shares add up to 100 %."
     )
 
 
@@ -172,12 +175,13 @@ def _words(maps: Maps, layer: int, head: int) -> str:
 
 def percent(value: float) -> str:
     """Return a share as text."""
-    return f"{100 * value:.0f} %" if value >= 0.095 else f"{100 * value:.1f} %"
+    if 0 < value < 0.0005:
+        return "under 0.1 %"
+    return f"{100 * value:.0f} %" if value >= 0.0995 else f"{100 * value:.1f} %"
 
 
-def _selector(maps: Maps, uris: Sequence[Sequence[str]], group: str) -> str:
+def _selector(maps: Maps, uris: _Images, thumbs: _Images, group: str) -> str:
     """Return the maps of all heads as a table in which one can be chosen."""
-    smooth = " smooth" if len(maps.pieces) > 90 else ""
     head = "".join(f'<th scope="col">head {head}</th>' for head in maps.heads)
     rows = []
     for a, layer in enumerate(maps.layers):
@@ -187,11 +191,13 @@ def _selector(maps: Maps, uris: Sequence[Sequence[str]], group: str) -> str:
             label = html.escape(f"layer {layer}, head {number}")
             cells.append(
                 f'<td><label><input type="radio" name="{group}" value="{label}"{checked} aria-label="{label}">'
-                f'<img class="map{smooth}" src="{uris[a][b]}" alt="{html.escape(_words(maps, a, b))}"></label></td>'
+                f'<img class="map" src="{thumbs[a][b]}" data-map="{uris[a][b]}" '
+                f'alt="{html.escape(_words(maps, a, b))}"></label></td>'
             )
         rows.append(f'<tr><th scope="row">layer {layer}</th>{"".join(cells)}</tr>')
     return (
         '<div class="scroll heads" role="region" tabindex="0" aria-label="The maps of all heads"><table>\n'
-        "<caption>A small map per head: rows are tokens that attend, columns what they attend to.</caption>\n"
+        "<caption><span>A small map per head: rows are tokens that attend, columns what they attend to.</span>"
+        "</caption>\n"
         f'<thead><tr><th scope="col">layer</th>{head}</tr></thead>\n<tbody>{"".join(rows)}</tbody></table></div>\n'
     )

@@ -53,9 +53,10 @@ def embeddings(
     drawing = _drawing([visible(name) for name in names], groups, points, explained)
     first, second = (f"{100 * share:.0f} %" for share in explained)
     note = (
-        f"{len(names)} texts. Texts with similar vectors are near each other. The map shows {first} of the variance "
-        f"along x and {second} along y, and hides the rest, so points that are far apart may be near each other in "
-        "fewer than all directions. Point at a mark, or move to it with the tab key, to read its text."
+        f"{len(names)} texts: those with similar vectors are near each other. The map shows {first} of the variance "
+        f"along x and {second} along y. The rest is not visible, so points that are near each other here may be far "
+        "apart."
+        + (" Point at a mark, or move to it with the tab key, to read its text." if len(names) > _NAMED else "")
     )
     head = ["text", *(["label"] if groups else []), "x", "y"]
     rows = [

@@ -18,26 +18,34 @@ from fastattn.viz.drawing import MONO_WIDTH, Drawing, clip
 _COLOR = (47, 128, 237)  # readable on light and dark backgrounds; the alpha channel says how much
 _LABELLED, _LABEL = 40, 12  # tokens up to which every row has a label, and the font size
 _SMALL_MAP = 132
+_SMALL = 128
 
 Floats = NDArray[np.floating[Any]]
 
 
-def shade(probabilities: Floats) -> NDArray[np.float64]:
-    """Return how strongly to show probabilities: their square roots, so that 1 % can still be seen."""
-    return np.sqrt(np.asarray(probabilities, np.float64))
+def gamma(n: int) -> float:
+    """Return the power of probabilities that the maps of n tokens show: even attention, 1 / n, is 15 % of the color."""
+    return 0.5 if n < 2 else min(0.5, math.log(0.15) / math.log(1 / n))
 
 
-def png(probabilities: Floats) -> str:
-    """Return a map [rows, columns] as a PNG in a data URI: pixel (i, j) has the alpha 255 * sqrt(p[i, j])."""
+def small(probabilities: Floats) -> Floats:
+    """Return a map of at most _SMALL rows and columns, each the largest probability of a square of the map."""
+    starts = np.arange(0, len(probabilities), math.ceil(len(probabilities) / _SMALL))
+    found: Floats = np.maximum.reduceat(np.maximum.reduceat(probabilities, starts, axis=0), starts, axis=1)
+    return found
+
+
+def png(probabilities: Floats, power: float) -> str:
+    """Return a map [rows, columns] as a PNG in a data URI: pixel (i, j) has the alpha 255 * p[i, j] ** power."""
     rows, width = probabilities.shape
-    levels = np.rint(255 * shade(probabilities)).astype(np.uint8)
+    levels = np.rint(255 * np.asarray(probabilities, np.float64) ** power).astype(np.uint8)
     lines = np.zeros((rows, width + 1), np.uint8)  # each line starts with 0: no filter
     lines[:, 1:] = levels
     parts = (
         (b"IHDR", struct.pack(">IIBBBBB", width, rows, 8, 3, 0, 0, 0)),  # 8 bits per pixel, indices of a palette
         (b"PLTE", bytes(_COLOR) * 256),
         (b"tRNS", bytes(range(256))),
-        (b"IDAT", zlib.compress(lines.tobytes(), 9)),
+        (b"IDAT", zlib.compress(lines.tobytes(), 6)),
         (b"IEND", b""),
     )
     data = b"\x89PNG\r\n\x1a\n" + b"".join(
@@ -85,9 +93,7 @@ def beside(title: str, drawings: Sequence[Drawing]) -> Drawing:
     return Drawing(title, " ".join(d.description for d in drawings), whole, y, parts)
 
 
-def small_maps(
-    title: str, layers: Sequence[int], heads: Sequence[int], uris: Sequence[Sequence[str]], n: int
-) -> Drawing:
+def small_maps(title: str, layers: Sequence[int], heads: Sequence[int], uris: Sequence[Sequence[str]]) -> Drawing:
     """Return all maps without labels, one row per layer."""
     step, left, parts = _SMALL_MAP + 10, 64.0, list[str]()
     for column, head in enumerate(heads):
@@ -95,9 +101,8 @@ def small_maps(
         parts.append(draw_text(middle, 14, f"head {head}", size=12, anchor="middle", class_="quiet"))
     for row, layer in enumerate(layers):
         top = 22.0 + row * step
-        parts.append(
-            draw_text(left - 8, top + _SMALL_MAP / 2 + 4, f"layer {layer}", size=12, anchor="end", class_="quiet")
-        )
-        parts += [image(uri, left + i * step, top, float(_SMALL_MAP), n) for i, uri in enumerate(uris[row])]
-    words = f"Small maps of {len(layers)} layers and {len(heads)} heads; darker squares are stronger attention."
+        middle = top + _SMALL_MAP / 2 + 4
+        parts.append(draw_text(left - 8, middle, f"layer {layer}", size=12, anchor="end", class_="quiet"))
+        parts += [image(uri, left + i * step, top, float(_SMALL_MAP), 0) for i, uri in enumerate(uris[row])]
+    words = f"Small maps of {len(layers)} layers and {len(heads)} heads: the stronger the color, the more attention."
     return Drawing(title, words, left + len(heads) * step, 22 + len(layers) * step, parts)

@@ -3,11 +3,11 @@ for (const part of document.querySelectorAll("section.attention")) {
   const tokens = [...part.querySelectorAll(".tokens .t")], n = tokens.length;
   const heads = [...part.querySelectorAll(".heads input")], ways = [...part.querySelectorAll(".way input")];
   const svg = part.querySelector("svg.matrix"), drawn = svg.querySelector("image");
-  const [read, caption] = [part.querySelector(".read"), part.querySelector("details:last-of-type caption")];
+  const [read, caption] = [part.querySelector(".read"), part.querySelector("details:last-of-type caption span")];
   const table = part.querySelector("details:last-of-type"), cells = [...table.querySelectorAll("td")];
-  let chosen = Number(part.dataset.start), alpha = null, stale = false;
+  let chosen = Number(part.dataset.start), shares = null, stale = false;
 
-  // The alpha of a pixel is 255 * sqrt(probability).
+  // The alpha of a pixel is 255 * probability ** gamma.
   const load = async (uri) => {
     const image = new Image();
     image.src = uri;
@@ -15,12 +15,13 @@ for (const part of document.querySelectorAll("section.attention")) {
     const canvas = Object.assign(document.createElement("canvas"), { width: n, height: n });
     const context = canvas.getContext("2d");
     context.drawImage(image, 0, 0);
-    return context.getImageData(0, 0, n, n).data.filter((_, i) => i % 4 === 3);
+    const pixels = context.getImageData(0, 0, n, n).data, power = 1 / Number(part.dataset.gamma);
+    return Float32Array.from({ length: n * n }, (_, i) => (pixels[4 * i + 3] / 255) ** power);
   };
   const from = () => ways[1].checked;
-  const at = (i, j) => alpha[from() ? j * n + i : i * n + j] / 255;
+  const at = (i, j) => shares[from() ? j * n + i : i * n + j];
   const name = (i) => `${i} “${tokens[i].textContent}”`;
-  const share = (v) => (v * v >= 0.095 ? `${Math.round(100 * v * v)} %` : `${(100 * v * v).toFixed(1)} %`);
+  const share = (v) => (v < 0.0005 ? "under 0.1 %" : v >= 0.0995 ? `${Math.round(100 * v)} %` : `${(100 * v).toFixed(1)} %`);
   const best = (i, k) => [...tokens.keys()].sort((a, b) => at(i, b) - at(i, a) || a - b).slice(0, k)
     .filter((j) => at(i, j) > 0).map((j) => `${name(j)} ${share(at(i, j))}`).join(", ");
   const where = () => (heads.find((input) => input.checked) || { value: read.querySelector(".where").textContent }).value;
@@ -32,8 +33,9 @@ for (const part of document.querySelectorAll("section.attention")) {
     const list = best(chosen, 5) || "no token";
     const middle = from() ? `token ${name(chosen)} gets attention from` : `token ${name(chosen)} attends to`;
     read.replaceChildren("In ", place, `, ${middle} ${list}`);
+    const most = tokens.reduce((top, _, j) => Math.max(top, at(chosen, j)), 1e-38);
     tokens.forEach((token, j) => {
-      token.style.setProperty("--v", at(chosen, j).toFixed(3));
+      token.style.setProperty("--v", Math.sqrt(at(chosen, j) / most).toFixed(3));
       token.classList.toggle("on", j === chosen);
       token.setAttribute("aria-selected", String(j === chosen));
       token.tabIndex = j === chosen ? 0 : -1;
@@ -47,8 +49,8 @@ for (const part of document.querySelectorAll("section.attention")) {
   };
   const show = async () => {
     const picture = heads.find((input) => input.checked);
-    const uri = picture ? picture.nextElementSibling.src : drawn.getAttribute("href");
-    alpha = await load(uri);
+    const uri = picture ? picture.nextElementSibling.dataset.map : drawn.getAttribute("href");
+    shares = await load(uri);
     drawn.setAttribute("href", uri);
     if (picture) svg.querySelector("title").textContent = picture.nextElementSibling.alt;
     paint();

@@ -94,7 +94,8 @@ def scrolled_table(caption: str, head: Sequence[str], rows: Sequence[Sequence[st
     )
     label = html.escape(caption)
     return (
-        f'<div class="scroll" role="region" tabindex="0" aria-label="{label}"><table>\n<caption>{label}</caption>\n'
+        f'<div class="scroll" role="region" tabindex="0" aria-label="{label}"><table>\n'
+        f"<caption><span>{label}</span></caption>\n"
         f"<thead><tr>{top}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>\n"
     )
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fastattn.generation.decoders import token_bytes
 from fastattn.tokenizer import Tokenizer
 
 _NAMES = {"\n": "↵", "\t": "⇥", "\r": "␍", "\x7f": "␡"}
@@ -34,7 +35,7 @@ class Piece:
 
 
 def read_pieces(tokenizer: Tokenizer, ids: Sequence[int] | NDArray[Any]) -> list[Piece]:
-    """Return the tokens of ids. A token of incomplete UTF-8 is shown as stored in the vocabulary."""
+    r"""Return the tokens of ids. A part of a character is shown as bytes in hex: \xe2."""
     special = set(tokenizer.all_special_ids)
     found = list[Piece]()
     for token_id in np.asarray(ids).tolist():
@@ -42,7 +43,7 @@ def read_pieces(tokenizer: Tokenizer, ids: Sequence[int] | NDArray[Any]) -> list
         text = token if token_id in special else tokenizer.decode([token_id], clean_up_tokenization_spaces=False)
         starts = token.startswith(_WORD_STARTS) or text.startswith(" ")
         if "\N{REPLACEMENT CHARACTER}" in text or not text:
-            text = token
+            text = token_bytes(token).decode(errors="backslashreplace")
         elif text.strip(" "):
             text = text.strip(" ")
         continues = token.startswith("##") or (not starts and _marks_words(found))
@@ -79,4 +80,5 @@ def chip(piece: Piece, below: str = "", *, value: float | None = None, class_: s
     style = "" if value is None else f' style="--v:{value:.3f}"'
     hint = f' title="{html.escape(title)}"' if title else ""
     under = f"<small>{below}</small>" if below else ""
-    return f'<span class="{classes}"{style}{hint}>{html.escape(piece.text)}{under}</span>'
+    space = " " if piece.starts_word else ""  # between words, so that a copy of the text has them
+    return f'{space}<span class="{classes}"{style}{hint}>{html.escape(piece.text)}{under}</span>'

@@ -52,7 +52,7 @@ def surprisal(lm: ModelLike, text: str) -> Picture:
     shades = [0.0, *np.clip(bits[1:] / _FULL, 0, 1).tolist()]
     chips = "".join(chip(piece, b, value=v) for piece, b, v in zip(pieces, shown, shades, strict=True))
     rows = [[f"{i} {piece.quoted}", _number(shown[i]), _chance(float(bits[i]))] for i, piece in enumerate(pieces)]
-    summary = f"{mean:.2f} bits per token, {data['bits_per_byte']:.2f} bits per byte, perplexity {2.0**mean:.1f}"
+    summary = f"{mean:.2f} bits per token, {data['bits_per_byte']:.2f} bits per byte, perplexity {2.0**mean:,.1f}"
     note = (
         f"{len(ids)} tokens: {summary}. The number below a token is its surprisal in bits. A token of 1 bit had a "
         "chance of one half, one of 10 bits a chance of one in 1,024. Nothing comes before the first token, so it has "
