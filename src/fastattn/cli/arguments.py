@@ -11,7 +11,7 @@ from fastattn.api.load_options import MAX_THREADS, LoadOptions
 from fastattn.cli.completion import SHELLS
 from fastattn.cli.flags import add_flag, add_flags
 from fastattn.cli.parsing import CommandParser, Once
-from fastattn.cli.values import file_name, integer, names, number, some_names, some_text
+from fastattn.cli.values import file_name, integer, integers, names, number, some_names, some_text
 from fastattn.formats import DTYPES, PACKED_DTYPES
 from fastattn.generation.options import GenerationOptions
 from fastattn.options import INT32_MAX
@@ -29,7 +29,7 @@ def build_parser() -> tuple[CommandParser, dict[str, CommandParser]]:
     parser.add_argument("--version", action="version", version=f"fastattn {fastattn.__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=CommandParser)
     add: tuple[Callable[[_Commands], None], ...] = (
-        _add_info, _add_generate, _add_classify, _add_embed, _add_quality, _add_quantize, _add_bench, _add_completion
+        _add_info, _add_generate, _add_classify, _add_embed, _add_look, _add_quality, _add_quantize, _add_bench, _add_completion
     )  # fmt: skip
     for add_command in add:
         add_command(commands)
@@ -92,6 +92,26 @@ def _add_embed(commands: _Commands) -> None:
     )
     parser.add_argument("--normalize", action="store_true", help="scale vectors to length 1")
     parser.add_argument("--batch-size", type=integer(1, INT32_MAX), default=32, metavar="N", help="texts per step (32)")
+
+
+def _add_look(commands: _Commands) -> None:
+    parser = commands.add_parser(
+        "look",
+        help="draw what a model does with a text",
+        description="Write a page with the tokens of a text and the attention of each head; for a language model also "
+        "the surprisal of each token and the next tokens by layer.",
+    )
+    _add_model_name(parser)
+    add_flags(parser, LoadOptions)
+    parser.add_argument("text", metavar="TEXT", help="the text; '-' reads all of standard input")
+    parser.add_argument(
+        "-o", "--output", type=file_name(".html", ".svg"), required=True, metavar="FILE", help="FILE.html or FILE.svg"
+    )
+    parser.add_argument("--layers", type=integers, metavar="A,B", help="layers to show, from 0 (as many as fit)")
+    parser.add_argument("--heads", type=integers, metavar="A,B", help="heads to show, from 0 (all)")
+    parser.add_argument(
+        "--top-k", type=integer(1, INT32_MAX), default=3, metavar="K", help="next tokens to show in each layer (3)"
+    )
 
 
 def _add_quality(commands: _Commands) -> None:

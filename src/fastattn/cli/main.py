@@ -49,7 +49,7 @@ def _main(words: list[str]) -> int:
     if args is None:
         return 0
     _check_together(args)
-    if args.command not in ("embed", "quantize") or (args.command == "embed" and args.output is None):
+    if args.command not in ("embed", "look", "quantize") or (args.command == "embed" and args.output is None):
         streams.check_output()
     code = _run(args)
     streams.flush()
@@ -112,12 +112,14 @@ def _run(args: argparse.Namespace) -> int:
 
         return completion(args)
     from fastattn.cli import commands
+    from fastattn.cli.look import look
 
     run = {
         "info": commands.info,
         "generate": commands.generate,
         "classify": commands.classify,
         "embed": commands.embed,
+        "look": look,
         "quality": commands.quality,
         "quantize": commands.quantize,
     }[args.command]

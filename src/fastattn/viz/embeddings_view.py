@@ -52,11 +52,11 @@ def embeddings(
     data = {"texts": names, "labels": groups, "vectors": vectors, "points": points, "explained": explained}
     drawing = _drawing([visible(name) for name in names], groups, points, explained)
     first, second = (f"{100 * share:.0f} %" for share in explained)
+    hint = "" if len(names) <= _NAMED else " Point at a mark, or move to it with the tab key, to read its text."
     note = (
         f"{len(names)} texts: those with similar vectors are near each other. The map shows {first} of the variance "
         f"along x and {second} along y. The rest is not visible, so points that are near each other here may be far "
-        "apart."
-        + (" Point at a mark, or move to it with the tab key, to read its text." if len(names) > _NAMED else "")
+        f"apart.{hint}"
     )
     head = ["text", *(["label"] if groups else []), "x", "y"]
     rows = [
