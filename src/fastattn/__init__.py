@@ -23,7 +23,7 @@ from fastattn.errors import (
 )
 
 if TYPE_CHECKING:
-    from fastattn import generation, ops
+    from fastattn import generation, ops, viz
     from fastattn.api.auto import (
         AutoModel,
         AutoModelForCausalLM,
@@ -71,7 +71,7 @@ _HOME = {
     "quantize": "fastattn.api.quantize",
     "scaled_dot_product_attention": "fastattn.ops",
 }
-# Modules that `fastattn.NAME` imports; only `errors`, `generation` and `ops` are public.
+# Modules that `fastattn.NAME` imports; only `errors`, `generation`, `ops` and `viz` are public.
 _MODULES = ("api", "checkpoint", "generation", "graph", "models", "ops", "tasks", "tokenizer", "viz")
 
 __all__ = [
@@ -112,6 +112,7 @@ __all__ = [
     "pipeline",
     "quantize",
     "scaled_dot_product_attention",
+    "viz",
 ]
 
 

@@ -29,7 +29,8 @@ def build_parser() -> tuple[CommandParser, dict[str, CommandParser]]:
     parser.add_argument("--version", action="version", version=f"fastattn {fastattn.__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=CommandParser)
     add: tuple[Callable[[_Commands], None], ...] = (
-        _add_info, _add_generate, _add_classify, _add_embed, _add_look, _add_quality, _add_quantize, _add_bench, _add_completion
+        _add_info, _add_generate, _add_classify, _add_embed, _add_look, _add_quality, _add_quantize, _add_bench,
+        _add_completion,
     )  # fmt: skip
     for add_command in add:
         add_command(commands)

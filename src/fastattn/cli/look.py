@@ -25,5 +25,5 @@ def look(args: argparse.Namespace) -> int:
     with load_any(path, **given_options(LoadOptions, args)) as model:
         picture = draw(model, text.text, layers=args.layers, heads=args.heads, top_k=args.top_k)
     picture.save(args.output)
-    say(f"{args.output}: {', '.join(picture.data)} of {len(picture.data['tokens']['ids'])} tokens")
+    say(f"{args.output}: {len(picture.data['tokens']['ids'])} tokens; {', '.join(picture.data)}")
     return 0

@@ -103,6 +103,7 @@ def principal_components(vectors: Vectors) -> tuple[NDArray[np.float64], NDArray
 def _drawing(
     names: Sequence[str], groups: Sequence[str] | None, points: NDArray[np.float64], explained: NDArray[np.float64]
 ) -> Drawing:
+    groups = None if groups is None else [visible(group) for group in groups]
     kinds = list(dict.fromkeys(groups or ()))
     low, high = points.min(axis=0), points.max(axis=0)
     scale = np.array([WIDTH - 2 * _EDGE - 60, HEIGHT - 2 * _EDGE - 40]) / np.maximum(high - low, 1e-12)
@@ -121,7 +122,7 @@ def _drawing(
     parts.append(draw_text(12, HEIGHT - 10, f"y: {up}", size=11, class_="quiet"))
     x, y = 8.0, HEIGHT + 22.0
     for rank, kind in enumerate(kinds):
-        word = visible(clip(kind, 30))
+        word = clip(kind, 30)
         if x + 30 + len(word) * 13 * TEXT_WIDTH > WIDTH:
             x, y = 8.0, y + 22
         parts += [mark(rank, x + 6, y - 4), draw_text(x + 18, y, word)]
