@@ -3,8 +3,8 @@ for (const part of document.querySelectorAll("section.attention")) {
   const tokens = [...part.querySelectorAll(".tokens .t")], n = tokens.length;
   const heads = [...part.querySelectorAll(".heads input")], ways = [...part.querySelectorAll(".way input")];
   const svg = part.querySelector("svg.matrix"), drawn = svg.querySelector("image");
-  const [read, caption] = [part.querySelector(".read"), part.querySelector("details:last-of-type caption span")];
-  const table = part.querySelector("details:last-of-type"), cells = [...table.querySelectorAll("td")];
+  const read = part.querySelector(".read");
+  const table = [...part.querySelectorAll("details")].pop(), cells = [...table.querySelectorAll("td")];
   let chosen = Number(part.dataset.start), shares = null, stale = false;
 
   // The alpha of a pixel is 255 * probability ** gamma.
@@ -43,7 +43,7 @@ for (const part of document.querySelectorAll("section.attention")) {
     if (stale && table.open) {
       cells.forEach((cell, i) => (cell.textContent = best(i, 3)));
       table.querySelector("th + th").textContent = from() ? "gets most attention from" : "attends most to";
-      caption.textContent = `Where attention goes, ${where()}`;
+      table.querySelector("caption span").textContent = `Where attention goes, ${where()}`;
       stale = false;
     }
   };
