@@ -123,7 +123,9 @@ def _show(title: str, maps: Maps, group: str) -> tuple[str, Drawing]:
     )
     rows = [[_place(i, piece), _top(maps, i)] for i, piece in enumerate(maps.pieces)]
     named = f"layer {maps.layers[0]}, head {maps.heads[0]}"
-    whole = f'<div class="scroll whole" role="region" tabindex="0" aria-label="Map">{first.inline(class_="matrix")}</div>'
+    whole = (
+        f'<div class="scroll whole" role="region" tabindex="0" aria-label="Map">{first.inline(class_="matrix")}</div>'
+    )
     body = (
         f'<div class="beside">{"" if one_map else _selector(maps, uris, thumbs, group)}'
         f"{details('The whole map', whole, opened=n <= _LABELLED_TOKENS)}</div>\n"

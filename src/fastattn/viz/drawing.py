@@ -38,9 +38,16 @@ def _rules(colors: dict[str, str]) -> str:
     return "".join(f"{name} {{ {rule} }}\n" for name, rule in rules.items())
 
 
+# The name of a point of a map is hidden if there are many, until it has the focus or a pointer is over it.
+_POINTS = """.point .name, .point .mark { visibility: hidden; }
+.point.named .name, .point:hover .name, .point:focus .name, .point:focus .mark, .point:hover .mark { visibility: visible; }
+.point:focus { outline: none; }
+"""
+
+
 def stylesheet() -> str:
     """Return the rules of the elements of a drawing, for <style>."""
-    return f"svg .mono {{ font-family: {MONO}; }}\n" + style("\n" + _rules(LIGHT), "\n" + _rules(DARK))
+    return f"svg .mono {{ font-family: {MONO}; }}\n{_POINTS}" + style("\n" + _rules(LIGHT), "\n" + _rules(DARK))
 
 
 @dataclass(frozen=True, slots=True)
