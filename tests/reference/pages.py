@@ -48,8 +48,8 @@ PICTURE = re.compile(r"!\[[^\]]*\]\(([\w-]+\.(?:png|svg))\)")
 # The mean difference of a picture from that of the page, of 1 for white against black: another version of the drawing
 # library may move a letter by a pixel.
 PICTURE_DIFFERENCE = 0.02
-# The difference of a number in an SVG image or a notebook: another version of numpy may round another way. Images inside
-# them are not compared, because another zlib packs their pixels another way.
+# The difference of a number in an SVG image or a notebook: another numpy may round another way. Images inside
+# them are not compared, because another zlib packs pixels another way.
 NUMBER_DIFFERENCE = 0.05
 NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 EMBEDDED = re.compile(r"data:image/png;base64,[\w+/=]+")

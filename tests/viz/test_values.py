@@ -55,8 +55,9 @@ def test_maps_equal_those_of_transformers(family: str, tmp_path: Path, device: s
                 assert_close(data["attentions"][a, b], reference, model.traced, longest=len(data["ids"]))
 
 
-def test_maps_have_the_bits_of_a_call(family: str, tmp_path: Path) -> None:
-    with load(folders.write(family, tmp_path / family), threads=2) as model:
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
+def test_maps_have_the_bits_of_a_call(family: str, dtype: str, tmp_path: Path) -> None:
+    with load(folders.write(family, tmp_path / family), threads=2, dtype=dtype) as model:
         data = fa.viz.attention(model, TEXT).data
         for layer, whole in enumerate(model(data["ids"], output_attentions=True).attentions):
             assert (data["attentions"][layer] == whole).all()
@@ -213,7 +214,12 @@ def test_layers_that_fit_are_evenly_spaced(tmp_path: Path, monkeypatch: pytest.M
         (lambda m: fa.viz.attention(m, []), InputError, "text: expected at least one text"),
         (lambda m: fa.viz.attention(m, 3), DTypeError, "text: expected str"),
         (lambda m: fa.viz.attention(3, TEXT), DTypeError, "model: expected a model, a folder or a hub id, got int"),
-        (lambda m: fa.viz.attention(m, "a " * 99), ContextLengthError, "expected at most 64 tokens"),
+        (
+            lambda m: fa.viz.attention(m, "a " * 99),
+            ContextLengthError,
+            "text: expected at most 64 tokens, .* shorten it",
+        ),
+        (lambda m: fa.viz.attention(m, ["a", "a " * 99]), ContextLengthError, r"text\[1\]: expected at most 64"),
         (lambda m: fa.viz.attention(m, ""), InputError, "text: expected a text of at least one token, got ''"),
         (lambda m: fa.viz.next_tokens(m, ""), InputError, "prompt: expected a text of at least 1 token, got ''"),
         (lambda m: fa.viz.next_tokens(m, TEXT, top_k=0), InputError, "top_k: expected 1"),

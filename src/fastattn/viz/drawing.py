@@ -40,7 +40,8 @@ def _rules(colors: dict[str, str]) -> str:
 
 # The name of a point of a map is hidden if there are many, until it has the focus or a pointer is over it.
 _POINTS = """.point .name, .point .mark { visibility: hidden; }
-.point.named .name, .point:hover .name, .point:focus .name, .point:focus .mark, .point:hover .mark { visibility: visible; }
+.point.named .name, .point:hover .name, .point:hover .mark { visibility: visible; }
+.point:focus .name, .point:focus .mark { visibility: visible; }
 .point:focus { outline: none; }
 """
 

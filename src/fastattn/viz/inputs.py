@@ -19,7 +19,7 @@ from fastattn.api.loading import find_folder
 from fastattn.api.model import Model
 from fastattn.checkpoint import open_checkpoint
 from fastattn.checks import check_count, check_path, quote
-from fastattn.errors import DTypeError, InputError
+from fastattn.errors import ContextLengthError, DTypeError, InputError
 from fastattn.generation.prompts import need_tokenizer
 from fastattn.models.registry import find_family
 from fastattn.tasks.pipeline_base import Pipeline
@@ -93,9 +93,10 @@ def encode_texts(model: Model, text: Any, text_pair: Any, what: str) -> tuple[li
         raise InputError("text: expected at least one text, got none")
     found: list[Encoded] = []
     for i, (ids, types) in enumerate(tokenizer.encode_pairs(pairs)):
+        name = f"text[{i}]" if read.batched else "text"
         if not len(ids):
-            name = f"text[{i}]" if read.batched else "text"
             raise InputError(f"{name}: expected a text of at least one token, got {quote(pairs[i][0])}")
+        _check_context(model, name, len(ids), index=i if read.batched else None)
         found.append((ids, model.types_of(tokenizer, types)))
     return found, read.batched
 
@@ -106,7 +107,19 @@ def encode_prompt(model: Model, text: object, name: str, *, low: int) -> tuple[s
     ids = np.array(tokenizer_of(model, name).encode(checked), np.int32)
     if len(ids) < low:
         raise InputError(f"{name}: expected a text of at least {low} token{'s' * (low > 1)}, got {quote(checked)}")
+    _check_context(model, name, len(ids))
     return checked, ids
+
+
+def _check_context(model: Model, name: str, n_tokens: int, *, index: int | None = None) -> None:
+    context = model.config.max_positions
+    if n_tokens > context:
+        raise ContextLengthError(
+            f"{name}: expected at most {context} tokens, the model's context, got {n_tokens}; shorten it",
+            index=index,
+            n_tokens=n_tokens,
+            context=context,
+        )
 
 
 def chosen(name: str, value: object, n: int) -> list[int]:

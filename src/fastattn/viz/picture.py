@@ -16,6 +16,7 @@ from fastattn.errors import InputError
 from fastattn.viz.drawing import DARK, LIGHT, Drawing, stack, stylesheet
 
 NO_VALUE = "\N{EN DASH}"  # in a cell without a value
+_TEXT_HEIGHT, _MOST_HEIGHT = 240, 900  # of a frame in a notebook, in pixels
 ENDINGS = (".html", ".htm", ".svg")
 
 
@@ -23,9 +24,9 @@ ENDINGS = (".html", ".htm", ".svg")
 class Picture:
     """A picture of what a model does. Jupyter shows it as the last value of a cell.
 
-    title: its heading. data: the numbers that it shows, as arrays and lists; each function of `fastattn.viz` describes
-    its own. html and svg are single files: they load nothing from the network, follow the light or dark mode of the
-    reader, and show their content without scripts.
+    title: its heading. data: the numbers that it shows, as arrays and lists; the function that draws it says which.
+    html and svg are single files: they load nothing from the network, follow the light or dark mode of the reader, and
+    show their content without scripts.
     """
 
     title: str
@@ -66,9 +67,10 @@ class Picture:
 
     def _repr_html_(self) -> str:
         # A frame separates the page's styles from the notebook's. Its scripts cannot reach the notebook.
+        height = min(_MOST_HEIGHT, _TEXT_HEIGHT + round(sum(drawing.height for drawing in self.drawings)))
         return (
-            f'<iframe title="{html.escape(self.title)}" sandbox="allow-scripts" style="width:100%;height:600px;border:0'
-            f';resize:vertical" srcdoc="{html.escape(self.html)}"></iframe>'
+            f'<iframe title="{html.escape(self.title)}" sandbox="allow-scripts" '
+            f'style="width:100%;height:{height}px;border:0;resize:vertical" srcdoc="{html.escape(self.html)}"></iframe>'
         )
 
     def __repr__(self) -> str:
