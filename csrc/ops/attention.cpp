@@ -215,13 +215,14 @@ void attention(Team& team, const KernelTable& kernels, const AttentionOp& op) {
 void attention_probs(Team& team, const KernelTable& kernels, const AttentionOp& op) {
     kv_store(team, kernels, op);
     team.barrier();
-    team.for_chunks(int64_t{op.n_sequences} * op.n_head, [&](int64_t chunk) {
-        const auto sequence = static_cast<int32_t>(chunk / op.n_head);
-        const auto head = static_cast<int32_t>(chunk % op.n_head);
+    team.for_chunks(int64_t{op.n_sequences} * op.n_maps, [&](int64_t chunk) {
+        const auto sequence = static_cast<int32_t>(chunk / op.n_maps);
+        const auto map = static_cast<int32_t>(chunk % op.n_maps);
+        const int32_t head = op.first_head + map;
         float* out = op.probs;
         for (int32_t i = 0; i < sequence; ++i) {
             const SequenceBlocks& before = op.sequences[i];
-            out += int64_t{op.n_head} * (before.q_end - before.q_begin) *
+            out += int64_t{op.n_maps} * (before.q_end - before.q_begin) *
                    (before.position + before.token_end - before.token_begin);
         }
         const SequenceBlocks& s = op.sequences[sequence];
@@ -231,7 +232,7 @@ void attention_probs(Team& team, const KernelTable& kernels, const AttentionOp& 
         if (args.q_len == 0) return;
         args.q = op.q.row(s.q_begin) + int64_t{head} * op.head_dim;
         args.q_position = s.position;
-        args.out = out + int64_t{head} * args.q_len * args.kv_len;
+        args.out = out + int64_t{map} * args.q_len * args.kv_len;
         args.out_stride = args.kv_len;
         kernels.attention_probs[static_cast<int>(op.kv_format)](args);
     });

@@ -68,17 +68,7 @@ def test_maps_have_the_bits_of_a_call(family: str, dtype: str, tmp_path: Path) -
         assert several["tokens"][1] == data["tokens"]
 
 
-def test_layers_computed_apart_have_the_same_bits(family: str, tmp_path: Path) -> None:
-    with load(folders.write(family, tmp_path / family)) as model:
-        ids = np.array(model.tokenizer.encode(TEXT), np.int32)
-        together = compute.attention_maps(model, ids, None, [0, 1, 2], [0, 2])
-        for size in (1, 3 * len(ids) ** 2, 6 * len(ids) ** 2):
-            assert (compute.attention_maps(model, ids, None, [0, 1, 2], [0, 2], max_floats=size) == together).all()
-
-
-def test_at_most_the_maps_of_one_layer_exist_beside_those_that_are_shown(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_only_the_chosen_maps_exist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with load(folders.write("bert", tmp_path)) as model:
         sizes = []
         run = compute._run
@@ -89,9 +79,8 @@ def test_at_most_the_maps_of_one_layer_exist_beside_those_that_are_shown(
             return found
 
         monkeypatch.setattr(compute, "_run", count)
-        ids = np.array(model.tokenizer.encode(TEXT), np.int32)
-        compute.attention_maps(model, ids, None, [0, 1, 2], [1], max_floats=1)
-        assert sizes == [3 * len(ids) ** 2] * 3
+        n = len(fa.viz.attention(model, TEXT, layers=[2, 0], heads=[1, 2]).data["ids"])
+        assert sizes == [2 * n**2] * 2  # one run per layer, of two of the three heads
 
 
 def test_token_types_count(tmp_path: Path) -> None:

@@ -275,24 +275,36 @@ def drop_dead(program: Program) -> Program:
     )
 
 
-def with_outputs(
-    program: Program, *, hidden_states: bool = False, attentions: bool | Collection[int] = False
-) -> Program:
-    """Add the outputs "hidden_states.<i>" and "attentions.<layer>" to a traced (not yet optimized) Program.
-
-    attentions: of all layers, or of these.
-    """
+def with_outputs(program: Program, *, hidden_states: bool = False, attentions: bool = False) -> Program:
+    """Add the outputs "hidden_states.<i>" and "attentions.<layer>" to a traced (not yet optimized) Program."""
     outputs, values, ops = dict(program.outputs), list(program.values), list[Op]()
     if hidden_states:
         outputs.update(program.marks)
     for op in program.ops:
-        wanted = attentions if isinstance(attentions, bool) else op.attrs.get("layer") in attentions
-        if wanted and op.kind == "attention":
+        if attentions and op.kind == "attention":
             values.append(Value("tokens", 0))
-            ops.append(replace(op, kind="attention_probs", inputs=op.inputs[:2], output=len(values) - 1))
+            ops.append(_maps_of(op, len(values) - 1, 0, int(op.attrs["n_head"])))
             outputs[f"attentions.{op.attrs['layer']}"] = len(values) - 1
         ops.append(op)
     return replace(program, values=tuple(values), ops=tuple(ops), outputs=outputs)
+
+
+def with_maps(program: Program, layers: Collection[int], heads: Collection[int]) -> Program:
+    """Replace the outputs of a traced Program with "attentions.<layer>.<head>": the maps of these heads."""
+    outputs, values, ops = dict[str, int](), list(program.values), list[Op]()
+    for op in program.ops:
+        if op.kind == "attention" and op.attrs["layer"] in layers:
+            for head in heads:
+                values.append(Value("tokens", 0))
+                ops.append(_maps_of(op, len(values) - 1, head, 1))
+                outputs[f"attentions.{op.attrs['layer']}.{head}"] = len(values) - 1
+        ops.append(op)
+    return replace(program, values=tuple(values), ops=tuple(ops), outputs=outputs)
+
+
+def _maps_of(attention: Op, output: int, first_head: int, n_maps: int) -> Op:
+    attrs = {**attention.attrs, "first_head": first_head, "n_maps": n_maps}
+    return replace(attention, kind="attention_probs", inputs=attention.inputs[:2], output=output, attrs=attrs)
 
 
 def with_lens(program: Program) -> Program:

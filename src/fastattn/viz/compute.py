@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from typing import Any, cast
 
 import numpy as np
@@ -12,7 +11,7 @@ from numpy.typing import NDArray
 from fastattn.api.causal_lm import CausalLM
 from fastattn.api.model import Model
 from fastattn.graph.ir import Program, Step
-from fastattn.graph.rewrites import optimize, with_lens, with_outputs
+from fastattn.graph.rewrites import optimize, with_lens, with_maps
 from fastattn.models.inputs import read_model_batch
 
 Floats = NDArray[np.floating[Any]]
@@ -31,29 +30,24 @@ def attention_maps(
     types: NDArray[np.int32] | None,
     layers: Sequence[int],
     heads: Sequence[int],
-    *,
-    max_floats: int = MAX_FLOATS,
 ) -> Floats:
     """Return the attention probabilities [layers, heads, n_tokens, n_tokens] of some heads for one sequence.
 
-    They have the bits of `output_attentions`. A run computes some of the layers, and stops after the last of them, so
-    that at most `max_floats` probabilities of other heads exist at a time; but always those of one layer.
+    They have the bits of `output_attentions`. Only these maps are computed, layer by layer: each run stops after its
+    layer, so that besides the result, the maps of one layer exist at a time.
     """
     batch = read_model_batch(model.config, [ids], None, None if types is None else [types], explain=model.explain_id)
     program = model.trace(types=model.adds_types(batch))
-    size = max(1, max_floats // max(1, attention_shape(model)[1] * len(ids) ** 2))
-    found = []
-    for at in range(0, len(layers), size):
-        part = layers[at : at + size]
-        outputs = _run(model, _only_maps(program, part), batch.step())
-        found += [cast("list[Floats]", outputs[f"attentions.{layer}"])[0][list(heads)] for layer in part]
-    return np.stack(found)
-
-
-def _only_maps(program: Program, layers: Sequence[int]) -> Program:
-    names = [f"attentions.{layer}" for layer in layers]
-    wider = with_outputs(program, attentions=layers)
-    return replace(wider, outputs={name: wider.outputs[name] for name in names})
+    found: Floats | None = None
+    for a, layer in enumerate(layers):
+        outputs = _run(model, with_maps(program, [layer], heads), batch.step())
+        for b, head in enumerate(heads):
+            (maps,) = outputs.pop(f"attentions.{layer}.{head}")
+            if found is None:
+                found = np.empty((len(layers), len(heads), len(ids), len(ids)), maps.dtype)
+            found[a, b] = maps[0]
+    assert found is not None
+    return found
 
 
 def _run(model: Model, program: Program, step: Step) -> dict[str, Any]:
