@@ -38,7 +38,7 @@ def attention(
 
     data: "tokens" and "ids" [n_tokens], "layers", "heads", and "attentions" [layers, heads, n_tokens, n_tokens]: row i
     is what token i attends to, and adds up to 1. They have the bits of `output_attentions`, but only the chosen maps
-    are stored, and one more layer while they are computed. For a sequence of texts, "tokens", "ids", "layers" and
+    are computed and stored. For a sequence of texts, "tokens", "ids", "layers" and
     "attentions" are lists with one entry per text. Raises DTypeError, InputError, ContextLengthError, ConfigError if
     there is no tokenizer, and NonFiniteError.
     """
@@ -144,7 +144,8 @@ def _note(maps: Maps) -> str:
     some = f"{len(maps.layers)} of {maps.n_layers} layers are shown. " if len(maps.layers) < maps.n_layers else ""
     return (
         f"{len(maps.pieces)} tokens. {some}The chosen token has a frame. The stronger the color of another token, the "
-        "more the chosen one attends to it; the strongest color is its largest share. All shares add up to 100 %."
+        "more the chosen one attends to it; the strongest color is its largest share. All shares add up to 100 %. In "
+        "a map, rows are the tokens that attend, columns the tokens that they attend to."
     )
 
 
@@ -199,7 +200,6 @@ def _selector(maps: Maps, uris: _Images, thumbs: _Images, group: str) -> str:
         rows.append(f'<tr><th scope="row">layer {layer}</th>{"".join(cells)}</tr>')
     return (
         '<div class="scroll heads" role="region" tabindex="0" aria-label="The maps of all heads"><table>\n'
-        "<caption><span>A small map per head: rows are tokens that attend, columns what they attend to.</span>"
-        "</caption>\n"
+        "<caption><span>The map of each head</span></caption>\n"
         f'<thead><tr><th scope="col">layer</th>{head}</tr></thead>\n<tbody>{"".join(rows)}</tbody></table></div>\n'
     )

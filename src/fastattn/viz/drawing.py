@@ -61,11 +61,11 @@ class Drawing:
     height: float
     elements: Sequence[str]
 
-    def inline(self, **attributes: object) -> str:
-        """Return an <svg> element for a page, which has the stylesheet."""
+    def inline(self, *, role: str = "img", **attributes: object) -> str:
+        """Return an <svg> element for a page, which has the stylesheet. role: "group" if its parts have names."""
         label = html.escape(f"{self.title}. {self.description}", quote=False)
         body = element("title", label) + "".join(self.elements)
-        return element("svg", body, **self._size(), role="img", **attributes)
+        return element("svg", body, **self._size(), role=role, **attributes)
 
     def document(self) -> str:
         """Return an SVG file."""

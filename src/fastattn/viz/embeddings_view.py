@@ -67,8 +67,9 @@ def embeddings(
         ]
         for i, name in enumerate(names)
     ]
-    body = f'<div class="map2d">{drawing.inline()}</div>\n' + details(
-        "As a table", scrolled_table("The points of the map", head, rows)
+    body = (
+        f'<div class="map2d" role="region" tabindex="0" aria-label="Map">{drawing.inline(role="group")}</div>\n'
+        + details("As a table", scrolled_table("The points of the map", head, rows))
     )
     return Picture("A map of texts", data, [section("map2d", "Map of texts", note, body)], [drawing])
 
