@@ -39,8 +39,8 @@
 //   fma_even_bf16(a, b, c)             a[0] b[0] + c in each lane, rounded once
 //   fma_odd_bf16(a, b, c)              a[1] b[1] + c
 //   dot_int8(sum, a, b)                sum + a[0] b[0] + ... + a[3] b[3], exact; bytes in [-127, 127]. The bytes of `a`
-//                                      must have kInt8Offset added, which the products include. Bytes of `a` in
-//                                      [0, 127] may also be passed without it.
+//                                      must have kInt8Offset added; the sum then includes kInt8Offset times the bytes
+//                                      of `b`. Bytes of `a` in [0, 127] may also be passed without it.
 //   add_int8_offset(w)                 adds kInt8Offset to every byte
 //   unpack_int4(w, low, high)          nibbles of each byte minus 8, as int8
 //   scale_int8(w, scale)               the four bytes of each lane times the lane's integer; products must fit in int8

@@ -330,7 +330,7 @@ public:
                 sums_[i][2 * c] = vmmlaq_s32(sums_[i][2 * c], rows[i], low);
                 sums_[i][2 * c + 1] = vmmlaq_s32(sums_[i][2 * c + 1], rows[i], high);
             }
-            // Not an instruction. It keeps GCC from loading the next columns before, which moved sums to the stack.
+            // Emits no instruction. It keeps GCC from loading the next columns early, which moved sums to the stack.
             asm("" : "+r"(word), "+w"(sums_[kPairs - 1][2 * c + 1]));
         }
     }

@@ -40,9 +40,11 @@ if TYPE_CHECKING:
     from fastattn.generation.generate import GenerateOutput, TextStream
     from fastattn.generation.options import GenerationOptions
     from fastattn.ops import scaled_dot_product_attention
+    from fastattn.tasks.check_folder import FolderReport, check_folder
     from fastattn.tasks.pipelines import pipeline
     from fastattn.tasks.quality import QualityReport, compare_dtypes
     from fastattn.tasks.sentence_transformer import SentenceTransformer
+    from fastattn.tasks.verify_model import VerifyReport, verify_model
     from fastattn.tokenizer import BatchEncoding, Tokenizer
 
 __version__ = "0.1.0"
@@ -65,6 +67,10 @@ _HOME = {
     "GenerationOptions": "fastattn.generation.options",
     "TextStream": "fastattn.generation.generate",
     "SentenceTransformer": "fastattn.tasks.sentence_transformer",
+    "FolderReport": "fastattn.tasks.check_folder",
+    "check_folder": "fastattn.tasks.check_folder",
+    "VerifyReport": "fastattn.tasks.verify_model",
+    "verify_model": "fastattn.tasks.verify_model",
     "QualityReport": "fastattn.tasks.quality",
     "compare_dtypes": "fastattn.tasks.quality",
     "pipeline": "fastattn.tasks.pipelines",
@@ -91,6 +97,7 @@ __all__ = [
     "ContextLengthError",
     "DTypeError",
     "FastattnError",
+    "FolderReport",
     "GenerateOutput",
     "GenerationOptions",
     "HubError",
@@ -104,7 +111,9 @@ __all__ = [
     "SentenceTransformer",
     "TextStream",
     "Tokenizer",
+    "VerifyReport",
     "__version__",
+    "check_folder",
     "compare_dtypes",
     "errors",
     "generation",
@@ -112,6 +121,7 @@ __all__ = [
     "pipeline",
     "quantize",
     "scaled_dot_product_attention",
+    "verify_model",
     "viz",
 ]
 

@@ -59,7 +59,7 @@ class Labels:
         return best[1]
 
     def block(self, boxes: Iterable[Box]) -> None:
-        """Block areas for labels."""
+        """Prevent labels in these areas."""
         self._boxes += boxes
 
     def hits(self, boxes: Iterable[Box]) -> int:

@@ -135,15 +135,15 @@ def test_a_conversion_may_take_what_is_left(bert: Path, monkeypatch: pytest.Monk
 def test_the_plan() -> None:
     works = works_of("causal-lm", 1024)
     text = plan(works, options(rounds=5, seconds=0.3), Budget(600, Steps()))
-    assert text == f"{len(works)} pieces of work, about 15 s after loading the model, at most 600 s"
+    assert text == f"{len(works)} workloads, about 15 s after loading the model, at most 600 s"
     text = plan(works[:1], options(rounds=10, seconds=0.85, against=("torch",)), Budget())
-    assert text == "1 piece of work by 2 libraries, about 23 s after loading and converting the model"
+    assert text == "1 workload by 2 libraries, about 23 s after loading and converting the model"
 
 
 def test_plain_lines_where_there_is_no_terminal(bert: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "-m", str(bert), "--max-seconds", "3000", *QUICK]) == 0
     lines = capsys.readouterr().err.splitlines()
-    assert lines[0].startswith("bert: 3 pieces of work, about ")
+    assert lines[0].startswith("bert: 3 workloads, about ")
     assert lines[0].endswith(" s after loading the model, at most 3000 s")
     assert lines[1:] == ["bert: 1x16 (1 of 3)", "bert: 8x16 (2 of 3)", "bert: ragged-32 (3 of 3)"]
 

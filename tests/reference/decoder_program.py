@@ -50,7 +50,7 @@ def decoder_program(
     window: int = 0,
     bias: str | None = None,
 ) -> DecoderProgram:
-    """Trace it. which: None for an output of every token, or the rows that gather_rows selects.
+    """Trace the Program. which: None for an output of every token, or the rows that gather_rows selects.
 
     window: of every second layer, from the first on. bias: None, or a key of BIASES for one that all layers read.
     """

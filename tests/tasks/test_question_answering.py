@@ -184,7 +184,12 @@ def test_no_answer(bert: Path) -> None:
         ({"question": "a", "context": "a"}, {"max_seq_len": 9, "doc_stride": 10}, InputError, "doc_stride"),
         ({"question": "a", "context": LONG}, {"max_seq_len": 9, "doc_stride": 9}, InputError, "stride"),
         ({"question": "a " * 80, "context": LONG}, {}, InputError, "second"),
-        ({"question": "a " * 37, "context": LONG}, {}, InputError, r"inputs\[0\]: the question leaves too few of"),
+        (
+            {"question": "a " * 37, "context": LONG},
+            {},
+            InputError,
+            r"inputs\[0\]: with max_seq_len 64, the question leaves too few tokens",
+        ),
         ({"question": "a", "context": "a"}, {"topk": 3}, InputError, "topk"),
     ],
 )

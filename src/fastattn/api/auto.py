@@ -75,19 +75,19 @@ class AutoModelForSequenceClassification(_Auto[SequenceClassifier]):
 
 
 class AutoModelForMaskedLM(_Auto[MaskedLM]):
-    """Loads BERT, DistilBERT and RoBERTa checkpoints with a masked-language-model head."""
+    """Loads BERT, DistilBERT, RoBERTa and XLM-RoBERTa checkpoints with a masked-language-model head."""
 
     _model, _task = MaskedLM, "masked-lm"
 
 
 class AutoModelForTokenClassification(_Auto[TokenClassifier]):
-    """Loads BERT, DistilBERT and RoBERTa checkpoints with a head that classifies tokens."""
+    """Loads BERT, DistilBERT, RoBERTa and XLM-RoBERTa checkpoints with a head that classifies tokens."""
 
     _model, _task = TokenClassifier, "token-classification"
 
 
 class AutoModelForQuestionAnswering(_Auto[QuestionAnswerer]):
-    """Loads BERT, DistilBERT and RoBERTa checkpoints with a question-answering head."""
+    """Loads BERT, DistilBERT, RoBERTa and XLM-RoBERTa checkpoints with a question-answering head."""
 
     _model, _task = QuestionAnswerer, "question-answering"
 
@@ -99,7 +99,7 @@ class AutoModelForNextSentencePrediction(_Auto[NextSentencePredictor]):
 
 
 class AutoModelForMultipleChoice(_Auto[MultipleChoice]):
-    """Loads BERT, DistilBERT and RoBERTa checkpoints with a multiple-choice head."""
+    """Loads BERT, DistilBERT, RoBERTa and XLM-RoBERTa checkpoints with a multiple-choice head."""
 
     _model, _task = MultipleChoice, "multiple-choice"
 

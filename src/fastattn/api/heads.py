@@ -31,7 +31,7 @@ _FIRST = "the logits are computed from the first token"
 class MaskedLM(OneStepModel[MaskedLMOutput[Array], MaskedLMOutput[list[Array]], MaskedLMOutput]):
     """A model that predicts masked tokens. Created by `AutoModelForMaskedLM.from_pretrained`.
 
-    A call returns the logits of every token, as in transformers. `logits_at` computes fewer of them.
+    A call returns logits [batch, seq_len, vocab_size], as in transformers. `logits_at` computes fewer of them.
     """
 
     def logits_at(
@@ -85,8 +85,8 @@ class QuestionAnswerer(
 ):
     """A model that finds the answer to a question in a text.
 
-    Created by `AutoModelForQuestionAnswering.from_pretrained`. A call returns start_logits and end_logits of every
-    token.
+    Created by `AutoModelForQuestionAnswering.from_pretrained`. A call returns start_logits and end_logits
+    [batch, seq_len].
     """
 
     def _compute(self, batch: Batch, hidden_states: bool | None, attentions: bool | None) -> QuestionAnsweringOutput:
@@ -123,8 +123,8 @@ class NextSentencePredictor(
 class PreTraining(OneStepModel[PreTrainingOutput[Array], PreTrainingOutput[list[Array]], PreTrainingOutput]):
     """A BERT with both of its heads for pre-training.
 
-    Created by `AutoModelForPreTraining.from_pretrained`. A call returns prediction_logits of every token and
-    seq_relationship_logits [batch, 2]. Empty sequences are rejected.
+    Created by `AutoModelForPreTraining.from_pretrained`. A call returns prediction_logits [batch, seq_len,
+    vocab_size] and seq_relationship_logits [batch, 2]. Empty sequences are rejected.
     """
 
     def _compute(self, batch: Batch, hidden_states: bool | None, attentions: bool | None) -> PreTrainingOutput:
@@ -191,7 +191,7 @@ def _flat(value: object, name: str) -> tuple[Any, int]:
         return cast(Any, value).reshape(-1, shape[2]), int(shape[1])
     lengths = {len(item) if hasattr(item, "__len__") else -1 for item in value}
     if len(lengths) != 1 or min(lengths) < 1:
-        raise InputError(f"{expected}, all of the same number of choices, got {len(value)} items of {sorted(lengths)}")
+        raise InputError(f"{expected}, all with as many choices, got {len(value)} items with {sorted(lengths)}")
     flat = [choice for item in value for choice in item]
     if not all(hasattr(choice, "__len__") for choice in flat):
         raise InputError(f"{expected}, got {type(flat[0]).__name__} in place of a sequence")

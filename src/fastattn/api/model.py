@@ -114,7 +114,10 @@ class Model:
         return str(getattr(self.executor, "dtype", "float32"))
 
     def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
-        """Return the number of weights; tied weights count once. exclude_embeddings: omit the embedding tables."""
+        """Return the number of weights; tied weights count once. exclude_embeddings: omit the embedding tables.
+
+        Raises DTypeError.
+        """
         check_flag("only_trainable", only_trainable)
         program = self.traced
         left_out = embedding_tables(program) if check_flag("exclude_embeddings", exclude_embeddings) else set()

@@ -1,4 +1,4 @@
-"""The work to measure: what to run, and its minimum cost."""
+"""The workloads to measure: what to run, and its minimum cost."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Work:
 
     @property
     def count(self) -> int:
-        """Tokens or sequences per sample: a pass, or a step of a decode."""
+        """Tokens or sequences per sample. A sample is one pass, or one step of a decode."""
         return sum(self.lengths) if self.kind == "forward" and self.unit == "tokens" else len(self.lengths)
 
     def shape(self) -> StepShape:
@@ -46,13 +46,13 @@ class Work:
 
 
 def works_of(task: Task, context: int) -> list[Work]:
-    """Return the works for a model with this context; longer lengths are cut."""
+    """Return the workloads for a model with this context; lengths that exceed it are reduced."""
     works = _language_model(context) if task == "causal-lm" else _encoder(context)
     return list({work.name: work for work in works}.values())
 
 
 def choose(works: list[Work], names: list[str] | None) -> list[Work]:
-    """Return the works with these names, in the order of `works`; None returns all. Raises InputError."""
+    """Return the workloads with these names, in the order of `works`; None returns all. Raises InputError."""
     known = [work.name for work in works]
     for name in names or ():
         if name not in known:

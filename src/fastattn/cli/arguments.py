@@ -17,7 +17,7 @@ from fastattn.generation.options import GenerationOptions
 from fastattn.options import INT32_MAX
 
 MAX_BENCH_SECONDS = 600
-_OF_HEADS = ("head_dtype",)  # options of commands whose model has a head for each token
+_OF_HEADS = ("head_dtype",)  # only for commands whose models may compute logits over a vocabulary
 _Commands: TypeAlias = "argparse._SubParsersAction[CommandParser]"
 
 
@@ -29,8 +29,8 @@ def build_parser() -> tuple[CommandParser, dict[str, CommandParser]]:
     parser.add_argument("--version", action="version", version=f"fastattn {fastattn.__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=CommandParser)
     add: tuple[Callable[[_Commands], None], ...] = (
-        _add_info, _add_generate, _add_classify, _add_embed, _add_look, _add_quality, _add_quantize, _add_bench,
-        _add_completion,
+        _add_info, _add_generate, _add_classify, _add_embed, _add_look, _add_check, _add_verify, _add_quality,
+        _add_quantize, _add_bench, _add_completion,
     )  # fmt: skip
     for add_command in add:
         add_command(commands)
@@ -69,7 +69,7 @@ def _add_classify(commands: _Commands) -> None:
         type=integer(0, INT32_MAX),
         default=1,
         metavar="K",
-        help="print the K best labels per text; 0 prints all (1)",
+        help="print the K best labels per text; 0 prints all (default: 1)",
     )
     parser.add_argument("--truncate", action="store_true", help="cut texts longer than the model's context")
 
@@ -83,16 +83,72 @@ def _add_embed(commands: _Commands) -> None:
         "--output",
         type=file_name(".npy"),
         metavar="FILE.npy",
-        help="write a float32 [n, d] array instead of text; row i is line i",
+        help="write a float32 [n, d] array instead of text; row i is the vector of text i",
     )
     parser.add_argument(
         "--prompt-name",
         type=some_text("a name"),
         metavar="NAME",
-        help="put the model's prompt of this name, such as query, before each text (the model's default prompt)",
+        help="put the model's prompt of this name, such as query, before each text (default: the model's own "
+        "default prompt)",
     )
     parser.add_argument("--normalize", action="store_true", help="scale vectors to length 1")
-    parser.add_argument("--batch-size", type=integer(1, INT32_MAX), default=32, metavar="N", help="texts per step (32)")
+    parser.add_argument(
+        "--batch-size", type=integer(1, INT32_MAX), default=32, metavar="N", help="texts per step (default: 32)"
+    )
+
+
+def _add_check(commands: _Commands) -> None:
+    parser = commands.add_parser(
+        "check",
+        help="check a model folder: is it intact, what would load, what is ignored",
+        description="Check a model folder without loading the model: headers, settings, tokenizer, SHA-256, and that "
+        "all weights are finite. Prints what would load, and which files and settings are used or ignored. Nothing in "
+        "the folder is executed. Exit code 1 if there are problems.",
+    )
+    parser.add_argument(
+        "model", type=some_text("a folder or a hub id"), metavar="DIR", help="a model's folder or hub id"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def _add_verify(commands: _Commands) -> None:
+    parser = commands.add_parser(
+        "verify",
+        help="compare every layer with the float64 reference on this machine",
+        description="Run a model and compare every op with its float64 formula, and every hidden state with a float64 "
+        "run. Also checks that results do not depend on batches and threads. Exit code 1 if a comparison fails.",
+    )
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument(
+        "folder", nargs="?", type=some_text("a folder or a hub id"), metavar="DIR", help="a model's folder or hub id"
+    )
+    _add_model_name(what, "the same as DIR")
+    parser.add_argument(
+        "--dtypes",
+        type=names(*DTYPES["cpu"]),
+        default=("float32",),
+        metavar="A,B",
+        help=f"some of {','.join(DTYPES['cpu'])} (default: float32)",
+    )
+    parser.add_argument(
+        "--data",
+        type=some_text("a file"),
+        metavar="FILE",
+        help="one text per line; '-' is standard input (default: sentences of a novel)",
+    )
+    parser.add_argument(
+        "--max-tokens",
+        type=integer(2, INT32_MAX),
+        default=128,
+        metavar="N",
+        help="read at most N tokens (default: 128)",
+    )
+    parser.add_argument(
+        "--against", choices=("transformers",), help="also compare with this library in float64 (needs torch)"
+    )
+    add_flag(parser, LoadOptions, "threads")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
 def _add_look(commands: _Commands) -> None:
@@ -108,10 +164,12 @@ def _add_look(commands: _Commands) -> None:
     parser.add_argument(
         "-o", "--output", type=file_name(".html", ".svg"), required=True, metavar="FILE", help="FILE.html or FILE.svg"
     )
-    parser.add_argument("--layers", type=integers, metavar="A,B", help="layers to show, from 0 (as many as fit)")
-    parser.add_argument("--heads", type=integers, metavar="A,B", help="heads to show, from 0 (all)")
     parser.add_argument(
-        "--top-k", type=integer(1, INT32_MAX), default=3, metavar="K", help="next tokens to show in each layer (3)"
+        "--layers", type=integers, metavar="A,B", help="layers to show, from 0 (default: as many as fit)"
+    )
+    parser.add_argument("--heads", type=integers, metavar="A,B", help="heads to show, from 0 (default: all)")
+    parser.add_argument(
+        "--top-k", type=integer(1, INT32_MAX), default=3, metavar="K", help="next tokens per layer (default: 3)"
     )
 
 
@@ -122,17 +180,21 @@ def _add_quality(commands: _Commands) -> None:
         "--data",
         type=some_text("a file"),
         metavar="FILE",
-        help="one text per line; '-' is standard input (a chapter of a novel)",
+        help="one text per line; '-' is standard input (default: a chapter of a novel)",
     )
     parser.add_argument(
         "--dtypes",
         type=names(*PACKED_DTYPES),
         default=PACKED_DTYPES,
         metavar="A,B",
-        help=f"some of {','.join(PACKED_DTYPES)} (all)",
+        help=f"some of {','.join(PACKED_DTYPES)} (default: all)",
     )
     parser.add_argument(
-        "--max-tokens", type=integer(2, INT32_MAX), default=8192, metavar="N", help="read at most N tokens (8192)"
+        "--max-tokens",
+        type=integer(2, INT32_MAX),
+        default=8192,
+        metavar="N",
+        help="read at most N tokens (default: 8192)",
     )
     add_flag(parser, LoadOptions, "threads")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
@@ -165,28 +227,30 @@ def _add_bench(commands: _Commands) -> None:
         LoadOptions,
         "threads",
         type=integer(1, MAX_THREADS),
-        help="threads of every library (all that this process may use)",
+        help="threads of every library (default: all that this process may use)",
     )
     parser.add_argument(
         "--against",
         type=_libraries,
         metavar="LIBRARIES",
-        help="run other libraries on the same work, each in its own process: torch,onnxruntime,ctranslate2,openvino,"
-        "llama_cpp; NAME:DTYPE for another dtype than --dtype",
+        help="run other libraries on the same workloads, each in its own process: torch,onnxruntime,ctranslate2,"
+        "openvino,llama_cpp; NAME:DTYPE for another dtype than --dtype",
     )
-    parser.add_argument("--works", type=some_names, metavar="NAMES", help="measure only this work, by name: 8x128,1x16")
-    parser.add_argument("--rounds", type=integer(1, 1000), default=5, metavar="N", help="turns of each library (5)")
+    parser.add_argument("--works", type=some_names, metavar="NAMES", help="measure only these workloads: 8x128,1x16")
     parser.add_argument(
-        "--seconds", type=number(0.001, 600), default=0.3, metavar="S", help="minimum time of a turn (0.3)"
+        "--rounds", type=integer(1, 1000), default=5, metavar="N", help="turns of each library (default: 5)"
+    )
+    parser.add_argument(
+        "--seconds", type=number(0.001, 600), default=0.3, metavar="S", help="minimum time of a turn (default: 0.3)"
     )
     parser.add_argument(
         "--max-seconds",
         type=number(1, 7 * 86400),
         default=MAX_BENCH_SECONDS,
         metavar="S",
-        help=f"stop after S seconds in total and print what was measured ({MAX_BENCH_SECONDS})",
+        help=f"stop after S seconds in total and print what was measured (default: {MAX_BENCH_SECONDS})",
     )
-    parser.add_argument("--profile", action="store_true", help="print a table of all ops for each work")
+    parser.add_argument("--profile", action="store_true", help="print a table of all ops for each workload")
     parser.add_argument(
         "--json",
         nargs="?",
@@ -202,7 +266,7 @@ def _add_bench(commands: _Commands) -> None:
         help="write a roofline plot: FILE.svg or FILE.html",
     )
     parser.add_argument(
-        "--keep", type=some_text("a folder"), metavar="DIR", help="where to store models converted for other libraries"
+        "--keep", type=some_text("a folder"), metavar="DIR", help="folder for converted models (default: temporary)"
     )
 
 
@@ -225,7 +289,7 @@ def _libraries(text: str) -> tuple[str, ...]:
 
 
 def _add_model_name(
-    parser: argparse._ActionsContainer, text: str = "a model's folder or hub id (the demo model)"
+    parser: argparse._ActionsContainer, text: str = "a model's folder or hub id (default: the demo model)"
 ) -> None:
     parser.add_argument("-m", "--model", type=some_text("a folder or a hub id"), metavar="DIR", help=text)
 
@@ -245,6 +309,6 @@ def _add_texts(parser: argparse.ArgumentParser, what: str) -> None:
         action=Once,
         type=some_text("a file"),
         metavar="FILE",
-        help="one text per line; '-' is standard input. A blank line is an empty text, so results match lines",
+        help="one text per line; '-' is standard input. A blank line is an empty text, so result i belongs to line i",
     )
     parser.add_argument("--skip-blank", action="store_true", help="omit blank lines")

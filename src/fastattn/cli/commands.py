@@ -58,7 +58,7 @@ def info(args: argparse.Namespace) -> int:
     refused = found.pop("targets_refused", {})
     found |= {f"target {target}": f"not available, {reason}" for target, reason in refused.items()}
     if found.get("bfloat16_sums", "portable") != "portable":
-        found["bfloat16_sums"] = f"of {found['bfloat16_sums']}"
+        found["bfloat16_sums"] = f"in the order of {found['bfloat16_sums']}"
     for name, value in found.items():
         if value is None or value == []:
             continue
@@ -91,7 +91,7 @@ def generate(args: argparse.Namespace) -> int:
             text = "" if request.text is None else request.text.text
             if args.json:
                 answer = {"prompt": prompt.text, "text": text, "finish_reason": request.finish_reason}
-                emit(_json(answer | {"seed": _exact(request.seed), "n_tokens": request.new_len}))
+                emit(json_line(answer | {"seed": _exact(request.seed), "n_tokens": request.new_len}))
             else:
                 emit(f"{_BETWEEN if i else ''}{prompt.text}{text}")
     seconds = time.perf_counter() - begin
@@ -143,13 +143,13 @@ def classify(args: argparse.Namespace) -> int:
                 raise
             raise ContextLengthError(
                 f"{part[error.index].where}: {error.n_tokens} tokens, the model's context is {error.context}; "
-                "--truncate cuts it"
+                "--truncate cuts the text"
             ) from None
         return list(found)
 
     for text, labels in zip(texts, _in_parts(texts, run, _PART_TEXTS), strict=True):
         if args.json:
-            emit(_json({"text": text.text, "labels": labels}))
+            emit(json_line({"text": text.text, "labels": labels}))
         else:
             for item in labels:
                 emit(f"{item['label']}\t{item['score']:.4f}\t{' '.join(text.text.split())}")
@@ -184,7 +184,7 @@ def embed(args: argparse.Namespace) -> int:
         for text, vector in zip(texts, vectors, strict=True):
             numbers = [float(x) for x in vector]
             as_text = " ".join(f"{x:.6g}" for x in numbers)
-            emit(_json({"text": text.text, "embedding": numbers}) if args.json else as_text)
+            emit(json_line({"text": text.text, "embedding": numbers}) if args.json else as_text)
     if cut:
         more = f" and {len(cut) - 1} more" if len(cut) > 1 else ""
         say(f"cut to {cut[0][1]} tokens, the model's limit: {cut[0][0]}{more}")
@@ -224,7 +224,7 @@ def quality(args: argparse.Namespace) -> int:
     model = _model(args, "text-generation")
     report = compare_dtypes(model, texts, dtypes=args.dtypes, max_tokens=args.max_tokens, threads=args.threads)
     if args.json:
-        emit(_json(asdict(report)))
+        emit(json_line(asdict(report)))
         return 0
     for line in table(report):
         emit(line)
@@ -254,7 +254,7 @@ def _loading(args: argparse.Namespace) -> Any:
     return given_options(LoadOptions, args)
 
 
-def _json(value: object) -> str:
+def json_line(value: object) -> str:
     """Return one line of JSON; escape non-ASCII letters unless standard output is UTF-8."""
     return json.dumps(value, ensure_ascii=codecs.lookup(sys.stdout.encoding or "ascii").name != "utf-8")
 

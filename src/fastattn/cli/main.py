@@ -111,15 +111,21 @@ def _run(args: argparse.Namespace) -> int:
         from fastattn.cli.completion import completion
 
         return completion(args)
+    if args.command in ("check", "verify"):
+        from fastattn.cli import inspection
+
+        return inspection.check(args) if args.command == "check" else inspection.verify(args)
+    if args.command == "look":
+        from fastattn.cli.look import look
+
+        return look(args)
     from fastattn.cli import commands
-    from fastattn.cli.look import look
 
     run = {
         "info": commands.info,
         "generate": commands.generate,
         "classify": commands.classify,
         "embed": commands.embed,
-        "look": look,
         "quality": commands.quality,
         "quantize": commands.quantize,
     }[args.command]

@@ -30,7 +30,7 @@ def read_texts(
 
     `-f FILE` reads one text per line; `-f -` reads the lines from standard input. `-p -` also reads standard input: one
     whole text with `whole_stdin`, else one text per line. Lines end with \n or \r\n; the last line end is optional. A
-    blank line is a text, so results match lines; `skip_blank` omits blank lines.
+    blank line is a text, so result i belongs to line i; `skip_blank` omits blank lines.
 
     Raises InputError, OSError.
     """

@@ -36,8 +36,9 @@ def extension() -> ModuleType:
     except ImportError as error:
         found = "one without" if isinstance(error, ModuleNotFoundError) else str(error)
         raise ConfigError(
-            f'device: expected a build of fastattn with CUDA for "cuda", got {found}; install it where nvcc 12.4 or '
-            'newer is found (-C cmake.define.FASTATTN_CUDA=ON requires it), or use device="cpu"'
+            f'device: expected a build of fastattn with CUDA for "cuda", got {found}; install it on a machine '
+            "with nvcc 12.4 or newer (with -C cmake.define.FASTATTN_CUDA=ON, a missing nvcc is an error), or use "
+            'device="cpu"'
         ) from None
 
 
@@ -58,7 +59,9 @@ def describe() -> str:
         return f"not usable: {error}"
     major, minor = found["compute_capability"]
     path, why = extension().find_library(_library_paths())
-    products = f"products by {path}" if path else f"products by a built-in kernel, which is slower: no cuBLASLt ({why})"
+    products = f"matrix products by {path}"
+    if not path:
+        products = f"matrix products by a built-in kernel, which is slower: no cuBLASLt ({why})"
     memory = found["memory_bytes"] / 2**30
     return f"{found['name']}, compute capability {major}.{minor}, {memory:.0f} GiB; {products}"
 

@@ -69,7 +69,7 @@ def generate(
     inputs = given.pop("inputs", None)
     if inputs is not None and ids is not None:
         raise InputError(
-            "inputs: expected None together with input_ids, another name for it, got both; pass one of them"
+            "inputs: expected None, because input_ids is set and means the same, got both; pass one of them"
         )
     wanted = given.pop("return_dict_in_generate", None)
     wants_output = False if wanted is None else check_flag("return_dict_in_generate", wanted)
@@ -150,7 +150,7 @@ def stream(model: LanguageModel, text_or_ids: Any, **options: Unpack[GenerationA
 
     The pieces join to `decode(prompt + new)[len(decode(prompt)):]`, decoded without special tokens. Arguments are
     checked here, before the first piece. A piece never ends inside a character. Text that may become a stop string is
-    delayed until that is decided.
+    delayed until that is decided. Raises DTypeError, InputError, ContextLengthError, ConfigError (no tokenizer).
     """
     checked = read_options(options, "stream", also=("generation_config",))
     if checked.num_return_sequences != 1:

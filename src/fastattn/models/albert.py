@@ -23,7 +23,8 @@ LAYOUT = Layout(
     ),
 )
 ARCHITECTURES = tuple(f"Albert{head}" for head in HEADS.split())
-# Options of the original code. transformers ignores them, so only these values give the model that they describe.
+# Options of the original code, which transformers ignores. With other values, config.json describes another model than
+# the one that transformers computes.
 STRUCTURE = {"down_scale_factor": 1, "gap_size": 0, "net_structure_type": 0, "num_memory_blocks": 0}
 
 

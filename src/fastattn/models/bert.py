@@ -137,7 +137,7 @@ def predictions(cfg: BertConfig, w: Weights, h: Tensor, matrix: Weights) -> Tens
 
 
 def head_matrix(cfg: BertConfig, w: Weights, head: Weights, first: str) -> Weights:
-    """Return the place of the masked language model's output matrix. first: the head's first matrix."""
+    """Return the `Weights` of the masked language model's output matrix. first: the name of the head's first matrix."""
     if not head[first].has("weight"):
         return head["decoder"]  # there is no such head
     e = w["embeddings.word_embeddings"]
@@ -161,8 +161,8 @@ def token_outputs(cfg: Any, w: Weights, h: Tensor, task: Task) -> dict[str, Tens
 def build(cfg: BertConfig, w: Weights, task: Task) -> Program:
     """Build the Program of a task: "last_hidden_state" and "pooler_output", or the "logits" of a head.
 
-    Logits are those of every sequence, every token, or for a masked language model of the wanted rows. A model for
-    pre-training also has "seq_relationship_logits" of every sequence.
+    Depending on the task, there is one row of logits per sequence, per token, or (masked language model) per wanted
+    row. A model for pre-training also has "seq_relationship_logits" of every sequence.
     """
     matrix = head_matrix(cfg, w, w["cls.predictions"], "transform.dense")
     h = encoder(cfg, w, Tokens())

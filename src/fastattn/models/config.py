@@ -1,4 +1,4 @@
-"""Reads config.json. An option is used, or must have the supported value, or is known to change nothing."""
+"""Reads config.json. Each option is used, must have a supported value, is known to change nothing, or is logged."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ class CommonConfig:
     model_type: str
     position_offset: int = 0
 
-    if TYPE_CHECKING:  # a field of each family, or a property for one of another name (`add_names`)
+    if TYPE_CHECKING:  # each family has these as fields or properties (`add_names`)
 
         @property
         def hidden_size(self) -> int: ...
@@ -152,7 +152,8 @@ def add_names(names: Mapping[str, str]) -> Callable[[_Config], _Config]:
 class ConfigReader(Settings):
     """Reads the options of a config.json one by one. `finish` reports unused options that are not known to be harmless.
 
-    names: maps transformers' common option names to the family's own names. As there, the common name takes precedence.
+    names: maps transformers' common option names to the family's own names. As in transformers, the common one is used
+    if both are given.
     """
 
     def __init__(self, raw: Mapping[str, Any], family: str, names: Mapping[str, str] | None = None) -> None:
@@ -205,6 +206,7 @@ class ConfigReader(Settings):
         bos, eos, pad: the default ids, from the family's config class in transformers.
         """
         labels = read_labels(self)
+        self.raw("model_type")  # `find_family` used it
         architectures = self.raw("architectures")
         pad_id = self.token_id("pad_token_id", vocab_size, pad)
         return {
@@ -275,6 +277,7 @@ class ConfigReader(Settings):
         if self.values.get("return_dict") is False:
             _log.warning("%s: return_dict = False is ignored; outputs can be indexed like tuples", self.where)
         self.ignore(*HARMLESS, *harmless.split())
+        self.finished = True
         names = self.unused()
         if names:
             options = (f"{quote(name, 40)[1:-1]} = {quote(self.values[name], 40)}" for name in names)

@@ -7,7 +7,7 @@ from fastattn.graph.tensor import Tensor, Weights
 
 
 def decoder_matrix(own: Weights, embeddings: Weights, vocab_size: int, width: int, *, tied: bool) -> Weights:
-    """Return the place of the output matrix: `own`, or the token embeddings if they are tied or `own` repeats them.
+    """Return the `Weights` of the output matrix: `own`, or the token embeddings if they are tied or `own` repeats them.
 
     Tied embeddings are then a matrix for every task, so they are rounded the same way in all of them.
     """

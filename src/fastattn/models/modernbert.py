@@ -131,13 +131,13 @@ def _ropes(c: ConfigReader, head_dim: int, positions: int) -> dict[str, Rope]:
     theta = 0.0
     for kind, (key, default) in THETAS.items():
         read = c.number(key, default)
-        if not (kind == LOCAL and key in c.values and key not in c):  # null: as the global one, as in transformers 4
+        if not (kind == LOCAL and key in c.values and key not in c):  # null: the global theta, as in transformers 4
             theta = read
         if not 1 < theta < math.inf:
             raise c.error(key, "a number above 1")
         ropes[kind] = read_rope(c, head_dim=head_dim, max_positions=positions, theta=theta, layer_type=kind)
         if 2 * len(ropes[kind].frequencies) != head_dim:
-            raise c.error("rope_parameters", f"frequencies for whole heads of an even head_dim, which is {head_dim}")
+            raise c.error("rope_parameters", f"frequencies for all of head_dim {head_dim}, which must be even")
     return ropes
 
 

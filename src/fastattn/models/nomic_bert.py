@@ -1,4 +1,4 @@
-"""NomicBERT (Nussbaum et al. 2024): BERT with rotary positions, gated layers and no biases in them."""
+"""NomicBERT (Nussbaum et al. 2024): BERT with rotary positions, gated MLPs and no biases in its layers."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def read_config(raw: Mapping[str, object]) -> NomicBertConfig:
         c.ignore("head_dim")
     rope = read_rope(c, head_dim=head_dim, max_positions=positions, theta=1000.0)
     if 2 * len(rope.frequencies) != head_dim:
-        raise c.error("rope_parameters", f"frequencies for whole heads of an even head_dim, which is {head_dim}")
+        raise c.error("rope_parameters", f"frequencies for all of head_dim {head_dim}, which must be even")
     config = NomicBertConfig(
         hidden_size=hidden_size,
         num_hidden_layers=c.size("num_hidden_layers", 12, high=MAX_LAYERS),

@@ -86,8 +86,8 @@ class CausalLMOutput(ModelOutput, Generic[_PerToken]):
     """The outputs of a language model.
 
     logits [batch, seq_len, vocab_size]. hidden_states: n_layer + 1 of [batch, seq_len, n_embd]; the first are the
-    embeddings, the last is after the last norm. attentions: n_layer of [batch, n_head, seq_len, seq_len]. For a type
-    checker, CausalLMOutput[Array] has arrays and CausalLMOutput[list[Array]] has lists, as the layout says.
+    embeddings, the last is after the last norm. attentions: n_layer of [batch, n_head, seq_len, seq_len]. For type
+    checkers: CausalLMOutput[Array] for an array, CausalLMOutput[list[Array]] for a list of sequences.
     """
 
     logits: _PerToken

@@ -209,7 +209,15 @@ def warn_of_unused(config: Mapping[str, object], built: BuiltModel, where: objec
     if others:
         family = quote(config.get("model_type"))
         _log.warning("%s: architectures %s are not known; loaded as model_type %s", where, quote(others), family)
-    _warn_of_other_task(built, where)
+    other = trained_for(built)
+    if other is not None:
+        _log.warning(
+            "%s: architectures of config.json is %s: the head was trained for %s, but is loaded with %s",
+            where,
+            quote(list(built.config.architectures)),
+            TASKS[other].auto_class,
+            TASKS[built.task].auto_class,
+        )
     if built.outer_prefix:
         _log.warning("%s: the tensor names begin with %s; this prefix is ignored", where, quote(built.outer_prefix))
     if built.unexpected:
@@ -217,10 +225,10 @@ def warn_of_unused(config: Mapping[str, object], built: BuiltModel, where: objec
         _log.warning("%s: the model of config.json does not use the tensors %s", where, shown)
 
 
-def _warn_of_other_task(built: BuiltModel, where: object) -> None:
-    """Log that the head was trained for another task, if its tensors have the same names and shapes.
+def trained_for(built: BuiltModel) -> Task | None:
+    """Return the task that the head was trained for, if it is another one with tensors of the same names and shapes.
 
-    Classifiers of texts are common under the names of other classes, so they are not logged.
+    Text classifiers are often saved under the names of other classes, so for them the result is None.
     """
     entry, listed = TASKS[built.task], built.config.architectures
     if (
@@ -228,16 +236,10 @@ def _warn_of_other_task(built: BuiltModel, where: object) -> None:
         or built.task == "sequence-classification"
         or any(name.endswith(entry.architecture) for name in listed)
     ):
-        return
+        return None
     for task, other in TASKS.items():
         if (task, built.task) == ("pre-training", "masked-lm"):
             continue  # this head contains the one of a masked language model
         if set(other.heads) & set(entry.heads) and any(name.endswith(other.architecture) for name in listed):
-            _log.warning(
-                "%s: architectures of config.json is %s: the head was trained for %s, but is loaded with %s",
-                where,
-                quote(list(listed)),
-                other.auto_class,
-                entry.auto_class,
-            )
-            return
+            return task
+    return None

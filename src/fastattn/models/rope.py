@@ -1,8 +1,9 @@
 """The frequencies of rotary position embeddings, from a config.json with any of transformers' scaling types.
 
 Everything is computed in float64 (powers and logarithms in decimal arithmetic), so the frequencies are the same on
-every machine. A type whose frequencies depend on the length of a text in transformers uses those of the length that the
-model is loaded for: a row must not depend on the batch or on the content of the KV cache (docs/numerics.md).
+every machine. In transformers, the frequencies of some types depend on the length of the text. Here they are those of
+the length that the model is loaded for, because a row must not depend on the batch or on the content of the KV cache
+(docs/numerics.md).
 """
 
 from __future__ import annotations
@@ -30,7 +31,11 @@ class Rope:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Model:
-    """head_dim; the dimensions of a head that rotate; max_position_embeddings; the positions it is loaded for."""
+    """The sizes that frequencies depend on.
+
+    dimensions: how many of head_dim rotate. max_positions: max_position_embeddings. positions: the longest text that
+    the model is loaded for.
+    """
 
     head_dim: int
     dimensions: int

@@ -181,7 +181,7 @@ def batches(
         for i, (ids, _) in enumerate(encoded, start):
             if len(ids) > context:
                 raise ContextLengthError(
-                    f"{names[i]}: {len(ids)} tokens, the model's context is {context}; truncation=True cuts it",
+                    f"{names[i]}: {len(ids)} tokens, the model's context is {context}; truncation=True cuts the text",
                     index=i,
                     n_tokens=len(ids),
                     context=context,

@@ -35,10 +35,10 @@ class Question(TypedDict):
 class QuestionAnsweringArgs(BatchArgs, total=False):
     """Arguments of a call of `QuestionAnsweringPipeline`.
 
-    top_k: the number of answers (1). max_answer_len: the longest answer, in tokens (15). max_seq_len: the tokens of a
-    part, with the question (384, at most the model's context). doc_stride: how many tokens two parts of a long context
-    share (128, or half of max_seq_len if that is less). handle_impossible_answer: whether the empty answer competes.
-    align_to_words: whether answers begin and end at words (True).
+    top_k: the number of answers (1). max_answer_len: the longest answer, in tokens (15). max_seq_len: the maximum
+    number of tokens of a part, including the question (384, at most the model's context). doc_stride: how many tokens
+    two parts of a long context share (128, or half of max_seq_len if that is less). handle_impossible_answer: whether
+    the empty answer may be returned (False). align_to_words: whether answers begin and end at words (True).
     """
 
     top_k: int | None
@@ -86,10 +86,10 @@ class QuestionAnsweringPipeline(Pipeline[QuestionAnswerer]):
         inputs: {"question": ..., "context": ...} or a sequence of those. question and context: a str each instead, or
         sequences; one context may serve several questions. Several questions return a list; as in transformers 4, a
         list of one question returns its result. top_k > 1 returns a list of answers for each question, the best
-        first, or a single answer without the list. The score is the probability of the first token times that of the
-        last one. Long contexts are read in overlapping parts; the scores of an answer that is found several times are
-        added, so a score can exceed 1. Raises DTypeError, InputError, and NonFiniteError if a score is NaN or
-        infinite.
+        first; if there is only one answer, it is returned without a list. The score is the probability of the first
+        token times that of the last one. Long contexts are read in overlapping parts; the scores of an answer that is
+        found several times are added, so a score can exceed 1. Raises DTypeError, InputError, and NonFiniteError if a
+        score is NaN or infinite.
         """
         call = self._read(options)
         items = _questions(inputs, question, context)
@@ -134,8 +134,8 @@ class QuestionAnsweringPipeline(Pipeline[QuestionAnswerer]):
             )
         except InputError as error:
             raise InputError(
-                f"{name}: the question leaves too few of max_seq_len {call.max_seq_len} tokens for the context, whose "
-                f"parts share doc_stride {call.doc_stride}; shorten it or lower doc_stride ({error})"
+                f"{name}: with max_seq_len {call.max_seq_len}, the question leaves too few tokens for the context, "
+                f"whose parts share doc_stride {call.doc_stride}; shorten the question or lower doc_stride ({error})"
             ) from None
         cls_id = -1 if self.tokenizer.cls_token_id is None else self.tokenizer.cls_token_id
         parts = []
@@ -171,7 +171,7 @@ class QuestionAnsweringPipeline(Pipeline[QuestionAnswerer]):
 
 
 def _add(answers: list[Answer], new: Answer) -> None:
-    """Add an answer, or its score to the same text, whose case may differ."""
+    """Add an answer; if there is one with the same text except for case, only add to its score."""
     for answer in answers:
         if answer["answer"].lower() == new["answer"].lower():
             answer["score"] += new["score"]

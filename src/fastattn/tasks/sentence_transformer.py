@@ -234,7 +234,7 @@ class SentenceTransformer(EncodeMethods):
     get_sentence_embedding_dimension = get_embedding_dimension
 
     def set_pooling_include_prompt(self, include_prompt: bool) -> None:
-        """Set whether the tokens of a prompt count in the first Pooling module."""
+        """Set whether the first Pooling module includes the tokens of the prompt. Raises DTypeError."""
         flag = check_flag("include_prompt", include_prompt)
         for module in self._stack.later:
             if isinstance(module, Pooling):
@@ -246,7 +246,7 @@ class SentenceTransformer(EncodeMethods):
         return self
 
     def to(self, device: Any) -> Self:
-        """Return the model itself if it has that device and dtype. Raises InputError for others."""
+        """Return the model itself if it has that device or dtype. Raises InputError for others."""
         check_target(device, self.device, self.dtype)
         return self
 
@@ -263,7 +263,7 @@ class SentenceTransformer(EncodeMethods):
         """Return the padded input arrays of the first module: token ids, masks and token types [n_texts, seq_len].
 
         inputs: a sequence of str and of pairs of str. A StaticEmbedding has input_ids [n_tokens] of all texts and the
-        offset [n_texts] of the start of each.
+        offset [n_texts] of the start of each. Raises DTypeError, InputError.
         """
         texts = read_pairs("inputs", inputs, _JOIN)
         prefix = "" if prompt is None else check_text(prompt, "prompt")
@@ -275,7 +275,10 @@ class SentenceTransformer(EncodeMethods):
         return self.preprocess(texts)
 
     def count_tokens(self, sentences: object) -> list[int]:
-        """Count the tokens of each text before `encode` cuts it, including special tokens and the default prompt."""
+        """Count the tokens of each text before `encode` cuts it, including special tokens and the default prompt.
+
+        Raises DTypeError, InputError.
+        """
         prefix = self._resolve_prompt(None, None)
         texts = _with_prompt(prefix, read_pairs("sentences", sentences, _JOIN))
         return [len(ids) for ids, _ in self._first.encode(texts, TextTruncation(DO_NOT_TRUNCATE), None)]
@@ -288,7 +291,10 @@ class SentenceTransformer(EncodeMethods):
         batch_size: int = 32,
         normalize_embeddings: bool = False,
     ) -> tuple[NDArray[np.float32], dict[int, int]]:
-        """Call `encode` for a list of texts; also return the cut texts as a dict of index to remaining token count."""
+        """Call `encode` for a list of texts. Return [n_texts, d], and the remaining tokens of cut texts by index.
+
+        Raises what `encode` raises.
+        """
         cut: dict[int, int] = {}
         options = EncodeOptions(
             prompt_name=prompt_name, batch_size=batch_size, normalize_embeddings=normalize_embeddings, cut=cut
@@ -406,12 +412,12 @@ class SentenceTransformer(EncodeMethods):
     def similarity(self, a: object, b: object) -> Float:
         """Return scores [n_a, n_b] of vectors [n_a, d] and [n_b, d] with the model's similarity function.
 
-        "euclidean" and "manhattan" are negative distances.
+        "euclidean" and "manhattan" are negative distances. Raises DTypeError, InputError.
         """
         return similarity(self.similarity_fn_name, a, b)
 
     def similarity_pairwise(self, a: object, b: object) -> Float:
-        """Return scores [n] of vectors [n, d] and [n, d], row by row."""
+        """Return scores [n] of vectors [n, d] and [n, d], row by row. Raises DTypeError, InputError."""
         return similarity_pairwise(self.similarity_fn_name, a, b)
 
     def close(self) -> None:

@@ -40,10 +40,10 @@ AggregationStrategy: TypeAlias = Literal["none", "simple", "first", "average", "
 class TokenClassificationArgs(EncodeArgs, BatchArgs, total=False):
     """Arguments of a call of `TokenClassificationPipeline`.
 
-    aggregation_strategy: "none" returns tokens; "simple" joins neighbors with one label (B- starts a new one); "first",
-    "average" and "max" give a word one label, from its first token, the mean of its tokens, or its most certain token,
-    and join these. ignore_labels: labels to omit (["O"]). stride: cut long texts into parts that share this many
-    tokens, instead of rejecting them; needs a strategy other than "none".
+    aggregation_strategy: "none" returns tokens; "simple" joins neighbors with the same label (B- starts a new entity);
+    "first", "average" and "max" give a word one label, from its first token, the mean of its tokens, or its most
+    certain token, and join the words in the same way. ignore_labels: labels to omit (["O"]). stride: cut long texts
+    into parts that share this many tokens, instead of rejecting them; needs a strategy other than "none".
     """
 
     aggregation_strategy: AggregationStrategy | None
@@ -144,8 +144,8 @@ class TokenClassificationPipeline(Pipeline[TokenClassifier]):
         for part in parts:
             if len(part.ids) > context:
                 raise ContextLengthError(
-                    f"{name}: {len(part.ids)} tokens, the model's context is {context}; stride=, with an "
-                    "aggregation_strategy, reads it in parts, truncation=True cuts it",
+                    f"{name}: {len(part.ids)} tokens, the model's context is {context}; pass stride= with "
+                    "an aggregation_strategy to read the text in parts, or truncation=True to cut it",
                     index=index,
                     n_tokens=len(part.ids),
                     context=context,

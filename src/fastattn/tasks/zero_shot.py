@@ -94,7 +94,7 @@ class ZeroShotClassificationPipeline(Pipeline[SequenceClassifier]):
             )
         if self.entailment_id == -1:
             _log.warning(
-                "%s: no name in label2id of config.json begins with 'entail'; the last class is taken for entailment",
+                "%s: no name in label2id of config.json begins with 'entail'; the last class is used as entailment",
                 model.path,
             )
 

@@ -29,7 +29,7 @@ def convert(job: Job) -> None:
 
 
 def _quantize(plain: Path, target: Path, dtype: str) -> None:
-    """Quantize: int8 is dynamic for weights and activations; int4 has weight blocks of 32 and int8 activations."""
+    """Quantize to int8 (activations at run time), or to int4 with weight blocks of 32 and int8 activations."""
     if dtype == "int8":
         from onnxruntime.quantization import QuantType, quantize_dynamic
 

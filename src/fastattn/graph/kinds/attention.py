@@ -44,7 +44,8 @@ def attention(
     kv_heads = n_kv_head or n_head
     if q.width % n_head or n_head % kv_heads or k.width != v.width or k.width * n_head != q.width * kv_heads:
         raise ConfigError(
-            f"attention: {n_head} heads over {kv_heads} do not fit q, k, v of widths {q.width}, {k.width}, {v.width}"
+            f"attention: {n_head} query heads and {kv_heads} key heads do not fit q, k, v of widths {q.width}, "
+            f"{k.width}, {v.width}"
         )
     if window < 0 or (bias_positions < 1 if bias else bias_positions):
         raise ConfigError(

@@ -102,9 +102,10 @@ class Stack:
         self.later = [new if module is old else module for module in self.later]
 
     def run(self, encoded: Encoded, where: Sequence[str], *, prompt_len: int, output: str | None) -> Features:
-        """Compute the features of a batch: "sentence_embedding", "token_embeddings" (at least these), or all for None.
+        """Compute the features of a batch.
 
-        Raises InputError, NonFiniteError.
+        output: the feature that is needed, "sentence_embedding" or "token_embeddings"; None: all. Raises InputError,
+        NonFiniteError.
         """
         features = Features(where, prompt_len)
         modules = list(self.later)
@@ -114,7 +115,8 @@ class Stack:
         self._check_tokens(modules, encoded, where)
         if op is None or output is None:
             self.first.run(encoded, features)
-        if op is not None and isinstance(self.first, Transformer):  # same bits even if the tokens are known
+        # Also if the token vectors are known: the other way to pool may give other bits.
+        if op is not None and isinstance(self.first, Transformer):
             self.first.run_pooled(encoded, features, op)
             del modules[0]
         _check_finite(features)
@@ -173,7 +175,7 @@ def load_stack(folder: ModelFolder, options: StackOptions) -> Stack:
         start: InputModule = read_static_embedding(first.folder)
     else:
         start = _load_transformer(first.folder, read_transformer_settings(first.folder), options)
-    return _stack_of(start, lambda: [_read_module(entry, options) for entry in rest], path)
+    return _stack_of(start, lambda: [read_module(entry, options) for entry in rest], path)
 
 
 def _plain_stack(path: Path, options: StackOptions) -> Stack:
@@ -192,7 +194,8 @@ def _stack_of(start: InputModule, read_later: Callable[[], Sequence[Module]], wh
         raise
 
 
-def _read_module(entry: ModuleEntry, options: StackOptions) -> Module:
+def read_module(entry: ModuleEntry, options: StackOptions) -> Module:
+    """Read a module after the first one. Raises ConfigError, ModelFormatError."""
     if entry.kind == "Pooling":
         return read_pooling(read_settings(entry.folder / "config.json", needed_by="module Pooling"))
     if entry.kind == "Dense":
