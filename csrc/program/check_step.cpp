@@ -55,13 +55,16 @@ void check_continues(const ProgramSpec& spec, const StepInput& step, int32_t s) 
                       ", in sequence " + std::to_string(s));
 }
 
-// Checks that the tables of attention have a bias for every pair of positions.
+// Checks that the tables of attention have a bias or a column for every pair of positions.
 void check_lengths(const ProgramSpec& spec, const StepInput& step) {
     int32_t most = std::numeric_limits<int32_t>::max();
+    bool tables = false;
     const auto limit = [&](const AttentionAttrs* attrs) {
         if (attrs != nullptr && attrs->has_bias) most = std::min(most, attrs->bias_positions);
+        if (attrs != nullptr && attrs->has_columns) most = std::min(most, attrs->column_positions), tables = true;
     };
     for (const OpSpec& op : spec.ops) limit(op.as<AttentionAttrs>()), limit(op.as<AttentionProbsAttrs>());
+    if (tables && !step.caches.empty()) bad_input("caches: expected none, because attention has tables of positions");
     for (int32_t s = 0; s < step.n_sequences; ++s) {
         const int64_t length = int64_t{step.start(s)} + step.length(s);
         if (length > most)
@@ -81,9 +84,9 @@ const int32_t* index_of(const StepArrays& step, Index index) {
     return nullptr;
 }
 
-int64_t map_floats(int32_t n_head, const StepInput& step, int32_t s) {
+int64_t map_floats(int32_t n_maps, const StepInput& step, int32_t s) {
     const int64_t length = step.length(s);
-    return n_head * length * (length + step.start(s));
+    return n_maps * length * (length + step.start(s));
 }
 
 int64_t floats_of(const ProgramSpec& spec, int32_t value, const StepInput& step) {
@@ -91,7 +94,7 @@ int64_t floats_of(const ProgramSpec& spec, int32_t value, const StepInput& step)
         const auto* probs = op.as<AttentionProbsAttrs>();
         if (op.output != value || probs == nullptr) continue;
         int64_t total = 0;
-        for (int32_t s = 0; s < step.n_sequences; ++s) total += map_floats(probs->n_head, step, s);
+        for (int32_t s = 0; s < step.n_sequences; ++s) total += map_floats(probs->n_maps, step, s);
         return total;
     }
     const ValueSpec& of = spec.values[static_cast<size_t>(value)];

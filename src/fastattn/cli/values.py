@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import json
 import math
 from collections.abc import Callable
+from typing import Any
 
 from fastattn.checks import closest, quote
 
@@ -23,6 +25,11 @@ def integer(low: int, high: int | None = None) -> Callable[[str], int]:
         return value
 
     return read
+
+
+def integers(text: str) -> list[int]:
+    """Parse a comma-separated list of integers of at least 0."""
+    return [integer(0)(part.strip()) for part in text.split(",")]
 
 
 def number(low: float, high: float = math.inf) -> Callable[[str], float]:
@@ -96,3 +103,14 @@ def characters(low: int, high: int) -> Callable[[str], str]:
         return text
 
     return read
+
+
+def assignment(text: str) -> tuple[str, Any]:
+    """Parse NAME=VALUE; the value is JSON, or else a text."""
+    name, separator, value = text.partition("=")
+    if not separator or not name.isidentifier():
+        raise argparse.ArgumentTypeError(f"expected NAME=VALUE, got {quote(text)}")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value
