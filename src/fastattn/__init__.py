@@ -23,7 +23,7 @@ from fastattn.errors import (
 )
 
 if TYPE_CHECKING:
-    from fastattn import generation, ops
+    from fastattn import generation, ops, util
     from fastattn.api.auto import (
         AutoModel,
         AutoModelForCausalLM,
@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     from fastattn.generation.options import GenerationOptions
     from fastattn.ops import scaled_dot_product_attention
     from fastattn.tasks.check_folder import FolderReport, check_folder
+    from fastattn.tasks.cross_encoder import CrossEncoder
+    from fastattn.tasks.generators import TextCrossEncoder, TextEmbedding
     from fastattn.tasks.pipelines import pipeline
     from fastattn.tasks.quality import QualityReport, compare_dtypes
     from fastattn.tasks.sentence_transformer import SentenceTransformer
@@ -66,6 +68,9 @@ _HOME = {
     "GenerateOutput": "fastattn.generation.generate",
     "GenerationOptions": "fastattn.generation.options",
     "TextStream": "fastattn.generation.generate",
+    "CrossEncoder": "fastattn.tasks.cross_encoder",
+    "TextCrossEncoder": "fastattn.tasks.generators",
+    "TextEmbedding": "fastattn.tasks.generators",
     "SentenceTransformer": "fastattn.tasks.sentence_transformer",
     "FolderReport": "fastattn.tasks.check_folder",
     "check_folder": "fastattn.tasks.check_folder",
@@ -77,8 +82,8 @@ _HOME = {
     "quantize": "fastattn.api.quantize",
     "scaled_dot_product_attention": "fastattn.ops",
 }
-# Modules that `fastattn.NAME` imports; only `errors`, `generation` and `ops` are public.
-_MODULES = ("api", "checkpoint", "generation", "graph", "models", "ops", "tasks", "tokenizer")
+# Modules that `fastattn.NAME` imports; only `errors`, `generation`, `ops` and `util` are public.
+_MODULES = ("api", "checkpoint", "generation", "graph", "models", "ops", "tasks", "tokenizer", "util")
 
 __all__ = [
     "AutoModel",
@@ -95,6 +100,7 @@ __all__ = [
     "Cancelled",
     "ConfigError",
     "ContextLengthError",
+    "CrossEncoder",
     "DTypeError",
     "FastattnError",
     "FolderReport",
@@ -109,6 +115,8 @@ __all__ = [
     "QualityReport",
     "ReadOnlyError",
     "SentenceTransformer",
+    "TextCrossEncoder",
+    "TextEmbedding",
     "TextStream",
     "Tokenizer",
     "VerifyReport",
@@ -122,6 +130,7 @@ __all__ = [
     "quantize",
     "scaled_dot_product_attention",
     "verify_model",
+    "util",
 ]
 
 

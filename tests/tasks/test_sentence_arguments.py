@@ -61,7 +61,7 @@ def test_precision(folder: Path, model: fastattn.SentenceTransformer, precision:
 
 
 def test_recorded_precision() -> None:
-    from fastattn.tasks.sentence.similarity import quantize_vectors
+    from fastattn.tasks.search.quantization import quantize_vectors
 
     """Values from sentence-transformers 6.2."""
     vectors = np.float32(
@@ -197,7 +197,7 @@ def test_options_without_effect(model: fastattn.SentenceTransformer, options: di
         ({"chunk_size": 0}, InputError), ({"task": "passage"}, InputError), ({"prompt": 3}, DTypeError),
         ({"prompt": b"a"}, DTypeError), ({"truncate_dim": 10**400}, InputError),
         ({"normalise_embeddings": True}, InputError),
-        ({"output_value": "token_embeddings", "precision": "int8"}, InputError),
+        ({"output_value": None, "precision": "int8"}, InputError),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("method", ["encode", "encode_query", "encode_document"])

@@ -57,18 +57,23 @@ def read_items(sequence: object, name: str) -> list[Any]:
     `__len__` and `__getitem__`, or an iterator. Raises DTypeError for a str, bytes, a mapping or a set, InputError for
     tables, arrays of other dimensions, and more than MAX_TEXTS items. A known length is checked before reading items.
     """
+    iterator, length = iterate_items(sequence, name), _length(sequence)
+    if length is not None and length > MAX_TEXTS:
+        raise _too_many(name, length)
+    items = list(islice(iterator, MAX_TEXTS + 1))
+    if len(items) > MAX_TEXTS:
+        raise _too_many(name, None)
+    return items
+
+
+def iterate_items(sequence: object, name: str) -> Iterator[Any]:
+    """Return an iterator over the items of a sequence, which may be endless. Raises what `read_items` raises."""
     if not is_list_like(sequence):
         raise DTypeError(f"{name}: expected a sequence of str, got {_kind(sequence)}")
     if isinstance(sequence, Set) and not isinstance(sequence, KeysView):
         raise DTypeError(f"{name}: expected a sequence of str, got {type(sequence).__name__}, which has no order")
     check_one_dimension(sequence, name)
-    length = _length(sequence)
-    if length is not None and length > MAX_TEXTS:
-        raise _too_many(name, length)
-    items = list(islice(_iterate(sequence, length), MAX_TEXTS + 1))
-    if len(items) > MAX_TEXTS:
-        raise _too_many(name, None)
-    return items
+    return _iterate(sequence, _length(sequence))
 
 
 def check_one_dimension(texts: object, name: str) -> None:
