@@ -20,6 +20,7 @@ from fastattn.errors import (
     NonFiniteError,
     OutOfMemory,
     ReadOnlyError,
+    UnknownKeyError,
 )
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from fastattn.tasks.check_folder import FolderReport, check_folder
     from fastattn.tasks.cross_encoder import CrossEncoder
     from fastattn.tasks.generators import TextCrossEncoder, TextEmbedding
+    from fastattn.tasks.keyed_vectors import FastTextKeyedVectors, KeyedVectors, load_facebook_vectors
     from fastattn.tasks.pipelines import pipeline
     from fastattn.tasks.quality import QualityReport, compare_dtypes
     from fastattn.tasks.sentence_transformer import SentenceTransformer
@@ -76,6 +78,9 @@ _HOME = {
     "check_folder": "fastattn.tasks.check_folder",
     "VerifyReport": "fastattn.tasks.verify_model",
     "verify_model": "fastattn.tasks.verify_model",
+    "FastTextKeyedVectors": "fastattn.tasks.keyed_vectors",
+    "KeyedVectors": "fastattn.tasks.keyed_vectors",
+    "load_facebook_vectors": "fastattn.tasks.keyed_vectors",
     "QualityReport": "fastattn.tasks.quality",
     "compare_dtypes": "fastattn.tasks.quality",
     "pipeline": "fastattn.tasks.pipelines",
@@ -102,12 +107,14 @@ __all__ = [
     "ContextLengthError",
     "CrossEncoder",
     "DTypeError",
+    "FastTextKeyedVectors",
     "FastattnError",
     "FolderReport",
     "GenerateOutput",
     "GenerationOptions",
     "HubError",
     "InputError",
+    "KeyedVectors",
     "ModelFormatError",
     "ModelNotFoundError",
     "NonFiniteError",
@@ -119,18 +126,20 @@ __all__ = [
     "TextEmbedding",
     "TextStream",
     "Tokenizer",
+    "UnknownKeyError",
     "VerifyReport",
     "__version__",
     "check_folder",
     "compare_dtypes",
     "errors",
     "generation",
+    "load_facebook_vectors",
     "ops",
     "pipeline",
     "quantize",
     "scaled_dot_product_attention",
-    "verify_model",
     "util",
+    "verify_model",
 ]
 
 

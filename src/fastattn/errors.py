@@ -58,6 +58,12 @@ class ReadOnlyError(InputError, AttributeError):
     """An attribute cannot be set; the message says what to do instead."""
 
 
+class UnknownKeyError(InputError, KeyError):
+    """A table of vectors has no row for a word."""
+
+    __str__ = Exception.__str__  # KeyError would quote the message
+
+
 class ModelNotFoundError(FastattnError, FileNotFoundError):
     """The model folder does not exist, or has no weights."""
 

@@ -36,7 +36,8 @@ from fastattn.tasks.sentence.folder import (
     read_folder,
     read_transformer_settings,
 )
-from fastattn.tasks.sentence.stack import StackOptions, read_module
+from fastattn.tasks.sentence.load_text import StackOptions
+from fastattn.tasks.sentence.stack import read_module
 from fastattn.tokenizer import has_tokenizer, load_tokenizer
 
 SettingUse = Literal["used", "no effect", "ignored"]
