@@ -40,6 +40,7 @@ TRANSFORMER_CONFIGS = tuple(
     for family in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
 )
 _MAX_PATH_CHARS = 200
+MODEL2VEC = "model2vec"  # the model_type of folders of model2vec
 _MODEL_TYPE = "SentenceTransformer"
 _log = logging.getLogger("fastattn")
 
@@ -105,7 +106,10 @@ def read_folder(directory: Path) -> ModelFolder:
     value = read_optional_json(directory / MODULES_NAME)
     if value is None:
         warn_of_unread(directory)
-        pooling = default_pooling(read_settings(directory / "config.json").values)
+        config = read_settings(directory / "config.json").values
+        if config.get("model_type") == MODEL2VEC:
+            return plain
+        pooling = default_pooling(config)
         hint = "; this copy of a hub repository may be incomplete" if is_snapshot(directory) else ""
         _log.warning("%s: there is no %s: %s pooling is used%s", directory, MODULES_NAME, pooling, hint)
         return plain
