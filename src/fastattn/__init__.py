@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from fastattn import errors
 from fastattn.errors import (
+    CacheError,
     Cancelled,
     ConfigError,
     ContextLengthError,
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from fastattn.ops import scaled_dot_product_attention
     from fastattn.tasks.check_folder import FolderReport, check_folder
     from fastattn.tasks.cross_encoder import CrossEncoder
+    from fastattn.tasks.embedding_cache import EmbeddingCache
     from fastattn.tasks.generators import TextCrossEncoder, TextEmbedding
     from fastattn.tasks.keyed_vectors import FastTextKeyedVectors, KeyedVectors, load_facebook_vectors
     from fastattn.tasks.pipelines import pipeline
@@ -78,6 +80,7 @@ _HOME = {
     "check_folder": "fastattn.tasks.check_folder",
     "VerifyReport": "fastattn.tasks.verify_model",
     "verify_model": "fastattn.tasks.verify_model",
+    "EmbeddingCache": "fastattn.tasks.embedding_cache",
     "FastTextKeyedVectors": "fastattn.tasks.keyed_vectors",
     "KeyedVectors": "fastattn.tasks.keyed_vectors",
     "load_facebook_vectors": "fastattn.tasks.keyed_vectors",
@@ -102,11 +105,13 @@ __all__ = [
     "AutoModelForTokenClassification",
     "AutoTokenizer",
     "BatchEncoding",
+    "CacheError",
     "Cancelled",
     "ConfigError",
     "ContextLengthError",
     "CrossEncoder",
     "DTypeError",
+    "EmbeddingCache",
     "FastTextKeyedVectors",
     "FastattnError",
     "FolderReport",

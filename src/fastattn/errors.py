@@ -72,6 +72,10 @@ class HubError(FastattnError, OSError):
     """A model could not be fetched from the hub; the message says what to do."""
 
 
+class CacheError(FastattnError, OSError):
+    """The file of an embeddings cache is damaged, belongs to another program, or cannot be read."""
+
+
 class DTypeError(FastattnError, TypeError):
     """An array has a dtype that is not accepted, or an argument has the wrong type."""
 

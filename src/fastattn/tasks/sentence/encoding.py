@@ -6,7 +6,7 @@ import inspect
 import logging
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NoReturn, TypeVar, cast, overload
 
@@ -55,7 +55,7 @@ class EncodeOptions:
     """The checked arguments of one call; `EncodeMethods.encode` describes them. Raises DTypeError, InputError.
 
     cut: receives the index of each text that was cut and its remaining number of tokens. name, first: text i of the
-    call is `name[first + i]` in messages.
+    call is `name[first + i]` in messages, or with `places`, `name[places[i]]`.
     """
 
     prompt_name: str | None = option(None, check_str)
@@ -73,9 +73,14 @@ class EncodeOptions:
     cut: dict[int, int] | None = None
     name: str = "sentences"
     first: int = 0
+    places: Sequence[int] | None = None
 
     def __post_init__(self) -> None:
         check_fields(self)
+
+    def where(self, i: int) -> str:
+        """Return the name of text i of the call in messages."""
+        return f"{self.name}[{self.first + i if self.places is None else self.places[i]}]"
 
 
 def _signature_of(encode: _Method) -> Callable[[Callable[..., Any]], _Method]:
