@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from fastattn.tasks.pipelines import pipeline
     from fastattn.tasks.quality import QualityReport, compare_dtypes
     from fastattn.tasks.sentence_transformer import SentenceTransformer
+    from fastattn.tasks.sparse_encoder import SparseEncoder
     from fastattn.tasks.verify_model import VerifyReport, verify_model
     from fastattn.tokenizer import BatchEncoding, Tokenizer
 
@@ -81,6 +82,7 @@ _HOME = {
     "VerifyReport": "fastattn.tasks.verify_model",
     "verify_model": "fastattn.tasks.verify_model",
     "EmbeddingCache": "fastattn.tasks.embedding_cache",
+    "SparseEncoder": "fastattn.tasks.sparse_encoder",
     "FastTextKeyedVectors": "fastattn.tasks.keyed_vectors",
     "KeyedVectors": "fastattn.tasks.keyed_vectors",
     "load_facebook_vectors": "fastattn.tasks.keyed_vectors",
@@ -127,6 +129,7 @@ __all__ = [
     "QualityReport",
     "ReadOnlyError",
     "SentenceTransformer",
+    "SparseEncoder",
     "TextCrossEncoder",
     "TextEmbedding",
     "TextStream",

@@ -98,8 +98,7 @@ class Store:
             raise
 
     def _error(self, error: sqlite3.Error) -> CacheError:
-        code = _code(error)
-        if code in (_CORRUPT, _NOT_A_DATABASE) or (isinstance(error, sqlite3.DatabaseError) and code is None):
+        if _code(error) in (_CORRUPT, _NOT_A_DATABASE):
             return self._damaged(str(error))
         return CacheError(f"{self.path}: the embeddings cache cannot be used: {error}")
 

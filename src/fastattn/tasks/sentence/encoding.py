@@ -23,7 +23,7 @@ from fastattn.tasks.sentence.text_model import Encoded, TextTask
 from fastattn.tokenizer import check_text
 
 OutputValue = Literal["sentence_embedding", "token_embeddings"]
-_TASK_PROMPTS = {"query": ("query",), "document": ("document", "passage", "corpus")}
+TASK_PROMPTS = {"query": ("query",), "document": ("document", "passage", "corpus")}
 _Method = TypeVar("_Method", bound=Callable[..., Any])
 _log = logging.getLogger("fastattn")
 
@@ -223,7 +223,7 @@ class EncodeMethods(ABC):
 
     def _prompt_of(self, task: TextTask | None) -> str | None:
         """Return the name of the default prompt of a task, if there is one."""
-        return next((name for name in _TASK_PROMPTS.get(task or "", ()) if name in self.prompts), None)
+        return next((name for name in TASK_PROMPTS.get(task or "", ()) if name in self.prompts), None)
 
     def _encode_for(
         self,
