@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from fastattn.tasks.embedding_cache import EmbeddingCache
     from fastattn.tasks.generators import TextCrossEncoder, TextEmbedding
     from fastattn.tasks.keyed_vectors import FastTextKeyedVectors, KeyedVectors, load_facebook_vectors
+    from fastattn.tasks.multi_vector_encoder import MultiVectorEncoder
     from fastattn.tasks.pipelines import pipeline
     from fastattn.tasks.quality import QualityReport, compare_dtypes
     from fastattn.tasks.sentence_transformer import SentenceTransformer
@@ -83,6 +84,7 @@ _HOME = {
     "verify_model": "fastattn.tasks.verify_model",
     "EmbeddingCache": "fastattn.tasks.embedding_cache",
     "SparseEncoder": "fastattn.tasks.sparse_encoder",
+    "MultiVectorEncoder": "fastattn.tasks.multi_vector_encoder",
     "FastTextKeyedVectors": "fastattn.tasks.keyed_vectors",
     "KeyedVectors": "fastattn.tasks.keyed_vectors",
     "load_facebook_vectors": "fastattn.tasks.keyed_vectors",
@@ -124,6 +126,7 @@ __all__ = [
     "KeyedVectors",
     "ModelFormatError",
     "ModelNotFoundError",
+    "MultiVectorEncoder",
     "NonFiniteError",
     "OutOfMemory",
     "QualityReport",

@@ -185,7 +185,7 @@ class SparseEncoder(TextEncoder):
 
     @staticmethod
     def sparsity(embeddings: object) -> dict[str, float]:
-        """Return "active_dims", the mean number of weights that are not zero, and "sparsity_ratio", the part that is."""
+        """Return "active_dims", the mean number of nonzero weights, and "sparsity_ratio", the part of zeros."""
         rows = read_sparse(embeddings, "embeddings")
         active = rows.nnz / len(rows) if len(rows) else 0.0
         return {"active_dims": active, "sparsity_ratio": 1 - active / rows.width if rows.width else 1.0}

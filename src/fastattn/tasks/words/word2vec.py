@@ -64,8 +64,9 @@ def read_binary(path: Path, options: Word2vecOptions) -> WordTable:
                 stream.floats(vectors[len(words) - 1], f"the vector of word {i + 1}")
             else:
                 stream.skip(4 * width, f"the vector of word {i + 1}")
-        if wanted == n_words and stream.read(2) not in (b"", b"\n"):
-            raise _too_long(stream, n_words)
+        start = stream.position
+        if options.limit is None and stream.read(2) not in (b"", b"\n"):
+            raise _too_long(stream, n_words, start)
         return words.table(vectors)
 
 
@@ -98,10 +99,11 @@ def _check_room(stream: WordStream, n_words: int, word_bytes: int, last: int = 0
         )
 
 
-def _too_long(stream: WordStream, n_words: int) -> ModelFormatError:
+def _too_long(stream: WordStream, n_words: int, start: int) -> ModelFormatError:
     return stream.error(
         f"expected the end of the file after the {n_words} words of its header, found more; to ignore the rest, pass "
         f"limit={n_words}",
+        at=start,
         code="count",
     )
 
@@ -127,14 +129,16 @@ def _read_lines(stream: WordStream, options: Word2vecOptions, n_words: int | Non
         n_lines += 1
         if words.add(data, where, start):
             vectors = _grown(vectors, len(words), wanted)
-            vectors[len(words) - 1] = numbers
+            with np.errstate(over="ignore"):  # the next line reports infinity
+                vectors[len(words) - 1] = numbers
             _check_finite(stream, vectors[len(words) - 1], where, start)
     if wanted is not None and n_lines < wanted and n_words is not None:
         raise stream.error(f"expected {n_words} words, as the header says, found {n_lines}", code="truncated")
-    if n_words is not None and wanted == n_words:
+    if n_words is not None and options.limit is None:
+        start = stream.position
         rest = stream.line(limit)
         if rest is not None and (rest.strip() or stream.read(1)):
-            raise _too_long(stream, n_words)
+            raise _too_long(stream, n_words, start)
     if width is None:
         raise stream.error("expected words and vectors, found an empty file", code="truncated")
     return words.table(np.ascontiguousarray(vectors[: len(words)]))
