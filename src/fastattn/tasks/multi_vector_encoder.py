@@ -132,6 +132,7 @@ class MultiVectorEncoder(TextEncoder):
         if self.query_expansion is None:
             return
         check_count("query_expansion: length", self.query_expansion.length, low=1, high=self._text.context)
+        self.query_expansion.check(str(path), folder.settings.truncation.query_length)
         self._expansion_id = self.query_expansion.token_id(self.tokenizer, path)
         if not self.query_expansion.attend:
             _log.warning(

@@ -36,6 +36,14 @@ class QueryExpansion:
             return TextTruncation(given.strategy, max(given.query_length, self.length))
         return given
 
+    def check(self, where: str, query_length: int | None) -> None:
+        """Refuse a limit of queries that is below their length. Raises ConfigError."""
+        if query_length is not None and query_length < self.length:
+            raise ConfigError(
+                f"{where}: query_length: expected at least {self.length}, the length of query_expansion, got "
+                f"{query_length}"
+            )
+
     def expand(self, encoded: Encoded, token_id: int) -> Encoded:
         """Return the queries with the added tokens at their ends."""
         found: Encoded = []

@@ -129,14 +129,14 @@ def _of_pylate(folder: MultiVectorFolder, settings: Settings) -> MultiVectorFold
             prefix = settings.text(key, "")
             prefixes.append(prefix)
             prompts[name] = prefix + (prompts.get(name) or "").removeprefix(prefix)
-    length = settings.count("query_length", None, low=1) or _DEFAULT_LENGTH
+    length = settings.count("query_length", None, low=1)
     attend = settings.flag("attend_to_expansion_tokens", False)
-    expands = settings.flag("do_query_expansion", True)
-    cut = replace(
-        folder.settings.truncation, document_length=settings.count("document_length", None, low=1), query_length=length
-    )
+    expansion = None
+    if settings.flag("do_query_expansion", True):
+        expansion, length = QueryExpansion("fixed", attend, None, length or _DEFAULT_LENGTH), None
+    document_length = settings.count("document_length", None, low=1)
+    cut = replace(folder.settings.truncation, document_length=document_length, query_length=length)
     words = settings.texts("skiplist_words") if "skiplist_words" in settings.values else tuple(string.punctuation)
-    expansion = QueryExpansion("fixed", attend=attend, token=None, length=length) if expands else None
     return replace(
         folder,
         settings=replace(folder.settings, truncation=cut),

@@ -141,5 +141,5 @@ def _of_torch(tensor: Any, name: str) -> SparseEmbeddings:
 def to_torch(rows: SparseEmbeddings, torch: Any) -> Any:
     """Return a coalesced sparse COO tensor [n, width]."""
     places = np.stack([np.repeat(np.arange(len(rows)), np.diff(rows.indptr)), rows.indices.astype(np.int64)])
-    tensor = torch.sparse_coo_tensor(torch.from_numpy(places), torch.from_numpy(rows.values), size=rows.shape)
-    return tensor.coalesce()
+    parts = torch.from_numpy(places), torch.from_numpy(rows.values)
+    return torch.sparse_coo_tensor(*parts, size=rows.shape, check_invariants=False).coalesce()
