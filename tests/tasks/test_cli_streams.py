@@ -189,7 +189,7 @@ def test_fastattn_alone_prints_its_help() -> None:
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == run("--help").stdout
     assert done.stdout.startswith("usage: fastattn")
-    for name in ("info", "generate", "classify", "embed", "quality", "quantize", "bench", "completion"):
+    for name in ("info", "generate", "classify", "embed", "rerank", "quality", "quantize", "bench", "completion"):
         assert f"\n    {name}" in done.stdout
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import json
 import pickle
 from pathlib import Path
@@ -13,6 +14,8 @@ import pytest
 
 import fastattn
 from fastattn.errors import ConfigError, DTypeError, FastattnError, InputError, ModelFormatError, NonFiniteError
+from fastattn.tasks.cross_encoder import ORGANIZATION, CrossEncoderLoadArgs
+from fastattn.tasks.sentence.names import full_name
 from tests.tasks.cross_encoders import FAMILIES, PAIRS, CrossReference, write_cross_encoder
 from tests.tasks.sentence_folders import change_json, write_json
 
@@ -181,7 +184,7 @@ def test_progress_goes_to_stderr(model: fastattn.CrossEncoder, capsys: pytest.Ca
         ({"inputs": [("a", None)]}, DTypeError, r"inputs\[0\]\[1\]: expected str"),
         ({"inputs": [("a", "b", "c")]}, InputError, r"inputs\[0\]: expected a str or a pair"),
         ({"inputs": [("a", "\ud800")]}, InputError, "surrogate"),
-        ({"sentences": PAIRS}, InputError, "sentences: expected None together with inputs"),
+        ({"sentences": PAIRS}, InputError, "sentences: expected None, because inputs is set"),
         ({"batch_size": 0}, InputError, "batch_size"),
         ({"activation_fn": 3}, DTypeError, "activation_fn: expected None, a name or a function"),
         ({"activation_fn": dict}, DTypeError, "activation_fn: .*call it first"),
@@ -399,3 +402,82 @@ def test_refused_folders(folder: Path, tmp_path: Path) -> None:
     (saved / "modules.json").unlink()
     with pytest.raises(ConfigError, match="chat template"):
         fastattn.CrossEncoder(saved)
+
+
+def test_checked_and_quantized_folders(folder: Path, tmp_path: Path) -> None:
+    """`check_folder` names the class and uses of settings; a quantized folder scores with the same bits."""
+    saved = tmp_path / "saved"
+    CrossReference(folder, max_length=20).rough.save_pretrained(str(saved))
+    report = fastattn.check_folder(saved)
+    assert (report.ok, report.cross_encoder, report.sentence_transformer) == (True, True, False)
+    uses = {(entry.file, entry.key): entry.use for entry in report.settings}
+    assert uses["config_sentence_transformers.json", "activation_fn"] == "used"
+    assert not fastattn.check_folder(folder).cross_encoder  # a classifier like any other
+    small = fastattn.quantize(saved, tmp_path / "small", dtype="int8")
+    with fastattn.CrossEncoder(small) as found, fastattn.CrossEncoder(saved, dtype="int8") as expected:
+        assert same(found.predict(PAIRS), expected.predict(PAIRS))
+        assert found.max_seq_length == 20
+    change_json(saved / "config.json", architectures=["BertModel"])
+    (saved / "tokenizer.json").unlink()
+    (saved / "tokenizer_config.json").unlink()
+    assert "expected a tokenizer" in str(fastattn.check_folder(saved).problems)
+
+
+@pytest.mark.parametrize(
+    ("file", "change"),
+    [
+        ("config.json", {"architectures": 3}),
+        ("config.json", {"sentence_transformers": 3}),
+        ("config.json", {"sentence_transformers": {"activation_fn": 3}}),
+        ("config.json", {"sbert_ce_default_activation_function": ["torch.nn.Tanh"]}),
+        ("config_sentence_transformers.json", {"prompts": {"query": 3}}),
+        ("config_sentence_transformers.json", {"activation_fn": 3}),
+        ("config_sentence_transformers.json", {"keep_in_fp32_modules": "a"}),
+        ("config_sentence_transformers.json", {"model_type": 3}),
+        ("sentence_bert_config.json", {"module_output_name": "token_embeddings"}),
+        ("sentence_bert_config.json", {"transformer_task": "text-generation"}),
+    ],
+)
+def test_malformed_settings(folder: Path, tmp_path: Path, file: str, change: dict[str, Any]) -> None:
+    saved = tmp_path / "saved"
+    CrossReference(folder).rough.save_pretrained(str(saved))
+    if file == "config.json":
+        change_json(saved / "config_sentence_transformers.json", activation_fn=None)
+    change_json(saved / file, **change)
+    with pytest.raises(ConfigError, match=next(iter(change))):
+        fastattn.CrossEncoder(saved)
+
+
+@pytest.mark.parametrize("method", ["predict", "rank", "__init__"])
+def test_every_argument_of_sentence_transformers_is_known(method: str) -> None:
+    """In the same places. The arguments for loading that other classes share are in a table."""
+    theirs = pytest.importorskip("sentence_transformers").CrossEncoder
+    expected = inspect.signature(getattr(theirs, method)).parameters
+    found = inspect.signature(getattr(fastattn.CrossEncoder, method)).parameters
+    shared = set(CrossEncoderLoadArgs.__annotations__) if method == "__init__" else set()
+    assert set(expected) - {"kwargs"} <= {*found, *shared}
+    positional = [
+        [name for name, parameter in table.items() if parameter.kind is parameter.POSITIONAL_OR_KEYWORD]
+        for table in (expected, found)
+    ]
+    assert positional[0] == positional[1]
+    for name, parameter in expected.items():
+        if name in found and name not in ("inputs", "kwargs"):
+            assert found[name].default == parameter.default
+
+
+def test_short_names() -> None:
+    assert full_name("ms-marco-MiniLM-L6-v2", ORGANIZATION) == "cross-encoder/ms-marco-MiniLM-L6-v2"
+    assert full_name("owner/model", ORGANIZATION) == "owner/model"
+
+
+def test_a_tokenizer_with_other_separators(tmp_path: Path) -> None:
+    """RoBERTa's own: two separators between the texts of a pair, and no token types."""
+    from tests.tasks.tiny import write_roberta_model
+
+    folder = write_roberta_model(tmp_path / "m")
+    with fastattn.CrossEncoder(folder, threads=1, max_length=30) as model:
+        found = model.predict(PAIRS)
+        assert found.shape == (7, 2)
+        CrossReference(folder, max_length=30).check(found)
+        assert model.count_tokens([("a", "b")])[0] == len(model.tokenizer("a", "b").input_ids)

@@ -107,8 +107,11 @@ def test_loading(folder: Path, reranker: Path, tmp_path: Path) -> None:
     lazy.close()
     with pytest.raises(InputError, match="close"):
         list(lazy.embed(["a"]))
-    with fastattn.TextCrossEncoder(reranker, lazy_load=True):
+    unused = fastattn.TextCrossEncoder(reranker, lazy_load=True)
+    with unused:
         pass
+    with pytest.raises(InputError, match="close"):
+        unused.rerank("a", ["b"])
 
 
 @pytest.mark.parametrize(

@@ -112,7 +112,7 @@ def test_tensors_without_torch(folder: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={"PYTHONPATH": str(SOURCES)}
     )
-    assert "torch.from_numpy(model.encode(...))" in done.stdout
+    assert "import torch first, or use torch.from_numpy" in done.stdout
 
 
 def test_inputs(model: fastattn.SentenceTransformer) -> None:
@@ -440,3 +440,19 @@ def test_code_of_a_model_is_never_run(tmp_path: Path) -> None:
     fastattn.SentenceTransformer(folder, threads=1)
     with pytest.raises(ConfigError, match="auto_map"):
         fastattn.SentenceTransformer(folder, trust_remote_code=True)
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("method", ["encode", "encode_query", "encode_document", "similarity", "similarity_pairwise"])
+def test_every_argument_of_sentence_transformers_is_known(method: str) -> None:
+    """In the same places. encode also has an older name for the first one."""
+    theirs = pytest.importorskip("sentence_transformers").SentenceTransformer
+    expected = inspect.signature(getattr(theirs, method)).parameters
+    found = inspect.signature(getattr(fastattn.SentenceTransformer, method)).parameters
+    assert set(expected) - {"kwargs"} <= set(found)
+    names = [name for name, parameter in found.items() if parameter.kind is parameter.POSITIONAL_OR_KEYWORD]
+    old = {"inputs": "sentences"} if method.startswith("encode") else {}
+    assert names == [old.get(name, name) for name in expected if name != "kwargs"]
+    for name, parameter in expected.items():
+        if name not in ("kwargs", "inputs"):
+            assert found[name].default == parameter.default

@@ -109,13 +109,13 @@ def values(codes: NDArray[Any], precision: str, ranges: NDArray[np.float32], wid
 @pytest.mark.parametrize("precision", ["int8", "uint8", "binary", "ubinary"])
 def test_quantized_search(precision: Any, width: int, chunks: dict[str, int], monkeypatch: pytest.MonkeyPatch) -> None:
     """Both passes rank as their formulas do, equal scores by row; also for many columns, and in small blocks."""
-    queries, table = vectors(9, width), vectors(60, width, seed=1)
+    queries, table = vectors(5, width), vectors(40, width, seed=1)
     table[30:33] = table[3]
     ranges = np.stack([table.min(axis=0), table.max(axis=0)])
     corpus = util.quantize_embeddings(table, precision, ranges)
     codes = util.quantize_embeddings(queries, precision, ranges)
     scores = first_scores(codes, corpus, precision)
-    order = [sorted(range(60), key=lambda i: (-row[i], i)) for row in scores]
+    order = [sorted(range(40), key=lambda i: (-row[i], i)) for row in scores]
     options: dict[str, Any] = {"corpus_precision": precision, "top_k": 6, **chunks}
     for given in (codes, queries):
         found = util.semantic_search_quantized(given, corpus, ranges=ranges, rescore=False, **options)

@@ -18,6 +18,7 @@ from fastattn.options import INT32_MAX
 
 MAX_BENCH_SECONDS = 600
 _OF_HEADS = ("head_dtype",)  # only for commands whose models may compute logits over a vocabulary
+_MODEL = "a model's folder or hub id (default: the demo model)"
 _Commands: TypeAlias = "argparse._SubParsersAction[CommandParser]"
 
 
@@ -29,8 +30,8 @@ def build_parser() -> tuple[CommandParser, dict[str, CommandParser]]:
     parser.add_argument("--version", action="version", version=f"fastattn {fastattn.__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=CommandParser)
     add: tuple[Callable[[_Commands], None], ...] = (
-        _add_info, _add_generate, _add_classify, _add_embed, _add_check, _add_verify, _add_quality, _add_quantize,
-        _add_bench, _add_completion
+        _add_info, _add_generate, _add_classify, _add_embed, _add_rerank, _add_check, _add_verify, _add_quality,
+        _add_quantize, _add_bench, _add_completion
     )  # fmt: skip
     for add_command in add:
         add_command(commands)
@@ -151,6 +152,25 @@ def _add_verify(commands: _Commands) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
+def _add_rerank(commands: _Commands) -> None:
+    parser = commands.add_parser("rerank", help="sort texts by how well they answer a query")
+    _add_model(parser, "the folder or hub id of a cross-encoder", required=True)
+    parser.add_argument(
+        "-q", "--query", type=some_text("a text"), required=True, metavar="TEXT", help="the text to compare with"
+    )
+    _add_texts(parser, "a text; '-' reads lines from standard input")
+    parser.add_argument(
+        "--top-k",
+        type=integer(0, INT32_MAX),
+        default=0,
+        metavar="K",
+        help="print the K best texts; 0 prints all (default: 0)",
+    )
+    parser.add_argument(
+        "--batch-size", type=integer(1, INT32_MAX), default=32, metavar="N", help="texts per step (default: 32)"
+    )
+
+
 def _add_quality(commands: _Commands) -> None:
     parser = commands.add_parser("quality", help="measure what bfloat16, int8 and int4 lose compared with float32")
     _add_model_name(parser)
@@ -266,14 +286,14 @@ def _libraries(text: str) -> tuple[str, ...]:
     return read_libraries(text)
 
 
-def _add_model_name(
-    parser: argparse._ActionsContainer, text: str = "a model's folder or hub id (default: the demo model)"
-) -> None:
-    parser.add_argument("-m", "--model", type=some_text("a folder or a hub id"), metavar="DIR", help=text)
+def _add_model_name(parser: argparse._ActionsContainer, text: str = _MODEL, *, required: bool = False) -> None:
+    parser.add_argument(
+        "-m", "--model", type=some_text("a folder or a hub id"), metavar="DIR", help=text, required=required
+    )
 
 
-def _add_model(parser: argparse.ArgumentParser) -> None:
-    _add_model_name(parser)
+def _add_model(parser: argparse.ArgumentParser, text: str = _MODEL, *, required: bool = False) -> None:
+    _add_model_name(parser, text, required=required)
     add_flags(parser, LoadOptions, without=_OF_HEADS)
     parser.add_argument("--json", action="store_true", help="print one JSON object per text")
 

@@ -191,6 +191,30 @@ def embed(args: argparse.Namespace) -> int:
     return 0
 
 
+def rerank(args: argparse.Namespace) -> int:
+    """Print texts by their score for a query, the highest first: `score<TAB>text`, or JSON."""
+    from fastattn.tasks.cross_encoder import CrossEncoder
+
+    texts = read_texts(args.prompt, args.file, whole_stdin=False, skip_blank=args.skip_blank)
+    model = CrossEncoder(args.model, **_loading(args))
+    if model.num_labels != 1:
+        found = f"got {model.num_labels}; use fastattn classify"
+        raise InputError(f"-m/--model: expected a cross-encoder with one label, {found}")
+
+    def run(part: list[Text]) -> list[float]:
+        pairs = [(args.query, text.text) for text in part]
+        return list(model.predict(pairs, batch_size=args.batch_size, show_progress_bar=False).tolist())
+
+    scores = _in_parts(texts, run, max(_PART_TEXTS, args.batch_size))
+    order = sorted(range(len(texts)), key=lambda i: -scores[i])  # equal scores stay in the order of the texts
+    for i in order[: args.top_k or None]:
+        if args.json:
+            emit(json_line({"corpus_id": i, "score": scores[i], "text": texts[i].text}))
+        else:
+            emit(f"{scores[i]:.4f}\t{' '.join(texts[i].text.split())}")
+    return 0
+
+
 def _in_parts(texts: list[Text], run: Callable[[list[Text]], list[Any]], part: int) -> list[Any]:
     """Return the results of all texts, computed in one call, or in parts with a progress bar on a terminal.
 

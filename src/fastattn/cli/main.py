@@ -122,6 +122,7 @@ def _run(args: argparse.Namespace) -> int:
         "generate": commands.generate,
         "classify": commands.classify,
         "embed": commands.embed,
+        "rerank": commands.rerank,
         "quality": commands.quality,
         "quantize": commands.quantize,
     }[args.command]

@@ -27,11 +27,17 @@ from fastattn.models.tasks import TASKS, Task
 from fastattn.settings import Settings, recorded_settings
 from fastattn.tasks.folder_files import FileEntry, list_files
 from fastattn.tasks.main_task import trace_tasks
+from fastattn.tasks.rerank.folder import is_cross_encoder, read_rerank_folder
+from fastattn.tasks.rerank.scorers import check_last, check_scores
 from fastattn.tasks.sentence.encoders import read_static_embedding
 from fastattn.tasks.sentence.features import TOKENS, Widths
 from fastattn.tasks.sentence.folder import (
+    FEATURES,
     MODULES_NAME,
+    SCORES,
     ModelFolder,
+    ModelSettings,
+    ModuleEntry,
     check_no_adapter,
     read_folder,
     read_transformer_settings,
@@ -86,8 +92,9 @@ class FolderReport:
     """The result of `check_folder`.
 
     problems: why the folder does not load, or gives wrong results; empty if it is fine. warnings: what fastattn would
-    log while loading. tasks: the main one, which `architectures` of config.json names, comes first. digests: names of
-    the weight files whose SHA-256 was compared with a known one. tokenizer: its class and number of tokens.
+    log while loading. tasks: the main one, which `architectures` of config.json names, comes first. cross_encoder:
+    whether its modules are those of a CrossEncoder. digests: names of the weight files whose SHA-256 was compared with
+    a known one. tokenizer: its class and number of tokens.
     """
 
     path: str
@@ -95,6 +102,7 @@ class FolderReport:
     warnings: tuple[str, ...]
     tasks: tuple[LoadableTask, ...]
     sentence_transformer: bool
+    cross_encoder: bool
     model: ModelSummary | None
     tokenizer: str | None
     digests: tuple[str, ...]
@@ -120,9 +128,9 @@ def check_folder(
 ) -> FolderReport:
     """Check a model folder or hub id: all headers, settings, the tokenizer, digests, and that all weights are finite.
 
-    Reads every weight once and needs memory for one tensor at a time. Nothing is executed. Problems are in the report;
-    the function raises only ModelNotFoundError and HubError for a folder that does not exist, InputError and DTypeError
-    for its arguments.
+    Reads every weight once and needs memory for one tensor at a time. Nothing is executed. Problems are in the report.
+    Raises ModelNotFoundError and HubError for a folder that does not exist, InputError and DTypeError for the
+    arguments.
     """
     directory = resolve(
         path_or_id, revision=revision, cache_dir=cache_dir, local_files_only=local_files_only, token=token
@@ -136,6 +144,7 @@ def check_folder(
         warnings=tuple(dict.fromkeys(warnings)),
         tasks=check.tasks,
         sentence_transformer=check.sentence_transformer,
+        cross_encoder=check.cross_encoder,
         model=check.model,
         tokenizer=check.tokenizer,
         digests=tuple(check.digests),
@@ -151,7 +160,8 @@ class _Check:
         self.directory = directory
         self.problems: list[str] = []
         self.tasks: tuple[LoadableTask, ...] = ()
-        self.sentence_transformer = False
+        self.sentence_transformer = self.cross_encoder = False
+        self._reranks = False
         self.model: ModelSummary | None = None
         self.tokenizer: str | None = None
         self.digests: list[str] = []
@@ -231,6 +241,10 @@ class _Check:
 
     def _sentence_folder(self) -> ModelFolder | None:
         with self._problems():
+            self._reranks = is_cross_encoder(self.directory)
+            if self._reranks:
+                entries = read_rerank_folder(self.directory, trust_remote_code=False).entries
+                return ModelFolder(self.directory, entries, ModelSettings({}))
             return read_folder(self.directory)
         return None
 
@@ -240,17 +254,33 @@ class _Check:
         with self._problems():
             first, *rest = folder.entries or ()
             if first.kind == "Transformer":
-                read_transformer_settings(first.folder)
                 check_no_adapter(first.folder)
+                tasks = (FEATURES, SCORES) if self._reranks else (FEATURES,)
+                if read_transformer_settings(first.folder, tasks).task is SCORES:
+                    self._classifier(rest)
+                    return
             for entry in rest:
                 module = read_module(entry, options)
                 try:
                     module.check(widths)
                 except ConfigError as error:
                     raise ConfigError(f"{folder.path / MODULES_NAME}: {error}") from None
-            if self.tokenizer is None:
-                raise ConfigError(f"{first.folder}: expected a tokenizer in the model folder, found none that loads")
-            self.sentence_transformer = True
+            self._need_tokenizer(first.folder)
+            if self._reranks:
+                check_scores(widths, folder.path / MODULES_NAME)
+            self.cross_encoder, self.sentence_transformer = self._reranks, not self._reranks
+
+    def _classifier(self, rest: Sequence[ModuleEntry]) -> None:
+        """Check that a cross-encoder has a classification head, and no module after it."""
+        check_last(rest, self.directory / MODULES_NAME)
+        self._need_tokenizer(self.directory)
+        self.cross_encoder = any(task.task == "sequence-classification" for task in self.tasks)
+        if not self.cross_encoder:
+            raise ConfigError(f"{self.directory}: expected the classification head of a cross-encoder, found none")
+
+    def _need_tokenizer(self, where: Path) -> None:
+        if self.tokenizer is None:
+            raise ConfigError(f"{where}: expected a tokenizer in the model folder, found none that loads")
 
 
 def _summary(checkpoint: Checkpoint, built: BuiltModel) -> ModelSummary:

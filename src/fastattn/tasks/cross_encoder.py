@@ -47,6 +47,27 @@ ORGANIZATION = "cross-encoder"  # the owner of short names on the hub
 _log = logging.getLogger("fastattn")
 
 
+class OldArgs(TypedDict, total=False):
+    """Older names of arguments.
+
+    model_name, automodel_args, tokenizer_kwargs and tokenizer_args, config_args and default_activation_function: of
+    model_name_or_path, model_kwargs, processor_kwargs, config_kwargs and activation_fn. classifier_dropout changes
+    nothing.
+    """
+
+    model_name: str | Path | None
+    automodel_args: Mapping[str, Any] | None
+    tokenizer_kwargs: Mapping[str, Any] | None
+    tokenizer_args: Mapping[str, Any] | None
+    config_args: Mapping[str, Any] | None
+    default_activation_function: object
+    classifier_dropout: float | None
+
+
+class CrossEncoderLoadArgs(SentenceLoadArgs, OldArgs, total=False):
+    """More keyword arguments of `CrossEncoder`: those for loading, and older names."""
+
+
 class _Ranked(TypedDict):
     corpus_id: int
     score: float
@@ -84,14 +105,7 @@ class CrossEncoder:
         max_length: int | None = None,
         activation_fn: object = None,
         keep_in_fp32_modules: list[str] | None = None,
-        model_name: str | Path | None = None,
-        automodel_args: Mapping[str, Any] | None = None,
-        tokenizer_kwargs: Mapping[str, Any] | None = None,
-        tokenizer_args: Mapping[str, Any] | None = None,
-        config_args: Mapping[str, Any] | None = None,
-        default_activation_function: object = None,
-        classifier_dropout: float | None = None,
-        **options: Unpack[SentenceLoadArgs],
+        **options: Unpack[CrossEncoderLoadArgs],
     ) -> None:
         """Load a folder or a hub id; a name without an owner is a model of cross-encoder.
 
@@ -103,35 +117,30 @@ class CrossEncoder:
         `SentenceTransformer`. config_kwargs: "num_labels" is used. keep_in_fp32_modules: changes nothing with float32.
         Raises ConfigError, ModelFormatError, ModelNotFoundError, HubError, InputError, DTypeError.
         """
-        refuse_parts(CrossEncoder, options, modules, backend)
+        refuse_parts(CrossEncoder, options, modules, backend, CrossEncoderLoadArgs)
         check_flag("trust_remote_code", trust_remote_code)
-        activation = one_of("activation_fn", activation_fn, "default_activation_function", default_activation_function)
-        given = None if activation is None else read_activation("activation_fn", activation)
+        old: dict[str, Any] = {name: options.get(name) for name in OldArgs.__annotations__}
+        name = "default_activation_function"
+        function = one_of("activation_fn", activation_fn, name, old[name])
+        given = None if function is None else read_activation("activation_fn", function)
         texts = check_prompts({} if prompts is None else prompts)
-        if classifier_dropout is not None:  # for training only
-            check_number("classifier_dropout", classifier_dropout, low=0, high=1)
-        count, config = _num_labels(num_labels, one_of("config_kwargs", config_kwargs, "config_args", config_args))
-        processor = one_of("processor_kwargs", processor_kwargs, "tokenizer_kwargs", tokenizer_kwargs)
+        _check_dropout("classifier_dropout", old["classifier_dropout"])
+        kwargs = one_of("config_kwargs", config_kwargs, "config_args", old["config_args"])
+        count, config = _num_labels(num_labels, kwargs)
+        processor = one_of("processor_kwargs", processor_kwargs, "tokenizer_kwargs", old["tokenizer_kwargs"])
         run = {name: value for name, value in options.items() if name in RunArgs.__annotations__}
         stack = StackOptions(
             run=cast(RunArgs, {"device": "cpu", **run}),
             trust_remote_code=trust_remote_code,
-            model_kwargs=one_of("model_kwargs", model_kwargs, "automodel_args", automodel_args),
-            processor_kwargs=one_of("processor_kwargs", processor, "tokenizer_args", tokenizer_args),
+            model_kwargs=one_of("model_kwargs", model_kwargs, "automodel_args", old["automodel_args"]),
+            processor_kwargs=one_of("processor_kwargs", processor, "tokenizer_args", old["tokenizer_args"]),
             config_kwargs=config,
         )
-        path = find_folder(
-            one_of("model_name_or_path", model_name_or_path, "model_name", model_name),
-            revision=options.get("revision"),
-            cache_dir=cache_of(cache_folder, options.get("cache_dir")),
-            local_files_only=check_flag("local_files_only", options.get("local_files_only", False)),
-            token=options.get("token"),
-            organization=ORGANIZATION,
-        )
-        folder = read_rerank_folder(path, trust_remote_code=trust_remote_code)
+        source = one_of("model_name_or_path", model_name_or_path, "model_name", old["model_name"])
+        folder = read_rerank_folder(_find(source, cache_folder, options), trust_remote_code=trust_remote_code)
         self.prompts = merged_prompts(texts, folder.prompts)
-        name = folder.default_prompt_name if default_prompt_name is None else default_prompt_name
-        self.default_prompt_name = check_prompt_name("default_prompt_name", name, self.prompts)
+        chosen = folder.default_prompt_name if default_prompt_name is None else default_prompt_name
+        self.default_prompt_name = check_prompt_name("default_prompt_name", chosen, self.prompts)
         self._scorer = load_scorer(folder, stack, count)
         try:
             self._finish(folder, max_length, given, keep_in_fp32_modules)
@@ -371,6 +380,18 @@ class CrossEncoder:
         return scores
 
 
+def _find(source: str | Path, cache_folder: str | Path | None, options: CrossEncoderLoadArgs) -> Path:
+    """Return the local folder of a model."""
+    return find_folder(
+        source,
+        revision=options.get("revision"),
+        cache_dir=cache_of(cache_folder, options.get("cache_dir")),
+        local_files_only=check_flag("local_files_only", options.get("local_files_only", False)),
+        token=options.get("token"),
+        organization=ORGANIZATION,
+    )
+
+
 def _names_of(method: Any) -> tuple[str, ...]:
     return tuple(inspect.signature(method).parameters)[1:-1]  # without self and old
 
@@ -386,10 +407,14 @@ def _num_labels(given: int | None, config_kwargs: object) -> tuple[int | None, o
         if None not in (given, inside) and given != inside:
             raise InputError(f"num_labels: expected one value, got {quote(given)} and {quote(inside)} in config_kwargs")
         given = inside if given is None else given
-        dropout = rest.pop("classifier_dropout", None)
-        if dropout is not None:
-            check_number("config_kwargs: classifier_dropout", dropout, low=0, high=1)
+        _check_dropout("config_kwargs: classifier_dropout", rest.pop("classifier_dropout", None))
     return (None if given is None else check_count("num_labels", given, low=1, high=MAX_LABELS)), rest
+
+
+def _check_dropout(name: str, value: object) -> None:
+    """Check a setting that matters only for training."""
+    if value is not None:
+        check_number(name, value, low=0, high=1)
 
 
 def _check_fp32(given: object, saved: tuple[str, ...], dtype: str) -> None:

@@ -20,6 +20,8 @@ def folder_lines(report: FolderReport) -> Iterator[str]:
         yield _row("loads as" if i == 0 else "also", f"{task.auto_class}{pipeline}")
     if report.sentence_transformer:
         yield _row("also" if report.tasks else "loads as", "SentenceTransformer")
+    if report.cross_encoder:
+        yield _row("also" if report.tasks else "loads as", "CrossEncoder")
     model = report.model
     if model is not None:
         stored = ", ".join(f"{nbytes / 1e6:.1f} MB of {dtype}" for dtype, nbytes in model.stored_dtypes.items())

@@ -63,8 +63,8 @@ class _Generator(ABC, Generic[_Model]):
     ) -> None:
         """Load a folder or a hub id. model_name, cache_dir, threads: as in `SentenceTransformer`.
 
-        lazy_load: load on first use. cuda: True for device "cuda". providers, device_ids: accepted if they name the CPU
-        and the first GPU. Raises what `SentenceTransformer` raises.
+        lazy_load: load on first use. cuda: True for device "cuda"; "auto" is the CPU. providers, device_ids: accepted
+        if they name the CPU and the first GPU. Raises what `SentenceTransformer` raises.
         """
         given: dict[str, Any] = {**options}
         check_keywords(given, GeneratorLoadArgs.__annotations__, type(self).__name__)
@@ -75,6 +75,7 @@ class _Generator(ABC, Generic[_Model]):
         self._arguments = {"cache_dir": cache_dir, "threads": threads, "device": device, **given}
         self._source = model_name if path is None else path
         self._model: _Model | None = None
+        self._closed = False
         if not check_flag("lazy_load", lazy_load):
             self._model = self._load()
 
@@ -83,21 +84,24 @@ class _Generator(ABC, Generic[_Model]):
 
     @property
     def model(self) -> _Model:
-        """The loaded model."""
+        """The loaded model. Raises what loading raises, and InputError after `close`."""
+        if self._closed:
+            raise InputError("model: expected an open model, got one after close()")
         if self._model is None:
             self._model = self._load()
         return self._model
 
     def close(self) -> None:
         """Free the model's memory; any later use raises InputError."""
-        self.model.close()
+        self._closed = True
+        if self._model is not None:
+            self._model.close()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._model is not None:
-            self._model.close()
+        self.close()
 
 
 class TextEmbedding(_Generator[SentenceTransformer]):
@@ -117,6 +121,10 @@ class TextEmbedding(_Generator[SentenceTransformer]):
         lazy_load: bool = False,
         **options: Unpack[GeneratorLoadArgs],
     ) -> None:
+        """Load a folder or a hub id. The arguments are those of `TextCrossEncoder`.
+
+        Raises what `SentenceTransformer` raises.
+        """
         super().__init__(model_name, cache_dir, threads, providers, cuda, device_ids, lazy_load, **options)
 
     def _load(self) -> SentenceTransformer:

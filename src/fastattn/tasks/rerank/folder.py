@@ -44,6 +44,12 @@ class RerankFolder:
     is_classifier: bool
 
 
+def is_cross_encoder(directory: Path) -> bool:
+    """Return whether the folder was saved by the CrossEncoder of sentence-transformers."""
+    kind = read_settings(directory / SETTINGS_NAME).values.get("model_type")
+    return kind == MODEL_TYPE and read_optional_json(directory / MODULES_NAME) is not None
+
+
 def read_rerank_folder(directory: Path, *, trust_remote_code: bool) -> RerankFolder:
     """Read the modules and settings of a folder. Raises ConfigError, ModelFormatError."""
     modules = read_optional_json(directory / MODULES_NAME)

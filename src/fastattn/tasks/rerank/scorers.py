@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
@@ -15,13 +16,14 @@ from fastattn.tasks.finite import check_finite
 from fastattn.tasks.rerank.folder import RerankFolder
 from fastattn.tasks.search.vectors import Rows
 from fastattn.tasks.sentence.encoders import Transformer
-from fastattn.tasks.sentence.features import SENTENCE
+from fastattn.tasks.sentence.features import SENTENCE, Widths
 from fastattn.tasks.sentence.folder import (
     FEATURES,
     MODULES_NAME,
     SCORES,
     ModelFolder,
     ModelSettings,
+    ModuleEntry,
     TransformerSettings,
     read_transformer_settings,
 )
@@ -85,15 +87,13 @@ class ClassifierScorer:
 class StackScorer:
     """The feature "scores" of a model of several modules."""
 
-    def __init__(self, stack: Stack, where: object) -> None:
-        level, width = stack.known.get(SCORES.feature, ("tokens", 0))
-        if level != "sentences" or not isinstance(stack.first, Transformer):
-            stack.first.close()
-            raise ConfigError(f'{where}: expected a last module Dense with module_output_name "scores", found none')
-        self._stack, self._where, self.num_labels, self.text = stack, where, width, stack.first
+    def __init__(self, stack: Stack) -> None:
+        assert isinstance(stack.first, Transformer)
+        self._stack, self.text = stack, stack.first
+        self.num_labels = stack.known[SCORES.feature][1]
 
     def __copy__(self) -> Self:
-        return type(self)(copy.copy(self._stack), self._where)
+        return type(self)(copy.copy(self._stack))
 
     def logits(self, encoded: Encoded, where: Sequence[str], prompt: str) -> Rows:
         """Run all modules."""
@@ -116,15 +116,32 @@ def load_scorer(folder: RerankFolder, options: StackOptions, num_labels: int | N
     if first.kind != "Transformer":
         raise ConfigError(f"{where}: expected a Transformer as the first module, got {first.kind}")
     settings = read_transformer_settings(first.folder, (FEATURES, SCORES))
-    if settings.task == SCORES:
-        if rest:
-            raise ConfigError(f"{where}: expected no module after one that computes scores, got {rest[0].kind}")
+    if settings.task is SCORES:
+        check_last(rest, where)
         return _classifier(folder, settings, options, num_labels)
-    scorer = StackScorer(load_stack(ModelFolder(folder.path, folder.entries, ModelSettings({})), options), where)
-    if num_labels not in (None, scorer.num_labels):
-        scorer.text.close()
-        raise InputError(f"num_labels: expected None or {scorer.num_labels}, as in the folder, got {num_labels}")
+    stack = load_stack(ModelFolder(folder.path, folder.entries, ModelSettings({})), options)
+    try:
+        check_scores(Widths(stack.known), where)
+        scorer = StackScorer(stack)
+        if num_labels not in (None, scorer.num_labels):
+            raise InputError(f"num_labels: expected None or {scorer.num_labels}, as in the folder, got {num_labels}")
+    except BaseException:
+        stack.first.close()
+        raise
     return scorer
+
+
+def check_scores(widths: Widths, where: Path) -> None:
+    """Check that the modules after an encoder compute the scores of a pair. Raises ConfigError."""
+    level, _ = widths.known.get(SCORES.feature, ("tokens", 0))
+    if level != "sentences":
+        raise ConfigError(f'{where}: expected a last module Dense with module_output_name "scores", found none')
+
+
+def check_last(rest: Sequence[ModuleEntry], where: Path) -> None:
+    """Check that no module follows a classifier. Raises ConfigError."""
+    if rest:
+        raise ConfigError(f"{where}: expected no module after one that computes scores, got {rest[0].kind}")
 
 
 def _classifier(

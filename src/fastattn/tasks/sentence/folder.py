@@ -35,8 +35,8 @@ MODULES = (*INPUT_MODULES, "Pooling", "Dense", "Normalize", "LayerNorm")
 SPARSE_MODULES = ("Transformer", "MLMTransformer", "SpladePooling")
 MULTI_VECTOR_MODULES = ("Transformer", "Dense", "LayerNorm", "MultiVectorMask", "Normalize")
 _HOMES = ("sentence_transformers.models.", "sentence_transformers.sentence_transformer.modules.",
-          "sentence_transformers.base.modules.", "sentence_transformers.cross_encoder.modules.",
-          "sentence_transformers.sparse_encoder.models.", "sentence_transformers.sparse_encoder.modules.",
+          "sentence_transformers.base.modules.", "sentence_transformers.sparse_encoder.models.",
+          "sentence_transformers.sparse_encoder.modules.",
           "sentence_transformers.multi_vector_encoder.modules.")  # fmt: skip
 # The settings of the transformer: sentence-transformers reads the first of these that exists and is not empty.
 TRANSFORMER_CONFIGS = tuple(

@@ -38,10 +38,12 @@ class StackOptions:
     config_kwargs: object = None
 
 
-def refuse_parts(kind: type, unknown: Mapping[str, object], modules: object, backend: object) -> None:
-    """Reject unknown keywords and ways to build a model that a class does not support."""
+def refuse_parts(
+    kind: type, unknown: Mapping[str, object], modules: object, backend: object, known: type = SentenceLoadArgs
+) -> None:
+    """Reject unknown keywords and ways to build a model that a class does not support. known: its keywords."""
     names = inspect.signature(kind).parameters
-    check_keywords(unknown, (*SentenceLoadArgs.__annotations__, *names), kind.__name__)
+    check_keywords(unknown, (*known.__annotations__, *names), kind.__name__)
     if modules is not None:
         raise InputError(
             "modules: expected None, because a model is loaded from a folder; save the modules to a folder first"
