@@ -216,8 +216,8 @@ def load_facebook_vectors(
 ) -> FastTextKeyedVectors:
     """Read a `.bin` file of an unsupervised fastText model, with the vectors of its n-grams.
 
-    The file may be compressed with gzip. The output layer, which only training needs, is not read. Raises
-    ModelFormatError (also for supervised and for quantized models), ModelNotFoundError, InputError, OSError.
+    The file may be compressed with gzip. The output layer, which only training needs, is not read.
+    Raises ModelFormatError (also for supervised and for quantized models), ModelNotFoundError, InputError, OSError.
     """
     check_encoding(check_str("encoding", encoding), check_str("unicode_errors", unicode_errors))
     table = read_fasttext(check_path("path", path), encoding, unicode_errors)

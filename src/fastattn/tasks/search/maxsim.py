@@ -42,7 +42,10 @@ def maxsim(a: object, b: object, *, length_normalize: bool = False) -> Rows:
 
 
 def mean_maxsim(a: object, b: object) -> Rows:
-    """Return `maxsim` divided by the number of vectors of each query, float32 [n_a, n_b]."""
+    """Return `maxsim` divided by the number of vectors of each query, float32 [n_a, n_b].
+
+    Raises DTypeError, InputError.
+    """
     return maxsim(a, b, length_normalize=True)
 
 
@@ -62,7 +65,10 @@ def maxsim_pairwise(a: object, b: object, *, length_normalize: bool = False) -> 
 
 
 def mean_maxsim_pairwise(a: object, b: object) -> Rows:
-    """Return `maxsim_pairwise` divided by the number of vectors of each query, float32 [n]."""
+    """Return `maxsim_pairwise` divided by the number of vectors of each query, float32 [n].
+
+    Raises DTypeError, InputError.
+    """
     return maxsim_pairwise(a, b, length_normalize=True)
 
 
