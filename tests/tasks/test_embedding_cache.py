@@ -141,6 +141,14 @@ def test_another_model_is_another_entry(folder: Path, tmp_path: Path) -> None:
         fa.EmbeddingCache(tmp_path / "d").encode(first, TEXTS)
 
 
+def test_the_key_has_every_file_that_was_read(model: fa.SentenceTransformer, tmp_path: Path) -> None:
+    names = {name for name, _ in model._stamp.files}
+    assert {"modules.json", "config_sentence_transformers.json", "config.json", "model.safetensors"} <= names
+    assert {"vocab.txt", "tokenizer_config.json", "1_Pooling/config.json"} <= names
+    static = fa.SentenceTransformer(write_static(tmp_path / "s", NORMALIZE))
+    assert {"modules.json", "tokenizer.json", "model.safetensors"} <= {name for name, _ in static._stamp.files}
+
+
 def test_the_folder_may_move(tmp_path: Path) -> None:
     cache = fa.EmbeddingCache(tmp_path / "c")
     cache.encode(fa.SentenceTransformer(write_model(tmp_path / "m", POOLING)), TEXTS)

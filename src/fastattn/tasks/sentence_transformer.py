@@ -19,6 +19,7 @@ from fastattn.api.load_options import check_target
 from fastattn.checkpoint.folder_digest import FolderStamp
 from fastattn.checks import check_count, check_flag, one_of
 from fastattn.errors import InputError
+from fastattn.files import recorded_files
 from fastattn.tasks.search.quantization import Precision, quantize_embeddings, quantize_vectors
 from fastattn.tasks.search.similarity import Similarity, check_similarity, pair_scores, scores
 from fastattn.tasks.search.vectors import normalized
@@ -106,10 +107,11 @@ class SentenceTransformer(EncodeMethods):
             local_files_only=check_flag("local_files_only", options.get("local_files_only", False)),
             token=one_of("token", options.get("token"), "use_auth_token", use_auth_token),
         )
-        self._stamp = FolderStamp.of(path)
-        folder = read_folder(path)
-        self._read(folder.settings, given, default_prompt_name)
-        self._stack = load_stack(folder, stack)
+        with recorded_files() as files:
+            folder = read_folder(path)
+            self._read(folder.settings, given, default_prompt_name)
+            self._stack = load_stack(folder, stack)
+        self._stamp = FolderStamp.of(path, files)
 
     def _read(self, settings: ModelSettings, given: Mapping[str, str | None], default_prompt_name: str | None) -> None:
         """Merge the caller's settings with those of the folder; the caller's take precedence."""

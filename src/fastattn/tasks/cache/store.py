@@ -39,37 +39,49 @@ _log = logging.getLogger("fastattn")
 class Store:
     """Entries of bytes in a file. max_bytes: the least recently used ones are deleted to stay below; None: no limit."""
 
+    _connection: sqlite3.Connection | None = None  # on the class, so `__del__` finds it even if `__init__` failed
+    _owner = 0  # the process that opened the connection
+
     def __init__(self, path: Path, max_bytes: int | None) -> None:
         self.path = path
         self.max_bytes = max_bytes
         self._lock = threading.RLock()
-        self._owner = 0  # the process that opened the connection
-        self._connection: sqlite3.Connection | None = None
         self._closed = False
-        with self._using() as connection:
-            self._check_format(connection)
+        self._inherited: list[sqlite3.Connection] = []  # of the parent process, which must stay open
+        try:
+            with self._using() as connection:
+                self._check_format(connection)
+        except BaseException:
+            self.close()
+            raise
 
     # -- the connection -----------------------------------------------------------------------------------------
 
     @contextmanager
     def _using(self) -> Iterator[sqlite3.Connection]:
         """Yield the connection of this process and convert errors to CacheError."""
+        if self._owner not in (0, os.getpid()):
+            self._lock = threading.RLock()  # another thread of the parent process may have held the lock
         with self._lock:
             try:
                 yield self._open()
             except sqlite3.Error as error:
                 raise self._error(error) from error
+            except (TypeError, ValueError) as error:  # a value of another type than the tables allow, or invalid text
+                raise self._damaged(str(error)) from error
 
     def _open(self) -> sqlite3.Connection:
         if self._closed:
             raise CacheError(f"{self.path}: expected an open cache, got one after close()")
         if self._connection is None or self._owner != os.getpid():  # SQLite must not be used across a fork
-            connection = sqlite3.connect(
+            if self._connection is not None:
+                self._inherited.append(self._connection)
+            self._connection = sqlite3.connect(
                 self.path, timeout=_WAIT_SECONDS, isolation_level=None, check_same_thread=False, cached_statements=16
             )
-            connection.execute("PRAGMA journal_mode = WAL")
-            connection.execute("PRAGMA synchronous = NORMAL")
-            self._connection, self._owner = connection, os.getpid()
+            self._owner = os.getpid()
+            self._connection.execute("PRAGMA journal_mode = WAL")
+            self._connection.execute("PRAGMA synchronous = NORMAL")
         return self._connection
 
     def _check_format(self, connection: sqlite3.Connection) -> None:
@@ -110,7 +122,12 @@ class Store:
         with self._lock:
             if self._connection is not None and self._owner == os.getpid():
                 self._connection.close()
-            self._connection, self._closed = None, True
+                self._connection = None
+            self._closed = True
+
+    def __del__(self) -> None:
+        if self._connection is not None and self._owner == os.getpid():
+            self._connection.close()
 
     # -- entries ------------------------------------------------------------------------------------------------
 
