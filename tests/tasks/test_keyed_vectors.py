@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import logging
 import struct
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -190,6 +191,34 @@ def test_damaged_files(tmp_path: Path, data: str | bytes, message: str, options:
     with pytest.raises(ModelFormatError, match=message) as found:
         load(tmp_path, data, **options)
     assert str(tmp_path / "v") in str(found.value)
+
+
+@pytest.mark.parametrize("kind", ["text", "binary", "no header", "gzip", "fasttext"])
+def test_memory_is_the_table_and_a_few_pieces(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stream, "CHUNK_BYTES", 1 << 13)
+    rows = np.random.default_rng(0).integers(-9, 9, (500, 256)).astype(np.float32)
+    words = [f"w{i}" for i in range(len(rows))]
+    numbers = [" ".join(map(str, row)) for row in rows.astype(int).tolist()]
+    lines = "".join(f"{word} {row}\n" for word, row in zip(words, numbers, strict=True))
+    data = {
+        "text": f"500 256\n{lines}".encode(),
+        "no header": lines.encode(),
+        "binary": b"500 256\n" + b"".join(b"w%d " % i + row.tobytes() for i, row in enumerate(rows)),
+        "fasttext": fasttext_file(words, rows, rows[:100]),
+    }
+    path = write(tmp_path / "v", gzip.compress(data["text"], 1) if kind == "gzip" else data[kind])
+    del data, lines, numbers
+    tracemalloc.start()
+    if kind == "fasttext":
+        table: fa.KeyedVectors = fa.load_facebook_vectors(path)
+    else:
+        table = fa.KeyedVectors.load_word2vec_format(path, binary=kind == "binary", no_header=kind == "no header")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(table) == 500
+    # Without a header, the table begins with 1,024 rows. The words are str and entries of a dict.
+    tables = 3 if kind == "no header" else 1.25
+    assert peak <= tables * rows.nbytes + len(rows) * 400 + 8 * stream.CHUNK_BYTES
 
 
 def test_every_truncation_is_an_error(tmp_path: Path) -> None:

@@ -114,7 +114,9 @@ def _read_lines(stream: WordStream, options: Word2vecOptions, n_words: int | Non
     words = Words(stream.path, options.encoding, options.unicode_errors)
     offset = 1 if n_words is None else 2  # the number of the first line
     limit = MAX_WORD_BYTES + _MAX_NUMBER_BYTES * (_MAX_WIDTH if width is None else width)
-    vectors = np.empty((0 if wanted is None else min(wanted, _FIRST_ROWS), width or 0), np.float32)
+    # A header was compared with the size of the file, so its number of rows can be allocated.
+    n_rows = 0 if n_words is None or wanted is None else wanted
+    vectors = np.empty((n_rows, width or 0), np.float32)
     n_lines = 0
     while wanted is None or n_lines < wanted:
         start = stream.position
@@ -128,7 +130,8 @@ def _read_lines(stream: WordStream, options: Word2vecOptions, n_words: int | Non
             vectors = np.empty((_FIRST_ROWS, width), np.float32)
         n_lines += 1
         if words.add(data, where, start):
-            vectors = _grown(vectors, len(words), wanted)
+            if len(words) > len(vectors):
+                vectors.resize((2 * len(vectors), width), refcheck=False)  # moves no numbers if the memory has room
             with np.errstate(over="ignore"):  # the next line reports infinity
                 vectors[len(words) - 1] = numbers
             _check_finite(stream, vectors[len(words) - 1], where, start)
@@ -141,17 +144,8 @@ def _read_lines(stream: WordStream, options: Word2vecOptions, n_words: int | Non
             raise _too_long(stream, n_words, start)
     if width is None:
         raise stream.error("expected words and vectors, found an empty file", code="truncated")
-    return words.table(np.ascontiguousarray(vectors[: len(words)]))
-
-
-def _grown(vectors: Rows, n: int, wanted: int | None) -> Rows:
-    """Return an array with at least n rows: the same one, or one with twice the rows."""
-    if n <= len(vectors):
-        return vectors
-    size = 2 * len(vectors) if wanted is None else min(2 * len(vectors), wanted)
-    larger = np.empty((size, vectors.shape[1]), np.float32)
-    larger[: len(vectors)] = vectors
-    return larger
+    vectors.resize((len(words), width), refcheck=False)
+    return words.table(vectors)
 
 
 def _parse_line(
