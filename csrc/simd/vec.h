@@ -28,6 +28,7 @@
 //   as_words(v) and_words(a, b) or_words(a, b) shift_left<bits>(w)
 //   transpose(Words (&w)[16])          swaps lane i of w[j] with lane j of w[i]
 //   magnitude_bits(v) -> Words         the bits of |v|
+//   lookup(p, index)                   p[index] in each lane; index in 0..15. Reads sixteen floats
 //   max_unsigned(a, b)                 the larger one; NaN is above infinity if both are magnitude_bits
 //   load_bf16(p) -> Vec, store_bf16(p, v)    sixteen bfloat16, rounded to nearest even; NaN stays NaN
 //   round_bf16(v) -> Words             the same as store_bf16, in the low half of each lane

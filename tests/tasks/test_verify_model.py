@@ -17,6 +17,7 @@ from fastattn.tasks import op_errors, verify_model
 from fastattn.tasks.demo import demo_model
 from tests.reference import checkpoints
 from tests.reference.command import run
+from tests.reference.families import write_variant
 
 DTYPES = ("float32", "bfloat16", "int8", "int4")
 
@@ -161,6 +162,9 @@ def test_command() -> None:
         "AlbertForSequenceClassification",
         "ModernBertForSequenceClassification",
         "MPNetModel",
+        "ElectraForPreTraining",
+        "AlbertForPreTraining",
+        "NomicBertForMaskedLM",
     ],
 )
 def test_against_transformers(model_class: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -188,3 +192,11 @@ def test_against_transformers(model_class: str, tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(verify_model, "_their_outputs", changed)
     report = fastattn.verify_model(folder, max_tokens=60, against="transformers")
     assert not report.ok
+
+
+@pytest.mark.parametrize("name", ["new", "jina_bert", "nomic_bert-older"])
+def test_models_that_transformers_reads_only_with_their_code(name: str, tmp_path: Path) -> None:
+    folder = write_variant(tmp_path, name, "encoder")
+    assert fastattn.verify_model(folder, max_tokens=20).ok
+    with pytest.raises(ConfigError, match=r"^against: expected None, because transformers reads .*only with the code"):
+        fastattn.verify_model(folder, max_tokens=20, against="transformers")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import logging
-import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -31,7 +30,6 @@ from fastattn.checks import check_flag, quote
 from fastattn.errors import FastattnError, InputError
 from fastattn.graph.executor import Executor
 from fastattn.graph.ir import Program
-from fastattn.graph.quantize import embedding_tables
 from fastattn.graph.rewrites import optimize, with_outputs
 from fastattn.models.config import CommonConfig
 from fastattn.models.inputs import Batch, read_model_batch
@@ -119,9 +117,8 @@ class Model:
         Raises DTypeError.
         """
         check_flag("only_trainable", only_trainable)
-        program = self.traced
-        left_out = embedding_tables(program) if check_flag("exclude_embeddings", exclude_embeddings) else set()
-        return sum(math.prod(weight.shape) for name, weight in program.weights.items() if name not in left_out)
+        total, in_tables = self._built.n_parameters
+        return total - in_tables if check_flag("exclude_embeddings", exclude_embeddings) else total
 
     @property
     def executor(self) -> Executor:

@@ -11,7 +11,7 @@ from fastattn.api.load_options import MAX_THREADS, LoadOptions
 from fastattn.cli.completion import SHELLS
 from fastattn.cli.flags import add_flag, add_flags
 from fastattn.cli.parsing import CommandParser, Once
-from fastattn.cli.values import file_name, integer, names, number, some_names, some_text
+from fastattn.cli.values import assignment, file_name, integer, names, number, some_names, some_text
 from fastattn.formats import DTYPES, PACKED_DTYPES
 from fastattn.generation.options import GenerationOptions
 from fastattn.options import INT32_MAX
@@ -30,8 +30,8 @@ def build_parser() -> tuple[CommandParser, dict[str, CommandParser]]:
     parser.add_argument("--version", action="version", version=f"fastattn {fastattn.__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=CommandParser)
     add: tuple[Callable[[_Commands], None], ...] = (
-        _add_info, _add_generate, _add_classify, _add_embed, _add_rerank, _add_check, _add_verify, _add_quality,
-        _add_quantize, _add_bench, _add_completion
+        _add_info, _add_generate, _add_classify, _add_embed, _add_rerank, _add_run, _add_check, _add_verify,
+        _add_quality, _add_quantize, _add_bench, _add_completion,
     )  # fmt: skip
     for add_command in add:
         add_command(commands)
@@ -73,6 +73,7 @@ def _add_classify(commands: _Commands) -> None:
         help="print the K best labels per text; 0 prints all (default: 1)",
     )
     parser.add_argument("--truncate", action="store_true", help="cut texts longer than the model's context")
+    _add_batching(parser)
 
 
 def _add_embed(commands: _Commands) -> None:
@@ -168,6 +169,54 @@ def _add_rerank(commands: _Commands) -> None:
     )
     parser.add_argument(
         "--batch-size", type=integer(1, INT32_MAX), default=32, metavar="N", help="texts per step (default: 32)"
+    )
+
+
+def _add_run(commands: _Commands) -> None:
+    parser = commands.add_parser(
+        "run",
+        help="run a pipeline on texts and print JSON",
+        description="Run the pipeline of a task on texts. Print one JSON object per text: its input and its result.",
+    )
+    parser.add_argument(
+        "task",
+        type=some_text("a task"),
+        metavar="TASK",
+        help="token-classification, fill-mask, zero-shot-classification, question-answering, or another task of "
+        "fastattn.pipeline",
+    )
+    _add_model_name(parser, "a model's folder or hub id (the demo model of the task, if there is one)")
+    add_flags(parser, LoadOptions)
+    _add_texts(parser, "a text; '-' reads lines from standard input")
+    parser.add_argument(
+        "--json-lines",
+        action="store_true",
+        help='read each text as JSON: a pair {"text": ..., "text_pair": ...} or a list of words; question-answering '
+        'always reads {"question": ..., "context": ...}',
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        type=assignment,
+        metavar="NAME=VALUE",
+        help="an argument of the pipeline, such as aggregation_strategy=max; the value is JSON or text; repeatable",
+    )
+    _add_batching(parser)
+
+
+def _add_batching(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say how texts share steps."""
+    parser.add_argument(
+        "--batch-size",
+        type=integer(1, INT32_MAX),
+        metavar="N",
+        help="texts per step (32); 1 prints each result before the next text is read",
+    )
+    parser.add_argument(
+        "--max-batch-tokens",
+        type=integer(1, INT32_MAX),
+        metavar="N",
+        help="tokens per step; without --batch-size, any number of texts (no limit)",
     )
 
 

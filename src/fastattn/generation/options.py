@@ -156,14 +156,17 @@ class GenerationOptions:
         """Whether no random number is drawn."""
         return not self.do_sample or self.temperature < GREEDY_BELOW
 
-    def seeds(self, n_requests: int) -> list[int]:
-        """Return one seed per request. Random seeds are exact as doubles, which JSON readers such as JavaScript use."""
+    def seeds(self, n_requests: int, *, first: int = 0) -> list[int]:
+        """Return one seed per request. first: the number of the first one, for an int.
+
+        Random seeds are exact as doubles, which JSON readers such as JavaScript use.
+        """
         seed = self.seed
         if seed is None:
             # secrets.randbits would import modules in a call, and a forked child could wait for an import forever.
             return [int.from_bytes(os.urandom(8), "little") >> (64 - RANDOM_SEED_BITS) for _ in range(n_requests)]
         if isinstance(seed, int):
-            return [request_seed(seed, i) for i in range(n_requests)]
+            return [request_seed(seed, first + i) for i in range(n_requests)]
         if len(seed) != n_requests:
             raise InputError(f"seed: expected {n_requests} seeds, one for each request, got {len(seed)}")
         return list(seed)

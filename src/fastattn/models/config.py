@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -267,10 +267,14 @@ class ConfigReader(Settings):
             values = " or ".join(repr(item) for item in allowed)
             raise ConfigError(f"{self.where}: {key} = {quote(value)} is unsupported; supported: {values}")
 
-    def finish(self, harmless: str = "") -> None:
-        """Check the options that every family shares, and log the unknown ones."""
+    def finish(self, harmless: str = "", own: Collection[str] = ()) -> None:
+        """Check the options that every family shares, and log the unknown ones.
+
+        own: the options of REQUIRED that the family has read.
+        """
         for key, allowed in REQUIRED.items():
-            self.must_be(key, *allowed)
+            if key not in own:
+                self.must_be(key, *allowed)
         for key in ("auto_map", "trust_remote_code"):
             if self.values.get(key):
                 _log.warning("%s: %s is ignored; code from a checkpoint never runs", self.where, key)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fastattn.graph.kinds import linear
+from fastattn.graph.kinds import Activation, activate, gather_rows, layer_norm, linear
 from fastattn.graph.tensor import Tensor, Weights
 
 
@@ -15,6 +15,17 @@ def decoder_matrix(own: Weights, embeddings: Weights, vocab_size: int, width: in
         return own
     embeddings.matrix(vocab_size, width)
     return embeddings
+
+
+def transform(
+    h: Tensor, dense: Weights, norm: Weights, width: int, activation: Activation, eps: float, *, bias: bool = True
+) -> Tensor:
+    """Compute norm(activation(dense(h))) at the wanted rows, [n_wanted, width]: the input of the output matrix.
+
+    bias: whether `dense` has one.
+    """
+    x = linear(gather_rows(h, "wanted"), dense, width, bias=bias)
+    return layer_norm(activate(x, activation), norm, eps)
 
 
 def decode(x: Tensor, matrix: Weights, own: Weights, head: Weights, vocab_size: int) -> Tensor:

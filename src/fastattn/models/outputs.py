@@ -199,6 +199,34 @@ class PreTrainingOutput(ModelOutput, Generic[_PerToken]):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class SentenceOrderOutput(ModelOutput, Generic[_PerToken]):
+    """The outputs of ALBERT's two heads for pre-training.
+
+    prediction_logits [batch, seq_len, vocab_size]: of the masked language model. sop_logits [batch, num_labels], or
+    [num_labels] for a 1-D input: of the order of the two texts; index 0 means that they are in order. hidden_states,
+    attentions: as in CausalLMOutput.
+    """
+
+    prediction_logits: _PerToken
+    sop_logits: Array
+    hidden_states: tuple[_PerToken, ...] | None = None
+    attentions: tuple[_PerToken, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DiscriminatorOutput(ModelOutput, Generic[_PerToken]):
+    """The outputs of ELECTRA's discriminator.
+
+    logits [batch, seq_len]: a token with a positive one was replaced by the generator. hidden_states, attentions: as in
+    CausalLMOutput.
+    """
+
+    logits: _PerToken
+    hidden_states: tuple[_PerToken, ...] | None = None
+    attentions: tuple[_PerToken, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class GenerateOutput(ModelOutput):
     """The result of `generate(..., return_dict_in_generate=True)`, with one item per request.
 

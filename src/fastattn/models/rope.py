@@ -82,6 +82,24 @@ def read_rope(
     return rope
 
 
+def ntk_frequencies(theta: float, factor: float, mixed_b: float | None, dimensions: int) -> tuple[float, ...]:
+    """Return the frequencies of fixed NTK scaling, or with `mixed_b` of its mixed form (kexue.fm/archives/9706).
+
+    Frequency i of d / 2 is (theta * factor)^(-2 i / d) / factor^(2 / d), or theta^(-2 i / d) / exp(a (i + 1)^mixed_b)
+    with a = log(factor) / (d / 2)^mixed_b. factor: at least 1.
+    """
+    scale = Decimal(factor)
+    with decimal.localcontext(_DIGITS):
+        if mixed_b is None:
+            divisor = scale ** (Decimal(2) / dimensions)
+            powers = [(Decimal(theta) * scale) ** -(Decimal(i) / dimensions) for i in range(0, dimensions, 2)]
+            return tuple(float(power / divisor) for power in powers)
+        half, b = Decimal(dimensions) / 2, Decimal(mixed_b)
+        a = scale.ln() / half**b
+        plain = [Decimal(theta) ** -(Decimal(2 * i) / dimensions) for i in range(dimensions // 2)]
+        return tuple(float(f / (a * Decimal(i + 1) ** b).exp()) for i, f in enumerate(plain))
+
+
 def _parameters(config: Settings, layer_type: str | None) -> Settings:
     """Return the parameters of one type of layer. As in transformers, rope_scaling takes precedence."""
     scaling, parameters = config.table("rope_scaling"), config.table("rope_parameters")

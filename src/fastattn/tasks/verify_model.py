@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastattn.api.loading import load_executor
-from fastattn.checkpoint import open_checkpoint
+from fastattn.checkpoint import Checkpoint, open_checkpoint
 from fastattn.checkpoint.hub import resolve
 from fastattn.checks import check_choice, check_count, quote
 from fastattn.errors import ConfigError, DTypeError, InputError
@@ -163,6 +163,8 @@ def verify_model(
             raise ConfigError(
                 f"{directory}: expected a float checkpoint, got one quantized to {checkpoint.quantized.dtype}"
             )
+        if against is not None:
+            _check_against(checkpoint)
         traced = trace_tasks(checkpoint)
         if traced.problem:
             raise ConfigError(traced.problem)
@@ -293,6 +295,15 @@ def _read(built: BuiltModel, directory: Path, texts: list[str] | None, max_token
     return found
 
 
+def _check_against(checkpoint: Checkpoint) -> None:
+    """Raise ConfigError if transformers would need code that comes with the checkpoint."""
+    if find_family(checkpoint.config).needs_code(checkpoint.config):
+        raise ConfigError(
+            f"against: expected None, because transformers reads {checkpoint.path} only with the code that comes with "
+            "the checkpoint, got 'transformers'"
+        )
+
+
 def _against_transformers(case: Case, threads: int | None) -> TransformersCheck:
     """Compare with the same checkpoint in transformers, one text at a time. Raises ConfigError."""
     try:
@@ -348,5 +359,7 @@ def _their_outputs(model: Any, case: Case, ids: Any) -> list[NDArray[Any]]:
     if case.built.task == "question-answering":
         return [*states, np.stack([out.start_logits[0].numpy(), out.end_logits[0].numpy()], axis=1)]
     name = {"pre-training": "prediction_logits", "encoder": "last_hidden_state"}.get(case.built.task, "logits")
+    if name not in out:  # the discriminator of ELECTRA
+        return [*states, out.logits[0].numpy()[:, None]]
     result = out[name].numpy()
     return [*states, result.reshape(-1, result.shape[-1])]

@@ -199,10 +199,12 @@ class Tokenizer(TokenizerBase):
         max_length: int | None = None,
         strategy: str = "longest_first",
         cut: dict[int, int] | None = None,
+        names: Sequence[str] | None = None,
     ) -> list[tuple[NDArray[np.int32], NDArray[np.int32]]]:
         """Encode texts like `encode_batch`, with checked arguments. The tasks use this method.
 
-        cut: if given, it receives the index of each truncated pair and the number of remaining tokens.
+        cut: if given, it receives the index of each truncated pair and the number of remaining tokens. names: of the
+        pairs, for messages; None uses texts[i].
         """
         state, truncation = self._state, None
         if max_length is not None and strategy != DO_NOT_TRUNCATE:
@@ -212,7 +214,7 @@ class Tokenizer(TokenizerBase):
             encoding = state.encoder.encode(
                 first,
                 second,
-                name=f"texts[{i}]",
+                name=f"texts[{i}]" if names is None else names[i],
                 add_special_tokens=add_special_tokens,
                 split_special_tokens=state.options.split_special_tokens,
                 truncation=truncation,
