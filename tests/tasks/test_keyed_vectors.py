@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 import fastattn as fa
 from fastattn.errors import DTypeError, FastattnError, InputError, ModelFormatError, ModelNotFoundError, UnknownKeyError
 from fastattn.tasks.words import fasttext, stream
-from fastattn.tasks.words.ngrams import Ngrams
 from tests.tasks.bounds import assert_as_good_as
+from tests.tasks.word_files import fasttext_file, load_gensim, write
 
 WORDS = ["king", "queen", "man", "woman", "apple"]
 VECTORS = np.array([[2, 1, 0], [2, -1, 0], [0, 1, 0.5], [0, -1, 0.5], [0, 0, -3]], np.float32)
@@ -25,11 +25,6 @@ TEXT = "5 3\n" + "".join(
     f"{word} {' '.join(map(str, row))}\n" for word, row in zip(WORDS, VECTORS.tolist(), strict=True)
 )
 BINARY = b"5 3\n" + b"".join(w.encode() + b" " + v.tobytes() + b"\n" for w, v in zip(WORDS, VECTORS, strict=True))
-
-
-def write(path: Path, data: str | bytes) -> Path:
-    path.write_bytes(data.encode() if isinstance(data, str) else data)
-    return path
 
 
 def load(path: Path, data: str | bytes, **options: Any) -> fa.KeyedVectors:
@@ -270,129 +265,7 @@ def test_wrong_arguments(kv: fa.KeyedVectors, tmp_path: Path) -> None:
             call()
 
 
-# -- fastText ---------------------------------------------------------------------------------------------------------
-
-
-def fnv(ngram: bytes) -> int:
-    """Return the hash of fastText, as its source defines it."""
-    value = 2166136261
-    for byte in ngram:
-        signed = byte - 256 if byte > 127 else byte
-        value = ((value ^ (signed & 0xFFFFFFFF)) * 16777619) & 0xFFFFFFFF
-    return value
-
-
-def ngrams_of(word: str, low: int, high: int) -> list[bytes]:
-    marked = f"<{word}>"
-    return [
-        marked[i : i + n].encode()
-        for i in range(len(marked))
-        for n in range(max(low, 1), high + 1)
-        if i + n <= len(marked) and not (n == 1 and (i == 0 or i + 1 == len(marked)))
-    ]
-
-
-@pytest.mark.parametrize(("low", "high"), [(3, 6), (1, 1), (0, 2), (2, 9), (5, 3), (0, 0)])
-def test_the_buckets_are_those_of_fasttext(low: int, high: int) -> None:
-    words = ["a", "", "café", "日本語テキスト", "x" * 50, "\N{GRINNING FACE}\N{GRINNING FACE}", "zażółć"]
-    expected = [[fnv(ngram) % 1000 for ngram in ngrams_of(word, low, high)] for word in words]
-    ngrams = Ngrams(low, high, 1000)
-    assert [row.tolist() for row in ngrams.buckets([word.encode() for word in words])] == expected
-    assert [ngrams.buckets([word.encode()])[0].tolist() for word in words] == expected
-    assert ngrams.buckets([b"</s>"])[0].tolist() == []
-
-
-def fasttext_file(
-    words: list[str],
-    own: NDArray[np.float32],
-    grams: NDArray[np.float32],
-    *,
-    low: int = 2,
-    high: int = 3,
-    **change: Any,
-) -> bytes:
-    """Return a `.bin` file of fastText."""
-    arguments = {
-        "dim": own.shape[1], "ws": 5, "epoch": 5, "minCount": 1, "neg": 5, "wordNgrams": 1, "loss": 2, "model": 1,
-        "bucket": len(grams), "minn": low, "maxn": high, "lrUpdateRate": 100,
-    } | {key: value for key, value in change.items() if key in ("model", "dim", "maxn", "bucket")}  # fmt: skip
-    data = struct.pack("<2i", 793712314, change.get("version", 12)) + struct.pack("<12id", *arguments.values(), 1e-4)
-    n = change.get("n_words", len(words))
-    data += struct.pack("<3iqq", n, n, change.get("labels", 0), 100, change.get("pruned", -1))
-    for word in words:
-        data += word.encode() + b"\0" + struct.pack("<qb", 3, change.get("kind", 0))
-    data += struct.pack("<?2q", change.get("quantized", False), len(own) + len(grams), own.shape[1])
-    data += own.tobytes() + grams.tobytes()
-    return data + struct.pack("<?2q", False, len(own), own.shape[1]) + own.tobytes()
-
-
-OWN = np.array([[1, 2], [3, 4], [5, 6]], np.float32)
-GRAMS = np.arange(14, dtype=np.float32).reshape(7, 2)
-FASTTEXT = ["</s>", "café", "ab"]
-
-
-def test_a_fasttext_file(tmp_path: Path) -> None:
-    kv = fa.load_facebook_vectors(write(tmp_path / "f", fasttext_file(FASTTEXT, OWN, GRAMS)))
-    assert kv.index_to_key == FASTTEXT
-    assert (kv.min_n, kv.max_n, kv.bucket, kv.vector_size) == (2, 3, 7, 2)
-    for word, own in zip(FASTTEXT[1:], OWN[1:], strict=True):
-        rows = [own, *(GRAMS[fnv(ngram) % 7] for ngram in ngrams_of(word, 2, 3))]
-        assert kv[word].tolist() == np.mean(rows, axis=0, dtype=np.float64).astype(np.float32).tolist()
-    assert kv["</s>"].tolist() == [1, 2]
-    rows = [GRAMS[fnv(ngram) % 7] for ngram in ngrams_of("unseen", 2, 3)]
-    assert kv["unseen"].tolist() == np.mean(rows, axis=0, dtype=np.float64).astype(np.float32).tolist()
-    assert "unseen" in kv
-    assert not kv.has_index_for("unseen")
-    assert kv.most_similar("unseen", topn=1)[0][0] in FASTTEXT
-    short = fa.load_facebook_vectors(write(tmp_path / "f", fasttext_file(FASTTEXT, OWN, GRAMS, low=5, high=6)))
-    assert short["q"].tolist() == [0, 0]  # no n-gram
-    plain = fa.load_facebook_vectors(write(tmp_path / "f", fasttext_file(FASTTEXT, OWN, GRAMS[:0], low=0, high=0)))
-    assert np.array_equal(plain.vectors, OWN)
-    with pytest.raises(UnknownKeyError):
-        plain["unseen"]
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"model": 3}, "expected an unsupervised model .*, got a supervised classifier"),
-        ({"quantized": True}, r"quantized models \(.ftz\) are not supported"),
-        ({"pruned": 5}, r"quantized models \(.ftz\) are not supported"),
-        ({"version": 99}, "expected version 11 or 12 of fastText's format, got 99"),
-        ({"labels": 2}, "expected only words, got 3 entries"),
-        ({"kind": 1}, "word 1, b'</s>': expected a word, got an entry of type 1"),
-        ({"dim": 3}, "the input matrix: expected 10 rows of 3 numbers, got 10 of 2"),
-        ({"bucket": 2**31 - 1}, "bucket: expected 0 to"),
-        ({"maxn": 2**20}, "maxn: expected 0 to 1000"),
-        ({"n_words": 2**30}, "expected a dictionary that fits in the file"),
-        ({"n_words": 2}, "the input matrix|quantized|expected"),
-    ],
-)
-def test_other_fasttext_files(tmp_path: Path, change: dict[str, Any], message: str) -> None:
-    path = write(tmp_path / "f", fasttext_file(FASTTEXT, OWN, GRAMS, **change))
-    with pytest.raises(ModelFormatError, match=message):
-        fa.load_facebook_vectors(path)
-
-
-def test_every_truncation_of_a_fasttext_file_is_an_error(tmp_path: Path) -> None:
-    data = fasttext_file(FASTTEXT, OWN, GRAMS)
-    for size in range(len(data)):
-        with pytest.raises(ModelFormatError, match=str(tmp_path)):
-            fa.load_facebook_vectors(write(tmp_path / "f", data[:size]))
-    with pytest.raises(ModelFormatError, match="expected the end of the file"):
-        fa.load_facebook_vectors(write(tmp_path / "f", data + b"x"))
-
-
 # -- gensim and fastText ----------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def gensim() -> Any:
-    pytest.importorskip("gensim", reason="needs gensim")
-    import gensim.models.fasttext
-    import gensim.test
-
-    return gensim
 
 
 FILES: dict[str, dict[str, Any]] = {
@@ -416,8 +289,9 @@ def unit(x: NDArray[Any]) -> NDArray[np.float64]:
 @pytest.mark.filterwarnings("ignore:Call to deprecated:DeprecationWarning")  # gensim calls its own old names
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("name", FILES)
-def test_results_equal_gensim(gensim: Any, name: str) -> None:
-    path = Path(gensim.test.__file__).parent / "test_data" / name
+def test_results_equal_gensim(name: str) -> None:
+    gensim, data = load_gensim()
+    path = data / name
     ours = fa.KeyedVectors.load_word2vec_format(path, **FILES[name])
     theirs = gensim.models.KeyedVectors.load_word2vec_format(str(path), **FILES[name])
     assert ours.index_to_key == theirs.index_to_key
@@ -449,51 +323,8 @@ def test_results_equal_gensim(gensim: Any, name: str) -> None:
         assert_as_good_as(cosmul[0], shifted[:, 0] * shifted[:, 1] / (shifted[:, 2] + 1e-6), cosmul[1])
 
 
-BINARIES = {
-    "lee_fasttext.bin": "utf-8",
-    "lee_fasttext_new.bin": "utf-8",
-    "crime-and-punishment.bin": "utf-8",
-    "toy-model.bin": "utf-8",
-    "toy-model-pretrained.bin": "utf-8",
-    "non_ascii_fasttext.bin": "utf-8",
-}
-UNSEEN = ["unseen", "z", "żółw", "日本語", "a" * 60]
-
-
-@pytest.mark.parametrize("name", BINARIES)
-def test_subword_vectors_equal_gensim(gensim: Any, name: str) -> None:
-    path = Path(gensim.test.__file__).parent / "test_data" / name
-    ours = fa.load_facebook_vectors(path, BINARIES[name])
-    theirs = gensim.models.fasttext.load_facebook_vectors(str(path), BINARIES[name])
-    assert set(ours.index_to_key) == set(theirs.index_to_key)
-    grams = theirs.vectors_ngrams.astype(np.float64)
-    assert ours.vectors_ngrams.tobytes() == theirs.vectors_ngrams.tobytes()
-    # gensim gives the end of a sentence n-grams; fastText, whose definition this is, does not.
-    words = [word for word in ours.index_to_key if word != "</s>"]
-    for word in [*words[:200], *UNSEEN]:
-        rows = [grams[fnv(ngram) % ours.bucket] for ngram in ngrams_of(word, ours.min_n, ours.max_n)]
-        if word in theirs.key_to_index:
-            rows.append(theirs.vectors_vocab[theirs.key_to_index[word]].astype(np.float64))
-        exact = np.mean(rows, axis=0) if rows else np.zeros(ours.vector_size)
-        assert_as_good_as(ours[word], exact, theirs[word])
-
-
-def test_vectors_equal_fasttext(gensim: Any) -> None:
-    """The library of fastText itself, also for the end of a sentence and for words in other bytes than UTF-8."""
-    library = pytest.importorskip("fasttext", reason="needs the package fasttext-wheel")
-    for name in ("lee_fasttext_new.bin", "crime-and-punishment.bin"):
-        path = Path(gensim.test.__file__).parent / "test_data" / name
-        model, ours = library.load_model(str(path)), fa.load_facebook_vectors(path)
-        assert ours.index_to_key == model.get_words()
-        matrix = model.get_input_matrix().astype(np.float64)
-        for word in [*ours.index_to_key[:200], "</s>", *UNSEEN, ""]:
-            rows = model.get_subwords(word)[1]
-            exact = matrix[rows].mean(axis=0) if len(rows) else np.zeros(ours.vector_size)
-            assert_as_good_as(ours[word], exact, model.get_word_vector(word))
-
-
-def test_wrong_encodings(gensim: Any, caplog: pytest.LogCaptureFixture) -> None:
-    data = Path(gensim.test.__file__).parent / "test_data"
+def test_wrong_encodings(caplog: pytest.LogCaptureFixture) -> None:
+    _, data = load_gensim()
     with pytest.raises(ModelFormatError, match="expected a word in utf-8"):
         fa.load_facebook_vectors(data / "cp852_fasttext.bin")
     assert len(fa.load_facebook_vectors(data / "cp852_fasttext.bin", "cp852")) == 171
