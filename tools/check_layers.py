@@ -21,6 +21,7 @@ from pathlib import Path
 PYTHON_LAYERS = (
     ("__init__", "__main__", "cli", "util"),
     ("bench",),
+    ("viz",),
     ("tasks",),
     ("api",),
     ("generation",),
@@ -30,7 +31,7 @@ PYTHON_LAYERS = (
     ("graph",),
     ("tokenizer",),
     ("checkpoint",),
-    ("ops", "settings", "jsonfile", "files", "formats", "options"),
+    ("ops", "settings", "jsonfile", "files", "formats", "options", "svg"),
     ("checks",),
     ("errors",),
     ("demo",),
