@@ -153,7 +153,7 @@ coverage: $(S)/build-tools $(S)/test-tools $(S)/dependencies
 	$(PIP) coverage gcovr
 	PATH="$(abspath $(BIN)):$$PATH" PYTHON=$(abspath $(PY)) tools/coverage.sh $(COVERAGE_ARGS)
 
-# Looks up what users install in the database of known vulnerabilities, and lists it in build/sbom.json.
+# Lists the packages that users install in build/sbom.json, and looks them up in the database of known vulnerabilities.
 audit: $(S)/venv
 	$(PIP) pip-audit cyclonedx-bom
 	$(PYTHON) -m venv --clear $(VENV)/users

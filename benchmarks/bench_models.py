@@ -20,7 +20,7 @@ THREADS = 2
 
 
 def opened(library: str, model: str, name: str) -> tuple[Peer, Work, int]:
-    """Return the library's model, the work of this name, and the vocabulary size."""
+    """Return the library's model, the workload of this name, and the vocabulary size."""
     pytest.importorskip("torch")
     built = open_model(build(model)).built
     work = next(work for work in works_of(built.task, built.config.max_positions) if work.name == name)

@@ -2,9 +2,9 @@
 
     python benchmarks/compare_installs.py OLD/bin/python NEW/bin/python -m DIR --dtype float32 int8 bfloat16
 
-Both load the model in processes of their own and run the same works in turns; the one that waits is stopped. A ratio is
-the time of the second divided by that of the first: the median over the rounds, with the quartiles. A result that
-differs is an error.
+Both load the model in processes of their own and run the same workloads in turns; the one that waits is stopped. A
+ratio is the time of the second divided by that of the first: the median over the rounds, with the quartiles. A result
+that differs is an error.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def ask(process: Process, work: Work, vocab_size: int, seconds: float) -> dict[s
 
 
 def compare(work: Work, pair: list[Process], vocab_size: int, args: argparse.Namespace) -> tuple[str, bool]:
-    """Return a line about one work, and whether the results are equal."""
+    """Return a line about one workload, and whether the results are equal."""
     ratios, least, same = [], [float("inf")] * 2, True
     for number in range(args.rounds):
         answers: dict[int, dict[str, Any]] = {}

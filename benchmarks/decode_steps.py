@@ -2,9 +2,9 @@
 
     python benchmarks/decode_steps.py MODEL [--batches 1 8 32] [--against SRC]
 
-MODEL is a folder with a GPT-2 checkpoint. The cost beyond the ops is drawing, the binding and Python; ops and steps are
-timed in the same runs. --against names the `src` folder of another version of fastattn. It takes turns with this
-version; the ratio is the median over the turns.
+MODEL is a folder with a GPT-2 checkpoint. The cost beyond the ops is that of drawing tokens, of the binding and of
+Python; ops and steps are timed in the same runs. --against names the `src` folder of another version of fastattn. It
+takes turns with this version; the ratio is the median over the turns.
 """
 
 from __future__ import annotations
@@ -91,7 +91,9 @@ def main() -> None:
     args = parser.parse_args()
     sources = [Path(__file__).resolve().parents[1] / "src", *([args.against.resolve()] if args.against else [])]
     workers = [Worker(src, args.model, args.threads) for src in sources]
-    print("| batch | options | tokens/s | beside the ops, us a step |" + (" tokens/s, ratio |" if args.against else ""))
+    print(
+        "| batch | options | tokens/s | outside the ops, us per step |" + (" tokens/s, ratio |" if args.against else "")
+    )
     print("|---|---|---|---|" + ("---|" if args.against else ""))
     for batch in args.batches:
         for options in args.options:

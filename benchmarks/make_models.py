@@ -31,6 +31,11 @@ def makers() -> dict[str, Callable[[], Any]]:
         "minilm-l6": lambda: t.BertForSequenceClassification(t.BertConfig(num_labels=2, **minilm)),
         "distilbert": lambda: t.DistilBertForSequenceClassification(t.DistilBertConfig(num_labels=2)),
         "roberta": lambda: t.RobertaForSequenceClassification(t.RobertaConfig(num_labels=2)),
+        "modernbert": lambda: t.ModernBertModel(t.ModernBertConfig()),
+        # the shape of base-sized multilingual rerankers
+        "xlm-r-reranker": lambda: t.XLMRobertaForSequenceClassification(
+            t.XLMRobertaConfig(vocab_size=250002, max_position_embeddings=514, type_vocab_size=1, num_labels=1)
+        ),
     }
 
 

@@ -8,8 +8,8 @@ libraries run the same workloads.
     python benchmarks/percent_of_limit.py --rows gpt2/decode-1 bert-base --rounds 15 --seconds 0.2
 
 A row is MODEL, MODEL/WORK or a product. The tables and all samples are written to benchmarks/results/<cpu>-<commit>;
-`fastattn.bench.turns` describes the turns. "best" is the lowest time. On a shared machine, quote ratios and percents of
-one run, and never a rate alone.
+`fastattn.bench.turns` describes the turns. "best" is the lowest time. On a shared machine, quote ratios and
+percentages from one run, never a rate alone.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "int8", "int4"))
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=0.3, help="least time that a turn measures")
+    parser.add_argument("--seconds", type=float, default=0.3, help="minimum time of a turn")
     parser.add_argument("--out", help="where to write the JSON (benchmarks/results/<cpu>-<commit>.json)")
     options = parser.parse_args()
     for row in options.rows:

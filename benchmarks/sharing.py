@@ -2,8 +2,8 @@
 
     python benchmarks/sharing.py [--works decode encode] [--rounds 5] [--seconds 1.0]
 
-The result of a case is the work of all its models per second, relative to one model running alone in the same rounds. A
-ratio of 1 uses the cores fully; with a neighbor on every core, 0.5 does. Each case has its own processes, which sleep
+The result of a case is the tokens per second of all its models, relative to one model running alone in the same rounds.
+A ratio of 1 uses the cores fully; with a neighbor on every core, 0.5 does. Each case has its own processes, which sleep
 while another case is measured. So a round also shows that idle threads cost nothing.
 """
 
@@ -40,15 +40,15 @@ class Case:
 
 CASES = (
     Case("alone"),
-    Case("two models in a process", models=2),
+    Case("two models in one process", models=2),
     Case("two processes", processes=2),
-    Case("two threads a core", threads=2),
+    Case("two threads per core", threads=2),
     Case("a neighbor on every core", busy=True),
 )
 
 
 def work_of(kind: str, threads: int) -> Callable[[], int]:
-    """Return a work of some milliseconds; it returns its number of tokens."""
+    """Return a function that runs a model for some milliseconds and returns its number of tokens."""
     import fastattn
 
     path = build(MODELS[kind])
@@ -124,7 +124,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--works", nargs="+", choices=list(MODELS), default=list(MODELS))
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=1.0, help="of a case in a round")
+    parser.add_argument("--seconds", type=float, default=1.0, help="time of one case in one round")
     parser.add_argument("--json", action="store_true", help="print every sample")
     options = parser.parse_args()
     results: dict[str, dict[str, list[float]]] = {}
@@ -141,7 +141,7 @@ def main() -> None:
     if options.json:
         print(json.dumps(results))
         return
-    print("| work | case | tokens/s, all models | share of alone |\n|---|---|---|---|")
+    print("| work | case | tokens/s, all models | relative to alone |\n|---|---|---|---|")
     for kind, rates in results.items():
         for name, samples in rates.items():
             shares: list[Any] = [a / b for a, b in zip(samples, rates["alone"], strict=True)]

@@ -1,4 +1,4 @@
-"""The rows of percent_of_limit.py: works of full-size models (`fastattn.bench.works`), and separate products."""
+"""The rows of percent_of_limit.py: workloads of full-size models (`fastattn.bench.works`), and separate products."""
 
 from __future__ import annotations
 

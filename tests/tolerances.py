@@ -69,13 +69,13 @@ def activation(name: str, x: F64, reference: F64) -> F64:
         # where e^-x overflows (beyond 88.7) the result is 0: the error is less than 2^-120
         return (EXP + 3 * U) * np.abs(reference) + 2.0**-120
     if name == "gelu_tanh":
-        # the exponent has three roundings and two rounded constants; x / (1 + e^y) propagates at most all of it
+        # the exponent has three roundings and two rounded constants; x / (1 + e^y) does not enlarge this error
         y = math.sqrt(8 / math.pi) * (np.abs(x) + 0.044715 * np.abs(x) ** 3)
         share = 1 / (1 + np.exp(np.clip(2 * x, -700, 700)))
         return (gamma(5) * y * np.maximum(share, np.exp(-np.abs(y))) + EXP + 3 * U) * np.abs(reference) + 2.0**-120
     if name == "gelu_erf":
-        # x Phi(x) = max(x, 0) - |x| tail: the exponent of the tail is rounded like its value, and fitted with the same
-        # weight
+        # x Phi(x) = max(x, 0) - |x| tail, with tail = 2^-exponent. The relative error of the tail is that of the fit,
+        # divided by the weight of the fit, and ln(2) times the roundings of the exponent.
         tail = np.array([math.erfc(abs(t) / math.sqrt(2)) / 2 for t in x.tolist()])
         exponent = -np.log2(np.maximum(tail, 2.0**-160))
         relative = NORMAL_TAIL_FIT / (np.sqrt(tail) + 1e-5) + math.log(2) * gamma(4) * exponent + EXP + 2 * U
@@ -84,14 +84,14 @@ def activation(name: str, x: F64, reference: F64) -> F64:
 
 
 def gelu_rough(name: str, x: F64, reference: F64) -> F64:
-    """Bound gelu for formats that round: the fit of the tail's exponent, rounded like its value, and exp2_rough."""
+    """Bound gelu for formats that round: the fit of the tail, the roundings of its exponent, and exp2_rough."""
     tail = np.abs(reference - np.maximum(x, 0))  # |x| P(X > |x|)
     exponent = -np.log2(np.maximum(tail / np.maximum(np.abs(x), 1e-30), 2.0**-160))
     return GELU_ROUGH_FIT[name] + tail * (EXP2_ROUGH + gamma(6) * exponent) + ulp(reference)
 
 
 def softmax(x: F64, reference: F64) -> F64:
-    """Return a relative bound: x - max is rounded before exp, in the term itself and in the terms of the sum."""
+    """Bound exp(x - max) / sum: x - max is rounded before exp, in the term itself and in the terms of the sum."""
     span = x.max(axis=-1, keepdims=True) - x.min(axis=-1, keepdims=True)
     relative = 2 * (U * span + EXP) + gamma(tree_sum_roundings(x.shape[-1]) + 1)
     return relative * reference + SMALLEST
@@ -153,9 +153,9 @@ def attention_rough(q: F64, k: F64, scale: float, bias: F64 | None = None) -> F6
     """Return a relative bound of bfloat16 and int8 probabilities against those of the same operands: [q_len, 1].
 
     Scores are sums of exact products (for integers the sums are exact too) with at most six roundings, including those
-    of the scale. A bias adds one: fma(bias, log2 e, score). It has three itself, of log2 e, of this sum and of its
-    difference from the maximum. An error of a score affects its own probability and those of its neighbors; so does an
-    error of exp2_rough.
+    of the scale. A bias adds one: fma(bias, log2 e, score). The bias itself has three: of log2 e, of this sum and of
+    the difference from the maximum. An error of a score affects its own probability and those of its neighbors; so does
+    an error of exp2_rough.
     """
     errors = gamma(2 * q.shape[-1] + (6 if bias is None else 7)) * (np.abs(q) @ np.abs(k).T * abs(scale))
     if bias is not None:

@@ -33,7 +33,7 @@ HOMES = (
         _PYTHON,
         re.compile(rf"[(\[{{]\s*{_FORMAT},\s*{_FORMAT}"),
         # The last two are about formats of other libraries, and of sentence vectors.
-        ("src/fastattn/formats.py", "src/fastattn/bench/libraries/*", "src/fastattn/tasks/sentence/*"),
+        ("src/fastattn/formats.py", "src/fastattn/bench/libraries/*", "src/fastattn/tasks/search/*"),
     ),
     Home(
         "the names of number formats",

@@ -19,7 +19,7 @@ from pathlib import Path
 
 # One layer per line, the highest first.
 PYTHON_LAYERS = (
-    ("__init__", "__main__", "cli"),
+    ("__init__", "__main__", "cli", "util"),
     ("bench",),
     ("tasks",),
     ("api",),

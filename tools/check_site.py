@@ -10,7 +10,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urldefrag, urlparse
 
-# Pages that no other page needs to be checked against: the theme writes their links with a script.
+# Pages whose anchors are not checked: links to them come from a script of the theme.
 GENERATED = ("search.html",)
 
 

@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 OBJECT_FOLDER = re.compile(r"fastattn_kernels_(\w+)\.dir")
-MAPPING_SYMBOL = re.compile(r"\$[dx](\.\w+)?")  # of an assembler for Arm, always local; nm of another CPU calls them N
+MAPPING_SYMBOL = re.compile(r"\$[dx](\.\w+)?")  # local symbols of Arm assemblers; another CPU's nm prints N
 INSTRUMENTED = ("asan", "tsan", "coverage")  # these builds are not installed, and their objects have other symbols
 LOCAL_KINDS = "abdrtn?-"  # lower case in nm means local; u, v and w, which are unique or weak, are not
 

@@ -51,7 +51,7 @@ build_extension() {
     -DFASTATTN_PYTHON=ON -DFASTATTN_NATIVE_TESTS=ON -DFASTATTN_CUDA=OFF -DSKBUILD_PROJECT_VERSION=0.1.0 \
     -DPython_EXECUTABLE="$(command -v "$PYTHON")" -DPython_INCLUDE_DIR="$root/usr/include/python3.11" \
     -Dpybind11_DIR="$("$PYTHON" -m pybind11 --cmakedir)" > /dev/null
-  rm -f build/neon/_core*.so  # only one of the names that it may have
+  rm -f build/neon/_core*.so  # an earlier build may have used another name
   cmake --build build/neon --target _core
   rm -rf "$packages/fastattn"
   mkdir -p "$packages"

@@ -4,7 +4,7 @@
     python tools/wheels.py --python 3.12 --platform manylinux-x86_64 --dist /tmp/wheels
 
 Each platform compiles the engine and the kernels once; the modules of all Pythons link the same objects. The headers of
-a Python come from --headers 3.12=FOLDER, from an installed python3.12 (on PATH or of pyenv), or from Debian's package
+a Python come from --headers 3.12=FOLDER, from an installed python3.12 (from PATH or pyenv), or from Debian's package
 libpython3.12-dev. They may be those of another CPU or libc (docs/releasing.md).
 """
 
@@ -150,7 +150,7 @@ def pure_wheel() -> Path:
     (wheel,) = folder.glob("*.whl")
     run(sys.executable, "-m", "wheel", "unpack", "--dest", folder, wheel)
     (content,) = (path for path in folder.iterdir() if path.is_dir())
-    for module in content.glob("fastattn/*.so"):  # of a developer, in src/
+    for module in content.glob("fastattn/*.so"):  # modules that a developer built into src/
         module.unlink()
     return content
 
@@ -180,7 +180,7 @@ def build_modules(platform: Platform, folders: dict[str, Path], version: str) ->
 
 
 def suffix(python: str, platform: Platform) -> str:
-    # Builds of CPython 3.10 for musl disagree about their suffix: -linux-gnu or -linux-musl. All load a plain name.
+    # Some builds of CPython 3.10 for musl expect the suffix -linux-gnu, others -linux-musl. All of them load _core.so.
     if python == "3.10" and platform.soabi.endswith("musl"):
         return ".so"
     return f".cpython-{python.replace('.', '')}-{platform.soabi}.so"

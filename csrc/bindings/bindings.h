@@ -122,8 +122,8 @@ private:
 // Checks for signals while the GIL is released. After it returned true, `error` has the Python error.
 struct SignalPoll {
     std::exception_ptr error;
-    // Python runs signal handlers only in the main thread. Other threads need not ask for the GIL, and must not: the
-    // end of the interpreter would end them, which is not possible in the middle of a region.
+    // Python runs signal handlers only in the main thread. Other threads need not ask for the GIL, and must not: if
+    // the interpreter ended meanwhile, it would end them in the middle of a region, which would then never finish.
     int64_t process = process_id();
     bool main_thread = in_main_thread();
 

@@ -3,8 +3,8 @@
 #include <pthread.h>
 #include <unistd.h>
 
-// With exceptions, pthread_cleanup_push is a C++ object, whose destructor the unwinder calls. Without, glibc jumps to
-// the handler before it looks at this frame or at any frame below it.
+// With exceptions, pthread_cleanup_push is a C++ object, whose destructor the unwinder calls. Without them, glibc jumps
+// to the handler before it unwinds this frame or those of its callers.
 #if defined(__EXCEPTIONS)
 #error "compile this file with -fno-exceptions"
 #endif

@@ -228,8 +228,8 @@ void kv_store(const std::string& target, const py::array& k, const py::array& v,
                                                          .head_dim = keys.n});
 }
 
-// attention [q_len, head_dim], or its probs [q_len, kv_len]. bias [1, or a row per head, columns]: of relative
-// positions up to 0 if causal, else up to as many after as before.
+// attention [q_len, head_dim], or its probs [q_len, kv_len]. bias [1, or a row per
+// head, columns]: a column for each relative position, up to 0 if causal, otherwise as many above 0 as below.
 template <bool kProbs>
 py::array attention(const std::string& target, const py::array& q, const py::array& blocks, int kv_len, int q_position,
                     bool causal, float scale, const MaybeArray& mask, const std::string& format, int rows_per_head,

@@ -76,7 +76,8 @@ void leave_cpu(int, int) {}
 int64_t process_id() {
     return static_cast<int64_t>(GetCurrentProcessId());
 }
-// The thread that loads this library imports the module. Windows has no main thread that can be asked for.
+// Windows does not say which thread is the main one. So it is the thread that loads this library, by importing the
+// module.
 const DWORD loading_thread = GetCurrentThreadId();
 bool in_main_thread() {
     return GetCurrentThreadId() == loading_thread;

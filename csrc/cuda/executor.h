@@ -97,7 +97,8 @@ public:
     Engine& engine() { return *engine_; }
     std::shared_ptr<KvPool> kv_pool() const { return kv_pool_; }
     int32_t vocab() const override { return vocab_of(spec_); }
-    // Sizes of steps that are captured, or could not be, so that every launch is made anew. Waits for a running step.
+    // How many sizes of steps have a graph, and for how many the capture failed, so that each of their steps launches
+    // its kernels one by one. Waits for a running step.
     struct GraphCounts {
         size_t captured = 0, failed = 0;
     };

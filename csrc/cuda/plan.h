@@ -68,7 +68,7 @@ public:
     bool product_apart(const OpSpec& op) const;
 
 private:
-    // By value: the forms in which it is read.
+    // The forms in which a value is read; find_readers returns one per value.
     struct Readers {
         bool floats = false, rounded = false;
     };

@@ -97,7 +97,7 @@ FA_INLINE int visible_end(const AttentionArgs& args, int row) {
     return args.causal ? position_of(args, row) + 1 : args.kv_len;
 }
 
-// The positions that query row `row` sees: its own and neighbors, so none only if there are no positions.
+// The positions that query row `row` sees: its own and neighbors. The range is empty only if there are no positions.
 FA_INLINE Range visible(const AttentionArgs& args, int row) {
     const int own = position_of(args, row);
     Range seen{0, visible_end(args, row)};
@@ -119,7 +119,7 @@ FA_INLINE Range blocks_of(const AttentionArgs& args, int row) {
 
 // How many rows from `first` on visit the blocks together. All of them see a part of the same blocks.
 FA_INLINE int rows_together(const AttentionArgs& args, int first) {
-    // Causal rows end at multiples of kAttentionRows, which divides kBlockLen.
+    // Groups of causal rows end at multiples of kAttentionRows, which divides kBlockLen.
     const bool positions = args.causal && args.rows_per_head == 0;
     const int most = positions ? kAttentionRows - (args.q_position + first) % kAttentionRows : kAttentionRows;
     int rows = clamp_to(args.q_len - first, most);

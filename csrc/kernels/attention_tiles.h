@@ -12,7 +12,7 @@ namespace {
 
 #if FASTATTN_HAS_TILES
 
-constexpr int kLeastTileRows = 4;  // fewer rows take no longer on vectors
+constexpr int kLeastTileRows = 4;  // with fewer rows, vectors are as fast
 constexpr int64_t kScoreBytes = kBlockLen * sizeof(float);
 
 template <Format kFormat>

@@ -117,6 +117,22 @@ struct KvStoreArgs {
     int32_t rows, position, head_dim;
 };
 
+// Scores of relative positions, as in DeBERTa. Pairs of positions at the same or similar distances share a column. All
+// pointers may be read up to kLanes floats before and after what they have.
+struct PositionScores {
+    // columns[j - p] is the column of a key at j for a query at p. It is an integer, and that of j + 1 - p is the same
+    // or the next one. For all j - p of the blocks and rows, and kLanes more at both ends.
+    const float* columns;
+    // The score of row r in column c is query[r * query_stride + c - query_first]. Null: none.
+    const float* query;
+    int64_t query_stride;
+    int32_t query_first;
+    // The score of the key at j in column c is key[j * key_stride + c - key_first[j / kBlockLen]]. Null: none.
+    const float* key;
+    int64_t key_stride;
+    const int32_t* key_first;
+};
+
 // Softmax attention of some query rows of one head over the KV blocks of one sequence. Each block is reduced on its own
 // (its own maximum, sum and weighted values) and merged into m, l and O in block order, so that any split of the work
 // gives the same bits. Row r is at position q_position + r; with causal it sees positions <= its own.
@@ -145,6 +161,8 @@ struct AttentionArgs {
     // of row r starts r * bias_stride floats later.
     const float* bias = nullptr;
     int64_t bias_stride = 0;
+    // Times `scale`, the sum of the two is added to a score. Only if rows are positions, and without mask and bias.
+    const PositionScores* positions = nullptr;
 };
 inline constexpr int kAttentionRows = 16;  // query rows that visit a block together
 inline constexpr int64_t kAttentionScratch =

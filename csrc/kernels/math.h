@@ -40,8 +40,8 @@ FA_INLINE Vec exp2_nonpositive(Vec x) {
     return times_pow2_wide(fma(polynomial(r, kExp2), r, broadcast(1.0f)), n);
 }
 
-// 2^x with a relative error of at most 1.02e-4, for x <= 2: far below the rounding of the bfloat16 or int8 that the
-// result becomes. 0 for -inf.
+// 2^x with a relative error of at most 1.02e-4, for x <= 0 (1 for x > 0). This is far below the error of rounding the
+// result to bfloat16 or int8. 0 for -inf.
 FA_INLINE Vec exp2_rough(Vec x) {
     constexpr float kExp2Rough[] = {0x1.62f5fcp-1f, 0x1.f00c4ep-3f, 0x1.c2a1a4p-5f};
     // Only rounding can make x positive, but by a lot if the scores are huge. The order of the operands preserves NaN.

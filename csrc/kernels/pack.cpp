@@ -62,7 +62,7 @@ FA_INLINE void store_sums(const PackArgs& args, Words sum) {
 }
 
 // Returns the integer scale with the least squared error (the first of equal ones) among those around the scale that
-// fits the group's highest magnitude. Its sign maps the highest value to -8, because there is no 8.
+// fits the group's highest magnitude. Its sign maps the value of highest magnitude to -8, because there is no 8.
 FA_INLINE Vec best_group_scale(const Vec (&x)[kInt4Group], const Scale& column) {
     Vec top = zero(), bottom = zero();
     for (int i = 0; i < kInt4Group; ++i) {

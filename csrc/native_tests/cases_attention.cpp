@@ -136,6 +136,75 @@ void attention_probs(const KernelTable& table, Record& record) {
     });
 }
 
+// Tables of relative positions, with room only for what attention may read.
+struct Tables {
+    static constexpr int kReach = 272, kPad = 16;
+    static constexpr int kKeyWidth = 160;  // of 64 keys and the queries of the longest shape
+
+    // grouped: from a distance of 20 on, two distances share a column.
+    Tables(const AttentionArgs& args, bool grouped)
+        : columns(2 * kReach + 1, 120),
+          width(fill_columns(grouped)),
+          query(int64_t{args.q_len} * width + 2 * kPad, 121, 2.0f),
+          key(int64_t{blocks_of(args)} * kBlockLen * kKeyWidth + 2 * kPad, 122, 2.0f) {
+        const float* column_of = columns.data() + kReach;
+        for (int b = 0; b < blocks_of(args); ++b)
+            key_first.push_back(static_cast<int32_t>(column_of[b * kBlockLen - (args.q_position + args.q_len - 1)]));
+        scores = {.columns = column_of,
+                  .query = query.data() + kPad,
+                  .query_stride = width,
+                  .query_first = 0,
+                  .key = key.data() + kPad,
+                  .key_stride = kKeyWidth,
+                  .key_first = key_first.data()};
+    }
+    static int blocks_of(const AttentionArgs& args) { return (args.kv_len + kBlockLen - 1) / kBlockLen; }
+
+    GuardedBuffer columns;
+    int width;
+    GuardedBuffer query, key;
+    std::vector<int32_t> key_first;
+    PositionScores scores;
+
+private:
+    int fill_columns(bool grouped) {
+        float column = 0.0f;
+        for (int i = 0; i <= 2 * kReach; ++i) {
+            const int relative = i - kReach, distance = relative < 0 ? -relative : relative;
+            const bool same = i == 0 || (grouped && distance >= 20 && distance % 2 != 0);
+            columns.data()[i] = column += same ? 0.0f : 1.0f;
+        }
+        return static_cast<int>(column) + 1;
+    }
+};
+
+// Which scores there are: of queries, of keys or both.
+constexpr bool kScored[][2] = {{true, false}, {false, true}, {true, true}};
+
+template <Format kFormat, bool kProbs>
+void attention_of_positions(const KernelTable& table, Record& record) {
+    for_each_case<kFormat>(table, [&](AttentionArgs args) {
+        const bool plain = !args.causal && args.mask == nullptr && args.bias == nullptr;
+        const bool chosen =
+            args.window % 64 == 0 && (args.head_dim == 16 || args.head_dim == 35 || args.head_dim == 64);
+        if (!plain || !chosen) return;
+        for (const bool grouped : {false, true})
+            for (const auto& [of_query, of_key] : kScored) {
+                const Tables tables(args, grouped);
+                PositionScores scores = tables.scores;
+                if (!of_query) scores.query = nullptr;
+                if (!of_key) scores.key = nullptr;
+                args.positions = &scores;
+                const int width = kProbs ? args.kv_len : args.head_dim;
+                const GuardedBuffer out(int64_t{args.q_len} * width, 123);
+                args.out = out.data();
+                args.out_stride = width;
+                (kProbs ? table.attention_probs : table.attention)[static_cast<int>(kFormat)](args);
+                record.add(out.data(), out.size());
+            }
+    });
+}
+
 }  // namespace
 
 const std::vector<KernelCases> kAttentionCases = {
@@ -148,6 +217,14 @@ const std::vector<KernelCases> kAttentionCases = {
     {"kv_store_bfloat16", kv_store<Format::kBfloat16>},
     {.kernel = "attention_bfloat16", .run = attention<Format::kBfloat16>, .bfloat16_sums = true},
     {.kernel = "attention_probs_bfloat16", .run = attention_probs<Format::kBfloat16>, .bfloat16_sums = true},
+    {"positions_float32", attention_of_positions<Format::kFloat32, false>},
+    {"positions_probs_float32", attention_of_positions<Format::kFloat32, true>},
+    {"positions_int8", attention_of_positions<Format::kInt8, false>},
+    {"positions_probs_int8", attention_of_positions<Format::kInt8, true>},
+    {.kernel = "positions_bfloat16", .run = attention_of_positions<Format::kBfloat16, false>, .bfloat16_sums = true},
+    {.kernel = "positions_probs_bfloat16",
+     .run = attention_of_positions<Format::kBfloat16, true>,
+     .bfloat16_sums = true},
 };
 
 }  // namespace fastattn::native_tests

@@ -1,11 +1,12 @@
 #include <algorithm>
 
-#include "ops/ops.h"
+#include "ops/attention_positions.h"
 
 namespace fastattn::ops {
 namespace {
 
-constexpr int32_t kQueryRows = 96;  // per chunk
+constexpr int32_t kQueryRows = 96;             // per chunk
+constexpr int32_t kPositionedQueryRows = 128;  // per chunk with position tables: whole windows
 constexpr int32_t kStoreRows = 256;
 constexpr int32_t kChunksOfOneRow = 2;  // per thread: few, so that each chunk reads a long run of memory
 
@@ -122,18 +123,38 @@ void attend_heads(const KernelTable& kernels, const AttentionOp& op, const Seque
     });
 }
 
+// Calls run(begin, end, position, scores) for runs of query rows at consecutive positions in one window.
+template <class F>
+void for_positioned_runs(const KernelTable& kernels, const AttentionOp& op, const SequenceBlocks& s, int32_t head,
+                         int32_t begin, int32_t end, int thread, const F& run) {
+    PositionProducts products(kernels, op, s, head, thread);
+    for_runs(op, s, begin, end, [&](int32_t first, int32_t last, int32_t position) {
+        while (first < last) {
+            const int32_t rows = std::min(last - first, kBlockLen - position % kBlockLen);
+            run(first, first + rows, position, products.of(first, first + rows, position));
+            first += rows, position += rows;
+        }
+    });
+}
+
 // Attends with query rows [begin, end) of one head.
 void attend(const KernelTable& kernels, const AttentionOp& op, const SequenceBlocks& s, HeadPlace place, int32_t head,
             int32_t begin, int32_t end, int thread) {
     AttentionArgs args = head_args(op, s, place, head, thread);
     const int64_t column = int64_t{head} * op.head_dim;
-    for_runs(op, s, begin, end, [&](int32_t first, int32_t last, int32_t position) {
+    const auto run = [&](int32_t first, int32_t last, int32_t position) {
         args.q = op.q.row(first) + column;
         args.out = op.out.row(first) + column;
         args.q_len = last - first;
         args.q_position = position;
         kernels.attention[static_cast<int>(op.kv_format)](args);
-    });
+    };
+    if (op.positions.columns == 0) return for_runs(op, s, begin, end, run);
+    for_positioned_runs(kernels, op, s, head, begin, end, thread,
+                        [&](int32_t first, int32_t last, int32_t position, const PositionScores& scores) {
+                            args.positions = &scores;
+                            run(first, last, position);
+                        });
 }
 
 // One thread computes a whole KV head of a sequence.
@@ -181,8 +202,9 @@ void kv_store(Team& team, const KernelTable& kernels, const AttentionOp& op) {
 void attention_by_rows(Team& team, const KernelTable& kernels, const AttentionOp& op) {
     kv_store(team, kernels, op);
     team.barrier();
+    const int32_t rows = op.positions.columns > 0 ? kPositionedQueryRows : kQueryRows;
     Pieces pieces(
-        op, op.n_head, kQueryRows, [](const SequenceBlocks& s) { return s.q_begin; },
+        op, op.n_head, rows, [](const SequenceBlocks& s) { return s.q_begin; },
         [](const SequenceBlocks& s) { return s.q_end; });
     team.for_chunks(pieces.count(), [&](int64_t chunk) {
         const Piece piece = pieces.at(chunk);
@@ -227,13 +249,24 @@ void attention_probs(Team& team, const KernelTable& kernels, const AttentionOp& 
         const SequenceBlocks& s = op.sequences[sequence];
         const HeadPlace place{s.blocks, head_offset(op, head / (op.n_head / op.n_kv_head))};
         AttentionArgs args = head_args(op, s, place, head, team.index());
-        args.q_len = s.q_end - s.q_begin;
-        if (args.q_len == 0) return;
-        args.q = op.q.row(s.q_begin) + int64_t{head} * op.head_dim;
-        args.q_position = s.position;
-        args.out = out + int64_t{head} * args.q_len * args.kv_len;
+        out += int64_t{head} * (s.q_end - s.q_begin) * args.kv_len;
         args.out_stride = args.kv_len;
-        kernels.attention_probs[static_cast<int>(op.kv_format)](args);
+        const auto run = [&](int32_t first, int32_t last, int32_t position) {
+            args.q = op.q.row(first) + int64_t{head} * op.head_dim;
+            args.q_len = last - first;
+            args.q_position = position;
+            args.out = out + int64_t{first - s.q_begin} * args.kv_len;
+            kernels.attention_probs[static_cast<int>(op.kv_format)](args);
+        };
+        if (op.positions.columns == 0) {
+            if (s.q_end > s.q_begin) run(s.q_begin, s.q_end, s.position);
+            return;
+        }
+        for_positioned_runs(kernels, op, s, head, s.q_begin, s.q_end, team.index(),
+                            [&](int32_t first, int32_t last, int32_t position, const PositionScores& scores) {
+                                args.positions = &scores;
+                                run(first, last, position);
+                            });
     });
 }
 

@@ -46,7 +46,7 @@ public:
     }
 
 private:
-    static constexpr int64_t kLeastCut = 24;  // rows; fewer take less time than their panel
+    static constexpr int64_t kLeastCut = 24;  // rows; reading a panel takes longer than multiplying fewer rows by it
 
     int64_t whole_tiles(int64_t rows) const {
         return (rows + limits_.tile_rows - 1) / limits_.tile_rows * limits_.tile_rows;

@@ -113,6 +113,18 @@ struct SequenceBlocks {
     int32_t q_begin, q_end;
 };
 
+// Tables of relative positions (see PositionScores). A head's rows of a matrix are `columns` columns, whole panels. The
+// scores of a query are its products with the rows of `keys`; those of a key, with the rows of `queries`.
+struct PositionTables {
+    int32_t columns = 0;  // 0: there are no tables
+    const float* column_of =
+        nullptr;                   // column_of[j - p], for all positions up to whole blocks, and 15 more at both ends
+    Matrix keys{}, queries{};      // [n_head * columns, head_dim]; one of them may have no panels
+    float* const* room = nullptr;  // position_room floats per thread
+};
+// Floats that a thread needs for the tables, for sequences of up to `positions` positions.
+int64_t position_room(const PositionTables& tables, int64_t positions);
+
 struct AttentionOp {
     View q, k, v, out;
     const SequenceBlocks* sequences;
@@ -131,6 +143,7 @@ struct AttentionOp {
     // bias[j - p] of head 0 is added to the score of position j for a query at p. bias_stride: floats between heads.
     const float* bias = nullptr;
     int64_t bias_stride = 0;
+    PositionTables positions{};  // only without caches and bias, and if n_kv_head is n_head
 };
 
 // Stores the keys and values of the step, then attends. If there are enough heads for all threads, one thread does both

@@ -75,6 +75,13 @@ struct AttentionAttrs {
 
     // Of the table: relative positions 1 - bias_positions to 0, or to bias_positions - 1 if not causal.
     int64_t bias_columns() const { return causal ? bias_positions : 2 * int64_t{bias_positions} - 1; }
+
+    // Tables of relative positions (ops::PositionTables). column_positions: as bias_positions.
+    bool has_columns = false, has_position_keys = false, has_position_queries = false;
+    int32_t n_columns = 0, column_positions = 0;
+
+    // The largest distance for which the table `columns` has a column: of whole blocks, and of sixteen rows after them.
+    int64_t column_reach() const { return (int64_t{column_positions} + kBlockLen - 1) / kBlockLen * kBlockLen + 15; }
 };
 
 struct AttentionProbsAttrs : AttentionAttrs {

@@ -20,7 +20,7 @@ public:
     }
 
 private:
-    // Sizes derived from these, such as the floats of a page, must fit into 63 bits.
+    // Checks that sizes are not negative, and that the bytes of a page fit into 63 bits.
     void check_sizes() const {
         for (const ValueSpec& value : spec_.values)
             if (value.width < 0) bad_spec("a value has a negative width");

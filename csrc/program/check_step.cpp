@@ -55,13 +55,16 @@ void check_continues(const ProgramSpec& spec, const StepInput& step, int32_t s) 
                       ", in sequence " + std::to_string(s));
 }
 
-// Checks that the tables of attention have a bias for every pair of positions.
+// Checks that the tables of attention have a bias or a column for every pair of positions.
 void check_lengths(const ProgramSpec& spec, const StepInput& step) {
     int32_t most = std::numeric_limits<int32_t>::max();
+    bool tables = false;
     const auto limit = [&](const AttentionAttrs* attrs) {
         if (attrs != nullptr && attrs->has_bias) most = std::min(most, attrs->bias_positions);
+        if (attrs != nullptr && attrs->has_columns) most = std::min(most, attrs->column_positions), tables = true;
     };
     for (const OpSpec& op : spec.ops) limit(op.as<AttentionAttrs>()), limit(op.as<AttentionProbsAttrs>());
+    if (tables && !step.caches.empty()) bad_input("caches: expected none, because attention has tables of positions");
     for (int32_t s = 0; s < step.n_sequences; ++s) {
         const int64_t length = int64_t{step.start(s)} + step.length(s);
         if (length > most)

@@ -2,7 +2,9 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cmath>
 #include <cstring>
+#include <string>
 
 #include "core/error.h"
 #include "program/run_op.h"
@@ -14,9 +16,28 @@ namespace {
 // Multiply-adds of a step that takes about ten microseconds. Waking the threads can take as long.
 constexpr int64_t kAloneBelow = 500'000;
 
+// Checks the numbers of a table `columns`, because attention finds the memory of a score by them.
+void check_columns(const OpSpec& op, const AttentionAttrs* attrs, const std::vector<const Weight*>& weights) {
+    if (attrs == nullptr || !attrs->has_columns) return;
+    const Weight& weight = *weights[static_cast<size_t>(op.weights[attrs->has_bias ? 1 : 0])];
+    const float* columns = weight.data.floats();
+    for (int64_t i = 0; i < weight.columns; ++i) {
+        const float step = i == 0 ? 0.0f : columns[i] - columns[i - 1];
+        const bool whole = columns[i] >= 0.0f && columns[i] < static_cast<float>(attrs->n_columns) &&
+                           columns[i] == std::floor(columns[i]);
+        if (!whole || (step != 0.0f && step != 1.0f))
+            bad_spec("attention: columns: expected integers from 0 to " + std::to_string(attrs->n_columns - 1) +
+                     ", each the same as the one before or the next one, got another number at " + std::to_string(i));
+    }
+}
+
 Model model_of(Engine& engine, ProgramSpec spec) {
     check_spec(spec);
     std::vector<const Weight*> weights = find_weights(spec, engine.weights());
+    for (const OpSpec& op : spec.ops) {
+        check_columns(op, op.as<AttentionAttrs>(), weights);
+        check_columns(op, op.as<AttentionProbsAttrs>(), weights);
+    }
     find_rough_activations(spec, [&](int32_t weight) { return weights[weight]->format != Format::kFloat32; });
     Plan plan(spec, weights);
     const KvShape kv{spec.kv_format, spec.n_layer, spec.n_kv_head, spec.head_dim};

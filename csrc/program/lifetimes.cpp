@@ -34,7 +34,8 @@ Lifetimes::Lifetimes(const ProgramSpec& spec)
     for (const int32_t output : spec.outputs) use(output, spec.ops.size());  // read after all ops
 }
 
-// The slot of an input that the output of op i may overwrite, or -1: nothing else reads it, now or later.
+// The slot of an input that the output of op i may overwrite, because nothing else reads that input, now or later. -1
+// if there is none.
 int32_t Lifetimes::overwritten(size_t i) const {
     const OpSpec& op = spec_.ops[i];
     const auto overwrites = kind_of(op).overwrites;

@@ -60,7 +60,7 @@ private:
     size_t index_;
 };
 
-// A row of an index, plus `offset`, must be a row of the op's first weight.
+// Each number of `index`, plus `offset`, must be a row of the op's first weight.
 struct TableIndex {
     Index index;
     int32_t offset;
@@ -80,8 +80,8 @@ struct OpKind {
     Absent (*absent)(const Attrs& attrs) = nullptr;
     std::optional<TableIndex> (*table_index)(const Attrs& attrs) = nullptr;
 
-    // The inputs (by their place in OpSpec::inputs) whose memory the output may take, because the op has read a row, or
-    // a part of it, of all of these before it writes it. It may still read other inputs afterwards.
+    // The inputs (by their place in OpSpec::inputs) whose memory the output may take. Before the op writes a row, or a
+    // part of a row, it has read that row or part from all of these inputs. It may read other inputs later.
     std::vector<size_t> (*overwrites)(const Attrs& attrs) = nullptr;
 
     bool is_view = false;      // the output is a part of the input: no work, no memory

@@ -101,6 +101,8 @@ void run(const PoolAttrs& attrs, const OpRun& op) {
 
 ops::AttentionOp attention_of(const AttentionAttrs& attrs, const OpRun& op, View v) {
     const bool cached = !op.step.caches.empty();
+    ops::PositionTables positions = position_tables(op.model, op.op());
+    positions.room = op.memory.position_room();
     return {.q = op.in(0),
             .k = op.in(1),
             .v = v,
@@ -119,7 +121,8 @@ ops::AttentionOp attention_of(const AttentionAttrs& attrs, const OpRun& op, View
             .thread_blocks = cached ? nullptr : op.memory.thread_blocks(),
             .window = attrs.window,
             .bias = attrs.has_bias ? op.vector(0) + attrs.bias_positions - 1 : nullptr,
-            .bias_stride = attrs.bias_columns()};
+            .bias_stride = attrs.bias_columns(),
+            .positions = positions};
 }
 
 void run(const AttentionAttrs& attrs, const OpRun& op) {

@@ -13,7 +13,8 @@ struct StepMemory::Layout {
     int64_t quantized[2] = {}, scales = 0;
     std::vector<int64_t> blocks;  // of each sequence without a cache, whose keys and values live for one layer
     int64_t thread_blocks = 0, most_blocks = 0;
-    std::vector<int64_t> outputs;  // that nobody requested
+    int64_t position_room = 0, position_floats = 0;  // of all threads, of one
+    std::vector<int64_t> outputs;                    // that nobody requested
     int64_t layer_bytes = 0, head_block_floats = 0;
     int64_t floats = 0;
 
@@ -43,12 +44,34 @@ int64_t quantized_words(const Model& model, const StepInput& step, int buffer) {
     return most;
 }
 
+// What a thread needs for the position tables of any attention.
+int64_t position_floats_of(const Model& model, int64_t positions) {
+    int64_t most = 0;
+    for (const OpSpec& op : model.spec.ops) {
+        const ops::PositionTables tables = position_tables(model, op);
+        if (tables.columns > 0) most = std::max(most, ops::position_room(tables, positions));
+    }
+    return most;
+}
+
 // Whether the logits go to the sampler tile by tile.
 bool draws_in_tiles(const Model& model, const Sampler* sampler) {
     return sampler != nullptr && model.plan.sampled_op() >= 0;
 }
 
 }  // namespace
+
+ops::PositionTables position_tables(const Model& model, const OpSpec& op) {
+    const auto* probs = op.as<AttentionProbsAttrs>();
+    const AttentionAttrs* attrs = probs != nullptr ? probs : op.as<AttentionAttrs>();
+    if (attrs == nullptr || !attrs->has_columns) return {};
+    size_t next = attrs->has_bias ? 1 : 0;
+    const auto take = [&]() -> const Weight& { return *model.weights[static_cast<size_t>(op.weights[next++])]; };
+    ops::PositionTables tables{.columns = attrs->n_columns, .column_of = take().data.floats() + attrs->column_reach()};
+    if (attrs->has_position_keys) tables.keys = take().matrix();
+    if (attrs->has_position_queries) tables.queries = take().matrix();
+    return tables;
+}
 
 StepMemory::Layout::Layout(const Model& model, const StepInput& step, const std::vector<float*>& outputs_of_caller,
                            bool in_tiles, int threads)
@@ -65,6 +88,8 @@ StepMemory::Layout::Layout(const Model& model, const StepInput& step, const std:
         most_blocks = std::max(most_blocks, n_blocks);
     }
     thread_blocks = take(threads * most_blocks * head_block_floats);
+    position_floats = position_floats_of(model, most_blocks * kBlockLen);
+    position_room = take(threads * position_floats);
     outputs.assign(outputs_of_caller.size(), 0);
     for (size_t i = 0; i < outputs.size(); ++i)
         if (outputs_of_caller[i] == nullptr && !(in_tiles && static_cast<int32_t>(i) == model.spec.logits))
@@ -77,7 +102,11 @@ void StepMemory::prepare(const Model& model, const StepInput& step, const std::v
     buffer_.grow(static_cast<size_t>(layout.floats) * sizeof(float));
     float* base = buffer_.floats();
     scratch_.clear();
-    for (int i = 0; i < threads; ++i) scratch_.push_back(base + layout.scratch + i * ops::kScratchFloats);
+    position_room_.clear();
+    for (int i = 0; i < threads; ++i) {
+        scratch_.push_back(base + layout.scratch + i * ops::kScratchFloats);
+        position_room_.push_back(base + layout.position_room + i * layout.position_floats);
+    }
     for (int i = 0; i < 2; ++i)  // the second one is for bfloat16, which has no scales
         quantized_[i] = {reinterpret_cast<int32_t*>(base + layout.quantized[i]), base + layout.scales};
     place_views(model, step, outputs, sampler, layout);

@@ -24,6 +24,9 @@ struct Model {
     const KernelTable& kernels;
 };
 
+// The tables of relative positions of an attention, without room.
+ops::PositionTables position_tables(const Model& model, const OpSpec& op);
+
 class StepMemory {
 public:
     // Sets the addresses of everything that the step touches. May allocate, so it runs before the region. outputs[i]:
@@ -41,6 +44,7 @@ public:
     const ops::Quantized& quantized(int buffer) const { return quantized_[buffer]; }
     float* const* scratch() const { return scratch_.data(); }  // one per thread
     std::byte* const* const* thread_blocks() const { return thread_blocks_.data(); }
+    float* const* position_room() const { return position_room_.data(); }  // one per thread, for position tables
     int64_t bytes() const { return static_cast<int64_t>(buffer_.bytes()); }
 
 private:
@@ -60,7 +64,7 @@ private:
     const int32_t* positions_[kGatherKinds] = {};
     std::vector<int32_t> own_positions_[kGatherKinds];
     ops::Quantized quantized_[2];
-    std::vector<float*> scratch_;
+    std::vector<float*> scratch_, position_room_;
     std::vector<std::vector<std::byte*>> own_blocks_;  // one per sequence
     std::vector<std::vector<std::byte*>> own_thread_blocks_;
     std::vector<std::byte* const*> thread_blocks_;

@@ -19,7 +19,7 @@ std::mutex& start_mutex();
 // The process in which an object was created.
 class HomeProcess {
 public:
-    // False in the child of a fork that was made since.
+    // False in a child that was forked after the object was created.
     bool here() const { return generation_ == fork_generation(); }
 
 private:

@@ -20,8 +20,8 @@ constexpr double kLongRegion = 0.002;  // seconds
 
 using Clock = std::chrono::steady_clock;
 
-// Says when the caller must poll. Reading the clock takes as long as a tenth of a small chunk, so while checks are
-// close together only every eighth reads it.
+// Says when the caller must poll. Reading the clock takes a tenth of the time of a small chunk. So while checks follow
+// each other closely, only every eighth check reads it.
 class PollTimer {
 public:
     void start(Clock::time_point now) {
@@ -87,11 +87,11 @@ struct Team::Shared {
     std::atomic<bool> quit{false};
     const std::function<void(Team&)>* body = nullptr;
     const std::function<bool()>* poll = nullptr;
-    alignas(64) PollTimer poll_timer;  // thread 0 writes it at every check, where the others read `stop`
+    alignas(64) PollTimer poll_timer;  // apart from `stop`, which the others read while thread 0 writes this
     std::vector<std::thread> workers;
     HomeProcess home;
 
-    // Clears the first `used` counters. The others would only move between the cores' caches.
+    // Clears the first `used` counters. Clearing the others would only move their cache lines between cores.
     void clear_counters(uint32_t used) {
         for (uint32_t i = 0; i < std::min(used, kCounters); ++i) counters[i].value.store(0, std::memory_order_relaxed);
     }
@@ -105,8 +105,8 @@ struct Team::Shared {
 
     // A worker that shares a CPU with the caller or with the worker before it moves away, because each would get half
     // of the CPU. Most kernels fix this themselves within milliseconds. The kernel of a small virtual machine may leave
-    // two busy threads together for seconds. After a short region the worker stays: if another program keeps the other
-    // CPU busy, short regions would wait longer for its time slices than for each other.
+    // two busy threads together for seconds. After a short region the worker stays: another program may
+    // keep the other CPU busy, and waiting for its time slices would take longer than sharing this CPU.
     void part(int index, int size) {
         const int cpu = current_cpu();
         cpus[index].number.store(cpu, std::memory_order_relaxed);

@@ -67,8 +67,8 @@ float thin_out(std::vector<Candidate>& candidates, size_t k, float temperature) 
     for (const Candidate& c : candidates) ++counts[static_cast<int>((c.logit - low) * steps_per_unit)];
     int last = kSteps;
     for (size_t kept = counts[last]; kept < k;) kept += counts[--last];
-    // Slightly below the step, so that rounding puts nothing of the step below the edge. At least k candidates are as
-    // high.
+    // Slightly below the start of step `last`, so that rounding leaves no candidate of that step below the edge. At
+    // least k candidates are at the edge or above it.
     const float edge = low + (static_cast<float>(last) - 0.01f) / steps_per_unit;
     const float least = lowest_level_with(edge, temperature);
     size_t count = 0;  // no branch: which candidates stay is unpredictable
@@ -171,8 +171,8 @@ void Drawer::fill_buckets(const float* logits, float highest) {
     uint64_t* sums = buckets_.data();
     for (int32_t i = 0; i < vocab_; ++i) {
         places[i] = static_cast<uint16_t>(draw_bucket(highest, logits[i]));
-        sums[places[i] + i % 2 * kDrawBuckets] +=
-            weight_of(probs[i]);  // two sums per bucket make neighbors independent
+        // Two sums per bucket, so that the additions of neighboring ids do not wait for each other.
+        sums[places[i] + i % 2 * kDrawBuckets] += weight_of(probs[i]);
     }
     for (int bucket = 0; bucket < kDrawBuckets; ++bucket) sums[bucket] += sums[bucket + kDrawBuckets];
     buckets_.resize(kDrawBuckets);

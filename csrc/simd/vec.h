@@ -28,6 +28,7 @@
 //   as_words(v) and_words(a, b) or_words(a, b) shift_left<bits>(w)
 //   transpose(Words (&w)[16])          swaps lane i of w[j] with lane j of w[i]
 //   magnitude_bits(v) -> Words         the bits of |v|
+//   lookup(p, index)                   p[index] in each lane; index in 0..15. Reads sixteen floats
 //   max_unsigned(a, b)                 the larger one; NaN is above infinity if both are magnitude_bits
 //   load_bf16(p) -> Vec, store_bf16(p, v)    sixteen bfloat16, rounded to nearest even; NaN stays NaN
 //   round_bf16(v) -> Words             the same as store_bf16, in the low half of each lane
@@ -39,8 +40,8 @@
 //   fma_even_bf16(a, b, c)             a[0] b[0] + c in each lane, rounded once
 //   fma_odd_bf16(a, b, c)              a[1] b[1] + c
 //   dot_int8(sum, a, b)                sum + a[0] b[0] + ... + a[3] b[3], exact; bytes in [-127, 127]. The bytes of `a`
-//                                      must have kInt8Offset added, which the products include. Bytes of `a` in
-//                                      [0, 127] may also be passed without it.
+//                                      must have kInt8Offset added; the sum then includes kInt8Offset times the bytes
+//                                      of `b`. Bytes of `a` in [0, 127] may also be passed without it.
 //   add_int8_offset(w)                 adds kInt8Offset to every byte
 //   unpack_int4(w, low, high)          nibbles of each byte minus 8, as int8
 //   scale_int8(w, scale)               the four bytes of each lane times the lane's integer; products must fit in int8

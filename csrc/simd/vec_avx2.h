@@ -167,6 +167,15 @@ FA_INLINE Words magnitude_bits(Vec a) {
     return {_mm256_and_si256(_mm256_castps_si256(a.lo), bits), _mm256_and_si256(_mm256_castps_si256(a.hi), bits)};
 }
 FA_BINARY(Words, mul_int, _mm256_mullo_epi32)
+FA_INLINE __m256 lookup(__m256 low, __m256 high, __m256i index) {
+    // The sign bit of a lane, which chooses, is bit 3 of the index.
+    const __m256 from_high = _mm256_castsi256_ps(_mm256_slli_epi32(index, 28));
+    return _mm256_blendv_ps(_mm256_permutevar8x32_ps(low, index), _mm256_permutevar8x32_ps(high, index), from_high);
+}
+FA_INLINE Vec lookup(const float* p, Words index) {
+    const __m256 low = _mm256_loadu_ps(p), high = _mm256_loadu_ps(p + 8);
+    return {lookup(low, high, index.lo), lookup(low, high, index.hi)};
+}
 
 FA_INLINE Words as_words(Vec a) {
     return {_mm256_castps_si256(a.lo), _mm256_castps_si256(a.hi)};

@@ -153,6 +153,9 @@ FA_INLINE Words magnitude_bits(Vec a) {
     return {_mm512_and_si512(_mm512_castps_si512(a.v), _mm512_set1_epi32(0x7fffffff))};
 }
 FA_BINARY(Words, mul_int, _mm512_mullo_epi32)
+FA_INLINE Vec lookup(const float* p, Words index) {
+    return {_mm512_permutexvar_ps(index.v, _mm512_loadu_ps(p))};
+}
 
 FA_INLINE Words as_words(Vec a) {
     return {_mm512_castps_si512(a.v)};

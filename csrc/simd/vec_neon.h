@@ -174,6 +174,17 @@ FA_INLINE Words max_unsigned(Words a, Words b) {
 }
 FA_UNARY(Words, magnitude_bits, Vec, vreinterpretq_s32_f32(vabsq_f32(a.v[i])))
 FA_BINARY(Words, mul_int, vmulq_s32(a.v[i], b.v[i]))
+FA_INLINE Vec lookup(const float* p, Words index) {
+    uint8x16x4_t table;
+    FA_EACH table.val[i] = vreinterpretq_u8_f32(vld1q_f32(p + 4 * i));
+    const int32x4_t bytes = vdupq_n_s32(0x03020100);  // of the float at index 0
+    Vec r;
+    for (int i = 0; i < 4; ++i) {
+        const int32x4_t at = vmlaq_s32(bytes, index.v[i], vdupq_n_s32(0x04040404));
+        r.v[i] = vreinterpretq_f32_u8(vqtbl4q_u8(table, vreinterpretq_u8_s32(at)));
+    }
+    return r;
+}
 
 FA_UNARY(Words, as_words, Vec, vreinterpretq_s32_f32(a.v[i]))
 FA_BINARY(Words, and_words, vandq_s32(a.v[i], b.v[i]))
@@ -330,7 +341,7 @@ public:
                 sums_[i][2 * c] = vmmlaq_s32(sums_[i][2 * c], rows[i], low);
                 sums_[i][2 * c + 1] = vmmlaq_s32(sums_[i][2 * c + 1], rows[i], high);
             }
-            // Not an instruction. It keeps GCC from loading the next columns before, which moved sums to the stack.
+            // Emits no instruction. It keeps GCC from loading the next columns early, which moved sums to the stack.
             asm("" : "+r"(word), "+w"(sums_[kPairs - 1][2 * c + 1]));
         }
     }

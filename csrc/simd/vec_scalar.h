@@ -174,6 +174,11 @@ FA_INLINE Words magnitude_bits(Vec a) {
     return r;
 }
 FA_BINARY(Words, mul_int, static_cast<int32_t>(static_cast<uint32_t>(a.v[i]) * static_cast<uint32_t>(b.v[i])))
+FA_INLINE Vec lookup(const float* p, Words index) {
+    Vec r;
+    FA_EACH r.v[i] = p[index.v[i]];
+    return r;
+}
 
 FA_INLINE Words as_words(Vec a) {
     Words r;

@@ -28,8 +28,8 @@ struct Load {
     }
 };
 
-// Whether packed bytes (whole groups of int4) contain what our packing never writes. Targets differ on -128, and one
-// row and many rows differ on scales above the highest.
+// Whether packed bytes (whole groups of int4) contain what our packing never writes: -128, for which targets give
+// different results, or a scale beyond kMostInt4Scale, for which one row and many rows give different results.
 bool out_of_range(const std::byte* data, int64_t bytes, Format format) {
     if (format == Format::kInt8) return std::memchr(data, 0x80, static_cast<size_t>(bytes)) != nullptr;
     if (format != Format::kInt4) return false;

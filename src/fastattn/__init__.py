@@ -23,7 +23,7 @@ from fastattn.errors import (
 )
 
 if TYPE_CHECKING:
-    from fastattn import generation, ops
+    from fastattn import generation, ops, util
     from fastattn.api.auto import (
         AutoModel,
         AutoModelForCausalLM,
@@ -40,9 +40,13 @@ if TYPE_CHECKING:
     from fastattn.generation.generate import GenerateOutput, TextStream
     from fastattn.generation.options import GenerationOptions
     from fastattn.ops import scaled_dot_product_attention
+    from fastattn.tasks.check_folder import FolderReport, check_folder
+    from fastattn.tasks.cross_encoder import CrossEncoder
+    from fastattn.tasks.generators import TextCrossEncoder, TextEmbedding
     from fastattn.tasks.pipelines import pipeline
     from fastattn.tasks.quality import QualityReport, compare_dtypes
     from fastattn.tasks.sentence_transformer import SentenceTransformer
+    from fastattn.tasks.verify_model import VerifyReport, verify_model
     from fastattn.tokenizer import BatchEncoding, Tokenizer
 
 __version__ = "0.1.0"
@@ -64,15 +68,22 @@ _HOME = {
     "GenerateOutput": "fastattn.generation.generate",
     "GenerationOptions": "fastattn.generation.options",
     "TextStream": "fastattn.generation.generate",
+    "CrossEncoder": "fastattn.tasks.cross_encoder",
+    "TextCrossEncoder": "fastattn.tasks.generators",
+    "TextEmbedding": "fastattn.tasks.generators",
     "SentenceTransformer": "fastattn.tasks.sentence_transformer",
+    "FolderReport": "fastattn.tasks.check_folder",
+    "check_folder": "fastattn.tasks.check_folder",
+    "VerifyReport": "fastattn.tasks.verify_model",
+    "verify_model": "fastattn.tasks.verify_model",
     "QualityReport": "fastattn.tasks.quality",
     "compare_dtypes": "fastattn.tasks.quality",
     "pipeline": "fastattn.tasks.pipelines",
     "quantize": "fastattn.api.quantize",
     "scaled_dot_product_attention": "fastattn.ops",
 }
-# Modules that `fastattn.NAME` imports; only `errors`, `generation` and `ops` are public.
-_MODULES = ("api", "checkpoint", "generation", "graph", "models", "ops", "tasks", "tokenizer")
+# Modules that `fastattn.NAME` imports; only `errors`, `generation`, `ops` and `util` are public.
+_MODULES = ("api", "checkpoint", "generation", "graph", "models", "ops", "tasks", "tokenizer", "util")
 
 __all__ = [
     "AutoModel",
@@ -89,8 +100,10 @@ __all__ = [
     "Cancelled",
     "ConfigError",
     "ContextLengthError",
+    "CrossEncoder",
     "DTypeError",
     "FastattnError",
+    "FolderReport",
     "GenerateOutput",
     "GenerationOptions",
     "HubError",
@@ -102,9 +115,13 @@ __all__ = [
     "QualityReport",
     "ReadOnlyError",
     "SentenceTransformer",
+    "TextCrossEncoder",
+    "TextEmbedding",
     "TextStream",
     "Tokenizer",
+    "VerifyReport",
     "__version__",
+    "check_folder",
     "compare_dtypes",
     "errors",
     "generation",
@@ -112,6 +129,8 @@ __all__ = [
     "pipeline",
     "quantize",
     "scaled_dot_product_attention",
+    "util",
+    "verify_model",
 ]
 
 

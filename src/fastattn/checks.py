@@ -135,7 +135,7 @@ def one_of(name: str, value: Any, other: str, other_value: Any) -> Any:
     """Return the value of an argument that has two names. Raises InputError if both are given."""
     if value is not None and other_value is not None:
         raise InputError(
-            f"{other}: expected None together with {name}, another name for it, got both; pass one of them"
+            f"{other}: expected None, because {name} is set and means the same, got both; pass one of them"
         )
     return other_value if value is None else value
 

@@ -9,6 +9,7 @@ import io
 import os
 import stat
 from collections.abc import Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,7 +20,19 @@ from fastattn.errors import ModelFormatError
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+_recording: ContextVar[set[Path] | None] = ContextVar("_recording", default=None)
 _FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
+
+
+@contextlib.contextmanager
+def recorded_files() -> Iterator[set[Path]]:
+    """Collect the paths of the files that are opened inside a `with` block, for a report of what is used."""
+    found: set[Path] = set()
+    token = _recording.set(found)
+    try:
+        yield found
+    finally:
+        _recording.reset(token)
 
 
 def open_file(path: Path, *, follow_links: bool = True) -> io.FileIO:
@@ -100,6 +113,9 @@ class SourceFile:
         """Open the file. Raises OSError if it is not a regular file."""
         self.path = path
         self._file = open_file(path, follow_links=follow_links)
+        recording = _recording.get()
+        if recording is not None:
+            recording.add(path)
         self.identity = FileIdentity.of(os.fstat(self._file.fileno()))
 
     @property

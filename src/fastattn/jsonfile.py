@@ -130,8 +130,8 @@ def check_limits(data: bytes, limits: JsonLimits) -> None:
         opened = (brackets == ord("[")) | (brackets == ord("{"))
         if np.cumsum(np.where(opened, np.int8(1), np.int8(-1)), dtype=np.int32).max() > limits.depth:
             raise JsonError(f"expected nesting of at most {limits.depth}, got more", "depth")
-    # Text that the truncated depth check missed is refused here, or it closes more brackets than it opens, and the
-    # parser stops there.
+    # The depth check reads only the first 2 * n_values brackets. Text with more of them has too many values, which is
+    # refused here, or closes more brackets than it opens, and then the parser stops.
     if n_values > limits.n_values:
         raise JsonError(f"expected at most {limits.n_values} values, got at least {n_values}", "too_large")
 

@@ -52,7 +52,8 @@ def linear(input: Array, weight: Array, bias: Array | None = None, *, out: Array
     """Compute input @ weight.T + bias.
 
     input [..., in_features], weight [out_features, in_features] or [in_features], bias [out_features], or [] for a
-    one-dimensional weight. -> [..., out_features], or [...] for a one-dimensional weight.
+    one-dimensional weight. -> [..., out_features], or [...] for a one-dimensional weight. Raises DTypeError,
+    InputError, MemoryError.
     """
     x, w = _array("input", input, at_least=1), _array("weight", weight, at_least=1)
     if w.ndim > 2:
@@ -84,7 +85,8 @@ def linear(input: Array, weight: Array, bias: Array | None = None, *, out: Array
 def matmul(input: Array, other: Array, *, out: Array | None = None) -> Array:
     """Multiply matrices as numpy.matmul and torch.matmul do: 1-D, 2-D and broadcast batches.
 
-    input [..., m, k] or [k], other [..., k, n] or [k] -> [..., m, n] without the axis of a 1-D operand.
+    input [..., m, k] or [k], other [..., k, n] or [k] -> [..., m, n] without the axis of a 1-D operand. Raises
+    DTypeError, InputError, MemoryError.
     """
     a, b = _array("input", input, at_least=1), _array("other", other, at_least=1)
     rows, columns = a.ndim > 1, b.ndim > 1
@@ -129,7 +131,8 @@ def layer_norm(
 ) -> Array:
     """Compute (x - mean) / sqrt(variance + eps) * weight + bias over the last axes (Ba et al. 2016).
 
-    input [..., *normalized_shape], weight and bias [*normalized_shape]. -> the shape of input.
+    input [..., *normalized_shape], weight and bias [*normalized_shape]. -> the shape of input. Raises DTypeError,
+    InputError, MemoryError.
     """
     x = _array("input", input, at_least=1)
     shape = _normalized_shape(normalized_shape)
@@ -160,13 +163,16 @@ def _normalized_shape(value: Any) -> tuple[int, ...]:
 def softmax(input: Array, dim: int = -1, *, out: Array | None = None) -> Array:
     """Compute exp(x) / sum of exp(x) along `dim`, with the maximum subtracted first. -> the shape of input.
 
-    A row of only -inf gives zeros (torch: NaN).
+    A row of only -inf gives zeros (torch: NaN). Raises DTypeError, InputError, MemoryError.
     """
     return _softmax(input, dim, out, log=False)
 
 
 def log_softmax(input: Array, dim: int = -1, *, out: Array | None = None) -> Array:
-    """Compute log(softmax) along `dim` without the logarithm of a small number. -> the shape of input."""
+    """Compute log(softmax) along `dim` without the logarithm of a small number. -> the shape of input.
+
+    Raises DTypeError, InputError, MemoryError.
+    """
     return _softmax(input, dim, out, log=True)
 
 
@@ -185,7 +191,8 @@ def _softmax(input: Array, dim: int, out: Array | None, *, log: bool) -> Array:
 def gelu(input: Array, approximate: Literal["none", "tanh"] = "none", *, out: Array | None = None) -> Array:
     """Compute x * Phi(x), the Gaussian error linear unit (Hendrycks and Gimpel 2016). -> the shape of input.
 
-    approximate: "none" uses erf, as BERT does; "tanh" uses the tanh formula, as GPT-2 does.
+    approximate: "none" uses erf, as BERT does; "tanh" uses the tanh formula, as GPT-2 does. Raises
+    DTypeError, InputError, MemoryError.
     """
     x = _array("input", input)
     kind = _KINDS[check_choice("approximate", approximate, _KINDS)]
@@ -217,7 +224,7 @@ def scaled_dot_product_attention(
     added to the scaled scores. is_causal: query i attends to keys 0 to i (aligned at the top left, as in torch);
     excludes attn_mask. scale: 1 / sqrt(head_dim) if None. enable_gqa: n_head is a multiple of n_kv_head, and head h
     reads key head h // (n_head // n_kv_head). dropout_p: only 0 (inference).
-    A query row that attends to no key gives zeros.
+    A query row that attends to no key gives zeros. Raises DTypeError, InputError, MemoryError.
     """
     q, k, v = (_array(n, a, at_least=2) for n, a in (("query", query), ("key", key), ("value", value)))
     _check_attention(q, k, v)

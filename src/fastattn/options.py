@@ -102,6 +102,14 @@ def option(default: Any, check: Callable[..., Any] | None = None, *, flag: Flag 
     return field(default=default, metadata={"option": Option(default, check, flag)})
 
 
+def check_fields(table: Any) -> None:
+    """Check the options of a frozen dataclass in its __post_init__. None needs no check if it is the default."""
+    for name, entry in options_of(table).items():
+        value = getattr(table, name)
+        if entry.check is not None and not (value is None and entry.default is None):
+            object.__setattr__(table, name, entry.check(name, value))
+
+
 def options_of(table: Any) -> Mapping[str, Option]:
     """Return the options of a dataclass by name, in the order of its fields."""
     return {item.name: item.metadata["option"] for item in fields(table) if "option" in item.metadata}

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,6 +15,18 @@ from fastattn.errors import ConfigError
 _log = logging.getLogger("fastattn")
 _Default = TypeVar("_Default")
 _Kind = TypeVar("_Kind")
+_recording: ContextVar[list[Settings] | None] = ContextVar("_recording", default=None)
+
+
+@contextmanager
+def recorded_settings() -> Iterator[list[Settings]]:
+    """Collect the settings that are read inside a `with` block, for a report of what is used."""
+    found: list[Settings] = []
+    token = _recording.set(found)
+    try:
+        yield found
+    finally:
+        _recording.reset(token)
 
 
 class Settings:
@@ -20,7 +34,8 @@ class Settings:
 
     A missing or null key gives the default, except that `epsilon` and `activation` of ConfigReader refuse null, as
     transformers does. Every method raises ConfigError for a value of the wrong type.
-    overrides: the keys whose values come from the caller, not from the file. read: the keys that were read.
+    overrides: the keys whose values come from the caller, not from the file. read: the keys that were read. finished:
+    whether all keys that have a meaning were read.
     """
 
     def __init__(self, where: str | Path, values: Mapping[str, Any], *, overrides: Collection[str] = ()) -> None:
@@ -28,7 +43,11 @@ class Settings:
         self.values = values
         self.overrides = frozenset(overrides)
         self.read: set[str] = set()
+        self.finished = False
         self._taken: set[str] = set()
+        recording = _recording.get()
+        if recording is not None:
+            recording.append(self)
 
     def __contains__(self, key: str) -> bool:
         return self.values.get(key) is not None
@@ -114,6 +133,7 @@ class Settings:
 
     def finish(self) -> None:
         """Log one warning that lists the unused keys."""
+        self.finished = True
         names = self.unused()
         if names:
             _log.warning(

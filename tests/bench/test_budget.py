@@ -13,7 +13,7 @@ import tqdm
 from fastattn.bench import machine, process, run
 from fastattn.bench.budget import Budget, OutOfTime
 from fastattn.bench.run import Options, bench_model, plan
-from fastattn.bench.works import works_of
+from fastattn.bench.works import choose, works_of
 from fastattn.cli import bench as command
 from fastattn.cli import main, progress
 from tests.reference.checkpoints import write_bert
@@ -90,7 +90,7 @@ def test_nothing_is_asked_after_the_end(bert: Path, steps: Steps) -> None:
     bench = bench_model(bert, options(), budget=Budget(0, steps))
     assert steps.now == 0
     assert bench.rows == []
-    assert len(bench.left_out) == len(works_of("encoder", 16))
+    assert len(bench.left_out) == len(choose(works_of("encoder", 16), None))
 
 
 def test_turns_of_a_row_that_was_cut(bert: Path, steps: Steps) -> None:
@@ -135,15 +135,15 @@ def test_a_conversion_may_take_what_is_left(bert: Path, monkeypatch: pytest.Monk
 def test_the_plan() -> None:
     works = works_of("causal-lm", 1024)
     text = plan(works, options(rounds=5, seconds=0.3), Budget(600, Steps()))
-    assert text == f"{len(works)} pieces of work, about 15 s after loading the model, at most 600 s"
+    assert text == f"{len(works)} workloads, about 15 s after loading the model, at most 600 s"
     text = plan(works[:1], options(rounds=10, seconds=0.85, against=("torch",)), Budget())
-    assert text == "1 piece of work by 2 libraries, about 23 s after loading and converting the model"
+    assert text == "1 workload by 2 libraries, about 23 s after loading and converting the model"
 
 
 def test_plain_lines_where_there_is_no_terminal(bert: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "-m", str(bert), "--max-seconds", "3000", *QUICK]) == 0
     lines = capsys.readouterr().err.splitlines()
-    assert lines[0].startswith("bert: 3 pieces of work, about ")
+    assert lines[0].startswith("bert: 3 workloads, about ")
     assert lines[0].endswith(" s after loading the model, at most 3000 s")
     assert lines[1:] == ["bert: 1x16 (1 of 3)", "bert: 8x16 (2 of 3)", "bert: ragged-32 (3 of 3)"]
 

@@ -56,9 +56,9 @@ def test_compared() -> None:
     made = row(fastattn=0.020, torch=0.050)
     made.errors["openvino"] = "RuntimeError: no"
     lines = result_table([made]).splitlines()
-    assert lines[0].endswith("time / ours                             agreement")
+    assert lines[0].endswith("time / ours                            agreement")
     assert lines[1].rstrip().endswith("GFLOP/s")  # ours has no ratio to itself
-    assert "2.50x  difference 0e+00, 100 % same highest" in lines[2]
+    assert "2.50x  difference 0e+00, 100 % same argmax" in lines[2]
     assert lines[3].split() == ["8x128", "openvino", "RuntimeError:", "no"]
     assert result_table([made], markdown=True).count("\n") == 5
 

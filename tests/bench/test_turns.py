@@ -126,7 +126,7 @@ def test_agreement_of_values() -> None:
     assert compare(ours, {"values": [1.0], "top": [0]}) == Agreement(0.0, math.inf)
     assert math.isnan(compare(ours, {"values": [1.0, math.nan], "top": [0]}).difference)  # type: ignore[union-attr, arg-type]
     assert compare(ours, {"tokens": [[1]]}) is None
-    assert str(Agreement(1.0, 2e-6)) == "difference 2e-06, 100 % same highest"
+    assert str(Agreement(1.0, 2e-6)) == "difference 2e-06, 100 % same argmax"
 
 
 def test_agreement_needs_both() -> None:

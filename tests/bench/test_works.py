@@ -26,7 +26,8 @@ def test_a_language_model() -> None:
 
 def test_an_encoder() -> None:
     works = {work.name: work for work in works_of("sequence-classification", 512)}
-    assert list(works) == ["1x16", "1x128", "8x128", "ragged-32"]
+    assert list(works) == ["1x16", "1x128", "8x128", "ragged-32", "1x512", "rerank-100"]
+    assert [work.name for work in works.values() if work.optional] == ["1x512", "rerank-100"]
     lengths = works["ragged-32"].lengths
     assert len(lengths) == 32
     assert len(set(lengths)) > 10
@@ -63,7 +64,8 @@ def test_a_decode_costs_the_mean_of_its_steps(tmp_path: Path) -> None:
 
 def test_choosing() -> None:
     works = works_of("encoder", 512)
-    assert choose(works, None) == works
+    assert choose(works, None) == works[:4]
+    assert [work.name for work in choose(works, ["1x512", "1x16"])] == ["1x16", "1x512"]
     assert [work.name for work in choose(works, ["8x128", "1x16"])] == ["1x16", "8x128"]
     with pytest.raises(InputError, match=r"works: expected some of 1x16, .*, got '2x16'"):
         choose(works, ["2x16"])

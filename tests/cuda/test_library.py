@@ -94,9 +94,9 @@ def test_products_of_the_slow_kernel_are_counted(library: str, built: BuiltModel
 
 
 def test_info_names_the_library(library: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert fastattn.executors.cuda.describe().endswith(f"GiB; products by {library}")
+    assert fastattn.executors.cuda.describe().endswith(f"GiB; matrix products by {library}")
     monkeypatch.setenv("FAKE_CUBLAS_LT_FAILS", "1")
-    assert "products by a built-in kernel, which is slower: no cuBLASLt" in fastattn.executors.cuda.describe()
+    assert "matrix products by a built-in kernel, which is slower: no cuBLASLt" in fastattn.executors.cuda.describe()
 
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")

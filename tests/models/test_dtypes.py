@@ -51,6 +51,7 @@ MODERN = {
     "cls_token_id": 1,
     "sep_token_id": 2,
 }
+DEBERTA = {**BERT, "relative_attention": True, "pos_att_type": "p2c|c2p", "position_buckets": 32, "share_att_key": True}
 CASES: dict[str, tuple[str, Any, dict[str, Any]]] = {
     "gpt2": ("GPT2LMHeadModel", "causal-lm", GPT2),
     "gpt2-untied": ("GPT2LMHeadModel", "causal-lm", {**GPT2, "tie_word_embeddings": False, "n_inner": 101}),
@@ -64,6 +65,7 @@ CASES: dict[str, tuple[str, Any, dict[str, Any]]] = {
     "mpnet": ("MPNetModel", "encoder", BERT),
     "modernbert": ("ModernBertForSequenceClassification", "sequence-classification", MODERN),
     "nomic": ("NomicBertModel", "encoder", BERT),
+    "deberta": ("DebertaV2Model", "encoder", DEBERTA),
 }
 LENGTHS = (1, 7, 130)
 N_NAIVE = 8

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+import fastattn
 from fastattn.api.auto import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
 from fastattn.checkpoint import open_checkpoint
 from fastattn.graph.ir import Step
@@ -27,12 +28,40 @@ from tests.reference.op_by_op import check_every_op
 pytestmark = [pytest.mark.torch, pytest.mark.slow]
 
 N_GREEDY = 64
+# One head of every other family, in the default config but for two layers and a small vocabulary, which keep time and
+# memory small. The widths are those of the base models.
+MODERN_IDS = {"pad_token_id": 0, "cls_token_id": 1, "sep_token_id": 2}
+HEADS = [
+    ("CamembertForTokenClassification", {}),
+    ("ElectraForPreTraining", {}),
+    ("AlbertForMaskedLM", {"hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072}),
+    ("MPNetForMaskedLM", {}),
+    ("ModernBertForMaskedLM", {"layer_types": ["full_attention", "sliding_attention"], **MODERN_IDS}),
+    ("NomicBertForMaskedLM", {}),
+    ("GteForTokenClassification", {}),
+    ("GPT2ForTokenClassification", {}),
+]
 ENCODERS = [
     ("BertForSequenceClassification", AutoModelForSequenceClassification),
     ("BertModel", AutoModel),
     ("DistilBertForSequenceClassification", AutoModelForSequenceClassification),
     ("RobertaForSequenceClassification", AutoModelForSequenceClassification),
+    ("DebertaV2Model", AutoModel),
 ]
+OPTIONS: dict[str, dict[str, Any]] = {
+    "DebertaV2Model": {  # microsoft/deberta-v3-base
+        "hidden_size": 768,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "intermediate_size": 3072,
+        "relative_attention": True,
+        "position_buckets": 256,
+        "norm_rel_ebd": "layer_norm",
+        "share_att_key": True,
+        "pos_att_type": "p2c|c2p",
+        "position_biased_input": False,
+    }
+}
 
 
 def errors(
@@ -40,7 +69,8 @@ def errors(
 ) -> tuple[float, float]:
     """Return (our error, PyTorch's float32 error) as root mean squares over all outputs, both against float64."""
     with torch.no_grad():
-        exact = reference(torch.tensor(ids))[output].numpy()
+        with hf.exact(reference):
+            exact = reference(torch.tensor(ids))[output].numpy()
         reference.float()
         naive = reference(torch.tensor(ids))[output].numpy().astype(np.float64)
         reference.double()
@@ -49,12 +79,24 @@ def errors(
 
 @pytest.mark.parametrize(("model_class", "auto"), ENCODERS, ids=lambda value: getattr(value, "__name__", value))
 def test_encoders(model_class: str, auto: Any, tmp_path: Path, rng: np.random.Generator) -> None:
-    reference = hf.make(model_class)
+    reference = hf.make(model_class, **OPTIONS.get(model_class, {}))
     with auto.from_pretrained(hf.save(reference, tmp_path)) as model:
         ids = rng.integers(5, reference.config.vocab_size, (2, 70))
         out = model(ids)
     output = "logits" if hasattr(out, "logits") else "last_hidden_state"
     ours, naive = errors(reference, ids, np.asarray(getattr(out, output), np.float64), output)
+    assert ours <= 2 * naive, f"expected at most twice {naive:.3g}, got {ours:.3g}"
+
+
+@pytest.mark.parametrize(("model_class", "options"), HEADS, ids=lambda value: value if isinstance(value, str) else "")
+def test_heads(model_class: str, options: dict[str, Any], tmp_path: Path, rng: np.random.Generator) -> None:
+    layers = {"n_layer" if model_class.startswith("GPT2") else "num_hidden_layers": 2}
+    reference = hf.make(model_class, vocab_size=4096, **layers, **options)
+    auto = getattr(fastattn, f"AutoModelFor{model_class.partition('For')[2]}")
+    with auto.from_pretrained(hf.save(reference, tmp_path)) as model:
+        ids = rng.integers(5, reference.config.vocab_size, (1, 70))
+        found = np.asarray(model(ids).logits, np.float64)
+    ours, naive = errors(reference, ids, found)
     assert ours <= 2 * naive, f"expected at most twice {naive:.3g}, got {ours:.3g}"
 
 

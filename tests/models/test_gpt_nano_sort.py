@@ -23,9 +23,9 @@ from fastattn.graph.kinds.attention import softmax
 from fastattn.models.gpt2 import CONV1D
 from fastattn.models.inputs import read_batch
 from fastattn.models.registry import build
+from fastattn.tasks.op_errors import every_value
 from tests.reference.bounds import assert_close, program_bound
 from tests.reference.checkpoints import write
-from tests.reference.op_by_op import every_value
 
 DATA = Path(__file__).parent / "data" / "gpt-nano-sort"
 

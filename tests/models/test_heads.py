@@ -1,4 +1,4 @@
-"""Compares the heads of the BERT families with transformers in float64, and tests what a checkpoint must have."""
+"""Compares all heads with transformers in float64, and tests what a checkpoint must have."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 import fastattn
-from fastattn.errors import ConfigError, InputError
-from tests.models.test_families import BERT, DISTIL
+from fastattn.errors import ConfigError, ContextLengthError, DTypeError, InputError
+from tests.models.test_families import ALBERT, BERT, DISTIL, ELECTRA, GPT2, MODERN
 from tests.reference.bounds import assert_close
 
 pytest.importorskip("torch")
@@ -21,12 +21,32 @@ from tests.reference import hf
 
 pytestmark = pytest.mark.torch
 
-FAMILIES = {"Bert": BERT, "Roberta": BERT, "XLMRoberta": BERT, "DistilBert": DISTIL}
+# The families with heads for masked tokens, token classification, question answering and multiple choice.
+FAMILIES = {
+    "Bert": BERT,
+    "Roberta": BERT,
+    "XLMRoberta": BERT,
+    "DistilBert": DISTIL,
+    "Camembert": BERT,
+    "Electra": ELECTRA,
+    "Albert": ALBERT,
+    "MPNet": BERT,
+    "ModernBert": MODERN,
+}
+OTHERS = {"NomicBert": BERT, "Gte": BERT, "GPT2": GPT2}
 HEADS = ("MaskedLM", "TokenClassification", "QuestionAnswering")
+PLAIN = (
+    *(f"{family}For{head}" for family in FAMILIES for head in HEADS),
+    *(f"{family}For{head}" for family in ("NomicBert", "Gte") for head in HEADS[:2]),
+    "GPT2ForTokenClassification",
+    "GPT2ForQuestionAnswering",
+    "BertForNextSentencePrediction",
+    "BertForPreTraining",
+    "AlbertForPreTraining",
+    "ElectraForPreTraining",
+)
 CASES: list[tuple[str, dict[str, Any]]] = [
-    *((f"{family}For{head}", {}) for family in FAMILIES for head in HEADS),
-    ("BertForNextSentencePrediction", {}),
-    ("BertForPreTraining", {}),
+    *((name, {}) for name in PLAIN),
     ("BertForMaskedLM", {"hidden_act": "relu", "layer_norm_eps": 0.01}),
     ("BertForMaskedLM", {"tie_word_embeddings": False}),
     ("BertForPreTraining", {"tie_word_embeddings": False}),
@@ -36,15 +56,30 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("DistilBertForMaskedLM", {"tie_word_embeddings": False}),
     ("BertForTokenClassification", {"num_labels": 5}),
     ("DistilBertForTokenClassification", {"num_labels": 1}),
+    ("GPT2ForTokenClassification", {"num_labels": 5, "n_inner": 33}),
+    ("ElectraForMaskedLM", {"embedding_size": 24, "hidden_act": "relu", "layer_norm_eps": 0.01}),
+    ("ElectraForMaskedLM", {"tie_word_embeddings": False}),
+    ("ElectraForPreTraining", {"hidden_act": "silu"}),
+    ("AlbertForMaskedLM", {"tie_word_embeddings": False, "hidden_act": "relu"}),
+    ("AlbertForPreTraining", {"num_labels": 3, "embedding_size": 24}),
+    ("MPNetForMaskedLM", {"tie_word_embeddings": False, "hidden_act": "relu"}),
+    ("CamembertForMaskedLM", {"tie_word_embeddings": False}),
+    ("ModernBertForMaskedLM", {"tie_word_embeddings": False, "classifier_activation": "silu"}),
+    ("ModernBertForMaskedLM", {"decoder_bias": False, "classifier_bias": True, "norm_bias": True}),
+    ("ModernBertForTokenClassification", {"num_labels": 5, "classifier_bias": True}),
+    ("NomicBertForMaskedLM", {"tie_word_embeddings": False, "hidden_act": "gelu"}),
+    ("GteForMaskedLM", {"tie_word_embeddings": False, "hidden_act": "silu"}),
+    ("GteForTokenClassification", {"num_labels": 5, "type_vocab_size": 0}),
 ]
 # Outputs with one row per token, and outputs with one row per sequence.
-OUTPUTS = {"ForPreTraining": (("prediction_logits",), ("seq_relationship_logits",)),
+OUTPUTS = {"BertForPreTraining": (("prediction_logits",), ("seq_relationship_logits",)),
+           "AlbertForPreTraining": (("prediction_logits",), ("sop_logits",)),
            "ForQuestionAnswering": (("start_logits", "end_logits"), ()),
            "ForNextSentencePrediction": ((), ("logits",))}  # fmt: skip
 
 
 def family_of(name: str) -> dict[str, Any]:
-    return FAMILIES[name.partition("For")[0]]
+    return {**FAMILIES, **OTHERS}[name.partition("For")[0]]
 
 
 def auto(name: str) -> Any:
@@ -52,7 +87,7 @@ def auto(name: str) -> Any:
 
 
 def outputs_of(name: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    return OUTPUTS.get(f"For{name.partition('For')[2]}", (("logits",), ()))
+    return OUTPUTS.get(name, OUTPUTS.get(f"For{name.partition('For')[2]}", (("logits",), ())))
 
 
 def write(name: str, folder: Path, **options: Any) -> Path:
@@ -73,7 +108,7 @@ def test_outputs_equal_transformers(
         inputs["token_type_ids"] = rng.integers(0, model.config.type_vocab_size, ids.shape) * mask
     expected = hf.call(theirs, ids, **inputs)
     found = model(ids, output_hidden_states=True, output_attentions=True, **inputs)
-    assert list(found) == [key for key in expected if key != "loss"]
+    assert list(found) == [key for key in expected if key not in ("loss", "cache", "past_key_values")]
     scale = max(float(np.abs(hf.array(state)).max()) for state in expected.hidden_states)
     per_token, per_sequence = outputs_of(name)
     for key in per_token:
@@ -88,12 +123,10 @@ def test_outputs_equal_transformers(
         assert_close(ours[0], hf.array(reference)[0], model.traced, longest=9, scale=scale)
 
 
-@pytest.mark.parametrize(("name", "options"), CASES[:13], ids=lambda value: str(value) if value else "-")
-def test_rows_do_not_depend_on_the_batch(
-    name: str, options: dict[str, Any], tmp_path: Path, rng: np.random.Generator
-) -> None:
+@pytest.mark.parametrize("name", PLAIN)
+def test_rows_do_not_depend_on_the_batch(name: str, tmp_path: Path, rng: np.random.Generator) -> None:
     """A list of sequences gives lists, an array gives an array, and the bits of a row are those of the row alone."""
-    folder = write(name, tmp_path, **options)
+    folder = write(name, tmp_path)
     batch = [rng.integers(2, 61, n).tolist() for n in (1, 7, 20, 3)]
     for dtype in ("float32", "int8"):
         with auto(name).from_pretrained(folder, threads=2, dtype=dtype) as model:
@@ -105,7 +138,10 @@ def test_rows_do_not_depend_on_the_batch(
                     np.testing.assert_array_equal(row.view(np.uint32), one[key].view(np.uint32))
 
 
-@pytest.mark.parametrize("name", ["BertForMaskedLM", "RobertaForMaskedLM", "DistilBertForMaskedLM"])
+MASKED = [name for name in PLAIN if name.endswith("MaskedLM") and not name.startswith(("XLM", "Camembert"))]
+
+
+@pytest.mark.parametrize("name", MASKED)
 def test_logits_at_a_token(name: str, tmp_path: Path, device: str) -> None:
     model = auto(name).from_pretrained(write(name, tmp_path), device=device)
     batch = [[5, 4, 9, 4], [7, 8], [4]]
@@ -124,7 +160,7 @@ def test_logits_at_a_token(name: str, tmp_path: Path, device: str) -> None:
         model.logits_at(batch, 61)
 
 
-@pytest.mark.parametrize("name", ["BertForMaskedLM", "RobertaForMaskedLM", "DistilBertForMaskedLM"])
+@pytest.mark.parametrize("name", MASKED)
 def test_tied_weights_are_stored_once(name: str, tmp_path: Path) -> None:
     """Embeddings are in memory once, count once, and have one format for every task."""
     folder = write(name, tmp_path, vocab_size=131)  # matrices of fewer than 64 rows are not quantized
@@ -178,11 +214,21 @@ def test_a_stored_copy_of_the_decoder_is_the_embeddings(tmp_path: Path) -> None:
         ("BertForMaskedLM", "PreTraining", r"expected this tensor in the checkpoint .*ForMaskedLM"),
         ("RobertaModel", "NextSentencePrediction", "no such head"),
         ("GPT2LMHeadModel", "MaskedLM", "no such head"),
+        ("GPT2LMHeadModel", "TokenClassification", r"no classification head \(classifier\.weight"),
+        ("GPT2DoubleHeadsModel", "MultipleChoice", "multiple_choice_head of GPT2DoubleHeadsModel is not supported"),
+        ("ElectraForPreTraining", "MaskedLM", r"no masked-language-model head \(generator_predictions\.dense\.\*"),
+        ("ElectraForMaskedLM", "PreTraining", r"no pre-training head \(discriminator_predictions\.dense\.\*"),
+        ("AlbertForMaskedLM", "PreTraining", r"(?s)expected this tensor .*AlbertForMaskedLM"),
+        ("AlbertModel", "MaskedLM", r"no masked-language-model head \(predictions\.dense\.\*"),
+        ("ModernBertForSequenceClassification", "MaskedLM", "no masked-language-model head .*decoder.* is missing"),
+        ("ModernBertForMaskedLM", "QuestionAnswering", r"no question-answering head \(classifier\.weight"),
+        ("NomicBertModel", "QuestionAnswering", "no such head"),
+        ("GteForMaskedLM", "MultipleChoice", "no such head"),
     ],
 )
 def test_a_missing_head_is_an_error(stored: str, asked: str, message: str, tmp_path: Path) -> None:
-    gpt2 = {"vocab_size": 61, "n_positions": 32, "n_embd": 24, "n_head": 3, "n_layer": 1}
-    base = gpt2 if stored.startswith("GPT2") else FAMILIES[stored.partition("For")[0].removesuffix("Model")]
+    families = {**FAMILIES, **OTHERS}
+    base = next(families[key] for key in sorted(families, key=len, reverse=True) if stored.startswith(key))
     folder = hf.save(hf.make(stored, **base), tmp_path)
     with pytest.raises(ConfigError, match=message):
         getattr(fastattn, f"AutoModelFor{asked}").from_pretrained(folder)
@@ -232,6 +278,65 @@ def test_multiple_choice(name: str, tmp_path: Path, device: str, rng: np.random.
             model(wrong)
     with pytest.raises(InputError, match="attention_mask: expected 3 choices per item, as in input_ids, got 2"):
         model(ids, attention_mask=mask.reshape(3, 2, 7))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"summary_type": "last"},
+        {"summary_type": "cls_index", "summary_activation": "relu"},
+        {"summary_type": "mean", "summary_activation": "tanh"},
+        {"summary_use_proj": False},
+    ],
+    ids=str,
+)
+def test_the_summary_of_electra(options: dict[str, Any], tmp_path: Path, rng: np.random.Generator) -> None:
+    """Without padding; transformers' "last" and "mean" also read padding."""
+    theirs = hf.make("ElectraForMultipleChoice", **ELECTRA, **options)
+    with fastattn.AutoModelForMultipleChoice.from_pretrained(hf.save(theirs, tmp_path), device="numpy") as model:
+        ids = rng.integers(2, 61, (2, 3, 7))
+        expected = hf.call(theirs, ids)
+        scale = max(float(np.abs(hf.array(state)).max()) for state in expected.hidden_states)
+        assert_close(model(ids).logits, hf.array(expected.logits), model.traced, longest=7, scale=scale)
+
+
+def test_a_classifier_without_a_decoder_is_no_masked_language_model(tmp_path: Path) -> None:
+    """Its tensors have all names of a ModernBERT with tied embeddings and no decoder_bias."""
+    folder = write("ModernBertForSequenceClassification", tmp_path, decoder_bias=False)
+    with pytest.raises(ConfigError, match=r"no masked-language-model head \(it has a classifier"):
+        fastattn.AutoModelForMaskedLM.from_pretrained(folder)
+
+
+def test_a_gpt2_with_two_heads_is_a_language_model(tmp_path: Path, rng: np.random.Generator) -> None:
+    """Its other head, for multiple choice, is refused by name."""
+    theirs = hf.make("GPT2DoubleHeadsModel", **GPT2)
+    ids = rng.integers(2, 61, (1, 9))
+    expected = hf.call(theirs, ids)
+    with fastattn.AutoModelForCausalLM.from_pretrained(hf.save(theirs, tmp_path), device="numpy") as model:
+        scale = max(float(np.abs(hf.array(state)).max()) for state in expected.hidden_states)
+        assert_close(model(ids).logits, hf.array(expected.logits), model.traced, longest=9, scale=scale)
+
+
+def test_errors_of_multiple_choice_name_the_item_and_the_choice(tmp_path: Path) -> None:
+    with fastattn.AutoModelForMultipleChoice.from_pretrained(write("BertForMultipleChoice", tmp_path)) as model:
+        good = [5, 6]
+        for wrong, message in (
+            ([[good] * 3, [good, good, [5] * 25]], r"^input_ids\[1\]\[2\]: expected at most 24 tokens"),
+            (
+                [[good] * 3, [good, [5, 61], good]],
+                r"^input_ids\[1\]\[1\]\[1\]: expected a token id from 0 to 60, got 61",
+            ),
+            ([[good, good, []], [good] * 3], r"^input_ids\[0\]\[2\]: expected at least one token"),
+            ([[good] * 3, [good, good, [5, "a"]]], r"^input_ids\[1\]\[2\]\[1\]: expected an integer"),
+            (np.array([[[5], [6], [7]], [[5], [61], [7]]]), r"^input_ids\[1, 1, 0\]: expected a token id"),
+        ):
+            with pytest.raises((InputError, DTypeError), match=message):
+                model(wrong)
+        with pytest.raises(InputError, match=r"^token_type_ids\[1\]\[0\]\[1\]: expected a token type from 0 to 1"):
+            model([[good] * 2] * 2, token_type_ids=[[[0, 0], [0, 0]], [[0, 9], [0, 0]]])
+        with pytest.raises(ContextLengthError) as long:
+            model([[good, [5] * 30]])
+        assert (long.value.index, long.value.n_tokens, long.value.context) == (1, 30, 24)
 
 
 def test_no_advice_about_labels_for_a_head_without_labels(tmp_path: Path) -> None:

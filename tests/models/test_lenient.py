@@ -300,7 +300,7 @@ def test_problem_types(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None
 
 DEFAULTS = [
     *("GPT2", "Bert", "Roberta", "XLMRoberta", "DistilBert", "Camembert"),
-    *("Electra", "Albert", "MPNet", "ModernBert", "NomicBert"),
+    *("Electra", "Albert", "MPNet", "ModernBert", "NomicBert", "DebertaV2"),
 ]
 
 

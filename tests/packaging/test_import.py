@@ -82,6 +82,7 @@ def test_dir_shows_the_public_names_alone() -> None:
     for name in ("models", "runtime", "checkpoint", "graph", "annotations", "importlib", "sys", "TYPE_CHECKING"):
         assert name not in dir(fastattn)
     assert dir(fastattn.ops) == sorted(fastattn.ops.__all__)
+    assert dir(fastattn.util) == sorted(fastattn.util.__all__)
 
 
 def test_the_version_is_said_once() -> None:

@@ -29,6 +29,8 @@ answerer = fa.AutoModelForQuestionAnswering.from_pretrained("folder")
 filler = fa.pipeline("fill-mask", "folder")
 entities = fa.pipeline("ner", "folder")
 st = fa.SentenceTransformer("folder")
+cross = fa.CrossEncoder("folder")
+embedder, reranker = fa.TextEmbedding("folder"), fa.TextCrossEncoder("folder")
 array = np.zeros((1, 2, 3, 4), np.float32)
 ids = np.ones((2, 3), np.int64)
 row = np.ones(3, np.int64)
@@ -63,6 +65,12 @@ TYPED = {
     "entities('a')": "list[TypedDict(fastattn.tasks.entities.Entity",
     "st.encode('a')": "numpy.ndarray[",
     "st.encode(['a', 'b'])": "numpy.ndarray[",
+    "cross.rank('a', ['b'])": "list[TypedDict(fastattn.tasks.cross_encoder.Ranked",
+    "embedder.embed('a')": "typing.Iterator[numpy.ndarray[",
+    "reranker.rerank('a', ['b'])": "typing.Iterator[float]",
+    "fa.util.cos_sim(array, array)": "numpy.ndarray[",
+    "fa.util.semantic_search(array, array)": "list[list[TypedDict(fastattn.tasks.search.semantic.Hit",
+    "fa.util.quantize_embeddings(array, 'int8')": "numpy.ndarray[",
     "fa.scaled_dot_product_attention(array, array, array)": "numpy.ndarray[",
     "fa.ops.gelu(array)": "numpy.ndarray[",
     "fa.compare_dtypes('folder')": "fastattn.tasks.quality.QualityReport",

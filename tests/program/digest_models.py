@@ -15,8 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastattn.errors import ConfigError
+from fastattn.models.tasks import Task
 from fastattn.tasks.demo import demo_model
 from tests.reference.checkpoints import BERT, GPT2, header
+from tests.reference.families import VARIANTS, shapes
 
 GPT2_124M = {**GPT2, "vocab_size": 50257, "n_positions": 1024, "n_embd": 768, "n_layer": 12, "n_head": 12}
 BERT_BASE = {**BERT, "vocab_size": 30522, "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12,
@@ -76,6 +78,28 @@ def random_bert(folder: Path, **options: Any) -> Path:
     return write_random(folder, config, bert_shapes(config))
 
 
+# Families and heads that the other models do not have.
+HEADS: Mapping[str, Task] = {
+    "gpt2": "token-classification",
+    "electra": "masked-lm",
+    "albert": "pre-training",
+    "mpnet": "masked-lm",
+    "modernbert": "question-answering",
+    "nomic_bert-older": "masked-lm",
+    "new": "masked-lm",
+    "jina_bert": "sequence-classification",
+    "jina_bert-code": "encoder",
+}
+
+
+def random_heads(folder: Path) -> Path:
+    """Write a small checkpoint for every entry of HEADS."""
+    for name, task in HEADS.items():
+        variant = VARIANTS[name]
+        write_random(folder / name, variant.config, shapes(variant, task))
+    return folder
+
+
 # The full-size models run on the active target only. Two-layer models have the same shapes and run on all targets.
 SUBJECTS: Mapping[str, Subject] = {
     "gpt2-litbank": Subject("gpt2", demo_gpt2, ALL_FORMATS),
@@ -84,6 +108,7 @@ SUBJECTS: Mapping[str, Subject] = {
     "gpt2-124m": Subject("wide-gpt2", random_gpt2, WEIGHT_FORMATS, active_only=True),
     "gpt2-124m-2-layers": Subject("wide-gpt2", partial(random_gpt2, n_layer=2), WEIGHT_FORMATS),
     "bert-base": Subject("wide-bert", random_bert, WEIGHT_FORMATS, active_only=True),
+    "heads": Subject("heads", random_heads, WEIGHT_FORMATS),
     "bert-base-2-layers": Subject("wide-bert", partial(random_bert, num_hidden_layers=2), WEIGHT_FORMATS),
 }
 

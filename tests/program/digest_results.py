@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 import fastattn
-from fastattn.api.auto import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
+from fastattn.api.auto import AUTO_CLASSES, AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
 from fastattn.graph.ir import Step
-from tests.program.digest_models import random_ids
+from tests.program.digest_models import HEADS, random_ids
 
 Digests = dict[str, str]
 Formats = Mapping[str, str | None]
@@ -183,10 +183,21 @@ def wide_bert(folder: Path, formats: Formats) -> Digests:
         }
 
 
+def heads(folder: Path, formats: Formats) -> Digests:
+    found = {}
+    for name, task in HEADS.items():
+        with AUTO_CLASSES[task].from_pretrained(folder / name, **formats) as model:
+            out = model(batch_of(model, LENGTHS), output_hidden_states=True)
+            rows = [row for key in out if key != "hidden_states" for row in out[key]]
+            found[name] = digest([*rows, *(row for layer in out.hidden_states for row in layer)])
+    return found
+
+
 RESULTS: Mapping[str, Callable[[Path, Formats], Digests]] = {
     "gpt2": gpt2,
     "wide-gpt2": wide_gpt2,
     "bert": bert,
     "sentences": sentences,
     "wide-bert": wide_bert,
+    "heads": heads,
 }

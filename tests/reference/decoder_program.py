@@ -50,7 +50,7 @@ def decoder_program(
     window: int = 0,
     bias: str | None = None,
 ) -> DecoderProgram:
-    """Trace it. which: None for an output of every token, or the rows that gather_rows selects.
+    """Trace the Program. which: None for an output of every token, or the rows that gather_rows selects.
 
     window: of every second layer, from the first on. bias: None, or a key of BIASES for one that all layers read.
     """
@@ -107,15 +107,22 @@ BIASES: Mapping[str, Callable[[int, bool], AlibiBias | RelativeBias]] = {
 
 
 def sources_of(program: Program, table: RotaryTable) -> dict[str, WeightSource]:
-    """Return random weights, the same for the same name, and the table of rotary."""
+    """Return random weights and the table of rotary."""
+    sources = random_sources(program)
+    if "angles.weight" in sources:
+        sources["angles.weight"] = ComputedSource("angles.weight", table.shape, table.rows)
+    return sources
+
+
+def random_sources(program: Program, *, scaled: bool = False) -> dict[str, WeightSource]:
+    """Return random weights, the same for the same name. scaled: divide matrices by the root of their inputs."""
     sources: dict[str, WeightSource] = {}
     for weight in program.weights.values():
         for name in weight.parts:
-            if name == "angles.weight":
-                sources[name] = ComputedSource(name, table.shape, table.rows)
-                continue
             rng = np.random.default_rng(list(name.encode()))
-            sources[name] = ArraySource(name, rng.standard_normal(weight.shape).astype(np.float32))
+            factor = weight.shape[-1] ** -0.5 if scaled and weight.use == "matrix" else 1.0
+            numbers = (factor * rng.standard_normal(weight.shape)).astype(np.float32)
+            sources[name] = ArraySource(name, numbers)
     return sources
 
 

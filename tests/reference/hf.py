@@ -78,7 +78,7 @@ def _set_frequencies(module: Any) -> None:
 
 
 def call(model: Any, ids: list[list[int]], **inputs: Any) -> Any:
-    """Return the model's outputs for a dense batch, in float64, as numpy arrays (or tuples of arrays)."""
+    """Return the model's outputs for a dense batch: float64 torch tensors, which `array` converts."""
     with torch.no_grad(), exact(model):
         out = model(
             torch.tensor(ids),

@@ -45,8 +45,8 @@ SHOWN = ("text", "cpp", "cmake", "json", "toml", "")
 SPEED = re.compile(r"^\d+ tokens in .* tokens/s\n", re.MULTILINE)  # README.md says that this is not shown
 SECONDS = 600
 PICTURE = re.compile(r"!\[[^\]]*\]\(([\w-]+\.png)\)")
-# The mean difference of a picture from that of the page, of 1 for white against black: another version of the drawing
-# library may move a letter by a pixel.
+# The allowed mean difference between a drawn picture and the page's, where white against black is 1: another version of
+# the drawing library may move a letter by a pixel.
 PICTURE_DIFFERENCE = 0.02
 
 

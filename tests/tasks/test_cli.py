@@ -254,9 +254,9 @@ def test_texts_longer_than_the_context(bert: Path, tmp_path: Path) -> None:
     (tmp_path / "long.txt").write_text("good\n\n" + "good " * 100, encoding="utf-8")
     options = ("-m", bert, "--device", "numpy", "-f", tmp_path / "long.txt")
     refused = run("classify", *options)
-    assert (refused.returncode, refused.stdout) == (1, "")
+    assert (refused.returncode, len(refused.stdout.splitlines())) == (1, 2)  # the results before it
     where = f"{tmp_path / 'long.txt'} line 3"
-    assert refused.stderr == f"fastattn: {where}: 102 tokens, the model's context is 64; --truncate cuts it\n"
+    assert refused.stderr == f"fastattn: {where}: 102 tokens, the model's context is 64; --truncate cuts the text\n"
     assert len(run("classify", *options, "--truncate").stdout.splitlines()) == 3
     cut = run("embed", *options)
     assert (cut.returncode, len(cut.stdout.splitlines())) == (0, 3)

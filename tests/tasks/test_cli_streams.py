@@ -122,8 +122,9 @@ def test_ctrl_c_before_the_command_runs() -> None:
         env=ENVIRONMENT,
     ) as process:  # fmt: skip
         assert process.stdin is not None
-        # So large that writing all of it needs a reader: by then the command is inside `main`.
-        process.stdin.write(b"good\n" * 2**16)
+        # So large that writing all of it needs a reader: by then the command is inside `main`. It is one line without
+        # an end, so nothing is printed.
+        process.stdin.write(b"good " * 2**16)
         process.stdin.flush()
         process.send_signal(signal.SIGINT)
         assert process.stderr is not None
@@ -189,7 +190,7 @@ def test_fastattn_alone_prints_its_help() -> None:
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == run("--help").stdout
     assert done.stdout.startswith("usage: fastattn")
-    for name in ("info", "generate", "classify", "embed", "quality", "quantize", "bench", "completion"):
+    for name in ("info", "generate", "classify", "embed", "rerank", "quality", "quantize", "bench", "completion"):
         assert f"\n    {name}" in done.stdout
 
 

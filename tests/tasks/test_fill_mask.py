@@ -18,7 +18,7 @@ from tests.tasks.test_pipelines import reference
 from tests.tasks.tiny import write_masked_lm
 
 pytestmark = pytest.mark.torch
-FAMILIES = ("Bert", "Roberta", "DistilBert")
+FAMILIES = ("Bert", "Roberta", "DistilBert", "Electra")
 ONE = "the good {mask} runs"
 SEVERAL = "{mask}, a bad {mask}!"
 
@@ -114,7 +114,7 @@ def test_results_do_not_depend_on_the_batch(bert: Path) -> None:
     expected = [pipe(text) for text in texts]
     for batch_size in (1, 2, 32):
         assert pipe(texts, batch_size=batch_size) == expected
-    assert pipe(iter(texts)) == expected
+    assert list(pipe(iter(texts))) == expected
     assert pickle.loads(pickle.dumps(pipe))(texts) == expected
     assert copy.copy(pipe)(texts) == expected
     assert fastattn.pipeline("fill-mask", pipe.model, top_k=2)(texts) == expected

@@ -80,7 +80,7 @@ REFUSED: list[tuple[str, Any, str]] = [
     ("stream", True, "stream: expected None or False, got True; call stream"),
     ("whatever", 3, "generate: unknown keyword 'whatever'; see GenerationOptions"),
     ("return_dict_in_generate", "yes", "return_dict_in_generate: expected True or False"),
-    ("inputs", [1], "inputs: expected None together with input_ids"),
+    ("inputs", [1], "inputs: expected None, because input_ids is set"),
 ]  # fmt: skip
 
 

@@ -99,7 +99,7 @@ def test_every_keyword_of_a_call_has_a_type() -> None:
     assert typed <= {*calls._KEYWORDS, *calls._NAMES}
 
 
-@pytest.mark.parametrize("command", ["generate", "classify", "embed"])
+@pytest.mark.parametrize("command", ["generate", "classify", "embed", "rerank"])
 def test_a_command_has_the_flags_of_its_tables(command: str) -> None:
     parser = build_parser()[1][command]
     names = {action.dest for action in parser._actions}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 import fastattn
 from fastattn.errors import ContextLengthError, DTypeError, FastattnError, InputError, ModelFormatError
 from fastattn.tasks.pipelines import PIPELINES
+from fastattn.tasks.text_generation import _REFUSED
 from tests.tasks.test_pipelines import reference
 from tests.tasks.tiny import write_bert_model, write_gpt2_model, write_head
 
@@ -378,6 +380,36 @@ def test_a_tokenizer_of_another_model(classifier: Path, gpt2: Path) -> None:
         pipe(["", "hello"], add_special_tokens=False)
 
 
+@pytest.mark.parametrize("task", sorted(PIPELINES))
+def test_every_argument_of_transformers_is_known(task: str) -> None:
+    """It is used, changes nothing, or is refused by name. The arguments of version 4 for question-answering."""
+    pipelines = pytest.importorskip("transformers.pipelines")
+    known = set(PIPELINES[task].call_args.__annotations__) | set(_REFUSED)
+    if task == "question-answering":
+        theirs = {"padding", "topk", "top_k", "doc_stride", "max_answer_len", "max_seq_len", "max_question_len"}
+        theirs |= {"handle_impossible_answer", "align_to_words"}
+    else:
+        found = getattr(pipelines, PIPELINES[task].pipeline.__name__)._sanitize_parameters
+        kinds = inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL
+        theirs = {name for name, entry in inspect.signature(found).parameters.items() if entry.kind not in kinds}
+        theirs |= {"candidate_labels", "hypothesis_template", "multi_label"} if task.startswith("zero") else set()
+    assert theirs - {"self"} | {"batch_size", "num_workers"} <= known
+
+
+def test_arguments_of_tokenizers_are_used_or_refused(ours: dict[str, Any]) -> None:
+    """transformers passes all others of "text-classification" to the tokenizer."""
+    transformers = pytest.importorskip("transformers")
+    names = set(inspect.signature(transformers.PreTrainedTokenizerBase.__call__).parameters) - {
+        "self",
+        "text",
+        "kwargs",
+    }
+    assert "stride" in names
+    for name in names - set(PIPELINES["text-classification"].call_args.__annotations__):
+        with pytest.raises(InputError, match=f"^text-classification: unknown keyword '{name}'"):
+            ours["text-classification"](TEXT, **{name: 0})
+
+
 # -- inputs -----------------------------------------------------------------------------------------------------------
 
 
@@ -404,10 +436,14 @@ def test_sequences_of_texts(ours: dict[str, Any]) -> None:
 
     for task, options in (("text-classification", {}), ("feature-extraction", {}), ("text-generation", {"seed": 1})):
         expected = ours[task](texts, **options)
-        for inputs in (tuple(texts), Column(texts), generator(), iter(texts), np.array(texts), map(str, texts)):
+        for inputs in (tuple(texts), Column(texts), np.array(texts)):
             found = ours[task](inputs, **options)
             assert isinstance(found, list)
             assert found == expected
+        for inputs in (generator(), iter(texts), map(str, texts)):
+            found = ours[task](inputs, **options)
+            assert isinstance(found, Iterator)
+            assert list(found) == expected
         assert ours[task]([], **options) == []
 
 
@@ -416,7 +452,7 @@ def test_pairs(ours: dict[str, Any]) -> None:
     expected = classify([PAIR, {"text": "x"}])
     assert classify([("good", "bad"), "x"]) == expected
     assert classify(Column([["good", "bad"], {"text": "x", "text_pair": None}])) == expected
-    assert classify(pair for pair in [PAIR, "x"]) == expected
+    assert list(classify(pair for pair in [PAIR, "x"])) == expected
 
 
 @pytest.mark.parametrize(

@@ -129,7 +129,7 @@ def test_a_model_is_closed_where_loading_fails(tmp_path: Path, monkeypatch: pyte
         folder, error = write_model(tmp_path / "m", POOLING, dense(WIDTH + 1, 8)), ConfigError
     else:
         folder = write_transformer(tmp_path / "m")
-        place = "Transformer" if what == "limit" else "Pooling"
+        place = "Transformer.__init__" if what == "limit" else "Pooling"
 
         def fail(*_: object, **__: object) -> None:
             raise ConfigError("no")

@@ -252,7 +252,7 @@ def test_similarity(folder: Path, saved: str | None, given: Any, caplog: pytest.
             assert ours.dtype == np.float32
             assert_as_good_as(ours, exact, getattr(theirs.exact, method)(first, second))
             assert getattr(found, method)(*wide).dtype == np.float64
-    with pytest.raises(InputError, match="b: expected"):
+    with pytest.raises(InputError, match="embeddings2: expected"):
         found.similarity_pairwise(a, b[:3])
 
 
@@ -277,7 +277,7 @@ def test_tensors_have_similarities(folder: Path) -> None:
     model, a = fastattn.SentenceTransformer(folder), random(3, WIDTH)
     expected = model.similarity(a, a)
     assert np.array_equal(model.similarity(torch.from_numpy(a), list(torch.from_numpy(a))), expected)
-    with pytest.raises(DTypeError, match=r"^a: "):
+    with pytest.raises(DTypeError, match=r"^embeddings1: "):
         model.similarity(torch.from_numpy(a).requires_grad_(), a)
 
 

@@ -106,13 +106,13 @@ def test_refuses(folder: Path) -> None:
     with pytest.raises(InputError, match="max_seq_length"):
         model.max_seq_length = 65
     for bad in (None, "text", ["a", "b"], [None]):
-        with pytest.raises(DTypeError, match=r"^a: expected vectors of numbers"):
+        with pytest.raises(DTypeError, match=r"^embeddings1: expected vectors of numbers"):
             model.similarity(bad, np.ones((1, 3), np.float32))
-    with pytest.raises(InputError, match=r"^b: expected vectors of one length"):
+    with pytest.raises(InputError, match=r"^embeddings2: expected vectors of one length"):
         model.similarity(np.ones((1, 3), np.float32), [[1.0, 2.0, 3.0], [1.0]])
-    with pytest.raises(InputError, match=r"^b: expected shape \[n, d\]"):
+    with pytest.raises(InputError, match=r"^embeddings2: expected shape \[n, d\]"):
         model.similarity(np.ones((1, 3), np.float32), 3.0)
-    with pytest.raises(InputError, match=r"^b: expected shape .* to match a"):
+    with pytest.raises(InputError, match=r"^embeddings2: expected shape .* to match embeddings1"):
         model.similarity(np.zeros((2, 3)), np.zeros((2, 4)))
 
 

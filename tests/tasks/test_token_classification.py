@@ -116,7 +116,7 @@ def test_results_do_not_depend_on_the_batch(bert: Path) -> None:
     expected = [pipe(text) for text in texts]
     for batch_size in (1, 2, 32):
         assert pipe(texts, batch_size=batch_size) == expected
-    assert pickle.loads(pickle.dumps(pipe))(iter(texts)) == expected
+    assert list(pickle.loads(pickle.dumps(pipe))(iter(texts))) == expected
     assert fastattn.pipeline("ner", pipe.model)(texts, aggregation_strategy="SIMPLE", stride=3) == expected
     assert pipe([]) == []
 
@@ -126,6 +126,8 @@ def test_long_texts_are_rejected_or_cut(bert: Path) -> None:
     with pytest.raises(ContextLengthError, match=r"inputs\[1\]: .*stride=.*truncation=True") as caught:
         pipe(["good", LONG])
     assert (caught.value.index, caught.value.context) == (1, 66)
+    with pytest.raises(ContextLengthError, match=r"^inputs: \d+ tokens, .*; use a max_length of at most 66$"):
+        pipe(LONG, max_length=1000)
     cut = pipe(LONG, truncation=True)
     assert len(cut) == 62  # model_max_length of the tokenizer is 64
     assert pipe(LONG, truncation=True, max_length=10) == pipe(LONG, max_length=10)

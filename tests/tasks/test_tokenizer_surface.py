@@ -473,9 +473,9 @@ def test_bos_as_a_keyword_applies_to_tokenizer_json(gpt2: Tokenizer, tmp_path: P
         ({"force_download": True}, InputError, "force_download: expected False, got True; delete the model"),
         ({"force_download": "yes"}, DTypeError, "force_download: expected True or False"),
         ({"proxies": {"https": "a"}}, InputError, "set HTTPS_PROXY"),
-        ({"token": "a", "use_auth_token": "b"}, InputError, "use_auth_token: expected None together with token"),
+        ({"token": "a", "use_auth_token": "b"}, InputError, "use_auth_token: expected None, because token is set"),
         ({"token": 3}, DTypeError, "token: expected str, True, False or None"),
-        ({"pretrained_model_name_or_path": "b"}, InputError, "expected None together with path"),
+        ({"pretrained_model_name_or_path": "b"}, InputError, "expected None, because path is set"),
     ],
 )
 def test_refused_keywords(tmp_path: Path, options: Any, kind: type[FastattnError], message: str) -> None:

@@ -90,7 +90,7 @@ def test_results_do_not_depend_on_the_batch(bert: Path, device: str) -> None:
         found = pipe(TEXTS, batch_size=size)
         assert [row["labels"] for row in found] == [row["labels"] for row in expected]
         assert_same_bits([row["scores"] for row in found], [row["scores"] for row in expected], device)
-    assert pipe(iter(TEXTS), LABELS)[1]["labels"] == expected[1]["labels"]
+    assert list(pipe(iter(TEXTS), LABELS))[1]["labels"] == expected[1]["labels"]
     assert pickle.loads(pickle.dumps(pipe))(TEXTS)[2]["labels"] == expected[2]["labels"]
     assert pipe([]) == []
 
@@ -137,3 +137,20 @@ def test_wrong_options(bert: Path, labels: Any, options: dict[str, Any], error: 
     pipe: Any = fastattn.pipeline("zero-shot-classification", bert)
     with pytest.raises(error, match=message):
         pipe("a", labels, **options)
+
+
+def test_errors_name_the_text(bert: Path) -> None:
+    """Each text is a pair with every label, in batches; an error names the text."""
+    with fastattn.pipeline("zero-shot-classification", bert) as pipe:
+        long, full = "good " * 100, len(pipe.tokenizer("cats cat")["input_ids"]) + 1
+        for options in ({}, {"batch_size": 2}):
+            with pytest.raises(
+                ContextLengthError, match=r"^sequences\[2\]: .*; truncation=True cuts the text"
+            ) as caught:
+                pipe(["good", "bad", long], LABELS, **options)
+            assert caught.value.index == 2
+            # The hypothesis leaves no room, so only an empty text fits.
+            with pytest.raises(InputError, match=r"cannot make sequences\[1\] fit: .*; shorten the second text"):
+                pipe(["", "bad"], "cats", truncation=True, max_length=full, hypothesis_template="{} cat", **options)
+        with pytest.raises(ContextLengthError, match=r"^sequences: .*; use a max_length of at most \d+$"):
+            pipe(long, LABELS, max_length=1000)

@@ -88,7 +88,7 @@ def write_roberta_model(folder: Path) -> Path:
 
 
 def write_head(folder: Path, model_class: str, **options: Any) -> Path:
-    """Write a tiny BERT, RoBERTa or DistilBERT with any head, and the words of `write_bert` or `write_roberta`."""
+    """Write a tiny BERT, ELECTRA, RoBERTa or DistilBERT with a head and the words of `write_bert` (`write_roberta`)."""
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
     torch.set_num_threads(1)
     torch.manual_seed(6)
@@ -111,5 +111,5 @@ def write_head(folder: Path, model_class: str, **options: Any) -> Path:
 
 
 def write_masked_lm(folder: Path, family: str) -> Path:
-    """Write a masked language model of a family: "Bert", "Roberta" or "DistilBert"."""
+    """Write a masked language model of a family: "Bert", "Electra", "Roberta" or "DistilBert"."""
     return write_head(folder, f"{family}ForMaskedLM")

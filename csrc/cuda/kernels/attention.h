@@ -43,8 +43,8 @@ struct Range {
     FA_DEVICE Range blocks() const { return {begin / kBlockLen, (end + kBlockLen - 1) / kBlockLen}; }
 };
 
-// What a query row sees, in the order of csrc/kernels/attention_rows.h. `position` is the row's own; that of an empty
-// sequence counts as the last one of its cache. A row without a token sees nothing.
+// What a query row sees, as in csrc/kernels/attention_rows.h. `position` is the row's own, at most the last one of its
+// sequence. A row without a token sees nothing.
 struct Query {
     int position;
     Range seen;

@@ -1,5 +1,7 @@
 // attention, and attention_probs, the maps that explain it.
 #include <algorithm>
+#include <limits>
+#include <string>
 
 #include "program/op_kind.h"
 
@@ -16,19 +18,45 @@ AttentionAttrs read_attention(AttrReader& attrs) {
             .q_rows = attrs.choice("q_rows", kGatherNames),
             .window = attrs.integer("window"),
             .has_bias = attrs.flag("has_bias"),
-            .bias_positions = attrs.integer("bias_positions")};
+            .bias_positions = attrs.integer("bias_positions"),
+            .has_columns = attrs.flag("has_columns"),
+            .has_position_keys = attrs.flag("has_position_keys"),
+            .has_position_queries = attrs.flag("has_position_queries"),
+            .n_columns = attrs.integer("n_columns"),
+            .column_positions = attrs.integer("column_positions")};
 }
 
 template <class A>
 OpKind::Absent absent(const Attrs& attrs) {
-    return {0, std::get<A>(attrs).has_bias ? size_t{0} : size_t{1}};
+    const AttentionAttrs& a = std::get<A>(attrs);
+    return {0, size_t{!a.has_bias} + size_t{!a.has_columns} + size_t{!a.has_position_keys} +
+                   size_t{!a.has_position_queries}};
 }
 
 template <class A>
 std::vector<WeightNeed> needs(const ProgramSpec&, const OpSpec& op) {
     const AttentionAttrs& attrs = *op.as<A>();
-    if (!attrs.has_bias) return {};
-    return {{WeightUse::kTable, attrs.n_head, attrs.bias_columns(), /*only_table=*/true}};
+    std::vector<WeightNeed> needs;
+    if (attrs.has_bias) needs.push_back({WeightUse::kTable, attrs.n_head, attrs.bias_columns(), /*only_table=*/true});
+    if (attrs.has_columns) needs.push_back({WeightUse::kTable, 1, 2 * attrs.column_reach() + 1, /*only_table=*/true});
+    for (int i = 0; i < attrs.has_position_keys + attrs.has_position_queries; ++i)
+        needs.push_back({WeightUse::kMatrix, int64_t{attrs.n_head} * attrs.n_columns, attrs.head_dim});
+    return needs;
+}
+
+void check_positions(const OpCheck& op, const AttentionAttrs& attrs) {
+    const bool any = attrs.has_position_keys || attrs.has_position_queries;
+    if (any != attrs.has_columns || (!any && (attrs.n_columns != 0 || attrs.column_positions != 0)))
+        op.bad("expected columns only with position keys or position queries");
+    if (!any) return;
+    if (attrs.n_columns < kPanelWidth || attrs.n_columns % kPanelWidth != 0 ||
+        int64_t{attrs.n_head} * attrs.n_columns > std::numeric_limits<int32_t>::max())
+        op.bad("expected n_columns as a multiple of 64, got " + std::to_string(attrs.n_columns));
+    if (attrs.column_positions < std::max(1, op.spec().max_positions))
+        op.bad("expected columns for " + std::to_string(op.spec().max_positions) + " positions, got " +
+               std::to_string(attrs.column_positions));
+    if (attrs.causal || attrs.has_bias || attrs.n_kv_head != attrs.n_head)
+        op.bad("expected position tables only without causal and bias, and with as many key heads as heads");
 }
 
 void check_heads(const OpCheck& op, const AttentionAttrs& attrs) {
@@ -44,6 +72,7 @@ void check_heads(const OpCheck& op, const AttentionAttrs& attrs) {
     if (attrs.has_bias ? attrs.bias_positions < std::max(1, spec.max_positions) : attrs.bias_positions != 0)
         op.bad("expected biases for " + std::to_string(spec.max_positions) + " positions, got " +
                std::to_string(attrs.bias_positions));
+    check_positions(op, attrs);
     op.expect_rows(op.in(0), rows_of(attrs.q_rows));
     op.expect_width(op.in(0), int64_t{attrs.n_head} * attrs.head_dim);
     for (size_t i = 1; i < op.op().inputs.size(); ++i) {
@@ -76,7 +105,7 @@ void check_probs(const OpCheck& op) {
 constinit const OpKind AttentionAttrs::kKind{
     .name = "attention",
     .inputs = 3,
-    .weights = 1,
+    .weights = 4,
     .read = [](AttrReader& attrs) -> Attrs { return read_attention(attrs); },
     .check = check_attention,
     .needs = needs<AttentionAttrs>,
@@ -86,7 +115,7 @@ constinit const OpKind AttentionAttrs::kKind{
 constinit const OpKind AttentionProbsAttrs::kKind{
     .name = "attention_probs",
     .inputs = 2,
-    .weights = 1,
+    .weights = 4,
     .read = [](AttrReader& attrs) -> Attrs { return AttentionProbsAttrs{read_attention(attrs)}; },
     .check = check_probs,
     .needs = needs<AttentionProbsAttrs>,

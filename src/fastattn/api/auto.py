@@ -75,19 +75,19 @@ class AutoModelForSequenceClassification(_Auto[SequenceClassifier]):
 
 
 class AutoModelForMaskedLM(_Auto[MaskedLM]):
-    """Loads BERT, DistilBERT and RoBERTa checkpoints with a masked-language-model head."""
+    """Loads checkpoints with a masked-language-model head."""
 
     _model, _task = MaskedLM, "masked-lm"
 
 
 class AutoModelForTokenClassification(_Auto[TokenClassifier]):
-    """Loads BERT, DistilBERT and RoBERTa checkpoints with a head that classifies tokens."""
+    """Loads checkpoints with a head that classifies tokens."""
 
     _model, _task = TokenClassifier, "token-classification"
 
 
 class AutoModelForQuestionAnswering(_Auto[QuestionAnswerer]):
-    """Loads BERT, DistilBERT and RoBERTa checkpoints with a question-answering head."""
+    """Loads checkpoints with a question-answering head."""
 
     _model, _task = QuestionAnswerer, "question-answering"
 
@@ -99,13 +99,13 @@ class AutoModelForNextSentencePrediction(_Auto[NextSentencePredictor]):
 
 
 class AutoModelForMultipleChoice(_Auto[MultipleChoice]):
-    """Loads BERT, DistilBERT and RoBERTa checkpoints with a multiple-choice head."""
+    """Loads checkpoints with a multiple-choice head."""
 
     _model, _task = MultipleChoice, "multiple-choice"
 
 
 class AutoModelForPreTraining(_Auto[PreTraining]):
-    """Loads BERT checkpoints with the heads for pre-training: masked language model and next sentence."""
+    """Loads checkpoints with the heads for pre-training: of BERT, ALBERT, and discriminators of ELECTRA."""
 
     _model, _task = PreTraining, "pre-training"
 

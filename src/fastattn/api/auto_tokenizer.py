@@ -29,7 +29,7 @@ class TokenizerArgs(TokenizerSettings, HubArgs, total=False):
 
 
 class AutoTokenizer:
-    """Loads the tokenizer of a checkpoint directory."""
+    """Loads the tokenizer of a folder or a hub id."""
 
     def __init__(self) -> None:
         raise TypeError("AutoTokenizer cannot be instantiated; call AutoTokenizer.from_pretrained(path)")

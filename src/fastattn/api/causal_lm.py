@@ -86,14 +86,14 @@ class CausalLM(Model):
         return_dict: bool | None = None,
         **others: Any,
     ) -> Any:
-        """Return the logits of every token; logits_to_keep=n returns only the last n real tokens of each sequence.
+        """Return the logits of every token, or with logits_to_keep=n those of the last n real tokens of each sequence.
 
         A 1-D input gives [seq_len, vocab_size]. A 2-D input gives [batch, seq_len, vocab_size] with zeros at masked
         positions; with logits_to_keep the rows are aligned to the right. A list of sequences gives a list of [seq_len,
         vocab_size].
-        token_type_ids: adds the embeddings of the tokens with these ids, as in transformers. position_ids: None counts
-        the real tokens of each sequence. return_dict=False returns the output's tuple. Other keywords of transformers
-        are accepted if they change nothing (`use_cache`, or a value of None) and rejected otherwise.
+        token_type_ids: adds the embeddings of the tokens with these ids, as in transformers. position_ids: None numbers
+        the real tokens of each sequence from 0. return_dict=False returns the output as a tuple. Other keywords of
+        transformers are accepted if they change nothing (`use_cache`, or a value of None) and rejected otherwise.
         Raises DTypeError, InputError, ContextLengthError.
         """
         keep = check_count("logits_to_keep", logits_to_keep)
@@ -162,7 +162,7 @@ class CausalLM(Model):
         [n_tokens] -> int32 [n_tokens + n_new]. Several sequences, or num_return_sequences > 1, return a list of such
         arrays. return_dict_in_generate=True returns a GenerateOutput. Without attention_mask, the checkpoint's padding
         id marks padding, as in transformers. Raises DTypeError, InputError (also for an unknown option),
-        ContextLengthError.
+        ContextLengthError, NonFiniteError.
         """
         return generation.generate(
             self,
@@ -173,9 +173,10 @@ class CausalLM(Model):
         )
 
     def stream(self, text_or_ids: object, **options: Unpack[GenerationArgs]) -> TextStream:
-        """Continue a text, or ids [n_tokens], and yield the new text in pieces with `for` or `async for`.
+        """Continue a text, or ids [n_tokens]; `for` and `async for` over the result give the new text in pieces.
 
         The pieces join to `decode(prompt + new)[len(decode(prompt)):]`, without special tokens.
-        `fastattn.GenerationOptions` describes the options. Raises DTypeError, InputError, ContextLengthError.
+        `fastattn.GenerationOptions` describes the options. Raises DTypeError, InputError, ContextLengthError; taking a
+        piece can raise NonFiniteError.
         """
         return generation.stream(self, text_or_ids, **options)

@@ -1,9 +1,11 @@
-"""The models of the BERT families with other heads: one output per token, or per pair of texts."""
+"""The models with other heads: one output per token, or per pair of texts."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, cast
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,27 +13,31 @@ from numpy.typing import NDArray
 from fastattn.api.encoders import OneStepModel
 from fastattn.api.model import Model
 from fastattn.checks import check_count
-from fastattn.errors import InputError
+from fastattn.errors import DTypeError, InputError
 from fastattn.models.inputs import Batch
 from fastattn.models.outputs import (
     Array,
+    DiscriminatorOutput,
     MaskedLMOutput,
     MultipleChoiceOutput,
     NextSentencePredictorOutput,
     PerToken,
     PreTrainingOutput,
     QuestionAnsweringOutput,
+    SentenceOrderOutput,
     TokenClassifierOutput,
     finish_output,
 )
 
+# The beginning of an error about one sequence.
+_PLACE = re.compile(r"^(input_ids|attention_mask|token_type_ids|position_ids)\[(\d+)(?=([],]))")
 _FIRST = "the logits are computed from the first token"
 
 
 class MaskedLM(OneStepModel[MaskedLMOutput[Array], MaskedLMOutput[list[Array]], MaskedLMOutput]):
     """A model that predicts masked tokens. Created by `AutoModelForMaskedLM.from_pretrained`.
 
-    A call returns the logits of every token, as in transformers. `logits_at` computes fewer of them.
+    A call returns logits [batch, seq_len, vocab_size], as in transformers. `logits_at` computes fewer of them.
     """
 
     def logits_at(
@@ -85,8 +91,8 @@ class QuestionAnswerer(
 ):
     """A model that finds the answer to a question in a text.
 
-    Created by `AutoModelForQuestionAnswering.from_pretrained`. A call returns start_logits and end_logits of every
-    token.
+    Created by `AutoModelForQuestionAnswering.from_pretrained`. A call returns start_logits and end_logits
+    [batch, seq_len].
     """
 
     def _compute(self, batch: Batch, hidden_states: bool | None, attentions: bool | None) -> QuestionAnsweringOutput:
@@ -120,22 +126,31 @@ class NextSentencePredictor(
         return NextSentencePredictorOutput(logits, results.hidden_states(), results.attentions())
 
 
-class PreTraining(OneStepModel[PreTrainingOutput[Array], PreTrainingOutput[list[Array]], PreTrainingOutput]):
-    """A BERT with both of its heads for pre-training.
+_OfArray: TypeAlias = PreTrainingOutput[Array] | SentenceOrderOutput[Array] | DiscriminatorOutput[Array]
+_OfList: TypeAlias = (
+    PreTrainingOutput[list[Array]] | SentenceOrderOutput[list[Array]] | DiscriminatorOutput[list[Array]]
+)
+_OfEither: TypeAlias = PreTrainingOutput | SentenceOrderOutput | DiscriminatorOutput
 
-    Created by `AutoModelForPreTraining.from_pretrained`. A call returns prediction_logits of every token and
-    seq_relationship_logits [batch, 2]. Empty sequences are rejected.
+
+class PreTraining(OneStepModel[_OfArray, _OfList, _OfEither]):
+    """A model with its heads for pre-training.
+
+    Created by `AutoModelForPreTraining.from_pretrained`. A call of BERT returns a PreTrainingOutput, of ALBERT a
+    SentenceOrderOutput, and of an ELECTRA discriminator a DiscriminatorOutput. BERT and ALBERT reject empty sequences.
     """
 
-    def _compute(self, batch: Batch, hidden_states: bool | None, attentions: bool | None) -> PreTrainingOutput:
-        batch.need_tokens(_FIRST)
+    def _compute(self, batch: Batch, hidden_states: bool | None, attentions: bool | None) -> _OfEither:
+        outputs = self.traced.outputs
+        if len(outputs) > 1:
+            batch.need_tokens(_FIRST)
         results = self._run(batch, hidden_states=hidden_states, attentions=attentions)
-        return PreTrainingOutput(
-            results.per_token("logits"),
-            cast(Array, results.per_sequence("seq_relationship_logits")),
-            results.hidden_states(),
-            results.attentions(),
-        )
+        logits, others = results.per_token("logits"), (results.hidden_states(), results.attentions())
+        if "seq_relationship_logits" in outputs:
+            return PreTrainingOutput(logits, cast(Array, results.per_sequence("seq_relationship_logits")), *others)
+        if "sop_logits" in outputs:
+            return SentenceOrderOutput(logits, cast(Array, results.per_sequence("sop_logits")), *others)
+        return DiscriminatorOutput(_column(logits, 0), *others)
 
 
 class MultipleChoice(Model):
@@ -165,12 +180,28 @@ class MultipleChoice(Model):
         ids, n_choices = _flat(input_ids, "input_ids")
         given = (("attention_mask", attention_mask), ("token_type_ids", token_type_ids), ("position_ids", position_ids))
         mask, types, positions = (None if value is None else _beside(value, name, n_choices) for name, value in given)
-        batch = self._read(ids, mask, types, positions, others)
-        batch.need_tokens(_FIRST)
+        with _places_of_choices(n_choices):
+            batch = self._read(ids, mask, types, positions, others)
+            batch.need_tokens(_FIRST)
         results = self._run(batch, hidden_states=output_hidden_states, attentions=output_attentions)
         logits = cast(Array, results.per_sequence("logits")).reshape(-1, n_choices)
         output = MultipleChoiceOutput(logits, results.hidden_states(), results.attentions())
         return finish_output(output, return_dict)
+
+
+@contextmanager
+def _places_of_choices(n_choices: int) -> Iterator[None]:
+    """Name the item and the choice in errors, in place of the number of the sequence: input_ids[1][2], not [5]."""
+
+    def name(match: re.Match[str]) -> str:
+        item, choice = divmod(int(match[2]), n_choices)
+        return f"{match[1]}[{item}, {choice}" if match[3] == "," else f"{match[1]}[{item}][{choice}"
+
+    try:
+        yield
+    except (InputError, DTypeError) as error:
+        error.args = (_PLACE.sub(name, str(error)), *error.args[1:])
+        raise
 
 
 def _beside(value: object, name: str, n_choices: int) -> Any:
@@ -191,7 +222,7 @@ def _flat(value: object, name: str) -> tuple[Any, int]:
         return cast(Any, value).reshape(-1, shape[2]), int(shape[1])
     lengths = {len(item) if hasattr(item, "__len__") else -1 for item in value}
     if len(lengths) != 1 or min(lengths) < 1:
-        raise InputError(f"{expected}, all of the same number of choices, got {len(value)} items of {sorted(lengths)}")
+        raise InputError(f"{expected}, all with as many choices, got {len(value)} items with {sorted(lengths)}")
     flat = [choice for item in value for choice in item]
     if not all(hasattr(choice, "__len__") for choice in flat):
         raise InputError(f"{expected}, got {type(flat[0]).__name__} in place of a sequence")

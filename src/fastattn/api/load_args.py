@@ -16,9 +16,9 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 class RunArgs(TypedDict, total=False):
     """How weights are stored, and where a model runs.
 
-    dtype: storage type of the weights: "float32", "bfloat16", "int8" or "int4" (activations are rounded with them).
-        A numpy or torch dtype works too. None and "auto" use the dtype of a quantized checkpoint, else "float32".
-        "float16" is computed in float32 on the CPU, which loses nothing.
+    dtype: storage type of the weights: "float32", "bfloat16", "int8" or "int4". The last three also round the inputs
+        of matrix products. A numpy or torch dtype works too. None and "auto" use the dtype of a quantized checkpoint,
+        else "float32". "float16" is computed in float32 on the CPU, which loses nothing.
     kv_dtype: storage type of keys and values: "float32", "bfloat16" or "int8". None and "auto" follow dtype (int8
         with int4).
     device: "cpu" (also None, -1 and "auto"), "numpy" for the float64 specification, or "cuda", a preview. "cuda"

@@ -45,28 +45,36 @@ class LoadOptions:
     threads: int | None = option(
         None,
         lambda _, value, device: _threads(value, device),
-        flag=Flag(values=Count(low=1, high=None), metavar="N", help="threads (all that this process may use)"),
+        flag=Flag(values=Count(low=1, high=None), metavar="N", help="threads (default: all that this process may use)"),
     )
     dtype: str | None = option(
         None,
         lambda name, value, device: _dtype(name, value, device),
-        flag=Flag(values=Choice(*FORMATS), help="how weights are stored (a quantized model's own, else float32)"),
+        flag=Flag(
+            values=Choice(*FORMATS), help="how weights are stored (default: a quantized model's own, else float32)"
+        ),
     )
     kv_dtype: str | None = option(
         None,
         lambda _, value, device: _kv_dtype(value, device),
-        flag=Flag(values=Choice(*_ALL_KV_DTYPES), help="how keys and values are stored (as the weights)"),
+        flag=Flag(
+            values=Choice(*_ALL_KV_DTYPES),
+            help="how keys and values are stored (default: as the weights, int8 for int4)",
+        ),
     )
     device: str = option(
         "cpu",
         lambda _, value, device: device,  # read before the others
-        flag=Flag(values=Choice(*DEVICES), default="cpu", help="numpy is the float64 reference (cpu)"),
+        flag=Flag(
+            values=Choice(*DEVICES), default="cpu", help="where to run; numpy is the float64 reference (default: cpu)"
+        ),
     )
     head_dtype: str | None = option(
         None,
         lambda name, value, device: _dtype(name, value, device),
         flag=Flag(
-            values=Choice(*DTYPES["cpu"]), help="how the matrix that computes the logits is stored (as the weights)"
+            values=Choice(*DTYPES["cpu"]),
+            help="how the matrix that computes the logits is stored (default: as the weights)",
         ),
     )
     verify: str | Mapping[str, str] | None = option(None, lambda _, value, device: _verify(value))

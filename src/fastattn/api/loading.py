@@ -39,7 +39,8 @@ def load_executor(
 ) -> Executor:
     """Return the device's executor with its weights loaded.
 
-    sources: the source of every part of the Program's weights. packed: the weights of a quantized directory instead.
+    sources: the source of every part of the Program's weights. packed: the weights of a quantized directory, used
+    instead of `sources`.
     """
     if device == "numpy":
         from fastattn.executors.numpy_executor import NumpyExecutor

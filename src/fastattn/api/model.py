@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import logging
-import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -31,7 +30,6 @@ from fastattn.checks import check_flag, quote
 from fastattn.errors import FastattnError, InputError
 from fastattn.graph.executor import Executor
 from fastattn.graph.ir import Program
-from fastattn.graph.quantize import embedding_tables
 from fastattn.graph.rewrites import optimize, with_outputs
 from fastattn.models.config import CommonConfig
 from fastattn.models.inputs import Batch, read_model_batch
@@ -114,11 +112,13 @@ class Model:
         return str(getattr(self.executor, "dtype", "float32"))
 
     def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
-        """Return the number of weights; tied weights count once. exclude_embeddings: omit the embedding tables."""
+        """Return the number of weights; tied weights count once. exclude_embeddings: omit the embedding tables.
+
+        Raises DTypeError.
+        """
         check_flag("only_trainable", only_trainable)
-        program = self.traced
-        left_out = embedding_tables(program) if check_flag("exclude_embeddings", exclude_embeddings) else set()
-        return sum(math.prod(weight.shape) for name, weight in program.weights.items() if name not in left_out)
+        total, in_tables = self._built.n_parameters
+        return total - in_tables if check_flag("exclude_embeddings", exclude_embeddings) else total
 
     @property
     def executor(self) -> Executor:

@@ -42,8 +42,8 @@ def quantize(
     """Write the model of `path_or_id` in "bfloat16", "int8" or "int4" to a new or empty directory, with its tokenizer.
 
     head_dtype: a different dtype for the matrix that computes the logits and for the token embeddings tied to it.
-    A model loaded from the directory returns the same bits as `from_pretrained(path_or_id, dtype=dtype)`. Returns the
-    directory.
+    threads: number of CPU threads; None: all that this process may use. A model loaded from the directory returns the
+    same bits as `from_pretrained(path_or_id, dtype=dtype, head_dtype=head_dtype)`. Returns the directory.
     Besides the weights, only regular files with known names are copied (`fastattn.checkpoint.companions.COPIED`); a
     warning lists the others. The directory appears only when everything is written. If two processes write the same
     directory, one succeeds and the other gets a ConfigError.
@@ -98,7 +98,7 @@ def _write(checkpoint: Checkpoint, folder: NewFolder, dtype: str, head_dtype: st
 def _every_task(config: Mapping[str, object], tensors: Mapping[str, WeightSource]) -> Iterator[BuiltModel]:
     """Yield the models that the checkpoint can be loaded as.
 
-    A matrix can also be read as a table, so the language model comes before the model without a head.
+    Models with a head come first: their tied embeddings are packed as a matrix, which can also be read as a table.
     """
     n_built, error = 0, None
     for task in TASKS:

@@ -30,7 +30,7 @@ class Results:
         self._batch, self._program, self._outputs, self._keep = batch, program, outputs, logits_to_keep
 
     def matrix(self, name: str) -> NDArray[Any]:
-        """Return an output as it was computed: one row per token, wanted token or sequence that is not empty."""
+        """Return an output as it was computed: one row per token, per wanted token or per non-empty sequence."""
         return cast("NDArray[Any]", self._outputs[name])
 
     def per_token(self, name: str) -> PerToken:

@@ -1,8 +1,8 @@
 """Draws a roofline plot (Williams, Waterman and Patterson 2009) as SVG, or as an HTML page with the SVG.
 
-The x axis shows operations per byte of weights and cache that the work must read. The y axis shows billions of
-operations per second. The machine's limits are roofs: slanted for reading and level for multiplication. Each work is a
-point below them. The SVG has no scripts and is readable on light and dark backgrounds.
+The x axis shows operations per byte of weights and cache that a workload must read. The y axis shows billions of
+operations per second. The machine's limits are roofs: slanted for reading and level for multiplication. Each workload
+is a point below them. The SVG has no scripts and is readable on light and dark backgrounds.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class Roof:
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """One work in one library: operations per byte, billions of operations per second, and percent of its limit."""
+    """One workload in one library: operations per byte, billions of operations per second, and percent of its limit."""
 
     name: str
     library: str
@@ -146,7 +146,7 @@ class _Labels:
         return best[1]
 
     def block(self, boxes: Iterable[_Box]) -> None:
-        """Block areas for labels."""
+        """Prevent labels in these areas."""
         self._boxes += boxes
 
     def hits(self, boxes: Iterable[_Box]) -> int:

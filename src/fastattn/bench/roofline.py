@@ -12,11 +12,14 @@ from fastattn.bench.run import ModelBench
 from fastattn.bench.turns import OURS, Row
 from fastattn.profiling.limits import PRODUCTS
 
-_NOTE = "The height of a point is the roof here times its percentage of the limit measured before and after it."
+_NOTE = (
+    "A point's height is the roof in this plot times the point's percentage of its limit; that limit was measured "
+    "before and after it."
+)
 
 
 def plot(benches: Sequence[ModelBench], machine: Machine | None, about: dict[str, Any]) -> Plot:
-    """Create a plot with the roofs of the machine (if measured) and of the models' limits, and a point per work."""
+    """Create a plot with the roofs of the machine (if measured) and of the models' limits, and a point per workload."""
     benches = [bench for bench in benches if any(row.profile is not None for row in bench.rows)]
     roofs: list[Roof] = []
     points: list[Point] = []

@@ -36,9 +36,9 @@ class Options:
     """What to measure and for how long.
 
     threads: of every library; dtype, kv_dtype, head_dtype: as in `from_pretrained`; against: libraries, each by name or
-    as "name:dtype"; works: names of work, None for all; rounds: steady turns of each library; seconds: minimum time of
-    a turn; keep: folder for converted models, None for a temporary folder; timeout: seconds that a library may take for
-    one answer or conversion.
+    as "name:dtype"; works: names of workloads, None for all; rounds: steady turns of each library; seconds: minimum
+    time of a turn; keep: folder for converted models, None for a temporary folder; timeout: seconds that a library may
+    take for one answer or conversion.
     """
 
     threads: int
@@ -55,7 +55,7 @@ class Options:
 
 @dataclass(frozen=True, slots=True)
 class ModelBench:
-    """The measurements of one model. left_out: one line per library that could not take part."""
+    """The measurements of one model. left_out: one line per library or workload that was not (fully) measured."""
 
     name: str
     path: Path
@@ -101,7 +101,7 @@ def check_libraries(names: Sequence[str]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class OpenModel:
-    """A model before its weights are read; quantized: the dtype of its quantized files, if any."""
+    """A model before its weights are read; quantized: its packed weights, if it is quantized."""
 
     path: Path
     built: BuiltModel
@@ -124,7 +124,7 @@ def open_model(path_or_id: str | Path) -> OpenModel:
 
 
 def works_in(path_or_id: str | Path) -> list[Work]:
-    """Return all work for a model. Raises what `open_model` raises."""
+    """Return all workloads of a model. Raises what `open_model` raises."""
     return _works_of(open_model(path_or_id).built)
 
 
@@ -172,8 +172,8 @@ def bench_model(
 ) -> ModelBench:
     """Measure a model.
 
-    say: called with a line for each step; step: called with the number of completed works and the total. When `budget`
-    ends, the result contains the measurements so far and names the rest in `left_out`.
+    say: called with a line for each step; step: called with the number of completed workloads and the total. When
+    `budget` ends, the result contains the measurements so far and names the rest in `left_out`.
 
     Raises InputError, BenchError and what opening the model raises. Failures of other libraries are in the result.
     """
@@ -216,7 +216,7 @@ def plan(works: Sequence[Work], options: Options, budget: Budget) -> str:
     libraries = 1 + len(options.against)
     turn_seconds = options.seconds + _LIMIT_SECONDS
     seconds = len(works) * (options.rounds * libraries * turn_seconds + _PROFILE_SECONDS) + libraries
-    pieces = f"{len(works)} piece{'s' if len(works) != 1 else ''} of work"
+    pieces = f"{len(works)} workload{'s' if len(works) != 1 else ''}"
     if libraries > 1:
         pieces += f" by {libraries} libraries"
     at_most = f", at most {math.ceil(budget.left())} s" if math.isfinite(budget.left()) else ""
@@ -270,7 +270,7 @@ def _start_others(bench: ModelBench, job: Job, run: _Run) -> dict[str, _Patient]
 
 
 def _measure(bench: ModelBench, work: Work, built: BuiltModel, options: Options, workers: dict[str, _Patient]) -> None:
-    """Add the row of a work once it has our first turn. Raises BenchError, OutOfTime."""
+    """Add the row of a workload if fastattn completed at least one turn of it. Raises BenchError, OutOfTime."""
     command = {
         "name": work.name,
         "kind": work.kind,

@@ -1,4 +1,4 @@
-"""Measures all libraries on one work in turns, each between two measurements of the machine's limits.
+"""Measures all libraries on one workload in turns, each between two measurements of the machine's limits.
 
 The order is limit, one library, limit, the next, ...; all other libraries are stopped during a turn. A turn counts if
 the limits before and after it agree within 10 %. Its percentage is relative to their mean. Results are medians over the
@@ -45,8 +45,8 @@ class Limit(LeastTime):
 class Turn:
     """Samples of one library between two limits.
 
-    waited: seconds per second, over all its threads, that a thread was ready but had no core; at: index among the turns
-    of all libraries.
+    waited: the time that its threads were ready but had no core, summed over the threads, per second of the turn; at:
+    index among the turns of all libraries.
     """
 
     before: Limit
@@ -73,7 +73,7 @@ class Turn:
 
 @dataclass(slots=True)
 class Row:
-    """All turns on one work; a sample processes `count` items of `unit`."""
+    """All turns on one workload; a sample processes `count` items of `unit`."""
 
     name: str
     unit: str
@@ -139,8 +139,8 @@ def _nearest(turns: list[Turn], turn: Turn) -> Turn:
 class Agreement:
     """How far two results agree.
 
-    same: share of equal tokens, or of sequences with the same highest value; difference: the largest difference divided
-    by the largest value (None for tokens).
+    same: share of equal tokens, or of sequences with the highest value at the same index; difference: the largest
+    difference divided by the largest value (None for tokens).
     """
 
     same: float
@@ -149,7 +149,7 @@ class Agreement:
     def __str__(self) -> str:
         if self.difference is None:
             return f"{_percent(self.same)} of tokens equal"
-        return f"difference {self.difference:.0e}, {_percent(self.same)} same highest"
+        return f"difference {self.difference:.0e}, {_percent(self.same)} same argmax"
 
 
 def _percent(share: float) -> str:
@@ -158,7 +158,7 @@ def _percent(share: float) -> str:
 
 
 def compare(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> Agreement | None:
-    """Compare two results of the same work."""
+    """Compare two results of the same workload."""
     if "tokens" in ours and "tokens" in theirs:
         a, b = np.array(ours["tokens"]), np.array(theirs["tokens"])
         return Agreement(float(np.mean(a == b)) if a.shape == b.shape else 0.0, None)
@@ -178,8 +178,8 @@ def measure(
 ) -> None:
     """Run turns in rotation until every library has `rounds` steady ones, or four times as many were tried.
 
-    command: the work, as `fastattn.bench.worker` takes it. If a library fails, its reason is stored in `row.errors`.
-    Raises BenchError if the limit cannot be measured or fastattn itself fails.
+    command: the workload, as `fastattn.bench.worker` takes it. If a library fails, its reason is stored in
+    `row.errors`. Raises BenchError if the limit cannot be measured or fastattn itself fails.
     """
 
     def limit() -> Limit:

@@ -4,10 +4,10 @@ Each command is answered by one line on standard output, {"error": reason} if it
 
     {"do": "run", "name", "kind", "ids", "n_new", "seconds"}  {"seconds": [...], "waited", "tokens" or "values", "top"}
     {"do": "limit", the same with "shape"}                    the minimum time at this moment, and its cost
-    {"do": "profile", the same work}                          where the time goes
+    {"do": "profile", the same}                               where the time goes
 
-The last two are only for fastattn's own process. It measures the read rate over the weights that the work reads: the
-same loop over another buffer may run at nearly twice or half that rate, depending on the placement of its pages.
+The last two are only for fastattn's own process. It measures the read rate over the weights that the workload reads:
+the same loop over another buffer may run at nearly twice or half that rate, depending on the placement of its pages.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The work to measure: what to run, and its minimum cost."""
+"""The workloads to measure: what to run, and its minimum cost."""
 
 from __future__ import annotations
 
@@ -13,22 +13,27 @@ from fastattn.graph.cost import StepShape
 from fastattn.models.tasks import Task
 
 RAGGED_TEXTS = 32
+PASSAGES = 100  # that a cross-encoder ranks for one query
 MOST_NEW_TOKENS = 33  # of a decode: one from the prompt, and 32 steps
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """forward: one pass over sequences of `lengths`; decode: `n_new` tokens after each prompt of `lengths`."""
+    """forward: one pass over sequences of `lengths`; decode: `n_new` tokens after each prompt of `lengths`.
+
+    optional: measured only if it is chosen by name.
+    """
 
     name: str
     kind: Literal["forward", "decode"]
     lengths: tuple[int, ...]
     n_new: int = 0
     unit: Literal["tokens", "sequences"] = "tokens"
+    optional: bool = False
 
     @property
     def count(self) -> int:
-        """Tokens or sequences per sample: a pass, or a step of a decode."""
+        """Tokens or sequences per sample. A sample is one pass, or one step of a decode."""
         return sum(self.lengths) if self.kind == "forward" and self.unit == "tokens" else len(self.lengths)
 
     def shape(self) -> StepShape:
@@ -46,23 +51,26 @@ class Work:
 
 
 def works_of(task: Task, context: int) -> list[Work]:
-    """Return the works for a model with this context; longer lengths are cut."""
+    """Return the workloads for a model with this context; lengths that exceed it are reduced."""
     works = _language_model(context) if task == "causal-lm" else _encoder(context)
     return list({work.name: work for work in works}.values())
 
 
 def choose(works: list[Work], names: list[str] | None) -> list[Work]:
-    """Return the works with these names, in the order of `works`; None returns all. Raises InputError."""
+    """Return the workloads with these names, in the order of `works`; None: those that are not optional.
+
+    Raises InputError.
+    """
     known = [work.name for work in works]
     for name in names or ():
         if name not in known:
             raise InputError(f"works: expected some of {', '.join(known)}, got {name!r}")
-    return works if names is None else [work for work in works if work.name in names]
+    return [work for work in works if (not work.optional if names is None else work.name in names)]
 
 
-def ragged_lengths(count: int = RAGGED_TEXTS, low: int = 5, high: int = 128) -> tuple[int, ...]:
-    """Return lengths of short texts: lognormal with a median near 24 tokens."""
-    drawn = np.exp(np.random.default_rng(0).normal(math.log(24), 0.8, count))
+def ragged_lengths(count: int = RAGGED_TEXTS, low: int = 5, high: int = 128, median: float = 24) -> tuple[int, ...]:
+    """Return lengths of texts in tokens: lognormal with this median; by default those of short texts."""
+    drawn = np.exp(np.random.default_rng(0).normal(math.log(median), 0.8, count))
     return tuple(int(n) for n in np.clip(drawn, min(low, high), high))
 
 
@@ -82,4 +90,10 @@ def _encoder(context: int) -> list[Work]:
     short, long = min(16, context), min(128, context)
     even = [Work(f"{n}x{length}", "forward", (length,) * n, unit="sequences") for n, length in
             ((1, short), (1, long), (8, long))]  # fmt: skip
-    return [*even, Work(f"ragged-{RAGGED_TEXTS}", "forward", ragged_lengths(high=long), unit="sequences")]
+    passages = ragged_lengths(PASSAGES, high=min(512, context), median=100)
+    return [
+        *even,
+        Work(f"ragged-{RAGGED_TEXTS}", "forward", ragged_lengths(high=long), unit="sequences"),
+        *(Work(f"1x{n}", "forward", (n,), unit="sequences", optional=True) for n in (512, 4096) if n <= context),
+        Work(f"rerank-{PASSAGES}", "forward", passages, unit="sequences", optional=True),
+    ]

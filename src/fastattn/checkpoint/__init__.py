@@ -1,4 +1,4 @@
-"""Reads the files of a checkpoint into validated tables of tensors, and other sources of weights.
+"""Reads the files of a checkpoint into validated tables of tensors, and declares other sources of weights.
 
 Independent of the model.
 """

@@ -44,7 +44,7 @@ def verify_files(
     Raises ModelFormatError (code "sha256" or "sha256_unknown"), OSError.
     """
     listed = list(sources)
-    known = _known_digests(directory, listed, files) if given is None else given
+    known = known_digests(directory, listed, files) if given is None else given
     for source in sorted(listed, key=lambda source: source.path):
         path, expected = source.path, known.get(source.path.name)
         if expected is None:
@@ -64,7 +64,7 @@ def file_digest(source: SourceFile) -> str:
     return digest.hexdigest()
 
 
-def _known_digests(directory: Path, sources: Iterable[SourceFile], files: FileSet) -> dict[str, str]:
+def known_digests(directory: Path, sources: Iterable[SourceFile], files: FileSet) -> dict[str, str]:
     """Read digests from SHA256SUMS (sha256sum's format), else from the names of the blobs in a Hugging Face cache."""
     blobs = {source.path.name: os.path.basename(os.path.realpath(source.path)) for source in sources}
     digests = {name: blob for name, blob in blobs.items() if re.fullmatch("[0-9a-f]{64}", blob)}

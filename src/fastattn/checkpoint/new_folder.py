@@ -51,8 +51,8 @@ def new_folder(target: Path) -> Iterator[NewFolder]:
     """Yield a folder that becomes `target` at the end of the `with` block; an exception discards it.
 
     The target must be new or an empty folder. If its parent is not writable, or the target is the root of a file
-    system, the files are written in a subfolder of it and moved up at the end, config.json last. Raises ConfigError if
-    the target is not free, or another process created it first; OSError.
+    system, the files are written in a subfolder of the target and moved up at the end, config.json last. Raises
+    ConfigError if the target is neither new nor empty, or if another process created it first; OSError.
     """
     real = Path(os.path.realpath(target))
     missing = [path for path in (real.parent, *real.parent.parents) if not path.exists()]

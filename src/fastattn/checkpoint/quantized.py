@@ -130,7 +130,8 @@ def _shape(path: Path, name: str, value: JsonValue) -> tuple[int, ...]:
 
 def _weight(path: Path, name: str, entry: JsonValue, tensors: Mapping[str, TensorInfo]) -> PackedWeight:
     if not isinstance(entry, dict) or entry.get("use") not in USES or entry.get("format") not in _WEIGHT_DTYPES:
-        raise _error(path, f"expected a use and a format, got {quote(entry)}", name)
+        expected = f"a use ({', '.join(USES)}) and a format ({', '.join(_WEIGHT_DTYPES)})"
+        raise _error(path, f"expected {expected}, got {quote(entry)}", name)
     pieces = tuple(tensors[name + suffix] for suffix in PIECES if name + suffix in tensors)
     if not pieces or pieces[0].name != name:
         raise _error(path, "listed in the metadata, but not in the file", name)

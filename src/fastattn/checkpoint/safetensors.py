@@ -17,8 +17,8 @@ from fastattn.checks import is_text, quote
 from fastattn.files import SourceFile, malformed
 from fastattn.jsonfile import JsonError, JsonLimits, JsonValue, parse_strict
 
-# The format allows headers of 100 MB. Those of published files have less than 1 MB, and one of 100,000 matrices has 14
-# MB and 800,000 values; the rest is room for metadata.
+# The format allows headers of 100 MB. Headers of published files have less than 1 MB. A header that lists 100,000
+# matrices has 14 MB and 800,000 values; the rest is room for metadata.
 HEADER_LIMITS = JsonLimits(n_bytes=32 << 20, n_values=1_000_000, depth=16)
 MAX_DIMS = 8
 MAX_SIZE = 2**63 - 1

@@ -200,7 +200,7 @@ def read_slices(source: WeightSource) -> Iterator[tuple[int, Float32]]:
 
 
 def same_data(a: WeightSource, b: WeightSource) -> bool:
-    """Return whether two tensors have the same dtype, shape and bytes. Functions are compared, and not called."""
+    """Return whether two tensors have the same dtype, shape and bytes. Functions are compared by identity only."""
     if (a.dtype, a.shape) != (b.dtype, b.shape):
         return False
     if isinstance(a, ArraySource) and isinstance(b, ArraySource):

@@ -11,13 +11,14 @@ from fastattn.api.load_options import MAX_THREADS, LoadOptions
 from fastattn.cli.completion import SHELLS
 from fastattn.cli.flags import add_flag, add_flags
 from fastattn.cli.parsing import CommandParser, Once
-from fastattn.cli.values import file_name, integer, names, number, some_names, some_text
+from fastattn.cli.values import assignment, file_name, integer, names, number, some_names, some_text
 from fastattn.formats import DTYPES, PACKED_DTYPES
 from fastattn.generation.options import GenerationOptions
 from fastattn.options import INT32_MAX
 
 MAX_BENCH_SECONDS = 600
-_OF_HEADS = ("head_dtype",)  # options of commands whose model has a head for each token
+_OF_HEADS = ("head_dtype",)  # only for commands whose models may compute logits over a vocabulary
+_MODEL = "a model's folder or hub id (default: the demo model)"
 _Commands: TypeAlias = "argparse._SubParsersAction[CommandParser]"
 
 
@@ -29,7 +30,8 @@ def build_parser() -> tuple[CommandParser, dict[str, CommandParser]]:
     parser.add_argument("--version", action="version", version=f"fastattn {fastattn.__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=CommandParser)
     add: tuple[Callable[[_Commands], None], ...] = (
-        _add_info, _add_generate, _add_classify, _add_embed, _add_quality, _add_quantize, _add_bench, _add_completion
+        _add_info, _add_generate, _add_classify, _add_embed, _add_rerank, _add_run, _add_check, _add_verify,
+        _add_quality, _add_quantize, _add_bench, _add_completion,
     )  # fmt: skip
     for add_command in add:
         add_command(commands)
@@ -68,9 +70,10 @@ def _add_classify(commands: _Commands) -> None:
         type=integer(0, INT32_MAX),
         default=1,
         metavar="K",
-        help="print the K best labels per text; 0 prints all (1)",
+        help="print the K best labels per text; 0 prints all (default: 1)",
     )
     parser.add_argument("--truncate", action="store_true", help="cut texts longer than the model's context")
+    _add_batching(parser)
 
 
 def _add_embed(commands: _Commands) -> None:
@@ -82,16 +85,139 @@ def _add_embed(commands: _Commands) -> None:
         "--output",
         type=file_name(".npy"),
         metavar="FILE.npy",
-        help="write a float32 [n, d] array instead of text; row i is line i",
+        help="write a float32 [n, d] array instead of text; row i is the vector of text i",
     )
     parser.add_argument(
         "--prompt-name",
         type=some_text("a name"),
         metavar="NAME",
-        help="put the model's prompt of this name, such as query, before each text (the model's default prompt)",
+        help="put the model's prompt of this name, such as query, before each text (default: the model's own "
+        "default prompt)",
     )
     parser.add_argument("--normalize", action="store_true", help="scale vectors to length 1")
-    parser.add_argument("--batch-size", type=integer(1, INT32_MAX), default=32, metavar="N", help="texts per step (32)")
+    parser.add_argument(
+        "--batch-size", type=integer(1, INT32_MAX), default=32, metavar="N", help="texts per step (default: 32)"
+    )
+
+
+def _add_check(commands: _Commands) -> None:
+    parser = commands.add_parser(
+        "check",
+        help="check a model folder: is it intact, what would load, what is ignored",
+        description="Check a model folder without loading the model: headers, settings, tokenizer, SHA-256, and that "
+        "all weights are finite. Prints what would load, and which files and settings are used or ignored. Nothing in "
+        "the folder is executed. Exit code 1 if there are problems.",
+    )
+    parser.add_argument(
+        "model", type=some_text("a folder or a hub id"), metavar="DIR", help="a model's folder or hub id"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def _add_verify(commands: _Commands) -> None:
+    parser = commands.add_parser(
+        "verify",
+        help="compare every layer with the float64 reference on this machine",
+        description="Run a model and compare every op with its float64 formula, and every hidden state with a float64 "
+        "run. Also checks that results do not depend on batches and threads. Exit code 1 if a comparison fails.",
+    )
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument(
+        "folder", nargs="?", type=some_text("a folder or a hub id"), metavar="DIR", help="a model's folder or hub id"
+    )
+    _add_model_name(what, "the same as DIR")
+    parser.add_argument(
+        "--dtypes",
+        type=names(*DTYPES["cpu"]),
+        default=("float32",),
+        metavar="A,B",
+        help=f"some of {','.join(DTYPES['cpu'])} (default: float32)",
+    )
+    parser.add_argument(
+        "--data",
+        type=some_text("a file"),
+        metavar="FILE",
+        help="one text per line; '-' is standard input (default: sentences of a novel)",
+    )
+    parser.add_argument(
+        "--max-tokens",
+        type=integer(2, INT32_MAX),
+        default=128,
+        metavar="N",
+        help="read at most N tokens (default: 128)",
+    )
+    parser.add_argument(
+        "--against", choices=("transformers",), help="also compare with this library in float64 (needs torch)"
+    )
+    add_flag(parser, LoadOptions, "threads")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def _add_rerank(commands: _Commands) -> None:
+    parser = commands.add_parser("rerank", help="sort texts by how well they answer a query")
+    _add_model(parser, "the folder or hub id of a cross-encoder", required=True)
+    parser.add_argument(
+        "-q", "--query", type=some_text("a text"), required=True, metavar="TEXT", help="the text to compare with"
+    )
+    _add_texts(parser, "a text; '-' reads lines from standard input")
+    parser.add_argument(
+        "--top-k",
+        type=integer(0, INT32_MAX),
+        default=0,
+        metavar="K",
+        help="print the K best texts; 0 prints all (default: 0)",
+    )
+    parser.add_argument(
+        "--batch-size", type=integer(1, INT32_MAX), default=32, metavar="N", help="texts per step (default: 32)"
+    )
+
+
+def _add_run(commands: _Commands) -> None:
+    parser = commands.add_parser(
+        "run",
+        help="run a pipeline on texts and print JSON",
+        description="Run the pipeline of a task on texts. Print one JSON object per text: its input and its result.",
+    )
+    parser.add_argument(
+        "task",
+        type=some_text("a task"),
+        metavar="TASK",
+        help="token-classification, fill-mask, zero-shot-classification, question-answering, or another task of "
+        "fastattn.pipeline",
+    )
+    _add_model_name(parser, "a model's folder or hub id (the demo model of the task, if there is one)")
+    add_flags(parser, LoadOptions)
+    _add_texts(parser, "a text; '-' reads lines from standard input")
+    parser.add_argument(
+        "--json-lines",
+        action="store_true",
+        help='read each text as JSON: a pair {"text": ..., "text_pair": ...} or a list of words; question-answering '
+        'always reads {"question": ..., "context": ...}',
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        type=assignment,
+        metavar="NAME=VALUE",
+        help="an argument of the pipeline, such as aggregation_strategy=max; the value is JSON or text; repeatable",
+    )
+    _add_batching(parser)
+
+
+def _add_batching(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say how texts share steps."""
+    parser.add_argument(
+        "--batch-size",
+        type=integer(1, INT32_MAX),
+        metavar="N",
+        help="texts per step (32); 1 prints each result before the next text is read",
+    )
+    parser.add_argument(
+        "--max-batch-tokens",
+        type=integer(1, INT32_MAX),
+        metavar="N",
+        help="tokens per step; without --batch-size, any number of texts (no limit)",
+    )
 
 
 def _add_quality(commands: _Commands) -> None:
@@ -101,17 +227,21 @@ def _add_quality(commands: _Commands) -> None:
         "--data",
         type=some_text("a file"),
         metavar="FILE",
-        help="one text per line; '-' is standard input (a chapter of a novel)",
+        help="one text per line; '-' is standard input (default: a chapter of a novel)",
     )
     parser.add_argument(
         "--dtypes",
         type=names(*PACKED_DTYPES),
         default=PACKED_DTYPES,
         metavar="A,B",
-        help=f"some of {','.join(PACKED_DTYPES)} (all)",
+        help=f"some of {','.join(PACKED_DTYPES)} (default: all)",
     )
     parser.add_argument(
-        "--max-tokens", type=integer(2, INT32_MAX), default=8192, metavar="N", help="read at most N tokens (8192)"
+        "--max-tokens",
+        type=integer(2, INT32_MAX),
+        default=8192,
+        metavar="N",
+        help="read at most N tokens (default: 8192)",
     )
     add_flag(parser, LoadOptions, "threads")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
@@ -144,28 +274,30 @@ def _add_bench(commands: _Commands) -> None:
         LoadOptions,
         "threads",
         type=integer(1, MAX_THREADS),
-        help="threads of every library (all that this process may use)",
+        help="threads of every library (default: all that this process may use)",
     )
     parser.add_argument(
         "--against",
         type=_libraries,
         metavar="LIBRARIES",
-        help="run other libraries on the same work, each in its own process: torch,onnxruntime,ctranslate2,openvino,"
-        "llama_cpp; NAME:DTYPE for another dtype than --dtype",
+        help="run other libraries on the same workloads, each in its own process: torch,onnxruntime,ctranslate2,"
+        "openvino,llama_cpp; NAME:DTYPE for another dtype than --dtype",
     )
-    parser.add_argument("--works", type=some_names, metavar="NAMES", help="measure only this work, by name: 8x128,1x16")
-    parser.add_argument("--rounds", type=integer(1, 1000), default=5, metavar="N", help="turns of each library (5)")
+    parser.add_argument("--works", type=some_names, metavar="NAMES", help="measure only these workloads: 8x128,1x16")
     parser.add_argument(
-        "--seconds", type=number(0.001, 600), default=0.3, metavar="S", help="minimum time of a turn (0.3)"
+        "--rounds", type=integer(1, 1000), default=5, metavar="N", help="turns of each library (default: 5)"
+    )
+    parser.add_argument(
+        "--seconds", type=number(0.001, 600), default=0.3, metavar="S", help="minimum time of a turn (default: 0.3)"
     )
     parser.add_argument(
         "--max-seconds",
         type=number(1, 7 * 86400),
         default=MAX_BENCH_SECONDS,
         metavar="S",
-        help=f"stop after S seconds in total and print what was measured ({MAX_BENCH_SECONDS})",
+        help=f"stop after S seconds in total and print what was measured (default: {MAX_BENCH_SECONDS})",
     )
-    parser.add_argument("--profile", action="store_true", help="print a table of all ops for each work")
+    parser.add_argument("--profile", action="store_true", help="print a table of all ops for each workload")
     parser.add_argument(
         "--json",
         nargs="?",
@@ -181,7 +313,7 @@ def _add_bench(commands: _Commands) -> None:
         help="write a roofline plot: FILE.svg or FILE.html",
     )
     parser.add_argument(
-        "--keep", type=some_text("a folder"), metavar="DIR", help="where to store models converted for other libraries"
+        "--keep", type=some_text("a folder"), metavar="DIR", help="folder for converted models (default: temporary)"
     )
 
 
@@ -203,14 +335,14 @@ def _libraries(text: str) -> tuple[str, ...]:
     return read_libraries(text)
 
 
-def _add_model_name(
-    parser: argparse._ActionsContainer, text: str = "a model's folder or hub id (the demo model)"
-) -> None:
-    parser.add_argument("-m", "--model", type=some_text("a folder or a hub id"), metavar="DIR", help=text)
+def _add_model_name(parser: argparse._ActionsContainer, text: str = _MODEL, *, required: bool = False) -> None:
+    parser.add_argument(
+        "-m", "--model", type=some_text("a folder or a hub id"), metavar="DIR", help=text, required=required
+    )
 
 
-def _add_model(parser: argparse.ArgumentParser) -> None:
-    _add_model_name(parser)
+def _add_model(parser: argparse.ArgumentParser, text: str = _MODEL, *, required: bool = False) -> None:
+    _add_model_name(parser, text, required=required)
     add_flags(parser, LoadOptions, without=_OF_HEADS)
     parser.add_argument("--json", action="store_true", help="print one JSON object per text")
 
@@ -224,6 +356,6 @@ def _add_texts(parser: argparse.ArgumentParser, what: str) -> None:
         action=Once,
         type=some_text("a file"),
         metavar="FILE",
-        help="one text per line; '-' is standard input. A blank line is an empty text, so results match lines",
+        help="one text per line; '-' is standard input. A blank line is an empty text, so result i belongs to line i",
     )
     parser.add_argument("--skip-blank", action="store_true", help="omit blank lines")

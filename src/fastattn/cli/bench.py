@@ -1,4 +1,4 @@
-"""`fastattn bench`: measures the machine's limits, a model against them, and other libraries on the same work."""
+"""`fastattn bench`: measures the machine's limits, a model against them, and other libraries on its workloads."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def _models(args: argparse.Namespace) -> list[str | Path]:
 
 
 def _works(args: argparse.Namespace, paths: Sequence[str | Path]) -> dict[str | Path, tuple[str, ...] | None]:
-    """Return the work of each model (None for all), without the models that have none of the requested work."""
+    """Return the workloads of each model (None for all), without the models that have none of the requested ones."""
     if args.works is None:
         return dict.fromkeys(paths)
     known = {path: [work.name for work in works_in(path)] for path in paths}

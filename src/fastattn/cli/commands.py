@@ -7,10 +7,14 @@ import codecs
 import importlib.util
 import json
 import platform
+import re
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -19,12 +23,13 @@ from numpy.typing import NDArray
 
 from fastattn import __version__
 from fastattn.api.load_options import LoadOptions
-from fastattn.checks import quote
+from fastattn.checks import check_choice, quote
 from fastattn.cli.flags import given_options
 from fastattn.cli.progress import on_terminal, progress
 from fastattn.cli.streams import emit, say
-from fastattn.cli.texts import Text, read_texts
-from fastattn.errors import ContextLengthError, InputError
+from fastattn.cli.texts import Text, TextStream, read_texts, stream_texts
+from fastattn.cli.vectors import VectorFile
+from fastattn.errors import ContextLengthError, FastattnError, InputError
 from fastattn.generation.generate import complete, make_requests, need_tokenizer, stream
 from fastattn.generation.options import GenerationOptions, read_options
 from fastattn.generation.prompts import encode_prompt
@@ -34,7 +39,9 @@ if TYPE_CHECKING:
 
 _BETWEEN = "\n"  # an empty line between the texts of several prompts
 _EXTRAS = {"hub": "huggingface_hub", "completion": "shtab"}  # extra in pyproject.toml -> one of its modules
-_PART_TEXTS = 256  # texts per step of a progress bar
+_PART_TEXTS = 512  # texts of `embed` that are in memory together, unless a step has more
+_ITEM = re.compile(r"(?:inputs|sequences|text_inputs)\[(\d+)\]")  # how an error of a pipeline names an item
+_INPUTS = {"inputs", "second", "question", "context", "data", "X", "sequences", "text_inputs"}  # of pipelines
 _MAX_EXACT_INTEGER = 2**53 - 1  # the largest integer that double-precision JSON readers read exactly
 
 
@@ -58,7 +65,7 @@ def info(args: argparse.Namespace) -> int:
     refused = found.pop("targets_refused", {})
     found |= {f"target {target}": f"not available, {reason}" for target, reason in refused.items()}
     if found.get("bfloat16_sums", "portable") != "portable":
-        found["bfloat16_sums"] = f"of {found['bfloat16_sums']}"
+        found["bfloat16_sums"] = f"in the order of {found['bfloat16_sums']}"
     for name, value in found.items():
         if value is None or value == []:
             continue
@@ -91,7 +98,7 @@ def generate(args: argparse.Namespace) -> int:
             text = "" if request.text is None else request.text.text
             if args.json:
                 answer = {"prompt": prompt.text, "text": text, "finish_reason": request.finish_reason}
-                emit(_json(answer | {"seed": _exact(request.seed), "n_tokens": request.new_len}))
+                emit(json_line(answer | {"seed": _exact(request.seed), "n_tokens": request.new_len}))
             else:
                 emit(f"{_BETWEEN if i else ''}{prompt.text}{text}")
     seconds = time.perf_counter() - begin
@@ -132,28 +139,79 @@ def classify(args: argparse.Namespace) -> int:
     """Print the labels of texts: `label<TAB>score<TAB>text`, or JSON."""
     from fastattn.tasks.pipelines import pipeline
 
-    texts = read_texts(args.prompt, args.file, whole_stdin=False, skip_blank=args.skip_blank)
+    texts = stream_texts(args.prompt, args.file, skip_blank=args.skip_blank)
     classifier = pipeline("text-classification", args.model, **_loading(args))
-
-    def run(part: list[Text]) -> list[Any]:
-        try:
-            found: Any = classifier([text.text for text in part], top_k=args.top_k or None, truncation=args.truncate)
-        except ContextLengthError as error:
-            if error.index is None:
-                raise
-            raise ContextLengthError(
-                f"{part[error.index].where}: {error.n_tokens} tokens, the model's context is {error.context}; "
-                "--truncate cuts it"
-            ) from None
-        return list(found)
-
-    for text, labels in zip(texts, _in_parts(texts, run, _PART_TEXTS), strict=True):
+    options: dict[str, Any] = {"top_k": args.top_k or None, "truncation": args.truncate, **batching(args)}
+    for text, labels in results_of(texts, lambda items: classifier(items, **options)):
         if args.json:
-            emit(_json({"text": text.text, "labels": labels}))
-        else:
-            for item in labels:
-                emit(f"{item['label']}\t{item['score']:.4f}\t{' '.join(text.text.split())}")
+            emit(json_line({"text": text.text, "labels": labels}), flush=args.batch_size == 1)
+            continue
+        for item in labels:
+            shown = " ".join(text.text.split())
+            emit(f"{item['label']}\t{item['score']:.4f}\t{shown}", flush=args.batch_size == 1)
     return 0
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run a pipeline on texts, or on JSON values, and print one JSON object per result."""
+    from fastattn.tasks.pipelines import TASKS, pipeline
+
+    check_choice("TASK", args.task, TASKS)
+    texts = stream_texts(args.prompt, args.file, skip_blank=args.skip_blank)
+    values = args.json_lines or args.task == "question-answering"
+    pipe: Any = pipeline(args.task, args.model, **_loading(args))
+    options = {**batching(args), **dict(args.set or [])}
+    for name in sorted(_INPUTS & {*options}):
+        raise InputError(f"--set {name}: expected an option, got the input, which -p or -f give")
+
+    def read(text: Text) -> Any:
+        if not values:
+            return text.text
+        try:
+            return json.loads(text.text)
+        except ValueError as error:
+            raise InputError(f"{text.where}: expected JSON, got {quote(text.text)} ({error})") from None
+
+    cut = "--set truncation=true cuts the text"
+    for text, result in results_of(texts, lambda items: pipe(items, **options), read, cut):
+        emit(json_line({"input": read(text), "result": result}), flush=args.batch_size == 1)
+    return 0
+
+
+def results_of(
+    source: TextStream,
+    call: Callable[[Iterator[Any]], Any],
+    read: Callable[[Text], Any] = lambda text: text.text,
+    cut: str = "--truncate cuts the text",
+) -> Iterator[tuple[Text, Any]]:
+    """Yield each text with its result. Only a few of both are in memory. An error names the line of the text.
+
+    call: a pipeline; it gets an iterator and returns one. read: returns what the pipeline gets for a text. cut: what to
+    do about a text that is too long.
+    """
+    waiting: deque[Text] = deque()
+    n_done = 0
+
+    def items() -> Iterator[Any]:
+        for text in source.texts:
+            waiting.append(text)
+            yield read(text)
+
+    try:
+        with bar(source.total) as done:
+            for result in call(items()):
+                yield waiting.popleft(), result
+                n_done += 1
+                done(1)
+    except FastattnError as error:
+        named = _ITEM.match(str(error))
+        index = int(named[1]) - n_done if named else -1
+        if named is None or not 0 <= index < len(waiting):
+            raise
+        where, message = waiting[index].where, str(error)[named.end() :]
+        if isinstance(error, ContextLengthError):
+            message = f": {error.n_tokens} tokens, the model's context is {error.context}; {cut}"
+        raise type(error)(f"{where}{message}") from None
 
 
 def embed(args: argparse.Namespace) -> int:
@@ -162,32 +220,66 @@ def embed(args: argparse.Namespace) -> int:
 
     if args.output is not None and not Path(args.output).absolute().parent.is_dir():
         raise InputError(f"--output: expected an existing folder, got {quote(str(Path(args.output).parent))}")
-    texts = read_texts(args.prompt, args.file, whole_stdin=False, skip_blank=args.skip_blank)
+    source = stream_texts(args.prompt, args.file, skip_blank=args.skip_blank)
     model = SentenceTransformer(_model(args, "text-classification"), **_loading(args))
+    cut: list[Any] = [0, None, None]  # the number of texts that were cut; of the first, its tokens and where it is
 
-    cut: list[tuple[str, int]] = []  # index of a text, and its remaining number of tokens
-
-    def run(part: list[Text]) -> list[Any]:
+    def vectors_of(texts: list[Text]) -> NDArray[Any]:
         found, lengths = model.encode_with_cuts(
-            [text.text for text in part],
+            [text.text for text in texts],
             prompt_name=args.prompt_name,
             batch_size=args.batch_size,
             normalize_embeddings=args.normalize,
         )
-        cut.extend((part[i].where, length) for i, length in lengths.items())
-        return list(found)
+        for i, length in lengths.items():
+            cut[:] = [1, length, texts[i].where] if not cut[0] else [cut[0] + 1, *cut[1:]]
+        return found
 
-    vectors = _in_parts(texts, run, max(_PART_TEXTS, args.batch_size))
-    if args.output is not None:
-        _save(args.output, np.stack(vectors))
-    else:
-        for text, vector in zip(texts, vectors, strict=True):
-            numbers = [float(x) for x in vector]
-            as_text = " ".join(f"{x:.6g}" for x in numbers)
-            emit(_json({"text": text.text, "embedding": numbers}) if args.json else as_text)
-    if cut:
-        more = f" and {len(cut) - 1} more" if len(cut) > 1 else ""
-        say(f"cut to {cut[0][1]} tokens, the model's limit: {cut[0][0]}{more}")
+    size = 1 if args.batch_size == 1 else max(_PART_TEXTS, args.batch_size)
+    with VectorFile(args.output) if args.output is not None else nullcontext() as file, bar(source.total) as done:
+        while part := list(islice(source.texts, size)):
+            vectors = vectors_of(part)
+            if file is not None:
+                file.write(vectors)
+            else:
+                _print_vectors(part, vectors, args)
+            done(len(part))
+    if file is not None:
+        say(f"{args.output}: float32 {list(file.shape)}")
+    if cut[0]:
+        more = f" and {cut[0] - 1} more" if cut[0] > 1 else ""
+        say(f"cut to {cut[1]} tokens, the model's limit: {cut[2]}{more}")
+    return 0
+
+
+def _print_vectors(texts: list[Text], vectors: NDArray[Any], args: argparse.Namespace) -> None:
+    for text, vector in zip(texts, vectors, strict=True):
+        numbers = [float(x) for x in vector]
+        as_text = " ".join(f"{x:.6g}" for x in numbers)
+        emit(json_line({"text": text.text, "embedding": numbers}) if args.json else as_text, flush=args.batch_size == 1)
+
+
+def rerank(args: argparse.Namespace) -> int:
+    """Print texts by their score for a query, the highest first: `score<TAB>text`, or JSON."""
+    from fastattn.tasks.cross_encoder import CrossEncoder
+
+    texts = read_texts(args.prompt, args.file, whole_stdin=False, skip_blank=args.skip_blank)
+    model = CrossEncoder(args.model, **_loading(args))
+    if model.num_labels != 1:
+        found = f"got {model.num_labels}; use fastattn classify"
+        raise InputError(f"-m/--model: expected a cross-encoder with one label, {found}")
+
+    def run(part: list[Text]) -> list[float]:
+        pairs = [(args.query, text.text) for text in part]
+        return list(model.predict(pairs, batch_size=args.batch_size, show_progress_bar=False).tolist())
+
+    scores = _in_parts(texts, run, max(_PART_TEXTS, args.batch_size))
+    order = sorted(range(len(texts)), key=lambda i: -scores[i])  # equal scores stay in the order of the texts
+    for i in order[: args.top_k or None]:
+        if args.json:
+            emit(json_line({"corpus_id": i, "score": scores[i], "text": texts[i].text}))
+        else:
+            emit(f"{scores[i]:.4f}\t{' '.join(texts[i].text.split())}")
     return 0
 
 
@@ -206,13 +298,10 @@ def _in_parts(texts: list[Text], run: Callable[[list[Text]], list[Any]], part: i
     return found
 
 
-def _save(path: str, vectors: NDArray[Any]) -> None:
-    with open(path, "wb") as file:
-        try:
-            np.save(file, vectors)
-        except OSError as error:  # numpy's error names neither the file nor the reason
-            raise InputError(f"{path}: cannot be written: {error.strerror or error}") from None
-    say(f"{path}: {vectors.dtype} {list(vectors.shape)}")
+def bar(total: int | None) -> AbstractContextManager[Callable[[int], object]]:
+    """Show a bar over texts on a terminal, unless results are printed on a terminal too."""
+    printed = sys.stdout is not None and not sys.stdout.closed and sys.stdout.isatty()
+    return nullcontext(lambda count: None) if printed else progress(total, "texts")
 
 
 def quality(args: argparse.Namespace) -> int:
@@ -224,7 +313,7 @@ def quality(args: argparse.Namespace) -> int:
     model = _model(args, "text-generation")
     report = compare_dtypes(model, texts, dtypes=args.dtypes, max_tokens=args.max_tokens, threads=args.threads)
     if args.json:
-        emit(_json(asdict(report)))
+        emit(json_line(asdict(report)))
         return 0
     for line in table(report):
         emit(line)
@@ -250,13 +339,20 @@ def _model(args: argparse.Namespace, task: Literal["text-generation", "text-clas
     return demo_model(task) if args.model is None else args.model
 
 
+def batching(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the options of a pipeline that say how texts share steps. The command has its own bar."""
+    given = {"batch_size": args.batch_size, "max_batch_tokens": args.max_batch_tokens}
+    return {"show_progress_bar": False, **{name: value for name, value in given.items() if value is not None}}
+
+
 def _loading(args: argparse.Namespace) -> Any:
     return given_options(LoadOptions, args)
 
 
-def _json(value: object) -> str:
+def json_line(value: object) -> str:
     """Return one line of JSON; escape non-ASCII letters unless standard output is UTF-8."""
-    return json.dumps(value, ensure_ascii=codecs.lookup(sys.stdout.encoding or "ascii").name != "utf-8")
+    ascii_only = codecs.lookup(sys.stdout.encoding or "ascii").name != "utf-8"
+    return json.dumps(value, ensure_ascii=ascii_only, default=lambda array: array.tolist())
 
 
 def _exact(seed: int) -> int | str:

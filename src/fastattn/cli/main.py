@@ -20,12 +20,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     Without `argv`, the command owns the process: it reads the process's arguments and first makes the standard streams
     usable.
     """
-    own_process = argv is None
+    own_process, interrupted = argv is None, False
     if own_process:
         streams.prepare()
     try:
         return _main(list(sys.argv[1:] if argv is None else argv))
     except KeyboardInterrupt:
+        interrupted = True
         if own_process:
             signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second Ctrl-C ends the process immediately
         streams.say("")
@@ -39,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         streams.say(f"fastattn: {_one_line(error)}")
         return 1
     finally:
-        streams.settle()
+        streams.settle(interrupted=interrupted)
 
 
 def _main(words: list[str]) -> int:
@@ -94,6 +95,10 @@ def _check_together(args: argparse.Namespace) -> None:
     parser: argparse.ArgumentParser = args.parser
     if args.command == "embed" and args.json and args.output is not None:
         parser.error("argument --json: not allowed with argument -o/--output, which writes no text")
+    if args.command == "run" and args.task == "text-generation" and args.max_batch_tokens is not None:
+        parser.error(
+            "argument --max-batch-tokens: not allowed with text-generation, whose steps have a limit of tokens"
+        )
     if args.command == "bench" and args.machine and (args.against or args.works):
         parser.error("argument --machine: not allowed with --against or --works, which measure models")
     if getattr(args, "dtype", None) == "float64" and args.device != "numpy":
@@ -111,13 +116,19 @@ def _run(args: argparse.Namespace) -> int:
         from fastattn.cli.completion import completion
 
         return completion(args)
+    if args.command in ("check", "verify"):
+        from fastattn.cli import inspection
+
+        return inspection.check(args) if args.command == "check" else inspection.verify(args)
     from fastattn.cli import commands
 
     run = {
         "info": commands.info,
         "generate": commands.generate,
         "classify": commands.classify,
+        "run": commands.run,
         "embed": commands.embed,
+        "rerank": commands.rerank,
         "quality": commands.quality,
         "quantize": commands.quantize,
     }[args.command]

@@ -16,8 +16,11 @@ def on_terminal() -> bool:
 
 
 @contextmanager
-def progress(total: int, unit: str) -> Iterator[Callable[[int], object]]:
-    """Show a bar over `total` items; the yielded function adds completed items. It does nothing without a terminal."""
+def progress(total: int | None, unit: str) -> Iterator[Callable[[int], object]]:
+    """Show a bar over `total` items, None if unknown; the yielded function adds completed items.
+
+    It does nothing without a terminal.
+    """
     if not on_terminal():
         yield lambda count: None
         return

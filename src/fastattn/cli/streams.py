@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import select
 import sys
 from typing import IO, Any, BinaryIO
 
@@ -83,15 +84,31 @@ def say(text: str) -> None:
             sys.stderr.flush()
 
 
-def settle() -> None:
-    """Flush or discard the buffers of both outputs, so that Python's flush at exit cannot fail."""
+def settle(*, interrupted: bool = False) -> None:
+    """Flush or discard the buffers of both outputs, so that Python's flush at exit cannot fail.
+
+    interrupted: after Ctrl-C, discard the output for a reader that does not read, instead of waiting for it.
+    """
     for stream in (sys.stdout, sys.stderr):
         if stream is None or stream.closed:
+            continue
+        if interrupted and not _takes_output(stream):
+            _discard(stream)
             continue
         try:
             stream.flush()
         except (OSError, ValueError):
             _discard(stream)
+
+
+def _takes_output(stream: IO[Any]) -> bool:
+    """Return whether a stream can be written without waiting; True if that is unknown."""
+    try:
+        poll = select.poll()
+        poll.register(stream.fileno(), select.POLLOUT)
+        return bool(poll.poll(0))
+    except (OSError, ValueError):  # a stream without a descriptor
+        return True
 
 
 def _discard(stream: IO[Any]) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import codecs
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
 from typing import BinaryIO
 
 from fastattn.cli import streams
@@ -30,7 +32,7 @@ def read_texts(
 
     `-f FILE` reads one text per line; `-f -` reads the lines from standard input. `-p -` also reads standard input: one
     whole text with `whole_stdin`, else one text per line. Lines end with \n or \r\n; the last line end is optional. A
-    blank line is a text, so results match lines; `skip_blank` omits blank lines.
+    blank line is a text, so result i belongs to line i; `skip_blank` omits blank lines.
 
     Raises InputError, OSError.
     """
@@ -47,6 +49,55 @@ def read_texts(
     return texts
 
 
+@dataclass(frozen=True, slots=True)
+class TextStream:
+    """Texts that are read when they are needed. total: their number, None if unknown."""
+
+    texts: Iterator[Text]
+    total: int | None
+
+
+def stream_texts(arguments: list[str] | None, file: str | None, *, skip_blank: bool = False) -> TextStream:
+    """Return the texts of `read_texts`, of which only a few are in memory. `-p -` reads lines.
+
+    A regular file is read twice: all lines are checked and counted here. Of other inputs, only the first text is read
+    and checked here. Raises InputError, OSError.
+    """
+    if file is not None and file != "-" and Path(file).is_file():
+        total = sum(1 for _ in _open_lines(file, skip_blank))
+        if not total:
+            raise _no_lines(file)
+        return TextStream(_again(file, skip_blank, total), total)
+    if file is None and "-" not in (arguments or []):
+        texts = read_texts(arguments, None, whole_stdin=False, skip_blank=skip_blank)
+        return TextStream(iter(texts), len(texts))
+    found = _argument_texts(arguments or [], skip_blank) if file is None else _open_lines(file, skip_blank)
+    first = next(found, None)
+    if first is None:
+        raise _no_lines("-" if file is None else file)
+    return TextStream(chain((first,), found), None)
+
+
+def _again(file: str, skip_blank: bool, total: int) -> Iterator[Text]:
+    """Yield the texts of a file that has been counted before. Raises InputError if it has changed."""
+    found = 0
+    for text in _open_lines(file, skip_blank):
+        found += 1
+        if found <= total:
+            yield text
+    if found != total:
+        raise InputError(f"{file}: expected {total} texts, as before, got {found}; it was changed while it was read")
+
+
+def _argument_texts(arguments: list[str], skip_blank: bool) -> Iterator[Text]:
+    """Yield the texts of -p, and the lines of standard input in place of each -."""
+    for i, argument in enumerate(arguments):
+        if argument == "-":
+            yield from _open_lines("-", skip_blank)
+        elif not (skip_blank and not argument.strip()):
+            yield Text(check_text(argument, f"text {i + 1}"), f"text {i + 1}")
+
+
 def _read_whole() -> Text:
     """Read all of standard input as one text, without the trailing line ends."""
     data = _read(streams.input_bytes(), _MAX_BYTES + 1, "standard input")
@@ -60,15 +111,24 @@ def _read_whole() -> Text:
 
 def _read_lines(file: str, skip_blank: bool) -> list[Text]:
     """Read one text per line of a file or of standard input."""
-    if file == "-":
-        found = list(_lines(streams.input_bytes(), "standard input", skip_blank))
-    else:
-        with open(file, "rb") as stream:
-            found = list(_lines(stream, file, skip_blank))
+    found = list(_open_lines(file, skip_blank))
     if not found:
-        where = "standard input" if file == "-" else file
-        raise InputError(f"{where}: expected one text per line, found none")
+        raise _no_lines(file)
     return found
+
+
+def _open_lines(file: str, skip_blank: bool) -> Iterator[Text]:
+    """Yield one text per line of a file or of standard input."""
+    if file == "-":
+        yield from _lines(streams.input_bytes(), "standard input", skip_blank)
+        return
+    with open(file, "rb") as stream:
+        yield from _lines(stream, file, skip_blank)
+
+
+def _no_lines(file: str) -> InputError:
+    where = "standard input" if file == "-" else file
+    return InputError(f"{where}: expected one text per line, found none")
 
 
 def _lines(stream: BinaryIO, where: str, skip_blank: bool) -> Iterator[Text]:

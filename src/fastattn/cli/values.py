@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import json
 import math
 from collections.abc import Callable
+from typing import Any
 
 from fastattn.checks import closest, quote
 
@@ -96,3 +98,14 @@ def characters(low: int, high: int) -> Callable[[str], str]:
         return text
 
     return read
+
+
+def assignment(text: str) -> tuple[str, Any]:
+    """Parse NAME=VALUE; the value is JSON, or else a text."""
+    name, separator, value = text.partition("=")
+    if not separator or not name.isidentifier():
+        raise argparse.ArgumentTypeError(f"expected NAME=VALUE, got {quote(text)}")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value

@@ -58,7 +58,9 @@ def describe() -> str:
         return f"not usable: {error}"
     major, minor = found["compute_capability"]
     path, why = extension().find_library(_library_paths())
-    products = f"products by {path}" if path else f"products by a built-in kernel, which is slower: no cuBLASLt ({why})"
+    products = f"matrix products by {path}"
+    if not path:
+        products = f"matrix products by a built-in kernel, which is slower: no cuBLASLt ({why})"
     memory = found["memory_bytes"] / 2**30
     return f"{found['name']}, compute capability {major}.{minor}, {memory:.0f} GiB; {products}"
 

@@ -65,7 +65,7 @@ def sampling_of(
 
 
 def draw_from_logits(executor: Executor, step: Step, sampling: Sampling, *, nan: NanPolicy = "raise") -> Drawn:
-    """Do what `DrawingExecutor.draw` does, for an executor that returns logits; `nan` as in `GenerationOptions`."""
+    """Do what `DrawingExecutor.draw` does, with the logits that `run` returns; `nan` as in `GenerationOptions`."""
     logits = cast("Logits", executor.run(step, ["logits"])["logits"])
     if sampling.suppress is not None and sampling.suppressed is not None:
         logits = logits.copy()

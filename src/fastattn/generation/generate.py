@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -38,9 +38,11 @@ __all__ = [
     "LanguageModel",
     "TextStream",
     "complete",
+    "completed",
     "generate",
     "make_requests",
     "need_tokenizer",
+    "seeds_of",
     "stream",
 ]
 
@@ -69,7 +71,7 @@ def generate(
     inputs = given.pop("inputs", None)
     if inputs is not None and ids is not None:
         raise InputError(
-            "inputs: expected None together with input_ids, another name for it, got both; pass one of them"
+            "inputs: expected None, because input_ids is set and means the same, got both; pass one of them"
         )
     wanted = given.pop("return_dict_in_generate", None)
     wants_output = False if wanted is None else check_flag("return_dict_in_generate", wanted)
@@ -135,12 +137,28 @@ def complete(
     feed: StreamerFeed | None = None,
 ) -> None:
     """Run all requests to their end. logprobs: whether they collect log-probabilities. feed: gets each new token."""
+    for _ in completed(model, requests, options, logprobs=logprobs, feed=feed):
+        pass
+
+
+def completed(
+    model: LanguageModel,
+    requests: Sequence[Request],
+    options: GenerationOptions,
+    *,
+    logprobs: bool = False,
+    feed: StreamerFeed | None = None,
+) -> Iterator[Request]:
+    """Yield each request when it ends. The arguments are those of `complete`. Closing the iterator stops the work."""
     ends = eos_ids(model, options)
     with Scheduler(model.executor, requests, options, eos_ids=ends, logprobs=logprobs) as scheduler:
+        yield from (request for request in requests if request.finish_reason is not None)
         while not scheduler.done:
             for draw in scheduler.step():
                 if feed is not None:
                     feed.push(draw.token_id)
+                if draw.request.finish_reason is not None:
+                    yield draw.request
     if feed is not None:
         feed.end()
 
@@ -150,7 +168,7 @@ def stream(model: LanguageModel, text_or_ids: Any, **options: Unpack[GenerationA
 
     The pieces join to `decode(prompt + new)[len(decode(prompt)):]`, decoded without special tokens. Arguments are
     checked here, before the first piece. A piece never ends inside a character. Text that may become a stop string is
-    delayed until that is decided.
+    delayed until that is decided. Raises DTypeError, InputError, ContextLengthError, ConfigError (no tokenizer).
     """
     checked = read_options(options, "stream", also=("generation_config",))
     if checked.num_return_sequences != 1:
@@ -179,16 +197,16 @@ def make_requests(
     default_new_tokens: int = DEFAULT_NEW_TOKENS,
     skip_special_tokens: bool = True,
     clean_up_tokenization_spaces: bool | None = None,
+    seeds: Sequence[int] | None = None,
 ) -> list[Request]:
     """Create `options.num_return_sequences` requests per prompt, checked against the model's context.
 
     tokenizer: with one, each request collects its text, which stop strings need. names: of the prompts, for messages;
-    None uses input_ids[i]. lengths: prompt lengths as max_length counts them; None uses the number of ids.
+    None uses input_ids[i]. lengths: prompt lengths as max_length counts them; None uses the number of ids. seeds: of
+    the requests; None uses those of the options.
     """
     context, n_texts = model.executor.program.max_positions, options.num_return_sequences
-    if len(prompts) * n_texts > MAX_SEQUENCES:
-        raise InputError(f"num_return_sequences: expected at most {MAX_SEQUENCES} texts in one call, got more")
-    seeds = options.seeds(len(prompts) * n_texts)
+    seeds = seeds_of(options, len(prompts)) if seeds is None else seeds
     names = [f"input_ids[{i}]" for i in range(len(prompts))] if names is None else names
     requests = []
     for i, prompt in enumerate(prompts):
@@ -219,3 +237,10 @@ def make_requests(
                 request.finish_reason = "length"
             requests.append(request)
     return requests
+
+
+def seeds_of(options: GenerationOptions, n_prompts: int) -> list[int]:
+    """Return the seeds of all requests for this many prompts. Raises InputError if there are too many."""
+    if n_prompts * options.num_return_sequences > MAX_SEQUENCES:
+        raise InputError(f"num_return_sequences: expected at most {MAX_SEQUENCES} texts in one call, got more")
+    return options.seeds(n_prompts * options.num_return_sequences)

@@ -22,7 +22,7 @@ _CHANGING = """
 _OF_SAMPLING = """
     epsilon_cutoff eta_cutoff min_p temperature top_h top_k top_p typical_p
 """
-# Defaults of transformers that differ from ours; with both, a text ends after as many tokens.
+# transformers' defaults. Ours are None, which also ends a text after DEFAULT_NEW_TOKENS tokens.
 _DEFAULTS = {"max_length": DEFAULT_NEW_TOKENS, "max_new_tokens": DEFAULT_NEW_TOKENS}
 _log = logging.getLogger("fastattn")
 
@@ -42,16 +42,10 @@ def warn_of_options(directory: Path, config: Mapping[str, object]) -> None:
         )
     if not found and not (directory / name).exists():
         found, name = config, "config.json"
-    names = f"{_CHANGING} {_OF_SAMPLING}" if found.get("do_sample") is True else _CHANGING
-    neutral = {name: _neutral_values(name) for name in names.split()}
-    said = [
-        f"{option}={quote(value)}"
-        for option, value in found.items()
-        if option in neutral and not is_neutral(value, neutral[option], empty=True)
-    ]
+    said = [f"{option}={quote(found[option])}" for option in unapplied(found)]
     if said:
         _log.warning(
-            "%s: %s: not applied: %s; pass those that you want to generate, stream or the pipeline",
+            "%s: %s: not applied: %s; to apply an option, pass it to generate, stream or the pipeline",
             directory,
             name,
             ", ".join(said),
@@ -62,6 +56,15 @@ def warn_of_options(directory: Path, config: Mapping[str, object]) -> None:
             directory,
             quote(config["prefix"]),
         )
+
+
+def unapplied(options: Mapping[str, object]) -> list[str]:
+    """Return the names of the options that change what transformers generates, and that are not applied here."""
+    names = f"{_CHANGING} {_OF_SAMPLING}" if options.get("do_sample") is True else _CHANGING
+    neutral = {name: _neutral_values(name) for name in names.split()}
+    return [
+        name for name, value in options.items() if name in neutral and not is_neutral(value, neutral[name], empty=True)
+    ]
 
 
 def _neutral_values(name: str) -> tuple[object, ...]:

@@ -1,4 +1,4 @@
-"""The sampler's specification in numpy: what the CPU executor computes (with exact sums in 5 to 7), row by row.
+"""The sampler's specification in numpy: what the CPU executor computes, row by row (its sums in 5 to 7 are exact).
 
 Used with the float64 numpy executor and as the oracle of the C++ sampler. For each row, in this order:
 

@@ -58,25 +58,29 @@ class GenerationOptions:
     max_new_tokens: int | None = option(
         None,
         Count(),
-        flag=Flag(names=("-n", "--max-tokens"), default=64, metavar="N", help="at most N new tokens (64)"),
+        flag=Flag(names=("-n", "--max-tokens"), default=64, metavar="N", help="at most N new tokens (default: 64)"),
     )
     min_new_tokens: int = option(0, Count())
     do_sample: bool = option(False, check_flag)
     temperature: float = option(
-        1.0, Number(0.0), flag=Flag(names=("--temp",), default=0.8, metavar="T", help="temperature; 0 is greedy (0.8)")
+        1.0,
+        Number(0.0),
+        flag=Flag(names=("--temp",), default=0.8, metavar="T", help="temperature; 0 is greedy (default: 0.8)"),
     )
-    top_p: float = option(1.0, Number(0.0, 1.0), flag=Flag(default=0.95, metavar="P", help="1 is off (0.95)"))
-    top_k: int | None = option(50, Count(), flag=Flag(default=50, metavar="K", help="0 is off (50)"))
-    min_p: float = option(0.0, Number(0.0, 1.0), flag=Flag(default=0.0, metavar="P", help="0 is off (0)"))
-    repetition_penalty: float = option(1.0, Number(1e-6, 1e6), flag=Flag(default=1.0, metavar="R", help="1 is off (1)"))
+    top_p: float = option(1.0, Number(0.0, 1.0), flag=Flag(default=0.95, metavar="P", help="1 is off (default: 0.95)"))
+    top_k: int | None = option(50, Count(), flag=Flag(default=50, metavar="K", help="0 is off (default: 50)"))
+    min_p: float = option(0.0, Number(0.0, 1.0), flag=Flag(default=0.0, metavar="P", help="0 is off (default: 0)"))
+    repetition_penalty: float = option(
+        1.0, Number(1e-6, 1e6), flag=Flag(default=1.0, metavar="R", help="1 is off (default: 1)")
+    )
     seed: int | Sequence[int] | None = option(
         None,
         lambda _, value: _seeds(value),
         flag=Flag(
             values=_SEED,
             metavar="S",
-            help="repeat a text: the first prompt gets S, the others get seeds derived from it; --json prints them, "
-            "as a string from 2^53 on (a random seed)",
+            help="repeat a text: the first prompt gets S, the others get seeds derived from it; --json prints the "
+            "seeds, those of 2^53 or more as strings (default: random)",
         ),
     )
     stop_strings: str | Sequence[str] | None = option(
@@ -90,7 +94,7 @@ class GenerationOptions:
     truncate: Literal["left", "right"] | None = option(
         None,
         Choice("left", "right"),
-        flag=Flag(help="cut prompts that leave no room for -n new tokens, on this side"),
+        flag=Flag(help="cut this side of prompts that leave no room for -n new tokens"),
     )
     max_batch_size: int = option(32, Count(low=1))
     nan: Literal["raise", "finite", "propagate"] = option("raise", Choice(*NAN_POLICIES))
@@ -152,14 +156,17 @@ class GenerationOptions:
         """Whether no random number is drawn."""
         return not self.do_sample or self.temperature < GREEDY_BELOW
 
-    def seeds(self, n_requests: int) -> list[int]:
-        """Return one seed per request. Random seeds are exact as doubles, which JSON readers such as JavaScript use."""
+    def seeds(self, n_requests: int, *, first: int = 0) -> list[int]:
+        """Return one seed per request. first: the number of the first one, for an int.
+
+        Random seeds are exact as doubles, which JSON readers such as JavaScript use.
+        """
         seed = self.seed
         if seed is None:
             # secrets.randbits would import modules in a call, and a forked child could wait for an import forever.
             return [int.from_bytes(os.urandom(8), "little") >> (64 - RANDOM_SEED_BITS) for _ in range(n_requests)]
         if isinstance(seed, int):
-            return [request_seed(seed, i) for i in range(n_requests)]
+            return [request_seed(seed, first + i) for i in range(n_requests)]
         if len(seed) != n_requests:
             raise InputError(f"seed: expected {n_requests} seeds, one for each request, got {len(seed)}")
         return list(seed)

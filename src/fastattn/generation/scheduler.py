@@ -58,7 +58,7 @@ class Scheduler:
         self._step_tokens = step_tokens
         self._waiting = deque(request for request in requests if request.finish_reason is None)
         self._running: list[Request] = []
-        # The decoding loop, in this order, while the same requests draw one token per step.
+        # The decode loop, while the same requests draw one token per step. Its rows are the requests in `_rows`.
         self._decoding: Decoding | None = None
         self._rows: list[Request] = []
 

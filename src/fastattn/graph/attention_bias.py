@@ -1,4 +1,4 @@
-"""Tables of attention biases that depend on the relative position: key's minus query's.
+"""Tables of attention biases that depend on the relative position: the key's position minus the query's.
 
 A table is float32, with one row per head. Its columns are the relative positions 1 - positions to 0 if causal, else to
 positions - 1. `attention` adds a row's numbers to the scaled scores of that head.
@@ -33,14 +33,14 @@ def alibi_slopes(n_head: int, *, most: float = 8.0) -> tuple[float, ...]:
 
     They are 2^(-most i / n) for i from 1 to n, if the number of heads n is a power of two. Otherwise they are those of
     the next lower power of two, then every second of the next higher one, as in BLOOM and MPT. most: `alibi_bias_max`
-    of MPT.
+    of MPT. Raises ConfigError.
     """
     if n_head < 1:
         raise ConfigError(f"n_head: expected at least 1, got {n_head}")
     low = 1 << (n_head.bit_length() - 1)
     exponents = [(i, low) for i in range(1, low + 1)]
     exponents += [(i, 2 * low) for i in range(1, 2 * low, 2)]
-    # A library's power may differ between machines in its last bit.
+    # The last bit of `pow` may differ between the C libraries of two machines.
     context = decimal.Context(prec=40)
     two, factor = decimal.Decimal(2), decimal.Decimal(most)
     return tuple(
@@ -52,8 +52,7 @@ def alibi_slopes(n_head: int, *, most: float = 8.0) -> tuple[float, ...]:
 class AlibiBias:
     """-slope * distance, for one slope per head. If not causal, positions after the query count like those before it.
 
-    BLOOM adds slope * position instead. The softmax of a row does not change if the same number is added to all of
-    them.
+    BLOOM adds slope * position instead. In a row of scores, the difference is a constant, so the softmax is the same.
     """
 
     slopes: tuple[float, ...]

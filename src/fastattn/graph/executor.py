@@ -87,7 +87,7 @@ class Decoding(Protocol):
 
 @runtime_checkable
 class DrawingExecutor(Protocol):
-    """An executor that draws tokens itself and does not return logits."""
+    """An executor that can also draw tokens itself, without returning logits."""
 
     def draw(self, step: Step, sampling: Sampling) -> Drawn:
         """Run one step and return one id per wanted row and, if requested, their log-probabilities.

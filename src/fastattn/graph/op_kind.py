@@ -39,8 +39,8 @@ class PastKeys(Protocol):
 class Run(Protocol):
     """One step, as formulas see it.
 
-    spans: first and last row, exclusive, of every sequence; sources: by value, the op that computed its numbers;
-    fresh: what attention appends, (cache, layer, keys, values), for the caches to store after the step.
+    spans: begin and end of the rows [begin, end) of every sequence; sources: by value, the op that computed its
+    numbers; fresh: what attention appends, (cache, layer, keys, values), for the caches to store after the step.
     """
 
     weights: Mapping[str, Parameter]

@@ -182,13 +182,15 @@ def weight_formats(program: Program, dtype: str, head_dtype: str | None = None) 
     """Return the format of each weight of a Program for a dtype.
 
     Vectors (biases, norms), matrices of fewer than 64 rows (classifier heads) and exact tables (rotary, attention) stay
-    in float32; their cost is negligible. Other tables have no int4 and use int8 instead. head_dtype, if given,
-    applies to the matrix that computes the logits and to token embeddings that are tied to a head, even in the Program
-    of a task with another head or none. So each weight of a checkpoint has one format, whatever task it is loaded for.
+    in float32; their cost is negligible. Other tables, and attention's position keys and queries, have no int4 and use
+    int8 instead. head_dtype, if given, applies to the matrix that computes the logits and to token embeddings that are
+    tied to a head, even in the Program of a task with another head or none. So each weight of a checkpoint has one
+    format, whatever task it is loaded for.
     """
     head = {op.weights[0] for op in program.ops if op.kind == "linear" and op.output == program.outputs.get("logits")}
     head |= tied_embeddings(program)
     dtype = stored_dtype(dtype)
+    positions = {name for op in program.ops if op.kind == "attention" for name in op.weights}
     formats = {}
     for name, weight in program.weights.items():
         wanted = head_dtype if head_dtype is not None and name in head else dtype
@@ -196,7 +198,7 @@ def weight_formats(program: Program, dtype: str, head_dtype: str | None = None) 
         small = weight.use == "matrix" and weight.shape[0] // len(weight.parts) < SMALL_MATRIX
         if weight.use == "vector" or small or weight.exact:
             wanted = "float32"
-        elif weight.use == "table":
+        elif weight.use == "table" or name in positions:
             wanted = FORMATS[wanted].table or wanted
         formats[name] = wanted
     return formats

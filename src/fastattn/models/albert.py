@@ -10,6 +10,7 @@ from fastattn.graph.kinds import activate, attention, gather_rows, layer_norm, l
 from fastattn.graph.tensor import Tensor, Tokens, Weights, hidden_state
 from fastattn.models.bert import HARMLESS, HEADS, BertConfig, embeddings, read_layers, read_tables
 from fastattn.models.config import MAX_LAYERS, ConfigReader, unchangeable
+from fastattn.models.decoder import decode, decoder_matrix, transform
 from fastattn.models.names import Layout
 from fastattn.models.tasks import Task
 
@@ -23,7 +24,8 @@ LAYOUT = Layout(
     ),
 )
 ARCHITECTURES = tuple(f"Albert{head}" for head in HEADS.split())
-# Options of the original code. transformers ignores them, so only these values give the model that they describe.
+# Options of the original code, which transformers ignores. With other values, config.json describes another model than
+# the one that transformers computes.
 STRUCTURE = {"down_scale_factor": 1, "gap_size": 0, "net_structure_type": 0, "num_memory_blocks": 0}
 
 
@@ -87,11 +89,42 @@ def pooler(cfg: AlbertConfig, w: Weights, h: Tensor) -> Tensor:
     return activate(linear(gather_rows(h, "first"), w["pooler"], cfg.hidden_size), "tanh")
 
 
+def head_matrix(cfg: AlbertConfig, w: Weights) -> Weights:
+    """Return the place of the masked language model's output matrix."""
+    head = w["predictions"]
+    if not head["dense"].has("weight"):
+        return head["decoder"]  # there is no such head
+    e, width = w["embeddings.word_embeddings"], cfg.embedding_size
+    return decoder_matrix(head["decoder"], e, cfg.vocab_size, width, tied=cfg.tie_word_embeddings)
+
+
+def predictions(cfg: AlbertConfig, w: Weights, h: Tensor, matrix: Weights) -> Tensor:
+    """Compute the logits of the masked language model at the wanted rows, [n_wanted, vocab_size]."""
+    head = w["predictions"]
+    x = transform(h, head["dense"], head["LayerNorm"], cfg.embedding_size, cfg.hidden_act, cfg.layer_norm_eps)
+    return decode(x, matrix, head["decoder"], head, cfg.vocab_size)
+
+
 def build(cfg: AlbertConfig, w: Weights, task: Task) -> Program:
-    """Build the Program of a task: "last_hidden_state" and "pooler_output", or "logits" of every sequence."""
+    """Build the Program of a task: "last_hidden_state" and "pooler_output", or the "logits" of a head, as in BERT.
+
+    A model for pre-training also has "sop_logits" of every sequence: of the order of its two texts.
+    """
+    matrix = head_matrix(cfg, w)
     h = encoder(cfg, w, Tokens())
     if task == "sequence-classification":
         outputs = {"logits": linear(pooler(cfg, w, h), w["classifier"], len(cfg.labels))}
+    elif task == "masked-lm":
+        outputs = {"logits": predictions(cfg, w, h, matrix)}
+    elif task == "pre-training":
+        order = linear(pooler(cfg, w, h), w["sop_classifier.classifier"], len(cfg.labels))
+        outputs = {"logits": predictions(cfg, w, h, matrix), "sop_logits": order}
+    elif task == "token-classification":
+        outputs = {"logits": linear(h, w["classifier"], len(cfg.labels))}
+    elif task == "question-answering":
+        outputs = {"logits": linear(h, w["qa_outputs"], 2)}
+    elif task == "multiple-choice":
+        outputs = {"logits": linear(pooler(cfg, w, h), w["classifier"], 1)}
     else:
         outputs = {"last_hidden_state": h}
         if w["pooler"].has("weight"):

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from fastattn.graph.ir import Program
 from fastattn.graph.kinds import Activation, activate, attention, embedding, gather_rows, layer_norm, linear
 from fastattn.graph.tensor import Tensor, Tokens, Weights, hidden_state
 from fastattn.models.config import MAX_LAYERS, CommonConfig, ConfigReader, unchangeable
-from fastattn.models.decoder import decode, decoder_matrix
+from fastattn.models.decoder import decode, decoder_matrix, transform
 from fastattn.models.names import Layout
 from fastattn.models.tasks import Task
 
@@ -50,6 +50,9 @@ class BertConfig(CommonConfig):
     tie_word_embeddings: bool
 
 
+_Config = TypeVar("_Config", bound=BertConfig)
+
+
 def read_config(raw: Mapping[str, object]) -> BertConfig:
     """Read config.json. Raises ConfigError."""
     c = ConfigReader(raw, "BERT")
@@ -70,18 +73,20 @@ def read_layers(
     heads: int = 12,
     inner: int = 3072,
     act: str = "gelu",
+    layers: int = 12,
+    eps: float = 1e-12,
     position_offset: int = 0,
 ) -> dict[str, Any]:
-    """Read the options of embeddings and layers, which BERT's relatives share. width, heads, inner, act: defaults."""
+    """Read the options of embeddings and layers, which BERT's relatives share. The keywords are the defaults."""
     hidden_size = c.size("hidden_size", width)
     return {
         "hidden_size": hidden_size,
-        "num_hidden_layers": c.size("num_hidden_layers", 12, high=MAX_LAYERS),
+        "num_hidden_layers": c.size("num_hidden_layers", layers, high=MAX_LAYERS),
         "num_attention_heads": c.heads(hidden_size, "hidden_size", "num_attention_heads", heads),
         "intermediate_size": c.size("intermediate_size", inner),
         "hidden_act": c.activation("hidden_act", act),
         "max_position_embeddings": c.size("max_position_embeddings", 512, low=position_offset + 1),
-        "layer_norm_eps": c.epsilon("layer_norm_eps", 1e-12),
+        "layer_norm_eps": c.epsilon("layer_norm_eps", eps),
         "position_offset": position_offset,
     }
 
@@ -131,13 +136,13 @@ def pooler(cfg: Any, w: Weights, h: Tensor) -> Tensor:
 def predictions(cfg: BertConfig, w: Weights, h: Tensor, matrix: Weights) -> Tensor:
     """Compute the logits of the masked language model at the wanted rows, [n_wanted, vocab_size]."""
     head = w["cls.predictions"]
-    x = linear(gather_rows(h, "wanted"), head["transform.dense"], cfg.hidden_size)
-    x = layer_norm(activate(x, cfg.hidden_act), head["transform.LayerNorm"], cfg.layer_norm_eps)
+    dense, norm = head["transform.dense"], head["transform.LayerNorm"]
+    x = transform(h, dense, norm, cfg.hidden_size, cfg.hidden_act, cfg.layer_norm_eps)
     return decode(x, matrix, head["decoder"], head, cfg.vocab_size)
 
 
-def head_matrix(cfg: BertConfig, w: Weights, head: Weights, first: str) -> Weights:
-    """Return the place of the masked language model's output matrix. first: the head's first matrix."""
+def head_matrix(cfg: Any, w: Weights, head: Weights, first: str) -> Weights:
+    """Return the `Weights` of the masked language model's output matrix. first: the name of the head's first matrix."""
     if not head[first].has("weight"):
         return head["decoder"]  # there is no such head
     e = w["embeddings.word_embeddings"]
@@ -161,9 +166,14 @@ def token_outputs(cfg: Any, w: Weights, h: Tensor, task: Task) -> dict[str, Tens
 def build(cfg: BertConfig, w: Weights, task: Task) -> Program:
     """Build the Program of a task: "last_hidden_state" and "pooler_output", or the "logits" of a head.
 
-    Logits are those of every sequence, every token, or for a masked language model of the wanted rows. A model for
-    pre-training also has "seq_relationship_logits" of every sequence.
+    Depending on the task, there is one row of logits per sequence, per token, or (masked language model) per wanted
+    row. A model for pre-training also has "seq_relationship_logits" of every sequence.
     """
+    return build_heads(cfg, w, task, encoder)
+
+
+def build_heads(cfg: _Config, w: Weights, task: Task, encoder: Callable[[_Config, Weights, Tokens], Tensor]) -> Program:
+    """Build the Program of a task with BERT's heads. encoder: computes the hidden states of all tokens."""
     matrix = head_matrix(cfg, w, w["cls.predictions"], "transform.dense")
     h = encoder(cfg, w, Tokens())
     if task == "sequence-classification":

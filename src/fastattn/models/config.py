@@ -1,9 +1,9 @@
-"""Reads config.json. An option is used, or must have the supported value, or is known to change nothing."""
+"""Reads config.json. Each option is used, must have a supported value, is known to change nothing, or is logged."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -91,7 +91,7 @@ class CommonConfig:
     model_type: str
     position_offset: int = 0
 
-    if TYPE_CHECKING:  # a field of each family, or a property for one of another name (`add_names`)
+    if TYPE_CHECKING:  # each family has these as fields or properties (`add_names`)
 
         @property
         def hidden_size(self) -> int: ...
@@ -152,7 +152,8 @@ def add_names(names: Mapping[str, str]) -> Callable[[_Config], _Config]:
 class ConfigReader(Settings):
     """Reads the options of a config.json one by one. `finish` reports unused options that are not known to be harmless.
 
-    names: maps transformers' common option names to the family's own names. As there, the common name takes precedence.
+    names: maps transformers' common option names to the family's own names. As in transformers, the common one is used
+    if both are given.
     """
 
     def __init__(self, raw: Mapping[str, Any], family: str, names: Mapping[str, str] | None = None) -> None:
@@ -205,6 +206,7 @@ class ConfigReader(Settings):
         bos, eos, pad: the default ids, from the family's config class in transformers.
         """
         labels = read_labels(self)
+        self.raw("model_type")  # `find_family` used it
         architectures = self.raw("architectures")
         pad_id = self.token_id("pad_token_id", vocab_size, pad)
         return {
@@ -265,16 +267,21 @@ class ConfigReader(Settings):
             values = " or ".join(repr(item) for item in allowed)
             raise ConfigError(f"{self.where}: {key} = {quote(value)} is unsupported; supported: {values}")
 
-    def finish(self, harmless: str = "") -> None:
-        """Check the options that every family shares, and log the unknown ones."""
+    def finish(self, harmless: str = "", own: Collection[str] = ()) -> None:
+        """Check the options that every family shares, and log the unknown ones.
+
+        own: the options of REQUIRED that the family has read.
+        """
         for key, allowed in REQUIRED.items():
-            self.must_be(key, *allowed)
+            if key not in own:
+                self.must_be(key, *allowed)
         for key in ("auto_map", "trust_remote_code"):
             if self.values.get(key):
                 _log.warning("%s: %s is ignored; code from a checkpoint never runs", self.where, key)
         if self.values.get("return_dict") is False:
             _log.warning("%s: return_dict = False is ignored; outputs can be indexed like tuples", self.where)
         self.ignore(*HARMLESS, *harmless.split())
+        self.finished = True
         names = self.unused()
         if names:
             options = (f"{quote(name, 40)[1:-1]} = {quote(self.values[name], 40)}" for name in names)

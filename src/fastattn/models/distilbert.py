@@ -9,7 +9,7 @@ from fastattn.graph.ir import Program
 from fastattn.graph.kinds import Activation, activate, attention, embedding, gather_rows, layer_norm, linear
 from fastattn.graph.tensor import Tensor, Tokens, Weights, hidden_state
 from fastattn.models.config import MAX_LAYERS, CommonConfig, ConfigReader, add_names, unchangeable
-from fastattn.models.decoder import decode, decoder_matrix
+from fastattn.models.decoder import decode, decoder_matrix, transform
 from fastattn.models.names import Layout
 from fastattn.models.tasks import Task
 
@@ -92,8 +92,7 @@ def pooled(cfg: DistilBertConfig, w: Weights, h: Tensor) -> Tensor:
 
 def predictions(cfg: DistilBertConfig, w: Weights, h: Tensor, matrix: Weights) -> Tensor:
     """Compute the logits of the masked language model at the wanted rows, [n_wanted, vocab_size]."""
-    x = activate(linear(gather_rows(h, "wanted"), w["vocab_transform"], cfg.dim), cfg.activation)
-    x = layer_norm(x, w["vocab_layer_norm"], LAYER_NORM_EPS)
+    x = transform(h, w["vocab_transform"], w["vocab_layer_norm"], cfg.dim, cfg.activation, LAYER_NORM_EPS)
     return decode(x, matrix, w["vocab_projector"], w["vocab_projector"], cfg.vocab_size)
 
 

@@ -102,9 +102,10 @@ def transformer(cfg: Gpt2Config, w: Weights, t: Tokens, *, types: bool = False) 
 
 
 def build(cfg: Gpt2Config, w: Weights, task: Task, *, types: bool = False) -> Program:
-    """Build the Program of a task: "logits" of the wanted rows, or "last_hidden_state".
+    """Build the Program of a task: "logits" of the wanted rows or of all tokens, or "last_hidden_state".
 
-    A classifier has one wanted row per sequence. As in transformers, this is the last token that is not padding.
+    A classifier of texts has one wanted row per sequence. As in transformers, this is the last token that is not
+    padding.
     types: whether to add token types.
     """
     head = w["lm_head"]
@@ -116,6 +117,10 @@ def build(cfg: Gpt2Config, w: Weights, task: Task, *, types: bool = False) -> Pr
         outputs = {"logits": linear(gather_rows(h, "wanted"), head, cfg.vocab_size, bias=False)}
     elif task == "sequence-classification":
         outputs = {"logits": linear(gather_rows(h, "wanted"), w["score"], len(cfg.labels), bias=False)}
+    elif task == "token-classification":
+        outputs = {"logits": linear(h, w["classifier"], len(cfg.labels))}
+    elif task == "question-answering":
+        outputs = {"logits": linear(h, w["qa_outputs"], 2)}
     else:
         outputs = {"last_hidden_state": h}
     return w.tracer.program(outputs, cfg.max_positions)

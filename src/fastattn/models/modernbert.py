@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastattn.checkpoint.source import ComputedSource, WeightSource
+from fastattn.errors import ConfigError
 from fastattn.graph.ir import Program
 from fastattn.graph.kinds import (
     Activation,
@@ -27,6 +28,7 @@ from fastattn.graph.kinds import (
 from fastattn.graph.rotary_table import RotaryTable
 from fastattn.graph.tensor import Tensor, Tokens, Weights, hidden_state
 from fastattn.models.config import MAX_LAYERS, CommonConfig, ConfigReader, unchangeable
+from fastattn.models.decoder import decoder_matrix
 from fastattn.models.names import Layout, ModelNames
 from fastattn.models.rope import Rope, read_rope
 from fastattn.models.tasks import Task
@@ -65,6 +67,8 @@ class ModernBertConfig(CommonConfig):
     classifier_pooling: str
     classifier_bias: bool
     classifier_activation: Activation
+    decoder_bias: bool
+    tie_word_embeddings: bool
 
     @property
     def type_vocab_size(self) -> int | None:
@@ -102,10 +106,12 @@ def read_config(raw: Mapping[str, object]) -> ModernBertConfig:
         classifier_pooling=c.choice("classifier_pooling", POOLINGS, "cls"),
         classifier_bias=c.flag("classifier_bias", False),
         classifier_activation=c.activation("classifier_activation", "gelu"),
+        decoder_bias=c.flag("decoder_bias", True),
+        tie_word_embeddings=c.flag("tie_word_embeddings", True),
         **c.common("modernbert", c.size("vocab_size", 50368), bos=50281, eos=50282, pad=50283),
     )
     c.finish(
-        "attention_dropout decoder_bias deterministic_flash_attn embedding_dropout initializer_cutoff_factor "
+        "attention_dropout deterministic_flash_attn embedding_dropout initializer_cutoff_factor "
         "layer_norm_eps mlp_dropout reference_compile repad_logits_with_grad sparse_pred_ignore_index sparse_prediction"
     )
     return config
@@ -131,13 +137,13 @@ def _ropes(c: ConfigReader, head_dim: int, positions: int) -> dict[str, Rope]:
     theta = 0.0
     for kind, (key, default) in THETAS.items():
         read = c.number(key, default)
-        if not (kind == LOCAL and key in c.values and key not in c):  # null: as the global one, as in transformers 4
+        if not (kind == LOCAL and key in c.values and key not in c):  # null: the global theta, as in transformers 4
             theta = read
         if not 1 < theta < math.inf:
             raise c.error(key, "a number above 1")
         ropes[kind] = read_rope(c, head_dim=head_dim, max_positions=positions, theta=theta, layer_type=kind)
         if 2 * len(ropes[kind].frequencies) != head_dim:
-            raise c.error("rope_parameters", f"frequencies for whole heads of an even head_dim, which is {head_dim}")
+            raise c.error("rope_parameters", f"frequencies for all of head_dim {head_dim}, which must be even")
     return ropes
 
 
@@ -184,14 +190,44 @@ def attend(cfg: ModernBertConfig, w: Weights, x: Tensor, i: int, kind: str) -> T
     return attention(q, k, v, layer=i, n_head=heads, causal=False, window=window)
 
 
+def head(cfg: ModernBertConfig, w: Weights, x: Tensor) -> Tensor:
+    """Compute norm(activation(dense(x))), which all heads have."""
+    x = linear(x, w["head.dense"], cfg.hidden_size, bias=cfg.classifier_bias)
+    return layer_norm(activate(x, cfg.classifier_activation), w["head.norm"], cfg.norm_eps)
+
+
+def head_matrix(cfg: ModernBertConfig, w: Weights, task: Task) -> Weights:
+    """Return the place of the masked language model's output matrix. Raises ConfigError for the head of a classifier.
+
+    Without a bias in the decoder, a masked language model has no tensor of its own that a classifier lacks.
+    """
+    decoder, e, classifies = w["decoder"], w["embeddings.tok_embeddings"], w["classifier"].has("weight")
+    if task == "masked-lm" and classifies and not (decoder.has("weight") or decoder.has("bias")):
+        raise ConfigError(
+            "this checkpoint has no masked-language-model head (it has a classifier, and decoder.* is missing)"
+        )
+    if not w["head.dense"].has("weight") or classifies:
+        return decoder  # there is no such head
+    return decoder_matrix(decoder, e, cfg.vocab_size, cfg.hidden_size, tied=cfg.tie_word_embeddings)
+
+
 def build(cfg: ModernBertConfig, w: Weights, task: Task) -> Program:
-    """Build the Program of a task: "last_hidden_state", or "logits" of every sequence."""
+    """Build the Program of a task: "last_hidden_state", or the "logits" of a head, as in BERT.
+
+    Heads for tokens also have the matrix and the norm of the other heads.
+    """
+    matrix = head_matrix(cfg, w, task)
     h = encoder(cfg, w, Tokens())
-    if task == "sequence-classification":
-        x = gather_rows(h, "first") if cfg.classifier_pooling == "cls" else pool(h, "mean")
-        x = linear(x, w["head.dense"], cfg.hidden_size, bias=cfg.classifier_bias)
-        x = layer_norm(activate(x, cfg.classifier_activation), w["head.norm"], cfg.norm_eps)
-        outputs = {"logits": linear(x, w["classifier"], len(cfg.labels))}
+    if task in ("sequence-classification", "multiple-choice"):
+        pooled = gather_rows(h, "first") if cfg.classifier_pooling == "cls" else pool(h, "mean")
+        n_classes = len(cfg.labels) if task == "sequence-classification" else 1
+        outputs = {"logits": linear(head(cfg, w, pooled), w["classifier"], n_classes)}
+    elif task == "masked-lm":
+        x = head(cfg, w, gather_rows(h, "wanted"))
+        outputs = {"logits": linear(x, matrix, cfg.vocab_size, bias=w["decoder"] if cfg.decoder_bias else False)}
+    elif task in ("token-classification", "question-answering"):
+        n_classes = len(cfg.labels) if task == "token-classification" else 2
+        outputs = {"logits": linear(head(cfg, w, h), w["classifier"], n_classes)}
     else:
         outputs = {"last_hidden_state": h}
     return w.tracer.program(outputs, cfg.max_positions)

@@ -11,10 +11,10 @@ from fastattn.graph.attention_bias import RelativeBias, T5Buckets
 from fastattn.graph.ir import Program
 from fastattn.graph.kinds import Activation, activate, attention, embedding, layer_norm, linear
 from fastattn.graph.tensor import Tensor, Tokens, Weights, hidden_state
-from fastattn.models.bert import HARMLESS, read_layers
+from fastattn.models.bert import HARMLESS, head_matrix, read_layers
 from fastattn.models.config import CommonConfig, ConfigReader, unchangeable
 from fastattn.models.names import Layout, ModelNames
-from fastattn.models.roberta import outputs
+from fastattn.models.roberta import outputs, predictions
 from fastattn.models.tasks import Task
 
 LAYOUT = Layout(
@@ -47,6 +47,7 @@ class MPNetConfig(CommonConfig):
     hidden_act: Activation
     max_position_embeddings: int
     layer_norm_eps: float
+    tie_word_embeddings: bool
 
     @property
     def type_vocab_size(self) -> int | None:
@@ -61,6 +62,7 @@ def read_config(raw: Mapping[str, object]) -> MPNetConfig:
     c.must_be("relative_attention_num_buckets", BUCKETS.num_buckets)
     config = MPNetConfig(
         **read_layers(c, position_offset=PADDING_ID + 1),
+        tie_word_embeddings=c.flag("tie_word_embeddings", True),
         **c.common("mpnet", c.size("vocab_size", 30527), bos=0, eos=2, pad=1),
     )
     c.finish(HARMLESS)
@@ -81,6 +83,11 @@ def computed(cfg: MPNetConfig, names: ModelNames) -> Mapping[str, WeightSource]:
     require_weight_dtype(weight)
     bias = RelativeBias(weight=weight, buckets=BUCKETS, positions=cfg.max_positions)
     return {name: ComputedSource(name, bias.shape, bias.rows)}
+
+
+def n_hidden_weights(cfg: MPNetConfig) -> int:
+    """Return the number of biases from which the table is computed."""
+    return BUCKETS.num_buckets * cfg.num_attention_heads
 
 
 def encoder(cfg: MPNetConfig, w: Weights, t: Tokens) -> Tensor:
@@ -110,5 +117,8 @@ def encoder(cfg: MPNetConfig, w: Weights, t: Tokens) -> Tensor:
 
 
 def build(cfg: MPNetConfig, w: Weights, task: Task) -> Program:
-    """Build the Program of a task: "last_hidden_state" and "pooler_output", or "logits" of every sequence."""
-    return w.tracer.program(outputs(cfg, w, encoder(cfg, w, Tokens()), task), cfg.max_positions)
+    """Build the Program of a task: "last_hidden_state" and "pooler_output", or the "logits" of a head, as in BERT."""
+    matrix = head_matrix(cfg, w, w["lm_head"], "dense")
+    h = encoder(cfg, w, Tokens())
+    found = {"logits": predictions(cfg, w, h, matrix)} if task == "masked-lm" else outputs(cfg, w, h, task)
+    return w.tracer.program(found, cfg.max_positions)

@@ -65,7 +65,10 @@ class ModelNames:
         return candidates[0]
 
     def with_computed(self, sources: Mapping[str, WeightSource]) -> ModelNames:
-        """Add tensors that a family computes. Quantized folders have them. Raises ConfigError if a float one does."""
+        """Add tensors that a family computes, unless a quantized folder has them.
+
+        Raises ConfigError if a float folder has one.
+        """
         for name in filter(self.has, sources):
             found = self.get(name)
             if not isinstance(found, TensorInfo) or found.offset != NOT_THERE:

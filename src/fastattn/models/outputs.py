@@ -86,8 +86,8 @@ class CausalLMOutput(ModelOutput, Generic[_PerToken]):
     """The outputs of a language model.
 
     logits [batch, seq_len, vocab_size]. hidden_states: n_layer + 1 of [batch, seq_len, n_embd]; the first are the
-    embeddings, the last is after the last norm. attentions: n_layer of [batch, n_head, seq_len, seq_len]. For a type
-    checker, CausalLMOutput[Array] has arrays and CausalLMOutput[list[Array]] has lists, as the layout says.
+    embeddings, the last is after the last norm. attentions: n_layer of [batch, n_head, seq_len, seq_len]. For type
+    checkers: CausalLMOutput[Array] for an array, CausalLMOutput[list[Array]] for a list of sequences.
     """
 
     logits: _PerToken
@@ -194,6 +194,34 @@ class PreTrainingOutput(ModelOutput, Generic[_PerToken]):
 
     prediction_logits: _PerToken
     seq_relationship_logits: Array
+    hidden_states: tuple[_PerToken, ...] | None = None
+    attentions: tuple[_PerToken, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SentenceOrderOutput(ModelOutput, Generic[_PerToken]):
+    """The outputs of ALBERT's two heads for pre-training.
+
+    prediction_logits [batch, seq_len, vocab_size]: of the masked language model. sop_logits [batch, num_labels], or
+    [num_labels] for a 1-D input: of the order of the two texts; index 0 means that they are in order. hidden_states,
+    attentions: as in CausalLMOutput.
+    """
+
+    prediction_logits: _PerToken
+    sop_logits: Array
+    hidden_states: tuple[_PerToken, ...] | None = None
+    attentions: tuple[_PerToken, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DiscriminatorOutput(ModelOutput, Generic[_PerToken]):
+    """The outputs of ELECTRA's discriminator.
+
+    logits [batch, seq_len]: a token with a positive one was replaced by the generator. hidden_states, attentions: as in
+    CausalLMOutput.
+    """
+
+    logits: _PerToken
     hidden_states: tuple[_PerToken, ...] | None = None
     attentions: tuple[_PerToken, ...] | None = None
 

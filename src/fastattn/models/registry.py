@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -12,9 +13,24 @@ from fastattn.checkpoint.source import WeightSource
 from fastattn.checks import closest, quote, shown_names
 from fastattn.errors import ConfigError
 from fastattn.graph.ir import Program
+from fastattn.graph.quantize import embedding_tables
 from fastattn.graph.rewrites import optimize
 from fastattn.graph.tensor import Tracer, Weights
-from fastattn.models import albert, bert, camembert, distilbert, electra, gpt2, modernbert, mpnet, nomic_bert, roberta
+from fastattn.models import (
+    albert,
+    bert,
+    camembert,
+    deberta_v2,
+    distilbert,
+    electra,
+    gpt2,
+    gte,
+    jina_bert,
+    modernbert,
+    mpnet,
+    nomic_bert,
+    roberta,
+)
 from fastattn.models.config import CommonConfig
 from fastattn.models.names import Layout, ModelNames, check_tensors, resolve_names
 from fastattn.models.tasks import TASKS, Task
@@ -29,6 +45,10 @@ class Family:
 
     build_with_types: `build` for calls with token types, if the family uses them only in such calls.
     computed: returns the weights that are computed from the config and the checkpoint, by their names in the model.
+    n_hidden_weights: returns the number of weights of the checkpoint that only `computed` reads.
+    heads: prefixes of the tensor names of heads that have other ones than in `TASKS`.
+    missing: what messages say about heads that transformers has and this family lacks. needs_code: returns whether
+    transformers reads a config.json only with the code that comes with the checkpoint.
     """
 
     architectures: tuple[str, ...]
@@ -38,9 +58,23 @@ class Family:
     build: Callable[[Any, Weights, Task], Program]
     build_with_types: Callable[[Any, Weights, Task], Program] | None = None
     computed: Callable[[Any, ModelNames], Mapping[str, WeightSource]] | None = None
+    n_hidden_weights: Callable[[Any], int] | None = None
+    heads: Mapping[Task, tuple[str, ...]] = field(default_factory=dict)
+    missing: Mapping[Task, str] = field(default_factory=dict)
+    needs_code: Callable[[Mapping[str, object]], bool] = lambda config: False
+
+    def head_names(self, task: Task) -> tuple[str, ...]:
+        """Return the prefixes of the tensor names of a task's head; () if it has none."""
+        return self.heads.get(task, TASKS[task].heads)
 
 
-_GPT2_TASKS: tuple[Task, ...] = ("causal-lm", "sequence-classification", "encoder")
+_GPT2_TASKS: tuple[Task, ...] = (
+    "causal-lm",
+    "sequence-classification",
+    "token-classification",
+    "question-answering",
+    "encoder",
+)
 _ENCODER_TASKS: tuple[Task, ...] = ("encoder", "sequence-classification")
 _ROBERTA_TASKS: tuple[Task, ...] = (
     *_ENCODER_TASKS,
@@ -49,10 +83,17 @@ _ROBERTA_TASKS: tuple[Task, ...] = (
     "question-answering",
     "multiple-choice",
 )
+_NOMIC_TASKS: tuple[Task, ...] = (*_ENCODER_TASKS, "masked-lm", "token-classification")
 _BERT_TASKS: tuple[Task, ...] = (*_ROBERTA_TASKS, "next-sentence-prediction", "pre-training")
 FAMILIES: Mapping[str, Family] = {
     "gpt2": Family(
-        gpt2.ARCHITECTURES, gpt2.LAYOUT, _GPT2_TASKS, gpt2.read_config, gpt2.build, partial(gpt2.build, types=True)
+        gpt2.ARCHITECTURES,
+        gpt2.LAYOUT,
+        _GPT2_TASKS,
+        gpt2.read_config,
+        gpt2.build,
+        partial(gpt2.build, types=True),
+        missing={"multiple-choice": "the multiple_choice_head of GPT2DoubleHeadsModel is not supported"},
     ),
     "bert": Family(bert.ARCHITECTURES, bert.LAYOUT, _BERT_TASKS, bert.read_config, bert.build),
     "distilbert": Family(
@@ -60,27 +101,79 @@ FAMILIES: Mapping[str, Family] = {
     ),
     "roberta": Family(roberta.ARCHITECTURES, roberta.LAYOUT, _ROBERTA_TASKS, roberta.read_config, roberta.build),
     "xlm-roberta": Family(roberta.ARCHITECTURES, roberta.LAYOUT, _ROBERTA_TASKS, roberta.read_config, roberta.build),
-    "camembert": Family(camembert.ARCHITECTURES, roberta.LAYOUT, _ENCODER_TASKS, camembert.read_config, roberta.build),
-    "electra": Family(electra.ARCHITECTURES, electra.LAYOUT, _ENCODER_TASKS, electra.read_config, electra.build),
-    "albert": Family(albert.ARCHITECTURES, albert.LAYOUT, _ENCODER_TASKS, albert.read_config, albert.build),
+    "camembert": Family(camembert.ARCHITECTURES, roberta.LAYOUT, _ROBERTA_TASKS, camembert.read_config, roberta.build),
+    "electra": Family(
+        electra.ARCHITECTURES,
+        electra.LAYOUT,
+        (*_ROBERTA_TASKS, "pre-training"),
+        electra.read_config,
+        electra.build,
+        heads={"masked-lm": ("generator_predictions.dense.",), "pre-training": ("discriminator_predictions.dense.",)},
+    ),
+    "albert": Family(
+        albert.ARCHITECTURES,
+        albert.LAYOUT,
+        (*_ROBERTA_TASKS, "pre-training"),
+        albert.read_config,
+        albert.build,
+        heads={"masked-lm": ("predictions.dense.",), "pre-training": ("predictions.dense.",)},
+    ),
     "mpnet": Family(
-        mpnet.ARCHITECTURES, mpnet.LAYOUT, _ENCODER_TASKS, mpnet.read_config, mpnet.build, computed=mpnet.computed
+        mpnet.ARCHITECTURES,
+        mpnet.LAYOUT,
+        _ROBERTA_TASKS,
+        mpnet.read_config,
+        mpnet.build,
+        computed=mpnet.computed,
+        n_hidden_weights=mpnet.n_hidden_weights,
     ),
     "modernbert": Family(
         modernbert.ARCHITECTURES,
         modernbert.LAYOUT,
-        _ENCODER_TASKS,
+        _ROBERTA_TASKS,
         modernbert.read_config,
         modernbert.build,
         computed=modernbert.computed,
+        heads={"masked-lm": ("head.dense.",), "question-answering": ("classifier.",)},
     ),
     "nomic_bert": Family(
         nomic_bert.ARCHITECTURES,
         nomic_bert.LAYOUT,
-        _ENCODER_TASKS,
+        _NOMIC_TASKS,
         nomic_bert.read_config,
         nomic_bert.build,
         computed=nomic_bert.computed,
+        needs_code=nomic_bert.is_older,
+    ),
+    "gte": Family(gte.ARCHITECTURES, gte.LAYOUT, _NOMIC_TASKS, gte.read_config, gte.build, computed=gte.computed),
+    "new": Family(
+        gte.NEW_ARCHITECTURES,
+        gte.LAYOUT,
+        _ROBERTA_TASKS,
+        gte.read_new_config,
+        gte.build,
+        computed=gte.computed,
+        needs_code=lambda config: True,
+    ),
+    # Its config.json has the model type "bert".
+    "jina_bert": Family(
+        jina_bert.ARCHITECTURES,
+        jina_bert.LAYOUT,
+        _BERT_TASKS,
+        jina_bert.read_config,
+        jina_bert.build,
+        computed=jina_bert.computed,
+        needs_code=lambda config: True,
+    ),
+    "deberta-v2": Family(
+        deberta_v2.ARCHITECTURES,
+        deberta_v2.LAYOUT,
+        _ROBERTA_TASKS,
+        deberta_v2.read_config,
+        deberta_v2.build,
+        computed=deberta_v2.computed,
+        n_hidden_weights=deberta_v2.n_hidden_weights,
+        heads={"masked-lm": ("cls.predictions.", "lm_predictions.")},
     ),
 }
 
@@ -92,7 +185,8 @@ class BuiltModel:
     config: the family's dataclass. traced: the Program as in the model code, for `with_outputs` and `with_pooling`.
     program: the optimized Program. tensors: the source of every weight part. trace_with_types: returns `traced` for
     calls with token types, None if they have no Program of their own. unexpected: the unused tensors of the checkpoint.
-    outer_prefix: the prefix of its names before the family's prefix.
+    outer_prefix: the prefix of its names before the family's prefix. n_parameters: the number of weights of the
+    checkpoint that the Program uses, and of those in its embedding tables.
     """
 
     config: CommonConfig
@@ -103,6 +197,7 @@ class BuiltModel:
     unexpected: tuple[str, ...] = ()
     outer_prefix: str = ""
     trace_with_types: Callable[[], Program] | None = None
+    n_parameters: tuple[int, int] = (0, 0)
 
 
 def find_family(config: Mapping[str, object]) -> Family:
@@ -120,6 +215,8 @@ def _model_type(config: Mapping[str, object]) -> str:
         not isinstance(architectures, list) or not all(isinstance(name, str) for name in architectures)
     ):
         raise ConfigError(f"config.json: architectures: expected a list of names, got {quote(architectures)}")
+    if model_type == "bert" and _is_jina_bert(config, architectures):
+        return "jina_bert"
     if isinstance(model_type, str) and model_type in FAMILIES:
         return model_type
     if model_type is not None:
@@ -137,6 +234,12 @@ def _model_type(config: Mapping[str, object]) -> str:
     )
 
 
+def _is_jina_bert(config: Mapping[str, object], architectures: list[str] | None) -> bool:
+    """Return whether a config.json with the model type "bert" is one of JinaBERT."""
+    named = any(name.startswith("JinaBert") for name in architectures or [])
+    return named or config.get("position_embedding_type") == "alibi"
+
+
 def build(config: Mapping[str, object], tensors: Mapping[str, WeightSource], task: Task) -> BuiltModel:
     """Trace a model for a task and find its tensors; allocates nothing. Raises ConfigError, ModelFormatError."""
     family = find_family(config)
@@ -144,9 +247,10 @@ def build(config: Mapping[str, object], tensors: Mapping[str, WeightSource], tas
         raise ConfigError(_wrong_task(str(_model_type(config)), task, family))
     parsed = family.read_config(config)
     names = resolve_names(tensors, family.layout, tied=config.get("tie_word_embeddings") is not False)
-    if family.computed is not None:
-        names = names.with_computed(family.computed(parsed, names))
-    _check_head(names, parsed, task)
+    computed = {} if family.computed is None else family.computed(parsed, names)
+    if computed:
+        names = names.with_computed(computed)
+    _check_head(family, names, parsed, task)
     traced = family.build(parsed, Weights(Tracer(), names), task)
     try:
         found = check_tensors(traced, names, task)
@@ -161,15 +265,30 @@ def build(config: Mapping[str, object], tensors: Mapping[str, WeightSource], tas
         task=task,
         unexpected=tuple(names.unexpected(found)),
         outer_prefix=names.outer,
+        n_parameters=_count_parameters(traced, family, parsed, computed),
         trace_with_types=None if with_types is None else lambda: with_types(parsed, Weights(Tracer(), names), task),
     )
 
 
+def _count_parameters(
+    program: Program, family: Family, config: CommonConfig, computed: Collection[str]
+) -> tuple[int, int]:
+    """Count the weights that a checkpoint has, and those in embedding tables. Exact tables are always computed."""
+    sizes = {
+        name: math.prod(weight.shape)
+        for name, weight in program.weights.items()
+        if not weight.exact and name not in computed
+    }
+    hidden = 0 if family.n_hidden_weights is None else family.n_hidden_weights(config)
+    return sum(sizes.values()) + hidden, sum(sizes[name] for name in embedding_tables(program))
+
+
 def _wrong_task(model_type: str, task: Task, family: Family) -> str:
     others = " or ".join(TASKS[other].auto_class for other in family.tasks)
+    why = family.missing.get(task, "this family has no such head, or fastattn does not support it")
     return (
-        f"config.json: model_type {model_type!r} cannot be used for {task} ({TASKS[task].auto_class}): this family "
-        f"has no such head, or fastattn does not support it; use {others}"
+        f"config.json: model_type {model_type!r} cannot be used for {task} ({TASKS[task].auto_class}): {why}; use "
+        f"{others}"
     )
 
 
@@ -181,13 +300,13 @@ def _other_head(config: CommonConfig, task: Task) -> str:
     return f"; architectures of config.json is {quote(list(config.architectures))}" if config.architectures else ""
 
 
-def _check_head(names: ModelNames, config: CommonConfig, task: Task) -> None:
+def _check_head(family: Family, names: ModelNames, config: CommonConfig, task: Task) -> None:
     """Raise ConfigError if the checkpoint has no tensor of the task's head, or a classifier of one class."""
-    entry = TASKS[task]
-    if entry.heads and not any(name.startswith(entry.heads) for name in names.found):
-        missing = " or ".join(f"{head}weight" if head.count(".") == 1 else f"{head}*" for head in entry.heads)
+    heads = family.head_names(task)
+    if heads and not any(name.startswith(heads) for name in names.found):
+        missing = " or ".join(f"{head}weight" if head.count(".") == 1 else f"{head}*" for head in heads)
         raise ConfigError(
-            f"this checkpoint has no {entry.head} head ({missing} is missing); load it with AutoModel or "
+            f"this checkpoint has no {TASKS[task].head} head ({missing} is missing); load it with AutoModel or "
             f"`fastattn embed`{_other_head(config, task)}"
         )
     if (
@@ -209,7 +328,15 @@ def warn_of_unused(config: Mapping[str, object], built: BuiltModel, where: objec
     if others:
         family = quote(config.get("model_type"))
         _log.warning("%s: architectures %s are not known; loaded as model_type %s", where, quote(others), family)
-    _warn_of_other_task(built, where)
+    other = trained_for(built)
+    if other is not None:
+        _log.warning(
+            "%s: architectures of config.json is %s: the head was trained for %s, but is loaded with %s",
+            where,
+            quote(list(built.config.architectures)),
+            TASKS[other].auto_class,
+            TASKS[built.task].auto_class,
+        )
     if built.outer_prefix:
         _log.warning("%s: the tensor names begin with %s; this prefix is ignored", where, quote(built.outer_prefix))
     if built.unexpected:
@@ -217,27 +344,22 @@ def warn_of_unused(config: Mapping[str, object], built: BuiltModel, where: objec
         _log.warning("%s: the model of config.json does not use the tensors %s", where, shown)
 
 
-def _warn_of_other_task(built: BuiltModel, where: object) -> None:
-    """Log that the head was trained for another task, if its tensors have the same names and shapes.
+def trained_for(built: BuiltModel) -> Task | None:
+    """Return the task that the head was trained for, if it is another one with tensors of the same names and shapes.
 
-    Classifiers of texts are common under the names of other classes, so they are not logged.
+    Text classifiers are often saved under the names of other classes, so for them the result is None.
     """
-    entry, listed = TASKS[built.task], built.config.architectures
+    entry, listed, family = TASKS[built.task], built.config.architectures, FAMILIES[built.config.model_type]
+    heads = family.head_names(built.task)
     if (
-        not entry.heads
+        not heads
         or built.task == "sequence-classification"
         or any(name.endswith(entry.architecture) for name in listed)
     ):
-        return
+        return None
     for task, other in TASKS.items():
         if (task, built.task) == ("pre-training", "masked-lm"):
             continue  # this head contains the one of a masked language model
-        if set(other.heads) & set(entry.heads) and any(name.endswith(other.architecture) for name in listed):
-            _log.warning(
-                "%s: architectures of config.json is %s: the head was trained for %s, but is loaded with %s",
-                where,
-                quote(list(listed)),
-                other.auto_class,
-                entry.auto_class,
-            )
-            return
+        if set(family.head_names(task)) & set(heads) and any(name.endswith(other.architecture) for name in listed):
+            return task
+    return None

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from fastattn.graph.ir import Program
-from fastattn.graph.kinds import Activation, activate, gather_rows, layer_norm, linear
+from fastattn.graph.kinds import Activation, activate, gather_rows, linear
 from fastattn.graph.tensor import Tensor, Tokens, Weights
 from fastattn.models.bert import HEADS, UNUSED, BertConfig, encoder, head_matrix, read_bert_config, token_outputs
 from fastattn.models.config import ConfigReader
-from fastattn.models.decoder import decode
+from fastattn.models.decoder import decode, transform
 from fastattn.models.names import Layout
 from fastattn.models.tasks import Task
 
@@ -34,16 +34,20 @@ def read_config(raw: Mapping[str, object]) -> BertConfig:
 
 def build(cfg: BertConfig, w: Weights, task: Task) -> Program:
     """Build the Program of a task: "last_hidden_state" and "pooler_output", or the "logits" of a head, as in BERT."""
-    lm = w["lm_head"]
-    matrix = head_matrix(cfg, w, lm, "dense")
+    matrix = head_matrix(cfg, w, w["lm_head"], "dense")
     h = encoder(cfg, w, Tokens())
-    if task == "masked-lm":
-        x = activate(linear(gather_rows(h, "wanted"), lm["dense"], cfg.hidden_size), "gelu_erf")
-        x = layer_norm(x, lm["layer_norm"], cfg.layer_norm_eps)
-        found = {"logits": decode(x, matrix, lm["decoder"], lm, cfg.vocab_size)}
-    else:
-        found = outputs(cfg, w, h, task)
+    found = {"logits": predictions(cfg, w, h, matrix)} if task == "masked-lm" else outputs(cfg, w, h, task)
     return w.tracer.program(found, cfg.max_positions)
+
+
+def predictions(cfg: Any, w: Weights, h: Tensor, matrix: Weights) -> Tensor:
+    """Compute the logits of the masked language model at the wanted rows, [n_wanted, vocab_size].
+
+    cfg: the config of a family that has this head. The head has this gelu whatever hidden_act is.
+    """
+    lm = w["lm_head"]
+    x = transform(h, lm["dense"], lm["layer_norm"], cfg.hidden_size, "gelu_erf", cfg.layer_norm_eps)
+    return decode(x, matrix, lm["decoder"], lm, cfg.vocab_size)
 
 
 def outputs(cfg: Any, w: Weights, h: Tensor, task: Task, *, activation: Activation = "tanh") -> dict[str, Tensor]:

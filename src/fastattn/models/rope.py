@@ -1,8 +1,9 @@
 """The frequencies of rotary position embeddings, from a config.json with any of transformers' scaling types.
 
 Everything is computed in float64 (powers and logarithms in decimal arithmetic), so the frequencies are the same on
-every machine. A type whose frequencies depend on the length of a text in transformers uses those of the length that the
-model is loaded for: a row must not depend on the batch or on the content of the KV cache (docs/numerics.md).
+every machine. In transformers, the frequencies of some types depend on the length of the text. Here they are those of
+the length that the model is loaded for, because a row must not depend on the batch or on the content of the KV cache
+(docs/numerics.md).
 """
 
 from __future__ import annotations
@@ -30,7 +31,11 @@ class Rope:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Model:
-    """head_dim; the dimensions of a head that rotate; max_position_embeddings; the positions it is loaded for."""
+    """The sizes that frequencies depend on.
+
+    dimensions: how many of head_dim rotate. max_positions: max_position_embeddings. positions: the longest text that
+    the model is loaded for.
+    """
 
     head_dim: int
     dimensions: int
@@ -75,6 +80,24 @@ def read_rope(
     p.ignore("original_max_position_embeddings")  # some types do not need it
     p.finish()
     return rope
+
+
+def ntk_frequencies(theta: float, factor: float, mixed_b: float | None, dimensions: int) -> tuple[float, ...]:
+    """Return the frequencies of fixed NTK scaling, or with `mixed_b` of its mixed form (kexue.fm/archives/9706).
+
+    Frequency i of d / 2 is (theta * factor)^(-2 i / d) / factor^(2 / d), or theta^(-2 i / d) / exp(a (i + 1)^mixed_b)
+    with a = log(factor) / (d / 2)^mixed_b. factor: at least 1.
+    """
+    scale = Decimal(factor)
+    with decimal.localcontext(_DIGITS):
+        if mixed_b is None:
+            divisor = scale ** (Decimal(2) / dimensions)
+            powers = [(Decimal(theta) * scale) ** -(Decimal(i) / dimensions) for i in range(0, dimensions, 2)]
+            return tuple(float(power / divisor) for power in powers)
+        half, b = Decimal(dimensions) / 2, Decimal(mixed_b)
+        a = scale.ln() / half**b
+        plain = [Decimal(theta) ** -(Decimal(2 * i) / dimensions) for i in range(dimensions // 2)]
+        return tuple(float(f / (a * Decimal(i + 1) ** b).exp()) for i, f in enumerate(plain))
 
 
 def _parameters(config: Settings, layer_type: str | None) -> Settings:

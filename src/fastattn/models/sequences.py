@@ -1,6 +1,6 @@
 """Converts token ids, masks and token types to one integer array per sequence.
 
-Lengths are checked before any work in proportion to them, because an array that is broadcast from one number may be
+Lengths are checked before values are read or converted, because an array that is broadcast from one number may be
 larger than memory.
 """
 

@@ -17,7 +17,8 @@ from fastattn.graph.step_cost import op_cost, op_format
 _RATES: Mapping[str, str] = {"float32": "fma_gflops", "bfloat16": "bf16_gflops", "int8": "int8_gops"}
 # The format whose rate limits products with weights of a format.
 PRODUCTS: Mapping[str, str] = {name: found.product for name, found in FORMATS.items() if found.product is not None}
-# Limits that differ by at most this fraction count as equal. In a steady turn, threads wait for at most this fraction.
+# Limits that differ by at most this fraction count as equal. In a steady turn, threads wait for a core for at most this
+# fraction of the time.
 STEADY = 0.1
 UNSTEADY = "~ The machine was busy, or its limits changed during the measurement."
 _SMALL_READ_BYTES = 1 << 20  # if the read rate is not needed
@@ -73,20 +74,20 @@ def measure_over(executor: CpuExecutor, *, seconds: float = 0.1) -> Limits:
 
 
 def _seconds_to_read(executor: CpuExecutor) -> float:
-    """Return the median time, or the least one for few bytes: on a busy machine, threads start later than they read."""
+    """Return the median time; for few bytes the minimum: on a busy machine, a thread may start late."""
     if executor.weight_bytes >= _FEW_BYTES:
         return statistics.median(executor.seconds_to_read() for _ in range(5))
     return min(executor.seconds_to_read() for _ in range(50))
 
 
 def least_time(cost: Cost, kept: str, limits: Limits) -> LeastTime:
-    """Return the minimum time of an op whose products have a format (`fastattn.graph.step_cost.op_format`)."""
+    """Return the minimum time of an op. kept: the format of its products (`fastattn.graph.step_cost.op_format`)."""
     rate = limits.rates[PRODUCTS[kept]]
     return LeastTime(cost.operations / rate / 1e9, cost.bytes / limits.read_gbps / 1e9)
 
 
 def are_same(before: float, after: float) -> bool:
-    """Return whether the minimum times of a work, measured before and after it, count as equal."""
+    """Return whether the minimum times of a workload, measured before and after it, count as equal."""
     return abs(before - after) <= STEADY * max(before, after)
 
 

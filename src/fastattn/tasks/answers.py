@@ -27,16 +27,14 @@ class Answer(TypedDict):
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
-    """A question with a part of its context.
+class Passage:
+    """The context of a question, or a part of it, in the tokens of a sequence.
 
-    item: the number of the question. in_context: which tokens are of the context. known: which tokens share the
-    probability: those of the context, and the one that stands for no answer. sequence: 0 or 1, the context's number.
+    in_context: which tokens are of the context. known: which tokens share the probability: those of the context, and
+    the one that stands for no answer. sequence: 0 or 1, the context's number.
     """
 
-    item: int
-    ids: NDArray[np.int32]
-    type_ids: NDArray[np.int32]
+    context: str
     in_context: NDArray[np.bool_]
     known: NDArray[np.bool_]
     encoding: RawEncoding
@@ -52,23 +50,23 @@ class Span:
     score: float
 
 
-def _probabilities(part: Part, logits: Logits) -> NDArray[np.float64]:
-    return softmax(np.where(part.known, logits, _MASKED))
+def _probabilities(passage: Passage, logits: Logits) -> NDArray[np.float64]:
+    return softmax(np.where(passage.known, logits, _MASKED))
 
 
-def empty_probability(part: Part, start: Logits, end: Logits) -> float:
+def empty_probability(passage: Passage, start: Logits, end: Logits) -> float:
     """Return the probability that the first token, which stands for no answer, is the answer."""
-    return float(_probabilities(part, start)[0] * _probabilities(part, end)[0])
+    return float(_probabilities(passage, start)[0] * _probabilities(passage, end)[0])
 
 
-def best_spans(part: Part, start: Logits, end: Logits, top_k: int, max_answer_len: int) -> list[Span]:
+def best_spans(passage: Passage, start: Logits, end: Logits, top_k: int, max_answer_len: int) -> list[Span]:
     """Return the top_k most probable spans, without those outside the context, so there may be fewer."""
-    first, last = _probabilities(part, start), _probabilities(part, end)
+    first, last = _probabilities(passage, start), _probabilities(passage, end)
     first[0] = last[0] = 0.0
     scores = np.tril(np.triu(np.outer(first, last)), max_answer_len - 1)
     best = np.argsort(-scores, axis=None, kind="stable")[:top_k]
     rows, columns = np.unravel_index(best, scores.shape)
-    inside = part.in_context
+    inside = passage.in_context
     return [
         Span(int(i), int(j), float(scores[i, j]))
         for i, j in zip(rows, columns, strict=True)
@@ -76,13 +74,13 @@ def best_spans(part: Part, start: Logits, end: Logits, top_k: int, max_answer_le
     ]
 
 
-def place_of_span(part: Part, span: Span, context: str, *, align: bool) -> Answer:
+def place_of_span(passage: Passage, span: Span, *, align: bool) -> Answer:
     """Return the answer of a span; align: extended to whole words if the tokenizer knows them."""
-    start, end = part.encoding.offsets[span.first][0], part.encoding.offsets[span.last][1]
-    words = [part.encoding.word_ids[token] for token in (span.first, span.last)]
+    start, end = passage.encoding.offsets[span.first][0], passage.encoding.offsets[span.last][1]
+    words = [passage.encoding.word_ids[token] for token in (span.first, span.last)]
     if align and words[0] is not None and words[1] is not None:
-        first = part.encoding.word_to_chars(words[0], part.sequence)
-        last = part.encoding.word_to_chars(words[1], part.sequence)
+        first = passage.encoding.word_to_chars(words[0], passage.sequence)
+        last = passage.encoding.word_to_chars(words[1], passage.sequence)
         if first is not None and last is not None:
             start, end = first[0], last[1]
-    return {"score": span.score, "start": start, "end": end, "answer": context[start:end]}
+    return {"score": span.score, "start": start, "end": end, "answer": passage.context[start:end]}

@@ -79,7 +79,7 @@ def _words(pieces: Sequence[Piece]) -> list[list[Piece]]:
 
 
 def _joined(word: Sequence[Piece], strategy: Strategy, tokenizer: Tokenizer) -> Piece:
-    """Return a word with one row of scores: of its first token, the mean, or of its most certain token."""
+    """Return a word with one row of scores: that of its first or most certain token, or the mean of all its tokens."""
     if strategy == "first":
         scores = word[0].scores
     elif strategy == "max":
@@ -116,7 +116,10 @@ def _entity(group: Sequence[Piece], labels: Sequence[str], tokenizer: Tokenizer)
 
 
 def without_overlaps(entities: Sequence[Entity]) -> list[Entity]:
-    """Return entities of overlapping parts in order: of two that overlap the longer, else the more probable one."""
+    """Return the entities of overlapping text parts, in order.
+
+    Of two that overlap, keep the longer one; if they are equally long, the more probable one.
+    """
     kept: list[Entity] = []
     for entity in sorted(entities, key=lambda found: found["start"]):
         last = kept[-1] if kept else None

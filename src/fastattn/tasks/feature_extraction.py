@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias, overload
 
 import numpy as np
@@ -18,13 +18,15 @@ from fastattn.tasks.pipeline_inputs import (
     EncodeArgs,
     Encoding,
     Many,
-    batches,
+    PairEncoder,
     merge_kwargs,
-    names_of,
-    read_batch_size,
     read_encoding,
+    read_limits,
     read_texts,
+    types_of,
 )
+from fastattn.tasks.pipeline_steps import Job, Part, StepLimits, run_job
+from fastattn.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -71,28 +73,31 @@ class FeatureExtractionPipeline(Pipeline[Encoder]):
     ) -> list[FeatureArray]: ...
     @overload
     def __call__(
+        self, inputs: Iterator[Any], *, return_tensors: Literal[False] | None = ..., **options: Unpack[TokenizeArgs]
+    ) -> Iterator[Features]: ...
+    @overload
+    def __call__(
+        self, inputs: Iterator[Any], *, return_tensors: Tensors, **options: Unpack[TokenizeArgs]
+    ) -> Iterator[FeatureArray]: ...
+    @overload
+    def __call__(
         self, inputs: object, *, return_tensors: bool | Literal["np"] | None = ..., **options: Unpack[TokenizeArgs]
-    ) -> Features | FeatureArray | list[Features] | list[FeatureArray]: ...
+    ) -> (
+        Features | FeatureArray | list[Features] | list[FeatureArray] | Iterator[Features] | Iterator[FeatureArray]
+    ): ...
     def __call__(self, inputs: Any, *, return_tensors: Any = None, **options: Unpack[TokenizeArgs]) -> Any:
-        """Return nested lists [1, seq_len, hidden_size] for a str, and a list of those for a sequence.
+        """Return nested lists [1, seq_len, hidden_size] for a str, and a list of those for a sequence of str.
 
-        return_tensors=True returns arrays instead. inputs: a str or a sequence of str (also an iterator). Texts longer
-        than the model's context are rejected unless truncation=True; max_length cuts them shorter. Raises DTypeError,
+        An iterator over str returns an iterator. return_tensors=True returns arrays instead of lists. Texts longer than
+        the model's context are rejected unless truncation=True; max_length cuts them shorter. Raises DTypeError,
         InputError, ContextLengthError, and NonFiniteError if a number is NaN or infinite.
         """
-        tensors, encoding, batch_size = self._read({**options, "return_tensors": return_tensors})
-        texts, single = read_texts(inputs, "inputs")
-        names = names_of("inputs", len(texts), single=single)
-        results: list[Any] = []
-        items = [(text, None) for text in texts]
-        for ids, type_ids in batches(self.model, self.tokenizer, items, encoding, batch_size=batch_size, names=names):
-            types = self.model.types_of(self.tokenizer, type_ids)
-            for rows in self.model(ids, token_type_ids=types).last_hidden_state:
-                check_finite(rows, names[len(results)], "hidden states")
-                results.append(rows[None] if tensors else [rows.tolist()])
-        return results[0] if single else results
+        tensors, encoding, limits = self._read({**options, "return_tensors": return_tensors})
+        source = read_texts(inputs, "inputs")
+        results: Any = run_job(_Job(self.model, self.tokenizer, encoding, tensors=tensors), source, limits)
+        return results[0] if source.single else results
 
-    def _read(self, options: Mapping[str, Any]) -> tuple[bool, Encoding, int | None]:
+    def _read(self, options: Mapping[str, Any]) -> tuple[bool, Encoding, StepLimits]:
         """Check the arguments of a call."""
         merged = self._given(options)
         merge_kwargs(merged, "tokenize_kwargs")
@@ -105,6 +110,29 @@ class FeatureExtractionPipeline(Pipeline[Encoder]):
                 )
             tensors = True
         found = check_flag("return_tensors", tensors)
-        encoding, batch_size = read_encoding(merged, reject_fixed_padding=True), read_batch_size(merged)
+        encoding, limits = read_encoding(merged, reject_fixed_padding=True), read_limits(merged)
         check_keywords(merged, FeatureExtractionArgs.__annotations__, self.task)
-        return found, encoding, batch_size
+        return found, encoding, limits
+
+
+class _Job(Job[str, NDArray[Any], Any]):
+    """The hidden states of each text."""
+
+    def __init__(self, model: Encoder, tokenizer: Tokenizer, encoding: Encoding, *, tensors: bool) -> None:
+        self._model, self._tokenizer, self._tensors = model, tokenizer, tensors
+        self._encoder = PairEncoder.of(model, tokenizer, encoding)
+
+    def encode(self, index: int, item: str, name: str) -> list[Part]:
+        return [self._encoder.encode(index, (item, None), name)]
+
+    def forward(self, parts: Sequence[Part]) -> Iterable[tuple[int, Any]]:
+        types = types_of(self._model, self._tokenizer, parts)
+        return enumerate(self._model([part.ids for part in parts], token_type_ids=types).last_hidden_state)
+
+    def reduce(self, part: Part, output: Any) -> NDArray[Any]:
+        check_finite(output, part.name, "hidden states")
+        found: NDArray[Any] = output
+        return found
+
+    def finish(self, item: str, reduced: list[NDArray[Any]]) -> FeatureArray | Features:
+        return reduced[0][None] if self._tensors else [reduced[0].tolist()]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, TypedDict, overload
 
@@ -20,15 +20,16 @@ from fastattn.tasks.pipeline_inputs import (
     EncodeArgs,
     Encoding,
     Many,
-    batches,
+    PairEncoder,
     merge_kwargs,
-    names_of,
-    read_batch_size,
     read_encoding,
+    read_limits,
     read_texts,
+    types_of,
 )
+from fastattn.tasks.pipeline_steps import Job, Part, StepLimits, run_job
 from fastattn.tasks.softmax import softmax
-from fastattn.tokenizer import check_text, is_list_like
+from fastattn.tokenizer import Tokenizer, check_text, is_list_like
 from fastattn.tokenizer.texts import check_items, read_items
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ class _Call:
     top_k: int
     targets: NDArray[np.intp] | None
     encoding: Encoding
-    batch_size: int | None
+    limits: StepLimits
 
 
 class FillMaskPipeline(Pipeline[MaskedLM]):
@@ -86,54 +87,25 @@ class FillMaskPipeline(Pipeline[MaskedLM]):
         self, inputs: Many, **options: Unpack[FillMaskArgs]
     ) -> list[Filling] | list[list[Filling]] | list[list[Filling] | list[list[Filling]]]: ...
     @overload
-    def __call__(self, inputs: object, **options: Unpack[FillMaskArgs]) -> list[Any]: ...
+    def __call__(
+        self, inputs: Iterator[Any], **options: Unpack[FillMaskArgs]
+    ) -> Iterator[list[Filling] | list[list[Filling]]]: ...
+    @overload
+    def __call__(self, inputs: object, **options: Unpack[FillMaskArgs]) -> list[Any] | Iterator[Any]: ...
     def __call__(self, inputs: Any, **options: Unpack[FillMaskArgs]) -> Any:
         """Return a list of {"score", "token", "token_str", "sequence"} for a text, the most probable first.
 
-        inputs: a str, or a sequence of str (also an iterator), each with `tokenizer.mask_token` in it. A text with
-        several masks returns one such list for each mask; the other masks stay in "sequence". A sequence of texts
-        returns a list with the result of each; as in transformers, a list of one text returns the result itself. Each
-        mask is predicted on its own, so the scores are not those of the masks together. Texts longer than the model's
-        context are rejected unless truncation=True. Raises DTypeError, InputError (also for a text without a mask),
-        ContextLengthError, and NonFiniteError if a score is NaN or infinite.
+        inputs: a str, or a sequence or iterator of str, each with `tokenizer.mask_token` in it. A text with several
+        masks returns one such list for each mask; the other masks stay in "sequence". A sequence of texts returns a
+        list with the result of each; as in transformers, a list of one text returns the result itself. An iterator
+        returns an iterator. Each mask is predicted on its own, so the scores are not those of the masks together. Texts
+        longer than the model's context are rejected unless truncation=True. Raises DTypeError, InputError (also for a
+        text without a mask), ContextLengthError, and NonFiniteError if a score is NaN or infinite.
         """
-        call, mask_id = self._read(options), self._mask_id()
-        texts, single = read_texts(inputs, "inputs")
-        names = names_of("inputs", len(texts), single=single)
-        results: list[Any] = []
-        items = [(text, None) for text in texts]
-        for ids, type_ids in batches(
-            self.model, self.tokenizer, items, call.encoding, batch_size=call.batch_size, names=names
-        ):
-            for i, row in enumerate(ids, len(results)):
-                if mask_id not in row:
-                    cut = " among the tokens that truncation leaves" if call.encoding.cuts else ""
-                    mask = quote(self.tokenizer.mask_token)
-                    raise InputError(f"{names[i]}: expected the mask token {mask}{cut}, found none")
-            types = self.model.types_of(self.tokenizer, type_ids)
-            for row, logits in zip(ids, self.model.logits_at(ids, mask_id, token_type_ids=types), strict=True):
-                scores = softmax(logits)
-                check_finite(scores, names[len(results)], "scores")
-                results.append(self._fillings(row, scores, call, mask_id))
-        return results[0] if single or (len(results) == 1 and isinstance(inputs, list)) else results
-
-    def _fillings(self, ids: NDArray[np.int32], scores: NDArray[np.float64], call: _Call, mask_id: int) -> Any:
-        """Return the best tokens of each mask of a text; of the only mask, without the list of masks."""
-        places = np.flatnonzero(ids == mask_id)
-        filled: list[list[Filling]] = []
-        for place, row in zip(places, scores, strict=True):
-            known = np.arange(len(row)) if call.targets is None else call.targets
-            order = np.argsort(-row[known], kind="stable")[: call.top_k]
-            best = known[order].tolist()
-            filled.append([self._filling(ids, int(place), token, float(row[token]), len(places)) for token in best])
-        return filled[0] if len(filled) == 1 else filled
-
-    def _filling(self, ids: NDArray[np.int32], place: int, token: int, score: float, n_masks: int) -> Filling:
-        tokens = ids.tolist()
-        tokens[place] = token
-        padding = self.tokenizer.pad_token_id
-        text = self.tokenizer.decode([t for t in tokens if t != padding], skip_special_tokens=n_masks == 1)
-        return {"score": score, "token": token, "token_str": self.tokenizer.decode([token]), "sequence": text}
+        call = self._read(options)
+        source = read_texts(inputs, "inputs")
+        results: Any = run_job(_Job(self.model, self.tokenizer, call, self._mask_id()), source, call.limits)
+        return results[0] if source.single or (isinstance(inputs, list) and len(results) == 1) else results
 
     def _mask_id(self) -> int:
         found = self.tokenizer.mask_token_id
@@ -151,9 +123,9 @@ class FillMaskPipeline(Pipeline[MaskedLM]):
         ids = None if targets is None else self._target_ids(targets, n_tokens)
         if ids is None and top_k > n_tokens:
             raise InputError(f"top_k: expected at most {n_tokens}, the size of the vocabulary, got {top_k}")
-        encoding, batch_size = read_encoding(merged), read_batch_size(merged)
+        encoding, limits = read_encoding(merged), read_limits(merged)
         check_keywords(merged, FillMaskArgs.__annotations__, self.task)
-        return _Call(top_k=top_k, targets=ids, encoding=encoding, batch_size=batch_size)
+        return _Call(top_k=top_k, targets=ids, encoding=encoding, limits=limits)
 
     def _target_ids(self, targets: Any, n_tokens: int) -> NDArray[np.intp]:
         """Return the ids of the targets in ascending order, each once. Raises InputError, DTypeError."""
@@ -179,3 +151,58 @@ class FillMaskPipeline(Pipeline[MaskedLM]):
         if not found:
             raise InputError("targets: expected at least one word with a token, got none")
         return np.array(sorted(found), np.intp)
+
+
+@dataclass(frozen=True, slots=True)
+class _Masks:
+    """The masks of a text: their places, and the best ids and their scores for each."""
+
+    ids: NDArray[np.int32]
+    places: list[int]
+    best: list[list[tuple[int, float]]]
+
+
+class _Job(Job[str, _Masks, Any]):
+    """The best tokens for each mask of each text."""
+
+    def __init__(self, model: MaskedLM, tokenizer: Tokenizer, call: _Call, mask_id: int) -> None:
+        self._model, self._tokenizer, self._call, self._mask_id = model, tokenizer, call, mask_id
+        self._encoder = PairEncoder.of(model, tokenizer, call.encoding)
+
+    def encode(self, index: int, item: str, name: str) -> list[Part]:
+        part = self._encoder.encode(index, (item, None), name)
+        if self._mask_id not in part.ids:
+            cut = " among the tokens that truncation leaves" if self._call.encoding.cuts else ""
+            mask = quote(self._tokenizer.mask_token)
+            raise InputError(f"{name}: expected the mask token {mask}{cut}, found none")
+        return [part]
+
+    def forward(self, parts: Sequence[Part]) -> Iterable[tuple[int, Any]]:
+        types = types_of(self._model, self._tokenizer, parts)
+        return enumerate(self._model.logits_at([part.ids for part in parts], self._mask_id, token_type_ids=types))
+
+    def reduce(self, part: Part, output: Any) -> _Masks:
+        scores = softmax(output)
+        check_finite(scores, part.name, "scores")
+        best = []
+        for row in scores:
+            known = np.arange(len(row)) if self._call.targets is None else self._call.targets
+            order = np.argsort(-row[known], kind="stable")[: self._call.top_k]
+            best.append([(token, float(row[token])) for token in known[order].tolist()])
+        return _Masks(part.ids, np.flatnonzero(part.ids == self._mask_id).tolist(), best)
+
+    def finish(self, item: str, reduced: list[_Masks]) -> list[Filling] | list[list[Filling]]:
+        """Return the best tokens of each mask of a text; of the only mask, without the list of masks."""
+        found = reduced[0]
+        filled = [
+            [self._filling(found, place, token, score) for token, score in best]
+            for place, best in zip(found.places, found.best, strict=True)
+        ]
+        return filled[0] if len(filled) == 1 else filled
+
+    def _filling(self, found: _Masks, place: int, token: int, score: float) -> Filling:
+        tokens = found.ids.tolist()
+        tokens[place] = token
+        padding = self._tokenizer.pad_token_id
+        text = self._tokenizer.decode([t for t in tokens if t != padding], skip_special_tokens=len(found.places) == 1)
+        return {"score": score, "token": token, "token_str": self._tokenizer.decode([token]), "sequence": text}

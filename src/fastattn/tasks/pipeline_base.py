@@ -19,8 +19,8 @@ ModelType = TypeVar("ModelType", bound=Model)
 class Pipeline(Generic[ModelType]):
     """A model and its tokenizer, called with texts.
 
-    It supports copies, pickles and other processes like its model: see `Model`. `predict` and `transform` are aliases
-    of a call, for scikit-learn.
+    Like its model, it can be copied, pickled and sent to other processes: see `Model`. `predict` and `transform` are
+    aliases of a call, for scikit-learn.
     """
 
     task: ClassVar[str]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias, TypedDict
 
@@ -12,17 +12,17 @@ from numpy.typing import NDArray
 from fastattn.api.model import Model
 from fastattn.checks import check_count, check_flag, check_keywords, quote
 from fastattn.errors import ContextLengthError, DTypeError, InputError
+from fastattn.tasks.pipeline_source import Source, read_source
+from fastattn.tasks.pipeline_steps import Part, StepLimits
 from fastattn.tokenizer import Tokenizer, check_text, is_list_like
 from fastattn.tokenizer.call import PaddingArg, TruncationArg, read_strategy
 from fastattn.tokenizer.inputs import text_or_pair
 from fastattn.tokenizer.padding import read_padding
-from fastattn.tokenizer.texts import check_items, read_items
 from fastattn.tokenizer.truncation import DO_NOT_TRUNCATE
 
 Pair = tuple[str, str | None]
 Ids = list[NDArray[np.int32]]
 Many: TypeAlias = "list[Any] | tuple[Any, ...] | NDArray[Any]"
-DEFAULT_BATCH_SIZE = 32
 
 
 class EncodeArgs(TypedDict, total=False):
@@ -38,10 +38,17 @@ class EncodeArgs(TypedDict, total=False):
 
 
 class BatchArgs(TypedDict, total=False):
-    """batch_size: number of texts that run together; results do not depend on it. num_workers changes nothing."""
+    """How texts share steps; results do not depend on it. num_workers changes nothing.
+
+    batch_size: number of texts that run together (32). max_batch_tokens: number of tokens that run together; without
+    batch_size, any number of texts. Texts of similar length share a step. show_progress_bar: None shows a bar on a
+    terminal if a call for a sequence takes long; True also elsewhere, and for an iterator.
+    """
 
     batch_size: int | None
+    max_batch_tokens: int | None
     num_workers: int | None
+    show_progress_bar: bool | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +70,10 @@ class Encoding:
             return None
         return min(tokenizer.model_max_length, context) if self.max_length is None else self.max_length
 
+    def advice(self, context: int) -> str:
+        """Return what to do about a text that is longer than the model's context."""
+        return f"use a max_length of at most {context}" if self.cuts else "truncation=True cuts the text"
+
 
 def read_encoding(options: dict[str, Any], *, reject_fixed_padding: bool = False) -> Encoding:
     """Remove the arguments of `EncodeArgs` from `options` and check them. Raises InputError, DTypeError.
@@ -82,12 +93,17 @@ def read_encoding(options: dict[str, Any], *, reject_fixed_padding: bool = False
     )
 
 
-def read_batch_size(options: dict[str, Any]) -> int | None:
-    """Remove batch_size and num_workers from `options` and check them. Raises InputError, DTypeError."""
-    size, workers = options.pop("batch_size", None), options.pop("num_workers", None)
-    if workers is not None:
-        check_count("num_workers", workers)
-    return None if size is None else check_count("batch_size", size, low=1)
+def read_limits(options: dict[str, Any]) -> StepLimits:
+    """Remove the arguments of `BatchArgs` from `options` and check them. Raises InputError, DTypeError."""
+    given = {name: options.pop(name, None) for name in BatchArgs.__annotations__}
+    if given["num_workers"] is not None:
+        check_count("num_workers", given["num_workers"])
+    size, tokens, show = given["batch_size"], given["max_batch_tokens"], given["show_progress_bar"]
+    return StepLimits(
+        batch_size=None if size is None else check_count("batch_size", size, low=1),
+        max_batch_tokens=None if tokens is None else check_count("max_batch_tokens", tokens, low=1),
+        show_progress_bar=None if show is None else check_flag("show_progress_bar", show),
+    )
 
 
 def merge_kwargs(options: dict[str, Any], name: str) -> None:
@@ -104,23 +120,16 @@ def merge_kwargs(options: dict[str, Any], name: str) -> None:
         options[key] = value
 
 
-def read_texts(inputs: object, name: str) -> tuple[list[str], bool]:
-    """Return the texts, and whether the input was a single str. Raises DTypeError, InputError."""
-    if isinstance(inputs, str) or not is_list_like(inputs):
-        if isinstance(inputs, Mapping):
-            raise _no_mapping(name, inputs)
-        return [check_text(inputs, name)], True
-    items = read_items(inputs, name)
-    for i, item in enumerate(items):
-        first = item[0] if isinstance(item, (list, tuple)) and item else item
-        if isinstance(first, Mapping):
-            raise _no_mapping(f"{name}[{i}]", first)
-    return check_items(items, name, inputs), False
+def read_texts(inputs: object, name: str) -> Source[str]:
+    """Return the texts of a str, a sequence or an iterator. Raises DTypeError, InputError."""
+    return read_source(inputs, name, _read_text)
 
 
-def names_of(name: str, count: int, *, single: bool) -> list[str]:
-    """Return the name of each text of an argument, for messages."""
-    return [name] if single else [f"{name}[{i}]" for i in range(count)]
+def _read_text(item: object, name: str) -> str:
+    first = item[0] if isinstance(item, (list, tuple)) and item else item
+    if isinstance(first, Mapping):
+        raise _no_mapping(name, first)
+    return check_text(item, name)
 
 
 def _no_mapping(name: str, found: Mapping[Any, Any]) -> DTypeError:
@@ -131,17 +140,17 @@ def _no_mapping(name: str, found: Mapping[Any, Any]) -> DTypeError:
     return DTypeError(f"{name}: expected str, got {type(found).__name__} {quote(found)}")
 
 
-def read_pairs(inputs: object, name: str) -> tuple[list[Pair], bool]:
-    """Return texts and pairs, and whether the input was a single str or a single mapping with "text" and "text_pair".
+def read_pairs(inputs: object, name: str) -> Source[Pair]:
+    """Return texts and pairs: one str or one mapping with "text" and "text_pair", a sequence, or an iterator.
 
     In a sequence, a tuple or list of two str is a pair too. Raises DTypeError, InputError.
     """
-    if isinstance(inputs, (str, Mapping)) or not is_list_like(inputs):
-        return [_read_pair(inputs, name)], True
-    items = read_items(inputs, name)
-    if any(isinstance(item, (Mapping, list, tuple)) for item in items):
-        return [_read_pair(item, f"{name}[{i}]") for i, item in enumerate(items)], False
-    return [(text, None) for text in check_items(items, name, inputs)], False
+    return read_source(inputs, name, _read_pair, is_one=is_one_mapping)
+
+
+def is_one_mapping(inputs: object) -> bool:
+    """Return whether an input is one item, if mappings are items too."""
+    return isinstance(inputs, Mapping) or not is_list_like(inputs)
 
 
 def _read_pair(item: object, name: str) -> Pair:
@@ -156,38 +165,50 @@ def _read_pair(item: object, name: str) -> Pair:
     return first, second or None
 
 
-def batches(
-    model: Model,
-    tokenizer: Tokenizer,
-    items: Sequence[Pair],
-    encoding: Encoding,
-    *,
-    batch_size: int | None,
-    names: Sequence[str],
-) -> Iterator[tuple[Ids, Ids]]:
-    """Yield token ids and token type ids for `batch_size` texts at a time. names: those of the texts in messages.
+@dataclass(frozen=True, slots=True)
+class PairEncoder:
+    """Tokenizes the texts and pairs of a call. limit: the maximum number of tokens, None if nothing is cut."""
 
-    Raises ContextLengthError, InputError.
-    """
+    model: Model
+    tokenizer: Tokenizer
+    encoding: Encoding
+    limit: int | None
+
+    @classmethod
+    def of(cls, model: Model, tokenizer: Tokenizer, encoding: Encoding) -> PairEncoder:
+        """Return the encoder of a call."""
+        return cls(model, tokenizer, encoding, encoding.limit(tokenizer, model.executor.program.max_positions))
+
+    def encode(self, index: int, item: Pair, name: str) -> Part:
+        """Tokenize one text or pair. Raises ContextLengthError, InputError."""
+        ids, type_ids = self.tokenizer.encode_pairs(
+            [item],
+            add_special_tokens=self.encoding.add_special_tokens,
+            max_length=self.limit,
+            strategy=self.encoding.strategy,
+            names=[name],
+        )[0]
+        context = self.model.executor.program.max_positions
+        check_length(self.model, index, ids, name, self.encoding.advice(context))
+        check_fits(self.model, self.tokenizer, ids, name)
+        return Part(name, ids, type_ids)
+
+
+def types_of(model: Model, tokenizer: Tokenizer, parts: Sequence[Part]) -> Ids | None:
+    """Return the token types of a step; None if the tokenizer or the model has none."""
+    return model.types_of(tokenizer, [part.type_ids for part in parts])
+
+
+def check_length(model: Model, index: int, ids: NDArray[np.int32], name: str, hint: str) -> None:
+    """Reject more tokens than the model's context. hint: what to do. Raises ContextLengthError."""
     context = model.executor.program.max_positions
-    size, limit = batch_size or DEFAULT_BATCH_SIZE, encoding.limit(tokenizer, context)
-    for start in range(0, len(items), size):
-        encoded = tokenizer.encode_pairs(
-            items[start : start + size],
-            add_special_tokens=encoding.add_special_tokens,
-            max_length=limit,
-            strategy=encoding.strategy,
+    if len(ids) > context:
+        raise ContextLengthError(
+            f"{name}: {len(ids)} tokens, the model's context is {context}; {hint}",
+            index=index,
+            n_tokens=len(ids),
+            context=context,
         )
-        for i, (ids, _) in enumerate(encoded, start):
-            if len(ids) > context:
-                raise ContextLengthError(
-                    f"{names[i]}: {len(ids)} tokens, the model's context is {context}; truncation=True cuts it",
-                    index=i,
-                    n_tokens=len(ids),
-                    context=context,
-                )
-            check_fits(model, tokenizer, ids, names[i])
-        yield [ids for ids, _ in encoded], [type_ids for _, type_ids in encoded]
 
 
 def check_fits(model: Model, tokenizer: Tokenizer, ids: NDArray[np.int32], name: str) -> None:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import logging
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -16,26 +14,30 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastattn.api.encoders import Encoder
-from fastattn.api.load_args import HubArgs, RunArgs
+from fastattn.api.load_args import RunArgs
 from fastattn.api.load_options import check_target
-from fastattn.checks import check_count, check_flag, check_keywords, check_path, check_str, one_of, quote
-from fastattn.errors import DTypeError, InputError
-from fastattn.tasks.sentence.encoders import InputModule, Pairs, TextTask, TextTruncation, Transformer
-from fastattn.tasks.sentence.encoding import EncodeMethods, EncodeOptions, to_tensors
+from fastattn.checks import check_count, check_flag, one_of
+from fastattn.errors import InputError
+from fastattn.tasks.search.quantization import Precision, quantize_embeddings, quantize_vectors
+from fastattn.tasks.search.similarity import Similarity, check_similarity, pair_scores, scores
+from fastattn.tasks.search.vectors import normalized
+from fastattn.tasks.sentence.encoders import InputModule, Transformer
+from fastattn.tasks.sentence.encoding import EncodeMethods, EncodeOptions, batches_by_length, to_tensors
 from fastattn.tasks.sentence.features import SENTENCE, TOKENS, Features, Float, Module
 from fastattn.tasks.sentence.folder import ModelSettings, read_folder
+from fastattn.tasks.sentence.load_text import SentenceLoadArgs, StackOptions, refuse_parts
 from fastattn.tasks.sentence.loading import read_processing_kwargs
-from fastattn.tasks.sentence.modules import normalized
-from fastattn.tasks.sentence.names import find_folder
+from fastattn.tasks.sentence.names import cache_of, find_folder
 from fastattn.tasks.sentence.pooling import Pooling
-from fastattn.tasks.sentence.similarity import (
-    Similarity,
-    check_similarity,
-    quantize_vectors,
-    similarity,
-    similarity_pairwise,
+from fastattn.tasks.sentence.prompts import (
+    check_prompt_name,
+    check_prompts,
+    merged_prompts,
+    resolve_prompt,
+    with_prompt,
 )
-from fastattn.tasks.sentence.stack import StackOptions, load_stack
+from fastattn.tasks.sentence.stack import load_stack
+from fastattn.tasks.sentence.text_model import Pairs, TextTask, TextTruncation
 from fastattn.tokenizer import Tokenizer, check_text, check_texts, is_list_like
 from fastattn.tokenizer.inputs import read_pairs
 from fastattn.tokenizer.truncation import DO_NOT_TRUNCATE
@@ -45,10 +47,6 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("fastattn")
 _JOIN = "join the texts into one"  # the advice for a list that is not a pair
-
-
-class SentenceLoadArgs(RunArgs, HubArgs, total=False):
-    """How to load the transformer, as in `AutoModel.from_pretrained`, and where to look up a hub id."""
 
 
 class SentenceTransformer(EncodeMethods):
@@ -88,10 +86,10 @@ class SentenceTransformer(EncodeMethods):
         "truncation_side" are used; other keys are accepted if they change nothing. Code in a model folder never runs.
         Raises ConfigError, ModelFormatError, ModelNotFoundError, HubError, InputError, DTypeError.
         """
-        _refuse_parts(options, modules, backend)
+        refuse_parts(SentenceTransformer, options, modules, backend)
         self.similarity_fn_name = similarity_fn_name
         self.truncate_dim = truncate_dim
-        given = _check_prompts({} if prompts is None else prompts)
+        given = check_prompts({} if prompts is None else prompts)
         run = {name: value for name, value in options.items() if name in RunArgs.__annotations__}
         stack = StackOptions(
             run=cast(RunArgs, {"device": "cpu", **run}),
@@ -103,7 +101,7 @@ class SentenceTransformer(EncodeMethods):
         path = find_folder(
             model_name_or_path,
             revision=options.get("revision"),
-            cache_dir=_cache(cache_folder, options.get("cache_dir")),
+            cache_dir=cache_of(cache_folder, options.get("cache_dir")),
             local_files_only=check_flag("local_files_only", options.get("local_files_only", False)),
             token=one_of("token", options.get("token"), "use_auth_token", use_auth_token),
         )
@@ -113,15 +111,9 @@ class SentenceTransformer(EncodeMethods):
 
     def _read(self, settings: ModelSettings, given: Mapping[str, str | None], default_prompt_name: str | None) -> None:
         """Merge the caller's settings with those of the folder; the caller's take precedence."""
-        prompts: dict[str, str | None] = {"query": None, "document": None, **given}
-        for key, saved in settings.prompts.items():
-            if prompts.get(key) is None:
-                prompts[key] = saved
-        self.prompts = {key: text or "" for key, text in prompts.items()}
+        self.prompts = merged_prompts({"query": None, "document": None, **given}, settings.prompts)
         name = settings.default_prompt_name if default_prompt_name is None else default_prompt_name
-        self.default_prompt_name = None if name is None else check_str("default_prompt_name", name)
-        if name is not None and name not in self.prompts:
-            raise InputError(f"default_prompt_name: {_expected_prompt(self.prompts, name)}")
+        self.default_prompt_name = check_prompt_name("default_prompt_name", name, self.prompts)
         if self._similarity is None:
             self._similarity = check_similarity(settings.similarity_fn_name)
         if self.truncate_dim is None:
@@ -234,7 +226,7 @@ class SentenceTransformer(EncodeMethods):
     get_sentence_embedding_dimension = get_embedding_dimension
 
     def set_pooling_include_prompt(self, include_prompt: bool) -> None:
-        """Set whether the tokens of a prompt count in the first Pooling module."""
+        """Set whether the first Pooling module includes the tokens of the prompt. Raises DTypeError."""
         flag = check_flag("include_prompt", include_prompt)
         for module in self._stack.later:
             if isinstance(module, Pooling):
@@ -246,7 +238,7 @@ class SentenceTransformer(EncodeMethods):
         return self
 
     def to(self, device: Any) -> Self:
-        """Return the model itself if it has that device and dtype. Raises InputError for others."""
+        """Return the model itself if it has that device or dtype. Raises InputError for others."""
         check_target(device, self.device, self.dtype)
         return self
 
@@ -263,21 +255,24 @@ class SentenceTransformer(EncodeMethods):
         """Return the padded input arrays of the first module: token ids, masks and token types [n_texts, seq_len].
 
         inputs: a sequence of str and of pairs of str. A StaticEmbedding has input_ids [n_tokens] of all texts and the
-        offset [n_texts] of the start of each.
+        offset [n_texts] of the start of each. Raises DTypeError, InputError.
         """
         texts = read_pairs("inputs", inputs, _JOIN)
         prefix = "" if prompt is None else check_text(prompt, "prompt")
         truncation = read_processing_kwargs("processing_kwargs", processing_kwargs, self._truncation)
-        return self._first.preprocess(_with_prompt(prefix, texts), truncation, task)
+        return self._first.preprocess(with_prompt(prefix, texts), truncation, task)
 
     def tokenize(self, texts: object) -> dict[str, NDArray[Any]]:
         """Call `preprocess` without a prompt."""
         return self.preprocess(texts)
 
     def count_tokens(self, sentences: object) -> list[int]:
-        """Count the tokens of each text before `encode` cuts it, including special tokens and the default prompt."""
+        """Count the tokens of each text before `encode` cuts it, including special tokens and the default prompt.
+
+        Raises DTypeError, InputError.
+        """
         prefix = self._resolve_prompt(None, None)
-        texts = _with_prompt(prefix, read_pairs("sentences", sentences, _JOIN))
+        texts = with_prompt(prefix, read_pairs("sentences", sentences, _JOIN))
         return [len(ids) for ids, _ in self._first.encode(texts, TextTruncation(DO_NOT_TRUNCATE), None)]
 
     def encode_with_cuts(
@@ -288,12 +283,27 @@ class SentenceTransformer(EncodeMethods):
         batch_size: int = 32,
         normalize_embeddings: bool = False,
     ) -> tuple[NDArray[np.float32], dict[int, int]]:
-        """Call `encode` for a list of texts; also return the cut texts as a dict of index to remaining token count."""
+        """Call `encode` for a list of texts. Return [n_texts, d], and the remaining tokens of cut texts by index.
+
+        Raises what `encode` raises.
+        """
         cut: dict[int, int] = {}
         options = EncodeOptions(
             prompt_name=prompt_name, batch_size=batch_size, normalize_embeddings=normalize_embeddings, cut=cut
         )
         return self._encode(check_texts(sentences, "sentences"), options), cut
+
+    def _encode_part(
+        self, texts: Sequence[str], *, task: TextTask | None, batch_size: int, name: str, first: int
+    ) -> NDArray[np.float32]:
+        """Call `encode`, `encode_query` or `encode_document` for some texts of a longer sequence.
+
+        task: "query" or "document" for the last two. name, first: text i is `name[first + i]` in messages.
+        """
+        prompt_name = self._prompt_of(task)
+        options = EncodeOptions(prompt_name=prompt_name, batch_size=batch_size, task=task, name=name, first=first)
+        found: NDArray[np.float32] = self._encode(texts, options)
+        return found
 
     def _encode(self, sentences: object, options: EncodeOptions) -> Any:
         single = not is_list_like(sentences)
@@ -308,22 +318,21 @@ class SentenceTransformer(EncodeMethods):
             found: Any = vectors[0] if single else list(vectors) if listed else vectors
         else:
             if options.precision not in (None, "float32"):
-                asked = f"output_value={options.output_value!r}"
-                raise InputError(f'precision: expected "float32" with {asked}, got {options.precision!r}')
+                if options.output_value is None:
+                    raise InputError(f'precision: expected "float32" with output_value=None, got {options.precision!r}')
+                rows = quantize_embeddings(rows, cast(Precision, options.precision))
             found = rows[0] if single else rows
         return to_tensors(found) if options.convert_to_tensor else found
 
     def _rows(self, texts: Pairs, options: EncodeOptions) -> list[Any]:
         """Return the requested result of each text, in order. Texts of similar length share a step."""
         prefix = self._resolve_prompt(options.prompt, options.prompt_name)
-        prompt_len = self._prompt_len(prefix)
+        prompt_len = self._stack.prompt_len(prefix)
         truncation = read_processing_kwargs("processing_kwargs", options.processing_kwargs, self._truncation)
-        encoded = self._first.encode(_with_prompt(prefix, texts), truncation, options.task, options.cut)
-        order = sorted(range(len(encoded)), key=lambda i: -len(encoded[i][0]))
+        encoded = self._first.encode(with_prompt(prefix, texts), truncation, options.task, options.cut)
         rows: list[Any] = [None] * len(encoded)
-        for start in _steps(len(order), options.batch_size, show=options.show_progress_bar):
-            batch = order[start : start + options.batch_size]
-            where = [f"sentences[{i}]" for i in batch]
+        for batch in batches_by_length(encoded, options.batch_size, show=options.show_progress_bar):
+            where = [f"{options.name}[{options.first + i}]" for i in batch]
             found = self._stack.run(
                 [encoded[i] for i in batch], where, prompt_len=prompt_len, output=options.output_value
             )
@@ -370,27 +379,9 @@ class SentenceTransformer(EncodeMethods):
     def _truncation(self) -> TextTruncation:
         return self._first.truncation
 
-    def _prompt_len(self, prefix: str) -> int:
-        """Return the number of prompt tokens that a Pooling module excludes, without a special token at the end."""
-        if not prefix or all(module.include_prompt for module in self._stack.later if isinstance(module, Pooling)):
-            return 0
-        ids, _ = self._first.encode([(prefix, None)], self._truncation, None)[0]
-        closing = bool(len(ids)) and int(ids[-1]) in self.tokenizer.all_special_ids
-        return len(ids) - int(closing)
-
     def _resolve_prompt(self, prompt: str | None, prompt_name: str | None) -> str:
         """Return the text to put before each text: the prompt, the prompt with that name, or the default prompt."""
-        if prompt is not None:
-            if prompt_name is not None:
-                _log.warning("encode: prompt is given, so prompt_name %s is ignored", quote(prompt_name))
-            return prompt
-        name = self.default_prompt_name if prompt_name is None else prompt_name
-        if name is None:
-            return ""
-        if name not in self.prompts:
-            which = "default_prompt_name" if prompt_name is None else "prompt_name"
-            raise InputError(f"{which}: {_expected_prompt(self.prompts, name)}")
-        return check_text(self.prompts[name], f"prompts[{quote(name)}]")
+        return resolve_prompt("encode", self.prompts, self.default_prompt_name, prompt, prompt_name)
 
     # -- similarity ---------------------------------------------------------------------------------------------
 
@@ -403,16 +394,17 @@ class SentenceTransformer(EncodeMethods):
     def similarity_fn_name(self, name: object) -> None:
         self._similarity = check_similarity(name)
 
-    def similarity(self, a: object, b: object) -> Float:
-        """Return scores [n_a, n_b] of vectors [n_a, d] and [n_b, d] with the model's similarity function.
+    def similarity(self, embeddings1: object, embeddings2: object) -> Float:
+        """Return scores [n_1, n_2] of vectors [n_1, d] and [n_2, d] with the model's similarity function.
 
-        "euclidean" and "manhattan" are negative distances.
+        "euclidean" and "manhattan" are negative distances. A score depends only on its two vectors. Raises DTypeError,
+        InputError.
         """
-        return similarity(self.similarity_fn_name, a, b)
+        return scores(self.similarity_fn_name, embeddings1, embeddings2, ("embeddings1", "embeddings2"))
 
-    def similarity_pairwise(self, a: object, b: object) -> Float:
-        """Return scores [n] of vectors [n, d] and [n, d], row by row."""
-        return similarity_pairwise(self.similarity_fn_name, a, b)
+    def similarity_pairwise(self, embeddings1: object, embeddings2: object) -> Float:
+        """Return scores [n] of vectors [n, d] and [n, d], row by row. Raises DTypeError, InputError."""
+        return pair_scores(self.similarity_fn_name, embeddings1, embeddings2, ("embeddings1", "embeddings2"))
 
     def close(self) -> None:
         """Free the model's memory; any later use raises InputError."""
@@ -425,54 +417,7 @@ class SentenceTransformer(EncodeMethods):
         self.close()
 
 
-def _steps(n: int, size: int, *, show: bool | None) -> Any:
-    """Return the start of each batch, with an optional progress bar on standard error."""
-    starts = range(0, n, size)
-    if not show:
-        return starts
-    from tqdm.auto import tqdm
-
-    return tqdm(starts, desc="Batches")
-
-
-def _with_prompt(prompt: str, texts: Pairs) -> Pairs:
-    return [(prompt + first, second) for first, second in texts]
-
-
 def _row(features: Features, name: str, place: int) -> NDArray[Any]:
     if name in features.sentences:
         return cast("NDArray[Any]", features.sentences[name][place])
     return np.asarray(features.tokens[name][place], np.float32)
-
-
-def _refuse_parts(unknown: Mapping[str, object], modules: object, backend: object) -> None:
-    """Reject unknown keywords and ways to build a model that this class does not support."""
-    names = inspect.signature(SentenceTransformer).parameters
-    check_keywords(unknown, (*SentenceLoadArgs.__annotations__, *names), "SentenceTransformer")
-    if modules is not None:
-        raise InputError(
-            "modules: expected None, because a model is loaded from a folder; save the modules to a folder first"
-        )
-    if backend != "torch":
-        raise InputError(f'backend: expected "torch", which changes nothing here, got {quote(backend)}')
-
-
-def _expected_prompt(prompts: Mapping[str, str], name: object) -> str:
-    return f"expected one of the prompts {quote(sorted(prompts))}, got {quote(name)}"
-
-
-def _check_prompts(prompts: object) -> dict[str, str | None]:
-    """Check a caller's prompts: names to texts; None is no text. Raises DTypeError, InputError."""
-    if not isinstance(prompts, Mapping):
-        raise DTypeError(f"prompts: expected a dictionary of names to texts, got {type(prompts).__name__}")
-    for name, text in prompts.items():
-        check_str("prompts: a name", name)
-        if text is not None:
-            check_text(text, f"prompts[{quote(name)}]")
-    return dict(prompts)
-
-
-def _cache(cache_folder: str | Path | None, cache_dir: str | os.PathLike[str] | None) -> Path | None:
-    """Return the folder for downloaded models. An environment variable can set it, as in sentence-transformers."""
-    found = one_of("cache_dir", cache_dir, "cache_folder", cache_folder) or os.environ.get("SENTENCE_TRANSFORMERS_HOME")
-    return check_path("cache_dir", found) if found else None

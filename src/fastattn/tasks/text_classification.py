@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias, TypedDict, cast, overload
@@ -20,13 +20,16 @@ from fastattn.tasks.pipeline_inputs import (
     EncodeArgs,
     Encoding,
     Many,
-    batches,
-    names_of,
-    read_batch_size,
+    Pair,
+    PairEncoder,
     read_encoding,
+    read_limits,
     read_pairs,
+    types_of,
 )
+from fastattn.tasks.pipeline_steps import Job, Part, StepLimits, run_job
 from fastattn.tasks.softmax import softmax
+from fastattn.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -63,7 +66,7 @@ class _Call:
     legacy: bool
     top_k: int | None
     encoding: Encoding
-    batch_size: int | None
+    limits: StepLimits
 
 
 class TextClassificationPipeline(Pipeline[SequenceClassifier]):
@@ -88,38 +91,35 @@ class TextClassificationPipeline(Pipeline[SequenceClassifier]):
     @overload
     def __call__(self, inputs: Many, **options: Unpack[ScoreArgs]) -> list[Prediction]: ...
     @overload
+    def __call__(self, inputs: Iterator[Any], **options: Unpack[ScoreArgs]) -> Iterator[Prediction]: ...
+    @overload
+    def __call__(
+        self, inputs: Iterator[Any], *, top_k: int | None, **options: Unpack[ScoreArgs]
+    ) -> Iterator[list[Prediction]]: ...
+    @overload
     def __call__(self, inputs: Many, *, top_k: int | None, **options: Unpack[ScoreArgs]) -> list[list[Prediction]]: ...
     @overload
     def __call__(
         self, inputs: object, *, top_k: int | None = ..., **options: Unpack[ScoreArgs]
-    ) -> Prediction | list[Prediction] | list[list[Prediction]]: ...
+    ) -> Prediction | list[Prediction] | list[list[Prediction]] | Iterator[Prediction] | Iterator[list[Prediction]]: ...
     def __call__(self, inputs: Any, *, top_k: Any = "default", **options: Unpack[ScoreArgs]) -> Any:
         """Return [{"label", "score"}, ...] with one entry per text, also for a single str.
 
-        inputs: a str, a pair {"text": ..., "text_pair": ...}, or a sequence of those (also an iterator); in a sequence,
-        a tuple of two str is a pair too. With top_k, even 1, each text returns a list of its top_k labels, highest
-        score first; None returns all. Scores: sigmoid for one label or a multi-label model, the logits for regression,
-        else softmax; function_to_apply overrides that. Texts longer than the model's context are rejected unless
-        truncation=True (or one of transformers' strategies); max_length cuts them shorter. Results do not depend on
-        batch_size, and padding changes nothing. Raises DTypeError, InputError, ContextLengthError, and NonFiniteError
-        if a score is NaN or infinite.
+        inputs: a str, a pair {"text": ..., "text_pair": ...}, or a sequence or iterator of those, in which a tuple of
+        two str is a pair too. An iterator returns an iterator. With top_k, even 1, each text returns a list of its
+        top_k labels, highest score first; None returns all. Scores: sigmoid for one label or a multi-label model, the
+        logits for regression, else softmax; function_to_apply overrides that. Texts longer than the model's context are
+        rejected unless truncation=True (or one of transformers' strategies); max_length cuts them shorter. Results do
+        not depend on how texts share steps, and padding changes nothing. Raises DTypeError, InputError,
+        ContextLengthError, and NonFiniteError if a score is NaN or infinite.
         """
         given: dict[str, Any] = {**options}
         if not (isinstance(top_k, str) and top_k in ("default", "")):
             given["top_k"] = top_k
         call = self._read(given)
-        items, single = read_pairs(inputs, "inputs")
-        names = names_of("inputs", len(items), single=single)
-        results: list[Any] = []
-        for ids, type_ids in batches(
-            self.model, self.tokenizer, items, call.encoding, batch_size=call.batch_size, names=names
-        ):
-            types = self.model.types_of(self.tokenizer, type_ids)
-            for row in self.model(ids, token_type_ids=types).logits:
-                scores = _activate(row, call.activation)
-                check_finite(scores, names[len(results)], "scores")
-                results.append(self._predictions(scores, call))
-        if not single:
+        source = read_pairs(inputs, "inputs")
+        results: Any = run_job(_Job(self.model, self.tokenizer, call), source, call.limits)
+        if not source.single:
             return results
         # As in transformers: a top_k set on the pipeline itself adds this list around the list of labels.
         return results if isinstance(inputs, str) and "top_k" not in given else results[0]
@@ -146,7 +146,7 @@ class TextClassificationPipeline(Pipeline[SequenceClassifier]):
             legacy=legacy,
             top_k=None if top_k is None else check_count("top_k", top_k),
             encoding=read_encoding(merged),
-            batch_size=read_batch_size(merged),
+            limits=read_limits(merged),
         )
         check_keywords(merged, TextClassificationArgs.__annotations__, self.task)
         return call
@@ -157,12 +157,32 @@ class TextClassificationPipeline(Pipeline[SequenceClassifier]):
             return "none"
         return "sigmoid" if problem == "multi_label_classification" or len(self.model.config.labels) == 1 else "softmax"
 
-    def _predictions(self, scores: NDArray[np.floating[Any]], call: _Call) -> Prediction | list[Prediction]:
-        labels = self.model.config.labels
-        if call.legacy:
+
+class _Job(Job[Pair, NDArray[np.floating[Any]], Any]):
+    """The scores of each text, as its labels."""
+
+    def __init__(self, model: SequenceClassifier, tokenizer: Tokenizer, call: _Call) -> None:
+        self._model, self._tokenizer, self._call = model, tokenizer, call
+        self._encoder = PairEncoder.of(model, tokenizer, call.encoding)
+
+    def encode(self, index: int, item: Pair, name: str) -> list[Part]:
+        return [self._encoder.encode(index, item, name)]
+
+    def forward(self, parts: Sequence[Part]) -> Iterable[tuple[int, Any]]:
+        types = types_of(self._model, self._tokenizer, parts)
+        return enumerate(self._model([part.ids for part in parts], token_type_ids=types).logits)
+
+    def reduce(self, part: Part, output: Any) -> NDArray[np.floating[Any]]:
+        scores = _activate(output, self._call.activation)
+        check_finite(scores, part.name, "scores")
+        return scores
+
+    def finish(self, item: Pair, reduced: list[NDArray[np.floating[Any]]]) -> Prediction | list[Prediction]:
+        labels, scores = self._model.config.labels, reduced[0]
+        if self._call.legacy:
             best = int(np.argmax(scores))
             return {"label": labels[best], "score": float(scores[best])}
-        order = np.argsort(-scores, kind="stable")[: call.top_k]
+        order = np.argsort(-scores, kind="stable")[: self._call.top_k]
         return [{"label": labels[i], "score": float(scores[i])} for i in order]
 
 

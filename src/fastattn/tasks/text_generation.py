@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias, TypedDict, overload
 
 import numpy as np
@@ -11,24 +11,26 @@ from numpy.typing import NDArray
 
 from fastattn.api.causal_lm import CausalLM
 from fastattn.checks import Neutral, check_choice, check_flag, check_neutral, check_str
-from fastattn.errors import InputError
-from fastattn.generation.generate import StreamerFeed, complete, make_requests
+from fastattn.errors import ContextLengthError, InputError
+from fastattn.generation.generate import StreamerFeed, completed, make_requests, seeds_of
 from fastattn.generation.generate_args import GenerationArgs, Streamer
 from fastattn.generation.keywords import with_generation_config
 from fastattn.generation.options import GenerationOptions, read_options
 from fastattn.generation.prompts import encode_prompt
 from fastattn.generation.request import Request
+from fastattn.options import INT32_MAX
 from fastattn.tasks.pipeline_base import Pipeline
 from fastattn.tasks.pipeline_inputs import (
     Encoding,
     Many,
     check_fits,
     merge_kwargs,
-    names_of,
-    read_batch_size,
     read_encoding,
+    read_limits,
     read_texts,
 )
+from fastattn.tasks.pipeline_steps import Job, Part, StepLimits, run_job
+from fastattn.tokenizer import Tokenizer
 from fastattn.tokenizer.call import PaddingArg, TruncationArg
 
 if TYPE_CHECKING:
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
 
 NEW_TOKENS = 256  # default, as in transformers
 TEMPERATURE = 0.7  # default, as in transformers
+_ROUNDS = 4  # the number of prompts of an iterator that are read together, in multiples of max_batch_size
 Prompt: TypeAlias = NDArray[np.int32]
 
 
@@ -57,6 +60,7 @@ class PromptArgs(GenerationArgs, total=False):
     max_length: also cuts the prompt, as in transformers. stop_sequence: another name for stop_strings.
     tokenizer_encode_kwargs: a mapping of truncation, max_length, padding and add_special_tokens.
     handle_long_generation: "hole" cuts the beginning of a prompt that leaves no room for the new tokens.
+    batch_size: another name for max_batch_size. show_progress_bar: as in `BatchArgs`.
     """
 
     num_return_sequences: int | None
@@ -73,6 +77,7 @@ class PromptArgs(GenerationArgs, total=False):
     tokenizer_encode_kwargs: Mapping[str, Any] | None
     batch_size: int | None
     num_workers: int | None
+    show_progress_bar: bool | None
     streamer: Streamer | None
 
 
@@ -94,9 +99,10 @@ _REFUSED: Mapping[str, Neutral] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Call:
-    """The checked arguments of a call."""
+    """The checked arguments of a call. limits: all prompts in one step, because the scheduler has its own batches."""
 
     options: GenerationOptions
+    limits: StepLimits
     encoding: Encoding
     returns: Literal["full_text", "new_text", "ids"]
     skip_special_tokens: bool
@@ -133,77 +139,41 @@ class TextGenerationPipeline(Pipeline[CausalLM]):
     ) -> list[list[GeneratedIds]]: ...
     @overload
     def __call__(
+        self, text_inputs: Iterator[Any], *, return_tensors: Literal[False] | None = ..., **options: Unpack[PromptArgs]
+    ) -> Iterator[list[GeneratedText]]: ...
+    @overload
+    def __call__(
+        self, text_inputs: Iterator[Any], *, return_tensors: Literal[True], **options: Unpack[PromptArgs]
+    ) -> Iterator[list[GeneratedIds]]: ...
+    @overload
+    def __call__(
         self, text_inputs: object, *, return_tensors: bool | None = ..., **options: Unpack[PromptArgs]
-    ) -> list[GeneratedText] | list[GeneratedIds] | list[list[GeneratedText]] | list[list[GeneratedIds]]: ...
+    ) -> (
+        list[GeneratedText]
+        | list[GeneratedIds]
+        | list[list[GeneratedText]]
+        | list[list[GeneratedIds]]
+        | Iterator[list[GeneratedText]]
+        | Iterator[list[GeneratedIds]]
+    ): ...
     def __call__(self, text_inputs: Any, *, return_tensors: Any = None, **options: Unpack[PromptArgs]) -> Any:
-        """Return [{"generated_text": ...}] for a str, or a list of those for a sequence of str (also an iterator).
+        """Return [{"generated_text": ...}] for a str, or a list of those for a sequence of str.
 
-        The text is the prompt followed by `decode(prompt + new)[len(decode(prompt)):]`. return_full_text=False omits
-        the prompt. return_tensors=True returns {"generated_token_ids": ...} instead. num_return_sequences=n returns n
-        results per text. `GenerationOptions` describes the options, `PromptArgs` the others. A text ends before a stop
-        string. Raises DTypeError, InputError, ContextLengthError, NonFiniteError.
+        An iterator over str returns an iterator. The text is the prompt followed by
+        `decode(prompt + new)[len(decode(prompt)):]`. return_full_text=False omits the prompt. return_tensors=True
+        returns {"generated_token_ids": ...} instead. num_return_sequences=n returns n results per text.
+        `GenerationOptions` describes the options, `PromptArgs` the others. A text ends before a stop string. Raises
+        DTypeError, InputError, ContextLengthError, NonFiniteError.
         """
         call = self._read({**options, "return_tensors": return_tensors})
-        texts, single = read_texts(text_inputs, "text_inputs")
-        names = names_of("text_inputs", len(texts), single=single)
-        prompts = [self._encode(text, name, call) for text, name in zip(texts, names, strict=True)]
-        hidden = len(self._encode_prefix(call)) if call.prefix else 0
-        feed = None if call.streamer is None else StreamerFeed(call.streamer, prompts, call.options)
-        requests = make_requests(
-            self.model,
-            prompts,
-            call.options,
-            names=names,
-            tokenizer=self.tokenizer if call.returns != "ids" or call.options.stops() else None,
-            lengths=[len(prompt) - hidden for prompt in prompts],  # without the prefix, as in transformers
-            default_new_tokens=NEW_TOKENS,
-            skip_special_tokens=call.skip_special_tokens,
-            clean_up_tokenization_spaces=call.clean_up_tokenization_spaces,
-        )
-        complete(self.model, requests, call.options, feed=feed)
-        n_texts = call.options.num_return_sequences
-        out = [
-            [self._record(text, request, call) for request in requests[i * n_texts : (i + 1) * n_texts]]
-            for i, text in enumerate(texts)
-        ]
-        return out[0] if single else out
-
-    def _encode_prefix(self, call: _Call) -> list[int]:
-        return self.tokenizer.encode(call.prefix, add_special_tokens=False)
-
-    def _encode(self, text: str, name: str, call: _Call) -> Prompt:
-        """Return the ids of a prompt, cut as the call specifies."""
-        context = self.model.executor.program.max_positions
-        cut: dict[str, Any] = {}
-        limit = call.encoding.limit(self.tokenizer, context)
-        if limit is not None:
-            cut = {"truncation": call.encoding.strategy, "max_length": limit}
-        special = call.encoding.add_special_tokens
-        ids = encode_prompt(self.tokenizer, call.prefix + text, name, add_special_tokens=special, **cut)
-        check_fits(self.model, self.tokenizer, ids, name)
-        if not call.hole:
-            return ids
-        longest, options = min(self.tokenizer.model_max_length, context), call.options
-        n_new = NEW_TOKENS if options.max_new_tokens is None else options.max_new_tokens
-        if options.max_new_tokens is None and options.max_length is not None:
-            n_new = options.max_length - len(ids)
-        if len(ids) + n_new <= longest:
-            return ids
-        if n_new >= longest:
-            raise InputError(
-                f'handle_long_generation: with "hole", expected fewer than {longest} new tokens, the limit of '
-                f"the model and tokenizer, got {n_new}"
-            )
-        return ids[n_new - longest :]
-
-    def _record(self, text: str, request: Request, call: _Call) -> GeneratedText | GeneratedIds:
-        if call.returns == "ids":
-            return {"generated_token_ids": list(request.ids)}
-        new = "" if request.text is None else request.text.text
-        if not text and not call.skip_special_tokens:  # as in transformers, the start of an empty prompt counts as new
-            start = request.ids[: request.prompt_len]
-            new = self.tokenizer.decode(start) + new
-        return {"generated_text": text + new if call.returns == "full_text" else new}
+        source = read_texts(text_inputs, "text_inputs")
+        if call.streamer is not None and source.lazy:
+            raise InputError("streamer: expected one sequence, got an iterator; use stream() for each text")
+        limits, together = call.limits, call.options.max_batch_size
+        if source.lazy:
+            limits = replace(limits, batch_size=1 if together == 1 else _ROUNDS * together, window_steps=1)
+        results: Any = run_job(_Job(self.model, self.tokenizer, call, source.total, lazy=source.lazy), source, limits)
+        return results[0] if source.single else results
 
     def _read(self, options: Mapping[str, Any]) -> _Call:
         """Check the arguments of a call."""
@@ -225,8 +195,116 @@ class TextGenerationPipeline(Pipeline[CausalLM]):
             prefix="" if prefix is None else check_str("prefix", prefix),
             hole=hole is not None,
             streamer=merged.pop("streamer", None),
+            limits=_read_limits(merged),
             options=_read_generation(merged),
         )
+
+
+class _Job(Job[str, "list[GeneratedText | GeneratedIds]", "list[GeneratedText | GeneratedIds]"]):
+    """The continuations of each text."""
+
+    def __init__(self, model: CausalLM, tokenizer: Tokenizer, call: _Call, total: int | None, *, lazy: bool) -> None:
+        self._model, self._tokenizer, self._call = model, tokenizer, call
+        options = call.options
+        self._hidden = len(tokenizer.encode(call.prefix, add_special_tokens=False)) if call.prefix else 0
+        if lazy and not isinstance(options.seed, int | None):
+            raise InputError("seed: expected one int for an iterator, got several; its number of texts is unknown")
+        self._seeds = None if lazy else seeds_of(options, total or 0)
+
+    def encode(self, index: int, item: str, name: str) -> list[Part]:
+        """Return the ids of a prompt, with its requests. Raises ContextLengthError, InputError."""
+        call, n_texts = self._call, self._call.options.num_return_sequences
+        ids = self._encode_prompt(item, name)
+        places = range(index * n_texts, (index + 1) * n_texts)
+        if self._seeds is not None:
+            seeds = [self._seeds[place] for place in places]
+        else:
+            seeds = call.options.seeds(n_texts, first=index * n_texts)
+        try:
+            requests = make_requests(
+                self._model,
+                [ids],
+                call.options,
+                names=[name],
+                tokenizer=self._tokenizer if call.returns != "ids" or call.options.stops() else None,
+                lengths=[len(ids) - self._hidden],  # without the prefix, as in transformers
+                default_new_tokens=NEW_TOKENS,
+                skip_special_tokens=call.skip_special_tokens,
+                clean_up_tokenization_spaces=call.clean_up_tokenization_spaces,
+                seeds=seeds,
+            )
+        except ContextLengthError as error:
+            error.index = index
+            raise
+        return [Part(name, ids, ids, (item, requests))]
+
+    def forward(self, parts: Sequence[Part]) -> Iterable[tuple[int, Any]]:
+        """Run the requests of all prompts; yield the index of a prompt when the last of its requests ends."""
+        call = self._call
+        feed = None if call.streamer is None else StreamerFeed(call.streamer, [p.ids for p in parts], call.options)
+        places = {id(request): i for i, part in enumerate(parts) for request in part.detail[1]}
+        waiting = [len(part.detail[1]) for part in parts]
+        requests = [request for part in parts for request in part.detail[1]]
+        for request in completed(self._model, requests, call.options, feed=feed):
+            place = places[id(request)]
+            waiting[place] -= 1
+            if not waiting[place]:
+                yield place, parts[place].detail
+
+    def reduce(self, part: Part, output: Any) -> list[GeneratedText | GeneratedIds]:
+        text, requests = output
+        return [self._record(text, request) for request in requests]
+
+    def finish(
+        self, item: str, reduced: list[list[GeneratedText | GeneratedIds]]
+    ) -> list[GeneratedText | GeneratedIds]:
+        return reduced[0]
+
+    def _encode_prompt(self, text: str, name: str) -> Prompt:
+        """Return the ids of a prompt, cut as the call specifies."""
+        call, tokenizer = self._call, self._tokenizer
+        context = self._model.executor.program.max_positions
+        cut: dict[str, Any] = {}
+        limit = call.encoding.limit(tokenizer, context)
+        if limit is not None:
+            cut = {"truncation": call.encoding.strategy, "max_length": limit}
+        special = call.encoding.add_special_tokens
+        ids = encode_prompt(tokenizer, call.prefix + text, name, add_special_tokens=special, **cut)
+        check_fits(self._model, tokenizer, ids, name)
+        if not call.hole:
+            return ids
+        longest, options = min(tokenizer.model_max_length, context), call.options
+        n_new = NEW_TOKENS if options.max_new_tokens is None else options.max_new_tokens
+        if options.max_new_tokens is None and options.max_length is not None:
+            n_new = options.max_length - len(ids)
+        if len(ids) + n_new <= longest:
+            return ids
+        if n_new >= longest:
+            raise InputError(
+                f'handle_long_generation: with "hole", expected fewer than {longest} new tokens, the limit of '
+                f"the model and tokenizer, got {n_new}"
+            )
+        return ids[n_new - longest :]
+
+    def _record(self, text: str, request: Request) -> GeneratedText | GeneratedIds:
+        call = self._call
+        if call.returns == "ids":
+            return {"generated_token_ids": list(request.ids)}
+        new = "" if request.text is None else request.text.text
+        if not text and not call.skip_special_tokens:  # as in transformers, the start of an empty prompt counts as new
+            start = request.ids[: request.prompt_len]
+            new = self._tokenizer.decode(start) + new
+        return {"generated_text": text + new if call.returns == "full_text" else new}
+
+
+def _read_limits(merged: dict[str, Any]) -> StepLimits:
+    """Read the options of a progress bar. batch_size remains in `merged`, because generation reads it."""
+    show = merged.pop("show_progress_bar", None)
+    return StepLimits(
+        batch_size=INT32_MAX,
+        window_tokens=INT32_MAX,
+        show_progress_bar=None if show is None else check_flag("show_progress_bar", show),
+    )
 
 
 def _read_encoding(merged: dict[str, Any]) -> Encoding:
@@ -262,7 +340,7 @@ def _read_generation(merged: dict[str, Any]) -> GenerationOptions:
         if merged.get("stop_strings") is not None:
             raise InputError("stop_sequence: expected None, because stop_strings is set and means the same, got both")
         merged["stop_strings"] = stop
-    batch_size = read_batch_size(merged)
+    batch_size = read_limits(merged).batch_size
     if batch_size is not None and merged.get("max_batch_size") is None:
         merged["max_batch_size"] = batch_size
     chosen = with_generation_config(merged)

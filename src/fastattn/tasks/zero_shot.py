@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, TypedDict, overload
 
@@ -20,14 +20,15 @@ from fastattn.tasks.pipeline_inputs import (
     EncodeArgs,
     Encoding,
     Many,
-    batches,
-    names_of,
-    read_batch_size,
+    PairEncoder,
     read_encoding,
+    read_limits,
     read_texts,
+    types_of,
 )
+from fastattn.tasks.pipeline_steps import Job, Part, StepLimits, run_job
 from fastattn.tasks.softmax import softmax
-from fastattn.tokenizer import check_text, is_list_like
+from fastattn.tokenizer import Tokenizer, check_text, is_list_like
 from fastattn.tokenizer.texts import check_items, read_items
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ class _Call:
     hypotheses: list[str]
     multi_label: bool
     encoding: Encoding
-    batch_size: int | None
+    limits: StepLimits
 
 
 class ZeroShotClassificationPipeline(Pipeline[SequenceClassifier]):
@@ -94,7 +95,7 @@ class ZeroShotClassificationPipeline(Pipeline[SequenceClassifier]):
             )
         if self.entailment_id == -1:
             _log.warning(
-                "%s: no name in label2id of config.json begins with 'entail'; the last class is taken for entailment",
+                "%s: no name in label2id of config.json begins with 'entail'; the last class is used as entailment",
                 model.path,
             )
 
@@ -112,43 +113,26 @@ class ZeroShotClassificationPipeline(Pipeline[SequenceClassifier]):
     def __call__(
         self, sequences: Many, candidate_labels: str | Sequence[str] | None = ..., **options: Unpack[HypothesisArgs]
     ) -> list[Classified]: ...
+    @overload
+    def __call__(
+        self,
+        sequences: Iterator[Any],
+        candidate_labels: str | Sequence[str] | None = ...,
+        **options: Unpack[HypothesisArgs],
+    ) -> Iterator[Classified]: ...
     def __call__(self, sequences: Any, candidate_labels: Any = None, **options: Any) -> Any:
         """Return {"sequence", "labels", "scores"} for a text, and a list of those for a sequence of texts.
 
-        Each text and label are a pair: the text, and hypothesis_template with the label. The scores are the softmax of
-        the entailment logits over the labels; with multi_label, or with one label, of entailment against contradiction
-        (class 0, or the last one if entailment is 0). Texts longer than the model's context are rejected unless
-        truncation=True, which cuts only the text. Raises DTypeError, InputError, ContextLengthError, and NonFiniteError
-        if a score is NaN or infinite.
+        An iterator over texts returns an iterator. Each text and label are a pair: the text, and hypothesis_template
+        with the label. The scores are the softmax of the entailment logits over the labels; with multi_label, or with
+        one label, of entailment against contradiction (class 0, or the last one if entailment is 0). Texts longer than
+        the model's context are rejected unless truncation=True, which cuts only the text. Raises DTypeError,
+        InputError, ContextLengthError, and NonFiniteError if a logit is NaN or infinite.
         """
         call = self._read({**options, "candidate_labels": candidate_labels})
-        texts, single = read_texts(sequences, "sequences")
-        names = names_of("sequences", len(texts), single=single)
-        pairs = [(text, hypothesis) for text in texts for hypothesis in call.hypotheses]
-        places = [name for name in names for _ in call.hypotheses]
-        rows: list[NDArray[Any]] = []
-        for ids, type_ids in batches(
-            self.model, self.tokenizer, pairs, call.encoding, batch_size=call.batch_size, names=places
-        ):
-            types = self.model.types_of(self.tokenizer, type_ids)
-            rows += list(self.model(ids, token_type_ids=types).logits)
-        n_labels = len(call.labels)
-        results = []
-        for i, text in enumerate(texts):
-            scores = self._scores(np.stack(rows[i * n_labels : (i + 1) * n_labels]), multi_label=call.multi_label)
-            check_finite(scores, names[i], "scores")
-            order = np.argsort(-scores, kind="stable").tolist()
-            results.append(
-                Classified(sequence=text, labels=[call.labels[j] for j in order], scores=scores[order].tolist())
-            )
-        return results[0] if single else results
-
-    def _scores(self, logits: NDArray[Any], *, multi_label: bool) -> NDArray[np.float64]:
-        """Return the score of each label from its logits [n_labels, n_classes]."""
-        entailment = self.entailment_id
-        if multi_label or len(logits) == 1:
-            return softmax(logits[:, [-1 if entailment == 0 else 0, entailment]])[:, 1]
-        return softmax(logits[:, entailment])
+        source = read_texts(sequences, "sequences")
+        results: Any = run_job(_Job(self.model, self.tokenizer, call, self.entailment_id), source, call.limits)
+        return results[0] if source.single else results
 
     def _read(self, options: Mapping[str, Any]) -> _Call:
         """Check the arguments of a call."""
@@ -156,7 +140,7 @@ class ZeroShotClassificationPipeline(Pipeline[SequenceClassifier]):
         labels = _read_labels(merged.pop("candidate_labels", None))
         template = check_text(merged.pop("hypothesis_template", TEMPLATE), "hypothesis_template")
         multi_label = check_flag("multi_label", merged.pop("multi_label", False))
-        encoding, batch_size = read_encoding(merged), read_batch_size(merged)
+        encoding, limits = read_encoding(merged), read_limits(merged)
         if encoding.strategy == "longest_first":
             encoding = replace(encoding, strategy="only_first")
         check_keywords(merged, ZeroShotArgs.__annotations__, self.task)
@@ -166,9 +150,39 @@ class ZeroShotClassificationPipeline(Pipeline[SequenceClassifier]):
             hypotheses = [template]
         if hypotheses[0] == template:
             raise InputError(f"hypothesis_template: expected a text with {{}} for the label, got {quote(template)}")
-        return _Call(
-            labels=labels, hypotheses=hypotheses, multi_label=multi_label, encoding=encoding, batch_size=batch_size
-        )
+        return _Call(labels=labels, hypotheses=hypotheses, multi_label=multi_label, encoding=encoding, limits=limits)
+
+
+class _Job(Job[str, NDArray[np.float64], Classified]):
+    """The logits of each text with each label, as scores of the labels."""
+
+    def __init__(self, model: SequenceClassifier, tokenizer: Tokenizer, call: _Call, entailment_id: int) -> None:
+        self._model, self._tokenizer, self._call, self._entailment = model, tokenizer, call, entailment_id
+        self._encoder = PairEncoder.of(model, tokenizer, call.encoding)
+
+    def encode(self, index: int, item: str, name: str) -> list[Part]:
+        return [self._encoder.encode(index, (item, hypothesis), name) for hypothesis in self._call.hypotheses]
+
+    def forward(self, parts: Sequence[Part]) -> Iterable[tuple[int, Any]]:
+        types = types_of(self._model, self._tokenizer, parts)
+        return enumerate(self._model([part.ids for part in parts], token_type_ids=types).logits)
+
+    def reduce(self, part: Part, output: Any) -> NDArray[np.float64]:
+        check_finite(output, part.name, "logits")
+        found: NDArray[np.float64] = output
+        return found
+
+    def finish(self, item: str, reduced: list[NDArray[np.float64]]) -> Classified:
+        labels, scores = self._call.labels, self._scores(np.stack(reduced))
+        order = np.argsort(scores, kind="stable")[::-1].tolist()  # as in transformers, of equal ones the last first
+        return Classified(sequence=item, labels=[labels[i] for i in order], scores=scores[order].tolist())
+
+    def _scores(self, logits: NDArray[Any]) -> NDArray[np.float64]:
+        """Return the score of each label from its logits [n_labels, n_classes]."""
+        entailment = self._entailment
+        if self._call.multi_label or len(logits) == 1:
+            return softmax(logits[:, [-1 if entailment == 0 else 0, entailment]])[:, 1]
+        return softmax(logits[:, entailment])
 
 
 def _read_labels(given: Any) -> list[str]:

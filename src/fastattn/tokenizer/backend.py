@@ -175,7 +175,7 @@ def _mark_all(raw: RawTokenizer, named: Sequence[Token], extra: Sequence[Token])
 
 
 def _plain_post(tokens: Tokens, *, add_bos: bool, add_eos: bool) -> Any:
-    """Return the default post-processor: texts have types 0 and 1, with `bos` and `eos` if requested."""
+    """Return the default post-processor: the texts of a pair have types 0 and 1, with `bos` and `eos` if requested."""
     wanted = {"bos": add_bos, "eos": add_eos}
     ends = [str(tokens[role]) if add and tokens.get(role) is not None else None for role, add in wanted.items()]
 

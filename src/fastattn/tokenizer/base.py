@@ -260,7 +260,8 @@ class TokenizerBase:
     def convert_ids_to_tokens(self, ids: Any, skip_special_tokens: bool = False) -> Any:
         """Convert an id to a token, or several ids to tokens. As in transformers, an id without a token gives None.
 
-        Byte-level tokens have their letters for bytes. Raises DTypeError, InputError for a negative id.
+        Tokens are as in the vocabulary: byte-level ones have a letter for each byte ("Ġ" for a space). Raises
+        DTypeError, InputError for a negative id.
         """
         skip = check_flag("skip_special_tokens", skip_special_tokens)
         rows, batched = read_sequences("ids", ids)
@@ -279,6 +280,7 @@ class TokenizerBase:
         """Convert a token to an id, or several tokens to ids.
 
         As in transformers, a token outside the vocabulary gives the id of unk_token, or None without an unk_token.
+        Raises DTypeError, InputError.
         """
         state = self._state
         unknown = state.ids.get("unk")
@@ -335,7 +337,10 @@ class TokenizerBase:
     def get_special_tokens_mask(
         self, token_ids_0: Any, token_ids_1: Any = None, already_has_special_tokens: bool = False
     ) -> list[int]:
-        """Return 1 for each id in `all_special_ids`, 0 for the others. Requires already_has_special_tokens=True."""
+        """Return 1 for each id in `all_special_ids`, 0 for the others.
+
+        Raises InputError unless already_has_special_tokens=True, and DTypeError.
+        """
         if not check_flag("already_has_special_tokens", already_has_special_tokens) or token_ids_1 is not None:
             raise InputError(
                 "get_special_tokens_mask: expected one sequence with already_has_special_tokens=True; "
@@ -350,7 +355,7 @@ class TokenizerBase:
         """Assign roles to tokens, as in {"pad_token": "[PAD]"}, and add tokens that are not in the vocabulary.
 
         "extra_special_tokens" is a list of tokens without a role. Returns the number of new tokens. A model has no
-        embeddings for new ids and refuses them in its input.
+        embeddings for new ids and refuses them in its input. Raises DTypeError, InputError.
         """
         replaces = check_flag("replace_extra_special_tokens", replace_extra_special_tokens)
         given = read_special_tokens(special_tokens_dict)
@@ -372,7 +377,8 @@ class TokenizerBase:
     def add_tokens(self, new_tokens: Any, special_tokens: bool = False) -> int:
         """Add tokens (str or AddedToken, or a list of them) at the end of the vocabulary.
 
-        Returns the number of new tokens. A model has no embeddings for new ids and refuses them in its input.
+        Returns the number of new tokens. A model has no embeddings for new ids and refuses them in its input. Raises
+        DTypeError, InputError.
         """
         special = check_flag("special_tokens", special_tokens)
         listed = list(new_tokens) if isinstance(new_tokens, (list, tuple)) else [new_tokens]

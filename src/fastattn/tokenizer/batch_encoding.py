@@ -33,8 +33,9 @@ class CharSpan(NamedTuple):
 class BatchEncoding(dict[str, Any]):
     """Columns by name, as a dict and as attributes (`encoding.input_ids`), and the positions of tokens in the texts.
 
-    As in transformers, `encoding[0]` is the library's Encoding of the first row (without padding), and a slice gives
-    the rows of each column. If the batch has one row, you can omit the row index in methods that have one.
+    As in transformers, `encoding[0]` is the library's Encoding of the first row (without padding), and a slice is a
+    list of Encodings; if `is_fast` is False, a slice gives the rows of each column. If the batch has one row, you can
+    omit the row index in methods that have one. These methods raise DTypeError, InputError.
     """
 
     def __init__(

@@ -73,7 +73,7 @@ class Folder:
         return self._objects[name]
 
     def check_unchanged(self) -> None:
-        """Refuse a folder if a requested file was replaced, written to, removed or added since then."""
+        """Refuse a folder if a requested file was replaced, written to, removed or added since the request."""
         self._files.check_unchanged()
 
     def _read(self, path: Path) -> bytes | None:

@@ -139,8 +139,8 @@ def template(
 ) -> Callable[[RawTokenizer], Any]:
     """Return a function that makes a post-processor, which puts tokens around texts.
 
-    single, pair: in the syntax of the tokenizers library. tokens: the special tokens in them. A mapping
-    gives each name in them the id of a token.
+    single, pair: in the syntax of the tokenizers library. tokens: the special tokens in them, or a mapping from the
+    names in them to the tokens whose ids they get.
     """
     named = tokens if isinstance(tokens, Mapping) else {token: token for token in tokens}
     return lambda raw: call_library(

@@ -20,7 +20,8 @@ def save(
 ) -> tuple[str, ...]:
     """Write tokenizer_config.json and tokenizer.json to a folder, created if missing. Returns their paths.
 
-    The class is PreTrainedTokenizerFast, which uses tokenizer.json unchanged.
+    The class is PreTrainedTokenizerFast, which uses tokenizer.json unchanged. With `options.steps`, the files are those
+    of its own class. Raises DTypeError, InputError, OSError.
     """
     folder = check_path("save_directory", directory)
     if folder.exists() and not folder.is_dir():

@@ -40,14 +40,15 @@ def check_texts(texts: object, name: str) -> list[str]:
 
 def check_items(items: Sequence[object], name: str, source: object) -> list[str]:
     """Return the items of `source` as checked texts; for a Series, errors name the row."""
+    return [check_text(item, where) for item, where in zip(items, names_of_items(items, name, source), strict=True)]
+
+
+def names_of_items(items: Sequence[object], name: str, source: object) -> Iterator[str]:
+    """Yield the names of the items of `source` for messages; of those that are not str, with the row of a Series."""
     labels = _row_labels(source)
-    out = []
     for i, item in enumerate(items):
-        where = f"{name}[{i}]"
-        if labels is not None and not isinstance(item, str):
-            where += f" (row {quote(labels[i])})"
-        out.append(check_text(item, where))
-    return out
+        row = f" (row {quote(labels[i])})" if labels is not None and not isinstance(item, str) else ""
+        yield f"{name}[{i}]{row}"
 
 
 def read_items(sequence: object, name: str) -> list[Any]:
@@ -57,18 +58,23 @@ def read_items(sequence: object, name: str) -> list[Any]:
     `__len__` and `__getitem__`, or an iterator. Raises DTypeError for a str, bytes, a mapping or a set, InputError for
     tables, arrays of other dimensions, and more than MAX_TEXTS items. A known length is checked before reading items.
     """
+    iterator, length = iterate_items(sequence, name), known_length(sequence)
+    if length is not None and length > MAX_TEXTS:
+        raise _too_many(name, length)
+    items = list(islice(iterator, MAX_TEXTS + 1))
+    if len(items) > MAX_TEXTS:
+        raise _too_many(name, None)
+    return items
+
+
+def iterate_items(sequence: object, name: str) -> Iterator[Any]:
+    """Return an iterator over the items of a sequence, which may be endless. Raises what `read_items` raises."""
     if not is_list_like(sequence):
         raise DTypeError(f"{name}: expected a sequence of str, got {_kind(sequence)}")
     if isinstance(sequence, Set) and not isinstance(sequence, KeysView):
         raise DTypeError(f"{name}: expected a sequence of str, got {type(sequence).__name__}, which has no order")
     check_one_dimension(sequence, name)
-    length = _length(sequence)
-    if length is not None and length > MAX_TEXTS:
-        raise _too_many(name, length)
-    items = list(islice(_iterate(sequence, length), MAX_TEXTS + 1))
-    if len(items) > MAX_TEXTS:
-        raise _too_many(name, None)
-    return items
+    return _iterate(sequence, known_length(sequence))
 
 
 def check_one_dimension(texts: object, name: str) -> None:
@@ -102,8 +108,8 @@ def _iterate(sequence: Any, length: int | None) -> Iterator[Any]:
     return (sequence[i] for i in range(length or 0))
 
 
-def _length(sequence: Any) -> int | None:
-    """Return the number of items; None for iterators."""
+def known_length(sequence: Any) -> int | None:
+    """Return the number of items; None for iterators, and for iterables without a length."""
     return len(sequence) if hasattr(type(sequence), "__len__") else None
 
 

@@ -79,7 +79,10 @@ class Tokenizer(TokenizerBase):
     # -- text to ids --------------------------------------------------------------------------------------------
 
     def tokenize(self, text: str, pair: str | None = None, **options: Unpack[EncodeArgs]) -> list[str]:
-        """Return the tokens of a text or pair, without special ones unless add_special_tokens=True."""
+        """Return the tokens of a text or pair, without special ones unless add_special_tokens=True.
+
+        Raises DTypeError, InputError.
+        """
         if is_list_like(text) and not options.get("is_split_into_words"):
             raise DTypeError(f"text: expected str, got {type(text).__name__}")
         options.setdefault("add_special_tokens", False)
@@ -120,7 +123,10 @@ class Tokenizer(TokenizerBase):
         return encode_call(state, call, "text", text, text_pair)["input_ids"]
 
     def offsets(self, text: str, text_pair: str | None = None, *, add_special_tokens: bool = True) -> NDArray[np.int32]:
-        """Return the position of each token of `encode` in its text: int32 [n_tokens, 2], in characters."""
+        """Return the position of each token of `encode` in its text: int32 [n_tokens, 2], in characters.
+
+        Raises DTypeError, InputError.
+        """
         state, given = self._state, {"add_special_tokens": add_special_tokens, "return_offsets_mapping": True}
         call = self._read(state, given, "offsets")
         encoding = encode_call(state, call, "text", check_text(text, "text"), text_pair)
@@ -193,10 +199,12 @@ class Tokenizer(TokenizerBase):
         max_length: int | None = None,
         strategy: str = "longest_first",
         cut: dict[int, int] | None = None,
+        names: Sequence[str] | None = None,
     ) -> list[tuple[NDArray[np.int32], NDArray[np.int32]]]:
         """Encode texts like `encode_batch`, with checked arguments. The tasks use this method.
 
-        cut: if given, it receives the index of each truncated pair and the number of remaining tokens.
+        cut: if given, it receives the index of each truncated pair and the number of remaining tokens. names: of the
+        pairs, for messages; None uses texts[i].
         """
         state, truncation = self._state, None
         if max_length is not None and strategy != DO_NOT_TRUNCATE:
@@ -206,7 +214,7 @@ class Tokenizer(TokenizerBase):
             encoding = state.encoder.encode(
                 first,
                 second,
-                name=f"texts[{i}]",
+                name=f"texts[{i}]" if names is None else names[i],
                 add_special_tokens=add_special_tokens,
                 split_special_tokens=state.options.split_special_tokens,
                 truncation=truncation,
@@ -311,7 +319,8 @@ class Tokenizer(TokenizerBase):
 
         token_ids: an int, a sequence [n_tokens], an encoding, or a list of sequences. Invalid UTF-8 becomes U+FFFD, and
         ids without a token give no text. clean_up_tokenization_spaces: remove the spaces before punctuation (None: the
-        tokenizer's setting). As in transformers, a BPE tokenizer ignores it. Raises DTypeError, InputError.
+        tokenizer's setting). As in transformers, a BPE tokenizer ignores it, unless a setting in its files says
+        otherwise. Raises DTypeError, InputError.
         """
         skip = check_flag("skip_special_tokens", skip_special_tokens)
         check_keywords(unused, ("use_source_tokenizer", "spaces_between_special_tokens"), "decode")
@@ -361,7 +370,10 @@ class Tokenizer(TokenizerBase):
         return clean_up(check_text(text, "text"))
 
     def save_pretrained(self, save_directory: str | Path, **unused: Any) -> tuple[str, ...]:
-        """Write tokenizer.json and tokenizer_config.json for fastattn and transformers. Returns their paths."""
+        """Write tokenizer.json and tokenizer_config.json for fastattn and transformers. Returns their paths.
+
+        A MarianTokenizer writes its own files instead of tokenizer.json. Raises DTypeError, InputError, OSError.
+        """
         from fastattn.tokenizer.saving import save
 
         check_keywords(unused, ("legacy_format",), "save_pretrained")

@@ -89,9 +89,10 @@ def longest_first(n_first: int, n_second: int, room: int) -> tuple[int, int]:
 
 def _room_for(name: str, which: str, n_tokens: int, room: int) -> int:
     if room <= 0:
+        other = "second" if which == "first" else "first"
         raise InputError(
             f'truncation: "only_{which}" cannot make {name} fit: the {which} text has {n_tokens} tokens and '
-            f"would need to lose {n_tokens - room}; use a larger max_length or truncation=True"
+            f"would need to lose {n_tokens - room}; shorten the {other} text or use a larger max_length"
         )
     return room
 

@@ -39,10 +39,14 @@ class Peer(Protocol):
     """A loaded model of a library."""
 
     def forward(self, ids: Ids) -> Array:
-        """Return float [n_sequences, width]: logits of each last token or of each sequence, or first hidden states."""
+        """Return float [n_sequences, width].
+
+        For a language model, the logits of the last token of each sequence; for a classifier, those of each sequence;
+        for an encoder, the last hidden state of the first token of each.
+        """
 
     def decode(self, ids: Ids, n_new: int) -> tuple[Ids, float]:
-        """Return greedy tokens after prompts of one length, and the seconds from the first to the last token."""
+        """Return greedy tokens after prompts of equal length, and the seconds from the first to the last token."""
 
 
 # Per classifier: dense layer, last layer, activation between them.

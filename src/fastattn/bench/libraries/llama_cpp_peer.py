@@ -39,7 +39,7 @@ def convert(job: Job) -> None:
 
 
 class Model:
-    """A model in float32, bfloat16, int8 (q8_0) or int4 (q4_0), and the context for the shape of the last work."""
+    """A model in float32, bfloat16, int8 (q8_0) or int4 (q4_0), and the context for the last workload's shape."""
 
     def __init__(self, job: Job) -> None:
         @llama_cpp.llama_log_callback  # type: ignore[untyped-decorator, unused-ignore]
@@ -94,7 +94,10 @@ class Model:
         return np.stack(tokens, 1).tolist(), time.perf_counter() - begin
 
     def _open(self, n: int, length: int, batch: int) -> None:
-        """Create a context for n sequences. It is reused for work of the same shape: its creation is not measured."""
+        """Create a context for n sequences.
+
+        It is reused for workloads of the same shape, so its creation is not measured.
+        """
         if self.shape == (n, length, batch):
             if self.causal:
                 llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self.context), False)

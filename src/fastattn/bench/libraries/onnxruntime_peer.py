@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import time
 from pathlib import Path
 from typing import Any
@@ -9,27 +10,40 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
-from fastattn.bench.libraries.base import Array, Ids, Job, Source, pad
+from fastattn.bench.libraries.base import HEADS, Array, Ids, Job, Source, Unsupported, pad
 
 _FILE = "model.onnx"
 
 
 def convert(job: Job) -> None:
     """Write the graph in the dtype."""
-    from fastattn.bench.libraries import onnx_graphs
-
     target = job.folder / _FILE
     if job.dtype == "float32":
-        onnx_graphs.write(Source(job), target)
+        _write(job, target)
         return
     plain = job.folder / "float32.onnx"
-    onnx_graphs.write(Source(job), plain)
+    _write(job, plain)
     _quantize(plain, target, job.dtype)
     plain.unlink()
 
 
+def _write(job: Job, target: Path) -> None:
+    """Write the graph in float32: with fused operators for the families of HEADS, exported by PyTorch for others."""
+    source = Source(job)
+    if source.model_type in ("gpt2", *HEADS):
+        from fastattn.bench.libraries import onnx_graphs
+
+        onnx_graphs.write(source, target)
+    elif importlib.util.find_spec("torch") is None or importlib.util.find_spec("transformers") is None:
+        raise Unsupported(f"{source.model_type} needs torch and transformers (pip install torch transformers)")
+    else:
+        from fastattn.bench.libraries import onnx_export
+
+        onnx_export.write(job, target)
+
+
 def _quantize(plain: Path, target: Path, dtype: str) -> None:
-    """Quantize: int8 is dynamic for weights and activations; int4 has weight blocks of 32 and int8 activations."""
+    """Quantize to int8 (activations at run time), or to int4 with weight blocks of 32 and int8 activations."""
     if dtype == "int8":
         from onnxruntime.quantization import QuantType, quantize_dynamic
 

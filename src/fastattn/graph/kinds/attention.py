@@ -14,8 +14,10 @@ from fastattn.formats import FORMATS
 from fastattn.graph.attention_bias import bias_columns
 from fastattn.graph.cost import FLOAT_BYTES, Cost, Formats, StepShape
 from fastattn.graph.ir import Attr, Op, Program
+from fastattn.graph.kinds.linear import product
 from fastattn.graph.kinds.rows import ROWS_OF
-from fastattn.graph.op_kind import Floats, OpKind, Run
+from fastattn.graph.op_kind import Floats, OpKind, Parameter, Run
+from fastattn.graph.position_tables import PositionTables, column_reach
 from fastattn.graph.tensor import Tensor, Weights
 
 
@@ -32,6 +34,7 @@ def attention(
     window: int = 0,
     bias: Weights | None = None,
     bias_positions: int = 0,
+    tables: PositionTables | None = None,
 ) -> Tensor:
     """Compute softmax(scale * q @ k.T + bias) @ v for every head within each sequence (Vaswani et al. 2017).
 
@@ -40,16 +43,24 @@ def attention(
 
     bias: its weight is the table [n_head, relative positions] of `fastattn.graph.attention_bias`, for sequences of up
     to `bias_positions`. Several layers may read the same one.
+
+    tables: the scores are scale * (q @ k.T + c2p + p2c). c2p of a query at p and a key at j is q times the row of the
+    position keys for j - p, and p2c is k times the row of the position queries (He et al. 2020).
     """
     kv_heads = n_kv_head or n_head
     if q.width % n_head or n_head % kv_heads or k.width != v.width or k.width * n_head != q.width * kv_heads:
         raise ConfigError(
-            f"attention: {n_head} heads over {kv_heads} do not fit q, k, v of widths {q.width}, {k.width}, {v.width}"
+            f"attention: {n_head} query heads and {kv_heads} key heads do not fit q, k, v of widths {q.width}, "
+            f"{k.width}, {v.width}"
         )
     if window < 0 or (bias_positions < 1 if bias else bias_positions):
         raise ConfigError(
             f"attention: expected a window of at least 0, and bias_positions only with a bias, got {window} and "
             f"{bias_positions}"
+        )
+    if tables is not None and (causal or bias is not None or kv_heads != n_head):
+        raise ConfigError(
+            "attention: expected position tables only without causal and bias, and with as many key heads"
         )
     head_dim = q.width // n_head
     attrs: dict[str, Attr] = {
@@ -63,10 +74,23 @@ def attention(
         "window": window,
         "has_bias": bias is not None,
         "bias_positions": bias_positions,
+        **_position_attrs(tables),
     }
     columns = bias_columns(bias_positions, causal=causal)
-    weights = () if bias is None else (bias.table(n_head, columns, exact=True),)
+    weights: tuple[str, ...] = () if bias is None else (bias.table(n_head, columns, exact=True),)
+    if tables is not None:
+        weights += tables.weights(n_head, head_dim)
     return q.tracer.emit(ATTENTION, (q, k, v), q.rows, q.width, weights=weights, attrs=attrs)
+
+
+def _position_attrs(tables: PositionTables | None) -> dict[str, Attr]:
+    return {
+        "has_columns": tables is not None,
+        "has_position_keys": tables is not None and tables.keys is not None,
+        "has_position_queries": tables is not None and tables.queries is not None,
+        "n_columns": 0 if tables is None else tables.n_columns,
+        "column_positions": 0 if tables is None else tables.positions,
+    }
 
 
 def attention_formula(run: Run, op: Op, q: Floats, k: Floats, v: Floats) -> Floats:
@@ -138,9 +162,12 @@ def _keys_and_values(run: Run, op: Op, sequence: int, k: Floats, v: Floats | Non
 def _probs(run: Run, op: Op, sequence: int, q: Floats, positions: NDArray[np.intp], keys: Floats) -> Floats:
     """Return the attention probabilities [n_head, q_len, kv_len] of a sequence."""
     queries = _heads(q, op)
-    scores = float(op.attrs["scale"]) * (queries @ _repeat(_heads(keys, op), op).transpose(0, 2, 1))
+    scores = queries @ _repeat(_heads(keys, op), op).transpose(0, 2, 1)
     past = len(keys) - _length(run, sequence)
     relative = np.arange(len(keys)) - (positions + past)[:, None]
+    if op.attrs["has_columns"]:
+        scores = scores + _position_scores(run, op, sequence, relative, queries, _heads(keys, op))
+    scores = float(op.attrs["scale"]) * scores
     if op.attrs["has_bias"]:
         scores = scores + _biases(run, op, sequence, relative)
     window = int(op.attrs["window"])
@@ -158,6 +185,35 @@ def _biases(run: Run, op: Op, sequence: int, relative: NDArray[np.intp]) -> Floa
         raise ContextLengthError(f"sequence {sequence}: {relative.shape[1]} positions, the attention bias has {most}")
     table = run.weights[op.weights[0]].values
     return table[:, np.minimum(relative, table.shape[1] - most) + most - 1]
+
+
+def _position_scores(
+    run: Run, op: Op, sequence: int, relative: NDArray[np.intp], queries: Floats, keys: Floats
+) -> Floats:
+    """Return the scores [n_head, q_len, kv_len] of relative positions, from queries and keys by head."""
+    most = int(op.attrs["column_positions"])
+    if relative.shape[1] > most:
+        raise ContextLengthError(f"sequence {sequence}: {relative.shape[1]} positions, the position tables have {most}")
+    table, *matrices = op.weights
+    columns = run.weights[table].values[0].astype(np.intp)[relative + column_reach(most)]
+    total = np.zeros((len(queries), *relative.shape))
+    for head in range(len(queries)):
+        rows = slice(head * int(op.attrs["n_columns"]), (head + 1) * int(op.attrs["n_columns"]))
+        names = iter(matrices)
+        if op.attrs["has_position_keys"]:
+            scores = product(queries[head], _rows_of(run.weights[next(names)], rows))
+            total[head] += np.take_along_axis(scores, columns, axis=1)
+        if op.attrs["has_position_queries"]:
+            scores = product(keys[head], _rows_of(run.weights[next(names)], rows))
+            total[head] += np.take_along_axis(scores, columns.T, axis=1).T
+    return total.astype(queries.dtype)
+
+
+def _rows_of(weight: Parameter, rows: slice) -> Parameter:
+    integers = weight.integers
+    if integers is not None:
+        integers = replace(integers, values=integers.values[rows], scales=integers.scales[rows])
+    return Parameter(weight.form, weight.values[rows], integers)
 
 
 def _heads(x: Floats, op: Op) -> Floats:
@@ -188,11 +244,33 @@ def attention_cost(program: Program, op: Op, shape: StepShape, formats: Formats)
     kv = FORMATS[formats.kv]
     row_bytes = int(op.attrs["head_dim"]) * kv.element_bytes + kv.scale_bytes
     n_rows = n_products * int(op.attrs["n_kv_head"]) * sum(of_sequence.past for of_sequence in seen)
+    relative = max((of_sequence.relative for of_sequence in seen), default=0.0)
     biases = 0.0
     # The first op that reads a table counts it for all.
     if op.weights and op.output == next(o.output for o in program.ops if op.weights[0] in o.weights):
-        biases = int(op.attrs["n_head"]) * max((of_sequence.relative for of_sequence in seen), default=0.0)
-    return Cost(multiply_adds, weight_bytes=biases * FLOAT_BYTES, kv_bytes=n_rows * row_bytes)
+        biases = relative * (int(op.attrs["n_head"]) if op.attrs["has_bias"] else 1)
+    cost = Cost(multiply_adds, weight_bytes=biases * FLOAT_BYTES, kv_bytes=n_rows * row_bytes)
+    return cost + _tables_cost(op, shape, formats, relative) if op.attrs["has_columns"] else cost
+
+
+def _tables_cost(op: Op, shape: StepShape, formats: Formats, relative: float) -> Cost:
+    """Count the products with the position tables: each query, and each key, with the columns that it needs."""
+    heads, head_dim, columns = (int(op.attrs[name]) for name in ("n_head", "head_dim", "n_columns"))
+    cost = Cost()
+    for name, matrix in zip(_tables_of(op), op.weights[1:], strict=True):
+        products = 0
+        for length, _ in _lengths(shape):
+            queries = {"tokens": length, "wanted": shape.wanted_rows(length)}.get(str(op.attrs["q_rows"]), 1)
+            rows, others = (queries, length) if name == "position_keys" else (length, queries)
+            products += rows * min(others, columns)
+        form = FORMATS[formats.weight(matrix)]
+        row_bytes = head_dim * form.element_bytes + form.scale_bytes
+        cost += Cost(heads * products * head_dim, weight_bytes=heads * min(relative, columns) * row_bytes)
+    return cost
+
+
+def _tables_of(op: Op) -> list[str]:
+    return [name for name in ("position_keys", "position_queries") if op.attrs[f"has_{name}"]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,7 +315,7 @@ def _sum_up_to(most: float, first: float, count: int) -> float:
 ATTENTION = OpKind(
     name="attention",
     inputs=("q", "k", "v"),
-    weights=("bias",),
+    weights=("bias", "columns", "position_keys", "position_queries"),
     attrs={
         "causal": bool,
         "layer": int,
@@ -249,6 +327,11 @@ ATTENTION = OpKind(
         "window": int,
         "has_bias": bool,
         "bias_positions": int,
+        "has_columns": bool,
+        "has_position_keys": bool,
+        "has_position_queries": bool,
+        "n_columns": int,
+        "column_positions": int,
     },
     formula=attention_formula,
     reads="queries",

@@ -16,7 +16,7 @@ from fastattn.graph.tensor import Tensor, Weights
 def linear(x: Tensor, w: Weights, out_features: int, *, bias: bool | Weights = True) -> Tensor:
     """Compute x @ weight.T + bias, with weight [out_features, x.width] and, if `bias`, bias [out_features].
 
-    bias: whether there is one beside the weight, or the place of a bias that is elsewhere.
+    bias: True if it is next to the weight in the checkpoint, False if there is none, or the `Weights` that has it.
     """
     place = w if bias is True else bias or None
     weights = (w.matrix(out_features, x.width),) + (() if place is None else (place.vector("bias", out_features),))

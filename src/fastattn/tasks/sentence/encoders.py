@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fastattn.api.encoders import Encoder
-from fastattn.checks import check_count
 from fastattn.errors import ConfigError, InputError, ModelFormatError
 from fastattn.graph.executor import Executor
 from fastattn.graph.rewrites import optimize, with_pooling
 from fastattn.models.inputs import read_model_batch
-from fastattn.tasks.pipeline_inputs import check_fits
 from fastattn.tasks.sentence.features import SENTENCE, TOKENS, Features, Rows, Widths
 from fastattn.tasks.sentence.files import (
     WEIGHTS_NAME,
@@ -27,42 +23,14 @@ from fastattn.tasks.sentence.files import (
     read_floats,
     read_integers,
 )
+from fastattn.tasks.sentence.text_model import Encoded, Pairs, TextModel, TextTask, TextTruncation
 from fastattn.tokenizer import Tokenizer
-from fastattn.tokenizer.call import TruncationArg
-from fastattn.tokenizer.encoder import full_copy
 from fastattn.tokenizer.folder import Folder
 from fastattn.tokenizer.library import file_errors
 from fastattn.tokenizer.options import Side, TokenizerOptions
-from fastattn.tokenizer.truncation import DO_NOT_TRUNCATE
 
 if TYPE_CHECKING:
     from typing_extensions import Self
-
-Ids: TypeAlias = "NDArray[np.int32]"
-Encoded: TypeAlias = "list[tuple[Ids, Ids]]"
-Pairs: TypeAlias = "Sequence[tuple[str, str | None]]"  # None: a single text
-TextTask: TypeAlias = Literal["query", "document"]
-
-
-@dataclass(frozen=True, slots=True)
-class TextTruncation:
-    """How to cut texts: transformers' strategy, and the number of tokens per task if it is not max_seq_length."""
-
-    strategy: str = "longest_first"
-    max_length: int | None = None
-    query_length: int | None = None
-    document_length: int | None = None
-
-    @property
-    def enabled(self) -> bool:
-        """Whether texts are cut."""
-        return self.strategy != DO_NOT_TRUNCATE
-
-    def length(self, task: TextTask | None) -> int | None:
-        """Return the number of tokens that a task's texts are cut to; None for max_seq_length."""
-        if self.max_length is not None:
-            return self.max_length
-        return self.query_length if task == "query" else self.document_length if task == "document" else None
 
 
 class InputModule(Protocol):
@@ -91,11 +59,8 @@ class InputModule(Protocol):
     def close(self) -> None: ...
 
 
-class Transformer:
-    """The transformer model and its tokenizer.
-
-    This object owns the tokenizer: `tokenizer.model_max_length` and `max_seq_length` are one setting.
-    """
+class Transformer(TextModel[Encoder]):
+    """The transformer model and its tokenizer."""
 
     def __init__(
         self,
@@ -105,55 +70,11 @@ class Transformer:
         do_lower_case: bool = False,
         truncation: TextTruncation | None = None,
     ) -> None:
-        self.auto_model = model
-        self.do_lower_case = do_lower_case
-        self.tokenizer = tokenizer
-        self.truncation = truncation or TextTruncation()
-        self._context = model.executor.program.max_positions
+        super().__init__(model, tokenizer, do_lower_case=do_lower_case, truncation=truncation)
         self._pooled: dict[tuple[str, bool], Executor] = {}
-
-    def __repr__(self) -> str:
-        return f"Transformer({self.auto_model!r}, max_seq_length={self.max_seq_length})"
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_pooled": {}}
-
-    def __copy__(self) -> Self:
-        """Return a module with the same weights and its own settings; closing one does not close the other."""
-        found = object.__new__(type(self))
-        parts = {"auto_model": copy.copy(self.auto_model), "_tokenizer": copy.copy(self.tokenizer)}
-        found.__dict__.update(self.__getstate__() | parts)
-        return found
-
-    @property
-    def tokenizer(self) -> Tokenizer:
-        """The tokenizer; with `do_lower_case`, a tokenizer that is set also lowercases text."""
-        return self._tokenizer
-
-    @tokenizer.setter
-    def tokenizer(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = _lowercase(tokenizer) if self.do_lower_case else tokenizer
-
-    @property
-    def model(self) -> Encoder:
-        """The transformer model."""
-        return self.auto_model
-
-    @property
-    def max_seq_length(self) -> int:
-        """The maximum number of tokens of a text, including special tokens; longer texts are cut."""
-        return min(self.tokenizer.model_max_length, self._context)
-
-    @max_seq_length.setter
-    def max_seq_length(self, length: int | None) -> None:
-        """Set the limit: at least the number of special tokens; None is the model's context.
-
-        Raises DTypeError, InputError.
-        """
-        high = self._context
-        low = max(1, self.tokenizer.num_special_tokens_to_add()) if self.truncation.enabled else 1
-        limit = high if length is None else check_count("max_seq_length", length, low=low, high=high)
-        self.tokenizer.model_max_length = limit
 
     def get_embedding_dimension(self) -> int:
         """Return the width of the token vectors."""
@@ -165,45 +86,16 @@ class Transformer:
         """Record the features that this module computes."""
         widths.put(TOKENS, "tokens", self.get_embedding_dimension())
 
-    def encode(
-        self,
-        texts: Pairs,
-        truncation: TextTruncation,
-        task: TextTask | None,
-        cut: dict[int, int] | None = None,
-    ) -> Encoded:
-        """Return (token ids, token type ids) of each text. cut: as in `Tokenizer.encode_pairs`."""
-        return self.tokenizer.encode_pairs(
-            texts, max_length=self._limit(truncation, task), strategy=truncation.strategy, cut=cut
-        )
-
-    def preprocess(self, texts: Pairs, truncation: TextTruncation, task: TextTask | None) -> dict[str, NDArray[Any]]:
-        """Return the padded arrays of the tokenizer."""
-        items = [first if second is None else (first, second) for first, second in texts]
-        return self.tokenizer(
-            items,
-            padding=True,
-            truncation=cast(TruncationArg, truncation.strategy),
-            max_length=self._limit(truncation, task),
-            return_tensors="np",
-        )
-
-    def _limit(self, truncation: TextTruncation, task: TextTask | None) -> int | None:
-        """Return the number of tokens that a text is cut to; None if it is not cut."""
-        if not truncation.enabled:
-            return None
-        return min(truncation.length(task) or self.max_seq_length, self._context)
-
     def run(self, encoded: Encoded, features: Features) -> None:
         """Compute the token vectors."""
-        self._check_ids(encoded, features.where)
-        ids, types = self._columns(encoded)
+        self.check_ids(encoded, features.where)
+        ids, types = self.columns(encoded)
         features.tokens[TOKENS] = list(self.auto_model(ids, token_type_ids=types).last_hidden_state)
 
     def run_pooled(self, encoded: Encoded, features: Features, op: str) -> None:
         """Compute one vector per text with pooling as an op of the model, without returning token vectors."""
-        self._check_ids(encoded, features.where)
-        ids, types = self._columns(encoded)
+        self.check_ids(encoded, features.where)
+        ids, types = self.columns(encoded)
         batch = read_model_batch(self.auto_model.config, ids, None, types)
         executor = self._pooled_executor(op, types=self.auto_model.adds_types(batch))
         if batch.n_tokens:
@@ -217,11 +109,7 @@ class Transformer:
         pooled, self._pooled = self._pooled, {}
         for executor in pooled.values():
             executor.close()
-        self.auto_model.close()
-
-    def _columns(self, encoded: Encoded) -> tuple[list[Ids], list[Ids] | None]:
-        """Return the ids, and the token types if both the tokenizer and the model have them."""
-        return [ids for ids, _ in encoded], self.auto_model.types_of(self.tokenizer, [types for _, types in encoded])
+        super().close()
 
     def _pooled_executor(self, op: str, *, types: bool) -> Executor:
         own = self.auto_model.executor  # raises if the model is closed
@@ -230,26 +118,6 @@ class Transformer:
             program = optimize(with_pooling(self.auto_model.trace(types=types), op))
             known = self._pooled.setdefault((op, types), own.with_program(program))
         return known
-
-    def _check_ids(self, encoded: Encoded, where: Sequence[str]) -> None:
-        """Reject tokenizer ids that the model does not have."""
-        if self.tokenizer.id_limit > self.auto_model.config.vocab_size:
-            for (ids, _), name in zip(encoded, where, strict=True):
-                check_fits(self.auto_model, self.tokenizer, ids, name)
-
-
-def _lowercase(tokenizer: Tokenizer) -> Tokenizer:
-    """Add lowercasing as the first step of the normalizer; special tokens in a text are unchanged."""
-    from tokenizers import normalizers
-
-    raw = full_copy(tokenizer.raw)
-    own: Any = raw.normalizer
-    steps: list[Any] = [] if own is None else [own]
-    if isinstance(own, normalizers.Sequence):
-        steps = [*cast("Sequence[Any]", own)]
-    if not any(isinstance(step, normalizers.Lowercase) for step in steps):
-        raw.normalizer = normalizers.Sequence([normalizers.Lowercase(), *steps])
-    return Tokenizer(raw, tokenizer.options)
 
 
 class StaticEmbedding:

@@ -6,7 +6,7 @@ import inspect
 import logging
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NoReturn, TypeVar, cast, overload
 
@@ -15,14 +15,15 @@ from numpy.typing import NDArray
 
 from fastattn.checks import check_choice, check_count, check_flag, check_keywords, check_str, one_of, quote
 from fastattn.errors import InputError
-from fastattn.options import Choice, Count, option, options_of
-from fastattn.tasks.sentence.encoders import TextTask
+from fastattn.options import Choice, Count, check_fields, option
+from fastattn.tasks.progress import steps
+from fastattn.tasks.search.quantization import PRECISIONS, Precision
 from fastattn.tasks.sentence.loading import is_on
-from fastattn.tasks.sentence.similarity import PRECISIONS
+from fastattn.tasks.sentence.text_model import Encoded, TextTask
 from fastattn.tokenizer import check_text
 
 OutputValue = Literal["sentence_embedding", "token_embeddings"]
-Precision = Literal["float32", "int8", "uint8", "binary", "ubinary"]
+_TASK_PROMPTS = {"query": ("query",), "document": ("document", "passage", "corpus")}
 _Method = TypeVar("_Method", bound=Callable[..., Any])
 _log = logging.getLogger("fastattn")
 
@@ -31,18 +32,20 @@ def _output_value(name: str, value: object) -> str | None:
     return None if value is None else check_choice(name, value, ("sentence_embedding", "token_embeddings"))
 
 
-def _progress(name: str, value: object) -> bool:
+def read_progress(name: str, value: object) -> bool:
+    """Return whether to show a progress bar; None depends on the level of the logger. Raises DTypeError."""
     if value is None:
         return _log.getEffectiveLevel() in (logging.INFO, logging.DEBUG)
     return check_flag(name, value)
 
 
-def _tensor(name: str, value: object) -> bool:
+def read_tensor(name: str, value: object) -> bool:
+    """Return whether results are torch tensors, for which torch must be imported. Raises DTypeError, InputError."""
     wanted = check_flag(name, value)
     if wanted and "torch" not in sys.modules:
         raise InputError(
             f"{name}: expected False, because torch is not imported; import torch first, or use "
-            "torch.from_numpy(model.encode(...))"
+            "torch.from_numpy on the result"
         )
     return wanted
 
@@ -51,28 +54,28 @@ def _tensor(name: str, value: object) -> bool:
 class EncodeOptions:
     """The checked arguments of one call; `EncodeMethods.encode` describes them. Raises DTypeError, InputError.
 
-    cut: receives the index of each text that was cut and its remaining number of tokens.
+    cut: receives the index of each text that was cut and its remaining number of tokens. name, first: text i of the
+    call is `name[first + i]` in messages.
     """
 
     prompt_name: str | None = option(None, check_str)
     prompt: str | None = option(None, lambda name, value: check_text(value, name))
     batch_size: int = option(32, Count(low=1))
-    show_progress_bar: bool | None = option(False, _progress)
+    show_progress_bar: bool | None = option(False, read_progress)
     output_value: str | None = option("sentence_embedding", _output_value)
     precision: str | None = option(None, Choice(*PRECISIONS))
     convert_to_numpy: bool = option(True, check_flag)
-    convert_to_tensor: bool = option(False, _tensor)
+    convert_to_tensor: bool = option(False, read_tensor)
     normalize_embeddings: bool = option(False, check_flag)
     truncate_dim: int | None = option(None, Count(low=1))
     task: Literal["query", "document"] | None = option(None, Choice("query", "document"))
     processing_kwargs: object = None
     cut: dict[int, int] | None = None
+    name: str = "sentences"
+    first: int = 0
 
     def __post_init__(self) -> None:
-        for name, entry in options_of(self).items():
-            value = getattr(self, name)
-            if entry.check is not None and not (value is None and entry.default is None):
-                object.__setattr__(self, name, entry.check(name, value))
+        check_fields(self)
 
 
 def _signature_of(encode: _Method) -> Callable[[Callable[..., Any]], _Method]:
@@ -173,10 +176,11 @@ class EncodeMethods(ABC):
         In a sequence, a tuple or list of two str is a pair, tokenized together. The arguments are those of
         sentence-transformers. inputs: another name for sentences. prompt, or the entry prompt_name of `prompts`: put
         before each text, in a pair before the first one. output_value: "token_embeddings" returns float32 [n_tokens,
-        width] per text, None returns a dict of all features per text. precision: see `quantize_vectors`; with int8 and
-        uint8 each row depends on all rows. convert_to_numpy=False: return a list of vectors. convert_to_tensor: return
-        torch tensors; torch must be imported. show_progress_bar: a bar on standard error; None shows it if the level of
-        the logger "fastattn" is INFO or DEBUG. task: "query" or "document", as in `encode_query` and `encode_document`.
+        width] per text, None returns a dict of all features per text. precision: see `util.quantize_embeddings`; with
+        int8 and uint8 each row depends on all rows. convert_to_numpy=False: return a list of vectors.
+        convert_to_tensor: return torch tensors; torch must be imported. show_progress_bar: a bar on standard error;
+        None shows it if the level of the logger "fastattn" is INFO or DEBUG. task: "query" or "document", as in
+        `encode_query` and `encode_document`.
         processing_kwargs: {"text": {"max_length": n, "truncation": True}} for this call. device must be the model's,
         pool None; chunk_size changes nothing: one process uses all threads.
         Raises DTypeError, InputError, and NonFiniteError if a number is NaN or infinite.
@@ -196,13 +200,13 @@ class EncodeMethods(ABC):
             task=task,
             processing_kwargs=processing_kwargs,
         )
-        _check_place(self.device, device, pool, chunk_size)
+        check_place(self.device, device, pool, chunk_size)
         return self._encode(one_of("sentences", sentences, "inputs", inputs), options)
 
     @_signature_of(encode)
     def encode_query(self, *args: Any, **options: Any) -> Any:
         """Call `encode` with task="query"; the default prompt is the one named "query"."""
-        return self._encode_for("query", ("query",), *args, **options)
+        return self._encode_for("query", *args, **options)
 
     @_signature_of(encode)
     def encode_document(self, *args: Any, **options: Any) -> Any:
@@ -210,12 +214,15 @@ class EncodeMethods(ABC):
 
         The first of these names in `prompts` is used; "document" exists unless it was deleted.
         """
-        return self._encode_for("document", ("document", "passage", "corpus"), *args, **options)
+        return self._encode_for("document", *args, **options)
+
+    def _prompt_of(self, task: TextTask | None) -> str | None:
+        """Return the name of the default prompt of a task, if there is one."""
+        return next((name for name in _TASK_PROMPTS.get(task or "", ()) if name in self.prompts), None)
 
     def _encode_for(
         self,
         task: TextTask,
-        default_prompts: tuple[str, ...],
         /,
         sentences: object = None,
         prompt_name: str | None = None,
@@ -225,14 +232,14 @@ class EncodeMethods(ABC):
     ) -> Any:
         check_keywords(options, [name for name in _KEYWORDS if name != "task"], f"encode_{task}")
         if prompt_name is None and prompt is None:
-            prompt_name = next((name for name in default_prompts if name in self.prompts), None)
+            prompt_name = self._prompt_of(task)
         return self.encode(sentences, prompt_name, prompt, *args, task=task, **options)
 
 
 _KEYWORDS = tuple(inspect.signature(EncodeMethods.encode).parameters)[1:-1]  # without self and unknown
 
 
-def _check_place(own: str, device: object, pool: object, chunk_size: object) -> None:
+def check_place(own: str, device: object, pool: object, chunk_size: object) -> None:
     """Accept only the device that the model already runs on: one process uses all threads."""
     for place in device if isinstance(device, (list, tuple)) else [device]:
         if place is not None and not is_on(place, own):
@@ -245,10 +252,17 @@ def _check_place(own: str, device: object, pool: object, chunk_size: object) -> 
         check_count("chunk_size", chunk_size, low=1)
 
 
+def batches_by_length(encoded: Encoded, size: int, *, show: bool | None) -> Iterator[list[int]]:
+    """Yield the indices of the texts of each batch. Texts of similar length share one."""
+    order = sorted(range(len(encoded)), key=lambda i: -len(encoded[i][0]))
+    for start in steps(len(order), size, show=show):
+        yield order[start : start + size]
+
+
 def to_tensors(value: Any) -> Any:
-    """Convert arrays, also those in lists and dicts, to torch tensors that share their memory."""
+    """Convert arrays, also those in lists and dicts, to torch tensors that share their memory (through DLPack)."""
     if isinstance(value, np.ndarray):
-        return sys.modules["torch"].from_numpy(value)
+        return sys.modules["torch"].from_dlpack(value)
     if isinstance(value, list):
         return [to_tensors(item) for item in value]
     if isinstance(value, dict):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any, Literal, Protocol
@@ -16,6 +16,7 @@ Float = NDArray[np.floating[Any]]
 Rows = NDArray[np.float32]
 TOKENS, SENTENCE = "token_embeddings", "sentence_embedding"
 Level = Literal["tokens", "sentences"]
+_UNITS: Mapping[Level, str] = {"tokens": "token", "sentences": "text"}
 
 
 @dataclass(slots=True)
@@ -62,7 +63,7 @@ class Widths:
             raise ConfigError(f"{module}: expected {name} from a module before it, got {found}")
         found_level, found_width = self.known[name]
         if level is not None and found_level != level:
-            raise ConfigError(f"{module}: expected {name} of {level}, got one of {found_level}")
+            raise ConfigError(f"{module}: expected one {name} per {_UNITS[level]}, got one per {_UNITS[found_level]}")
         if width is not None and found_width != width:
             raise ConfigError(f"{module}: expected {name} of width {width}, got {found_width}")
         return found_width

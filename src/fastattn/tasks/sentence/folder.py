@@ -16,7 +16,7 @@ from fastattn.checkpoint.file_names import ADAPTER_NAME
 from fastattn.checks import closest, quote
 from fastattn.errors import ConfigError
 from fastattn.settings import Settings
-from fastattn.tasks.sentence.encoders import TextTruncation
+from fastattn.tasks.search.similarity import MEASURES
 from fastattn.tasks.sentence.files import read_optional_json, read_settings
 from fastattn.tasks.sentence.loading import (
     TransformerOptions,
@@ -26,10 +26,10 @@ from fastattn.tasks.sentence.loading import (
     read_processing_kwargs,
     read_processor_kwargs,
 )
+from fastattn.tasks.sentence.text_model import TextTruncation
 
 MODULES_NAME = "modules.json"
 SETTINGS_NAME = "config_sentence_transformers.json"
-SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")
 INPUT_MODULES = ("Transformer", "StaticEmbedding")
 MODULES = (*INPUT_MODULES, "Pooling", "Dense", "Normalize", "LayerNorm")
 _HOMES = ("sentence_transformers.models.", "sentence_transformers.sentence_transformer.modules.",
@@ -41,10 +41,20 @@ TRANSFORMER_CONFIGS = tuple(
 )
 _MAX_PATH_CHARS = 200
 _MODEL_TYPE = "SentenceTransformer"
-# The only supported task; for texts it has one method and one output.
-_TASK = "feature-extraction"
-_TEXT_METHOD = {"method": "forward", "method_output_name": "last_hidden_state"}
 _log = logging.getLogger("fastattn")
+
+
+@dataclass(frozen=True, slots=True)
+class TransformerTask:
+    """What the Transformer module computes for texts: its task, the model's output, and the name of the feature."""
+
+    name: str
+    output: str
+    feature: str
+
+
+FEATURES = TransformerTask("feature-extraction", "last_hidden_state", "token_embeddings")
+SCORES = TransformerTask("sequence-classification", "logits", "scores")
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +87,7 @@ class TransformerSettings:
     do_lower_case: bool = False
     truncation: TextTruncation = field(default_factory=TextTruncation)
     options: TransformerOptions = field(default_factory=TransformerOptions)
+    task: TransformerTask = FEATURES
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,12 +104,7 @@ def read_folder(directory: Path) -> ModelFolder:
     plain = ModelFolder(directory, None, ModelSettings({}))
     value = read_optional_json(directory / MODULES_NAME)
     if value is None:
-        ignored = [name for name in (SETTINGS_NAME, *TRANSFORMER_CONFIGS) if (directory / name).is_file()]
-        if ignored:
-            _log.warning(
-                "%s: there is no %s, so %s is not read, as in sentence-transformers",
-                directory, MODULES_NAME, ", ".join(ignored),
-            )  # fmt: skip
+        warn_of_unread(directory)
         pooling = default_pooling(read_settings(directory / "config.json").values)
         hint = "; this copy of a hub repository may be incomplete" if is_snapshot(directory) else ""
         _log.warning("%s: there is no %s: %s pooling is used%s", directory, MODULES_NAME, pooling, hint)
@@ -112,7 +118,17 @@ def read_folder(directory: Path) -> ModelFolder:
             settings.where, quote(kind), _MODEL_TYPE,
         )  # fmt: skip
         return plain
-    return ModelFolder(directory, _entries(directory, value), _model_settings(settings))
+    return ModelFolder(directory, read_entries(directory, value), _model_settings(settings))
+
+
+def warn_of_unread(directory: Path) -> None:
+    """Log the settings that are not read, because the folder has no modules.json."""
+    ignored = [name for name in (SETTINGS_NAME, *TRANSFORMER_CONFIGS) if (directory / name).is_file()]
+    if ignored:
+        _log.warning(
+            "%s: there is no %s, so %s is not read, as in sentence-transformers",
+            directory, MODULES_NAME, ", ".join(ignored),
+        )  # fmt: skip
 
 
 def is_snapshot(folder: Path) -> bool:
@@ -123,7 +139,7 @@ def is_snapshot(folder: Path) -> bool:
 def module_paths(directory: Path) -> list[str]:
     """Return the folders that modules.json names inside the model's folder; [] if the file does not exist."""
     value = read_optional_json(directory / MODULES_NAME)
-    entries = () if value is None else _entries(directory, value)
+    entries = () if value is None else read_entries(directory, value)
     return sorted({str(entry.folder.relative_to(directory)) for entry in entries if entry.folder != directory})
 
 
@@ -135,7 +151,7 @@ def default_pooling(config: Mapping[str, Any]) -> str:
     return "lasttoken" if causal else "mean"
 
 
-def _entries(directory: Path, value: object) -> tuple[ModuleEntry, ...]:
+def read_entries(directory: Path, value: object) -> tuple[ModuleEntry, ...]:
     path = directory / MODULES_NAME
     if not isinstance(value, list) or not value:
         raise ConfigError(f"{path}: expected a list of modules, got {quote(value)}")
@@ -187,11 +203,9 @@ def _is_inside(folder: str) -> bool:
 
 
 def _model_settings(settings: Settings) -> ModelSettings:
-    prompts = settings.table("prompts")
-    if not all(text is None or isinstance(text, str) for text in prompts.values()):
-        raise settings.error("prompts", "an object of strings")
+    prompts = read_prompts(settings)
     similarity = settings.text("similarity_fn_name", None)
-    if similarity is not None and similarity not in SIMILARITIES:
+    if similarity is not None and similarity not in MEASURES:
         _log.warning("%s: similarity_fn_name %s is not supported: cosine is used", settings.where, quote(similarity))
         similarity = None
     settings.ignore("__version__")
@@ -205,16 +219,27 @@ def _model_settings(settings: Settings) -> ModelSettings:
     return found
 
 
-def read_transformer_settings(folder: Path) -> TransformerSettings:
-    """Read sentence_bert_config.json, or the first of its other names that is not empty. Raises ConfigError."""
+def read_prompts(settings: Settings) -> Mapping[str, str | None]:
+    """Return the prompts by name; null is no text."""
+    prompts = settings.table("prompts")
+    if not all(text is None or isinstance(text, str) for text in prompts.values()):
+        raise settings.error("prompts", "an object of strings")
+    return prompts
+
+
+def read_transformer_settings(folder: Path, tasks: tuple[TransformerTask, ...] = (FEATURES,)) -> TransformerSettings:
+    """Read sentence_bert_config.json, or the first of its other names that is not empty.
+
+    tasks: those that are supported. Raises ConfigError.
+    """
     for name in TRANSFORMER_CONFIGS:
         settings = read_settings(folder / name)
         if settings.values:
-            return _transformer_settings(settings)
+            return _transformer_settings(settings, tasks)
     return TransformerSettings()
 
 
-def _transformer_settings(settings: Settings) -> TransformerSettings:
+def _transformer_settings(settings: Settings, tasks: tuple[TransformerTask, ...]) -> TransformerSettings:
     where, options = settings.where, TransformerOptions()
     key = _given_key(settings, "model_args", "model_kwargs")
     options = from_file(f"{where}: {key}", read_model_kwargs, _without_trust(settings.table(key)), options)
@@ -228,8 +253,9 @@ def _transformer_settings(settings: Settings) -> TransformerSettings:
     )
     key = "processing_kwargs"
     truncation = from_file(f"{where}: {key}", read_processing_kwargs, settings.table(key), truncation)
-    settings.choice("transformer_task", (_TASK,), _TASK)
-    _check_modalities(settings)
+    named = settings.choice("transformer_task", [task.name for task in tasks], FEATURES.name)
+    task = SCORES if named == SCORES.name else FEATURES
+    _check_modalities(settings, task)
     for key in ("query_expansion", "tokenizer_name_or_path"):
         if settings.raw(key) is not None:
             raise settings.error(key, "null, the only value that is supported")
@@ -241,6 +267,7 @@ def _transformer_settings(settings: Settings) -> TransformerSettings:
         do_lower_case=settings.flag("do_lower_case", False),
         truncation=truncation,
         options=options,
+        task=task,
     )
     settings.finish()
     return found
@@ -260,18 +287,19 @@ def _without_trust(values: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in values.items() if key != "trust_remote_code"}
 
 
-def _check_modalities(settings: Settings) -> None:
-    """Check modality_config and module_output_name: the token embeddings of texts must be the last hidden state."""
+def _check_modalities(settings: Settings, task: TransformerTask) -> None:
+    """Check modality_config and module_output_name: for texts, they must name the output of the task."""
     config = settings.table("modality_config")
     if not config:
         return
     if "message" in config:
         raise settings.error("modality_config", "no messages, because chat templates are not supported")
-    if config.get("text") != _TEXT_METHOD:
-        raise settings.error("modality_config", f'"text": {quote(_TEXT_METHOD, 200)}')
+    method = {"method": "forward", "method_output_name": task.output}
+    if config.get("text") != method:
+        raise settings.error("modality_config", f'"text": {quote(method, 200)}')
     output = settings.text("module_output_name", None)
-    if output != "token_embeddings":
-        raise settings.error("module_output_name", "token_embeddings")
+    if output != task.feature:
+        raise settings.error("module_output_name", task.feature)
 
 
 def check_no_adapter(folder: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 from fastattn.api.load_options import read_device
 from fastattn.checks import Neutral, check_count, check_neutral, closest, quote
 from fastattn.errors import ConfigError, DTypeError, InputError
-from fastattn.tasks.sentence.encoders import TextTruncation
+from fastattn.tasks.sentence.text_model import TextTruncation
 from fastattn.tokenizer.overrides import TokenizerSettings, read_overrides
 from fastattn.tokenizer.truncation import read_truncation
 

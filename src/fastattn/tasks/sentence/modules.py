@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import ClassVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,7 @@ from fastattn import ops
 from fastattn.checks import closest, quote
 from fastattn.errors import ConfigError
 from fastattn.settings import Settings
+from fastattn.tasks.search.vectors import normalized
 from fastattn.tasks.sentence.features import SENTENCE, Features, Rows, Widths
 from fastattn.tasks.sentence.files import check_names, find_weights, read_floats, read_settings
 from fastattn.tasks.sentence.read_only import read_only
@@ -74,13 +75,6 @@ def activate(name: str, x: Rows) -> Rows:
         return ops.gelu(x)
     # The array must be contiguous: numpy uses different code for other arrays, which changes the last bits.
     return _FORMULAS[name](np.ascontiguousarray(x, np.float64)).astype(np.float32)
-
-
-def normalized(vectors: NDArray[np.floating[Any]]) -> Rows:
-    """Return rows of length 1; a row of zeros is unchanged (as in torch's normalize with eps 1e-12)."""
-    wide = np.ascontiguousarray(vectors, np.float64)
-    lengths = np.sqrt((wide * wide).sum(axis=-1, keepdims=True))
-    return cast(Rows, (wide / np.maximum(lengths, 1e-12)).astype(np.float32))
 
 
 @read_only()

@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 
 from fastattn.checkpoint.hub import ALLOW_PATTERNS, resolve
+from fastattn.checks import check_path, one_of
 from fastattn.tasks.sentence.folder import is_snapshot, module_paths
 
 ORGANIZATION = "sentence-transformers"
@@ -34,11 +35,11 @@ _SHORT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]*")
 _MODULE_FILES = ("*.json", "*.txt", "*.model", "model.safetensors", "model-*-of-*.safetensors")
 
 
-def full_name(name: str | Path) -> str | Path:
+def full_name(name: str | Path, organization: str = ORGANIZATION) -> str | Path:
     """Return the hub id for a short name; an existing path is unchanged."""
     if not isinstance(name, str) or not _SHORT_NAME.fullmatch(name) or os.path.exists(name):
         return name
-    return name if name.lower() in _WITHOUT_OWNER else f"{ORGANIZATION}/{name}"
+    return name if name.lower() in _WITHOUT_OWNER else f"{organization}/{name}"
 
 
 def find_folder(
@@ -48,12 +49,13 @@ def find_folder(
     cache_dir: str | Path | None,
     local_files_only: bool,
     token: str | bool | None,
+    organization: str = ORGANIZATION,
 ) -> Path:
     """Return the local folder of a model, including the folders of all its modules.
 
-    Raises HubError, ModelNotFoundError.
+    organization: the owner of short names. Raises HubError, ModelNotFoundError.
     """
-    name = full_name(name)
+    name = full_name(name, organization)
 
     def found(revision: str | None, patterns: tuple[str, ...] = ALLOW_PATTERNS) -> Path:
         return resolve(
@@ -76,3 +78,9 @@ def find_folder(
     return found(
         commit, patterns=tuple(f"{glob.escape(module)}/{file}" for module in modules for file in _MODULE_FILES)
     )
+
+
+def cache_of(cache_folder: str | Path | None, cache_dir: str | os.PathLike[str] | None) -> Path | None:
+    """Return the folder for downloaded models. An environment variable can set it, as in sentence-transformers."""
+    found = one_of("cache_dir", cache_dir, "cache_folder", cache_folder) or os.environ.get("SENTENCE_TRANSFORMERS_HOME")
+    return check_path("cache_dir", found) if found else None

@@ -5,19 +5,16 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from fastattn.api.auto import AutoModel
-from fastattn.api.load_args import RunArgs
 from fastattn.checks import quote
 from fastattn.errors import ConfigError, InputError
 from fastattn.tasks.finite import check_finite
 from fastattn.tasks.sentence.encoders import (
-    Encoded,
     InputModule,
     Transformer,
     read_static_embedding,
@@ -30,11 +27,11 @@ from fastattn.tasks.sentence.folder import (
     ModelFolder,
     ModuleEntry,
     TransformerSettings,
-    check_no_adapter,
     check_no_chat_template,
     default_pooling,
     read_transformer_settings,
 )
+from fastattn.tasks.sentence.load_text import StackOptions, load_text_model
 from fastattn.tasks.sentence.loading import (
     TransformerOptions,
     is_on,
@@ -44,23 +41,12 @@ from fastattn.tasks.sentence.loading import (
 )
 from fastattn.tasks.sentence.modules import read_dense, read_layer_norm, read_normalize
 from fastattn.tasks.sentence.pooling import POOL_OPS, Pooling, read_pooling
-from fastattn.tokenizer import Tokenizer, has_tokenizer, load_tokenizer
+from fastattn.tasks.sentence.text_model import Encoded
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 _log = logging.getLogger("fastattn")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StackOptions:
-    """How to load the modules. run: options of `AutoModel.from_pretrained`."""
-
-    run: RunArgs
-    trust_remote_code: bool = False
-    model_kwargs: object = None
-    processor_kwargs: object = None
-    config_kwargs: object = None
 
 
 class Stack:
@@ -97,14 +83,23 @@ class Stack:
         modules: list[InputModule | Module] = [self.first, *self.later]
         return modules[index]
 
+    def prompt_len(self, prefix: str) -> int:
+        """Return the number of prompt tokens that a Pooling module excludes, without a special token at the end."""
+        if not prefix or all(module.include_prompt for module in self.later if isinstance(module, Pooling)):
+            return 0
+        ids, _ = self.first.encode([(prefix, None)], self.first.truncation, None)[0]
+        closing = bool(len(ids)) and int(ids[-1]) in self.first.tokenizer.all_special_ids
+        return len(ids) - int(closing)
+
     def replace(self, old: Module, new: Module) -> None:
         """Replace one module with another."""
         self.later = [new if module is old else module for module in self.later]
 
     def run(self, encoded: Encoded, where: Sequence[str], *, prompt_len: int, output: str | None) -> Features:
-        """Compute the features of a batch: "sentence_embedding", "token_embeddings" (at least these), or all for None.
+        """Compute the features of a batch.
 
-        Raises InputError, NonFiniteError.
+        output: the feature that is needed, "sentence_embedding" or "token_embeddings"; None: all. Raises InputError,
+        NonFiniteError.
         """
         features = Features(where, prompt_len)
         modules = list(self.later)
@@ -114,7 +109,8 @@ class Stack:
         self._check_tokens(modules, encoded, where)
         if op is None or output is None:
             self.first.run(encoded, features)
-        if op is not None and isinstance(self.first, Transformer):  # same bits even if the tokens are known
+        # Also if the token vectors are known: the other way to pool may give other bits.
+        if op is not None and isinstance(self.first, Transformer):
             self.first.run_pooled(encoded, features, op)
             del modules[0]
         _check_finite(features)
@@ -173,7 +169,7 @@ def load_stack(folder: ModelFolder, options: StackOptions) -> Stack:
         start: InputModule = read_static_embedding(first.folder)
     else:
         start = _load_transformer(first.folder, read_transformer_settings(first.folder), options)
-    return _stack_of(start, lambda: [_read_module(entry, options) for entry in rest], path)
+    return _stack_of(start, lambda: [read_module(entry, options) for entry in rest], path)
 
 
 def _plain_stack(path: Path, options: StackOptions) -> Stack:
@@ -192,7 +188,8 @@ def _stack_of(start: InputModule, read_later: Callable[[], Sequence[Module]], wh
         raise
 
 
-def _read_module(entry: ModuleEntry, options: StackOptions) -> Module:
+def read_module(entry: ModuleEntry, options: StackOptions) -> Module:
+    """Read a module after the first one. Raises ConfigError, ModelFormatError."""
     if entry.kind == "Pooling":
         return read_pooling(read_settings(entry.folder / "config.json", needed_by="module Pooling"))
     if entry.kind == "Dense":
@@ -201,65 +198,7 @@ def _read_module(entry: ModuleEntry, options: StackOptions) -> Module:
 
 
 def _load_transformer(folder: Path, settings: TransformerSettings, options: StackOptions) -> Transformer:
-    check_no_adapter(folder)
-    config = read_settings(folder / "config.json").values
-    if options.trust_remote_code and config.get("auto_map"):
-        raise ConfigError(
-            f"{folder / 'config.json'}: auto_map: code that comes with a model never runs; if "
-            "fastattn supports the architecture, use trust_remote_code=False"
-        )
-    given = read_model_kwargs("model_kwargs", options.model_kwargs, settings.options)
-    given = read_processor_kwargs("processor_kwargs", options.processor_kwargs, given)
-    overrides = dict(given.tokenizer)
-    if settings.max_seq_length is not None:
-        overrides.setdefault("model_max_length", settings.max_seq_length)
-    if not has_tokenizer(folder):
-        raise ConfigError(f"{folder}: expected a tokenizer in the model folder, found none; add its tokenizer.json")
-    tokenizer = load_tokenizer(folder, overrides)
-    _check_room(tokenizer, settings, options, folder)
-    if "attention_mask" not in tokenizer.model_input_names:
-        _log.warning(
-            "%s: model_input_names has no attention_mask: sentence-transformers reads the padding of a batch as text; "
-            "here a vector depends only on its own text",
-            folder,
-        )
-    run = options.run.copy()
-    if run.get("dtype") is None:
-        run["dtype"] = given.dtype
-    model = AutoModel.from_pretrained(folder, **run)
-    try:
-        found = Transformer(model, tokenizer, do_lower_case=settings.do_lower_case, truncation=settings.truncation)
-        found.max_seq_length = found.max_seq_length  # the context if the tokenizer allows more
-    except BaseException:
-        model.close()
-        raise
-    return found
-
-
-def _check_room(tokenizer: Tokenizer, settings: TransformerSettings, options: StackOptions, folder: Path) -> None:
-    """Reject limits that leave no room for the special tokens; the message names the key and file of each limit."""
-    cut, n_special = settings.truncation, tokenizer.num_special_tokens_to_add()
-    if not cut.enabled:
-        return
-    limits = {
-        f"{settings.where}: query_length": cut.query_length,
-        f"{settings.where}: document_length": cut.document_length,
-        f"{settings.where}: processing_kwargs: max_length": cut.max_length,
-    }
-    error: type[ConfigError] | type[InputError] = ConfigError
-    by_caller = read_processor_kwargs("processor_kwargs", options.processor_kwargs, TransformerOptions()).tokenizer
-    if "model_max_length" in by_caller:
-        where, error = "processor_kwargs: model_max_length", InputError
-    elif "model_max_length" in settings.options.tokenizer:
-        where = f"{settings.where}: processor_kwargs: model_max_length"
-    elif settings.max_seq_length is not None:
-        where = f"{settings.where}: max_seq_length"
-    else:
-        where = f"{folder / 'tokenizer_config.json'}: model_max_length"
-    limits[where] = tokenizer.model_max_length
-    for where, limit in limits.items():
-        if limit is not None and limit < n_special:
-            raise error(f"{where}: expected at least {n_special}, the number of special tokens, got {limit}")
+    return load_text_model(folder, settings, options, AutoModel.from_pretrained, Transformer)
 
 
 def _check_static_options(options: StackOptions) -> None:

@@ -1,0 +1,85 @@
+"""The files of a model folder: which of them are read, and why the others are not."""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+from fastattn.checkpoint.file_names import ADAPTER_NAME, CONFIG_NAME, TOKENIZER_FILES
+
+MAX_FILES = 2000
+_MAX_DEPTH = 3
+# Patterns of names, and why these files are not read. The first match counts.
+_REASONS = (
+    ("*.py", "code; never runs"),
+    ("training_args.bin optimizer.pt scheduler.pt scaler.pt rng_state*.pth trainer_state.json *tfevents*", "training"),
+    ("*.bin *.pt *.pth *.ckpt *.pkl *.pickle *.joblib", "pickle, which can run code when loaded; never opened"),
+    ("*.h5 *.msgpack *.gguf *.onnx *.onnx_data *.tflite *.mlmodel", "weights in another format"),
+    (ADAPTER_NAME, "an adapter, which is not added to the weights"),
+    ("adapter_model.safetensors", "an adapter, which is not added to the weights"),
+    ("chat_template.jinja chat_template.json", "chat templates are not applied"),
+    ("*.safetensors *.safetensors.index.json", "weights that no file in use refers to"),
+    ("*.md *.txt *.rst *.pdf *.png *.jpg *.jpeg *.gif *.svg LICENSE* NOTICE* CITATION*", "documentation"),
+)
+_PICKLES = "never opened"
+
+
+@dataclass(frozen=True, slots=True)
+class FileEntry:
+    """A file of the folder.
+
+    name: relative to the folder. size_bytes: None for something that is not a file, such as a broken link. used:
+    whether it is read. note: why not, or what is special.
+    """
+
+    name: str
+    size_bytes: int | None
+    used: bool
+    note: str = ""
+
+    @property
+    def pickled(self) -> bool:
+        """Whether other libraries may run code that this file contains."""
+        return self.note.endswith(_PICKLES)
+
+
+def list_files(root: Path, used: Collection[Path]) -> tuple[FileEntry, ...]:
+    """List the files of a folder and its subfolders, without hidden ones. used: the paths of the files that are read.
+
+    At most MAX_FILES files, three levels deep.
+    """
+    read = {os.path.abspath(path) for path in used}
+    entries: list[FileEntry] = []
+    for name in sorted(islice(_names(root, "", _MAX_DEPTH), MAX_FILES)):
+        path = root / name
+        size = path.stat().st_size if path.is_file() else None
+        is_read = os.path.abspath(path) in read
+        note = "" if is_read else "not a regular file" if size is None else _reason(name)
+        entries.append(FileEntry(name, size, is_read, note))
+    return tuple(entries)
+
+
+def _names(root: Path, inside: str, depth: int) -> Iterator[str]:
+    with os.scandir(root / inside) as found:
+        for entry in found:
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir(follow_symlinks=False):
+                if depth > 1:
+                    yield from _names(root, f"{inside}{entry.name}/", depth - 1)
+            else:
+                yield f"{inside}{entry.name}"
+
+
+def _reason(name: str) -> str:
+    base = name.rpartition("/")[2]
+    if base in TOKENIZER_FILES and not base.startswith("chat_template"):
+        return "the tokenizer is read from other files"
+    for patterns, reason in _REASONS:
+        if any(fnmatch.fnmatchcase(base, pattern) for pattern in patterns.split()):
+            return reason
+    return "a config of a folder that no file in use refers to" if base == CONFIG_NAME else "not a known name"

@@ -1,0 +1,1 @@
+"""Scores pairs of texts, as the CrossEncoder of sentence-transformers does."""

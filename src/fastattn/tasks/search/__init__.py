@@ -1,0 +1,1 @@
+"""Compares, searches, mines and quantizes vectors, as sentence_transformers.util does."""

@@ -1,0 +1,141 @@
+"""Small random checkpoints of every family with every head, without torch.
+
+The names and shapes of the tensors come from the Program of the family, so they need no list here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastattn.graph.ir import Program
+from fastattn.graph.tensor import Tracer, Weights
+from fastattn.models import mpnet
+from fastattn.models.registry import FAMILIES, Family, find_family
+from fastattn.models.tasks import Task
+from tests.reference.checkpoints import write
+
+VOCAB_SIZE = 131
+_SIZES: Mapping[str, Any] = {
+    "vocab_size": VOCAB_SIZE,
+    "hidden_size": 96,
+    "num_attention_heads": 3,
+    "num_hidden_layers": 2,
+    "intermediate_size": 128,
+    "max_position_embeddings": 140,
+    "pad_token_id": 1,
+}
+_OLDER = {"n_embd": 96, "n_head": 3, "n_layer": 2, "n_inner": 128, "n_positions": 140, "type_vocab_size": 2,
+          "qkv_proj_bias": True, "mlp_fc1_bias": True, "mlp_fc2_bias": True, "activation_function": "geglu",
+          "rotary_emb_base": 1000, "rotary_emb_fraction": 1.0, "vocab_size": VOCAB_SIZE}  # fmt: skip
+_ALIBI = {"model_type": "bert", "position_embedding_type": "alibi", "feed_forward_type": "geglu"}
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """A config.json, and parts of tensor names that its checkpoint does not have."""
+
+    config: Mapping[str, Any]
+    without: tuple[str, ...] = ()
+
+    @property
+    def family(self) -> Family:
+        return find_family(self.config)
+
+
+def _variant(*without: str, **config: Any) -> Variant:
+    others = {"gpt2": "n_inner", "distilbert": "hidden_dim"}  # their names of intermediate_size
+    own = others.get(config["model_type"], "intermediate_size")
+    sizes = {own if key == "intermediate_size" else key: size for key, size in _SIZES.items()}
+    return Variant({**sizes, **config}, without)
+
+
+VARIANTS: Mapping[str, Variant] = {
+    "gpt2": _variant(model_type="gpt2"),
+    "bert": _variant(model_type="bert"),
+    "distilbert": _variant(model_type="distilbert"),
+    "roberta": _variant(model_type="roberta"),
+    "xlm-roberta": _variant(model_type="xlm-roberta"),
+    "camembert": _variant(model_type="camembert"),
+    "electra": _variant(model_type="electra", embedding_size=40),
+    "albert": _variant(model_type="albert", embedding_size=40),
+    "mpnet": _variant(model_type="mpnet"),
+    "modernbert": _variant(model_type="modernbert", local_attention=8),
+    "nomic_bert": _variant(model_type="nomic_bert"),
+    "nomic_bert-older": Variant({"model_type": "nomic_bert", **_OLDER}),
+    "gte": _variant(model_type="gte"),
+    "new": _variant(model_type="new", rope_scaling={"type": "ntk", "factor": 8.0}, layer_norm_type="rms_norm"),
+    "new-absolute": _variant(model_type="new", position_embedding_type="absolute", pack_qkv=False),
+    "jina_bert": _variant("layer_norm_q", **_ALIBI),
+    "jina_bert-code": _variant(**_ALIBI),
+}
+
+
+@dataclass(slots=True)
+class _AnyNames:
+    """Says that a checkpoint has every tensor, except those with one of these parts in their names."""
+
+    family: Family
+    without: tuple[str, ...]
+
+    def has(self, name: str) -> bool:
+        return not any(part in name for part in self.without)
+
+    def repeats(self, name: str) -> bool:
+        return False
+
+    def transposed(self, name: str) -> bool:
+        suffixes = self.family.layout.transposed
+        return name.endswith(suffixes) if suffixes else False
+
+
+def trace(variant: Variant, task: Task) -> Program:
+    """Return the Program of a checkpoint that has all tensors."""
+    family = variant.family
+    names = _AnyNames(family, variant.without)
+    return family.build(family.read_config(variant.config), Weights(Tracer(), names), task)
+
+
+def shapes(variant: Variant, task: Task) -> dict[str, tuple[int, ...]]:
+    """Return the names and shapes of the tensors of a checkpoint with this head."""
+    family, program = variant.family, trace(variant, task)
+    config: Any = family.read_config(variant.config)
+    found = {}
+    for name, weight in program.weights.items():
+        zeros = family is FAMILIES["modernbert"] and name.endswith("norm.bias")  # computed, as norm_bias is False
+        if not weight.exact and not zeros:
+            found[name] = weight.shape[::-1] if weight.transposed else weight.shape
+    if family is FAMILIES["mpnet"]:  # the table is computed from it
+        found[f"{mpnet.BIAS}.weight"] = (mpnet.BUCKETS.num_buckets, config.num_attention_heads)
+    return found
+
+
+def tensors(variant: Variant, task: Task, seed: int = 0) -> dict[str, NDArray[np.float32]]:
+    """Return random tensors that affect every result; scales of norms are around 1."""
+    rng = np.random.default_rng(seed)
+    found = {}
+    for name, shape in shapes(variant, task).items():
+        noise = rng.standard_normal(shape)
+        scale = 1 + noise / 4 if len(shape) == 1 and name.endswith("weight") else noise / math.sqrt(shape[-1])
+        found[name] = scale.astype(np.float32)
+    return found
+
+
+def write_variant(folder: Path, name: str, task: Task, **options: Any) -> Path:
+    """Write a checkpoint of a variant with a head. options: of config.json."""
+    variant = VARIANTS[name]
+    variant = Variant({**variant.config, **options}, variant.without)
+    return write(folder, variant.config, tensors(variant, task))
+
+
+def heads() -> Iterator[tuple[str, Task]]:
+    """Yield every variant with every task of its family."""
+    for name, variant in VARIANTS.items():
+        for task in variant.family.tasks:
+            yield name, task
