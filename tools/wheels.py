@@ -212,11 +212,8 @@ def pack(content: Path, module: Path, python: str, platform: Platform, dist: Pat
     tree = BUILD / "tree" / content.name
     shutil.rmtree(tree.parent, ignore_errors=True)
     shutil.copytree(content, tree)
-    for path in tree.rglob("*"):
-        path.chmod(0o755 if path.is_dir() else 0o644)  # otherwise the wheel would depend on the umask
     name = tree / f"fastattn/_core{suffix(python, platform)}"
     shutil.copyfile(module, name)
-    name.chmod(0o755)
     (file,) = tree.glob("*.dist-info/WHEEL")
     sbom = file.parent / "sboms/fastattn.cdx.json"
     sbom.parent.mkdir()
@@ -225,6 +222,8 @@ def pack(content: Path, module: Path, python: str, platform: Platform, dist: Pat
     kept = [line for line in file.read_text("utf-8").splitlines() if line and not line.startswith(("Tag", "Root-Is"))]
     tags = [f"Tag: {cp(python)}-{cp(python)}-{tag}" for tag in platform.tags.split(".")]
     file.write_text("\n".join([*kept, "Root-Is-Purelib: false", *tags]) + "\n", encoding="utf-8")
+    for path in tree.rglob("*"):  # otherwise the wheel would depend on the umask
+        path.chmod(0o755 if path.is_dir() or path == name else 0o644)
     env = {"SOURCE_DATE_EPOCH": EPOCH, **os.environ}
     run(sys.executable, "-m", "wheel", "pack", "--dest-dir", dist, tree, env=env)
 
