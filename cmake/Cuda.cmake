@@ -1,5 +1,5 @@
 # The CUDA extension, fastattn._cuda. It is separate, so one build works on machines with and without a GPU.
-# FASTATTN_CUDA: OFF (docs/design/0018-cuda-delivery.md), ON, or AUTO. AUTO builds it if it finds a usable nvcc, and
+# FASTATTN_CUDA: OFF (docs/design/0020-cuda-delivery.md), ON, or AUTO. AUTO builds it if it finds a usable nvcc, and
 # otherwise skips it silently.
 set(FASTATTN_CUDA OFF CACHE STRING "Build the CUDA extension fastattn._cuda: AUTO, ON or OFF")
 set_property(CACHE FASTATTN_CUDA PROPERTY STRINGS AUTO ON OFF)

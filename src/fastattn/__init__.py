@@ -23,7 +23,7 @@ from fastattn.errors import (
 )
 
 if TYPE_CHECKING:
-    from fastattn import generation, ops, util
+    from fastattn import generation, ops, util, viz
     from fastattn.api.auto import (
         AutoModel,
         AutoModelForCausalLM,
@@ -82,8 +82,8 @@ _HOME = {
     "quantize": "fastattn.api.quantize",
     "scaled_dot_product_attention": "fastattn.ops",
 }
-# Modules that `fastattn.NAME` imports; only `errors`, `generation`, `ops` and `util` are public.
-_MODULES = ("api", "checkpoint", "generation", "graph", "models", "ops", "tasks", "tokenizer", "util")
+# Modules that `fastattn.NAME` imports; only `errors`, `generation`, `ops`, `util` and `viz` are public.
+_MODULES = ("api", "checkpoint", "generation", "graph", "models", "ops", "tasks", "tokenizer", "util", "viz")
 
 __all__ = [
     "AutoModel",
@@ -131,6 +131,7 @@ __all__ = [
     "scaled_dot_product_attention",
     "util",
     "verify_model",
+    "viz",
 ]
 
 
