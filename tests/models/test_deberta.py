@@ -68,6 +68,18 @@ def test_buckets(buckets: int, most: int) -> None:
     assert np.array_equal(buckets_of(distances, buckets, most), np.minimum(theirs, buckets))
 
 
+@pytest.mark.parametrize("norms", ["none", "layer_norm", "layer_norm | none", "none|Layer_Norm"])
+def test_norms_of_relative_positions(norms: str, tmp_path: Path, rng: np.random.Generator) -> None:
+    """Every word of norm_rel_ebd counts."""
+    theirs = hf.make("DebertaV2Model", **{**LONG, "norm_rel_ebd": norms})
+    ids = rng.integers(2, 61, (1, 70))
+    expected = hf.call(theirs, ids)
+    scale = max(float(np.abs(hf.array(state)).max()) for state in expected.hidden_states)
+    with fastattn.AutoModel.from_pretrained(hf.save(theirs, tmp_path)) as model:
+        reference = hf.array(expected.last_hidden_state)
+        assert_close(model(ids).last_hidden_state, reference, model.traced, longest=70, scale=scale)
+
+
 def test_columns_of_the_published_configs() -> None:
     """All distances up to 128 have a column of their own, and eight panels have all columns."""
     published = {
