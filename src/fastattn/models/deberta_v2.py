@@ -36,8 +36,6 @@ LAYOUT = Layout(
     tied=("embeddings.word_embeddings.weight", "cls.predictions.decoder.weight"),
     unused=(
         r"embeddings\.(position_ids|position_embeddings\.weight)",
-        r"encoder\.(rel_embeddings\.weight|LayerNorm\..*)",  # `computed` reads these and the next ones
-        r"encoder\.layer\.\d+\.attention\.self\.pos_(key|query)_proj\..*",
         r"(classifier|cls|lm_predictions|mask_predictions|pooler|qa_outputs)\..*",
     ),
 )
@@ -219,6 +217,18 @@ def n_hidden_weights(cfg: DebertaV2Config) -> int:
         return 0
     own = 0 if cfg.share_att_key else cfg.num_hidden_layers * len(cfg.pos_att_type) * width * (width + 1)
     return (2 * cfg.span + 2 * cfg.norm_rel_ebd) * width + own
+
+
+def hidden_tensors(cfg: DebertaV2Config) -> list[str]:
+    """Return the names of the tensors that only `computed` reads."""
+    if not (cfg.relative_attention and cfg.pos_att_type):
+        return []
+    places = ["encoder.LayerNorm"] if cfg.norm_rel_ebd else []
+    if not cfg.share_att_key:
+        projections = [{"c2p": "pos_key_proj", "p2c": "pos_query_proj"}[kind] for kind in cfg.pos_att_type]
+        layers = range(cfg.num_hidden_layers)
+        places += [f"encoder.layer.{i}.attention.self.{name}" for i in layers for name in projections]
+    return ["encoder.rel_embeddings.weight", *(f"{place}.{part}" for place in places for part in ("weight", "bias"))]
 
 
 @dataclass(frozen=True, slots=True)
