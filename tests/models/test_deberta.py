@@ -87,7 +87,7 @@ def test_norms_of_relative_positions(norms: str, tmp_path: Path, rng: np.random.
         ({"norm_rel_ebd": "none"}, "encoder.LayerNorm.weight"),
         ({"share_att_key": True}, "encoder.layer.0.attention.self.pos_key_proj.bias"),
         ({"pos_att_type": ["p2c"]}, "encoder.layer.0.attention.self.pos_key_proj.bias"),
-        ({"relative_attention": False}, "encoder.rel_embeddings.weight"),
+        ({"relative_attention": False}, "encoder.LayerNorm"),
     ],
     ids=str,
 )
