@@ -68,6 +68,41 @@ def test_buckets(buckets: int, most: int) -> None:
     assert np.array_equal(buckets_of(distances, buckets, most), np.minimum(theirs, buckets))
 
 
+@pytest.mark.parametrize("norms", ["none", "layer_norm", "layer_norm | none", "none|Layer_Norm"])
+def test_norms_of_relative_positions(norms: str, tmp_path: Path, rng: np.random.Generator) -> None:
+    """Every word of norm_rel_ebd counts."""
+    theirs = hf.make("DebertaV2Model", **{**LONG, "norm_rel_ebd": norms})
+    ids = rng.integers(2, 61, (1, 70))
+    expected = hf.call(theirs, ids)
+    scale = max(float(np.abs(hf.array(state)).max()) for state in expected.hidden_states)
+    with fastattn.AutoModel.from_pretrained(hf.save(theirs, tmp_path)) as model:
+        reference = hf.array(expected.last_hidden_state)
+        assert_close(model(ids).last_hidden_state, reference, model.traced, longest=70, scale=scale)
+
+
+@pytest.mark.parametrize(
+    ("options", "unused"),
+    [
+        ({}, None),
+        ({"norm_rel_ebd": "none"}, "encoder.LayerNorm.weight"),
+        ({"share_att_key": True}, "encoder.layer.0.attention.self.pos_key_proj.bias"),
+        ({"pos_att_type": ["p2c"]}, "encoder.layer.0.attention.self.pos_key_proj.bias"),
+        ({"relative_attention": False}, "encoder.LayerNorm"),
+    ],
+    ids=str,
+)
+def test_tensors_that_the_config_does_not_use_are_logged(
+    options: dict[str, Any], unused: str | None, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = {**LONG, "share_att_key": False, "norm_rel_ebd": "layer_norm", "pos_att_type": ["c2p", "p2c"]}
+    path = hf.save(hf.make("DebertaV2Model", **config), tmp_path)
+    file = path / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **options}))
+    with caplog.at_level(logging.WARNING, "fastattn"):
+        fastattn.AutoModel.from_pretrained(path)
+    assert (unused in caplog.text and "does not use the tensors" in caplog.text) if unused else not caplog.records
+
+
 def test_columns_of_the_published_configs() -> None:
     """All distances up to 128 have a column of their own, and eight panels have all columns."""
     published = {

@@ -272,6 +272,7 @@ REFUSED: list[tuple[str, str, Any]] = [
     ("gte", "pack_qkv", False),
     ("gte", "rope_parameters", {"rope_type": "ntk", "rope_theta": 10.0, "factor": 2.0}),
     ("gte", "rope_parameters", {"rope_type": "default", "rope_theta": 10.0, "partial_rotary_factor": 0.5}),
+    ("mpnet", "max_position_embeddings", 2**31 - 1),
     ("electra", "summary_type", "attn"),
     ("electra", "summary_activation", "mish"),
     ("electra", "summary_proj_to_labels", True),

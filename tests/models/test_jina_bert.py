@@ -121,6 +121,8 @@ def test_config_files() -> None:
         ("feed_forward_type", None),
         ("is_decoder", True),
         ("hidden_act", "mish"),
+        ("max_position_embeddings", 2**20 + 1),
+        ("max_position_embeddings", 2**31 - 1),
     ],
 )
 def test_unsupported_options_are_named(key: str, value: Any) -> None:

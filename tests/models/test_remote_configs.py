@@ -360,6 +360,7 @@ def test_options_of_published_nomic_files(caplog: pytest.LogCaptureFixture) -> N
         ("qkv_proj_bias", None),
         ("mlp_fc1_bias", "no"),
         ("n_inner", None),
+        ("layer_norm_epsilon", None),
         ("n_layer", 0),
         ("n_head", 5),
         ("type_vocab_size", 0),
@@ -374,6 +375,13 @@ def test_unsupported_options_of_older_nomic_files_are_named(key: str, value: Any
     named = "rope_theta|rotary_emb_base" if key == "rotary_emb_base" else key
     with pytest.raises(ConfigError, match=named):
         FAMILIES["nomic_bert"].read_config({**OLDER, key: value})
+
+
+def test_older_nomic_files_need_an_epsilon() -> None:
+    """The default of the code that comes with them is that of GPT-2, so fastattn does not choose one."""
+    without = {key: value for key, value in OLDER.items() if key != "layer_norm_epsilon"}
+    with pytest.raises(ConfigError, match="layer_norm_epsilon: expected a number above 0 and below 1, got None"):
+        FAMILIES["nomic_bert"].read_config(without)
 
 
 def test_names_of_both_formats_are_refused() -> None:

@@ -58,8 +58,8 @@ class Columns:
     """The columns of attention's scores by relative position.
 
     index: what a score depends on, for the relative positions 1 - positions to positions - 1. The columns begin with
-    some that are not used, so that a panel ends at relative position 0: the 127 relative positions of a block of keys
-    and a window of queries then have two panels.
+    some that are not used, so that a panel ends at relative position 0: if each has a column of its own, the 127
+    relative positions of a block of keys and a window of queries then have two panels.
     """
 
     index: tuple[int, ...]

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from fastattn.graph.ir import Program
 from fastattn.graph.kinds import Activation, activate, attention, embedding, gather_rows, layer_norm, linear
 from fastattn.graph.tensor import Tensor, Tokens, Weights, hidden_state
-from fastattn.models.config import MAX_LAYERS, CommonConfig, ConfigReader, unchangeable
+from fastattn.models.config import MAX_LAYERS, MAX_SIZE, CommonConfig, ConfigReader, unchangeable
 from fastattn.models.decoder import decode, decoder_matrix, transform
 from fastattn.models.names import Layout
 from fastattn.models.tasks import Task
@@ -76,8 +76,12 @@ def read_layers(
     layers: int = 12,
     eps: float = 1e-12,
     position_offset: int = 0,
+    most_positions: int = MAX_SIZE,
 ) -> dict[str, Any]:
-    """Read the options of embeddings and layers, which BERT's relatives share. The keywords are the defaults."""
+    """Read the options of embeddings and layers, which BERT's relatives share.
+
+    position_offset, most_positions: the limits of max_position_embeddings. The other keywords are the defaults.
+    """
     hidden_size = c.size("hidden_size", width)
     return {
         "hidden_size": hidden_size,
@@ -85,7 +89,7 @@ def read_layers(
         "num_attention_heads": c.heads(hidden_size, "hidden_size", "num_attention_heads", heads),
         "intermediate_size": c.size("intermediate_size", inner),
         "hidden_act": c.activation("hidden_act", act),
-        "max_position_embeddings": c.size("max_position_embeddings", 512, low=position_offset + 1),
+        "max_position_embeddings": c.size("max_position_embeddings", 512, low=position_offset + 1, high=most_positions),
         "layer_norm_eps": c.epsilon("layer_norm_eps", eps),
         "position_offset": position_offset,
     }

@@ -16,6 +16,7 @@ from fastattn.settings import Settings
 
 MAX_SIZE = 2**31 - 1
 MAX_LAYERS = 1000
+MAX_TABLE_POSITIONS = 1 << 20  # of families that compute a number or row for each relative position
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
 
 # transformers' names. gelu_fast has sqrt(2 / pi) to ten digits, which is the same function in float32.
@@ -171,8 +172,8 @@ class ConfigReader(Settings):
             raise self.error(key, f"an integer from {low} to {high}")
         return value
 
-    def epsilon(self, key: str, default: float) -> float:
-        """Read a finite number above 0 and below 1."""
+    def epsilon(self, key: str, default: float | None) -> float:
+        """Read a finite number above 0 and below 1. It is required if the default is None."""
         value = self.raw(key) if key in self.values else default
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1:  # NaN fails too
             raise self.error(key, "a number above 0 and below 1")

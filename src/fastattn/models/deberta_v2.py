@@ -25,7 +25,7 @@ from fastattn.graph.kinds import Activation, activate, attention, embedding, gat
 from fastattn.graph.position_tables import Columns, PositionTables
 from fastattn.graph.tensor import Tensor, Tokens, Weights, hidden_state
 from fastattn.models.bert import HARMLESS, read_layers, token_outputs
-from fastattn.models.config import CommonConfig, ConfigReader, unchangeable
+from fastattn.models.config import MAX_TABLE_POSITIONS, CommonConfig, ConfigReader, unchangeable
 from fastattn.models.decoder import decode, decoder_matrix
 from fastattn.models.names import Layout, ModelNames
 from fastattn.models.tasks import Task
@@ -36,8 +36,6 @@ LAYOUT = Layout(
     tied=("embeddings.word_embeddings.weight", "cls.predictions.decoder.weight"),
     unused=(
         r"embeddings\.(position_ids|position_embeddings\.weight)",
-        r"encoder\.(rel_embeddings\.weight|LayerNorm\..*)",  # `computed` reads these and the next ones
-        r"encoder\.layer\.\d+\.attention\.self\.pos_(key|query)_proj\..*",
         r"(classifier|cls|lm_predictions|mask_predictions|pooler|qa_outputs)\..*",
     ),
 )
@@ -47,7 +45,6 @@ COLUMNS = "encoder.position_columns"
 TYPES = ("c2p", "p2c")  # content to position, position to content
 
 MOST_BUCKETS = 1024  # their limits are powers of large integers
-MOST_POSITIONS = 1 << 20
 
 Float32 = NDArray[np.float32]
 Ints = NDArray[np.intp]
@@ -95,7 +92,7 @@ class DebertaV2Config(CommonConfig):
 def read_config(raw: Mapping[str, object]) -> DebertaV2Config:
     """Read config.json. Raises ConfigError."""
     c = ConfigReader(raw, "DeBERTa-v2")
-    layers = read_layers(c, width=1536, heads=24, inner=6144, layers=24, eps=1e-7)
+    layers = read_layers(c, width=1536, heads=24, inner=6144, layers=24, eps=1e-7, most_positions=MAX_TABLE_POSITIONS)
     width, positions = layers["hidden_size"], layers["max_position_embeddings"]
     c.must_be("attention_head_size", width // layers["num_attention_heads"], None)
     c.must_be("pooler_hidden_size", width, None)
@@ -103,8 +100,6 @@ def read_config(raw: Mapping[str, object]) -> DebertaV2Config:
     if not legacy:
         c.must_be("embedding_size", width, None)
     c.must_be("conv_kernel_size", 0, None)
-    if positions > MOST_POSITIONS:
-        raise c.error("max_position_embeddings", f"an integer from 1 to {MOST_POSITIONS}")
     most = c.count("max_relative_positions", -1, low=-1)
     config = DebertaV2Config(
         **layers,
@@ -116,7 +111,7 @@ def read_config(raw: Mapping[str, object]) -> DebertaV2Config:
         max_relative_positions=most if most > 0 else positions,
         position_buckets=_buckets(c, most if most > 0 else positions),
         share_att_key=c.flag("share_att_key", False),
-        norm_rel_ebd=_words(c, "norm_rel_ebd", ("none", "layer_norm")) == ("layer_norm",),
+        norm_rel_ebd="layer_norm" in _words(c, "norm_rel_ebd", ("none", "layer_norm")),
         pooler_hidden_act=c.activation("pooler_hidden_act", "gelu"),
         legacy=legacy,
         tie_word_embeddings=c.flag("tie_word_embeddings", True),
@@ -222,6 +217,18 @@ def n_hidden_weights(cfg: DebertaV2Config) -> int:
         return 0
     own = 0 if cfg.share_att_key else cfg.num_hidden_layers * len(cfg.pos_att_type) * width * (width + 1)
     return (2 * cfg.span + 2 * cfg.norm_rel_ebd) * width + own
+
+
+def hidden_tensors(cfg: DebertaV2Config) -> list[str]:
+    """Return the names of the tensors that only `computed` reads."""
+    if not (cfg.relative_attention and cfg.pos_att_type):
+        return []
+    places = ["encoder.LayerNorm"] if cfg.norm_rel_ebd else []
+    if not cfg.share_att_key:
+        projections = [{"c2p": "pos_key_proj", "p2c": "pos_query_proj"}[kind] for kind in cfg.pos_att_type]
+        layers = range(cfg.num_hidden_layers)
+        places += [f"encoder.layer.{i}.attention.self.{name}" for i in layers for name in projections]
+    return ["encoder.rel_embeddings.weight", *(f"{place}.{part}" for place in places for part in ("weight", "bias"))]
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,7 @@ from fastattn.models.bert import (
     read_layers,
     read_tables,
 )
-from fastattn.models.config import ConfigReader, unchangeable
+from fastattn.models.config import MAX_TABLE_POSITIONS, ConfigReader, unchangeable
 from fastattn.models.names import Layout, ModelNames
 from fastattn.models.tasks import Task
 
@@ -57,7 +57,7 @@ def read_config(raw: Mapping[str, object]) -> JinaBertConfig:
         raise c.error("feed_forward_type", f"one of {', '.join(GATES)}")
     config = JinaBertConfig(
         feed_forward_type=gate,
-        **read_layers(c),
+        **read_layers(c, most_positions=MAX_TABLE_POSITIONS),
         **read_tables(c),
         **c.common("jina_bert", c.size("vocab_size", 30522), pad=0),
     )

@@ -12,7 +12,7 @@ from fastattn.graph.ir import Program
 from fastattn.graph.kinds import Activation, activate, attention, embedding, layer_norm, linear
 from fastattn.graph.tensor import Tensor, Tokens, Weights, hidden_state
 from fastattn.models.bert import HARMLESS, head_matrix, read_layers
-from fastattn.models.config import CommonConfig, ConfigReader, unchangeable
+from fastattn.models.config import MAX_TABLE_POSITIONS, CommonConfig, ConfigReader, unchangeable
 from fastattn.models.names import Layout, ModelNames
 from fastattn.models.roberta import outputs, predictions
 from fastattn.models.tasks import Task
@@ -61,7 +61,7 @@ def read_config(raw: Mapping[str, object]) -> MPNetConfig:
     # transformers computes 32 buckets whatever the option says.
     c.must_be("relative_attention_num_buckets", BUCKETS.num_buckets)
     config = MPNetConfig(
-        **read_layers(c, position_offset=PADDING_ID + 1),
+        **read_layers(c, position_offset=PADDING_ID + 1, most_positions=MAX_TABLE_POSITIONS),
         tie_word_embeddings=c.flag("tie_word_embeddings", True),
         **c.common("mpnet", c.size("vocab_size", 30527), bos=0, eos=2, pad=1),
     )

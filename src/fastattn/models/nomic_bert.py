@@ -145,7 +145,7 @@ def read_older(raw: Mapping[str, object]) -> NomicBertConfig:
         hidden_act="silu" if GATES[gate] == "silu" else "gelu_erf",
         max_position_embeddings=positions,
         type_vocab_size=c.size("type_vocab_size"),
-        layer_norm_eps=c.epsilon("layer_norm_epsilon", 1e-12),
+        layer_norm_eps=c.epsilon("layer_norm_epsilon", None),
         rope=rope,
         tie_word_embeddings=c.flag("tie_word_embeddings", True),
         head_bias=biases["mlp_fc1_bias"],

@@ -46,6 +46,7 @@ class Family:
     build_with_types: `build` for calls with token types, if the family uses them only in such calls.
     computed: returns the weights that are computed from the config and the checkpoint, by their names in the model.
     n_hidden_weights: returns the number of weights of the checkpoint that only `computed` reads.
+    hidden_tensors: returns the names of these tensors, if they depend on the config. Others are reported as unused.
     heads: prefixes of the tensor names of heads that have other ones than in `TASKS`.
     missing: what messages say about heads that transformers has and this family lacks. needs_code: returns whether
     transformers reads a config.json only with the code that comes with the checkpoint.
@@ -59,6 +60,7 @@ class Family:
     build_with_types: Callable[[Any, Weights, Task], Program] | None = None
     computed: Callable[[Any, ModelNames], Mapping[str, WeightSource]] | None = None
     n_hidden_weights: Callable[[Any], int] | None = None
+    hidden_tensors: Callable[[Any], Collection[str]] = lambda config: ()
     heads: Mapping[Task, tuple[str, ...]] = field(default_factory=dict)
     missing: Mapping[Task, str] = field(default_factory=dict)
     needs_code: Callable[[Mapping[str, object]], bool] = lambda config: False
@@ -173,6 +175,7 @@ FAMILIES: Mapping[str, Family] = {
         deberta_v2.build,
         computed=deberta_v2.computed,
         n_hidden_weights=deberta_v2.n_hidden_weights,
+        hidden_tensors=deberta_v2.hidden_tensors,
         heads={"masked-lm": ("cls.predictions.", "lm_predictions.")},
     ),
 }
@@ -256,6 +259,7 @@ def build(config: Mapping[str, object], tensors: Mapping[str, WeightSource], tas
         found = check_tensors(traced, names, task)
     except ConfigError as error:
         raise ConfigError(f"{error}{_other_head(parsed, task)}") from None
+    read = {name: names.get(name) for name in family.hidden_tensors(parsed) if names.has(name)}
     with_types = family.build_with_types
     return BuiltModel(
         config=parsed,
@@ -263,7 +267,7 @@ def build(config: Mapping[str, object], tensors: Mapping[str, WeightSource], tas
         program=optimize(traced),
         tensors=found,
         task=task,
-        unexpected=tuple(names.unexpected(found)),
+        unexpected=tuple(names.unexpected({**found, **read})),
         outer_prefix=names.outer,
         n_parameters=_count_parameters(traced, family, parsed, computed),
         trace_with_types=None if with_types is None else lambda: with_types(parsed, Weights(Tracer(), names), task),
