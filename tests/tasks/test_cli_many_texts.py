@@ -258,7 +258,7 @@ def refusals() -> Iterator[tuple[list[str], int, str]]:
     long = "a " * 200
     yield (
         ["text-classification", "-p", "a", "-p", long], 1,
-        "text 2: 202 tokens, the model's context is 128; --set truncation=true cuts it",
+        "text 2: 202 tokens, the model's context is 128; --set truncation=true cuts the text",
     )  # fmt: skip
 
 

@@ -25,7 +25,7 @@ from fastattn import __version__
 from fastattn.api.load_options import LoadOptions
 from fastattn.checks import check_choice, quote
 from fastattn.cli.flags import given_options
-from fastattn.cli.progress import on_terminal, progress
+from fastattn.cli.progress import progress
 from fastattn.cli.streams import emit, say
 from fastattn.cli.texts import Text, TextStream, read_texts, stream_texts
 from fastattn.cli.vectors import VectorFile
@@ -33,6 +33,7 @@ from fastattn.errors import ContextLengthError, FastattnError, InputError
 from fastattn.generation.generate import complete, make_requests, need_tokenizer, stream
 from fastattn.generation.options import GenerationOptions, read_options
 from fastattn.generation.prompts import encode_prompt
+from fastattn.tasks.progress import on_terminal
 
 if TYPE_CHECKING:
     from fastattn.api.causal_lm import CausalLM
