@@ -1,6 +1,6 @@
 """Pipelines on real texts and random ones in many scripts: the results of transformers, to the character.
 
-Token classification reads all 700 texts, the other tasks read some of them.
+Token classification of BERT reads all 700 texts, the other families and tasks read some of them.
 
 Both compute in float64: among 60,000 tokens, two labels of one may differ by less than float32's rounding. Labels,
 words, positions and order are equal, and so are scores, rounded to float32. The float32 results of the CPU have their
@@ -84,6 +84,7 @@ def assert_equal(found: Any, expected: Any) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_token_classification(maker: Maker, texts: list[str], family: str) -> None:
     folder = write_family(maker, family, "TokenClassification", id2label=LABELS)
+    texts = texts if family == "bert" else texts[::2]
     pipe = ours("ner", folder, truncation=True)
     pipe.model = RunsOnce(pipe.model)
     words = [text.split() for text in texts if text.split()]
@@ -118,7 +119,7 @@ def _copy(output: dict[str, Any]) -> dict[str, Any]:
 def test_fill_mask(maker: Maker, texts: list[str], family: str) -> None:
     folder = write_family(maker, family, "MaskedLM")
     pipe, theirs = ours("fill-mask", folder), reference("fill-mask", folder)
-    inputs = masked(texts[::2], str(pipe.tokenizer.mask_token), seed=5)
+    inputs = masked(texts[::3], str(pipe.tokenizer.mask_token), seed=5)
     assert_equal(pipe(inputs, top_k=3), theirs(inputs, top_k=3, batch_size=BATCH))
     targets = sorted(pipe.tokenizer.get_vocab())[100:110]
     assert_equal(pipe(inputs[::10], targets=targets), theirs(inputs[::10], targets=targets))
