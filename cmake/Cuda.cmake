@@ -1,6 +1,7 @@
-# The CUDA extension, fastattn._cuda. It is separate, so one wheel works on machines with and without a GPU.
-# FASTATTN_CUDA: ON, OFF, or AUTO. AUTO builds it if it finds a usable nvcc, and otherwise skips it silently.
-set(FASTATTN_CUDA AUTO CACHE STRING "Build the CUDA extension fastattn._cuda: AUTO, ON or OFF")
+# The CUDA extension, fastattn._cuda. It is separate, so one build works on machines with and without a GPU.
+# FASTATTN_CUDA: OFF (docs/design/0020-cuda-delivery.md), ON, or AUTO. AUTO builds it if it finds a usable nvcc, and
+# otherwise skips it silently.
+set(FASTATTN_CUDA OFF CACHE STRING "Build the CUDA extension fastattn._cuda: AUTO, ON or OFF")
 set_property(CACHE FASTATTN_CUDA PROPERTY STRINGS AUTO ON OFF)
 # Code for Ampere, Ada and Hopper, and PTX, which the driver compiles for newer GPUs.
 set(FASTATTN_CUDA_TARGETS 80 86 89 90a CACHE STRING "GPUs (sm_XX) that the CUDA extension has code for")

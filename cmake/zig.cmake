@@ -1,5 +1,8 @@
 # Cross-compiles with clang from the package `ziglang` of PyPI, which brings the headers and libraries of every libc
 # (tools/wheels.py). FASTATTN_ZIG is its program `zig`; FASTATTN_ZIG_TARGET is, for example, x86_64-linux-gnu.2.17.
+# CMake's checks compile and do not link. To link one, zig first compiles the libraries of the platform, and once more for
+# each option such as -flto: minutes for nothing.
+set(CMAKE_TRY_COMPILE_TARGET_TYPE STATIC_LIBRARY)
 set(CMAKE_TRY_COMPILE_PLATFORM_VARIABLES FASTATTN_ZIG FASTATTN_ZIG_TARGET)
 set(CMAKE_SYSTEM_NAME Linux)
 string(REGEX MATCH "^[a-z0-9_]+" CMAKE_SYSTEM_PROCESSOR "${FASTATTN_ZIG_TARGET}")

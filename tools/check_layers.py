@@ -20,7 +20,9 @@ from pathlib import Path
 # One layer per line, the highest first.
 PYTHON_LAYERS = (
     ("__init__", "__main__", "cli", "util"),
+    ("bertopic", "chromadb", "keybert", "langchain", "llama_index", "sklearn"),
     ("bench",),
+    ("viz",),
     ("tasks",),
     ("api",),
     ("generation",),
@@ -30,7 +32,7 @@ PYTHON_LAYERS = (
     ("graph",),
     ("tokenizer",),
     ("checkpoint",),
-    ("ops", "settings", "jsonfile", "files", "formats", "options"),
+    ("ops", "settings", "jsonfile", "files", "formats", "options", "svg"),
     ("checks",),
     ("errors",),
     ("demo",),

@@ -3,6 +3,7 @@
 # numpy and tokenizers in build/arm64/root, and runs tests there under qemu-user. That is slow.
 #   tools/test_arm64.sh                          the tests listed at the end, with the digests of the demo models
 #   tools/test_arm64.sh tests/kernels -k rotary  only pytest, with these arguments
+#   WHEEL=dist/...cp311...aarch64.whl tools/test_arm64.sh      tests this wheel and compiles nothing
 # Needs Debian or Ubuntu with g++-aarch64-linux-gnu, qemu-user, cmake, ninja and pybind11 for $PYTHON (python3).
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -59,11 +60,16 @@ build_extension() {
   cp build/neon/_core*.so "$packages/fastattn/_core.cpython-311-aarch64-linux-gnu.so"
 }
 
+install_wheel() { # as pip does, but pip would refuse a wheel for another machine
+  rm -rf "$packages"/fastattn{,-*.dist-info}
+  "$PYTHON" -m zipfile -e "$1" "$packages"
+}
+
 run() { PYTHONPATH=$PWD TOKENIZERS_PARALLELISM=false "$root/usr/bin/python" "$@"; }
 pytest() { run -m pytest -q -p no:cacheprovider -p no:benchmark -m "not torch" "$@"; }
 
 [ -e "$work/complete" ] || make_root
-build_extension
+if [ -n "${WHEEL:-}" ]; then install_wheel "$WHEEL"; else build_extension; fi
 run -m fastattn info
 if [ $# -gt 0 ]; then
   pytest "$@"

@@ -11,6 +11,8 @@ libpython3.12-dev. They may be those of another CPU or libc (docs/releasing.md).
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
+import json
 import os
 import re
 import shutil
@@ -19,10 +21,12 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "build" / "wheels"
 PYTHONS = ("3.10", "3.11", "3.12", "3.13", "3.14")
+EPOCH = "315532800"  # 1980, the earliest time that a zip can store; two builds have equal times
 DEBIAN_SUITES = ("trixie", "sid")  # the later ones have the newest Pythons
 DEBIAN_KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 
@@ -182,17 +186,46 @@ def suffix(python: str, platform: Platform) -> str:
     return f".cpython-{python.replace('.', '')}-{platform.soabi}.so"
 
 
+def bill_of_materials(platform: Platform, version: str) -> dict[str, Any]:
+    """Return what the module contains besides fastattn's own code, in the format CycloneDX (PEP 770)."""
+    parts = {
+        "pybind11": "headers",
+        "ziglang": "libc++, libc++abi, libunwind and compiler-rt of LLVM, linked statically from this package",
+    }
+    found = {package: importlib.metadata.version(package) for package in parts}
+    module = {"type": "library", "name": "fastattn", "version": version, "description": f"module for {platform.name}"}
+    return {
+        "bomFormat": "CycloneDX",
+        "specVersion": "1.6",
+        "version": 1,
+        "metadata": {"component": module},
+        "components": [
+            {"type": "library", "name": package, "version": found[package], "description": text,
+             "purl": f"pkg:pypi/{package}@{found[package]}"}
+            for package, text in parts.items()
+        ],
+    }  # fmt: skip
+
+
 def pack(content: Path, module: Path, python: str, platform: Platform, dist: Path) -> None:
     """Write the wheel of one Python: the content of the pure one, the module and its tags."""
     tree = BUILD / "tree" / content.name
     shutil.rmtree(tree.parent, ignore_errors=True)
     shutil.copytree(content, tree)
-    shutil.copy(module, tree / f"fastattn/_core{suffix(python, platform)}")
+    name = tree / f"fastattn/_core{suffix(python, platform)}"
+    shutil.copyfile(module, name)
     (file,) = tree.glob("*.dist-info/WHEEL")
+    sbom = file.parent / "sboms/fastattn.cdx.json"
+    sbom.parent.mkdir()
+    version = content.name.partition("-")[2]
+    sbom.write_text(json.dumps(bill_of_materials(platform, version), indent=2) + "\n", encoding="utf-8")
     kept = [line for line in file.read_text("utf-8").splitlines() if line and not line.startswith(("Tag", "Root-Is"))]
     tags = [f"Tag: {cp(python)}-{cp(python)}-{tag}" for tag in platform.tags.split(".")]
     file.write_text("\n".join([*kept, "Root-Is-Purelib: false", *tags]) + "\n", encoding="utf-8")
-    run(sys.executable, "-m", "wheel", "pack", "--dest-dir", dist, tree)
+    for path in tree.rglob("*"):  # otherwise the wheel would depend on the umask
+        path.chmod(0o755 if path.is_dir() or path == name else 0o644)
+    env = {"SOURCE_DATE_EPOCH": EPOCH, **os.environ}
+    run(sys.executable, "-m", "wheel", "pack", "--dest-dir", dist, tree, env=env)
 
 
 def main() -> None:

@@ -159,7 +159,7 @@ void Executor::place_maps(const StepInput& step, Running& running) {
         running.maps.push_back({op.output, floats});
         for (int32_t s = 0; s < running.sizes.sequences; ++s) {
             offsets.push_back(floats);
-            if (s < step.n_sequences) floats += map_floats(probs->n_head, step, s);
+            if (s < step.n_sequences) floats += map_floats(probs->n_maps, step, s);
         }
     }
     if (offsets.empty()) return;

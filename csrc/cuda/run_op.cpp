@@ -276,6 +276,8 @@ void Executor::OpRun::launch(const AttentionProbsAttrs& attrs) const {
                             .sequences = sequences(),
                             .pages = pages,
                             .n_head = attrs.n_head,
+                            .first_head = attrs.first_head,
+                            .n_maps = attrs.n_maps,
                             .relative = relative(attrs),
                             .scale = attrs.scale,
                             .probs = running.map_floats,

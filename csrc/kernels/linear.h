@@ -66,6 +66,7 @@ FA_INLINE void multiply_words(const int32_t* a, int64_t a_stride, const std::byt
     const int64_t step = prefetch.step;
     const int lines = prefetch.lines;
     const auto prefetch_ahead = [&]() __attribute__((always_inline)) {
+#pragma GCC unroll 1  // usually one line; clang made a loop of four and one for the rest
         for (int line = 0; line < lines; ++line) prefetch_line(ahead + line * kLineBytes);
         ahead += step;
     };

@@ -237,19 +237,20 @@ void attention(Team& team, const KernelTable& kernels, const AttentionOp& op) {
 void attention_probs(Team& team, const KernelTable& kernels, const AttentionOp& op) {
     kv_store(team, kernels, op);
     team.barrier();
-    team.for_chunks(int64_t{op.n_sequences} * op.n_head, [&](int64_t chunk) {
-        const auto sequence = static_cast<int32_t>(chunk / op.n_head);
-        const auto head = static_cast<int32_t>(chunk % op.n_head);
+    team.for_chunks(int64_t{op.n_sequences} * op.n_maps, [&](int64_t chunk) {
+        const auto sequence = static_cast<int32_t>(chunk / op.n_maps);
+        const auto map = static_cast<int32_t>(chunk % op.n_maps);
+        const int32_t head = op.first_head + map;
         float* out = op.probs;
         for (int32_t i = 0; i < sequence; ++i) {
             const SequenceBlocks& before = op.sequences[i];
-            out += int64_t{op.n_head} * (before.q_end - before.q_begin) *
+            out += int64_t{op.n_maps} * (before.q_end - before.q_begin) *
                    (before.position + before.token_end - before.token_begin);
         }
         const SequenceBlocks& s = op.sequences[sequence];
         const HeadPlace place{s.blocks, head_offset(op, head / (op.n_head / op.n_kv_head))};
         AttentionArgs args = head_args(op, s, place, head, team.index());
-        out += int64_t{head} * (s.q_end - s.q_begin) * args.kv_len;
+        out += int64_t{map} * (s.q_end - s.q_begin) * args.kv_len;
         args.out_stride = args.kv_len;
         const auto run = [&](int32_t first, int32_t last, int32_t position) {
             args.q = op.q.row(first) + int64_t{head} * op.head_dim;

@@ -138,7 +138,8 @@ struct AttentionOp {
     float* const* scratch;
     // Each thread's own blocks for the keys and values of one head if there is no cache, else null.
     std::byte* const* const* thread_blocks;
-    float* probs = nullptr;  // attention_probs: [n_head, q_len, kv_len] of each sequence, concatenated; else null
+    float* probs = nullptr;  // attention_probs: [n_maps, q_len, kv_len] of each sequence, concatenated; else null
+    int32_t first_head = 0, n_maps = 0;  // attention_probs: the heads [first_head, first_head + n_maps)
     int32_t window = 0;
     // bias[j - p] of head 0 is added to the score of position j for a query at p. bias_stride: floats between heads.
     const float* bias = nullptr;

@@ -86,6 +86,7 @@ struct AttentionAttrs {
 
 struct AttentionProbsAttrs : AttentionAttrs {
     static const OpKind kKind;
+    int32_t first_head = 0, n_maps = 0;  // maps of heads [first_head, first_head + n_maps)
 };
 
 struct GatherRowsAttrs {

@@ -84,9 +84,9 @@ const int32_t* index_of(const StepArrays& step, Index index) {
     return nullptr;
 }
 
-int64_t map_floats(int32_t n_head, const StepInput& step, int32_t s) {
+int64_t map_floats(int32_t n_maps, const StepInput& step, int32_t s) {
     const int64_t length = step.length(s);
-    return n_head * length * (length + step.start(s));
+    return n_maps * length * (length + step.start(s));
 }
 
 int64_t floats_of(const ProgramSpec& spec, int32_t value, const StepInput& step) {
@@ -94,7 +94,7 @@ int64_t floats_of(const ProgramSpec& spec, int32_t value, const StepInput& step)
         const auto* probs = op.as<AttentionProbsAttrs>();
         if (op.output != value || probs == nullptr) continue;
         int64_t total = 0;
-        for (int32_t s = 0; s < step.n_sequences; ++s) total += map_floats(probs->n_head, step, s);
+        for (int32_t s = 0; s < step.n_sequences; ++s) total += map_floats(probs->n_maps, step, s);
         return total;
     }
     const ValueSpec& of = spec.values[static_cast<size_t>(value)];

@@ -133,6 +133,8 @@ void run(const AttentionAttrs& attrs, const OpRun& op) {
 void run(const AttentionProbsAttrs& attrs, const OpRun& op) {
     ops::AttentionOp args = attention_of(attrs, op, op.in(1));
     args.probs = args.out.data;
+    args.first_head = attrs.first_head;
+    args.n_maps = attrs.n_maps;
     ops::attention_probs(op.team, op.model.kernels, args);
 }
 

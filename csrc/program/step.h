@@ -31,10 +31,10 @@ struct StepInput : StepArrays {
 
 const int32_t* index_of(const StepArrays& step, Index index);  // null: all zeros
 
-// Number of floats in the attention map of a sequence, [n_head, q_len, kv_len].
-int64_t map_floats(int32_t n_head, const StepInput& step, int32_t s);
+// Number of floats in the attention maps of a sequence, [n_maps, q_len, kv_len].
+int64_t map_floats(int32_t n_maps, const StepInput& step, int32_t s);
 
-// Number of floats in a value: rows x width, or [n_head, q_len, kv_len] of every sequence. The caller must acquire the
+// Number of floats in a value: rows x width, or [n_maps, q_len, kv_len] of every sequence. The caller must acquire the
 // caches (CacheGuard) before, because attention maps grow with the caches.
 int64_t floats_of(const ProgramSpec& spec, int32_t value, const StepInput& step);
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from fastattn import errors
 from fastattn.errors import (
+    CacheError,
     Cancelled,
     ConfigError,
     ContextLengthError,
@@ -20,10 +21,11 @@ from fastattn.errors import (
     NonFiniteError,
     OutOfMemory,
     ReadOnlyError,
+    UnknownKeyError,
 )
 
 if TYPE_CHECKING:
-    from fastattn import generation, ops, util
+    from fastattn import generation, ops, util, viz
     from fastattn.api.auto import (
         AutoModel,
         AutoModelForCausalLM,
@@ -42,10 +44,14 @@ if TYPE_CHECKING:
     from fastattn.ops import scaled_dot_product_attention
     from fastattn.tasks.check_folder import FolderReport, check_folder
     from fastattn.tasks.cross_encoder import CrossEncoder
+    from fastattn.tasks.embedding_cache import EmbeddingCache
     from fastattn.tasks.generators import TextCrossEncoder, TextEmbedding
+    from fastattn.tasks.keyed_vectors import FastTextKeyedVectors, KeyedVectors, load_facebook_vectors
+    from fastattn.tasks.multi_vector_encoder import MultiVectorEncoder
     from fastattn.tasks.pipelines import pipeline
     from fastattn.tasks.quality import QualityReport, compare_dtypes
     from fastattn.tasks.sentence_transformer import SentenceTransformer
+    from fastattn.tasks.sparse_encoder import SparseEncoder
     from fastattn.tasks.verify_model import VerifyReport, verify_model
     from fastattn.tokenizer import BatchEncoding, Tokenizer
 
@@ -76,14 +82,20 @@ _HOME = {
     "check_folder": "fastattn.tasks.check_folder",
     "VerifyReport": "fastattn.tasks.verify_model",
     "verify_model": "fastattn.tasks.verify_model",
+    "EmbeddingCache": "fastattn.tasks.embedding_cache",
+    "SparseEncoder": "fastattn.tasks.sparse_encoder",
+    "MultiVectorEncoder": "fastattn.tasks.multi_vector_encoder",
+    "FastTextKeyedVectors": "fastattn.tasks.keyed_vectors",
+    "KeyedVectors": "fastattn.tasks.keyed_vectors",
+    "load_facebook_vectors": "fastattn.tasks.keyed_vectors",
     "QualityReport": "fastattn.tasks.quality",
     "compare_dtypes": "fastattn.tasks.quality",
     "pipeline": "fastattn.tasks.pipelines",
     "quantize": "fastattn.api.quantize",
     "scaled_dot_product_attention": "fastattn.ops",
 }
-# Modules that `fastattn.NAME` imports; only `errors`, `generation`, `ops` and `util` are public.
-_MODULES = ("api", "checkpoint", "generation", "graph", "models", "ops", "tasks", "tokenizer", "util")
+# Modules that `fastattn.NAME` imports; only `errors`, `generation`, `ops`, `util` and `viz` are public.
+_MODULES = ("api", "checkpoint", "generation", "graph", "models", "ops", "tasks", "tokenizer", "util", "viz")
 
 __all__ = [
     "AutoModel",
@@ -97,40 +109,49 @@ __all__ = [
     "AutoModelForTokenClassification",
     "AutoTokenizer",
     "BatchEncoding",
+    "CacheError",
     "Cancelled",
     "ConfigError",
     "ContextLengthError",
     "CrossEncoder",
     "DTypeError",
+    "EmbeddingCache",
+    "FastTextKeyedVectors",
     "FastattnError",
     "FolderReport",
     "GenerateOutput",
     "GenerationOptions",
     "HubError",
     "InputError",
+    "KeyedVectors",
     "ModelFormatError",
     "ModelNotFoundError",
+    "MultiVectorEncoder",
     "NonFiniteError",
     "OutOfMemory",
     "QualityReport",
     "ReadOnlyError",
     "SentenceTransformer",
+    "SparseEncoder",
     "TextCrossEncoder",
     "TextEmbedding",
     "TextStream",
     "Tokenizer",
+    "UnknownKeyError",
     "VerifyReport",
     "__version__",
     "check_folder",
     "compare_dtypes",
     "errors",
     "generation",
+    "load_facebook_vectors",
     "ops",
     "pipeline",
     "quantize",
     "scaled_dot_product_attention",
     "util",
     "verify_model",
+    "viz",
 ]
 
 

@@ -58,12 +58,22 @@ class ReadOnlyError(InputError, AttributeError):
     """An attribute cannot be set; the message says what to do instead."""
 
 
+class UnknownKeyError(InputError, KeyError):
+    """A table of vectors has no row for a word."""
+
+    __str__ = Exception.__str__  # KeyError would quote the message
+
+
 class ModelNotFoundError(FastattnError, FileNotFoundError):
     """The model folder does not exist, or has no weights."""
 
 
 class HubError(FastattnError, OSError):
     """A model could not be fetched from the hub; the message says what to do."""
+
+
+class CacheError(FastattnError, OSError):
+    """The file of an embeddings cache is damaged, belongs to another program, or cannot be read."""
 
 
 class DTypeError(FastattnError, TypeError):

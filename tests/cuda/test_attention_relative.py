@@ -11,7 +11,7 @@ from fastattn.errors import ContextLengthError, InputError
 from fastattn.executors.cpu import CpuExecutor
 from fastattn.executors.cuda import CudaExecutor
 from fastattn.executors.numpy_executor import NumpyExecutor
-from fastattn.graph.rewrites import optimize, with_outputs
+from fastattn.graph.rewrites import optimize, with_maps, with_outputs
 from tests.cuda.test_decoder_ops import cuda
 from tests.cuda.test_models import distance
 from tests.program.test_attention_relative import VARIANTS, made_with
@@ -60,9 +60,12 @@ def test_attention_maps_have_the_bits_of_the_cpu(gpu: str, variant: str, causal:
     step = step_of(5, 70)
     expected = CpuExecutor(marked, made.sources, threads=1).run(step)
     found = CudaExecutor(marked, made.sources, library=False).run(step)
+    some = CudaExecutor(optimize(with_maps(made.program, [0, 1], [2])), made.sources, library=False).run(step)
     for layer in range(2):
         for ours, theirs in zip(found[f"attentions.{layer}"], expected[f"attentions.{layer}"], strict=True):
             assert np.array_equal(ours, theirs)
+        for ours, theirs in zip(some[f"attentions.{layer}.2"], expected[f"attentions.{layer}"], strict=True):
+            assert np.array_equal(ours[0], theirs[2])
 
 
 def test_what_does_not_fit(gpu: str) -> None:

@@ -24,10 +24,11 @@ def documented() -> set[str]:
 
 
 def public_names() -> list[str]:
-    modules = ("errors", "generation", "ops", "util", "__version__")
+    modules = ("errors", "generation", "ops", "util", "viz", "__version__")
     names = [name for name in fastattn.__all__ if name not in modules]
     names += [f"generation.{name}" for name in fastattn.generation.__all__]
     names += [f"util.{name}" for name in fastattn.util.__all__]
+    names += [f"viz.{name}" for name in fastattn.viz.__all__]
     # A function with two public names is described under the shorter one.
     return names + [f"ops.{name}" for name in fastattn.ops.__all__ if name not in fastattn.__all__]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import zipfile
 from pathlib import Path
@@ -68,12 +69,21 @@ def test_wrong_headers_are_refused(wheels: ModuleType, tmp_path: Path) -> None:
     ],
 )
 def test_a_wheel_has_the_module_and_the_tags(
-    wheels: ModuleType, tmp_path: Path, python: str, platform: str, module: str, tags: list[str]
+    wheels: ModuleType,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    python: str,
+    platform: str,
+    module: str,
+    tags: list[str],
 ) -> None:
     pytest.importorskip("wheel", reason="`wheel pack` writes the wheel")
+    monkeypatch.setattr(wheels.importlib.metadata, "version", {"pybind11": "3.1", "ziglang": "0.17"}.__getitem__)
+    monkeypatch.delenv("SOURCE_DATE_EPOCH", raising=False)
     content = tmp_path / "fastattn-0.1.0"
     (content / "fastattn").mkdir(parents=True)
     (content / "fastattn/__init__.py").write_text("")
+    (content / "fastattn/__init__.py").chmod(0o600)
     info = content / "fastattn-0.1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: fastattn\nVersion: 0.1.0\n")
@@ -88,6 +98,13 @@ def test_a_wheel_has_the_module_and_the_tags(
     with zipfile.ZipFile(wheel) as archive:
         assert archive.read(f"fastattn/{module}") == b"code"
         lines = archive.read("fastattn-0.1.0.dist-info/WHEEL").decode().split("\n")
+        sbom = json.loads(archive.read("fastattn-0.1.0.dist-info/sboms/fastattn.cdx.json"))
+        # What another machine, or a build at another time, would store otherwise.
+        assert {entry.date_time for entry in archive.infolist()} == {(1980, 1, 1, 0, 0, 0)}
+        modes = {entry.filename: entry.external_attr >> 16 & 0o777 for entry in archive.infolist()}
         assert f"fastattn/{module}," in archive.read("fastattn-0.1.0.dist-info/RECORD").decode()
+    module_mode = modes.pop(f"fastattn/{module}")
+    assert (module_mode, set(modes.values()) - {0o664}) == (0o755, {0o644})  # `wheel pack` gives RECORD its own mode
+    assert [part["purl"] for part in sbom["components"]] == ["pkg:pypi/pybind11@3.1", "pkg:pypi/ziglang@0.17"]
     assert "Root-Is-Purelib: false" in lines
     assert {line for line in lines if line.startswith("Tag")} == {f"Tag: {cp}-{cp}-{tag}" for tag in tags}

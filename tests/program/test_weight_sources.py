@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -34,6 +33,8 @@ from fastattn.graph.quantize import weight_formats
 from fastattn.models.registry import BuiltModel, build
 from tests.program.test_rewrites import ragged_step
 from tests.reference.checkpoints import BERT, GPT2, bert_tensors, gpt2_tensors, write_bert, write_gpt2
+
+ml_dtypes = pytest.importorskip("ml_dtypes", reason="ml-dtypes has no wheel for musl")
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "adding-a-model.md"
 ROWS, COLUMNS = 200, 96

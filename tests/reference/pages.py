@@ -44,10 +44,15 @@ RUN = ("python", "console", "sh")
 SHOWN = ("text", "cpp", "cmake", "json", "toml", "")
 SPEED = re.compile(r"^\d+ tokens in .* tokens/s\n", re.MULTILINE)  # README.md says that this is not shown
 SECONDS = 600
-PICTURE = re.compile(r"!\[[^\]]*\]\(([\w-]+\.png)\)")
+PICTURE = re.compile(r"!\[[^\]]*\]\(([\w-]+\.(?:png|svg))\)")
 # The allowed mean difference between a drawn picture and the page's, where white against black is 1: another version of
 # the drawing library may move a letter by a pixel.
 PICTURE_DIFFERENCE = 0.02
+# The difference of a number in an SVG image or a notebook: another numpy may round another way. Images inside
+# them are not compared, because another zlib packs pixels another way.
+NUMBER_DIFFERENCE = 0.05
+NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
+EMBEDDED = re.compile(r"data:image/png;base64,[\w+/=]+")
 
 
 class PageError(AssertionError):
@@ -146,15 +151,18 @@ class Run:
             (tools / name).chmod(0o755)
         (self.folder / "DIR").symlink_to(Path(fastattn.__file__).parent / "demo/gpt2-litbank")
         for file in self.page.parent.iterdir():
-            if file.is_file() and file.suffix not in (".md", ".png") and self.page.parent != ROOT and file.name in text:
+            if (
+                file.is_file()
+                and file.suffix not in (".md", ".png", ".svg")
+                and self.page.parent != ROOT
+                and file.name in text
+            ):
                 shutil.copy(file, self.folder)
 
     def _compare_pictures(self, text: str) -> None:
         for name in PICTURE.findall(text):
-            from matplotlib.image import imread
-
-            shown, drawn = imread(self.page.parent / name), imread(self.folder / name)
-            if shown.shape != drawn.shape or abs(shown - drawn).mean() > PICTURE_DIFFERENCE:
+            same = same_svg if name.endswith(".svg") else same_png
+            if not same(self.page.parent / name, self.folder / name):
                 raise PageError(f"{self.page.relative_to(ROOT)}: its blocks draw another {name}")
 
     def _where(self, block: Block) -> str:
@@ -201,6 +209,28 @@ class Run:
     def _check(self, block: Block, shown: str, printed: str) -> None:
         if self.compare and not matches(shown, printed):
             raise PageError(f"{self._where(block)}: the page shows\n{shown}\nbut the block prints\n{printed}")
+
+
+def same_png(shown: Path, drawn: Path) -> bool:
+    """Return whether two PNG images are about equal."""
+    from matplotlib.image import imread
+
+    a, b = imread(shown), imread(drawn)
+    return bool(a.shape == b.shape and abs(a - b).mean() <= PICTURE_DIFFERENCE)
+
+
+def same_svg(shown: Path, drawn: Path) -> bool:
+    """Return whether two SVG images have the same elements and texts, and about the same numbers."""
+    return same_text(shown.read_text(encoding="utf-8"), drawn.read_text(encoding="utf-8"))
+
+
+def same_text(shown: str, found: str) -> bool:
+    """Return whether two texts are equal but for small differences of numbers, and for the pixels inside them."""
+    a, b = EMBEDDED.sub("", shown), EMBEDDED.sub("", found)
+    if NUMBER.split(a) != NUMBER.split(b):
+        return False
+    pairs = zip(NUMBER.findall(a), NUMBER.findall(b), strict=True)
+    return all(x == y or abs(float(x) - float(y)) <= NUMBER_DIFFERENCE for x, y in pairs)
 
 
 def write(page: Path) -> int:

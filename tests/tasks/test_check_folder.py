@@ -13,10 +13,14 @@ import pytest
 import fastattn
 from fastattn.errors import DTypeError, ModelNotFoundError
 from fastattn.tasks.demo import demo_model
+from fastattn.tasks.folder_report import folder_lines
 from tests.reference import checkpoints
 from tests.reference.command import run
 from tests.tasks import sentence_folders
 from tests.tasks.sentence_folders import POOLING, change_json, write_model, write_transformer
+from tests.tasks.test_model2vec import write_model2vec
+from tests.tasks.test_multi_vector_encoder import write_colbert, write_pylate
+from tests.tasks.test_sparse_encoder import write_splade
 
 
 @pytest.fixture
@@ -206,3 +210,30 @@ def test_command(gpt2: Path) -> None:
     found = json.loads(done.stdout)
     assert not found["ok"]
     assert "expected model.safetensors" in found["problems"][0]
+
+
+def test_model2vec_and_unknown_kinds(tmp_path: Path) -> None:
+    report = fastattn.check_folder(write_model2vec(tmp_path / "a"))
+    assert report.ok
+    assert report.sentence_transformer
+    folder = sentence_folders.write_model(tmp_path / "b", sentence_folders.POOLING, settings={"model_type": "Other"})
+    report = fastattn.check_folder(folder)
+    assert report.ok
+    assert any("model_type is 'Other'" in warning for warning in report.warnings)
+
+
+@pytest.mark.torch
+def test_sparse_and_multi_vector_encoders(tmp_path: Path) -> None:
+    sparse = write_splade(tmp_path / "a")
+    found = fastattn.check_folder(sparse)
+    assert (found.ok, found.sparse_encoder, found.multi_vector_encoder, found.sentence_transformer) == (
+        True, True, False, False,
+    )  # fmt: skip
+    assert "SparseEncoder" in "\n".join(folder_lines(found))
+    (sparse / "1_SpladePooling" / "config.json").write_text('{"pooling_strategy": "mean"}')
+    assert "pooling_strategy: expected one of" in fastattn.check_folder(sparse).problems[0]
+    for folder in (write_colbert(tmp_path / "b", {}), write_pylate(tmp_path / "c")):
+        found = fastattn.check_folder(folder)
+        assert (found.ok, found.sparse_encoder, found.multi_vector_encoder) == (True, False, True)
+    (tmp_path / "c" / "1_Dense" / "model.safetensors").unlink()
+    assert not fastattn.check_folder(tmp_path / "c").ok

@@ -48,6 +48,7 @@ def trap(folder: Path, task: Task, marker: Path) -> Path:
         ("text-generation", "generate -m . -p a -n 2"),
         ("text-classification", "embed -m . -p a"),
         ("text-classification", "classify -m . -p a"),
+        ("text-generation", "look -m . a -o {out}.html"),
         ("text-generation", "quality -m . --dtypes int8 --max-tokens 16"),
         ("text-generation", "quantize . {out} --dtype int8"),
         ("text-classification", "bench -m . --works 1x16 --rounds 1 --seconds 0.001"),

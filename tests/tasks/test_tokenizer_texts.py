@@ -148,6 +148,68 @@ def test_missing_rows_of_a_series_are_named() -> None:
         check_texts(pandas.array(["a", pandas.NA], dtype="string"), "texts")
 
 
+def _column(library: str, make: str) -> Any:
+    """Evaluate an expression that makes a column."""
+    names = {"np": np, "S": np.dtypes.StringDType}
+    if library != "np":
+        names[library] = pytest.importorskip({"pd": "pandas", "pl": "polars", "pa": "pyarrow"}[library])
+    if "ArrowDtype" in make:
+        names["pa"] = pytest.importorskip("pyarrow")
+    return eval(make, names)
+
+
+@pytest.mark.parametrize(
+    ("library", "make"),
+    [
+        ("pd", "pd.Series(['good', 'a film'], dtype='category')"),
+        ("pd", "pd.Series(['good', 'a film'], dtype=pd.ArrowDtype(pa.string()))"),
+        ("pl", "pl.Series(['good', 'a film'], dtype=pl.Categorical)"),
+        ("pl", "pl.DataFrame({'t': ['good', 'a film']})['t']"),
+        ("pa", "pa.array(['good', 'a film'], pa.large_string())"),
+        ("pa", "pa.array(['good', 'a film'], pa.string_view())"),
+        ("pa", "pa.array(['good', 'a film']).dictionary_encode()"),
+        ("pa", "pa.table({'t': ['good', 'a film']})['t']"),
+    ],
+)
+def test_columns(bert: Tokenizer, library: str, make: str) -> None:
+    column = _column(library, make)
+    assert check_texts(column, "texts") == TEXTS
+    assert bert(column).input_ids == bert(TEXTS).input_ids
+
+
+@pytest.mark.parametrize(
+    ("library", "make", "message"),
+    [
+        ("np", "np.array(['a', None], S(na_object=None))", r"texts\[1\]: expected str, got None; fill or drop"),
+        (
+            "np",
+            "np.array(['a', np.nan], S(na_object=np.nan))",
+            r"texts\[1\]: expected str, got float nan; fill or drop",
+        ),
+        (
+            "np",
+            "np.array(['a', np.float32('nan')], object)",
+            r"texts\[1\]: expected str, got float32 nan; fill or drop",
+        ),
+        ("np", "np.array([1])", r"texts\[0\]: expected str, got int64"),
+        ("pd", "pd.Series(['a', None], ['x', 'y'], dtype='category')", r"texts\[1\] \(row 'y'\): .* float nan; fill"),
+        ("pd", "pd.Series(['a', None], ['x', 'y'], dtype='string')", r"texts\[1\] \(row 'y'\): .* NAType <NA>; fill"),
+        ("pl", "pl.Series(['a', None])", r"texts\[1\]: expected str, got None; fill or drop"),
+        ("pl", "pl.Series([['a', 'b'], ['c']])", r"texts\[0\]: expected str, got Series"),
+        ("pl", "pl.DataFrame({'t': ['a']}).lazy()", "texts: expected a sequence of str, got LazyFrame"),
+        ("pl", "pl.col('t')", "texts: expected a sequence of str, got Expr"),
+        ("pl", "pl.DataFrame({'t': ['a']})", "texts: expected one dimension of str, got a DataFrame"),
+        ("pa", "pa.array(['a', None])", r"texts\[1\]: expected str, got None; fill or drop"),
+        ("pa", "pa.chunked_array([['a'], [None]])", r"texts\[1\]: expected str, got None; fill or drop"),
+        ("pa", "pa.array([b'a'])", r"texts\[0\]: expected str, got bytes"),
+        ("pa", "pa.array([1])", r"texts\[0\]: expected str, got int 1"),
+    ],
+)
+def test_columns_with_gaps_and_of_other_types(library: str, make: str, message: str) -> None:
+    with pytest.raises((DTypeError, InputError), match=f"^{message}"):
+        check_texts(_column(library, make), "texts")
+
+
 def test_lengths_are_checked_before_anything_is_read(bert: Tokenizer) -> None:
     class Long(Column):
         def __len__(self) -> int:

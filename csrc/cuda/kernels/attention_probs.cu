@@ -12,7 +12,8 @@ FA_KERNEL(kProbsThreads)
 attention_probs(const AttentionProbsArgs args) {
     constexpr bool kFloat32 = kType == Type::kFloat32;
     const KvPages& pages = args.pages;
-    const int token = block_x(), head = block_y(), head_dim = pages.head_dim, t = thread_id();
+    const int token = block_x(), map = block_y(), head_dim = pages.head_dim, t = thread_id();
+    const int head = args.first_head + map;
     if (token >= count_of(args.tokens)) return;
     const int s = sequence_of(args.sequences.cu_seqlens, count_of(args.sequences.rows), token);
     const Sequence sequence = sequence_at(args.sequences, pages, s);
@@ -20,7 +21,7 @@ attention_probs(const AttentionProbsArgs args) {
     const Query query = query_at(args.relative, sequence, token);
     const Range seen = query.seen, blocks = seen.blocks();
     const int kv_head = head / (args.n_head / pages.n_kv_head);
-    float* probs = args.probs + args.offsets[s] + (int64_t{head} * q_len + q_row) * sequence.kv_len;
+    float* probs = args.probs + args.offsets[s] + (int64_t{map} * q_len + q_row) * sequence.kv_len;
     float* q = reinterpret_cast<float*>(shared_memory());  // [head_dim]
     float* room = q + head_dim;                            // [kBlockSumFloats]
     for (int d = t; d < head_dim; d += kProbsThreads) {
@@ -58,7 +59,7 @@ void launch_attention_probs(const AttentionProbsArgs& args, Stream stream) {
     const auto kernel = args.pages.type == Type::kFloat32    ? attention_probs<Type::kFloat32>
                         : args.pages.type == Type::kBfloat16 ? attention_probs<Type::kBfloat16>
                                                              : attention_probs<Type::kFloat16>;
-    launch("attention_probs", kernel, {args.tokens.most, args.n_head}, kProbsThreads,
+    launch("attention_probs", kernel, {args.tokens.most, args.n_maps}, kProbsThreads,
            (args.pages.head_dim + kBlockSumFloats) * int64_t{4}, args, stream);
 }
 

@@ -267,14 +267,15 @@ FA_ANYWHERE int64_t decode_partial_floats(int64_t most_rows, int64_t n_head, int
 }
 
 // Probabilities of the same attention, for attention maps: simple and slow, in float32 arithmetic of the pages' keys.
-// Sequence s has [n_head, q_len, kv_len] floats from probs + offsets[s] on, kv_len = start + tokens.
+// Sequence s has [n_maps, q_len, kv_len] floats from probs + offsets[s] on, kv_len = start + tokens: those of the heads
+// [first_head, first_head + n_maps).
 struct AttentionProbsArgs {
     const float* q;  // [tokens, n_head * head_dim]
     int64_t q_stride;
     Rows tokens;
     Sequences sequences;
     KvPages pages;
-    int32_t n_head;
+    int32_t n_head, first_head, n_maps;
     Relative relative;
     float scale;
     float* probs;

@@ -179,6 +179,8 @@ std::vector<float> Step::probs(const Look& look) const {
                             .sequences = sequences(cu_seqlens, start, longest(parts_)),
                             .pages = pages(),
                             .n_head = shape_.n_head,
+                            .first_head = 0,
+                            .n_maps = shape_.n_head,
                             .relative = relative(look, biases),
                             .scale = kScale,
                             .probs = out.data(),

@@ -97,6 +97,9 @@ void check_probs(const OpCheck& op) {
     const auto& attrs = op.attrs<AttentionProbsAttrs>();
     if (attrs.q_rows != Gather::kTokens) op.bad("expected one query per token");
     check_heads(op, attrs);
+    if (attrs.first_head < 0 || attrs.n_maps < 1 || attrs.first_head > attrs.n_head - attrs.n_maps)
+        op.bad("expected maps of heads 0 to " + std::to_string(attrs.n_head - 1) + ", got " +
+               std::to_string(attrs.n_maps) + " from " + std::to_string(attrs.first_head) + " on");
     op.expect_width(op.out(), 0);
 }
 
@@ -116,7 +119,9 @@ constinit const OpKind AttentionProbsAttrs::kKind{
     .name = "attention_probs",
     .inputs = 2,
     .weights = 4,
-    .read = [](AttrReader& attrs) -> Attrs { return AttentionProbsAttrs{read_attention(attrs)}; },
+    .read = [](AttrReader& attrs) -> Attrs {
+        return AttentionProbsAttrs{read_attention(attrs), attrs.integer("first_head"), attrs.integer("n_maps")};
+    },
     .check = check_probs,
     .needs = needs<AttentionProbsAttrs>,
     .absent = absent<AttentionProbsAttrs>,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import struct
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,8 +12,7 @@ from numpy.typing import NDArray
 
 from fastattn.checkpoint.new_folder import NewFolder
 from fastattn.checkpoint.quantized import CONFIG_KEY, METADATA_KEY, METHOD, PIECES, VERSION
-
-_ALIGNMENT = 64
+from fastattn.checkpoint.safetensors_writer import Entry, header
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,12 +54,9 @@ def _header(shapes: Mapping[str, Sequence[int]], weights: Sequence[NewWeight]) -
         "shapes": {name: list(shape) for name, shape in shapes.items()},
         "weights": {w.name: {"use": w.use, "format": w.form, "shape": list(w.shape)} for w in weights},
     }
-    entries: dict[str, Any] = {"__metadata__": {"format": METHOD, METADATA_KEY: json.dumps(said)}}
-    at = 0
-    for weight in weights:
-        for suffix, size in zip(PIECES, weight.sizes, strict=False):
-            entries[weight.name + suffix] = {"dtype": "U8", "shape": [size], "data_offsets": [at, at + size]}
-            at += size
-    text = json.dumps(entries).encode()
-    text += b" " * (-(8 + len(text)) % _ALIGNMENT)
-    return struct.pack("<Q", len(text)) + text
+    entries = [
+        Entry(weight.name + suffix, "U8", (size,), size)
+        for weight in weights
+        for suffix, size in zip(PIECES, weight.sizes, strict=False)
+    ]
+    return header(entries, {"format": METHOD, METADATA_KEY: json.dumps(said)})

@@ -11,7 +11,7 @@ from fastattn.api.load_options import MAX_THREADS, LoadOptions
 from fastattn.cli.completion import SHELLS
 from fastattn.cli.flags import add_flag, add_flags
 from fastattn.cli.parsing import CommandParser, Once
-from fastattn.cli.values import assignment, file_name, integer, names, number, some_names, some_text
+from fastattn.cli.values import assignment, file_name, integer, integers, names, number, some_names, some_text
 from fastattn.formats import DTYPES, PACKED_DTYPES
 from fastattn.generation.options import GenerationOptions
 from fastattn.options import INT32_MAX
@@ -30,7 +30,7 @@ def build_parser() -> tuple[CommandParser, dict[str, CommandParser]]:
     parser.add_argument("--version", action="version", version=f"fastattn {fastattn.__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=CommandParser)
     add: tuple[Callable[[_Commands], None], ...] = (
-        _add_info, _add_generate, _add_classify, _add_embed, _add_rerank, _add_run, _add_check, _add_verify,
+        _add_info, _add_generate, _add_classify, _add_embed, _add_rerank, _add_run, _add_look, _add_check, _add_verify,
         _add_quality, _add_quantize, _add_bench, _add_completion,
     )  # fmt: skip
     for add_command in add:
@@ -151,6 +151,28 @@ def _add_verify(commands: _Commands) -> None:
     )
     add_flag(parser, LoadOptions, "threads")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def _add_look(commands: _Commands) -> None:
+    parser = commands.add_parser(
+        "look",
+        help="draw what a model does with a text",
+        description="Write a page with the tokens of a text and the attention of each head; for a language model also "
+        "the surprisal of each token and the next tokens by layer.",
+    )
+    _add_model_name(parser)
+    add_flags(parser, LoadOptions)
+    parser.add_argument("text", metavar="TEXT", help="the text; '-' reads all of standard input")
+    parser.add_argument(
+        "-o", "--output", type=file_name(".html", ".svg"), required=True, metavar="FILE", help="FILE.html or FILE.svg"
+    )
+    parser.add_argument(
+        "--layers", type=integers, metavar="A,B", help="layers to show, from 0 (default: as many as fit)"
+    )
+    parser.add_argument("--heads", type=integers, metavar="A,B", help="heads to show, from 0 (default: all)")
+    parser.add_argument(
+        "--top-k", type=integer(1, INT32_MAX), default=3, metavar="K", help="next tokens per layer (default: 3)"
+    )
 
 
 def _add_rerank(commands: _Commands) -> None:

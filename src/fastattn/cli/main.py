@@ -50,7 +50,7 @@ def _main(words: list[str]) -> int:
     if args is None:
         return 0
     _check_together(args)
-    if args.command not in ("embed", "quantize") or (args.command == "embed" and args.output is None):
+    if args.command not in ("embed", "look", "quantize") or (args.command == "embed" and args.output is None):
         streams.check_output()
     code = _run(args)
     streams.flush()
@@ -120,6 +120,10 @@ def _run(args: argparse.Namespace) -> int:
         from fastattn.cli import inspection
 
         return inspection.check(args) if args.command == "check" else inspection.verify(args)
+    if args.command == "look":
+        from fastattn.cli.look import look
+
+        return look(args)
     from fastattn.cli import commands
 
     run = {

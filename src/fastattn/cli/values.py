@@ -27,6 +27,11 @@ def integer(low: int, high: int | None = None) -> Callable[[str], int]:
     return read
 
 
+def integers(text: str) -> list[int]:
+    """Parse a comma-separated list of integers of at least 0."""
+    return [integer(0)(part.strip()) for part in text.split(",")]
+
+
 def number(low: float, high: float = math.inf) -> Callable[[str], float]:
     """Return a parser for a finite number of at least `low`, and at most `high` if given."""
 

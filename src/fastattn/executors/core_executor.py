@@ -157,18 +157,18 @@ def _arguments(sampling: Sampling) -> tuple[Any, ...]:
 
 
 def _shaped(program: Program, name: str, array: NDArray[np.float32], step: Step) -> Output:
-    """Split attention maps, a flat array from C++, into one [n_head, q_len, kv_len] per sequence."""
+    """Split attention maps, a flat array from C++, into one [n_maps, q_len, kv_len] per sequence."""
     if array.ndim == 2:
         return array
     value = program.outputs[name]
-    n_head = next(int(op.attrs["n_head"]) for op in program.ops if op.output == value)
+    n_maps = next(int(op.attrs["n_maps"]) for op in program.ops if op.output == value)
     lengths = np.diff(step.cu_seqlens)
     maps, at = [], 0
     for i, q_len in enumerate(lengths.tolist()):
         last = step.cu_seqlens[i + 1] - 1
         kv_len = q_len if step.caches is None or q_len == 0 else int(step.positions[last]) + 1
-        size = n_head * q_len * kv_len
-        maps.append(array[at : at + size].reshape(n_head, q_len, kv_len))
+        size = n_maps * q_len * kv_len
+        maps.append(array[at : at + size].reshape(n_maps, q_len, kv_len))
         at += size
     return maps
 

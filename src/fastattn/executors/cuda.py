@@ -36,9 +36,8 @@ def extension() -> ModuleType:
     except ImportError as error:
         found = "one without" if isinstance(error, ModuleNotFoundError) else str(error)
         raise ConfigError(
-            f'device: expected a build of fastattn with CUDA for "cuda", got {found}; install it on a machine '
-            "with nvcc 12.4 or newer (with -C cmake.define.FASTATTN_CUDA=ON, a missing nvcc is an error), or use "
-            'device="cpu"'
+            f'device: expected a build of fastattn with CUDA for "cuda", got {found}; build it with nvcc 12.4 or '
+            'newer and pip install . -C cmake.define.FASTATTN_CUDA=ON, or use device="cpu"'
         ) from None
 
 

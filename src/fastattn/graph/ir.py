@@ -11,7 +11,7 @@ float matrix with one of these kinds of rows:
 
 Attention with causal=True reads and writes the KV caches of the step's sequences; otherwise keys and values exist only
 during the step. `attention_probs` comes before its attention. It reads the keys that were cached before the step and
-the keys of the step; its q_rows is always "tokens".
+the keys of the step; its q_rows is always "tokens", and its maps are those of heads [first_head, first_head + n_maps).
 
 Attention reads the keys and values of all tokens, but its query rows may be a selection (`q_rows`, with the same
 meaning as in the gather_rows that made q). Row i of q is then the token `Step.wanted[i]`, or the first or last token of

@@ -9,9 +9,10 @@ model share one set of packed weights.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 
+from fastattn.errors import ConfigError
 from fastattn.graph.ir import Attr, Op, Program, Value, Weight
 from fastattn.graph.kinds import KINDS, ROWS_OF, Pooling
 
@@ -282,9 +283,51 @@ def with_outputs(program: Program, *, hidden_states: bool = False, attentions: b
     for op in program.ops:
         if attentions and op.kind == "attention":
             values.append(Value("tokens", 0))
-            ops.append(replace(op, kind="attention_probs", inputs=op.inputs[:2], output=len(values) - 1))
+            ops.append(_maps_of(op, len(values) - 1, 0, int(op.attrs["n_head"])))
             outputs[f"attentions.{op.attrs['layer']}"] = len(values) - 1
         ops.append(op)
+    return replace(program, values=tuple(values), ops=tuple(ops), outputs=outputs)
+
+
+def with_maps(program: Program, layers: Collection[int], heads: Collection[int]) -> Program:
+    """Replace the outputs of a traced Program with "attentions.<layer>.<head>": the maps of these heads."""
+    outputs, values, ops = dict[str, int](), list(program.values), list[Op]()
+    for op in program.ops:
+        if op.kind == "attention" and op.attrs["layer"] in layers:
+            for head in heads:
+                values.append(Value("tokens", 0))
+                ops.append(_maps_of(op, len(values) - 1, head, 1))
+                outputs[f"attentions.{op.attrs['layer']}.{head}"] = len(values) - 1
+        ops.append(op)
+    return replace(program, values=tuple(values), ops=tuple(ops), outputs=outputs)
+
+
+def _maps_of(attention: Op, output: int, first_head: int, n_maps: int) -> Op:
+    attrs = {**attention.attrs, "first_head": first_head, "n_maps": n_maps}
+    return replace(attention, kind="attention_probs", inputs=attention.inputs[:2], output=output, attrs=attrs)
+
+
+def with_lens(program: Program) -> Program:
+    """Replace the outputs of a traced decoder with "lens.<i>": the logits that hidden state i gives with the last norm.
+
+    Hidden state 0 is the embeddings, the last one gives the logits of the model (nostalgebraist 2020, "interpreting
+    GPT: the logit lens"). Raises ConfigError if the last hidden state is not that of a norm.
+    """
+    states = [program.marks[f"hidden_states.{i}"] for i in range(len(program.marks))]
+    last = next(i for i, op in enumerate(program.ops) if op.output == states[-1])
+    norm = program.ops[last]
+    if norm.kind not in ("layer_norm", "rms_norm") or "logits" not in program.outputs:
+        raise ConfigError("next_tokens: expected a language model with a norm after its last layer")
+    ops, values, outputs = list(program.ops), list(program.values), dict[str, int]()
+    for i, state in enumerate(states[:-1]):
+        copies = {norm.inputs[0]: state}
+        for op in program.ops[last:]:
+            if copies.keys() & set(op.inputs):
+                values.append(values[op.output])
+                copies[op.output] = len(values) - 1
+                ops.append(replace(op, inputs=tuple(copies.get(v, v) for v in op.inputs), output=len(values) - 1))
+        outputs[f"lens.{i}"] = copies[program.outputs["logits"]]
+    outputs[f"lens.{len(states) - 1}"] = program.outputs["logits"]
     return replace(program, values=tuple(values), ops=tuple(ops), outputs=outputs)
 
 

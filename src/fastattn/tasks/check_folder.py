@@ -27,14 +27,19 @@ from fastattn.models.tasks import TASKS, Task
 from fastattn.settings import Settings, recorded_settings
 from fastattn.tasks.folder_files import FileEntry, list_files
 from fastattn.tasks.main_task import trace_tasks
+from fastattn.tasks.multi.folder import MODEL_TYPE as MULTI_VECTOR_TYPE
+from fastattn.tasks.multi.folder import PYLATE_TYPE, read_multi_vector_folder
 from fastattn.tasks.rerank.folder import is_cross_encoder, read_rerank_folder
 from fastattn.tasks.rerank.scorers import check_last, check_scores
 from fastattn.tasks.sentence.encoders import read_static_embedding
 from fastattn.tasks.sentence.features import TOKENS, Widths
+from fastattn.tasks.sentence.files import read_settings
 from fastattn.tasks.sentence.folder import (
     FEATURES,
+    MODEL2VEC,
     MODULES_NAME,
     SCORES,
+    SETTINGS_NAME,
     ModelFolder,
     ModelSettings,
     ModuleEntry,
@@ -43,7 +48,10 @@ from fastattn.tasks.sentence.folder import (
     read_transformer_settings,
 )
 from fastattn.tasks.sentence.load_text import StackOptions
+from fastattn.tasks.sentence.model2vec import read_model2vec
 from fastattn.tasks.sentence.stack import read_module
+from fastattn.tasks.sparse.splade import MODEL_TYPE as SPARSE_TYPE
+from fastattn.tasks.sparse.splade import read_sparse_folder
 from fastattn.tokenizer import has_tokenizer, load_tokenizer
 
 SettingUse = Literal["used", "no effect", "ignored"]
@@ -93,8 +101,8 @@ class FolderReport:
 
     problems: why the folder does not load, or gives wrong results; empty if it is fine. warnings: what fastattn would
     log while loading. tasks: the main one, which `architectures` of config.json names, comes first. cross_encoder:
-    whether its modules are those of a CrossEncoder. digests: names of the weight files whose SHA-256 was compared with
-    a known one. tokenizer: its class and number of tokens.
+    whether its modules are those of a CrossEncoder; sparse_encoder, multi_vector_encoder: the same for these. digests:
+    names of the weight files whose SHA-256 was compared with a known one. tokenizer: its class and number of tokens.
     """
 
     path: str
@@ -103,6 +111,8 @@ class FolderReport:
     tasks: tuple[LoadableTask, ...]
     sentence_transformer: bool
     cross_encoder: bool
+    sparse_encoder: bool
+    multi_vector_encoder: bool
     model: ModelSummary | None
     tokenizer: str | None
     digests: tuple[str, ...]
@@ -145,6 +155,8 @@ def check_folder(
         tasks=check.tasks,
         sentence_transformer=check.sentence_transformer,
         cross_encoder=check.cross_encoder,
+        sparse_encoder=check.sparse_encoder,
+        multi_vector_encoder=check.multi_vector_encoder,
         model=check.model,
         tokenizer=check.tokenizer,
         digests=tuple(check.digests),
@@ -161,6 +173,7 @@ class _Check:
         self.problems: list[str] = []
         self.tasks: tuple[LoadableTask, ...] = ()
         self.sentence_transformer = self.cross_encoder = False
+        self.sparse_encoder = self.multi_vector_encoder = False
         self._reranks = False
         self.model: ModelSummary | None = None
         self.tokenizer: str | None = None
@@ -168,6 +181,54 @@ class _Check:
         self.generation: tuple[SettingEntry, ...] = ()
 
     def run(self) -> None:
+        kind = self._kind()
+        if kind == SPARSE_TYPE:
+            self._sparse()
+        elif kind in (MULTI_VECTOR_TYPE, PYLATE_TYPE):
+            self._multi_vector()
+        elif kind == MODEL2VEC:
+            with self._problems():
+                embedding, _ = read_model2vec(self.directory)
+                self.tokenizer = f"tokenizers.Tokenizer, {len(embedding.tokenizer)} tokens"
+                self.sentence_transformer = True
+        else:
+            self._sentence_or_plain()
+
+    def _kind(self) -> object:
+        """Return the kind of model that the settings name, if it is not a transformer or a SentenceTransformer."""
+        with self._problems():
+            if not (self.directory / MODULES_NAME).exists():
+                kind = read_settings(self.directory / "config.json").values.get("model_type")
+                return kind if kind == MODEL2VEC else None
+            return read_settings(self.directory / SETTINGS_NAME).values.get("model_type")
+        return None
+
+    def _sparse(self) -> None:
+        with self._problems():
+            folder = read_sparse_folder(self.directory)
+            check_no_adapter(folder.path)
+            self._tokenizer(folder.path)
+            self._checkpoint(folder.path)
+            self._need_tokenizer(folder.path)
+            self.sparse_encoder = any(task.task == "masked-lm" for task in self.tasks)
+            if not self.sparse_encoder:
+                raise ConfigError(f"{folder.path}: expected the head of a masked language model, found none")
+
+    def _multi_vector(self) -> None:
+        with self._problems():
+            folder = read_multi_vector_folder(self.directory, StackOptions(run={}))
+            check_no_adapter(folder.path)
+            self._tokenizer(folder.path)
+            built = self._checkpoint(folder.path)
+            self._need_tokenizer(folder.path)
+            if built is not None:
+                widths = Widths()
+                widths.put(TOKENS, "tokens", built.config.hidden_size)
+                for module in folder.modules:
+                    module.check(widths)
+                self.multi_vector_encoder = True
+
+    def _sentence_or_plain(self) -> None:
         sentence = self._sentence_folder() if (self.directory / MODULES_NAME).exists() else None
         first = sentence.entries[0] if sentence is not None and sentence.entries else None
         inner = self.directory if first is None else first.folder
@@ -180,7 +241,7 @@ class _Check:
             built = self._checkpoint(inner)
             if built is not None:
                 widths.put(TOKENS, "tokens", built.config.hidden_size)
-        if sentence is not None and widths.known:
+        if sentence is not None and sentence.entries and widths.known:
             self._modules(sentence, widths)
 
     @contextmanager

@@ -22,6 +22,10 @@ def folder_lines(report: FolderReport) -> Iterator[str]:
         yield _row("also" if report.tasks else "loads as", "SentenceTransformer")
     if report.cross_encoder:
         yield _row("also" if report.tasks else "loads as", "CrossEncoder")
+    if report.sparse_encoder:
+        yield _row("also" if report.tasks else "loads as", "SparseEncoder")
+    if report.multi_vector_encoder:
+        yield _row("also" if report.tasks else "loads as", "MultiVectorEncoder")
     model = report.model
     if model is not None:
         stored = ", ".join(f"{nbytes / 1e6:.1f} MB of {dtype}" for dtype, nbytes in model.stored_dtypes.items())

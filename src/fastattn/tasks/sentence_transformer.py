@@ -16,8 +16,10 @@ from numpy.typing import NDArray
 from fastattn.api.encoders import Encoder
 from fastattn.api.load_args import RunArgs
 from fastattn.api.load_options import check_target
+from fastattn.checkpoint.folder_digest import FolderStamp
 from fastattn.checks import check_count, check_flag, one_of
 from fastattn.errors import InputError
+from fastattn.files import recorded_files
 from fastattn.tasks.search.quantization import Precision, quantize_embeddings, quantize_vectors
 from fastattn.tasks.search.similarity import Similarity, check_similarity, pair_scores, scores
 from fastattn.tasks.search.vectors import normalized
@@ -105,9 +107,11 @@ class SentenceTransformer(EncodeMethods):
             local_files_only=check_flag("local_files_only", options.get("local_files_only", False)),
             token=one_of("token", options.get("token"), "use_auth_token", use_auth_token),
         )
-        folder = read_folder(path)
-        self._read(folder.settings, given, default_prompt_name)
-        self._stack = load_stack(folder, stack)
+        with recorded_files() as files:
+            folder = read_folder(path)
+            self._read(folder.settings, given, default_prompt_name)
+            self._stack = load_stack(folder, stack)
+        self._stamp = FolderStamp.of(path, files)
 
     def _read(self, settings: ModelSettings, given: Mapping[str, str | None], default_prompt_name: str | None) -> None:
         """Merge the caller's settings with those of the folder; the caller's take precedence."""
@@ -312,16 +316,20 @@ class SentenceTransformer(EncodeMethods):
         rows = self._rows(texts, options)
         if options.output_value == "sentence_embedding":
             nothing = np.zeros((0, self._stack.width), np.float32)[:, : self._width(options)]
-            full = np.stack(rows) if rows else nothing
-            vectors = quantize_vectors(full, options.precision)
-            listed = not (options.convert_to_numpy or options.convert_to_tensor)
-            found: Any = vectors[0] if single else list(vectors) if listed else vectors
-        else:
-            if options.precision not in (None, "float32"):
-                if options.output_value is None:
-                    raise InputError(f'precision: expected "float32" with output_value=None, got {options.precision!r}')
-                rows = quantize_embeddings(rows, cast(Precision, options.precision))
-            found = rows[0] if single else rows
+            return self._packed(np.stack(rows) if rows else nothing, options, single=single)
+        if options.precision not in (None, "float32"):
+            if options.output_value is None:
+                raise InputError(f'precision: expected "float32" with output_value=None, got {options.precision!r}')
+            rows = quantize_embeddings(rows, cast(Precision, options.precision))
+        found = rows[0] if single else rows
+        return to_tensors(found) if options.convert_to_tensor else found
+
+    @staticmethod
+    def _packed(full: NDArray[np.float32], options: EncodeOptions, *, single: bool) -> Any:
+        """Return vectors [n, d] in the requested precision and container; with `single`, the first one."""
+        vectors = quantize_vectors(full, options.precision)
+        listed = not (options.convert_to_numpy or options.convert_to_tensor)
+        found: Any = vectors[0] if single else list(vectors) if listed else vectors
         return to_tensors(found) if options.convert_to_tensor else found
 
     def _rows(self, texts: Pairs, options: EncodeOptions) -> list[Any]:
@@ -332,7 +340,7 @@ class SentenceTransformer(EncodeMethods):
         encoded = self._first.encode(with_prompt(prefix, texts), truncation, options.task, options.cut)
         rows: list[Any] = [None] * len(encoded)
         for batch in batches_by_length(encoded, options.batch_size, show=options.show_progress_bar):
-            where = [f"{options.name}[{options.first + i}]" for i in batch]
+            where = [options.where(i) for i in batch]
             found = self._stack.run(
                 [encoded[i] for i in batch], where, prompt_len=prompt_len, output=options.output_value
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, KeysView, Mapping, Sequence, Set
 from itertools import islice
+from numbers import Number
 from typing import Any
 
 from fastattn.checks import is_masked_array, is_text, quote
@@ -140,7 +141,8 @@ def _row_labels(texts: Any) -> Any:
 def _kind(value: object) -> str:
     """Return the type of a value for a message, with the value if it is missing or a number."""
     kind = type(value).__name__
-    if value is None or kind in ("NAType", "NaTType", "MaskedConstant") or value != value:
+    is_nan = isinstance(value, Number) and value != value  # other types may refuse the comparison
+    if value is None or kind in ("NAType", "NaTType", "MaskedConstant") or is_nan:
         shown = "None" if value is None else "a missing value" if is_masked_array(value) else None
         return f"{shown or f'{kind} {value!s:.20}'}; fill or drop missing texts"
     return f"{kind} {quote(value)}" if isinstance(value, (int, float)) else kind

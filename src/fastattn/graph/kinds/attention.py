@@ -104,11 +104,12 @@ def attention_formula(run: Run, op: Op, q: Floats, k: Floats, v: Floats) -> Floa
 
 
 def attention_probs_formula(run: Run, op: Op, q: Floats, k: Floats) -> list[Floats]:
-    """Return the probabilities [n_head, q_len, kv_len] of every sequence."""
+    """Return the probabilities [n_maps, q_len, kv_len] of every sequence, of the heads from first_head on."""
+    first, count = int(op.attrs["first_head"]), int(op.attrs["n_maps"])
     maps = []
     for sequence, (rows, positions) in enumerate(_queries(run, "tokens")):
         keys, _ = _keys_and_values(run, op, sequence, k, None)
-        maps.append(_probs(run, op, sequence, q[rows], positions, keys))
+        maps.append(_probs(run, op, sequence, q[rows], positions, keys)[first : first + count])
     return maps
 
 
@@ -240,7 +241,8 @@ def attention_cost(program: Program, op: Op, shape: StepShape, formats: Formats)
     n_products = 2 if op.kind == "attention" else 1
     seen = [_seen(op, shape, q_len, past) for q_len, past in _lengths(shape)]
     pairs = sum(of_sequence.pairs for of_sequence in seen)
-    multiply_adds = n_products * pairs * int(op.attrs["n_head"]) * int(op.attrs["head_dim"])
+    n_heads = int(op.attrs.get("n_maps", op.attrs["n_head"]))
+    multiply_adds = n_products * pairs * n_heads * int(op.attrs["head_dim"])
     kv = FORMATS[formats.kv]
     row_bytes = int(op.attrs["head_dim"]) * kv.element_bytes + kv.scale_bytes
     n_rows = n_products * int(op.attrs["n_kv_head"]) * sum(of_sequence.past for of_sequence in seen)
@@ -339,5 +341,10 @@ ATTENTION = OpKind(
     format=lambda op, formats: formats.kv,
 )
 ATTENTION_PROBS = replace(
-    ATTENTION, name="attention_probs", inputs=("q", "k"), formula=attention_probs_formula, reads="all"
+    ATTENTION,
+    name="attention_probs",
+    inputs=("q", "k"),
+    attrs={**ATTENTION.attrs, "first_head": int, "n_maps": int},
+    formula=attention_probs_formula,
+    reads="all",
 )

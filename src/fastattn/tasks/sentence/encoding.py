@@ -6,7 +6,7 @@ import inspect
 import logging
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NoReturn, TypeVar, cast, overload
 
@@ -23,7 +23,7 @@ from fastattn.tasks.sentence.text_model import Encoded, TextTask
 from fastattn.tokenizer import check_text
 
 OutputValue = Literal["sentence_embedding", "token_embeddings"]
-_TASK_PROMPTS = {"query": ("query",), "document": ("document", "passage", "corpus")}
+TASK_PROMPTS = {"query": ("query",), "document": ("document", "passage", "corpus")}
 _Method = TypeVar("_Method", bound=Callable[..., Any])
 _log = logging.getLogger("fastattn")
 
@@ -55,7 +55,7 @@ class EncodeOptions:
     """The checked arguments of one call; `EncodeMethods.encode` describes them. Raises DTypeError, InputError.
 
     cut: receives the index of each text that was cut and its remaining number of tokens. name, first: text i of the
-    call is `name[first + i]` in messages.
+    call is `name[first + i]` in messages, or with `places`, `name[places[i]]`.
     """
 
     prompt_name: str | None = option(None, check_str)
@@ -73,9 +73,14 @@ class EncodeOptions:
     cut: dict[int, int] | None = None
     name: str = "sentences"
     first: int = 0
+    places: Sequence[int] | None = None
 
     def __post_init__(self) -> None:
         check_fields(self)
+
+    def where(self, i: int) -> str:
+        """Return the name of text i of the call in messages."""
+        return f"{self.name}[{self.first + i if self.places is None else self.places[i]}]"
 
 
 def _signature_of(encode: _Method) -> Callable[[Callable[..., Any]], _Method]:
@@ -218,7 +223,7 @@ class EncodeMethods(ABC):
 
     def _prompt_of(self, task: TextTask | None) -> str | None:
         """Return the name of the default prompt of a task, if there is one."""
-        return next((name for name in _TASK_PROMPTS.get(task or "", ()) if name in self.prompts), None)
+        return next((name for name in TASK_PROMPTS.get(task or "", ()) if name in self.prompts), None)
 
     def _encode_for(
         self,

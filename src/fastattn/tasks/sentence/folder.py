@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PureWindowsPath
 from typing import Any
@@ -32,14 +32,19 @@ MODULES_NAME = "modules.json"
 SETTINGS_NAME = "config_sentence_transformers.json"
 INPUT_MODULES = ("Transformer", "StaticEmbedding")
 MODULES = (*INPUT_MODULES, "Pooling", "Dense", "Normalize", "LayerNorm")
+SPARSE_MODULES = ("Transformer", "MLMTransformer", "SpladePooling")
+MULTI_VECTOR_MODULES = ("Transformer", "Dense", "LayerNorm", "MultiVectorMask", "Normalize")
 _HOMES = ("sentence_transformers.models.", "sentence_transformers.sentence_transformer.modules.",
-          "sentence_transformers.base.modules.")  # fmt: skip
+          "sentence_transformers.base.modules.", "sentence_transformers.sparse_encoder.models.",
+          "sentence_transformers.sparse_encoder.modules.",
+          "sentence_transformers.multi_vector_encoder.modules.")  # fmt: skip
 # The settings of the transformer: sentence-transformers reads the first of these that exists and is not empty.
 TRANSFORMER_CONFIGS = tuple(
     f"sentence_{family}_config.json"
     for family in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
 )
 _MAX_PATH_CHARS = 200
+MODEL2VEC = "model2vec"  # the model_type of folders of model2vec
 _MODEL_TYPE = "SentenceTransformer"
 _log = logging.getLogger("fastattn")
 
@@ -54,6 +59,7 @@ class TransformerTask:
 
 
 FEATURES = TransformerTask("feature-extraction", "last_hidden_state", "token_embeddings")
+FILL_MASK = TransformerTask("fill-mask", "logits", "token_embeddings")
 SCORES = TransformerTask("sequence-classification", "logits", "scores")
 
 
@@ -79,7 +85,8 @@ class ModelSettings:
 class TransformerSettings:
     """The settings of the Transformer module.
 
-    where: the file that they come from, "" for none. max_seq_length: None uses the limit of the tokenizer and model.
+    where: the file that they come from, "" for none. max_seq_length: None uses the limit of the tokenizer and
+    model. query_expansion: how to lengthen queries, unchecked.
     """
 
     where: str = ""
@@ -88,6 +95,7 @@ class TransformerSettings:
     truncation: TextTruncation = field(default_factory=TextTruncation)
     options: TransformerOptions = field(default_factory=TransformerOptions)
     task: TransformerTask = FEATURES
+    query_expansion: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +113,10 @@ def read_folder(directory: Path) -> ModelFolder:
     value = read_optional_json(directory / MODULES_NAME)
     if value is None:
         warn_of_unread(directory)
-        pooling = default_pooling(read_settings(directory / "config.json").values)
+        config = read_settings(directory / "config.json").values
+        if config.get("model_type") == MODEL2VEC:
+            return plain
+        pooling = default_pooling(config)
         hint = "; this copy of a hub repository may be incomplete" if is_snapshot(directory) else ""
         _log.warning("%s: there is no %s: %s pooling is used%s", directory, MODULES_NAME, pooling, hint)
         return plain
@@ -139,7 +150,8 @@ def is_snapshot(folder: Path) -> bool:
 def module_paths(directory: Path) -> list[str]:
     """Return the folders that modules.json names inside the model's folder; [] if the file does not exist."""
     value = read_optional_json(directory / MODULES_NAME)
-    entries = () if value is None else read_entries(directory, value)
+    known = (*MODULES, *SPARSE_MODULES, *MULTI_VECTOR_MODULES)
+    entries = () if value is None else read_entries(directory, value, known)
     return sorted({str(entry.folder.relative_to(directory)) for entry in entries if entry.folder != directory})
 
 
@@ -151,7 +163,8 @@ def default_pooling(config: Mapping[str, Any]) -> str:
     return "lasttoken" if causal else "mean"
 
 
-def read_entries(directory: Path, value: object) -> tuple[ModuleEntry, ...]:
+def read_entries(directory: Path, value: object, modules: Collection[str] = MODULES) -> tuple[ModuleEntry, ...]:
+    """Return the modules of modules.json, whose kinds must be among `modules`. Raises ConfigError."""
     path = directory / MODULES_NAME
     if not isinstance(value, list) or not value:
         raise ConfigError(f"{path}: expected a list of modules, got {quote(value)}")
@@ -165,7 +178,7 @@ def read_entries(directory: Path, value: object) -> tuple[ModuleEntry, ...]:
         if name in names:  # sentence-transformers would replace the first one
             raise entry.error("name", "a name that no earlier module has")
         names.add(name)
-        kind = _kind(entry)
+        kind = _kind(entry, modules)
         folder = entry.text("path", None)
         if folder is None or not _is_inside(folder):
             raise entry.error("path", "the name of a folder inside the model folder")
@@ -178,7 +191,7 @@ def read_entries(directory: Path, value: object) -> tuple[ModuleEntry, ...]:
     return tuple(entries)
 
 
-def _kind(entry: Settings) -> str:
+def _kind(entry: Settings, modules: Collection[str]) -> str:
     """Return the class of a module: the last part of its type."""
     kind = entry.text("type", None)
     if kind is None:
@@ -188,10 +201,10 @@ def _kind(entry: Settings) -> str:
         raise ConfigError(
             f"{entry.where}: type {quote(kind)}: the module is code that comes with the model, and such code never runs"
         )
-    if not kind.startswith(_HOMES) or name not in MODULES:
+    if not kind.startswith(_HOMES) or name not in modules:
         raise ConfigError(
             f"{entry.where}: type {quote(kind)}: module {quote(name)} is not supported; supported: "
-            f"{', '.join(MODULES)}{closest(name, MODULES)}"
+            f"{', '.join(modules)}{closest(name, modules)}"
         )
     return name
 
@@ -230,13 +243,13 @@ def read_prompts(settings: Settings) -> Mapping[str, str | None]:
 def read_transformer_settings(folder: Path, tasks: tuple[TransformerTask, ...] = (FEATURES,)) -> TransformerSettings:
     """Read sentence_bert_config.json, or the first of its other names that is not empty.
 
-    tasks: those that are supported. Raises ConfigError.
+    tasks: those that are supported; the first one is the default. Raises ConfigError.
     """
     for name in TRANSFORMER_CONFIGS:
         settings = read_settings(folder / name)
         if settings.values:
             return _transformer_settings(settings, tasks)
-    return TransformerSettings()
+    return TransformerSettings(task=tasks[0])
 
 
 def _transformer_settings(settings: Settings, tasks: tuple[TransformerTask, ...]) -> TransformerSettings:
@@ -253,12 +266,11 @@ def _transformer_settings(settings: Settings, tasks: tuple[TransformerTask, ...]
     )
     key = "processing_kwargs"
     truncation = from_file(f"{where}: {key}", read_processing_kwargs, settings.table(key), truncation)
-    named = settings.choice("transformer_task", [task.name for task in tasks], FEATURES.name)
-    task = SCORES if named == SCORES.name else FEATURES
+    named = settings.choice("transformer_task", [task.name for task in tasks], tasks[0].name)
+    task = next(task for task in tasks if task.name == named)
     _check_modalities(settings, task)
-    for key in ("query_expansion", "tokenizer_name_or_path"):
-        if settings.raw(key) is not None:
-            raise settings.error(key, "null, the only value that is supported")
+    if settings.raw("tokenizer_name_or_path") is not None:
+        raise settings.error("tokenizer_name_or_path", "null, the only value that is supported")
     settings.flag("unpad_inputs", None)
     settings.ignore("unpad_inputs", "cache_dir")
     found = TransformerSettings(
@@ -268,6 +280,7 @@ def _transformer_settings(settings: Settings, tasks: tuple[TransformerTask, ...]
         truncation=truncation,
         options=options,
         task=task,
+        query_expansion=settings.table("query_expansion") or None,
     )
     settings.finish()
     return found

@@ -66,6 +66,11 @@ def load_text_model(
     the tokenizer. Raises ConfigError, ModelFormatError, InputError, DTypeError.
     """
     check_no_adapter(folder)
+    if settings.query_expansion and not kind.expands:
+        raise ConfigError(
+            f"{settings.where}: query_expansion: expected null, got {quote(settings.query_expansion)}; load the folder "
+            "with MultiVectorEncoder"
+        )
     config = read_settings(folder / "config.json").values
     if options.trust_remote_code and config.get("auto_map"):
         raise ConfigError(

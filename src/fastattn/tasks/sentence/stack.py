@@ -23,6 +23,7 @@ from fastattn.tasks.sentence.features import SENTENCE, TOKENS, Features, Float, 
 from fastattn.tasks.sentence.files import read_settings
 from fastattn.tasks.sentence.folder import (
     INPUT_MODULES,
+    MODEL2VEC,
     MODULES_NAME,
     ModelFolder,
     ModuleEntry,
@@ -39,6 +40,7 @@ from fastattn.tasks.sentence.loading import (
     read_model_kwargs,
     read_processor_kwargs,
 )
+from fastattn.tasks.sentence.model2vec import read_model2vec
 from fastattn.tasks.sentence.modules import read_dense, read_layer_norm, read_normalize
 from fastattn.tasks.sentence.pooling import POOL_OPS, Pooling, read_pooling
 from fastattn.tasks.sentence.text_model import Encoded
@@ -173,8 +175,13 @@ def load_stack(folder: ModelFolder, options: StackOptions) -> Stack:
 
 
 def _plain_stack(path: Path, options: StackOptions) -> Stack:
+    config = read_settings(path / "config.json").values
+    if config.get("model_type") == MODEL2VEC:
+        _check_static_options(options)
+        embedding, later = read_model2vec(path)
+        return _stack_of(embedding, lambda: later, path)
     check_no_chat_template(path)
-    mode = default_pooling(read_settings(path / "config.json").values)
+    mode = default_pooling(config)
     start = _load_transformer(path, TransformerSettings(), options)
     return _stack_of(start, lambda: [Pooling(start.get_embedding_dimension(), mode)], path)
 

@@ -56,6 +56,7 @@ class TextModel(Generic[ModelType]):
     """
 
     pairs: ClassVar[bool] = False  # whether every input is a pair of texts
+    expands: ClassVar[bool] = False  # whether queries can be lengthened
 
     def __init__(
         self,

@@ -1,0 +1,1 @@
+"""The parts of `EmbeddingCache`: the SQLite file and the keys of its entries."""

@@ -1,0 +1,1 @@
+"""The parts of `MultiVectorEncoder`: its folders, query expansion, the mask of tokens, and MaxSim."""

@@ -1,0 +1,1 @@
+"""The parts of `SparseEncoder`: sparse vectors and the SPLADE pooling."""

@@ -1,0 +1,11 @@
+"""Pictures of what a model does, after Jay Alammar's: single HTML or SVG files that load nothing from the network."""
+
+from fastattn.viz.attention_view import attention
+from fastattn.viz.embeddings_view import embeddings
+from fastattn.viz.lens_view import next_tokens
+from fastattn.viz.look import look
+from fastattn.viz.picture import Picture
+from fastattn.viz.surprisal_view import surprisal
+from fastattn.viz.tokens_view import tokens
+
+__all__ = ["Picture", "attention", "embeddings", "look", "next_tokens", "surprisal", "tokens"]
