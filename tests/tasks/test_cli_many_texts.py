@@ -247,13 +247,18 @@ def refusals() -> Iterator[tuple[list[str], int, str]]:
     yield ["text-classification", "-p", "a", "--set", "top_k"], 2, "argument --set: expected NAME=VALUE, got 'top_k'"
     yield ["text-classification", "-p", "a", "--set", "topk=1"], 1, "unknown keyword 'topk'; did you mean 'top_k'"
     yield ["text-classification", "-p", "a", "--set", "inputs=b"], 1, "--set inputs: expected an option, got the input"
+    for name in ("batch_size", "max_batch_tokens", "show_progress_bar"):
+        setting = ["text-classification", "-p", "a", "--set", f"{name}=1"]
+        yield setting, 1, f"--set {name}: expected an option without a flag of its own; "
+    twice = ["text-classification", "-p", "a", "--set", "top_k=1", "--set", "top_k=2"]
+    yield twice, 1, "--set top_k: expected one value, got several; pass it once"
     yield ["text-classification", "-p", "a", "--json-lines"], 1, "text 1: expected JSON, got 'a'"
     yield ["text-classification", "-p", "1", "--json-lines"], 1, "text 1: expected str, got int 1"
     yield ["text-generation", "-p", "a", "--max-batch-tokens", "9"], 2, "--max-batch-tokens: not allowed with text-gen"
     long = "a " * 200
     yield (
         ["text-classification", "-p", "a", "-p", long], 1,
-        "text 2: 202 tokens, the model's context is 128; --set truncation=true cuts it",
+        "text 2: 202 tokens, the model's context is 128; --set truncation=true cuts the text",
     )  # fmt: skip
 
 

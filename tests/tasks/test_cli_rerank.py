@@ -51,6 +51,19 @@ def test_parts_with_a_progress_bar(
     assert capsys.readouterr().out == expected
 
 
+def test_texts_that_are_cut_are_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with fastattn.CrossEncoder(folder, threads=1) as model:
+        limit = model.max_seq_length
+        texts = ["a dog", "the cat " * limit, "film " * limit]
+        expected = model.rank("good film", texts)
+    words = ["rerank", "-m", str(folder), "-q", "good film", "--threads", "1", "--json"]
+    assert main([*words, *(word for text in texts for word in ("-p", text))]) == 0
+    out, errors = capsys.readouterr()
+    found = [json.loads(line) for line in out.splitlines()]
+    assert [(hit["corpus_id"], hit["score"]) for hit in found] == [(hit["corpus_id"], hit["score"]) for hit in expected]
+    assert errors == f"cut to {limit} tokens, the model's limit: text 2 and 1 more\n"
+
+
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [

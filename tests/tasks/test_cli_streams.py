@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import io
 import os
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import time
 from pathlib import Path
 
@@ -115,6 +118,13 @@ def test_a_reader_that_has_seen_enough(arguments: tuple[object, ...]) -> None:
     assert (process.returncode, errors) == (0, b"")
 
 
+def waits_for_input(pid: int, pipe: int) -> bool:
+    """Return whether a process has read all that was written to a pipe, and sleeps."""
+    left = struct.unpack("i", fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)))[0]
+    state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    return (left, state) == (0, "S")
+
+
 def test_ctrl_c_before_the_command_runs() -> None:
     """Ctrl-C while it waits for standard input."""
     with subprocess.Popen(
@@ -123,9 +133,12 @@ def test_ctrl_c_before_the_command_runs() -> None:
     ) as process:  # fmt: skip
         assert process.stdin is not None
         # So large that writing all of it needs a reader: by then the command is inside `main`. It is one line without
-        # an end, so nothing is printed.
+        # an end, so nothing is printed. Python sees a signal between two reads only after the second one, which does
+        # not end here. So the signal must arrive during a read.
         process.stdin.write(b"good " * 2**16)
         process.stdin.flush()
+        while process.poll() is None and not waits_for_input(process.pid, process.stdin.fileno()):
+            time.sleep(0.01)
         process.send_signal(signal.SIGINT)
         assert process.stderr is not None
         errors = process.stderr.read()

@@ -72,6 +72,23 @@ def test_vectors_come_lazily_in_bounded_memory(folder: Path) -> None:
             assert texts.taken == (i // 5 + 1) * 5
 
 
+def test_an_error_of_the_iterable_follows_the_results_before_it(folder: Path, reranker: Path) -> None:
+    def texts() -> Iterator[str]:
+        yield from TEXTS[:3]
+        raise OSError("the file is gone")
+
+    with fastattn.TextEmbedding(folder, threads=1) as model:
+        found: list[Any] = []
+        with pytest.raises(OSError, match="the file is gone"):
+            found.extend(model.embed(texts()))
+        assert same(found, list(model.embed(TEXTS[:3])))
+    with fastattn.TextCrossEncoder(reranker, threads=1) as scorer:
+        scores: list[float] = []
+        with pytest.raises(OSError, match="the file is gone"):
+            scores.extend(scorer.rerank("a", texts(), batch_size=2))
+        assert scores == list(scorer.rerank("a", TEXTS[:3]))
+
+
 def test_scores(reranker: Path) -> None:
     documents = [second for _, second in PAIRS]
     with (
@@ -143,7 +160,7 @@ def test_refused_calls(folder: Path, reranker: Path) -> None:
         with pytest.raises(DTypeError, match="parallel"):
             model.embed(["a"], parallel="all")  # type: ignore[arg-type]
         vectors = model.embed(["a", "b", "c", None], batch_size=2)  # type: ignore[list-item]
-        assert len(list(itertools.islice(vectors, 2))) == 2
+        assert len(list(itertools.islice(vectors, 3))) == 3  # those before the wrong one, also of its window
         with pytest.raises(DTypeError, match=r"^documents\[3\]: expected str"):
             next(vectors)
     with fastattn.TextCrossEncoder(reranker, threads=1) as scorer:

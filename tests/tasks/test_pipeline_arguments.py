@@ -262,6 +262,8 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("text-classification", {"padding": "true"}, "padding: expected one of"),
     ("text-classification", {"return_all_scores": True}, "return_all_scores: .*; top_k=None gives all scores"),
     ("text-classification", {"batch_size": 0}, "batch_size: expected 1 to"),
+    ("text-generation", {"batch_size": 2, "max_batch_size": 4}, "batch_size: expected None, because max_batch_size is"),
+    ("text-generation", {"max_batch_tokens": 5}, "max_batch_tokens: expected None, got a number; text-generation has"),
     ("text-classification", {"max_length": 10**400}, "max_length: expected 1 to"),
     ("feature-extraction", {"return_tensors": "pt"}, "return_tensors: .*torch.from_numpy"),
     ("feature-extraction", {"return_tensors": 1}, "return_tensors: expected True or False, got int 1"),

@@ -283,6 +283,48 @@ def test_a_data_set_of_torch_is_read_lazily_as_in_transformers(classify: Any, pi
     assert list(pipes["token-classification"](KeyDataset(rows, "text"))) == pipes["token-classification"](TEXTS)
 
 
+@pytest.mark.parametrize("lazy", [False, True])
+def test_a_text_without_tokens_is_refused_by_its_name(classify: Any, lazy: bool) -> None:
+    texts = ["good", "", "a bad dog"]
+    found: list[Any] = []
+    with pytest.raises(InputError, match=r"^inputs\[1\]: expected at least one token, got none"):
+        found.extend(classify(iter(texts) if lazy else texts, add_special_tokens=False))
+    assert found == classify(texts[:1] if lazy else [], add_special_tokens=False)
+
+
+def test_an_iterator_with_a_length_is_read_lazily(classify: Any) -> None:
+    import torch
+    from tqdm import tqdm
+
+    class Texts(torch.utils.data.Dataset[str]):
+        def __len__(self) -> int:
+            return len(TEXTS)
+
+        def __getitem__(self, index: int) -> str:
+            return TEXTS[index]
+
+    expected = classify(TEXTS)
+    first = classify(Texts())
+    assert len(first) == len(TEXTS)
+    assert list(classify(label["label"] for label in first)) == classify([label["label"] for label in expected])
+
+    class Labels(Iterator[str]):
+        def __init__(self) -> None:
+            self.results = classify(Texts())
+
+        def __len__(self) -> int:
+            return len(TEXTS)
+
+        def __next__(self) -> str:
+            return str(next(self.results)["label"])
+
+    found = classify(Labels())
+    assert isinstance(found, Iterator)
+    assert list(found) == classify([label["label"] for label in expected])
+    for bar in (tqdm((text for text in TEXTS), disable=True), tqdm(iter(TEXTS), disable=True)):
+        assert list(classify(bar)) == expected  # its len() raises TypeError
+
+
 def test_a_file_is_an_iterator_of_lines(classify: Any, tmp_path: Path) -> None:
     (tmp_path / "lines.txt").write_text("good film\na bad dog\n")
     with open(tmp_path / "lines.txt") as file:

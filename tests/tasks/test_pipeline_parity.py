@@ -1,4 +1,6 @@
-"""Pipelines on 500 real texts and 200 random ones in many scripts: the results of transformers, to the character.
+"""Pipelines on real texts and random ones in many scripts: the results of transformers, to the character.
+
+Token classification of BERT reads all 700 texts, the other families and tasks read some of them.
 
 Both compute in float64: among 60,000 tokens, two labels of one may differ by less than float32's rounding. Labels,
 words, positions and order are equal, and so are scores, rounded to float32. The float32 results of the CPU have their
@@ -56,6 +58,22 @@ def ours(task: Any, folder: Path, **options: Any) -> Any:
     return fastattn.pipeline(task, folder, device="numpy", **options)
 
 
+class RunsOnce:
+    """A model that stores the output of each step, for calls with other arguments for the same texts."""
+
+    def __init__(self, model: Any) -> None:
+        self._model, self._outputs = model, dict[bytes, Any]()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+    def __call__(self, ids: list[Any], **options: Any) -> Any:
+        step = b"|".join(row.tobytes() for row in ids)
+        if step not in self._outputs:
+            self._outputs[step] = self._model(ids, **options)
+        return self._outputs[step]
+
+
 def assert_equal(found: Any, expected: Any) -> None:
     for mine, theirs in zip(without_scores(found), without_scores(expected), strict=True):
         assert mine == theirs
@@ -66,7 +84,9 @@ def assert_equal(found: Any, expected: Any) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_token_classification(maker: Maker, texts: list[str], family: str) -> None:
     folder = write_family(maker, family, "TokenClassification", id2label=LABELS)
+    texts = texts if family == "bert" else texts[::2]
     pipe = ours("ner", folder, truncation=True)
+    pipe.model = RunsOnce(pipe.model)
     words = [text.split() for text in texts if text.split()]
     for inputs, split, strategies in ((texts, False, STRATEGIES), (words[::3], True, ("none", "max"))):
         results = _results_of_transformers(folder, inputs, split=split)
@@ -85,16 +105,21 @@ def _results_of_transformers(folder: Path, inputs: list[Any], *, split: bool) ->
         _, _, params = pipe._sanitize_parameters(**options)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # it warns of tokenizers without words
-            return [pipe.postprocess(output, **params) for output in outputs]
+            return [pipe.postprocess([_copy(part) for part in output], **params) for output in outputs]
 
     return results
+
+
+def _copy(output: dict[str, Any]) -> dict[str, Any]:
+    """Return an output with positions of its own: with words, postprocess adds the place of each word to them."""
+    return {**output, "offset_mapping": output["offset_mapping"].clone()}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_fill_mask(maker: Maker, texts: list[str], family: str) -> None:
     folder = write_family(maker, family, "MaskedLM")
     pipe, theirs = ours("fill-mask", folder), reference("fill-mask", folder)
-    inputs = masked(texts, str(pipe.tokenizer.mask_token), seed=5)
+    inputs = masked(texts[::3], str(pipe.tokenizer.mask_token), seed=5)
     assert_equal(pipe(inputs, top_k=3), theirs(inputs, top_k=3, batch_size=BATCH))
     targets = sorted(pipe.tokenizer.get_vocab())[100:110]
     assert_equal(pipe(inputs[::10], targets=targets), theirs(inputs[::10], targets=targets))
@@ -105,19 +130,21 @@ def test_classification_of_texts_and_pairs(maker: Maker, texts: list[str], famil
     folder = write_family(
         maker, family, "SequenceClassification", id2label=NLI, label2id={name: i for i, name in NLI.items()}
     )
+    texts = texts[1::3]
     pairs = [{"text": a, "text_pair": b} for a, b in zip(texts, reversed(texts), strict=True)]
     pipe, theirs = ours("text-classification", folder), reference("text-classification", folder)
     assert_equal(pipe(texts, top_k=None), theirs(texts, top_k=None, batch_size=BATCH))
     options = {"top_k": 2, "function_to_apply": "sigmoid"}
     assert_equal(pipe(pairs[::2], **options), theirs(pairs[::2], batch_size=BATCH, **options))
     pipe, theirs = ours("zero-shot-classification", folder), reference("zero-shot-classification", folder)
-    labels, some = ["sport", "\u597d world", "\u6771\u4eac"], [text for text in texts if text][::7]
+    labels, some = ["sport", "\u597d world", "\u6771\u4eac"], [text for text in texts if text][::4]
     for multi_label in (False, True):
         options = {"multi_label": multi_label, "hypothesis_template": "It is {}!"}
         assert_equal(pipe(some, labels, **options), theirs(some, labels, **options))
 
 
 def test_feature_extraction(maker: Maker, texts: list[str]) -> None:
+    texts = texts[::2]
     folder = write_family(maker, "roberta", "")
     found = ours("feature-extraction", folder)(texts, return_tensors=True)
     expected = reference("feature-extraction", folder)(texts, return_tensors=True)

@@ -25,7 +25,7 @@ from fastattn import __version__
 from fastattn.api.load_options import LoadOptions
 from fastattn.checks import check_choice, quote
 from fastattn.cli.flags import given_options
-from fastattn.cli.progress import on_terminal, progress
+from fastattn.cli.progress import progress
 from fastattn.cli.streams import emit, say
 from fastattn.cli.texts import Text, TextStream, read_texts, stream_texts
 from fastattn.cli.vectors import VectorFile
@@ -33,6 +33,7 @@ from fastattn.errors import ContextLengthError, FastattnError, InputError
 from fastattn.generation.generate import complete, make_requests, need_tokenizer, stream
 from fastattn.generation.options import GenerationOptions, read_options
 from fastattn.generation.prompts import encode_prompt
+from fastattn.tasks.progress import on_terminal
 
 if TYPE_CHECKING:
     from fastattn.api.causal_lm import CausalLM
@@ -42,6 +43,11 @@ _EXTRAS = {"hub": "huggingface_hub", "completion": "shtab"}  # extra in pyprojec
 _PART_TEXTS = 512  # texts of `embed` that are in memory together, unless a step has more
 _ITEM = re.compile(r"(?:inputs|sequences|text_inputs)\[(\d+)\]")  # how an error of a pipeline names an item
 _INPUTS = {"inputs", "second", "question", "context", "data", "X", "sequences", "text_inputs"}  # of pipelines
+_FLAGS = {  # arguments of pipelines that the command sets itself
+    "batch_size": "use --batch-size",
+    "max_batch_tokens": "use --max-batch-tokens",
+    "show_progress_bar": "the command shows its own bar on a terminal",
+}
 _MAX_EXACT_INTEGER = 2**53 - 1  # the largest integer that double-precision JSON readers read exactly
 
 
@@ -160,9 +166,7 @@ def run(args: argparse.Namespace) -> int:
     texts = stream_texts(args.prompt, args.file, skip_blank=args.skip_blank)
     values = args.json_lines or args.task == "question-answering"
     pipe: Any = pipeline(args.task, args.model, **_loading(args))
-    options = {**batching(args), **dict(args.set or [])}
-    for name in sorted(_INPUTS & {*options}):
-        raise InputError(f"--set {name}: expected an option, got the input, which -p or -f give")
+    options = {**_assigned(args.set or []), **batching(args)}
 
     def read(text: Text) -> Any:
         if not values:
@@ -176,6 +180,20 @@ def run(args: argparse.Namespace) -> int:
     for text, result in results_of(texts, lambda items: pipe(items, **options), read, cut):
         emit(json_line({"input": read(text), "result": result}), flush=args.batch_size == 1)
     return 0
+
+
+def _assigned(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return the arguments of --set. Raises InputError for inputs, options with a flag, and repeated names."""
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in _INPUTS:
+            raise InputError(f"--set {name}: expected an option, got the input, which -p or -f give")
+        if name in _FLAGS:
+            raise InputError(f"--set {name}: expected an option without a flag of its own; {_FLAGS[name]}")
+        if name in found:
+            raise InputError(f"--set {name}: expected one value, got several; pass it once")
+        found[name] = value
+    return found
 
 
 def results_of(
@@ -222,7 +240,7 @@ def embed(args: argparse.Namespace) -> int:
         raise InputError(f"--output: expected an existing folder, got {quote(str(Path(args.output).parent))}")
     source = stream_texts(args.prompt, args.file, skip_blank=args.skip_blank)
     model = SentenceTransformer(_model(args, "text-classification"), **_loading(args))
-    cut: list[Any] = [0, None, None]  # the number of texts that were cut; of the first, its tokens and where it is
+    cuts = _Cuts()
 
     def vectors_of(texts: list[Text]) -> NDArray[Any]:
         found, lengths = model.encode_with_cuts(
@@ -231,8 +249,7 @@ def embed(args: argparse.Namespace) -> int:
             batch_size=args.batch_size,
             normalize_embeddings=args.normalize,
         )
-        for i, length in lengths.items():
-            cut[:] = [1, length, texts[i].where] if not cut[0] else [cut[0] + 1, *cut[1:]]
+        cuts.add(texts, lengths)
         return found
 
     size = 1 if args.batch_size == 1 else max(_PART_TEXTS, args.batch_size)
@@ -246,10 +263,26 @@ def embed(args: argparse.Namespace) -> int:
             done(len(part))
     if file is not None:
         say(f"{args.output}: float32 {list(file.shape)}")
-    if cut[0]:
-        more = f" and {cut[0] - 1} more" if cut[0] > 1 else ""
-        say(f"cut to {cut[1]} tokens, the model's limit: {cut[2]}{more}")
+    cuts.report()
     return 0
+
+
+class _Cuts:
+    """The texts that were cut to the model's limit: their number, and the first one with its remaining tokens."""
+
+    def __init__(self) -> None:
+        self._count, self._first = 0, ""
+
+    def add(self, texts: list[Text], lengths: Mapping[int, int]) -> None:
+        """Add some of `texts`. lengths: the remaining tokens of those that were cut, by index."""
+        for i, length in lengths.items():
+            self._first = self._first or f"cut to {length} tokens, the model's limit: {texts[i].where}"
+            self._count += 1
+
+    def report(self) -> None:
+        """Say which texts were cut, if any."""
+        if self._count:
+            say(self._first + (f" and {self._count - 1} more" if self._count > 1 else ""))
 
 
 def _print_vectors(texts: list[Text], vectors: NDArray[Any], args: argparse.Namespace) -> None:
@@ -269,9 +302,13 @@ def rerank(args: argparse.Namespace) -> int:
         found = f"got {model.num_labels}; use fastattn classify"
         raise InputError(f"-m/--model: expected a cross-encoder with one label, {found}")
 
+    cuts = _Cuts()
+
     def run(part: list[Text]) -> list[float]:
         pairs = [(args.query, text.text) for text in part]
-        return list(model.predict(pairs, batch_size=args.batch_size, show_progress_bar=False).tolist())
+        found, lengths = model.predict_with_cuts(pairs, batch_size=args.batch_size)
+        cuts.add(part, lengths)
+        return list(found[:, 0].tolist())
 
     scores = _in_parts(texts, run, max(_PART_TEXTS, args.batch_size))
     order = sorted(range(len(texts)), key=lambda i: -scores[i])  # equal scores stay in the order of the texts
@@ -280,6 +317,7 @@ def rerank(args: argparse.Namespace) -> int:
             emit(json_line({"corpus_id": i, "score": scores[i], "text": texts[i].text}))
         else:
             emit(f"{scores[i]:.4f}\t{' '.join(texts[i].text.split())}")
+    cuts.report()
     return 0
 
 

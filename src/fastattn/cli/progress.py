@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from fastattn.cli.streams import say
-
-
-def on_terminal() -> bool:
-    """Return whether standard error is a terminal."""
-    return sys.stderr is not None and not sys.stderr.closed and sys.stderr.isatty()
+from fastattn.tasks.progress import on_terminal
 
 
 @contextmanager

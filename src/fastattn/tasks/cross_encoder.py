@@ -305,6 +305,16 @@ class CrossEncoder:
             return to_tensors(np.asarray(found))
         return found if options.convert_to_numpy or single else list(found)
 
+    def predict_with_cuts(self, inputs: object, *, batch_size: int = 32) -> tuple[Rows, dict[int, int]]:
+        """Call `predict` for a sequence of pairs. Return [n_pairs, num_labels], and the remaining tokens of cut pairs.
+
+        The latter by index. Raises what `predict` raises.
+        """
+        pairs, single = read_pair_inputs("inputs", inputs)
+        cut: dict[int, int] = {}
+        where = ["inputs"] if single else [f"inputs[{i}]" for i in range(len(pairs))]
+        return self._scores(pairs, PredictOptions(batch_size=batch_size, cut=cut), where), cut
+
     def rank(
         self,
         query: str,
@@ -368,7 +378,7 @@ class CrossEncoder:
         prefix = self._prefix(options.prompt, options.prompt_name)
         text = self._scorer.text
         truncation = read_processing_kwargs("processing_kwargs", options.processing_kwargs, text.truncation)
-        encoded = text.encode(with_prompt(prefix, pairs), truncation, None)
+        encoded = text.encode(with_prompt(prefix, pairs), truncation, None, options.cut)
         logits = np.zeros((len(pairs), self.num_labels), np.float32)
         for batch in batches_by_length(encoded, options.batch_size, show=options.show_progress_bar):
             logits[batch] = self._scorer.logits([encoded[i] for i in batch], [where[i] for i in batch], prefix)

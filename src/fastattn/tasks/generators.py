@@ -227,11 +227,25 @@ def _count(model: SentenceTransformer | CrossEncoder, items: Iterator[Any], size
 
 
 def _windows(items: Iterator[_Item], size: int) -> Iterator[tuple[int, list[_Item]]]:
-    """Yield the items in lists of at most `size`, each with the place of its first item."""
+    """Yield the items in lists of at most `size`, each with the place of its first item.
+
+    An error of the iterator follows the items before it.
+    """
     start = 0
-    while part := list(islice(items, size)):
-        yield start, part
-        start += len(part)
+    while True:
+        part: list[_Item] = []
+        error: Exception | None = None
+        try:
+            part.extend(islice(items, size))
+        except Exception as found:  # of any type: it may come from the caller's generator
+            error = found
+        if part:
+            yield start, part
+            start += len(part)
+        if error is not None:
+            raise error
+        if not part:
+            return
 
 
 def _read_texts(name: str, texts: object) -> Iterator[str]:

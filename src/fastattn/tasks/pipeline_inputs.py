@@ -194,6 +194,13 @@ class PairEncoder:
         return Part(name, ids, type_ids)
 
 
+def need_tokens(part: Part) -> Part:
+    """Return a sequence with at least one token. Raises InputError for others, which a classifier cannot read."""
+    if not len(part.ids):
+        raise InputError(f"{part.name}: expected at least one token, got none; use add_special_tokens=True")
+    return part
+
+
 def types_of(model: Model, tokenizer: Tokenizer, parts: Sequence[Part]) -> Ids | None:
     """Return the token types of a step; None if the tokenizer or the model has none."""
     return model.types_of(tokenizer, [part.type_ids for part in parts])

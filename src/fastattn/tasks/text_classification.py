@@ -22,6 +22,7 @@ from fastattn.tasks.pipeline_inputs import (
     Many,
     Pair,
     PairEncoder,
+    need_tokens,
     read_encoding,
     read_limits,
     read_pairs,
@@ -166,7 +167,7 @@ class _Job(Job[Pair, NDArray[np.floating[Any]], Any]):
         self._encoder = PairEncoder.of(model, tokenizer, call.encoding)
 
     def encode(self, index: int, item: Pair, name: str) -> list[Part]:
-        return [self._encoder.encode(index, item, name)]
+        return [need_tokens(self._encoder.encode(index, item, name))]
 
     def forward(self, parts: Sequence[Part]) -> Iterable[tuple[int, Any]]:
         types = types_of(self._model, self._tokenizer, parts)

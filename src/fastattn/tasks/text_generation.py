@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastattn.api.causal_lm import CausalLM
-from fastattn.checks import Neutral, check_choice, check_flag, check_neutral, check_str
+from fastattn.checks import Neutral, check_choice, check_flag, check_neutral, check_str, one_of
 from fastattn.errors import ContextLengthError, InputError
 from fastattn.generation.generate import StreamerFeed, completed, make_requests, seeds_of
 from fastattn.generation.generate_args import GenerationArgs, Streamer
@@ -340,9 +340,11 @@ def _read_generation(merged: dict[str, Any]) -> GenerationOptions:
         if merged.get("stop_strings") is not None:
             raise InputError("stop_sequence: expected None, because stop_strings is set and means the same, got both")
         merged["stop_strings"] = stop
+    if merged.pop("max_batch_tokens", None) is not None:
+        raise InputError("max_batch_tokens: expected None, got a number; text-generation has max_batch_size instead")
     batch_size = read_limits(merged).batch_size
-    if batch_size is not None and merged.get("max_batch_size") is None:
-        merged["max_batch_size"] = batch_size
+    if batch_size is not None:
+        merged["max_batch_size"] = one_of("max_batch_size", merged.get("max_batch_size"), "batch_size", batch_size)
     chosen = with_generation_config(merged)
     if chosen.get("do_sample") is None:
         chosen["do_sample"] = True

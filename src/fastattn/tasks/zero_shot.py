@@ -21,6 +21,7 @@ from fastattn.tasks.pipeline_inputs import (
     Encoding,
     Many,
     PairEncoder,
+    need_tokens,
     read_encoding,
     read_limits,
     read_texts,
@@ -161,7 +162,8 @@ class _Job(Job[str, NDArray[np.float64], Classified]):
         self._encoder = PairEncoder.of(model, tokenizer, call.encoding)
 
     def encode(self, index: int, item: str, name: str) -> list[Part]:
-        return [self._encoder.encode(index, (item, hypothesis), name) for hypothesis in self._call.hypotheses]
+        hypotheses = self._call.hypotheses
+        return [need_tokens(self._encoder.encode(index, (item, hypothesis), name)) for hypothesis in hypotheses]
 
     def forward(self, parts: Sequence[Part]) -> Iterable[tuple[int, Any]]:
         types = types_of(self._model, self._tokenizer, parts)

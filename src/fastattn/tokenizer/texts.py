@@ -110,8 +110,13 @@ def _iterate(sequence: Any, length: int | None) -> Iterator[Any]:
 
 
 def known_length(sequence: Any) -> int | None:
-    """Return the number of items; None for iterators, and for iterables without a length."""
-    return len(sequence) if hasattr(type(sequence), "__len__") else None
+    """Return the number of items; None for iterators, and for iterables that do not know their length."""
+    if isinstance(sequence, Iterator) or not hasattr(type(sequence), "__len__"):
+        return None
+    try:
+        return len(sequence)
+    except TypeError:  # as of tqdm over a generator, or a DataLoader of an IterableDataset
+        return None
 
 
 def _too_many(name: str, found: int | None) -> InputError:

@@ -23,7 +23,10 @@ OLD_RANK_KEYWORDS: Mapping[str, Neutral] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PredictOptions:
-    """The checked arguments of one call; `CrossEncoder.predict` describes them. Raises DTypeError, InputError."""
+    """The checked arguments of one call; `CrossEncoder.predict` describes them. Raises DTypeError, InputError.
+
+    cut: receives the index of each pair that was cut and its remaining number of tokens.
+    """
 
     prompt_name: str | None = option(None, check_str)
     prompt: str | None = option(None, lambda name, value: check_text(value, name))
@@ -34,6 +37,7 @@ class PredictOptions:
     convert_to_numpy: bool = option(True, check_flag)
     convert_to_tensor: bool = option(False, read_tensor)
     processing_kwargs: object = None
+    cut: dict[int, int] | None = None
 
     def __post_init__(self) -> None:
         check_fields(self)
