@@ -135,7 +135,11 @@ def test_the_demo_models(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
         (("--json", "/no/such/folder/x.json"), 1, "/no/such/folder/x.json: expected a file in an existing folder"),
         (("--picture", "/no/such/folder/x.svg"), 1, "/no/such/folder/x.svg: expected a file in an existing folder"),
         (("--keep", "/no/such/folder/x"), 1, "/no/such/folder/x: expected a file in an existing folder"),
-        (("-m", "{bert}", "--works", "8x512"), 2, "--works: expected some of 1x16,8x16,ragged-32, got '8x512'"),
+        (
+            ("-m", "{bert}", "--works", "8x512"),
+            2,
+            "--works: expected some of 1x16,8x16,ragged-32,rerank-100, got '8x512'",
+        ),
         (("--works", "nope"), 2, "--works: expected some of prefill-256,"),
         (("--works", ","), 2, "--works: expected names, got ','"),
         (("--head-dtype", "int2"), 2, "argument --head-dtype: expected float32, bfloat16, int8, int4, got 'int2'"),

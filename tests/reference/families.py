@@ -34,6 +34,8 @@ _SIZES: Mapping[str, Any] = {
 _OLDER = {"n_embd": 96, "n_head": 3, "n_layer": 2, "n_inner": 128, "n_positions": 140, "type_vocab_size": 2,
           "qkv_proj_bias": True, "mlp_fc1_bias": True, "mlp_fc2_bias": True, "activation_function": "geglu",
           "rotary_emb_base": 1000, "rotary_emb_fraction": 1.0, "vocab_size": VOCAB_SIZE}  # fmt: skip
+_RELATIVE = {"relative_attention": True, "position_buckets": 16, "pos_att_type": ["c2p", "p2c"], "share_att_key": True,
+             "norm_rel_ebd": "layer_norm"}  # fmt: skip
 _ALIBI = {"model_type": "bert", "position_embedding_type": "alibi", "feed_forward_type": "geglu"}
 
 
@@ -67,6 +69,7 @@ VARIANTS: Mapping[str, Variant] = {
     "albert": _variant(model_type="albert", embedding_size=40),
     "mpnet": _variant(model_type="mpnet"),
     "modernbert": _variant(model_type="modernbert", local_attention=8),
+    "deberta-v2": _variant(model_type="deberta-v2", pooler_hidden_size=96, legacy=False, **_RELATIVE),
     "nomic_bert": _variant(model_type="nomic_bert"),
     "nomic_bert-older": Variant({"model_type": "nomic_bert", **_OLDER}),
     "gte": _variant(model_type="gte"),
@@ -111,6 +114,12 @@ def shapes(variant: Variant, task: Task) -> dict[str, tuple[int, ...]]:
         zeros = family is FAMILIES["modernbert"] and name.endswith("norm.bias")  # computed, as norm_bias is False
         if not weight.exact and not zeros:
             found[name] = weight.shape[::-1] if weight.transposed else weight.shape
+    if family is FAMILIES["deberta-v2"]:
+        tables = [name for name in found if ".self.position_" in name]  # computed from these tensors
+        found = {name: shape for name, shape in found.items() if name not in tables}
+        width = config.hidden_size
+        found["encoder.rel_embeddings.weight"] = (2 * config.span, width)
+        found |= {f"encoder.LayerNorm.{part}": (width,) for part in ("weight", "bias")}
     if family is FAMILIES["mpnet"]:  # the table is computed from it
         found[f"{mpnet.BIAS}.weight"] = (mpnet.BUCKETS.num_buckets, config.num_attention_heads)
     return found

@@ -277,7 +277,7 @@ def test_small_functions_equal_sentence_transformers() -> None:
 def test_every_function_of_the_list_has_the_arguments_of_sentence_transformers() -> None:
     module = theirs()
     for name in util.__all__:
-        if name == "semantic_search_quantized":
+        if name == "semantic_search_quantized" or "maxsim" in name:  # ours takes lists of texts, so it needs no masks
             continue
         function: Callable[..., Any] = getattr(util, name)
         expected = inspect.signature(getattr(module, name)).parameters
