@@ -33,7 +33,8 @@ _SIZES: Mapping[str, Any] = {
 }
 _OLDER = {"n_embd": 96, "n_head": 3, "n_layer": 2, "n_inner": 128, "n_positions": 140, "type_vocab_size": 2,
           "qkv_proj_bias": True, "mlp_fc1_bias": True, "mlp_fc2_bias": True, "activation_function": "geglu",
-          "rotary_emb_base": 1000, "rotary_emb_fraction": 1.0, "vocab_size": VOCAB_SIZE}  # fmt: skip
+          "rotary_emb_base": 1000, "rotary_emb_fraction": 1.0, "vocab_size": VOCAB_SIZE,
+          "layer_norm_epsilon": 1e-12}  # fmt: skip
 _RELATIVE = {"relative_attention": True, "position_buckets": 16, "pos_att_type": ["c2p", "p2c"], "share_att_key": True,
              "norm_rel_ebd": "layer_norm"}  # fmt: skip
 _ALIBI = {"model_type": "bert", "position_embedding_type": "alibi", "feed_forward_type": "geglu"}

@@ -17,6 +17,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from tests.reference.pages import ROOT, same_text
 
 NOTEBOOKS = sorted((ROOT / "examples").glob("*.ipynb"))
@@ -45,7 +47,7 @@ def inside(folder: Path) -> Iterator[None]:
 def run(path: Path) -> Iterator[tuple[dict[str, Any], list[dict[str, Any]]]]:
     """Run a notebook; yield each code cell with its outputs, in the format of notebooks."""
     namespace: dict[str, Any] = {"__name__": "__main__"}
-    with inside(path.parent):
+    with inside(path.parent), np.printoptions():  # a notebook may change how arrays are printed
         for number, cell in enumerate(code_cells(read(path)), 1):
             yield cell, _run_cell("".join(cell["source"]), f"{path.name}, cell {number}", namespace, number)
 

@@ -29,6 +29,8 @@ from collections import Counter
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
+
 import fastattn
 from tests.reference.package import PYTHON_ENVIRONMENT
 
@@ -129,7 +131,7 @@ class Run:
         text = self.page.read_text(encoding="utf-8")
         self._prepare(text)
         before, log = Path.cwd(), logging.getLogger("fastattn")
-        level = log.level  # a page may set it
+        level, options = log.level, np.get_printoptions()  # a page may set them
         os.chdir(self.folder)
         try:
             for block in blocks(text):
@@ -141,6 +143,7 @@ class Run:
         finally:
             os.chdir(before)
             log.setLevel(level)
+            np.set_printoptions(**options)
         return self.n_blocks
 
     def _prepare(self, text: str) -> None:
