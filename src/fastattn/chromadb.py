@@ -24,7 +24,7 @@ __all__ = ["FastattnEmbeddingFunction"]
 _KEYS = ("model", "normalize_embeddings", "dtype", "threads", "sha256")
 
 
-class FastattnEmbeddingFunction(EmbeddingFunction):  # type: ignore[misc]
+class FastattnEmbeddingFunction(EmbeddingFunction):  # type: ignore[misc]  # an optional library
     """Computes vectors with `SentenceTransformer.encode_document` and `encode_query`.
 
     model: a folder or a hub id; None is the embedded demo model. normalize_embeddings: of `encode`. dtype, threads: of

@@ -16,7 +16,7 @@ from fastattn.tasks.lazy_model import ModelOption, load_lazily
 __all__ = ["FastattnEmbeddings"]
 
 
-class FastattnEmbeddings(Embeddings):  # type: ignore[misc]
+class FastattnEmbeddings(Embeddings):  # type: ignore[misc]  # an optional library
     """Computes vectors with `SentenceTransformer.encode_document` and `encode_query`.
 
     model: a folder, a hub id, or a SentenceTransformer; None is the embedded demo model. batch_size,

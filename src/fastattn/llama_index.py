@@ -19,7 +19,7 @@ from fastattn.tasks.lazy_model import LazyModel, load_lazily
 __all__ = ["FastattnEmbedding"]
 
 
-class FastattnEmbedding(BaseEmbedding):  # type: ignore[misc]
+class FastattnEmbedding(BaseEmbedding):  # type: ignore[misc]  # an optional library
     """Computes vectors with `SentenceTransformer.encode_document` and `encode_query`.
 
     model_name: a folder or a hub id; None is the embedded demo model. embed_batch_size: the number of texts that

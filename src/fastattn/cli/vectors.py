@@ -35,13 +35,13 @@ class VectorFile:
         self._file: IO[bytes]
         if self._target.exists():
             if not stat.S_ISREG(self._target.stat().st_mode):
-                self._file = open(path, "wb")  # noqa: SIM115
+                self._file = open(path, "wb")  # noqa: SIM115  # closed by `__exit__`
                 return
             with open(path, "r+b"):  # raises now if it cannot be written
                 pass
         part = self._target.with_name(f".{self._target.name}.{os.getpid()}.part")
         try:
-            self._file = open(part, "wb")  # noqa: SIM115
+            self._file = open(part, "wb")  # noqa: SIM115  # closed by `__exit__`
         except OSError as error:
             raise OSError(error.errno, error.strerror, path) from None
         self._part = part

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 _POOLINGS = ("auto", "cls", "mean", "sentence")
 
 
-class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # no types
     """Classifies texts with a logistic regression on the vectors of an encoder.
 
     `save_pretrained` writes a normal checkpoint. model: a folder, a hub id, or a SentenceTransformer, which clones

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 
-class FastattnEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # type: ignore[misc]
+class FastattnEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # type: ignore[misc]  # no types
     """Computes the vector of each text, as `SentenceTransformer.encode` does. It learns nothing from the data.
 
     model: a folder, a hub id, or a SentenceTransformer, which clones share; None is the embedded demo model. The other
@@ -47,6 +47,9 @@ class FastattnEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
     @property
     def model_(self) -> SentenceTransformer:
         """The loaded model."""
+        return self._open()
+
+    def _open(self) -> SentenceTransformer:
         lazy = cast("LazyModel | None", getattr(self, "_lazy", None))
         options = (self.model, self.dtype, self.threads)
         if lazy is None or (lazy.options != options and not isinstance(self.model, SentenceTransformer)):
@@ -57,7 +60,7 @@ class FastattnEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
 
     def fit(self, X: object, y: object = None) -> Self:
         """Load the model; X and y change nothing."""
-        self.model_  # noqa: B018  # loads the model, so wrong parameters raise here
+        self._open()  # so wrong parameters raise here
         return self
 
     def transform(self, X: object) -> NDArray[np.float32]:

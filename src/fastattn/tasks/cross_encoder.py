@@ -11,9 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, cast
 
 import numpy as np
 
-from fastattn.api.encoders import Encoder, SequenceClassifier
 from fastattn.api.load_args import RunArgs
-from fastattn.api.load_options import check_target
 from fastattn.checks import check_count, check_flag, check_neutral, check_number, one_of, quote
 from fastattn.errors import DTypeError, InputError
 from fastattn.models.labels import MAX_LABELS
@@ -35,9 +33,9 @@ from fastattn.tasks.sentence.prompts import (
     resolve_prompt,
     with_prompt,
 )
+from fastattn.tasks.sentence.text_encoder import TextModelBase
 from fastattn.tasks.sentence.text_model import Pairs, TextTruncation
 from fastattn.tasks.softmax import softmax
-from fastattn.tokenizer import Tokenizer
 from fastattn.tokenizer.truncation import DO_NOT_TRUNCATE
 
 if TYPE_CHECKING:
@@ -79,7 +77,7 @@ class Ranked(_Ranked, total=False):
     text: str
 
 
-class CrossEncoder:
+class CrossEncoder(TextModelBase):
     """A model that reads two texts together and scores them: a reranker, or a classifier of pairs.
 
     From a folder with a classification head, or with a modules.json of sentence-transformers. Pairs longer than
@@ -142,6 +140,7 @@ class CrossEncoder:
         chosen = folder.default_prompt_name if default_prompt_name is None else default_prompt_name
         self.default_prompt_name = check_prompt_name("default_prompt_name", chosen, self.prompts)
         self._scorer = load_scorer(folder, stack, count)
+        self._text = self._scorer.text
         try:
             self._finish(folder, max_length, given, keep_in_fp32_modules)
         except BaseException:
@@ -153,7 +152,7 @@ class CrossEncoder:
     ) -> None:
         """Apply the caller's settings to the loaded model."""
         if max_length is not None:
-            text = self._scorer.text
+            text = self._text
             text.max_seq_length = check_count("max_length", max_length, low=max(1, text.n_special), high=text.context)
         default = Activation("Sigmoid" if self.num_labels == 1 else "Identity")
         self._activation = activation or folder.activation or default
@@ -164,61 +163,24 @@ class CrossEncoder:
 
     def __copy__(self) -> Self:
         """Return another model with the same weights; closing one does not close the other."""
-        found = object.__new__(type(self))
-        own = {"_scorer": copy.copy(self._scorer), "prompts": dict(self.prompts)}
+        found, scorer = object.__new__(type(self)), copy.copy(self._scorer)
+        own = {"_scorer": scorer, "_text": scorer.text, "prompts": dict(self.prompts)}
         found.__dict__.update(self.__dict__ | own)
         return found
-
-    def __deepcopy__(self, _: object) -> Self:
-        return self.__copy__()
 
     # -- properties -------------------------------------------------------------------------------------------------
 
     @property
     def model(self) -> SequenceClassifier | Encoder:
         """The model: with the classification head, or the encoder before other modules."""
-        return cast("SequenceClassifier | Encoder", self._scorer.text.auto_model)
+        return cast("SequenceClassifier | Encoder", self._text.auto_model)
 
     @property
     def num_labels(self) -> int:
         """The number of scores of a pair."""
         return self._scorer.num_labels
 
-    @property
-    def device(self) -> str:
-        """The device that the model runs on."""
-        return self.model.device
-
-    @property
-    def dtype(self) -> str:
-        """The storage type of the weights."""
-        return self.model.dtype
-
-    @property
-    def tokenizer(self) -> Tokenizer:
-        """The tokenizer of this model, not shared with others; its `model_max_length` is `max_seq_length`.
-
-        Can be set, also to a tokenizer of transformers or tokenizers. Raises DTypeError.
-        """
-        return self._scorer.text.tokenizer
-
-    @tokenizer.setter
-    def tokenizer(self, tokenizer: Tokenizer) -> None:
-        self._scorer.text.tokenizer = copy.copy(Tokenizer.from_object(tokenizer))
-
-    @property
-    def max_seq_length(self) -> int:
-        """The maximum number of tokens of a pair, including special tokens; longer pairs are cut.
-
-        Can be set to any value from the number of special tokens to the model's context, or to None for the context.
-        """
-        return self._scorer.text.max_seq_length
-
-    @max_seq_length.setter
-    def max_seq_length(self, length: int | None) -> None:
-        self._scorer.text.max_seq_length = length
-
-    max_length = max_seq_length
+    max_length = TextModelBase.max_seq_length
 
     @property
     def activation_fn(self) -> Activation:
@@ -230,25 +192,6 @@ class CrossEncoder:
         self._activation = read_activation("activation_fn", function)
 
     default_activation_function = activation_fn
-
-    def eval(self) -> Self:
-        """Return the model itself: it never trains."""
-        return self
-
-    def to(self, device: Any) -> Self:
-        """Return the model itself if it has that device and dtype. Raises InputError for others."""
-        check_target(device, self.device, self.dtype)
-        return self
-
-    def close(self) -> None:
-        """Free the model's memory; any later use raises InputError."""
-        self._scorer.text.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     # -- scores -------------------------------------------------------------------------------------------------------
 

@@ -9,6 +9,9 @@ import pickle
 from pathlib import Path
 from typing import Any, TypeAlias, cast
 
+import numpy as np
+from numpy.typing import NDArray
+
 from fastattn.errors import InputError
 from fastattn.tasks.demo import demo_model
 from fastattn.tasks.sentence.encoders import Transformer
@@ -57,6 +60,42 @@ class LazyModel:
         packed = self._pickle if self._model is None else pickle.dumps(self._model)
         kept = tuple(None if isinstance(option, SentenceTransformer) else option for option in self.options)
         return {"options": kept, "_model": None, "_pickle": packed}
+
+
+class EncodeAdapter:
+    """The constructor of adapters that pass texts to `SentenceTransformer.encode` and its two variants."""
+
+    def __init__(
+        self,
+        model: ModelOption = None,
+        *,
+        batch_size: int = 32,
+        normalize_embeddings: bool = False,
+        dtype: str | None = None,
+        threads: int | None = None,
+    ) -> None:
+        """Load the model.
+
+        model: a folder, a hub id, or a SentenceTransformer; None is the embedded demo model. batch_size,
+        normalize_embeddings: of `encode`. dtype, threads: of `SentenceTransformer`. A pickle has no weights, only the
+        model's path and the SHA-256 of its files.
+        """
+        super().__init__()
+        self.batch_size = batch_size
+        self.normalize_embeddings = normalize_embeddings
+        self._lazy = load_lazily(model, dtype=dtype, threads=threads)
+
+    def embed(self, documents: object, verbose: bool = False) -> NDArray[np.float32]:
+        """Return the vectors of n texts, float32 [n, d]. Raises DTypeError, InputError.
+
+        documents: a list, column or array of str. verbose: show a progress bar.
+        """
+        return self._lazy.open().encode(
+            documents,
+            batch_size=self.batch_size,
+            normalize_embeddings=self.normalize_embeddings,
+            show_progress_bar=verbose,
+        )
 
 
 def load_lazily(model: ModelOption, *, dtype: str | None, threads: int | None) -> LazyModel:

@@ -183,7 +183,8 @@ class MultiVectorEncoder(TextEncoder):
         check_keywords(options, MultiVectorEncodeArgs.__annotations__, "encode")
         if options.get("token_pooling") is not None:
             raise InputError("token_pooling: expected None, because pooling of tokens is not supported")
-        call = _Call(**{key: value for key, value in options.items() if key not in _PLACE})  # type: ignore[arg-type]
+        given: dict[str, Any] = {key: value for key, value in options.items() if key not in _PLACE}
+        call = _Call(**given)
         check_place(self.device, options.get("device"), options.get("pool"), options.get("chunk_size"))
         texts, single = self._texts(one_of("inputs", inputs, "sentences", sentences))
         rows: list[Rows] = [np.zeros((0, 0), np.float32)] * len(texts)
@@ -218,17 +219,11 @@ class MultiVectorEncoder(TextEncoder):
 
     def encode_query(self, inputs: object = None, **options: Unpack[MultiVectorEncodeArgs]) -> Any:
         """Call `encode` with task="query"; the default prompt is the one named "query"."""
-        return self._encode_for("query", inputs, options)
+        return self.encode(inputs, **self._of_task("query", options))
 
     def encode_document(self, inputs: object = None, **options: Unpack[MultiVectorEncodeArgs]) -> Any:
         """Call `encode` with task="document"; the default prompt is named "document", "passage" or "corpus"."""
-        return self._encode_for("document", inputs, options)
-
-    def _encode_for(self, task: TextTask, inputs: object, options: MultiVectorEncodeArgs) -> Any:
-        given: MultiVectorEncodeArgs = {**options, "task": task}
-        if options.get("prompt") is None and options.get("prompt_name") is None:
-            given["prompt_name"] = self._prompt_of(task)
-        return self.encode(inputs, **given)
+        return self.encode(inputs, **self._of_task("document", options))
 
     # -- similarity ---------------------------------------------------------------------------------------------
 

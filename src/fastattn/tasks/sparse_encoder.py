@@ -126,7 +126,8 @@ class SparseEncoder(TextEncoder):
         Raises DTypeError, InputError, and NonFiniteError if a logit is NaN or infinite.
         """
         check_keywords(options, SparseEncodeArgs.__annotations__, "encode")
-        call = _Call(**{key: value for key, value in options.items() if key not in _PLACE})  # type: ignore[arg-type]
+        given: dict[str, Any] = {key: value for key, value in options.items() if key not in _PLACE}
+        call = _Call(**given)
         check_place(self.device, options.get("device"), options.get("pool"), options.get("chunk_size"))
         check_flag("save_to_cpu", options.get("save_to_cpu", False))
         texts, single = self._texts(one_of("inputs", inputs, "sentences", sentences))
@@ -140,17 +141,11 @@ class SparseEncoder(TextEncoder):
 
     def encode_query(self, inputs: object = None, **options: Unpack[SparseEncodeArgs]) -> Any:
         """Call `encode` with task="query"; the default prompt is the one named "query"."""
-        return self._encode_for("query", inputs, options)
+        return self.encode(inputs, **self._of_task("query", options))
 
     def encode_document(self, inputs: object = None, **options: Unpack[SparseEncodeArgs]) -> Any:
         """Call `encode` with task="document"; the default prompt is named "document", "passage" or "corpus"."""
-        return self._encode_for("document", inputs, options)
-
-    def _encode_for(self, task: TextTask, inputs: object, options: SparseEncodeArgs) -> Any:
-        given: SparseEncodeArgs = {**options, "task": task}
-        if options.get("prompt") is None and options.get("prompt_name") is None:
-            given["prompt_name"] = self._prompt_of(task)
-        return self.encode(inputs, **given)
+        return self.encode(inputs, **self._of_task("document", options))
 
     def _rows(self, encoded: Encoded, call: _Call, most: int | None) -> list[SparseEmbedding]:
         """Return the vector of each text. Texts of similar length share a step."""

@@ -14,7 +14,7 @@ from fastattn.bench.libraries.torch_peer import load_transformers
 _OPSET = 17
 
 
-class _FirstOutput(torch.nn.Module):  # type: ignore[misc]
+class _FirstOutput(torch.nn.Module):  # type: ignore[misc]  # an optional library
     """An encoder with one output: logits, or the last hidden state."""
 
     def __init__(self, model: Any) -> None:

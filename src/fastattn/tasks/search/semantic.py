@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, TypeAlias, TypedDict
+from typing import Any, TypeAlias, TypedDict, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -130,7 +130,7 @@ def _name_of(score_function: object) -> Similarity | None:
     """Return the name of a similarity function; None for any other function."""
     if isinstance(score_function, str):
         check_choice("score_function", score_function, MEASURES)
-        return score_function  # type: ignore[return-value]
+        return cast("Similarity", score_function)
     if not callable(score_function):
         raise DTypeError(
             f"score_function: expected one of {', '.join(MEASURES)} or a function, got {type(score_function).__name__}"

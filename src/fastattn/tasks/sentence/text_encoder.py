@@ -1,4 +1,4 @@
-"""What `SparseEncoder` and `MultiVectorEncoder` share: loading, prompts, and the settings of the transformer."""
+"""What `SparseEncoder`, `MultiVectorEncoder` and `CrossEncoder` share: loading, prompts, the transformer's settings."""
 
 from __future__ import annotations
 
@@ -79,21 +79,11 @@ def read_load_args(
     return path, stack, prompts
 
 
-class TextEncoder:
-    """A transformer with a tokenizer and prompts."""
+class TextModelBase:
+    """What the classes over one TextModel share: its properties, its tokenizer, and closing."""
 
     _text: TextModel[Any]
     prompts: dict[str, str]
-    default_prompt_name: str | None
-
-    def _set_prompts(
-        self, given: Mapping[str, str | None], saved: Mapping[str, str | None], name: str | None, saved_name: str | None
-    ) -> None:
-        """Merge the caller's prompts with those of the folder; the caller's take precedence."""
-        self.prompts = merged_prompts({"query": None, "document": None, **given}, saved)
-        self.default_prompt_name = check_prompt_name(
-            "default_prompt_name", saved_name if name is None else name, self.prompts
-        )
 
     def __copy__(self) -> Self:
         """Return another model with the same weights; closing one does not close the other."""
@@ -148,6 +138,40 @@ class TextEncoder:
         """Return `max_seq_length`."""
         return self.max_seq_length
 
+    def eval(self) -> Self:
+        """Return the model itself: it never trains."""
+        return self
+
+    def to(self, device: Any) -> Self:
+        """Return the model itself if it has that device and dtype. Raises InputError for others."""
+        check_target(device, self.device, self.dtype)
+        return self
+
+    def close(self) -> None:
+        """Free the model's memory; any later use raises InputError."""
+        self._text.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class TextEncoder(TextModelBase):
+    """A transformer with a tokenizer and prompts for tasks."""
+
+    default_prompt_name: str | None
+
+    def _set_prompts(
+        self, given: Mapping[str, str | None], saved: Mapping[str, str | None], name: str | None, saved_name: str | None
+    ) -> None:
+        """Merge the caller's prompts with those of the folder; the caller's take precedence."""
+        self.prompts = merged_prompts({"query": None, "document": None, **given}, saved)
+        self.default_prompt_name = check_prompt_name(
+            "default_prompt_name", saved_name if name is None else name, self.prompts
+        )
+
     def count_tokens(self, inputs: object) -> list[int]:
         """Count the tokens of each text before it is cut, including special tokens and the default prompt.
 
@@ -171,21 +195,9 @@ class TextEncoder:
             return [(check_text(inputs, "inputs"), None)], True
         return list(read_pairs("inputs", inputs, _JOIN)), False
 
-    def eval(self) -> Self:
-        """Return the model itself: it never trains."""
-        return self
-
-    def to(self, device: Any) -> Self:
-        """Return the model itself if it has that device and dtype. Raises InputError for others."""
-        check_target(device, self.device, self.dtype)
-        return self
-
-    def close(self) -> None:
-        """Free the model's memory; any later use raises InputError."""
-        self._text.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def _of_task(self, task: TextTask, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the options of `encode` for a task: those given, and the task's default prompt."""
+        given = {**options, "task": task}
+        if options.get("prompt") is None and options.get("prompt_name") is None:
+            given["prompt_name"] = self._prompt_of(task)
+        return given
