@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, cast
 
 import numpy as np
 
+from fastattn.api.encoders import Encoder, SequenceClassifier
 from fastattn.api.load_args import RunArgs
 from fastattn.checks import check_count, check_flag, check_neutral, check_number, one_of, quote
 from fastattn.errors import DTypeError, InputError
@@ -140,7 +141,6 @@ class CrossEncoder(TextModelBase):
         chosen = folder.default_prompt_name if default_prompt_name is None else default_prompt_name
         self.default_prompt_name = check_prompt_name("default_prompt_name", chosen, self.prompts)
         self._scorer = load_scorer(folder, stack, count)
-        self._text = self._scorer.text
         try:
             self._finish(folder, max_length, given, keep_in_fp32_modules)
         except BaseException:
@@ -151,6 +151,7 @@ class CrossEncoder(TextModelBase):
         self, folder: RerankFolder, max_length: int | None, activation: Activation | None, fp32_modules: object
     ) -> None:
         """Apply the caller's settings to the loaded model."""
+        self._text = self._scorer.text
         if max_length is not None:
             text = self._text
             text.max_seq_length = check_count("max_length", max_length, low=max(1, text.n_special), high=text.context)
