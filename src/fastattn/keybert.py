@@ -9,10 +9,10 @@ except ModuleNotFoundError as error:
         'fastattn.keybert: expected the package keybert, found none; run pip install "fastattn[keybert]"'
     ) from error
 
-from fastattn.tasks.lazy_model import EncodeAdapter
+from fastattn.tasks.lazy_model import EncodeBackend
 
 __all__ = ["FastattnBackend"]
 
 
-class FastattnBackend(EncodeAdapter, BaseEmbedder):  # type: ignore[misc]  # the library has no types
+class FastattnBackend(EncodeBackend, BaseEmbedder):  # type: ignore[misc]  # the library has no types
     """Computes the vectors of documents and words with `SentenceTransformer.encode`."""

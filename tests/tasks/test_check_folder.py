@@ -104,6 +104,21 @@ def test_files_that_are_never_opened(gpt2: Path) -> None:
     assert [entry.name for entry in report.files if entry.pickled] == ["pytorch_model.bin"]
 
 
+def test_files_that_are_not_listed(gpt2: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The report says so."""
+    (gpt2 / "a" / "b" / "c").mkdir(parents=True)
+    (gpt2 / "a" / "b" / "c" / "pytorch_model.bin").write_bytes(b"not read")
+    (gpt2 / "a" / "b" / "file").write_bytes(b"not read")
+    report = fastattn.check_folder(gpt2)
+    unused = {entry.name: entry.note for entry in report.files if not entry.used}
+    note = "a folder below the third level; its files are not listed"
+    assert unused == {"a/b/file": "not a known name", "a/b/c/": note}
+    monkeypatch.setattr("fastattn.tasks.folder_files.MAX_FILES", 3)
+    *listed, last = fastattn.check_folder(gpt2).files
+    assert len(listed) == 3
+    assert (last.name, last.note) == ("...", "only 3 files are listed")
+
+
 def test_only_pickled_weights(gpt2: Path) -> None:
     (gpt2 / "model.safetensors").rename(gpt2 / "pytorch_model.bin")
     report = fastattn.check_folder(gpt2)

@@ -50,16 +50,23 @@ class FileEntry:
 def list_files(root: Path, used: Collection[Path]) -> tuple[FileEntry, ...]:
     """List the files of a folder and its subfolders, without hidden ones. used: the paths of the files that are read.
 
-    At most MAX_FILES files, three levels deep.
+    At most MAX_FILES files, three levels deep; entries say what is omitted.
     """
     read = {os.path.abspath(path) for path in used}
     entries: list[FileEntry] = []
-    for name in sorted(islice(_names(root, "", _MAX_DEPTH), MAX_FILES)):
+    names = _names(root, "", _MAX_DEPTH)
+    listed = sorted(islice(names, MAX_FILES))
+    for name in listed:
+        if name.endswith("/"):
+            entries.append(FileEntry(name, None, False, "a folder below the third level; its files are not listed"))
+            continue
         path = root / name
         size = path.stat().st_size if path.is_file() else None
         is_read = os.path.abspath(path) in read
         note = "" if is_read else "not a regular file" if size is None else _reason(name)
         entries.append(FileEntry(name, size, is_read, note))
+    if next(names, None) is not None:
+        entries.append(FileEntry("...", None, False, f"only {MAX_FILES} files are listed"))
     return tuple(entries)
 
 
@@ -71,6 +78,8 @@ def _names(root: Path, inside: str, depth: int) -> Iterator[str]:
             if entry.is_dir(follow_symlinks=False):
                 if depth > 1:
                     yield from _names(root, f"{inside}{entry.name}/", depth - 1)
+                else:
+                    yield f"{inside}{entry.name}/"
             else:
                 yield f"{inside}{entry.name}"
 

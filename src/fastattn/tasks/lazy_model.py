@@ -85,6 +85,10 @@ class EncodeAdapter:
         self.normalize_embeddings = normalize_embeddings
         self._lazy = load_lazily(model, dtype=dtype, threads=threads)
 
+
+class EncodeBackend(EncodeAdapter):
+    """An adapter with the method `embed`, for libraries that have no separate queries."""
+
     def embed(self, documents: object, verbose: bool = False) -> NDArray[np.float32]:
         """Return the vectors of n texts, float32 [n, d]. Raises DTypeError, InputError.
 
