@@ -63,7 +63,12 @@ class LazyModel:
 
 
 class EncodeAdapter:
-    """The constructor of adapters that pass texts to `SentenceTransformer.encode` and its two variants."""
+    """The options of adapters that pass texts to `SentenceTransformer.encode` and its two variants.
+
+    model: a folder, a hub id, or a SentenceTransformer; None is the embedded demo model. batch_size,
+    normalize_embeddings: of `encode`. dtype, threads: of `SentenceTransformer`. A pickle has no weights, only the
+    model's path and the SHA-256 of its files. Raises what loading a SentenceTransformer raises.
+    """
 
     def __init__(
         self,
@@ -74,12 +79,6 @@ class EncodeAdapter:
         dtype: str | None = None,
         threads: int | None = None,
     ) -> None:
-        """Load the model.
-
-        model: a folder, a hub id, or a SentenceTransformer; None is the embedded demo model. batch_size,
-        normalize_embeddings: of `encode`. dtype, threads: of `SentenceTransformer`. A pickle has no weights, only the
-        model's path and the SHA-256 of its files.
-        """
         super().__init__()
         self.batch_size = batch_size
         self.normalize_embeddings = normalize_embeddings
