@@ -14,7 +14,8 @@ from tests.reference.pages import PAGES, ROOT, PageError, Run, blocks, matches
 WITH_BLOCKS = [page for page in PAGES if any(block.runs for block in blocks(page.read_text(encoding="utf-8")))]
 # Blocks that cannot run: they install packages, build the project or extensions, need PyTorch or another library, or
 # measure for minutes.
-MAX_NOT_RUN = 23
+MAX_NOT_RUN = 17
+OTHER_LIBRARIES = ROOT / "docs/how-to/other-libraries.md"  # tests/adapters runs its blocks if they are installed
 
 
 def name_of(page: Path) -> str:
@@ -42,7 +43,8 @@ def test_the_readme_shows_the_main_commands() -> None:
 
 
 def test_few_blocks_are_not_run() -> None:
-    found = [b for page in PAGES for b in blocks(page.read_text(encoding="utf-8")) if b.language in pages.RUN]
+    counted = [page for page in PAGES if page != OTHER_LIBRARIES]
+    found = [b for page in counted for b in blocks(page.read_text(encoding="utf-8")) if b.language in pages.RUN]
     assert sum(not block.runs for block in found) <= MAX_NOT_RUN < sum(block.runs for block in found)
 
 
