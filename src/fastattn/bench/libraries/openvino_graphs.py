@@ -41,7 +41,7 @@ def _compressed(graph: Any, dtype: str) -> Any:
 
 
 def _quantized(graph: Any, vocab_size: int) -> Any:
-    """Quantize weights and activations, with ranges from random token ids; faster than weights alone."""
+    """Quantize weights and activations, as fastattn does in int8, with ranges from random token ids."""
     try:
         import nncf
     except ImportError:
