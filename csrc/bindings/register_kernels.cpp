@@ -57,7 +57,7 @@ py::array_t<float> matrix(int rows, int n) {
 Weight packed_matrix(const KernelTable& kernels, const Rows& w, Format format, bool transposed = false) {
     Weight weight;
     weight.use = WeightUse::kMatrix, weight.format = format, weight.rows = w.rows, weight.columns = w.n;
-    allocate(weight, "weight");
+    allocate(weight, "weight", kernels);
     std::vector<float> values(static_cast<size_t>(w.rows) * static_cast<size_t>(w.n));
     for (int64_t j = 0; j < w.rows; ++j)
         for (int64_t p = 0; p < w.n; ++p) values[transposed ? p * w.rows + j : j * w.n + p] = w.data[j * w.stride + p];

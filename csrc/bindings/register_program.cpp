@@ -50,7 +50,7 @@ std::array<int64_t, 3> packed_sizes(const std::string& use, const std::string& f
     return bytes_of(weight, use);
 }
 
-// Returns copies of a weight's data, scales and sums (those that its format has) as bytes.
+// Returns copies of a weight's data, scales and sums (those that its format has) as bytes. A panel has one strip.
 py::list packed(Engine& engine, const std::string& name) {
     const Weight* weight = engine.weights().find(name);
     if (weight == nullptr) throw Error(ErrorKind::kInput, "weight " + name + " is not loaded");
@@ -59,6 +59,13 @@ py::list packed(Engine& engine, const std::string& name) {
         if (buffer == &weight->data || buffer->bytes() > 0)
             arrays.append(py::array_t<uint8_t>(static_cast<py::ssize_t>(buffer->bytes()),
                                                reinterpret_cast<const uint8_t*>(buffer->data())));
+    if (weight->strip_columns != kPanelWidth) {
+        auto* data = static_cast<std::byte*>(arrays[0].cast<py::array>().mutable_data());
+        const ops::Matrix matrix = weight->matrix();
+        for (int64_t i = 0; i < matrix.count; ++i)
+            change_strips(*weight, weight->data.data() + i * matrix.panel_bytes, data + i * matrix.panel_bytes,
+                          weight->strip_columns, kPanelWidth);
+    }
     return arrays;
 }
 

@@ -10,7 +10,7 @@ constexpr int kSumOps = 2 * kLanes * kMeasureSums * kMeasureSteps;
 constexpr int kTileOps = FASTATTN_HAS_TILES ? 4 * 2 * 16 * 16 * 16 : kSumOps;
 
 constexpr TileShape kVectors{.rows = kTileRows, .columns = kTileVecs * kLanes, .many_rows = false};
-constexpr TileShape kTiles = FASTATTN_HAS_TILES ? TileShape{.rows = 32, .columns = 32, .many_rows = true} : kVectors;
+constexpr TileShape kTiles = FASTATTN_HAS_TILES ? TileShape{.rows = 48, .columns = 32, .many_rows = true} : kVectors;
 static_assert(kLinearRowBlock % kVectors.rows == 0 && kPanelWidth % kVectors.columns == 0);
 static_assert(kLinearRowBlock % kTiles.rows == 0 && kPanelWidth % kTiles.columns == 0);
 
@@ -23,6 +23,7 @@ const KernelTable& kernel_table() {
         .int8_offset = kInt8Offset,
         .linear = {linear_float32, linear_bfloat16, linear_int8, linear_int4},
         .linear_tile = {kVectors, kTiles, kTiles, kTiles},
+        .strip_columns = {kPanelWidth, kStripColumns, kStripColumns, kPanelWidth},
         .quantize = {nullptr, quantize_bfloat16, quantize_int8, quantize_int8},
         .pack = {nullptr, pack_bfloat16, pack_int8, pack_int4},
         .layer_norm_f32 = layer_norm_f32,

@@ -21,7 +21,7 @@ struct LinearArgs {
     const void* a;          // [m, words]: floats, or the output of quantize_rows
     int64_t a_stride;       // words
     const float* a_scales;  // int8, int4: [m]
-    const void* panels;     // [ceil(n / 64), words, 64] words (int4: groups); zero-padded
+    const void* panels;     // [ceil(n / 64), 64 / strip, words, strip] words (int4: groups); zero-padded
     const float* scales;    // int8, int4: [n], padded to whole panels
     const int32_t* sums;    // int8, int4: [n], sums of the weights over k, padded like scales
     const float* bias;      // [n] or null
@@ -59,11 +59,11 @@ struct QuantizeArgs {
 struct PackArgs {
     const float* x;    // [k, n]
     int64_t x_stride;  // between rows of k
-    void* panel;       // [words, 64] words (int4: groups)
+    void* panel;       // [64 / strip, words, strip] words (int4: groups)
     float* scales;     // int8, int4: [n]
     int32_t* sums;     // int8, int4: [n], sums of the integers over k
     int32_t k, n, words;
-    int32_t lane;  // the panel column of the first column; lane + n <= 64
+    int32_t lane;  // the panel column of the first column; lane % 16 + n <= 16
 };
 inline constexpr int kMostInt4Scale = 15;  // of a group; -8 * 15 fits in int8
 inline constexpr int kInt4Reach = 2;       // scales tried on either side of the one that fits the highest magnitude
@@ -240,6 +240,7 @@ struct KernelTable {
     int32_t int8_offset;  // added to the int8 activations of this target's linears
     void (*linear[kFormats])(const LinearArgs&);
     TileShape linear_tile[kFormats];
+    int32_t strip_columns[kFormats];                  // of packed weights
     void (*quantize[kFormats])(const QuantizeArgs&);  // null for float32; int4: as int8
     void (*pack[kFormats])(const PackArgs&);          // null for float32, whose bits are only moved
     void (*layer_norm_f32)(const LayerNormF32Args&);

@@ -116,7 +116,7 @@ FA_INLINE void multiply_block(const int32_t* a, int64_t a_stride, const std::byt
 struct Tile {
     const int32_t* a = nullptr;        // first row, first word of this block
     const std::byte* panel = nullptr;  // first word of this block, first column of this tile
-    float* partial;                    // [rows, 64] sums of this row block, first column of this tile
+    float* partial;                    // sums of this row block, first column of this tile (SumLayout)
     int words = 0;
     bool first = true, last = true;  // first or last block of k
     int row, column;                 // of the output
@@ -168,8 +168,14 @@ FA_INLINE void store_result(const LinearArgs& args, int row, int c_column, Vec y
     store(c + c_column, y);
 }
 
+// Where sums are in Tile::partial, in floats between rows and between vectors of columns.
+struct SumLayout {
+    int row, vec;
+};
+constexpr SumLayout kRowsOfSums{.row = kPanelWidth, .vec = kLanes};
+
 // Writes rows of sums to c: kVecs whole vectors of columns, or one vector of `n` columns.
-template <Format kFormat, Activation kActivation, int kVecs, bool kPart>
+template <Format kFormat, Activation kActivation, int kVecs, bool kPart, SumLayout kSums = kRowsOfSums>
 FA_INLINE void finish_columns(const LinearArgs& args, const Tile& t, int rows, int first, int n) {
     using Dot = typename Blocks<kFormat>::Dot;
     const int column = t.column + first, c_column = t.c_column + first;
@@ -182,7 +188,7 @@ FA_INLINE void finish_columns(const LinearArgs& args, const Tile& t, int rows, i
             address_of(args.residual) + sizeof(float) * ((t.row + i) * args.residual_stride + column));
 #pragma GCC unroll 4
         for (int j = 0; j < kVecs; ++j) {
-            const auto sum = Dot::load_sum(t.partial + i * kPanelWidth + first + j * kLanes);
+            const auto sum = Dot::load_sum(t.partial + i * kSums.row + (first / kLanes + j) * kSums.vec);
             Vec y = activate<kActivation, kFormat != Format::kFloat32>(scaled<kFormat>(args, t.row + i, sum, terms[j]));
             if (args.residual) y = add(kPart ? load_partial(residual, n) : load(residual + j * kLanes), y);
             if (kPart && n < kLanes)
@@ -294,10 +300,14 @@ FA_INLINE Prefetch prefetch_of(const LinearArgs& args, int panel, int k0, int wo
 
 using TileFunction = void (*)(const LinearArgs&, const Tile&, Prefetch&);
 
-// Unpacks `words` words of an int4 panel, from word k0 on, to int8.
+// Unpacks `words` words of an int4 panel, from word k0 on, to int8, in strips of kStripColumns.
 FA_INLINE void unpack_panel(const std::byte* panel, int k0, int words, float* out) {
+    constexpr int64_t kWord = kStripColumns * kWordBytes;  // bytes of a word of a strip
+    const auto place = [words](int j) {                    // of a vector of columns
+        return j * kLanes / kStripColumns * words * kWord + j * kLanes % kStripColumns * kWordBytes;
+    };
     auto* to = reinterpret_cast<std::byte*>(out);
-    for (int p = 0; p < words; p += kGroupWords, to += kGroupWords * kPanelWordBytes) {
+    for (int p = 0; p < words; p += kGroupWords, to += kGroupWords * kWord) {
         const std::byte* group = panel + (k0 + p) / kGroupWords * kInt4GroupBytes;
         Words scale[kVecsPerPanel];
         for (int j = 0; j < kVecsPerPanel; ++j)
@@ -306,8 +316,8 @@ FA_INLINE void unpack_panel(const std::byte* panel, int k0, int words, float* ou
             for (int j = 0; j < kVecsPerPanel; ++j) {
                 Words low, high;
                 unpack_int4(load_words(group + kPanelWidth + w * kPanelWordBytes + j * kLineBytes), low, high);
-                store_words(to + w * kPanelWordBytes + j * kLineBytes, scale_int8(low, scale[j]));
-                store_words(to + (w + kGroupWords / 2) * kPanelWordBytes + j * kLineBytes, scale_int8(high, scale[j]));
+                store_words(to + w * kWord + place(j), scale_int8(low, scale[j]));
+                store_words(to + (w + kGroupWords / 2) * kWord + place(j), scale_int8(high, scale[j]));
             }
     }
 }
@@ -352,8 +362,17 @@ FA_INLINE void one_row_int4(const LinearArgs& args, const std::byte* panel, int 
     }
 }
 
+// One row times all int4 panels.
+FA_INLINE void row_of_int4(const LinearArgs& args) {
+    const int64_t bytes = panel_bytes_of(Format::kInt4, args.words);
+    for (int panel = args.panel_begin; panel < args.panel_end; ++panel)
+        one_row_int4(args, static_cast<const std::byte*>(args.panels) + panel * bytes, panel * kPanelWidth);
+}
+
 template <Format kFormat>
 void linear(const LinearArgs& args) {
+    if constexpr (kFormat == Format::kInt4)
+        if (args.m == 1) return row_of_int4(args);
     static constexpr TileFunction tiles[kTileRows] = {tile<kFormat, 1>, tile<kFormat, 2>, tile<kFormat, 3>,
                                                       tile<kFormat, 4>, tile<kFormat, 5>, tile<kFormat, 6>};
     static_assert(kTileRows == 6);
@@ -362,11 +381,6 @@ void linear(const LinearArgs& args) {
     for (int panel = args.panel_begin; panel < args.panel_end; ++panel) {
         const std::byte* weights =
             static_cast<const std::byte*>(args.panels) + panel * panel_bytes_of(kFormat, args.words);
-        if constexpr (kFormat == Format::kInt4)
-            if (args.m == 1) {
-                one_row_int4(args, weights, panel * kPanelWidth);
-                continue;
-            }
         for (int block = 0; block < args.m; block += kLinearRowBlock) {
             const int block_end = block + kLinearRowBlock < args.m ? block + kLinearRowBlock : args.m;
             int k0 = 0;

@@ -1,8 +1,9 @@
-// The matrix product on AMX tiles, for bfloat16, int8 and int4 (unpacked to int8). A panel has the layout of the tiles:
-// 16 words of 16 columns, 256 bytes apart.
+// The matrix product on AMX tiles, for bfloat16, int8 and int4 (unpacked to int8). A panel has four strips of sixteen
+// columns (formats.h), so a tile of weights is 1,024 adjacent bytes.
 //
-// The sums of 32 rows and 32 columns of the output stay in registers for a slice of k. Slices are large, because
-// loading and storing sums is slow: slices that fit the L1 cache were slower.
+// A block is 48 rows times 32 columns, 32 rows times 32 columns or 16 rows times 64 columns. Its sums stay in registers
+// for a slice of k. Slices are large, because loading and storing sums is slow. Larger blocks read less from the L2
+// cache per product, and that is what limits the speed (docs/design/0015-tiles.md).
 #pragma once
 #include "kernels/linear.h"
 #if FASTATTN_HAS_TILES
@@ -14,17 +15,21 @@ namespace {
 
 #if FASTATTN_HAS_TILES
 
-constexpr int kBlockRows = 2 * kTileWords;
-// Steps between two tile stores. After about 2,000 cycles without one, a store took 900 cycles longer (measured on a
-// Xeon from 2024), so a long block also stores a tile that nothing reads.
-constexpr int kStepsToStore = 16;
-constexpr int kSliceWords = 768;  // 192 KiB of a panel: the rows, this slice and the next one fit the L2 cache
-constexpr int kSumRows = kLinearRowBlock / 2;  // rows whose sums are computed at a time
-constexpr int64_t kHalfPanelBytes = kPanelWordBytes / 2;
-static_assert(kSliceWords % kTileWords == 0 && kUnpackedWords % kTileWords == 0 && kSumRows % kBlockRows == 0);
+constexpr int kBlockRows = 3 * kTileWords;  // of the largest block
+constexpr int kBlockVecs = 2;               // strips of 32 columns
+constexpr int kPauses = 2;                  // at least, in a step: places where finished rows are written
+constexpr int kTileFloats = kTileWords * kTileWords;
+constexpr int kBlockFloats = kBlockRows * kPanelWidth;  // sums of a block of rows, all columns of a panel
+constexpr int kSliceWords = 1536;
+constexpr int kSumBlocks =
+    kLinearRowBlock / kBlockRows / 2;  // blocks whose sums are computed at a time, if k has slices
+constexpr int64_t kStripWordBytes = kTileWords * kWordBytes;
+static_assert(kStripColumns == kTileWords && kTileStrip == kTileWords);
+static_assert(kSliceWords % kTileWords == 0 && kUnpackedWords % kTileWords == 0 && kInt4Block % kTileWords == 0);
+static_assert(kLinearRowBlock % (2 * kBlockRows) == 0);
 
-// Prefetches into L2 what comes after a slice, some lines per tile product. One stream does not reach the memory
-// bandwidth of every machine, so it uses four.
+// Prefetches into L2 what comes after a slice, some lines per step. One stream does not reach the memory bandwidth of
+// every machine, so it uses four.
 class SlicePrefetch {
 public:
     void start(const std::byte* next, int64_t bytes, int64_t steps) {
@@ -48,51 +53,119 @@ private:
     int lines_ = 0;
 };
 
-// Rows whose sums are complete. They are written to c a row at a time between the products of the next rows, so that
-// vector units and tiles work at the same time.
-template <Format kFormat>
-class FinishedRows {
+// Rows of the output that are computed together.
+struct RowBlock {
+    int row, rows;  // to write
+    int start;      // first row of the tiles; they may repeat rows that another block writes
+    int tiles;      // of rows
+
+    // The block of rows from `row` on.
+    static RowBlock at(int row, int m) {
+        const int left = m - row;
+        const int most = left > 2 * kTileWords && m >= kBlockRows ? 3 : left > kTileWords ? 2 : 1;
+        RowBlock b{row, left < most * kTileWords ? left : most * kTileWords, 0, most};
+        const int last = m - most * kTileWords;
+        b.start = last < 0 ? 0 : row < last ? row : last;
+        return b;
+    }
+};
+
+// A part of the output whose sums are complete: some rows and two vectors of columns. Pointers are to the first row
+// that is not written yet.
+struct FinishedPart {
+    const float* sums;  // [rows, 16] of the first vector
+    int64_t vec;        // floats from there to those of the second vector
+    int row, column, c_column;
+    int rows;  // to write
+};
+
+// Writes the next `rows` rows of a part, which has whole vectors of columns.
+template <Format kFormat, Activation kActivation>
+FA_INLINE void write_rows(const LinearArgs& args, const FinishedPart& part, int rows) {
+    using Dot = typename Blocks<kFormat>::Dot;
+    const ColumnTerms first = column_terms<kFormat>(args, part.column, kLanes);
+    const ColumnTerms second = column_terms<kFormat>(args, part.column + kLanes, kLanes);
+    const float* sums = part.sums;
+    const auto value = [&](const float* sum, const ColumnTerms& terms, int row) __attribute__((always_inline)) {
+        return activate<kActivation, true>(scaled<kFormat>(args, row, Dot::load_sum(sum), terms));
+    };
+    for (int row = part.row; row < part.row + rows; ++row, sums += kTileWords) {
+        Vec y0 = value(sums, first, row), y1 = value(sums + part.vec, second, row);
+        if (args.residual != nullptr) {
+            const float* residual = args.residual + row * args.residual_stride + part.column;
+            y0 = add(load(residual), y0);
+            y1 = add(load(residual + kLanes), y1);
+        }
+        store_result<kFormat>(args, row, part.c_column, y0);
+        store_result<kFormat>(args, row, part.c_column + kLanes, y1);
+    }
+}
+
+// The same for a part with fewer columns.
+template <Format kFormat, Activation kActivation>
+__attribute__((noinline)) void write_part(const LinearArgs& args, const FinishedPart& part, int rows) {
+    for (int j = 0; j < kBlockVecs; ++j) {
+        const int column = part.column + j * kLanes, columns = args.n - column;
+        if (columns <= 0) return;
+        const Tile tile{.partial = const_cast<float*>(part.sums) + j * part.vec,
+                        .row = part.row,
+                        .column = column,
+                        .c_column = part.c_column + j * kLanes};
+        finish_columns<kFormat, kActivation, 1, true, SumLayout{.row = kTileWords, .vec = 0}>(
+            args, tile, rows, 0, columns < kLanes ? columns : kLanes);
+    }
+}
+
+// Writes finished parts to c between the products of the next block, so that vector units and tiles work at the same
+// time. It writes a row or two at a time: a core looks ahead some hundred instructions, and must find the next product
+// among them.
+template <Format kFormat, Activation kActivation>
+class PartWriter {
 public:
-    explicit FinishedRows(const LinearArgs& args) : args_(args) {}
-    // Starts to write the rows of `tile`, spread over `steps` products.
-    void start(const Tile& tile, int rows, int64_t steps) {
+    explicit PartWriter(const LinearArgs& args) : args_(args) {}
+    // Starts to write `part`, spread over `calls` calls of step().
+    void start(const FinishedPart& part, int64_t calls) {
         write_all();
-        tile_ = tile;
-        left_ = rows;
-        per_step_ = static_cast<float>(rows) / static_cast<float>(steps);
-        due_ = 0.0f;
+        part_ = part;
+        if (part.column >= args_.n) part_.rows = 0;
+        whole_ = args_.n - part.column >= kBlockVecs * kLanes;
+        rows_per_call_ = static_cast<int>((part_.rows + calls - 1) / calls);
     }
     __attribute__((always_inline)) void step() {
-        if (left_ == 0) return;
-        for (due_ += per_step_; due_ >= 1.0f && left_ > 0; due_ -= 1.0f) write(1);
+        if (part_.rows > 0) write(rows_per_call_ < part_.rows ? rows_per_call_ : part_.rows);
     }
     void write_all() {
-        if (left_ > 0) write(left_);
+        if (part_.rows > 0) write(part_.rows);
     }
 
 private:
     __attribute__((always_inline)) void write(int rows) {
-        finish<kFormat>(args_, tile_, rows);
-        tile_.row += rows;
-        tile_.partial += rows * kPanelWidth;
-        left_ -= rows;
+        if (whole_)
+            write_rows<kFormat, kActivation>(args_, part_, rows);
+        else
+            write_part<kFormat, kActivation>(args_, part_, rows);
+        part_.sums += rows * kTileWords;
+        part_.row += rows;
+        part_.rows -= rows;
     }
     const LinearArgs& args_;
-    Tile tile_{};
-    int left_ = 0;
-    float per_step_ = 0, due_ = 0;
+    FinishedPart part_{};
+    bool whole_ = true;
+    int rows_per_call_ = 0;
 };
 
 // The last words of k, if they do not fill a tile, padded with zeros.
 struct Tail {
     int words;                                                  // 0: none
     alignas(kLineBytes) int32_t rows[kBlockRows * kTileWords];  // of the current block
-    alignas(kLineBytes) int32_t panel[kTileWords * kPanelWidth];
+    alignas(kLineBytes) int32_t strips[kPanelWidth / kTileWords][kTileFloats];
 
-    void read_panel(const std::byte* from) {
-        for (int i = 0; i < kTileWords * kVecsPerPanel; ++i)
-            store_words(panel + i * kLanes,
-                        i < words * kVecsPerPanel ? load_words(from + i * kLineBytes) : zero_words());
+    // from: the first of these words in the first strip.
+    void read_strips(const std::byte* from, int64_t strip_bytes) {
+        for (int s = 0; s < kPanelWidth / kTileWords; ++s)
+            for (int w = 0; w < kTileWords; ++w)
+                store_words(strips[s] + w * kTileWords,
+                            w < words ? load_words(from + s * strip_bytes + w * kStripWordBytes) : zero_words());
     }
     void read_rows(const int32_t* from, int64_t stride, int count) {
         for (int r = 0; r < count; ++r)
@@ -101,247 +174,310 @@ struct Tail {
     }
 };
 
-// The number of steps (two by two tiles, or one by four) that multiply `rows` rows by words of a panel, at least 1.
-FA_INLINE int64_t steps_of(const LinearArgs& args, int rows, int words) {
-    const int most = rows < args.m ? rows : args.m;
-    const int64_t of_words = words < kTileWords ? 1 : words / kTileWords;
-    return most <= kTileWords ? of_words : of_words * 2 * ((most + kBlockRows - 1) / kBlockRows);
-}
-
-// Rows of the output that are computed together.
-struct RowBlock {
-    int row, rows;  // to write
-    int start;      // first row of the tiles; they may repeat rows that another block writes
-    bool two_tiles;
-
-    // The block of rows from `row` on, before `end`.
-    static RowBlock at(int row, int end, int m) {
-        RowBlock b{row, end - row < kBlockRows ? end - row : kBlockRows, 0, false};
-        b.two_tiles = b.rows > kTileWords;
-        const int last = m - (b.two_tiles ? kBlockRows : kTileWords);
-        b.start = last < 0 ? 0 : row < last ? row : last;
-        return b;
-    }
-};
-
 // The words of a panel that a block of rows is multiplied by.
 struct Slice {
-    const std::byte* panel;
+    const std::byte* strips;
+    int64_t strip_bytes;
     int words, steps;  // steps: whole tiles
     bool first, last;
     const int32_t* start;  // int8, int4: initial sums of the columns
 };
 
-// One step of k: two tiles of rows times two tiles of columns.
-#define FA_TWO_BY_TWO(a, a_bytes, b)                            \
+// The products of one step of k, for the three kinds of blocks, with kPauses - 1 or more calls of between(). `strip`:
+// bytes between strips.
+#define FA_THREE_BY_TWO(a, a_bytes, b, strip)                       \
+    do {                                                            \
+        FA_TILE_LOAD(6, a, a_bytes);                                \
+        FA_TILE_LOAD(7, b, kLineBytes);                             \
+        FA_TILE_MULTIPLY(kFormat, 0, 6, 7);                         \
+        FA_TILE_LOAD(7, (b) + (strip), kLineBytes);                 \
+        FA_TILE_MULTIPLY(kFormat, 1, 6, 7);                         \
+        between();                                                  \
+        FA_TILE_LOAD(6, (a) + kTileWords * (a_bytes), a_bytes);     \
+        FA_TILE_MULTIPLY(kFormat, 3, 6, 7);                         \
+        FA_TILE_LOAD(7, b, kLineBytes);                             \
+        FA_TILE_MULTIPLY(kFormat, 2, 6, 7);                         \
+        between();                                                  \
+        FA_TILE_LOAD(6, (a) + 2 * kTileWords * (a_bytes), a_bytes); \
+        FA_TILE_MULTIPLY(kFormat, 4, 6, 7);                         \
+        FA_TILE_LOAD(7, (b) + (strip), kLineBytes);                 \
+        FA_TILE_MULTIPLY(kFormat, 5, 6, 7);                         \
+    } while (false)
+#define FA_TWO_BY_TWO(a, a_bytes, b, strip)                     \
     do {                                                        \
-        FA_TILE_LOAD(6, b, kPanelWordBytes);                    \
+        FA_TILE_LOAD(6, b, kLineBytes);                         \
         FA_TILE_LOAD(4, a, a_bytes);                            \
         FA_TILE_MULTIPLY(kFormat, 0, 4, 6);                     \
         FA_TILE_LOAD(5, (a) + kTileWords * (a_bytes), a_bytes); \
         FA_TILE_MULTIPLY(kFormat, 2, 5, 6);                     \
-        FA_TILE_LOAD(7, (b) + kLineBytes, kPanelWordBytes);     \
+        between();                                              \
+        FA_TILE_LOAD(7, (b) + (strip), kLineBytes);             \
         FA_TILE_MULTIPLY(kFormat, 1, 4, 7);                     \
         FA_TILE_MULTIPLY(kFormat, 3, 5, 7);                     \
     } while (false)
-
-// The same for one tile of rows times four tiles of columns.
-#define FA_ONE_BY_FOUR(a, a_bytes, b)                           \
-    do {                                                        \
-        FA_TILE_LOAD(4, a, a_bytes);                            \
-        FA_TILE_LOAD(5, b, kPanelWordBytes);                    \
-        FA_TILE_MULTIPLY(kFormat, 0, 4, 5);                     \
-        FA_TILE_LOAD(6, (b) + kLineBytes, kPanelWordBytes);     \
-        FA_TILE_MULTIPLY(kFormat, 1, 4, 6);                     \
-        FA_TILE_LOAD(7, (b) + 2 * kLineBytes, kPanelWordBytes); \
-        FA_TILE_MULTIPLY(kFormat, 2, 4, 7);                     \
-        FA_TILE_LOAD(5, (b) + 3 * kLineBytes, kPanelWordBytes); \
-        FA_TILE_MULTIPLY(kFormat, 3, 4, 5);                     \
+#define FA_ONE_BY_FOUR(a, a_bytes, b, strip)            \
+    do {                                                \
+        FA_TILE_LOAD(4, a, a_bytes);                    \
+        FA_TILE_LOAD(5, b, kLineBytes);                 \
+        FA_TILE_MULTIPLY(kFormat, 0, 4, 5);             \
+        FA_TILE_LOAD(6, (b) + (strip), kLineBytes);     \
+        FA_TILE_MULTIPLY(kFormat, 1, 4, 6);             \
+        between();                                      \
+        FA_TILE_LOAD(7, (b) + 2 * (strip), kLineBytes); \
+        FA_TILE_MULTIPLY(kFormat, 2, 4, 7);             \
+        FA_TILE_LOAD(5, (b) + 3 * (strip), kLineBytes); \
+        FA_TILE_MULTIPLY(kFormat, 3, 4, 5);             \
     } while (false)
 
-// Adds a slice to the sums of two tiles of rows and half a panel, from column `half` * 32 on.
-template <Format kFormat>
-FA_INLINE void two_by_two(const std::byte* a, int64_t a_bytes, const Slice& slice, const Tail& tail, int half,
-                          float* sums, SlicePrefetch& prefetch, FinishedRows<kFormat>& finished) {
-    constexpr int64_t kSumBytes = kPanelWordBytes;
-    alignas(kLineBytes) float idle[kTileWords];
+// Sums are stored by strips: the rows of the first strip, then those of the second, and so on.
+#define FA_SUMS(t) (sums + ((t) % kStrips * kTiles + (t) / kStrips) * kTileFloats)
+#define FA_SUMS_LOAD(t) FA_TILE_LOAD(t, FA_SUMS(t), kLineBytes)
+#define FA_SUMS_STORE(t) FA_TILE_STORE(t, FA_SUMS(t), kLineBytes)
+#define FA_OF_SUMS(instruction)      \
+    do {                             \
+        instruction(0);              \
+        instruction(1);              \
+        instruction(2);              \
+        instruction(3);              \
+        if constexpr (kTiles == 3) { \
+            instruction(4);          \
+            instruction(5);          \
+        }                            \
+    } while (false)
+#define FA_SUMS_START(t, strip) FA_TILE_LOAD(t, slice.start + (strip) * kTileWords, 0)
+
+// Adds a slice to the sums of a block: kTiles tiles of rows times the two strips from `strip` on, or one tile times all
+// four strips.
+template <Format kFormat, int kTiles, Activation kActivation>
+__attribute__((noinline)) void multiply_block(const std::byte* a, int64_t a_bytes, const Slice& slice, const Tail& tail,
+                                              int strip, float* sums, SlicePrefetch& prefetch,
+                                              PartWriter<kFormat, kActivation>& writer) {
+    constexpr int kStrips = kTiles == 1 ? 4 : 2;
     FA_TILE_READY();
-    const std::byte* b = slice.panel + half * kHalfPanelBytes;
-    float *first = sums + half * 2 * kTileWords, *second = first + kTileWords * kPanelWidth;
+    const int64_t strip_bytes = slice.strip_bytes;
+    const std::byte* b = slice.strips + strip * strip_bytes;
     if (!slice.first) {
-        FA_TILE_LOAD(0, first, kSumBytes);
-        FA_TILE_LOAD(1, first + kTileWords, kSumBytes);
-        FA_TILE_LOAD(2, second, kSumBytes);
-        FA_TILE_LOAD(3, second + kTileWords, kSumBytes);
+        FA_OF_SUMS(FA_SUMS_LOAD);
     } else if constexpr (kInteger<kFormat>) {
-        const int32_t* start = slice.start + half * 2 * kTileWords;
-        FA_TILE_LOAD(0, start, 0);
-        FA_TILE_LOAD(1, start + kTileWords, 0);
-        FA_TILE_LOAD(2, start, 0);
-        FA_TILE_LOAD(3, start + kTileWords, 0);
+        FA_SUMS_START(0, strip);
+        FA_SUMS_START(1, strip + 1);
+        FA_SUMS_START(2, strip + (kTiles == 1 ? 2 : 0));
+        FA_SUMS_START(3, strip + (kTiles == 1 ? 3 : 1));
+        if constexpr (kTiles == 3) {
+            FA_SUMS_START(4, strip);
+            FA_SUMS_START(5, strip + 1);
+        }
     } else {
-        FA_TILE_CLEAR_SUMS();
+        FA_OF_SUMS(FA_TILE_CLEAR);
     }
+    const auto between = [&]() __attribute__((always_inline)) { writer.step(); };
     for (int s = 0; s < slice.steps; ++s) {
-        FA_TWO_BY_TWO(a + s * kLineBytes, a_bytes, b + s * kTileWords * kPanelWordBytes);
-        if (s % kStepsToStore == kStepsToStore - 1) FA_TILE_STORE(7, idle, 0);
+        const std::byte *a_step = a + s * kLineBytes, *b_step = b + s * kTileWords * kStripWordBytes;
+        if constexpr (kTiles == 3)
+            FA_THREE_BY_TWO(a_step, a_bytes, b_step, strip_bytes);
+        else if constexpr (kTiles == 2)
+            FA_TWO_BY_TWO(a_step, a_bytes, b_step, strip_bytes);
+        else
+            FA_ONE_BY_FOUR(a_step, a_bytes, b_step, strip_bytes);
         prefetch.step();
-        finished.step();
+        between();
     }
-    if (slice.last && tail.words > 0)
-        FA_TWO_BY_TWO(reinterpret_cast<const std::byte*>(tail.rows), kLineBytes,
-                      reinterpret_cast<const std::byte*>(tail.panel) + half * kHalfPanelBytes);
-    FA_TILE_STORE(0, first, kSumBytes);
-    FA_TILE_STORE(1, first + kTileWords, kSumBytes);
-    FA_TILE_STORE(2, second, kSumBytes);
-    FA_TILE_STORE(3, second + kTileWords, kSumBytes);
+    if (slice.last && tail.words > 0) {
+        constexpr int64_t kStrip = kTileFloats * kWordBytes;
+        const auto *rows = reinterpret_cast<const std::byte*>(tail.rows),
+                   *strips = reinterpret_cast<const std::byte*>(tail.strips[strip]);
+        if constexpr (kTiles == 3)
+            FA_THREE_BY_TWO(rows, kLineBytes, strips, kStrip);
+        else if constexpr (kTiles == 2)
+            FA_TWO_BY_TWO(rows, kLineBytes, strips, kStrip);
+        else
+            FA_ONE_BY_FOUR(rows, kLineBytes, strips, kStrip);
+    }
+    FA_OF_SUMS(FA_SUMS_STORE);
 }
 
-// Adds a slice to the sums of one tile of rows and a panel.
-template <Format kFormat>
-FA_INLINE void one_by_four(const std::byte* a, int64_t a_bytes, const Slice& slice, const Tail& tail, float* sums,
-                           SlicePrefetch& prefetch, FinishedRows<kFormat>& finished) {
-    constexpr int64_t kSumBytes = kPanelWordBytes;
-    alignas(kLineBytes) float idle[kTileWords];
-    FA_TILE_READY();
-    if (!slice.first || kInteger<kFormat>) {
-        const float* from = slice.first ? reinterpret_cast<const float*>(slice.start) : sums;
-        const int64_t stride = slice.first ? 0 : kSumBytes;
-        FA_TILE_LOAD(0, from, stride);
-        FA_TILE_LOAD(1, from + kTileWords, stride);
-        FA_TILE_LOAD(2, from + 2 * kTileWords, stride);
-        FA_TILE_LOAD(3, from + 3 * kTileWords, stride);
-    } else {
-        FA_TILE_CLEAR_SUMS();
-    }
-    for (int s = 0; s < slice.steps; ++s) {
-        FA_ONE_BY_FOUR(a + s * kLineBytes, a_bytes, slice.panel + s * kTileWords * kPanelWordBytes);
-        if (s % kStepsToStore == kStepsToStore - 1) FA_TILE_STORE(7, idle, 0);
-        prefetch.step();
-        finished.step();
-    }
-    if (slice.last && tail.words > 0)
-        FA_ONE_BY_FOUR(reinterpret_cast<const std::byte*>(tail.rows), kLineBytes,
-                       reinterpret_cast<const std::byte*>(tail.panel));
-    FA_TILE_STORE(0, sums, kSumBytes);
-    FA_TILE_STORE(1, sums + kTileWords, kSumBytes);
-    FA_TILE_STORE(2, sums + 2 * kTileWords, kSumBytes);
-    FA_TILE_STORE(3, sums + 3 * kTileWords, kSumBytes);
-}
-
+#undef FA_THREE_BY_TWO
 #undef FA_TWO_BY_TWO
 #undef FA_ONE_BY_FOUR
+#undef FA_SUMS
+#undef FA_SUMS_LOAD
+#undef FA_SUMS_STORE
+#undef FA_SUMS_START
+#undef FA_OF_SUMS
 
-// Adds a slice to the sums of a block of rows.
-template <Format kFormat>
-FA_INLINE void multiply_rows(const LinearArgs& args, const RowBlock& block, int k0, const Slice& slice, Tail& tail,
-                             float* sums, SlicePrefetch& prefetch, FinishedRows<kFormat>& finished) {
-    const int32_t* a = static_cast<const int32_t*>(args.a) + block.start * args.a_stride + k0;
-    const auto* bytes = reinterpret_cast<const std::byte*>(a);
-    const int64_t a_bytes = args.a_stride * kWordBytes;
-    if (slice.last && tail.words > 0) {
-        const int rows = block.two_tiles ? kBlockRows : kTileWords;
-        tail.read_rows(a + slice.steps * kTileWords, args.a_stride,
-                       args.m - block.start < rows ? args.m - block.start : rows);
+// The product of some rows and some panels.
+template <Format kFormat, Activation kActivation>
+class LinearOnTiles {
+public:
+    explicit LinearOnTiles(const LinearArgs& args) : args_(args), writer_(args) {
+        tail_.words = args.words % kTileWords;
     }
-    if (block.two_tiles) {
-        two_by_two<kFormat>(bytes, a_bytes, slice, tail, 0, sums, prefetch, finished);
-        two_by_two<kFormat>(bytes, a_bytes, slice, tail, 1, sums, prefetch, finished);
-    } else {
-        one_by_four<kFormat>(bytes, a_bytes, slice, tail, sums, prefetch, finished);
+
+    void run() {
+        const int64_t bytes = panel_bytes_of(kFormat, args_.words);
+        const auto* panels = static_cast<const std::byte*>(args_.panels);
+        for (int panel = args_.panel_begin; panel < args_.panel_end; ++panel) {
+            const std::byte* next = panel + 1 < args_.panel_end ? panels + (panel + 1) * bytes
+                                                                : static_cast<const std::byte*>(args_.next_panel);
+            multiply_panel(panel, panels + panel * bytes, next);
+        }
+        writer_.write_all();
     }
-}
 
-// Moves the sums that a block of rows writes to the start of the block's memory.
-FA_INLINE void skip_repeated(const RowBlock& block, float* sums) {
-    const int skipped = block.row - block.start;
-    if (skipped == 0) return;
-    for (int i = 0; i < block.rows * kPanelWidth; i += kLanes)
-        store_words(sums + i, load_words(sums + skipped * kPanelWidth + i));
-}
+private:
+    static constexpr bool kUnpacked = kFormat == Format::kInt4;
 
-// Rows [first, end) times a slice of a panel. Their sums are in `sums`.
-template <Format kFormat>
-void multiply_slice(const LinearArgs& args, int first, int end, int k0, const Slice& slice, Tail& tail, float* sums,
-                    SlicePrefetch& prefetch, FinishedRows<kFormat>& finished) {
-    if (slice.last && tail.words > 0) tail.read_panel(slice.panel + slice.steps * kTileWords * kPanelWordBytes);
-    for (int row = first; row < end; row += kBlockRows) {
-        const RowBlock block = RowBlock::at(row, end, args.m);
-        float* of_block = sums + (row - first) * kPanelWidth;
-        multiply_rows<kFormat>(args, block, k0, slice, tail, of_block, prefetch, finished);
-        if (slice.last) skip_repeated(block, of_block);
+    // All rows times one panel. `weights`: words of the panel (int4: groups).
+    void multiply_panel(int panel, const std::byte* weights, const std::byte* next_panel) {
+        column_ = panel * kPanelWidth, c_column_ = (panel - args_.panel_begin) * kPanelWidth;
+        if constexpr (kInteger<kFormat>)
+            for (int j = 0; j < kPanelWidth; j += kLanes) store_words(start_ + j, offset_of(args_, column_ + j));
+        // Few rows use an unpacked slice once, so it should be in the L1 cache.
+        const int limit = !kUnpacked ? kSliceWords : args_.m <= kBlockRows ? kInt4Block : kUnpackedWords;
+        const int most = args_.words > limit ? limit : args_.words;
+        const bool sliced = most < args_.words;
+        if (kUnpacked && !sliced) unpack_panel(weights, 0, most, unpacked());
+        SlicePrefetch prefetch;
+        prefetch.start(next_panel, panel_bytes_of(kFormat, most), steps_of(args_.m, most));
+        for (int first = 0; first < args_.m;) {
+            const int end = sliced ? group_end(first) : first + RowBlock::at(first, args_.m).rows;
+            int k0 = 0;
+            do {
+                const int words = args_.words - k0 < most ? args_.words - k0 : most;
+                Slice slice{.strips = weights + k0 * kStripWordBytes,
+                            .strip_bytes = args_.words * kStripWordBytes,
+                            .words = words,
+                            .steps = words / kTileWords,
+                            .first = k0 == 0,
+                            .last = k0 + words == args_.words,
+                            .start = start_};
+                if constexpr (kUnpacked) {
+                    if (sliced) unpack_panel(weights, k0, words, unpacked());
+                    slice.strips = reinterpret_cast<const std::byte*>(unpacked());
+                    slice.strip_bytes = words * kStripWordBytes;
+                }
+                if (sliced) {
+                    // The first rows prefetch the slices of this panel, and the last rows the first slice of the next
+                    // panel.
+                    const bool missing = slice.last ? end == args_.m : first == 0;
+                    const std::byte* next = slice.last ? next_panel : weights + panel_bytes_of(kFormat, k0 + words);
+                    prefetch.start(missing ? next : nullptr, panel_bytes_of(kFormat, most),
+                                   steps_of(end - first, words));
+                }
+                multiply_slice(first, end, k0, slice, prefetch);
+                k0 += words;
+            } while (k0 < args_.words);
+            first = end;
+            half_ = 1 - half_;
+        }
     }
-}
 
-// All rows times one panel. `weights`: words of the panel (int4: groups). args.scratch has memory for the sums of two
-// times kSumRows rows: the sums of some rows are written while the next rows use the other half. `half`: the free one.
-template <Format kFormat>
-void multiply_panel(const LinearArgs& args, int panel, const std::byte* weights, const std::byte* next_panel,
-                    FinishedRows<kFormat>& finished, int& half) {
-    Tail tail;
-    tail.words = args.words % kTileWords;
-    alignas(kLineBytes) int32_t start[kPanelWidth];
-    if constexpr (kInteger<kFormat>)
-        for (int j = 0; j < kPanelWidth; j += kLanes) store_words(start + j, offset_of(args, panel * kPanelWidth + j));
-    constexpr bool kUnpacked = kFormat == Format::kInt4;
-    float* unpacked = args.scratch + kLinearRowBlock * kPanelWidth;
-    // Few rows use an unpacked slice once, so it should be in the L1 cache.
-    const int limit = !kUnpacked ? kSliceWords : args.m <= kBlockRows ? kInt4Block : kUnpackedWords;
-    const int most = args.words > limit ? limit : args.words;
-    if (kUnpacked && most == args.words) unpack_panel(weights, 0, most, unpacked);
-    SlicePrefetch prefetch;
-    prefetch.start(next_panel, panel_bytes_of(kFormat, most), steps_of(args, args.m, most));
-    for (int first = 0; first < args.m; first += kSumRows) {
-        const int end = first + kSumRows < args.m ? first + kSumRows : args.m;
-        float* sums = args.scratch + half * kSumRows * kPanelWidth;
-        int k0 = 0;
-        do {
-            Slice slice{.panel = weights + k0 * kPanelWordBytes,
-                        .words = args.words - k0 < most ? args.words - k0 : most,
-                        .steps = 0,
-                        .first = k0 == 0,
-                        .last = false,
-                        .start = start};
-            slice.steps = slice.words / kTileWords;
-            slice.last = k0 + slice.words == args.words;
-            if constexpr (kUnpacked) {
-                if (most < args.words) unpack_panel(weights, k0, slice.words, unpacked);
-                slice.panel = reinterpret_cast<const std::byte*>(unpacked);
+    // Rows [first, end) times a slice.
+    void multiply_slice(int first, int end, int k0, const Slice& slice, SlicePrefetch& prefetch) {
+        const bool has_tail = slice.last && tail_.words > 0;
+        if (has_tail) tail_.read_strips(slice.strips + slice.steps * kTileWords * kStripWordBytes, slice.strip_bytes);
+        float* sums = args_.scratch + half_ * kSumBlocks * kBlockFloats;
+        for (int row = first; row < end; sums += kBlockFloats) {
+            const RowBlock block = RowBlock::at(row, args_.m);
+            const int32_t* a = static_cast<const int32_t*>(args_.a) + block.start * args_.a_stride + k0;
+            if (has_tail) {
+                const int count = args_.m - block.start, most = block.tiles * kTileWords;
+                tail_.read_rows(a + slice.steps * kTileWords, args_.a_stride, count < most ? count : most);
             }
-            if (most < args.words) {
-                const std::byte* next = slice.last ? next_panel : weights + panel_bytes_of(kFormat, k0 + slice.words);
-                // The first rows prefetch the slices of this panel, and the last rows the first slice of the next
-                // panel.
-                const bool missing = slice.last ? end == args.m : first == 0;
-                prefetch.start(missing ? next : nullptr, panel_bytes_of(kFormat, most),
-                               steps_of(args, end - first, slice.words));
-            }
-            multiply_slice<kFormat>(args, first, end, k0, slice, tail, sums, prefetch, finished);
-            k0 += slice.words;
-        } while (k0 < args.words);
-        const Tile t{.partial = sums,
-                     .row = first,
-                     .column = panel * kPanelWidth,
-                     .c_column = (panel - args.panel_begin) * kPanelWidth};
-        finished.start(t, end - first, steps_of(args, kSumRows, args.words));
-        half = 1 - half;
+            multiply_rows(block, reinterpret_cast<const std::byte*>(a), slice, sums, prefetch);
+            row += block.rows;
+        }
     }
-}
 
-template <Format kFormat>
-void linear_on_tiles(const LinearArgs& args) {
-    const TileRegisters tiles(args.m);
-    const int64_t bytes = panel_bytes_of(kFormat, args.words);
-    FinishedRows<kFormat> finished(args);
-    int half = 0;
+    // A block of rows times a slice.
+    void multiply_rows(const RowBlock& block, const std::byte* a, const Slice& slice, float* sums,
+                       SlicePrefetch& prefetch) {
+        const int64_t a_bytes = args_.a_stride * kWordBytes;
+        if (block.tiles == 1) {
+            multiply_block<kFormat, 1, kActivation>(a, a_bytes, slice, tail_, 0, sums, prefetch, writer_);
+            if (!slice.last) return;
+            finish(block, sums, 0, slice.steps);
+            finish(block, sums + 2 * kTileFloats, 2, slice.steps);
+            return;
+        }
+        for (int strip = 0; strip < kPanelWidth / kTileWords; strip += kBlockVecs) {
+            float* of_strips = sums + strip / kBlockVecs * (kBlockFloats / 2);
+            if (block.tiles == 3)
+                multiply_block<kFormat, 3, kActivation>(a, a_bytes, slice, tail_, strip, of_strips, prefetch, writer_);
+            else
+                multiply_block<kFormat, 2, kActivation>(a, a_bytes, slice, tail_, strip, of_strips, prefetch, writer_);
+            if (slice.last) finish(block, of_strips, strip, slice.steps);
+        }
+    }
+
+    void finish(const RowBlock& block, const float* sums, int strip, int64_t steps) {
+        writer_.start({.sums = sums + (block.row - block.start) * kTileWords,
+                       .vec = block.tiles * kTileFloats,
+                       .row = block.row,
+                       .column = column_ + strip * kTileWords,
+                       .c_column = c_column_ + strip * kTileWords,
+                       .rows = block.rows},
+                      steps > 0 ? kPauses * steps : 1);
+    }
+
+    // The end of a group of rows whose sums are computed slice by slice.
+    int group_end(int first) const {
+        for (int i = 0; i < kSumBlocks && first < args_.m; ++i) first += RowBlock::at(first, args_.m).rows;
+        return first;
+    }
+
+    // The number of steps that multiply about `rows` rows by words of a panel, at least 1.
+    static int64_t steps_of(int rows, int words) {
+        const int64_t of_words = words < kTileWords ? 1 : words / kTileWords;
+        return rows <= kTileWords ? of_words : of_words * 2 * ((rows + kBlockRows - 1) / kBlockRows);
+    }
+
+    float* unpacked() const { return args_.scratch + kLinearRowBlock * kPanelWidth; }
+
+    const LinearArgs& args_;
+    const TileRegisters tiles_{args_.m};
+    PartWriter<kFormat, kActivation> writer_;
+    Tail tail_;
+    alignas(kLineBytes) int32_t start_[kPanelWidth];
+    int column_ = 0, c_column_ = 0;
+    // args.scratch has memory for the sums of two groups of kSumBlocks blocks. One is written while the next one is
+    // computed in the other half.
+    int half_ = 0;
+};
+
+// One row times int8 panels, on vectors, which are faster than tiles for one row. It prefetches each strip ahead of its
+// use, and at the end of a panel the strips of the next one.
+FA_INLINE void one_row_int8(const LinearArgs& args) {
+    constexpr int kStrips = kPanelWidth / kTileWords, kAhead = 32;
+    const auto* a = static_cast<const int32_t*>(args.a);
+    const int64_t strip_bytes = args.words * kStripWordBytes, bytes = kStrips * strip_bytes;
+    const auto* panels = static_cast<const std::byte*>(args.panels);
     for (int panel = args.panel_begin; panel < args.panel_end; ++panel) {
-        const std::byte* weights = static_cast<const std::byte*>(args.panels) + panel * bytes;
+        const int column = panel * kPanelWidth;
+        const std::byte* weights = panels + panel * bytes;
         const auto* next =
             panel + 1 < args.panel_end ? weights + bytes : static_cast<const std::byte*>(args.next_panel);
-        multiply_panel<kFormat>(args, panel, weights, next, finished, half);
+        Words sum[kStrips];
+        for (int s = 0; s < kStrips; ++s) sum[s] = offset_of(args, column + s * kLanes);
+        const auto add_words = [&](int begin, int end, uintptr_t ahead) __attribute__((always_inline)) {
+            for (int w = begin; w < end; ++w) {
+                const Words x = broadcast_word(a[w]);
+#pragma GCC unroll 4
+                for (int s = 0; s < kStrips; ++s) {
+                    prefetch_line(ahead + s * strip_bytes + w * kStripWordBytes);
+                    sum[s] = dot_int8(sum[s], x, load_words(weights + s * strip_bytes + w * kStripWordBytes));
+                }
+            }
+        };
+        const int last = args.words < kAhead ? 0 : args.words - kAhead;
+        add_words(0, last, address_of(weights) + kAhead * kStripWordBytes);
+        add_words(last, args.words, address_of(next == nullptr ? weights : next) - last * kStripWordBytes);
+        for (int s = 0; s < kStrips; ++s) store_words(args.scratch + s * kLanes, sum[s]);
+        finish<Format::kInt8>(
+            args,
+            {.partial = args.scratch, .row = 0, .column = column, .c_column = column - args.panel_begin * kPanelWidth},
+            1);
     }
-    finished.write_all();
-    if (args.c_stream) end_streams();
 }
 
 #endif
@@ -350,9 +486,23 @@ template <Format kFormat>
 FA_INLINE void linear_of_target(const LinearArgs& args) {
 #if FASTATTN_HAS_TILES
     // A single row is limited by the memory bandwidth anyway. bfloat16 sums need the order of tiles.
-    if (!kInteger<kFormat> || args.m > 1) return linear_on_tiles<kFormat>(args);
+    if (kInteger<kFormat> && args.m == 1) {
+        if constexpr (kFormat == Format::kInt8) one_row_int8(args);
+        if constexpr (kFormat == Format::kInt4) row_of_int4(args);
+    } else if (args.m > 0) {
+        switch (args.activation) {
+            case Activation::kNone: LinearOnTiles<kFormat, Activation::kNone>(args).run(); break;
+            case Activation::kGeluErf: LinearOnTiles<kFormat, Activation::kGeluErf>(args).run(); break;
+            case Activation::kGeluTanh: LinearOnTiles<kFormat, Activation::kGeluTanh>(args).run(); break;
+            case Activation::kRelu: LinearOnTiles<kFormat, Activation::kRelu>(args).run(); break;
+            case Activation::kTanh: LinearOnTiles<kFormat, Activation::kTanh>(args).run(); break;
+            case Activation::kSilu: LinearOnTiles<kFormat, Activation::kSilu>(args).run(); break;
+        }
+    }
+    if (args.c_stream) end_streams();
+#else
+    linear<kFormat>(args);
 #endif
-    if constexpr (kInteger<kFormat> || !FASTATTN_HAS_TILES) linear<kFormat>(args);
 }
 
 }  // namespace

@@ -24,7 +24,8 @@ FA_INLINE void store_columns(const PackArgs& args, void* to, Words words) {
 }
 
 FA_INLINE void* word_of(const PackArgs& args, int word) {
-    return static_cast<int32_t*>(args.panel) + int64_t{word} * kPanelWidth + args.lane;
+    const int64_t strip = args.lane / kStripColumns;
+    return static_cast<int32_t*>(args.panel) + (strip * args.words + word) * kStripColumns + args.lane % kStripColumns;
 }
 
 // b[0] + 2^8 b[1] + 2^16 b[2] + 2^24 b[3], for bytes from 0 to 255.

@@ -71,7 +71,7 @@ Packed packed(const KernelTable& table, const GuardedBuffer& weight, int k, int 
     for (int first = 0; first < n;) {
         const int lane = first % kPanelWidth;
         int width = first % 7 == 0 ? 16 : 5;  // whole and partial vectors, at any lane
-        if (width > kPanelWidth - lane) width = kPanelWidth - lane;
+        if (width > 16 - lane % 16) width = 16 - lane % 16;
         if (width > n - first) width = n - first;
         table.pack[static_cast<int>(format)](
             {.x = weight.data() + first,
@@ -88,6 +88,19 @@ Packed packed(const KernelTable& table, const GuardedBuffer& weight, int k, int 
     return found;
 }
 
+// Records panels as if each had one strip, so that targets with other strips agree.
+void record_panels(const KernelTable& table, Record& record, const Packed& found, Format format, int k) {
+    const int64_t words = words_of(format, k), strip = table.strip_columns[static_cast<int>(format)];
+    if (strip == kPanelWidth) return record.add_words(found.panels.data(), found.panels.size());
+    const GuardedBuffer whole(found.panels.size(), 7);
+    for (int64_t i = 0; i < whole.size(); ++i) {
+        const int64_t panel = i / (words * kPanelWidth), word = i / kPanelWidth % words, lane = i % kPanelWidth;
+        const int64_t from = ((panel * kPanelWidth / strip + lane / strip) * words + word) * strip + lane % strip;
+        std::memcpy(whole.data() + i, found.panels.data() + from, kWordBytes);
+    }
+    record.add_words(whole.data(), whole.size());
+}
+
 void pack(const KernelTable& table, Record& record) {
     for (Format format : kFormatsHere)
         for (int n : {1, 15, 16, 17, 64, 65, 130})
@@ -96,7 +109,7 @@ void pack(const KernelTable& table, Record& record) {
                     const GuardedBuffer weight(int64_t{k} * n, 21);
                     if (special) spoil(weight, n / 2);
                     const Packed found = packed(table, weight, k, n, format);
-                    record.add_words(found.panels.data(), found.panels.size());
+                    record_panels(table, record, found, format, k);
                     record.add(found.scales.data(), found.scales.size());
                     record.add_words(found.sums.data(), found.sums.size());
                 }

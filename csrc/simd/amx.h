@@ -56,12 +56,13 @@ private:
 
 // Macros, because the number of a tile is part of the instruction. Strides are in bytes. A format is a Format of
 // kernels/formats.h.
+#define FA_TILE_CLEAR(t) _tile_zero(t)
 #define FA_TILE_CLEAR_SUMS() \
     do {                     \
-        _tile_zero(0);       \
-        _tile_zero(1);       \
-        _tile_zero(2);       \
-        _tile_zero(3);       \
+        FA_TILE_CLEAR(0);    \
+        FA_TILE_CLEAR(1);    \
+        FA_TILE_CLEAR(2);    \
+        FA_TILE_CLEAR(3);    \
     } while (false)
 #define FA_TILE_LOAD(t, p, stride) _tile_loadd(t, p, stride)
 #define FA_TILE_STORE(t, p, stride) _tile_stored(t, p, stride)

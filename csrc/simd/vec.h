@@ -97,6 +97,8 @@ namespace fastattn::FASTATTN_TARGET {
 inline constexpr int kLanes = FASTATTN_LANES;
 inline constexpr int kTileRows = 6;
 inline constexpr int kLineFloats = 16;  // floats per cache line
+// Adjacent columns of bfloat16 and int8 panels (kernels/formats.h).
+inline constexpr int kStripColumns = FASTATTN_HAS_TILES ? 16 : 64;
 
 #if !FASTATTN_HAS_BF16_FMA
 FA_INLINE Vec fma_even_bf16(Words a, Words b, Vec c) {

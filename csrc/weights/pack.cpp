@@ -17,12 +17,12 @@ int64_t panel_bytes(const Weight& weight) {
     return panel_bytes_of(weight.format, words_of(weight.format, weight.columns));
 }
 
-// Splits columns into blocks that do not cross a panel: calls work(offset of the first column, number of columns).
+// Splits columns into blocks that do not cross a multiple of kTile: calls work(offset of the first column, number of
+// columns).
 template <class F>
 void for_column_blocks(int64_t first, int64_t n, const F& work) {
     for (int64_t done = 0; done < n;) {
-        const int64_t lane = (first + done) % kPanelWidth;
-        const int64_t width = std::min({kTile, kPanelWidth - lane, n - done});
+        const int64_t width = std::min(kTile - (first + done) % kTile, n - done);
         work(done, width);
         done += width;
     }
@@ -96,11 +96,23 @@ std::array<int64_t, 3> bytes_of(const Weight& weight, const std::string& name) {
             scaled && matrix ? panels * kPanelWidth * int64_t{sizeof(int32_t)} : 0};
 }
 
-void allocate(Weight& weight, const std::string& name) {
+void allocate(Weight& weight, const std::string& name, const KernelTable& kernels) {
     const auto [data, scales, sums] = bytes_of(weight, name);
     weight.data = Buffer(static_cast<size_t>(data));
     weight.scales = Buffer(static_cast<size_t>(scales));
     weight.sums = Buffer(static_cast<size_t>(sums));
+    if (weight.use == WeightUse::kMatrix) weight.strip_columns = kernels.strip_columns[static_cast<int>(weight.format)];
+}
+
+void change_strips(const Weight& weight, const std::byte* panel, std::byte* out, int64_t from, int64_t to) {
+    const int64_t words = words_of(weight.format, weight.columns), width = std::min(from, to);
+    const auto place = [words](int64_t word, int64_t column, int64_t strip) {
+        return ((column / strip * words + word) * strip + column % strip) * kWordBytes;
+    };
+    for (int64_t w = 0; w < words; ++w)
+        for (int64_t column = 0; column < kPanelWidth; column += width)
+            std::memcpy(out + place(w, column, to), panel + place(w, column, from),
+                        static_cast<size_t>(width * kWordBytes));
 }
 
 void pack_rows(const float* src, int64_t k, int64_t n, const KernelTable& kernels, Weight& weight, int64_t first,
@@ -167,13 +179,13 @@ void read_row(const Weight& weight, int64_t row, float* out) {
     const std::byte* data = weight.data.data();
     const bool matrix = weight.use == WeightUse::kMatrix;
     const float scale = weight.scales.bytes() > 0 ? weight.scales.floats()[row] : 1.0f;
-    const int64_t lane = row % kPanelWidth;
+    const int64_t lane = row % kPanelWidth, n_words = words_of(weight.format, k);
     const std::byte* panel = data + row / kPanelWidth * panel_bytes(weight);
     // Address of value p of the row, in a format of `size` bytes per value.
     const auto at = [&](int64_t p, int64_t size) {
         if (!matrix) return data + (row * k + p) * size;
-        const int64_t values = kWordBytes / size;
-        return panel + p / values * kPanelWordBytes + lane * kWordBytes + p % values * size;
+        const int64_t values = kWordBytes / size, strip = weight.strip_columns, first = lane / strip * n_words;
+        return panel + ((first + p / values) * strip + lane % strip) * kWordBytes + p % values * size;
     };
     switch (weight.format) {
         case Format::kFloat32:

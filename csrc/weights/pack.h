@@ -10,8 +10,11 @@ namespace fastattn {
 // Bytes of data, scales and sums. Throws Error(kConfig) if the format does not fit the use.
 std::array<int64_t, 3> bytes_of(const Weight& weight, const std::string& name);
 
-// Allocates the weight's rows and columns in its format. Throws as bytes_of.
-void allocate(Weight& weight, const std::string& name);
+// Allocates the weight's rows and columns in its format, for these kernels. Throws as bytes_of.
+void allocate(Weight& weight, const std::string& name, const KernelTable& kernels);
+
+// Copies one panel of a matrix and changes its strips from `from` to `to` columns.
+void change_strips(const Weight& weight, const std::byte* panel, std::byte* out, int64_t from, int64_t to);
 
 // Floats that pack_rows and pack_table need from the caller for rows of length k: they run where nothing may throw.
 inline int64_t pack_room(int64_t k) {

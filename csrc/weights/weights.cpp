@@ -193,6 +193,22 @@ void load_bytes(const WeightSource& source, const Buffer& buffer, Format format,
     });
 }
 
+// Changes panels with one strip, as they are stored in files, to the strips of the active kernels.
+void arrange_strips(Weight& weight, Load& load) {
+    if (weight.strip_columns == kPanelWidth) return;
+    const ops::Matrix matrix = weight.matrix();
+    std::vector<Buffer> rooms;
+    for (int i = 0; i < load.pool.size(); ++i) rooms.emplace_back(static_cast<size_t>(matrix.panel_bytes));
+    load.run([&](Team& team) {
+        std::byte* room = rooms[static_cast<size_t>(team.index())].data();
+        team.for_chunks(matrix.count, [&](int64_t i) {
+            std::byte* panel = weight.data.data() + i * matrix.panel_bytes;
+            std::memcpy(room, panel, static_cast<size_t>(matrix.panel_bytes));
+            change_strips(weight, room, panel, kPanelWidth, weight.strip_columns);
+        });
+    });
+}
+
 }  // namespace
 
 const Weight* Weights::find(const std::string& name) const {
@@ -204,7 +220,7 @@ const Weight& Weights::add(const NewWeight& spec, const WeightSources& sources, 
                            const std::function<bool()>& poll) {
     check_new(*this, spec.name);
     std::unique_ptr<Weight> weight = weight_for(spec, sources);
-    allocate(*weight, spec.name);
+    allocate(*weight, spec.name, active_kernels());
     Load load{pool, poll};
     int64_t first = 0;
     for (const auto& source : sources) {
@@ -225,11 +241,12 @@ const Weight& Weights::add_packed(const NewWeight& spec, const WeightSources& so
     auto weight = std::make_unique<Weight>();
     weight->use = spec.use, weight->format = spec.format, weight->rows = spec.rows, weight->columns = spec.columns;
     check_pieces(*weight, spec.name, sources);
-    allocate(*weight, spec.name);
+    allocate(*weight, spec.name, active_kernels());
     const Buffer* buffers[] = {&weight->data, &weight->scales, &weight->sums};
     Load load{pool, poll};
     for (size_t i = 0; i < sources.size(); ++i)
         load_bytes(*sources[i], *buffers[i], i == 0 ? spec.format : Format::kFloat32, load);
+    arrange_strips(*weight, load);
     return insert(spec.name, std::move(weight));
 }
 

@@ -21,6 +21,7 @@ struct Weight {
     WeightUse use = WeightUse::kMatrix;
     Format format = Format::kFloat32;  // a table has no int4; a vector is float32
     int64_t rows = 0, columns = 0;
+    int64_t strip_columns = kPanelWidth;  // of a matrix (formats.h)
     Buffer data;    // matrix: panels (kernels.h); table: [rows, columns] in its format; vector: [rows]
     Buffer scales;  // int8, int4: [rows] floats, padded to whole panels
     Buffer sums;    // int8, int4 matrix: [rows] int32 sums over k, padded
