@@ -153,7 +153,8 @@ coverage: $(S)/build-tools $(S)/test-tools $(S)/dependencies
 	$(PIP) coverage gcovr
 	PATH="$(abspath $(BIN)):$$PATH" PYTHON=$(abspath $(PY)) tools/coverage.sh $(COVERAGE_ARGS)
 
-# Lists the packages that users install in build/sbom.json, and looks them up in the database of known vulnerabilities.
+# Writes a list of the packages that users install to build/sbom.json, and checks them against the database of known
+# vulnerabilities.
 audit: $(S)/venv
 	$(PIP) pip-audit cyclonedx-bom
 	$(PYTHON) -m venv --clear $(VENV)/users

@@ -65,7 +65,7 @@ if [ "$name" = asan ]; then
   "$build/fastattn_native_tests" > "$build.log" || { cat "$build.log"; exit 1; }
   tail -n 1 "$build.log"
 fi
-# Not the tests that limit or measure memory, or measure speed: a sanitizer reserves terabytes of addresses, delays what
-# is freed and slows everything.
+# Skips the tests that limit or measure memory, or measure speed: a sanitizer reserves terabytes of addresses, frees
+# memory late and slows everything.
 left_out="address_space_limit or cannot_start or needs_little_more or measure_the_machine"
 sanitized "$python" -m pytest -q -p no:benchmark -p no:cacheprovider -n "${WORKERS:-0}" -k "not ($left_out)" "${tests[@]}"

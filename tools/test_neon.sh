@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Builds the native kernel tests for 64-bit Arm, runs them under qemu on three CPUs, and compares their hashes with this
-# machine's. Each CPU must choose its own SIMD targets. An emulated run is slow, so a target runs only on the CPU that has
-# no more than it needs.
+# machine's. On each CPU, exactly its SIMD targets must be available. An emulated run is slow, so a target runs only on
+# the CPU that has no more than it needs.
 #   tools/test_neon.sh            installs the compiler and qemu with apt-get if they are missing
 set -euo pipefail
 cd "$(dirname "$0")/.."

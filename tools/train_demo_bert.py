@@ -334,7 +334,7 @@ def write_pooling(out: Path, hidden_size: int) -> None:
     (out / "1_Pooling" / "config.json").write_text(json.dumps(pooling, indent=2) + "\n")
 
 
-def distil(teacher: Teacher, teacher_tokenizer: Tokenizer, args: argparse.Namespace) -> None:
+def distill(teacher: Teacher, teacher_tokenizer: Tokenizer, args: argparse.Namespace) -> None:
     """Create the distillation set and train the student on it."""
     sentences, labels = load_sst2(args.data, "train")
     novels = list(split_novels(load_novels(args.data))[0].values())
@@ -381,7 +381,7 @@ def main() -> None:
     fine_tune_teacher(teacher, teacher_tokenizer, args)
 
     if not args.score_only:
-        distil(teacher, teacher_tokenizer, args)
+        distill(teacher, teacher_tokenizer, args)
     score(teacher, teacher_tokenizer, args)
 
 

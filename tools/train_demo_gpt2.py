@@ -167,7 +167,7 @@ class Muon(torch.optim.Optimizer):
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @staticmethod
-    def orthogonalise(matrix: torch.Tensor) -> torch.Tensor:
+    def orthogonalize(matrix: torch.Tensor) -> torch.Tensor:
         """Return approximately the nearest semi-orthogonal matrix: all singular values move to about 1."""
         wide = matrix.shape[0] <= matrix.shape[1]
         x = (matrix if wide else matrix.T).bfloat16()
@@ -186,7 +186,7 @@ class Muon(torch.optim.Optimizer):
                 update = parameter.grad.lerp(momentum, group["momentum"])
                 rows, columns = update.shape
                 parts = update.chunk(3, dim=1) if columns == 3 * rows else (update,)
-                update = torch.cat([self.orthogonalise(part) for part in parts], dim=1)
+                update = torch.cat([self.orthogonalize(part) for part in parts], dim=1)
                 parameter.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-group["lr"])
 
 

@@ -74,7 +74,8 @@ py::array product(const py::array& x, const py::array& b, bool k_major, const py
     const float* w = data_of<float>(k_major ? "other" : "weight", b, 2);
     const int64_t m = x.shape(0), k = x.shape(1), n = b.shape(k_major ? 1 : 0);
     if (b.shape(k_major ? 0 : 1) != k)
-        throw Error(ErrorKind::kInput, "input, weight: expected equal inner sizes, got " + std::to_string(k) + " and " +
+        throw Error(ErrorKind::kInput, std::string(k_major ? "input, other" : "input, weight") +
+                                           ": expected equal inner sizes, got " + std::to_string(k) + " and " +
                                            std::to_string(b.shape(k_major ? 0 : 1)));
     const float* bias_data = optional_vector("bias", bias, n);
     py::array result = out.is_none() ? py::array(py::array_t<float>({m, n})) : out.cast<py::array>();

@@ -175,7 +175,7 @@ int on_fork(void (*before)(), void (*in_parent)(), void (*in_child)()) {
 
 #endif
 
-// Linux gives a process the tile registers when it asks, also in threads that run already. Asking again changes
+// Linux gives a process the tile registers when it asks, also in threads that are already running. Asking again changes
 // nothing, and the child of a fork has them too.
 int request_tile_registers() {
 #if defined(__linux__) && defined(__x86_64__)

@@ -29,7 +29,8 @@ void leave_cpu(int cpu, int wanted);
 int64_t process_id();
 bool in_main_thread();
 
-// Calls the functions before a fork, and after it in the parent and in the child. Returns 0.
+// Calls the functions before a fork, and after it in the parent and in the child. Returns 0, or an errno if there is no
+// memory to register them.
 int on_fork(void (*before)(), void (*in_parent)(), void (*in_child)());
 
 // Asks for the tile registers of AMX, for all threads. Returns 0, or the errno of the refusal.

@@ -16,7 +16,7 @@ struct Device {
     std::string name;
     int32_t major = 0, minor = 0;     // compute capability
     int64_t memory_bytes = 0;         // total of the GPU
-    int64_t free_bytes = 0;           // free of it now
+    int64_t free_bytes = 0;           // currently free
     int32_t driver = 0, runtime = 0;  // 12040: CUDA 12.4
 };
 
@@ -81,7 +81,7 @@ public:
     OwnStream(const OwnStream&) = delete;
     OwnStream& operator=(const OwnStream&) = delete;
     Stream get() const { return stream_; }
-    // Waits for all of it. Calls `poll` now and then. After `poll` returned true, it still waits, because kernels
+    // Waits for all of it. Calls `poll` about every 50 ms. After `poll` returned true, it still waits, because kernels
     // cannot be stopped, and returns false.
     bool wait(const std::function<bool()>& poll) const;
 

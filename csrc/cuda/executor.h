@@ -105,7 +105,7 @@ public:
     GraphCounts count_graphs() const;
     size_t built_in_products() const;  // linears that cuBLASLt does not compute; they are slower
 
-    // Like the C++ executor's (program/executor.h). outputs[i] is null if not requested.
+    // Like the CPU executor's (program/executor.h). outputs[i] is null if not requested.
     void run(const StepInput& step, const std::vector<float*>& outputs, const std::function<bool()>& poll);
     void draw(const StepInput& step, const SampleArgs& args, const std::function<bool()>& poll) override;
 

@@ -6,7 +6,7 @@ namespace fastattn::cuda {
 
 enum class Pause { kNone, kYield, kSleep };
 
-// A sleep lasts at least this and about 50 microseconds more, because the kernel groups timers.
+// A sleep lasts at least this and about 50 microseconds more, because Linux groups timers.
 inline constexpr std::chrono::microseconds kSleep{50};
 
 // Short steps are not delayed by a sleep, and long ones by at most one percent.

@@ -34,7 +34,8 @@ FA_INLINE Vec add_scores(const AttentionArgs& args, const QueryRows& q, int r, V
     return fma(scores, broadcast(args.scale * kLog2E), s);
 }
 
-// Adds them to S with the first `vecs` vectors of a block. S at positions that a row does not see is finished later.
+// Adds the scores of relative positions to S, for the first `vecs` vectors of a block. finish_scores replaces S at
+// positions that a row does not see.
 template <Format kFormat>
 void add_positions(const AttentionArgs& args, const QueryRows& q, BlockScores& scores, int block, int vecs) {
     const PositionScores& p = *args.positions;

@@ -97,7 +97,7 @@ FA_INLINE int visible_end(const AttentionArgs& args, int row) {
     return args.causal ? position_of(args, row) + 1 : args.kv_len;
 }
 
-// The positions that query row `row` sees: its own and neighbors. The range is empty only if there are no positions.
+// The positions that query row `row` sees, among them its own. The range is empty only if there are no positions.
 FA_INLINE Range visible(const AttentionArgs& args, int row) {
     const int own = position_of(args, row);
     Range seen{0, visible_end(args, row)};

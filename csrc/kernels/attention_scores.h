@@ -91,7 +91,7 @@ FA_INLINE void score_tile(const QueryRows& q, BlockScores& scores, const ConstHe
         }
 }
 
-// S with the positions in the first `vecs` vectors of a block.
+// S of kRows query rows from `row` on, for the positions in the first `vecs` vectors of a block.
 template <Format kFormat, int kRows>
 FA_INLINE void score_rows(const QueryRows& q, BlockScores& scores, const ConstHeadBlock<kFormat>& kv, float scale,
                           int row, int vecs, const std::byte* ahead) {

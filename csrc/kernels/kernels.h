@@ -18,7 +18,7 @@ enum class PoolKind : int32_t { kMean, kMax, kMeanSqrtLen };
 // bfloat16 in the order of docs/numerics.md (products are added in float32). int8 and int4 sums are exact, and then
 // multiplied by a_scales[i] * scales[j].
 struct LinearArgs {
-    const void* a;          // [m, words]: floats, or the output of quantize_rows
+    const void* a;          // [m, words]: floats, or the output of KernelTable::quantize
     int64_t a_stride;       // words
     const float* a_scales;  // int8, int4: [m]
     const void* panels;     // [ceil(n / 64), 64 / strip, words, strip] words (int4: groups); zero-padded
@@ -42,7 +42,7 @@ inline constexpr int kUnpackedWords = 2048;  // the same on AMX tiles for many r
 inline constexpr int64_t kLinearScratch = int64_t{kLinearRowBlock + kUnpackedWords} * kPanelWidth;  // floats
 
 // Rows of activations (or weights) in the format of a linear. int8 (and int4, whose activations are int8): one scale
-// per row, |x| max / 127, and round(x / scale) + offset. A row with NaN or infinity gets a NaN scale and zeros.
+// per row, max |x| / 127, and round(x / scale) + offset. A row with NaN or infinity gets a NaN scale and zeros.
 struct QuantizeArgs {
     const float* x;  // [rows, n]
     int64_t x_stride;
@@ -54,7 +54,7 @@ struct QuantizeArgs {
 };
 
 // Packs up to sixteen columns of weights as adjacent columns of a panel (layout: formats.h), zero after k. int8 and
-// int4: one scale per column, |x| max / 127 and |x| max / 120. A column with NaN or infinity gets a NaN scale and
+// int4: one scale per column, max |x| / 127 and max |x| / 120. A column with NaN or infinity gets a NaN scale and
 // zeros.
 struct PackArgs {
     const float* x;    // [k, n]
@@ -121,7 +121,7 @@ struct KvStoreArgs {
 // pointers may be read up to kLanes floats before and after what they have.
 struct PositionScores {
     // columns[j - p] is the column of a key at j for a query at p. It is an integer, and that of j + 1 - p is the same
-    // or the next one. For all j - p of the blocks and rows, and kLanes more at both ends.
+    // or the next one. There is a column for all j - p of the blocks and rows, and for kLanes more at both ends.
     const float* columns;
     // The score of row r in column c is query[r * query_stride + c - query_first]. Null: none.
     const float* query;
@@ -161,7 +161,7 @@ struct AttentionArgs {
     // of row r starts r * bias_stride floats later.
     const float* bias = nullptr;
     int64_t bias_stride = 0;
-    // Times `scale`, the sum of the two is added to a score. Only if rows are positions, and without mask and bias.
+    // The sum of its two scores, times `scale`, is added to a score. Only if rows are positions, without mask and bias.
     const PositionScores* positions = nullptr;
 };
 inline constexpr int kAttentionRows = 16;  // query rows that visit a block together

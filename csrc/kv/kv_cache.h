@@ -19,14 +19,15 @@ public:
     bool closed() const { return pool_ == nullptr; }
     const PagePool* pool() const { return pool_.get(); }
 
-    // Makes room for `count` more positions that no other cache shares, and updates blocks(). After an error in the
-    // middle, or in the step that follows, there may be more blocks than the positions need, until trim().
+    // Makes room for `count` more positions that no other cache shares, and updates blocks(). Throws
+    // Error(kOutOfMemory). After an error in the middle, or in the step that follows, there may be more blocks than the
+    // positions need, until trim().
     void reserve(int32_t count);
     std::byte* const* blocks() const { return blocks_.data(); }
     void advance(int32_t count) { length_ += count; }
 
-    void truncate(int32_t length);
-    void trim();  // frees the pages that no position needs
+    void truncate(int32_t length);  // throws Error(kInput) unless 0 <= length <= length()
+    void trim();                    // frees the pages that no position needs
     KvCache fork() const;
     void close();  // later uses are errors; closing again is not
 

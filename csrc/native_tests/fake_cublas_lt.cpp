@@ -116,7 +116,7 @@ API cublasLtMatmulPreferenceSetAttribute(void* preference, int attribute, const 
     return kSuccess;
 }
 // The heuristic's first choice splits k, the second is broken, the third takes only few rows, the fourth is good. A
-// product with one output column has none.
+// product with an odd number of output columns has none.
 API cublasLtMatmulAlgoGetHeuristic(void*, void* desc, void* a, void* b, void* c, void*, void* preference, int most,
                                    Result* results, int* count) {
     const auto* p = static_cast<const Preference*>(preference);

@@ -103,10 +103,10 @@ struct Team::Shared {
         for (auto& worker : workers) worker.join();
     }
 
-    // A worker that shares a CPU with the caller or with the worker before it moves away, because each would get half
-    // of the CPU. Most kernels fix this themselves within milliseconds. The kernel of a small virtual machine may leave
-    // two busy threads together for seconds. After a short region the worker stays: another program may
-    // keep the other CPU busy, and waiting for its time slices would take longer than sharing this CPU.
+    // Moves a worker away from a CPU that it shares with the caller or with the previous worker, because each would get
+    // half of the CPU. Most operating systems do this themselves within milliseconds, but on a small virtual machine,
+    // two busy threads may stay together for seconds. After a short region the worker stays: another program may keep
+    // the other CPU busy, and waiting for its time slices would take longer than sharing this CPU.
     void part(int index, int size) {
         const int cpu = current_cpu();
         cpus[index].number.store(cpu, std::memory_order_relaxed);

@@ -48,6 +48,7 @@ public:
         }
     }
 
+    // True if the region was cancelled. On thread 0, also polls.
     bool stopped();
 
 private:

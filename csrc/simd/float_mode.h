@@ -57,8 +57,8 @@ public:
 
 // Treats denormal inputs and results of float operations as zero, as AMX tiles always do.
 //
-// x86 decides after rounding whether a result is denormal, and Arm decides before it. So a result from
-// 2^-126 (1 - 2^-25) to 2^-126 is 2^-126 on x86 and 0 on Arm.
+// x86 decides after rounding whether a result is denormal, and Arm decides before it. So an exact result of at least
+// 2^-126 (1 - 2^-25) and below 2^-126 becomes 2^-126 on x86 and 0 on Arm.
 class FlushDenormals : FloatMode {
 public:
     FlushDenormals() : FloatMode(get() | kFlush) {}

@@ -6,7 +6,9 @@
 //   struct Vec, struct Mask
 //   constexpr int kTileVecs            vectors along n in the register tile of the matrix product
 //   zero() broadcast(float) load(p) load_partial(p, n) store(p, v) store_partial(p, v, n)   n in 0..16, the rest is 0
-//   stream(p, v), end_streams()        a store that bypasses the caches; only with AVX-512
+//   stream(p, v), stream_bf16(p, v), end_streams()
+//                                      stores that bypass the caches, of floats or bfloat16; p is a multiple of the
+//                                      bytes stored; other threads see them after end_streams; only with AVX-512
 //   fma(a, b, c) = a * b + c, rounded once
 //   add sub mul div sqrt abs neg
 //   max(a, b) = a > b ? a : b      min(a, b) = a < b ? a : b      (a NaN in either gives b, as on x86)

@@ -1,4 +1,4 @@
-// Parameters in the form that the kernels read: matrices in panels, tables and vectors unchanged. Each tensor is read
+// Parameters in the form that the kernels read: matrices in panels, tables and vectors in rows. Each tensor is read
 // from its source, converted and packed in one pass on the thread pool, so loading needs little more than the packed
 // model.
 #pragma once
@@ -48,7 +48,8 @@ struct NewWeight {
 class Weights {
 public:
     const Weight* find(const std::string& name) const;
-    // Throws Error(kInput) if the name exists, and whatever a source throws.
+    // Throws Error(kInput) if the name exists, Error(kConfig) if format, use and shapes do not fit or a float64 number
+    // is beyond float32, Error(kCancelled) if poll() returned true, Error(kOutOfMemory), and whatever a source throws.
     const Weight& add(const NewWeight& spec, const WeightSources& sources, ThreadPool& pool,
                       const std::function<bool()>& poll);
     // Reads a weight that was packed before: data, scales and sums (as its format has them) as bytes, straight into

@@ -61,8 +61,8 @@ attention_prefill(const AttentionArgs args) {
     uint16_t* keys = q + kPrefillRows * kPitch;                  // [kBlockLen, kPitch]
     uint16_t* values = keys + kBlockLen * kPitch;                // [kBlockLen, kPitch]
 
-    const auto copy = [&](uint16_t* tile_of, int block, int64_t rows_behind) {
-        const std::byte* from = keys_at(pages, sequence, kv_head, block) + rows_behind * row_width * 2;
+    const auto copy = [&](uint16_t* tile_of, int block, int64_t rows_after) {
+        const std::byte* from = keys_at(pages, sequence, kv_head, block) + rows_after * row_width * 2;
         copy_block<T, kDim, kPrefillThreads>(tile_of, from, sequence.kv_len - block * kBlockLen, row_width);
     };
     const Range blocks{query_of(args, sequence, tile.begin).seen.blocks().begin,

@@ -1,5 +1,6 @@
-// The sum over a row with sixteen threads. Each thread has a sixteenth of the row's sums. Element i is added to sum i
-// mod 64, and the 64 sums are added by the tree of csrc/kernels/row_sum.h, so the bits are the CPU's.
+// The sum over a row with sixteen threads, each of which has four of the row's 64 sums. Element i is added to sum i mod
+// 64. Of the last n mod 64 elements, whole vectors are added to sums 0 to 15, and the rest to sums 16 to 31. The sums
+// are added by the tree of csrc/kernels/row_sum.h, so the bits are the CPU's.
 #pragma once
 #include "cuda/kernels/device_math.h"
 

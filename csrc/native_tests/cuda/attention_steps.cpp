@@ -100,7 +100,7 @@ void Step::store(const std::vector<Part>& pieces) const {
                     nullptr);
 }
 
-// No relative position but those of the longest sequence.
+// The table has only the relative positions of the longest sequence.
 Memory<float> Step::biases(const Look& look) const {
     const int positions = longest(parts_), columns = look.causal ? positions : 2 * positions - 1;
     Memory<float> table(look.biased ? int64_t{shape_.n_head} * columns : 0);

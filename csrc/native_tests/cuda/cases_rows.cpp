@@ -11,8 +11,8 @@ const KernelTable& cpu() {
     return scalar::kernel_table();
 }
 
-// Runs an op with outputs of either kind, and with rows that can and cannot be read in fours. `expected` [kRows,
-// width]; `run(x stride offset, out)`.
+// Memory for both outputs of an op, float32 and rounded, with rows that can (aligned) or cannot be written in fours.
+// check() compares both with `expected` [rows, width].
 struct Outputs {
     Outputs(int width, Type type, bool aligned)
         : width(width),
