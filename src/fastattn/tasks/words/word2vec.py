@@ -151,7 +151,7 @@ def _read_lines(stream: WordStream, options: Word2vecOptions, n_words: int | Non
 def _parse_line(
     stream: WordStream, line: bytes, where: str, start: int, width: int | None
 ) -> tuple[bytes, list[float]]:
-    """Return the word and the numbers of a line. It may contain spaces unless its last part is a number."""
+    """Return the word and the numbers of a line. The word may contain spaces unless its last part is a number."""
     parts = line.rstrip().split(b" ")
     if width is not None and len(parts) > width + 1 and _number(parts[-width - 1]) is None:
         parts = [b" ".join(parts[:-width]), *parts[-width:]]
