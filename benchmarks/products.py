@@ -17,7 +17,7 @@ from fastattn.bench.worker import VALUES, Answer, Service, serve
 from fastattn.profiling.limits import measure_over
 from work import LINEARS, PRODUCTS, Product
 
-WEIGHT_BYTES = {"float32": 4.0, "bfloat16": 2.0, "int8": 1.0, "int4": 0.5 + 1 / 32}  # int4: a scale per 32
+WEIGHT_BYTES = {"float32": 4.0, "bfloat16": 2.0, "int8": 1.0, "int4": 0.5 + 1 / 32}  # int4: a scale of one byte per 32
 
 
 class Runnable(Protocol):

@@ -11,7 +11,7 @@ import pytest
 # A shell ignores interrupts for background jobs, and processes that tests start would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# No test depends on a clock: a busy machine may take any time for an example, or to draw one.
+# No test depends on a clock: a busy machine may need any amount of time to draw or run an example.
 hypothesis.settings.register_profile("no clock", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 hypothesis.settings.load_profile("no clock")
 

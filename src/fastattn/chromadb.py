@@ -27,10 +27,10 @@ _KEYS = ("model", "normalize_embeddings", "dtype", "threads", "sha256")
 class FastattnEmbeddingFunction(EmbeddingFunction):  # type: ignore[misc]  # an optional library
     """Computes vectors with `SentenceTransformer.encode_document` and `encode_query`.
 
-    model: a folder or a hub id; None is the embedded demo model. normalize_embeddings: of `encode`. dtype, threads: of
-    `SentenceTransformer`. A collection stores these options and the SHA-256 of the model's files. If you import
-    `fastattn.chromadb`, Chroma loads the model again when it opens the collection; ConfigError is raised if its files
-    have changed, because its vectors would not fit those of the collection.
+    model: a folder or a hub id; None is the embedded demo model. normalize_embeddings: passed to `encode`. dtype,
+    threads: passed to `SentenceTransformer`. A collection stores these options and the SHA-256 of the model's files. If
+    you import `fastattn.chromadb`, Chroma loads the model again when it opens the collection; ConfigError is raised if
+    its files have changed, because its vectors would not fit those of the collection.
     """
 
     def __init__(
@@ -50,11 +50,11 @@ class FastattnEmbeddingFunction(EmbeddingFunction):  # type: ignore[misc]  # an 
         }
 
     def __call__(self, input: list[str]) -> list[NDArray[np.float32]]:
-        """Return the vector of each text. Raises DTypeError, InputError."""
+        """Return the vector of each text, float32 [d]. Raises DTypeError, InputError."""
         return list(self._lazy.open().encode_document(input, **self._options()))
 
     def embed_query(self, input: list[str]) -> list[NDArray[np.float32]]:
-        """Return the vector of each query. Raises DTypeError, InputError."""
+        """Return the vector of each query, float32 [d]. Raises DTypeError, InputError."""
         return list(self._lazy.open().encode_query(input, **self._options()))
 
     def _options(self) -> dict[str, Any]:
@@ -88,7 +88,7 @@ class FastattnEmbeddingFunction(EmbeddingFunction):  # type: ignore[misc]  # an 
         return found
 
     def validate_config_update(self, old_config: Mapping[str, Any], new_config: Mapping[str, Any]) -> None:
-        """Refuse another model or dtype for the vectors of a collection. Raises ConfigError."""
+        """Refuse another model, dtype or normalize_embeddings for a collection. Raises ConfigError."""
         for key in ("sha256", "dtype", "normalize_embeddings"):
             if old_config.get(key) != new_config.get(key):
                 raise ConfigError(

@@ -31,7 +31,7 @@ class ModelFormatError(FastattnError, ValueError):
 
 
 class ConfigError(FastattnError, ValueError):
-    """config.json requests something unknown or unsupported, or does not match the tensors."""
+    """config.json or another settings file requests something unknown or unsupported, or does not match the tensors."""
 
 
 class InputError(FastattnError, ValueError):
@@ -89,7 +89,7 @@ class OutOfMemory(FastattnError, MemoryError):
 
 
 class Cancelled(FastattnError):
-    """The call was cancelled from another thread."""
+    """The call was canceled from another thread."""
 
 
 class BenchError(FastattnError):

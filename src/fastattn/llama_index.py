@@ -23,8 +23,8 @@ class FastattnEmbedding(BaseEmbedding):  # type: ignore[misc]  # an optional lib
     """Computes vectors with `SentenceTransformer.encode_document` and `encode_query`.
 
     model_name: a folder or a hub id; None is the embedded demo model. embed_batch_size: the number of texts that
-    LlamaIndex passes in one call. normalize_embeddings: of `encode`. dtype, threads: of `SentenceTransformer`. A pickle
-    has no weights, only the model's path and the SHA-256 of its files.
+    LlamaIndex passes in one call. normalize_embeddings: passed to `encode`. dtype, threads: passed to
+    `SentenceTransformer`. A pickle has no weights, only the model's path and the SHA-256 of its files.
     """
 
     normalize_embeddings: bool = Field(default=False, description="Whether vectors have length 1.")

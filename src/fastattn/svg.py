@@ -22,7 +22,7 @@ SHAPES = ("circle", "square", "diamond", "triangle", "cross", "ring")
 
 
 class Labels:
-    """Finds places for labels inside an area that overlap no other label, point or blocked box."""
+    """Finds places for labels inside an area. If possible, they overlap no other label, point or blocked box."""
 
     def __init__(self, points: Sequence[tuple[float, float]], area: Box) -> None:
         self._area = area
@@ -92,7 +92,7 @@ def draw_line(x1: float, y1: float, x2: float, y2: float, class_: str) -> str:
 
 
 def mark(rank: int, x: float, y: float) -> str:
-    """Return the marker of the group with this number; it has a color and a shape of its own."""
+    """Return the marker of the group with this number: a color and a shape, which repeat after six groups."""
     color, shape = f"c{rank % len(COLORS)}", SHAPES[rank % len(SHAPES)]
     if shape in ("circle", "ring"):
         radius, opacity, stroke = (4.5, 0, 2) if shape == "ring" else (5.5, 1, 1)
@@ -109,7 +109,7 @@ def mark(rank: int, x: float, y: float) -> str:
 
 
 def style(light: str, dark: str) -> str:
-    """Return the content of <style>: rules, the colors of marks (`c0`) and of their texts (`t0`), and all for dark."""
+    """Return the content of <style>: rules, and the colors of marks (`c0`) and their texts (`t0`), light and dark."""
     by_day, by_night = [f"text {{ font-family: {FONTS}; }}{light}"], [dark]
     for i, (on_light, on_dark) in enumerate(COLORS):
         for rules, color in ((by_day, on_light), (by_night, on_dark)):

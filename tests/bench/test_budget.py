@@ -1,4 +1,4 @@
-"""`fastattn bench` announces its work and time, and ends in time; tested with a clock made of numbers."""
+"""`fastattn bench` announces its work and time, and ends in time; tested with a fake clock."""
 
 from __future__ import annotations
 
@@ -72,8 +72,8 @@ def test_a_budget() -> None:
     assert Budget().left() == math.inf
 
 
-def test_what_was_measured_until_then(bert: Path, steps: Steps) -> None:
-    """A work asks: limit, run, limit, profile, if the machine is steady immediately; otherwise more turns."""
+def test_the_rows_measured_before_the_time_is_up(bert: Path, steps: Steps) -> None:
+    """A workload asks for limit, run, limit, profile if the machine is steady at once; else for more turns."""
     whole = bench_model(bert, options(), budget=Budget(10_000, steps))
     names = [row.name for row in whole.rows]
     assert len(names) > 2

@@ -229,7 +229,7 @@ def test_a_library_that_does_not_answer_in_time(bert: Path, tmp_path: Path, monk
     assert "no answer within 20 s" in said[0]
 
 
-def test_our_own_dtypes_beside_each_other(gpt2: Path) -> None:
+def test_our_own_dtypes_next_to_each_other(gpt2: Path) -> None:
     """ "fastattn:float32" is the same library again; with the dtype of the run there is nothing to compare."""
     bench = bench_model(gpt2, options(against=("fastattn:float32",), works=("decode-1",)))
     assert list(bench.rows[0].turns) == ["fastattn"]

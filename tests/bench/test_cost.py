@@ -143,7 +143,7 @@ def test_keys_and_values_have_a_format_of_their_own(gpt2: Program) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8", "int4"])
-def test_what_is_counted_is_at_most_what_is_held(tmp_path: Path, dtype: str) -> None:
+def test_the_bytes_counted_are_at_most_those_in_memory(tmp_path: Path, dtype: str) -> None:
     """A decode reads every matrix and vector, and one row of each table: never more than there is in memory."""
     path = write_gpt2(tmp_path / "m", n_embd=96, vocab_size=200)
     executor = fa.AutoModelForCausalLM.from_pretrained(path, dtype=dtype).executor

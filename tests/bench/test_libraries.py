@@ -85,7 +85,7 @@ def test_what_the_onnx_graphs_do_not_know(tmp_path: Path) -> None:
     assert reason == "Unsupported: expected a gelu for the ONNX graph, got relu"
 
 
-def test_a_checkpoint_by_the_names_of_the_model_text(tmp_path: Path) -> None:
+def test_a_checkpoint_by_the_names_of_the_model_code(tmp_path: Path) -> None:
     gpt2 = Source(job(write_gpt2(tmp_path / "gpt2"), tmp_path))
     assert gpt2.model_type == "gpt2"
     assert gpt2("h.0.mlp.c_fc.weight").shape == (48, 12)  # [out, in], although the file has [in, out]

@@ -29,7 +29,7 @@ def test_the_machine_has_rates() -> None:
         assert found.read_gbps > 0
 
 
-def test_less_than_one_thread() -> None:
+def test_fewer_than_one_thread() -> None:
     with pytest.raises(InputError, match="threads"):
         measure(0)
 

@@ -38,7 +38,7 @@ def test_caches_of_the_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert [cache.bytes_for(2) for cache in caches] == [96 * KIB, 2 * MIB, 32 * MIB]
 
 
-def test_a_kernel_that_does_not_say(tmp_path: Path) -> None:
+def test_a_kernel_that_does_not_report_its_caches(tmp_path: Path) -> None:
     assert read_caches(tmp_path) == ()
     write_cache(tmp_path, min(os.sched_getaffinity(0)), 0, 1, "Data", "many", "0")
     assert read_caches(tmp_path) == ()
@@ -50,7 +50,7 @@ def test_cpu_lists(text: str, cpus: set[int]) -> None:
     assert cpu_list(text) == cpus
 
 
-def test_a_cpu_list_that_is_none() -> None:
+def test_text_that_is_not_a_cpu_list() -> None:
     with pytest.raises(ValueError, match="invalid literal"):
         cpu_list("a-b")
 

@@ -61,7 +61,7 @@ def test_it_is_plain() -> None:
         assert not re.findall(r"(?:href|src|@import|url\()", text)
 
 
-def test_colors_for_a_dark_ground() -> None:
+def test_colors_for_a_dark_background() -> None:
     style = drawn(Plot("t", "s", ROOFS, POINTS)).find(f"{SVG}style")
     assert style is not None
     light, _, dark = (style.text or "").partition("@media (prefers-color-scheme: dark)")

@@ -85,13 +85,13 @@ def test_a_death_while_it_is_stopped() -> None:
         assert "SIGKILL" in worker.ask(SOON, do="run")["error"]
 
 
-def test_silence_ends() -> None:
+def test_a_worker_that_does_not_answer_is_killed() -> None:
     with python("import time; time.sleep(600)") as worker:
         assert worker.ask(0.2, do="run") == {"error": "no answer within 0.2 s"}
         assert "SIGKILL" in worker.ask(0.2, do="run")["error"]
 
 
-def test_what_is_no_answer() -> None:
+def test_output_that_is_not_an_answer() -> None:
     with python("import sys; sys.stdin.readline(); print('hello', flush=True); sys.stdin.readline()") as worker:
         assert worker.ask(SOON, do="run") == {"error": "expected an answer in JSON, got 'hello'"}
 

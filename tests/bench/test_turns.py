@@ -52,7 +52,7 @@ def test_figures() -> None:
     assert row.ratio("fastattn") == 1.0
 
 
-def test_every_turn_stands_between_two_limits() -> None:
+def test_every_turn_is_between_two_limits() -> None:
     ours, other = Fake([run(2.0)]), Fake([run(3.0)])
     measured(rounds=1, fastattn=ours, other=other)
     assert ours.asked == ["limit", "run", "limit", "limit"]

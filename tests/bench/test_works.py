@@ -38,7 +38,7 @@ def test_an_encoder() -> None:
 
 @pytest.mark.parametrize("context", [1, 2, 3, 4, 16, 17, 64, 100, 512, 933, 1024, 8192])
 @pytest.mark.parametrize("task", ["causal-lm", "encoder"])
-def test_every_context_holds_its_work(task: Task, context: int) -> None:
+def test_every_workload_fits_its_context(task: Task, context: int) -> None:
     works = works_of(task, context)
     assert works
     assert len({work.name for work in works}) == len(works)

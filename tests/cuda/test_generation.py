@@ -184,7 +184,7 @@ def test_pages_fill_the_budget(gpu: str, folder: Path, monkeypatch: pytest.Monke
         assert executor.budget_bytes - executor.used_bytes < page_bytes
         for cache in caches[:-1]:
             assert np.array_equal(feed(lm, [[7]], [cache]), following)
-        # A step that fails for want of its last page frees the others.
+        # A step that fails because it cannot get its last page frees the others.
         for cache in caches[:2]:
             cache.close()
         crowd = [lm.new_cache() for _ in range(3)]

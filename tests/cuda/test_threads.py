@@ -1,4 +1,4 @@
-"""Calls during a step of another thread, of a signal handler or of a forked child: none of them waits for ever."""
+"""Calls during a step of another thread, of a signal handler or of a forked child: none of them waits forever."""
 
 from __future__ import annotations
 

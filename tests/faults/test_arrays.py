@@ -45,7 +45,7 @@ def test_50_a_dtype_other_than_float32_is_refused(op: Call, dtype: str) -> None:
 
 
 @every_op
-def test_50_structured_bfloat16_and_what_is_no_array_are_refused(op: Call) -> None:
+def test_50_structured_bfloat16_and_objects_that_are_not_arrays_are_refused(op: Call) -> None:
     structured = np.zeros((8, 16), np.dtype([("x", np.float32)]))
     for wrong in (structured, [[1.0] * 16] * 8, None, 3.0, "text", memoryview(example())):
         with pytest.raises(DTypeError, match="expected "):

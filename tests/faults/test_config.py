@@ -54,7 +54,7 @@ def run(directory: Path, tensors: Any, config: Any = GPT2) -> np.ndarray[Any, An
     [b"", b"{", b"[]", b"7", b'"gpt2"', b"null", b"{}x", b"\xff{}", b'{"a":1,"a":2}', b'{"layer_norm_epsilon":NaN}',
      b'{"a":' + b"[" * 10**5],
 )  # fmt: skip
-def test_fault_32_config_is_no_json_object(tmp_path: Path, text: bytes) -> None:
+def test_fault_32_config_is_not_a_json_object(tmp_path: Path, text: bytes) -> None:
     assert "config.json" in refused(tmp_path, text)
 
 
@@ -176,7 +176,7 @@ def test_fault_32_architectures_or_model_type_will_do(tmp_path: Path) -> None:
         assert load(tmp_path / str(i), config, task="causal-lm").config.model_type == "gpt2"
 
 
-def test_fault_32_a_task_that_the_family_has_not(tmp_path: Path) -> None:
+def test_fault_32_a_task_that_the_family_does_not_have(tmp_path: Path) -> None:
     assert "causal-lm" in refused(tmp_path, BERT, task="causal-lm")
 
 
@@ -350,7 +350,7 @@ def test_fault_38_the_supported_values_pass(tmp_path: Path) -> None:
     assert not HARMLESS & REQUIRED.keys()
 
 
-def test_fault_38_what_nobody_knows_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_fault_38_unknown_options_are_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, "fastattn"):
         load(tmp_path / "known", {**GPT2, "resid_pdrop": 0.1, "_name_or_path": "x", "torch_dtype": "float32"})
         assert not caplog.records

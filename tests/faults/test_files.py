@@ -120,7 +120,7 @@ def test_fault_07_a_string_that_never_ends(path: Path, end: bytes) -> None:
 
 
 @pytest.mark.parametrize("text", ['{"a": "#{\\\\", "b": ["#"]}', '{"a": "\\"#\\\\\\"#", "#": ["}"]}'])
-def test_fault_08_brackets_in_strings_are_no_nesting(text: str) -> None:
+def test_fault_08_brackets_in_strings_are_not_nesting(text: str) -> None:
     text = text.replace("#", "[" * 20)
     assert parse_strict(text.encode()) == json.loads(text)
 

@@ -111,7 +111,7 @@ def test_structure_after_escapes_counts(text: str) -> None:
 @pytest.mark.parametrize(
     "text", ["]" * 1000, "[]]" + "[" * 3, "{}}}}", '["a"]]', '"' * 999, "," * 90, "\\", '{"a":"\\']
 )
-def test_text_that_is_no_json(text: str) -> None:
+def test_text_that_is_not_json(text: str) -> None:
     with pytest.raises(JsonError) as caught:
         parse_lenient(text.encode(), "x", SMALL)
     assert caught.value.code == "json"

@@ -140,7 +140,7 @@ def test_fault_30_a_million_entries(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"weight_map":[]}', '{"weight_map":{}}', '{"weight_map":', "{" * 99])
-def test_fault_30_an_index_that_is_none(tmp_path: Path, text: str) -> None:
+def test_fault_30_text_that_is_not_an_index(tmp_path: Path, text: str) -> None:
     (shard(tmp_path) / INDEX_NAME).write_text(text)
     assert refused(tmp_path).code == "index_json"
 

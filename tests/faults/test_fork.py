@@ -34,7 +34,7 @@ def grandchild_ends(delay):
     time.sleep(delay)
     pid = os.fork()
     if pid == 0:
-        signal.alarm(300)  # ends it, should it hang
+        signal.alarm(300)  # ends it if it hangs
         work()
         os._exit(0)
     return os.waitpid(pid, 0)[1] == 0
@@ -157,7 +157,7 @@ def works():
 def fork(*_):
     children.append(os.fork())
     if children[-1] == 0:
-        signal.alarm(300)  # ends it, should it hang
+        signal.alarm(300)  # ends it if it hangs
         if nested:
             found.append(works())
 

@@ -196,7 +196,7 @@ def test_what_is_in_the_way_is_not_touched(name: str, kind: str, floats: Path, t
 
 
 @pytest.mark.parametrize("kind", ["file", "fifo", "link to file", "link to nothing", "loop"])
-def test_a_target_that_is_no_folder(kind: str, floats: Path, tmp_path: Path) -> None:
+def test_a_target_that_is_not_a_folder(kind: str, floats: Path, tmp_path: Path) -> None:
     out, victim = tmp_path / "out", tmp_path / "victim"
     victim.write_bytes(SECRET)
     make: dict[str, Callable[[], object]] = {
@@ -239,7 +239,7 @@ def test_links_that_appear_in_the_unfinished_folder(
 
 
 @pytest.mark.parametrize("inside", [False, True])
-def test_of_two_that_write_one_folder_one_wins(
+def test_one_of_two_processes_that_write_one_folder_wins(
     inside: bool, floats: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The second runs completely in the middle of the first."""

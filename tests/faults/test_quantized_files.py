@@ -114,7 +114,7 @@ CHANGES: dict[str, Callable[[dict[str, Any], dict[str, Any]], object]] = {
     "unknown use": lambda entries, said: said["weights"]["wte.weight"].update(use="cube"),
     "unknown format": lambda entries, said: said["weights"]["wte.weight"].update(format="int2"),
     "another format": lambda entries, said: said["weights"]["wte.weight"].update(format="int8"),
-    "float32 that is none": lambda entries, said: said["weights"]["wte.weight"].update(format="float32"),
+    "not float32": lambda entries, said: said["weights"]["wte.weight"].update(format="float32"),
     "another weight's shape": lambda entries, said: said["weights"]["wte.weight"].update(shape=[72, 70]),
     "no such shape": lambda entries, said: said["weights"]["wte.weight"].update(shape=None),
     "a vector that is not float32": lambda entries, said: said["weights"]["ln_f.weight"].update(format="int8"),
@@ -129,7 +129,7 @@ def test_headers_that_do_not_fit(folder: Path, name: str) -> None:
         load(folder)
 
 
-def test_metadata_that_are_no_json(folder: Path) -> None:
+def test_metadata_that_are_not_json(folder: Path) -> None:
     path = folder / "model.safetensors"
     data = path.read_bytes()
     at = data.index(b'"fastattn": "{')

@@ -63,7 +63,7 @@ CPU_FLAGS["amx"] = [*CPU_FLAGS["avx512_vnni"], "amx_tile", "amx_int8", "amx_bf16
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="the other CPUs have no features to find")
 def test_the_available_targets_are_those_of_the_cpu_flags() -> None:
-    """A build that finds too few features is slow without a word."""
+    """A build that finds too few features is slow, and nothing reports it."""
     flags = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").partition("\nflags")[2].split("\n")[0]
     expected = {target for target in _core.built_targets() if set(CPU_FLAGS[target]) <= set(flags.split())}
     assert {*_core.available_targets(), *_core.refused_targets()} == expected

@@ -136,7 +136,7 @@ def test_arrays_that_cannot_be_read() -> None:
     assert np.array_equal(read_tensor(ArraySource("w", read_only)), square)
 
 
-def test_bytes_are_no_weights() -> None:
+def test_bytes_are_not_weights() -> None:
     with pytest.raises(DTypeError, match=r"tensor 'w': dtype: expected one of F32, .*, got U8"):
         read_tensor(ArraySource("w", np.zeros(4, np.uint8)))
 
@@ -178,7 +178,7 @@ def test_shapes_that_do_not_fit() -> None:
         {"slice_rows": "all"},
     ],
 )
-def test_sources_that_cannot_be(wrong: dict[str, Any]) -> None:
+def test_invalid_sources(wrong: dict[str, Any]) -> None:
     right = {"name": "w", "shape": (3, 4), "compute": raises(OwnError()), "slice_rows": 2}
     with pytest.raises((InputError, DTypeError)):
         ComputedSource(**{**right, **wrong})
@@ -294,7 +294,7 @@ def compute(begin, end):
     if begin == 64 and os.getpid() == parent:
         children.append(os.fork())
         if children[-1] == 0:
-            signal.alarm(300)  # ends it, should it hang
+            signal.alarm(300)  # ends it if it hangs
     return array[begin:end]
 
 def works(name):

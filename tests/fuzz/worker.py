@@ -18,7 +18,7 @@ from tests.fuzz.mutate import Files, change
 from tests.fuzz.seeds import SEEDS, write_folder
 
 MAX_GROWTH_BYTES = 600 << 20  # of the process's largest size, by one input of less than a megabyte
-# FileNotFoundError and its kin: a file that the input removed, or whose name is no name.
+# FileNotFoundError and similar errors: the input removed a file, or gives it an invalid name.
 EXPECTED = (FastattnError, FileNotFoundError, IsADirectoryError, NotADirectoryError)
 
 

@@ -179,7 +179,7 @@ def test_attention_on_every_target(head_dim: int, causal: bool) -> None:
 
 @pytest.mark.parametrize("which", [1, 2], ids=["keys", "values"])
 @pytest.mark.parametrize("head_dim", HEAD_DIMS)
-def test_attention_beside_what_is_not_finite(head_dim: int, which: int) -> None:
+def test_attention_next_to_keys_and_values_that_are_not_finite(head_dim: int, which: int) -> None:
     """In the middle of a block, at its end and in its first and last word; rows before it do not see it."""
     rng = np.random.default_rng(head_dim)
     for position, poison in ((0, np.nan), (37, np.inf), (62, np.nan), (63, -np.inf), (64, np.nan), (69, np.inf)):

@@ -227,7 +227,7 @@ def before_a_guard_page(values: F32) -> F32:
 
 @pytest.mark.parametrize("form", FORMATS)
 @pytest.mark.parametrize("k", [1, 15, 16, 17, 33, 100])
-def test_no_read_behind_the_last_activation(form: str, k: int) -> None:
+def test_no_read_past_the_last_activation(form: str, k: int) -> None:
     """A fault here ends the test run; weights before guard pages are tested in csrc/native_tests."""
     a, weight = random_array(1, 3, k), random_array(2, 20, k)
     guarded = before_a_guard_page(a)

@@ -211,7 +211,7 @@ def test_albert_stores_shared_layers_once(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("family", MODELS)
 def test_layouts_of_checkpoints(family: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """The prefix may be missing, buffers and heads of pretraining are ignored, all without a warning."""
+    """The prefix may be missing, buffers and heads of pre-training are ignored, all without a warning."""
     caplog.set_level(logging.WARNING, "fastattn")
     checkpoint = open_checkpoint(saved(family, tmp_path / "a"))
     config, ids = dict(checkpoint.config), [5, 9, 7]

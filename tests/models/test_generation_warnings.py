@@ -42,7 +42,7 @@ def test_options_of_config_json(tmp_path: Path, caplog: pytest.LogCaptureFixture
     assert f"generation_config.json: not applied: {name}" in warnings_of(write(tmp_path / "c", {}, options), caplog)
 
 
-def test_neutral_options_are_no_news(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_neutral_options_are_not_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert warnings_of(write(tmp_path, {"max_length": 20, "num_beams": 1, "prefix": None}, None), caplog) == ""
 
 

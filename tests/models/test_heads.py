@@ -300,7 +300,7 @@ def test_the_summary_of_electra(options: dict[str, Any], tmp_path: Path, rng: np
         assert_close(model(ids).logits, hf.array(expected.logits), model.traced, longest=7, scale=scale)
 
 
-def test_a_classifier_without_a_decoder_is_no_masked_language_model(tmp_path: Path) -> None:
+def test_a_classifier_without_a_decoder_is_not_a_masked_language_model(tmp_path: Path) -> None:
     """Its tensors have all names of a ModernBERT with tied embeddings and no decoder_bias."""
     folder = write("ModernBertForSequenceClassification", tmp_path, decoder_bias=False)
     with pytest.raises(ConfigError, match=r"no masked-language-model head \(it has a classifier"):

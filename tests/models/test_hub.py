@@ -317,7 +317,7 @@ def test_a_hub_that_does_not_work(
     assert str(caught.value).isprintable()
 
 
-def test_the_copy_in_the_cache_is_said(
+def test_using_the_copy_in_the_cache_is_logged(
     hub: Hub, tmp_path: Path, caplog: pytest.LogCaptureFixture, no_waits: None
 ) -> None:
     expected = resolve("tiny/gpt2", cache_dir=tmp_path)
@@ -464,7 +464,7 @@ def test_options_of_the_wrong_type(tmp_path: Path, options: dict[str, Any], matc
         resolve("tiny/gpt2", **{"cache_dir": tmp_path, **options})
 
 
-def test_a_file_is_no_folder(tmp_path: Path) -> None:
+def test_a_file_is_not_a_folder(tmp_path: Path) -> None:
     file = write_gpt2(tmp_path) / "model.safetensors"
     with pytest.raises(ModelNotFoundError, match="expected the folder of a model"):
         resolve(file)

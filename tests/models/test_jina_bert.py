@@ -133,7 +133,7 @@ def test_unsupported_options_are_named(key: str, value: Any) -> None:
 
 
 def test_half_a_variant_is_an_error(tmp_path: Path) -> None:
-    """A checkpoint with tensors of both variants has not all of either."""
+    """A checkpoint with tensors of both variants does not have all of either."""
     variant = VARIANTS["jina_bert-code"]
     found = tensors(variant, "encoder")
     del found["encoder.layer.0.attention.self.layer_norm_q.weight"]

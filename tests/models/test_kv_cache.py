@@ -197,7 +197,7 @@ def test_attention_maps_need_a_cache_for_every_sequence(tmp_path: Path) -> None:
             executor.run(step)
 
 
-def test_outputs_and_caches_that_are_none(lm: CausalLM) -> None:
+def test_objects_that_are_not_outputs_or_caches(lm: CausalLM) -> None:
     one, cu_seqlens = np.zeros(1, np.int32), np.array([0, 1], np.int32)
     with pytest.raises(InputError, match="outputs: expected some of"):
         lm.executor.run(Step(one, cu_seqlens, one, one), ["nonsense"])
@@ -255,7 +255,7 @@ def test_caches_of_another_kv_dtype(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kv_dtype", ["int4", "INT8", "", 8, b"int8"])
-def test_kv_dtypes_that_are_none(tmp_path: Path, kv_dtype: Any) -> None:
+def test_invalid_kv_dtypes(tmp_path: Path, kv_dtype: Any) -> None:
     error = InputError if isinstance(kv_dtype, str) else DTypeError
     with pytest.raises(error, match="kv_dtype: expected None or one of float32, bfloat16, int8 on cpu"):
         AutoModelForCausalLM.from_pretrained(write_gpt2(tmp_path), kv_dtype=kv_dtype)

@@ -39,7 +39,7 @@ def classifier(tmp_path: Path, device: str) -> Iterator[SequenceClassifier]:
 
 
 def same(device: str, actual: Any, expected: Any, model: Any) -> None:
-    """Assert equal bits on cpu (the numerics contract); the rounding of numpy's matrix product depends on the shape."""
+    """Assert equal bits on the CPU (numerics contract); the rounding of numpy's matrix product depends on the shape."""
     if device == "cpu":
         assert np.array_equal(actual, expected)
     else:

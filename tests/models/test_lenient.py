@@ -201,7 +201,7 @@ def test_the_right_class_is_named(tmp_path: Path) -> None:
         AutoModelForSequenceClassification.from_pretrained(tmp_path / "tokens")
 
 
-def test_options_that_nobody_knows_are_one_short_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_unknown_options_are_one_short_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """A value of megabytes or with line ends cannot fill or forge a log."""
     odd = {f"k{i}\nINFO forged": "v" * 100_000 for i in range(100)}
     with caplog.at_level(logging.WARNING, "fastattn"):
@@ -278,7 +278,7 @@ def test_classes_without_names(names: Any, labels: tuple[str, ...], caplog: pyte
         {"label2id": {"a": "9" * 1000}}, {"id2label": {"9" * 1000: "a"}}, {"problem_type": 7},
     ],
 )  # fmt: skip
-def test_labels_that_are_none(options: dict[str, Any]) -> None:
+def test_invalid_labels(options: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=next(iter(options))) as caught:
         bert.read_config({**BERT, **options})
     assert len(str(caught.value)) < 300

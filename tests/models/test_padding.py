@@ -185,7 +185,7 @@ def test_the_last_token_that_is_not_padding(ids: Any, padding: int | None, rows:
         ([np.array([5, 3]), np.array([6, 7])], False), (np.zeros((2, 0), np.int64), False), ([], False),
     ],
 )  # fmt: skip
-def test_padding_without_a_mask_is_said_once(
+def test_padding_without_a_mask_is_logged_once(
     tmp_path: Path, ids: Any, warned: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The warning appears if rows have one length and so may be padded; tokenizers return no lists of arrays."""

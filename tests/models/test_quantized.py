@@ -115,7 +115,7 @@ def test_untied_heads_that_repeat_the_embeddings_are_kept_once(tmp_path: Path) -
                 np.testing.assert_array_equal(ours, theirs)
 
 
-def test_what_lies_beside_the_weights_comes_along(tmp_path: Path) -> None:
+def test_files_next_to_the_weights_are_copied(tmp_path: Path) -> None:
     floats = write_floats("bert", tmp_path / "floats")
     (floats / "tokenizer.json").write_text("{}")
     (floats / "1_Pooling").mkdir()
@@ -180,7 +180,7 @@ def test_refuses(tmp_path: Path) -> None:
         fastattn.compare_dtypes(folder, ["a"])
 
 
-def test_a_numpy_dtype_is_no_name(tmp_path: Path) -> None:
+def test_a_numpy_dtype_is_not_a_name(tmp_path: Path) -> None:
     """It equals its name and would pass a lookup in a tuple of names; `from_pretrained` uses its name."""
     floats = write_floats("gpt2", tmp_path / "floats")
     given: Any = np.dtype("float32")

@@ -182,7 +182,7 @@ def replace_with_same_times(path: Path) -> None:
 
 
 @pytest.mark.parametrize("change", [lambda path: path.chmod(0o400), lambda path: os.link(path, path.with_name("link"))])
-def test_a_new_mode_or_link_is_no_change(tmp_path: Path, change: Callable[[Path], None]) -> None:
+def test_a_new_mode_or_link_is_not_a_change(tmp_path: Path, change: Callable[[Path], None]) -> None:
     model = AutoModelForCausalLM.from_pretrained(write_gpt2(tmp_path))
     expected = model([1, 2]).logits
     for name in ("config.json", "model.safetensors"):

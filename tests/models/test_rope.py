@@ -149,7 +149,7 @@ def test_frequencies_of_a_part_of_the_head(name: str, share: float) -> None:
 
 
 def test_older_configs() -> None:
-    """rope_theta, the share and Phi-3's original length stand beside rope_scaling, whose type may be called type."""
+    """rope_theta, the share and Phi-3's original length are next to rope_scaling, whose type may be called type."""
     parameters = parameters_of("longrope", 10000.0)
     expected = ours({"rope_parameters": {**parameters, "partial_rotary_factor": 1.0}})
     scaling = {key: parameters[key] for key in ("short_factor", "long_factor")}

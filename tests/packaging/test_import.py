@@ -85,7 +85,7 @@ def test_dir_shows_the_public_names_alone() -> None:
     assert dir(fastattn.util) == sorted(fastattn.util.__all__)
 
 
-def test_the_version_is_said_once() -> None:
+def test_the_version_is_the_same_everywhere() -> None:
     in_pyproject = re.search(r'^version = "([^"]+)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
     assert in_pyproject is not None
     assert fastattn.__version__ == in_pyproject[1]

@@ -53,7 +53,7 @@ def defines_cpp(text: str, name: str) -> bool:
     """Whether C++ source defines a function, class, struct or member, written as Class::member."""
     text = CPP_NOISE.sub(lambda found: " " if found[0].startswith("/") else found[0][0] * 2, text)
     outer, _, last = name.rpartition("::")
-    # Behind the type of the result: a call never has a body.
+    # After the type of the result: a call never has a body.
     function = re.compile(rf"[\w>&*\]][\s&*]+{re.escape(name)}{ARGUMENTS}{BODY}")
     if function.search(text):
         return True

@@ -253,7 +253,7 @@ def test_every_kind_of_op_is_checked(models: list[Loaded], kind: str, change: An
 
 
 @pytest.mark.parametrize("kind", ["layer_norm", "linear", "embedding"])
-def test_a_weight_less_is_refused(models: list[Loaded], kind: str) -> None:
+def test_a_missing_weight_is_refused(models: list[Loaded], kind: str) -> None:
     engine, spec = change_at(models, kind, one_weight_less)
     with pytest.raises(ConfigError, match="weights, got"):
         _core.Executor(engine, spec)

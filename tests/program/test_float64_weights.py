@@ -60,7 +60,7 @@ def test_every_kind_of_rounding(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("value", [1e39, -1e300, (2 - 2**-24) * 2.0**127])
 @pytest.mark.parametrize(("use", "form", "transposed"), [("matrix", "int8", True), ("table", "float32", False)])
-def test_a_number_beyond_float32_is_an_error_and_no_infinity(
+def test_a_number_beyond_float32_is_an_error_and_not_infinity(
     use: str, form: str, transposed: bool, value: float, tmp_path: Path
 ) -> None:
     weights = np.ones(ROWS * COLUMNS)

@@ -1,4 +1,4 @@
-"""On cpu, rewrites and requests for more outputs change no bit."""
+"""On the CPU, rewrites and requests for more outputs change no bit."""
 
 from __future__ import annotations
 

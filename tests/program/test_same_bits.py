@@ -98,7 +98,7 @@ def test_alone_in_a_batch_shuffled(family: Family, dtype: str, tmp_path: Path, r
 
 
 @pytest.mark.parametrize("side", ["left", "right", "both"])
-def test_padded_at_the_door(family: Family, dtype: str, tmp_path: Path, rng: np.random.Generator, side: str) -> None:
+def test_padded_input(family: Family, dtype: str, tmp_path: Path, rng: np.random.Generator, side: str) -> None:
     model = family.load(tmp_path, dtype=dtype)
     batch = texts(rng)[:12]
     width = max(map(len, batch)) + 3

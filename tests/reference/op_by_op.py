@@ -1,4 +1,4 @@
-"""Asserts that every op of a model on cpu agrees with the numpy executor, on the inputs that the cpu used."""
+"""Asserts that every op of a model on the CPU agrees with the numpy executor, on the inputs that the CPU used."""
 
 from __future__ import annotations
 

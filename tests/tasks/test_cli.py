@@ -230,7 +230,7 @@ def test_exit_codes_of_the_process() -> None:
     assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
 
 
-def test_what_is_no_utf8_is_named_by_line(tmp_path: Path) -> None:
+def test_bytes_that_are_not_utf8_are_named_by_line(tmp_path: Path) -> None:
     (tmp_path / "bad.txt").write_bytes(b"r\xc3\xa9sum\n\nb\xff")
     done = run("classify", "-f", tmp_path / "bad.txt")
     assert done.returncode == 1

@@ -289,7 +289,7 @@ def test_a_damaged_file_is_an_error_that_names_it(model: fa.SentenceTransformer,
         fa.EmbeddingCache(path).encode(model, texts)
 
 
-def test_files_of_others(tmp_path: Path) -> None:
+def test_files_of_other_programs(tmp_path: Path) -> None:
     connection = sqlite3.connect(tmp_path / "c")
     connection.execute("CREATE TABLE t (x)")
     connection.commit()

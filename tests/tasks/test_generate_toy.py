@@ -319,7 +319,7 @@ def test_fault_45_a_prompt_that_may_be_cut(truncate: Literal["left", "right"]) -
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_fault_56_logits_that_are_no_numbers(bad: float) -> None:
+def test_fault_56_logits_that_are_not_numbers(bad: float) -> None:
     model = ToyModel()
 
     def logits(ids: list[int]) -> np.ndarray:

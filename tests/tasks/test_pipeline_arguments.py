@@ -351,7 +351,7 @@ def test_messages_name_the_text(gpt2: Path) -> None:
         pipe(["a", "the hello " * 8], max_new_tokens=62)
 
 
-def test_options_beside_a_loaded_model(classifier: Path) -> None:
+def test_options_together_with_a_loaded_model(classifier: Path) -> None:
     model = fastattn.AutoModelForSequenceClassification.from_pretrained(classifier, threads=1)
     pipe = fastattn.pipeline("text-classification", model, device=-1, dtype="float32")
     assert pipe.model is model

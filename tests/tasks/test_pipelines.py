@@ -154,7 +154,7 @@ def test_text_generation_samples_until_the_context_is_full(gpt2_folder: Path) ->
     assert cut == text[: text.index(text[12:14], 9)]
 
 
-def test_a_table_is_no_list_of_texts(gpt2_folder: Path, bert_folder: Path) -> None:
+def test_a_table_is_not_a_list_of_texts(gpt2_folder: Path, bert_folder: Path) -> None:
     """Iterating over a DataFrame yields the names of its columns."""
     pandas = pytest.importorskip("pandas")
     frame = pandas.DataFrame({"text": TEXTS})
@@ -179,7 +179,7 @@ def test_what_objects_say_of_themselves(bert_folder: Path) -> None:
     assert repr(vectors) == f"<SentenceTransformer of {vectors.model!r}, 32 numbers, 64 tokens>"
 
 
-def test_a_with_block_gives_the_memory_back(gpt2_folder: Path, bert_folder: Path) -> None:
+def test_a_with_block_frees_the_memory(gpt2_folder: Path, bert_folder: Path) -> None:
     with fastattn.pipeline("text-generation", gpt2_folder, threads=1) as generator:
         generator("the", max_new_tokens=1)
     with fastattn.pipeline("text-classification", bert_folder, threads=1) as classifier:

@@ -148,7 +148,7 @@ def test_other_modules_are_refused_by_name(folder: Path, kind: str) -> None:
     "kind",
     ["custom_st.Transformer", "modeling.Pooling", "Pooling", "os.path.Pooling", "sentence_transformersx.Pooling"],
 )
-def test_code_of_the_model_is_no_module(folder: Path, kind: str) -> None:
+def test_code_of_the_model_is_not_a_module(folder: Path, kind: str) -> None:
     write_json(folder / "modules.json", [entry(0, "Transformer", ""), {**entry(1, "", "1_Pooling"), "type": kind}])
     with pytest.raises(ConfigError, match="code that comes with the model, and such code never runs"):
         fastattn.SentenceTransformer(folder)

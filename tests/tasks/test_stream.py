@@ -180,7 +180,7 @@ def test_a_text_that_encodes_to_nothing() -> None:
     assert encode_prompt(small_tokenizer(), "hello", "text").tolist() == [0]
 
 
-def test_special_tokens_of_the_prompt_are_no_text() -> None:
+def test_special_tokens_of_the_prompt_are_not_text() -> None:
     raw = RawTokenizer(models.WordLevel({"▁hello": 0, "▁cat": 1, "[U]": 2}, unk_token="[U]"))
     raw.pre_tokenizer, raw.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
     raw.add_special_tokens(["<s>", "</s>"])

@@ -116,7 +116,7 @@ def test_another_kind_of_model_than_the_class_uses(tmp_path: Path) -> None:
     assert tokens(folder, "hello") == ["hello"]
 
 
-def test_a_guess_by_file_names_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_guess_by_file_names_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder = write_gpt2(tmp_path)
     (folder / "tokenizer_config.json").unlink()
     assert load_tokenizer(folder).options.class_name == "GPT2Tokenizer"

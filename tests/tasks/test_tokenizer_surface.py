@@ -284,7 +284,7 @@ def test_odd_counts(bert: Tokenizer, name: str, value: Any) -> None:
         "return_length", "split_special_tokens", "verbose",
     ],
 )  # fmt: skip
-def test_strings_and_numbers_are_no_flags(bert: Tokenizer, name: str, value: Any) -> None:
+def test_strings_and_numbers_are_not_flags(bert: Tokenizer, name: str, value: Any) -> None:
     with pytest.raises((DTypeError, InputError), match=f"^{name}: expected"):
         bert("a", **{name: value})
 
@@ -407,7 +407,7 @@ def test_objects_of_the_tokenizers_library(bert: Tokenizer) -> None:
     assert Tokenizer.from_object(bert) is bert
 
 
-def test_objects_that_are_no_tokenizers(bert: Tokenizer) -> None:
+def test_objects_that_are_not_tokenizers(bert: Tokenizer) -> None:
     class Slow:
         def convert_tokens_to_ids(self) -> None: ...
 

@@ -111,7 +111,7 @@ def test_a_scalar_of_arrow_is_its_value(bert: Tokenizer) -> None:
     ["text", b"ab", bytearray(b"ab"), memoryview(b"ab"), {"a": "b"}, {"a"}, frozenset("a"), 3, None],
     ids=short_repr,
 )
-def test_what_is_no_sequence_of_texts(bert: Tokenizer, bad: Any) -> None:
+def test_objects_that_are_not_sequences_of_texts(bert: Tokenizer, bad: Any) -> None:
     with pytest.raises(DTypeError, match="texts: expected a sequence of str, got"):
         check_texts(bad, "texts")
     with pytest.raises(DTypeError, match="texts: expected a sequence of str, got"):

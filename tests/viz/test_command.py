@@ -64,7 +64,7 @@ def test_wrong_usage(
     assert not list(tmp_path.iterdir())
 
 
-def test_a_classifier_of_a_family_with_language_models_is_no_language_model(tmp_path: Path) -> None:
+def test_a_classifier_of_a_family_with_language_models_is_not_a_language_model(tmp_path: Path) -> None:
     folder = tmp_path / "model"
     shutil.copytree(demo_model("text-generation"), folder)
     config = json.loads((folder / "config.json").read_text())

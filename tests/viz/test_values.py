@@ -226,7 +226,7 @@ def test_wrong_arguments(gpt2: Path, call: Any, error: type[Exception], words: s
         call(model)
 
 
-def test_an_encoder_is_no_language_model(tmp_path: Path) -> None:
+def test_an_encoder_is_not_a_language_model(tmp_path: Path) -> None:
     with (
         load(folders.write("bert", tmp_path)) as model,
         pytest.raises(

@@ -57,7 +57,7 @@ class AutoTokenizer:
         fast, and code in a folder never runs. revision, cache_dir, local_files_only, token: for hub ids.
         pretrained_model_name_or_path, use_auth_token: transformers' names for path and token.
         Raises ConfigError if there is no tokenizer, ModelFormatError if a file is malformed, InputError for a setting
-        that is unknown or that the tokenizer does not use.
+        that is unknown or that the tokenizer does not use, DTypeError, ModelNotFoundError, HubError.
         """
         for name, value in (("use_fast", use_fast), ("trust_remote_code", trust_remote_code)):
             if value is not None:

@@ -127,7 +127,7 @@ def serve(answer: Callable[[Answer], Answer]) -> None:
     for line in sys.stdin:
         try:
             found = answer(json.loads(line))
-        except Exception as error:  # the table shows the error, other libraries continue
+        except Exception as error:  # the table shows the error; other libraries continue
             found = {"error": reason(error)}
         out.write(json.dumps(found) + "\n")
         out.flush()

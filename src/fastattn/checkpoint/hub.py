@@ -98,8 +98,8 @@ def resolve(
 
     name: the name of the argument, for messages. patterns: only matching files are downloaded; the default matches all
     files that fastattn reads. If the hub cannot be reached, a snapshot in the cache is used. Raises HubError,
-    DTypeError or InputError for an argument, or ModelNotFoundError if `path_or_id` is neither a folder nor a possible
-    hub id.
+    ConfigError without the extra `hub`, DTypeError or InputError for an argument, or ModelNotFoundError if `path_or_id`
+    is neither a folder nor a possible hub id.
     """
     given = os.fspath(path_or_id) if isinstance(path_or_id, str | os.PathLike) else None
     if not isinstance(given, str):

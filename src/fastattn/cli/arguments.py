@@ -207,7 +207,7 @@ def _add_run(commands: _Commands) -> None:
         help="token-classification, fill-mask, zero-shot-classification, question-answering, or another task of "
         "fastattn.pipeline",
     )
-    _add_model_name(parser, "a model's folder or hub id (the demo model of the task, if there is one)")
+    _add_model_name(parser, "a model's folder or hub id (default: the demo model of the task, if any)")
     add_flags(parser, LoadOptions)
     _add_texts(parser, "a text; '-' reads lines from standard input")
     parser.add_argument(
@@ -232,13 +232,13 @@ def _add_batching(parser: argparse.ArgumentParser) -> None:
         "--batch-size",
         type=integer(1, INT32_MAX),
         metavar="N",
-        help="texts per step (32); 1 prints each result before the next text is read",
+        help="texts per step (default: 32); 1 prints each result before the next text is read",
     )
     parser.add_argument(
         "--max-batch-tokens",
         type=integer(1, INT32_MAX),
         metavar="N",
-        help="tokens per step; without --batch-size, any number of texts (no limit)",
+        help="tokens per step; without --batch-size, any number of texts (default: no limit)",
     )
 
 
@@ -303,7 +303,7 @@ def _add_bench(commands: _Commands) -> None:
         type=_libraries,
         metavar="LIBRARIES",
         help="run other libraries on the same workloads, each in its own process: torch,onnxruntime,ctranslate2,"
-        "openvino,llama_cpp; NAME:DTYPE for another dtype than --dtype",
+        "openvino,llama_cpp; NAME:DTYPE for a dtype other than --dtype",
     )
     parser.add_argument("--works", type=some_names, metavar="NAMES", help="measure only these workloads: 8x128,1x16")
     parser.add_argument(

@@ -97,7 +97,7 @@ def _check_together(args: argparse.Namespace) -> None:
         parser.error("argument --json: not allowed with argument -o/--output, which writes no text")
     if args.command == "run" and args.task == "text-generation" and args.max_batch_tokens is not None:
         parser.error(
-            "argument --max-batch-tokens: not allowed with text-generation, whose steps have a limit of tokens"
+            "argument --max-batch-tokens: not allowed with text-generation, which sets its own limit of tokens per step"
         )
     if args.command == "bench" and args.machine and (args.against or args.works):
         parser.error("argument --machine: not allowed with --against or --works, which measure models")

@@ -1,4 +1,4 @@
-"""Writes vectors to a .npy file, row by row, without keeping them in memory."""
+"""Writes vectors to a .npy file in parts. For a pipe or a device, all of them are collected in memory first."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class VectorFile:
                 self._part.unlink(missing_ok=True)
 
     def write(self, rows: NDArray[np.float32]) -> None:
-        """Append rows [n_part, d]. Raises InputError if the disk is full."""
+        """Append rows [n_part, d]. Raises InputError if they cannot be written, for example to a full disk."""
         count, width = rows.shape
         if self._part is None:
             self._parts.append(rows)

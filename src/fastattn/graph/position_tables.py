@@ -18,7 +18,7 @@ from fastattn.graph.tensor import Weights
 
 Ints = NDArray[np.intp]
 
-PANEL = 64  # columns are computed in panels of as many (kPanelWidth), for windows of as many positions (kBlockLen)
+PANEL = 64  # the number of columns in a panel (kPanelWidth), and of positions in a window (kBlockLen)
 _ROWS = 16  # rows that attention computes together (kAttentionRows)
 
 

@@ -178,9 +178,10 @@ def _last_distances(buckets: int, max_positions: int, most: int) -> Ints:
 
 
 def columns_of(cfg: DebertaV2Config) -> Columns:
-    """Return the columns of attention's scores: those of the embedding of each relative position, key's minus query's.
+    """Return the columns of attention's scores, by relative position: the key's minus the query's.
 
-    Both parts of a score have the embedding of query's minus key's position.
+    A column is that of one embedding. The embeddings are numbered in the other direction, by the query's position
+    minus the key's; both parts of a score use the same one.
     """
     distances = np.arange(cfg.max_positions)
     if cfg.position_buckets:

@@ -217,8 +217,8 @@ class SentenceOrderOutput(ModelOutput, Generic[_PerToken]):
 class DiscriminatorOutput(ModelOutput, Generic[_PerToken]):
     """The outputs of ELECTRA's discriminator.
 
-    logits [batch, seq_len]: a token with a positive one was replaced by the generator. hidden_states, attentions: as in
-    CausalLMOutput.
+    logits [batch, seq_len]: a positive one means that the generator replaced the token. hidden_states, attentions: as
+    in CausalLMOutput.
     """
 
     logits: _PerToken

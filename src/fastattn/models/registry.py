@@ -47,7 +47,7 @@ class Family:
     computed: returns the weights that are computed from the config and the checkpoint, by their names in the model.
     n_hidden_weights: returns the number of weights of the checkpoint that only `computed` reads.
     hidden_tensors: returns the names of these tensors, if they depend on the config. Others are reported as unused.
-    heads: prefixes of the tensor names of heads that have other ones than in `TASKS`.
+    heads: by task, the prefixes of the tensor names of its head, if they are not those in `TASKS`.
     missing: what messages say about heads that transformers has and this family lacks. needs_code: returns whether
     transformers reads a config.json only with the code that comes with the checkpoint.
     """

@@ -201,7 +201,7 @@ def _check_items(items: Sequence[object], name: str, mask: bool) -> None:
             raise DTypeError(f"{name}[{i}]: expected an integer, got {_kind(item)}{hint}")
         if not -(2**63) <= value < 2**63:
             found = value if abs(value) < 2**128 else f"one of {value.bit_length()} bits"
-            raise InputError(f"{name}[{i}]: expected an integer of 32 bits, got {found}")
+            raise InputError(f"{name}[{i}]: expected an integer of 64 bits, got {found}")
 
 
 def _kind(item: object) -> str:

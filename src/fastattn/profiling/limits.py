@@ -80,9 +80,9 @@ def _seconds_to_read(executor: CpuExecutor) -> float:
     return min(executor.seconds_to_read() for _ in range(50))
 
 
-def least_time(cost: Cost, kept: str, limits: Limits) -> LeastTime:
-    """Return the minimum time of an op. kept: the format of its products (`fastattn.graph.step_cost.op_format`)."""
-    rate = limits.rates[PRODUCTS[kept]]
+def least_time(cost: Cost, product_format: str, limits: Limits) -> LeastTime:
+    """Return the minimum time of an op. product_format: from `fastattn.graph.step_cost.op_format`."""
+    rate = limits.rates[PRODUCTS[product_format]]
     return LeastTime(cost.operations / rate / 1e9, cost.bytes / limits.read_gbps / 1e9)
 
 

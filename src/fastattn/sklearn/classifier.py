@@ -46,8 +46,9 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # n
     - "auto": "cls" or "mean", as in the model's Pooling module. A Normalize module after it does not apply.
     - "sentence": the vector that `SentenceTransformer.encode` returns. `save_pretrained` cannot write it.
 
-    C, class_weight, max_iter, tol: of `sklearn.linear_model.LogisticRegression`. Except with "sentence", the vectors
-    are scaled so that their mean square length is 1 on the training texts. dtype, threads: of `SentenceTransformer`.
+    C, class_weight, max_iter, tol: passed to `sklearn.linear_model.LogisticRegression`. Except with "sentence", the
+    vectors are scaled so that their mean square length is 1 on the training texts. dtype, threads: passed to
+    `SentenceTransformer`.
 
     Attributes: `classes_`; `coef_` [n_classes, width] and `intercept_` [n_classes] ([1, width] and [1] for two
     classes), float32, for the vectors before this scaling; `n_iter_`; `pooling_`, the pooling used; `model_`, the
@@ -121,12 +122,15 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # n
         return found[:, 0] if len(self.coef_) == 1 else found
 
     def predict_proba(self, X: object) -> NDArray[np.float64]:
-        """Return the probability of each class, float64 [n, n_classes], in the order of `classes_`."""
+        """Return the probability of each class, float64 [n, n_classes], in the order of `classes_`.
+
+        Raises DTypeError for a missing text, InputError.
+        """
         logits = self.decision_function(X).astype(np.float64)
         return softmax(np.stack([-logits / 2, logits / 2], axis=1) if logits.ndim == 1 else logits)
 
     def predict(self, X: object) -> NDArray[Any]:
-        """Return the most probable class of each text, [n]."""
+        """Return the most probable class of each text, [n]. Raises DTypeError for a missing text, InputError."""
         best = self.predict_proba(X).argmax(axis=1)
         return cast("NDArray[Any]", self.classes_[best])
 
@@ -134,8 +138,8 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # n
         """Write a checkpoint for `AutoModelForSequenceClassification` of transformers and fastattn; return its folder.
 
         It has the model's weights and tokenizer, a classification head, and the classes as labels. Its logits are those
-        of `decision_function`, up to float32 rounding; for two classes, they are half of it with each sign. They need
-        the numbers of float32 or bfloat16; float16 overflows. The folder must be new or empty. Raises ConfigError if
+        of `decision_function`, up to float32 rounding; for two classes, they are -1/2 and 1/2 of it. They need
+        the range of float32 or bfloat16; float16 overflows. The folder must be new or empty. Raises ConfigError if
         no head of the model's family reads these vectors, or the model puts a prompt before each text; OSError.
         """
         model = self.model_

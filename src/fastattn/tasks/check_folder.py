@@ -100,9 +100,10 @@ class FolderReport:
     """The result of `check_folder`.
 
     problems: why the folder does not load, or gives wrong results; empty if it is fine. warnings: what fastattn would
-    log while loading. tasks: the main one, which `architectures` of config.json names, comes first. cross_encoder:
-    whether its modules are those of a CrossEncoder; sparse_encoder, multi_vector_encoder: the same for these. digests:
-    names of the weight files whose SHA-256 was compared with a known one. tokenizer: its class and number of tokens.
+    log while loading. tasks: the main one, which `architectures` of config.json names, comes first.
+    sentence_transformer, cross_encoder, sparse_encoder, multi_vector_encoder: whether it is a folder of this class, and
+    loads. digests: names of the weight files whose SHA-256 was compared with a known one. tokenizer: its class and
+    number of tokens.
     """
 
     path: str

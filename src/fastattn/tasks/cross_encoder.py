@@ -49,7 +49,7 @@ _log = logging.getLogger("fastattn")
 class OldArgs(TypedDict, total=False):
     """Older names of arguments.
 
-    model_name, automodel_args, tokenizer_kwargs and tokenizer_args, config_args and default_activation_function: of
+    model_name, automodel_args, tokenizer_kwargs and tokenizer_args, config_args and default_activation_function: for
     model_name_or_path, model_kwargs, processor_kwargs, config_kwargs and activation_fn. classifier_dropout changes
     nothing.
     """
@@ -81,9 +81,9 @@ class Ranked(_Ranked, total=False):
 class CrossEncoder(TextModelBase):
     """A model that reads two texts together and scores them: a reranker, or a classifier of pairs.
 
-    From a folder with a classification head, or with a modules.json of sentence-transformers. Pairs longer than
-    `max_seq_length` tokens are cut, as in sentence-transformers. A score depends only on its own pair, bit for bit.
-    `close` or a `with` block frees the memory.
+    It is loaded from a folder with a classification head, or with a modules.json of sentence-transformers. Pairs longer
+    than `max_seq_length` tokens are cut, as in sentence-transformers. A score depends only on its own pair, bit for
+    bit. `close` or a `with` block frees the memory.
     """
 
     def __init__(
@@ -106,7 +106,7 @@ class CrossEncoder(TextModelBase):
         keep_in_fp32_modules: list[str] | None = None,
         **options: Unpack[CrossEncoderLoadArgs],
     ) -> None:
-        """Load a folder or a hub id; a name without an owner is a model of cross-encoder.
+        """Load a folder or a hub id; a name without an owner gets the owner "cross-encoder".
 
         num_labels: None is the number in config.json, or 1 if the model is not a classifier. max_length: the maximum
         number of tokens of a pair. activation_fn: applied to the logits; None is that of the folder, else a sigmoid for
@@ -222,9 +222,9 @@ class CrossEncoder(TextModelBase):
         returns one score, or [num_labels]. prompt, or the entry prompt_name of `prompts`: put before the first text of
         each pair. activation_fn (or activation_fct): for this call. apply_softmax: apply a softmax over several
         labels to the scores. convert_to_numpy=False: return a list. convert_to_tensor: return a torch tensor; torch
-        must be imported. batch_size: the most pairs in one step; pairs of similar length share one. It changes no
-        score. show_progress_bar, processing_kwargs, device, pool, chunk_size: as in `SentenceTransformer.encode`.
-        Raises DTypeError, InputError, and NonFiniteError if a score is NaN or infinite.
+        must be imported. batch_size: the maximum number of pairs in one step; pairs of similar length share one. It
+        changes no score. show_progress_bar, processing_kwargs, device, pool, chunk_size: as in
+        `SentenceTransformer.encode`. Raises DTypeError, InputError, and NonFiniteError if a score is NaN or infinite.
         """
         check_neutral(old, OLD_KEYWORDS, "predict", _PREDICT_NAMES)
         options = PredictOptions(
@@ -250,9 +250,10 @@ class CrossEncoder(TextModelBase):
         return found if options.convert_to_numpy or single else list(found)
 
     def predict_with_cuts(self, inputs: object, *, batch_size: int = 32) -> tuple[Rows, dict[int, int]]:
-        """Call `predict` for a sequence of pairs. Return [n_pairs, num_labels], and the remaining tokens of cut pairs.
+        """Call `predict` for a sequence of pairs. Return the scores and the cuts.
 
-        The latter by index. Raises what `predict` raises.
+        The scores are float32 [n_pairs, num_labels]; the cuts are the remaining tokens of cut pairs, by index. Raises
+        what `predict` raises.
         """
         pairs, single = read_pair_inputs("inputs", inputs)
         cut: dict[int, int] = {}
@@ -305,7 +306,10 @@ class CrossEncoder(TextModelBase):
         return found
 
     def count_tokens(self, inputs: object) -> list[int]:
-        """Count the tokens of each pair before `predict` cuts it, including special tokens and the default prompt."""
+        """Count the tokens of each pair before `predict` cuts it, including special tokens and the default prompt.
+
+        Raises DTypeError, InputError.
+        """
         pairs, _ = read_pair_inputs("inputs", inputs)
         texts = with_prompt(self._prefix(None, None), pairs)
         return [len(ids) for ids, _ in self._scorer.text.encode(texts, TextTruncation(DO_NOT_TRUNCATE), None)]

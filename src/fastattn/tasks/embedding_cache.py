@@ -91,7 +91,7 @@ class EmbeddingCache:
         return len(self._store)
 
     def size_bytes(self) -> int:
-        """Return the number of bytes of the file that are in use."""
+        """Return the number of bytes of the file that are in use. Raises CacheError."""
         return self._store.size_bytes()
 
     def clear(self) -> None:
@@ -124,13 +124,13 @@ class EmbeddingCache:
         return self._encode(model, sentences, EncodeOptions(**options))
 
     def encode_query(self, model: SentenceTransformer, sentences: object, **options: Unpack[CachedEncodeArgs]) -> Any:
-        """Return what `model.encode_query(sentences, **options)` returns."""
+        """Return what `model.encode_query(sentences, **options)` returns. Raises what `encode` raises."""
         return self._encode_for("query", model, sentences, options)
 
     def encode_document(
         self, model: SentenceTransformer, sentences: object, **options: Unpack[CachedEncodeArgs]
     ) -> Any:
-        """Return what `model.encode_document(sentences, **options)` returns."""
+        """Return what `model.encode_document(sentences, **options)` returns. Raises what `encode` raises."""
         return self._encode_for("document", model, sentences, options)
 
     def _encode_for(self, task: TextTask, model: object, sentences: object, given: CachedEncodeArgs) -> Any:

@@ -179,7 +179,7 @@ class TextCrossEncoder(_Generator[CrossEncoder]):
     """Scores texts for a query one by one, from any iterable, in bounded memory.
 
     The scores are logits: those of `CrossEncoder.predict` with the activation function "Identity". For a model with
-    several labels, that of the first one.
+    several labels, they are those of the first label.
     """
 
     def _load(self) -> CrossEncoder:

@@ -59,8 +59,9 @@ class KeyedVectors(WordQueries):
         """Read a file of word2vec, text or binary, a `.vec` file of fastText, or with `no_header` one of GloVe.
 
         The file may be compressed with gzip. limit: read only the first words. In a text file, a word may contain
-        spaces if the part that is too much is no number. Of a word that occurs twice, the first vector is used, with a
-        warning. Raises ModelFormatError with the line or byte, ModelNotFoundError, InputError, DTypeError, OSError.
+        spaces if the part after its last space is not a number. Of a word that occurs twice, the first vector is used,
+        with a warning. Raises ModelFormatError with the line or byte, ModelNotFoundError, InputError, DTypeError,
+        OSError.
         """
         if fvocab is not None:
             raise InputError("fvocab: expected None, because counts of words are not read")
@@ -79,7 +80,10 @@ class KeyedVectors(WordQueries):
     def save_word2vec_format(
         self, fname: str | Path, fvocab: None = None, binary: bool = False, *, write_header: bool = True
     ) -> None:
-        """Write all words in order as a file of word2vec. Raises InputError for a word that the format cannot store."""
+        """Write all words in order as a file of word2vec.
+
+        Raises InputError for a word that the format cannot store, DTypeError, OSError.
+        """
         if fvocab is not None:
             raise InputError("fvocab: expected None, because there are no counts of words")
         for word in self.index_to_key:

@@ -66,8 +66,8 @@ class EncodeAdapter:
     """The options of adapters that pass texts to `SentenceTransformer.encode` and its two variants.
 
     model: a folder, a hub id, or a SentenceTransformer; None is the embedded demo model. batch_size,
-    normalize_embeddings: of `encode`. dtype, threads: of `SentenceTransformer`. A pickle has no weights, only the
-    model's path and the SHA-256 of its files. Raises what loading a SentenceTransformer raises.
+    normalize_embeddings: passed to `encode`. dtype, threads: passed to `SentenceTransformer`. A pickle has no weights,
+    only the model's path and the SHA-256 of its files. Raises what loading a SentenceTransformer raises.
     """
 
     def __init__(

@@ -87,8 +87,9 @@ class _ExpandedTransformer(Transformer):
 class MultiVectorEncoder(TextEncoder):
     """A model with one vector per token, whose texts are compared with MaxSim.
 
-    From a folder of sentence-transformers' MultiVectorEncoder, or of PyLate. Texts longer than `max_seq_length` tokens
-    are cut. The vectors depend only on their own text, bit for bit. `close` or a `with` block frees the memory.
+    It is loaded from a folder of sentence-transformers' MultiVectorEncoder, or of PyLate. Texts longer than
+    `max_seq_length` tokens are cut. The vectors depend only on their own text, bit for bit. `close` or a `with` block
+    frees the memory.
     """
 
     _text: Transformer
@@ -242,11 +243,17 @@ class MultiVectorEncoder(TextEncoder):
         self._similarity = self._check_similarity(name)
 
     def similarity(self, embeddings1: object, embeddings2: object) -> Rows:
-        """Return the scores float32 [n_1, n_2] of queries and documents. Raises DTypeError, InputError."""
+        """Return the scores float32 [n_1, n_2] of queries and documents, each given as `encode` returns them.
+
+        Raises DTypeError, InputError.
+        """
         return maxsim(embeddings1, embeddings2, length_normalize=self.similarity_fn_name == "meanmaxsim")
 
     def similarity_pairwise(self, embeddings1: object, embeddings2: object) -> NDArray[np.float32]:
-        """Return the scores float32 [n] of queries and documents, pair by pair. Raises DTypeError, InputError."""
+        """Return the scores float32 [n] of queries and documents, each given as `encode` returns them, pair by pair.
+
+        Raises DTypeError, InputError.
+        """
         return maxsim_pairwise(embeddings1, embeddings2, length_normalize=self.similarity_fn_name == "meanmaxsim")
 
 

@@ -1,4 +1,4 @@
-"""Compares every op of a Program on cpu with the float64 formulas, on the inputs that the cpu used."""
+"""Compares every op of a Program on the CPU with the float64 formulas, on the inputs that the CPU used."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def op_errors(
 ) -> Iterator[OpError]:
     """Yield the error of every op of an optimized Program. Keys and values are float32.
 
-    The float64 formula of an op gets the op's inputs from the cpu, so an error is not passed on to later ops.
+    The float64 formula of an op gets the op's inputs from the CPU, so an error is not passed on to later ops.
     """
     program = every_value(program)
     longest = int(np.diff(step.cu_seqlens).max())

@@ -50,7 +50,7 @@ class Job(ABC, Generic[Item, Reduced, Result]):
 
     @abstractmethod
     def reduce(self, part: Part, output: Any) -> Reduced:
-        """Return what the result needs of the output for a sequence, which is freed after the step."""
+        """Return the part of a sequence's output that the result needs. The output is freed after the step."""
 
     @abstractmethod
     def finish(self, item: Item, reduced: list[Reduced]) -> Result:
@@ -61,8 +61,8 @@ class Job(ABC, Generic[Item, Reduced, Result]):
 class StepLimits:
     """The sequences that share a step: at most batch_size of them, with max_batch_tokens tokens.
 
-    batch_size None: DEFAULT_BATCH_SIZE, or no limit with max_batch_tokens. A longer sequence has a step of its own. A
-    window has the sequences of about window_steps, and about window_tokens.
+    batch_size None: DEFAULT_BATCH_SIZE, or no limit if max_batch_tokens is set. A longer sequence has a step of its
+    own. A window has the sequences of about window_steps steps, or about window_tokens tokens if that is less.
     """
 
     batch_size: int | None = None
@@ -161,7 +161,7 @@ def _results(job: Job[Item, Reduced, Result], source: Source[Item], limits: Step
 
 
 class _Reader(Generic[Item, Reduced, Result]):
-    """Reads windows of items. error: what ended the source, or the tokens of an item."""
+    """Reads windows of items. error: the exception of the source, or of the tokenization of an item, if any."""
 
     def __init__(self, job: Job[Item, Reduced, Result], source: Source[Item], limits: StepLimits) -> None:
         self._job, self._source, self._limits = job, source, limits

@@ -71,9 +71,9 @@ class _Call:
 class SparseEncoder(TextEncoder):
     """A SPLADE model: a vector has one weight per token of the vocabulary, and most are zero.
 
-    From a folder with a modules.json of sentence-transformers (Transformer or MLMTransformer, then SpladePooling), or
-    from a plain masked language model (maximum pooling). Texts longer than `max_seq_length` tokens are cut. A vector
-    depends only on its own text, bit for bit. `close` or a `with` block frees the memory.
+    It is loaded from a folder with a modules.json of sentence-transformers (Transformer or MLMTransformer, then
+    SpladePooling), or from a plain masked language model (maximum pooling). Texts longer than `max_seq_length` tokens
+    are cut. A vector depends only on its own text, bit for bit. `close` or a `with` block frees the memory.
     """
 
     _text: MaskedText
@@ -86,7 +86,7 @@ class SparseEncoder(TextEncoder):
         max_active_dims: int | None = None,
         **options: Unpack[EncoderLoadArgs],
     ) -> None:
-        """Load a folder or a hub id; a name without an owner is a model of sparse-encoder.
+        """Load a folder or a hub id; a name without an owner gets the owner "sparse-encoder".
 
         max_active_dims: keep only so many of the largest weights of each vector. similarity_fn_name: "dot" by default.
         The others: as in `SentenceTransformer`. Raises ConfigError, ModelFormatError, ModelNotFoundError, HubError,
@@ -120,10 +120,10 @@ class SparseEncoder(TextEncoder):
 
         inputs (or sentences): as in `SentenceTransformer.encode`. convert_to_sparse_tensor=False: return whole vectors,
         float32 [n, width]. convert_to_tensor=True: return torch tensors, sparse COO or whole; torch must be imported.
-        max_active_dims: for this call. batch_size: the most texts in one step; a step has fewer texts if its logits
-        would need more than 128 MB, or one text. It changes no number. prompt, prompt_name, show_progress_bar, task,
-        processing_kwargs, device, pool, chunk_size: as in `SentenceTransformer.encode`. save_to_cpu changes nothing.
-        Raises DTypeError, InputError, and NonFiniteError if a logit is NaN or infinite.
+        max_active_dims: for this call. batch_size: the maximum number of texts in one step; a step of several
+        texts has fewer if its logits would need more than 128 MB. It changes no number. prompt, prompt_name,
+        show_progress_bar, task, processing_kwargs, device, pool, chunk_size: as in `SentenceTransformer.encode`.
+        save_to_cpu changes nothing. Raises DTypeError, InputError, and NonFiniteError if a logit is NaN or infinite.
         """
         check_keywords(options, SparseEncodeArgs.__annotations__, "encode")
         given: dict[str, Any] = {key: value for key, value in options.items() if key not in _PLACE}
@@ -180,14 +180,17 @@ class SparseEncoder(TextEncoder):
 
     @staticmethod
     def sparsity(embeddings: object) -> dict[str, float]:
-        """Return "active_dims", the mean number of nonzero weights, and "sparsity_ratio", the part of zeros."""
+        """Return "active_dims", the mean number of nonzero weights, and "sparsity_ratio", the fraction of zeros.
+
+        Raises DTypeError, InputError.
+        """
         rows = read_sparse(embeddings, "embeddings")
         active = rows.nnz / len(rows) if len(rows) else 0.0
         return {"active_dims": active, "sparsity_ratio": 1 - active / rows.width if rows.width else 1.0}
 
     @staticmethod
     def intersection(embeddings_1: object, embeddings_2: object) -> SparseEmbedding | SparseEmbeddings:
-        """Return the products of the weights of one vector and of each other vector, where both are positive.
+        """Return the products of the weights of one vector and of each other vector, where the product is positive.
 
         Raises DTypeError, InputError.
         """

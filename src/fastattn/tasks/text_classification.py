@@ -47,7 +47,7 @@ class Prediction(TypedDict):
 
 
 class ScoreArgs(EncodeArgs, BatchArgs, total=False):
-    """Arguments of a call other than top_k. return_all_scores: an old name; only False is accepted."""
+    """Arguments of a call other than top_k. return_all_scores: an old argument; only False is accepted."""
 
     function_to_apply: Activation | None
     return_all_scores: Literal[False] | None

@@ -165,6 +165,9 @@ def roberta_post(
 
 
 def cls_sep_template(cls: str, sep: str, *, cls_type: int = 0) -> Callable[[RawTokenizer], Any]:
-    """Return BERT's post-processor: `[CLS] A [SEP]` and `[CLS] A [SEP] B [SEP]`, the second text with type 1."""
+    """Return a function that makes BERT's post-processor: `[CLS] A [SEP]` and `[CLS] A [SEP] B [SEP]`.
+
+    The second text has type 1.
+    """
     single = f"{cls}:{cls_type} $A:0 {sep}:0"
     return template(single, f"{single} $B:1 {sep}:1", [cls, sep])

@@ -88,7 +88,7 @@ def check_one_dimension(texts: object, name: str) -> None:
 
 
 def is_list_like(value: object) -> bool:
-    """Return whether a value can contain several texts: an iterable, or with `__len__` and `__getitem__`.
+    """Return whether a value can contain several texts: an iterable, or anything with `__len__` and `__getitem__`.
 
     False for str, bytes and mappings.
     """
@@ -115,7 +115,7 @@ def known_length(sequence: Any) -> int | None:
         return None
     try:
         return len(sequence)
-    except TypeError:  # as of tqdm over a generator, or a DataLoader of an IterableDataset
+    except TypeError:  # such as tqdm over a generator, or a DataLoader of an IterableDataset
         return None
 
 

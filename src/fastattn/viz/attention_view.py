@@ -21,7 +21,7 @@ from fastattn.viz.picture import Picture, details, scrolled_table, section
 from fastattn.viz.pieces import Piece, chip, read_pieces
 
 MAX_SHOWN = 1 << 24  # probabilities on one page: all maps of 12 layers of 12 heads for 341 tokens
-_LABELLED_MAPS, _LABELLED_TOKENS = 4, 40  # a drawing of no more of both names the tokens
+_LABELED_MAPS, _LABELED_TOKENS = 4, 40  # larger drawings do not name the tokens
 _Images: TypeAlias = "Sequence[Sequence[str]]"
 _TOP = 3  # tokens per row of the table
 
@@ -33,8 +33,8 @@ def attention(
 
     model: a loaded model of any kind, a SentenceTransformer, a pipeline, a folder or a hub id. text, text_pair: as in a
     tokenizer call: one text, or a sequence of texts and pairs. layers, heads: a number from 0 or several. None shows
-    all heads of as many layers, evenly spaced and with the first and the last one, as fit on a page of 16 million
-    probabilities; the page says which.
+    all heads, and as many layers as fit on a page of 16 million probabilities; these layers are evenly spaced from the
+    first to the last one, and the page says which.
 
     data: "tokens" and "ids" [n_tokens], "layers", "heads", and "attentions" [layers, heads, n_tokens, n_tokens]: row i
     is what token i attends to, and adds up to 1. They have the bits of `output_attentions`, but only the chosen maps
@@ -106,7 +106,7 @@ def _show(title: str, maps: Maps, group: str) -> tuple[str, Drawing]:
         matrix(f"layer {layer}, head {head}", _words(maps, a, b), labels, uris[a][b])
         for a, layer in enumerate(maps.layers)
         for b, head in enumerate(maps.heads)
-        if not a + b or (len(maps.layers) * len(maps.heads) <= _LABELLED_MAPS and n <= _LABELLED_TOKENS)
+        if not a + b or (len(maps.layers) * len(maps.heads) <= _LABELED_MAPS and n <= _LABELED_TOKENS)
     ]
     first = drawings[0]
     one_map = len(maps.layers) * len(maps.heads) == 1
@@ -128,7 +128,7 @@ def _show(title: str, maps: Maps, group: str) -> tuple[str, Drawing]:
     )
     body = (
         f'<div class="beside">{"" if one_map else _selector(maps, uris, thumbs, group)}'
-        f"{details('The whole map', whole, opened=n <= _LABELLED_TOKENS)}</div>\n"
+        f"{details('The whole map', whole, opened=n <= _LABELED_TOKENS)}</div>\n"
         f'<p class="read" aria-live="polite">In <b class="where">{named}</b>, {_row_of(maps, start)}</p>\n'
         '<fieldset class="way" hidden><legend>Shade the tokens that</legend>'
         f'<label><input type="radio" name="{group}-way" value="to" checked> the chosen token attends to</label> '

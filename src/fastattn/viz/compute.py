@@ -64,8 +64,8 @@ def token_logits(
     """Yield the first position and the logits [positions, vocab_size] of consecutive parts of a sequence.
 
     lens: those of every hidden state, as in `with_lens`; otherwise only those of the model. A KV cache connects the
-    parts, so every token is computed once, and at most `max_floats` logits exist at a time; but always those of one
-    position. They have the same bits for any parts.
+    parts, so every token is computed once, and at most `max_floats` logits exist at a time, or the logits of
+    one position if those are more. They have the same bits for any parts.
     """
     batch = read_model_batch(model.config, [ids], explain=model.explain_id)
     program = optimize(with_lens(model.traced) if lens else model.traced)

@@ -22,7 +22,7 @@ from fastattn.viz.picture import Picture, details, scrolled_table, section
 from fastattn.viz.pieces import visible
 
 WIDTH, HEIGHT, _EDGE = 860, 560, 24
-_NAMED, _SIZE, _LETTERS = 40, 12, 42  # most points whose names are always shown; their font size and length
+_NAMED, _SIZE, _LETTERS = 40, 12, 42  # up to this many points, all names are shown; their font size and length
 
 Vectors: TypeAlias = "NDArray[np.floating[Any]]"
 
@@ -37,7 +37,7 @@ def embeddings(
     shape. The map is deterministic: in each component, the largest coordinate is positive.
 
     data: "texts", "labels" (None if there are none), "vectors" [n_texts, width], "points" float64 [n_texts, 2], and
-    "explained" [2], the share of the variance along each axis. Raises DTypeError, InputError for less than two texts,
+    "explained" [2], the share of the variance along each axis. Raises DTypeError, InputError for fewer than two texts,
     and NonFiniteError.
     """
     names = check_texts(texts, "texts")

@@ -97,9 +97,9 @@ def _section(lens: _Lens) -> str:
         cells = [_cell(lens, state, i) for state in range(len(lens.names))]
         rows.append([f"{i} <bdi>{html.escape(piece.text)}</bdi>", *cells])
     note = (
-        "Each row is a token of the prompt. A cell shows the tokens that most probably follow it, if the model ended "
-        "after that layer; the last column is what the model predicts. The color shows the probability of the best "
-        "one. ✓ and a line mark the token that does follow in the prompt."
+        "Each row is a token of the prompt. A cell shows the tokens that would most probably follow it if the model "
+        "ended after that layer; the last column is what the model predicts. The color shows the probability of the "
+        "best one. ✓ and a line mark the token that does follow in the prompt."
     )
     table = scrolled_table("The next token by layer", ["after", *lens.names], rows)
     return section("lens", "The next token, layer by layer", note, table)

@@ -16,7 +16,7 @@ from fastattn.viz.tokens_view import tokens
 def look(model: ModelLike, text: str, *, layers: object = None, heads: object = None, top_k: int = 3) -> Picture:
     """Show all pictures of a text that a model supports on one page.
 
-    All models: its tokens, and attention. Language models also: surprisal (of at least two tokens) and the next tokens.
+    All models: the tokens, and attention. Language models also: surprisal (of at least two tokens) and the next tokens.
     A folder or hub id is loaded as a language model if it is one. layers, heads: as in `attention`. top_k: as in
     `next_tokens`.
 

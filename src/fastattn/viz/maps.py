@@ -16,7 +16,7 @@ from fastattn.svg import draw_text, element
 from fastattn.viz.drawing import MONO_WIDTH, Drawing, clip
 
 _COLOR = (47, 128, 237)  # readable on light and dark backgrounds; the alpha channel says how much
-_LABELLED, _LABEL = 40, 12  # tokens up to which every row has a label, and the font size
+_LABELED, _LABEL = 40, 12  # tokens up to which every row has a label, and the font size
 _SMALL_MAP = 132
 _SMALL = 128
 
@@ -65,7 +65,7 @@ def image(uri: str, x: float, y: float, size: float, n: int) -> str:
 def matrix(title: str, description: str, labels: Sequence[str], uri: str) -> Drawing:
     """Return one map with the tokens that look on the left, and those that they look at on top."""
     n = len(labels)
-    cell = 19.0 if n <= _LABELLED else max(640 / n, 1.0)
+    cell = 19.0 if n <= _LABELED else max(640 / n, 1.0)
     step = max(1, math.ceil((_LABEL + 2) / cell))
     shown = [clip(label, 14) for label in labels]
     edge = 10 + max(len(label) for label in shown[::step]) * _LABEL * MONO_WIDTH

@@ -25,7 +25,7 @@ def surprisal(lm: ModelLike, text: str) -> Picture:
 
     data: "tokens" and "ids" [n_tokens]; "bits" [n_tokens], NaN for the first; "bits_per_token", their mean;
     "bits_per_byte", their sum per byte of UTF-8 of the text after the first token; "perplexity", 2**bits_per_token.
-    Raises DTypeError, InputError for a text of less than two tokens, ContextLengthError, ConfigError, NonFiniteError.
+    Raises DTypeError, InputError for a text of fewer than two tokens, ContextLengthError, ConfigError, NonFiniteError.
     """
     with opened_lm(lm) as model:
         checked, ids = encode_prompt(model, text, "text", low=2)

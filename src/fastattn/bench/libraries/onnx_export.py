@@ -1,4 +1,4 @@
-"""Exports encoders that `onnx_graphs` cannot write from transformers' model, as most users do. Needs PyTorch."""
+"""Exports encoders that `onnx_graphs` cannot write: like most users, from transformers' model. Needs PyTorch."""
 
 from __future__ import annotations
 

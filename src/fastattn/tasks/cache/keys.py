@@ -29,7 +29,7 @@ def settings_key(
     """Return the part of the keys that all texts of a call share.
 
     The version of fastattn is part of it, because only one version promises equal bits (the numerics contract). So is
-    the way of the CPU to add bfloat16 products, if the model uses them.
+    the order in which the CPU adds bfloat16 products, if the model uses them.
     """
     sums = _core.bfloat16_sums(_core.active_target()) if device == "cpu" and dtype == "bfloat16" else ""
     parts: list[Any] = [_FORMAT, _core.version, model_digest, tokenizer_digest, device, dtype, sums]

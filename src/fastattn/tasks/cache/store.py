@@ -1,7 +1,7 @@
 """The SQLite file of an embeddings cache: entries of bytes by key, each with a checksum.
 
 Several threads and processes can use one file: reads need no lock (write-ahead log), and a write waits for other
-writes. SQLite makes each write whole or not at all, also if the process is killed.
+writes. Each write is atomic, even if the process is killed.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ CREATE TABLE digests (file TEXT PRIMARY KEY, digest TEXT NOT NULL);
 PRAGMA application_id = {_APPLICATION_ID};
 PRAGMA user_version = {_FORMAT};
 """
-# The primary error codes of a file that is no database or has damaged pages (sqlite3.h).
+# The primary error codes of a file that is not a database or has damaged pages (sqlite3.h).
 _CORRUPT, _NOT_A_DATABASE = 11, 26
 _log = logging.getLogger("fastattn")
 
@@ -67,7 +67,7 @@ class Store:
                 yield self._open()
             except sqlite3.Error as error:
                 raise self._error(error) from error
-            except (TypeError, ValueError) as error:  # a value of another type than the tables allow, or invalid text
+            except (TypeError, ValueError) as error:  # a value of a type that the tables do not allow, or invalid text
                 raise self._damaged(str(error)) from error
 
     def _open(self) -> sqlite3.Connection:
@@ -85,7 +85,7 @@ class Store:
         return self._connection
 
     def _check_format(self, connection: sqlite3.Connection) -> None:
-        """Create the tables in a new file, and refuse files of others."""
+        """Create the tables in a new file, and refuse files of other programs."""
         with self._writing(connection):
             found = _number(connection, "PRAGMA application_id")
             version = _number(connection, "PRAGMA user_version")
@@ -164,7 +164,7 @@ class Store:
 
     @contextmanager
     def _storing(self) -> Iterator[None]:
-        """Log failures to write: the results are known and only not stored. Damage is still an error."""
+        """Log failures to write instead of raising them: the results are valid anyway. Damage is still an error."""
         try:
             yield
         except CacheError as error:

@@ -37,7 +37,7 @@ class QueryExpansion:
         return given
 
     def check(self, where: str, query_length: int | None) -> None:
-        """Refuse a limit of queries that is below their length. Raises ConfigError."""
+        """Refuse a query_length below the length of expanded queries. Raises ConfigError."""
         if query_length is not None and query_length < self.length:
             raise ConfigError(
                 f"{where}: query_length: expected at least {self.length}, the length of query_expansion, got "

@@ -62,7 +62,7 @@ def read_multi_vector_folder(directory: Path, options: StackOptions) -> MultiVec
     if value is None:
         raise ConfigError(
             f"{directory / MODULES_NAME}: expected the modules of a multi-vector model, found no such file; folders "
-            "of the first ColBERT are not supported: load and save them with sentence-transformers"
+            "of the original ColBERT code are not supported: load and save them with sentence-transformers"
         )
     settings = read_settings(directory / SETTINGS_NAME)
     kind = settings.text("model_type", "SentenceTransformer")

@@ -40,7 +40,7 @@ class MultiVectorMask:
         return kept
 
     def skipped(self, tokenizer: Tokenizer) -> tuple[int, ...]:
-        """Return the ids of the skip list. Words that are no tokens are left out, with a warning."""
+        """Return the ids of the skip list. Words that are not tokens are left out, with a warning."""
         unknown = tokenizer.unk_token_id
         found = [tokenizer.convert_tokens_to_ids(word) for word in self.skiplist_words]
         missing = [
@@ -49,7 +49,7 @@ class MultiVectorMask:
             if token_id is None or (token_id == unknown and word != tokenizer.unk_token)
         ]
         if missing:
-            _log.warning("MultiVectorMask: skiplist_words that are no tokens are ignored: %s", quote(missing))
+            _log.warning("MultiVectorMask: skiplist_words that are not tokens are ignored: %s", quote(missing))
         return tuple(token_id for word, token_id in zip(self.skiplist_words, found, strict=True) if word not in missing)
 
 

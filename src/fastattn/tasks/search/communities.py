@@ -24,10 +24,11 @@ def community_detection(
     """Return communities of vectors [n, d], the largest first, as lists of rows.
 
     A community is a central row, which comes first, and all rows whose cosine with it is at least `threshold`, the most
-    similar first; at least min_community_size rows in total. A row belongs to one community: that of the largest
-    community with a central row that no larger one has. Equal similarities and sizes are ordered by row. batch_size:
-    the most rows in one product; results do not depend on it. Memory does not grow with the sizes of communities.
-    Raises DTypeError, InputError, and NonFiniteError if a vector has NaN or infinity.
+    similar first; at least min_community_size rows in total. A row belongs to at most one community: communities
+    are formed in order of size, and each takes only rows that no earlier one has. Equal similarities and sizes are
+    ordered by row. batch_size: the maximum number of rows in one product; results do not depend on it. Memory does not
+    grow with the sizes of communities. Raises DTypeError, InputError, and NonFiniteError if a vector has NaN or
+    infinity.
     """
     limit = np.float32(check_number("threshold", threshold))
     least = check_count("min_community_size", min_community_size, low=1)

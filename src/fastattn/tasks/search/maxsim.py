@@ -50,9 +50,9 @@ def mean_maxsim(a: object, b: object) -> Rows:
 
 
 def maxsim_pairwise(a: object, b: object, *, length_normalize: bool = False) -> Rows:
-    """Return the MaxSim scores float32 [n] of each query with the document of the same place.
+    """Return the MaxSim scores float32 [n] of each query with the document at the same index.
 
-    Raises DTypeError, InputError.
+    a, b: as in `maxsim`. Raises DTypeError, InputError.
     """
     queries, documents = _read(a, b)
     if len(queries) != len(documents):

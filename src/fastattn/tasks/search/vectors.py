@@ -44,7 +44,7 @@ def read_matrix(vectors: object, name: str) -> NDArray[Any]:
 
 
 def check_width(matrix: NDArray[Any], name: str, width: int, other: str) -> None:
-    """Reject vectors of another length than those of the argument `other`. Raises InputError."""
+    """Reject vectors that are not as long as those of the argument `other`. Raises InputError."""
     if matrix.shape[-1] != width:
         raise InputError(f"{name}: expected shape [n, {width}] to match {other}, got {list(matrix.shape)}")
 

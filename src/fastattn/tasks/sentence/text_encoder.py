@@ -143,7 +143,7 @@ class TextModelBase:
         return self
 
     def to(self, device: Any) -> Self:
-        """Return the model itself if it has that device and dtype. Raises InputError for others."""
+        """Return the model itself if it has that device or dtype. Raises InputError for others."""
         check_target(device, self.device, self.dtype)
         return self
 

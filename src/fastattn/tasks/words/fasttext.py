@@ -98,8 +98,8 @@ def _arguments(stream: WordStream) -> tuple[dict[str, int], bool]:
             raise malformed(
                 stream.path,
                 "header",
-                f"{name}: expected {low} to {high}, got {arguments[name]}; this is no .bin file of fastText, or it is "
-                "damaged",
+                f"{name}: expected {low} to {high}, got {arguments[name]}; this is not a .bin file of fastText, or it "
+                "is damaged",
             )
     return arguments, new_format
 

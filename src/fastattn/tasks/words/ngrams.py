@@ -66,7 +66,7 @@ class Ngrams:
                 here = inside & (begin + i < end)
                 signed = data[np.minimum(begin + i, len(data) - 1)].astype(np.int8).astype(np.int32).view(np.uint32)
                 values = np.where(here, (values ^ signed) * np.uint32(_PRIME), values)
-            # A single `<` or `>` is no n-gram.
+            # A single `<` or `>` is not an n-gram.
             marker = (length == 1) & ((character == first) | (character + 1 == last))
             if length >= self.low:
                 found[:, length - self.low] = np.where(inside & ~marker, values.astype(np.int64) % self.n_buckets, -1)

@@ -251,7 +251,10 @@ class WordQueries(ABC):
         return [self.index_to_key[row] for row in nearer if row != own]
 
     def rank(self, key1: str | int, key2: str | int) -> int:
-        """Return the rank of key2 among all words by their distance from key1; 1 is the nearest."""
+        """Return the rank of key2 among all words by their distance from key1; 1 is the nearest.
+
+        Raises UnknownKeyError.
+        """
         return len(self.closer_than(key1, key2)) + 1
 
     def most_similar_to_given(self, key1: str | int, keys_list: Sequence[str]) -> str:

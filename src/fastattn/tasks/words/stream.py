@@ -1,4 +1,4 @@
-"""Reads a file of word vectors piece by piece, also a gzip file. Every error names the file and the byte."""
+"""Reads a file of word vectors, plain or gzip, piece by piece. Every error names the file and the byte."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ class WordStream:
         return data
 
     def exactly(self, size: int, what: str) -> bytes:
-        """Return the next `size` bytes. Raises ModelFormatError if the file ends before."""
+        """Return the next `size` bytes. Raises ModelFormatError if the file ends earlier."""
         data = self.read(size)
         if len(data) < size:
             raise self.error(f"expected {what}, but the file ends")
@@ -96,7 +96,7 @@ class WordStream:
     def floats(self, target: NDArray[np.float32], what: str) -> None:
         """Read little-endian float32 numbers into a contiguous array, chunk by chunk.
 
-        Raises ModelFormatError if the file ends before, or if a number is NaN or infinite.
+        Raises ModelFormatError if the file ends earlier, or if a number is NaN or infinite.
         """
         flat = target.reshape(-1)
         for first in range(0, flat.size, CHUNK_BYTES // 4):
@@ -108,7 +108,7 @@ class WordStream:
                 raise self.error(f"expected finite numbers in {what}, got {part[at]}", at=place)
 
     def skip(self, size: int, what: str) -> None:
-        """Skip bytes. Raises ModelFormatError if the file ends before."""
+        """Skip bytes. Raises ModelFormatError if the file ends earlier."""
         while size > 0:
             size -= len(self.exactly(min(size, CHUNK_BYTES), what))
 

@@ -77,7 +77,7 @@ def _header(stream: WordStream) -> tuple[int, int]:
     if line is None or len(parts) != 2 or not all(part.isdigit() and len(part) <= 18 for part in parts):
         found = "none" if line is None else quote(line)
         raise stream.error(
-            f'expected the header "n_words width", got {found}; for a text file without a header, as those of GloVe, '
+            f'expected the header "n_words width", got {found}; for a text file without a header, like those of GloVe, '
             "pass no_header=True",
             at=0,
             code="header",
@@ -151,7 +151,7 @@ def _read_lines(stream: WordStream, options: Word2vecOptions, n_words: int | Non
 def _parse_line(
     stream: WordStream, line: bytes, where: str, start: int, width: int | None
 ) -> tuple[bytes, list[float]]:
-    """Return the word and the numbers of a line. A word may contain spaces if a number cannot begin there."""
+    """Return the word and the numbers of a line. The word may contain spaces unless its last part is a number."""
     parts = line.rstrip().split(b" ")
     if width is not None and len(parts) > width + 1 and _number(parts[-width - 1]) is None:
         parts = [b" ".join(parts[:-width]), *parts[-width:]]
