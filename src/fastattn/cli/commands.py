@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
-from itertools import islice
+from itertools import islice, repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -234,28 +234,41 @@ def results_of(
 
 def embed(args: argparse.Namespace) -> int:
     """Write the vectors of texts to a .npy file, or print one per line."""
+    from fastattn.tasks.sentence.encoding import EncodeOptions
+    from fastattn.tasks.sentence.windows import Part, window_sizes
     from fastattn.tasks.sentence_transformer import SentenceTransformer
 
     if args.output is not None and not Path(args.output).absolute().parent.is_dir():
         raise InputError(f"--output: expected an existing folder, got {quote(str(Path(args.output).parent))}")
     source = stream_texts(args.prompt, args.file, skip_blank=args.skip_blank)
     model = SentenceTransformer(_model(args, "text-classification"), **_loading(args))
+    waiting: deque[Text] = deque()
+    lengths: dict[int, int] = {}
     cuts = _Cuts()
+    options = EncodeOptions(
+        prompt_name=args.prompt_name,
+        batch_size=args.batch_size,
+        show_progress_bar=False,
+        normalize_embeddings=args.normalize,
+        cut=lengths,
+        name="texts",
+    )
 
-    def vectors_of(texts: list[Text]) -> NDArray[Any]:
-        found, lengths = model.encode_with_cuts(
-            [text.text for text in texts],
-            prompt_name=args.prompt_name,
-            batch_size=args.batch_size,
-            normalize_embeddings=args.normalize,
-        )
-        cuts.add(texts, lengths)
-        return found
+    def parts() -> Iterator[Part]:
+        first = 0
+        sizes = window_sizes(args.batch_size, most=_PART_TEXTS // 2) if args.batch_size > 1 else repeat(1)
+        for size in sizes:
+            texts = list(islice(source.texts, size))
+            if not texts:
+                return
+            waiting.extend(texts)
+            yield first, [(text.text, None) for text in texts]
+            first += len(texts)
 
-    size = 1 if args.batch_size == 1 else max(_PART_TEXTS, args.batch_size)
     with VectorFile(args.output) if args.output is not None else nullcontext() as file, bar(source.total) as done:
-        while part := list(islice(source.texts, size)):
-            vectors = vectors_of(part)
+        for first, vectors in model._stream(parts(), options, ahead=args.batch_size > 1):
+            part = [waiting.popleft() for _ in vectors]
+            cuts.add(part, {i - first: lengths.pop(i) for i in sorted(lengths)})
             if file is not None:
                 file.write(vectors)
             else:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from fastattn.errors import FastattnError
 from fastattn.tasks.pipeline_source import Item, Source
-from fastattn.tasks.progress import progress_bar
+from fastattn.tasks.progress import DELAY_SECONDS, progress_bar, shown_on_terminal
 
 DEFAULT_BATCH_SIZE = 32
 WINDOW_STEPS = 16
@@ -141,7 +141,9 @@ class SizedIterator(Iterator[Result]):
 def _results(job: Job[Item, Reduced, Result], source: Source[Item], limits: StepLimits) -> Iterator[Result]:
     """Yield the results in order. An error about an item, or from the source, follows the results before it."""
     reader = _Reader(job, source, limits)
-    with progress_bar(limits.show_progress_bar, source.total, lazy=source.lazy) as done:
+    show, delay = limits.show_progress_bar, 0 if limits.show_progress_bar else DELAY_SECONDS
+    shown = shown_on_terminal(show, lazy=source.lazy)
+    with progress_bar(shown, source.total, unit=" items", delay=delay, leave=bool(show)) as done:
         # With one sequence per step, items are read one at a time. Else windows grow, so first results come early.
         longest = 1 if limits.sequences == 1 else limits.window_steps
         n_steps = 1 if source.lazy else longest
