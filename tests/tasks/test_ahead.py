@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 import fastattn
+from fastattn.cli import main
 from fastattn.errors import InputError
 from fastattn.tasks import ahead
 from fastattn.tasks.ahead import Cancel, prepare_ahead
@@ -181,6 +182,27 @@ def test_an_error_in_text_5000(model: fastattn.SentenceTransformer, monkeypatch:
     monkeypatch.setattr(model._first, "encode", refuse)
     with pytest.raises(InputError, match=r"^sentences\[5000\]: the tokenizer refuses it$"):
         model.encode(texts)
+
+
+def test_the_command_names_the_line_of_a_text(
+    model: fastattn.SentenceTransformer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """The error has the index of the text; the message itself may look like a name of another one."""
+    (tmp_path / "lines.txt").write_text("a dog\n" * 700, encoding="utf-8")
+    encode = type(model._first).encode
+
+    def refuse(self: Any, pairs: Any, truncation: Any, task: Any, cut: Any = None, names: Any = None) -> Any:
+        found = encode(self, pairs, truncation, task, cut, names)
+        for name in names or ():
+            if name.endswith("[650]"):
+                raise InputError(f"{name}: inputs[3] is refused")
+        return found
+
+    monkeypatch.setattr(type(model._first), "encode", refuse)
+    assert main(["embed", "-m", str(model._stamp.path), "-f", str(tmp_path / "lines.txt"), "--threads", "1"]) == 1
+    printed = capsys.readouterr()
+    assert len(printed.out.splitlines()) == 650
+    assert printed.err == f"fastattn: {tmp_path / 'lines.txt'} line 651: inputs[3] is refused\n"
 
 
 def test_cut_texts_of_several_windows(model: fastattn.SentenceTransformer) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias
 
-from fastattn.errors import FastattnError
+from fastattn.errors import FastattnError, about_item
 from fastattn.tasks.ahead import Cancel, prepare_ahead
 from fastattn.tasks.progress import progress_bar, shown_by_log_level
 from fastattn.tasks.sentence.features import Rows
@@ -107,8 +107,9 @@ def stream(
             yield first, found
             continue
         for i, text in enumerate(texts, first):
-            single = tokens.encode((i, [text]), Cancel())
-            vectors = compute(single)
+            with about_item(i, tokens.where(i)):
+                single = tokens.encode((i, [text]), Cancel())
+                vectors = compute(single)
             if tokens.cut is not None:
                 tokens.cut.update(single.cut)
             yield i, vectors
