@@ -189,8 +189,6 @@ def test_embed_with_a_prompt(tmp_path: Path) -> None:
         (("classify", "-f", "a.txt", "-f", "b.txt"), 2, "argument -f/--file: expected it once; join the files"),
         (("generate", "-p", "a", "--nope"), 2, "unknown option '--nope'"),
         (("classify", "-p", "a", "--truncate"), 2, "unknown option '--truncate'; use --truncation"),
-        (("quality", "--data", "a"), 2, "unknown option '--data'; use --file"),
-        (("verify", "d", "--data", "a"), 2, "unknown option '--data'; use --file"),
         (("generate", "--promptt", "a"), 2, "unknown option '--promptt'; did you mean '--prompt'?"),
         (("generate", "-p", "a", "--max-tokns=3"), 2, "unknown option '--max-tokns'; did you mean '--max-tokens'?"),
         (("embed", "-x", "-p", "a"), 2, "unknown option '-x'"),
