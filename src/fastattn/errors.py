@@ -2,9 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class FastattnError(Exception):
-    """Base class of everything that fastattn raises on purpose."""
+    """Base class of everything that fastattn raises on purpose.
+
+    If the error is about one item of a call for several, `index` is its position and `item` its name, with which the
+    message starts, such as "inputs[3]". Else both are None.
+    """
+
+    index: int | None = None
+    item: str | None = None
+
+
+@contextmanager
+def about_item(index: int, name: str) -> Iterator[None]:
+    """Record in the errors of a `with` block which item they are about."""
+    try:
+        yield
+    except FastattnError as error:
+        if str(error).startswith(name):
+            error.index, error.item = index, name
+        raise
 
 
 class ModelFormatError(FastattnError, ValueError):
@@ -41,8 +62,7 @@ class InputError(FastattnError, ValueError):
 class ContextLengthError(InputError):
     """A text is longer than the model's context.
 
-    `index` is the position of the text among several, `n_tokens` its length and `context` the longest allowed length.
-    Each is None if unknown.
+    `n_tokens` is its length and `context` the longest allowed length. Each is None if unknown.
     """
 
     def __init__(

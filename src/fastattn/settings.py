@@ -32,8 +32,8 @@ def recorded_settings() -> Iterator[list[Settings]]:
 class Settings:
     """Reads the settings of one file key by key and checks their types. `finish` reports the unused keys.
 
-    A missing or null key gives the default, except that `epsilon` and `activation` of ConfigReader refuse null, as
-    transformers does. Every method raises ConfigError for a value of the wrong type.
+    A missing or null key gives the default; ConfigReader refuses null for most keys. Every method raises ConfigError
+    for a value of the wrong type.
     overrides: the keys whose values come from the caller, not from the file. read: the keys that were read. finished:
     whether all keys that have a meaning were read.
     """
@@ -62,6 +62,10 @@ class Settings:
         self.read.add(key)
         return self.values.get(key)
 
+    def _missing(self, key: str, default: _Default, expected: str) -> _Default:
+        """Return the default of a missing or null key. expected: the values of the key."""
+        return default
+
     def _read(
         self,
         key: str,
@@ -73,7 +77,7 @@ class Settings:
         """Read a value of one type that `accepts` accepts. A bool does not count as an int."""
         value = self.raw(key)
         if value is None:
-            return default
+            return self._missing(key, default, expected)
         if not isinstance(value, kind) or isinstance(value, bool) != (kind is bool) or not accepts(value):
             raise self.error(key, expected)
         return value
@@ -90,7 +94,7 @@ class Settings:
         """Read a number."""
         value = self.raw(key)
         if value is None:
-            return default
+            return self._missing(key, default, "a number")
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise self.error(key, "a number")
         return float(value)
@@ -101,12 +105,8 @@ class Settings:
 
     def choice(self, key: str, choices: Collection[str], default: _Default) -> str | _Default:
         """Read a string that is one of `choices`."""
-        value = self.text(key, None)
-        if value is None:
-            return default
-        if value not in choices:
-            raise self.error(key, f"one of {', '.join(choices)}")
-        return value
+        expected = f"one of {', '.join(choices)}"
+        return self._read(key, default, str, expected, lambda value: value in choices)
 
     def texts(self, key: str) -> tuple[str, ...]:
         """Read a list of strings; () if it is missing."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tqdm
+import tqdm.auto
 
 from fastattn.bench import machine, process, run
 from fastattn.bench.budget import Budget, OutOfTime
@@ -167,7 +167,7 @@ def test_a_bar_on_a_terminal(bert: Path, capsys: pytest.CaptureFixture[str], mon
         def close(self) -> None:
             said.append("closed")
 
-    monkeypatch.setattr(tqdm, "tqdm", Bar)
+    monkeypatch.setattr(tqdm.auto, "tqdm", Bar)
     monkeypatch.setattr(progress, "on_terminal", lambda: True)
     assert main(["bench", "-m", str(bert), "--works", "1x16,8x16", *QUICK]) == 0
     assert len(capsys.readouterr().err.splitlines()) == 1

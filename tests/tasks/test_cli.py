@@ -188,6 +188,7 @@ def test_embed_with_a_prompt(tmp_path: Path) -> None:
         (("embed", "-p", "a", "-o", "x.txt"), 2, "argument -o/--output: expected FILE.npy, got 'x.txt'"),
         (("classify", "-f", "a.txt", "-f", "b.txt"), 2, "argument -f/--file: expected it once; join the files"),
         (("generate", "-p", "a", "--nope"), 2, "unknown option '--nope'"),
+        (("classify", "-p", "a", "--truncate"), 2, "unknown option '--truncate'; use --truncation"),
         (("generate", "--promptt", "a"), 2, "unknown option '--promptt'; did you mean '--prompt'?"),
         (("generate", "-p", "a", "--max-tokns=3"), 2, "unknown option '--max-tokns'; did you mean '--max-tokens'?"),
         (("embed", "-x", "-p", "a"), 2, "unknown option '-x'"),
@@ -256,8 +257,8 @@ def test_texts_longer_than_the_context(bert: Path, tmp_path: Path) -> None:
     refused = run("classify", *options)
     assert (refused.returncode, len(refused.stdout.splitlines())) == (1, 2)  # the results before it
     where = f"{tmp_path / 'long.txt'} line 3"
-    assert refused.stderr == f"fastattn: {where}: 102 tokens, the model's context is 64; --truncate cuts the text\n"
-    assert len(run("classify", *options, "--truncate").stdout.splitlines()) == 3
+    assert refused.stderr == f"fastattn: {where}: 102 tokens, the model's context is 64; --truncation cuts the text\n"
+    assert len(run("classify", *options, "--truncation").stdout.splitlines()) == 3
     cut = run("embed", *options)
     assert (cut.returncode, len(cut.stdout.splitlines())) == (0, 3)
     assert cut.stderr.endswith(f"\ncut to 64 tokens, the model's limit: {where}\n")  # after the line about pooling

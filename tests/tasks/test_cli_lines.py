@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -160,19 +162,19 @@ def test_embed_says_which_texts_were_cut_and_tokenizes_each_once(
     from fastattn.tokenizer.encoder import Encoder
 
     tokenized: list[object] = []
-    encode = Encoder.encode
+    encode_all = Encoder.encode_all
 
-    # Passes on whatever arguments `encode` takes, which mypy cannot check.
-    def counted(self: Encoder, first: str, *rest: object, **options: object) -> object:
-        tokenized.append(first)
-        return encode(self, first, *rest, **options)  # type: ignore[arg-type]
+    def counted(self: Encoder, pairs: Iterable[tuple[str, str | None]], *rest: Any, **options: Any) -> Iterator[Any]:
+        texts = list(pairs)
+        tokenized.extend(first for first, _ in texts)
+        return encode_all(self, texts, *rest, **options)
 
     folder = write_sentence_model(tmp_path / "m")
     longest = fastattn.SentenceTransformer(folder, threads=1).max_seq_length
     lines = ["a", "good " * int(longest - 2), "a cat", "good " * int(longest - 1), "film " * 200]
     (tmp_path / "lines.txt").write_text("\n".join(lines))
     monkeypatch.setattr(commands, "_PART_TEXTS", part)
-    monkeypatch.setattr(Encoder, "encode", counted)
+    monkeypatch.setattr(Encoder, "encode_all", counted)
     arguments = ["-m", str(folder), "-f", str(tmp_path / "lines.txt"), "-o", str(tmp_path / "out.npy")]
     assert main(["embed", *arguments, "--batch-size", "2"]) == 0
     assert tokenized == lines
@@ -182,7 +184,7 @@ def test_embed_says_which_texts_were_cut_and_tokenizes_each_once(
 
 @pytest.mark.parametrize("name", ["embed", "classify"])
 def test_progress_is_shown_on_a_terminal_alone(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    import tqdm
+    import tqdm.auto
 
     from fastattn.cli import commands, progress
 
@@ -200,7 +202,7 @@ def test_progress_is_shown_on_a_terminal_alone(name: str, monkeypatch: pytest.Mo
         def update(self, count: int) -> None:
             counted.append(count)
 
-    monkeypatch.setattr(tqdm, "tqdm", Bar)
+    monkeypatch.setattr(tqdm.auto, "tqdm", Bar)
     assert main([name, "-p", "a", "-p", "b"]) == 0
     assert counted == []
     monkeypatch.setattr(progress, "on_terminal", lambda: True)

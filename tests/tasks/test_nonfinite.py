@@ -88,11 +88,11 @@ def test_the_command_prints_one_line_on_stderr(broken: Break, command: tuple[str
     assert "nan" not in answers[0].stdout.lower()
     if form == "--json":
         assert all(json.loads(line)["text"] in ("good", "bad") for line in answers[0].stdout.splitlines())
-    before = run(*arguments[:-1]).stdout if command[0] == "classify" else ""  # the results of the texts before it
+    before = run(*arguments[:-1]).stdout  # the results of the texts before it
     assert (answers[1].returncode, answers[1].stdout) == (1, before)
     lines = [line for line in answers[1].stderr.splitlines() if "there is no modules.json" not in line]
     assert len(lines) == 1
-    assert ("text 2: expected finite" if command[0] == "classify" else "[1]: expected finite") in answers[1].stderr
+    assert "fastattn: text 2: expected finite" in answers[1].stderr
 
 
 def test_no_file_is_written(broken: Break, tmp_path: Path) -> None:

@@ -183,8 +183,11 @@ def test_an_item_that_is_refused_follows_the_results_before_it(pipes: dict[str, 
     pipe, items = pipes[name], CASES[name][1]
     results = pipe(iter([items[0], items[1], 3, items[0]]))
     assert [next(results), next(results)] == [alone(pipe, name, item) for item in items[:2]]
-    with pytest.raises(DTypeError, match=r"inputs\[2\]|sequences\[2\]"):
+    with pytest.raises(DTypeError, match=r"inputs\[2\]|sequences\[2\]") as caught:
         next(results)
+    assert caught.value.index == 2
+    assert caught.value.item in ("inputs[2]", "sequences[2]", "text_inputs[2]")
+    assert str(caught.value).startswith(caught.value.item)
 
 
 def test_a_text_that_is_too_long_follows_the_results_before_it(classify: Any) -> None:
@@ -217,8 +220,9 @@ def test_a_result_that_is_not_finite_follows_the_results_before_it(classify: Any
     pipe.model = Broken()  # type: ignore[assignment]
     results: Any = pipe(iter(["good", "bad", "a " * 20, "good"]))
     assert [next(results), next(results)] == classify(["good", "bad"])
-    with pytest.raises(NonFiniteError, match=r"^inputs\[2\]: expected finite scores"):
+    with pytest.raises(NonFiniteError, match=r"^inputs\[2\]: expected finite scores") as caught:
         next(results)
+    assert (caught.value.index, caught.value.item) == (2, "inputs[2]")
 
 
 def test_arguments_are_checked_before_the_first_result(classify: Any) -> None:
@@ -287,9 +291,10 @@ def test_a_data_set_of_torch_is_read_lazily_as_in_transformers(classify: Any, pi
 def test_a_text_without_tokens_is_refused_by_its_name(classify: Any, lazy: bool) -> None:
     texts = ["good", "", "a bad dog"]
     found: list[Any] = []
-    with pytest.raises(InputError, match=r"^inputs\[1\]: expected at least one token, got none"):
+    with pytest.raises(InputError, match=r"^inputs\[1\]: expected at least one token, got none") as caught:
         found.extend(classify(iter(texts) if lazy else texts, add_special_tokens=False))
     assert found == classify(texts[:1] if lazy else [], add_special_tokens=False)
+    assert (caught.value.index, caught.value.item) == (1, "inputs[1]")
 
 
 def test_an_iterator_with_a_length_is_read_lazily(classify: Any) -> None:

@@ -153,7 +153,7 @@ def test_the_text_of_the_package_is_there() -> None:
 
 def test_command(gpt2: Path, tmp_path: Path) -> None:
     (tmp_path / "lines.txt").write_text("\n".join(TEXTS))
-    options = ("quality", "-m", gpt2, "--data", tmp_path / "lines.txt")
+    options = ("quality", "-m", gpt2, "-f", tmp_path / "lines.txt")
     done = run(*options, "--dtypes", "int8,int4")
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()

@@ -72,7 +72,7 @@ def _add_classify(commands: _Commands) -> None:
         metavar="K",
         help="print the K best labels per text; 0 prints all (default: 1)",
     )
-    parser.add_argument("--truncate", action="store_true", help="cut texts longer than the model's context")
+    parser.add_argument("--truncation", action="store_true", help="cut texts longer than the model's context")
     _add_batching(parser)
 
 
@@ -133,12 +133,7 @@ def _add_verify(commands: _Commands) -> None:
         metavar="A,B",
         help=f"some of {','.join(DTYPES['cpu'])} (default: float32)",
     )
-    parser.add_argument(
-        "--data",
-        type=some_text("a file"),
-        metavar="FILE",
-        help="one text per line; '-' is standard input (default: sentences of a novel)",
-    )
+    _add_file(parser, "one text per line; '-' is standard input (default: sentences of a novel)")
     parser.add_argument(
         "--max-tokens",
         type=integer(2, INT32_MAX),
@@ -245,12 +240,7 @@ def _add_batching(parser: argparse.ArgumentParser) -> None:
 def _add_quality(commands: _Commands) -> None:
     parser = commands.add_parser("quality", help="measure what bfloat16, int8 and int4 lose compared with float32")
     _add_model_name(parser)
-    parser.add_argument(
-        "--data",
-        type=some_text("a file"),
-        metavar="FILE",
-        help="one text per line; '-' is standard input (default: a chapter of a novel)",
-    )
+    _add_file(parser, "one text per line; '-' is standard input (default: a chapter of a novel)")
     parser.add_argument(
         "--dtypes",
         type=names(*PACKED_DTYPES),
@@ -369,15 +359,15 @@ def _add_model(parser: argparse.ArgumentParser, text: str = _MODEL, *, required:
     parser.add_argument("--json", action="store_true", help="print one JSON object per text")
 
 
+def _add_file(parser: argparse._ActionsContainer, text: str) -> None:
+    parser.add_argument("-f", "--file", action=Once, type=some_text("a file"), metavar="FILE", help=text)
+
+
 def _add_texts(parser: argparse.ArgumentParser, what: str) -> None:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("-p", "--prompt", action="append", metavar="TEXT", help=f"{what}; repeatable")
-    source.add_argument(
-        "-f",
-        "--file",
-        action=Once,
-        type=some_text("a file"),
-        metavar="FILE",
-        help="one text per line; '-' is standard input. A blank line is an empty text, so result i belongs to line i",
+    _add_file(
+        source,
+        "one text per line; '-' is standard input. A blank line is an empty text, so result i belongs to line i",
     )
     parser.add_argument("--skip-blank", action="store_true", help="omit blank lines")

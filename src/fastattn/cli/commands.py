@@ -7,14 +7,13 @@ import codecs
 import importlib.util
 import json
 import platform
-import re
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
-from itertools import islice
+from itertools import islice, repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -37,11 +36,11 @@ from fastattn.tasks.progress import on_terminal
 
 if TYPE_CHECKING:
     from fastattn.api.causal_lm import CausalLM
+    from fastattn.tasks.sentence_transformer import SentenceTransformer
 
 _BETWEEN = "\n"  # an empty line between the texts of several prompts
 _EXTRAS = {"hub": "huggingface_hub", "completion": "shtab"}  # extra in pyproject.toml -> one of its modules
 _PART_TEXTS = 512  # texts of `embed` that are in memory together, unless a step has more
-_ITEM = re.compile(r"(?:inputs|sequences|text_inputs)\[(\d+)\]")  # how an error of a pipeline names an item
 _INPUTS = {"inputs", "second", "question", "context", "data", "X", "sequences", "text_inputs"}  # of pipelines
 _FLAGS = {  # arguments of pipelines that the command sets itself
     "batch_size": "use --batch-size",
@@ -147,7 +146,7 @@ def classify(args: argparse.Namespace) -> int:
 
     texts = stream_texts(args.prompt, args.file, skip_blank=args.skip_blank)
     classifier = pipeline("text-classification", args.model, **_loading(args))
-    options: dict[str, Any] = {"top_k": args.top_k or None, "truncation": args.truncate, **batching(args)}
+    options: dict[str, Any] = {"top_k": args.top_k or None, "truncation": args.truncation, **batching(args)}
     for text, labels in results_of(texts, lambda items: classifier(items, **options)):
         if args.json:
             emit(json_line({"text": text.text, "labels": labels}), flush=args.batch_size == 1)
@@ -200,7 +199,7 @@ def results_of(
     source: TextStream,
     call: Callable[[Iterator[Any]], Any],
     read: Callable[[Text], Any] = lambda text: text.text,
-    cut: str = "--truncate cuts the text",
+    cut: str = "--truncation cuts the text",
 ) -> Iterator[tuple[Text, Any]]:
     """Yield each text with its result. Only a few of both are in memory. An error names the line of the text.
 
@@ -222,14 +221,22 @@ def results_of(
                 n_done += 1
                 done(1)
     except FastattnError as error:
-        named = _ITEM.match(str(error))
-        index = int(named[1]) - n_done if named else -1
-        if named is None or not 0 <= index < len(waiting):
-            raise
-        where, message = waiting[index].where, str(error)[named.end() :]
-        if isinstance(error, ContextLengthError):
-            message = f": {error.n_tokens} tokens, the model's context is {error.context}; {cut}"
-        raise type(error)(f"{where}{message}") from None
+        raise _with_location(error, waiting, n_done, cut) from None
+
+
+def _with_location(error: FastattnError, waiting: Sequence[Text], n_done: int, cut: str = "") -> FastattnError:
+    """Return an error about one of the texts that names its location instead of the argument.
+
+    waiting: the texts without a result; the first one is text n_done of the call. cut: what to do about a text that is
+    too long.
+    """
+    place = -1 if error.index is None else error.index - n_done
+    if error.item is None or not 0 <= place < len(waiting):
+        return error
+    message = str(error).removeprefix(error.item)
+    if isinstance(error, ContextLengthError):
+        message = f": {error.n_tokens} tokens, the model's context is {error.context}; {cut}"
+    return type(error)(f"{waiting[place].where}{message}")
 
 
 def embed(args: argparse.Namespace) -> int:
@@ -241,30 +248,58 @@ def embed(args: argparse.Namespace) -> int:
     source = stream_texts(args.prompt, args.file, skip_blank=args.skip_blank)
     model = SentenceTransformer(_model(args, "text-classification"), **_loading(args))
     cuts = _Cuts()
-
-    def vectors_of(texts: list[Text]) -> NDArray[Any]:
-        found, lengths = model.encode_with_cuts(
-            [text.text for text in texts],
-            prompt_name=args.prompt_name,
-            batch_size=args.batch_size,
-            normalize_embeddings=args.normalize,
-        )
-        cuts.add(texts, lengths)
-        return found
-
-    size = 1 if args.batch_size == 1 else max(_PART_TEXTS, args.batch_size)
     with VectorFile(args.output) if args.output is not None else nullcontext() as file, bar(source.total) as done:
-        while part := list(islice(source.texts, size)):
-            vectors = vectors_of(part)
+        for texts, vectors in _vectors(model, source, args, cuts):
             if file is not None:
                 file.write(vectors)
             else:
-                _print_vectors(part, vectors, args)
-            done(len(part))
+                _print_vectors(texts, vectors, args)
+            done(len(texts))
     if file is not None:
         say(f"{args.output}: float32 {list(file.shape)}")
     cuts.report()
     return 0
+
+
+def _vectors(
+    model: SentenceTransformer, source: TextStream, args: argparse.Namespace, cuts: _Cuts
+) -> Iterator[tuple[list[Text], NDArray[np.float32]]]:
+    """Yield the texts in windows with their vectors, and count those that are cut. An error names the line of a text.
+
+    Two windows are in memory: the second one is read and tokenized while the first one is computed.
+    """
+    from fastattn.tasks.sentence.encoding import EncodeOptions
+    from fastattn.tasks.sentence.windows import Part, window_sizes
+
+    size, lengths = args.batch_size, dict[int, int]()
+    waiting: deque[Text] = deque()
+    n_done = 0
+
+    def parts() -> Iterator[Part]:
+        first = 0
+        for count in window_sizes(size, most=_PART_TEXTS // 2) if size > 1 else repeat(1):
+            texts = list(islice(source.texts, count))
+            if not texts:
+                return
+            waiting.extend(texts)
+            yield first, [(text.text, None) for text in texts]
+            first += len(texts)
+
+    options = EncodeOptions(
+        prompt_name=args.prompt_name,
+        batch_size=size,
+        show_progress_bar=False,
+        normalize_embeddings=args.normalize,
+        cut=lengths,
+    )
+    try:
+        for first, vectors in model._stream(parts(), options, ahead=size > 1):
+            texts = [waiting.popleft() for _ in vectors]
+            cuts.add(texts, {i - first: lengths.pop(i) for i in sorted(lengths)})
+            n_done += len(texts)
+            yield texts, vectors
+    except FastattnError as error:
+        raise _with_location(error, waiting, n_done) from None
 
 
 class _Cuts:
@@ -346,7 +381,7 @@ def quality(args: argparse.Namespace) -> int:
     """Print the quality loss of each dtype relative to float32."""
     from fastattn.tasks.quality import compare_dtypes, table
 
-    data = None if args.data is None else read_texts(None, args.data, whole_stdin=False, skip_blank=True)
+    data = None if args.file is None else read_texts(None, args.file, whole_stdin=False, skip_blank=True)
     texts = None if data is None else [text.text for text in data]
     model = _model(args, "text-generation")
     report = compare_dtypes(model, texts, dtypes=args.dtypes, max_tokens=args.max_tokens, threads=args.threads)

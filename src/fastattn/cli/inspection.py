@@ -31,8 +31,8 @@ def verify(args: argparse.Namespace) -> int:
     if model is None:
         raise InputError("verify: expected the folder or hub id of a model")
     texts = None
-    if args.data is not None:
-        texts = [text.text for text in read_texts(None, args.data, whole_stdin=False, skip_blank=True)]
+    if args.file is not None:
+        texts = [text.text for text in read_texts(None, args.file, whole_stdin=False, skip_blank=True)]
     report = verify_model(
         model, texts, dtypes=args.dtypes, max_tokens=args.max_tokens, threads=args.threads, against=args.against
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -23,6 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     own_process, interrupted = argv is None, False
     if own_process:
         streams.prepare()
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # texts are tokenized in one thread, beside the model
     try:
         return _main(list(sys.argv[1:] if argv is None else argv))
     except KeyboardInterrupt:

@@ -16,6 +16,7 @@ _NEGATIVE_NUMBER = re.compile(r"-\.?\d")
 
 # Options of other programs, and what to use instead.
 _INSTEAD = {
+    "--data": "--file",
     "--do-sample": "--temp",
     "--greedy": "--temp 0",
     "--input": "--file",
@@ -23,6 +24,7 @@ _INSTEAD = {
     "--stop-token": "--stop",
     "--temperature": "--temp",
     "--text": "--prompt",
+    "--truncate": "--truncation",
 }
 
 

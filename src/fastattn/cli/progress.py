@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 from fastattn.cli.streams import say
-from fastattn.tasks.progress import on_terminal
+from fastattn.tasks.progress import on_terminal, open_bar, progress_bar
+
+_DELAY_SECONDS = 0.5
 
 
-@contextmanager
-def progress(total: int | None, unit: str) -> Iterator[Callable[[int], object]]:
-    """Show a bar over `total` items, None if unknown; the yielded function adds completed items.
+def progress(total: int | None, unit: str) -> AbstractContextManager[Callable[[int], object]]:
+    """Show a bar over `total` items, None if unknown; the function that it gives adds completed items.
 
     It does nothing without a terminal.
     """
-    if not on_terminal():
-        yield lambda count: None
-        return
-    from tqdm import tqdm
-
-    with tqdm(total=total, unit=f" {unit}", delay=0.5, leave=False, dynamic_ncols=True) as bar:
-        yield bar.update
+    return progress_bar(on_terminal(), total, unit=f" {unit}", delay=_DELAY_SECONDS, leave=False)
 
 
 class Reporter:
@@ -49,8 +44,6 @@ class Reporter:
     def step(self, done: int, total: int) -> None:
         """Report that `done` of `total` steps are complete."""
         if self._bar is None and on_terminal():
-            from tqdm import tqdm
-
-            self._bar = tqdm(total=total, leave=False, dynamic_ncols=True, bar_format="{desc} {bar} {elapsed}")
+            self._bar = open_bar(total=total, leave=False, bar_format="{desc} {bar} {elapsed}")
         if self._bar is not None:
             self._bar.update(done - self._bar.n)

@@ -64,9 +64,17 @@ REQUIRED: Mapping[str, tuple[object, ...]] = {
     "tie_last_hidden_states": (None, True),
 }
 
+# Options of any family for which transformers treats null like a missing option. For all others it fails, or computes
+# something else.
+_NULL_WORDS = """
+    label2id layer_types local_rope_theta n_inner output_attentions output_hidden_states pos_att_type problem_type
+    rope_parameters rope_scaling share_att_key
+"""
+_NULL_IS_DEFAULT = frozenset(_NULL_WORDS.split())
 _log = logging.getLogger("fastattn")
 _MAX_NAMED = 20
 _Config = TypeVar("_Config", bound=type)
+_Default = TypeVar("_Default")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,11 +171,17 @@ class ConfigReader(Settings):
         self.family = family
         self._taken.update(names or ())
 
+    def _missing(self, key: str, default: _Default, expected: str) -> _Default:
+        """Return the default of a missing key. Null is refused, unless transformers treats it like a missing option."""
+        if key in self.values and key not in _NULL_IS_DEFAULT:
+            raise self.error(key, expected)
+        return default
+
     def size(self, key: str, default: int | None = None, *, low: int = 1, high: int = MAX_SIZE) -> int:
         """Read an integer from `low` to `high`. It is required if there is no default."""
         value = self.raw(key)
         if value is None and default is not None:
-            value = default
+            value = self._missing(key, default, f"an integer from {low} to {high}")
         if type(value) is not int or not low <= value <= high:
             raise self.error(key, f"an integer from {low} to {high}")
         return value
@@ -229,7 +243,7 @@ class ConfigReader(Settings):
         """Read a token id, or None. As in transformers, ids outside the vocabulary (like -1) are logged and ignored."""
         if key not in self.values:
             return default if default is not None and default < vocab_size else None
-        value = self.count(key, None, low=-MAX_SIZE)
+        value = None if self.raw(key) is None else self.count(key, None, low=-MAX_SIZE)
         return None if value is None else next(iter(self._known(key, [value], vocab_size)), None)
 
     def eos(self, vocab_size: int, default: int | None = None) -> tuple[int, ...]:

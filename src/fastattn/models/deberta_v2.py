@@ -94,12 +94,12 @@ def read_config(raw: Mapping[str, object]) -> DebertaV2Config:
     c = ConfigReader(raw, "DeBERTa-v2")
     layers = read_layers(c, width=1536, heads=24, inner=6144, layers=24, eps=1e-7, most_positions=MAX_TABLE_POSITIONS)
     width, positions = layers["hidden_size"], layers["max_position_embeddings"]
-    c.must_be("attention_head_size", width // layers["num_attention_heads"], None)
-    c.must_be("pooler_hidden_size", width, None)
+    c.must_be("attention_head_size", width // layers["num_attention_heads"])
+    c.must_be("pooler_hidden_size", width)
     legacy = c.flag("legacy", True)
     if not legacy:
-        c.must_be("embedding_size", width, None)
-    c.must_be("conv_kernel_size", 0, None)
+        c.must_be("embedding_size", width)
+    c.must_be("conv_kernel_size", 0)
     most = c.count("max_relative_positions", -1, low=-1)
     config = DebertaV2Config(
         **layers,

@@ -79,7 +79,7 @@ def read_config(raw: Mapping[str, object]) -> GteConfig:
         c.must_be(key, *values)
     sizes = _read_sizes(c, positions=8192)
     head_dim = sizes["hidden_size"] // sizes["num_attention_heads"]
-    c.must_be("head_dim", head_dim, None)
+    c.must_be("head_dim", head_dim)
     rope = read_rope(c, head_dim=head_dim, max_positions=sizes["max_position_embeddings"], theta=160000.0)
     return _read(
         c,

@@ -87,7 +87,7 @@ def read_config(raw: Mapping[str, object]) -> ModernBertConfig:
     heads = c.heads(hidden_size, "hidden_size", "num_attention_heads", 12)
     positions = c.size("max_position_embeddings", 8192)
     local = c.size("local_attention", 128)
-    c.must_be("sliding_window", local // 2, None)
+    c.must_be("sliding_window", local // 2)
     c.must_be("head_dim", hidden_size // heads, None)
     config = ModernBertConfig(
         hidden_size=hidden_size,

@@ -61,6 +61,8 @@ def read_rope(
     """
     p = _parameters(config, layer_type)
     rotary_type = p.choice("rope_type", _TYPES, p.choice("type", _TYPES, "default"))
+    if layer_type is None and "rope_theta" in config.values and p.values.get("rope_theta") is None:
+        raise config.error("rope_theta", "a number above 1")  # null, for which transformers fails
     base = p.number("rope_theta", theta)
     share = p.number("partial_rotary_factor", partial)
     if not 1 < base < math.inf:

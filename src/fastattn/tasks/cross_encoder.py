@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, cast
 
@@ -23,7 +23,7 @@ from fastattn.tasks.rerank.inputs import read_pair_inputs, read_query
 from fastattn.tasks.rerank.options import OLD_KEYWORDS, OLD_RANK_KEYWORDS, PredictOptions
 from fastattn.tasks.rerank.scorers import load_scorer
 from fastattn.tasks.search.vectors import Rows
-from fastattn.tasks.sentence.encoding import batches_by_length, check_place, to_tensors
+from fastattn.tasks.sentence.encoding import check_place, to_tensors
 from fastattn.tasks.sentence.load_text import SentenceLoadArgs, StackOptions, refuse_parts
 from fastattn.tasks.sentence.loading import read_processing_kwargs
 from fastattn.tasks.sentence.names import cache_of, find_folder
@@ -36,6 +36,7 @@ from fastattn.tasks.sentence.prompts import (
 )
 from fastattn.tasks.sentence.text_encoder import TextModelBase
 from fastattn.tasks.sentence.text_model import Pairs, TextTruncation
+from fastattn.tasks.sentence.windows import Part, Window, WindowEncoder, batches_by_length, stream
 from fastattn.tasks.softmax import softmax
 from fastattn.tokenizer.truncation import DO_NOT_TRUNCATE
 
@@ -258,7 +259,7 @@ class CrossEncoder(TextModelBase):
         pairs, single = read_pair_inputs("inputs", inputs)
         cut: dict[int, int] = {}
         where = ["inputs"] if single else [f"inputs[{i}]" for i in range(len(pairs))]
-        return self._scores(pairs, PredictOptions(batch_size=batch_size, cut=cut), where), cut
+        return self._scores(pairs, PredictOptions(batch_size=batch_size, show_progress_bar=False, cut=cut), where), cut
 
     def rank(
         self,
@@ -314,9 +315,27 @@ class CrossEncoder(TextModelBase):
         texts = with_prompt(self._prefix(None, None), pairs)
         return [len(ids) for ids, _ in self._scorer.text.encode(texts, TextTruncation(DO_NOT_TRUNCATE), None)]
 
-    def _logits(self, pairs: Pairs, *, batch_size: int, where: list[str]) -> Rows:
-        """Return the logits of pairs of texts, float32 [n, num_labels]. where: the names of the pairs in messages."""
-        return self._scores(pairs, PredictOptions(batch_size=batch_size, activation_fn=Activation("Identity")), where)
+    def _stream(
+        self, parts: Iterator[Part], *, batch_size: int, where: Callable[[int], str], ahead: bool
+    ) -> Iterator[tuple[int, Rows]]:
+        """Yield logits [n, num_labels] of pairs in order, with the index of the first one. See `windows.stream`.
+
+        where: returns the name of a pair in messages.
+        """
+        prefix = self._prefix(None, None)
+        text = self._scorer.text
+
+        def logits_of(window: Window) -> Rows:
+            found = np.zeros((len(window.encoded), self.num_labels), np.float32)
+            for batch in batches_by_length(window.encoded, batch_size):
+                names = [where(window.first + i) for i in batch]
+                found[batch] = self._scorer.logits([window.encoded[i] for i in batch], names, prefix)
+            for i, row in enumerate(found, window.first):
+                check_finite(row, where(i), "scores")
+            return found
+
+        tokens = WindowEncoder(module=text, truncation=text.truncation, task=None, prefix=prefix, where=where)
+        return stream(parts, tokens, logits_of, ahead=ahead)
 
     def _prefix(self, prompt: str | None, prompt_name: str | None) -> str:
         return resolve_prompt("predict", self.prompts, self.default_prompt_name, prompt, prompt_name)
@@ -326,10 +345,12 @@ class CrossEncoder(TextModelBase):
         prefix = self._prefix(options.prompt, options.prompt_name)
         text = self._scorer.text
         truncation = read_processing_kwargs("processing_kwargs", options.processing_kwargs, text.truncation)
-        encoded = text.encode(with_prompt(prefix, pairs), truncation, None, options.cut)
+        tokens = WindowEncoder(
+            module=text, truncation=truncation, task=None, prefix=prefix, where=where.__getitem__, cut=options.cut
+        )
         logits = np.zeros((len(pairs), self.num_labels), np.float32)
-        for batch in batches_by_length(encoded, options.batch_size, show=options.show_progress_bar):
-            logits[batch] = self._scorer.logits([encoded[i] for i in batch], [where[i] for i in batch], prefix)
+        for batch, encoded in tokens.batches(pairs, options.batch_size, show=options.show_progress_bar):
+            logits[batch] = self._scorer.logits(encoded, [where[i] for i in batch], prefix)
         scores = (options.activation_fn or self._activation)(logits)
         if options.apply_softmax and self.num_labels > 1:
             scores = softmax(scores).astype(np.float32)

@@ -15,6 +15,7 @@ from fastattn.checks import Neutral, check_count, check_flag, check_keywords, ch
 from fastattn.errors import DTypeError, InputError
 from fastattn.tasks.cross_encoder import CrossEncoder
 from fastattn.tasks.rerank.inputs import read_pair
+from fastattn.tasks.sentence.encoding import EncodeOptions
 from fastattn.tasks.sentence.text_model import TextTask
 from fastattn.tasks.sentence_transformer import SentenceTransformer
 from fastattn.tokenizer import check_text, is_list_like
@@ -166,11 +167,18 @@ class TextEmbedding(_Generator[SentenceTransformer]):
         self, name: str, texts: object, batch_size: int, parallel: int | None, task: TextTask | None
     ) -> Iterator[NDArray[np.float32]]:
         size, items = _check_call(batch_size, parallel), _read_texts(name, texts)
-        model = self.model
+        model, pairs = self.model, ((text, None) for text in items)
+        options = EncodeOptions(
+            prompt_name=model._prompt_of(task),
+            batch_size=min(size, _STEP),
+            show_progress_bar=False,
+            task=task,
+            name=name,
+        )
 
         def run() -> Iterator[NDArray[np.float32]]:
-            for start, part in _windows(items, size):
-                yield from model._encode_part(part, task=task, batch_size=min(size, _STEP), name=name, first=start)
+            for _, vectors in model._stream(_parts(pairs, size), options, ahead=size > 1):
+                yield from vectors
 
         return run()
 
@@ -213,9 +221,9 @@ class TextCrossEncoder(_Generator[CrossEncoder]):
         model = self.model
 
         def run() -> Iterator[float]:
-            for start, part in _windows(pairs, size):
-                where = [f"{name}[{start + i}]" for i in range(len(part))]
-                yield from model._logits(part, batch_size=min(size, _STEP), where=where)[:, 0].tolist()
+            parts, step = _parts(pairs, size), min(size, _STEP)
+            for _, logits in model._stream(parts, batch_size=step, where=lambda i: f"{name}[{i}]", ahead=size > 1):
+                yield from logits[:, 0].tolist()
 
         return run()
 
@@ -246,6 +254,11 @@ def _windows(items: Iterator[_Item], size: int) -> Iterator[tuple[int, list[_Ite
             raise error
         if not part:
             return
+
+
+def _parts(items: Iterator[_Item], size: int) -> Iterator[tuple[int, list[_Item]]]:
+    """Yield windows of which two are in memory together, with at most `size` items; one item if `size` is 1."""
+    return _windows(items, max(1, size // 2))
 
 
 def _read_texts(name: str, texts: object) -> Iterator[str]:

@@ -22,14 +22,14 @@ from fastattn.tasks.multi.mask import MultiVectorMask
 from fastattn.tasks.search.maxsim import maxsim, maxsim_pairwise
 from fastattn.tasks.search.vectors import Rows, normalized
 from fastattn.tasks.sentence.encoders import Transformer
-from fastattn.tasks.sentence.encoding import batches_by_length, check_place, read_progress, read_tensor, to_tensors
+from fastattn.tasks.sentence.encoding import check_place, read_tensor, to_tensors
 from fastattn.tasks.sentence.features import TOKENS
 from fastattn.tasks.sentence.load_text import load_text_model
 from fastattn.tasks.sentence.loading import read_config_kwargs, read_processing_kwargs
-from fastattn.tasks.sentence.prompts import with_prompt
 from fastattn.tasks.sentence.stack import Stack
 from fastattn.tasks.sentence.text_encoder import EncoderLoadArgs, TextEncoder, read_load_args
-from fastattn.tasks.sentence.text_model import Encoded, Pairs, TextTask
+from fastattn.tasks.sentence.text_model import TextTask
+from fastattn.tasks.sentence.windows import WindowEncoder
 from fastattn.tokenizer import check_text
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class _Call:
     prompt_name: str | None = option(None, check_str)
     prompt: str | None = option(None, lambda name, value: check_text(value, name))
     batch_size: int = option(32, Count(low=1))
-    show_progress_bar: bool | None = option(None, read_progress)
+    show_progress_bar: bool | None = option(None, check_flag)
     output_value: str = option("token_embeddings", Choice("token_embeddings"))
     convert_to_numpy: bool = option(True, check_flag)
     normalize_embeddings: bool = option(False, check_flag)
@@ -189,20 +189,21 @@ class MultiVectorEncoder(TextEncoder):
         check_place(self.device, options.get("device"), options.get("pool"), options.get("chunk_size"))
         texts, single = self._texts(one_of("inputs", inputs, "sentences", sentences))
         rows: list[Rows] = [np.zeros((0, 0), np.float32)] * len(texts)
-        encoded = self._encoded(texts, call)
-        for batch in batches_by_length(encoded, call.batch_size, show=call.show_progress_bar):
-            where = [f"inputs[{i}]" for i in batch]
-            found = self._stack.run([encoded[i] for i in batch], where, prompt_len=0, output=TOKENS)
-            for i, states in zip(batch, found.tokens[TOKENS], strict=True):
-                kept = self.mask.kept(encoded[i][0], call.task, self._skipped)
+        expansion = self.query_expansion if call.task == "query" else None
+        tokens = self._tokens(call, expansion)
+        for batch, encoded in tokens.batches(texts, call.batch_size, show=call.show_progress_bar):
+            full = encoded if expansion is None else expansion.expand(encoded, self._expansion_id)
+            found = self._stack.run(full, [tokens.where(i) for i in batch], prompt_len=0, output=TOKENS)
+            for i, (ids, _), states in zip(batch, full, found.tokens[TOKENS], strict=True):
+                kept = self.mask.kept(ids, call.task, self._skipped)
                 vectors = np.ascontiguousarray(states[kept], np.float32)
                 rows[i] = cast(Rows, normalized(vectors)) if call.normalize_embeddings else vectors
         packed: Any = rows[0] if single else rows
         return packed if call.convert_to_numpy else to_tensors(packed)
 
-    def _encoded(self, texts: Pairs, call: _Call) -> Encoded:
+    def _tokens(self, call: _Call, expansion: QueryExpansion | None) -> WindowEncoder:
+        """Return how the texts of a call are tokenized."""
         truncation = read_processing_kwargs("processing_kwargs", call.processing_kwargs, self._text.truncation)
-        expansion = self.query_expansion if call.task == "query" else None
         if expansion is not None:
             if not expansion.attend:
                 raise InputError(
@@ -215,8 +216,9 @@ class MultiVectorEncoder(TextEncoder):
                 )
             truncation = expansion.truncation(truncation)
         prefix = self._prefix(call.prompt, call.prompt_name)
-        encoded = self._text.encode(with_prompt(prefix, texts), truncation, call.task)
-        return encoded if expansion is None else expansion.expand(encoded, self._expansion_id)
+        return WindowEncoder(
+            module=self._text, truncation=truncation, task=call.task, prefix=prefix, where=lambda i: f"inputs[{i}]"
+        )
 
     def encode_query(self, inputs: object = None, **options: Unpack[MultiVectorEncodeArgs]) -> Any:
         """Call `encode` with task="query"; the default prompt is the one named "query"."""

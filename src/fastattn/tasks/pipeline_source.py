@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
+from fastattn.errors import about_item
 from fastattn.tokenizer import is_list_like
 from fastattn.tokenizer.texts import iterate_items, known_length, names_of_items, read_items
 
@@ -52,7 +53,10 @@ def read_source(
 
 def _checked(inputs: Any, name: str, read_item: Callable[[Any, str], Item]) -> Iterator[Item]:
     for i, item in enumerate(iterate_items(inputs, name)):
-        yield read_item(item, f"{name}[{i}]")
+        where = f"{name}[{i}]"
+        with about_item(i, where):
+            checked = read_item(item, where)
+        yield checked
 
 
 def is_torch_dataset(inputs: object) -> bool:

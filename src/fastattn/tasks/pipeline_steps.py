@@ -16,9 +16,9 @@ from typing import Any, Generic, TypeVar, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from fastattn.errors import FastattnError
+from fastattn.errors import FastattnError, about_item
 from fastattn.tasks.pipeline_source import Item, Source
-from fastattn.tasks.progress import progress_bar
+from fastattn.tasks.progress import DELAY_SECONDS, progress_bar, shown_on_terminal
 
 DEFAULT_BATCH_SIZE = 32
 WINDOW_STEPS = 16
@@ -102,8 +102,10 @@ class StepLimits:
 
 @dataclass(slots=True)
 class _Entry(Generic[Item, Reduced]):
-    """An item of a window. waiting: the number of its sequences without an output."""
+    """An item of a window. name: for messages. waiting: the number of its sequences without an output."""
 
+    index: int
+    name: str
     item: Item
     parts: Sequence[Part]
     reduced: list[Reduced | None] = field(default_factory=list)
@@ -141,7 +143,9 @@ class SizedIterator(Iterator[Result]):
 def _results(job: Job[Item, Reduced, Result], source: Source[Item], limits: StepLimits) -> Iterator[Result]:
     """Yield the results in order. An error about an item, or from the source, follows the results before it."""
     reader = _Reader(job, source, limits)
-    with progress_bar(limits.show_progress_bar, source.total, lazy=source.lazy) as done:
+    show, delay = limits.show_progress_bar, 0 if limits.show_progress_bar else DELAY_SECONDS
+    shown = shown_on_terminal(show, lazy=source.lazy)
+    with progress_bar(shown, source.total, unit=" items", delay=delay, leave=bool(show)) as done:
         # With one sequence per step, items are read one at a time. Else windows grow, so first results come early.
         longest = 1 if limits.sequences == 1 else limits.window_steps
         n_steps = 1 if source.lazy else longest
@@ -152,7 +156,9 @@ def _results(job: Job[Item, Reduced, Result], source: Source[Item], limits: Step
                 entry = window.popleft()
                 if entry.error is not None:
                     raise entry.error
-                yield job.finish(entry.item, cast("list[Reduced]", entry.reduced))
+                with about_item(entry.index, entry.name):
+                    result = job.finish(entry.item, cast("list[Reduced]", entry.reduced))
+                yield result
             if reader.error is not None:
                 raise reader.error
             if reader.ended:
@@ -180,13 +186,15 @@ class _Reader(Generic[Item, Reduced, Result]):
                     self.ended = True
                     break
                 index, item = found
-                parts = self._job.encode(index, item, self._source.name_of(index))
+                name = self._source.name_of(index)
+                with about_item(index, name):
+                    parts = self._job.encode(index, item, name)
             except Exception as error:  # of any type: it may come from the caller's generator
                 if not self._source.lazy:
                     raise
                 self.error = error
                 break
-            window.append(_Entry(item, parts, [None] * len(parts), len(parts)))
+            window.append(_Entry(index, name, item, parts, [None] * len(parts), len(parts)))
             n_parts += len(parts)
             n_tokens += sum(len(part.ids) for part in parts)
         return window
@@ -205,7 +213,8 @@ def _compute(
         for i, output in job.forward([parts[i] for i in step]):
             entry, place = places[step[i]]
             try:
-                entry.reduced[place] = job.reduce(entry.parts[place], output)
+                with about_item(entry.index, entry.name):
+                    entry.reduced[place] = job.reduce(entry.parts[place], output)
             except FastattnError as error:
                 entry.error = entry.error or error
             entry.waiting -= 1

@@ -1,12 +1,20 @@
-"""Progress bars of calls, on standard error."""
+"""Progress bars on standard error.
+
+`show_progress_bar=None` has the default of the API that a call belongs to. In the API of sentence-transformers
+(`encode`, `predict`, `rank`), a bar appears if the level of the logger "fastattn" is INFO or DEBUG:
+`shown_by_log_level`. Elsewhere it appears on a terminal if the call takes long: `shown_on_terminal`.
+"""
 
 from __future__ import annotations
 
+import logging
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 DELAY_SECONDS = 2.0  # a call that ends sooner shows no bar, unless it is asked for
+_log = logging.getLogger("fastattn")
 
 
 def on_terminal() -> bool:
@@ -14,27 +22,33 @@ def on_terminal() -> bool:
     return sys.stderr is not None and not sys.stderr.closed and sys.stderr.isatty()
 
 
-@contextmanager
-def progress_bar(show: bool | None, total: int | None, *, lazy: bool) -> Iterator[Callable[[int], object]]:
-    """Show a bar on standard error; the yielded function adds finished items.
+def shown_by_log_level(show: bool | None) -> bool:
+    """Return whether to show a bar in the API of sentence-transformers."""
+    return _log.getEffectiveLevel() in (logging.INFO, logging.DEBUG) if show is None else show
 
-    show: None shows it on a terminal if the call takes long, but not for an iterator, whose reader often has a bar.
+
+def shown_on_terminal(show: bool | None, *, lazy: bool) -> bool:
+    """Return whether to show a bar in other APIs: not for an iterator, whose reader often has a bar."""
+    return (on_terminal() and not lazy) if show is None else show
+
+
+@contextmanager
+def progress_bar(
+    show: bool, total: int | None, *, title: str | None = None, unit: str = "it", delay: float = 0, leave: bool = True
+) -> Iterator[Callable[[int], object]]:
+    """Show a bar over `total` units, None if unknown; the yielded function adds finished ones.
+
+    delay: seconds before the bar appears. leave: whether it remains on the screen.
     """
-    if show is False or (show is None and (lazy or not on_terminal())):
+    if not show:
         yield lambda count: None
         return
-    from tqdm.auto import tqdm  # not above: few calls show a bar, and the import takes long
-
-    with tqdm(total=total, unit=" items", delay=0 if show else DELAY_SECONDS, leave=bool(show)) as bar:
+    with open_bar(total=total, desc=title, unit=unit, delay=delay, leave=leave) as bar:
         yield bar.update
 
 
-def steps(n: int, size: int, *, show: bool | None, title: str = "Batches") -> Iterable[int]:
-    """Return the start of each batch of `size` of n items, with a progress bar if `show` is true."""
-    starts = range(0, n, size)
-    if not show:
-        return starts
-    from tqdm.auto import tqdm
+def open_bar(**options: Any) -> Any:
+    """Return a bar of tqdm."""
+    from tqdm.auto import tqdm  # not above: few calls show a bar, and the import takes long
 
-    bar: Iterable[int] = tqdm(starts, desc=title)
-    return bar
+    return tqdm(dynamic_ncols=True, **options)

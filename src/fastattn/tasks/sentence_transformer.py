@@ -24,8 +24,8 @@ from fastattn.tasks.search.quantization import Precision, quantize_embeddings, q
 from fastattn.tasks.search.similarity import Similarity, check_similarity, pair_scores, scores
 from fastattn.tasks.search.vectors import normalized
 from fastattn.tasks.sentence.encoders import InputModule, Transformer
-from fastattn.tasks.sentence.encoding import EncodeMethods, EncodeOptions, batches_by_length, to_tensors
-from fastattn.tasks.sentence.features import SENTENCE, TOKENS, Features, Float, Module
+from fastattn.tasks.sentence.encoding import EncodeMethods, EncodeOptions, to_tensors
+from fastattn.tasks.sentence.features import SENTENCE, TOKENS, Features, Float, Module, Rows
 from fastattn.tasks.sentence.folder import ModelSettings, read_folder
 from fastattn.tasks.sentence.load_text import SentenceLoadArgs, StackOptions, refuse_parts
 from fastattn.tasks.sentence.loading import read_processing_kwargs
@@ -39,7 +39,8 @@ from fastattn.tasks.sentence.prompts import (
     with_prompt,
 )
 from fastattn.tasks.sentence.stack import load_stack
-from fastattn.tasks.sentence.text_model import Pairs, TextTask, TextTruncation
+from fastattn.tasks.sentence.text_model import Encoded, Pairs, TextTask, TextTruncation
+from fastattn.tasks.sentence.windows import Part, Window, WindowEncoder, batches_by_length, stream
 from fastattn.tokenizer import Tokenizer, check_text, check_texts, is_list_like
 from fastattn.tokenizer.inputs import read_pairs
 from fastattn.tokenizer.truncation import DO_NOT_TRUNCATE
@@ -293,21 +294,13 @@ class SentenceTransformer(EncodeMethods):
         """
         cut: dict[int, int] = {}
         options = EncodeOptions(
-            prompt_name=prompt_name, batch_size=batch_size, normalize_embeddings=normalize_embeddings, cut=cut
+            prompt_name=prompt_name,
+            batch_size=batch_size,
+            show_progress_bar=False,
+            normalize_embeddings=normalize_embeddings,
+            cut=cut,
         )
         return self._encode(check_texts(sentences, "sentences"), options), cut
-
-    def _encode_part(
-        self, texts: Sequence[str], *, task: TextTask | None, batch_size: int, name: str, first: int
-    ) -> NDArray[np.float32]:
-        """Call `encode`, `encode_query` or `encode_document` for some texts of a longer sequence.
-
-        task: "query" or "document" for the last two. name, first: text i is `name[first + i]` in messages.
-        """
-        prompt_name = self._prompt_of(task)
-        options = EncodeOptions(prompt_name=prompt_name, batch_size=batch_size, task=task, name=name, first=first)
-        found: NDArray[np.float32] = self._encode(texts, options)
-        return found
 
     def _encode(self, sentences: object, options: EncodeOptions) -> Any:
         single = not is_list_like(sentences)
@@ -336,21 +329,50 @@ class SentenceTransformer(EncodeMethods):
         """Return the requested result of each text, in order. Texts of similar length share a step."""
         prefix = self._resolve_prompt(options.prompt, options.prompt_name)
         prompt_len = self._stack.prompt_len(prefix)
-        truncation = read_processing_kwargs("processing_kwargs", options.processing_kwargs, self._truncation)
-        encoded = self._first.encode(with_prompt(prefix, texts), truncation, options.task, options.cut)
-        rows: list[Any] = [None] * len(encoded)
-        for batch in batches_by_length(encoded, options.batch_size, show=options.show_progress_bar):
-            where = [options.where(i) for i in batch]
-            found = self._stack.run(
-                [encoded[i] for i in batch], where, prompt_len=prompt_len, output=options.output_value
-            )
-            self._finish(found, options)
+        tokens = self._tokens(prefix, options)
+        rows: list[Any] = [None] * len(texts)
+        for batch, encoded in tokens.batches(texts, options.batch_size, show=options.show_progress_bar):
+            found = self._run(encoded, batch, prompt_len, options)
             for place, i in enumerate(batch):
                 if options.output_value is None:
-                    rows[i] = self._all_features(encoded[i], found, place)
+                    rows[i] = self._all_features(encoded[place], found, place)
                 else:
                     rows[i] = _row(found, options.output_value, place)
         return rows
+
+    def _tokens(self, prefix: str, options: EncodeOptions) -> WindowEncoder:
+        """Return how the texts of a call are tokenized."""
+        return WindowEncoder(
+            module=self._first,
+            truncation=read_processing_kwargs("processing_kwargs", options.processing_kwargs, self._truncation),
+            task=options.task,
+            prefix=prefix,
+            where=options.where,
+            cut=options.cut,
+        )
+
+    def _run(self, encoded: Encoded, batch: Sequence[int], prompt_len: int, options: EncodeOptions) -> Features:
+        """Return the requested features of a batch. batch: the indices of its texts."""
+        where = [options.where(i) for i in batch]
+        found = self._stack.run(encoded, where, prompt_len=prompt_len, output=options.output_value)
+        self._finish(found, options)
+        return found
+
+    def _stream(self, parts: Iterator[Part], options: EncodeOptions, *, ahead: bool) -> Iterator[tuple[int, Rows]]:
+        """Yield vectors [n, d] of texts in order, with the index of the first one. See `windows.stream`."""
+        self._check_output(SENTENCE)
+        prefix = self._resolve_prompt(options.prompt, options.prompt_name)
+        prompt_len = self._stack.prompt_len(prefix)
+
+        def vectors_of(window: Window) -> Rows:
+            found = np.zeros((len(window.encoded), self._stack.width), np.float32)[:, : self._width(options)]
+            for batch in batches_by_length(window.encoded, options.batch_size):
+                places = [window.first + i for i in batch]
+                encoded = [window.encoded[i] for i in batch]
+                found[batch] = self._run(encoded, places, prompt_len, options).sentences[SENTENCE]
+            return found
+
+        return stream(parts, self._tokens(prefix, options), vectors_of, ahead=ahead)
 
     def _width(self, options: EncodeOptions) -> int | None:
         return self.truncate_dim if options.truncate_dim is None else options.truncate_dim

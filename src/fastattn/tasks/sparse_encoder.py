@@ -16,11 +16,11 @@ from fastattn.options import Choice, Count, check_fields, option
 from fastattn.tasks.finite import check_finite
 from fastattn.tasks.search.similarity import Similarity, check_similarity, pair_scores, scores
 from fastattn.tasks.search.vectors import Float, block_rows, blocks
-from fastattn.tasks.sentence.encoding import batches_by_length, check_place, read_progress, read_tensor
+from fastattn.tasks.sentence.encoding import check_place, read_tensor
 from fastattn.tasks.sentence.loading import read_processing_kwargs
-from fastattn.tasks.sentence.prompts import with_prompt
 from fastattn.tasks.sentence.text_encoder import EncoderLoadArgs, TextEncoder, read_load_args
-from fastattn.tasks.sentence.text_model import Encoded, TextTask
+from fastattn.tasks.sentence.text_model import Encoded, Pairs, TextTask
+from fastattn.tasks.sentence.windows import WindowEncoder
 from fastattn.tasks.sparse.splade import MaskedText, SpladePooling, load_masked_text, read_sparse_folder
 from fastattn.tasks.sparse.vectors import SparseEmbedding, SparseEmbeddings, read_sparse, sparse_row, to_torch
 from fastattn.tokenizer import check_text
@@ -57,7 +57,7 @@ class _Call:
     prompt_name: str | None = option(None, check_str)
     prompt: str | None = option(None, lambda name, value: check_text(value, name))
     batch_size: int = option(32, Count(low=1))
-    show_progress_bar: bool | None = option(None, read_progress)
+    show_progress_bar: bool | None = option(None, check_flag)
     convert_to_tensor: bool = option(False, read_tensor)
     convert_to_sparse_tensor: bool = option(True, check_flag)
     max_active_dims: int | None = option(None, Count(low=1))
@@ -133,9 +133,11 @@ class SparseEncoder(TextEncoder):
         texts, single = self._texts(one_of("inputs", inputs, "sentences", sentences))
         truncation = read_processing_kwargs("processing_kwargs", call.processing_kwargs, self._text.truncation)
         prefix = self._prefix(call.prompt, call.prompt_name)
-        encoded = self._text.encode(with_prompt(prefix, texts), truncation, call.task)
+        tokens = WindowEncoder(
+            module=self._text, truncation=truncation, task=call.task, prefix=prefix, where=lambda i: f"inputs[{i}]"
+        )
         most = self.max_active_dims if call.max_active_dims is None else call.max_active_dims
-        rows = self._rows(encoded, call, most)
+        rows = self._rows(tokens, texts, call, most)
         found = SparseEmbeddings.of(rows, self.get_embedding_dimension())
         return _packed(found, call, single=single)
 
@@ -147,18 +149,20 @@ class SparseEncoder(TextEncoder):
         """Call `encode` with task="document"; the default prompt is named "document", "passage" or "corpus"."""
         return self.encode(inputs, **self._of_task("document", options))
 
-    def _rows(self, encoded: Encoded, call: _Call, most: int | None) -> list[SparseEmbedding]:
+    def _rows(self, tokens: WindowEncoder, texts: Pairs, call: _Call, most: int | None) -> list[SparseEmbedding]:
         """Return the vector of each text. Texts of similar length share a step."""
         width = self.get_embedding_dimension()
-        rows: list[SparseEmbedding | None] = [None] * len(encoded)
-        for batch in _batches(encoded, call.batch_size, width, show=call.show_progress_bar):
-            part = [encoded[i] for i in batch]
-            where = [f"inputs[{i}]" for i in batch]
-            self._text.check_ids(part, where)
-            ids, types = self._text.columns(part)
-            for i, name, logits in zip(batch, where, self._text.model(ids, token_type_ids=types).logits, strict=True):
-                check_finite(logits, name, "logits")
-                rows[i] = sparse_row(self.pooling.pool(logits, width), most)
+        rows: list[SparseEmbedding | None] = [None] * len(texts)
+        for batch, encoded in tokens.batches(texts, call.batch_size, show=call.show_progress_bar):
+            for step in _steps(encoded, width):
+                part = encoded[step]
+                where = [tokens.where(i) for i in batch[step]]
+                self._text.check_ids(part, where)
+                ids, types = self._text.columns(part)
+                found = self._text.model(ids, token_type_ids=types).logits
+                for i, name, logits in zip(batch[step], where, found, strict=True):
+                    check_finite(logits, name, "logits")
+                    rows[i] = sparse_row(self.pooling.pool(logits, width), most)
         return [row for row in rows if row is not None]
 
     # -- vectors ------------------------------------------------------------------------------------------------
@@ -241,13 +245,12 @@ class SparseEncoder(TextEncoder):
         return np.concatenate([np.zeros(0, np.float32), *parts])
 
 
-def _batches(encoded: Encoded, size: int, width: int, *, show: bool | None) -> Iterator[list[int]]:
-    """Yield the texts of each step: at most `size`, and at most _LOGITS logits unless it is one text."""
-    for batch in batches_by_length(encoded, size, show=show):  # the longest text comes first
-        longest = max(1, *(len(encoded[i][0]) for i in batch))
-        count = max(1, _LOGITS // (longest * width))
-        for start in range(0, len(batch), count):
-            yield batch[start : start + count]
+def _steps(encoded: Encoded, width: int) -> Iterator[slice]:
+    """Yield the texts of each step of a batch: at most _LOGITS logits unless it is one text."""
+    longest = max(1, *(len(ids) for ids, _ in encoded))
+    count = max(1, _LOGITS // (longest * width))
+    for start in range(0, len(encoded), count):
+        yield slice(start, start + count)
 
 
 def _packed(rows: SparseEmbeddings, call: _Call, *, single: bool) -> Any:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from fastattn.api.causal_lm import CausalLM
 from fastattn.checks import Neutral, check_choice, check_flag, check_neutral, check_str, one_of
-from fastattn.errors import ContextLengthError, InputError
+from fastattn.errors import InputError
 from fastattn.generation.generate import StreamerFeed, completed, make_requests, seeds_of
 from fastattn.generation.generate_args import GenerationArgs, Streamer
 from fastattn.generation.keywords import with_generation_config
@@ -220,22 +220,18 @@ class _Job(Job[str, "list[GeneratedText | GeneratedIds]", "list[GeneratedText | 
             seeds = [self._seeds[place] for place in places]
         else:
             seeds = call.options.seeds(n_texts, first=index * n_texts)
-        try:
-            requests = make_requests(
-                self._model,
-                [ids],
-                call.options,
-                names=[name],
-                tokenizer=self._tokenizer if call.returns != "ids" or call.options.stops() else None,
-                lengths=[len(ids) - self._hidden],  # without the prefix, as in transformers
-                default_new_tokens=NEW_TOKENS,
-                skip_special_tokens=call.skip_special_tokens,
-                clean_up_tokenization_spaces=call.clean_up_tokenization_spaces,
-                seeds=seeds,
-            )
-        except ContextLengthError as error:
-            error.index = index
-            raise
+        requests = make_requests(
+            self._model,
+            [ids],
+            call.options,
+            names=[name],
+            tokenizer=self._tokenizer if call.returns != "ids" or call.options.stops() else None,
+            lengths=[len(ids) - self._hidden],  # without the prefix, as in transformers
+            default_new_tokens=NEW_TOKENS,
+            skip_special_tokens=call.skip_special_tokens,
+            clean_up_tokenization_spaces=call.clean_up_tokenization_spaces,
+            seeds=seeds,
+        )
         return [Part(name, ids, ids, (item, requests))]
 
     def forward(self, parts: Sequence[Part]) -> Iterable[tuple[int, Any]]:

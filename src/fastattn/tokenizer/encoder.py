@@ -8,12 +8,12 @@ arguments would interfere. Here a copy without a post-processor encodes the text
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from fastattn.errors import InputError
-from fastattn.tokenizer.library import library_errors
+from fastattn.tokenizer.library import library_errors, uses_threads
 from fastattn.tokenizer.truncation import Truncation, truncate
 
 if TYPE_CHECKING:
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer as RawTokenizer
 
     from fastattn.tokenizer.marian import MarianSteps
+
+_GROUP_TEXTS = 32  # texts of one library call; enough to make its overhead small
+_GROUP_CHARS = 2**16  # bounds the memory of their encodings, and the time until Ctrl-C is handled
 
 
 class Encoder:
@@ -99,9 +102,66 @@ class Encoder:
         with library_errors(lambda reason: InputError(f"{name}: the tokenizer refuses it: {reason}")):
             a = plain.encode(first, is_pretokenized=words, add_special_tokens=False)
             b = None if second is None else plain.encode(second, is_pretokenized=words, add_special_tokens=False)
+        if b is not None and truncation is not None and overflow:
+            b = _with_type(b, 1)
+        return self._finish(a, b, name, truncation, add_special_tokens=add_special_tokens)
+
+    def encode_all(
+        self,
+        pairs: Iterable[tuple[str, str | None]],
+        name_of: Callable[[int], str],
+        *,
+        add_special_tokens: bool = True,
+        split_special_tokens: bool = False,
+        truncation: Truncation | None = None,
+    ) -> Iterator[RawEncoding]:
+        """Encode texts and pairs like `encode`, in order. name_of: returns the name of a text for messages.
+
+        If the library uses no threads of its own, a call encodes several texts and releases the GIL meanwhile.
+        """
+        size = 1 if self.steps is not None or uses_threads() else _GROUP_TEXTS
+        start = 0
+        for group in _groups(pairs, size):
+            found = None if size == 1 else self._try_group(group, split_special_tokens=split_special_tokens)
+            for i, (first, second) in enumerate(group):
+                name = name_of(start + i)
+                if found is not None:
+                    a, b = next(found), None if second is None else next(found)
+                    yield self._finish(a, b, name, truncation, add_special_tokens=add_special_tokens)
+                else:
+                    yield self.encode(
+                        first,
+                        second,
+                        name=name,
+                        add_special_tokens=add_special_tokens,
+                        split_special_tokens=split_special_tokens,
+                        truncation=truncation,
+                    )
+            start += len(group)
+
+    def _try_group(
+        self, group: Sequence[tuple[str, str | None]], *, split_special_tokens: bool
+    ) -> Iterator[RawEncoding] | None:
+        """Encode the texts of a group in one call; return None if the library refuses one of them."""
+        plain = self._splitting if split_special_tokens else self._plain
+        texts = [text for pair in group for text in pair if text is not None]
+        try:
+            with library_errors(InputError):
+                return iter(plain.encode_batch(texts, add_special_tokens=False))
+        except InputError:  # its message does not name the text
+            return None
+
+    def _finish(
+        self,
+        a: RawEncoding,
+        b: RawEncoding | None,
+        name: str,
+        truncation: Truncation | None,
+        *,
+        add_special_tokens: bool,
+    ) -> RawEncoding:
+        """Cut a text or pair, and add the special tokens."""
         if truncation is not None:
-            if b is not None and overflow:
-                b = _with_type(b, 1)
             n_special = self.n_special(pair=b is not None) if add_special_tokens else 0
             truncate(a, b, truncation, n_special=n_special, name=name)
         with library_errors(lambda reason: InputError(f"{name}: the tokenizer refuses it: {reason}")):
@@ -174,6 +234,21 @@ def full_copy(raw: RawTokenizer) -> RawTokenizer:
     copy = shared_copy(raw)
     copy.post_processor = raw.post_processor
     return copy
+
+
+def _groups(pairs: Iterable[tuple[str, str | None]], size: int) -> Iterator[list[tuple[str, str | None]]]:
+    """Yield the texts and pairs in lists of at most `size`, and of at most _GROUP_CHARS unless it is one."""
+    group: list[tuple[str, str | None]] = []
+    n_chars = 0
+    for pair in pairs:
+        length = len(pair[0]) + len(pair[1] or "")
+        if group and (len(group) == size or n_chars + length > _GROUP_CHARS):
+            yield group
+            group, n_chars = [], 0
+        group.append(pair)
+        n_chars += length
+    if group:
+        yield group
 
 
 def _with_type(encoding: RawEncoding, type_id: int) -> RawEncoding:

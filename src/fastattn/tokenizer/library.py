@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,6 +21,7 @@ from fastattn.errors import FastattnError, ModelFormatError
 _Result = TypeVar("_Result")
 _MAX_REASON_CHARS = 200
 _callback = threading.local()  # error: the one that the library replaced by its own Exception
+_OFF = ("", "off", "false", "f", "no", "n", "0")  # values of TOKENIZERS_PARALLELISM, as the library reads it
 _PLAIN_ERRORS = (Exception, ValueError, TypeError, OverflowError, UnicodeEncodeError)
 
 
@@ -46,6 +48,14 @@ def called_back() -> Iterator[None]:
     except BaseException as error:
         _callback.error = error
         raise
+
+
+def uses_threads() -> bool:
+    """Return whether the library encodes several texts in threads of its own, on all cores.
+
+    It does unless TOKENIZERS_PARALLELISM turns them off. With threads, it prints a warning after a fork.
+    """
+    return os.environ.get("TOKENIZERS_PARALLELISM", "true").lower() not in _OFF
 
 
 def file_errors(path: Path | str) -> contextlib.AbstractContextManager[None]:

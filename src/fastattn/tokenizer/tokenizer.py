@@ -209,16 +209,15 @@ class Tokenizer(TokenizerBase):
         state, truncation = self._state, None
         if max_length is not None and strategy != DO_NOT_TRUNCATE:
             truncation = Truncation(max_length=max_length, strategy=strategy, side=state.options.truncation_side)
+        encodings = state.encoder.encode_all(
+            pairs,
+            lambda i: f"texts[{i}]" if names is None else names[i],
+            add_special_tokens=add_special_tokens,
+            split_special_tokens=state.options.split_special_tokens,
+            truncation=truncation,
+        )
         out = []
-        for i, (first, second) in enumerate(pairs):
-            encoding = state.encoder.encode(
-                first,
-                second,
-                name=f"texts[{i}]" if names is None else names[i],
-                add_special_tokens=add_special_tokens,
-                split_special_tokens=state.options.split_special_tokens,
-                truncation=truncation,
-            )
+        for i, encoding in enumerate(encodings):
             if cut is not None and encoding.overflowing:
                 cut[i] = len(encoding)
             ids = np.array(encoding.ids, dtype=np.int32)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from fastattn.checks import Neutral, check_count, check_flag, check_str
 from fastattn.options import Count, check_fields, option
 from fastattn.tasks.rerank.activations import Activation, read_activation
-from fastattn.tasks.sentence.encoding import read_progress, read_tensor
+from fastattn.tasks.sentence.encoding import read_tensor
 from fastattn.tokenizer import check_text
 
 # Arguments of older releases that change nothing.
@@ -31,7 +31,7 @@ class PredictOptions:
     prompt_name: str | None = option(None, check_str)
     prompt: str | None = option(None, lambda name, value: check_text(value, name))
     batch_size: int = option(32, Count(low=1))
-    show_progress_bar: bool | None = option(False, read_progress)
+    show_progress_bar: bool | None = option(None, check_flag)
     activation_fn: Activation | None = option(None, read_activation)  # noqa: RUF009  # a field, as those above
     apply_softmax: bool | None = option(None, check_flag)
     convert_to_numpy: bool = option(True, check_flag)

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from fastattn.checks import check_count, check_flag, check_number
 from fastattn.errors import NonFiniteError
-from fastattn.tasks.progress import steps
+from fastattn.tasks.progress import progress_bar
 from fastattn.tasks.search.similarity import product
 from fastattn.tasks.search.vectors import BLOCK_ELEMENTS, Float, block_rows, blocks, normalized, read_matrix
 
@@ -40,10 +40,13 @@ def community_detection(
     table = _unit_rows(vectors)
     counts = np.zeros(len(table), np.int64)
     size = min(size, block_rows(table.shape[1]))
-    for start in steps(len(table), size, show=show, title="Finding clusters"):
-        some = table[start : start + size]
-        for rows in blocks(len(table), block_rows(max(table.shape[1], len(some)))):
-            counts[start : start + size] += (product(some, table[rows]) >= limit).sum(axis=1)
+    starts = range(0, len(table), size)
+    with progress_bar(show, len(starts), title="Finding clusters") as done:
+        for start in starts:
+            some = table[start : start + size]
+            for rows in blocks(len(table), block_rows(max(table.shape[1], len(some)))):
+                counts[start : start + size] += (product(some, table[rows]) >= limit).sum(axis=1)
+            done(1)
     order = np.argsort(-counts, kind="stable")
     return _apart(table, order[counts[order] >= least], limit, least)
 

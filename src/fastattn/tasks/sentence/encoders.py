@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
@@ -47,10 +48,11 @@ class InputModule(Protocol):
     def start(self, widths: Widths) -> None: ...
     def encode(
         self,
-        texts: Pairs,
+        texts: Iterable[tuple[str, str | None]],
         truncation: TextTruncation,
         task: TextTask | None,
         cut: dict[int, int] | None = None,
+        names: Sequence[str] | None = None,
     ) -> Encoded: ...
     def run(self, encoded: Encoded, features: Features) -> None: ...
     def preprocess(
@@ -161,15 +163,16 @@ class StaticEmbedding:
 
     def encode(
         self,
-        texts: Pairs,
+        texts: Iterable[tuple[str, str | None]],
         truncation: TextTruncation,
         task: TextTask | None,
         cut: dict[int, int] | None = None,
+        names: Sequence[str] | None = None,
     ) -> Encoded:
         """Return the token ids of each text without special tokens, cut as tokenizer.json specifies."""
         limit = self.tokenizer.options.model_max_length if truncation.enabled else None
         return self.tokenizer.encode_pairs(
-            texts, add_special_tokens=False, max_length=limit, strategy=truncation.strategy, cut=cut
+            texts, add_special_tokens=False, max_length=limit, strategy=truncation.strategy, cut=cut, names=names
         )
 
     def preprocess(self, texts: Pairs, truncation: TextTruncation, task: TextTask | None) -> dict[str, NDArray[Any]]:

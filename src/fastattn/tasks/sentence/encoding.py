@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import inspect
-import logging
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NoReturn, TypeVar, cast, overload
 
@@ -16,27 +15,18 @@ from numpy.typing import NDArray
 from fastattn.checks import check_choice, check_count, check_flag, check_keywords, check_str, one_of, quote
 from fastattn.errors import InputError
 from fastattn.options import Choice, Count, check_fields, option
-from fastattn.tasks.progress import steps
 from fastattn.tasks.search.quantization import PRECISIONS, Precision
 from fastattn.tasks.sentence.loading import is_on
-from fastattn.tasks.sentence.text_model import Encoded, TextTask
+from fastattn.tasks.sentence.text_model import TextTask
 from fastattn.tokenizer import check_text
 
 OutputValue = Literal["sentence_embedding", "token_embeddings"]
 TASK_PROMPTS = {"query": ("query",), "document": ("document", "passage", "corpus")}
 _Method = TypeVar("_Method", bound=Callable[..., Any])
-_log = logging.getLogger("fastattn")
 
 
 def _output_value(name: str, value: object) -> str | None:
     return None if value is None else check_choice(name, value, ("sentence_embedding", "token_embeddings"))
-
-
-def read_progress(name: str, value: object) -> bool:
-    """Return whether to show a progress bar; None depends on the level of the logger. Raises DTypeError."""
-    if value is None:
-        return _log.getEffectiveLevel() in (logging.INFO, logging.DEBUG)
-    return check_flag(name, value)
 
 
 def read_tensor(name: str, value: object) -> bool:
@@ -61,7 +51,7 @@ class EncodeOptions:
     prompt_name: str | None = option(None, check_str)
     prompt: str | None = option(None, lambda name, value: check_text(value, name))
     batch_size: int = option(32, Count(low=1))
-    show_progress_bar: bool | None = option(False, read_progress)
+    show_progress_bar: bool | None = option(None, check_flag)
     output_value: str | None = option("sentence_embedding", _output_value)
     precision: str | None = option(None, Choice(*PRECISIONS))
     convert_to_numpy: bool = option(True, check_flag)
@@ -255,13 +245,6 @@ def check_place(own: str, device: object, pool: object, chunk_size: object) -> N
         raise InputError("pool: expected None; one process uses all threads, so call encode without a pool")
     if chunk_size is not None:
         check_count("chunk_size", chunk_size, low=1)
-
-
-def batches_by_length(encoded: Encoded, size: int, *, show: bool | None) -> Iterator[list[int]]:
-    """Yield the indices of the texts of each batch. Texts of similar length share one."""
-    order = sorted(range(len(encoded)), key=lambda i: -len(encoded[i][0]))
-    for start in steps(len(order), size, show=show):
-        yield order[start : start + size]
 
 
 def to_tensors(value: Any) -> Any:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import statistics
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from fastattn.tasks.sentence.encoders import StaticEmbedding, read_static_embedd
 from fastattn.tasks.sentence.features import Module, Rows
 from fastattn.tasks.sentence.files import read_settings
 from fastattn.tasks.sentence.modules import Normalize
-from fastattn.tasks.sentence.text_model import Encoded, Pairs, TextTask, TextTruncation
+from fastattn.tasks.sentence.text_model import Encoded, TextTask, TextTruncation
 from fastattn.tokenizer import Tokenizer
 
 _DEFAULT_MAX_LENGTH = 512
@@ -38,10 +39,11 @@ class Model2vecEmbedding(StaticEmbedding):
 
     def encode(
         self,
-        texts: Pairs,
+        texts: Iterable[tuple[str, str | None]],
         truncation: TextTruncation,
         task: TextTask | None,
         cut: dict[int, int] | None = None,
+        names: Sequence[str] | None = None,
     ) -> Encoded:
         """Return the ids of the known tokens of each text."""
         limit = self.max_length if truncation.enabled else None
@@ -49,7 +51,7 @@ class Model2vecEmbedding(StaticEmbedding):
             longest = limit * self._median
             texts = [(first[:longest], None if second is None else second[:longest]) for first, second in texts]
         encoded = self.tokenizer.encode_pairs(
-            texts, add_special_tokens=False, max_length=limit, strategy=truncation.strategy, cut=cut
+            texts, add_special_tokens=False, max_length=limit, strategy=truncation.strategy, cut=cut, names=names
         )
         return [(ids[ids != self._unknown], types[ids != self._unknown]) for ids, types in encoded]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeAlias, TypeVar, cast
 
@@ -127,14 +127,15 @@ class TextModel(Generic[ModelType]):
 
     def encode(
         self,
-        texts: Pairs,
+        texts: Iterable[tuple[str, str | None]],
         truncation: TextTruncation,
         task: TextTask | None,
         cut: dict[int, int] | None = None,
+        names: Sequence[str] | None = None,
     ) -> Encoded:
-        """Return (token ids, token type ids) of each text. cut: as in `Tokenizer.encode_pairs`."""
+        """Return (token ids, token type ids) of each text. cut, names: as in `Tokenizer.encode_pairs`."""
         return self.tokenizer.encode_pairs(
-            texts, max_length=self._limit(truncation, task), strategy=truncation.strategy, cut=cut
+            texts, max_length=self._limit(truncation, task), strategy=truncation.strategy, cut=cut, names=names
         )
 
     def preprocess(self, texts: Pairs, truncation: TextTruncation, task: TextTask | None) -> dict[str, NDArray[Any]]:
