@@ -150,8 +150,9 @@ def completed(
     feed: StreamerFeed | None = None,
 ) -> Iterator[Request]:
     """Yield each request when it ends. The arguments are those of `complete`. Closing the iterator stops the work."""
-    ends = eos_ids(model, options)
-    with Scheduler(model.executor, requests, options, eos_ids=ends, logprobs=logprobs) as scheduler:
+    for request in requests:
+        request.wants_logprobs = request.wants_logprobs or logprobs
+    with Scheduler(model.executor, requests, max_batch_size=options.max_batch_size) as scheduler:
         yield from (request for request in requests if request.finish_reason is not None)
         while not scheduler.done:
             for draw in scheduler.step():
@@ -183,7 +184,7 @@ def stream(model: LanguageModel, text_or_ids: Any, **options: Unpack[GenerationA
     if not prompts.single:
         raise InputError("text_or_ids: expected one sequence [n_tokens], got several; use generate() for several")
     request = make_requests(model, prompts.ids, checked, names=prompts.names, tokenizer=tokenizer)[0]
-    return TextStream(Scheduler(model.executor, [request], checked, eos_ids=eos_ids(model, checked)), request)
+    return TextStream(Scheduler(model.executor, [request]), request)
 
 
 def make_requests(
@@ -208,7 +209,7 @@ def make_requests(
     context, n_texts = model.executor.program.max_positions, options.num_return_sequences
     seeds = seeds_of(options, len(prompts)) if seeds is None else seeds
     names = [f"input_ids[{i}]" for i in range(len(prompts))] if names is None else names
-    requests = []
+    requests, ends = [], eos_ids(model, options)
     for i, prompt in enumerate(prompts):
         whole = prompt if len(prompt) else np.array([start_id(model, options, names[i])], np.int32)
         length = len(whole) if lengths is None or not len(prompt) else lengths[i]
@@ -232,7 +233,7 @@ def make_requests(
                     skip_special_tokens=skip_special_tokens,
                     clean_up_tokenization_spaces=clean_up_tokenization_spaces,
                 )
-            request = Request(list(start), len(start), highest, seed, text, lowest)
+            request = Request(list(start), len(start), highest, seed, text, lowest, options, ends)
             if highest == 0:
                 request.finish_reason = "length"
             requests.append(request)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from fastattn.generation.options import GenerationOptions
 from fastattn.generation.stopping import TextState
 from fastattn.graph.executor import Cache
 from fastattn.models.outputs import FinishReason
@@ -13,8 +14,8 @@ from fastattn.models.outputs import FinishReason
 class Request:
     """One sequence: `ids` holds the prompt and the drawn tokens; the first `fed` of them are in the cache.
 
-    min_new_tokens: no end-of-text id is drawn before this many tokens. logprobs: of the drawn ids, if the scheduler was
-    asked for them.
+    min_new_tokens: no end-of-text id is drawn before this many tokens. options: how its tokens are drawn. eos_ids: the
+    ids that end it. wants_logprobs: whether `logprobs` collects the log-probabilities of the drawn ids.
     """
 
     ids: list[int]
@@ -23,6 +24,9 @@ class Request:
     seed: int
     text: TextState | None = None
     min_new_tokens: int = 0
+    options: GenerationOptions = field(default_factory=GenerationOptions)
+    eos_ids: frozenset[int] = frozenset()
+    wants_logprobs: bool = False
     logprobs: list[float] = field(default_factory=list)
     finish_reason: FinishReason | None = None
     cache: Cache | None = None
@@ -32,6 +36,11 @@ class Request:
     def new_len(self) -> int:
         """The number of drawn tokens."""
         return len(self.ids) - self.prompt_len
+
+    @property
+    def draws_in_core(self) -> bool:
+        """Whether a step can draw the next token itself, without returning logits."""
+        return True
 
     def keep_new(self, count: int) -> None:
         """Drop the drawn tokens after the first `count`."""
