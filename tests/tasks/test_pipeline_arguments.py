@@ -245,7 +245,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("text-generation", {"return_full_text": True, "return_text": True}, "return_text: expected None, because"),
     ("text-generation", {"return_type": 1}, "return_type: .*; use return_full_text"),
     ("text-generation", {"handle_long_generation": "x"}, "handle_long_generation: expected one of 'hole', got 'x'"),
-    ("text-generation", {"num_beams": 2}, "num_beams: expected None or 1, got 2; there is no beam search"),
+    ("text-generation", {"guidance_scale": 2}, "guidance_scale: expected None or 1, got 2; use logits_processor"),
     ("text-generation", {"prefix": 3}, "prefix: expected str, got int 3"),
     ("text-generation", {"truncation": "true"}, "truncation: expected one of"),
     ("text-generation", {"batch_size": "8"}, "batch_size: expected int, got str '8'"),

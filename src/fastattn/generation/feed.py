@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, TypeAlias, cast
+from typing import Any, Protocol, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fastattn import _core
+from fastattn.errors import InputError, NonFiniteError
 from fastattn.generation import numpy_sampler
-from fastattn.generation.options import NanPolicy
-from fastattn.generation.request import Request
+from fastattn.generation.filters import filtered
+from fastattn.generation.options import GenerationOptions, NanPolicy
+from fastattn.generation.processors import Drawn as DrawnTokens
+from fastattn.generation.processors import Processor
+from fastattn.generation.request import Request, TokenRecord
 from fastattn.graph.executor import Drawn, Executor
 from fastattn.graph.ir import Step
 from fastattn.graph.sampling import SAMPLE_PARAMS, Sampling
@@ -19,8 +23,15 @@ from fastattn.graph.sampling import SAMPLE_PARAMS, Sampling
 Logits: TypeAlias = NDArray[np.floating[Any]]  # [n_wanted, vocab]
 
 
-def step_of(chunks: Sequence[tuple[Request, int]]) -> Step:
-    """Return a step that feeds each request its next `count` ids.
+class Drawing(DrawnTokens, Protocol):
+    """Tokens with the processors of the next logits."""
+
+    @property
+    def processors(self) -> tuple[Processor, ...]: ...
+
+
+def step_of(chunks: Sequence[tuple[Any, int]]) -> Step:
+    """Return a step that feeds each request, or anything with ids, fed and cache, its next `count` ids.
 
     The last row of a request is wanted if no ids of it remain.
     """
@@ -76,7 +87,8 @@ def draw_from_logits(executor: Executor, step: Step, requests: Sequence[Request]
 
     Raises NonFiniteError for a row of a request with nan="raise".
     """
-    logits = cast("Logits", executor.run(step, ["logits"])["logits"]).copy()
+    raw = cast("Logits", executor.run(step, ["logits"])["logits"])
+    logits = raw.copy()
     unclean = np.zeros(len(requests), np.bool_)
     for i, request in enumerate(requests):
         if request.new_len < request.min_new_tokens:
@@ -85,10 +97,80 @@ def draw_from_logits(executor: Executor, step: Step, requests: Sequence[Request]
         if request.options.nan != "raise":
             forbidden = sorted(request.eos_ids) if request.new_len < request.min_new_tokens else []
             logits[i] = _cleaned(logits[i], request.options.nan, forbidden)
-    sampling = sampling_of(requests)
-    ids, logprobs = _sample(logits, sampling)
+    sampling, rows, processed = sampling_of(requests), logits.copy(), {}
+    for i, request in enumerate(requests):
+        if not request.draws_in_core:
+            sampling.params["repetition_penalty"][i] = 1  # a processor applies it
+            processed[i] = run_processors(request, rows[i])
+            rows[i] = processed[i]
+            if not request.options.filters_in_core:
+                rows[i] = filtered(rows[i], request.options)
+                for name, value in (("temperature", 1), ("top_k", 0), ("top_p", 1), ("min_p", 0)):
+                    sampling.params[name][i] = value
+    ids, logprobs = _sample(rows, sampling)
+    for i, scores in processed.items():
+        of_row = log_softmax(logits[i])
+        logprobs[i] = of_row[ids[i]]
+        if requests[i].options.records_tokens:
+            requests[i].records.append(record_of(requests[i].options, raw[i], of_row, scores))
     logprobs[unclean] = np.nan
     return ids.tolist(), logprobs.tolist() if sampling.logprobs else None
+
+
+def run_processors(request: Drawing, row: Logits, *, may_be_empty: bool = False) -> Logits:
+    """Return logits [vocab] after the processors of a request. Raises InputError if no id is left."""
+    empty, row = may_be_empty or np.isneginf(row).all(), row.copy()
+    for process in request.processors:
+        row = process(request, row)
+    if not empty:
+        check_any_left(row, len(request.ids))
+    return row
+
+
+def check_any_left(row: Logits, n_tokens: int) -> None:
+    """Raise InputError if processors forbid all ids."""
+    if np.isneginf(row).all():
+        raise InputError(
+            f"generate: expected options that leave at least one id to draw, got ones that forbid all after {n_tokens} "
+            "tokens"
+        )
+
+
+def record_of(options: GenerationOptions, row: Logits, logprobs: Logits, scores: Logits) -> TokenRecord:
+    """Return what the options ask for. row, logprobs, scores: [vocab], of which only scores are processed."""
+    top = highest_ids(logprobs, min(options.top_logprobs, len(row)))
+    if options.output_scores and not options.greedy:
+        scores = filtered(scores, options)
+    return TokenRecord(
+        top.astype(np.int32),
+        logprobs[top].astype(np.float32),
+        scores if options.output_scores else None,
+        row.copy() if options.output_logits else None,
+    )
+
+
+def highest_ids(row: Logits, n: int) -> NDArray[np.intp]:
+    """Return the ids of the n highest values of [vocab], the highest first, ties by id."""
+    if n == 0:
+        return np.zeros(0, np.intp)
+    least = np.partition(row, -n)[-n]
+    ids = np.flatnonzero(row >= least)
+    return ids[np.argsort(-row[ids], kind="stable")][:n]
+
+
+def clean_row(row: Logits, nan: NanPolicy, forbidden: Sequence[int]) -> Logits:
+    """Return logits [vocab] that can be used, as `nan` says. Raises NonFiniteError. forbidden: ids not to be drawn."""
+    row = row if nan == "raise" else _cleaned(row, nan, forbidden)
+    if _unclean(row[None])[0]:
+        raise NonFiniteError("logits: expected finite numbers, got NaN, +inf, or -inf only")
+    return row
+
+
+def log_softmax(row: Logits) -> Logits:
+    if row.dtype == np.float32:
+        return np.asarray(_core.softmax(np.ascontiguousarray(row[None]), True)[0])
+    shifted = row - row.max()
+    return np.asarray(shifted - np.log(np.exp(shifted).sum()))
 
 
 def draw_rows(executor: Executor, step: Step, sampling: Sampling, *, nan: NanPolicy = "raise") -> Drawn:
