@@ -249,7 +249,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("text-generation", {"prefix": 3}, "prefix: expected str, got int 3"),
     ("text-generation", {"truncation": "true"}, "truncation: expected one of"),
     ("text-generation", {"batch_size": "8"}, "batch_size: expected int, got str '8'"),
-    ("text-generation", {"tools": [1]}, "tools: .*; chat templates are not supported"),
+    ("text-generation", {"tools": [1]}, "tools: .*; this pipeline takes texts: use Llm"),
     ("text-generation", {"stop_sequence": "a", "stop_strings": "b"}, "stop_sequence: expected None, because"),
     ("text-generation", {"tokenizer_encode_kwargs": {"x": 1}}, "tokenizer_encode_kwargs: unknown keyword 'x'"),
     ("text-classification", {"topk": 2}, "text-classification: unknown keyword 'topk'; did you mean 'top_k'"),
@@ -463,7 +463,7 @@ def test_pairs(ours: dict[str, Any]) -> None:
         (
             "text-generation",
             [{"role": "user", "content": "x"}],
-            r"text_inputs\[0\]: .*chat templates are not supported",
+            r"text_inputs\[0\]: .*got a chat message; use Llm",
         ),
         ("text-generation", [[{"role": "user", "content": "x"}]], r"text_inputs\[0\]: .*a chat message"),
         ("text-generation", {"text": "x"}, "text_inputs: expected str, got dict"),

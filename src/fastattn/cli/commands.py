@@ -40,7 +40,11 @@ if TYPE_CHECKING:
     from fastattn.api.causal_lm import CausalLM
 
 _BETWEEN = "\n"  # an empty line between the texts of several prompts
-_EXTRAS = {"hub": "huggingface_hub", "completion": "shtab"}  # extra in pyproject.toml -> one of its modules
+_EXTRAS = {
+    "hub": "huggingface_hub",
+    "chat": "jinja2",
+    "completion": "shtab",
+}  # extra in pyproject.toml -> one of its modules
 _PART_TEXTS = 512  # texts of `embed` that are in memory together, unless a step has more
 _ITEM = re.compile(r"(?:inputs|sequences|text_inputs)\[(\d+)\]")  # how an error of a pipeline names an item
 _INPUTS = {"inputs", "second", "question", "context", "data", "X", "sequences", "text_inputs"}  # of pipelines

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from fastattn.checks import check_count
 from fastattn.errors import ContextLengthError, DTypeError, InputError, NonFiniteError
-from fastattn.generation.feed import log_softmax
+from fastattn.generation.feed import highest_ids, log_softmax
 from fastattn.generation.options import GenerationOptions
 from fastattn.generation.prompts import LanguageModel, encode_prompt, need_tokenizer, read_prompts, start_id, vocab_size
 from fastattn.generation.scheduler import STEP_TOKENS
@@ -121,14 +121,19 @@ def _score_tree(
 
 @dataclass(slots=True)
 class _Job:
-    """Ids to feed at a position, all but the last, and the scores of those after number `first`."""
+    """Ids to feed at a position, all but the last, and the scores of those after number `first`.
+
+    n_top: number of likeliest ids that are recorded for each.
+    """
 
     cache: Cache
     ids: Ids
     position: int
     first: int
+    n_top: int = 0
     fed: int = 0
     found: list[tuple[float, bool]] = field(default_factory=list)
+    tops: list[tuple[Any, Any]] = field(default_factory=list)
 
     @property
     def n_left(self) -> int:
@@ -172,6 +177,9 @@ class _Run:
                 job.fed += count
             for row, (job, token_id) in zip(self._step(parts, wanted), owners, strict=True):
                 job.found.append((float(row[token_id]), bool(row.argmax() == token_id)))
+                if job.n_top:
+                    ids = highest_ids(row, min(job.n_top, len(row)))
+                    job.tops.append((ids, row[ids]))
 
     def _step(self, parts: Sequence[tuple[Cache, Ids, int]], wanted: Sequence[int]) -> list[Any]:
         """Feed ids at a position of each cache, and return the log-probabilities [vocab] after each wanted one."""
@@ -186,6 +194,20 @@ class _Run:
         if np.isnan(logits).any() or np.isposinf(logits).any():
             raise NonFiniteError("logits: expected finite numbers or -inf, got NaN or +inf")
         return [log_softmax(row) for row in logits]
+
+
+def prompt_records(model: LanguageModel, ids: Ids, n_top: int) -> list[tuple[float | None, tuple[Any, Any] | None]]:
+    """Return the log-probability of each id of a prompt, and (ids, log-probabilities) of the likeliest; None first."""
+    if not len(ids):
+        return []
+    cache = model.executor.new_cache()
+    try:
+        job = _Job(cache, ids, 0, 0, n_top)
+        _Run(model.executor, vocab_size(model)).score([job])
+    finally:
+        cache.close()
+    tops = job.tops if n_top else [None] * len(job.found)
+    return [(None, None), *zip([logprob for logprob, _ in job.found], tops, strict=True)]
 
 
 def surprisal(model: LanguageModel, text_or_ids: object, *, stride: int | None = None) -> SurprisalOutput:

@@ -89,7 +89,7 @@ class TextGenerationArgs(PromptArgs, total=False):
     return_tensors: bool | None
 
 
-_OF_CHATS = "chat templates are not supported: write the prompt as one text"
+_OF_CHATS = "this pipeline takes texts: use Llm.create_chat_completion, or apply_chat_template of the tokenizer"
 _REFUSED: Mapping[str, Neutral] = {
     "return_type": Neutral((False,), "use return_full_text or return_tensors"),
     "continue_final_message": Neutral((False,), _OF_CHATS),
