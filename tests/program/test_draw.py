@@ -330,6 +330,7 @@ class LogitsOnly:
         self.executor: Any = self
         self.program, self.run, self.new_cache = model.executor.program, model.executor.run, model.new_cache
         self.tokenizer, self.bos_token_id, self.eos_token_ids, self.pad_token_id = None, None, (5,), None
+        self.generation_config: dict[str, Any] = {}
 
     def explain_id(self, token_id: int) -> str:
         return ""
