@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from fastattn.tasks.embedding_cache import EmbeddingCache
     from fastattn.tasks.generators import TextCrossEncoder, TextEmbedding
     from fastattn.tasks.keyed_vectors import FastTextKeyedVectors, KeyedVectors, load_facebook_vectors
+    from fastattn.tasks.llm import Llm
     from fastattn.tasks.multi_vector_encoder import MultiVectorEncoder
     from fastattn.tasks.pipelines import pipeline
     from fastattn.tasks.quality import QualityReport, compare_dtypes
@@ -86,6 +87,7 @@ _HOME = {
     "SparseEncoder": "fastattn.tasks.sparse_encoder",
     "MultiVectorEncoder": "fastattn.tasks.multi_vector_encoder",
     "FastTextKeyedVectors": "fastattn.tasks.keyed_vectors",
+    "Llm": "fastattn.tasks.llm",
     "KeyedVectors": "fastattn.tasks.keyed_vectors",
     "load_facebook_vectors": "fastattn.tasks.keyed_vectors",
     "QualityReport": "fastattn.tasks.quality",
@@ -124,6 +126,7 @@ __all__ = [
     "HubError",
     "InputError",
     "KeyedVectors",
+    "Llm",
     "ModelFormatError",
     "ModelNotFoundError",
     "MultiVectorEncoder",

@@ -117,14 +117,11 @@ def test_fault_35_special_ids_that_no_token_has(tmp_path: Path, device: str, cap
 @pytest.mark.parametrize(
     ("options", "named"),
     [
-        (
-            {"suppress_tokens": [3], "repetition_penalty": 1.2, "max_new_tokens": 40},
-            ["suppress_tokens", "repetition_penalty", "max_new_tokens"],
-        ),
-        ({"do_sample": True, "top_k": 5, "temperature": 0.7, "top_p": 1.0}, ["do_sample", "top_k", "temperature"]),
+        ({"guidance_scale": 1.5, "penalty_alpha": 0.6, "repetition_penalty": 1.2}, ["guidance_scale", "penalty_alpha"]),
+        ({"top_k": -5, "temperature": "a", "top_p": 1.0}, ["top_k", "temperature"]),
         ({"do_sample": False, "top_k": 5, "temperature": 0.7}, []),
         ({"eos_token_id": 3, "pad_token_id": 3, "transformers_version": "4.40.0", "use_cache": True}, []),
-        ({"suppress_tokens": [], "num_beams": 1, "max_new_tokens": None, "repetition_penalty": 1.0}, []),
+        ({"suppress_tokens": [], "num_beams": 1, "max_new_tokens": None, "guidance_scale": 1.0}, []),
     ],
 )
 def test_fault_32_generation_options_that_are_not_applied(
@@ -135,14 +132,11 @@ def test_fault_32_generation_options_that_are_not_applied(
     There is no warning about options that change nothing, or for a model that does not generate.
     """
     write(tmp_path, GPT2, gpt2_tensors())
-    asked: dict[str, Any] = {"max_new_tokens": 3, "eos_token_id": -1}
-    with AutoModelForCausalLM.from_pretrained(tmp_path, device="numpy") as model:
-        plain = np.asarray(model.generate([1, 2], **asked))
     (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": 3, **options}))
     with caplog.at_level(logging.WARNING, "fastattn"), AutoModel.from_pretrained(tmp_path, device="numpy"):
         assert not caplog.records
         with AutoModelForCausalLM.from_pretrained(tmp_path, device="numpy") as model:
-            assert np.array_equal(np.asarray(model.generate([1, 2], **asked)), plain)
+            assert len(np.asarray(model.generate([1, 2], max_new_tokens=3, eos_token_id=-1))) == 5
     assert len(caplog.records) == bool(named)
     for record in caplog.records:
         said = record.getMessage().partition("not applied: ")[2].partition(";")[0]

@@ -50,6 +50,42 @@ BAD_VALUES: list[tuple[str, Any]] = [
     ("pad_token_id", -1),
     ("num_return_sequences", 0),
     ("num_return_sequences", 2),  # without do_sample
+    ("typical_p", 0.0),
+    ("typical_p", 1.1),
+    ("epsilon_cutoff", -0.1),
+    ("eta_cutoff", NAN),
+    ("top_h", 0.0),
+    ("presence_penalty", INF),
+    ("frequency_penalty", NAN),
+    ("no_repeat_ngram_size", -1),
+    ("sequence_bias", {(): 1.0}),
+    ("sequence_bias", {(1, -2): 1.0}),
+    ("sequence_bias", {(1,): NAN}),
+    ("sequence_bias", {(1,): INF}),
+    ("logit_bias", {-1: 1.0}),
+    ("logit_bias", {"a": 1.0}),
+    ("logit_bias", {1: INF}),
+    ("bad_words_ids", [[]]),
+    ("bad_words_ids", [[1, -1]]),
+    ("suppress_tokens", [-1]),
+    ("suppress_tokens", [0] * 10**5),
+    ("begin_suppress_tokens", [-1]),
+    ("forced_bos_token_id", -1),
+    ("forced_eos_token_id", -1),
+    ("forced_eos_token_id", [-1]),
+    ("exponential_decay_length_penalty", (-1, 1.0)),
+    ("exponential_decay_length_penalty", (1, -1.0)),
+    ("num_beams", 0),
+    ("num_beams", 10**6),
+    ("num_beam_groups", 2),  # without num_beams
+    ("length_penalty", INF),
+    ("diversity_penalty", -1.0),
+    ("diversity_penalty", 1.0),  # without groups
+    ("early_stopping", "always"),
+    ("best_of", 0),
+    ("best_of", 2),  # without do_sample
+    ("top_logprobs", -1),
+    ("top_logprobs", 10**9),
     ("temperature", 10**400),
     ("top_p", 10**400),
     ("repetition_penalty", 10**400),
@@ -91,6 +127,30 @@ BAD_TYPES: list[tuple[str, Any]] = [
     ("seed", "1"),
     ("pad_token_id", "0"),
     ("num_return_sequences", 1.0),
+    ("typical_p", "1"),
+    ("no_repeat_ngram_size", 1.5),
+    ("sequence_bias", 3),
+    ("sequence_bias", [[1, 2, 3]]),
+    ("sequence_bias", [[[1], "a"]]),
+    ("sequence_bias", {1: 1.0}),
+    ("logit_bias", [1]),
+    ("logit_bias", {1.5: 1.0}),
+    ("bad_words_ids", [1]),
+    ("bad_words_ids", 1),
+    ("suppress_tokens", 1),
+    ("suppress_tokens", [1.5]),
+    ("forced_bos_token_id", "a"),
+    ("forced_eos_token_id", 1.5),
+    ("exponential_decay_length_penalty", 3),
+    ("logits_processor", [3]),
+    ("logits_processor", 3),
+    ("prefix_allowed_tokens_fn", 3),
+    ("stopping_criteria", "x"),
+    ("num_beams", True),
+    ("early_stopping", 1),
+    ("best_of", True),
+    ("top_logprobs", True),
+    ("output_scores", 1),
     ("max_length", True),
 ]
 
@@ -108,14 +168,14 @@ def test_fault_47_bad_type(name: str, value: Any) -> None:
 
 
 def test_fault_47_unknown_option() -> None:
-    with pytest.raises(TypeError, match="num_beams"):
-        GenerationOptions(num_beams=0)  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match="n_beams"):
+        GenerationOptions(n_beams=0)  # type: ignore[call-arg]
 
 
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("num_beams", 2, "num_beams: expected None or 1, got 2; there is no beam search"),
+        ("guidance_scale", 2, "guidance_scale: expected None or 1, got 2; use logits_processor"),
         ("num_beam", 1, "(generate|stream): unknown keyword 'num_beam'; did you mean 'num_beams'?"),
         ("max_tokens", 1, "(generate|stream): unknown keyword 'max_tokens'; did you mean 'max_new_tokens'?"),
         ("num_return_sequences", 2, "num_return_sequences: expected 1"),

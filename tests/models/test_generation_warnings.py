@@ -1,4 +1,4 @@
-"""A warning names the options that transformers takes from generation_config.json or config.json and that we ignore."""
+"""Options of generation_config.json, or else of config.json, are applied; a warning names those that cannot be."""
 
 from __future__ import annotations
 
@@ -35,11 +35,29 @@ def write(folder: Path, config: dict[str, Any], generation: dict[str, Any] | Non
 )
 def test_options_of_config_json(tmp_path: Path, caplog: pytest.LogCaptureFixture, options: dict[str, Any]) -> None:
     """transformers reads them from config.json only if there is no generation_config.json."""
+    for i, (config, generation) in enumerate(((options, None), ({}, options))):
+        folder = write(tmp_path / str(i), config, generation)
+        assert "not applied" not in warnings_of(folder, caplog)
+        with fa.AutoModelForCausalLM.from_pretrained(folder, threads=1) as model:
+            assert dict(model.generation_config) == options
+            assert dict(pickle.loads(pickle.dumps(model)).generation_config) == options
+    with fa.AutoModelForCausalLM.from_pretrained(write(tmp_path / "b", options, {"bos_token_id": 0})) as model:
+        assert dict(model.generation_config) == {}
+
+
+@pytest.mark.parametrize(
+    "options", [{"guidance_scale": 2}, {"temperature": "hot"}, {"suppress_tokens": [-1]}, {"token_healing": True}]
+)
+def test_options_that_cannot_be_applied(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, options: dict[str, Any]
+) -> None:
     (name,) = options
-    found = warnings_of(write(tmp_path / "a", options, None), caplog)
-    assert f"config.json: not applied: {name}={options[name]}" in found
-    assert "not applied" not in warnings_of(write(tmp_path / "b", options, {"bos_token_id": 0}), caplog)
-    assert f"generation_config.json: not applied: {name}" in warnings_of(write(tmp_path / "c", {}, options), caplog)
+    assert f"config.json: not applied: {name}=" in warnings_of(write(tmp_path / "a", options, None), caplog)
+    folder = write(tmp_path / "c", {}, options)
+    assert f"generation_config.json: not applied: {name}=" in warnings_of(folder, caplog)
+    with fa.AutoModelForCausalLM.from_pretrained(folder, threads=1) as model:
+        assert dict(model.generation_config) == {}
+        assert len(model.generate([1, 2], max_new_tokens=2)) == 4
 
 
 def test_neutral_options_are_not_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -68,16 +68,17 @@ def test_intact_folder(bert: Path, caplog: pytest.LogCaptureFixture) -> None:
 def test_unknown_settings_and_generation_options(gpt2: Path, caplog: pytest.LogCaptureFixture) -> None:
     change_json(gpt2 / "config.json", n_hidden_gates=4)
     change_json(gpt2 / "tokenizer_config.json", fold_case=True)
-    change_json(gpt2 / "generation_config.json", num_beams=4, use_cache=True)
+    change_json(gpt2 / "generation_config.json", num_beams=4, guidance_scale=2, use_cache=True)
     report = fastattn.check_folder(gpt2)
     assert report.ok
     assert uses(report, "config.json")["n_hidden_gates"] == "ignored"
     assert uses(report, "tokenizer_config.json")["fold_case"] == "ignored"
     generation = uses(report, "generation_config.json")
-    assert (generation["eos_token_id"], generation["num_beams"]) == ("used", "ignored")
+    assert (generation["eos_token_id"], generation["guidance_scale"]) == ("used", "ignored")
+    assert generation["num_beams"] == "used"
     assert generation["use_cache"] == "no effect"
     said = "\n".join(report.warnings)
-    assert all(name in said for name in ("n_hidden_gates", "fold_case", "num_beams"))
+    assert all(name in said for name in ("n_hidden_gates", "fold_case", "guidance_scale"))
     assert caplog.records == []  # they are in the report instead
     with pytest.raises(DTypeError):
         fastattn.check_folder(gpt2, local_files_only="yes")  # type: ignore[arg-type]

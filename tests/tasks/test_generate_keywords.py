@@ -54,14 +54,16 @@ HARMLESS: list[dict[str, Any]] = [
     {"generation_config": None},
 ]
 REFUSED: list[tuple[str, Any, str]] = [
-    ("num_beams", 4, "num_beams: expected None or 1, got 4; there is no beam search: use do_sample=True"),
-    ("num_beams", True, "num_beams: expected None or 1, got True"),
-    ("output_scores", True, "output_scores: expected None or False, got True; use return_dict_in_generate=True"),
+    ("num_beams", 0, "num_beams: expected 1 to 1024, got 0"),
+    ("num_beams", True, "num_beams: expected int, got bool"),
+    ("output_scores", 1, "output_scores: expected True or False, got int 1"),
     ("output_attentions", True, "output_attentions: .*; call the model"),
-    ("no_repeat_ngram_size", 2, "no_repeat_ngram_size: .*; use repetition_penalty"),
-    ("typical_p", 0.9, "typical_p: .*; use temperature, top_k, top_p"),
-    ("logits_processor", [print], "logits_processor: .* logits processors are not supported"),
-    ("stopping_criteria", [print], "stopping_criteria: .*; use stop_strings"),
+    ("no_repeat_ngram_size", -2, "no_repeat_ngram_size: expected 0 to"),
+    ("typical_p", 0.0, "typical_p: expected a finite number from 1e-06 to 1.0"),
+    ("logits_processor", [3], r"logits_processor\[0\]: expected a function, got int"),
+    ("stopping_criteria", "a", r"stopping_criteria\[0\]: expected a function, got str"),
+    ("guidance_scale", 2.0, "guidance_scale: .*; use logits_processor"),
+    ("constraints", [1], "constraints: .*; use prefix_allowed_tokens_fn"),
     ("max_time", 1.0, "max_time: .*; use stream"),
     ("token_type_ids", [0, 0, 0, 0], "token_type_ids: .*; generate takes no token types; pass only input_ids and"),
     ("position_ids", [0, 1, 2, 3], "position_ids: .*; positions count"),
@@ -216,7 +218,7 @@ def test_padding_that_is_eos_is_a_warning(caplog: pytest.LogCaptureFixture) -> N
 def test_output_has_keys() -> None:
     found = generate(ToyModel(), PROMPT, max_new_tokens=3, return_dict_in_generate=True)
     assert isinstance(found, GenerateOutput)
-    assert list(found) == ["sequences", "finish_reasons", "logprobs", "seeds"]
+    assert list(found) == ["sequences", "finish_reasons", "logprobs", "seeds", "stats"]
     assert found["sequences"] is found.sequences
     assert found[0] is found.sequences
 
@@ -224,8 +226,8 @@ def test_output_has_keys() -> None:
 def test_a_generation_config_is_a_set_of_options() -> None:
     read = read_options({"generation_config": {"max_new_tokens": 3, "top_k": 7}, "top_k": 9}, "generate")
     assert read == GenerationOptions(max_new_tokens=3, top_k=9)
-    with pytest.raises(InputError, match="num_beams"):
-        read_options({"generation_config": {"num_beams": 3}}, "generate")
+    with pytest.raises(InputError, match="guidance_scale"):
+        read_options({"generation_config": {"guidance_scale": 3}}, "generate")
 
 
 def test_a_generation_config_counts_in_generate() -> None:

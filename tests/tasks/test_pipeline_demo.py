@@ -32,8 +32,10 @@ def test_text_generation(generator: Any) -> None:
     ids = generator("The sea", return_tensors=True, **options)[0]["generated_token_ids"]
     assert generator.tokenizer.decode(ids) == GREEDY
     assert len(generator("The sea", num_return_sequences=3, seed=1, max_new_tokens=2)) == 3
-    with pytest.raises(InputError, match="num_beams"):
-        generator("The sea", num_beams=3)
+    beams = generator("The sea", num_beams=3, num_return_sequences=2, do_sample=False, max_new_tokens=4)
+    assert len({found["generated_text"] for found in beams}) == 2
+    with pytest.raises(InputError, match="guidance_scale"):
+        generator("The sea", guidance_scale=3)
 
 
 def test_text_classification(classifier: Any) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from fastattn.api.auto_tokenizer import AutoTokenizer
-from fastattn.errors import DTypeError, FastattnError, InputError, ModelNotFoundError
+from fastattn.errors import ConfigError, DTypeError, FastattnError, InputError, ModelNotFoundError
 from fastattn.tokenizer import BatchEncoding, Tokenizer
 from tests.reference.names import short_repr
 from tests.tasks.tokenizers import write_bert, write_gpt2
@@ -254,9 +254,9 @@ def test_unknown_attributes(bert: Tokenizer) -> None:
         _ = bert.masc_token  # type: ignore[attr-defined]
     with pytest.raises(AttributeError, match=r"call the tokenizer: tok\(text\)"):
         _ = bert.encode_plus  # type: ignore[attr-defined]
-    with pytest.raises(InputError, match="chat templates are not supported"):
+    with pytest.raises(ConfigError, match="expected a tokenizer with a chat_template, got one without"):
         bert.apply_chat_template([{"role": "user", "content": "a"}])
-    assert not hasattr(bert, "chat_template")
+    assert bert.chat_template is None
 
 
 # -- arguments --------------------------------------------------------------------------------------------------

@@ -47,7 +47,7 @@ names: Mapping[int, str] = classify.model.id2label
 """
 WRONG = [
     "model.generate([1], max_newtokens=3)",
-    'model.stream("x", num_beams=4)',
+    'model.stream("x", num_beams="4")',
     'classify("x", topk=3)',
     "x: str = model.generate([1, 2])",
     'y: int = classify("x")[0]["score"]',

@@ -101,6 +101,7 @@ class ToyModel:
         self.bos_token_id: int | None = None
         self.eos_token_ids: tuple[int, ...] = ()
         self.pad_token_id: int | None = None
+        self.generation_config: dict[str, Any] = {}
 
     def explain_id(self, token_id: int) -> str:
         return ""

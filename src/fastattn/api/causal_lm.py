@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
 
 import numpy as np
@@ -11,11 +12,13 @@ from numpy.typing import NDArray
 from fastattn.api.calls import CausalLMCallArgs, Inputs, OneInput, OtherArgs
 from fastattn.api.model import Model
 from fastattn.checks import check_count
+from fastattn.errors import InputError
 from fastattn.generation import generate as generation
+from fastattn.generation import scoring
 from fastattn.generation.generate_args import GenerateArgs, GenerationArgs
 from fastattn.generation.text_stream import TextStream
 from fastattn.graph.executor import Cache
-from fastattn.models.outputs import Array, CausalLMOutput, GenerateOutput, finish_output
+from fastattn.models.outputs import Array, CausalLMOutput, GenerateOutput, ScoreOutput, SurprisalOutput, finish_output
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -113,6 +116,11 @@ class CausalLM(Model):
         """The token that `generate` uses for padding."""
         return self.config.generation_pad_token_id
 
+    @property
+    def generation_config(self) -> Mapping[str, Any]:
+        """The options in generation_config.json, or else in config.json: the defaults of `generate` and `stream`."""
+        return MappingProxyType(dict(self._origin.generation)) if self._origin is not None else {}
+
     @overload
     def generate(
         self,
@@ -171,6 +179,30 @@ class CausalLM(Model):
             num_return_sequences=num_return_sequences,
             **options,
         )
+
+    def score(self, prefix: object, continuations: Iterable[object]) -> ScoreOutput:
+        """Return the log-probability of each token of each continuation of a prefix, all texts or all token ids.
+
+        The prefix is computed once. A text is split into tokens together with the prefix, as it would be written.
+        An empty prefix is the checkpoint's bos (else eos) id. To choose between answers: `score(question,
+        answers).best`. Raises DTypeError, InputError, ContextLengthError, NonFiniteError.
+        """
+        return scoring.score(self, prefix, continuations)
+
+    def surprisal(self, text_or_ids: object, *, stride: int | None = None) -> SurprisalOutput:
+        """Return how unexpected each token of a text, or of ids [n_tokens], is.
+
+        A text longer than the context is read in windows of the context's length, `stride` tokens apart (None: half of
+        it). A token is scored in the first window that has it. Raises DTypeError, InputError, NonFiniteError.
+        """
+        return scoring.surprisal(self, text_or_ids, stride=stride)
+
+    def perplexity(self, text_or_ids: object, *, stride: int | None = None) -> float:
+        """Return the perplexity of a text, or of ids [n_tokens], of at least two tokens; see `surprisal`."""
+        found = self.surprisal(text_or_ids, stride=stride)
+        if len(found.token_ids) < 2:
+            raise InputError(f"text_or_ids: expected at least 2 tokens, got {len(found.token_ids)}")
+        return found.perplexity
 
     def stream(self, text_or_ids: object, **options: Unpack[GenerationArgs]) -> TextStream:
         """Continue a text, or ids [n_tokens]; `for` and `async for` over the result give the new text in pieces.

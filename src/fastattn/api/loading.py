@@ -16,7 +16,7 @@ from fastattn.checkpoint.file_names import ADAPTER_NAME, SINGLE_NAME
 from fastattn.checkpoint.hub import ALLOW_PATTERNS, resolve
 from fastattn.checkpoint.quantized import PackedWeight, QuantizedCheckpoint
 from fastattn.errors import ConfigError, ModelNotFoundError
-from fastattn.generation.generation_config import warn_of_options
+from fastattn.generation.generation_config import read_defaults
 from fastattn.graph.executor import Executor
 from fastattn.graph.ir import Program
 from fastattn.jsonfile import JsonValue
@@ -124,7 +124,7 @@ def _load_opened(
             ADAPTER_NAME,
         )
     if task == "causal-lm":
-        warn_of_options(directory, config)
+        origin.generation = read_defaults(directory, config)
     executor = load_executor(
         built.program,
         built.tensors,

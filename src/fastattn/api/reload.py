@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
 from fastattn.api.load_options import LoadOptions
@@ -35,7 +35,7 @@ class Origin:
     """Where a model was loaded from.
 
     directory: absolute path. stamps: state of the files when they were loaded; None for a file that did not exist.
-    digests: filled in when the model is first pickled.
+    digests: filled in when the model is first pickled. generation: the default options of generation.
     """
 
     directory: Path
@@ -43,6 +43,7 @@ class Origin:
     options: LoadOptions
     stamps: Mapping[str, FileIdentity | None]
     digests: Mapping[str, str] | None = None
+    generation: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,8 +30,8 @@ def build_parser() -> tuple[CommandParser, dict[str, CommandParser]]:
     parser.add_argument("--version", action="version", version=f"fastattn {fastattn.__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=CommandParser)
     add: tuple[Callable[[_Commands], None], ...] = (
-        _add_info, _add_generate, _add_classify, _add_embed, _add_rerank, _add_run, _add_look, _add_check, _add_verify,
-        _add_quality, _add_quantize, _add_bench, _add_completion,
+        _add_info, _add_generate, _add_chat, _add_classify, _add_embed, _add_rerank, _add_run, _add_look, _add_check,
+        _add_verify, _add_quality, _add_quantize, _add_bench, _add_completion,
     )  # fmt: skip
     for add_command in add:
         add_command(commands)
@@ -59,6 +59,16 @@ def _add_generate(commands: _Commands) -> None:
         default=True,
         help="print text as it is generated, prompt by prompt (--no-stream: all prompts in one batch)",
     )
+
+
+def _add_chat(commands: _Commands) -> None:
+    parser = commands.add_parser("chat", help="answer messages, with the model's chat template")
+    _add_model(parser, "a model's folder or hub id, with a chat template", required=True)
+    add_flags(parser, LoadOptions, only=_OF_HEADS)
+    _add_texts(parser, "a message; '-' reads one message per line from standard input")
+    parser.add_argument("--system", type=some_text("a text"), metavar="TEXT", help="a first message of role system")
+    several = ("truncate", "num_return_sequences", "num_beams", "length_penalty", "best_of")
+    add_flags(parser, GenerationOptions, without=several)
 
 
 def _add_classify(commands: _Commands) -> None:

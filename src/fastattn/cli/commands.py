@@ -32,6 +32,7 @@ from fastattn.errors import ContextLengthError, FastattnError, InputError
 from fastattn.generation.generate import complete, make_requests, need_tokenizer, stream
 from fastattn.generation.options import GenerationOptions, read_options
 from fastattn.generation.prompts import encode_prompt
+from fastattn.generation.results import best_requests
 from fastattn.tasks.progress import on_terminal
 
 if TYPE_CHECKING:
@@ -39,7 +40,11 @@ if TYPE_CHECKING:
     from fastattn.tasks.sentence_transformer import SentenceTransformer
 
 _BETWEEN = "\n"  # an empty line between the texts of several prompts
-_EXTRAS = {"hub": "huggingface_hub", "completion": "shtab"}  # extra in pyproject.toml -> one of its modules
+_EXTRAS = {
+    "hub": "huggingface_hub",
+    "chat": "jinja2",
+    "completion": "shtab",
+}  # extra in pyproject.toml -> one of its modules
 _PART_TEXTS = 512  # texts of `embed` that are in memory together, unless a step has more
 _INPUTS = {"inputs", "second", "question", "context", "data", "X", "sequences", "text_inputs"}  # of pipelines
 _FLAGS = {  # arguments of pipelines that the command sets itself
@@ -83,7 +88,7 @@ def generate(args: argparse.Namespace) -> int:
     """Continue prompts and print the speed on stderr."""
     from fastattn.api.auto import AutoModelForCausalLM
 
-    options: dict[str, Any] = {"do_sample": True, **given_options(GenerationOptions, args)}
+    options: dict[str, Any] = {"do_sample": True, **given_options(GenerationOptions, args), "use_model_defaults": False}
     checked = read_options(options, "generate")
     prompts = read_texts(args.prompt, args.file, whole_stdin=True, skip_blank=args.skip_blank)
     model = AutoModelForCausalLM.from_pretrained(_model(args, "text-generation"), **_loading(args))
@@ -91,15 +96,16 @@ def generate(args: argparse.Namespace) -> int:
     ids = [encode_prompt(tokenizer, prompt.text, prompt.where) for prompt in prompts]
     _check_lengths(prompts, ids, args, model.executor.program.max_positions)
     begin = time.perf_counter()
-    if args.stream and not args.json:
+    if args.stream and not args.json and checked.n_requests == checked.num_beams == 1:
         n_new = _stream(model, prompts, options)
     else:
         n_new = 0
         names = [prompt.where for prompt in prompts]
         requests = make_requests(model, ids, checked, names=names, tokenizer=tokenizer)
         complete(model, requests, checked)
-        for i, (prompt, request) in enumerate(zip(prompts, requests, strict=True)):
-            n_new += request.new_len
+        n_new = sum(request.new_len for request in requests)
+        for i, request in enumerate(best_requests(requests)):
+            prompt = prompts[i // checked.num_return_sequences]
             text = "" if request.text is None else request.text.text
             if args.json:
                 answer = {"prompt": prompt.text, "text": text, "finish_reason": request.finish_reason}

@@ -122,6 +122,10 @@ def _run(args: argparse.Namespace) -> int:
         from fastattn.cli import inspection
 
         return inspection.check(args) if args.command == "check" else inspection.verify(args)
+    if args.command == "chat":
+        from fastattn.cli.chat import chat
+
+        return chat(args)
     if args.command == "look":
         from fastattn.cli.look import look
 

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, TypeAlias, cast
+from typing import Any, Protocol, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fastattn import _core
+from fastattn.errors import InputError, NonFiniteError
 from fastattn.generation import numpy_sampler
+from fastattn.generation.filters import filtered
 from fastattn.generation.options import GenerationOptions, NanPolicy
-from fastattn.generation.request import Request
+from fastattn.generation.processors import Drawn as DrawnTokens
+from fastattn.generation.processors import Processor
+from fastattn.generation.request import Request, TokenRecord
 from fastattn.graph.executor import Drawn, Executor
 from fastattn.graph.ir import Step
 from fastattn.graph.sampling import SAMPLE_PARAMS, Sampling
@@ -19,8 +23,15 @@ from fastattn.graph.sampling import SAMPLE_PARAMS, Sampling
 Logits: TypeAlias = NDArray[np.floating[Any]]  # [n_wanted, vocab]
 
 
-def step_of(chunks: Sequence[tuple[Request, int]]) -> Step:
-    """Return a step that feeds each request its next `count` ids.
+class Drawing(DrawnTokens, Protocol):
+    """Tokens with the processors of the next logits."""
+
+    @property
+    def processors(self) -> tuple[Processor, ...]: ...
+
+
+def step_of(chunks: Sequence[tuple[Any, int]]) -> Step:
+    """Return a step that feeds each request, or anything with ids, fed and cache, its next `count` ids.
 
     The last row of a request is wanted if no ids of it remain.
     """
@@ -36,23 +47,30 @@ def step_of(chunks: Sequence[tuple[Request, int]]) -> Step:
     )
 
 
-def sampling_of(
-    requests: Sequence[Request], options: GenerationOptions, *, eos_ids: frozenset[int], logprobs: bool
-) -> Sampling:
-    """Return how to draw the next token of each request."""
+def drawn_in_core(requests: Sequence[Request]) -> bool:
+    """Return whether a step can draw the next token of all these requests itself, without returning logits."""
+    if not all(request.draws_in_core for request in requests):
+        return False
+    return len({request.eos_ids for request in requests if request.new_len < request.min_new_tokens}) <= 1
+
+
+def sampling_of(requests: Sequence[Request]) -> Sampling:
+    """Return how to draw the next token of each request. Ends are suppressed only if `drawn_in_core`."""
+    options = [request.options for request in requests]
     params = np.zeros(len(requests), SAMPLE_PARAMS)
-    params["temperature"] = options.temperature
-    params["top_p"] = options.top_p
-    params["min_p"] = options.min_p
-    params["repetition_penalty"] = options.repetition_penalty
-    params["top_k"] = options.top_k
-    params["do_sample"] = not options.greedy
+    params["temperature"] = [o.temperature for o in options]
+    params["top_p"] = [o.top_p for o in options]
+    params["min_p"] = [o.min_p for o in options]
+    params["repetition_penalty"] = [o.repetition_penalty for o in options]
+    params["top_k"] = [o.top_k for o in options]
+    params["do_sample"] = [not o.greedy for o in options]
     params["seed"] = [request.seed for request in requests]
     params["counter"] = [len(request.ids) for request in requests]
-    histories = [request.ids if options.repetition_penalty != 1 else [] for request in requests]
+    histories = [request.ids if request.options.repetition_penalty != 1 else [] for request in requests]
     suppressed = suppress = None
-    if eos_ids and any(request.new_len < request.min_new_tokens for request in requests):
-        suppressed = np.array(sorted(eos_ids), np.int32)
+    early = [request.eos_ids for request in requests if request.new_len < request.min_new_tokens]
+    if any(early) and drawn_in_core(requests):
+        suppressed = np.array(sorted(early[0]), np.int32)
         suppress = np.array([request.min_new_tokens - request.new_len for request in requests], np.int64)
     return Sampling(
         params=params,
@@ -60,11 +78,102 @@ def sampling_of(
         history_offsets=np.cumsum([0, *map(len, histories)], dtype=np.int64),
         suppressed=suppressed,
         suppress=suppress,
-        logprobs=logprobs,
+        logprobs=any(request.wants_logprobs for request in requests),
     )
 
 
-def draw_from_logits(executor: Executor, step: Step, sampling: Sampling, *, nan: NanPolicy = "raise") -> Drawn:
+def draw_from_logits(executor: Executor, step: Step, requests: Sequence[Request]) -> Drawn:
+    """Run a step and draw the next token of each request from its logits, as its options say.
+
+    Raises NonFiniteError for a row of a request with nan="raise".
+    """
+    raw = cast("Logits", executor.run(step, ["logits"])["logits"])
+    logits = raw.copy()
+    unclean = np.zeros(len(requests), np.bool_)
+    for i, request in enumerate(requests):
+        if request.new_len < request.min_new_tokens:
+            logits[i, list(request.eos_ids)] = -np.inf
+        unclean[i] = request.options.nan == "propagate" and _unclean(logits[i : i + 1])[0]
+        if request.options.nan != "raise":
+            forbidden = sorted(request.eos_ids) if request.new_len < request.min_new_tokens else []
+            logits[i] = _cleaned(logits[i], request.options.nan, forbidden)
+    sampling, rows, processed = sampling_of(requests), logits.copy(), {}
+    for i, request in enumerate(requests):
+        if not request.draws_in_core:
+            sampling.params["repetition_penalty"][i] = 1  # a processor applies it
+            processed[i] = run_processors(request, rows[i])
+            rows[i] = processed[i]
+            if not request.options.filters_in_core:
+                rows[i] = filtered(rows[i], request.options)
+                for name, value in (("temperature", 1), ("top_k", 0), ("top_p", 1), ("min_p", 0)):
+                    sampling.params[name][i] = value
+    ids, logprobs = _sample(rows, sampling)
+    for i, scores in processed.items():
+        of_row = log_softmax(logits[i])
+        logprobs[i] = of_row[ids[i]]
+        if requests[i].options.records_tokens:
+            requests[i].records.append(record_of(requests[i].options, raw[i], of_row, scores))
+    logprobs[unclean] = np.nan
+    return ids.tolist(), logprobs.tolist() if sampling.logprobs else None
+
+
+def run_processors(request: Drawing, row: Logits, *, may_be_empty: bool = False) -> Logits:
+    """Return logits [vocab] after the processors of a request. Raises InputError if no id is left."""
+    empty, row = may_be_empty or np.isneginf(row).all(), row.copy()
+    for process in request.processors:
+        row = process(request, row)
+    if not empty:
+        check_any_left(row, len(request.ids))
+    return row
+
+
+def check_any_left(row: Logits, n_tokens: int) -> None:
+    """Raise InputError if processors forbid all ids."""
+    if np.isneginf(row).all():
+        raise InputError(
+            f"generate: expected options that leave at least one id to draw, got ones that forbid all after {n_tokens} "
+            "tokens"
+        )
+
+
+def record_of(options: GenerationOptions, row: Logits, logprobs: Logits, scores: Logits) -> TokenRecord:
+    """Return what the options ask for. row, logprobs, scores: [vocab], of which only scores are processed."""
+    top = highest_ids(logprobs, min(options.top_logprobs, len(row)))
+    if options.output_scores and not options.greedy:
+        scores = filtered(scores, options)
+    return TokenRecord(
+        top.astype(np.int32),
+        logprobs[top].astype(np.float32),
+        scores if options.output_scores else None,
+        row.copy() if options.output_logits else None,
+    )
+
+
+def highest_ids(row: Logits, n: int) -> NDArray[np.intp]:
+    """Return the ids of the n highest values of [vocab], the highest first, ties by id."""
+    if n == 0:
+        return np.zeros(0, np.intp)
+    least = np.partition(row, -n)[-n]
+    ids = np.flatnonzero(row >= least)
+    return ids[np.argsort(-row[ids], kind="stable")][:n]
+
+
+def clean_row(row: Logits, nan: NanPolicy, forbidden: Sequence[int]) -> Logits:
+    """Return logits [vocab] that can be used, as `nan` says. Raises NonFiniteError. forbidden: ids not to be drawn."""
+    row = row if nan == "raise" else _cleaned(row, nan, forbidden)
+    if _unclean(row[None])[0]:
+        raise NonFiniteError("logits: expected finite numbers, got NaN, +inf, or -inf only")
+    return row
+
+
+def log_softmax(row: Logits) -> Logits:
+    if row.dtype == np.float32:
+        return np.asarray(_core.softmax(np.ascontiguousarray(row[None]), True)[0])
+    shifted = row - row.max()
+    return np.asarray(shifted - np.log(np.exp(shifted).sum()))
+
+
+def draw_rows(executor: Executor, step: Step, sampling: Sampling, *, nan: NanPolicy = "raise") -> Drawn:
     """Do what `DrawingExecutor.draw` does, with the logits that `run` returns; `nan` as in `GenerationOptions`."""
     logits = cast("Logits", executor.run(step, ["logits"])["logits"])
     if sampling.suppress is not None and sampling.suppressed is not None:
@@ -72,12 +181,19 @@ def draw_from_logits(executor: Executor, step: Step, sampling: Sampling, *, nan:
         logits[np.ix_(sampling.suppress > 0, sampling.suppressed)] = -np.inf
     unclean = _unclean(logits) if nan == "propagate" else None
     if nan != "raise":
-        logits = _cleaned(logits, nan, sampling)
-    sample = numpy_sampler.sample if logits.dtype == np.float64 else _core.sample
-    ids, logprobs = sample(logits, sampling.params, sampling.history, sampling.history_offsets)
+        suppress = np.zeros(len(logits)) if sampling.suppress is None else sampling.suppress
+        logits = np.stack(
+            [_cleaned(row, nan, sampling.suppressed if n > 0 else []) for row, n in zip(logits, suppress, strict=True)]
+        )
+    ids, logprobs = _sample(logits, sampling)
     if unclean is not None:
         logprobs[unclean] = np.nan
     return ids.tolist(), logprobs.tolist() if sampling.logprobs else None
+
+
+def _sample(logits: Logits, sampling: Sampling) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+    sample = numpy_sampler.sample if logits.dtype == np.float64 else _core.sample
+    return sample(logits, sampling.params, sampling.history, sampling.history_offsets)
 
 
 def _unclean(logits: Logits) -> NDArray[np.bool_]:
@@ -86,14 +202,15 @@ def _unclean(logits: Logits) -> NDArray[np.bool_]:
     return np.asarray(~(np.isfinite(logits) | low).all(axis=1) | low.all(axis=1))
 
 
-def _cleaned(logits: Logits, nan: NanPolicy, sampling: Sampling) -> Logits:
-    """Return rows that the samplers accept, except for all -inf rows with the policy "finite"."""
-    infinite = -np.inf if nan == "finite" else np.finfo(logits.dtype).max
-    rows: Logits = np.nan_to_num(logits, nan=-np.inf, posinf=infinite, neginf=-np.inf)
-    if nan == "propagate":
-        for i in np.flatnonzero(np.isneginf(rows).all(axis=1)):
-            allowed = np.ones(rows.shape[1], np.bool_)
-            if sampling.suppress is not None and sampling.suppress[i] > 0:
-                allowed[sampling.suppressed] = False
-            rows[i, allowed.argmax()] = 0
-    return rows
+def _cleaned(row: Logits, nan: NanPolicy, forbidden: Any) -> Logits:
+    """Return logits [vocab] that the samplers accept, except for an all -inf row with the policy "finite".
+
+    forbidden: ids that may not be drawn.
+    """
+    infinite = -np.inf if nan == "finite" else np.finfo(row.dtype).max
+    clean: Logits = np.nan_to_num(row, nan=-np.inf, posinf=infinite, neginf=-np.inf)
+    if nan == "propagate" and np.isneginf(clean).all():
+        allowed = np.ones(len(clean), np.bool_)
+        allowed[forbidden] = False
+        clean[allowed.argmax()] = 0
+    return clean

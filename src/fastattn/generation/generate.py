@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,19 +11,25 @@ from numpy.typing import NDArray
 
 from fastattn.checks import check_flag
 from fastattn.errors import ContextLengthError, DTypeError, InputError
+from fastattn.generation.beam_search import search
 from fastattn.generation.generate_args import GenerateArgs, GenerationArgs, Streamer
+from fastattn.generation.generation_config import with_defaults
 from fastattn.generation.keywords import with_generation_config
 from fastattn.generation.options import DEFAULT_NEW_TOKENS, GenerationOptions, read_options
+from fastattn.generation.processors import processors_of
 from fastattn.generation.prompts import (
     HOW_TO_CUT,
     LanguageModel,
+    Prompts,
     encode_prompt,
     eos_ids,
     need_tokenizer,
     read_prompts,
     start_id,
+    vocab_size,
 )
-from fastattn.generation.scheduler import Request, Scheduler
+from fastattn.generation.results import beam_searches, best_requests, output_of
+from fastattn.generation.scheduler import STEP_TOKENS, Request, Scheduler
 from fastattn.generation.stopping import TextState
 from fastattn.generation.text_stream import TextStream
 from fastattn.models.outputs import GenerateOutput
@@ -65,9 +72,16 @@ def generate(
     bos (else eos) id. Keywords of transformers are accepted if they change nothing here.
     Raises DTypeError, InputError, ContextLengthError, NonFiniteError.
     """
+    begin = time.perf_counter()
     own = {"return_dict_in_generate": return_dict_in_generate, "num_return_sequences": num_return_sequences}
-    given = with_generation_config({**options, **own}, ours=_ARGUMENTS)
-    mask, streamer, chosen = (given.pop(name, None) for name in ("attention_mask", "streamer", "tokenizer"))
+    configs = options.get("generation_config")
+    given = {**options, **own}
+    if isinstance(configs, (list, tuple)):
+        given["generation_config"] = None
+    else:
+        configs, given = None, with_generation_config(given, ours=_ARGUMENTS)
+    mask, chosen = given.pop("attention_mask", None), given.pop("tokenizer", None)
+    streamer: Any = given.pop("streamer", None)
     inputs = given.pop("inputs", None)
     if inputs is not None and ids is not None:
         raise InputError(
@@ -75,26 +89,71 @@ def generate(
         )
     wanted = given.pop("return_dict_in_generate", None)
     wants_output = False if wanted is None else check_flag("return_dict_in_generate", wanted)
-    checked = read_options(given, "generate", also=_ARGUMENTS)
+    defaults = model.generation_config
+    checked = read_options(with_defaults(given, {} if configs else defaults), "generate", also=_ARGUMENTS)
     prompts = read_prompts(model, inputs if ids is None else ids, mask, checked)
-    tokenizer = None
-    if checked.stops():
-        tokenizer = need_tokenizer(model, "stop_strings") if chosen is None else Tokenizer.from_object(chosen)
-    feed = None if streamer is None else StreamerFeed(streamer, prompts.ids, checked)
-    requests = make_requests(
-        model, prompts.ids, checked, names=prompts.names, tokenizer=tokenizer, lengths=prompts.lengths
-    )
+    each = _options_of_each(given, checked, configs, prompts.names, defaults)
+    requests = _make_each(model, prompts, each, chosen)
+    n_texts = sum(one.num_return_sequences for one, _ in each)
+    feed = None if streamer is None else StreamerFeed(streamer, prompts.ids, n_texts)
     complete(model, requests, checked, logprobs=wants_output, feed=feed)
-    sequences = [np.array(request.ids, np.int32) for request in requests]
+    results = best_requests(requests)
     if wants_output:
-        return GenerateOutput(
-            sequences,
-            [request.finish_reason or "length" for request in requests],
-            [np.array(request.logprobs, np.float32) for request in requests],
-            [request.seed for request in requests],
-            [r.text.text for r in requests if r.text is not None] if checked.stops() else None,
+        return output_of(results, requests, checked, time.perf_counter() - begin)
+    sequences = [np.array(request.ids, np.int32) for request in results]
+    return sequences[0] if prompts.single and n_texts == 1 else sequences
+
+
+def _make_each(
+    model: LanguageModel, prompts: Prompts, each: Sequence[tuple[GenerationOptions, list[int]]], chosen: Any
+) -> list[Request]:
+    """Return the requests of all prompts. chosen: the tokenizer of stop strings; None is the model's."""
+    tokenizer, requests = None, []
+    if any(one.stops() for one, _ in each):
+        tokenizer = need_tokenizer(model, "stop_strings") if chosen is None else Tokenizer.from_object(chosen)
+    for i, (one, seeds) in enumerate(each):
+        requests += make_requests(
+            model,
+            prompts.ids[i : i + 1],
+            one,
+            names=prompts.names[i : i + 1],
+            tokenizer=tokenizer if one.stops() else None,
+            lengths=prompts.lengths[i : i + 1],
+            seeds=seeds,
+            first_index=i,
         )
-    return sequences[0] if prompts.single and checked.num_return_sequences == 1 else sequences
+    return requests
+
+
+def _options_of_each(
+    given: Mapping[str, Any],
+    checked: GenerationOptions,
+    configs: Sequence[Any] | None,
+    names: Sequence[str],
+    defaults: Mapping[str, Any],
+) -> list[tuple[GenerationOptions, list[int]]]:
+    """Return the options and the seeds of each prompt.
+
+    configs: one generation_config per prompt; None: all the same. A config with a seed repeats the text that the prompt
+    has alone. defaults: of the checkpoint. Raises DTypeError, InputError.
+    """
+    if configs is None:
+        seeds, n_texts = seeds_of(checked, len(names)), checked.n_requests
+        return [(checked, seeds[i * n_texts : (i + 1) * n_texts]) for i in range(len(names))]
+    if len(configs) != len(names):
+        raise InputError(f"generation_config: expected one for each of {len(names)} prompts, got {len(configs)}")
+    each, n_before = [], 0
+    for i, config in enumerate(configs):
+        own = with_defaults(with_generation_config({**given, "generation_config": config}), defaults)
+        one = read_options(own, f"generation_config[{i}]", also=_ARGUMENTS)
+        if one.max_batch_size != checked.max_batch_size:
+            raise InputError(f"generation_config[{i}]: expected no max_batch_size, which is one for the call, got one")
+        own_seed = one.seed is not None and given.get("seed") is None
+        each.append((one, one.seeds(one.n_requests, first=0 if own_seed else n_before)))
+        n_before += one.n_requests
+    if n_before > MAX_SEQUENCES:
+        raise InputError(f"num_return_sequences: expected at most {MAX_SEQUENCES} texts in one call, got more")
+    return each
 
 
 _ARGUMENTS = ("input_ids", "return_dict_in_generate", *GenerateArgs.__annotations__)
@@ -103,12 +162,12 @@ _ARGUMENTS = ("input_ids", "return_dict_in_generate", *GenerateArgs.__annotation
 class StreamerFeed:
     """Feeds a streamer of transformers: the prompt before the first new token, each new token, and the end."""
 
-    def __init__(self, streamer: Streamer, prompts: Sequence[NDArray[np.int32]], options: GenerationOptions) -> None:
+    def __init__(self, streamer: Streamer, prompts: Sequence[NDArray[np.int32]], n_texts: int) -> None:
         """Check that there is one sequence, as a streamer requires. Raises DTypeError, InputError."""
         for name in ("put", "end"):
             if not callable(getattr(streamer, name, None)):
                 raise DTypeError(f"streamer: expected an object with put and end, got {type(streamer).__name__}")
-        if len(prompts) * options.num_return_sequences != 1:
+        if n_texts != 1:
             raise InputError("streamer: expected one sequence, got several; use stream() for each")
         self._streamer = streamer
         self._prompt: NDArray[np.int64] | None = prompts[0][None].astype(np.int64)
@@ -150,8 +209,15 @@ def completed(
     feed: StreamerFeed | None = None,
 ) -> Iterator[Request]:
     """Yield each request when it ends. The arguments are those of `complete`. Closing the iterator stops the work."""
-    ends = eos_ids(model, options)
-    with Scheduler(model.executor, requests, options, eos_ids=ends, logprobs=logprobs) as scheduler:
+    for request in requests:
+        request.wants_logprobs = request.wants_logprobs or logprobs
+    searches = beam_searches(requests)
+    if feed is not None and searches:
+        raise InputError("streamer: expected num_beams=1, got more; the text of a beam can change until the end")
+    for one in search(model.executor, searches, max_batch_size=options.max_batch_size, step_tokens=STEP_TOKENS):
+        yield from one.requests
+    requests = [request for request in requests if request.options.num_beams == 1]
+    with Scheduler(model.executor, requests, max_batch_size=options.max_batch_size) as scheduler:
         yield from (request for request in requests if request.finish_reason is not None)
         while not scheduler.done:
             for draw in scheduler.step():
@@ -170,9 +236,12 @@ def stream(model: LanguageModel, text_or_ids: Any, **options: Unpack[GenerationA
     checked here, before the first piece. A piece never ends inside a character. Text that may become a stop string is
     delayed until that is decided. Raises DTypeError, InputError, ContextLengthError, ConfigError (no tokenizer).
     """
-    checked = read_options(options, "stream", also=("generation_config",))
-    if checked.num_return_sequences != 1:
-        raise InputError("num_return_sequences: expected 1, got more; call stream once for each text")
+    given = with_defaults(with_generation_config(options), model.generation_config)
+    checked = read_options(given, "stream", also=("generation_config",))
+    for name in ("num_return_sequences", "num_beams", "best_of"):
+        if (getattr(checked, name) or 1) != 1:
+            why = "call stream once for each text" if name == "num_return_sequences" else "use generate"
+            raise InputError(f"{name}: expected 1, got {getattr(checked, name)}; {why}")
     tokenizer, mask = need_tokenizer(model, "stream"), None
     if isinstance(text_or_ids, str):
         text_or_ids = encode_prompt(tokenizer, text_or_ids, "text_or_ids")
@@ -183,7 +252,7 @@ def stream(model: LanguageModel, text_or_ids: Any, **options: Unpack[GenerationA
     if not prompts.single:
         raise InputError("text_or_ids: expected one sequence [n_tokens], got several; use generate() for several")
     request = make_requests(model, prompts.ids, checked, names=prompts.names, tokenizer=tokenizer)[0]
-    return TextStream(Scheduler(model.executor, [request], checked, eos_ids=eos_ids(model, checked)), request)
+    return TextStream(Scheduler(model.executor, [request]), request)
 
 
 def make_requests(
@@ -198,17 +267,18 @@ def make_requests(
     skip_special_tokens: bool = True,
     clean_up_tokenization_spaces: bool | None = None,
     seeds: Sequence[int] | None = None,
+    first_index: int = 0,
 ) -> list[Request]:
-    """Create `options.num_return_sequences` requests per prompt, checked against the model's context.
+    """Create `options.n_requests` requests per prompt, checked against the model's context.
 
     tokenizer: with one, each request collects its text, which stop strings need. names: of the prompts, for messages;
     None uses input_ids[i]. lengths: prompt lengths as max_length counts them; None uses the number of ids. seeds: of
-    the requests; None uses those of the options.
+    the requests; None uses those of the options. first_index: of the prompts, for prefix_allowed_tokens_fn.
     """
-    context, n_texts = model.executor.program.max_positions, options.num_return_sequences
+    context, n_texts = model.executor.program.max_positions, options.n_requests
     seeds = seeds_of(options, len(prompts)) if seeds is None else seeds
     names = [f"input_ids[{i}]" for i in range(len(prompts))] if names is None else names
-    requests = []
+    requests, ends = [], eos_ids(model, options)
     for i, prompt in enumerate(prompts):
         whole = prompt if len(prompt) else np.array([start_id(model, options, names[i])], np.int32)
         length = len(whole) if lengths is None or not len(prompt) else lengths[i]
@@ -218,10 +288,12 @@ def make_requests(
             raise ContextLengthError(
                 f"{names[i]}: expected prompt and max_new_tokens to fit the context of {context} positions, "
                 f"got {len(start)} + {highest}{HOW_TO_CUT if highest < context else ''}",
-                index=i,
+                index=first_index + i,
                 n_tokens=len(start),
                 context=context,
             )
+        processors = processors_of(options, vocab_size(model), index=first_index + i)
+        siblings: list[Request] = []
         for seed in seeds[i * n_texts : (i + 1) * n_texts]:
             text = None
             if tokenizer is not None:
@@ -232,7 +304,10 @@ def make_requests(
                     skip_special_tokens=skip_special_tokens,
                     clean_up_tokenization_spaces=clean_up_tokenization_spaces,
                 )
-            request = Request(list(start), len(start), highest, seed, text, lowest)
+            request = Request(list(start), len(start), highest, seed, text, lowest, options, ends)
+            request.processors, request.siblings = processors, siblings
+            request.wants_logprobs = options.best_of is not None
+            siblings.append(request)
             if highest == 0:
                 request.finish_reason = "length"
             requests.append(request)
@@ -241,6 +316,6 @@ def make_requests(
 
 def seeds_of(options: GenerationOptions, n_prompts: int) -> list[int]:
     """Return the seeds of all requests for this many prompts. Raises InputError if there are too many."""
-    if n_prompts * options.num_return_sequences > MAX_SEQUENCES:
+    if n_prompts * options.n_requests > MAX_SEQUENCES:
         raise InputError(f"num_return_sequences: expected at most {MAX_SEQUENCES} texts in one call, got more")
-    return options.seeds(n_prompts * options.num_return_sequences)
+    return options.seeds(n_prompts * options.n_requests)

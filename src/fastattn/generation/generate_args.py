@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, Protocol, TypedDict
 
 
@@ -16,7 +16,8 @@ class Streamer(Protocol):
 class GenerationArgs(TypedDict, total=False):
     """The keyword arguments that become `GenerationOptions`, and those of transformers that change nothing here.
 
-    generation_config: a GenerationConfig of transformers, or a mapping. Keywords override its options.
+    use_model_defaults: False ignores the checkpoint's generation_config.json. generation_config: a GenerationConfig of
+    transformers, or a mapping. Keywords override its options. `generate` also takes a list with one per prompt.
     """
 
     max_new_tokens: int | None
@@ -37,16 +38,37 @@ class GenerationArgs(TypedDict, total=False):
     truncate: Literal["left", "right"] | None
     max_batch_size: int | None
     nan: Literal["raise", "finite", "propagate"] | None
+    epsilon_cutoff: float | None
+    eta_cutoff: float | None
+    top_h: float | None
+    presence_penalty: float | None
+    frequency_penalty: float | None
+    no_repeat_ngram_size: int | None
+    sequence_bias: Any
+    logit_bias: Mapping[int, float] | Mapping[str, float] | None
+    bad_words_ids: Sequence[Sequence[int]] | None
+    suppress_tokens: Sequence[int] | None
+    begin_suppress_tokens: Sequence[int] | None
+    forced_bos_token_id: int | None
+    forced_eos_token_id: int | Sequence[int] | None
+    exponential_decay_length_penalty: tuple[int, float] | None
+    logits_processor: Callable[..., Any] | Sequence[Callable[..., Any]] | None
+    prefix_allowed_tokens_fn: Callable[..., Any] | None
+    stopping_criteria: Callable[..., Any] | Sequence[Callable[..., Any]] | None
+    diversity_penalty: float | None
+    best_of: int | None
+    top_logprobs: int | None
+    output_scores: bool | None
+    output_logits: bool | None
     generation_config: Any
     use_cache: bool | None
-    num_beams: Literal[1] | None
-    num_beam_groups: Literal[1] | None
+    use_model_defaults: bool | None
+    num_beams: int | None
+    num_beam_groups: int | None
     early_stopping: bool | Literal["never"] | None
     length_penalty: float | None
     renormalize_logits: bool | None
     typical_p: float | None
-    output_scores: Literal[False] | None
-    output_logits: Literal[False] | None
     output_attentions: Literal[False] | None
     output_hidden_states: Literal[False] | None
     synced_gpus: Literal[False] | None

@@ -1,36 +1,39 @@
-"""Warns about the options in generation_config.json, other than the bos and eos ids, that are not applied."""
+"""The defaults of a checkpoint: the options in generation_config.json, or else in config.json, as in transformers."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from fastattn.checkpoint.checkpoint import read_generation_config
 from fastattn.checks import is_neutral, quote
+from fastattn.errors import DTypeError, InputError
 from fastattn.generation.generation_keywords import KEYWORDS
 from fastattn.generation.options import DEFAULT_NEW_TOKENS, OPTIONS
 
-# Options that change what transformers generates.
+# Options of transformers' GenerationConfig that are ours too. The bos, eos and padding ids are in the model's config.
+_APPLIED = """
+    bad_words_ids begin_suppress_tokens diversity_penalty do_sample early_stopping epsilon_cutoff eta_cutoff
+    exponential_decay_length_penalty forced_bos_token_id forced_eos_token_id length_penalty max_length max_new_tokens
+    max_time min_length min_new_tokens min_p no_repeat_ngram_size num_beam_groups num_beams num_return_sequences
+    output_logits output_scores repetition_penalty sequence_bias stop_strings suppress_tokens temperature top_h top_k
+    top_p typical_p
+"""
+# Options that change what transformers generates, and that have no counterpart here.
 _CHANGING = """
-    bad_words_ids begin_suppress_tokens constraints do_sample dola_layers exponential_decay_length_penalty
-    force_words_ids forced_bos_token_id forced_eos_token_id guidance_scale max_length max_new_tokens max_time
-    min_length min_new_tokens no_repeat_ngram_size num_beams num_return_sequences penalty_alpha
-    repetition_penalty sequence_bias stop_strings suppress_tokens token_healing watermarking_config
+    constraints dola_layers force_words_ids guidance_scale max_time penalty_alpha token_healing watermarking_config
 """
-# Options that only matter when sampling.
-_OF_SAMPLING = """
-    epsilon_cutoff eta_cutoff min_p temperature top_h top_k top_p typical_p
-"""
-# transformers' defaults. Ours are None, which also ends a text after DEFAULT_NEW_TOKENS tokens.
-_DEFAULTS = {"max_length": DEFAULT_NEW_TOKENS, "max_new_tokens": DEFAULT_NEW_TOKENS}
+APPLIED = frozenset(name for name in _APPLIED.split() if name in OPTIONS)
 _log = logging.getLogger("fastattn")
 
 
-def warn_of_options(directory: Path, config: Mapping[str, object]) -> None:
-    """Log the options that transformers takes from generation_config.json, or else config.json, and that we ignore.
+def read_defaults(directory: Path, config: Mapping[str, object]) -> dict[str, Any]:
+    """Return the options that `generate` uses unless a call has others; log those that cannot be applied.
 
-    config: config.json, including the ids of generation_config.json. Raises ConfigError for a broken file.
+    They are those of generation_config.json. Without that file they are those of config.json, given in `config` with
+    the ids of generation_config.json. Raises ConfigError for a broken file.
     """
     found: Mapping[str, object] = read_generation_config(directory)
     name = "generation_config.json"
@@ -44,30 +47,55 @@ def warn_of_options(directory: Path, config: Mapping[str, object]) -> None:
         found, name = config, "config.json"
     said = [f"{option}={quote(found[option])}" for option in unapplied(found)]
     if said:
-        _log.warning(
-            "%s: %s: not applied: %s; to apply an option, pass it to generate, stream or the pipeline",
-            directory,
-            name,
-            ", ".join(said),
-        )
+        _log.warning("%s: %s: not applied: %s", directory, name, ", ".join(said))
     if config.get("prefix"):
         _log.warning(
             "%s: config.json: prefix %s is not added to prompts; pass prefix= to the text-generation pipeline",
             directory,
             quote(config["prefix"]),
         )
+    return {option: value for option, value in found.items() if option in APPLIED and _problem(option, value) == ""}
+
+
+def _problem(name: str, value: object) -> str:
+    """Return why a value cannot be applied; "" if it can, "unset" if it is none."""
+    if value is None or (name == "max_length" and value == DEFAULT_NEW_TOKENS):  # transformers' old default
+        return "unset"
+    check = OPTIONS[name].check
+    try:
+        if check is not None:
+            check(name, value)
+    except (DTypeError, InputError) as error:
+        return str(error)
+    return ""
+
+
+def with_defaults(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of a call, with a checkpoint's defaults for those that it does not have.
+
+    use_model_defaults=False ignores them. None means "not given", except for top_k. A maximum of the call replaces
+    both maximums of the checkpoint, and limits its minimum.
+    """
+    options = {name: value for name, value in given.items() if value is not None or name == "top_k"}
+    if given.get("use_model_defaults") is False:
+        return options
+    found = dict(defaults)
+    if "max_length" in options or "max_new_tokens" in options:
+        found.pop("max_length", None)
+        found.pop("max_new_tokens", None)
+    limit = options.get("max_new_tokens")
+    if "min_new_tokens" in found and isinstance(limit, int) and "min_new_tokens" not in options:
+        found["min_new_tokens"] = min(found["min_new_tokens"], limit)
+    return {**found, **options}
 
 
 def unapplied(options: Mapping[str, object]) -> list[str]:
-    """Return the names of the options that change what transformers generates, and that are not applied here."""
-    names = f"{_CHANGING} {_OF_SAMPLING}" if options.get("do_sample") is True else _CHANGING
-    neutral = {name: _neutral_values(name) for name in names.split()}
-    return [
-        name for name, value in options.items() if name in neutral and not is_neutral(value, neutral[name], empty=True)
-    ]
-
-
-def _neutral_values(name: str) -> tuple[object, ...]:
-    """Return the values of an option with which transformers generates the same as without it."""
-    entry = OPTIONS.get(name)
-    return KEYWORDS[name].values if entry is None else (_DEFAULTS.get(name, entry.default),)
+    """Return the names of the options that change what transformers generates, and that cannot be applied here."""
+    names = []
+    for name, value in options.items():
+        if name in APPLIED:
+            if _problem(name, value) not in ("", "unset"):
+                names.append(name)
+        elif name in _CHANGING.split() and not is_neutral(value, KEYWORDS[name].values, empty=True):
+            names.append(name)
+    return names

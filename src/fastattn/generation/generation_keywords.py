@@ -3,30 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
-from fastattn.checks import Neutral, check_flag, check_number
+from fastattn.checks import Neutral, check_flag
 
-_OF_BEAMS = "there is no beam search: use do_sample=True, or greedy search"
-_NO_PROCESSORS = "logits processors are not supported; call the model and sample from its logits"
-_LIMITED = "use temperature, top_k, top_p, min_p and repetition_penalty"
-_LOGPROBS = "use return_dict_in_generate=True, which gives the log-probabilities of the new tokens"
+_OF_BEAMS = "use prefix_allowed_tokens_fn, or filter several beams yourself"
+_LIMITED = "use logits_processor, with a function of your own"
 _CALL = "call the model with the ids that generate returned"
 _NO_DRAFTS = "there is no assisted generation; leave it out"
 _NO_CACHES = "generate creates its own cache; pass the whole prompt"
 _CACHES = ("dynamic", "dynamic_full", "static", "offloaded", "offloaded_static", "hybrid", "sliding_window")
 
 
-def _check_early_stopping(name: str, value: Any) -> None:
-    if value != "never":
-        check_flag(name, value)
-
-
 KEYWORDS: Mapping[str, Neutral] = {
     "disable_compile": Neutral(check=check_flag),
-    "early_stopping": Neutral(check=_check_early_stopping),  # beam search only
     "is_assistant": Neutral(check=check_flag),
-    "length_penalty": Neutral(check=check_number),  # beam search only
     "low_memory": Neutral(check=check_flag),
     "renormalize_logits": Neutral(check=check_flag),
     "trust_remote_code": Neutral((False,), "no code of a checkpoint is run"),
@@ -38,8 +28,6 @@ KEYWORDS: Mapping[str, Neutral] = {
     "assistant_lookbehind": Neutral((10,), _NO_DRAFTS),
     "assistant_model": Neutral((), _NO_DRAFTS),
     "assistant_tokenizer": Neutral((), _NO_DRAFTS),
-    "bad_words_ids": Neutral((), _LIMITED),
-    "begin_suppress_tokens": Neutral((), _LIMITED),
     "cache": Neutral((), _NO_CACHES),
     "cache_config": Neutral((), "load the model with kv_dtype= for smaller keys and values"),
     "cache_implementation": Neutral(_CACHES, "load the model with kv_dtype= for smaller keys and values"),
@@ -49,53 +37,35 @@ KEYWORDS: Mapping[str, Neutral] = {
     "custom_generate": Neutral((), "no code of a checkpoint is run"),
     "decoder_input_ids": Neutral((), "pass input_ids"),
     "decoder_start_token_id": Neutral((), "these models have no separate decoder; pass input_ids"),
-    "diversity_penalty": Neutral((0,), _OF_BEAMS),
     "dola_layers": Neutral((), _LIMITED),
     "encoder_no_repeat_ngram_size": Neutral((0,), _LIMITED),
     "encoder_repetition_penalty": Neutral((1,), "use repetition_penalty"),
-    "epsilon_cutoff": Neutral((0,), _LIMITED),
-    "eta_cutoff": Neutral((0,), _LIMITED),
-    "exponential_decay_length_penalty": Neutral((), "use max_new_tokens and eos_token_id"),
     "force_words_ids": Neutral((), _OF_BEAMS),
-    "forced_bos_token_id": Neutral((), "put the id at the end of the prompt"),
-    "forced_eos_token_id": Neutral((), "add the id to the result"),
     "guidance_scale": Neutral((1,), _LIMITED),
     "inputs_embeds": Neutral((), "pass input_ids"),
     "labels": Neutral((), "no loss is computed; leave it out"),
-    "logits_processor": Neutral((), _NO_PROCESSORS),
     "logits_to_keep": Neutral((0, 1), "generate computes the logits that it draws from"),
     "max_cache_len": Neutral((), "the cache grows as needed; leave it out"),
     "max_matching_ngram_size": Neutral((), _NO_DRAFTS),
     "max_time": Neutral((), "use stream, and close it when time is up"),
     "negative_prompt_attention_mask": Neutral((), _LIMITED),
     "negative_prompt_ids": Neutral((), _LIMITED),
-    "no_repeat_ngram_size": Neutral((0,), "use repetition_penalty"),
     "num_assistant_tokens": Neutral((20,), _NO_DRAFTS),
     "num_assistant_tokens_schedule": Neutral(("constant",), _NO_DRAFTS),
-    "num_beam_groups": Neutral((1,), _OF_BEAMS),
-    "num_beams": Neutral((1,), _OF_BEAMS),
     "output_attentions": Neutral((False,), _CALL),
     "output_hidden_states": Neutral((False,), _CALL),
-    "output_logits": Neutral((False,), _LOGPROBS),
-    "output_scores": Neutral((False,), _LOGPROBS),
     "past_key_values": Neutral((), _NO_CACHES),
     "penalty_alpha": Neutral((0,), _LIMITED),
     "position_ids": Neutral((), "positions count the tokens of each sequence; mark padding with attention_mask"),
     "prefill_chunk_size": Neutral((), "long prompts are always processed in chunks; leave it out"),
-    "prefix_allowed_tokens_fn": Neutral((), _NO_PROCESSORS),
     "prompt_lookup_num_tokens": Neutral((), _NO_DRAFTS),
     "remove_invalid_values": Neutral((False,), 'use nan="finite"'),
     "return_legacy_cache": Neutral((False,), _NO_CACHES),
-    "sequence_bias": Neutral((), _LIMITED),
     "speculation_type": Neutral((), _NO_DRAFTS),
-    "stopping_criteria": Neutral((), "use stop_strings and eos_token_id, or stream and close it"),
-    "suppress_tokens": Neutral((), _LIMITED),
     "synced_gpus": Neutral((False,), "a model runs on one device"),
     "target_lookbehind": Neutral((10,), _NO_DRAFTS),
     "token_healing": Neutral((False,), "leave it out"),
     "token_type_ids": Neutral((), "generate takes no token types; pass only input_ids and attention_mask"),
-    "top_h": Neutral((), _LIMITED),
-    "typical_p": Neutral((1,), _LIMITED),
     "use_mtp": Neutral((False,), _NO_DRAFTS),
     "watermarking_config": Neutral((), _LIMITED),
     # Names in other libraries.

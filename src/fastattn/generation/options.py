@@ -3,29 +3,42 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fastattn.checks import check_count, check_flag, check_neutral
-from fastattn.errors import DTypeError, InputError
+from fastattn.checks import check_flag, check_neutral
+from fastattn.errors import InputError
 from fastattn.generation.generation_keywords import KEYWORDS
 from fastattn.generation.keywords import with_generation_config
-from fastattn.models.sequences import MAX_SEQUENCES
-from fastattn.options import Choice, Count, Flag, Number, Text, option, options_of
+from fastattn.generation.option_checks import (
+    SEED,
+    STOP,
+    check_decay,
+    check_early_stopping,
+    check_eos,
+    check_function,
+    check_functions,
+    check_id_or_ids,
+    check_ids,
+    check_logit_bias,
+    check_seeds,
+    check_sequence_bias,
+    check_stops,
+    check_words,
+)
+from fastattn.options import Choice, Count, Flag, Number, option, options_of
 
 DEFAULT_NEW_TOKENS = 20
 RANDOM_SEED_BITS = 53
 GREEDY_BELOW = 1e-6  # lower temperatures are greedy: the scaled logits would overflow float32
 NanPolicy: TypeAlias = Literal["raise", "finite", "propagate"]
 NAN_POLICIES = ("raise", "finite", "propagate")
-_MAX_EOS_IDS = 65536
-_MAX_STOP_STRINGS = 1000
-_SEED = Count(high=2**64 - 1)
-_STOP = Text(1, 1000)
+MAX_TOP_LOGPROBS = 1000
+_TINY = 1e-6  # instead of 0, where 0 would leave nothing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +52,29 @@ class GenerationOptions:
     do_sample: draw at random; otherwise take the highest logit. temperature: below 1e-6 is greedy.
     top_k: 0 is off, more than the vocabulary is off. top_p: 1 is off, 0 leaves one candidate. min_p: 0 is off.
     repetition_penalty: 1 is off; applies to the ids of the prompt and the new text.
+    typical_p: keep the tokens whose surprise is closest to the expected one, up to this probability; 1 is off.
+    epsilon_cutoff, eta_cutoff: remove tokens below this probability; eta_cutoff adapts to the entropy; 0 is off.
+    top_h: keep the likeliest of 100 tokens, up to this part of their entropy; None is off.
+    presence_penalty, frequency_penalty: subtracted from the logits of ids in the new text, once or for each occurrence.
+    no_repeat_ngram_size: no sequence of this many ids occurs twice, including the prompt; 0 is off.
+    sequence_bias: {(id, ...): bias} or [[[id, ...], bias], ...]: added to the logit of the last id of a sequence if the
+        text ends with the ids before it. logit_bias: {id: bias}, the same for single ids. -inf forbids.
+    bad_words_ids: sequences of ids that are never completed.
+    suppress_tokens: ids that are never drawn. begin_suppress_tokens: ids that are not drawn first.
+    forced_bos_token_id: the id drawn first after a prompt of one id. forced_eos_token_id: the id (or ids) that may be
+        drawn last, when the maximum length is reached.
+    exponential_decay_length_penalty: (start, factor): raises the logit of the eos ids after `start` new tokens.
+    logits_processor: functions (input_ids int64 [1, n_tokens], scores float32 [1, vocab_size]) -> scores, called for
+        each request separately after all other processors and before temperature. prefix_allowed_tokens_fn: a function
+        (index of the prompt, ids int64 [n_tokens]) -> list of ids that may be drawn.
+    stopping_criteria: functions (input_ids int64 [1, n_tokens], None) -> bool; True ends the request.
+    num_beams: number of beams; 1 is no beam search. length_penalty: exponent of the length by which the score of a beam
+        is divided. early_stopping: True stops at num_beams finished beams, False when no better one is likely, "never"
+        when no better one is possible. num_beam_groups, diversity_penalty: groups of beams; a group's log-probability
+        of an id falls by the penalty for each beam of an earlier group that just drew it (Vijayakumar et al. 2016).
+    best_of: draw this many texts per prompt and return the num_return_sequences with the highest mean log-probability.
+    top_logprobs: number of most likely ids whose log-probabilities a GenerateOutput has for each new token.
+    output_scores, output_logits: whether a GenerateOutput has the processed scores, or the logits, of each new token.
     seed: None chooses random seeds; an int s gives request i `request_seed(s, i)`; a list gives each request its own.
         A request is one text: with num_return_sequences=n, prompt p has requests p * n to p * n + n - 1.
     stop_strings: the text ends before the first of them.
@@ -46,7 +82,8 @@ class GenerationOptions:
     bos_token_id: the start of an empty prompt; None uses the checkpoint's bos, else its eos.
     pad_token_id: the padding id in prompts without attention_mask; None uses the checkpoint's. An id that is also an
         eos id is never padding.
-    num_return_sequences: number of texts per prompt, returned consecutively; more than 1 requires do_sample=True.
+    num_return_sequences: number of texts per prompt, returned consecutively; more than 1 requires do_sample=True or as
+        many beams.
     truncate: "left" or "right" cuts a prompt on that side if it and the new tokens exceed the context; None rejects it.
     max_batch_size: number of sequences that run at a time; results do not depend on it.
     nan: how to treat a row of logits that contains NaN or +inf or is all -inf. "raise" raises NonFiniteError. "finite"
@@ -75,9 +112,9 @@ class GenerationOptions:
     )
     seed: int | Sequence[int] | None = option(
         None,
-        lambda _, value: _seeds(value),
+        check_seeds,
         flag=Flag(
-            values=_SEED,
+            values=SEED,
             metavar="S",
             help="repeat a text: the first prompt gets S, the others get seeds derived from it; --json prints the "
             "seeds, those of 2^53 or more as strings (default: random)",
@@ -85,12 +122,12 @@ class GenerationOptions:
     )
     stop_strings: str | Sequence[str] | None = option(
         None,
-        lambda _, value: _stops(value),
+        check_stops,
         flag=Flag(
-            names=("--stop",), values=_STOP, metavar="TEXT", repeatable=True, help="end before this text; repeatable"
+            names=("--stop",), values=STOP, metavar="TEXT", repeatable=True, help="end before this text; repeatable"
         ),
     )
-    eos_token_id: int | Sequence[int] | None = option(None, lambda _, value: _eos(value))
+    eos_token_id: int | Sequence[int] | None = option(None, check_eos)
     truncate: Literal["left", "right"] | None = option(
         None,
         Choice("left", "right"),
@@ -102,7 +139,52 @@ class GenerationOptions:
     min_length: int = option(0, Count())
     bos_token_id: int | None = option(None, Count())
     pad_token_id: int | None = option(None, Count())
-    num_return_sequences: int = option(1, Count(low=1))
+    num_return_sequences: int = option(
+        1, Count(low=1), flag=Flag(default=1, metavar="N", help="texts per prompt (default: 1)")
+    )
+    typical_p: float = option(
+        1.0, Number(_TINY, 1.0), flag=Flag(default=1.0, metavar="P", help="typical sampling; 1 is off (default: 1)")
+    )
+    epsilon_cutoff: float = option(
+        0.0, Number(0.0, 1.0), flag=Flag(default=0.0, metavar="P", help="0 is off (default: 0)")
+    )
+    eta_cutoff: float = option(0.0, Number(0.0, 1.0), flag=Flag(default=0.0, metavar="P", help="0 is off (default: 0)"))
+    top_h: float | None = option(None, Number(_TINY, 1.0))
+    presence_penalty: float = option(
+        0.0, Number(-1e6, 1e6), flag=Flag(default=0.0, metavar="X", help="0 is off (default: 0)")
+    )
+    frequency_penalty: float = option(
+        0.0, Number(-1e6, 1e6), flag=Flag(default=0.0, metavar="X", help="0 is off (default: 0)")
+    )
+    no_repeat_ngram_size: int = option(
+        0, Count(), flag=Flag(default=0, metavar="N", help="no N tokens occur twice; 0 is off (default: 0)")
+    )
+    sequence_bias: Mapping[Any, float] | Sequence[Any] | None = option(None, check_sequence_bias)
+    logit_bias: Mapping[Any, float] | None = option(None, check_logit_bias)
+    bad_words_ids: Sequence[Sequence[int]] | None = option(None, check_words)
+    suppress_tokens: Sequence[int] | None = option(None, check_ids)
+    begin_suppress_tokens: Sequence[int] | None = option(None, check_ids)
+    forced_bos_token_id: int | None = option(None, Count())
+    forced_eos_token_id: Sequence[int] | int | None = option(None, check_id_or_ids)
+    exponential_decay_length_penalty: tuple[int, float] | None = option(None, check_decay)
+    logits_processor: Sequence[Callable[..., Any]] | None = option(None, check_functions)
+    prefix_allowed_tokens_fn: Callable[..., Any] | None = option(None, check_function)  # noqa: RUF009
+    stopping_criteria: Sequence[Callable[..., Any]] | None = option(None, check_functions)
+    num_beams: int = option(
+        1, Count(1, 1024), flag=Flag(default=1, metavar="N", help="beam search; 1 is off (default: 1)")
+    )
+    num_beam_groups: int = option(1, Count(1, 1024))
+    diversity_penalty: float = option(0.0, Number(0.0, 1e6))
+    length_penalty: float = option(
+        1.0, Number(-1e3, 1e3), flag=Flag(default=1.0, metavar="X", help="of beam search (default: 1)")
+    )
+    early_stopping: bool | Literal["never"] = option(False, check_early_stopping)
+    best_of: int | None = option(
+        None, Count(low=1), flag=Flag(metavar="N", help="draw N texts per prompt and print the likeliest")
+    )
+    top_logprobs: int = option(0, Count(high=MAX_TOP_LOGPROBS))
+    output_scores: bool = option(False, check_flag)
+    output_logits: bool = option(False, check_flag)
 
     def __post_init__(self) -> None:
         for name, entry in OPTIONS.items():
@@ -115,11 +197,50 @@ class GenerationOptions:
             raise InputError(
                 f"min_new_tokens: expected at most max_new_tokens {self.max_new_tokens}, got {self.min_new_tokens}"
             )
-        if self.num_return_sequences > 1 and self.greedy:
+        if self.num_beams > 1 or self.num_beam_groups > 1 or self.diversity_penalty:
+            self._check_beams()
+        elif self.num_return_sequences > 1 and self.greedy:
             raise InputError(
                 f"num_return_sequences: expected 1 without do_sample=True, got {self.num_return_sequences}; greedy "
-                "search gives the same text each time"
+                "search gives the same text each time, num_beams gives different ones"
             )
+        if self.best_of is not None and self.best_of > 1:
+            if self.greedy or self.num_beams > 1:
+                raise InputError(f"best_of: expected do_sample=True and no beams, got {self.best_of} without")
+            if self.best_of < self.num_return_sequences:
+                raise InputError(
+                    f"best_of: expected at least num_return_sequences {self.num_return_sequences}, got {self.best_of}"
+                )
+
+    def _check_beams(self) -> None:
+        if self.num_beams % self.num_beam_groups:
+            raise InputError(
+                f"num_beam_groups: expected a divisor of num_beams {self.num_beams}, got {self.num_beam_groups}"
+            )
+        if self.num_return_sequences > self.num_beams:
+            raise InputError(
+                f"num_return_sequences: expected at most num_beams {self.num_beams}, got {self.num_return_sequences}"
+            )
+        if self.num_beam_groups > 1 and self.do_sample:
+            raise InputError("num_beam_groups: expected 1 with do_sample=True, got more; groups do not sample")
+        if self.num_beam_groups == 1 and self.diversity_penalty:
+            raise InputError("diversity_penalty: expected 0 with one group of beams, got more; set num_beam_groups")
+
+    @property
+    def n_requests(self) -> int:
+        """The number of texts that are drawn per prompt."""
+        return max(self.num_return_sequences, self.best_of or 1)
+
+    @property
+    def records_tokens(self) -> bool:
+        """Whether more than ids and log-probabilities are recorded."""
+        return bool(self.top_logprobs) or self.output_scores or self.output_logits
+
+    @property
+    def filters_in_core(self) -> bool:
+        """Whether the sampler in C++ has all filters that these options use."""
+        others = (0 < self.epsilon_cutoff < 1, 0 < self.eta_cutoff < 1, self.typical_p < 1, self.top_h is not None)
+        return self.greedy or not any(others)
 
     def cut(self, prompt: NDArray[np.int32], room: int) -> NDArray[np.int32]:
         """Return the prompt, cut to `room` positions if `truncate` allows it."""
@@ -211,43 +332,3 @@ def request_seed(seed: int, index: int) -> int:
     z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & mask
     z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & mask
     return z ^ (z >> 31)
-
-
-def _seeds(seed: Any) -> int | tuple[int, ...]:
-    if isinstance(seed, (set, frozenset)):
-        raise DTypeError(f"seed: expected an int or a list of them, got {type(seed).__name__}, which has no order")
-    items = _items("seed", seed, MAX_SEQUENCES)
-    if items is None:
-        return _SEED("seed", seed)
-    return tuple(_SEED(f"seed[{i}]", item) for i, item in enumerate(items))
-
-
-def _stops(stops: Any) -> tuple[str, ...]:
-    texts = (stops,) if isinstance(stops, str) else _items("stop_strings", stops, _MAX_STOP_STRINGS)
-    if texts is None:
-        raise DTypeError(f"stop_strings: expected str or a list of str, got {type(stops).__name__}")
-    return tuple(_STOP(f"stop_strings[{i}]", text) for i, text in enumerate(texts))
-
-
-def _eos(eos: Any) -> int | tuple[int, ...]:
-    items = _items("eos_token_id", eos, _MAX_EOS_IDS)
-    if items is None:
-        return check_count("eos_token_id", eos, low=-1)
-    return tuple(check_count(f"eos_token_id[{i}]", item) for i, item in enumerate(items))
-
-
-def _items(name: str, value: Any, most: int) -> Collection[Any] | None:
-    """Return the items of a list, tuple, set, range, or 1-D array; None for anything else.
-
-    The length is checked first: an array broadcast from one number may have more items than fit in memory.
-    """
-    shape = getattr(value, "shape", None)
-    if isinstance(value, (list, tuple, set, frozenset, range)):
-        length = len(value)
-    elif isinstance(shape, tuple) and len(shape) == 1:
-        length = int(shape[0])
-    else:
-        return None
-    if length > most:
-        raise InputError(f"{name}: expected at most {most} items, got {length}")
-    return value if isinstance(value, Collection) and shape is None else list(value)

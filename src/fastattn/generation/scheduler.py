@@ -14,12 +14,10 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from fastattn.errors import NonFiniteError
-from fastattn.generation.feed import draw_from_logits, sampling_of, step_of
-from fastattn.generation.options import GenerationOptions
+from fastattn.generation.feed import draw_from_logits, drawn_in_core, sampling_of, step_of
 from fastattn.generation.request import Request
 from fastattn.graph.executor import Decoding, DrawingExecutor, Drawn, Executor
 from fastattn.graph.ir import Step
-from fastattn.graph.sampling import Sampling
 
 __all__ = ["STEP_TOKENS", "Draw", "Request", "Scheduler"]
 
@@ -37,24 +35,20 @@ class Draw(NamedTuple):
 class Scheduler:
     """Call `step` until `done`. `close`, or leaving a `with` block, frees all memory at any time.
 
-    With logprobs=True every request collects the log-probabilities of its new tokens.
+    Each request has its own options. max_batch_size: number of requests that run at a time.
     """
 
     def __init__(
         self,
         executor: Executor,
         requests: Sequence[Request],
-        options: GenerationOptions,
         *,
-        eos_ids: frozenset[int],
-        logprobs: bool = False,
+        max_batch_size: int = 32,
         step_tokens: int = STEP_TOKENS,
     ) -> None:
         self._executor = executor
         self._drawing = executor if isinstance(executor, DrawingExecutor) else None
-        self._options = options
-        self._eos = eos_ids
-        self._logprobs = logprobs
+        self._max_batch_size = max_batch_size
         self._step_tokens = step_tokens
         self._waiting = deque(request for request in requests if request.finish_reason is None)
         self._running: list[Request] = []
@@ -89,10 +83,11 @@ class Scheduler:
             ids, logprobs = self._next_step(self._decoding)
         if logprobs is not None:
             for request, logprob in zip(self._rows, logprobs, strict=True):
-                request.logprobs.append(logprob)
-        draws, eos, ended = [], self._eos, False
+                if request.wants_logprobs:
+                    request.logprobs.append(logprob)
+        draws, ended = [], False
         for request, token_id in zip(self._rows, ids, strict=True):
-            draws.append(Draw(request, token_id, request.append(token_id, is_end=token_id in eos)))
+            draws.append(Draw(request, token_id, request.append(token_id, is_end=token_id in request.eos_ids)))
             ended = ended or request.finish_reason is not None
         if ended:
             for request in self._rows:
@@ -108,10 +103,9 @@ class Scheduler:
         chunks = self._plan()
         step = step_of(chunks)
         rows = [request for request, count in chunks if request.fed + count == len(request.ids)]
-        sampling = sampling_of(rows, self._options, eos_ids=self._eos, logprobs=self._logprobs)
         self._rows = rows
         repeats = len(step.token_ids) == len(rows) == len(self._running)
-        drawn = self._draw(step, sampling, repeats=repeats)
+        drawn = self._draw(step, rows, repeats=repeats)
         for request, count in chunks:
             request.fed += count
         return drawn
@@ -121,7 +115,7 @@ class Scheduler:
         try:
             drawn = decoding.draw()
         except NonFiniteError:
-            if self._options.nan == "raise":
+            if self._raises(self._rows):
                 raise
             self._draw_from_logits_from_now_on()
             return self._first_step()
@@ -129,18 +123,23 @@ class Scheduler:
             request.fed += 1
         return drawn
 
-    def _draw(self, step: Step, sampling: Sampling, *, repeats: bool) -> Drawn:
-        try:
-            if self._drawing is not None and repeats:
-                self._decoding = self._drawing.decoding(step, sampling)
-                return self._decoding.draw()
-            if self._drawing is not None:
-                return self._drawing.draw(step, sampling)
-        except NonFiniteError:  # the caches are unchanged
-            if self._options.nan == "raise":
-                raise
-            self._draw_from_logits_from_now_on()
-        return draw_from_logits(self._executor, step, sampling, nan=self._options.nan)
+    def _draw(self, step: Step, rows: Sequence[Request], *, repeats: bool) -> Drawn:
+        if self._drawing is not None and drawn_in_core(rows):
+            try:
+                if repeats:
+                    self._decoding = self._drawing.decoding(step, sampling_of(rows))
+                    return self._decoding.draw()
+                return self._drawing.draw(step, sampling_of(rows))
+            except NonFiniteError:  # the caches are unchanged
+                if self._raises(rows):
+                    raise
+                self._draw_from_logits_from_now_on()
+        return draw_from_logits(self._executor, step, rows)
+
+    @staticmethod
+    def _raises(rows: Sequence[Request]) -> bool:
+        """Return whether logits that are not finite are an error for every row."""
+        return all(request.options.nan == "raise" for request in rows)
 
     def _draw_from_logits_from_now_on(self) -> None:
         """Stop trying the fast path: non-finite keys and values in the cache would make it fail at every step."""
@@ -148,7 +147,7 @@ class Scheduler:
 
     def _takes_more(self) -> bool:
         """Return whether a waiting request could start."""
-        return bool(self._waiting) and len(self._running) < self._options.max_batch_size
+        return bool(self._waiting) and len(self._running) < self._max_batch_size
 
     def _plan(self) -> list[tuple[Request, int]]:
         """Return the sequences of a step with their token counts: first those that draw, then prompts that fit."""

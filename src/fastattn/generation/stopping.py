@@ -40,6 +40,10 @@ class TextState:
         self._pieces: list[str] = []
         self._held = ""  # final text that may be the beginning of a stop string
 
+    def again(self) -> TextState:
+        """Return a new, empty state after the same prompt."""
+        return TextState(self._tokenizer, self._stops, prompt=self._prompt, **self._options)
+
     @property
     def text(self) -> str:
         """The text so far, up to the stop string."""

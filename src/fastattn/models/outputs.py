@@ -26,7 +26,7 @@ else:  # defaults of type variables need Python 3.13
     from typing import TypeVar
 
     _PerToken = TypeVar("_PerToken", covariant=True)
-FinishReason: TypeAlias = Literal["eos", "stop_string", "length"]
+FinishReason: TypeAlias = Literal["eos", "stop_string", "stopping_criteria", "length"]
 
 # Fields of transformers' outputs that ours do not have, and what to use instead.
 _ABSENT = {
@@ -228,11 +228,16 @@ class DiscriminatorOutput(ModelOutput, Generic[_PerToken]):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class GenerateOutput(ModelOutput):
-    """The result of `generate(..., return_dict_in_generate=True)`, with one item per request.
+    """The result of `generate(..., return_dict_in_generate=True)`, with one item per text.
 
-    sequences: prompt and new tokens, int32. finish_reasons: "eos", "stop_string" or "length". logprobs: of the new
-    tokens under the unprocessed logits, float32. seeds: each repeats its request on its own. texts: the new text,
-    exactly up to the stop string (None if no stop strings were given).
+    sequences: prompt and new tokens, int32. finish_reasons: "eos", "stop_string", "stopping_criteria" or "length".
+    logprobs: of the new tokens under the unprocessed logits, float32. seeds: each repeats its request on its own.
+    texts: the new text, exactly up to the stop string. scores, logits: one [vocab_size] per new token, after all
+    processors and filters, and before them. top_logprobs: (ids int32 [n], log-probabilities float32 [n]) per new token,
+    the most likely first. sequences_scores: of beams, the sum of their log-probabilities divided by the length penalty;
+    None for a text without beams. beam_indices: of beams, int32 [n_new]: the number, within the prompt, of the beam
+    that each token continued. stats: n_prompt_tokens and n_new_tokens of all texts, seconds, tokens_per_second. What
+    the options did not ask for is None. If prompts have their own options, the items of others are empty.
     """
 
     sequences: list[NDArray[np.int32]]
@@ -240,6 +245,62 @@ class GenerateOutput(ModelOutput):
     logprobs: list[NDArray[np.float32]]
     seeds: list[int]
     texts: list[str] | None = None
+    scores: list[list[Array]] | None = None
+    logits: list[list[Array]] | None = None
+    top_logprobs: list[list[tuple[NDArray[np.int32], NDArray[np.float32]]]] | None = None
+    sequences_scores: list[float | None] | None = None
+    beam_indices: list[NDArray[np.int32]] | None = None
+    stats: dict[str, float] | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ScoreOutput(ModelOutput):
+    """The log-probabilities of continuations of one text.
+
+    token_ids: int32 [n_tokens] of each continuation. logprobs: float32 [n_tokens], of each token after the ones before
+    it. is_greedy: whether each token of a continuation is the likeliest.
+    """
+
+    token_ids: list[NDArray[np.int32]]
+    logprobs: list[NDArray[np.float32]]
+    is_greedy: list[bool]
+
+    @property
+    def sums(self) -> NDArray[np.float64]:
+        """The log-probability of each continuation, float64 [n]."""
+        return np.array([row.sum(dtype=np.float64) for row in self.logprobs], np.float64)
+
+    @property
+    def means(self) -> NDArray[np.float64]:
+        """The mean log-probability of the tokens of each continuation, float64 [n]; 0 for one without tokens."""
+        counts = np.array([max(len(row), 1) for row in self.logprobs], np.float64)
+        return np.asarray(self.sums / counts)
+
+    @property
+    def best(self) -> int:
+        """The index of the likeliest continuation."""
+        return int(self.sums.argmax())
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SurprisalOutput(ModelOutput):
+    """How unexpected each token of a text is.
+
+    token_ids: int32 [n_tokens]. logprobs: float32 [n_tokens], after the tokens before it; NaN for the first token.
+    """
+
+    token_ids: NDArray[np.int32]
+    logprobs: NDArray[np.float32]
+
+    @property
+    def bits(self) -> NDArray[np.float32]:
+        """The surprisal of each token in bits, float32 [n_tokens]; NaN for the first token."""
+        return np.asarray(-self.logprobs / np.float32(np.log(2)))
+
+    @property
+    def perplexity(self) -> float:
+        """exp of the mean surprisal in nats, over all tokens after the first."""
+        return float(np.exp(-self.logprobs[1:].mean(dtype=np.float64)))
 
 
 def finish_output(output: ModelOutput, return_dict: bool | None) -> Any:

@@ -21,7 +21,7 @@ from fastattn.checkpoint.hub import resolve
 from fastattn.checks import quote
 from fastattn.errors import ConfigError, FastattnError
 from fastattn.files import FileSet, SourceFile, recorded_files
-from fastattn.generation.generation_config import unapplied, warn_of_options
+from fastattn.generation.generation_config import APPLIED, read_defaults, unapplied
 from fastattn.models.registry import BuiltModel, find_family, warn_of_unused
 from fastattn.models.tasks import TASKS, Task
 from fastattn.settings import Settings, recorded_settings
@@ -275,7 +275,7 @@ class _Check:
             return None
         warn_of_unused(checkpoint.config, built, checkpoint.path)
         if built.task == "causal-lm":
-            warn_of_options(checkpoint.path, checkpoint.config)
+            read_defaults(checkpoint.path, checkpoint.config)
             self.generation = _generation_entries(read_generation_config(checkpoint.path))
         self.model = _summary(checkpoint, built)
         return built
@@ -370,7 +370,8 @@ def _generation_entries(options: Mapping[str, object]) -> tuple[SettingEntry, ..
     ignored = unapplied(options)
     entries = []
     for key in sorted(key for key, value in options.items() if value is not None):
-        use: SettingUse = "used" if key in _GENERATION_IDS else "ignored" if key in ignored else "no effect"
+        used = key in _GENERATION_IDS or (key in APPLIED and key not in ignored)
+        use: SettingUse = "used" if used else "ignored" if key in ignored else "no effect"
         entries.append(SettingEntry(GENERATION_NAME, key, use))
     return tuple(entries)
 

@@ -21,7 +21,7 @@ _REASONS = (
     ("*.h5 *.msgpack *.gguf *.onnx *.onnx_data *.tflite *.mlmodel", "weights in another format"),
     (ADAPTER_NAME, "an adapter, which is not added to the weights"),
     ("adapter_model.safetensors", "an adapter, which is not added to the weights"),
-    ("chat_template.jinja chat_template.json", "chat templates are not applied"),
+    ("chat_template.json", "the chat template is read from chat_template.jinja or tokenizer_config.json"),
     ("*.safetensors *.safetensors.index.json", "weights that no file in use refers to"),
     ("*.md *.txt *.rst *.pdf *.png *.jpg *.jpeg *.gif *.svg LICENSE* NOTICE* CITATION*", "documentation"),
 )

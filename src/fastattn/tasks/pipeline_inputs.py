@@ -134,9 +134,7 @@ def _read_text(item: object, name: str) -> str:
 
 def _no_mapping(name: str, found: Mapping[Any, Any]) -> DTypeError:
     if "role" in found or "content" in found:
-        return DTypeError(
-            f"{name}: expected str, got a chat message; chat templates are not supported: write the prompt as one text"
-        )
+        return DTypeError(f"{name}: expected str, got a chat message; use Llm.create_chat_completion")
     return DTypeError(f"{name}: expected str, got {type(found).__name__} {quote(found)}")
 
 

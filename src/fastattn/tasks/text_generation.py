@@ -14,10 +14,12 @@ from fastattn.checks import Neutral, check_choice, check_flag, check_neutral, ch
 from fastattn.errors import InputError
 from fastattn.generation.generate import StreamerFeed, completed, make_requests, seeds_of
 from fastattn.generation.generate_args import GenerationArgs, Streamer
+from fastattn.generation.generation_config import with_defaults
 from fastattn.generation.keywords import with_generation_config
 from fastattn.generation.options import GenerationOptions, read_options
 from fastattn.generation.prompts import encode_prompt
 from fastattn.generation.request import Request
+from fastattn.generation.results import best_requests
 from fastattn.options import INT32_MAX
 from fastattn.tasks.pipeline_base import Pipeline
 from fastattn.tasks.pipeline_inputs import (
@@ -87,7 +89,7 @@ class TextGenerationArgs(PromptArgs, total=False):
     return_tensors: bool | None
 
 
-_OF_CHATS = "chat templates are not supported: write the prompt as one text"
+_OF_CHATS = "this pipeline takes texts: use Llm.create_chat_completion, or apply_chat_template of the tokenizer"
 _REFUSED: Mapping[str, Neutral] = {
     "return_type": Neutral((False,), "use return_full_text or return_tensors"),
     "continue_final_message": Neutral((False,), _OF_CHATS),
@@ -196,7 +198,7 @@ class TextGenerationPipeline(Pipeline[CausalLM]):
             hole=hole is not None,
             streamer=merged.pop("streamer", None),
             limits=_read_limits(merged),
-            options=_read_generation(merged),
+            options=_read_generation(merged, self.model.generation_config),
         )
 
 
@@ -213,7 +215,7 @@ class _Job(Job[str, "list[GeneratedText | GeneratedIds]", "list[GeneratedText | 
 
     def encode(self, index: int, item: str, name: str) -> list[Part]:
         """Return the ids of a prompt, with its requests. Raises ContextLengthError, InputError."""
-        call, n_texts = self._call, self._call.options.num_return_sequences
+        call, n_texts = self._call, self._call.options.n_requests
         ids = self._encode_prompt(item, name)
         places = range(index * n_texts, (index + 1) * n_texts)
         if self._seeds is not None:
@@ -237,7 +239,11 @@ class _Job(Job[str, "list[GeneratedText | GeneratedIds]", "list[GeneratedText | 
     def forward(self, parts: Sequence[Part]) -> Iterable[tuple[int, Any]]:
         """Run the requests of all prompts; yield the index of a prompt when the last of its requests ends."""
         call = self._call
-        feed = None if call.streamer is None else StreamerFeed(call.streamer, [p.ids for p in parts], call.options)
+        feed = (
+            None
+            if call.streamer is None
+            else StreamerFeed(call.streamer, [p.ids for p in parts], len(parts) * call.options.num_return_sequences)
+        )
         places = {id(request): i for i, part in enumerate(parts) for request in part.detail[1]}
         waiting = [len(part.detail[1]) for part in parts]
         requests = [request for part in parts for request in part.detail[1]]
@@ -249,7 +255,7 @@ class _Job(Job[str, "list[GeneratedText | GeneratedIds]", "list[GeneratedText | 
 
     def reduce(self, part: Part, output: Any) -> list[GeneratedText | GeneratedIds]:
         text, requests = output
-        return [self._record(text, request) for request in requests]
+        return [self._record(text, request) for request in best_requests(requests)]
 
     def finish(
         self, item: str, reduced: list[list[GeneratedText | GeneratedIds]]
@@ -329,8 +335,11 @@ def _read_returns(merged: dict[str, Any]) -> Literal["full_text", "new_text", "i
     return "new_text" if full is False else "full_text"
 
 
-def _read_generation(merged: dict[str, Any]) -> GenerationOptions:
-    """Read the options of generation, with the defaults of the pipeline. Raises InputError for leftover options."""
+def _read_generation(merged: dict[str, Any], defaults: Mapping[str, Any]) -> GenerationOptions:
+    """Read the options of generation, with the defaults of the checkpoint, or else of the pipeline.
+
+    Raises InputError for leftover options.
+    """
     stop = merged.pop("stop_sequence", None)
     if stop is not None:
         if merged.get("stop_strings") is not None:
@@ -341,7 +350,7 @@ def _read_generation(merged: dict[str, Any]) -> GenerationOptions:
     batch_size = read_limits(merged).batch_size
     if batch_size is not None:
         merged["max_batch_size"] = one_of("max_batch_size", merged.get("max_batch_size"), "batch_size", batch_size)
-    chosen = with_generation_config(merged)
+    chosen = with_defaults(with_generation_config(merged), defaults)
     if chosen.get("do_sample") is None:
         chosen["do_sample"] = True
     if check_flag("do_sample", chosen["do_sample"]) and chosen.get("temperature") is None:

@@ -35,7 +35,6 @@ _ELSEWHERE = {
     "encode_plus": "call the tokenizer: tok(text)",
     "batch_encode_plus": "call the tokenizer: tok(texts)",
     "additional_special_tokens": "use extra_special_tokens",
-    "chat_template": "chat templates are not supported",
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from fastattn.checkpoint.file_names import VOCABULARY_FILES
 from fastattn.checks import quote
 from fastattn.errors import InputError
 from fastattn.settings import Settings
+from fastattn.tokenizer.chat_template import read_template
 from fastattn.tokenizer.folder import Folder
 from fastattn.tokenizer.tokenizer import Tokenizer
 
@@ -40,5 +42,6 @@ def load_tokenizer(directory: Path, overrides: Mapping[str, Any] | None = None) 
                 kind = f" ({options.class_name})" if options.class_name else ""
                 raise InputError(f"{name}: the tokenizer of {quote(str(directory))}{kind} does not use this setting")
         check_health(raw, folder, path)
+        template = read_template(folder)
         folder.check_unchanged()
-    return Tokenizer(raw, options)
+    return Tokenizer(raw, options if template is None else replace(options, chat_template=template))

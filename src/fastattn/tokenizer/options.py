@@ -24,6 +24,7 @@ class TokenizerOptions:
     model_input_names: the columns of an encoding that the model accepts.
     add_bos_token, add_eos_token: the values from the files or the user; only the post-processor affects encoding.
     clean_up_tokenization_spaces: for decoding; a BPE tokenizer ignores it unless clean_up_spaces_of_bpe is true.
+    chat_template: a Jinja template for `Tokenizer.apply_chat_template`.
     steps: the steps of a class in Python, outside the library; token positions in a text are then unknown.
     """
 
@@ -42,6 +43,7 @@ class TokenizerOptions:
     add_eos_token: bool = False
     name_or_path: str = ""
     steps: MarianSteps | None = None
+    chat_template: str | None = None
 
     @property
     def type_ids(self) -> bool:

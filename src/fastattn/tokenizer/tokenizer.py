@@ -10,16 +10,17 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fastattn.checks import check_count, check_flag, check_keywords
-from fastattn.errors import DTypeError, InputError
+from fastattn.checks import check_count, check_flag, check_keywords, check_str
+from fastattn.errors import ConfigError, DTypeError, InputError
 from fastattn.tokenizer.base import State, TokenizerBase
 from fastattn.tokenizer.batch_encoding import BatchEncoding
 from fastattn.tokenizer.call import Call, CallArgs, EncodeArgs, PaddingArg, read_call
+from fastattn.tokenizer.chat_template import render
 from fastattn.tokenizer.encode import encode_call, pad_encoded
 from fastattn.tokenizer.encoder import Encoder
 from fastattn.tokenizer.ids import clean_up, read_sequences
@@ -267,12 +268,64 @@ class Tokenizer(TokenizerBase):
         }
         return pad_encoded(encoded_inputs, self._read(self._state, options, "pad"))
 
-    def apply_chat_template(self, *_: object, **__: object) -> NoReturn:
-        """Raise InputError: chat templates are not supported."""
-        raise InputError(
-            "apply_chat_template: chat templates are not supported; write the prompt as one str, in the format that "
-            "the model's page describes"
+    @property
+    def chat_template(self) -> str | None:
+        """The Jinja template of conversations; None if the folder has none."""
+        return self._state.options.chat_template
+
+    def apply_chat_template(
+        self,
+        conversation: Any,
+        tools: Any = None,
+        documents: Any = None,
+        chat_template: str | None = None,
+        add_generation_prompt: bool = False,
+        continue_final_message: bool = False,
+        tokenize: bool = True,
+        *,
+        padding: PaddingArg = False,
+        truncation: bool = False,
+        max_length: int | None = None,
+        return_tensors: Any = None,
+        return_dict: bool = True,
+        **others: Any,
+    ) -> Any:
+        """Turn a conversation, or a list of them, into a prompt with the checkpoint's chat template.
+
+        conversation: messages, such as {"role": "user", "content": "Hi"}. chat_template: replaces that of the
+        checkpoint. add_generation_prompt: whether the prompt ends where an answer begins. continue_final_message:
+        whether it ends inside the last message. tokenize=False returns text, return_dict=False lists of ids.
+        tools, documents, others: variables of the template. Special tokens are those of the template only. Raises
+        ConfigError (no template, no jinja2), DTypeError, InputError.
+        """
+        for name, flag in (("add_generation_prompt", add_generation_prompt), ("tokenize", tokenize)):
+            check_flag(name, flag)
+        if check_flag("continue_final_message", continue_final_message) and add_generation_prompt:
+            raise InputError("continue_final_message: expected False with add_generation_prompt=True, got True")
+        template = self.chat_template if chat_template is None else check_str("chat_template", chat_template)
+        if template is None:
+            raise ConfigError("apply_chat_template: expected a tokenizer with a chat_template, got one without")
+        several = isinstance(conversation, (list, tuple)) and all(
+            isinstance(item, (list, tuple)) for item in conversation
         )
+        several = several and bool(conversation)
+        texts = [
+            render(
+                template,
+                messages,
+                add_generation_prompt=add_generation_prompt,
+                continue_final_message=continue_final_message,
+                tools=tools,
+                documents=documents,
+                others={**self.special_tokens_map, **others},
+            )
+            for messages in (conversation if several else [conversation])
+        ]
+        if not tokenize:
+            return texts if several else texts[0]
+        options: dict[str, Any] = {"padding": padding, "truncation": truncation, "return_tensors": return_tensors}
+        encoded = self(texts if several else texts[0], add_special_tokens=False, max_length=max_length, **options)
+        return encoded if check_flag("return_dict", return_dict) else encoded["input_ids"]
 
     def _read(self, state: State, options: Mapping[str, Any], where: str) -> Call:
         return read_call(options, state.options, state.ids.get("pad"), where)

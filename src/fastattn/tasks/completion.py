@@ -1,0 +1,84 @@
+"""Completions in the shapes of llama-cpp-python and of OpenAI's API."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from fastattn.generation.request import Request
+from fastattn.tokenizer import Tokenizer
+
+Json = dict[str, Any]
+_FINISH = {"eos": "stop", "stop_string": "stop", "stopping_criteria": "stop", "length": "length"}
+
+
+def head(kind: str, model: str, *, chat: bool) -> Json:
+    """Return the first fields of an answer. kind: "text_completion", "chat.completion" or "chat.completion.chunk"."""
+    name = "chatcmpl" if chat else "cmpl"
+    return {"id": f"{name}-{uuid.uuid4()}", "object": kind, "created": int(time.time()), "model": model}
+
+
+def finish_of(reason: str | None) -> str | None:
+    """Return "stop" or "length"; None before the end."""
+    return None if reason is None else _FINISH.get(reason, "length")
+
+
+def usage(requests: Sequence[Request]) -> Json:
+    """Return the numbers of tokens. requests: all texts of one prompt."""
+    n_prompt, n_new = requests[0].prompt_len, sum(request.new_len for request in requests)
+    return {"prompt_tokens": n_prompt, "completion_tokens": n_new, "total_tokens": n_prompt + n_new}
+
+
+def text_of(request: Request) -> str:
+    """Return the new text of a request."""
+    return "" if request.text is None else request.text.text
+
+
+def completion_logprobs(
+    tokenizer: Tokenizer, ids: Sequence[int], values: Sequence[float | None], tops: Sequence[Any], offset: int
+) -> Json:
+    """Return `logprobs` of a completion: of tokens and of the likeliest alternatives.
+
+    values: log-probabilities, None for a first token. tops: (ids, log-probabilities) of each, or None. offset: place of
+    the first token in the text.
+    """
+    tokens, offsets, listed = [], list[int](), list[Any]()
+    for token_id, top in zip(ids, tops, strict=True):
+        tokens.append(token_text(tokenizer, token_id))
+        offsets.append(offset)
+        offset += len(tokens[-1])
+        listed.append(None if top is None else _named(tokenizer, *top))
+    return {"tokens": tokens, "text_offset": offsets, "token_logprobs": list(values), "top_logprobs": listed}
+
+
+def chat_logprobs(tokenizer: Tokenizer, request: Request, n_top: int) -> Json:
+    """Return `logprobs` of a message."""
+    new, content = request.ids[request.prompt_len :], []
+    tops: list[Any] = list(request.records) or [None] * len(new)
+    for token_id, logprob, record in zip(new, request.logprobs, tops, strict=True):
+        pairs = [] if record is None else zip(record.top_ids.tolist(), record.top_logprobs.tolist(), strict=True)
+        top = [_token(tokenizer, other, value) for other, value in pairs][:n_top]
+        content.append({**_token(tokenizer, token_id, logprob), "top_logprobs": top})
+    return {"content": content}
+
+
+def token_text(tokenizer: Tokenizer, token_id: int) -> str:
+    """Return the text of a token on its own, with special tokens."""
+    return str(tokenizer.decode([token_id]))
+
+
+def _named(tokenizer: Tokenizer, ids: Any, logprobs: Any) -> dict[str, float]:
+    """Return the log-probabilities by text; of two tokens with one text the likelier."""
+    named: dict[str, float] = {}
+    for token_id, logprob in zip(np.asarray(ids).tolist(), np.asarray(logprobs).tolist(), strict=True):
+        named.setdefault(token_text(tokenizer, token_id), logprob)
+    return named
+
+
+def _token(tokenizer: Tokenizer, token_id: int, logprob: float) -> Json:
+    text = token_text(tokenizer, token_id)
+    return {"token": text, "logprob": logprob, "bytes": list(text.encode("utf-8"))}
