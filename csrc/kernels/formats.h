@@ -41,8 +41,7 @@ static_assert(traits_of(Format::kInt4).format == Format::kInt4);
 
 inline constexpr int kPanelWidth = 64;  // columns of a packed weight panel
 // A panel is stored in strips of adjacent columns, each [words, columns of a strip] words: one strip of 64 columns, or
-// four of 16 columns for AMX tiles (KernelTable::strip_columns).
-inline constexpr int kTileStrip = 16;
+// four of 16 columns for AMX tiles (KernelTable::strip_columns). Files have panels with one strip.
 inline constexpr int64_t kWordBytes = 4;
 inline constexpr int64_t kPanelWordBytes = kPanelWidth * kWordBytes;  // one word of every column of a panel
 // An int4 group of a panel: one scale per column, then one word per column for each of four words of the group. The low
