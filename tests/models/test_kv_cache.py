@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 from fastattn.api.auto import AutoModelForCausalLM
 from fastattn.api.causal_lm import CausalLM
 from fastattn.errors import ContextLengthError, DTypeError, InputError
-from fastattn.generation.options import GenerationOptions
-from fastattn.generation.scheduler import Request, Scheduler
+from fastattn.generation.scheduler import Call, Request, Scheduler
 from fastattn.graph.ir import Step
 from fastattn.graph.rewrites import optimize, with_outputs
 from tests import tolerances
@@ -119,9 +118,8 @@ def test_fault_49_caches_closed_foreign_or_twice(lm: CausalLM, tmp_path: Path, d
 
 
 def test_fault_49_a_step_after_the_model_was_closed(lm: CausalLM) -> None:
-    options = GenerationOptions(max_new_tokens=4)
     executor, requests = lm.executor, [Request([1, 2], 2, 4, 0)]
-    with Scheduler(executor, requests, options, eos_ids=frozenset()) as scheduler:
+    with Scheduler(executor, [Call(requests)]) as scheduler:
         scheduler.step()
         lm.close()
         with pytest.raises(InputError, match="the model was closed"):

@@ -62,7 +62,6 @@ REFUSED: list[tuple[str, Any, str]] = [
     ("typical_p", 0.9, "typical_p: .*; use temperature, top_k, top_p"),
     ("logits_processor", [print], "logits_processor: .* logits processors are not supported"),
     ("stopping_criteria", [print], "stopping_criteria: .*; use stop_strings"),
-    ("max_time", 1.0, "max_time: .*; use stream"),
     ("token_type_ids", [0, 0, 0, 0], "token_type_ids: .*; generate takes no token types; pass only input_ids and"),
     ("position_ids", [0, 1, 2, 3], "position_ids: .*; positions count"),
     ("inputs_embeds", np.ones((1, 2, 3)), "inputs_embeds: .*; pass input_ids"),

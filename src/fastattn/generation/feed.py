@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastattn import _core
+from fastattn.errors import NonFiniteError
 from fastattn.generation import numpy_sampler
-from fastattn.generation.options import GenerationOptions, NanPolicy
+from fastattn.generation.options import NanPolicy
 from fastattn.generation.request import Request
 from fastattn.graph.executor import Drawn, Executor
 from fastattn.graph.ir import Step
@@ -36,37 +37,76 @@ def step_of(chunks: Sequence[tuple[Request, int]]) -> Step:
     )
 
 
-def sampling_of(
-    requests: Sequence[Request], options: GenerationOptions, *, eos_ids: frozenset[int], logprobs: bool
-) -> Sampling:
-    """Return how to draw the next token of each request."""
+def sampling_of(requests: Sequence[Request]) -> Sampling:
+    """Return how to draw the next token of each request, by its own options.
+
+    Requests that must not end yet have the same `eos_ids` (see `same_suppressed`).
+    """
     params = np.zeros(len(requests), SAMPLE_PARAMS)
-    params["temperature"] = options.temperature
-    params["top_p"] = options.top_p
-    params["min_p"] = options.min_p
-    params["repetition_penalty"] = options.repetition_penalty
-    params["top_k"] = options.top_k
-    params["do_sample"] = not options.greedy
-    params["seed"] = [request.seed for request in requests]
-    params["counter"] = [len(request.ids) for request in requests]
-    histories = [request.ids if options.repetition_penalty != 1 else [] for request in requests]
-    suppressed = suppress = None
-    if eos_ids and any(request.new_len < request.min_new_tokens for request in requests):
-        suppressed = np.array(sorted(eos_ids), np.int32)
-        suppress = np.array([request.min_new_tokens - request.new_len for request in requests], np.int64)
+    histories: list[list[int]] = []
+    suppressed: frozenset[int] = frozenset()
+    for i, request in enumerate(requests):
+        options = request.options
+        params[i] = (
+            options.temperature,
+            options.top_p,
+            options.min_p,
+            options.repetition_penalty,
+            options.top_k,
+            not options.greedy,
+            request.seed,
+            len(request.ids),
+        )
+        histories.append(request.ids if options.repetition_penalty != 1 else [])
+        if request.new_len < request.min_new_tokens:
+            suppressed = request.eos_ids
+    suppress = None
+    if suppressed:
+        suppress = np.array([max(0, r.min_new_tokens - r.new_len) if r.eos_ids else 0 for r in requests], np.int64)
     return Sampling(
         params=params,
         history=np.array([i for ids in histories for i in ids], np.int32),
         history_offsets=np.cumsum([0, *map(len, histories)], dtype=np.int64),
-        suppressed=suppressed,
+        suppressed=np.array(sorted(suppressed), np.int32) if suppressed else None,
         suppress=suppress,
-        logprobs=logprobs,
+        logprobs=any(request.wants_logprobs for request in requests),
     )
+
+
+def same_suppressed(requests: Sequence[Request]) -> bool:
+    """Return whether one array has the ids that the requests must not draw yet."""
+    return len({r.eos_ids for r in requests if r.eos_ids and r.new_len < r.min_new_tokens}) <= 1
+
+
+def draw_each(executor: Executor, step: Step, requests: Sequence[Request]) -> list[tuple[int, float] | NonFiniteError]:
+    """Run a step and draw the next token of each request from the logits: its id and log-probability, or an error.
+
+    Unlike `DrawingExecutor.draw`, a row without a finite number affects only its own request.
+    """
+    logits = cast("Logits", executor.run(step, ["logits"])["logits"])
+    results: list[tuple[int, float] | NonFiniteError] = []
+    for i, request in enumerate(requests):
+        sampling = sampling_of([request])
+        try:
+            ids, logprobs = _draw_rows(logits[i : i + 1], sampling, nan=request.options.nan)
+        except NonFiniteError as error:
+            row = str(request.index)
+            results.append(
+                NonFiniteError(str(error).replace("logits[0]", f"logits[{row}]").replace("row 0", f"row {row}"))
+            )
+        else:
+            results.append((int(ids[0]), float(logprobs[0])))
+    return results
 
 
 def draw_from_logits(executor: Executor, step: Step, sampling: Sampling, *, nan: NanPolicy = "raise") -> Drawn:
     """Do what `DrawingExecutor.draw` does, with the logits that `run` returns; `nan` as in `GenerationOptions`."""
     logits = cast("Logits", executor.run(step, ["logits"])["logits"])
+    ids, logprobs = _draw_rows(logits, sampling, nan=nan)
+    return ids.tolist(), logprobs.tolist() if sampling.logprobs else None
+
+
+def _draw_rows(logits: Logits, sampling: Sampling, *, nan: NanPolicy) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
     if sampling.suppress is not None and sampling.suppressed is not None:
         logits = logits.copy()
         logits[np.ix_(sampling.suppress > 0, sampling.suppressed)] = -np.inf
@@ -77,7 +117,7 @@ def draw_from_logits(executor: Executor, step: Step, sampling: Sampling, *, nan:
     ids, logprobs = sample(logits, sampling.params, sampling.history, sampling.history_offsets)
     if unclean is not None:
         logprobs[unclean] = np.nan
-    return ids.tolist(), logprobs.tolist() if sampling.logprobs else None
+    return ids, logprobs
 
 
 def _unclean(logits: Logits) -> NDArray[np.bool_]:

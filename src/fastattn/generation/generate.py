@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,19 +12,21 @@ from numpy.typing import NDArray
 
 from fastattn.checks import check_flag
 from fastattn.errors import ContextLengthError, DTypeError, InputError
+from fastattn.generation.call import Call
 from fastattn.generation.generate_args import GenerateArgs, GenerationArgs, Streamer
 from fastattn.generation.keywords import with_generation_config
 from fastattn.generation.options import DEFAULT_NEW_TOKENS, GenerationOptions, read_options
 from fastattn.generation.prompts import (
     HOW_TO_CUT,
     LanguageModel,
+    Prompts,
     encode_prompt,
     eos_ids,
     need_tokenizer,
     read_prompts,
     start_id,
 )
-from fastattn.generation.scheduler import Request, Scheduler
+from fastattn.generation.request import Request
 from fastattn.generation.stopping import TextState
 from fastattn.generation.text_stream import TextStream
 from fastattn.models.outputs import GenerateOutput
@@ -66,7 +70,56 @@ def generate(
     Raises DTypeError, InputError, ContextLengthError, NonFiniteError.
     """
     own = {"return_dict_in_generate": return_dict_in_generate, "num_return_sequences": num_return_sequences}
-    given = with_generation_config({**options, **own}, ours=_ARGUMENTS)
+    job = _read_call(model, ids, {**options, **own})
+    complete(model, job.requests, job.options, logprobs=job.wants_output, feed=job.feed)
+    return job.result()
+
+
+async def generate_async(
+    model: LanguageModel, ids: Any = None, **options: Any
+) -> NDArray[np.int32] | list[NDArray[np.int32]] | GenerateOutput:
+    """Do what `generate` does without blocking the event loop. Cancelling the task stops the work."""
+    job = _read_call(model, ids, options)
+    call = _call_of(job.requests, job.options, logprobs=job.wants_output, feed=job.feed)
+    model.engine.submit(call)
+    try:
+        while (draw := await model.engine.take_async(call)) is not None:
+            if job.feed is not None and draw.token_id is not None:
+                job.feed.push(draw.token_id)
+    finally:
+        model.engine.cancel(call)
+    if job.feed is not None:
+        job.feed.end()
+    return job.result()
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """The checked arguments of a call of `generate`. single: the result is one sequence."""
+
+    requests: list[Request]
+    options: GenerationOptions
+    wants_output: bool
+    feed: StreamerFeed | None
+    single: bool
+
+    def result(self) -> NDArray[np.int32] | list[NDArray[np.int32]] | GenerateOutput:
+        """Return what `generate` returns, when all requests have ended."""
+        requests = self.requests
+        sequences = [np.array(request.ids, np.int32) for request in requests]
+        if not self.wants_output:
+            return sequences[0] if self.single else sequences
+        return GenerateOutput(
+            sequences,
+            [request.finish_reason or "length" for request in requests],
+            [np.array(request.logprobs, np.float32) for request in requests],
+            [request.seed for request in requests],
+            [r.text.text for r in requests if r.text is not None] if self.options.stops() else None,
+        )
+
+
+def _read_call(model: LanguageModel, ids: Any, options: Mapping[str, Any]) -> _Job:
+    given = with_generation_config(options, ours=_ARGUMENTS)
     mask, streamer, chosen = (given.pop(name, None) for name in ("attention_mask", "streamer", "tokenizer"))
     inputs = given.pop("inputs", None)
     if inputs is not None and ids is not None:
@@ -84,17 +137,7 @@ def generate(
     requests = make_requests(
         model, prompts.ids, checked, names=prompts.names, tokenizer=tokenizer, lengths=prompts.lengths
     )
-    complete(model, requests, checked, logprobs=wants_output, feed=feed)
-    sequences = [np.array(request.ids, np.int32) for request in requests]
-    if wants_output:
-        return GenerateOutput(
-            sequences,
-            [request.finish_reason or "length" for request in requests],
-            [np.array(request.logprobs, np.float32) for request in requests],
-            [request.seed for request in requests],
-            [r.text.text for r in requests if r.text is not None] if checked.stops() else None,
-        )
-    return sequences[0] if prompts.single and checked.num_return_sequences == 1 else sequences
+    return _Job(requests, checked, wants_output, feed, prompts.single and checked.num_return_sequences == 1)
 
 
 _ARGUMENTS = ("input_ids", "return_dict_in_generate", *GenerateArgs.__annotations__)
@@ -150,17 +193,24 @@ def completed(
     feed: StreamerFeed | None = None,
 ) -> Iterator[Request]:
     """Yield each request when it ends. The arguments are those of `complete`. Closing the iterator stops the work."""
-    ends = eos_ids(model, options)
-    with Scheduler(model.executor, requests, options, eos_ids=ends, logprobs=logprobs) as scheduler:
-        yield from (request for request in requests if request.finish_reason is not None)
-        while not scheduler.done:
-            for draw in scheduler.step():
-                if feed is not None:
-                    feed.push(draw.token_id)
-                if draw.request.finish_reason is not None:
-                    yield draw.request
+    call = _call_of(requests, options, logprobs=logprobs, feed=feed)
+    yield from (request for request in requests if request.finish_reason is not None)
+    with contextlib.closing(model.engine.draws(call)) as draws:
+        for draw in draws:
+            if feed is not None and draw.token_id is not None:
+                feed.push(draw.token_id)
+            if draw.request.finish_reason is not None:
+                yield draw.request
     if feed is not None:
         feed.end()
+
+
+def _call_of(
+    requests: Sequence[Request], options: GenerationOptions, *, logprobs: bool, feed: StreamerFeed | None
+) -> Call:
+    for request in requests:
+        request.wants_logprobs = logprobs
+    return Call(requests, max_running=options.max_batch_size, priority=options.priority, every_token=feed is not None)
 
 
 def stream(model: LanguageModel, text_or_ids: Any, **options: Unpack[GenerationArgs]) -> TextStream:
@@ -173,17 +223,29 @@ def stream(model: LanguageModel, text_or_ids: Any, **options: Unpack[GenerationA
     checked = read_options(options, "stream", also=("generation_config",))
     if checked.num_return_sequences != 1:
         raise InputError("num_return_sequences: expected 1, got more; call stream once for each text")
-    tokenizer, mask = need_tokenizer(model, "stream"), None
+    tokenizer = need_tokenizer(model, "stream")
+    prompts = _read_one(model, text_or_ids, checked, "stream")
+    request = make_requests(model, prompts.ids, checked, names=prompts.names, tokenizer=tokenizer)[0]
+    return TextStream(model.engine, request)
+
+
+def read_prompt(model: LanguageModel, text_or_ids: Any) -> list[int]:
+    """Return the ids of a text, or checked ids [n_tokens]. Raises what `stream` raises for them."""
+    found: list[int] = _read_one(model, text_or_ids, GenerationOptions(), "cache_prefix").ids[0].tolist()
+    return found
+
+
+def _read_one(model: LanguageModel, text_or_ids: Any, options: GenerationOptions, caller: str) -> Prompts:
+    mask = None
     if isinstance(text_or_ids, str):
-        text_or_ids = encode_prompt(tokenizer, text_or_ids, "text_or_ids")
+        text_or_ids = encode_prompt(need_tokenizer(model, caller), text_or_ids, "text_or_ids")
         mask = np.ones(len(text_or_ids), np.int64)  # a text has no padding, whatever its ids
     elif isinstance(text_or_ids, (bytes, bytearray)):
         raise DTypeError(f"text_or_ids: expected str or token ids, got {type(text_or_ids).__name__}")
-    prompts = read_prompts(model, text_or_ids, mask, checked, name="text_or_ids")
+    prompts = read_prompts(model, text_or_ids, mask, options, name="text_or_ids")
     if not prompts.single:
         raise InputError("text_or_ids: expected one sequence [n_tokens], got several; use generate() for several")
-    request = make_requests(model, prompts.ids, checked, names=prompts.names, tokenizer=tokenizer)[0]
-    return TextStream(Scheduler(model.executor, [request], checked, eos_ids=eos_ids(model, checked)), request)
+    return prompts
 
 
 def make_requests(
@@ -206,9 +268,10 @@ def make_requests(
     the requests; None uses those of the options.
     """
     context, n_texts = model.executor.program.max_positions, options.num_return_sequences
+    ends, deadline = eos_ids(model, options), options.deadline()
     seeds = seeds_of(options, len(prompts)) if seeds is None else seeds
     names = [f"input_ids[{i}]" for i in range(len(prompts))] if names is None else names
-    requests = []
+    requests: list[Request] = []
     for i, prompt in enumerate(prompts):
         whole = prompt if len(prompt) else np.array([start_id(model, options, names[i])], np.int32)
         length = len(whole) if lengths is None or not len(prompt) else lengths[i]
@@ -232,7 +295,8 @@ def make_requests(
                     skip_special_tokens=skip_special_tokens,
                     clean_up_tokenization_spaces=clean_up_tokenization_spaces,
                 )
-            request = Request(list(start), len(start), highest, seed, text, lowest)
+            request = Request(list(start), len(start), highest, seed, text, lowest, options=options, eos_ids=ends)
+            request.index, request.deadline = len(requests), deadline
             if highest == 0:
                 request.finish_reason = "length"
             requests.append(request)

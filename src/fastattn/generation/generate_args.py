@@ -36,6 +36,8 @@ class GenerationArgs(TypedDict, total=False):
     pad_token_id: int | None
     truncate: Literal["left", "right"] | None
     max_batch_size: int | None
+    max_time: float | None
+    priority: int | None
     nan: Literal["raise", "finite", "propagate"] | None
     generation_config: Any
     use_cache: bool | None

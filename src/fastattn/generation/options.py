@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
@@ -46,6 +47,8 @@ class GenerationOptions:
     bos_token_id: the start of an empty prompt; None uses the checkpoint's bos, else its eos.
     pad_token_id: the padding id in prompts without attention_mask; None uses the checkpoint's. An id that is also an
         eos id is never padding.
+    max_time: seconds after which a text ends with the tokens that it has; finish reason "time". None: no limit.
+    priority: calls with a higher one go first, also before those that already run if memory is short.
     num_return_sequences: number of texts per prompt, returned consecutively; more than 1 requires do_sample=True.
     truncate: "left" or "right" cuts a prompt on that side if it and the new tokens exceed the context; None rejects it.
     max_batch_size: number of sequences that run at a time; results do not depend on it.
@@ -103,6 +106,8 @@ class GenerationOptions:
     bos_token_id: int | None = option(None, Count())
     pad_token_id: int | None = option(None, Count())
     num_return_sequences: int = option(1, Count(low=1))
+    max_time: float | None = option(None, Number(0.0))
+    priority: int = option(0, Count(low=-1000, high=1000))
 
     def __post_init__(self) -> None:
         for name, entry in OPTIONS.items():
@@ -170,6 +175,10 @@ class GenerationOptions:
         if len(seed) != n_requests:
             raise InputError(f"seed: expected {n_requests} seeds, one for each request, got {len(seed)}")
         return list(seed)
+
+    def deadline(self) -> float | None:
+        """Return the time.monotonic() at which texts that begin now end; None: never."""
+        return None if self.max_time is None else time.monotonic() + self.max_time
 
     def stops(self) -> tuple[str, ...]:
         return self.stop_strings if isinstance(self.stop_strings, tuple) else ()

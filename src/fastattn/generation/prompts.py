@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from fastattn.checks import quote
 from fastattn.errors import ConfigError, DTypeError, InputError
+from fastattn.generation.engine import Engine
 from fastattn.generation.options import GenerationOptions
 from fastattn.graph.executor import Executor
 from fastattn.models.inputs import Batch, read_batch
@@ -34,6 +35,8 @@ class LanguageModel(HasTokenizer, Protocol):
 
     @property
     def executor(self) -> Executor: ...
+    @property
+    def engine(self) -> Engine: ...
     @property
     def bos_token_id(self) -> int | None: ...
     @property

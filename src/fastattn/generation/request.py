@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
+from fastattn.generation.options import GenerationOptions
+from fastattn.generation.prefix_tree import Node
 from fastattn.generation.stopping import TextState
 from fastattn.graph.executor import Cache
 from fastattn.models.outputs import FinishReason
+
+if TYPE_CHECKING:
+    from fastattn.generation.call import Call
+
+_PLAIN = GenerationOptions()
 
 
 @dataclass(slots=True, eq=False)
 class Request:
     """One sequence: `ids` holds the prompt and the drawn tokens; the first `fed` of them are in the cache.
 
-    min_new_tokens: no end-of-text id is drawn before this many tokens. logprobs: of the drawn ids, if the scheduler was
-    asked for them.
+    min_new_tokens: no end-of-text id is drawn before this many tokens. logprobs: of the drawn ids, if `wants_logprobs`.
+    options: how this sequence draws its tokens. eos_ids: they end it. index: its place in the call, for messages.
+    deadline: the time.monotonic() at which it ends; None: never.
     """
 
     ids: list[int]
@@ -27,11 +37,32 @@ class Request:
     finish_reason: FinishReason | None = None
     cache: Cache | None = None
     fed: int = 0
+    options: GenerationOptions = _PLAIN
+    eos_ids: frozenset[int] = frozenset()
+    wants_logprobs: bool = False
+    index: int = 0
+    deadline: float | None = None
+    # State of the scheduler. node: the end of the pages that the cache shares with the prefix tree. awaited: another
+    # sequence waits for keys and values that this one computes. draws_in_core: False after logits that are not finite.
+    node: Node | None = None
+    # call: what it was submitted with. number: the order of its first admission. pins: keep its pages; `pinned` are
+    # their nodes.
+    awaited: bool = False
+    draws_in_core: bool = True
+    call: Call | None = None
+    number: int = 0
+    pins: bool = False
+    pinned: Sequence[Node] = ()
 
     @property
     def new_len(self) -> int:
         """The number of drawn tokens."""
         return len(self.ids) - self.prompt_len
+
+    @property
+    def left(self) -> int:
+        """The number of ids that are not in the cache."""
+        return len(self.ids) - self.fed
 
     def keep_new(self, count: int) -> None:
         """Drop the drawn tokens after the first `count`."""
@@ -53,6 +84,19 @@ class Request:
                 self.finish_reason = "stop_string"
                 self.keep_new(self.text.whole_tokens(self.ids[self.prompt_len :]))
         return piece
+
+    def expire(self) -> str:
+        """End the request at its deadline, and return the rest of its text."""
+        self.finish_reason = "time"
+        return "" if self.text is None else self.text.finish()
+
+    def rewind(self, length: int) -> None:
+        """Return to the first `length` ids after an interrupted step."""
+        del self.ids[length:]
+        del self.logprobs[max(0, self.new_len) :]
+        self.finish_reason = None
+        if self.text is not None:
+            self.text = self.text.again(self.ids[self.prompt_len :])
 
     def close(self) -> None:
         if self.cache is not None:

@@ -40,6 +40,13 @@ class TextState:
         self._pieces: list[str] = []
         self._held = ""  # final text that may be the beginning of a stop string
 
+    def again(self, new_ids: Sequence[int]) -> TextState:
+        """Return a new state after these new tokens."""
+        state = TextState(self._tokenizer, self._stops, prompt=self._prompt, **self._options)
+        for token_id in new_ids:
+            state.push(token_id)
+        return state
+
     @property
     def text(self) -> str:
         """The text so far, up to the stop string."""

@@ -26,7 +26,7 @@ else:  # defaults of type variables need Python 3.13
     from typing import TypeVar
 
     _PerToken = TypeVar("_PerToken", covariant=True)
-FinishReason: TypeAlias = Literal["eos", "stop_string", "length"]
+FinishReason: TypeAlias = Literal["eos", "stop_string", "length", "time"]
 
 # Fields of transformers' outputs that ours do not have, and what to use instead.
 _ABSENT = {
@@ -230,8 +230,8 @@ class DiscriminatorOutput(ModelOutput, Generic[_PerToken]):
 class GenerateOutput(ModelOutput):
     """The result of `generate(..., return_dict_in_generate=True)`, with one item per request.
 
-    sequences: prompt and new tokens, int32. finish_reasons: "eos", "stop_string" or "length". logprobs: of the new
-    tokens under the unprocessed logits, float32. seeds: each repeats its request on its own. texts: the new text,
+    sequences: prompt and new tokens, int32. finish_reasons: "eos", "stop_string", "length" or "time". logprobs: of the
+    new tokens under the unprocessed logits, float32. seeds: each repeats its request on its own. texts: the new text,
     exactly up to the stop string (None if no stop strings were given).
     """
 

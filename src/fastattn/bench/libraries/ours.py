@@ -12,7 +12,7 @@ from fastattn.bench.libraries.base import Array, Ids, Job
 from fastattn.executors.cpu import CpuExecutor
 from fastattn.generation.generate import make_requests
 from fastattn.generation.options import GenerationOptions
-from fastattn.generation.scheduler import Scheduler
+from fastattn.generation.scheduler import Call, Scheduler
 
 
 class Model:
@@ -43,7 +43,7 @@ class Model:
         """Do what `generate` does, and record the time when every sequence has its first token."""
         options = GenerationOptions(max_new_tokens=n_new, eos_token_id=-1, max_batch_size=len(ids))
         requests = make_requests(self.model, [np.array(row, np.int32) for row in ids], options, tokenizer=None)
-        with Scheduler(self.executor, requests, options, eos_ids=frozenset()) as scheduler:
+        with Scheduler(self.executor, [Call(requests, max_running=len(ids))]) as scheduler:
             while any(request.new_len == 0 for request in requests):
                 scheduler.step()
             begin = time.perf_counter()
