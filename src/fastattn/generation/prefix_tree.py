@@ -183,11 +183,11 @@ class PrefixTree:
         parent = cast("Node", node.parent)
         del parent.children[node.key]
         head = node.key[: 4 * MIN_SHARED]
-        siblings = parent.heads[head]
+        siblings = parent.heads.get(head, [])  # without the node if it had too many siblings
         if node in siblings:
             siblings.remove(node)
         if not siblings:
-            del parent.heads[head]
+            parent.heads.pop(head, None)
         node.page = None
 
     def _enter(self, node: Node) -> None:
