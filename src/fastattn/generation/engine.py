@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Generator
@@ -20,7 +21,7 @@ from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any
 
-from fastattn.errors import InputError
+from fastattn.errors import FastattnError, InputError
 from fastattn.generation.call import Call, Draw, Failure
 from fastattn.generation.page_plan import IDLE_BYTES, KvStats, PagePlan
 from fastattn.generation.scheduler import ALONE_TOKENS, BESIDE_TOKENS, Scheduler
@@ -55,12 +56,16 @@ class Engine:
 
     def draws(self, call: Call) -> Generator[Draw]:
         """Submit a call and yield its draws. Closing the iterator stops the work."""
-        self.submit(call)
         try:
+            self.submit(call)
             while (draw := self.take(call)) is not None:
                 yield draw
         finally:
-            self.cancel(call)
+            try:
+                self.cancel(call)
+            except BaseException:  # of a signal handler
+                self.cancel(call)
+                raise
 
     def take(self, call: Call) -> Draw | None:
         """Return the next draw of a call; wait for it, or run steps. None at the end. Raises the error of the call."""
@@ -72,11 +77,19 @@ class Engine:
             process = self._process_of(call)
             process.check_not_nested()
             call.listening = True  # before the attempt to lead, so that a leader that ends meanwhile rings
-            with process.leadership:
+            finished = False
+            try:
                 if may_lead and process.try_lead():
                     call.listening = False
-                    may_lead = process.lead_for(call)
-                    continue
+                    may_lead, finished = process.lead_for(call), True
+            finally:
+                try:
+                    process.stop_leading(finished=finished)
+                except BaseException:  # a signal handler interrupted it; in this frame, so that none can come between
+                    process.stop_leading(finished=False)
+                    raise
+            if finished:
+                continue
             if not call.ready and call.error is None and call.unfinished:
                 call.wait(_LOOK_AGAIN)
             may_lead = True
@@ -180,23 +193,6 @@ def _resolve(future: Any) -> None:
         future.set_result(None)
 
 
-class _Leadership:
-    """A `with` block in which a thread may lead. Unlike a flag, it ends the lead wherever a signal interrupts."""
-
-    def __init__(self, process: _Process) -> None:
-        self._process = process
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, *_: object) -> None:
-        try:
-            self._process.stop_leading()
-        except BaseException:
-            self._process.stop_leading()
-            raise
-
-
 class _Process:
     """The state of an engine in one process."""
 
@@ -206,32 +202,44 @@ class _Process:
         self.scheduler = Scheduler(executor, pages=self.pages, prompt_tokens=(ALONE_TOKENS, BESIDE_TOKENS))
         self.arrivals: deque[Call] = deque()
         self._jobs: deque[Callable[[], None]] = deque()
-        self._results: deque[Draw | Failure] = deque()  # of the last step
         self._lead = threading.RLock()  # a signal handler may try to take it again in the same thread
         self._owns_lead: Callable[[], bool] = self._lead._is_owned  # type: ignore[attr-defined]
-        self.leadership = _Leadership(self)
         self._leader: int | None = None
+        self._busy = False  # whether a leader is between the beginning and the end of its work
         self._driver: threading.Thread | None = None
         self._driver_bell: SimpleQueue[None] = SimpleQueue()
 
     # -- leadership ---------------------------------------------------------------------------------------------------
 
     def check_not_nested(self) -> None:
-        """Raise InputError if this thread leads already."""
-        if self._leader == threading.get_ident():
-            raise InputError(_NESTED)
+        """Raise InputError if this thread leads already. End a lead that a signal handler left behind."""
+        if self._leader != threading.get_ident():
+            return
+        frame = sys._getframe(1).f_back
+        while frame is not None:
+            if frame.f_code in _LEADING and self in (frame.f_locals.get("self"), frame.f_locals.get("process")):
+                raise InputError(_NESTED)
+            frame = frame.f_back
+        self.stop_leading(finished=False)
 
     def try_lead(self) -> bool:
-        """Become the leader until the end of `with leadership`, if there is none. Call `check_not_nested` before."""
+        """Become the leader if there is none. Call `check_not_nested` before, and `stop_leading` after, in any case."""
         if not self._lead.acquire(blocking=False):
             return False
         self._leader = threading.get_ident()
-        return self._owns_lead()  # not if a signal handler led, and ended, before the line above
+        if not self._owns_lead():  # a signal handler led, and ended, before the line above
+            return False
+        if self._busy:  # the last leader was interrupted
+            self.scheduler.recover()
+        self._busy = True
+        return True
 
-    def stop_leading(self) -> None:
+    def stop_leading(self, *, finished: bool) -> None:
         """Let another caller lead, and wake one that waits. Does nothing in a thread that does not lead."""
         if not self._owns_lead():
             return
+        if finished:
+            self._busy = False
         while True:
             self._leader = None
             while self._owns_lead():
@@ -239,6 +247,7 @@ class _Process:
             if not self._jobs or not self.try_lead():
                 break
             self._do_jobs()
+            self._busy = False
         calls = [*self.scheduler.calls, *self.arrivals]
         threads = [call for call in calls if call.listening and call.on_ring is None]
         if threads:
@@ -268,9 +277,17 @@ class _Process:
         self._jobs.append(job)
         if self._leader == threading.get_ident():
             return  # a finalizer or signal handler in the leader
-        with self.leadership:
+        finished = False
+        try:
             if self.try_lead():
                 self._do_jobs()
+                finished = True
+        finally:
+            try:
+                self.stop_leading(finished=finished)
+            except BaseException:
+                self.stop_leading(finished=False)
+                raise
 
     # -- steps; only the leader calls these ---------------------------------------------------------------------------
 
@@ -287,24 +304,25 @@ class _Process:
             self.scheduler.add(self.arrivals[0])
             self.arrivals.popleft()
         while self._jobs:
-            self._jobs.popleft()()
+            self._jobs[0]()
+            self._jobs.popleft()  # after the job, which does no harm if an interruption makes it run again
 
     def _step(self) -> None:
-        """Run a step and deliver its results. Exceptions go to the calls; others, such as KeyboardInterrupt, pass."""
+        """Run a step and deliver its results. Errors of fastattn go to the calls.
+
+        Others pass, such as exceptions of signal handlers; the next leader then computes the step again.
+        """
         try:
-            self._results.extend(self.scheduler.step())
+            self.scheduler.step()
         except MemoryError as error:
             n_running, affected = self.scheduler.n_running, self.scheduler.running_calls()
             self.scheduler.recover(most=max(1, n_running // 2))
             if n_running < 2:
                 self._fail(affected, error)
-        except Exception as error:
+        except FastattnError as error:
             affected = self.scheduler.running_calls()
             self.scheduler.recover()
             self._fail(affected, error)
-        except BaseException:
-            self.scheduler.recover()
-            raise
         self._deliver()
 
     def _fail(self, calls: list[Call], error: Exception) -> None:
@@ -318,8 +336,9 @@ class _Process:
         call.ring()
 
     def _deliver(self) -> None:
-        while self._results:
-            result = self._results[0]
+        results = self.scheduler.results
+        while results:
+            result = results[0]
             call = result.request.call
             if call is not None and isinstance(result, Failure):
                 self._end(call, result.error)
@@ -327,7 +346,7 @@ class _Process:
                 call.put(result)
                 if call.abandoned:
                     self.scheduler.remove(call)
-            self._results.popleft()
+            results.popleft()
 
     # -- the thread for asyncio tasks ---------------------------------------------------------------------------------
 
@@ -354,12 +373,25 @@ class _Process:
                         continue
                     return
                 continue
-            with self.leadership:
+            finished = False
+            try:  # no signal handler runs in this thread
                 if self.try_lead():
                     self._begin_step()
                     while self._has_background():
-                        self._step()
+                        try:
+                            self._step()
+                        except Exception as error:
+                            self.scheduler.recover()
+                            self._fail([call for call in self.scheduler.calls if call.background], error)
                         self._begin_step()
-                    continue
+                    finished = True
+            finally:
+                self.stop_leading(finished=finished)
+            if finished:
+                continue
             with contextlib.suppress(Empty):
                 self._driver_bell.get(timeout=_LOOK_AGAIN)
+
+
+# Functions in which a thread may lead.
+_LEADING = {function.__code__ for function in (Engine.take, _Process.do_soon, _Process._drive)}

@@ -98,6 +98,11 @@ class Request:
         if self.text is not None:
             self.text = self.text.again(self.ids[self.prompt_len :])
 
+    def forget_pages(self) -> None:
+        """Free the cache; the next step starts from the first token."""
+        self.close()
+        self.node, self.fed, self.awaited = None, 0, False
+
     def close(self) -> None:
         if self.cache is not None:
             self.cache.close()

@@ -10,6 +10,7 @@ on how requests share steps, nor on a request being stopped and computed again.
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Sequence
 
 from fastattn.errors import NonFiniteError
@@ -62,6 +63,7 @@ class Scheduler:
         self._loop_steps = 0
         self._rows: list[Request] = []  # that the last step drew for
         self._before: list[int] | None = None  # lengths of the rows' ids before a step that has not returned
+        self.results: deque[Draw | Failure] = deque()  # of all steps, unless the caller removes them
         for call in calls:
             self.add(call)
 
@@ -105,11 +107,11 @@ class Scheduler:
     def remove(self, call: Call) -> None:
         """Stop the requests of a call and free their memory; they retain the tokens that they have."""
         if call in self._calls:
-            self._calls.remove(call)
             call.waiting.clear()
             for request in [request for request in self._running if request.call is call]:
                 self._release(request)
             self._deadlines = [request for request in self._deadlines if request.call is not call]
+            self._calls.remove(call)  # last, so that an interrupted removal can be repeated
 
     def close(self) -> None:
         """Stop the work; unfinished requests retain the tokens that they have."""
@@ -119,9 +121,10 @@ class Scheduler:
     # -- steps --------------------------------------------------------------------------------------------------------
 
     def step(self) -> list[Draw | Failure]:
-        """Run one step and return the drawn tokens; none if the step only read prompts.
+        """Run one step and return the drawn tokens; none if the step only read prompts. `results` has them too.
 
-        The caller removes the call of a Failure. After an error of the whole step, call `recover`.
+        The caller removes the call of a Failure. After an exception, or an interruption anywhere in a method of this
+        class, call `recover`.
         """
         draws: list[Draw | Failure] = [*self._expire()] if self._deadlines else []
         if self._loop is not None and self._loop_steps > 0 and not any(r.call.paused for r in self._rows if r.call):
@@ -129,6 +132,7 @@ class Scheduler:
         else:
             chunks = self._plan()
             if not chunks:
+                self.results.extend(draws)
                 return draws
             self._set_rows(chunks)
         self._before = [len(request.ids) for request in self._rows]
@@ -152,6 +156,7 @@ class Scheduler:
             for request in self._rows:
                 if request.finish_reason is not None:
                     self._finish(request)
+        self.results.extend(draws)
         self._before = None
         return draws
 
@@ -200,14 +205,19 @@ class Scheduler:
         most: how many sequences to run at a time from now on; each one that ends allows one more.
         """
         self._most = min(self._most, most)
-        before, self._before, self._loop, self._loop_steps = self._before, None, None, 0
-        if before is not None:
-            for request, length in zip(self._rows, before, strict=True):
-                if request in self._running:
-                    request.rewind(length)
-        self._rows = []
-        for request in list(self._running):
-            self._preempt(request, share=False)
+        self._loop, self._loop_steps = None, 0
+        if self._before is not None:
+            for request, length in zip(self._rows, self._before, strict=True):
+                request.rewind(length)
+            self.results.clear()
+        self._before, self._rows = None, []
+        for request in {*self._running, *(request for call in self._calls for request in call.requests)}:
+            request.forget_pages()
+        self._running = []
+        for call in self._calls:
+            call.waiting = deque(request for request in call.requests if request.finish_reason is None)
+            call.running = 0
+        self._calls = [call for call in self._calls if call.waiting]
         self._pages.recover()
 
     # -- the end of requests ------------------------------------------------------------------------------------------
@@ -240,10 +250,8 @@ class Scheduler:
         if request.call is not None:
             request.call.running -= 1
 
-    def _preempt(self, request: Request, *, share: bool = True) -> None:
+    def _preempt(self, request: Request) -> None:
         """Stop a sequence; it is computed again later, from the pages that are still shared then."""
-        if not share:
-            self._pages.drop(request)
         self._release(request)
         if request.call is not None:
             request.call.waiting.appendleft(request)
