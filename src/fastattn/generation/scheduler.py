@@ -23,10 +23,10 @@ from fastattn.graph.executor import Decoding, DrawingExecutor, Executor
 __all__ = ["STEP_TOKENS", "Call", "Draw", "Failure", "Request", "Scheduler"]
 
 STEP_TOKENS = 1024  # maximum tokens per step, to bound its memory
-ALONE_TOKENS = 256  # maximum prompt tokens per step while other calls could come
-BESIDE_TOKENS = 64  # maximum prompt tokens per step beside sequences that draw, because these wait for the step
+ALONE_TOKENS = 256  # maximum prompt tokens per step of a single call; another one that comes waits for the step
+BESIDE_TOKENS = 64  # maximum prompt tokens per step beside sequences that draw or other calls
 MAX_RUNNING = 128  # sequences at a time, unless one call asks for more
-SHORT_STEPS = 4  # of this many steps, all but one are only for short calls, if there are any beside longer ones
+LONG_SHARE = 1 / 3  # time of longer calls beside short ones, as a fraction of the time of steps only for short ones
 _ANY = 1 << 30
 _Result = tuple[int, float | None] | NonFiniteError
 
@@ -35,7 +35,7 @@ class Scheduler:
     """Call `step` until `done`. `close`, or leaving a `with` block, frees all memory at any time.
 
     calls: what to run; `add` adds more. pages: the memory of the sequences. prompt_tokens: limits of the prompt tokens
-    of a step, without and with sequences that draw.
+    of a step, alone and beside sequences that draw or other calls.
     """
 
     def __init__(
@@ -55,8 +55,11 @@ class Scheduler:
         self._calls: list[Call] = []  # with requests that have not ended, in the order of their arrival
         self._running: list[Request] = []  # in the order of their rank
         self._deadlines: list[Request] = []
-        self._n_admitted = self._turn = 0
-        self._mixed = False  # whether the last plan had short and longer calls
+        self._n_admitted = 0
+        # Whether the last plan had short and longer calls, and was only for the short ones. A step of all costs
+        # `_long_seconds`; it is due when `_credit` has reached them.
+        self._mixed = self._only_short = False
+        self._long_seconds = self._credit = 0.0
         self._most = _ANY  # sequences at a time, after a lack of memory
         # The decode loop, while the same requests draw one token per step; it may run `_loop_steps` steps.
         self._loop: Decoding | None = None
@@ -136,7 +139,13 @@ class Scheduler:
                 return draws
             self._set_rows(chunks)
         self._before = [len(request.ids) for request in self._rows]
+        begin = time.perf_counter()
         results = self._run(chunks)
+        seconds = time.perf_counter() - begin
+        if self._only_short:
+            self._credit += LONG_SHARE * seconds
+        else:
+            self._credit, self._long_seconds = 0.0, seconds
         ended = False
         for request, result in zip(self._rows, results, strict=True):
             if isinstance(result, NonFiniteError):
@@ -270,9 +279,9 @@ class Scheduler:
     def _choose(self, able: list[Request]) -> list[tuple[Request, int]]:
         short = [request for request in able if request.call is not None and request.call.short]
         self._mixed = 0 < len(short) < len(able)
-        if self._mixed:
-            self._turn = (self._turn + 1) % SHORT_STEPS
-            able = short if self._turn else able
+        self._only_short = self._mixed and self._credit < self._long_seconds
+        if self._only_short:
+            able = short
         chosen: list[tuple[Request, int]] = []
         taken: set[int] = set()
 
@@ -292,7 +301,7 @@ class Scheduler:
         for request in [request for request in able if request.left == 1]:
             if request.cache is not None and len(chosen) < self._step_tokens:  # else a victim
                 choose(request, 1)
-        room = min(self._step_tokens - len(chosen), self._prompt_tokens[bool(chosen)])
+        room = min(self._step_tokens - len(chosen), self._prompt_tokens[bool(chosen) or len(self._calls) > 1])
         firsts: dict[tuple[int, bytes], Request] = {}
         for request in [request for request in able if request.left > 1]:
             if room < 1 or request.cache is None or id(request) not in able_ids:
