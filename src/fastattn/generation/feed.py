@@ -26,10 +26,10 @@ def step_of(chunks: Sequence[tuple[Request, int]]) -> Step:
     The last row of a request is wanted if no ids of it remain.
     """
     counts = [count for _, count in chunks]
-    whole = [request.fed + count == len(request.ids) for request, count in chunks]
+    whole = [count == request.left for request, count in chunks]
     ends = np.cumsum([0, *counts]).astype(np.int32)
     return Step(
-        token_ids=np.array([i for r, n in chunks for i in r.ids[r.fed : r.fed + n]], np.int32),
+        token_ids=np.array([i for r, n in chunks for i in r.ids[r.base + r.fed : r.base + r.fed + n]], np.int32),
         cu_seqlens=ends,
         positions=np.array([i for r, n in chunks for i in range(r.fed, r.fed + n)], np.int32),
         wanted=(ends[1:] - 1)[whole].astype(np.int32),

@@ -268,7 +268,7 @@ def make_requests(
     the requests; None uses those of the options.
     """
     context, n_texts = model.executor.program.max_positions, options.num_return_sequences
-    ends, deadline = eos_ids(model, options), options.deadline()
+    ends, deadline, slides = eos_ids(model, options), options.deadline(), options.overflow == "slide"
     seeds = seeds_of(options, len(prompts)) if seeds is None else seeds
     names = [f"input_ids[{i}]" for i in range(len(prompts))] if names is None else names
     requests: list[Request] = []
@@ -277,7 +277,7 @@ def make_requests(
         length = len(whole) if lengths is None or not len(prompt) else lengths[i]
         lowest, highest = options.new_tokens(length, context, default_new_tokens)
         start: list[int] = options.cut(whole, context - highest).tolist()
-        if len(start) + highest > context:
+        if len(start) + highest > context and not slides:
             raise ContextLengthError(
                 f"{names[i]}: expected prompt and max_new_tokens to fit the context of {context} positions, "
                 f"got {len(start)} + {highest}{HOW_TO_CUT if highest < context else ''}",
@@ -297,6 +297,9 @@ def make_requests(
                 )
             request = Request(list(start), len(start), highest, seed, text, lowest, options=options, eos_ids=ends)
             request.index, request.deadline = len(requests), deadline
+            if slides:
+                request.context = context
+                request.slide()
             if highest == 0:
                 request.finish_reason = "length"
             requests.append(request)

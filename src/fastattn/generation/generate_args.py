@@ -37,6 +37,7 @@ class GenerationArgs(TypedDict, total=False):
     truncate: Literal["left", "right"] | None
     max_batch_size: int | None
     max_time: float | None
+    overflow: Literal["error", "slide"] | None
     priority: int | None
     nan: Literal["raise", "finite", "propagate"] | None
     generation_config: Any

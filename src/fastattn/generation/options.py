@@ -47,6 +47,8 @@ class GenerationOptions:
     bos_token_id: the start of an empty prompt; None uses the checkpoint's bos, else its eos.
     pad_token_id: the padding id in prompts without attention_mask; None uses the checkpoint's. An id that is also an
         eos id is never padding.
+    overflow: what happens when prompt and new tokens exceed the context. "error" rejects the prompt. "slide" continues:
+        when the context is full, the text without its first half of a context is read again, as a text of its own.
     max_time: seconds after which a text ends with the tokens that it has; finish reason "time". None: no limit.
     priority: calls with a higher one go first, also before those that already run if memory is short.
     num_return_sequences: number of texts per prompt, returned consecutively; more than 1 requires do_sample=True.
@@ -107,6 +109,7 @@ class GenerationOptions:
     pad_token_id: int | None = option(None, Count())
     num_return_sequences: int = option(1, Count(low=1))
     max_time: float | None = option(None, Number(0.0))
+    overflow: Literal["error", "slide"] = option("error", Choice("error", "slide"))
     priority: int = option(0, Count(low=-1000, high=1000))
 
     def __post_init__(self) -> None:
@@ -120,6 +123,8 @@ class GenerationOptions:
             raise InputError(
                 f"min_new_tokens: expected at most max_new_tokens {self.max_new_tokens}, got {self.min_new_tokens}"
             )
+        if self.overflow == "slide" and self.truncate is not None:
+            raise InputError(f"overflow: expected 'error' with truncate={self.truncate!r}, got 'slide'")
         if self.num_return_sequences > 1 and self.greedy:
             raise InputError(
                 f"num_return_sequences: expected 1 without do_sample=True, got {self.num_return_sequences}; greedy "
@@ -144,7 +149,7 @@ class GenerationOptions:
                     f"{self.max_length}; pass max_new_tokens, which counts only new tokens"
                 )
             return min(lowest, self.max_length - length), self.max_length - length
-        left = context - length
+        left = context - length if self.overflow == "error" else default
         if left < 1 and self.truncate is not None:
             left = context - 1
         highest = max(1, min(default, left))

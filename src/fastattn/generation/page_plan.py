@@ -68,7 +68,8 @@ class PagePlan:
 
     def check(self, request: Request) -> None:
         """Raise OutOfMemory if all pages together are too few for a request."""
-        most = self.pages(request.prompt_len + request.max_new_tokens)
+        most = request.prompt_len + request.max_new_tokens
+        most = self.pages(most if request.context is None else min(most, request.context))
         if self.limit is not None and most > self.limit and self._paged is not None:
             raise OutOfMemory(
                 f"kv_cache_bytes: expected at least {most * self._paged.kv_page_bytes} bytes for a text of "
@@ -103,7 +104,7 @@ class PagePlan:
 
     def needed(self, request: Request) -> int:
         """Return the pages of the request's tokens so far and the next one."""
-        return self.pages(len(request.ids) + 1)
+        return self.pages(len(request.ids) - request.base + 1)
 
     def steps_for(self, rows: Sequence[Request]) -> int:
         """Return how many steps of one token each have pages, including one that was reserved."""
@@ -129,7 +130,8 @@ class PagePlan:
         if self.tree is None or request.node is None or request.fed != request.node.depth * self._page_len:
             return
         cache = cast("PagedCache", request.cache)
-        request.node = self.tree.extend(request.node, cache, request.ids, len(request.ids) - 1)
+        ids = request.window
+        request.node = self.tree.extend(request.node, cache, ids, len(ids) - 1)
         request.fed = cache.length
 
     def waits(self, request: Request, firsts: dict[tuple[int, bytes], Request]) -> bool:
@@ -140,14 +142,14 @@ class PagePlan:
         if self.tree is None or request.node is None:
             return False
         begin = request.node.depth * self._page_len
-        page = array("i", request.ids[begin : begin + self._page_len]).tobytes()
+        page = array("i", request.window[begin : begin + self._page_len]).tobytes()
         if len(page) <= 4 * MIN_SHARED:
             return False
         key = (id(request.node), page[: 4 * MIN_SHARED])
         first = firsts.setdefault(key, request)
         if first is request or request.fed > begin:
             return False
-        other = array("i", first.ids[begin : begin + self._page_len]).tobytes()
+        other = array("i", first.window[begin : begin + self._page_len]).tobytes()
         if n_equal(page, other) < MIN_SHARED:
             return False
         first.awaited = True
@@ -166,16 +168,16 @@ class PagePlan:
         if self.tree is None or request.node is None or request.cache is None:
             return
         if request.fed - request.node.depth * self._page_len >= self._page_len:
-            request.node = self.tree.insert(request.node, request.cache, request.ids, request.fed)
-        if request.awaited and request.fed >= len(request.ids):
+            request.node = self.tree.insert(request.node, request.cache, request.window, request.fed)
+        if request.awaited and request.left <= 0:
             request.awaited = False
-            request.node = self.tree.insert(request.node, request.cache, request.ids, request.fed, tail=True)
+            request.node = self.tree.insert(request.node, request.cache, request.window, request.fed, tail=True)
 
     def release(self, request: Request) -> None:
         """Free the cache of a request; its pages remain in the tree for a while."""
         if self.tree is not None and request.node is not None and request.cache is not None:
-            fed = min(request.fed, len(request.ids))
-            node = self.tree.insert(request.node, request.cache, request.ids, fed, tail=True)
+            ids = request.window
+            node = self.tree.insert(request.node, request.cache, ids, min(request.fed, len(ids)), tail=True)
             if request.pins:
                 request.pinned = self.tree.path(request.ids[: request.prompt_len])
                 self.tree.pin(request.pinned)

@@ -46,7 +46,7 @@ class LanguageModel(HasTokenizer, Protocol):
     def explain_id(self, token_id: int) -> str: ...
 
 
-HOW_TO_CUT = '; truncate="left" cuts the prompt'
+HOW_TO_CUT = '; truncate="left" cuts the prompt, overflow="slide" continues beyond the context'
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +71,8 @@ def read_prompts(
     name: of the ids, for messages. Raises DTypeError, InputError, ContextLengthError.
     """
     _refuse_texts(ids, name)
-    context = model.executor.program.max_positions if options.truncate is None else sys.maxsize
+    checked = options.truncate is None and options.overflow == "error"
+    context = model.executor.program.max_positions if checked else sys.maxsize
     batch = read_batch(
         ids,
         attention_mask,

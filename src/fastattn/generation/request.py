@@ -42,6 +42,10 @@ class Request:
     wants_logprobs: bool = False
     index: int = 0
     deadline: float | None = None
+    # With a context, a text may be longer than it: when it is full, the next tokens are computed from the end of the
+    # text, `window`, which begins at `base`.
+    context: int | None = None
+    base: int = 0
     # State of the scheduler. node: the end of the pages that the cache shares with the prefix tree. awaited: another
     # sequence waits for keys and values that this one computes. draws_in_core: False after logits that are not finite.
     node: Node | None = None
@@ -62,7 +66,20 @@ class Request:
     @property
     def left(self) -> int:
         """The number of ids that are not in the cache."""
-        return len(self.ids) - self.fed
+        return len(self.ids) - self.base - self.fed
+
+    @property
+    def window(self) -> list[int]:
+        """The ids that the cache is for."""
+        return self.ids[self.base :] if self.base else self.ids
+
+    def slides(self) -> bool:
+        """Return whether the window must move before the next token."""
+        return self.context is not None and len(self.ids) - self.base > self.context
+
+    def slide(self) -> None:
+        """Move the window to where it belongs."""
+        self.base = 0 if self.context is None else window_start(len(self.ids), self.context)
 
     def keep_new(self, count: int) -> None:
         """Drop the drawn tokens after the first `count`."""
@@ -95,6 +112,7 @@ class Request:
         del self.ids[length:]
         del self.logprobs[max(0, self.new_len) :]
         self.finish_reason = None
+        self.slide()
         if self.text is not None:
             self.text = self.text.again(self.ids[self.prompt_len :])
 
@@ -107,3 +125,9 @@ class Request:
         if self.cache is not None:
             self.cache.close()
             self.cache = None
+
+
+def window_start(length: int, context: int) -> int:
+    """Return where the window of a text of `length` tokens begins: it moves by half a context when that is full."""
+    step = max(1, context // 2)
+    return 0 if length <= context else -(-(length - context) // step) * step

@@ -160,11 +160,16 @@ class Scheduler:
                 draws.append(Failure(request, error))
                 continue
             draws.append(Draw(request, token_id, piece))
-            ended = ended or request.finish_reason is not None
+            ended = ended or request.finish_reason is not None or request.slides()
         if ended:
             for request in self._rows:
                 if request.finish_reason is not None:
                     self._finish(request)
+                elif request.slides():
+                    self._pages.release(request)  # while `base` is that of the cache
+                    request.slide()
+                    self._pages.start(request)
+                    self._loop, self._loop_steps = None, 0
         self.results.extend(draws)
         self._before = None
         return draws
