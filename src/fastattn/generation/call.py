@@ -54,6 +54,9 @@ class Call:
         self.every_token, self.run_ahead = every_token, run_ahead
         self.waiting = deque(request for request in requests if request.finish_reason is None)
         self.running = 0
+        self.closed = False  # it was stopped, or an error ended it
+        self._ended: set[int] = set()  # ids of the requests whose end the caller has
+        self._n_requests = len(self.waiting)
         self.short = sum(r.prompt_len + r.max_new_tokens for r in self.waiting) <= SHORT_TOKENS
         for request in self.waiting:
             request.call = self
@@ -71,8 +74,17 @@ class Call:
 
     @property
     def unfinished(self) -> bool:
-        """Whether a request has not ended."""
+        """Whether a request waits or runs. Only for the leader: others see it change at any time."""
         return bool(self.waiting) or self.running > 0
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing more comes for the caller, other than what is ready or an error. Read it before those."""
+        return self.closed or len(self._ended) >= self._n_requests
+
+    def has_end_of(self, request: Request) -> bool:
+        """Return whether the caller has the end of a request."""
+        return id(request) in self._ended
 
     @property
     def paused(self) -> bool:
@@ -81,9 +93,12 @@ class Call:
 
     def put(self, draw: Draw) -> None:
         """Give a draw to the caller, and wake it if it takes it."""
-        if self.every_token or draw.request.finish_reason is not None:
+        ends = draw.request.finish_reason is not None
+        if self.every_token or ends:
             if draw is not self.last and (not self.ready or self.ready[-1] is not draw):  # else it has it already
                 self.ready.append(draw)
+            if ends:
+                self._ended.add(id(draw.request))
             self.ring()
 
     def restart(self) -> None:

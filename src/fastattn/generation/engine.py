@@ -71,8 +71,8 @@ class Engine:
         """Return the next draw of a call; wait for it, or run steps. None at the end. Raises the error of the call."""
         may_lead = True
         while True:
-            draw = call.take()
-            if draw is not None or not call.unfinished:
+            done, draw = call.done, call.take()
+            if draw is not None or done:
                 return draw
             process = self._process_of(call)
             process.check_not_nested()
@@ -90,7 +90,7 @@ class Engine:
                     raise
             if finished:
                 continue
-            if not call.ready and call.error is None and call.unfinished:
+            if not call.ready and not call.done:
                 call.wait(_LOOK_AGAIN)
             may_lead = True
 
@@ -101,21 +101,21 @@ class Engine:
         loop = asyncio.get_running_loop()
         call.background = True
         while True:
-            draw = call.take()
-            if draw is not None or not call.unfinished:
+            done, draw = call.done, call.take()
+            if draw is not None or done:
                 return draw
             process = self._process_of(call)
             future = loop.create_future()
             call.on_ring = partial(loop.call_soon_threadsafe, _resolve, future)
             call.listening = True
-            if not call.ready and call.error is None and call.unfinished:
+            if not call.ready and not call.done:
                 process.wake_driver()
                 await future
 
     def cancel(self, call: Call) -> None:
         """Stop a call; its pages are free after the running step. Does nothing at its end, and may be called twice."""
         call.ready.clear()
-        if call.process is not None and call.unfinished:
+        if call.process is not None and not call.done:
             call.process.do_soon(partial(_remove, call.process, call))
 
     async def cancel_async(self, call: Call) -> None:
@@ -132,6 +132,7 @@ class Engine:
     def run(self, job: Callable[[PagePlan], Any]) -> Any:
         """Run a function between two steps and return its result."""
         process, results = self._here(), SimpleQueue[tuple[bool, Any]]()
+        process.check_not_nested()
 
         def do() -> None:
             try:
@@ -262,10 +263,10 @@ class _Process:
         """
         while True:
             self._begin_step()
-            if call.ready or call.error is not None or not call.unfinished:
+            if call.ready or call.done:
                 return True
             self._step()
-            if call.ready or call.error is not None or not call.unfinished:
+            if call.ready or call.done:
                 return True
             if call.in_main_thread and any(
                 other.listening and not other.in_main_thread for other in [*self.scheduler.calls, *self.arrivals]
@@ -331,8 +332,8 @@ class _Process:
             self._end(call, error)
 
     def _end(self, call: Call, error: Exception) -> None:
+        call.error = error  # before the call is done
         self.scheduler.remove(call)
-        call.error = error
         call.ring()
 
     def _deliver(self) -> None:

@@ -43,7 +43,7 @@ class PagePlan:
     ) -> None:
         self._executor = executor
         self._paged = executor if isinstance(executor, PagedExecutor) else None
-        self._planned = 0
+        self._planned = self._ignored = 0
         self.tree: PrefixTree | None = None
         self.limit: int | None = None
         self._page_len = _MANY_STEPS
@@ -60,7 +60,11 @@ class PagePlan:
         if self._paged is None:
             return KvStats(0, 0, None, 0, 0)
         idle = 0 if self.tree is None else self.tree.n_idle
-        return KvStats(self._page_len, self._paged.kv_page_bytes, self.limit, self._paged.kv_pages_in_use - idle, idle)
+        return KvStats(self._page_len, self._paged.kv_page_bytes, self.limit, self._in_use() - idle, idle)
+
+    def ignore_used(self) -> None:
+        """Do not count the pages that are in use now: those of the parent process, in the child of a fork."""
+        self._ignored = 0 if self._paged is None else self._paged.kv_pages_in_use
 
     def pages(self, length: int) -> int:
         """Return the number of pages of a sequence."""
@@ -115,8 +119,10 @@ class PagePlan:
         return min(1 + -(row.fed + 1) % self._page_len for row in rows)
 
     def _free(self) -> int:
-        in_use = 0 if self._paged is None else self._paged.kv_pages_in_use
-        return (self.limit or 0) - in_use - self._planned
+        return (self.limit or 0) - self._in_use() - self._planned
+
+    def _in_use(self) -> int:
+        return 0 if self._paged is None else self._paged.kv_pages_in_use - self._ignored
 
     # -- the pages of a request ---------------------------------------------------------------------------------------
 

@@ -24,7 +24,7 @@ __all__ = ["STEP_TOKENS", "Call", "Draw", "Failure", "Request", "Scheduler"]
 
 STEP_TOKENS = 1024  # maximum tokens per step, to bound its memory
 ALONE_TOKENS = 256  # maximum prompt tokens per step of a single call; another one that comes waits for the step
-BESIDE_TOKENS = 64  # maximum prompt tokens per step beside sequences that draw or other calls
+BESIDE_TOKENS = 64  # maximum prompt tokens per step beside other calls
 MAX_RUNNING = 128  # sequences at a time, unless one call asks for more
 LONG_SHARE = 1 / 3  # time of longer calls beside short ones, as a fraction of the time of steps only for short ones
 _ANY = 1 << 30
@@ -35,7 +35,7 @@ class Scheduler:
     """Call `step` until `done`. `close`, or leaving a `with` block, frees all memory at any time.
 
     calls: what to run; `add` adds more. pages: the memory of the sequences. prompt_tokens: limits of the prompt tokens
-    of a step, alone and beside sequences that draw or other calls.
+    of a step, of a single call and beside other calls.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class Scheduler:
         self._loop_steps = 0
         self._rows: list[Request] = []  # that the last step drew for
         self._before: list[int] | None = None  # lengths of the rows' ids before a step that has not returned
-        self.results: deque[Draw | Failure] = deque()  # of all steps, unless the caller removes them
+        self.results: deque[Draw | Failure] = deque()  # of the last step, until the caller removes them
         for call in calls:
             self.add(call)
 
@@ -74,11 +74,6 @@ class Scheduler:
     def done(self) -> bool:
         """Whether every request has ended."""
         return not self._calls
-
-    @property
-    def runnable(self) -> bool:
-        """Whether a request can go on, rather than waiting for its caller."""
-        return any(not call.paused for call in self._calls)
 
     @property
     def calls(self) -> Sequence[Call]:
@@ -109,6 +104,7 @@ class Scheduler:
 
     def remove(self, call: Call) -> None:
         """Stop the requests of a call and free their memory; they retain the tokens that they have."""
+        call.closed = True
         if call in self._calls:
             call.waiting.clear()
             for request in [request for request in self._running if request.call is call]:
@@ -129,14 +125,15 @@ class Scheduler:
         The caller removes the call of a Failure. After an exception, or an interruption anywhere in a method of this
         class, call `recover`.
         """
-        draws: list[Draw | Failure] = [*self._expire()] if self._deadlines else []
+        self.results.clear()
+        if self._deadlines:
+            self._expire()
         if self._loop is not None and self._loop_steps > 0 and not any(r.call.paused for r in self._rows if r.call):
             chunks = None
         else:
             chunks = self._plan()
             if not chunks:
-                self.results.extend(draws)
-                return draws
+                return list(self.results)
             self._set_rows(chunks)
         self._before = [len(request.ids) for request in self._rows]
         begin = time.perf_counter()
@@ -146,6 +143,7 @@ class Scheduler:
             self._credit += LONG_SHARE * seconds
         else:
             self._credit, self._long_seconds = 0.0, seconds
+        draws: list[Draw | Failure] = []
         ended = False
         for request, result in zip(self._rows, results, strict=True):
             if isinstance(result, NonFiniteError):
@@ -172,7 +170,7 @@ class Scheduler:
                     self._loop, self._loop_steps = None, 0
         self.results.extend(draws)
         self._before = None
-        return draws
+        return list(self.results)
 
     def _set_rows(self, chunks: Sequence[tuple[Request, int]]) -> None:
         rows = [request for request, count in chunks if count == request.left]
@@ -220,32 +218,40 @@ class Scheduler:
         """
         self._most = min(self._most, most)
         self._loop, self._loop_steps = None, 0
+        rows = list(self._rows)
         if self._before is not None:
-            for request, length in zip(self._rows, self._before, strict=True):
+            for request, length in zip(rows, self._before, strict=True):
                 request.rewind(length)
-            self.results.clear()
+            self.results = deque(
+                result for result in self.results if isinstance(result, Draw) and result.token_id is None
+            )
         self._before, self._rows = None, []
-        for request in {*self._running, *(request for call in self._calls for request in call.requests)}:
+        # The step may have removed a call that ended, and then goes back.
+        calls = dict.fromkeys([*self._calls, *(request.call for request in rows if request.call is not None)])
+        found = [call for call in calls if not call.closed]
+        for request in {*self._running, *(request for call in calls for request in call.requests)}:
             request.forget_pages()
         self._running = []
-        for call in self._calls:
+        for call in found:
             call.waiting = deque(request for request in call.requests if request.finish_reason is None)
             call.running = 0
-        self._calls = [call for call in self._calls if call.waiting]
+            known = {id(result.request) for result in self.results}
+            for request in call.requests:  # that ended at their deadline
+                if request.finish_reason is not None and not call.has_end_of(request) and id(request) not in known:
+                    self.results.append(Draw(request, None, ""))
+        self._calls = [call for call in found if call.waiting]
         self._pages.recover()
 
     # -- the end of requests ------------------------------------------------------------------------------------------
 
-    def _expire(self) -> list[Draw]:
+    def _expire(self) -> None:
         now = time.monotonic()
         ended = [r for r in self._deadlines if r.finish_reason is None and r.deadline is not None and r.deadline <= now]
-        draws = []
         for request in ended:
-            draws.append(Draw(request, None, request.expire()))
+            self.results.append(Draw(request, None, request.expire()))
             self._finish(request)
         if ended:
             self._deadlines = [request for request in self._deadlines if request.finish_reason is None]
-        return draws
 
     def _finish(self, request: Request) -> None:
         call, self._most = request.call, self._most + 1
@@ -266,9 +272,9 @@ class Scheduler:
 
     def _preempt(self, request: Request) -> None:
         """Stop a sequence; it is computed again later, from the pages that are still shared then."""
-        self._release(request)
         if request.call is not None:
             request.call.waiting.appendleft(request)
+        self._release(request)
 
     # -- plans --------------------------------------------------------------------------------------------------------
 
@@ -296,6 +302,9 @@ class Scheduler:
                 if victim is request:
                     if taken:  # wait for those that run in this step
                         return
+                    if request is not self._running[0]:
+                        self._preempt(request)
+                        return
                     self._pages.force(request, count)
                     break
                 self._preempt(victim)
@@ -306,7 +315,7 @@ class Scheduler:
         for request in [request for request in able if request.left == 1]:
             if request.cache is not None and len(chosen) < self._step_tokens:  # else a victim
                 choose(request, 1)
-        room = min(self._step_tokens - len(chosen), self._prompt_tokens[bool(chosen) or len(self._calls) > 1])
+        room = min(self._step_tokens - len(chosen), self._prompt_tokens[len(self._calls) > 1])
         firsts: dict[tuple[int, bytes], Request] = {}
         for request in [request for request in able if request.left > 1]:
             if room < 1 or request.cache is None or id(request) not in able_ids:
@@ -337,8 +346,8 @@ class Scheduler:
                     continue
                 return
             promised += needed
-            call.waiting.popleft()
             call.running += 1
+            call.waiting.popleft()
             self._pages.start(request)
             if request.number == 0:
                 self._n_admitted += 1
