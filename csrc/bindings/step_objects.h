@@ -112,9 +112,47 @@ auto use(KvCache& cache, const F& work) {
     return work();
 }
 
+// A page of keys and values that caches share. It stays in memory as long as this object or a cache holds it.
+struct SharedPage {
+    std::shared_ptr<PagePool> pool;
+    PagePool::Page page;
+
+    py::array_t<uint8_t> read() const {
+        py::array_t<uint8_t> bytes(static_cast<py::ssize_t>(pool->page_bytes()));
+        pool->read_page(reinterpret_cast<std::byte*>(bytes.mutable_data()), page.get());
+        return bytes;
+    }
+};
+
+template <class Executor>
+py::object new_page(Executor& executor, const py::array& bytes) {
+    const auto pool = executor.kv_pool();
+    const auto* from = reinterpret_cast<const std::byte*>(data_of<uint8_t>("bytes", bytes, 1));
+    if (bytes.size() != pool->page_bytes())
+        throw Error(ErrorKind::kInput, "bytes: expected the " + std::to_string(pool->page_bytes()) +
+                                           " bytes of a page, got " + std::to_string(bytes.size()));
+    const auto made = std::make_shared<SharedPage>(SharedPage{pool, nullptr});
+    without_gil([&](const std::function<bool()>&) {
+        made->page = executor.new_page();
+        pool->write_page(made->page.get(), from);
+    });
+    return object_of(made);
+}
+
+inline void attach(KvCache& cache, const SharedPage& page, int32_t count) {
+    use(cache, [&] {
+        if (cache.pool() != page.pool.get())
+            throw Error(ErrorKind::kInput, "page: expected a page of this model, got one of another model");
+        cache.attach(page.page, count);
+    });
+}
+
 // extra: options of the class.
 template <class... Extra>
 void register_cache(py::module_& m, const Extra&... extra) {
+    m.attr("kv_page_len") = kBlockLen;
+    py::classh<SharedPage>(m, "Page", careful_new(), extra..., "Keys and values of a block of positions.")
+        .def("read", &SharedPage::read);
     py::classh<KvCache>(m, "Cache", careful_new(), extra..., "Keys and values of one sequence, in pages.")
         .def_property_readonly("length", [](KvCache& cache) { return use(cache, [&] { return cache.length(); }); })
         .def_property_readonly("closed", &KvCache::closed)
@@ -125,6 +163,15 @@ void register_cache(py::module_& m, const Extra&... extra) {
              [](KvCache& cache) {
                  return object_of(use(cache, [&] { return std::make_shared<KvCache>(cache.fork()); }));
              })
+        .def(
+            "share_page",
+            [](KvCache& cache, int32_t index) {
+                return object_of(use(cache, [&] {
+                    return std::make_shared<SharedPage>(SharedPage{cache.shared_pool(), cache.share_page(index)});
+                }));
+            },
+            py::arg("index"))
+        .def("attach", attach, py::arg("page"), py::arg("count"))
         .def("close", [](KvCache& cache) {
             if (!cache.closed()) use(cache, [&] { cache.close(); });
         });
@@ -135,6 +182,9 @@ template <class Executor>
 void define_drawing(py::classh<Executor>& executor) {
     executor.def("new_cache", [](Executor& self) { return object_of(std::make_shared<KvCache>(self.kv_pool())); })
         .def_property_readonly("kv_bytes", [](Executor& self) { return self.kv_pool()->bytes(); })
+        .def_property_readonly("kv_page_bytes", [](Executor& self) { return self.kv_pool()->page_bytes(); })
+        .def_property_readonly("kv_pages_in_use", [](Executor& self) { return self.kv_pool()->pages_in_use(); })
+        .def("new_page", new_page<Executor>, py::arg("bytes"))
         .def("draw", draw<Executor>, py::arg("token_ids"), py::arg("cu_seqlens"), py::arg("positions"),
              py::arg("wanted"), py::arg("caches"), py::arg("params"), py::arg("history"), py::arg("history_offsets"),
              py::arg("suppressed") = py::none(), py::arg("suppress") = py::none(), py::arg("logprobs") = false);

@@ -95,6 +95,13 @@ void Executor::prepare_products() {
     }
 }
 
+PagePool::Page Executor::new_page() {
+    engine_->check_process();
+    const std::lock_guard lock(engine_->mutex());
+    const UseDevice current;
+    return kv_pool_->page();
+}
+
 Executor::GraphCounts Executor::count_graphs() const {
     engine_->check_process();
     const std::lock_guard lock(engine_->mutex());

@@ -103,6 +103,7 @@ public:
         size_t captured = 0, failed = 0;
     };
     GraphCounts count_graphs() const;
+    PagePool::Page new_page();         // waits for a running step
     size_t built_in_products() const;  // linears that cuBLASLt does not compute; they are slower
 
     // Like the CPU executor's (program/executor.h). outputs[i] is null if not requested.

@@ -31,6 +31,27 @@ void KvCache::check_open() const {
     if (closed()) throw Error(ErrorKind::kInput, "cache: expected an open cache, got a closed one");
 }
 
+PagePool::Page KvCache::share_page(int32_t index) const {
+    if (index < 0 || int64_t{index} * kBlockLen >= length_)
+        throw Error(ErrorKind::kInput, "index: expected a page of the " + std::to_string(length_) + " positions, got " +
+                                           std::to_string(index));
+    return pages_[static_cast<size_t>(index)];
+}
+
+void KvCache::attach(PagePool::Page page, int32_t count) {
+    if (length_ % kBlockLen != 0 || pages_.size() != static_cast<size_t>(length_ / kBlockLen))
+        throw Error(ErrorKind::kInput, "cache: expected whole pages of " + std::to_string(kBlockLen) +
+                                           " positions to attach another, got " + std::to_string(length_));
+    if (count < 1 || count > kBlockLen)
+        throw Error(ErrorKind::kInput,
+                    "count: expected 1 to " + std::to_string(kBlockLen) + ", got " + std::to_string(count));
+    blocks_.reserve(pages_.size() + 1);  // so that either both grow or neither
+    pages_.reserve(pages_.size() + 1);
+    blocks_.push_back(page.get());
+    pages_.push_back(std::move(page));
+    length_ += count;
+}
+
 void KvCache::truncate(int32_t length) {
     if (length < 0 || length > length_)
         throw Error(ErrorKind::kInput,

@@ -18,6 +18,7 @@ public:
     int32_t length() const { return length_; }
     bool closed() const { return pool_ == nullptr; }
     const PagePool* pool() const { return pool_.get(); }
+    const std::shared_ptr<PagePool>& shared_pool() const { return pool_; }
 
     // Makes room for `count` more positions that no other cache shares, and updates blocks(). Throws
     // Error(kOutOfMemory). After an error in the middle, or in the step that follows, there may be more blocks than the
@@ -25,6 +26,13 @@ public:
     void reserve(int32_t count);
     std::byte* const* blocks() const { return blocks_.data(); }
     void advance(int32_t count) { length_ += count; }
+
+    // The page of positions index * kBlockLen and up, shared with this cache until either writes to it. Throws
+    // Error(kInput) for an index without positions.
+    PagePool::Page share_page(int32_t index) const;
+    // Appends the first `count` positions of a page of the same pool: keys and values of the tokens that follow. Throws
+    // Error(kInput) if the length is not a multiple of kBlockLen.
+    void attach(PagePool::Page page, int32_t count);
 
     void truncate(int32_t length);  // throws Error(kInput) unless 0 <= length <= length()
     void trim();                    // frees the pages that no position needs

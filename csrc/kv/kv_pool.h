@@ -24,6 +24,8 @@ public:
     explicit KvPool(const KvShape& shape) : PagePool(shape.page_bytes()), shape_(shape) {}
     const KvShape& shape() const { return shape_; }
     void copy_page(std::byte* to, const std::byte* from) override;
+    void read_page(std::byte* to, const std::byte* page) override { copy_page(to, page); }
+    void write_page(std::byte* page, const std::byte* from) override { copy_page(page, from); }
 
 protected:
     int64_t growth(int64_t) const override { return 1; }

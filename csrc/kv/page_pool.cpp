@@ -1,6 +1,28 @@
 #include "kv/page_pool.h"
 
+#include "core/error.h"
+
 namespace fastattn {
+namespace {
+
+[[noreturn]] void not_on_host() {
+    throw Error(ErrorKind::kInput, "page: expected keys and values in the memory of the CPU, got those of a GPU");
+}
+
+}  // namespace
+
+void PagePool::read_page(std::byte*, const std::byte*) {
+    not_on_host();
+}
+
+void PagePool::write_page(std::byte*, const std::byte*) {
+    not_on_host();
+}
+
+int64_t PagePool::pages_in_use() const {
+    const std::lock_guard lock(mutex_);
+    return n_pages_ - static_cast<int64_t>(free_.size());
+}
 
 int64_t PagePool::bytes() const {
     const std::lock_guard lock(mutex_);

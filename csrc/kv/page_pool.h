@@ -20,11 +20,15 @@ public:
     PagePool& operator=(const PagePool&) = delete;
 
     int64_t page_bytes() const { return page_bytes_; }
-    int64_t bytes() const;  // of all pages, in use or free
+    int64_t bytes() const;         // of all pages, in use or free
+    int64_t pages_in_use() const;  // pages that some reference holds
 
     // One caller at a time. Any thread may free a page.
     Page page();
     virtual void copy_page(std::byte* to, const std::byte* from) = 0;
+    // Copies a page to or from the memory of the host. Throws Error(kInput) if this kind of pool cannot.
+    virtual void read_page(std::byte* to, const std::byte* page);
+    virtual void write_page(std::byte* page, const std::byte* from);
 
 protected:
     // How many pages to add to a pool of `n_pages`.

@@ -54,6 +54,12 @@ void Executor::set_profiling(bool on) {
     op_seconds_.assign(on ? spec().ops.size() : 0, 0.0);
 }
 
+PagePool::Page Executor::new_page() {
+    const std::lock_guard lock(engine_->running().mutex);
+    const std::lock_guard no_fork(start_mutex());  // a child must not find half-made pages
+    return kv_pool_->page();
+}
+
 void Executor::check(const StepInput& step) const {
     check_step(spec(), step, kv_pool_.get(), [this](int32_t weight) { return model_.weights[weight]->rows; });
 }

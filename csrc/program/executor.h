@@ -30,6 +30,9 @@ public:
     // Draws from the logits in the same region.
     void draw(const StepInput& step, const SampleArgs& args, const std::function<bool()>& poll) override;
 
+    // A page for keys and values that the caller has. Waits for a running step.
+    PagePool::Page new_page();
+
     // Seconds spent in each op of the spec since profiling was enabled; empty while it is disabled.
     void set_profiling(bool on);  // waits for a running step
     const std::vector<double>& op_seconds() const { return op_seconds_; }

@@ -138,7 +138,7 @@ def test_fault_56_plus_infinity_of_a_model(tmp_path: Path) -> None:
 def test_fault_56_finite_rows_are_drawn_inside_the_step(tmp_path: Path, policy: Any, monkeypatch: Any) -> None:
     with gpt2(tmp_path, "cpu") as model:
         expected = texts(model)
-        monkeypatch.setattr(scheduler, "draw_from_logits", None)
+        monkeypatch.setattr(scheduler, "draw_each", None)
         assert_equal(texts(model, nan=policy), expected)
 
 

@@ -6,7 +6,7 @@ import contextlib
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from fastattn.api.auto import AutoModelForCausalLM
 from fastattn.api.causal_lm import CausalLM
 from fastattn.errors import ContextLengthError, DTypeError, InputError
-from fastattn.generation.scheduler import Request, Scheduler
+from fastattn.generation.scheduler import Call, Request, Scheduler
 from fastattn.graph.ir import Step
 from fastattn.graph.rewrites import optimize, with_outputs
 from tests import tolerances
@@ -119,7 +119,7 @@ def test_fault_49_caches_closed_foreign_or_twice(lm: CausalLM, tmp_path: Path, d
 
 def test_fault_49_a_step_after_the_model_was_closed(lm: CausalLM) -> None:
     executor, requests = lm.executor, [Request([1, 2], 2, 4, 0)]
-    with Scheduler(executor, requests) as scheduler:
+    with Scheduler(executor, [Call(requests)]) as scheduler:
         scheduler.step()
         lm.close()
         with pytest.raises(InputError, match="the model was closed"):
@@ -274,3 +274,56 @@ def test_attention_maps_in_any_kv_dtype(tmp_path: Path, kv_dtype: str) -> None:
         for layer in maps:
             totals = np.asarray(layer, np.float64).sum(axis=-1)
             assert (np.abs(totals - 1) <= 4 * tolerances.EXP2_ROUGH + tolerances.gamma(2 * len(TEXT))).all()
+
+
+def test_caches_share_pages(tmp_path: Path) -> None:
+    """An attached page gives the bits of a computed one, and writing to it does not change the other cache."""
+    ids = [(7 * i) % 31 for i in range(150)]
+    folder = write_gpt2(tmp_path / "model", n_positions=256)
+    with AutoModelForCausalLM.from_pretrained(folder) as lm:
+        executor: Any = lm.executor
+        length = executor.kv_page_len
+        first, second = executor.new_cache(), executor.new_cache()
+        (whole,) = feed(lm, [ids], [first])
+        assert executor.kv_pages_in_use == 3
+        second.attach(first.share_page(0), length)
+        second.attach(first.share_page(1), 10)  # a part of it
+        assert (second.length, executor.kv_pages_in_use) == (length + 10, 3)
+        (rest,) = feed(lm, [ids[length + 10 :]], [second])
+        np.testing.assert_array_equal(rest, whole[length + 10 :])
+        assert executor.kv_pages_in_use == 5  # the part was copied
+        (more,) = feed(lm, [[5]], [first])
+        np.testing.assert_array_equal(more[0], np.asarray(lm([*ids, 5], logits_to_keep=1).logits)[0])
+        third = executor.new_cache()
+        third.attach(executor.new_page(first.share_page(0).read()), length)
+        np.testing.assert_array_equal(feed(lm, [ids[length:]], [third])[0], whole[length:])
+        for cache in (first, second, third):
+            cache.close()
+        assert executor.kv_pages_in_use == 0
+
+
+def test_pages_that_cannot_be_attached(tmp_path: Path) -> None:
+    folder = write_gpt2(tmp_path / "model", n_positions=256)
+    with AutoModelForCausalLM.from_pretrained(folder) as lm, AutoModelForCausalLM.from_pretrained(folder) as other:
+        executor: Any = lm.executor
+        cache, foreign, closed = executor.new_cache(), cast(Any, other.executor).new_cache(), executor.new_cache()
+        closed.close()
+        feed(lm, [[1] * 70], [cache])
+        page = cache.share_page(0)
+        for index in (-1, 2):
+            with pytest.raises(InputError, match=f"index: expected a page of the 70 positions, got {index}"):
+                cache.share_page(index)
+        for count in (0, 65, -1):
+            with pytest.raises(InputError, match=f"count: expected 1 to 64, got {count}"):
+                executor.new_cache().attach(page, count)
+        with pytest.raises(InputError, match="expected whole pages of 64 positions to attach another, got 70"):
+            cache.attach(page, 1)
+        with pytest.raises(InputError, match="page: expected a page of this model"):
+            foreign.attach(page, 1)
+        with pytest.raises(InputError, match="closed"):
+            closed.attach(page, 1)
+        with pytest.raises(DTypeError):
+            executor.new_page(np.zeros(executor.kv_page_bytes, np.float32))
+        with pytest.raises(InputError, match=r"bytes: expected the .* bytes of a page, got 3"):
+            executor.new_page(np.zeros(3, np.uint8))
+        assert cache.length == 70

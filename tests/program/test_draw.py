@@ -15,7 +15,8 @@ from fastattn.api.auto import AutoModelForCausalLM
 from fastattn.api.causal_lm import CausalLM
 from fastattn.errors import InputError, NonFiniteError
 from fastattn.executors.cpu import CpuExecutor
-from fastattn.generation.feed import draw_rows
+from fastattn.generation.engine import Engine
+from fastattn.generation.feed import draw_from_logits
 from fastattn.generation.generate import GenerateOutput, generate
 from fastattn.graph.executor import Drawn
 from fastattn.graph.ir import Step
@@ -117,7 +118,7 @@ def test_draw_is_run_and_sample(tmp_path: Path, options: str, logprobs: bool) ->
     """With one, two and three threads, for a batch of 33 and for each row alone."""
     how = mixed(ROWS, logprobs) if options == "mixed" else sampling(ROWS, logprobs, **OPTIONS[options])
     with gpt2(tmp_path, 1) as model:
-        expected = draw_rows(model.executor, a_step(model), how)
+        expected = draw_from_logits(model.executor, a_step(model), how)
     for threads in THREADS:
         with gpt2(tmp_path, threads) as model:
             step = a_step(model)
@@ -162,10 +163,10 @@ def test_suppressed_ids(tmp_path: Path, options: str, logprobs: bool) -> None:
     with gpt2(tmp_path) as model:
         step = a_step(model)
         how = sampling(ROWS, logprobs, **OPTIONS[options])
-        free = draw_rows(model.executor, step, how)
+        free = draw_from_logits(model.executor, step, how)
         ids = np.unique(np.array([*free[0], 0, 1002], np.int32))
         how = dataclasses.replace(how, suppressed=ids, suppress=np.arange(ROWS, dtype=np.int64) % 3)
-        expected = draw_rows(model.executor, again(model, step), how)
+        expected = draw_from_logits(model.executor, again(model, step), how)
         found = cpu(model).draw(again(model, step), how)
     assert_drawn(found, expected)
     for i, (id_, free_id) in enumerate(zip(found[0], free[0], strict=True)):
@@ -182,7 +183,9 @@ def test_equal_logits(tmp_path: Path, threads: int, top_k: int) -> None:
         greedy = cpu(model).draw(step, sampling(ROWS, do_sample=0))[0]
         assert max(i for i in greedy if i < 900) < 300
         how = sampling(ROWS, True, top_k=top_k, temperature=3)
-        assert_drawn(cpu(model).draw(again(model, step), how), draw_rows(model.executor, again(model, step), how))
+        assert_drawn(
+            cpu(model).draw(again(model, step), how), draw_from_logits(model.executor, again(model, step), how)
+        )
     zeros = dict.fromkeys(["wte.weight"], np.zeros((1003, 96), np.float32))
     config = {**GPT2, **SMALL}
     with AutoModelForCausalLM.from_pretrained(
@@ -191,7 +194,7 @@ def test_equal_logits(tmp_path: Path, threads: int, top_k: int) -> None:
         assert cpu(model).draw(a_step(model), sampling(ROWS, do_sample=0))[0] == [0] * ROWS
         how = sampling(ROWS, True, top_k=top_k)
         step = a_step(model)
-        expected = draw_rows(model.executor, again(model, step), how)
+        expected = draw_from_logits(model.executor, again(model, step), how)
         assert len(set(expected[0])) > ROWS // 2
         assert_drawn(cpu(model).draw(step, how), expected)
 
@@ -237,7 +240,7 @@ def test_decoding_is_step_after_step(tmp_path: Path, options: str) -> None:
                 history_offsets=np.cumsum([0, *map(len, histories)], dtype=np.int64),
                 suppress=how.suppress - i,
             )
-            expected = draw_rows(model.executor, one, now)
+            expected = draw_from_logits(model.executor, one, now)
             assert_drawn(decoding.draw(), expected)
             draw = expected[0]
             histories = [np.append(h, np.int32(d)) for h, d in zip(histories, draw, strict=True)]
@@ -261,7 +264,7 @@ def test_steps_that_draw_nothing_or_a_part(tmp_path: Path) -> None:
         assert cpu(model).draw(nothing, sampling(0)) == ([], None)
         part = dataclasses.replace(again(model, step), wanted=step.wanted[[1, 3]])
         found = cpu(model).draw(part, sampling(2, top_k=9))
-        assert found == draw_rows(model.executor, again(model, part), sampling(2, top_k=9))
+        assert found == draw_from_logits(model.executor, again(model, part), sampling(2, top_k=9))
 
 
 def test_fault_56_non_finite(tmp_path: Path) -> None:
@@ -282,7 +285,9 @@ def test_fault_56_non_finite(tmp_path: Path) -> None:
         everything = np.arange(1003, dtype=np.int32)
         for options in OPTIONS.values():
             how = sampling(first, **options)
-            assert_drawn(cpu(model).draw(again(model, short), how), draw_rows(model.executor, again(model, short), how))
+            assert_drawn(
+                cpu(model).draw(again(model, short), how), draw_from_logits(model.executor, again(model, short), how)
+            )
             suppress = np.array([0] * (first - 1) + [1], np.int64)
             with pytest.raises(NonFiniteError, match=rf"-inf only in row {first - 1}$"):
                 cpu(model).draw(again(model, short), dataclasses.replace(how, suppressed=everything, suppress=suppress))
@@ -329,6 +334,7 @@ class LogitsOnly:
     def __init__(self, model: CausalLM) -> None:
         self.executor: Any = self
         self.program, self.run, self.new_cache = model.executor.program, model.executor.run, model.new_cache
+        self.engine = Engine(self.executor)
         self.tokenizer, self.bos_token_id, self.eos_token_ids, self.pad_token_id = None, None, (5,), None
         self.generation_config: dict[str, Any] = {}
 

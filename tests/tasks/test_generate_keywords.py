@@ -64,7 +64,6 @@ REFUSED: list[tuple[str, Any, str]] = [
     ("stopping_criteria", "a", r"stopping_criteria\[0\]: expected a function, got str"),
     ("guidance_scale", 2.0, "guidance_scale: .*; use logits_processor"),
     ("constraints", [1], "constraints: .*; use prefix_allowed_tokens_fn"),
-    ("max_time", 1.0, "max_time: .*; use stream"),
     ("token_type_ids", [0, 0, 0, 0], "token_type_ids: .*; generate takes no token types; pass only input_ids and"),
     ("position_ids", [0, 1, 2, 3], "position_ids: .*; positions count"),
     ("inputs_embeds", np.ones((1, 2, 3)), "inputs_embeds: .*; pass input_ids"),

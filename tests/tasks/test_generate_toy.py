@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from fastattn.errors import ConfigError, ContextLengthError, DTypeError, InputError, NonFiniteError
 from fastattn.generation.generate import TextStream, generate, stream
 from fastattn.generation.options import GenerationOptions, request_seed
-from fastattn.generation.scheduler import Request, Scheduler
+from fastattn.generation.scheduler import Call, Request, Scheduler
 from fastattn.models.outputs import GenerateOutput
 from fastattn.tokenizer import Tokenizer, load_tokenizer
 from tests.tasks.tokenizers import write_gpt2
@@ -69,7 +69,7 @@ def test_schedule_does_not_matter(do_sample: bool, batch: int, tokens: int) -> N
         for ids, seed in zip(PROMPTS, options.seeds(5), strict=True)
     ]
     model.executor.sizes.clear()
-    with Scheduler(model.executor, requests, max_batch_size=batch, step_tokens=tokens) as scheduler:
+    with Scheduler(model.executor, [Call(requests, max_running=batch)], step_tokens=tokens) as scheduler:
         while not scheduler.done:
             scheduler.step()
     assert [request.ids for request in requests] == alone

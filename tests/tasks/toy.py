@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastattn.errors import InputError
+from fastattn.generation.engine import Engine
 from fastattn.graph.ir import Program, Step, Value
 from fastattn.tokenizer import Tokenizer
 
@@ -97,6 +98,7 @@ class ToyModel:
 
     def __init__(self, tokenizer: Tokenizer | None = None, vocab_size: int = 32, max_positions: int = 64) -> None:
         self.executor = ToyExecutor(len(tokenizer) if tokenizer else vocab_size, max_positions)
+        self.engine = Engine(self.executor)
         self.tokenizer = tokenizer
         self.bos_token_id: int | None = None
         self.eos_token_ids: tuple[int, ...] = ()

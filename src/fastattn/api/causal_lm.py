@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
 
@@ -11,14 +13,19 @@ from numpy.typing import NDArray
 
 from fastattn.api.calls import CausalLMCallArgs, Inputs, OneInput, OtherArgs
 from fastattn.api.model import Model
+from fastattn.api.reload import Origin, Shared
 from fastattn.checks import check_count
 from fastattn.errors import InputError
 from fastattn.generation import generate as generation
-from fastattn.generation import scoring
+from fastattn.generation import prefix, scoring
+from fastattn.generation.engine import Engine
 from fastattn.generation.generate_args import GenerateArgs, GenerationArgs
+from fastattn.generation.page_plan import IDLE_BYTES, KvStats, default_limit_bytes
+from fastattn.generation.prefix import CachedPrefix
 from fastattn.generation.text_stream import TextStream
-from fastattn.graph.executor import Cache
+from fastattn.graph.executor import Cache, Executor
 from fastattn.models.outputs import Array, CausalLMOutput, GenerateOutput, ScoreOutput, SurprisalOutput, finish_output
+from fastattn.models.registry import BuiltModel
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -29,6 +36,18 @@ TwoAxes: TypeAlias = "np.ndarray[tuple[int, int], np.dtype[np.integer[Any]]]"
 
 class CausalLM(Model):
     """A model that computes next-token logits. Created by `AutoModelForCausalLM.from_pretrained`."""
+
+    def __init__(
+        self,
+        directory: Path,
+        built: BuiltModel,
+        executor: Executor,
+        *,
+        origin: Origin | None = None,
+        shared: Shared | None = None,
+    ) -> None:
+        super().__init__(directory, built, executor, origin=origin, shared=shared)
+        self._engines: dict[int, Engine] = {}  # one, from the first call on
 
     @overload
     def __call__(
@@ -110,6 +129,25 @@ class CausalLM(Model):
     def new_cache(self) -> Cache:
         """Return an empty KV cache for one sequence, for `executor.run`."""
         return self.executor.new_cache()
+
+    @property
+    def engine(self) -> Engine:
+        """What runs the calls of `generate` and `stream` of all threads and tasks."""
+        engine = self._engines.get(0)
+        if engine is None:  # no lock, as in Model: of two threads, the first one's engine is used
+            limit, idle = None if self._origin is None else self._origin.options.kv_cache_bytes, IDLE_BYTES
+            if limit is not None:
+                idle = limit
+            elif self.device == "cpu":
+                limit = default_limit_bytes()
+            engine = self._engines.setdefault(0, Engine(self.executor, kv_bytes=limit, idle_bytes=idle))
+        return engine
+
+    def close(self) -> None:
+        """Free the memory; any later use raises InputError. Copies stay open."""
+        super().close()
+        for engine in self._engines.values():
+            engine.close()
 
     @property
     def pad_token_id(self) -> int | None:
@@ -212,3 +250,47 @@ class CausalLM(Model):
         piece can raise NonFiniteError.
         """
         return generation.stream(self, text_or_ids, **options)
+
+    async def agenerate(
+        self,
+        input_ids: object = None,
+        *,
+        return_dict_in_generate: bool | None = None,
+        num_return_sequences: int | None = None,
+        **options: Unpack[GenerateArgs],
+    ) -> Any:
+        """Do what `generate` does, in an asyncio task: `ids = await model.agenerate(...)`.
+
+        The calls of all tasks and threads share steps, and each result is the same as alone. Cancelling the task stops
+        the work. Raises what `generate` raises.
+        """
+        return await generation.generate_async(
+            self,
+            input_ids,
+            return_dict_in_generate=return_dict_in_generate,
+            num_return_sequences=num_return_sequences,
+            **options,
+        )
+
+    def astream(self, text_or_ids: object, **options: Unpack[GenerationArgs]) -> TextStream:
+        """Do what `stream` does, for `async for piece in model.astream(...)`."""
+        return generation.stream(self, text_or_ids, **options)
+
+    def cache_prefix(self, text_or_ids: object) -> CachedPrefix:
+        """Compute the keys and values of a text, or ids [n_tokens], and keep them in memory until `close`.
+
+        Prompts that begin with it start after it; results do not change. The last at most 15 tokens of a page of 64 are
+        computed again. Raises DTypeError, InputError, ContextLengthError, OutOfMemory.
+        """
+        return prefix.cache_prefix(self, generation.read_prompt(self, text_or_ids), "text_or_ids")
+
+    def load_prefix(self, path: str | os.PathLike[str]) -> CachedPrefix:
+        """Read a prefix that `CachedPrefix.save` wrote for the same checkpoint, dtype and kv_dtype.
+
+        Raises InputError for one of another model, ModelFormatError for a damaged file, OSError.
+        """
+        return prefix.load_prefix(self, path)
+
+    def kv_stats(self) -> KvStats:
+        """Return how many pages of keys and values are in use, and how many may be."""
+        return self.engine.stats()

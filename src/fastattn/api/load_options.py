@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -76,6 +77,10 @@ class LoadOptions:
             values=Choice(*DTYPES["cpu"]),
             help="how the matrix that computes the logits is stored (default: as the weights)",
         ),
+    )
+    kv_cache_bytes: int | None = option(
+        None,
+        lambda name, value, device: None if value is None else check_count(name, value, low=1, high=sys.maxsize),
     )
     verify: str | Mapping[str, str] | None = option(None, lambda _, value, device: _verify(value))
     check_finite: bool = option(False, lambda name, value, device: check_flag(name, value))

@@ -63,6 +63,25 @@ class CoreExecutor:
         """The bytes of all pages of keys and values, in use or free for the next sequence."""
         return int(self._open().kv_bytes)
 
+    @property
+    def kv_page_len(self) -> int:
+        """The number of positions of a page of keys and values."""
+        return int(self._module.kv_page_len)
+
+    @property
+    def kv_page_bytes(self) -> int:
+        """The bytes of a page."""
+        return int(self._open().kv_page_bytes)
+
+    @property
+    def kv_pages_in_use(self) -> int:
+        """The number of pages that a cache or a caller holds."""
+        return int(self._open().kv_pages_in_use)
+
+    def new_page(self, data: NDArray[np.uint8]) -> _core.Page:
+        """Return a page with these bytes, uint8 [kv_page_bytes]; see `fastattn.graph.executor.PagedExecutor`."""
+        return self._open().new_page(data)
+
     def new_cache(self) -> _core.Cache:
         """Return an empty KV cache for one sequence."""
         return self._open().new_cache()

@@ -6,8 +6,9 @@ transformers. An unfinished beam ranks below all finished ones by `_FAR`.
 
 from __future__ import annotations
 
+import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,6 +30,7 @@ from fastattn.generation.processors import Processor, stops_at
 from fastattn.generation.request import Request, TokenRecord
 from fastattn.generation.stopping import TextState
 from fastattn.graph.executor import Cache, Executor
+from fastattn.models.outputs import FinishReason
 
 _FAR = np.float32(-1e9)
 Row = NDArray[np.floating[Any]]
@@ -52,6 +54,12 @@ class Beam:
     records: list[TokenRecord] = field(default_factory=list)
     cache: Cache | None = None
     fed: int = 0
+    base: int = 0  # the cache begins with the first id
+
+    @property
+    def left(self) -> int:
+        """The number of ids that are not in the cache."""
+        return len(self.ids) - self.fed
 
 
 @dataclass(slots=True, eq=False)
@@ -122,12 +130,24 @@ class BeamSearch:
         if self.done:
             self._finish()
 
+    def expire(self) -> None:
+        """End the search at the deadline of its requests, with the beams that it has."""
+        deadline = self._first.deadline
+        if not self.done and deadline is not None and time.monotonic() >= deadline:
+            self.close()
+            for group in self._groups:
+                group.done = True
+            self._finish("time")
+
     def close(self) -> None:
         """Free the memory."""
         caches = {id(beam.cache): beam.cache for group in self._groups for beam in group.beams}
         for cache in caches.values():
             if cache is not None:
                 cache.close()
+        for group in self._groups:
+            for beam in group.beams:
+                beam.cache = None
 
     def _advance_group(self, group: _Group, logits: Row, used: Sequence[int]) -> list[int]:
         """Do one step of a group and return the last tokens of its next beams."""
@@ -222,8 +242,8 @@ class BeamSearch:
         group.improvable = group.improvable and bool(possible > worst)
         group.done = not group.improvable or (full and options.early_stopping is True) or bool(hits.all())
 
-    def _finish(self) -> None:
-        """Give the best beams to the requests."""
+    def _finish(self, reason: FinishReason = "stopping_criteria") -> None:
+        """Give the best beams to the requests. reason: why those ended that did not end by themselves."""
         found = [pair for group in self._groups for pair in group.finished if pair[1] is not None]
         found.sort(key=lambda pair: -pair[0])  # stable: ties in the order of groups
         rest = [(beam.score, beam) for group in self._groups for beam in group.beams]
@@ -240,14 +260,12 @@ class BeamSearch:
                 if request.finish_reason is not None:
                     break
             if request.finish_reason is None:
-                request.finish_reason = "stopping_criteria"
+                request.finish_reason = reason
 
 
 def _has_stop(text: TextState, beam: Beam) -> bool:
     """Return whether the text of a beam contains a stop string."""
-    state = text.again()
-    for token_id in beam.ids[beam.prompt_len :]:
-        state.push(token_id)
+    state = text.again(beam.ids[beam.prompt_len :])
     state.finish()
     return state.stopped
 
@@ -268,17 +286,27 @@ def _pass_caches(owners: Sequence[Beam], live: Sequence[Beam]) -> None:
 
 
 def search(
-    executor: Executor, searches: Sequence[BeamSearch], *, max_batch_size: int, step_tokens: int
-) -> Iterator[BeamSearch]:
-    """Run searches, and yield each when it ends. Closing the iterator stops the work and frees its memory."""
+    executor: Executor,
+    searches: Sequence[BeamSearch],
+    *,
+    max_batch_size: int,
+    step_tokens: int,
+    stopped: Callable[[], bool] = bool,
+) -> Generator[BeamSearch]:
+    """Run searches, and yield each when it ends. Closing the iterator stops the work and frees its memory.
+
+    stopped: asked between steps whether to stop, from another thread.
+    """
     waiting, running = deque(searches), list[BeamSearch]()
     try:
-        while waiting or running:
+        while (waiting or running) and not stopped():
             while waiting and (not running or _n_beams([*running, waiting[0]]) <= max_batch_size):
                 running.append(waiting.popleft())
                 for beam in running[-1].beams():
                     beam.cache = executor.new_cache()
             _step(executor, running, step_tokens)
+            for one in running:
+                one.expire()
             yield from [one for one in running if one.done]
             running = [one for one in running if not one.done]
     finally:

@@ -36,10 +36,10 @@ def step_of(chunks: Sequence[tuple[Any, int]]) -> Step:
     The last row of a request is wanted if no ids of it remain.
     """
     counts = [count for _, count in chunks]
-    whole = [request.fed + count == len(request.ids) for request, count in chunks]
+    whole = [count == request.left for request, count in chunks]
     ends = np.cumsum([0, *counts]).astype(np.int32)
     return Step(
-        token_ids=np.array([i for r, n in chunks for i in r.ids[r.fed : r.fed + n]], np.int32),
+        token_ids=np.array([i for r, n in chunks for i in r.ids[r.base + r.fed : r.base + r.fed + n]], np.int32),
         cu_seqlens=ends,
         positions=np.array([i for r, n in chunks for i in range(r.fed, r.fed + n)], np.int32),
         wanted=(ends[1:] - 1)[whole].astype(np.int32),
@@ -47,74 +47,116 @@ def step_of(chunks: Sequence[tuple[Any, int]]) -> Step:
     )
 
 
-def drawn_in_core(requests: Sequence[Request]) -> bool:
-    """Return whether a step can draw the next token of all these requests itself, without returning logits."""
-    if not all(request.draws_in_core for request in requests):
-        return False
-    return len({request.eos_ids for request in requests if request.new_len < request.min_new_tokens}) <= 1
-
-
 def sampling_of(requests: Sequence[Request]) -> Sampling:
-    """Return how to draw the next token of each request. Ends are suppressed only if `drawn_in_core`."""
-    options = [request.options for request in requests]
+    """Return how to draw the next token of each request, by its own options.
+
+    Requests that must not end yet have the same `eos_ids` (see `same_suppressed`).
+    """
     params = np.zeros(len(requests), SAMPLE_PARAMS)
-    params["temperature"] = [o.temperature for o in options]
-    params["top_p"] = [o.top_p for o in options]
-    params["min_p"] = [o.min_p for o in options]
-    params["repetition_penalty"] = [o.repetition_penalty for o in options]
-    params["top_k"] = [o.top_k for o in options]
-    params["do_sample"] = [not o.greedy for o in options]
-    params["seed"] = [request.seed for request in requests]
-    params["counter"] = [len(request.ids) for request in requests]
-    histories = [request.ids if request.options.repetition_penalty != 1 else [] for request in requests]
-    suppressed = suppress = None
-    early = [request.eos_ids for request in requests if request.new_len < request.min_new_tokens]
-    if any(early) and drawn_in_core(requests):
-        suppressed = np.array(sorted(early[0]), np.int32)
-        suppress = np.array([request.min_new_tokens - request.new_len for request in requests], np.int64)
+    histories: list[list[int]] = []
+    suppressed: frozenset[int] = frozenset()
+    for i, request in enumerate(requests):
+        options = request.options
+        params[i] = (
+            options.temperature,
+            options.top_p,
+            options.min_p,
+            options.repetition_penalty,
+            options.top_k,
+            not options.greedy,
+            request.seed,
+            len(request.ids),
+        )
+        histories.append(request.ids if options.repetition_penalty != 1 else [])
+        if request.new_len < request.min_new_tokens:
+            suppressed = request.eos_ids
+    suppress = None
+    if suppressed:
+        suppress = np.array([max(0, r.min_new_tokens - r.new_len) if r.eos_ids else 0 for r in requests], np.int64)
     return Sampling(
         params=params,
         history=np.array([i for ids in histories for i in ids], np.int32),
         history_offsets=np.cumsum([0, *map(len, histories)], dtype=np.int64),
-        suppressed=suppressed,
+        suppressed=np.array(sorted(suppressed), np.int32) if suppressed else None,
         suppress=suppress,
         logprobs=any(request.wants_logprobs for request in requests),
     )
 
 
-def draw_from_logits(executor: Executor, step: Step, requests: Sequence[Request]) -> Drawn:
-    """Run a step and draw the next token of each request from its logits, as its options say.
+def same_suppressed(requests: Sequence[Request]) -> bool:
+    """Return whether one array has the ids that the requests must not draw yet."""
+    return len({r.eos_ids for r in requests if r.eos_ids and r.new_len < r.min_new_tokens}) <= 1
 
-    Raises NonFiniteError for a row of a request with nan="raise".
+
+def draw_each(executor: Executor, step: Step, requests: Sequence[Request]) -> list[tuple[int, float] | Exception]:
+    """Run a step and draw the next token of each request from the logits: its id and log-probability, or an error.
+
+    Unlike `DrawingExecutor.draw`, an error of a row, such as of a function of the user, affects only its own request.
     """
-    raw = cast("Logits", executor.run(step, ["logits"])["logits"])
-    logits = raw.copy()
-    unclean = np.zeros(len(requests), np.bool_)
+    logits = cast("Logits", executor.run(step, ["logits"])["logits"])
+    results: list[tuple[int, float] | Exception] = []
     for i, request in enumerate(requests):
-        if request.new_len < request.min_new_tokens:
-            logits[i, list(request.eos_ids)] = -np.inf
-        unclean[i] = request.options.nan == "propagate" and _unclean(logits[i : i + 1])[0]
-        if request.options.nan != "raise":
-            forbidden = sorted(request.eos_ids) if request.new_len < request.min_new_tokens else []
-            logits[i] = _cleaned(logits[i], request.options.nan, forbidden)
-    sampling, rows, processed = sampling_of(requests), logits.copy(), {}
-    for i, request in enumerate(requests):
-        if not request.draws_in_core:
-            sampling.params["repetition_penalty"][i] = 1  # a processor applies it
-            processed[i] = run_processors(request, rows[i])
-            rows[i] = processed[i]
-            if not request.options.filters_in_core:
-                rows[i] = filtered(rows[i], request.options)
-                for name, value in (("temperature", 1), ("top_k", 0), ("top_p", 1), ("min_p", 0)):
-                    sampling.params[name][i] = value
-    ids, logprobs = _sample(rows, sampling)
-    for i, scores in processed.items():
-        of_row = log_softmax(logits[i])
-        logprobs[i] = of_row[ids[i]]
-        if requests[i].options.records_tokens:
-            requests[i].records.append(record_of(requests[i].options, raw[i], of_row, scores))
-    logprobs[unclean] = np.nan
+        draw = _draw_processed if request.needs_numpy else _draw_plain
+        try:
+            results.append(draw(logits[i : i + 1], request))
+        except NonFiniteError as error:
+            row = str(request.index)
+            results.append(
+                NonFiniteError(str(error).replace("logits[0]", f"logits[{row}]").replace("row 0", f"row {row}"))
+            )
+        except Exception as error:
+            results.append(error)
+    return results
+
+
+def _draw_plain(logits: Logits, request: Request) -> tuple[int, float]:
+    ids, logprobs = _draw_rows(logits, sampling_of([request]), nan=request.options.nan)
+    return int(ids[0]), float(logprobs[0])
+
+
+def _draw_processed(logits: Logits, request: Request) -> tuple[int, float]:
+    """Draw from logits [1, vocab] after processors and filters, and record what the options ask for."""
+    options, sampling = request.options, sampling_of([request])
+    forbidden = sorted(request.eos_ids) if request.new_len < request.min_new_tokens else []
+    row = logits[0].copy()
+    row[forbidden] = -np.inf
+    unclean = options.nan == "propagate" and bool(_unclean(row[None])[0])
+    row = clean_row(row, options.nan, forbidden)
+    scores = run_processors(request, row)
+    drawn_from = scores
+    sampling.params["repetition_penalty"] = 1  # a processor applies it
+    if not options.filters_in_core:
+        drawn_from = filtered(scores, options)
+        for name, value in (("temperature", 1), ("top_k", 0), ("top_p", 1), ("min_p", 0)):
+            sampling.params[name] = value
+    ids, _ = _sample(drawn_from[None], sampling)
+    of_row = log_softmax(row)
+    if options.records_tokens:
+        request.records.append(record_of(options, logits[0], of_row, scores))
+    return int(ids[0]), np.nan if unclean else float(of_row[ids[0]])
+
+
+def draw_from_logits(executor: Executor, step: Step, sampling: Sampling, *, nan: NanPolicy = "raise") -> Drawn:
+    """Do what `DrawingExecutor.draw` does, with the logits that `run` returns; `nan` as in `GenerationOptions`."""
+    logits = cast("Logits", executor.run(step, ["logits"])["logits"])
+    ids, logprobs = _draw_rows(logits, sampling, nan=nan)
     return ids.tolist(), logprobs.tolist() if sampling.logprobs else None
+
+
+def _draw_rows(logits: Logits, sampling: Sampling, *, nan: NanPolicy) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+    if sampling.suppress is not None and sampling.suppressed is not None:
+        logits = logits.copy()
+        logits[np.ix_(sampling.suppress > 0, sampling.suppressed)] = -np.inf
+    unclean = _unclean(logits) if nan == "propagate" else None
+    if nan != "raise":
+        suppress = np.zeros(len(logits)) if sampling.suppress is None else sampling.suppress
+        logits = np.stack(
+            [_cleaned(row, nan, sampling.suppressed if n > 0 else []) for row, n in zip(logits, suppress, strict=True)]
+        )
+    ids, logprobs = _sample(logits, sampling)
+    if unclean is not None:
+        logprobs[unclean] = np.nan
+    return ids, logprobs
 
 
 def run_processors(request: Drawing, row: Logits, *, may_be_empty: bool = False) -> Logits:
@@ -171,24 +213,6 @@ def log_softmax(row: Logits) -> Logits:
         return np.asarray(_core.softmax(np.ascontiguousarray(row[None]), True)[0])
     shifted = row - row.max()
     return np.asarray(shifted - np.log(np.exp(shifted).sum()))
-
-
-def draw_rows(executor: Executor, step: Step, sampling: Sampling, *, nan: NanPolicy = "raise") -> Drawn:
-    """Do what `DrawingExecutor.draw` does, with the logits that `run` returns; `nan` as in `GenerationOptions`."""
-    logits = cast("Logits", executor.run(step, ["logits"])["logits"])
-    if sampling.suppress is not None and sampling.suppressed is not None:
-        logits = logits.copy()
-        logits[np.ix_(sampling.suppress > 0, sampling.suppressed)] = -np.inf
-    unclean = _unclean(logits) if nan == "propagate" else None
-    if nan != "raise":
-        suppress = np.zeros(len(logits)) if sampling.suppress is None else sampling.suppress
-        logits = np.stack(
-            [_cleaned(row, nan, sampling.suppressed if n > 0 else []) for row, n in zip(logits, suppress, strict=True)]
-        )
-    ids, logprobs = _sample(logits, sampling)
-    if unclean is not None:
-        logprobs[unclean] = np.nan
-    return ids.tolist(), logprobs.tolist() if sampling.logprobs else None
 
 
 def _sample(logits: Logits, sampling: Sampling) -> tuple[NDArray[np.int32], NDArray[np.float32]]:

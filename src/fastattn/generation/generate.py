@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,7 +13,8 @@ from numpy.typing import NDArray
 
 from fastattn.checks import check_flag
 from fastattn.errors import ContextLengthError, DTypeError, InputError
-from fastattn.generation.beam_search import search
+from fastattn.generation.beam_search import BeamSearch, search
+from fastattn.generation.call import Call
 from fastattn.generation.generate_args import GenerateArgs, GenerationArgs, Streamer
 from fastattn.generation.generation_config import with_defaults
 from fastattn.generation.keywords import with_generation_config
@@ -28,8 +31,9 @@ from fastattn.generation.prompts import (
     start_id,
     vocab_size,
 )
+from fastattn.generation.request import Request
 from fastattn.generation.results import beam_searches, best_requests, output_of
-from fastattn.generation.scheduler import STEP_TOKENS, Request, Scheduler
+from fastattn.generation.scheduler import STEP_TOKENS
 from fastattn.generation.stopping import TextState
 from fastattn.generation.text_stream import TextStream
 from fastattn.models.outputs import GenerateOutput
@@ -72,10 +76,68 @@ def generate(
     bos (else eos) id. Keywords of transformers are accepted if they change nothing here.
     Raises DTypeError, InputError, ContextLengthError, NonFiniteError.
     """
-    begin = time.perf_counter()
     own = {"return_dict_in_generate": return_dict_in_generate, "num_return_sequences": num_return_sequences}
-    configs = options.get("generation_config")
-    given = {**options, **own}
+    job = _read_call(model, ids, {**options, **own})
+    complete(model, job.requests, job.options, logprobs=job.wants_output, feed=job.feed)
+    return job.result()
+
+
+async def generate_async(
+    model: LanguageModel, ids: Any = None, **options: Any
+) -> NDArray[np.int32] | list[NDArray[np.int32]] | GenerateOutput:
+    """Do what `generate` does without blocking the event loop. Cancelling the task stops the work."""
+    job = _read_call(model, ids, options)
+    call = _call_of(job.requests, job.options, logprobs=job.wants_output, feed=job.feed)
+    await _search_async(model, job)
+    model.engine.submit(call)
+    try:
+        while (draw := await model.engine.take_async(call)) is not None:
+            if job.feed is not None and draw.token_id is not None:
+                job.feed.push(draw.token_id)
+    finally:
+        model.engine.cancel(call)
+    if job.feed is not None:
+        job.feed.end()
+    return job.result()
+
+
+async def _search_async(model: LanguageModel, job: _Job) -> None:
+    """Run the beam searches of a call in a thread. Cancelling the task stops them after a step."""
+    import asyncio
+
+    ended = list[bool]()
+    searching = _searched(model, job.requests, job.options, job.feed, stopped=lambda: bool(ended))
+    if searching is None:
+        return
+    try:
+        await asyncio.to_thread(list, searching)
+    finally:
+        ended.append(True)
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """The checked arguments of a call of `generate`. single: the result is one sequence. begin: time of the call."""
+
+    requests: list[Request]
+    options: GenerationOptions
+    wants_output: bool
+    feed: StreamerFeed | None
+    single: bool
+    begin: float
+
+    def result(self) -> NDArray[np.int32] | list[NDArray[np.int32]] | GenerateOutput:
+        """Return what `generate` returns, when all requests have ended."""
+        results = best_requests(self.requests)
+        if self.wants_output:
+            return output_of(results, self.requests, time.perf_counter() - self.begin)
+        sequences = [np.array(request.ids, np.int32) for request in results]
+        return sequences[0] if self.single else sequences
+
+
+def _read_call(model: LanguageModel, ids: Any, options: Mapping[str, Any]) -> _Job:
+    begin, defaults = time.perf_counter(), model.generation_config
+    configs, given = options.get("generation_config"), dict(options)
     if isinstance(configs, (list, tuple)):
         given["generation_config"] = None
     else:
@@ -89,19 +151,13 @@ def generate(
         )
     wanted = given.pop("return_dict_in_generate", None)
     wants_output = False if wanted is None else check_flag("return_dict_in_generate", wanted)
-    defaults = model.generation_config
     checked = read_options(with_defaults(given, {} if configs else defaults), "generate", also=_ARGUMENTS)
     prompts = read_prompts(model, inputs if ids is None else ids, mask, checked)
     each = _options_of_each(given, checked, configs, prompts.names, defaults)
     requests = _make_each(model, prompts, each, chosen)
     n_texts = sum(one.num_return_sequences for one, _ in each)
     feed = None if streamer is None else StreamerFeed(streamer, prompts.ids, n_texts)
-    complete(model, requests, checked, logprobs=wants_output, feed=feed)
-    results = best_requests(requests)
-    if wants_output:
-        return output_of(results, requests, checked, time.perf_counter() - begin)
-    sequences = [np.array(request.ids, np.int32) for request in results]
-    return sequences[0] if prompts.single and n_texts == 1 else sequences
+    return _Job(requests, checked, wants_output, feed, prompts.single and n_texts == 1, begin)
 
 
 def _make_each(
@@ -209,24 +265,54 @@ def completed(
     feed: StreamerFeed | None = None,
 ) -> Iterator[Request]:
     """Yield each request when it ends. The arguments are those of `complete`. Closing the iterator stops the work."""
-    for request in requests:
-        request.wants_logprobs = request.wants_logprobs or logprobs
-    searches = beam_searches(requests)
-    if feed is not None and searches:
-        raise InputError("streamer: expected num_beams=1, got more; the text of a beam can change until the end")
-    for one in search(model.executor, searches, max_batch_size=options.max_batch_size, step_tokens=STEP_TOKENS):
-        yield from one.requests
+    call = _call_of(requests, options, logprobs=logprobs, feed=feed)
+    searching = _searched(model, requests, options, feed)
+    if searching is not None:
+        with contextlib.closing(searching):
+            for one in searching:
+                yield from one.requests
     requests = [request for request in requests if request.options.num_beams == 1]
-    with Scheduler(model.executor, requests, max_batch_size=options.max_batch_size) as scheduler:
-        yield from (request for request in requests if request.finish_reason is not None)
-        while not scheduler.done:
-            for draw in scheduler.step():
-                if feed is not None:
-                    feed.push(draw.token_id)
-                if draw.request.finish_reason is not None:
-                    yield draw.request
+    yield from (request for request in requests if request.finish_reason is not None)
+    with contextlib.closing(model.engine.draws(call)) as draws:
+        for draw in draws:
+            if feed is not None and draw.token_id is not None:
+                feed.push(draw.token_id)
+            if draw.request.finish_reason is not None:
+                yield draw.request
     if feed is not None:
         feed.end()
+
+
+def _searched(
+    model: LanguageModel,
+    requests: Sequence[Request],
+    options: GenerationOptions,
+    feed: StreamerFeed | None,
+    *,
+    stopped: Callable[[], bool] = bool,
+) -> Generator[BeamSearch] | None:
+    """Return the beam searches of the requests, as they end; None if there are none."""
+    searches = beam_searches(requests)
+    if not searches:
+        return None
+    if feed is not None:
+        raise InputError("streamer: expected num_beams=1, got more; the text of a beam can change until the end")
+    return search(
+        model.executor,
+        searches,
+        max_batch_size=options.max_batch_size,
+        step_tokens=STEP_TOKENS,
+        stopped=stopped,
+    )
+
+
+def _call_of(
+    requests: Sequence[Request], options: GenerationOptions, *, logprobs: bool, feed: StreamerFeed | None
+) -> Call:
+    for request in requests:
+        request.wants_logprobs = request.wants_logprobs or logprobs
+    requests = [request for request in requests if request.options.num_beams == 1]
+    return Call(requests, max_running=options.max_batch_size, priority=options.priority, every_token=feed is not None)
 
 
 def stream(model: LanguageModel, text_or_ids: Any, **options: Unpack[GenerationArgs]) -> TextStream:
@@ -242,17 +328,29 @@ def stream(model: LanguageModel, text_or_ids: Any, **options: Unpack[GenerationA
         if (getattr(checked, name) or 1) != 1:
             why = "call stream once for each text" if name == "num_return_sequences" else "use generate"
             raise InputError(f"{name}: expected 1, got {getattr(checked, name)}; {why}")
-    tokenizer, mask = need_tokenizer(model, "stream"), None
+    tokenizer = need_tokenizer(model, "stream")
+    prompts = _read_one(model, text_or_ids, checked, "stream")
+    request = make_requests(model, prompts.ids, checked, names=prompts.names, tokenizer=tokenizer)[0]
+    return TextStream(model.engine, request)
+
+
+def read_prompt(model: LanguageModel, text_or_ids: Any) -> list[int]:
+    """Return the ids of a text, or checked ids [n_tokens]. Raises what `stream` raises for them."""
+    found: list[int] = _read_one(model, text_or_ids, GenerationOptions(), "cache_prefix").ids[0].tolist()
+    return found
+
+
+def _read_one(model: LanguageModel, text_or_ids: Any, options: GenerationOptions, caller: str) -> Prompts:
+    mask = None
     if isinstance(text_or_ids, str):
-        text_or_ids = encode_prompt(tokenizer, text_or_ids, "text_or_ids")
+        text_or_ids = encode_prompt(need_tokenizer(model, caller), text_or_ids, "text_or_ids")
         mask = np.ones(len(text_or_ids), np.int64)  # a text has no padding, whatever its ids
     elif isinstance(text_or_ids, (bytes, bytearray)):
         raise DTypeError(f"text_or_ids: expected str or token ids, got {type(text_or_ids).__name__}")
-    prompts = read_prompts(model, text_or_ids, mask, checked, name="text_or_ids")
+    prompts = read_prompts(model, text_or_ids, mask, options, name="text_or_ids")
     if not prompts.single:
         raise InputError("text_or_ids: expected one sequence [n_tokens], got several; use generate() for several")
-    request = make_requests(model, prompts.ids, checked, names=prompts.names, tokenizer=tokenizer)[0]
-    return TextStream(Scheduler(model.executor, [request]), request)
+    return prompts
 
 
 def make_requests(
@@ -276,15 +374,16 @@ def make_requests(
     the requests; None uses those of the options. first_index: of the prompts, for prefix_allowed_tokens_fn.
     """
     context, n_texts = model.executor.program.max_positions, options.n_requests
+    ends, deadline, slides = eos_ids(model, options), options.deadline(), options.overflow == "slide"
     seeds = seeds_of(options, len(prompts)) if seeds is None else seeds
     names = [f"input_ids[{i}]" for i in range(len(prompts))] if names is None else names
-    requests, ends = [], eos_ids(model, options)
+    requests: list[Request] = []
     for i, prompt in enumerate(prompts):
         whole = prompt if len(prompt) else np.array([start_id(model, options, names[i])], np.int32)
         length = len(whole) if lengths is None or not len(prompt) else lengths[i]
         lowest, highest = options.new_tokens(length, context, default_new_tokens)
         start: list[int] = options.cut(whole, context - highest).tolist()
-        if len(start) + highest > context:
+        if len(start) + highest > context and not slides:
             raise ContextLengthError(
                 f"{names[i]}: expected prompt and max_new_tokens to fit the context of {context} positions, "
                 f"got {len(start)} + {highest}{HOW_TO_CUT if highest < context else ''}",
@@ -304,10 +403,12 @@ def make_requests(
                     skip_special_tokens=skip_special_tokens,
                     clean_up_tokenization_spaces=clean_up_tokenization_spaces,
                 )
-            request = Request(list(start), len(start), highest, seed, text, lowest, options, ends)
-            request.processors, request.siblings = processors, siblings
-            request.wants_logprobs = options.best_of is not None
-            siblings.append(request)
+            request = Request(list(start), len(start), highest, seed, text, lowest, options=options, eos_ids=ends)
+            request.index, request.deadline = first_index + len(requests), deadline
+            request.join(siblings, processors)
+            if slides:
+                request.context = context
+                request.slide()
             if highest == 0:
                 request.finish_reason = "length"
             requests.append(request)

@@ -37,6 +37,9 @@ class GenerationArgs(TypedDict, total=False):
     pad_token_id: int | None
     truncate: Literal["left", "right"] | None
     max_batch_size: int | None
+    max_time: float | None
+    overflow: Literal["error", "slide"] | None
+    priority: int | None
     nan: Literal["raise", "finite", "propagate"] | None
     epsilon_cutoff: float | None
     eta_cutoff: float | None

@@ -47,7 +47,6 @@ KEYWORDS: Mapping[str, Neutral] = {
     "logits_to_keep": Neutral((0, 1), "generate computes the logits that it draws from"),
     "max_cache_len": Neutral((), "the cache grows as needed; leave it out"),
     "max_matching_ngram_size": Neutral((), _NO_DRAFTS),
-    "max_time": Neutral((), "use stream, and close it when time is up"),
     "negative_prompt_attention_mask": Neutral((), _LIMITED),
     "negative_prompt_ids": Neutral((), _LIMITED),
     "num_assistant_tokens": Neutral((20,), _NO_DRAFTS),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
@@ -82,6 +83,10 @@ class GenerationOptions:
     bos_token_id: the start of an empty prompt; None uses the checkpoint's bos, else its eos.
     pad_token_id: the padding id in prompts without attention_mask; None uses the checkpoint's. An id that is also an
         eos id is never padding.
+    overflow: what happens when prompt and new tokens exceed the context. "error" rejects the prompt. "slide" continues:
+        when the context is full, the text without its first half of a context is read again, as a text of its own.
+    max_time: seconds after which a text ends with the tokens that it has; finish reason "time". None: no limit.
+    priority: calls with a higher one go first, also before those that already run if memory is short.
     num_return_sequences: number of texts per prompt, returned consecutively; more than 1 requires do_sample=True or as
         many beams.
     truncate: "left" or "right" cuts a prompt on that side if it and the new tokens exceed the context; None rejects it.
@@ -185,6 +190,9 @@ class GenerationOptions:
     top_logprobs: int = option(0, Count(high=MAX_TOP_LOGPROBS))
     output_scores: bool = option(False, check_flag)
     output_logits: bool = option(False, check_flag)
+    max_time: float | None = option(None, Number(0.0))
+    overflow: Literal["error", "slide"] = option("error", Choice("error", "slide"))
+    priority: int = option(0, Count(low=-1000, high=1000))
 
     def __post_init__(self) -> None:
         for name, entry in OPTIONS.items():
@@ -197,6 +205,10 @@ class GenerationOptions:
             raise InputError(
                 f"min_new_tokens: expected at most max_new_tokens {self.max_new_tokens}, got {self.min_new_tokens}"
             )
+        if self.overflow == "slide" and self.truncate is not None:
+            raise InputError(f"overflow: expected 'error' with truncate={self.truncate!r}, got 'slide'")
+        if self.overflow == "slide" and self.num_beams > 1:
+            raise InputError("overflow: expected 'error' with num_beams, got 'slide'")
         if self.num_beams > 1 or self.num_beam_groups > 1 or self.diversity_penalty:
             self._check_beams()
         elif self.num_return_sequences > 1 and self.greedy:
@@ -260,7 +272,7 @@ class GenerationOptions:
                     f"{self.max_length}; pass max_new_tokens, which counts only new tokens"
                 )
             return min(lowest, self.max_length - length), self.max_length - length
-        left = context - length
+        left = context - length if self.overflow == "error" else default
         if left < 1 and self.truncate is not None:
             left = context - 1
         highest = max(1, min(default, left))
@@ -291,6 +303,10 @@ class GenerationOptions:
         if len(seed) != n_requests:
             raise InputError(f"seed: expected {n_requests} seeds, one for each request, got {len(seed)}")
         return list(seed)
+
+    def deadline(self) -> float | None:
+        """Return the time.monotonic() at which texts that begin now end; None: never."""
+        return None if self.max_time is None else time.monotonic() + self.max_time
 
     def stops(self) -> tuple[str, ...]:
         return self.stop_strings if isinstance(self.stop_strings, tuple) else ()

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from fastattn.checks import quote
 from fastattn.errors import ConfigError, DTypeError, InputError
+from fastattn.generation.engine import Engine
 from fastattn.generation.options import GenerationOptions
 from fastattn.graph.executor import Executor
 from fastattn.models.inputs import Batch, read_batch
@@ -35,6 +36,8 @@ class LanguageModel(HasTokenizer, Protocol):
     @property
     def executor(self) -> Executor: ...
     @property
+    def engine(self) -> Engine: ...
+    @property
     def bos_token_id(self) -> int | None: ...
     @property
     def eos_token_ids(self) -> Sequence[int]: ...
@@ -45,7 +48,7 @@ class LanguageModel(HasTokenizer, Protocol):
     def explain_id(self, token_id: int) -> str: ...
 
 
-HOW_TO_CUT = '; truncate="left" cuts the prompt'
+HOW_TO_CUT = '; truncate="left" cuts the prompt, overflow="slide" continues beyond the context'
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +73,8 @@ def read_prompts(
     name: of the ids, for messages. Raises DTypeError, InputError, ContextLengthError.
     """
     _refuse_texts(ids, name)
-    context = model.executor.program.max_positions if options.truncate is None else sys.maxsize
+    checked = options.truncate is None and options.overflow == "error"
+    context = model.executor.program.max_positions if checked else sys.maxsize
     batch = read_batch(
         ids,
         attention_mask,

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fastattn.generation.options import GenerationOptions
+from fastattn.generation.prefix_tree import Node
 from fastattn.generation.processors import Processor, stops_at
 from fastattn.generation.stopping import TextState
 from fastattn.graph.executor import Cache
 from fastattn.models.outputs import FinishReason
+
+if TYPE_CHECKING:
+    from fastattn.generation.call import Call
+
+_PLAIN = GenerationOptions()
 
 
 class TokenRecord(NamedTuple):
@@ -32,10 +39,11 @@ class TokenRecord(NamedTuple):
 class Request:
     """One sequence: `ids` holds the prompt and the drawn tokens; the first `fed` of them are in the cache.
 
-    min_new_tokens: no end-of-text id is drawn before this many tokens. options: how its tokens are drawn. eos_ids: the
-    ids that end it. wants_logprobs: whether `logprobs` collects the log-probabilities of the drawn ids. processors: of
-    its logits. siblings: all requests of the same prompt. records: of the drawn tokens, if its options ask for any.
-    score, beam_indices: of beam search, as in GenerateOutput.
+    min_new_tokens: no end-of-text id is drawn before this many tokens. logprobs: of the drawn ids, if `wants_logprobs`.
+    options: how this sequence draws its tokens. eos_ids: they end it. index: its place in the call, for messages.
+    deadline: the time.monotonic() at which it ends; None: never. processors: of its logits. siblings: all requests of
+    the same prompt. records: of the drawn tokens, if its options ask for any. score, beam_indices: of beam search, as
+    in GenerateOutput.
     """
 
     ids: list[int]
@@ -44,28 +52,71 @@ class Request:
     seed: int
     text: TextState | None = None
     min_new_tokens: int = 0
-    options: GenerationOptions = field(default_factory=GenerationOptions)
+    logprobs: list[float] = field(default_factory=list)
+    finish_reason: FinishReason | None = None
+    cache: Cache | None = None
+    fed: int = 0
+    options: GenerationOptions = _PLAIN
     eos_ids: frozenset[int] = frozenset()
     wants_logprobs: bool = False
+    index: int = 0
+    deadline: float | None = None
     processors: tuple[Processor, ...] = ()
     siblings: list[Request] = field(default_factory=list)
     records: list[TokenRecord] = field(default_factory=list)
     score: float | None = None
     beam_indices: list[int] | None = None
-    logprobs: list[float] = field(default_factory=list)
-    finish_reason: FinishReason | None = None
-    cache: Cache | None = None
-    fed: int = 0
+    # With a context, a text may be longer than it: when it is full, the next tokens are computed from the end of the
+    # text, `window`, which begins at `base`.
+    context: int | None = None
+    base: int = 0
+    # State of the scheduler. node: the end of the pages that the cache shares with the prefix tree. awaited: another
+    # sequence waits for keys and values that this one computes. draws_in_core: False if the draw needs numpy, or after
+    # logits that are not finite.
+    node: Node | None = None
+    # call: what it was submitted with. number: the order of its first admission. pins: keep its pages; `pinned` are
+    # their nodes.
+    awaited: bool = False
+    draws_in_core: bool = True
+    call: Call | None = None
+    number: int = 0
+    pins: bool = False
+    pinned: Sequence[Node] = ()
 
     @property
     def new_len(self) -> int:
         """The number of drawn tokens."""
         return len(self.ids) - self.prompt_len
 
+    def join(self, siblings: list[Request], processors: tuple[Processor, ...]) -> None:
+        """Set the processors, and become one of the requests of a prompt."""
+        self.processors, self.siblings = processors, siblings
+        self.wants_logprobs = self.options.best_of is not None
+        self.draws_in_core = not self.needs_numpy
+        siblings.append(self)
+
     @property
-    def draws_in_core(self) -> bool:
-        """Whether a step can draw the next token itself, without returning logits."""
-        return not (self.processors or self.options.records_tokens) and self.options.filters_in_core
+    def needs_numpy(self) -> bool:
+        """Whether its options ask for more than the sampler of the step can do."""
+        return bool(self.processors) or self.options.records_tokens or not self.options.filters_in_core
+
+    @property
+    def left(self) -> int:
+        """The number of ids that are not in the cache."""
+        return len(self.ids) - self.base - self.fed
+
+    @property
+    def window(self) -> list[int]:
+        """The ids that the cache is for."""
+        return self.ids[self.base :] if self.base else self.ids
+
+    def slides(self) -> bool:
+        """Return whether the window must move before the next token."""
+        return self.context is not None and len(self.ids) - self.base > self.context
+
+    def slide(self) -> None:
+        """Move the window to where it belongs."""
+        self.base = 0 if self.context is None else window_start(len(self.ids), self.context)
 
     def keep_new(self, count: int) -> None:
         """Drop the drawn tokens after the first `count`."""
@@ -93,7 +144,32 @@ class Request:
                 self.keep_new(self.text.whole_tokens(self.ids[self.prompt_len :]))
         return piece
 
+    def expire(self) -> str:
+        """End the request at its deadline, and return the rest of its text."""
+        self.finish_reason = "time"
+        return "" if self.text is None else self.text.finish()
+
+    def rewind(self, length: int) -> None:
+        """Return to the first `length` ids after an interrupted step."""
+        del self.ids[length:]
+        del self.logprobs[max(0, self.new_len) :], self.records[max(0, self.new_len) :]
+        self.finish_reason = None
+        self.slide()
+        if self.text is not None:
+            self.text = self.text.again(self.ids[self.prompt_len :])
+
+    def forget_pages(self) -> None:
+        """Free the cache; the next step starts from the first token."""
+        self.close()
+        self.node, self.fed, self.awaited = None, 0, False
+
     def close(self) -> None:
         if self.cache is not None:
             self.cache.close()
             self.cache = None
+
+
+def window_start(length: int, context: int) -> int:
+    """Return where the window of a text of `length` tokens begins: it moves by half a context when that is full."""
+    step = max(1, context // 2)
+    return 0 if length <= context else -(-(length - context) // step) * step

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import numpy as np
 
 from fastattn.generation.beam_search import BeamSearch
-from fastattn.generation.options import GenerationOptions
 from fastattn.generation.request import Request
 from fastattn.models.outputs import GenerateOutput
 
@@ -42,9 +41,7 @@ def mean_logprob(request: Request) -> float:
     return sum(request.logprobs) / len(request.logprobs) if request.logprobs else 0.0
 
 
-def output_of(
-    results: Sequence[Request], requests: Sequence[Request], options: GenerationOptions, seconds: float
-) -> GenerateOutput:
+def output_of(results: Sequence[Request], requests: Sequence[Request], seconds: float) -> GenerateOutput:
     """Return the output of `generate`. requests: all that were drawn; results: those that are returned."""
 
     def recorded(name: str, wanted: bool) -> list[list[np.ndarray]] | None:

@@ -1,65 +1,93 @@
-"""Runs many requests on one executor.
+"""Runs the requests of many calls on one executor.
 
-Each step contains the next token of every running sequence; the remaining room in the step goes to prompt tokens of new
-sequences. When a sequence ends, the next waiting request takes its place.
+Each step contains the next token of every running sequence; the remaining room in the step goes to prompt tokens. When
+a sequence ends, the next waiting request takes its place. `fastattn.generation.page_plan` decides what fits the memory.
 
 A row of output depends only on its own sequence, and a draw depends only on (seed, position). So results do not depend
-on how requests share steps.
+on how requests share steps, nor on a request being stopped and computed again.
 """
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Sequence
-from typing import NamedTuple
 
 from fastattn.errors import NonFiniteError
-from fastattn.generation.feed import draw_from_logits, drawn_in_core, sampling_of, step_of
+from fastattn.generation.call import Call, Draw, Failure
+from fastattn.generation.feed import draw_each, same_suppressed, sampling_of, step_of
+from fastattn.generation.page_plan import PagePlan
 from fastattn.generation.request import Request
-from fastattn.graph.executor import Decoding, DrawingExecutor, Drawn, Executor
-from fastattn.graph.ir import Step
+from fastattn.graph.executor import Decoding, DrawingExecutor, Executor
 
-__all__ = ["STEP_TOKENS", "Draw", "Request", "Scheduler"]
+__all__ = ["STEP_TOKENS", "Call", "Draw", "Failure", "Request", "Scheduler"]
 
 STEP_TOKENS = 1024  # maximum tokens per step, to bound its memory
-
-
-class Draw(NamedTuple):
-    """A token drawn by a step, and the text that it completes (if the request has a TextState)."""
-
-    request: Request
-    token_id: int
-    piece: str
+ALONE_TOKENS = 256  # maximum prompt tokens per step of a single call; another one that comes waits for the step
+BESIDE_TOKENS = 64  # maximum prompt tokens per step beside other calls
+MAX_RUNNING = 128  # sequences at a time, unless one call asks for more
+LONG_SHARE = 1 / 3  # time of longer calls beside short ones, as a fraction of the time of steps only for short ones
+_ANY = 1 << 30
+_Result = tuple[int, float | None] | Exception
 
 
 class Scheduler:
     """Call `step` until `done`. `close`, or leaving a `with` block, frees all memory at any time.
 
-    Each request has its own options. max_batch_size: number of requests that run at a time.
+    calls: what to run; `add` adds more. pages: the memory of the sequences. prompt_tokens: limits of the prompt tokens
+    of a step, of a single call and beside other calls.
     """
 
     def __init__(
         self,
         executor: Executor,
-        requests: Sequence[Request],
+        calls: Sequence[Call] = (),
         *,
-        max_batch_size: int = 32,
+        pages: PagePlan | None = None,
         step_tokens: int = STEP_TOKENS,
+        prompt_tokens: tuple[int, int] | None = None,
     ) -> None:
         self._executor = executor
         self._drawing = executor if isinstance(executor, DrawingExecutor) else None
-        self._max_batch_size = max_batch_size
+        self._pages = PagePlan(executor) if pages is None else pages
         self._step_tokens = step_tokens
-        self._waiting = deque(request for request in requests if request.finish_reason is None)
-        self._running: list[Request] = []
-        # The decode loop, while the same requests draw one token per step. Its rows are the requests in `_rows`.
-        self._decoding: Decoding | None = None
-        self._rows: list[Request] = []
+        self._prompt_tokens = (step_tokens, step_tokens) if prompt_tokens is None else prompt_tokens
+        self._calls: list[Call] = []  # with requests that have not ended, in the order of their arrival
+        self._running: list[Request] = []  # in the order of their rank
+        self._deadlines: list[Request] = []
+        self._n_admitted = 0
+        # Whether the last plan had short and longer calls, and was only for the short ones. A step of all costs
+        # `_long_seconds`; it is due when `_credit` has reached them.
+        self._mixed = self._only_short = False
+        self._long_seconds = self._credit = 0.0
+        self._most = _ANY  # sequences at a time, after a lack of memory
+        # The decode loop, while the same requests draw one token per step; it may run `_loop_steps` steps.
+        self._loop: Decoding | None = None
+        self._loop_steps = 0
+        self._rows: list[Request] = []  # that the last step drew for
+        self._before: list[int] | None = None  # lengths of the rows' ids before a step that has not returned
+        self.results: deque[Draw | Failure] = deque()  # of the last step, until the caller removes them
+        for call in calls:
+            self.add(call)
 
     @property
     def done(self) -> bool:
         """Whether every request has ended."""
-        return not self._waiting and not self._running
+        return not self._calls
+
+    @property
+    def calls(self) -> Sequence[Call]:
+        """The calls with requests that have not ended."""
+        return self._calls
+
+    @property
+    def n_running(self) -> int:
+        """The number of sequences that have a cache."""
+        return len(self._running)
+
+    def running_calls(self) -> list[Call]:
+        """Return the calls with sequences that have a cache."""
+        return [call for call in self._calls if call.running]
 
     def __enter__(self) -> Scheduler:
         return self
@@ -67,99 +95,272 @@ class Scheduler:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def add(self, call: Call) -> None:
+        """Add the requests of a call."""
+        if call.unfinished and call not in self._calls:
+            self._calls.append(call)
+            self._deadlines += [request for request in call.waiting if request.deadline is not None]
+            self._loop_steps = 0
+
+    def remove(self, call: Call) -> None:
+        """Stop the requests of a call and free their memory; they retain the tokens that they have."""
+        call.closed = True
+        if call in self._calls:
+            call.waiting.clear()
+            for request in [request for request in self._running if request.call is call]:
+                self._release(request)
+            self._deadlines = [request for request in self._deadlines if request.call is not call]
+            self._calls.remove(call)  # last, so that an interrupted removal can be repeated
+
     def close(self) -> None:
         """Stop the work; unfinished requests retain the tokens that they have."""
-        self._waiting.clear()
-        self._decoding = None
-        for request in self._running:
-            request.close()
-        self._running.clear()
+        for call in list(self._calls):
+            self.remove(call)
 
-    def step(self) -> list[Draw]:
-        """Run one step and return the drawn tokens; none if the step only read part of a prompt."""
-        if self._decoding is None:
-            ids, logprobs = self._first_step()
+    # -- steps --------------------------------------------------------------------------------------------------------
+
+    def step(self) -> list[Draw | Failure]:
+        """Run one step and return the drawn tokens; none if the step only read prompts. `results` has them too.
+
+        The caller removes the call of a Failure. After an exception, or an interruption anywhere in a method of this
+        class, call `recover`.
+        """
+        self.results.clear()
+        if self._deadlines:
+            self._expire()
+        if self._loop is not None and self._loop_steps > 0 and not any(r.call.paused for r in self._rows if r.call):
+            chunks = None
         else:
-            ids, logprobs = self._next_step(self._decoding)
-        if logprobs is not None:
-            for request, logprob in zip(self._rows, logprobs, strict=True):
-                if request.wants_logprobs:
-                    request.logprobs.append(logprob)
-        draws, ended = [], False
-        for request, token_id in zip(self._rows, ids, strict=True):
-            draws.append(Draw(request, token_id, request.append(token_id, is_end=token_id in request.eos_ids)))
-            ended = ended or request.finish_reason is not None
+            chunks = self._plan()
+            if not chunks:
+                return list(self.results)
+            self._set_rows(chunks)
+        self._before = [len(request.ids) for request in self._rows]
+        begin = time.perf_counter()
+        results = self._run(chunks)
+        seconds = time.perf_counter() - begin
+        if self._only_short:
+            self._credit += LONG_SHARE * seconds
+        else:
+            self._credit, self._long_seconds = 0.0, seconds
+        draws: list[Draw | Failure] = []
+        ended = False
+        for request, result in zip(self._rows, results, strict=True):
+            if isinstance(result, Exception):
+                draws.append(Failure(request, result))
+                continue
+            token_id, logprob = result
+            if request.wants_logprobs and logprob is not None:
+                request.logprobs.append(logprob)
+            try:
+                piece = request.append(token_id, is_end=token_id in request.eos_ids)
+            except Exception as error:  # of its tokenizer
+                draws.append(Failure(request, error))
+                continue
+            draws.append(Draw(request, token_id, piece))
+            ended = ended or request.finish_reason is not None or request.slides()
         if ended:
             for request in self._rows:
                 if request.finish_reason is not None:
-                    request.close()
-            self._running = [request for request in self._running if request.finish_reason is None]
-        if ended or self._takes_more():
-            self._decoding = None
-        return draws
+                    self._finish(request)
+                elif request.slides():
+                    self._pages.release(request)  # while `base` is that of the cache
+                    request.slide()
+                    self._pages.start(request)
+                    self._loop, self._loop_steps = None, 0
+        self.results.extend(draws)
+        self._before = None
+        return list(self.results)
 
-    def _first_step(self) -> Drawn:
-        """Run a step when the set of requests has changed, and return the draws of `_rows`."""
-        chunks = self._plan()
-        step = step_of(chunks)
-        rows = [request for request, count in chunks if request.fed + count == len(request.ids)]
+    def _set_rows(self, chunks: Sequence[tuple[Request, int]]) -> None:
+        rows = [request for request, count in chunks if count == request.left]
+        repeats = len(rows) == len(chunks) == sum(count for _, count in chunks)
+        if not repeats or rows != self._rows:
+            self._loop = None
         self._rows = rows
-        repeats = len(step.token_ids) == len(rows) == len(self._running)
-        drawn = self._draw(step, rows, repeats=repeats)
+        steady = repeats and len(rows) == len(self._running) and not self._mixed
+        self._loop_steps = self._pages.steps_for(rows) if steady else 0
+
+    def _run(self, chunks: Sequence[tuple[Request, int]] | None) -> Sequence[_Result]:
+        """Run a step and return what the rows draw. chunks: None repeats the last step with the drawn tokens."""
+        rows = self._rows
+        if chunks is None:
+            chunks = [(request, 1) for request in rows]
+        in_core = self._drawing is not None and all(r.draws_in_core for r in rows) and same_suppressed(rows)
+        results: Sequence[_Result] | None = None
+        if in_core and self._drawing is not None:
+            try:
+                if self._loop is None:
+                    step, sampling = step_of(chunks), sampling_of(rows)
+                    if len(rows) == len(step.token_ids) == len(self._running):
+                        self._loop = self._drawing.decoding(step, sampling)
+                drawn = self._drawing.draw(step, sampling) if self._loop is None else self._loop.draw()
+            except NonFiniteError:  # the caches are unchanged
+                self._loop = None
+                for request in rows:  # keys and values that are not finite would make the fast path fail at every step
+                    request.draws_in_core = request.options.nan == "raise"
+            else:
+                ids, logprobs = drawn
+                results = list(zip(ids, [None] * len(ids) if logprobs is None else logprobs, strict=True))
+        if results is None:
+            self._loop = None
+            results = draw_each(self._executor, step_of(chunks), rows)
+        self._loop_steps -= 1
         for request, count in chunks:
             request.fed += count
-        return drawn
+            self._pages.share(request)
+        return results
 
-    def _next_step(self, decoding: Decoding) -> Drawn:
-        """Run a step with the same requests as the last one."""
-        try:
-            drawn = decoding.draw()
-        except NonFiniteError:
-            if self._raises(self._rows):
-                raise
-            self._draw_from_logits_from_now_on()
-            return self._first_step()
-        for request in self._rows:
-            request.fed += 1
-        return drawn
+    def recover(self, *, most: int = _ANY) -> None:
+        """Make the requests consistent again after a step that raised an error; they are computed again.
 
-    def _draw(self, step: Step, rows: Sequence[Request], *, repeats: bool) -> Drawn:
-        if self._drawing is not None and drawn_in_core(rows):
-            try:
-                if repeats:
-                    self._decoding = self._drawing.decoding(step, sampling_of(rows))
-                    return self._decoding.draw()
-                return self._drawing.draw(step, sampling_of(rows))
-            except NonFiniteError:  # the caches are unchanged
-                if self._raises(rows):
-                    raise
-                self._draw_from_logits_from_now_on()
-        return draw_from_logits(self._executor, step, rows)
+        most: how many sequences to run at a time from now on; each one that ends allows one more.
+        """
+        self._most = min(self._most, most)
+        self._loop, self._loop_steps = None, 0
+        rows = list(self._rows)
+        if self._before is not None:
+            for request, length in zip(rows, self._before, strict=True):
+                request.rewind(length)
+            self.results = deque(
+                result for result in self.results if isinstance(result, Draw) and result.token_id is None
+            )
+        self._before, self._rows = None, []
+        # The step may have removed a call that ended, and then goes back.
+        calls = dict.fromkeys([*self._calls, *(request.call for request in rows if request.call is not None)])
+        found = [call for call in calls if not call.closed]
+        for request in {*self._running, *(request for call in calls for request in call.requests)}:
+            request.forget_pages()
+        self._running = []
+        for call in found:
+            call.waiting = deque(request for request in call.requests if request.finish_reason is None)
+            call.running = 0
+            known = {id(result.request) for result in self.results}
+            for request in call.requests:  # that ended at their deadline
+                if request.finish_reason is not None and not call.has_end_of(request) and id(request) not in known:
+                    self.results.append(Draw(request, None, ""))
+        self._calls = [call for call in found if call.waiting]
+        self._pages.recover()
 
-    @staticmethod
-    def _raises(rows: Sequence[Request]) -> bool:
-        """Return whether logits that are not finite are an error for every row."""
-        return all(request.options.nan == "raise" for request in rows)
+    # -- the end of requests ------------------------------------------------------------------------------------------
 
-    def _draw_from_logits_from_now_on(self) -> None:
-        """Stop trying the fast path: non-finite keys and values in the cache would make it fail at every step."""
-        self._drawing = self._decoding = None
+    def _expire(self) -> None:
+        now = time.monotonic()
+        ended = [r for r in self._deadlines if r.finish_reason is None and r.deadline is not None and r.deadline <= now]
+        for request in ended:
+            self.results.append(Draw(request, None, request.expire()))
+            self._finish(request)
+        if ended:
+            self._deadlines = [request for request in self._deadlines if request.finish_reason is None]
 
-    def _takes_more(self) -> bool:
-        """Return whether a waiting request could start."""
-        return bool(self._waiting) and len(self._running) < self._max_batch_size
+    def _finish(self, request: Request) -> None:
+        call, self._most = request.call, self._most + 1
+        if request.cache is None and call is not None:  # at its deadline, before it began
+            call.waiting.remove(request)
+        else:
+            self._release(request)
+        if call is not None and not call.unfinished and call in self._calls:
+            self._calls.remove(call)
+
+    def _release(self, request: Request) -> None:
+        """Remove a request from the running ones and free its memory."""
+        self._loop, self._loop_steps = None, 0
+        self._running.remove(request)
+        self._pages.release(request)
+        if request.call is not None:
+            request.call.running -= 1
+
+    def _preempt(self, request: Request) -> None:
+        """Stop a sequence; it is computed again later, from the pages that are still shared then."""
+        if request.call is not None:
+            request.call.waiting.appendleft(request)
+        self._release(request)
+
+    # -- plans --------------------------------------------------------------------------------------------------------
 
     def _plan(self) -> list[tuple[Request, int]]:
         """Return the sequences of a step with their token counts: first those that draw, then prompts that fit."""
-        while self._takes_more():
-            request = self._waiting.popleft()
+        self._admit()
+        self._pages.begin()
+        while True:
+            chosen = self._choose([r for r in self._running if r.call is None or not r.call.paused])
+            if chosen or not self._make_place():
+                return chosen
+
+    def _choose(self, able: list[Request]) -> list[tuple[Request, int]]:
+        short = [request for request in able if request.call is not None and request.call.short]
+        self._mixed = 0 < len(short) < len(able)
+        self._only_short = self._mixed and self._credit < self._long_seconds
+        if self._only_short:
+            able = short
+        chosen: list[tuple[Request, int]] = []
+        taken: set[int] = set()
+
+        def choose(request: Request, count: int) -> None:
+            while not self._pages.reserve(request, count):
+                victim = next((v for v in reversed(self._running) if v is request or id(v) not in taken), request)
+                if victim is request:
+                    if taken:  # wait for those that run in this step
+                        return
+                    if request is not self._running[0]:
+                        self._preempt(request)
+                        return
+                    self._pages.force(request, count)
+                    break
+                self._preempt(victim)
+            taken.add(id(request))
+            chosen.append((request, count))
+
+        able_ids = {id(request) for request in able}
+        for request in [request for request in able if request.left == 1]:
+            if request.cache is not None and len(chosen) < self._step_tokens:  # else a victim
+                choose(request, 1)
+        room = min(self._step_tokens - len(chosen), self._prompt_tokens[len(self._calls) > 1])
+        firsts: dict[tuple[int, bytes], Request] = {}
+        for request in [request for request in able if request.left > 1]:
+            if room < 1 or request.cache is None or id(request) not in able_ids:
+                continue
+            self._pages.extend(request)
+            if self._pages.waits(request, firsts):
+                continue
+            count = self._pages.whole(request, min(request.left, room))
+            before = len(chosen)
+            choose(request, count)
+            room -= count if len(chosen) > before else 0
+        return chosen
+
+    def _admit(self) -> None:
+        """Give caches to waiting requests: those of calls with the highest priority and the fewest running requests."""
+        promised = 0
+        while True:
+            able = [c for c in self._calls if c.waiting and c.running < min(c.max_running, self._most) and not c.paused]
+            if not able:
+                return
+            call = min(able, key=lambda c: (-c.priority, c.running))
+            request = call.waiting[0]
+            needed = self._pages.needed(request)
+            full = len(self._running) >= min(self._most, max(MAX_RUNNING, call.max_running))
+            if self._running and (full or not self._pages.fits(promised + needed + len(self._running))):
+                if self._running[-1].call is not None and self._running[-1].call.priority < call.priority:
+                    self._preempt(self._running[-1])
+                    continue
+                return
+            promised += needed
+            call.running += 1
+            call.waiting.popleft()
+            self._pages.start(request)
+            if request.number == 0:
+                self._n_admitted += 1
+                request.number = self._n_admitted
             self._running.append(request)
-            request.cache = self._executor.new_cache()
-        room = self._step_tokens
-        chunks = []
-        for request in sorted(self._running, key=lambda r: len(r.ids) - r.fed > 1):
-            count = min(len(request.ids) - request.fed, room)
-            if count > 0:
-                chunks.append((request, count))
-                room -= count
-        return chunks
+            self._running.sort(key=lambda r: (0 if r.call is None else -r.call.priority, r.number))
+            self._loop, self._loop_steps = None, 0
+
+    def _make_place(self) -> bool:
+        """Stop a sequence that waits for its caller, if another one needs its place; return whether that was done."""
+        paused = [request for request in self._running if request.call is not None and request.call.paused]
+        if not paused or not any(call.waiting and not call.paused for call in self._calls):
+            return False
+        self._preempt(paused[-1])
+        self._admit()
+        return True

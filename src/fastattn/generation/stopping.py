@@ -40,9 +40,12 @@ class TextState:
         self._pieces: list[str] = []
         self._held = ""  # final text that may be the beginning of a stop string
 
-    def again(self) -> TextState:
-        """Return a new, empty state after the same prompt."""
-        return TextState(self._tokenizer, self._stops, prompt=self._prompt, **self._options)
+    def again(self, new_ids: Sequence[int]) -> TextState:
+        """Return a new state after these new tokens."""
+        state = TextState(self._tokenizer, self._stops, prompt=self._prompt, **self._options)
+        for token_id in new_ids:
+            state.push(token_id)
+        return state
 
     @property
     def text(self) -> str:

@@ -9,25 +9,30 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastattn.errors import InputError
-from fastattn.generation.scheduler import Request, Scheduler
+from fastattn.generation.call import Call
+from fastattn.generation.engine import RUN_AHEAD, Engine
+from fastattn.generation.request import Request
 from fastattn.models.outputs import FinishReason
 
 
 class TextStream(Iterator[str], AsyncIterator[str]):
     """Pieces of text as they are generated. `close`, leaving a `with` block or dropping the stream stops the work.
 
-    `async for` works too: each step runs in a thread, and cancelling the task closes the stream.
+    `async for` works too: a thread runs the steps, and cancelling the task closes the stream. The steps of other calls
+    on the model draw up to 16 tokens before this stream asks for them.
 
     `token_ids` holds the prompt and the tokens drawn so far; `finish_reason` is None until the end. Only one thread at
     a time may request a piece. A second thread gets an InputError, and the stream continues. If another thread closes
     the stream, it ends after the piece that is in progress.
     """
 
-    def __init__(self, scheduler: Scheduler, request: Request) -> None:
+    def __init__(self, engine: Engine, request: Request) -> None:
         self._lock = threading.Lock()  # acquired without blocking
         self._closing = False
         self._request = request
-        self._scheduler = scheduler
+        self._engine = engine
+        self._call = Call([request], priority=request.options.priority, every_token=True, run_ahead=RUN_AHEAD)
+        self._submitted = False
 
     @property
     def token_ids(self) -> NDArray[np.int32]:
@@ -46,50 +51,61 @@ class TextStream(Iterator[str], AsyncIterator[str]):
 
     @property
     def finish_reason(self) -> FinishReason | None:
-        """ "eos", "stop_string" or "length" at the end; None before."""
+        """ "eos", "stop_string", "length" or "time" at the end; None before."""
         return self._request.finish_reason
 
     def __iter__(self) -> TextStream:
         return self
 
     def __next__(self) -> str:
-        if not self._lock.acquire(blocking=False):
-            raise InputError("stream: expected one thread at a time, got a call while it is in use by another thread")
+        self._begin()
         try:
-            return self._next_piece()
+            while not self._closing and (draw := self._engine.take(self._submit())) is not None:
+                if draw.piece:
+                    return draw.piece
+            raise StopIteration
         except BaseException:
             self._closing = True
             raise
         finally:
-            self._lock.release()
-            if self._closing:
-                self.close()
+            self._end()
 
-    def _next_piece(self) -> str:
-        while not self._scheduler.done:
-            for draw in self._scheduler.step():
-                if draw.piece:
-                    return draw.piece
-        raise StopIteration
+    def _begin(self) -> None:
+        """Start to take a piece. Raises InputError if another thread or task does."""
+        if not self._lock.acquire(blocking=False):
+            raise InputError("stream: expected one thread at a time, got a call while it is in use by another thread")
+
+    def _submit(self) -> Call:
+        if not self._submitted and not self._closing:
+            self._submitted = True
+            self._engine.submit(self._call)
+        return self._call
+
+    def _end(self) -> None:
+        self._lock.release()
+        if self._closing:
+            self.close()
 
     def __aiter__(self) -> TextStream:
         return self
 
     async def __anext__(self) -> str:
-        import asyncio
-
+        self._begin()
         try:
-            piece = await asyncio.to_thread(next, self, None)
-        except asyncio.CancelledError:
-            self.close()  # the step that runs in the thread is the last
-            raise
-        if piece is None:
+            while not self._closing and (draw := await self._engine.take_async(self._submit())) is not None:
+                if draw.piece:
+                    return draw.piece
             raise StopAsyncIteration
-        return piece
+        except BaseException:  # cancelling the task, for example; a running step is the last
+            self._closing = True
+            raise
+        finally:
+            self._end()
 
     async def aclose(self) -> None:
-        """Call `close`; for contextlib.aclosing."""
-        self.close()
+        """Call `close`, and wait for the running step; for contextlib.aclosing."""
+        self._closing = True
+        await self._engine.cancel_async(self._call)
 
     def __enter__(self) -> TextStream:
         return self
@@ -101,17 +117,13 @@ class TextStream(Iterator[str], AsyncIterator[str]):
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        self.close()
+        await self.aclose()
 
     def __del__(self) -> None:
-        if hasattr(self, "_scheduler"):  # else __init__ failed earlier
+        if hasattr(self, "_submitted"):  # else __init__ failed earlier
             self.close()
 
     def close(self) -> None:
-        """Stop the work and free its memory. May be called twice, and from any thread."""
+        """Stop the work; its memory is free after the running step. May be called twice, and from any thread."""
         self._closing = True
-        if self._lock.acquire(blocking=False):  # else the thread that holds the lock closes the stream
-            try:
-                self._scheduler.close()
-            finally:
-                self._lock.release()
+        self._engine.cancel(self._call)

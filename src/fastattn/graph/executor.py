@@ -72,6 +72,36 @@ class Executor(Protocol):
         """Free the memory."""
 
 
+class PagedCache(Cache, Protocol):
+    """A cache whose positions are in pages that other caches of the model can share."""
+
+    def share_page(self, index: int) -> Any:
+        """Return the page of positions from index * kv_page_len on. It is copied if one of its users writes to it."""
+
+    def attach(self, page: Any, count: int) -> None:
+        """Append the first `count` positions of a page. The length must be a multiple of kv_page_len."""
+
+
+@runtime_checkable
+class PagedExecutor(Protocol):
+    """An executor whose caches are `PagedCache`. Pages come from one pool per model."""
+
+    @property
+    def kv_page_len(self) -> int:
+        """The number of positions of a page."""
+
+    @property
+    def kv_page_bytes(self) -> int:
+        """The bytes of a page: keys and values of all layers."""
+
+    @property
+    def kv_pages_in_use(self) -> int:
+        """The number of pages that a cache or a caller holds."""
+
+    def new_page(self, data: NDArray[Any]) -> Any:
+        """Return a page with these bytes, uint8 [kv_page_bytes], as its `read()` returned them."""
+
+
 Drawn = tuple[list[int], list[float] | None]
 
 

@@ -26,7 +26,7 @@ else:  # defaults of type variables need Python 3.13
     from typing import TypeVar
 
     _PerToken = TypeVar("_PerToken", covariant=True)
-FinishReason: TypeAlias = Literal["eos", "stop_string", "stopping_criteria", "length"]
+FinishReason: TypeAlias = Literal["eos", "stop_string", "stopping_criteria", "length", "time"]
 
 # Fields of transformers' outputs that ours do not have, and what to use instead.
 _ABSENT = {
@@ -230,9 +230,9 @@ class DiscriminatorOutput(ModelOutput, Generic[_PerToken]):
 class GenerateOutput(ModelOutput):
     """The result of `generate(..., return_dict_in_generate=True)`, with one item per text.
 
-    sequences: prompt and new tokens, int32. finish_reasons: "eos", "stop_string", "stopping_criteria" or "length".
-    logprobs: of the new tokens under the unprocessed logits, float32. seeds: each repeats its request on its own.
-    texts: the new text, exactly up to the stop string. scores, logits: one [vocab_size] per new token, after all
+    sequences: prompt and new tokens, int32. finish_reasons: "eos", "stop_string", "stopping_criteria", "length" or
+    "time". logprobs: of the new tokens under the unprocessed logits, float32. seeds: each repeats its request on its
+    own. texts: the new text, exactly up to the stop string. scores, logits: one [vocab_size] per new token, after all
     processors and filters, and before them. top_logprobs: (ids int32 [n], log-probabilities float32 [n]) per new token,
     the most likely first. sequences_scores: of beams, the sum of their log-probabilities divided by the length penalty;
     None for a text without beams. beam_indices: of beams, int32 [n_new]: the number, within the prompt, of the beam

@@ -12,7 +12,7 @@ from fastattn.bench.libraries.base import Array, Ids, Job
 from fastattn.executors.cpu import CpuExecutor
 from fastattn.generation.generate import make_requests
 from fastattn.generation.options import GenerationOptions
-from fastattn.generation.scheduler import Scheduler
+from fastattn.generation.scheduler import Call, Failure, Scheduler
 
 
 class Model:
@@ -43,12 +43,18 @@ class Model:
         """Do what `generate` does, and record the time when every sequence has its first token."""
         options = GenerationOptions(max_new_tokens=n_new, eos_token_id=-1, max_batch_size=len(ids))
         requests = make_requests(self.model, [np.array(row, np.int32) for row in ids], options, tokenizer=None)
-        with Scheduler(self.executor, requests, max_batch_size=len(ids)) as scheduler:
+        with Scheduler(self.executor, [Call(requests, max_running=len(ids))]) as scheduler:
             while any(request.new_len == 0 for request in requests):
-                scheduler.step()
+                _step(scheduler)
             begin = time.perf_counter()
             n_left = n_new - min(request.new_len for request in requests)
             while not scheduler.done:
-                scheduler.step()
+                _step(scheduler)
             seconds = time.perf_counter() - begin
         return [request.ids[request.prompt_len :] for request in requests], seconds * (n_new - 1) / max(n_left, 1)
+
+
+def _step(scheduler: Scheduler) -> None:
+    for result in scheduler.step():
+        if isinstance(result, Failure):
+            raise result.error

@@ -1,0 +1,140 @@
+"""The requests of one caller, and what the engine has for the caller."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from queue import Empty, SimpleQueue
+from typing import Any, NamedTuple
+
+from fastattn.generation.request import Request
+
+_leaked: list[object] = []  # a destructor in the child could wait for a lock that a thread of the parent holds
+SHORT_TOKENS = 128  # a call of at most this many tokens overtakes longer calls
+
+
+class Draw(NamedTuple):
+    """A token drawn by a step, and the text that it completes (if the request has a TextState).
+
+    token_id is None if the request ended without a token: at its deadline.
+    """
+
+    request: Request
+    token_id: int | None
+    piece: str
+
+
+class Failure(NamedTuple):
+    """A request that cannot go on. Other requests do."""
+
+    request: Request
+    error: Exception
+
+
+class Call:
+    """Requests that were submitted together.
+
+    max_running: how many of them run at a time. priority: calls with a higher one go first. every_token: whether the
+    caller takes every draw; otherwise only the last one of each request. run_ahead: how many draws may wait for the
+    caller before its requests pause; None: any number.
+    """
+
+    def __init__(
+        self,
+        requests: Sequence[Request],
+        *,
+        max_running: int = 32,
+        priority: int = 0,
+        every_token: bool = False,
+        run_ahead: int | None = None,
+    ) -> None:
+        self.requests = requests
+        self.max_running, self.priority = max_running, priority
+        self.every_token, self.run_ahead = every_token, run_ahead
+        self.waiting = deque(request for request in requests if request.finish_reason is None)
+        self.running = 0
+        self.closed = False  # it was stopped, or an error ended it
+        self._ended: set[int] = set()  # ids of the requests whose end the caller has
+        self._n_requests = len(self.waiting)
+        self.short = sum(r.prompt_len + r.max_new_tokens for r in self.waiting) <= SHORT_TOKENS
+        for request in self.waiting:
+            request.call = self
+        # For the caller. The deques and the queue need no lock, so a signal handler or a finalizer may use them.
+        self.ready: deque[Draw] = deque()
+        self.last: Draw | None = None  # the last one that the caller took
+        self.error: BaseException | None = None
+        self.process: Any = None  # the engine's state that it was submitted to
+        self.abandoned = False  # its event loop was closed
+        self.background = False  # whether a thread of the engine leads for it
+        self.listening = False  # the caller waits for the bell
+        self.in_main_thread = threading.current_thread() is threading.main_thread()
+        self._bell: SimpleQueue[None] = SimpleQueue()
+        self.on_ring: Callable[[], object] | None = None  # instead of the bell: for a caller that is no thread
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether a request waits or runs. Only for the leader: others see it change at any time."""
+        return bool(self.waiting) or self.running > 0
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing more comes for the caller, other than what is ready or an error. Read it before those."""
+        return self.closed or len(self._ended) >= self._n_requests
+
+    def has_end_of(self, request: Request) -> bool:
+        """Return whether the caller has the end of a request."""
+        return id(request) in self._ended
+
+    @property
+    def paused(self) -> bool:
+        """Whether the requests wait for the caller to take what is ready."""
+        return self.run_ahead is not None and len(self.ready) >= self.run_ahead
+
+    def put(self, draw: Draw) -> None:
+        """Give a draw to the caller, and wake it if it takes it."""
+        ends = draw.request.finish_reason is not None
+        if self.every_token or ends:
+            if draw is not self.last and (not self.ready or self.ready[-1] is not draw):  # else it has it already
+                self.ready.append(draw)
+            if ends:
+                self._ended.add(id(draw.request))
+            self.ring()
+
+    def restart(self) -> None:
+        """Compute the requests again, in the child of a fork. The caches of the parent are leaked."""
+        unfinished = [request for request in self.requests if request.finish_reason is None]
+        for request in unfinished:
+            _leaked.append(request.cache)
+            request.cache, request.node, request.fed, request.awaited = None, None, 0, False
+        self.waiting, self.running = deque(unfinished), 0
+
+    def take(self) -> Draw | None:
+        """Return the next draw for the caller, or None. Raises the error that ended the call."""
+        while self.ready:
+            draw = self.ready.popleft()
+            if draw is not self.last:
+                self.last = draw
+                return draw
+        if self.error is not None:
+            raise self.error
+        return None
+
+    def ring(self) -> None:
+        """Wake the caller if it waits."""
+        if self.listening:
+            self.listening = False
+            if self.on_ring is None:
+                self._bell.put(None)
+                return
+            try:
+                self.on_ring()
+            except RuntimeError:  # the event loop was closed
+                self.abandoned = True
+
+    def wait(self, seconds: float) -> None:
+        """Wait for `ring`, at most this long."""
+        try:
+            self._bell.get(timeout=seconds)
+        except Empty:
+            self.listening = False

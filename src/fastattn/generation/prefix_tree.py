@@ -1,0 +1,207 @@
+"""Pages of keys and values by the tokens that they belong to, so that sequences with equal beginnings share them.
+
+A node is one page: the tokens of its positions, after those of its ancestors. It is found by a hash of these tokens,
+which are then compared, so that no collision can mix two texts. The keys and values of a position depend only on the
+tokens up to it, bit for bit, so a sequence may use the pages of another one.
+
+A node is in use while a running sequence has it in its path, or while it is pinned. The others are evicted in the order
+of their last use, leaves first.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any, cast
+
+from fastattn.graph.executor import Cache, PagedCache
+
+MIN_SHARED = 16  # fewer equal tokens are computed again rather than copied with their page
+_MAX_SIBLINGS = 8  # nodes that are compared for a part of a page
+
+
+class Node:
+    """A page of the tree. The root has no page."""
+
+    __slots__ = ("children", "count", "depth", "heads", "key", "page", "parent", "pins", "users")
+
+    def __init__(self, parent: Node | None, key: bytes, page: Any) -> None:
+        self.parent, self.key, self.page = parent, key, page
+        self.count = len(key) // 4  # positions
+        self.depth: int = 0 if parent is None else parent.depth + 1
+        self.users = self.pins = 0
+        self.children: dict[bytes, Node] = {}  # by all of their tokens
+        self.heads: dict[bytes, list[Node]] = {}  # by their first MIN_SHARED tokens, the oldest first
+
+
+class PrefixTree:
+    """The pages of one executor. Only one thread at a time may use it.
+
+    page_len: positions of a page. max_idle: how many pages that no sequence uses are retained.
+    """
+
+    def __init__(self, page_len: int, max_idle: int) -> None:
+        self.root = Node(None, b"", None)
+        self._page_len, self._max_idle = page_len, max_idle
+        self._idle: OrderedDict[Node, None] = OrderedDict()  # the least recently used first
+
+    @property
+    def n_idle(self) -> int:
+        """The number of pages that can be evicted."""
+        return len(self._idle)
+
+    def extend(self, node: Node, cache: PagedCache, ids: Sequence[int], most: int) -> Node:
+        """Attach the known pages of ids[cache.length:most] to a cache that ends at `node`; return its new end.
+
+        The last of them may be a part of a page. The nodes are then in use until `leave`.
+        """
+        fed = cache.length
+        while fed % self._page_len == 0 and fed < most:
+            key = array("i", ids[fed : min(fed + self._page_len, most)]).tobytes()
+            found, count = self._find(node, key)
+            if found is None:
+                break
+            cache.attach(found.page, count)
+            fed += count
+            if count < self._page_len:  # no node of its own: the page is copied when the sequence writes to it
+                self._touch(found)
+                break
+            self._enter(found)
+            node = found
+        return node
+
+    def _find(self, node: Node, key: bytes) -> tuple[Node | None, int]:
+        """Return the child with the most tokens of `key` at its beginning, and their number."""
+        child = node.children.get(key)
+        if child is not None:
+            return child, child.count
+        best, most = None, MIN_SHARED - 1
+        for child in node.heads.get(key[: 4 * MIN_SHARED], ()):
+            count = n_equal(child.key, key)
+            if count > most:
+                best, most = child, count
+        return best, most
+
+    def insert(self, node: Node, cache: Cache, ids: Sequence[int], fed: int, *, tail: bool = False) -> Node:
+        """Add the pages of ids[:fed], whose cache ends at `node` so far; return its new end.
+
+        tail: also add the part of a page at the end.
+        """
+        paged = cast("PagedCache", cache)
+        index = node.depth
+        while fed - index * self._page_len >= (MIN_SHARED if tail else self._page_len):
+            begin = index * self._page_len
+            key = array("i", ids[begin : min(begin + self._page_len, fed)]).tobytes()
+            child = node.children.get(key)
+            if child is None:
+                child = Node(node, key, paged.share_page(index))
+                node.children[key] = child
+                siblings = node.heads.setdefault(key[: 4 * MIN_SHARED], [])
+                siblings.append(child)
+                if len(siblings) > _MAX_SIBLINGS:
+                    del siblings[0]
+                self._idle[child] = None
+            else:
+                self._touch(child)
+            if child.count < self._page_len:
+                break
+            self._enter(child)
+            node, index = child, index + 1
+        return node
+
+    def leave(self, node: Node) -> None:
+        """End the use of the path to `node`."""
+        while node.parent is not None:
+            node.users -= 1
+            if node.users == 0 and node.pins == 0:
+                self._idle[node] = None
+            node = node.parent
+        self._limit()
+
+    def pin(self, nodes: Sequence[Node]) -> None:
+        """Keep these nodes until `unpin`."""
+        for node in nodes:
+            node.pins += 1
+            self._idle.pop(node, None)
+
+    def unpin(self, nodes: Sequence[Node]) -> None:
+        for node in reversed(nodes):  # the leaf becomes the oldest
+            node.pins -= 1
+            if node.users == 0 and node.pins == 0:
+                self._idle[node] = None
+        self._limit()
+
+    def path(self, ids: Sequence[int]) -> list[Node]:
+        """Return the nodes of exactly these tokens, the first page first. They may end before the tokens do."""
+        nodes, node = [], self.root
+        for begin in range(0, len(ids), self._page_len):
+            child = node.children.get(array("i", ids[begin : begin + self._page_len]).tobytes())
+            if child is None:
+                break
+            nodes.append(child)
+            node = child
+        return nodes
+
+    def add(self, parent: Node, ids: Sequence[int], page: Any) -> Node:
+        """Add one page that comes from elsewhere, or return the node that has its tokens already."""
+        key = array("i", ids).tobytes()
+        child = parent.children.get(key)
+        if child is None:
+            child = parent.children[key] = Node(parent, key, page)
+            parent.heads.setdefault(key[: 4 * MIN_SHARED], []).append(child)
+            self._idle[child] = None
+        return child
+
+    def evict(self) -> bool:
+        """Remove the page that was not used for the longest time; return whether there was one."""
+        for node in self._idle:
+            if not node.children:
+                self._remove(node)
+                return True
+        return False
+
+    def reset_users(self) -> None:
+        """Make every node that is not pinned idle. No sequence may use the tree."""
+        pending = [self.root]
+        for node in pending:  # parents first
+            pending += node.children.values()
+            node.users = 0
+        self._idle = OrderedDict((node, None) for node in reversed(pending[1:]) if node.pins == 0)
+
+    def clear(self) -> None:
+        """Evict everything that is not in use."""
+        while self.evict():
+            pass
+
+    def _limit(self) -> None:
+        while len(self._idle) > self._max_idle and self.evict():
+            pass
+
+    def _remove(self, node: Node) -> None:
+        del self._idle[node]
+        parent = cast("Node", node.parent)
+        del parent.children[node.key]
+        head = node.key[: 4 * MIN_SHARED]
+        siblings = parent.heads.get(head, [])  # without the node if it had too many siblings
+        if node in siblings:
+            siblings.remove(node)
+        if not siblings:
+            parent.heads.pop(head, None)
+        node.page = None
+
+    def _enter(self, node: Node) -> None:
+        node.users += 1
+        self._idle.pop(node, None)
+
+    def _touch(self, node: Node) -> None:
+        if node in self._idle:
+            self._idle.move_to_end(node)
+
+
+def n_equal(left: bytes, right: bytes) -> int:
+    """Return how many int32 at the beginning of both are equal."""
+    n = min(len(left), len(right)) // 4
+    if left[: 4 * n] == right[: 4 * n]:
+        return n
+    return next(i for i in range(n) if left[4 * i : 4 * i + 4] != right[4 * i : 4 * i + 4])
