@@ -115,7 +115,7 @@ py::array linear(const std::string& target, const py::array& a, const py::array&
         ops::round_rows(kernels, {x.data, x.rows, x.stride, x.n}, 0, x.rows,
                         {packed.format, panels.words, {words.data(), scales.data()}});
     if (bfloat16_output && (packed.format != Format::kBfloat16 || w.rows % 16 != 0))
-        throw py::value_error("bfloat16_output: expected format bfloat16 and columns in sixteens");
+        throw py::value_error("bfloat16_output: expected format bfloat16 and a multiple of 16 columns");
     const py::array out = bfloat16_output ? py::array(py::array_t<uint16_t>({x.rows, w.rows})) : matrix(x.rows, w.rows);
     kernels.linear[static_cast<int>(packed.format)]({.a = plain ? static_cast<const void*>(x.data) : words.data(),
                                                      .a_stride = plain ? x.stride : stride,

@@ -171,7 +171,7 @@ void attention_by_heads(Team& team, const KernelTable& kernels, const AttentionO
     });
 }
 
-// The last query row of each sequence: a decode step. A thread takes several heads of a sequence, whose parts of a
+// At most one query row per sequence, as in a decode step. A thread takes several heads of a sequence, whose parts of a
 // block are contiguous.
 void attention_of_one_row(Team& team, const KernelTable& kernels, const AttentionOp& op) {
     const int64_t heads = int64_t{op.n_sequences} * op.n_kv_head;

@@ -70,7 +70,7 @@ PositionProducts::Panels PositionProducts::panels_between(int32_t first, int32_t
     return {column(first) / kPanelWidth, column(last) / kPanelWidth + 1};
 }
 
-// The columns of all keys for all positions of the window.
+// Products of query rows [begin, end) with the columns of all keys, for any position in the window.
 void PositionProducts::score_queries(int32_t begin, int32_t end) {
     const int32_t first = window_ * kBlockLen;
     const Panels panels = panels_between(-(first + kBlockLen - 1), kv_len_ - 1 - first);
@@ -81,7 +81,7 @@ void PositionProducts::score_queries(int32_t begin, int32_t end) {
     multiply(op_.positions.keys, q, panels, query_, scores_.query_stride);
 }
 
-// The columns of each block of keys for all positions of the window.
+// Products of the keys of each block with the columns of all positions in the window.
 void PositionProducts::score_keys() {
     scores_.key = key_;
     scores_.key_stride = kKeyStride;

@@ -5,17 +5,18 @@
 namespace fastattn::ops {
 
 // A product is a linear without bias, in the format of the table: its bits do not depend on which rows and panels are
-// computed together. A window needs the distances of its rows to all keys, and those of each block of 64 keys to its
-// rows, which are at most 127 columns of each key. So the work per pair of positions is about twice that of its score,
-// and the memory is proportional to the length.
+// computed together. The rows of a window are multiplied with the columns of all distances to keys. Each block of 64
+// keys is multiplied with the columns of its distances to the rows of the window, at most 127. So the work per pair of
+// positions is about twice that of its score, and the memory is proportional to the length.
 class PositionProducts {
 public:
     // `head` of sequence `s`, on thread `thread`.
     PositionProducts(const KernelTable& kernels, const AttentionOp& op, const SequenceBlocks& s, int32_t head,
                      int thread);
 
-    // Of query rows [begin, end), at consecutive positions from `position` on in one window. Overwrites those of the
-    // previous call. Windows should come one after the other, because all of a window's rows share the scores of keys.
+    // The scores of query rows [begin, end), at consecutive positions from `position` on, in one window. Overwrites
+    // those of the previous call. Windows should come one after the other, because all of a window's rows share the
+    // scores of keys.
     const PositionScores& of(int32_t begin, int32_t end, int32_t position);
 
     static int32_t window_of(int32_t position) { return position / kBlockLen; }

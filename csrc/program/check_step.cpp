@@ -59,9 +59,13 @@ void check_continues(const ProgramSpec& spec, const StepInput& step, int32_t s) 
 void check_lengths(const ProgramSpec& spec, const StepInput& step) {
     int32_t most = std::numeric_limits<int32_t>::max();
     bool tables = false;
+    const char* limited_by = "attention bias has";
     const auto limit = [&](const AttentionAttrs* attrs) {
-        if (attrs != nullptr && attrs->has_bias) most = std::min(most, attrs->bias_positions);
-        if (attrs != nullptr && attrs->has_columns) most = std::min(most, attrs->column_positions), tables = true;
+        if (attrs != nullptr && attrs->has_bias && attrs->bias_positions < most)
+            most = attrs->bias_positions, limited_by = "attention bias has";
+        if (attrs == nullptr || !attrs->has_columns) return;
+        tables = true;
+        if (attrs->column_positions < most) most = attrs->column_positions, limited_by = "position tables have";
     };
     for (const OpSpec& op : spec.ops) limit(op.as<AttentionAttrs>()), limit(op.as<AttentionProbsAttrs>());
     if (tables && !step.caches.empty()) bad_input("caches: expected none, because attention has tables of positions");
@@ -69,7 +73,7 @@ void check_lengths(const ProgramSpec& spec, const StepInput& step) {
         const int64_t length = int64_t{step.start(s)} + step.length(s);
         if (length > most)
             throw Error(ErrorKind::kContextLength, "sequence " + std::to_string(s) + ": " + std::to_string(length) +
-                                                       " positions, the attention bias has " + std::to_string(most));
+                                                       " positions, the " + limited_by + " " + std::to_string(most));
     }
 }
 

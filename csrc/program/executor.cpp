@@ -16,7 +16,7 @@ namespace {
 // Multiply-adds of a step that takes about ten microseconds. Waking the threads can take as long.
 constexpr int64_t kAloneBelow = 500'000;
 
-// Checks the numbers of a table `columns`, because attention finds the memory of a score by them.
+// Checks the numbers of a table `columns`, because attention computes addresses from them.
 void check_columns(const OpSpec& op, const AttentionAttrs* attrs, const std::vector<const Weight*>& weights) {
     if (attrs == nullptr || !attrs->has_columns) return;
     const Weight& weight = *weights[static_cast<size_t>(op.weights[attrs->has_bias ? 1 : 0])];

@@ -23,7 +23,7 @@ public:
     int32_t vocab() const override { return vocab_of(spec()); }
 
     // Runs a step. outputs[i] receives output i of the spec, row-major and dense: [rows, width], or for attention_probs
-    // [n_head, q_len, kv_len] of each sequence, concatenated. Throws before any work if the input is invalid, and
+    // [n_maps, q_len, kv_len] of each sequence, concatenated. Throws before any work if the input is invalid, and
     // Error(kCancelled) after a stop. After an error the caches have their old length.
     void run(const StepInput& step, const std::vector<float*>& outputs, const std::function<bool()>& poll);
 

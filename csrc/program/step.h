@@ -42,9 +42,9 @@ int64_t floats_of(const ProgramSpec& spec, int32_t value, const StepInput& step)
 int32_t vocab_of(const ProgramSpec& spec);
 
 // Checks the arrays. Checks that every cache is open, belongs to this pool and is continued by its sequence. Checks
-// that the tables have a row for every id and position, and a bias for every pair of positions. table_rows(weight):
-// rows of the weight with this index in the spec. Throws Error(kInput), or Error(kContextLength) beyond the model's
-// limit.
+// that the tables have a row for every id and position, and a bias or column for every pair of positions.
+// table_rows(weight): rows of the weight with this index in the spec. Throws Error(kInput), or Error(kContextLength)
+// beyond the model's limit.
 void check_step(const ProgramSpec& spec, const StepInput& step, const PagePool* pool,
                 const std::function<int64_t(int32_t weight)>& table_rows);
 

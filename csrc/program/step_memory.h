@@ -35,10 +35,11 @@ public:
                  int threads);
 
     View view(const Model& model, int32_t value) const;
-    // Of queries with these rows: each sequence's share of an attention, and each row's token (null for kTokens).
+    // If the queries are these rows: sequences() has each sequence's share of an attention, and query_tokens() the
+    // token of each row (null for kTokens).
     const ops::SequenceBlocks* sequences(Gather rows) const { return sequences_[static_cast<int>(rows)].data(); }
     const int32_t* query_tokens(Gather rows) const { return query_tokens_[static_cast<int>(rows)]; }
-    // Of each row: the position of its token; 0 for the row of an empty sequence.
+    // The position of each row's token; 0 for the row of an empty sequence.
     const int32_t* positions(Gather rows) const { return positions_[static_cast<int>(rows)]; }
     // Room for the rounded activations of one linear each.
     const ops::Quantized& quantized(int buffer) const { return quantized_[buffer]; }

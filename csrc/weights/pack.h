@@ -10,7 +10,8 @@ namespace fastattn {
 // Bytes of data, scales and sums. Throws Error(kConfig) if the format does not fit the use.
 std::array<int64_t, 3> bytes_of(const Weight& weight, const std::string& name);
 
-// Allocates the weight's rows and columns in its format, for these kernels. Throws as bytes_of.
+// Allocates the weight's rows and columns in its format, for these kernels. Throws like bytes_of, and
+// Error(kOutOfMemory).
 void allocate(Weight& weight, const std::string& name, const KernelTable& kernels);
 
 // Copies one panel of a matrix and changes its strips from `from` to `to` columns.
@@ -24,6 +25,7 @@ inline int64_t pack_room(int64_t k) {
 // src: [n, k] rows, packed as columns [first, first + n) of a matrix with k rows.
 void pack_rows(const float* src, int64_t k, int64_t n, const KernelTable& kernels, Weight& weight, int64_t first,
                float* room);
+// panels: [ceil of all columns / 64, k, 64] floats.
 void pack_float32(const float* src, int64_t k, int64_t n, float* panels, int64_t first);
 
 // src: [k, n], row stride `stride`, packed as the same columns.

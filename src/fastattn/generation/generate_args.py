@@ -81,8 +81,7 @@ class GenerateArgs(GenerationArgs, total=False):
     """The keyword arguments of `generate`.
 
     inputs: another name for input_ids. attention_mask: same shape as the ids; 0 is padding. streamer: of transformers,
-    for one sequence. tokenizer: decodes the tokens in which stop_strings are
-    searched; None is the model's.
+    for one sequence. tokenizer: decodes the tokens in which stop_strings are searched for; None is the model's.
     """
 
     inputs: Any

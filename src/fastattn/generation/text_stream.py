@@ -18,7 +18,7 @@ from fastattn.models.outputs import FinishReason
 class TextStream(Iterator[str], AsyncIterator[str]):
     """Pieces of text as they are generated. `close`, leaving a `with` block or dropping the stream stops the work.
 
-    `async for` works too: a thread runs the steps, and cancelling the task closes the stream. The steps of other calls
+    `async for` works too: a thread runs the steps, and canceling the task closes the stream. The steps of other calls
     on the model draw up to 16 tokens before this stream asks for them.
 
     `token_ids` holds the prompt and the tokens drawn so far; `finish_reason` is None until the end. Only one thread at
@@ -96,7 +96,7 @@ class TextStream(Iterator[str], AsyncIterator[str]):
                 if draw.piece:
                     return draw.piece
             raise StopAsyncIteration
-        except BaseException:  # cancelling the task, for example; a running step is the last
+        except BaseException:  # canceling the task, for example; a running step is the last
             self._closing = True
             raise
         finally:
