@@ -105,7 +105,7 @@ def test_scores(reranker: Path) -> None:
         scores = found.rerank("good film", texts, batch_size=4)
         assert texts.taken == 0
         assert len(list(itertools.islice(scores, 6))) == 6
-        assert texts.taken == 8
+        assert 6 <= texts.taken <= 8
         assert found.token_count(PAIRS) == sum(min(count, 64) for count in model.count_tokens(PAIRS))
 
 
