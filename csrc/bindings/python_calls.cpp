@@ -25,6 +25,8 @@ void restore_thread(PyThreadState* state) {
 }
 
 PyGILState_STATE ensure_gil() {
+    // Late in its end, the interpreter has no place for a new thread state, and PyGILState_Ensure would crash.
+    if (!Py_IsInitialized()) sleep_forever(nullptr);
     PyGILState_STATE state{};
     pthread_cleanup_push(sleep_forever, nullptr);
     state = PyGILState_Ensure();
