@@ -84,7 +84,7 @@ test: install $(S)/test-tools $(S)/reference-packages
 	  echo "WARNING: SKIPPED the comparisons with PyTorch and transformers, which could not be installed"; exit $$status; fi
 
 $(S)/check-tools: $(S)/venv tools/requirements-check.txt
-	$(PIP) -r tools/requirements-check.txt numpy tokenizers "jinja2>=3.1.6"
+	$(PIP) -r tools/requirements-check.txt
 	@touch $@
 
 check: $(S)/check-tools install

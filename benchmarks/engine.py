@@ -24,8 +24,10 @@ import statistics
 import threading
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 
@@ -51,9 +53,9 @@ def requests_of(lm: Any, work: Sequence[tuple[list[int], int]]) -> list[Request]
     return found
 
 
-def timed(work: Callable[[], object]) -> float:
+def timed(work: Callable[..., object], *args: Any, **options: Any) -> float:
     begin = time.perf_counter()
-    work()
+    work(*args, **options)
     return time.perf_counter() - begin
 
 
@@ -86,19 +88,21 @@ def overhead(lm: Any, rounds: int) -> None:
 
         return run
 
-    CoreDecoding.draw = measured(CoreDecoding.draw)  # type: ignore[method-assign]
-    CoreExecutor.draw = measured(CoreExecutor.draw)  # type: ignore[method-assign]
     print("| sequences | ms per step | outside the C++ step, us | share |\n|---|---|---|---|")
-    for n in (1, 8):
-        rows = []
-        for _ in range(rounds):
-            prompts = [prompt(32) for _ in range(n)]
-            lm.generate(prompts, max_new_tokens=1, eos_token_id=-1)  # the prompts
-            n_new, inside[0] = 64, 0.0
-            seconds = timed(lambda: lm.generate(prompts, max_new_tokens=n_new, eos_token_id=-1))  # noqa: B023
-            rows.append((seconds / n_new, (seconds - inside[0]) / n_new))
-        step, outside = (statistics.median(row[i] for row in rows) for i in (0, 1))
-        print(f"| {n} | {step * 1e3:.2f} | {outside * 1e6:.0f} | {outside / step:.1%} |", flush=True)
+    with (
+        mock.patch.object(CoreDecoding, "draw", measured(CoreDecoding.draw)),
+        mock.patch.object(CoreExecutor, "draw", measured(CoreExecutor.draw)),
+    ):
+        for n in (1, 8):
+            rows = []
+            for _ in range(rounds):
+                prompts = [prompt(32) for _ in range(n)]
+                lm.generate(prompts, max_new_tokens=1, eos_token_id=-1)  # the prompts
+                n_new, inside[0] = 64, 0.0
+                seconds = timed(lm.generate, prompts, max_new_tokens=n_new, eos_token_id=-1)
+                rows.append((seconds / n_new, (seconds - inside[0]) / n_new))
+            step, outside = (statistics.median(row[i] for row in rows) for i in (0, 1))
+            print(f"| {n} | {step * 1e3:.2f} | {outside * 1e6:.0f} | {outside / step:.1%} |", flush=True)
 
 
 def throughput(lm: Any, rounds: int) -> None:
@@ -109,14 +113,10 @@ def throughput(lm: Any, rounds: int) -> None:
         n_tokens = sum(n_new for _, n_new in work)
         padded = [(ids, max(n for _, n in work[i // 8 * 8 : i // 8 * 8 + 8])) for i, (ids, _) in enumerate(work)]
 
-        def jobs(work: Any = work) -> None:
-            in_threads(
-                [lambda w=w: lm.generate(w[0], max_new_tokens=w[1], eos_token_id=-1) for w in work]  # type: ignore[misc]
-            )
-
-        taken["engine"].append(timed(jobs) / n_tokens)
-        taken["batches of 8"].append(timed(lambda: alone(lm, work, together=8)) / n_tokens)  # noqa: B023
-        taken["batches of 8, padded"].append(timed(lambda: alone(lm, padded, together=8)) / n_tokens)  # noqa: B023
+        calls = [partial(lm.generate, ids, max_new_tokens=n, eos_token_id=-1) for ids, n in work]
+        taken["engine"].append(timed(in_threads, calls) / n_tokens)
+        taken["batches of 8"].append(timed(alone, lm, work, together=8) / n_tokens)
+        taken["batches of 8, padded"].append(timed(alone, lm, padded, together=8) / n_tokens)
     print(
         f"| 64 requests, prompts of 16 to 128, 8 to 256 new tokens ({n_tokens}) | new tokens/s | ratio |\n|---|---|---|"
     )
@@ -129,7 +129,7 @@ def latency(lm: Any, rounds: int) -> None:
     """A request of 16 + 16 tokens. The long ones read prompts of 500 tokens, or draw one token after another."""
 
     def short() -> float:
-        return timed(lambda: lm.generate(prompt(16), max_new_tokens=16, eos_token_id=-1))
+        return timed(lm.generate, prompt(16), max_new_tokens=16, eos_token_id=-1)
 
     print("| beside | ms | alone, ms | ratio, median | ratio, worst |\n|---|---|---|---|---|")
     for name, n_prompt, n_new in (("8 long texts", 30, 400), ("8 long prompts", 700, 2), ("both", 0, 0)):
@@ -171,8 +171,8 @@ def prefix(lm: Any, rounds: int) -> None:
         shared = prompt(500)
         prompts = [shared + prompt(i % 8 + 1) for i in range(16)]
         n_tokens = sum(map(len, prompts))
-        with_pages = timed(lambda: lm.generate(prompts, max_new_tokens=1, eos_token_id=-1))  # noqa: B023
-        without = timed(lambda: alone(lm, [(ids, 1) for ids in prompts], together=16))  # noqa: B023
+        with_pages = timed(lm.generate, prompts, max_new_tokens=1, eos_token_id=-1)
+        without = timed(alone, lm, [(ids, 1) for ids in prompts], together=16)
         rows.append((with_pages, without))
     shared_s, plain_s = (statistics.median(row[i] for row in rows) for i in (0, 1))
     print("| 16 prompts of 500 equal tokens and 1 to 8 others | seconds | ratio |\n|---|---|---|")

@@ -159,7 +159,7 @@ std::unique_ptr<Weight> weight_for(const NewWeight& spec, const WeightSources& s
     return weight;
 }
 
-// Throws unless the sources are exactly the arrays of a packed weight.
+// Throws unless the sources are exactly the arrays of a packed weight, as rows of one byte.
 void check_pieces(const Weight& weight, const std::string& name, const WeightSources& sources) {
     std::vector<int64_t> expected;
     for (const int64_t bytes : bytes_of(weight, name))
@@ -167,11 +167,16 @@ void check_pieces(const Weight& weight, const std::string& name, const WeightSou
     if (sources.size() != expected.size())
         throw Error(ErrorKind::kModelFormat, "weight " + name + ": expected " + std::to_string(expected.size()) +
                                                  " tensors, got " + std::to_string(sources.size()));
-    for (size_t i = 0; i < sources.size(); ++i)
-        if (sources[i]->rows() * sources[i]->row_bytes() != expected[i])
-            throw Error(ErrorKind::kModelFormat, "tensor " + sources[i]->name() + ": expected " +
+    for (size_t i = 0; i < sources.size(); ++i) {
+        const WeightSource& source = *sources[i];
+        if (source.row_bytes() != 1)
+            throw Error(ErrorKind::kInput, "tensor " + source.name() + ": expected rows of 1 byte, got " +
+                                               std::to_string(source.row_bytes()));
+        if (source.rows() != expected[i])
+            throw Error(ErrorKind::kModelFormat, "tensor " + source.name() + ": expected " +
                                                      std::to_string(expected[i]) + " bytes, got " +
-                                                     std::to_string(sources[i]->rows() * sources[i]->row_bytes()));
+                                                     std::to_string(source.rows()));
+    }
 }
 
 // Reads the bytes of a packed weight into `buffer`. format: of the data, to check it; float32 has nothing to check.

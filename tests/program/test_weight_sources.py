@@ -26,13 +26,14 @@ from fastattn.checkpoint import (
 )
 from fastattn.checkpoint.quantized import PackedWeight
 from fastattn.executors import cpu
-from fastattn.formats import DTYPES
+from fastattn.formats import DTYPES, PACKED_DTYPES
 from fastattn.graph.executor import Executor
 from fastattn.graph.ir import Weight
 from fastattn.graph.quantize import weight_formats
 from fastattn.models.registry import BuiltModel, build
 from tests.program.test_rewrites import ragged_step
 from tests.reference.checkpoints import BERT, GPT2, bert_tensors, gpt2_tensors, write_bert, write_gpt2
+from tests.reference.targets import printed_on_targets
 
 ml_dtypes = pytest.importorskip("ml_dtypes", reason="ml-dtypes has no wheel for musl")
 
@@ -140,17 +141,47 @@ def test_a_model_gives_the_same_bits(family: str, device: str, dtype: str, tmp_p
     assert found["computed"] == found["file"]
 
 
-def test_packed_weights_come_from_arrays_too(tmp_path: Path) -> None:
+@pytest.mark.parametrize("dtype", PACKED_DTYPES)
+def test_packed_weights_come_from_arrays_too(tmp_path: Path, dtype: str) -> None:
     built = models_of("gpt2", tmp_path)["array"]
-    formats = weight_formats(built.program, "int4")
+    formats = weight_formats(built.program, dtype)
     packed = {}
     for name, weight in built.program.weights.items():
         pieces = cpu.pack_weight(name, weight, formats[name], built.tensors, 1)
         sources = tuple(ArraySource(name, piece) for piece in pieces)
         packed[name] = PackedWeight(weight.use, formats[name], weight.shape, sources)
-    expected = cpu.CpuExecutor(built.program, built.tensors, dtype="int4", threads=2)
-    found = cpu.CpuExecutor(built.program, {}, dtype="int4", packed=packed, threads=2)
+    expected = cpu.CpuExecutor(built.program, built.tensors, dtype=dtype, threads=2)
+    found = cpu.CpuExecutor(built.program, {}, dtype=dtype, packed=packed, threads=2)
     assert outputs_of(found, np.random.default_rng(1)) == outputs_of(expected, np.random.default_rng(1))
+
+
+# Prints digests of packed weights, and whether a weight that was loaded packed gives the same bytes again.
+PACK = """
+import hashlib
+import numpy as np
+from fastattn import _core
+
+numbers = np.random.default_rng(3)
+for format in ("bfloat16", "int8", "int4"):
+    for rows, columns in ((1, 7), (64, 64), (70, 33), (200, 768), (130, 3)):
+        engine = _core.Engine(2)
+        w = numbers.standard_normal((rows, columns)).astype(np.float32)
+        engine.load("w", "matrix", format, [("w", "F32", rows, columns, w)])
+        pieces = engine.packed("w")
+        engine.load_packed(
+            "again", "matrix", format, rows, columns, [(f"p{i}", "U8", p.size, 1, p) for i, p in enumerate(pieces)]
+        )
+        same = all(np.array_equal(a, b) for a, b in zip(pieces, engine.packed("again"), strict=True))
+        print(hashlib.sha256(b"".join(p.tobytes() for p in pieces)).hexdigest(), same)
+"""
+
+
+def test_packed_bytes_do_not_depend_on_the_target() -> None:
+    """So a quantized directory loads on every machine, whatever layout its kernels use in memory."""
+    printed = printed_on_targets(PACK)
+    expected = printed["scalar"]
+    assert set(expected[1::2]) == {"True"}
+    assert all(found == expected for found in printed.values())
 
 
 def test_the_example_of_an_adapter() -> None:
@@ -265,6 +296,8 @@ def test_the_core_checks_what_memory_safety_needs() -> None:
         engine.load("w", "matrix", "float32", [("w", "F64", 4, 3, (wrong[0], 2))])
     with pytest.raises(TypeError, match="expected dtype U8"):
         engine.load_packed("w", "matrix", "float32", 4, 3, [("w", "F32", 4, 3, np.zeros((4, 3), np.float32))])
+    with pytest.raises(ValueError, match="tensor w: expected rows of 1 byte, got 12"):
+        engine.load_packed("w", "table", "float32", 4, 3, [("w", "U8", 4, 12, np.zeros((4, 12), np.uint8))])
     with pytest.raises(ValueError, match="only a matrix can be transposed"):
         engine.load("w", "table", "float32", [("w", "F32", 4, 3, np.zeros((4, 3), np.float32))], transposed=True)
     assert engine.weight_bytes == 0

@@ -117,7 +117,7 @@ def test_closing_ends_the_thread() -> None:
     results = prepare_ahead(iter(range(3)), prepare)
     assert next(results) == 0
     assert started.wait(HANG_SECONDS)
-    results.close()  # type: ignore[attr-defined]
+    results.close()
 
 
 def test_an_interrupt_while_the_caller_waits() -> None:

@@ -17,6 +17,7 @@ import pytest
 from fastattn import AutoModelForCausalLM
 from fastattn.api.causal_lm import CausalLM
 from fastattn.errors import InputError, NonFiniteError, OutOfMemory
+from fastattn.executors.cpu import CpuExecutor
 from fastattn.generation import generate as generation
 from fastattn.generation.options import GenerationOptions
 from fastattn.generation.scheduler import Call, Scheduler
@@ -78,7 +79,8 @@ def in_threads(work: Callable[[int], Any], n: int) -> list[Any]:
 def assert_free(lm: CausalLM) -> None:
     stats = lm.kv_stats()
     assert stats.in_use == 0
-    assert lm.executor.kv_pages_in_use == stats.idle  # type: ignore[attr-defined]
+    assert isinstance(lm.executor, CpuExecutor)
+    assert lm.executor.kv_pages_in_use == stats.idle
 
 
 @pytest.mark.parametrize("limit_pages", [None, 9, 30])
@@ -133,9 +135,9 @@ def test_asyncio_tasks_and_threads(lm: CausalLM) -> None:
         return [ids for ids in found if ids is not None]
 
     with ThreadPoolExecutor(6) as pool:
-        futures = [pool.submit(lambda i=i: lm.generate(work[i][0], **work[i][1]).tolist()) for i in range(12, 24)]  # type: ignore[misc]
+        futures = [pool.submit(lm.generate, work[i][0], **work[i][1]) for i in range(12, 24)]
         found = asyncio.run(asyncio.wait_for(main(), HANG_SECONDS))
-        found += [future.result(HANG_SECONDS) for future in futures]
+        found += [future.result(HANG_SECONDS).tolist() for future in futures]
     assert found == expected
     assert_free(lm)
 

@@ -204,6 +204,7 @@ class _Process:
         self.arrivals: deque[Call] = deque()
         self._jobs: deque[Callable[[], None]] = deque()
         self._lead = threading.RLock()  # a signal handler may try to take it again in the same thread
+        # threading.Condition uses this method too; the type stubs leave it out.
         self._owns_lead: Callable[[], bool] = self._lead._is_owned  # type: ignore[attr-defined]
         self._leader: int | None = None
         self._busy = False  # whether a leader is between the beginning and the end of its work

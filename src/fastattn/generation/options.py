@@ -173,7 +173,7 @@ class GenerationOptions:
     forced_eos_token_id: Sequence[int] | int | None = option(None, check_id_or_ids)
     exponential_decay_length_penalty: tuple[int, float] | None = option(None, check_decay)
     logits_processor: Sequence[Callable[..., Any]] | None = option(None, check_functions)
-    prefix_allowed_tokens_fn: Callable[..., Any] | None = option(None, check_function)  # noqa: RUF009
+    prefix_allowed_tokens_fn: Callable[..., Any] | None = option(None, check_function)  # noqa: RUF009 (a field, as the others)
     stopping_criteria: Sequence[Callable[..., Any]] | None = option(None, check_functions)
     num_beams: int = option(
         1, Count(1, 1024), flag=Flag(default=1, metavar="N", help="beam search; 1 is off (default: 1)")

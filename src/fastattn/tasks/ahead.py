@@ -6,7 +6,7 @@ prepares: the caller's iterators, which may wait or belong to one thread, are re
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from threading import Thread
 from typing import Generic, TypeAlias, TypeVar
 
@@ -39,7 +39,7 @@ class _CanceledError(Exception):
 Prepare: TypeAlias = Callable[[Given, Cancel], Made]
 
 
-def prepare_ahead(parts: Iterator[Given], prepare: Prepare[Given, Made], *, ahead: bool = True) -> Iterator[Made]:
+def prepare_ahead(parts: Iterator[Given], prepare: Prepare[Given, Made], *, ahead: bool = True) -> Generator[Made]:
     """Yield `prepare(part, cancel)` of each part, in order.
 
     While the caller handles a result, a thread prepares the next one; `prepare` should read its items through

@@ -161,7 +161,7 @@ def _compile(template: str) -> Template:
     class Generation(Extension):
         """The tag that marks what the model writes; it changes nothing in the prompt."""
 
-        tags = {"generation"}  # noqa: RUF012
+        tags = {"generation"}  # noqa: RUF012 (declared by jinja2 as a set of the instance)
 
         def parse(self, parser: Any) -> Any:
             line = next(parser.stream).lineno

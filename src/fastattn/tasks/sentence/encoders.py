@@ -24,7 +24,7 @@ from fastattn.tasks.sentence.files import (
     read_floats,
     read_integers,
 )
-from fastattn.tasks.sentence.text_model import Encoded, Pairs, TextModel, TextTask, TextTruncation
+from fastattn.tasks.sentence.text_model import Encoded, Pairs, TextModel, TextTask, TextTruncation, TokenizingModule
 from fastattn.tokenizer import Tokenizer
 from fastattn.tokenizer.folder import Folder
 from fastattn.tokenizer.library import file_errors
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 
-class InputModule(Protocol):
+class InputModule(TokenizingModule, Protocol):
     """A module that turns texts into features."""
 
     tokenizer: Tokenizer
@@ -46,14 +46,6 @@ class InputModule(Protocol):
     def max_seq_length(self, length: int | None) -> None: ...
     def get_embedding_dimension(self) -> int: ...
     def start(self, widths: Widths) -> None: ...
-    def encode(
-        self,
-        texts: Iterable[tuple[str, str | None]],
-        truncation: TextTruncation,
-        task: TextTask | None,
-        cut: dict[int, int] | None = None,
-        names: Sequence[str] | None = None,
-    ) -> Encoded: ...
     def run(self, encoded: Encoded, features: Features) -> None: ...
     def preprocess(
         self, texts: Pairs, truncation: TextTruncation, task: TextTask | None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeAlias, TypeVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Protocol, TypeAlias, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,6 +47,19 @@ class TextTruncation:
         if self.max_length is not None:
             return self.max_length
         return self.query_length if task == "query" else self.document_length if task == "document" else None
+
+
+class TokenizingModule(Protocol):
+    """A module that tokenizes texts."""
+
+    def encode(
+        self,
+        texts: Iterable[tuple[str, str | None]],
+        truncation: TextTruncation,
+        task: TextTask | None,
+        cut: dict[int, int] | None = None,
+        names: Sequence[str] | None = None,
+    ) -> Encoded: ...
 
 
 class TextModel(Generic[ModelType]):

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Protocol, TypeAlias
+from typing import TypeAlias
 
 from fastattn.errors import FastattnError, about_item
 from fastattn.tasks.ahead import Cancel, prepare_ahead
 from fastattn.tasks.progress import progress_bar, shown_by_log_level
 from fastattn.tasks.sentence.features import Rows
 from fastattn.tasks.sentence.prompts import with_prompt
-from fastattn.tasks.sentence.text_model import Encoded, Pairs, TextTask, TextTruncation
+from fastattn.tasks.sentence.text_model import Encoded, Pairs, TextTask, TextTruncation, TokenizingModule
 
 WINDOW_TEXTS = 512  # the most texts of a window, unless a batch has more
 Part: TypeAlias = "tuple[int, Pairs]"  # the index of the first text of a window in the call, and the texts
@@ -28,19 +28,6 @@ class Window:
     cut: dict[int, int] = field(default_factory=dict)
 
 
-class Tokenizing(Protocol):
-    """A module that tokenizes texts."""
-
-    def encode(
-        self,
-        texts: Iterable[tuple[str, str | None]],
-        truncation: TextTruncation,
-        task: TextTask | None,
-        cut: dict[int, int] | None = None,
-        names: Sequence[str] | None = None,
-    ) -> Encoded: ...
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WindowEncoder:
     """How the texts of a call are tokenized.
@@ -49,7 +36,7 @@ class WindowEncoder:
     text and its number of tokens.
     """
 
-    module: Tokenizing
+    module: TokenizingModule
     truncation: TextTruncation
     task: TextTask | None
     prefix: str
