@@ -98,7 +98,7 @@ def test_linear_in_the_order_of_the_contract(m: int, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["normal", "spread"])
-@pytest.mark.parametrize(("m", "k"), [(1, 1536), (3, 1537), (17, 2047), (40, 3100)])
+@pytest.mark.parametrize(("m", "k"), [(1, 1536), (3, 1537), (17, 2047), (40, 3100), (250, 3110)])
 def test_deep_linear_in_the_order_of_the_contract(m: int, k: int, name: str) -> None:
     """More words than a block of k or a slice of tiles."""
     rng = np.random.default_rng(k)

@@ -124,7 +124,9 @@ def test_integer_products_are_exact(form: str, m: int, n: int, k: int) -> None:
 
 
 @pytest.mark.parametrize("form", INTEGERS)
-@pytest.mark.parametrize(("m", "n", "k"), [(400, 70, 40), (1, 256, 3072), (5, 64, 65536), (200, 17, 4000)])
+@pytest.mark.parametrize(
+    ("m", "n", "k"), [(400, 70, 40), (1, 256, 3072), (5, 64, 65536), (200, 17, 4000), (250, 70, 8300)]
+)
 def test_integer_products_of_real_sizes(form: str, m: int, n: int, k: int) -> None:
     """Whole row blocks, several blocks of k, and the largest k, whose sums come near 2^31."""
     a, weight = np.abs(random_array(1, m, k)) + np.float32(3), np.abs(random_array(2, n, k)) + np.float32(3)
