@@ -18,6 +18,7 @@ import signal
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,6 +56,8 @@ def start_worker(pool: Pool, folder: Path, names: list[str], seed: int) -> tuple
             run(pool, folder, names, seed, theirs, OUT)
         except KeyboardInterrupt:
             status = 0
+        except BaseException:
+            traceback.print_exc()  # os._exit would end the worker without a word
         finally:
             os._exit(status)
     os.close(theirs)

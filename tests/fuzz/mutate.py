@@ -230,14 +230,14 @@ CHANGES: dict[str, Callable[[bytes, random.Random], bytes]] = {
 
 
 def change(files: Files, rng: random.Random) -> Files:
-    """Return the files of a folder with one to three changes."""
+    """Return the files of a folder with one to three changes. An empty folder stays empty."""
     changed = dict(files)
     for _ in range(rng.choice([1, 1, 1, 2, 3])):
+        if not changed:
+            break
         name = rng.choice(list(changed))
         if rng.random() < 0.01:
             del changed[name]
-            if not changed:
-                return changed
             continue
         structural = CHANGES.get("." + name.rpartition(".")[2], change_bytes)
         one = structural if rng.random() < 0.85 else change_bytes

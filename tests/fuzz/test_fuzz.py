@@ -40,6 +40,10 @@ def test_changed_folders(seed: tuple[str, Files], tmp_path: Path) -> None:
         assert attempt(name, tmp_path / "input")[1] is None
 
 
+def test_an_empty_folder_stays_empty() -> None:
+    assert change({}, random.Random(0)) == {}
+
+
 def divide(folder: Path) -> None:
     raise ZeroDivisionError(str(folder))
 
