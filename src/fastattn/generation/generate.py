@@ -383,11 +383,13 @@ def make_requests(
     ends, deadline, slides = eos_ids(model, options), options.deadline(), options.overflow == "slide"
     seeds = seeds_of(options, len(prompts)) if seeds is None else seeds
     names = [f"input_ids[{i}]" for i in range(len(prompts))] if names is None else names
-    masks = None
-    if options.constraint is not None:
-        decoder = mask_tokenizer or tokenizer or need_tokenizer(model, options.constraint)
-        masks = Masks(model.engine.grammars, options, decoder, vocab_size(model), ends)
+    masks = _masks_of(model, options, mask_tokenizer or tokenizer, ends)
+    if masks is not None:
         clean_up_tokenization_spaces = clean_up_tokenization_spaces or False
+    decoding: dict[str, Any] = {
+        "skip_special_tokens": skip_special_tokens,
+        "clean_up_tokenization_spaces": clean_up_tokenization_spaces,
+    }
     requests: list[Request] = []
     for i, prompt in enumerate(prompts):
         whole = prompt if len(prompt) else np.array([start_id(model, options, names[i])], np.int32)
@@ -405,15 +407,7 @@ def make_requests(
         processors = processors_of(options, vocab_size(model), index=first_index + i)
         siblings: list[Request] = []
         for seed in seeds[i * n_texts : (i + 1) * n_texts]:
-            text = None
-            if tokenizer is not None:
-                text = TextState(
-                    tokenizer,
-                    options.stops(),
-                    prompt=start,
-                    skip_special_tokens=skip_special_tokens,
-                    clean_up_tokenization_spaces=clean_up_tokenization_spaces,
-                )
+            text = None if tokenizer is None else TextState(tokenizer, options.stops(), prompt=start, **decoding)
             request = Request(list(start), len(start), highest, seed, text, lowest, options=options, eos_ids=ends)
             request.index, request.deadline = first_index + len(requests), deadline
             request.join(siblings, processors, None if masks is None else masks.after(start))
@@ -424,6 +418,16 @@ def make_requests(
                 request.finish_reason = "length"
             requests.append(request)
     return requests
+
+
+def _masks_of(
+    model: LanguageModel, options: GenerationOptions, tokenizer: Tokenizer | None, ends: frozenset[int]
+) -> Masks | None:
+    """Return what creates the masks of the requests; None if their texts may be any. Raises ConfigError, InputError."""
+    if options.constraint is None:
+        return None
+    decoder = need_tokenizer(model, options.constraint) if tokenizer is None else tokenizer
+    return Masks(model.engine.grammars, options, decoder, vocab_size(model), ends)
 
 
 def seeds_of(options: GenerationOptions, n_prompts: int) -> list[int]:

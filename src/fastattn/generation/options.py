@@ -143,7 +143,7 @@ class GenerationOptions:
     regex: str | None = option(
         None, GRAMMAR, flag=Flag(metavar="REGEX", help="the new text matches this regular expression")
     )
-    json_schema: Mapping[str, Any] | str | type | None = option(
+    json_schema: Mapping[str, Any] | str | type | None = option(  # noqa: RUF009 (a field, as the others)
         None,
         check_json_schema,
         flag=Flag(values=GRAMMAR, metavar="FILE", help="the new text is JSON of this schema: a file, or {...}"),
@@ -258,7 +258,9 @@ class GenerationOptions:
     def _check_constraint(self) -> None:
         given = [name for name in CONSTRAINTS if getattr(self, name) is not None]
         if len(given) > 1:
-            raise InputError(f"{given[1]}: expected None, because {given[0]} is set, got both; a text follows one of them")
+            raise InputError(
+                f"{given[1]}: expected None, because {given[0]} is set, got both; a text follows one of them"
+            )
         if given and self.num_beams > 1:
             raise InputError(
                 f"num_beams: expected 1 with {given[0]}, got {self.num_beams}; best_of draws several texts and returns "

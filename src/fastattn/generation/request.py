@@ -43,8 +43,8 @@ class Request:
     min_new_tokens: no end-of-text id is drawn before this many tokens. logprobs: of the drawn ids, if `wants_logprobs`.
     options: how this sequence draws its tokens. eos_ids: they end it. index: its place in the call, for messages.
     deadline: the time.monotonic() at which it ends; None: never. processors: of its logits. mask: the last of them, if
-    the text is constrained. siblings: all requests of the same prompt. records: of the drawn tokens, if its options ask for any. score, beam_indices: of beam search, as
-    in GenerateOutput.
+    its options constrain the text. siblings: all requests of the same prompt. records: of the drawn tokens, if its
+    options ask for any. score, beam_indices: of beam search, as in GenerateOutput.
     """
 
     ids: list[int]

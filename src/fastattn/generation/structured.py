@@ -118,9 +118,7 @@ class _Tokens:
         return []
 
 
-def _read_vocabulary(
-    library: Any, name: str, tokenizer: Tokenizer, n_ids: int, ends: frozenset[int]
-) -> _Vocabulary:
+def _read_vocabulary(library: Any, name: str, tokenizer: Tokenizer, n_ids: int, ends: frozenset[int]) -> _Vocabulary:
     table = token_bytes_of(tokenizer, n_ids, name, ends=sorted(ends))
     tokens = _Tokens(table.inner, table.special, min(ends))
     of_library = library.LLTokenizer(library.TokenizerWrapper(tokens), n_vocab=n_ids, eos_token=sorted(ends))

@@ -37,9 +37,10 @@ _MAX_NAMED = 20
 
 def check_json_schema(name: str, schema: Any) -> str:
     """Return a schema as JSON text. Raises DTypeError, InputError."""
-    if isinstance(schema, type) and callable(getattr(schema, "model_json_schema", None)):
+    make_schema = getattr(schema, "model_json_schema", None)
+    if isinstance(schema, type) and callable(make_schema):
         try:
-            schema = schema.model_json_schema()
+            schema = make_schema()
         except Exception as error:  # pydantic's, for a field without a JSON schema, or the user's own
             raise InputError(f"{name}: expected a JSON schema of {schema.__name__}, got an error: {error}") from error
     if isinstance(schema, Mapping):
