@@ -384,12 +384,8 @@ def make_requests(
     seeds = seeds_of(options, len(prompts)) if seeds is None else seeds
     names = [f"input_ids[{i}]" for i in range(len(prompts))] if names is None else names
     masks = _masks_of(model, options, mask_tokenizer or tokenizer, ends)
-    if masks is not None:
-        clean_up_tokenization_spaces = clean_up_tokenization_spaces or False
-    decoding: dict[str, Any] = {
-        "skip_special_tokens": skip_special_tokens,
-        "clean_up_tokenization_spaces": clean_up_tokenization_spaces,
-    }
+    cleans = False if masks is not None and clean_up_tokenization_spaces is None else clean_up_tokenization_spaces
+    decoding: dict[str, Any] = {"skip_special_tokens": skip_special_tokens, "clean_up_tokenization_spaces": cleans}
     requests: list[Request] = []
     for i, prompt in enumerate(prompts):
         whole = prompt if len(prompt) else np.array([start_id(model, options, names[i])], np.int32)

@@ -42,7 +42,7 @@ def token_bytes_of(tokenizer: Tokenizer, n_ids: int, name: str, *, ends: Sequenc
     ConfigError for a tokenizer whose tokens have no bytes of their own: their text depends on later tokens.
     """
     raw = tokenizer.raw
-    spelling = _spelling(tokenizer, name)
+    spelling, any_differs = _spelling(tokenizer, name)
     special = sorted({i for i in (*tokenizer.skipped_ids, *ends) if i < n_ids})
     inner, differs, hidden = [b""] * n_ids, np.zeros(n_ids, np.bool_), set(special)
     with library_errors(lambda reason: ConfigError(f"{name}: the tokenizer cannot decode its tokens: {reason}")):
@@ -53,8 +53,8 @@ def token_bytes_of(tokenizer: Tokenizer, n_ids: int, name: str, *, ends: Sequenc
             if token_id in hidden:
                 inner[token_id] = token.encode("utf-8", "replace")
                 continue
-            found, first = spelling(token, False), spelling(token, True)
-            differs[token_id] = found != first
+            found = spelling(token, False)
+            differs[token_id] = any_differs and found != spelling(token, True)
             if not found.startswith(bytes([_NEVER_IN_UTF8])):
                 inner[token_id] = found
     return TokenBytes(inner, special, differs)
@@ -63,13 +63,16 @@ def token_bytes_of(tokenizer: Tokenizer, n_ids: int, name: str, *, ends: Sequenc
 _Spelling = Callable[[str, bool], bytes]  # (token, whether the text begins with it) -> bytes
 
 
-def _spelling(tokenizer: Tokenizer, name: str) -> _Spelling:
-    """Return the function from a token to its bytes, as the decoders of the tokenizer define them."""
+def _spelling(tokenizer: Tokenizer, name: str) -> tuple[_Spelling, bool]:
+    """Return the function from a token to its bytes, as the decoders of the tokenizer define them.
+
+    Also return whether the bytes can be different at the beginning of a text.
+    """
     parts = decoder_parts(tokenizer.raw)
     if parts is None:
         raise _refusal(name, "one written in Python")
     if not parts:
-        return lambda token, first: (token if first else f" {token}").encode("utf-8", "replace")
+        return lambda token, first: (token if first else f" {token}").encode("utf-8", "replace"), True
     texts: list[tuple[Decoder, bool]] = []
     to_bytes: Callable[[str], bytes] = partial(str.encode, errors="replace")
     joined, strip = False, ""
@@ -87,7 +90,7 @@ def _spelling(tokenizer: Tokenizer, name: str) -> _Spelling:
             strip = part["content"]
         else:
             raise _refusal(name, kind)
-    return partial(_spell, texts, to_bytes, strip.encode())
+    return partial(_spell, texts, to_bytes, strip.encode()), bool(strip) or any(differs for _, differs in texts)
 
 
 def _spell(
