@@ -28,8 +28,7 @@ from fastattn.generation.structured_checks import unapplied_keywords
 from fastattn.generation.token_bytes import token_bytes_of
 from fastattn.tokenizer import Tokenizer
 
-# Nothing, a space, or line breaks with an indentation: endless white space would otherwise be a valid text.
-JSON_WHITE_SPACE = r" |\n{1,2}[ \t]{0,20}"
+JSON_WHITE_SPACE = " "  # at most this between two parts; small models would otherwise never end it
 # The masks then have all ids that can continue the text, not only those that the tokenizer would choose.
 _ALL_IDS = '\n%llguidance {"no_forcing": true}\n'
 _MAX_VOCABULARIES = 4
