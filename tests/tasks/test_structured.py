@@ -23,6 +23,7 @@ from fastattn import AutoModelForCausalLM
 from fastattn.errors import ConfigError, DTypeError, InputError
 from fastattn.generation import generate as generation
 from fastattn.generation.options import GenerationOptions
+from fastattn.tasks.text_generation import TextGenerationPipeline
 from fastattn.tokenizer import Tokenizer
 from fastattn.tokenizer.options import TokenizerOptions
 from tests.tasks.structured_models import EOS, PIECES, only, text_of, toy, write_model
@@ -515,6 +516,25 @@ def test_keywords_that_restrict_nothing_are_named(model: ToyModel, caplog: pytes
     with caplog.at_level(logging.WARNING, "fastattn"):
         run(model, json_schema=lenient)
     assert [record.getMessage() for record in caplog.records] == ['json_schema: Unimplemented keys: ["uniqueItems"]']
+
+
+def test_a_temperature_in_a_grammar_is_named(model: ToyModel, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, "fastattn"):
+        run(model, grammar='start: word "[temperature=1]"\nword: /a/')
+        assert not caplog.records
+        assert new_text(run(model, grammar="start: word\nword[temperature=0.5]: /a/")) == "a"
+    assert [record.getMessage() for record in caplog.records] == [
+        "grammar: not applied: the temperature of a rule; pass temperature for the whole text"
+    ]
+
+
+def test_the_pipeline(tmp_path: Path) -> None:
+    with AutoModelForCausalLM.from_pretrained(write_model(tmp_path)) as lm:
+        pipe = TextGenerationPipeline(lm)
+        found = pipe(["hi", "the"], regex="[a-c]{3}", seed=1, return_full_text=False, num_return_sequences=2)
+        assert all(re.fullmatch("[a-c]{3}", one["generated_text"]) for many in found for one in many)
+        (ids,) = pipe("hi", regex="[a-c]{3}", seed=1, return_tensors=True)
+        assert re.fullmatch("hi[a-c]{3}", text_of(ids["generated_token_ids"]))
 
 
 def test_options_are_checked_once(model: ToyModel) -> None:

@@ -34,6 +34,7 @@ _ALL_IDS = '\n%llguidance {"no_forcing": true}\n'
 _MAX_VOCABULARIES = 4
 _MAX_GRAMMARS = 64
 _MAX_REASON_CHARS = 500
+_TEMPERATURE = re.compile(r"^[ \t]*[?!]?\w+[ \t]*\[[^\]\n]*\btemperature\b", re.MULTILINE)  # an attribute of a rule
 _EXPECTED = {
     "regex": "a regular expression",
     "json_schema": "a JSON schema",
@@ -165,6 +166,8 @@ def _matcher(library: Any, vocabulary: _Vocabulary, name: str, text: str, value:
     if name == "json_schema":
         ignored = unapplied_keywords(json.loads(value))
         warnings += [f"not applied, because JSON Schema has no such keywords: {', '.join(ignored)}"] if ignored else []
+    elif name == "grammar" and _TEMPERATURE.search(value):
+        warnings.append("not applied: the temperature of a rule; pass temperature for the whole text")
     for warning in warnings:
         _log.warning("%s: %s", name, " ".join(warning.split()))
     return matcher
