@@ -128,7 +128,6 @@ def test_functions_of_the_user_get_rows(llm: Llm) -> None:
     [
         ({"max_token": 3}, InputError, "Llm: unknown keyword 'max_token'"),
         ({"mirostat_mode": 2}, InputError, "mirostat_mode: expected None or 0, got 2"),
-        ({"grammar": "x"}, InputError, "grammar: expected None"),
         ({"suffix": "x"}, InputError, "suffix: expected None"),
         ({"logprobs": -1}, InputError, "logprobs: expected 0 to 1000"),
         ({"temperature": -1}, InputError, "temperature: expected"),

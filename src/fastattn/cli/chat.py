@@ -7,6 +7,7 @@ from typing import Any
 
 from fastattn.cli.commands import json_line
 from fastattn.cli.flags import given_options
+from fastattn.cli.grammars import read_grammars
 from fastattn.cli.streams import emit
 from fastattn.cli.texts import stream_texts
 from fastattn.errors import ContextLengthError
@@ -21,6 +22,7 @@ def chat(args: argparse.Namespace) -> int:
     from fastattn.api.load_options import LoadOptions
 
     options: dict[str, Any] = {**given_options(GenerationOptions, args), "do_sample": True, "use_model_defaults": False}
+    options |= read_grammars(options)
     texts = stream_texts(args.prompt, args.file, skip_blank=True)
     messages: list[dict[str, str]] = [] if args.system is None else [{"role": "system", "content": args.system}]
     model = AutoModelForCausalLM.from_pretrained(args.model, **given_options(LoadOptions, args))

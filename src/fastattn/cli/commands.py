@@ -24,6 +24,7 @@ from fastattn import __version__
 from fastattn.api.load_options import LoadOptions
 from fastattn.checks import check_choice, quote
 from fastattn.cli.flags import given_options
+from fastattn.cli.grammars import read_grammars
 from fastattn.cli.progress import progress
 from fastattn.cli.streams import emit, say
 from fastattn.cli.texts import Text, TextStream, read_texts, stream_texts
@@ -44,6 +45,7 @@ _EXTRAS = {
     "hub": "huggingface_hub",
     "chat": "jinja2",
     "completion": "shtab",
+    "structured": "llguidance",
 }  # extra in pyproject.toml -> one of its modules
 _PART_TEXTS = 512  # texts of `embed` that are in memory together, unless a step has more
 _INPUTS = {"inputs", "second", "question", "context", "data", "X", "sequences", "text_inputs"}  # of pipelines
@@ -89,6 +91,7 @@ def generate(args: argparse.Namespace) -> int:
     from fastattn.api.auto import AutoModelForCausalLM
 
     options: dict[str, Any] = {"do_sample": True, **given_options(GenerationOptions, args), "use_model_defaults": False}
+    options |= read_grammars(options)
     checked = read_options(options, "generate")
     prompts = read_texts(args.prompt, args.file, whole_stdin=True, skip_blank=args.skip_blank)
     model = AutoModelForCausalLM.from_pretrained(_model(args, "text-generation"), **_loading(args))

@@ -45,13 +45,9 @@ def make_stages(raw: RawTokenizer) -> list[Stage]:
     """Return the stages that together decode like `raw.decode`."""
     if raw.decoder is None:
         return [Join()]
-    try:
-        found: Mapping[str, Any] = json.loads(raw.decoder.__getstate__())
-    except Exception as error:  # the library's error for a decoder written in Python
-        if type(error) is not Exception:
-            raise
+    parts = decoder_parts(raw)
+    if parts is None:
         return [Whole(raw.decoder)]
-    parts = list(_flatten(found))
     stages: list[Stage] = []
     joined = False
     for i, part in enumerate(parts):
@@ -61,6 +57,19 @@ def make_stages(raw: RawTokenizer) -> list[Stage]:
         stages.append(stage)
         joined = joined or part["type"] in ("Fuse", "ByteLevel")
     return stages
+
+
+def decoder_parts(raw: RawTokenizer) -> list[Mapping[str, Any]] | None:
+    """Return the JSON of the decoders that a tokenizer applies one after another; None if one is written in Python."""
+    if raw.decoder is None:
+        return []
+    try:
+        found: Mapping[str, Any] = json.loads(raw.decoder.__getstate__())
+    except Exception as error:  # the library's error for a decoder written in Python
+        if type(error) is not Exception:
+            raise
+        return None
+    return list(_flatten(found))
 
 
 def _flatten(decoder: Mapping[str, Any]) -> Iterable[Mapping[str, Any]]:

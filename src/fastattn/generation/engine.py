@@ -25,6 +25,7 @@ from fastattn.errors import FastattnError, InputError
 from fastattn.generation.call import Call, Draw, Failure
 from fastattn.generation.page_plan import IDLE_BYTES, KvStats, PagePlan
 from fastattn.generation.scheduler import ALONE_TOKENS, BESIDE_TOKENS, Scheduler
+from fastattn.generation.structured import Grammars
 from fastattn.graph.executor import Executor
 
 RUN_AHEAD = 16  # tokens of a stream that other callers' steps draw before it waits for its consumer
@@ -45,6 +46,7 @@ class Engine:
     def __init__(self, executor: Executor, *, kv_bytes: int | None = None, idle_bytes: int = IDLE_BYTES) -> None:
         self._executor, self._kv_bytes, self._idle_bytes = executor, kv_bytes, idle_bytes
         self._processes: dict[int, _Process] = {}
+        self.grammars = Grammars()
 
     def submit(self, call: Call) -> None:
         """Add a call. Its tokens come from `take`, `draws` or `take_async`. Raises OutOfMemory if it can never run."""

@@ -93,6 +93,9 @@ def draw_each(executor: Executor, step: Step, requests: Sequence[Request]) -> li
 
     Unlike `DrawingExecutor.draw`, an error of a row, such as of a function of the user, affects only its own request.
     """
+    for request in requests:
+        if request.mask is not None:
+            request.mask.start(request)
     logits = cast("Logits", executor.run(step, ["logits"])["logits"])
     results: list[tuple[int, float] | Exception] = []
     for i, request in enumerate(requests):

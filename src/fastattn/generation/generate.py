@@ -35,6 +35,7 @@ from fastattn.generation.request import Request
 from fastattn.generation.results import beam_searches, best_requests, output_of
 from fastattn.generation.scheduler import STEP_TOKENS
 from fastattn.generation.stopping import TextState
+from fastattn.generation.structured import Masks
 from fastattn.generation.text_stream import TextStream
 from fastattn.models.outputs import GenerateOutput
 from fastattn.models.sequences import MAX_SEQUENCES
@@ -163,10 +164,11 @@ def _read_call(model: LanguageModel, ids: Any, options: Mapping[str, Any]) -> _J
 def _make_each(
     model: LanguageModel, prompts: Prompts, each: Sequence[tuple[GenerationOptions, list[int]]], chosen: Any
 ) -> list[Request]:
-    """Return the requests of all prompts. chosen: the tokenizer of stop strings; None is the model's."""
+    """Return the requests of all prompts. chosen: the tokenizer of stop strings and masks; None is the model's."""
     tokenizer, requests = None, []
-    if any(one.stops() for one, _ in each):
-        tokenizer = need_tokenizer(model, "stop_strings") if chosen is None else Tokenizer.from_object(chosen)
+    needs = ["stop_strings" if one.stops() else one.constraint for one, _ in each if one.stops() or one.constraint]
+    if needs:
+        tokenizer = need_tokenizer(model, str(needs[0])) if chosen is None else Tokenizer.from_object(chosen)
     for i, (one, seeds) in enumerate(each):
         requests += make_requests(
             model,
@@ -174,6 +176,7 @@ def _make_each(
             one,
             names=prompts.names[i : i + 1],
             tokenizer=tokenizer if one.stops() else None,
+            mask_tokenizer=tokenizer,
             lengths=prompts.lengths[i : i + 1],
             seeds=seeds,
             first_index=i,
@@ -359,6 +362,7 @@ def make_requests(
     options: GenerationOptions,
     *,
     tokenizer: Tokenizer | None,
+    mask_tokenizer: Tokenizer | None = None,
     names: Sequence[str] | None = None,
     lengths: Sequence[int] | None = None,
     default_new_tokens: int = DEFAULT_NEW_TOKENS,
@@ -369,7 +373,9 @@ def make_requests(
 ) -> list[Request]:
     """Create `options.n_requests` requests per prompt, checked against the model's context.
 
-    tokenizer: with one, each request collects its text, which stop strings need. names: of the prompts, for messages;
+    tokenizer: with one, each request collects its text, which stop strings need. mask_tokenizer: of options such as
+    regex; None uses `tokenizer`, or else the model's. clean_up_tokenization_spaces: None is the tokenizer's setting,
+    and False for such options, which the cleaned text might not match. names: of the prompts, for messages;
     None uses input_ids[i]. lengths: prompt lengths as max_length counts them; None uses the number of ids. seeds: of
     the requests; None uses those of the options. first_index: of the prompts, for prefix_allowed_tokens_fn.
     """
@@ -377,6 +383,9 @@ def make_requests(
     ends, deadline, slides = eos_ids(model, options), options.deadline(), options.overflow == "slide"
     seeds = seeds_of(options, len(prompts)) if seeds is None else seeds
     names = [f"input_ids[{i}]" for i in range(len(prompts))] if names is None else names
+    masks = _masks_of(model, options, mask_tokenizer or tokenizer, ends)
+    cleans = False if masks is not None and clean_up_tokenization_spaces is None else clean_up_tokenization_spaces
+    decoding: dict[str, Any] = {"skip_special_tokens": skip_special_tokens, "clean_up_tokenization_spaces": cleans}
     requests: list[Request] = []
     for i, prompt in enumerate(prompts):
         whole = prompt if len(prompt) else np.array([start_id(model, options, names[i])], np.int32)
@@ -394,18 +403,10 @@ def make_requests(
         processors = processors_of(options, vocab_size(model), index=first_index + i)
         siblings: list[Request] = []
         for seed in seeds[i * n_texts : (i + 1) * n_texts]:
-            text = None
-            if tokenizer is not None:
-                text = TextState(
-                    tokenizer,
-                    options.stops(),
-                    prompt=start,
-                    skip_special_tokens=skip_special_tokens,
-                    clean_up_tokenization_spaces=clean_up_tokenization_spaces,
-                )
+            text = None if tokenizer is None else TextState(tokenizer, options.stops(), prompt=start, **decoding)
             request = Request(list(start), len(start), highest, seed, text, lowest, options=options, eos_ids=ends)
             request.index, request.deadline = first_index + len(requests), deadline
-            request.join(siblings, processors)
+            request.join(siblings, processors, None if masks is None else masks.after(start))
             if slides:
                 request.context = context
                 request.slide()
@@ -413,6 +414,16 @@ def make_requests(
                 request.finish_reason = "length"
             requests.append(request)
     return requests
+
+
+def _masks_of(
+    model: LanguageModel, options: GenerationOptions, tokenizer: Tokenizer | None, ends: frozenset[int]
+) -> Masks | None:
+    """Return what creates the masks of the requests; None if their texts may be any. Raises ConfigError, InputError."""
+    if options.constraint is None:
+        return None
+    decoder = need_tokenizer(model, options.constraint) if tokenizer is None else tokenizer
+    return Masks(model.engine.grammars, options, decoder, vocab_size(model), ends)
 
 
 def seeds_of(options: GenerationOptions, n_prompts: int) -> list[int]:

@@ -32,6 +32,10 @@ class GenerationArgs(TypedDict, total=False):
     repetition_penalty: float | None
     seed: int | Sequence[int] | None
     stop_strings: str | Sequence[str] | None
+    regex: str | None
+    json_schema: Mapping[str, Any] | str | type | None
+    choices: Sequence[str] | None
+    grammar: str | None
     eos_token_id: int | Sequence[int] | None
     bos_token_id: int | None
     pad_token_id: int | None
@@ -81,7 +85,7 @@ class GenerateArgs(GenerationArgs, total=False):
     """The keyword arguments of `generate`.
 
     inputs: another name for input_ids. attention_mask: same shape as the ids; 0 is padding. streamer: of transformers,
-    for one sequence. tokenizer: decodes the tokens in which stop_strings are searched for; None is the model's.
+    for one sequence. tokenizer: decodes the tokens, for stop_strings and options such as regex; None is the model's.
     """
 
     inputs: Any

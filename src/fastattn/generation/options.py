@@ -31,6 +31,7 @@ from fastattn.generation.option_checks import (
     check_stops,
     check_words,
 )
+from fastattn.generation.structured_checks import CHOICE, GRAMMAR, check_choices, check_json_schema
 from fastattn.options import Choice, Count, Flag, Number, option, options_of
 
 DEFAULT_NEW_TOKENS = 20
@@ -39,6 +40,7 @@ GREEDY_BELOW = 1e-6  # lower temperatures are greedy: the scaled logits would ov
 NanPolicy: TypeAlias = Literal["raise", "finite", "propagate"]
 NAN_POLICIES = ("raise", "finite", "propagate")
 MAX_TOP_LOGPROBS = 1000
+CONSTRAINTS = ("regex", "json_schema", "choices", "grammar")  # a text has at most one of them
 _TINY = 1e-6  # instead of 0, where 0 would leave nothing
 
 
@@ -79,6 +81,12 @@ class GenerationOptions:
     seed: None chooses random seeds; an int s gives request i `request_seed(s, i)`; a list gives each request its own.
         A request is one text: with num_return_sequences=n, prompt p has requests p * n to p * n + n - 1.
     stop_strings: the text ends before the first of them.
+    regex, json_schema, choices, grammar: what the new text must match; at most one of them. They need the extra
+        `structured`. The text ends with an eos id as soon as it is complete and nothing can follow, and may end when it
+        is complete; with finish reason "length" it may be incomplete. No beam search. regex: in the syntax of Rust's
+        regex crate, which has no look-around and no back references. json_schema: a dict, JSON text or a pydantic
+        model; {"type": "object"} is any JSON object. choices: a list of texts. grammar: in the Lark-like syntax of
+        llguidance, or GBNF.
     eos_token_id: None uses the checkpoint's, -1 uses none; an int or several ints replace the checkpoint's.
     bos_token_id: the start of an empty prompt; None uses the checkpoint's bos, else its eos.
     pad_token_id: the padding id in prompts without attention_mask; None uses the checkpoint's. An id that is also an
@@ -131,6 +139,28 @@ class GenerationOptions:
         flag=Flag(
             names=("--stop",), values=STOP, metavar="TEXT", repeatable=True, help="end before this text; repeatable"
         ),
+    )
+    regex: str | None = option(
+        None, GRAMMAR, flag=Flag(metavar="REGEX", help="the new text matches this regular expression")
+    )
+    json_schema: Mapping[str, Any] | str | type | None = option(  # noqa: RUF009 (a field, as the others)
+        None,
+        check_json_schema,
+        flag=Flag(values=GRAMMAR, metavar="FILE", help="the new text is JSON of this schema: a file, or {...}"),
+    )
+    choices: Sequence[str] | None = option(
+        None,
+        check_choices,
+        flag=Flag(
+            names=("--choice",),
+            values=CHOICE,
+            metavar="TEXT",
+            repeatable=True,
+            help="the new text is one of the texts given with this flag; repeatable",
+        ),
+    )
+    grammar: str | None = option(
+        None, GRAMMAR, flag=Flag(metavar="FILE", help="the new text follows the Lark or GBNF grammar in this file")
     )
     eos_token_id: int | Sequence[int] | None = option(None, check_eos)
     truncate: Literal["left", "right"] | None = option(
@@ -209,6 +239,7 @@ class GenerationOptions:
             raise InputError(f"overflow: expected 'error' with truncate={self.truncate!r}, got 'slide'")
         if self.overflow == "slide" and self.num_beams > 1:
             raise InputError("overflow: expected 'error' with num_beams, got 'slide'")
+        self._check_constraint()
         if self.num_beams > 1 or self.num_beam_groups > 1 or self.diversity_penalty:
             self._check_beams()
         elif self.num_return_sequences > 1 and self.greedy:
@@ -223,6 +254,18 @@ class GenerationOptions:
                 raise InputError(
                     f"best_of: expected at least num_return_sequences {self.num_return_sequences}, got {self.best_of}"
                 )
+
+    def _check_constraint(self) -> None:
+        given = [name for name in CONSTRAINTS if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise InputError(
+                f"{given[1]}: expected None, because {given[0]} is set, got both; a text follows one of them"
+            )
+        if given and self.num_beams > 1:
+            raise InputError(
+                f"num_beams: expected 1 with {given[0]}, got {self.num_beams}; best_of draws several texts and returns "
+                "the likeliest"
+            )
 
     def _check_beams(self) -> None:
         if self.num_beams % self.num_beam_groups:
@@ -242,6 +285,11 @@ class GenerationOptions:
     def n_requests(self) -> int:
         """The number of texts that are drawn per prompt."""
         return max(self.num_return_sequences, self.best_of or 1)
+
+    @property
+    def constraint(self) -> str | None:
+        """The name of the option that the new text must match."""
+        return next((name for name in CONSTRAINTS if getattr(self, name) is not None), None)
 
     @property
     def records_tokens(self) -> bool:

@@ -67,7 +67,8 @@ def processors_of(options: GenerationOptions, vocab: int, *, index: int = 0) -> 
         found.append(_begin_suppress(options.begin_suppress_tokens, options.forced_bos_token_id is not None))
     if isinstance(options.logits_processor, tuple):
         found += [_of_user(function, i) for i, function in enumerate(options.logits_processor)]
-    in_core = not (found or options.records_tokens or options.num_beams > 1) and options.filters_in_core
+    others = options.records_tokens or options.num_beams > 1 or options.constraint is not None
+    in_core = not (found or others) and options.filters_in_core
     if not in_core and options.repetition_penalty != 1:  # otherwise the sampler applies it
         found.insert(1 if biases else 0, repetition(options.repetition_penalty))
     return tuple(found)

@@ -13,6 +13,7 @@ from fastattn.generation.options import GenerationOptions
 from fastattn.generation.prefix_tree import Node
 from fastattn.generation.processors import Processor, stops_at
 from fastattn.generation.stopping import TextState
+from fastattn.generation.structured import Mask
 from fastattn.graph.executor import Cache
 from fastattn.models.outputs import FinishReason
 
@@ -41,9 +42,9 @@ class Request:
 
     min_new_tokens: no end-of-text id is drawn before this many tokens. logprobs: of the drawn ids, if `wants_logprobs`.
     options: how this sequence draws its tokens. eos_ids: they end it. index: its place in the call, for messages.
-    deadline: the time.monotonic() at which it ends; None: never. processors: of its logits. siblings: all requests of
-    the same prompt. records: of the drawn tokens, if its options ask for any. score, beam_indices: of beam search, as
-    in GenerateOutput.
+    deadline: the time.monotonic() at which it ends; None: never. processors: of its logits. mask: the last of them, if
+    its options constrain the text. siblings: all requests of the same prompt. records: of the drawn tokens, if its
+    options ask for any. score, beam_indices: of beam search, as in GenerateOutput.
     """
 
     ids: list[int]
@@ -62,6 +63,7 @@ class Request:
     index: int = 0
     deadline: float | None = None
     processors: tuple[Processor, ...] = ()
+    mask: Mask | None = None
     siblings: list[Request] = field(default_factory=list)
     records: list[TokenRecord] = field(default_factory=list)
     score: float | None = None
@@ -88,9 +90,11 @@ class Request:
         """The number of drawn tokens."""
         return len(self.ids) - self.prompt_len
 
-    def join(self, siblings: list[Request], processors: tuple[Processor, ...]) -> None:
+    def join(self, siblings: list[Request], processors: tuple[Processor, ...], mask: Mask | None = None) -> None:
         """Set the processors, and become one of the requests of a prompt."""
-        self.processors, self.siblings = processors, siblings
+        self.processors, self.siblings, self.mask = processors, siblings, mask
+        if mask is not None:
+            self.processors = (*processors, mask)
         self.wants_logprobs = self.options.best_of is not None
         self.draws_in_core = not self.needs_numpy
         siblings.append(self)

@@ -14,7 +14,7 @@ from fastattn.api.causal_lm import CausalLM
 from fastattn.checks import Neutral, check_count, check_flag, check_keywords, check_neutral, check_str
 from fastattn.errors import DTypeError, InputError
 from fastattn.generation.generate import complete, make_requests, stream
-from fastattn.generation.options import GREEDY_BELOW, GenerationOptions
+from fastattn.generation.options import CONSTRAINTS, GREEDY_BELOW, GenerationOptions
 from fastattn.generation.prompts import encode_prompt, need_tokenizer, read_prompts
 from fastattn.generation.request import Request
 from fastattn.generation.results import best_requests
@@ -28,6 +28,7 @@ from fastattn.tasks.completion import (
     text_of,
     usage,
 )
+from fastattn.tasks.response_format import read_constraint
 from fastattn.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -47,8 +48,6 @@ _REFUSED: Mapping[str, Neutral] = {
     "suffix": Neutral((), "models here continue texts; write the whole prompt"),
     "model": Neutral(check=check_str),
     "user": Neutral(check=check_str),
-    "grammar": Neutral((), "use logits_processor"),
-    "response_format": Neutral((), "use logits_processor"),
     "functions": Neutral((), "use tools, if the chat template knows them"),
     "function_call": Neutral((), "use tools, if the chat template knows them"),
     "tool_choice": Neutral(("none", "auto"), "leave it out"),
@@ -65,6 +64,8 @@ class SamplingArgs(TypedDict, total=False):
     temperature: 0 is greedy. stop: texts before which the answer ends. repeat_penalty: applies to the whole text.
     logits_processor: functions (input_ids int64 [n_tokens], scores float32 [vocab_size]) -> scores. stopping_criteria:
     functions (input_ids int64 [n_tokens], None) -> bool. n: number of choices; best_of: how many they are chosen from.
+    response_format: {"type": "json_object"}, with "schema" if the answer must match one, or OpenAI's {"type":
+    "json_schema", "json_schema": {"schema": ...}}. grammar: text of a GBNF or Lark grammar.
     """
 
     temperature: float | None
@@ -82,6 +83,8 @@ class SamplingArgs(TypedDict, total=False):
     stopping_criteria: Processor | Sequence[Processor] | None
     n: int | None
     best_of: int | None
+    response_format: Mapping[str, Any] | None
+    grammar: str | None
     model: str | None
     user: str | None
 
@@ -242,7 +245,7 @@ class Llm:
         n_top: int | None,
     ) -> GenerationOptions:
         """Return the options of a call. Raises DTypeError, InputError."""
-        known = (*_SAME, *_NAMES, "n", "logits_processor", "stopping_criteria")
+        known = (*_SAME, *_NAMES, "n", "logits_processor", "stopping_criteria", "response_format", "grammar")
         others = {name: value for name, value in options.items() if name not in known}
         check_keywords(others, (*known, *_REFUSED), "Llm")
         check_neutral(others, _REFUSED, "Llm", known)
@@ -251,6 +254,7 @@ class Llm:
         room = self.model.executor.program.max_positions - max(1, len(ids))
         count = 0 if max_tokens is None else check_count("max_tokens", max_tokens, low=-1)
         read = {_NAMES.get(name, name): value for name, value in given.items() if name in (*_SAME, *_NAMES)}
+        read |= read_constraint(given.get("response_format"), given.get("grammar"))
         for name in ("logits_processor", "stopping_criteria"):
             if given.get(name) is not None:
                 functions = given[name] if isinstance(given[name], (list, tuple)) else [given[name]]
@@ -293,7 +297,8 @@ class Llm:
     def _pieces(self, ids: NDArray[np.int32], options: GenerationOptions) -> Any:
         if options.n_requests > 1:
             raise InputError(f"n: expected 1 with stream=True, got {options.n_requests}")
-        names = [*_SAME[:-1], *_NAMES.values(), "logits_processor", "stopping_criteria", "do_sample", "max_new_tokens"]
+        names = [*_SAME[:-1], *_NAMES.values(), *CONSTRAINTS]
+        names += ["logits_processor", "stopping_criteria", "do_sample", "max_new_tokens"]
         chosen: dict[str, Any] = {name: getattr(options, name) for name in names}
         return stream(self.model, ids, use_model_defaults=False, **chosen)
 

@@ -228,6 +228,7 @@ class _Job(Job[str, "list[GeneratedText | GeneratedIds]", "list[GeneratedText | 
             call.options,
             names=[name],
             tokenizer=self._tokenizer if call.returns != "ids" or call.options.stops() else None,
+            mask_tokenizer=self._tokenizer,
             lengths=[len(ids) - self._hidden],  # without the prefix, as in transformers
             default_new_tokens=NEW_TOKENS,
             skip_special_tokens=call.skip_special_tokens,
