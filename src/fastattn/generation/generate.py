@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from fastattn.checks import check_flag
 from fastattn.errors import ContextLengthError, DTypeError, InputError
-from fastattn.generation.beam_search import BeamSearch, search
+from fastattn.generation.beam_search import BeamSearch
 from fastattn.generation.call import Call
 from fastattn.generation.generate_args import GenerateArgs, GenerationArgs, Streamer
 from fastattn.generation.generation_config import with_defaults
@@ -32,8 +32,7 @@ from fastattn.generation.prompts import (
     vocab_size,
 )
 from fastattn.generation.request import Request
-from fastattn.generation.results import beam_searches, best_requests, output_of
-from fastattn.generation.scheduler import STEP_TOKENS
+from fastattn.generation.results import best_requests, output_of
 from fastattn.generation.stopping import TextState
 from fastattn.generation.text_stream import TextStream
 from fastattn.models.outputs import GenerateOutput
@@ -88,7 +87,6 @@ async def generate_async(
     """Do what `generate` does without blocking the event loop. Cancelling the task stops the work."""
     job = _read_call(model, ids, options)
     call = _call_of(job.requests, job.options, logprobs=job.wants_output, feed=job.feed)
-    await _search_async(model, job)
     model.engine.submit(call)
     try:
         while (draw := await model.engine.take_async(call)) is not None:
@@ -99,20 +97,6 @@ async def generate_async(
     if job.feed is not None:
         job.feed.end()
     return job.result()
-
-
-async def _search_async(model: LanguageModel, job: _Job) -> None:
-    """Run the beam searches of a call in a thread. Cancelling the task stops them after a step."""
-    import asyncio
-
-    ended = list[bool]()
-    searching = _searched(model, job.requests, job.options, job.feed, stopped=lambda: bool(ended))
-    if searching is None:
-        return
-    try:
-        await asyncio.to_thread(list, searching)
-    finally:
-        ended.append(True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,12 +250,6 @@ def completed(
 ) -> Iterator[Request]:
     """Yield each request when it ends. The arguments are those of `complete`. Closing the iterator stops the work."""
     call = _call_of(requests, options, logprobs=logprobs, feed=feed)
-    searching = _searched(model, requests, options, feed)
-    if searching is not None:
-        with contextlib.closing(searching):
-            for one in searching:
-                yield from one.requests
-    requests = [request for request in requests if request.options.num_beams == 1]
     yield from (request for request in requests if request.finish_reason is not None)
     with contextlib.closing(model.engine.draws(call)) as draws:
         for draw in draws:
@@ -283,35 +261,13 @@ def completed(
         feed.end()
 
 
-def _searched(
-    model: LanguageModel,
-    requests: Sequence[Request],
-    options: GenerationOptions,
-    feed: StreamerFeed | None,
-    *,
-    stopped: Callable[[], bool] = bool,
-) -> Generator[BeamSearch] | None:
-    """Return the beam searches of the requests, as they end; None if there are none."""
-    searches = beam_searches(requests)
-    if not searches:
-        return None
-    if feed is not None:
-        raise InputError("streamer: expected num_beams=1, got more; the text of a beam can change until the end")
-    return search(
-        model.executor,
-        searches,
-        max_batch_size=options.max_batch_size,
-        step_tokens=STEP_TOKENS,
-        stopped=stopped,
-    )
-
-
 def _call_of(
     requests: Sequence[Request], options: GenerationOptions, *, logprobs: bool, feed: StreamerFeed | None
 ) -> Call:
+    if feed is not None and any(request.search is not None for request in requests):
+        raise InputError("streamer: expected num_beams=1, got more; the text of a beam can change until the end")
     for request in requests:
         request.wants_logprobs = request.wants_logprobs or logprobs
-    requests = [request for request in requests if request.options.num_beams == 1]
     return Call(requests, max_running=options.max_batch_size, priority=options.priority, every_token=feed is not None)
 
 
@@ -412,6 +368,8 @@ def make_requests(
             if highest == 0:
                 request.finish_reason = "length"
             requests.append(request)
+        if options.num_beams > 1:
+            siblings[0].search = BeamSearch(siblings)
     return requests
 
 
