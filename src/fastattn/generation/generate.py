@@ -271,15 +271,19 @@ def _call_of(
     return Call(requests, max_running=options.max_batch_size, priority=options.priority, every_token=feed is not None)
 
 
-def stream(model: LanguageModel, text_or_ids: Any, **options: Unpack[GenerationArgs]) -> TextStream:
+def stream(
+    model: LanguageModel, text_or_ids: Any, *, logprobs: bool = False, **options: Unpack[GenerationArgs]
+) -> TextStream:
     """Continue a text, or ids [n_tokens], and yield the new text in pieces.
 
     The pieces join to `decode(prompt + new)[len(decode(prompt)):]`, decoded without special tokens. Arguments are
     checked here, before the first piece. A piece never ends inside a character. Text that may become a stop string is
-    delayed until that is decided. Raises DTypeError, InputError, ContextLengthError, ConfigError (no tokenizer).
+    delayed until that is decided. logprobs: whether the stream collects the log-probabilities of the new tokens. Raises
+    DTypeError, InputError, ContextLengthError, ConfigError (no tokenizer).
     """
+    wants_logprobs = check_flag("logprobs", logprobs)
     given = with_defaults(with_generation_config(options), model.generation_config)
-    checked = read_options(given, "stream", also=("generation_config",))
+    checked = read_options(given, "stream", also=("generation_config", "logprobs"))
     for name in ("num_return_sequences", "num_beams", "best_of"):
         if (getattr(checked, name) or 1) != 1:
             why = "call stream once for each text" if name == "num_return_sequences" else "use generate"
@@ -287,6 +291,7 @@ def stream(model: LanguageModel, text_or_ids: Any, **options: Unpack[GenerationA
     tokenizer = need_tokenizer(model, "stream")
     prompts = _read_one(model, text_or_ids, checked, "stream")
     request = make_requests(model, prompts.ids, checked, names=prompts.names, tokenizer=tokenizer)[0]
+    request.wants_logprobs = wants_logprobs
     return TextStream(model.engine, request)
 
 
