@@ -80,14 +80,14 @@ class Tokens:
         return cls(new, stream.logprobs[begin:end].tolist(), tops or [None] * len(new))
 
 
-def chat_logprobs(tokenizer: Tokenizer, tokens: Tokens, n_top: int) -> Json:
-    """Return `logprobs` of a message."""
+def chat_logprobs(tokenizer: Tokenizer, tokens: Tokens, n_top: int, *, name: str = "content") -> Json:
+    """Return `logprobs` of a message: a list of its tokens under this name."""
     content = []
     for token_id, logprob, top in zip(tokens.ids, tokens.logprobs, tokens.tops, strict=True):
         pairs = [] if top is None else zip(top[0].tolist(), top[1].tolist(), strict=True)
         others = [_token(tokenizer, other, value) for other, value in pairs][:n_top]
         content.append({**_token(tokenizer, token_id, logprob), "top_logprobs": others})
-    return {"content": content}
+    return {name: content}
 
 
 def token_text(tokenizer: Tokenizer, token_id: int) -> str:
