@@ -38,8 +38,8 @@ _BATCH_SIZE = 64
 class FastattnLM(TemplateLM):  # type: ignore[misc]  # an optional library
     """Scores and continues texts for tasks of the lm-evaluation-harness.
 
-    pretrained: a folder, a hub id, or a loaded `CausalLM`. batch_size: the number of continuations of one context, or of
-    texts, that run together; results do not depend on it, and None or "auto" is 64. max_length: the most tokens of a
+    pretrained: a folder, a hub id, or a loaded `CausalLM`. batch_size: how many continuations of one context, or how
+    many texts, run together; None and "auto" are 64; results do not depend on it. max_length: the most tokens of a
     context with its continuation, None for the model's context; longer contexts are cut on the left. max_gen_toks: the
     number of new tokens of tasks that set none. prefix_token_id: what an empty context begins with; None is the
     tokenizer's bos, or else its eos. add_bos_token: whether texts get special tokens; None is the tokenizer's default.
