@@ -233,7 +233,9 @@ class GenerationOptions:
         1, Count(1, 1024), flag=Flag(default=1, metavar="N", help="beam search; 1 is off (default: 1)")
     )
     num_beam_groups: int = option(
-        1, Count(1, 1024), flag=Flag(default=1, metavar="N", help="groups of beams that avoid each other (default: 1)")
+        1,
+        Count(1, 1024),
+        flag=Flag(default=1, metavar="N", help="groups of beams that avoid each other, with --temp 0 (default: 1)"),
     )
     diversity_penalty: float = option(
         0.0, Number(0.0, 1e6), flag=Flag(default=0.0, metavar="X", help="between groups of beams (default: 0)")
@@ -314,7 +316,7 @@ class GenerationOptions:
             raise InputError(
                 f"num_return_sequences: expected at most num_beams {self.num_beams}, got {self.num_return_sequences}"
             )
-        if self.num_beam_groups > 1 and self.do_sample:
+        if self.num_beam_groups > 1 and not self.greedy:
             raise InputError("num_beam_groups: expected 1 with do_sample=True, got more; groups do not sample")
         if self.num_beam_groups == 1 and self.diversity_penalty:
             raise InputError("diversity_penalty: expected 0 with one group of beams, got more; set num_beam_groups")
