@@ -345,13 +345,7 @@ def make_requests(
         lowest, highest = options.new_tokens(length, context, default_new_tokens)
         start: list[int] = options.cut(whole, context - highest).tolist()
         if len(start) + highest > context and not slides:
-            raise ContextLengthError(
-                f"{names[i]}: expected prompt and max_new_tokens to fit the context of {context} positions, "
-                f"got {len(start)} + {highest}{HOW_TO_CUT if highest < context else ''}",
-                index=first_index + i,
-                n_tokens=len(start),
-                context=context,
-            )
+            raise _too_long(names[i], first_index + i, len(start), highest, context)
         processors = processors_of(options, vocab_size(model), index=first_index + i)
         siblings: list[Request] = []
         for seed in seeds[i * n_texts : (i + 1) * n_texts]:
@@ -370,12 +364,21 @@ def make_requests(
             if slides:
                 request.context = context
                 request.slide()
-            if highest == 0:
-                request.finish_reason = "length"
+            request.finish_reason = None if highest else "length"
             requests.append(request)
         if options.num_beams > 1:
             siblings[0].search = BeamSearch(siblings)
     return requests
+
+
+def _too_long(name: str, index: int, length: int, n_new: int, context: int) -> ContextLengthError:
+    return ContextLengthError(
+        f"{name}: expected prompt and max_new_tokens to fit the context of {context} positions, "
+        f"got {length} + {n_new}{HOW_TO_CUT if n_new < context else ''}",
+        index=index,
+        n_tokens=length,
+        context=context,
+    )
 
 
 def seeds_of(options: GenerationOptions, n_prompts: int) -> list[int]:
