@@ -62,7 +62,7 @@ class FastattnLM(TemplateLM):  # type: ignore[misc]  # an optional library
         **options: Any,
     ) -> None:
         super().__init__()
-        sizes = [int(size) for size in (batch_size, max_batch_size) if str(size).isdigit()]
+        sizes = [int(str(size)) for size in (batch_size, max_batch_size) if str(size).isdigit()]
         if batch_size is not None and not str(batch_size).isdigit() and not str(batch_size).startswith("auto"):
             raise InputError(f"batch_size: expected an integer, 'auto' or None, got {batch_size!r}")
         self.batch_size = check_count("batch_size", min(sizes, default=_BATCH_SIZE), low=1)
@@ -117,7 +117,7 @@ class FastattnLM(TemplateLM):  # type: ignore[misc]  # an optional library
         prefix = self.tokenizer.decode([self.prefix_token_id])
         if add_special_tokens is None and prefix and string.startswith(prefix):
             special = False
-        options = {} if special is None else {"add_special_tokens": special}
+        options: dict[str, Any] = {} if special is None else {"add_special_tokens": special}
         return list(self.tokenizer.encode(string, **options))
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
@@ -217,13 +217,14 @@ class FastattnLM(TemplateLM):  # type: ignore[misc]  # an optional library
             **options,
         )
         if found.texts is not None:
-            return found.texts
+            return list(found.texts)
         return [
-            self.tokenizer.decode(row, skip_special_tokens=True)[
-                len(self.tokenizer.decode(prompt, skip_special_tokens=True)) :
-            ]
+            self._decode(row.tolist())[len(self._decode(prompt)) :]
             for prompt, row in zip(prompts, found.sequences, strict=True)
         ]
+
+    def _decode(self, ids: list[int]) -> str:
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True))
 
     def _special(self, name: str, token_id: int | None) -> int:
         if token_id is None:

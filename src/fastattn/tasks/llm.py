@@ -333,7 +333,8 @@ class Llm:
 
             with pieces:
                 if echo:
-                    offset, of_prompt = 0, None
+                    offset = 0
+                    of_prompt: Json | None = None
                     if n_top is not None:
                         values, tops = self._of_prompt(ids, n_top)
                         of_prompt = completion_logprobs(tokenizer, ids.tolist(), values, tops, 0)

@@ -180,8 +180,10 @@ class TextGenerationPipeline(Pipeline[CausalLM]):
         self, text_inputs: object, *, return_tensors: bool | None = ..., **options: Unpack[PromptArgs]
     ) -> (
         list[GeneratedText]
+        | list[GeneratedChat]
         | list[GeneratedIds]
         | list[list[GeneratedText]]
+        | list[list[GeneratedChat]]
         | list[list[GeneratedIds]]
         | Iterator[list[GeneratedText]]
         | Iterator[list[GeneratedIds]]
