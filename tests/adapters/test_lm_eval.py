@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,14 +11,15 @@ from typing import Any
 import numpy as np
 import pytest
 
+import fastattn
 from fastattn.api.auto import AutoModelForCausalLM
 from fastattn.api.causal_lm import CausalLM
-from fastattn.errors import ContextLengthError, InputError
+from fastattn.errors import ContextLengthError, DTypeError, InputError
 from tests.tasks.tiny import write_gpt2_model
 
-pytestmark = [pytest.mark.torch, pytest.mark.filterwarnings("ignore")]
+pytestmark = pytest.mark.filterwarnings("ignore")
 harness = pytest.importorskip("lm_eval", reason="lm_eval is not installed")
-pytest.importorskip("torch")
+FastattnLM: Any = importlib.import_module("fastattn.lm_eval").FastattnLM
 WORDS = ["the", "cat", "sat", "on", "a", "mat", "and", "hello", "world", "of", "rain", "sea", "ship", "old", "house"]
 ROUNDING = 256 * np.finfo(np.float32).eps  # of a float32 model of three layers, relative to the sum
 
@@ -38,13 +40,23 @@ def lm(folder: Path) -> Iterator[CausalLM]:
 
 
 @pytest.fixture(scope="module")
-def theirs(folder: Path) -> Any:
-    import transformers
-    from lm_eval.models.huggingface import HFLM
+def demo() -> Iterator[CausalLM]:
+    with fastattn.pipeline("text-generation", threads=1) as found:
+        yield found.model
 
+
+def instances(kind: str, arguments: list[Any]) -> list[Any]:
+    """Return requests as the harness makes them."""
+    make = importlib.import_module("lm_eval.api.instance").Instance
+    return [make(kind, {}, one, i) for i, one in enumerate(arguments)]
+
+
+@pytest.fixture(scope="module")
+def theirs(folder: Path) -> Any:
+    transformers, hflm = pytest.importorskip("transformers"), pytest.importorskip("lm_eval.models.huggingface").HFLM
     model = transformers.AutoModelForCausalLM.from_pretrained(folder)
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    return HFLM(pretrained=model, tokenizer=tokenizer, batch_size=1, device="cpu")
+    return hflm(pretrained=model, tokenizer=tokenizer, batch_size=1, device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -99,12 +111,11 @@ def answers(found: Any, task: str) -> list[Any]:
     return [sample["resps"] for sample in sorted(found["samples"][task], key=lambda sample: sample["doc_id"])]
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize("shots", [0, 2])
 def test_the_harness_gives_the_results_of_its_own_model(
     lm: CausalLM, theirs: Any, tasks: list[dict[str, Any]], shots: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from fastattn.lm_eval import FastattnLM
-
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     if shots:
         tasks = [{**tasks[0], "fewshot_split": "test", "fewshot_config": {"sampler": "first_n"}}]
@@ -128,57 +139,90 @@ def test_the_harness_gives_the_results_of_its_own_model(
     assert any(text for (text,) in np.array(answers(found, "fastattn_answers")).reshape(-1, 1))
 
 
-def test_results_do_not_depend_on_the_batch_size(lm: CausalLM, tasks: list[dict[str, Any]]) -> None:
-    from fastattn.lm_eval import FastattnLM
-
-    found = [evaluated(FastattnLM(lm, batch_size=size), tasks) for size in (1, 3, "auto")]
+def test_results_do_not_depend_on_the_batch_size(demo: CausalLM, tasks: list[dict[str, Any]]) -> None:
+    found = [evaluated(FastattnLM(demo, batch_size=size), tasks) for size in (1, 3, "auto")]
     for task in tasks:
         name = task["task"]
         assert answers(found[0], name) == answers(found[1], name) == answers(found[2], name)
 
 
-def test_the_harness_loads_it_by_name(folder: Path, tasks: list[dict[str, Any]], lm: CausalLM) -> None:
-    from fastattn.lm_eval import FastattnLM
-
-    arguments = f"pretrained={folder},threads=1,dtype=float32,max_length=40"
+def test_the_harness_loads_it_by_name(demo: CausalLM, tasks: list[dict[str, Any]]) -> None:
+    arguments = f"pretrained={demo.path},threads=1,dtype=float32,max_length=40"
     found = evaluated("fastattn", tasks[:1], model_args=arguments, batch_size=2)
-    wanted = evaluated(FastattnLM(lm, max_length=40), tasks[:1])
+    wanted = evaluated(FastattnLM(demo, max_length=40), tasks[:1])
     assert answers(found, "fastattn_choices") == answers(wanted, "fastattn_choices")
 
 
-def test_scores_are_those_of_the_model(lm: CausalLM) -> None:
-    from lm_eval.api.instance import Instance
+def logprobs_of(demo: CausalLM, context: list[int], continuation: list[int]) -> tuple[float, bool]:
+    """Return what the logits of one plain call give."""
+    rows = np.asarray(demo([*context, *continuation][:-1]).logits, np.float64)[len(context) - 1 :]
+    rows -= rows.max(axis=1, keepdims=True)
+    rows -= np.log(np.exp(rows).sum(axis=1, keepdims=True))
+    places = np.arange(len(continuation))
+    return rows[places, continuation].sum(), bool((rows.argmax(axis=1) == continuation).all())
 
-    from fastattn.lm_eval import FastattnLM
 
+def test_scores_are_those_of_the_logits(demo: CausalLM) -> None:
     pairs = [("the cat", " sat"), ("the cat", " on a mat"), ("the cat ", "sat"), ("", "hello"), ("the cat", " sat")]
-    requests = [Instance("loglikelihood", {}, pair, i) for i, pair in enumerate(pairs)]
-    found = FastattnLM(lm).loglikelihood(requests, disable_tqdm=True)
-    for (context, continuation), (logprob, greedy) in zip(pairs, found, strict=True):
-        start = lm.tokenizer.encode(context.rstrip()) or [265]
-        tail = lm.tokenizer.encode(context + continuation)[len(start) if context else 0 :]
-        scored = lm.score(start, [tail])
-        assert (logprob, greedy) == (scored.sums[0], scored.is_greedy[0])
+    pairs.append(("the old house " * 300, "fell"))
+    found = FastattnLM(demo).loglikelihood(instances("loglikelihood", pairs), disable_tqdm=True)
+    tokenizer, context = demo.tokenizer, demo.executor.program.max_positions
+    for (start, end), (logprob, greedy) in zip(pairs, found, strict=True):
+        head = tokenizer.encode(start.rstrip()) or [tokenizer.bos_token_id]
+        tail = tokenizer.encode(start + end)[len(head) if start else 0 :]
+        wanted = logprobs_of(demo, head[-(context + 1 - len(tail)) :], tail)
+        np.testing.assert_allclose(logprob, wanted[0], rtol=ROUNDING)
+        assert greedy == wanted[1]
     assert found[0] == found[2] == found[4]
 
 
-def test_arguments_that_are_refused(lm: CausalLM, folder: Path) -> None:
-    from lm_eval.api.instance import Instance
+def test_windows_score_every_token_once(demo: CausalLM) -> None:
+    texts = ["the cat sat on a mat", "x", "rain on the old house " * 20]
+    model = FastattnLM(demo, max_length=32)
+    found = model.loglikelihood_rolling(instances("loglikelihood_rolling", [(text,) for text in texts]), True)
+    for text, value in zip(texts, found, strict=True):
+        ids, wanted = demo.tokenizer.encode(text), 0.0
+        for begin in range(0, len(ids), 32):  # the last window reaches back, so that it is full
+            part = ids[begin : begin + 32]
+            before = [demo.tokenizer.bos_token_id] if begin == 0 else ids[begin + len(part) - 33 : begin]
+            wanted += logprobs_of(demo, before, part)[0]
+        np.testing.assert_allclose(value, wanted, rtol=ROUNDING)
 
-    from fastattn.lm_eval import FastattnLM
 
+def test_answers_end_before_a_string(demo: CausalLM) -> None:
+    texts = ["The sea", "A letter came", "rain " * 400]
+    options = {"until": ["e", "qq"], "max_gen_toks": 12, "do_sample": False, "temperature": 0.0}
+    requests = instances("generate_until", [*((text, options) for text in texts), (texts[0], {"max_gen_toks": 5})])
+    found = FastattnLM(demo, batch_size=2).generate_until(requests, disable_tqdm=True)
+    tokenizer, room = demo.tokenizer, demo.executor.program.max_positions - 12
+    for text, answer in zip(texts, found, strict=False):
+        ids = tokenizer.encode(text)[-room:]
+        plain = tokenizer.decode(demo.generate(ids, max_new_tokens=12))[len(tokenizer.decode(ids)) :]
+        assert answer == plain.partition("e")[0]
+    ids = tokenizer.encode(texts[0])
+    assert found[3] == tokenizer.decode(demo.generate(ids, max_new_tokens=5))[len(texts[0]) :]
+
+
+def test_texts_that_begin_with_the_prefix_token(demo: CausalLM) -> None:
+    model, bos = FastattnLM(demo), demo.tokenizer.bos_token
+    assert model.tok_encode(f"{bos}the") == [demo.tokenizer.bos_token_id, *demo.tokenizer.encode("the")]
+    assert model.prefix_token_id == demo.tokenizer.bos_token_id
+    assert FastattnLM(demo, prefix_token_id=3).prefix_token_id == 3
+
+
+def test_arguments_that_are_refused(demo: CausalLM) -> None:
     with pytest.raises(InputError, match="threads: expected None with a loaded model"):
-        FastattnLM(lm, threads=2)
+        FastattnLM(demo, threads=2)
     with pytest.raises(InputError, match="batch_size: expected an integer, 'auto' or None, got 'many'"):
-        FastattnLM(lm, batch_size="many")
-    with pytest.raises(InputError, match="max_length: expected 1 to 64"):
-        FastattnLM(lm, max_length=65)
-    small = FastattnLM(lm, max_length=8)
+        FastattnLM(demo, batch_size="many")
+    with pytest.raises(InputError, match="max_length: expected 1 to 256"):
+        FastattnLM(demo, max_length=257)
+    small = FastattnLM(demo, max_length=8)
     with pytest.raises(ContextLengthError, match="expected a continuation of at most 8 tokens"):
-        small.loglikelihood([Instance("loglikelihood", {}, ("the", " cat" * 20), 0)], disable_tqdm=True)
+        small.loglikelihood(instances("loglikelihood", [("the", " cat" * 20)]), disable_tqdm=True)
     with pytest.raises(InputError, match="max_gen_toks: expected fewer than max_length 8, got 8"):
-        small.generate_until([Instance("generate_until", {}, ("the", {"max_gen_toks": 8}), 0)], disable_tqdm=True)
+        small.generate_until(instances("generate_until", [("the", {"max_gen_toks": 8})]), disable_tqdm=True)
     with pytest.raises(InputError, match="unknown keyword 'top_q'"):
-        small.generate_until(
-            [Instance("generate_until", {}, ("the", {"max_gen_toks": 2, "top_q": 1}), 0)], disable_tqdm=True
-        )
+        small.generate_until(instances("generate_until", [("the", {"max_gen_toks": 2, "top_q": 1})]), disable_tqdm=True)
+    with pytest.raises(DTypeError, match="until: expected a text or a list of them"):
+        small.generate_until(instances("generate_until", [("the", {"until": [3]})]), disable_tqdm=True)
