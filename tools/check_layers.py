@@ -20,7 +20,7 @@ from pathlib import Path
 # One layer per line, the highest first.
 PYTHON_LAYERS = (
     ("__init__", "__main__", "cli", "util"),
-    ("bertopic", "chromadb", "keybert", "langchain", "llama_index", "sklearn"),
+    ("bertopic", "chromadb", "keybert", "langchain", "llama_index", "lm_eval", "sklearn"),
     ("bench",),
     ("viz",),
     ("tasks",),

@@ -68,7 +68,34 @@ class Choice:
         return check_choice(name, value, self.names)
 
 
-Values: TypeAlias = "Count | Number | Text | Choice"
+class Named:
+    """One of some values, each with the name that a flag takes."""
+
+    __slots__ = ("names",)
+
+    def __init__(self, names: Mapping[str, Any]) -> None:
+        self.names = names
+
+
+class Each:
+    """Values that a flag takes as a comma-separated list. of: the check of each."""
+
+    __slots__ = ("of",)
+
+    def __init__(self, of: Count | Number) -> None:
+        self.of = of
+
+
+class Pair:
+    """A key and a value that a flag takes as KEY=VALUE, or as two items of a comma-separated list."""
+
+    __slots__ = ("key", "separator", "value")
+
+    def __init__(self, key: Count | Each, value: Number, *, separator: str = "=") -> None:
+        self.key, self.value, self.separator = key, value, separator
+
+
+Values: TypeAlias = "Count | Number | Text | Choice | Named | Each | Pair"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +104,7 @@ class Flag:
 
     help: one line; it states the default. names: None is the option's name with dashes. values: the check of one
     value; None uses the option's check. default: the command's, which may differ from the library's. repeatable:
-    whether the flag collects a list.
+    whether the flag collects a list; of a Pair with a Count as its key, a mapping.
     """
 
     help: str
@@ -89,17 +116,26 @@ class Flag:
 
 
 class Option:
-    """One option. check: called with the name and value, and for loading options the device; None: no check."""
+    """One option. check: called with the name and value, and for loading options the device; None: no check.
 
-    __slots__ = ("check", "default", "flag")
+    no_flag: why the command has no flag of it.
+    """
 
-    def __init__(self, default: Any, check: Callable[..., Any] | None, flag: Flag | None) -> None:
-        self.default, self.check, self.flag = default, check, flag
+    __slots__ = ("check", "default", "flag", "no_flag")
+
+    def __init__(self, default: Any, check: Callable[..., Any] | None, flag: Flag | None, no_flag: str | None) -> None:
+        self.default, self.check, self.flag, self.no_flag = default, check, flag, no_flag
 
 
-def option(default: Any, check: Callable[..., Any] | None = None, *, flag: Flag | None = None) -> Any:
+def option(
+    default: Any,
+    check: Callable[..., Any] | None = None,
+    *,
+    flag: Flag | None = None,
+    no_flag: str | None = None,
+) -> Any:
     """Return a dataclass field that declares an option. None is a valid value if it is the default."""
-    return field(default=default, metadata={"option": Option(default, check, flag)})
+    return field(default=default, metadata={"option": Option(default, check, flag, no_flag)})
 
 
 def check_fields(table: Any) -> None:

@@ -28,6 +28,7 @@ PACKAGES = {
     "chromadb": "chromadb",
     "bertopic": "bertopic",
     "keybert": "keybert",
+    "lm_eval": "lm_eval",
 }
 
 
@@ -180,7 +181,7 @@ def test_a_loaded_model_can_be_passed(name: str, kind: str, folder: Path) -> Non
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("package", ["langchain_core", "llama_index.core", "chromadb", "keybert"])
+@pytest.mark.parametrize("package", ["langchain_core", "llama_index.core", "chromadb", "keybert", "lm_eval"])
 def test_the_page_of_other_libraries(package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The blocks that `test_pages` leaves out, because they need the libraries."""
     pytest.importorskip(package, reason=f"{package} is not installed")

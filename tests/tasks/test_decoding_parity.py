@@ -1,4 +1,9 @@
-"""Every deterministic option of decoding gives transformers' tokens, in a ragged batch."""
+"""Every deterministic option of decoding gives transformers' tokens, in a ragged batch.
+
+transformers has no presence_penalty and frequency_penalty; a logits processor in PyTorch takes their place. It no
+longer has groups of beams: `test_diverse_groups` compares them with the formula. `test_filters` compares what remains
+after each filter of sampling.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +16,7 @@ import pytest
 from fastattn.api.auto import AutoModelForCausalLM
 from fastattn.api.causal_lm import CausalLM
 from fastattn.models.outputs import GenerateOutput
+from tests.tasks.tiny import write_gpt2_model
 
 pytestmark = pytest.mark.torch
 torch = pytest.importorskip("torch")
@@ -37,6 +43,13 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "min_new": {"min_new_tokens": 9, "eos_token_id": [EOS, 12, 13, 14, 15]},
     "several_eos": {"eos_token_id": [EOS, 12, 13, 14, 15]},
     "decay": {"exponential_decay_length_penalty": (3, 1.3)},
+    "min_length": {"min_length": 14, "eos_token_id": [EOS, 12, 13, 14, 15]},
+    "max_length": {"max_length": 15, "max_new_tokens": None},
+    "both_lengths": {"max_length": 17, "min_length": 13, "max_new_tokens": None, "eos_token_id": [EOS, 12, 13, 14, 15]},
+    "logit_bias": {"logit_bias": {3: -6.0, 12: 4.0, 18: -2.5}},
+    "presence": {"presence_penalty": 1.1},
+    "frequency": {"frequency_penalty": 0.7},
+    "presence_and_frequency": {"presence_penalty": -0.4, "frequency_penalty": 0.9},
     "all": {
         "repetition_penalty": 1.2, "no_repeat_ngram_size": 2, "sequence_bias": [[[4], 1.5], [[8], -1.0]],
         "bad_words_ids": [[1, 2], [10]], "suppress_tokens": [30], "begin_suppress_tokens": [20, 21, 22],
@@ -72,6 +85,16 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, Caus
 def expected(model: Any, prompt: list[int], **options: Any) -> Any:
     """Return transformers' output for one prompt, without padding."""
     ids = torch.tensor([prompt])
+    if "logit_bias" in options:
+        options["sequence_bias"] = [[[i], bias] for i, bias in options.pop("logit_bias").items()]
+    presence, frequency = options.pop("presence_penalty", 0.0), options.pop("frequency_penalty", 0.0)
+    if presence or frequency:
+
+        def penalize(seen: Any, scores: Any) -> Any:
+            counts = torch.nn.functional.one_hot(seen[:, len(prompt) :], VOCAB).sum(1)
+            return scores - presence * (counts > 0) - frequency * counts
+
+        options["logits_processor"] = [penalize]
     return model.generate(
         ids, attention_mask=torch.ones_like(ids), pad_token_id=0, do_sample=False, return_dict_in_generate=True,
         output_scores=True, output_logits=True, **{"max_new_tokens": 20, "eos_token_id": EOS, **options},
@@ -116,6 +139,49 @@ def assert_close(found: Any, wanted: Any) -> None:
     assert np.abs(found[finite] - wanted[finite]).max(initial=0.0) < 256 * scale * np.finfo(np.float32).eps
 
 
+@pytest.fixture(scope="module")
+def writers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, Any, CausalLM]]:
+    """Return a model with a tokenizer of bytes."""
+    transformers = pytest.importorskip("transformers")
+    folder = write_gpt2_model(tmp_path_factory.mktemp("writer"))
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    with AutoModelForCausalLM.from_pretrained(folder, threads=1) as ours:
+        yield theirs, transformers.AutoTokenizer.from_pretrained(folder), ours
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("beams", [1, 3])
+@pytest.mark.parametrize("length", [1, 2, 4])
+def test_stop_strings_end_where_those_of_transformers_begin(
+    writers: tuple[Any, Any, CausalLM], length: int, beams: int
+) -> None:
+    """transformers returns the stop string too. The tokens are those that lie before it."""
+    theirs, tokenizer, ours = writers
+    prompts = [tokenizer.encode(text) for text in ("the", "hello world", "a b c d e f", "q")]
+    letters = [
+        i for i in range(len(tokenizer)) if tokenizer.decode([i]).isascii() and tokenizer.decode([i]).isprintable()
+    ]
+    options: dict[str, Any] = {
+        "max_new_tokens": 16, "num_beams": beams, "repetition_penalty": 1.4,
+        "suppress_tokens": [i for i in range(len(tokenizer)) if i not in letters],
+    }  # fmt: skip
+    plain = [tokenizer.decode(expected(theirs, p, **options).sequences[0][len(p) :]) for p in prompts]
+    stops = [text[begin : begin + length] for text, begin in zip(plain, (3, 6, 9, 5), strict=True)]
+    found = ours.generate(prompts, stop_strings=stops, return_dict_in_generate=True, **options)
+    assert found.texts is not None
+    n_stopped = 0
+    for i, prompt in enumerate(prompts):
+        reference = expected(theirs, prompt, stop_strings=stops, tokenizer=tokenizer, **options)
+        new = reference.sequences[0].tolist()[len(prompt) :]
+        text = tokenizer.decode(new)
+        at = min((place for place in map(text.find, stops) if place >= 0), default=len(text))
+        whole = max(n for n in range(len(new) + 1) if len(tokenizer.decode(new[:n])) <= at)
+        assert found.texts[i] == text[:at]
+        assert found.sequences[i].tolist() == [*prompt, *new[:whole]]
+        n_stopped += found.finish_reasons[i] == "stop_string"
+    assert n_stopped == len(prompts)
+
+
 @pytest.mark.parametrize("ends", ENDS)
 @pytest.mark.parametrize("name", BEAMS)
 def test_beams_are_those_of_transformers(models: tuple[Any, CausalLM], name: str, ends: dict[str, Any]) -> None:
@@ -141,11 +207,26 @@ def check_beams(found: GenerateOutput, theirs: Any, options: dict[str, Any]) -> 
     for i, prompt in enumerate(PROMPTS):
         reference = expected(theirs, prompt, **options)
         part = slice(i * n, (i + 1) * n)
-        rows = [row.tolist() for row in found.sequences[part]]
-        assert rows == rows_of(reference, prompt, options["eos_token_id"]), prompt
-        np.testing.assert_allclose(found.sequences_scores[part], reference.sequences_scores.numpy(), rtol=2e-5)
-        for ours_of, theirs_of in zip(found.beam_indices[part], reference.beam_indices.tolist(), strict=True):
-            assert ours_of.tolist() == [index for index in theirs_of if index >= 0]
+        scores = reference.sequences_scores.numpy()
+        np.testing.assert_allclose(found.sequences_scores[part], scores, rtol=2e-5)
+        wanted = zip(
+            rows_of(reference, prompt, options["eos_token_id"]),
+            [[index for index in row if index >= 0] for row in reference.beam_indices.tolist()],
+            strict=True,
+        )
+        ours = zip(
+            [row.tolist() for row in found.sequences[part]],
+            [row.tolist() for row in found.beam_indices[part]],
+            strict=True,
+        )
+        assert in_order(list(ours), scores) == in_order(list(wanted), scores), prompt
+
+
+def in_order(beams: list[Any], scores: Any) -> list[Any]:
+    """Return the beams; sort those with the same score up to float32 rounding, whose order is a matter of chance."""
+    ends = np.flatnonzero(np.diff(scores) < -2 * np.finfo(np.float32).eps * np.abs(scores[1:])) + 1
+    parts = np.split(np.arange(len(beams)), ends)
+    return [sorted(beams[i] for i in part) for part in parts]
 
 
 @pytest.mark.parametrize("options", [{}, {"num_beams": 4, "num_return_sequences": 3, "early_stopping": True}])

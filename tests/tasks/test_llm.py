@@ -99,6 +99,80 @@ def test_logprobs_of_a_completion(llm: Llm) -> None:
     assert new["top_logprobs"] == listed["top_logprobs"][len(ids) :]
 
 
+def joined(chunks: list[Any]) -> dict[str, list[Any]]:
+    """Return the lists of the log-probabilities of all chunks, one after the other."""
+    listed = [chunk["choices"][0]["logprobs"] for chunk in chunks]
+    names = ("tokens", "text_offset", "token_logprobs", "top_logprobs")
+    return {name: [item for part in listed if part is not None for item in part[name]] for name in names}
+
+
+def same_logprobs(found: dict[str, list[Any]], wanted: dict[str, list[Any]]) -> bool:
+    """Compare the lists; those of a stream are float32 too."""
+    rows = [
+        np.array([np.nan if x is None else x for x in part["token_logprobs"]], np.float32) for part in (found, wanted)
+    ]
+    return rows[0].tobytes() == rows[1].tobytes() and all(
+        found[name] == wanted[name] for name in ("tokens", "text_offset", "top_logprobs")
+    )
+
+
+@pytest.mark.parametrize("n_top", [0, 3])
+@pytest.mark.parametrize("echo", [False, True])
+@pytest.mark.parametrize(
+    "options", [{}, {"stop": ["and", ",q"]}, {"stop": [" the sun was"]}, {"temperature": 1.5, "seed": 5}]
+)
+def test_logprobs_of_chunks(llm: Llm, options: dict[str, Any], echo: bool, n_top: int) -> None:
+    given: dict[str, Any] = {**GREEDY, "max_tokens": 14, "logprobs": n_top, "echo": echo, **options}
+    whole = llm.create_completion("The sea", **given)["choices"][0]
+    chunks = list(llm.create_completion("The sea", stream=True, **given))
+    assert "".join(chunk["choices"][0]["text"] for chunk in chunks) == whole["text"]
+    assert chunks[-1]["choices"][0]["finish_reason"] == whole["finish_reason"]
+    assert same_logprobs(joined(chunks), whole["logprobs"])
+    json.dumps(chunks)
+    if not options:  # every token comes with its own piece of text
+        for chunk in chunks[echo:-1]:
+            choice = chunk["choices"][0]
+            assert "".join(choice["logprobs"]["tokens"]) == choice["text"]
+            assert len(choice["logprobs"]["tokens"]) == 1
+
+
+def test_chunks_list_no_token_that_a_stop_string_removes(llm: Llm) -> None:
+    """After every chunk, the listed tokens are a prefix of those of the whole answer."""
+    plain = llm.create_completion("The sea", max_tokens=30, temperature=0, logprobs=0)["choices"][0]
+    text = plain["text"]
+    for begin in range(2, 12):
+        given: dict[str, Any] = {"max_tokens": 30, "temperature": 0, "logprobs": 1, "stop": [text[begin : begin + 4]]}
+        whole = llm.create_completion("The sea", **given)["choices"][0]["logprobs"]
+        seen: list[str] = []
+        for chunk in llm.create_completion("The sea", stream=True, **given):
+            listed = chunk["choices"][0]["logprobs"]
+            seen += [] if listed is None else listed["tokens"]
+            assert seen == whole["tokens"][: len(seen)]
+        assert seen == whole["tokens"]
+
+
+def test_logprobs_of_a_stream(llm: Llm) -> None:
+    model = llm.model
+    ids = model.tokenizer.encode("The sea")
+    wanted = model.generate(ids, max_new_tokens=9, top_logprobs=2, return_dict_in_generate=True)
+    with model.stream(ids, max_new_tokens=9, top_logprobs=2, logprobs=True) as pieces:
+        next(pieces)
+        assert pieces.n_final_tokens == 1
+        list(pieces)
+        assert pieces.logprobs.tobytes() == wanted.logprobs[0].tobytes()
+        assert pieces.top_logprobs is not None
+        assert wanted.top_logprobs is not None
+        for (found, values), (top, logprobs) in zip(pieces.top_logprobs, wanted.top_logprobs[0], strict=True):
+            assert (found.tolist(), values.tobytes()) == (top.tolist(), logprobs.tobytes())
+        assert pieces.n_final_tokens == pieces.n_new_tokens == 9
+    with model.stream(ids, max_new_tokens=2) as pieces:
+        list(pieces)
+        assert len(pieces.logprobs) == 0
+        assert pieces.top_logprobs is None
+    with pytest.raises(DTypeError, match="logprobs: expected True or False"):
+        model.stream(ids, logprobs=1)  # type: ignore[arg-type]
+
+
 def test_several_choices(llm: Llm) -> None:
     found = llm.create_completion("The sea", n=3, seed=1, max_tokens=4)
     assert [choice["index"] for choice in found["choices"]] == [0, 1, 2]
@@ -133,7 +207,6 @@ def test_functions_of_the_user_get_rows(llm: Llm) -> None:
         ({"temperature": -1}, InputError, "temperature: expected"),
         ({"temperature": "a"}, DTypeError, "temperature: expected a number"),
         ({"echo": 1}, DTypeError, "echo: expected True or False"),
-        ({"stream": True, "logprobs": 1}, InputError, "logprobs: expected None with stream=True"),
         ({"stream": True, "n": 2}, InputError, "n: expected 1 with stream=True"),
         ({"max_tokens": 10**6}, ContextLengthError, "prompt: expected prompt and max_new_tokens to fit"),
         ({"logits_processor": [3]}, DTypeError, "logits_processor: expected functions, got int"),
@@ -168,6 +241,13 @@ def test_a_chat(chatty: Llm) -> None:
     assert [item["token"] for item in listed["content"]] == [tokenizer.decode([i]) for i in row[len(ids) :]]
     assert all(item["top_logprobs"][0]["logprob"] == item["logprob"] for item in listed["content"])
     assert all(len(item["top_logprobs"]) == 2 for item in listed["content"])
+    streamed = list(chatty.create_chat_completion(CHAT, stream=True, logprobs=True, top_logprobs=2, **GREEDY))
+    parts = [chunk["choices"][0]["logprobs"] for chunk in streamed]
+    content = [item for part in parts if part is not None for item in part["content"]]
+    assert [item["token"] for item in content] == [item["token"] for item in listed["content"]]
+    assert [item["top_logprobs"] for item in content] == [item["top_logprobs"] for item in listed["content"]]
+    for item in content:
+        assert item["logprob"] == item["top_logprobs"][0]["logprob"]
     with pytest.raises(InputError, match="top_logprobs: expected None without logprobs=True"):
         chatty.create_chat_completion(CHAT, top_logprobs=2)
     with pytest.raises(DTypeError, match="messages: expected a list of messages, got str"):

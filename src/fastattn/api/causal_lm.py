@@ -242,14 +242,14 @@ class CausalLM(Model):
             raise InputError(f"text_or_ids: expected at least 2 tokens, got {len(found.token_ids)}")
         return found.perplexity
 
-    def stream(self, text_or_ids: object, **options: Unpack[GenerationArgs]) -> TextStream:
+    def stream(self, text_or_ids: object, *, logprobs: bool = False, **options: Unpack[GenerationArgs]) -> TextStream:
         """Continue a text, or ids [n_tokens]; `for` and `async for` over the result give the new text in pieces.
 
-        The pieces join to `decode(prompt + new)[len(decode(prompt)):]`, without special tokens.
-        `fastattn.GenerationOptions` describes the options. Raises DTypeError, InputError, ContextLengthError; taking a
-        piece can raise NonFiniteError.
+        The pieces join to `decode(prompt + new)[len(decode(prompt)):]`, without special tokens. logprobs=True: the
+        stream has the log-probabilities of the new tokens. `fastattn.GenerationOptions` describes the options. Raises
+        DTypeError, InputError, ContextLengthError; taking a piece can raise NonFiniteError.
         """
-        return generation.stream(self, text_or_ids, **options)
+        return generation.stream(self, text_or_ids, logprobs=logprobs, **options)
 
     async def agenerate(
         self,
@@ -272,9 +272,9 @@ class CausalLM(Model):
             **options,
         )
 
-    def astream(self, text_or_ids: object, **options: Unpack[GenerationArgs]) -> TextStream:
+    def astream(self, text_or_ids: object, *, logprobs: bool = False, **options: Unpack[GenerationArgs]) -> TextStream:
         """Do what `stream` does, for `async for piece in model.astream(...)`."""
-        return generation.stream(self, text_or_ids, **options)
+        return generation.stream(self, text_or_ids, logprobs=logprobs, **options)
 
     def cache_prefix(self, text_or_ids: object) -> CachedPrefix:
         """Compute the keys and values of a text, or ids [n_tokens], and keep them in memory until `close`.

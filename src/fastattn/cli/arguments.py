@@ -18,6 +18,11 @@ from fastattn.options import INT32_MAX
 
 MAX_BENCH_SECONDS = 600
 _OF_HEADS = ("head_dtype",)  # only for commands whose models may compute logits over a vocabulary
+# Options of generation that a conversation cannot have: it streams one text at a time, and keeps all messages.
+_OF_TEXTS = (
+    "truncate", "overflow", "bos_token_id", "max_batch_size", "num_return_sequences", "best_of", "num_beams",
+    "num_beam_groups", "diversity_penalty", "length_penalty", "early_stopping",
+)  # fmt: skip
 _MODEL = "a model's folder or hub id (default: the demo model)"
 _Commands: TypeAlias = "argparse._SubParsersAction[CommandParser]"
 
@@ -67,8 +72,7 @@ def _add_chat(commands: _Commands) -> None:
     add_flags(parser, LoadOptions, only=_OF_HEADS)
     _add_texts(parser, "a message; '-' reads one message per line from standard input")
     parser.add_argument("--system", type=some_text("a text"), metavar="TEXT", help="a first message of role system")
-    several = ("truncate", "num_return_sequences", "num_beams", "length_penalty", "best_of")
-    add_flags(parser, GenerationOptions, without=several)
+    add_flags(parser, GenerationOptions, without=_OF_TEXTS)
 
 
 def _add_classify(commands: _Commands) -> None:

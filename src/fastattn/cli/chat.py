@@ -5,15 +5,16 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from fastattn.cli.commands import json_line
+from fastattn.cli.commands import check_top_logprobs, json_line
 from fastattn.cli.flags import given_options
 from fastattn.cli.grammars import read_grammars
 from fastattn.cli.streams import emit
 from fastattn.cli.texts import stream_texts
 from fastattn.errors import ContextLengthError
 from fastattn.generation.generate import need_tokenizer, stream
-from fastattn.generation.options import GenerationOptions
+from fastattn.generation.options import GenerationOptions, read_options
 from fastattn.generation.prompts import encode_prompt
+from fastattn.tasks.completion import Tokens, chat_logprobs
 
 
 def chat(args: argparse.Namespace) -> int:
@@ -23,6 +24,9 @@ def chat(args: argparse.Namespace) -> int:
 
     options: dict[str, Any] = {**given_options(GenerationOptions, args), "do_sample": True, "use_model_defaults": False}
     options |= read_grammars(options)
+    checked = read_options(options, "chat")
+    check_top_logprobs(checked, args)
+    n_top = checked.top_logprobs
     texts = stream_texts(args.prompt, args.file, skip_blank=True)
     messages: list[dict[str, str]] = [] if args.system is None else [{"role": "system", "content": args.system}]
     model = AutoModelForCausalLM.from_pretrained(args.model, **given_options(LoadOptions, args))
@@ -39,14 +43,18 @@ def chat(args: argparse.Namespace) -> int:
             )
         limit = min(args.max_new_tokens, room)
         answer = ""
-        with stream(model, ids, **{**options, "max_new_tokens": limit}) as pieces:
+        with stream(model, ids, logprobs=n_top > 0, **{**options, "max_new_tokens": limit}) as pieces:
             for piece in pieces:
                 answer += piece
                 if not args.json:
                     emit(piece, end="", flush=True)
         messages.append({"role": "assistant", "content": answer})
         if args.json:
-            emit(json_line({**messages[-1], "finish_reason": pieces.finish_reason}), flush=True)
+            line: dict[str, Any] = {**messages[-1], "finish_reason": pieces.finish_reason}
+            if n_top:
+                tokens = Tokens.between(pieces, len(ids), 0, pieces.n_new_tokens)
+                line |= chat_logprobs(tokenizer, tokens, n_top, name="logprobs")
+            emit(json_line(line), flush=True)
         else:
             emit(flush=True)
     return 0

@@ -34,6 +34,7 @@ from fastattn.generation.generate import complete, make_requests, need_tokenizer
 from fastattn.generation.options import GenerationOptions, read_options
 from fastattn.generation.prompts import encode_prompt
 from fastattn.generation.results import best_requests
+from fastattn.tasks.completion import Tokens, chat_logprobs
 from fastattn.tasks.progress import on_terminal
 
 if TYPE_CHECKING:
@@ -93,6 +94,7 @@ def generate(args: argparse.Namespace) -> int:
     options: dict[str, Any] = {"do_sample": True, **given_options(GenerationOptions, args), "use_model_defaults": False}
     options |= read_grammars(options)
     checked = read_options(options, "generate")
+    check_top_logprobs(checked, args)
     prompts = read_texts(args.prompt, args.file, whole_stdin=True, skip_blank=args.skip_blank)
     model = AutoModelForCausalLM.from_pretrained(_model(args, "text-generation"), **_loading(args))
     tokenizer = need_tokenizer(model, "generate")
@@ -105,14 +107,17 @@ def generate(args: argparse.Namespace) -> int:
         n_new = 0
         names = [prompt.where for prompt in prompts]
         requests = make_requests(model, ids, checked, names=names, tokenizer=tokenizer)
-        complete(model, requests, checked)
+        complete(model, requests, checked, logprobs=checked.top_logprobs > 0)
         n_new = sum(request.new_len for request in requests)
         for i, request in enumerate(best_requests(requests)):
             prompt = prompts[i // checked.num_return_sequences]
             text = "" if request.text is None else request.text.text
             if args.json:
-                answer = {"prompt": prompt.text, "text": text, "finish_reason": request.finish_reason}
-                emit(json_line(answer | {"seed": _exact(request.seed), "n_tokens": request.new_len}))
+                answer: dict[str, Any] = {"prompt": prompt.text, "text": text, "finish_reason": request.finish_reason}
+                answer |= {"seed": _exact(request.seed), "n_tokens": request.new_len}
+                if checked.top_logprobs:
+                    answer |= chat_logprobs(tokenizer, Tokens.of(request), checked.top_logprobs, name="logprobs")
+                emit(json_line(answer))
             else:
                 emit(f"{_BETWEEN if i else ''}{prompt.text}{text}")
     seconds = time.perf_counter() - begin
@@ -120,8 +125,18 @@ def generate(args: argparse.Namespace) -> int:
     return 0
 
 
+def check_top_logprobs(options: GenerationOptions, args: argparse.Namespace) -> None:
+    """Reject --top-logprobs without --json, which alone prints them. Raises InputError."""
+    if options.top_logprobs and not args.json:
+        raise InputError(
+            f"--top-logprobs: expected --json, which prints log-probabilities, with {options.top_logprobs}"
+        )
+
+
 def _check_lengths(prompts: list[Text], ids: list[NDArray[np.int32]], args: argparse.Namespace, context: int) -> None:
     """Reject a prompt that does not fit and cannot be cut, before anything is printed."""
+    if args.overflow == "slide":
+        return
     n_new, cuts = args.max_new_tokens, args.truncate is not None and args.max_new_tokens < context
     for prompt, tokens in zip(prompts, ids, strict=True):
         n_prompt = max(1, len(tokens))  # an empty prompt starts from one id

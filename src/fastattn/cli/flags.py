@@ -6,8 +6,9 @@ import argparse
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from fastattn.cli.values import characters, integer, number
-from fastattn.options import Choice, Count, Flag, Number, Text, options_of
+from fastattn.cli.values import characters, integer, named, number, pair, several
+from fastattn.errors import InputError
+from fastattn.options import Choice, Count, Each, Flag, Named, Number, Pair, Text, options_of
 
 
 def flags_of(table: Any) -> dict[str, Flag]:
@@ -37,6 +38,8 @@ def add_flag(parser: argparse.ArgumentParser, table: Any, name: str, **changes: 
         given["action"] = "append"
     if isinstance(values, Choice):
         given["choices"] = values.names
+    elif isinstance(values, Named):
+        given["type"], given["metavar"] = named(values.names), f"{{{','.join(values.names)}}}"
     else:
         given["type"] = _word(values)
     parser.add_argument(*(flag.names or (f"--{name.replace('_', '-')}",)), **{**given, **changes})
@@ -44,7 +47,22 @@ def add_flag(parser: argparse.ArgumentParser, table: Any, name: str, **changes: 
 
 def given_options(table: Any, args: argparse.Namespace) -> dict[str, Any]:
     """Return the options of a table that the command has, by name."""
-    return {name: getattr(args, name) for name in flags_of(table) if hasattr(args, name)}
+    return {
+        name: _collected(name, flag, getattr(args, name))
+        for name, flag in flags_of(table).items()
+        if hasattr(args, name)
+    }
+
+
+def _collected(name: str, flag: Flag, value: Any) -> Any:
+    """Return the value of an option from what the parser collected. Raises InputError for a key that occurs twice."""
+    if not isinstance(flag.values, Pair) or not isinstance(flag.values.key, Count) or not flag.repeatable or not value:
+        return value
+    found = dict(value)
+    if len(found) < len(value):
+        twice = next(key for key in found if sum(key == other for other, _ in value) > 1)
+        raise InputError(f"--{name.replace('_', '-')}: expected one value for {twice}, got several")
+    return found
 
 
 def _word(values: object) -> Callable[[str], Any]:
@@ -55,4 +73,8 @@ def _word(values: object) -> Callable[[str], Any]:
         return number(values.low, values.high)
     if isinstance(values, Text):
         return characters(values.low, values.high)
+    if isinstance(values, Each):
+        return several(_word(values.of))
+    if isinstance(values, Pair):
+        return pair(_word(values.key), _word(values.value), values.separator)
     raise TypeError(f"flag: expected values or a check that can parse a word, got {values!r}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from fastattn.checks import closest, quote
@@ -46,6 +46,38 @@ def number(low: float, high: float = math.inf) -> Callable[[str], float]:
             expected = f"at least {low:g}" if math.isinf(high) else f"{low:g} to {high:g}"
             raise argparse.ArgumentTypeError(f"expected {expected}, got {value:g}")
         return value
+
+    return read
+
+
+def named(values: Mapping[str, Any]) -> Callable[[str], Any]:
+    """Return a parser for one of some names; it returns the value of the name."""
+
+    def read(text: str) -> Any:
+        if text not in values:
+            raise argparse.ArgumentTypeError(f"expected {', '.join(values)}, got {quote(text)}")
+        return values[text]
+
+    return read
+
+
+def several(one: Callable[[str], Any]) -> Callable[[str], list[Any]]:
+    """Return a parser for a comma-separated list of values that `one` parses."""
+
+    def read(text: str) -> list[Any]:
+        return [one(part.strip()) for part in text.split(",")]
+
+    return read
+
+
+def pair(key: Callable[[str], Any], value: Callable[[str], Any], separator: str) -> Callable[[str], tuple[Any, Any]]:
+    """Return a parser for a key and a value with a separator between them."""
+
+    def read(text: str) -> tuple[Any, Any]:
+        first, found, second = text.partition(separator)
+        if not found:
+            raise argparse.ArgumentTypeError(f"expected two values with {separator!r} between them, got {quote(text)}")
+        return key(first.strip()), value(second.strip())
 
     return read
 

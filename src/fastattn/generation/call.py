@@ -17,7 +17,7 @@ SHORT_TOKENS = 128  # a call of at most this many tokens overtakes longer calls
 class Draw(NamedTuple):
     """A token drawn by a step, and the text that it completes (if the request has a TextState).
 
-    token_id is None if the request ended without a token: at its deadline.
+    token_id is None if the request ended without a token: at its deadline, or with its beam search.
     """
 
     request: Request
@@ -52,13 +52,14 @@ class Call:
         self.requests = requests
         self.max_running, self.priority = max_running, priority
         self.every_token, self.run_ahead = every_token, run_ahead
-        self.waiting = deque(request for request in requests if request.finish_reason is None)
-        self.running = 0
+        self.waiting: deque[Request] = deque()
+        self.wait_again()
+        self.running = 0  # sequences
         self.closed = False  # it was stopped, or an error ended it
         self._ended: set[int] = set()  # ids of the requests whose end the caller has
-        self._n_requests = len(self.waiting)
-        self.short = sum(r.prompt_len + r.max_new_tokens for r in self.waiting) <= SHORT_TOKENS
-        for request in self.waiting:
+        self._n_requests = sum(request.finish_reason is None for request in requests)
+        self.short = sum(r.n_sequences * (r.prompt_len + r.max_new_tokens) for r in self.waiting) <= SHORT_TOKENS
+        for request in requests:
             request.call = self
         # For the caller. The deques and the queue need no lock, so a signal handler or a finalizer may use them.
         self.ready: deque[Draw] = deque()
@@ -71,6 +72,16 @@ class Call:
         self.in_main_thread = threading.current_thread() is threading.main_thread()
         self._bell: SimpleQueue[None] = SimpleQueue()
         self.on_ring: Callable[[], object] | None = None  # instead of the bell: for a caller that is no thread
+
+    def wait_again(self) -> None:
+        """Let all requests wait that have not ended, those of a beam search as one."""
+        self.waiting = deque(request for request in self.requests if request.finish_reason is None and request.runs)
+
+    def may_start(self, most: int) -> bool:
+        """Return whether the next request that waits may run too. most: the limit of sequences of all calls."""
+        if not self.waiting or self.paused:
+            return False
+        return self.running == 0 or self.running + self.waiting[0].n_sequences <= min(self.max_running, most)
 
     @property
     def unfinished(self) -> bool:
@@ -103,11 +114,15 @@ class Call:
 
     def restart(self) -> None:
         """Compute the requests again, in the child of a fork. The caches of the parent are leaked."""
-        unfinished = [request for request in self.requests if request.finish_reason is None]
-        for request in unfinished:
-            _leaked.append(request.cache)
-            request.cache, request.node, request.fed, request.awaited = None, None, 0, False
-        self.waiting, self.running = deque(unfinished), 0
+        for request in self.requests:
+            if request.search is not None and any(one.finish_reason is None for one in request.search.requests):
+                request.search.rewind(request.search.state)  # the parent may have been at its end
+                _leaked.append(request.search.leak())
+            if request.finish_reason is None:
+                _leaked.append(request.cache)
+                request.cache, request.node, request.fed, request.awaited = None, None, 0, False
+        self.wait_again()
+        self.running = 0
 
     def take(self) -> Draw | None:
         """Return the next draw for the caller, or None. Raises the error that ended the call."""

@@ -88,20 +88,28 @@ def same_suppressed(requests: Sequence[Request]) -> bool:
     return len({r.eos_ids for r in requests if r.eos_ids and r.new_len < r.min_new_tokens}) <= 1
 
 
-def draw_each(executor: Executor, step: Step, requests: Sequence[Request]) -> list[tuple[int, float] | Exception]:
+def draw_each(
+    executor: Executor, step: Step, requests: Sequence[Request]
+) -> list[tuple[int, float] | Logits | Exception]:
     """Run a step and draw the next token of each request from the logits: its id and log-probability, or an error.
 
-    Unlike `DrawingExecutor.draw`, an error of a row, such as of a function of the user, affects only its own request.
+    A beam search gets its logits. Unlike `DrawingExecutor.draw`, an error of a row, such as of a function of the user,
+    affects only its own request.
     """
     for request in requests:
         if request.mask is not None:
             request.mask.start(request)
     logits = cast("Logits", executor.run(step, ["logits"])["logits"])
-    results: list[tuple[int, float] | Exception] = []
-    for i, request in enumerate(requests):
+    results: list[tuple[int, float] | Logits | Exception] = []
+    end = 0
+    for request in requests:
+        rows = logits[end : (end := end + request.n_rows)]
+        if request.search is not None:
+            results.append(rows)
+            continue
         draw = _draw_processed if request.needs_numpy else _draw_plain
         try:
-            results.append(draw(logits[i : i + 1], request))
+            results.append(draw(rows, request))
         except NonFiniteError as error:
             row = str(request.index)
             results.append(

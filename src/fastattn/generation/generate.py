@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from fastattn.checks import check_flag
 from fastattn.errors import ContextLengthError, DTypeError, InputError
-from fastattn.generation.beam_search import BeamSearch, search
+from fastattn.generation.beam_search import BeamSearch
 from fastattn.generation.call import Call
 from fastattn.generation.generate_args import GenerateArgs, GenerationArgs, Streamer
 from fastattn.generation.generation_config import with_defaults
@@ -32,8 +32,7 @@ from fastattn.generation.prompts import (
     vocab_size,
 )
 from fastattn.generation.request import Request
-from fastattn.generation.results import beam_searches, best_requests, output_of
-from fastattn.generation.scheduler import STEP_TOKENS
+from fastattn.generation.results import best_requests, output_of
 from fastattn.generation.stopping import TextState
 from fastattn.generation.structured import Masks
 from fastattn.generation.text_stream import TextStream
@@ -89,7 +88,6 @@ async def generate_async(
     """Do what `generate` does without blocking the event loop. Cancelling the task stops the work."""
     job = _read_call(model, ids, options)
     call = _call_of(job.requests, job.options, logprobs=job.wants_output, feed=job.feed)
-    await _search_async(model, job)
     model.engine.submit(call)
     try:
         while (draw := await model.engine.take_async(call)) is not None:
@@ -100,20 +98,6 @@ async def generate_async(
     if job.feed is not None:
         job.feed.end()
     return job.result()
-
-
-async def _search_async(model: LanguageModel, job: _Job) -> None:
-    """Run the beam searches of a call in a thread. Cancelling the task stops them after a step."""
-    import asyncio
-
-    ended = list[bool]()
-    searching = _searched(model, job.requests, job.options, job.feed, stopped=lambda: bool(ended))
-    if searching is None:
-        return
-    try:
-        await asyncio.to_thread(list, searching)
-    finally:
-        ended.append(True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,12 +253,6 @@ def completed(
 ) -> Iterator[Request]:
     """Yield each request when it ends. The arguments are those of `complete`. Closing the iterator stops the work."""
     call = _call_of(requests, options, logprobs=logprobs, feed=feed)
-    searching = _searched(model, requests, options, feed)
-    if searching is not None:
-        with contextlib.closing(searching):
-            for one in searching:
-                yield from one.requests
-    requests = [request for request in requests if request.options.num_beams == 1]
     yield from (request for request in requests if request.finish_reason is not None)
     with contextlib.closing(model.engine.draws(call)) as draws:
         for draw in draws:
@@ -286,47 +264,29 @@ def completed(
         feed.end()
 
 
-def _searched(
-    model: LanguageModel,
-    requests: Sequence[Request],
-    options: GenerationOptions,
-    feed: StreamerFeed | None,
-    *,
-    stopped: Callable[[], bool] = bool,
-) -> Generator[BeamSearch] | None:
-    """Return the beam searches of the requests, as they end; None if there are none."""
-    searches = beam_searches(requests)
-    if not searches:
-        return None
-    if feed is not None:
-        raise InputError("streamer: expected num_beams=1, got more; the text of a beam can change until the end")
-    return search(
-        model.executor,
-        searches,
-        max_batch_size=options.max_batch_size,
-        step_tokens=STEP_TOKENS,
-        stopped=stopped,
-    )
-
-
 def _call_of(
     requests: Sequence[Request], options: GenerationOptions, *, logprobs: bool, feed: StreamerFeed | None
 ) -> Call:
+    if feed is not None and any(request.search is not None for request in requests):
+        raise InputError("streamer: expected num_beams=1, got more; the text of a beam can change until the end")
     for request in requests:
         request.wants_logprobs = request.wants_logprobs or logprobs
-    requests = [request for request in requests if request.options.num_beams == 1]
     return Call(requests, max_running=options.max_batch_size, priority=options.priority, every_token=feed is not None)
 
 
-def stream(model: LanguageModel, text_or_ids: Any, **options: Unpack[GenerationArgs]) -> TextStream:
+def stream(
+    model: LanguageModel, text_or_ids: Any, *, logprobs: bool = False, **options: Unpack[GenerationArgs]
+) -> TextStream:
     """Continue a text, or ids [n_tokens], and yield the new text in pieces.
 
     The pieces join to `decode(prompt + new)[len(decode(prompt)):]`, decoded without special tokens. Arguments are
     checked here, before the first piece. A piece never ends inside a character. Text that may become a stop string is
-    delayed until that is decided. Raises DTypeError, InputError, ContextLengthError, ConfigError (no tokenizer).
+    delayed until that is decided. logprobs: whether the stream collects the log-probabilities of the new tokens. Raises
+    DTypeError, InputError, ContextLengthError, ConfigError (no tokenizer).
     """
+    wants_logprobs = check_flag("logprobs", logprobs)
     given = with_defaults(with_generation_config(options), model.generation_config)
-    checked = read_options(given, "stream", also=("generation_config",))
+    checked = read_options(given, "stream", also=("generation_config", "logprobs"))
     for name in ("num_return_sequences", "num_beams", "best_of"):
         if (getattr(checked, name) or 1) != 1:
             why = "call stream once for each text" if name == "num_return_sequences" else "use generate"
@@ -334,6 +294,7 @@ def stream(model: LanguageModel, text_or_ids: Any, **options: Unpack[GenerationA
     tokenizer = need_tokenizer(model, "stream")
     prompts = _read_one(model, text_or_ids, checked, "stream")
     request = make_requests(model, prompts.ids, checked, names=prompts.names, tokenizer=tokenizer)[0]
+    request.wants_logprobs = wants_logprobs
     return TextStream(model.engine, request)
 
 
@@ -393,13 +354,7 @@ def make_requests(
         lowest, highest = options.new_tokens(length, context, default_new_tokens)
         start: list[int] = options.cut(whole, context - highest).tolist()
         if len(start) + highest > context and not slides:
-            raise ContextLengthError(
-                f"{names[i]}: expected prompt and max_new_tokens to fit the context of {context} positions, "
-                f"got {len(start)} + {highest}{HOW_TO_CUT if highest < context else ''}",
-                index=first_index + i,
-                n_tokens=len(start),
-                context=context,
-            )
+            raise _too_long(names[i], first_index + i, len(start), highest, context)
         processors = processors_of(options, vocab_size(model), index=first_index + i)
         siblings: list[Request] = []
         for seed in seeds[i * n_texts : (i + 1) * n_texts]:
@@ -410,9 +365,10 @@ def make_requests(
             if slides:
                 request.context = context
                 request.slide()
-            if highest == 0:
-                request.finish_reason = "length"
+            request.finish_reason = None if highest else "length"
             requests.append(request)
+        if options.num_beams > 1:
+            siblings[0].search = BeamSearch(siblings)
     return requests
 
 
@@ -424,6 +380,16 @@ def _masks_of(
         return None
     decoder = need_tokenizer(model, options.constraint) if tokenizer is None else tokenizer
     return Masks(model.engine.grammars, options, decoder, vocab_size(model), ends)
+
+
+def _too_long(name: str, index: int, length: int, n_new: int, context: int) -> ContextLengthError:
+    return ContextLengthError(
+        f"{name}: expected prompt and max_new_tokens to fit the context of {context} positions, "
+        f"got {length} + {n_new}{HOW_TO_CUT if n_new < context else ''}",
+        index=index,
+        n_tokens=length,
+        context=context,
+    )
 
 
 def seeds_of(options: GenerationOptions, n_prompts: int) -> list[int]:

@@ -32,7 +32,7 @@ from fastattn.generation.option_checks import (
     check_words,
 )
 from fastattn.generation.structured_checks import CHOICE, GRAMMAR, check_choices, check_json_schema
-from fastattn.options import Choice, Count, Flag, Number, option, options_of
+from fastattn.options import Choice, Count, Each, Flag, Named, Number, Pair, option, options_of
 
 DEFAULT_NEW_TOKENS = 20
 RANDOM_SEED_BITS = 53
@@ -41,6 +41,7 @@ NanPolicy: TypeAlias = Literal["raise", "finite", "propagate"]
 NAN_POLICIES = ("raise", "finite", "propagate")
 MAX_TOP_LOGPROBS = 1000
 CONSTRAINTS = ("regex", "json_schema", "choices", "grammar")  # a text has at most one of them
+_A_FUNCTION = "a command line has no functions"
 _TINY = 1e-6  # instead of 0, where 0 would leave nothing
 
 
@@ -110,8 +111,10 @@ class GenerationOptions:
         Count(),
         flag=Flag(names=("-n", "--max-tokens"), default=64, metavar="N", help="at most N new tokens (default: 64)"),
     )
-    min_new_tokens: int = option(0, Count())
-    do_sample: bool = option(False, check_flag)
+    min_new_tokens: int = option(
+        0, Count(), flag=Flag(default=0, metavar="N", help="at least N new tokens before an end (default: 0)")
+    )
+    do_sample: bool = option(False, check_flag, no_flag="--temp 0 is greedy, other temperatures sample")
     temperature: float = option(
         1.0,
         Number(0.0),
@@ -162,18 +165,32 @@ class GenerationOptions:
     grammar: str | None = option(
         None, GRAMMAR, flag=Flag(metavar="FILE", help="the new text follows the Lark or GBNF grammar in this file")
     )
-    eos_token_id: int | Sequence[int] | None = option(None, check_eos)
+    eos_token_id: int | Sequence[int] | None = option(
+        None,
+        check_eos,
+        flag=Flag(values=Each(Count()), metavar="ID,ID", help="end at these ids (default: those of the checkpoint)"),
+    )
     truncate: Literal["left", "right"] | None = option(
         None,
         Choice("left", "right"),
         flag=Flag(help="cut this side of prompts that leave no room for -n new tokens"),
     )
-    max_batch_size: int = option(32, Count(low=1))
-    nan: Literal["raise", "finite", "propagate"] = option("raise", Choice(*NAN_POLICIES))
-    max_length: int | None = option(None, Count())
-    min_length: int = option(0, Count())
-    bos_token_id: int | None = option(None, Count())
-    pad_token_id: int | None = option(None, Count())
+    max_batch_size: int = option(
+        32,
+        Count(low=1),
+        flag=Flag(default=32, metavar="N", help="with --no-stream or --json: texts at a time (default: 32)"),
+    )
+    nan: Literal["raise", "finite", "propagate"] = option(
+        "raise",
+        Choice(*NAN_POLICIES),
+        flag=Flag(default="raise", help="what to do with logits that are not finite (default: raise)"),
+    )
+    max_length: int | None = option(None, Count(), no_flag="-n counts the new tokens only")
+    min_length: int = option(0, Count(), no_flag="--min-new-tokens counts the new tokens only")
+    bos_token_id: int | None = option(
+        None, Count(), flag=Flag(metavar="ID", help="begin an empty prompt with this id (default: the checkpoint's)")
+    )
+    pad_token_id: int | None = option(None, Count(), no_flag="texts have no padding")
     num_return_sequences: int = option(
         1, Count(low=1), flag=Flag(default=1, metavar="N", help="texts per prompt (default: 1)")
     )
@@ -184,7 +201,7 @@ class GenerationOptions:
         0.0, Number(0.0, 1.0), flag=Flag(default=0.0, metavar="P", help="0 is off (default: 0)")
     )
     eta_cutoff: float = option(0.0, Number(0.0, 1.0), flag=Flag(default=0.0, metavar="P", help="0 is off (default: 0)"))
-    top_h: float | None = option(None, Number(_TINY, 1.0))
+    top_h: float | None = option(None, Number(_TINY, 1.0), flag=Flag(metavar="P", help="top-H sampling (default: off)"))
     presence_penalty: float = option(
         0.0, Number(-1e6, 1e6), flag=Flag(default=0.0, metavar="X", help="0 is off (default: 0)")
     )
@@ -194,35 +211,101 @@ class GenerationOptions:
     no_repeat_ngram_size: int = option(
         0, Count(), flag=Flag(default=0, metavar="N", help="no N tokens occur twice; 0 is off (default: 0)")
     )
-    sequence_bias: Mapping[Any, float] | Sequence[Any] | None = option(None, check_sequence_bias)
-    logit_bias: Mapping[Any, float] | None = option(None, check_logit_bias)
-    bad_words_ids: Sequence[Sequence[int]] | None = option(None, check_words)
-    suppress_tokens: Sequence[int] | None = option(None, check_ids)
-    begin_suppress_tokens: Sequence[int] | None = option(None, check_ids)
-    forced_bos_token_id: int | None = option(None, Count())
-    forced_eos_token_id: Sequence[int] | int | None = option(None, check_id_or_ids)
-    exponential_decay_length_penalty: tuple[int, float] | None = option(None, check_decay)
-    logits_processor: Sequence[Callable[..., Any]] | None = option(None, check_functions)
-    prefix_allowed_tokens_fn: Callable[..., Any] | None = option(None, check_function)  # noqa: RUF009 (a field, as the others)
-    stopping_criteria: Sequence[Callable[..., Any]] | None = option(None, check_functions)
+    sequence_bias: Mapping[Any, float] | Sequence[Any] | None = option(
+        None,
+        check_sequence_bias,
+        flag=Flag(
+            values=Pair(Each(Count()), Number()),
+            metavar="ID,ID=X",
+            repeatable=True,
+            help="add X to the logit of the last of these ids after the others; repeatable",
+        ),
+    )
+    logit_bias: Mapping[Any, float] | None = option(
+        None,
+        check_logit_bias,
+        flag=Flag(
+            values=Pair(Count(), Number()), metavar="ID=X", repeatable=True, help="add X to the logit; repeatable"
+        ),
+    )
+    bad_words_ids: Sequence[Sequence[int]] | None = option(
+        None,
+        check_words,
+        flag=Flag(
+            values=Each(Count()), metavar="ID,ID", repeatable=True, help="never write these ids in a row; repeatable"
+        ),
+    )
+    suppress_tokens: Sequence[int] | None = option(
+        None, check_ids, flag=Flag(values=Each(Count()), metavar="ID,ID", help="never draw these ids")
+    )
+    begin_suppress_tokens: Sequence[int] | None = option(
+        None, check_ids, flag=Flag(values=Each(Count()), metavar="ID,ID", help="do not draw these ids first")
+    )
+    forced_bos_token_id: int | None = option(
+        None, Count(), flag=Flag(metavar="ID", help="draw this id first after a prompt of one id")
+    )
+    forced_eos_token_id: Sequence[int] | int | None = option(
+        None, check_id_or_ids, flag=Flag(values=Each(Count()), metavar="ID,ID", help="draw one of these ids last")
+    )
+    exponential_decay_length_penalty: tuple[int, float] | None = option(
+        None,
+        check_decay,
+        flag=Flag(
+            values=Pair(Count(), Number(0.0), separator=","),
+            metavar="N,X",
+            help="raise the logit of the end after N new tokens, by a factor X per token",
+        ),
+    )
+    logits_processor: Sequence[Callable[..., Any]] | None = option(None, check_functions, no_flag=_A_FUNCTION)
+    prefix_allowed_tokens_fn: Callable[..., Any] | None = option(None, check_function, no_flag=_A_FUNCTION)  # noqa: RUF009 (a field, as the others)
+    stopping_criteria: Sequence[Callable[..., Any]] | None = option(None, check_functions, no_flag=_A_FUNCTION)
     num_beams: int = option(
         1, Count(1, 1024), flag=Flag(default=1, metavar="N", help="beam search; 1 is off (default: 1)")
     )
-    num_beam_groups: int = option(1, Count(1, 1024))
-    diversity_penalty: float = option(0.0, Number(0.0, 1e6))
+    num_beam_groups: int = option(
+        1,
+        Count(1, 1024),
+        flag=Flag(default=1, metavar="N", help="groups of beams that avoid each other, with --temp 0 (default: 1)"),
+    )
+    diversity_penalty: float = option(
+        0.0, Number(0.0, 1e6), flag=Flag(default=0.0, metavar="X", help="between groups of beams (default: 0)")
+    )
     length_penalty: float = option(
         1.0, Number(-1e3, 1e3), flag=Flag(default=1.0, metavar="X", help="of beam search (default: 1)")
     )
-    early_stopping: bool | Literal["never"] = option(False, check_early_stopping)
+    early_stopping: bool | Literal["never"] = option(
+        False,
+        check_early_stopping,
+        flag=Flag(
+            values=Named({"true": True, "false": False, "never": "never"}),
+            default=False,
+            help="when beam search ends: at --num-beams finished beams, when no better one is likely, or when none is "
+            "possible (default: false)",
+        ),
+    )
     best_of: int | None = option(
         None, Count(low=1), flag=Flag(metavar="N", help="draw N texts per prompt and print the likeliest")
     )
-    top_logprobs: int = option(0, Count(high=MAX_TOP_LOGPROBS))
-    output_scores: bool = option(False, check_flag)
-    output_logits: bool = option(False, check_flag)
-    max_time: float | None = option(None, Number(0.0))
-    overflow: Literal["error", "slide"] = option("error", Choice("error", "slide"))
-    priority: int = option(0, Count(low=-1000, high=1000))
+    top_logprobs: int = option(
+        0,
+        Count(high=MAX_TOP_LOGPROBS),
+        flag=Flag(
+            default=0,
+            metavar="N",
+            help="with --json: print the log-probability of each new token, and of the N likeliest (default: 0, none)",
+        ),
+    )
+    output_scores: bool = option(False, check_flag, no_flag="whole rows of numbers are for arrays; see --top-logprobs")
+    output_logits: bool = option(False, check_flag, no_flag="whole rows of numbers are for arrays; see --top-logprobs")
+    max_time: float | None = option(
+        None, Number(0.0), flag=Flag(metavar="S", help="end each text S seconds after its start (default: never)")
+    )
+    overflow: Literal["error", "slide"] = option(
+        "error",
+        Choice("error", "slide"),
+        flag=Flag(default="error", help="slide: go on when the context is full, with its last part (default: error)"),
+    )
+    priority: int = option(0, Count(low=-1000, high=1000), no_flag="a command makes one call at a time")
 
     def __post_init__(self) -> None:
         for name, entry in OPTIONS.items():
@@ -276,7 +359,7 @@ class GenerationOptions:
             raise InputError(
                 f"num_return_sequences: expected at most num_beams {self.num_beams}, got {self.num_return_sequences}"
             )
-        if self.num_beam_groups > 1 and self.do_sample:
+        if self.num_beam_groups > 1 and not self.greedy:
             raise InputError("num_beam_groups: expected 1 with do_sample=True, got more; groups do not sample")
         if self.num_beam_groups == 1 and self.diversity_penalty:
             raise InputError("diversity_penalty: expected 0 with one group of beams, got more; set num_beam_groups")

@@ -72,12 +72,16 @@ class PagePlan:
 
     def check(self, request: Request) -> None:
         """Raise OutOfMemory if all pages together are too few for a request."""
-        most = request.prompt_len + request.max_new_tokens
-        most = self.pages(most if request.context is None else min(most, request.context))
+        length = request.prompt_len + request.max_new_tokens
+        most = self.pages(length if request.context is None else min(length, request.context))
+        beams = ""
+        if request.search is not None:
+            most = self._of_beams(request, [length] * request.n_sequences)
+            beams = f" with {request.n_sequences} beams"
         if self.limit is not None and most > self.limit and self._paged is not None:
             raise OutOfMemory(
                 f"kv_cache_bytes: expected at least {most * self._paged.kv_page_bytes} bytes for a text of "
-                f"{request.prompt_len} + {request.max_new_tokens} tokens, got {self.limit} pages of "
+                f"{request.prompt_len} + {request.max_new_tokens} tokens{beams}, got {self.limit} pages of "
                 f"{self._paged.kv_page_bytes} bytes"
             )
 
@@ -91,7 +95,7 @@ class PagePlan:
         """Reserve the pages that `count` more tokens need; return whether there are enough."""
         if self.limit is None:
             return True
-        needed = self.pages(request.fed + count) - self.pages(request.fed)
+        needed = self._growth(request, count)
         while needed and self._free() < needed:
             if self.tree is None or not self.tree.evict():
                 return False
@@ -100,7 +104,7 @@ class PagePlan:
 
     def force(self, request: Request, count: int) -> None:
         """Reserve the pages even though there are not enough: others than this scheduler use them."""
-        self._planned += self.pages(request.fed + count) - self.pages(request.fed)
+        self._planned += self._growth(request, count)
 
     def fits(self, n_pages: int) -> bool:
         """Return whether there are this many pages, free or idle."""
@@ -108,6 +112,8 @@ class PagePlan:
 
     def needed(self, request: Request) -> int:
         """Return the pages of the request's tokens so far and the next one."""
+        if request.search is not None:
+            return self._of_beams(request, [length + 1 for length in request.search.lengths])
         return self.pages(len(request.ids) - request.base + 1)
 
     def steps_for(self, rows: Sequence[Request]) -> int:
@@ -117,6 +123,22 @@ class PagePlan:
         if self._free() >= len(rows):
             return self._page_len
         return min(1 + -(row.fed + 1) % self._page_len for row in rows)
+
+    def _growth(self, request: Request, count: int) -> int:
+        """Return the pages that `count` more tokens need. The first token after a copy also copies a part of a page."""
+        if request.search is None or not request.search.beams:
+            return self.pages(request.fed + count) - self.pages(request.fed)
+        return sum(
+            self.pages(beam.fed + part)
+            - self.pages(beam.fed)
+            + (beam.fed == beam.forked and beam.fed % self._page_len > 0)
+            for beam, part in request.search.parts(count)
+        )
+
+    def _of_beams(self, request: Request, lengths: Sequence[int]) -> int:
+        """Return the pages of a beam search with beams of these lengths, which share the whole pages of the prompt."""
+        shared = request.prompt_len // self._page_len
+        return self.pages(request.prompt_len) + sum(self.pages(length) - shared for length in lengths)
 
     def _free(self) -> int:
         return (self.limit or 0) - self._in_use() - self._planned
@@ -175,7 +197,7 @@ class PagePlan:
             return
         if request.fed - request.node.depth * self._page_len >= self._page_len:
             request.node = self.tree.insert(request.node, request.cache, request.window, request.fed)
-        if request.awaited and request.left <= 0:
+        if request.awaited and request.fed >= len(request.ids) - request.base:
             request.awaited = False
             request.node = self.tree.insert(request.node, request.cache, request.window, request.fed, tail=True)
 

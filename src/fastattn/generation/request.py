@@ -18,6 +18,7 @@ from fastattn.graph.executor import Cache
 from fastattn.models.outputs import FinishReason
 
 if TYPE_CHECKING:
+    from fastattn.generation.beam_search import Beam, BeamSearch, SearchState
     from fastattn.generation.call import Call
 
 _PLAIN = GenerationOptions()
@@ -44,7 +45,8 @@ class Request:
     options: how this sequence draws its tokens. eos_ids: they end it. index: its place in the call, for messages.
     deadline: the time.monotonic() at which it ends; None: never. processors: of its logits. mask: the last of them, if
     its options constrain the text. siblings: all requests of the same prompt. records: of the drawn tokens, if its
-    options ask for any. score, beam_indices: of beam search, as in GenerateOutput.
+    options ask for any. search: the beam search that this request runs for all requests of its prompt. score,
+    beam_indices: of beam search, as in GenerateOutput.
     """
 
     ids: list[int]
@@ -66,6 +68,7 @@ class Request:
     mask: Mask | None = None
     siblings: list[Request] = field(default_factory=list)
     records: list[TokenRecord] = field(default_factory=list)
+    search: BeamSearch | None = None
     score: float | None = None
     beam_indices: list[int] | None = None
     # With a context, a text may be longer than it: when it is full, the next tokens are computed from the end of the
@@ -102,12 +105,38 @@ class Request:
     @property
     def needs_numpy(self) -> bool:
         """Whether its options ask for more than the sampler of the step can do."""
-        return bool(self.processors) or self.options.records_tokens or not self.options.filters_in_core
+        options = self.options
+        return bool(self.processors) or options.records_tokens or options.num_beams > 1 or not options.filters_in_core
+
+    @property
+    def runs(self) -> bool:
+        """Whether the scheduler runs it: of the requests of a beam search only the first."""
+        return self.search is not None or self.options.num_beams == 1
+
+    @property
+    def n_sequences(self) -> int:
+        """The number of texts that it computes at a time."""
+        return 1 if self.search is None else self.options.num_beams
+
+    @property
+    def beams(self) -> Sequence[Beam]:
+        """The beams of its search, when the prompt is in the cache."""
+        return () if self.search is None else self.search.beams
+
+    @property
+    def n_rows(self) -> int:
+        """The number of rows of logits that its next draw needs."""
+        return max(1, len(self.beams))
 
     @property
     def left(self) -> int:
-        """The number of ids that are not in the cache."""
-        return len(self.ids) - self.base - self.fed
+        """The number of ids, of the beams if there are any, that are not in a cache."""
+        beams = self.beams
+        return sum(beam.left for beam in beams) if beams else len(self.ids) - self.base - self.fed
+
+    def parts(self, count: int) -> Sequence[tuple[Request | Beam, int]]:
+        """Return what a step feeds if it feeds `count` tokens of this request."""
+        return self.search.parts(count) if self.search is not None and self.search.beams else ((self, count),)
 
     @property
     def window(self) -> list[int]:
@@ -153,8 +182,19 @@ class Request:
         self.finish_reason = "time"
         return "" if self.text is None else self.text.finish()
 
-    def rewind(self, length: int) -> None:
-        """Return to the first `length` ids after an interrupted step."""
+    def mark(self) -> int | SearchState:
+        """Return what `rewind` needs to undo a step."""
+        return len(self.ids) if self.search is None else self.search.state
+
+    def rewind(self, mark: int | SearchState) -> None:
+        """Return to a mark after an interrupted step."""
+        if isinstance(mark, int):
+            self.rewind_ids(mark)
+        elif self.search is not None:
+            self.search.rewind(mark)
+
+    def rewind_ids(self, length: int) -> None:
+        """Return to the first `length` ids."""
         del self.ids[length:]
         del self.logprobs[max(0, self.new_len) :], self.records[max(0, self.new_len) :]
         self.finish_reason = None
@@ -168,6 +208,8 @@ class Request:
         self.node, self.fed, self.awaited = None, 0, False
 
     def close(self) -> None:
+        if self.search is not None:
+            self.search.close()
         if self.cache is not None:
             self.cache.close()
             self.cache = None

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fastattn.generation.beam_search import BeamSearch
 from fastattn.generation.request import Request
 from fastattn.models.outputs import GenerateOutput
 
@@ -17,12 +16,6 @@ def _groups(requests: Sequence[Request]) -> list[list[Request]]:
     for request in requests:
         groups.setdefault(id(request.siblings), []).append(request)
     return list(groups.values())
-
-
-def beam_searches(requests: Sequence[Request]) -> list[BeamSearch]:
-    """Return the searches of the unfinished requests that use beams."""
-    beams = [request for request in requests if request.options.num_beams > 1 and request.finish_reason is None]
-    return [BeamSearch(group) for group in _groups(beams)]
 
 
 def best_requests(requests: Sequence[Request]) -> list[Request]:

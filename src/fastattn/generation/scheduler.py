@@ -13,9 +13,12 @@ import time
 from collections import deque
 from collections.abc import Sequence
 
+import numpy as np
+
 from fastattn.errors import NonFiniteError
+from fastattn.generation.beam_search import BeamSearch, SearchState
 from fastattn.generation.call import Call, Draw, Failure
-from fastattn.generation.feed import draw_each, same_suppressed, sampling_of, step_of
+from fastattn.generation.feed import Logits, draw_each, same_suppressed, sampling_of, step_of
 from fastattn.generation.page_plan import PagePlan
 from fastattn.generation.request import Request
 from fastattn.graph.executor import Decoding, DrawingExecutor, Executor
@@ -28,7 +31,7 @@ BESIDE_TOKENS = 64  # maximum prompt tokens per step beside other calls
 MAX_RUNNING = 128  # sequences at a time, unless one call asks for more
 LONG_SHARE = 1 / 3  # time of longer calls beside short ones, as a fraction of the time of steps only for short ones
 _ANY = 1 << 30
-_Result = tuple[int, float | None] | Exception
+_Result = tuple[int, float | None] | Logits | Exception
 
 
 class Scheduler:
@@ -65,7 +68,7 @@ class Scheduler:
         self._loop: Decoding | None = None
         self._loop_steps = 0
         self._rows: list[Request] = []  # that the last step drew for
-        self._before: list[int] | None = None  # lengths of the rows' ids before a step that has not returned
+        self._before: list[int | SearchState] | None = None  # marks of the rows before a step that has not returned
         self.results: deque[Draw | Failure] = deque()  # of the last step, until the caller removes them
         for call in calls:
             self.add(call)
@@ -135,7 +138,7 @@ class Scheduler:
             if not chunks:
                 return list(self.results)
             self._set_rows(chunks)
-        self._before = [len(request.ids) for request in self._rows]
+        self._before = [request.mark() for request in self._rows]
         begin = time.perf_counter()
         results = self._run(chunks)
         seconds = time.perf_counter() - begin
@@ -148,6 +151,10 @@ class Scheduler:
         for request, result in zip(self._rows, results, strict=True):
             if isinstance(result, Exception):
                 draws.append(Failure(request, result))
+                continue
+            if isinstance(result, np.ndarray):
+                draws += _advanced(request, result)
+                ended = ended or request.finish_reason is not None
                 continue
             token_id, logprob = result
             if request.wants_logprobs and logprob is not None:
@@ -186,12 +193,13 @@ class Scheduler:
         rows = self._rows
         if chunks is None:
             chunks = [(request, 1) for request in rows]
+        parts = [part for request, count in chunks for part in request.parts(count)]
         in_core = self._drawing is not None and all(r.draws_in_core for r in rows) and same_suppressed(rows)
         results: Sequence[_Result] | None = None
         if in_core and self._drawing is not None:
             try:
                 if self._loop is None:
-                    step, sampling = step_of(chunks), sampling_of(rows)
+                    step, sampling = step_of(parts), sampling_of(rows)
                     if len(rows) == len(step.token_ids) == len(self._running):
                         self._loop = self._drawing.decoding(step, sampling)
                 drawn = self._drawing.draw(step, sampling) if self._loop is None else self._loop.draw()
@@ -204,10 +212,11 @@ class Scheduler:
                 results = list(zip(ids, [None] * len(ids) if logprobs is None else logprobs, strict=True))
         if results is None:
             self._loop = None
-            results = draw_each(self._executor, step_of(chunks), rows)
+            results = draw_each(self._executor, step_of(parts), rows)
         self._loop_steps -= 1
-        for request, count in chunks:
-            request.fed += count
+        for part, count in parts:
+            part.fed += count
+        for request, _ in chunks:
             self._pages.share(request)
         return results
 
@@ -220,10 +229,12 @@ class Scheduler:
         self._loop, self._loop_steps = None, 0
         rows = list(self._rows)
         if self._before is not None:
-            for request, length in zip(rows, self._before, strict=True):
-                request.rewind(length)
+            for request, mark in zip(rows, self._before, strict=True):
+                request.rewind(mark)
             self.results = deque(
-                result for result in self.results if isinstance(result, Draw) and result.token_id is None
+                result
+                for result in self.results
+                if isinstance(result, Draw) and result.token_id is None and result.request.finish_reason is not None
             )
         self._before, self._rows = None, []
         # The step may have removed a call that ended, and then goes back.
@@ -233,10 +244,10 @@ class Scheduler:
             request.forget_pages()
         self._running = []
         for call in found:
-            call.waiting = deque(request for request in call.requests if request.finish_reason is None)
+            call.wait_again()
             call.running = 0
             known = {id(result.request) for result in self.results}
-            for request in call.requests:  # that ended at their deadline
+            for request in call.requests:  # that ended at their deadline, or with their search
                 if request.finish_reason is not None and not call.has_end_of(request) and id(request) not in known:
                     self.results.append(Draw(request, None, ""))
         self._calls = [call for call in found if call.waiting]
@@ -248,7 +259,11 @@ class Scheduler:
         now = time.monotonic()
         ended = [r for r in self._deadlines if r.finish_reason is None and r.deadline is not None and r.deadline <= now]
         for request in ended:
-            self.results.append(Draw(request, None, request.expire()))
+            if request.search is not None:
+                request.search.expire()
+                self.results.extend(_ends_of(request.search))
+            else:
+                self.results.append(Draw(request, None, request.expire()))
             self._finish(request)
         if ended:
             self._deadlines = [request for request in self._deadlines if request.finish_reason is None]
@@ -268,7 +283,7 @@ class Scheduler:
         self._running.remove(request)
         self._pages.release(request)
         if request.call is not None:
-            request.call.running -= 1
+            request.call.running -= request.n_sequences
 
     def _preempt(self, request: Request) -> None:
         """Stop a sequence; it is computed again later, from the pages that are still shared then."""
@@ -312,18 +327,22 @@ class Scheduler:
             chosen.append((request, count))
 
         able_ids = {id(request) for request in able}
-        for request in [request for request in able if request.left == 1]:
-            if request.cache is not None and len(chosen) < self._step_tokens:  # else a victim
-                choose(request, 1)
-        room = min(self._step_tokens - len(chosen), self._prompt_tokens[len(self._calls) > 1])
+        for request in [request for request in able if request.left == request.n_rows]:
+            if request.cache is not None and sum(count for _, count in chosen) < self._step_tokens:  # else a victim
+                choose(request, request.n_rows)
+        n_tokens = sum(count for _, count in chosen)
+        room = min(self._step_tokens - n_tokens, self._prompt_tokens[len(self._calls) > 1])
         firsts: dict[tuple[int, bytes], Request] = {}
-        for request in [request for request in able if request.left > 1]:
+        for request in [request for request in able if request.left > request.n_rows]:
             if room < 1 or request.cache is None or id(request) not in able_ids:
                 continue
-            self._pages.extend(request)
-            if self._pages.waits(request, firsts):
-                continue
-            count = self._pages.whole(request, min(request.left, room))
+            if request.search is not None and request.beams:
+                count = request.search.most(room)
+            else:
+                self._pages.extend(request)
+                if self._pages.waits(request, firsts):
+                    continue
+                count = self._pages.whole(request, min(request.left, room))
             before = len(chosen)
             choose(request, count)
             room -= count if len(chosen) > before else 0
@@ -333,20 +352,21 @@ class Scheduler:
         """Give caches to waiting requests: those of calls with the highest priority and the fewest running requests."""
         promised = 0
         while True:
-            able = [c for c in self._calls if c.waiting and c.running < min(c.max_running, self._most) and not c.paused]
+            able = [call for call in self._calls if call.may_start(self._most)]
             if not able:
                 return
             call = min(able, key=lambda c: (-c.priority, c.running))
             request = call.waiting[0]
             needed = self._pages.needed(request)
-            full = len(self._running) >= min(self._most, max(MAX_RUNNING, call.max_running))
-            if self._running and (full or not self._pages.fits(promised + needed + len(self._running))):
+            n_sequences = sum(request.n_sequences for request in self._running)
+            full = n_sequences + request.n_sequences > min(self._most, max(MAX_RUNNING, call.max_running))
+            if self._running and (full or not self._pages.fits(promised + needed + n_sequences)):
                 if self._running[-1].call is not None and self._running[-1].call.priority < call.priority:
                     self._preempt(self._running[-1])
                     continue
                 return
             promised += needed
-            call.running += 1
+            call.running += request.n_sequences
             call.waiting.popleft()
             self._pages.start(request)
             if request.number == 0:
@@ -364,3 +384,17 @@ class Scheduler:
         self._preempt(paused[-1])
         self._admit()
         return True
+
+
+def _advanced(request: Request, logits: Logits) -> list[Draw | Failure]:
+    """Advance a beam search, and return the ends of its requests, if it ended, or its error."""
+    assert request.search is not None
+    try:
+        request.search.advance(logits)
+    except Exception as error:  # of a processor of the user, for example
+        return [Failure(request, error)]
+    return _ends_of(request.search) if request.finish_reason is not None else []
+
+
+def _ends_of(search: BeamSearch) -> list[Draw | Failure]:
+    return [Draw(request, None, "") for request in search.requests]

@@ -62,6 +62,11 @@ class TextState:
         held, self._held = self._held, ""
         return piece + self._emit(held)
 
+    def length_of(self, new_ids: Sequence[int]) -> int:
+        """Return the number of characters of these new tokens."""
+        hidden = len(self._decode([])) if self._prompt else 0
+        return len(self._decode(new_ids)) - hidden
+
     def whole_tokens(self, new_ids: Sequence[int]) -> int:
         """Return how many new tokens lie completely before the stop string. Call it after a stop."""
         text = self.text

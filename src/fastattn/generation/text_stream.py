@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastattn.errors import InputError
-from fastattn.generation.call import Call
+from fastattn.generation.call import Call, Draw
 from fastattn.generation.engine import RUN_AHEAD, Engine
 from fastattn.generation.request import Request
 from fastattn.models.outputs import FinishReason
@@ -21,7 +21,8 @@ class TextStream(Iterator[str], AsyncIterator[str]):
     `async for` works too: a thread runs the steps, and canceling the task closes the stream. The steps of other calls
     on the model draw up to 16 tokens before this stream asks for them.
 
-    `token_ids` holds the prompt and the tokens drawn so far; `finish_reason` is None until the end. Only one thread at
+    `token_ids` holds the prompt and the tokens drawn so far, `logprobs` and `top_logprobs` their log-probabilities if
+    the call asked for them; `finish_reason` is None until the end. Only one thread at
     a time may request a piece. A second thread gets an InputError, and the stream continues. If another thread closes
     the stream, it ends after the piece that is in progress.
     """
@@ -33,6 +34,7 @@ class TextStream(Iterator[str], AsyncIterator[str]):
         self._engine = engine
         self._call = Call([request], priority=request.options.priority, every_token=True, run_ahead=RUN_AHEAD)
         self._submitted = False
+        self._n_taken = self._n_final = self._n_chars = 0  # of the pieces so far: tokens, and characters
 
     @property
     def token_ids(self) -> NDArray[np.int32]:
@@ -43,6 +45,29 @@ class TextStream(Iterator[str], AsyncIterator[str]):
     def n_new_tokens(self) -> int:
         """The number of drawn tokens."""
         return self._request.new_len
+
+    @property
+    def n_final_tokens(self) -> int:
+        """The number of new tokens that belong to the pieces so far, and that no stop string can remove any more."""
+        if self._call.done and not self._call.ready and self.finish_reason is not None:
+            return self.n_new_tokens
+        text, new = self._request.text, self._request.ids[self._request.prompt_len :][: self._n_taken]
+        if text is None or not self._request.options.stops() or text.length_of(new) == self._n_chars:
+            self._n_final = len(new)
+        return self._n_final
+
+    @property
+    def logprobs(self) -> NDArray[np.float32]:
+        """The log-probabilities of the new tokens, float32 [n_new_tokens]; empty without logprobs=True."""
+        return np.array(self._request.logprobs[: self.n_new_tokens], np.float32)
+
+    @property
+    def top_logprobs(self) -> list[tuple[NDArray[np.int32], NDArray[np.float32]]] | None:
+        """The likeliest ids for each new token, and their log-probabilities; None without the option top_logprobs."""
+        if not self._request.options.top_logprobs:
+            return None
+        records = self._request.records[: self.n_new_tokens]
+        return [(record.top_ids, record.top_logprobs) for record in records]
 
     @property
     def seed(self) -> int:
@@ -61,6 +86,7 @@ class TextStream(Iterator[str], AsyncIterator[str]):
         self._begin()
         try:
             while not self._closing and (draw := self._engine.take(self._submit())) is not None:
+                self._count(draw)
                 if draw.piece:
                     return draw.piece
             raise StopIteration
@@ -81,6 +107,10 @@ class TextStream(Iterator[str], AsyncIterator[str]):
             self._engine.submit(self._call)
         return self._call
 
+    def _count(self, draw: Draw) -> None:
+        self._n_taken += draw.token_id is not None
+        self._n_chars += len(draw.piece)
+
     def _end(self) -> None:
         self._lock.release()
         if self._closing:
@@ -93,6 +123,7 @@ class TextStream(Iterator[str], AsyncIterator[str]):
         self._begin()
         try:
             while not self._closing and (draw := await self._engine.take_async(self._submit())) is not None:
+                self._count(draw)
                 if draw.piece:
                     return draw.piece
             raise StopAsyncIteration

@@ -5,11 +5,13 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from fastattn.generation.request import Request
+from fastattn.generation.text_stream import TextStream
 from fastattn.tokenizer import Tokenizer
 
 Json = dict[str, Any]
@@ -55,15 +57,37 @@ def completion_logprobs(
     return {"tokens": tokens, "text_offset": offsets, "token_logprobs": list(values), "top_logprobs": listed}
 
 
-def chat_logprobs(tokenizer: Tokenizer, request: Request, n_top: int) -> Json:
-    """Return `logprobs` of a message."""
-    new, content = request.ids[request.prompt_len :], []
-    tops: list[Any] = list(request.records) or [None] * len(new)
-    for token_id, logprob, record in zip(new, request.logprobs, tops, strict=True):
-        pairs = [] if record is None else zip(record.top_ids.tolist(), record.top_logprobs.tolist(), strict=True)
-        top = [_token(tokenizer, other, value) for other, value in pairs][:n_top]
-        content.append({**_token(tokenizer, token_id, logprob), "top_logprobs": top})
-    return {"content": content}
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """New tokens with their log-probabilities. tops: (ids, log-probabilities) of the likeliest for each, or None."""
+
+    ids: list[int]
+    logprobs: list[float]
+    tops: list[Any]
+
+    @classmethod
+    def of(cls, request: Request) -> Tokens:
+        """Return the new tokens of a request that has ended."""
+        new = request.ids[request.prompt_len :]
+        tops: list[Any] = [(record.top_ids, record.top_logprobs) for record in request.records]
+        return cls(new, list(request.logprobs), tops or [None] * len(new))
+
+    @classmethod
+    def between(cls, stream: TextStream, n_prompt: int, begin: int, end: int) -> Tokens:
+        """Return the new tokens of a stream from number `begin` to `end`."""
+        new = stream.token_ids[n_prompt:][begin:end].tolist()
+        tops: list[Any] = (stream.top_logprobs or [])[begin:end]
+        return cls(new, stream.logprobs[begin:end].tolist(), tops or [None] * len(new))
+
+
+def chat_logprobs(tokenizer: Tokenizer, tokens: Tokens, n_top: int, *, name: str = "content") -> Json:
+    """Return `logprobs` of a message: a list of its tokens under this name."""
+    content = []
+    for token_id, logprob, top in zip(tokens.ids, tokens.logprobs, tokens.tops, strict=True):
+        pairs = [] if top is None else zip(top[0].tolist(), top[1].tolist(), strict=True)
+        others = [_token(tokenizer, other, value) for other, value in pairs][:n_top]
+        content.append({**_token(tokenizer, token_id, logprob), "top_logprobs": others})
+    return {name: content}
 
 
 def token_text(tokenizer: Tokenizer, token_id: int) -> str:

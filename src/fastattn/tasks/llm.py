@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict
 
 import numpy as np
@@ -19,8 +20,10 @@ from fastattn.generation.prompts import encode_prompt, need_tokenizer, read_prom
 from fastattn.generation.request import Request
 from fastattn.generation.results import best_requests
 from fastattn.generation.scoring import prompt_records
+from fastattn.generation.text_stream import TextStream
 from fastattn.tasks.completion import (
     Json,
+    Tokens,
     chat_logprobs,
     completion_logprobs,
     finish_of,
@@ -135,9 +138,9 @@ class Llm:
 
         max_tokens: None or 0 fills the context. logprobs: number of likeliest tokens that are listed with each token.
         echo: whether the text, and its log-probabilities, begin with the prompt. stream=True returns an iterator over
-        chunks of the same shape. Returns {"id", "object": "text_completion", "created", "model", "choices": [{"text",
-        "index", "logprobs", "finish_reason"}], "usage"}. Raises DTypeError, InputError, ContextLengthError,
-        NonFiniteError.
+        chunks of the same shape; each lists the tokens of its text. Returns {"id", "object": "text_completion",
+        "created", "model", "choices": [{"text", "index", "logprobs", "finish_reason"}], "usage"}. Raises DTypeError,
+        InputError, ContextLengthError, NonFiniteError.
         """
         checked_echo, streams = check_flag("echo", echo), check_flag("stream", stream)
         if logprobs is not None:
@@ -145,14 +148,12 @@ class Llm:
         tokenizer = need_tokenizer(self.model, "create_completion")
         ids = self._ids(tokenizer, prompt)
         given = self._options(options, _COMPLETION, ids, max_tokens, n_top=logprobs)
-        if streams:
-            if logprobs is not None:
-                raise InputError("logprobs: expected None with stream=True, got a number")
-            return self._stream_completion(tokenizer, ids, given, echo=checked_echo)
-        requests, results = self._run(tokenizer, ids, given, logprobs=logprobs is not None)
         before = (
             str(tokenizer.decode(ids.tolist(), skip_special_tokens=True)) if not isinstance(prompt, str) else prompt
         )
+        if streams:
+            return self._stream_completion(tokenizer, ids, given, before, echo=checked_echo, n_top=logprobs)
+        requests, results = self._run(tokenizer, ids, given, logprobs=logprobs is not None)
         choices = []
         for i, request in enumerate(results):
             listed = None
@@ -194,15 +195,13 @@ class Llm:
         ids = encode_prompt(tokenizer, text, "messages", add_special_tokens=False)
         given = self._options(options, _CHAT, ids, max_tokens, n_top=n_top)
         if streams:
-            if wanted:
-                raise InputError("logprobs: expected None with stream=True, got True")
-            return self._stream_chat(tokenizer, ids, given)
+            return self._stream_chat(tokenizer, ids, given, logprobs=wanted, n_top=n_top)
         requests, results = self._run(tokenizer, ids, given, logprobs=wanted)
         choices = [
             {
                 "index": i,
                 "message": {"role": "assistant", "content": text_of(request)},
-                "logprobs": chat_logprobs(tokenizer, request, n_top) if wanted else None,
+                "logprobs": chat_logprobs(tokenizer, Tokens.of(request), n_top) if wanted else None,
                 "finish_reason": finish_of(request.finish_reason),
             }
             for i, request in enumerate(results)
@@ -282,60 +281,98 @@ class Llm:
     def _listed(
         self, tokenizer: Tokenizer, ids: NDArray[np.int32], request: Request, before: str, n_top: int, *, echo: bool
     ) -> Json:
-        values: list[float | None] = list(request.logprobs)
-        records: list[Any] = list(request.records) or [None] * len(values)
-        tops = [None if record is None else (record.top_ids, record.top_logprobs) for record in records]
-        shown, offset = request.ids[request.prompt_len :], len(before)
-        if echo:
-            of_prompt = prompt_records(self.model, ids, n_top)
-            values = [*[pair[0] for pair in of_prompt], *values]
-            tops = [*[pair[1] if n_top else None for pair in of_prompt], *tops]
-            shown = [*ids.tolist(), *shown]
-            offset = 0
-        return completion_logprobs(tokenizer, shown, values, tops, offset)
+        tokens = Tokens.of(request)
+        if not echo:
+            return completion_logprobs(tokenizer, tokens.ids, tokens.logprobs, tokens.tops, len(before))
+        values, tops = self._of_prompt(ids, n_top)
+        return completion_logprobs(
+            tokenizer, [*ids.tolist(), *tokens.ids], [*values, *tokens.logprobs], [*tops, *tokens.tops], 0
+        )
 
-    def _pieces(self, ids: NDArray[np.int32], options: GenerationOptions) -> Any:
+    def _of_prompt(self, ids: NDArray[np.int32], n_top: int) -> tuple[list[float | None], list[Any]]:
+        """Return the log-probabilities of the tokens of a prompt, and of the likeliest ones."""
+        found = prompt_records(self.model, ids, n_top)
+        return [logprob for logprob, _ in found], [top if n_top else None for _, top in found]
+
+    def _pieces(self, ids: NDArray[np.int32], options: GenerationOptions, *, logprobs: bool) -> TextStream:
         if options.n_requests > 1:
             raise InputError(f"n: expected 1 with stream=True, got {options.n_requests}")
         names = [*_SAME[:-1], *_NAMES.values(), *CONSTRAINTS]
-        names += ["logits_processor", "stopping_criteria", "do_sample", "max_new_tokens"]
+        names += ["logits_processor", "stopping_criteria", "do_sample", "max_new_tokens", "top_logprobs"]
         chosen: dict[str, Any] = {name: getattr(options, name) for name in names}
-        return stream(self.model, ids, use_model_defaults=False, **chosen)
+        return stream(self.model, ids, logprobs=logprobs, use_model_defaults=False, **chosen)
 
     def _stream_completion(
-        self, tokenizer: Tokenizer, ids: NDArray[np.int32], options: GenerationOptions, *, echo: bool
+        self,
+        tokenizer: Tokenizer,
+        ids: NDArray[np.int32],
+        options: GenerationOptions,
+        before: str,
+        *,
+        echo: bool,
+        n_top: int | None,
     ) -> Iterator[Json]:
-        pieces, first = self._pieces(ids, options), self._head("text_completion")
+        """Yield the chunks of a completion. n_top: None lists no log-probabilities.
 
-        def chunk(text: str, reason: str | None) -> Json:
-            choice = {"text": text, "index": 0, "logprobs": None, "finish_reason": finish_of(reason)}
+        A chunk lists the tokens that belong to its text; those of which a stop string may begin come later.
+        """
+        pieces, first = self._pieces(ids, options, logprobs=n_top is not None), self._head("text_completion")
+
+        def chunk(text: str, reason: str | None, logprobs: Json | None) -> Json:
+            choice = {"text": text, "index": 0, "logprobs": logprobs, "finish_reason": finish_of(reason)}
             return {**first, "choices": [choice]}
 
         def chunks() -> Iterator[Json]:
+            offset = len(before)
+
+            def listed(tokens: Tokens) -> Json | None:
+                nonlocal offset
+                if not tokens.ids:
+                    return None
+                found = completion_logprobs(tokenizer, tokens.ids, tokens.logprobs, tokens.tops, offset)
+                offset += sum(map(len, found["tokens"]))
+                return found
+
             with pieces:
                 if echo:
-                    yield chunk(str(tokenizer.decode(ids.tolist(), skip_special_tokens=True)), None)
-                for piece in pieces:
-                    yield chunk(piece, None)
-                yield chunk("", pieces.finish_reason)
+                    offset = 0
+                    of_prompt: Json | None = None
+                    if n_top is not None:
+                        values, tops = self._of_prompt(ids, n_top)
+                        of_prompt = completion_logprobs(tokenizer, ids.tolist(), values, tops, 0)
+                        offset = sum(map(len, of_prompt["tokens"]))
+                    yield chunk(before, None, of_prompt)
+                for piece, tokens in _with_tokens(pieces, len(ids), wanted=n_top is not None):
+                    yield chunk(piece, None if piece else pieces.finish_reason, listed(tokens))
 
         return chunks()
 
-    def _stream_chat(self, tokenizer: Tokenizer, ids: NDArray[np.int32], options: GenerationOptions) -> Iterator[Json]:
-        pieces, first = self._pieces(ids, options), self._head("chat.completion.chunk")
+    def _stream_chat(
+        self, tokenizer: Tokenizer, ids: NDArray[np.int32], options: GenerationOptions, *, logprobs: bool, n_top: int
+    ) -> Iterator[Json]:
+        pieces, first = self._pieces(ids, options, logprobs=logprobs), self._head("chat.completion.chunk")
 
-        def chunk(delta: Json, reason: str | None) -> Json:
-            choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_of(reason)}
+        def chunk(delta: Json, reason: str | None, tokens: Tokens) -> Json:
+            listed = chat_logprobs(tokenizer, tokens, n_top) if tokens.ids else None
+            choice = {"index": 0, "delta": delta, "logprobs": listed, "finish_reason": finish_of(reason)}
             return {**first, "choices": [choice]}
 
         def chunks() -> Iterator[Json]:
             with pieces:
-                yield chunk({"role": "assistant"}, None)
-                for piece in pieces:
-                    yield chunk({"content": piece}, None)
-                yield chunk({}, pieces.finish_reason)
+                yield chunk({"role": "assistant"}, None, Tokens([], [], []))
+                for piece, tokens in _with_tokens(pieces, len(ids), wanted=logprobs):
+                    yield chunk({"content": piece}, None, tokens) if piece else chunk({}, pieces.finish_reason, tokens)
 
         return chunks()
+
+
+def _with_tokens(pieces: TextStream, n_prompt: int, *, wanted: bool) -> Iterator[tuple[str, Tokens]]:
+    """Yield each piece, and "" at the end, with the tokens since the last one if they are wanted."""
+    n_listed = 0
+    for piece in chain(pieces, ("",)):
+        end = pieces.n_final_tokens if wanted else 0
+        yield piece, Tokens.between(pieces, n_prompt, n_listed, end)
+        n_listed = end
 
 
 def _of_row(function: Any, name: str) -> Processor:

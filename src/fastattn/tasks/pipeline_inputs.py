@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias, TypedDict
+from typing import Any, TypeAlias, TypedDict, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,7 @@ from fastattn.tasks.pipeline_source import Source, read_source
 from fastattn.tasks.pipeline_steps import Part, StepLimits
 from fastattn.tokenizer import Tokenizer, check_text, is_list_like
 from fastattn.tokenizer.call import PaddingArg, TruncationArg, read_strategy
+from fastattn.tokenizer.chat_template import read_messages
 from fastattn.tokenizer.inputs import text_or_pair
 from fastattn.tokenizer.padding import read_padding
 from fastattn.tokenizer.truncation import DO_NOT_TRUNCATE
@@ -125,6 +126,35 @@ def read_texts(inputs: object, name: str) -> Source[str]:
     return read_source(inputs, name, _read_text)
 
 
+@dataclass(frozen=True, slots=True)
+class Chat:
+    """A conversation: messages with a role and content."""
+
+    messages: list[dict[str, Any]]
+
+
+def read_texts_or_chats(inputs: object, name: str) -> Source[str | Chat]:
+    """Return texts and chats. A list of messages is one chat. Raises DTypeError, InputError."""
+    return read_source(
+        inputs, name, _read_text_or_chat, is_one=lambda found: not is_list_like(found) or _is_chat(found)
+    )
+
+
+def _is_chat(item: object) -> bool:
+    return isinstance(item, (list, tuple)) and bool(item) and isinstance(item[0], Mapping)
+
+
+def _read_text_or_chat(item: object, name: str) -> str | Chat:
+    if not _is_chat(item):
+        return _read_text(item, name)
+    read_messages(item, name)
+    chat = Chat([dict(message) for message in cast("Sequence[Mapping[str, Any]]", item)])
+    for i, message in enumerate(chat.messages):
+        if "content" not in message:
+            raise InputError(f"{name}[{i}]: expected a message with a role and content, got {quote(sorted(message))}")
+    return chat
+
+
 def _read_text(item: object, name: str) -> str:
     first = item[0] if isinstance(item, (list, tuple)) and item else item
     if isinstance(first, Mapping):
@@ -134,7 +164,10 @@ def _read_text(item: object, name: str) -> str:
 
 def _no_mapping(name: str, found: Mapping[Any, Any]) -> DTypeError:
     if "role" in found or "content" in found:
-        return DTypeError(f"{name}: expected str, got a chat message; use Llm.create_chat_completion")
+        return DTypeError(
+            f'{name}: expected str, got a chat message; pipeline("text-generation") takes chats, which are lists of '
+            "messages"
+        )
     return DTypeError(f"{name}: expected str, got {type(found).__name__} {quote(found)}")
 
 

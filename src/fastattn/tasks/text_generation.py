@@ -23,13 +23,14 @@ from fastattn.generation.results import best_requests
 from fastattn.options import INT32_MAX
 from fastattn.tasks.pipeline_base import Pipeline
 from fastattn.tasks.pipeline_inputs import (
+    Chat,
     Encoding,
     Many,
     check_fits,
     merge_kwargs,
     read_encoding,
     read_limits,
-    read_texts,
+    read_texts_or_chats,
 )
 from fastattn.tasks.pipeline_steps import Job, Part, StepLimits, run_job
 from fastattn.tokenizer import Tokenizer
@@ -50,6 +51,12 @@ class GeneratedText(TypedDict):
     generated_text: str
 
 
+class GeneratedChat(TypedDict):
+    """A chat with the answer as its last message."""
+
+    generated_text: list[dict[str, Any]]
+
+
 class GeneratedIds(TypedDict):
     """The token ids of a prompt and its continuation."""
 
@@ -62,7 +69,9 @@ class PromptArgs(GenerationArgs, total=False):
     max_length: also cuts the prompt, as in transformers. stop_sequence: another name for stop_strings.
     tokenizer_encode_kwargs: a mapping of truncation, max_length, padding and add_special_tokens.
     handle_long_generation: "hole" cuts the beginning of a prompt that leaves no room for the new tokens.
-    batch_size: another name for max_batch_size. show_progress_bar: as in `BatchArgs`.
+    batch_size: another name for max_batch_size. show_progress_bar: as in `BatchArgs`. continue_final_message: whether
+    the new text belongs to the last message of a chat; None: if its role is "assistant". tools, documents: for the chat
+    template.
     """
 
     num_return_sequences: int | None
@@ -81,6 +90,9 @@ class PromptArgs(GenerationArgs, total=False):
     num_workers: int | None
     show_progress_bar: bool | None
     streamer: Streamer | None
+    continue_final_message: bool | None
+    tools: Any
+    documents: Any
 
 
 class TextGenerationArgs(PromptArgs, total=False):
@@ -89,19 +101,18 @@ class TextGenerationArgs(PromptArgs, total=False):
     return_tensors: bool | None
 
 
-_OF_CHATS = "this pipeline takes texts: use Llm.create_chat_completion, or apply_chat_template of the tokenizer"
 _REFUSED: Mapping[str, Neutral] = {
     "return_type": Neutral((False,), "use return_full_text or return_tensors"),
-    "continue_final_message": Neutral((False,), _OF_CHATS),
-    "tools": Neutral((False,), _OF_CHATS),
-    "documents": Neutral((False,), _OF_CHATS),
     "return_dict_in_generate": Neutral((False,), "use model.generate"),
 }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Call:
-    """The checked arguments of a call. limits: all prompts in one step, because the scheduler has its own batches."""
+    """The checked arguments of a call. limits: all prompts in one step, because the scheduler has its own batches.
+
+    of_chats: those that only chats have, without those that are None.
+    """
 
     options: GenerationOptions
     limits: StepLimits
@@ -112,6 +123,7 @@ class _Call:
     prefix: str
     hole: bool
     streamer: Streamer | None
+    of_chats: Mapping[str, Any]
 
 
 class TextGenerationPipeline(Pipeline[CausalLM]):
@@ -133,6 +145,22 @@ class TextGenerationPipeline(Pipeline[CausalLM]):
     ) -> list[GeneratedIds]: ...
     @overload
     def __call__(
+        self,
+        text_inputs: Sequence[Mapping[str, Any]],
+        *,
+        return_tensors: Literal[False] | None = ...,
+        **options: Unpack[PromptArgs],
+    ) -> list[GeneratedChat]: ...
+    @overload
+    def __call__(
+        self,
+        text_inputs: Sequence[Sequence[Mapping[str, Any]]],
+        *,
+        return_tensors: Literal[False] | None = ...,
+        **options: Unpack[PromptArgs],
+    ) -> list[list[GeneratedChat]]: ...
+    @overload
+    def __call__(
         self, text_inputs: Many, *, return_tensors: Literal[False] | None = ..., **options: Unpack[PromptArgs]
     ) -> list[list[GeneratedText]]: ...
     @overload
@@ -152,8 +180,10 @@ class TextGenerationPipeline(Pipeline[CausalLM]):
         self, text_inputs: object, *, return_tensors: bool | None = ..., **options: Unpack[PromptArgs]
     ) -> (
         list[GeneratedText]
+        | list[GeneratedChat]
         | list[GeneratedIds]
         | list[list[GeneratedText]]
+        | list[list[GeneratedChat]]
         | list[list[GeneratedIds]]
         | Iterator[list[GeneratedText]]
         | Iterator[list[GeneratedIds]]
@@ -164,11 +194,16 @@ class TextGenerationPipeline(Pipeline[CausalLM]):
         An iterator over str returns an iterator. The text is the prompt followed by
         `decode(prompt + new)[len(decode(prompt)):]`. return_full_text=False omits the prompt. return_tensors=True
         returns {"generated_token_ids": ...} instead. num_return_sequences=n returns n results per text.
+
+        A chat, which is a list of messages such as {"role": "user", "content": "Hi"}, becomes a prompt with the chat
+        template. Its generated_text is the chat with the answer as its last message, and with return_full_text=False
+        the answer. If the last message is the assistant's, it is continued.
+
         `GenerationOptions` describes the options, `PromptArgs` the others. A text ends before a stop string. Raises
-        DTypeError, InputError, ContextLengthError, NonFiniteError.
+        ConfigError (no chat template, no jinja2), DTypeError, InputError, ContextLengthError, NonFiniteError.
         """
         call = self._read({**options, "return_tensors": return_tensors})
-        source = read_texts(text_inputs, "text_inputs")
+        source = read_texts_or_chats(text_inputs, "text_inputs")
         if call.streamer is not None and source.lazy:
             raise InputError("streamer: expected one sequence, got an iterator; use stream() for each text")
         limits, together = call.limits, call.options.max_batch_size
@@ -186,6 +221,9 @@ class TextGenerationPipeline(Pipeline[CausalLM]):
         returns = _read_returns(merged)
         clean = merged.pop("clean_up_tokenization_spaces", None)
         skip = merged.pop("skip_special_tokens", None)
+        of_chats = {name: merged.pop(name, None) for name in ("continue_final_message", "tools", "documents")}
+        if of_chats["continue_final_message"] is not None:
+            check_flag("continue_final_message", of_chats["continue_final_message"])
         prefix, hole = merged.pop("prefix", None), merged.pop("handle_long_generation", None)
         if hole is not None:
             check_choice("handle_long_generation", hole, ("hole",))
@@ -197,13 +235,17 @@ class TextGenerationPipeline(Pipeline[CausalLM]):
             prefix="" if prefix is None else check_str("prefix", prefix),
             hole=hole is not None,
             streamer=merged.pop("streamer", None),
+            of_chats={name: value for name, value in of_chats.items() if value is not None},
             limits=_read_limits(merged),
             options=_read_generation(merged, self.model.generation_config),
         )
 
 
-class _Job(Job[str, "list[GeneratedText | GeneratedIds]", "list[GeneratedText | GeneratedIds]"]):
-    """The continuations of each text."""
+_Record: TypeAlias = "GeneratedText | GeneratedChat | GeneratedIds"
+
+
+class _Job(Job["str | Chat", "list[_Record]", "list[_Record]"]):
+    """The continuations of each text or chat."""
 
     def __init__(self, model: CausalLM, tokenizer: Tokenizer, call: _Call, total: int | None, *, lazy: bool) -> None:
         self._model, self._tokenizer, self._call = model, tokenizer, call
@@ -213,7 +255,7 @@ class _Job(Job[str, "list[GeneratedText | GeneratedIds]", "list[GeneratedText | 
             raise InputError("seed: expected one int for an iterator, got several; its number of texts is unknown")
         self._seeds = None if lazy else seeds_of(options, total or 0)
 
-    def encode(self, index: int, item: str, name: str) -> list[Part]:
+    def encode(self, index: int, item: str | Chat, name: str) -> list[Part]:
         """Return the ids of a prompt, with its requests. Raises ContextLengthError, InputError."""
         call, n_texts = self._call, self._call.options.n_requests
         ids = self._encode_prompt(item, name)
@@ -229,7 +271,8 @@ class _Job(Job[str, "list[GeneratedText | GeneratedIds]", "list[GeneratedText | 
             names=[name],
             tokenizer=self._tokenizer if call.returns != "ids" or call.options.stops() else None,
             mask_tokenizer=self._tokenizer,
-            lengths=[len(ids) - self._hidden],  # without the prefix, as in transformers
+            # Without the prefix, as in transformers. A chat has none.
+            lengths=[len(ids) - (0 if isinstance(item, Chat) else self._hidden)],
             default_new_tokens=NEW_TOKENS,
             skip_special_tokens=call.skip_special_tokens,
             clean_up_tokenization_spaces=call.clean_up_tokenization_spaces,
@@ -254,16 +297,14 @@ class _Job(Job[str, "list[GeneratedText | GeneratedIds]", "list[GeneratedText | 
             if not waiting[place]:
                 yield place, parts[place].detail
 
-    def reduce(self, part: Part, output: Any) -> list[GeneratedText | GeneratedIds]:
-        text, requests = output
-        return [self._record(text, request) for request in best_requests(requests)]
+    def reduce(self, part: Part, output: Any) -> list[_Record]:
+        item, requests = output
+        return [self._record(item, request) for request in best_requests(requests)]
 
-    def finish(
-        self, item: str, reduced: list[list[GeneratedText | GeneratedIds]]
-    ) -> list[GeneratedText | GeneratedIds]:
+    def finish(self, item: str | Chat, reduced: list[list[_Record]]) -> list[_Record]:
         return reduced[0]
 
-    def _encode_prompt(self, text: str, name: str) -> Prompt:
+    def _encode_prompt(self, item: str | Chat, name: str) -> Prompt:
         """Return the ids of a prompt, cut as the call specifies."""
         call, tokenizer = self._call, self._tokenizer
         context = self._model.executor.program.max_positions
@@ -272,7 +313,13 @@ class _Job(Job[str, "list[GeneratedText | GeneratedIds]", "list[GeneratedText | 
         if limit is not None:
             cut = {"truncation": call.encoding.strategy, "max_length": limit}
         special = call.encoding.add_special_tokens
-        ids = encode_prompt(tokenizer, call.prefix + text, name, add_special_tokens=special, **cut)
+        if isinstance(item, Chat):
+            text, special = self._written(item, name), False  # the template has the special tokens
+        else:
+            for argument in call.of_chats:
+                raise InputError(f"{argument}: expected None with a text, got a value; only chats have it")
+            text = call.prefix + item
+        ids = encode_prompt(tokenizer, text, name, add_special_tokens=special, **cut)
         check_fits(self._model, tokenizer, ids, name)
         if not call.hole:
             return ids
@@ -289,15 +336,42 @@ class _Job(Job[str, "list[GeneratedText | GeneratedIds]", "list[GeneratedText | 
             )
         return ids[n_new - longest :]
 
-    def _record(self, text: str, request: Request) -> GeneratedText | GeneratedIds:
+    def _written(self, chat: Chat, name: str) -> str:
+        """Return the prompt of a chat. Raises ConfigError, InputError."""
+        call, goes_on = self._call, self._continues(chat)
+        if call.prefix:
+            raise InputError(f"prefix: expected None with a chat, got {call.prefix!r}; add it to a message")
+        if goes_on and not isinstance(chat.messages[-1]["content"], str):
+            raise InputError(f"{name}: expected text in the last message, which the model continues, got parts")
+        others = {key: value for key, value in call.of_chats.items() if key != "continue_final_message"}
+        written = self._tokenizer.apply_chat_template(
+            chat.messages, add_generation_prompt=not goes_on, continue_final_message=goes_on, tokenize=False, **others
+        )
+        return str(written)
+
+    def _continues(self, chat: Chat) -> bool:
+        """Return whether the new text belongs to the last message, as in transformers."""
+        return bool(self._call.of_chats.get("continue_final_message", chat.messages[-1]["role"] == "assistant"))
+
+    def _record(self, item: str | Chat, request: Request) -> _Record:
         call = self._call
         if call.returns == "ids":
             return {"generated_token_ids": list(request.ids)}
         new = "" if request.text is None else request.text.text
-        if not text and not call.skip_special_tokens:  # as in transformers, the start of an empty prompt counts as new
+        if isinstance(item, Chat):
+            return self._record_of_chat(item, new)
+        if not item and not call.skip_special_tokens:  # as in transformers, the start of an empty prompt counts as new
             start = request.ids[: request.prompt_len]
             new = self._tokenizer.decode(start) + new
-        return {"generated_text": text + new if call.returns == "full_text" else new}
+        return {"generated_text": item + new if call.returns == "full_text" else new}
+
+    def _record_of_chat(self, chat: Chat, new: str) -> GeneratedText | GeneratedChat:
+        if self._call.returns == "new_text":
+            return {"generated_text": new}
+        if not self._continues(chat):
+            return {"generated_text": [*chat.messages, {"role": "assistant", "content": new}]}
+        last = {**chat.messages[-1], "content": chat.messages[-1]["content"] + new}
+        return {"generated_text": [*chat.messages[:-1], last]}
 
 
 def _read_limits(merged: dict[str, Any]) -> StepLimits:
