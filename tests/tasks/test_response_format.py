@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -131,6 +132,18 @@ def test_flags(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert row["finish_reason"] == "eos"
     assert main(["generate", "-p", "The sea", "--choice", " is big"]) == 0
     assert capsys.readouterr().out == "The sea is big\n"
+
+
+def test_a_chat(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("jinja2", reason="jinja2 is in the extra chat")
+    folder = tmp_path / "model"
+    shutil.copytree(Path(fastattn.__file__).parent / "demo" / "gpt2-litbank", folder)
+    (folder / "chat_template.jinja").write_text(TEMPLATE, encoding="utf-8")
+    words = ("--json", "--seed", "1", "-p", "Yes?", "-p", "No?", "--choice", "aye", "--choice", "nay")
+    assert main(["chat", "-m", str(folder), *words]) == 0
+    answers = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [answer["content"] in ("aye", "nay") for answer in answers] == [True, True]
+    assert [answer["finish_reason"] for answer in answers] == ["eos", "eos"]
 
 
 @pytest.mark.parametrize(
