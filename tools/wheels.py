@@ -158,8 +158,8 @@ def pure_wheel() -> Path:
 def build_modules(platform: Platform, folders: dict[str, Path], version: str, kernels: Path | None) -> Path:
     """Compile one module per Python. Return the build folder, which has them as cp312/_core.so.
 
-    `kernels` is the build folder of the same CPU and another libc, whose kernels are linked. They do not use a libc, and
-    the compiler makes the same objects for both.
+    `kernels` is the build folder of the same CPU and another libc, whose kernels are linked. They do not use a libc,
+    and the compiler makes the same objects for both.
     """
     import pybind11
     import ziglang

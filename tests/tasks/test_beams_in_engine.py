@@ -198,7 +198,7 @@ def test_a_search_that_is_interrupted_at_any_line(search: dict[str, Any]) -> Non
             not [  # a copy that was interrupted before it had a name is freed without close()
                 found
                 for found in gc.get_objects()
-                if isinstance(found, ToyCache) and found.owner is model.executor and not found.closed
+                if type(found) is ToyCache and found.owner is model.executor and not found.closed
             ]
         )
         return [(r.ids, r.score, r.beam_indices, r.finish_reason) for r in requests], count

@@ -178,8 +178,9 @@ def test_stop_strings_end_where_those_of_transformers_begin(
         whole = max(n for n in range(len(new) + 1) if len(tokenizer.decode(new[:n])) <= at)
         assert found.texts[i] == text[:at]
         assert found.sequences[i].tolist() == [*prompt, *new[:whole]]
-        n_stopped += found.finish_reasons[i] == "stop_string"
-    assert n_stopped == len(prompts)
+        assert (found.finish_reasons[i] == "stop_string") == (at < len(text))
+        n_stopped += at < len(text)
+    assert n_stopped == len(prompts) if beams == 1 else n_stopped  # the best beam may be one without a stop string
 
 
 @pytest.mark.parametrize("ends", ENDS)
@@ -193,6 +194,7 @@ def test_beams_are_those_of_transformers(models: tuple[Any, CausalLM], name: str
     check_beams(found, theirs, options)
 
 
+@pytest.mark.filterwarnings("ignore:Unfeasible length constraints")
 @pytest.mark.parametrize("name", [name for name in OPTIONS if name not in ("greedy", "no_repeat_1")])
 def test_beams_with_processors_are_those_of_transformers(models: tuple[Any, CausalLM], name: str) -> None:
     theirs, ours = models
