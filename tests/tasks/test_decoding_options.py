@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from fastattn.errors import DTypeError, InputError, NonFiniteError
+from fastattn.errors import ContextLengthError, DTypeError, InputError, NonFiniteError
 from fastattn.generation.generate import generate, stream
 from fastattn.generation.options import request_seed
 from fastattn.models.outputs import GenerateOutput
@@ -56,6 +56,36 @@ def test_seeds_of_prompts_with_their_own_options() -> None:
     assert found.seeds == [4, 4, 7]
 
 
+def test_the_overflow_of_one_prompt() -> None:
+    model, long = ToyModel(max_positions=16), [3, 4] * 10
+    own = [{}, {"overflow": "slide"}]
+    found = generate(model, [PROMPTS[0], long], generation_config=own, max_new_tokens=9)
+    alone = generate(model, [long], overflow="slide", max_new_tokens=9)
+    assert [np.asarray(ids).tolist() for ids in found][1] == np.asarray(alone[0]).tolist()
+    with pytest.raises(ContextLengthError, match=r"input_ids\[1\]: expected prompt and max_new_tokens to fit"):
+        generate(model, [PROMPTS[0], long], generation_config=[{}, {}], max_new_tokens=9)
+
+
+def test_a_list_of_seeds_with_own_options() -> None:
+    model, sample = ToyModel(), {"do_sample": True, "max_new_tokens": 6}
+    configs = [{**sample, "num_return_sequences": 2}, sample, {**sample, "top_k": 3}]
+    found = details(model, PROMPTS, generation_config=configs, seed=[4, 5, 6, 7])
+    assert found.seeds == [4, 5, 6, 7]
+    alone = details(model, PROMPTS[0], num_return_sequences=2, seed=[4, 5], **sample).sequences
+    alone += [details(model, PROMPTS[1], seed=6, **sample).sequences[0]]
+    alone += [details(model, PROMPTS[2], seed=7, top_k=3, **sample).sequences[0]]
+    assert [ids.tolist() for ids in found.sequences] == [ids.tolist() for ids in alone]
+    with pytest.raises(InputError, match="seed: expected 4 seeds, one for each request, got 3"):
+        generate(model, PROMPTS, generation_config=configs, seed=[4, 5, 6])
+
+
+def test_an_error_names_the_text_and_not_the_prompt() -> None:
+    model = ToyModel()
+    model.executor.logits_of = lambda ids: np.full(32, np.nan if ids[0] == 1 else 0.0)
+    with pytest.raises(NonFiniteError, match=r"logits\[5\]"):  # the last text of prompt 1
+        generate(model, [[5, 6], [1]], do_sample=True, num_return_sequences=3, max_new_tokens=2)
+
+
 def test_errors_of_own_options() -> None:
     model = ToyModel()
     with pytest.raises(InputError, match=r"generation_config: expected one for each of 3 prompts, got 1"):
@@ -64,6 +94,8 @@ def test_errors_of_own_options() -> None:
         generate(model, PROMPTS, generation_config=[{}, {"top_kk": 1}, {}])
     with pytest.raises(InputError, match=r"generation_config\[2\]: expected no max_batch_size"):
         generate(model, PROMPTS, generation_config=[{}, {}, {"max_batch_size": 3}])
+    with pytest.raises(InputError, match=r"generation_config\[1\]: expected no priority"):
+        generate(model, PROMPTS, generation_config=[{}, {"priority": 3}, {}])
     with pytest.raises(DTypeError, match=r"generation_config: expected a GenerationConfig or a mapping, got 3"):
         generate(model, PROMPTS, generation_config=[{}, 3, {}])
 
@@ -158,6 +190,28 @@ def test_processors_of_the_user_that_are_wrong(function: Any, error: type[Except
     with pytest.raises(error, match=message):
         generate(model, PROMPTS, logits_processor=function)
     assert model.executor.open_caches == 0
+
+
+@pytest.mark.parametrize("options", [{}, {"typical_p": 0.9}, {"num_beams": 2}])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_processors_of_the_user_that_return_no_number(options: dict[str, Any], value: float) -> None:
+    def process(ids: Any, scores: Any) -> Any:
+        scores[0, 7] = value
+        return scores
+
+    with pytest.raises(NonFiniteError, match=rf"logits_processor\[0\]: .* got {value}"):
+        generate(ToyModel(), PROMPTS[0], do_sample=True, seed=1, logits_processor=process, **options)
+
+
+@pytest.mark.parametrize(("factor", "dtype"), [(1e300, np.float64), (1e300, np.float32), (1e20, np.float32)])
+def test_a_decay_too_large_for_a_float_ends_the_text(factor: float, dtype: Any) -> None:
+    model = ToyModel()
+    model.executor.logits_of = lambda ids: np.where(np.arange(32) == 6, 9.0, 1.0).astype(dtype)
+    decay = (0, factor)
+    found = generate(
+        model, PROMPTS[0], exponential_decay_length_penalty=decay, eos_token_id=5, min_new_tokens=4, max_new_tokens=9
+    )
+    assert np.asarray(found)[3:].tolist() == [6, 6, 6, 6, 5]
 
 
 def test_allowed_tokens_of_the_user() -> None:

@@ -364,3 +364,12 @@ def test_texts_are_not_ids() -> None:
             generate(ToyModel(), text)
     with pytest.raises(DTypeError, match=r"call generate\(\*\*encoding\)"):
         generate(ToyModel(), {"input_ids": [1]})
+
+
+def test_every_prompt_has_a_text_if_one_has_stop_strings(tokenizer: Tokenizer) -> None:
+    model = ToyModel(tokenizer)
+    configs = [{"stop_strings": "no such text"}, {}]
+    found = details(model, PROMPTS[:2], generation_config=configs, max_new_tokens=3)
+    ends = [ids[len(prompt) :].tolist() for prompt, ids in zip(PROMPTS, found.sequences, strict=False)]
+    assert found.texts == [tokenizer.decode(ids, skip_special_tokens=True) for ids in ends]
+    assert list(map(len, ends)) == [3, 3]

@@ -14,7 +14,9 @@ from fastattn import AutoModelForCausalLM
 from fastattn.api.causal_lm import CausalLM
 from fastattn.errors import ContextLengthError, DTypeError, InputError, ModelFormatError
 from fastattn.generation import scheduler
+from fastattn.generation.call import Call
 from fastattn.generation.prefix_tree import PrefixTree
+from fastattn.generation.request import Request
 from tests.reference.checkpoints import write_gpt2
 from tests.tasks.test_engine import alone, assert_free
 
@@ -284,3 +286,10 @@ def test_the_tree_compares_tokens_and_counts_users() -> None:
     assert tree.n_idle == 0
     assert not tree.root.children
     assert not tree.root.heads
+
+
+def test_a_prefix_that_is_canceled_pins_no_pages(lm: CausalLM) -> None:
+    draws = lm.engine.draws(Call([Request(list(PREFIX), len(PREFIX), 4, 0, pins=True)], every_token=True))
+    next(draws)
+    draws.close()
+    assert_free(lm)

@@ -87,6 +87,34 @@ def test_texts_are_split_with_the_prefix(models: tuple[Any, CausalLM]) -> None:
             np.testing.assert_allclose(logprobs, wanted, rtol=CLOSE, atol=CLOSE)
 
 
+class Merging:
+    """A tokenizer of single letters in which "ab" and "ac" are one token each."""
+
+    def encode(self, text: str, **options: Any) -> list[int]:
+        ids = {"ab": 10, "ac": 11, "a": 1, "b": 2, "c": 3, "d": 4}
+        found = []
+        while text:
+            token = text[:2] if text[:2] in ids else text[:1]
+            found.append(ids[token])
+            text = text[len(token) :]
+        return found
+
+
+def test_a_token_that_spans_the_whole_prefix_is_scored_after_the_start() -> None:
+    model: Any = ToyModel()
+    model.tokenizer, model.bos_token_id = Merging(), 30
+    tails = ["b", "d", "cd", "", "bdd"]
+    wholes = [[30, 10], [1, 4], [30, 11, 4], [1], [30, 10, 4, 4]]
+    found = score(model, "a", tails)
+    for i, whole in enumerate(wholes):
+        alone = score(model, whole[:1], [whole[1:]])
+        assert found.token_ids[i].tolist() == whole[1:]
+        assert found.logprobs[i].tolist() == alone.logprobs[0].tolist()
+        assert len(found.logprobs[i]) == len(whole) - 1
+        assert found.is_greedy[i] == alone.is_greedy[0]
+    assert model.executor.open_caches == 0
+
+
 def test_the_prefix_is_fed_once() -> None:
     model = ToyModel(max_positions=600)
     prefix = [i % 32 for i in range(500)]

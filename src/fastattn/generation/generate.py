@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -137,7 +137,9 @@ def _read_call(model: LanguageModel, ids: Any, options: Mapping[str, Any]) -> _J
     wanted = given.pop("return_dict_in_generate", None)
     wants_output = False if wanted is None else check_flag("return_dict_in_generate", wanted)
     checked = read_options(with_defaults(given, {} if configs else defaults), "generate", also=_ARGUMENTS)
-    prompts = read_prompts(model, inputs if ids is None else ids, mask, checked)
+    # With options of their own, the lengths of prompts are checked later.
+    reading = replace(checked, truncate="left", overflow="error") if configs else checked
+    prompts = read_prompts(model, inputs if ids is None else ids, mask, reading)
     each = _options_of_each(given, checked, configs, prompts.names, defaults)
     requests = _make_each(model, prompts, each, chosen)
     n_texts = sum(one.num_return_sequences for one, _ in each)
@@ -159,12 +161,13 @@ def _make_each(
             prompts.ids[i : i + 1],
             one,
             names=prompts.names[i : i + 1],
-            tokenizer=tokenizer if one.stops() else None,
-            mask_tokenizer=tokenizer,
+            tokenizer=tokenizer,
             lengths=prompts.lengths[i : i + 1],
             seeds=seeds,
             first_index=i,
         )
+    for index, request in enumerate(requests):
+        request.index = index
     return requests
 
 
@@ -185,17 +188,27 @@ def _options_of_each(
         return [(checked, seeds[i * n_texts : (i + 1) * n_texts]) for i in range(len(names))]
     if len(configs) != len(names):
         raise InputError(f"generation_config: expected one for each of {len(names)} prompts, got {len(configs)}")
-    each, n_before = [], 0
+    found = list[GenerationOptions]()
     for i, config in enumerate(configs):
         own = with_defaults(with_generation_config({**given, "generation_config": config}), defaults)
         one = read_options(own, f"generation_config[{i}]", also=_ARGUMENTS)
-        if one.max_batch_size != checked.max_batch_size:
-            raise InputError(f"generation_config[{i}]: expected no max_batch_size, which is one for the call, got one")
-        own_seed = one.seed is not None and given.get("seed") is None
-        each.append((one, one.seeds(one.n_requests, first=0 if own_seed else n_before)))
-        n_before += one.n_requests
-    if n_before > MAX_SEQUENCES:
+        for name in ("max_batch_size", "priority"):
+            if getattr(one, name) != getattr(checked, name):
+                raise InputError(f"generation_config[{i}]: expected no {name}, which is one for the call, got one")
+        found.append(one)
+    n_texts = sum(one.n_requests for one in found)
+    if n_texts > MAX_SEQUENCES:
         raise InputError(f"num_return_sequences: expected at most {MAX_SEQUENCES} texts in one call, got more")
+    listed = checked.seeds(n_texts) if isinstance(checked.seed, tuple) else None
+    each, n_before = [], 0
+    for one in found:
+        if listed is not None:
+            seeds = listed[n_before : n_before + one.n_requests]
+        else:
+            own_seed = one.seed is not None and given.get("seed") is None
+            seeds = one.seeds(one.n_requests, first=0 if own_seed else n_before)
+        each.append((one, seeds))
+        n_before += one.n_requests
     return each
 
 

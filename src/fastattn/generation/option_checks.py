@@ -16,6 +16,7 @@ STOP = Text(1, 1000)
 _MAX_IDS = 65536
 _MAX_STOP_STRINGS = 1000
 _MAX_FUNCTIONS = 1000
+_MAX_DIGITS = 10  # of a token id
 
 
 def check_seeds(name: str, seed: Any) -> int | tuple[int, ...]:
@@ -86,15 +87,15 @@ def check_sequence_bias(name: str, bias: Any) -> tuple[tuple[tuple[int, ...], fl
 
 def check_logit_bias(name: str, bias: Any) -> tuple[tuple[int, float], ...]:
     """Return pairs of a token id and its bias, from a mapping whose keys may be text, as in JSON. Raises as above."""
-    if isinstance(bias, tuple) and all(isinstance(pair, tuple) for pair in bias):
-        bias = dict(bias)  # checked before
+    if isinstance(bias, tuple) and all(isinstance(pair, tuple) and len(pair) == 2 for pair in bias):
+        bias = {check_count(name, token_id): value for token_id, value in bias}  # as this function returns it
     if not isinstance(bias, Mapping):
         raise DTypeError(f"{name}: expected a mapping of token ids to numbers, got {type(bias).__name__}")
     if len(bias) > _MAX_IDS:
         raise InputError(f"{name}: expected at most {_MAX_IDS} items, got {len(bias)}")
     checked = {}
     for key, value in bias.items():
-        if isinstance(key, str) and not (key.isascii() and key.isdigit()):
+        if isinstance(key, str) and not (key.isascii() and key.isdigit() and len(key) <= _MAX_DIGITS):
             raise InputError(f"{name}: expected token ids as keys, got {quote(key)}")
         checked[check_count(name, int(key) if isinstance(key, str) else key)] = _bias(f"{name}[{quote(key)}]", value)
     return tuple(checked.items())

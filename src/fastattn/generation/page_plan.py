@@ -206,7 +206,7 @@ class PagePlan:
         if self.tree is not None and request.node is not None and request.cache is not None:
             ids = request.window
             node = self.tree.insert(request.node, request.cache, ids, min(request.fed, len(ids)), tail=True)
-            if request.pins:
+            if request.pins and request.finish_reason is not None and not request.pinned:
                 request.pinned = self.tree.path(request.ids[: request.prompt_len])
                 self.tree.pin(request.pinned)
             request.close()

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastattn.checks import quote
-from fastattn.errors import DTypeError, InputError
+from fastattn.errors import DTypeError, InputError, NonFiniteError
 from fastattn.generation.option_checks import check_allowed
 from fastattn.generation.options import GenerationOptions
 
@@ -196,7 +196,13 @@ def _decay(start: int, factor: float) -> Processor:
         past = len(drawn.ids) - drawn.prompt_len - start
         eos = [i for i in sorted(drawn.eos_ids) if np.isfinite(row[i])]
         if past > 0 and eos:
-            row[eos] += np.abs(row[eos]) * row.dtype.type(factor**past - 1)
+            highest = np.finfo(row.dtype).max  # instead of +inf, which no sampler accepts
+            try:
+                scale = min(factor**past - 1, float(highest))
+            except OverflowError:
+                scale = float(highest)
+            with np.errstate(over="ignore"):
+                row[eos] = np.minimum(row[eos] + np.abs(row[eos]) * row.dtype.type(scale), highest)
         return row
 
     return process
@@ -233,7 +239,12 @@ def _of_user(function: Callable[..., Any], index: int) -> Processor:
             raise DTypeError(f"{name}: expected it to return an array of floats, got {quote(found)}")
         if found.shape != (1, len(row)):
             raise InputError(f"{name}: expected it to return an array of shape {(1, len(row))}, got {found.shape}")
-        return np.asarray(found[0], row.dtype)
+        with np.errstate(over="ignore"):
+            scores = np.asarray(found[0], row.dtype)
+        wrong = scores[np.isnan(scores) | np.isposinf(scores)]
+        if wrong.size:  # the filters and beams would choose such an id
+            raise NonFiniteError(f"{name}: expected it to return finite numbers or -inf, got {wrong[0]}")
+        return scores
 
     return process
 

@@ -28,6 +28,10 @@ def score(model: LanguageModel, prefix: object, continuations: Iterable[object])
     """Return the log-probabilities of continuations; see `CausalLM.score`."""
     start, wholes = _read(model, prefix, continuations)
     context = model.executor.program.max_positions
+    begins = [_shared([start, whole]) for whole in wholes]  # a token may span the end of the prefix
+    for i, begin in enumerate(begins):
+        if begin == 0:  # it spans the whole prefix, so no token is before it, as with an empty prefix
+            wholes[i], begins[i] = np.array([start_id(model, GenerationOptions(), "prefix"), *wholes[i]], np.int32), 1
     for i, whole in enumerate(wholes):
         if len(whole) - 1 > context:
             raise ContextLengthError(
@@ -36,8 +40,13 @@ def score(model: LanguageModel, prefix: object, continuations: Iterable[object])
                 n_tokens=len(whole),
                 context=context,
             )
-    begins = [_shared([start, whole]) for whole in wholes]  # a token may span the end of the prefix
-    logprobs, greedy = _score_tree(model, wholes, begins)
+    logprobs: list[NDArray[np.float32]] = [np.zeros(0, np.float32)] * len(wholes)
+    greedy = [True] * len(wholes)
+    for first in dict.fromkeys(int(whole[0]) for whole in wholes):
+        places = [i for i, whole in enumerate(wholes) if whole[0] == first]
+        found = _score_tree(model, [wholes[i] for i in places], [begins[i] for i in places])
+        for i, values, likeliest in zip(places, *found, strict=True):
+            logprobs[i], greedy[i] = values, likeliest
     tails = [whole[begin:] for whole, begin in zip(wholes, begins, strict=True)]
     return ScoreOutput(tails, logprobs, greedy)
 
@@ -91,7 +100,7 @@ def _score_tree(
 ) -> tuple[list[NDArray[np.float32]], list[bool]]:
     """Return the log-probabilities of the tokens from `begins` on, and whether all of them are the likeliest.
 
-    The ids that all sequences share are fed once; the rest are branches of a tree.
+    The sequences begin with the same id. The ids that all of them share are fed once; the rest are branches of a tree.
     """
     if not wholes:
         return [], []
