@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from fastattn.cli.commands import json_line
+from fastattn.cli.commands import json_line, load_assistant
 from fastattn.cli.flags import given_options
 from fastattn.cli.streams import emit
 from fastattn.cli.texts import stream_texts
@@ -24,6 +24,7 @@ def chat(args: argparse.Namespace) -> int:
     texts = stream_texts(args.prompt, args.file, skip_blank=True)
     messages: list[dict[str, str]] = [] if args.system is None else [{"role": "system", "content": args.system}]
     model = AutoModelForCausalLM.from_pretrained(args.model, **given_options(LoadOptions, args))
+    options["assistant_model"] = load_assistant(args)
     tokenizer, context = need_tokenizer(model, "chat"), model.executor.program.max_positions
     for text in texts.texts:
         messages.append({"role": "user", "content": text.text})

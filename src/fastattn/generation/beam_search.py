@@ -55,6 +55,7 @@ class Beam:
     cache: Cache | None = None
     fed: int = 0
     base: int = 0  # the cache begins with the first id
+    proposed: Sequence[int] = ()
 
     @property
     def left(self) -> int:

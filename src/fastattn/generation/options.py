@@ -18,6 +18,7 @@ from fastattn.generation.keywords import with_generation_config
 from fastattn.generation.option_checks import (
     SEED,
     STOP,
+    check_assistant,
     check_decay,
     check_early_stopping,
     check_eos,
@@ -31,7 +32,7 @@ from fastattn.generation.option_checks import (
     check_stops,
     check_words,
 )
-from fastattn.options import Choice, Count, Flag, Number, option, options_of
+from fastattn.options import Choice, Count, Flag, Number, Text, option, options_of
 
 DEFAULT_NEW_TOKENS = 20
 RANDOM_SEED_BITS = 53
@@ -39,6 +40,7 @@ GREEDY_BELOW = 1e-6  # lower temperatures are greedy: the scaled logits would ov
 NanPolicy: TypeAlias = Literal["raise", "finite", "propagate"]
 NAN_POLICIES = ("raise", "finite", "propagate")
 MAX_TOP_LOGPROBS = 1000
+MAX_AHEAD = 64  # proposed tokens per step
 _TINY = 1e-6  # instead of 0, where 0 would leave nothing
 
 
@@ -86,6 +88,13 @@ class GenerationOptions:
     overflow: what happens when prompt and new tokens exceed the context. "error" rejects the prompt. "slide" continues:
         when the context is full, the text without its first half of a context is read again, as a text of its own.
     max_time: seconds after which a text ends with the tokens that it has; finish reason "time". None: no limit.
+    prompt_lookup_num_tokens: propose up to this many tokens that followed the last ones where they occurred before in
+        the text. A step verifies several of them at once, so that a text that repeats is faster. The output does not
+        change; see docs/how-to/generate.md. None is off. max_matching_ngram_size: the most last tokens that are
+        compared; None is 2.
+    assistant_model: a smaller model with the same vocabulary that proposes tokens, or "int4", "int8" or "bfloat16": a
+        copy of the model itself in this dtype, loaded at the first use. num_assistant_tokens: the most proposed tokens
+        per step; None is 8.
     priority: calls with a higher one go first, also before those that already run if memory is short.
     num_return_sequences: number of texts per prompt, returned consecutively; more than 1 requires do_sample=True or as
         many beams.
@@ -193,6 +202,27 @@ class GenerationOptions:
     max_time: float | None = option(None, Number(0.0))
     overflow: Literal["error", "slide"] = option("error", Choice("error", "slide"))
     priority: int = option(0, Count(low=-1000, high=1000))
+    prompt_lookup_num_tokens: int | None = option(
+        None,
+        Count(1, MAX_AHEAD),
+        flag=Flag(
+            names=("--prompt-lookup",),
+            metavar="N",
+            help="verify up to N tokens at a time that occurred before in the text; the output is the same",
+        ),
+    )
+    max_matching_ngram_size: int | None = option(None, Count(1, 64))
+    assistant_model: Any = option(
+        None,
+        check_assistant,
+        flag=Flag(
+            values=Text(1, 4096),
+            metavar="DIR",
+            help="folder of a smaller model that proposes tokens, or int4, int8 or bfloat16: a copy of the model in "
+            "this dtype; the output is the same",
+        ),
+    )
+    num_assistant_tokens: int | None = option(None, Count(1, MAX_AHEAD))
 
     def __post_init__(self) -> None:
         for name, entry in OPTIONS.items():
@@ -209,6 +239,7 @@ class GenerationOptions:
             raise InputError(f"overflow: expected 'error' with truncate={self.truncate!r}, got 'slide'")
         if self.overflow == "slide" and self.num_beams > 1:
             raise InputError("overflow: expected 'error' with num_beams, got 'slide'")
+        self._check_speculation()
         if self.num_beams > 1 or self.num_beam_groups > 1 or self.diversity_penalty:
             self._check_beams()
         elif self.num_return_sequences > 1 and self.greedy:
@@ -223,6 +254,13 @@ class GenerationOptions:
                 raise InputError(
                     f"best_of: expected at least num_return_sequences {self.num_return_sequences}, got {self.best_of}"
                 )
+
+    def _check_speculation(self) -> None:
+        chosen = [name for name in ("prompt_lookup_num_tokens", "assistant_model") if getattr(self, name) is not None]
+        if len(chosen) > 1:
+            raise InputError("assistant_model: expected None with prompt_lookup_num_tokens, got both; pass one of them")
+        if chosen and self.num_beams > 1:
+            raise InputError(f"{chosen[0]}: expected None with num_beams, got both; beams are not speculated on")
 
     def _check_beams(self) -> None:
         if self.num_beams % self.num_beam_groups:

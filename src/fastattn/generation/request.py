@@ -18,6 +18,7 @@ from fastattn.models.outputs import FinishReason
 
 if TYPE_CHECKING:
     from fastattn.generation.call import Call
+    from fastattn.generation.speculation import Speculation
 
 _PLAIN = GenerationOptions()
 
@@ -82,6 +83,10 @@ class Request:
     number: int = 0
     pins: bool = False
     pinned: Sequence[Node] = ()
+    # speculation: where proposals come from, if its options ask for them. proposed: tokens that the next step verifies;
+    # it feeds them after those of `ids`.
+    speculation: Speculation | None = None
+    proposed: Sequence[int] = ()
 
     @property
     def new_len(self) -> int:
@@ -152,6 +157,7 @@ class Request:
     def rewind(self, length: int) -> None:
         """Return to the first `length` ids after an interrupted step."""
         del self.ids[length:]
+        self.proposed = ()
         del self.logprobs[max(0, self.new_len) :], self.records[max(0, self.new_len) :]
         self.finish_reason = None
         self.slide()
@@ -161,12 +167,14 @@ class Request:
     def forget_pages(self) -> None:
         """Free the cache; the next step starts from the first token."""
         self.close()
-        self.node, self.fed, self.awaited = None, 0, False
+        self.node, self.fed, self.awaited, self.proposed = None, 0, False, ()
 
     def close(self) -> None:
         if self.cache is not None:
             self.cache.close()
             self.cache = None
+        if self.speculation is not None:
+            self.speculation.source.close()
 
 
 def window_start(length: int, context: int) -> int:
