@@ -172,7 +172,9 @@ class CausalLM(Model):
     def _load_in(self, dtype: str) -> CausalLM:
         origin = self._origin
         if origin is None:
-            raise InputError(f"assistant_model: expected a model from from_pretrained for {dtype!r}, got one without a folder")
+            raise InputError(
+                f"assistant_model: expected a model from from_pretrained for {dtype!r}, got one without a folder"
+            )
         if dtype == self.dtype:
             raise InputError(f"assistant_model: expected a dtype other than the model's own, got {dtype!r}")
         options = replace(origin.options, dtype=dtype, kv_dtype=None, head_dtype=None)

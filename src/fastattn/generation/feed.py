@@ -43,7 +43,9 @@ def step_of(chunks: Sequence[tuple[Any, int]]) -> Step:
     return Step(
         token_ids=np.array([i for ids in fed for i in ids], np.int32),
         cu_seqlens=ends.astype(np.int32),
-        positions=np.array([r.fed + i for (r, _), ids in zip(chunks, fed, strict=True) for i in range(len(ids))], np.int32),
+        positions=np.array(
+            [r.fed + i for (r, _), ids in zip(chunks, fed, strict=True) for i in range(len(ids))], np.int32
+        ),
         wanted=np.array([i for end, r in whole for i in range(end - 1 - len(r.proposed), end)], np.int32),
         caches=tuple(request.cache for request, _ in chunks),
     )
@@ -105,9 +107,7 @@ def draw_each(executor: Executor, step: Step) -> DrawRow:
             return draw_one(logits[row : row + 1], request)
         except NonFiniteError as error:
             index = str(request.index)
-            return NonFiniteError(
-                str(error).replace("logits[0]", f"logits[{index}]").replace("row 0", f"row {index}")
-            )
+            return NonFiniteError(str(error).replace("logits[0]", f"logits[{index}]").replace("row 0", f"row {index}"))
         except Exception as error:
             return error
 

@@ -34,7 +34,7 @@ from fastattn.generation.prompts import (
 from fastattn.generation.request import Request
 from fastattn.generation.results import beam_searches, best_requests, output_of
 from fastattn.generation.scheduler import STEP_TOKENS
-from fastattn.generation.speculation import assistant_of, speculation_of
+from fastattn.generation.speculation import speculation_of
 from fastattn.generation.stopping import TextState
 from fastattn.generation.text_stream import TextStream
 from fastattn.models.outputs import GenerateOutput
@@ -378,7 +378,6 @@ def make_requests(
     ends, deadline, slides = eos_ids(model, options), options.deadline(), options.overflow == "slide"
     seeds = seeds_of(options, len(prompts)) if seeds is None else seeds
     names = [f"input_ids[{i}]" for i in range(len(prompts))] if names is None else names
-    assistant = assistant_of(model, options)
     requests: list[Request] = []
     for i, prompt in enumerate(prompts):
         whole = prompt if len(prompt) else np.array([start_id(model, options, names[i])], np.int32)
@@ -407,8 +406,7 @@ def make_requests(
                 )
             request = Request(list(start), len(start), highest, seed, text, lowest, options=options, eos_ids=ends)
             request.index, request.deadline = first_index + len(requests), deadline
-            request.join(siblings, processors)
-            request.speculation = speculation_of(options, assistant)
+            request.join(siblings, processors, speculation_of(model, options))
             if slides:
                 request.context = context
                 request.slide()

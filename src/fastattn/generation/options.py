@@ -212,7 +212,7 @@ class GenerationOptions:
         ),
     )
     max_matching_ngram_size: int | None = option(None, Count(1, 64))
-    assistant_model: Any = option(
+    assistant_model: Any = option(  # noqa: RUF009 (a field, as the others)
         None,
         check_assistant,
         flag=Flag(

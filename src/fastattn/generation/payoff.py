@@ -18,9 +18,10 @@ _MOST_CREDIT = 4.0
 _LEAST_CREDIT = -16.0  # of a step that was slow for another reason
 _HOPE_OF_TIME = 0.97
 _HOPE = 0.4  # assumed rate of acceptance of a sequence that waited long enough to try again
+_DOUBT = 0.95  # the highest rate, so that the first proposal of one sequence goes before the last of another
 _PATIENCE = 64  # the most tokens between two attempts
 _ROW_COST = 0.05  # assumed cost of a further row, as a fraction of the step, until it is measured
-_DRAFT_COST = 0.25  # the same for a token of a draft model
+_DRAFT_COST = 0.25  # the same for a step of a draft model
 _MEASURE_AGAIN = 32  # verifying steps in a row, until one without proposals is measured
 _FORGET = 512  # measured steps until the times of other numbers of rows are measured again
 _FADING = 0.9
@@ -41,53 +42,6 @@ class Rate:
     def given(self, prior: float) -> float:
         """Return the probability that a proposal is drawn. prior: that of other sequences."""
         return (self.accepted + _PRIOR * prior) / (self.tried + _PRIOR)
-
-
-@dataclass(slots=True)
-class Account:
-    """What proposals of one source, such as prompt lookup, have saved and cost, in tokens.
-
-    rates: by kind of proposal, over all sequences. seconds: of one drafted token; None until it is measured.
-    """
-
-    credit: float = _FIRST_CREDIT
-    rates: dict[int, Rate] = field(default_factory=dict)
-    seconds: float | None = None
-
-    def add(self, tokens: float) -> None:
-        self.credit = min(_MOST_CREDIT, max(_LEAST_CREDIT, self.credit + tokens))
-
-    def drafted(self, n_tokens: int, seconds: float) -> None:
-        """Record the time of drafted tokens."""
-        each = seconds / n_tokens
-        self.seconds = each if self.seconds is None else _smoothed(self.seconds, each)
-
-    def hope(self) -> None:
-        """Expect a little less time, because a draft model that seems too slow is not measured again."""
-        if self.seconds is not None:
-            self.seconds *= _HOPE_OF_TIME
-
-
-@dataclass(slots=True)
-class Tries:
-    """The attempts of one sequence. waits: tokens until the next one. failures: in a row."""
-
-    rates: dict[int, Rate] = field(default_factory=dict)
-    waits: int = 0
-    failures: int = 0
-
-    def rate(self, kind: int, account: Account) -> float:
-        """Return the expected rate of acceptance; a sequence whose turn it is has a chance."""
-        prior = account.rates.setdefault(kind, Rate()).given(0.5)
-        return max(_HOPE, self.rates.setdefault(kind, Rate()).given(prior))
-
-    def add(self, kind: int, account: Account, n_accepted: int, n_proposed: int) -> None:
-        """Record an attempt. After a failure, the next one waits; twice as long after each further failure."""
-        for rates in (self.rates, account.rates):
-            rates.setdefault(kind, Rate()).add(n_accepted, all_right=n_accepted == n_proposed)
-        self.failures = 0 if n_accepted else self.failures + 1
-        if self.failures > 1:
-            self.waits = min(_PATIENCE, 2 ** (self.failures - 2))
 
 
 class StepTimes:
@@ -117,10 +71,51 @@ class StepTimes:
             return least * (1 + _ROW_COST * (n_rows - below))
         return least + max(0.0, self._seconds[above] - least) * (n_rows - below) / (above - below)
 
+    def hope(self) -> None:
+        """Expect a little less, because what seems too slow is not measured again."""
+        self._seconds = {n_rows: _HOPE_OF_TIME * seconds for n_rows, seconds in self._seconds.items()}
+
 
 def _smoothed(known: float, found: float) -> float:
     """Return a mean that follows lower times faster, because delays by other programs only add."""
-    return known + (0.5 if found < known else 0.1) * (min(found, 4 * known) - known)
+    return known + (0.5 if found < known else 0.3) * (min(found, 2 * known) - known)
+
+
+@dataclass(slots=True)
+class Account:
+    """What proposals of one source, such as prompt lookup, have saved and cost, in tokens.
+
+    rates: by kind of proposal, over all sequences. drafts: times of the steps of a draft model.
+    """
+
+    credit: float = _FIRST_CREDIT
+    rates: dict[int, Rate] = field(default_factory=dict)
+    drafts: StepTimes = field(default_factory=StepTimes)
+
+    def add(self, tokens: float) -> None:
+        self.credit = min(_MOST_CREDIT, max(_LEAST_CREDIT, self.credit + tokens))
+
+
+@dataclass(slots=True)
+class Tries:
+    """The attempts of one sequence. waits: tokens until the next one. failures: in a row."""
+
+    rates: dict[int, Rate] = field(default_factory=dict)
+    waits: int = 0
+    failures: int = 0
+
+    def rate(self, kind: int, account: Account) -> float:
+        """Return the expected rate of acceptance; a sequence whose turn it is has a chance."""
+        prior = account.rates.setdefault(kind, Rate()).given(0.5)
+        return min(_DOUBT, max(_HOPE, self.rates.setdefault(kind, Rate()).given(prior)))
+
+    def add(self, kind: int, account: Account, n_accepted: int, n_proposed: int) -> None:
+        """Record an attempt. After a failure, the next one waits; twice as long after each further failure."""
+        for rates in (self.rates, account.rates):
+            rates.setdefault(kind, Rate()).add(n_accepted, all_right=n_accepted == n_proposed)
+        self.failures = 0 if n_accepted else self.failures + 1
+        if self.failures > 1:
+            self.waits = min(_PATIENCE, 2 ** (self.failures - 2))
 
 
 @dataclass(slots=True)
@@ -134,12 +129,6 @@ class Offer:
     count: int
     account: Account
     drafts: bool
-
-    def draft_seconds(self, plain: float) -> float:
-        """Return the expected seconds to draft one token beside a step of `plain` seconds."""
-        if not self.drafts:
-            return 0.0
-        return _DRAFT_COST * plain if self.account.seconds is None else self.account.seconds
 
 
 class Payoff:
@@ -168,22 +157,22 @@ class Payoff:
         worth = sorted(
             ((offer.rate**i, at) for at, offer in enumerate(offers) for i in range(1, offer.count + 1)), reverse=True
         )[:MAX_AHEAD]
-        best, n_best, tokens, drafts = n_rows / plain, 0, float(n_rows), 0.0
+        best, tokens, drafts = n_rows / plain, float(n_rows), 0.0
+        taken, together = list(counts), dict[tuple[int, int], int]()  # sequences in each step of a draft model
         for n, (gain, at) in enumerate(worth, 1):
-            tokens += gain
-            drafts += offers[at].draft_seconds(plain)
+            tokens, offer = tokens + gain, offers[at]
+            taken[at] += 1
+            if offer.drafts:
+                n_before = together.get((id(offer.account), taken[at]), 0)
+                together[id(offer.account), taken[at]] = n_before + 1
+                drafts += _draft_seconds(offer.account, n_before + 1, plain)
+                drafts -= _draft_seconds(offer.account, n_before, plain)
             speed = tokens / (max(plain, self._times.of(n_rows + n) or plain) + drafts)
             if speed > best:
-                best, n_best = speed, n
-        for _, at in worth[:n_best]:
-            counts[at] += 1
-        for offer in offers if n_best == 0 else ():
-            offer.account.hope()
+                best, counts = speed, list(taken)
+        for offer in () if any(counts) else offers:
+            offer.account.drafts.hope()
         return counts
-
-    def quiet_tokens(self, account: Account) -> int:
-        """Return how many tokens must be drawn before the account allows further proposals."""
-        return 0 if account.credit > 0 else 1 + int(-account.credit / EARNED)
 
     def passed(self, n_rows: int, seconds: float) -> None:
         """Record a decode step without proposals."""
@@ -205,3 +194,11 @@ class Payoff:
         plain = self._times.of(n_rows)
         if plain:
             account.add(-min(most, n_rows * seconds / plain))
+
+
+def _draft_seconds(account: Account, n_rows: int, plain: float) -> float:
+    """Return the expected seconds of a draft model's step. plain: of the model's step without proposals."""
+    if n_rows == 0:
+        return 0.0
+    found = account.drafts.of(n_rows)
+    return _DRAFT_COST * plain if found is None else found

@@ -5,10 +5,12 @@ A proposal is only a guess. `fastattn.generation.scheduler` draws the token of e
 
 from __future__ import annotations
 
+import time
 from collections.abc import Hashable, Sequence
 from typing import Protocol
 
 from fastattn.generation.feed import draw_from_logits, sampling_of, step_of
+from fastattn.generation.payoff import StepTimes
 from fastattn.generation.request import Request
 from fastattn.graph.executor import DrawingExecutor, Executor
 
@@ -130,11 +132,11 @@ class Drafting:
         return draft
 
 
-def draft_together(wanted: Sequence[tuple[Drafting, Request, int]]) -> tuple[list[list[int]], bool]:
+def draft_together(wanted: Sequence[tuple[Drafting, Request, int]], times: StepTimes) -> tuple[list[list[int]], bool]:
     """Return up to `count` tokens for each request, drafted in common steps of one executor, and whether that was all.
 
     Otherwise the draft model also read a text, or a part of it, that was new to it. A long one takes several calls,
-    which propose nothing for it. Raises FastattnError.
+    which propose nothing for it. times: gets those of the steps that drafted. Raises FastattnError.
     """
     executor, only_drafts = wanted[0][0].executor, True
     found: list[list[int]] = [[] for _ in wanted]
@@ -143,6 +145,7 @@ def draft_together(wanted: Sequence[tuple[Drafting, Request, int]]) -> tuple[lis
     while pending:
         chunks = [(drafts[i], min(drafts[i].left, _READ_TOKENS)) for i in pending]
         drawn = [i for i, (draft, count) in zip(pending, chunks, strict=True) if count == draft.left]
+        begin = time.perf_counter()
         step, sampling = step_of(chunks), sampling_of([drafts[i] for i in drawn])
         if isinstance(executor, DrawingExecutor):
             ids, _ = executor.draw(step, sampling)
@@ -150,7 +153,10 @@ def draft_together(wanted: Sequence[tuple[Drafting, Request, int]]) -> tuple[lis
             ids, _ = draw_from_logits(executor, step, sampling)
         for draft, count in chunks:
             draft.fed += count
-            only_drafts = only_drafts and count <= 2
+        if all(count <= 2 for _, count in chunks):  # after a text that was all right, the last two tokens are new
+            times.add(len(chunks), time.perf_counter() - begin)
+        else:
+            only_drafts = False
         for i, token_id in zip(drawn, ids, strict=True):
             found[i].append(token_id)
             drafts[i].ids.append(token_id)

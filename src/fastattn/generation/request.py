@@ -93,9 +93,11 @@ class Request:
         """The number of drawn tokens."""
         return len(self.ids) - self.prompt_len
 
-    def join(self, siblings: list[Request], processors: tuple[Processor, ...]) -> None:
-        """Set the processors, and become one of the requests of a prompt."""
-        self.processors, self.siblings = processors, siblings
+    def join(
+        self, siblings: list[Request], processors: tuple[Processor, ...], speculation: Speculation | None = None
+    ) -> None:
+        """Set the processors and the source of proposals, and become one of the requests of a prompt."""
+        self.processors, self.siblings, self.speculation = processors, siblings, speculation
         self.wants_logprobs = self.options.best_of is not None
         self.draws_in_core = not self.needs_numpy
         siblings.append(self)

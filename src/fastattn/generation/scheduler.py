@@ -130,7 +130,8 @@ class Scheduler:
         self.results.clear()
         if self._deadlines:
             self._expire()
-        if self._loop is not None and self._loop_steps > 0 and not any(r.call.paused for r in self._rows if r.call):
+        begin = time.perf_counter()
+        if self._repeats():
             chunks = None
         else:
             chunks = self._plan()
@@ -139,21 +140,19 @@ class Scheduler:
             self._speculator.propose(chunks, self._pages, self._step_tokens)
             self._set_rows(chunks)
         self._before = [len(request.ids) for request in self._rows]
-        begin = time.perf_counter()
-        drawn = self._run(chunks)
-        step_seconds = time.perf_counter() - begin
+        drawn, row = self._run(chunks), 0
         draws: list[Draw | Failure] = []
         verified: list[Verified] = []
         for request in self._rows:
-            first = sum(1 + found.n_proposed for found in verified)
-            verified.append(self._accept(request, drawn, first, draws))
+            verified.append(self._accept(request, drawn, row, draws))
+            row += 1 + verified[-1].n_proposed
         seconds = time.perf_counter() - begin
         if self._only_short:
             self._credit += LONG_SHARE * seconds
         else:
             self._credit, self._long_seconds = 0.0, seconds
         if self._speculates and (chunks is None or sum(count for _, count in chunks) == len(self._rows)):
-            self._speculator.record(self._rows, verified, step_seconds)
+            self._speculator.record(self._rows, verified, seconds)
         ended = any(request.finish_reason is not None or request.slides() for request in self._rows)
         if ended:
             for request in self._rows:
@@ -168,6 +167,12 @@ class Scheduler:
         self._before = None
         return list(self.results)
 
+    def _repeats(self) -> bool:
+        """Return whether the decode loop runs the next step."""
+        if self._loop is None or self._loop_steps < 1 or any(r.call.paused for r in self._rows if r.call):
+            return False
+        return not (self._speculates and self._speculator.has_offers(self._rows))
+
     def _accept(self, request: Request, drawn: DrawRow, first: int, draws: list[Draw | Failure]) -> Verified:
         """Add what the rows of a request draw to it and to `draws`, up to the first that differs from its proposal.
 
@@ -175,6 +180,8 @@ class Scheduler:
         """
         proposed, request.proposed = request.proposed, ()
         n_drawn = n_accepted = 0
+        if request.speculation is not None:
+            request.speculation.n_steps += 1
         for i in range(1 + len(proposed)):
             result = drawn(first + i, request)
             if isinstance(result, Exception):
@@ -211,8 +218,6 @@ class Scheduler:
         self._rows = rows
         steady = repeats and len(rows) == len(self._running) and not self._mixed
         self._loop_steps = self._pages.steps_for(rows) if steady else 0
-        if self._speculates and steady:
-            self._loop_steps = min(self._loop_steps, self._speculator.quiet_steps(rows))
 
     def _run(self, chunks: Sequence[tuple[Request, int]] | None) -> DrawRow:
         """Run a step and return what its rows draw. chunks: None repeats the last step with the drawn tokens."""

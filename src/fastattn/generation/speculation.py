@@ -28,8 +28,8 @@ _log = logging.getLogger("fastattn")
 NGRAM = 2  # as in transformers
 DRAFT_TOKENS = 8  # the most tokens per proposal of a draft model
 _LOOK_AGAIN = 8  # tokens until a sequence tries again after its proposals did not pay
+_AFTER_NOTHING = 2  # the same after a source had nothing; each look takes some microseconds
 _PRICE_OF_READING = 1.0  # tokens
-_NEVER = 1 << 30
 _Source: TypeAlias = "PromptLookup | Drafting"
 
 
@@ -37,8 +37,8 @@ _Source: TypeAlias = "PromptLookup | Drafting"
 class Speculation:
     """The proposals for one request.
 
-    n_proposed, n_accepted: tokens that were verified, and those that were drawn too. n_steps: that drew tokens for the
-    request. kind: of the last proposal.
+    n_proposed, n_accepted: tokens that were verified, and those that were drawn too. n_steps: steps in which the
+    request drew tokens. account: of its source. kind: of the last proposal.
     """
 
     source: _Source
@@ -46,6 +46,7 @@ class Speculation:
     n_accepted: int = 0
     n_steps: int = 0
     tries: Tries = field(default_factory=Tries)
+    account: Account | None = None
     kind: int = 0
     off: bool = False
 
@@ -69,17 +70,16 @@ class _HasCopies(Protocol):
         """Return the model with weights of another dtype."""
 
 
-def assistant_of(model: LanguageModel, options: GenerationOptions) -> LanguageModel | None:
-    """Return the draft model that the options name. Raises InputError for one of another vocabulary, ConfigError."""
-    chosen: Any = options.assistant_model
+def _assistant_of(model: LanguageModel, chosen: Any) -> LanguageModel:
+    """Return the draft model that an option names. Raises InputError for one of another vocabulary, ConfigError."""
     if isinstance(chosen, str):
         if not isinstance(model, _HasCopies):
             raise InputError(f"assistant_model: expected a model from from_pretrained for {chosen!r}, got another")
         return model.copy_in(chosen)
-    if chosen is not None and chosen.executor not in model.engine.assistants:
+    if chosen.executor not in model.engine.assistants:
         _check_vocabulary(model, chosen)
         model.engine.assistants.add(chosen.executor)
-    assistant: LanguageModel | None = chosen
+    assistant: LanguageModel = chosen
     return assistant
 
 
@@ -96,13 +96,13 @@ def _check_vocabulary(model: LanguageModel, assistant: LanguageModel) -> None:
         raise InputError("assistant_model: expected a model with the same tokenizer, got one with other tokens")
 
 
-def speculation_of(options: GenerationOptions, assistant: LanguageModel | None) -> Speculation | None:
-    """Return what a request speculates with; None if its options ask for nothing."""
+def speculation_of(model: LanguageModel, options: GenerationOptions) -> Speculation | None:
+    """Return what a request speculates with; None if its options ask for nothing. Raises InputError, ConfigError."""
     if options.prompt_lookup_num_tokens is not None:
         ngram = options.max_matching_ngram_size
         return Speculation(PromptLookup(options.prompt_lookup_num_tokens, NGRAM if ngram is None else ngram))
-    if assistant is not None:
-        n_tokens = options.num_assistant_tokens
+    if options.assistant_model is not None:
+        assistant, n_tokens = _assistant_of(model, options.assistant_model), options.num_assistant_tokens
         return Speculation(Drafting(assistant.executor, DRAFT_TOKENS if n_tokens is None else n_tokens))
     return None
 
@@ -112,19 +112,16 @@ class Speculator:
 
     def __init__(self) -> None:
         self.payoff = Payoff()
+        self._draft_seconds = 0.0  # of draft models in this step, which have their own price
 
     def propose(self, chunks: Sequence[tuple[Request, int]], pages: PagePlan, step_tokens: int) -> None:
         """Set the proposals of the requests that a step feeds one token each; none beside prompts or many sequences."""
-        n_rows = len(chunks)
+        self._draft_seconds, n_rows = 0.0, len(chunks)
         if n_rows > MAX_ROWS or not any(request.speculation for request, _ in chunks):
             return
         if self.payoff.measures(n_rows) or any(request.left != 1 for request, _ in chunks):
             return
-        offers: list[tuple[Request, Speculation, Offer]] = []
-        for request, _ in chunks:
-            speculation = request.speculation
-            if speculation is not None and (offer := self._offer(request, speculation)) is not None:
-                offers.append((request, speculation, offer))
+        offers = self._offers([request for request, _ in chunks])
         if not offers:
             return
         room = step_tokens - n_rows
@@ -140,11 +137,28 @@ class Speculator:
                 room -= count
         self._fill(wanted, n_rows)
 
+    def _account(self, speculation: Speculation) -> Account:
+        if speculation.account is None:
+            speculation.account = self.payoff.account(speculation.source.key)
+        return speculation.account
+
+    def has_offers(self, rows: Sequence[Request]) -> bool:
+        """Return whether something can be proposed for a step of these rows."""
+        return len(rows) <= MAX_ROWS and not self.payoff.measures(len(rows)) and bool(self._offers(rows))
+
+    def _offers(self, rows: Sequence[Request]) -> list[tuple[Request, Speculation, Offer]]:
+        offers: list[tuple[Request, Speculation, Offer]] = []
+        for request in rows:
+            speculation = request.speculation
+            if speculation is not None and (offer := self._offer(request, speculation)) is not None:
+                offers.append((request, speculation, offer))
+        return offers
+
     def _offer(self, request: Request, speculation: Speculation) -> Offer | None:
         """Return what can be proposed for a request now."""
         if speculation.off or speculation.tries.waits > 0:
             return None
-        account = self.payoff.account(speculation.source.key)
+        account = self._account(speculation)
         most = request.max_new_tokens - request.new_len - 1
         if request.context is not None:  # the window must not move between two draws of a step
             most = min(most, request.context - len(request.window))
@@ -152,6 +166,7 @@ class Speculator:
             return None
         speculation.kind, count = speculation.source.offer(request, most)
         if count < 1:
+            speculation.tries.waits = _AFTER_NOTHING
             return None
         drafts = isinstance(speculation.source, Drafting)
         return Offer(speculation.tries.rate(speculation.kind, account), count, account, drafts)
@@ -168,39 +183,25 @@ class Speculator:
             self._draft(together, n_rows)
 
     def _draft(self, wanted: Sequence[tuple[Request, Speculation, int]], n_rows: int) -> None:
-        account = self.payoff.account(wanted[0][1].source.key)
+        account = self._account(wanted[0][1])
+        sources = [(s.source, request, n) for request, s, n in wanted if isinstance(s.source, Drafting)]
         begin = time.perf_counter()
         try:
-            found, only_drafts = draft_together([(s.source, r, n) for r, s, n in wanted if isinstance(s.source, Drafting)])
+            found, only_drafts = draft_together(sources, account.drafts)
         except (FastattnError, MemoryError) as error:  # the text goes on without proposals
             for _, speculation, _ in wanted:
                 speculation.stop()
             _log.warning("assistant_model: no longer used for %d texts: %s", len(wanted), error)
             return
         seconds = time.perf_counter() - begin
-        n_tokens = 0
+        self._draft_seconds += seconds
         for (request, _, _), tokens in zip(wanted, found, strict=True):
             request.proposed = tokens
-            n_tokens += len(tokens)
-        if only_drafts:
-            account.drafted(n_tokens, seconds)
         # Reading a text is needed once. Its full price would keep a good draft model from being used at all.
         self.payoff.charge(account, n_rows, seconds, most=math.inf if only_drafts else _PRICE_OF_READING)
 
-    def quiet_steps(self, rows: Sequence[Request]) -> int:
-        """Return for how many steps, with one token for each of the rows, nothing will be proposed."""
-        if len(rows) > MAX_ROWS:
-            return _NEVER
-        quiet = _NEVER
-        for request in rows:
-            speculation = request.speculation
-            if speculation is not None and not speculation.off:
-                waits = self.payoff.quiet_tokens(self.payoff.account(speculation.source.key)) // len(rows)
-                quiet = min(quiet, max(waits, speculation.tries.waits))
-        return quiet
-
     def record(self, rows: Sequence[Request], results: Sequence[Verified], seconds: float) -> None:
-        """Record a step that fed one token of each row and its proposals.
+        """Record a step that fed one token of each row and its proposals. seconds: with the time to propose them.
 
         A sequence that ended before the first wrong proposal does not count as a failure.
         """
@@ -209,17 +210,18 @@ class Speculator:
             speculation = request.speculation
             if speculation is None:
                 continue
-            speculation.n_steps += 1
-            account = self.payoff.account(speculation.source.key)
+            account, tries = self._account(speculation), speculation.tries
             account.add(EARNED * n_drawn)
-            tries = speculation.tries
-            tries.waits = max(0, tries.waits - n_drawn)
+            if tries.waits:
+                tries.waits = max(0, tries.waits - n_drawn)
             if n_proposed:
                 speculation.n_proposed += n_proposed
                 speculation.n_accepted += n_accepted
                 verified.append((account, n_proposed, n_accepted))
                 if request.finish_reason is None:
                     tries.add(speculation.kind, account, n_accepted, n_proposed)
+        seconds -= self._draft_seconds
+        self._draft_seconds = 0.0
         if verified:
             self.payoff.verified(len(rows), verified, seconds)
         else:
