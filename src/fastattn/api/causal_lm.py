@@ -15,10 +15,9 @@ from numpy.typing import NDArray
 from fastattn.api.calls import CausalLMCallArgs, Inputs, OneInput, OtherArgs
 from fastattn.api.loading import load_model
 from fastattn.api.model import Model
-from fastattn.api.reload import Origin, Shared
+from fastattn.api.reload import Origin, Shared, check_same_files
 from fastattn.checks import check_count
 from fastattn.errors import InputError
-from fastattn.files import changed
 from fastattn.generation import generate as generation
 from fastattn.generation import prefix, scoring
 from fastattn.generation.engine import Engine
@@ -179,10 +178,11 @@ class CausalLM(Model):
             raise InputError(f"assistant_model: expected a dtype other than the model's own, got {dtype!r}")
         options = replace(origin.options, dtype=dtype, kv_dtype=None, head_dtype=None)
         built, executor, found = load_model(origin.directory, self._built.task, options, origin.name)
-        for name, stamp in origin.stamps.items():
-            if found.stamps.get(name) != stamp:
-                executor.close()
-                raise changed(origin.directory / name, "the model was loaded", advice="load the model again")
+        try:
+            check_same_files(origin, found)
+        except BaseException:
+            executor.close()
+            raise
         copy = CausalLM(self._directory, built, executor, origin=found)
         self.engine.assistants.add(executor)
         return copy
