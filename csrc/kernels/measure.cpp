@@ -9,25 +9,44 @@
 namespace fastattn::FASTATTN_TARGET {
 namespace {
 
+// A tile of a linear with operands from the L1 cache. The operands differ, the compiler must assume that every step
+// changes them, and the result depends on every lane. Otherwise it leaves out sums, and moves the parts of an int8
+// product that need no sum out of the loop.
 template <class Dot>
 FA_INLINE float measure(int64_t iterations) {
-    // bfloat16 ones, which never need slow rounding. Volatile, because GCC 12 loads a constant vector of bfloat16 with
-    // an instruction for float16 on Arm.
-    const volatile int32_t ones = 0x3f803f80;
-    const Words x = broadcast_word(ones);
-    typename Dot::Sum sum[kMeasureSums];
-    for (auto& s : sum) s = Dot::zero_sum();
+    alignas(64) int32_t rows[kTileRows], columns[kTileVecs * kLanes];
+    const int32_t ones = 0x3f803f80;  // as bfloat16; numbers near 1 never need slow rounding
+    for (int i = 0; i < kTileRows; ++i) rows[i] = ones + 0x10001 * i;
+    for (int i = 0; i < kTileVecs * kLanes; ++i) columns[i] = ones + 0x10001 * i;
+    typename Dot::Sum sum[kTileRows][kTileVecs];
+#pragma GCC unroll 8
+    for (int r = 0; r < kTileRows; ++r)
+#pragma GCC unroll 8
+        for (int j = 0; j < kTileVecs; ++j) sum[r][j] = Dot::zero_sum();
     for (int64_t i = 0; i < iterations; ++i) {
-        // A few steps per iteration, as in a register tile. Otherwise the compiler moves every sum back and forth.
+        // A few steps per iteration. Otherwise the compiler moves every sum back and forth.
 #pragma GCC unroll 4
-        for (int step = 0; step < kMeasureSteps; ++step)
-#pragma GCC unroll 16
-            for (int j = 0; j < kMeasureSums; ++j) sum[j] = Dot::step(sum[j], x, x);
+        for (int step = 0; step < kMeasureSteps; ++step) {
+            asm volatile("" : : "r"(rows), "r"(columns) : "memory");  // emits no instruction
+            Words b[kTileVecs];
+#pragma GCC unroll 8
+            for (int j = 0; j < kTileVecs; ++j) b[j] = load_words(columns + j * kLanes);
+#pragma GCC unroll 8
+            for (int r = 0; r < kTileRows; ++r) {
+                const Words x = broadcast_word(rows[r]);
+#pragma GCC unroll 8
+                for (int j = 0; j < kTileVecs; ++j) sum[r][j] = Dot::step(sum[r][j], x, b[j]);
+            }
+        }
     }
-    for (int j = 1; j < kMeasureSums; ++j) sum[0] = Dot::add_sum(sum[0], sum[j]);
+    auto total = Dot::zero_sum();
+#pragma GCC unroll 8
+    for (int r = 0; r < kTileRows; ++r)
+#pragma GCC unroll 8
+        for (int j = 0; j < kTileVecs; ++j) total = Dot::add_sum(total, sum[r][j]);
     float lanes[kLanes];
-    Dot::store_sum(lanes, sum[0]);
-    return lanes[0];
+    Dot::store_sum(lanes, total);
+    return reduce_add(load(lanes));
 }
 
 #if FASTATTN_HAS_TILES
@@ -64,8 +83,10 @@ FA_INLINE float measure_pairs(int64_t iterations) {
     for (int i = 0; i < 2 * kLanes; ++i) columns[i] = i;
     auto sums = PairSums<kTileRows>::zero();
     for (int64_t i = 0; i < iterations; ++i)
-        for (int step = 0; step < kMeasureSteps; step += 2)
+        for (int step = 0; step < kMeasureSteps; step += 2) {
+            asm volatile("" : : "r"(rows), "r"(columns) : "memory");  // as above
             sums.add_products(rows, 2, columns, kLanes * static_cast<int64_t>(sizeof columns[0]));
+        }
     Words total = sums.row(0);
 #pragma GCC unroll 8
     for (int r = 1; r < kTileRows; ++r) total = add_int(total, sums.row(r));

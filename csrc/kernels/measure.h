@@ -3,7 +3,7 @@
 
 namespace fastattn::FASTATTN_TARGET {
 
-inline constexpr int kMeasureSums = kTileVecs == 4 ? 16 : 6;  // enough to hide the latency, few enough for registers
+inline constexpr int kMeasureSums = kTileRows * kTileVecs;
 inline constexpr int kMeasureSteps = 4;
 
 }  // namespace fastattn::FASTATTN_TARGET

@@ -78,9 +78,12 @@
 #endif
 #if defined(FASTATTN_TARGET_neon_i8mm)
 #define FASTATTN_HAS_BF16_FMA 1
-#define FASTATTN_HAS_INT8_PAIRS 1
 #else
 #define FASTATTN_HAS_BF16_FMA 0
+#endif
+#if defined(FASTATTN_TARGET_neon_i8mm) || defined(FASTATTN_TARGET_avx2)
+#define FASTATTN_HAS_INT8_PAIRS 1
+#else
 #define FASTATTN_HAS_INT8_PAIRS 0
 #endif
 

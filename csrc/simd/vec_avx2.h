@@ -1,6 +1,8 @@
 #pragma once
 #include <immintrin.h>
 
+#include <cstddef>
+
 namespace fastattn::FASTATTN_TARGET {
 
 struct Vec {
@@ -281,6 +283,45 @@ FA_INLINE __m256i dot_int8(__m256i sum, __m256i a, __m256i b) {
 FA_INLINE Words dot_int8(Words sum, Words a, Words b) {
     return {dot_int8(sum.lo, a.lo, b.lo), dot_int8(sum.hi, a.hi, b.hi)};
 }
+
+// The sums of six rows need twelve registers. With |b| and the sign of b, both in registers for all rows, everything
+// fits into the sixteen. dot_int8, row by row, needs |a| and both halves of b, and moves half of the sums to the stack.
+template <int kRows>
+class PairSums {
+public:
+    __attribute__((always_inline)) static PairSums zero() {
+        PairSums r;
+#pragma GCC unroll 2
+        for (int half = 0; half < 2; ++half)
+#pragma GCC unroll 8
+            for (int i = 0; i < kRows; ++i) r.sums_[half][i] = _mm256_setzero_si256();
+        return r;
+    }
+    __attribute__((always_inline)) void add_products(const int32_t* a, int64_t a_stride, const void* b,
+                                                     int64_t b_stride) {
+        const auto* word = static_cast<const std::byte*>(b);
+#pragma GCC unroll 2
+        for (int w = 0; w < 2; ++w)
+#pragma GCC unroll 2
+            for (int half = 0; half < 2; ++half) {
+                const __m256i y = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(word + w * b_stride) + half);
+                const __m256i magnitude = _mm256_abs_epi8(y);
+#pragma GCC unroll 8
+                for (int i = 0; i < kRows; ++i) {
+                    const __m256i x = _mm256_sign_epi8(_mm256_set1_epi32(a[i * a_stride + w]), y);
+                    const __m256i pairs = _mm256_maddubs_epi16(magnitude, x);
+                    sums_[half][i] = _mm256_add_epi32(sums_[half][i], _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+                    // Emits no instruction. It keeps the order: the compiler would start later products early, for
+                    // which there are no registers.
+                    asm volatile("" : "+x"(sums_[half][i]) : : "memory");
+                }
+            }
+    }
+    __attribute__((always_inline)) Words row(int r) const { return {sums_[0][r], sums_[1][r]}; }
+
+private:
+    __m256i sums_[2][kRows];
+};
 
 FA_INLINE __m256i scale_int8(__m256i bytes, __m256i scale) {
     const __m256i scale16 = _mm256_blend_epi16(scale, _mm256_slli_epi32(scale, 16), 0xaa);
