@@ -14,7 +14,7 @@ from fastattn.generation.options import MAX_AHEAD
 MAX_ROWS = 32  # sequences of a step that still verifies proposals: more of them already use the weights well
 EARNED = 0.02  # credit per token drawn, so that proposals that are never drawn cost at most 2 % of the time
 _FIRST_CREDIT = 1.5  # tokens
-_MOST_CREDIT = 4.0
+_MOST_CREDIT = 3.0
 _LEAST_CREDIT = -16.0  # of a step that was slow for another reason
 _HOPE_OF_TIME = 0.97
 _HOPE = 0.4  # assumed rate of acceptance of a sequence that waited long enough to try again
@@ -23,7 +23,7 @@ _PATIENCE = 64  # the most tokens between two attempts
 _ROW_COST = 0.05  # assumed cost of a further row, as a fraction of the step, until it is measured
 _DRAFT_COST = 0.25  # the same for a step of a draft model
 _MEASURE_AGAIN = 32  # verifying steps in a row, until one without proposals is measured
-_FORGET = 512  # measured steps until the times of other numbers of rows are measured again
+_FORGET = 512  # steps without proposals until the times of other numbers of rows are measured again
 _FADING = 0.9
 _PRIOR = 2.0  # attempts that what other sequences had counts for
 
@@ -49,14 +49,14 @@ class StepTimes:
 
     def __init__(self) -> None:
         self._seconds: dict[int, float] = {}
-        self._n_added = 0
 
     def add(self, n_rows: int, seconds: float) -> None:
         known = self.of(n_rows)
         self._seconds[n_rows] = seconds if known is None else _smoothed(known, seconds)
-        self._n_added += 1
-        if self._n_added % _FORGET == 0:  # the machine and the lengths of texts change
-            self._seconds = {n_rows: self._seconds[n_rows]}
+
+    def forget_others(self, n_rows: int) -> None:
+        """Keep only the time of `n_rows`, because the machine and the lengths of texts change."""
+        self._seconds = {n: seconds for n, seconds in self._seconds.items() if n == n_rows}
 
     def of(self, n_rows: int) -> float | None:
         """Return the expected seconds of a step; None before any was measured."""
@@ -138,6 +138,7 @@ class Payoff:
         self._times = StepTimes()
         self._accounts: dict[Hashable, Account] = {}
         self._n_verifying = 0  # steps since one without proposals
+        self._n_passed = 0  # steps without proposals
 
     def account(self, key: Hashable) -> Account:
         return self._accounts.setdefault(key, Account())
@@ -177,7 +178,9 @@ class Payoff:
     def passed(self, n_rows: int, seconds: float) -> None:
         """Record a decode step without proposals."""
         self._times.add(n_rows, seconds)
-        self._n_verifying = 0
+        self._n_verifying, self._n_passed = 0, self._n_passed + 1
+        if self._n_passed % _FORGET == 0:
+            self._times.forget_others(n_rows)
 
     def verified(self, n_rows: int, results: Sequence[tuple[Account, int, int]], seconds: float) -> None:
         """Record a decode step with proposals. results: of each sequence, how many tokens it had and how many drew."""
